@@ -1,0 +1,1 @@
+"""The commands, one file each; common.py holds what they share."""

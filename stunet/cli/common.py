@@ -1,0 +1,69 @@
+"""What every command shares: the parser, common arguments, and how an error becomes two lines and an exit code."""
+
+import argparse
+import errno
+import logging
+import os
+import traceback
+from collections.abc import Callable, Sequence
+
+from stunet import __version__, console
+from stunet.errors import OutOfMemoryError, StunetError
+
+EXIT_CODES = """exit codes: 0 done, 1 unexpected, 2 usage, 3 data, plan or path missing or bad, 4 weights,
+5 out of memory, 75 interrupted and resumable, 130 Ctrl-C"""
+
+
+def new_parser(program: str, description: str, examples: str = "") -> argparse.ArgumentParser:
+    """A parser with the flags that all commands have: --verbose, --debug, --version."""
+    parser = argparse.ArgumentParser(
+        program,
+        description=description,
+        epilog=f"{examples}\n{EXIT_CODES}".strip(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,  # -pretrained_weights must not be read as -p retrained_weights
+    )
+    parser.add_argument("--verbose", action="store_true", help="also show what nnU-Net prints")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    parser.add_argument("--version", action="version", version=f"stunet {__version__}")
+    return parser
+
+
+def run(parser: argparse.ArgumentParser, command: Callable[[argparse.Namespace], int | None], argv: Sequence[str] | None) -> int:
+    """Parses, runs the command and returns its exit code; a known error ends in one line and a hint, without a traceback."""
+    args = parser.parse_args(argv)
+    logging.basicConfig(level=logging.INFO if args.verbose else logging.WARNING, format="%(message)s")
+    os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
+    try:
+        with console.own_stdout(args.verbose):
+            return command(args) or 0
+    except KeyboardInterrupt:
+        console.error(parser.prog, "stopped by Ctrl-C", "")
+        return 130
+    except BaseException as error:  # noqa: BLE001 - the one place where everything ends
+        if isinstance(error, SystemExit | GeneratorExit):
+            raise
+        if args.debug:
+            traceback.print_exc()
+        known = explain(error)
+        console.error(parser.prog, known.message, known.hint)
+        return known.exit_code
+
+
+def explain(error: BaseException) -> StunetError:
+    """The error in our terms: itself, or what a full disk, a lack of memory or an unexpected error means for the user."""
+    if isinstance(error, StunetError):
+        return error
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return OutOfMemoryError(f"out of memory: {error}", "a smaller --size, or stunet_train --set batch_size=... patch_size=...")
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return _as(3, f"the disk is full: {error.filename or error}", "free some space and run the same command again")
+    if isinstance(error, PermissionError | FileNotFoundError | NotADirectoryError | IsADirectoryError):
+        return _as(3, str(error), "check the path and its permissions")
+    return _as(1, f"unexpected {type(error).__name__}: {error}", "the same command with --debug, and report what it prints")
+
+
+def _as(exit_code: int, message: str, hint: str) -> StunetError:
+    error = StunetError(message, hint)
+    error.exit_code = exit_code
+    return error

@@ -1,0 +1,128 @@
+"""What a person sees: results on stdout; progress, messages and errors on stderr. Used by stunet.cli only.
+
+On a terminal progress is live; elsewhere it is one plain line per epoch, or per 30 seconds of a long loop.
+"""
+
+import json
+import os
+import sys
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
+from typing import Any, TextIO
+
+PLAIN_INTERVAL_S = 30.0
+
+_results: TextIO | None = None  # the real stdout while own_stdout() holds it
+
+
+@contextmanager
+def own_stdout(verbose: bool) -> Iterator[None]:
+    """Keeps stdout for results: what nnU-Net and its worker processes print goes to stderr (verbose) or nowhere.
+
+    nnU-Net reports through `print`, also from processes that it starts, so the file descriptor itself is exchanged.
+    """
+    global _results
+    stdout = sys.stdout
+    stdout.flush()
+    saved = os.dup(1)
+    elsewhere = os.dup(2) if verbose else os.open(os.devnull, os.O_WRONLY)
+    os.dup2(elsewhere, 1)
+    captured = not _writes_to(stdout, 1)  # a test's buffer, say: results go where the caller looks for them
+    _results = stdout if captured else os.fdopen(os.dup(saved), "w")
+    try:
+        with os.fdopen(elsewhere, "w") as target, redirect_stdout(target):
+            yield
+    finally:
+        _results.flush()
+        if not captured:
+            _results.close()
+        _results = None
+        os.dup2(saved, 1)
+        os.close(saved)
+
+
+def result(text: str) -> None:
+    """A line of the command's result, on stdout."""
+    print(text, file=_results or sys.stdout, flush=True)
+
+
+def result_json(document: Any) -> None:
+    """The command's result as one JSON document on stdout."""
+    result(json.dumps(document, indent=2))
+
+
+def note(text: str) -> None:
+    """A message on stderr."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def warn(text: str) -> None:
+    """A warning on stderr: the run goes on."""
+    note(f"warning: {text}")
+
+
+def error(program: str, message: str, hint: str) -> None:
+    """What happened in one line, and the next step in a second one."""
+    note(f"{program}: {' '.join(message.split())}")
+    if hint:
+        note(f"  try: {hint}")
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[str]], title: str = "") -> None:
+    """A table on stdout: the first column to the left, the others to the right; plain text, so that it can be piped."""
+    lines = [list(columns), *(list(row) for row in rows)]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(columns))]
+    if title:
+        result(title)
+    for n, line in enumerate(lines):
+        first = line[0].ljust(widths[0])
+        result("  ".join([first, *(cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True))]).rstrip())
+        if n == 0:
+            result("  ".join("-" * width for width in widths))
+
+
+class Progress:
+    """The advance of a loop with a known number of steps: `with Progress("preprocess", 200) as p: p.step("case_1")`."""
+
+    def __init__(self, title: str, total: int, disable: bool = False) -> None:
+        self.title, self.total, self.disable = title, total, disable
+        self.done = 0
+        self.started = self.last = time.monotonic()
+        self._bar: Any = None
+
+    def __enter__(self) -> "Progress":
+        if not self.disable and sys.stderr.isatty():
+            from rich.console import Console
+            from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+            from rich.progress import Progress as Bar
+
+            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+            self._bar = Bar(*columns, TextColumn("{task.fields[name]}"), console=Console(stderr=True))
+            self._bar.start()
+            self._task = self._bar.add_task(self.title, total=self.total, name="")
+        return self
+
+    def step(self, name: str = "") -> None:
+        """One more step is done; `name` says which."""
+        self.done += 1
+        now = time.monotonic()
+        if self._bar is not None:
+            self._bar.update(self._task, advance=1, name=name)
+        elif not self.disable and now - self.last > PLAIN_INTERVAL_S and self.done < self.total:
+            self.last = now
+            left = (now - self.started) / self.done * (self.total - self.done)
+            note(f"{self.title}: {self.done} of {self.total}, about {left:.0f} s left")
+
+    def __exit__(self, *error: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+        if not self.disable and error[0] is None and self.total:
+            note(f"{self.title}: {self.done} of {self.total} in {time.monotonic() - self.started:.1f} s")
+
+
+def _writes_to(stream: TextIO, descriptor: int) -> bool:
+    try:
+        return stream.fileno() == descriptor
+    except (OSError, ValueError):  # io.UnsupportedOperation of in-memory streams is both
+        return False

@@ -1,0 +1,46 @@
+"""Files that appear whole or not at all, and JSON that says what is wrong with it."""
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from stunet.errors import DataError
+
+
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """Yields a temporary path beside `path`; it takes the final name only if the block ends without an error.
+
+    The temporary name keeps the file's ending, because image writers choose the format by it.
+    """
+    part = path.with_name(f".part-{os.getpid()}-{path.name}")
+    try:
+        yield part
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Writes `content` as indented JSON under a temporary name first."""
+    with whole(path) as part:
+        part.write_text(json.dumps(content, indent=2) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file.
+
+    Raises:
+        DataError: The file is missing, unreadable or not JSON; the message names the line.
+    """
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        raise DataError(f"no file {str(path)!r}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"cannot read {str(path)!r}: {error}") from error
+    except json.JSONDecodeError as error:
+        raise DataError(f"{str(path)!r} is not valid JSON: {error}", "correct the line, or make the file anew") from None

@@ -1,0 +1,200 @@
+"""What the network is: STU-Net, a residual U-Net whose size scales in depth and width, in 3D and 2D.
+
+Architecture and parameter names are those of the published STU-Net (Huang et al. 2023, arXiv:2304.06716), so released
+weights load. Two things are computed differently with equal results: a nearest-neighbour upsampling and a 1x1x1
+convolution commute, so we convolve first, at the low resolution, which saves an eighth of the decoder's memory traffic;
+and heads that nobody asked for are not computed.
+
+    Stem and encoder   conv_blocks_context.{0..n-1}       stage k: stride strides[k], depth residual blocks
+    Upsampling         upsample_layers.{0..n-2}           0 = from the bottleneck
+    Decoder            conv_blocks_localization.{0..n-2}  after concatenation (upsampled, skip)
+    Heads              seg_outputs.{0..n-2}               0 = lowest resolution, last = full resolution
+
+Shape legend: B batch, C channels, D H W depth, height and width (2D: no D), K classes.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+LEAKY_SLOPE = 0.01
+
+
+@dataclass(frozen=True)
+class Size:
+    """Width of the first stage and residual blocks per stage; the width doubles per stage up to 16 times the first."""
+
+    width: int
+    depth: int
+
+    def channels(self, stage: int) -> int:
+        """Feature channels of encoder stage `stage`, 0 being the stem."""
+        return self.width * 2 ** min(stage, 4)
+
+
+# T exists for tests; S, B, L and H are the published sizes (14.6, 58.3, 440 and 1457 M parameters with 105 classes).
+SIZES = {"T": Size(4, 1), "S": Size(16, 1), "B": Size(32, 1), "L": Size(64, 2), "H": Size(96, 3)}
+
+
+class ShapeError(ValueError):
+    """An input whose shape the network's strides do not divide."""
+
+
+class STUNet(nn.Module):
+    """Maps images (B, C, D, H, W) to logits (B, K, D, H, W).
+
+    With deep supervision the result is a list of logits, finest first, one per decoder stage; the flag can be switched
+    at any time through `network.decoder.deep_supervision`, where nnU-Net looks for it.
+
+    Args:
+        input_channels: C.
+        num_classes: K, background included.
+        size: A name from SIZES, or a Size.
+        strides: One entry per stage with one factor per axis; the first entry is all ones (nnU-Net's plans format).
+        deep_supervision: Return all heads instead of the finest only.
+        checkpointing: Recompute each stage in the backward pass instead of keeping its activations.
+
+    Raises:
+        ValueError: Unknown size, or strides that are not as described.
+    """
+
+    def __init__(
+        self,
+        input_channels: int,
+        num_classes: int,
+        size: str | Size,
+        strides: Sequence[Sequence[int]],
+        deep_supervision: bool = True,
+        checkpointing: bool = False,
+    ) -> None:
+        super().__init__()
+        if isinstance(size, str):
+            if size not in SIZES:
+                raise ValueError(f"unknown size {size!r}; known: {', '.join(SIZES)}")
+            size = SIZES[size]
+        self.strides = tuple(tuple(int(s) for s in stride) for stride in strides)
+        _check_strides(self.strides)
+        self.divisor = tuple(math.prod(axis) for axis in zip(*self.strides, strict=True))
+        self.checkpointing = checkpointing
+
+        ndim = len(self.strides[0])
+        widths = [size.channels(stage) for stage in range(len(self.strides))]
+        inputs = [input_channels, *widths[:-1]]
+        self.conv_blocks_context = nn.ModuleList(
+            _stage(ndim, c_in, c_out, stride, size.depth)
+            for c_in, c_out, stride in zip(inputs, widths, self.strides, strict=True)
+        )
+        upwards = [(widths[stage], widths[stage - 1], self.strides[stage]) for stage in range(len(widths) - 1, 0, -1)]
+        self.upsample_layers = nn.ModuleList(Upsample(ndim, low, high, stride) for low, high, stride in upwards)
+        self.conv_blocks_localization = nn.ModuleList(
+            _stage(ndim, 2 * high, high, (1,) * ndim, size.depth) for _, high, _ in upwards
+        )
+        self.seg_outputs = nn.ModuleList(_conv(ndim, high, num_classes, 1) for _, high, _ in upwards)
+        self.decoder = nn.Module()  # without parameters: nnU-Net switches deep supervision through it
+        self.decoder.deep_supervision = deep_supervision
+
+    def forward(self, x_BCDHW: Tensor) -> Tensor | list[Tensor]:
+        """Logits at full resolution, or with deep supervision the list of all heads, finest first.
+
+        Raises:
+            ShapeError: The shape of the input is no multiple of the product of the strides.
+        """
+        self._check_shape(x_BCDHW)
+        skips = []
+        x = x_BCDHW
+        for stage in self.conv_blocks_context:
+            x = self._run(stage, x)
+            skips.append(x)
+        skips.pop()
+        outputs = []
+        last = len(self.seg_outputs) - 1
+        for level, (upsample, stage) in enumerate(zip(self.upsample_layers, self.conv_blocks_localization, strict=True)):
+            x = self._run(stage, torch.cat((upsample(x), skips.pop()), 1))
+            if self.decoder.deep_supervision or level == last:
+                outputs.append(self.seg_outputs[level](x))
+        return outputs[::-1] if self.decoder.deep_supervision else outputs[0]
+
+    @staticmethod
+    def initialize(module: nn.Module) -> None:
+        """He initialisation with slope 0.01 and zero biases, as the published training did; for `network.apply`."""
+        if isinstance(module, nn.Conv2d | nn.Conv3d):
+            nn.init.kaiming_normal_(module.weight, a=LEAKY_SLOPE)
+            nn.init.zeros_(module.bias)  # type: ignore[arg-type]  # all our convolutions have a bias
+
+    def _run(self, stage: nn.Module, x: Tensor) -> Tensor:
+        if self.checkpointing and self.training and torch.is_grad_enabled():
+            return checkpoint(stage, x, use_reentrant=False)
+        return stage(x)
+
+    def _check_shape(self, x: Tensor) -> None:
+        ndim = len(self.divisor)
+        if x.ndim != ndim + 2 or any(n % d for n, d in zip(x.shape[2:], self.divisor, strict=True)):
+            raise ShapeError(
+                f"input of shape {tuple(x.shape)}: expected {ndim + 2} axes (batch, channels, {ndim} of space), "
+                f"the last {ndim} of them multiples of {self.divisor} (the product of the strides)"
+            )
+
+
+class ResidualBlock(nn.Module):
+    """Two 3x3x3 convolutions with instance norm and a shortcut: (B, C, D, H, W) -> (B, C', D/s, H/s, W/s).
+
+    The first block of a stage (`project`) has a 1x1x1 convolution in its shortcut, the others the identity.
+    """
+
+    def __init__(self, ndim: int, c_in: int, c_out: int, stride: Sequence[int], project: bool) -> None:
+        super().__init__()
+        norm = nn.InstanceNorm3d if ndim == 3 else nn.InstanceNorm2d
+        self.conv1 = _conv(ndim, c_in, c_out, 3, stride)
+        self.norm1 = norm(c_out, affine=True)
+        self.conv2 = _conv(ndim, c_out, c_out, 3)
+        self.norm2 = norm(c_out, affine=True)
+        self.conv3 = _conv(ndim, c_in, c_out, 1, stride) if project else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.leaky_relu(self.norm1(self.conv1(x)), LEAKY_SLOPE, inplace=True)
+        y = self.norm2(self.conv2(y))
+        y += x if self.conv3 is None else self.conv3(x)
+        return F.leaky_relu(y, LEAKY_SLOPE, inplace=True)
+
+
+class Upsample(nn.Module):
+    """Nearest-neighbour upsampling by `stride` with a 1x1x1 convolution, computed at the low resolution."""
+
+    def __init__(self, ndim: int, c_in: int, c_out: int, stride: Sequence[int]) -> None:
+        super().__init__()
+        self.conv = _conv(ndim, c_in, c_out, 1)
+        self.scale = tuple(float(s) for s in stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.interpolate(self.conv(x), scale_factor=self.scale, mode="nearest")
+
+
+def build(size: str | Size, strides: Sequence[Sequence[int]], input_channels: int = 1, num_classes: int = 105) -> STUNet:
+    """An initialised network that returns full-resolution logits (deep supervision off)."""
+    network = STUNet(input_channels, num_classes, size, strides, deep_supervision=False)
+    network.apply(network.initialize)
+    return network
+
+
+def _stage(ndim: int, c_in: int, c_out: int, stride: Sequence[int], depth: int) -> nn.Sequential:
+    blocks = [ResidualBlock(ndim, c_in, c_out, stride, project=True)]
+    blocks += [ResidualBlock(ndim, c_out, c_out, (1,) * ndim, project=False) for _ in range(depth - 1)]
+    return nn.Sequential(*blocks)
+
+
+def _conv(ndim: int, c_in: int, c_out: int, kernel: int, stride: Sequence[int] | None = None) -> nn.Conv2d | nn.Conv3d:
+    conv = nn.Conv3d if ndim == 3 else nn.Conv2d
+    return conv(c_in, c_out, kernel, stride=tuple(stride or (1,) * ndim), padding=kernel // 2)
+
+
+def _check_strides(strides: tuple[tuple[int, ...], ...]) -> None:
+    ndims = {len(stride) for stride in strides}
+    if len(strides) < 2 or ndims not in ({2}, {3}) or any(s < 1 for stride in strides for s in stride):
+        raise ValueError(f"strides {strides!r} must be two or more entries of 2 or 3 positive factors")
+    if set(strides[0]) != {1}:
+        raise ValueError(f"strides {strides!r} must begin with ones: the first stage works at full resolution")

@@ -1,0 +1,143 @@
+"""Where things are: nnU-Net's three folders, and the datasets, plans and results in them.
+
+Imports neither torch nor nnunetv2, so that commands can look before they load. nnunet.py has what needs nnU-Net itself.
+"""
+
+import os
+import re
+from pathlib import Path
+
+from stunet.errors import DataError, closest
+from stunet.files import read_json
+
+VARIABLES = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
+TRAINER = "STUNetTrainer"
+
+
+def folder(variable: str) -> Path:
+    """The folder that one of nnU-Net's three variables names; it is made if it does not exist yet.
+
+    Raises:
+        DataError: A variable is not set, nnUNet_raw names no folder, or the folder cannot be made.
+    """
+    missing = [name for name in VARIABLES if not os.environ.get(name)]
+    if variable in missing:
+        lines = " ".join(f"{name}=/path/to/{name}" for name in missing)
+        raise DataError(f"the variable {variable} is not set", f"export {lines}")
+    path = Path(os.environ[variable])
+    if variable == "nnUNet_raw" and not path.is_dir():
+        raise DataError(f"{variable} names no folder: {str(path)!r}", f"mkdir -p {path}, and put DatasetXXX_Name folders there")
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"{variable} names a folder that cannot be made: {error}", f"export {variable}=...") from None
+    return path
+
+
+def dataset_name(id_or_name: int | str) -> str:
+    """The full name (`Dataset003_Liver`) of a dataset given by number or name, looked up in all three folders.
+
+    Raises:
+        DataError: No or several datasets have this number.
+    """
+    known = sorted({p.name for v in VARIABLES if os.environ.get(v) for p in Path(os.environ[v]).glob("Dataset???_*") if p.is_dir()})
+    text = str(id_or_name)
+    if text in known:
+        return text
+    if text.isdigit():
+        matches = [name for name in known if int(name[7:10]) == int(text)]
+        if len(matches) == 1:
+            return matches[0]
+        if matches:
+            raise DataError(f"number {text} belongs to {len(matches)} datasets: {', '.join(matches)}", "give the full name with -d")
+    for variable in VARIABLES:
+        folder(variable)
+    listing = f"known: {', '.join(known[:8])}" if known else f"no datasets in {os.environ['nnUNet_raw']}"
+    raise DataError(f"no dataset {text!r}{closest(text, known)} ({listing})", "put DatasetXXX_Name into nnUNet_raw, or see stunet_convert --help")
+
+
+def raw_dataset(name: str) -> Path:
+    """The raw folder of a dataset, which must hold a dataset.json.
+
+    Raises:
+        DataError: The folder or its dataset.json is missing.
+    """
+    path = folder("nnUNet_raw") / name
+    if not (path / "dataset.json").is_file():
+        raise DataError(f"no dataset.json in {str(path)!r}", "see stunet_convert --help, or nnU-Net's documentation/dataset_format.md")
+    return path
+
+
+def preprocessed_dataset(name: str) -> Path:
+    """The folder with the plans and the preprocessed cases of a dataset; it may not exist yet."""
+    return folder("nnUNet_preprocessed") / name
+
+
+def list_plans(dataset: str) -> list[str]:
+    """The names of our plans of a dataset, sorted."""
+    return sorted(p.stem for p in preprocessed_dataset(dataset).glob("STUNetPlans*.json"))
+
+
+def plans_path(dataset: str, name: str | None = None) -> Path:
+    """The plans file called `name`, or the only base plan of the dataset (derived plans carry a `-` in their name).
+
+    Raises:
+        DataError: There is no such plan, or several and no name was given.
+    """
+    number = int(dataset[7:10])
+    known = list_plans(dataset)
+    if name is None:
+        base = [plan for plan in known if "-" not in plan]
+        if len(base) > 1:
+            raise DataError(f"{dataset} has {len(base)} plans: {', '.join(base)}", f"add -p {base[0]}")
+        if not base:
+            raise DataError(f"no plans for {dataset} in {str(preprocessed_dataset(dataset))!r}", f"stunet_plan_and_preprocess -d {number}")
+        name = base[0]
+    path = preprocessed_dataset(dataset) / f"{name}.json"
+    if not path.is_file():
+        raise DataError(f"no plans {name!r} for {dataset}{closest(name, known)}", f"stunet_plan_and_preprocess -d {number}")
+    return path
+
+
+def result_folder(dataset: str, plans_name: str, configuration: str, trainer: str = TRAINER) -> Path:
+    """Where a trained model stands: nnUNet_results/DATASET/TRAINER__PLANS__CONFIGURATION (nnU-Net's naming)."""
+    return folder("nnUNet_results") / dataset / f"{trainer}__{plans_name}__{configuration}"
+
+
+def find_result(dataset: str, configuration: str, plans_name: str | None = None, trainer: str = TRAINER) -> Path:
+    """The trained model of a dataset and configuration; the plans' name may be left out where only one was trained.
+
+    Raises:
+        DataError: Nothing was trained, or several plans were.
+    """
+    parent = folder("nnUNet_results") / dataset
+    found = [p for p in sorted(parent.glob(f"{trainer}__{plans_name or '*'}__{configuration}")) if (p / "plans.json").is_file()]
+    number = int(dataset[7:10])
+    if not found:
+        other = ", ".join(p.name for p in sorted(parent.glob("*__*__*"))) or "nothing"
+        raise DataError(
+            f"no trained model {trainer}__{plans_name or '*'}__{configuration} in {str(parent)!r} (there: {other})",
+            f"stunet_train {number} {configuration} 0",
+        )
+    if len(found) > 1:
+        names = [p.name.split("__")[1] for p in found]
+        raise DataError(f"{dataset} has {len(found)} models for {configuration}: {', '.join(names)}", f"add -p {names[0]}")
+    return found[0]
+
+
+def trained_folds(model: Path, checkpoint: str = "checkpoint_final.pth") -> list[int | str]:
+    """The folds of a model folder that hold `checkpoint`, as nnU-Net names them (0, 1, ..., 'all')."""
+    names = [m.group(1) for p in model.glob("fold_*") if (p / checkpoint).is_file() and (m := re.fullmatch(r"fold_(\d+|all)", p.name))]
+    return sorted((int(n) if n != "all" else n for n in names), key=str)
+
+
+def load_plans(path: Path) -> dict:
+    """The content of a plans file; plans/check.py says whether it fits together.
+
+    Raises:
+        DataError: The file is no JSON object.
+    """
+    plans = read_json(path)
+    if not isinstance(plans, dict):
+        raise DataError(f"{str(path)!r} is not a plans file: its top level is a {type(plans).__name__}")
+    return plans
