@@ -1,0 +1,162 @@
+"""How good are predictions: stunet_evaluate. evaluation.py does the work, metrics.py defines the numbers."""
+
+import argparse
+import os
+from collections.abc import Sequence
+from math import isfinite, isnan
+from pathlib import Path
+from typing import Any
+
+from stunet import console, files, workspace
+from stunet.cli.common import new_parser, run
+from stunet.errors import DataError, UsageError
+
+EXAMPLES = """examples:
+  stunet_evaluate nnUNet_raw/Dataset003_Liver/labelsTs predictions --tolerance 2 --csv results.csv
+  stunet_evaluate -d 3 predictions --chill
+
+Dice, IoU and counts are nnU-Net's. NSD is the surface Dice of Nikolov et al. (2021): the share of both surfaces that
+lies within the tolerance of the other. HD95 is the distance that 95 % of each surface keep, in mm.
+A class that neither file of a case has is left out of the means. One that only one file has gets Dice 0 and NSD 0; its
+HD95 is infinite, not in the mean, and counted in the last column.
+"""
+MAX_PROCESSES = 8  # by default; each holds two volumes
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command and returns its exit code."""
+    parser = new_parser(
+        "stunet_evaluate", "Compare predictions with reference segmentations: Dice, NSD and HD95.", EXAMPLES
+    )
+    parser.add_argument("gt_folder", nargs="?", type=Path, help="references: a folder or a file; not needed with -d")
+    parser.add_argument("pred_folder", type=Path, help="predictions: a folder or a file")
+    parser.add_argument("-d", metavar="ID", help="dataset whose labels to take: labelsTr, labelsTs or gt_segmentations")
+    parser.add_argument(
+        "-djfile", type=Path, help="dataset.json; default: beside predictions or references, or above these"
+    )
+    parser.add_argument("-pfile", type=Path, help="accepted as in nnU-Net, not needed")
+    parser.add_argument(
+        "-o", type=Path, metavar="FILE", help="default: summary.json in pred_folder; none for a single file"
+    )
+    parser.add_argument(
+        "-np", type=int, default=min(MAX_PROCESSES, os.cpu_count() or 1), help="processes (%(default)s)"
+    )
+    parser.add_argument("--chill", action="store_true", help="leave files without a partner out")
+    parser.add_argument(
+        "--tolerance",
+        type=float,
+        default=1.0,
+        metavar="MM",
+        help="distance at which surfaces still agree, for NSD (%(default)s): choose what two experts differ by, and "
+        "no less than the voxel spacing; usual are 1 mm for small structures and vessels, 2 or 3 mm for organs",
+    )
+    parser.add_argument("--csv", type=Path, metavar="FILE", help="also write one row per case and class")
+    parser.add_argument("--json", action="store_true", help="print the summary as JSON instead of the table")
+    return run(parser, _evaluate, argv)
+
+
+def _evaluate(args: argparse.Namespace) -> None:
+    _check(args)
+    output: Path | None = args.o or (None if args.pred_folder.is_file() else args.pred_folder / "summary.json")
+    dataset_file = _dataset_file(args)
+    dataset = files.read_json(dataset_file)
+    if not isinstance(dataset, dict) or not isinstance(dataset.get("file_ending"), str):
+        raise DataError(
+            f"{str(dataset_file)!r} has no file_ending", 'add "file_ending": ".nii.gz", or what your files end with'
+        )
+
+    from stunet import evaluation
+
+    labels = evaluation.labels_of(dataset, dataset_file)
+    reference = args.gt_folder or _dataset_references(args.d, args.pred_folder)
+    cases, alone = evaluation.pair(reference, args.pred_folder, dataset["file_ending"], args.chill)
+    if alone:
+        console.note(f"{len(alone)} files without a partner are left out: {alone[0]} ...")
+    with console.Progress("evaluate", len(cases)) as progress:
+        summary = evaluation.evaluate(cases, labels, args.tolerance, args.np, progress.step)
+    if args.json:
+        console.result_json(_without_nan(summary))
+    else:
+        _print_table(summary)
+    if output:
+        files.write_json(_with_folder(output), summary)
+        console.note(f"wrote {output}")
+    if args.csv:
+        evaluation.write_csv(summary, cases, _with_folder(args.csv))
+        console.note(f"wrote {args.csv}")
+
+
+def _check(args: argparse.Namespace) -> None:
+    if args.gt_folder is None and args.d is None:
+        raise UsageError("only one folder is given", "stunet_evaluate GT PRED, or stunet_evaluate -d ID PRED")
+    if args.np < 1:
+        raise UsageError(f"-np {args.np}: at least one process is needed", "-np 1")
+    if not isfinite(args.tolerance) or args.tolerance < 0:
+        raise UsageError(f"--tolerance {args.tolerance} is no distance in mm", "--tolerance 1")
+    if args.o and args.o.suffix != ".json":
+        raise UsageError(f"-o {str(args.o)!r} does not end with .json", f"-o {args.o / 'summary.json'}")
+    for path in filter(None, (args.gt_folder, args.pred_folder)):
+        if not path.exists():
+            raise DataError(f"no file or folder {str(path)!r}", "check the path")
+
+
+def _dataset_file(args: argparse.Namespace) -> Path:
+    if args.djfile:
+        return args.djfile
+    if args.d:
+        name = workspace.dataset_name(args.d)
+        places = [workspace.folder("nnUNet_raw") / name, workspace.preprocessed_dataset(name)]
+    else:
+        predictions, references = (p.parent if p.is_file() else p for p in (args.pred_folder, args.gt_folder))
+        places = [predictions, references, references.resolve().parent]
+    for place in places:
+        if (place / "dataset.json").is_file():
+            return place / "dataset.json"
+    raise DataError(f"no dataset.json in {', '.join(repr(str(p)) for p in places)}", "-djfile /path/to/dataset.json")
+
+
+def _dataset_references(dataset: str, predictions: Path) -> Path:
+    """The first folder of labels of a dataset that knows one of the predictions by name."""
+    name = workspace.dataset_name(dataset)
+    raw = workspace.folder("nnUNet_raw") / name
+    wanted = [predictions.name] if predictions.is_file() else [p.name for p in predictions.iterdir()]
+    folders = [raw / "labelsTr", raw / "labelsTs", workspace.preprocessed_dataset(name) / "gt_segmentations"]
+    for folder in folders:
+        if any((folder / file).is_file() for file in wanted):
+            return folder
+    raise DataError(
+        f"no reference of {name} has the name of a prediction in {str(predictions)!r}",
+        f"stunet_evaluate GT {predictions}, with the folder of the references",
+    )
+
+
+def _with_folder(path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def _print_table(summary: dict[str, Any]) -> None:
+    rows = [
+        [summary["labels"][key], *_cells(mean), str(mean["n_cases"]), str(mean["n_infinite"])]
+        for key, mean in summary["mean"].items()
+    ]
+    n_cases, n_infinite = (
+        str(sum(mean[key] for mean in summary["mean"].values())) for key in ("n_cases", "n_infinite")
+    )
+    rows.append(["foreground mean", *_cells(summary["foreground_mean"]), n_cases, n_infinite])
+    tolerance = f"NSD {summary['tolerance_mm']:g} mm"
+    console.table(["class", "Dice", tolerance, "HD95 mm", "cases", "one empty"], rows)
+
+
+def _without_nan(document: Any) -> Any:
+    """The same document with None for NaN, which JSON does not have."""
+    if isinstance(document, dict):
+        return {key: _without_nan(value) for key, value in document.items()}
+    if isinstance(document, list):
+        return [_without_nan(value) for value in document]
+    return None if isinstance(document, float) and isnan(document) else document
+
+
+def _cells(values: dict[str, float]) -> list[str]:
+    formats = {"Dice": ".4f", "NSD": ".4f", "HD95_mm": ".2f"}
+    return ["-" if isnan(values[metric]) else format(values[metric], how) for metric, how in formats.items()]

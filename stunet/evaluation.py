@@ -1,0 +1,291 @@
+"""How good are the predictions in a folder: pairs them with their references, reads, compares and sums up like nnU-Net.
+
+The summary has the structure of nnU-Net's summary.json, with more metrics inside (metrics.py defines them).
+cli/evaluate.py is the command.
+"""
+
+import csv
+import gzip
+import multiprocessing
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from functools import partial
+from math import isnan, nan
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import SimpleITK as sitk
+
+from stunet import files, metrics
+from stunet.errors import DataError, OutOfMemoryError
+
+GEOMETRY_TOLERANCE = 1e-3  # mm, and no unit for directions
+SHOWN = 5  # values that an error lists
+DAMAGED = (RuntimeError, EOFError, gzip.BadGzipFile, zlib.error)  # the first is ITK's, for anything
+
+
+@dataclass(frozen=True)
+class Labels:
+    """What a dataset.json says about labels.
+
+    Attributes:
+        classes: Labels of each foreground class or region by nnU-Net's key for it: `1`, or `(1, 2)` for a region.
+        names: Name of each class by the same key.
+        ignore: The ignore label.
+        known: All values that a file may have.
+    """
+
+    classes: dict[str, tuple[int, ...]]
+    names: dict[str, str]
+    ignore: int | None
+    known: frozenset[int]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A prediction and its reference."""
+
+    name: str
+    reference: Path
+    prediction: Path
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Where the voxels of a file lie, in SimpleITK's order (x, y, z)."""
+
+    size: tuple[int, ...]
+    spacing: tuple[float, ...]
+    origin: tuple[float, ...]
+    direction: tuple[float, ...]
+
+
+def labels_of(dataset: Mapping[str, Any], path: Path) -> Labels:
+    """The labels of a dataset.json; as in nnU-Net, one list of several labels makes all classes regions.
+
+    Raises:
+        DataError: There are no labels, or they are not as nnU-Net wants them; `path` is the file to name.
+    """
+    entries = dataset.get("labels")
+    if not isinstance(entries, dict) or entries.get("background") != 0:
+        raise DataError(f"{str(path)!r} has no labels with 'background': 0", '"labels": {"background": 0, "liver": 1}')
+    values = {}
+    for name, entry in entries.items():
+        values[name] = tuple(entry) if isinstance(entry, list) and name != "ignore" else (entry,)
+        if not values[name] or not all(type(number) is int and number >= 0 for number in values[name]):
+            kind = "an integer" if name == "ignore" else "an integer or a list of integers"
+            raise DataError(f"{str(path)!r}: label {name!r} is {entry!r}, not {kind}", "correct it there")
+    ignore = values.pop("ignore", (None,))[0]
+    known = frozenset(n for numbers in values.values() for n in numbers)
+    foreground = {name: numbers for name, numbers in values.items() if set(numbers) != {0}}
+    if any(len(numbers) > 1 for numbers in foreground.values()):
+        keys = {name: str(tuple(e) if isinstance(e := entries[name], list) else e) for name in foreground}
+    else:
+        foreground = dict(sorted(foreground.items(), key=lambda item: item[1]))
+        keys = {name: str(numbers[0]) for name, numbers in foreground.items()}
+    return Labels(
+        {keys[name]: numbers for name, numbers in foreground.items()},
+        {keys[name]: name for name in foreground},
+        ignore,
+        known if ignore is None else known | {ignore},
+    )
+
+
+def pair(reference: Path, prediction: Path, ending: str, chill: bool = False) -> tuple[list[Case], list[str]]:
+    """The cases of two folders (or two files), and the names of the files that have no partner.
+
+    Args:
+        reference: Folder of reference segmentations, or one file.
+        prediction: Folder of predictions, or one file.
+        ending: nnU-Net's `file_ending`; other files and hidden ones are left out.
+        chill: Leave files without a partner out, instead of raising.
+
+    Raises:
+        DataError: Something is missing, empty, or has no partner.
+    """
+    if prediction.is_file():
+        reference = reference / prediction.name if reference.is_dir() else reference
+        if not reference.is_file():
+            raise DataError(f"no reference {str(reference)!r} for {str(prediction)!r}", "give two folders or files")
+        return [Case(prediction.name.removesuffix(ending), reference, prediction)], []
+    references, predictions = _names(reference, ending), _names(prediction, ending)
+    alone = sorted(references ^ predictions)
+    common = sorted(references & predictions)
+    if not common:
+        raise DataError(
+            f"no file in {str(prediction)!r} has the name of one in {str(reference)!r}",
+            f"rename one side ({min(predictions)!r} and {min(references)!r}, for instance)",
+        )
+    if alone and not chill:
+        kind, place = ("reference", reference) if alone[0] in predictions else ("prediction", prediction)
+        raise DataError(
+            f"{len(alone)} without a partner: no {kind} {str(place / alone[0])!r}", "--chill leaves them out"
+        )
+    return [Case(name.removesuffix(ending), reference / name, prediction / name) for name in common], alone
+
+
+def evaluate(
+    cases: Sequence[Case],
+    labels: Labels,
+    tolerance_mm: float = 1.0,
+    processes: int = 1,
+    advance: Callable[[str], None] = lambda name: None,
+) -> dict[str, Any]:
+    """The summary of all cases: nnU-Net's summary.json with METRICS, class names and the tolerance.
+
+    Means leave NaN out, in `foreground_mean` too (nnU-Net's is NaN as soon as no case has one of the classes). In
+    `mean`, `n_cases` counts the cases that have the class in either file, `n_infinite` those that have it in one only:
+    their Dice and NSD are 0, their HD95 is infinite and not in the mean.
+
+    Args:
+        cases: The files, as `pair` finds them.
+        labels: The classes.
+        tolerance_mm: For NSD.
+        processes: 1 runs in this process.
+        advance: Called with the name of each case that is done.
+
+    Raises:
+        DataError: A file cannot be read, has other labels, or does not lie where its partner does.
+        OutOfMemoryError: A process was killed.
+    """
+    entries: list[dict[str, Any]] = []
+    for case, values in zip(cases, _evaluated(cases, labels, tolerance_mm, processes), strict=True):
+        paths = {"prediction_file": str(case.prediction), "reference_file": str(case.reference)}
+        entries.append({"metrics": values, **paths})
+        advance(case.name)
+    means = {key: _mean_over_cases([entry["metrics"][key] for entry in entries]) for key in labels.classes}
+    return {
+        "foreground_mean": {metric: _nanmean([mean[metric] for mean in means.values()]) for metric in metrics.METRICS},
+        "mean": means,
+        "metric_per_case": entries,
+        "labels": labels.names,
+        "tolerance_mm": tolerance_mm,
+    }
+
+
+def evaluate_case(case: Case, labels: Labels, tolerance_mm: float) -> dict[str, dict[str, float]]:
+    """METRICS of every class of one case.
+
+    Raises:
+        DataError: A file cannot be read, has other labels, or does not lie where its partner does.
+    """
+    reference, expected = read_segmentation(case.reference, labels.known)
+    prediction, geometry = read_segmentation(case.prediction, labels.known)
+    for name, value in vars(expected).items():
+        other = getattr(geometry, name)
+        if len(value) != len(other) or not np.allclose(value, other, rtol=0, atol=GEOMETRY_TOLERANCE):
+            raise DataError(
+                f"{name} {_short(other)} of {str(case.prediction)!r} is not {_short(value)} of {str(case.reference)!r}",
+                "resample or copy the geometry of the image; predictions must lie on the grid of the reference",
+            )
+    return metrics.compare(reference, prediction, labels.classes, expected.spacing[::-1], tolerance_mm, labels.ignore)
+
+
+def read_segmentation(path: Path, known: frozenset[int]) -> tuple[np.ndarray, Geometry]:
+    """The labels of a file, (D, H, W) or (H, W), in the smallest integer type, and where they lie.
+
+    Raises:
+        DataError: The file cannot be read, is no 2D or 3D image of one channel, or has values that are not `known`.
+    """
+    try:
+        if path.suffix == ".gz":
+            _read_through(path)
+        image = sitk.ReadImage(str(path))
+    except DAMAGED:
+        raise DataError(f"{str(path)!r} is damaged, or no image", "make the file anew, or leave it out") from None
+    channels = image.GetNumberOfComponentsPerPixel()
+    if image.GetDimension() not in (2, 3) or channels != 1:
+        raise DataError(f"{str(path)!r} is no segmentation: size {image.GetSize()}, {channels} channels")
+    labels = _as_labels(sitk.GetArrayViewFromImage(image), known, path)
+    return labels, Geometry(image.GetSize(), _spacing(image, path), image.GetOrigin(), image.GetDirection())
+
+
+def write_csv(summary: Mapping[str, Any], cases: Sequence[Case], path: Path) -> None:
+    """One row per case and class; empty where a metric is undefined."""
+    with files.whole(path) as part, part.open("w", newline="") as stream:
+        table = csv.writer(stream)
+        table.writerow(["case", "label", "class", *metrics.METRICS, "reference_file", "prediction_file"])
+        for case, entry in zip(cases, summary["metric_per_case"], strict=True):
+            for key, values in entry["metrics"].items():
+                numbers = ["" if isnan(values[metric]) else values[metric] for metric in metrics.METRICS]
+                table.writerow([case.name, key, summary["labels"][key], *numbers, case.reference, case.prediction])
+
+
+def _names(folder: Path, ending: str) -> set[str]:
+    if not folder.is_dir():
+        raise DataError(f"no folder {str(folder)!r}", "check the path")
+    names = {p.name for p in folder.iterdir() if p.name.endswith(ending) and not p.name.startswith(".") and p.is_file()}
+    if not names:
+        raise DataError(f"no {ending} files in {str(folder)!r}", "check the path, and file_ending in dataset.json")
+    return names
+
+
+def _evaluated(cases: Sequence[Case], labels: Labels, tolerance_mm: float, processes: int) -> Iterator[dict]:
+    work = partial(evaluate_case, labels=labels, tolerance_mm=tolerance_mm)
+    if min(processes, len(cases)) <= 1:
+        yield from map(work, cases)
+        return
+    try:
+        with ProcessPoolExecutor(min(processes, len(cases)), multiprocessing.get_context("spawn")) as pool:
+            yield from pool.map(work, cases)
+    except BrokenProcessPool:
+        raise OutOfMemoryError("a process that compared two files was killed, maybe for its memory", "-np 1") from None
+
+
+def _mean_over_cases(values: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    means = {metric: _nanmean([case[metric] for case in values]) for metric in metrics.METRICS}
+    n_cases = sum(case["n_ref"] + case["n_pred"] > 0 for case in values)
+    n_infinite = sum((case["n_ref"] > 0) != (case["n_pred"] > 0) for case in values)
+    return {**means, "n_cases": n_cases, "n_infinite": n_infinite}
+
+
+def _nanmean(values: Sequence[float]) -> float:
+    numbers = [value for value in values if not isnan(value)]
+    return sum(numbers) / len(numbers) if numbers else nan
+
+
+def _read_through(path: Path) -> None:
+    """Raises if a gzip stream is cut or damaged: ITK fills what is missing of a NIfTI with whatever is in memory."""
+    with gzip.open(path) as stream:
+        while stream.read(1 << 20):
+            pass
+
+
+def _as_labels(array: np.ndarray, known: frozenset[int], path: Path) -> np.ndarray:
+    labels = np.empty(array.shape, np.min_scalar_type(max(known)))
+    listed = np.zeros(np.iinfo(labels.dtype).max + 1, dtype=bool)
+    listed[list(known)] = True
+    unlisted: set[str] = set()
+    for target, source in zip(labels, array, strict=True):  # per slice: look-ups take 8 bytes per voxel
+        with np.errstate(invalid="ignore"):  # NaN has no integer; the comparison finds it
+            target[...] = source
+        wrong = (target != source) | ~listed[target]
+        unlisted |= {f"{value:g}" for value in np.unique(source[wrong])}
+        if len(unlisted) > SHOWN:
+            break
+    if unlisted:
+        values = ", ".join([*sorted(unlisted, key=float)[:SHOWN], *["..."] * (len(unlisted) > SHOWN)])
+        raise DataError(
+            f"{str(path)!r} has values that dataset.json does not list: {values}",
+            "give the dataset.json that belongs to the files with -djfile",
+        )
+    return labels
+
+
+def _spacing(image: sitk.Image, path: Path) -> tuple[float, ...]:
+    """The spacing (x, y, z) of an image; nnU-Net keeps that of a TIFF in a JSON file beside it, in array order."""
+    beside = path.with_suffix(".json")
+    if path.suffix.lower() in (".tif", ".tiff") and beside.is_file():
+        try:
+            return tuple(float(s) for s in files.read_json(beside)["spacing"][::-1])
+        except (KeyError, TypeError, ValueError):
+            raise DataError(f"no list 'spacing' in {str(beside)!r}", '{"spacing": [z, y, x]} in mm') from None
+    return image.GetSpacing()
+
+
+def _short(values: Sequence[float]) -> str:
+    return "(" + ", ".join(f"{value:.6g}" for value in values) + ")"

@@ -1,0 +1,299 @@
+"""Do folders become nnU-Net's summary, and does stunet_evaluate say what is wrong with them."""
+
+import csv
+import json
+import pickle
+from collections.abc import Callable
+from math import isnan
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+
+from stunet import metrics
+from stunet.cli.evaluate import main
+from stunet.errors import DataError
+from stunet.evaluation import evaluate, labels_of, pair, read_segmentation
+
+SHAPE = (8, 9, 10)
+PLAIN = {"background": 0, "liver": 1, "tumour": 2}
+IGNORING = {"background": 0, "liver": 1, "tumour": 2, "ignore": 3}
+REGIONS = {"background": 0, "whole": [1, 2], "core": [2], "ignore": 3}
+
+
+def noise(seed: int, top: int = 2) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, top + 1, SHAPE, dtype=np.uint8)
+
+
+def write(path: Path, array: np.ndarray, spacing: tuple[float, ...] = (1.0, 2.0, 3.0), **geometry: Any) -> Path:
+    """Writes labels in array order; `spacing`, `origin` and `direction` are in SimpleITK's order (x, y, z)."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = sitk.GetImageFromArray(array)
+    image.SetSpacing(spacing[: array.ndim])
+    for name, value in geometry.items():
+        getattr(image, f"Set{name.capitalize()}")(value)
+    sitk.WriteImage(image, str(path))
+    return path
+
+
+def write_dataset(folder: Path, labels: dict) -> Path:
+    content = {"labels": labels, "file_ending": ".nii.gz"}
+    if any(isinstance(value, list) for value in labels.values()):
+        content["regions_class_order"] = [1, 2]
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "dataset.json").write_text(json.dumps(content))
+    return folder / "dataset.json"
+
+
+@pytest.fixture
+def two_cases(tmp_path: Path) -> tuple[Path, Path]:
+    """Folders of references and predictions with two cases, and a dataset.json above the references."""
+    for seed, name in enumerate(("a", "b")):
+        write(tmp_path / "gt" / f"{name}.nii.gz", noise(seed))
+        write(tmp_path / "pred" / f"{name}.nii.gz", noise(seed + 10))
+    write_dataset(tmp_path, PLAIN)
+    return tmp_path / "gt", tmp_path / "pred"
+
+
+def summarise(folders: tuple[Path, Path], labels: dict = PLAIN, **options: Any) -> dict:
+    cases, _ = pair(*folders, ".nii.gz")
+    return evaluate(cases, labels_of({"labels": labels}, Path("dataset.json")), **options)
+
+
+def assert_same_numbers(ours: dict, theirs: dict) -> None:
+    for metric, value in theirs.items():
+        assert ours[metric] == pytest.approx(value, nan_ok=True), metric
+
+
+def test_numbers_equal_those_of_nnunet_on_a_folder(two_cases: tuple[Path, Path], tmp_path: Path) -> None:
+    from nnunetv2.evaluation.evaluate_predictions import compute_metrics_on_folder, load_summary_json
+    from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
+
+    references, predictions = map(str, two_cases)
+    theirs_file, ours_file = tmp_path / "theirs.json", tmp_path / "ours.json"
+    compute_metrics_on_folder(references, predictions, str(theirs_file), SimpleITKIO(), ".nii.gz", [1, 2], None, 1)
+    assert main([references, predictions, "-o", str(ours_file), "-np", "1"]) == 0
+    theirs, ours = load_summary_json(str(theirs_file)), load_summary_json(str(ours_file))
+    assert set(theirs) <= set(ours)
+    assert_same_numbers(ours["foreground_mean"], theirs["foreground_mean"])
+    for label in (1, 2):
+        assert_same_numbers(ours["mean"][label], theirs["mean"][label])
+    for one, other in zip(ours["metric_per_case"], theirs["metric_per_case"], strict=True):
+        assert all(one[side] == other[side] for side in ("reference_file", "prediction_file"))
+        for label in (1, 2):
+            assert_same_numbers(one["metrics"][label], other["metrics"][label])
+
+
+@pytest.mark.parametrize("labels", [IGNORING, REGIONS])
+def test_regions_and_the_ignore_label_count_as_in_nnunet(labels: dict, tmp_path: Path) -> None:
+    from nnunetv2.evaluation.evaluate_predictions import compute_metrics
+    from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
+    from nnunetv2.utilities.label_handling.label_handling import LabelManager
+
+    reference = write(tmp_path / "gt" / "a.nii.gz", noise(1, top=3))
+    prediction = write(tmp_path / "pred" / "a.nii.gz", noise(2))
+    manager = LabelManager(labels, [1, 2])
+    classes = manager.foreground_regions if manager.has_regions else manager.foreground_labels
+    theirs = compute_metrics(str(reference), str(prediction), SimpleITKIO(), classes, manager.ignore_label)["metrics"]
+    ours = summarise((reference.parent, prediction.parent), labels)["metric_per_case"][0]["metrics"]
+    assert list(ours) == [str(key) for key in theirs]
+    for key, values in theirs.items():
+        assert_same_numbers(ours[str(key)], values)
+
+
+def test_means_leave_undefined_cases_out_and_count_infinite_distances(tmp_path: Path) -> None:
+    nothing, liver = np.zeros(SHAPE, np.uint8), np.ones(SHAPE, np.uint8)
+    for name, reference, prediction in (("a", liver, liver), ("b", liver, nothing), ("c", nothing, nothing)):
+        write(tmp_path / "gt" / f"{name}.nii.gz", reference)
+        write(tmp_path / "pred" / f"{name}.nii.gz", prediction)
+    summary = summarise((tmp_path / "gt", tmp_path / "pred"))
+    mean = summary["mean"]["1"]
+    assert (mean["Dice"], mean["NSD"], mean["HD95_mm"]) == (0.5, 0.5, 0.0)
+    assert (mean["n_cases"], mean["n_infinite"]) == (2, 1)
+    assert isnan(summary["mean"]["2"]["Dice"])
+    assert summary["foreground_mean"]["Dice"] == 0.5
+
+
+def test_surfaces_are_measured_in_the_spacing_of_the_file(tmp_path: Path) -> None:
+    for axis in range(3):
+        for side, start in (("gt", 2), ("pred", 3)):
+            slices = [slice(start, start + 4) if a == axis else slice(2, 6) for a in range(3)]
+            labels = np.zeros(SHAPE, np.uint8)
+            labels[tuple(slices)] = 1
+            write(tmp_path / side / f"{axis}.nii.gz", labels)
+    entries = summarise((tmp_path / "gt", tmp_path / "pred"))["metric_per_case"]
+    assert [entry["metrics"]["1"]["HD95_mm"] for entry in entries] == pytest.approx([3, 2, 1])  # z, y, x
+    assert entries[0]["metrics"]["1"]["ref_ml"] == pytest.approx(64 * 6 / 1000)
+
+
+def test_several_processes_give_the_same_summary(two_cases: tuple[Path, Path]) -> None:
+    done: list[str] = []
+    assert summarise(two_cases, processes=2, advance=done.append) == summarise(two_cases)
+    assert done == ["a", "b"]
+
+
+def test_an_error_keeps_its_hint_on_the_way_from_another_process() -> None:
+    error = pickle.loads(pickle.dumps(DataError("what", "next step")))
+    assert (error.message, error.hint) == ("what", "next step")
+
+
+def test_images_and_tiff_volumes_are_read_with_their_spacing(tmp_path: Path) -> None:
+    known = frozenset({0, 1, 2})
+    labels, geometry = read_segmentation(write(tmp_path / "a.png", noise(1)[0], (1.0, 1.0)), known)
+    assert (labels.shape, geometry.spacing) == (SHAPE[1:], (1, 1))
+    tif = write(tmp_path / "b.tif", noise(2))
+    (tmp_path / "b.json").write_text('{"spacing": [5, 2, 0.5]}')
+    assert read_segmentation(tif, known)[1].spacing == (0.5, 2, 5)
+    (tmp_path / "b.json").write_text("{}")
+    with pytest.raises(DataError, match="spacing"):
+        read_segmentation(tif, known)
+
+
+def test_labels_stored_as_floats_are_read_as_integers(tmp_path: Path) -> None:
+    labels, _ = read_segmentation(write(tmp_path / "a.nii.gz", noise(1).astype(np.float32)), frozenset({0, 1, 2}))
+    assert labels.dtype == np.uint8
+    np.testing.assert_array_equal(labels, noise(1))
+
+
+@pytest.mark.parametrize(
+    ("array", "values"),
+    [
+        (noise(1, top=4), "3, 4"),
+        (noise(1).astype(np.float32) / 2, "0.5"),
+        (noise(1).astype(np.int16) - 1, "-1"),
+        (noise(1).astype(np.int16) * 200, "200, 400"),
+        (np.where(noise(1) == 1, np.nan, 0).astype(np.float32), "nan"),
+    ],
+)
+def test_values_that_the_dataset_does_not_list_are_named(array: np.ndarray, values: str, tmp_path: Path) -> None:
+    path = write(tmp_path / "a.mha", array)
+    with pytest.raises(DataError, match=rf"a\.mha' has values .* list: {values}$"):
+        read_segmentation(path, frozenset({0, 1, 2}))
+
+
+@pytest.mark.parametrize(
+    ("what", "value"),
+    [("spacing", (1, 2, 3.01)), ("origin", (0, 0, 0.1)), ("direction", (-1, 0, 0, 0, -1, 0, 0, 0, 1))],
+)
+def test_another_geometry_is_an_error_that_shows_both(what: str, value: tuple, two_cases: tuple[Path, Path]) -> None:
+    write(two_cases[1] / "a.nii.gz", noise(0), **{what: value})
+    with pytest.raises(DataError, match=rf"{what} \(.*pred/a\.nii\.gz' is not \(.*gt/a\.nii\.gz'"):
+        summarise(two_cases)
+
+
+def test_another_shape_is_an_error_and_rounding_of_the_origin_is_none(two_cases: tuple[Path, Path]) -> None:
+    write(two_cases[1] / "a.nii.gz", noise(0), origin=(0.0, 0.0005, 0.0))
+    summarise(two_cases)
+    write(two_cases[1] / "a.nii.gz", noise(0)[:-1])
+    with pytest.raises(DataError, match=r"size \(10, 9, 7\)"):
+        summarise(two_cases)
+
+
+@pytest.mark.parametrize("spoil", [lambda whole: whole[:200], lambda whole: whole[:-9], lambda whole: b"no image"])
+def test_a_damaged_file_is_named(spoil: Callable[[bytes], bytes], two_cases: tuple[Path, Path]) -> None:
+    path = two_cases[1] / "b.nii.gz"
+    path.write_bytes(spoil(path.read_bytes()))
+    with pytest.raises(DataError, match=r"pred/b\.nii\.gz' is damaged"):
+        summarise(two_cases)
+
+
+def test_an_image_in_colour_is_an_error(tmp_path: Path) -> None:
+    colour = sitk.GetImageFromArray(np.zeros((4, 4, 3), np.uint8), isVector=True)
+    sitk.WriteImage(colour, str(tmp_path / "b.png"))
+    with pytest.raises(DataError, match="3 channels"):
+        read_segmentation(tmp_path / "b.png", frozenset({0}))
+
+
+def test_files_without_a_partner_are_an_error_unless_chill(two_cases: tuple[Path, Path]) -> None:
+    references, predictions = two_cases
+    (predictions / "a.nii.gz").unlink()
+    write(predictions / ".part-1-a.nii.gz", noise(1))
+    with pytest.raises(DataError, match=r"no prediction .*pred/a\.nii\.gz"):
+        pair(references, predictions, ".nii.gz")
+    cases, alone = pair(references, predictions, ".nii.gz", chill=True)
+    assert ([case.name for case in cases], alone) == (["b"], ["a.nii.gz"])
+    write(predictions / "c.nii.gz", noise(1))
+    (references / "a.nii.gz").unlink()
+    with pytest.raises(DataError, match=r"no reference .*gt/c\.nii\.gz"):
+        pair(references, predictions, ".nii.gz")
+    (predictions / "b.nii.gz").unlink()
+    with pytest.raises(DataError, match="has the name of"):
+        pair(references, predictions, ".nii.gz", chill=True)
+
+
+@pytest.mark.parametrize("labels", [None, {"liver": 1}, {"0": "background"}, {**PLAIN, "x": "3"}, {**PLAIN, "x": []}])
+def test_labels_that_nnunet_would_not_take_are_an_error(labels: Any) -> None:
+    with pytest.raises(DataError, match=r"dataset\.json"):
+        labels_of({"labels": labels}, Path("dataset.json"))
+
+
+def test_the_command_prints_a_table_and_writes_summary_and_csv(
+    two_cases: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    references, predictions = map(str, two_cases)
+    table_file = tmp_path / "new" / "cases.csv"
+    options = ["-pfile", "plans.json", "--tolerance", "2", "--csv", str(table_file), "-np", "1"]
+    assert main([references, predictions, *options]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    summary = json.loads((two_cases[1] / "summary.json").read_text())
+    assert lines[0].split("  ")[0] == "class"
+    assert "NSD 2 mm" in lines[0]
+    assert [line.split()[0] for line in lines[2:]] == ["liver", "tumour", "foreground"]
+    assert lines[2].split()[1:3] == [f"{summary['mean']['1'][metric]:.4f}" for metric in ("Dice", "NSD")]
+    rows = list(csv.DictReader(table_file.read_text().splitlines()))
+    assert [(row["case"], row["class"]) for row in rows] == [(c, name) for c in "ab" for name in ("liver", "tumour")]
+    assert float(rows[3]["NSD"]) == summary["metric_per_case"][1]["metrics"]["2"]["NSD"]
+
+
+def test_json_on_stdout_is_valid_and_has_null_for_undefined(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    reference = write(tmp_path / "gt" / "a.nii.gz", noise(1, top=1))
+    prediction = write(tmp_path / "pred" / "a.nii.gz", noise(2, top=1))
+    write_dataset(tmp_path / "pred", PLAIN)
+    assert main([str(reference), str(prediction), "--json"]) == 0
+    document = json.loads(capsys.readouterr().out, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    assert document["mean"]["2"]["Dice"] is None
+    assert document["labels"] == {"1": "liver", "2": "tumour"}
+    assert set(document["mean"]["1"]) == {*metrics.METRICS, "n_cases", "n_infinite"}
+    assert not (tmp_path / "pred" / "summary.json").exists()
+
+
+@pytest.mark.parametrize("folder", ["raw/Dataset007_X/labelsTs", "preprocessed/Dataset007_X/gt_segmentations"])
+def test_a_dataset_number_stands_for_its_references(
+    folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("raw", "preprocessed", "results"):
+        (tmp_path / name).mkdir()
+        monkeypatch.setenv(f"nnUNet_{name}", str(tmp_path / name))
+    write_dataset(tmp_path / folder.rsplit("/", 1)[0], PLAIN)
+    write(tmp_path / "raw/Dataset007_X/labelsTr/other.nii.gz", noise(3))
+    write(tmp_path / folder / "a.nii.gz", noise(1))
+    write(tmp_path / "pred" / "a.nii.gz", noise(1))
+    assert main(["-d", "7", str(tmp_path / "pred"), "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["foreground_mean"]["Dice"] == 1
+    assert document["metric_per_case"][0]["reference_file"] == str(tmp_path / folder / "a.nii.gz")
+
+
+def test_what_is_wrong_ends_in_one_line_a_hint_and_a_code(
+    two_cases: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    references, predictions = map(str, two_cases)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "bad.json").write_text("{}")
+    for arguments, code, words in (
+        ([references, str(tmp_path / "nowhere")], 3, "nowhere"),
+        ([references, str(tmp_path / "empty")], 3, "no .nii.gz files"),
+        ([references, predictions, "-djfile", str(tmp_path / "none.json")], 3, "none.json"),
+        ([references, predictions, "-djfile", str(tmp_path / "bad.json")], 3, "file_ending"),
+        ([predictions], 2, "only one folder"),
+        ([references, predictions, "-np", "0"], 2, "-np 0"),
+        ([references, predictions, "--tolerance", "-1"], 2, "--tolerance"),
+        ([references, predictions, "-o", "summary.csv"], 2, ".json"),
+    ):
+        assert main(arguments) == code
+        printed = capsys.readouterr()
+        assert words in printed.err.splitlines()[0]
+        assert printed.out == ""
+    assert not (two_cases[1] / "summary.json").exists()
