@@ -77,7 +77,9 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]], title: str = ""
         result(title)
     for n, line in enumerate(lines):
         first = line[0].ljust(widths[0])
-        result("  ".join([first, *(cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True))]).rstrip())
+        result(
+            "  ".join([first, *(cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True))]).rstrip()
+        )
         if n == 0:
             result("  ".join("-" * width for width in widths))
 
@@ -126,3 +128,69 @@ def _writes_to(stream: TextIO, descriptor: int) -> bool:
         return stream.fileno() == descriptor
     except (OSError, ValueError):  # io.UnsupportedOperation of in-memory streams is both
         return False
+
+
+class TrainingProgress:
+    """Shows a training: a live bar per epoch on a terminal, one plain line per epoch elsewhere (on stderr).
+
+    Follows the Listener of trainers/base.py without importing it, since that takes torch.
+    """
+
+    def __init__(self) -> None:
+        self._bar: Any = None
+        self._epoch_times: list[float] = []
+        if sys.stderr.isatty():
+            from rich.console import Console
+            from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+            from rich.progress import Progress as Bar
+
+            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+            self._bar = Bar(*columns, TextColumn("{task.fields[loss]}"), console=Console(stderr=True), transient=True)
+
+    def step(self, trainer: Any, phase: str, done: int, loss: float) -> None:
+        """A step of an epoch is over."""
+        if self._bar is None:
+            return
+        steps = trainer.num_iterations_per_epoch + trainer.num_val_iterations_per_epoch
+        position = done + (trainer.num_iterations_per_epoch if phase == "validation" else 0)
+        if not self._bar.live.is_started:
+            self._bar.start()
+            self._task = self._bar.add_task("", total=steps, loss="")
+        text = f"epoch {trainer.current_epoch + 1}/{trainer.num_epochs} {phase}"
+        self._bar.update(self._task, description=text, completed=position, total=steps, loss=f"loss {loss:.3f}")
+
+    def epoch(self, trainer: Any) -> None:
+        """An epoch is over: one line that stays."""
+        if self._bar is not None and self._bar.live.is_started:
+            self._bar.stop()
+            self._bar.remove_task(self._task)
+
+        def last(key: str) -> Any:
+            return trainer.logger.get_value(key, step=-1)
+
+        seconds = last("epoch_end_timestamps") - last("epoch_start_timestamps")
+        self._epoch_times = [*self._epoch_times[-9:], seconds]
+        left = (trainer.num_epochs - trainer.current_epoch) * sum(self._epoch_times) / len(self._epoch_times)
+        dice = " ".join(f"{value:.3f}" for value in last("dice_per_class_or_region"))
+        note(
+            f"epoch {trainer.current_epoch}/{trainer.num_epochs}  loss {last('train_losses'):.4f}  "
+            f"validation {last('val_losses'):.4f}  Dice {last('mean_fg_dice'):.3f} [{dice}]  lr {last('lrs'):.2g}  "
+            f"{seconds:.1f} s  {_peak_memory(trainer.device)}  {_clock(left)} left"
+        )
+
+
+def _peak_memory(device: Any) -> str:
+    if device.type == "cuda":
+        import torch
+
+        return f"{torch.cuda.max_memory_reserved(device) / 2**30:.1f} GB GPU"
+    import resource
+
+    unit = 2**30 if sys.platform == "darwin" else 2**20  # bytes on macOS, kB elsewhere
+    return f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit:.1f} GB"
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}"

@@ -26,7 +26,9 @@ def folder(variable: str) -> Path:
         raise DataError(f"the variable {variable} is not set", f"export {lines}")
     path = Path(os.environ[variable])
     if variable == "nnUNet_raw" and not path.is_dir():
-        raise DataError(f"{variable} names no folder: {str(path)!r}", f"mkdir -p {path}, and put DatasetXXX_Name folders there")
+        raise DataError(
+            f"{variable} names no folder: {str(path)!r}", f"mkdir -p {path}, and put DatasetXXX_Name folders there"
+        )
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -40,7 +42,9 @@ def dataset_name(id_or_name: int | str) -> str:
     Raises:
         DataError: No or several datasets have this number.
     """
-    known = sorted({p.name for v in VARIABLES if os.environ.get(v) for p in Path(os.environ[v]).glob("Dataset???_*") if p.is_dir()})
+    known = sorted(
+        {p.name for v in VARIABLES if os.environ.get(v) for p in Path(os.environ[v]).glob("Dataset???_*") if p.is_dir()}
+    )
     text = str(id_or_name)
     if text in known:
         return text
@@ -49,11 +53,16 @@ def dataset_name(id_or_name: int | str) -> str:
         if len(matches) == 1:
             return matches[0]
         if matches:
-            raise DataError(f"number {text} belongs to {len(matches)} datasets: {', '.join(matches)}", "give the full name with -d")
+            raise DataError(
+                f"number {text} belongs to {len(matches)} datasets: {', '.join(matches)}", "give the full name with -d"
+            )
     for variable in VARIABLES:
         folder(variable)
     listing = f"known: {', '.join(known[:8])}" if known else f"no datasets in {os.environ['nnUNet_raw']}"
-    raise DataError(f"no dataset {text!r}{closest(text, known)} ({listing})", "put DatasetXXX_Name into nnUNet_raw, or see stunet_convert --help")
+    raise DataError(
+        f"no dataset {text!r}{closest(text, known)} ({listing})",
+        "put DatasetXXX_Name into nnUNet_raw, or see stunet_convert --help",
+    )
 
 
 def raw_dataset(name: str) -> Path:
@@ -64,7 +73,10 @@ def raw_dataset(name: str) -> Path:
     """
     path = folder("nnUNet_raw") / name
     if not (path / "dataset.json").is_file():
-        raise DataError(f"no dataset.json in {str(path)!r}", "see stunet_convert --help, or nnU-Net's documentation/dataset_format.md")
+        raise DataError(
+            f"no dataset.json in {str(path)!r}",
+            "see stunet_convert --help, or nnU-Net's documentation/dataset_format.md",
+        )
     return path
 
 
@@ -79,7 +91,7 @@ def list_plans(dataset: str) -> list[str]:
 
 
 def plans_path(dataset: str, name: str | None = None) -> Path:
-    """The plans file called `name`, or the only base plan of the dataset (derived plans carry a `-` in their name).
+    """The plans file called `name`, or the only one of the dataset that was planned and not derived from another.
 
     Raises:
         DataError: There is no such plan, or several and no name was given.
@@ -87,15 +99,21 @@ def plans_path(dataset: str, name: str | None = None) -> Path:
     number = int(dataset[7:10])
     known = list_plans(dataset)
     if name is None:
-        base = [plan for plan in known if "-" not in plan]
+        parent = preprocessed_dataset(dataset)
+        base = [plan for plan in known if "derived_from" not in load_plans(parent / f"{plan}.json").get("stunet", {})]
         if len(base) > 1:
             raise DataError(f"{dataset} has {len(base)} plans: {', '.join(base)}", f"add -p {base[0]}")
         if not base:
-            raise DataError(f"no plans for {dataset} in {str(preprocessed_dataset(dataset))!r}", f"stunet_plan_and_preprocess -d {number}")
+            raise DataError(
+                f"no plans for {dataset} in {str(preprocessed_dataset(dataset))!r}",
+                f"stunet_plan_and_preprocess -d {number}",
+            )
         name = base[0]
     path = preprocessed_dataset(dataset) / f"{name}.json"
     if not path.is_file():
-        raise DataError(f"no plans {name!r} for {dataset}{closest(name, known)}", f"stunet_plan_and_preprocess -d {number}")
+        raise DataError(
+            f"no plans {name!r} for {dataset}{closest(name, known)}", f"stunet_plan_and_preprocess -d {number}"
+        )
     return path
 
 
@@ -111,7 +129,11 @@ def find_result(dataset: str, configuration: str, plans_name: str | None = None,
         DataError: Nothing was trained, or several plans were.
     """
     parent = folder("nnUNet_results") / dataset
-    found = [p for p in sorted(parent.glob(f"{trainer}__{plans_name or '*'}__{configuration}")) if (p / "plans.json").is_file()]
+    found = [
+        p
+        for p in sorted(parent.glob(f"{trainer}__{plans_name or '*'}__{configuration}"))
+        if (p / "plans.json").is_file()
+    ]
     number = int(dataset[7:10])
     if not found:
         other = ", ".join(p.name for p in sorted(parent.glob("*__*__*"))) or "nothing"
@@ -121,13 +143,19 @@ def find_result(dataset: str, configuration: str, plans_name: str | None = None,
         )
     if len(found) > 1:
         names = [p.name.split("__")[1] for p in found]
-        raise DataError(f"{dataset} has {len(found)} models for {configuration}: {', '.join(names)}", f"add -p {names[0]}")
+        raise DataError(
+            f"{dataset} has {len(found)} models for {configuration}: {', '.join(names)}", f"add -p {names[0]}"
+        )
     return found[0]
 
 
 def trained_folds(model: Path, checkpoint: str = "checkpoint_final.pth") -> list[int | str]:
     """The folds of a model folder that hold `checkpoint`, as nnU-Net names them (0, 1, ..., 'all')."""
-    names = [m.group(1) for p in model.glob("fold_*") if (p / checkpoint).is_file() and (m := re.fullmatch(r"fold_(\d+|all)", p.name))]
+    names = [
+        m.group(1)
+        for p in model.glob("fold_*")
+        if (p / checkpoint).is_file() and (m := re.fullmatch(r"fold_(\d+|all)", p.name))
+    ]
     return sorted((int(n) if n != "all" else n for n in names), key=str)
 
 

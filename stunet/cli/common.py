@@ -8,7 +8,7 @@ import traceback
 from collections.abc import Callable, Sequence
 
 from stunet import __version__, console
-from stunet.errors import OutOfMemoryError, StunetError
+from stunet.errors import OutOfMemoryError, StunetError, UsageError
 
 EXIT_CODES = """exit codes: 0 done, 1 unexpected, 2 usage, 3 data, plan or path missing or bad, 4 weights,
 5 out of memory, 75 interrupted and resumable, 130 Ctrl-C"""
@@ -29,8 +29,10 @@ def new_parser(program: str, description: str, examples: str = "") -> argparse.A
     return parser
 
 
-def run(parser: argparse.ArgumentParser, command: Callable[[argparse.Namespace], int | None], argv: Sequence[str] | None) -> int:
-    """Parses, runs the command and returns its exit code; a known error ends in one line and a hint, without a traceback."""
+def run(
+    parser: argparse.ArgumentParser, command: Callable[[argparse.Namespace], int | None], argv: Sequence[str] | None
+) -> int:
+    """Parses, runs the command and returns its exit code; a known error ends in one line and a hint."""
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO if args.verbose else logging.WARNING, format="%(message)s")
     os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
@@ -40,7 +42,7 @@ def run(parser: argparse.ArgumentParser, command: Callable[[argparse.Namespace],
     except KeyboardInterrupt:
         console.error(parser.prog, "stopped by Ctrl-C", "")
         return 130
-    except BaseException as error:  # noqa: BLE001 - the one place where everything ends
+    except BaseException as error:
         if isinstance(error, SystemExit | GeneratorExit):
             raise
         if args.debug:
@@ -51,19 +53,39 @@ def run(parser: argparse.ArgumentParser, command: Callable[[argparse.Namespace],
 
 
 def explain(error: BaseException) -> StunetError:
-    """The error in our terms: itself, or what a full disk, a lack of memory or an unexpected error means for the user."""
+    """The error in our terms: itself, or what a full disk, too little memory or a bug means for the user."""
     if isinstance(error, StunetError):
         return error
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        return OutOfMemoryError(f"out of memory: {error}", "a smaller --size, or stunet_train --set batch_size=... patch_size=...")
+        return OutOfMemoryError(
+            f"out of memory: {error}", "a smaller --size, or stunet_train --set batch_size=... patch_size=..."
+        )
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return _as(3, f"the disk is full: {error.filename or error}", "free some space and run the same command again")
     if isinstance(error, PermissionError | FileNotFoundError | NotADirectoryError | IsADirectoryError):
         return _as(3, str(error), "check the path and its permissions")
-    return _as(1, f"unexpected {type(error).__name__}: {error}", "the same command with --debug, and report what it prints")
+    return _as(
+        1, f"unexpected {type(error).__name__}: {error}", "the same command with --debug, and report what it prints"
+    )
 
 
 def _as(exit_code: int, message: str, hint: str) -> StunetError:
     error = StunetError(message, hint)
     error.exit_code = exit_code
     return error
+
+
+def device(requested: str | None) -> str:
+    """The device to use: what was asked for, or "cuda" where there is one, else "cpu".
+
+    Raises:
+        UsageError: The device that was asked for is not there.
+    """
+    import torch
+
+    if requested is None:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    available = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available, "cpu": lambda: True}
+    if not available[requested]():
+        raise UsageError(f"-device {requested}: torch finds no such device here", "-device cpu")
+    return requested

@@ -1,0 +1,149 @@
+"""How patch and batch are fitted to a size and a memory target: the largest patch first, then the largest batch.
+
+Works on one configuration of a plan (spacing, median shape, ...), whatever made it, so that planner and derive() agree:
+planning for L gives what planning for B and deriving L gives. Read next: memory.py and topology.py.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from stunet.errors import OutOfMemoryError
+from stunet.networks import SIZES
+from stunet.plans import memory, topology
+from stunet.plans.memory import Network
+from stunet.plans.topology import Strides
+
+MIN_BATCH = 2
+MIN_PATCH = 32  # voxels: an axis is not shrunk below this; smaller images keep their own size
+LARGEST_PATCH = {3: 256**3, 2: 2048**2}  # voxels; where shrinking starts (nnU-Net's initial patch)
+DATASET_SHARE = 0.05  # of the training voxels at most in one batch, against overfitting (nnU-Net's rule)
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Patch (voxels per axis), batch (samples) and strides that fit, and the estimate of their memory in GiB."""
+
+    patch: list[int]
+    batch: int
+    strides: Strides
+    memory_gb: float
+
+
+@dataclass(frozen=True)
+class Target:
+    """What to fit into: GPU memory in GiB, a number of stages (None: what the patch supports), a probe's correction."""
+
+    memory_gb: float
+    stages: int | None = topology.DEFAULT_STAGES
+    correction: float = 1.0
+
+
+def fit(
+    network: Network, spacing: Sequence[float], median_shape: Sequence[float], voxels_in_dataset: float, target: Target
+) -> Fit:
+    """The largest patch, then the largest batch, whose training step fits into the target.
+
+    The patch starts isotropic in mm and not larger than the median image. While it is too large, the axis that is
+    longest relative to the median image shrinks. The batch grows once the patch has all it can use.
+
+    Args:
+        network: The architecture.
+        spacing: mm per axis.
+        median_shape: Voxels per axis of the median image at this spacing.
+        voxels_in_dataset: Training voxels in all, which limit the batch.
+        target: Memory and stages.
+
+    Raises:
+        OutOfMemoryError: Not even the smallest patch fits; the message names the size that would.
+    """
+    shape = [max(1, round(n)) for n in median_shape]
+    patch, strides = _topology(initial_patch(spacing, shape), spacing, target.stages)
+    floor = [min(MIN_PATCH, n) for n in patch]
+    while (needed := memory.estimate(network, patch, MIN_BATCH, strides, target.correction)) > target.memory_gb:
+        shrunk = _shrink(patch, shape, spacing, target.stages, floor)
+        if shrunk is None:
+            raise OutOfMemoryError(
+                f"STU-Net-{network.size} needs {needed:.1f} GB even with its smallest patch {patch}; "
+                f"the target is {target.memory_gb:g} GB",
+                _advice(network, patch, strides, target),
+            )
+        patch, strides = _topology(shrunk, spacing, target.stages)
+    batch = largest_batch(network, patch, strides, voxels_in_dataset, target)
+    return Fit(patch, batch, strides, memory.estimate(network, patch, batch, strides, target.correction))
+
+
+def initial_patch(spacing: Sequence[float], shape: Sequence[int], voxels: int | None = None) -> list[int]:
+    """A patch that is isotropic in mm, has about `voxels` voxels, and is not larger than the image."""
+    budget = voxels or LARGEST_PATCH[len(spacing)]
+    edge_mm = (budget * math.prod(spacing)) ** (1 / len(spacing))
+    return [min(max(1, round(edge_mm / pitch)), n) for pitch, n in zip(spacing, shape, strict=True)]
+
+
+def largest_batch(
+    network: Network, patch: Sequence[int], strides: Strides, voxels_in_dataset: float, target: Target
+) -> int:
+    """Samples per step that fit into the target and show at most DATASET_SHARE of the dataset, but at least two."""
+    fixed = memory.estimate(network, patch, 0, strides, target.correction)
+    per_sample = memory.estimate(network, patch, 1, strides, target.correction) - fixed
+    fitting = math.floor((target.memory_gb - fixed) / per_sample)
+    share = round(voxels_in_dataset * DATASET_SHARE / math.prod(patch))
+    return max(MIN_BATCH, min(fitting, share))
+
+
+def corrected(
+    measure: Callable[[Fit], float], search: Callable[[float], Fit], target_gb: float, rounds: int = 4
+) -> tuple[Fit, float, float]:
+    """Fits, measures the fit on a real device, and fits again with the measured factor until the target holds.
+
+    Args:
+        measure: Peak GiB of a real training step.
+        search: The fit for a correction factor.
+        target_gb: What the measurement must not exceed.
+        rounds: Measurements at most.
+
+    Returns:
+        The fit, its measured GiB, and the correction factor.
+
+    Raises:
+        OutOfMemoryError: The last measurement is still above the target.
+    """
+    factor = 1.0
+    for _ in range(rounds):
+        fitted = search(factor)
+        measured = measure(fitted)
+        if measured <= target_gb:
+            return fitted, measured, factor
+        factor *= 1.02 * measured / fitted.memory_gb
+    raise OutOfMemoryError(
+        f"after {rounds} probes the step still takes {measured:.1f} GB of {target_gb:g} GB", "a smaller --size"
+    )
+
+
+def _topology(patch: Sequence[int], spacing: Sequence[float], stages: int | None) -> tuple[list[int], Strides]:
+    return topology.round_up(patch, spacing, stages or topology.supported_stages(patch, spacing))
+
+
+def _shrink(
+    patch: list[int], shape: list[int], spacing: Sequence[float], stages: int | None, floor: list[int]
+) -> list[int] | None:
+    """The patch with its relatively longest axis made smaller, or the next longest where that one is at its floor."""
+    depth = stages or topology.supported_stages(patch, spacing)
+    for axis in sorted(range(len(patch)), key=lambda a: patch[a] / shape[a], reverse=True):
+        candidate = topology.smaller(patch, axis, spacing, depth, floor[axis])
+        if candidate is not None:
+            return candidate
+    return None
+
+
+def _advice(network: Network, patch: Sequence[int], strides: Strides, target: Target) -> str:
+    """The largest size that fits with the same patch, or the memory that even the smallest size needs."""
+    for size in ("L", "B", "S"):
+        smaller = Network(size, network.channels, network.classes, network.checkpointing)
+        fits = memory.estimate(smaller, patch, MIN_BATCH, strides, target.correction) <= target.memory_gb
+        if fits and SIZES[size].width < SIZES[network.size].width:
+            return f"--size {size}, which fits into {target.memory_gb:g} GB"
+    least = memory.estimate(
+        Network("S", network.channels, network.classes), patch, MIN_BATCH, strides, target.correction
+    )
+    return f"a GPU with more memory (-gpu_memory_target {math.ceil(least)}): even size S needs {least:.1f} GB here"

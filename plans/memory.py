@@ -1,0 +1,113 @@
+"""How much GPU memory a training step of this network takes, before anybody has run it.
+
+    memory = OVERHEAD + PARAMETER_BYTES * parameters + ACTIVATION_FACTOR * activations + loss
+
+Activations are what autograd keeps for the backward pass in half precision, counted from the architecture:
+
+    residual block   4 tensors of its output's shape (two convolution outputs, two activations)
+    decoder stage    and the concatenation of upsampled features and skip connection
+    heads            their logits; the loss keeps LOSS_COPIES more of them in float32
+
+The count equals torch's saved tensors (tests). The other constants are **from published figures**, not measured by us:
+5.2, 8.8 and 26.5 GB for S, B and L (nnU-Net, documentation/resenc_presets.md; patch 128x128x128, batch 2), which
+the model gives within 4 % for the published form of the network. `stunet_plan_and_preprocess --probe` measures.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from stunet.networks import SIZES, Size
+from stunet.plans.topology import Strides
+
+GIB = 2**30
+OVERHEAD_GB = 2.3  # CUDA context, cuDNN workspaces, allocator
+PARAMETER_BYTES = 14  # float32 weights, gradients and momentum, and the half-precision copy that autocast makes
+ACTIVATION_FACTOR = 1.3  # temporary gradients and fragmentation on top of what is kept
+LOSS_COPIES = 5  # float32 copies of the logits in nnU-Net's Dice and cross-entropy, one-hot targets included
+HALF, SINGLE = 2, 4  # bytes
+
+DEFAULT_TARGET_GB = {"T": 4.0, "S": 6.0, "B": 10.0, "L": 32.0, "H": 80.0}
+
+
+@dataclass(frozen=True)
+class Network:
+    """What the memory of a network depends on, besides patch and batch.
+
+    Args:
+        size: Key of stunet.networks.SIZES.
+        channels: Input channels, the previous stage's one-hot labels of a cascade included.
+        classes: Segmentation heads, background included.
+        checkpointing: Whether stages are recomputed in the backward pass.
+    """
+
+    size: str
+    channels: int
+    classes: int
+    checkpointing: bool = False
+
+
+def estimate(network: Network, patch: Sequence[int], batch: int, strides: Strides, correction: float = 1.0) -> float:
+    """Peak memory of a mixed-precision training step in GiB.
+
+    Args:
+        network: The architecture.
+        patch: Voxels per axis.
+        batch: Samples per step.
+        strides: One entry per stage, the first all ones.
+        correction: Factor for the activations that a probe measured.
+    """
+    activations = batch * activation_bytes(network, patch, strides)
+    loss = batch * loss_bytes(network, patch, strides)
+    fixed = PARAMETER_BYTES * parameters(network, strides)
+    return OVERHEAD_GB + (fixed + correction * (ACTIVATION_FACTOR * activations + loss)) / GIB
+
+
+def parameters(network: Network, strides: Strides) -> int:
+    """The number of parameters of the network."""
+    size, ndim = SIZES[network.size], len(strides[0])
+    kernel = 3**ndim
+    widths = [size.channels(stage) for stage in range(len(strides))]
+
+    def stage(c_in: int, c_out: int) -> int:
+        first = kernel * c_in * c_out + c_in * c_out + kernel * c_out * c_out + 7 * c_out
+        further = 2 * kernel * c_out * c_out + 6 * c_out
+        return first + (size.depth - 1) * further
+
+    encoder = sum(stage(c_in, c_out) for c_in, c_out in zip([network.channels, *widths], widths, strict=False))
+    decoder = sum(low * c + c + stage(2 * c, c) + (c + 1) * network.classes for c, low in pairwise(widths))
+    return encoder + decoder
+
+
+def activation_bytes(network: Network, patch: Sequence[int], strides: Strides) -> int:
+    """Bytes per sample that autograd keeps between the forward and the backward pass, without the loss."""
+    size = SIZES[network.size]
+    encoder = [_stage(size, stage, voxels, False) for stage, voxels in enumerate(_voxels(patch, strides))]
+    decoder = [_stage(size, stage, voxels, True) for stage, voxels in enumerate(_voxels(patch, strides)[:-1])]
+    if not network.checkpointing:
+        return sum(kept for kept, _ in encoder + decoder)
+    kept_between = sum(edge for _, edge in encoder + decoder)
+    return kept_between + max(kept for kept, _ in encoder + decoder)
+
+
+def loss_bytes(network: Network, patch: Sequence[int], strides: Strides) -> int:
+    """Bytes per sample of all heads' logits and of the copies that the loss makes of them."""
+    return sum(network.classes * voxels * (HALF + LOSS_COPIES * SINGLE) for voxels in _voxels(patch, strides)[:-1])
+
+
+def _stage(size: Size, stage: int, voxels: int, decoder: bool) -> tuple[int, int]:
+    """Bytes kept inside a stage, and bytes at its edge that checkpointing keeps as well."""
+    tensor = HALF * size.channels(stage) * voxels
+    concatenation = 2 * tensor if decoder else 0
+    return size.depth * 4 * tensor + concatenation, tensor + concatenation
+
+
+def _voxels(patch: Sequence[int], strides: Strides) -> list[int]:
+    """Voxels of the feature maps per stage."""
+    total = math.prod(patch)
+    voxels = []
+    for stride in strides:
+        total //= math.prod(stride)
+        voxels.append(total)
+    return voxels

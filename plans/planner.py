@@ -1,0 +1,145 @@
+"""How a dataset becomes a plan: nnU-Net's planner decides spacing and normalisation, ours patch, batch and strides.
+
+Spacing, normalisation and data identifier do not depend on the size of the network, so that one preprocessed dataset
+serves all sizes (also 3d_lowres: its spacing follows from a reference patch of 128^3 voxels). Read next: fit.py.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
+from nnunetv2.paths import nnUNet_preprocessed
+from nnunetv2.utilities.json_export import recursive_fix_for_json_export
+
+from stunet import __version__
+from stunet.datasets.check import left_right_axes, left_right_pairs
+from stunet.files import read_json, write_json
+from stunet.networks import STUNet
+from stunet.plans import fit, topology
+from stunet.plans.derive import Measure, fit_configurations
+from stunet.plans.fit import Target
+from stunet.plans.memory import DEFAULT_TARGET_GB
+
+BASE_NAME = "STUNetPlans"
+REFERENCE_PATCH = {3: 128**3, 2: 512**2}  # voxels, only to decide whether and where 3d_lowres is needed
+
+
+class STUNetPlanner(ExperimentPlanner):
+    """Plans STU-Net for a dataset whose fingerprint has been extracted.
+
+    Args:
+        dataset_name_or_id: As nnU-Net takes it.
+        gpu_memory_target_in_gb: GPU memory that a training step may take; default by size.
+        preprocessor_name: nnU-Net's preprocessor class.
+        plans_name: Default `STUNetPlans_<size>`.
+        overwrite_target_spacing: mm, in the order of the images' arrays.
+        suppress_transpose: Keep the order of axes.
+        size: Key of stunet.networks.SIZES.
+        stages: Number of stages; None takes what the patch supports (4 to 7).
+        checkpointing: Recompute activations in the backward pass: less memory, more time.
+        measure: Runs one real training step and returns its peak GiB (`--probe`); None trusts the estimate.
+    """
+
+    def __init__(
+        self,
+        dataset_name_or_id: str | int,
+        gpu_memory_target_in_gb: float | None = None,
+        preprocessor_name: str = "DefaultPreprocessor",
+        plans_name: str | None = None,
+        overwrite_target_spacing: Sequence[float] | None = None,
+        suppress_transpose: bool = False,
+        *,
+        size: str = "B",
+        stages: int | None = topology.DEFAULT_STAGES,
+        checkpointing: bool = False,
+        measure: Measure | None = None,
+    ) -> None:
+        memory_gb = gpu_memory_target_in_gb or DEFAULT_TARGET_GB[size]
+        spacing_tag = (
+            ""
+            if overwrite_target_spacing is None
+            else "_" + "x".join(f"{s:g}" for s in overwrite_target_spacing) + "mm"
+        )
+        self.size, self.checkpointing, self.measure = size, checkpointing, measure
+        self.target = Target(memory_gb, stages)
+        self.data_prefix = plans_name or BASE_NAME + spacing_tag
+        super().__init__(
+            dataset_name_or_id,
+            memory_gb,
+            preprocessor_name,
+            plans_name or f"{BASE_NAME}_{size}{spacing_tag}",
+            overwrite_target_spacing,
+            suppress_transpose,
+        )
+
+    def generate_data_identifier(self, configuration_name: str) -> str:
+        """The folder of the preprocessed cases: without the size, because they do not depend on it."""
+        return f"{self.data_prefix}_{configuration_name}"
+
+    def determine_transpose(self) -> tuple[list[int], list[int]]:
+        """nnU-Net's order of axes, as plain integers."""
+        forward, backward = super().determine_transpose()
+        return [int(a) for a in forward], [int(a) for a in backward]
+
+    def get_plans_for_configuration(
+        self, spacing: Any, median_shape: Any, data_identifier: str, approximate_n_voxels_dataset: float, _cache: dict
+    ) -> dict:
+        """nnU-Net's configuration with our network and a reference patch; save_plans() fits the rest."""
+        plan = super().get_plans_for_configuration(
+            spacing, median_shape, data_identifier, approximate_n_voxels_dataset, _cache
+        )
+        shape = [max(1, round(float(n))) for n in median_shape]
+        plan["patch_size"] = fit.initial_patch(list(spacing), shape, REFERENCE_PATCH[len(spacing)])
+        plan["spacing"] = np.array(
+            spacing
+        )  # a copy: nnU-Net goes on changing its own array in the search for 3d_lowres
+        arch_kwargs: dict[str, Any] = {"size": self.size, "strides": [[1] * len(spacing)] * 2}
+        if self.checkpointing:
+            arch_kwargs["checkpointing"] = True
+        plan["architecture"] = {
+            "network_class_name": f"{STUNet.__module__}.{STUNet.__qualname__}",
+            "arch_kwargs": arch_kwargs,
+            "_kw_requires_import": [],
+        }
+        return plan
+
+    @staticmethod
+    def static_estimate_VRAM_usage(*args: Any, **kwargs: Any) -> float:
+        """Nothing to shrink for nnU-Net's own loop: fit.py decides with the memory model of this network."""
+        return 1.0
+
+    def save_plans(self, plans: dict) -> None:
+        """Fits all configurations, adds the `stunet` block, writes the plans; the user's own configurations stay."""
+        recursive_fix_for_json_export(plans)
+        plans["stunet"] = {
+            "version": __version__,
+            "size": self.size,
+            "memory_gb": self.target.memory_gb,
+            "stages": self.target.stages or "auto",
+            "mirror_axes": self.mirror_axes(plans),
+            "train": {},
+        }
+        fit_configurations(plans, self.dataset_json, self.target, self.measure)
+        path = Path(nnUNet_preprocessed) / self.dataset_name / f"{self.plans_identifier}.json"
+        if path.is_file():
+            planned = {"2d", "3d_fullres", "3d_lowres", "3d_cascade_fullres"}
+            own = {k: v for k, v in read_json(path).get("configurations", {}).items() if k not in planned}
+            plans["configurations"].update(own)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, plans)
+
+    def mirror_axes(self, plans: dict) -> list[int]:
+        """The array axes (after transposition) that may be mirrored in training and at test time.
+
+        With paired left and right class names the left-right axis may not: mirroring would swap the sides of the image
+        but not of the labels.
+        """
+        if not left_right_pairs(self.dataset_json["labels"]):
+            return [0, 1, 2]
+        images = [Path(case["images"][0]) for case in self.dataset.values()]
+        sides = {
+            plans["transpose_forward"].index(axis) for axis in left_right_axes(images, plans["image_reader_writer"])
+        }
+        return [axis for axis in range(3) if axis not in sides]

@@ -1,0 +1,86 @@
+"""stunet_info: what is installed, what is set, and what is there. Imports nothing heavy."""
+
+import argparse
+import os
+import platform
+import shutil
+import subprocess
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from stunet import __version__, console, presets, workspace
+from stunet.cli import common
+
+PACKAGES = ("torch", "nnunetv2", "numpy", "scipy", "SimpleITK", "batchgeneratorsv2", "dynamic_network_architectures")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; returns its exit code."""
+    parser = common.new_parser(
+        "stunet_info", "Shows versions, folders, GPUs, and the datasets and models that are there."
+    )
+    parser.add_argument("--json", action="store_true", help="one JSON document")
+    return common.run(parser, _command, argv)
+
+
+def _command(args: argparse.Namespace) -> None:
+    document = collect()
+    if args.json:
+        console.result_json(document)
+        return
+    for section, content in document.items():
+        if isinstance(content, dict):
+            console.result(f"{section}:")
+            for key, value in content.items():
+                console.result(
+                    f"  {key}: {value if value is not None else 'not set' if section == 'folders' else 'not installed'}"
+                )
+        else:
+            console.result(f"{section}: {', '.join(content) if isinstance(content, list) else content}")
+    missing = [name for name, path in document["folders"].items() if path is None]
+    if missing:
+        console.warn(f"not set: {', '.join(missing)}")
+        console.note("  try: export " + " ".join(f"{name}=/path/to/{name}" for name in missing))
+
+
+def collect() -> dict[str, Any]:
+    """What stunet_info shows, as a JSON document."""
+    return {
+        "stunet": __version__,
+        "python": platform.python_version(),
+        "system": platform.platform(),
+        "cores": os.cpu_count(),
+        "gpus": _gpus(),
+        "packages": {name: _version(name) for name in PACKAGES},
+        "folders": {name: os.environ.get(name) for name in workspace.VARIABLES},
+        "presets": presets.names(),
+        "datasets": _names("nnUNet_raw", "Dataset???_*"),
+        "planned": _names("nnUNet_preprocessed", "Dataset???_*/STUNetPlans*.json"),
+        "trained": _names("nnUNet_results", "Dataset???_*/*__STUNetPlans*__*"),
+        "nnUNet_extTrainer for nnUNetv2_train": str(Path(__file__).parents[1] / "nnunet_ext"),
+    }
+
+
+def _gpus() -> list[str]:
+    """Name and memory per GPU as the driver reports them, without loading torch."""
+    if not shutil.which("nvidia-smi"):
+        return []
+    query = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader"]
+    answer = subprocess.run(query, capture_output=True, text=True, timeout=10, check=False)
+    return answer.stdout.strip().splitlines() if answer.returncode == 0 else []
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _names(variable: str, pattern: str) -> list[str]:
+    folder = os.environ.get(variable)
+    return (
+        sorted(str(p.relative_to(folder)).removesuffix(".json") for p in Path(folder).glob(pattern)) if folder else []
+    )

@@ -1,0 +1,200 @@
+"""stunet_plan_and_preprocess: check a dataset, extract its fingerprint, plan, preprocess."""
+
+import argparse
+import os
+import tempfile
+from collections.abc import Sequence
+from typing import Any
+
+from stunet import console, presets, workspace
+from stunet.cli import common
+from stunet.errors import UsageError
+
+CONFIGURATIONS = ("2d", "3d_fullres", "3d_lowres")
+WORKERS = (8, 4, 8)  # per configuration at most, as in nnU-Net
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; returns its exit code."""
+    parser = common.new_parser(
+        "stunet_plan_and_preprocess",
+        "Plans STU-Net for datasets in nnU-Net raw format and preprocesses them.",
+        "example: stunet_plan_and_preprocess -d 3 --size L",
+    )
+    parser.add_argument("-d", nargs="+", required=True, metavar="ID", help="datasets: numbers or names")
+    parser.add_argument("--size", choices=["T", "S", "B", "L", "H"], help="network size (default B)")
+    parser.add_argument(
+        "--preset", metavar="NAME|FILE", help=f"start from a preset: {', '.join(presets.names())}, or a .toml file"
+    )
+    parser.add_argument(
+        "--stages", metavar="N|auto", help="stages of the network (default 6; auto: what the patch supports)"
+    )
+    parser.add_argument(
+        "--checkpointing", action="store_true", help="recompute activations: larger patches, slower steps"
+    )
+    parser.add_argument("--probe", action="store_true", help="measure the memory of a real training step on the GPU")
+    parser.add_argument("--dry_run", action="store_true", help="show the plan; write nothing")
+    parser.add_argument("--no_check", action="store_true", help="do not read the dataset once to find broken files")
+    parser.add_argument("-gpu_memory_target", type=float, metavar="GB", help="GPU memory to plan for (default by size)")
+    parser.add_argument("-overwrite_target_spacing", nargs=3, type=float, metavar="MM", help="spacing of 3d_fullres")
+    parser.add_argument("-overwrite_plans_name", metavar="NAME", help="default STUNetPlans_<size>")
+    parser.add_argument("-c", nargs="+", default=CONFIGURATIONS, metavar="CONFIGURATION", help="what to preprocess")
+    parser.add_argument(
+        "-np", nargs="+", type=int, metavar="N", help="processes for preprocessing, one or per configuration"
+    )
+    parser.add_argument("-npfp", type=int, metavar="N", help="processes for checks and fingerprint")
+    parser.add_argument("-preprocessor_name", default="DefaultPreprocessor", help="nnU-Net preprocessor")
+    parser.add_argument(
+        "-fpe",
+        default="DatasetFingerprintExtractor",
+        choices=["DatasetFingerprintExtractor"],
+        help="fingerprint extractor",
+    )
+    parser.add_argument("-pl", default="STUNetPlanner", choices=["STUNetPlanner"], help="planner")
+    parser.add_argument("--verify_dataset_integrity", action="store_true", help="always done here (see --no_check)")
+    parser.add_argument(
+        "--clean", action="store_true", help="extract the fingerprint again even if the data did not change"
+    )
+    parser.add_argument("--no_pp", action="store_true", help="plan only")
+    parser.add_argument("--no_pbar", action="store_true", help="no progress bars")
+    return common.run(parser, _command, argv)
+
+
+def _command(args: argparse.Namespace) -> None:
+    datasets = [workspace.dataset_name(d) for d in args.d]
+    for dataset in datasets:
+        workspace.raw_dataset(dataset)
+        workspace.folder("nnUNet_preprocessed")
+    _check_options(args)
+    with tempfile.TemporaryDirectory() as scratch:
+        if args.dry_run:
+            os.environ["nnUNet_preprocessed"] = scratch
+        for dataset in datasets:
+            _plan_and_preprocess(dataset, args)
+
+
+def _check_options(args: argparse.Namespace) -> None:
+    if args.preset:
+        preset = presets.load(args.preset)
+        args.size = args.size or preset.size
+        args.gpu_memory_target = args.gpu_memory_target or (preset.memory_gb if args.size == preset.size else None)
+        args.stages = args.stages or (str(preset.stages) if preset.stages else None)
+        args.checkpointing = args.checkpointing or preset.set.get("checkpointing", False)
+    args.size = args.size or "B"
+    args.stages = args.stages or "6"
+    if args.stages != "auto" and not (args.stages.isdigit() and 2 <= int(args.stages) <= 9):
+        raise UsageError(f"--stages {args.stages!r} is neither a number from 2 to 9 nor 'auto'", "--stages 6")
+    if "__" in (args.overwrite_plans_name or ""):
+        raise UsageError(
+            f"-overwrite_plans_name {args.overwrite_plans_name!r}: nnU-Net splits folder names at '__'", "one '_'"
+        )
+    if any(pitch <= 0 for pitch in args.overwrite_target_spacing or ()):
+        raise UsageError(
+            f"-overwrite_target_spacing {args.overwrite_target_spacing}: mm must be positive", "1.5 1.5 1.5"
+        )
+    if args.np and len(args.np) not in (1, len(args.c)):
+        raise UsageError(
+            f"-np has {len(args.np)} values for {len(args.c)} configurations", "one value, or one per configuration"
+        )
+
+
+def _plan_and_preprocess(dataset: str, args: argparse.Namespace) -> None:
+    from stunet import nnunet
+
+    nnunet.check_version()
+    readers = args.npfp or min(8, _cores())
+    nnunet.limit_processes()
+    if not args.no_check:
+        _check(dataset, readers, args.no_pbar)
+    plans = _plan(dataset, readers, args)
+    console.result(f"{dataset}: {plans['plans_name']}")
+    console.table(*_summary(plans))
+    for warning in _warnings(plans):
+        console.warn(warning)
+    if args.dry_run:
+        return
+    console.note(f"plans: {workspace.preprocessed_dataset(dataset) / plans['plans_name']}.json")
+    if not args.no_pp:
+        _preprocess(dataset, plans, args)
+        first = "3d_fullres" if "3d_fullres" in plans["configurations"] else "2d"
+        console.note(f"next: stunet_train {int(dataset[7:10])} {first} 0")
+
+
+def _check(dataset: str, workers: int, quiet: bool) -> None:
+    from stunet.datasets import read_dataset
+    from stunet.datasets.check import check_dataset
+
+    folder = workspace.raw_dataset(dataset)
+    with console.Progress(f"check {dataset}", len(read_dataset(folder)[0]), quiet) as progress:
+        check_dataset(folder, workers, progress.step)
+
+
+def _plan(dataset: str, workers: int, args: argparse.Namespace) -> dict[str, Any]:
+    from stunet.plans.fingerprint import extract_fingerprint
+    from stunet.plans.planner import STUNetPlanner
+
+    console.note("extract the fingerprint, plan")
+    extract_fingerprint(dataset, workers, args.clean)
+    measure = None
+    if args.probe:
+        from stunet.plans.probe import measure_step as measure
+    planner = STUNetPlanner(
+        dataset,
+        args.gpu_memory_target,
+        args.preprocessor_name,
+        args.overwrite_plans_name,
+        args.overwrite_target_spacing,
+        size=args.size,
+        stages=None if args.stages == "auto" else int(args.stages),
+        checkpointing=args.checkpointing,
+        measure=measure,
+    )
+    return planner.plan_experiment()
+
+
+def _preprocess(dataset: str, plans: dict[str, Any], args: argparse.Namespace) -> None:
+    from stunet.preprocessing import pending_cases, preprocess
+
+    for position, name in enumerate(args.c):
+        if name not in plans["configurations"] and name in CONFIGURATIONS:
+            continue  # this dataset needs no 3d_lowres, or has no third dimension
+        most = (
+            args.np[position if len(args.np) > 1 else 0] if args.np else min(WORKERS[position % len(WORKERS)], _cores())
+        )
+        todo = len(pending_cases(dataset, plans, [name]))
+        with console.Progress(f"preprocess {name}", todo, args.no_pbar) as progress:
+            preprocess(dataset, plans, [name], most, progress.step)
+
+
+def _summary(plans: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    columns = ["configuration", "spacing mm", "patch", "batch", "stages", "halvings", "estimated GB"]
+    rows = []
+    for name, configuration in sorted(plans["configurations"].items()):
+        if "architecture" not in configuration:
+            continue
+        strides = configuration["architecture"]["arch_kwargs"]["strides"]
+        halvings = [sum(s > 1 for s in axis) for axis in zip(*strides, strict=True)]
+        memory = configuration["stunet"]
+        rows.append([
+            name,
+            " ".join(f"{pitch:.3g}" for pitch in configuration["spacing"]),
+            "x".join(map(str, configuration["patch_size"])),
+            str(configuration["batch_size"]),
+            str(len(strides)),
+            " ".join(map(str, halvings)),
+            f"{memory['memory_gb']:.1f}" + (f", measured {memory['measured_gb']:.1f}" if "measured_gb" in memory else ""),
+        ])  # fmt: skip
+    return columns, rows
+
+
+def _warnings(plans: dict[str, Any]) -> list[str]:
+    fixed = [axis for axis in range(3) if axis not in plans["stunet"]["mirror_axes"]]
+    if fixed:
+        return [
+            f"left and right classes: axis {', '.join(map(str, fixed))} is not mirrored, in training and at test time"
+        ]
+    return []
+
+
+def _cores() -> int:
+    return os.cpu_count() or 1

@@ -1,0 +1,265 @@
+"""stunet_train: train an STU-Net on a planned dataset, and validate it."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from stunet import console, presets, workspace
+from stunet.cli import common
+from stunet.errors import DataError, UsageError
+from stunet.files import read_json, write_json
+
+if TYPE_CHECKING:
+    from stunet.trainers.launch import Run
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; returns its exit code."""
+    parser = common.new_parser(
+        "stunet_train",
+        "Trains an STU-Net on a planned dataset (all of nnUNetv2_train's flags), then validates it.",
+        "examples: stunet_train 3 3d_fullres 0\n          stunet_train -d 3 -c 3d_fullres -f all --size L --set num_epochs=250",
+    )
+    parser.add_argument("dataset", nargs="?", help="number or name; may be left out where only one dataset is planned")
+    parser.add_argument("configuration", nargs="?", help="2d, 3d_fullres, 3d_lowres or 3d_cascade_fullres")
+    parser.add_argument("fold", nargs="?", help="0 to 4, or 'all'")
+    parser.add_argument("-d", dest="d", metavar="ID", help="the dataset, as an option")
+    parser.add_argument(
+        "-c", dest="c", metavar="CONFIGURATION", help="the configuration, as an option (default 3d_fullres)"
+    )
+    parser.add_argument("-f", dest="f", metavar="FOLD", help="the fold, as an option (default 0)")
+    parser.add_argument(
+        "-tr", default=workspace.TRAINER, metavar="TRAINER", help="trainer class (default STUNetTrainer)"
+    )
+    parser.add_argument("-p", metavar="PLANS", help="name of the plans (default: those of the dataset)")
+    parser.add_argument(
+        "--size", choices=["T", "S", "B", "L", "H"], help="network size; other plans are derived as needed"
+    )
+    parser.add_argument("--stages", metavar="N|auto", help="number of stages; other plans are derived")
+    parser.add_argument("-gpu_memory_target", type=float, metavar="GB", help="other plans are derived for this memory")
+    parser.add_argument(
+        "--preset",
+        metavar="NAME|FILE",
+        help=f"size, memory and values from: {', '.join(presets.names())}, or a .toml file",
+    )
+    parser.add_argument(
+        "--set",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="KEY=VALUE",
+        help="values of the run, e.g. num_epochs=250 batch_size=4; kept in the plans and their name",
+    )
+    parser.add_argument("--dry_run", action="store_true", help="show what would be trained; write nothing")
+    parser.add_argument("--overwrite", action="store_true", help="start anew although this fold was trained before")
+    parser.add_argument(
+        "-pretrained_weights", type=Path, metavar="FILE", help="checkpoint to start from, of the same size and stages"
+    )
+    parser.add_argument(
+        "-num_gpus", type=int, default=1, metavar="N", help="GPUs of this machine (processes with -device cpu)"
+    )
+    parser.add_argument("-device", choices=["cuda", "cpu", "mps"], help="default: cuda where there is one, else cpu")
+    parser.add_argument("--npz", action="store_true", help="also save the validation's probabilities")
+    parser.add_argument("--c", dest="resume", action="store_true", help="continue from the latest checkpoint")
+    parser.add_argument("--val", action="store_true", help="validate only")
+    parser.add_argument(
+        "--val_best", action="store_true", help="validate with checkpoint_best instead of checkpoint_final"
+    )
+    parser.add_argument("--disable_checkpointing", action="store_true", help="write no checkpoints")
+    return common.run(parser, _command, argv)
+
+
+def _command(args: argparse.Namespace) -> None:
+    for variable in reversed(workspace.VARIABLES):
+        workspace.folder(variable)
+    dataset, configuration, fold = _positions(args)
+    if args.resume + args.val + args.overwrite > 1:
+        raise UsageError("--c, --val and --overwrite exclude each other", "one of them")
+    if args.val_best and args.disable_checkpointing:
+        raise UsageError("--val_best needs the checkpoints that --disable_checkpointing leaves out", "one of them")
+    if args.resume and args.pretrained_weights:
+        raise UsageError("--c continues a training, -pretrained_weights begins one", "one of them")
+    if args.num_gpus < 1:
+        raise UsageError(f"-num_gpus {args.num_gpus} must be 1 or more", "-num_gpus 1")
+    plans, derived = _plans(dataset, args)
+
+    from stunet import nnunet
+    from stunet.plans.check import check_plans
+
+    resolved = check_plans(plans, configuration)
+    nnunet.check_version()
+    nnunet.limit_processes()
+    nnunet.check_trainer(args.tr)
+    _check_data(dataset, plans, configuration, resolved, fold)
+    run = _run(dataset, plans, configuration, fold, args)
+    _describe(run, resolved)
+    if args.dry_run:
+        return
+    _check_results(run, args.overwrite)
+    if derived:
+        write_json(workspace.preprocessed_dataset(dataset) / f"{plans['plans_name']}.json", plans)
+    _train(run)
+
+
+def _positions(args: argparse.Namespace) -> tuple[str, str, int | str]:
+    """Dataset, configuration and fold from the positions or the options."""
+    given = {
+        "dataset": (args.dataset, args.d),
+        "configuration": (args.configuration, args.c),
+        "fold": (args.fold, args.f),
+    }
+    for name, (position, option) in given.items():
+        if position is not None and option is not None:
+            raise UsageError(f"the {name} is given twice: {position!r} and -{name[0]} {option!r}", "one of them")
+    dataset, configuration, fold = (position if position is not None else option for position, option in given.values())
+    if fold is not None and fold != "all" and not fold.isdigit():
+        raise UsageError(f"fold {fold!r} is neither a number nor 'all'", "stunet_train 3 3d_fullres 0")
+    return _dataset(dataset), configuration or "3d_fullres", "all" if fold == "all" else int(fold or 0)
+
+
+def _dataset(given: str | None) -> str:
+    if given is not None:
+        return workspace.dataset_name(given)
+    planned = [
+        p.name
+        for p in sorted(workspace.folder("nnUNet_preprocessed").glob("Dataset???_*"))
+        if workspace.list_plans(p.name)
+    ]
+    if len(planned) == 1:
+        return planned[0]
+    known = f"planned: {', '.join(planned)}" if planned else "none is planned"
+    raise UsageError(
+        f"which dataset? {known}", "stunet_train 3 3d_fullres 0" if planned else "stunet_plan_and_preprocess -d 3"
+    )
+
+
+def _plans(dataset: str, args: argparse.Namespace) -> tuple[dict[str, Any], bool]:
+    """The plans to train with, and whether they have been derived just now and are not on the disk yet."""
+    from stunet.plans.check import difference
+    from stunet.plans.derive import derive, parse_overrides
+
+    path = workspace.plans_path(dataset, args.p)
+    plans = workspace.load_plans(path)
+    size, memory_gb, stages, values = args.size, args.gpu_memory_target, args.stages, parse_overrides(args.set)
+    if args.preset:
+        preset = presets.load(args.preset)
+        size, values = size or preset.size, {**preset.set, **values}
+        memory_gb, stages = memory_gb or preset.memory_gb, stages or preset.stages
+    if not (size or memory_gb or stages or values):
+        return plans, False
+    dataset_json = read_json(path.parent / "dataset.json")
+    derived = derive(plans, dataset_json, size=size, memory_gb=memory_gb, stages=stages, overrides=values)
+    existing = path.with_name(f"{derived['plans_name']}.json")
+    if not existing.is_file():
+        return derived, True
+    on_disk = workspace.load_plans(existing)
+    found = difference(_comparable(on_disk), _comparable(derived))
+    if found:
+        raise DataError(
+            f"plans {derived['plans_name']!r} exist and differ from what would be derived ({found})",
+            f"-p {derived['plans_name']} to use them, or delete {existing}",
+        )
+    return on_disk, False
+
+
+def _comparable(plans: dict[str, Any]) -> dict[str, Any]:
+    block = {key: value for key, value in plans.get("stunet", {}).items() if key not in ("derived_from", "version")}
+    return {**plans, "stunet": block}
+
+
+def _check_data(
+    dataset: str, plans: dict[str, Any], configuration: str, resolved: dict[str, Any], fold: int | str
+) -> None:
+    """Sees that the data are preprocessed, the fold can be made, and a cascade has its first stage."""
+    from stunet.preprocessing import preprocessed_cases
+
+    number = int(dataset[7:10])
+    source = plans["configurations"][configuration].get("inherits_from", configuration)
+    cases = preprocessed_cases(dataset, plans, source)
+    if not cases:
+        raise DataError(
+            f"{dataset} is not preprocessed for {configuration} with {plans['plans_name']}",
+            f"stunet_plan_and_preprocess -d {number} -c {source}",
+        )
+    splits = workspace.preprocessed_dataset(dataset) / "splits_final.json"
+    if fold != "all" and not splits.is_file() and len(cases) < 5:
+        raise DataError(
+            f"{dataset} has {len(cases)} cases, too few for five folds", f"stunet_train {number} {configuration} all"
+        )
+    previous = resolved.get("previous_stage")
+    if previous:
+        folder = (
+            workspace.result_folder(dataset, plans["plans_name"], previous) / "predicted_next_stage" / configuration
+        )
+        predicted = {p.name.split(".")[0] for p in folder.glob("*")}
+        missing = sorted(set(cases) - predicted)
+        if missing:
+            raise DataError(
+                f"{configuration} needs the predictions of {previous}; {len(missing)} are missing (e.g. {missing[0]!r})",
+                f"stunet_train {number} {previous} FOLD, for all five folds, first",
+            )
+
+
+def _run(dataset: str, plans: dict[str, Any], configuration: str, fold: int | str, args: argparse.Namespace) -> "Run":
+    from stunet.trainers.launch import Run
+
+    return Run(
+        dataset=dataset,
+        plans=plans,
+        configuration=configuration,
+        fold=fold,
+        trainer=args.tr,
+        device=common.device(args.device),
+        processes=args.num_gpus,
+        resume=args.resume,
+        only_validate=args.val,
+        validate_best=args.val_best,
+        probabilities=args.npz,
+        disable_checkpointing=args.disable_checkpointing,
+        weights=args.pretrained_weights,
+    )
+
+
+def _describe(run: "Run", resolved: dict[str, Any]) -> None:
+    from stunet.plans.derive import describe
+    from stunet.plans.memory import parameters
+
+    dataset_json = read_json(workspace.preprocessed_dataset(run.dataset) / "dataset.json")
+    source = run.plans["configurations"][run.configuration].get("inherits_from", run.configuration)
+    network = describe(run.plans, source, dataset_json)
+    strides = resolved["architecture"]["arch_kwargs"]["strides"]
+    patch = "x".join(map(str, resolved["patch_size"]))
+    millions = parameters(network, strides) / 1e6
+    console.note(
+        f"{run.dataset}  {run.configuration}  fold {run.fold}  {run.plans['plans_name']}\n"
+        f"STU-Net-{network.size}, {millions:.1f} M parameters, {len(strides)} stages, "
+        f"patch {patch}, batch {resolved['batch_size']}, "
+        f"about {resolved['stunet']['memory_gb']:.1f} GB of GPU memory; device {run.device}\nresults: {run.folder}"
+    )
+
+
+def _check_results(run: "Run", overwrite: bool) -> None:
+    from stunet.trainers.launch import BEST, FINAL, LATEST
+
+    if run.resume or run.only_validate or overwrite:
+        return
+    found = [name for name in (FINAL, LATEST, BEST) if (run.folder / name).is_file()]
+    if found:
+        state = "was trained to the end" if found[0] == FINAL else "was begun"
+        raise DataError(
+            f"this fold {state}: {found[0]} in {str(run.folder)!r}",
+            "--c to continue (or validate), --overwrite to start anew",
+        )
+
+
+def _train(run: "Run") -> None:
+    from stunet.trainers.launch import FINAL, launch
+
+    summary = run.folder / "validation" / "summary.json"
+    if run.resume and (run.folder / FINAL).is_file() and summary.is_file():
+        console.note("this fold is trained and validated; nothing to do")
+    else:
+        launch(run, console.TrainingProgress)
+    dice = read_json(summary)["foreground_mean"]["Dice"]
+    console.result(f"mean validation Dice {dice:.4f}  {run.folder}")

@@ -1,0 +1,74 @@
+"""The door to nnU-Net's internals: which trainer, which version, and what we exchange while nnU-Net works.
+
+Trainers are found by reference, never by nnU-Net's folder scan, which imports every built-in trainer first.
+"""
+
+import importlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from types import ModuleType
+from typing import Any
+
+from stunet.errors import DataError, UsageError, closest
+from stunet.workspace import TRAINER
+
+TESTED = "2.8"  # first supported version, the one that looks for trainers in nnUNet_extTrainer
+
+# Trainer classes by the name that -tr takes.
+TRAINERS = {TRAINER: "stunet.trainers.supervised"}
+
+
+def check_version() -> None:
+    """Refuses versions of nnU-Net whose internals we do not know.
+
+    Raises:
+        DataError: nnunetv2 is older than 2.8 or newer than 2.x.
+    """
+    installed = version("nnunetv2")
+    major, minor = (int(part) for part in installed.split(".")[:2])
+    if (major, minor) < (2, 8) or major > 2:
+        raise DataError(
+            f"nnunetv2 {installed} is installed; stunet needs {TESTED} or a later 2.x", "pip install 'nnunetv2>=2.8,<3'"
+        )
+
+
+def trainer_class(name: str) -> type:
+    """The trainer class that `-tr` names; see check_trainer()."""
+    check_trainer(name)
+    return getattr(importlib.import_module(TRAINERS[name]), name)
+
+
+def check_trainer(name: str) -> None:
+    """Refuses names that trainer_class() does not know, without importing anything.
+
+    Raises:
+        UsageError: Not one of TRAINERS.
+    """
+    if name not in TRAINERS:
+        raise UsageError(f"unknown trainer {name!r}{closest(name, list(TRAINERS))}", f"-tr takes {', '.join(TRAINERS)}")
+
+
+def limit_processes(processes: int | None = None) -> None:
+    """Makes nnU-Net start at most `processes` workers per pool (default: one per core) instead of always eight.
+
+    Must run before nnunetv2 is imported; a value that the user set in the environment stays.
+    """
+    os.environ.setdefault("nnUNet_def_n_proc", str(processes or min(8, os.cpu_count() or 1)))
+
+
+@contextmanager
+def exchanged(module: ModuleType, **names: Any) -> Iterator[None]:
+    """Lets names of one of nnU-Net's modules stand for something of ours while the block runs.
+
+    For the few places where nnU-Net decides inside a long method; the alternative is a copy of that method.
+    """
+    before = {name: getattr(module, name) for name in names}
+    for name, value in names.items():
+        setattr(module, name, value)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(module, name, value)

@@ -1,0 +1,65 @@
+"""The memory model: its counts against torch, its total against published figures."""
+
+import pytest
+import torch
+
+from stunet.networks import SIZES, STUNet
+from stunet.plans import memory
+from stunet.plans.memory import Network
+
+ISOTROPIC = [[1, 1, 1]] + [[2, 2, 2]] * 5
+
+
+def saved_bytes(network: STUNet, shape: tuple[int, ...]) -> int:
+    """Bytes of distinct tensors that autograd keeps, without parameters and without the statistics of the norms."""
+    kept: dict[int, int] = {}
+    parameters = {p.data_ptr() for p in network.parameters()}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.data_ptr() not in parameters and tensor.ndim == len(shape):
+            kept[tensor.data_ptr()] = tensor.numel() * tensor.element_size()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        outputs = network(torch.zeros(shape))
+        total = sum(kept.values())
+        del outputs
+    return total
+
+
+@pytest.mark.parametrize("size", ["T", "S"])
+@pytest.mark.parametrize("strides", [ISOTROPIC[:4], [[1, 1, 1], [1, 2, 2], [2, 2, 2]]])
+def test_counted_activations_equal_what_autograd_keeps(size: str, strides: list[list[int]]) -> None:
+    network = STUNet(1, 3, size, strides)
+    patch = (16, 32, 32)
+    counted = memory.activation_bytes(Network(size, 1, 3), patch, strides) * memory.SINGLE // memory.HALF
+    image = 4 * 16 * 32 * 32  # the input, which the stem's two convolutions keep
+    assert saved_bytes(network, (1, 1, *patch)) == pytest.approx(counted + image, rel=0.01)
+
+
+@pytest.mark.parametrize("ndim", [2, 3])
+@pytest.mark.parametrize(("size", "stages"), [("T", 4), ("S", 6), ("B", 7), ("L", 5), ("H", 6)])
+def test_counted_parameters_equal_the_network(size: str, stages: int, ndim: int) -> None:
+    strides = [[1] * ndim] + [[2] * ndim] * (stages - 1)
+    with torch.device("meta"):
+        network = STUNet(2, 14, size, strides)
+    assert memory.parameters(Network(size, 2, 14), strides) == sum(p.numel() for p in network.parameters())
+
+
+@pytest.mark.parametrize(("size", "published_gb"), [("S", 5.2), ("B", 8.8), ("L", 26.5)])
+def test_published_memory_is_reproduced(size: str, published_gb: float) -> None:
+    patch = (128, 128, 128)
+    network = Network(size, 1, 3)
+    ours = memory.estimate(network, patch, 2, ISOTROPIC)
+    # The published form keeps the upsampled features (twice the channels) for the convolution that follows.
+    channels = [SIZES[size].channels(stage) for stage in range(6)]
+    upsampled = sum(memory.HALF * low * 128**3 // 8**k for k, low in enumerate(channels[1:]))
+    published_form = ours + memory.ACTIVATION_FACTOR * 2 * upsampled / memory.GIB
+    assert published_form == pytest.approx(published_gb, rel=0.04)
+    assert ours < published_form
+
+
+def test_checkpointing_needs_less_and_more_classes_need_more() -> None:
+    plain = memory.estimate(Network("L", 1, 3), (128,) * 3, 2, ISOTROPIC)
+    assert memory.estimate(Network("L", 1, 3, checkpointing=True), (128,) * 3, 2, ISOTROPIC) < 0.8 * plain
+    assert memory.estimate(Network("L", 1, 105), (128,) * 3, 2, ISOTROPIC) > plain + 5

@@ -1,0 +1,227 @@
+"""What all our training procedures share: values from the plan, checkpoints, exact resume, and stopping on a signal.
+
+nnU-Net's trainer does the rest. supervised.py and launch.py are next.
+"""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import nnunetv2.training.nnUNetTrainer.nnUNetTrainer as host
+import numpy as np
+import torch
+import torch.distributed as dist
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
+
+from stunet.checkpoints import load_checkpoint, save_checkpoint
+from stunet.errors import Interrupted, WeightsError
+from stunet.nnunet import exchanged
+from stunet.plans.check import difference
+from stunet.trainers.batches import SeededBatches
+
+SAVE_INTERVAL_S = 600.0  # at most this much work is lost by a power cut; nnU-Net saves every 50 epochs
+PLOT_INTERVAL_S = 60.0  # nnU-Net's progress.png takes seconds to draw, as long as a short epoch
+
+
+class Listener:
+    """Is told how training goes; this one keeps silent. Given to a trainer by whoever shows progress."""
+
+    def step(self, trainer: "PlannedTrainer", phase: str, done: int, loss: float) -> None:
+        """`done` iterations of the epoch's phase ("train" or "validation") are over."""
+
+    def epoch(self, trainer: "PlannedTrainer") -> None:
+        """An epoch is over and logged; `trainer.current_epoch` counts it."""
+
+
+class PlannedTrainer(nnUNetTrainer):
+    """nnU-Net's trainer with its values taken from the plan's `stunet` block (see plans/derive.py, TRAIN_KEYS)."""
+
+    def __init__(
+        self,
+        plans: dict,
+        configuration: str,
+        fold: int | str,
+        dataset_json: dict,
+        device: torch.device = torch.device("cuda"),  # noqa: B008 - nnU-Net reads this signature and passes it on
+    ) -> None:
+        plans.setdefault("continue_training", False)  # nnU-Net pops it
+        super().__init__(plans, configuration, fold, dataset_json, device)
+        if device.type == "cpu":  # with several processes nnU-Net takes CUDA for granted
+            self.device, self.grad_scaler = device, None
+        self.seed = 0
+        for key, value in self.plans_manager.plans["stunet"]["train"].items():
+            setattr(self, key, value)
+        # With two stages there is one head, and nnU-Net's weight for the last head, zero, would be the only one.
+        self.enable_deep_supervision = len(self.configuration_manager.pool_op_kernel_sizes) > 2
+        self.listener = Listener()
+        self.stop_requested = False
+        self._outputs: list[dict] = []  # of the running epoch's training steps
+        self._known: list[dict] = []  # the same, from before an interruption
+        self._saved = self._plotted = time.monotonic()
+
+    def initialize(self) -> None:
+        """As nnU-Net does, from the plan's seed."""
+        torch.manual_seed(self.seed)
+        with exchanged(host, DDP=_data_parallel):
+            super().initialize()
+
+    def get_dataloaders(self) -> tuple[SeededBatches, SeededBatches]:
+        """nnU-Net's loaders and augmentation, with numbered batches in place of its background processes."""
+        workers = get_allowed_n_proc_DA()
+        with exchanged(host, SingleThreadedAugmenter=_NotStarted, get_allowed_n_proc_DA=lambda: 0):
+            train, validation = (loader.source for loader in super().get_dataloaders())
+        start = self.current_epoch * self.num_iterations_per_epoch
+        start_validation = self.current_epoch * self.num_val_iterations_per_epoch
+        pin = self.device.type == "cuda"
+        seed, rank = self.seed, self.local_rank
+        return (
+            SeededBatches(train, (seed, 0, rank), start, len(self._known), workers, pin),
+            SeededBatches(validation, (seed, 1, rank), start_validation, 0, min(workers, max(1, workers // 2)), pin),
+        )
+
+    def plot_network_architecture(self) -> None:
+        """Nothing: the drawing package that nnU-Net looks for is no dependency of it any more."""
+
+    def run_training(self) -> None:
+        """Trains to the last epoch.
+
+        Raises:
+            Interrupted: `stop_requested` was set; checkpoint_latest.pth holds the state after the last step.
+        """
+        try:
+            super().run_training()
+        finally:
+            for loader in (self.dataloader_train, self.dataloader_val):
+                if loader is not None:
+                    loader.close()
+
+    def on_train_epoch_start(self) -> None:
+        super().on_train_epoch_start()
+        self._outputs = []
+
+    def train_step(self, batch: dict | None) -> dict:
+        """One step of the optimizer; None stands for a step that was taken before an interruption."""
+        output = self._known.pop(0) if batch is None else super().train_step(batch)
+        self._outputs.append(output)
+        self.listener.step(self, "train", len(self._outputs), float(output["loss"]))
+        self._stop_if_requested()
+        return output
+
+    def on_validation_epoch_start(self) -> None:
+        super().on_validation_epoch_start()
+        self._validated = 0
+
+    def validation_step(self, batch: dict) -> dict:
+        output = super().validation_step(batch)
+        self._validated += 1
+        self.listener.step(self, "validation", self._validated, float(output["loss"]))
+        self._stop_if_requested()
+        return output
+
+    def on_epoch_end(self) -> None:
+        """Logs and saves as nnU-Net does, but by time: the latest checkpoint, and the plot, which is slow to draw."""
+        self._outputs = []  # the epoch is complete: a checkpoint from here on starts with the next one
+        now = time.monotonic()
+        self.save_every = 1 if now - self._saved > SAVE_INTERVAL_S else self.num_epochs + 1
+        last = self.current_epoch == self.num_epochs - 1
+        plot = last or now - self._plotted > PLOT_INTERVAL_S
+        if plot:
+            self._plotted = now
+        draw = self.logger.plot_progress_png
+        self.logger.plot_progress_png = draw if plot else lambda folder: None
+        try:
+            super().on_epoch_end()
+        finally:
+            self.logger.plot_progress_png = draw
+        self.listener.epoch(self)
+
+    def save_checkpoint(self, filename: str) -> None:
+        """Writes what nnU-Net writes, whole or not at all, and readable without executing a pickle.
+
+        The trainer's name is nnUNetTrainer: prediction needs nothing of ours but the network, which the plans name, so
+        nnUNetv2_predict works without a variable set.
+        """
+        if self.local_rank != 0 or self.disable_checkpointing:
+            return
+        content = {
+            "network_weights": self.bare_network().state_dict(),
+            "optimizer_state": self.optimizer.state_dict(),
+            "grad_scaler_state": None if self.grad_scaler is None else self.grad_scaler.state_dict(),
+            "logging": self.logger.get_checkpoint(),
+            "_best_ema": self._best_ema,
+            "current_epoch": self.current_epoch + 1,
+            "init_args": self.my_init_kwargs,
+            "trainer_name": nnUNetTrainer.__name__,
+            "inference_allowed_mirroring_axes": self.inference_allowed_mirroring_axes,
+            "stunet": {"trainer": type(self).__name__, "losses": [float(output["loss"]) for output in self._outputs]},
+        }
+        save_checkpoint(content, Path(filename))
+        self._saved = time.monotonic()
+
+    def load_checkpoint(self, filename_or_checkpoint: dict | str) -> None:
+        """Continues from a checkpoint: weights, optimizer, epoch, log, and the steps of an epoch that was interrupted.
+
+        Raises:
+            WeightsError: Unreadable, of another architecture, or trained with another plan.
+        """
+        if isinstance(filename_or_checkpoint, str):
+            name, checkpoint = filename_or_checkpoint, load_checkpoint(Path(filename_or_checkpoint), self.device)
+        else:
+            name, checkpoint = "the checkpoint", filename_or_checkpoint
+        changed = difference(checkpoint["init_args"]["plans"], self.plans_manager.plans)
+        if changed:
+            raise WeightsError(
+                f"{name} was trained with another plan than today's ({changed})", "--overwrite starts anew"
+            )
+        if not self.was_initialized:
+            self.initialize()
+        self.bare_network().load_state_dict(checkpoint["network_weights"])
+        self.optimizer.load_state_dict(checkpoint["optimizer_state"])
+        if self.grad_scaler is not None and checkpoint["grad_scaler_state"] is not None:
+            self.grad_scaler.load_state_dict(checkpoint["grad_scaler_state"])
+        self.current_epoch = checkpoint["current_epoch"]
+        self.logger.load_checkpoint(checkpoint["logging"])
+        self._best_ema = checkpoint["_best_ema"]
+        self.inference_allowed_mirroring_axes = checkpoint["inference_allowed_mirroring_axes"]
+        self._known = [{"loss": np.asarray(loss, np.float32)} for loss in checkpoint["stunet"]["losses"]]
+
+    def bare_network(self) -> torch.nn.Module:
+        """The network without DDP's and torch.compile's wrapping."""
+        network = self.network.module if self.is_ddp else self.network
+        return getattr(network, "_orig_mod", network)
+
+    def _stop_if_requested(self) -> None:
+        if not self._stop_requested_anywhere():
+            return
+        path = Path(self.output_folder) / "checkpoint_latest.pth"
+        self.current_epoch -= 1  # save_checkpoint counts the running epoch as done
+        self.save_checkpoint(str(path))
+        self.current_epoch += 1
+        raise Interrupted(
+            f"stopped after {self.current_epoch} epochs; the state is in {str(path)!r}", "the same command with --c"
+        )
+
+    def _stop_requested_anywhere(self) -> bool:
+        if not self.is_ddp:
+            return self.stop_requested
+        # A signal reaches the processes at different times; all of them must leave after the same step.
+        requested = torch.tensor(int(self.stop_requested), device=self.device)
+        dist.all_reduce(requested, dist.ReduceOp.MAX)
+        return bool(requested)
+
+
+class _NotStarted:
+    """Stands for nnU-Net's single-process augmenter, which draws a first batch for nothing; keeps the loader."""
+
+    def __init__(self, source: Any, transform: None) -> None:
+        self.source = source
+
+    def __next__(self) -> None:
+        return None
+
+
+def _data_parallel(network: torch.nn.Module, device_ids: list[int]) -> torch.nn.Module:
+    """DDP for the device that the network is on; nnU-Net always passes device numbers, which DDP refuses on the CPU."""
+    on_cpu = next(network.parameters()).device.type == "cpu"
+    return torch.nn.parallel.DistributedDataParallel(network, device_ids=None if on_cpu else device_ids)

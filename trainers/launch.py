@@ -1,0 +1,231 @@
+"""How a training is started, in one process or one per GPU, and what a signal does to it.
+
+The counterpart of nnunetv2/run/run_training.py, with trainers by reference and errors that say what to do.
+"""
+
+import logging
+import os
+import signal
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from stunet.checkpoints import load_checkpoint
+from stunet.errors import DataError, Interrupted, OutOfMemoryError, StunetError, UsageError, WeightsError
+from stunet.files import read_json
+from stunet.nnunet import trainer_class
+from stunet.trainers.base import Listener, PlannedTrainer
+from stunet.workspace import preprocessed_dataset, result_folder
+
+FINAL, LATEST, BEST = "checkpoint_final.pth", "checkpoint_latest.pth", "checkpoint_best.pth"
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training: what nnU-Net's command line says.
+
+    Args:
+        dataset: Full name.
+        plans: Content of the plans file.
+        configuration: Key of the plans' configurations.
+        fold: Number of the cross-validation fold, or "all".
+        trainer: Name of the trainer class.
+        device: "cuda", "cpu" or "mps".
+        processes: Number of GPUs, or of processes on the CPU.
+        resume: Continue from the latest checkpoint.
+        only_validate: Skip training.
+        validate_best: Validate with the best instead of the final checkpoint.
+        probabilities: Also save the validation's probabilities.
+        disable_checkpointing: Write no checkpoints.
+        weights: Checkpoint to start from: all of the network's tensors, heads only where they fit.
+    """
+
+    dataset: str
+    plans: dict
+    configuration: str
+    fold: int | str
+    trainer: str = "STUNetTrainer"
+    device: str = "cuda"
+    processes: int = 1
+    resume: bool = False
+    only_validate: bool = False
+    validate_best: bool = False
+    probabilities: bool = False
+    disable_checkpointing: bool = False
+    weights: Path | None = None
+
+    @property
+    def folder(self) -> Path:
+        """Where checkpoints and the log of this fold go."""
+        return (
+            result_folder(self.dataset, self.plans["plans_name"], self.configuration, self.trainer)
+            / f"fold_{self.fold}"
+        )
+
+
+def launch(run: Run, new_listener: Callable[[], Listener] = Listener) -> None:
+    """Trains and validates.
+
+    Args:
+        run: What to do.
+        new_listener: Makes what shows the progress; called in the process that leads.
+
+    Raises:
+        Interrupted: A signal ended the training; it can be resumed.
+        StunetError: As the trainer raises them, also from other processes.
+    """
+    checkpoint = resumable(run.folder) if run.resume else None
+    if run.only_validate and not (run.folder / FINAL).is_file():
+        raise DataError(
+            f"no finished training to validate: no {FINAL} in {str(run.folder)!r}",
+            "the same command with --c instead of --val",
+        )
+    if run.processes == 1:
+        _train(run, checkpoint, new_listener())
+        return
+    if run.device == "cuda" and torch.cuda.device_count() < run.processes:
+        raise UsageError(
+            f"-num_gpus {run.processes}, but there are {torch.cuda.device_count()} GPUs", "a smaller -num_gpus"
+        )
+    os.environ.setdefault("MASTER_ADDR", "localhost")
+    os.environ.setdefault("MASTER_PORT", str(_free_port()))
+    context = mp.spawn(_worker, (run, checkpoint, new_listener), nprocs=run.processes, join=False)
+    with _forwarded_signals([process.pid for process in context.processes]):
+        try:
+            while not context.join():
+                pass
+        except mp.ProcessExitedException as error:
+            raise _of_exit_code(error.exit_code) from None
+
+
+def resumable(folder: Path) -> Path:
+    """The checkpoint that `--c` continues from.
+
+    Raises:
+        DataError: There is none.
+    """
+    for name in (FINAL, LATEST, BEST):
+        if (folder / name).is_file():
+            return folder / name
+    raise DataError(f"nothing to continue: no checkpoint in {str(folder)!r}", "the same command without --c")
+
+
+def _train(run: Run, checkpoint: Path | None, listener: Listener) -> None:
+    """The run, in this process."""
+    device = torch.device(run.device)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    torch.set_num_threads(1 if device.type == "cuda" else max(1, cores // run.processes))
+    torch.backends.cudnn.benchmark = device.type == "cuda"
+    dataset_json = read_json(preprocessed_dataset(run.dataset) / "dataset.json")
+    plans = {**run.plans, "continue_training": run.resume}
+    trainer: PlannedTrainer = trainer_class(run.trainer)(plans, run.configuration, run.fold, dataset_json, device)
+    trainer.disable_checkpointing = run.disable_checkpointing
+    trainer.listener = listener
+    with _stops(trainer):
+        if run.only_validate:
+            checkpoint = run.folder / FINAL
+        elif checkpoint is None and run.weights is not None:
+            trainer.initialize()
+            start_from(trainer, run.weights)
+        if checkpoint is not None:
+            trainer.load_checkpoint(str(checkpoint))
+        if not run.only_validate:
+            trainer.run_training()
+    if run.validate_best:
+        trainer.load_checkpoint(str(run.folder / BEST))
+    trainer.perform_actual_validation(run.probabilities)
+
+
+def start_from(trainer: PlannedTrainer, path: Path) -> None:
+    """Loads the weights of a checkpoint into a trainer's network; heads of another class count stay as they are.
+
+    Raises:
+        WeightsError: A tensor other than of the heads is missing or has another shape.
+    """
+    weights = load_checkpoint(path).get("network_weights", {})
+    network = trainer.bare_network()
+    wanted = network.state_dict()
+    fitting = {
+        name: weights[name] for name, value in wanted.items() if name in weights and weights[name].shape == value.shape
+    }
+    missing = [name for name in wanted if name not in fitting and not name.startswith("seg_outputs.")]
+    if missing:
+        raise WeightsError(
+            f"{str(path)!r} does not fit the plan's network: "
+            f"{len(missing)} of {len(wanted)} tensors are missing or have another shape (e.g. {missing[0]!r})",
+            "a plan of the same size and number of stages as the weights: --size, --stages",
+        )
+    network.load_state_dict({**wanted, **fitting})
+
+
+@contextmanager
+def _stops(trainer: PlannedTrainer) -> Iterator[None]:
+    """While training runs, the first SIGINT or SIGTERM asks it to stop after the step, the second stops at once."""
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if trainer.stop_requested:
+            raise KeyboardInterrupt
+        trainer.stop_requested = True
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def _forwarded_signals(pids: list[int]) -> Iterator[None]:
+    """Passes SIGINT and SIGTERM of the parent on to the training processes, which then stop together."""
+
+    def forward(number: int, frame: FrameType | None) -> None:
+        for pid in pids:
+            os.kill(pid, signal.SIGTERM)
+
+    before = {number: signal.signal(number, forward) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _worker(rank: int, run: Run, checkpoint: Path | None, new_listener: Callable[[], Listener]) -> None:
+    """One of several processes; ends with the exit code of a known error, after saying what it was."""
+    backend = "nccl" if run.device == "cuda" else "gloo"
+    dist.init_process_group(backend, rank=rank, world_size=run.processes)
+    if run.device == "cuda":
+        torch.cuda.set_device(rank)
+    try:
+        _train(run, checkpoint, new_listener() if rank == 0 else Listener())
+    except StunetError as error:
+        if not isinstance(error, Interrupted):
+            logging.getLogger("stunet").error("process %d: %s", rank, error.message)
+        raise SystemExit(error.exit_code) from error
+    finally:
+        dist.destroy_process_group()
+
+
+def _of_exit_code(code: int) -> StunetError:
+    """What a process of a distributed training ended with, as our error."""
+    if code == Interrupted.exit_code:
+        return Interrupted("stopped; the state is in checkpoint_latest.pth", "the same command with --c")
+    if code < 0:
+        return OutOfMemoryError(
+            f"a training process was killed by signal {-code}, perhaps for lack of memory", "the same command with --c"
+        )
+    return DataError(f"a training process ended with exit code {code}", "see the messages above, or -num_gpus 1")
+
+
+def _free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        return free.getsockname()[1]
