@@ -1,0 +1,229 @@
+"""What a raw dataset of nnU-Net is: making one whole or not at all, and reading which cases it holds.
+
+Read phantom.py for the format at its smallest and check.py for what a sound dataset is.
+"""
+
+import contextlib
+import io
+import re
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from stunet.errors import DataError
+from stunet.files import read_json, write_json
+
+FILE_ENDING = ".nii.gz"  # of what we write
+FORMAT_HINT = "see nnU-Net's documentation/dataset_format.md"
+SHOWN = 3  # problems that an error names
+
+
+@dataclass(frozen=True)
+class Case:
+    """A training case: its images, one file per channel or one that holds several, and its label."""
+
+    name: str
+    images: tuple[Path, ...]
+    label: Path
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What dataset.json demands of every case: the class that reads it, its channels, the values in its label."""
+
+    reader: type
+    channels: tuple[str, ...]
+    values: frozenset[int]
+
+
+@contextmanager
+def new_folder(target: Path) -> Iterator[Path]:
+    """Yields a temporary folder beside `target`; it takes the final name only if the block ends without an error.
+
+    What a run that was killed left under the temporary name is removed first.
+
+    Raises:
+        DataError: `target` exists.
+    """
+    if target.exists():
+        raise DataError(f"{str(target)!r} exists already", "take another name, or remove it")
+    part = target.with_name(f".part-{target.name}")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    try:
+        yield part
+        part.rename(target)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def write_dataset_json(
+    folder: Path, name: str, channels: Mapping[int, str], labels: Mapping[str, int], cases: int, **more: str
+) -> None:
+    """Writes the dataset.json of a raw dataset; `more` holds texts such as description and licence."""
+    content = {
+        "name": name,
+        "channel_names": {str(index): channel for index, channel in sorted(channels.items())},
+        "labels": dict(sorted(labels.items(), key=lambda item: item[1])),
+        "numTraining": cases,
+        "file_ending": FILE_ENDING,
+        **more,
+    }
+    write_json(folder / "dataset.json", content)
+
+
+def read_dataset(folder: Path) -> tuple[list[Case], Rules]:
+    """The training cases that nnU-Net will find in a raw dataset, and what they must be like; reads one image only.
+
+    Raises:
+        DataError: dataset.json is wrong, or files are missing.
+    """
+    description = read_json(folder / "dataset.json")
+    where = repr(str(folder / "dataset.json"))
+    if not isinstance(description, dict):
+        raise DataError(f"{where} is no JSON object", FORMAT_HINT)
+    channels = description.get("channel_names", description.get("modality"))
+    missing = [key for key in ("labels", "numTraining", "file_ending") if key not in description]
+    missing += ["channel_names"] if channels is None else []
+    if missing:
+        raise DataError(f"{where} lacks {', '.join(missing)}", FORMAT_HINT)
+    if not isinstance(channels, dict) or not channels or set(channels) != {str(i) for i in range(len(channels))}:
+        raise DataError(f"channel_names is {channels!r} in {where}", 'number the channels from 0: {"0": "CT"}')
+    ending = description["file_ending"]
+    if not isinstance(ending, str) or not ending.startswith("."):
+        raise DataError(f"file_ending is {ending!r} in {where}", f'the ending with its dot, such as "{FILE_ENDING}"')
+    values = label_values(description["labels"], description.get("regions_class_order"))
+    cases = _find_cases(folder, description, len(channels))
+    if description["numTraining"] != len(cases):
+        raise DataError(
+            f"numTraining is {description['numTraining']!r} in {where}, but there are {len(cases)} training cases",
+            f"set numTraining to {len(cases)}, or add the cases that are missing",
+        )
+    reader = _find_reader(description, cases[0].images[0])
+    return cases, Rules(reader, tuple(str(channels[str(i)]) for i in range(len(channels))), values)
+
+
+def label_values(labels: Any, regions_class_order: Any = None) -> frozenset[int]:
+    """The values that a label file may hold: those of all classes and regions, and the ignore label.
+
+    Raises:
+        DataError: `labels` is not what nnU-Net's LabelManager takes.
+    """
+    if not isinstance(labels, dict) or "background" not in labels:
+        version1 = isinstance(labels, dict) and "background" in labels.values()
+        hint = "stunet_convert msd, for a Decathlon dataset" if version1 else '"labels": {"background": 0, "liver": 1}'
+        raise DataError(f"labels in dataset.json do not name the background: {labels!r}", hint)
+    try:
+        values = {name: {int(v) for v in (x if isinstance(x, list | tuple) else [x])} for name, x in labels.items()}
+    except (TypeError, ValueError):
+        raise DataError(f"labels in dataset.json are not all integers: {labels!r}", FORMAT_HINT) from None
+    if values["background"] != {0} or isinstance(labels["background"], list | tuple):
+        raise DataError(f"background is {labels['background']!r} in dataset.json", '"background": 0')
+    ignore = values.pop("ignore", set())
+    leaves = sorted(set().union(*values.values()))
+    if leaves != list(range(len(leaves))):
+        raise DataError(f"label values in dataset.json are not consecutive: {leaves}", f"0 to {len(leaves) - 1}")
+    if ignore and ignore != {len(leaves)}:
+        raise DataError(
+            f"the ignore label is {labels['ignore']!r} in dataset.json", f"the highest value: {len(leaves)}"
+        )
+    regions = sum(value != {0} for value in values.values())
+    ordered = isinstance(regions_class_order, list) and len(regions_class_order) == regions
+    if any(len(value) > 1 for value in values.values()) and not ordered:
+        hint = f"one value for each of the {regions} regions"
+        raise DataError(f"regions_class_order is {regions_class_order!r} in dataset.json", hint)
+    return frozenset(leaves) | ignore
+
+
+def raise_first(problems: Sequence[DataError]) -> None:
+    """Raises one error that names the first problems and counts the others; its hint is that of the first."""
+    if problems:
+        more = len(problems) - SHOWN
+        texts = [problem.message for problem in problems[:SHOWN]] + ([f"and {more} more"] if more > 0 else [])
+        raise DataError("; ".join(texts), problems[0].hint)
+
+
+def _find_cases(folder: Path, description: dict[str, Any], channels: int) -> list[Case]:
+    if "dataset" in description:
+        cases = _listed_cases(folder, description)
+        wanted = {case.name: list(case.images) for case in cases}
+    else:
+        ending = description["file_ending"]
+        cases = _stored_cases(folder, ending)
+        # Where no case has more than its first file, this one may hold all channels: reading will tell.
+        single = all(len(case.images) == 1 and case.images[0].name == f"{case.name}_0000{ending}" for case in cases)
+        wanted = {
+            case.name: [folder / "imagesTr" / f"{case.name}_{i:04d}{ending}" for i in range(1 if single else channels)]
+            for case in cases
+        }
+    missing = [(name, file) for name, files in wanted.items() for file in files if not file.is_file()]
+    hint = "add the file, or remove the case"
+    raise_first([DataError(f"case {name!r} lacks the image {str(file)!r}", hint) for name, file in missing])
+    unlabelled = [case for case in cases if not case.label.is_file()]
+    raise_first([DataError(f"case {case.name!r} has no label {str(case.label)!r}", hint) for case in unlabelled])
+    return cases
+
+
+def _listed_cases(folder: Path, description: dict[str, Any]) -> list[Case]:
+    """The cases under `dataset` in dataset.json, which gives files by relative path, absolute path or variable."""
+    from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
+
+    entries = description["dataset"]
+    if not isinstance(entries, dict) or not entries:
+        raise DataError(f"no training cases: dataset is {entries!r} in {str(folder / 'dataset.json')!r}", FORMAT_HINT)
+    wrong = [name for name, entry in entries.items() if not _is_entry(entry)]
+    hint = '{"case": {"images": ["FILE", ...], "label": "FILE"}}'
+    raise_first([DataError(f"case {name!r} in dataset.json lacks images or label", hint) for name in wrong])
+    found = get_filenames_of_train_images_and_targets(str(folder), description)
+    return [Case(name, tuple(map(Path, files["images"])), Path(files["label"])) for name, files in found.items()]
+
+
+def _is_entry(entry: Any) -> bool:
+    images = entry.get("images") if isinstance(entry, dict) else None
+    texts = [*images, entry.get("label")] if isinstance(images, list) and images else [None]
+    return all(isinstance(text, str) for text in texts)
+
+
+def _stored_cases(folder: Path, ending: str) -> list[Case]:
+    """The cases in imagesTr: CASE_0000.nii.gz, CASE_0001.nii.gz, ..., with labelsTr/CASE.nii.gz.
+
+    Equal to nnU-Net's get_filenames_of_train_images_and_targets, which forks 12 processes for it.
+    """
+    images = folder / "imagesTr"
+    files = sorted(path for path in images.glob("*") if path.is_file()) if images.is_dir() else []
+    fitting = [path for path in files if path.name.endswith(ending)]
+    if not fitting:
+        other = f" (there: {files[0].name!r})" if files else ""
+        hint = f"CASE_0000{ending} in imagesTr and CASE{ending} in labelsTr"
+        raise DataError(f"no training cases: no {ending} files in {str(images)!r}{other}", hint)
+    pattern = re.compile(r"(.+)_\d{4}" + re.escape(ending))
+    cases: dict[str, list[Path]] = {}
+    wrong = []
+    for path in fitting:
+        if match := pattern.fullmatch(path.name):
+            cases.setdefault(match[1], []).append(path)
+        else:
+            hint = f"give the channel's number: {path.name.removesuffix(ending)}_0000{ending}"
+            wrong.append(DataError(f"{str(path)!r} does not end in _0000{ending}", hint))
+    raise_first(wrong)
+    return [Case(name, tuple(paths), folder / "labelsTr" / f"{name}{ending}") for name, paths in sorted(cases.items())]
+
+
+def _find_reader(description: dict[str, Any], image: Path) -> type:
+    """The reader class that nnU-Net takes: the one that dataset.json names, or the first that can read `image`."""
+    from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
+
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):  # it prints a traceback for each reader that cannot
+            reader = determine_reader_writer_from_dataset_json(description, str(image), verbose=False)
+    except RuntimeError:
+        hint = "copy the file again, or correct file_ending in dataset.json"
+        raise DataError(f"none of nnU-Net's readers can read {str(image)!r}", hint) from None
+    wanted = description.get("overwrite_image_reader_writer", "None")
+    if wanted not in ("None", reader.__name__):
+        hint = "SimpleITKIO, SimpleITKIOWithReorient, NibabelIO, NibabelIOWithReorient, NaturalImage2DIO or Tiff3DIO"
+        raise DataError(f"overwrite_image_reader_writer in dataset.json names no reader of nnU-Net: {wanted!r}", hint)
+    return reader

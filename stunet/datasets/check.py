@@ -1,0 +1,248 @@
+"""Whether a raw dataset can be planned and trained on, and if not, which file is wrong and what to do.
+
+Each file is read once, by the reader that nnU-Net will use. nnU-Net itself meets most of these problems after hours,
+and some never: ITK fills the missing end of a truncated file and says nothing. datasets/__init__.py reads dataset.json
+and the list of files. Also here: which axes and which classes are left and right, for mirroring.
+"""
+
+import gzip
+import math
+import re
+import zlib
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import numpy as np
+import SimpleITK as sitk
+from nibabel.filebasedimages import ImageFileError
+
+from stunet.datasets import Case, Rules, raise_first, read_dataset
+from stunet.errors import DataError
+
+GEOMETRY_ATOL = 1e-3  # mm of the origin, and direction cosines: more than rounding in a NIfTI header
+LARGEST_LABEL = 65535
+# What nnU-Net's readers raise for a file that they cannot read: ITK, zlib, nibabel, tifffile and their own assertions.
+UNREADABLE = (RuntimeError, OSError, EOFError, ValueError, AssertionError, zlib.error, ImageFileError)
+OPPOSITE = {"left": "right", "l": "r", "lt": "rt", "lh": "rh"}
+OPPOSITE |= {right: left for left, right in OPPOSITE.items()}
+
+
+def check_dataset(folder: Path, workers: int = 1, on_case: Callable[[str], None] | None = None) -> None:
+    """Reads every training case of a raw dataset once.
+
+    Args:
+        folder: nnUNet_raw/DatasetXXX_Name.
+        workers: Processes that read.
+        on_case: Called with a case's name when it was read.
+
+    Raises:
+        DataError: Something is wrong; the first three problems are named, the others counted.
+    """
+    cases, rules = read_dataset(folder)
+    problems = []
+    for case, problem in zip(cases, _each(partial(_problem, rules=rules), cases, workers), strict=True):
+        problems += [problem] if problem else []
+        if on_case:
+            on_case(case.name)
+    raise_first(problems)
+
+
+def check_case(case: Case, rules: Rules) -> None:
+    """Reads the images and the label of a case.
+
+    Raises:
+        DataError: The first thing that is wrong with it.
+    """
+    reader = rules.reader()
+    grid: dict[str, np.ndarray] = {}
+    channels = 0
+    for path in case.images:
+        check_complete(path)
+        array, properties = _read(reader.read_images, [str(path)], path)
+        channels += len(array)
+        found = _grid(array, properties)
+        _check_same_grid(case, grid or found, found, path)
+        grid = grid or found
+        if not np.isfinite(array).all():  # as read: ITK makes zeros of them where the file is a NIfTI
+            raise DataError(f"{str(path)!r} holds NaN or infinity", "replace these values, for example by those of air")
+    if channels != len(rules.channels):
+        hint = "correct channel_names in dataset.json, or add the files CASE_0000, CASE_0001, ..."
+        names = f"{len(rules.channels)}: {', '.join(rules.channels)}"
+        raise DataError(f"case {case.name!r} has {channels} channels, dataset.json names {names}", hint)
+    check_complete(case.label)
+    label, properties = _read(reader.read_seg, str(case.label), case.label)
+    _check_same_grid(case, grid, _grid(label, properties), case.label)
+    _check_values(label, rules.values, case.label)
+
+
+def check_complete(path: Path) -> None:
+    """Looks whether a gzipped NIfTI ends too early, for the price of its header and four bytes; ITK does not look.
+
+    Raises:
+        DataError: The image data is shorter than the header says.
+    """
+    if path.name.endswith(".nii.gz"):
+        _read(_check_length, path, path)
+
+
+def left_right_axes(images: list[Path], reader_name: str) -> set[int]:
+    """The axes that run between left and right in any of the images, from their headers only.
+
+    Args:
+        images: One file per case.
+        reader_name: The class of nnU-Net that reads them. Readers that reorient give (S, A, R), and those of formats
+            without orientation (png, tif) rows as they stand, where the last axis is taken.
+
+    Returns:
+        Axes of the arrays as this reader returns them: 0, 1, 2 for D, H, W, before any transposition of the plan.
+
+    Raises:
+        DataError: A header cannot be read.
+    """
+    if reader_name not in ("SimpleITKIO", "NibabelIO"):
+        return {2} if images else set()
+    row = _left_right_row_nibabel if reader_name == "NibabelIO" else _left_right_row_itk
+    return {2 - int(np.argmax(np.abs(_read(row, str(path), path)))) for path in images}
+
+
+def left_right_pairs(labels: dict) -> list[tuple[str, str]]:
+    """The classes that are each other's mirror image by name: (kidney_left, kidney_right), (L-Lung, R-Lung).
+
+    A name is cut into words at capitals, digits and signs; a class whose name with every left and right exchanged
+    is another class's name makes a pair with it. A side without its partner is not one.
+    """
+    words = {
+        name: tuple(word.lower() for word in re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+", name)) for name in labels
+    }
+    by_words = {key: name for name, key in words.items()}
+    pairs = []
+    for name, key in words.items():
+        mirrored = tuple(_opposite(word) for word in key)
+        first_side = next((word for word, other in zip(key, mirrored, strict=True) if word != other), "")
+        if first_side.startswith("l") and mirrored in by_words:
+            pairs.append((name, by_words[mirrored]))
+    return pairs
+
+
+def _opposite(word: str) -> str:
+    if word in OPPOSITE:
+        return OPPOSITE[word]
+    for side in ("left", "right"):  # leftkidney; a word of another meaning has no partner
+        if word.startswith(side):
+            return OPPOSITE[side] + word.removeprefix(side)
+    return word
+
+
+def _left_right_row_itk(path: str) -> np.ndarray:
+    """The left-right component of each axis (x, y, z) of the file."""
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(path)
+    reader.ReadImageInformation()
+    return np.array(reader.GetDirection())[: reader.GetDimension()][:3]
+
+
+def _left_right_row_nibabel(path: str) -> np.ndarray:
+    image: Any = nibabel.load(path)
+    return image.affine[0, :3] / np.linalg.norm(image.affine[:3, :3], axis=0)
+
+
+def _each(check: Callable[[Case], DataError | None], cases: list[Case], workers: int) -> Iterator[DataError | None]:
+    if workers <= 1:
+        yield from map(check, cases)
+        return
+    with ProcessPoolExecutor(min(workers, len(cases)), get_context("spawn")) as pool:
+        try:
+            yield from pool.map(check, cases)
+        except BrokenProcessPool:
+            hint = f"fewer of them: -np {max(1, workers // 2)}"
+            raise DataError("a process that reads images died, probably for lack of memory", hint) from None
+
+
+def _problem(case: Case, rules: Rules) -> DataError | None:
+    try:
+        check_case(case, rules)
+    except DataError as error:
+        return error
+    return None
+
+
+def _read(read: Callable[[Any], Any], argument: Any, path: Path) -> Any:
+    """read(argument); every way in which reading fails becomes one error that names the file."""
+    try:
+        return read(argument)
+    except UNREADABLE as error:
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        hint = "copy the file again, or remove the case"
+        raise DataError(f"cannot read {str(path)!r}, it is damaged or truncated: {lines[-1]}", hint) from error
+
+
+def _check_length(path: Path) -> None:
+    """Compares what the header asks for with the last four bytes: the unpacked length modulo 2^32 (RFC 1952).
+
+    Only where they differ the stream is unpacked, because it may have several members.
+    """
+    image: Any = nibabel.load(path)
+    needed = image.dataobj.offset + math.prod(image.shape) * image.get_data_dtype().itemsize
+    with path.open("rb") as stream:
+        stream.seek(-4, 2)
+        if int.from_bytes(stream.read(4), "little") == needed % 2**32:
+            return
+    with gzip.open(path) as unpacked:
+        length = sum(len(block) for block in iter(partial(unpacked.read, 1 << 20), b""))
+    if length < needed:
+        raise EOFError(f"{length} bytes, {needed} expected")
+
+
+def _grid(array: np.ndarray, properties: dict[str, Any]) -> dict[str, np.ndarray]:
+    """Shape and spacing in array order (D, H, W); origin and direction in the reader's order, where it knows them."""
+    grid = {"shape": np.array(array.shape[1:]), "spacing": np.array(properties["spacing"])}
+    if itk := properties.get("sitk_stuff"):
+        ndim = len(itk["origin"])  # 4 for a file of several channels
+        grid["origin"] = np.array(itk["origin"])[:3]
+        grid["direction"] = np.reshape(itk["direction"], (ndim, ndim))[:3, :3]
+    elif nifti := properties.get("nibabel_stuff"):
+        affine = nifti.get("reoriented_affine", nifti["original_affine"])
+        grid["origin"] = affine[:3, 3]
+        grid["direction"] = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
+    return grid
+
+
+def _check_same_grid(case: Case, grid: dict[str, np.ndarray], other: dict[str, np.ndarray], path: Path) -> None:
+    """Compares as nnU-Net does, which only warns of another origin or direction; they displace the label as well."""
+    for key, expected in grid.items():
+        value = other[key]
+        atol = GEOMETRY_ATOL if key in ("origin", "direction") else 1e-8
+        if value.shape != expected.shape or not np.allclose(value, expected, atol=atol):
+            both = f"{np.round(value, 4).tolist()}, of {case.images[0].name!r} {np.round(expected, 4).tolist()}"
+            hint = "bring the files of a case onto one grid, with SimpleITK's Resample or CopyInformation"
+            raise DataError(f"{key} of {str(path)!r} is {both}", hint)
+
+
+def _check_values(label: np.ndarray, allowed: frozenset[int], path: Path) -> None:
+    if not np.isfinite(label).all():
+        raise DataError(f"{str(path)!r} holds NaN or infinity", "labels are integers")
+    wrong = sorted(_distinct(label) - allowed)
+    if wrong:
+        shown = ", ".join(f"{value:g}" for value in wrong[:5]) + (", ..." if len(wrong) > 5 else "")
+        if any(value != int(value) for value in wrong):
+            hint = "round the labels; when resampling, take the nearest neighbour"
+            raise DataError(f"{str(path)!r} holds values that are no integers: {shown}", hint)
+        hint = "add them to labels in dataset.json, or correct the file"
+        raise DataError(f"{str(path)!r} holds the values {shown}; dataset.json knows 0 to {max(allowed)}", hint)
+
+
+def _distinct(label: np.ndarray) -> set[float]:
+    """The distinct values, counted in pieces that fit the cache: several times faster than numpy.unique of the whole."""
+    found: set[float] = set()
+    for part in np.array_split(label.ravel(), label.size // 2**18 + 1):
+        if part.min() < 0 or part.max() > LARGEST_LABEL or (part != np.trunc(part)).any():
+            found.update(np.unique(part).tolist())
+        else:
+            found.update(np.flatnonzero(np.bincount(part.astype(np.intp))).tolist())
+    return found

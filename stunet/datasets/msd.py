@@ -1,0 +1,169 @@
+"""How a task of the Medical Segmentation Decathlon becomes a raw dataset of nnU-Net v2.
+
+A task folder holds dataset.json (version 1: labels by number, `modality`), imagesTr, labelsTr and mostly imagesTs.
+Several channels are the fourth axis of one file, where nnU-Net v2 wants one file per channel. Read check.py next.
+"""
+
+import os
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import SimpleITK as sitk
+
+from stunet.datasets import FILE_ENDING, new_folder, write_dataset_json
+from stunet.errors import DataError, UsageError
+from stunet.files import read_json
+
+
+def convert_msd(
+    source: Path,
+    raw: Path,
+    dataset_id: int | None = None,
+    name: str | None = None,
+    on_case: Callable[[str], None] | None = None,
+) -> Path:
+    """Writes raw/DatasetXXX_Name from a task folder and returns it; an interrupted run leaves nothing under that name.
+
+    Three-dimensional files are hard-linked where the file system allows it, else copied.
+
+    Args:
+        source: The task folder, such as Task04_Hippocampus.
+        raw: The folder nnUNet_raw.
+        dataset_id: 1 to 999; by default the task's number.
+        name: By default the task's name.
+        on_case: Called with a file's name when it is done.
+
+    Raises:
+        DataError: The task is not complete or not what its dataset.json says, or the number is taken.
+        UsageError: A number or name is needed, or not possible.
+    """
+    task = _read_task(source)
+    target = raw / _dataset_name(source, dataset_id, name)
+    taken = sorted(raw.glob(f"{target.name[:10]}_*"))
+    if taken:
+        hint = "another number with -d, or remove that folder"
+        raise DataError(f"number {int(target.name[7:10])} is taken by {str(taken[0])!r}", hint)
+    channels = {int(index): str(channel) for index, channel in task["modality"].items()}
+    files = msd_images(source)
+    with new_folder(target) as part:
+        for image in files:
+            _place_image(image, part / image.parent.name, len(channels))
+            if image.parent.name == "imagesTr":
+                _place_label(source / "labelsTr" / image.name, part / "labelsTr")
+            if on_case:
+                on_case(image.name)
+        cases = sum(image.parent.name == "imagesTr" for image in files)
+        about = {key: str(task[key]) for key in ("description", "reference", "licence", "release") if task.get(key)}
+        write_dataset_json(part, target.name[11:], channels, _labels_by_name(task, source), cases, **about)
+    return target
+
+
+def msd_images(source: Path) -> list[Path]:
+    """The images of a task, training before test, without the `._` files that macOS leaves in archives.
+
+    Raises:
+        DataError: There are no training images, or some that dataset.json lists are missing.
+    """
+    training, test = (
+        sorted(p for p in (source / subset).glob(f"*{FILE_ENDING}") if not p.name.startswith("."))
+        for subset in ("imagesTr", "imagesTs")
+    )
+    listed = {Path(entry["image"]).name for entry in _read_task(source).get("training", [])}
+    missing = sorted(listed - {path.name for path in training})
+    if missing:
+        text = f"{len(missing)} of {len(listed)} images in dataset.json are not in {str(source / 'imagesTr')!r}"
+        raise DataError(f"{text}, first {missing[0]!r}", "unpack the archive again, or remove these from dataset.json")
+    if not training:
+        raise DataError(
+            f"no {FILE_ENDING} files in {str(source / 'imagesTr')!r}",
+            "give the task folder, such as Task04_Hippocampus",
+        )
+    return training + test
+
+
+def _read_task(source: Path) -> dict[str, Any]:
+    if not source.is_dir():
+        raise DataError(f"no folder {str(source)!r}", "unpack the task's archive and give its folder")
+    task = read_json(source / "dataset.json")
+    if isinstance(task, dict) and "channel_names" in task:
+        raise DataError(
+            f"{str(source)!r} is in nnU-Net's format already", f"move it to nnUNet_raw/DatasetXXX_{source.name}"
+        )
+    missing = [
+        key for key in ("modality", "labels") if not isinstance(task, dict) or not isinstance(task.get(key), dict)
+    ]
+    if missing:
+        raise DataError(
+            f"{str(source / 'dataset.json')!r} has no {' and no '.join(missing)}", "give a Decathlon task folder"
+        )
+    return task
+
+
+def _dataset_name(source: Path, dataset_id: int | None, name: str | None) -> str:
+    match = re.fullmatch(r"Task(\d+)_(.+)", source.resolve().name)
+    if match:
+        dataset_id = int(match[1]) if dataset_id is None else dataset_id
+        name = name or match[2]
+    if dataset_id is None or name is None:
+        raise UsageError(f"the folder {source.name!r} is not called TaskXX_Name", "add -d NUMBER --name NAME")
+    if not 1 <= dataset_id <= 999 or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
+        raise UsageError(f"dataset {dataset_id} {name!r}", "a number from 1 to 999; a name of letters, digits, - and _")
+    return f"Dataset{dataset_id:03d}_{name}"
+
+
+def _labels_by_name(task: dict[str, Any], source: Path) -> dict[str, int]:
+    """{"0": "background", "1": "Anterior"} -> {"background": 0, "Anterior": 1}."""
+    labels = {"background" if int(value) == 0 else str(name): int(value) for value, name in task["labels"].items()}
+    if len(labels) < len(task["labels"]):
+        raise DataError(f"two labels in {str(source / 'dataset.json')!r} have the same name", "give each its own name")
+    return labels
+
+
+def _place_image(image: Path, folder: Path, channels: int) -> None:
+    """Puts the channels of an image into `folder` as CASE_0000.nii.gz, CASE_0001.nii.gz, ..."""
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(image))
+    try:
+        reader.ReadImageInformation()
+        size = reader.GetSize()
+        found = size[3] if len(size) == 4 else 1
+        if found != channels:
+            raise DataError(
+                f"{str(image)!r} holds {found} channels; dataset.json names {channels}",
+                "correct `modality` in dataset.json",
+            )
+        targets = [folder / f"{_case(image)}_{index:04d}{FILE_ENDING}" for index in range(channels)]
+        if len(size) == 3:
+            _link(image, targets[0])
+            return
+        folder.mkdir(exist_ok=True)
+        volume = reader.Execute()
+    except RuntimeError as error:  # how SimpleITK reports anything
+        raise DataError(
+            f"cannot read {str(image)!r}: {str(error).splitlines()[-1]}", "unpack the archive again"
+        ) from error
+    for index, target in enumerate(targets):
+        sitk.WriteImage(volume[:, :, :, index], target, useCompression=True)
+
+
+def _place_label(label: Path, folder: Path) -> None:
+    if not label.is_file():
+        raise DataError(
+            f"no label {str(label)!r} for the image of that name", "unpack the archive again, or remove the image"
+        )
+    _link(label, folder / label.name)
+
+
+def _link(source: Path, target: Path) -> None:
+    target.parent.mkdir(exist_ok=True)
+    try:
+        os.link(source.resolve(), target)
+    except OSError:  # another file system, or one without hard links, or a file of another user
+        shutil.copyfile(source, target)
+
+
+def _case(image: Path) -> str:
+    return image.name.removesuffix(FILE_ENDING)

@@ -1,0 +1,423 @@
+"""Every problem of a raw dataset is found, named with its file, and comes with a next step."""
+
+import gzip
+import itertools
+import json
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import numpy as np
+import pytest
+import SimpleITK as sitk
+from nnunetv2.utilities.label_handling.label_handling import LabelManager
+from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
+
+from stunet.datasets import label_values, read_dataset
+from stunet.datasets.check import check_complete, check_dataset, left_right_axes, left_right_pairs
+from stunet.errors import DataError
+
+SHAPE = (4, 5, 6)
+Damage = Callable[[Path], object]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A sound dataset: cases a, b and c with two channels, classes organ and tumour."""
+    for case in "abc":
+        for channel in range(2):
+            _write(tmp_path / f"imagesTr/{case}_{channel:04d}.nii.gz", np.ones(SHAPE, np.float32))
+        _write(tmp_path / f"labelsTr/{case}.nii.gz", np.arange(120, dtype=np.uint8).reshape(SHAPE) % 3)
+    description = {
+        "channel_names": {"0": "CT", "1": "PET"},
+        "labels": {"background": 0, "organ": 1, "tumour": 2},
+        "numTraining": 3,
+        "file_ending": ".nii.gz",
+    }
+    (tmp_path / "dataset.json").write_text(json.dumps(description))
+    return tmp_path
+
+
+def test_a_sound_dataset_passes_and_every_case_is_reported(folder: Path) -> None:
+    seen: list[str] = []
+    check_dataset(folder, on_case=seen.append)
+    assert seen == ["a", "b", "c"]
+
+
+def test_the_real_hippocampus_cases_pass(data: Path, tmp_path: Path) -> None:
+    source = data / "Task04_Hippocampus"
+    names = ["hippocampus_001", "hippocampus_003", "hippocampus_004"]
+    _list_files(
+        tmp_path,
+        {n: {"images": [f"{source}/imagesTr/{n}.nii.gz"], "label": f"{source}/labelsTr/{n}.nii.gz"} for n in names},
+    )
+    check_dataset(tmp_path)
+
+
+def _set(**changes: Any) -> Damage:
+    """Replaces entries of dataset.json; None removes one."""
+
+    def damage(folder: Path) -> None:
+        content = json.loads((folder / "dataset.json").read_text()) | changes
+        (folder / "dataset.json").write_text(json.dumps({k: v for k, v in content.items() if v is not None}))
+
+    return damage
+
+
+def _text(text: str) -> Damage:
+    return lambda folder: (folder / "dataset.json").write_text(text)
+
+
+def _remove(*names: str) -> Damage:
+    return lambda folder: [(folder / name).unlink() for name in names]
+
+
+def _rename(name: str, new: str) -> Damage:
+    return lambda folder: (folder / name).rename(folder / new)
+
+
+def _cut(name: str, share: float) -> Damage:
+    def damage(folder: Path) -> None:
+        content = (folder / name).read_bytes()
+        (folder / name).write_bytes(content[: int(share * len(content))])
+
+    return damage
+
+
+def _fill(name: str, value: float, **geometry: Any) -> Damage:
+    def damage(folder: Path) -> None:
+        array = np.zeros(geometry.pop("shape", SHAPE), np.float32)
+        array[1, 2, 3] = value
+        _write(folder / name, array, **geometry)
+
+    return damage
+
+
+def _bytes(name: str, content: bytes) -> Damage:
+    return lambda folder: (folder / name).write_bytes(content)
+
+
+def _both(first: Damage, second: Damage) -> Damage:
+    return lambda folder: (first(folder), second(folder))
+
+
+_nibabel = _set(overwrite_image_reader_writer="NibabelIO")  # ITK reads NaN in a NIfTI as 0
+PROBLEMS = {
+    "dataset.json is missing": (_remove("dataset.json"), r"no file .*dataset.json"),
+    "dataset.json is no JSON": (_text('{"labels": '), r"not valid JSON"),
+    "dataset.json is a list": (_text("[]"), r"no JSON object"),
+    "keys are missing": (_set(labels=None, channel_names=None), r"lacks labels, channel_names"),
+    "channels are not numbered": (_set(channel_names={"CT": 0}), r"channel_names is \{'CT': 0\}"),
+    "the ending has no dot": (_set(file_ending="nii.gz"), r"file_ending is 'nii.gz'"),
+    "labels are those of version 1": (_set(labels={"0": "background"}), r"do not name the background"),
+    "background is not 0": (_set(labels={"background": 1, "organ": 0}), r"background is 1"),
+    "a label is no number": (_set(labels={"background": 0, "organ": "x"}), r"not all integers"),
+    "labels are not consecutive": (_set(labels={"background": 0, "organ": 2}), r"not consecutive: \[0, 2\]"),
+    "ignore is not the highest": (_set(labels={"background": 0, "a": 1, "ignore": 5}), r"ignore label is 5"),
+    "regions have no order": (_set(labels={"background": 0, "a": [1, 2], "b": 2}), r"regions_class_order is None"),
+    "the number of cases is wrong": (_set(numTraining=5), r"numTraining is 5 .* 3 training cases"),
+    "the reader is unknown": (_set(overwrite_image_reader_writer="MyIO"), r"no reader of nnU-Net: 'MyIO'"),
+    "there are no such files": (_set(file_ending=".nrrd"), r"no \.nrrd files .*a_0000.nii.gz"),
+    "a name has no channel": (
+        _rename("imagesTr/b_0000.nii.gz", "imagesTr/b.nii.gz"),
+        r"b.nii.gz' does not end in _0000",
+    ),
+    "a label is missing": (_remove("labelsTr/b.nii.gz"), r"case 'b' has no label .*b.nii.gz"),
+    "a channel is missing": (_remove("imagesTr/b_0001.nii.gz"), r"case 'b' lacks the image .*b_0001.nii.gz"),
+    "no case has the channel": (_set(channel_names={"0": "CT", "1": "PET", "2": "MR"}), r"lacks the image .*a_0002"),
+    "a channel is too many": (_set(channel_names={"0": "CT"}), r"case 'a' has 2 channels, dataset.json names 1: CT"),
+    "the first image is no image": (_bytes("imagesTr/a_0000.nii.gz", b"x"), r"readers can read .*a_0000.nii.gz"),
+    "an image is no image": (_bytes("imagesTr/b_0000.nii.gz", b"hello"), r"cannot read .*b_0000.nii.gz"),
+    "an image is empty": (_bytes("imagesTr/b_0000.nii.gz", b""), r"cannot read .*b_0000.nii.gz"),
+    "an image is truncated": (_cut("imagesTr/b_0001.nii.gz", 0.9), r"cannot read .*b_0001.nii.gz.* truncated"),
+    "a label is truncated": (_cut("labelsTr/b.nii.gz", 0.9), r"cannot read .*labelsTr/b.nii.gz.* truncated"),
+    "an image holds NaN": (
+        _both(_nibabel, _fill("imagesTr/b_0001.nii.gz", np.nan)),
+        r"b_0001.nii.gz' holds NaN or infinity",
+    ),
+    "an image holds infinity": (
+        _both(_nibabel, _fill("imagesTr/b_0000.nii.gz", -np.inf)),
+        r"b_0000.nii.gz' holds NaN or infinity",
+    ),
+    "a label holds NaN": (_both(_nibabel, _fill("labelsTr/b.nii.gz", np.nan)), r"labelsTr/b.nii.gz' holds NaN"),
+    "a label is unknown": (_fill("labelsTr/b.nii.gz", 7), r"labelsTr/b.nii.gz' holds the values 7; .* 0 to 2"),
+    "a label is negative": (_fill("labelsTr/b.nii.gz", -1), r"holds the values -1"),
+    "a label is no integer": (_fill("labelsTr/b.nii.gz", 0.5), r"no integers: 0.5"),
+    "shapes differ": (_fill("labelsTr/b.nii.gz", 1, shape=(4, 5, 7)), r"shape of .*labelsTr/b.nii.gz' is \[4, 5, 7\]"),
+    "spacings differ": (_fill("labelsTr/b.nii.gz", 1, spacing=(1, 1, 2)), r"spacing of .*labelsTr/b.nii.gz"),
+    "origins differ": (_fill("labelsTr/b.nii.gz", 1, origin=(0, 0, 1)), r"origin of .*labelsTr/b.nii.gz"),
+    "directions differ": (
+        _fill("labelsTr/b.nii.gz", 1, direction=(-1, 0, 0, 0, -1, 0, 0, 0, 1)),
+        r"direction of .*labelsTr/b.nii.gz",
+    ),
+    "channels differ in origin": (_fill("imagesTr/b_0001.nii.gz", 1, origin=(0, 0, 1)), r"origin of .*b_0001.nii.gz"),
+    "channels differ in shape": (_fill("imagesTr/b_0001.nii.gz", 1, shape=(5, 5, 6)), r"shape of .*b_0001.nii.gz"),
+    "listed cases are no dictionary": (_set(dataset=[]), r"dataset is \[\]"),
+    "a listed case has no label": (_set(dataset={"a": {"images": ["x"]}}), r"case 'a' in dataset.json lacks"),
+    "no case is listed": (_set(dataset={}), r"no training cases"),
+    "a listed file is missing": (
+        _set(dataset={"q": {"images": ["x.nii.gz"], "label": "y"}}),
+        r"lacks the image .*x.nii.gz",
+    ),
+}
+
+
+@pytest.mark.parametrize(("damage", "message"), PROBLEMS.values(), ids=PROBLEMS.keys())
+def test_a_problem_is_named_with_its_file_when(folder: Path, damage: Damage, message: str) -> None:
+    damage(folder)
+    with pytest.raises(DataError, match=message) as caught:
+        check_dataset(folder)
+    assert caught.value.hint or "no file" in message
+    assert "\n" not in caught.value.message
+
+
+def test_three_problems_are_named_and_the_others_counted(folder: Path) -> None:
+    entries = {f"case{i}": _entry(folder, "abc"[i % 3]) for i in range(9)}
+    _set(dataset=entries, numTraining=9)(folder)
+    _fill("labelsTr/b.nii.gz", 7)(folder)
+    _fill("imagesTr/c_0001.nii.gz", 1, origin=(1, 0, 0))(folder)
+    with pytest.raises(DataError) as caught:
+        check_dataset(folder)
+    message = caught.value.message
+    assert message.count("holds the values") == 2  # case1, case4
+    assert message.count("origin") == 1  # case2
+    assert message.endswith("and 3 more")
+    assert "labels" in caught.value.hint  # of the first problem
+
+
+def test_an_ignore_label_and_regions_are_allowed(folder: Path) -> None:
+    _fill("labelsTr/b.nii.gz", 3)(folder)
+    regions = {"background": 0, "whole": [1, 2], "core": 2, "ignore": 3}
+    _set(labels=regions, regions_class_order=[1, 2])(folder)
+    check_dataset(folder)
+
+
+@pytest.mark.parametrize(
+    ("labels", "order"),
+    [
+        ({"background": 0, "a": 1, "b": 2}, None),
+        ({"background": 0, "b": 2, "a": 1, "ignore": 3}, None),
+        ({"background": 0, "whole": [1, 2, 3], "core": [2, 3], "enhancing": [3]}, [1, 2, 3]),
+        ({"background": "0", "a": "1"}, None),
+    ],
+)
+def test_label_values_equal_those_of_nnunets_label_manager(labels: dict, order: list[int] | None) -> None:
+    manager = LabelManager(labels, order)
+    expected = {*manager.all_labels, *([manager.ignore_label] if manager.has_ignore_label else [])}
+    assert label_values(labels, order) == expected
+
+
+def test_cases_are_found_as_nnunet_finds_them(folder: Path) -> None:
+    found = get_filenames_of_train_images_and_targets(str(folder))
+    cases = [(case.name, [str(path) for path in case.images], str(case.label)) for case in read_dataset(folder)[0]]
+    assert cases == [(name, files["images"], files["label"]) for name, files in found.items()]
+
+
+def test_listed_files_are_found_through_variables_and_relative_paths(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ELSEWHERE", str(folder))
+    entry = {"images": ["$ELSEWHERE/imagesTr/a_0000.nii.gz", "imagesTr/a_0001.nii.gz"], "label": "labelsTr/a.nii.gz"}
+    _set(dataset={"x": entry}, numTraining=1)(folder)
+    seen: list[str] = []
+    check_dataset(folder, on_case=seen.append)
+    assert seen == ["x"]
+
+
+def test_one_file_may_hold_all_channels(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for name, shape, highest in (("imagesTr/a_0000.png", (8, 9, 3), 255), ("labelsTr/a.png", (8, 9), 2)):
+        (tmp_path / name).parent.mkdir(parents=True)
+        sitk.WriteImage(
+            sitk.GetImageFromArray(rng.integers(0, highest, shape).astype(np.uint8), len(shape) == 3), tmp_path / name
+        )
+    description = {
+        "channel_names": {"0": "R", "1": "G", "2": "B"},
+        "labels": {"background": 0, "x": 1},
+        "numTraining": 1,
+        "file_ending": ".png",
+    }
+    (tmp_path / "dataset.json").write_text(json.dumps(description))
+    check_dataset(tmp_path)
+    assert read_dataset(tmp_path)[1].reader.__name__ == "NaturalImage2DIO"
+
+
+@pytest.mark.parametrize("reader", ["NibabelIO", "NibabelIOWithReorient", "SimpleITKIOWithReorient"])
+def test_geometry_is_compared_with_every_reader_of_volumes(folder: Path, reader: str) -> None:
+    _set(overwrite_image_reader_writer=reader)(folder)
+    check_dataset(folder)
+    assert read_dataset(folder)[1].reader.__name__ == reader
+    _fill("labelsTr/b.nii.gz", 1, origin=(0, 0, 1))(folder)
+    with pytest.raises(DataError, match=r"origin of .*labelsTr/b.nii.gz"):
+        check_dataset(folder)
+
+
+def test_rounding_in_headers_is_no_problem(folder: Path) -> None:
+    _fill("labelsTr/b.nii.gz", 1, origin=(1e-4, 0, 0), direction=_rotation(1e-4))(folder)
+    check_dataset(folder)
+
+
+def test_truncation_is_seen_that_itk_does_not_see(folder: Path) -> None:
+    path = folder / "imagesTr/a_0000.nii.gz"
+    values = np.random.default_rng(0).normal(size=(20, 20, 20)).astype(np.float32)
+    _write(path, values)
+    check_complete(path)
+    _cut("imagesTr/a_0000.nii.gz", 0.5)(folder)
+    assert not np.array_equal(sitk.GetArrayFromImage(sitk.ReadImage(path)), values)  # and raises nothing
+    with pytest.raises(DataError, match="truncated"):
+        check_complete(path)
+    short = gzip.compress(gzip.compress(b"") + values.tobytes()[:100])
+    path.write_bytes(short)
+    with pytest.raises(DataError, match=r"cannot read .*a_0000"):
+        check_complete(path)
+
+
+def test_a_gzip_stream_of_several_members_is_complete(folder: Path) -> None:
+    path = folder / "imagesTr/a_0000.nii.gz"
+    content = gzip.decompress(path.read_bytes())
+    path.write_bytes(gzip.compress(content[:200]) + gzip.compress(content[200:]))
+    check_complete(path)
+    path.write_bytes(gzip.compress(content[:200]) + gzip.compress(content[200:-8]))
+    with pytest.raises(DataError, match="expected"):
+        check_complete(path)
+
+
+def test_processes_find_what_one_process_finds(folder: Path) -> None:
+    _fill("labelsTr/b.nii.gz", 7)(folder)
+    with pytest.raises(DataError) as serial:
+        check_dataset(folder)
+    with pytest.raises(DataError) as parallel:
+        check_dataset(folder, workers=2)
+    assert (parallel.value.message, parallel.value.hint) == (serial.value.message, serial.value.hint)
+
+
+def test_a_killed_process_is_reported(folder: Path) -> None:
+    _set(dataset={str(i): _entry(folder, "a") for i in range(1000)}, numTraining=1000)(folder)
+    with pytest.raises(DataError, match="died, probably for lack of memory") as caught:
+        check_dataset(folder, workers=2, on_case=_kill_workers)
+    assert "-np 1" in caught.value.hint
+
+
+def _kill_workers(case: str) -> None:
+    for process in multiprocessing.active_children():
+        os.kill(process.pid or 0, signal.SIGKILL)
+
+
+STORED = {"RAS": {2}, "LPS": {2}, "LAS": {2}, "PSR": {0}, "ASL": {0}, "SPL": {0}, "SRA": {1}}
+
+
+@pytest.mark.parametrize(("orientation", "axes"), STORED.items())
+@pytest.mark.parametrize("reader", ["SimpleITKIO", "NibabelIO"])
+def test_the_left_right_axis_follows_the_storage(tmp_path: Path, orientation: str, axes: set[int], reader: str) -> None:
+    path = tmp_path / "x.nii.gz"
+    affine = _affine(orientation)
+    nibabel.save(nibabel.Nifti1Image(np.zeros((4, 5, 6), np.uint8), affine), path)
+    assert left_right_axes([path], reader) == axes
+    assert left_right_axes([path], f"{reader}WithReorient") == {2}
+
+
+def test_the_left_right_axis_is_the_one_along_which_a_left_half_lies(tmp_path: Path) -> None:
+    """The slow reference: the axis of the array along which physical x changes most."""
+    for number, (direction, shape) in enumerate(itertools.product(itertools.permutations(np.eye(3)), [(4, 5, 6)])):
+        if np.linalg.det(direction) < 0:
+            continue
+        path = tmp_path / f"{number}.nii.gz"
+        oblique = np.array(_rotation(0.3)).reshape(3, 3) @ np.array(direction)
+        _write(path, np.zeros(shape, np.uint8), direction=oblique.ravel().tolist(), spacing=(1, 2, 9))
+        image = sitk.ReadImage(path)
+        corner = np.array(image.TransformIndexToPhysicalPoint((0, 0, 0)))
+        moved = [
+            image.TransformIndexToPhysicalPoint(tuple(int(i) for i in np.eye(3)[a]))[0] - corner[0] for a in range(3)
+        ]
+        cosines = np.abs(moved) / np.array(image.GetSpacing())
+        assert left_right_axes([path], "SimpleITKIO") == {2 - int(np.argmax(cosines))}
+
+
+def test_axes_of_all_images_are_united_and_formats_without_orientation_take_the_last(tmp_path: Path) -> None:
+    paths = [tmp_path / "a.nii.gz", tmp_path / "b.nii.gz"]
+    for path, orientation in zip(paths, ("RAS", "PSR"), strict=True):
+        nibabel.save(nibabel.Nifti1Image(np.zeros((4, 5, 6), np.uint8), _affine(orientation)), path)
+    assert left_right_axes(paths, "SimpleITKIO") == {0, 2}
+    assert left_right_axes([Path("a.png")], "NaturalImage2DIO") == left_right_axes([Path("a.tif")], "Tiff3DIO") == {2}
+    with pytest.raises(DataError, match="cannot read"):
+        left_right_axes([tmp_path / "nothing.nii.gz"], "SimpleITKIO")
+
+
+@pytest.mark.parametrize(
+    ("left", "right"),
+    [
+        ("kidney_left", "kidney_right"),
+        ("left kidney", "right kidney"),
+        ("LeftKidney", "RightKidney"),
+        ("LKidney", "RKidney"),
+        ("leftkidney", "rightkidney"),
+        ("l_kidney", "r_kidney"),
+        ("kidney-L", "kidney-R"),
+        ("KIDNEY_LEFT", "KIDNEY_RIGHT"),
+        ("rib_left_1", "rib_right_1"),
+        ("lung_upper_lobe_left", "lung_upper_lobe_right"),
+        ("ctx-lh-insula", "ctx-rh-insula"),
+        ("heart_left_atrium", "heart_right_atrium"),
+    ],
+)
+def test_left_and_right_of_a_class_make_a_pair(left: str, right: str) -> None:
+    assert left_right_pairs({"background": 0, right: 1, "liver": 2, left: 3}) == [(left, right)]
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("cleft", "bright"),
+        ("left_atrium", "left_ventricle"),
+        ("left_atrium", "right_ventricle"),
+        ("lung", "rung"),
+        ("vertebrae_L1", "vertebrae_L2"),
+        ("rib_left_1", "rib_right_2"),
+        ("liver", "river"),
+    ],
+)
+def test_other_names_make_no_pair(names: tuple[str, str]) -> None:
+    assert left_right_pairs({"background": 0, names[0]: 1, names[1]: 2}) == []
+
+
+def _write(path: Path, array: np.ndarray, **geometry: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = sitk.GetImageFromArray(array)
+    image.SetSpacing(geometry.get("spacing", (1.0, 1.0, 1.0)))
+    image.SetOrigin(geometry.get("origin", (0.0, 0.0, 0.0)))
+    image.SetDirection(geometry.get("direction", np.eye(3).ravel().tolist()))
+    sitk.WriteImage(image, path)
+
+
+def _entry(folder: Path, case: str) -> dict[str, Any]:
+    images = [str(folder / f"imagesTr/{case}_{channel:04d}.nii.gz") for channel in range(2)]
+    return {"images": images, "label": str(folder / f"labelsTr/{case}.nii.gz")}
+
+
+def _list_files(folder: Path, entries: dict[str, Any]) -> None:
+    description = {
+        "channel_names": {"0": "MRI"},
+        "labels": {"background": 0, "anterior": 1, "posterior": 2},
+        "numTraining": len(entries),
+        "file_ending": ".nii.gz",
+        "dataset": entries,
+    }
+    (folder / "dataset.json").write_text(json.dumps(description))
+
+
+def _affine(orientation: str) -> np.ndarray:
+    codes = nibabel.orientations.axcodes2ornt(tuple(orientation))
+    affine = np.zeros((4, 4))
+    affine[3, 3] = 1
+    for axis, (target, sign) in enumerate(codes):
+        affine[int(target), axis] = sign * (axis + 1)
+    return affine
+
+
+def _rotation(angle: float) -> list[float]:
+    c, s = np.cos(angle), np.sin(angle)
+    return [c, -s, 0, s, c, 0, 0, 0, 1]
