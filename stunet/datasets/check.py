@@ -238,7 +238,7 @@ def _check_values(label: np.ndarray, allowed: frozenset[int], path: Path) -> Non
 
 
 def _distinct(label: np.ndarray) -> set[float]:
-    """The distinct values, counted in pieces that fit the cache: several times faster than numpy.unique of the whole."""
+    """The distinct values, counted in pieces that fit the cache: several times faster than numpy.unique."""
     found: set[float] = set()
     for part in np.array_split(label.ravel(), label.size // 2**18 + 1):
         if part.min() < 0 or part.max() > LARGEST_LABEL or (part != np.trunc(part)).any():
