@@ -1,0 +1,165 @@
+"""How long does preprocessing take, and how much memory, beside stock nnU-Net with the same plans and workers?
+
+    python benchmarks/preprocessing.py path/to/Task04_Hippocampus --workers 1 2 --repeats 3
+
+Takes a dataset in the format of the Medical Segmentation Decathlon, plans it with stock nnU-Net, and runs both in turn,
+each in a fresh process and into an empty folder. Wall and CPU time in seconds, all processes together; memory is the
+highest sum of the proportional set sizes (PSS: shared pages count once) of all processes, seen every 0.2 s.
+Needs Linux. Read next: stunet/preprocessing.py.
+"""
+
+import argparse
+import ctypes
+import json
+import os
+import resource
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+DATASET = "Dataset904_Benchmark"
+CONFIGURATION = "3d_fullres"
+PR_SET_CHILD_SUBREAPER = 36
+OURS = f"""
+import sys
+from stunet.preprocessing import preprocess
+from stunet.workspace import load_plans, preprocessed_dataset
+
+if __name__ == "__main__":
+    plans = load_plans(preprocessed_dataset({DATASET!r}) / "nnUNetPlans.json")
+    preprocess({DATASET!r}, plans, [{CONFIGURATION!r}], int(sys.argv[1]))
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("source", type=Path, help="folder with dataset.json, imagesTr and labelsTr")
+    parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--repeats", type=int, default=3)
+    args = parser.parse_args()
+    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)  # grandchildren whose parent has ended count as well
+    with tempfile.TemporaryDirectory() as work:
+        for variable in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
+            os.environ[variable] = str(Path(work) / variable)
+        cases = convert(args.source, Path(work) / "nnUNet_raw" / DATASET)
+        for command in (["nnUNetv2_extract_fingerprint", "-np", "2"], ["nnUNetv2_plan_experiment"]):
+            run(stock(*command))
+        print(f"{cases} cases, {CONFIGURATION}\n")
+        print(f"{'':16}{'workers':>8}{'wall s':>8}{'CPU s':>8}{'peak MB':>9}")
+        data = Path(work) / "nnUNet_preprocessed" / DATASET / f"nnUNetPlans_{CONFIGURATION}"
+        for workers in args.workers:
+            compare(data, workers, args.repeats)
+
+
+def convert(source: Path, target: Path) -> int:
+    """Copies a Decathlon dataset of one channel into nnU-Net's raw format; returns the number of cases."""
+    for name in ("imagesTr", "labelsTr"):
+        (target / name).mkdir(parents=True)
+    labels = [path for path in sorted((source / "labelsTr").glob("*.nii.gz")) if not path.name.startswith(".")]
+    for label in labels:
+        shutil.copy(label, target / "labelsTr")
+        image = label.name.replace(".nii.gz", "_0000.nii.gz")
+        shutil.copy(source / "imagesTr" / label.name, target / "imagesTr" / image)
+    theirs = json.loads((source / "dataset.json").read_text())
+    content = {
+        "channel_names": theirs["modality"],
+        "labels": {name: int(number) for number, name in theirs["labels"].items()},
+        "numTraining": len(labels),
+        "file_ending": ".nii.gz",
+    }
+    (target / "dataset.json").write_text(json.dumps(content))
+    return len(labels)
+
+
+def compare(data: Path, workers: int, repeats: int) -> None:
+    """Runs stock and ours in turn, prints each run and the ratios of the medians, and compares the data."""
+    commands = {
+        "nnUNetv2": stock("nnUNetv2_preprocess", "-c", CONFIGURATION, "-np", str(workers)),
+        "stunet": [sys.executable, "-c", OURS, str(workers)],
+    }
+    figures: dict[str, list[tuple[float, float, float]]] = {name: [] for name in commands}
+    kept = data.with_name("kept")
+    for _ in range(repeats):
+        for name, command in commands.items():
+            shutil.rmtree(data, ignore_errors=True)
+            shutil.rmtree(data.parent / "gt_segmentations", ignore_errors=True)
+            figures[name].append(run(command))
+            print(f"{name:16}{workers:8}" + "{:8.1f}{:8.1f}{:9.0f}".format(*figures[name][-1]), flush=True)
+            if name == "nnUNetv2":
+                shutil.rmtree(kept, ignore_errors=True)
+                data.rename(kept)
+    medians = {name: np.median(rows, axis=0) for name, rows in figures.items()}
+    ratios = medians["stunet"] / medians["nnUNetv2"]
+    print(f"{'stunet/nnUNetv2':16}{workers:8}" + "{:8.2f}{:8.2f}{:9.2f}".format(*ratios))
+    print(f"{'':16}arrays equal: {equal(data, kept)}\n")
+
+
+def stock(command: str, *options: str) -> list[str]:
+    """A command of the nnU-Net that is installed beside this Python."""
+    return [str(Path(sys.executable).with_name(command)), "-d", str(int(DATASET[7:10])), *options]
+
+
+def run(command: list[str]) -> tuple[float, float, float]:
+    """Wall time and CPU time in seconds and peak memory in MB of a command and all processes that it starts."""
+    before, started, peak = cpu_seconds(), time.monotonic(), 0
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while process.poll() is None:
+        peak = max(peak, sum(map(pss_bytes, descendants(os.getpid()))))
+        time.sleep(0.2)
+    wall = time.monotonic() - started
+    if process.returncode:
+        raise SystemExit(f"failed with {process.returncode}: {' '.join(command)}")
+    try:
+        while True:
+            os.wait()
+    except ChildProcessError:
+        return wall, cpu_seconds() - before, peak / 1e6
+
+
+def cpu_seconds() -> float:
+    """User and system time of all ended children."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
+
+
+def descendants(pid: int) -> list[int]:
+    """The processes below a process."""
+    try:
+        threads = list(Path(f"/proc/{pid}/task").iterdir())
+        children = [int(child) for thread in threads for child in (thread / "children").read_text().split()]
+    except OSError:  # it has just ended
+        return []
+    return children + [below for child in children for below in descendants(child)]
+
+
+def pss_bytes(pid: int) -> int:
+    """The memory of a process in bytes; a page that n processes share counts as a n-th."""
+    try:
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    except OSError:  # it has just ended
+        return 0
+    return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:"))
+
+
+def equal(ours: Path, theirs: Path) -> bool:
+    """Whether two data folders hold the same cases, voxel by voxel, with the same properties."""
+    import blosc2
+
+    names = sorted(path.name for path in theirs.iterdir())
+    if names != sorted(path.name for path in ours.iterdir() if path.is_file()):
+        return False
+    pairs = [(ours / name, theirs / name) for name in names]
+    arrays = [pair for pair in pairs if pair[0].suffix == ".b2nd"]
+    properties = [pair for pair in pairs if pair[0].suffix == ".pkl"]
+    return all(a.read_bytes() == b.read_bytes() for a, b in properties) and all(
+        np.array_equal(blosc2.open(str(a), mode="r")[:], blosc2.open(str(b), mode="r")[:]) for a, b in arrays
+    )
+
+
+if __name__ == "__main__":
+    main()

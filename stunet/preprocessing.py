@@ -1,0 +1,285 @@
+"""Which cases have to be preprocessed, so that a run may be killed and repeated at any moment and data are never stale?
+
+The arrays are nnU-Net's own: the preprocessor that the plans name makes them. A case appears in its data folder only
+when it is complete, and a manifest says what it was made from; a repeated run does what is missing or out of date.
+A data folder holds
+
+    CASE.b2nd  CASE_seg.b2nd  CASE.pkl   what nnU-Net's preprocessor writes
+    .stunet/manifest.json                the settings, and per case the raw files and the written files
+    .stunet/part/CASE/                   what is being written
+    .stunet/lock                         held while a run is going on
+
+Imports neither torch nor nnunetv2. Read next: preprocessing_workers.py, which does one case.
+"""
+
+import fcntl
+import json
+import os
+import re
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from stunet.errors import DataError, UsageError, closest
+from stunet.files import read_json, whole, write_json
+from stunet.preprocessing_workers import OWN_FOLDER, Job, names_case, run
+from stunet.workspace import preprocessed_dataset, raw_dataset
+
+PLAN_SETTINGS = (
+    "transpose_forward",
+    "image_reader_writer",
+    "label_manager",
+    "foreground_intensity_properties_per_channel",
+)
+CONFIGURATION_SETTINGS = (  # without the patch: it decides how a file is chunked, and all network sizes share the data
+    "spacing",
+    "normalization_schemes",
+    "use_mask_for_norm",
+    "resampling_fn_data",
+    "resampling_fn_data_kwargs",
+    "resampling_fn_seg",
+    "resampling_fn_seg_kwargs",
+    "preprocessor_name",
+)
+SAVE_INTERVAL_S = 1.0
+
+
+@dataclass(frozen=True)
+class Case:
+    """A training case; `raw` is name, size in bytes and time of change in ns of its images and its label."""
+
+    name: str
+    images: tuple[str, ...]
+    label: str
+    raw: list[list[Any]]
+
+
+@dataclass(frozen=True)
+class Target:
+    """A data folder to fill, and the manifest's records of the cases in it that are complete and up to date."""
+
+    configuration: str
+    folder: Path
+    settings: dict[str, Any]
+    records: dict[str, dict[str, Any]]
+
+    def save(self) -> None:
+        """Writes the manifest."""
+        write_json(self.folder / OWN_FOLDER / "manifest.json", {"settings": self.settings, "cases": self.records})
+
+
+def preprocess(
+    dataset: str,
+    plans: dict,
+    configurations: Sequence[str],
+    workers: int,
+    on_case: Callable[[str], None] | None = None,
+    verbose: bool = False,
+) -> None:
+    """Brings every training case into the data folders of the configurations; what is up to date is left alone.
+
+    Also copies dataset.json and the labels (gt_segmentations) beside the data folders, as nnU-Net does for validation.
+
+    Args:
+        dataset: The full name, `Dataset003_Liver`.
+        plans: The content of a plans file.
+        configurations: Names from the plans; those that share a data folder are done once.
+        workers: Number of processes; each holds one case in memory and computes on one thread.
+        on_case: Called with the case's name whenever one is finished; `pending_cases` says how many there will be.
+        verbose: nnU-Net's preprocessor prints details.
+
+    Raises:
+        DataError: A configuration is unknown, a raw file is missing or damaged, a case fails, a worker was killed, the
+            disk is full, or another run works on the same folder. Finished cases are kept.
+        OutOfMemoryError: A case does not fit into memory.
+    """
+    if workers < 1:
+        raise UsageError(f"the number of workers must be at least 1, not {workers}", "-np 1")
+    description, cases = _raw_cases(dataset)
+    with _locked([target.folder for target in _targets(dataset, plans, configurations, description, cases)]):
+        targets = _targets(dataset, plans, configurations, description, cases)
+        for target in targets:
+            _clear(target)
+            target.save()
+        _copy_labels(dataset, description["file_ending"], cases)
+        jobs = [Job(t.configuration, t.folder, c.name, c.images, c.label) for t, c in _pending(targets, cases)]
+        try:
+            with closing(run(jobs, plans, description, workers, verbose)) as finished:
+                _record(finished, targets, cases, on_case or (lambda name: None))
+        finally:
+            for target in targets:
+                shutil.rmtree(target.folder / OWN_FOLDER / "part", ignore_errors=True)
+                target.save()
+
+
+def pending_cases(dataset: str, plans: dict, configurations: Sequence[str]) -> list[tuple[str, str]]:
+    """What `preprocess` would do: (configuration, case), in order. Changes nothing.
+
+    Raises:
+        DataError: A configuration is unknown or a raw file is missing.
+    """
+    description, cases = _raw_cases(dataset)
+    targets = _targets(dataset, plans, configurations, description, cases)
+    return [(target.configuration, case.name) for target, case in _pending(targets, cases)]
+
+
+def preprocessed_cases(dataset: str, plans: dict, configuration: str) -> list[str]:
+    """The cases of a configuration that are complete and up to date, sorted.
+
+    Raises:
+        DataError: The configuration is unknown or a raw file is missing.
+    """
+    description, cases = _raw_cases(dataset)
+    (target,) = _targets(dataset, plans, [configuration], description, cases)
+    return sorted(target.records)
+
+
+def _raw_cases(dataset: str) -> tuple[dict, list[Case]]:
+    """dataset.json, and the cases of its "dataset" entry or else of imagesTr/CASE_0000.nii.gz, labelsTr/CASE.nii.gz."""
+    root = raw_dataset(dataset)
+    description = read_json(root / "dataset.json")
+    files: dict[str, list[str]] = {}  # the images and, at the end, the label
+    if "dataset" in description:
+        for name, entry in description["dataset"].items():
+            listed = (*entry["images"], entry["label"])
+            files[name] = [os.path.abspath(root / os.path.expandvars(path)) for path in listed]
+    else:
+        ending = description["file_ending"]
+        for path in sorted((root / "imagesTr").glob(f"*{ending}")):
+            match = re.fullmatch(r"(.+)_\d{4}", path.name.removesuffix(ending))
+            if match is None:
+                raise DataError(f"{str(path)!r} is not named CASE_0000{ending}", "rename or remove it")
+            files.setdefault(match[1], []).append(str(path))
+        for name, paths in files.items():
+            paths.append(str(root / "labelsTr" / f"{name}{ending}"))
+    if not files:
+        raise DataError(f"no training cases in {str(root)!r}", "put images into imagesTr and labels into labelsTr")
+    return description, [_case(name, files[name]) for name in sorted(files)]
+
+
+def _case(name: str, files: list[str]) -> Case:
+    try:
+        stats = [os.stat(path) for path in files]
+    except OSError as error:
+        message = f"case {name!r} has no readable file {str(error.filename)!r}: {error.strerror}"
+        raise DataError(message, "add the file, or take the case out of the dataset") from None
+    raw = [[Path(path).name, stat.st_size, stat.st_mtime_ns] for path, stat in zip(files, stats, strict=True)]
+    return Case(name, tuple(files[:-1]), files[-1], raw)
+
+
+def _targets(
+    dataset: str, plans: dict, configurations: Sequence[str], description: dict, cases: Sequence[Case]
+) -> list[Target]:
+    """The data folders of the configurations, each once."""
+    common = {"nnunetv2": version("nnunetv2"), "labels": description["labels"]}
+    common |= {key: plans.get(key) for key in PLAN_SETTINGS}
+    targets: dict[Path, Target] = {}
+    for name in configurations:
+        values = _resolve(plans, name)
+        folder = preprocessed_dataset(dataset) / values["data_identifier"]
+        settings = json.loads(json.dumps(common | {key: values.get(key) for key in CONFIGURATION_SETTINGS}))
+        if folder not in targets:
+            targets[folder] = Target(name, folder, settings, _valid_records(folder, settings, cases))
+    return list(targets.values())
+
+
+def _resolve(plans: dict, name: str) -> dict[str, Any]:
+    """The values of a configuration together with those that it inherits (3d_cascade_fullres is a 3d_fullres)."""
+    known = plans["configurations"]
+    if name not in known:
+        message = f"no configuration {name!r} in the plans{closest(name, list(known))}"
+        raise DataError(message, f"-c with one or more of: {', '.join(known)}")
+    parent = known[name].get("inherits_from")
+    return {**(_resolve(plans, parent) if parent else {}), **known[name]}
+
+
+def _valid_records(folder: Path, settings: dict, cases: Sequence[Case]) -> dict[str, dict[str, Any]]:
+    """The manifest's records of cases with the same settings, unchanged raw files and all written files in place."""
+    try:
+        manifest = read_json(folder / OWN_FOLDER / "manifest.json")
+    except DataError:  # none yet, or not readable: everything is done again
+        return {}
+    if manifest["settings"] != settings:
+        return {}
+    sizes = {entry.name: entry.stat().st_size for entry in os.scandir(folder) if entry.is_file()}
+    raw = {case.name: case.raw for case in cases}
+    return {
+        name: record
+        for name, record in manifest["cases"].items()
+        if record["raw"] == raw.get(name) and record["files"].items() <= sizes.items()
+    }
+
+
+def _pending(targets: Sequence[Target], cases: Sequence[Case]) -> list[tuple[Target, Case]]:
+    return [(target, case) for target in targets for case in cases if case.name not in target.records]
+
+
+@contextmanager
+def _locked(folders: Sequence[Path]) -> Iterator[None]:
+    """Makes the folders and holds their locks; the system gives a lock back when the process ends, however it ends."""
+    with ExitStack() as stack:
+        for folder in folders:
+            (folder / OWN_FOLDER).mkdir(parents=True, exist_ok=True)
+            lock = stack.enter_context(open(folder / OWN_FOLDER / "lock", "w"))
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise DataError(f"another run is preprocessing into {str(folder)!r}", "wait until it is done") from None
+            except OSError:  # some network file systems have no locks: two runs at a time go unnoticed there
+                pass
+        yield
+
+
+def _clear(target: Target) -> None:
+    """Removes all files but those of valid cases, and what a dead run left behind."""
+    shutil.rmtree(target.folder / OWN_FOLDER / "part", ignore_errors=True)
+    keep = {name for record in target.records.values() for name in record["files"]}
+    stale = [entry.name for entry in os.scandir(target.folder) if entry.is_file() and entry.name not in keep]
+    for name in sorted(stale, key=names_case, reverse=True):
+        (target.folder / name).unlink()
+
+
+def _copy_labels(dataset: str, ending: str, cases: Sequence[Case]) -> None:
+    """Brings dataset.json and gt_segmentations up to date; labels of removed cases are removed."""
+    folder = preprocessed_dataset(dataset)
+    labels = {f"{case.name}{ending}": case.label for case in cases}
+    (folder / "gt_segmentations").mkdir(exist_ok=True)
+    for path in (folder / "gt_segmentations").glob(f"*{ending}"):
+        if path.name not in labels and not path.name.startswith("."):
+            path.unlink()
+    for name, label in labels.items():
+        _copy(Path(label), folder / "gt_segmentations" / name)
+    _copy(raw_dataset(dataset) / "dataset.json", folder / "dataset.json")
+
+
+def _copy(source: Path, target: Path) -> None:
+    def state(path: Path) -> tuple[int, int]:
+        return path.stat().st_size, path.stat().st_mtime_ns
+
+    if not target.exists() or state(source) != state(target):
+        with whole(target) as part:
+            shutil.copy2(source, part)
+
+
+def _record(
+    finished: Iterator[tuple[Job, dict]],
+    targets: Sequence[Target],
+    cases: Sequence[Case],
+    on_case: Callable[[str], None],
+) -> None:
+    """Puts each finished case on record; the manifests are written about once a second."""
+    by_folder = {target.folder: target for target in targets}
+    raw = {case.name: case.raw for case in cases}
+    saved = time.monotonic()
+    for job, files in finished:
+        target = by_folder[job.folder]
+        target.records[job.case] = {"raw": raw[job.case], "files": files}
+        if time.monotonic() - saved > SAVE_INTERVAL_S:
+            target.save()
+            saved = time.monotonic()
+        on_case(job.case)
