@@ -1,9 +1,10 @@
 """What the network is: STU-Net, a residual U-Net whose size scales in depth and width, in 3D and 2D.
 
 Architecture and parameter names are those of the published STU-Net (Huang et al. 2023, arXiv:2304.06716), so released
-weights load. Two things are computed differently with equal results: a nearest-neighbour upsampling and a 1x1x1
-convolution commute, so we convolve first, at the low resolution, which saves an eighth of the decoder's memory traffic;
-and heads that nobody asked for are not computed.
+weights
+ things are computed differently with equal results: a nearest-neighbour upsampling and a 1x1x1
+convolution commute, so we convolve first, at the low resolution, for an eighth of the work and memory; and heads that
+nobody asked for are not computed. benchmarks/README.md has what that gives.
 
     Stem and encoder   conv_blocks_context.{0..n-1}       stage k: stride strides[k], depth residual blocks
     Upsampling         upsample_layers.{0..n-2}           0 = from the bottleneck
@@ -14,13 +15,15 @@ Shape legend: B batch, C channels, D H W depth, height and width (2D: no D), K c
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
+
+from stunet.errors import DataError
 
 LEAKY_SLOPE = 0.01
 
@@ -41,8 +44,8 @@ class Size:
 SIZES = {"T": Size(4, 1), "S": Size(16, 1), "B": Size(32, 1), "L": Size(64, 2), "H": Size(96, 3)}
 
 
-class ShapeError(ValueError):
-    """An input whose shape the network's strides do not divide."""
+class ShapeError(DataError, ValueError):
+    """An input that the network cannot take: number of axes or channels, or a shape that the strides do not divide."""
 
 
 class STUNet(nn.Module):
@@ -80,6 +83,7 @@ class STUNet(nn.Module):
         self.strides = tuple(tuple(int(s) for s in stride) for stride in strides)
         _check_strides(self.strides)
         self.divisor = tuple(math.prod(axis) for axis in zip(*self.strides, strict=True))
+        self.input_channels = input_channels
         self.checkpointing = checkpointing
 
         ndim = len(self.strides[0])
@@ -94,15 +98,16 @@ class STUNet(nn.Module):
         self.conv_blocks_localization = nn.ModuleList(
             _stage(ndim, 2 * high, high, (1,) * ndim, size.depth) for _, high, _ in upwards
         )
-        self.seg_outputs = nn.ModuleList(_conv(ndim, high, num_classes, 1) for _, high, _ in upwards)
-        self.decoder = nn.Module()  # without parameters: nnU-Net switches deep supervision through it
-        self.decoder.deep_supervision = deep_supervision
+        head = Head3d if ndim == 3 else nn.Conv2d
+        self.seg_outputs = nn.ModuleList(head(high, num_classes, 1) for _, high, _ in upwards)
+        self.decoder = Decoder(deep_supervision)
 
     def forward(self, x_BCDHW: Tensor) -> Tensor | list[Tensor]:
         """Logits at full resolution, or with deep supervision the list of all heads, finest first.
 
         Raises:
-            ShapeError: The shape of the input is no multiple of the product of the strides.
+            ShapeError: The input has other axes or channels than the network, its shape is no multiple of the product
+                of the strides, or is so small that one voxel is left at the bottom, where nothing can be normalised.
         """
         self._check_shape(x_BCDHW)
         skips = []
@@ -112,12 +117,12 @@ class STUNet(nn.Module):
             skips.append(x)
         skips.pop()
         outputs = []
-        last = len(self.seg_outputs) - 1
-        for level, (upsample, stage) in enumerate(zip(self.upsample_layers, self.conv_blocks_localization, strict=True)):
-            x = self._run(stage, torch.cat((upsample(x), skips.pop()), 1))
-            if self.decoder.deep_supervision or level == last:
-                outputs.append(self.seg_outputs[level](x))
-        return outputs[::-1] if self.decoder.deep_supervision else outputs[0]
+        levels = zip(self.upsample_layers, self.conv_blocks_localization, self.seg_outputs, strict=True)
+        for upsample, stage, head in levels:
+            x = self._run(_decode, upsample, stage, x, skips.pop())
+            if self.decoder.deep_supervision:
+                outputs.append(head(x))
+        return outputs[::-1] if self.decoder.deep_supervision else self.seg_outputs[-1](x)
 
     @staticmethod
     def initialize(module: nn.Module) -> None:
@@ -126,18 +131,34 @@ class STUNet(nn.Module):
             nn.init.kaiming_normal_(module.weight, a=LEAKY_SLOPE)
             nn.init.zeros_(module.bias)  # type: ignore[arg-type]  # all our convolutions have a bias
 
-    def _run(self, stage: nn.Module, x: Tensor) -> Tensor:
+    def _run(self, function: Callable[..., Tensor], *inputs: nn.Module | Tensor) -> Tensor:
         if self.checkpointing and self.training and torch.is_grad_enabled():
-            return checkpoint(stage, x, use_reentrant=False)
-        return stage(x)
+            return checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=False)  # no dropout
+        return function(*inputs)
 
     def _check_shape(self, x: Tensor) -> None:
         ndim = len(self.divisor)
-        if x.ndim != ndim + 2 or any(n % d for n, d in zip(x.shape[2:], self.divisor, strict=True)):
+        if x.ndim != ndim + 2 or x.shape[1] != self.input_channels:
             raise ShapeError(
-                f"input of shape {tuple(x.shape)}: expected {ndim + 2} axes (batch, channels, {ndim} of space), "
-                f"the last {ndim} of them multiples of {self.divisor} (the product of the strides)"
+                f"input of shape {tuple(x.shape)}: expected {ndim + 2} axes, which are batch, "
+                f"{self.input_channels} channel(s) and {ndim} of space",
+                "check the channels in dataset.json, and that the plan is 3D for volumes and 2D for slices",
             )
+        space = x.shape[2:]
+        if any(n % d for n, d in zip(space, self.divisor, strict=True)) or tuple(space) == self.divisor:
+            raise ShapeError(
+                f"input of shape {tuple(x.shape)}: the last {ndim} axes must be multiples of {self.divisor}, "
+                "the product of the strides, and at least one of them a larger one",
+                "pad the input, or change patch_size in the plan",
+            )
+
+
+class Decoder(nn.Module):
+    """Only the flag that nnU-Net switches deep supervision with; without parameters, as in the published network."""
+
+    def __init__(self, deep_supervision: bool) -> None:
+        super().__init__()
+        self.deep_supervision = deep_supervision
 
 
 class ResidualBlock(nn.Module):
@@ -148,11 +169,10 @@ class ResidualBlock(nn.Module):
 
     def __init__(self, ndim: int, c_in: int, c_out: int, stride: Sequence[int], project: bool) -> None:
         super().__init__()
-        norm = nn.InstanceNorm3d if ndim == 3 else nn.InstanceNorm2d
         self.conv1 = _conv(ndim, c_in, c_out, 3, stride)
-        self.norm1 = norm(c_out, affine=True)
+        self.norm1 = InstanceNorm(c_out)
         self.conv2 = _conv(ndim, c_out, c_out, 3)
-        self.norm2 = norm(c_out, affine=True)
+        self.norm2 = InstanceNorm(c_out)
         self.conv3 = _conv(ndim, c_in, c_out, 1, stride) if project else None
 
     def forward(self, x: Tensor) -> Tensor:
@@ -174,11 +194,42 @@ class Upsample(nn.Module):
         return F.interpolate(self.conv(x), scale_factor=self.scale, mode="nearest")
 
 
-def build(size: str | Size, strides: Sequence[Sequence[int]], input_channels: int = 1, num_classes: int = 105) -> STUNet:
+class InstanceNorm(nn.GroupNorm):
+    """Instance norm with the group norm of one channel per group where that is faster: on the CPU, four times."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.is_cpu:
+            return super().forward(x)
+        return F.instance_norm(x, weight=self.weight, bias=self.bias, eps=self.eps)
+
+
+class Head3d(nn.Conv3d):
+    """A 1x1x1 convolution, (B, C, D, H, W) -> (B, K, D, H, W), on the CPU as a matrix product.
+
+    oneDNN's convolution writes the logits in a layout of its own first: twice the time for 105 classes.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not x.is_cpu:
+            return super().forward(x)
+        bias, weight = self.bias[:, None], self.weight.flatten(1).expand(len(x), -1, -1)  # type: ignore[index]
+        return torch.baddbmm(bias, weight, x.flatten(2)).unflatten(2, x.shape[2:])
+
+
+def build(
+    size: str | Size, strides: Sequence[Sequence[int]], input_channels: int = 1, num_classes: int = 105
+) -> STUNet:
     """An initialised network that returns full-resolution logits (deep supervision off)."""
     network = STUNet(input_channels, num_classes, size, strides, deep_supervision=False)
     network.apply(network.initialize)
     return network
+
+
+def _decode(upsample: nn.Module, stage: nn.Module, x: Tensor, skip: Tensor) -> Tensor:
+    return stage(torch.cat((upsample(x), skip), 1))
 
 
 def _stage(ndim: int, c_in: int, c_out: int, stride: Sequence[int], depth: int) -> nn.Sequential:
@@ -187,9 +238,9 @@ def _stage(ndim: int, c_in: int, c_out: int, stride: Sequence[int], depth: int) 
     return nn.Sequential(*blocks)
 
 
-def _conv(ndim: int, c_in: int, c_out: int, kernel: int, stride: Sequence[int] | None = None) -> nn.Conv2d | nn.Conv3d:
-    conv = nn.Conv3d if ndim == 3 else nn.Conv2d
-    return conv(c_in, c_out, kernel, stride=tuple(stride or (1,) * ndim), padding=kernel // 2)
+def _conv(ndim: int, c_in: int, c_out: int, kernel: int, stride: Sequence[int] = ()) -> nn.Conv2d | nn.Conv3d:
+    conv: type[nn.Conv2d] | type[nn.Conv3d] = nn.Conv3d if ndim == 3 else nn.Conv2d
+    return conv(c_in, c_out, kernel, tuple(stride) or 1, padding=kernel // 2)  # type: ignore[arg-type]
 
 
 def _check_strides(strides: tuple[tuple[int, ...], ...]) -> None:

@@ -1,0 +1,44 @@
+"""What all tests share: one thread per process, and the path of the reference data."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported; pytest-xdist brings the parallelism
+
+
+@pytest.fixture(scope="session")
+def data() -> Path:
+    """The folder of reference data: $STUNET_TEST_DATA, or ../shared/data beside the checkout."""
+    default = Path(__file__).resolve().parents[2] / "shared" / "data"
+    path = Path(os.environ.get("STUNET_TEST_DATA", default))
+    if not path.is_dir():
+        pytest.skip(f"no reference data in {path}; set STUNET_TEST_DATA")
+    return path
+
+
+@pytest.fixture(scope="session")
+def planned(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A phantom dataset of six small cases, planned for size T and preprocessed; nnU-Net's variables are set to it."""
+    from stunet.datasets.phantom import make_phantom
+    from stunet.plans.fingerprint import extract_fingerprint
+    from stunet.plans.planner import STUNetPlanner
+    from stunet.preprocessing import preprocess
+
+    name = "Dataset998_Phantom"
+    folder = tmp_path_factory.mktemp("nnunet")
+    with pytest.MonkeyPatch.context() as patch:
+        for variable in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
+            patch.setenv(variable, str(folder / variable))
+        patch.setenv("nnUNet_n_proc_DA", "0")
+        patch.setenv("nnUNet_def_n_proc", "1")
+        (folder / "nnUNet_raw").mkdir()
+        make_phantom(folder / "nnUNet_raw" / name, cases=6, seed=0, held_out=1, shape=(16, 24, 24))
+        extract_fingerprint(name, workers=1)
+        patch.setenv("nnUNet_n_proc_DA", "1")  # 0 breaks nnU-Net's planning
+        plans = STUNetPlanner(name, size="T").plan_experiment()
+        patch.setenv("nnUNet_n_proc_DA", "0")
+        preprocess(name, plans, ["3d_fullres", "2d"], workers=1)
+        yield name
