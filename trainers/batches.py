@@ -43,6 +43,7 @@ class SeededBatches:
             batch_size=None,
             sampler=_From(start + skip),  # any iterable does when batch_size is None
             num_workers=workers,
+            generator=torch.Generator(),  # else it draws from the global one
             pin_memory=pin_memory,
             prefetch_factor=3 if workers else None,
         )

@@ -81,12 +81,7 @@ def launch(run: Run, new_listener: Callable[[], Listener] = Listener) -> None:
         Interrupted: A signal ended the training; it can be resumed.
         StunetError: As the trainer raises them, also from other processes.
     """
-    checkpoint = resumable(run.folder) if run.resume else None
-    if run.only_validate and not (run.folder / FINAL).is_file():
-        raise DataError(
-            f"no finished training to validate: no {FINAL} in {str(run.folder)!r}",
-            "the same command with --c instead of --val",
-        )
+    checkpoint = starting_point(run)
     if run.processes == 1:
         _train(run, checkpoint, new_listener())
         return
@@ -105,16 +100,29 @@ def launch(run: Run, new_listener: Callable[[], Listener] = Listener) -> None:
             raise _of_exit_code(error.exit_code) from None
 
 
-def resumable(folder: Path) -> Path:
-    """The checkpoint that `--c` continues from.
+def checkpoints(run: Run) -> list[Path]:
+    """The checkpoints that the fold has, the furthest first."""
+    return [run.folder / name for name in (FINAL, LATEST, BEST) if (run.folder / name).is_file()]
+
+
+def starting_point(run: Run) -> Path | None:
+    """The checkpoint that the run continues from or validates; None for a new training.
 
     Raises:
-        DataError: There is none.
+        DataError: What is to be continued or validated does not exist.
+        WeightsError: The file to start from does not exist.
     """
-    for name in (FINAL, LATEST, BEST):
-        if (folder / name).is_file():
-            return folder / name
-    raise DataError(f"nothing to continue: no checkpoint in {str(folder)!r}", "the same command without --c")
+    found = checkpoints(run)
+    if run.resume and not found:
+        raise DataError(f"nothing to continue: no checkpoint in {str(run.folder)!r}", "the same command without --c")
+    if run.only_validate and run.folder / FINAL not in found:
+        raise DataError(
+            f"no finished training to validate: no {FINAL} in {str(run.folder)!r}",
+            "the same command with --c instead of --val",
+        )
+    if run.weights is not None and not run.weights.is_file():
+        raise WeightsError(f"no checkpoint {str(run.weights)!r}", "check the path after -pretrained_weights")
+    return found[0] if run.resume or run.only_validate else None
 
 
 def _train(run: Run, checkpoint: Path | None, listener: Listener) -> None:
@@ -129,13 +137,11 @@ def _train(run: Run, checkpoint: Path | None, listener: Listener) -> None:
     trainer.disable_checkpointing = run.disable_checkpointing
     trainer.listener = listener
     with _stops(trainer):
-        if run.only_validate:
-            checkpoint = run.folder / FINAL
-        elif checkpoint is None and run.weights is not None:
-            trainer.initialize()
-            start_from(trainer, run.weights)
         if checkpoint is not None:
             trainer.load_checkpoint(str(checkpoint))
+        elif run.weights is not None:
+            trainer.initialize()
+            start_from(trainer, run.weights)
         if not run.only_validate:
             trainer.run_training()
     if run.validate_best:

@@ -93,10 +93,10 @@ def _command(args: argparse.Namespace) -> None:
     nnunet.check_trainer(args.tr)
     _check_data(dataset, plans, configuration, resolved, fold)
     run = _run(dataset, plans, configuration, fold, args)
+    _check_results(run, args.overwrite or args.dry_run)
     _describe(run, resolved)
     if args.dry_run:
         return
-    _check_results(run, args.overwrite)
     if derived:
         write_json(workspace.preprocessed_dataset(dataset) / f"{plans['plans_name']}.json", plans)
     _train(run)
@@ -240,16 +240,14 @@ def _describe(run: "Run", resolved: dict[str, Any]) -> None:
 
 
 def _check_results(run: "Run", overwrite: bool) -> None:
-    from stunet.trainers.launch import BEST, FINAL, LATEST
+    """Sees that there is what a run continues, and that a new one overwrites nothing unasked."""
+    from stunet.trainers.launch import FINAL, checkpoints, starting_point
 
-    if run.resume or run.only_validate or overwrite:
-        return
-    found = [name for name in (FINAL, LATEST, BEST) if (run.folder / name).is_file()]
-    if found:
-        state = "was trained to the end" if found[0] == FINAL else "was begun"
+    found = checkpoints(run)
+    if starting_point(run) is None and found and not overwrite:
+        state = "was trained to the end" if found[0].name == FINAL else "was begun"
         raise DataError(
-            f"this fold {state}: {found[0]} in {str(run.folder)!r}",
-            "--c to continue (or validate), --overwrite to start anew",
+            f"this fold {state}: {str(found[0])!r}", "--c to continue (or validate), --overwrite to start anew"
         )
 
 

@@ -1,0 +1,128 @@
+"""stunet_train: what it refuses, in one line, before anything is written; the real command in a real process."""
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from stunet import workspace
+from stunet.cli.train import main
+
+STUNET_TRAIN = Path(sys.executable).with_name("stunet_train")
+ROUND = ["--set", "num_epochs=3", "num_iterations_per_epoch=4", "num_val_iterations_per_epoch=1", "batch_size=2"]
+
+
+def fails(capsys: pytest.CaptureFixture[str], code: int, *argv: str) -> str:
+    """Runs the command, which must end with this code, one line and at most one hint; returns both."""
+    assert main(list(argv)) == code
+    out, err = capsys.readouterr()
+    lines = err.strip().splitlines()
+    assert out == ""
+    assert lines[0].startswith("stunet_train: ")
+    assert len(lines) <= 2
+    return err
+
+
+def everything(folder: Path) -> set[Path]:
+    return set(folder.rglob("*"))
+
+
+@pytest.mark.parametrize(
+    ("argv", "code", "message", "hint"),
+    [
+        (["7", "3d_fullres", "0"], 3, "no dataset '7'", "stunet_convert --help"),
+        (["998", "3d_ful", "0"], 3, "no configuration '3d_ful'", "one of"),
+        (["998", "3d_fullres", "x"], 2, "fold 'x' is neither a number nor 'all'", "stunet_train 3 3d_fullres 0"),
+        (["998", "-d", "998"], 2, "the dataset is given twice", "one of them"),
+        (["998", "-p", "STUNetPlans_X"], 3, "no plans 'STUNetPlans_X'", "stunet_plan_and_preprocess -d 998"),
+        (["998", "-tr", "STUNetTrainr"], 2, "did you mean 'STUNetTrainer'", "-tr takes"),
+        (["998", "--set", "num_epoch=3"], 2, "did you mean 'num_epochs'", "--set takes"),
+        (["998", "--preset", "x"], 3, "no preset 'x'", "one of b, h"),
+        (["998", "--c", "--val"], 2, "exclude each other", "one of them"),
+        (["998", "--c"], 3, "nothing to continue: no checkpoint in", "without --c"),
+        (["998", "--val"], 3, "no finished training to validate", "--c instead of --val"),
+        (["998", "--size", "H", "-gpu_memory_target", "9"], 5, "STU-Net-H needs", "--size"),
+        (["998", "-num_gpus", "0"], 2, "-num_gpus 0 must be 1 or more", "-num_gpus 1"),
+        (["998", "-pretrained_weights", "no.pth"], 4, "no checkpoint 'no.pth'", ""),
+    ],
+)
+def test_mistakes_end_in_one_line(
+    planned: str, capsys: pytest.CaptureFixture[str], argv: list[str], code: int, message: str, hint: str
+) -> None:
+    before = everything(workspace.folder("nnUNet_preprocessed"))
+    err = fails(capsys, code, *argv)
+    assert message in err
+    assert hint in err
+    assert everything(workspace.folder("nnUNet_preprocessed")) == before
+
+
+def test_a_missing_variable_shows_the_export_line(
+    planned: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("nnUNet_results")
+    err = fails(capsys, 3, "998")
+    assert "the variable nnUNet_results is not set" in err
+    assert "try: export nnUNet_results=" in err
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
+def test_an_absent_device_is_named(planned: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "-device cpu" in fails(capsys, 2, "998", "-device", "cuda")
+
+
+def test_unprocessed_data_and_missing_first_stages_are_named(
+    planned: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    import shutil
+
+    source = workspace.preprocessed_dataset(planned)
+    copy = tmp_path / "preprocessed" / planned
+    shutil.copytree(source, copy, ignore=shutil.ignore_patterns("*_3d_fullres"))
+    monkeypatch.setenv("nnUNet_preprocessed", str(copy.parent))
+    err = fails(capsys, 3, "998")
+    assert "is not preprocessed for 3d_fullres" in err
+    assert "stunet_plan_and_preprocess -d 998 -c 3d_fullres" in err
+
+
+def test_a_dry_run_shows_the_run_and_writes_nothing(
+    planned: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("nnUNet_results", str(tmp_path / "results"))
+    before = everything(workspace.folder("nnUNet_preprocessed"))
+    assert main(["998", "3d_fullres", "0", "--size", "S", "--set", "num_epochs=7", "--dry_run", "-device", "cpu"]) == 0
+    err = capsys.readouterr().err
+    assert "STU-Net-S, 14.5 M parameters, 6 stages" in err
+    assert "STUNetPlans_S-num_epochs7" in err
+    assert everything(tmp_path / "results") == set()
+    assert everything(workspace.folder("nnUNet_preprocessed")) == before
+
+
+def test_sigterm_leaves_a_state_that_c_continues_to_the_end(
+    planned: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("nnUNet_results", str(tmp_path))
+    argv = ["998", "3d_fullres", "0", "-device", "cpu", *ROUND]
+    with subprocess.Popen([str(STUNET_TRAIN), *argv], stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if line.startswith("epoch 1/3"):
+                process.send_signal(signal.SIGTERM)
+                break
+        rest = process.stderr.read()
+    assert process.returncode == 75, rest
+    assert "try: the same command with --c" in rest
+    assert (next(tmp_path.glob("*/*/fold_0")) / "checkpoint_latest.pth").is_file()
+    assert "this fold was begun" in fails(capsys, 3, *argv)
+
+    done = subprocess.run([str(STUNET_TRAIN), *argv, "--c"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "epoch 1/3" not in done.stderr
+    assert "epoch 3/3" in done.stderr
+    assert done.stdout.startswith("mean validation Dice ")
+    assert main([*argv, "--c"]) == 0
+    out, err = capsys.readouterr()
+    assert out == done.stdout
+    assert "nothing to do" in err

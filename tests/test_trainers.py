@@ -1,0 +1,214 @@
+"""Training on a small phantom with real nnU-Net: order of data, resume, checkpoints, deep supervision."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from stunet import workspace
+from stunet.errors import Interrupted, OutOfMemoryError, WeightsError
+from stunet.files import read_json
+from stunet.plans.derive import derive
+from stunet.trainers import STUNetTrainer
+from stunet.trainers.base import Listener, PlannedTrainer
+from stunet.trainers.batches import SeededBatches
+from stunet.trainers.launch import start_from
+
+SHORT = {"num_epochs": 2, "num_iterations_per_epoch": 3, "num_val_iterations_per_epoch": 1, "batch_size": 2}
+
+
+def make_trainer(dataset: str, results: Path, monkeypatch: pytest.MonkeyPatch, **overrides: Any) -> STUNetTrainer:
+    monkeypatch.setenv("nnUNet_results", str(results))
+    plans = workspace.load_plans(workspace.plans_path(dataset, "STUNetPlans_T"))
+    dataset_json = read_json(workspace.preprocessed_dataset(dataset) / "dataset.json")
+    configuration = overrides.pop("configuration", "3d_fullres")
+    stages = overrides.pop("stages", None)
+    plans = derive(plans, dataset_json, stages=stages, overrides={**SHORT, **overrides})
+    return STUNetTrainer(plans, configuration, 0, dataset_json, torch.device("cpu"))
+
+
+def weights(trainer: PlannedTrainer) -> torch.Tensor:
+    return torch.cat([p.detach().flatten() for p in trainer.bare_network().parameters()])
+
+
+class StopAt(Listener):
+    """Asks for a stop at a step, as a signal would."""
+
+    def __init__(self, phase: str, epoch: int, done: int) -> None:
+        self.at = (phase, epoch, done)
+
+    def step(self, trainer: PlannedTrainer, phase: str, done: int, loss: float) -> None:
+        trainer.stop_requested = trainer.stop_requested or (phase, trainer.current_epoch, done) == self.at
+
+
+@pytest.mark.parametrize("stop", [("train", 1, 1), ("train", 0, 3), ("validation", 1, 1)])
+def test_a_stopped_run_continues_exactly(
+    planned: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: tuple[str, int, int]
+) -> None:
+    whole = make_trainer(planned, tmp_path / "whole", monkeypatch)
+    whole.run_training()
+
+    stopped = make_trainer(planned, tmp_path / "stopped", monkeypatch)
+    stopped.listener = StopAt(*stop)
+    with pytest.raises(Interrupted) as caught:
+        stopped.run_training()
+    assert caught.value.exit_code == 75
+    assert not torch.equal(weights(stopped), weights(whole)) or stop[0] == "validation"
+
+    resumed = make_trainer(planned, tmp_path / "stopped", monkeypatch)
+    resumed.load_checkpoint(str(Path(resumed.output_folder) / "checkpoint_latest.pth"))
+    assert resumed.current_epoch == stop[1]
+    resumed.run_training()
+    assert torch.equal(weights(resumed), weights(whole))
+    for key in ("train_losses", "val_losses", "mean_fg_dice", "lrs"):
+        assert resumed.logger.get_value(key, None) == whole.logger.get_value(key, None)
+    assert sorted(p.name for p in Path(resumed.output_folder).glob("*.pth")) == [
+        "checkpoint_best.pth",
+        "checkpoint_final.pth",
+    ]
+
+
+def test_worker_processes_change_nothing(planned: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    alone = make_trainer(planned, tmp_path / "0", monkeypatch, num_epochs=1)
+    alone.run_training()
+    monkeypatch.setenv("nnUNet_n_proc_DA", "2")
+    helped = make_trainer(planned, tmp_path / "2", monkeypatch, num_epochs=1)
+    helped.run_training()
+    assert torch.equal(weights(helped), weights(alone))
+
+
+def test_another_seed_is_another_run(planned: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = make_trainer(planned, tmp_path / "0", monkeypatch, seed=0)
+    second = make_trainer(planned, tmp_path / "1", monkeypatch, seed=1)
+    for trainer in (first, second):
+        trainer.initialize()
+    assert not torch.equal(weights(first), weights(second))
+    batches = [next(trainer.get_dataloaders()[0])["data"] for trainer in (first, second, first)]
+    assert torch.equal(batches[0], batches[2])
+    assert not torch.equal(batches[0], batches[1])
+
+
+def test_checkpoints_need_no_pickle_and_no_trainer_of_ours(
+    planned: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+
+    trainer = make_trainer(planned, tmp_path, monkeypatch, num_epochs=1)
+    trainer.run_training()
+    file = Path(trainer.output_folder) / "checkpoint_final.pth"
+    content = torch.load(file, weights_only=True)  # without any allow-list
+    assert content["trainer_name"] == "nnUNetTrainer"
+    assert content["current_epoch"] == 1
+    assert content["inference_allowed_mirroring_axes"] == (0, 1)  # kidney_left and kidney_right forbid the third axis
+
+    predictor = nnUNetPredictor(device=torch.device("cpu"), perform_everything_on_device=False, allow_tqdm=False)
+    predictor.initialize_from_trained_model_folder(trainer.output_folder_base, (0,), "checkpoint_final.pth")
+    loaded = predictor.list_of_parameters[0]
+    assert all(torch.equal(value, loaded[name]) for name, value in trainer.bare_network().state_dict().items())
+    assert tuple(predictor.allowed_mirroring_axes) == (0, 1)
+
+
+def test_mirroring_keeps_to_the_plan_in_two_dimensions(
+    planned: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = make_trainer(planned, tmp_path, monkeypatch, configuration="2d")
+    assert trainer.configure_rotation_dummyDA_mirroring_and_inital_patch_size()[3] == (0,)
+    trainer.plans_manager.plans["stunet"]["mirror_axes"] = [0]
+    assert trainer.configure_rotation_dummyDA_mirroring_and_inital_patch_size()[3] == ()
+    assert trainer.inference_allowed_mirroring_axes is None
+
+
+@pytest.mark.parametrize(("configuration", "stages"), [("3d_fullres", n) for n in (2, 3, 4, 7)] + [("2d", 5)])
+def test_every_head_has_its_target_for_any_number_of_stages(
+    planned: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, configuration: str, stages: int
+) -> None:
+    trainer = make_trainer(planned, tmp_path, monkeypatch, configuration=configuration, stages=stages)
+    trainer.initialize()
+    batch = next(trainer.get_dataloaders()[0])
+    outputs = trainer.network(batch["data"])
+    if stages == 2:
+        assert outputs.shape[2:] == batch["target"].shape[2:]
+    else:
+        assert len(outputs) == len(batch["target"]) == stages - 1
+        assert [o.shape[2:] for o in outputs] == [t.shape[2:] for t in batch["target"]]
+    before = weights(trainer)
+    assert np.isfinite(trainer.train_step(batch)["loss"])
+    assert torch.isfinite(weights(trainer)).all()
+    assert not torch.equal(weights(trainer), before)
+
+
+def test_a_checkpoint_of_another_plan_is_refused(planned: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = make_trainer(planned, tmp_path, monkeypatch)
+    trainer.initialize()
+    trainer.inference_allowed_mirroring_axes = (0, 1)
+    file = Path(trainer.output_folder) / "checkpoint_latest.pth"
+    trainer.save_checkpoint(str(file))
+    other = make_trainer(planned, tmp_path, monkeypatch, initial_lr=0.5)
+    with pytest.raises(WeightsError, match=r"another plan than today's \(plans"):
+        other.load_checkpoint(str(file))
+
+
+def test_training_starts_from_given_weights(planned: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = make_trainer(planned, tmp_path / "a", monkeypatch, seed=5)
+    source.initialize()
+    file = Path(source.output_folder) / "checkpoint_final.pth"
+    source.save_checkpoint(str(file))
+    target = make_trainer(planned, tmp_path / "b", monkeypatch)
+    target.initialize()
+    start_from(target, file)
+    assert torch.equal(weights(target), weights(source))
+    deeper = make_trainer(planned, tmp_path / "c", monkeypatch, stages=7)
+    deeper.initialize()
+    before = copy.deepcopy(weights(deeper))
+    with pytest.raises(WeightsError, match=r"does not fit the plan's network: .* tensors are missing"):
+        start_from(deeper, file)
+    assert torch.equal(weights(deeper), before)
+
+
+class Numbers:
+    """Draws with all three generators."""
+
+    def __next__(self) -> dict[str, Any]:
+        import random
+
+        return {"drawn": (np.random.random(), torch.rand(1).item(), random.random())}
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_batch_is_a_function_of_seed_and_number(workers: int) -> None:
+    all_of_them = SeededBatches(Numbers(), (1, 2), 0, 0, 0, False)
+    expected = [next(all_of_them) for _ in range(6)]
+    later = SeededBatches(Numbers(), (1, 2), 2, 1, workers, False)
+    assert [next(later) for _ in range(4)] == [None, *expected[3:6]]
+    later.close()
+    assert next(SeededBatches(Numbers(), (1, 3), 0, 0, 0, False)) != expected[0]
+
+
+def test_drawing_a_batch_leaves_the_global_generators_alone() -> None:
+    torch.manual_seed(0)
+    np.random.seed(0)
+    expected = (torch.rand(1).item(), np.random.random())
+    torch.manual_seed(0)
+    np.random.seed(0)
+    next(SeededBatches(Numbers(), (0,), 0, 0, 0, False))
+    assert (torch.rand(1).item(), np.random.random()) == expected
+
+
+class Killed:
+    """A worker process that is killed, as by the kernel when memory runs out."""
+
+    def __next__(self) -> dict[str, Any]:
+        import os
+        import signal
+
+        os.kill(os.getpid(), signal.SIGKILL)
+        return {}
+
+
+def test_a_killed_worker_is_reported_with_the_next_step() -> None:
+    with pytest.raises(OutOfMemoryError, match="data loading process was killed") as caught:
+        next(SeededBatches(Killed(), (0,), 0, 0, 1, False))
+    assert "nnUNet_n_proc_DA" in caught.value.hint
