@@ -1,0 +1,1 @@
+"""Prediction: which model and cases (cases.py), and how they become segmentations (predictor.py)."""

@@ -1,0 +1,247 @@
+"""What is predicted with what: the model folder and the input cases, found and checked before torch is imported.
+
+A model folder is nnU-Net's: plans.json, dataset.json and fold_X/CHECKPOINT. Input files are nnU-Net's too
+(CASE_0000.nii.gz is channel 0 of CASE), and more: see `find_cases`. Read inference/predictor.py next.
+"""
+
+import gzip
+import math
+import re
+import struct
+import zlib
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from stunet.errors import DataError
+from stunet.files import read_json
+from stunet.workspace import load_plans, trained_folds
+
+CHUNK = 1 << 20  # bytes
+NIFTI1_HEADER, NIFTI2_HEADER = 348, 540  # bytes
+_CHANNEL = re.compile(r"(.+)_(\d{4})")
+
+
+@dataclass(frozen=True)
+class Model:
+    """A trained model on disk; `folds` are averaged."""
+
+    folder: Path
+    plans: dict
+    dataset: dict
+    folds: tuple[int | str, ...]
+    checkpoint: str
+
+    @property
+    def ending(self) -> str:
+        """The file ending of its images and segmentations."""
+        return self.dataset["file_ending"]
+
+    @property
+    def channels(self) -> list[str]:
+        """The names of its input channels, in order."""
+        return list((self.dataset.get("channel_names") or self.dataset["modality"]).values())
+
+    @property
+    def weights(self) -> list[Path]:
+        """One checkpoint per fold."""
+        return [self.folder / f"fold_{fold}" / self.checkpoint for fold in self.folds]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One case: the name of its output, one file per channel (or one DICOM folder), and its previous stage's result."""
+
+    name: str
+    files: tuple[Path, ...]
+    previous: Path | None = None
+
+    @property
+    def is_dicom(self) -> bool:
+        return self.files[0].is_dir()
+
+
+def open_model(
+    folder: Path, folds: Sequence[int | str] | None = None, checkpoint: str = "checkpoint_final.pth"
+) -> Model:
+    """A model folder with the folds asked for; by default the numbered ones, and `all` where there are none.
+
+    Raises:
+        DataError: The folder, its plans.json or dataset.json, or a fold's checkpoint is missing or bad.
+    """
+    if not folder.is_dir():
+        raise DataError(
+            f"no model folder {str(folder)!r}", "give DATASET/TRAINER__PLANS__CONFIGURATION with --model, or -d and -c"
+        )
+    plans = load_plans(folder / "plans.json")
+    dataset = read_json(folder / "dataset.json")
+    if (
+        not isinstance(dataset, dict)
+        or not {"file_ending", "labels"} <= dataset.keys()
+        or not {"channel_names", "modality"} & dataset.keys()
+    ):
+        raise DataError(
+            f"{str(folder / 'dataset.json')!r} lacks file_ending, labels or channel_names",
+            "copy it from the training dataset",
+        )
+    there = trained_folds(folder, checkpoint)
+    if not there:
+        other = sorted({path.name for path in folder.glob("fold_*/*.pth")})
+        hint = f"-chk {other[0]}" if other else "train it first: stunet_train --help"
+        raise DataError(f"no fold of {str(folder)!r} has a {checkpoint}", hint)
+    missing = [fold for fold in folds or [] if fold not in there]
+    if missing:
+        known = " ".join(map(str, there))
+        raise DataError(f"fold {missing[0]} has no {checkpoint} in {str(folder)!r} (trained: {known})", f"-f {known}")
+    numbered = tuple(fold for fold in there if fold != "all")
+    return Model(folder, plans, dataset, tuple(folds or numbered or there), checkpoint)
+
+
+def find_cases(source: Path, model: Model) -> list[Case]:
+    """The input cases, sorted by name.
+
+    `source` is a folder of images, a single image, or a folder of DICOM slices (its name becomes the case's). Images
+    are named CASE_0000.nii.gz, CASE_0001.nii.gz ... per channel; with one channel _0000 may be left out.
+
+    Raises:
+        DataError: Nothing is there, or a case has too few or too many channels.
+    """
+    ending, channels = model.ending, model.channels
+    if not source.exists():
+        raise DataError(f"no input {str(source)!r}", "give a folder of images, an image or a DICOM folder with -i")
+    if source.is_file():
+        if not source.name.endswith(ending):
+            raise DataError(
+                f"{str(source)!r} does not end with {ending!r}, as this model's images do", f"convert it to {ending}"
+            )
+        return _group(_siblings(source, model), ending, channels)
+    files = _images(source, ending)
+    if files:
+        return _group(files, ending, channels)
+
+    from stunet.datasets.dicom import is_dicom_folder
+
+    if is_dicom_folder(source):
+        if len(channels) > 1:
+            raise DataError(
+                f"the model takes {len(channels)} channels ({', '.join(channels)}); a DICOM folder is one",
+                f"convert each series to CASE_0000{ending}, CASE_0001{ending} ...",
+            )
+        return [Case(source.resolve().name, (source,))]
+    there = ", ".join(path.name for path in sorted(source.iterdir())[:3])
+    raise DataError(
+        f"no files ending with {ending!r} and no DICOM slices in {str(source)!r} (there: {there or 'nothing'})",
+        f"name the images CASE_0000{ending}",
+    )
+
+
+def check_whole(path: Path) -> None:
+    """Reads a NIfTI file to its end and compares its size with its header; other formats are checked by their readers.
+
+    ITK reads and writes truncated NIfTI files without an error, so somebody else has to look.
+
+    Raises:
+        DataError: The file is missing, truncated or damaged.
+    """
+    if not path.name.endswith((".nii", ".nii.gz")):
+        return
+    hint = "copy or convert the file again"
+    try:
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            header = file.read(NIFTI2_HEADER)
+            size = len(header) + sum(len(chunk) for chunk in iter(lambda: file.read(CHUNK), b""))
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"cannot read {str(path)!r}: {error}", hint) from None
+    if not (needed := _nifti_bytes(header)):
+        raise DataError(f"{str(path)!r} is not NIfTI: its header is missing or damaged", hint)
+    if size < needed:
+        raise DataError(f"{str(path)!r} is truncated: {size} of {needed} bytes", hint)
+
+
+def _nifti_bytes(header: bytes) -> int:
+    """The file size in bytes that a header of NIfTI-1 or -2 states (nifti1.h, nifti2.h); 0 if it is neither."""
+    for order in "<>":
+        if header[:4] == struct.pack(f"{order}i", NIFTI1_HEADER) and len(header) >= NIFTI1_HEADER:
+            rank, *shape = struct.unpack_from(f"{order}8h", header, 40)
+            (bits,), (offset,) = (
+                struct.unpack_from(f"{order}h", header, 72),
+                struct.unpack_from(f"{order}f", header, 108),
+            )
+        elif header[:4] == struct.pack(f"{order}i", NIFTI2_HEADER) and len(header) >= NIFTI2_HEADER:
+            rank, *shape = struct.unpack_from(f"{order}8q", header, 16)
+            (bits,), (offset,) = (
+                struct.unpack_from(f"{order}h", header, 14),
+                struct.unpack_from(f"{order}q", header, 168),
+            )
+        else:
+            continue
+        return int(offset) + math.prod(shape[:rank]) * bits // 8
+    return 0
+
+
+def geometry(case: Case) -> tuple[tuple[int, ...], tuple[float, ...]]:
+    """Shape in voxels and spacing in mm, both in array order, from the header of a case's first image.
+
+    Raises:
+        DataError: The header cannot be read.
+    """
+    import SimpleITK
+
+    reader = SimpleITK.ImageFileReader()
+    reader.SetFileName(str(case.files[0]))
+    try:
+        reader.ReadImageInformation()
+    except RuntimeError as error:
+        raise DataError(f"cannot read the header of {str(case.files[0])!r}: {str(error).splitlines()[-1]}") from None
+    return reader.GetSize()[::-1], reader.GetSpacing()[::-1]
+
+
+def _images(folder: Path, ending: str) -> list[Path]:
+    return sorted(p for p in folder.iterdir() if p.name.endswith(ending) and not p.name.startswith(".") and p.is_file())
+
+
+def _siblings(file: Path, model: Model) -> list[Path]:
+    """The files of the same case beside `file`; with one channel that is the file alone."""
+    match = _CHANNEL.fullmatch(file.name.removesuffix(model.ending))
+    if len(model.channels) == 1 or not match:
+        return [file]
+    name = re.compile(re.escape(match[1]) + r"_\d{4}" + re.escape(model.ending))
+    return [path for path in _images(file.parent, model.ending) if name.fullmatch(path.name)]
+
+
+def _group(files: list[Path], ending: str, channels: list[str]) -> list[Case]:
+    stems = {path.name.removesuffix(ending): path for path in files}
+    groups: dict[str, dict[int, Path]] = defaultdict(dict)
+    for stem, path in stems.items():
+        match = _CHANNEL.fullmatch(stem)
+        if match and (len(channels) > 1 or f"{match[1]}_0000" in stems):
+            name, channel = match[1], int(match[2])
+        elif len(channels) == 1:
+            name, channel = stem, 0
+        else:
+            raise DataError(
+                f"{path.name!r} has no channel number, but the model takes {len(channels)}: {', '.join(channels)}",
+                f"name the images CASE_0000{ending}, CASE_0001{ending} ...",
+            )
+        if channel in groups[name]:
+            raise DataError(f"{path.name!r} and {groups[name][channel].name!r} are the same case", "remove one of them")
+        groups[name][channel] = path
+    return [_case(name, groups[name], ending, channels) for name in sorted(groups)]
+
+
+def _case(name: str, files: dict[int, Path], ending: str, channels: list[str]) -> Case:
+    folder = next(iter(files.values())).parent
+    for channel, meaning in enumerate(channels):
+        if channel not in files:
+            file = f"{name}_{channel:04d}{ending}"
+            raise DataError(
+                f"case {name!r} lacks channel {channel} ({meaning}): no {file!r} in {str(folder)!r}", f"add {file}"
+            )
+    extra = sorted(set(files) - set(range(len(channels))))
+    if extra:
+        raise DataError(
+            f"case {name!r} has channel {extra[0]}, but the model takes {len(channels)} ({', '.join(channels)})",
+            f"give only files named CASE_0000{ending} to CASE_{len(channels) - 1:04d}{ending}",
+        )
+    return Case(name, tuple(files[channel] for channel in range(len(channels))))

@@ -1,0 +1,238 @@
+"""Tests of stunet_predict: what it says before any work, what it leaves behind, and how it ends."""
+
+import json
+import os
+import runpy
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import SimpleITK as sitk
+import torch
+
+from stunet.cli.predict import main
+from stunet.inference.cases import Case
+from stunet.inference.predictor import Predictor
+
+_shared = runpy.run_path(str(Path(__file__).with_name("test_predictor.py")))
+make_model, write_image = _shared["make_model"], _shared["write_image"]
+DATASET = "Dataset007_Test"
+MODEL = "STUNetTrainer__STUNetPlans__3d_fullres"
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with nnU-Net's three variables set, a trained model and two images a and b in `in`."""
+    for variable in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
+        (tmp_path / variable).mkdir()
+        monkeypatch.setenv(variable, str(tmp_path / variable))
+    make_model(tmp_path / "nnUNet_results" / DATASET / MODEL, mirror=None)
+    for seed, name in enumerate("ab"):
+        write_image(tmp_path / f"in/{name}_0000.nii.gz", seed)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def predict(*arguments: Any) -> int:
+    return main([str(argument) for argument in ("-device", "cpu", *arguments)])
+
+
+def names(folder: Path | str) -> list[str]:
+    return sorted(path.name for path in Path(folder).iterdir())
+
+
+def error(capsys: pytest.CaptureFixture[str]) -> tuple[str, str]:
+    """The message and the hint of a command that failed: two lines on stderr and none on stdout."""
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    what, hint = captured.err.splitlines()
+    assert what.startswith("stunet_predict: ")
+    assert hint.startswith("  try: ")
+    return what, hint
+
+
+def test_a_folder_is_predicted_with_settings_beside_the_results(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert predict("-i", "in", "-o", "out", "-d", 7, "-c", "3d_fullres") == 0
+    captured = capsys.readouterr()
+    assert captured.out.splitlines() == ["out/a.nii.gz", "out/b.nii.gz"]
+    assert "predict 3d_fullres: 2 of 2" in captured.err
+    settings = ["dataset.json", "plans.json", "predict_from_raw_data_args.json"]
+    assert names("out") == ["a.nii.gz", "b.nii.gz", *settings]
+    model = place / "nnUNet_results" / DATASET / MODEL
+    for name in settings[:2]:
+        assert json.loads((place / "out" / name).read_text()) == json.loads((model / name).read_text())
+    assert json.loads((place / "out" / settings[2]).read_text())["overwrite"] is True
+
+
+def test_one_file_becomes_one_file_and_the_variables_are_not_needed(
+    place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = place / "nnUNet_results" / DATASET / MODEL
+    for variable in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
+        monkeypatch.delenv(variable)
+    assert predict("-i", "in/a_0000.nii.gz", "-o", "x/seg.nii.gz", "--model", model, "--disable_progress_bar") == 0
+    captured = capsys.readouterr()
+    assert (captured.out, captured.err) == ("x/seg.nii.gz\n", "")
+    assert names("x") == ["seg.nii.gz"]
+
+
+def test_a_dry_run_writes_nothing_and_tells_cases_and_memory(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert predict("-i", "in", "-o", "out", "-d", 7, "-c", "3d_fullres", "--dry_run") == 0
+    out = capsys.readouterr().out
+    assert "a_0000.nii.gz" in out
+    assert "0.00 GB" in out
+    assert "patch 16 x 16 x 16" in out
+    assert not Path("out").exists()
+
+
+def test_a_broken_case_ends_with_3_after_the_others_are_done(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    whole = Path("in/a_0000.nii.gz").read_bytes()
+    Path("in/a_0000.nii.gz").write_bytes(whole[: len(whole) // 2])
+    assert predict("-i", "in", "-o", "out", "-d", DATASET, "-c", "3d_fullres", "--disable_progress_bar") == 3
+    captured = capsys.readouterr()
+    assert captured.out == "out/b.nii.gz\n"
+    assert captured.err.startswith("stunet_predict: case 'a' failed: cannot read 'in/a_0000.nii.gz': Compressed file")
+    assert not Path("out/a.nii.gz").exists()
+
+
+def test_continuing_skips_what_is_there_and_removes_leftovers(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("out").mkdir()
+    Path("out/a.nii.gz").write_bytes(b"done before")
+    Path("out/.part-1-b.nii.gz").write_bytes(b"half")
+    assert predict("-i", "in", "-o", "out", "-d", 7, "-c", "3d_fullres", "--continue_prediction") == 0
+    captured = capsys.readouterr()
+    assert captured.out == "out/b.nii.gz\n"
+    assert "1 of 2 cases are done already" in captured.err
+    assert Path("out/a.nii.gz").read_bytes() == b"done before"
+    assert not [name for name in names("out") if name.startswith(".part")]
+    assert (
+        predict("-i", "in", "-o", "out", "-d", 7, "-c", "3d_fullres", "--continue_prediction", "--save_probabilities")
+        == 0
+    )
+    assert {"a.npz", "b.npz"} <= set(names("out"))
+
+
+def test_parts_share_the_cases_and_leave_temporary_files_of_others(place: Path) -> None:
+    Path("out").mkdir()
+    for name in ("a", "b"):
+        Path(f"out/.part-1-{name}.nii.gz").touch()
+    assert predict("-i", "in", "-o", "out", "-d", 7, "-c", "3d_fullres", "-num_parts", 2, "-part_id", 1) == 0
+    assert "b.nii.gz" in names("out")
+    assert [name for name in names("out") if name.startswith((".", "a"))] == [".part-1-a.nii.gz"]
+
+
+def test_a_cascade_predicts_its_previous_stage_first_or_takes_it(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    results = place / "nnUNet_results" / DATASET
+    cascade = ("-i", "in", "-d", 7, "-c", "3d_cascade_fullres", "--disable_progress_bar")
+    make_model(results / MODEL.replace("3d_fullres", "3d_cascade_fullres"), mirror=None)
+    assert predict(*cascade, "-o", "out") == 3
+    assert "there is no model" in error(capsys)[0]
+    make_model(results / MODEL.replace("3d_fullres", "3d_lowres"), mirror=None)
+    assert predict(*cascade, "-o", "out") == 0
+    captured = capsys.readouterr()
+    assert captured.out.splitlines() == ["out/a.nii.gz", "out/b.nii.gz"]
+    assert "predicting 3d_lowres first" in captured.err
+    assert {"a.nii.gz", "b.nii.gz"} <= set(names("out/prev_stage_3d_lowres"))
+    assert predict(*cascade, "-o", "again", "-prev_stage_predictions", "out/prev_stage_3d_lowres") == 0
+    first, second = (sitk.GetArrayFromImage(sitk.ReadImage(f"{folder}/a.nii.gz")) for folder in ("out", "again"))
+    assert (first == second).all()
+    assert first.any()
+    capsys.readouterr()
+    assert predict(*cascade, "-o", "none", "-prev_stage_predictions", "in") == 3
+    assert "no prediction of the previous stage for case 'a'" in error(capsys)[0]
+    assert predict("-i", "in", "-d", 7, "-c", "3d_fullres", "-o", "none", "-prev_stage_predictions", "out") == 2
+    assert not Path("none").exists()
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
+def test_a_signal_keeps_finished_cases_and_names_the_way_on(
+    place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, number: int, code: int
+) -> None:
+    export = Predictor.export
+
+    def export_then_signal(self: Predictor, logits: torch.Tensor, prepared: Any, case: Case, folder: Path) -> None:
+        if case.name == "b":
+            os.kill(os.getpid(), number)
+        export(self, logits, prepared, case, folder)
+
+    monkeypatch.setattr(Predictor, "export", export_then_signal)
+    before = signal.getsignal(signal.SIGTERM)
+    assert predict("-i", "in", "-o", "out", "-d", 7, "-c", "3d_fullres") == code
+    assert "--continue_prediction" in capsys.readouterr().err
+    assert [name for name in names("out") if name.endswith(".gz")] == ["a.nii.gz"]
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "what", "hint"),
+    [
+        ("-i in -o out", 2, "no model is named", "--model DIR"),
+        ("-i in -o out -d 7 -c 3d_fullres --model x", 2, "--model names a folder", "leave out one"),
+        ("-i in -o out -d 8 -c 3d_fullres", 3, "no dataset '8'", ""),
+        ("-i in -o out -d 7 -c 3d_low", 3, "no trained model STUNetTrainer__*__3d_low", "stunet_train 7 3d_low 0"),
+        ("-i in -o out -d 7 -c 3d_fullres -p Other", 3, "no trained model STUNetTrainer__Other__3d_fullres", ""),
+        ("-i in -o out --model nowhere", 3, "no model folder 'nowhere'", "--model"),
+        ("-i in -o out -d 7 -c 3d_fullres -f 3", 3, "fold 3 has no checkpoint_final.pth", "-f 0"),
+        ("-i in -o out -d 7 -c 3d_fullres -chk best.pth", 3, "has a best.pth", "-chk checkpoint_final.pth"),
+        ("-i none -o out -d 7 -c 3d_fullres", 3, "no input 'none'", "-i"),
+        ("-i empty -o out -d 7 -c 3d_fullres", 3, "no files ending with '.nii.gz'", "CASE_0000.nii.gz"),
+        ("-i in -o in -d 7 -c 3d_fullres", 3, "would share the folder 'in'", "another folder with -o"),
+        ("-i in -o file/out -d 7 -c 3d_fullres", 3, "cannot write into 'file/out'", "another folder with -o"),
+        ("-i in -o out.nii.gz -d 7 -c 3d_fullres", 2, "is one file for 2 cases", "name a folder"),
+        ("-i in -o out -d 7 -c 3d_fullres -step_size 0", 2, "-step_size 0 is not above 0", "0.5"),
+        ("-i in -o out -d 7 -c 3d_fullres -num_parts 2 -part_id 2", 2, "-part_id 2 with -num_parts 2", "from 0"),
+        ("-i in -o out -d 7 -c 3d_fullres -device cuda", 2, "-device cuda", "-device cpu"),
+    ],
+)
+def test_what_is_wrong_is_said_in_two_lines_before_any_work(
+    place: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: str,
+    code: int,
+    what: str,
+    hint: str,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    Path("empty").mkdir()
+    Path("file").touch()
+    assert predict(*arguments.split()) == code
+    message, step = error(capsys)
+    assert what in message
+    assert hint in step
+    assert not Path("out").exists()
+
+
+def test_a_missing_variable_is_named_with_its_export(
+    place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("nnUNet_results")
+    assert predict("-i", "in", "-o", "out", "-d", 7, "-c", "3d_fullres") == 3
+    message, step = error(capsys)
+    assert "the variable nnUNet_results is not set" in message
+    assert "export nnUNet_results=" in step
+
+
+def test_bad_checkpoints_end_with_4_and_leave_no_output(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = place / "nnUNet_results" / DATASET / MODEL / "fold_0/checkpoint_final.pth"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-100])
+    assert predict("-i", "in", "-o", "out", "-d", 7, "-c", "3d_fullres") == 4
+    assert "is not a whole checkpoint" in error(capsys)[0]
+    torch.save({"x": os.getcwd}, path)
+    assert predict("-i", "in", "-o", "out", "-d", 7, "-c", "3d_fullres") == 4
+    assert "wants to import" in error(capsys)[0]
+    assert not Path("out").exists()
+
+
+def test_help_needs_no_heavy_import() -> None:
+    code = "import sys, stunet.cli.predict as p\ntry: p.main(['--help'])\nexcept SystemExit: pass\n"
+    code += "assert not {'torch', 'numpy', 'nnunetv2', 'SimpleITK'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
