@@ -116,7 +116,7 @@ def _fit(
 
     if measure is None:
         return search(1.0), {}
-    fitted, measured_gb, correction = corrected(lambda found: measure(network, found), search, target.memory_gb)
+    fitted, measured_gb, correction = corrected(network, lambda f: measure(network, f), search, target.memory_gb)
     return fitted, {"measured_gb": round(measured_gb, 2), "correction": round(correction, 3)}
 
 

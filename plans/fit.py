@@ -92,11 +92,12 @@ def largest_batch(
 
 
 def corrected(
-    measure: Callable[[Fit], float], search: Callable[[float], Fit], target_gb: float, rounds: int = 4
+    network: Network, measure: Callable[[Fit], float], search: Callable[[float], Fit], target_gb: float, rounds: int = 4
 ) -> tuple[Fit, float, float]:
     """Fits, measures the fit on a real device, and fits again with the measured factor until the target holds.
 
     Args:
+        network: The architecture.
         measure: Peak GiB of a real training step.
         search: The fit for a correction factor.
         target_gb: What the measurement must not exceed.
@@ -114,7 +115,9 @@ def corrected(
         measured = measure(fitted)
         if measured <= target_gb:
             return fitted, measured, factor
-        factor *= 1.02 * measured / fitted.memory_gb
+        fixed = memory.estimate(network, fitted.patch, 0, fitted.strides)
+        growing = memory.estimate(network, fitted.patch, fitted.batch, fitted.strides) - fixed
+        factor = 1.02 * (measured - fixed) / growing
     raise OutOfMemoryError(
         f"after {rounds} probes the step still takes {measured:.1f} GB of {target_gb:g} GB", "a smaller --size"
     )

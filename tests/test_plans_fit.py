@@ -113,7 +113,7 @@ def test_a_probe_that_measures_more_makes_the_patch_smaller() -> None:
         measured.append(memory.estimate(network, found.patch, found.batch, found.strides, correction=1.5))
         return measured[-1]
 
-    found, gigabytes, correction = fit.corrected(measure, search, 6)
+    found, gigabytes, correction = fit.corrected(network, measure, search, 6)
     assert measured[0] > 6 >= gigabytes == measured[-1]
     assert math.prod(found.patch) < math.prod(search(1.0).patch)
     assert correction > 1

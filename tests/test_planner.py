@@ -1,0 +1,172 @@
+"""The planner on fingerprints of known kinds of data, with real nnU-Net and real image headers."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+
+from stunet import workspace
+from stunet.errors import OutOfMemoryError
+from stunet.files import read_json
+from stunet.plans.check import check_plans
+from stunet.plans.derive import derive
+from stunet.plans.planner import STUNetPlanner
+
+DATASET = "Dataset997_Fake"
+
+
+@pytest.fixture
+def fingerprint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Makes a dataset with this spacing (mm), shape and labels: a fingerprint, and one tiny image for the headers."""
+    for variable in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
+        monkeypatch.setenv(variable, str(tmp_path / variable))
+
+    def make(spacing: list[float], shape: list[int], labels: list[str], direction: str = "LPS") -> None:
+        raw = tmp_path / "nnUNet_raw" / DATASET
+        for folder in ("imagesTr", "labelsTr"):
+            (raw / folder).mkdir(parents=True)
+        image = sitk.DICOMOrient(sitk.GetImageFromArray(np.zeros((3, 4, 5), np.float32)), direction)
+        sitk.WriteImage(image, str(raw / "imagesTr" / "case_0000.nii.gz"))
+        sitk.WriteImage(sitk.Cast(image, sitk.sitkUInt8), str(raw / "labelsTr" / "case.nii.gz"))
+        description = {
+            "channel_names": {"0": "CT"},
+            "labels": {"background": 0} | {name: i for i, name in enumerate(labels, 1)},
+            "numTraining": 100,
+            "file_ending": ".nii.gz",
+        }
+        (raw / "dataset.json").write_text(json.dumps(description))
+        intensities = {
+            "max": 1.0,
+            "mean": 0.0,
+            "median": 0.0,
+            "min": -1.0,
+            "percentile_00_5": -1.0,
+            "percentile_99_5": 1.0,
+            "std": 1.0,
+        }
+        preprocessed = tmp_path / "nnUNet_preprocessed" / DATASET
+        preprocessed.mkdir(parents=True)
+        content = {
+            "spacings": [spacing] * 100,
+            "shapes_after_crop": [shape] * 100,
+            "median_relative_size_after_cropping": 1.0,
+            "foreground_intensity_properties_per_channel": {"0": intensities},
+        }
+        (preprocessed / "dataset_fingerprint.json").write_text(json.dumps(content))
+
+    return make
+
+
+def strides(plans: dict[str, Any], configuration: str) -> list[list[int]]:
+    return plans["configurations"][configuration]["architecture"]["arch_kwargs"]["strides"]
+
+
+def test_a_large_ct_gets_a_cascade_whose_spacing_does_not_depend_on_the_size(fingerprint: Any) -> None:
+    fingerprint([1.0, 0.8, 0.8], [400, 512, 512], ["liver", "spleen"])
+    base = STUNetPlanner(DATASET, size="B").plan_experiment()
+    assert list(base["configurations"]) == ["2d", "3d_lowres", "3d_fullres", "3d_cascade_fullres"]
+    for name in base["configurations"]:
+        check_plans(base, name)
+    assert base["plans_name"] == "STUNetPlans_B"
+    fullres = base["configurations"]["3d_fullres"]
+    assert fullres["spacing"] == [1.0, 0.8, 0.8]
+    assert fullres["data_identifier"] == "STUNetPlans_3d_fullres"
+    assert fullres["stunet"]["memory_gb"] <= 10
+    assert base["configurations"]["3d_lowres"]["spacing"][0] > 1.5
+
+    small = STUNetPlanner(DATASET, size="S").plan_experiment()
+    derived = derive(base, read_json(workspace.raw_dataset(DATASET) / "dataset.json"), size="S")
+    assert derived["configurations"] == small["configurations"]
+    assert workspace.plans_path(DATASET, "STUNetPlans_S").is_file()
+    assert [p.name for p in workspace.preprocessed_dataset(DATASET).glob(".part-*")] == []
+
+
+def test_anisotropic_data_keep_their_coarse_axis(fingerprint: Any) -> None:
+    fingerprint([5.0, 1.56, 1.56], [10, 256, 224], ["ventricle"])
+    plans = STUNetPlanner(DATASET, size="S").plan_experiment()
+    patch = plans["configurations"]["3d_fullres"]["patch_size"]
+    assert patch[0] in (10, 12)
+    assert strides(plans, "3d_fullres")[:2] == [[1, 1, 1], [1, 2, 2]]
+    assert np.prod(strides(plans, "3d_fullres"), axis=0).tolist() == [
+        2,
+        16,
+        16,
+    ]  # a fifth halving would be at 25 mm to 10
+    assert plans["transpose_forward"] == [0, 1, 2]
+
+
+def test_flat_images_get_two_dimensions_only(fingerprint: Any) -> None:
+    fingerprint([999.0, 1.0, 1.0], [1, 512, 512], ["vessel"])
+    plans = STUNetPlanner(DATASET, size="S").plan_experiment()
+    assert list(plans["configurations"]) == ["2d"]
+    assert strides(plans, "2d")[0] == [1, 1]
+
+
+@pytest.mark.parametrize(
+    ("labels", "direction", "expected"),
+    [
+        (["kidney_left", "kidney_right"], "LPS", [0, 1]),
+        (["kidney_left", "kidney_right"], "PSR", [1, 2]),  # stored sagittally: left-right is the first array axis
+        (["kidney_left", "liver"], "LPS", [0, 1, 2]),
+        (["liver", "cleft"], "LPS", [0, 1, 2]),
+    ],
+)
+def test_paired_classes_forbid_mirroring_left_and_right(
+    fingerprint: Any, labels: list[str], direction: str, expected: list[int]
+) -> None:
+    fingerprint([1.0, 1.0, 1.0], [64, 64, 64], labels, direction)
+    assert STUNetPlanner(DATASET, size="T").plan_experiment()["stunet"]["mirror_axes"] == expected
+
+
+def test_mirror_axes_follow_the_transposition(fingerprint: Any) -> None:
+    fingerprint([1.0, 1.0, 3.0], [128, 128, 40], ["kidney_left", "kidney_right"])
+    plans = STUNetPlanner(DATASET, size="T").plan_experiment()
+    assert plans["transpose_forward"] == [2, 0, 1]
+    assert plans["stunet"]["mirror_axes"] == [1, 2]
+
+
+def test_another_spacing_gets_other_data_and_another_name(fingerprint: Any) -> None:
+    fingerprint([1.0, 1.0, 1.0], [64, 64, 64], ["liver"])
+    plans = STUNetPlanner(DATASET, size="S", overwrite_target_spacing=[1.5, 1.5, 1.5]).plan_experiment()
+    assert plans["plans_name"] == "STUNetPlans_S_1.5x1.5x1.5mm"
+    assert plans["configurations"]["3d_fullres"]["data_identifier"] == "STUNetPlans_1.5x1.5x1.5mm_3d_fullres"
+    named = STUNetPlanner(DATASET, size="S", plans_name="Mine").plan_experiment()
+    assert named["configurations"]["2d"]["data_identifier"] == "Mine_2d"
+
+
+def test_the_users_own_configurations_stay(fingerprint: Any) -> None:
+    fingerprint([1.0, 1.0, 1.0], [64, 64, 64], ["liver"])
+    STUNetPlanner(DATASET, size="S").plan_experiment()
+    path = workspace.plans_path(DATASET)
+    plans = read_json(path)
+    plans["configurations"]["3d_bs8"] = {"inherits_from": "3d_fullres", "batch_size": 8}
+    path.write_text(json.dumps(plans))
+    STUNetPlanner(DATASET, size="S", stages=None).plan_experiment()
+    again = read_json(path)
+    assert again["configurations"]["3d_bs8"] == {"inherits_from": "3d_fullres", "batch_size": 8}
+    assert again["stunet"]["stages"] == "auto"
+    assert len(strides(again, "3d_fullres")) == 5  # 64 voxels can be halved four times
+
+
+def test_what_does_not_fit_leaves_no_plan(fingerprint: Any) -> None:
+    fingerprint([1.0, 1.0, 1.0], [64, 64, 64], ["liver"])
+    with pytest.raises(OutOfMemoryError, match="STU-Net-H"):
+        STUNetPlanner(DATASET, gpu_memory_target_in_gb=8, size="H").plan_experiment()
+    assert workspace.list_plans(DATASET) == []
+
+
+def test_a_probe_decides_and_is_recorded(fingerprint: Any) -> None:
+    fingerprint([1.0, 1.0, 1.0], [160, 160, 160], ["liver"])
+    estimated = STUNetPlanner(DATASET, size="S").plan_experiment()
+    from stunet.plans.memory import estimate
+
+    def measure(network: Any, found: Any) -> float:  # a device that needs a third more than the estimate
+        return 1.33 * estimate(network, found.patch, found.batch, found.strides)
+
+    probed = STUNetPlanner(DATASET, size="S", measure=measure).plan_experiment()
+    block = probed["configurations"]["3d_fullres"]["stunet"]
+    assert block["measured_gb"] <= 6 < 1.33 * estimated["configurations"]["3d_fullres"]["stunet"]["memory_gb"]
+    assert block["correction"] > 1
