@@ -1,6 +1,7 @@
 """Training on a small phantom with real nnU-Net: order of data, resume, checkpoints, deep supervision."""
 
 import copy
+import os
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from stunet.plans.derive import derive
 from stunet.trainers import STUNetTrainer
 from stunet.trainers.base import Listener, PlannedTrainer
 from stunet.trainers.batches import SeededBatches
-from stunet.trainers.launch import start_from
+from stunet.trainers.launch import Run, limit_threads, start_from
 
 SHORT = {"num_epochs": 2, "num_iterations_per_epoch": 3, "num_val_iterations_per_epoch": 1, "batch_size": 2}
 
@@ -166,6 +167,21 @@ def test_training_starts_from_given_weights(planned: str, tmp_path: Path, monkey
     with pytest.raises(WeightsError, match=r"does not fit the plan's network: .* tensors are missing"):
         start_from(deeper, file)
     assert torch.equal(weights(deeper), before)
+
+
+def test_processes_share_the_cores_unless_the_user_says_how_many_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(6)), raising=False)
+    before = torch.get_num_threads()
+    run = Run("Dataset998_Phantom", {}, "3d_fullres", 0, device="cpu", processes=2)
+    try:
+        monkeypatch.setenv("OMP_NUM_THREADS", str(before))
+        limit_threads(run)
+        assert torch.get_num_threads() == before
+        monkeypatch.delenv("OMP_NUM_THREADS")
+        limit_threads(run)
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
 
 
 class Numbers:

@@ -128,8 +128,7 @@ def starting_point(run: Run) -> Path | None:
 def _train(run: Run, checkpoint: Path | None, listener: Listener) -> None:
     """The run, in this process."""
     device = torch.device(run.device)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    torch.set_num_threads(1 if device.type == "cuda" else max(1, cores // run.processes))
+    limit_threads(run)
     torch.backends.cudnn.benchmark = device.type == "cuda"
     dataset_json = read_json(preprocessed_dataset(run.dataset) / "dataset.json")
     plans = {**run.plans, "continue_training": run.resume}
@@ -147,6 +146,15 @@ def _train(run: Run, checkpoint: Path | None, listener: Listener) -> None:
     if run.validate_best:
         trainer.load_checkpoint(str(run.folder / BEST))
     trainer.perform_actual_validation(run.probabilities)
+
+
+def limit_threads(run: Run) -> None:
+    """Gives each process its share of the cores; CUDA needs one thread, and torch obeys OMP_NUM_THREADS by itself."""
+    if run.device == "cuda":
+        torch.set_num_threads(1)
+    elif not os.environ.get("OMP_NUM_THREADS"):
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        torch.set_num_threads(max(1, cores // run.processes))
 
 
 def start_from(trainer: PlannedTrainer, path: Path) -> None:
