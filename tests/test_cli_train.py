@@ -10,6 +10,7 @@ import torch
 
 from stunet import workspace
 from stunet.cli.train import main
+from stunet.files import write_json
 
 STUNET_TRAIN = Path(sys.executable).with_name("stunet_train")
 ROUND = ["--set", "num_epochs=3", "num_iterations_per_epoch=4", "num_val_iterations_per_epoch=1", "batch_size=2"]
@@ -85,6 +86,22 @@ def test_unprocessed_data_and_missing_first_stages_are_named(
     err = fails(capsys, 3, "998")
     assert "is not preprocessed for 3d_fullres" in err
     assert "stunet_plan_and_preprocess -d 998 -c 3d_fullres" in err
+
+
+def test_a_configuration_that_inherits_has_data_of_its_own(
+    planned: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    import shutil
+
+    shutil.copytree(workspace.preprocessed_dataset(planned), tmp_path / planned)
+    plans = workspace.load_plans(tmp_path / planned / "STUNetPlans_T.json")
+    own = {"inherits_from": "3d_fullres", "data_identifier": "STUNetPlans_coarse", "spacing": [4.0, 3.0, 3.0]}
+    plans["configurations"]["coarse"] = own
+    write_json(tmp_path / planned / "STUNetPlans_T.json", plans)
+    monkeypatch.setenv("nnUNet_preprocessed", str(tmp_path))
+    err = fails(capsys, 3, "998", "coarse")
+    assert "is not preprocessed for coarse" in err
+    assert "stunet_plan_and_preprocess -d 998 -c coarse" in err
 
 
 def test_a_dry_run_shows_the_run_and_writes_nothing(

@@ -19,7 +19,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = common.new_parser(
         "stunet_train",
         "Trains an STU-Net on a planned dataset (all of nnUNetv2_train's flags), then validates it.",
-        "examples: stunet_train 3 3d_fullres 0\n          stunet_train -d 3 -c 3d_fullres -f all --size L --set num_epochs=250",
+        "examples: stunet_train 3 3d_fullres 0\n"
+        "          stunet_train -d 3 -c 3d_fullres -f all --size L --set num_epochs=250",
     )
     parser.add_argument("dataset", nargs="?", help="number or name; may be left out where only one dataset is planned")
     parser.add_argument("configuration", nargs="?", help="2d, 3d_fullres, 3d_lowres or 3d_cascade_fullres")
@@ -175,12 +176,11 @@ def _check_data(
     from stunet.preprocessing import preprocessed_cases
 
     number = int(dataset[7:10])
-    source = plans["configurations"][configuration].get("inherits_from", configuration)
-    cases = preprocessed_cases(dataset, plans, source)
+    cases = preprocessed_cases(dataset, plans, configuration)
     if not cases:
         raise DataError(
             f"{dataset} is not preprocessed for {configuration} with {plans['plans_name']}",
-            f"stunet_plan_and_preprocess -d {number} -c {source}",
+            f"stunet_plan_and_preprocess -d {number} -c {configuration}",
         )
     splits = workspace.preprocessed_dataset(dataset) / "splits_final.json"
     if fold != "all" and not splits.is_file() and len(cases) < 5:
@@ -196,7 +196,7 @@ def _check_data(
         missing = sorted(set(cases) - predicted)
         if missing:
             raise DataError(
-                f"{configuration} needs the predictions of {previous}; {len(missing)} are missing (e.g. {missing[0]!r})",
+                f"{configuration} needs predictions of {previous}; {len(missing)} are missing (e.g. {missing[0]!r})",
                 f"stunet_train {number} {previous} FOLD, for all five folds, first",
             )
 
