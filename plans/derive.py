@@ -25,6 +25,7 @@ TRAIN_KEYS: dict[str, type] = {
     "num_iterations_per_epoch": int,
     "num_val_iterations_per_epoch": int,
     "initial_lr": float,
+    "momentum": float,
     "weight_decay": float,
     "oversample_foreground_percent": float,
     "seed": int,

@@ -87,7 +87,7 @@ def activation_bytes(network: Network, patch: Sequence[int], strides: Strides) -
     decoder = [_stage(size, stage, voxels, True) for stage, voxels in enumerate(_voxels(patch, strides)[:-1])]
     if not network.checkpointing:
         return sum(kept for kept, _ in encoder + decoder)
-    kept_between = sum(edge for _, edge in encoder + decoder)
+    kept_between = sum(output for _, output in encoder + decoder)
     return kept_between + max(kept for kept, _ in encoder + decoder)
 
 
@@ -97,10 +97,10 @@ def loss_bytes(network: Network, patch: Sequence[int], strides: Strides) -> int:
 
 
 def _stage(size: Size, stage: int, voxels: int, decoder: bool) -> tuple[int, int]:
-    """Bytes kept inside a stage, and bytes at its edge that checkpointing keeps as well."""
-    tensor = HALF * size.channels(stage) * voxels
-    concatenation = 2 * tensor if decoder else 0
-    return size.depth * 4 * tensor + concatenation, tensor + concatenation
+    """Bytes kept inside a stage, and those of its output, which checkpointing keeps as well."""
+    output = HALF * size.channels(stage) * voxels
+    concatenation = 2 * output if decoder else 0
+    return size.depth * 4 * output + concatenation, output
 
 
 def _voxels(patch: Sequence[int], strides: Strides) -> list[int]:

@@ -44,7 +44,7 @@ class OutOfMemoryError(StunetError):
     exit_code = 5
 
 
-class Interrupted(StunetError):  # noqa: N818 - the run was stopped on purpose; nothing is wrong
+class Interrupted(StunetError):
     """A signal stopped the run; what was done so far can be resumed."""
 
     exit_code = 75

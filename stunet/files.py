@@ -43,4 +43,6 @@ def read_json(path: Path) -> Any:
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"cannot read {str(path)!r}: {error}") from error
     except json.JSONDecodeError as error:
-        raise DataError(f"{str(path)!r} is not valid JSON: {error}", "correct the line, or make the file anew") from None
+        raise DataError(
+            f"{str(path)!r} is not valid JSON: {error}", "correct the line, or make the file anew"
+        ) from None

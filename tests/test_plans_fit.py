@@ -45,9 +45,8 @@ def test_a_fit_is_divisible_not_too_small_and_within_the_target(
     network = Network(size, channels, classes, checkpointing)
     try:
         found = fit.fit(network, spacing, shape, 100 * math.prod(shape), Target(target_gb, depth))
-    except OutOfMemoryError as error:
-        assert error.hint
-        return
+    except OutOfMemoryError:
+        return  # see test_what_does_not_fit_names_the_size_that_would
     assert all(n % d == 0 for n, d in zip(found.patch, topology.divisor(found.strides), strict=True))
     assert all(n >= least for n, least in zip(found.patch, topology.minimum(found.strides), strict=True))
     assert memory.estimate(network, found.patch, found.batch, found.strides) == found.memory_gb <= target_gb
@@ -93,7 +92,7 @@ def test_patch_grows_with_the_memory_and_then_the_batch() -> None:
 
 
 def test_what_does_not_fit_names_the_size_that_would() -> None:
-    with pytest.raises(OutOfMemoryError, match="STU-Net-H needs .* the target is 10 GB") as caught:
+    with pytest.raises(OutOfMemoryError, match=r"STU-Net-H needs .* the target is 10 GB") as caught:
         fit.fit(Network("H", 1, 3), [1.0] * 3, [200] * 3, 1e9, Target(10))
     assert "--size L" in caught.value.hint
     with pytest.raises(OutOfMemoryError) as caught:

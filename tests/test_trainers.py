@@ -14,7 +14,7 @@ from stunet.errors import Interrupted, OutOfMemoryError, WeightsError
 from stunet.files import read_json
 from stunet.plans.derive import derive
 from stunet.trainers import STUNetTrainer
-from stunet.trainers.base import Listener, PlannedTrainer
+from stunet.trainers.base import PlannedTrainer, Silent
 from stunet.trainers.batches import SeededBatches
 from stunet.trainers.launch import Run, limit_threads, start_from
 
@@ -35,7 +35,7 @@ def weights(trainer: PlannedTrainer) -> torch.Tensor:
     return torch.cat([p.detach().flatten() for p in trainer.bare_network().parameters()])
 
 
-class StopAt(Listener):
+class StopAt(Silent):
     """Asks for a stop at a step, as a signal would."""
 
     def __init__(self, phase: str, epoch: int, done: int) -> None:

@@ -3,9 +3,10 @@
 nnU-Net's trainer does the rest. supervised.py and launch.py are next.
 """
 
+import os
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import nnunetv2.training.nnUNetTrainer.nnUNetTrainer as host
 import numpy as np
@@ -24,14 +25,18 @@ SAVE_INTERVAL_S = 600.0  # at most this much work is lost by a power cut; nnU-Ne
 PLOT_INTERVAL_S = 60.0  # nnU-Net's progress.png takes seconds to draw, as long as a short epoch
 
 
-class Listener:
-    """Is told how training goes; this one keeps silent. Given to a trainer by whoever shows progress."""
+class Listener(Protocol):
+    """Is told how training goes; given to a trainer by whoever shows progress."""
 
     def step(self, trainer: "PlannedTrainer", phase: str, done: int, loss: float) -> None:
         """`done` iterations of the epoch's phase ("train" or "validation") are over."""
 
     def epoch(self, trainer: "PlannedTrainer") -> None:
         """An epoch is over and logged; `trainer.current_epoch` counts it."""
+
+
+class Silent(Listener):
+    """Shows nothing."""
 
 
 class PlannedTrainer(nnUNetTrainer):
@@ -50,11 +55,12 @@ class PlannedTrainer(nnUNetTrainer):
         if device.type == "cpu":  # with several processes nnU-Net takes CUDA for granted
             self.device, self.grad_scaler = device, None
         self.seed = 0
+        self.momentum = 0.99
         for key, value in self.plans_manager.plans["stunet"]["train"].items():
             setattr(self, key, value)
         # With two stages there is one head, and nnU-Net's weight for the last head, zero, would be the only one.
         self.enable_deep_supervision = len(self.configuration_manager.pool_op_kernel_sizes) > 2
-        self.listener = Listener()
+        self.listener: Listener = Silent()
         self.stop_requested = False
         self._outputs: list[dict] = []  # of the running epoch's training steps
         self._known: list[dict] = []  # the same, from before an interruption
@@ -66,9 +72,18 @@ class PlannedTrainer(nnUNetTrainer):
         with exchanged(host, DDP=_data_parallel):
             super().initialize()
 
+    def configure_optimizers(self) -> tuple[torch.optim.Optimizer, Any]:
+        """nnU-Net's optimizer and schedule with the plan's momentum: 0.9 suits runs of a few hundred steps."""
+        optimizer, schedule = super().configure_optimizers()
+        for group in optimizer.param_groups:
+            group["momentum"] = self.momentum
+        return optimizer, schedule
+
     def get_dataloaders(self) -> tuple[SeededBatches, SeededBatches]:
         """nnU-Net's loaders and augmentation, with numbered batches in place of its background processes."""
         workers = get_allowed_n_proc_DA()
+        if self.device.type == "cpu" and "nnUNet_n_proc_DA" not in os.environ:
+            workers = min(workers, 1)  # the network needs the cores, and one process keeps up with it
         with exchanged(host, SingleThreadedAugmenter=_NotStarted, get_allowed_n_proc_DA=lambda: 0):
             train, validation = (loader.source for loader in super().get_dataloaders())
         start = self.current_epoch * self.num_iterations_per_epoch

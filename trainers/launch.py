@@ -21,7 +21,7 @@ from stunet.checkpoints import load_checkpoint
 from stunet.errors import DataError, Interrupted, OutOfMemoryError, StunetError, UsageError, WeightsError
 from stunet.files import read_json
 from stunet.nnunet import trainer_class
-from stunet.trainers.base import Listener, PlannedTrainer
+from stunet.trainers.base import Listener, PlannedTrainer, Silent
 from stunet.workspace import preprocessed_dataset, result_folder
 
 FINAL, LATEST, BEST = "checkpoint_final.pth", "checkpoint_latest.pth", "checkpoint_best.pth"
@@ -70,7 +70,7 @@ class Run:
         )
 
 
-def launch(run: Run, new_listener: Callable[[], Listener] = Listener) -> None:
+def launch(run: Run, new_listener: Callable[[], Listener] = Silent) -> None:
     """Trains and validates.
 
     Args:
@@ -219,7 +219,7 @@ def _worker(rank: int, run: Run, checkpoint: Path | None, new_listener: Callable
     if run.device == "cuda":
         torch.cuda.set_device(rank)
     try:
-        _train(run, checkpoint, new_listener() if rank == 0 else Listener())
+        _train(run, checkpoint, new_listener() if rank == 0 else Silent())
     except StunetError as error:
         if not isinstance(error, Interrupted):
             logging.getLogger("stunet").error("process %d: %s", rank, error.message)

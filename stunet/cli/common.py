@@ -36,6 +36,8 @@ def run(
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO if args.verbose else logging.WARNING, format="%(message)s")
     os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
+    # Threads that wait by spinning slow each other down up to 20 times on a shared machine (benchmarks/README.md).
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         with console.own_stdout(args.verbose):
             return command(args) or 0
@@ -85,7 +87,7 @@ def device(requested: str | None) -> str:
 
     if requested is None:
         return "cuda" if torch.cuda.is_available() else "cpu"
-    available = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available, "cpu": lambda: True}
-    if not available[requested]():
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if not available[requested]:
         raise UsageError(f"-device {requested}: torch finds no such device here", "-device cpu")
     return requested

@@ -132,12 +132,10 @@ def _check(dataset: str, workers: int, quiet: bool) -> None:
 def _plan(dataset: str, workers: int, args: argparse.Namespace) -> dict[str, Any]:
     from stunet.plans.fingerprint import extract_fingerprint
     from stunet.plans.planner import STUNetPlanner
+    from stunet.plans.probe import measure_step
 
     console.note("extract the fingerprint, plan")
     extract_fingerprint(dataset, workers, args.clean)
-    measure = None
-    if args.probe:
-        from stunet.plans.probe import measure_step as measure
     planner = STUNetPlanner(
         dataset,
         args.gpu_memory_target,
@@ -147,7 +145,7 @@ def _plan(dataset: str, workers: int, args: argparse.Namespace) -> dict[str, Any
         size=args.size,
         stages=None if args.stages == "auto" else int(args.stages),
         checkpointing=args.checkpointing,
-        measure=measure,
+        measure=measure_step if args.probe else None,
     )
     return planner.plan_experiment()
 
@@ -167,7 +165,7 @@ def _preprocess(dataset: str, plans: dict[str, Any], args: argparse.Namespace) -
 
 
 def _summary(plans: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
-    columns = ["configuration", "spacing mm", "patch", "batch", "stages", "halvings", "estimated GB"]
+    columns = ["configuration", "spacing mm", "patch", "batch", "stages", "halvings", "GPU memory GB"]
     rows = []
     for name, configuration in sorted(plans["configurations"].items()):
         if "architecture" not in configuration:
@@ -175,6 +173,7 @@ def _summary(plans: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
         strides = configuration["architecture"]["arch_kwargs"]["strides"]
         halvings = [sum(s > 1 for s in axis) for axis in zip(*strides, strict=True)]
         memory = configuration["stunet"]
+        memory_gb = memory.get("measured_gb", memory["memory_gb"])
         rows.append([
             name,
             " ".join(f"{pitch:.3g}" for pitch in configuration["spacing"]),
@@ -182,7 +181,7 @@ def _summary(plans: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
             str(configuration["batch_size"]),
             str(len(strides)),
             " ".join(map(str, halvings)),
-            f"{memory['memory_gb']:.1f}" + (f", measured {memory['measured_gb']:.1f}" if "measured_gb" in memory else ""),
+            f"{memory_gb:.1f} {'measured' if 'measured_gb' in memory else 'estimated'}",
         ])  # fmt: skip
     return columns, rows
 

@@ -1,0 +1,93 @@
+"""stunet_plan_and_preprocess and stunet_info in process, on a small phantom with real nnU-Net."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from stunet import workspace
+from stunet.cli import info
+from stunet.cli.plan_and_preprocess import main
+
+
+def everything(folder: Path) -> set[Path]:
+    return set(folder.rglob("*"))
+
+
+@pytest.mark.parametrize(
+    ("argv", "code", "message"),
+    [
+        (["-d", "5"], 3, "no dataset '5'"),
+        (["-d", "998", "--stages", "many"], 2, "--stages 'many' is neither"),
+        (["-d", "998", "-np", "1", "2"], 2, "-np has 2 values for 3 configurations"),
+        (["-d", "998", "-overwrite_target_spacing", "1", "0", "1"], 2, "mm must be positive"),
+        (["-d", "998", "-overwrite_plans_name", "a__b"], 2, "nnU-Net splits folder names at '__'"),
+        (["-d", "998", "--preset", "giant"], 3, "no preset 'giant'"),
+        (["-d", "998", "--size", "H", "-gpu_memory_target", "8", "--no_check"], 5, "STU-Net-H needs"),
+    ],
+)
+def test_mistakes_end_in_one_line_and_write_nothing(
+    planned: str, capsys: pytest.CaptureFixture[str], argv: list[str], code: int, message: str
+) -> None:
+    before = everything(workspace.folder("nnUNet_preprocessed"))
+    assert main(argv) == code
+    err = capsys.readouterr().err
+    assert [line for line in err.splitlines() if line.startswith("stunet_plan_and_preprocess: ") and message in line]
+    assert everything(workspace.folder("nnUNet_preprocessed")) == before
+
+
+def test_a_broken_image_is_named_before_anything_is_planned(
+    planned: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = tmp_path / "raw" / planned
+    shutil.copytree(workspace.raw_dataset(planned), copy)
+    broken = sorted((copy / "imagesTr").iterdir())[2]
+    broken.write_bytes(broken.read_bytes()[:-500])
+    monkeypatch.setenv("nnUNet_raw", str(copy.parent))
+    monkeypatch.setenv("nnUNet_preprocessed", str(tmp_path / "preprocessed"))
+    assert main(["-d", "998", "-npfp", "1"]) == 3
+    assert broken.name in capsys.readouterr().err
+    assert everything(tmp_path / "preprocessed") == set()
+
+
+def test_a_dry_run_shows_the_plan_and_writes_nothing(
+    planned: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = workspace.folder("nnUNet_preprocessed")
+    before = everything(folder)
+    monkeypatch.setenv("nnUNet_preprocessed", str(folder))  # the command points it elsewhere; put back by monkeypatch
+    monkeypatch.setenv("nnUNet_n_proc_DA", "1")
+    assert main(["-d", "998", "--size", "S", "--dry_run", "-npfp", "1"]) == 0
+    out, err = capsys.readouterr()
+    assert out.startswith("Dataset998_Phantom: STUNetPlans_S\n")
+    assert "3d_fullres" in out
+    assert "left and right classes: axis 2 is not mirrored" in err
+    assert everything(folder) == before
+
+
+def test_planning_again_preprocesses_nothing_again(
+    planned: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("nnUNet_n_proc_DA", "1")
+    data = workspace.preprocessed_dataset(planned) / "STUNetPlans_3d_fullres"
+    before = {path: path.stat().st_mtime_ns for path in data.glob("*.b2nd")}
+    assert main(["-d", "998", "--size", "T", "-c", "3d_fullres", "-npfp", "1", "-np", "1"]) == 0
+    assert {path: path.stat().st_mtime_ns for path in data.glob("*.b2nd")} == before
+    assert "next: stunet_train 998 3d_fullres 0" in capsys.readouterr().err
+
+
+def test_info_shows_versions_folders_and_what_is_there(
+    planned: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert info.main(["--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["packages"]["nnunetv2"]
+    assert document["datasets"] == [planned]
+    assert f"{planned}/STUNetPlans_T" in document["planned"]
+    assert (Path(document["nnUNet_extTrainer for nnUNetv2_train"]) / "stunet_trainers.py").is_file()
+    monkeypatch.delenv("nnUNet_raw")
+    assert info.main([]) == 0
+    out, err = capsys.readouterr()
+    assert "nnUNet_raw: not set" in out
+    assert "export nnUNet_raw=" in err

@@ -1,0 +1,122 @@
+"""What goes to stdout and what to stderr, and how errors end a command."""
+
+import argparse
+import errno
+import io
+import subprocess
+import sys
+
+import pytest
+
+from stunet import console
+from stunet.cli import common
+from stunet.errors import DataError, StunetError
+
+
+def run(command: object, capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[int, str, str]:
+    code = common.run(common.new_parser("stunet_x", "A command."), command, list(argv))  # type: ignore[arg-type]
+    return code, *capsys.readouterr()
+
+
+def raising(error: BaseException) -> object:
+    def command(args: argparse.Namespace) -> None:
+        raise error
+
+    return command
+
+
+def test_an_error_of_ours_is_one_line_and_a_hint(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = run(raising(DataError("no plans\nfor it", "stunet_plan -d 3")), capsys)
+    assert (code, out) == (3, "")
+    assert err == "stunet_x: no plans for it\n  try: stunet_plan -d 3\n"
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "text"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device", "/x/y"), 3, "the disk is full: /x/y"),
+        (PermissionError(errno.EACCES, "Permission denied", "/x"), 3, "Permission denied: '/x'"),
+        (MemoryError("x"), 5, "out of memory"),
+        (KeyboardInterrupt(), 130, "stopped by Ctrl-C"),
+        (ValueError("odd"), 1, "unexpected ValueError: odd"),
+    ],
+)
+def test_other_errors_have_an_exit_code_too(
+    error: BaseException, code: int, text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    got, out, err = run(raising(error), capsys)
+    assert (got, out) == (code, "")
+    assert text in err
+    assert "Traceback" not in err
+
+
+def test_debug_shows_the_traceback(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "Traceback" in run(raising(ValueError("odd")), capsys, "--debug")[2]
+
+
+def test_abbreviated_flags_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        run(raising(ValueError()), capsys, "--verb")
+    assert ended.value.code == 2
+
+
+PRINTS_EVERYWHERE = """
+import os, subprocess, sys
+from stunet import console
+with console.own_stdout(verbose={verbose}):
+    print("printed by a library")
+    os.write(1, b"written to the descriptor\\n")
+    subprocess.run([sys.executable, "-c", "print('printed by a child')"])
+    console.result("the result")
+    console.note("a message")
+print("afterwards")
+"""
+
+
+@pytest.mark.parametrize("verbose", [False, True])
+def test_stdout_holds_results_only_whoever_prints(verbose: bool) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", PRINTS_EVERYWHERE.format(verbose=verbose)], capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "the result\nafterwards\n"
+    elsewhere = ["printed by a library", "written to the descriptor", "printed by a child"]
+    assert sorted(done.stderr.splitlines()) == sorted(["a message", *(elsewhere if verbose else [])])
+
+
+def test_tables_are_aligned(capsys: pytest.CaptureFixture[str]) -> None:
+    console.table(["class", "Dice"], [["liver", "0.9"], ["a", "0.95"]])
+    assert capsys.readouterr().out == "class  Dice\n-----  ----\nliver   0.9\na      0.95\n"
+
+
+def test_progress_without_a_terminal_is_a_plain_line(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with console.Progress("read", 2) as progress:
+        progress.step("a")
+        progress.step("b")
+    assert capsys.readouterr().err.startswith("read: 2 of 2 in ")
+    monkeypatch.setattr(console, "PLAIN_INTERVAL_S", 0.0)
+    with pytest.raises(StunetError):
+        _one_step_and_an_error()
+    assert capsys.readouterr().err == "read: 1 of 3, about 0 s left\n"
+
+
+def _one_step_and_an_error() -> None:
+    with console.Progress("read", 3) as progress:
+        progress.step("a")
+        raise StunetError("x")
+
+
+def test_progress_on_a_terminal_is_live(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setenv("TERM", "xterm")
+    with console.Progress("read", 2) as progress:
+        progress.step("case_1")
+        progress.step("case_2")
+    assert "case_2" in terminal.getvalue()
+    assert "2/2" in terminal.getvalue()

@@ -1,0 +1,111 @@
+"""Looking up datasets, plans and results in nnU-Net's folders."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from stunet import workspace
+from stunet.errors import DataError
+from stunet.files import read_json, whole, write_json
+
+
+@pytest.fixture
+def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    for variable in workspace.VARIABLES:
+        monkeypatch.setenv(variable, str(tmp_path / variable))
+    (tmp_path / "nnUNet_raw" / "Dataset003_Liver").mkdir(parents=True)
+    (tmp_path / "nnUNet_preprocessed" / "Dataset004_Hippocampus").mkdir(parents=True)
+    return tmp_path
+
+
+def plan(folders: Path, name: str, **block: str) -> None:
+    write_json(folders / "nnUNet_preprocessed" / "Dataset004_Hippocampus" / f"{name}.json", {"stunet": block})
+
+
+def test_datasets_are_found_by_number_and_name_in_any_folder(folders: Path) -> None:
+    assert workspace.dataset_name(3) == workspace.dataset_name("003") == "Dataset003_Liver"
+    assert workspace.dataset_name("Dataset004_Hippocampus") == workspace.dataset_name("4") == "Dataset004_Hippocampus"
+
+
+def test_unknown_and_ambiguous_datasets_are_named(folders: Path) -> None:
+    with pytest.raises(DataError, match="no dataset 'Dataset003_Livr'; did you mean 'Dataset003_Liver'"):
+        workspace.dataset_name("Dataset003_Livr")
+    (folders / "nnUNet_raw" / "Dataset003_Other").mkdir()
+    with pytest.raises(DataError, match="number 3 belongs to 2 datasets"):
+        workspace.dataset_name(3)
+
+
+def test_missing_variables_and_folders_say_what_to_set(folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("nnUNet_raw", str(folders / "nothing"))
+    with pytest.raises(DataError, match="nnUNet_raw names no folder"):
+        workspace.folder("nnUNet_raw")
+    monkeypatch.delenv("nnUNet_raw")
+    monkeypatch.delenv("nnUNet_results")
+    with pytest.raises(DataError, match="the variable nnUNet_raw is not set") as caught:
+        workspace.folder("nnUNet_raw")
+    assert caught.value.hint == "export nnUNet_raw=/path/to/nnUNet_raw nnUNet_results=/path/to/nnUNet_results"
+    (folders / "file").write_text("")
+    monkeypatch.setenv("nnUNet_results", str(folders / "file" / "results"))
+    with pytest.raises(DataError, match="cannot be made"):
+        workspace.folder("nnUNet_results")
+
+
+def test_the_plan_of_a_dataset_is_the_one_that_was_not_derived(folders: Path) -> None:
+    with pytest.raises(DataError, match="no plans for Dataset004_Hippocampus"):
+        workspace.plans_path("Dataset004_Hippocampus")
+    plan(folders, "STUNetPlans_B")
+    plan(folders, "STUNetPlans_L", derived_from="STUNetPlans_B")
+    assert workspace.plans_path("Dataset004_Hippocampus").stem == "STUNetPlans_B"
+    assert workspace.plans_path("Dataset004_Hippocampus", "STUNetPlans_L").stem == "STUNetPlans_L"
+    plan(folders, "STUNetPlans_S")
+    with pytest.raises(DataError, match="has 2 plans: STUNetPlans_B, STUNetPlans_S"):
+        workspace.plans_path("Dataset004_Hippocampus")
+    with pytest.raises(DataError, match="no plans 'STUNetPlans_H'"):
+        workspace.plans_path("Dataset004_Hippocampus", "STUNetPlans_H")
+
+
+def test_results_are_found_where_one_plan_was_trained(folders: Path) -> None:
+    name = "Dataset004_Hippocampus"
+    with pytest.raises(DataError, match="no trained model") as caught:
+        workspace.find_result(name, "3d_fullres")
+    assert caught.value.hint == "stunet_train 4 3d_fullres 0"
+    for plans in ("STUNetPlans_B", "STUNetPlans_S"):
+        folder = workspace.result_folder(name, plans, "3d_fullres")
+        (folder / "fold_0").mkdir(parents=True)
+        (folder / "plans.json").write_text("{}")
+    with pytest.raises(DataError, match="has 2 models for 3d_fullres"):
+        workspace.find_result(name, "3d_fullres")
+    found = workspace.find_result(name, "3d_fullres", "STUNetPlans_S")
+    assert workspace.trained_folds(found) == []
+    for fold in ("fold_0", "fold_all", "fold_x", "fold_2"):
+        (found / fold).mkdir(exist_ok=True)
+        (found / fold / "checkpoint_final.pth").touch()
+    assert workspace.trained_folds(found) == [0, 2, "all"]
+
+
+def test_files_appear_whole_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    write_json(path, {"x": 1})
+    with pytest.raises(KeyError):
+        _write_half(path)
+    assert read_json(path) == {"x": 1}
+    assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
+
+
+def _write_half(path: Path) -> None:
+    with whole(path) as part:
+        part.write_text("half")
+        raise KeyError
+
+
+def test_bad_json_names_the_line(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    with pytest.raises(DataError, match="no file"):
+        read_json(path)
+    path.write_text('{"x": 1,\n "y" 2}')
+    with pytest.raises(DataError, match=r"not valid JSON.*line 2"):
+        read_json(path)
+    path.write_text(json.dumps([1]))
+    with pytest.raises(DataError, match="its top level is a list"):
+        workspace.load_plans(path)
