@@ -35,8 +35,14 @@ class Listener(Protocol):
         """An epoch is over and logged; `trainer.current_epoch` counts it."""
 
 
-class Silent(Listener):
-    """Shows nothing."""
+class Silent:
+    """A listener that shows nothing."""
+
+    def step(self, trainer: "PlannedTrainer", phase: str, done: int, loss: float) -> None:
+        return
+
+    def epoch(self, trainer: "PlannedTrainer") -> None:
+        return
 
 
 class PlannedTrainer(nnUNetTrainer):
