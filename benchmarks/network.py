@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from stunet.networks import Head3d, InstanceNorm, STUNet
+from stunet.networks import InstanceNorm, Pointwise3d, STUNet
 
 STRIDES = [(1, 1, 1)] + 5 * [(2, 2, 2)]
 FORMS = ("ours", "published")
@@ -35,7 +35,7 @@ class Published(STUNet):
             for name, child in module.named_children():
                 if isinstance(child, InstanceNorm):
                     setattr(module, name, nn.InstanceNorm3d(child.num_channels, affine=True))
-                elif isinstance(child, Head3d):
+                elif isinstance(child, Pointwise3d):
                     setattr(module, name, nn.Conv3d(child.in_channels, child.out_channels, 1))
 
     def forward(self, x: Tensor) -> Tensor | list[Tensor]:

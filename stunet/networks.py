@@ -98,8 +98,7 @@ class STUNet(nn.Module):
         self.conv_blocks_localization = nn.ModuleList(
             _stage(ndim, 2 * high, high, (1,) * ndim, size.depth) for _, high, _ in upwards
         )
-        head = Head3d if ndim == 3 else nn.Conv2d
-        self.seg_outputs = nn.ModuleList(head(high, num_classes, 1) for _, high, _ in upwards)
+        self.seg_outputs = nn.ModuleList(_conv(ndim, high, num_classes, 1) for _, high, _ in upwards)
         self.decoder = Decoder(deep_supervision)
 
     def forward(self, x_BCDHW: Tensor) -> Tensor | list[Tensor]:
@@ -206,10 +205,10 @@ class InstanceNorm(nn.GroupNorm):
         return F.instance_norm(x, weight=self.weight, bias=self.bias, eps=self.eps)
 
 
-class Head3d(nn.Conv3d):
-    """A 1x1x1 convolution, (B, C, D, H, W) -> (B, K, D, H, W), on the CPU as a matrix product.
+class Pointwise3d(nn.Conv3d):
+    """A 1x1x1 convolution of stride 1, (B, C, D, H, W) -> (B, C', D, H, W), on the CPU as a matrix product.
 
-    oneDNN's convolution writes the logits in a layout of its own first: twice the time for 105 classes.
+    oneDNN's convolution writes a layout of its own first: for a head with 105 classes that doubles the time.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -239,6 +238,8 @@ def _stage(ndim: int, c_in: int, c_out: int, stride: Sequence[int], depth: int) 
 
 
 def _conv(ndim: int, c_in: int, c_out: int, kernel: int, stride: Sequence[int] = ()) -> nn.Conv2d | nn.Conv3d:
+    if ndim == 3 and kernel == 1 and set(stride) <= {1}:
+        return Pointwise3d(c_in, c_out, 1)
     conv: type[nn.Conv2d] | type[nn.Conv3d] = nn.Conv3d if ndim == 3 else nn.Conv2d
     return conv(c_in, c_out, kernel, tuple(stride) or 1, padding=kernel // 2)  # type: ignore[arg-type]
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from stunet.networks import SIZES, Head3d, InstanceNorm, ResidualBlock, ShapeError, Size, STUNet, Upsample, build
+from stunet.networks import SIZES, InstanceNorm, Pointwise3d, ResidualBlock, ShapeError, Size, STUNet, Upsample, build
 
 ISOTROPIC = [(1, 1, 1)] + 5 * [(2, 2, 2)]
 SHALLOW = [(1, 1, 1), (2, 2, 2), (1, 2, 2)]  # three stages: enough for what does not depend on depth
@@ -156,8 +156,8 @@ def test_our_instance_norm_is_torchs(shape: tuple[int, ...]) -> None:
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last_3d])
-def test_the_head_as_a_matrix_product_is_the_convolution(layout: torch.memory_format) -> None:
-    head = Head3d(4, 5, 1).double()
+def test_a_pointwise_convolution_as_a_matrix_product_is_the_convolution(layout: torch.memory_format) -> None:
+    head = Pointwise3d(4, 5, 1).double()
     x = image(2, 4, 3, 5, 7, dtype=torch.float64).to(memory_format=layout).requires_grad_()
     weights = torch.randn(2, 5, 3, 5, 7, dtype=torch.float64)
     ours, theirs = head(x), F.conv3d(x, head.weight, head.bias)
