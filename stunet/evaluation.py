@@ -5,9 +5,7 @@ cli/evaluate.py is the command.
 """
 
 import csv
-import gzip
 import multiprocessing
-import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -22,10 +20,10 @@ import SimpleITK as sitk
 
 from stunet import files, metrics
 from stunet.errors import DataError, OutOfMemoryError
+from stunet.nifti import check_nifti
 
 GEOMETRY_TOLERANCE = 1e-3  # mm, and no unit for directions
 SHOWN = 5  # values that an error lists
-DAMAGED = (RuntimeError, EOFError, gzip.BadGzipFile, zlib.error)  # the first is ITK's, for anything
 
 
 @dataclass(frozen=True)
@@ -191,11 +189,10 @@ def read_segmentation(path: Path, known: frozenset[int]) -> tuple[np.ndarray, Ge
     Raises:
         DataError: The file cannot be read, is no 2D or 3D image of one channel, or has values that are not `known`.
     """
+    check_nifti(path)
     try:
-        if path.suffix == ".gz":
-            _read_through(path)
         image = sitk.ReadImage(str(path))
-    except DAMAGED:
+    except RuntimeError:  # ITK's, for anything
         raise DataError(f"{str(path)!r} is damaged, or no image", "make the file anew, or leave it out") from None
     channels = image.GetNumberOfComponentsPerPixel()
     if image.GetDimension() not in (2, 3) or channels != 1:
@@ -246,13 +243,6 @@ def _mean_over_cases(values: Sequence[Mapping[str, float]]) -> dict[str, float]:
 def _nanmean(values: Sequence[float]) -> float:
     numbers = [value for value in values if not isnan(value)]
     return sum(numbers) / len(numbers) if numbers else nan
-
-
-def _read_through(path: Path) -> None:
-    """Raises if a gzip stream is cut or damaged: ITK fills what is missing of a NIfTI with whatever is in memory."""
-    with gzip.open(path) as stream:
-        while stream.read(1 << 20):
-            pass
 
 
 def _as_labels(array: np.ndarray, known: frozenset[int], path: Path) -> np.ndarray:

@@ -5,13 +5,11 @@ Neither torch nor nnunetv2 is imported outside the workers. Read next: preproces
 """
 
 import errno
-import gzip
 import json
 import multiprocessing
 import os
 import signal
 import threading
-import zlib
 from collections.abc import Generator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -21,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from stunet.errors import DataError, OutOfMemoryError, StunetError
+from stunet.nifti import check_nifti
 
 OWN_FOLDER = ".stunet"  # inside a data folder; a folder, because nnU-Net looks at the endings of all files there
 PRELOADED = [  # by the process that the workers are forked from: a worker starts in milliseconds, not in seconds
@@ -114,7 +113,7 @@ def _preprocess(job: Job, plans: str, description: str, verbose: bool) -> dict[s
     """In a worker: writes the case and moves it to the data; returns the names and sizes of its files."""
     files = [*job.images, job.label]
     for path in files:
-        _check_gzip(path)
+        check_nifti(Path(path))
     preprocessor, plans_manager, configuration = _loaded(plans, job.configuration, verbose)
     part = job.folder / OWN_FOLDER / "part" / job.case
     part.mkdir(parents=True)
@@ -139,17 +138,6 @@ def _loaded(plans: str, configuration: str, verbose: bool) -> tuple[Any, Any, An
     manager = PlansManager(json.loads(plans))
     chosen = manager.get_configuration(configuration)
     return chosen.preprocessor_class(verbose=verbose), manager, chosen
-
-
-def _check_gzip(path: str) -> None:
-    """Reads a compressed file to its end: SimpleITK takes a truncated one without a word and makes up the rest."""
-    if path.endswith(".gz"):
-        try:
-            with gzip.open(path) as file:
-                while file.read(2**20):
-                    pass
-        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-            raise DataError(f"{path!r} is damaged: {error}", "copy or convert this file again") from None
 
 
 def _explain(error: BaseException, job: Job, done: str) -> StunetError:

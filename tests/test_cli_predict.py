@@ -96,7 +96,7 @@ def test_a_broken_case_ends_with_3_after_the_others_are_done(place: Path, capsys
     assert predict("-i", "in", "-o", "out", "-d", DATASET, "-c", "3d_fullres", "--disable_progress_bar") == 3
     captured = capsys.readouterr()
     assert captured.out == "out/b.nii.gz\n"
-    assert captured.err.startswith("stunet_predict: case 'a' failed: cannot read 'in/a_0000.nii.gz': Compressed file")
+    assert captured.err.startswith("stunet_predict: case 'a' failed: cannot read 'in/a_0000.nii.gz', it is damaged")
     assert not Path("out/a.nii.gz").exists()
 
 

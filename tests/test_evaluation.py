@@ -195,7 +195,7 @@ def test_another_shape_is_an_error_and_rounding_of_the_origin_is_none(two_cases:
 def test_a_damaged_file_is_named(spoil: Callable[[bytes], bytes], two_cases: tuple[Path, Path]) -> None:
     path = two_cases[1] / "b.nii.gz"
     path.write_bytes(spoil(path.read_bytes()))
-    with pytest.raises(DataError, match=r"pred/b\.nii\.gz' is damaged"):
+    with pytest.raises(DataError, match=r"pred/b\.nii\.gz', it is damaged"):
         summarise(two_cases)
 
 

@@ -14,7 +14,7 @@ import torch
 
 from stunet.checkpoints import save_checkpoint
 from stunet.errors import DataError, WeightsError
-from stunet.inference.cases import Case, Model, check_whole, find_cases, geometry, open_model
+from stunet.inference.cases import Case, Model, find_cases, geometry, open_model
 from stunet.inference.predictor import Options, Outcome, Predictor, whole_case
 from stunet.networks import STUNet
 
@@ -208,15 +208,13 @@ def test_broken_cases_are_reported_and_the_others_are_done(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_voxels_without_a_finite_value_are_an_error_where_the_reader_keeps_them(tmp_path: Path, value: float) -> None:
+def test_voxels_without_a_finite_value_are_an_error(tmp_path: Path, value: float) -> None:
     folder = make_model(tmp_path / "T__P__3d_fullres")
-    plans = folder / "plans.json"
-    plans.write_text(plans.read_text().replace("SimpleITKIO", "NibabelIO"))  # ITK reads them as 0
     voxels = np.ones(SHAPE, np.float32)
     voxels[9, 9, 9] = value
     [outcome] = run(folder, write_image(tmp_path / "holes.nii.gz", values=voxels), tmp_path / "out")
     assert outcome.error is not None
-    assert "NaN or infinite voxels" in outcome.error.message
+    assert "holds NaN or infinity" in outcome.error.message
 
 
 def test_channels_of_different_shapes_are_an_error_of_that_case(tmp_path: Path) -> None:
@@ -306,17 +304,6 @@ def test_the_folds_found_are_the_default_and_missing_ones_are_named(tmp_path: Pa
     with pytest.raises(DataError) as caught:
         open_model(folder, checkpoint="checkpoint_best.pth")
     assert caught.value.hint == "-chk checkpoint_final.pth"
-
-
-@pytest.mark.parametrize("ending", [".nii", ".nii.gz"])
-def test_a_truncated_nifti_file_is_found_at_every_length(tmp_path: Path, ending: str) -> None:
-    path = write_image(tmp_path / f"image{ending}")
-    check_whole(path)
-    data = path.read_bytes()
-    for length in (0, 3, 200, 352, len(data) // 2, len(data) - 1):
-        (tmp_path / f"cut{ending}").write_bytes(data[:length])
-        with pytest.raises(DataError):
-            check_whole(tmp_path / f"cut{ending}")
 
 
 def test_a_result_that_itk_truncated_in_silence_never_gets_its_name(tmp_path: Path) -> None:

@@ -228,7 +228,7 @@ def test_a_failing_case_is_named_with_its_files_and_the_others_stay(raw: Path, p
     assert _complete(_data(), CASES[:2])
     path = raw / "imagesTr" / "case_3_0001.nii.gz"
     path.write_bytes(path.read_bytes()[:-500])  # SimpleITK reads this without a word
-    with pytest.raises(DataError, match=r"case 'case_3': .*case_3_0001.nii.gz' is damaged"):
+    with pytest.raises(DataError, match=r"case 'case_3': .*case_3_0001.nii.gz', it is damaged"):
         preprocess(DATASET, plans, ["3d_fullres"], 1)
     assert preprocessed_cases(DATASET, plans, "3d_fullres") == CASES[:2]
 

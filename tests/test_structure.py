@@ -16,13 +16,14 @@ FOLDERS = {"stunet": ROOT / "stunet", **{f"stunet.{name}": ROOT / name for name 
 COMMANDS = ("convert", "demo", "evaluate", "info", "plan_and_preprocess", "predict", "train")
 
 # What each part may import of ours, besides itself; every part may use FREE.
-FREE = {"errors", "files", "workspace", "presets", "stunet"}
+FREE = {"errors", "files", "nifti", "workspace", "presets", "stunet"}
 MAY_IMPORT = {
     "errors": set(),
     "files": set(),
     "workspace": set(),
     "presets": set(),
     "networks": set(),
+    "nifti": set(),
     "console": set(),
     "nnunet": set(),
     "metrics": set(),

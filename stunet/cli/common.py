@@ -60,7 +60,8 @@ def explain(error: BaseException) -> StunetError:
         return error
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return OutOfMemoryError(
-            f"out of memory: {error}", "a smaller --size, or stunet_train --set batch_size=... patch_size=..."
+            f"out of memory: {error}",
+            "less at a time: a smaller --size or batch_size in training, -device cpu in prediction",
         )
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return _as(3, f"the disk is full: {error.filename or error}", "free some space and run the same command again")

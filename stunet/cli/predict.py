@@ -151,16 +151,10 @@ def _stages(args: argparse.Namespace, model: "Model", count: int) -> "list[Predi
 
 
 def _load(args: argparse.Namespace, model: "Model", count: int) -> "Predictor":
-    import torch
-
     from stunet.inference.predictor import Options, Predictor
 
-    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    device = args.device or ("cuda" if available["cuda"] else "cpu")
-    if not available[device]:
-        raise UsageError(f"-device {device}: torch {torch.__version__} finds none here", "-device cpu")
     options = Options(
-        device=device,
+        device=common.device(args.device),
         step_size=args.step_size,
         mirroring=not args.disable_tta,
         everything_on_device=not args.not_on_device,

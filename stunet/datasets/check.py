@@ -1,12 +1,10 @@
 """Whether a raw dataset can be planned and trained on, and if not, which file is wrong and what to do.
 
-Each file is read once, by the reader that nnU-Net will use. nnU-Net itself meets most of these problems after hours,
-and some never: ITK fills the missing end of a truncated file and says nothing. datasets/__init__.py reads dataset.json
-and the list of files. Also here: which axes and which classes are left and right, for mirroring.
+nnU-Net itself meets most of these problems after hours, and some never (see nifti.py). Files are read by the reader
+that nnU-Net will use. datasets/__init__.py reads dataset.json and the list of files. Also here: which axes and which
+classes are left and right, for mirroring.
 """
 
-import gzip
-import math
 import re
 import zlib
 from collections.abc import Callable, Iterator
@@ -24,6 +22,7 @@ from nibabel.filebasedimages import ImageFileError
 
 from stunet.datasets import Case, Rules, raise_first, read_dataset
 from stunet.errors import DataError
+from stunet.nifti import check_nifti
 
 GEOMETRY_ATOL = 1e-3  # mm of the origin, and direction cosines: more than rounding in a NIfTI header
 LARGEST_LABEL = 65535
@@ -63,32 +62,22 @@ def check_case(case: Case, rules: Rules) -> None:
     grid: dict[str, np.ndarray] = {}
     channels = 0
     for path in case.images:
-        check_complete(path)
+        check_nifti(path)
         array, properties = _read(reader.read_images, [str(path)], path)
         channels += len(array)
         found = _grid(array, properties)
         _check_same_grid(case, grid or found, found, path)
         grid = grid or found
-        if not np.isfinite(array).all():  # as read: ITK makes zeros of them where the file is a NIfTI
+        if not np.isfinite(array).all():
             raise DataError(f"{str(path)!r} holds NaN or infinity", "replace these values, for example by those of air")
     if channels != len(rules.channels):
         hint = "correct channel_names in dataset.json, or add the files CASE_0000, CASE_0001, ..."
         names = f"{len(rules.channels)}: {', '.join(rules.channels)}"
         raise DataError(f"case {case.name!r} has {channels} channels, dataset.json names {names}", hint)
-    check_complete(case.label)
+    check_nifti(case.label)
     label, properties = _read(reader.read_seg, str(case.label), case.label)
     _check_same_grid(case, grid, _grid(label, properties), case.label)
     _check_values(label, rules.values, case.label)
-
-
-def check_complete(path: Path) -> None:
-    """Looks whether a gzipped NIfTI ends too early, for the price of its header and four bytes; ITK does not look.
-
-    Raises:
-        DataError: The image data is shorter than the header says.
-    """
-    if path.name.endswith(".nii.gz"):
-        _read(_check_length, path, path)
 
 
 def left_right_axes(images: list[Path], reader_name: str) -> set[int]:
@@ -180,23 +169,6 @@ def _read(read: Callable[[Any], Any], argument: Any, path: Path) -> Any:
         lines = str(error).strip().splitlines() or [type(error).__name__]
         hint = "copy the file again, or remove the case"
         raise DataError(f"cannot read {str(path)!r}, it is damaged or truncated: {lines[-1]}", hint) from error
-
-
-def _check_length(path: Path) -> None:
-    """Compares what the header asks for with the last four bytes: the unpacked length modulo 2^32 (RFC 1952).
-
-    Only where they differ the stream is unpacked, because it may have several members.
-    """
-    image: Any = nibabel.load(path)
-    needed = image.dataobj.offset + math.prod(image.shape) * image.get_data_dtype().itemsize
-    with path.open("rb") as stream:
-        stream.seek(-4, 2)
-        if int.from_bytes(stream.read(4), "little") == needed % 2**32:
-            return
-    with gzip.open(path) as unpacked:
-        length = sum(len(block) for block in iter(partial(unpacked.read, 1 << 20), b""))
-    if length < needed:
-        raise EOFError(f"{length} bytes, {needed} expected")
 
 
 def _grid(array: np.ndarray, properties: dict[str, Any]) -> dict[str, np.ndarray]:

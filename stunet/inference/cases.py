@@ -4,11 +4,7 @@ A model folder is nnU-Net's: plans.json, dataset.json and fold_X/CHECKPOINT. Inp
 (CASE_0000.nii.gz is channel 0 of CASE), and more: see `find_cases`. Read inference/predictor.py next.
 """
 
-import gzip
-import math
 import re
-import struct
-import zlib
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,8 +14,6 @@ from stunet.errors import DataError
 from stunet.files import read_json
 from stunet.workspace import load_plans, trained_folds
 
-CHUNK = 1 << 20  # bytes
-NIFTI1_HEADER, NIFTI2_HEADER = 348, 540  # bytes
 _CHANNEL = re.compile(r"(.+)_(\d{4})")
 
 
@@ -134,50 +128,6 @@ def find_cases(source: Path, model: Model) -> list[Case]:
         f"no files ending with {ending!r} and no DICOM slices in {str(source)!r} (there: {there or 'nothing'})",
         f"name the images CASE_0000{ending}",
     )
-
-
-def check_whole(path: Path) -> None:
-    """Reads a NIfTI file to its end and compares its size with its header; other formats are checked by their readers.
-
-    ITK reads and writes truncated NIfTI files without an error, so somebody else has to look.
-
-    Raises:
-        DataError: The file is missing, truncated or damaged.
-    """
-    if not path.name.endswith((".nii", ".nii.gz")):
-        return
-    hint = "copy or convert the file again"
-    try:
-        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-            header = file.read(NIFTI2_HEADER)
-            size = len(header) + sum(len(chunk) for chunk in iter(lambda: file.read(CHUNK), b""))
-    except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"cannot read {str(path)!r}: {error}", hint) from None
-    if not (needed := _nifti_bytes(header)):
-        raise DataError(f"{str(path)!r} is not NIfTI: its header is missing or damaged", hint)
-    if size < needed:
-        raise DataError(f"{str(path)!r} is truncated: {size} of {needed} bytes", hint)
-
-
-def _nifti_bytes(header: bytes) -> int:
-    """The file size in bytes that a header of NIfTI-1 or -2 states (nifti1.h, nifti2.h); 0 if it is neither."""
-    for order in "<>":
-        if header[:4] == struct.pack(f"{order}i", NIFTI1_HEADER) and len(header) >= NIFTI1_HEADER:
-            rank, *shape = struct.unpack_from(f"{order}8h", header, 40)
-            (bits,), (offset,) = (
-                struct.unpack_from(f"{order}h", header, 72),
-                struct.unpack_from(f"{order}f", header, 108),
-            )
-        elif header[:4] == struct.pack(f"{order}i", NIFTI2_HEADER) and len(header) >= NIFTI2_HEADER:
-            rank, *shape = struct.unpack_from(f"{order}8q", header, 16)
-            (bits,), (offset,) = (
-                struct.unpack_from(f"{order}h", header, 14),
-                struct.unpack_from(f"{order}q", header, 168),
-            )
-        else:
-            continue
-        return int(offset) + math.prod(shape[:rank]) * bits // 8
-    return 0
 
 
 def geometry(case: Case) -> tuple[tuple[int, ...], tuple[float, ...]]:

@@ -28,7 +28,8 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from stunet.checkpoints import check_weights, load_trained
 from stunet.errors import DataError, OutOfMemoryError, StunetError, closest
-from stunet.inference.cases import Case, Model, check_whole
+from stunet.inference.cases import Case, Model
+from stunet.nifti import check_nifti
 
 # What nnU-Net, ITK, numpy and nibabel raise for files and images that they cannot take.
 UNREADABLE = (RuntimeError, ValueError, OSError, EOFError, AssertionError, IndexError, ImageFileError, HeaderDataError)
@@ -205,7 +206,7 @@ class Predictor:
         files = ", ".join(str(file) for file in case.files)
         try:
             for file in case.files:
-                check_whole(file)
+                check_nifti(file)
             reader = self._plans.image_reader_writer_class()
             image, properties = reader.read_images([str(file) for file in case.files])
             if len(image) != len(self.model.channels):
@@ -244,7 +245,7 @@ def whole_case(folder: Path, name: str, endings: Sequence[str]) -> Iterator[str]
     try:
         yield str(part)
         try:
-            check_whole(Path(f"{part}{endings[-1]}"))
+            check_nifti(Path(f"{part}{endings[-1]}"))
         except DataError:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder / f"{name}{endings[-1]}")) from None
         for ending in endings:

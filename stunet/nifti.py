@@ -1,0 +1,88 @@
+"""Whether a NIfTI file is whole and its voxels are numbers. ITK does not look: it reads a truncated file without an
+error, fills what is missing with whatever is in memory, and makes zeros of NaN.
+
+So every file is read through here once before its reader gets it. Other formats are checked by their readers.
+"""
+
+import gzip
+import math
+import struct
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+from stunet.errors import DataError
+
+CHUNK = 1 << 20  # bytes, a multiple of all voxel sizes
+NIFTI1_HEADER, NIFTI2_HEADER = 348, 540  # bytes
+FLOATS = {16: "f4", 64: "f8"}  # datatype codes of nifti1.h
+
+
+@dataclass(frozen=True)
+class _Header:
+    """Where the voxels begin (bytes), how many bytes they are, and their type where that can hold NaN."""
+
+    offset: int
+    size: int
+    floats: np.dtype | None
+
+
+def check_nifti(path: Path) -> None:
+    """Reads a NIfTI file to its end; does nothing for other formats.
+
+    Raises:
+        DataError: The file is missing, truncated or damaged, or holds NaN or infinity.
+    """
+    if not path.name.endswith((".nii", ".nii.gz")):
+        return
+    try:
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            header = _read_header(file)
+            size, finite = _read_voxels(file, header.floats if header else None)
+    except (OSError, EOFError, zlib.error) as error:
+        raise _damaged(path, str(error)) from None
+    if header is None:
+        raise _damaged(path, "no NIfTI header")
+    if size < header.size:
+        raise _damaged(path, f"{size} of {header.size} bytes of voxels")
+    if not finite:
+        raise DataError(f"{str(path)!r} holds NaN or infinity", "replace these voxels, for example by those of air")
+
+
+def _damaged(path: Path, reason: str) -> DataError:
+    what = f"cannot read {str(path)!r}, it is damaged or truncated: {reason}"
+    return DataError(what, "copy or convert the file again")
+
+
+def _read_header(file: BinaryIO | gzip.GzipFile) -> _Header | None:
+    """The header of NIfTI-1 or -2 (nifti1.h, nifti2.h), with the file at the first voxel; None if it is neither."""
+    start = file.read(NIFTI2_HEADER)
+    for order in "<>":
+        if start[:4] == struct.pack(f"{order}i", NIFTI1_HEADER) and len(start) >= NIFTI1_HEADER:
+            rank, *shape = struct.unpack_from(f"{order}8h", start, 40)
+            code, bits = struct.unpack_from(f"{order}2h", start, 70)
+            (offset,) = struct.unpack_from(f"{order}f", start, 108)
+        elif start[:4] == struct.pack(f"{order}i", NIFTI2_HEADER) and len(start) >= NIFTI2_HEADER:
+            rank, *shape = struct.unpack_from(f"{order}8q", start, 16)
+            code, bits = struct.unpack_from(f"{order}2h", start, 12)
+            (offset,) = struct.unpack_from(f"{order}q", start, 168)
+        else:
+            continue
+        file.seek(int(offset))
+        floats = np.dtype(f"{order}{FLOATS[code]}") if code in FLOATS else None
+        return _Header(int(offset), math.prod(shape[:rank]) * bits // 8, floats)
+    return None
+
+
+def _read_voxels(file: BinaryIO | gzip.GzipFile, floats: np.dtype | None) -> tuple[int, bool]:
+    """The number of bytes up to the file's end, and whether all of those that are floats are finite."""
+    size, finite = 0, True
+    while chunk := file.read(CHUNK):
+        size += len(chunk)
+        if floats is not None and finite:
+            whole = len(chunk) // floats.itemsize * floats.itemsize
+            finite = bool(np.isfinite(np.frombuffer(chunk[:whole], floats)).all())
+    return size, finite

@@ -1,0 +1,84 @@
+"""Damage in NIfTI files that ITK does not report."""
+
+import gzip
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+import SimpleITK as sitk
+
+from stunet.errors import DataError
+from stunet.nifti import check_nifti
+
+VALUES = np.random.default_rng(0).normal(size=(9, 8, 7)).astype(np.float32)
+
+
+def write(path: Path, values: np.ndarray = VALUES, kind: type = nibabel.Nifti1Image) -> Path:
+    nibabel.save(kind(values, np.eye(4)), path)
+    return path
+
+
+@pytest.mark.parametrize("ending", [".nii", ".nii.gz"])
+@pytest.mark.parametrize("kind", [nibabel.Nifti1Image, nibabel.Nifti2Image])
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_a_cut_is_found_at_every_length(tmp_path: Path, ending: str, kind: type, order: str) -> None:
+    path = tmp_path / f"image{ending}"
+    nibabel.save(kind(VALUES, np.eye(4), kind.header_class(endianness=order)), path)
+    check_nifti(path)
+    data = path.read_bytes()
+    for length in (0, 3, 200, 352, len(data) // 2, len(data) - 1):
+        path.write_bytes(data[:length])
+        with pytest.raises(DataError, match="image"):
+            check_nifti(path)
+
+
+def test_itk_reads_what_is_refused_here(tmp_path: Path) -> None:
+    path = write(tmp_path / "image.nii.gz")
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    read = sitk.GetArrayFromImage(sitk.ReadImage(str(path)))  # raises nothing
+    assert not np.array_equal(read.T, VALUES)
+    with pytest.raises(DataError, match="damaged or truncated") as caught:
+        check_nifti(path)
+    assert "copy" in caught.value.hint
+
+
+def test_flipped_bits_are_found_by_the_checksum(tmp_path: Path) -> None:
+    path = write(tmp_path / "image.nii.gz")
+    data = bytearray(path.read_bytes())
+    data[-5] ^= 1  # in the checksum itself; the content before it is as it was
+    path.write_bytes(bytes(data))
+    with pytest.raises(DataError, match="damaged"):
+        check_nifti(path)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_nan_and_infinity_are_found_that_itk_turns_to_zero(tmp_path: Path, value: float, dtype: type) -> None:
+    values = VALUES.astype(dtype)
+    values[4, 4, 4] = value
+    path = write(tmp_path / "image.nii.gz", values)
+    assert np.isfinite(sitk.GetArrayFromImage(sitk.ReadImage(str(path)))).all()
+    with pytest.raises(DataError, match="holds NaN or infinity"):
+        check_nifti(path)
+
+
+def test_integers_that_look_like_nan_are_fine(tmp_path: Path) -> None:
+    check_nifti(write(tmp_path / "image.nii.gz", np.full((4, 4, 4), -1, np.int16)))
+
+
+def test_a_gzip_stream_of_several_members_is_whole(tmp_path: Path) -> None:
+    path = write(tmp_path / "image.nii.gz")
+    content = gzip.decompress(path.read_bytes())
+    path.write_bytes(gzip.compress(content[:200]) + gzip.compress(content[200:]))
+    check_nifti(path)
+    path.write_bytes(gzip.compress(content[:200]) + gzip.compress(content[200:-8]))
+    with pytest.raises(DataError, match="2008 of 2016 bytes"):
+        check_nifti(path)
+
+
+def test_what_is_no_nifti_is_said_so_and_other_formats_are_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "image.nii.gz").write_bytes(gzip.compress(bytes(1000)))
+    with pytest.raises(DataError, match="no NIfTI header"):
+        check_nifti(tmp_path / "image.nii.gz")
+    check_nifti(tmp_path / "missing.png")
