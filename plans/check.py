@@ -18,7 +18,7 @@ _PLAN_KEYS = {
     "image_reader_writer", "transpose_forward", "transpose_backward", "configurations", "experiment_planner_used",
     "label_manager", "foreground_intensity_properties_per_channel", "stunet", "continue_training",
 }  # fmt: skip
-_BLOCK_KEYS = {"version", "size", "memory_gb", "stages", "mirror_axes", "train", "preset", "derived_from"}
+_BLOCK_KEYS = {"version", "size", "memory_gb", "stages", "mirror_axes", "train", "derived_from"}
 _REQUIRED = {
     "data_identifier", "preprocessor_name", "batch_size", "patch_size", "spacing", "normalization_schemes",
     "use_mask_for_norm", "resampling_fn_data", "resampling_fn_seg", "resampling_fn_data_kwargs",

@@ -203,6 +203,7 @@ def _name(old: Mapping[str, Any], new: Mapping[str, Any], values: Mapping[str, A
     """The old name with the new size and a tag per difference, fit for a folder's name."""
     before, after = old["stunet"], new["stunet"]
     base, *tags = old["plans_name"].split("-")
+    tags = [tag for tag in tags if not tag.startswith(tuple(values))]
     if before["size"] != after["size"]:
         marker = f"_{before['size']}"
         base = base.replace(marker, f"_{after['size']}", 1) if marker in base else f"{base}_{after['size']}"

@@ -102,6 +102,11 @@ def test_overrides_stand_in_the_plan_and_in_its_name(plans: dict[str, Any]) -> N
     assert fullres["architecture"]["arch_kwargs"]["strides"][-1] == [1, 2, 2]
 
 
+def test_a_value_that_is_set_again_stands_once_in_the_name(plans: dict[str, Any]) -> None:
+    once = derive(plans, DATASET, overrides={"num_epochs": 5, "seed": 1})
+    assert derive(once, DATASET, overrides={"num_epochs": 7})["plans_name"] == "STUNetPlans_B-seed1-num_epochs7"
+
+
 def test_checkpointing_gives_a_larger_patch(plans: dict[str, Any]) -> None:
     derived = derive(plans, DATASET, overrides={"checkpointing": True})
     before, after = plans["configurations"]["3d_fullres"], derived["configurations"]["3d_fullres"]
