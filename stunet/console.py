@@ -12,8 +12,10 @@ from contextlib import contextmanager, redirect_stdout
 from typing import Any, TextIO
 
 PLAIN_INTERVAL_S = 30.0
+CLASSES_SHOWN = 10  # whose Dice stands in the line of an epoch
 
 _results: TextIO | None = None  # the real stdout while own_stdout() holds it
+_bars: list[Any] = []  # live bars, which have to leave the terminal before an error is shown on it
 
 
 @contextmanager
@@ -34,6 +36,8 @@ def own_stdout(verbose: bool) -> Iterator[None]:
         with os.fdopen(elsewhere, "w") as target, redirect_stdout(target):
             yield
     finally:
+        while _bars:
+            _bars.pop().stop()
         _results.flush()
         if not captured:
             _results.close()
@@ -95,12 +99,7 @@ class Progress:
 
     def __enter__(self) -> "Progress":
         if not self.disable and sys.stderr.isatty():
-            from rich.console import Console
-            from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-            from rich.progress import Progress as Bar
-
-            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-            self._bar = Bar(*columns, TextColumn("{task.fields[name]}"), console=Console(stderr=True))
+            self._bar = _new_bar("{task.fields[name]}")
             self._bar.start()
             self._task = self._bar.add_task(self.title, total=self.total, name="")
         return self
@@ -139,13 +138,10 @@ class TrainingProgress:
     def __init__(self) -> None:
         self._bar: Any = None
         self._epoch_times: list[float] = []
+        self._validated = 0
+        self._last = 0.0
         if sys.stderr.isatty():
-            from rich.console import Console
-            from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-            from rich.progress import Progress as Bar
-
-            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-            self._bar = Bar(*columns, TextColumn("{task.fields[loss]}"), console=Console(stderr=True), transient=True)
+            self._bar = _new_bar("{task.fields[loss]}")
 
     def step(self, trainer: Any, phase: str, done: int, loss: float) -> None:
         """A step of an epoch is over."""
@@ -171,12 +167,32 @@ class TrainingProgress:
         seconds = last("epoch_end_timestamps") - last("epoch_start_timestamps")
         self._epoch_times = [*self._epoch_times[-9:], seconds]
         left = (trainer.num_epochs - trainer.current_epoch) * sum(self._epoch_times) / len(self._epoch_times)
-        dice = " ".join(f"{value:.3f}" for value in last("dice_per_class_or_region"))
+        classes = last("dice_per_class_or_region")
+        dice = f" [{' '.join(f'{value:.3f}' for value in classes)}]" if len(classes) <= CLASSES_SHOWN else ""
         note(
             f"epoch {trainer.current_epoch}/{trainer.num_epochs}  loss {last('train_losses'):.4f}  "
-            f"validation {last('val_losses'):.4f}  Dice {last('mean_fg_dice'):.3f} [{dice}]  lr {last('lrs'):.2g}  "
+            f"validation {last('val_losses'):.4f}  Dice {last('mean_fg_dice'):.3f}{dice}  lr {last('lrs'):.2g}  "
             f"{seconds:.1f} s  {_peak_memory(trainer.device)}  {_clock(left)} left"
         )
+
+    def case(self, name: str) -> None:
+        """The final validation goes on to this case."""
+        now = time.monotonic()
+        if now - self._last > PLAIN_INTERVAL_S:
+            self._last = now
+            note(f"validate: {name}" + (f", after {self._validated} cases" if self._validated else ""))
+        self._validated += 1
+
+
+def _new_bar(last_column: str) -> Any:
+    """A live bar on stderr that vanishes when it stops; it leaves stdout, and what nnU-Net prints there, alone."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    console = Console(stderr=True)
+    _bars.append(Progress(*columns, TextColumn(last_column), console=console, transient=True, redirect_stdout=False))
+    return _bars[-1]
 
 
 def _peak_memory(device: Any) -> str:

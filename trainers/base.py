@@ -34,6 +34,9 @@ class Listener(Protocol):
     def epoch(self, trainer: "PlannedTrainer") -> None:
         """An epoch is over and logged; `trainer.current_epoch` counts it."""
 
+    def case(self, name: str) -> None:
+        """The final validation goes on to this case."""
+
 
 class Silent:
     """A listener that shows nothing."""
@@ -42,6 +45,9 @@ class Silent:
         return
 
     def epoch(self, trainer: "PlannedTrainer") -> None:
+        return
+
+    def case(self, name: str) -> None:
         return
 
 
@@ -156,6 +162,12 @@ class PlannedTrainer(nnUNetTrainer):
         finally:
             self.logger.plot_progress_png = draw
         self.listener.epoch(self)
+
+    def print_to_log_file(self, *args: Any, also_print_to_console: bool = True, add_timestamp: bool = True) -> None:
+        """As nnU-Net does; the only sign of life that its final validation gives is passed on to the listener."""
+        super().print_to_log_file(*args, also_print_to_console=also_print_to_console, add_timestamp=add_timestamp)
+        if str(args[0]).startswith("predicting "):
+            self.listener.case(str(args[0]).removeprefix("predicting "))
 
     def save_checkpoint(self, filename: str) -> None:
         """Writes what nnU-Net writes, whole or not at all, and readable without executing a pickle.

@@ -36,7 +36,7 @@ def test_hippocampus_from_download_to_dice(data: Path, tmp_path: Path) -> None:
     model = next((tmp_path / "nnUNet_results").glob("*/*"))
     summary = json.loads((model / "fold_0" / "validation" / "summary.json").read_text())
     assert len(summary["metric_per_case"]) == 40
-    assert summary["foreground_mean"]["Dice"] > 0.75
+    assert summary["foreground_mean"]["Dice"] > 0.65
 
     # Predicting validation images from the raw files gives the segmentations of the trainer's own validation.
     images = tmp_path / "images"
