@@ -2,6 +2,8 @@
 PYTHON ?= python3.11
 VENV   ?= .venv
 BIN    := $(VENV)/bin
+# Seconds that one slow test may take
+SLOW_TIMEOUT ?= 3600
 
 .PHONY: demo test check slow build clean
 
@@ -12,7 +14,7 @@ test: $(VENV)/installed
 	$(BIN)/python -m pytest -q -n 2 -m "not slow"
 
 slow: $(VENV)/installed
-	$(BIN)/python -m pytest -v -m slow --durations=0 --timeout=3600
+	$(BIN)/python -m pytest -v -m slow --durations=0 --timeout=$(SLOW_TIMEOUT)
 
 check: $(VENV)/installed
 	$(BIN)/ruff check .

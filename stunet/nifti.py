@@ -23,9 +23,8 @@ FLOATS = {16: "f4", 64: "f8"}  # datatype codes of nifti1.h
 
 @dataclass(frozen=True)
 class _Header:
-    """Where the voxels begin (bytes), how many bytes they are, and their type where that can hold NaN."""
+    """How many bytes the voxels are, and their type where that can hold NaN."""
 
-    offset: int
     size: int
     floats: np.dtype | None
 
@@ -42,7 +41,7 @@ def check_nifti(path: Path) -> None:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
             header = _read_header(file)
             size, finite = _read_voxels(file, header.floats if header else None)
-    except (OSError, EOFError, zlib.error) as error:
+    except (OSError, EOFError, ValueError, zlib.error) as error:
         raise _damaged(path, str(error)) from None
     if header is None:
         raise _damaged(path, "no NIfTI header")
@@ -58,7 +57,11 @@ def _damaged(path: Path, reason: str) -> DataError:
 
 
 def _read_header(file: BinaryIO | gzip.GzipFile) -> _Header | None:
-    """The header of NIfTI-1 or -2 (nifti1.h, nifti2.h), with the file at the first voxel; None if it is neither."""
+    """The header of NIfTI-1 or -2 (nifti1.h, nifti2.h), with the file at the first voxel; None if it is neither.
+
+    Raises:
+        ValueError: The voxels begin nowhere.
+    """
     start = file.read(NIFTI2_HEADER)
     for order in "<>":
         if start[:4] == struct.pack(f"{order}i", NIFTI1_HEADER) and len(start) >= NIFTI1_HEADER:
@@ -71,9 +74,11 @@ def _read_header(file: BinaryIO | gzip.GzipFile) -> _Header | None:
             (offset,) = struct.unpack_from(f"{order}q", start, 168)
         else:
             continue
+        if not 0 <= offset < 2**63:  # NaN is neither
+            raise ValueError(f"the voxels begin at byte {offset:g}")
         file.seek(int(offset))
         floats = np.dtype(f"{order}{FLOATS[code]}") if code in FLOATS else None
-        return _Header(int(offset), math.prod(shape[:rank]) * bits // 8, floats)
+        return _Header(math.prod(shape[:rank]) * bits // 8, floats)
     return None
 
 

@@ -12,6 +12,7 @@ from stunet.files import read_json
 
 VARIABLES = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
 TRAINER = "STUNetTrainer"
+DATASETS = "Dataset[0-9][0-9][0-9]_*"  # the folders that nnU-Net takes for datasets
 
 
 def folder(variable: str) -> Path:
@@ -43,7 +44,7 @@ def dataset_name(id_or_name: int | str) -> str:
         DataError: No or several datasets have this number.
     """
     known = sorted(
-        {p.name for v in VARIABLES if os.environ.get(v) for p in Path(os.environ[v]).glob("Dataset???_*") if p.is_dir()}
+        {p.name for v in VARIABLES if os.environ.get(v) for p in Path(os.environ[v]).glob(DATASETS) if p.is_dir()}
     )
     text = str(id_or_name)
     if text in known:

@@ -1,6 +1,7 @@
 """Damage in NIfTI files that ITK does not report."""
 
 import gzip
+import struct
 from pathlib import Path
 
 import nibabel
@@ -41,6 +42,17 @@ def test_itk_reads_what_is_refused_here(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="damaged or truncated") as caught:
         check_nifti(path)
     assert "copy" in caught.value.hint
+
+
+@pytest.mark.parametrize("ending", [".nii", ".nii.gz"])
+@pytest.mark.parametrize("offset", [np.nan, np.inf, -np.inf, -1.0, 3e38, 9e9])
+def test_voxels_that_begin_nowhere_are_damage(tmp_path: Path, ending: str, offset: float) -> None:
+    content = gzip.decompress(write(tmp_path / "image.nii.gz").read_bytes())
+    content = content[:108] + struct.pack("<f", offset) + content[112:]
+    path = tmp_path / f"image{ending}"
+    path.write_bytes(gzip.compress(content) if ending == ".nii.gz" else content)
+    with pytest.raises(DataError, match="damaged or truncated"):
+        check_nifti(path)
 
 
 def test_flipped_bits_are_found_by_the_checksum(tmp_path: Path) -> None:

@@ -121,6 +121,12 @@ def test_every_command_is_installed() -> None:
         assert callable(getattr(importlib.import_module(module), function))
 
 
+def test_every_package_imported_is_a_dependency_and_the_other_way_round() -> None:
+    declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    used = {i.split(".")[0] for _, path in modules() for i in imports(path, top_only=False)}
+    assert used - sys.stdlib_module_names - {"stunet"} == {re.split(r"[^\w-]", name)[0] for name in declared}
+
+
 def flags(command: str, capsys: pytest.CaptureFixture[str], *subcommand: str) -> set[str]:
     with pytest.raises(SystemExit) as ended:
         importlib.import_module(f"stunet.cli.{command}").main([*subcommand, "--help"])

@@ -36,6 +36,13 @@ def test_unknown_and_ambiguous_datasets_are_named(folders: Path) -> None:
         workspace.dataset_name(3)
 
 
+def test_a_folder_without_a_number_is_no_dataset(folders: Path) -> None:
+    (folders / "nnUNet_raw" / "DatasetABC_x").mkdir()
+    assert workspace.dataset_name(3) == "Dataset003_Liver"
+    with pytest.raises(DataError, match="no dataset 'DatasetABC_x'"):
+        workspace.dataset_name("DatasetABC_x")
+
+
 def test_missing_variables_and_folders_say_what_to_set(folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("nnUNet_raw", str(folders / "nothing"))
     with pytest.raises(DataError, match="nnUNet_raw names no folder"):

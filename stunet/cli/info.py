@@ -56,9 +56,9 @@ def collect() -> dict[str, Any]:
         "packages": {name: _version(name) for name in PACKAGES},
         "folders": {name: os.environ.get(name) for name in workspace.VARIABLES},
         "presets": presets.names(),
-        "datasets": _names("nnUNet_raw", "Dataset???_*"),
-        "planned": _names("nnUNet_preprocessed", "Dataset???_*/STUNetPlans*.json"),
-        "trained": _names("nnUNet_results", "Dataset???_*/*__STUNetPlans*__*"),
+        "datasets": _names("nnUNet_raw", workspace.DATASETS),
+        "planned": _names("nnUNet_preprocessed", f"{workspace.DATASETS}/STUNetPlans*.json"),
+        "trained": _names("nnUNet_results", f"{workspace.DATASETS}/*__STUNetPlans*__*"),
         "nnUNet_extTrainer for nnUNetv2_train": str(Path(__file__).parents[1] / "nnunet_ext"),
     }
 
