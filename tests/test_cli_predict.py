@@ -100,6 +100,17 @@ def test_a_broken_case_ends_with_3_after_the_others_are_done(place: Path, capsys
     assert not Path("out/a.nii.gz").exists()
 
 
+def test_a_case_without_enough_memory_ends_with_3_too(
+    place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def logits(self: Predictor, prepared: Any) -> torch.Tensor:
+        raise MemoryError("16 GB")
+
+    monkeypatch.setattr(Predictor, "logits", logits)
+    assert predict("-i", "in/a_0000.nii.gz", "-o", "out", "-d", 7, "-c", "3d_fullres") == 3
+    assert "case 'a' failed: out of memory: 16 GB" in capsys.readouterr().err
+
+
 def test_continuing_skips_what_is_there_and_removes_leftovers(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Path("out").mkdir()
     Path("out/a.nii.gz").write_bytes(b"done before")

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import SimpleITK as sitk
+import tifffile
 import torch
 
 from stunet.checkpoints import save_checkpoint
@@ -25,10 +26,17 @@ SPACING = (1.8, 1.2, 1.5)  # mm in array order
 
 
 def make_model(
-    folder: Path, folds: Sequence[int | str] = (0,), channels: int = 1, mirror: tuple[int, ...] | None = (0, 1, 2)
+    folder: Path,
+    folds: Sequence[int | str] = (0,),
+    channels: int = 1,
+    mirror: tuple[int, ...] | None = (0, 1, 2),
+    reader: str = "SimpleITKIO",
+    ending: str = ".nii.gz",
 ) -> Path:
     """A model folder called TRAINER__PLANS__CONFIGURATION as training leaves it, with random weights."""
     name = folder.name.split("__")[2]
+    ndim = 2 if name == "2d" else 3
+    strides = [stride[:ndim] for stride in STRIDES]
     resampling = {
         f"resampling_fn_{kind}": "resample_data_or_seg_to_shape" for kind in ("data", "seg", "probabilities")
     } | {
@@ -40,14 +48,14 @@ def make_model(
         "data_identifier": "nnUNetPlans_3d_fullres",
         "preprocessor_name": "DefaultPreprocessor",
         "batch_size": 2,
-        "patch_size": [16, 16, 16],
-        "spacing": [1.5, 1.5, 1.5],
+        "patch_size": [16] * ndim,
+        "spacing": [1.5] * ndim,
         "normalization_schemes": ["ZScoreNormalization"] * channels,
         "use_mask_for_norm": [False] * channels,
         **resampling,
         "architecture": {
             "network_class_name": "stunet.networks.STUNet",
-            "arch_kwargs": {"size": "T", "strides": STRIDES},
+            "arch_kwargs": {"size": "T", "strides": strides},
             "_kw_requires_import": [],
         },
         "batch_dice": False,
@@ -55,12 +63,13 @@ def make_model(
     plans = {
         "dataset_name": "Dataset001_Test",
         "plans_name": "STUNetPlans",
-        "image_reader_writer": "SimpleITKIO",
-        "transpose_forward": [1, 2, 0],
-        "transpose_backward": [2, 0, 1],
+        "image_reader_writer": reader,
+        "transpose_forward": [1, 2, 0] if ndim == 3 else [0, 1, 2],
+        "transpose_backward": [2, 0, 1] if ndim == 3 else [0, 1, 2],
         "label_manager": "LabelManager",
         "foreground_intensity_properties_per_channel": {str(i): {} for i in range(channels)},
         "configurations": {
+            "2d": full,
             "3d_fullres": full,
             "3d_lowres": {"inherits_from": "3d_fullres", "spacing": [2.5, 2.5, 2.5]},
             "3d_cascade_fullres": {"inherits_from": "3d_fullres", "previous_stage": "3d_lowres"},
@@ -69,7 +78,7 @@ def make_model(
     dataset = {
         "channel_names": {str(i): f"MR{i}" for i in range(channels)},
         "labels": {"background": 0, "a": 1, "b": 2},
-        "file_ending": ".nii.gz",
+        "file_ending": ending,
         "numTraining": 1,
     }
     folder.mkdir(parents=True)
@@ -78,7 +87,7 @@ def make_model(
     inputs = channels + (2 if "cascade" in name else 0)
     for fold in folds:
         torch.manual_seed(SEED + (fold if isinstance(fold, int) else 99))
-        network = STUNet(inputs, 3, "T", STRIDES)
+        network = STUNet(inputs, 3, "T", strides)
         network.apply(network.initialize)
         content = {
             "network_weights": network.state_dict(),
@@ -106,6 +115,12 @@ def write_image(path: Path, seed: int = 0, shape: tuple[int, ...] = SHAPE, value
         result.SetDirection((0, 1, 0, 1, 0, 0, 0, 0, -1))
     sitk.WriteImage(result, str(path))
     return path
+
+
+def write_png(path: Path, shape: tuple[int, ...]) -> None:
+    """Noise of (H, W) or (H, W, channels)."""
+    values = np.random.default_rng(4).integers(0, 255, shape, np.uint8)
+    sitk.WriteImage(sitk.GetImageFromArray(values, isVector=len(shape) == 3), str(path))
 
 
 def reference(folder: Path, inputs: list[list[Path]], out: Path, **options: Any) -> Path:
@@ -191,6 +206,76 @@ def test_a_cascade_takes_the_previous_segmentation_as_nnunet_does(tmp_path: Path
     same(outcome.file, stock / "c.nii.gz")
 
 
+def test_an_rgb_image_is_one_file_of_three_channels_as_in_nnunet(tmp_path: Path) -> None:
+    png = {"reader": "NaturalImage2DIO", "ending": ".png"}
+    folder = make_model(tmp_path / "T__P__2d", channels=3, mirror=(0, 1), **png)
+    image = tmp_path / "in/c_0000.png"
+    image.parent.mkdir()
+    write_png(image, (31, 27, 3))
+    stock = reference(folder, [[image]], tmp_path / "stock")
+    [outcome] = run(folder, image.parent, tmp_path / "out")
+    assert outcome.error is None
+    ours, theirs = (sitk.GetArrayFromImage(sitk.ReadImage(str(path / "c.png"))) for path in (tmp_path / "out", stock))
+    assert len(np.unique(ours)) > 1
+    np.testing.assert_array_equal(ours, theirs)
+    predictor = Predictor(open_model(folder), Options())
+    assert predictor.peak_gb(*geometry(outcome.case)) == pytest.approx(3 * (21 * 18 * 10 + 31 * 27 * 2) / 1e9)
+
+
+def test_a_4d_file_gives_what_its_channels_in_files_of_their_own_give(tmp_path: Path) -> None:
+    folder = make_model(tmp_path / "T__P__3d_fullres", channels=2, mirror=None)
+    files = [write_image(tmp_path / f"in/c_000{n}.nii.gz", n) for n in (0, 1)]
+    (tmp_path / "4d").mkdir()
+    sitk.WriteImage(sitk.JoinSeries([sitk.ReadImage(str(file)) for file in files]), str(tmp_path / "4d/c_0000.nii.gz"))
+    run(folder, tmp_path / "in", tmp_path / "out")
+    [outcome] = run(folder, tmp_path / "4d", tmp_path / "out_4d")
+    assert outcome.error is None
+    same(outcome.file, tmp_path / "out/c.nii.gz")
+    assert geometry(outcome.case) == geometry(Case("c", tuple(files)))
+
+
+@pytest.mark.parametrize(("shape", "count"), [((31, 27), 1), ((31, 27, 4), 4)])
+def test_a_file_with_other_channels_than_the_model_is_an_error_of_that_case(
+    tmp_path: Path, shape: tuple[int, ...], count: int
+) -> None:
+    folder = make_model(tmp_path / "T__P__2d", channels=3, mirror=None, reader="NaturalImage2DIO", ending=".png")
+    write_png(tmp_path / "c_0000.png", shape)
+    [outcome] = run(folder, tmp_path / "c_0000.png", tmp_path / "out")
+    assert outcome.error is not None
+    assert f"holds {count} channel(s), but the model takes 3 (MR0, MR1, MR2)" in outcome.error.message
+
+
+def test_tiff_volumes_keep_the_spacing_that_stands_beside_them(tmp_path: Path) -> None:
+    folder = make_model(tmp_path / "T__P__3d_fullres", mirror=None, reader="Tiff3DIO", ending=".tif")
+    image = tmp_path / "in/c_0000.tif"
+    image.parent.mkdir()
+    tifffile.imwrite(image, sitk.GetArrayFromImage(sitk.ReadImage(str(write_image(tmp_path / "c.nii.gz")))))
+    (tmp_path / "in/c.json").write_text(json.dumps({"spacing": SPACING}))
+    stock = reference(folder, [[image]], tmp_path / "stock")
+    out = tmp_path / "out"
+    [outcome] = run(folder, image.parent, out)
+    assert outcome.error is None
+    assert sorted(path.name for path in out.iterdir()) == ["c.json", "c.tif"]
+    assert json.loads((out / "c.json").read_text()) == {"spacing": list(SPACING)}
+    ours, theirs = (tifffile.imread(path / "c.tif") for path in (out, stock))
+    assert len(np.unique(ours)) == 3
+    np.testing.assert_array_equal(ours, theirs)
+    predictor = Predictor(open_model(folder), Options())
+    assert predictor.is_done(outcome.case, out)
+    (out / "c.json").rename(out / ".part-1-c.json")
+    predictor.remove_leftovers(out, [outcome.case])
+    assert [path.name for path in out.iterdir()] == ["c.tif"]
+
+
+def test_tiff_volumes_need_a_channel_number_because_their_spacing_is_found_by_it(tmp_path: Path) -> None:
+    dataset = {"file_ending": ".tif", "channel_names": {"0": "MR0"}}
+    model = Model(tmp_path, {"image_reader_writer": "Tiff3DIO"}, dataset, (0,), "")
+    (tmp_path / "c.tif").touch()
+    with pytest.raises(DataError, match=r"'c\.tif' has no channel number") as caught:
+        find_cases(tmp_path, model)
+    assert "CASE_0000.tif" in caught.value.hint
+
+
 def test_broken_cases_are_reported_and_the_others_are_done(tmp_path: Path) -> None:
     folder = make_model(tmp_path / "T__P__3d_fullres", mirror=None)
     source = tmp_path / "in"
@@ -202,7 +287,7 @@ def test_broken_cases_are_reported_and_the_others_are_done(tmp_path: Path) -> No
     assert list(errors) == ["good", "half", "series", "text"]
     messages = {name: error.message for name, error in errors.items() if error}
     assert "Compressed file ended" in messages["half"]
-    assert "4D, with 2 volumes" in messages["series"]
+    assert "holds 2 channel(s), but the model takes 1 (MR0)" in messages["series"]
     assert "cannot read" in messages["text"]
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["good.nii.gz"]
 
@@ -258,7 +343,9 @@ def test_weights_of_another_size_are_refused_before_anything_is_predicted(tmp_pa
         (["b_0000", "a_0000", ".part-1-x"], 1, {"a": ["a_0000"], "b": ["b_0000"]}),
         (["a", "b_1", "c_0007"], 1, {"a": ["a"], "b_1": ["b_1"], "c_0007": ["c_0007"]}),
         (["a_0001", "a_0000", "b_0000", "b_0001"], 2, {"a": ["a_0000", "a_0001"], "b": ["b_0000", "b_0001"]}),
-        (["a_0000"], 2, "lacks channel 1 (MR1): no 'a_0001.nii.gz'"),
+        (["b_0000", "a_0000"], 2, {"a": ["a_0000"], "b": ["b_0000"]}),
+        (["a_0000", "b_0000", "b_0001"], 2, "lacks channel 1 (MR1): no 'a_0001.nii.gz'"),
+        (["a_0001"], 2, "lacks channel 0 (MR0): no 'a_0000.nii.gz'"),
         (["a_0000", "a_0001"], 1, "has channel 1, but the model takes 1"),
         (["a_0000", "a_0001", "a_0002"], 2, "has channel 2, but the model takes 2"),
         (["a", "a_0000"], 1, "are the same case"),

@@ -218,8 +218,7 @@ def _run(args: argparse.Namespace, stages: "list[Predictor]", cases: "list[Case]
         cases = [replace(case, previous=target / f"{case.name}{ending}") for case in cases if case.name not in errors]
     for name, error in errors.items():
         console.error("stunet_predict", f"case {name!r} failed: {error.message}", error.hint)
-    codes = {error.exit_code for error in errors.values()}
-    return codes.pop() if len(codes) == 1 else DataError.exit_code if codes else 0
+    return DataError.exit_code if errors else 0
 
 
 def _predict_stage(

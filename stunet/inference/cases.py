@@ -9,6 +9,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from stunet.errors import DataError
 from stunet.files import read_json
@@ -36,6 +37,11 @@ class Model:
     def channels(self) -> list[str]:
         """The names of its input channels, in order."""
         return list((self.dataset.get("channel_names") or self.dataset["modality"]).values())
+
+    @property
+    def has_spacing_files(self) -> bool:
+        """Whether CASE.json holds the spacing of CASE_0000.tif, and that of a result stands beside it."""
+        return self.plans.get("image_reader_writer") == "Tiff3DIO"
 
     @property
     def weights(self) -> list[Path]:
@@ -96,7 +102,8 @@ def find_cases(source: Path, model: Model) -> list[Case]:
     """The input cases, sorted by name.
 
     `source` is a folder of images, a single image, or a folder of DICOM slices (its name becomes the case's). Images
-    are named CASE_0000.nii.gz, CASE_0001.nii.gz ... per channel; with one channel _0000 may be left out.
+    are named CASE_0000.nii.gz, CASE_0001.nii.gz ... per channel; with one channel _0000 may be left out. Where no case
+    has more than its _0000, this file may hold all channels, as in training: reading will tell.
 
     Raises:
         DataError: Nothing is there, or a case has too few or too many channels.
@@ -109,10 +116,10 @@ def find_cases(source: Path, model: Model) -> list[Case]:
             raise DataError(
                 f"{str(source)!r} does not end with {ending!r}, as this model's images do", f"convert it to {ending}"
             )
-        return _group(_siblings(source, model), ending, channels)
+        return _group(_siblings(source, model), model)
     files = _images(source, ending)
     if files:
-        return _group(files, ending, channels)
+        return _group(files, model)
 
     from stunet.datasets.dicom import is_dicom_folder
 
@@ -131,7 +138,10 @@ def find_cases(source: Path, model: Model) -> list[Case]:
 
 
 def geometry(case: Case) -> tuple[tuple[int, ...], tuple[float, ...]]:
-    """Shape in voxels and spacing in mm, both in array order, from the header of a case's first image.
+    """Shape in voxels and spacing in mm, both (D, H, W), from the header of a case's first image.
+
+    As in nnU-Net's readers a 2D image is one slice, 999 times as thick as its spacing, and the first of four axes is
+    the channel.
 
     Raises:
         DataError: The header cannot be read.
@@ -144,7 +154,21 @@ def geometry(case: Case) -> tuple[tuple[int, ...], tuple[float, ...]]:
         reader.ReadImageInformation()
     except RuntimeError as error:
         raise DataError(f"cannot read the header of {str(case.files[0])!r}: {str(error).splitlines()[-1]}") from None
-    return reader.GetSize()[::-1], reader.GetSpacing()[::-1]
+    shape, spacing = reader.GetSize()[::-1][-3:], reader.GetSpacing()[::-1][-3:]
+    missing = 3 - len(shape)
+    return (1,) * missing + shape, (999 * max(spacing),) * missing + spacing
+
+
+def drop_channel_axis(properties: dict[str, Any]) -> None:
+    """Makes the geometry of a 4D file that of one channel: nnU-Net reads 4D, but writes no segmentation with it.
+
+    Args:
+        properties: What nnU-Net's reader says about a file; changed in place.
+    """
+    itk = properties.get("sitk_stuff", {})
+    if len(itk.get("origin", ())) == 4:
+        direction = [itk["direction"][4 * row + column] for row in range(3) for column in range(3)]
+        itk |= {"spacing": itk["spacing"][:3], "origin": itk["origin"][:3], "direction": direction}
 
 
 def _images(folder: Path, ending: str) -> list[Path]:
@@ -160,23 +184,27 @@ def _siblings(file: Path, model: Model) -> list[Path]:
     return [path for path in _images(file.parent, model.ending) if name.fullmatch(path.name)]
 
 
-def _group(files: list[Path], ending: str, channels: list[str]) -> list[Case]:
+def _group(files: list[Path], model: Model) -> list[Case]:
+    ending, channels = model.ending, model.channels
+    numbered = len(channels) > 1 or model.has_spacing_files  # whose reader cuts _0000 off without looking
     stems = {path.name.removesuffix(ending): path for path in files}
     groups: dict[str, dict[int, Path]] = defaultdict(dict)
     for stem, path in stems.items():
         match = _CHANNEL.fullmatch(stem)
-        if match and (len(channels) > 1 or f"{match[1]}_0000" in stems):
+        if match and (numbered or f"{match[1]}_0000" in stems):
             name, channel = match[1], int(match[2])
-        elif len(channels) == 1:
+        elif not numbered:
             name, channel = stem, 0
         else:
             raise DataError(
-                f"{path.name!r} has no channel number, but the model takes {len(channels)}: {', '.join(channels)}",
-                f"name the images CASE_0000{ending}, CASE_0001{ending} ...",
+                f"{path.name!r} has no channel number; the model takes {len(channels)}: {', '.join(channels)}",
+                f"name the images CASE_0000{ending}" + f", CASE_0001{ending} ..." * (len(channels) > 1),
             )
         if channel in groups[name]:
             raise DataError(f"{path.name!r} and {groups[name][channel].name!r} are the same case", "remove one of them")
         groups[name][channel] = path
+    if all(set(group) == {0} for group in groups.values()):
+        return [Case(name, (groups[name][0],)) for name in sorted(groups)]
     return [_case(name, groups[name], ending, channels) for name in sorted(groups)]
 
 

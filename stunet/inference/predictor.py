@@ -28,7 +28,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from stunet.checkpoints import check_weights, load_trained
 from stunet.errors import DataError, OutOfMemoryError, StunetError, closest
-from stunet.inference.cases import Case, Model
+from stunet.inference.cases import Case, Model, drop_channel_axis
 from stunet.nifti import check_nifti
 
 # What nnU-Net, ITK, numpy and nibabel raise for files and images that they cannot take.
@@ -115,7 +115,9 @@ class Predictor:
     @property
     def endings(self) -> list[str]:
         """The endings of the files of a finished case; the segmentation is last."""
-        return [*([".npz", ".pkl"] if self.options.save_probabilities else []), self.model.ending]
+        probabilities = [".npz", ".pkl"] if self.options.save_probabilities else []
+        spacing = [".json"] if self.model.has_spacing_files else []
+        return [*probabilities, *spacing, self.model.ending]
 
     def is_done(self, case: Case, folder: Path) -> bool:
         """Whether all files of a case are there."""
@@ -123,7 +125,7 @@ class Predictor:
 
     def remove_leftovers(self, folder: Path, cases: Sequence[Case] | None = None) -> None:
         """Removes temporary files of runs that were killed; only those of `cases` where other runs share the folder."""
-        endings = [".npz", ".pkl", INPUT_ENDING, self.model.ending]
+        endings = [".npz", ".pkl", ".json", INPUT_ENDING, self.model.ending]
         own = None if cases is None else {f"{case.name}{ending}" for case in cases for ending in endings}
         for path in folder.glob(".part-*-*"):
             if own is None or path.name.split("-", 2)[2] in own:
@@ -210,13 +212,16 @@ class Predictor:
             reader = self._plans.image_reader_writer_class()
             image, properties = reader.read_images([str(file) for file in case.files])
             if len(image) != len(self.model.channels):
-                raise DataError(f"{files} is 4D, with {len(image)} volumes", "give one 3D file per channel")
+                wanted = f"{len(self.model.channels)} ({', '.join(self.model.channels)})"
+                what = f"{files} holds {len(image)} channel(s), but the model takes {wanted}"
+                raise DataError(what, "one file per channel, CASE_0000, CASE_0001 ..., or all in CASE_0000")
             if not np.isfinite(image).all():
                 raise DataError(f"NaN or infinite voxels in {files}", "set them to the value of the background")
             previous = None if case.previous is None else reader.read_seg(str(case.previous))[0]
             image, previous, properties = self._preprocessor.run_case_npy(
                 image, previous, properties, self._plans, self._configuration, self.model.dataset
             )
+            drop_channel_axis(properties)
         except UNREADABLE as error:
             what = _last_line(error) or "the channels differ in shape or spacing"
             raise DataError(f"cannot read or preprocess {files}: {what}", "look at it in a viewer") from error
