@@ -18,6 +18,10 @@ _results: TextIO | None = None  # the real stdout while own_stdout() holds it
 _bars: list[Any] = []  # live bars, which have to leave the terminal before an error is shown on it
 
 
+class NobodyReads(Exception):
+    """The reader of stdout or stderr is gone, like head after its lines; cli/common.py ends the command quietly."""
+
+
 @contextmanager
 def own_stdout(verbose: bool) -> Iterator[None]:
     """Keeps stdout for results: what nnU-Net and its worker processes print goes to stderr (verbose) or nowhere.
@@ -48,7 +52,7 @@ def own_stdout(verbose: bool) -> Iterator[None]:
 
 def result(text: str) -> None:
     """A line of the command's result, on stdout."""
-    print(text, file=_results or sys.stdout, flush=True)
+    _write(text, _results or sys.stdout)
 
 
 def result_json(document: Any) -> None:
@@ -58,7 +62,7 @@ def result_json(document: Any) -> None:
 
 def note(text: str) -> None:
     """A message on stderr."""
-    print(text, file=sys.stderr, flush=True)
+    _write(text, sys.stderr)
 
 
 def warn(text: str) -> None:
@@ -120,6 +124,15 @@ class Progress:
             self._bar.stop()
         if not self.disable and error[0] is None and self.total:
             note(f"{self.title}: {self.done} of {self.total} in {time.monotonic() - self.started:.1f} s")
+
+
+def _write(text: str, stream: TextIO) -> None:
+    try:
+        print(text, file=stream, flush=True)
+    except BrokenPipeError:
+        with open(os.devnull, "w") as nowhere:  # for what the stream still holds, which Python writes when it ends
+            os.dup2(nowhere.fileno(), stream.fileno())
+        raise NobodyReads from None
 
 
 def _writes_to(stream: TextIO, descriptor: int) -> bool:

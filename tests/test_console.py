@@ -3,6 +3,7 @@
 import argparse
 import errno
 import io
+import os
 import subprocess
 import sys
 
@@ -81,6 +82,16 @@ def test_stdout_holds_results_only_whoever_prints(verbose: bool) -> None:
     assert done.stdout == "the result\nafterwards\n"
     elsewhere = ["printed by a library", "written to the descriptor", "printed by a child"]
     assert sorted(done.stderr.splitlines()) == sorted(["a message", *(elsewhere if verbose else [])])
+
+
+@pytest.mark.parametrize("argv", [[], ["--json"], ["--debug", "--verbose"]])
+def test_a_reader_that_is_gone_ends_a_command_quietly(argv: list[str]) -> None:
+    read, write = os.pipe()
+    os.close(read)  # as head does after its lines
+    code = f"from stunet.cli.info import main\nraise SystemExit(main({argv}))"
+    done = subprocess.run([sys.executable, "-c", code], stdout=write, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (141, "")
 
 
 def test_tables_are_aligned(capsys: pytest.CaptureFixture[str]) -> None:

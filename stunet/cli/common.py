@@ -11,7 +11,7 @@ from stunet import __version__, console
 from stunet.errors import OutOfMemoryError, StunetError, UsageError
 
 EXIT_CODES = """exit codes: 0 done, 1 unexpected, 2 usage, 3 data, plan or path missing or bad, 4 weights,
-5 out of memory, 75 interrupted and resumable, 130 Ctrl-C"""
+5 out of memory, 75 interrupted and resumable, 130 Ctrl-C, 141 nobody reads its output (as with | head)"""
 
 
 def new_parser(program: str, description: str, examples: str = "") -> argparse.ArgumentParser:
@@ -41,6 +41,8 @@ def run(
     try:
         with console.own_stdout(args.verbose):
             return command(args) or 0
+    except console.NobodyReads:
+        return 141  # 128 + SIGPIPE, as a shell reports it
     except KeyboardInterrupt:
         console.error(parser.prog, "stopped by Ctrl-C", "")
         return 130
