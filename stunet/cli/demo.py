@@ -81,7 +81,8 @@ def find_command(name: str) -> str:
     """
     found = shutil.which(name, path=Path(sys.executable).parent) or shutil.which(name)
     if not found:
-        raise DataError(f"no command {name!r} beside {sys.executable!r} or on PATH", "install stunet into this Python again")
+        where = f"beside {sys.executable!r} or on PATH"
+        raise DataError(f"no command {name!r} {where}", "install stunet into this Python again")
     return found
 
 
