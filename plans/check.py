@@ -9,7 +9,8 @@ from typing import Any
 
 from stunet.errors import DataError, closest
 from stunet.networks import SIZES
-from stunet.plans.derive import TRAIN_KEYS
+from stunet.plans import values
+from stunet.plans.resolve import resolve
 
 NETWORK = "stunet.networks.STUNet"
 
@@ -18,7 +19,7 @@ _PLAN_KEYS = {
     "image_reader_writer", "transpose_forward", "transpose_backward", "configurations", "experiment_planner_used",
     "label_manager", "foreground_intensity_properties_per_channel", "stunet", "continue_training",
 }  # fmt: skip
-_BLOCK_KEYS = {"version", "size", "memory_gb", "stages", "mirror_axes", "train", "derived_from"}
+_BLOCK_KEYS = {"version", "size", "memory_gb", "stages", "mirror_axes", "plan", "train", "derived_from"}
 _REQUIRED = {
     "data_identifier", "preprocessor_name", "batch_size", "patch_size", "spacing", "normalization_schemes",
     "use_mask_for_norm", "resampling_fn_data", "resampling_fn_seg", "resampling_fn_data_kwargs",
@@ -42,8 +43,9 @@ def check_plans(plans: Mapping[str, Any], configuration: str) -> dict[str, Any]:
         raise DataError(f"plans {name!r} were not made by stunet", "stunet_plan_and_preprocess -d ...")
     _require("__" not in str(name), f"the plans name {name!r} contains '__', which nnU-Net splits folder names at")
     block = plans["stunet"]
-    _check_keys(block, _BLOCK_KEYS, {"size", "mirror_axes", "train"}, "the 'stunet' block")
-    _check_keys(block["train"], set(TRAIN_KEYS), set(), "the 'train' values of the 'stunet' block")
+    _check_keys(block, _BLOCK_KEYS, {"size", "mirror_axes", "plan", "train"}, "the 'stunet' block")
+    _check_keys(block["train"], set(values.TRAIN), set(), "the 'train' values of the 'stunet' block")
+    _check_keys(block["plan"], {*values.PLAN, "memory_gb", "stages"}, set(), "the 'plan' values of the 'stunet' block")
     _require(set(block["mirror_axes"]) <= {0, 1, 2}, f"mirror_axes {block['mirror_axes']!r} must be axes 0, 1 and 2")
     _require(
         sorted(plans["transpose_forward"]) == [0, 1, 2],
@@ -53,31 +55,6 @@ def check_plans(plans: Mapping[str, Any], configuration: str) -> dict[str, Any]:
     _check_keys(resolved, _CONFIGURATION_KEYS, _REQUIRED, f"configuration {configuration!r}")
     _check_network(resolved, configuration)
     return resolved
-
-
-def resolve(plans: Mapping[str, Any], configuration: str) -> dict[str, Any]:
-    """A configuration with what it inherits from others (nnU-Net's `inherits_from`).
-
-    Raises:
-        DataError: The configuration, or one that it inherits from, does not exist, or they inherit in a circle.
-    """
-    configurations = plans["configurations"]
-    chain: list[str] = []
-    name: str | None = configuration
-    while name is not None:
-        if name not in configurations:
-            known = ", ".join(configurations)
-            raise DataError(
-                f"no configuration {name!r} in plans {plans['plans_name']!r}{closest(name, list(configurations))}",
-                f"one of {known}",
-            )
-        if name in chain:
-            raise DataError(f"configurations {' -> '.join([*chain, name])} inherit in a circle")
-        chain.append(name)
-        name = configurations[name].get("inherits_from")
-    return {
-        key: value for name in reversed(chain) for key, value in configurations[name].items() if key != "inherits_from"
-    }
 
 
 def _check_network(configuration: Mapping[str, Any], name: str) -> None:
@@ -141,3 +118,11 @@ def difference(one: Any, other: Any, where: str = "plans") -> str | None:
             None,
         )
     return None if one == other else f"{where}: {one!r} and {other!r}"
+
+
+def of_a_run(plans: Mapping[str, Any], configuration: str) -> dict[str, Any]:
+    """The part of a plan that decides what a training of the configuration computes."""
+    resolved = {key: value for key, value in resolve(plans, configuration).items() if key != "stunet"}
+    block = plans.get("stunet", {})
+    common = {key: plans.get(key) for key in ("transpose_forward", "foreground_intensity_properties_per_channel")}
+    return {**common, **resolved, "train": block.get("train"), "mirror_axes": block.get("mirror_axes")}

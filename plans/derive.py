@@ -1,36 +1,26 @@
 """How a plan becomes another plan: other size, memory target, number of stages or values, the same preprocessed data.
 
-Pure functions on nnU-Net's plans dictionary. Read next: fit.py; check.py for what makes a plan valid.
+Pure functions on nnU-Net's plans dictionary. Read next: fit.py; values.py for what can be set; check.py for what makes
+a plan valid.
 """
 
 import copy
 import json
 import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from stunet.errors import DataError, UsageError, closest
+from stunet.errors import DataError, UsageError
 from stunet.networks import SIZES
-from stunet.plans import memory, topology
+from stunet.plans import memory, topology, values
 from stunet.plans.fit import Fit, Target, corrected, fit
 from stunet.plans.memory import Network
+from stunet.plans.resolve import lineage, resolve
 
-# Runs one training step of (network, configuration with patch, batch and strides) on the GPU: peak GiB.
+# Runs one training step of a network with this patch, batch and strides on the GPU: peak GiB.
 Measure = Callable[[Network, Fit], float]
-
-# Values of a run that live in the plan and can be set from the command line, with their types.
-TRAIN_KEYS: dict[str, type] = {
-    "num_epochs": int,
-    "num_iterations_per_epoch": int,
-    "num_val_iterations_per_epoch": int,
-    "initial_lr": float,
-    "momentum": float,
-    "weight_decay": float,
-    "oversample_foreground_percent": float,
-    "seed": int,
-}
-PLAN_KEYS: dict[str, type] = {"batch_size": int, "patch_size": list, "checkpointing": bool}
 
 
 def derive(
@@ -41,51 +31,59 @@ def derive(
     memory_gb: float | None = None,
     stages: int | str | None = None,
     overrides: Mapping[str, Any] | None = None,
-    measure: Measure | None = None,
 ) -> dict[str, Any]:
     """A plan for another size, memory target (GiB), number of stages (or 'auto') or set of values.
 
     Spacing, normalisation and data identifiers stay, so nothing has to be preprocessed again. The new plan's name says
-    what differs: `STUNetPlans_L`, `STUNetPlans_B-num_epochs250`. The same options give the same plan.
+    what differs from the one that was planned: `STUNetPlans_L`, `STUNetPlans_B-num_epochs250`. What was set before
+    stays set.
 
     Args:
         plans: A plan of ours; it is not changed.
         dataset_json: nnU-Net's description of the dataset.
-        size: Key of stunet.networks.SIZES; the memory target becomes that size's default unless given.
+        size: Key of stunet.networks.SIZES; the memory target becomes that size's default unless it was set.
         memory_gb: GPU memory that a training step may take.
         stages: Number of stages or "auto".
-        overrides: Values for TRAIN_KEYS and PLAN_KEYS.
-        measure: As for the planner.
+        overrides: Values as of values.py.
 
     Raises:
-        UsageError: Unknown size or key, or a value of the wrong type.
+        UsageError: Unknown size or key, or a value that is not valid or does not fit.
         DataError: The plan was not made by stunet.
         OutOfMemoryError: Nothing of this size fits.
     """
     if "stunet" not in plans:
         raise DataError(f"plans {plans.get('plans_name')!r} were not made by stunet", "stunet_plan_and_preprocess")
     new = copy.deepcopy(dict(plans))
-    block = new["stunet"]
-    values = {key: _typed(key, value) for key, value in (overrides or {}).items()}
+    block, before = new["stunet"], plans["stunet"]
+    given = {key: values.checked(key, value) for key, value in (overrides or {}).items()}
+    set_for_plan = block.setdefault("plan", {})
+    if memory_gb is not None and memory_gb != block["memory_gb"]:
+        set_for_plan["memory_gb"] = memory_gb
+    if (stages := values.parse_stages(stages)) is not None and stages != block["stages"]:
+        set_for_plan["stages"] = stages
+    set_for_plan |= {key: value for key, value in given.items() if key in values.PLAN}
+    block["train"] |= {key: value for key, value in given.items() if key in values.TRAIN}
     if size is not None and size != block["size"]:
         if size not in SIZES:
             raise UsageError(f"unknown size {size!r}; known: {', '.join(SIZES)}")
-        block["size"], block["memory_gb"] = size, memory_gb or memory.DEFAULT_TARGET_GB[size]
-    block["memory_gb"] = memory_gb or block["memory_gb"]
-    block["stages"] = stages or block["stages"]
-    block["train"] |= {k: v for k, v in values.items() if k in TRAIN_KEYS}
-    refit = any(block[key] != plans["stunet"][key] for key in ("size", "memory_gb", "stages"))
-    if refit or "checkpointing" in values:
-        for configuration in _with_network(new):
-            _architecture(configuration)["size"] = block["size"]
-            _set_checkpointing(configuration, values.get("checkpointing"))
-        target = Target(block["memory_gb"], None if block["stages"] == "auto" else int(block["stages"]))
-        fit_configurations(new, dataset_json, target, measure)
-    _override_patch_and_batch(new, values)
-    new["plans_name"] = _name(plans, new, values)
-    if new["plans_name"] != plans["plans_name"]:
-        block["derived_from"] = plans["plans_name"]
+        block["size"], block["memory_gb"] = size, memory.DEFAULT_TARGET_GB[size]
+    block["memory_gb"] = set_for_plan.get("memory_gb", block["memory_gb"])
+    block["stages"] = set_for_plan.get("stages", block["stages"])
+    if any(block[key] != before[key] for key in ("size", "memory_gb", "stages")) or "checkpointing" in given:
+        _set_network(new, block["size"], set_for_plan.get("checkpointing"))
+        fit_configurations(new, dataset_json, target_of(block))
+    _set_patch_and_batch(new, dataset_json)
+    root = before.get("derived_from", plans["plans_name"])
+    new["plans_name"] = _name(root, block)
+    block.pop("derived_from", None)
+    if new["plans_name"] != root:
+        block["derived_from"] = root
     return new
+
+
+def target_of(block: Mapping[str, Any]) -> Target:
+    """The target that a plan's `stunet` block states."""
+    return Target(block["memory_gb"], None if block["stages"] == "auto" else block["stages"])
 
 
 def fit_configurations(
@@ -93,27 +91,28 @@ def fit_configurations(
 ) -> None:
     """Fits patch, batch and strides of every configuration that has a network of its own, in place.
 
-    Records the estimate (`memory_gb`), or the measurement of a probe, in each configuration's `stunet` block.
+    Records the estimate (`memory_gb`), and the measurement of a probe, in each configuration's `stunet` block.
     """
-    for name, configuration in plans["configurations"].items():
-        if "architecture" not in configuration:
-            continue  # 3d_cascade_fullres inherits
+    for name, configuration in _with_network(plans).items():
         network = describe(plans, name, dataset_json)
-        fitted, block = _fit(network, configuration, dataset_json["numTraining"], target, measure)
+        fitted, block = _fit(network, plans, name, dataset_json["numTraining"], target, measure)
         configuration["patch_size"], configuration["batch_size"] = fitted.patch, fitted.batch
-        _architecture(configuration)["strides"] = fitted.strides
+        configuration["architecture"]["arch_kwargs"]["strides"] = fitted.strides
         configuration["stunet"] = {"memory_gb": round(fitted.memory_gb, 2), **block}
 
 
 def _fit(
-    network: Network, configuration: dict, cases: int, target: Target, measure: Measure | None
+    network: Network, plans: Mapping[str, Any], name: str, cases: int, target: Target, measure: Measure | None
 ) -> tuple[Fit, dict]:
     """The fit of one configuration, and what a probe measured."""
-    shape = configuration["median_image_size_in_voxels"]
+    configuration = resolve(plans, name)
+    shape, spacing = configuration["median_image_size_in_voxels"], configuration["spacing"]
+    volume = shape
+    if len(shape) == 2 and "3d_fullres" in plans["configurations"]:  # slices of volumes
+        volume = plans["configurations"]["3d_fullres"]["median_image_size_in_voxels"]
 
     def search(correction: float) -> Fit:
-        voxels = math.prod(shape) * cases
-        return fit(network, configuration["spacing"], shape, voxels, replace(target, correction=correction))
+        return fit(network, spacing, shape, math.prod(volume) * cases, replace(target, correction=correction))
 
     if measure is None:
         return search(1.0), {}
@@ -122,15 +121,14 @@ def _fit(
 
 
 def describe(plans: Mapping[str, Any], configuration: str, dataset_json: Mapping[str, Any]) -> Network:
-    """What a configuration's memory depends on; 3d_fullres counts the one-hot channels of its cascade."""
-    architecture = _architecture(plans["configurations"][configuration])
+    """What a configuration's memory depends on; what a cascade inherits from counts the cascade's one-hot channels."""
+    architecture = resolve(plans, configuration)["architecture"]["arch_kwargs"]
     labels = dataset_json["labels"]
     foreground = [name for name in labels if name not in ("background", "ignore")]
     regions = any(isinstance(value, list) and len(value) > 1 for value in labels.values())
     channels = len(dataset_json.get("channel_names") or dataset_json["modality"])
-    cascaded = any(
-        c.get("inherits_from") == configuration and "previous_stage" in c for c in plans["configurations"].values()
-    )
+    cascades = [name for name, c in plans["configurations"].items() if "previous_stage" in c]
+    cascaded = any(configuration in lineage(plans, name) for name in cascades)
     return Network(
         architecture["size"],
         channels + (len(foreground) if cascaded else 0),
@@ -139,103 +137,61 @@ def describe(plans: Mapping[str, Any], configuration: str, dataset_json: Mapping
     )
 
 
-def parse_overrides(pairs: list[str]) -> dict[str, Any]:
-    """`["num_epochs=250", "patch_size=[64,64,64]"]` as a dictionary; values are JSON.
-
-    Raises:
-        UsageError: A pair without `=`, an unknown key, or a value of the wrong type.
-    """
-    values = {}
-    for pair in pairs:
-        key, equals, text = pair.partition("=")
-        if not equals:
-            raise UsageError(f"--set {pair!r} is not of the form key=value", "--set num_epochs=250")
-        try:
-            value = json.loads(text)
-        except json.JSONDecodeError:
-            value = text
-        values[key] = _typed(key, value)
-    return values
+def _set_network(plans: Mapping[str, Any], size: str, checkpointing: bool | None) -> None:
+    for configuration in _with_network(plans).values():
+        kwargs = configuration["architecture"]["arch_kwargs"]
+        kwargs["size"] = size
+        if checkpointing is not None:
+            kwargs["checkpointing"] = checkpointing
 
 
-def _typed(key: str, value: Any) -> Any:
-    known = TRAIN_KEYS | PLAN_KEYS
-    if key not in known:
-        raise UsageError(f"unknown key {key!r}{closest(key, list(known))}", f"--set takes {', '.join(known)}")
-    kind = known[key]
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    fits = {
-        int: number and value == int(value) and value >= (0 if key == "seed" else 1),
-        float: number and 0 <= value < math.inf,
-        bool: isinstance(value, bool),
-        list: isinstance(value, list) and all(isinstance(n, int) and n > 0 for n in value),
-    }
-    if not fits[kind]:
-        raise UsageError(
-            f"{key}={value!r} is not a valid {kind.__name__}",
-            f"--set {key}=" + {list: "[64,64,64]", bool: "true"}.get(kind, "1"),
-        )
-    return kind(value)
+def _set_patch_and_batch(plans: Mapping[str, Any], dataset_json: Mapping[str, Any]) -> None:
+    """Sets what was set for patch (of its own dimension) and batch, and estimates the memory of that anew."""
+    chosen = plans["stunet"]["plan"]
+    for name, configuration in plans["configurations"].items():
+        if "batch_size" in chosen and "batch_size" in configuration:
+            configuration["batch_size"] = chosen["batch_size"]
+        patch, spacing = chosen.get("patch_size"), resolve(plans, name)["spacing"]
+        if patch and len(patch) == len(spacing) and "patch_size" in configuration:
+            configuration["patch_size"] = patch
+            if "architecture" in configuration:
+                configuration["architecture"]["arch_kwargs"]["strides"] = _strides(plans, patch, spacing)
+    if {"batch_size", "patch_size"} & set(chosen):
+        for name, configuration in _with_network(plans).items():
+            resolved = resolve(plans, name)
+            strides = resolved["architecture"]["arch_kwargs"]["strides"]
+            network = describe(plans, name, dataset_json)
+            estimate = memory.estimate(network, resolved["patch_size"], resolved["batch_size"], strides)
+            configuration["stunet"] = {"memory_gb": round(estimate, 2)}
 
 
-def _override_patch_and_batch(plans: dict, values: Mapping[str, Any]) -> None:
-    """Sets batch and patch of every configuration of the patch's dimension; strides follow the patch."""
-    patch = values.get("patch_size")
-    for configuration in _with_network(plans):
-        if "batch_size" in values:
-            configuration["batch_size"] = values["batch_size"]
-        if patch is None or len(patch) != len(configuration["spacing"]):
-            continue
-        depth = plans["stunet"]["stages"]
-        spacing = configuration["spacing"]
-        depth = topology.supported_stages(patch, spacing) if depth == "auto" else int(depth)
-        possible, strides = topology.round_up(patch, spacing, depth)
-        if possible != patch:
-            raise UsageError(
-                f"patch_size {patch} does not fit the strides of the network",
-                f"--set patch_size={json.dumps(possible, separators=(',', ':'))}",
-            )
-        configuration["patch_size"] = patch
-        _architecture(configuration)["strides"] = strides
+def _strides(plans: Mapping[str, Any], patch: list[int], spacing: list[float]) -> topology.Strides:
+    stages = plans["stunet"]["stages"]
+    depth = topology.supported_stages(patch, spacing) if stages == "auto" else stages
+    possible, strides = topology.round_up(patch, spacing, depth)
+    if possible != patch:
+        hint = json.dumps(possible, separators=(",", ":"))
+        raise UsageError(f"patch_size {patch} does not fit the strides of the network", f"--set patch_size={hint}")
+    return strides
 
 
-def _name(old: Mapping[str, Any], new: Mapping[str, Any], values: Mapping[str, Any]) -> str:
-    """The old name with the new size and a tag per difference, fit for a folder's name."""
-    before, after = old["stunet"], new["stunet"]
-    base, *tags = old["plans_name"].split("-")
-    tags = [tag for tag in tags if not tag.startswith(tuple(values))]
-    if before["size"] != after["size"]:
-        marker = f"_{before['size']}"
-        base = base.replace(marker, f"_{after['size']}", 1) if marker in base else f"{base}_{after['size']}"
-    default = memory.DEFAULT_TARGET_GB[after["size"]]
-    if after["memory_gb"] != before["memory_gb"] and not (
-        before["size"] != after["size"] and after["memory_gb"] == default
-    ):
-        tags.append(f"{after['memory_gb']:g}gb")
-    if after["stages"] != before["stages"]:
-        tags.append(f"stages{after['stages']}")
-    tags += [f"{key}{_short(value)}" for key, value in values.items()]
-    return "-".join([base, *tags])
+def _name(root: str, block: Mapping[str, Any]) -> str:
+    """The name of the plan that was planned, with the size and a tag for each value that was set."""
+    size = block["size"]
+    if not re.search(rf"_{size}(?=_|$)", root):
+        pattern = rf"_({'|'.join(SIZES)})(?=_[0-9.x]+mm$|$)"
+        root = re.sub(pattern, f"_{size}", root) if re.search(pattern, root) else f"{root}_{size}"
+    return "-".join([root, *(_tag(key, value) for key, value in {**block["train"], **block["plan"]}.items())])
 
 
-def _short(value: Any) -> str:
-    return (
-        "x".join(map(str, value))
-        if isinstance(value, list)
-        else f"{value:g}".replace("-", "m")
-        if isinstance(value, float)
-        else str(value)
-    )
+def _tag(key: str, value: Any) -> str:
+    if key == "memory_gb":
+        return f"{value:g}gb"
+    if isinstance(value, list):
+        return key + "x".join(map(str, value))
+    return key + (f"{value:g}".replace("-", "m") if isinstance(value, float) else str(value))
 
 
-def _with_network(plans: Mapping[str, Any]) -> list[dict]:
-    return [c for c in plans["configurations"].values() if "architecture" in c]
-
-
-def _architecture(configuration: Mapping[str, Any]) -> dict[str, Any]:
-    return configuration["architecture"]["arch_kwargs"]
-
-
-def _set_checkpointing(configuration: dict, value: bool | None) -> None:
-    if value is not None:
-        _architecture(configuration)["checkpointing"] = value
+def _with_network(plans: Mapping[str, Any]) -> dict[str, dict]:
+    """The configurations that have a network of their own; a cascade inherits it."""
+    return {name: c for name, c in plans["configurations"].items() if "architecture" in c}

@@ -6,8 +6,10 @@ from nnunetv2.experiment_planning.dataset_fingerprint.fingerprint_extractor impo
 from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 
 from stunet.errors import DataError
-from stunet.files import read_json
+from stunet.files import read_json, write_json
 from stunet.workspace import preprocessed_dataset, raw_dataset
+
+SOURCE = "stunet_source"  # our key in the fingerprint, which nnU-Net ignores
 
 
 def extract_fingerprint(dataset: str, workers: int, clean: bool = False) -> Path:
@@ -22,23 +24,22 @@ def extract_fingerprint(dataset: str, workers: int, clean: bool = False) -> Path
         DataError: A worker process died.
     """
     path = preprocessed_dataset(dataset) / "dataset_fingerprint.json"
-    if clean or not path.is_file() or _older_than_data(path, dataset):
+    source = _source(dataset)
+    if clean or not path.is_file() or read_json(path).get(SOURCE) != source:
         path.parent.mkdir(parents=True, exist_ok=True)
         extractor = DatasetFingerprintExtractor(dataset, workers, verbose=False)
         extractor.show_progress_bar = False
         try:
             extractor.run(overwrite_existing=True)
         except RuntimeError as error:
-            raise DataError(
-                f"a process died while reading {dataset}, perhaps for lack of memory: {error}",
-                "fewer processes: -npfp 1",
-            ) from error
+            raise DataError(f"nnU-Net could not extract the fingerprint of {dataset}: {error}", "-npfp 1") from error
+        write_json(path, {**read_json(path), SOURCE: source})
     return path
 
 
-def _older_than_data(path: Path, dataset: str) -> bool:
+def _source(dataset: str) -> list[list[str | int]]:
+    """Name, size in bytes and time of change of the files that the fingerprint is made from."""
     folder = raw_dataset(dataset)
     cases = get_filenames_of_train_images_and_targets(str(folder), read_json(folder / "dataset.json"))
     files = [Path(name) for case in cases.values() for name in (*case["images"], case["label"])]
-    extracted = path.stat().st_mtime
-    return len(read_json(path)["spacings"]) != len(cases) or any(file.stat().st_mtime > extracted for file in files)
+    return [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files]

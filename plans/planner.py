@@ -18,8 +18,7 @@ from stunet.datasets.check import left_right_axes, left_right_pairs
 from stunet.files import read_json, write_json
 from stunet.networks import STUNet
 from stunet.plans import fit, topology
-from stunet.plans.derive import Measure, fit_configurations
-from stunet.plans.fit import Target
+from stunet.plans.derive import Measure, fit_configurations, target_of
 from stunet.plans.memory import DEFAULT_TARGET_GB
 
 BASE_NAME = "STUNetPlans"
@@ -56,18 +55,18 @@ class STUNetPlanner(ExperimentPlanner):
         checkpointing: bool = False,
         measure: Measure | None = None,
     ) -> None:
-        memory_gb = gpu_memory_target_in_gb or DEFAULT_TARGET_GB[size]
+        self.memory_gb = gpu_memory_target_in_gb or DEFAULT_TARGET_GB[size]
         spacing_tag = (
             ""
             if overwrite_target_spacing is None
             else "_" + "x".join(f"{s:g}" for s in overwrite_target_spacing) + "mm"
         )
         self.size, self.checkpointing, self.measure = size, checkpointing, measure
-        self.target = Target(memory_gb, stages)
+        self.stages = stages
         self.data_prefix = plans_name or BASE_NAME + spacing_tag
         super().__init__(
             dataset_name_or_id,
-            memory_gb,
+            self.memory_gb,
             preprocessor_name,
             plans_name or f"{BASE_NAME}_{size}{spacing_tag}",
             overwrite_target_spacing,
@@ -116,12 +115,13 @@ class STUNetPlanner(ExperimentPlanner):
         plans["stunet"] = {
             "version": __version__,
             "size": self.size,
-            "memory_gb": self.target.memory_gb,
-            "stages": self.target.stages or "auto",
+            "memory_gb": self.memory_gb,
+            "stages": self.stages or "auto",
             "mirror_axes": self.mirror_axes(plans),
+            "plan": {},
             "train": {},
         }
-        fit_configurations(plans, self.dataset_json, self.target, self.measure)
+        fit_configurations(plans, self.dataset_json, target_of(plans["stunet"]), self.measure)
         path = Path(nnUNet_preprocessed) / self.dataset_name / f"{self.plans_identifier}.json"
         if path.is_file():
             planned = {"2d", "3d_fullres", "3d_lowres", "3d_cascade_fullres"}

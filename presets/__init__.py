@@ -9,6 +9,8 @@ from typing import Any
 
 from stunet.errors import DataError, closest
 
+SIZES = ("T", "S", "B", "L", "H")  # keys of networks.SIZES, without loading torch
+
 
 @dataclass(frozen=True, kw_only=True)
 class Preset:
@@ -19,7 +21,7 @@ class Preset:
         size: Key of stunet.networks.SIZES.
         memory_gb: GPU memory that a training step may take, in GiB; None: the default of the size.
         stages: Number of stages, or "auto".
-        set: Values as of `--set`: batch_size, num_epochs and so on.
+        set: Values as of `--set`, for training; planning takes `checkpointing` of them.
     """
 
     title: str
@@ -27,6 +29,13 @@ class Preset:
     memory_gb: float | None = None
     stages: int | str | None = None
     set: Mapping[str, Any] = field(default_factory=dict)
+
+    def complete(
+        self, size: str | None, memory_gb: float | None, stages: int | str | None
+    ) -> tuple[str, float | None, int | str | None]:
+        """Size, memory and stages with what was not given filled in; the memory is that of the preset's own size."""
+        own_memory = self.memory_gb if size in (None, self.size) else None
+        return size or self.size, memory_gb or own_memory, stages or self.stages
 
 
 def names() -> list[str]:
@@ -58,6 +67,10 @@ def load(name_or_path: str) -> Preset:
             raise DataError(
                 f"preset {name_or_path!r}: unknown key {key!r}{closest(key, known)}", f"known keys: {', '.join(known)}"
             )
+    if content.get("size") not in (None, *SIZES):
+        raise DataError(
+            f"preset {name_or_path!r}: unknown size {content['size']!r}", f"size is one of {', '.join(SIZES)}"
+        )
     missing = {"title", "size"} - set(content)
     if missing:
         raise DataError(

@@ -25,8 +25,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from stunet.errors import DataError, UsageError, closest
+from stunet.errors import DataError, UsageError
 from stunet.files import read_json, whole, write_json
+from stunet.plans.resolve import resolve
 from stunet.preprocessing_workers import OWN_FOLDER, Job, names_case, run
 from stunet.workspace import preprocessed_dataset, raw_dataset
 
@@ -129,14 +130,28 @@ def pending_cases(dataset: str, plans: dict, configurations: Sequence[str]) -> l
 
 
 def preprocessed_cases(dataset: str, plans: dict, configuration: str) -> list[str]:
-    """The cases of a configuration that are complete and up to date, sorted.
+    """The cases that the data folder of a configuration holds, sorted. Needs no raw data: clusters often have none.
+
+    Raises:
+        DataError: The configuration is unknown.
+    """
+    folder = preprocessed_dataset(dataset) / resolve(plans, configuration)["data_identifier"]
+    present = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    names = [name.removesuffix(".pkl") for name in present if name.endswith(".pkl")]
+    return sorted(n for n in names if {f"{n}.b2nd", f"{n}_seg.b2nd"} <= present or f"{n}.npz" in present)
+
+
+def unprocessed_cases(dataset: str, plans: dict, configuration: str) -> list[str]:
+    """The raw cases that the data folder does not hold; none where the raw dataset is not on this machine.
 
     Raises:
         DataError: The configuration is unknown or a raw file is missing.
     """
-    description, cases = _raw_cases(dataset)
-    (target,) = _targets(dataset, plans, [configuration], description, cases)
-    return sorted(target.records)
+    raw = os.environ.get("nnUNet_raw")
+    if not raw or not (Path(raw) / dataset / "dataset.json").is_file():
+        return []
+    _, cases = _raw_cases(dataset)
+    return sorted({case.name for case in cases} - set(preprocessed_cases(dataset, plans, configuration)))
 
 
 def _raw_cases(dataset: str) -> tuple[dict, list[Case]]:
@@ -180,22 +195,12 @@ def _targets(
     common |= {key: plans.get(key) for key in PLAN_SETTINGS}
     targets: dict[Path, Target] = {}
     for name in configurations:
-        values = _resolve(plans, name)
+        values = resolve(plans, name)
         folder = preprocessed_dataset(dataset) / values["data_identifier"]
         settings = json.loads(json.dumps(common | {key: values.get(key) for key in CONFIGURATION_SETTINGS}))
         if folder not in targets:
             targets[folder] = Target(name, folder, settings, _valid_records(folder, settings, cases))
     return list(targets.values())
-
-
-def _resolve(plans: dict, name: str) -> dict[str, Any]:
-    """The values of a configuration together with those that it inherits (3d_cascade_fullres is a 3d_fullres)."""
-    known = plans["configurations"]
-    if name not in known:
-        message = f"no configuration {name!r} in the plans{closest(name, list(known))}"
-        raise DataError(message, f"-c with one or more of: {', '.join(known)}")
-    parent = known[name].get("inherits_from")
-    return {**(_resolve(plans, parent) if parent else {}), **known[name]}
 
 
 def _valid_records(folder: Path, settings: dict, cases: Sequence[Case]) -> dict[str, dict[str, Any]]:

@@ -88,20 +88,23 @@ def preprocessed_dataset(name: str) -> Path:
 
 def list_plans(dataset: str) -> list[str]:
     """The names of our plans of a dataset, sorted."""
-    return sorted(p.stem for p in preprocessed_dataset(dataset).glob("STUNetPlans*.json"))
+    return sorted(_our_plans(dataset))
+
+
+def planned(dataset: str) -> list[str]:
+    """The names of our plans of a dataset that were planned, not derived from another one."""
+    return sorted(name for name, block in _our_plans(dataset).items() if "derived_from" not in block)
 
 
 def plans_path(dataset: str, name: str | None = None) -> Path:
-    """The plans file called `name`, or the only one of the dataset that was planned and not derived from another.
+    """The plans file called `name`, or the only one of the dataset that was planned.
 
     Raises:
         DataError: There is no such plan, or several and no name was given.
     """
     number = int(dataset[7:10])
-    known = list_plans(dataset)
     if name is None:
-        parent = preprocessed_dataset(dataset)
-        base = [plan for plan in known if "derived_from" not in load_plans(parent / f"{plan}.json").get("stunet", {})]
+        base = planned(dataset)
         if len(base) > 1:
             raise DataError(f"{dataset} has {len(base)} plans: {', '.join(base)}", f"add -p {base[0]}")
         if not base:
@@ -113,9 +116,18 @@ def plans_path(dataset: str, name: str | None = None) -> Path:
     path = preprocessed_dataset(dataset) / f"{name}.json"
     if not path.is_file():
         raise DataError(
-            f"no plans {name!r} for {dataset}{closest(name, known)}", f"stunet_plan_and_preprocess -d {number}"
+            f"no plans {name!r} for {dataset}{closest(name, list_plans(dataset))}",
+            f"stunet_plan_and_preprocess -d {number}",
         )
     return path
+
+
+def _our_plans(dataset: str) -> dict[str, dict]:
+    """The `stunet` blocks of the plans of a dataset, by name."""
+    others = {"dataset", "dataset_fingerprint", "splits_final"}
+    files = [path for path in preprocessed_dataset(dataset).glob("*.json") if path.stem not in others]
+    contents = {path.stem: read_json(path) for path in files if not path.name.startswith(".")}
+    return {name: plans["stunet"] for name, plans in contents.items() if isinstance(plans, dict) and "stunet" in plans}
 
 
 def result_folder(dataset: str, plans_name: str, configuration: str, trainer: str = TRAINER) -> Path:

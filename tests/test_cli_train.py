@@ -1,5 +1,7 @@
 """stunet_train: what it refuses, in one line, before anything is written; the real command in a real process."""
 
+import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,7 +12,7 @@ import torch
 
 from stunet import workspace
 from stunet.cli.train import main
-from stunet.files import write_json
+from stunet.files import read_json
 
 STUNET_TRAIN = Path(sys.executable).with_name("stunet_train")
 ROUND = ["--set", "num_epochs=3", "num_iterations_per_epoch=4", "num_val_iterations_per_epoch=1", "batch_size=2"]
@@ -46,6 +48,7 @@ def everything(folder: Path) -> set[Path]:
         (["998", "--c"], 3, "nothing to continue: no checkpoint in", "without --c"),
         (["998", "--val"], 3, "no finished training to validate", "--c instead of --val"),
         (["998", "--size", "H", "-gpu_memory_target", "9"], 5, "STU-Net-H needs", "--size"),
+        (["998", "-num_gpus", "9", "--set", "batch_size=4"], 2, "a batch of 4 cannot be shared by 9", "batch_size=9"),
         (["998", "-num_gpus", "0"], 2, "-num_gpus 0 must be 1 or more", "-num_gpus 1"),
         (["998", "-pretrained_weights", "no.pth"], 4, "no checkpoint 'no.pth'", ""),
     ],
@@ -74,34 +77,50 @@ def test_an_absent_device_is_named(planned: str, capsys: pytest.CaptureFixture[s
     assert "-device cpu" in fails(capsys, 2, "998", "-device", "cuda")
 
 
-def test_unprocessed_data_and_missing_first_stages_are_named(
-    planned: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    import shutil
+@pytest.fixture
+def raw(planned: str) -> Path:
+    """The folder of the raw datasets, where `copied` has none."""
+    return workspace.folder("nnUNet_raw")
 
-    source = workspace.preprocessed_dataset(planned)
+
+@pytest.fixture
+def copied(planned: str, raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the preprocessed dataset that may be changed, without raw data, as on a cluster."""
     copy = tmp_path / "preprocessed" / planned
-    shutil.copytree(source, copy, ignore=shutil.ignore_patterns("*_3d_fullres"))
+    shutil.copytree(workspace.preprocessed_dataset(planned), copy)
     monkeypatch.setenv("nnUNet_preprocessed", str(copy.parent))
-    err = fails(capsys, 3, "998")
-    assert "is not preprocessed for 3d_fullres" in err
-    assert "stunet_plan_and_preprocess -d 998 -c 3d_fullres" in err
+    monkeypatch.setenv("nnUNet_raw", str(tmp_path / "nothing"))
+    monkeypatch.setenv("nnUNet_results", str(tmp_path / "results"))
+    return copy
 
 
-def test_a_configuration_that_inherits_has_data_of_its_own(
-    planned: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+def test_training_needs_no_raw_data(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["998", "--dry_run", "-device", "cpu"]) == 0
+    assert "STU-Net-T" in capsys.readouterr().err
+
+
+def test_data_that_are_not_preprocessed_are_named(
+    raw: Path, copied: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import shutil
+    (copied / "STUNetPlans_3d_fullres" / "phantom_003.b2nd").unlink()
+    assert main(["998", "--dry_run", "-device", "cpu"]) == 0  # without raw data nobody can know
+    capsys.readouterr()
+    monkeypatch.setenv("nnUNet_raw", str(raw))
+    err = fails(capsys, 3, "998")
+    assert "1 cases are missing (e.g. 'phantom_003')" in err
+    assert "stunet_plan_and_preprocess -d 998 -c 3d_fullres" in err
+    shutil.rmtree(copied / "STUNetPlans_3d_fullres")
+    assert "no case is there" in fails(capsys, 3, "998")
 
-    shutil.copytree(workspace.preprocessed_dataset(planned), tmp_path / planned)
-    plans = workspace.load_plans(tmp_path / planned / "STUNetPlans_T.json")
-    own = {"inherits_from": "3d_fullres", "data_identifier": "STUNetPlans_coarse", "spacing": [4.0, 3.0, 3.0]}
-    plans["configurations"]["coarse"] = own
-    write_json(tmp_path / planned / "STUNetPlans_T.json", plans)
-    monkeypatch.setenv("nnUNet_preprocessed", str(tmp_path))
-    err = fails(capsys, 3, "998", "coarse")
-    assert "is not preprocessed for coarse" in err
-    assert "stunet_plan_and_preprocess -d 998 -c coarse" in err
+
+def test_a_cascade_without_its_first_stage_is_named(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = copied / "STUNetPlans_T.json"
+    plans = read_json(path)
+    plans["configurations"]["3d_cascade_fullres"] = {"inherits_from": "3d_fullres", "previous_stage": "3d_lowres"}
+    path.write_text(json.dumps(plans))
+    err = fails(capsys, 3, "998", "3d_cascade_fullres")
+    assert "3d_cascade_fullres needs predictions of 3d_lowres; 6 are missing" in err
+    assert "stunet_train 998 3d_lowres FOLD -p STUNetPlans_T" in err
 
 
 def test_a_dry_run_shows_the_run_and_writes_nothing(

@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 
 from stunet.errors import DataError, OutOfMemoryError, UsageError
-from stunet.plans import derive as derive_module
-from stunet.plans.check import check_plans, difference, resolve
-from stunet.plans.derive import derive, fit_configurations, parse_overrides
+from stunet.plans import values
+from stunet.plans.check import check_plans, difference, of_a_run
+from stunet.plans.derive import derive, describe, fit_configurations
 from stunet.plans.fit import Target
+from stunet.plans.resolve import lineage, resolve
 
 DATASET = {"channel_names": {"0": "CT"}, "labels": {"background": 0, "liver": 1, "spleen": 2}, "numTraining": 100}
 
@@ -58,7 +59,15 @@ def plans() -> dict[str, Any]:
             "3d_fullres": configuration([1.0, 0.8, 0.8], [400, 512, 512]),
             "3d_cascade_fullres": {"inherits_from": "3d_fullres", "previous_stage": "3d_lowres"},
         },
-        "stunet": {"version": "0", "size": "B", "memory_gb": 10.0, "stages": 6, "mirror_axes": [0, 1, 2], "train": {}},
+        "stunet": {
+            "version": "0",
+            "size": "B",
+            "memory_gb": 10.0,
+            "stages": 6,
+            "mirror_axes": [0, 1, 2],
+            "plan": {},
+            "train": {},
+        },
     }
     fit_configurations(plans, DATASET, Target(10.0, 6))
     return json.loads(json.dumps(plans))
@@ -104,7 +113,7 @@ def test_overrides_stand_in_the_plan_and_in_its_name(plans: dict[str, Any]) -> N
 
 def test_a_value_that_is_set_again_stands_once_in_the_name(plans: dict[str, Any]) -> None:
     once = derive(plans, DATASET, overrides={"num_epochs": 5, "seed": 1})
-    assert derive(once, DATASET, overrides={"num_epochs": 7})["plans_name"] == "STUNetPlans_B-seed1-num_epochs7"
+    assert derive(once, DATASET, overrides={"num_epochs": 7})["plans_name"] == "STUNetPlans_B-num_epochs7-seed1"
 
 
 def test_checkpointing_gives_a_larger_patch(plans: dict[str, Any]) -> None:
@@ -130,6 +139,10 @@ def test_nothing_to_change_gives_the_same_plan(plans: dict[str, Any]) -> None:
         ({"patch_size": [64, 0, 64]}, "is not a valid list"),
         ({"patch_size": [60, 64, 64]}, "does not fit the strides"),
         ({"checkpointing": 1}, "is not a valid bool"),
+        ({"num_epochs": float("inf")}, "is not a valid int"),
+        ({"initial_lr": float("nan")}, "is not a valid float"),
+        ({"momentum": 1.5}, "is not a valid float"),
+        ({"oversample_foreground_percent": 33}, "is not a valid float"),
     ],
 )
 def test_bad_overrides_are_refused(plans: dict[str, Any], overrides: dict[str, Any], message: str) -> None:
@@ -150,17 +163,16 @@ def test_plans_of_others_are_refused(plans: dict[str, Any]) -> None:
 
 
 def test_overrides_are_read_as_json() -> None:
-    assert parse_overrides(["num_epochs=2.5e2", "patch_size=[64,64,64]", "checkpointing=true"]) == {
+    assert values.parse(["num_epochs=2.5e2", "patch_size=[64,64,64]", "checkpointing=true"]) == {
         "num_epochs": 250,
         "patch_size": [64, 64, 64],
         "checkpointing": True,
     }
     with pytest.raises(UsageError, match="not of the form key=value"):
-        parse_overrides(["num_epochs"])
+        values.parse(["num_epochs"])
 
 
 def test_class_counts_follow_the_labels(plans: dict[str, Any]) -> None:
-    describe = derive_module.describe
     assert describe(plans, "3d_lowres", DATASET).classes == 3
     assert describe(plans, "3d_fullres", DATASET).channels == 3  # the image and the one-hot labels of 3d_lowres
     ignoring = {**DATASET, "labels": {**DATASET["labels"], "ignore": 3}}
@@ -223,6 +235,74 @@ def test_a_configuration_has_what_it_inherits(plans: dict[str, Any]) -> None:
     resolved = resolve(plans, "3d_cascade_fullres")
     assert resolved["previous_stage"] == "3d_lowres"
     assert resolved["spacing"] == [1.0, 0.8, 0.8]
+
+
+def test_what_was_set_stays_set_for_another_size(plans: dict[str, Any]) -> None:
+    small = derive(plans, DATASET, overrides={"batch_size": 4, "patch_size": [64, 64, 64], "num_epochs": 5})
+    large = derive(small, DATASET, size="L")
+    assert large["plans_name"] == "STUNetPlans_L-num_epochs5-batch_size4-patch_size64x64x64"
+    fullres = large["configurations"]["3d_fullres"]
+    assert (fullres["batch_size"], fullres["patch_size"]) == (4, [64, 64, 64])
+    assert large["stunet"]["derived_from"] == "STUNetPlans_B"
+    assert derive(large, DATASET, memory_gb=24, stages=5)["plans_name"] == (
+        "STUNetPlans_L-num_epochs5-batch_size4-patch_size64x64x64-24gb-stages5"
+    )
+
+
+def test_the_estimate_is_that_of_the_values_that_were_set(plans: dict[str, Any]) -> None:
+    derived = derive(plans, DATASET, overrides={"batch_size": 16})
+    before = plans["configurations"]["3d_fullres"]["stunet"]["memory_gb"]
+    assert derived["configurations"]["3d_fullres"]["stunet"]["memory_gb"] > 4 * before
+
+
+def test_what_is_so_already_changes_nothing(plans: dict[str, Any]) -> None:
+    assert derive(plans, DATASET, size="B", stages="6", memory_gb=10) == plans
+    with pytest.raises(UsageError, match="neither a number from 2 to 9 nor 'auto'"):
+        derive(plans, DATASET, stages="six")
+
+
+@pytest.mark.parametrize(
+    ("root", "derived"),
+    [
+        ("STUNetPlans_B_1.5x1.5x1.5mm", "STUNetPlans_L_1.5x1.5x1.5mm"),
+        ("My_Brain", "My_Brain_L"),
+        ("My-Plan_B", "My-Plan_L"),
+    ],
+)
+def test_only_the_size_in_a_name_is_replaced(plans: dict[str, Any], root: str, derived: str) -> None:
+    plans["plans_name"] = root
+    assert derive(plans, DATASET, size="L")["plans_name"] == derived
+
+
+def test_configurations_of_the_users_own_follow(plans: dict[str, Any]) -> None:
+    network = copy.deepcopy(plans["configurations"]["3d_fullres"]["architecture"])
+    plans["configurations"]["mine"] = {"inherits_from": "3d_fullres", "batch_size": 8}
+    plans["configurations"]["other"] = {"inherits_from": "3d_cascade_fullres", "architecture": network}
+    derived = derive(plans, DATASET, size="S", overrides={"batch_size": 3})
+    assert derived["configurations"]["mine"]["batch_size"] == 3
+    assert derived["configurations"]["other"]["architecture"]["arch_kwargs"]["size"] == "S"
+    for name in derived["configurations"]:
+        check_plans(derived, name)
+    assert lineage(plans, "other") == ["other", "3d_cascade_fullres", "3d_fullres"]
+
+
+def test_slices_of_volumes_are_counted_for_the_batch_in_two_dimensions(plans: dict[str, Any]) -> None:
+    flat = copy.deepcopy(plans)
+    for name in ("3d_lowres", "3d_fullres", "3d_cascade_fullres"):
+        del flat["configurations"][name]
+    fit_configurations(flat, {**DATASET, "numTraining": 20}, Target(10.0, 6))
+    fit_configurations(plans, {**DATASET, "numTraining": 20}, Target(10.0, 6))
+    assert flat["configurations"]["2d"]["batch_size"] == 2  # a twentieth of 20 slices of 512 x 512 at most
+    assert plans["configurations"]["2d"]["batch_size"] > 10  # 20 volumes of 400 slices
+
+
+def test_a_run_depends_on_its_own_configuration_only(plans: dict[str, Any]) -> None:
+    before = copy.deepcopy(of_a_run(plans, "3d_fullres"))
+    plans["configurations"]["2d"]["batch_size"] += 1
+    plans["stunet"]["version"] = "9"
+    assert difference(before, of_a_run(plans, "3d_fullres")) is None
+    plans["stunet"]["train"]["seed"] = 4
+    assert difference(before, of_a_run(plans, "3d_fullres")) == "plans.train.seed is in one of them only"
 
 
 def test_the_first_difference_is_named() -> None:

@@ -2,6 +2,7 @@
 
 import copy
 import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,13 @@ import pytest
 import torch
 
 from stunet import workspace
-from stunet.errors import Interrupted, OutOfMemoryError, WeightsError
+from stunet.errors import DataError, Interrupted, OutOfMemoryError, WeightsError
 from stunet.files import read_json
 from stunet.plans.derive import derive
 from stunet.trainers import STUNetTrainer
-from stunet.trainers.base import PlannedTrainer, Silent
+from stunet.trainers.base import BEST, FINAL, LATEST, PlannedTrainer, Silent
 from stunet.trainers.batches import SeededBatches
-from stunet.trainers.launch import Run, limit_threads, start_from
+from stunet.trainers.launch import Run, _stops, checkpoints, forget, limit_threads, start_from, starting_point
 
 SHORT = {"num_epochs": 2, "num_iterations_per_epoch": 3, "num_val_iterations_per_epoch": 1, "batch_size": 2}
 
@@ -141,6 +142,69 @@ def test_every_head_has_its_target_for_any_number_of_stages(
     assert not torch.equal(weights(trainer), before)
 
 
+def test_a_second_stop_while_known_steps_are_replayed_loses_none(
+    planned: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = make_trainer(planned, tmp_path, monkeypatch)
+    first.listener = StopAt("train", 0, 2)
+    with pytest.raises(Interrupted):
+        first.run_training()
+    file = Path(first.output_folder) / LATEST
+    before = torch.load(file, weights_only=True)
+    again = make_trainer(planned, tmp_path, monkeypatch)
+    again.load_checkpoint(str(file))
+    again.stop_requested = True
+    with pytest.raises(Interrupted):
+        again.run_training()
+    after = torch.load(file, weights_only=True)
+    assert len(before["stunet"]["losses"]) == 2
+    assert after["stunet"]["losses"] == before["stunet"]["losses"]
+    assert torch.equal(weights(again), weights(first))
+
+
+def test_the_latest_checkpoint_is_written_by_time_whatever_the_best_does(
+    planned: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = make_trainer(planned, tmp_path, monkeypatch)
+    trainer.initialize()
+    saved = trainer._saved
+    trainer.save_checkpoint(str(Path(trainer.output_folder) / BEST))
+    assert trainer._saved == saved
+    trainer.save_checkpoint(str(Path(trainer.output_folder) / LATEST))
+    assert trainer._saved > saved
+
+
+def test_starting_anew_forgets_the_earlier_training(
+    planned: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = make_trainer(planned, tmp_path, monkeypatch)
+    run = Run(planned, trainer.plans_manager.plans, "3d_fullres", 0, resume=True)
+    assert run.folder == Path(trainer.output_folder)
+    for name in (FINAL, LATEST, BEST):
+        (run.folder / name).touch()
+    assert starting_point(run) == run.folder / FINAL
+    forget(run)
+    assert checkpoints(run) == []
+    with pytest.raises(DataError, match="nothing to continue"):
+        starting_point(run)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_outside_training_stops_at_once_and_is_resumable(
+    planned: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    trainer = make_trainer(planned, tmp_path, monkeypatch)
+    with pytest.raises(Interrupted) as caught:
+        _receive(number, trainer)
+    assert caught.value.exit_code == 75
+    assert "--c" in caught.value.hint
+
+
+def _receive(number: int, trainer: STUNetTrainer) -> None:
+    with _stops(trainer):
+        os.kill(os.getpid(), number)
+
+
 def test_a_checkpoint_of_another_plan_is_refused(planned: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trainer = make_trainer(planned, tmp_path, monkeypatch)
     trainer.initialize()
@@ -217,9 +281,6 @@ class Killed:
     """A worker process that is killed, as by the kernel when memory runs out."""
 
     def __next__(self) -> dict[str, Any]:
-        import os
-        import signal
-
         os.kill(os.getpid(), signal.SIGKILL)
         return {}
 
@@ -228,3 +289,15 @@ def test_a_killed_worker_is_reported_with_the_next_step() -> None:
     with pytest.raises(OutOfMemoryError, match="data loading process was killed") as caught:
         next(SeededBatches(Killed(), (0,), 0, 0, 1, False))
     assert "nnUNet_n_proc_DA" in caught.value.hint
+
+
+class Broken:
+    """A case that cannot be read."""
+
+    def __next__(self) -> dict[str, Any]:
+        raise RuntimeError("case_7.b2nd is damaged")
+
+
+def test_an_error_in_a_worker_keeps_its_own_text() -> None:
+    with pytest.raises(RuntimeError, match=r"case_7.b2nd is damaged"):
+        next(SeededBatches(Broken(), (0,), 0, 0, 1, False))

@@ -18,9 +18,10 @@ from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 from stunet.checkpoints import load_checkpoint, save_checkpoint
 from stunet.errors import Interrupted, WeightsError
 from stunet.nnunet import exchanged
-from stunet.plans.check import difference
+from stunet.plans.check import difference, of_a_run
 from stunet.trainers.batches import SeededBatches
 
+FINAL, LATEST, BEST = "checkpoint_final.pth", "checkpoint_latest.pth", "checkpoint_best.pth"  # nnU-Net's names
 SAVE_INTERVAL_S = 600.0  # at most this much work is lost by a power cut; nnU-Net saves every 50 epochs
 PLOT_INTERVAL_S = 60.0  # nnU-Net's progress.png takes seconds to draw, as long as a short epoch
 
@@ -52,7 +53,7 @@ class Silent:
 
 
 class PlannedTrainer(nnUNetTrainer):
-    """nnU-Net's trainer with its values taken from the plan's `stunet` block (see plans/derive.py, TRAIN_KEYS)."""
+    """nnU-Net's trainer with its values taken from the plan's `stunet` block (see plans/values.py)."""
 
     def __init__(
         self,
@@ -73,6 +74,7 @@ class PlannedTrainer(nnUNetTrainer):
         # With two stages there is one head, and nnU-Net's weight for the last head, zero, would be the only one.
         self.enable_deep_supervision = len(self.configuration_manager.pool_op_kernel_sizes) > 2
         self.listener: Listener = Silent()
+        self.running = False  # training, which stops after a step; anything else stops at once
         self.stop_requested = False
         self._outputs: list[dict] = []  # of the running epoch's training steps
         self._known: list[dict] = []  # the same, from before an interruption
@@ -116,9 +118,11 @@ class PlannedTrainer(nnUNetTrainer):
         Raises:
             Interrupted: `stop_requested` was set; checkpoint_latest.pth holds the state after the last step.
         """
+        self.running = True
         try:
             super().run_training()
         finally:
+            self.running = False
             for loader in (self.dataloader_train, self.dataloader_val):
                 if loader is not None:
                     loader.close()
@@ -187,10 +191,14 @@ class PlannedTrainer(nnUNetTrainer):
             "init_args": self.my_init_kwargs,
             "trainer_name": nnUNetTrainer.__name__,
             "inference_allowed_mirroring_axes": self.inference_allowed_mirroring_axes,
-            "stunet": {"trainer": type(self).__name__, "losses": [float(output["loss"]) for output in self._outputs]},
+            "stunet": {
+                "trainer": type(self).__name__,
+                "losses": [float(output["loss"]) for output in self._outputs + self._known],
+            },
         }
         save_checkpoint(content, Path(filename))
-        self._saved = time.monotonic()
+        if Path(filename).name == LATEST:
+            self._saved = time.monotonic()
 
     def load_checkpoint(self, filename_or_checkpoint: dict | str) -> None:
         """Continues from a checkpoint: weights, optimizer, epoch, log, and the steps of an epoch that was interrupted.
@@ -202,8 +210,8 @@ class PlannedTrainer(nnUNetTrainer):
             name, checkpoint = filename_or_checkpoint, load_checkpoint(Path(filename_or_checkpoint), self.device)
         else:
             name, checkpoint = "the checkpoint", filename_or_checkpoint
-        changed = difference(checkpoint["init_args"]["plans"], self.plans_manager.plans)
-        if changed:
+        before = of_a_run(checkpoint["init_args"]["plans"], self.configuration_name)
+        if changed := difference(before, of_a_run(self.plans_manager.plans, self.configuration_name)):
             raise WeightsError(
                 f"{name} was trained with another plan than today's ({changed})", "--overwrite starts anew"
             )
@@ -227,10 +235,14 @@ class PlannedTrainer(nnUNetTrainer):
     def _stop_if_requested(self) -> None:
         if not self._stop_requested_anywhere():
             return
-        path = Path(self.output_folder) / "checkpoint_latest.pth"
+        if self.disable_checkpointing:
+            raise Interrupted(f"stopped after {self.current_epoch} epochs, without a checkpoint as asked", "")
+        path = Path(self.output_folder) / LATEST
         self.current_epoch -= 1  # save_checkpoint counts the running epoch as done
         self.save_checkpoint(str(path))
         self.current_epoch += 1
+        if self.is_ddp:
+            dist.barrier()  # a process that leaves early would have the others ended while rank 0 writes
         raise Interrupted(
             f"stopped after {self.current_epoch} epochs; the state is in {str(path)!r}", "the same command with --c"
         )

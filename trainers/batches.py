@@ -62,7 +62,7 @@ class SeededBatches:
         try:
             return next(self._iterator)
         except RuntimeError as error:
-            if "DataLoader worker" not in str(error):
+            if "DataLoader worker (pid" not in str(error):  # the text of a worker that was killed
                 raise
             raise OutOfMemoryError(
                 f"a data loading process was killed, probably for lack of memory ({str(error).splitlines()[0]})",

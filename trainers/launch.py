@@ -8,7 +8,7 @@ import os
 import signal
 import socket
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -21,10 +21,8 @@ from stunet.checkpoints import load_checkpoint
 from stunet.errors import DataError, Interrupted, OutOfMemoryError, StunetError, UsageError, WeightsError
 from stunet.files import read_json
 from stunet.nnunet import trainer_class
-from stunet.trainers.base import Listener, PlannedTrainer, Silent
+from stunet.trainers.base import BEST, FINAL, LATEST, Listener, PlannedTrainer, Silent
 from stunet.workspace import preprocessed_dataset, result_folder
-
-FINAL, LATEST, BEST = "checkpoint_final.pth", "checkpoint_latest.pth", "checkpoint_best.pth"
 
 
 @dataclass(frozen=True)
@@ -94,10 +92,16 @@ def launch(run: Run, new_listener: Callable[[], Listener] = Silent) -> None:
     context = mp.spawn(_worker, (run, checkpoint, new_listener), nprocs=run.processes, join=False)
     with _forwarded_signals([process.pid for process in context.processes]):
         try:
-            while not context.join():
+            while not context.join(grace_period=30):
                 pass
         except mp.ProcessExitedException as error:
             raise _of_exit_code(error.exit_code) from None
+
+
+def forget(run: Run) -> None:
+    """Removes the checkpoints and the validation of an earlier training of the fold, for one that starts anew."""
+    for path in (*checkpoints(run), run.folder / "validation" / "summary.json"):
+        path.unlink(missing_ok=True)
 
 
 def checkpoints(run: Run) -> list[Path]:
@@ -143,9 +147,9 @@ def _train(run: Run, checkpoint: Path | None, listener: Listener) -> None:
             start_from(trainer, run.weights)
         if not run.only_validate:
             trainer.run_training()
-    if run.validate_best:
-        trainer.load_checkpoint(str(run.folder / BEST))
-    trainer.perform_actual_validation(run.probabilities)
+        if run.validate_best:
+            trainer.load_checkpoint(str(run.folder / BEST))
+        trainer.perform_actual_validation(run.probabilities)
 
 
 def limit_threads(run: Run) -> None:
@@ -181,19 +185,19 @@ def start_from(trainer: PlannedTrainer, path: Path) -> None:
 
 @contextmanager
 def _stops(trainer: PlannedTrainer) -> Iterator[None]:
-    """While training runs, the first SIGINT or SIGTERM asks it to stop after the step, the second stops at once."""
+    """The first SIGINT or SIGTERM stops training after its step and validation at once, the second both at once."""
 
     def handle(number: int, frame: FrameType | None) -> None:
         if trainer.stop_requested:
             raise KeyboardInterrupt
         trainer.stop_requested = True
+        if not trainer.running:
+            raise Interrupted(
+                "stopped before or after training; checkpoints are as they were", "the same command with --c"
+            )
 
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
+    with _handled(handle):
         yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 @contextmanager
@@ -202,41 +206,57 @@ def _forwarded_signals(pids: list[int]) -> Iterator[None]:
 
     def forward(number: int, frame: FrameType | None) -> None:
         for pid in pids:
-            os.kill(pid, signal.SIGTERM)
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGTERM)
 
-    before = {number: signal.signal(number, forward) for number in (signal.SIGINT, signal.SIGTERM)}
+    with _handled(forward):
+        yield
+
+
+@contextmanager
+def _handled(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """Lets a function handle SIGINT and SIGTERM; a process of several gets SIGTERM from its parent only."""
+    numbers = [signal.SIGTERM] if mp.parent_process() is not None else [signal.SIGINT, signal.SIGTERM]
+    before = {number: signal.signal(number, handler) for number in numbers}
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for number, old in before.items():
+            signal.signal(number, old)
 
 
 def _worker(rank: int, run: Run, checkpoint: Path | None, new_listener: Callable[[], Listener]) -> None:
-    """One of several processes; ends with the exit code of a known error, after saying what it was."""
+    """One of several processes; ends with the exit code of an error, after saying what it was."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all; the parent passes SIGTERM on
     backend = "nccl" if run.device == "cuda" else "gloo"
     dist.init_process_group(backend, rank=rank, world_size=run.processes)
     if run.device == "cuda":
         torch.cuda.set_device(rank)
     try:
         _train(run, checkpoint, new_listener() if rank == 0 else Silent())
-    except StunetError as error:
-        if not isinstance(error, Interrupted):
-            logging.getLogger("stunet").error("process %d: %s", rank, error.message)
-        raise SystemExit(error.exit_code) from error
+    except Interrupted as error:
+        raise SystemExit(error.exit_code) from None
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
+    except (StunetError, torch.OutOfMemoryError) as error:
+        known = error if isinstance(error, StunetError) else OutOfMemoryError(str(error))
+        logging.getLogger("stunet").error("process %d: %s", rank, known.message)
+        raise SystemExit(known.exit_code) from None
     finally:
         dist.destroy_process_group()
 
 
 def _of_exit_code(code: int) -> StunetError:
     """What a process of a distributed training ended with, as our error."""
-    if code == Interrupted.exit_code:
-        return Interrupted("stopped; the state is in checkpoint_latest.pth", "the same command with --c")
+    if code in (Interrupted.exit_code, -signal.SIGTERM):
+        return Interrupted(f"stopped; a training that had begun is in {LATEST}", "the same command with --c")
     if code < 0:
         return OutOfMemoryError(
             f"a training process was killed by signal {-code}, perhaps for lack of memory", "the same command with --c"
         )
-    return DataError(f"a training process ended with exit code {code}", "see the messages above, or -num_gpus 1")
+    error = StunetError(f"a training process ended with exit code {code}", "see the messages above, or -num_gpus 1")
+    error.exit_code = code
+    return error
 
 
 def _free_port() -> int:

@@ -11,7 +11,8 @@ from stunet.cli import common
 from stunet.errors import UsageError
 
 CONFIGURATIONS = ("2d", "3d_fullres", "3d_lowres")
-WORKERS = (8, 4, 8)  # per configuration at most, as in nnU-Net
+WORKERS = {"2d": 8, "3d_lowres": 8}  # at most, as in nnU-Net; larger images get fewer, for their memory
+FEWER = 4
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -74,16 +75,20 @@ def _command(args: argparse.Namespace) -> None:
 
 
 def _check_options(args: argparse.Namespace) -> None:
+    from stunet.plans.values import parse_stages
+
     if args.preset:
         preset = presets.load(args.preset)
-        args.size = args.size or preset.size
-        args.gpu_memory_target = args.gpu_memory_target or (preset.memory_gb if args.size == preset.size else None)
-        args.stages = args.stages or (str(preset.stages) if preset.stages else None)
+        options = preset.complete(args.size, args.gpu_memory_target, args.stages)
+        args.size, args.gpu_memory_target, args.stages = options
         args.checkpointing = args.checkpointing or preset.set.get("checkpointing", False)
     args.size = args.size or "B"
-    args.stages = args.stages or "6"
-    if args.stages != "auto" and not (args.stages.isdigit() and 2 <= int(args.stages) <= 9):
-        raise UsageError(f"--stages {args.stages!r} is neither a number from 2 to 9 nor 'auto'", "--stages 6")
+    args.stages = parse_stages(args.stages) or 6
+    if args.probe:
+        import torch
+
+        if not torch.cuda.is_available():
+            raise UsageError("--probe needs a CUDA device, and torch finds none", "leave it out: the estimate is used")
     if "__" in (args.overwrite_plans_name or ""):
         raise UsageError(
             f"-overwrite_plans_name {args.overwrite_plans_name!r}: nnU-Net splits folder names at '__'", "one '_'"
@@ -117,7 +122,8 @@ def _plan_and_preprocess(dataset: str, args: argparse.Namespace) -> None:
     if not args.no_pp:
         _preprocess(dataset, plans, args)
         first = "3d_fullres" if "3d_fullres" in plans["configurations"] else "2d"
-        console.note(f"next: stunet_train {int(dataset[7:10])} {first} 0")
+        chosen = "" if len(workspace.planned(dataset)) == 1 else f" -p {plans['plans_name']}"
+        console.note(f"next: stunet_train {int(dataset[7:10])} {first} 0{chosen}")
 
 
 def _check(dataset: str, workers: int, quiet: bool) -> None:
@@ -143,7 +149,7 @@ def _plan(dataset: str, workers: int, args: argparse.Namespace) -> dict[str, Any
         args.overwrite_plans_name,
         args.overwrite_target_spacing,
         size=args.size,
-        stages=None if args.stages == "auto" else int(args.stages),
+        stages=None if args.stages == "auto" else args.stages,
         checkpointing=args.checkpointing,
         measure=measure_step if args.probe else None,
     )
@@ -156,12 +162,12 @@ def _preprocess(dataset: str, plans: dict[str, Any], args: argparse.Namespace) -
     for position, name in enumerate(args.c):
         if name not in plans["configurations"] and name in CONFIGURATIONS:
             continue  # this dataset needs no 3d_lowres, or has no third dimension
-        most = (
-            args.np[position if len(args.np) > 1 else 0] if args.np else min(WORKERS[position % len(WORKERS)], _cores())
-        )
+        workers = min(WORKERS.get(name, FEWER), _cores())
+        if args.np:
+            workers = args.np[position if len(args.np) > 1 else 0]
         todo = len(pending_cases(dataset, plans, [name]))
         with console.Progress(f"preprocess {name}", todo, args.no_pbar) as progress:
-            preprocess(dataset, plans, [name], most, progress.step)
+            preprocess(dataset, plans, [name], workers, progress.step)
 
 
 def _summary(plans: dict[str, Any]) -> tuple[list[str], list[list[str]]]:

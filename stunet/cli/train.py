@@ -72,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _command(args: argparse.Namespace) -> None:
-    for variable in reversed(workspace.VARIABLES):
+    for variable in ("nnUNet_results", "nnUNet_preprocessed"):
         workspace.folder(variable)
     dataset, configuration, fold = _positions(args)
     if args.resume + args.val + args.overwrite > 1:
@@ -87,12 +87,18 @@ def _command(args: argparse.Namespace) -> None:
 
     from stunet import nnunet
     from stunet.plans.check import check_plans
+    from stunet.trainers.ready import check_data
 
     resolved = check_plans(plans, configuration)
     nnunet.check_version()
     nnunet.limit_processes()
     nnunet.check_trainer(args.tr)
-    _check_data(dataset, plans, configuration, resolved, fold)
+    check_data(dataset, plans, configuration, fold)
+    if resolved["batch_size"] < args.num_gpus:
+        raise UsageError(
+            f"a batch of {resolved['batch_size']} cannot be shared by {args.num_gpus} processes",
+            f"--set batch_size={args.num_gpus}, or a smaller -num_gpus",
+        )
     run = _run(dataset, plans, configuration, fold, args)
     _check_results(run, args.overwrite or args.dry_run)
     _describe(run, resolved)
@@ -100,7 +106,7 @@ def _command(args: argparse.Namespace) -> None:
         return
     if derived:
         write_json(workspace.preprocessed_dataset(dataset) / f"{plans['plans_name']}.json", plans)
-    _train(run)
+    _train(run, args.overwrite)
 
 
 def _positions(args: argparse.Namespace) -> tuple[str, str, int | str]:
@@ -137,20 +143,22 @@ def _dataset(given: str | None) -> str:
 
 def _plans(dataset: str, args: argparse.Namespace) -> tuple[dict[str, Any], bool]:
     """The plans to train with, and whether they have been derived just now and are not on the disk yet."""
+    from stunet.plans import values
     from stunet.plans.check import difference
-    from stunet.plans.derive import derive, parse_overrides
+    from stunet.plans.derive import derive
 
     path = workspace.plans_path(dataset, args.p)
     plans = workspace.load_plans(path)
-    size, memory_gb, stages, values = args.size, args.gpu_memory_target, args.stages, parse_overrides(args.set)
+    size, memory_gb, stages = args.size, args.gpu_memory_target, values.parse_stages(args.stages)
+    overrides = values.parse(args.set)
     if args.preset:
         preset = presets.load(args.preset)
-        size, values = size or preset.size, {**preset.set, **values}
-        memory_gb, stages = memory_gb or preset.memory_gb, stages or preset.stages
-    if not (size or memory_gb or stages or values):
+        size, memory_gb, stages = preset.complete(size, memory_gb, stages)
+        overrides = {**preset.set, **overrides}
+    if not (size or memory_gb or stages or overrides):
         return plans, False
     dataset_json = read_json(path.parent / "dataset.json")
-    derived = derive(plans, dataset_json, size=size, memory_gb=memory_gb, stages=stages, overrides=values)
+    derived = derive(plans, dataset_json, size=size, memory_gb=memory_gb, stages=stages, overrides=overrides)
     existing = path.with_name(f"{derived['plans_name']}.json")
     if not existing.is_file():
         return derived, True
@@ -167,38 +175,6 @@ def _plans(dataset: str, args: argparse.Namespace) -> tuple[dict[str, Any], bool
 def _comparable(plans: dict[str, Any]) -> dict[str, Any]:
     block = {key: value for key, value in plans.get("stunet", {}).items() if key not in ("derived_from", "version")}
     return {**plans, "stunet": block}
-
-
-def _check_data(
-    dataset: str, plans: dict[str, Any], configuration: str, resolved: dict[str, Any], fold: int | str
-) -> None:
-    """Sees that the data are preprocessed, the fold can be made, and a cascade has its first stage."""
-    from stunet.preprocessing import preprocessed_cases
-
-    number = int(dataset[7:10])
-    cases = preprocessed_cases(dataset, plans, configuration)
-    if not cases:
-        raise DataError(
-            f"{dataset} is not preprocessed for {configuration} with {plans['plans_name']}",
-            f"stunet_plan_and_preprocess -d {number} -c {configuration}",
-        )
-    splits = workspace.preprocessed_dataset(dataset) / "splits_final.json"
-    if fold != "all" and not splits.is_file() and len(cases) < 5:
-        raise DataError(
-            f"{dataset} has {len(cases)} cases, too few for five folds", f"stunet_train {number} {configuration} all"
-        )
-    previous = resolved.get("previous_stage")
-    if previous:
-        folder = (
-            workspace.result_folder(dataset, plans["plans_name"], previous) / "predicted_next_stage" / configuration
-        )
-        predicted = {p.name.split(".")[0] for p in folder.glob("*")}
-        missing = sorted(set(cases) - predicted)
-        if missing:
-            raise DataError(
-                f"{configuration} needs predictions of {previous}; {len(missing)} are missing (e.g. {missing[0]!r})",
-                f"stunet_train {number} {previous} FOLD, for all five folds, first",
-            )
 
 
 def _run(dataset: str, plans: dict[str, Any], configuration: str, fold: int | str, args: argparse.Namespace) -> "Run":
@@ -223,11 +199,10 @@ def _run(dataset: str, plans: dict[str, Any], configuration: str, fold: int | st
 
 def _describe(run: "Run", resolved: dict[str, Any]) -> None:
     from stunet.plans.derive import describe
-    from stunet.plans.memory import parameters
+    from stunet.plans.memory import estimate, parameters
 
     dataset_json = read_json(workspace.preprocessed_dataset(run.dataset) / "dataset.json")
-    source = run.plans["configurations"][run.configuration].get("inherits_from", run.configuration)
-    network = describe(run.plans, source, dataset_json)
+    network = describe(run.plans, run.configuration, dataset_json)
     strides = resolved["architecture"]["arch_kwargs"]["strides"]
     patch = "x".join(map(str, resolved["patch_size"]))
     millions = parameters(network, strides) / 1e6
@@ -235,7 +210,8 @@ def _describe(run: "Run", resolved: dict[str, Any]) -> None:
         f"{run.dataset}  {run.configuration}  fold {run.fold}  {run.plans['plans_name']}\n"
         f"STU-Net-{network.size}, {millions:.1f} M parameters, {len(strides)} stages, "
         f"patch {patch}, batch {resolved['batch_size']}, "
-        f"about {resolved['stunet']['memory_gb']:.1f} GB of GPU memory; device {run.device}\nresults: {run.folder}"
+        f"about {estimate(network, resolved['patch_size'], resolved['batch_size'], strides):.1f} GB of GPU memory; "
+        f"device {run.device}\nresults: {run.folder}"
     )
 
 
@@ -251,9 +227,11 @@ def _check_results(run: "Run", overwrite: bool) -> None:
         )
 
 
-def _train(run: "Run") -> None:
-    from stunet.trainers.launch import FINAL, launch
+def _train(run: "Run", overwrite: bool) -> None:
+    from stunet.trainers.launch import FINAL, forget, launch
 
+    if overwrite:
+        forget(run)
     summary = run.folder / "validation" / "summary.json"
     if run.resume and (run.folder / FINAL).is_file() and summary.is_file():
         console.note("this fold is trained and validated; nothing to do")

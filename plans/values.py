@@ -1,0 +1,95 @@
+"""Which values of a run can be set from the command line (`--set key=value`), and what is valid for each.
+
+They live in the plan: those of training in `stunet.train`, those that shape the plan in `stunet.plan` (derive.py).
+"""
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from stunet.errors import UsageError, closest
+
+
+@dataclass(frozen=True)
+class Value:
+    """A kind of value: its type, what else must hold, and an example for error messages."""
+
+    type: type
+    valid: Callable[[Any], bool]
+    example: str
+
+
+_COUNT = Value(int, lambda n: n >= 1, "250")
+_SHARE = Value(float, lambda x: 0 <= x <= 1, "0.33")
+_POSITIVE = Value(float, lambda x: x > 0, "0.001")
+
+TRAIN: dict[str, Value] = {
+    "num_epochs": _COUNT,
+    "num_iterations_per_epoch": _COUNT,
+    "num_val_iterations_per_epoch": _COUNT,
+    "initial_lr": _POSITIVE,
+    "momentum": Value(float, lambda x: 0 <= x < 1, "0.9"),
+    "weight_decay": Value(float, lambda x: x >= 0, "3e-5"),
+    "oversample_foreground_percent": _SHARE,
+    "seed": Value(int, lambda n: n >= 0, "1"),
+}
+PLAN: dict[str, Value] = {
+    "batch_size": _COUNT,
+    "patch_size": Value(list, lambda p: len(p) in (2, 3) and all(type(n) is int and n > 0 for n in p), "[64,64,64]"),
+    "checkpointing": Value(bool, lambda b: True, "true"),
+}
+KNOWN = TRAIN | PLAN
+
+
+def parse(pairs: Sequence[str]) -> dict[str, Any]:
+    """`["num_epochs=250", "patch_size=[64,64,64]"]` as a dictionary; values are JSON.
+
+    Raises:
+        UsageError: A pair without `=`, an unknown key, or a value that is not valid.
+    """
+    values = {}
+    for pair in pairs:
+        key, equals, text = pair.partition("=")
+        if not equals:
+            raise UsageError(f"--set {pair!r} is not of the form key=value", "--set num_epochs=250")
+        try:
+            values[key] = checked(key, json.loads(text))
+        except json.JSONDecodeError:
+            values[key] = checked(key, text)
+    return values
+
+
+def parse_stages(text: str | int | None) -> int | str | None:
+    """A number of stages, "auto", or None for none given.
+
+    Raises:
+        UsageError: Neither a number from 2 to 9 nor "auto".
+    """
+    if text is None or text == "auto":
+        return text
+    if not (str(text).isdigit() and 2 <= int(text) <= 9):
+        raise UsageError(f"--stages {text!r} is neither a number from 2 to 9 nor 'auto'", "--stages 6")
+    return int(text)
+
+
+def checked(key: str, value: Any) -> Any:
+    """The value in its type.
+
+    Raises:
+        UsageError: Unknown key, or a value that is not valid for it.
+    """
+    if key not in KNOWN:
+        raise UsageError(f"unknown key {key!r}{closest(key, list(KNOWN))}", f"--set takes {', '.join(KNOWN)}")
+    kind = KNOWN[key]
+    number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    of_type = {
+        int: number and value == int(value),
+        float: number,
+        bool: isinstance(value, bool),
+        list: isinstance(value, list),
+    }
+    if not of_type[kind.type] or not kind.valid(value):
+        raise UsageError(f"{key}={value!r} is not a valid {kind.type.__name__}", f"--set {key}={kind.example}")
+    return kind.type(value)

@@ -1,0 +1,42 @@
+"""Is everything there that a training needs? Preprocessed cases, enough of them for the folds, a cascade's first stage.
+
+Imports neither torch nor nnunetv2, so that a mistake is named at once.
+"""
+
+from typing import Any
+
+from stunet.errors import DataError
+from stunet.plans.resolve import resolve
+from stunet.preprocessing import preprocessed_cases, unprocessed_cases
+from stunet.workspace import preprocessed_dataset, result_folder
+
+
+def check_data(dataset: str, plans: dict[str, Any], configuration: str, fold: int | str) -> None:
+    """Sees that the data are preprocessed, the fold can be made, and a cascade has its first stage.
+
+    Raises:
+        DataError: They are not, or not all of them; the message says what is missing.
+    """
+    number = int(dataset[7:10])
+    cases = preprocessed_cases(dataset, plans, configuration)
+    missing = unprocessed_cases(dataset, plans, configuration)
+    if not cases or missing:
+        state = f"{len(missing)} cases are missing (e.g. {missing[0]!r})" if cases else "no case is there"
+        raise DataError(
+            f"{dataset} is not preprocessed for {configuration} with {plans['plans_name']}: {state}",
+            f"stunet_plan_and_preprocess -d {number} -c {configuration}",
+        )
+    splits = preprocessed_dataset(dataset) / "splits_final.json"
+    if fold != "all" and not splits.is_file() and len(cases) < 5:
+        raise DataError(
+            f"{dataset} has {len(cases)} cases, too few for five folds", f"stunet_train {number} {configuration} all"
+        )
+    previous = resolve(plans, configuration).get("previous_stage")
+    if previous:
+        folder = result_folder(dataset, plans["plans_name"], previous) / "predicted_next_stage" / configuration
+        waiting = sorted(set(cases) - {path.stem for path in folder.glob("*")})
+        if waiting:
+            raise DataError(
+                f"{configuration} needs predictions of {previous}; {len(waiting)} are missing (e.g. {waiting[0]!r})",
+                f"stunet_train {number} {previous} FOLD -p {plans['plans_name']}, for all five folds, first",
+            )
