@@ -130,7 +130,7 @@ def _dataset(given: str | None) -> str:
         return workspace.dataset_name(given)
     planned = [
         p.name
-        for p in sorted(workspace.folder("nnUNet_preprocessed").glob("Dataset???_*"))
+        for p in sorted(workspace.folder("nnUNet_preprocessed").glob(workspace.DATASETS))
         if workspace.list_plans(p.name)
     ]
     if len(planned) == 1:
