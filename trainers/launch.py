@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 import socket
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -232,6 +233,8 @@ def _worker(rank: int, run: Run, checkpoint: Path | None, new_listener: Callable
     dist.init_process_group(backend, rank=rank, world_size=run.processes)
     if run.device == "cuda":
         torch.cuda.set_device(rank)
+    else:  # nnU-Net makes a GradScaler in every process of several, which base.py puts aside
+        warnings.filterwarnings("ignore", "torch.cuda.amp.GradScaler is enabled")
     try:
         _train(run, checkpoint, new_listener() if rank == 0 else Silent())
     except Interrupted as error:
