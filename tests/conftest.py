@@ -1,11 +1,14 @@
 """What all tests share: one thread per process, and the path of the reference data."""
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+# A run in the background (nohup, CI) ignores Ctrl-C, and so would everything that tests start and interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported; pytest-xdist brings the parallelism
 
 
