@@ -5,6 +5,7 @@ a plan valid.
 """
 
 import copy
+import hashlib
 import json
 import math
 import re
@@ -18,6 +19,8 @@ from stunet.plans import memory, topology, values
 from stunet.plans.fit import Fit, Target, corrected, fit
 from stunet.plans.memory import Network
 from stunet.plans.resolve import lineage, resolve
+
+NAME_LENGTH = 72  # characters: nnU-Net puts two plans' names into one folder's name, which ends at 255
 
 # Runs one training step of a network with this patch, batch and strides on the GPU: peak GiB.
 Measure = Callable[[Network, Fit], float]
@@ -35,7 +38,7 @@ def derive(
     """A plan for another size, memory target (GiB), number of stages (or 'auto') or set of values.
 
     Spacing, normalisation and data identifiers stay, so nothing has to be preprocessed again. The new plan's name says
-    what differs from the one that was planned: `STUNetPlans_L`, `STUNetPlans_B-num_epochs250`. What was set before
+    what differs from the one that was planned: `STUNetPlans_L`, `STUNetPlans_B-epochs250`. What was set before
     stays set.
 
     Args:
@@ -181,15 +184,11 @@ def _name(root: str, block: Mapping[str, Any]) -> str:
     if not re.search(rf"_{size}(?=_|$)", root):
         pattern = rf"_({'|'.join(SIZES)})(?=_[0-9.x]+mm$|$)"
         root = re.sub(pattern, f"_{size}", root) if re.search(pattern, root) else f"{root}_{size}"
-    return "-".join([root, *(_tag(key, value) for key, value in {**block["train"], **block["plan"]}.items())])
-
-
-def _tag(key: str, value: Any) -> str:
-    if key == "memory_gb":
-        return f"{value:g}gb"
-    if isinstance(value, list):
-        return key + "x".join(map(str, value))
-    return key + (f"{value:g}".replace("-", "m") if isinstance(value, float) else str(value))
+    tags = [values.tag(key, value) for key, value in {**block["train"], **block["plan"]}.items()]
+    name = "-".join([root, *tags])
+    if len(name) <= NAME_LENGTH:
+        return name
+    return f"{root}-{hashlib.sha1('-'.join(tags).encode()).hexdigest()[:8]}"
 
 
 def _with_network(plans: Mapping[str, Any]) -> dict[str, dict]:

@@ -14,31 +14,34 @@ from stunet.errors import UsageError, closest
 
 @dataclass(frozen=True)
 class Value:
-    """A kind of value: its type, what else must hold, and an example for error messages."""
+    """A kind of value: how it stands in a plan's name, its type, what else must hold, an example for error messages."""
 
+    tag: str
     type: type
     valid: Callable[[Any], bool]
     example: str
 
 
-_COUNT = Value(int, lambda n: n >= 1, "250")
-_SHARE = Value(float, lambda x: 0 <= x <= 1, "0.33")
-_POSITIVE = Value(float, lambda x: x > 0, "0.001")
+def _positive(number: float) -> bool:
+    return number > 0
+
 
 TRAIN: dict[str, Value] = {
-    "num_epochs": _COUNT,
-    "num_iterations_per_epoch": _COUNT,
-    "num_val_iterations_per_epoch": _COUNT,
-    "initial_lr": _POSITIVE,
-    "momentum": Value(float, lambda x: 0 <= x < 1, "0.9"),
-    "weight_decay": Value(float, lambda x: x >= 0, "3e-5"),
-    "oversample_foreground_percent": _SHARE,
-    "seed": Value(int, lambda n: n >= 0, "1"),
+    "num_epochs": Value("epochs", int, _positive, "250"),
+    "num_iterations_per_epoch": Value("its", int, _positive, "250"),
+    "num_val_iterations_per_epoch": Value("valits", int, _positive, "50"),
+    "initial_lr": Value("lr", float, _positive, "0.001"),
+    "momentum": Value("mom", float, lambda x: 0 <= x < 1, "0.9"),
+    "weight_decay": Value("wd", float, lambda x: x >= 0, "3e-5"),
+    "oversample_foreground_percent": Value("fg", float, lambda x: 0 <= x <= 1, "0.33"),
+    "seed": Value("seed", int, lambda n: n >= 0, "1"),
 }
 PLAN: dict[str, Value] = {
-    "batch_size": _COUNT,
-    "patch_size": Value(list, lambda p: len(p) in (2, 3) and all(type(n) is int and n > 0 for n in p), "[64,64,64]"),
-    "checkpointing": Value(bool, lambda b: True, "true"),
+    "batch_size": Value("bs", int, _positive, "4"),
+    "patch_size": Value(
+        "patch", list, lambda p: len(p) in (2, 3) and all(type(n) is int and n > 0 for n in p), "[64,64,64]"
+    ),
+    "checkpointing": Value("ckpt", bool, lambda b: True, "true"),
 }
 KNOWN = TRAIN | PLAN
 
@@ -93,3 +96,13 @@ def checked(key: str, value: Any) -> Any:
     if not of_type[kind.type] or not kind.valid(value):
         raise UsageError(f"{key}={value!r} is not a valid {kind.type.__name__}", f"--set {key}={kind.example}")
     return kind.type(value)
+
+
+def tag(key: str, value: Any) -> str:
+    """How a value stands in a plan's name: `epochs250`, `patch64x64x64`; short, because folder names have a limit."""
+    if key == "memory_gb":
+        return f"{value:g}gb"
+    name = KNOWN[key].tag if key in KNOWN else key
+    if isinstance(value, list):
+        return name + "x".join(map(str, value))
+    return name + (f"{value:g}".replace("-", "m") if isinstance(value, float) else str(value))

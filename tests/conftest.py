@@ -1,5 +1,6 @@
 """What all tests share: one thread per process, and the path of the reference data."""
 
+import locale
 import os
 import signal
 from collections.abc import Iterator
@@ -10,6 +11,14 @@ import pytest
 # A run in the background (nohup, CI) ignores Ctrl-C, and so would everything that tests start and interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported; pytest-xdist brings the parallelism
+
+
+@pytest.fixture(autouse=True)
+def locale_as_it_was() -> Iterator[None]:
+    """GDCM changes the process's locale when a test writes DICOM files with it, and later tests read text files."""
+    before = locale.setlocale(locale.LC_ALL)
+    yield
+    locale.setlocale(locale.LC_ALL, before)
 
 
 @pytest.fixture(scope="session")

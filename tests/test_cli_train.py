@@ -131,7 +131,7 @@ def test_a_dry_run_shows_the_run_and_writes_nothing(
     assert main(["998", "3d_fullres", "0", "--size", "S", "--set", "num_epochs=7", "--dry_run", "-device", "cpu"]) == 0
     err = capsys.readouterr().err
     assert "STU-Net-S, 14.5 M parameters, 6 stages" in err
-    assert "STUNetPlans_S-num_epochs7" in err
+    assert "STUNetPlans_S-epochs7" in err
     assert everything(tmp_path / "results") == set()
     assert everything(workspace.folder("nnUNet_preprocessed")) == before
 

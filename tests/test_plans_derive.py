@@ -103,7 +103,7 @@ def test_deriving_changes_nothing_in_the_given_plan(plans: dict[str, Any]) -> No
 def test_overrides_stand_in_the_plan_and_in_its_name(plans: dict[str, Any]) -> None:
     values = {"num_epochs": 250, "initial_lr": 1e-3, "batch_size": 4, "patch_size": [64, 128, 128]}
     derived = derive(plans, DATASET, overrides=values)
-    assert derived["plans_name"] == "STUNetPlans_B-num_epochs250-initial_lr0.001-batch_size4-patch_size64x128x128"
+    assert derived["plans_name"] == "STUNetPlans_B-epochs250-lr0.001-bs4-patch64x128x128"
     assert derived["stunet"]["train"] == {"num_epochs": 250, "initial_lr": 1e-3}
     fullres = check_plans(derived, "3d_cascade_fullres")
     assert (fullres["batch_size"], fullres["patch_size"]) == (4, [64, 128, 128])
@@ -113,7 +113,7 @@ def test_overrides_stand_in_the_plan_and_in_its_name(plans: dict[str, Any]) -> N
 
 def test_a_value_that_is_set_again_stands_once_in_the_name(plans: dict[str, Any]) -> None:
     once = derive(plans, DATASET, overrides={"num_epochs": 5, "seed": 1})
-    assert derive(once, DATASET, overrides={"num_epochs": 7})["plans_name"] == "STUNetPlans_B-num_epochs7-seed1"
+    assert derive(once, DATASET, overrides={"num_epochs": 7})["plans_name"] == "STUNetPlans_B-epochs7-seed1"
 
 
 def test_checkpointing_gives_a_larger_patch(plans: dict[str, Any]) -> None:
@@ -240,12 +240,12 @@ def test_a_configuration_has_what_it_inherits(plans: dict[str, Any]) -> None:
 def test_what_was_set_stays_set_for_another_size(plans: dict[str, Any]) -> None:
     small = derive(plans, DATASET, overrides={"batch_size": 4, "patch_size": [64, 64, 64], "num_epochs": 5})
     large = derive(small, DATASET, size="L")
-    assert large["plans_name"] == "STUNetPlans_L-num_epochs5-batch_size4-patch_size64x64x64"
+    assert large["plans_name"] == "STUNetPlans_L-epochs5-bs4-patch64x64x64"
     fullres = large["configurations"]["3d_fullres"]
     assert (fullres["batch_size"], fullres["patch_size"]) == (4, [64, 64, 64])
     assert large["stunet"]["derived_from"] == "STUNetPlans_B"
     assert derive(large, DATASET, memory_gb=24, stages=5)["plans_name"] == (
-        "STUNetPlans_L-num_epochs5-batch_size4-patch_size64x64x64-24gb-stages5"
+        "STUNetPlans_L-epochs5-bs4-patch64x64x64-24gb-stages5"
     )
 
 
@@ -272,6 +272,16 @@ def test_what_is_so_already_changes_nothing(plans: dict[str, Any]) -> None:
 def test_only_the_size_in_a_name_is_replaced(plans: dict[str, Any], root: str, derived: str) -> None:
     plans["plans_name"] = root
     assert derive(plans, DATASET, size="L")["plans_name"] == derived
+
+
+def test_a_name_that_would_be_too_long_is_a_hash_of_the_values(plans: dict[str, Any]) -> None:
+    many = {"num_epochs": 10, "num_iterations_per_epoch": 100, "initial_lr": 0.001, "momentum": 0.95, "seed": 12345}
+    many |= {"patch_size": [128, 128, 128], "weight_decay": 0.0001, "batch_size": 3}
+    name = derive(plans, DATASET, overrides=many)["plans_name"]
+    assert name.startswith("STUNetPlans_B-")
+    assert len(name) == len("STUNetPlans_B-") + 8
+    assert derive(plans, DATASET, overrides=many)["plans_name"] == name
+    assert derive(plans, DATASET, overrides={**many, "seed": 1})["plans_name"] != name
 
 
 def test_configurations_of_the_users_own_follow(plans: dict[str, Any]) -> None:

@@ -22,7 +22,7 @@ from stunet.workspace import VARIABLES
 
 DATASET = "Dataset997_Slow"
 VALUES = ["num_epochs=1", "num_iterations_per_epoch=2", "num_val_iterations_per_epoch=1", "batch_size=2"]
-PLANS = f"STUNetPlans_T-{'-'.join(value.replace('=', '') for value in VALUES)}"
+PLANS = "STUNetPlans_T-epochs1-its2-valits1-bs2"
 TRAINING_CASES = [f"phantom_{number:03d}" for number in range(8)]
 TIMEOUT_S = 280
 # A network gives the same bits only with the same number of threads; nnU-Net predicts with as many as it has processes.
