@@ -4,6 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 # Seconds that one slow test may take
 SLOW_TIMEOUT ?= 3600
+SLOW_TESTS   ?= tests/slow
 
 .PHONY: demo test check slow build clean
 
@@ -14,7 +15,7 @@ test: $(VENV)/installed
 	$(BIN)/python -m pytest -q -n 2 -m "not slow"
 
 slow: $(VENV)/installed
-	$(BIN)/python -m pytest -v -m slow --durations=0 --timeout=$(SLOW_TIMEOUT)
+	$(BIN)/python -m pytest -v -m slow --durations=0 --timeout=$(SLOW_TIMEOUT) $(SLOW_TESTS)
 
 check: $(VENV)/installed
 	$(BIN)/ruff check .
