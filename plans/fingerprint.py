@@ -12,23 +12,24 @@ from stunet.workspace import preprocessed_dataset, raw_dataset
 SOURCE = "stunet_source"  # our key in the fingerprint, which nnU-Net ignores
 
 
-def extract_fingerprint(dataset: str, workers: int, clean: bool = False) -> Path:
+def extract_fingerprint(dataset: str, workers: int, clean: bool = False, show_bar: bool = False) -> Path:
     """Writes dataset_fingerprint.json unless an up-to-date one exists.
 
     Args:
         dataset: Full name.
         workers: Processes.
         clean: Extract even if the existing one is up to date.
+        show_bar: Show nnU-Net's progress bar on stderr: large datasets take minutes.
 
     Raises:
-        DataError: A worker process died.
+        DataError: nnU-Net could not extract it; a worker process died, say.
     """
     path = preprocessed_dataset(dataset) / "dataset_fingerprint.json"
     source = _source(dataset)
     if clean or not path.is_file() or read_json(path).get(SOURCE) != source:
         path.parent.mkdir(parents=True, exist_ok=True)
         extractor = DatasetFingerprintExtractor(dataset, workers, verbose=False)
-        extractor.show_progress_bar = False
+        extractor.show_progress_bar = show_bar
         try:
             extractor.run(overwrite_existing=True)
         except RuntimeError as error:

@@ -50,12 +50,12 @@ def check_trainer(name: str) -> None:
         raise UsageError(f"unknown trainer {name!r}{closest(name, list(TRAINERS))}", f"-tr takes {', '.join(TRAINERS)}")
 
 
-def limit_processes(processes: int | None = None) -> None:
-    """Makes nnU-Net start at most `processes` workers per pool (default: one per core) instead of always eight.
+def limit_processes() -> None:
+    """Makes nnU-Net start one worker per core and pool, eight at most, instead of always eight.
 
     Must run before nnunetv2 is imported; a value that the user set in the environment stays.
     """
-    os.environ.setdefault("nnUNet_def_n_proc", str(processes or min(8, os.cpu_count() or 1)))
+    os.environ.setdefault("nnUNet_def_n_proc", str(min(8, os.cpu_count() or 1)))
 
 
 @contextmanager

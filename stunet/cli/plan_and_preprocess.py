@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import sys
 import tempfile
 from collections.abc import Sequence
 from typing import Any
@@ -141,7 +142,7 @@ def _plan(dataset: str, workers: int, args: argparse.Namespace) -> dict[str, Any
     from stunet.plans.probe import measure_step
 
     console.note("extract the fingerprint, plan")
-    extract_fingerprint(dataset, workers, args.clean)
+    extract_fingerprint(dataset, workers, args.clean, show_bar=sys.stderr.isatty() and not args.no_pbar)
     planner = STUNetPlanner(
         dataset,
         args.gpu_memory_target,
