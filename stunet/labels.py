@@ -1,0 +1,217 @@
+"""How does a model's segmentation become one in the labels of another dataset?
+
+A label system is a TOML file in presets/labels/ or of the user's own: the classes of a dataset with its ids for them.
+Its classes are found among a model's by name (classes.py). evaluation.py compares in the ids of such a system.
+
+    title = "..."
+    [classes]
+    spleen = 1
+    liver = { labels = [1, 2] }                           # several ids are one class
+    "femoral head" = { labels = [3], from = ["femur"] }   # the model's name for it, or the names of its parts
+    [other]
+    rectum = 4                                            # ids that the dataset has and that count as background
+"""
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from stunet.classes import match_classes
+from stunet.errors import DataError, closest
+
+MAX_LABEL = 65535  # a 16-bit file holds it; look-up tables stay small
+NOT_CLASSES = {"background", "ignore"}  # nnU-Net's other entries of `labels`
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelClass:
+    """A class of a label system.
+
+    Attributes:
+        name: In the dataset's own words.
+        labels: The dataset's ids that make it up; a prediction gets the first.
+        sources: Names of the classes that it is the union of.
+    """
+
+    name: str
+    labels: tuple[int, ...]
+    sources: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelSystem:
+    """The labels of a dataset.
+
+    Attributes:
+        name: `amos`, or the path of the file.
+        title: One line for listings.
+        source: Where the ids are published.
+        classes: What is segmented.
+        other: Ids of what the dataset also has, by name: background here.
+    """
+
+    name: str
+    title: str
+    source: str
+    classes: tuple[LabelClass, ...]
+    other: Mapping[str, int]
+
+    @property
+    def known(self) -> frozenset[int]:
+        """All values that a file in this system may have."""
+        return frozenset({0, *self.other.values(), *(label for entry in self.classes for label in entry.labels)})
+
+    @property
+    def dataset_labels(self) -> dict[str, int]:
+        """`labels` of a dataset.json for predictions in this system."""
+        return {"background": 0, **{entry.name: entry.labels[0] for entry in self.classes}}
+
+    def from_model(self, labels: Mapping[str, Any]) -> np.ndarray:
+        """The value of this system for each value of a model, as an array to look it up in with `apply`.
+
+        Args:
+            labels: `labels` of the model's dataset.json.
+
+        Raises:
+            DataError: The model does not have all classes, has one that belongs to two of the system, or has regions.
+        """
+        values = {name: value for name, value in labels.items() if name not in NOT_CLASSES}
+        for name, value in values.items():
+            if type(value) is not int or not 0 < value <= MAX_LABEL:
+                raise DataError(
+                    f"labels {self.name!r}: class {name!r} of the model is {value!r}, not one label",
+                    "a model of regions has no classes that could be renumbered",
+                )
+        table = np.zeros(max(values.values(), default=0) + 1, np.min_scalar_type(max(self.dataset_labels.values())))
+        for name, target in self._targets(list(values)).items():
+            table[values[name]] = target
+        return table
+
+    def _targets(self, names: list[str]) -> dict[str, int]:
+        """Value of this system by name of the model's class; classes that it has no use for are left out."""
+        owners: dict[str, LabelClass] = {}
+        missing = []
+        for entry in self.classes:
+            rows = match_classes([entry.name] if entry.name in names else entry.sources, names)
+            missing += [row for row in rows if not row.sources]
+            for source in (source for row in rows for source in row.sources):
+                if source in owners:
+                    raise DataError(
+                        f"labels {self.name!r}: {owners[source].name!r} and {entry.name!r} are both {source!r} here",
+                        "leave one of the two out, in a .toml file of your own",
+                    )
+                owners[source] = entry
+        if missing:
+            near = ", ".join(map(repr, missing[0].closest))
+            raise DataError(
+                f"labels {self.name!r}: the model has no {', '.join(repr(row.target) for row in missing)}",
+                f"nearest to {missing[0].target!r} it has {near or 'nothing'}; "
+                "name a class of the model with `from` in a .toml file of your own",
+            )
+        return {source: entry.labels[0] for source, entry in owners.items()}
+
+
+def names() -> list[str]:
+    """The label systems that come with the package."""
+    return sorted(Path(p.name).stem for p in (files("stunet.presets") / "labels").iterdir() if p.name.endswith(".toml"))
+
+
+def load(name_or_path: str) -> LabelSystem:
+    """The label system of this name, or of this TOML file.
+
+    Raises:
+        DataError: Unknown name, missing file, or something in the file is wrong: the message says what.
+    """
+    own = name_or_path.endswith(".toml")
+    name = name_or_path if own else name_or_path.lower()
+    path = Path(name) if own else files("stunet.presets") / "labels" / f"{name}.toml"
+    if not path.is_file():
+        raise DataError(
+            f"no label system {name_or_path!r}{closest(name, names())}", f"one of {', '.join(names())}, or a .toml file"
+        )
+    try:
+        content = tomllib.loads(path.read_text())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise DataError(f"labels {name!r}: not valid TOML: {error}", "correct the line") from None
+    _check_keys(content, {"title", "source", "classes", "other"}, name)
+    classes, other = content.get("classes"), content.get("other", {})
+    if not isinstance(classes, dict) or not classes or not isinstance(other, dict):
+        raise DataError(f"labels {name!r}: no table of classes", "[classes] with a line like: liver = 1")
+    system = LabelSystem(
+        name=name,
+        title=str(content.get("title", name)),
+        source=str(content.get("source", "")),
+        classes=tuple(_class(key, value, name) for key, value in classes.items()),
+        other={key: _label(value, key, name) for key, value in other.items()},
+    )
+    _check_unique(system)
+    return system
+
+
+def apply(lookup: np.ndarray, array: np.ndarray) -> np.ndarray:
+    """The array with every value looked up, in the type of `lookup`; slice by slice, as look-ups take 8 bytes a voxel.
+
+    Args:
+        lookup: New value by old value, (N,).
+        array: Integers of any shape.
+
+    Raises:
+        DataError: The array has a value that `lookup` does not cover.
+    """
+    if array.size and not 0 <= (wrong := int(array.min())) <= (wrong := int(array.max())) < len(lookup):
+        raise DataError(
+            f"the segmentation has value {wrong}, the model's labels are 0 to {len(lookup) - 1}",
+            "give the dataset.json that belongs to it",
+        )
+    result = np.empty(array.shape, lookup.dtype)
+    for target, source in zip(np.atleast_2d(result), np.atleast_2d(array), strict=True):
+        target[...] = lookup[source]
+    return result
+
+
+def _class(key: str, value: Any, name: str) -> LabelClass:
+    if key in NOT_CLASSES:
+        raise DataError(f"labels {name!r}: {key!r} is no class", "leave it out: what is not listed is background")
+    entry = value if isinstance(value, dict) else {"labels": [value]}
+    _check_keys(entry, {"labels", "from"}, f"{name}: {key}")
+    labels, sources = entry.get("labels"), entry.get("from", [key])
+    if not isinstance(labels, list) or not labels:
+        raise DataError(f"labels {name!r}: class {key!r} has no list of labels", f"{key!r} = {{ labels = [1] }}")
+    if not isinstance(sources, list) or not sources or not all(isinstance(s, str) and s.strip() for s in sources):
+        raise DataError(f"labels {name!r}: `from` of class {key!r} is no list of names", 'from = ["liver"]')
+    return LabelClass(name=key, labels=tuple(_label(label, key, name) for label in labels), sources=tuple(sources))
+
+
+def _label(value: Any, key: str, name: str) -> int:
+    if type(value) is not int or not 0 < value <= MAX_LABEL:
+        raise DataError(
+            f"labels {name!r}: {key!r} is {value!r}, not an integer from 1 to {MAX_LABEL}", "0 is the background"
+        )
+    return value
+
+
+def _check_keys(content: Mapping[str, Any], known: set[str], where: str) -> None:
+    for key in content:
+        if key not in known:
+            raise DataError(
+                f"labels {where!r}: unknown key {key!r}{closest(key, sorted(known))}",
+                f"known keys: {', '.join(sorted(known))}",
+            )
+
+
+def _check_unique(system: LabelSystem) -> None:
+    used: dict[int, str] = {}
+    listed = [(entry.name, entry.labels) for entry in system.classes] + [(n, (v,)) for n, v in system.other.items()]
+    for name, labels in listed:
+        for label in labels:
+            if label in used:
+                raise DataError(
+                    f"labels {system.name!r}: label {label} is {used[label]!r} and {name!r}",
+                    "a label belongs to one class; parts of a class are named with `from`",
+                )
+            used[label] = name

@@ -1,0 +1,163 @@
+"""Do names of the same class find each other, and no others?"""
+
+import tomllib
+from importlib.resources import files
+from itertools import pairwise
+
+import pytest
+
+from stunet import labels
+from stunet.classes import Row, canonical, match_classes
+
+V1, V2, MR = (
+    [entry.name for entry in labels.load(f"totalsegmentator-{version}").classes] for version in ("v1", "v2", "mr")
+)
+ALIASES = tomllib.loads((files("stunet.presets") / "classes" / "aliases.toml").read_text())
+
+
+def sources(target: str, among: list[str] = V1) -> tuple[str, ...]:
+    return match_classes([target], among)[0].sources
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        "left kidney|kidney_left|LK|Left Kidney|L kidney|kidney (left)|Kidney-L|LeftKidney|lkid|the_lt_kidney",
+        "inferior_vena_cava|ivc|IVC|postcava|Inferior Vena Cava|vena cava inferior",
+        "kidney_right|rkid|RK|right kidney",
+        "esophagus|oesophagus|Esophagus",
+        "urinary_bladder|bladder|Urinary Bladder",
+        "gallbladder|gall_bladder|Gall Bladder",
+        "adrenal_gland_left|LAG|left adrenal|Left Adrenal Gland|suprarenal gland left",
+        "clavicula_right|right clavicle|clavicle_R",
+        "iliac_vena_left|left iliac vein|iliac_vein_left|left common iliac vein",
+        "heart_atrium_left|left atrium|LA|Left Heart Atrium",
+        "heart_ventricle_right|RV|right ventricle",
+        "lung_upper_lobe_right|right upper lobe|RUL|upper lobe of the right lung",
+        "portal_vein_and_splenic_vein|portal vein and splenic vein|portal vein & splenic vein|Portal and Splenic Veins",
+        "vertebrae_L5|L5|l5|vertebra L5|L5 vertebra",
+        "vertebrae_T10|T10|Th10|TH10",
+        "rib_left_1|left rib 1|Rib 1 L|rib_1_left",
+        "hip_left|left hip|left hip bone",
+        "gluteus_maximus_left|left gluteus maximus muscle",
+        "liver_tumor|liver tumour|Tumor of the liver|liver tumors",
+        "anterior|Anterior|ANTERIOR",
+    ],
+)
+def test_spellings_of_one_class_are_one_name(names: str) -> None:
+    for one, other in pairwise(names.split("|")):
+        assert canonical(one) == canonical(other)
+
+
+@pytest.mark.parametrize(
+    "name", [*V1, *V2, *MR, "liver tumor", "head of femur L", "prostate/uterus", "肝脏", "???", "1"]
+)
+def test_the_canonical_name_of_a_canonical_name_is_itself(name: str) -> None:
+    assert canonical(canonical(name)) == canonical(name)
+
+
+@pytest.mark.parametrize("names", [V1, V2, MR])
+def test_classes_of_one_dataset_stay_apart(names: list[str]) -> None:
+    assert len({canonical(name) for name in names}) == len(names)
+    assert match_classes(names, names) == [Row(name, (name,)) for name in names]
+
+
+def test_no_alias_stands_for_two_classes() -> None:
+    aliases = [canonical(alias) for others in ALIASES["names"].values() for alias in others]
+    assert [canonical(name) for name, others in ALIASES["names"].items() for _ in others] == aliases
+    listed = [alias for others in ALIASES["names"].values() for alias in others]
+    assert len(set(listed)) == len(listed)
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "liver tumor",
+        "liver_tumour",
+        "liver vessels",
+        "kidney tumor",
+        "kidney_cyst_left",
+        "kidney and tumor",
+        "non-liver",
+        "atrial appendage left",
+        "femoral head left",
+        "spinal canal",
+        "heart muscle of the left leg",
+        "thigh",
+        "ventricle",
+        "lateral ventricle left",
+        "portal vein",
+        "vein",
+        "intestine",
+        "bone",
+        "psoas left",
+        "renal artery",
+        "rib",
+        "vertebrae_body",
+        "L6",
+        "T13",
+        "L1-L3",
+        "gland",
+        "prostate/uterus",
+        "Anterior",
+        "background tissue",
+        "l",
+        "",
+    ],
+)
+def test_names_that_are_no_class_of_the_source_are_new(target: str) -> None:
+    row = match_classes([target], [name for name in V1 if name != "rib_left_7"])[0]
+    assert row.sources == ()
+    assert len(row.closest) == 3
+
+
+def test_the_closest_names_are_those_of_the_source_that_look_alike() -> None:
+    assert match_classes(["livr"], V1)[0].closest[0] == "liver"
+    assert set(match_classes(["kidney tumor"], V2)[0].closest) >= {"kidney_left", "kidney_right"}
+    assert match_classes(["x"], []) == [Row("x", (), ())]
+
+
+def test_left_is_never_right_and_an_atrium_never_a_ventricle() -> None:
+    assert sources("left atrium") == ("heart_atrium_left",)
+    assert sources("left ventricle") == ("heart_ventricle_left",)
+    assert sources("Right Kidney") == ("kidney_right",)
+    assert sources("right atrium", ["heart_atrium_left", "heart_ventricle_right"]) == ()
+
+
+def test_coarse_classes_are_unions_of_all_their_parts() -> None:
+    lobes = {name for name in V1 if name.startswith("lung_")}
+    assert set(sources("lung")) == set(sources("Lungs")) == lobes
+    assert set(sources("left lung")) == {name for name in lobes if name.endswith("left")}
+    assert sources("kidneys") == ("kidney_left", "kidney_right")
+    assert sources("adrenal") == ("adrenal_gland_left", "adrenal_gland_right")
+    assert set(sources("ribs")) == {name for name in V1 if name.startswith("rib_")}
+    assert sources("rib 3") == ("rib_left_3", "rib_right_3")
+    assert set(sources("vertebrae")) == {name for name in V1 if name.startswith("vertebrae_")}
+    assert set(sources("heart")) == {name for name in V1 if name.startswith("heart_")}
+    assert sources("heart", V2) == ("heart",)
+    assert sources("lung", MR) == ("lung_left", "lung_right")
+
+
+def test_a_union_that_lacks_a_part_and_a_part_of_a_union_are_new() -> None:
+    assert sources("lung", [name for name in V1 if name != "lung_middle_lobe_right"]) == ()
+    assert sources("kidney", ["kidney_left"]) == ()
+    assert sources("kidney_left", ["kidney"]) == ()
+
+
+def test_a_name_that_two_sources_share_is_refused_unless_it_is_the_very_same() -> None:
+    row = match_classes(["LK"], ["left kidney", "kidney_left", "liver"])[0]
+    assert row.sources == ()
+    assert set(row.closest[:2]) == {"left kidney", "kidney_left"}
+    assert sources("kidney_left", ["left kidney", "kidney_left"]) == ("kidney_left",)
+
+
+def test_v2_classes_find_those_of_v1_that_kept_their_meaning() -> None:
+    new = [row.target for row in match_classes(V2, V1) if not row.sources]
+    assert set(V1) & set(new) == set()
+    assert {"sternum", "skull", "prostate", "vertebrae_S1", "pulmonary_vein", "atrial_appendage_left"} <= set(new)
+    assert [row.target for row in match_classes(MR, V1) if len(row.sources) > 1] == [
+        "lung_left",
+        "lung_right",
+        "vertebrae",
+        "heart",
+    ]
