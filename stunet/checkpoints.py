@@ -1,21 +1,29 @@
 """How is a checkpoint read without running anything in it, and written so that everybody can read it like that?
 
-A .pth file is a pickle, and a pickle may call any function. torch's restricted reader (`weights_only=True`) builds
-tensors and plain values; nnU-Net's own files also hold numpy scalars, which are the only addition to what it allows.
-inference/predictor.py puts the weights into a network.
+A .pth or .model file is a pickle, and a pickle may call any function. torch's restricted reader (`weights_only=True`)
+builds tensors and plain values; nnU-Net's own files also hold numpy scalars, which are the only addition to what it
+allows. weights.py says what a checkpoint means; inference/predictor.py puts one into a network.
 """
 
+import json
 import pickle
+import re
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import safetensors
 import torch
+from safetensors.torch import save_file
 
 from stunet.errors import DataError, WeightsError
 from stunet.files import whole
+from stunet.foreign import LEGACY, UNREADABLE, describe_file
+from stunet.mapped import release
 
+FORMAT = 1  # of the metadata in our safetensors files, under the key "stunet"
 _scalar = np.float64(0).__reduce__()[0]
 ALLOWED: list[Any] = [
     # numpy 1 and numpy 2 pickle the same function under two names
@@ -35,23 +43,50 @@ def load_checkpoint(path: Path, map_location: str | torch.device = "cpu") -> dic
     """
     if not path.is_file():
         raise WeightsError(f"no checkpoint {str(path)!r}", "check the path, or choose another file with -chk")
-    if not zipfile.is_zipfile(path):
-        raise WeightsError(
-            f"{str(path)!r} is not a whole checkpoint: truncated, or not written by torch.save of torch 1.6 or later",
-            "copy it again, and compare its size or sha256sum with the original",
-        )
+    mapped = _check_container(path)
     with torch.serialization.safe_globals(ALLOWED):
         try:
-            content = torch.load(path, map_location=map_location, weights_only=True, mmap=True)
+            content = torch.load(path, map_location=map_location, weights_only=True, mmap=mapped)
         except pickle.UnpicklingError as error:
             raise _refusal(path, error) from None
-        except (RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
+        except torch.OutOfMemoryError:
+            raise
+        except UNREADABLE as error:
             raise WeightsError(
                 f"{str(path)!r} is damaged: {_first_line(error)}", "copy it again from its source"
             ) from None
     if not isinstance(content, dict):
         raise WeightsError(f"{str(path)!r} holds a {type(content).__name__} instead of a checkpoint's dictionary")
     return content
+
+
+def is_safetensors(path: Path) -> bool:
+    """By content: eight bytes with the length of the JSON header, and its brace."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(9)
+    except OSError:
+        return False  # load_checkpoint() says what is wrong
+    return start[8:] == b"{" and int.from_bytes(start[:8], "little") < 100_000_000
+
+
+def load_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """The tensors, mapped, and what save_weights() was given as `meta`, empty in files of others.
+
+    Raises:
+        WeightsError: Damaged, or written by a later version.
+    """
+    try:
+        with safetensors.safe_open(path, "pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # it is no dictionary
+            meta = json.loads((file.metadata() or {}).get("stunet", "{}"))
+    except (safetensors.SafetensorError, *UNREADABLE) as error:
+        raise WeightsError(f"{str(path)!r} is damaged: {_first_line(error)}", "copy it again from its source") from None
+    if not isinstance(meta, dict) or meta.pop("version", FORMAT) != FORMAT:
+        raise WeightsError(
+            f"{str(path)!r} has metadata that this version of stunet does not know", "pip install -U stunet"
+        )
+    return tensors, meta
 
 
 def load_trained(path: Path) -> dict[str, Any]:
@@ -96,6 +131,24 @@ def check_weights(path: Path, network: torch.nn.Module, weights: dict[str, torch
         )
 
 
+def check_finite(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
+    """Sees that no weight is NaN or infinite; reads all of them.
+
+    Raises:
+        WeightsError: One is; the message names the first and counts the others.
+    """
+    bad = []
+    for name, value in tensors.items():
+        if not value.isfinite().all():
+            bad.append(name)
+        release(value)
+    if bad:
+        raise WeightsError(
+            f"{str(path)!r} has NaN or infinite weights in {len(bad)} of {len(tensors)} tensors (e.g. {bad[0]!r})",
+            "use an earlier checkpoint: this training diverged, or the file is damaged",
+        )
+
+
 def save_checkpoint(content: dict[str, Any], path: Path) -> None:
     """Writes a checkpoint that loads with `weights_only=True` alone; the file appears whole or not at all.
 
@@ -114,6 +167,31 @@ def save_checkpoint(content: dict[str, Any], path: Path) -> None:
             ) from error
 
 
+def save_weights(path: Path, tensors: Mapping[str, torch.Tensor], meta: Mapping[str, Any], half: bool = False) -> None:
+    """Writes a safetensors file that says what it holds; it appears whole or not at all.
+
+    Args:
+        meta: Fields of Weights: plans, configuration, dataset, mirror_axes, entry; what is None is left out.
+        half: Write float16, half the bytes.
+
+    Raises:
+        WeightsError: A weight is NaN, infinite, or with `half` larger than float16 can hold.
+    """
+    check_finite(tensors, path)
+    stored = {name: value.detach().contiguous() for name, value in tensors.items()}
+    if half:
+        stored = {name: value.half() if value.is_floating_point() else value for name, value in stored.items()}
+        large = [name for name, value in stored.items() if not value.isfinite().all()]
+        if large:
+            raise WeightsError(
+                f"{len(large)} tensors (e.g. {large[0]!r}) have values above 65504, the largest of float16",
+                "export them in full precision",
+            )
+    text = json.dumps({key: value for key, value in meta.items() if value is not None} | {"version": FORMAT})
+    with whole(path) as part:
+        save_file(stored, part, {"format": "pt", "stunet": text})
+
+
 def _plain(value: Any) -> Any:
     if isinstance(value, np.generic):
         return value.item()
@@ -126,12 +204,48 @@ def _plain(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
+def _check_container(path: Path) -> bool:
+    """Whether the file can be mapped: a zip file of torch's, whose members are stored as they are.
+
+    Raises:
+        WeightsError: It is no checkpoint, or its members claim more bytes than the file has.
+    """
+    try:
+        with path.open("rb") as file:
+            if file.read(len(LEGACY)) == LEGACY:
+                return False  # of torch before 1.6
+        if not zipfile.is_zipfile(path):
+            raise WeightsError(
+                f"{str(path)!r} is not a whole checkpoint: {describe_file(path)}",
+                "copy it again, and compare its size or sha256sum with the original",
+            )
+        with zipfile.ZipFile(path) as archive:
+            members = archive.infolist()
+    except OSError as error:
+        raise WeightsError(f"cannot read {str(path)!r}: {error.strerror}") from None
+    except (zipfile.BadZipFile, ValueError, NotImplementedError) as error:
+        raise WeightsError(f"{str(path)!r} is damaged: {_first_line(error)}", "copy it again from its source") from None
+    if not any(member.filename.endswith("/data.pkl") for member in members):
+        first = members[0].filename if members else "nothing"
+        raise WeightsError(
+            f"{str(path)!r} is a zip archive (of {first!r} ...), not a checkpoint",
+            "unpack it and give the model folder or the checkpoint in it",
+        )
+    compressed = any(member.compress_type != zipfile.ZIP_STORED for member in members)
+    if compressed or sum(member.file_size for member in members) > path.stat().st_size:
+        raise WeightsError(
+            f"{str(path)!r} claims more bytes than it has; it was not unpacked", "use weights from a source you trust"
+        )
+    return True
+
+
 def _refusal(path: Path, error: pickle.UnpicklingError) -> WeightsError:
     """The error for a file that the restricted reader stopped at; called with ALLOWED in force."""
     try:
         names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
     except (pickle.UnpicklingError, RuntimeError, ValueError, IndexError, KeyError):  # too broken to be listed
         names = []
+    names = names or re.findall(r"GLOBAL (\S+)", str(error))  # of a legacy file they are not listed
     if not names:
         return WeightsError(f"{str(path)!r} is damaged: {_first_line(error)}", "copy it again from its source")
     return WeightsError(

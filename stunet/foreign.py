@@ -1,0 +1,83 @@
+"""What is a file that holds no STU-Net weights? People mix up files, and a name says more than "cannot read".
+
+Files are told by their first bytes, whatever they are called; networks by the names of their parameters.
+"""
+
+import gzip
+import pickle
+import re
+import struct
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+
+# What reading damaged or hostile bytes can raise.
+UNREADABLE = (
+    ArithmeticError, AssertionError, AttributeError, EOFError, ImportError, LookupError, MemoryError, OSError,
+    RuntimeError, TypeError, ValueError, pickle.UnpicklingError, struct.error,
+)  # fmt: skip
+LEGACY = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."  # torch's magic number as torch before 1.6 wrote it
+_STARTS = (
+    (b"<!doctype", "an HTML page: the download page, not the file"),
+    (b"<html", "an HTML page: the download page, not the file"),
+    (b"version https://git-lfs", "a pointer of Git LFS, not the file that it stands for"),
+    (b"\x89hdf", "an HDF5 file"),
+    (b"%pdf", "a PDF document"),
+    (b"rar!", "a RAR archive; unpack it first"),
+    (b"7z\xbc\xaf", "a 7-Zip archive; unpack it first"),
+    (b"\x80", "a pickle: metadata, as in X.model.pkl, without weights"),
+    (b"pk", "the beginning of a checkpoint or zip archive; the rest is missing"),
+    (b"{", "a JSON file"),
+)
+# Parameter names that give a network away; the first pattern that is found decides.
+_NETWORKS = (
+    (r"conv_blocks_context\.0\.blocks\.0\.conv\.weight$", "nnU-Net v1's own network, Generic_UNet"),
+    (r"encoder\.stages\.\d+\.blocks\.\d+\.conv1\.conv\.weight$", "nnU-Net's ResidualEncoderUNet"),
+    (
+        r"encoder\.stages\.\d+\.0\.convs\.0\.conv\.weight$",
+        "nnU-Net's PlainConvUNet (TotalSegmentator's own models are of this kind)",
+    ),
+    (r"swinViT\.", "SwinUNETR"),
+    (r"(enc_block_0|dec_block_0)\.\d+\.conv1\.weight$", "MedNeXt"),
+    (r"eva\.blocks\.\d+\.", "Primus, a transformer"),
+    (r"vit\.(blocks|patch_embedding)\.", "UNETR"),
+    (r"image_encoder\.", "Segment Anything, or a network like it"),
+    (r"exp_avg|momentum_buffer", "the state of an optimizer"),
+)
+
+
+def describe_file(path: Path) -> str:
+    """What a file is, by its first bytes, as "an HTML page"."""
+    with path.open("rb") as file:
+        start = file.read(512)
+    if not start:
+        return "an empty file"
+    if start.startswith(b"\x1f\x8b"):
+        unpacked = _unpacked(path)
+        return "a NIfTI image" if _is_nifti(unpacked) else "a gzip archive; unpack it first"
+    if _is_nifti(start):
+        return "a NIfTI image"
+    text = start.lstrip().lower()
+    return next((what for prefix, what in _STARTS if text.startswith(prefix)), "of an unknown kind")
+
+
+def describe_network(shapes: Mapping[str, tuple[int, ...]]) -> str:
+    """What network tensors are of, by their names and shapes; the first names where it is none that we know."""
+    for pattern, what in _NETWORKS:
+        found = [shapes[name] for name in shapes if re.search(pattern, name)]
+        if found:
+            return f"{what}, in 2D" if len(found[0]) == 4 else what
+    names = ", ".join(map(repr, list(shapes)[:3]))
+    return f"a network with {len(shapes)} tensors of other names ({names})"
+
+
+def _is_nifti(start: bytes) -> bool:
+    return start[344:348] in (b"n+1\0", b"ni1\0") or start[4:8] == b"n+2\0"
+
+
+def _unpacked(path: Path) -> bytes:
+    try:
+        with gzip.open(path) as file:
+            return file.read(348)
+    except (OSError, EOFError, zlib.error):
+        return b""

@@ -1,0 +1,194 @@
+"""What do nnU-Net v1's plans (X.model.pkl) say in the language of nnU-Net v2: plans.json and dataset.json?
+
+The rules stand in nnU-Net's two code bases (1.7.1 and 2.8.1). Two things differ in numbers and not in words: v1
+normalised after resampling, v2 before it, and v1 averaged probabilities over tiles, v2 logits.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from stunet import __version__
+from stunet.errors import WeightsError
+
+NETWORK = "stunet.networks.STUNet"
+# v1 normalises what it does not know per image
+_SCHEMES = {"CT": "CTNormalization", "noNorm": "NoNormalization", "nonCT": "ZScoreNormalization"}
+_INTENSITIES = {
+    "mean": "mean", "sd": "std", "median": "median", "mn": "min", "mx": "max",
+    "percentile_00_5": "percentile_00_5", "percentile_99_5": "percentile_99_5",
+}  # fmt: skip
+_RESAMPLING = "resample_data_or_seg_to_shape"
+
+
+class Converted(NamedTuple):
+    """`dataset` is None where the names of the classes are not known: v1's plans only count them."""
+
+    plans: dict[str, Any]
+    dataset: dict[str, Any] | None
+    configuration: str
+    mirror_axes: tuple[int, ...]
+
+
+def convert_plans(
+    pkl: Mapping[str, Any],
+    path: Path,
+    size: str | None,
+    stages: int = 6,
+    names: Sequence[str] | None = None,
+    channels: Sequence[str] | None = None,
+    dataset_name: str = "Dataset000_nnUNet_v1",
+) -> Converted:
+    """nnU-Net v2's plans and dataset for the content of X.model.pkl.
+
+    Args:
+        pkl: The content, as `pickles.load_pickle` returns it.
+        path: Where it comes from, for messages.
+        size: The network's, from its weights: v1's plans do not know it.
+        stages: Of the network; v1's STU-Net cuts the plan's poolings to 5 or fills them up with ones.
+        names: Of the classes, in the order of the head, background first.
+        channels: Names of the input channels; v1's name for their modality where None.
+        dataset_name: Any; v1's plans do not name their dataset.
+
+    Raises:
+        WeightsError: The plans are stripped, damaged, 2D, use a normalisation that v2 does not have, or count other
+            classes or channels than are named.
+    """
+    plans = pkl.get("plans", pkl) if isinstance(pkl, Mapping) else None
+    if not isinstance(plans, Mapping) or "num_modalities" not in plans:
+        raise WeightsError(f"{str(path)!r} holds no plans of nnU-Net v1", "give the X.model.pkl beside X.model")
+    if not plans.get("plans_per_stage"):
+        raise WeightsError(
+            f"{str(path)!r} is stripped: it has no plans_per_stage, so neither spacing nor strides",
+            "use the X.model.pkl that belongs to X.model instead of plans.pkl",
+        )
+    try:
+        modalities = plans.get("modalities") or {}
+        channels = channels or [str(modalities.get(i, i)) for i in range(int(plans["num_modalities"]))]
+        _agree(path, "channels", int(plans["num_modalities"]), channels)
+        if names is not None:
+            _agree(path, "classes", int(plans["num_classes"]) + 1, names)
+        # init: plans file, fold, output folder, dataset folder, batch_dice, stage, ...
+        *_, batch_dice, index = (*pkl.get("init", ()), *[None] * 6)[:6]
+        last = max(plans["plans_per_stage"])
+        index = index if index in plans["plans_per_stage"] else last
+        configuration = "3d_fullres" if index == last else "3d_lowres"
+        converted = _plans(plans, path, size, stages, plans["plans_per_stage"][index], configuration)
+        converted["dataset_name"] = dataset_name
+        converted["configurations"][configuration]["batch_dice"] = bool(batch_dice)
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+        raise WeightsError(
+            f"{str(path)!r} holds damaged plans: {type(error).__name__} {str(error)[:100]}",
+            "copy it again from its source",
+        ) from None
+    dataset = (
+        None
+        if names is None
+        else {
+            "name": dataset_name,
+            "channel_names": {str(i): name for i, name in enumerate(channels)},
+            "labels": {name: i for i, name in enumerate(names)},
+            "numTraining": 0,
+            "file_ending": ".nii.gz",
+        }
+    )
+    mirror_axes = (0, 1, 2)  # v1's default, which STU-Net's trainers left as it is
+    return Converted(converted, dataset, configuration, mirror_axes)
+
+
+def _plans(
+    plans: Mapping[str, Any],
+    path: Path,
+    size: str | None,
+    stages: int,
+    stage: Mapping[str, Any],
+    configuration: str,
+) -> dict[str, Any]:
+    """v1 computes spacings and shapes of a stage after transposing the axes, as v2 does."""
+    name = "STUNetPlans" if size is None else f"STUNetPlans_{size}"
+    spacing = [float(x) for x in stage["current_spacing"]]
+    shape = [round(n) for n in stage["median_patient_size_in_voxels"]]
+    channels = range(int(plans["num_modalities"]))
+    return {
+        "dataset_name": "",
+        "plans_name": name,
+        "original_median_spacing_after_transp": [float(x) for x in stage.get("original_spacing", spacing)],
+        "original_median_shape_after_transp": shape,
+        "image_reader_writer": "SimpleITKIO",  # what v1 read with; the order of axes is the same
+        "transpose_forward": [int(axis) for axis in plans["transpose_forward"]],
+        "transpose_backward": [int(axis) for axis in plans["transpose_backward"]],
+        "experiment_planner_used": "nnU-Net v1",
+        "label_manager": "LabelManager",
+        "foreground_intensity_properties_per_channel": _intensities(plans, channels),
+        "stunet": {
+            "version": __version__, "size": size, "stages": stages, "mirror_axes": [0, 1, 2], "plan": {}, "train": {},
+        },
+        "configurations": {
+            configuration: {
+                "data_identifier": f"{name}_{configuration}",
+                "preprocessor_name": "DefaultPreprocessor",
+                "batch_size": int(stage["batch_size"]),
+                "patch_size": [int(n) for n in stage["patch_size"]],
+                "median_image_size_in_voxels": shape,
+                "spacing": spacing,
+                "normalization_schemes": [_scheme(plans["normalization_schemes"][i], path) for i in channels],
+                "use_mask_for_norm": [bool(plans["use_mask_for_norm"][i]) for i in channels],
+                **_resampling(),
+                "architecture": {
+                    "network_class_name": NETWORK,
+                    "arch_kwargs": {"size": size, "strides": _strides(stage["pool_op_kernel_sizes"], stages, path)},
+                    "_kw_requires_import": [],
+                },
+            }
+        },
+    }  # fmt: skip
+
+
+def _strides(pools: Sequence[Sequence[int]], stages: int, path: Path) -> list[list[int]]:
+    strides = [[int(s) for s in pool] for pool in pools]
+    if any(len(pool) != 3 for pool in strides):
+        raise WeightsError(f"{str(path)!r} holds plans of a 2D network", "STU-Net of nnU-Net v1 is 3D: use 3d_fullres")
+    return fit_strides([[1, 1, 1], *strides], stages)
+
+
+def fit_strides(strides: Sequence[Sequence[int]], stages: int) -> list[list[int]]:
+    """A plan's strides as the published STU-Net uses them: as many as it has stages, cut off or filled up with ones."""
+    ones = [[1] * len(strides[0])] * stages
+    return [list(stride) for stride in [*strides[:stages], *ones[len(strides) :]]]
+
+
+def _scheme(name: str, path: Path) -> str:
+    if name == "CT2":
+        raise WeightsError(
+            f"{str(path)!r} normalises by 'CT2', which nnU-Net v2 does not have", "predict it with nnU-Net v1"
+        )
+    return _SCHEMES.get(name, "ZScoreNormalization")
+
+
+def _intensities(plans: Mapping[str, Any], channels: Iterable[int]) -> dict[str, dict[str, float]]:
+    """Per channel, a dictionary in any case: v2 asks for one."""
+    known = (plans.get("dataset_properties") or {}).get("intensityproperties") or {}
+    return {
+        str(i): {new: float(known[i][old]) for old, new in _INTENSITIES.items() if old in known.get(i, {})}
+        for i in channels
+    }
+
+
+def _resampling() -> dict[str, Any]:
+    common = {"order_z": 0, "force_separate_z": None}
+    return {
+        "resampling_fn_data": _RESAMPLING,
+        "resampling_fn_seg": _RESAMPLING,
+        "resampling_fn_probabilities": _RESAMPLING,
+        "resampling_fn_data_kwargs": {"is_seg": False, "order": 3, **common},
+        "resampling_fn_seg_kwargs": {"is_seg": True, "order": 1, **common},
+        "resampling_fn_probabilities_kwargs": {"is_seg": False, "order": 1, **common},
+    }
+
+
+def _agree(path: Path, what: str, count: int, names: Sequence[str]) -> None:
+    if len(names) != count or len(set(names)) != count:
+        raise WeightsError(
+            f"{str(path)!r} is for {count} {what}, but {len(names)} names are given",
+            "give one name for each, all different",
+        )

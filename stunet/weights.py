@@ -1,0 +1,270 @@
+"""What is in a file of weights, and what do they mean? One answer for all kinds of files that STU-Net comes in.
+
+nnU-Net v1 (.model with .model.pkl), nnU-Net v2 and nnssl (.pth, a model folder), ours (safetensors) and bare
+parameters. architecture.py recognises the network, checkpoints.py reads safely, transfer.py puts the weights to use.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from stunet.architecture import Architecture, recognise
+from stunet.checkpoints import check_finite, is_safetensors, load_checkpoint, load_safetensors, save_weights
+from stunet.errors import DataError, WeightsError
+from stunet.files import read_json
+from stunet.pickles import load_pickle
+from stunet.plans.resolve import resolve
+from stunet.v1 import NETWORK, convert_plans, fit_strides
+
+__all__ = ["Architecture", "Weights", "check_finite", "read_weights", "recognise", "save_weights"]
+
+# How nnU-Net 2.2 and before described the network in a configuration.
+_OLD_KEYS = {
+    "UNet_class_name", "UNet_base_num_features", "unet_max_num_features", "n_conv_per_stage_encoder",
+    "n_conv_per_stage_decoder", "num_pool_per_axis", "pool_op_kernel_sizes", "conv_kernel_sizes",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Parameters under their official names, mapped from `path`, and what is known about them.
+
+    `kind` is a key of _READERS; `plans` has one configuration, `configuration`, with our network; `dataset` is
+    nnU-Net's dataset.json; `mirror_axes` is empty where mirroring is known to be wrong.
+    """
+
+    path: Path
+    kind: str
+    tensors: dict[str, Tensor]
+    architecture: Architecture
+    plans: dict[str, Any] | None = None
+    configuration: str | None = None
+    dataset: dict[str, Any] | None = None
+    mirror_axes: tuple[int, ...] | None = None
+    entry: str | None = None
+
+    @property
+    def strides(self) -> list[list[int]] | None:
+        """One entry per stage, the first all ones."""
+        return self._planned.get("architecture", {}).get("arch_kwargs", {}).get("strides")
+
+    @property
+    def spacing(self) -> list[float] | None:
+        """In mm, array order."""
+        return self._planned.get("spacing")
+
+    @property
+    def normalization(self) -> list[str] | None:
+        """nnU-Net's scheme per channel."""
+        return self._planned.get("normalization_schemes")
+
+    @property
+    def channels(self) -> list[str] | None:
+        """Names of the image channels; a cascade's network has more inputs than these."""
+        names = (self.dataset or {}).get("channel_names") or (self.dataset or {}).get("modality")
+        return None if names is None else [str(name) for name in names.values()]
+
+    @property
+    def classes(self) -> list[str] | None:
+        """Names in the order of the head's rows, background first; None for regions, whose rows have no background."""
+        labels = (self.dataset or {}).get("labels")
+        if not labels or any(isinstance(value, list) for value in labels.values()):
+            return None
+        return sorted((name for name in labels if name != "ignore"), key=lambda name: int(labels[name]))
+
+    @property
+    def _planned(self) -> dict[str, Any]:
+        return self.plans["configurations"][self.configuration] if self.plans else {}
+
+
+def read_weights(path: Path) -> Weights:
+    """The weights in a file, or in a model folder of nnU-Net v2 (its lowest fold, else fold_all).
+
+    A checkpoint inside a model folder means what the folder's plans.json and dataset.json say.
+
+    Raises:
+        WeightsError: Nothing there, damaged, not STU-Net, or its parts contradict each other.
+    """
+    path = _checkpoint_in(path) if path.is_dir() else path
+    kind, raw, content = _load(path)
+    tensors = _official(raw, path)
+    weights = Weights(path, kind, tensors, recognise(tensors, path))
+    try:
+        weights = _READERS[kind](weights, content)
+        weights = _of_folder(weights)
+        _check(weights)
+    except DataError as error:
+        raise WeightsError(f"{str(path)!r}: {error.message}", error.hint) from None
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, RecursionError) as error:
+        raise WeightsError(
+            f"the metadata of {str(path)!r} are damaged: {type(error).__name__} {str(error)[:100]}",
+            "copy it again from its source",
+        ) from None
+    return weights
+
+
+def _checkpoint_in(folder: Path) -> Path:
+    if not (folder / "plans.json").is_file():
+        raise WeightsError(
+            f"{str(folder)!r} is no model folder: it has no plans.json",
+            "give DATASET/TRAINER__PLANS__CONFIGURATION, or a file of weights",
+        )
+    for name in ("checkpoint_final.pth", "checkpoint_best.pth"):
+        found = sorted(folder.glob(f"fold_*/{name}"), key=lambda path: (path.parent.name == "fold_all", path))
+        if found:
+            return found[0]
+    raise WeightsError(f"no fold of {str(folder)!r} has a checkpoint_final.pth", "train it first: stunet_train --help")
+
+
+def _load(path: Path) -> tuple[str, Mapping[str, Any], Mapping[str, Any]]:
+    """The kind of the file, its parameters, and everything in it that says what they mean."""
+    if is_safetensors(path):
+        tensors, meta = load_safetensors(path)
+        return "stunet" if meta else "bare", tensors, meta
+    content = load_checkpoint(path)
+    if isinstance(content.get("network_weights"), dict):
+        arguments = content.get("init_args")
+        nnssl = "nnssl_adaptation_plan" in content or (isinstance(arguments, dict) and "plan" in arguments)
+        return "nnssl" if nnssl else "nnU-Net v2", content["network_weights"], content
+    if isinstance(content.get("state_dict"), dict):
+        return "nnU-Net v1", content["state_dict"], content
+    if not any(isinstance(value, Tensor) for value in content.values()):
+        there = ", ".join(map(repr, list(content)[:3])) or "nothing"
+        optimizer = "param_groups" in content or any("optimizer" in str(key) for key in content)
+        what = "the state of an optimizer and no weights" if optimizer else "no weights"
+        raise WeightsError(f"{str(path)!r} holds {what} (there: {there})", "use the checkpoint that training wrote")
+    return "bare", content, {}
+
+
+def _official(raw: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
+    """The tensors under the names that the network gives them, without what DDP and torch.compile put in front."""
+    tensors: dict[str, Tensor] = {}
+    for key, value in raw.items():
+        if not isinstance(value, Tensor):
+            continue
+        name = str(key)
+        while name.startswith(("module.", "_orig_mod.")):
+            name = name.partition(".")[2]
+        stored = (
+            value.layout == torch.strided and value.numel() * value.element_size() <= value.untyped_storage().nbytes()
+        )
+        if name in tensors or not stored:
+            raise WeightsError(
+                f"{str(path)!r} is damaged: {key!r} is there twice or claims more bytes than it has",
+                "copy it again from its source",
+            )
+        tensors[name] = value.detach()
+    return tensors
+
+
+def _read_v1(weights: Weights, content: Mapping[str, Any]) -> Weights:
+    sidecar = weights.path.with_name(weights.path.name + ".pkl")
+    if not sidecar.is_file():
+        return weights
+    architecture = weights.architecture
+    plans, dataset, configuration, mirror_axes = convert_plans(
+        load_pickle(sidecar), sidecar, architecture.size, architecture.stages
+    )
+    return replace(weights, plans=plans, dataset=dataset, configuration=configuration, mirror_axes=mirror_axes)
+
+
+def _read_v2(weights: Weights, content: Mapping[str, Any]) -> Weights:
+    arguments = content.get("init_args") or {}
+    axes = content.get("inference_allowed_mirroring_axes", ...)
+    weights = replace(weights, mirror_axes=None if axes is ... else tuple(int(axis) for axis in axes or ()))
+    return _described(weights, arguments.get("plans"), arguments.get("configuration"), arguments.get("dataset_json"))
+
+
+def _read_nnssl(weights: Weights, content: Mapping[str, Any]) -> Weights:
+    adaptation = content.get("nnssl_adaptation_plan") or {}
+    plans = adaptation.get("pretrain_plan") or (content.get("init_args") or {}).get("plan")
+    if not plans or not plans.get("configurations"):
+        return weights
+    name = next(iter(plans["configurations"]))
+    kwargs = adaptation.get("architecture_plans", {}).get("arch_kwargs") or {}
+    architecture = {"architecture": {"arch_kwargs": kwargs}}
+    return _described(
+        weights, plans | {"configurations": {name: plans["configurations"][name] | architecture}}, name, None
+    )
+
+
+def _read_ours(weights: Weights, meta: Mapping[str, Any]) -> Weights:
+    axes = meta.get("mirror_axes")
+    weights = replace(
+        weights, mirror_axes=None if axes is None else tuple(int(axis) for axis in axes), entry=meta.get("entry")
+    )
+    return _described(weights, meta.get("plans"), meta.get("configuration"), meta.get("dataset"))
+
+
+_READERS: dict[str, Callable[[Weights, Mapping[str, Any]], Weights]] = {
+    "nnU-Net v1": _read_v1,
+    "nnU-Net v2": _read_v2,
+    "nnssl": _read_nnssl,
+    "stunet": _read_ours,
+    "bare": lambda weights, _: weights,
+}
+
+
+def _described(weights: Weights, plans: Any, configuration: str | None, dataset: Any) -> Weights:
+    """The weights with these plans, cut down to the one configuration, and with our network in it.
+
+    Plans can name any class, and nnU-Net would import it; the tensors have shown which class it is.
+    """
+    weights = replace(weights, dataset=dict(dataset) if dataset else None)
+    if not plans or configuration is None:
+        return weights
+    planned = resolve(plans, configuration)
+    described = planned.get("architecture", {})
+    strides = described.get("arch_kwargs", {}).get("strides") or planned.get("pool_op_kernel_sizes")
+    architecture = weights.architecture
+    if strides and described.get("network_class_name") != NETWORK:
+        strides = fit_strides(strides, architecture.stages)
+    kwargs = {
+        "size": architecture.size,
+        **({"strides": [[int(s) for s in axis] for axis in strides]} if strides else {}),
+    }
+    planned = {key: value for key, value in planned.items() if key not in _OLD_KEYS} | {
+        "architecture": {"network_class_name": NETWORK, "arch_kwargs": kwargs, "_kw_requires_import": []}
+    }
+    plans = {**plans, "configurations": {configuration: planned}}
+    return replace(weights, plans=plans, configuration=configuration)
+
+
+def _of_folder(weights: Weights) -> Weights:
+    """The weights with the meaning that the model folder around the file gives them, if there is one."""
+    folder = weights.path.parent.parent
+    if not weights.path.parent.name.startswith("fold_") or not (folder / "plans.json").is_file():
+        return weights
+    plans, dataset = read_json(folder / "plans.json"), read_json(folder / "dataset.json")
+    configuration = weights.configuration
+    if configuration is None and len(plans["configurations"]) == 1:
+        configuration = next(iter(plans["configurations"]))
+    here = _described(weights, plans, configuration, dataset)
+    if weights.strides and here.strides != weights.strides:
+        raise WeightsError(
+            f"{str(folder / 'plans.json')!r} says strides {here.strides}, but {weights.path.name!r} was trained with "
+            f"{weights.strides}",
+            "put the plans.json and the checkpoint of one training together",
+        )
+    note = folder / "model.json"
+    return replace(here, entry=read_json(note).get("entry") if note.is_file() else here.entry)
+
+
+def _check(weights: Weights) -> None:
+    architecture = weights.architecture
+    strides, classes = weights.strides, weights.classes
+    if strides and (len(strides) != architecture.stages or {len(axis) for axis in strides} != {architecture.ndim}):
+        raise WeightsError(
+            f"{str(weights.path)!r} has {architecture.stages} stages in {architecture.ndim}D, and its plans say "
+            f"strides {strides}",
+            "put the plans.json and the checkpoint of one training together",
+        )
+    if classes and architecture.classes and len(classes) != architecture.classes:
+        raise WeightsError(
+            f"the head of {str(weights.path)!r} has {architecture.classes} rows, but {len(classes)} classes are named",
+            "put the dataset.json and the checkpoint of one training together",
+        )
