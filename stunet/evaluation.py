@@ -1,7 +1,7 @@
 """How good are the predictions in a folder: pairs them with their references, reads, compares and sums up like nnU-Net.
 
 The summary has the structure of nnU-Net's summary.json, with more metrics inside (metrics.py defines them).
-cli/evaluate.py is the command.
+segmentations.py reads the files, cli/evaluate.py is the command.
 """
 
 import csv
@@ -16,31 +16,32 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import SimpleITK as sitk
 
 from stunet import files, metrics
 from stunet.errors import DataError, OutOfMemoryError
-from stunet.nifti import check_nifti
-
-GEOMETRY_TOLERANCE = 1e-3  # mm, and no unit for directions
-SHOWN = 5  # values that an error lists
+from stunet.labels import LabelSystem, apply
+from stunet.segmentations import check_place, read_segmentation
 
 
 @dataclass(frozen=True)
 class Labels:
-    """What a dataset.json says about labels.
+    """The labels of references and predictions.
 
     Attributes:
         classes: Labels of each foreground class or region by nnU-Net's key for it: `1`, or `(1, 2)` for a region.
         names: Name of each class by the same key.
         ignore: The ignore label.
         known: All values that a file may have.
+        origin: Where these are listed.
+        lookup: Value of a reference for each value of a prediction, where these are in a model's own labels.
     """
 
     classes: dict[str, tuple[int, ...]]
     names: dict[str, str]
     ignore: int | None
     known: frozenset[int]
+    origin: str = "dataset.json"
+    lookup: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -50,16 +51,6 @@ class Case:
     name: str
     reference: Path
     prediction: Path
-
-
-@dataclass(frozen=True)
-class Geometry:
-    """Where the voxels of a file lie, in SimpleITK's order (x, y, z)."""
-
-    size: tuple[int, ...]
-    spacing: tuple[float, ...]
-    origin: tuple[float, ...]
-    direction: tuple[float, ...]
 
 
 def labels_of(dataset: Mapping[str, Any], path: Path) -> Labels:
@@ -90,6 +81,27 @@ def labels_of(dataset: Mapping[str, Any], path: Path) -> Labels:
         {keys[name]: name for name in foreground},
         ignore,
         known if ignore is None else known | {ignore},
+    )
+
+
+def labels_of_system(system: LabelSystem, predicted: Mapping[str, Any] | None = None) -> Labels:
+    """The labels of references in the ids of a dataset.
+
+    Args:
+        system: The dataset's.
+        predicted: `labels` of the dataset.json of the predictions; None: they have the ids of the system.
+
+    Raises:
+        DataError: The predictions do not have all classes of the system.
+    """
+    keys = {c.name: str(c.labels[0] if len(c.labels) == 1 else c.labels) for c in system.classes}
+    return Labels(
+        {keys[c.name]: c.labels for c in system.classes},
+        {key: name for name, key in keys.items()},
+        None,
+        system.known,
+        f"the label system {system.name!r}",
+        None if predicted is None else system.from_model(predicted),
     )
 
 
@@ -171,34 +183,14 @@ def evaluate_case(case: Case, labels: Labels, tolerance_mm: float) -> dict[str, 
     Raises:
         DataError: A file cannot be read, has other labels, or does not lie where its partner does.
     """
-    reference, expected = read_segmentation(case.reference, labels.known)
-    prediction, geometry = read_segmentation(case.prediction, labels.known)
-    for name, value in vars(expected).items():
-        other = getattr(geometry, name)
-        if len(value) != len(other) or not np.allclose(value, other, rtol=0, atol=GEOMETRY_TOLERANCE):
-            raise DataError(
-                f"{name} {_short(other)} of {str(case.prediction)!r} is not {_short(value)} of {str(case.reference)!r}",
-                "resample or copy the geometry of the image; predictions must lie on the grid of the reference",
-            )
+    reference, expected = read_segmentation(case.reference, labels.known, labels.origin)
+    if labels.lookup is None:
+        prediction, geometry = read_segmentation(case.prediction, labels.known, labels.origin)
+    else:
+        prediction, geometry = read_segmentation(case.prediction, frozenset(range(len(labels.lookup))))
+        prediction = apply(labels.lookup, prediction)
+    check_place(case.prediction, geometry, case.reference, expected)
     return metrics.compare(reference, prediction, labels.classes, expected.spacing[::-1], tolerance_mm, labels.ignore)
-
-
-def read_segmentation(path: Path, known: frozenset[int]) -> tuple[np.ndarray, Geometry]:
-    """The labels of a file, (D, H, W) or (H, W), in the smallest integer type, and where they lie.
-
-    Raises:
-        DataError: The file cannot be read, is no 2D or 3D image of one channel, or has values that are not `known`.
-    """
-    check_nifti(path)
-    try:
-        image = sitk.ReadImage(str(path))
-    except RuntimeError:  # ITK's, for anything
-        raise DataError(f"{str(path)!r} is damaged, or no image", "make the file anew, or leave it out") from None
-    channels = image.GetNumberOfComponentsPerPixel()
-    if image.GetDimension() not in (2, 3) or channels != 1:
-        raise DataError(f"{str(path)!r} is no segmentation: size {image.GetSize()}, {channels} channels")
-    labels = _as_labels(sitk.GetArrayViewFromImage(image), known, path)
-    return labels, Geometry(image.GetSize(), _spacing(image, path), image.GetOrigin(), image.GetDirection())
 
 
 def write_csv(summary: Mapping[str, Any], cases: Sequence[Case], path: Path) -> None:
@@ -243,39 +235,3 @@ def _mean_over_cases(values: Sequence[Mapping[str, float]]) -> dict[str, float]:
 def _nanmean(values: Sequence[float]) -> float:
     numbers = [value for value in values if not isnan(value)]
     return sum(numbers) / len(numbers) if numbers else nan
-
-
-def _as_labels(array: np.ndarray, known: frozenset[int], path: Path) -> np.ndarray:
-    labels = np.empty(array.shape, np.min_scalar_type(max(known)))
-    listed = np.zeros(np.iinfo(labels.dtype).max + 1, dtype=bool)
-    listed[list(known)] = True
-    unlisted: set[str] = set()
-    for target, source in zip(labels, array, strict=True):  # per slice: look-ups take 8 bytes per voxel
-        with np.errstate(invalid="ignore"):  # NaN has no integer; the comparison finds it
-            target[...] = source
-        wrong = (target != source) | ~listed[target]
-        unlisted |= {f"{value:g}" for value in np.unique(source[wrong])}
-        if len(unlisted) > SHOWN:
-            break
-    if unlisted:
-        values = ", ".join([*sorted(unlisted, key=float)[:SHOWN], *["..."] * (len(unlisted) > SHOWN)])
-        raise DataError(
-            f"{str(path)!r} has values that dataset.json does not list: {values}",
-            "give the dataset.json that belongs to the files with -djfile",
-        )
-    return labels
-
-
-def _spacing(image: sitk.Image, path: Path) -> tuple[float, ...]:
-    """The spacing (x, y, z) of an image; nnU-Net keeps that of a TIFF in a JSON file beside it, in array order."""
-    beside = path.with_suffix(".json")
-    if path.suffix.lower() in (".tif", ".tiff") and beside.is_file():
-        try:
-            return tuple(float(s) for s in files.read_json(beside)["spacing"][::-1])
-        except (KeyError, TypeError, ValueError):
-            raise DataError(f"no list 'spacing' in {str(beside)!r}", '{"spacing": [z, y, x]} in mm') from None
-    return image.GetSpacing()
-
-
-def _short(values: Sequence[float]) -> str:
-    return "(" + ", ".join(f"{value:.6g}" for value in values) + ")"

@@ -15,7 +15,8 @@ import SimpleITK as sitk
 from stunet import metrics
 from stunet.cli.evaluate import main
 from stunet.errors import DataError
-from stunet.evaluation import evaluate, labels_of, pair, read_segmentation
+from stunet.evaluation import evaluate, labels_of, pair
+from stunet.segmentations import read_segmentation
 
 SHAPE = (8, 9, 10)
 PLAIN = {"background": 0, "liver": 1, "tumour": 2}
@@ -297,3 +298,90 @@ def test_what_is_wrong_ends_in_one_line_a_hint_and_a_code(
         assert words in printed.err.splitlines()[0]
         assert printed.out == ""
     assert not (two_cases[1] / "summary.json").exists()
+
+
+MODEL = {"background": 0, "kidney_left": 1, "spleen": 2, "kidney_right": 3, "liver": 4, "pancreas": 5}
+
+
+@pytest.fixture
+def abdomen(tmp_path: Path) -> tuple[Path, Path]:
+    """References with the ids of AbdomenCT-1K, and the same voxels in the labels of a model that knows both sides."""
+    organs = noise(1, top=5)
+    write(tmp_path / "gt" / "a.nii.gz", np.array([0, 2, 3, 2, 1, 4], np.uint8)[organs])
+    write(tmp_path / "pred" / "a.nii.gz", organs)
+    write_dataset(tmp_path / "pred", MODEL)
+    return tmp_path / "gt", tmp_path / "pred"
+
+
+def test_predictions_of_a_model_are_compared_in_the_ids_of_the_references(
+    abdomen: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*map(str, abdomen), "--labels", "abdomenct-1k", "-np", "1"]) == 0
+    summary = json.loads((abdomen[1] / "summary.json").read_text())
+    assert summary["label_system"] == "abdomenct-1k"
+    assert summary["labels"] == {"1": "liver", "2": "kidney", "3": "spleen", "4": "pancreas"}
+    assert all(mean["Dice"] == 1 for mean in summary["mean"].values())
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()[2:]] == [
+        "liver",
+        "kidney",
+        "spleen",
+        "pancreas",
+        "foreground",
+    ]
+
+
+def test_predictions_in_the_ids_of_the_references_need_no_dataset_json(abdomen: tuple[Path, Path]) -> None:
+    (abdomen[1] / "dataset.json").unlink()
+    (abdomen[0] / "a.nii.gz").replace(abdomen[1] / "a.nii.gz")
+    write(abdomen[0] / "a.nii.gz", np.zeros(SHAPE, np.uint8))
+    assert main([*map(str, abdomen), "--labels", "abdomenct-1k"]) == 0
+    mean = json.loads((abdomen[1] / "summary.json").read_text())["mean"]
+    assert {values["n_ref"] for values in mean.values()} == {0}
+    assert all(values["n_pred"] > 0 for values in mean.values())
+
+
+def test_several_ids_of_the_references_are_one_class_and_others_background(tmp_path: Path) -> None:
+    own = tmp_path / "own.toml"
+    own.write_text("[classes]\nliver = { labels = [3, 1] }\n[other]\nbone = 2\n")
+    reference = noise(1, top=3)
+    write(tmp_path / "gt" / "a.nii.gz", reference)
+    write(tmp_path / "pred" / "a.nii.gz", np.where(reference % 2 == 1, np.uint8(3), np.uint8(0)))
+    assert main([str(tmp_path / "gt"), str(tmp_path / "pred"), "--labels", str(own)]) == 0
+    summary = json.loads((tmp_path / "pred" / "summary.json").read_text())
+    assert (summary["labels"], summary["foreground_mean"]["Dice"]) == ({"(3, 1)": "liver"}, 1)
+
+
+def test_what_is_wrong_with_labels_is_said_before_anything_is_compared(
+    abdomen: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, words in (
+        ("abdomen", "no label system 'abdomen'; did you mean 'abdomenct-1k'"),
+        ("segthor", "the model has no 'esophagus', 'trachea', 'aorta'"),
+        ("msd-liver", "gt/a.nii.gz' has values that the label system 'msd-liver' does not list: 3, 4"),
+    ):
+        assert main([*map(str, abdomen), "--labels", name]) == 3
+        assert words in capsys.readouterr().err.splitlines()[0]
+    write_dataset(abdomen[1], {"liver": 1})
+    assert main([*map(str, abdomen), "--labels", "msd-liver"]) == 3
+    assert "'background': 0" in capsys.readouterr().err
+    assert not (abdomen[1] / "summary.json").exists()
+
+
+@pytest.mark.parametrize("code", ["RAS", "LPI", "PSL", "SAR"])
+def test_axes_in_another_order_are_told_from_another_place(code: str, two_cases: tuple[Path, Path]) -> None:
+    path = two_cases[1] / "a.nii.gz"
+    tilted = (0.8, -0.6, 0, 0.6, 0.8, 0, 0, 0, 1)
+    write(two_cases[0] / "a.nii.gz", noise(0), origin=(5, 6, 7), direction=tilted)
+    write(path, noise(0), origin=(5, 6, 7), direction=tilted)
+    summarise(two_cases)
+    turned = sitk.DICOMOrient(sitk.ReadImage(str(path)), code)
+    sitk.WriteImage(turned, str(path))
+    with pytest.raises(DataError, match=rf"gt/a\.nii\.gz' does, but its axes run {code} instead of LPS$") as caught:
+        summarise(two_cases)
+    assert "DICOMOrient(image, 'LPS')" in caught.value.hint
+    sitk.WriteImage(sitk.DICOMOrient(turned, "LPS"), str(path))
+    summarise(two_cases)
+    turned.SetOrigin((0, 0, 0))
+    sitk.WriteImage(turned, str(path))
+    with pytest.raises(DataError, match=r"is not \("):
+        summarise(two_cases)

@@ -5,20 +5,27 @@ import os
 from collections.abc import Sequence
 from math import isfinite, isnan
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from stunet import console, files, workspace
 from stunet.cli.common import new_parser, run
 from stunet.errors import DataError, UsageError
 
+if TYPE_CHECKING:
+    from stunet.evaluation import Labels
+
 EXAMPLES = """examples:
   stunet_evaluate nnUNet_raw/Dataset003_Liver/labelsTs predictions --tolerance 2 --csv results.csv
   stunet_evaluate -d 3 predictions --chill
+  stunet_evaluate amos22/labelsVa predictions --labels amos
 
 Dice, IoU and counts are nnU-Net's. NSD is the surface Dice of Nikolov et al. (2021): the share of both surfaces that
 lies within the tolerance of the other. HD95 is the distance that 95 % of each surface keep, in mm.
 A class that neither file of a case has is left out of the means. One that only one file has gets Dice 0 and NSD 0; its
 HD95 is infinite, not in the mean, and counted in the last column.
+With --labels, references have the ids of the dataset that it names. Predictions have them too, or those of the model
+that the dataset.json beside them (or -djfile) tells: its classes are then found by name, with unions such as lung,
+and the others are background.
 """
 MAX_PROCESSES = 8  # by default; each holds two volumes
 
@@ -50,6 +57,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="distance at which surfaces still agree, for NSD (%(default)s): choose what two experts differ by, and "
         "no less than the voxel spacing; usual are 1 mm for small structures and vessels, 2 or 3 mm for organs",
     )
+    parser.add_argument(
+        "--labels", metavar="NAME", help="label system of the references: amos, word, btcv, ..., or a .toml file"
+    )
     parser.add_argument("--csv", type=Path, metavar="FILE", help="also write one row per case and class")
     parser.add_argument("--json", action="store_true", help="print the summary as JSON instead of the table")
     return run(parser, _evaluate, argv)
@@ -58,22 +68,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _evaluate(args: argparse.Namespace) -> None:
     _check(args)
     output: Path | None = args.o or (None if args.pred_folder.is_file() else args.pred_folder / "summary.json")
-    dataset_file = _dataset_file(args)
-    dataset = files.read_json(dataset_file)
-    if not isinstance(dataset, dict) or not isinstance(dataset.get("file_ending"), str):
-        raise DataError(
-            f"{str(dataset_file)!r} has no file_ending", 'add "file_ending": ".nii.gz", or what your files end with'
-        )
+    reference = args.gt_folder or _dataset_references(args.d, args.pred_folder)
+    labels, ending = _labels(args)
 
     from stunet import evaluation
 
-    labels = evaluation.labels_of(dataset, dataset_file)
-    reference = args.gt_folder or _dataset_references(args.d, args.pred_folder)
-    cases, alone = evaluation.pair(reference, args.pred_folder, dataset["file_ending"], args.chill)
+    cases, alone = evaluation.pair(reference, args.pred_folder, ending, args.chill)
     if alone:
         console.note(f"{len(alone)} files without a partner are left out: {alone[0]} ...")
     with console.Progress("evaluate", len(cases)) as progress:
         summary = evaluation.evaluate(cases, labels, args.tolerance, args.np, progress.step)
+    if args.labels:
+        summary["label_system"] = args.labels
     if args.json:
         console.result_json(_without_nan(summary))
     else:
@@ -98,6 +104,33 @@ def _check(args: argparse.Namespace) -> None:
     for path in filter(None, (args.gt_folder, args.pred_folder)):
         if not path.exists():
             raise DataError(f"no file or folder {str(path)!r}", "check the path")
+
+
+def _labels(args: argparse.Namespace) -> "tuple[Labels, str]":
+    """The labels, and how the names of the files end."""
+    from stunet import evaluation, labels
+
+    if not args.labels:
+        file = _dataset_file(args)
+        dataset = _read_dataset(file)
+        return evaluation.labels_of(dataset, file), dataset["file_ending"]
+    system = labels.load(args.labels)
+    folder = args.pred_folder.parent if args.pred_folder.is_file() else args.pred_folder
+    file = args.djfile or folder / "dataset.json"
+    if not args.djfile and not file.is_file():
+        return evaluation.labels_of_system(system), ".nii.gz"
+    dataset = _read_dataset(file)
+    evaluation.labels_of(dataset, file)  # or an error that says what is wrong with them
+    return evaluation.labels_of_system(system, dataset["labels"]), dataset["file_ending"]
+
+
+def _read_dataset(file: Path) -> dict[str, Any]:
+    dataset = files.read_json(file)
+    if not isinstance(dataset, dict) or not isinstance(dataset.get("file_ending"), str):
+        raise DataError(
+            f"{str(file)!r} has no file_ending", 'add "file_ending": ".nii.gz", or what your files end with'
+        )
+    return dataset
 
 
 def _dataset_file(args: argparse.Namespace) -> Path:

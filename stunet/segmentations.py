@@ -1,0 +1,140 @@
+"""What is in a file of labels, and does it lie where its partner lies?
+
+Files are read as the smallest integer type, and only with the labels that they may have. evaluation.py compares two.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import SimpleITK as sitk
+
+from stunet import files
+from stunet.errors import DataError
+from stunet.nifti import check_nifti
+
+GEOMETRY_TOLERANCE = 1e-3  # mm, and no unit for directions
+SHOWN = 5  # values that an error lists
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Where the voxels of a file lie, in SimpleITK's order (x, y, z)."""
+
+    size: tuple[int, ...]
+    spacing: tuple[float, ...]
+    origin: tuple[float, ...]
+    direction: tuple[float, ...]
+
+
+def read_segmentation(
+    path: Path, known: frozenset[int], listed_in: str = "dataset.json"
+) -> tuple[np.ndarray, Geometry]:
+    """The labels of a file, (D, H, W) or (H, W), in the smallest integer type, and where they lie.
+
+    Args:
+        path: The file.
+        known: Values that it may have.
+        listed_in: Where these are listed, for the error.
+
+    Raises:
+        DataError: The file cannot be read, is no 2D or 3D image of one channel, or has values that are not `known`.
+    """
+    check_nifti(path)
+    try:
+        image = sitk.ReadImage(str(path))
+    except RuntimeError:  # ITK's, for anything
+        raise DataError(f"{str(path)!r} is damaged, or no image", "make the file anew, or leave it out") from None
+    channels = image.GetNumberOfComponentsPerPixel()
+    if image.GetDimension() not in (2, 3) or channels != 1:
+        raise DataError(f"{str(path)!r} is no segmentation: size {image.GetSize()}, {channels} channels")
+    labels = _as_labels(sitk.GetArrayViewFromImage(image), known, path, listed_in)
+    return labels, Geometry(image.GetSize(), _spacing(image, path), image.GetOrigin(), image.GetDirection())
+
+
+def check_place(path: Path, geometry: Geometry, reference: Path, expected: Geometry) -> None:
+    """Sees that a file has the grid of its reference.
+
+    Raises:
+        DataError: It does not; the message shows the first difference, or that only the order of the axes differs.
+    """
+    if not (differs := _difference(geometry, expected)):
+        return
+    if _is_turned(geometry, expected):
+        ours, theirs = _orientation(geometry), _orientation(expected)
+        raise DataError(
+            f"{str(path)!r} lies where {str(reference)!r} does, but its axes run {ours} instead of {theirs}",
+            f"reorient it without resampling: SimpleITK.DICOMOrient(image, {theirs!r})",
+        )
+    raise DataError(
+        f"{differs} {_short(getattr(geometry, differs))} of {str(path)!r} is not "
+        f"{_short(getattr(expected, differs))} of {str(reference)!r}",
+        "resample or copy the geometry of the image; predictions must lie on the grid of the reference",
+    )
+
+
+def _as_labels(array: np.ndarray, known: frozenset[int], path: Path, listed_in: str) -> np.ndarray:
+    labels = np.empty(array.shape, np.min_scalar_type(max(known)))
+    listed = np.zeros(np.iinfo(labels.dtype).max + 1, dtype=bool)
+    listed[list(known)] = True
+    unlisted: set[str] = set()
+    for target, source in zip(labels, array, strict=True):  # per slice: look-ups take 8 bytes per voxel
+        with np.errstate(invalid="ignore"):  # NaN has no integer; the comparison finds it
+            target[...] = source
+        wrong = (target != source) | ~listed[target]
+        unlisted |= {f"{value:g}" for value in np.unique(source[wrong])}
+        if len(unlisted) > SHOWN:
+            break
+    if unlisted:
+        values = ", ".join([*sorted(unlisted, key=float)[:SHOWN], *["..."] * (len(unlisted) > SHOWN)])
+        raise DataError(
+            f"{str(path)!r} has values that {listed_in} does not list: {values}",
+            "give the dataset.json or the labels that belong to the files",
+        )
+    return labels
+
+
+def _spacing(image: sitk.Image, path: Path) -> tuple[float, ...]:
+    """The spacing (x, y, z) of an image; nnU-Net keeps that of a TIFF in a JSON file beside it, in array order."""
+    beside = path.with_suffix(".json")
+    if path.suffix.lower() in (".tif", ".tiff") and beside.is_file():
+        try:
+            return tuple(float(s) for s in files.read_json(beside)["spacing"][::-1])
+        except (KeyError, TypeError, ValueError):
+            raise DataError(f"no list 'spacing' in {str(beside)!r}", '{"spacing": [z, y, x]} in mm') from None
+    return image.GetSpacing()
+
+
+def _difference(geometry: Geometry, expected: Geometry) -> str:
+    """The first thing in which two geometries differ, or nothing."""
+    for name, value in vars(expected).items():
+        other = getattr(geometry, name)
+        if len(value) != len(other) or not np.allclose(value, other, rtol=0, atol=GEOMETRY_TOLERANCE):
+            return name
+    return ""
+
+
+def _is_turned(geometry: Geometry, expected: Geometry) -> bool:
+    """Whether the voxels are those of `expected` with axes flipped or in another order."""
+    if not len(geometry.size) == len(expected.size) == 3:
+        return False
+    axes, turned_axes = (np.reshape(g.direction, (3, 3)) for g in (expected, geometry))
+    turn = np.rint(np.linalg.solve(axes, turned_axes))  # column i: axis i of the file in axes of the reference
+    if not np.array_equal(np.abs(turn) @ np.abs(turn).T, np.eye(3)):
+        return False
+    order = np.abs(turn).argmax(axis=0)
+    first = np.where(turn.sum(axis=1) < 0, np.array(expected.size) - 1, 0)  # voxel of the reference where it begins
+    origin = expected.origin + axes @ (first * expected.spacing)
+    size, spacing = (tuple(np.array(values)[order]) for values in (expected.size, expected.spacing))
+    return not _difference(geometry, Geometry(size, spacing, tuple(origin), tuple((axes @ turn).ravel())))
+
+
+def _orientation(geometry: Geometry) -> str:
+    """LPS and the like, as DICOMOrient takes it."""
+    code: str = sitk.DICOMOrientImageFilter.GetOrientationFromDirectionCosines(geometry.direction)
+    return code
+
+
+def _short(values: Sequence[float]) -> str:
+    return "(" + ", ".join(f"{value:.6g}" for value in values) + ")"
