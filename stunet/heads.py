@@ -1,0 +1,141 @@
+"""Which row of the weights' heads goes into which row of the network's, by the names of the classes?
+
+A head is a 1x1x1 convolution with one row, weights and a bias, per class. classes.py matches the names, transfer.py
+moves the rows found here in the heads of all levels.
+
+The rows of a softmax compete. Slicing takes competitors away, and until training has taught the background to take
+them, the voxels of a class that was dropped fall to whichever class is left. A bias of the background that makes up
+for it can only be estimated on data, so none is guessed here.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from stunet.classes import Row, match_classes
+from stunet.errors import UsageError, closest
+from stunet.weights import Weights
+
+BACKGROUND = "background"
+HEADS = ("reuse", "slice", "reset")
+
+
+@dataclass(frozen=True)
+class Heads:
+    """How the heads of a network are filled.
+
+    Attributes:
+        mode: "slice", or "reset": all rows stay as they were drawn.
+        rows: What became of each class of the dataset, without the background; empty after a reset.
+        moves: For each row of the network's heads, the rows of the weights' whose mean it becomes; none: as drawn.
+        unused: Classes of the weights that went into no row.
+        reason: Why the heads are reset; empty otherwise.
+        warnings: What the person who asked for something else has to know.
+    """
+
+    mode: str
+    rows: tuple[Row, ...] = ()
+    moves: tuple[tuple[int, ...], ...] = ()
+    unused: tuple[str, ...] = ()
+    reason: str = ""
+    warnings: tuple[str, ...] = ()
+
+    def lines(self) -> list[str]:
+        """For the console: how many rows of which kind, then what was merged and what is new."""
+        if self.mode == "reset":
+            return [f"heads: drawn anew, {self.reason}"]
+        merged = [f"{row.target} = mean of {', '.join(row.sources)}" for row in self.rows if len(row.sources) > 1]
+        new = [
+            row.target + (f" (closest: {', '.join(row.closest)})" if row.closest else "")
+            for row in self.rows
+            if not row.sources
+        ]
+        copied = len(self.rows) - len(merged) - len(new)
+        lines = [
+            f"heads: {copied} classes copied, {len(merged)} merged, {len(new)} new; "
+            f"{len(self.unused)} of the weights' unused"
+        ]
+        return lines + [f"  {kind}: {'; '.join(found)}" for kind, found in (("merged", merged), ("new", new)) if found]
+
+
+def plan_heads(requested: str | None, weights: Weights, classes: Sequence[str] | None) -> Heads:
+    """What `transfer` does with the heads.
+
+    Args:
+        requested: One of HEADS, or None: slice where a class matches. "reuse" slices as long as a network cannot be
+            trained on a part of its classes.
+        classes: Name of each row of the network's heads; with a softmax the background is the first.
+
+    Raises:
+        UsageError: Another word than those of HEADS.
+    """
+    if requested is not None and requested not in HEADS:
+        raise UsageError(f"--head {requested!r} is unknown{closest(requested, list(HEADS))}", ", ".join(HEADS))
+    if requested == "reset":
+        return Heads("reset", reason="as asked for")
+    rows, reason = _match(weights, classes)
+    if reason:
+        warnings = (f"--head {requested} is not possible: {reason}; the heads are drawn anew",) if requested else ()
+        return Heads("reset", reason=reason, warnings=warnings)
+    given, wanted = list(weights.classes or ()), list(classes or ())
+    taken = {row.target: row.sources for row in rows}
+    if BACKGROUND in given:
+        taken[BACKGROUND] = (BACKGROUND,)
+    moves = tuple(tuple(given.index(source) for source in taken.get(name, ())) for name in wanted)
+    used = {BACKGROUND}.union(*(row.sources for row in rows))
+    return Heads(
+        "slice",
+        tuple(rows),
+        moves,
+        tuple(name for name in given if name not in used),
+        warnings=tuple(_doubts(requested, wanted)),
+    )
+
+
+def choose_head(requested: str | None, weights: Weights, classes: Sequence[str] | None) -> str:
+    """The mode of plan_heads(): "slice" or "reset"."""
+    return plan_heads(requested, weights, classes).mode
+
+
+def take_rows(drawn_K: Tensor, given_K: Tensor, moves: Sequence[Sequence[int]]) -> Tensor:
+    """`drawn_K`, (K, ...), with the rows of `given_K`, (K', ...), that `moves` names, in a new tensor.
+
+    A class that is the union of several starts from the mean of their rows. Their union itself is no row: its
+    probability is the sum of theirs.
+    """
+    result = drawn_K.clone()
+    for k, sources in enumerate(moves):
+        if sources:
+            result[k] = given_K[list(sources)].to(result).mean(0)
+    return result
+
+
+def _match(weights: Weights, classes: Sequence[str] | None) -> tuple[list[Row], str]:
+    """The matched classes, or the reason why there are none."""
+    count = weights.architecture.classes
+    if not count:
+        return [], "the weights have no heads"
+    if classes is None:
+        return [], "the names of the dataset's classes are not known"
+    if weights.classes is None or len(weights.classes) != count:
+        return [], f"the weights do not say which classes their {count} rows are"
+    rows = match_classes(_foreground(classes), _foreground(weights.classes))
+    if not any(row.sources for row in rows):
+        return [], "no class of the dataset is one of the weights'"
+    return rows, ""
+
+
+def _doubts(requested: str | None, wanted: list[str]) -> list[str]:
+    doubts = []
+    if requested == "reuse":
+        doubts.append("--head reuse slices the heads so far: classes that the dataset does not have are left out")
+    if BACKGROUND not in wanted:
+        doubts.append(
+            "the rows of a softmax go into heads of regions, which are sigmoids: a start, not the same function"
+        )
+    return doubts
+
+
+def _foreground(classes: Sequence[str]) -> list[str]:
+    return [name for name in classes if name != BACKGROUND]

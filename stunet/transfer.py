@@ -1,0 +1,238 @@
+"""How do the weights of a file get into a network that differs in depth, input channels or classes?
+
+Every tensor of the network and of the weights has one fate, known from names and shapes alone. What would be loaded is
+judged first and loaded then, tensor by tensor, since the weights are mapped from their file and may be large.
+
+Tensors are matched by resolution: encoder stages count from the finest, everything behind them from the coarsest.
+weights.py reads the file, heads.py chooses the rows; trainers/start.py calls `transfer` before the first epoch.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from stunet.errors import UsageError, WeightsError
+from stunet.heads import Heads, plan_heads, take_rows
+from stunet.networks import STUNet
+from stunet.transfer_report import ENCODER, Fate, TransferReport, level
+from stunet.weights import Architecture, Weights, check_finite, recognise
+
+STEMS = ("repeat", "first")
+LEAST_COVERAGE = 0.9  # of the encoder; with less the weights are those of something else
+GAPS_SHOWN = 3
+ABSENT = "not in the weights"
+INPUT_CONVOLUTIONS = ("conv_blocks_context.0.0.conv1.weight", "conv_blocks_context.0.0.conv3.weight")
+
+
+def transfer(
+    network: nn.Module,
+    weights: Weights,
+    *,
+    classes: Sequence[str] | None = None,
+    channels: Sequence[str] | None = None,
+    cascade_channels: int = 0,
+    head: str | None = None,
+    stem: str = "repeat",
+    sha256: str | None = None,
+) -> TransferReport:
+    """Loads what fits of the weights into a network; an error leaves it as it was.
+
+    Args:
+        network: An STUNet, initialised: what is not loaded stays as drawn.
+        weights: As read_weights() gives them.
+        classes: Name of each row of the network's heads, the background first (and absent where regions are learned).
+        channels: Names of its image channels.
+        cascade_channels: One-hot channels in its input, behind the image channels; their weights begin as zeros.
+        head: One of heads.HEADS, or None: slice where a class matches.
+        stem: For other image channels than the weights', one of STEMS; see `inflate`.
+        sha256: Of the weights' file, for the report.
+
+    Raises:
+        UsageError: An unknown `head` or `stem`.
+        WeightsError: The network is no STU-Net, or of another size or number of axes than the weights; less than
+            90 % of its encoder would be loaded; the weights hold NaN or infinity.
+    """
+    if stem not in STEMS:
+        raise UsageError(f"unknown stem {stem!r}", f"one of {', '.join(STEMS)}")
+    if not isinstance(network, STUNet):
+        raise WeightsError(
+            f"the weights in {str(weights.path)!r} are an STU-Net's, the plan's network is a {type(network).__name__}",
+            "plan with stunet_plan_and_preprocess and train with those plans",
+        )
+    state = network.state_dict()
+    target = recognise(state, weights.path)
+    if classes is not None and len(classes) != target.classes:
+        raise ValueError(f"{len(classes)} names for the {target.classes} rows of the network's heads")
+    _check_same_network(target, weights)
+    heads = plan_heads(head, weights, classes)
+    match = _Match(weights, target, heads, target.channels - cascade_channels, stem)
+    fates = [match.fate(name, drawn) for name, drawn in state.items()]
+    loaded = {fate.target: fate.source for fate in fates if fate.target and fate.source}
+    left = weights.tensors.keys() - set(loaded.values())
+    fates += [Fate(None, name, "unused", given.numel()) for name, given in weights.tensors.items() if name in left]
+    coverage = _coverage(fates, min(target.stages, weights.architecture.stages), weights.path)
+    check_finite({source: weights.tensors[source] for source in loaded.values()}, weights.path)
+    with torch.no_grad():
+        for name, source in loaded.items():
+            state[name].copy_(match.value(name, source, state[name]))
+    verify(network, ((name, match.value(name, source, state[name])) for name, source in loaded.items()))
+    warnings = (*_warnings(network.strides, match, channels), *heads.warnings)
+    return TransferReport(str(weights.path), sha256, weights.entry, coverage, heads, warnings, tuple(fates))
+
+
+def inflate(weight: Tensor, images: int, cascade: int, stem: str = "repeat") -> Tensor:
+    """Weights (C', C, ...) of an input convolution as (C', images + cascade, ...), the one-hot channels' being zeros.
+
+    With "repeat" every image channel gets the sum over C divided by their number. Where all channels show the same, the
+    response is thus that of the weights, from any number of channels to any other, and back again. With "first" the
+    first image channels keep the weights of the first of C, and the others get zeros.
+    """
+    given = weight.shape[1]
+    result = weight.new_zeros(len(weight), images + cascade, *weight.shape[2:])
+    if given == images or stem == "first":
+        result[:, : min(given, images)] = weight[:, :images]
+    else:
+        result[:, :images] = weight.sum(1, keepdim=True) / images
+    return result
+
+
+def verify(network: nn.Module, expected: Iterable[tuple[str, Tensor]]) -> None:
+    """Sees that tensors of a network equal what they should, to the last bit of the network's own type.
+
+    Raises:
+        WeightsError: One does not.
+    """
+    state = network.state_dict()
+    for name, value in expected:
+        if not torch.equal(state[name], value.to(state[name])):
+            raise WeightsError(
+                f"{name!r} in the network is not what was loaded into it", "check the memory of this machine"
+            )
+
+
+@dataclass(frozen=True)
+class _Match:
+    """Which tensor of the weights belongs to which of the network, and what it becomes there."""
+
+    weights: Weights
+    target: Architecture
+    heads: Heads
+    images: int  # channels of the network's input without one-hot channels
+    stem: str
+
+    @property
+    def given(self) -> int:
+        """Image channels of the weights: those with names, where a cascade's one-hot channels follow them."""
+        total = self.weights.architecture.channels
+        return min(len(self.weights.channels or ()) or total, total)
+
+    def fate(self, name: str, drawn: Tensor) -> Fate:
+        """What becomes of one tensor of the network."""
+        size = drawn.numel()
+        if name.startswith("seg_outputs") and self.heads.mode == "reset":
+            return Fate(name, None, "head", size, note="as drawn")
+        source = self._source(name)
+        value = self.weights.tensors.get(source)
+        if value is None:
+            return Fate(name, None, "missing", size, note=ABSENT)
+        free = 0 if name.startswith("seg_outputs") else 1 if name in INPUT_CONVOLUTIONS else None
+        if _besides(free, value.shape) != _besides(free, drawn.shape):
+            shapes = f"{tuple(value.shape)} instead of {tuple(drawn.shape)}"
+            return Fate(name, None, "missing", size, note=shapes)
+        if free == 0:
+            return Fate(name, source, "head", size, size * sum(map(bool, self.heads.moves)) // len(drawn))
+        if free == 1 and not value.shape[1] == self.given == self.images == drawn.shape[1]:
+            known = size * min(self.given, self.images) // drawn.shape[1]
+            return Fate(name, source, "inflated", size, known, self._inflation(drawn.shape[1] - self.images))
+        return Fate(name, source, "copied", size, size)
+
+    def value(self, name: str, source: str, drawn: Tensor) -> Tensor:
+        """What a tensor of the network, now `drawn`, becomes."""
+        value = self.weights.tensors[source]
+        if name.startswith("seg_outputs"):
+            return take_rows(drawn, value, self.heads.moves)
+        if name in INPUT_CONVOLUTIONS:
+            return inflate(value[:, : self.given].to(drawn), self.images, drawn.shape[1] - self.images, self.stem)
+        return value
+
+    def _source(self, name: str) -> str:
+        module, own = level(name)
+        if module == ENCODER:
+            return name
+        shifted = own + self.weights.architecture.stages - self.target.stages
+        return name.replace(f"{module}.{own}.", f"{module}.{shifted}.", 1)
+
+    def _inflation(self, cascade: int) -> str:
+        shared = "repeated" if self.given == 1 else f"the sum of {self.given}"
+        way = "the first kept" if self.stem == "first" else f"{shared} / {self.images}"
+        images = f"{self.given} -> {self.images} image channels, {way}" if self.given != self.images else ""
+        return "; ".join(filter(None, (images, f"{cascade} one-hot channels begin with zeros" if cascade else "")))
+
+
+def _besides(axis: int | None, shape: Sequence[int]) -> list[int]:
+    return [length for n, length in enumerate(shape) if n != axis]
+
+
+def _check_same_network(target: Architecture, weights: Weights) -> None:
+    given = weights.architecture
+    if given.ndim != target.ndim:
+        raise WeightsError(
+            f"{str(weights.path)!r} holds {given.ndim}D weights, and the plan's network is {target.ndim}D",
+            "-c 2d for 2D weights" if given.ndim == 2 else "-c 3d_fullres for 3D weights",
+        )
+    if (given.width, given.depth) != (target.width, target.depth):
+        raise WeightsError(
+            f"{str(weights.path)!r} holds {_size(given)}, and the plan's network is {_size(target)}",
+            (f"--size {given.size}, for plans of that size, or " if given.size else "")
+            + (f"weights of size {target.size}" if target.size else "weights of the plan's size"),
+        )
+
+
+def _size(architecture: Architecture) -> str:
+    name = f"size {architecture.size}" if architecture.size else "no published size"
+    return f"{name} ({architecture.width} channels in the first stage, {architecture.depth} block(s) per stage)"
+
+
+def _coverage(fates: list[Fate], stages: int, path: Path) -> float:
+    """Loaded share of the encoder's first `stages` stages; an error where it is too small."""
+    encoder = [f for f in fates if f.target and level(f.target)[0] == ENCODER and level(f.target)[1] < stages]
+    gaps = sorted((f for f in encoder if not f.source), key=lambda f: -f.elements)
+    coverage = 1 - sum(f.elements for f in gaps) / sum(f.elements for f in encoder)
+    if coverage >= LEAST_COVERAGE:
+        return coverage
+    partial = all(f.note == ABSENT for f in gaps)
+    cause = "only a part of a network's weights" if partial else "weights of a network with other convolutions"
+    largest = ", ".join(f"{f.target!r} {f.note}" for f in gaps[:GAPS_SHOWN])
+    raise WeightsError(
+        f"{str(path)!r} would give {coverage:.0%} of the encoder; missing: {largest}; it probably holds {cause}",
+        "other weights: stunet_models list",
+    )
+
+
+def _warnings(strides: Sequence[Sequence[int]], match: _Match, channels: Sequence[str] | None) -> list[str]:
+    """Where the weights compute something else in this network than they did in their own."""
+    weights, warnings = match.weights, []
+    ours, theirs = len(strides), weights.architecture.stages
+    if ours != theirs:
+        which = "the deepest of the weights are unused" if ours < theirs else "the deepest are drawn anew"
+        warnings.append(f"the plan has {ours} stages and the weights have {theirs}: {which}")
+    if weights.strides is None:
+        warnings.append("the strides that the weights were trained with are unknown")
+    else:
+        common = min(ours, theirs)
+        there, here = ([list(stride) for stride in given[:common]] for given in (weights.strides, strides))
+        if there != here:
+            warnings.append(
+                f"the weights were trained with strides {there}, the plan has {here}: "
+                "fine for training further, but until then they compute another function"
+            )
+    named = [name.casefold() for name in weights.channels or ()], [name.casefold() for name in channels or ()]
+    if len(named[0]) == len(named[1]) and named[0] != named[1]:
+        warnings.append(
+            f"the weights' input channels are {', '.join(weights.channels or ())}, "
+            f"the dataset's {', '.join(channels or ())}: they are taken in this order"
+        )
+    return warnings

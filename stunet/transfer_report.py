@@ -1,0 +1,106 @@
+"""What was loaded into a network, tensor by tensor: for the console, and for transfer_report.json.
+
+Every tensor of the network and of the weights has one fate:
+
+    copied     as it is
+    inflated   convolutions of the input, whose channels differ
+    head       rows by class name, or as drawn
+    missing    stays as drawn: not in the weights, or of another shape
+    unused     only in the weights
+
+transfer.py decides; heads.py has the rows of the classes.
+"""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from stunet.heads import Heads
+
+KINDS = ("copied", "inflated", "head", "missing", "unused")
+ENCODER = "conv_blocks_context"
+PARTS = {"upsample_layers": "decoder", "conv_blocks_localization": "decoder", "seg_outputs": "heads"}
+
+
+@dataclass(frozen=True)
+class Fate:
+    """What becomes of one tensor.
+
+    Attributes:
+        target: Name in the network; None where it is unused.
+        source: Name in the weights; None where nothing is loaded.
+        kind: One of KINDS.
+        elements: Numbers in it.
+        pretrained: How many of them were trained for what they do; the others are drawn, zero or repeated.
+        note: What is special.
+    """
+
+    target: str | None
+    source: str | None
+    kind: str
+    elements: int
+    pretrained: int = 0
+    note: str = ""
+
+    @property
+    def part(self) -> str:
+        """The part of the network: "stem", "encoder 1" and so on, "decoder", "heads", or "other" for what is none."""
+        module, stage = level(self.target or self.source or "")
+        if module == ENCODER:
+            return f"encoder {stage}" if stage else "stem"
+        return PARTS.get(module, "other")
+
+
+@dataclass(frozen=True)
+class TransferReport:
+    """What was loaded into a network, and from where.
+
+    Attributes:
+        weights: The file.
+        sha256: Of the file, where the caller knows it.
+        entry: Name in the registry, where known.
+        coverage: Loaded share of the encoder's numbers, in the stages that network and weights both have.
+        heads: What became of the classes.
+        warnings: What a person should know before training.
+        tensors: One fate per tensor of the network, then those that are left over in the weights.
+    """
+
+    weights: str
+    sha256: str | None
+    entry: str | None
+    coverage: float
+    heads: Heads
+    warnings: tuple[str, ...]
+    tensors: tuple[Fate, ...]
+
+    @property
+    def fresh(self) -> frozenset[str]:
+        """Tensors of the network that are not pre-trained, or not in all their classes or input channels."""
+        return frozenset(fate.target for fate in self.tensors if fate.target and fate.pretrained < fate.elements)
+
+    def table(self) -> tuple[list[str], list[list[str]]]:
+        """Columns, and a row per part of the network: its size, and how many tensors have which fate."""
+        rows = []
+        for part in dict.fromkeys(fate.part for fate in self.tensors):
+            fates = [fate for fate in self.tensors if fate.part == part]
+            size = sum(fate.elements for fate in fates if fate.target)
+            counts = [sum(fate.kind == kind for fate in fates) for kind in KINDS]
+            rows.append([part, f"{size:,}", *(str(count or "-") for count in counts)])
+        return ["part", "parameters", *KINDS], rows
+
+    def lines(self) -> list[str]:
+        """What the table does not say."""
+        name = f"{self.entry}, " if self.entry else ""
+        loaded = f"weights: {name}{self.weights}; {self.coverage:.1%} of the encoder loaded"
+        notes = dict.fromkeys(fate.note for fate in self.tensors if fate.kind == "inflated")
+        return [loaded, *(f"input: {note}" for note in notes), *self.heads.lines()]
+
+    def to_json(self) -> dict[str, Any]:
+        """The content of transfer_report.json."""
+        return asdict(self)
+
+
+def level(name: str) -> tuple[str, int]:
+    """The module and the level that a tensor's name begins with."""
+    module, _, rest = name.partition(".")
+    number = rest.partition(".")[0]
+    return module, int(number) if number.isdigit() else 0
