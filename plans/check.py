@@ -19,7 +19,10 @@ _PLAN_KEYS = {
     "image_reader_writer", "transpose_forward", "transpose_backward", "configurations", "experiment_planner_used",
     "label_manager", "foreground_intensity_properties_per_channel", "stunet", "continue_training",
 }  # fmt: skip
-_BLOCK_KEYS = {"version", "size", "memory_gb", "stages", "mirror_axes", "plan", "train", "derived_from"}
+_BLOCK_KEYS = {
+    "version", "size", "memory_gb", "stages", "mirror_axes", "plan", "train", "derived_from", "finetune", "weights",
+}  # fmt: skip
+_WEIGHTS_KEYS = {"name", "sha256", "head"}
 _REQUIRED = {
     "data_identifier", "preprocessor_name", "batch_size", "patch_size", "spacing", "normalization_schemes",
     "use_mask_for_norm", "resampling_fn_data", "resampling_fn_seg", "resampling_fn_data_kwargs",
@@ -46,6 +49,8 @@ def check_plans(plans: Mapping[str, Any], configuration: str) -> dict[str, Any]:
     _check_keys(block, _BLOCK_KEYS, {"size", "mirror_axes", "plan", "train"}, "the 'stunet' block")
     _check_keys(block["train"], set(values.TRAIN), set(), "the 'train' values of the 'stunet' block")
     _check_keys(block["plan"], {*values.PLAN, "memory_gb", "stages"}, set(), "the 'plan' values of the 'stunet' block")
+    if "weights" in block:
+        _check_keys(block["weights"], _WEIGHTS_KEYS, _WEIGHTS_KEYS, "the 'weights' of the 'stunet' block")
     _require(set(block["mirror_axes"]) <= {0, 1, 2}, f"mirror_axes {block['mirror_axes']!r} must be axes 0, 1 and 2")
     _require(
         sorted(plans["transpose_forward"]) == [0, 1, 2],
@@ -125,4 +130,4 @@ def of_a_run(plans: Mapping[str, Any], configuration: str) -> dict[str, Any]:
     resolved = {key: value for key, value in resolve(plans, configuration).items() if key != "stunet"}
     block = plans.get("stunet", {})
     common = {key: plans.get(key) for key in ("transpose_forward", "foreground_intensity_properties_per_channel")}
-    return {**common, **resolved, "train": block.get("train"), "mirror_axes": block.get("mirror_axes")}
+    return {**common, **resolved, **{key: block.get(key) for key in ("train", "mirror_axes", "finetune", "weights")}}

@@ -34,12 +34,14 @@ def derive(
     memory_gb: float | None = None,
     stages: int | str | None = None,
     overrides: Mapping[str, Any] | None = None,
+    finetune: str | None = None,
+    weights: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
-    """A plan for another size, memory target (GiB), number of stages (or 'auto') or set of values.
+    """A plan for another size, memory target (GiB), number of stages (or 'auto'), set of values or start.
 
     Spacing, normalisation and data identifiers stay, so nothing has to be preprocessed again. The new plan's name says
-    what differs from the one that was planned: `STUNetPlans_L`, `STUNetPlans_B-epochs250`. What was set before
-    stays set.
+    what differs from the one that was planned: `STUNetPlans_L`, `STUNetPlans_B-ramp-totalseg-epochs250`. What was set
+    before stays set.
 
     Args:
         plans: A plan of ours; it is not changed.
@@ -48,6 +50,8 @@ def derive(
         memory_gb: GPU memory that a training step may take.
         stages: Number of stages or "auto".
         overrides: Values as of values.py.
+        finetune: Name of a strategy (trainers/strategies.py).
+        weights: What training starts from: `name`, `sha256` of the file, and `head`, "slice" or "reset".
 
     Raises:
         UsageError: Unknown size or key, or a value that is not valid or does not fit.
@@ -70,6 +74,7 @@ def derive(
         if size not in SIZES:
             raise UsageError(f"unknown size {size!r}; known: {', '.join(SIZES)}")
         block["size"], block["memory_gb"] = size, memory.DEFAULT_TARGET_GB[size]
+    block |= {key: value for key, value in (("finetune", finetune), ("weights", weights)) if value}
     block["memory_gb"] = set_for_plan.get("memory_gb", block["memory_gb"])
     block["stages"] = set_for_plan.get("stages", block["stages"])
     if any(block[key] != before[key] for key in ("size", "memory_gb", "stages")) or "checkpointing" in given:
@@ -184,7 +189,11 @@ def _name(root: str, block: Mapping[str, Any]) -> str:
     if not re.search(rf"_{size}(?=_|$)", root):
         pattern = rf"_({'|'.join(SIZES)})(?=_[0-9.x]+mm$|$)"
         root = re.sub(pattern, f"_{size}", root) if re.search(pattern, root) else f"{root}_{size}"
-    tags = [values.tag(key, value) for key, value in {**block["train"], **block["plan"]}.items()]
+    weights = block.get("weights")
+    start = [block["finetune"]] if "finetune" in block else []
+    if weights:  # STU-Net-B.totalseg is totalseg: the size stands in the name already
+        start += [weights["name"].removeprefix(f"STU-Net-{size}.")] + ["reset"] * (weights["head"] == "reset")
+    tags = start + [values.tag(key, value) for key, value in {**block["train"], **block["plan"]}.items()]
     name = "-".join([root, *tags])
     if len(name) <= NAME_LENGTH:
         return name

@@ -35,6 +35,7 @@ TRAIN: dict[str, Value] = {
     "weight_decay": Value("wd", float, lambda x: x >= 0, "3e-5"),
     "oversample_foreground_percent": Value("fg", float, lambda x: 0 <= x <= 1, "0.33"),
     "seed": Value("seed", int, lambda n: n >= 0, "1"),
+    "num_cases": Value("cases", int, _positive, "16"),  # of the fold's training cases; the seed chooses them
 }
 PLAN: dict[str, Value] = {
     "batch_size": Value("bs", int, _positive, "4"),

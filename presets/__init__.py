@@ -1,4 +1,8 @@
-"""Named starting points for a plan, as TOML files beside this one. `load("b")` or `load("my.toml")`."""
+"""Named starting points for a plan, as TOML files in plans/. `load("b")` or `load("my.toml")`.
+
+What else is data stands beside them: models.toml (stunet/models.py), aliases.toml (stunet/classes.py) and labels/
+(stunet/labels.py).
+"""
 
 import tomllib
 from collections.abc import Mapping
@@ -40,7 +44,7 @@ class Preset:
 
 def names() -> list[str]:
     """The presets that come with the package."""
-    return sorted(Path(p.name).stem for p in files(__name__).iterdir() if p.name.endswith(".toml"))
+    return sorted(Path(p.name).stem for p in (files(__name__) / "plans").iterdir())
 
 
 def load(name_or_path: str) -> Preset:
@@ -49,7 +53,7 @@ def load(name_or_path: str) -> Preset:
     Raises:
         DataError: Unknown name, missing file, invalid TOML, or unknown or missing keys.
     """
-    path = files(__name__) / f"{name_or_path}.toml"
+    path = files(__name__) / "plans" / f"{name_or_path}.toml"
     if name_or_path.endswith(".toml"):
         path = Path(name_or_path)
     if not path.is_file():

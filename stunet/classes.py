@@ -1,7 +1,7 @@
 """Do two names mean the same class, and which classes of one list make up those of another?
 
 `left kidney`, `kidney_left`, `LK` and `Kidney (left)` are one class, `kidney` is that and its right twin. What is not
-a matter of spelling stands in presets/classes/aliases.toml. labels.py and transfer.py use this.
+a matter of spelling stands in presets/aliases.toml. labels.py and transfer.py use this.
 """
 
 import re
@@ -121,7 +121,7 @@ def _word(token: str) -> str:
 
 @cache
 def _aliases() -> dict[str, Any]:
-    return tomllib.loads((files("stunet.presets") / "classes" / "aliases.toml").read_text())
+    return tomllib.loads((files("stunet.presets") / "aliases.toml").read_text())
 
 
 @cache

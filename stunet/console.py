@@ -78,18 +78,20 @@ def error(program: str, message: str, hint: str) -> None:
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]], title: str = "") -> None:
-    """A table on stdout: the first column to the left, the others to the right; plain text, so that it can be piped."""
-    lines = [list(columns), *(list(row) for row in rows)]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(columns))]
-    if title:
-        result(title)
-    for n, line in enumerate(lines):
-        first = line[0].ljust(widths[0])
-        result(
-            "  ".join([first, *(cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True))]).rstrip()
-        )
-        if n == 0:
-            result("  ".join("-" * width for width in widths))
+    """A table on stdout."""
+    for line in ([title] if title else []) + aligned(columns, rows):
+        result(line)
+
+
+def aligned(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """The lines of a table: the first column to the left, the others to the right; plain text, so it can be piped."""
+    cells = [list(columns), *(list(row) for row in rows)]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(columns))]
+    cells.insert(1, ["-" * width for width in widths])
+    return [
+        "  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))]).rstrip()
+        for row in cells
+    ]
 
 
 class Progress:
@@ -145,7 +147,7 @@ def _writes_to(stream: TextIO, descriptor: int) -> bool:
 class TrainingProgress:
     """Shows a training: a live bar per epoch on a terminal, one plain line per epoch elsewhere (on stderr).
 
-    Follows the Listener of trainers/base.py without importing it, since that takes torch.
+    Follows the Listener of trainers/listener.py without importing it, since that takes torch.
     """
 
     def __init__(self) -> None:
@@ -155,6 +157,17 @@ class TrainingProgress:
         self._last = 0.0
         if sys.stderr.isatty():
             self._bar = _new_bar("{task.fields[loss]}")
+
+    def loaded(self, report: Any) -> None:
+        """Pre-trained weights have been put into the network."""
+        for line in (*report.lines(), *aligned(*report.table())):
+            note(line)
+        for text in report.warnings:
+            warn(text)
+
+    def trains(self, text: str) -> None:
+        """From now on another part of the network is trained."""
+        note(text)
 
     def step(self, trainer: Any, phase: str, done: int, loss: float) -> None:
         """A step of an epoch is over."""

@@ -12,7 +12,7 @@ from stunet.classes import Row, canonical, match_classes
 V1, V2, MR = (
     [entry.name for entry in labels.load(f"totalsegmentator-{version}").classes] for version in ("v1", "v2", "mr")
 )
-ALIASES = tomllib.loads((files("stunet.presets") / "classes" / "aliases.toml").read_text())
+ALIASES = tomllib.loads((files("stunet.presets") / "aliases.toml").read_text())
 
 
 def sources(target: str, among: list[str] = V1) -> tuple[str, ...]:

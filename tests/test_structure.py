@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 FOLDERS = {"stunet": ROOT / "stunet", **{f"stunet.{name}": ROOT / name for name in ("plans", "presets", "trainers")}}
-COMMANDS = ("convert", "demo", "evaluate", "info", "plan_and_preprocess", "predict", "train")
+COMMANDS = ("convert", "demo", "evaluate", "experiment", "info", "models", "plan_and_preprocess", "predict", "train")
 
 # What each part imports of ours, besides itself; every part may use FREE.
 FREE = {"errors", "files", "nifti", "workspace", "presets", "stunet"}

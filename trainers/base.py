@@ -6,7 +6,7 @@ nnU-Net's trainer does the rest. supervised.py and launch.py are next.
 import os
 import time
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import nnunetv2.training.nnUNetTrainer.nnUNetTrainer as host
 import numpy as np
@@ -16,40 +16,15 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 
 from stunet.checkpoints import load_checkpoint, save_checkpoint
-from stunet.errors import Interrupted, WeightsError
+from stunet.errors import DataError, Interrupted, WeightsError
 from stunet.nnunet import exchanged
 from stunet.plans.check import difference, of_a_run
 from stunet.trainers.batches import SeededBatches
+from stunet.trainers.listener import Listener, Silent
 
 FINAL, LATEST, BEST = "checkpoint_final.pth", "checkpoint_latest.pth", "checkpoint_best.pth"  # nnU-Net's names
 SAVE_INTERVAL_S = 600.0  # at most this much work is lost by a power cut; nnU-Net saves every 50 epochs
 PLOT_INTERVAL_S = 60.0  # nnU-Net's progress.png takes seconds to draw, as long as a short epoch
-
-
-class Listener(Protocol):
-    """Is told how training goes; given to a trainer by whoever shows progress."""
-
-    def step(self, trainer: "PlannedTrainer", phase: str, done: int, loss: float) -> None:
-        """`done` iterations of the epoch's phase ("train" or "validation") are over."""
-
-    def epoch(self, trainer: "PlannedTrainer") -> None:
-        """An epoch is over and logged; `trainer.current_epoch` counts it."""
-
-    def case(self, name: str) -> None:
-        """The final validation goes on to this case."""
-
-
-class Silent:
-    """A listener that shows nothing."""
-
-    def step(self, trainer: "PlannedTrainer", phase: str, done: int, loss: float) -> None:
-        return
-
-    def epoch(self, trainer: "PlannedTrainer") -> None:
-        return
-
-    def case(self, name: str) -> None:
-        return
 
 
 class PlannedTrainer(nnUNetTrainer):
@@ -69,6 +44,7 @@ class PlannedTrainer(nnUNetTrainer):
             self.device, self.grad_scaler = device, None
         self.seed = 0
         self.momentum = 0.99
+        self.num_cases: int | None = None
         for key, value in self.plans_manager.plans["stunet"]["train"].items():
             setattr(self, key, value)
         # With two stages there is one head, and nnU-Net's weight for the last head, zero, would be the only one.
@@ -83,7 +59,7 @@ class PlannedTrainer(nnUNetTrainer):
     def initialize(self) -> None:
         """As nnU-Net does, from the plan's seed."""
         torch.manual_seed(self.seed)
-        with exchanged(host, DDP=_data_parallel):
+        with exchanged(host, DDP=data_parallel):
             super().initialize()
 
     def configure_optimizers(self) -> tuple[torch.optim.Optimizer, Any]:
@@ -92,6 +68,23 @@ class PlannedTrainer(nnUNetTrainer):
         for group in optimizer.param_groups:
             group["momentum"] = self.momentum
         return optimizer, schedule
+
+    def do_split(self) -> tuple[list[str], list[str]]:
+        """nnU-Net's split; with `num_cases` so many of its training cases, chosen by the seed: 4 are among the 8.
+
+        Raises:
+            DataError: There are fewer.
+        """
+        train, validation = super().do_split()
+        if self.num_cases is None:
+            return train, validation
+        if self.num_cases > len(train):
+            raise DataError(
+                f"num_cases={self.num_cases}, but fold {self.fold} has {len(train)} training cases",
+                f"--set num_cases={len(train)}, or less",
+            )
+        chosen = np.random.default_rng(self.seed).permutation(sorted(train))[: self.num_cases]
+        return sorted(map(str, chosen)), validation
 
     def get_dataloaders(self) -> tuple[SeededBatches, SeededBatches]:
         """nnU-Net's loaders and augmentation, with numbered batches in place of its background processes."""
@@ -182,7 +175,7 @@ class PlannedTrainer(nnUNetTrainer):
         if self.local_rank != 0 or self.disable_checkpointing:
             return
         content = {
-            "network_weights": self.bare_network().state_dict(),
+            "network_weights": self.network_state(),
             "optimizer_state": self.optimizer.state_dict(),
             "grad_scaler_state": None if self.grad_scaler is None else self.grad_scaler.state_dict(),
             "logging": self.logger.get_checkpoint(),
@@ -194,6 +187,7 @@ class PlannedTrainer(nnUNetTrainer):
             "stunet": {
                 "trainer": type(self).__name__,
                 "losses": [float(output["loss"]) for output in self._outputs + self._known],
+                **self.more_state(),
             },
         }
         save_checkpoint(content, Path(filename))
@@ -217,7 +211,7 @@ class PlannedTrainer(nnUNetTrainer):
             )
         if not self.was_initialized:
             self.initialize()
-        self.bare_network().load_state_dict(checkpoint["network_weights"])
+        self.load_network_state(checkpoint["network_weights"], checkpoint["stunet"])
         self.optimizer.load_state_dict(checkpoint["optimizer_state"])
         if self.grad_scaler is not None and checkpoint["grad_scaler_state"] is not None:
             self.grad_scaler.load_state_dict(checkpoint["grad_scaler_state"])
@@ -227,9 +221,23 @@ class PlannedTrainer(nnUNetTrainer):
         self.inference_allowed_mirroring_axes = checkpoint["inference_allowed_mirroring_axes"]
         self._known = [{"loss": np.asarray(loss, np.float32)} for loss in checkpoint["stunet"]["losses"]]
 
+    def network_state(self) -> dict[str, torch.Tensor]:
+        """The weights that a checkpoint holds, under their official names."""
+        return self.bare_network().state_dict()
+
+    def more_state(self) -> dict[str, Any]:
+        """What else a subclass needs to continue."""
+        return {}
+
+    def load_network_state(self, weights: dict[str, torch.Tensor], more: dict[str, Any]) -> None:
+        """Takes back network_state() and more_state()."""
+        self.bare_network().load_state_dict(weights)
+
     def bare_network(self) -> torch.nn.Module:
         """The network without DDP's and torch.compile's wrapping."""
-        network = self.network.module if self.is_ddp else self.network
+        network = self.network
+        if isinstance(network, torch.nn.parallel.DistributedDataParallel):
+            network = network.module
         return getattr(network, "_orig_mod", network)
 
     def _stop_if_requested(self) -> None:
@@ -266,7 +274,7 @@ class _NotStarted:
         return None
 
 
-def _data_parallel(network: torch.nn.Module, device_ids: list[int]) -> torch.nn.Module:
+def data_parallel(network: torch.nn.Module, device_ids: list[int]) -> torch.nn.Module:
     """DDP for the device that the network is on; nnU-Net always passes device numbers, which DDP refuses on the CPU."""
     on_cpu = next(network.parameters()).device.type == "cpu"
     return torch.nn.parallel.DistributedDataParallel(network, device_ids=None if on_cpu else device_ids)

@@ -18,11 +18,12 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from stunet.checkpoints import load_checkpoint
-from stunet.errors import DataError, Interrupted, OutOfMemoryError, StunetError, UsageError, WeightsError
+from stunet.errors import DataError, Interrupted, OutOfMemoryError, StunetError, UsageError
 from stunet.files import read_json
 from stunet.nnunet import trainer_class
-from stunet.trainers.base import BEST, FINAL, LATEST, Listener, PlannedTrainer, Silent
+from stunet.trainers.base import BEST, FINAL, LATEST, PlannedTrainer
+from stunet.trainers.listener import Listener, Silent
+from stunet.trainers.start import REPORT, begin
 from stunet.workspace import preprocessed_dataset, result_folder
 
 
@@ -43,7 +44,7 @@ class Run:
         validate_best: Validate with the best instead of the final checkpoint.
         probabilities: Also save the validation's probabilities.
         disable_checkpointing: Write no checkpoints.
-        weights: Checkpoint to start from: all of the network's tensors, heads only where they fit.
+        weights: File or model folder with the weights that the plan starts from.
     """
 
     dataset: str
@@ -101,7 +102,7 @@ def launch(run: Run, new_listener: Callable[[], Listener] = Silent) -> None:
 
 def forget(run: Run) -> None:
     """Removes the checkpoints and the validation of an earlier training of the fold, for one that starts anew."""
-    for path in (*checkpoints(run), run.folder / "validation" / "summary.json"):
+    for path in (*checkpoints(run), run.folder / REPORT, run.folder / "validation" / "summary.json"):
         path.unlink(missing_ok=True)
 
 
@@ -115,7 +116,6 @@ def starting_point(run: Run) -> Path | None:
 
     Raises:
         DataError: What is to be continued or validated does not exist.
-        WeightsError: The file to start from does not exist.
     """
     found = checkpoints(run)
     if run.resume and not found:
@@ -125,8 +125,6 @@ def starting_point(run: Run) -> Path | None:
             f"no finished training to validate: no {FINAL} in {str(run.folder)!r}",
             "the same command with --c instead of --val",
         )
-    if run.weights is not None and not run.weights.is_file():
-        raise WeightsError(f"no checkpoint {str(run.weights)!r}", "check the path after -pretrained_weights")
     return found[0] if run.resume or run.only_validate else None
 
 
@@ -144,8 +142,7 @@ def _train(run: Run, checkpoint: Path | None, listener: Listener) -> None:
         if checkpoint is not None:
             trainer.load_checkpoint(str(checkpoint))
         elif run.weights is not None:
-            trainer.initialize()
-            start_from(trainer, run.weights)
+            listener.loaded(begin(trainer, run.weights))
         if not run.only_validate:
             trainer.run_training()
         if run.validate_best:
@@ -160,28 +157,6 @@ def limit_threads(run: Run) -> None:
     elif not os.environ.get("OMP_NUM_THREADS"):
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         torch.set_num_threads(max(1, cores // run.processes))
-
-
-def start_from(trainer: PlannedTrainer, path: Path) -> None:
-    """Loads the weights of a checkpoint into a trainer's network; heads of another class count stay as they are.
-
-    Raises:
-        WeightsError: A tensor other than of the heads is missing or has another shape.
-    """
-    weights = load_checkpoint(path).get("network_weights", {})
-    network = trainer.bare_network()
-    wanted = network.state_dict()
-    fitting = {
-        name: weights[name] for name, value in wanted.items() if name in weights and weights[name].shape == value.shape
-    }
-    missing = [name for name in wanted if name not in fitting and not name.startswith("seg_outputs.")]
-    if missing:
-        raise WeightsError(
-            f"{str(path)!r} does not fit the plan's network: "
-            f"{len(missing)} of {len(wanted)} tensors are missing or have another shape (e.g. {missing[0]!r})",
-            "a plan of the same size and number of stages as the weights: --size, --stages",
-        )
-    network.load_state_dict({**wanted, **fitting})
 
 
 @contextmanager

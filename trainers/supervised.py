@@ -2,10 +2,10 @@
 
 from typing import Any
 
-from stunet.trainers.base import PlannedTrainer
+from stunet.trainers.finetuned import FineTunedTrainer
 
 
-class STUNetTrainer(PlannedTrainer):
+class STUNetTrainer(FineTunedTrainer):
     """Trains an STU-Net on completely labelled data.
 
     Deep supervision follows the plan's strides for any number of stages. Mirroring, in training and at test time, keeps

@@ -11,12 +11,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from stunet import console
+from stunet import console, labels
 from stunet.cli import common
 from stunet.errors import DataError, Interrupted, StunetError, UsageError
-from stunet.files import write_json
 
 if TYPE_CHECKING:
     from stunet.inference.cases import Case, Model
@@ -45,7 +44,9 @@ def _parser() -> argparse.ArgumentParser:
     add("-c", metavar="CONFIGURATION", help="configuration, e.g. 3d_fullres")
     add("-p", metavar="PLANS", help="plans (default: the only ones trained)")
     add("-tr", metavar="TRAINER", help="trainer (default: STUNetTrainer)")
-    add("--model", type=Path, metavar="DIR", help="the model's folder, instead of -d -c -p -tr")
+    add("--model", metavar="DIR|NAME", help="a model's folder, or its name as of stunet_models list, instead of -d -c")
+    add("--labels", metavar="NAME|FILE", help="label system of the results: amos, btcv ... (docs), or a .toml file")
+    add("--v1_preprocessing", action="store_true", help="resample before normalising, as nnU-Net v1 did")
     add("-f", nargs="+", type=_fold, metavar="FOLD", help="folds to average, or all (default: those that were trained)")
     add("-chk", default="checkpoint_final.pth", metavar="FILE", help="name of the checkpoint (default: %(default)s)")
     add(
@@ -97,7 +98,7 @@ def _predict(args: argparse.Namespace) -> int:
 
 def _check(args: argparse.Namespace) -> None:
     if args.model and (args.d or args.c or args.p or args.tr):
-        raise UsageError("--model names a folder; -d, -c, -p and -tr look one up", "leave out one of the two")
+        raise UsageError("--model names a model; -d, -c, -p and -tr look one up", "leave out one of the two")
     if not args.model and not (args.d and args.c):
         raise UsageError("no model is named", "-d DATASET -c 3d_fullres, or --model DIR")
     if not 0 < args.step_size <= 1:
@@ -107,10 +108,10 @@ def _check(args: argparse.Namespace) -> None:
 
 
 def _model_folder(args: argparse.Namespace) -> Path:
-    from stunet import workspace
+    from stunet import store, workspace
 
     if args.model:
-        return args.model
+        return store.find_model(args.model)
     workspace.folder("nnUNet_results")
     return workspace.find_result(workspace.dataset_name(args.d), args.c, args.p, args.tr or workspace.TRAINER)
 
@@ -142,7 +143,7 @@ def _output(args: argparse.Namespace, model: "Model", cases: "list[Case]") -> "t
 
 def _stages(args: argparse.Namespace, model: "Model", count: int) -> "list[Predictor]":
     """The model, and before it those whose predictions it takes as input."""
-    stages = [_load(args, model, count)]
+    stages = [_load(args, model, count, labels.load(args.labels) if args.labels else None)]
     if args.prev_stage_predictions and not stages[0].previous_stage:
         raise UsageError(f"{stages[0].name} has no previous stage", "leave out -prev_stage_predictions")
     while stages[0].previous_stage and not args.prev_stage_predictions:
@@ -150,7 +151,9 @@ def _stages(args: argparse.Namespace, model: "Model", count: int) -> "list[Predi
     return stages
 
 
-def _load(args: argparse.Namespace, model: "Model", count: int) -> "Predictor":
+def _load(
+    args: argparse.Namespace, model: "Model", count: int, system: labels.LabelSystem | None = None
+) -> "Predictor":
     from stunet.inference.predictor import Options, Predictor
 
     options = Options(
@@ -159,6 +162,8 @@ def _load(args: argparse.Namespace, model: "Model", count: int) -> "Predictor":
         mirroring=not args.disable_tta,
         everything_on_device=not args.not_on_device,
         save_probabilities=args.save_probabilities,
+        labels=system,
+        v1_preprocessing=args.v1_preprocessing,
         show_tiles=count == 1 and not args.disable_progress_bar and sys.stderr.isatty(),
         verbose=args.verbose,
     )
@@ -203,6 +208,8 @@ def _memory(stage: "Predictor", case: "Case") -> str:
 
 def _run(args: argparse.Namespace, stages: "list[Predictor]", cases: "list[Case]", folder: Path) -> int:
     """Predicts stage by stage; a case that failed in one is not in the next."""
+    from stunet.inference.output import write_record
+
     errors: dict[str, StunetError] = {}
     while stages:
         stage = stages.pop(0)
@@ -211,9 +218,11 @@ def _run(args: argparse.Namespace, stages: "list[Predictor]", cases: "list[Case]
             console.note(f"{stages[0].name} is a cascade: predicting {stage.name} first, into {str(target)!r}")
         _make_writable(target)
         stage.remove_leftovers(target, cases if args.num_parts > 1 else None)
+        todo = cases
         if stages or folder == args.o:
-            _write_settings(args, stage, target)
-        errors |= _predict_stage(args, stage, cases, target, show=not stages)
+            todo = _to_do(args, stage, cases, target)
+            write_record(target, _settings(args, target), stage.made_by, stage.result_dataset, stage.model.plans)
+        errors |= _predict_stage(args, stage, todo, target, show=not stages)
         ending = stage.model.ending
         cases = [replace(case, previous=target / f"{case.name}{ending}") for case in cases if case.name not in errors]
     for name, error in errors.items():
@@ -221,17 +230,25 @@ def _run(args: argparse.Namespace, stages: "list[Predictor]", cases: "list[Case]
     return DataError.exit_code if errors else 0
 
 
+def _to_do(args: argparse.Namespace, stage: "Predictor", cases: "list[Case]", target: Path) -> "list[Case]":
+    """All cases, or with --continue_prediction those whose results are not there yet."""
+    from stunet.inference.output import check_record
+
+    todo = [case for case in cases if not (args.continue_prediction and stage.is_done(case, target))]
+    if len(todo) < len(cases):
+        check_record(target, stage.made_by)
+        console.note(f"{len(cases) - len(todo)} of {len(cases)} cases are done already")
+    return todo
+
+
 def _predict_stage(
     args: argparse.Namespace, stage: "Predictor", cases: "list[Case]", target: Path, show: bool
 ) -> dict[str, StunetError]:
-    """Predicts what is to be done, and returns the errors by case; `show` puts each result's path on stdout."""
-    todo = [case for case in cases if not (args.continue_prediction and stage.is_done(case, target))]
-    if len(todo) < len(cases):
-        console.note(f"{len(cases) - len(todo)} of {len(cases)} cases are done already")
+    """Predicts the cases, and returns the errors by case; `show` puts each result's path on stdout."""
     errors = {}
     quiet = args.disable_progress_bar or stage.options.show_tiles
-    with console.Progress(f"predict {stage.name}", len(todo), quiet) as progress:
-        for outcome in stage.predict(todo, target):
+    with console.Progress(f"predict {stage.name}", len(cases), quiet) as progress:
+        for outcome in stage.predict(cases, target):
             progress.step(outcome.case.name)
             if outcome.error:
                 errors[outcome.case.name] = outcome.error
@@ -249,10 +266,10 @@ def _make_writable(folder: Path) -> None:
         raise DataError(f"cannot write into {str(folder)!r}: {error.strerror}", "another folder with -o") from None
 
 
-def _write_settings(args: argparse.Namespace, stage: "Predictor", folder: Path) -> None:
-    """The three files that nnU-Net leaves beside its predictions; its post-processing reads them."""
+def _settings(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """What nnU-Net says about a prediction in the folder of its results."""
     previous = args.prev_stage_predictions
-    settings = {
+    return {
         "list_of_lists_or_source_folder": str(args.i),
         "output_folder_or_list_of_truncated_output_files": str(folder),
         "save_probabilities": args.save_probabilities,
@@ -263,9 +280,6 @@ def _write_settings(args: argparse.Namespace, stage: "Predictor", folder: Path) 
         "num_parts": args.num_parts,
         "part_id": args.part_id,
     }
-    write_json(folder / "predict_from_raw_data_args.json", settings)
-    write_json(folder / "dataset.json", stage.model.dataset)
-    write_json(folder / "plans.json", stage.model.plans)
 
 
 @contextmanager

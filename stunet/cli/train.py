@@ -2,11 +2,11 @@
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stunet import console, presets, workspace
 from stunet.cli import common
+from stunet.cli.train_plans import Chosen, choose_plans
 from stunet.errors import DataError, UsageError
 from stunet.files import read_json, write_json
 
@@ -52,10 +52,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         metavar="KEY=VALUE",
         help="values of the run, e.g. num_epochs=250 batch_size=4; kept in the plans and their name",
     )
+    parser.add_argument(
+        "--pretrained", metavar="NAME|FILE|DIR", help="weights to start from: a model of stunet_models list, or a file"
+    )
+    parser.add_argument(
+        "--finetune", metavar="STRATEGY", help="how to fine-tune (default with --pretrained: ramp); --list shows all"
+    )
+    parser.add_argument(
+        "--head",
+        choices=["reuse", "slice", "reset"],
+        help="the pre-trained head's rows: those of the same classes, or none (default: slice where a class matches)",
+    )
+    parser.add_argument("--list", action="store_true", help="list the fine-tuning strategies and end")
     parser.add_argument("--dry_run", action="store_true", help="show what would be trained; write nothing")
     parser.add_argument("--overwrite", action="store_true", help="start anew although this fold was trained before")
     parser.add_argument(
-        "-pretrained_weights", type=Path, metavar="FILE", help="checkpoint to start from, of the same size and stages"
+        "-pretrained_weights", metavar="FILE", help="as in nnU-Net: --pretrained with its schedule and a new head"
     )
     parser.add_argument(
         "-num_gpus", type=int, default=1, metavar="N", help="GPUs of this machine (processes with -device cpu)"
@@ -72,18 +84,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _command(args: argparse.Namespace) -> None:
+    if args.list:
+        return _list()
+    _check(args)
     for variable in ("nnUNet_results", "nnUNet_preprocessed"):
         workspace.folder(variable)
     dataset, configuration, fold = _positions(args)
-    if args.resume + args.val + args.overwrite > 1:
-        raise UsageError("--c, --val and --overwrite exclude each other", "one of them")
-    if args.val_best and args.disable_checkpointing:
-        raise UsageError("--val_best needs the checkpoints that --disable_checkpointing leaves out", "one of them")
-    if args.resume and args.pretrained_weights:
-        raise UsageError("--c continues a training, -pretrained_weights begins one", "one of them")
-    if args.num_gpus < 1:
-        raise UsageError(f"-num_gpus {args.num_gpus} must be 1 or more", "-num_gpus 1")
-    plans, derived = _plans(dataset, args)
+    chosen = choose_plans(dataset, args)
+    plans = chosen.plans
 
     from stunet import nnunet
     from stunet.plans.check import check_plans
@@ -99,14 +107,35 @@ def _command(args: argparse.Namespace) -> None:
             f"a batch of {resolved['batch_size']} cannot be shared by {args.num_gpus} processes",
             f"--set batch_size={args.num_gpus}, or a smaller -num_gpus",
         )
-    run = _run(dataset, plans, configuration, fold, args)
+    run = _run(dataset, chosen, configuration, fold, args)
     _check_results(run, args.overwrite or args.dry_run)
     _describe(run, resolved)
     if args.dry_run:
         return
-    if derived:
+    if chosen.new:
         write_json(workspace.preprocessed_dataset(dataset) / f"{plans['plans_name']}.json", plans)
     _train(run, args.overwrite)
+
+
+def _check(args: argparse.Namespace) -> None:
+    if args.resume + args.val + args.overwrite > 1:
+        raise UsageError("--c, --val and --overwrite exclude each other", "one of them")
+    if args.val_best and args.disable_checkpointing:
+        raise UsageError("--val_best needs the checkpoints that --disable_checkpointing leaves out", "one of them")
+    if args.pretrained_weights and (args.pretrained or args.finetune or args.head):
+        raise UsageError(
+            "-pretrained_weights is nnU-Net's way to start; --pretrained, --finetune and --head are ours", "one of them"
+        )
+    if args.head and not args.pretrained:
+        raise UsageError("--head says what becomes of pre-trained rows, and there are none", "add --pretrained")
+    if args.num_gpus < 1:
+        raise UsageError(f"-num_gpus {args.num_gpus} must be 1 or more", "-num_gpus 1")
+
+
+def _list() -> None:
+    from stunet.trainers.strategies import STRATEGIES
+
+    console.table(("strategy", "what it trains"), [(name, s.title) for name, s in STRATEGIES.items()])
 
 
 def _positions(args: argparse.Namespace) -> tuple[str, str, int | str]:
@@ -141,48 +170,12 @@ def _dataset(given: str | None) -> str:
     )
 
 
-def _plans(dataset: str, args: argparse.Namespace) -> tuple[dict[str, Any], bool]:
-    """The plans to train with, and whether they have been derived just now and are not on the disk yet."""
-    from stunet.plans import values
-    from stunet.plans.check import difference
-    from stunet.plans.derive import derive
-
-    path = workspace.plans_path(dataset, args.p)
-    plans = workspace.load_plans(path)
-    size, memory_gb, stages = args.size, args.gpu_memory_target, values.parse_stages(args.stages)
-    overrides = values.parse(args.set)
-    if args.preset:
-        preset = presets.load(args.preset)
-        size, memory_gb, stages = preset.complete(size, memory_gb, stages)
-        overrides = {**preset.set, **overrides}
-    if not (size or memory_gb or stages or overrides):
-        return plans, False
-    dataset_json = read_json(path.parent / "dataset.json")
-    derived = derive(plans, dataset_json, size=size, memory_gb=memory_gb, stages=stages, overrides=overrides)
-    existing = path.with_name(f"{derived['plans_name']}.json")
-    if not existing.is_file():
-        return derived, True
-    on_disk = workspace.load_plans(existing)
-    found = difference(_comparable(on_disk), _comparable(derived))
-    if found:
-        raise DataError(
-            f"plans {derived['plans_name']!r} exist and differ from what would be derived ({found})",
-            f"-p {derived['plans_name']} to use them, or delete {existing}",
-        )
-    return on_disk, False
-
-
-def _comparable(plans: dict[str, Any]) -> dict[str, Any]:
-    block = {key: value for key, value in plans.get("stunet", {}).items() if key not in ("derived_from", "version")}
-    return {**plans, "stunet": block}
-
-
-def _run(dataset: str, plans: dict[str, Any], configuration: str, fold: int | str, args: argparse.Namespace) -> "Run":
+def _run(dataset: str, chosen: Chosen, configuration: str, fold: int | str, args: argparse.Namespace) -> "Run":
     from stunet.trainers.launch import Run
 
     return Run(
         dataset=dataset,
-        plans=plans,
+        plans=chosen.plans,
         configuration=configuration,
         fold=fold,
         trainer=args.tr,
@@ -193,7 +186,7 @@ def _run(dataset: str, plans: dict[str, Any], configuration: str, fold: int | st
         validate_best=args.val_best,
         probabilities=args.npz,
         disable_checkpointing=args.disable_checkpointing,
-        weights=args.pretrained_weights,
+        weights=chosen.weights,
     )
 
 

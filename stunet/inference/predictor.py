@@ -5,12 +5,11 @@ checkpoints are read safely and checked against the network first, files appear 
 the run nor the other cases. cases.py finds what is predicted; cli/predict.py is the command.
 """
 
-import errno
-import os
+import hashlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,13 +21,15 @@ from nibabel.spatialimages import HeaderDataError
 from nnunetv2.inference.export_prediction import export_prediction_from_logits
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.preprocessing.resampling.default_resampling import compute_new_shape
-from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
-from nnunetv2.utilities.label_handling.label_handling import convert_labelmap_to_one_hot, determine_num_input_channels
-from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+from nnunetv2.utilities.label_handling.label_handling import convert_labelmap_to_one_hot
 
 from stunet.checkpoints import check_weights, load_trained
-from stunet.errors import DataError, OutOfMemoryError, StunetError, closest
+from stunet.errors import DataError, OutOfMemoryError, StunetError
 from stunet.inference.cases import Case, Model, drop_channel_axis
+from stunet.inference.network import build, check_strides
+from stunet.inference.output import part_name, remove_parts, whole_case
+from stunet.inference.v1_order import V1Preprocessor
+from stunet.labels import LabelSystem, apply
 from stunet.nifti import check_nifti
 
 # What nnU-Net, ITK, numpy and nibabel raise for files and images that they cannot take.
@@ -38,13 +39,21 @@ INPUT_ENDING = ".input.nii.gz"  # of the temporary image that a DICOM folder bec
 
 @dataclass(frozen=True)
 class Options:
-    """How to predict; names and defaults are nnU-Net's. `show_tiles` shows nnU-Net's bar over the tiles of a case."""
+    """How to predict; names and defaults are nnU-Net's.
+
+    Args:
+        labels: The results' label system; None: the model's own.
+        v1_preprocessing: Resample before normalising, as nnU-Net v1 did.
+        show_tiles: Show nnU-Net's bar over the tiles of a case.
+    """
 
     device: str = "cpu"
     step_size: float = 0.5
     mirroring: bool = True
     everything_on_device: bool = True
     save_probabilities: bool = False
+    labels: LabelSystem | None = None
+    v1_preprocessing: bool = False
     show_tiles: bool = False
     verbose: bool = False
 
@@ -70,7 +79,7 @@ class Predictor:
 
     Raises:
         DataError: The plans lack the configuration or do not describe a network.
-        WeightsError: A checkpoint cannot be read, or belongs to another network.
+        WeightsError: A checkpoint cannot be read, or belongs to another network or other strides.
     """
 
     def __init__(self, model: Model, options: Options) -> None:
@@ -79,9 +88,10 @@ class Predictor:
         first = checkpoints[0]
         name = first["init_args"]["configuration"]
         self.name: str = name
-        self._plans, self._configuration, network = _build(model, name)
+        self._plans, self._configuration, network = build(model, name)
         for path, checkpoint in zip(model.weights, checkpoints, strict=True):
             check_weights(path, network, checkpoint["network_weights"])
+            check_strides(path, checkpoint, model.plans, name)
         device = torch.device(options.device)
         self._nnunet = nnUNetPredictor(
             tile_step_size=options.step_size,
@@ -100,7 +110,9 @@ class Predictor:
             "nnUNetTrainer",
             first.get("inference_allowed_mirroring_axes") or None,
         )
-        self._preprocessor = self._configuration.preprocessor_class(verbose=options.verbose)
+        preprocessor = V1Preprocessor if options.v1_preprocessing else self._configuration.preprocessor_class
+        self._preprocessor = preprocessor(verbose=options.verbose)
+        self._lookup = None if options.labels is None else options.labels.from_model(model.dataset["labels"])
 
     @property
     def previous_stage(self) -> str | None:
@@ -111,6 +123,28 @@ class Predictor:
     def patch(self) -> tuple[int, ...]:
         """The shape of a tile in voxels."""
         return tuple(self._configuration.patch_size)
+
+    @cached_property
+    def made_by(self) -> dict[str, Any]:
+        """What decides the results: the checkpoints' SHA-256 by fold, and the options that change voxels."""
+        checkpoints = {}
+        for fold, path in zip(self.model.folds, self.model.weights, strict=True):
+            with path.open("rb") as file:
+                checkpoints[str(fold)] = hashlib.file_digest(file, "sha256").hexdigest()
+        options = self.options
+        return {
+            "checkpoints": checkpoints,
+            "labels": None if options.labels is None else options.labels.name,
+            "v1_preprocessing": options.v1_preprocessing,
+            "step_size": options.step_size,
+            "mirroring": options.mirroring,
+        }
+
+    @property
+    def result_dataset(self) -> dict[str, Any]:
+        """The dataset.json that describes the results."""
+        labels = self.options.labels
+        return self.model.dataset if labels is None else {**self.model.dataset, "labels": labels.dataset_labels}
 
     @property
     def endings(self) -> list[str]:
@@ -126,10 +160,7 @@ class Predictor:
     def remove_leftovers(self, folder: Path, cases: Sequence[Case] | None = None) -> None:
         """Removes temporary files of runs that were killed; only those of `cases` where other runs share the folder."""
         endings = [".npz", ".pkl", ".json", INPUT_ENDING, self.model.ending]
-        own = None if cases is None else {f"{case.name}{ending}" for case in cases for ending in endings}
-        for path in folder.glob(".part-*-*"):
-            if own is None or path.name.split("-", 2)[2] in own:
-                path.unlink(missing_ok=True)
+        remove_parts(folder, None if cases is None else {f"{case.name}{end}" for case in cases for end in endings})
 
     def predict(self, cases: Sequence[Case], folder: Path) -> Iterator[Outcome]:
         """Predicts the cases into `folder`; the next case is preprocessed while the network works on one.
@@ -159,7 +190,7 @@ class Predictor:
             return self._prepare(case)
         from stunet.datasets.dicom import to_nifti
 
-        part = folder / f"{_part(case.name)}{INPUT_ENDING}"
+        part = folder / f"{part_name(case.name)}{INPUT_ENDING}"
         try:
             to_nifti(case.files[0], part)
             return self._prepare(Case(case.name, (part,), case.previous))
@@ -186,6 +217,14 @@ class Predictor:
                 truncated,
                 self.options.save_probabilities,
             )
+            if self._lookup is not None:
+                self._relabel(f"{truncated}{self.model.ending}", prepared.properties)
+
+    def _relabel(self, file: str, properties: dict[str, Any]) -> None:
+        """Writes a segmentation once more, in the labels asked for."""
+        io = self._plans.image_reader_writer_class()
+        labels = io.read_seg(file)[0][0]
+        io.write_seg(apply(self._lookup, labels), file, properties)
 
     def peak_gb(self, shape: Sequence[int], spacing: Sequence[float]) -> float:
         """About how much memory the logits of an image need when they are resampled, which is the peak.
@@ -237,51 +276,6 @@ def _one_ahead(futures: Iterator[Future[Prepared]]) -> Iterator[Future[Prepared]
     while started:
         started += islice(futures, 1)
         yield started.pop(0)
-
-
-@contextmanager
-def whole_case(folder: Path, name: str, endings: Sequence[str]) -> Iterator[str]:
-    """Yields a temporary path without ending; what the block writes there takes its final names, in this order.
-
-    Raises:
-        OSError: A segmentation came out truncated, which ITK does not report: the disk is full.
-    """
-    part = folder / _part(name)
-    try:
-        yield str(part)
-        try:
-            check_nifti(Path(f"{part}{endings[-1]}"))
-        except DataError:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder / f"{name}{endings[-1]}")) from None
-        for ending in endings:
-            os.replace(f"{part}{ending}", folder / f"{name}{ending}")
-    finally:
-        for ending in endings:
-            Path(f"{part}{ending}").unlink(missing_ok=True)
-
-
-def _part(name: str) -> str:
-    return f".part-{os.getpid()}-{name}"
-
-
-def _build(model: Model, configuration: str) -> tuple[Any, Any, torch.nn.Module]:
-    """Plans, configuration and network in nnU-Net's own classes."""
-    file, hint = str(model.folder / "plans.json"), "copy plans.json from the training"
-    known = list(model.plans.get("configurations", {}))
-    if configuration not in known:
-        raise DataError(f"no configuration {configuration!r} in {file!r}{closest(configuration, known)}", hint)
-    try:
-        plans = PlansManager(model.plans)
-        manager = plans.get_configuration(configuration)
-        classes = plans.get_label_manager(model.dataset).num_segmentation_heads
-        inputs = determine_num_input_channels(plans, manager, model.dataset)
-        network = nnUNetTrainer.build_network_architecture(
-            plans, manager, inputs, classes, enable_deep_supervision=False
-        )
-    except (KeyError, TypeError, ValueError, ImportError) as error:
-        what = f"{type(error).__name__} {error}"
-        raise DataError(f"{file!r} does not describe the network of {configuration!r}: {what}", hint) from error
-    return plans, manager, network
 
 
 def _reason(error: StunetError | RuntimeError | MemoryError) -> StunetError:

@@ -1,3 +1,5 @@
 """Shows our trainers to nnU-Net's folder scan without a second copy of their classes."""
 
-from stunet.trainers import *  # noqa: F403
+from stunet.trainers.supervised import STUNetTrainer
+
+__all__ = ["STUNetTrainer"]

@@ -1,0 +1,111 @@
+"""Which plans does stunet_train train with, and from which weights does it start?
+
+Options that change the plan derive another one, whose name says what differs; it is written when training begins.
+"""
+
+import argparse
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from stunet import presets, store, workspace
+from stunet.errors import DataError, UsageError, WeightsError
+from stunet.files import read_json
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The plans, whether they have been derived just now and are not on the disk yet, and the weights to start from."""
+
+    plans: dict[str, Any]
+    new: bool
+    weights: Path | None
+
+
+def choose_plans(dataset: str, args: argparse.Namespace) -> Chosen:
+    """The plans that the command line means.
+
+    Raises:
+        UsageError: Options that contradict each other or the weights.
+        DataError: There are no plans, or others of the same name.
+        WeightsError: The weights cannot be read, or the plans start from weights that are not given.
+    """
+    from stunet.plans import values
+    from stunet.plans.check import difference
+    from stunet.plans.derive import derive
+
+    path = workspace.plans_path(dataset, args.p)
+    plans = workspace.load_plans(path)
+    dataset_json = read_json(path.parent / "dataset.json")
+    options = {"size": args.size, "memory_gb": args.gpu_memory_target, "stages": values.parse_stages(args.stages)}
+    overrides = values.parse(args.set)
+    if args.preset:
+        preset = presets.load(args.preset)
+        options = dict(zip(options, preset.complete(*options.values()), strict=True))
+        overrides = {**preset.set, **overrides}
+    weights = None
+    if text := args.pretrained or args.pretrained_weights:
+        weights = store.find_model(text, offline=args.dry_run)
+        options |= _from_weights(weights, args, dataset_json, options["size"])
+    elif args.finetune:
+        from stunet.trainers import strategies
+
+        strategies.find(args.finetune)
+        options["finetune"] = args.finetune
+    if not (any(options.values()) or overrides):
+        return Chosen(plans, False, _weights_of(plans, args))
+    derived = derive(plans, dataset_json, overrides=overrides, **options)
+    existing = path.with_name(f"{derived['plans_name']}.json")
+    if not existing.is_file():
+        return Chosen(derived, True, weights or _weights_of(derived, args))
+    on_disk = workspace.load_plans(existing)
+    found = difference(_comparable(on_disk), _comparable(derived))
+    if found:
+        raise DataError(
+            f"plans {derived['plans_name']!r} exist and differ from what would be derived ({found})",
+            f"-p {derived['plans_name']} to use them, or delete {existing}",
+        )
+    return Chosen(on_disk, False, weights or _weights_of(on_disk, args))
+
+
+def _from_weights(
+    path: Path, args: argparse.Namespace, dataset_json: Mapping[str, Any], size: str | None
+) -> dict[str, Any]:
+    """What of the plan follows from the weights: size, strategy, its number of stages, and their name."""
+    from stunet.trainers import strategies
+    from stunet.trainers.start import choose
+
+    head = "reset" if args.pretrained_weights else args.head
+    weights, block = choose(path, head, dataset_json)
+    if size not in (None, weights.architecture.size):
+        raise UsageError(
+            f"size {size} is asked for, but the weights {block['name']!r} are of size {weights.architecture.size}",
+            f"leave the size out, or find weights of size {size}: stunet_models list",
+        )
+    options: dict[str, Any] = {"size": weights.architecture.size, "weights": block}
+    if args.pretrained:
+        options["finetune"] = args.finetune or strategies.DEFAULT
+        strategy = strategies.find(options["finetune"])
+        if strategy.depth < 1 and not args.stages:
+            options["stages"] = strategies.kept_stages(strategy, weights.architecture.stages)
+    return options
+
+
+def _weights_of(plans: Mapping[str, Any], args: argparse.Namespace) -> Path | None:
+    """The weights that plans start from, where the command names none: found by name, or not needed any more."""
+    block = plans["stunet"].get("weights")
+    if block is None or args.resume or args.val:
+        return None
+    try:
+        return store.find_model(block["name"])
+    except WeightsError:
+        raise WeightsError(
+            f"plans {plans['plans_name']!r} start from the weights {block['name']!r}, which are not given",
+            "add --pretrained with their file",
+        ) from None
+
+
+def _comparable(plans: Mapping[str, Any]) -> dict[str, Any]:
+    block = {key: value for key, value in plans.get("stunet", {}).items() if key not in ("derived_from", "version")}
+    return {**plans, "stunet": block}

@@ -1,0 +1,82 @@
+"""What does a prediction leave behind? Whole files, in the labels asked for, and beside them what made them.
+
+The record stands in the settings file that nnU-Net writes too, under the key `stunet`. predictor.py calls this.
+"""
+
+import errno
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from stunet.errors import DataError
+from stunet.files import read_json, write_json
+from stunet.nifti import check_nifti
+
+SETTINGS = "predict_from_raw_data_args.json"  # nnU-Net's name
+
+
+@contextmanager
+def whole_case(folder: Path, name: str, endings: Sequence[str]) -> Iterator[str]:
+    """Yields a temporary path without ending; what the block writes there takes its final names, in this order.
+
+    Raises:
+        OSError: A segmentation came out truncated, which ITK does not report: the disk is full.
+    """
+    part = folder / part_name(name)
+    try:
+        yield str(part)
+        try:
+            check_nifti(Path(f"{part}{endings[-1]}"))
+        except DataError:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder / f"{name}{endings[-1]}")) from None
+        for ending in endings:
+            os.replace(f"{part}{ending}", folder / f"{name}{ending}")
+    finally:
+        for ending in endings:
+            Path(f"{part}{ending}").unlink(missing_ok=True)
+
+
+def part_name(name: str) -> str:
+    """The temporary name of a case while this process works on it."""
+    return f".part-{os.getpid()}-{name}"
+
+
+def remove_parts(folder: Path, own: set[str] | None) -> None:
+    """Removes temporary files of runs that were killed; only those that end with a name of `own`, if given."""
+    for path in folder.glob(".part-*-*"):
+        if own is None or path.name.split("-", 2)[2] in own:
+            path.unlink(missing_ok=True)
+
+
+def write_record(
+    folder: Path, settings: Mapping[str, Any], made_by: Mapping[str, Any], dataset: Mapping[str, Any], plans: Any
+) -> None:
+    """Writes the three files that nnU-Net leaves beside its predictions; its post-processing reads them.
+
+    Args:
+        folder: Of the results.
+        settings: nnU-Net's own.
+        made_by: What decides the results: hashes of the checkpoints, labels, options.
+        dataset: dataset.json, with the labels of the results.
+        plans: Of the model.
+    """
+    write_json(folder / SETTINGS, {**settings, "stunet": made_by})
+    write_json(folder / "dataset.json", dataset)
+    write_json(folder / "plans.json", plans)
+
+
+def check_record(folder: Path, made_by: Mapping[str, Any]) -> None:
+    """Sees that results in a folder were made by the same checkpoints and options as those to come.
+
+    Raises:
+        DataError: They were not, or nothing says so.
+    """
+    path, hint = folder / SETTINGS, "another folder with -o, or the same command without --continue_prediction"
+    before = read_json(path).get("stunet") if path.is_file() else None
+    if before is None:
+        raise DataError(f"nothing in {str(folder)!r} says which model made the results there", hint)
+    changed = sorted(key for key in {*before, *made_by} if before.get(key) != made_by.get(key))
+    if changed:
+        raise DataError(f"the results in {str(folder)!r} were made with other {', '.join(changed)}", hint)

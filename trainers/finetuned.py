@@ -1,0 +1,100 @@
+"""How does a training go on from pre-trained weights: what trains when, at which rate, and what does it keep of that?
+
+strategies.py has the strategies as data, lora.py the adapters; start.py loads the weights.
+"""
+
+from collections.abc import Collection
+from typing import Any
+
+import torch
+
+from stunet.errors import WeightsError
+from stunet.trainers import lora, strategies
+from stunet.trainers.base import PlannedTrainer, data_parallel
+
+
+class FineTunedTrainer(PlannedTrainer):
+    """Trains with the plan's strategy (`finetune` in its `stunet` block); without one as nnU-Net does."""
+
+    def __init__(
+        self,
+        plans: dict,
+        configuration: str,
+        fold: int | str,
+        dataset_json: dict,
+        device: torch.device = torch.device("cuda"),  # noqa: B008 - nnU-Net reads this signature and passes it on
+    ) -> None:
+        super().__init__(plans, configuration, fold, dataset_json, device)
+        block = self.plans_manager.plans["stunet"]
+        self.weights = block.get("weights")
+        self.strategy = strategies.find(block["finetune"]) if "finetune" in block else None
+        if self.strategy is not None and "initial_lr" not in block["train"]:
+            self.initial_lr = self.strategy.lr if self.weights else self.strategy.scratch_lr
+        self.fresh: frozenset[str] | None = None  # parameters that are not pre-trained; None: all of them
+        self._phase: strategies.Phase | None = None
+
+    def start_with(self, fresh: Collection[str]) -> None:
+        """Makes ready for a network into which weights have been loaded: adapters and optimizer, as the strategy wants.
+
+        Args:
+            fresh: Names of the parameters that are not pre-trained.
+        """
+        self.fresh = frozenset(fresh)
+        if self.strategy is not None and self.strategy.lora_rank:
+            lora.add(self.bare_network(), self.strategy.lora_rank, self.seed, self.fresh)
+        self.optimizer, self.lr_scheduler = self.configure_optimizers()
+
+    def configure_optimizers(self) -> tuple[torch.optim.Optimizer, Any]:
+        """The optimizer of other trainings, with the groups and the rates of the strategy."""
+        optimizer, schedule = super().configure_optimizers()
+        if self.strategy is None:
+            return optimizer, schedule
+        values = {key: value for key, value in optimizer.param_groups[0].items() if key != "params"}
+        groups = strategies.groups(self.bare_network(), self.strategy, self.fresh or ())
+        optimizer = type(optimizer)([{**values, **group} for group in groups], self.initial_lr)
+        return optimizer, strategies.Schedule(optimizer, self.strategy, self.num_epochs, self.initial_lr)
+
+    def run_training(self) -> None:
+        """As without weights.
+
+        Raises:
+            WeightsError: The plan starts from weights, and none were loaded.
+        """
+        if self.weights and self.fresh is None:
+            raise WeightsError(
+                f"the plan starts from {self.weights['name']!r}, and nothing was loaded",
+                f"stunet_train with -p {self.plans_manager.plans_name}, and --pretrained",
+            )
+        super().run_training()
+
+    def on_train_epoch_start(self) -> None:
+        """Freezes and releases what the epoch's phase wants."""
+        if self.strategy is not None:
+            self._enter(strategies.phase_of(self.strategy, self.current_epoch, self.num_epochs))
+        super().on_train_epoch_start()
+        highest = max(group["lr"] for group in self.optimizer.param_groups)
+        self.logger.log("lrs", highest, self.current_epoch)  # nnU-Net logs the first group's
+
+    def network_state(self) -> dict[str, torch.Tensor]:
+        return lora.merged_state(self.bare_network())
+
+    def more_state(self) -> dict[str, Any]:
+        fresh = None if self.fresh is None else sorted(self.fresh)
+        return {"fresh": fresh, "adapters": lora.adapters_state(self.bare_network())}
+
+    def load_network_state(self, weights: dict[str, torch.Tensor], more: dict[str, Any]) -> None:
+        if more.get("fresh") is not None and self.fresh is None:
+            self.start_with(more["fresh"])
+        lora.load(self.bare_network(), weights, more.get("adapters", {}))
+
+    def _enter(self, phase: strategies.Phase) -> None:
+        if phase is self._phase:
+            return
+        self._phase = phase
+        network = self.bare_network()
+        fresh = [name for name, _ in network.named_parameters()] if self.fresh is None else self.fresh
+        trained, total = strategies.set_trainable(network, phase, fresh)
+        share = f"{trained:,} of {total:,} parameters ({trained / total:.1%})"
+        self.listener.trains(f"from epoch {self.current_epoch + 1} on: trains {share}")
+        if self.is_ddp:  # it takes note of what trains when it is made
+            self.network = data_parallel(self.network.module, [self.local_rank])

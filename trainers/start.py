@@ -1,0 +1,106 @@
+"""What does a training start from? Pre-trained weights, adapted to its network, written, and loaded back.
+
+`choose` turns what a user names into weights and what the plan says of them; `begin` puts them into a trainer.
+"""
+
+import hashlib
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from stunet.checkpoints import load_checkpoint
+from stunet.errors import WeightsError
+from stunet.files import write_json
+from stunet.heads import choose_head
+from stunet.trainers.base import LATEST
+from stunet.trainers.finetuned import FineTunedTrainer
+from stunet.transfer import transfer
+from stunet.transfer_report import TransferReport
+from stunet.weights import Weights, read_weights
+
+REPORT = "transfer_report.json"
+NAME_LENGTH = 24  # of a file's name in the plans' name
+
+
+def choose(path: Path, head: str | None, dataset_json: Mapping[str, Any]) -> tuple[Weights, dict[str, str]]:
+    """The weights in a file or model folder, and what the plan of a training that starts from them says.
+
+    Args:
+        path: As store.find_model() gives it.
+        head: "reuse", "slice", "reset", or None for what suits the classes.
+        dataset_json: nnU-Net's description of the dataset to train on.
+
+    Returns:
+        The weights, and `name` (of the registry, or of the file with the start of its hash), `sha256`, `head`.
+
+    Raises:
+        WeightsError: The file cannot be read, or holds another network.
+    """
+    weights = read_weights(path)
+    with weights.path.open("rb") as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    name = weights.entry
+    if name is None:
+        trained_on = (weights.plans or {}).get("dataset_name", "")
+        stem = re.sub(r"^Dataset\d{3}_", "", trained_on) or weights.path.stem
+        name = f"{re.sub(r'[^A-Za-z0-9]+', '', stem)[:NAME_LENGTH]}.{sha256[:6]}"
+    return weights, {"name": name, "sha256": sha256, "head": choose_head(head, weights, head_classes(dataset_json))}
+
+
+def head_classes(dataset_json: Mapping[str, Any]) -> list[str]:
+    """The classes of a dataset in the order of the head's rows: background first; regions have no background."""
+    labels = {name: value for name, value in dataset_json["labels"].items() if name != "ignore"}
+    if any(isinstance(value, list) and len(value) > 1 for value in labels.values()):
+        return [name for name in labels if name != "background"]
+    return sorted(labels, key=lambda name: int(np.ravel(labels[name])[0]))
+
+
+def begin(trainer: FineTunedTrainer, path: Path) -> TransferReport:
+    """Starts a trainer from the weights that its plan names; the report and a first checkpoint go into its folder.
+
+    Raises:
+        WeightsError: The file is not the one that the plan names, does not fit the network, or did not come back from
+            the first checkpoint as it was.
+    """
+    weights, given = choose(path, None, trainer.dataset_json)
+    planned = trainer.plans_manager.plans["stunet"]["weights"]
+    if given["sha256"] != planned["sha256"]:
+        raise WeightsError(
+            f"{str(path)!r} is not the file that the plan starts from: SHA-256 {given['sha256'][:12]}..., "
+            f"not {planned['sha256'][:12]}...",
+            "give the file that the plan was derived with",
+        )
+    trainer.initialize()
+    network = trainer.bare_network()
+    channels = list((trainer.dataset_json.get("channel_names") or trainer.dataset_json["modality"]).values())
+    report = transfer(
+        network,
+        weights,
+        classes=head_classes(trainer.dataset_json),
+        channels=channels,
+        cascade_channels=trainer.num_input_channels - len(channels),
+        head=None if planned["head"] == given["head"] else planned["head"],  # the report knows why only then
+        sha256=planned["sha256"],
+    )
+    trainer.start_with(report.fresh)
+    if trainer.local_rank == 0:
+        write_json(Path(trainer.output_folder) / REPORT, report.to_json())
+        if not trainer.disable_checkpointing:
+            _write_and_read_back(trainer)
+    return report
+
+
+def _write_and_read_back(trainer: FineTunedTrainer) -> None:
+    """The first checkpoint: from here on a run can be resumed without the file that it started from."""
+    path = Path(trainer.output_folder) / LATEST
+    trainer.current_epoch -= 1  # save_checkpoint counts the running epoch as done
+    trainer.save_checkpoint(str(path))
+    trainer.current_epoch += 1
+    written = load_checkpoint(path)["network_weights"]
+    for name, value in trainer.bare_network().state_dict().items():
+        if name not in written or not torch.equal(written[name], value.cpu()):
+            raise WeightsError(f"{name!r} in {str(path)!r} is not what was loaded", "see whether the disk is sound")
