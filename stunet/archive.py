@@ -1,0 +1,92 @@
+"""How does a model folder become a zip, and a zip from anywhere a model folder, without writing what it should not?
+
+The zip is what nnUNetv2_export_model_to_zip writes, or ours. store.py imports and exports models.
+"""
+
+import os
+import re
+import shutil
+import stat
+import zipfile
+from pathlib import Path, PurePosixPath
+
+from stunet.datasets import new_folder
+from stunet.errors import WeightsError
+
+# What is read from an archive, below the folder of its plans.json.
+FILES = re.compile(r"(plans|dataset|model)\.json|fold_(\d+|all)/checkpoint_\w+\.pth")
+# Weights hardly compress; the JSON files beside them do, but are small.
+MAX_RATIO, MAX_EXTRA_BYTES, MAX_MEMBERS = 20, 16 << 20, 10_000
+
+
+def pack(folder: Path, archive: Path) -> None:
+    """Writes a model folder as a zip; weights do not compress, so nothing is."""
+    part = archive.with_name(f".part-{os.getpid()}-{archive.name}")
+    try:
+        with zipfile.ZipFile(part, "w", zipfile.ZIP_STORED) as target:
+            for path in sorted(folder.rglob("*")):
+                if path.is_file():
+                    target.write(path, f"{archive.stem}/{path.relative_to(folder).as_posix()}")
+        os.replace(part, archive)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def is_packed_model(path: Path) -> bool:
+    """Whether a file is a zip with a plans.json in it; torch's files are zips too, without one."""
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return any(PurePosixPath(name).name == "plans.json" for name in archive.namelist())
+
+
+def unpack(path: Path, target: Path) -> Path:
+    """Writes the one model folder that a zip holds as the folder `target`: plans, dataset, model.json, checkpoints.
+
+    Raises:
+        WeightsError: A member would be written outside, is a link, or is far larger than the archive; there is no
+            model folder in it, or several; or it is damaged. Nothing is left behind.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive, new_folder(target) as part:
+            members = [member for member in archive.infolist() if not member.is_dir()]
+            _check_members(path, members)
+            root = _root(path, members)
+            for member in members:
+                name = PurePosixPath(member.filename)
+                if name.is_relative_to(root) and FILES.fullmatch(str(name.relative_to(root))):
+                    file = part / name.relative_to(root)
+                    file.parent.mkdir(parents=True, exist_ok=True)
+                    with archive.open(member) as source, file.open("wb") as copy:
+                        shutil.copyfileobj(source, copy, 1 << 20)
+    except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, ValueError) as error:
+        raise WeightsError(f"{str(path)!r} is damaged or encrypted: {error}", "copy it again from its source") from None
+    return target
+
+
+def _check_members(path: Path, members: list[zipfile.ZipInfo]) -> None:
+    def refuse(what: str) -> WeightsError:
+        return WeightsError(f"{str(path)!r} was refused: {what}; nothing was written", "use another source")
+
+    if len(members) > MAX_MEMBERS:
+        raise refuse(f"it has {len(members)} members")
+    for member in members:
+        name = PurePosixPath(member.filename.replace("\\", "/"))
+        if name.is_absolute() or ".." in name.parts or re.match(r"[A-Za-z]:", member.filename):
+            raise refuse(f"its member {member.filename!r} would be written outside of the folder")
+        if stat.S_ISLNK(member.external_attr >> 16):
+            raise refuse(f"its member {member.filename!r} is a link")
+    total = sum(member.file_size for member in members)
+    if total > MAX_RATIO * path.stat().st_size + MAX_EXTRA_BYTES:
+        raise refuse(f"{path.stat().st_size} bytes that would become {total}")
+
+
+def _root(path: Path, members: list[zipfile.ZipInfo]) -> PurePosixPath:
+    plans = [PurePosixPath(member.filename) for member in members]
+    roots = [name.parent for name in plans if name.name == "plans.json"]
+    if len(roots) != 1:
+        there = ", ".join(map(str, roots[:3])) or "none"
+        raise WeightsError(
+            f"{str(path)!r} holds {len(roots)} model folders ({there})", "give the zip of one model, or unpack it first"
+        )
+    return roots[0]

@@ -1,0 +1,242 @@
+"""stunet_models: which pre-trained models there are, and getting, checking and passing them on. store.py does the work.
+
+`list`, `info` and --help answer without torch.
+"""
+
+import argparse
+import textwrap
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import asdict
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from stunet import console, models, store
+from stunet.cli.common import new_parser, run
+from stunet.errors import UsageError, WeightsError
+from stunet.models import Entry
+
+EXAMPLES = """examples:
+  stunet_models list
+  stunet_models download STU-Net-B
+  stunet_models import base_ep4k.model
+  stunet_models import model_final_checkpoint.model --name STU-Net-B.abdomenatlas
+  stunet_models export STU-Net-B -o stunet_b.safetensors --half
+"""
+SCHEMES = {
+    "ZScoreNormalization": "z-score of each image",
+    "CTNormalization": "clipped and scaled by the training data's intensities",
+    "NoNormalization": "none",
+    "RescaleTo01Normalization": "scaled to 0 to 1",
+}
+MEGABYTE = 1 << 20
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command's options: one sub-command per verb."""
+    parser = new_parser("stunet_models", "Pre-trained models: list, get, check and pass on.", EXAMPLES)
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+
+    def verb(name: str, help_text: str, command: Callable[[argparse.Namespace], None]) -> argparse.ArgumentParser:
+        sub = verbs.add_parser(name, help=help_text, description=help_text, allow_abbrev=False)
+        sub.set_defaults(command=command)
+        for flag, text in (("--verbose", "also show what the libraries print"), ("--debug", "show tracebacks")):
+            sub.add_argument(flag, action="store_true", default=argparse.SUPPRESS, help=text)
+        return sub
+
+    listing = verb("list", "all models of the registry and of the store", _list)
+    about = verb("info", "everything that is known of a model", _info)
+    about.add_argument("name", metavar="NAME", help="such as STU-Net-B, short for STU-Net-B.totalseg")
+    for sub in (listing, about):
+        sub.add_argument("--json", action="store_true", help="one JSON document")
+    get = verb("download", "download models and make them nnU-Net v2 model folders", _download)
+    get.add_argument("names", nargs="+", metavar="NAME")
+    get.add_argument("--keep", action="store_true", help="keep the published file in the model's folder as well")
+    get.add_argument("--offline", action="store_true", help="download nothing: say what is missing")
+    take = verb("import", "install weights that are here already", _import)
+    take.add_argument("file", type=Path, metavar="FILE", help="of nnU-Net v1 or v2, ours, a model folder or its zip")
+    take.add_argument("--name", help="of the model (default: the entry that it is recognised as)")
+    take.add_argument("--pkl", type=Path, metavar="FILE", help="nnU-Net v1's .model.pkl (default: that beside FILE)")
+    give = verb("export", "write a model as one file or as a model folder of nnU-Net v2", _export)
+    give.add_argument("name", metavar="NAME|PATH")
+    give.add_argument("-o", required=True, type=Path, metavar="OUT", help="OUT.safetensors, OUT.zip, or a folder")
+    give.add_argument("--half", action="store_true", help="float16: half the size")
+    test = verb("check", "read every byte of a model, and say whether all fits together", _check)
+    test.add_argument("name", metavar="NAME|PATH")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    return run(build_parser(), lambda args: args.command(args), argv)
+
+
+class ShownDownload(AbstractContextManager["ShownDownload"]):
+    """The advance of a download in MB, for store.download and store.find_model."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self._progress: console.Progress | None = None
+
+    def __call__(self, done: int, total: int | None) -> None:
+        if self._progress is None and total:
+            self._progress = console.Progress(f"download {self.name} (MB)", max(1, total // MEGABYTE)).__enter__()
+        while self._progress and self._progress.done < done // MEGABYTE:
+            self._progress.step()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._progress:
+            self._progress.__exit__(kind, error, trace)
+
+
+def _list(args: argparse.Namespace) -> None:
+    there = {model.name: model for model in store.installed()}
+    entries = {entry.name: entry for entry in models.entries()}
+    if args.json:
+        own = [{"name": name, "installed": str(there[name].folder)} for name in there if name not in entries]
+        console.result_json([_document(entry) for entry in entries.values()] + own)
+        return
+    rows = [
+        (
+            entry.name,
+            f"{models.PARAMETERS[entry.size]:.1f} M",
+            _text(entry.num_classes),
+            _size(entry),
+            _text(entry.licence),
+            "yes" if entry.name in there else "no" if entry.sources else "no, by hand",
+            entry.title,
+        )
+        for entry in entries.values()
+    ]
+    rows += [(name, *["-"] * 4, "yes", there[name].record.get("source", "")) for name in there if name not in entries]
+    width = max(len(row[-1]) for row in rows)
+    head = ("model", "parameters", "classes", "download", "licence", "installed", "trained on".ljust(width))
+    console.table(head, [(*row[:-1], row[-1].ljust(width)) for row in rows])
+    console.note(f"installed models are in {str(models.store())!r}")
+
+
+def _info(args: argparse.Namespace) -> None:
+    there = store.find_installed(args.name)
+    try:
+        entry = models.find(args.name)
+    except WeightsError:
+        if there is None:
+            raise
+        document = {"name": there.name, "installed": str(there.folder), **there.record}
+    else:
+        document = _document(entry) if args.json else _words(entry)
+    if args.json:
+        console.result_json(document)
+        return
+    width = max(map(len, document)) + 2
+    for key, value in document.items():
+        text = ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+        lines = textwrap.wrap(text, 118 - width, break_long_words=False, break_on_hyphens=False) or [""]
+        console.result("\n".join([key.ljust(width) + lines[0], *(" " * width + line for line in lines[1:])]))
+
+
+def _download(args: argparse.Namespace) -> None:
+    for entry in [models.find(name) for name in args.names]:
+        if args.offline:
+            console.result(str(store.find_model(entry.name, offline=True)))
+            continue
+        with ShownDownload(entry.name) as shown:
+            model = store.download(entry, args.keep, shown)
+        console.result(str(model.folder))
+        _next(model)
+
+
+def _import(args: argparse.Namespace) -> None:
+    if args.pkl and args.file.is_dir():
+        raise UsageError("--pkl belongs to a file of nnU-Net v1, not to a folder", "leave out --pkl")
+    model = store.import_file(args.file, args.name, args.pkl)
+    known = model.record.get("entry") == model.name
+    console.note(f"{args.file} is {model.name}" if known else f"installed as {model.name}, which the registry lacks")
+    console.result(str(model.folder))
+    _next(model)
+
+
+def _export(args: argparse.Namespace) -> None:
+    source = store.find_model(args.name)
+    from stunet.model_folder import export
+
+    export(source, args.o, args.half)
+    console.result(str(args.o))
+
+
+def _check(args: argparse.Namespace) -> None:
+    source = store.find_model(args.name, offline=True)
+    from stunet.model_folder import check
+
+    for line in check(source):
+        console.result(line)
+
+
+def _next(model: store.Installed) -> None:
+    if model.path == model.folder:
+        console.note(
+            f"next: stunet_predict --model {model.name} -i IN -o OUT, or stunet_train --pretrained {model.name}"
+        )
+    else:
+        console.note(f"next: stunet_train --pretrained {model.name}; there are no plans, so it cannot predict as it is")
+
+
+def _document(entry: Entry) -> dict[str, Any]:
+    there = store.find_installed(entry.name)
+    return {
+        **asdict(entry),
+        "parameters_million": models.PARAMETERS[entry.size],
+        "missing": entry.missing,
+        "recorded_sha256": store.recorded(entry),
+        "installed": str(there.folder) if there else None,
+    }
+
+
+def _words(entry: Entry) -> dict[str, Any]:
+    """What is known of an entry, in words."""
+    there = store.find_installed(entry.name)
+    recorded = store.recorded(entry)
+    sha256 = f"{entry.sha256} (published)" if entry.sha256 else "not published: recorded at the first download"
+    if recorded and not entry.sha256:
+        sha256 = f"{recorded} (recorded at the first download)"
+    axes = entry.mirror_axes
+    return {
+        "name": entry.name,
+        "title": entry.title,
+        "size": f"{entry.size}, {models.PARAMETERS[entry.size]:.1f} M parameters",
+        "trained on": entry.data,
+        "epochs": _text(entry.epochs),
+        "note": entry.note or "-",
+        "modality": entry.modality,
+        "channels": entry.channels or f"{_text(entry.num_channels)}, names unknown",
+        "spacing": _text(entry.spacing and f"{_by(entry.spacing)} mm"),
+        "normalisation": _text(entry.normalization and [SCHEMES.get(name, name) for name in entry.normalization]),
+        "patch": _text(entry.patch_size and _by(entry.patch_size)),
+        "strides": _text(entry.strides and [_by(stride) for stride in entry.strides]),
+        "mirror axes": _text(axes if axes is None else axes or "none"),
+        "classes": entry.classes or f"{_text(entry.num_classes)}, names unknown",
+        "licence": _text(entry.licence),
+        "citation": _text(entry.citation),
+        "file": entry.filename,
+        "download": _size(entry),
+        "sha256": sha256,
+        "sources": entry.sources or "none that a program can use",
+        "pages": entry.pages or "-",
+        "installed": there.folder if there else "no",
+    }
+
+
+def _size(entry: Entry) -> str:
+    size = entry.bytes or entry.about_bytes
+    return "unknown" if size is None else f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"
+
+
+def _text(value: Any) -> Any:
+    return "unknown" if value is None else value if isinstance(value, list | tuple) else str(value)
+
+
+def _by(values: Sequence[float]) -> str:
+    return " x ".join(f"{value:g}" for value in values)

@@ -1,0 +1,213 @@
+"""How does a large file arrive whole over connections that break, from servers that may have changed it?
+
+One file, several mirrors. What has arrived stays in FILE.part for the next attempt or run, and is continued only where
+the server says that it still has the same file, or a known sha256 will tell. requests follows redirects and the usual
+proxy variables. store.py decides what is downloaded.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import re
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+import requests
+
+from stunet.errors import DataError, WeightsError
+
+TIMEOUT_S = (10.0, 60.0)  # to connect; without a byte
+ATTEMPTS = 4  # without progress, per mirror
+CHUNK = 1 << 16  # of which the last, incomplete one is lost when a connection breaks
+TRY_LATER = {408, 425, 429, 500, 502, 503, 504}
+log = logging.getLogger("stunet")
+
+Progress = Callable[[int, int | None], None]  # bytes that are there, and of how many
+
+
+class _Broken(Exception):
+    """The attempt failed; another one may not."""
+
+
+class _Useless(Exception):
+    """This source will not do; another one may."""
+
+
+def fetch(
+    sources: Sequence[str],
+    target: Path,
+    *,
+    sha256: str | None = None,
+    size: int | None = None,
+    on_bytes: Progress | None = None,
+    wait_s: float = 1.0,
+) -> str:
+    """Downloads `target` from the first source that has it, and returns that source.
+
+    Args:
+        sources: Addresses of the same file.
+        target: Appears whole; its folder must exist, and only one process may be here at a time.
+        sha256: Of the file, if known.
+        size: In bytes, if known.
+        on_bytes: Called as the file grows.
+        wait_s: Before the second attempt; doubles with each further one.
+
+    Raises:
+        WeightsError: No source delivered the file; the message has the reason for each.
+        DataError: The disk has too little room.
+    """
+    reasons = []
+    for source in sources:
+        try:
+            _fetch_one(source, target, sha256, size, on_bytes or (lambda done, total: None), wait_s)
+            return source
+        except _Useless as error:
+            log.info("%s: %s", source, error)
+            reasons.append(f"{source}: {error}")
+    kept = " (what arrived is kept and continued)" if _part(target).exists() else ""
+    raise WeightsError(
+        f"could not download {target.name!r}: {'; '.join(reasons)}",
+        f"run the same command again{kept}, or download it with a browser: stunet_models import FILE",
+    )
+
+
+def sha256_of(path: Path) -> str:
+    """The checksum of a file, as sha256sum prints it."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _fetch_one(url: str, target: Path, sha256: str | None, size: int | None, on_bytes: Progress, wait_s: float) -> None:
+    part = _part(target)
+    while True:
+        continued = _complete(url, part, sha256, size, on_bytes, wait_s)
+        digest = sha256_of(part) if sha256 else None
+        if digest == sha256:
+            os.replace(part, target)
+            _state(part).unlink(missing_ok=True)
+            return
+        _forget(part)
+        if not continued:  # two halves may not fit together; one piece has no excuse
+            raise _Useless(f"its sha256 is {digest} instead of {sha256}: damaged, or another file")
+
+
+def _complete(url: str, part: Path, sha256: str | None, size: int | None, on_bytes: Progress, wait_s: float) -> bool:
+    """Repeats attempts until the file is there; returns whether it came in more than one piece."""
+    continued, failures = False, 0
+    while True:
+        before = _length(part)
+        try:
+            return _attempt(url, part, sha256, size, on_bytes) or continued
+        except (_Broken, requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError) as error:
+            reason = _reason(error)
+        except requests.RequestException as error:
+            raise _Useless(_reason(error)) from None
+        continued = True
+        failures = failures + 1 if _length(part) < before + CHUNK else 1
+        if failures == ATTEMPTS:
+            raise _Useless(reason)
+        pause = wait_s * 2 ** (failures - 1)
+        log.warning("%s; trying again in %g s, %.1f MB are there", reason, pause, _length(part) / 1e6)
+        time.sleep(pause)
+
+
+def _attempt(url: str, part: Path, sha256: str | None, size: int | None, on_bytes: Progress) -> bool:
+    """One request; returns whether it continued what was there."""
+    have = _length(part)
+    headers = {"Accept-Encoding": "identity"} | _resume_headers(url, part, bool(sha256))
+    with requests.get(url, headers=headers, stream=True, timeout=TIMEOUT_S) as answer:
+        if url.startswith("https:") and not answer.url.startswith("https:"):
+            raise _Useless("leads to an unencrypted address")
+        if answer.status_code == 416 and _total(answer) == have:
+            return True
+        if answer.status_code == 416:
+            _forget(part)
+            raise _Broken("the server's file has another length than before")
+        if answer.status_code in TRY_LATER:
+            raise _Broken(f"the server answers {answer.status_code} {answer.reason}")
+        if answer.status_code not in (200, 206):
+            raise _Useless(f"the server answers {answer.status_code} {answer.reason}")
+        if "html" in answer.headers.get("Content-Type", ""):
+            raise _Useless("a web page instead of the file")
+        start = have if answer.status_code == 206 else 0
+        if answer.status_code == 206 and not answer.headers.get("Content-Range", "").startswith(f"bytes {have}-"):
+            _forget(part)
+            raise _Broken("the server sends another part than was asked for")
+        total = _total(answer)
+        if size is not None and total not in (None, size):
+            raise _Useless(f"a file of {total} bytes instead of {size}")
+        _check_room(part.parent, (total or 0) - start)
+        _remember(part, url, answer)
+        with part.open("r+b" if start else "wb") as file:
+            file.seek(start)
+            for chunk in answer.iter_content(CHUNK):
+                file.write(chunk)
+                on_bytes(file.tell(), total)
+        there, total = _length(part), total or size
+        if total is not None and there < total:
+            raise _Broken(f"the connection ended after {there} of {total} bytes")
+        return bool(start)
+
+
+def _resume_headers(url: str, part: Path, verified: bool) -> dict[str, str]:
+    """Asks for the rest only where the two pieces are sure to fit, or the checksum will show that they do not."""
+    have = _length(part)
+    if not have:
+        return {}
+    state: dict[str, str] = {}
+    with suppress(OSError, ValueError):
+        state = json.loads(_state(part).read_text())
+    if state.get("url") == url and state.get("validator"):
+        return {"Range": f"bytes={have}-", "If-Range": state["validator"]}
+    return {"Range": f"bytes={have}-"} if verified else {}
+
+
+def _remember(part: Path, url: str, answer: requests.Response) -> None:
+    tag = answer.headers.get("ETag", "")
+    validator = tag if tag and not tag.startswith("W/") else answer.headers.get("Last-Modified", "")
+    _state(part).write_text(json.dumps({"url": url, "validator": validator}))
+
+
+def _total(answer: requests.Response) -> int | None:
+    """Length of the whole file in bytes."""
+    ranged = re.fullmatch(r"bytes .*/(\d+)", answer.headers.get("Content-Range", ""))
+    length = ranged.group(1) if ranged else answer.headers.get("Content-Length", "")
+    return int(length) if length.isdigit() and (ranged or answer.status_code == 200) else None
+
+
+def _check_room(folder: Path, needed: int) -> None:
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise DataError(
+            f"{needed / 1e9:.1f} GB are to be downloaded and {free / 1e9:.1f} GB are free in {str(folder)!r}",
+            "free some space, or put the models elsewhere: export STUNET_MODELS=/path/to/models",
+        )
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, requests.Timeout):
+        return "no answer in time"
+    if isinstance(error, requests.RequestException):
+        return f"no connection, or it broke ({type(error).__name__})"
+    return str(error)
+
+
+def _part(target: Path) -> Path:
+    return target.with_name(f"{target.name}.part")
+
+
+def _state(part: Path) -> Path:
+    return part.with_name(f"{part.name}.json")
+
+
+def _forget(part: Path) -> None:
+    part.unlink(missing_ok=True)
+    _state(part).unlink(missing_ok=True)
+
+
+def _length(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0

@@ -1,0 +1,234 @@
+"""How do weights become a model folder that stock nnU-Net v2 runs, and when does a model fit together?
+
+A model folder is plans.json, dataset.json and fold_X/checkpoint_final.pth; ours also holds model.json: where the
+weights come from, and the checksums of the files. weights.py reads files and folders, store.py decides which.
+"""
+
+import re
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from stunet.archive import pack
+from stunet.checkpoints import check_weights, save_checkpoint
+from stunet.datasets import new_folder
+from stunet.download import sha256_of
+from stunet.errors import DataError, WeightsError
+from stunet.files import read_json, write_json
+from stunet.models import Entry, dataset_of, plans_of
+from stunet.networks import STUNet
+from stunet.weights import Weights, check_finite, read_weights, save_weights
+
+CHECKPOINT = "checkpoint_final.pth"
+RECORD = "model.json"
+
+
+def describe(weights: Weights, entry: Entry | None = None) -> Weights:
+    """The weights with complete plans and dataset: their own, and from the registry what they lack.
+
+    Raises:
+        WeightsError: Strides, spacing or class names stand in neither, the two contradict each other, or the tensors
+            are of another network.
+    """
+    planned = plans_of(entry) if entry and not entry.missing else None
+    plans = weights.plans if weights.strides else planned
+    classes = (weights.dataset or {}).get("labels") or _numbered(entry.classes if entry else None)
+    lacking = [what for what, there in (("strides and spacing", plans), ("class names", classes)) if not there]
+    if lacking or plans is None or classes is None:
+        raise WeightsError(
+            f"{str(weights.path)!r} cannot become a model that predicts: unknown {' and '.join(lacking)}",
+            "import it with the --pkl of its training, or describe it in models.toml in the store; fine-tuning takes "
+            "it as it is",
+        )
+    if entry and entry.strides and weights.strides and weights.strides != [list(stride) for stride in entry.strides]:
+        raise WeightsError(
+            f"{str(weights.path)!r} has strides {weights.strides}, {entry.name} has {entry.strides}",
+            "import it under another --name",
+        )
+    channels = entry.channels if entry and entry.channels else weights.channels
+    dataset = (dataset_of(entry) if entry and planned else {}) | (weights.dataset or {}) | {"labels": classes}
+    dataset["channel_names"] = _by_number(channels or range(weights.architecture.channels))
+    described = replace(
+        weights,
+        plans=plans,
+        configuration=weights.configuration or next(iter(plans["configurations"])),
+        dataset={"file_ending": ".nii.gz", **dataset},
+        entry=entry.name if entry else weights.entry,
+    )
+    check_fit(described)
+    return described
+
+
+def write_model_folder(target: Path, folds: Mapping[str, Weights], record: Mapping[str, Any]) -> Path:
+    """Writes the model folder `target`, whole or not at all, and returns it.
+
+    Args:
+        target: Must not exist.
+        folds: Described weights by the name of their folder, such as fold_0; the first one's plans and dataset count.
+        record: What model.json says of their origin; the checksums of the files are added.
+
+    Raises:
+        DataError: `target` exists, or the disk is full.
+    """
+    first = next(iter(folds.values()))
+    with new_folder(target) as part:
+        write_json(part / "plans.json", first.plans)
+        write_json(part / "dataset.json", first.dataset)
+        for name, weights in folds.items():
+            (part / name).mkdir()
+            save_checkpoint(_checkpoint(weights), part / name / CHECKPOINT)
+        files = sorted(path for path in part.rglob("*") if path.is_file())
+        checksums = {path.relative_to(part).as_posix(): sha256_of(path) for path in files}
+        write_json(part / RECORD, {"entry": first.entry, **record, "files": checksums})
+    return target
+
+
+def check_fit(weights: Weights) -> None:
+    """Compares every tensor with the network that the weights' plans and dataset describe.
+
+    Raises:
+        WeightsError: Something differs, or is not described; the message names it.
+    """
+    if not weights.plans or not weights.strides or weights.architecture.size is None:
+        what = "no plans" if weights.architecture.size else "a network of no size that stunet knows (T, S, B, L, H)"
+        raise WeightsError(f"{str(weights.path)!r} has {what}", "stunet_models info NAME lists what is needed")
+    dataset = weights.dataset or {}
+    rows, classes = head_rows(dataset.get("labels", {})), weights.architecture.classes
+    if rows != classes:
+        raise WeightsError(
+            f"{str(weights.path)!r}: the head has {classes} rows, and {rows} classes are named",
+            "give the --name, or the dataset.json, that belongs to the weights",
+        )
+    named, channels = len(weights.channels or ()), weights.architecture.channels
+    planned = weights.plans["configurations"][weights.configuration]
+    if named != channels and not planned.get("previous_stage"):
+        raise WeightsError(
+            f"{str(weights.path)!r}: the network takes {channels} channel(s), and {named} are named",
+            "give the --name, or the dataset.json, that belongs to the weights",
+        )
+    with torch.device("meta"):
+        network = STUNet(channels, classes, weights.architecture.size, weights.strides)
+    check_weights(weights.path, network, weights.tensors)
+
+
+def read_folds(path: Path) -> dict[str, Weights]:
+    """The weights of a file, as fold_0, or of every fold of a model folder: the numbered ones, else fold_all.
+
+    Raises:
+        WeightsError: As read_weights.
+    """
+    first = read_weights(path)
+    if not path.is_dir():
+        return {"fold_0": first}
+    files = sorted(path.glob(f"fold_*/{first.path.name}"))
+    numbered = [file for file in files if re.fullmatch(r"fold_\d+", file.parent.name)]
+    return {file.parent.name: read_weights(file) for file in numbered or files}
+
+
+def export(source: Path, target: Path, half: bool = False) -> None:
+    """Writes weights as a safetensors file that describes itself, a zip of a model folder, or a model folder.
+
+    Args:
+        source: A file or model folder, as read_weights takes it.
+        target: The ending decides: .safetensors, .zip, else a folder.
+        half: Float16: half the size; every reader of ours and nnU-Net turn it back into float32.
+
+    Raises:
+        WeightsError: The weights cannot be read, have no plans, or float16 cannot hold them.
+        DataError: `target` exists.
+    """
+    if target.exists():
+        raise DataError(f"{str(target)!r} exists already", "take another name, or remove it")
+    folds = read_folds(source)
+    first = next(iter(folds.values()))
+    if target.suffix == ".safetensors":
+        if len(folds) > 1:
+            raise WeightsError(f"{str(source)!r} has {len(folds)} folds, a .safetensors file has one", "export a .zip")
+        meta = {key: getattr(first, key) for key in ("plans", "configuration", "dataset", "mirror_axes", "entry")}
+        save_weights(target, first.tensors, meta, half)
+        return
+    for weights in folds.values():
+        check_fit(weights)
+    if half:
+        folds = {name: replace(weights, tensors=_to_half(weights.tensors)) for name, weights in folds.items()}
+    if target.suffix != ".zip":
+        write_model_folder(target, folds, {"source": str(source)})
+        return
+    folder = target.with_name(f".{target.name}.folder")
+    shutil.rmtree(folder, ignore_errors=True)
+    try:
+        pack(write_model_folder(folder, folds, {"source": str(source)}), target)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def check(source: Path) -> list[str]:
+    """Reads every byte of a model and says what was found right, a line each.
+
+    Raises:
+        WeightsError: What is wrong: a file that changed, NaN, tensors that do not fit the plans, class names.
+    """
+    found = []
+    folder = source if source.is_dir() else source.parent
+    if (folder / RECORD).is_file():
+        files = read_json(folder / RECORD).get("files", {})
+        for file, digest in files.items():
+            if not (folder / file).is_file() or sha256_of(folder / file) != digest:
+                raise WeightsError(
+                    f"{str(folder / file)!r} is missing or has changed since it was installed",
+                    f"remove {str(folder)!r} and install the model again",
+                )
+        found.append(f"files: {len(files)}, with the checksums of their installation")
+    for name, weights in read_folds(source).items():
+        check_finite(weights.tensors, weights.path)
+        if weights.strides:
+            check_fit(weights)
+        fit = "they fit the plans" if weights.strides else "without plans: for fine-tuning only"
+        found.append(f"{name}: {len(weights.tensors)} tensors, none with NaN; {fit}")
+    return found
+
+
+def head_rows(labels: Mapping[str, Any]) -> int:
+    """How many outputs a network for these labels of a dataset.json has."""
+    values = [value for name, value in labels.items() if name != "ignore"]
+    regions = any(isinstance(value, list) and len(value) > 1 for value in values)
+    return len(values) - regions  # regions have no background
+
+
+def _checkpoint(weights: Weights) -> dict[str, Any]:
+    axes = weights.mirror_axes
+    if axes is None:
+        axes = tuple((weights.plans or {}).get("stunet", {}).get("mirror_axes", ()))
+    return {
+        "network_weights": {name: _alone(tensor) for name, tensor in weights.tensors.items()},
+        "trainer_name": "nnUNetTrainer",
+        "init_args": {"configuration": weights.configuration},
+        "inference_allowed_mirroring_axes": axes,
+    }
+
+
+def _alone(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor with nothing else in its memory, for torch writes all of that."""
+    alone = tensor.is_contiguous() and tensor.untyped_storage().nbytes() == tensor.nbytes
+    return tensor if alone else tensor.clone(memory_format=torch.contiguous_format)
+
+
+def _to_half(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    halved = {name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
+    if large := [name for name, tensor in halved.items() if not tensor.isfinite().all()]:
+        raise WeightsError(
+            f"{len(large)} tensors (e.g. {large[0]!r}) have values that float16 cannot hold", "export without --half"
+        )
+    return halved
+
+
+def _numbered(names: Sequence[str] | None) -> dict[str, int]:
+    return {name: i for i, name in enumerate(names or ())}
+
+
+def _by_number(names: Iterable[Any]) -> dict[str, str]:
+    return {str(i): str(name) for i, name in enumerate(names)}

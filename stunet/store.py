@@ -1,0 +1,280 @@
+"""Where are installed models, and how does one get there: downloaded, imported from a file, or found by name?
+
+The store is a folder ($STUNET_MODELS). Each model in it is an nnU-Net v2 model folder under its name; weights that
+were published without plans stand there as the file they are. Checksums of first downloads stay in checksums.json.
+Needs torch only where weights are read. models.py has the registry, model_folder.py the folders.
+"""
+
+import logging
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from stunet import models
+from stunet.datasets import new_folder
+from stunet.errors import DataError, StunetError, WeightsError, closest
+from stunet.files import read_json, write_json
+from stunet.models import Entry
+
+if TYPE_CHECKING:
+    from stunet.weights import Weights
+
+RECORD = "model.json"
+CHECKSUMS = "checksums.json"
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+log = logging.getLogger("stunet")
+
+
+@dataclass(frozen=True)
+class Installed:
+    """A model in the store; `record` is its model.json."""
+
+    name: str
+    folder: Path
+    record: dict[str, Any]
+
+    @property
+    def path(self) -> Path:
+        """What read_weights takes: the model folder, or the file of weights that have no plans."""
+        weights = self.record.get("weights")
+        return self.folder / weights if weights else self.folder
+
+
+def installed() -> list[Installed]:
+    """The models of the store, by name."""
+    found = []
+    for path in sorted(models.store().glob(f"*/{RECORD}")):
+        if not path.parent.name.startswith("."):
+            found.append(Installed(path.parent.name, path.parent, read_json(path)))
+    return found
+
+
+def find_installed(name: str) -> Installed | None:
+    """The installed model of this name, in any case and with the default tag left out; None if there is none."""
+    known = {model.name.lower(): model for model in installed()}
+    return known.get(name.lower()) or known.get(f"{name.lower()}.{models.DEFAULT_TAG}")
+
+
+def find_model(text: str, offline: bool = False) -> Path:
+    """The weights that `text` names, for read_weights: a model of the store, one that is downloaded now, or a path.
+
+    Raises:
+        WeightsError: Nothing has this name; or it would have to be downloaded, and that is not possible, or `offline`.
+    """
+    if there := find_installed(text):
+        return there.path
+    try:
+        entry = models.find(text)
+    except WeightsError as error:
+        path = Path(text).expanduser()
+        if path.exists():
+            return path
+        names = [model.name for model in installed()]
+        raise WeightsError(f"{error.message}{closest(text, names)}, and no such file", error.hint) from None
+    if offline:
+        raise WeightsError(
+            f"{entry.name} is not installed in {str(models.store())!r}, and nothing may be downloaded",
+            f"stunet_models download {entry.name} where there is a network, and copy the folder {entry.name} there",
+        )
+    return download(entry).path
+
+
+def download(
+    entry: Entry, keep: bool = False, on_bytes: Callable[[int, int | None], None] | None = None, wait_s: float = 1.0
+) -> Installed:
+    """Installs an entry of the registry; a second process that wants the same waits, and finds it done.
+
+    Args:
+        entry: From models.find().
+        keep: Leave the file as published in the model's folder as well.
+        on_bytes: Called with bytes there and in total.
+        wait_s: Before a second attempt.
+
+    Raises:
+        WeightsError: No direct source, none that works, or the file is not what it was or should be.
+        DataError: The disk is full, or the store cannot be written.
+    """
+    from stunet.download import fetch, sha256_of
+
+    if not entry.sources:
+        raise WeightsError(
+            f"{entry.name} cannot be downloaded by a program: {', '.join(entry.pages) or 'no address is known'}",
+            f"download {entry.filename} and its .pkl with a browser, then: "
+            f"stunet_models import {entry.filename} --name {entry.name}",
+        )
+    with _locked(entry.name):
+        if there := find_installed(entry.name):
+            return there
+        folder = models.store() / ".downloads" / entry.name
+        folder.mkdir(parents=True, exist_ok=True)
+        file, known = folder / entry.filename, entry.sha256 or recorded(entry)
+        try:
+            source = fetch(entry.sources, file, sha256=known, size=entry.bytes, on_bytes=on_bytes, wait_s=wait_s)
+        except WeightsError as error:
+            if known is None or entry.sha256:
+                raise
+            what = f"{error.message} (its sha256 was recorded at the first download)"
+            raise WeightsError(what, f"if the new file is right, remove {str(models.store() / CHECKSUMS)!r}") from None
+        digest = known or sha256_of(file)
+        try:
+            model = _install(entry.name, entry, file, {"source": source, "sha256": digest})
+        except StunetError:
+            file.unlink()
+            raise
+        if not entry.sha256:
+            _remember(entry, digest)
+        if keep:
+            shutil.move(file, model.folder / file.name)
+        shutil.rmtree(folder, ignore_errors=True)
+        return model
+
+
+def recorded(entry: Entry) -> str | None:
+    """The checksum that an entry without a published one had when it was first downloaded."""
+    path = models.store() / CHECKSUMS
+    return read_json(path).get(entry.name, {}).get("sha256") if path.is_file() else None
+
+
+def import_file(path: Path, name: str | None = None, pkl: Path | None = None) -> Installed:
+    """Installs weights that are there already: a file, an nnU-Net v2 model folder, or a zip of one.
+
+    Args:
+        path: Stays as it is.
+        name: Under which it is installed; by default that of the entry it is recognised as.
+        pkl: nnU-Net v1's plans, where they do not stand beside the file.
+
+    Raises:
+        WeightsError: Not recognised and no name was given; what is needed to predict with it is unknown; or damaged.
+        DataError: The name is taken.
+    """
+    from stunet.archive import is_packed_model, unpack
+
+    if not path.exists():
+        raise WeightsError(f"no file {str(path)!r}", "check the path")
+    if path.is_dir() or not is_packed_model(path):
+        return _import(path, path, name, pkl)
+    folder = models.store() / ".downloads" / f"import-{os.getpid()}"
+    try:
+        return _import(unpack(path, folder), path, name, pkl)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _import(path: Path, origin: Path, name: str | None, pkl: Path | None) -> Installed:
+    from stunet.download import sha256_of
+    from stunet.weights import read_weights
+
+    digest = sha256_of(origin) if origin.is_file() else None
+    entry = _recognised(read_weights(path), origin, digest, name)
+    chosen = entry.name if entry else name
+    if chosen is None:
+        raise WeightsError(f"{str(origin)!r} is no model that the registry knows", "give it a name: --name NAME")
+    if not _NAME.fullmatch(chosen):
+        raise WeightsError(f"{chosen!r} cannot be a model's name", "letters, digits, '.', '-' and '_' only")
+    with _locked(chosen):
+        if there := find_installed(chosen):
+            hint = f"remove {str(there.folder)!r}, or give another --name"
+            raise DataError(f"{there.name} is installed already", hint)
+        return _install(chosen, entry, path, {"source": str(origin), "sha256": digest}, pkl)
+
+
+def _recognised(weights: "Weights", path: Path, digest: str | None, name: str | None) -> Entry | None:
+    """The entry that weights are: as named, by checksum, as the file says, or by network and file name."""
+    entries = models.entries()
+    if name is not None:
+        return next((entry for entry in entries if entry.name.lower() == name.lower()), None)
+    by_digest = [entry for entry in entries if digest and digest in (entry.sha256, recorded(entry))]
+    by_file = [entry for entry in entries if entry.name == weights.entry]
+    alike = [entry for entry in entries if entry.filename == path.name and not _contradiction(weights, entry)]
+    found = by_digest or by_file or alike
+    if len(found) > 1:
+        raise WeightsError(f"{str(path)!r} may be {' or '.join(e.name for e in found)}", f"--name {found[0].name}")
+    return found[0] if found else None
+
+
+def _contradiction(weights: "Weights", entry: Entry) -> str | None:
+    """What the tensors say against being those of an entry."""
+    network = weights.architecture
+    for what, here, there in (
+        ("size", network.size, entry.size),
+        ("input channels", network.channels, entry.num_channels),
+        ("classes", network.classes, entry.num_classes),
+    ):
+        if there not in (None, here):
+            return f"{what} {here} instead of {there}"
+    return None
+
+
+def _install(
+    name: str, entry: Entry | None, path: Path, origin: Mapping[str, Any], pkl: Path | None = None
+) -> Installed:
+    """Makes the folder of a model; where the registry says that there are no plans, it holds the file as it is."""
+    from stunet.model_folder import describe, read_folds, write_model_folder
+    from stunet.weights import check_finite
+
+    folds = read_folds(path)
+    for weights in folds.values():
+        if entry and (what := _contradiction(weights, entry)):
+            raise WeightsError(f"{str(path)!r} is not {entry.name}: {what}", "import it under another --name")
+        check_finite(weights.tensors, weights.path)
+    if pkl:
+        folds = {fold: _with_plans(weights, pkl, entry, name) for fold, weights in folds.items()}
+    target, record = models.store() / name, {**origin, "date": datetime.now(UTC).date().isoformat()}
+    if entry and entry.missing and not any(weights.strides for weights in folds.values()):
+        with new_folder(target) as part:
+            shutil.copyfile(path, part / path.name)
+            more = {"entry": entry.name, "weights": path.name, "files": {path.name: origin["sha256"]}}
+            write_json(part / RECORD, record | more)
+    else:
+        write_model_folder(target, {fold: describe(weights, entry) for fold, weights in folds.items()}, record)
+    return Installed(name, target, read_json(target / RECORD))
+
+
+def _with_plans(weights: "Weights", pkl: Path, entry: Entry | None, name: str) -> "Weights":
+    """The weights with the plans of an nnU-Net v1 training."""
+    from stunet.pickles import load_pickle
+    from stunet.v1 import convert_plans
+
+    network, classes = weights.architecture, entry.classes if entry else None
+    plans, dataset, configuration, axes = convert_plans(
+        load_pickle(pkl), pkl, network.size, network.stages, classes, entry.channels if entry else None, name
+    )
+    return replace(weights, plans=plans, dataset=dataset, configuration=configuration, mirror_axes=axes)
+
+
+def _remember(entry: Entry, digest: str) -> None:
+    with _locked("checksums"):
+        path = models.store() / CHECKSUMS
+        known = read_json(path) if path.is_file() else {}
+        write_json(path, known | {entry.name: {"sha256": digest, "date": datetime.now(UTC).date().isoformat()}})
+
+
+@contextmanager
+def _locked(name: str) -> Iterator[None]:
+    """Holds a lock of the store; waits, and says so, while another process has it."""
+    from filelock import FileLock, Timeout
+
+    folder = models.store() / ".locks"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / f"{name}.lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            log.warning("another process is busy with %s: waiting for it", name)
+            lock.acquire()
+    except OSError as error:
+        raise DataError(
+            f"cannot write into the folder of models {str(models.store())!r}: {error.strerror}",
+            "choose another one: export STUNET_MODELS=/path/to/models",
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()

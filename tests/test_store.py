@@ -1,0 +1,303 @@
+"""The store: models downloaded, imported, found by name, and what happens when two want the same or nothing fits."""
+
+import hashlib
+import logging
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from stunet import models, store
+from stunet.checkpoints import save_checkpoint
+from stunet.errors import DataError, WeightsError
+from stunet.files import write_json
+from stunet.networks import build
+from stunet.weights import read_weights
+
+STRIDES = [[1, 1, 1], [2, 2, 2], [1, 2, 2]]
+ENTRY = """
+[tiny]
+title = "a network for tests"
+data = "noise"
+modality = "CT"
+channels = ["CT"]
+spacing = [2.0, 1.0, 1.0]
+patch_size = [8, 16, 16]
+strides = [[1, 1, 1], [2, 2, 2], [1, 2, 2]]
+normalization = ["ZScoreNormalization"]
+mirror_axes = [0, 1]
+classes = ["background", "left", "right"]
+[tiny.T]
+filename = "tiny.model"
+sources = ["URL/tiny.model"]
+
+[bare]
+title = "without plans"
+data = "noise"
+modality = "MR"
+[bare.T]
+filename = "tiny.model"
+sources = ["URL/tiny.model"]
+num_classes = 3
+"""
+
+
+class Handler(SimpleHTTPRequestHandler):
+    """Serves a folder and remembers what it was asked for."""
+
+    def __init__(self, *args: Any, asked: list[str], **more: Any) -> None:
+        self.asked = asked
+        super().__init__(*args, **more)
+
+    def log_request(self, *_: object) -> None:
+        self.asked.append(self.path)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def asked() -> list[str]:
+    """What the website was asked for."""
+    return []
+
+
+@pytest.fixture
+def website(tmp_path: Path, asked: list[str]) -> Iterator[Path]:
+    """A folder that a server on this machine shows; the store and its registry know the address."""
+    folder = tmp_path / "website"
+    folder.mkdir()
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=folder, asked=asked))
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+    (tmp_path / "store").mkdir()
+    text = ENTRY.replace("URL", f"http://127.0.0.1:{server.server_address[1]}")
+    (tmp_path / "store" / "models.toml").write_text(text)
+    yield folder
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture(autouse=True)
+def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STUNET_MODELS", str(tmp_path / "store"))
+    for variable in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(variable, raising=False)
+
+
+def write_v1(path: Path, channels: int = 1, classes: int = 3) -> dict[str, torch.Tensor]:
+    """Writes a checkpoint as nnU-Net v1 did, with momentum, and returns its weights."""
+    torch.manual_seed(0)
+    weights = build("T", STRIDES, channels, classes).state_dict()
+    momentum = {i: {"momentum_buffer": torch.zeros_like(value)} for i, value in enumerate(weights.values())}
+    torch.save({"epoch": 4000, "state_dict": weights, "optimizer_state_dict": {"state": momentum}}, path)
+    return weights
+
+
+def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_a_model_is_downloaded_once_and_becomes_a_model_folder_without_momentum(website: Path, tmp_path: Path) -> None:
+    weights = write_v1(website / "tiny.model")
+    path = store.find_model("stu-net-t.tiny")
+    assert path == tmp_path / "store" / "STU-Net-T.tiny"
+    assert {file.name for file in path.iterdir()} == {"plans.json", "dataset.json", "model.json", "fold_0"}
+    assert (path / "fold_0" / "checkpoint_final.pth").stat().st_size < (website / "tiny.model").stat().st_size / 1.5
+    read = read_weights(path)
+    assert same(read.tensors, weights)
+    assert (read.strides, read.classes, read.mirror_axes) == (STRIDES, ["background", "left", "right"], (0, 1))
+    assert read.entry == "STU-Net-T.tiny"
+    (website / "tiny.model").unlink()
+    assert store.find_model("STU-Net-T.tiny", offline=True) == path
+    assert not [*(tmp_path / "store" / ".downloads").iterdir()]
+
+
+def test_the_record_says_where_a_model_comes_from(website: Path) -> None:
+    write_v1(website / "tiny.model")
+    digest = hashlib.sha256((website / "tiny.model").read_bytes()).hexdigest()
+    entry = models.find("STU-Net-T.tiny")
+    model = store.download(entry, keep=True)
+    assert model.record["sha256"] == digest
+    assert model.record["source"] == entry.sources[0]
+    assert model.record["entry"] == "STU-Net-T.tiny"
+    assert (model.folder / "tiny.model").is_file()
+    assert store.installed() == [model]
+
+
+def test_a_file_that_changed_since_its_first_download_is_refused(website: Path) -> None:
+    write_v1(website / "tiny.model")
+    entry = models.find("STU-Net-T.tiny")
+    shutil.rmtree(store.download(entry).folder)
+    assert store.recorded(entry) == hashlib.sha256((website / "tiny.model").read_bytes()).hexdigest()
+    write_v1(website / "tiny.model", classes=4)
+    with pytest.raises(WeightsError, match="recorded at the first download") as refused:
+        store.download(entry)
+    assert "checksums.json" in refused.value.hint
+    assert store.installed() == []
+
+
+def test_weights_without_plans_are_installed_as_the_file_they_are(website: Path) -> None:
+    weights = write_v1(website / "tiny.model")
+    path = store.find_model("STU-Net-T.bare")
+    assert path.name == "tiny.model"
+    assert same(read_weights(path).tensors, weights)
+    assert store.find_model("STU-Net-T.bare", offline=True) == path
+
+
+@pytest.mark.parametrize(
+    ("channels", "classes", "message"), [(2, 3, "input channels 2 instead of 1"), (1, 4, "classes 4")]
+)
+def test_a_download_that_is_of_another_network_is_refused_and_not_remembered(
+    website: Path, channels: int, classes: int, message: str
+) -> None:
+    write_v1(website / "tiny.model", channels, classes)
+    entry = models.find("STU-Net-T.tiny")
+    with pytest.raises(WeightsError, match=message):
+        store.download(entry)
+    assert store.installed() == []
+    assert store.recorded(entry) is None
+    write_v1(website / "tiny.model")
+    assert store.download(entry).name == entry.name
+
+
+def test_nan_weights_are_refused(website: Path) -> None:
+    weights = write_v1(website / "tiny.model")
+    weights["seg_outputs.0.bias"][0] = float("nan")
+    torch.save({"state_dict": weights}, website / "tiny.model")
+    with pytest.raises(WeightsError, match="NaN"):
+        store.find_model("STU-Net-T.tiny")
+    assert store.installed() == []
+
+
+def test_two_processes_download_a_model_once(website: Path, tmp_path: Path, asked: list[str]) -> None:
+    write_v1(website / "tiny.model")
+    code = "from stunet import store; print(store.find_model('STU-Net-T.tiny'))"
+    command = [sys.executable, "-c", code]
+    running = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=dict(os.environ)) for _ in range(2)]
+    outputs = [process.communicate(timeout=120)[0].strip() for process in running]
+    assert outputs == [str(tmp_path / "store" / "STU-Net-T.tiny")] * 2
+    assert [process.returncode for process in running] == [0, 0]
+    assert asked == ["/tiny.model"]
+
+
+def test_who_waits_for_another_process_is_told(website: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write_v1(website / "tiny.model")
+    lock = models.store() / ".locks" / "STU-Net-T.tiny.lock"
+    lock.parent.mkdir()
+    code = f"import filelock\nwith filelock.FileLock({str(lock)!r}):\n    print('held', flush=True)\n    input()"
+    other = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert other.stdout
+    assert other.stdout.readline() == "held\n"
+    threading.Timer(0.3, partial(other.communicate, "\n")).start()
+    with caplog.at_level(logging.WARNING, "stunet"):
+        store.find_model("STU-Net-T.tiny")
+    assert "another process is busy with STU-Net-T.tiny" in caplog.text
+
+
+def test_offline_says_what_is_missing_and_where(website: Path) -> None:
+    with pytest.raises(WeightsError, match=r"STU-Net-T.tiny is not installed in .*store") as refused:
+        store.find_model("STU-Net-T.tiny", offline=True)
+    assert "stunet_models download STU-Net-T.tiny" in refused.value.hint
+
+
+def test_weights_that_only_a_browser_can_fetch_name_their_pages() -> None:
+    with pytest.raises(WeightsError, match="drive.google.com") as refused:
+        store.find_model("STU-Net-S.abdomenatlas")
+    assert "stunet_models import model_final_checkpoint.model --name STU-Net-S.abdomenatlas" in refused.value.hint
+
+
+def test_a_path_is_found_as_it_is_and_a_wrong_name_has_its_closest(tmp_path: Path) -> None:
+    assert store.find_model(str(tmp_path)) == tmp_path
+    with pytest.raises(WeightsError, match="did you mean 'STU-Net-B.totalseg'"):
+        store.find_model("STU-Net-B.totalsegm")
+
+
+def test_a_store_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("STUNET_MODELS", str(tmp_path / "file" / "store"))
+    with pytest.raises(DataError, match="cannot write into the folder of models") as refused:
+        store.find_model("STU-Net-S")
+    assert "STUNET_MODELS" in refused.value.hint
+
+
+def test_a_file_is_imported_as_the_entry_that_it_is_recognised_as(website: Path, tmp_path: Path) -> None:
+    weights = write_v1(tmp_path / "tiny.model")
+    with pytest.raises(WeightsError, match=r"may be STU-Net-T.tiny or STU-Net-T.bare"):
+        store.import_file(tmp_path / "tiny.model")
+    model = store.import_file(tmp_path / "tiny.model", "stu-net-t.tiny")
+    assert (model.name, model.record["entry"]) == ("STU-Net-T.tiny", "STU-Net-T.tiny")
+    assert same(read_weights(model.path).tensors, weights)
+    with pytest.raises(DataError, match="installed already"):
+        store.import_file(tmp_path / "tiny.model", "STU-Net-T.tiny")
+    assert (tmp_path / "tiny.model").is_file()
+
+
+def test_a_file_is_recognised_by_its_checksum_under_any_name(website: Path, tmp_path: Path) -> None:
+    write_v1(website / "tiny.model")
+    shutil.rmtree(store.download(models.find("STU-Net-T.tiny")).folder)
+    shutil.copy(website / "tiny.model", tmp_path / "renamed.model")
+    assert store.import_file(tmp_path / "renamed.model").name == "STU-Net-T.tiny"
+
+
+def test_a_file_that_no_entry_fits_needs_a_name_and_its_meaning(tmp_path: Path) -> None:
+    write_v1(tmp_path / "my.model")
+    with pytest.raises(WeightsError, match="no model that the registry knows"):
+        store.import_file(tmp_path / "my.model")
+    with pytest.raises(WeightsError, match="unknown strides and spacing and class names"):
+        store.import_file(tmp_path / "my.model", "mine")
+    with pytest.raises(WeightsError, match="cannot be a model's name"):
+        store.import_file(tmp_path / "my.model", "../mine")
+    with pytest.raises(WeightsError, match="no file"):
+        store.import_file(tmp_path / "other.model")
+    assert store.installed() == []
+
+
+def test_a_file_of_another_network_is_not_imported_under_an_entrys_name(website: Path, tmp_path: Path) -> None:
+    write_v1(tmp_path / "tiny.model", classes=5)
+    with pytest.raises(WeightsError, match=r"is not STU-Net-T.tiny: classes 5 instead of 3"):
+        store.import_file(tmp_path / "tiny.model", "STU-Net-T.tiny")
+
+
+@pytest.mark.parametrize("how", ["beside", "given"])
+def test_the_plans_of_nnunet_v1_are_used_where_the_registry_has_none(data: Path, tmp_path: Path, how: str) -> None:
+    torch.manual_seed(0)
+    strides = [[1, 1, 1], *[[2, 2, 2]] * 4, [1, 1, 2]]
+    torch.save({"state_dict": build("T", strides, 1, 105).state_dict()}, tmp_path / "weights.model")
+    own = 'title = "t"\ndata = "d"\nmodality = "CT"\nfilename = "f"\n'
+    classes = [f"class {i}" for i in range(105)]
+    (tmp_path / "store").mkdir()
+    (tmp_path / "store" / "models.toml").write_text(f"[v1]\n{own}classes = {classes}\n[v1.T]\n")
+    official = data / "stunet_official" / "small_ep4k.model.pkl"
+    if how == "beside":
+        shutil.copy(official, tmp_path / "weights.model.pkl")
+    model = store.import_file(tmp_path / "weights.model", "STU-Net-T.v1", official if how == "given" else None)
+    read = read_weights(model.path)
+    assert (read.strides, read.spacing, read.normalization) == (strides, [1.5] * 3, ["ZScoreNormalization"])
+    assert read.classes == classes
+
+
+def test_a_model_folder_is_imported_with_all_its_folds(website: Path, tmp_path: Path) -> None:
+    entry = models.find("STU-Net-T.tiny")
+    folder = tmp_path / "trained"
+    folder.mkdir()
+    write_json(folder / "plans.json", models.plans_of(entry))
+    write_json(folder / "dataset.json", models.dataset_of(entry))
+    for fold in range(2):
+        (folder / f"fold_{fold}").mkdir()
+        weights = build("T", STRIDES, 1, 3).state_dict()
+        content = {"network_weights": weights, "init_args": {"configuration": "3d_fullres"}, "optimizer_state": {}}
+        save_checkpoint(content, folder / f"fold_{fold}" / "checkpoint_final.pth")
+    model = store.import_file(folder, "mine")
+    assert model.path == tmp_path / "store" / "mine"
+    for fold in range(2):
+        one, other = (read_weights(path / f"fold_{fold}" / "checkpoint_final.pth") for path in (folder, model.path))
+        assert same(one.tensors, other.tensors)
