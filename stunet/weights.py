@@ -221,8 +221,14 @@ def _described(weights: Weights, plans: Any, configuration: str | None, dataset:
     described = planned.get("architecture", {})
     strides = described.get("arch_kwargs", {}).get("strides") or planned.get("pool_op_kernel_sizes")
     architecture = weights.architecture
-    if strides and described.get("network_class_name") != NETWORK:
-        strides = fit_strides(strides, architecture.stages)
+    if described.get("network_class_name") != NETWORK:
+        strides = fit_strides(strides, architecture.stages) if strides else None
+    elif described["arch_kwargs"]["size"] != architecture.size:
+        raise WeightsError(
+            f"{str(weights.path)!r}: its plans say size {described['arch_kwargs']['size']!r}, but its tensors are of "
+            f"size {architecture.size!r}",
+            "put the plans.json and the checkpoint of one training together",
+        )
     kwargs = {
         "size": architecture.size,
         **({"strides": [[int(s) for s in axis] for axis in strides]} if strides else {}),
