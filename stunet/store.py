@@ -9,7 +9,7 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -18,11 +18,12 @@ from typing import TYPE_CHECKING, Any
 
 from stunet import models
 from stunet.datasets import new_folder
-from stunet.errors import DataError, StunetError, WeightsError, closest
+from stunet.errors import DataError, WeightsError, closest
 from stunet.files import read_json, write_json
 from stunet.models import Entry
 
 if TYPE_CHECKING:
+    from stunet.download import Progress
     from stunet.weights import Weights
 
 RECORD = "model.json"
@@ -61,8 +62,10 @@ def find_installed(name: str) -> Installed | None:
     return known.get(name.lower()) or known.get(f"{name.lower()}.{models.DEFAULT_TAG}")
 
 
-def find_model(text: str, offline: bool = False) -> Path:
+def find_model(text: str, offline: bool = False, on_bytes: "Progress | None" = None) -> Path:
     """The weights that `text` names, for read_weights: a model of the store, one that is downloaded now, or a path.
+
+    `offline` allows no download; `on_bytes` is told of its progress.
 
     Raises:
         WeightsError: Nothing has this name; or it would have to be downloaded, and that is not possible, or `offline`.
@@ -82,12 +85,10 @@ def find_model(text: str, offline: bool = False) -> Path:
             f"{entry.name} is not installed in {str(models.store())!r}, and nothing may be downloaded",
             f"stunet_models download {entry.name} where there is a network, and copy the folder {entry.name} there",
         )
-    return download(entry).path
+    return download(entry, on_bytes=on_bytes).path
 
 
-def download(
-    entry: Entry, keep: bool = False, on_bytes: Callable[[int, int | None], None] | None = None, wait_s: float = 1.0
-) -> Installed:
+def download(entry: Entry, keep: bool = False, on_bytes: "Progress | None" = None, wait_s: float = 1.0) -> Installed:
     """Installs an entry of the registry; a second process that wants the same waits, and finds it done.
 
     Args:
@@ -114,8 +115,10 @@ def download(
         folder = models.store() / ".downloads" / entry.name
         folder.mkdir(parents=True, exist_ok=True)
         file, known = folder / entry.filename, entry.sha256 or recorded(entry)
+        source = None
         try:
-            source = fetch(entry.sources, file, sha256=known, size=entry.bytes, on_bytes=on_bytes, wait_s=wait_s)
+            if not file.is_file() or known not in (None, sha256_of(file)):  # else: left by a run that ended before now
+                source = fetch(entry.sources, file, sha256=known, size=entry.bytes, on_bytes=on_bytes, wait_s=wait_s)
         except WeightsError as error:
             if known is None or entry.sha256:
                 raise
@@ -124,7 +127,7 @@ def download(
         digest = known or sha256_of(file)
         try:
             model = _install(entry.name, entry, file, {"source": source, "sha256": digest})
-        except StunetError:
+        except WeightsError:
             file.unlink()
             raise
         if not entry.sha256:
@@ -172,6 +175,8 @@ def _import(path: Path, origin: Path, name: str | None, pkl: Path | None) -> Ins
 
     digest = sha256_of(origin) if origin.is_file() else None
     entry = _recognised(read_weights(path), origin, digest, name)
+    if entry and entry.filename == origin.name and entry.sha256 not in (None, digest):
+        log.warning("%s has the name of %s, but not the sha256 that was published", origin, entry.name)
     chosen = entry.name if entry else name
     if chosen is None:
         raise WeightsError(f"{str(origin)!r} is no model that the registry knows", "give it a name: --name NAME")
@@ -181,7 +186,7 @@ def _import(path: Path, origin: Path, name: str | None, pkl: Path | None) -> Ins
         if there := find_installed(chosen):
             hint = f"remove {str(there.folder)!r}, or give another --name"
             raise DataError(f"{there.name} is installed already", hint)
-        return _install(chosen, entry, path, {"source": str(origin), "sha256": digest}, pkl)
+        return _install(chosen, entry, path, {"source": str(origin.resolve()), "sha256": digest}, pkl)
 
 
 def _recognised(weights: "Weights", path: Path, digest: str | None, name: str | None) -> Entry | None:

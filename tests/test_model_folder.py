@@ -1,0 +1,256 @@
+"""Model folders that stock nnU-Net runs, their archives and exports, and archives that mean harm."""
+
+import json
+import stat
+import warnings
+import zipfile
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+
+from stunet import models, store
+from stunet.archive import is_packed_model, pack, unpack
+from stunet.errors import DataError, WeightsError
+from stunet.files import read_json, write_json
+from stunet.inference.cases import open_model
+from stunet.inference.predictor import Options, Predictor
+from stunet.model_folder import check, describe, export, head_rows, write_model_folder
+from stunet.networks import build
+from stunet.weights import Weights, read_weights
+
+STRIDES = ((1, 1, 1), (2, 2, 2), (1, 2, 2))
+ENTRY = models.Entry(
+    name="STU-Net-T.tiny", size="T", title="", data="", modality="CT", filename="tiny.model", channels=("CT",),
+    num_channels=1, classes=("background", "left", "right"), num_classes=3, spacing=(2.0, 1.0, 1.0),
+    patch_size=(8, 16, 16), strides=STRIDES, normalization=("ZScoreNormalization",), mirror_axes=(0, 2),
+)  # fmt: skip
+
+
+@pytest.fixture
+def weights(tmp_path: Path) -> Weights:
+    """Random weights of size T as nnU-Net v1 leaves them."""
+    torch.manual_seed(3)
+    file = tmp_path / "tiny.model"
+    torch.save({"state_dict": build("T", STRIDES, 1, 3).state_dict()}, file)
+    return read_weights(file)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, weights: Weights) -> Path:
+    """The model folder made of them."""
+    return write_model_folder(tmp_path / "model", {"fold_0": describe(weights, ENTRY)}, {"source": "a test"})
+
+
+def same(one: Weights, other: Weights) -> bool:
+    return one.tensors.keys() == other.tensors.keys() and all(
+        torch.equal(one.tensors[name], other.tensors[name]) for name in one.tensors
+    )
+
+
+def stock(folder: Path) -> nnUNetPredictor:
+    """nnU-Net's own predictor of a model folder."""
+    predictor = nnUNetPredictor(device=torch.device("cpu"), perform_everything_on_device=False, allow_tqdm=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # nnU-Net looks through its trainers
+        predictor.initialize_from_trained_model_folder(str(folder), (0,), "checkpoint_final.pth")
+    return predictor
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_stock_nnunet_runs_the_folder_and_computes_what_the_network_computes(
+    weights: Weights, folder: Path, tmp_path: Path, half: bool
+) -> None:
+    if half:
+        export(folder, tmp_path / "half", half=True)
+        folder = tmp_path / "half"
+        assert all(value.dtype == torch.float16 for value in read_weights(folder).tensors.values())
+    predictor = stock(folder)
+    assert predictor.allowed_mirroring_axes == (0, 2)
+    predictor.use_mirroring = predictor.use_gaussian = False
+    network = build("T", STRIDES, 1, 3).eval()
+    network.load_state_dict(weights.tensors)
+    image = torch.randn(1, 8, 16, 16)
+    with torch.inference_mode():
+        expected = network(image[None])[0]
+    logits = predictor.predict_logits_from_preprocessed_data(image)
+    tolerance = 2e-2 if half else 1e-3  # nnU-Net's logits are float16, which has 11 bits
+    assert torch.allclose(logits.float(), expected, rtol=tolerance, atol=tolerance)
+
+
+def test_our_predictor_runs_the_folder(folder: Path) -> None:
+    predictor = Predictor(open_model(folder), Options())
+    assert predictor.name == "3d_fullres"
+    assert predictor.patch == (8, 16, 16)
+
+
+def test_the_checkpoint_holds_the_weights_and_nothing_besides(weights: Weights, folder: Path) -> None:
+    file = folder / "fold_0" / "checkpoint_final.pth"
+    content = torch.load(file, weights_only=True)
+    assert set(content) == {"network_weights", "trainer_name", "init_args", "inference_allowed_mirroring_axes"}
+    size = sum(value.nbytes for value in weights.tensors.values())
+    assert size < file.stat().st_size < 1.1 * size + 50_000
+    assert same(read_weights(folder), weights)
+
+
+@pytest.mark.parametrize("name", ["out.safetensors", "out.zip", "out"])
+@pytest.mark.parametrize("half", [False, True])
+def test_what_is_exported_and_imported_again_is_the_same(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, half: bool
+) -> None:
+    monkeypatch.setenv("STUNET_MODELS", str(tmp_path / "store"))
+    export(folder, tmp_path / name, half)
+    before, after = read_weights(folder), read_weights(store.import_file(tmp_path / name, "again").path)
+    if half:
+        before = replace(before, tensors={key: value.half() for key, value in before.tensors.items()})
+    assert same(before, after)
+    assert (after.plans, after.dataset, after.mirror_axes) == (before.plans, before.dataset, (0, 2))
+    with pytest.raises(DataError, match="exists already"):
+        export(folder, tmp_path / name)
+
+
+def test_half_precision_is_refused_where_it_overflows(weights: Weights, tmp_path: Path) -> None:
+    weights.tensors["seg_outputs.0.bias"] = torch.tensor([1e6, 0, 0])
+    folder = write_model_folder(tmp_path / "model", {"fold_0": describe(weights, ENTRY)}, {})
+    with pytest.raises(WeightsError, match=r"seg_outputs\.0\.bias"):
+        export(folder, tmp_path / "half", half=True)
+    assert not (tmp_path / "half").exists()
+
+
+def test_several_folds_need_an_archive(weights: Weights, tmp_path: Path) -> None:
+    described = describe(weights, ENTRY)
+    folder = write_model_folder(tmp_path / "model", {"fold_0": described, "fold_1": described}, {})
+    with pytest.raises(WeightsError, match="2 folds"):
+        export(folder, tmp_path / "out.safetensors")
+    export(folder, tmp_path / "out.zip")
+    assert (unpack(tmp_path / "out.zip", tmp_path / "back") / "fold_1" / "checkpoint_final.pth").is_file()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"strides": ((1, 1, 1), (2, 2, 2))}, "of another network"),
+        ({"classes": ("background", "left")}, "the head has 3 rows, and 2 classes are named"),
+        ({"channels": ("T1", "T2")}, r"takes 1 channel\(s\), and 2 are named"),
+        ({"classes": None}, "unknown strides and spacing and class names"),
+    ],
+)
+def test_weights_that_do_not_fit_their_description_are_refused(weights: Weights, change: dict, message: str) -> None:
+    with pytest.raises(WeightsError, match=message):
+        describe(weights, replace(ENTRY, **change))
+
+
+def test_an_entry_that_contradicts_the_files_own_plans_is_refused(folder: Path) -> None:
+    with pytest.raises(WeightsError, match="has strides"):
+        describe(read_weights(folder), replace(ENTRY, strides=((1, 1, 1), (2, 2, 2), (2, 2, 2))))
+
+
+def test_check_says_what_is_right(folder: Path, weights: Weights) -> None:
+    assert check(folder) == [
+        "files: 3, with the checksums of their installation",
+        f"fold_0: {len(weights.tensors)} tensors, none with NaN; they fit the plans",
+    ]
+    assert check(weights.path) == [
+        f"fold_0: {len(weights.tensors)} tensors, none with NaN; without plans: for fine-tuning only"
+    ]
+
+
+def test_check_finds_a_file_that_changed(folder: Path) -> None:
+    dataset = read_json(folder / "dataset.json")
+    write_json(folder / "dataset.json", dataset | {"labels": {"background": 0, "right": 1, "left": 2}})
+    with pytest.raises(WeightsError, match=r"dataset\.json' is missing or has changed"):
+        check(folder)
+
+
+def test_check_finds_nan(folder: Path) -> None:
+    (folder / "model.json").unlink()
+    file = folder / "fold_0" / "checkpoint_final.pth"
+    content = torch.load(file, weights_only=True)
+    content["network_weights"]["seg_outputs.0.bias"][1] = float("inf")
+    torch.save(content, file)
+    with pytest.raises(WeightsError, match="NaN or infinite weights in 1 of"):
+        check(folder)
+
+
+def test_the_rows_of_a_head_are_classes_or_regions() -> None:
+    assert head_rows({"background": 0, "a": 1, "ignore": 2}) == 2
+    assert head_rows({"background": 0, "whole": [1, 2], "core": [2]}) == 2
+
+
+def test_a_zip_by_nnunet_is_read_with_its_deeper_folders(folder: Path, tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "model.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        for file in folder.rglob("*.*"):
+            archive.write(file, f"Dataset001_X/nnUNetTrainer__nnUNetPlans__3d_fullres/{file.relative_to(folder)}")
+        archive.writestr("Dataset001_X/nnUNetTrainer__nnUNetPlans__3d_fullres/evil.py", "print()")
+    target = unpack(tmp_path / "model.zip", tmp_path / "back")
+    assert {file.name for file in target.rglob("*.*")} == {
+        "plans.json", "dataset.json", "model.json", "checkpoint_final.pth",
+    }  # fmt: skip
+
+
+def test_a_checkpoint_is_no_packed_model(weights: Weights, folder: Path, tmp_path: Path) -> None:
+    pack(folder, tmp_path / "model.zip")
+    assert is_packed_model(tmp_path / "model.zip")
+    assert not is_packed_model(weights.path)
+    assert not is_packed_model(folder / "plans.json")
+
+
+def link() -> zipfile.ZipInfo:
+    member = zipfile.ZipInfo("m/fold_0/checkpoint_final.pth")
+    member.external_attr = (stat.S_IFLNK | 0o777) << 16
+    return member
+
+
+@pytest.mark.parametrize(
+    ("member", "content", "message"),
+    [
+        ("../outside.json", b"{}", "outside of the folder"),
+        ("m/../../outside.json", b"{}", "outside of the folder"),
+        ("/outside.json", b"{}", "outside of the folder"),
+        ("C:/outside.json", b"{}", "outside of the folder"),
+        ("..\\outside.json", b"{}", "outside of the folder"),
+        (link(), b"/etc/passwd", "is a link"),
+        ("m/fold_0/checkpoint_final.pth", bytes(100_000_000), "that would become 10000"),
+        ("other/plans.json", b"{}", "holds 2 model folders"),
+    ],
+)
+def test_an_archive_that_means_harm_is_refused_and_writes_nothing(
+    tmp_path: Path, member: str | zipfile.ZipInfo, content: bytes, message: str
+) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    with zipfile.ZipFile(folder / "evil.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("m/plans.json", json.dumps({}))
+        archive.writestr(member, content)
+    with pytest.raises(WeightsError, match=message):
+        unpack(folder / "evil.zip", folder / "target")
+    assert [path.name for path in tmp_path.rglob("*")] == ["folder", "evil.zip"]
+
+
+def test_a_damaged_archive_is_refused(folder: Path, tmp_path: Path) -> None:
+    pack(folder, tmp_path / "model.zip")
+    content = bytearray((tmp_path / "model.zip").read_bytes())
+    content[len(content) // 2] ^= 1
+    (tmp_path / "model.zip").write_bytes(content)
+    with pytest.raises(WeightsError, match="is damaged"):
+        unpack(tmp_path / "model.zip", tmp_path / "target")
+    assert not (tmp_path / "target").exists()
+
+
+def test_the_v1_plans_of_the_official_weights_and_the_registry_agree(data: Path, tmp_path: Path) -> None:
+    from stunet.pickles import load_pickle
+    from stunet.v1 import convert_plans
+
+    entry = models.find("STU-Net-B")
+    official = data / "stunet_official" / "base_ep4k.model.pkl"
+    plans = convert_plans(load_pickle(official), official, "B").plans
+    ours = models.plans_of(entry)
+    one, other = plans["configurations"]["3d_fullres"], ours["configurations"]["3d_fullres"]
+    assert {**one, "data_identifier": ""} == {**other, "data_identifier": ""}
+    keys = ("transpose_forward", "image_reader_writer", "foreground_intensity_properties_per_channel",
+            "original_median_shape_after_transp", "original_median_spacing_after_transp")  # fmt: skip
+    assert {key: plans[key] for key in keys} == {key: ours[key] for key in keys}
+    assert np.prod(entry.patch_size) == 128**3
