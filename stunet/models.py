@@ -112,21 +112,21 @@ def entries() -> list[Entry]:
     return list(found.values())
 
 
+def look_up(name: str) -> Entry | None:
+    """The entry of this name, in any case; `STU-Net-L` is `STU-Net-L.totalseg`."""
+    known = {entry.name.lower(): entry for entry in entries()}
+    return known.get(name.lower()) or known.get(f"{name.lower()}.{DEFAULT_TAG}")
+
+
 def find(name: str) -> Entry:
-    """The entry of this name, in any case; `STU-Net-L` is `STU-Net-L.totalseg`.
+    """The entry of this name; see look_up().
 
     Raises:
         WeightsError: There is none; the message has the closest names.
     """
-    known = {entry.name.lower(): entry for entry in entries()}
-    text = name.lower()
-    found = known.get(text) or known.get(f"{text}.{DEFAULT_TAG}")
-    if found is None:
-        similar = closest(text, [*known]) if text else ""
-        for key, entry in known.items():
-            similar = similar.replace(repr(key), repr(entry.name))
-        raise WeightsError(f"no model {name!r}{similar}", "stunet_models list")
-    return found
+    if entry := look_up(name):
+        return entry
+    raise WeightsError(f"no model {name!r}{closest(name, [e.name for e in entries()])}", "stunet_models list")
 
 
 def plans_of(entry: Entry) -> dict[str, Any]:

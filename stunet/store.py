@@ -72,14 +72,13 @@ def find_model(text: str, offline: bool = False, on_bytes: "Progress | None" = N
     """
     if there := find_installed(text):
         return there.path
-    try:
-        entry = models.find(text)
-    except WeightsError as error:
+    entry = models.look_up(text)
+    if entry is None:
         path = Path(text).expanduser()
         if path.exists():
             return path
-        names = [model.name for model in installed()]
-        raise WeightsError(f"{error.message}{closest(text, names)}, and no such file", error.hint) from None
+        names = [entry.name for entry in models.entries()] + [model.name for model in installed()]
+        raise WeightsError(f"no model or file {text!r}{closest(text, names)}", "stunet_models list")
     if offline:
         raise WeightsError(
             f"{entry.name} is not installed in {str(models.store())!r}, and nothing may be downloaded",
@@ -193,7 +192,7 @@ def _recognised(weights: "Weights", path: Path, digest: str | None, name: str | 
     """The entry that weights are: as named, by checksum, as the file says, or by network and file name."""
     entries = models.entries()
     if name is not None:
-        return next((entry for entry in entries if entry.name.lower() == name.lower()), None)
+        return models.look_up(name)
     by_digest = [entry for entry in entries if digest and digest in (entry.sha256, recorded(entry))]
     by_file = [entry for entry in entries if entry.name == weights.entry]
     alike = [entry for entry in entries if entry.filename == path.name and not _contradiction(weights, entry)]
