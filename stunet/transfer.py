@@ -7,7 +7,7 @@ Tensors are matched by resolution: encoder stages count from the finest, everyth
 weights.py reads the file, heads.py chooses the rows; trainers/start.py calls `transfer` before the first epoch.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from stunet.errors import UsageError, WeightsError
 from stunet.heads import Heads, plan_heads, take_rows
+from stunet.mapped import release
 from stunet.networks import STUNet
 from stunet.transfer_report import ENCODER, Fate, TransferReport, level
 from stunet.weights import Architecture, Weights, check_finite, recognise
@@ -78,7 +79,10 @@ def transfer(
     with torch.no_grad():
         for name, source in loaded.items():
             state[name].copy_(match.value(name, source, state[name]))
-    verify(network, ((name, match.value(name, source, state[name])) for name, source in loaded.items()))
+            release(weights.tensors[source])
+    for name, source in loaded.items():
+        verify(name, state[name], match.value(name, source, state[name]))
+        release(weights.tensors[source])
     warnings = (*_warnings(network.strides, match, channels), *heads.warnings)
     return TransferReport(str(weights.path), sha256, weights.entry, coverage, heads, warnings, tuple(fates))
 
@@ -99,18 +103,16 @@ def inflate(weight: Tensor, images: int, cascade: int, stem: str = "repeat") -> 
     return result
 
 
-def verify(network: nn.Module, expected: Iterable[tuple[str, Tensor]]) -> None:
-    """Sees that tensors of a network equal what they should, to the last bit of the network's own type.
+def verify(name: str, there: Tensor, expected: Tensor) -> None:
+    """Sees that a tensor of the network equals what it should, to the last bit of the network's own type.
 
     Raises:
-        WeightsError: One does not.
+        WeightsError: It does not.
     """
-    state = network.state_dict()
-    for name, value in expected:
-        if not torch.equal(state[name], value.to(state[name])):
-            raise WeightsError(
-                f"{name!r} in the network is not what was loaded into it", "check the memory of this machine"
-            )
+    if not torch.equal(there, expected.to(there)):
+        raise WeightsError(
+            f"{name!r} in the network is not what was loaded into it", "check the memory of this machine"
+        )
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,5 @@
 """Training on a small phantom with real nnU-Net: order of data, resume, checkpoints, deep supervision."""
 
-import copy
 import os
 import signal
 from pathlib import Path
@@ -215,23 +214,6 @@ def test_a_checkpoint_of_another_plan_is_refused(planned: str, tmp_path: Path, m
     other = make_trainer(planned, tmp_path, monkeypatch, initial_lr=0.5)
     with pytest.raises(WeightsError, match=r"another plan than today's \(plans"):
         other.load_checkpoint(str(file))
-
-
-def test_training_starts_from_given_weights(planned: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    source = make_trainer(planned, tmp_path / "a", monkeypatch, seed=5)
-    source.initialize()
-    file = Path(source.output_folder) / "checkpoint_final.pth"
-    source.save_checkpoint(str(file))
-    target = make_trainer(planned, tmp_path / "b", monkeypatch)
-    target.initialize()
-    start_from(target, file)
-    assert torch.equal(weights(target), weights(source))
-    deeper = make_trainer(planned, tmp_path / "c", monkeypatch, stages=7)
-    deeper.initialize()
-    before = copy.deepcopy(weights(deeper))
-    with pytest.raises(WeightsError, match=r"does not fit the plan's network: .* tensors are missing"):
-        start_from(deeper, file)
-    assert torch.equal(weights(deeper), before)
 
 
 def test_processes_share_the_cores_unless_the_user_says_how_many_threads(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -235,7 +235,7 @@ class PlannedTrainer(nnUNetTrainer):
 
     def bare_network(self) -> torch.nn.Module:
         """The network without DDP's and torch.compile's wrapping."""
-        network = self.network
+        network: Any = self.network
         if isinstance(network, torch.nn.parallel.DistributedDataParallel):
             network = network.module
         return getattr(network, "_orig_mod", network)

@@ -51,7 +51,7 @@ class FineTunedTrainer(PlannedTrainer):
             return optimizer, schedule
         values = {key: value for key, value in optimizer.param_groups[0].items() if key != "params"}
         groups = strategies.groups(self.bare_network(), self.strategy, self.fresh or ())
-        optimizer = type(optimizer)([{**values, **group} for group in groups], self.initial_lr)
+        optimizer = torch.optim.SGD([{**values, **group} for group in groups], self.initial_lr)
         return optimizer, strategies.Schedule(optimizer, self.strategy, self.num_epochs, self.initial_lr)
 
     def run_training(self) -> None:
@@ -97,4 +97,5 @@ class FineTunedTrainer(PlannedTrainer):
         share = f"{trained:,} of {total:,} parameters ({trained / total:.1%})"
         self.listener.trains(f"from epoch {self.current_epoch + 1} on: trains {share}")
         if self.is_ddp:  # it takes note of what trains when it is made
-            self.network = data_parallel(self.network.module, [self.local_rank])
+            wrapped: Any = self.network
+            self.network = data_parallel(wrapped.module, [self.local_rank])

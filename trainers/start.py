@@ -101,6 +101,6 @@ def _write_and_read_back(trainer: FineTunedTrainer) -> None:
     trainer.save_checkpoint(str(path))
     trainer.current_epoch += 1
     written = load_checkpoint(path)["network_weights"]
-    for name, value in trainer.bare_network().state_dict().items():
+    for name, value in trainer.network_state().items():
         if name not in written or not torch.equal(written[name], value.cpu()):
             raise WeightsError(f"{name!r} in {str(path)!r} is not what was loaded", "see whether the disk is sound")

@@ -218,13 +218,8 @@ class Predictor:
                 self.options.save_probabilities,
             )
             if self._lookup is not None:
-                self._relabel(f"{truncated}{self.model.ending}", prepared.properties)
-
-    def _relabel(self, file: str, properties: dict[str, Any]) -> None:
-        """Writes a segmentation once more, in the labels asked for."""
-        io = self._plans.image_reader_writer_class()
-        labels = io.read_seg(file)[0][0]
-        io.write_seg(apply(self._lookup, labels), file, properties)
+                io, file = self._plans.image_reader_writer_class(), f"{truncated}{self.model.ending}"
+                io.write_seg(apply(self._lookup, io.read_seg(file)[0][0]), file, prepared.properties)
 
     def peak_gb(self, shape: Sequence[int], spacing: Sequence[float]) -> float:
         """About how much memory the logits of an image need when they are resampled, which is the peak.
