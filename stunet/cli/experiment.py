@@ -1,0 +1,108 @@
+"""stunet_experiment: compares pre-trained weights and ways of fine-tuning on one dataset, as one resumable command."""
+
+import argparse
+import shlex
+from collections.abc import Mapping, Sequence
+from math import isnan
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from stunet import console, store, workspace
+from stunet.cli import common
+from stunet.cli.demo import find_command
+from stunet.errors import DataError, UsageError
+from stunet.experiment import SCRATCH, Arm, arms, command, read_experiment
+from stunet.experiment_runs import DONE, FAILED, Record, results, run
+
+if TYPE_CHECKING:
+    from stunet.experiment_summary import Row
+
+EXAMPLE = """example: a FILE.toml
+  dataset = 4                               # number or name
+  weights = ["none", "STU-Net-B"]           # as of stunet_train --pretrained; "none": training from scratch
+  strategies = ["full", "ramp", "linear"]   # as of stunet_train --finetune; from scratch each schedule once
+  cases = [4, 8, "all"]                     # labelled training cases of the fold
+  seeds = [0, 1, 2]                         # each chooses its cases, the same ones in every arm
+  # and what may be left out:
+  heads = ["slice", "reset"]                # as of stunet_train --head
+  configuration = "3d_fullres"
+  fold = 0                                  # its validation cases are the held-out ones
+  plans = "STUNetPlans_B"                   # as of stunet_train -p
+  size = "B"
+  set = { num_epochs = 20 }                 # as of stunet_train --set, for all arms
+  set_scratch = { initial_lr = 0.01 }       # for the arms without weights
+  set_pretrained = { initial_lr = 0.001 }   # for the arms with weights
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; returns its exit code."""
+    parser = common.new_parser(
+        "stunet_experiment",
+        "Trains every combination of weights, strategies, numbers of labelled cases and seeds that a TOML file names,\n"
+        "with stunet_train, and compares them on the held-out cases. The same command again goes on where it stopped.",
+        EXAMPLE,
+    )
+    parser.add_argument("file", type=Path, metavar="FILE.toml", help="what to compare; see below")
+    parser.add_argument("-o", type=Path, metavar="FOLDER", help="for logs and summary (default: FILE)")
+    parser.add_argument("--dry_run", action="store_true", help="show the arms and their commands; write nothing")
+    parser.add_argument("--summary_only", action="store_true", help="compare what is done; train nothing")
+    parser.add_argument("-j", type=int, default=1, metavar="N", help="arms at a time (default 1)")
+    parser.add_argument("-device", choices=["cuda", "cpu", "mps"], help="as of stunet_train")
+    parser.add_argument("--json", action="store_true", help="the summary as JSON instead of a table")
+    return common.run(parser, _command, argv)
+
+
+def _command(args: argparse.Namespace) -> None:
+    if args.j < 1:
+        raise UsageError(f"-j {args.j} must be 1 or more", "-j 1")
+    experiment = read_experiment(args.file)
+    workspace.plans_path(workspace.dataset_name(experiment.dataset), experiment.plans)
+    todo = {arm: command(experiment, arm) for arm in arms(experiment)}
+    record = Record(args.o or args.file.with_suffix(""))
+    if args.dry_run:
+        lines = [(shlex.join(words), record.state(words) or "to do") for words in todo.values()]
+        return console.table(("command", "state"), lines, f"{len(todo)} arms")
+    if not args.summary_only:
+        for weights in {arm.weights for arm, words in todo.items() if record.state(words) != DONE} - {SCRATCH}:
+            store.find_model(weights)  # a name that is wrong, or a download, before the first arm
+        program = find_command("stunet_train")
+        device = ["-device", args.device] if args.device else []
+        run(todo, record, lambda words: [program, *words[1:], *device], args.j, console.note)
+    _summarise(todo, record, args.json)
+    failed = [arm for arm, words in todo.items() if record.state(words) == FAILED]
+    if failed:
+        raise DataError(
+            f"{len(failed)} of {len(todo)} arms failed, first {failed[0].name}: {record.message(todo[failed[0]])}",
+            f"see {record.log(failed[0])}, and run the same command again",
+        )
+
+
+def _summarise(todo: Mapping[Arm, Sequence[str]], record: Record, as_json: bool) -> None:
+    from stunet import experiment_summary
+
+    found = results(todo, record)
+    if not found:
+        if any(record.state(words) == FAILED for words in todo.values()):
+            return
+        raise DataError(f"no arm is done in {str(record.folder)!r}", "the same command without --summary_only")
+    rows = experiment_summary.summarise(found)
+    if as_json:
+        console.result_json(experiment_summary.to_json(rows))
+    else:
+        columns = ("arm", "cases", "seeds", "Dice", "sd", "difference", "95 % interval", "pairs", "against")
+        console.table(columns, map(_cells, rows))
+    for path in experiment_summary.write(rows, record.folder):
+        console.note(f"wrote {path}")
+    done = sum(record.state(words) == DONE for words in todo.values())
+    if done < len(todo):
+        console.warn(f"{done} of {len(todo)} arms are done")
+
+
+def _cells(row: "Row") -> list[str]:
+    def number(value: float, sign: str = "") -> str:
+        return "-" if isnan(value) else f"{value:{sign}.4f}"
+
+    interval = "-" if isnan(row.low) else f"{row.low:+.4f} to {row.high:+.4f}"
+    measured = [number(row.dice), number(row.sd), number(row.difference, "+"), interval]
+    return [row.line, str(row.cases), str(len(row.seeds)), *measured, str(row.pairs or "-"), row.baseline or "-"]

@@ -1,0 +1,211 @@
+"""Which trainings does a comparison of pre-trained weights consist of? A TOML file as arms, and an arm as a command.
+
+cli/experiment.py shows such a file, experiment_runs.py runs the arms, experiment_summary.py compares them.
+"""
+
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, dataclass, field, fields
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from stunet import presets
+from stunet.errors import DataError, UsageError, closest
+from stunet.plans import values
+from stunet.trainers import strategies
+
+SCRATCH, SCRATCH_TITLE = "none", "scratch"  # in the file, and in tables
+HEADS = ("reuse", "slice", "reset")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """What the file says; every list is one dimension of the comparison.
+
+    Args:
+        dataset: Number or name.
+        weights: What trainings start from; "none" for nothing.
+        strategies: Names of trainers/strategies.py; from scratch those with the same schedule are one.
+        cases: Numbers of labelled training cases, or "all".
+        seeds: Of the cases, the initial weights and the batches.
+        heads: What becomes of the pre-trained head; none given: as stunet_train chooses.
+        configuration: Key of the plans' configurations.
+        fold: Whose validation cases are the held-out ones.
+        plans: Name of the plans; None: those of the dataset.
+        size: Key of SIZES; None: that of the weights, and from scratch that of the plans.
+        set: Values of every arm (plans/values.py).
+        set_scratch: Values of the arms without weights, over those of `set`.
+        set_pretrained: Values of the arms with weights, over those of `set`.
+    """
+
+    dataset: int | str
+    weights: tuple[str, ...]
+    strategies: tuple[str, ...]
+    cases: tuple[int | str, ...]
+    seeds: tuple[int, ...]
+    heads: tuple[str, ...] = ()
+    configuration: str = "3d_fullres"
+    fold: int = 0
+    plans: str | None = None
+    size: str | None = None
+    set: Mapping[str, Any] = field(default_factory=dict)
+    set_scratch: Mapping[str, Any] = field(default_factory=dict)
+    set_pretrained: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arm:
+    """One training. `title` is how its weights are called in tables; `head` is None where stunet_train chooses."""
+
+    weights: str
+    title: str
+    strategy: str
+    head: str | None
+    cases: int | str
+    seed: int
+
+    @property
+    def line(self) -> str:
+        """What is compared over the numbers of cases: weights, strategy and head."""
+        return " ".join(filter(None, (self.title, self.strategy, self.head)))
+
+    @property
+    def name(self) -> str:
+        """All of it, for messages and file names."""
+        return f"{self.line} {self.cases} cases seed {self.seed}".replace(" ", "-").replace("/", "-")
+
+
+def read_experiment(path: Path) -> Experiment:
+    """The experiment in a TOML file; weights that are files are taken from the file's own folder.
+
+    Raises:
+        DataError: The file is missing or no TOML, or a key is unknown, missing or has a wrong value.
+    """
+    where = f"experiment {str(path)!r}"
+    try:
+        content = tomllib.loads(path.read_text())
+    except FileNotFoundError:
+        raise DataError(f"no file {str(path)!r}", "see stunet_experiment --help for what it says") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise DataError(f"{where} is not valid TOML: {error}", "correct the line") from None
+    known = [f.name for f in fields(Experiment)]
+    for key, value in content.items():
+        if key not in known:
+            raise DataError(f"{where}: unknown key {key!r}{closest(key, known)}", f"known keys: {', '.join(known)}")
+        valid, expected = _EXPECTED[key]
+        if not valid(value):
+            raise DataError(f"{where}: {key} = {value!r} is not {expected}", f"correct {key}")
+        if isinstance(value, list) and len(set(value)) < len(value):
+            raise DataError(f"{where}: {key} = {value!r} has a value twice", "each value once")
+    required = [f.name for f in fields(Experiment) if f.default is MISSING and f.default_factory is MISSING]
+    missing = [key for key in required if key not in content]
+    if missing:
+        raise DataError(f"{where}: missing {', '.join(missing)}", f"needed: {', '.join(required)}")
+    try:
+        return _checked(content, path.parent)
+    except UsageError as error:
+        raise DataError(f"{where}: {error.message}", error.hint) from None
+
+
+def _checked(content: Mapping[str, Any], folder: Path) -> Experiment:
+    """The content with lists as tuples, values in their types, and files with their folder."""
+    for name in content["strategies"]:
+        strategies.find(name)
+    found: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in content.items()}
+    found["weights"] = tuple(dict.fromkeys(_located(text, folder) for text in found["weights"]))
+    for table in ("set", "set_scratch", "set_pretrained"):
+        found[table] = {key: values.checked(key, value) for key, value in content.get(table, {}).items()}
+        for key, owner in (("seed", "seeds"), ("num_cases", "cases")):
+            if key in found[table]:
+                raise UsageError(f"{key} in [{table}] would be the same for all arms", f"{owner} = [...]")
+    return Experiment(**found)
+
+
+def _located(text: str, folder: Path) -> str:
+    here = folder / text
+    return str(here.resolve()) if text != SCRATCH and here.exists() else text
+
+
+def arms(experiment: Experiment) -> list[Arm]:
+    """All arms, the first seed of each before the second of any: what there is halfway is a comparison already."""
+    titles = _titles(experiment.weights)
+    scratch = tuple(dict.fromkeys(map(from_scratch, experiment.strategies)))
+    found = []
+    for seed, cases, weights in product(experiment.seeds, experiment.cases, experiment.weights):
+        ways, heads = (scratch, ()) if weights == SCRATCH else (experiment.strategies, experiment.heads)
+        for way, head in product(ways, heads or (None,)):
+            title = titles[weights]
+            found.append(Arm(weights=weights, title=title, strategy=way, head=head, cases=cases, seed=seed))
+    return found
+
+
+def from_scratch(strategy: str) -> str:
+    """The first strategy with the same schedule: from scratch all train everything, so that it is the same training."""
+
+    def schedule(name: str) -> tuple[float, list[tuple[float, float, float]]]:
+        found = strategies.find(name)
+        return found.scratch_lr, [(phase.end, phase.ramp, phase.power) for phase in found.phases]
+
+    return next(name for name in strategies.STRATEGIES if schedule(name) == schedule(strategy))
+
+
+def _titles(weights: tuple[str, ...]) -> dict[str, str]:
+    """A short title for each: the name, or of a file as much of the end of its path as it takes to tell them apart."""
+    named = {SCRATCH: (SCRATCH_TITLE,)}
+    parts = {text: Path(text).parts if Path(text).is_absolute() else named.get(text, (text,)) for text in weights}
+    length = 1
+    while len({p[-length:] for p in parts.values()}) < len(parts):
+        length += 1
+    return {text: "/".join(p[-length:]).replace(" ", "_") for text, p in parts.items()}
+
+
+def command(experiment: Experiment, arm: Arm) -> list[str]:
+    """The command that trains and validates an arm, without what depends on the machine."""
+    scratch = arm.weights == SCRATCH
+    given = {**experiment.set, **(experiment.set_scratch if scratch else experiment.set_pretrained)}
+    if arm.cases != "all":
+        given["num_cases"] = arm.cases
+    given["seed"] = arm.seed
+    options = {
+        "-p": experiment.plans,
+        "--size": experiment.size,
+        "--pretrained": None if scratch else arm.weights,
+        "--finetune": arm.strategy,
+        "--head": arm.head,
+    }
+    return [
+        *("stunet_train", str(experiment.dataset), experiment.configuration, str(experiment.fold)),
+        *(word for option, value in options.items() if value is not None for word in (option, value)),
+        *("--set", *(f"{key}={str(value).lower().replace(' ', '')}" for key, value in given.items())),
+    ]
+
+
+def _whole(value: Any) -> bool:
+    return type(value) is int and value >= 0
+
+
+def _text(value: Any) -> bool:
+    return isinstance(value, str) and bool(value)
+
+
+def _list_of(valid: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, list) and bool(value) and all(map(valid, value))
+
+
+_TABLE = (lambda value: isinstance(value, dict), "a table like { num_epochs = 20 }")
+_EXPECTED: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "dataset": (lambda value: _whole(value) or _text(value), "a number or a name"),
+    "weights": (_list_of(_text), f'a list like ["{SCRATCH}", "STU-Net-B"]'),
+    "strategies": (_list_of(_text), 'a list like ["full", "ramp"]'),
+    "cases": (_list_of(lambda value: value == "all" or (_whole(value) and value > 0)), 'a list like [4, 8, "all"]'),
+    "seeds": (_list_of(_whole), "a list like [0, 1, 2]"),
+    "heads": (_list_of(lambda value: value in HEADS), f"a list of {', '.join(HEADS)}"),
+    "configuration": (_text, "a name like '3d_fullres'"),
+    "fold": (_whole, "the number of a fold; with 'all' no case would be held out"),
+    "plans": (_text, "a name like 'STUNetPlans_B'"),
+    "size": (lambda value: value in presets.SIZES, f"one of {', '.join(presets.SIZES)}"),
+    "set": _TABLE,
+    "set_scratch": _TABLE,
+    "set_pretrained": _TABLE,
+}

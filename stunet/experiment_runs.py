@@ -1,0 +1,231 @@
+"""How are the arms of an experiment run, and what of them is done? Real commands, and a file that remembers them.
+
+FOLDER/arms.json knows every arm by its command, so that an arm is never run twice and one whose values were changed is
+another one. FOLDER/logs has what the arms printed. What an arm gives is an ordinary result folder in nnUNet_results.
+"""
+
+import os
+import re
+import shlex
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from stunet.errors import DataError, Interrupted
+from stunet.experiment import Arm
+from stunet.files import read_json, write_json
+
+DONE, BEGUN, FAILED = "done", "begun", "failed"
+RESULT = re.compile(r"^mean validation Dice \S+  (.+)$", re.MULTILINE)  # what stunet_train prints last
+BEGUN_BEFORE = "--c to continue"  # its hint where a fold has checkpoints
+POLL_S = 0.1
+
+
+class Record:
+    """What is known of the arms: state, result folder, log and last message of each command, in FOLDER/arms.json."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._path = folder / "arms.json"
+        self._arms: dict[str, dict[str, Any]] = read_json(self._path) if self._path.is_file() else {}
+
+    def state(self, command: Sequence[str]) -> str:
+        """The state of an arm, or "" for one that was never begun; done is what has its result still."""
+        state = self._of(command).get("state", "")
+        return BEGUN if state == DONE and not self.summary(command).is_file() else state
+
+    def summary(self, command: Sequence[str]) -> Path:
+        """nnU-Net's summary.json of a validated arm."""
+        return Path(self._of(command).get("folder", "")) / "validation" / "summary.json"
+
+    def message(self, command: Sequence[str]) -> str:
+        """What a failed arm said last."""
+        return self._of(command).get("message", "")
+
+    def log(self, arm: Arm) -> Path:
+        """Where an arm's output goes."""
+        return self.folder / "logs" / f"{arm.name}.log"
+
+    def write(self, arm: Arm, command: Sequence[str], state: str, **more: str) -> None:
+        """Notes a state; the file appears whole."""
+        self._arms[shlex.join(command)] = {"arm": arm.name, "state": state, "log": str(self.log(arm)), **more}
+        write_json(self._path, self._arms)
+
+    def _of(self, command: Sequence[str]) -> Mapping[str, Any]:
+        return self._arms.get(shlex.join(command), {})
+
+
+def run(
+    todo: Mapping[Arm, Sequence[str]],
+    record: Record,
+    start: Callable[[Sequence[str]], Sequence[str]],
+    jobs: int = 1,
+    tell: Callable[[str], None] = lambda line: None,
+) -> None:
+    """Runs the arms that are not done, `jobs` at a time; one that fails does not stop the others.
+
+    Args:
+        todo: Each arm with its command.
+        record: Of their folder.
+        start: Makes of a command the words that start it on this machine.
+        jobs: Arms at a time; on the CPU they share the cores.
+        tell: Is told when an arm begins and ends.
+
+    Raises:
+        Interrupted: A signal came, which was passed on to the running arms, or somebody else stopped one.
+    """
+    waiting = [(arm, command) for arm, command in todo.items() if record.state(command) != DONE]
+    total, ended, passed_on = len(waiting), 0, 0
+    running: list[_Process] = []
+    with _alone(record.folder), _received_signals() as signals:
+        while running or (waiting and not signals):
+            while waiting and len(running) < jobs and not signals:
+                arm, command = waiting.pop(0)
+                record.write(arm, command, BEGUN)
+                running.append(_Process(arm, command, start(command), record.log(arm), jobs))
+            for process in running:
+                for _ in signals[passed_on:]:
+                    process.stop()
+            passed_on = len(signals)
+            for process in [process for process in running if process.ended()]:
+                running.remove(process)
+                state, more = process.outcome()
+                record.write(process.arm, process.command, state, **more)
+                ended += state != BEGUN
+                said = " ".join([f"{process.arm.name} {state} after {process.seconds:.0f} s", *more.values()])
+                tell(f"{ended} of {total}: {said}")
+            time.sleep(POLL_S if running else 0)
+    left = sum(record.state(command) in (BEGUN, "") for command in todo.values())
+    if left:
+        raise Interrupted(f"stopped; {len(todo) - left} of {len(todo)} arms have ended", "the same command again")
+
+
+class _Process:
+    """An arm that runs; one that turns out to have been begun before is started again to be continued."""
+
+    def __init__(self, arm: Arm, command: Sequence[str], words: Sequence[str], log: Path, jobs: int) -> None:
+        self.arm, self.command, self._begun = arm, command, time.monotonic()
+        self._words, self._log, self._resumed = list(words), log, False
+        self._environment = {**os.environ}
+        if jobs > 1:
+            self._environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // jobs)))
+        self._start()
+
+    def _start(self) -> None:
+        self._log.parent.mkdir(parents=True, exist_ok=True)
+        with self._log.open("ab") as file:
+            file.write(f"$ {shlex.join(self._words)}\n".encode())
+            file.flush()
+            self._offset = file.tell()
+            # In a session of its own: a terminal sends Ctrl-C to all of one, and at the second an arm saves nothing.
+            self._popen = subprocess.Popen(
+                self._words,
+                env=self._environment,
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        self._stopped = False
+
+    @property
+    def seconds(self) -> float:
+        """Since it was started."""
+        return time.monotonic() - self._begun
+
+    def stop(self) -> None:
+        """Asks it to save and end; a second time: to end."""
+        self._stopped = True
+        self._popen.terminate()
+
+    def ended(self) -> bool:
+        """Whether it runs no more."""
+        code = self._popen.poll()
+        if code == DataError.exit_code and not self._resumed and not self._stopped and BEGUN_BEFORE in self._output():
+            self._resumed, self._words = True, [*self._words, "--c"]
+            self._start()
+            return False
+        return code is not None
+
+    def outcome(self) -> tuple[str, dict[str, str]]:
+        """The state it is left in, and its result folder or last message."""
+        output = self._output()
+        found = RESULT.findall(output)
+        if self._popen.returncode == 0 and found:
+            return DONE, {"folder": found[-1]}
+        if self._stopped or self._popen.returncode == Interrupted.exit_code:
+            return BEGUN, {}
+        lines = [line for line in output.splitlines() if line.strip() and not line.startswith("  try: ")]
+        code = f"exit code {self._popen.returncode}"
+        return FAILED, {"message": f"{lines[-1]} ({code})" if lines else code}
+
+    def _output(self) -> str:
+        return self._log.read_bytes()[self._offset :].decode(errors="replace")
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Holds the folder, so that no two commands run the same arms."""
+    from filelock import FileLock, Timeout
+
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(folder / ".lock", timeout=0):
+            yield
+    except Timeout:
+        raise DataError(f"another stunet_experiment runs in {str(folder)!r}", "wait for it, or -o FOLDER") from None
+
+
+@contextmanager
+def _received_signals() -> Iterator[list[int]]:
+    """The signals that ask to stop, as they come; those that the process ignores (nohup) are left so."""
+    received: list[int] = []
+    names = ("SIGINT", "SIGTERM", "SIGHUP")  # Windows has no SIGHUP
+    numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
+    before = {number: signal.getsignal(number) for number in numbers}
+    for number, handler in before.items():
+        if handler is not signal.SIG_IGN:
+            signal.signal(number, lambda number, frame: received.append(number))
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def results(todo: Mapping[Arm, Sequence[str]], record: Record) -> dict[Arm, dict[str, dict[str, float]]]:
+    """Dice of every class (by name) of every held-out case of the arms that are done; NaN where a class is absent.
+
+    Raises:
+        DataError: A summary is not as nnU-Net writes it.
+    """
+    found = {}
+    for arm, command in todo.items():
+        if record.state(command) == DONE:
+            found[arm] = read_dice(record.summary(command))
+    return found
+
+
+def read_dice(summary: Path) -> dict[str, dict[str, float]]:
+    """Dice by case and class of one of nnU-Net's summaries; class names from the result folder's dataset.json.
+
+    Raises:
+        DataError: It is not as nnU-Net writes it.
+    """
+    labels = read_json(summary.parents[2] / "dataset.json")["labels"]
+    names = {str(tuple(value) if isinstance(value, list) else value): name for name, value in labels.items()}
+    try:
+        return {
+            Path(case["reference_file"]).name: {
+                names.get(key, key): metrics["Dice"] for key, metrics in case["metrics"].items()
+            }
+            for case in read_json(summary)["metric_per_case"]
+        }
+    except (KeyError, TypeError) as error:
+        raise DataError(
+            f"{str(summary)!r} is not a summary of nnU-Net: {error!r}", "delete it, and run again"
+        ) from None

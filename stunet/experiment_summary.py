@@ -1,0 +1,231 @@
+"""What did an experiment find? Mean Dice per arm, the difference to training from scratch, and how sure that is.
+
+The Dice of a training is nnU-Net's: the mean over the classes of the mean over the held-out cases; a class that is
+absent in a case, in the reference and in the prediction, does not count there.
+
+The interval of a difference resamples the seeds and, independently, the held-out cases (the pigeonhole bootstrap of a
+table with seeds as rows and cases as columns: Owen 2007, doi:10.1214/07-AOAS122), the same ones in both arms, which
+were trained on the same labelled cases. It says what other seeds and other cases of the same kind would give. Its limit
+is the number of seeds: n seeds show (n-1)/n of their variance, so that with two or three the interval is too narrow,
+and with one it is about the cases alone. It says nothing of other folds or datasets, nor of many arms compared at once.
+"""
+
+import csv
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from stunet.errors import DataError
+from stunet.experiment import SCRATCH, SCRATCH_TITLE, Arm, from_scratch
+from stunet.files import whole, write_json
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+DRAWS = 10_000
+LEVEL = 0.95
+# Okabe and Ito's colours, told apart with any colour vision; their yellow is too pale for lines
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
+MARKERS = "os^DvPX"
+
+Dice = Mapping[str, Mapping[str, float]]  # by case and class; NaN where the class is absent
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One arm over its seeds.
+
+    Attributes:
+        line: Weights, strategy and head.
+        cases: Number of labelled training cases, or "all".
+        dice: Mean over the seeds, by seed in `seeds`, by class in `classes`.
+        sd: Standard deviation over the seeds; NaN for one.
+        baseline: `line` of the training from scratch that it is compared with, or "".
+        pairs: Seeds that both have; the difference is over these.
+        difference, low, high: Mean difference to the baseline and the bounds of its interval; NaN without one.
+    """
+
+    line: str
+    cases: int | str
+    dice: float
+    sd: float
+    seeds: Mapping[int, float]
+    classes: Mapping[str, float]
+    baseline: str = ""
+    pairs: int = 0
+    difference: float = math.nan
+    low: float = math.nan
+    high: float = math.nan
+
+
+def summarise(results: Mapping[Arm, Dice]) -> list[Row]:
+    """The rows of the table, in the order of the arms.
+
+    The baseline is the training from scratch with the same schedule, cases and seeds.
+
+    Raises:
+        DataError: The arms were validated on different cases, which cannot be compared.
+    """
+    names = _common_names(results)
+    groups: dict[Arm, dict[int, np.ndarray]] = {}
+    for arm, dice in results.items():
+        table = np.array([[dice[case][name] for name in names[1]] for case in names[0]])
+        groups.setdefault(replace(arm, seed=0), {})[arm.seed] = table
+    return [_row(arm, by_seed, names[1], _baseline(arm, groups), groups) for arm, by_seed in groups.items()]
+
+
+def mean_dice(dice_CK: np.ndarray) -> float:
+    """Mean over the classes K of the mean over the cases C, without what is NaN."""
+    return float(_mean_dice(dice_CK, np.ones((1, len(dice_CK))))[0])
+
+
+def bootstrap(
+    dice_SCK: np.ndarray, baseline_SCK: np.ndarray, draws: int = DRAWS, random: np.random.Generator | None = None
+) -> np.ndarray:
+    """Differences of the mean Dice with resampled seeds S and cases C, the same ones for both; one per draw.
+
+    Args:
+        dice_SCK: Dice of each seed, case and class; NaN where the class is absent.
+        baseline_SCK: The same of what it is compared with.
+        draws: How many.
+        random: Where the draws come from; None: the same ones every time.
+    """
+    random = random or np.random.default_rng(0)
+    seeds, cases = (random.multinomial(n, np.full(n, 1 / n), size=draws) for n in dice_SCK.shape[:2])
+    pairs = zip(dice_SCK, baseline_SCK, strict=True)
+    differences = np.stack([_mean_dice(one, cases) - _mean_dice(other, cases) for one, other in pairs], axis=1)
+    return (seeds * differences).sum(axis=1) / len(dice_SCK)
+
+
+def _mean_dice(dice_CK: np.ndarray, counts_DC: np.ndarray) -> np.ndarray:
+    """Mean Dice of each draw D, in which each case occurs so many times; NaN for a draw without any class."""
+    valid = ~np.isnan(dice_CK)
+    total, number = counts_DC @ np.where(valid, dice_CK, 0), counts_DC @ valid
+    classes = np.divide(total, number, out=np.zeros_like(total), where=number > 0)
+    with np.errstate(invalid="ignore"):
+        return classes.sum(axis=1) / (number > 0).sum(axis=1)
+
+
+def _common_names(results: Mapping[Arm, Dice]) -> tuple[list[str], list[str]]:
+    """The cases and the classes, which are those of every arm."""
+    found: dict[tuple[frozenset[str], tuple[str, ...]], Arm] = {}
+    for arm, dice in results.items():
+        found[frozenset(dice), tuple(next(iter(dice.values())))] = arm
+    if len(found) > 1:
+        one, other = list(found.values())[:2]
+        raise DataError(
+            f"{one.name} and {other.name} were validated on different cases or classes",
+            "train those anew that are older than the dataset's splits_final.json: stunet_train ... --overwrite",
+        )
+    ((cases, classes),) = found
+    return sorted(cases), list(classes)
+
+
+def _baseline(arm: Arm, groups: Iterable[Arm]) -> Arm | None:
+    wanted = (SCRATCH, from_scratch(arm.strategy), arm.cases)
+    same = (other for other in groups if (other.weights, other.strategy, other.cases) == wanted)
+    return None if arm.weights == SCRATCH else next(same, None)
+
+
+def _row(
+    arm: Arm,
+    by_seed: Mapping[int, np.ndarray],
+    names: Sequence[str],
+    baseline: Arm | None,
+    groups: Mapping[Arm, Mapping[int, np.ndarray]],
+) -> Row:
+    seeds = {seed: mean_dice(dice) for seed, dice in sorted(by_seed.items())}
+    means = list(seeds.values())
+    by_class = [mean_dice(np.concatenate([dice[:, [k]] for dice in by_seed.values()])) for k in range(len(names))]
+    row = Row(
+        line=arm.line,
+        cases=arm.cases,
+        dice=float(np.mean(means)),
+        sd=float(np.std(means, ddof=1)) if len(means) > 1 else math.nan,
+        seeds=seeds,
+        classes=dict(zip(names, by_class, strict=True)),
+    )
+    common = sorted(set(by_seed) & set(groups[baseline])) if baseline else []
+    if not baseline or not common:
+        return row
+    ours, theirs = (np.stack([tables[seed] for seed in common]) for tables in (by_seed, groups[baseline]))
+    low, high = np.nanquantile(bootstrap(ours, theirs), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    difference = np.mean([mean_dice(one) - mean_dice(other) for one, other in zip(ours, theirs, strict=True)])
+    return replace(
+        row,
+        baseline=baseline.line,
+        pairs=len(common),
+        difference=float(difference),
+        low=float(low),
+        high=float(high),
+    )
+
+
+def to_json(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """The rows as they are written, with None for what there is not."""
+    return [_without_nan(asdict(row)) for row in rows]
+
+
+def write(rows: Sequence[Row], folder: Path) -> list[Path]:
+    """Writes summary.json, summary.csv (also by class and seed) and summary.png; returns their paths."""
+    paths = [folder / f"summary.{ending}" for ending in ("json", "csv", "png")]
+    write_json(paths[0], to_json(rows))
+    with whole(paths[1]) as part, part.open("w", newline="") as file:
+        table = [_flat(row) for row in to_json(rows)]
+        writer = csv.DictWriter(file, list(dict.fromkeys(key for line in table for key in line)))
+        writer.writeheader()
+        writer.writerows(table)
+    with whole(paths[2]) as part:
+        plot(rows, part)
+    return paths
+
+
+def _without_nan(document: Any) -> Any:
+    if isinstance(document, dict):
+        return {key: _without_nan(value) for key, value in document.items()}
+    return None if isinstance(document, float) and math.isnan(document) else document
+
+
+def _flat(row: Mapping[str, Any]) -> dict[str, Any]:
+    single = {key: value for key, value in row.items() if key not in ("seeds", "classes")}
+    seeds = {f"dice_seed_{seed}": value for seed, value in row["seeds"].items()}
+    return {**single, **seeds, **{f"dice_{name}": value for name, value in row["classes"].items()}}
+
+
+def plot(rows: Sequence[Row], path: Path) -> None:
+    """Draws Dice against the number of labelled cases: a line per arm, a band of one standard deviation over seeds."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    lines = list(dict.fromkeys(row.line for row in rows))
+    figure = Figure(figsize=(8, max(4.5, 1.2 + 0.25 * len(lines))), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    ticks = sorted({row.cases for row in rows}, key=lambda n: math.inf if n == "all" else float(n))
+    for number, line in enumerate(lines):
+        shift = 0.02 * (number - (len(lines) - 1) / 2)  # so that points of the same height are seen
+        points = sorted((ticks.index(row.cases) + shift, row.dice, row.sd) for row in rows if row.line == line)
+        _draw(axes, line, np.array(points).T, number)
+    axes.set_xticks(range(len(ticks)), [str(n) for n in ticks])
+    axes.set(xlabel="labelled training cases", ylabel="mean Dice on the held-out cases")
+    axes.grid(axis="y", color="0.9")
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(loc="outside right upper", frameon=False)
+    figure.savefig(path, dpi=150)
+
+
+def _draw(axes: "Axes", line: str, points: np.ndarray, number: int) -> None:
+    """One line; from scratch it is dashed."""
+    x, dice, sd = points
+    colour = COLOURS[number % len(COLOURS)]
+    dashed = line.split(" ")[0] == SCRATCH_TITLE
+    marker = MARKERS[number % len(MARKERS)]
+    axes.plot(x, dice, color=colour, marker=marker, linestyle="--" if dashed else "-", label=line, markersize=5)
+    if len(x) > 1:
+        axes.fill_between(x, dice - sd, dice + sd, color=colour, alpha=0.12, linewidth=0)
+    else:
+        axes.errorbar(x, dice, sd, color=colour, capsize=3)

@@ -1,0 +1,115 @@
+"""stunet_experiment: what it refuses, what it would do, and real trainings that stop, go on, fail and are compared."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from stunet import workspace
+from stunet.cli.experiment import main
+from stunet.files import read_json
+
+TEXT = """
+dataset = 998
+weights = ["none"]
+strategies = ["full"]
+cases = [2]
+seeds = [0, 1]
+set = { num_epochs = 3, num_iterations_per_epoch = 4, num_val_iterations_per_epoch = 1, batch_size = 2 }
+"""
+START = "import sys; from stunet.cli.experiment import main; raise SystemExit(main(sys.argv[1:]))"
+
+
+@pytest.fixture
+def file(planned: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An experiment of two arms, with results in a place of its own."""
+    monkeypatch.setenv("nnUNet_results", str(tmp_path / "results"))
+    monkeypatch.setenv("STUNET_MODELS", str(tmp_path / "models"))
+    path = tmp_path / "compare.toml"
+    path.write_text(TEXT)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "argv", "code", "message", "hint"),
+    [
+        ("", "", ["-j", "0"], 2, "-j 0 must be 1 or more", "-j 1"),
+        ("", "", ["--summary_only"], 3, "no arm is done in", "without --summary_only"),
+        ("998", "7", [], 3, "no dataset '7'", "stunet_convert"),
+        ("seeds", "sedes", [], 3, "unknown key 'sedes'; did you mean 'seeds'", "known keys"),
+        ("seeds", "plans = 'X'\nseeds", [], 3, "no plans 'X'", "stunet_plan_and_preprocess -d 998"),
+        ('"none"', '"STU-Net-B.totalsg"', [], 4, "'STU-Net-B.totalsg'", "stunet_models list"),
+    ],
+)
+def test_mistakes_end_in_one_line_before_anything_is_trained(
+    file: Path,
+    capsys: pytest.CaptureFixture[str],
+    old: str,
+    new: str,
+    argv: list[str],
+    code: int,
+    message: str,
+    hint: str,
+) -> None:
+    file.write_text(TEXT.replace(old, new))
+    assert main([str(file), *argv]) == code
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert len(err.strip().splitlines()) == 2
+    assert err.startswith("stunet_experiment: ")
+    assert message in err
+    assert hint in err
+    assert not (file.parent / "compare").exists()
+
+
+def test_a_dry_run_shows_the_commands_and_writes_nothing(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(file), "--dry_run"]) == 0
+    title, _, _, *lines = capsys.readouterr().out.splitlines()
+    assert title == "2 arms"
+    assert [line.split("seed=")[1].split() for line in lines] == [["0", "to", "do"], ["1", "to", "do"]]
+    assert lines[0].startswith("stunet_train 998 3d_fullres 0 --finetune full --set num_epochs=3")
+    assert sorted(path.name for path in file.parent.iterdir()) == ["compare.toml"]
+
+
+def test_an_experiment_stops_goes_on_grows_and_tells_what_failed(
+    file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = file.parent / "elsewhere"
+    argv = [str(file), "-o", str(folder), "-device", "cpu"]
+    logs = [folder / "logs" / f"scratch-full-2-cases-seed-{seed}.log" for seed in (0, 1)]
+    with subprocess.Popen([sys.executable, "-c", START, *argv], stderr=subprocess.PIPE, text=True) as process:
+        while process.poll() is None and not (logs[0].is_file() and "epoch 1/3" in logs[0].read_text()):
+            time.sleep(0.05)
+        process.send_signal(signal.SIGTERM)
+        _, err = process.communicate()
+    assert process.returncode == 75, err
+    assert "stopped; 0 of 2 arms have ended" in err
+    assert "try: the same command again" in err
+    assert not logs[1].exists()
+
+    file.write_text(TEXT.replace("cases = [2]", "cases = [2, 99]").replace("[0, 1]", "[0]"))
+    assert main([*argv, "--json"]) == 3
+    out, err = capsys.readouterr()
+    assert logs[0].read_text().count("epoch 1/3") == 1
+    assert logs[0].read_text().count("epoch 3/3") == 1
+    assert "warning: 1 of 2 arms are done" in err
+    assert "1 of 2 arms failed, first scratch-full-99-cases-seed-0: " in err
+    assert "num_cases=99, but fold 0 has" in err
+    (row,) = json.loads(out)
+    (fold,) = workspace.folder("nnUNet_results").glob("*/*-cases2-*/fold_0")
+    assert row["dice"] == pytest.approx(read_json(fold / "validation" / "summary.json")["foreground_mean"]["Dice"])
+    assert sorted(path.name for path in folder.glob("[!.]*")) == [
+        *("arms.json", "logs", "summary.csv", "summary.json", "summary.png"),
+    ]
+
+    before = logs[0].read_text()
+    file.write_text(TEXT.replace("[0, 1]", "[0]"))
+    assert main(argv) == 0
+    header, _, line = capsys.readouterr().out.splitlines()
+    assert header.split()[:5] == ["arm", "cases", "seeds", "Dice", "sd"]
+    assert line.split() == ["scratch", "full", "2", "1", f"{row['dice']:.4f}", *"-----"]
+    assert logs[0].read_text() == before

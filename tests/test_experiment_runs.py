@@ -1,0 +1,158 @@
+"""Running arms: several at a time, failures, signals, and what is remembered of them; with programs of two lines.
+
+test_cli_experiment.py runs real trainings.
+"""
+
+import math
+import os
+import shlex
+import signal
+import sys
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from filelock import FileLock
+
+from stunet.errors import DataError, Interrupted
+from stunet.experiment import Arm
+from stunet.experiment_runs import Record, read_dice, run
+from stunet.files import read_json, write_json
+
+ARM = Arm(weights="none", title="scratch", strategy="ramp", head=None, cases=4, seed=0)
+ARMS = [replace(ARM, seed=seed) for seed in range(3)]
+
+
+def program(code: str, folder: Path) -> list[str]:
+    """An arm that runs this code and says where its result is, as stunet_train does."""
+    prelude = "import os, signal, sys, time; from pathlib import Path\n"
+    end = f"\nprint('mean validation Dice nan ', {str(folder)!r})"
+    return [sys.executable, "-c", prelude + code + end]
+
+
+@pytest.fixture
+def result(tmp_path: Path) -> Path:
+    """A result folder with a summary."""
+    (tmp_path / "result" / "validation").mkdir(parents=True)
+    write_json(tmp_path / "result" / "validation" / "summary.json", {})
+    return tmp_path / "result"
+
+
+def go(codes: list[str], result: Path, folder: Path, jobs: int = 1) -> tuple[list[str], list[str]]:
+    """Runs one arm per code; returns the states and what was told."""
+    todo = {arm: ["arm", str(arm.seed)] for arm in ARMS[: len(codes)]}
+    record, told = Record(folder), list[str]()
+    run(todo, record, lambda words: program(codes[int(words[1])], result), jobs, told.append)
+    return [record.state(command) for command in todo.values()], told
+
+
+def test_an_arm_that_fails_does_not_stop_the_others(tmp_path: Path, result: Path) -> None:
+    states, told = go(["", "sys.exit('no\\n  try: yes')", ""], result, tmp_path / "e")
+    assert states == ["done", "failed", "done"]
+    assert told[1].startswith("2 of 3: scratch-ramp-4-cases-seed-1 failed after 0 s no (exit code 1)")
+    assert "no" in (tmp_path / "e" / "logs" / "scratch-ramp-4-cases-seed-1.log").read_text()
+
+
+def test_what_is_done_is_not_run_again_and_what_failed_is(tmp_path: Path, result: Path) -> None:
+    go(["", "sys.exit(1)"], result, tmp_path / "e")
+    states, told = go(["sys.exit(1)", "", ""], result, tmp_path / "e")
+    assert states == ["done", "done", "done"]
+    assert len(told) == 2
+
+
+def test_an_arm_whose_result_is_gone_is_run_again(tmp_path: Path, result: Path) -> None:
+    go([""], result, tmp_path / "e")
+    assert len(go([""], result, tmp_path / "e")[1]) == 0
+    (result / "validation" / "summary.json").rename(tmp_path / "away.json")
+    restore = f"os.rename({str(tmp_path / 'away.json')!r}, {str(result / 'validation' / 'summary.json')!r})"
+    states, told = go([restore], result, tmp_path / "e")
+    assert (states, len(told)) == (["done"], 1)
+
+
+def test_an_arm_that_was_begun_elsewhere_is_continued(tmp_path: Path, result: Path) -> None:
+    code = "if sys.argv[1:] != ['--c']: print('  try: --c to continue (or validate)'); sys.exit(3)"
+    assert go([code], result, tmp_path / "e")[0] == ["done"]
+    refused = "print('  try: --c to continue (or validate)'); sys.exit(3)"
+    assert go(["", refused], result, tmp_path / "e")[0] == ["done", "failed"]
+
+
+def test_several_arms_run_at_a_time_with_a_share_of_the_cores_each(
+    tmp_path: Path, result: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    meet = "Path(f'{a}').touch()\nwhile not Path(f'{b}').exists(): time.sleep(0.01)"
+    threads = f"\nassert os.environ['OMP_NUM_THREADS'] == '{max(1, (os.cpu_count() or 1) // 2)}'"
+    one, other = (str(tmp_path / name) for name in "ab")
+    codes = [meet.replace("{a}", x).replace("{b}", y) + threads for x, y in ((one, other), (other, one))]
+    assert go(codes, result, tmp_path / "e", jobs=2)[0] == ["done", "done"]
+
+
+WAITS = """
+def save(*_):
+    print('saved')
+    sys.exit(75)
+signal.signal(signal.SIGTERM, save)
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+Path({ready!r}).touch()
+time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_is_passed_on_and_the_next_run_goes_on(tmp_path: Path, result: Path, number: signal.Signals) -> None:
+    ready = tmp_path / "ready"
+
+    def interrupt() -> None:
+        while not ready.exists():
+            time.sleep(0.01)
+        os.kill(os.getpid(), number)
+
+    killer = threading.Thread(target=interrupt)
+    before = signal.signal(number, signal.default_int_handler)  # under nohup it would be ignored
+    try:
+        killer.start()
+        with pytest.raises(Interrupted, match="1 of 3 arms have ended"):
+            go(["", WAITS.format(ready=str(ready)), ""], result, tmp_path / "e")
+        killer.join()
+    finally:
+        signal.signal(number, before)
+    assert [arm["state"] for arm in read_json(tmp_path / "e" / "arms.json").values()] == ["done", "begun"]
+    assert (tmp_path / "e" / "logs" / "scratch-ramp-4-cases-seed-1.log").read_text().endswith("saved\n")
+    states, told = go(["", "", ""], result, tmp_path / "e")
+    assert (states, len(told)) == (["done"] * 3, 2)
+
+
+def test_an_arm_that_somebody_else_stopped_is_not_a_failure(tmp_path: Path, result: Path) -> None:
+    with pytest.raises(Interrupted, match="1 of 2 arms"):
+        go(["sys.exit(75)", ""], result, tmp_path / "e")
+
+
+def test_two_commands_do_not_run_in_one_folder(tmp_path: Path, result: Path) -> None:
+    (tmp_path / "e").mkdir()
+    with FileLock(tmp_path / "e" / ".lock"), pytest.raises(DataError, match="another stunet_experiment runs in"):
+        go([""], result, tmp_path / "e")
+
+
+def test_a_state_is_known_by_the_command(tmp_path: Path) -> None:
+    record = Record(tmp_path)
+    record.write(ARM, ["stunet_train", "--set", "a b"], "failed", message="why")
+    again = Record(tmp_path)
+    assert again.state(shlex.split("stunet_train --set 'a b'")) == "failed"
+    assert again.message(["stunet_train", "--set", "a b"]) == "why"
+    assert again.state(["stunet_train"]) == ""
+
+
+def test_dice_are_read_from_nnunets_summary_with_class_names(tmp_path: Path) -> None:
+    summary = tmp_path / "fold_0" / "validation" / "summary.json"
+    summary.parent.mkdir(parents=True)
+    write_json(tmp_path / "dataset.json", {"labels": {"background": 0, "whole": [1, 2], "core": 2}})
+    metrics = {"(1, 2)": {"Dice": 0.5}, "2": {"Dice": math.nan}}
+    write_json(summary, {"metric_per_case": [{"reference_file": "gt/a.nii.gz", "metrics": metrics}]})
+    dice = read_dice(summary)
+    assert dice["a.nii.gz"]["whole"] == 0.5
+    assert math.isnan(dice["a.nii.gz"]["core"])
+    write_json(summary, {"metric_per_case": [{"metrics": metrics}]})
+    with pytest.raises(DataError, match="is not a summary of nnU-Net"):
+        read_dice(summary)
