@@ -4,8 +4,8 @@
 
 The file has the layout of the released ones: random weights, and the momentum of SGD beside them, which doubles it.
 Each run is a fresh process with torch imported; its peak is what /proc/self/status says (VmHWM), mapped pages
-included, beyond what there was before. "into a network" is the real use: stunet.transfer with all its checks, against
-torch.load, a network built as usual, and load_state_dict.
+included, beyond what there was before. "into a network" is the real use: stunet.weights.transfer with all its checks,
+against torch.load, a network built as usual, and load_state_dict.
 """
 
 import argparse
@@ -36,7 +36,7 @@ print(json.dumps([peak() - before, time.perf_counter() - start]))
 """
 SIDES = {
     "torch.load": "content = torch.load(path, map_location='cpu', weights_only=False)",
-    "read_weights": "from stunet.weights import read_weights; weights = read_weights(path)",
+    "read_weights": "from stunet.weights.reading import read_weights; weights = read_weights(path)",
     "torch.load into a network": """
 from stunet.networks import build
 content = torch.load(path, map_location='cpu', weights_only=False)
@@ -45,8 +45,8 @@ network.load_state_dict(content['state_dict'])
 """,
     "stunet into a network": """
 from stunet.networks import build
-from stunet.transfer import transfer
-from stunet.weights import read_weights
+from stunet.weights.transfer import transfer
+from stunet.weights.reading import read_weights
 weights = read_weights(path)
 network = build(size, strides, 1, 105)
 transfer(network, weights)

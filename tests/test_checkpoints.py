@@ -1,4 +1,4 @@
-"""Tests of stunet.checkpoints: nothing in a file is executed, nnU-Net's files load, ours load without an allow-list."""
+"""Tests of weights/checkpoints.py: nothing in a file is executed; nnU-Net's files load, ours without an allow-list."""
 
 import os
 import pickle
@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from stunet.checkpoints import check_weights, load_checkpoint, load_trained, save_checkpoint
 from stunet.errors import DataError, WeightsError
 from stunet.networks import build
+from stunet.weights.checkpoints import check_weights, load_checkpoint, load_trained, save_checkpoint
 
 STRIDES = [[1, 1, 1], [2, 2, 2]]
 

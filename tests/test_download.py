@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from stunet import download
-from stunet.download import fetch, sha256_of
 from stunet.errors import DataError, WeightsError
+from stunet.models import download
+from stunet.models.download import fetch, sha256_of
 
 CONTENT = bytes(range(256)) * 1200
 SHA256 = hashlib.sha256(CONTENT).hexdigest()

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from stunet import metrics
 from stunet.cli.evaluate import main
 from stunet.errors import DataError
-from stunet.evaluation import evaluate, labels_of, pair
-from stunet.segmentations import read_segmentation
+from stunet.evaluation import metrics
+from stunet.evaluation.folders import evaluate, labels_of, pair
+from stunet.evaluation.segmentations import read_segmentation
 
 SHAPE = (8, 9, 10)
 PLAIN = {"background": 0, "liver": 1, "tumour": 2}

@@ -19,7 +19,7 @@ from stunet.trainers.base import FINAL, LATEST
 from stunet.trainers.listener import Silent
 from stunet.trainers.start import REPORT, begin, choose, head_classes
 from stunet.trainers.supervised import STUNetTrainer
-from stunet.weights import save_weights
+from stunet.weights.reading import save_weights
 
 SHORT = {"num_epochs": 4, "num_iterations_per_epoch": 2, "num_val_iterations_per_epoch": 1, "batch_size": 2}
 Make = Callable[..., STUNetTrainer]

@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from stunet.architecture import Architecture
 from stunet.errors import UsageError
-from stunet.heads import choose_head, plan_heads, take_rows
-from stunet.weights import Weights
+from stunet.weights.architecture import Architecture
+from stunet.weights.heads import choose_head, plan_heads, take_rows
+from stunet.weights.reading import Weights
 
 GIVEN = ["background", "spleen", "kidney_right", "kidney_left", "liver"]
 

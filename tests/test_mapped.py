@@ -1,4 +1,4 @@
-"""Tests of stunet.mapped: pages of a file are let go of, and memory that is no file keeps what is in it."""
+"""Tests of stunet.weights.mapped: pages of a file are let go of, and memory that is no file keeps what is in it."""
 
 import sys
 from pathlib import Path
@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from stunet.checkpoints import load_checkpoint, load_safetensors, save_weights
-from stunet.mapped import release
+from stunet.weights.checkpoints import load_checkpoint, load_safetensors, save_weights
+from stunet.weights.mapped import release
 
 
 def resident() -> int:

@@ -1,4 +1,4 @@
-"""Are the numbers of stunet.metrics right: published values, closed forms, slow references and identities."""
+"""Are the numbers of evaluation/metrics.py right: published values, closed forms, slow references and identities."""
 
 from itertools import product
 from math import isnan, nan, pi, prod, sqrt
@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.ndimage import distance_transform_edt
 
-from stunet.metrics import compare, confusion, surface_distances
+from stunet.evaluation.metrics import compare, confusion, surface_distances
 
 ONE = {"a": (1,)}
 

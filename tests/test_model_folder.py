@@ -12,18 +12,18 @@ import pytest
 import torch
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
-from stunet import models, store
-from stunet.archive import is_packed_model, pack, unpack
 from stunet.errors import DataError, WeightsError
 from stunet.files import read_json, write_json
 from stunet.inference.cases import open_model
 from stunet.inference.predictor import Options, Predictor
-from stunet.model_folder import check, describe, export, head_rows, write_model_folder
+from stunet.models import registry, store
+from stunet.models.archive import is_packed_model, pack, unpack
+from stunet.models.folder import check, describe, export, head_rows, write_model_folder
 from stunet.networks import build
-from stunet.weights import Weights, read_weights
+from stunet.weights.reading import Weights, read_weights
 
 STRIDES = ((1, 1, 1), (2, 2, 2), (1, 2, 2))
-ENTRY = models.Entry(
+ENTRY = registry.Entry(
     name="STU-Net-T.tiny", size="T", title="", data="", modality="CT", filename="tiny.model", channels=("CT",),
     num_channels=1, classes=("background", "left", "right"), num_classes=3, spacing=(2.0, 1.0, 1.0),
     patch_size=(8, 16, 16), strides=STRIDES, normalization=("ZScoreNormalization",), mirror_axes=(0, 2),
@@ -241,13 +241,13 @@ def test_a_damaged_archive_is_refused(folder: Path, tmp_path: Path) -> None:
 
 
 def test_the_v1_plans_of_the_official_weights_and_the_registry_agree(data: Path, tmp_path: Path) -> None:
-    from stunet.pickles import load_pickle
-    from stunet.v1 import convert_plans
+    from stunet.weights.pickles import load_pickle
+    from stunet.weights.v1 import convert_plans
 
-    entry = models.find("STU-Net-B")
+    entry = registry.find("STU-Net-B")
     official = data / "stunet_official" / "base_ep4k.model.pkl"
     plans = convert_plans(load_pickle(official), official, "B").plans
-    ours = models.plans_of(entry)
+    ours = registry.plans_of(entry)
     one, other = plans["configurations"]["3d_fullres"], ours["configurations"]["3d_fullres"]
     assert {**one, "data_identifier": ""} == {**other, "data_identifier": ""}
     keys = ("transpose_forward", "image_reader_writer", "foreground_intensity_properties_per_channel",

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from stunet import models
 from stunet.errors import WeightsError
+from stunet.models import registry
 from stunet.networks import SIZES, STUNet
 from stunet.plans.check import check_plans
 
@@ -35,7 +35,7 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_all_public_weights_are_there_under_unique_names() -> None:
-    names = [entry.name for entry in models.entries()]
+    names = [entry.name for entry in registry.entries()]
     sizes = ("S", "B", "L", "H")
     expected = {f"STU-Net-{size}.{tag}" for tag in ("totalseg", "abdomenatlas") for size in sizes}
     assert {*names} == expected | {f"STU-Net-B.{tag}" for tag in ("ct-org", "feta21", "brats21")}
@@ -44,22 +44,22 @@ def test_all_public_weights_are_there_under_unique_names() -> None:
 
 def test_the_class_order_is_the_published_one(data: Path) -> None:
     published = json.loads((data / "stunet_official" / "label_orders.json").read_text())
-    classes = models.find("STU-Net-H").classes
+    classes = registry.find("STU-Net-H").classes
     assert classes == tuple(published[str(i)] for i in range(105))
 
 
 def test_every_entry_can_be_had_and_its_figures_are_plausible() -> None:
-    for entry in models.entries():
+    for entry in registry.entries():
         assert entry.sources or entry.pages
         assert all(address.startswith("https://") for address in entry.sources + entry.pages)
         assert entry.sha256 is None or re.fullmatch("[0-9a-f]{64}", entry.sha256)
         size = entry.bytes or entry.about_bytes
         # a file of nnU-Net v1 holds weights and momentum, four bytes each
-        assert size is None or size == pytest.approx(8e6 * models.PARAMETERS[entry.size], rel=0.01)
+        assert size is None or size == pytest.approx(8e6 * registry.PARAMETERS[entry.size], rel=0.01)
 
 
 def test_a_mirror_is_used_only_where_the_checksum_is_published() -> None:
-    for entry in models.entries():
+    for entry in registry.entries():
         assert len(entry.sources) < 2 or entry.sha256
 
 
@@ -68,26 +68,26 @@ def test_the_parameters_are_those_of_the_network(size: str) -> None:
     import torch
 
     with torch.device("meta"):
-        network = STUNet(1, 105, size, models.find("STU-Net-S").strides or ())
+        network = STUNet(1, 105, size, registry.find("STU-Net-S").strides or ())
     count = sum(parameter.numel() for parameter in network.parameters())
-    assert models.PARAMETERS[size] == pytest.approx(count / 1e6, abs=0.06)
+    assert registry.PARAMETERS[size] == pytest.approx(count / 1e6, abs=0.06)
 
 
 @pytest.mark.parametrize("name", ["STU-Net-L", "stu-net-l", "STU-NET-L.TotalSeg"])
 def test_a_name_is_found_in_any_case_and_without_its_default_tag(name: str) -> None:
-    assert models.find(name).name == "STU-Net-L.totalseg"
+    assert registry.find(name).name == "STU-Net-L.totalseg"
 
 
 def test_an_unknown_name_is_refused_with_the_closest() -> None:
     with pytest.raises(WeightsError, match=re.escape("did you mean 'STU-Net-B.brats21'")) as refused:
-        models.find("STU-Net-B.brats")
+        registry.find("STU-Net-B.brats")
     assert refused.value.hint == "stunet_models list"
 
 
 @pytest.mark.parametrize("size", ["S", "B", "L", "H"])
 def test_plans_made_from_an_entry_are_whole(size: str) -> None:
-    entry = models.find(f"STU-Net-{size}")
-    plans, dataset = models.plans_of(entry), models.dataset_of(entry)
+    entry = registry.find(f"STU-Net-{size}")
+    plans, dataset = registry.plans_of(entry), registry.dataset_of(entry)
     check_plans(plans, "3d_fullres")
     manager = PlansManager(plans)
     configuration = manager.get_configuration("3d_fullres")
@@ -99,16 +99,16 @@ def test_plans_made_from_an_entry_are_whole(size: str) -> None:
 
 def test_an_entry_published_without_plans_says_what_is_unknown() -> None:
     with pytest.raises(WeightsError, match="unknown channels, classes, spacing"):
-        models.plans_of(models.find("STU-Net-B.brats21"))
+        registry.plans_of(registry.find("STU-Net-B.brats21"))
 
 
 def test_own_entries_are_added_and_take_the_place_of_ours(own: Path) -> None:
     own.write_text(OWN + OWN.replace("mine", "totalseg"))
-    added = models.find("STU-Net-T.mine")
+    added = registry.find("STU-Net-T.mine")
     assert (added.num_channels, added.num_classes, added.spacing) == (2, 3, (1, 1.5, 1.5))
-    assert PlansManager(models.plans_of(added)).foreground_intensity_properties_per_channel == {"0": {}, "1": {}}
-    assert models.find("STU-Net-T.totalseg").title == "ours"
-    assert models.find("STU-Net-B.totalseg").title != "ours"
+    assert PlansManager(registry.plans_of(added)).foreground_intensity_properties_per_channel == {"0": {}, "1": {}}
+    assert registry.find("STU-Net-T.totalseg").title == "ours"
+    assert registry.find("STU-Net-B.totalseg").title != "ours"
 
 
 @pytest.mark.parametrize(
@@ -126,5 +126,5 @@ def test_own_entries_are_added_and_take_the_place_of_ours(own: Path) -> None:
 def test_a_mistake_in_own_entries_is_named(own: Path, before: str, after: str, message: str) -> None:
     own.write_text(OWN.replace(before, after))
     with pytest.raises(WeightsError, match=message) as refused:
-        models.entries()
+        registry.entries()
     assert str(own) in refused.value.message

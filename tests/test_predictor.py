@@ -13,11 +13,11 @@ import SimpleITK as sitk
 import tifffile
 import torch
 
-from stunet.checkpoints import save_checkpoint
 from stunet.errors import DataError, WeightsError
 from stunet.inference.cases import Case, Model, find_cases, geometry, open_model
 from stunet.inference.predictor import Options, Outcome, Predictor, whole_case
 from stunet.networks import STUNet
+from stunet.weights.checkpoints import save_checkpoint
 
 STRIDES = [[1, 1, 1], [2, 2, 2], [2, 2, 2]]
 SEED = 3  # gives networks that find every class

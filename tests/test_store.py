@@ -16,12 +16,12 @@ from typing import Any
 import pytest
 import torch
 
-from stunet import models, store
-from stunet.checkpoints import save_checkpoint
 from stunet.errors import DataError, WeightsError
 from stunet.files import write_json
+from stunet.models import registry, store
 from stunet.networks import build
-from stunet.weights import read_weights
+from stunet.weights.checkpoints import save_checkpoint
+from stunet.weights.reading import read_weights
 
 STRIDES = [[1, 1, 1], [2, 2, 2], [1, 2, 2]]
 ENTRY = """
@@ -124,7 +124,7 @@ def test_a_model_is_downloaded_once_and_becomes_a_model_folder_without_momentum(
 def test_the_record_says_where_a_model_comes_from(website: Path) -> None:
     write_v1(website / "tiny.model")
     digest = hashlib.sha256((website / "tiny.model").read_bytes()).hexdigest()
-    entry = models.find("STU-Net-T.tiny")
+    entry = registry.find("STU-Net-T.tiny")
     model = store.download(entry, keep=True)
     assert model.record["sha256"] == digest
     assert model.record["source"] == entry.sources[0]
@@ -135,7 +135,7 @@ def test_the_record_says_where_a_model_comes_from(website: Path) -> None:
 
 def test_a_file_that_changed_since_its_first_download_is_refused(website: Path) -> None:
     write_v1(website / "tiny.model")
-    entry = models.find("STU-Net-T.tiny")
+    entry = registry.find("STU-Net-T.tiny")
     shutil.rmtree(store.download(entry).folder)
     assert store.recorded(entry) == hashlib.sha256((website / "tiny.model").read_bytes()).hexdigest()
     write_v1(website / "tiny.model", classes=4)
@@ -146,7 +146,7 @@ def test_a_file_that_changed_since_its_first_download_is_refused(website: Path) 
 
 
 def test_a_download_that_was_not_made_a_model_in_time_is_not_repeated(website: Path, asked: list[str]) -> None:
-    left = models.store() / ".downloads" / "STU-Net-T.tiny"
+    left = registry.store() / ".downloads" / "STU-Net-T.tiny"
     left.mkdir(parents=True)
     write_v1(left / "tiny.model")
     assert store.find_model("STU-Net-T.tiny").is_dir()
@@ -168,7 +168,7 @@ def test_a_download_that_is_of_another_network_is_refused_and_not_remembered(
     website: Path, channels: int, classes: int, message: str
 ) -> None:
     write_v1(website / "tiny.model", channels, classes)
-    entry = models.find("STU-Net-T.tiny")
+    entry = registry.find("STU-Net-T.tiny")
     with pytest.raises(WeightsError, match=message):
         store.download(entry)
     assert store.installed() == []
@@ -188,7 +188,7 @@ def test_nan_weights_are_refused(website: Path) -> None:
 
 def test_two_processes_download_a_model_once(website: Path, tmp_path: Path, asked: list[str]) -> None:
     write_v1(website / "tiny.model")
-    code = "from stunet import store; print(store.find_model('STU-Net-T.tiny'))"
+    code = "from stunet.models import store; print(store.find_model('STU-Net-T.tiny'))"
     command = [sys.executable, "-c", code]
     running = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=dict(os.environ)) for _ in range(2)]
     outputs = [process.communicate(timeout=120)[0].strip() for process in running]
@@ -199,7 +199,7 @@ def test_two_processes_download_a_model_once(website: Path, tmp_path: Path, aske
 
 def test_who_waits_for_another_process_is_told(website: Path, caplog: pytest.LogCaptureFixture) -> None:
     write_v1(website / "tiny.model")
-    lock = models.store() / ".locks" / "STU-Net-T.tiny.lock"
+    lock = registry.store() / ".locks" / "STU-Net-T.tiny.lock"
     lock.parent.mkdir()
     code = f"import filelock\nwith filelock.FileLock({str(lock)!r}):\n    print('held', flush=True)\n    input()"
     other = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
@@ -251,7 +251,7 @@ def test_a_file_is_imported_as_the_entry_that_it_is_recognised_as(website: Path,
 
 def test_a_file_is_recognised_by_its_checksum_under_any_name(website: Path, tmp_path: Path) -> None:
     write_v1(website / "tiny.model")
-    shutil.rmtree(store.download(models.find("STU-Net-T.tiny")).folder)
+    shutil.rmtree(store.download(registry.find("STU-Net-T.tiny")).folder)
     shutil.copy(website / "tiny.model", tmp_path / "renamed.model")
     assert store.import_file(tmp_path / "renamed.model").name == "STU-Net-T.tiny"
 
@@ -294,11 +294,11 @@ def test_the_plans_of_nnunet_v1_are_used_where_the_registry_has_none(data: Path,
 
 
 def test_a_model_folder_is_imported_with_all_its_folds(website: Path, tmp_path: Path) -> None:
-    entry = models.find("STU-Net-T.tiny")
+    entry = registry.find("STU-Net-T.tiny")
     folder = tmp_path / "trained"
     folder.mkdir()
-    write_json(folder / "plans.json", models.plans_of(entry))
-    write_json(folder / "dataset.json", models.dataset_of(entry))
+    write_json(folder / "plans.json", registry.plans_of(entry))
+    write_json(folder / "dataset.json", registry.dataset_of(entry))
     for fold in range(2):
         (folder / f"fold_{fold}").mkdir()
         weights = build("T", STRIDES, 1, 3).state_dict()

@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from stunet.architecture import recognise
 from stunet.errors import UsageError, WeightsError
 from stunet.networks import Size, STUNet, build
-from stunet.transfer import INPUT_CONVOLUTIONS, inflate, transfer, verify
-from stunet.transfer_report import KINDS, TransferReport
-from stunet.weights import Weights, read_weights, save_weights
+from stunet.weights.architecture import recognise
+from stunet.weights.reading import Weights, read_weights, save_weights
+from stunet.weights.report import KINDS, TransferReport
+from stunet.weights.transfer import INPUT_CONVOLUTIONS, inflate, transfer, verify
 
 NAMES = ["background", "spleen", "kidney_left", "kidney_right", "liver", "stomach"]
 

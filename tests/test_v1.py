@@ -1,4 +1,4 @@
-"""Tests of stunet.v1 and stunet.pickles: nnU-Net v1's plans, read without running anything, become v2's."""
+"""Tests of weights/v1.py and weights/pickles.py: nnU-Net v1's plans, read without running anything, become v2's."""
 
 import copy
 import json
@@ -15,9 +15,9 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from stunet.errors import WeightsError
 from stunet.networks import STUNet, build
-from stunet.pickles import load_pickle
 from stunet.plans.check import check_plans
-from stunet.v1 import convert_plans
+from stunet.weights.pickles import load_pickle
+from stunet.weights.v1 import convert_plans
 
 
 class Payload:

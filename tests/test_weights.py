@@ -1,4 +1,4 @@
-"""Tests of stunet.weights: every kind of file is read with its meaning, and nothing in any of them is executed."""
+"""Tests of weights/reading.py: every kind of file is read with its meaning, and nothing in any of them is executed."""
 
 import gzip
 import json
@@ -13,10 +13,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from stunet.checkpoints import load_checkpoint
 from stunet.errors import WeightsError
 from stunet.networks import SIZES, Size, STUNet, build
-from stunet.weights import Architecture, check_finite, read_weights, recognise, save_weights
+from stunet.weights.checkpoints import load_checkpoint
+from stunet.weights.reading import Architecture, check_finite, read_weights, recognise, save_weights
 
 STRIDES = [[1, 1, 1], [2, 2, 2], [1, 2, 2]]
 NETWORK = "stunet.networks.STUNet"

@@ -15,12 +15,12 @@ import torch.distributed as dist
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 
-from stunet.checkpoints import load_checkpoint, save_checkpoint
 from stunet.errors import DataError, Interrupted, WeightsError
 from stunet.nnunet import exchanged
 from stunet.plans.check import difference, of_a_run
 from stunet.trainers.batches import SeededBatches
 from stunet.trainers.listener import Listener, Silent
+from stunet.weights.checkpoints import load_checkpoint, save_checkpoint
 
 FINAL, LATEST, BEST = "checkpoint_final.pth", "checkpoint_latest.pth", "checkpoint_best.pth"  # nnU-Net's names
 SAVE_INTERVAL_S = 600.0  # at most this much work is lost by a power cut; nnU-Net saves every 50 epochs
@@ -29,6 +29,8 @@ PLOT_INTERVAL_S = 60.0  # nnU-Net's progress.png takes seconds to draw, as long 
 
 class PlannedTrainer(nnUNetTrainer):
     """nnU-Net's trainer with its values taken from the plan's `stunet` block (see plans/values.py)."""
+
+    network: Any  # an STUNet, which nnU-Net wraps in OptimizedModule and DistributedDataParallel
 
     def __init__(
         self,
@@ -235,7 +237,7 @@ class PlannedTrainer(nnUNetTrainer):
 
     def bare_network(self) -> torch.nn.Module:
         """The network without DDP's and torch.compile's wrapping."""
-        network: Any = self.network
+        network = self.network
         if isinstance(network, torch.nn.parallel.DistributedDataParallel):
             network = network.module
         return getattr(network, "_orig_mod", network)

@@ -97,5 +97,4 @@ class FineTunedTrainer(PlannedTrainer):
         share = f"{trained:,} of {total:,} parameters ({trained / total:.1%})"
         self.listener.trains(f"from epoch {self.current_epoch + 1} on: trains {share}")
         if self.is_ddp:  # it takes note of what trains when it is made
-            wrapped: Any = self.network
-            self.network = data_parallel(wrapped.module, [self.local_rank])
+            self.network = data_parallel(self.network.module, [self.local_rank])

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from stunet.trainers.base import PlannedTrainer
-    from stunet.transfer_report import TransferReport
+    from stunet.weights.report import TransferReport
 
 
 class Listener(Protocol):

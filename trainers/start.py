@@ -12,15 +12,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from stunet.checkpoints import load_checkpoint
 from stunet.errors import WeightsError
 from stunet.files import write_json
-from stunet.heads import choose_head
 from stunet.trainers.base import LATEST
 from stunet.trainers.finetuned import FineTunedTrainer
-from stunet.transfer import transfer
-from stunet.transfer_report import TransferReport
-from stunet.weights import Weights, read_weights
+from stunet.weights.checkpoints import load_checkpoint
+from stunet.weights.heads import choose_head
+from stunet.weights.reading import Weights, read_weights
+from stunet.weights.report import TransferReport
+from stunet.weights.transfer import transfer
 
 REPORT = "transfer_report.json"
 NAME_LENGTH = 24  # of a file's name in the plans' name

@@ -12,7 +12,7 @@ from stunet.cli.common import new_parser, run
 from stunet.errors import DataError, UsageError
 
 if TYPE_CHECKING:
-    from stunet.evaluation import Labels
+    from stunet.evaluation.folders import Labels
 
 EXAMPLES = """examples:
   stunet_evaluate nnUNet_raw/Dataset003_Liver/labelsTs predictions --tolerance 2 --csv results.csv
@@ -71,7 +71,7 @@ def _evaluate(args: argparse.Namespace) -> None:
     reference = args.gt_folder or _dataset_references(args.d, args.pred_folder)
     labels, ending = _labels(args)
 
-    from stunet import evaluation
+    from stunet.evaluation import folders as evaluation
 
     cases, alone = evaluation.pair(reference, args.pred_folder, ending, args.chill)
     if alone:
@@ -108,7 +108,8 @@ def _check(args: argparse.Namespace) -> None:
 
 def _labels(args: argparse.Namespace) -> "tuple[Labels, str]":
     """The labels, and how the names of the files end."""
-    from stunet import evaluation, labels
+    from stunet import labels
+    from stunet.evaluation import folders as evaluation
 
     if not args.labels:
         file = _dataset_file(args)

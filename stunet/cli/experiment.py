@@ -7,19 +7,21 @@ from math import isnan
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from stunet import console, store, workspace
+from stunet import console, workspace
 from stunet.cli import common
 from stunet.cli.demo import find_command
 from stunet.errors import DataError, UsageError
 from stunet.experiment import SCRATCH, Arm, arms, command, read_experiment
 from stunet.experiment_runs import DONE, FAILED, Record, results, run
+from stunet.models import store
 
 if TYPE_CHECKING:
     from stunet.experiment_summary import Row
 
 EXAMPLE = """example: a FILE.toml
   dataset = 4                               # number or name
-  weights = ["none", "STU-Net-B"]           # as of stunet_train --pretrained; "none": training from scratch
+  weights = ["none", "STU-Net-B"]           # as of stunet_train --pretrained; "none": training from scratch;
+                                            # or with titles: { scratch = "none", ours = "folder/model.pth" }
   strategies = ["full", "ramp", "linear"]   # as of stunet_train --finetune; from scratch each schedule once
   cases = [4, 8, "all"]                     # labelled training cases of the fold
   seeds = [0, 1, 2]                         # each chooses its cases, the same ones in every arm

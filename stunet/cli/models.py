@@ -12,10 +12,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from stunet import console, models, store
+from stunet import console
 from stunet.cli.common import new_parser, run
 from stunet.errors import UsageError, WeightsError
-from stunet.models import Entry
+from stunet.models import registry, store
+from stunet.models.registry import Entry
 
 EXAMPLES = """examples:
   stunet_models list
@@ -94,7 +95,7 @@ class ShownDownload(AbstractContextManager["ShownDownload"]):
 
 def _list(args: argparse.Namespace) -> None:
     there = {model.name: model for model in store.installed()}
-    entries = {entry.name: entry for entry in models.entries()}
+    entries = {entry.name: entry for entry in registry.entries()}
     if args.json:
         own = [{"name": name, "installed": str(there[name].folder)} for name in there if name not in entries]
         console.result_json([_document(entry) for entry in entries.values()] + own)
@@ -102,7 +103,7 @@ def _list(args: argparse.Namespace) -> None:
     rows = [
         (
             entry.name,
-            f"{models.PARAMETERS[entry.size]:.1f} M",
+            f"{registry.PARAMETERS[entry.size]:.1f} M",
             _text(entry.num_classes),
             _size(entry),
             _text(entry.licence),
@@ -115,13 +116,13 @@ def _list(args: argparse.Namespace) -> None:
     width = max(len(row[-1]) for row in rows)
     head = ("model", "parameters", "classes", "download", "licence", "installed", "trained on".ljust(width))
     console.table(head, [(*row[:-1], row[-1].ljust(width)) for row in rows])
-    console.note(f"installed models are in {str(models.store())!r}")
+    console.note(f"installed models are in {str(registry.store())!r}")
 
 
 def _info(args: argparse.Namespace) -> None:
     there = store.find_installed(args.name)
     try:
-        entry = models.find(args.name)
+        entry = registry.find(args.name)
     except WeightsError:
         if there is None:
             raise
@@ -139,7 +140,7 @@ def _info(args: argparse.Namespace) -> None:
 
 
 def _download(args: argparse.Namespace) -> None:
-    for entry in [models.find(name) for name in args.names]:
+    for entry in [registry.find(name) for name in args.names]:
         if args.offline:
             console.result(str(store.find_model(entry.name, offline=True)))
             continue
@@ -161,7 +162,7 @@ def _import(args: argparse.Namespace) -> None:
 
 def _export(args: argparse.Namespace) -> None:
     source = store.find_model(args.name)
-    from stunet.model_folder import export
+    from stunet.models.folder import export
 
     export(source, args.o, args.half)
     console.result(str(args.o))
@@ -169,7 +170,7 @@ def _export(args: argparse.Namespace) -> None:
 
 def _check(args: argparse.Namespace) -> None:
     source = store.find_model(args.name, offline=True)
-    from stunet.model_folder import check
+    from stunet.models.folder import check
 
     for line in check(source):
         console.result(line)
@@ -188,7 +189,7 @@ def _document(entry: Entry) -> dict[str, Any]:
     there = store.find_installed(entry.name)
     return {
         **asdict(entry),
-        "parameters_million": models.PARAMETERS[entry.size],
+        "parameters_million": registry.PARAMETERS[entry.size],
         "missing": entry.missing,
         "recorded_sha256": store.recorded(entry),
         "installed": str(there.folder) if there else None,
@@ -206,7 +207,7 @@ def _words(entry: Entry) -> dict[str, Any]:
     return {
         "name": entry.name,
         "title": entry.title,
-        "size": f"{entry.size}, {models.PARAMETERS[entry.size]:.1f} M parameters",
+        "size": f"{entry.size}, {registry.PARAMETERS[entry.size]:.1f} M parameters",
         "trained on": entry.data,
         "epochs": _text(entry.epochs),
         "note": entry.note or "-",

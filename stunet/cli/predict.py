@@ -108,7 +108,8 @@ def _check(args: argparse.Namespace) -> None:
 
 
 def _model_folder(args: argparse.Namespace) -> Path:
-    from stunet import store, workspace
+    from stunet import workspace
+    from stunet.models import store
 
     if args.model:
         return store.find_model(args.model)

@@ -135,7 +135,8 @@ def _check(args: argparse.Namespace) -> None:
 def _list() -> None:
     from stunet.trainers.strategies import STRATEGIES
 
-    console.table(("strategy", "what it trains"), [(name, s.title) for name, s in STRATEGIES.items()])
+    for name, strategy in STRATEGIES.items():
+        console.result(f"{name:16}{strategy.title}")
 
 
 def _positions(args: argparse.Namespace) -> tuple[str, str, int | str]:

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from stunet import presets, store, workspace
+from stunet import presets, workspace
 from stunet.errors import DataError, UsageError, WeightsError
 from stunet.files import read_json
+from stunet.models import store
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,6 @@ from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.preprocessing.resampling.default_resampling import compute_new_shape
 from nnunetv2.utilities.label_handling.label_handling import convert_labelmap_to_one_hot
 
-from stunet.checkpoints import check_weights, load_trained
 from stunet.errors import DataError, OutOfMemoryError, StunetError
 from stunet.inference.cases import Case, Model, drop_channel_axis
 from stunet.inference.network import build, check_strides
@@ -31,6 +30,7 @@ from stunet.inference.output import part_name, remove_parts, whole_case
 from stunet.inference.v1_order import V1Preprocessor
 from stunet.labels import LabelSystem, apply
 from stunet.nifti import check_nifti
+from stunet.weights.checkpoints import check_weights, load_trained
 
 # What nnU-Net, ITK, numpy and nibabel raise for files and images that they cannot take.
 UNREADABLE = (RuntimeError, ValueError, OSError, EOFError, AssertionError, IndexError, ImageFileError, HeaderDataError)

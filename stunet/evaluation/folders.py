@@ -17,10 +17,11 @@ from typing import Any
 
 import numpy as np
 
-from stunet import files, metrics
+from stunet import files
 from stunet.errors import DataError, OutOfMemoryError
+from stunet.evaluation import metrics
+from stunet.evaluation.segmentations import check_place, read_segmentation
 from stunet.labels import LabelSystem, apply
-from stunet.segmentations import check_place, read_segmentation
 
 
 @dataclass(frozen=True)

@@ -13,15 +13,15 @@ from typing import Any
 
 import torch
 
-from stunet.archive import pack
-from stunet.checkpoints import check_weights, save_checkpoint
 from stunet.datasets import new_folder
-from stunet.download import sha256_of
 from stunet.errors import DataError, WeightsError
 from stunet.files import read_json, write_json
-from stunet.models import Entry, dataset_of, plans_of
+from stunet.models.archive import pack
+from stunet.models.download import sha256_of
+from stunet.models.registry import Entry, dataset_of, plans_of
 from stunet.networks import STUNet
-from stunet.weights import Weights, check_finite, read_weights, save_weights
+from stunet.weights.checkpoints import check_weights, save_checkpoint
+from stunet.weights.reading import Weights, check_finite, read_weights, save_weights
 
 CHECKPOINT = "checkpoint_final.pth"
 RECORD = "model.json"

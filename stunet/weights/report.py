@@ -14,7 +14,7 @@ transfer.py decides; heads.py has the rows of the classes.
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from stunet.heads import Heads
+from stunet.weights.heads import Heads
 
 KINDS = ("copied", "inflated", "head", "missing", "unused")
 ENCODER = "conv_blocks_context"

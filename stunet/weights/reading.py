@@ -12,13 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stunet.architecture import Architecture, recognise
-from stunet.checkpoints import check_finite, is_safetensors, load_checkpoint, load_safetensors, save_weights
 from stunet.errors import DataError, WeightsError
 from stunet.files import read_json
-from stunet.pickles import load_pickle
 from stunet.plans.resolve import resolve
-from stunet.v1 import NETWORK, convert_plans, fit_strides
+from stunet.weights.architecture import Architecture, recognise
+from stunet.weights.checkpoints import check_finite, is_safetensors, load_checkpoint, load_safetensors, save_weights
+from stunet.weights.pickles import load_pickle
+from stunet.weights.v1 import NETWORK, convert_plans, fit_strides
 
 __all__ = ["Architecture", "Weights", "check_finite", "read_weights", "recognise", "save_weights"]
 

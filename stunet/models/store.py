@@ -16,15 +16,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stunet import models
 from stunet.datasets import new_folder
 from stunet.errors import DataError, WeightsError, closest
 from stunet.files import read_json, write_json
-from stunet.models import Entry
+from stunet.models import registry
+from stunet.models.registry import Entry
 
 if TYPE_CHECKING:
-    from stunet.download import Progress
-    from stunet.weights import Weights
+    from stunet.models.download import Progress
+    from stunet.weights.reading import Weights
 
 RECORD = "model.json"
 CHECKSUMS = "checksums.json"
@@ -50,7 +50,7 @@ class Installed:
 def installed() -> list[Installed]:
     """The models of the store, by name."""
     found = []
-    for path in sorted(models.store().glob(f"*/{RECORD}")):
+    for path in sorted(registry.store().glob(f"*/{RECORD}")):
         if not path.parent.name.startswith("."):
             found.append(Installed(path.parent.name, path.parent, read_json(path)))
     return found
@@ -59,7 +59,7 @@ def installed() -> list[Installed]:
 def find_installed(name: str) -> Installed | None:
     """The installed model of this name, in any case and with the default tag left out; None if there is none."""
     known = {model.name.lower(): model for model in installed()}
-    return known.get(name.lower()) or known.get(f"{name.lower()}.{models.DEFAULT_TAG}")
+    return known.get(name.lower()) or known.get(f"{name.lower()}.{registry.DEFAULT_TAG}")
 
 
 def find_model(text: str, offline: bool = False, on_bytes: "Progress | None" = None) -> Path:
@@ -72,16 +72,16 @@ def find_model(text: str, offline: bool = False, on_bytes: "Progress | None" = N
     """
     if there := find_installed(text):
         return there.path
-    entry = models.look_up(text)
+    entry = registry.look_up(text)
     if entry is None:
         path = Path(text).expanduser()
         if path.exists():
             return path
-        names = [entry.name for entry in models.entries()] + [model.name for model in installed()]
+        names = [entry.name for entry in registry.entries()] + [model.name for model in installed()]
         raise WeightsError(f"no model or file {text!r}{closest(text, names)}", "stunet_models list")
     if offline:
         raise WeightsError(
-            f"{entry.name} is not installed in {str(models.store())!r}, and nothing may be downloaded",
+            f"{entry.name} is not installed in {str(registry.store())!r}, and nothing may be downloaded",
             f"stunet_models download {entry.name} where there is a network, and copy the folder {entry.name} there",
         )
     return download(entry, on_bytes=on_bytes).path
@@ -91,7 +91,7 @@ def download(entry: Entry, keep: bool = False, on_bytes: "Progress | None" = Non
     """Installs an entry of the registry; a second process that wants the same waits, and finds it done.
 
     Args:
-        entry: From models.find().
+        entry: From registry.find().
         keep: Leave the file as published in the model's folder as well.
         on_bytes: Called with bytes there and in total.
         wait_s: Before a second attempt.
@@ -100,7 +100,7 @@ def download(entry: Entry, keep: bool = False, on_bytes: "Progress | None" = Non
         WeightsError: No direct source, none that works, or the file is not what it was or should be.
         DataError: The disk is full, or the store cannot be written.
     """
-    from stunet.download import fetch, sha256_of
+    from stunet.models.download import fetch, sha256_of
 
     if not entry.sources:
         raise WeightsError(
@@ -111,7 +111,7 @@ def download(entry: Entry, keep: bool = False, on_bytes: "Progress | None" = Non
     with _locked(entry.name):
         if there := find_installed(entry.name):
             return there
-        folder = models.store() / ".downloads" / entry.name
+        folder = registry.store() / ".downloads" / entry.name
         folder.mkdir(parents=True, exist_ok=True)
         file, known = folder / entry.filename, entry.sha256 or recorded(entry)
         source = None
@@ -122,7 +122,9 @@ def download(entry: Entry, keep: bool = False, on_bytes: "Progress | None" = Non
             if known is None or entry.sha256:
                 raise
             what = f"{error.message} (its sha256 was recorded at the first download)"
-            raise WeightsError(what, f"if the new file is right, remove {str(models.store() / CHECKSUMS)!r}") from None
+            raise WeightsError(
+                what, f"if the new file is right, remove {str(registry.store() / CHECKSUMS)!r}"
+            ) from None
         digest = known or sha256_of(file)
         try:
             model = _install(entry.name, entry, file, {"source": source, "sha256": digest})
@@ -139,7 +141,7 @@ def download(entry: Entry, keep: bool = False, on_bytes: "Progress | None" = Non
 
 def recorded(entry: Entry) -> str | None:
     """The checksum that an entry without a published one had when it was first downloaded."""
-    path = models.store() / CHECKSUMS
+    path = registry.store() / CHECKSUMS
     return read_json(path).get(entry.name, {}).get("sha256") if path.is_file() else None
 
 
@@ -155,13 +157,13 @@ def import_file(path: Path, name: str | None = None, pkl: Path | None = None) ->
         WeightsError: Not recognised and no name was given; what is needed to predict with it is unknown; or damaged.
         DataError: The name is taken.
     """
-    from stunet.archive import is_packed_model, unpack
+    from stunet.models.archive import is_packed_model, unpack
 
     if not path.exists():
         raise WeightsError(f"no file {str(path)!r}", "check the path")
     if path.is_dir() or not is_packed_model(path):
         return _import(path, path, name, pkl)
-    folder = models.store() / ".downloads" / f"import-{os.getpid()}"
+    folder = registry.store() / ".downloads" / f"import-{os.getpid()}"
     try:
         return _import(unpack(path, folder), path, name, pkl)
     finally:
@@ -169,8 +171,8 @@ def import_file(path: Path, name: str | None = None, pkl: Path | None = None) ->
 
 
 def _import(path: Path, origin: Path, name: str | None, pkl: Path | None) -> Installed:
-    from stunet.download import sha256_of
-    from stunet.weights import read_weights
+    from stunet.models.download import sha256_of
+    from stunet.weights.reading import read_weights
 
     digest = sha256_of(origin) if origin.is_file() else None
     entry = _recognised(read_weights(path), origin, digest, name)
@@ -190,9 +192,9 @@ def _import(path: Path, origin: Path, name: str | None, pkl: Path | None) -> Ins
 
 def _recognised(weights: "Weights", path: Path, digest: str | None, name: str | None) -> Entry | None:
     """The entry that weights are: as named, by checksum, as the file says, or by network and file name."""
-    entries = models.entries()
+    entries = registry.entries()
     if name is not None:
-        return models.look_up(name)
+        return registry.look_up(name)
     by_digest = [entry for entry in entries if digest and digest in (entry.sha256, recorded(entry))]
     by_file = [entry for entry in entries if entry.name == weights.entry]
     alike = [entry for entry in entries if entry.filename == path.name and not _contradiction(weights, entry)]
@@ -219,8 +221,8 @@ def _install(
     name: str, entry: Entry | None, path: Path, origin: Mapping[str, Any], pkl: Path | None = None
 ) -> Installed:
     """Makes the folder of a model; where the registry says that there are no plans, it holds the file as it is."""
-    from stunet.model_folder import describe, read_folds, write_model_folder
-    from stunet.weights import check_finite
+    from stunet.models.folder import describe, read_folds, write_model_folder
+    from stunet.weights.reading import check_finite
 
     folds = read_folds(path)
     for weights in folds.values():
@@ -229,7 +231,7 @@ def _install(
         check_finite(weights.tensors, weights.path)
     if pkl:
         folds = {fold: _with_plans(weights, pkl, entry, name) for fold, weights in folds.items()}
-    target, record = models.store() / name, {**origin, "date": datetime.now(UTC).date().isoformat()}
+    target, record = registry.store() / name, {**origin, "date": datetime.now(UTC).date().isoformat()}
     if entry and entry.missing and not any(weights.strides for weights in folds.values()):
         with new_folder(target) as part:
             shutil.copyfile(path, part / path.name)
@@ -242,8 +244,8 @@ def _install(
 
 def _with_plans(weights: "Weights", pkl: Path, entry: Entry | None, name: str) -> "Weights":
     """The weights with the plans of an nnU-Net v1 training."""
-    from stunet.pickles import load_pickle
-    from stunet.v1 import convert_plans
+    from stunet.weights.pickles import load_pickle
+    from stunet.weights.v1 import convert_plans
 
     network, classes = weights.architecture, entry.classes if entry else None
     plans, dataset, configuration, axes = convert_plans(
@@ -254,7 +256,7 @@ def _with_plans(weights: "Weights", pkl: Path, entry: Entry | None, name: str) -
 
 def _remember(entry: Entry, digest: str) -> None:
     with _locked("checksums"):
-        path = models.store() / CHECKSUMS
+        path = registry.store() / CHECKSUMS
         known = read_json(path) if path.is_file() else {}
         write_json(path, known | {entry.name: {"sha256": digest, "date": datetime.now(UTC).date().isoformat()}})
 
@@ -264,7 +266,7 @@ def _locked(name: str) -> Iterator[None]:
     """Holds a lock of the store; waits, and says so, while another process has it."""
     from filelock import FileLock, Timeout
 
-    folder = models.store() / ".locks"
+    folder = registry.store() / ".locks"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder / f"{name}.lock")
@@ -275,7 +277,7 @@ def _locked(name: str) -> Iterator[None]:
             lock.acquire()
     except OSError as error:
         raise DataError(
-            f"cannot write into the folder of models {str(models.store())!r}: {error.strerror}",
+            f"cannot write into the folder of models {str(registry.store())!r}: {error.strerror}",
             "choose another one: export STUNET_MODELS=/path/to/models",
         ) from None
     try:

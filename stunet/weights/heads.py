@@ -15,7 +15,7 @@ from torch import Tensor
 
 from stunet.classes import Row, match_classes
 from stunet.errors import UsageError, closest
-from stunet.weights import Weights
+from stunet.weights.reading import Weights
 
 BACKGROUND = "background"
 HEADS = ("reuse", "slice", "reset")

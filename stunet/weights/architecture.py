@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from stunet.errors import WeightsError
-from stunet.foreign import describe_network
 from stunet.networks import SIZES, Size, STUNet
+from stunet.weights.foreign import describe_network
 
 _STEM = "conv_blocks_context.0.0.conv1.weight"
 _BLOCK = re.compile(r"conv_blocks_context\.(\d{1,2})\.(\d{1,2})\.")

@@ -20,8 +20,8 @@ from safetensors.torch import save_file
 
 from stunet.errors import DataError, WeightsError
 from stunet.files import whole
-from stunet.foreign import LEGACY, UNREADABLE, describe_file
-from stunet.mapped import release
+from stunet.weights.foreign import LEGACY, UNREADABLE, describe_file
+from stunet.weights.mapped import release
 
 FORMAT = 1  # of the metadata in our safetensors files, under the key "stunet"
 _scalar = np.float64(0).__reduce__()[0]

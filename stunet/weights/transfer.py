@@ -15,11 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from stunet.errors import UsageError, WeightsError
-from stunet.heads import Heads, plan_heads, take_rows
-from stunet.mapped import release
 from stunet.networks import STUNet
-from stunet.transfer_report import ENCODER, Fate, TransferReport, level
-from stunet.weights import Architecture, Weights, check_finite, recognise
+from stunet.weights.heads import Heads, plan_heads, take_rows
+from stunet.weights.mapped import release
+from stunet.weights.reading import Architecture, Weights, check_finite, recognise
+from stunet.weights.report import ENCODER, Fate, TransferReport, level
 
 STEMS = ("repeat", "first")
 LEAST_COVERAGE = 0.9  # of the encoder; with less the weights are those of something else

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from stunet.errors import WeightsError
-from stunet.foreign import UNREADABLE, describe_file
+from stunet.weights.foreign import UNREADABLE, describe_file
 
 MAX_BYTES = 64 << 20  # plans with the properties of thousands of cases have a few MB
 

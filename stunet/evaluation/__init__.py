@@ -1,0 +1,1 @@
+"""How good predictions are: metrics.py defines the numbers, segmentations.py reads files, folders.py compares."""
