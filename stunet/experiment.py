@@ -3,8 +3,9 @@
 cli/experiment.py shows such a file, experiment_runs.py runs the arms, experiment_summary.py compares them.
 """
 
+import re
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from itertools import product
 from pathlib import Path
@@ -15,7 +16,7 @@ from stunet.errors import DataError, UsageError, closest
 from stunet.plans import values
 from stunet.trainers import strategies
 
-SCRATCH, SCRATCH_TITLE = "none", "scratch"  # in the file, and in tables
+SCRATCH = "none"
 HEADS = ("reuse", "slice", "reset")
 
 
@@ -25,7 +26,7 @@ class Experiment:
 
     Args:
         dataset: Number or name.
-        weights: What trainings start from; "none" for nothing.
+        weights: What trainings start from, by title; "none" for nothing.
         strategies: Names of trainers/strategies.py; from scratch those with the same schedule are one.
         cases: Numbers of labelled training cases, or "all".
         seeds: Of the cases, the initial weights and the batches.
@@ -40,7 +41,7 @@ class Experiment:
     """
 
     dataset: int | str
-    weights: tuple[str, ...]
+    weights: Mapping[str, str]
     strategies: tuple[str, ...]
     cases: tuple[int | str, ...]
     seeds: tuple[int, ...]
@@ -58,8 +59,8 @@ class Experiment:
 class Arm:
     """One training. `title` is how its weights are called in tables; `head` is None where stunet_train chooses."""
 
-    weights: str
     title: str
+    weights: str
     strategy: str
     head: str | None
     cases: int | str
@@ -73,7 +74,7 @@ class Arm:
     @property
     def name(self) -> str:
         """All of it, for messages and file names."""
-        return f"{self.line} {self.cases} cases seed {self.seed}".replace(" ", "-").replace("/", "-")
+        return re.sub(r"[^\w.-]+", "-", f"{self.line} {self.cases} cases seed {self.seed}")
 
 
 def read_experiment(path: Path) -> Experiment:
@@ -113,7 +114,7 @@ def _checked(content: Mapping[str, Any], folder: Path) -> Experiment:
     for name in content["strategies"]:
         strategies.find(name)
     found: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in content.items()}
-    found["weights"] = tuple(dict.fromkeys(_located(text, folder) for text in found["weights"]))
+    found["weights"] = _located(content["weights"], folder)
     for table in ("set", "set_scratch", "set_pretrained"):
         found[table] = {key: values.checked(key, value) for key, value in content.get(table, {}).items()}
         for key, owner in (("seed", "seeds"), ("num_cases", "cases")):
@@ -122,21 +123,27 @@ def _checked(content: Mapping[str, Any], folder: Path) -> Experiment:
     return Experiment(**found)
 
 
-def _located(text: str, folder: Path) -> str:
-    here = folder / text
-    return str(here.resolve()) if text != SCRATCH and here.exists() else text
+def _located(weights: Sequence[str] | Mapping[str, str], folder: Path) -> dict[str, str]:
+    """The weights by title, which a list does not give: of a file it is the name; files with their folder."""
+    pairs = weights.items() if isinstance(weights, Mapping) else [(Path(text).name, text) for text in weights]
+    found: dict[str, str] = {}
+    for title, text in pairs:
+        title = "scratch" if title == SCRATCH else title
+        if title in found:
+            raise UsageError(f"two weights are called {title!r}", 'weights = { one = "...", other = "..." }')
+        there = text != SCRATCH and (folder / text).exists()
+        found[title] = str((folder / text).resolve()) if there else text
+    return found
 
 
 def arms(experiment: Experiment) -> list[Arm]:
     """All arms, the first seed of each before the second of any: what there is halfway is a comparison already."""
-    titles = _titles(experiment.weights)
     scratch = tuple(dict.fromkeys(map(from_scratch, experiment.strategies)))
     found = []
-    for seed, cases, weights in product(experiment.seeds, experiment.cases, experiment.weights):
+    for seed, cases, (title, weights) in product(experiment.seeds, experiment.cases, experiment.weights.items()):
         ways, heads = (scratch, ()) if weights == SCRATCH else (experiment.strategies, experiment.heads)
         for way, head in product(ways, heads or (None,)):
-            title = titles[weights]
-            found.append(Arm(weights=weights, title=title, strategy=way, head=head, cases=cases, seed=seed))
+            found.append(Arm(title=title, weights=weights, strategy=way, head=head, cases=cases, seed=seed))
     return found
 
 
@@ -148,16 +155,6 @@ def from_scratch(strategy: str) -> str:
         return found.scratch_lr, [(phase.end, phase.ramp, phase.power) for phase in found.phases]
 
     return next(name for name in strategies.STRATEGIES if schedule(name) == schedule(strategy))
-
-
-def _titles(weights: tuple[str, ...]) -> dict[str, str]:
-    """A short title for each: the name, or of a file as much of the end of its path as it takes to tell them apart."""
-    named = {SCRATCH: (SCRATCH_TITLE,)}
-    parts = {text: Path(text).parts if Path(text).is_absolute() else named.get(text, (text,)) for text in weights}
-    length = 1
-    while len({p[-length:] for p in parts.values()}) < len(parts):
-        length += 1
-    return {text: "/".join(p[-length:]).replace(" ", "_") for text, p in parts.items()}
 
 
 def command(experiment: Experiment, arm: Arm) -> list[str]:
@@ -196,7 +193,10 @@ def _list_of(valid: Callable[[Any], bool]) -> Callable[[Any], bool]:
 _TABLE = (lambda value: isinstance(value, dict), "a table like { num_epochs = 20 }")
 _EXPECTED: dict[str, tuple[Callable[[Any], bool], str]] = {
     "dataset": (lambda value: _whole(value) or _text(value), "a number or a name"),
-    "weights": (_list_of(_text), f'a list like ["{SCRATCH}", "STU-Net-B"]'),
+    "weights": (
+        lambda value: _list_of(_text)(list(value.values()) if isinstance(value, dict) else value),
+        f'a list like ["{SCRATCH}", "STU-Net-B"], or a table of them with a title each',
+    ),
     "strategies": (_list_of(_text), 'a list like ["full", "ramp"]'),
     "cases": (_list_of(lambda value: value == "all" or (_whole(value) and value > 0)), 'a list like [4, 8, "all"]'),
     "seeds": (_list_of(_whole), "a list like [0, 1, 2]"),

@@ -81,16 +81,17 @@ def run(
     waiting = [(arm, command) for arm, command in todo.items() if record.state(command) != DONE]
     total, ended, passed_on = len(waiting), 0, 0
     running: list[_Process] = []
-    with _alone(record.folder), _received_signals() as signals:
+    with _alone(record.folder), _received_signals() as signals, _stopped_at_the_end(running):
         while running or (waiting and not signals):
             while waiting and len(running) < jobs and not signals:
                 arm, command = waiting.pop(0)
                 record.write(arm, command, BEGUN)
+                tell(f"{arm.name} starts; its output: {record.log(arm)}")
                 running.append(_Process(arm, command, start(command), record.log(arm), jobs))
+            new = signals[passed_on:]
+            passed_on += len(new)
             for process in running:
-                for _ in signals[passed_on:]:
-                    process.stop()
-            passed_on = len(signals)
+                process.stop(len(new))
             for process in [process for process in running if process.ended()]:
                 running.remove(process)
                 state, more = process.outcome()
@@ -137,10 +138,15 @@ class _Process:
         """Since it was started."""
         return time.monotonic() - self._begun
 
-    def stop(self) -> None:
+    def stop(self, times: int = 1) -> None:
         """Asks it to save and end; a second time: to end."""
-        self._stopped = True
-        self._popen.terminate()
+        for _ in range(times):
+            self._stopped = True
+            self._popen.terminate()
+
+    def wait(self) -> None:
+        """Returns when it has ended."""
+        self._popen.wait()
 
     def ended(self) -> bool:
         """Whether it runs no more."""
@@ -156,7 +162,7 @@ class _Process:
         output = self._output()
         found = RESULT.findall(output)
         if self._popen.returncode == 0 and found:
-            return DONE, {"folder": found[-1]}
+            return DONE, {"folder": str(Path(found[-1]).absolute())}
         if self._stopped or self._popen.returncode == Interrupted.exit_code:
             return BEGUN, {}
         lines = [line for line in output.splitlines() if line.strip() and not line.startswith("  try: ")]
@@ -165,6 +171,18 @@ class _Process:
 
     def _output(self) -> str:
         return self._log.read_bytes()[self._offset :].decode(errors="replace")
+
+
+@contextmanager
+def _stopped_at_the_end(running: list[_Process]) -> Iterator[None]:
+    """Leaves no arm running alone, whatever goes wrong (a full disk, a closed terminal)."""
+    try:
+        yield
+    finally:
+        for process in running:
+            process.stop()
+        for process in running:
+            process.wait()
 
 
 @contextmanager

@@ -5,9 +5,11 @@ absent in a case, in the reference and in the prediction, does not count there.
 
 The interval of a difference resamples the seeds and, independently, the held-out cases (the pigeonhole bootstrap of a
 table with seeds as rows and cases as columns: Owen 2007, doi:10.1214/07-AOAS122), the same ones in both arms, which
-were trained on the same labelled cases. It says what other seeds and other cases of the same kind would give. Its limit
-is the number of seeds: n seeds show (n-1)/n of their variance, so that with two or three the interval is too narrow,
-and with one it is about the cases alone. It says nothing of other folds or datasets, nor of many arms compared at once.
+were trained on the same labelled cases. Of n it draws n-1, so that the variance is not understated by (n-1)/n (Rao and
+Wu 1988, doi:10.1080/01621459.1988.10478591). It says what other seeds and other cases of the same kind would give. Its
+limit is the number of seeds: with standard deviations of 0.02 over seeds and 0.03 over 20 cases, the interval held the
+truth in 57, 85, 92, 95 and 95 % of 800 simulations with 1, 2, 3, 5 and 10 seeds; with one it is about the cases alone.
+It says nothing of other folds or datasets, nor of many arms compared at once.
 """
 
 import csv
@@ -20,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from stunet.errors import DataError
-from stunet.experiment import SCRATCH, SCRATCH_TITLE, Arm, from_scratch
+from stunet.experiment import SCRATCH, Arm, from_scratch
 from stunet.files import whole, write_json
 
 if TYPE_CHECKING:
@@ -40,7 +42,8 @@ class Row:
     """One arm over its seeds.
 
     Attributes:
-        line: Weights, strategy and head.
+        line: Title of the weights, strategy and head.
+        weights: What training started from.
         cases: Number of labelled training cases, or "all".
         dice: Mean over the seeds, by seed in `seeds`, by class in `classes`.
         sd: Standard deviation over the seeds; NaN for one.
@@ -50,6 +53,7 @@ class Row:
     """
 
     line: str
+    weights: str
     cases: int | str
     dice: float
     sd: float
@@ -95,10 +99,10 @@ def bootstrap(
         random: Where the draws come from; None: the same ones every time.
     """
     random = random or np.random.default_rng(0)
-    seeds, cases = (random.multinomial(n, np.full(n, 1 / n), size=draws) for n in dice_SCK.shape[:2])
+    seeds, cases = (random.multinomial(max(1, n - 1), np.full(n, 1 / n), size=draws) for n in dice_SCK.shape[:2])
     pairs = zip(dice_SCK, baseline_SCK, strict=True)
     differences = np.stack([_mean_dice(one, cases) - _mean_dice(other, cases) for one, other in pairs], axis=1)
-    return (seeds * differences).sum(axis=1) / len(dice_SCK)
+    return (seeds * differences).sum(axis=1) / seeds.sum(axis=1)
 
 
 def _mean_dice(dice_CK: np.ndarray, counts_DC: np.ndarray) -> np.ndarray:
@@ -143,6 +147,7 @@ def _row(
     by_class = [mean_dice(np.concatenate([dice[:, [k]] for dice in by_seed.values()])) for k in range(len(names))]
     row = Row(
         line=arm.line,
+        weights=arm.weights,
         cases=arm.cases,
         dice=float(np.mean(means)),
         sd=float(np.std(means, ddof=1)) if len(means) > 1 else math.nan,
@@ -202,29 +207,28 @@ def plot(rows: Sequence[Row], path: Path) -> None:
     from matplotlib.figure import Figure
 
     lines = list(dict.fromkeys(row.line for row in rows))
-    figure = Figure(figsize=(8, max(4.5, 1.2 + 0.25 * len(lines))), layout="constrained")
+    width = 6 + 0.09 * max(map(len, lines))  # inches, with room for the legend
+    figure = Figure(figsize=(width, max(4.5, 1.2 + 0.25 * len(lines))), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     ticks = sorted({row.cases for row in rows}, key=lambda n: math.inf if n == "all" else float(n))
     for number, line in enumerate(lines):
-        shift = 0.02 * (number - (len(lines) - 1) / 2)  # so that points of the same height are seen
-        points = sorted((ticks.index(row.cases) + shift, row.dice, row.sd) for row in rows if row.line == line)
-        _draw(axes, line, np.array(points).T, number)
+        _draw(axes, [row for row in rows if row.line == line], ticks, number, len(lines))
     axes.set_xticks(range(len(ticks)), [str(n) for n in ticks])
-    axes.set(xlabel="labelled training cases", ylabel="mean Dice on the held-out cases")
+    axes.set(xlim=(-0.5, len(ticks) - 0.5), xlabel="labelled training cases", ylabel="mean Dice on the held-out cases")
     axes.grid(axis="y", color="0.9")
     axes.spines[["top", "right"]].set_visible(False)
     figure.legend(loc="outside right upper", frameon=False)
     figure.savefig(path, dpi=150)
 
 
-def _draw(axes: "Axes", line: str, points: np.ndarray, number: int) -> None:
-    """One line; from scratch it is dashed."""
-    x, dice, sd = points
-    colour = COLOURS[number % len(COLOURS)]
-    dashed = line.split(" ")[0] == SCRATCH_TITLE
-    marker = MARKERS[number % len(MARKERS)]
-    axes.plot(x, dice, color=colour, marker=marker, linestyle="--" if dashed else "-", label=line, markersize=5)
+def _draw(axes: "Axes", rows: Sequence[Row], ticks: list[int | str], number: int, lines: int) -> None:
+    """One line of several, a little to the side of the others, so that equal points are seen; from scratch dashed."""
+    shift = 0.02 * (number - (lines - 1) / 2)
+    x, dice, sd = np.array(sorted((ticks.index(row.cases) + shift, row.dice, row.sd) for row in rows)).T
+    colour, marker = COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
+    style = "--" if rows[0].weights == SCRATCH else "-"
+    axes.plot(x, dice, color=colour, marker=marker, linestyle=style, label=rows[0].line, markersize=5)
     if len(x) > 1:
         axes.fill_between(x, dice - sd, dice + sd, color=colour, alpha=0.12, linewidth=0)
     else:

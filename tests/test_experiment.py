@@ -68,17 +68,21 @@ set_pretrained = { checkpointing = true }
     )
 
 
-def test_weights_that_are_files_are_found_beside_the_experiment_and_told_apart(tmp_path: Path) -> None:
-    for name in ("a/model.pth", "b/model.pth"):
-        (tmp_path / name).parent.mkdir()
-        (tmp_path / name).touch()
-    text = REQUIRED.replace('"STU-Net-B"', '"a/model.pth", "./a/model.pth", "b/model.pth", "STU-Net-B.totalseg"')
-    experiment = read_experiment(written(tmp_path, text))
-    assert experiment.weights == (
-        *("none", str(tmp_path / "a/model.pth"), str(tmp_path / "b/model.pth"), "STU-Net-B.totalseg"),
-    )
-    titles = list(dict.fromkeys(arm.title for arm in arms(experiment)))
-    assert titles == ["scratch", "a/model.pth", "b/model.pth", "STU-Net-B.totalseg"]
+@pytest.mark.parametrize(
+    ("weights", "expected"),
+    [
+        ('["none", "a/model.pth", "STU-Net-B"]', {"scratch": "none", "model.pth": "{}/a/model.pth", "STU-Net-B": ""}),
+        ('{ ours = "a/model.pth", a = "./a", base = "none" }', {"ours": "{}/a/model.pth", "a": "{}/a", "base": "none"}),
+    ],
+)
+def test_weights_have_titles_and_files_are_found_beside_the_experiment(
+    tmp_path: Path, weights: str, expected: dict[str, str]
+) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "model.pth").touch()
+    experiment = read_experiment(written(tmp_path, REQUIRED.replace('["none", "STU-Net-B"]', weights)))
+    assert experiment.weights == {title: text.format(tmp_path) or title for title, text in expected.items()}
+    assert list(dict.fromkeys(arm.title for arm in arms(experiment))) == list(expected)
 
 
 @pytest.mark.parametrize(
@@ -94,6 +98,10 @@ def test_weights_that_are_files_are_found_beside_the_experiment_and_told_apart(t
         ("[0, 1]", "[]", "seeds = [] is not a list like", "correct seeds"),
         ('[4, "all"]', '[4, "al"]', "cases = [4, 'al'] is not a list like", "correct cases"),
         ('"all"', "0", "cases = [4, 0] is not a list like", "correct cases"),
+        ('"STU-Net-B"', '"a/x.pth", "b/x.pth"', "two weights are called 'x.pth'", "weights = { one = "),
+        ('"STU-Net-B"', "1", "weights = ['none', 1] is not a list like", "correct weights"),
+        ('["none", "STU-Net-B"]', "{ a = 1 }", "weights = {'a': 1} is not a list like", "correct weights"),
+        ('["none", "STU-Net-B"]', "{}", "weights = {} is not a list like", "correct weights"),
         ('"linear"', '"linaer"', "unknown fine-tuning strategy 'linaer'; did you mean 'linear'", "--finetune takes"),
         ("dataset = 4", "dataset = 4\nfold = 'all'", "fold = 'all' is not the number of a fold", "correct fold"),
         ("dataset = 4", "dataset = 4\nsize = 'XL'", "size = 'XL' is not one of T, S, B, L, H", "correct size"),
@@ -126,7 +134,7 @@ def test_the_mean_is_over_classes_of_means_over_cases_where_they_occur() -> None
 def slow_bootstrap(ours: np.ndarray, theirs: np.ndarray, draws: int, seed: int) -> list[float]:
     """The bootstrap with loops: tables are stacked as often as seeds and cases are drawn."""
     random = np.random.default_rng(seed)
-    counts = [random.multinomial(n, np.full(n, 1 / n), size=draws) for n in ours.shape[:2]]
+    counts = [random.multinomial(n - 1, np.full(n, 1 / n), size=draws) for n in ours.shape[:2]]
     found = []
     for draw in range(draws):
         seeds, cases = (np.repeat(np.arange(len(c[draw])), c[draw]) for c in counts)
@@ -147,12 +155,12 @@ def test_the_interval_covers_the_truth_about_as_often_as_it_says() -> None:
     random = np.random.default_rng(0)
     truth, covered, repeats = 0.05, 0, 300
     for _ in range(repeats):
-        seeds, cases = random.normal(0, 0.02, (6, 1, 1)), random.normal(0, 0.03, (1, 12, 1))
-        case_level, noise = random.normal(0.7, 0.1, (1, 12, 1)), random.normal(0, 0.02, (2, 6, 12, 1))
+        seeds, cases = random.normal(0, 0.02, (3, 1, 1)), random.normal(0, 0.03, (1, 20, 1))
+        case_level, noise = random.normal(0.7, 0.1, (1, 20, 1)), random.normal(0, 0.02, (2, 3, 20, 1))
         ours, theirs = case_level + truth + seeds + cases + noise[0], case_level + noise[1]
         low, high = np.quantile(bootstrap(ours, theirs, 300, random), [0.025, 0.975])
         covered += low <= truth <= high
-    assert 0.88 < covered / repeats < 0.98
+    assert 0.89 < covered / repeats < 0.98  # 0.87 with as many draws as there are seeds
 
 
 def table(values: np.ndarray) -> dict[str, dict[str, float]]:
@@ -194,9 +202,10 @@ def test_arms_with_other_held_out_cases_are_not_compared() -> None:
 
 
 def rows() -> list[Row]:
-    one = Row(line="scratch ramp", cases=4, dice=0.6, sd=math.nan, seeds={0: 0.6}, classes={"liver": 0.6})
-    other = replace(one, line="STU-Net-B ramp", cases="all", sd=0.1, baseline="scratch ramp", pairs=1, difference=0.1)
-    return [one, replace(one, cases="all", sd=0.05), other]
+    seeds, classes = {0: 0.6}, {"liver": 0.6}
+    one = Row(line="scratch ramp", weights="none", cases=4, dice=0.6, sd=math.nan, seeds=seeds, classes=classes)
+    ours = replace(one, line="ours ramp", weights="a.pth", cases="all", sd=0.1)
+    return [one, replace(one, cases="all", sd=0.05), replace(ours, baseline=one.line, pairs=1, difference=0.1)]
 
 
 def test_the_summary_is_written_as_a_table_json_and_a_picture(tmp_path: Path) -> None:

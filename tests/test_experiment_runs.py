@@ -51,7 +51,7 @@ def go(codes: list[str], result: Path, folder: Path, jobs: int = 1) -> tuple[lis
 def test_an_arm_that_fails_does_not_stop_the_others(tmp_path: Path, result: Path) -> None:
     states, told = go(["", "sys.exit('no\\n  try: yes')", ""], result, tmp_path / "e")
     assert states == ["done", "failed", "done"]
-    assert told[1].startswith("2 of 3: scratch-ramp-4-cases-seed-1 failed after 0 s no (exit code 1)")
+    assert told[3].startswith("2 of 3: scratch-ramp-4-cases-seed-1 failed after 0 s no (exit code 1)")
     assert "no" in (tmp_path / "e" / "logs" / "scratch-ramp-4-cases-seed-1.log").read_text()
 
 
@@ -59,7 +59,7 @@ def test_what_is_done_is_not_run_again_and_what_failed_is(tmp_path: Path, result
     go(["", "sys.exit(1)"], result, tmp_path / "e")
     states, told = go(["sys.exit(1)", "", ""], result, tmp_path / "e")
     assert states == ["done", "done", "done"]
-    assert len(told) == 2
+    assert [line.split()[0] for line in told[::2]] == [arm.name for arm in ARMS[1:]]
 
 
 def test_an_arm_whose_result_is_gone_is_run_again(tmp_path: Path, result: Path) -> None:
@@ -68,7 +68,7 @@ def test_an_arm_whose_result_is_gone_is_run_again(tmp_path: Path, result: Path) 
     (result / "validation" / "summary.json").rename(tmp_path / "away.json")
     restore = f"os.rename({str(tmp_path / 'away.json')!r}, {str(result / 'validation' / 'summary.json')!r})"
     states, told = go([restore], result, tmp_path / "e")
-    assert (states, len(told)) == (["done"], 1)
+    assert (states, len(told)) == (["done"], 2)
 
 
 def test_an_arm_that_was_begun_elsewhere_is_continued(tmp_path: Path, result: Path) -> None:
@@ -121,7 +121,23 @@ def test_a_signal_is_passed_on_and_the_next_run_goes_on(tmp_path: Path, result: 
     assert [arm["state"] for arm in read_json(tmp_path / "e" / "arms.json").values()] == ["done", "begun"]
     assert (tmp_path / "e" / "logs" / "scratch-ramp-4-cases-seed-1.log").read_text().endswith("saved\n")
     states, told = go(["", "", ""], result, tmp_path / "e")
-    assert (states, len(told)) == (["done"] * 3, 2)
+    assert (states, len(told)) == (["done"] * 3, 4)
+
+
+def test_no_arm_is_left_running_when_its_experiment_breaks(tmp_path: Path, result: Path) -> None:
+    ready = tmp_path / "ready"
+
+    def start(words: list[str]) -> list[str]:
+        if words == ["1"]:
+            return program(WAITS.format(ready=str(ready)), result)
+        while not ready.exists():
+            time.sleep(0.01)
+        return [str(tmp_path / "no_such_program")]
+
+    todo = {arm: [str(n)] for n, arm in enumerate(ARMS[:2], start=1)}
+    with pytest.raises(FileNotFoundError):
+        run(todo, Record(tmp_path / "e"), start, jobs=2)
+    assert (tmp_path / "e" / "logs" / "scratch-ramp-4-cases-seed-0.log").read_text().endswith("saved\n")
 
 
 def test_an_arm_that_somebody_else_stopped_is_not_a_failure(tmp_path: Path, result: Path) -> None:
