@@ -66,6 +66,11 @@ def test_mistakes_end_in_one_line_before_anything_is_trained(
     assert not (file.parent / "compare").exists()
 
 
+def test_a_file_whose_folder_would_have_its_name_is_refused(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(file.rename(file.with_suffix("")))]) == 2
+    assert "compare' does not end with .toml" in capsys.readouterr().err
+
+
 def test_a_dry_run_shows_the_commands_and_writes_nothing(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(file), "--dry_run"]) == 0
     title, _, _, *lines = capsys.readouterr().out.splitlines()

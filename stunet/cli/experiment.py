@@ -58,6 +58,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _command(args: argparse.Namespace) -> None:
     if args.j < 1:
         raise UsageError(f"-j {args.j} must be 1 or more", "-j 1")
+    if args.file.suffix != ".toml":
+        raise UsageError(f"{str(args.file)!r} does not end with .toml", "see stunet_experiment --help for such a file")
     experiment = read_experiment(args.file)
     workspace.plans_path(workspace.dataset_name(experiment.dataset), experiment.plans)
     todo = {arm: command(experiment, arm) for arm in arms(experiment)}
