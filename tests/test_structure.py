@@ -36,7 +36,7 @@ MAY_IMPORT = {
     "models": {"datasets", "networks", "weights"},
     "inference": {"datasets", "labels", "plans", "weights"},
     "plans": {"networks", "datasets"},
-    "trainers": {"nnunet", "plans", "preprocessing", "weights"},
+    "trainers": {"networks", "nnunet", "plans", "preprocessing", "weights"},
     "nnunet_ext": {"trainers"},
 }
 HOST = {"preprocessing_workers", "inference", "datasets", "plans", "trainers"}  # may import nnunetv2

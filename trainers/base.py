@@ -16,6 +16,7 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 
 from stunet.errors import DataError, Interrupted, WeightsError
+from stunet.networks import STUNet
 from stunet.nnunet import exchanged
 from stunet.plans.check import difference, of_a_run
 from stunet.trainers.batches import SeededBatches
@@ -235,7 +236,7 @@ class PlannedTrainer(nnUNetTrainer):
         """Takes back network_state() and more_state()."""
         self.bare_network().load_state_dict(weights)
 
-    def bare_network(self) -> torch.nn.Module:
+    def bare_network(self) -> STUNet:
         """The network without DDP's and torch.compile's wrapping."""
         network = self.network
         if isinstance(network, torch.nn.parallel.DistributedDataParallel):

@@ -14,6 +14,8 @@ import torch
 
 from stunet.errors import WeightsError
 from stunet.files import write_json
+from stunet.networks import STUNet
+from stunet.plans.resolve import resolve
 from stunet.trainers.base import LATEST
 from stunet.trainers.finetuned import FineTunedTrainer
 from stunet.weights.checkpoints import load_checkpoint
@@ -45,9 +47,9 @@ def choose(path: Path, head: str | None, dataset_json: Mapping[str, Any]) -> tup
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     name = weights.entry
     if name is None:
-        trained_on = (weights.plans or {}).get("dataset_name", "")
-        stem = re.sub(r"^Dataset\d{3}_", "", trained_on) or weights.path.stem
-        name = f"{re.sub(r'[^A-Za-z0-9]+', '', stem)[:NAME_LENGTH]}.{sha256[:6]}"
+        trained_on = re.fullmatch(r"Dataset\d{3}_(.+)", str((weights.plans or {}).get("dataset_name")))
+        stem = re.sub(r"[^A-Za-z0-9]+", "", trained_on[1] if trained_on else weights.path.stem)
+        name = f"{stem[:NAME_LENGTH]}.{sha256[:6]}"
     return weights, {"name": name, "sha256": sha256, "head": choose_head(head, weights, head_classes(dataset_json))}
 
 
@@ -59,6 +61,22 @@ def head_classes(dataset_json: Mapping[str, Any]) -> list[str]:
     return sorted(labels, key=lambda name: int(np.ravel(labels[name])[0]))
 
 
+def preview(
+    path: Path, plans: Mapping[str, Any], configuration: str, dataset_json: Mapping[str, Any]
+) -> TransferReport:
+    """What begin() would report, from a network that is thrown away.
+
+    Raises:
+        WeightsError: As of begin().
+    """
+    from stunet.plans.derive import describe
+
+    kwargs = resolve(plans, configuration)["architecture"]["arch_kwargs"]
+    described = describe(plans, configuration, dataset_json)
+    network = STUNet(described.channels, described.classes, **kwargs)
+    return _load(network, path, plans, configuration, dataset_json)
+
+
 def begin(trainer: FineTunedTrainer, path: Path) -> TransferReport:
     """Starts a trainer from the weights that its plan names; the report and a first checkpoint go into its folder.
 
@@ -66,32 +84,42 @@ def begin(trainer: FineTunedTrainer, path: Path) -> TransferReport:
         WeightsError: The file is not the one that the plan names, does not fit the network, or did not come back from
             the first checkpoint as it was.
     """
-    weights, given = choose(path, None, trainer.dataset_json)
-    planned = trainer.plans_manager.plans["stunet"]["weights"]
-    if given["sha256"] != planned["sha256"]:
-        raise WeightsError(
-            f"{str(path)!r} is not the file that the plan starts from: SHA-256 {given['sha256'][:12]}..., "
-            f"not {planned['sha256'][:12]}...",
-            "give the file that the plan was derived with",
-        )
     trainer.initialize()
-    network = trainer.bare_network()
-    channels = list((trainer.dataset_json.get("channel_names") or trainer.dataset_json["modality"]).values())
-    report = transfer(
-        network,
-        weights,
-        classes=head_classes(trainer.dataset_json),
-        channels=channels,
-        cascade_channels=trainer.num_input_channels - len(channels),
-        head=None if planned["head"] == given["head"] else planned["head"],  # the report knows why only then
-        sha256=planned["sha256"],
-    )
+    plans = trainer.plans_manager.plans
+    report = _load(trainer.bare_network(), path, plans, trainer.configuration_name, trainer.dataset_json)
     trainer.start_with(report.fresh)
     if trainer.local_rank == 0:
         write_json(Path(trainer.output_folder) / REPORT, report.to_json())
         if not trainer.disable_checkpointing:
             _write_and_read_back(trainer)
     return report
+
+
+def _load(
+    network: STUNet,
+    path: Path,
+    plans: Mapping[str, Any],
+    configuration: str,
+    dataset_json: Mapping[str, Any],
+) -> TransferReport:
+    weights, given = choose(path, None, dataset_json)
+    planned = plans["stunet"]["weights"]
+    if given["sha256"] != planned["sha256"]:
+        raise WeightsError(
+            f"{str(path)!r} is not the file that the plan starts from: SHA-256 {given['sha256'][:12]}..., "
+            f"not {planned['sha256'][:12]}...",
+            "give the file that the plan was derived with",
+        )
+    channels = list((dataset_json.get("channel_names") or dataset_json["modality"]).values())
+    return transfer(
+        network,
+        weights,
+        classes=head_classes(dataset_json),
+        channels=channels,
+        cascade_channels=network.input_channels - len(channels),
+        head=None if planned["head"] == given["head"] else planned["head"],  # the report knows why only then
+        sha256=planned["sha256"],
+    )
 
 
 def _write_and_read_back(trainer: FineTunedTrainer) -> None:

@@ -111,7 +111,7 @@ def _command(args: argparse.Namespace) -> None:
     _check_results(run, args.overwrite or args.dry_run)
     _describe(run, resolved)
     if args.dry_run:
-        return
+        return _preview(run)
     if chosen.new:
         write_json(workspace.preprocessed_dataset(dataset) / f"{plans['plans_name']}.json", plans)
     _train(run, args.overwrite)
@@ -194,6 +194,7 @@ def _run(dataset: str, chosen: Chosen, configuration: str, fold: int | str, args
 def _describe(run: "Run", resolved: dict[str, Any]) -> None:
     from stunet.plans.derive import describe
     from stunet.plans.memory import estimate, parameters
+    from stunet.trainers import strategies
 
     dataset_json = read_json(workspace.preprocessed_dataset(run.dataset) / "dataset.json")
     network = describe(run.plans, run.configuration, dataset_json)
@@ -207,6 +208,23 @@ def _describe(run: "Run", resolved: dict[str, Any]) -> None:
         f"about {estimate(network, resolved['patch_size'], resolved['batch_size'], strides):.1f} GB of GPU memory; "
         f"device {run.device}\nresults: {run.folder}"
     )
+    block = run.plans["stunet"]
+    if "finetune" in block:
+        strategy = strategies.find(block["finetune"])
+        peak = block["train"].get("initial_lr", strategy.lr if "weights" in block else strategy.scratch_lr)
+        console.note(f"{block['finetune']}: {strategy.title}")
+        for line in strategies.describe(strategy, block["train"].get("num_epochs", 1000), peak):
+            console.note(f"  {line}")
+
+
+def _preview(run: "Run") -> None:
+    """What pre-trained weights would become."""
+    if run.weights is None:
+        return
+    from stunet.trainers.start import preview
+
+    dataset_json = read_json(workspace.preprocessed_dataset(run.dataset) / "dataset.json")
+    console.TrainingProgress().loaded(preview(run.weights, run.plans, run.configuration, dataset_json))
 
 
 def _check_results(run: "Run", overwrite: bool) -> None:
