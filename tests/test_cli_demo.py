@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from stunet.cli.demo import find_command
+from stunet.cli.common import find_command
 from stunet.errors import DataError
 
 

@@ -17,8 +17,8 @@ import pytest
 from filelock import FileLock
 
 from stunet.errors import DataError, Interrupted
-from stunet.experiment import Arm
-from stunet.experiment_runs import Record, read_dice, run
+from stunet.experiment.arms import Arm
+from stunet.experiment.runs import Record, read_dice, run
 from stunet.files import read_json, write_json
 
 ARM = Arm(weights="none", title="scratch", strategy="ramp", head=None, cases=4, seed=0)

@@ -38,6 +38,7 @@ MAY_IMPORT = {
     "plans": {"networks", "datasets"},
     "trainers": {"networks", "nnunet", "plans", "preprocessing", "weights"},
     "nnunet_ext": {"trainers"},
+    "experiment": {"plans", "trainers"},
 }
 HOST = {"preprocessing_workers", "inference", "datasets", "plans", "trainers"}  # may import nnunetv2
 WITHOUT_TORCH = {
@@ -181,6 +182,7 @@ OUR_FLAGS = {
     "--head --list",
     "predict": "--model --labels --v1_preprocessing --dry_run",
     "evaluate": "-d --tolerance --labels --csv --json",
+    "experiment": "-o --dry_run --summary_only -j -device --json",
     "info": "--json",
     "demo": "-o -device",
 }

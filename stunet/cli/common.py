@@ -4,11 +4,14 @@ import argparse
 import errno
 import logging
 import os
+import shutil
+import sys
 import traceback
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from stunet import __version__, console
-from stunet.errors import OutOfMemoryError, StunetError, UsageError
+from stunet.errors import DataError, OutOfMemoryError, StunetError, UsageError
 
 EXIT_CODES = """exit codes: 0 done, 1 unexpected, 2 usage, 3 data, plan or path missing or bad, 4 weights,
 5 out of memory, 75 interrupted and resumable, 130 Ctrl-C, 141 nobody reads its output (as with | head)"""
@@ -94,3 +97,16 @@ def device(requested: str | None) -> str:
     if not available[requested]:
         raise UsageError(f"-device {requested}: torch finds no such device here", "-device cpu")
     return requested
+
+
+def find_command(name: str) -> str:
+    """The path of a command of ours: beside Python, as in a virtual environment, or on PATH, as after pip --user.
+
+    Raises:
+        DataError: It is in neither place.
+    """
+    found = shutil.which(name, path=Path(sys.executable).parent) or shutil.which(name)
+    if not found:
+        where = f"beside {sys.executable!r} or on PATH"
+        raise DataError(f"no command {name!r} {where}", "install stunet into this Python again")
+    return found

@@ -2,9 +2,7 @@
 
 import argparse
 import os
-import shutil
 import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -73,23 +71,10 @@ def _command(args: argparse.Namespace) -> None:
     )
 
 
-def find_command(name: str) -> str:
-    """The path of a command of ours: beside Python, as in a virtual environment, or on PATH, as after pip --user.
-
-    Raises:
-        DataError: It is in neither place.
-    """
-    found = shutil.which(name, path=Path(sys.executable).parent) or shutil.which(name)
-    if not found:
-        where = f"beside {sys.executable!r} or on PATH"
-        raise DataError(f"no command {name!r} {where}", "install stunet into this Python again")
-    return found
-
-
 def _run(environment: dict[str, str], *command: str) -> str:
     """Runs a command of ours, shows it and its messages, and returns what it printed as its result."""
     console.note(f"\n$ {' '.join(command)}")
-    program = [find_command(command[0]), *command[1:]]
+    program = [common.find_command(command[0]), *command[1:]]
     done = subprocess.run(program, env=environment, stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode:
         error = StunetError(f"{command[0]} ended with exit code {done.returncode}", "see its message above")

@@ -9,14 +9,13 @@ from typing import TYPE_CHECKING
 
 from stunet import console, workspace
 from stunet.cli import common
-from stunet.cli.demo import find_command
 from stunet.errors import DataError, UsageError
-from stunet.experiment import SCRATCH, Arm, arms, command, read_experiment
-from stunet.experiment_runs import DONE, FAILED, Record, results, run
+from stunet.experiment.arms import SCRATCH, Arm, arms, command, read_experiment
+from stunet.experiment.runs import DONE, FAILED, Record, results, run
 from stunet.models import store
 
 if TYPE_CHECKING:
-    from stunet.experiment_summary import Row
+    from stunet.experiment.summary import Row
 
 EXAMPLE = """example: a FILE.toml
   dataset = 4                               # number or name
@@ -70,7 +69,7 @@ def _command(args: argparse.Namespace) -> None:
     if not args.summary_only:
         for weights in {arm.weights for arm, words in todo.items() if record.state(words) != DONE} - {SCRATCH}:
             store.find_model(weights)  # a name that is wrong, or a download, before the first arm
-        program = find_command("stunet_train")
+        program = common.find_command("stunet_train")
         device = ["-device", args.device] if args.device else []
         run(todo, record, lambda words: [program, *words[1:], *device], args.j, console.note)
     _summarise(todo, record, args.json)
@@ -83,20 +82,20 @@ def _command(args: argparse.Namespace) -> None:
 
 
 def _summarise(todo: Mapping[Arm, Sequence[str]], record: Record, as_json: bool) -> None:
-    from stunet import experiment_summary
+    from stunet.experiment import summary
 
     found = results(todo, record)
     if not found:
         if any(record.state(words) == FAILED for words in todo.values()):
             return
         raise DataError(f"no arm is done in {str(record.folder)!r}", "the same command without --summary_only")
-    rows = experiment_summary.summarise(found)
+    rows = summary.summarise(found)
     if as_json:
-        console.result_json(experiment_summary.to_json(rows))
+        console.result_json(summary.to_json(rows))
     else:
         columns = ("arm", "cases", "seeds", "Dice", "sd", "difference", "95 % interval", "pairs", "against")
         console.table(columns, map(_cells, rows))
-    for path in experiment_summary.write(rows, record.folder):
+    for path in summary.write(rows, record.folder):
         console.note(f"wrote {path}")
     done = sum(record.state(words) == DONE for words in todo.values())
     if done < len(todo):

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from stunet.errors import DataError
-from stunet.experiment import Arm, arms, command, from_scratch, read_experiment
-from stunet.experiment_summary import Row, bootstrap, mean_dice, summarise, to_json, write
+from stunet.experiment.arms import Arm, arms, command, from_scratch, read_experiment
+from stunet.experiment.summary import Row, bootstrap, mean_dice, summarise, to_json, write
 from stunet.files import read_json
 
 REQUIRED = """

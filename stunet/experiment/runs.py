@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from stunet.errors import DataError, Interrupted
-from stunet.experiment import Arm
+from stunet.experiment.arms import Arm
 from stunet.files import read_json, write_json
 
 DONE, BEGUN, FAILED = "done", "begun", "failed"

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from stunet.errors import DataError
-from stunet.experiment import SCRATCH, Arm, from_scratch
+from stunet.experiment.arms import SCRATCH, Arm, from_scratch
 from stunet.files import whole, write_json
 
 if TYPE_CHECKING:

@@ -1,6 +1,6 @@
 """Which trainings does a comparison of pre-trained weights consist of? A TOML file as arms, and an arm as a command.
 
-cli/experiment.py shows such a file, experiment_runs.py runs the arms, experiment_summary.py compares them.
+cli/experiment.py shows such a file, runs.py runs the arms, summary.py compares them.
 """
 
 import re
