@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from stunet import presets, workspace
+from stunet.cli.models import ShownDownload
 from stunet.errors import DataError, UsageError, WeightsError
 from stunet.files import read_json
 from stunet.models import store
@@ -47,7 +48,7 @@ def choose_plans(dataset: str, args: argparse.Namespace) -> Chosen:
         overrides = {**preset.set, **overrides}
     weights = None
     if text := args.pretrained or args.pretrained_weights:
-        weights = store.find_model(text, offline=args.dry_run)
+        weights = _find(text, args.dry_run)
         options |= _from_weights(weights, args, dataset_json, options["size"])
     elif args.finetune:
         from stunet.trainers import strategies
@@ -99,12 +100,18 @@ def _weights_of(plans: Mapping[str, Any], args: argparse.Namespace) -> Path | No
     if block is None or args.resume or args.val:
         return None
     try:
-        return store.find_model(block["name"])
+        return _find(block["name"], args.dry_run)
     except WeightsError:
         raise WeightsError(
             f"plans {plans['plans_name']!r} start from the weights {block['name']!r}, which are not given",
             "add --pretrained with their file",
         ) from None
+
+
+def _find(text: str, dry_run: bool) -> Path:
+    """The model that the text names, downloaded where needed, but not by a dry run."""
+    with ShownDownload(text) as shown:
+        return store.find_model(text, offline=dry_run, on_bytes=shown)
 
 
 def _comparable(plans: Mapping[str, Any]) -> dict[str, Any]:
