@@ -1,7 +1,8 @@
-"""Files that appear whole or not at all, and JSON that says what is wrong with it."""
+"""Files and folders that appear whole or not at all, and JSON that says what is wrong with it."""
 
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +23,27 @@ def whole(path: Path) -> Iterator[Path]:
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
+
+
+@contextmanager
+def new_folder(target: Path) -> Iterator[Path]:
+    """Yields a temporary folder beside `target`; it takes the final name only if the block ends without an error.
+
+    What a run that was killed left under the temporary name is removed first.
+
+    Raises:
+        DataError: `target` exists.
+    """
+    if target.exists():
+        raise DataError(f"{str(target)!r} exists already", "take another name, or remove it")
+    part = target.with_name(f".part-{target.name}")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    try:
+        yield part
+        part.rename(target)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
 
 
 def write_json(path: Path, content: Any) -> None:

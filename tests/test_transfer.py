@@ -39,7 +39,11 @@ def network(stages: int = 3, channels: int = 1, classes: int = 3, seed: int = 0,
 def weights_of(source: STUNet, classes: Sequence[str] = (), channels: Sequence[str] = (), **known: Any) -> Weights:
     """What read_weights() gives for a checkpoint of this network with its plans."""
     tensors = {name: value.clone() for name, value in source.state_dict().items()}
-    planned = {"architecture": {"arch_kwargs": {"strides": [list(stride) for stride in source.strides]}}}
+    planned = {
+        "architecture": {"arch_kwargs": {"strides": [list(stride) for stride in source.strides]}},
+        "normalization_schemes": ["CTNormalization"],
+        "spacing": [3.0, 1.5, 1.5],
+    }
     dataset = {
         "labels": {name: value for value, name in enumerate(classes)},
         "channel_names": {str(n): name for n, name in enumerate(channels)},
@@ -246,6 +250,37 @@ def test_other_strides_are_named_and_unknown_ones_too() -> None:
     assert "[2, 2, 2]]" in warning
     (warning,) = transfer(target, replace(weights, plans=None), classes=NAMES[:3]).warnings
     assert "unknown" in warning
+
+
+@pytest.mark.parametrize(
+    ("normalization", "spacing", "expected"),
+    [
+        (None, None, []),
+        (["CTNormalization", "CTNormalization"], [2.0, 1.0, 2.25], []),
+        (["ZScoreNormalization"], [3.0, 1.5, 1.5], ["by CTNormalization, the plan normalises by ZScoreNormalization"]),
+        (["CTNormalization"], [3.0, 1.5, 2.3], ["3 x 1.5 x 1.5 mm, the plan has 3 x 1.5 x 2.3 mm"]),
+        (["CTNormalization"], [3.0, 0.9, 1.5], ["3 x 1.5 x 1.5 mm, the plan has 3 x 0.9 x 1.5 mm"]),
+        (
+            ["CTNormalization", "ZScoreNormalization"],
+            [9.0, 9.0, 9.0],
+            ["normalises by CTNormalization, Z", "9 x 9"],
+        ),
+    ],
+)
+def test_other_intensities_and_another_spacing_are_named(
+    normalization: list[str] | None, spacing: list[float] | None, expected: list[str]
+) -> None:
+    weights = weights_of(network(channels=2), channels=["a", "b"])
+    report = transfer(network(channels=2), weights, normalization=normalization, spacing=spacing)
+    assert len(report.warnings) == len(expected)
+    for part, warning in zip(expected, report.warnings, strict=True):
+        assert part in warning
+
+
+def test_what_weights_do_not_say_of_their_images_is_passed_over() -> None:
+    bare = weights_of(network(), plans=None)
+    report = transfer(network(), bare, normalization=["CTNormalization"], spacing=[9.0, 9.0, 9.0])
+    assert report.warnings == ("the strides that the weights were trained with are unknown",)
 
 
 def test_the_report_is_json_with_everything_in_it() -> None:

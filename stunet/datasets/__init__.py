@@ -1,4 +1,4 @@
-"""What a raw dataset of nnU-Net is: making one whole or not at all, and reading which cases it holds.
+"""What a raw dataset of nnU-Net is: writing its dataset.json, and reading which cases it holds.
 
 Read phantom.py for the format at its smallest and check.py for what a sound dataset is.
 """
@@ -6,14 +6,13 @@ Read phantom.py for the format at its smallest and check.py for what a sound dat
 import contextlib
 import io
 import re
-import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from stunet.errors import DataError
+from stunet.files import new_folder as new_folder
 from stunet.files import read_json, write_json
 
 FILE_ENDING = ".nii.gz"  # of what we write
@@ -37,27 +36,6 @@ class Rules:
     reader: type
     channels: tuple[str, ...]
     values: frozenset[int]
-
-
-@contextmanager
-def new_folder(target: Path) -> Iterator[Path]:
-    """Yields a temporary folder beside `target`; it takes the final name only if the block ends without an error.
-
-    What a run that was killed left under the temporary name is removed first.
-
-    Raises:
-        DataError: `target` exists.
-    """
-    if target.exists():
-        raise DataError(f"{str(target)!r} exists already", "take another name, or remove it")
-    part = target.with_name(f".part-{target.name}")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    try:
-        yield part
-        part.rename(target)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
 
 
 def write_dataset_json(

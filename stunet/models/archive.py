@@ -3,15 +3,14 @@
 The zip is what nnUNetv2_export_model_to_zip writes, or ours. store.py imports and exports models.
 """
 
-import os
 import re
 import shutil
 import stat
 import zipfile
 from pathlib import Path, PurePosixPath
 
-from stunet.datasets import new_folder
 from stunet.errors import WeightsError
+from stunet.files import new_folder, whole
 
 # What is read from an archive, below the folder of its plans.json.
 FILES = re.compile(r"(plans|dataset|model)\.json|fold_(\d+|all)/checkpoint_\w+\.pth")
@@ -21,15 +20,10 @@ MAX_RATIO, MAX_EXTRA_BYTES, MAX_MEMBERS = 20, 16 << 20, 10_000
 
 def pack(folder: Path, archive: Path) -> None:
     """Writes a model folder as a zip; weights do not compress, so nothing is."""
-    part = archive.with_name(f".part-{os.getpid()}-{archive.name}")
-    try:
-        with zipfile.ZipFile(part, "w", zipfile.ZIP_STORED) as target:
-            for path in sorted(folder.rglob("*")):
-                if path.is_file():
-                    target.write(path, f"{archive.stem}/{path.relative_to(folder).as_posix()}")
-        os.replace(part, archive)
-    finally:
-        part.unlink(missing_ok=True)
+    with whole(archive) as part, zipfile.ZipFile(part, "w", zipfile.ZIP_STORED) as target:
+        for path in sorted(folder.rglob("*")):
+            if path.is_file():
+                target.write(path, f"{archive.stem}/{path.relative_to(folder).as_posix()}")
 
 
 def is_packed_model(path: Path) -> bool:

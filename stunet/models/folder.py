@@ -1,7 +1,7 @@
 """How do weights become a model folder that stock nnU-Net v2 runs, and when does a model fit together?
 
 A model folder is plans.json, dataset.json and fold_X/checkpoint_final.pth; ours also holds model.json: where the
-weights come from, and the checksums of the files. weights.py reads files and folders, store.py decides which.
+weights come from, and the checksums of the files. weights/reading.py reads files and folders, store.py decides which.
 """
 
 import re
@@ -13,15 +13,14 @@ from typing import Any
 
 import torch
 
-from stunet.datasets import new_folder
 from stunet.errors import DataError, WeightsError
-from stunet.files import read_json, write_json
+from stunet.files import new_folder, read_json, write_json
 from stunet.models.archive import pack
 from stunet.models.download import sha256_of
 from stunet.models.registry import Entry, dataset_of, plans_of
 from stunet.networks import STUNet
-from stunet.weights.checkpoints import check_weights, save_checkpoint
-from stunet.weights.reading import Weights, check_finite, read_weights, save_weights
+from stunet.weights.checkpoints import check_finite, check_weights, save_checkpoint, save_weights, to_half
+from stunet.weights.reading import Weights, read_weights
 
 CHECKPOINT = "checkpoint_final.pth"
 RECORD = "model.json"
@@ -57,6 +56,7 @@ def describe(weights: Weights, entry: Entry | None = None) -> Weights:
         plans=plans,
         configuration=weights.configuration or next(iter(plans["configurations"])),
         dataset={"file_ending": ".nii.gz", **dataset},
+        mirror_axes=entry.mirror_axes if entry and weights.mirror_axes is None else weights.mirror_axes,
         entry=entry.name if entry else weights.entry,
     )
     check_fit(described)
@@ -154,7 +154,7 @@ def export(source: Path, target: Path, half: bool = False) -> None:
     for weights in folds.values():
         check_fit(weights)
     if half:
-        folds = {name: replace(weights, tensors=_to_half(weights.tensors)) for name, weights in folds.items()}
+        folds = {name: replace(weights, tensors=to_half(weights.tensors)) for name, weights in folds.items()}
     if target.suffix != ".zip":
         write_model_folder(target, folds, {"source": str(source)})
         return
@@ -200,30 +200,20 @@ def head_rows(labels: Mapping[str, Any]) -> int:
 
 
 def _checkpoint(weights: Weights) -> dict[str, Any]:
-    axes = weights.mirror_axes
-    if axes is None:
-        axes = tuple((weights.plans or {}).get("stunet", {}).get("mirror_axes", ()))
-    return {
+    checkpoint: dict[str, Any] = {
         "network_weights": {name: _alone(tensor) for name, tensor in weights.tensors.items()},
         "trainer_name": "nnUNetTrainer",
         "init_args": {"configuration": weights.configuration},
-        "inference_allowed_mirroring_axes": axes,
     }
+    if weights.mirror_axes is not None:  # what is unknown stays so: nnU-Net does not mirror without the key
+        checkpoint["inference_allowed_mirroring_axes"] = weights.mirror_axes or None  # its predictor refuses ()
+    return checkpoint
 
 
 def _alone(tensor: torch.Tensor) -> torch.Tensor:
     """The tensor with nothing else in its memory, for torch writes all of that."""
     alone = tensor.is_contiguous() and tensor.untyped_storage().nbytes() == tensor.nbytes
     return tensor if alone else tensor.clone(memory_format=torch.contiguous_format)
-
-
-def _to_half(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    halved = {name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
-    if large := [name for name, tensor in halved.items() if not tensor.isfinite().all()]:
-        raise WeightsError(
-            f"{len(large)} tensors (e.g. {large[0]!r}) have values that float16 cannot hold", "export without --half"
-        )
-    return halved
 
 
 def _numbered(names: Sequence[str] | None) -> dict[str, int]:

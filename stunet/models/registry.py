@@ -13,9 +13,9 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
-from stunet import __version__
 from stunet.errors import WeightsError, closest
 from stunet.presets import SIZES
+from stunet.weights.v2 import make_dataset, make_plans
 
 DEFAULT_TAG = "totalseg"
 CONFIGURATION = "3d_fullres"
@@ -136,52 +136,17 @@ def plans_of(entry: Entry) -> dict[str, Any]:
         WeightsError: The entry lacks strides, spacing or something else that plans need.
     """
     _require_complete(entry)
-    shape = list(entry.median_shape or entry.patch_size or ())  # nnU-Net reads it only when it plans
-    scheme = {"is_seg": False, "order": 3, "order_z": 0, "force_separate_z": None}
-    mask = scheme | {"is_seg": True, "order": 1}
-    configuration = {
-        "data_identifier": f"STUNetPlans_{CONFIGURATION}",
-        "preprocessor_name": "DefaultPreprocessor",
-        "batch_size": 2,
-        "patch_size": list(entry.patch_size or ()),
-        "median_image_size_in_voxels": shape,
-        "spacing": list(entry.spacing or ()),
-        "normalization_schemes": list(entry.normalization or ()),
-        "use_mask_for_norm": [False for _ in entry.normalization or ()],
-        "resampling_fn_data": "resample_data_or_seg_to_shape",
-        "resampling_fn_seg": "resample_data_or_seg_to_shape",
-        "resampling_fn_data_kwargs": scheme,
-        "resampling_fn_seg_kwargs": mask,
-        "resampling_fn_probabilities": "resample_data_or_seg_to_shape",
-        "resampling_fn_probabilities_kwargs": mask | {"is_seg": False},
-        "batch_dice": False,
-        "architecture": {
-            "network_class_name": "stunet.networks.STUNet",
-            "arch_kwargs": {"size": entry.size, "strides": [list(stride) for stride in entry.strides or ()]},
-            "_kw_requires_import": [],
-        },
-    }
-    return {
-        "dataset_name": entry.name,
-        "plans_name": "STUNetPlans",
-        "original_median_spacing_after_transp": list(entry.spacing or ()),
-        "original_median_shape_after_transp": shape,
-        "image_reader_writer": "SimpleITKIO",
-        "transpose_forward": [0, 1, 2],
-        "transpose_backward": [0, 1, 2],
-        "experiment_planner_used": "STUNetPlanner",
-        "label_manager": "LabelManager",
-        "foreground_intensity_properties_per_channel": {str(i): {} for i in range(len(entry.channels or ()))},
-        "configurations": {CONFIGURATION: configuration},
-        "stunet": {
-            "version": __version__,
-            "size": entry.size,
-            "stages": len(entry.strides or ()),
-            "mirror_axes": list(entry.mirror_axes or ()),
-            "plan": {},
-            "train": {},
-        },
-    }
+    return make_plans(
+        entry.name,
+        CONFIGURATION,
+        entry.size,
+        strides=entry.strides or (),
+        spacing=entry.spacing or (),
+        patch_size=entry.patch_size or (),
+        median_shape=entry.median_shape or entry.patch_size or (),
+        normalization=entry.normalization or (),
+        mirror_axes=entry.mirror_axes or (),
+    )
 
 
 def dataset_of(entry: Entry) -> dict[str, Any]:
@@ -191,13 +156,7 @@ def dataset_of(entry: Entry) -> dict[str, Any]:
         WeightsError: As plans_of.
     """
     _require_complete(entry)
-    return {
-        "name": entry.name,
-        "channel_names": {str(i): name for i, name in enumerate(entry.channels or ())},
-        "labels": {name: i for i, name in enumerate(entry.classes or ())},
-        "numTraining": entry.cases or 0,
-        "file_ending": ".nii.gz",
-    }
+    return make_dataset(entry.name, entry.channels or (), entry.classes or (), entry.cases or 0)
 
 
 def _require_complete(entry: Entry) -> None:

@@ -2,7 +2,7 @@
 
 The store is a folder ($STUNET_MODELS). Each model in it is an nnU-Net v2 model folder under its name; weights that
 were published without plans stand there as the file they are. Checksums of first downloads stay in checksums.json.
-Needs torch only where weights are read. models.py has the registry, model_folder.py the folders.
+Needs torch only where weights are read. registry.py has the entries, folder.py the folders.
 """
 
 import logging
@@ -16,9 +16,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stunet.datasets import new_folder
 from stunet.errors import DataError, WeightsError, closest
-from stunet.files import read_json, write_json
+from stunet.files import new_folder, read_json, write_json
 from stunet.models import registry
 from stunet.models.registry import Entry
 
@@ -222,7 +221,7 @@ def _install(
 ) -> Installed:
     """Makes the folder of a model; where the registry says that there are no plans, it holds the file as it is."""
     from stunet.models.folder import describe, read_folds, write_model_folder
-    from stunet.weights.reading import check_finite
+    from stunet.weights.checkpoints import check_finite
 
     folds = read_folds(path)
     for weights in folds.values():

@@ -2,7 +2,7 @@
 
 A .pth or .model file is a pickle, and a pickle may call any function. torch's restricted reader (`weights_only=True`)
 builds tensors and plain values; nnU-Net's own files also hold numpy scalars, which are the only addition to what it
-allows. weights.py says what a checkpoint means; inference/predictor.py puts one into a network.
+allows. reading.py says what a checkpoint means; inference/predictor.py puts one into a network.
 """
 
 import json
@@ -180,16 +180,25 @@ def save_weights(path: Path, tensors: Mapping[str, torch.Tensor], meta: Mapping[
     check_finite(tensors, path)
     stored = {name: value.detach().contiguous() for name, value in tensors.items()}
     if half:
-        stored = {name: value.half() if value.is_floating_point() else value for name, value in stored.items()}
-        large = [name for name, value in stored.items() if not value.isfinite().all()]
-        if large:
-            raise WeightsError(
-                f"{len(large)} tensors (e.g. {large[0]!r}) have values above 65504, the largest of float16",
-                "export them in full precision",
-            )
+        stored = to_half(stored)
     text = json.dumps({key: value for key, value in meta.items() if value is not None} | {"version": FORMAT})
     with whole(path) as part:
         save_file(stored, part, {"format": "pt", "stunet": text})
+
+
+def to_half(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The tensors in float16, half the bytes.
+
+    Raises:
+        WeightsError: A value is too large for it.
+    """
+    halved = {name: value.half() if value.is_floating_point() else value for name, value in tensors.items()}
+    if large := [name for name, value in halved.items() if not value.isfinite().all()]:
+        raise WeightsError(
+            f"{len(large)} tensors (e.g. {large[0]!r}) have values above 65504, the largest of float16",
+            "export them in full precision",
+        )
+    return halved
 
 
 def _plain(value: Any) -> Any:

@@ -18,7 +18,8 @@ from stunet.plans.resolve import resolve
 from stunet.weights.architecture import Architecture, recognise
 from stunet.weights.checkpoints import check_finite, is_safetensors, load_checkpoint, load_safetensors, save_weights
 from stunet.weights.pickles import load_pickle
-from stunet.weights.v1 import NETWORK, convert_plans, fit_strides
+from stunet.weights.v1 import convert_plans, fit_strides
+from stunet.weights.v2 import NETWORK
 
 __all__ = ["Architecture", "Weights", "check_finite", "read_weights", "recognise", "save_weights"]
 
@@ -34,7 +35,7 @@ class Weights:
     """Parameters under their official names, mapped from `path`, and what is known about them.
 
     `kind` is a key of _READERS; `plans` has one configuration, `configuration`, with our network; `dataset` is
-    nnU-Net's dataset.json; `mirror_axes` is empty where mirroring is known to be wrong.
+    nnU-Net's dataset.json; `mirror_axes` is None where nobody said, and empty where mirroring is known to be wrong.
     """
 
     path: Path

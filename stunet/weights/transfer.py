@@ -4,7 +4,7 @@ Every tensor of the network and of the weights has one fate, known from names an
 judged first and loaded then, tensor by tensor, since the weights are mapped from their file and may be large.
 
 Tensors are matched by resolution: encoder stages count from the finest, everything behind them from the coarsest.
-weights.py reads the file, heads.py chooses the rows; trainers/start.py calls `transfer` before the first epoch.
+reading.py reads the file, heads.py chooses the rows; trainers/start.py calls `transfer` before the first epoch.
 """
 
 from collections.abc import Sequence
@@ -24,6 +24,7 @@ from stunet.weights.report import ENCODER, Fate, TransferReport, level
 STEMS = ("repeat", "first")
 LEAST_COVERAGE = 0.9  # of the encoder; with less the weights are those of something else
 GAPS_SHOWN = 3
+SPACING_FACTOR = 1.5  # on any axis; above it the weights' structures have clearly another size in voxels
 ABSENT = "not in the weights"
 INPUT_CONVOLUTIONS = ("conv_blocks_context.0.0.conv1.weight", "conv_blocks_context.0.0.conv3.weight")
 
@@ -34,6 +35,8 @@ def transfer(
     *,
     classes: Sequence[str] | None = None,
     channels: Sequence[str] | None = None,
+    normalization: Sequence[str] | None = None,
+    spacing: Sequence[float] | None = None,
     cascade_channels: int = 0,
     head: str | None = None,
     stem: str = "repeat",
@@ -46,6 +49,8 @@ def transfer(
         weights: As read_weights() gives them.
         classes: Name of each row of the network's heads, the background first (and absent where regions are learned).
         channels: Names of its image channels.
+        normalization: What the plan does to them: nnU-Net's scheme per channel.
+        spacing: Of the plan, in mm, array order.
         cascade_channels: One-hot channels in its input, behind the image channels; their weights begin as zeros.
         head: One of heads.HEADS, or None: slice where a class matches.
         stem: For other image channels than the weights', one of STEMS; see `inflate`.
@@ -83,7 +88,11 @@ def transfer(
     for name, source in loaded.items():
         verify(name, state[name], match.value(name, source, state[name]))
         release(weights.tensors[source])
-    warnings = (*_warnings(network.strides, match, channels), *heads.warnings)
+    warnings = (
+        *_stride_warnings(network.strides, weights),
+        *_input_warnings(weights, channels, normalization, spacing),
+        *heads.warnings,
+    )
     return TransferReport(str(weights.path), sha256, weights.entry, coverage, heads, warnings, tuple(fates))
 
 
@@ -214,9 +223,9 @@ def _coverage(fates: list[Fate], stages: int, path: Path) -> float:
     )
 
 
-def _warnings(strides: Sequence[Sequence[int]], match: _Match, channels: Sequence[str] | None) -> list[str]:
+def _stride_warnings(strides: Sequence[Sequence[int]], weights: Weights) -> list[str]:
     """Where the weights compute something else in this network than they did in their own."""
-    weights, warnings = match.weights, []
+    warnings = []
     ours, theirs = len(strides), weights.architecture.stages
     if ours != theirs:
         which = "the deepest of the weights are unused" if ours < theirs else "the deepest are drawn anew"
@@ -231,10 +240,34 @@ def _warnings(strides: Sequence[Sequence[int]], match: _Match, channels: Sequenc
                 f"the weights were trained with strides {there}, the plan has {here}: "
                 "fine for training further, but until then they compute another function"
             )
+    return warnings
+
+
+def _input_warnings(
+    weights: Weights,
+    channels: Sequence[str] | None,
+    normalization: Sequence[str] | None,
+    spacing: Sequence[float] | None,
+) -> list[str]:
+    """Where the network will see other images than the weights were trained with; what is unknown is passed over."""
+    warnings = []
     named = [name.casefold() for name in weights.channels or ()], [name.casefold() for name in channels or ()]
     if len(named[0]) == len(named[1]) and named[0] != named[1]:
         warnings.append(
             f"the weights' input channels are {', '.join(weights.channels or ())}, "
             f"the dataset's {', '.join(channels or ())}: they are taken in this order"
+        )
+    there, here = (list(dict.fromkeys(schemes or ())) for schemes in (weights.normalization, normalization))
+    if there and here and there != here:
+        warnings.append(
+            f"the weights were trained with images normalised by {', '.join(there)}, the plan normalises by "
+            f"{', '.join(here)}: the first layers see other intensities than they know"
+        )
+    factors = [theirs / ours for theirs, ours in zip(weights.spacing or (), spacing or (), strict=False)]
+    if any(max(factor, 1 / factor) > SPACING_FACTOR for factor in factors):
+        given = (" x ".join(f"{pitch:g}" for pitch in each or ()) for each in (weights.spacing, spacing))
+        warnings.append(
+            "the weights were trained at a spacing of {} mm, the plan has {} mm: "
+            "they know the same structures in another size".format(*given)
         )
     return warnings

@@ -8,17 +8,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from stunet import __version__
 from stunet.errors import WeightsError
+from stunet.weights.v2 import make_dataset, make_plans
 
-NETWORK = "stunet.networks.STUNet"
 # v1 normalises what it does not know per image
 _SCHEMES = {"CT": "CTNormalization", "noNorm": "NoNormalization", "nonCT": "ZScoreNormalization"}
 _INTENSITIES = {
     "mean": "mean", "sd": "std", "median": "median", "mn": "min", "mx": "max",
     "percentile_00_5": "percentile_00_5", "percentile_99_5": "percentile_99_5",
 }  # fmt: skip
-_RESAMPLING = "resample_data_or_seg_to_shape"
+MIRROR_AXES = (0, 1, 2)  # v1's default, which STU-Net's trainers left as it is
 
 
 class Converted(NamedTuple):
@@ -73,27 +72,15 @@ def convert_plans(
         last = max(plans["plans_per_stage"])
         index = index if index in plans["plans_per_stage"] else last
         configuration = "3d_fullres" if index == last else "3d_lowres"
-        converted = _plans(plans, path, size, stages, plans["plans_per_stage"][index], configuration)
-        converted["dataset_name"] = dataset_name
-        converted["configurations"][configuration]["batch_dice"] = bool(batch_dice)
+        stage = plans["plans_per_stage"][index]
+        converted = _plans(plans, path, size, stages, stage, configuration, dataset_name, bool(batch_dice))
     except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
         raise WeightsError(
             f"{str(path)!r} holds damaged plans: {type(error).__name__} {str(error)[:100]}",
             "copy it again from its source",
         ) from None
-    dataset = (
-        None
-        if names is None
-        else {
-            "name": dataset_name,
-            "channel_names": {str(i): name for i, name in enumerate(channels)},
-            "labels": {name: i for i, name in enumerate(names)},
-            "numTraining": 0,
-            "file_ending": ".nii.gz",
-        }
-    )
-    mirror_axes = (0, 1, 2)  # v1's default, which STU-Net's trainers left as it is
-    return Converted(converted, dataset, configuration, mirror_axes)
+    dataset = None if names is None else make_dataset(dataset_name, channels, names)
+    return Converted(converted, dataset, configuration, MIRROR_AXES)
 
 
 def _plans(
@@ -103,45 +90,36 @@ def _plans(
     stages: int,
     stage: Mapping[str, Any],
     configuration: str,
+    dataset_name: str,
+    batch_dice: bool,
 ) -> dict[str, Any]:
     """v1 computes spacings and shapes of a stage after transposing the axes, as v2 does."""
-    name = "STUNetPlans" if size is None else f"STUNetPlans_{size}"
-    spacing = [float(x) for x in stage["current_spacing"]]
-    shape = [round(n) for n in stage["median_patient_size_in_voxels"]]
     channels = range(int(plans["num_modalities"]))
-    return {
-        "dataset_name": "",
-        "plans_name": name,
-        "original_median_spacing_after_transp": [float(x) for x in stage.get("original_spacing", spacing)],
-        "original_median_shape_after_transp": shape,
-        "image_reader_writer": "SimpleITKIO",  # what v1 read with; the order of axes is the same
+    converted = make_plans(
+        dataset_name,
+        configuration,
+        size,
+        strides=_strides(stage["pool_op_kernel_sizes"], stages, path),
+        spacing=[float(x) for x in stage["current_spacing"]],
+        patch_size=[int(n) for n in stage["patch_size"]],
+        median_shape=[round(n) for n in stage["median_patient_size_in_voxels"]],
+        normalization=[_scheme(plans["normalization_schemes"][i], path) for i in channels],
+        mirror_axes=MIRROR_AXES,
+    )
+    if "original_spacing" in stage:
+        converted["original_median_spacing_after_transp"] = [float(x) for x in stage["original_spacing"]]
+    converted |= {
         "transpose_forward": [int(axis) for axis in plans["transpose_forward"]],
         "transpose_backward": [int(axis) for axis in plans["transpose_backward"]],
         "experiment_planner_used": "nnU-Net v1",
-        "label_manager": "LabelManager",
         "foreground_intensity_properties_per_channel": _intensities(plans, channels),
-        "stunet": {
-            "version": __version__, "size": size, "stages": stages, "mirror_axes": [0, 1, 2], "plan": {}, "train": {},
-        },
-        "configurations": {
-            configuration: {
-                "data_identifier": f"{name}_{configuration}",
-                "preprocessor_name": "DefaultPreprocessor",
-                "batch_size": int(stage["batch_size"]),
-                "patch_size": [int(n) for n in stage["patch_size"]],
-                "median_image_size_in_voxels": shape,
-                "spacing": spacing,
-                "normalization_schemes": [_scheme(plans["normalization_schemes"][i], path) for i in channels],
-                "use_mask_for_norm": [bool(plans["use_mask_for_norm"][i]) for i in channels],
-                **_resampling(),
-                "architecture": {
-                    "network_class_name": NETWORK,
-                    "arch_kwargs": {"size": size, "strides": _strides(stage["pool_op_kernel_sizes"], stages, path)},
-                    "_kw_requires_import": [],
-                },
-            }
-        },
-    }  # fmt: skip
+    }
+    converted["configurations"][configuration] |= {
+        "batch_size": int(stage["batch_size"]),
+        "batch_dice": batch_dice,
+        "use_mask_for_norm": [bool(plans["use_mask_for_norm"][i]) for i in channels],
+    }
+    return converted
 
 
 def _strides(pools: Sequence[Sequence[int]], stages: int, path: Path) -> list[list[int]]:
@@ -171,18 +149,6 @@ def _intensities(plans: Mapping[str, Any], channels: Iterable[int]) -> dict[str,
     return {
         str(i): {new: float(known[i][old]) for old, new in _INTENSITIES.items() if old in known.get(i, {})}
         for i in channels
-    }
-
-
-def _resampling() -> dict[str, Any]:
-    common = {"order_z": 0, "force_separate_z": None}
-    return {
-        "resampling_fn_data": _RESAMPLING,
-        "resampling_fn_seg": _RESAMPLING,
-        "resampling_fn_probabilities": _RESAMPLING,
-        "resampling_fn_data_kwargs": {"is_seg": False, "order": 3, **common},
-        "resampling_fn_seg_kwargs": {"is_seg": True, "order": 1, **common},
-        "resampling_fn_probabilities_kwargs": {"is_seg": False, "order": 1, **common},
     }
 
 
