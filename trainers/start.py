@@ -111,6 +111,7 @@ def _load(
             "give the file that the plan was derived with",
         )
     channels = list((dataset_json.get("channel_names") or dataset_json["modality"]).values())
+    planned_for = resolve(plans, configuration)
     return transfer(
         network,
         weights,
@@ -119,6 +120,8 @@ def _load(
         cascade_channels=network.input_channels - len(channels),
         head=None if planned["head"] == given["head"] else planned["head"],  # the report knows why only then
         sha256=planned["sha256"],
+        normalization=planned_for["normalization_schemes"],
+        spacing=planned_for["spacing"],
     )
 
 
