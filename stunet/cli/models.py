@@ -13,10 +13,11 @@ from types import TracebackType
 from typing import Any
 
 from stunet import console
-from stunet.cli.common import new_parser, run
+from stunet.cli.common import device, new_parser, run
 from stunet.errors import UsageError, WeightsError
 from stunet.models import registry, store
 from stunet.models.registry import Entry
+from stunet.workspace import dataset_name
 
 EXAMPLES = """examples:
   stunet_models list
@@ -24,6 +25,7 @@ EXAMPLES = """examples:
   stunet_models import base_ep4k.model
   stunet_models import model_final_checkpoint.model --name STU-Net-B.abdomenatlas
   stunet_models export STU-Net-B -o stunet_b.safetensors --half
+  stunet_models bn-recollect nnUNetTrainerBN__nnUNetPlans__3d_fullres -d 3
 """
 SCHEMES = {
     "ZScoreNormalization": "z-score of each image",
@@ -65,6 +67,12 @@ def build_parser() -> argparse.ArgumentParser:
     give.add_argument("--half", action="store_true", help="float16: half the size")
     test = verb("check", "read every byte of a model, and say whether all fits together", _check)
     test.add_argument("name", metavar="NAME|PATH")
+    again = verb("bn-recollect", "count the running statistics of a BatchNorm network anew, on other data", _recollect)
+    again.add_argument("name", metavar="MODEL", help="a model folder of nnU-Net v2, which stays as it is")
+    again.add_argument("-d", required=True, metavar="DATASET", help="preprocessed as the model's plans say")
+    again.add_argument("-c", metavar="CONFIGURATION", help="of the dataset's plans (default: named as the model's)")
+    again.add_argument("-o", type=Path, metavar="OUT", help="the new model folder (default: MODEL-bn-DATASET)")
+    again.add_argument("--batches", type=int, default=100, metavar="N", help="of unaugmented patches (default: 100)")
     return parser
 
 
@@ -174,6 +182,24 @@ def _check(args: argparse.Namespace) -> None:
 
     for line in check(source):
         console.result(line)
+
+
+def _recollect(args: argparse.Namespace) -> None:
+    if args.batches < 1:
+        raise UsageError(f"--batches {args.batches}: one is the least", "--batches 100")
+    source, dataset = store.find_model(args.name, offline=True), dataset_name(args.d)
+    from stunet.models.recollect import open_batch_norm, recollect
+
+    model = open_batch_norm(source)
+    if model is None:
+        console.note(f"nothing to do: {args.name} has no BatchNorm, so no statistics of its training data in it")
+        return
+    with console.Progress("statistics", args.batches * len(model.checkpoints)) as progress:
+        folder = recollect(
+            model, dataset, configuration=args.c, target=args.o, batches=args.batches, device=device(None),
+            on_batch=progress.step,
+        )  # fmt: skip
+    console.result(str(folder))
 
 
 def _next(model: store.Installed) -> None:

@@ -14,16 +14,16 @@ from typing import Any
 import torch
 
 from stunet.errors import DataError, WeightsError
-from stunet.files import new_folder, read_json, write_json
+from stunet.files import new_folder, write_json
 from stunet.models.archive import pack
 from stunet.models.download import sha256_of
+from stunet.models.record import RECORD, read_record
 from stunet.models.registry import Entry, dataset_of, plans_of
 from stunet.networks import STUNet
 from stunet.weights.checkpoints import check_finite, check_weights, save_checkpoint, save_weights, to_half
 from stunet.weights.reading import Weights, read_weights
 
 CHECKPOINT = "checkpoint_final.pth"
-RECORD = "model.json"
 
 
 def describe(weights: Weights, entry: Entry | None = None) -> Weights:
@@ -171,11 +171,12 @@ def check(source: Path) -> list[str]:
 
     Raises:
         WeightsError: What is wrong: a file that changed, NaN, tensors that do not fit the plans, class names.
+        DataError: The record of the installation cannot be read.
     """
     found = []
     folder = source if source.is_dir() else source.parent
     if (folder / RECORD).is_file():
-        files = read_json(folder / RECORD).get("files", {})
+        files = read_record(folder).get("files", {})
         for file, digest in files.items():
             if not (folder / file).is_file() or sha256_of(folder / file) != digest:
                 raise WeightsError(

@@ -19,13 +19,13 @@ from typing import TYPE_CHECKING, Any
 from stunet.errors import DataError, WeightsError, closest
 from stunet.files import new_folder, read_json, write_json
 from stunet.models import registry
+from stunet.models.record import RECORD, read_record
 from stunet.models.registry import Entry
 
 if TYPE_CHECKING:
     from stunet.models.download import Progress
     from stunet.weights.reading import Weights
 
-RECORD = "model.json"
 CHECKSUMS = "checksums.json"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 log = logging.getLogger("stunet")
@@ -51,7 +51,7 @@ def installed() -> list[Installed]:
     found = []
     for path in sorted(registry.store().glob(f"*/{RECORD}")):
         if not path.parent.name.startswith("."):
-            found.append(Installed(path.parent.name, path.parent, read_json(path)))
+            found.append(Installed(path.parent.name, path.parent, read_record(path.parent)))
     return found
 
 
@@ -238,7 +238,7 @@ def _install(
             write_json(part / RECORD, record | more)
     else:
         write_model_folder(target, {fold: describe(weights, entry) for fold, weights in folds.items()}, record)
-    return Installed(name, target, read_json(target / RECORD))
+    return Installed(name, target, read_record(target))
 
 
 def _with_plans(weights: "Weights", pkl: Path, entry: Entry | None, name: str) -> "Weights":

@@ -1,0 +1,195 @@
+"""How does a network with batch normalisation learn the intensities of other data, without being trained on them?
+
+In prediction such a network normalises by running statistics of its training data. They are counted anew, by torch's
+update_bn, over patches of the target's preprocessed cases, without augmentation; no weight changes. Networks that
+normalise each image by itself, as STU-Net does, have no such statistics.
+"""
+
+import copy
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class, nnUNetBaseDataset
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.optim.swa_utils import update_bn
+
+from stunet.errors import DataError
+from stunet.files import new_folder, read_json, write_json
+from stunet.inference.cases import Model, open_model
+from stunet.inference.network import build
+from stunet.models.record import RECORD
+from stunet.plans.check import difference
+from stunet.plans.resolve import resolve
+from stunet.preprocessing import CONFIGURATION_SETTINGS, PLAN_SETTINGS, preprocessed_cases
+from stunet.weights.checkpoints import check_finite, check_weights, load_trained, save_checkpoint
+from stunet.weights.reading import read_weights
+from stunet.workspace import preprocessed_dataset
+
+BATCHES = 100
+SEED = 0  # of the patches
+
+
+@dataclass(frozen=True)
+class BatchNormModel:
+    """A model folder whose network has running statistics: the names in `statistics`; one checkpoint per fold."""
+
+    model: Model
+    configuration: str
+    planned: Any
+    network: torch.nn.Module
+    checkpoints: list[dict[str, Any]]
+    statistics: list[str]
+
+
+def open_batch_norm(source: Path) -> BatchNormModel | None:
+    """The model in a folder, with all its folds, or in a file; None where its network has no running statistics.
+
+    Raises:
+        WeightsError: The weights cannot be read, or are not those of the plans.
+        DataError: Not a model folder, or a cascade, whose other input is not among the preprocessed cases.
+    """
+    if source.is_file():
+        read_weights(source)  # an STU-Net, or an error
+        return None
+    model = open_model(source)
+    checkpoints = [load_trained(path) for path in model.weights]
+    name = checkpoints[0]["init_args"]["configuration"]
+    _, planned, network = build(_as_trained(model, name, checkpoints[0].get("trainer_name")), name)
+    for path, checkpoint in zip(model.weights, checkpoints, strict=True):
+        check_weights(path, network, checkpoint["network_weights"])
+    statistics = _statistics(network)
+    if statistics and planned.previous_stage_name:
+        raise DataError(
+            f"{name} of {str(source)!r} is a cascade: it also sees predictions of {planned.previous_stage_name}",
+            f"take the model of {planned.previous_stage_name}",
+        )
+    return BatchNormModel(model, name, planned, network, checkpoints, statistics) if statistics else None
+
+
+def recollect(
+    source: BatchNormModel,
+    dataset: str,
+    *,
+    configuration: str | None = None,
+    target: Path | None = None,
+    batches: int = BATCHES,
+    device: str = "cpu",
+    on_batch: Callable[[], None] = lambda: None,
+) -> Path:
+    """Writes a model folder that has the running statistics of a dataset, and returns it; the model's stays as it is.
+
+    Args:
+        source: As open_batch_norm() gives it.
+        dataset: Full name of a dataset that is preprocessed as the model's plans say.
+        configuration: Of the dataset's plans; by default it has the name of the model's.
+        target: Must not exist; by default beside the model, with the dataset's name at the end.
+        batches: How many, of the plan's batch and patch size, from cases and places at random.
+        device: Where the network runs.
+        on_batch: Called after every batch of every fold.
+
+    Raises:
+        DataError: No data that fit, or `target` exists.
+        WeightsError: Statistics became NaN or infinite.
+    """
+    folder, network = source.model.folder.resolve(), source.network
+    cases = _find_cases(source.model, source.configuration, dataset, configuration or source.configuration)
+    target = target or folder.with_name(f"{folder.name}-bn-{dataset}")
+    with new_folder(target) as part:
+        for path, checkpoint in zip(source.model.weights, source.checkpoints, strict=True):
+            network.load_state_dict(checkpoint["network_weights"])
+            patches = _patches(cases, source.planned.patch_size, source.planned.batch_size, batches, on_batch)
+            update_bn(patches, network.to(device), torch.device(device))
+            state = network.cpu().state_dict()
+            counted = {name: state[name] for name in source.statistics}
+            check_finite(counted, path)
+            (part / path.parent.name).mkdir()
+            content = checkpoint | {"network_weights": checkpoint["network_weights"] | counted}
+            save_checkpoint(content, part / path.parent.name / path.name)
+        for file in ("plans.json", "dataset.json"):
+            shutil.copyfile(folder / file, part / file)
+        write_json(part / RECORD, {"source": str(folder), "statistics": {"dataset": dataset, "batches": batches}})
+    return target
+
+
+def _as_trained(model: Model, configuration: str, trainer: str | None) -> Model:
+    """The model with the norm that it has: nnU-Net's nnUNetTrainerBN exchanges it, and leaves it out of the plans."""
+    described = resolve(model.plans, configuration).get("architecture")
+    if trainer != "nnUNetTrainerBN" or described is None:
+        return model
+    architecture = copy.deepcopy(described)
+    arguments = architecture["arch_kwargs"]
+    axes = arguments["conv_op"][-2:]  # torch.nn.modules.conv.Conv3d
+    arguments |= {"norm_op": f"torch.nn.BatchNorm{axes}", "norm_op_kwargs": {"eps": 1e-5, "affine": True}}
+    planned = model.plans["configurations"][configuration] | {"architecture": architecture}
+    plans = model.plans | {"configurations": model.plans["configurations"] | {configuration: planned}}
+    return replace(model, plans=plans)
+
+
+def _statistics(network: torch.nn.Module) -> list[str]:
+    """Names of the running statistics in the network's state; what two modules share has two names there."""
+    return [
+        f"{name}.{buffer}"
+        for name, module in network.named_modules(remove_duplicate=False)
+        if isinstance(module, _BatchNorm)
+        for buffer, _ in module.named_buffers(recurse=False)
+    ]
+
+
+def _find_cases(model: Model, name: str, dataset: str, configuration: str) -> nnUNetBaseDataset:
+    """The dataset's cases that are preprocessed as the model's plans say."""
+    wanted, reasons = _preprocessing(model.plans, name), []
+    for path in sorted(preprocessed_dataset(dataset).glob("*.json")):
+        plans = read_json(path)
+        if not isinstance(plans, dict) or configuration not in plans.get("configurations", ()):
+            continue
+        if other := difference(_preprocessing(plans, configuration), wanted, path.stem):
+            reasons.append(other)
+        elif names := preprocessed_cases(dataset, plans, configuration):
+            folder = str(preprocessed_dataset(dataset) / resolve(plans, configuration)["data_identifier"])
+            return infer_dataset_class(folder)(folder, names)
+        else:
+            reasons.append(f"{path.stem} is not preprocessed")
+    plan = model.plans["plans_name"]
+    raise DataError(
+        f"no {configuration} data of {dataset} are preprocessed as the model's: "
+        f"{'; '.join(reasons) or 'no plans have this configuration'}",
+        f"nnUNetv2_move_plans_between_datasets -s {model.plans['dataset_name']} -t {dataset} -sp {plan} "
+        f"-tp {plan}_moved, then nnUNetv2_preprocess -d {dataset[7:10]} -plans_name {plan}_moved -c {name}",
+    )
+
+
+def _preprocessing(plans: dict[str, Any], configuration: str) -> dict[str, Any]:
+    """What decides the values of preprocessed images."""
+    planned = resolve(plans, configuration)
+    return {key: plans.get(key) for key in PLAN_SETTINGS} | {key: planned.get(key) for key in CONFIGURATION_SETTINGS}
+
+
+def _patches(
+    cases: nnUNetBaseDataset, patch: list[int], batch_size: int, batches: int, on_batch: Callable[[], None]
+) -> Iterator[torch.Tensor]:
+    """Batches (B, C, D, H, W), or (B, C, H, W) for a 2D patch."""
+    random = np.random.default_rng(SEED)
+    names = sorted(cases.identifiers)
+    shape = [1] * (3 - len(patch)) + list(patch)
+    for _ in range(batches):
+        images = [cases.load_case(names[random.integers(len(names))])[0] for _ in range(batch_size)]
+        drawn = [_patch(image, shape, random) for image in images]
+        batch = torch.from_numpy(np.stack(drawn)).float()
+        yield batch if len(patch) == 3 else batch[:, :, 0]
+        on_batch()
+
+
+def _patch(image_CDHW: Any, shape: list[int], random: np.random.Generator) -> np.ndarray:
+    """A patch from anywhere; where the image is smaller it is in the middle of zeros, as in training and prediction."""
+    cut, margins = [slice(None)], [(0, 0)]
+    for size, length in zip(image_CDHW.shape[1:], shape, strict=True):
+        start = int(random.integers(max(size - length, 0) + 1))
+        cut.append(slice(start, start + length))
+        missing = max(length - size, 0)
+        margins.append((missing - missing // 2, missing // 2))
+    return np.pad(image_CDHW[tuple(cut)], margins)
