@@ -1,8 +1,8 @@
 """Tests of stunet_predict: what it says before any work, what it leaves behind, and how it ends."""
 
+import hashlib
 import json
 import os
-import runpy
 import signal
 import subprocess
 import sys
@@ -16,22 +16,22 @@ import torch
 from stunet.cli.predict import main
 from stunet.inference.cases import Case
 from stunet.inference.predictor import Predictor
+from tests.predictor_models import make_model, write_image
 
-_shared = runpy.run_path(str(Path(__file__).with_name("test_predictor.py")))
-make_model, write_image = _shared["make_model"], _shared["write_image"]
 DATASET = "Dataset007_Test"
 MODEL = "STUNetTrainer__STUNetPlans__3d_fullres"
 
 
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with nnU-Net's three variables set, a trained model and two images a and b in `in`."""
+    """A folder with nnU-Net's three variables set, a trained model, two images a and b in `in`, and an empty store."""
     for variable in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
         (tmp_path / variable).mkdir()
         monkeypatch.setenv(variable, str(tmp_path / variable))
     make_model(tmp_path / "nnUNet_results" / DATASET / MODEL, mirror=None)
     for seed, name in enumerate("ab"):
         write_image(tmp_path / f"in/{name}_0000.nii.gz", seed)
+    monkeypatch.setenv("STUNET_MODELS", str(tmp_path / "store"))
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -66,7 +66,10 @@ def test_a_folder_is_predicted_with_settings_beside_the_results(
     model = place / "nnUNet_results" / DATASET / MODEL
     for name in settings[:2]:
         assert json.loads((place / "out" / name).read_text()) == json.loads((model / name).read_text())
-    assert json.loads((place / "out" / settings[2]).read_text())["overwrite"] is True
+    written = json.loads((place / "out" / settings[2]).read_text())
+    assert written["overwrite"] is True
+    checkpoint = (model / "fold_0/checkpoint_final.pth").read_bytes()
+    assert written["stunet"]["checkpoints"] == {"0": hashlib.sha256(checkpoint).hexdigest()}
 
 
 def test_one_file_becomes_one_file_and_the_variables_are_not_needed(
@@ -112,19 +115,18 @@ def test_a_case_without_enough_memory_ends_with_3_too(
 
 
 def test_continuing_skips_what_is_there_and_removes_leftovers(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    Path("out").mkdir()
+    command = ("-i", "in", "-o", "out", "-d", 7, "-c", "3d_fullres")
+    assert predict(*command) == 0
     Path("out/a.nii.gz").write_bytes(b"done before")
-    Path("out/.part-1-b.nii.gz").write_bytes(b"half")
-    assert predict("-i", "in", "-o", "out", "-d", 7, "-c", "3d_fullres", "--continue_prediction") == 0
+    Path("out/b.nii.gz").rename("out/.part-1-b.nii.gz")
+    capsys.readouterr()
+    assert predict(*command, "--continue_prediction") == 0
     captured = capsys.readouterr()
     assert captured.out == "out/b.nii.gz\n"
     assert "1 of 2 cases are done already" in captured.err
     assert Path("out/a.nii.gz").read_bytes() == b"done before"
     assert not [name for name in names("out") if name.startswith(".part")]
-    assert (
-        predict("-i", "in", "-o", "out", "-d", 7, "-c", "3d_fullres", "--continue_prediction", "--save_probabilities")
-        == 0
-    )
+    assert predict(*command, "--continue_prediction", "--save_probabilities") == 0
     assert {"a.npz", "b.npz"} <= set(names("out"))
 
 
@@ -184,12 +186,25 @@ def test_a_signal_keeps_finished_cases_and_names_the_way_on(
 @pytest.mark.parametrize(
     ("arguments", "code", "what", "hint"),
     [
-        ("-i in -o out", 2, "no model is named", "--model DIR"),
-        ("-i in -o out -d 7 -c 3d_fullres --model x", 2, "--model names a folder", "leave out one"),
+        ("-i in -o out", 2, "no model is named", "--model NAME"),
+        ("-i in -o out -d 7 -c 3d_fullres --model x", 2, "--model names a model", "leave out one"),
         ("-i in -o out -d 8 -c 3d_fullres", 3, "no dataset '8'", ""),
         ("-i in -o out -d 7 -c 3d_low", 3, "no trained model STUNetTrainer__*__3d_low", "stunet_train 7 3d_low 0"),
         ("-i in -o out -d 7 -c 3d_fullres -p Other", 3, "no trained model STUNetTrainer__Other__3d_fullres", ""),
-        ("-i in -o out --model nowhere", 3, "no model folder 'nowhere'", "--model"),
+        ("-i in -o out --model nowhere", 4, "no model or file 'nowhere'", "stunet_models list"),
+        ("-i in -o out --model STU-Net-X", 4, "did you mean 'STU-Net-", "stunet_models list"),
+        (
+            "-i in -o out --model STU-Net-B --dry_run",
+            4,
+            "STU-Net-B.totalseg is not installed",
+            "stunet_models download",
+        ),
+        ("-i in -o out --model STU-Net-B.brats21", 4, "was published without its plans", "stunet_train --pretrained"),
+        ("-i in -o out --model file", 4, "'file' is a file of weights", "stunet_models import file"),
+        ("-i in -o out --model empty", 3, "'empty' is no model folder: it has no plans.json", "TRAINER__PLANS__"),
+        ("-i in -o out -d 7 -c 3d_fullres --labels amoz", 3, "did you mean 'amos'", "one of "),
+        ("-i in -o out -d 7 -c 3d_fullres --labels amos", 3, "labels 'amos': the model has no 'spleen'", ".toml"),
+        ("-i in -o out -d 7 -c 3d_fullres --labels amos --save_probabilities", 2, "--labels", "leave out one"),
         ("-i in -o out -d 7 -c 3d_fullres -f 3", 3, "fold 3 has no checkpoint_final.pth", "-f 0"),
         ("-i in -o out -d 7 -c 3d_fullres -chk best.pth", 3, "has a best.pth", "-chk checkpoint_final.pth"),
         ("-i none -o out -d 7 -c 3d_fullres", 3, "no input 'none'", "-i"),

@@ -8,78 +8,35 @@ import signal
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stunet import console, labels
-from stunet.cli import common
-from stunet.errors import DataError, Interrupted, StunetError, UsageError
+from stunet import console
+from stunet.cli import common, predict_options
+from stunet.cli.models import ShownDownload
+from stunet.errors import DataError, Interrupted, StunetError, UsageError, WeightsError
 
 if TYPE_CHECKING:
     from stunet.inference.cases import Case, Model
     from stunet.inference.predictor import Predictor
+    from stunet.labels import LabelSystem
 
-DESCRIPTION = "Segment images with a trained model; options of nnUNetv2_predict keep their names and meaning."
-EXAMPLES = """examples:
-  stunet_predict -i imagesTs -o out -d 3 -c 3d_fullres
-  stunet_predict -i scan.nii.gz -o scan_seg.nii.gz --model STUNetTrainer__STUNetPlans__3d_fullres
-  stunet_predict -i dicom_folder -o out -d 3 -c 3d_fullres -f 0 --disable_tta
-"""
 CONTINUE = "the same command with --continue_prediction: finished cases are kept"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command's entry point."""
-    return common.run(_parser(), _predict, argv)
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = common.new_parser("stunet_predict", DESCRIPTION, EXAMPLES)
-    add = parser.add_argument
-    add("-i", required=True, type=Path, metavar="IN", help="folder with CASE_0000.nii.gz ..., an image or DICOM folder")
-    add("-o", required=True, type=Path, metavar="OUT", help="folder of the results; for one input also a file")
-    add("-d", metavar="DATASET", help="dataset that the model was trained on: number or name")
-    add("-c", metavar="CONFIGURATION", help="configuration, e.g. 3d_fullres")
-    add("-p", metavar="PLANS", help="plans (default: the only ones trained)")
-    add("-tr", metavar="TRAINER", help="trainer (default: STUNetTrainer)")
-    add("--model", metavar="DIR|NAME", help="a model's folder, or its name as of stunet_models list, instead of -d -c")
-    add("--labels", metavar="NAME|FILE", help="label system of the results: amos, btcv ... (docs), or a .toml file")
-    add("--v1_preprocessing", action="store_true", help="resample before normalising, as nnU-Net v1 did")
-    add("-f", nargs="+", type=_fold, metavar="FOLD", help="folds to average, or all (default: those that were trained)")
-    add("-chk", default="checkpoint_final.pth", metavar="FILE", help="name of the checkpoint (default: %(default)s)")
-    add(
-        "-step_size", type=float, default=0.5, metavar="X", help="step from tile to tile over their size (default: 0.5)"
-    )
-    add("--disable_tta", action="store_true", help="no mirroring: up to 8 times faster, less accurate")
-    add("--save_probabilities", action="store_true", help="also write each case's probabilities (.npz, .pkl)")
-    add("--continue_prediction", action="store_true", help="skip cases whose result is there (default: overwrite)")
-    previous = (
-        "segmentations of a cascade's previous stage (default: predicted first, into OUT/prev_stage_CONFIGURATION)"
-    )
-    add("-prev_stage_predictions", type=Path, metavar="DIR", help=previous)
-    add("-num_parts", type=int, default=1, metavar="N", help="share the cases between N runs (default: 1)")
-    add("-part_id", type=int, default=0, metavar="N", help="which of them this is, from 0")
-    add("-device", choices=["cuda", "cpu", "mps"], help="default: cuda where there is one, else cpu")
-    add("--not_on_device", action="store_true", help="keep logits in the machine's memory instead of the GPU's")
-    add("-npp", type=int, metavar="N", help="accepted as in nnU-Net, without effect: one thread preprocesses")
-    add("-nps", type=int, metavar="N", help="accepted as in nnU-Net, without effect: this process writes the results")
-    add("--disable_progress_bar", action="store_true", help="show no progress")
-    add("--dry_run", action="store_true", help="say what would be predicted, and write nothing")
-    return parser
-
-
-def _fold(text: str) -> int | str:
-    if text != "all" and not text.isdigit():
-        raise argparse.ArgumentTypeError(f"{text!r} is neither a number nor all")
-    return text if text == "all" else int(text)
+    return common.run(predict_options.new_parser(), _predict, argv)
 
 
 def _predict(args: argparse.Namespace) -> int:
-    _check(args)
+    predict_options.check(args)
+    from stunet import labels
     from stunet.inference.cases import find_cases, open_model
 
+    system = labels.load(args.labels) if args.labels else None
     model = open_model(_model_folder(args), args.f, args.chk)
     cases = find_cases(args.i, model)[args.part_id :: args.num_parts]
     if not cases:
@@ -88,7 +45,7 @@ def _predict(args: argparse.Namespace) -> int:
     if args.prev_stage_predictions:
         cases = [_with_previous(case, args.prev_stage_predictions, model) for case in cases]
     folder, cases = _output(args, model, cases)
-    stages = _stages(args, model, len(cases))
+    stages = _stages(args, model, len(cases), system)
     if args.dry_run:
         _describe(stages, cases, folder)
         return 0
@@ -96,25 +53,30 @@ def _predict(args: argparse.Namespace) -> int:
         return _run(args, stages, cases, folder)
 
 
-def _check(args: argparse.Namespace) -> None:
-    if args.model and (args.d or args.c or args.p or args.tr):
-        raise UsageError("--model names a model; -d, -c, -p and -tr look one up", "leave out one of the two")
-    if not args.model and not (args.d and args.c):
-        raise UsageError("no model is named", "-d DATASET -c 3d_fullres, or --model DIR")
-    if not 0 < args.step_size <= 1:
-        raise UsageError(f"-step_size {args.step_size:g} is not above 0 and at most 1", "-step_size 0.5")
-    if not 0 <= args.part_id < args.num_parts:
-        raise UsageError(f"-part_id {args.part_id} with -num_parts {args.num_parts}", "count the parts from 0")
-
-
 def _model_folder(args: argparse.Namespace) -> Path:
     from stunet import workspace
-    from stunet.models import store
 
     if args.model:
-        return store.find_model(args.model)
+        return _named_model(args)
     workspace.folder("nnUNet_results")
     return workspace.find_result(workspace.dataset_name(args.d), args.c, args.p, args.tr or workspace.TRAINER)
+
+
+def _named_model(args: argparse.Namespace) -> Path:
+    """The folder of a model of the store, which may have to be downloaded, or the one that is given as a path."""
+    from stunet.models import registry, store
+
+    there = store.find_installed(args.model)
+    if entry := None if there else registry.look_up(args.model):
+        registry.plans_of(entry)  # or an error, before the download, for what cannot predict
+    with nullcontext() if args.disable_progress_bar else ShownDownload(args.model) as shown:
+        path = store.find_model(args.model, offline=args.dry_run, on_bytes=shown)
+    if path.is_file():
+        hint = f"stunet_models import {path}"
+        if there:
+            hint = f"stunet_train --pretrained {there.name}, or {hint} with the --pkl of its training and a --name"
+        raise WeightsError(f"{str(path)!r} is a file of weights, and prediction takes a model folder", hint)
+    return path
 
 
 def _with_previous(case: "Case", folder: Path, model: "Model") -> "Case":
@@ -142,9 +104,9 @@ def _output(args: argparse.Namespace, model: "Model", cases: "list[Case]") -> "t
     return folder, cases
 
 
-def _stages(args: argparse.Namespace, model: "Model", count: int) -> "list[Predictor]":
-    """The model, and before it those whose predictions it takes as input."""
-    stages = [_load(args, model, count, labels.load(args.labels) if args.labels else None)]
+def _stages(args: argparse.Namespace, model: "Model", count: int, system: "LabelSystem | None") -> "list[Predictor]":
+    """The model, whose results are in the labels of `system`, and before it those that it takes predictions of."""
+    stages = [_load(args, model, count, system)]
     if args.prev_stage_predictions and not stages[0].previous_stage:
         raise UsageError(f"{stages[0].name} has no previous stage", "leave out -prev_stage_predictions")
     while stages[0].previous_stage and not args.prev_stage_predictions:
@@ -152,9 +114,7 @@ def _stages(args: argparse.Namespace, model: "Model", count: int) -> "list[Predi
     return stages
 
 
-def _load(
-    args: argparse.Namespace, model: "Model", count: int, system: labels.LabelSystem | None = None
-) -> "Predictor":
+def _load(args: argparse.Namespace, model: "Model", count: int, system: "LabelSystem | None" = None) -> "Predictor":
     from stunet.inference.predictor import Options, Predictor
 
     options = Options(
@@ -219,9 +179,9 @@ def _run(args: argparse.Namespace, stages: "list[Predictor]", cases: "list[Case]
             console.note(f"{stages[0].name} is a cascade: predicting {stage.name} first, into {str(target)!r}")
         _make_writable(target)
         stage.remove_leftovers(target, cases if args.num_parts > 1 else None)
-        todo = cases
-        if stages or folder == args.o:
-            todo = _to_do(args, stage, cases, target)
+        whole_folder = bool(stages) or folder == args.o
+        todo = _to_do(stage, cases, target, keep=args.continue_prediction and whole_folder)
+        if whole_folder:
             write_record(target, _settings(args, target), stage.made_by, stage.result_dataset, stage.model.plans)
         errors |= _predict_stage(args, stage, todo, target, show=not stages)
         ending = stage.model.ending
@@ -231,14 +191,19 @@ def _run(args: argparse.Namespace, stages: "list[Predictor]", cases: "list[Case]
     return DataError.exit_code if errors else 0
 
 
-def _to_do(args: argparse.Namespace, stage: "Predictor", cases: "list[Case]", target: Path) -> "list[Case]":
-    """All cases, or with --continue_prediction those whose results are not there yet."""
+def _to_do(stage: "Predictor", cases: "list[Case]", target: Path, keep: bool) -> "list[Case]":
+    """The cases without those that are done, if these are to be kept; earlier results of what is to do are removed."""
     from stunet.inference.output import check_record
 
-    todo = [case for case in cases if not (args.continue_prediction and stage.is_done(case, target))]
-    if len(todo) < len(cases):
-        check_record(target, stage.made_by)
-        console.note(f"{len(cases) - len(todo)} of {len(cases)} cases are done already")
+    todo = [case for case in cases if not (keep and stage.is_done(case, target))]
+    kept = len(cases) - len(todo)
+    new = {f"{case.name}{stage.model.ending}" for case in todo}
+    if kept or any(file.name not in new for file in target.glob(f"*{stage.model.ending}")):
+        check_record(target, stage.made_by, kept > 0)
+    if kept:
+        console.note(f"{kept} of {len(cases)} cases are done already")
+    for case in todo:
+        stage.remove(case, target)
     return todo
 
 

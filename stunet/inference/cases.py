@@ -70,9 +70,10 @@ def open_model(
     Raises:
         DataError: The folder, its plans.json or dataset.json, or a fold's checkpoint is missing or bad.
     """
-    if not folder.is_dir():
+    if not (folder / "plans.json").is_file():
         raise DataError(
-            f"no model folder {str(folder)!r}", "give DATASET/TRAINER__PLANS__CONFIGURATION with --model, or -d and -c"
+            f"{str(folder)!r} is no model folder: it has no plans.json",
+            "give DATASET/TRAINER__PLANS__CONFIGURATION with --model, or -d and -c",
         )
     plans = load_plans(folder / "plans.json")
     dataset = read_json(folder / "dataset.json")

@@ -1,5 +1,10 @@
-"""Which network do a model's plans describe, and were the weights trained with it?"""
+"""Which network do a model's plans describe, and were the weights trained with it?
 
+Plans name classes and nnU-Net imports them, whatever they are. Model folders come from anywhere, so only networks of
+ours and of nnU-Net's own library are built here.
+"""
+
+import pydoc
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,14 +16,17 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from stunet.errors import DataError, WeightsError, closest
 from stunet.inference.cases import Model
+from stunet.plans.check import NETWORK
 from stunet.plans.resolve import resolve
+
+TRUSTED = ("torch.nn.", "dynamic_network_architectures.")
 
 
 def build(model: Model, configuration: str) -> tuple[Any, Any, torch.nn.Module]:
     """Plans, configuration and network in nnU-Net's own classes.
 
     Raises:
-        DataError: The plans lack the configuration or do not describe a network.
+        DataError: The plans lack the configuration, do not describe a network, or one of another package.
     """
     file, hint = str(model.folder / "plans.json"), "copy plans.json from the training"
     known = list(model.plans.get("configurations", {}))
@@ -27,15 +35,35 @@ def build(model: Model, configuration: str) -> tuple[Any, Any, torch.nn.Module]:
     try:
         plans = PlansManager(model.plans)
         manager = plans.get_configuration(configuration)
+        _check_classes(manager, file)
         classes = plans.get_label_manager(model.dataset).num_segmentation_heads
         inputs = determine_num_input_channels(plans, manager, model.dataset)
         network = nnUNetTrainer.build_network_architecture(
             plans, manager, inputs, classes, enable_deep_supervision=False
         )
-    except (KeyError, TypeError, ValueError, ImportError) as error:
+    except (KeyError, TypeError, ValueError, ImportError, AttributeError) as error:
         what = f"{type(error).__name__} {error}"
         raise DataError(f"{file!r} does not describe the network of {configuration!r}: {what}", hint) from error
     return plans, manager, network
+
+
+def _check_classes(configuration: Any, file: str) -> None:
+    arguments = configuration.network_arch_init_kwargs
+    parts = [arguments[key] for key in configuration.network_arch_init_kwargs_req_import]
+    for name in (configuration.network_arch_class_name, *parts):
+        if name not in (None, NETWORK) and not _is_trusted(name):
+            raise DataError(
+                f"{file} wants {name!r} imported for its network; nothing was imported",
+                "networks of other packages: nnUNetv2_predict, if you trust where this model comes from",
+            )
+
+
+def _is_trusted(name: str) -> bool:
+    """Whether a name leads to a class of networks, and not through a trusted module to something else, such as `os`."""
+    if not name.startswith(TRUSTED):
+        return False
+    found = pydoc.locate(name)
+    return found is None or (isinstance(found, type) and issubclass(found, torch.nn.Module))
 
 
 def check_strides(path: Path, checkpoint: Mapping[str, Any], plans: Mapping[str, Any], configuration: str) -> None:
@@ -51,7 +79,7 @@ def check_strides(path: Path, checkpoint: Mapping[str, Any], plans: Mapping[str,
         resolve(each, configuration).get("architecture", {}).get("arch_kwargs", {}).get("strides")
         for each in (trained_with, plans)
     )
-    if trained is not None and trained != given:
+    if trained is not None and given != [list(stride) for stride in trained]:
         raise WeightsError(
             f"{str(path)!r} was trained with strides {trained}, and plans.json says {given}",
             "put the plans.json and the checkpoint of one training together",

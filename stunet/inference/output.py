@@ -58,7 +58,7 @@ def write_record(
     Args:
         folder: Of the results.
         settings: nnU-Net's own.
-        made_by: What decides the results: hashes of the checkpoints, labels, options.
+        made_by: What decides the results, as Predictor.made_by has it.
         dataset: dataset.json, with the labels of the results.
         plans: Of the model.
     """
@@ -67,16 +67,23 @@ def write_record(
     write_json(folder / "plans.json", plans)
 
 
-def check_record(folder: Path, made_by: Mapping[str, Any]) -> None:
-    """Sees that results in a folder were made by the same checkpoints and options as those to come.
+def check_record(folder: Path, made_by: Mapping[str, Any], kept: bool) -> None:
+    """Sees that results that stay in a folder were made by what makes those to come.
+
+    Args:
+        folder: Of the results.
+        made_by: As for write_record.
+        kept: Whether some of them are kept as results of this run: then a record must be there.
 
     Raises:
-        DataError: They were not, or nothing says so.
+        DataError: They were made by something else, or nothing says by what.
     """
-    path, hint = folder / SETTINGS, "another folder with -o, or the same command without --continue_prediction"
-    before = read_json(path).get("stunet") if path.is_file() else None
-    if before is None:
+    path, hint = folder / SETTINGS, f"another folder with -o, or remove what is in {str(folder)!r}"
+    content = read_json(path) if path.is_file() else None
+    before = content.get("stunet") if isinstance(content, dict) else None
+    if isinstance(before, dict):
+        changed = sorted(key for key in {*before, *made_by} if before.get(key) != made_by.get(key))
+        if changed:
+            raise DataError(f"the results in {str(folder)!r} were made with other {', '.join(changed)}", hint)
+    elif kept:
         raise DataError(f"nothing in {str(folder)!r} says which model made the results there", hint)
-    changed = sorted(key for key in {*before, *made_by} if before.get(key) != made_by.get(key))
-    if changed:
-        raise DataError(f"the results in {str(folder)!r} were made with other {', '.join(changed)}", hint)

@@ -6,6 +6,7 @@ the run nor the other cases. cases.py finds what is predicted; cli/predict.py is
 """
 
 import hashlib
+import json
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -18,12 +19,12 @@ import numpy as np
 import torch
 from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
-from nnunetv2.inference.export_prediction import export_prediction_from_logits
+from nnunetv2.inference import export_prediction
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.preprocessing.resampling.default_resampling import compute_new_shape
 from nnunetv2.utilities.label_handling.label_handling import convert_labelmap_to_one_hot
 
-from stunet.errors import DataError, OutOfMemoryError, StunetError
+from stunet.errors import DataError, OutOfMemoryError, StunetError, UsageError
 from stunet.inference.cases import Case, Model, drop_channel_axis
 from stunet.inference.network import build, check_strides
 from stunet.inference.output import part_name, remove_parts, whole_case
@@ -42,8 +43,8 @@ class Options:
     """How to predict; names and defaults are nnU-Net's.
 
     Args:
-        labels: The results' label system; None: the model's own.
-        v1_preprocessing: Resample before normalising, as nnU-Net v1 did.
+        labels: The results' label system, not with save_probabilities; None: the model's own.
+        v1_preprocessing: Resample before normalising, as nnU-Net v1 did; not for cascades.
         show_tiles: Show nnU-Net's bar over the tiles of a case.
     """
 
@@ -78,7 +79,8 @@ class Predictor:
     """A model that is loaded and checked.
 
     Raises:
-        DataError: The plans lack the configuration or do not describe a network.
+        DataError: The plans do not describe a network, or one of another package; a class of `labels` is missing.
+        UsageError: v1_preprocessing with a cascade.
         WeightsError: A checkpoint cannot be read, or belongs to another network or other strides.
     """
 
@@ -110,6 +112,8 @@ class Predictor:
             "nnUNetTrainer",
             first.get("inference_allowed_mirroring_axes") or None,
         )
+        if options.v1_preprocessing and self.previous_stage:
+            raise UsageError(f"--v1_preprocessing is not for a cascade such as {name}", "leave it out")
         preprocessor = V1Preprocessor if options.v1_preprocessing else self._configuration.preprocessor_class
         self._preprocessor = preprocessor(verbose=options.verbose)
         self._lookup = None if options.labels is None else options.labels.from_model(model.dataset["labels"])
@@ -126,18 +130,21 @@ class Predictor:
 
     @cached_property
     def made_by(self) -> dict[str, Any]:
-        """What decides the results: the checkpoints' SHA-256 by fold, and the options that change voxels."""
+        """What decides the results: SHA-256 of plans and checkpoints, value by class, options that change voxels."""
         checkpoints = {}
         for fold, path in zip(self.model.folds, self.model.weights, strict=True):
             with path.open("rb") as file:
                 checkpoints[str(fold)] = hashlib.file_digest(file, "sha256").hexdigest()
-        options = self.options
+        labels = self.model.dataset["labels"]
+        if self._lookup is not None:
+            labels = {name: int(self._lookup[value]) for name, value in labels.items() if name != "ignore"}
         return {
+            "plans": hashlib.sha256(json.dumps(self.model.plans, sort_keys=True).encode()).hexdigest(),
             "checkpoints": checkpoints,
-            "labels": None if options.labels is None else options.labels.name,
-            "v1_preprocessing": options.v1_preprocessing,
-            "step_size": options.step_size,
-            "mirroring": options.mirroring,
+            "labels": labels,
+            "v1_preprocessing": self.options.v1_preprocessing,
+            "step_size": self.options.step_size,
+            "mirroring": self.options.mirroring,
         }
 
     @property
@@ -156,6 +163,11 @@ class Predictor:
     def is_done(self, case: Case, folder: Path) -> bool:
         """Whether all files of a case are there."""
         return all((folder / f"{case.name}{ending}").is_file() for ending in self.endings)
+
+    def remove(self, case: Case, folder: Path) -> None:
+        """Removes the files of a case, so that a run that ends early leaves none that something else has made."""
+        for ending in {*self.endings, ".npz", ".pkl"}:
+            (folder / f"{case.name}{ending}").unlink(missing_ok=True)
 
     def remove_leftovers(self, folder: Path, cases: Sequence[Case] | None = None) -> None:
         """Removes temporary files of runs that were killed; only those of `cases` where other runs share the folder."""
@@ -207,19 +219,20 @@ class Predictor:
         Raises:
             OSError: The disk is full or the folder cannot be written; no file appears then.
         """
+        logits, properties, dataset = logits_KDHW.numpy(), prepared.properties, self.model.dataset
+        plans, configuration = self._plans, self._configuration
         with whole_case(folder, case.name, self.endings) as truncated:
-            export_prediction_from_logits(
-                logits_KDHW.numpy(),
-                prepared.properties,
-                self._configuration,
-                self._plans,
-                self.model.dataset,
-                truncated,
-                self.options.save_probabilities,
+            if self._lookup is None:
+                export_prediction.export_prediction_from_logits(
+                    logits, properties, configuration, plans, dataset, truncated, self.options.save_probabilities
+                )
+                return
+            labels = plans.get_label_manager(dataset)
+            segmentation = export_prediction.convert_predicted_logits_to_segmentation_with_correct_shape(
+                logits, plans, configuration, labels, properties
             )
-            if self._lookup is not None:
-                io, file = self._plans.image_reader_writer_class(), f"{truncated}{self.model.ending}"
-                io.write_seg(apply(self._lookup, io.read_seg(file)[0][0]), file, prepared.properties)
+            writer = plans.image_reader_writer_class()
+            writer.write_seg(apply(self._lookup, segmentation), f"{truncated}{self.model.ending}", properties)
 
     def peak_gb(self, shape: Sequence[int], spacing: Sequence[float]) -> float:
         """About how much memory the logits of an image need when they are resampled, which is the peak.

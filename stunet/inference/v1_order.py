@@ -19,7 +19,11 @@ class V1Preprocessor(DefaultPreprocessor):
         """As in nnU-Net: image (C, D, H, W), segmentation (1, D, H, W) and properties."""
         data, seg, properties = super().run_case_npy(data, seg, properties, plans, configuration, dataset)
         intensities = plans.foreground_intensity_properties_per_channel
-        return super()._normalize(data, seg, configuration, intensities), seg, properties
+        data = super()._normalize(data, seg, configuration, intensities)
+        for channel, masked in zip(data, configuration.use_mask_for_norm, strict=True):
+            if masked:
+                channel[seg[0] < 0] = 0  # in v2 it was 0 before, and resampling has changed that
+        return data, seg, properties
 
     def _normalize(self, data: np.ndarray, seg: np.ndarray, configuration: Any, intensities: dict) -> np.ndarray:
         """Nothing yet: nnU-Net calls this before it resamples."""

@@ -1,0 +1,75 @@
+"""What can stunet_predict be asked, and which options contradict each other? predict.py does what they say."""
+
+import argparse
+from pathlib import Path
+
+from stunet.cli import common
+from stunet.errors import UsageError
+
+DESCRIPTION = "Segment images with a trained model; options of nnUNetv2_predict keep their names and meaning."
+EXAMPLES = """examples:
+  stunet_predict -i imagesTs -o out -d 3 -c 3d_fullres
+  stunet_predict -i scan.nii.gz -o scan_seg.nii.gz --model STUNetTrainer__STUNetPlans__3d_fullres
+  stunet_predict -i dicom_folder -o out -d 3 -c 3d_fullres -f 0 --disable_tta
+  stunet_predict -i imagesTs -o out --model STU-Net-B --labels amos
+"""
+
+
+def new_parser() -> argparse.ArgumentParser:
+    """The command's options: nnUNetv2_predict's and ours."""
+    parser = common.new_parser("stunet_predict", DESCRIPTION, EXAMPLES)
+    add = parser.add_argument
+    add("-i", required=True, type=Path, metavar="IN", help="folder with CASE_0000.nii.gz ..., an image or DICOM folder")
+    add("-o", required=True, type=Path, metavar="OUT", help="folder of the results; for one input also a file")
+    add("-d", metavar="DATASET", help="dataset that the model was trained on: number or name")
+    add("-c", metavar="CONFIGURATION", help="configuration, e.g. 3d_fullres")
+    add("-p", metavar="PLANS", help="plans (default: the only ones trained)")
+    add("-tr", metavar="TRAINER", help="trainer (default: STUNetTrainer)")
+    add("--model", metavar="NAME|DIR", help="a model by its name in stunet_models list, or its folder; no -d -c then")
+    add("--labels", metavar="NAME|FILE", help="label system of the results: amos, btcv ... or a .toml file")
+    add("--v1_preprocessing", action="store_true", help="resample before normalising, as nnU-Net v1 did")
+    add("-f", nargs="+", type=_fold, metavar="FOLD", help="folds to average, or all (default: those that were trained)")
+    add("-chk", default="checkpoint_final.pth", metavar="FILE", help="name of the checkpoint (default: %(default)s)")
+    add(
+        "-step_size", type=float, default=0.5, metavar="X", help="step from tile to tile over their size (default: 0.5)"
+    )
+    add("--disable_tta", action="store_true", help="no mirroring: up to 8 times faster, less accurate")
+    add("--save_probabilities", action="store_true", help="also write each case's probabilities (.npz, .pkl)")
+    add("--continue_prediction", action="store_true", help="skip cases whose result is there (default: overwrite)")
+    previous = (
+        "segmentations of a cascade's previous stage (default: predicted first, into OUT/prev_stage_CONFIGURATION)"
+    )
+    add("-prev_stage_predictions", type=Path, metavar="DIR", help=previous)
+    add("-num_parts", type=int, default=1, metavar="N", help="share the cases between N runs (default: 1)")
+    add("-part_id", type=int, default=0, metavar="N", help="which of them this is, from 0")
+    add("-device", choices=["cuda", "cpu", "mps"], help="default: cuda where there is one, else cpu")
+    add("--not_on_device", action="store_true", help="keep logits in the machine's memory instead of the GPU's")
+    add("-npp", type=int, metavar="N", help="accepted as in nnU-Net, without effect: one thread preprocesses")
+    add("-nps", type=int, metavar="N", help="accepted as in nnU-Net, without effect: this process writes the results")
+    add("--disable_progress_bar", action="store_true", help="show no progress")
+    add("--dry_run", action="store_true", help="say what would be predicted, and write nothing")
+    return parser
+
+
+def _fold(text: str) -> int | str:
+    if text != "all" and not text.isdigit():
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a number nor all")
+    return text if text == "all" else int(text)
+
+
+def check(args: argparse.Namespace) -> None:
+    """Looks at the options together, before anything is read.
+
+    Raises:
+        UsageError: Two contradict each other, or a value is out of range.
+    """
+    if args.model and (args.d or args.c or args.p or args.tr):
+        raise UsageError("--model names a model; -d, -c, -p and -tr look one up", "leave out one of the two")
+    if not args.model and not (args.d and args.c):
+        raise UsageError("no model is named", "-d DATASET -c 3d_fullres, or --model NAME")
+    if args.labels and args.save_probabilities:
+        raise UsageError("--save_probabilities has the model's classes, not those of --labels", "leave out one of the two")
+    if not 0 < args.step_size <= 1:
+        raise UsageError(f"-step_size {args.step_size:g} is not above 0 and at most 1", "-step_size 0.5")
+    if not 0 <= args.part_id < args.num_parts:
+        raise UsageError(f"-part_id {args.part_id} with -num_parts {args.num_parts}", "count the parts from 0")
