@@ -30,7 +30,6 @@ from stunet.weights.checkpoints import check_finite, check_weights, load_trained
 from stunet.weights.reading import read_weights
 from stunet.workspace import preprocessed_dataset
 
-BATCHES = 100
 SEED = 0  # of the patches
 
 
@@ -75,9 +74,9 @@ def recollect(
     source: BatchNormModel,
     dataset: str,
     *,
+    batches: int,
     configuration: str | None = None,
     target: Path | None = None,
-    batches: int = BATCHES,
     device: str = "cpu",
     on_batch: Callable[[], None] = lambda: None,
 ) -> Path:
@@ -86,9 +85,9 @@ def recollect(
     Args:
         source: As open_batch_norm() gives it.
         dataset: Full name of a dataset that is preprocessed as the model's plans say.
+        batches: How many, of the plan's batch and patch size, from cases and places at random.
         configuration: Of the dataset's plans; by default it has the name of the model's.
         target: Must not exist; by default beside the model, with the dataset's name at the end.
-        batches: How many, of the plan's batch and patch size, from cases and places at random.
         device: Where the network runs.
         on_batch: Called after every batch of every fold.
 
