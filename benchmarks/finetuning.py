@@ -3,12 +3,11 @@
     python benchmarks/finetuning.py 4 5 --seeds 0 1 2 --cases 16
 
 makes dataset 5 from dataset 4 (the Decathlon's hippocampus, planned): the same images by reference, the anterior part
-as the only class, and of fold 0's training cases only those that no seed chooses among its `num_cases`. Fold 0's
-validation cases are in neither. benchmarks/README.md has the commands around it and the result.
+as the only class, and of fold 0's training cases only those that no seed chooses among its `num_cases`. Of fold
+0's validation cases 20 are kept, and are in neither. benchmarks/README.md has the commands around it and the result.
 """
 
 import argparse
-from pathlib import Path
 
 import numpy as np
 import SimpleITK as sitk
@@ -16,8 +15,8 @@ from nnunetv2.utilities.crossval_split import generate_crossval_split
 
 from stunet import workspace
 from stunet.console import result
-from stunet.datasets import new_folder, read_dataset, write_dataset_json
-from stunet.files import read_json, write_json
+from stunet.datasets import read_dataset, write_dataset_json
+from stunet.files import new_folder, read_json, write_json
 
 
 def main() -> None:
@@ -26,8 +25,10 @@ def main() -> None:
     parser.add_argument("target", type=int, help="number of the dataset to pre-train on")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--cases", type=int, default=16, help="largest num_cases of the comparison")
+    parser.add_argument("--held_out", type=int, default=20, help="validation cases of fold 0 to keep")
     args = parser.parse_args()
     source = workspace.dataset_name(args.source)
+    write_splits(source, args.held_out)
     labelled = {case for seed in args.seeds for case in chosen(training_cases(source), seed, args.cases)}
     left = sorted(set(training_cases(source)) - labelled)
     raw = workspace.raw_dataset(source)
@@ -45,14 +46,18 @@ def main() -> None:
     result(f"{target}: {len(left)} cases; {len(labelled)} are left for fine-tuning")
 
 
+def write_splits(dataset: str, held_out: int) -> None:
+    """Writes nnU-Net's own split, with fewer validation cases in fold 0: every second one of 40, for 20."""
+    names = sorted(case.name for case in read_dataset(workspace.raw_dataset(dataset))[0])
+    folds = [dict(fold) for fold in generate_crossval_split(names, seed=12345, n_splits=5)]
+    validation = sorted(map(str, folds[0]["val"]))
+    folds[0]["val"] = validation[:: max(1, len(validation) // held_out)][:held_out]
+    write_json(workspace.preprocessed_dataset(dataset) / "splits_final.json", folds)
+
+
 def training_cases(dataset: str) -> list[str]:
-    """Fold 0's training cases; nnU-Net's own split is written first where there is none."""
-    folder = workspace.preprocessed_dataset(dataset)
-    path = folder / "splits_final.json"
-    if not path.is_file():
-        names = sorted(case.name for case in read_dataset(workspace.raw_dataset(dataset))[0])
-        write_json(path, [dict(fold) for fold in generate_crossval_split(names, seed=12345, n_splits=5)])
-    return sorted(map(str, read_json(Path(path))[0]["train"]))
+    """Fold 0's training cases."""
+    return sorted(map(str, read_json(workspace.preprocessed_dataset(dataset) / "splits_final.json")[0]["train"]))
 
 
 def chosen(training: list[str], seed: int, count: int) -> list[str]:

@@ -33,18 +33,18 @@ MAY_IMPORT = {
     "preprocessing": {"preprocessing_workers", "plans"},
     "preprocessing_workers": set(),
     "weights": {"classes", "networks", "plans"},
-    "models": {"datasets", "networks", "weights"},
+    "models": {"inference", "networks", "plans", "preprocessing", "weights"},
     "inference": {"datasets", "labels", "plans", "weights"},
     "plans": {"networks", "datasets"},
     "trainers": {"networks", "nnunet", "plans", "preprocessing", "weights"},
     "nnunet_ext": {"trainers"},
     "experiment": {"plans", "trainers"},
 }
-HOST = {"preprocessing_workers", "inference", "datasets", "plans", "trainers"}  # may import nnunetv2
+HOST = {"preprocessing_workers", "inference", "datasets", "models", "plans", "trainers"}  # may import nnunetv2
 WITHOUT_TORCH = {
     "errors", "files", "workspace", "presets", "console", "preprocessing", "cli", "classes", "labels", "models",
 }  # fmt: skip  # at the top of a file
-WITH_TORCH = {"stunet.models.folder"}  # though the other files of its part have none
+WITH_TORCH = {"stunet.models.folder", "stunet.models.recollect"}  # though the other files of its part have none
 
 
 def modules() -> list[tuple[str, Path]]:

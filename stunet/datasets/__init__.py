@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from stunet.errors import DataError
-from stunet.files import new_folder as new_folder
 from stunet.files import read_json, write_json
 
 FILE_ENDING = ".nii.gz"  # of what we write

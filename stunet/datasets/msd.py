@@ -13,9 +13,9 @@ from typing import Any
 
 import SimpleITK as sitk
 
-from stunet.datasets import FILE_ENDING, new_folder, write_dataset_json
+from stunet.datasets import FILE_ENDING, write_dataset_json
 from stunet.errors import DataError, UsageError
-from stunet.files import read_json
+from stunet.files import new_folder, read_json
 
 
 def convert_msd(

@@ -12,8 +12,9 @@ import numpy as np
 import SimpleITK as sitk
 from scipy.ndimage import gaussian_filter
 
-from stunet.datasets import FILE_ENDING, new_folder, write_dataset_json
+from stunet.datasets import FILE_ENDING, write_dataset_json
 from stunet.errors import UsageError
+from stunet.files import new_folder
 
 AIR_HU, BODY_HU = -1000.0, 0.0
 NOISE_HU, BLUR_VOXELS = 15.0, 0.6
