@@ -5,6 +5,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,8 @@ import torch
 from stunet import workspace
 from stunet.cli.train import main
 from stunet.files import read_json
+from stunet.networks import build
+from stunet.trainers import strategies
 
 STUNET_TRAIN = Path(sys.executable).with_name("stunet_train")
 ROUND = ["--set", "num_epochs=3", "num_iterations_per_epoch=4", "num_val_iterations_per_epoch=1", "batch_size=2"]
@@ -50,7 +53,11 @@ def everything(folder: Path) -> set[Path]:
         (["998", "--size", "H", "-gpu_memory_target", "9"], 5, "STU-Net-H needs", "--size"),
         (["998", "-num_gpus", "9", "--set", "batch_size=4"], 2, "a batch of 4 cannot be shared by 9", "batch_size=9"),
         (["998", "-num_gpus", "0"], 2, "-num_gpus 0 must be 1 or more", "-num_gpus 1"),
-        (["998", "-pretrained_weights", "no.pth"], 4, "no checkpoint 'no.pth'", ""),
+        (["998", "-pretrained_weights", "no.pth"], 4, "no model or file 'no.pth'", "stunet_models list"),
+        (["998", "--pretrained", "STU-Net-Q"], 4, "no model or file 'STU-Net-Q'; did you mean", "stunet_models list"),
+        (["998", "--finetune", "sawtoth"], 2, "did you mean 'sawtooth'", "--finetune takes full"),
+        (["998", "--head", "slice"], 2, "there are none", "add --pretrained"),
+        (["998", "-pretrained_weights", "a", "--finetune", "full"], 2, "nnU-Net's way to start", "one of them"),
     ],
 )
 def test_mistakes_end_in_one_line(
@@ -162,3 +169,61 @@ def test_sigterm_leaves_a_state_that_c_continues_to_the_end(
     out, err = capsys.readouterr()
     assert out == done.stdout
     assert "nothing to do" in err
+
+
+def weights_file(path: Path, spoil: Callable[[dict[str, torch.Tensor]], None] | None = None, ndim: int = 3) -> Path:
+    """Weights of size T without plans, spoilt."""
+    state = dict(build("T", [[1] * ndim, *[[2] * ndim] * 5], 1, 3).state_dict())
+    if spoil:
+        spoil(state)
+    torch.save(state, path)
+    return path
+
+
+def with_nan(state: dict[str, torch.Tensor]) -> None:
+    state["conv_blocks_context.1.0.conv1.weight"].view(-1)[3] = float("nan")
+
+
+def without_half_of_the_encoder(state: dict[str, torch.Tensor]) -> None:
+    for name in [name for name in state if name.startswith("conv_blocks_context.5")]:
+        state[name.replace("conv_blocks", "other_blocks")] = state.pop(name)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "ndim", "message"),
+    [(with_nan, 3, "NaN or infinite weights"), (None, 2, "2D"), (without_half_of_the_encoder, 3, "")],
+)
+def test_weights_that_do_not_fit_leave_nothing_behind(
+    planned: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    spoil: Callable[[dict[str, torch.Tensor]], None] | None,
+    ndim: int,
+    message: str,
+) -> None:
+    path = weights_file(tmp_path / "w.pth", spoil, ndim)
+    folders = [workspace.folder(name) for name in ("nnUNet_preprocessed", "nnUNet_results")]
+    before = [everything(folder) for folder in folders]
+    assert main(["998", "3d_fullres", "0", "-device", "cpu", "--pretrained", str(path)]) == 4
+    assert message in capsys.readouterr().err
+    assert [everything(folder) for folder in folders] == before
+
+
+def test_a_dry_run_shows_what_weights_would_become(
+    planned: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = weights_file(tmp_path / "w.pth")
+    before = everything(workspace.folder("nnUNet_preprocessed"))
+    assert main(["998", "3d_fullres", "0", "-device", "cpu", "--pretrained", str(path), "--dry_run"]) == 0
+    err = capsys.readouterr().err
+    assert "STUNetPlans_T-ramp-w." in err
+    assert "100.0% of the encoder" in err
+    assert "epochs 1-1000: learning rate rising to 0.001 in 50, falling" in err
+    assert everything(workspace.folder("nnUNet_preprocessed")) == before
+
+
+def test_strategies_are_listed_with_what_they_train(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--list"]) == 0
+    out = capsys.readouterr().out
+    assert len(out.splitlines()) == len(strategies.STRATEGIES)
+    assert "learning-rate ramp is 'ramp'" in out

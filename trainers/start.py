@@ -64,7 +64,7 @@ def head_classes(dataset_json: Mapping[str, Any]) -> list[str]:
 def preview(
     path: Path, plans: Mapping[str, Any], configuration: str, dataset_json: Mapping[str, Any]
 ) -> TransferReport:
-    """What begin() would report, from a network that is thrown away.
+    """What begin() will report; reads the weights and judges them, on a network without memory.
 
     Raises:
         WeightsError: As of begin().
@@ -73,8 +73,9 @@ def preview(
 
     kwargs = resolve(plans, configuration)["architecture"]["arch_kwargs"]
     described = describe(plans, configuration, dataset_json)
-    network = STUNet(described.channels, described.classes, **kwargs)
-    return _load(network, path, plans, configuration, dataset_json)
+    with torch.device("meta"):
+        network = STUNet(described.channels, described.classes, **kwargs)
+    return _load(network, path, plans, configuration, dataset_json, load=False)
 
 
 def begin(trainer: FineTunedTrainer, path: Path) -> TransferReport:
@@ -101,6 +102,7 @@ def _load(
     plans: Mapping[str, Any],
     configuration: str,
     dataset_json: Mapping[str, Any],
+    load: bool = True,
 ) -> TransferReport:
     weights, given = choose(path, None, dataset_json)
     planned = plans["stunet"]["weights"]
@@ -122,6 +124,7 @@ def _load(
         sha256=planned["sha256"],
         normalization=planned_for["normalization_schemes"],
         spacing=planned_for["spacing"],
+        load=load,
     )
 
 

@@ -12,6 +12,7 @@ from stunet.files import read_json, write_json
 
 if TYPE_CHECKING:
     from stunet.trainers.launch import Run
+    from stunet.weights.report import TransferReport
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -110,8 +111,11 @@ def _command(args: argparse.Namespace) -> None:
     run = _run(dataset, chosen, configuration, fold, args)
     _check_results(run, args.overwrite or args.dry_run)
     _describe(run, resolved)
+    report = _judged(run)
     if args.dry_run:
-        return _preview(run)
+        if report is not None:
+            console.TrainingProgress().loaded(report)
+        return
     if chosen.new:
         write_json(workspace.preprocessed_dataset(dataset) / f"{plans['plans_name']}.json", plans)
     _train(run, args.overwrite)
@@ -217,14 +221,14 @@ def _describe(run: "Run", resolved: dict[str, Any]) -> None:
             console.note(f"  {line}")
 
 
-def _preview(run: "Run") -> None:
-    """What pre-trained weights would become."""
+def _judged(run: "Run") -> "TransferReport | None":
+    """What will become of pre-trained weights: they are judged before anything is written."""
     if run.weights is None:
-        return
+        return None
     from stunet.trainers.start import preview
 
     dataset_json = read_json(workspace.preprocessed_dataset(run.dataset) / "dataset.json")
-    console.TrainingProgress().loaded(preview(run.weights, run.plans, run.configuration, dataset_json))
+    return preview(run.weights, run.plans, run.configuration, dataset_json)
 
 
 def _check_results(run: "Run", overwrite: bool) -> None:

@@ -7,7 +7,7 @@ Tensors are matched by resolution: encoder stages count from the finest, everyth
 reading.py reads the file, heads.py chooses the rows; trainers/start.py calls `transfer` before the first epoch.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,6 +41,7 @@ def transfer(
     head: str | None = None,
     stem: str = "repeat",
     sha256: str | None = None,
+    load: bool = True,
 ) -> TransferReport:
     """Loads what fits of the weights into a network; an error leaves it as it was.
 
@@ -55,6 +56,7 @@ def transfer(
         head: One of heads.HEADS, or None: slice where a class matches.
         stem: For other image channels than the weights', one of STEMS; see `inflate`.
         sha256: Of the weights' file, for the report.
+        load: False only judges, and the network may be on the meta device.
 
     Raises:
         UsageError: An unknown `head` or `stem`.
@@ -81,19 +83,26 @@ def transfer(
     fates += [Fate(None, name, "unused", given.numel()) for name, given in weights.tensors.items() if name in left]
     coverage = _coverage(fates, min(target.stages, weights.architecture.stages), weights.path)
     check_finite({source: weights.tensors[source] for source in loaded.values()}, weights.path)
-    with torch.no_grad():
-        for name, source in loaded.items():
-            state[name].copy_(match.value(name, source, state[name]))
-            release(weights.tensors[source])
-    for name, source in loaded.items():
-        verify(name, state[name], match.value(name, source, state[name]))
-        release(weights.tensors[source])
+    if load:
+        _load(state, loaded, match)
     warnings = (
         *_stride_warnings(network.strides, weights),
         *_input_warnings(weights, channels, normalization, spacing),
         *heads.warnings,
     )
     return TransferReport(str(weights.path), sha256, weights.entry, coverage, heads, warnings, tuple(fates))
+
+
+def _load(state: Mapping[str, Tensor], loaded: Mapping[str, str], match: "_Match") -> None:
+    """Copies tensor by tensor, gives the file's memory back, and compares what has come in."""
+    given = match.weights.tensors
+    with torch.no_grad():
+        for name, source in loaded.items():
+            state[name].copy_(match.value(name, source, state[name]))
+            release(given[source])
+    for name, source in loaded.items():
+        verify(name, state[name], match.value(name, source, state[name]))
+        release(given[source])
 
 
 def inflate(weight: Tensor, images: int, cascade: int, stem: str = "repeat") -> Tensor:
