@@ -193,11 +193,11 @@ def _name(root: str, block: Mapping[str, Any]) -> str:
     start = [block["finetune"]] if "finetune" in block else []
     if weights:  # STU-Net-B.totalseg is totalseg: the size stands in the name already
         start += [weights["name"].removeprefix(f"STU-Net-{size}.")] + ["reset"] * (weights["head"] == "reset")
-    tags = start + [values.tag(key, value) for key, value in {**block["train"], **block["plan"]}.items()]
-    name = "-".join([root, *tags])
+    tags = [values.tag(key, value) for key, value in {**block["train"], **block["plan"]}.items()]
+    name = "-".join([root, *start, *tags])
     if len(name) <= NAME_LENGTH:
         return name
-    return f"{root}-{hashlib.sha1('-'.join(tags).encode()).hexdigest()[:8]}"
+    return "-".join([root, *start, hashlib.sha1("-".join(tags).encode()).hexdigest()[:8]])
 
 
 def _with_network(plans: Mapping[str, Any]) -> dict[str, dict]:

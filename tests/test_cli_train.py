@@ -13,9 +13,11 @@ import torch
 
 from stunet import workspace
 from stunet.cli.train import main
-from stunet.files import read_json
+from stunet.files import read_json, write_json
 from stunet.networks import build
+from stunet.plans.derive import derive
 from stunet.trainers import strategies
+from stunet.trainers.start import choose
 
 STUNET_TRAIN = Path(sys.executable).with_name("stunet_train")
 ROUND = ["--set", "num_epochs=3", "num_iterations_per_epoch=4", "num_val_iterations_per_epoch=1", "batch_size=2"]
@@ -227,3 +229,49 @@ def test_strategies_are_listed_with_what_they_train(capsys: pytest.CaptureFixtur
     out = capsys.readouterr().out
     assert len(out.splitlines()) == len(strategies.STRATEGIES)
     assert "learning-rate ramp is 'ramp'" in out
+
+
+def planned_with(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
+    """The plans' name and the rest of what a dry run says."""
+    assert main(["998", "3d_fullres", "0", "-device", "cpu", "--dry_run", *argv]) == 0
+    return capsys.readouterr().err
+
+
+def test_plans_with_weights_keep_their_strategy_and_head(
+    planned: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = weights_file(tmp_path / "w.pth")
+    folder = workspace.preprocessed_dataset(planned)
+    plans = workspace.load_plans(folder / "STUNetPlans_T.json")
+    block = choose(path, "reset", read_json(folder / "dataset.json")).block(of_file=True)
+    derived = derive(plans, read_json(folder / "dataset.json"), finetune="full", weights=block)
+    file = folder / f"{derived['plans_name']}.json"
+    write_json(file, derived)
+    try:
+        assert main(["998", "3d_fullres", "0", "-p", file.stem, "--dry_run"]) == 4
+        assert "add --pretrained with their file" in capsys.readouterr().err
+        assert f"  {file.stem}\n" in planned_with(capsys, "-p", file.stem, "--pretrained", str(path))
+        other = planned_with(capsys, "-p", file.stem, "--pretrained", str(path), "--finetune", "linear")
+        assert f"  {file.stem.replace('-full-', '-linear-')}\n" in other
+    finally:
+        file.unlink()
+
+
+def test_a_head_that_cannot_be_what_was_asked_for_is_warned_of(
+    planned: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = weights_file(tmp_path / "w.pth")
+    assert "warning: --head slice is not possible" in planned_with(capsys, "--pretrained", str(path), "--head", "slice")
+
+
+def test_without_weights_a_strategy_is_its_schedule(planned: str, capsys: pytest.CaptureFixture[str]) -> None:
+    err = planned_with(capsys, "--finetune", "linear", "--set", "num_epochs=20")
+    assert "(its schedule, without weights)" in err
+    assert "trains everything" in err
+    assert "warning: 20 epochs are too few for the ramp of 'linear': it lasts one epoch or none" in err
+    assert "5 stages" in planned_with(capsys, "--finetune", "shallow")
+
+
+def test_going_on_needs_no_weights(planned: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["998", "3d_fullres", "0", "--pretrained", str(tmp_path / "gone.pth"), "--c"]) == 4
+    assert "instead of --pretrained" in capsys.readouterr().err

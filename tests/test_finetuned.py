@@ -17,9 +17,9 @@ from stunet.plans.derive import derive
 from stunet.trainers import lora, strategies
 from stunet.trainers.base import FINAL, LATEST
 from stunet.trainers.listener import Silent
-from stunet.trainers.start import REPORT, begin, choose, head_classes
+from stunet.trainers.start import REPORT, begin, choose, head_classes, preview
 from stunet.trainers.supervised import STUNetTrainer
-from stunet.weights.reading import save_weights
+from stunet.weights.checkpoints import save_weights
 
 SHORT = {"num_epochs": 4, "num_iterations_per_epoch": 2, "num_val_iterations_per_epoch": 1, "batch_size": 2}
 Make = Callable[..., STUNetTrainer]
@@ -51,7 +51,7 @@ def make(planned: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Make:
         monkeypatch.setenv("nnUNet_results", str(tmp_path / folder))
         plans = workspace.load_plans(workspace.plans_path(planned, "STUNetPlans_T"))
         dataset_json = read_json(workspace.preprocessed_dataset(planned) / "dataset.json")
-        block = choose(weights, overrides.pop("head", None), dataset_json)[1] if weights else None
+        block = choose(weights, overrides.pop("head", None), dataset_json).block(of_file=True) if weights else None
         stages = overrides.pop("stages", None)
         plans = derive(
             plans, dataset_json, finetune=finetune, weights=block, stages=stages, overrides={**SHORT, **overrides}
@@ -182,6 +182,25 @@ def test_the_logged_rates_are_those_of_the_schedule(make: Make, source: Path) ->
     strategy = strategies.find("layerwise")
     expected = [1e-3 * strategies.rate(strategy, epoch, 4) for epoch in range(4)]
     assert trainer.logger.get_value("lrs", None) == pytest.approx(expected)
+
+
+def test_without_weights_no_layer_is_slower_than_another(make: Make) -> None:
+    trainer = make("a", "layerwise", num_epochs=1)
+    trainer.initialize()
+    assert [group["scale"] for group in trainer.optimizer.param_groups] == [1.0]
+
+
+def test_a_preview_beside_a_cascade_is_what_training_reports(make: Make, source: Path) -> None:
+    trainer = make("a", "ramp", source)
+    plans = trainer.plans_manager.plans
+    plans["configurations"]["3d_lowres"] = {"inherits_from": "3d_fullres", "next_stage": "3d_cascade_fullres"}
+    cascade = {"inherits_from": "3d_fullres", "previous_stage": "3d_lowres"}
+    plans["configurations"]["3d_cascade_fullres"] = cascade
+    report = preview(source, plans, "3d_fullres", trainer.dataset_json)
+    assert report == begin(trainer, source)
+    assert not any(fate.kind == "inflated" for fate in report.tensors)
+    of_cascade = preview(source, plans, "3d_cascade_fullres", trainer.dataset_json)
+    assert sum(fate.kind == "inflated" for fate in of_cascade.tensors) == 2
 
 
 def test_the_same_schedule_without_weights_has_the_rate_of_training_from_scratch(make: Make) -> None:

@@ -116,6 +116,16 @@ def test_a_value_that_is_set_again_stands_once_in_the_name(plans: dict[str, Any]
     assert derive(once, DATASET, overrides={"num_epochs": 7})["plans_name"] == "STUNetPlans_B-epochs7-seed1"
 
 
+def test_a_name_that_is_too_long_keeps_how_training_starts(plans: dict[str, Any]) -> None:
+    weights = {"name": "a_rather_long_name.759ba9", "sha256": "0" * 64, "head": "reset"}
+    values = {"num_epochs": 250, "initial_lr": 1e-3, "batch_size": 4, "seed": 1, "weight_decay": 1e-5}
+    name = derive(plans, DATASET, overrides=values, finetune="encoder-frozen", weights=weights)["plans_name"]
+    assert name.startswith("STUNetPlans_B-encoder-frozen-a_rather_long_name.759ba9-reset-")
+    assert len(name) <= 72
+    official = {**weights, "name": "STU-Net-B.totalseg", "head": "slice"}
+    assert derive(plans, DATASET, finetune="full", weights=official)["plans_name"] == "STUNetPlans_B-full-totalseg"
+
+
 def test_checkpointing_gives_a_larger_patch(plans: dict[str, Any]) -> None:
     derived = derive(plans, DATASET, overrides={"checkpointing": True})
     before, after = plans["configurations"]["3d_fullres"], derived["configurations"]["3d_fullres"]

@@ -19,6 +19,7 @@ from stunet.trainers.strategies import (
     describe,
     find,
     groups,
+    has_ramps,
     kept_stages,
     part_of,
     phase_of,
@@ -109,13 +110,18 @@ def test_phases_scale_with_the_number_of_epochs() -> None:
 
 
 def test_strategies_are_described_phase_by_phase() -> None:
-    assert describe(find("sawtooth"), 1000, 1e-3) == [
+    assert describe(find("sawtooth"), 1000, 1e-3, pretrained=True) == [
         "epochs 1-50: learning rate rising to 0.001 in 25, falling; trains decoder, heads",
         "epochs 51-1000: learning rate rising to 0.001 in 50, falling; trains encoder, decoder, heads",
     ]
-    assert describe(find("warmup"), 1, 1e-3) == [
-        "epochs 1-1: learning rate from 0.001, falling; trains encoder, decoder, heads"
+    assert describe(find("warmup"), 1, 1e-2, pretrained=False) == [
+        "epochs 1-1: learning rate from 0.01, falling; trains everything"
     ]
+
+
+def test_a_ramp_of_one_epoch_is_none() -> None:
+    assert [has_ramps(find("ramp"), epochs) for epochs in (1, 20, 29, 30, 1000)] == [False, False, False, True, True]
+    assert has_ramps(find("full"), 1)
 
 
 @pytest.mark.parametrize(
@@ -206,17 +212,19 @@ def test_strategies_are_sound() -> None:
 def test_layerwise_decays_from_the_heads_down_to_the_stem() -> None:
     net = network()
     found = groups(net, find("layerwise"), set())
-    assert [g["scale"] for g in found] == pytest.approx([0.75**n for n in (5, 4, 3, 2, 1, 0)])
-    assert {id(p) for p in found[0]["params"]} == {id(p) for p in net.conv_blocks_context[0].parameters()}
-    assert {id(p) for p in found[-1]["params"]} == {id(p) for p in net.seg_outputs.parameters()}
+    assert [g["scale"] for g in found] == pytest.approx([0.75**n for n in range(6)])
+    assert {id(p) for p in found[-1]["params"]} == {id(p) for p in net.conv_blocks_context[0].parameters()}
+    assert {id(p) for p in found[0]["params"]} == {id(p) for p in net.seg_outputs.parameters()}
+    everything = dict(net.named_parameters())
+    assert [len(g["params"]) for g in groups(net, find("layerwise"), everything)] == [len(everything)]
 
 
 def test_a_fresh_tensor_learns_at_the_full_rate_wherever_it_is() -> None:
     net = network()
     stem = "conv_blocks_context.0.0.conv1.weight"
-    last = groups(net, find("layerwise"), {stem})[-1]
-    assert net.get_parameter(stem) in set(last["params"])
-    assert last["scale"] == 1
+    first = groups(net, find("layerwise"), {stem})[0]
+    assert net.get_parameter(stem) in set(first["params"])
+    assert first["scale"] == 1
 
 
 @pytest.mark.parametrize("name", ["ramp", "layerwise"])

@@ -50,7 +50,7 @@ class FineTunedTrainer(PlannedTrainer):
         if self.strategy is None:
             return optimizer, schedule
         values = {key: value for key, value in optimizer.param_groups[0].items() if key != "params"}
-        groups = strategies.groups(self.bare_network(), self.strategy, self.fresh or ())
+        groups = strategies.groups(self.bare_network(), self.strategy, self._fresh())
         optimizer = torch.optim.SGD([{**values, **group} for group in groups], self.initial_lr)
         return optimizer, strategies.Schedule(optimizer, self.strategy, self.num_epochs, self.initial_lr)
 
@@ -72,8 +72,6 @@ class FineTunedTrainer(PlannedTrainer):
         if self.strategy is not None:
             self._enter(strategies.phase_of(self.strategy, self.current_epoch, self.num_epochs))
         super().on_train_epoch_start()
-        highest = max(group["lr"] for group in self.optimizer.param_groups)
-        self.logger.log("lrs", highest, self.current_epoch)  # nnU-Net logs the first group's
 
     def network_state(self) -> dict[str, torch.Tensor]:
         return lora.merged_state(self.bare_network())
@@ -87,13 +85,14 @@ class FineTunedTrainer(PlannedTrainer):
             self.start_with(more["fresh"])
         lora.load(self.bare_network(), weights, more.get("adapters", {}))
 
+    def _fresh(self) -> Collection[str]:
+        return [name for name, _ in self.bare_network().named_parameters()] if self.fresh is None else self.fresh
+
     def _enter(self, phase: strategies.Phase) -> None:
         if phase is self._phase:
             return
         self._phase = phase
-        network = self.bare_network()
-        fresh = [name for name, _ in network.named_parameters()] if self.fresh is None else self.fresh
-        trained, total = strategies.set_trainable(network, phase, fresh)
+        trained, total = strategies.set_trainable(self.bare_network(), phase, self._fresh())
         share = f"{trained:,} of {total:,} parameters ({trained / total:.1%})"
         self.listener.trains(f"from epoch {self.current_epoch + 1} on: trains {share}")
         if self.is_ddp:  # it takes note of what trains when it is made

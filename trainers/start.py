@@ -1,11 +1,13 @@
 """What does a training start from? Pre-trained weights, adapted to its network, written, and loaded back.
 
-`choose` turns what a user names into weights and what the plan says of them; `begin` puts them into a trainer.
+`choose` reads what a user names, `preview` judges it, `begin` puts it into a trainer.
 """
 
 import hashlib
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ from stunet.plans.resolve import resolve
 from stunet.trainers.base import LATEST
 from stunet.trainers.finetuned import FineTunedTrainer
 from stunet.weights.checkpoints import load_checkpoint
-from stunet.weights.heads import choose_head
+from stunet.weights.heads import Heads, plan_heads
 from stunet.weights.reading import Weights, read_weights
 from stunet.weights.report import TransferReport
 from stunet.weights.transfer import transfer
@@ -28,29 +30,47 @@ REPORT = "transfer_report.json"
 NAME_LENGTH = 24  # of a file's name in the plans' name
 
 
-def choose(path: Path, head: str | None, dataset_json: Mapping[str, Any]) -> tuple[Weights, dict[str, str]]:
-    """The weights in a file or model folder, and what the plan of a training that starts from them says.
+@dataclass(frozen=True)
+class Start:
+    """Weights to start from: the SHA-256 of their file, and what becomes of their heads."""
+
+    weights: Weights
+    sha256: str
+    heads: Heads
+
+    def block(self, of_file: bool) -> dict[str, str]:
+        """What a plan says of them; `of_file`: a file was named, of which there may be others with the same name."""
+        name = self.weights.entry
+        if name is None:
+            trained_on = re.fullmatch(r"Dataset\d{3}_(.+)", str((self.weights.plans or {}).get("dataset_name")))
+            stem = re.sub(r"[^A-Za-z0-9]+", "", trained_on[1] if trained_on else self.weights.path.stem)
+            name = stem[:NAME_LENGTH] or "weights"
+        if of_file:
+            name = f"{name}.{self.sha256[:6]}"
+        return {"name": name, "sha256": self.sha256, "head": self.heads.mode}
+
+
+def choose(path: Path, head: str | None, dataset_json: Mapping[str, Any]) -> Start:
+    """The weights in a file or model folder.
 
     Args:
         path: As store.find_model() gives it.
         head: "reuse", "slice", "reset", or None for what suits the classes.
         dataset_json: nnU-Net's description of the dataset to train on.
 
-    Returns:
-        The weights, and `name` (of the registry, or of the file with the start of its hash), `sha256`, `head`.
-
     Raises:
         WeightsError: The file cannot be read, or holds another network.
     """
     weights = read_weights(path)
-    with weights.path.open("rb") as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    name = weights.entry
-    if name is None:
-        trained_on = re.fullmatch(r"Dataset\d{3}_(.+)", str((weights.plans or {}).get("dataset_name")))
-        stem = re.sub(r"[^A-Za-z0-9]+", "", trained_on[1] if trained_on else weights.path.stem)
-        name = f"{stem[:NAME_LENGTH]}.{sha256[:6]}"
-    return weights, {"name": name, "sha256": sha256, "head": choose_head(head, weights, head_classes(dataset_json))}
+    status = weights.path.stat()
+    sha256 = _sha256(weights.path, status.st_size, status.st_mtime_ns)
+    return Start(weights, sha256, plan_heads(head, weights, head_classes(dataset_json)))
+
+
+@lru_cache
+def _sha256(path: Path, size: int, changed_ns: int) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def head_classes(dataset_json: Mapping[str, Any]) -> list[str]:
@@ -69,12 +89,12 @@ def preview(
     Raises:
         WeightsError: As of begin().
     """
-    from stunet.plans.derive import describe
-
-    kwargs = resolve(plans, configuration)["architecture"]["arch_kwargs"]
-    described = describe(plans, configuration, dataset_json)
+    planned = resolve(plans, configuration)
+    classes, images = head_classes(dataset_json), len(_channels(dataset_json))
+    foreground = len(classes) - ("background" in classes)
+    one_hot = foreground if "previous_stage" in planned else 0
     with torch.device("meta"):
-        network = STUNet(described.channels, described.classes, **kwargs)
+        network = STUNet(images + one_hot, len(classes), **planned["architecture"]["arch_kwargs"])
     return _load(network, path, plans, configuration, dataset_json, load=False)
 
 
@@ -104,28 +124,32 @@ def _load(
     dataset_json: Mapping[str, Any],
     load: bool = True,
 ) -> TransferReport:
-    weights, given = choose(path, None, dataset_json)
+    start = choose(path, None, dataset_json)
     planned = plans["stunet"]["weights"]
-    if given["sha256"] != planned["sha256"]:
+    if start.sha256 != planned["sha256"]:
         raise WeightsError(
-            f"{str(path)!r} is not the file that the plan starts from: SHA-256 {given['sha256'][:12]}..., "
+            f"{str(path)!r} is not the file that the plan starts from: SHA-256 {start.sha256[:12]}..., "
             f"not {planned['sha256'][:12]}...",
             "give the file that the plan was derived with",
         )
-    channels = list((dataset_json.get("channel_names") or dataset_json["modality"]).values())
+    channels = _channels(dataset_json)
     planned_for = resolve(plans, configuration)
     return transfer(
         network,
-        weights,
+        start.weights,
         classes=head_classes(dataset_json),
         channels=channels,
         cascade_channels=network.input_channels - len(channels),
-        head=None if planned["head"] == given["head"] else planned["head"],  # the report knows why only then
+        head=None if planned["head"] == start.heads.mode else planned["head"],  # the report knows why only then
         sha256=planned["sha256"],
         normalization=planned_for["normalization_schemes"],
         spacing=planned_for["spacing"],
         load=load,
     )
+
+
+def _channels(dataset_json: Mapping[str, Any]) -> list[str]:
+    return list((dataset_json.get("channel_names") or dataset_json["modality"]).values())
 
 
 def _write_and_read_back(trainer: FineTunedTrainer) -> None:

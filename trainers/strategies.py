@@ -159,7 +159,7 @@ def rate(strategy: Strategy, epoch: int, epochs: int) -> float:
     return (1 - (epoch - span.full) / (span.end - span.full)) ** span.phase.power
 
 
-def describe(strategy: Strategy, epochs: int, lr: float) -> list[str]:
+def describe(strategy: Strategy, epochs: int, lr: float, pretrained: bool) -> list[str]:
     """One line per phase: its epochs (from 1), the course of the learning rate, what trains."""
     lines = []
     for span in _spans(strategy, epochs):
@@ -167,9 +167,14 @@ def describe(strategy: Strategy, epochs: int, lr: float) -> list[str]:
         if span.full < span.end:
             course.append("falling" if span.phase.power else "constant")
         if span.start < span.end:
-            what = ", ".join(span.phase.trains)
+            what = ", ".join(span.phase.trains) if pretrained else "everything"
             lines.append(f"epochs {span.start + 1}-{span.end}: learning rate {', '.join(course)}; trains {what}")
     return lines
+
+
+def has_ramps(strategy: Strategy, epochs: int) -> bool:
+    """Whether the phases that should have a ramp have one: the rate of a ramp of one epoch is the peak itself."""
+    return all(span.full - span.start > 1 for span in _spans(strategy, epochs) if span.phase.ramp)
 
 
 def part_of(name: str) -> str:
@@ -239,14 +244,17 @@ def groups(network: "torch.nn.Module", strategy: Strategy, fresh: Collection[str
     """The network's parameters for an optimizer: one group, or one per block where the learning rate depends on it.
 
     The order is always the same, frozen or not, so that an optimizer's state can be loaded again. A group's `scale` is
-    its share of the learning rate; what is fresh learns at the full rate wherever it is.
+    its share of the learning rate, the first one's is 1; what is fresh learns at the full rate wherever it is.
     """
     found: dict[int, list[torch.nn.Parameter]] = {}
     last = 2 * _stages(network) - 1
     for name, parameter in network.named_parameters():
         block = last if strategy.layer_decay == 1 or name in fresh else block_of(name, _stages(network))
         found.setdefault(block, []).append(parameter)
-    return [{"params": found[block], "scale": strategy.layer_decay ** (last - block)} for block in sorted(found)]
+    return [
+        {"params": found[block], "scale": strategy.layer_decay ** (last - block)}
+        for block in sorted(found, reverse=True)
+    ]
 
 
 class Schedule:

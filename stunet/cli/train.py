@@ -216,9 +216,15 @@ def _describe(run: "Run", resolved: dict[str, Any]) -> None:
     if "finetune" in block:
         strategy = strategies.find(block["finetune"])
         peak = block["train"].get("initial_lr", strategy.lr if "weights" in block else strategy.scratch_lr)
-        console.note(f"{block['finetune']}: {strategy.title}")
-        for line in strategies.describe(strategy, block["train"].get("num_epochs", 1000), peak):
+        epochs = block["train"].get("num_epochs", 1000)
+        scratch = "" if "weights" in block else " (its schedule, without weights)"
+        console.note(f"{block['finetune']}: {strategy.title}{scratch}")
+        for line in strategies.describe(strategy, epochs, peak, "weights" in block):
             console.note(f"  {line}")
+        if not strategies.has_ramps(strategy, epochs):
+            console.warn(
+                f"{epochs} epochs are too few for the ramp of {block['finetune']!r}: it lasts one epoch or none"
+            )
 
 
 def _judged(run: "Run") -> "TransferReport | None":
@@ -249,7 +255,7 @@ def _train(run: "Run", overwrite: bool) -> None:
     if overwrite:
         forget(run)
     summary = run.folder / "validation" / "summary.json"
-    if run.resume and (run.folder / FINAL).is_file() and summary.is_file():
+    if run.resume and not run.validate_best and (run.folder / FINAL).is_file() and summary.is_file():
         console.note("this fold is trained and validated; nothing to do")
     else:
         launch(run, console.TrainingProgress)

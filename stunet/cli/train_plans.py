@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from stunet import presets, workspace
+from stunet import console, presets, workspace
 from stunet.cli.models import ShownDownload
 from stunet.errors import DataError, UsageError, WeightsError
 from stunet.files import read_json
@@ -48,13 +48,12 @@ def choose_plans(dataset: str, args: argparse.Namespace) -> Chosen:
         overrides = {**preset.set, **overrides}
     weights = None
     if text := args.pretrained or args.pretrained_weights:
-        weights = _find(text, args.dry_run)
-        options |= _from_weights(weights, args, dataset_json, options["size"])
+        weights = _given(text, args)
+        options |= _from_weights(weights, args, plans["stunet"], dataset_json, options["size"])
     elif args.finetune:
-        from stunet.trainers import strategies
-
-        strategies.find(args.finetune)
         options["finetune"] = args.finetune
+    if options.get("finetune") and not options["stages"]:
+        options["stages"] = _kept_stages(options["finetune"], plans)
     if not (any(options.values()) or overrides):
         return Chosen(plans, False, _weights_of(plans, args))
     derived = derive(plans, dataset_json, overrides=overrides, **options)
@@ -72,26 +71,57 @@ def choose_plans(dataset: str, args: argparse.Namespace) -> Chosen:
 
 
 def _from_weights(
-    path: Path, args: argparse.Namespace, dataset_json: Mapping[str, Any], size: str | None
+    path: Path, args: argparse.Namespace, base: Mapping[str, Any], dataset_json: Mapping[str, Any], size: str | None
 ) -> dict[str, Any]:
-    """What of the plan follows from the weights: size, strategy, its number of stages, and their name."""
+    """What of the plan follows from the weights: size, strategy and name; what the base plan says of them stays."""
     from stunet.trainers import strategies
     from stunet.trainers.start import choose
 
-    head = "reset" if args.pretrained_weights else args.head
-    weights, block = choose(path, head, dataset_json)
-    if size not in (None, weights.architecture.size):
+    before = base.get("weights", {})
+    head = "reset" if args.pretrained_weights else args.head or before.get("head")
+    start = choose(path, head, dataset_json)
+    block = start.block(of_file=Path(args.pretrained or args.pretrained_weights).exists())
+    if (before.get("sha256"), before.get("head")) == (start.sha256, start.heads.mode):
+        block = before
+    theirs = start.weights.architecture.size
+    if size not in (None, theirs):
         raise UsageError(
-            f"size {size} is asked for, but the weights {block['name']!r} are of size {weights.architecture.size}",
+            f"size {size} is asked for, but the weights {block['name']!r} are of size {theirs}",
             f"leave the size out, or find weights of size {size}: stunet_models list",
         )
-    options: dict[str, Any] = {"size": weights.architecture.size, "weights": block}
-    if args.pretrained:
-        options["finetune"] = args.finetune or strategies.DEFAULT
-        strategy = strategies.find(options["finetune"])
-        if strategy.depth < 1 and not args.stages:
-            options["stages"] = strategies.kept_stages(strategy, weights.architecture.stages)
-    return options
+    if args.head:
+        for text in start.heads.warnings:
+            console.warn(text)
+    finetune = args.finetune or base.get("finetune") or strategies.DEFAULT
+    return {
+        "size": theirs,
+        "weights": block,
+        "finetune": None if args.pretrained_weights else finetune,
+    }
+
+
+def _kept_stages(name: str, plans: Mapping[str, Any]) -> int | None:
+    """The number of stages that a strategy keeps of a plan's, if not all."""
+    from stunet.trainers import strategies
+
+    strategy = strategies.find(name)
+    planned = [
+        c["architecture"]["arch_kwargs"]["strides"] for c in plans["configurations"].values() if "architecture" in c
+    ]
+    if strategy.depth == 1 or plans["stunet"].get("finetune") == name:
+        return None
+    return strategies.kept_stages(strategy, max(map(len, planned)))
+
+
+def _given(text: str, args: argparse.Namespace) -> Path:
+    """The weights that a command names; to go on with a training they are not needed any more."""
+    try:
+        return _find(text, args.dry_run)
+    except WeightsError as error:
+        if args.resume or args.val:
+            hint = "-p with the name of the training's plans instead of --pretrained: its checkpoints have all it needs"
+            raise WeightsError(error.message, hint) from None
+        raise
 
 
 def _weights_of(plans: Mapping[str, Any], args: argparse.Namespace) -> Path | None:
