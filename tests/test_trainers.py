@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from stunet.files import read_json
 from stunet.plans.derive import derive
 from stunet.trainers.base import BEST, FINAL, LATEST, PlannedTrainer
 from stunet.trainers.batches import SeededBatches
-from stunet.trainers.launch import Run, _stops, checkpoints, forget, limit_threads, starting_point
+from stunet.trainers.launch import Run, _alone, _stops, checkpoints, forget, limit_threads, starting_point
 from stunet.trainers.listener import Silent
 from stunet.trainers.supervised import STUNetTrainer
 
@@ -214,6 +216,22 @@ def test_a_checkpoint_of_another_plan_is_refused(planned: str, tmp_path: Path, m
     other = make_trainer(planned, tmp_path, monkeypatch, initial_lr=0.5)
     with pytest.raises(WeightsError, match=r"another plan than today's \(plans"):
         other.load_checkpoint(str(file))
+
+
+def test_a_fold_is_trained_by_one_process_at_a_time(tmp_path: Path) -> None:
+    code = (
+        "import sys\nfrom filelock import FileLock\nlock = FileLock(sys.argv[1])\nlock.acquire()\n"
+        "print('held', flush=True)\nsys.stdin.read()"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / ".lock")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(DataError, match="another process trains in"), _alone(tmp_path):
+            pass
+        other.kill()
+    with _alone(tmp_path):
+        pass
 
 
 def test_processes_share_the_cores_unless_the_user_says_how_many_threads(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,6 +17,7 @@ from types import FrameType
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from filelock import FileLock, Timeout
 
 from stunet.errors import DataError, Interrupted, OutOfMemoryError, StunetError, UsageError
 from stunet.files import read_json
@@ -78,9 +79,15 @@ def launch(run: Run, new_listener: Callable[[], Listener] = Silent) -> None:
         new_listener: Makes what shows the progress; called in the process that leads.
 
     Raises:
+        DataError: Another process trains the same fold.
         Interrupted: A signal ended the training; it can be resumed.
         StunetError: As the trainer raises them, also from other processes.
     """
+    with _alone(run.folder):
+        _launch(run, new_listener)
+
+
+def _launch(run: Run, new_listener: Callable[[], Listener]) -> None:
     checkpoint = starting_point(run)
     if run.processes == 1:
         _train(run, checkpoint, new_listener())
@@ -98,6 +105,23 @@ def launch(run: Run, new_listener: Callable[[], Listener] = Silent) -> None:
                 pass
         except mp.ProcessExitedException as error:
             raise _of_exit_code(error.exit_code) from None
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Sees that nobody else trains into a folder; the lock goes with the process, however that ends."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise DataError(f"another process trains in {str(folder)!r}", "wait for it, or end it first") from None
+    except NotImplementedError:  # a file system without locks
+        pass
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def forget(run: Run) -> None:
