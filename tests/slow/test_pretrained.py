@@ -52,7 +52,8 @@ def there(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Place:
     sitk.WriteImage(ct[20:80, 20:76, 20:84:2], str(place.root / "in" / "thorax_0000.nii.gz"))
     file = place.root / "small_ep4k.model"
     write_v1(file, data / "stunet_official" / f"{file.name}.pkl")
-    printed = place.run("stunet_models", "import", file, STUNET_MODELS=place.root / "store")
+    named = ("--name", MODEL)  # though its sha256 is not that of the released file
+    printed = place.run("stunet_models", "import", file, *named, STUNET_MODELS=place.root / "store")
     assert printed == f"{place.root / 'store' / MODEL}\n"
     predict(place, "ours")
     return place
