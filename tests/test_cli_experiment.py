@@ -43,6 +43,11 @@ def file(planned: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("seeds", "sedes", [], 3, "unknown key 'sedes'; did you mean 'seeds'", "known keys"),
         ("seeds", "plans = 'X'\nseeds", [], 3, "no plans 'X'", "stunet_plan_and_preprocess -d 998"),
         ('"none"', '"STU-Net-B.totalsg"', [], 4, "'STU-Net-B.totalsg'", "stunet_models list"),
+        ('"none"', '"STU-Net-X"', ["--dry_run"], 4, "no model or file 'STU-Net-X'; did you mean", "stunet_models list"),
+        ('"none"', '"None"', ["--dry_run"], 4, "no model or file 'None'", "stunet_models list"),
+        ('"none"', '"STU-Net-B", "stu-net-b.totalseg"', ["--dry_run"], 3, "are the same weights", "leave one"),
+        ("seeds", "fold = 5\nseeds", ["--dry_run"], 3, "fold 5 is asked for, but Dataset998_Phantom has 5", "0 to 4"),
+        ("seeds", "configuration = '3d_lowres'\nseeds", ["--dry_run"], 3, "no configuration '3d_lowres'", "one of"),
     ],
 )
 def test_mistakes_end_in_one_line_before_anything_is_trained(
@@ -64,6 +69,20 @@ def test_mistakes_end_in_one_line_before_anything_is_trained(
     assert message in err
     assert hint in err
     assert not (file.parent / "compare").exists()
+
+
+def test_weights_of_another_size_than_the_plans_are_warned_of(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    weights = '["none", "STU-Net-B", "STU-Net-S"]'
+    file.write_text(TEXT.replace('["none"]', weights))
+    assert main([str(file), "--dry_run"]) == 0
+    err = capsys.readouterr().err
+    assert "training from scratch is of size T, but STU-Net-B of B, STU-Net-S of S" in err
+    file.write_text(TEXT.replace('["none"]', weights) + 'size = "B"')
+    assert main([str(file), "--dry_run"]) == 3
+    assert "size B is asked for, but the weights 'STU-Net-S' are of size S" in capsys.readouterr().err
+    file.write_text(TEXT.replace('["none"]', '["none", "STU-Net-B"]') + 'size = "B"')
+    assert main([str(file), "--dry_run"]) == 0
+    assert capsys.readouterr().err == ""
 
 
 def test_a_file_whose_folder_would_have_its_name_is_refused(file: Path, capsys: pytest.CaptureFixture[str]) -> None:

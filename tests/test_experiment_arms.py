@@ -12,7 +12,7 @@ import pytest
 
 from stunet.errors import DataError
 from stunet.experiment.arms import Arm, arms, command, from_scratch, read_experiment
-from stunet.experiment.summary import Row, bootstrap, mean_dice, summarise, to_json, write
+from stunet.experiment.summary import COLOURS, MARKERS, Row, bootstrap, mean_dice, plot, summarise, to_json, write
 from stunet.files import read_json
 
 REQUIRED = """
@@ -50,6 +50,10 @@ def test_from_scratch_a_strategy_is_its_schedule() -> None:
     ]
 
 
+def test_from_scratch_a_shallower_network_is_another_training_and_slower_layers_are_not() -> None:
+    assert [from_scratch(name) for name in ("shallow", "layerwise")] == ["shallow", "ramp"]
+
+
 def test_an_arm_is_a_command_of_stunet_train(tmp_path: Path) -> None:
     text = """
 fold = 2
@@ -73,6 +77,7 @@ set_pretrained = { checkpointing = true }
     [
         ('["none", "a/model.pth", "STU-Net-B"]', {"scratch": "none", "model.pth": "{}/a/model.pth", "STU-Net-B": ""}),
         ('{ ours = "a/model.pth", a = "./a", base = "none" }', {"ours": "{}/a/model.pth", "a": "{}/a", "base": "none"}),
+        ('{ none = "a/model.pth", base = "none" }', {"none": "{}/a/model.pth", "base": "none"}),
     ],
 )
 def test_weights_have_titles_and_files_are_found_beside_the_experiment(
@@ -105,7 +110,9 @@ def test_weights_have_titles_and_files_are_found_beside_the_experiment(
         ('"linear"', '"linaer"', "unknown fine-tuning strategy 'linaer'; did you mean 'linear'", "--finetune takes"),
         ("dataset = 4", "dataset = 4\nfold = 'all'", "fold = 'all' is not the number of a fold", "correct fold"),
         ("dataset = 4", "dataset = 4\nsize = 'XL'", "size = 'XL' is not one of T, S, B, L, H", "correct size"),
-        ("dataset = 4", "dataset = 4\nheads = ['cut']", "heads = ['cut'] is not a list of reuse", "correct heads"),
+        ("dataset = 4", "dataset = 4\nheads = ['cut']", "heads = ['cut'] is not a list of slice", "correct heads"),
+        ("dataset = 4", "dataset = 4\nheads = ['reuse']", "heads = ['reuse'] is not a list of slice", "correct heads"),
+        ('["none", "STU-Net-B"]', '{ a = "none", b = "none" }', "'a' and 'b' are the same weights 'none'", "leave one"),
         ("dataset = 4", "dataset = 4\nset = {num_epoch = 1}", "did you mean 'num_epochs'", "--set takes"),
         ("dataset = 4", "dataset = 4\nset_scratch = {momentum = 2}", "momentum=2 is not a valid", "momentum=0.9"),
         ("dataset = 4", "dataset = 4\nset = {seed = 1}", "seed in [set] would be the same", "seeds = [...]"),
@@ -195,6 +202,13 @@ def test_the_baseline_has_the_same_schedule_and_cases() -> None:
     assert rows["STU-Net-B warmup", 4] == ""
 
 
+def test_without_any_class_there_is_no_difference_and_no_warning() -> None:
+    nothing = table(np.full((3, 2), math.nan))
+    row = summarise({SCRATCH: nothing, ARM: nothing})[1]
+    assert (row.baseline, row.pairs) == ("scratch ramp", 1)
+    assert all(map(math.isnan, (row.dice, row.difference, row.low, row.high, row.classes["liver"])))
+
+
 def test_arms_with_other_held_out_cases_are_not_compared() -> None:
     results = {SCRATCH: table(np.ones((3, 2))), ARM: table(np.ones((4, 2)))}
     with pytest.raises(DataError, match="validated on different cases"):
@@ -219,3 +233,14 @@ def test_the_summary_is_written_as_a_table_json_and_a_picture(tmp_path: Path) ->
     assert (last["cases"], last["baseline"], last["difference"]) == ("all", "scratch ramp", "0.1")
     assert paths[2].read_bytes().startswith(b"\x89PNG")
     assert sorted(tmp_path.iterdir()) == sorted(paths)
+
+
+def test_lines_of_one_colour_have_different_markers() -> None:
+    assert math.gcd(len(COLOURS), len(MARKERS)) == 1
+
+
+@pytest.mark.parametrize(("lines", "bands"), [(5, 5), (6, 0)])
+def test_bands_are_drawn_where_there_are_few_lines(tmp_path: Path, lines: int, bands: int) -> None:
+    found = [replace(row, line=f"arm {n}", sd=0.1) for n in range(lines) for row in rows()[:2]]
+    plot(found, tmp_path / "plot.svg")
+    assert len(re.findall(r'id="\w*PolyCollection_\d+"', (tmp_path / "plot.svg").read_text())) == bands

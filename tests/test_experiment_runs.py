@@ -5,6 +5,7 @@ test_cli_experiment.py runs real trainings.
 
 import math
 import os
+import re
 import shlex
 import signal
 import sys
@@ -16,7 +17,7 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-from stunet.errors import DataError, Interrupted
+from stunet.errors import DataError, Interrupted, UsageError
 from stunet.experiment.arms import Arm
 from stunet.experiment.runs import Record, read_dice, run
 from stunet.files import read_json, write_json
@@ -51,7 +52,7 @@ def go(codes: list[str], result: Path, folder: Path, jobs: int = 1) -> tuple[lis
 def test_an_arm_that_fails_does_not_stop_the_others(tmp_path: Path, result: Path) -> None:
     states, told = go(["", "sys.exit('no\\n  try: yes')", ""], result, tmp_path / "e")
     assert states == ["done", "failed", "done"]
-    assert told[3].startswith("2 of 3: scratch-ramp-4-cases-seed-1 failed after 0 s no (exit code 1)")
+    assert re.match(r"2 of 3: scratch-ramp-4-cases-seed-1 failed after \d+ s no \(exit code 1\)", told[3])
     assert "no" in (tmp_path / "e" / "logs" / "scratch-ramp-4-cases-seed-1.log").read_text()
 
 
@@ -149,6 +150,12 @@ def test_two_commands_do_not_run_in_one_folder(tmp_path: Path, result: Path) -> 
     (tmp_path / "e").mkdir()
     with FileLock(tmp_path / "e" / ".lock"), pytest.raises(DataError, match="another stunet_experiment runs in"):
         go([""], result, tmp_path / "e")
+
+
+def test_arms_that_are_the_same_command_are_refused(tmp_path: Path, result: Path) -> None:
+    with pytest.raises(UsageError, match="scratch-ramp-4-cases-seed-0 and scratch-ramp-4-cases-seed-1 are the same"):
+        run({arm: ["arm"] for arm in ARMS[:2]}, Record(tmp_path / "e"), lambda words: program("", result))
+    assert not (tmp_path / "e").exists()
 
 
 def test_a_state_is_known_by_the_command(tmp_path: Path) -> None:

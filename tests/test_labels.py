@@ -139,7 +139,10 @@ def test_unknown_names_and_missing_files_are_named_with_the_closest(tmp_path: Pa
 def test_all_classes_that_the_model_lacks_are_named_with_the_nearest() -> None:
     with pytest.raises(DataError, match=r"the model has no 'spleen', 'pancreas'$") as caught:
         labels.load("abdomenct-1k").from_model(LIVER)
-    assert "'liver'" in caught.value.hint
+    assert "nothing that it has is like 'spleen'; name a class" in caught.value.hint
+    with pytest.raises(DataError) as caught:
+        labels.load("abdomenct-1k").from_model({**LIVER, "splen": 4})
+    assert "nearest to 'spleen' it has 'splen'; name a class" in caught.value.hint
 
 
 def test_a_class_of_the_model_belongs_to_one_class_only(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import argparse
 import shlex
 from collections.abc import Mapping, Sequence
+from itertools import combinations
 from math import isnan
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,13 +11,15 @@ from typing import TYPE_CHECKING
 from stunet import console, workspace
 from stunet.cli import common
 from stunet.errors import DataError, UsageError
-from stunet.experiment.arms import SCRATCH, Arm, arms, command, read_experiment
+from stunet.experiment.arms import SCRATCH, Arm, Experiment, arms, command, read_experiment
 from stunet.experiment.runs import DONE, FAILED, Record, results, run
-from stunet.models import store
+from stunet.files import read_json
+from stunet.models import registry, store
 
 if TYPE_CHECKING:
     from stunet.experiment.summary import Row
 
+FOLDS = 5  # as many as nnU-Net makes where nobody has said
 EXAMPLE = """example: a FILE.toml
   dataset = 4                               # number or name
   weights = ["none", "STU-Net-B"]           # as of stunet_train --pretrained; "none": training from scratch;
@@ -30,7 +33,7 @@ EXAMPLE = """example: a FILE.toml
   fold = 0                                  # its validation cases are the held-out ones
   plans = "STUNetPlans_B"                   # as of stunet_train -p
   size = "B"
-  set = { num_epochs = 20 }                 # as of stunet_train --set, for all arms
+  set = { num_epochs = 100 }                # as of stunet_train --set, for all arms; a ramp is 5 % of the epochs
   set_scratch = { initial_lr = 0.01 }       # for the arms without weights
   set_pretrained = { initial_lr = 0.001 }   # for the arms with weights
 """
@@ -60,15 +63,17 @@ def _command(args: argparse.Namespace) -> None:
     if args.file.suffix != ".toml":
         raise UsageError(f"{str(args.file)!r} does not end with .toml", "see stunet_experiment --help for such a file")
     experiment = read_experiment(args.file)
-    workspace.plans_path(workspace.dataset_name(experiment.dataset), experiment.plans)
     todo = {arm: command(experiment, arm) for arm in arms(experiment)}
     record = Record(args.o or args.file.with_suffix(""))
+    left = {arm.title: arm.weights for arm, words in todo.items() if record.state(words) != DONE}
+    if not args.summary_only:
+        _check(experiment, left)
     if args.dry_run:
         lines = [(shlex.join(words), record.state(words) or "to do") for words in todo.values()]
         return console.table(("command", "state"), lines, f"{len(todo)} arms")
     if not args.summary_only:
-        for weights in {arm.weights for arm, words in todo.items() if record.state(words) != DONE} - {SCRATCH}:
-            store.find_model(weights)  # a name that is wrong, or a download, before the first arm
+        for weights in set(left.values()) - {SCRATCH}:
+            store.find_model(weights)  # a download, before the first arm
         program = common.find_command("stunet_train")
         device = ["-device", args.device] if args.device else []
         run(todo, record, lambda words: [program, *words[1:], *device], args.j, console.note)
@@ -79,6 +84,48 @@ def _command(args: argparse.Namespace) -> None:
             f"{len(failed)} of {len(todo)} arms failed, first {failed[0].name}: {record.message(todo[failed[0]])}",
             f"see {record.log(failed[0])}, and run the same command again",
         )
+
+
+def _check(experiment: Experiment, weights: Mapping[str, str]) -> None:
+    """Sees that there is what the arms need; downloads nothing."""
+    from stunet.plans.check import check_plans
+
+    dataset = workspace.dataset_name(experiment.dataset)
+    plans = workspace.load_plans(workspace.plans_path(dataset, experiment.plans))
+    check_plans(plans, experiment.configuration)
+    splits = workspace.preprocessed_dataset(dataset) / "splits_final.json"
+    folds = len(read_json(splits)) if splits.is_file() else FOLDS
+    if experiment.fold >= folds:
+        what = f"fold {experiment.fold} is asked for, but {dataset} has {folds}"
+        raise DataError(what, f"fold = N, from 0 to {folds - 1}")
+    _check_weights(experiment, weights, plans["stunet"]["size"])
+
+
+def _check_weights(experiment: Experiment, weights: Mapping[str, str], planned: str) -> None:
+    """Sees that all weights are known, no two the same, and of the size asked for; warns of another than planned."""
+    found = {title: _known(text) for title, text in weights.items() if text != SCRATCH}
+    for (one, (place, _)), (other, (same, _)) in combinations(found.items(), 2):
+        if place == same:
+            raise DataError(f"{one!r} and {other!r} are the same weights", "leave one of them out")
+    unlike = {title: size for title, (_, size) in found.items() if size not in (None, experiment.size or planned)}
+    if experiment.size and unlike:
+        title, size = unlike.popitem()
+        what = f"size {experiment.size} is asked for, but the weights {title!r} are of size {size}"
+        raise DataError(what, "leave the size out, or these weights")
+    if unlike and SCRATCH in experiment.weights.values():
+        others = ", ".join(f"{title} of {size}" for title, size in unlike.items())
+        console.warn(f"training from scratch is of size {planned}, but {others}: the difference mixes size and weights")
+
+
+def _known(text: str) -> tuple[str, str | None]:
+    """What stands for these weights and no others, and their size."""
+    entry = registry.look_up(text)
+    if entry and not store.find_installed(text):
+        return entry.name, entry.size
+    from stunet.weights.reading import read_weights
+
+    path = store.find_model(text, offline=True)
+    return str(path.resolve()), entry.size if entry else read_weights(path).architecture.size
 
 
 def _summarise(todo: Mapping[Arm, Sequence[str]], record: Record, as_json: bool) -> None:

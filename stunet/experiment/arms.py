@@ -17,7 +17,7 @@ from stunet.plans import values
 from stunet.trainers import strategies
 
 SCRATCH = "none"
-HEADS = ("reuse", "slice", "reset")
+HEADS = ("slice", "reset")  # "reuse" slices so far: it would be the same training twice
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +27,7 @@ class Experiment:
     Args:
         dataset: Number or name.
         weights: What trainings start from, by title; "none" for nothing.
-        strategies: Names of trainers/strategies.py; from scratch those with the same schedule are one.
+        strategies: Names of trainers/strategies.py; from scratch those with the same schedule and depth are one.
         cases: Numbers of labelled training cases, or "all".
         seeds: Of the cases, the initial weights and the batches.
         heads: What becomes of the pre-trained head; none given: as stunet_train chooses.
@@ -128,11 +128,15 @@ def _located(weights: Sequence[str] | Mapping[str, str], folder: Path) -> dict[s
     pairs = weights.items() if isinstance(weights, Mapping) else [(Path(text).name, text) for text in weights]
     found: dict[str, str] = {}
     for title, text in pairs:
-        title = "scratch" if title == SCRATCH else title
+        title = "scratch" if title == text == SCRATCH else title
         if title in found:
             raise UsageError(f"two weights are called {title!r}", 'weights = { one = "...", other = "..." }')
         there = text != SCRATCH and (folder / text).exists()
-        found[title] = str((folder / text).resolve()) if there else text
+        place = str((folder / text).resolve()) if there else text
+        for other, same in found.items():
+            if same == place:
+                raise UsageError(f"{other!r} and {title!r} are the same weights {text!r}", "leave one of them out")
+        found[title] = place
     return found
 
 
@@ -148,13 +152,13 @@ def arms(experiment: Experiment) -> list[Arm]:
 
 
 def from_scratch(strategy: str) -> str:
-    """The first strategy with the same schedule: from scratch all train everything, so that it is the same training."""
+    """The first strategy that is the same from scratch, where all train everything: of equal schedule and depth."""
 
-    def schedule(name: str) -> tuple[float, list[tuple[float, float, float]]]:
+    def training(name: str) -> tuple[float, float, list[tuple[float, float, float]]]:
         found = strategies.find(name)
-        return found.scratch_lr, [(phase.end, phase.ramp, phase.power) for phase in found.phases]
+        return found.depth, found.scratch_lr, [(phase.end, phase.ramp, phase.power) for phase in found.phases]
 
-    return next(name for name in strategies.STRATEGIES if schedule(name) == schedule(strategy))
+    return next(name for name in strategies.STRATEGIES if training(name) == training(strategy))
 
 
 def command(experiment: Experiment, arm: Arm) -> list[str]:

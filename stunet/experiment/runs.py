@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from stunet.errors import DataError, Interrupted
+from stunet.errors import DataError, Interrupted, UsageError
 from stunet.experiment.arms import Arm
 from stunet.files import read_json, write_json
 
@@ -76,8 +76,14 @@ def run(
         tell: Is told when an arm begins and ends.
 
     Raises:
+        UsageError: Two arms are the same command, which would train twice in one folder.
         Interrupted: A signal came, which was passed on to the running arms, or somebody else stopped one.
     """
+    by_command: dict[str, Arm] = {}
+    for arm, command in todo.items():
+        other = by_command.setdefault(shlex.join(command), arm)
+        if other != arm:
+            raise UsageError(f"{other.name} and {arm.name} are the same command", "leave one of them out")
     waiting = [(arm, command) for arm, command in todo.items() if record.state(command) != DONE]
     total, ended, passed_on = len(waiting), 0, 0
     running: list[_Process] = []

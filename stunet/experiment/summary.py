@@ -32,7 +32,8 @@ DRAWS = 10_000
 LEVEL = 0.95
 # Okabe and Ito's colours, told apart with any colour vision; their yellow is too pale for lines
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
-MARKERS = "os^DvPX"
+MARKERS = "os^DvP"  # of another number, so that colour and marker repeat together only after 42 lines
+BANDS = 5  # lines; the bands of more hide each other
 
 Dice = Mapping[str, Mapping[str, float]]  # by case and class; NaN where the class is absent
 
@@ -69,7 +70,7 @@ class Row:
 def summarise(results: Mapping[Arm, Dice]) -> list[Row]:
     """The rows of the table, in the order of the arms.
 
-    The baseline is the training from scratch with the same schedule, cases and seeds.
+    The baseline is the training from scratch with the same schedule, depth, cases and seeds.
 
     Raises:
         DataError: The arms were validated on different cases, which cannot be compared.
@@ -158,7 +159,9 @@ def _row(
     if not baseline or not common:
         return row
     ours, theirs = (np.stack([tables[seed] for seed in common]) for tables in (by_seed, groups[baseline]))
-    low, high = np.nanquantile(bootstrap(ours, theirs), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    draws = bootstrap(ours, theirs)
+    draws = draws[~np.isnan(draws)]
+    low, high = np.quantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]) if draws.size else (math.nan, math.nan)
     difference = np.mean([mean_dice(one) - mean_dice(other) for one, other in zip(ours, theirs, strict=True)])
     return replace(
         row,
@@ -202,7 +205,7 @@ def _flat(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def plot(rows: Sequence[Row], path: Path) -> None:
-    """Draws Dice against the number of labelled cases: a line per arm, a band of one standard deviation over seeds."""
+    """Draws Dice against the number of labelled cases: a line per arm; bands of one standard deviation over seeds."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -229,7 +232,7 @@ def _draw(axes: "Axes", rows: Sequence[Row], ticks: list[int | str], number: int
     colour, marker = COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
     style = "--" if rows[0].weights == SCRATCH else "-"
     axes.plot(x, dice, color=colour, marker=marker, linestyle=style, label=rows[0].line, markersize=5)
-    if len(x) > 1:
+    if len(x) > 1 and lines <= BANDS:
         axes.fill_between(x, dice - sd, dice + sd, color=colour, alpha=0.12, linewidth=0)
-    else:
+    elif len(x) == 1:
         axes.errorbar(x, dice, sd, color=colour, capsize=3)
