@@ -1,7 +1,8 @@
 """Do two names mean the same class, and which classes of one list make up those of another?
 
 `left kidney`, `kidney_left`, `LK` and `Kidney (left)` are one class, `kidney` is that and its right twin. What is not
-a matter of spelling stands in presets/aliases.toml. labels.py and transfer.py use this.
+a matter of spelling stands in presets/aliases.toml. Here is also which row of a head a class is. labels.py, weights/
+and models/ use this.
 """
 
 import re
@@ -70,6 +71,18 @@ def match_classes(targets: Sequence[str], sources: Sequence[str]) -> list[Row]:
         found = (target,) if target in sources else _resolve(canonical(target), known)
         rows.append(Row(target, found, () if found else _closest(target, known)))
     return rows
+
+
+def head_classes(labels: Mapping[str, Any]) -> list[str]:
+    """The `labels` of a dataset.json in the order of the head's rows, as in nnU-Net; regions have no background.
+
+    A list of one value is a single class. Regions, of which one has several values, stay in the order of the file.
+    """
+    values = {name: value if isinstance(value, list | tuple) else [value] for name, value in labels.items()}
+    values.pop("ignore", None)
+    if any(len(value) > 1 for value in values.values()):
+        return [name for name, value in values.items() if {int(v) for v in value} != {0}]
+    return sorted(values, key=lambda name: int(values[name][0]))
 
 
 def _resolve(name: str, known: Mapping[str, list[str]]) -> tuple[str, ...]:

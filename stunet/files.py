@@ -64,7 +64,7 @@ def read_json(path: Path) -> Any:
         raise DataError(f"no file {str(path)!r}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"cannot read {str(path)!r}: {error}") from error
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, RecursionError) as error:
         raise DataError(
             f"{str(path)!r} is not valid JSON: {error}", "correct the line, or make the file anew"
         ) from None

@@ -7,7 +7,7 @@ from itertools import pairwise
 import pytest
 
 from stunet import labels
-from stunet.classes import Row, canonical, match_classes
+from stunet.classes import Row, canonical, head_classes, match_classes
 
 V1, V2, MR = (
     [entry.name for entry in labels.load(f"totalsegmentator-{version}").classes] for version in ("v1", "v2", "mr")
@@ -188,3 +188,18 @@ def test_v2_classes_find_those_of_v1_that_kept_their_meaning() -> None:
         "vertebrae",
         "heart",
     ]
+
+
+@pytest.mark.parametrize(
+    ("labels", "rows"),
+    [
+        ({"background": 0, "b": 2, "a": 1, "ignore": 3}, ["background", "a", "b"]),
+        ({"a": [1], "background": 0}, ["background", "a"]),
+        ({"background": 0, "whole": [1, 2], "core": [2], "one": 1, "ignore": 3}, ["whole", "core", "one"]),
+    ],
+)
+def test_the_rows_of_a_head_are_those_of_nnunet(labels: dict, rows: list[str]) -> None:
+    from nnunetv2.utilities.label_handling.label_handling import LabelManager
+
+    assert head_classes(labels) == rows
+    assert LabelManager(labels, [1, 2, 3]).num_segmentation_heads == len(rows)

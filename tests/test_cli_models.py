@@ -102,7 +102,7 @@ def test_a_model_is_imported_shown_checked_and_exported(
         (["check", "STU-Net-B"], 4, "is not installed"),
         (["import", "nothing.model"], 4, "no file 'nothing.model'"),
         (["export", "STU-Net-T.tiny", "-o", "x"], 4, "cannot be downloaded"),
-        (["import", ".", "--pkl", "x.pkl"], 2, "--pkl belongs to a file"),
+        (["import", ".", "--pkl", "x.pkl"], 2, "--pkl and --dataset belong to a file"),
     ],
 )
 def test_what_cannot_be_done_is_one_line_and_a_hint(

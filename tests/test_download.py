@@ -1,5 +1,6 @@
 """Downloads from a real server on this machine that breaks, changes, redirects and serves what was not asked for."""
 
+import contextlib
 import hashlib
 import threading
 from collections.abc import Iterator
@@ -42,6 +43,12 @@ class Handler(BaseHTTPRequestHandler):
             self.answer(200, b"", length=10**18)
         elif action == "ignore range":
             self.answer(200, content)
+        elif action == "endless":
+            self.send_response(200)
+            self.end_headers()
+            with contextlib.suppress(OSError):
+                while not self.server.released.is_set():
+                    self.wfile.write(content)
         elif action == "silent":
             self.server.released.wait(5)
         else:
@@ -230,6 +237,27 @@ def test_a_file_of_another_size_is_refused_before_it_is_read(server: Server, tar
     with pytest.raises(WeightsError, match=f"a file of {len(CONTENT)} bytes instead of 5"):
         fetch([server.url], target, size=5)
     assert not target.with_name("weights.model.part").exists()
+
+
+def test_a_file_without_a_length_ends_where_it_should(server: Server, target: Path) -> None:
+    server.script = ["endless"]
+    with pytest.raises(WeightsError, match=f"a file of more than {len(CONTENT)} bytes"):
+        fetch([server.url], target, size=len(CONTENT))
+    assert not [*target.parent.iterdir()]
+
+
+def test_a_file_that_is_not_accepted_is_taken_from_the_next_mirror(servers: list[Server], target: Path) -> None:
+    first, second = servers
+    first.script = ["wrong", "wrong"]
+
+    def accept(source: str) -> None:
+        if target.read_bytes() != CONTENT:
+            raise WeightsError(f"{str(target)!r} is of another kind")
+
+    assert fetch([first.url, second.url], target, accept=accept) == second.url
+    with pytest.raises(WeightsError, match=f"{first.url}: the file is of another kind"):
+        fetch([first.url], target, accept=accept)
+    assert not target.exists()
 
 
 def test_a_server_that_is_busy_or_silent_is_asked_again(

@@ -12,13 +12,13 @@ import pytest
 import torch
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
-from stunet.errors import DataError, WeightsError
+from stunet.errors import DataError, UsageError, WeightsError
 from stunet.files import read_json, write_json
 from stunet.inference.cases import open_model
 from stunet.inference.predictor import Options, Predictor
 from stunet.models import registry, store
 from stunet.models.archive import is_packed_model, pack, unpack
-from stunet.models.folder import check, describe, export, head_rows, write_model_folder
+from stunet.models.folder import check, describe, export, write_model_folder
 from stunet.networks import build
 from stunet.weights.reading import Weights, read_weights
 
@@ -162,7 +162,7 @@ def test_weights_that_do_not_fit_their_description_are_refused(weights: Weights,
 
 
 def test_an_entry_that_contradicts_the_files_own_plans_is_refused(folder: Path) -> None:
-    with pytest.raises(WeightsError, match="has strides"):
+    with pytest.raises(WeightsError, match=r"is not STU-Net-T\.tiny: strides .* instead of"):
         describe(read_weights(folder), replace(ENTRY, strides=((1, 1, 1), (2, 2, 2), (2, 2, 2))))
 
 
@@ -191,11 +191,6 @@ def test_check_finds_nan(folder: Path) -> None:
     torch.save(content, file)
     with pytest.raises(WeightsError, match="NaN or infinite weights in 1 of"):
         check(folder)
-
-
-def test_the_rows_of_a_head_are_classes_or_regions() -> None:
-    assert head_rows({"background": 0, "a": 1, "ignore": 2}) == 2
-    assert head_rows({"background": 0, "whole": [1, 2], "core": [2]}) == 2
 
 
 def test_a_zip_by_nnunet_is_read_with_its_deeper_folders(folder: Path, tmp_path: Path) -> None:
@@ -246,6 +241,72 @@ def test_an_archive_that_means_harm_is_refused_and_writes_nothing(
     with pytest.raises(WeightsError, match=message):
         unpack(folder / "evil.zip", folder / "target")
     assert [path.name for path in tmp_path.rglob("*")] == ["folder", "evil.zip"]
+
+
+@pytest.mark.parametrize("compression", [zipfile.ZIP_DEFLATED, zipfile.ZIP_LZMA, zipfile.ZIP_BZIP2])
+def test_a_member_that_cannot_be_unpacked_is_damaged(folder: Path, tmp_path: Path, compression: int) -> None:
+    with zipfile.ZipFile(tmp_path / "model.zip", "w", compression) as archive:
+        archive.write(folder / "plans.json", "m/plans.json")
+        start = archive.getinfo("m/plans.json").header_offset + 30 + len("m/plans.json")
+    content = bytearray((tmp_path / "model.zip").read_bytes())
+    content[start + 10 : start + 60] = b"\xff" * 50
+    (tmp_path / "model.zip").write_bytes(content)
+    with pytest.raises(WeightsError, match=r"model\.zip' is damaged"):
+        unpack(tmp_path / "model.zip", tmp_path / "target")
+
+
+@pytest.mark.parametrize(("field", "value"), [(0, ord("X")), (6, 99), (10, 99)])  # signature, version, method
+def test_an_archive_with_a_broken_directory_is_damaged(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, field: int, value: int
+) -> None:
+    monkeypatch.setenv("STUNET_MODELS", str(tmp_path / "store"))
+    pack(folder, tmp_path / "model.zip")
+    content = bytearray((tmp_path / "model.zip").read_bytes())
+    end = content.rfind(b"PK\5\6")
+    content[int.from_bytes(content[end + 16 : end + 20], "little") + field] = value
+    (tmp_path / "model.zip").write_bytes(content)
+    with pytest.raises(WeightsError, match=r"model\.zip' is damaged"):
+        store.import_file(tmp_path / "model.zip", "mine")
+
+
+def test_only_folds_with_plain_numbers_and_short_names_are_unpacked(folder: Path, tmp_path: Path) -> None:
+    pack(folder, tmp_path / "model.zip")
+    with zipfile.ZipFile(tmp_path / "model.zip", "a") as archive:
+        archive.writestr("model/fold_\N{ARABIC-INDIC DIGIT THREE}/checkpoint_final.pth", "")
+        archive.writestr(f"model/fold_0/checkpoint_{'a' * 300}.pth", "")
+    there = {str(path.relative_to(tmp_path)) for path in unpack(tmp_path / "model.zip", tmp_path / "m").rglob("*.pth")}
+    assert there == {"m/fold_0/checkpoint_final.pth"}
+
+
+def test_an_archive_is_named_as_the_user_named_it(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STUNET_MODELS", str(tmp_path / "store"))
+    (folder / "fold_0" / "checkpoint_final.pth").unlink()
+    pack(folder, tmp_path / "model.zip")
+    with pytest.raises(WeightsError, match=r"model\.zip' has a checkpoint_final") as refused:
+        store.import_file(tmp_path / "model.zip", "mine")
+    assert ".downloads" not in refused.value.message
+
+
+@pytest.mark.parametrize("name", ["a.pth", "a.model"])
+def test_another_ending_is_no_folder(folder: Path, tmp_path: Path, name: str) -> None:
+    with pytest.raises(UsageError, match=r"ends with '\.(pth|model)'"):
+        export(folder, tmp_path / name)
+    export(folder, tmp_path / "new" / "folder" / "a.SAFETENSORS")
+    assert read_weights(tmp_path / "new" / "folder" / "a.SAFETENSORS").kind == "stunet"
+
+
+def test_the_configuration_that_a_checkpoint_names_is_taken_from_plans_with_several(
+    folder: Path, tmp_path: Path
+) -> None:
+    plans = read_json(folder / "plans.json")
+    plans["configurations"]["other"] = {"inherits_from": "3d_fullres", "spacing": [9, 9, 9]}
+    write_json(folder / "plans.json", plans)
+    read = read_weights(folder)
+    assert (read.configuration, read.spacing, read.classes) == (
+        "3d_fullres", [2.0, 1.0, 1.0], ["background", "left", "right"],
+    )  # fmt: skip
 
 
 def test_a_damaged_archive_is_refused(folder: Path, tmp_path: Path) -> None:

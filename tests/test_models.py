@@ -11,6 +11,7 @@ from stunet.errors import WeightsError
 from stunet.models import registry
 from stunet.networks import SIZES, STUNet
 from stunet.plans.check import check_plans
+from stunet.weights.v2 import NORMALIZATIONS, READERS, RESAMPLINGS
 
 OWN = """
 [mine]
@@ -102,6 +103,24 @@ def test_an_entry_published_without_plans_says_what_is_unknown() -> None:
         registry.plans_of(registry.find("STU-Net-B.brats21"))
 
 
+def test_what_plans_may_name_is_what_nnunet_has() -> None:
+    from nnunetv2.imageio import reader_writer_registry
+    from nnunetv2.preprocessing.normalization import default_normalization_schemes
+    from nnunetv2.preprocessing.resampling.utils import recursive_find_resampling_fn_by_name
+
+    schemes = vars(default_normalization_schemes)
+    assert {name for name in schemes if name.endswith("Normalization")} == {*NORMALIZATIONS, "ImageNormalization"}
+    assert {reader.__name__ for reader in reader_writer_registry.LIST_OF_IO_CLASSES} <= {*READERS}
+    assert all(reader_writer_registry.recursive_find_reader_writer_by_name(name) for name in READERS)
+    assert all(callable(recursive_find_resampling_fn_by_name(name)) for name in RESAMPLINGS)
+
+
+@pytest.mark.parametrize("name", ["", "..", "a/b", "a\n", "a" * 101, "models.toml", "Checksums.json"])
+def test_a_name_that_is_no_folder_of_its_own_is_refused(name: str) -> None:
+    with pytest.raises(WeightsError, match="cannot be a model's name"):
+        registry.check_name(name)
+
+
 def test_own_entries_are_added_and_take_the_place_of_ours(own: Path) -> None:
     own.write_text(OWN + OWN.replace("mine", "totalseg"))
     added = registry.find("STU-Net-T.mine")
@@ -121,6 +140,24 @@ def test_own_entries_are_added_and_take_the_place_of_ours(own: Path) -> None:
         ('"ours"', "3", "title = 3"),
         ("[mine.T]", "[mine.tiny]", r"\[mine\] has no table \[mine.SIZE\]"),
         ("[mine]", "[mine", "not valid TOML"),
+        ("[mine]", "deep = " + "[" * 5000, "not valid TOML"),
+        ("mine", "'x/../../victim'", "cannot be a model's name"),
+        ("mine.pth", "../mine.pth", "filename = ../mine.pth: must be the name of a file without its folder"),
+        ("mine.pth", "..", "filename"),
+        ("mine.pth", "", "filename"),
+        ("mine.pth", "model.json", "filename"),
+        ("title", 'sources = ["file:///etc/passwd"]\ntitle', "sources"),
+        ("title", "bytes = -5\ntitle", "bytes = -5: must be positive"),
+        ("title", 'sha256 = "XYZ"\ntitle', "sha256"),
+        ("title", "num_channels = 4\ntitle", "num_channels = 4, and channels names 2"),
+        ('"left", "right"', '"left", "left"', "classes"),
+        ('"background", ', "", "classes"),
+        ("[1, 1.5, 1.5]", "[nan, 1, 1]", "spacing"),
+        ("[1, 1.5, 1.5]", "[1.5, 1.5]", "must be one number for each of 2 axes"),
+        ("[[1, 1, 1], [1, 2, 2]", "[[2, 1, 1], [1, 2, 2]", "strides"),
+        ('["ZScoreNormalization", ', '["os", ', "normalization .* must be of CTNormalization, "),
+        ('["ZScoreNormalization", ', "[", "normalization .* must be one for each channel"),
+        ("title", "mirror_axes = [7]\ntitle", "mirror_axes"),
     ],
 )
 def test_a_mistake_in_own_entries_is_named(own: Path, before: str, after: str, message: str) -> None:

@@ -20,7 +20,7 @@ from stunet.errors import DataError, WeightsError
 from stunet.files import write_json
 from stunet.models import registry, store
 from stunet.networks import build
-from stunet.weights.checkpoints import save_checkpoint
+from stunet.weights.checkpoints import save_checkpoint, save_weights
 from stunet.weights.reading import read_weights
 
 STRIDES = [[1, 1, 1], [2, 2, 2], [1, 2, 2]]
@@ -256,6 +256,98 @@ def test_a_file_is_recognised_by_its_checksum_under_any_name(website: Path, tmp_
     assert store.import_file(tmp_path / "renamed.model").name == "STU-Net-T.tiny"
 
 
+def test_a_file_with_an_entrys_name_and_another_checksum_is_not_that_entry(website: Path, tmp_path: Path) -> None:
+    write_v1(tmp_path / "tiny.model")
+    own = registry.store() / "models.toml"
+    own.write_text(own.read_text().partition("[bare]")[0] + f'sha256 = "{"0" * 64}"')
+    with pytest.raises(WeightsError, match=r"has the name of STU-Net-T.tiny, but the sha256 [0-9a-f]{64} instead of 0"):
+        store.import_file(tmp_path / "tiny.model")
+    assert store.import_file(tmp_path / "tiny.model", "STU-Net-T.tiny").name == "STU-Net-T.tiny"
+
+
+def test_the_name_of_every_model_of_nnunet_v1_says_nothing(tmp_path: Path) -> None:
+    strides = [[1, 1, 1], *[[2, 2, 2]] * 5]
+    torch.save({"state_dict": build("S", strides, 1, 10).state_dict()}, tmp_path / "model_final_checkpoint.model")
+    with pytest.raises(WeightsError, match="no model that the registry knows"):
+        store.import_file(tmp_path / "model_final_checkpoint.model")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("labels", {"background": 0, "right": 1, "left": 2}, "labels"),
+        ("channel_names", {"0": "T1"}, "channels"),
+        ("spacing", [5.0, 5.0, 5.0], "spacing"),
+        ("normalization_schemes", ["NoNormalization"], "normalisation"),
+    ],
+)
+def test_a_file_that_says_that_it_is_an_entry_has_to_agree_with_it(
+    website: Path, tmp_path: Path, key: str, value: object, message: str
+) -> None:
+    entry = registry.find("STU-Net-T.tiny")
+    plans, dataset = registry.plans_of(entry), registry.dataset_of(entry)
+    (dataset if key in dataset else plans["configurations"]["3d_fullres"])[key] = value
+    meta = {"plans": plans, "configuration": "3d_fullres", "dataset": dataset, "entry": entry.name}
+    save_weights(tmp_path / "x.safetensors", build("T", STRIDES, 1, 3).state_dict(), meta)
+    with pytest.raises(WeightsError, match=f"is not STU-Net-T.tiny: {message}"):
+        store.import_file(tmp_path / "x.safetensors")
+    assert read_weights(store.import_file(tmp_path / "x.safetensors", "mine").path).entry is None
+
+
+def test_class_names_come_from_a_dataset_json_where_the_weights_have_none(data: Path, tmp_path: Path) -> None:
+    torch.save(
+        {"state_dict": build("T", [[1] * 3, *[[2] * 3] * 4, [1, 1, 2]], 1, 105).state_dict()}, tmp_path / "x.model"
+    )
+    shutil.copy(data / "stunet_official" / "small_ep4k.model.pkl", tmp_path / "x.model.pkl")
+    with pytest.raises(WeightsError, match="unknown class names") as refused:
+        store.import_file(tmp_path / "x.model", "mine")
+    assert refused.value.hint.startswith("import it with the --dataset dataset.json of its training")
+    names = ["background", *(f"class {i}" for i in range(104))]
+    write_json(tmp_path / "d.json", {"labels": {name: i for i, name in enumerate(names)}, "channel_names": {"0": "CT"}})
+    model = store.import_file(tmp_path / "x.model", "mine", dataset=tmp_path / "d.json")
+    assert read_weights(model.path).classes == names
+
+
+def test_the_classes_that_a_file_names_stay_where_its_plans_are_given(data: Path, tmp_path: Path) -> None:
+    classes = [f"class {i}" for i in range(1, 105)]
+    labels = {name: i for i, name in enumerate(["background", *classes])}
+    weights = build("T", [[1] * 3, *[[2] * 3] * 4, [1, 1, 2]], 1, 105).state_dict()
+    save_weights(tmp_path / "x.safetensors", weights, {"dataset": {"labels": labels, "channel_names": {"0": "CT"}}})
+    pkl = data / "stunet_official" / "small_ep4k.model.pkl"
+    assert read_weights(store.import_file(tmp_path / "x.safetensors", "mine", pkl).path).classes == [*labels]
+
+
+def test_one_broken_record_does_not_hide_the_other_models(website: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write_v1(website / "tiny.model")
+    path = store.find_model("STU-Net-T.tiny")
+    for content in ("xx", "[]", "[" * 200_000, '{"weights": "../../x"}', '{"source": 5}', '{"files": [1]}'):
+        (registry.store() / "bad").mkdir(exist_ok=True)
+        (registry.store() / "bad" / "model.json").write_text(content)
+        assert [model.name for model in store.installed()] == ["STU-Net-T.tiny"]
+        assert store.find_model("STU-Net-T.tiny") == path
+    assert "model.json" in caplog.text
+
+
+@pytest.mark.parametrize("content", ["[]", "5", '{"STU-Net-L.totalseg": 5}'])
+def test_checksums_that_are_none_are_named(tmp_path: Path, content: str) -> None:
+    (tmp_path / "store").mkdir()
+    (tmp_path / "store" / "checksums.json").write_text(content)
+    with pytest.raises(DataError, match=r"checksums\.json' holds no checksums"):
+        store.recorded(registry.find("STU-Net-L"))
+
+
+@pytest.mark.parametrize("text", ["", "~nobody_of_this_name/x", "a" * 5000, "a\0b"])
+def test_what_cannot_be_a_path_is_no_model(text: str) -> None:
+    with pytest.raises(WeightsError, match="no model or file"):
+        store.find_model(text)
+
+
+def test_a_store_in_nobodys_home_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STUNET_MODELS", "~nobody_of_this_name/x")
+    with pytest.raises(DataError, match="STUNET_MODELS=~nobody"):
+        store.installed()
+
+
 def test_a_file_that_no_entry_fits_needs_a_name_and_its_meaning(tmp_path: Path) -> None:
     write_v1(tmp_path / "my.model")
     with pytest.raises(WeightsError, match="no model that the registry knows"):
@@ -281,7 +373,7 @@ def test_the_plans_of_nnunet_v1_are_used_where_the_registry_has_none(data: Path,
     strides = [[1, 1, 1], *[[2, 2, 2]] * 4, [1, 1, 2]]
     torch.save({"state_dict": build("T", strides, 1, 105).state_dict()}, tmp_path / "weights.model")
     own = 'title = "t"\ndata = "d"\nmodality = "CT"\nfilename = "f"\n'
-    classes = [f"class {i}" for i in range(105)]
+    classes = ["background", *(f"class {i}" for i in range(1, 105))]
     (tmp_path / "store").mkdir()
     (tmp_path / "store" / "models.toml").write_text(f"[v1]\n{own}classes = {classes}\n[v1.T]\n")
     official = data / "stunet_official" / "small_ep4k.model.pkl"

@@ -20,6 +20,14 @@ from stunet.weights.pickles import load_pickle
 from stunet.weights.v1 import convert_plans
 
 
+def test_ct_normalisation_needs_its_intensities() -> None:
+    plans = v1_plans()
+    inner = plans.get("plans", plans)
+    del inner["dataset_properties"]["intensityproperties"][0]["sd"]
+    with pytest.raises(WeightsError, match=r"normalises channel 0 by 'CT' without saying its intensities' sd"):
+        convert_plans(plans, Path("x.pkl"), "T", 4)
+
+
 class Payload:
     """Unpickled the ordinary way, it makes a folder."""
 

@@ -15,8 +15,9 @@ from safetensors.torch import save_file
 
 from stunet.errors import WeightsError
 from stunet.networks import SIZES, Size, STUNet, build
-from stunet.weights.checkpoints import load_checkpoint
-from stunet.weights.reading import Architecture, check_finite, read_weights, recognise, save_weights
+from stunet.weights.architecture import Architecture, recognise
+from stunet.weights.checkpoints import check_finite, load_checkpoint, save_weights
+from stunet.weights.reading import read_weights
 
 STRIDES = [[1, 1, 1], [2, 2, 2], [1, 2, 2]]
 NETWORK = "stunet.networks.STUNet"
@@ -297,6 +298,9 @@ def test_folders_that_are_no_model_are_named(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match=r"it has no plans.json"):
         read_weights(tmp_path)
     (tmp_path / "plans.json").write_text("{}")
+    with pytest.raises(WeightsError, match=r"it has no dataset.json"):
+        read_weights(tmp_path)
+    (tmp_path / "dataset.json").write_text("{}")
     with pytest.raises(WeightsError, match=r"has a checkpoint_final.pth"):
         read_weights(tmp_path)
 
@@ -449,6 +453,68 @@ def test_nan_and_infinite_weights_are_found(tmp_path: Path) -> None:
             check_finite(tensors, tmp_path)
         with pytest.raises(WeightsError, match="NaN or infinite"):
             save_weights(tmp_path / "x", tensors, {})
+
+
+def test_an_encoder_with_a_hole_of_zeros_is_found(tmp_path: Path) -> None:
+    tensors = state()
+    tensors["conv_blocks_context.1.0.conv2.weight"].zero_()
+    with pytest.raises(WeightsError, match=r"nothing but zeros in 1 convolutions .*'conv_blocks_context\.1\.0\.conv2"):
+        check_finite(tensors, tmp_path)
+
+
+STEM = "conv_blocks_context.0.0.conv1.weight"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda value: torch.quantize_per_tensor(value, 0.1, 0, torch.qint8), "values of type qint8"),
+        (lambda value: value.to(torch.complex64), "values of type complex64"),
+        (lambda value: value.to(torch.float8_e4m3fn), "values of type float8_e4m3fn"),
+        (lambda value: value.to(torch.int64), "values of type int64"),
+        (lambda value: value > 0, "values of type bool"),
+        (lambda value: value.to("meta"), "claims more bytes than it has"),
+        (lambda value: value[:0], "has 0 values"),
+        (lambda value: torch.zeros(10**9, 0, 3, 3, 3), "has 0 values"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore")  # of torch, about its old kinds of storage
+def test_weights_of_another_kind_of_number_are_refused(tmp_path: Path, change: Callable, message: str) -> None:
+    tensors = state()
+    tensors[STEM] = change(tensors[STEM])
+    with pytest.raises(WeightsError, match=message):
+        read_weights(saved(tmp_path / "x.pth", {"network_weights": tensors}))
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_a_small_pickle_does_not_get_gigabytes(tmp_path: Path, legacy: bool) -> None:
+    huge = b"\x80\x02c__builtin__\nbytearray\n\x8a\x08" + (6 << 30).to_bytes(8, "little") + b"\x85R."
+    if legacy:
+        torch.save({}, tmp_path / "empty.pth", _use_new_zipfile_serialization=False)
+        start = (tmp_path / "empty.pth").read_bytes()
+        (tmp_path / "bad.pth").write_bytes(start[: start.rindex(b"\x80\x02}")] + huge)
+    else:
+        with zipfile.ZipFile(tmp_path / "bad.pth", "w") as archive:
+            archive.writestr("x/data.pkl", huge)
+            archive.writestr("x/version", "3\n")
+    with pytest.raises(WeightsError, match="asks for a bytearray, which no weights have; it was not read"):
+        read_weights(tmp_path / "bad.pth")
+
+
+def test_what_torch_says_of_a_damaged_pickle_comes_without_its_advice(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "bad.pth", "w") as archive:
+        archive.writestr("x/data.pkl", b"\x80\x02\xff.")
+        archive.writestr("x/version", "3\n")
+    with pytest.raises(WeightsError, match="is damaged: ") as refused:
+        read_weights(tmp_path / "bad.pth")
+    assert "PyTorch" not in refused.value.message
+    assert "Weights only" not in refused.value.message
+
+
+@pytest.mark.parametrize("axes", ["01", [0.5], ["0"]])
+def test_mirror_axes_are_whole_numbers(tmp_path: Path, axes: object) -> None:
+    with pytest.raises(WeightsError, match=r"metadata .* are damaged: TypeError mirror axes"):
+        read_weights(saved(tmp_path / "x.pth", v2_content() | {"inference_allowed_mirroring_axes": axes}))
 
 
 def test_what_float16_cannot_hold_is_not_exported(tmp_path: Path) -> None:

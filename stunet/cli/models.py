@@ -61,6 +61,7 @@ def build_parser() -> argparse.ArgumentParser:
     take.add_argument("file", type=Path, metavar="FILE", help="of nnU-Net v1 or v2, ours, a model folder or its zip")
     take.add_argument("--name", help="of the model (default: the entry that it is recognised as)")
     take.add_argument("--pkl", type=Path, metavar="FILE", help="nnU-Net v1's .model.pkl (default: that beside FILE)")
+    take.add_argument("--dataset", type=Path, metavar="FILE", help="the training's dataset.json, for names of classes")
     give = verb("export", "write a model as one file or as a model folder of nnU-Net v2", _export)
     give.add_argument("name", metavar="NAME|PATH")
     give.add_argument("-o", required=True, type=Path, metavar="OUT", help="OUT.safetensors, OUT.zip, or a folder")
@@ -159,9 +160,9 @@ def _download(args: argparse.Namespace) -> None:
 
 
 def _import(args: argparse.Namespace) -> None:
-    if args.pkl and args.file.is_dir():
-        raise UsageError("--pkl belongs to a file of nnU-Net v1, not to a folder", "leave out --pkl")
-    model = store.import_file(args.file, args.name, args.pkl)
+    if (args.pkl or args.dataset) and args.file.is_dir():
+        raise UsageError("--pkl and --dataset belong to a file of weights, not to a folder", "leave them out")
+    model = store.import_file(args.file, args.name, args.pkl, args.dataset)
     known = model.record.get("entry") == model.name
     console.note(f"{args.file} is {model.name}" if known else f"installed as {model.name}, which the registry lacks")
     console.result(str(model.folder))

@@ -3,17 +3,22 @@
 The zip is what nnUNetv2_export_model_to_zip writes, or ours. store.py imports and exports models.
 """
 
+import errno
+import lzma
 import re
 import shutil
 import stat
 import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
 from stunet.errors import WeightsError
 from stunet.files import new_folder, whole
 
 # What is read from an archive, below the folder of its plans.json.
-FILES = re.compile(r"(plans|dataset|model)\.json|fold_(\d+|all)/checkpoint_\w+\.pth")
+FILES = re.compile(r"(plans|dataset|model)\.json|fold_([0-9]{1,3}|all)/checkpoint_[a-z]{1,20}\.pth")
 # Weights hardly compress; the JSON files beside them do, but are small.
 MAX_RATIO, MAX_EXTRA_BYTES, MAX_MEMBERS = 20, 16 << 20, 10_000
 
@@ -30,7 +35,7 @@ def is_packed_model(path: Path) -> bool:
     """Whether a file is a zip with a plans.json in it; torch's files are zips too, without one."""
     if not zipfile.is_zipfile(path):
         return False
-    with zipfile.ZipFile(path) as archive:
+    with _reading(path), zipfile.ZipFile(path) as archive:
         return any(PurePosixPath(name).name == "plans.json" for name in archive.namelist())
 
 
@@ -41,21 +46,32 @@ def unpack(path: Path, target: Path) -> Path:
         WeightsError: A member would be written outside, is a link, or is far larger than the archive; there is no
             model folder in it, or several; or it is damaged. Nothing is left behind.
     """
-    try:
-        with zipfile.ZipFile(path) as archive, new_folder(target) as part:
-            members = [member for member in archive.infolist() if not member.is_dir()]
-            _check_members(path, members)
-            root = _root(path, members)
-            for member in members:
-                name = PurePosixPath(member.filename)
-                if name.is_relative_to(root) and FILES.fullmatch(str(name.relative_to(root))):
-                    file = part / name.relative_to(root)
-                    file.parent.mkdir(parents=True, exist_ok=True)
-                    with archive.open(member) as source, file.open("wb") as copy:
-                        shutil.copyfileobj(source, copy, 1 << 20)
-    except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, ValueError) as error:
-        raise WeightsError(f"{str(path)!r} is damaged or encrypted: {error}", "copy it again from its source") from None
+    with _reading(path), zipfile.ZipFile(path) as archive, new_folder(target) as part:
+        members = [member for member in archive.infolist() if not member.is_dir()]
+        _check_members(path, members)
+        root = _root(path, members)
+        for member in members:
+            name = PurePosixPath(member.filename)
+            if name.is_relative_to(root) and FILES.fullmatch(str(name.relative_to(root))):
+                file = part / name.relative_to(root)
+                file.parent.mkdir(parents=True, exist_ok=True)
+                with archive.open(member) as source, file.open("wb") as copy:
+                    shutil.copyfileobj(source, copy, 1 << 20)
     return target
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Says of an archive that it is damaged, whatever the libraries for its members make of that."""
+    try:
+        yield
+    except (
+        zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, NotImplementedError, OSError, RuntimeError,
+        ValueError,
+    ) as error:  # fmt: skip
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
+            raise  # of the system: a full disk, a folder that cannot be written
+        raise WeightsError(f"{str(path)!r} is damaged or encrypted: {error}", "copy it again from its source") from None
 
 
 def _check_members(path: Path, members: list[zipfile.ZipInfo]) -> None:

@@ -44,6 +44,7 @@ def fetch(
     sha256: str | None = None,
     size: int | None = None,
     on_bytes: Progress | None = None,
+    accept: Callable[[str], None] = lambda source: None,
     wait_s: float = 1.0,
 ) -> str:
     """Downloads `target` from the first source that has it, and returns that source.
@@ -54,6 +55,7 @@ def fetch(
         sha256: Of the file, if known.
         size: In bytes, if known.
         on_bytes: Called as the file grows.
+        accept: Called with the source when `target` is there; a WeightsError removes it, and the next one is tried.
         wait_s: Before the second attempt; doubles with each further one.
 
     Raises:
@@ -64,6 +66,7 @@ def fetch(
     for source in sources:
         try:
             _fetch_one(source, target, sha256, size, on_bytes or (lambda done, total: None), wait_s)
+            _ask(accept, source, target)
             return source
         except _Useless as error:
             log.info("%s: %s", source, error)
@@ -73,6 +76,14 @@ def fetch(
         f"could not download {target.name!r}: {'; '.join(reasons)}",
         f"run the same command again{kept}, or download it with a browser: stunet_models import FILE",
     )
+
+
+def _ask(accept: Callable[[str], None], source: str, target: Path) -> None:
+    try:
+        accept(source)
+    except WeightsError as error:
+        target.unlink()
+        raise _Useless(error.message.replace(repr(str(target)), "the file")) from None
 
 
 def sha256_of(path: Path) -> str:
@@ -144,10 +155,15 @@ def _attempt(url: str, part: Path, sha256: str | None, size: int | None, on_byte
         _remember(part, url, answer)
         with part.open("r+b" if start else "wb") as file:
             file.seek(start)
+            total = size if total is None else total
             for chunk in answer.iter_content(CHUNK):
+                if total is not None and file.tell() + len(chunk) > total:
+                    file.close()
+                    _forget(part)
+                    raise _Useless(f"a file of more than {total} bytes")
                 file.write(chunk)
                 on_bytes(file.tell(), total)
-        there, total = _length(part), total or size
+        there = _length(part)
         if total is not None and there < total:
             raise _Broken(f"the connection ended after {there} of {total} bytes")
         return bool(start)

@@ -4,6 +4,7 @@ A model folder is plans.json, dataset.json and fold_X/checkpoint_final.pth; ours
 weights come from, and the checksums of the files. weights/reading.py reads files and folders, store.py decides which.
 """
 
+import math
 import re
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,9 +14,10 @@ from typing import Any
 
 import torch
 
-from stunet.errors import DataError, WeightsError
+from stunet.errors import DataError, UsageError, WeightsError
 from stunet.files import new_folder, write_json
 from stunet.models.archive import pack
+from stunet.models.described import check_described
 from stunet.models.download import sha256_of
 from stunet.models.record import RECORD, read_record
 from stunet.models.registry import Entry, dataset_of, plans_of
@@ -33,20 +35,16 @@ def describe(weights: Weights, entry: Entry | None = None) -> Weights:
         WeightsError: Strides, spacing or class names stand in neither, the two contradict each other, or the tensors
             are of another network.
     """
+    check_entry(weights, entry)
     planned = plans_of(entry) if entry and not entry.missing else None
     plans = weights.plans if weights.strides else planned
     classes = (weights.dataset or {}).get("labels") or _numbered(entry.classes if entry else None)
-    lacking = [what for what, there in (("strides and spacing", plans), ("class names", classes)) if not there]
-    if lacking or plans is None or classes is None:
+    lacking = {} if plans else {"strides and spacing": "--pkl X.model.pkl"}
+    lacking |= {} if classes else {"class names": "--dataset dataset.json"}
+    if plans is None or not classes:
         raise WeightsError(
             f"{str(weights.path)!r} cannot become a model that predicts: unknown {' and '.join(lacking)}",
-            "import it with the --pkl of its training, or describe it in models.toml in the store; fine-tuning takes "
-            "it as it is",
-        )
-    if entry and entry.strides and weights.strides and weights.strides != [list(stride) for stride in entry.strides]:
-        raise WeightsError(
-            f"{str(weights.path)!r} has strides {weights.strides}, {entry.name} has {entry.strides}",
-            "import it under another --name",
+            f"import it with the {' and '.join(lacking.values())} of its training; fine-tuning takes it as it is",
         )
     channels = entry.channels if entry and entry.channels else weights.channels
     dataset = (dataset_of(entry) if entry and planned else {}) | (weights.dataset or {}) | {"labels": classes}
@@ -54,13 +52,49 @@ def describe(weights: Weights, entry: Entry | None = None) -> Weights:
     described = replace(
         weights,
         plans=plans,
-        configuration=weights.configuration or next(iter(plans["configurations"])),
+        configuration=next(iter(plans["configurations"])),
         dataset={"file_ending": ".nii.gz", **dataset},
         mirror_axes=entry.mirror_axes if entry and weights.mirror_axes is None else weights.mirror_axes,
-        entry=entry.name if entry else weights.entry,
+        entry=entry.name if entry else None,
     )
     check_fit(described)
     return described
+
+
+def check_entry(weights: Weights, entry: Entry | None) -> None:
+    """Sees that nothing in a file says that its weights are others than those of the entry.
+
+    Raises:
+        WeightsError: Something does.
+    """
+    if entry and (what := contradiction(weights, entry)):
+        raise WeightsError(f"{str(weights.path)!r} is not {entry.name}: {what}", "import it under another --name")
+
+
+def contradiction(weights: Weights, entry: Entry) -> str | None:
+    """What the tensors, or the plans and dataset that came with them, say against being an entry's; None: nothing."""
+    network = weights.architecture
+    for what, here, there in (
+        ("size", network.size, entry.size),
+        ("input channels", network.channels, entry.num_channels),
+        ("classes", network.classes, entry.num_classes),
+        ("channels", weights.channels, entry.channels),
+        ("labels", weights.classes, entry.classes),
+        ("strides", weights.strides, entry.strides),
+        ("spacing", weights.spacing, entry.spacing),
+        ("normalisation", weights.normalization, entry.normalization),
+    ):
+        if here is not None and there is not None and not _same(here, there):
+            return f"{what} {here} instead of {there}" if len(str(there)) < 100 else f"other {what}"
+    return None
+
+
+def _same(one: Any, other: Any) -> bool:
+    if isinstance(one, list | tuple) and isinstance(other, list | tuple):
+        return len(one) == len(other) and all(map(_same, one, other))
+    if isinstance(one, float | int) and isinstance(other, float | int):
+        return math.isclose(one, other, rel_tol=1e-3)
+    return one == other
 
 
 def write_model_folder(target: Path, folds: Mapping[str, Weights], record: Mapping[str, Any]) -> Path:
@@ -88,30 +122,18 @@ def write_model_folder(target: Path, folds: Mapping[str, Weights], record: Mappi
 
 
 def check_fit(weights: Weights) -> None:
-    """Compares every tensor with the network that the weights' plans and dataset describe.
+    """Compares every tensor with the network that the weights' plans and dataset describe, which must be whole.
 
     Raises:
         WeightsError: Something differs, or is not described; the message names it.
     """
-    if not weights.plans or not weights.strides or weights.architecture.size is None:
-        what = "no plans" if weights.architecture.size else "a network of no size that stunet knows (T, S, B, L, H)"
+    described = weights.architecture
+    if not weights.plans or not weights.strides or described.size is None:
+        what = "no plans" if described.size else "a network of no size that stunet knows (T, S, B, L, H)"
         raise WeightsError(f"{str(weights.path)!r} has {what}", "stunet_models info NAME lists what is needed")
-    dataset = weights.dataset or {}
-    rows, classes = head_rows(dataset.get("labels", {})), weights.architecture.classes
-    if rows != classes:
-        raise WeightsError(
-            f"{str(weights.path)!r}: the head has {classes} rows, and {rows} classes are named",
-            "give the --name, or the dataset.json, that belongs to the weights",
-        )
-    named, channels = len(weights.channels or ()), weights.architecture.channels
-    planned = weights.plans["configurations"][weights.configuration]
-    if named != channels and not planned.get("previous_stage"):
-        raise WeightsError(
-            f"{str(weights.path)!r}: the network takes {channels} channel(s), and {named} are named",
-            "give the --name, or the dataset.json, that belongs to the weights",
-        )
+    check_described(weights)
     with torch.device("meta"):
-        network = STUNet(channels, classes, weights.architecture.size, weights.strides)
+        network = STUNet(described.channels, described.classes, described.size, weights.strides)
     check_weights(weights.path, network, weights.tensors)
 
 
@@ -125,7 +147,7 @@ def read_folds(path: Path) -> dict[str, Weights]:
     if not path.is_dir():
         return {"fold_0": first}
     files = sorted(path.glob(f"fold_*/{first.path.name}"))
-    numbered = [file for file in files if re.fullmatch(r"fold_\d+", file.parent.name)]
+    numbered = [file for file in files if re.fullmatch(r"fold_[0-9]{1,3}", file.parent.name)]
     return {file.parent.name: read_weights(file) for file in numbered or files}
 
 
@@ -134,18 +156,23 @@ def export(source: Path, target: Path, half: bool = False) -> None:
 
     Args:
         source: A file or model folder, as read_weights takes it.
-        target: The ending decides: .safetensors, .zip, else a folder.
+        target: The ending decides: .safetensors, .zip, or none for a folder.
         half: Float16: half the size; every reader of ours and nnU-Net turn it back into float32.
 
     Raises:
         WeightsError: The weights cannot be read, have no plans, or float16 cannot hold them.
         DataError: `target` exists.
+        UsageError: Another ending.
     """
+    ending = target.suffix.lower()
+    if ending not in (".safetensors", ".zip", ""):
+        raise UsageError(f"{str(target)!r} ends with {target.suffix!r}", "OUT.safetensors, OUT.zip, or a folder OUT")
     if target.exists():
         raise DataError(f"{str(target)!r} exists already", "take another name, or remove it")
     folds = read_folds(source)
     first = next(iter(folds.values()))
-    if target.suffix == ".safetensors":
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if ending == ".safetensors":
         if len(folds) > 1:
             raise WeightsError(f"{str(source)!r} has {len(folds)} folds, a .safetensors file has one", "export a .zip")
         meta = {key: getattr(first, key) for key in ("plans", "configuration", "dataset", "mirror_axes", "entry")}
@@ -155,7 +182,7 @@ def export(source: Path, target: Path, half: bool = False) -> None:
         check_fit(weights)
     if half:
         folds = {name: replace(weights, tensors=to_half(weights.tensors)) for name, weights in folds.items()}
-    if target.suffix != ".zip":
+    if not ending:
         write_model_folder(target, folds, {"source": str(source)})
         return
     folder = target.with_name(f".{target.name}.folder")
@@ -191,13 +218,6 @@ def check(source: Path) -> list[str]:
         fit = "they fit the plans" if weights.strides else "without plans: for fine-tuning only"
         found.append(f"{name}: {len(weights.tensors)} tensors, none with NaN; {fit}")
     return found
-
-
-def head_rows(labels: Mapping[str, Any]) -> int:
-    """How many outputs a network for these labels of a dataset.json has."""
-    values = [value for name, value in labels.items() if name != "ignore"]
-    regions = any(isinstance(value, list) and len(value) > 1 for value in values)
-    return len(values) - regions  # regions have no background
 
 
 def _checkpoint(weights: Weights) -> dict[str, Any]:

@@ -4,21 +4,27 @@ The entries stand in presets/models.toml; your own go into models.toml in the st
 torch. Read store.py next for how an entry becomes a model that runs.
 """
 
+import math
 import os
+import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, dataclass, fields
 from importlib.resources import files
 from pathlib import Path
 from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
-from stunet.errors import WeightsError, closest
+from stunet.errors import DataError, WeightsError, closest
+from stunet.models.record import CHECKSUMS
 from stunet.presets import SIZES
-from stunet.weights.v2 import make_dataset, make_plans
+from stunet.weights.v2 import NORMALIZATIONS, make_dataset, make_plans
 
 DEFAULT_TAG = "totalseg"
 CONFIGURATION = "3d_fullres"
+OWN = "models.toml"  # in the store
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+_HEX = re.compile("[0-9a-f]{64}")
 # Million parameters with 105 classes: README of uni-medical/STU-Net; T is ours, for tests.
 PARAMETERS = {"T": 0.9, "S": 14.6, "B": 58.3, "L": 440.3, "H": 1457.3}
 
@@ -91,9 +97,16 @@ class Entry:
 
 
 def store() -> Path:
-    """The folder of installed models: $STUNET_MODELS, or a folder of the user's own."""
+    """The folder of installed models: $STUNET_MODELS, or a folder of the user's own.
+
+    Raises:
+        DataError: $STUNET_MODELS is in the home of somebody who is not known here.
+    """
     if folder := os.environ.get("STUNET_MODELS"):
-        return Path(folder).expanduser()
+        try:
+            return Path(folder).expanduser()
+        except RuntimeError as error:
+            raise DataError(f"STUNET_MODELS={folder}: {error}", "export STUNET_MODELS=/path/to/models") from None
     from platformdirs import user_data_path
 
     return user_data_path("stunet") / "models"
@@ -105,11 +118,24 @@ def entries() -> list[Entry]:
     Raises:
         WeightsError: The user's own file is not valid; the message names the entry and the key.
     """
-    found = {entry.name: entry for entry in _read(files("stunet.presets") / "models.toml")}
-    own = store() / "models.toml"
+    found = {entry.name.lower(): entry for entry in _read(files("stunet.presets") / "models.toml")}
+    own = store() / OWN
     if own.is_file():
-        found |= {entry.name: entry for entry in _read(own)}
+        found |= {entry.name.lower(): entry for entry in _read(own)}
     return list(found.values())
+
+
+def check_name(name: str) -> None:
+    """Sees that a model can have this name, which is that of its folder in the store.
+
+    Raises:
+        WeightsError: It cannot.
+    """
+    if not _NAME.fullmatch(name) or name.lower() in (OWN, CHECKSUMS):
+        raise WeightsError(
+            f"{name[:120]!r} cannot be a model's name",
+            f"at most 100 letters, digits, '.', '-' and '_'; {OWN} and {CHECKSUMS} are taken",
+        )
 
 
 def look_up(name: str) -> Entry | None:
@@ -170,7 +196,7 @@ def _require_complete(entry: Entry) -> None:
 def _read(path: Any) -> list[Entry]:
     try:
         content = tomllib.loads(path.read_text())
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise WeightsError(f"{str(path)!r} is not valid TOML: {error}", "correct the line") from None
     found = []
     for tag, table in content.items():
@@ -198,9 +224,56 @@ def _entry(name: str, size: str, content: Mapping[str, Any], path: Any) -> Entry
     if missing:
         raise WeightsError(f"{where}: missing {', '.join(missing)}", "add them to the file")
     for names, number in (("channels", "num_channels"), ("classes", "num_classes")):
-        if names in values:
-            values[number] = len(values[names])
-    return Entry(name=name, size=size, **values)
+        if names in values and values.setdefault(number, len(values[names])) != len(values[names]):
+            raise WeightsError(f"{where}: {number} = {values[number]}, and {names} names {len(values[names])}", number)
+    entry = Entry(name=name, size=size, **values)
+    try:
+        check_name(name)
+    except WeightsError as error:
+        raise WeightsError(f"{where}: {error.message}", error.hint) from None
+    for key, right, rule in _rules(entry):
+        if getattr(entry, key) is not None and not right:
+            raise WeightsError(
+                f"{where}: {key} = {str(getattr(entry, key))[:100]}: must be {rule}", "correct the value"
+            )
+    return entry
+
+
+def _rules(entry: Entry) -> Iterator[tuple[str, bool, str]]:
+    """Per key, whether its value is right where it is known, and what it must be."""
+    numbers = ("bytes", "about_bytes", "epochs", "cases", "num_channels", "num_classes", "patch_size", "median_shape")
+    for key in numbers:
+        yield key, all(n > 0 for n in _flat(getattr(entry, key))), "positive"
+    name = entry.filename
+    plain = Path(name).name == name and name not in ("", "..") and "\0" not in name and not name.endswith(".json")
+    yield "filename", plain, "the name of a file without its folder, and of no .json"
+    for key in ("sources", "pages"):
+        web = all(address.startswith(("https://", "http://")) for address in getattr(entry, key))
+        yield key, web, "addresses that start with https:// or http://"
+    yield "sha256", bool(_HEX.fullmatch(entry.sha256 or "")), "64 digits 0-9a-f"
+    classes = entry.classes or ()
+    unique = len({*classes}) == len(classes) and classes[:1] == ("background",)
+    yield "classes", unique, "different names, the first of them 'background'"
+    yield "spacing", all(0 < pitch < math.inf for pitch in _flat(entry.spacing)), "positive"
+    strides = entry.strides or ((),)
+    steps = len(strides) > 1 and {*strides[0]} == {1} and all(step > 0 for step in _flat(strides))
+    yield "strides", steps, "positive, those of the first stage 1"
+    known = {*(entry.normalization or ())} <= {*NORMALIZATIONS}
+    yield "normalization", known, f"of {', '.join(NORMALIZATIONS)}"
+    counted = entry.num_channels in (None, len(entry.normalization or ()))
+    yield "normalization", counted, "one for each channel"
+    axes = len(entry.spacing or entry.patch_size or strides[0]) or 3
+    for key in ("spacing", "patch_size", "median_shape"):
+        yield key, len(getattr(entry, key) or ()) == axes, f"one number for each of {axes} axes"
+    yield "strides", all(len(stride) == axes for stride in strides), f"one number for each of {axes} axes"
+    yield "mirror_axes", {*(entry.mirror_axes or ())} <= {*range(axes)}, f"axes from 0 to {axes - 1}"
+
+
+def _flat(value: Any) -> list[Any]:
+    """The numbers in an entry's value, None for no number."""
+    if isinstance(value, tuple):
+        return [number for item in value for number in _flat(item)]
+    return [] if value is None else [value]
 
 
 def _frozen(value: Any) -> Any:

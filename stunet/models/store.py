@@ -7,10 +7,9 @@ Needs torch only where weights are read. registry.py has the entries, folder.py 
 
 import logging
 import os
-import re
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,15 +18,14 @@ from typing import TYPE_CHECKING, Any
 from stunet.errors import DataError, WeightsError, closest
 from stunet.files import new_folder, read_json, write_json
 from stunet.models import registry
-from stunet.models.record import RECORD, read_record
+from stunet.models.record import CHECKSUMS, RECORD, read_checksums, read_record
 from stunet.models.registry import Entry
 
 if TYPE_CHECKING:
     from stunet.models.download import Progress
     from stunet.weights.reading import Weights
 
-CHECKSUMS = "checksums.json"
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+V1_NAME = "model_final_checkpoint.model"  # of every model of nnU-Net v1: it says nothing about whose it is
 log = logging.getLogger("stunet")
 
 
@@ -47,11 +45,14 @@ class Installed:
 
 
 def installed() -> list[Installed]:
-    """The models of the store, by name."""
+    """The models of the store, by name; one with a broken record is passed over, and named in a warning."""
     found = []
     for path in sorted(registry.store().glob(f"*/{RECORD}")):
         if not path.parent.name.startswith("."):
-            found.append(Installed(path.parent.name, path.parent, read_record(path.parent)))
+            try:
+                found.append(Installed(path.parent.name, path.parent, read_record(path.parent)))
+            except DataError as error:
+                log.warning("%s: %s", error.message, error.hint)
     return found
 
 
@@ -73,11 +74,12 @@ def find_model(text: str, offline: bool = False, on_bytes: "Progress | None" = N
         return there.path
     entry = registry.look_up(text)
     if entry is None:
-        path = Path(text).expanduser()
-        if path.exists():
-            return path
+        with suppress(OSError, RuntimeError, ValueError):  # no path at all: too long, or ~nobody
+            path = Path(text).expanduser()
+            if text and path.exists():
+                return path
         names = [entry.name for entry in registry.entries()] + [model.name for model in installed()]
-        raise WeightsError(f"no model or file {text!r}{closest(text, names)}", "stunet_models list")
+        raise WeightsError(f"no model or file {text[:200]!r}{closest(text[:200], names)}", "stunet_models list")
     if offline:
         raise WeightsError(
             f"{entry.name} is not installed in {str(registry.store())!r}, and nothing may be downloaded",
@@ -113,10 +115,27 @@ def download(entry: Entry, keep: bool = False, on_bytes: "Progress | None" = Non
         folder = registry.store() / ".downloads" / entry.name
         folder.mkdir(parents=True, exist_ok=True)
         file, known = folder / entry.filename, entry.sha256 or recorded(entry)
-        source = None
+
+        def install(source: str | None) -> None:
+            digest = known or sha256_of(file)
+            _install(entry.name, entry, file, {"source": source, "sha256": digest})
+            if not entry.sha256:
+                _remember(entry, digest)
+
+        if file.is_file() and known in (None, sha256_of(file)):  # left by a run that ended before now
+            with suppress(WeightsError):
+                install(None)
         try:
-            if not file.is_file() or known not in (None, sha256_of(file)):  # else: left by a run that ended before now
-                source = fetch(entry.sources, file, sha256=known, size=entry.bytes, on_bytes=on_bytes, wait_s=wait_s)
+            if not find_installed(entry.name):
+                fetch(
+                    entry.sources,
+                    file,
+                    sha256=known,
+                    size=entry.bytes,
+                    on_bytes=on_bytes,
+                    accept=install,
+                    wait_s=wait_s,
+                )
         except WeightsError as error:
             if known is None or entry.sha256:
                 raise
@@ -124,33 +143,26 @@ def download(entry: Entry, keep: bool = False, on_bytes: "Progress | None" = Non
             raise WeightsError(
                 what, f"if the new file is right, remove {str(registry.store() / CHECKSUMS)!r}"
             ) from None
-        digest = known or sha256_of(file)
-        try:
-            model = _install(entry.name, entry, file, {"source": source, "sha256": digest})
-        except WeightsError:
-            file.unlink()
-            raise
-        if not entry.sha256:
-            _remember(entry, digest)
+        target = registry.store() / entry.name
         if keep:
-            shutil.move(file, model.folder / file.name)
+            shutil.move(file, target / file.name)
         shutil.rmtree(folder, ignore_errors=True)
-        return model
+        return Installed(entry.name, target, read_record(target))
 
 
 def recorded(entry: Entry) -> str | None:
     """The checksum that an entry without a published one had when it was first downloaded."""
-    path = registry.store() / CHECKSUMS
-    return read_json(path).get(entry.name, {}).get("sha256") if path.is_file() else None
+    return read_checksums(registry.store()).get(entry.name, {}).get("sha256")
 
 
-def import_file(path: Path, name: str | None = None, pkl: Path | None = None) -> Installed:
+def import_file(path: Path, name: str | None = None, pkl: Path | None = None, dataset: Path | None = None) -> Installed:
     """Installs weights that are there already: a file, an nnU-Net v2 model folder, or a zip of one.
 
     Args:
         path: Stays as it is.
         name: Under which it is installed; by default that of the entry it is recognised as.
         pkl: nnU-Net v1's plans, where they do not stand beside the file.
+        dataset: The dataset.json of its training, for files that do not say the names of their classes.
 
     Raises:
         WeightsError: Not recognised and no name was given; what is needed to predict with it is unknown; or damaged.
@@ -161,75 +173,80 @@ def import_file(path: Path, name: str | None = None, pkl: Path | None = None) ->
     if not path.exists():
         raise WeightsError(f"no file {str(path)!r}", "check the path")
     if path.is_dir() or not is_packed_model(path):
-        return _import(path, path, name, pkl)
+        return _import(path, path, name, pkl, dataset)
     folder = registry.store() / ".downloads" / f"import-{os.getpid()}"
     try:
-        return _import(unpack(path, folder), path, name, pkl)
+        return _import(unpack(path, folder), path, name, pkl, dataset)
+    except (WeightsError, DataError) as error:
+        raise type(error)(error.message.replace(str(folder), str(path)), error.hint) from None
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _import(path: Path, origin: Path, name: str | None, pkl: Path | None) -> Installed:
+def _import(path: Path, origin: Path, name: str | None, pkl: Path | None, dataset: Path | None) -> Installed:
     from stunet.models.download import sha256_of
     from stunet.weights.reading import read_weights
 
     digest = sha256_of(origin) if origin.is_file() else None
-    entry = _recognised(read_weights(path), origin, digest, name)
-    if entry and entry.filename == origin.name and entry.sha256 not in (None, digest):
-        log.warning("%s has the name of %s, but not the sha256 that was published", origin, entry.name)
+    entry = registry.look_up(name) if name else _recognised(read_weights(path), origin, digest)
     chosen = entry.name if entry else name
-    if chosen is None:
+    if not chosen:
         raise WeightsError(f"{str(origin)!r} is no model that the registry knows", "give it a name: --name NAME")
-    if not _NAME.fullmatch(chosen):
-        raise WeightsError(f"{chosen!r} cannot be a model's name", "letters, digits, '.', '-' and '_' only")
+    registry.check_name(chosen)
     with _locked(chosen):
         if there := find_installed(chosen):
             hint = f"remove {str(there.folder)!r}, or give another --name"
             raise DataError(f"{there.name} is installed already", hint)
-        return _install(chosen, entry, path, {"source": str(origin.resolve()), "sha256": digest}, pkl)
+        return _install(chosen, entry, path, {"source": str(origin.resolve()), "sha256": digest}, pkl, dataset)
 
 
-def _recognised(weights: "Weights", path: Path, digest: str | None, name: str | None) -> Entry | None:
-    """The entry that weights are: as named, by checksum, as the file says, or by network and file name."""
+def _recognised(weights: "Weights", path: Path, digest: str | None) -> Entry | None:
+    """The entry that weights are, where nobody named it: by checksum, as the file says, or by network and file name."""
+    from stunet.models.folder import contradiction
+
     entries = registry.entries()
-    if name is not None:
-        return registry.look_up(name)
     by_digest = [entry for entry in entries if digest and digest in (entry.sha256, recorded(entry))]
     by_file = [entry for entry in entries if entry.name == weights.entry]
-    alike = [entry for entry in entries if entry.filename == path.name and not _contradiction(weights, entry)]
+    named = [entry for entry in entries if entry.filename == path.name != V1_NAME]
+    alike = [entry for entry in named if not contradiction(weights, entry)]
     found = by_digest or by_file or alike
     if len(found) > 1:
         raise WeightsError(f"{str(path)!r} may be {' or '.join(e.name for e in found)}", f"--name {found[0].name}")
-    return found[0] if found else None
-
-
-def _contradiction(weights: "Weights", entry: Entry) -> str | None:
-    """What the tensors say against being those of an entry."""
-    network = weights.architecture
-    for what, here, there in (
-        ("size", network.size, entry.size),
-        ("input channels", network.channels, entry.num_channels),
-        ("classes", network.classes, entry.num_classes),
-    ):
-        if there not in (None, here):
-            return f"{what} {here} instead of {there}"
-    return None
+    if not found:
+        return None
+    known = found[0].sha256 or recorded(found[0])
+    if found is alike and known not in (None, digest):
+        raise WeightsError(
+            f"{str(path)!r} has the name of {found[0].name}, but the sha256 {digest} instead of {known}",
+            f"--name {found[0].name} if it is that model all the same, or another --name",
+        )
+    return found[0]
 
 
 def _install(
-    name: str, entry: Entry | None, path: Path, origin: Mapping[str, Any], pkl: Path | None = None
+    name: str,
+    entry: Entry | None,
+    path: Path,
+    origin: Mapping[str, Any],
+    pkl: Path | None = None,
+    dataset: Path | None = None,
 ) -> Installed:
     """Makes the folder of a model; where the registry says that there are no plans, it holds the file as it is."""
-    from stunet.models.folder import describe, read_folds, write_model_folder
+    from stunet.models.folder import check_entry, describe, read_folds, write_model_folder
     from stunet.weights.checkpoints import check_finite
 
     folds = read_folds(path)
     for weights in folds.values():
-        if entry and (what := _contradiction(weights, entry)):
-            raise WeightsError(f"{str(path)!r} is not {entry.name}: {what}", "import it under another --name")
         check_finite(weights.tensors, weights.path)
+    if dataset:
+        content = read_json(dataset)
+        if not isinstance(content, dict) or not isinstance(content.get("labels"), dict):
+            raise DataError(f"{str(dataset)!r} is no dataset.json: it names no labels", "give that of the training")
+        folds = {fold: replace(weights, dataset=content) for fold, weights in folds.items()}
     if pkl:
         folds = {fold: _with_plans(weights, pkl, entry, name) for fold, weights in folds.items()}
+    for weights in folds.values():
+        check_entry(weights, entry)
     target, record = registry.store() / name, {**origin, "date": datetime.now(UTC).date().isoformat()}
     if entry and entry.missing and not any(weights.strides for weights in folds.values()):
         with new_folder(target) as part:
@@ -246,18 +263,19 @@ def _with_plans(weights: "Weights", pkl: Path, entry: Entry | None, name: str) -
     from stunet.weights.pickles import load_pickle
     from stunet.weights.v1 import convert_plans
 
-    network, classes = weights.architecture, entry.classes if entry else None
+    network, classes = weights.architecture, weights.classes or (entry.classes if entry else None)
+    channels = weights.channels or (entry.channels if entry else None)
     plans, dataset, configuration, axes = convert_plans(
-        load_pickle(pkl), pkl, network.size, network.stages, classes, entry.channels if entry else None, name
+        load_pickle(pkl), pkl, network.size, network.stages, classes, channels, name
     )
+    dataset = weights.dataset or dataset
     return replace(weights, plans=plans, dataset=dataset, configuration=configuration, mirror_axes=axes)
 
 
 def _remember(entry: Entry, digest: str) -> None:
     with _locked("checksums"):
-        path = registry.store() / CHECKSUMS
-        known = read_json(path) if path.is_file() else {}
-        write_json(path, known | {entry.name: {"sha256": digest, "date": datetime.now(UTC).date().isoformat()}})
+        known, today = read_checksums(registry.store()), datetime.now(UTC).date().isoformat()
+        write_json(registry.store() / CHECKSUMS, known | {entry.name: {"sha256": digest, "date": today}})
 
 
 @contextmanager

@@ -13,7 +13,8 @@ from stunet.networks import SIZES, Size, STUNet
 from stunet.weights.foreign import describe_network
 
 _STEM = "conv_blocks_context.0.0.conv1.weight"
-_BLOCK = re.compile(r"conv_blocks_context\.(\d{1,2})\.(\d{1,2})\.")
+_BLOCK = re.compile(r"conv_blocks_context\.([0-9]{1,2})\.([0-9]{1,2})\.")
+_TYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,12 @@ def recognise(tensors: Mapping[str, Tensor], path: Path) -> Architecture:
             f"{str(path)!r} holds {describe_network(shapes)}, not a STU-Net",
             "stunet_models list shows what can be downloaded",
         )
+    for name, value in tensors.items():
+        if value.dtype not in _TYPES or not value.numel():
+            raise WeightsError(
+                f"{str(path)!r}: {name!r} has {value.numel()} values of type {str(value.dtype).removeprefix('torch.')}",
+                "weights are float16, bfloat16, float32 or float64: use the checkpoint that training wrote",
+            )
     found = {(int(m[1]), int(m[2])) for m in map(_BLOCK.match, shapes) if m}
     stages, depth = (1 + max(block[axis] for block in found) for axis in (0, 1))
     if stages < 2 or len(found) != stages * depth:

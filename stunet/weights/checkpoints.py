@@ -8,8 +8,8 @@ allows. reading.py says what a checkpoint means; inference/predictor.py puts one
 import json
 import pickle
 import re
-import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,8 @@ from safetensors.torch import save_file
 
 from stunet.errors import DataError, WeightsError
 from stunet.files import whole
-from stunet.weights.foreign import LEGACY, UNREADABLE, describe_file
+from stunet.weights.container import check_container, first_line
+from stunet.weights.foreign import UNREADABLE
 from stunet.weights.mapped import release
 
 FORMAT = 1  # of the metadata in our safetensors files, under the key "stunet"
@@ -43,7 +44,7 @@ def load_checkpoint(path: Path, map_location: str | torch.device = "cpu") -> dic
     """
     if not path.is_file():
         raise WeightsError(f"no checkpoint {str(path)!r}", "check the path, or choose another file with -chk")
-    mapped = _check_container(path)
+    mapped = check_container(path)
     with torch.serialization.safe_globals(ALLOWED):
         try:
             content = torch.load(path, map_location=map_location, weights_only=True, mmap=mapped)
@@ -53,7 +54,7 @@ def load_checkpoint(path: Path, map_location: str | torch.device = "cpu") -> dic
             raise
         except UNREADABLE as error:
             raise WeightsError(
-                f"{str(path)!r} is damaged: {_first_line(error)}", "copy it again from its source"
+                f"{str(path)!r} is damaged: {first_line(error)}", "copy it again from its source"
             ) from None
     if not isinstance(content, dict):
         raise WeightsError(f"{str(path)!r} holds a {type(content).__name__} instead of a checkpoint's dictionary")
@@ -81,7 +82,7 @@ def load_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # it is no dictionary
             meta = json.loads((file.metadata() or {}).get("stunet", "{}"))
     except (safetensors.SafetensorError, *UNREADABLE) as error:
-        raise WeightsError(f"{str(path)!r} is damaged: {_first_line(error)}", "copy it again from its source") from None
+        raise WeightsError(f"{str(path)!r} is damaged: {first_line(error)}", "copy it again from its source") from None
     if not isinstance(meta, dict) or meta.pop("version", FORMAT) != FORMAT:
         raise WeightsError(
             f"{str(path)!r} has metadata that this version of stunet does not know", "pip install -U stunet"
@@ -132,16 +133,25 @@ def check_weights(path: Path, network: torch.nn.Module, weights: dict[str, torch
 
 
 def check_finite(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
-    """Sees that no weight is NaN or infinite; reads all of them.
+    """Sees that no weight is NaN or infinite, and no convolution of the encoder nothing but zeros; reads all of them.
 
     Raises:
         WeightsError: One is; the message names the first and counts the others.
     """
-    bad = []
+    bad, empty = [], []
     for name, value in tensors.items():
-        if value.numel() and not torch.stack(torch.aminmax(value)).isfinite().all():  # no copy, unlike value.isfinite()
-            bad.append(name)
+        if value.numel():
+            extremes = torch.stack(torch.aminmax(value))  # no copy, unlike value.isfinite()
+            if not extremes.isfinite().all():
+                bad.append(name)
+            if not extremes.any() and name.startswith("conv_blocks_context") and value.ndim > 1:
+                empty.append(name)
         release(value)
+    if empty:
+        raise WeightsError(
+            f"{str(path)!r} has nothing but zeros in {len(empty)} convolutions of the encoder (e.g. {empty[0]!r})",
+            "copy it again from its source: a part of it did not arrive, or was never trained",
+        )
     if bad:
         raise WeightsError(
             f"{str(path)!r} has NaN or infinite weights in {len(bad)} of {len(tensors)} tensors (e.g. {bad[0]!r})",
@@ -157,14 +167,8 @@ def save_checkpoint(content: dict[str, Any], path: Path) -> None:
     Raises:
         DataError: The file could not be written to its end.
     """
-    with whole(path) as part:
-        try:
-            torch.save(_plain(content), part)
-        except RuntimeError as error:  # what torch makes of a full disk
-            raise DataError(
-                f"could not write {str(path)!r}: {_first_line(error)}",
-                f"see whether the disk is full: df -h {path.parent}",
-            ) from error
+    with whole(path) as part, _written_to(path):
+        torch.save(_plain(content), part)
 
 
 def save_weights(path: Path, tensors: Mapping[str, torch.Tensor], meta: Mapping[str, Any], half: bool = False) -> None:
@@ -176,13 +180,14 @@ def save_weights(path: Path, tensors: Mapping[str, torch.Tensor], meta: Mapping[
 
     Raises:
         WeightsError: A weight is NaN, infinite, or with `half` larger than float16 can hold.
+        DataError: The file could not be written to its end.
     """
     check_finite(tensors, path)
     stored = {name: value.detach().contiguous() for name, value in tensors.items()}
     if half:
         stored = to_half(stored)
     text = json.dumps({key: value for key, value in meta.items() if value is not None} | {"version": FORMAT})
-    with whole(path) as part:
+    with whole(path) as part, _written_to(path):
         save_file(stored, part, {"format": "pt", "stunet": text})
 
 
@@ -201,6 +206,18 @@ def to_half(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return halved
 
 
+@contextmanager
+def _written_to(path: Path) -> Iterator[None]:
+    """Says what torch and safetensors make of a full disk or a folder that is not there."""
+    try:
+        yield
+    except (RuntimeError, safetensors.SafetensorError) as error:
+        raise DataError(
+            f"could not write {str(path)!r}: {first_line(error)}",
+            f"see whether the folder is there and the disk full: df -h {path.parent}",
+        ) from error
+
+
 def _plain(value: Any) -> Any:
     if isinstance(value, np.generic):
         return value.item()
@@ -213,41 +230,6 @@ def _plain(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
-def _check_container(path: Path) -> bool:
-    """Whether the file can be mapped: a zip file of torch's, whose members are stored as they are.
-
-    Raises:
-        WeightsError: It is no checkpoint, or its members claim more bytes than the file has.
-    """
-    try:
-        with path.open("rb") as file:
-            if file.read(len(LEGACY)) == LEGACY:
-                return False  # of torch before 1.6
-        if not zipfile.is_zipfile(path):
-            raise WeightsError(
-                f"{str(path)!r} is not a whole checkpoint: {describe_file(path)}",
-                "copy it again, and compare its size or sha256sum with the original",
-            )
-        with zipfile.ZipFile(path) as archive:
-            members = archive.infolist()
-    except OSError as error:
-        raise WeightsError(f"cannot read {str(path)!r}: {error.strerror}") from None
-    except (zipfile.BadZipFile, ValueError, NotImplementedError) as error:
-        raise WeightsError(f"{str(path)!r} is damaged: {_first_line(error)}", "copy it again from its source") from None
-    if not any(member.filename.endswith("/data.pkl") for member in members):
-        first = members[0].filename if members else "nothing"
-        raise WeightsError(
-            f"{str(path)!r} is a zip archive (of {first!r} ...), not a checkpoint",
-            "unpack it and give the model folder or the checkpoint in it",
-        )
-    compressed = any(member.compress_type != zipfile.ZIP_STORED for member in members)
-    if compressed or sum(member.file_size for member in members) > path.stat().st_size:
-        raise WeightsError(
-            f"{str(path)!r} claims more bytes than it has; it was not unpacked", "use weights from a source you trust"
-        )
-    return True
-
-
 def _refusal(path: Path, error: pickle.UnpicklingError) -> WeightsError:
     """The error for a file that the restricted reader stopped at; called with ALLOWED in force."""
     try:
@@ -256,12 +238,8 @@ def _refusal(path: Path, error: pickle.UnpicklingError) -> WeightsError:
         names = []
     names = names or re.findall(r"GLOBAL (\S+)", str(error))  # of a legacy file they are not listed
     if not names:
-        return WeightsError(f"{str(path)!r} is damaged: {_first_line(error)}", "copy it again from its source")
+        return WeightsError(f"{str(path)!r} is damaged: {first_line(error)}", "copy it again from its source")
     return WeightsError(
         f"{str(path)!r} wants to import {', '.join(names)}; it was refused and nothing was executed",
         "use weights from a source you trust that hold tensors and plain values only",
     )
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]

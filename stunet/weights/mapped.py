@@ -1,7 +1,7 @@
 """How does memory that is only a view of a file go back to the system, once it has been copied?
 
 A mapped checkpoint costs no memory until it is read; then its pages count as this process's own, beside the network
-that they were copied into. weights.py reads mapped files, transfer.py copies them.
+that they were copied into. checkpoints.py maps files, transfer.py copies what is in them.
 """
 
 import ctypes

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from stunet.classes import head_classes
 from stunet.errors import DataError, WeightsError
 from stunet.files import read_json
 from stunet.plans.resolve import resolve
@@ -72,10 +73,8 @@ class Weights:
     @property
     def classes(self) -> list[str] | None:
         """Names in the order of the head's rows, background first; None for regions, whose rows have no background."""
-        labels = (self.dataset or {}).get("labels")
-        if not labels or any(isinstance(value, list) for value in labels.values()):
-            return None
-        return sorted((name for name in labels if name != "ignore"), key=lambda name: int(labels[name]))
+        names = head_classes((self.dataset or {}).get("labels") or {})
+        return names if "background" in names else None
 
     @property
     def _planned(self) -> dict[str, Any]:
@@ -109,16 +108,19 @@ def read_weights(path: Path) -> Weights:
 
 
 def _checkpoint_in(folder: Path) -> Path:
-    if not (folder / "plans.json").is_file():
-        raise WeightsError(
-            f"{str(folder)!r} is no model folder: it has no plans.json",
-            "give DATASET/TRAINER__PLANS__CONFIGURATION, or a file of weights",
-        )
+    for name in ("plans.json", "dataset.json"):
+        if not (folder / name).is_file():
+            raise WeightsError(
+                f"{str(folder)!r} is no model folder: it has no {name}",
+                "give DATASET/TRAINER__PLANS__CONFIGURATION, or a file of weights",
+            )
     for name in ("checkpoint_final.pth", "checkpoint_best.pth"):
         found = sorted(folder.glob(f"fold_*/{name}"), key=lambda path: (path.parent.name == "fold_all", path))
         if found:
             return found[0]
-    raise WeightsError(f"no fold of {str(folder)!r} has a checkpoint_final.pth", "train it first: stunet_train --help")
+    raise WeightsError(
+        f"no fold of {str(folder)!r} has a checkpoint_final.pth", "give the folder of a training that came to its end"
+    )
 
 
 def _load(path: Path) -> tuple[str, Mapping[str, Any], Mapping[str, Any]]:
@@ -150,9 +152,8 @@ def _official(raw: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
         name = str(key)
         while name.startswith(("module.", "_orig_mod.")):
             name = name.partition(".")[2]
-        stored = (
-            value.layout == torch.strided and value.numel() * value.element_size() <= value.untyped_storage().nbytes()
-        )
+        stored = value.layout == torch.strided and value.is_cpu
+        stored = stored and value.numel() * value.element_size() <= value.untyped_storage().nbytes()
         if name in tensors or not stored:
             raise WeightsError(
                 f"{str(path)!r} is damaged: {key!r} is there twice or claims more bytes than it has",
@@ -176,7 +177,7 @@ def _read_v1(weights: Weights, content: Mapping[str, Any]) -> Weights:
 def _read_v2(weights: Weights, content: Mapping[str, Any]) -> Weights:
     arguments = content.get("init_args") or {}
     axes = content.get("inference_allowed_mirroring_axes", ...)
-    weights = replace(weights, mirror_axes=None if axes is ... else tuple(int(axis) for axis in axes or ()))
+    weights = replace(weights, mirror_axes=None if axes is ... else _axes(axes or ()))
     return _described(weights, arguments.get("plans"), arguments.get("configuration"), arguments.get("dataset_json"))
 
 
@@ -194,9 +195,9 @@ def _read_nnssl(weights: Weights, content: Mapping[str, Any]) -> Weights:
 
 
 def _read_ours(weights: Weights, meta: Mapping[str, Any]) -> Weights:
-    axes = meta.get("mirror_axes")
+    axes, entry = meta.get("mirror_axes"), meta.get("entry")
     weights = replace(
-        weights, mirror_axes=None if axes is None else tuple(int(axis) for axis in axes), entry=meta.get("entry")
+        weights, mirror_axes=None if axes is None else _axes(axes), entry=None if entry is None else str(entry)
     )
     return _described(weights, meta.get("plans"), meta.get("configuration"), meta.get("dataset"))
 
@@ -210,12 +211,18 @@ _READERS: dict[str, Callable[[Weights, Mapping[str, Any]], Weights]] = {
 }
 
 
+def _axes(axes: Any) -> tuple[int, ...]:
+    if not isinstance(axes, list | tuple) or not all(type(axis) is int for axis in axes):
+        raise TypeError(f"mirror axes {axes!r}")
+    return tuple(axes)
+
+
 def _described(weights: Weights, plans: Any, configuration: str | None, dataset: Any) -> Weights:
     """The weights with these plans, cut down to the one configuration, and with our network in it.
 
     Plans can name any class, and nnU-Net would import it; the tensors have shown which class it is.
     """
-    weights = replace(weights, dataset=dict(dataset) if dataset else None)
+    weights = replace(weights, configuration=configuration, dataset=dict(dataset) if dataset else None)
     if not plans or configuration is None:
         return weights
     planned = resolve(plans, configuration)
@@ -237,8 +244,7 @@ def _described(weights: Weights, plans: Any, configuration: str | None, dataset:
     planned = {key: value for key, value in planned.items() if key not in _OLD_KEYS} | {
         "architecture": {"network_class_name": NETWORK, "arch_kwargs": kwargs, "_kw_requires_import": []}
     }
-    plans = {**plans, "configurations": {configuration: planned}}
-    return replace(weights, plans=plans, configuration=configuration)
+    return replace(weights, plans={**plans, "configurations": {configuration: planned}})
 
 
 def _of_folder(weights: Weights) -> Weights:
@@ -263,7 +269,7 @@ def _of_folder(weights: Weights) -> Weights:
 
 def _check(weights: Weights) -> None:
     architecture = weights.architecture
-    strides, classes = weights.strides, weights.classes
+    strides, classes, _ = weights.strides, weights.classes, weights.channels
     if strides and (len(strides) != architecture.stages or {len(axis) for axis in strides} != {architecture.ndim}):
         raise WeightsError(
             f"{str(weights.path)!r} has {architecture.stages} stages in {architecture.ndim}D, and its plans say "

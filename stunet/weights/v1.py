@@ -112,7 +112,7 @@ def _plans(
         "transpose_forward": [int(axis) for axis in plans["transpose_forward"]],
         "transpose_backward": [int(axis) for axis in plans["transpose_backward"]],
         "experiment_planner_used": "nnU-Net v1",
-        "foreground_intensity_properties_per_channel": _intensities(plans, channels),
+        "foreground_intensity_properties_per_channel": _intensities(plans, channels, path),
     }
     converted["configurations"][configuration] |= {
         "batch_size": int(stage["batch_size"]),
@@ -143,9 +143,18 @@ def _scheme(name: str, path: Path) -> str:
     return _SCHEMES.get(name, "ZScoreNormalization")
 
 
-def _intensities(plans: Mapping[str, Any], channels: Iterable[int]) -> dict[str, dict[str, float]]:
+def _intensities(plans: Mapping[str, Any], channels: Iterable[int], path: Path) -> dict[str, dict[str, float]]:
     """Per channel, a dictionary in any case: v2 asks for one."""
     known = (plans.get("dataset_properties") or {}).get("intensityproperties") or {}
+    for i in channels:
+        lacking = [
+            name for name in ("mean", "sd", "percentile_00_5", "percentile_99_5") if name not in known.get(i, {})
+        ]
+        if plans["normalization_schemes"][i] == "CT" and lacking:
+            raise WeightsError(
+                f"{str(path)!r} normalises channel {i} by 'CT' without saying its intensities' {', '.join(lacking)}",
+                "use the X.model.pkl of the training",
+            )
     return {
         str(i): {new: float(known[i][old]) for old, new in _INTENSITIES.items() if old in known.get(i, {})}
         for i in channels

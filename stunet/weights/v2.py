@@ -10,6 +10,16 @@ from typing import Any
 from stunet import __version__
 
 NETWORK = "stunet.networks.STUNet"
+# The classes of nnU-Net 2.8.1 that plans.json names.
+NORMALIZATIONS = (
+    "CTNormalization", "NoNormalization", "RGBTo01Normalization", "RescaleTo01Normalization", "ZScoreNormalization",
+)  # fmt: skip
+READERS = (
+    "NaturalImage2DIO", "NibabelIO", "NibabelIOWithReorient", "SimpleITKIO", "SimpleITKIOWithReorient", "Tiff3DIO",
+)  # fmt: skip
+RESAMPLINGS = (
+    "no_resampling_hack", "resample_data_or_seg_to_shape", "resample_torch_fornnunet", "resample_torch_simple",
+)  # fmt: skip
 _RESAMPLING = "resample_data_or_seg_to_shape"
 
 
