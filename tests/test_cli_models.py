@@ -100,6 +100,7 @@ def test_a_model_is_imported_shown_checked_and_exported(
         (["download", "STU-Net-B", "--offline"], 4, "is not installed"),
         (["download", "STU-Net-T.tiny"], 4, "cannot be downloaded by a program"),
         (["check", "STU-Net-B"], 4, "is not installed"),
+        (["import", "a" * 5000], 4, "no file 'aaa"),
         (["import", "nothing.model"], 4, "no file 'nothing.model'"),
         (["export", "STU-Net-T.tiny", "-o", "x"], 4, "cannot be downloaded"),
         (["import", ".", "--pkl", "x.pkl"], 2, "--pkl and --dataset belong to a file"),

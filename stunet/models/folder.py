@@ -23,7 +23,9 @@ from stunet.models.record import RECORD, read_record
 from stunet.models.registry import Entry, dataset_of, plans_of
 from stunet.networks import STUNet
 from stunet.weights.checkpoints import check_finite, check_weights, save_checkpoint, save_weights, to_half
+from stunet.weights.pickles import load_pickle
 from stunet.weights.reading import Weights, read_weights
+from stunet.weights.v1 import convert_plans
 
 CHECKPOINT = "checkpoint_final.pth"
 
@@ -95,6 +97,21 @@ def _same(one: Any, other: Any) -> bool:
     if isinstance(one, float | int) and isinstance(other, float | int):
         return math.isclose(one, other, rel_tol=1e-3)
     return one == other
+
+
+def with_plans(weights: Weights, pkl: Path, entry: Entry | None, name: str) -> Weights:
+    """The weights with the plans of an nnU-Net v1 training; classes that they name themselves stay.
+
+    Raises:
+        WeightsError: The plans cannot be read, or are for other classes or channels.
+    """
+    network, classes = weights.architecture, weights.classes or (entry.classes if entry else None)
+    channels = weights.channels or (entry.channels if entry else None)
+    plans, dataset, configuration, axes = convert_plans(
+        load_pickle(pkl), pkl, network.size, network.stages, classes, channels, name
+    )
+    dataset = weights.dataset or dataset
+    return replace(weights, plans=plans, dataset=dataset, configuration=configuration, mirror_axes=axes)
 
 
 def write_model_folder(target: Path, folds: Mapping[str, Weights], record: Mapping[str, Any]) -> Path:

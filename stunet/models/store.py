@@ -74,9 +74,9 @@ def find_model(text: str, offline: bool = False, on_bytes: "Progress | None" = N
         return there.path
     entry = registry.look_up(text)
     if entry is None:
-        with suppress(OSError, RuntimeError, ValueError):  # no path at all: too long, or ~nobody
+        with suppress(RuntimeError):  # ~nobody
             path = Path(text).expanduser()
-            if text and path.exists():
+            if text and _exists(path):
                 return path
         names = [entry.name for entry in registry.entries()] + [model.name for model in installed()]
         raise WeightsError(f"no model or file {text[:200]!r}{closest(text[:200], names)}", "stunet_models list")
@@ -86,6 +86,13 @@ def find_model(text: str, offline: bool = False, on_bytes: "Progress | None" = N
             f"stunet_models download {entry.name} where there is a network, and copy the folder {entry.name} there",
         )
     return download(entry, on_bytes=on_bytes).path
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # too long
+        return False
 
 
 def download(entry: Entry, keep: bool = False, on_bytes: "Progress | None" = None, wait_s: float = 1.0) -> Installed:
@@ -170,8 +177,8 @@ def import_file(path: Path, name: str | None = None, pkl: Path | None = None, da
     """
     from stunet.models.archive import is_packed_model, unpack
 
-    if not path.exists():
-        raise WeightsError(f"no file {str(path)!r}", "check the path")
+    if not _exists(path):
+        raise WeightsError(f"no file {str(path)[:200]!r}", "check the path")
     if path.is_dir() or not is_packed_model(path):
         return _import(path, path, name, pkl, dataset)
     folder = registry.store() / ".downloads" / f"import-{os.getpid()}"
@@ -232,7 +239,7 @@ def _install(
     dataset: Path | None = None,
 ) -> Installed:
     """Makes the folder of a model; where the registry says that there are no plans, it holds the file as it is."""
-    from stunet.models.folder import check_entry, describe, read_folds, write_model_folder
+    from stunet.models.folder import check_entry, describe, read_folds, with_plans, write_model_folder
     from stunet.weights.checkpoints import check_finite
 
     folds = read_folds(path)
@@ -244,7 +251,7 @@ def _install(
             raise DataError(f"{str(dataset)!r} is no dataset.json: it names no labels", "give that of the training")
         folds = {fold: replace(weights, dataset=content) for fold, weights in folds.items()}
     if pkl:
-        folds = {fold: _with_plans(weights, pkl, entry, name) for fold, weights in folds.items()}
+        folds = {fold: with_plans(weights, pkl, entry, name) for fold, weights in folds.items()}
     for weights in folds.values():
         check_entry(weights, entry)
     target, record = registry.store() / name, {**origin, "date": datetime.now(UTC).date().isoformat()}
@@ -256,20 +263,6 @@ def _install(
     else:
         write_model_folder(target, {fold: describe(weights, entry) for fold, weights in folds.items()}, record)
     return Installed(name, target, read_record(target))
-
-
-def _with_plans(weights: "Weights", pkl: Path, entry: Entry | None, name: str) -> "Weights":
-    """The weights with the plans of an nnU-Net v1 training."""
-    from stunet.weights.pickles import load_pickle
-    from stunet.weights.v1 import convert_plans
-
-    network, classes = weights.architecture, weights.classes or (entry.classes if entry else None)
-    channels = weights.channels or (entry.channels if entry else None)
-    plans, dataset, configuration, axes = convert_plans(
-        load_pickle(pkl), pkl, network.size, network.stages, classes, channels, name
-    )
-    dataset = weights.dataset or dataset
-    return replace(weights, plans=plans, dataset=dataset, configuration=configuration, mirror_axes=axes)
 
 
 def _remember(entry: Entry, digest: str) -> None:
