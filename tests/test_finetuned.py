@@ -5,11 +5,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
 from stunet import workspace
+from stunet.classes import head_classes
 from stunet.errors import DataError, Interrupted, UsageError, WeightsError
 from stunet.files import read_json
 from stunet.networks import build
@@ -17,7 +17,7 @@ from stunet.plans.derive import derive
 from stunet.trainers import lora, strategies
 from stunet.trainers.base import FINAL, LATEST
 from stunet.trainers.listener import Silent
-from stunet.trainers.start import REPORT, begin, choose, head_classes, preview
+from stunet.trainers.start import REPORT, begin, choose, preview
 from stunet.trainers.supervised import STUNetTrainer
 from stunet.weights.checkpoints import save_weights
 
@@ -62,7 +62,7 @@ def make(planned: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Make:
 
 
 def classes(dataset: str) -> list[str]:
-    return head_classes(read_json(workspace.preprocessed_dataset(dataset) / "dataset.json"))
+    return head_classes(read_json(workspace.preprocessed_dataset(dataset) / "dataset.json")["labels"])
 
 
 def state(trainer: STUNetTrainer) -> dict[str, torch.Tensor]:
@@ -239,11 +239,3 @@ def test_fewer_labelled_cases_are_chosen_by_the_seed_and_nested(make: Make) -> N
 def test_an_unknown_strategy_is_named_with_the_closest(make: Make) -> None:
     with pytest.raises(UsageError, match="did you mean 'sawtooth'"):
         make("a", "sawtoth")
-
-
-def test_class_names_follow_the_rows_of_the_head() -> None:
-    labels = {"background": 0, "b": 2, "a": 1, "ignore": 3}
-    assert head_classes({"labels": labels}) == ["background", "a", "b"]
-    regions = {"background": 0, "whole": [1, 2], "core": [2], "ignore": 3}
-    assert head_classes({"labels": regions}) == ["whole", "core"]
-    assert np.array(head_classes({"labels": {"background": 0, "a": [1]}})).tolist() == ["background", "a"]

@@ -33,10 +33,10 @@ MAY_IMPORT = {
     "preprocessing": {"preprocessing_workers", "plans"},
     "preprocessing_workers": set(),
     "weights": {"classes", "networks", "plans"},
-    "models": {"inference", "networks", "plans", "preprocessing", "weights"},
+    "models": {"classes", "datasets", "inference", "networks", "plans", "preprocessing", "weights"},
     "inference": {"datasets", "labels", "plans", "weights"},
     "plans": {"networks", "datasets"},
-    "trainers": {"networks", "nnunet", "plans", "preprocessing", "weights"},
+    "trainers": {"classes", "networks", "nnunet", "plans", "preprocessing", "weights"},
     "nnunet_ext": {"trainers"},
     "experiment": {"plans", "trainers"},
 }

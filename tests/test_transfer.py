@@ -17,7 +17,8 @@ from torch.nn import functional as F
 from stunet.errors import UsageError, WeightsError
 from stunet.networks import Size, STUNet, build
 from stunet.weights.architecture import recognise
-from stunet.weights.reading import Weights, read_weights, save_weights
+from stunet.weights.checkpoints import save_weights
+from stunet.weights.reading import Weights, read_weights
 from stunet.weights.report import KINDS, TransferReport
 from stunet.weights.transfer import INPUT_CONVOLUTIONS, inflate, transfer, verify
 

@@ -11,9 +11,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
+from stunet.classes import head_classes
 from stunet.errors import WeightsError
 from stunet.files import write_json
 from stunet.networks import STUNet
@@ -64,21 +64,13 @@ def choose(path: Path, head: str | None, dataset_json: Mapping[str, Any]) -> Sta
     weights = read_weights(path)
     status = weights.path.stat()
     sha256 = _sha256(weights.path, status.st_size, status.st_mtime_ns)
-    return Start(weights, sha256, plan_heads(head, weights, head_classes(dataset_json)))
+    return Start(weights, sha256, plan_heads(head, weights, head_classes(dataset_json["labels"])))
 
 
 @lru_cache
 def _sha256(path: Path, size: int, changed_ns: int) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def head_classes(dataset_json: Mapping[str, Any]) -> list[str]:
-    """The classes of a dataset in the order of the head's rows: background first; regions have no background."""
-    labels = {name: value for name, value in dataset_json["labels"].items() if name != "ignore"}
-    if any(isinstance(value, list) and len(value) > 1 for value in labels.values()):
-        return [name for name in labels if name != "background"]
-    return sorted(labels, key=lambda name: int(np.ravel(labels[name])[0]))
 
 
 def preview(
@@ -90,7 +82,7 @@ def preview(
         WeightsError: As of begin().
     """
     planned = resolve(plans, configuration)
-    classes, images = head_classes(dataset_json), len(_channels(dataset_json))
+    classes, images = head_classes(dataset_json["labels"]), len(_channels(dataset_json))
     foreground = len(classes) - ("background" in classes)
     one_hot = foreground if "previous_stage" in planned else 0
     with torch.device("meta"):
@@ -137,7 +129,7 @@ def _load(
     return transfer(
         network,
         start.weights,
-        classes=head_classes(dataset_json),
+        classes=head_classes(dataset_json["labels"]),
         channels=channels,
         cascade_channels=network.input_channels - len(channels),
         head=None if planned["head"] == start.heads.mode else planned["head"],  # the report knows why only then

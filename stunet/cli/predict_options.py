@@ -68,7 +68,7 @@ def check(args: argparse.Namespace) -> None:
     if not args.model and not (args.d and args.c):
         raise UsageError("no model is named", "-d DATASET -c 3d_fullres, or --model NAME")
     if args.labels and args.save_probabilities:
-        raise UsageError("--save_probabilities has the model's classes, not those of --labels", "leave out one of the two")
+        raise UsageError("--save_probabilities has the model's classes, not those of --labels", "one of the two")
     if not 0 < args.step_size <= 1:
         raise UsageError(f"-step_size {args.step_size:g} is not above 0 and at most 1", "-step_size 0.5")
     if not 0 <= args.part_id < args.num_parts:

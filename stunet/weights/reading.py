@@ -17,12 +17,10 @@ from stunet.errors import DataError, WeightsError
 from stunet.files import read_json
 from stunet.plans.resolve import resolve
 from stunet.weights.architecture import Architecture, recognise
-from stunet.weights.checkpoints import check_finite, is_safetensors, load_checkpoint, load_safetensors, save_weights
+from stunet.weights.checkpoints import is_safetensors, load_checkpoint, load_safetensors
 from stunet.weights.pickles import load_pickle
 from stunet.weights.v1 import convert_plans, fit_strides
 from stunet.weights.v2 import NETWORK
-
-__all__ = ["Architecture", "Weights", "check_finite", "read_weights", "recognise", "save_weights"]
 
 # How nnU-Net 2.2 and before described the network in a configuration.
 _OLD_KEYS = {

@@ -16,9 +16,11 @@ from torch import Tensor, nn
 
 from stunet.errors import UsageError, WeightsError
 from stunet.networks import STUNet
+from stunet.weights.architecture import Architecture, recognise
+from stunet.weights.checkpoints import check_finite
 from stunet.weights.heads import Heads, plan_heads, take_rows
 from stunet.weights.mapped import release
-from stunet.weights.reading import Architecture, Weights, check_finite, recognise
+from stunet.weights.reading import Weights
 from stunet.weights.report import ENCODER, Fate, TransferReport, level
 
 STEMS = ("repeat", "first")
