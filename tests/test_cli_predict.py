@@ -204,7 +204,7 @@ def test_a_signal_keeps_finished_cases_and_names_the_way_on(
         ("-i in -o out --model empty", 3, "'empty' is no model folder: it has no plans.json", "TRAINER__PLANS__"),
         ("-i in -o out -d 7 -c 3d_fullres --labels amoz", 3, "did you mean 'amos'", "one of "),
         ("-i in -o out -d 7 -c 3d_fullres --labels amos", 3, "labels 'amos': the model has no 'spleen'", ".toml"),
-        ("-i in -o out -d 7 -c 3d_fullres --labels amos --save_probabilities", 2, "--labels", "leave out one"),
+        ("-i in -o out -d 7 -c 3d_fullres --labels amos --save_probabilities", 2, "--labels", "one of the two"),
         ("-i in -o out -d 7 -c 3d_fullres -f 3", 3, "fold 3 has no checkpoint_final.pth", "-f 0"),
         ("-i in -o out -d 7 -c 3d_fullres -chk best.pth", 3, "has a best.pth", "-chk checkpoint_final.pth"),
         ("-i none -o out -d 7 -c 3d_fullres", 3, "no input 'none'", "-i"),
