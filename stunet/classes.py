@@ -16,8 +16,7 @@ from typing import Any
 
 SIDES = {"left": "left", "l": "left", "lt": "left", "right": "right", "r": "right", "rt": "right"}
 FILLERS = {"the", "of"}
-NEAREST = 3  # names at most that are shown for one that is unknown
-ALIKE = 0.5  # of 1, as difflib counts; below it the nearest of many names says nothing
+NEAREST = 3  # names that are shown for one that is unknown, however far
 
 _NUMBER = re.compile(r"\d+|[clst]\d{1,2}")  # of a rib, or a level of the spine
 _NO_PLURAL = ("ss", "us", "is", "as", "os")  # humerus, pelvis, pancreas
@@ -103,7 +102,7 @@ def _members(name: str) -> tuple[str, ...]:
 
 
 def _closest(target: str, known: Mapping[str, list[str]]) -> tuple[str, ...]:
-    near = get_close_matches(canonical(target), known, n=NEAREST, cutoff=ALIKE)
+    near = get_close_matches(canonical(target), known, n=NEAREST, cutoff=0.0)
     return tuple(source for name in near for source in known[name])[:NEAREST]
 
 

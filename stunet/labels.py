@@ -110,8 +110,8 @@ class LabelSystem:
             first, near = missing[0].target, ", ".join(map(repr, missing[0].closest))
             raise DataError(
                 f"labels {self.name!r}: the model has no {', '.join(repr(row.target) for row in missing)}",
-                (f"nearest to {first!r} it has {near}; " if near else f"nothing that it has is like {first!r}; ")
-                + "name a class of the model with `from` in a .toml file of your own",
+                f"nearest to {first!r} it has {near or 'nothing'}; "
+                "name a class of the model with `from` in a .toml file of your own",
             )
         return {source: entry.labels[0] for source, entry in owners.items()}
 

@@ -141,7 +141,8 @@ def test_the_closest_names_are_those_of_the_source_that_look_alike() -> None:
     assert match_classes(["livr"], V1)[0].closest[0] == "liver"
     assert set(match_classes(["kidney tumor"], V2)[0].closest) >= {"kidney_left", "kidney_right"}
     assert match_classes(["x"], []) == [Row("x", (), ())]
-    assert match_classes(["edema", "enhancing tumor"], V1) == [Row("edema", ()), Row("enhancing tumor", ())]
+    rows = match_classes(["edema", "enhancing tumor"], V1)
+    assert [(row.sources, len(row.closest)) for row in rows] == [((), 3), ((), 3)]
 
 
 def test_left_is_never_right_and_an_atrium_never_a_ventricle() -> None:

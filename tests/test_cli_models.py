@@ -8,30 +8,14 @@ import torch
 
 from stunet.cli.models import main
 from stunet.networks import build
-
-STRIDES = [[1, 1, 1], [2, 2, 2], [1, 2, 2]]
-OWN = """
-[tiny]
-title = "a network for tests"
-data = "noise"
-modality = "CT"
-channels = ["CT"]
-spacing = [2.0, 1.0, 1.0]
-patch_size = [8, 16, 16]
-strides = [[1, 1, 1], [2, 2, 2], [1, 2, 2]]
-normalization = ["ZScoreNormalization"]
-mirror_axes = [0, 1]
-classes = ["background", "left", "right"]
-[tiny.T]
-filename = "tiny.model"
-"""
+from tests.tiny_model import STRIDES, TINY
 
 
 @pytest.fixture(autouse=True)
 def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "store"
     folder.mkdir()
-    (folder / "models.toml").write_text(OWN)
+    (folder / "models.toml").write_text(TINY)
     monkeypatch.setenv("STUNET_MODELS", str(folder))
     return folder
 

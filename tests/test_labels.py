@@ -139,7 +139,7 @@ def test_unknown_names_and_missing_files_are_named_with_the_closest(tmp_path: Pa
 def test_all_classes_that_the_model_lacks_are_named_with_the_nearest() -> None:
     with pytest.raises(DataError, match=r"the model has no 'spleen', 'pancreas'$") as caught:
         labels.load("abdomenct-1k").from_model(LIVER)
-    assert "nothing that it has is like 'spleen'; name a class" in caught.value.hint
+    assert "nearest to 'spleen' it has 'liver', 'kidney_left', 'kidney_right'; name a class" in caught.value.hint
     with pytest.raises(DataError) as caught:
         labels.load("abdomenct-1k").from_model({**LIVER, "splen": 4})
     assert "nearest to 'spleen' it has 'splen'; name a class" in caught.value.hint

@@ -13,32 +13,7 @@ from stunet.cli.predict import main
 from stunet.models import store
 from stunet.networks import build
 from tests.predictor_models import write_image
-
-STRIDES = [[1, 1, 1], [2, 2, 2], [1, 2, 2]]
-MODELS = """
-[tiny]
-title = "a network for tests"
-data = "noise"
-modality = "CT"
-channels = ["CT"]
-spacing = [2.0, 1.5, 1.5]
-patch_size = [16, 16, 16]
-strides = [[1, 1, 1], [2, 2, 2], [1, 2, 2]]
-normalization = ["ZScoreNormalization"]
-mirror_axes = [0, 1]
-classes = ["background", "left", "right"]
-[tiny.T]
-filename = "tiny.model"
-sources = ["ADDRESS/tiny.model"]
-
-[bare]
-title = "without plans"
-data = "noise"
-modality = "MR"
-[bare.T]
-filename = "tiny.model"
-num_classes = 3
-"""
+from tests.tiny_model import DOWNLOADABLE, STRIDES
 
 
 class Quiet(SimpleHTTPRequestHandler):
@@ -64,7 +39,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, address: str) -> None
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("STUNET_MODELS", str(tmp_path / "store"))
     Path("store").mkdir()
-    Path("store/models.toml").write_text(MODELS.replace("ADDRESS", address))
+    Path("store/models.toml").write_text(DOWNLOADABLE.replace("URL", address))
     torch.manual_seed(0)
     torch.save({"state_dict": build("T", STRIDES, 1, 3).state_dict()}, "website/tiny.model")
     write_image(Path("c_0000.nii.gz"))

@@ -22,33 +22,7 @@ from stunet.models import registry, store
 from stunet.networks import build
 from stunet.weights.checkpoints import save_checkpoint, save_weights
 from stunet.weights.reading import read_weights
-
-STRIDES = [[1, 1, 1], [2, 2, 2], [1, 2, 2]]
-ENTRY = """
-[tiny]
-title = "a network for tests"
-data = "noise"
-modality = "CT"
-channels = ["CT"]
-spacing = [2.0, 1.0, 1.0]
-patch_size = [8, 16, 16]
-strides = [[1, 1, 1], [2, 2, 2], [1, 2, 2]]
-normalization = ["ZScoreNormalization"]
-mirror_axes = [0, 1]
-classes = ["background", "left", "right"]
-[tiny.T]
-filename = "tiny.model"
-sources = ["URL/tiny.model"]
-
-[bare]
-title = "without plans"
-data = "noise"
-modality = "MR"
-[bare.T]
-filename = "tiny.model"
-sources = ["URL/tiny.model"]
-num_classes = 3
-"""
+from tests.tiny_model import DOWNLOADABLE, STRIDES
 
 
 class Handler(SimpleHTTPRequestHandler):
@@ -79,7 +53,7 @@ def website(tmp_path: Path, asked: list[str]) -> Iterator[Path]:
     server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=folder, asked=asked))
     threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
     (tmp_path / "store").mkdir()
-    text = ENTRY.replace("URL", f"http://127.0.0.1:{server.server_address[1]}")
+    text = DOWNLOADABLE.replace("URL", f"http://127.0.0.1:{server.server_address[1]}")
     (tmp_path / "store" / "models.toml").write_text(text)
     yield folder
     server.shutdown()

@@ -105,12 +105,10 @@ def _kept_stages(name: str, plans: Mapping[str, Any]) -> int | None:
     from stunet.trainers import strategies
 
     strategy = strategies.find(name)
-    planned = [
-        c["architecture"]["arch_kwargs"]["strides"] for c in plans["configurations"].values() if "architecture" in c
-    ]
     if strategy.depth == 1 or plans["stunet"].get("finetune") == name:
         return None
-    return strategies.kept_stages(strategy, max(map(len, planned)))
+    networks = [each["architecture"] for each in plans["configurations"].values() if "architecture" in each]
+    return strategies.kept_stages(strategy, max(len(each["arch_kwargs"]["strides"]) for each in networks))
 
 
 def _given(text: str, args: argparse.Namespace) -> Path:
