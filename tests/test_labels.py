@@ -142,7 +142,7 @@ def test_all_classes_that_the_model_lacks_are_named_with_the_nearest() -> None:
     assert "nearest to 'spleen' it has 'liver', 'kidney_left', 'kidney_right'; name a class" in caught.value.hint
     with pytest.raises(DataError) as caught:
         labels.load("abdomenct-1k").from_model({**LIVER, "splen": 4})
-    assert "nearest to 'spleen' it has 'splen'; name a class" in caught.value.hint
+    assert "nearest to 'spleen' it has 'splen', 'liver', 'kidney_left'; name a class" in caught.value.hint
 
 
 def test_a_class_of_the_model_belongs_to_one_class_only(tmp_path: Path) -> None:
