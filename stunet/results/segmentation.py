@@ -59,9 +59,7 @@ class Segmentation:
             if top > np.iinfo(np.uint16).max or int(labels_DHW.min(initial=0)) < 0:
                 raise DataError(f"the segmentation has value {top}, more than 16 bits hold", "renumber the labels")
             labels_DHW = labels_DHW.astype(np.uint8 if top <= np.iinfo(np.uint8).max else np.uint16)
-        spacing = tuple(float(value) for value in properties["spacing"])
-        origin, direction = _place(properties)
-        return cls(labels_DHW, names, spacing, origin, direction, regions)
+        return cls(labels_DHW, names, *_place(properties), regions)
 
     @cached_property
     def value_names(self) -> dict[int, str]:
@@ -87,6 +85,15 @@ class Segmentation:
     def voxel_mm3(self) -> float | None:
         """The volume of a voxel; none in a 2D image."""
         return None if self.is_2d else float(np.prod(self.spacing))
+
+    @property
+    def affine_ras(self) -> np.ndarray:
+        """The matrix of a NIfTI file, (4, 4): from voxel (x, y, z) to mm in RAS; a 2D image lies in the plane z = 0."""
+        size = len(self.origin)
+        affine = np.eye(4)
+        affine[:size, :size] = np.reshape(self.direction, (size, size)) * self.spacing[::-1][:size]
+        affine[:size, 3] = self.origin
+        return np.diag([*np.diag(LPS_OF_RAS), 1.0]) @ affine
 
     def to_sitk(self) -> "SimpleITK.Image":
         """The image as ITK has it; 2D where the file is."""
@@ -130,16 +137,15 @@ def class_names(dataset: Mapping[str, Any]) -> tuple[dict[str, int], dict[str, t
     return dict(zip(values, map(int, order), strict=True)), values
 
 
-def _place(properties: Mapping[str, Any]) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Origin and direction as ITK has them."""
+def _place(properties: Mapping[str, Any]) -> tuple[tuple[float, ...], tuple[float, ...], tuple[float, ...]]:
+    """Spacing (D, H, W), and origin and direction as ITK has them."""
+    spacing = tuple(map(float, properties["spacing"]))
     if itk := properties.get("sitk_stuff"):
-        return tuple(map(float, itk["origin"])), tuple(map(float, itk["direction"]))
+        return spacing, tuple(map(float, itk["origin"])), tuple(map(float, itk["direction"]))
     if nibabel := properties.get("nibabel_stuff"):
         affine = np.asarray(nibabel.get("reoriented_affine", nibabel["original_affine"]), float)
-        axes = LPS_OF_RAS @ affine[:3, :3]
-        return tuple((LPS_OF_RAS @ affine[:3, 3]).tolist()), tuple(
-            (axes / np.linalg.norm(axes, axis=0)).ravel().tolist()
-        )
-    if properties["spacing"][0] == 999:  # how nnU-Net's reader of PNG marks a 2D image
-        return (0.0, 0.0), (1.0, 0.0, 0.0, 1.0)
-    return (0.0, 0.0, 0.0), tuple(np.eye(3).ravel().tolist())
+        axes, origin = LPS_OF_RAS @ affine[:3, :3], LPS_OF_RAS @ affine[:3, 3]
+        lengths = np.linalg.norm(axes, axis=0)  # the header's pixdim may say something else
+        return tuple(lengths[::-1].tolist()), tuple(origin.tolist()), tuple((axes / lengths).ravel().tolist())
+    size = 2 if spacing[0] == 999 else 3  # how nnU-Net's reader of PNG marks a 2D image
+    return spacing, (0.0,) * size, tuple(np.eye(size).ravel().tolist())
