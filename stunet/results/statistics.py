@@ -150,5 +150,6 @@ def _on_border(labels: np.ndarray, length: int) -> np.ndarray:
     found = np.zeros(max(length, np.iinfo(labels.dtype).max + 1), bool)
     for axis in range(labels.ndim):
         if labels.shape[axis] > 1:
-            found[labels.take([0, -1], axis)] = True
+            for end in (0, -1):
+                found[labels[(slice(None),) * axis + (end,)]] = True
     return found
