@@ -39,6 +39,7 @@ MAY_IMPORT = {
     "trainers": {"classes", "networks", "nnunet", "plans", "preprocessing", "weights"},
     "nnunet_ext": {"trainers"},
     "experiment": {"plans", "trainers"},
+    "results": {"classes"},
 }
 HOST = {"preprocessing_workers", "inference", "datasets", "models", "plans", "trainers"}  # may import nnunetv2
 WITHOUT_TORCH = {
