@@ -31,6 +31,7 @@ from stunet.inference.output import part_name, remove_parts, whole_case
 from stunet.inference.v1_order import V1Preprocessor
 from stunet.labels import LabelSystem, apply
 from stunet.nifti import check_nifti
+from stunet.preprocessor import preprocessor_of
 from stunet.weights.checkpoints import check_weights, load_trained
 
 # What nnU-Net, ITK, numpy and nibabel raise for files and images that they cannot take.
@@ -114,8 +115,11 @@ class Predictor:
         )
         if options.v1_preprocessing and self.previous_stage:
             raise UsageError(f"--v1_preprocessing is not for a cascade such as {name}", "leave it out")
-        preprocessor = V1Preprocessor if options.v1_preprocessing else self._configuration.preprocessor_class
-        self._preprocessor = preprocessor(verbose=options.verbose)
+        self._preprocessor = (
+            V1Preprocessor(options.verbose)
+            if options.v1_preprocessing
+            else preprocessor_of(self._configuration, options.verbose, needs_mask=False)
+        )
         self._lookup = None if options.labels is None else options.labels.from_model(model.dataset["labels"])
 
     @property
