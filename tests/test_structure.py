@@ -31,17 +31,21 @@ MAY_IMPORT = {
     "evaluation": {"labels"},
     "datasets": set(),
     "preprocessing": {"preprocessing_workers", "plans"},
-    "preprocessing_workers": set(),
+    "preprocessing_workers": {"preprocessor"},
+    "preprocessor": {"resampling"},
+    "resampling": set(),
     "weights": {"classes", "networks", "plans"},
     "models": {"classes", "datasets", "inference", "networks", "plans", "preprocessing", "weights"},
-    "inference": {"datasets", "labels", "plans", "weights"},
+    "inference": {"datasets", "labels", "plans", "preprocessor", "weights"},
     "plans": {"networks", "datasets"},
     "trainers": {"classes", "networks", "nnunet", "plans", "preprocessing", "weights"},
     "nnunet_ext": {"trainers"},
     "experiment": {"plans", "trainers"},
     "results": {"classes"},
 }
-HOST = {"preprocessing_workers", "inference", "datasets", "models", "plans", "trainers"}  # may import nnunetv2
+HOST = {  # may import nnunetv2
+    "preprocessing_workers", "preprocessor", "inference", "datasets", "models", "plans", "trainers",
+}  # fmt: skip
 WITHOUT_TORCH = {
     "errors", "files", "workspace", "presets", "console", "preprocessing", "cli", "classes", "labels", "models",
 }  # fmt: skip  # at the top of a file
