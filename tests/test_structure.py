@@ -35,8 +35,10 @@ MAY_IMPORT = {
     "preprocessor": {"resampling"},
     "resampling": set(),
     "weights": {"classes", "networks", "plans"},
-    "models": {"classes", "datasets", "inference", "networks", "plans", "preprocessing", "weights"},
-    "inference": {"datasets", "labels", "plans", "preprocessor", "weights"},
+    "models": {"classes", "datasets", "networks", "weights"},
+    "inference": {
+        "datasets", "labels", "models", "networks", "plans", "preprocessing", "preprocessor", "results", "weights",
+    },  # fmt: skip
     "plans": {"networks", "datasets"},
     "trainers": {"classes", "networks", "nnunet", "plans", "preprocessing", "weights"},
     "nnunet_ext": {"trainers"},
@@ -49,7 +51,7 @@ HOST = {  # may import nnunetv2
 WITHOUT_TORCH = {
     "errors", "files", "workspace", "presets", "console", "preprocessing", "cli", "classes", "labels", "models",
 }  # fmt: skip  # at the top of a file
-WITH_TORCH = {"stunet.models.folder", "stunet.models.recollect"}  # though the other files of its part have none
+WITH_TORCH = {"stunet.models.folder"}  # though the other files of its part have none
 
 
 def modules() -> list[tuple[str, Path]]:
@@ -186,7 +188,8 @@ OUR_FLAGS = {
     "plan_and_preprocess": "--size --preset --stages --checkpointing --probe --dry_run --no_check",
     "train": "-d -c -f --size --stages -gpu_memory_target --preset --set --dry_run --overwrite --pretrained --finetune "
     "--head --list",
-    "predict": "--model --labels --v1_preprocessing --dry_run",
+    "predict": "--model --labels --v1_preprocessing --precision --max_memory --threads --fast --roi_subset --format "
+    "--statistics --preview --report --dry_run",
     "evaluate": "-d --tolerance --labels --csv --json",
     "experiment": "-o --dry_run --summary_only -j -device --json",
     "info": "--json",

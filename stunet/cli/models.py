@@ -197,7 +197,7 @@ def _recollect(args: argparse.Namespace) -> None:
     if args.batches < 1:
         raise UsageError(f"--batches {args.batches}: one is the least", "--batches 100")
     source, dataset = store.find_model(args.name, offline=True), dataset_name(args.d)
-    from stunet.models.recollect import open_batch_norm, recollect
+    from stunet.inference.recollect import open_batch_norm, recollect
 
     model = open_batch_norm(source)
     if model is None:

@@ -169,10 +169,13 @@ class Predictor:
         for fold, path in zip(self.model.folds, self.model.weights, strict=True):
             with path.open("rb") as file:
                 checkpoints[str(fold)] = hashlib.file_digest(file, "sha256").hexdigest()
+        labels = self.model.dataset["labels"]
+        if (lookup := self._lookup) is not None:
+            labels = {name: lookup[value].tolist() for name, value in labels.items() if name != "ignore"}
         return {
             "plans": hashlib.sha256(json.dumps(self.model.plans, sort_keys=True).encode()).hexdigest(),
             "checkpoints": checkpoints,
-            "labels": self.result_dataset["labels"],
+            "labels": labels,
             "v1_preprocessing": self.options.v1_preprocessing,
             "step_size": self.options.step_size,
             "mirroring": self.options.mirroring,

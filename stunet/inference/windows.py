@@ -14,9 +14,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
-from acvl_utils.cropping_and_padding.padding import pad_nd_image
 from nnunetv2.inference.sliding_window_prediction import compute_gaussian, compute_steps_for_sliding_window
 from torch import Tensor
+from torch.nn import functional
 
 from stunet.inference.export import Slab
 from stunet.inference.ready import ReadyNetwork
@@ -74,13 +74,13 @@ class SlidingWindow:
             torch.OutOfMemoryError: One window, or the logits of one row of windows, are too much for the device.
         """
         order = self.order(image_CDHW.shape[1:])
-        padded, own = pad_nd_image(image_CDHW, self._window, "constant", {"value": 0}, True, None)
+        padded, own = _padded(image_CDHW, self._window)
         image = padded.to(self.network.device).permute(0, *(1 + axis for axis in order))
         window = [self._window[axis] for axis in order]
         starts = [self._starts(axis, n) for axis, n in zip(order, image.shape[1:], strict=True)]
         weights = [_weights(n, at) for n, at in zip(window, starts, strict=True)]
         place = self.network.device if self.on_device else torch.device("cpu")
-        planes = _Planes(self.classes, window[0], [own[1 + axis] for axis in order], image.shape[1:], self.half, place)
+        planes = _Planes(self.classes, window[0], [own[axis] for axis in order], image.shape[1:], self.half, place)
 
         corners = list(itertools.product(range(len(starts[1])), range(len(starts[2]))))
         for row, start in enumerate(starts[0]):
@@ -193,6 +193,16 @@ class _Planes:
             self._sums[:, to : to + count] = self._sums[:, to + step : to + step + count]
         self._sums[:, planes - step :] = 0
         self._first = following
+
+
+def _padded(image_CDHW: Tensor, window: Sequence[int]) -> tuple[Tensor, list[slice]]:
+    """The image with zeros on both sides of axes that are shorter than a window, and where in it the image is."""
+    lacking = [max(0, edge - n) for edge, n in zip(window, image_CDHW.shape[1:], strict=True)]
+    own = [slice(lack // 2, lack // 2 + n) for lack, n in zip(lacking, image_CDHW.shape[1:], strict=True)]
+    if not any(lacking):
+        return image_CDHW, own
+    sides = [side for lack in reversed(lacking) for side in (lack // 2, lack - lack // 2)]
+    return functional.pad(image_CDHW, sides), own
 
 
 def _cpu_batch(patch: Sequence[int]) -> int:
