@@ -2,6 +2,7 @@
 
 import locale
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -180,16 +181,10 @@ def test_without_the_extra_the_command_that_installs_it_is_named(monkeypatch: py
     assert caught.value.hint == "pip install 'stunet[dicomseg]'"
 
 
-def test_a_full_disk_leaves_nothing(tmp_path: Path, series: Path) -> None:
-    resource = pytest.importorskip("resource")
+def test_a_full_disk_leaves_nothing(tmp_path: Path, series: Path, room_for: Callable) -> None:
     made = segmentation(read_series(series))
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1024, before[1]))
-    try:
-        with pytest.raises(OSError, match="File too large"):
-            write_dicom_seg(made, series, tmp_path / "x.dcm")
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    with room_for(1024), pytest.raises(OSError, match="File too large"):
+        write_dicom_seg(made, series, tmp_path / "x.dcm")
     assert [path.name for path in tmp_path.iterdir()] == ["series"]
 
 
