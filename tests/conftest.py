@@ -6,6 +6,7 @@ import signal
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -47,6 +48,23 @@ def data() -> Path:
     if not path.is_dir():
         pytest.skip(f"no reference data in {path}; set STUNET_TEST_DATA")
     return path
+
+
+@pytest.fixture(scope="session")
+def peft() -> Any:
+    """The package. It imports torchvision, which of another build than torch lacks two operators, not called here."""
+    import torch
+
+    try:
+        import torchvision  # noqa: F401
+    except ImportError:
+        pass
+    except RuntimeError:
+        for name in ("nms", "qnms"):
+            torch.library.define(f"torchvision::{name}", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    import peft
+
+    return peft
 
 
 @pytest.fixture(scope="session")

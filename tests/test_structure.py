@@ -31,17 +31,21 @@ MAY_IMPORT = {
     "evaluation": {"labels"},
     "datasets": set(),
     "preprocessing": {"preprocessing_workers", "plans"},
-    "preprocessing_workers": set(),
+    "preprocessing_workers": {"preprocessor"},
+    "preprocessor": {"resampling"},
+    "resampling": set(),
     "weights": {"classes", "networks", "plans"},
     "models": {"classes", "datasets", "inference", "networks", "plans", "preprocessing", "weights"},
-    "inference": {"datasets", "labels", "plans", "weights"},
+    "inference": {"datasets", "labels", "plans", "preprocessor", "weights"},
     "plans": {"networks", "datasets"},
     "trainers": {"classes", "networks", "nnunet", "plans", "preprocessing", "weights"},
     "nnunet_ext": {"trainers"},
     "experiment": {"plans", "trainers"},
     "results": {"classes", "datasets", "evaluation", "labels"},
 }
-HOST = {"preprocessing_workers", "inference", "datasets", "models", "plans", "trainers"}  # may import nnunetv2
+HOST = {  # may import nnunetv2
+    "preprocessing_workers", "preprocessor", "inference", "datasets", "models", "plans", "trainers",
+}  # fmt: skip
 WITHOUT_TORCH = {
     "errors", "files", "workspace", "presets", "console", "preprocessing", "cli", "classes", "labels", "models",
 }  # fmt: skip  # at the top of a file
@@ -142,7 +146,8 @@ def test_every_command_is_installed() -> None:
 
 def test_every_package_imported_is_a_dependency_and_the_other_way_round() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    declared = [*project["dependencies"], *project["optional-dependencies"]["dicomseg"]]
+    extras = project["optional-dependencies"]
+    declared = project["dependencies"] + extras["dicomseg"] + extras["peft"]
     used = {i.split(".")[0] for _, path in modules() for i in imports(path, top_only=False)}
     assert used - sys.stdlib_module_names - {"stunet"} == {re.split(r"[^\w-]", name)[0] for name in declared}
 
