@@ -9,7 +9,8 @@ import pytest
 from skimage.color import rgb2lab
 
 from stunet import labels
-from stunet.results.colours import colour, unit_colour
+from stunet.classes import canonical
+from stunet.results.colours import _COMMON, colour, unit_colour
 
 
 def distance(first: str, second: str) -> float:
@@ -59,3 +60,7 @@ def test_colours_are_visible_on_black_and_in_range() -> None:
         assert 90 < max(colour(entry.name)) <= 255
         assert min(colour(entry.name)) >= 0
     assert colour("line\nbreak") == colour("line break")
+
+
+def test_the_table_of_colours_is_found_by_canonical_names() -> None:
+    assert [name for name in _COMMON if canonical(name) != name] == []

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -146,18 +147,12 @@ def test_more_classes_than_fit_are_counted(tmp_path: Path) -> None:
     assert sizes[1] == sizes[2]
 
 
-def test_another_image_is_refused_and_a_full_disk_leaves_nothing(tmp_path: Path) -> None:
-    resource = pytest.importorskip("resource")
+def test_another_image_is_refused_and_a_full_disk_leaves_nothing(tmp_path: Path, room_for: Callable) -> None:
     made, image = body()
     with pytest.raises(DataError, match=r"shape \(8, 14, 12\)"):
         write_preview(made, image[1:], tmp_path / "x.png")
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1024, before[1]))
-    try:
-        with pytest.raises(OSError, match="File too large"):
-            write_preview(made, image, tmp_path / "x.png")
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    with room_for(1024), pytest.raises(OSError, match="File too large"):
+        write_preview(made, image, tmp_path / "x.png")
     assert list(tmp_path.iterdir()) == []
 
 

@@ -1,10 +1,7 @@
 """Are files what viewers and nnU-Net read: the same voxels in the same place, with names, and never half written?"""
 
-import resource
-import signal
 import xml.etree.ElementTree as ET
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -38,19 +35,6 @@ def assert_same(image: sitk.Image, expected: sitk.Image) -> None:
     assert image.GetPixelIDTypeAsString() == expected.GetPixelIDTypeAsString()
     for what in ("Spacing", "Origin", "Direction"):
         assert getattr(image, f"Get{what}")() == pytest.approx(getattr(expected, f"Get{what}")(), abs=1e-5), what
-
-
-@contextmanager
-def room_for(size: int) -> Iterator[None]:
-    """Files larger than `size` bytes cannot be written."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-        signal.signal(signal.SIGXFSZ, ignored)
 
 
 @pytest.mark.parametrize("ending", [".nii", ".nii.gz"])
@@ -172,7 +156,9 @@ def test_the_same_segmentation_gives_the_same_bytes(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("write", [write_nifti, write_seg_nrrd, write_masks, write_itksnap_labels])
-def test_a_full_disk_is_an_error_and_leaves_nothing(tmp_path: Path, write: Callable[..., Any]) -> None:
+def test_a_full_disk_is_an_error_and_leaves_nothing(
+    tmp_path: Path, write: Callable[..., Any], room_for: Callable
+) -> None:
     noise = np.random.default_rng(0).integers(0, 2, (64, 64, 64), dtype=np.uint8)
     many = {"labels": {"background": 0, **{f"class number {i}": i for i in range(1, 400)}}}
     with room_for(8192), pytest.raises(OSError, match="File too large"):

@@ -29,7 +29,7 @@ _COMMON: dict[str, RGB] = {
     "brain": (250, 250, 225),
     "colon": (161, 106, 62),
     "common_carotid_artery": (255, 82, 82),
-    "costal_cartilage": (183, 214, 211),
+    "cartilage_costal": (183, 214, 211),
     "duodenum": (174, 234, 150),
     "esophagus": (206, 147, 255),
     "gallbladder": (0, 165, 45),
