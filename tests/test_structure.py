@@ -37,7 +37,15 @@ MAY_IMPORT = {
     "weights": {"classes", "networks", "plans"},
     "models": {"classes", "datasets", "networks", "weights"},
     "inference": {
-        "datasets", "labels", "models", "networks", "plans", "preprocessing", "preprocessor", "results", "weights",
+        "datasets",
+        "labels",
+        "models",
+        "networks",
+        "plans",
+        "preprocessing",
+        "preprocessor",
+        "results",
+        "weights",
     },  # fmt: skip
     "plans": {"networks", "datasets"},
     "trainers": {"classes", "networks", "nnunet", "plans", "preprocessing", "weights"},
@@ -46,7 +54,7 @@ MAY_IMPORT = {
     "results": {"classes", "datasets", "evaluation", "labels"},
 }
 HOST = {  # may import nnunetv2
-    "preprocessing_workers", "preprocessor", "inference", "datasets", "models", "plans", "trainers",
+    "preprocessing_workers", "preprocessor", "inference", "datasets", "plans", "trainers",
 }  # fmt: skip
 WITHOUT_TORCH = {
     "errors", "files", "workspace", "presets", "console", "preprocessing", "cli", "classes", "labels", "models",
