@@ -46,7 +46,7 @@ MAY_IMPORT = {
         "preprocessor",
         "results",
         "weights",
-    },  # fmt: skip
+    },
     "plans": {"networks", "datasets"},
     "trainers": {"classes", "networks", "nnunet", "plans", "preprocessing", "weights"},
     "nnunet_ext": {"trainers"},
