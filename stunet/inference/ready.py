@@ -16,7 +16,6 @@ import torch
 from torch import Tensor, nn
 
 from stunet.errors import UsageError
-from stunet.networks import Pointwise3d
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 Weights = Mapping[str, Tensor]
@@ -98,11 +97,8 @@ def prepare(network: nn.Module, device: torch.device, precision: str) -> nn.Modu
     network = network.to(device).eval().requires_grad_(False)
     if device.type == "cpu":
         _replace_instance_norms(network)
-        for module in network.modules():
-            if isinstance(module, Pointwise3d):
-                module.channels_last = True
-            elif isinstance(module, nn.Conv3d) and torch.backends.mkldnn.is_available():
-                module._conv_forward = partial(_one_dnn, module)  # type: ignore[method-assign]
+        if torch.backends.mkldnn.is_available():
+            _use_one_dnn(network)
         layout = torch.channels_last_3d if _is_3d(network) else torch.channels_last
         return network.to(PRECISIONS[precision]).to(memory_format=layout)  # type: ignore[call-overload]
     if device.type == "cuda":
@@ -137,10 +133,17 @@ def has_bf16() -> bool:
     return bool(able.get("avx512_bf16") or able.get("amx_bf16") or able.get("bf16"))
 
 
-def _one_dnn(module: nn.Conv3d, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """oneDNN's convolution, where torch takes one of its own for a single small image, three times slower."""
+def _use_one_dnn(network: nn.Module) -> None:
+    """oneDNN computes all 3D convolutions; torch has one of its own for a single small image, three times slower."""
+    for module in network.modules():
+        if isinstance(module, nn.Conv3d) and module.padding_mode == "zeros" and not isinstance(module.padding, str):
+            module.forward = partial(_convolve, module)  # type: ignore[method-assign]
+
+
+def _convolve(module: nn.Conv3d, x: Tensor) -> Tensor:
     padding: Any = module.padding
-    return torch.mkldnn_convolution(x, weight, bias, padding, module.stride, module.dilation, module.groups)
+    geometry = (padding, module.stride, module.dilation, module.groups)
+    return torch.mkldnn_convolution(x, module.weight, module.bias, *geometry)
 
 
 def _is_3d(network: nn.Module) -> bool:
