@@ -17,7 +17,8 @@ from torch import Tensor
 from stunet.inference.interpolation import Axes, axis, between
 
 VOXELS = 2**22  # of the target grid that are labelled at a time
-VALUES = 2**19  # interpolated values at a time: 2 MB, which caches hold
+VALUES_CPU = 2**19  # interpolated at a time: 2 MB, which caches hold
+VALUES_GPU = 2**25
 
 
 class Slab(NamedTuple):
@@ -85,12 +86,13 @@ def _parts(slabs: Iterable[Slab], axes: Axes, voxels: int) -> Iterator[tuple[int
     planes = max(1, voxels // (len(axes[1].lower) * len(axes[2].lower)))
     for start, logits in slabs:
         device = logits.device
+        height, width = axes[1].to(device), axes[2].to(device)
         begin, end = axes[0].planes(start, start + len(logits) - 1)
         for first in range(begin, end, planes):
             stop = min(end, first + planes)
             low, high = int(axes[0].lower[first]), int(axes[0].upper[stop - 1])
             part = logits[low - start : high - start + 1].float()
-            yield first, part, (axes[0].part(first, stop, low).to(device), axes[1].to(device), axes[2].to(device))
+            yield first, part, (axes[0].part(first, stop, low).to(device), height, width)
 
 
 def _decide(values: Tensor, regions: Sequence[int] | None) -> Tensor:
@@ -125,7 +127,7 @@ def _where_corners_differ(values_DHW: Tensor, axes: Axes) -> tuple[Tensor, ...]:
 
 def _interpolated(logits_DHWK: Tensor, axes: Axes, voxels: tuple[Tensor, ...]) -> Iterator[tuple[slice, Tensor]]:
     """Some of the voxels at a time, and their values (voxels, K)."""
-    step = max(1, VALUES // logits_DHWK.shape[-1])
+    step = max(1, (VALUES_CPU if logits_DHWK.is_cpu else VALUES_GPU) // logits_DHWK.shape[-1])
     for first in range(0, len(voxels[0]), step):
         some = slice(first, first + step)
         yield some, between(logits_DHWK, axes, [each[some] for each in voxels])

@@ -39,7 +39,7 @@ def build(model: Model, configuration: str) -> tuple[Any, Any, torch.nn.Module]:
         _check_classes(manager, file)
         classes = plans.get_label_manager(model.dataset).num_segmentation_heads
         inputs = determine_num_input_channels(plans, manager, model.dataset)
-        # Weights are loaded next; drawing an STUNet's first takes seconds for L and H. Others may hold more than weights.
+        # Weights are loaded next; to draw an STUNet's first takes seconds for L. Others may hold more than weights.
         ours = manager.network_arch_class_name == NETWORK
         with torch.device("meta") if ours else nullcontext():
             network = get_network_from_plans(

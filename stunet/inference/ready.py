@@ -8,7 +8,7 @@ runs in float32 under autocast (reference figures in benchmarks/README.md); ther
 import itertools
 import os
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
@@ -79,10 +79,11 @@ class ReadyNetwork:
         if self.device.type == "cpu":
             layout = torch.channels_last_3d if windows.ndim == 5 else torch.channels_last
             return self._network(windows.to(PRECISIONS[self.precision], memory_format=layout))
-        autocast: Any = nullcontext()
-        if self.precision != "fp32":
-            autocast = torch.autocast(self.device.type, PRECISIONS[self.precision])
-        with autocast:
+        with ExitStack() as stack:
+            if self.precision != "fp32":
+                stack.enter_context(torch.autocast(self.device.type, PRECISIONS[self.precision]))
+            if self.device.type == "cuda":  # windows have one shape, so trying algorithms pays
+                stack.enter_context(torch.backends.cudnn.flags(enabled=True, benchmark=True))
             return self._network(windows.contiguous())
 
 
@@ -101,10 +102,8 @@ def prepare(network: nn.Module, device: torch.device, precision: str) -> nn.Modu
             _use_one_dnn(network)
         layout = torch.channels_last_3d if _is_3d(network) else torch.channels_last
         return network.to(PRECISIONS[precision]).to(memory_format=layout)  # type: ignore[call-overload]
-    if device.type == "cuda":
-        torch.backends.cudnn.benchmark = True  # windows have one shape
-        if os.environ.get("nnUNet_compile", "").lower() in ("true", "1", "t"):  # as nnU-Net's predictor
-            return torch.compile(network)  # type: ignore[return-value]
+    if device.type == "cuda" and os.environ.get("nnUNet_compile", "").lower() in ("true", "1", "t"):  # as in nnU-Net
+        return torch.compile(network)  # type: ignore[return-value]
     return network
 
 

@@ -78,8 +78,8 @@ class SlidingWindow:
         image = padded.to(self.network.device).permute(0, *(1 + axis for axis in order))
         window = [self._window[axis] for axis in order]
         starts = [self._starts(axis, n) for axis, n in zip(order, image.shape[1:], strict=True)]
-        weights = [_weights(n, at) for n, at in zip(window, starts, strict=True)]
         place = self.network.device if self.on_device else torch.device("cpu")
+        weights = [_weights(n, at, place) for n, at in zip(window, starts, strict=True)]
         planes = _Planes(self.classes, window[0], [own[axis] for axis in order], image.shape[1:], self.half, place)
 
         corners = list(itertools.product(range(len(starts[1])), range(len(starts[2]))))
@@ -208,13 +208,13 @@ def _cpu_batch(patch: Sequence[int]) -> int:
     return max(1, SMALL_BATCH // math.prod(patch))
 
 
-def _weights(edge: int, starts: Sequence[int]) -> list[Tensor]:
-    """nnU-Net's Gaussian along one axis for each window, divided by its sum over all windows, float64."""
+def _weights(edge: int, starts: Sequence[int], device: torch.device) -> list[Tensor]:
+    """nnU-Net's Gaussian along one axis for each window, divided by its sum over all windows, float32."""
     gaussian = compute_gaussian((edge,), dtype=torch.float64, device=torch.device("cpu"))
     total = torch.zeros(starts[-1] + edge, dtype=torch.float64)
     for start in starts:
         total[start : start + edge] += gaussian
-    return [gaussian / total[start : start + edge] for start in starts]
+    return [(gaussian / total[start : start + edge]).to(device, torch.float32) for start in starts]
 
 
 def _product(z: Tensor, y: Tensor, x: Tensor) -> Tensor:
