@@ -19,6 +19,7 @@ from stunet.errors import DataError, Interrupted, WeightsError
 from stunet.networks import STUNet
 from stunet.nnunet import exchanged
 from stunet.plans.check import difference, of_a_run
+from stunet.trainers.augmentation import CornerVote
 from stunet.trainers.batches import SeededBatches
 from stunet.trainers.listener import Listener, Silent
 from stunet.weights.checkpoints import load_checkpoint, save_checkpoint
@@ -104,6 +105,12 @@ class PlannedTrainer(nnUNetTrainer):
             SeededBatches(train, (seed, 0, rank), start, len(self._known), workers, pin),
             SeededBatches(validation, (seed, 1, rank), start_validation, 0, min(workers, max(1, workers // 2)), pin),
         )
+
+    @staticmethod
+    def get_training_transforms(*args: Any, **kwargs: Any) -> Any:
+        """nnU-Net's augmentation; segmentations are rotated and scaled as there, but in one go for all labels."""
+        with exchanged(host, SpatialTransform=CornerVote):
+            return nnUNetTrainer.get_training_transforms(*args, **kwargs)
 
     def plot_network_architecture(self) -> None:
         """Nothing: the drawing package that nnU-Net looks for is no dependency of it any more."""
