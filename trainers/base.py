@@ -22,6 +22,7 @@ from stunet.plans.check import difference, of_a_run
 from stunet.trainers.augmentation import CornerVote
 from stunet.trainers.batches import SeededBatches
 from stunet.trainers.listener import Listener, Silent
+from stunet.trainers.validation import CountedValidation
 from stunet.weights.checkpoints import load_checkpoint, save_checkpoint
 
 FINAL, LATEST, BEST = "checkpoint_final.pth", "checkpoint_latest.pth", "checkpoint_best.pth"  # nnU-Net's names
@@ -29,7 +30,7 @@ SAVE_INTERVAL_S = 600.0  # at most this much work is lost by a power cut; nnU-Ne
 PLOT_INTERVAL_S = 60.0  # nnU-Net's progress.png takes seconds to draw, as long as a short epoch
 
 
-class PlannedTrainer(nnUNetTrainer):
+class PlannedTrainer(CountedValidation):
     """nnU-Net's trainer with its values taken from the plan's `stunet` block (see plans/values.py)."""
 
     network: Any  # an STUNet, which nnU-Net wraps in OptimizedModule and DistributedDataParallel
