@@ -22,7 +22,7 @@ from stunet.plans.check import difference, of_a_run
 from stunet.trainers.augmentation import CornerVote
 from stunet.trainers.batches import SeededBatches
 from stunet.trainers.listener import Listener, Silent
-from stunet.trainers.validation import CountedValidation
+from stunet.trainers.online_validation import CountedValidation
 from stunet.weights.checkpoints import load_checkpoint, save_checkpoint
 
 FINAL, LATEST, BEST = "checkpoint_final.pth", "checkpoint_latest.pth", "checkpoint_best.pth"  # nnU-Net's names

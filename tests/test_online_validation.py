@@ -12,8 +12,8 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import ConvertSegmentationToR
 from stunet import workspace
 from stunet.files import read_json
 from stunet.plans.derive import derive
+from stunet.trainers.online_validation import CountedValidation, count_labels, count_regions
 from stunet.trainers.supervised import STUNetTrainer
-from stunet.trainers.validation import CountedValidation, count_labels, count_regions
 
 PLAIN = {"background": 0, "spine": 1, "liver": 2, "spleen": 3, "kidney_left": 4, "kidney_right": 5}
 IGNORE = {"background": 0, "spine": 1, "liver": 2, "spleen": 3, "kidney_left": 4, "ignore": 5}
