@@ -79,7 +79,7 @@ def probabilities(
             values = values.softmax(0)
             write(start, _argmax(values), values)
         else:
-            values = values.sigmoid_()
+            values = values.sigmoid()  # not in place: without interpolation these are the slab itself
             write(start, _overwritten(values > 0.5, regions), values)
 
 
