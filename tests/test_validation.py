@@ -129,5 +129,7 @@ def test_the_files_are_nnunets_in_float64(
     one, other = (read_json(folder / "summary.json") for folder in (mine, theirs))
     assert one["mean"] == other["mean"]
     assert one["foreground_mean"] == other["foreground_mean"]
-    assert [case["metrics"] for case in one["metric_per_case"]] == [case["metrics"] for case in other["metric_per_case"]]
+    assert [case["metrics"] for case in one["metric_per_case"]] == [
+        case["metrics"] for case in other["metric_per_case"]
+    ]
     assert one.keys() == other.keys()

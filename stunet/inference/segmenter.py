@@ -166,7 +166,7 @@ class Segmenter:
         """Fills a target with logits that the function resamples which the plans name."""
         shape = target.labels_DHW.shape
         resampled = self.configuration.resampling_fn_probabilities(logits_KDHW, shape, spacing, target.spacing)
-        slab = export.Slab(0, torch.as_tensor(resampled).float())
+        slab = export.Slab(0, torch.as_tensor(resampled).float().movedim(0, -1))
         self._export(slab, target, export.axes_between(shape, shape, None, 1), (0, 1, 2))
 
     def _spacing(self, spacing: Sequence[float]) -> list[float]:
@@ -198,5 +198,5 @@ class Segmenter:
 
 def _whole(slabs: Iterator[export.Slab], order: Sequence[int]) -> Tensor:
     """All logits (K, D, H, W), in the machine's memory, with the image's axes."""
-    parts = [(logits if start == 0 else logits[:, 1:]).cpu().clone() for start, logits in slabs]
-    return torch.cat(parts, 1).permute(0, *(1 + order.index(axis) for axis in range(3)))
+    parts = [(logits if start == 0 else logits[1:]).cpu().clone() for start, logits in slabs]
+    return torch.cat(parts).permute(3, *(order.index(axis) for axis in range(3)))
