@@ -57,7 +57,7 @@ def validate(trainer: "PlannedTrainer", probabilities: bool) -> None:
     _, cases = trainer.do_split()
     processes = dist.get_world_size() if trainer.is_ddp else 1
     last_barrier = len(cases) // processes - 1  # of cases that every process has
-    own = sorted(cases[trainer.local_rank :: processes])
+    own = sorted(map(str, cases[trainer.local_rank :: processes]))
     segmenter = segmenter_of(trainer)
     source = trainer.dataset_class(
         trainer.preprocessed_dataset_folder, own, trainer.folder_with_segs_from_previous_stage
