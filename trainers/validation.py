@@ -151,7 +151,7 @@ def _grids(
         try:
             image, *_ = stage.of_cases(str(stage.preprocessed), [case]).load_case(case)
             grids[stage] = np.zeros(image.shape[1:], dtype)
-        except FileNotFoundError:
+        except (FileNotFoundError, AssertionError):  # the latter is nnU-Net's, of a folder without cases
             trainer.print_to_log_file(
                 f"Predicting next stage {stage.name} failed for case {case} because the preprocessed file is missing! "
                 "Run the preprocessing for this configuration first!"
