@@ -4,7 +4,9 @@ They go to a plain array on the disk first, whatever the order in which they com
 that nnU-Net writes and reads (array `probabilities`, float32).
 """
 
+import errno
 import mmap
+import os
 import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -30,6 +32,7 @@ def probabilities_file(path: Path, shape: Sequence[int]) -> Iterator[np.ndarray]
     plain = path.with_suffix(PLAIN)
     try:
         array = np.lib.format.open_memmap(plain, "w+", np.float32, tuple(shape))
+        _reserve(plain)
         yield array
         array.flush()
         array._mmap.madvise(mmap.MADV_DONTNEED)  # type: ignore[attr-defined]
@@ -41,5 +44,37 @@ def probabilities_file(path: Path, shape: Sequence[int]) -> Iterator[np.ndarray]
         ):
             while block := source.read(BLOCK):
                 target.write(block)
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
     finally:
         plain.unlink(missing_ok=True)
+
+
+def put(part: np.ndarray, values: np.ndarray) -> None:
+    """Writes values to a part of such an array, one entry of the first axis after the other, and keeps none in memory.
+
+    What was written would count as this process's memory, up to the size of the file.
+    """
+    for entry, value in zip(part, values, strict=True):
+        entry[...] = value
+        file = getattr(entry, "_mmap", None)
+        if file is not None and entry.size:
+            begin = entry.ctypes.data - np.frombuffer(file, np.uint8, 1).ctypes.data
+            last = sum((n - 1) * stride for n, stride in zip(entry.shape, entry.strides, strict=True))
+            first = begin // mmap.PAGESIZE * mmap.PAGESIZE
+            file.madvise(mmap.MADV_DONTNEED, first, begin + last + entry.itemsize - first)
+
+
+def _reserve(path: Path) -> None:
+    """Takes the space of a file with holes now: writing to a map of it on a disk that is full kills the process.
+
+    Raises:
+        OSError: The disk is full.
+    """
+    with path.open("r+b") as file:
+        try:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+        except OSError as error:
+            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):  # a file system that cannot
+                raise

@@ -17,7 +17,7 @@ from nnunetv2.preprocessing.resampling.default_resampling import determine_do_se
 from torch import Tensor
 
 from stunet.inference import export
-from stunet.inference.probabilities import probabilities_file
+from stunet.inference.probabilities import probabilities_file, put
 from stunet.inference.windows import SlidingWindow
 
 
@@ -67,7 +67,7 @@ class Segmenter:
             with probabilities_file(probabilities, (self.windows.classes, *shape)) as of_file:
                 here = of_file.transpose(0, *(1 + axis for axis in forward))
                 if self._regions is None:
-                    here[0] = 1  # outside the box
+                    put(here[0], np.broadcast_to(np.float32(1), here[0].shape))  # outside the box
                 self.segment_onto(labels[box], image_CDHW, self._spacing(spacing), spacing, here[(slice(None), *box)])
         return labels.transpose(self.plans.transpose_backward)
 
@@ -143,7 +143,7 @@ class Segmenter:
 
         def write_both(start: int, values: Tensor, each: Tensor) -> None:
             labels[start : start + len(values)] = self._final(values)
-            likely[:, start : start + len(values)] = each.cpu().numpy()
+            put(likely[:, start : start + len(values)], each.cpu().numpy())
 
         export.probabilities(slabs, (one, two, three), self._regions, write_both)
 
@@ -182,7 +182,9 @@ class Segmenter:
         target_spacing: Sequence[float],
     ) -> Iterator[export.Slab]:
         """All logits, resampled by the function that the plans name; their axes are those of the image again."""
-        parts = [(logits if start == 0 else logits[1:]).cpu().clone() for start, logits in slabs]
+        parts: list[Tensor] = []
+        for start, logits in slabs:
+            parts.append(logits[sum(map(len, parts)) - start :].cpu().clone())
         logits = torch.cat(parts).permute(3, *(order.index(axis) for axis in range(3)))
         resampled = self.configuration.resampling_fn_probabilities(logits, shape, spacing, target_spacing)
         yield export.Slab(0, torch.as_tensor(resampled).float().movedim(0, -1))
