@@ -5,28 +5,37 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from stunet.inference import memory
-from stunet.inference.probabilities import probabilities_file, put
+from stunet.inference.probabilities import compress, plain_array, put
 
 SHAPE = (3, 20, 30, 40)
 WRITE = """
 import sys, errno, numpy as np
 from pathlib import Path
-from stunet.inference.probabilities import probabilities_file
+from stunet.inference.probabilities import compress, plain_array
 try:
-    with probabilities_file(Path(sys.argv[1]) / "c.npz", (4, 64, 64, 64)) as array:
+    with plain_array(Path(sys.argv[1]) / "c.npy", (4, 64, 64, 64)) as array:
         array[:] = np.random.default_rng(0).random(array.shape)
+    compress(Path(sys.argv[1]) / "c.npz")
 except OSError as error:
     assert error.errno == errno.ENOSPC, error
     raise SystemExit(28)
 """
+
+
+@contextmanager
+def probabilities_file(path: Path, shape: Sequence[int] = SHAPE) -> Iterator[np.ndarray]:
+    """An array to fill that becomes an .npz, as a case's does."""
+    with plain_array(path.with_suffix(".npy"), shape) as array:
+        yield array
+    compress(path)
 
 
 def values() -> np.ndarray:
@@ -35,7 +44,7 @@ def values() -> np.ndarray:
 
 @pytest.mark.parametrize("name", ["c.npz", ".part-12-c.1.2.npz"])
 def test_what_is_put_there_is_what_numpy_loads(tmp_path: Path, name: str) -> None:
-    with probabilities_file(tmp_path / name, SHAPE) as array:
+    with probabilities_file(tmp_path / name) as array:
         assert array.shape == SHAPE
         assert not array.any()
         put(array[:, 3:17], values()[:, 3:17])
@@ -51,7 +60,7 @@ def test_what_is_put_there_is_what_numpy_loads(tmp_path: Path, name: str) -> Non
 
 @pytest.mark.parametrize("order", [(0, 1, 2, 3), (0, 3, 1, 2), (0, 2, 3, 1)])
 def test_values_reach_their_place_in_any_order_of_the_axes(tmp_path: Path, order: tuple[int, ...]) -> None:
-    with probabilities_file(tmp_path / "c.npz", SHAPE) as array:
+    with probabilities_file(tmp_path / "c.npz") as array:
         turned, wanted = array.transpose(order), values().transpose(order)
         for first in range(0, turned.shape[1], 7):
             put(turned[:, first : first + 7, 1:], wanted[:, first : first + 7, 1:])
@@ -85,7 +94,7 @@ def test_a_full_disk_is_an_error_and_leaves_nothing(
     tmp_path: Path, room_for: Callable[[int], AbstractContextManager[None]]
 ) -> None:
     def write() -> None:
-        with probabilities_file(tmp_path / "c.npz", SHAPE) as array:
+        with probabilities_file(tmp_path / "c.npz") as array:
             put(array, values())
 
     with room_for(values().nbytes), pytest.raises(OSError, match=os.strerror(errno.EFBIG)):
@@ -108,7 +117,7 @@ def test_a_disk_that_is_really_full_ends_with_an_error_and_not_with_the_process(
 
 def test_an_error_in_between_leaves_nothing(tmp_path: Path) -> None:
     def fail() -> None:
-        with probabilities_file(tmp_path / "c.npz", SHAPE) as array:
+        with probabilities_file(tmp_path / "c.npz") as array:
             array[0] = 1
             raise KeyboardInterrupt
 

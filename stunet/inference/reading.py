@@ -1,5 +1,8 @@
 """How does an image come in: from files or from an array, whole, finite, with the channels that the model takes?"""
 
+import math
+import os
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -40,11 +43,11 @@ def read(case: Case, model: Model, reader: Any) -> Raw:
     with readable(files):
         for file in case.files:
             check_nifti(file)
+        _check_channels(sum(volumes(file) for file in case.files), files, channels)  # before all of them are read
         image, properties = reader.read_images([str(file) for file in case.files])
-        if len(image) != len(channels):
-            wanted = f"{len(channels)} ({', '.join(channels)})"
-            what = f"{files} holds {len(image)} channel(s), but the model takes {wanted}"
-            raise DataError(what, "one file per channel, CASE_0000, CASE_0001 ..., or all in CASE_0000")
+        if len(properties["spacing"]) != 3:  # a fourth axis that is none of space
+            raise DataError(f"{files} holds vectors or colours, not one number per voxel", "convert it to gray values")
+        _check_channels(len(image), files, channels)
         _check_voxels(image, files)
         previous = None if case.previous is None else reader.read_seg(str(case.previous))[0]
     return Raw(image, files, properties, previous)
@@ -67,10 +70,30 @@ def from_array(image: np.ndarray, spacing: Sequence[float] | None, channels: int
             f"an array of shape {image.shape}, but the model takes {channels} channel(s) of three axes",
             "(D, H, W), or (C, D, H, W) with C channels",
         )
-    if spacing is None or len(spacing) != 3 or not all(edge > 0 for edge in spacing):
+    if spacing is None or len(spacing) != 3 or not all(0 < edge < math.inf for edge in spacing):
         raise DataError(f"spacing {spacing!r} of an array is not three positive numbers", "in mm, (D, H, W)")
     _check_voxels(own, "the array")
     return Raw(own, "the array", {"spacing": [float(edge) for edge in spacing]})
+
+
+def check_grid(raw: Raw, network_shape: Sequence[int]) -> None:
+    """Refuses a spacing with which nothing is left of an image for the network, or more than the machine can hold.
+
+    Args:
+        raw: The image.
+        network_shape: Its shape on the network's grid, in its own order of axes.
+
+    Raises:
+        DataError: The spacing is probably wrong.
+    """
+    channels, *shape = raw.image_CDHW.shape
+    if 0 < VOXEL * channels * math.prod(network_shape) <= _machine_memory():
+        return
+    spacing = " x ".join(f"{edge:g}" for edge in raw.properties["spacing"])
+    raise DataError(
+        f"{raw.files}: {_times(shape)} voxels of {spacing} mm would be {_times(network_shape)} voxels for the network",
+        "correct the spacing, which is in mm",
+    )
 
 
 @contextmanager
@@ -90,6 +113,26 @@ def readable(files: str) -> Iterator[None]:
 def last_line(error: BaseException) -> str:
     """Of its message; libraries put the reason there."""
     return (str(error).strip().splitlines() or [""])[-1]
+
+
+def _check_channels(found: int, files: str, channels: Sequence[str]) -> None:
+    if found != len(channels):
+        raise DataError(
+            f"{files} holds {found} channel(s), but the model takes {len(channels)} ({', '.join(channels)})",
+            "one file per channel, CASE_0000, CASE_0001 ..., or all in CASE_0000",
+        )
+
+
+def _machine_memory() -> int:
+    """In bytes; without bound where the system does not say."""
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):
+        return sys.maxsize
+
+
+def _times(shape: Sequence[int]) -> str:
+    return " x ".join(map(str, shape))
 
 
 def _check_voxels(image: np.ndarray, files: str) -> None:
