@@ -19,21 +19,23 @@ from stunet.errors import DataError
 CHUNK = 1 << 20  # bytes, a multiple of all voxel sizes
 NIFTI1_HEADER, NIFTI2_HEADER = 348, 540  # bytes
 FLOATS = {16: "f4", 64: "f8"}  # datatype codes of nifti1.h
+OTHERS = {code: "complex numbers" for code in (32, 1792, 2048)} | {code: "colours" for code in (128, 2304)}
 
 
 @dataclass(frozen=True)
 class _Header:
-    """How many bytes the voxels are, and their type where that can hold NaN."""
+    """How many bytes the voxels are, their type where that can hold NaN, and what they are if they are no numbers."""
 
     size: int
     floats: np.dtype | None
+    others: str | None
 
 
 def check_nifti(path: Path) -> None:
     """Reads a NIfTI file to its end; does nothing for other formats.
 
     Raises:
-        DataError: The file is missing, truncated or damaged, or holds NaN or infinity.
+        DataError: The file is missing, truncated or damaged, has no voxels, or what it holds are no finite numbers.
     """
     if not path.name.endswith((".nii", ".nii.gz")):
         return
@@ -45,6 +47,10 @@ def check_nifti(path: Path) -> None:
         raise _damaged(path, str(error)) from None
     if header is None:
         raise _damaged(path, "no NIfTI header")
+    if header.size <= 0:
+        raise DataError(f"{str(path)!r} has no voxels", "look at it in a viewer")
+    if header.others:
+        raise DataError(f"{str(path)!r} holds {header.others}, not one number per voxel", "convert it to gray values")
     if size < header.size:
         raise _damaged(path, f"{size} of {header.size} bytes of voxels")
     if not finite:
@@ -78,7 +84,7 @@ def _read_header(file: BinaryIO | gzip.GzipFile) -> _Header | None:
             raise ValueError(f"the voxels begin at byte {offset:g}")
         file.seek(int(offset))
         floats = np.dtype(f"{order}{FLOATS[code]}") if code in FLOATS else None
-        return _Header(math.prod(shape[:rank]) * bits // 8, floats)
+        return _Header(math.prod(shape[:rank]) * bits // 8, floats, OTHERS.get(code))
     return None
 
 

@@ -12,11 +12,15 @@ from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
 
 from stunet.errors import DataError
-from stunet.inference.cases import Case, Model
+from stunet.inference.cases import Case, Model, volumes
 from stunet.nifti import check_nifti
 
 # What nnU-Net, ITK, numpy and nibabel raise for files and images that they cannot take.
-UNREADABLE = (RuntimeError, ValueError, OSError, EOFError, AssertionError, IndexError, ImageFileError, HeaderDataError)
+UNREADABLE = (
+    RuntimeError, ValueError, TypeError, OSError, EOFError, AssertionError, LookupError, ArithmeticError, SyntaxError,
+    ImageFileError, HeaderDataError,
+)  # fmt: skip
+VOXEL = 4  # bytes, in float32
 
 
 class Raw(NamedTuple):
@@ -39,11 +43,14 @@ def read(case: Case, model: Model, reader: Any) -> Raw:
     Raises:
         DataError: A file cannot be read, or is not a finite image with the model's channels.
     """
+    if case.error:
+        raise case.error
     files, channels = ", ".join(str(file) for file in case.files), model.channels
     with readable(files):
         for file in case.files:
             check_nifti(file)
-        _check_channels(sum(volumes(file) for file in case.files), files, channels)  # before all of them are read
+        if (found := sum(map(volumes, case.files))) > len(case.files):
+            _check_channels(found, files, channels)  # before a long series is read
         image, properties = reader.read_images([str(file) for file in case.files])
         if len(properties["spacing"]) != 3:  # a fourth axis that is none of space
             raise DataError(f"{files} holds vectors or colours, not one number per voxel", "convert it to gray values")
