@@ -24,18 +24,21 @@ OTHERS = {code: "complex numbers" for code in (32, 1792, 2048)} | {code: "colour
 
 @dataclass(frozen=True)
 class _Header:
-    """How many bytes the voxels are, their type where that can hold NaN, and what they are if they are no numbers."""
+    """How many bytes the voxels are, their type where that can hold NaN, what they are if no numbers, and their size."""
 
     size: int
     floats: np.dtype | None
     others: str | None
+    spacing: tuple[float, ...]
+    has_spacing: bool
 
 
 def check_nifti(path: Path) -> None:
     """Reads a NIfTI file to its end; does nothing for other formats.
 
     Raises:
-        DataError: The file is missing, truncated or damaged, has no voxels, or what it holds are no finite numbers.
+        DataError: The file is missing, truncated or damaged, has no voxels or spacing, or what it holds are no
+            finite numbers.
     """
     if not path.name.endswith((".nii", ".nii.gz")):
         return
@@ -51,6 +54,9 @@ def check_nifti(path: Path) -> None:
         raise DataError(f"{str(path)!r} has no voxels", "look at it in a viewer")
     if header.others:
         raise DataError(f"{str(path)!r} holds {header.others}, not one number per voxel", "convert it to gray values")
+    if not header.has_spacing:  # of which ITK makes 1 mm
+        spacing = " x ".join(f"{edge:g}" for edge in header.spacing)
+        raise DataError(f"the voxels of {str(path)!r} are {spacing} mm large", "write their spacing into the header")
     if size < header.size:
         raise _damaged(path, f"{size} of {header.size} bytes of voxels")
     if not finite:
@@ -73,10 +79,12 @@ def _read_header(file: BinaryIO | gzip.GzipFile) -> _Header | None:
         if start[:4] == struct.pack(f"{order}i", NIFTI1_HEADER) and len(start) >= NIFTI1_HEADER:
             rank, *shape = struct.unpack_from(f"{order}8h", start, 40)
             code, bits = struct.unpack_from(f"{order}2h", start, 70)
+            spacing = struct.unpack_from(f"{order}3f", start, 80)
             (offset,) = struct.unpack_from(f"{order}f", start, 108)
         elif start[:4] == struct.pack(f"{order}i", NIFTI2_HEADER) and len(start) >= NIFTI2_HEADER:
             rank, *shape = struct.unpack_from(f"{order}8q", start, 16)
             code, bits = struct.unpack_from(f"{order}2h", start, 12)
+            spacing = struct.unpack_from(f"{order}3d", start, 112)
             (offset,) = struct.unpack_from(f"{order}q", start, 168)
         else:
             continue
@@ -84,7 +92,8 @@ def _read_header(file: BinaryIO | gzip.GzipFile) -> _Header | None:
             raise ValueError(f"the voxels begin at byte {offset:g}")
         file.seek(int(offset))
         floats = np.dtype(f"{order}{FLOATS[code]}") if code in FLOATS else None
-        return _Header(math.prod(shape[:rank]) * bits // 8, floats, OTHERS.get(code))
+        known = all(n == 1 or 0 < abs(edge) < math.inf for n, edge in zip(shape[:rank], spacing, strict=False))
+        return _Header(math.prod(shape[:rank]) * bits // 8, floats, OTHERS.get(code), spacing, known)
     return None
 
 
