@@ -24,7 +24,7 @@ OTHERS = {code: "complex numbers" for code in (32, 1792, 2048)} | {code: "colour
 
 @dataclass(frozen=True)
 class _Header:
-    """How many bytes the voxels are, their type where that can hold NaN, what they are if no numbers, and their size."""
+    """How many bytes the voxels are, their type where that can hold NaN, what they are if no numbers, their edges."""
 
     size: int
     floats: np.dtype | None

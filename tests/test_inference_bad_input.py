@@ -1,4 +1,4 @@
-"""What stunet_predict says about input that is broken or strange: one line, exit code 3, and the other cases are done."""
+"""What stunet_predict says about broken or strange input: one line, exit code 3, and the other cases are done."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -204,8 +204,9 @@ class Pipeline:
             outcome.report.files = [file.name for file in files]
         except FAILURES as error:
             return _failed(outcome, error)
-        finally:  # where they were not given their name
-            products.probabilities_part(case, self.folder).unlink(missing_ok=True)
+        finally:
+            if wanted.probabilities:  # and they were not given their name
+                products.probabilities_part(case, self.folder).unlink(missing_ok=True)
         return outcome
 
 

@@ -254,6 +254,8 @@ class Predictor:
                 raise OutOfMemoryError(
                     f"out of memory: {last_line(error)}", "--not_on_device, -device cpu, or a machine with more memory"
                 ) from error
+            finally:
+                self._windows.half = False  # need() asks the windows
             if seconds is not None:
                 seconds |= self._segmenter.seconds
         if probabilities is not None:
