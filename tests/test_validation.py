@@ -227,23 +227,25 @@ def test_a_cascade_gets_nnunets_labels_on_its_grid_and_takes_them(
         assert len(np.unique(one)) > 1
 
 
-@pytest.mark.parametrize("preprocessed", [True, False], ids=["but one case", "nothing"])
-def test_a_next_stage_that_is_not_preprocessed_is_logged(planned: str, make: Make, preprocessed: bool) -> None:
+@pytest.mark.parametrize("there", [CASES[1:], [], None], ids=["but one case", "an empty folder", "nothing"])
+def test_a_next_stage_that_is_not_preprocessed_is_logged(planned: str, make: Make, there: list[str] | None) -> None:
     more = {
         "coarse": {"inherits_from": "3d_fullres", "next_stage": "fine"},
         "fine": {"inherits_from": "3d_fullres", "data_identifier": "STUNetPlans_fine", "previous_stage": "coarse"},
     }
     trainer = make("ours", "coarse", more=more)
-    if preprocessed:
-        folder = workspace.preprocessed_dataset(planned)
-        shutil.copytree(folder / "STUNetPlans_3d_fullres", folder / "STUNetPlans_fine")
-        (folder / "STUNetPlans_fine" / f"{CASES[0]}.b2nd").unlink()
+    folder = workspace.preprocessed_dataset(planned)
+    if there is not None:
+        (folder / "STUNetPlans_fine").mkdir()
+    for case in there or []:
+        for path in (folder / "STUNetPlans_3d_fullres").glob(f"{case}*"):
+            shutil.copy(path, folder / "STUNetPlans_fine")
     ours(trainer)
     log = Path(trainer.log_file).read_text()
-    assert f"Predicting next stage fine failed for case {CASES[0]}" in log
-    assert (f"Predicting next stage fine failed for case {CASES[1]}" in log) != preprocessed
-    there = names(Path(trainer.output_folder_base) / "predicted_next_stage" / "fine")
-    assert there == ([f"{CASES[1]}.b2nd"] if preprocessed else [])
+    for case in CASES:
+        assert (f"Predicting next stage fine failed for case {case}" in log) == (case not in (there or []))
+    handed_over = names(Path(trainer.output_folder_base) / "predicted_next_stage" / "fine")
+    assert handed_over == [f"{case}.b2nd" for case in there or []]
 
 
 def test_the_log_has_nnunets_lines_and_the_listener_hears_of_each_case(make: Make) -> None:

@@ -106,7 +106,7 @@ def _load(trainer: "PlannedTrainer", source: Any, case: str) -> tuple[torch.Tens
         number = trainer.plans_manager.dataset_name[7:10]
         raise DataError(
             f"cannot read the files of {case!r} in {' or '.join(map(repr, folders))}: {last_line(error)}",
-            f"stunet_plan_and_preprocess -d {number} -c {trainer.configuration_name}, then --val",
+            f"remove them, then stunet_plan_and_preprocess -d {number} -c {trainer.configuration_name}, and --val",
         ) from error
     drop_channel_axis(properties)
     return torch.from_numpy(image), properties
