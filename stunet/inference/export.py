@@ -8,6 +8,7 @@ interpolated. That is no approximation: the labels are those of interpolating al
 windows.py brings the logits, a slab of planes at a time; interpolation.py has the grids.
 """
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -77,10 +78,13 @@ def probabilities(
     """
     for start, logits, here in _parts(slabs, axes, VOXELS // 32):
         shape = [len(each.lower) for each in here]
-        voxels = torch.unravel_index(torch.arange(shape[0] * shape[1] * shape[2], device=logits.device), shape)
-        values = torch.cat([values for _, values in _interpolated(logits, here, voxels)])
-        likely = values.softmax(-1) if regions is None else values.sigmoid()
-        write(start, _decide(values, regions).view(shape), likely.T.reshape(-1, *shape))
+        voxels = torch.unravel_index(torch.arange(math.prod(shape), device=logits.device), shape)
+        labels = torch.empty(math.prod(shape), dtype=torch.int16, device=logits.device)
+        likely = logits.new_empty((logits.shape[-1], math.prod(shape)))
+        for some, values in _interpolated(logits, here, voxels):
+            labels[some] = _decide(values, regions)
+            likely[:, some] = (values.softmax(-1) if regions is None else values.sigmoid()).T
+        write(start, labels.view(shape), likely.view(-1, *shape))
 
 
 def _parts(slabs: Iterable[Slab], axes: Axes, voxels: int) -> Iterator[tuple[int, Tensor, Axes]]:

@@ -17,7 +17,7 @@ from nnunetv2.preprocessing.resampling.default_resampling import determine_do_se
 from torch import Tensor
 
 from stunet.inference import export
-from stunet.inference.probabilities import plain_array
+from stunet.inference.probabilities import plain_array, put
 from stunet.inference.windows import SlidingWindow
 
 
@@ -91,7 +91,7 @@ class Segmenter:
             with plain_array(probabilities, (self.windows.classes, *shape)) as of_file:
                 here = of_file.transpose(0, *(1 + axis for axis in forward))
                 if self._regions is None:
-                    here[0] = 1  # outside the box
+                    put(here[0], np.broadcast_to(np.float32(1), here[0].shape))  # outside the box
                 self.segment_onto([Target(labels[box], spacing, here[(slice(None), *box)]), *others], image_CDHW, own)
         return labels.transpose(self.plans.transpose_backward)
 
@@ -158,7 +158,7 @@ class Segmenter:
 
         def write_both(start: int, values: Tensor, each: Tensor) -> None:
             labels[start : start + len(values)] = self._final(values)
-            likely[:, start : start + len(values)] = each.cpu().numpy()
+            put(likely[:, start : start + len(values)], each.cpu().numpy())
 
         export.probabilities([slab], (one, two, three), self._regions, write_both)
 
@@ -198,5 +198,7 @@ class Segmenter:
 
 def _whole(slabs: Iterator[export.Slab], order: Sequence[int]) -> Tensor:
     """All logits (K, D, H, W), in the machine's memory, with the image's axes."""
-    parts = [(logits if start == 0 else logits[1:]).cpu().clone() for start, logits in slabs]
+    parts: list[Tensor] = []
+    for start, logits in slabs:
+        parts.append(logits[sum(map(len, parts)) - start :].cpu().clone())
     return torch.cat(parts).permute(3, *(order.index(axis) for axis in range(3)))
