@@ -7,10 +7,14 @@ from typing import Any
 import numpy as np
 import pytest
 import SimpleITK as sitk
+import torch
+from torch import nn
 
+from stunet.errors import DataError
 from stunet.inference.cases import open_model
 from stunet.inference.predictor import Options, Predictor
 from stunet.inference.products import Products
+from stunet.inference.ready import ReadyNetwork
 from stunet.networks import STUNet
 from stunet.weights.checkpoints import save_checkpoint
 from tests.predictor_models import SPACING, STRIDES, make_model, reference, run, same, write_image
@@ -117,3 +121,26 @@ def test_a_small_crop_is_put_back_into_the_whole_image(tmp_path: Path) -> None:
     ours, theirs = (np.load(path / "c.npz")["probabilities"] for path in (tmp_path / "out", stock))
     np.testing.assert_allclose(ours, theirs, atol=1e-4)
     assert set(ours[0][voxels == 0]) >= {1.0}
+
+
+class Overflowing(nn.Module):
+    """A network that one voxel is too much for."""
+
+    def __init__(self, value: float) -> None:
+        super().__init__()
+        self.value = value
+
+    def forward(self, windows_BCDHW: torch.Tensor) -> torch.Tensor:
+        logits = windows_BCDHW.repeat(1, 3, 1, 1, 1)
+        logits[:, 1, 3, 4, 5] = self.value
+        return logits
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_logits_that_are_not_finite_are_an_error_and_no_labels(tmp_path: Path, value: float) -> None:
+    folder = make_model(tmp_path / "T__P__3d_fullres", mirror=None)
+    predictor = Predictor(open_model(folder), Options(precision="fp32"))
+    predictor._windows.network = ReadyNetwork(Overflowing(value), [], torch.device("cpu"), "fp32")
+    with pytest.raises(DataError, match="the network's logits are NaN or infinite") as caught:
+        predictor.predict(write_image(tmp_path / "c.nii.gz"))
+    assert "fp32" in caught.value.hint

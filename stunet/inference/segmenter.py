@@ -16,6 +16,7 @@ from nnunetv2.configuration import ANISO_THRESHOLD
 from nnunetv2.preprocessing.resampling.default_resampling import determine_do_sep_z_and_axis
 from torch import Tensor
 
+from stunet.errors import DataError
 from stunet.inference import export
 from stunet.inference.probabilities import plain_array, put
 from stunet.inference.windows import SlidingWindow
@@ -118,12 +119,15 @@ class Segmenter:
                 self.windows.on_device = True
 
     def _timed(self, slabs: Iterator[export.Slab]) -> Iterator[export.Slab]:
-        """The slabs; what is done until the next one is asked for is the export's time, the rest the network's."""
-        device, seconds = self.windows.network.device, self.seconds
-        last = time.perf_counter()
+        """The slabs; what is done until the next one is asked for is the export's time, the rest the network's.
+
+        Raises:
+            DataError: Logits are NaN or infinite, of which argmax would make labels.
+        """
+        seconds, last = self.seconds, time.perf_counter()
         for slab in slabs:
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
+            if not bool(slab.logits_DHWK.sum(dtype=torch.float32).isfinite()):  # which also waits for a GPU
+                raise DataError("the network's logits are NaN or infinite", "--precision fp32")
             now = time.perf_counter()
             seconds["network"] += now - last
             yield slab
