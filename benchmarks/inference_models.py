@@ -4,8 +4,8 @@
 
 TotalSegmentator's subject s0001 (3 mm, planned at 1.5 mm) is learnt with 105, 25 and 5 outputs, and the Decathlon's
 hippocampus, for the small case; size S, with 105 outputs also B. 105 outputs are the background and the 104 classes of
-TotalSegmentator v1, as in the published weights, of which s0001 shows 38; 24 and 4 classes are unions of masks. Two hours
-on a CPU; a run that was ended goes on where it was. Read inference.py next.
+TotalSegmentator v1, as in the published weights, of which s0001 shows 38; 24 and 4 classes are unions of masks. It
+takes two hours on a CPU; a run that was ended goes on where it was. Read inference.py next.
 """
 
 import argparse

@@ -40,20 +40,33 @@ def main() -> None:
 
 def save_logits(model: Path, image: Path, folder: Path) -> str:
     """Predicts an image without mirroring, and saves its logits in float16 and its properties; says what they are."""
-    predictor = nnUNetPredictor(
-        use_mirroring=False, perform_everything_on_device=False, device=torch.device("cpu"), allow_tqdm=False
-    )
-    (fold,) = (path.name.removeprefix("fold_") for path in model.glob("fold_*"))
-    predictor.initialize_from_trained_model_folder(str(model), [fold])
-    plans, configuration = predictor.plans_manager, predictor.configuration_manager
-    preprocessor = configuration.preprocessor_class(verbose=False)
-    array_CDHW, _, properties = preprocessor.run_case([str(image)], None, plans, configuration, predictor.dataset_json)
-    logits = predictor.predict_logits_from_preprocessed_data(torch.from_numpy(array_CDHW))
+    predictor = load(model)
+    image_CDHW, properties = preprocess(predictor, image)
+    logits = predictor.predict_logits_from_preprocessed_data(image_CDHW)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "properties.pkl").write_bytes(pickle.dumps(properties))
     with whole(folder / "logits.npy") as part, part.open("wb") as file:
         np.save(file, logits.numpy())
     return describe(logits)
+
+
+def load(model: Path) -> nnUNetPredictor:
+    """nnU-Net's predictor on the CPU, without mirroring, with the only fold of a model."""
+    predictor = nnUNetPredictor(
+        use_mirroring=False, perform_everything_on_device=False, device=torch.device("cpu"), allow_tqdm=False
+    )
+    (fold,) = (path.name.removeprefix("fold_") for path in model.glob("fold_*"))
+    predictor.initialize_from_trained_model_folder(str(model), [fold])
+    return predictor
+
+
+def preprocess(predictor: nnUNetPredictor, image: Path) -> tuple[torch.Tensor, dict]:
+    """An image (C, D, H, W) on the model's grid, and what the way back needs."""
+    preprocessor = predictor.configuration_manager.preprocessor_class(verbose=False)
+    array_CDHW, _, properties = preprocessor.run_case(
+        [str(image)], None, predictor.plans_manager, predictor.configuration_manager, predictor.dataset_json
+    )
+    return torch.from_numpy(array_CDHW), properties
 
 
 def describe(logits_KDHW: torch.Tensor) -> str:
