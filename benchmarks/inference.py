@@ -63,12 +63,12 @@ def compare(name: str, args: argparse.Namespace) -> None:
         taken[OURS].append(predict(OURS, name, images, args.work, environment, options))
     print(f"\n{name}: {equal_labels(name, args.work):.6f} of the labels equal\n")
     print(f"| {name} | {STOCK} | {OURS} | ratio | goal |\n|---|---:|---:|---:|---:|")
-    for key in taken[STOCK][0]:
-        stock, ours = ([run.get(key, np.nan) for run in taken[tool]] for tool in (STOCK, OURS))
-        goal = GOALS[name].get(key)
-        ratio = statistics.median(ours) / statistics.median(stock)
-        columns = [key, *(", ".join(f"{value:.1f}" for value in values) for values in (stock, ours))]
-        print(f"| {' | '.join([*columns, f'{ratio:.3f}', f'{goal:.3f}' if goal else ''])} |", flush=True)
+    for key in dict.fromkeys([*taken[STOCK][0], *taken[OURS][0]]):
+        stock, ours = ([run[key] for run in taken[tool] if key in run] for tool in (STOCK, OURS))
+        ratio = f"{statistics.median(ours) / statistics.median(stock):.3f}" if stock and ours else ""
+        goal = f"{GOALS[name][key]:.3f}" if key in GOALS[name] else ""
+        columns = [key, *(", ".join(f"{value:.1f}" for value in values) for values in (stock, ours)), ratio, goal]
+        print(f"| {' | '.join(columns)} |", flush=True)
 
 
 def predict(tool: str, name: str, images: Path, work: Path, environment: dict[str, str], options: list[str]) -> Figures:
@@ -83,7 +83,8 @@ def predict(tool: str, name: str, images: Path, work: Path, environment: dict[st
     usage, _ = run(command, environment)
     figures = {"wall s": usage.wall_s, "CPU s": usage.cpu_s, "peak MB": usage.peak / 1e6}
     if report:
-        figures |= {f"{stage} s": seconds for stage, seconds in read_json(Path(f"{out}.json"))["stages"].items()}
+        (case,) = read_json(Path(f"{out}.json"))["cases"]
+        figures |= {f"{stage} s": seconds for stage, seconds in case["seconds"].items()}
     return figures
 
 

@@ -8,6 +8,7 @@ as a network's. inference_large.py measures the second command.
 """
 
 import argparse
+import json
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +19,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from stunet.files import read_json, whole
-from stunet.inference.cases import find_cases, open_model
+from stunet.inference.cases import find_cases
+from stunet.inference.pipeline import Pipeline
 from stunet.inference.predictor import Options, Predictor
+from stunet.inference.ready import ReadyNetwork
 
 CLASSES = 105
 SPACING_XYZ = (0.8, 0.8, 1.0)
@@ -39,10 +42,10 @@ class StandIn(nn.Module):
 
     def forward(self, x_BCDHW: Tensor) -> Tensor:
         sampled = x_BCDHW[:, 0, BLOCK // 2 :: BLOCK, BLOCK // 2 :: BLOCK, BLOCK // 2 :: BLOCK]
-        seen = ((sampled - self.low) * ((CLASSES - 1) / (self.high - self.low))).round().long()
+        seen = ((sampled.float() - self.low) * ((CLASSES - 1) / (self.high - self.low))).round().long()
         coarse = F.one_hot(seen.clamp(0, CLASSES - 1), CLASSES).movedim(-1, 1) * GAIN
         noise = torch.randn(coarse.shape[1:], generator=torch.Generator().manual_seed(0)) * PATTERN
-        return F.interpolate(coarse + noise, size=x_BCDHW.shape[2:], mode="trilinear")
+        return F.interpolate((coarse + noise).to(x_BCDHW), size=x_BCDHW.shape[2:], mode="trilinear")
 
 
 def brightness(plans: dict) -> tuple[float, float]:
@@ -74,19 +77,18 @@ def write_image(plans: dict, length: int, edge: int, file: Path) -> None:
 
 
 def predict(model: Path, file: Path, out: Path) -> None:
-    """Predicts a file with stunet's own predictor, in which the stand-in takes the network's place."""
-    found = open_model(model)
-    predictor = Predictor(found, Options(mirroring=False))
-    values = found.plans["foreground_intensity_properties_per_channel"]["0"]
-    network = StandIn(*((units - values["mean"]) / values["std"] for units in brightness(found.plans)))
-    predictor._nnunet.network = network
-    predictor._nnunet.list_of_parameters = [network.state_dict()]
+    """Predicts a file with stunet's own pipeline, in which the stand-in takes the network's place."""
+    predictor = Predictor.from_folder(model, Options(mirroring=False))
+    values = predictor.model.plans["foreground_intensity_properties_per_channel"]["0"]
+    network = StandIn(*((units - values["mean"]) / values["std"] for units in brightness(predictor.model.plans)))
+    predictor._windows.network = ReadyNetwork(network, [], torch.device("cpu"))
     out.mkdir(parents=True, exist_ok=True)
-    for outcome in predictor.predict(find_cases(file, found), out):
+    for outcome in Pipeline(predictor, out).run(find_cases(file, predictor.model)):
         if outcome.error:
             raise outcome.error
         segmentation = sitk.GetArrayFromImage(sitk.ReadImage(str(outcome.file)))
         print(f"{len(np.unique(segmentation))} classes, {100 * (segmentation > 0).mean():.0f} % is foreground")
+        print(json.dumps(outcome.report.seconds))
 
 
 def main() -> None:
