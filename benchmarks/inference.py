@@ -18,7 +18,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import SimpleITK as sitk
 from inference_models import CONFIGURATION, RECIPES, add_folders, model_folder, variables
 from measuring import run
