@@ -115,11 +115,16 @@ class Progress:
         self.done += 1
         now = time.monotonic()
         if self._bar is not None:
-            self._bar.update(self._task, advance=1, name=name)
+            self._bar.update(self._task, completed=self.done, name=name)
         elif not self.disable and now - self.last > PLAIN_INTERVAL_S and self.done < self.total:
             self.last = now
             left = (now - self.started) / self.done * (self.total - self.done)
             note(f"{self.title}: {self.done} of {self.total}, about {left:.0f} s left")
+
+    def part(self, share: float, name: str = "") -> None:
+        """So much of the next step is done; only seen on a terminal."""
+        if self._bar is not None:
+            self._bar.update(self._task, completed=self.done + share, name=name)
 
     def __exit__(self, *error: object) -> None:
         if self._bar is not None:

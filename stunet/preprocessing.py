@@ -1,10 +1,11 @@
 """Which cases have to be preprocessed, so that a run may be killed and repeated at any moment and data are never stale?
 
-The arrays are nnU-Net's own: the preprocessor that the plans name makes them. A case appears in its data folder only
-when it is complete, and a manifest says what it was made from; a repeated run does what is missing or out of date.
+The arrays are nnU-Net's: labels bit by bit, images up to rounding in float32 (preprocessor.py). A case appears in its
+data folder only when it is complete, and a manifest says what it was made from; a repeated run does what is missing or
+out of date.
 A data folder holds
 
-    CASE.b2nd  CASE_seg.b2nd  CASE.pkl   what nnU-Net's preprocessor writes
+    CASE.b2nd  CASE_seg.b2nd  CASE.pkl   what nnU-Net's preprocessor writes, too
     .stunet/manifest.json                the settings, and per case the raw files and the written files
     .stunet/part/CASE/                   what is being written
     .stunet/lock                         held while a run is going on
@@ -92,7 +93,7 @@ def preprocess(
         configurations: Names from the plans; those that share a data folder are done once.
         workers: Number of processes; each holds one case in memory and computes on one thread.
         on_case: Called with the case's name whenever one is finished; `pending_cases` says how many there will be.
-        verbose: nnU-Net's preprocessor prints details.
+        verbose: Workers say what happens to each case.
 
     Raises:
         DataError: A configuration is unknown, a raw file is missing or damaged, a case fails, a worker was killed, the

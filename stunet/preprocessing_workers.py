@@ -1,11 +1,12 @@
 """How is one case preprocessed, in which process, and what is said when it fails?
 
-nnU-Net's preprocessor writes into a folder beside the data, and the files move to the data when all are complete.
-Neither torch nor nnunetv2 is imported outside the workers. Read next: preprocessing.py, which decides what is done.
+The files are written into a folder beside the data, and move to the data when all are complete. Neither torch nor
+nnunetv2 is imported outside the workers. preprocessing.py decides what is done; preprocessor.py, next, does it.
 """
 
 import errno
 import json
+import logging
 import multiprocessing
 import os
 import signal
@@ -23,7 +24,7 @@ from stunet.nifti import check_nifti
 
 OWN_FOLDER = ".stunet"  # inside a data folder; a folder, because nnU-Net looks at the endings of all files there
 PRELOADED = [  # by the process that the workers are forked from: a worker starts in milliseconds, not in seconds
-    "nnunetv2.preprocessing.preprocessors.default_preprocessor",
+    "stunet.preprocessor",
     "nnunetv2.preprocessing.normalization.default_normalization_schemes",
     "nnunetv2.imageio.reader_writer_registry",
 ]
@@ -54,7 +55,7 @@ def run(
         plans: The content of a plans file.
         description: The content of dataset.json.
         workers: Number of processes; each holds one case in memory and computes on one thread.
-        verbose: nnU-Net's preprocessor prints details.
+        verbose: Workers say what happens to each case.
 
     Yields:
         Each job when it is done, with the names and sizes (bytes) of the files that it wrote.
@@ -132,12 +133,16 @@ def _preprocess(job: Job, plans: str, description: str, verbose: bool) -> dict[s
 
 @lru_cache(maxsize=8)
 def _loaded(plans: str, configuration: str, verbose: bool) -> tuple[Any, Any, Any]:
-    """nnU-Net's preprocessor, plans and configuration."""
+    """The preprocessor, nnU-Net's plans and the configuration."""
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
+    from stunet.preprocessor import preprocessor_of
+
+    if verbose:
+        logging.basicConfig(level=logging.INFO, format="%(message)s")
     manager = PlansManager(json.loads(plans))
     chosen = manager.get_configuration(configuration)
-    return chosen.preprocessor_class(verbose=verbose), manager, chosen
+    return preprocessor_of(chosen, verbose), manager, chosen
 
 
 def _explain(error: BaseException, job: Job, done: str) -> StunetError:

@@ -3,8 +3,10 @@
 import locale
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,6 +23,23 @@ def locale_as_it_was() -> Iterator[None]:
     locale.setlocale(locale.LC_ALL, before)
 
 
+@pytest.fixture
+def room_for() -> Callable[[int], AbstractContextManager[None]]:
+    """`with room_for(1024):` is a disk that is full as soon as a file has more bytes."""
+    resource = pytest.importorskip("resource")
+
+    @contextmanager
+    def limit(size: int) -> Iterator[None]:
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+    return limit
+
+
 @pytest.fixture(scope="session")
 def data() -> Path:
     """The folder of reference data: $STUNET_TEST_DATA, or ../shared/data beside the checkout."""
@@ -29,6 +48,23 @@ def data() -> Path:
     if not path.is_dir():
         pytest.skip(f"no reference data in {path}; set STUNET_TEST_DATA")
     return path
+
+
+@pytest.fixture(scope="session")
+def peft() -> Any:
+    """The package. It imports torchvision, which of another build than torch lacks two operators, not called here."""
+    import torch
+
+    try:
+        import torchvision  # noqa: F401
+    except ImportError:
+        pass
+    except RuntimeError:
+        for name in ("nms", "qnms"):
+            torch.library.define(f"torchvision::{name}", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    import peft
+
+    return peft
 
 
 @pytest.fixture(scope="session")

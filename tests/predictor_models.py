@@ -3,6 +3,7 @@
 import json
 import warnings
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,9 @@ import SimpleITK as sitk
 import torch
 
 from stunet.inference.cases import find_cases, open_model
-from stunet.inference.predictor import Options, Outcome, Predictor
+from stunet.inference.pipeline import Outcome, Pipeline
+from stunet.inference.predictor import Options, Predictor
+from stunet.inference.products import Products
 from stunet.networks import STUNet
 from stunet.weights.checkpoints import save_checkpoint
 
@@ -148,18 +151,23 @@ def write_dicom(folder: Path) -> list[Path]:
 
 
 def reference(folder: Path, inputs: list[list[Path]], out: Path, **options: Any) -> Path:
-    """nnU-Net's own prediction of the same model, in this process."""
+    """nnU-Net's own prediction of the same model, in this process, with network and logits in float64.
+
+    nnU-Net adds logits in half precision, which decides voxels where two classes are close; `exact=False` leaves it so.
+    """
     from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
     out.mkdir()
     folds, previous = options.pop("folds", (0,)), options.pop("previous", None)
-    probabilities = options.pop("probabilities", False)
+    probabilities, exact = options.pop("probabilities", False), options.pop("exact", True)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # its search for the trainer imports all of them
         stock = nnUNetPredictor(
             device=torch.device("cpu"), perform_everything_on_device=False, allow_tqdm=False, **options
         )
         stock.initialize_from_trained_model_folder(str(folder), folds)
+        if exact:
+            stock._internal_predict_sliding_window_return_logits = partial(_exact_logits, stock)
         files = [[str(path) for path in case] for case in inputs]
         stock.predict_from_files_sequential(
             files, str(out), probabilities, True, None if previous is None else str(previous)
@@ -167,12 +175,34 @@ def reference(folder: Path, inputs: list[list[Path]], out: Path, **options: Any)
     return out
 
 
+def _exact_logits(stock: Any, image_CDHW: torch.Tensor, slicers: list[tuple], on_device: bool) -> torch.Tensor:
+    """What the method of nnU-Net's predictor computes that this stands for, in float64."""
+    from nnunetv2.inference.sliding_window_prediction import compute_gaussian
+
+    stock.network.double()
+    patch, heads = tuple(stock.configuration_manager.patch_size), stock.label_manager.num_segmentation_heads
+    gaussian = compute_gaussian(patch, dtype=torch.float64, device=torch.device("cpu"))
+    sums = torch.zeros((heads, *image_CDHW.shape[1:]), dtype=torch.float64)
+    weights = torch.zeros(image_CDHW.shape[1:], dtype=torch.float64)
+    for window in slicers:
+        sums[window] += stock._internal_maybe_mirror_and_predict(image_CDHW[window][None].double())[0] * gaussian
+        weights[window[1:]] += gaussian
+    return sums / weights
+
+
 def run(
-    folder: Path, source: Path, out: Path, folds: Sequence[int | str] | None = None, **options: Any
+    folder: Path,
+    source: Path,
+    out: Path,
+    folds: Sequence[int | str] | None = None,
+    products: Products | None = None,
+    **options: Any,
 ) -> list[Outcome]:
+    """Predicts in float32, as nnU-Net does."""
     model = open_model(folder, folds)
     out.mkdir(exist_ok=True)
-    return list(Predictor(model, Options(**options)).predict(find_cases(source, model), out))
+    predictor = Predictor(model, Options(**{"precision": "fp32", **options}))
+    return list(Pipeline(predictor, out, products).run(find_cases(source, model)))
 
 
 def same(a: Path, b: Path) -> None:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,7 +15,6 @@ import SimpleITK as sitk
 import torch
 
 from stunet.cli.predict import main
-from stunet.inference.cases import Case
 from stunet.inference.predictor import Predictor
 from tests.predictor_models import make_model, write_image
 
@@ -88,7 +88,8 @@ def test_a_dry_run_writes_nothing_and_tells_cases_and_memory(place: Path, capsys
     assert predict("-i", "in", "-o", "out", "-d", 7, "-c", "3d_fullres", "--dry_run") == 0
     out = capsys.readouterr().out
     assert "a_0000.nii.gz" in out
-    assert "0.00 GB" in out
+    assert "a_0000.nii.gz  0.25 GB" in out
+    assert "cpu, " in out
     assert "patch 16 x 16 x 16" in out
     assert not Path("out").exists()
 
@@ -103,31 +104,36 @@ def test_a_broken_case_ends_with_3_after_the_others_are_done(place: Path, capsys
     assert not Path("out/a.nii.gz").exists()
 
 
-def test_a_case_without_enough_memory_ends_with_3_too(
-    place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+def test_a_case_that_needs_more_than_the_limit_ends_with_3_and_names_the_memory(
+    place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def logits(self: Predictor, prepared: Any) -> torch.Tensor:
-        raise MemoryError("16 GB")
-
-    monkeypatch.setattr(Predictor, "logits", logits)
-    assert predict("-i", "in/a_0000.nii.gz", "-o", "out", "-d", 7, "-c", "3d_fullres") == 3
-    assert "case 'a' failed: out of memory: 16 GB" in capsys.readouterr().err
+    command = ("-i", "in/a_0000.nii.gz", "-o", "out", "-d", 7, "-c", "3d_fullres", "--disable_progress_bar")
+    assert predict(*command, "--max_memory", "1MB") == 3
+    what, hint = error(capsys)
+    assert re.search(r"case 'a' failed: needs about \d+\.\d\d GB, more than the 0\.00 GB of --max_memory", what)
+    assert not list(Path("out").glob("*.nii.gz"))
+    assert predict(*command, "--max_memory", hint.split()[2].rstrip(",")) == 0
 
 
 def test_continuing_skips_what_is_there_and_removes_leftovers(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ("-i", "in", "-o", "out", "-d", 7, "-c", "3d_fullres")
     assert predict(*command) == 0
-    Path("out/a.nii.gz").write_bytes(b"done before")
+    done_before = Path("in/a_0000.nii.gz").read_bytes()
+    Path("out/a.nii.gz").write_bytes(done_before)
     Path("out/b.nii.gz").rename("out/.part-1-b.nii.gz")
     capsys.readouterr()
     assert predict(*command, "--continue_prediction") == 0
     captured = capsys.readouterr()
     assert captured.out == "out/b.nii.gz\n"
     assert "1 of 2 cases are done already" in captured.err
-    assert Path("out/a.nii.gz").read_bytes() == b"done before"
+    assert Path("out/a.nii.gz").read_bytes() == done_before
     assert not [name for name in names("out") if name.startswith(".part")]
     assert predict(*command, "--continue_prediction", "--save_probabilities") == 0
     assert {"a.npz", "b.npz"} <= set(names("out"))
+    whole = Path("out/a.nii.gz").read_bytes()
+    Path("out/a.nii.gz").write_bytes(whole[: len(whole) // 2])
+    assert predict(*command, "--continue_prediction") == 0
+    assert Path("out/a.nii.gz").read_bytes() == whole
 
 
 def test_parts_share_the_cases_and_leave_temporary_files_of_others(place: Path) -> None:
@@ -168,14 +174,15 @@ def test_a_cascade_predicts_its_previous_stage_first_or_takes_it(
 def test_a_signal_keeps_finished_cases_and_names_the_way_on(
     place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, number: int, code: int
 ) -> None:
-    export = Predictor.export
+    segment, cases = Predictor.segment, []
 
-    def export_then_signal(self: Predictor, logits: torch.Tensor, prepared: Any, case: Case, folder: Path) -> None:
-        if case.name == "b":
+    def segment_then_signal(self: Predictor, *given: Any) -> Any:
+        cases.append(given)
+        if len(cases) == 2:
             os.kill(os.getpid(), number)
-        export(self, logits, prepared, case, folder)
+        return segment(self, *given)
 
-    monkeypatch.setattr(Predictor, "export", export_then_signal)
+    monkeypatch.setattr(Predictor, "segment", segment_then_signal)
     before = signal.getsignal(signal.SIGTERM)
     assert predict("-i", "in", "-o", "out", "-d", 7, "-c", "3d_fullres") == code
     assert "--continue_prediction" in capsys.readouterr().err
@@ -212,6 +219,12 @@ def test_a_signal_keeps_finished_cases_and_names_the_way_on(
         ("-i in -o in -d 7 -c 3d_fullres", 3, "would share the folder 'in'", "another folder with -o"),
         ("-i in -o file/out -d 7 -c 3d_fullres", 3, "cannot write into 'file/out'", "another folder with -o"),
         ("-i in -o out.nii.gz -d 7 -c 3d_fullres", 2, "is one file for 2 cases", "name a folder"),
+        ("-i in -o out -d 7 -c 3d_fullres --roi_subset a --save_probabilities", 2, "--roi_subset", "one of the two"),
+        ("-i in -o out -d 7 -c 3d_fullres --roi_subset a leiver", 2, "the model has no class 'leiver'", "nearest to"),
+        ("-i in -o out -d 7 -c 3d_fullres --fast", 3, "has no other model of low resolution", "stunet_train"),
+        ("-i in -o out -d 7 -c 3d_fullres --precision fp16", 2, "--precision fp16 is for CUDA", "--precision auto"),
+        ("-i in -o out -d 7 -c 3d_fullres --format dicom_seg", 2, "'a' is no DICOM folder", "--format image"),
+        ("-i in -o out -d 7 -c 3d_fullres --report none/r.json", 3, "cannot write the report", "another file"),
         ("-i in -o out -d 7 -c 3d_fullres -step_size 0", 2, "-step_size 0 is not above 0", "0.5"),
         ("-i in -o out -d 7 -c 3d_fullres -num_parts 2 -part_id 2", 2, "-part_id 2 with -num_parts 2", "from 0"),
         ("-i in -o out -d 7 -c 3d_fullres -device cuda", 2, "-device cuda", "-device cpu"),

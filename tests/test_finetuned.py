@@ -15,6 +15,7 @@ from stunet.files import read_json
 from stunet.networks import build
 from stunet.plans.derive import derive
 from stunet.trainers import lora, strategies
+from stunet.trainers.adapter_folder import base_network, export_adapter
 from stunet.trainers.base import FINAL, LATEST
 from stunet.trainers.listener import Silent
 from stunet.trainers.start import REPORT, begin, choose, preview
@@ -173,6 +174,19 @@ def test_a_stopped_fine_tuning_continues_exactly(make: Make, source: Path, strat
     resumed.run_training()
     assert not changed(state(whole), state(resumed))
     assert resumed.logger.get_value("lrs", None) == whole.logger.get_value("lrs", None)
+
+
+def test_what_the_adapters_learned_goes_on_the_weights_that_training_started_from(
+    make: Make, source: Path, tmp_path: Path, peft: Any
+) -> None:
+    trainer = make("a", "lora", source, num_epochs=1)
+    begin(trainer, source)
+    trainer.run_training()
+    export_adapter(Path(trainer.output_folder) / FINAL, tmp_path / "adapter")
+    network = base_network(tmp_path / "adapter", source)
+    merged = peft.PeftModel.from_pretrained(network, tmp_path / "adapter").merge_and_unload()
+    for name, value in state(trainer).items():
+        torch.testing.assert_close(merged.state_dict()[name], value, rtol=1e-5, atol=1e-6)
 
 
 def test_the_logged_rates_are_those_of_the_schedule(make: Make, source: Path) -> None:

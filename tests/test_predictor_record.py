@@ -95,12 +95,13 @@ def test_results_of_nobody_knows_what_are_not_continued(
     capsys: pytest.CaptureFixture[str], content: str | None
 ) -> None:
     Path("out").mkdir()
-    Path("out/a.nii.gz").write_bytes(b"of nnU-Net")
+    of_nnunet = Path("in/a_0000.nii.gz").read_bytes()
+    Path("out/a.nii.gz").write_bytes(of_nnunet)
     if content:
         SETTINGS.write_text(content)
     assert predict("--continue_prediction") == 3
     refused(capsys, "nothing in 'out' says which model")
-    assert results() == {"a.nii.gz": b"of nnU-Net"}
+    assert results() == {"a.nii.gz": of_nnunet}
 
 
 def test_a_run_that_ends_early_leaves_no_result_of_the_model_before_it() -> None:

@@ -15,7 +15,7 @@ from torch import nn
 from stunet.cli.models import main
 from stunet.errors import DataError, WeightsError
 from stunet.files import read_json, write_json
-from stunet.models.recollect import open_batch_norm, recollect
+from stunet.inference.recollect import open_batch_norm, recollect
 from stunet.networks import build
 from stunet.workspace import plans_path, preprocessed_dataset
 

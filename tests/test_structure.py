@@ -31,20 +31,35 @@ MAY_IMPORT = {
     "evaluation": {"labels"},
     "datasets": set(),
     "preprocessing": {"preprocessing_workers", "plans"},
-    "preprocessing_workers": set(),
+    "preprocessing_workers": {"preprocessor"},
+    "preprocessor": {"resampling"},
+    "resampling": set(),
     "weights": {"classes", "networks", "plans"},
-    "models": {"classes", "datasets", "inference", "networks", "plans", "preprocessing", "weights"},
-    "inference": {"datasets", "labels", "plans", "weights"},
+    "models": {"classes", "datasets", "networks", "weights"},
+    "inference": {
+        "datasets",
+        "labels",
+        "models",
+        "networks",
+        "plans",
+        "preprocessing",
+        "preprocessor",
+        "results",
+        "weights",
+    },
     "plans": {"networks", "datasets"},
     "trainers": {"classes", "networks", "nnunet", "plans", "preprocessing", "weights"},
     "nnunet_ext": {"trainers"},
     "experiment": {"plans", "trainers"},
+    "results": {"classes", "datasets", "evaluation", "labels"},
 }
-HOST = {"preprocessing_workers", "inference", "datasets", "models", "plans", "trainers"}  # may import nnunetv2
+HOST = {  # may import nnunetv2
+    "preprocessing_workers", "preprocessor", "inference", "datasets", "plans", "trainers",
+}  # fmt: skip
 WITHOUT_TORCH = {
     "errors", "files", "workspace", "presets", "console", "preprocessing", "cli", "classes", "labels", "models",
 }  # fmt: skip  # at the top of a file
-WITH_TORCH = {"stunet.models.folder", "stunet.models.recollect"}  # though the other files of its part have none
+WITH_TORCH = {"stunet.models.folder"}  # though the other files of its part have none
 
 
 def modules() -> list[tuple[str, Path]]:
@@ -140,7 +155,9 @@ def test_every_command_is_installed() -> None:
 
 
 def test_every_package_imported_is_a_dependency_and_the_other_way_round() -> None:
-    declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    declared = project["dependencies"] + extras["dicomseg"] + extras["peft"]
     used = {i.split(".")[0] for _, path in modules() for i in imports(path, top_only=False)}
     assert used - sys.stdlib_module_names - {"stunet"} == {re.split(r"[^\w-]", name)[0] for name in declared}
 
@@ -180,7 +197,8 @@ OUR_FLAGS = {
     "plan_and_preprocess": "--size --preset --stages --checkpointing --probe --dry_run --no_check",
     "train": "-d -c -f --size --stages -gpu_memory_target --preset --set --dry_run --overwrite --pretrained --finetune "
     "--head --list",
-    "predict": "--model --labels --v1_preprocessing --dry_run",
+    "predict": "--model --labels --v1_preprocessing --precision --max_memory --threads --fast --roi_subset --format "
+    "--statistics --preview --report --dry_run",
     "evaluate": "-d --tolerance --labels --csv --json",
     "experiment": "-o --dry_run --summary_only -j -device --json",
     "info": "--json",

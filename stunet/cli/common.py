@@ -99,6 +99,13 @@ def device(requested: str | None) -> str:
     return requested
 
 
+def physical_cores() -> int:
+    """Of this machine, as torch counts them."""
+    import torch
+
+    return int(torch.cpu.get_capabilities().get("num_physical_cores") or os.cpu_count() or 1)
+
+
 def find_command(name: str) -> str:
     """The path of a command of ours: beside Python, as in a virtual environment, or on PATH, as after pip --user.
 

@@ -25,6 +25,7 @@ EXAMPLES = """examples:
   stunet_models import base_ep4k.model
   stunet_models import model_final_checkpoint.model --name STU-Net-B.abdomenatlas
   stunet_models export STU-Net-B -o stunet_b.safetensors --half
+  stunet_models export STUNetTrainer__STUNetPlans_B-lora__3d_fullres/fold_0/checkpoint_final.pth -o adapter --peft
   stunet_models bn-recollect nnUNetTrainerBN__nnUNetPlans__3d_fullres -d 3
 """
 SCHEMES = {
@@ -65,7 +66,9 @@ def build_parser() -> argparse.ArgumentParser:
     give = verb("export", "write a model as one file or as a model folder of nnU-Net v2", _export)
     give.add_argument("name", metavar="NAME|PATH")
     give.add_argument("-o", required=True, type=Path, metavar="OUT", help="OUT.safetensors, OUT.zip, or a folder")
-    give.add_argument("--half", action="store_true", help="float16: half the size")
+    form = give.add_mutually_exclusive_group()
+    form.add_argument("--half", action="store_true", help="float16: half the size")
+    form.add_argument("--peft", action="store_true", help="a folder for peft: what --finetune lora learned, alone")
     test = verb("check", "read every byte of a model, and say whether all fits together", _check)
     test.add_argument("name", metavar="NAME|PATH")
     again = verb("bn-recollect", "count the running statistics of a BatchNorm network anew, on other data", _recollect)
@@ -170,10 +173,15 @@ def _import(args: argparse.Namespace) -> None:
 
 
 def _export(args: argparse.Namespace) -> None:
-    source = store.find_model(args.name)
-    from stunet.models.folder import export
+    source = store.find_model(args.name, offline=args.peft)  # what is published has no adapters
+    if args.peft:
+        from stunet.trainers.adapter_folder import export_adapter
 
-    export(source, args.o, args.half)
+        export_adapter(source, args.o)
+    else:
+        from stunet.models.folder import export
+
+        export(source, args.o, args.half)
     console.result(str(args.o))
 
 
@@ -189,7 +197,7 @@ def _recollect(args: argparse.Namespace) -> None:
     if args.batches < 1:
         raise UsageError(f"--batches {args.batches}: one is the least", "--batches 100")
     source, dataset = store.find_model(args.name, offline=True), dataset_name(args.d)
-    from stunet.models.recollect import open_batch_norm, recollect
+    from stunet.inference.recollect import open_batch_norm, recollect
 
     model = open_batch_norm(source)
     if model is None:

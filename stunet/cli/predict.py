@@ -1,29 +1,27 @@
-"""stunet_predict: which model segments which images, and where the results go. inference/predictor.py does the work.
+"""stunet_predict: which model segments which images, and where the results go. predict_run.py runs it.
 
 What can be wrong is looked for before the first case; a case that fails later does not stop the others.
 """
 
 import argparse
-import signal
-import sys
-import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+import os
+from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from stunet import console
-from stunet.cli import common, predict_options
+from stunet.cli import common, predict_options, predict_run
 from stunet.cli.models import ShownDownload
-from stunet.errors import DataError, Interrupted, StunetError, UsageError, WeightsError
+from stunet.errors import DataError, UsageError, WeightsError
 
 if TYPE_CHECKING:
     from stunet.inference.cases import Case, Model
     from stunet.inference.predictor import Predictor
     from stunet.labels import LabelSystem
 
-CONTINUE = "the same command with --continue_prediction: finished cases are kept"
+LOW = "3d_lowres"  # nnU-Net's configuration of low resolution
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -37,20 +35,23 @@ def _predict(args: argparse.Namespace) -> int:
     from stunet.inference.cases import find_cases, open_model
 
     system = labels.load(args.labels) if args.labels else None
-    model = open_model(_model_folder(args), args.f, args.chk)
+    folder = _model_folder(args)
+    model = open_model(_low_resolution(folder) if args.fast else folder, args.f, args.chk)
     cases = find_cases(args.i, model)[args.part_id :: args.num_parts]
+    if args.format == "dicom_seg":
+        _check_dicom(cases)
     if not cases:
         console.note(f"no case is left for part {args.part_id} of {args.num_parts}")
         return 0
     if args.prev_stage_predictions:
         cases = [_with_previous(case, args.prev_stage_predictions, model) for case in cases]
     folder, cases = _output(args, model, cases)
-    stages = _stages(args, model, len(cases), system)
+    _set_threads(args.threads)
+    stages = _stages(args, model, system)
     if args.dry_run:
-        _describe(stages, cases, folder)
+        _describe(args, stages, cases, folder)
         return 0
-    with _terminable():
-        return _run(args, stages, cases, folder)
+    return predict_run.run(args, stages, cases, folder)
 
 
 def _model_folder(args: argparse.Namespace) -> Path:
@@ -104,31 +105,65 @@ def _output(args: argparse.Namespace, model: "Model", cases: "list[Case]") -> "t
     return folder, cases
 
 
-def _stages(args: argparse.Namespace, model: "Model", count: int, system: "LabelSystem | None") -> "list[Predictor]":
+def _stages(args: argparse.Namespace, model: "Model", system: "LabelSystem | None") -> "list[Predictor]":
     """The model, whose results are in the labels of `system`, and before it those that it takes predictions of."""
-    stages = [_load(args, model, count, system)]
+    stages = [_load(args, model, system, args.roi_subset)]
     if args.prev_stage_predictions and not stages[0].previous_stage:
         raise UsageError(f"{stages[0].name} has no previous stage", "leave out -prev_stage_predictions")
     while stages[0].previous_stage and not args.prev_stage_predictions:
-        stages.insert(0, _load(args, _sibling(stages[0]), count))
+        stages.insert(0, _load(args, _sibling(stages[0])))
     return stages
 
 
-def _load(args: argparse.Namespace, model: "Model", count: int, system: "LabelSystem | None" = None) -> "Predictor":
+def _load(
+    args: argparse.Namespace, model: "Model", system: "LabelSystem | None" = None, subset: Sequence[str] | None = None
+) -> "Predictor":
     from stunet.inference.predictor import Options, Predictor
 
     options = Options(
         device=common.device(args.device),
+        precision=args.precision,
         step_size=args.step_size,
         mirroring=not args.disable_tta,
         everything_on_device=not args.not_on_device,
-        save_probabilities=args.save_probabilities,
         labels=system,
+        roi_subset=tuple(subset or ()),
         v1_preprocessing=args.v1_preprocessing,
-        show_tiles=count == 1 and not args.disable_progress_bar and sys.stderr.isatty(),
         verbose=args.verbose,
     )
     return Predictor(model, options)
+
+
+def _set_threads(threads: int | None) -> None:
+    """As many as the processor has cores: twice as many, as some builds of torch start, wait for each other."""
+    import torch
+
+    if threads or "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(threads or min(common.physical_cores(), torch.get_num_threads()))
+
+
+def _low_resolution(folder: Path) -> Path:
+    """The model of low resolution beside a model."""
+    start, separator, name = folder.resolve().name.rpartition("__")
+    low = folder.resolve().with_name(f"{start}{separator}{LOW}")
+    if name == LOW or not low.is_dir():
+        raise DataError(
+            f"{str(folder)!r} has no other model of low resolution beside it: no folder {low.name!r}",
+            f"leave out --fast, or train one: stunet_train DATASET {LOW} FOLD",
+        )
+    return low
+
+
+def _check_dicom(cases: "list[Case]") -> None:
+    from stunet.results.dicom_seg import load_highdicom
+
+    others = [case.name for case in cases if not case.is_dicom]
+    if others:
+        raise UsageError(
+            f"--format dicom_seg refers to the slices of a series, and {others[0]!r} is no DICOM folder",
+            "--format image, or give the DICOM folder with -i",
+        )
+    load_highdicom()
 
 
 def _sibling(cascade: "Predictor") -> "Model":
@@ -145,15 +180,15 @@ def _sibling(cascade: "Predictor") -> "Model":
     return open_model(previous, None, cascade.model.checkpoint)
 
 
-def _describe(stages: "list[Predictor]", cases: "list[Case]", folder: Path) -> None:
+def _describe(args: argparse.Namespace, stages: "list[Predictor]", cases: "list[Case]", folder: Path) -> None:
     for stage in stages:
         console.result(f"model          {stage.model.folder}")
         console.result(f"configuration  {stage.name}, patch {' x '.join(map(str, stage.patch))}")
         console.result(f"folds          {', '.join(map(str, stage.model.folds))}")
-    console.result(f"device         {stages[-1].options.device}")
+    console.result(f"device         {stages[-1].options.device}, {stages[-1].precision}")
     console.result(f"results        {folder}")
     rows = [(case.name, ", ".join(file.name for file in case.files), _memory(stages[-1], case)) for case in cases]
-    console.table(("case", "input", "memory for logits"), rows)
+    console.table(("case", "input", "memory"), rows)
 
 
 def _memory(stage: "Predictor", case: "Case") -> str:
@@ -162,108 +197,6 @@ def _memory(stage: "Predictor", case: "Case") -> str:
     if case.is_dicom:
         return "unknown"
     try:
-        return f"{stage.peak_gb(*geometry(case)):.2f} GB"
+        return f"{stage.need(*geometry(case)).alone / 1e9:.2f} GB"
     except DataError as error:
         return error.message
-
-
-def _run(args: argparse.Namespace, stages: "list[Predictor]", cases: "list[Case]", folder: Path) -> int:
-    """Predicts stage by stage; a case that failed in one is not in the next."""
-    from stunet.inference.output import write_record
-
-    errors: dict[str, StunetError] = {}
-    while stages:
-        stage = stages.pop(0)
-        target = folder / f"prev_stage_{stage.name}" if stages else folder
-        if stages:
-            console.note(f"{stages[0].name} is a cascade: predicting {stage.name} first, into {str(target)!r}")
-        _make_writable(target)
-        stage.remove_leftovers(target, cases if args.num_parts > 1 else None)
-        whole_folder = bool(stages) or folder == args.o
-        todo = _to_do(stage, cases, target, keep=args.continue_prediction and whole_folder)
-        if whole_folder:
-            write_record(target, _settings(args, target), stage.made_by, stage.result_dataset, stage.model.plans)
-        errors |= _predict_stage(args, stage, todo, target, show=not stages)
-        ending = stage.model.ending
-        cases = [replace(case, previous=target / f"{case.name}{ending}") for case in cases if case.name not in errors]
-    for name, error in errors.items():
-        console.error("stunet_predict", f"case {name!r} failed: {error.message}", error.hint)
-    return DataError.exit_code if errors else 0
-
-
-def _to_do(stage: "Predictor", cases: "list[Case]", target: Path, keep: bool) -> "list[Case]":
-    """The cases without those that are done, if these are to be kept; earlier results of what is to do are removed."""
-    from stunet.inference.output import check_record
-
-    todo = [case for case in cases if not (keep and stage.is_done(case, target))]
-    kept = len(cases) - len(todo)
-    new = {f"{case.name}{stage.model.ending}" for case in todo}
-    if kept or any(file.name not in new for file in target.glob(f"*{stage.model.ending}")):
-        check_record(target, stage.made_by, kept > 0)
-    if kept:
-        console.note(f"{kept} of {len(cases)} cases are done already")
-    for case in todo:
-        stage.remove(case, target)
-    return todo
-
-
-def _predict_stage(
-    args: argparse.Namespace, stage: "Predictor", cases: "list[Case]", target: Path, show: bool
-) -> dict[str, StunetError]:
-    """Predicts the cases, and returns the errors by case; `show` puts each result's path on stdout."""
-    errors = {}
-    quiet = args.disable_progress_bar or stage.options.show_tiles
-    with console.Progress(f"predict {stage.name}", len(cases), quiet) as progress:
-        for outcome in stage.predict(cases, target):
-            progress.step(outcome.case.name)
-            if outcome.error:
-                errors[outcome.case.name] = outcome.error
-            elif show:
-                console.result(str(outcome.file))
-    return errors
-
-
-def _make_writable(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise DataError(f"cannot write into {str(folder)!r}: {error.strerror}", "another folder with -o") from None
-
-
-def _settings(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """What nnU-Net says about a prediction in the folder of its results."""
-    previous = args.prev_stage_predictions
-    return {
-        "list_of_lists_or_source_folder": str(args.i),
-        "output_folder_or_list_of_truncated_output_files": str(folder),
-        "save_probabilities": args.save_probabilities,
-        "overwrite": not args.continue_prediction,
-        "num_processes_preprocessing": args.npp,
-        "num_processes_segmentation_export": args.nps,
-        "folder_with_segs_from_prev_stage": previous and str(previous),
-        "num_parts": args.num_parts,
-        "part_id": args.part_id,
-    }
-
-
-@contextmanager
-def _terminable() -> Iterator[None]:
-    """SIGTERM, which schedulers send before they kill, ends the run like Ctrl-C, but as resumable."""
-    received: list[int] = []
-
-    def stop(number: int, frame: object) -> None:
-        received.append(number)
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    except KeyboardInterrupt:
-        if received:
-            raise Interrupted("stopped by a signal", CONTINUE) from None
-        console.note(f"to go on: {CONTINUE}")
-        raise
-    finally:
-        signal.signal(signal.SIGTERM, before)

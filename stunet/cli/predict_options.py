@@ -1,6 +1,7 @@
 """What can stunet_predict be asked, and which options contradict each other? predict.py does what they say."""
 
 import argparse
+import re
 from pathlib import Path
 
 from stunet.cli import common
@@ -13,6 +14,9 @@ EXAMPLES = """examples:
   stunet_predict -i dicom_folder -o out -d 3 -c 3d_fullres -f 0 --disable_tta
   stunet_predict -i imagesTs -o out --model STU-Net-B --labels amos
 """
+PRECISION = "of the network: auto is bf16 on CPUs that compute with it, fp16 on CUDA, else fp32 (default: auto)"
+FORMATS = ("image", "seg.nrrd", "masks", "dicom_seg")
+FORMAT = "of the results: the model's images, 3D Slicer's .seg.nrrd, a folder of one mask per class, or DICOM-SEG"
 
 
 def new_parser() -> argparse.ArgumentParser:
@@ -46,6 +50,22 @@ def new_parser() -> argparse.ArgumentParser:
     add("--not_on_device", action="store_true", help="keep logits in the machine's memory instead of the GPU's")
     add("-npp", type=int, metavar="N", help="accepted as in nnU-Net, without effect: one thread preprocesses")
     add("-nps", type=int, metavar="N", help="accepted as in nnU-Net, without effect: this process writes the results")
+    add("--precision", choices=["auto", "fp32", "bf16", "fp16"], default="auto", help=PRECISION)
+    add(
+        "--max_memory",
+        type=_gigabytes,
+        metavar="8GB",
+        help="memory that this process may take (default: what it needs)",
+    )
+    add("--threads", type=_positive, metavar="N", help="threads on the CPU (default: one per physical core)")
+    add("--fast", action="store_true", help="use the model's 3d_lowres configuration instead")
+    add("--roi_subset", nargs="+", metavar="CLASS", help="keep these classes only, e.g. liver spleen")
+    add("--format", choices=list(FORMATS), default="image", help=FORMAT)
+    add(
+        "--statistics", action="store_true", help="volume and mean intensity per class: statistics.json, statistics.csv"
+    )
+    add("--preview", action="store_true", help="a picture of each case: CASE_preview.png")
+    add("--report", type=Path, metavar="FILE", help="a JSON file with times per stage, memory, versions and hashes")
     add("--disable_progress_bar", action="store_true", help="show no progress")
     add("--dry_run", action="store_true", help="say what would be predicted, and write nothing")
     return parser
@@ -55,6 +75,19 @@ def _fold(text: str) -> int | str:
     if text != "all" and not text.isdigit():
         raise argparse.ArgumentTypeError(f"{text!r} is neither a number nor all")
     return text if text == "all" else int(text)
+
+
+def _gigabytes(text: str) -> float:
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(GB?|MB?)?", text.strip(), re.IGNORECASE)
+    if not match or float(match[1]) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is no size such as 8GB or 500MB")
+    return float(match[1]) / (1000 if (match[2] or "G")[0].upper() == "M" else 1)
+
+
+def _positive(text: str) -> int:
+    if not text.isdigit() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number above 0")
+    return int(text)
 
 
 def check(args: argparse.Namespace) -> None:
@@ -67,8 +100,13 @@ def check(args: argparse.Namespace) -> None:
         raise UsageError("--model names a model; -d, -c, -p and -tr look one up", "leave out one of the two")
     if not args.model and not (args.d and args.c):
         raise UsageError("no model is named", "-d DATASET -c 3d_fullres, or --model NAME")
-    if args.labels and args.save_probabilities:
-        raise UsageError("--save_probabilities has the model's classes, not those of --labels", "one of the two")
+    for option in ("labels", "roi_subset"):
+        if getattr(args, option) and args.save_probabilities:
+            raise UsageError(
+                f"--save_probabilities has all of the model's classes, not those of --{option}", "one of the two"
+            )
+    if args.fast and args.prev_stage_predictions:
+        raise UsageError("--fast has no previous stage", "leave out -prev_stage_predictions")
     if not 0 < args.step_size <= 1:
         raise UsageError(f"-step_size {args.step_size:g} is not above 0 and at most 1", "-step_size 0.5")
     if not 0 <= args.part_id < args.num_parts:

@@ -30,12 +30,7 @@ def read_series(folder: Path) -> sitk.Image:
         DataError: No series, slices that cannot be read or do not fit together, or slices that are not evenly spaced
             along their normal within 1 % of their distance (one is missing, or the gantry was tilted).
     """
-    series = {uid: sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder), uid) for uid in _series_ids(folder)}
-    if not series:
-        raise DataError(f"no DICOM series in {str(folder)!r}", "give the folder that holds the slices of one series")
-    files = max(series.values(), key=len)
-    if len(series) > 1:
-        log.warning("%s holds %d series; taking the largest, %d slices", folder, len(series), len(files))
+    files = series_files(folder)
     reader = sitk.ImageSeriesReader()
     reader.SetFileNames(files)
     reader.MetaDataDictionaryArrayUpdateOn()
@@ -47,6 +42,21 @@ def read_series(folder: Path) -> sitk.Image:
         ) from error
     _check_slices(reader, files)
     return image
+
+
+def series_files(folder: Path) -> tuple[str, ...]:
+    """The files of the largest series in a folder, one per slice, in the order of read_series's array.
+
+    Raises:
+        DataError: No series.
+    """
+    series = {uid: sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder), uid) for uid in _series_ids(folder)}
+    if not series:
+        raise DataError(f"no DICOM series in {str(folder)!r}", "give the folder that holds the slices of one series")
+    files = max(series.values(), key=len)
+    if len(series) > 1:
+        log.warning("%s holds %d series; taking the largest, %d slices", folder, len(series), len(files))
+    return files
 
 
 def to_nifti(folder: Path, target: Path) -> None:

@@ -5,6 +5,7 @@ The record stands in the settings file that nnU-Net writes too, under the key `s
 
 import errno
 import os
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,7 +36,15 @@ def whole_case(folder: Path, name: str, endings: Sequence[str]) -> Iterator[str]
             os.replace(f"{part}{ending}", folder / f"{name}{ending}")
     finally:
         for ending in endings:
-            Path(f"{part}{ending}").unlink(missing_ok=True)
+            remove(Path(f"{part}{ending}"))
+
+
+def remove(path: Path) -> None:
+    """Removes a file or folder, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def part_name(name: str) -> str:
@@ -47,7 +56,7 @@ def remove_parts(folder: Path, own: set[str] | None) -> None:
     """Removes temporary files of runs that were killed; only those that end with a name of `own`, if given."""
     for path in folder.glob(".part-*-*"):
         if own is None or path.name.split("-", 2)[2] in own:
-            path.unlink(missing_ok=True)
+            remove(path)
 
 
 def write_record(

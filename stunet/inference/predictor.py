@@ -1,122 +1,151 @@
-"""How does a case become a segmentation? Preprocess, sliding window, average over folds, back to the image's own grid.
+"""What does a model make of an image? Read, preprocess, network, and back to the image's own grid, all in this process.
 
-Every step is nnU-Net's own, called in this process, so results equal those of nnUNetv2_predict. What is different:
-checkpoints are read safely and checked against the network first, files appear whole, and a broken case ends neither
-the run nor the other cases. cases.py finds what is predicted; cli/predict.py is the command.
+    from stunet.inference.predictor import Predictor
+    predictor = Predictor.from_folder("STU-Net-B")
+    segmentation = predictor.predict("ct.nii.gz")
+
+Steps and formats are nnU-Net's. What is different: checkpoints are read safely and checked against the network, and the
+logits of a scan are never in memory as a whole (segmenter.py). pipeline.py predicts many cases into a folder.
 """
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+import threading
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from nibabel.filebasedimages import ImageFileError
-from nibabel.spatialimages import HeaderDataError
-from nnunetv2.inference import export_prediction
-from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
-from nnunetv2.preprocessing.resampling.default_resampling import compute_new_shape
 from nnunetv2.utilities.label_handling.label_handling import convert_labelmap_to_one_hot
 
 from stunet.errors import DataError, OutOfMemoryError, StunetError, UsageError
-from stunet.inference.cases import Case, Model, drop_channel_axis
+from stunet.inference import memory
+from stunet.inference.cases import Case, Model, drop_channel_axis, open_model
 from stunet.inference.network import build, check_strides
-from stunet.inference.output import part_name, remove_parts, whole_case
+from stunet.inference.reading import Raw, from_array, last_line, read, readable
+from stunet.inference.ready import ReadyNetwork
+from stunet.inference.segmenter import Segmenter
 from stunet.inference.v1_order import V1Preprocessor
-from stunet.labels import LabelSystem, apply
-from stunet.nifti import check_nifti
+from stunet.inference.windows import SlidingWindow
+from stunet.labels import LabelSystem
+from stunet.preprocessor import preprocessor_of
+from stunet.results.segmentation import Segmentation
+from stunet.results.subset import subset_dataset, subset_table
 from stunet.weights.checkpoints import check_weights, load_trained
-
-# What nnU-Net, ITK, numpy and nibabel raise for files and images that they cannot take.
-UNREADABLE = (RuntimeError, ValueError, OSError, EOFError, AssertionError, IndexError, ImageFileError, HeaderDataError)
-INPUT_ENDING = ".input.nii.gz"  # of the temporary image that a DICOM folder becomes
 
 
 @dataclass(frozen=True)
 class Options:
-    """How to predict; names and defaults are nnU-Net's.
+    """How to predict; names and defaults are nnU-Net's where it has them.
 
     Args:
-        labels: The results' label system, not with save_probabilities; None: the model's own.
+        device: cpu, cuda or mps.
+        precision: Of the network: auto, fp32, bf16 or fp16.
+        labels: The results' label system, not with probabilities; None: the model's own.
+        roi_subset: The classes that results keep, which others still compete with; empty: all.
         v1_preprocessing: Resample before normalising, as nnU-Net v1 did; not for cascades.
-        show_tiles: Show nnU-Net's bar over the tiles of a case.
     """
 
     device: str = "cpu"
+    precision: str = "auto"
     step_size: float = 0.5
     mirroring: bool = True
     everything_on_device: bool = True
-    save_probabilities: bool = False
     labels: LabelSystem | None = None
+    roi_subset: tuple[str, ...] = ()
     v1_preprocessing: bool = False
-    show_tiles: bool = False
     verbose: bool = False
 
 
 class Prepared(NamedTuple):
-    """A preprocessed case: image (C, D, H, W) in float32, and what nnU-Net needs for the way back."""
+    """A preprocessed case: image (C, D, H, W) in float32, and what is needed for the way back."""
 
     image_CDHW: torch.Tensor
     properties: dict[str, Any]
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """What became of a case: `file` was written, or `error` says why not."""
-
-    case: Case
-    file: Path
-    error: StunetError | None = None
-
-
 class Predictor:
-    """A model that is loaded and checked.
+    """A model that is loaded and checked. Several threads may use one: the network takes their images in turn.
 
     Raises:
         DataError: The plans do not describe a network, or one of another package; a class of `labels` is missing.
-        UsageError: v1_preprocessing with a cascade.
+        UsageError: v1_preprocessing with a cascade, an unknown class of roi_subset, a precision the device has not.
         WeightsError: A checkpoint cannot be read, or belongs to another network or other strides.
     """
 
-    def __init__(self, model: Model, options: Options) -> None:
-        self.model, self.options = model, options
+    def __init__(self, model: Model, options: Options | None = None) -> None:
+        self.model, self.options = model, options or Options()
         checkpoints = [load_trained(path) for path in model.weights]
-        first = checkpoints[0]
-        name = first["init_args"]["configuration"]
-        self.name: str = name
-        self._plans, self._configuration, network = build(model, name)
+        self.name: str = checkpoints[0]["init_args"]["configuration"]
+        self._plans, self._configuration, network = build(model, self.name)
         for path, checkpoint in zip(model.weights, checkpoints, strict=True):
             check_weights(path, network, checkpoint["network_weights"])
-            check_strides(path, checkpoint, model.plans, name)
-        device = torch.device(options.device)
-        self._nnunet = nnUNetPredictor(
-            tile_step_size=options.step_size,
-            use_mirroring=options.mirroring,
-            perform_everything_on_device=options.everything_on_device and device.type == "cuda",
-            device=device,
-            verbose=options.verbose,
-            allow_tqdm=options.show_tiles,
+            check_strides(path, checkpoint, model.plans, self.name)
+        if self.options.v1_preprocessing and self.previous_stage:
+            raise UsageError(f"--v1_preprocessing is not for a cascade such as {self.name}", "leave it out")
+        mirror_axes = checkpoints[0].get("inference_allowed_mirroring_axes") or ()
+        weights = [checkpoint["network_weights"] for checkpoint in checkpoints]
+        self._windows = SlidingWindow(
+            ReadyNetwork(
+                network,
+                weights,
+                torch.device(self.options.device),
+                self.options.precision,
+                mirror_axes if self.options.mirroring else (),
+            ),
+            self.patch,
+            self._plans.get_label_manager(model.dataset).num_segmentation_heads,
+            self.options.step_size,
+            on_device=self.options.everything_on_device,
         )
-        self._nnunet.manual_initialization(
-            network,
-            self._plans,
-            self._configuration,
-            [checkpoint["network_weights"] for checkpoint in checkpoints],
-            model.dataset,
-            "nnUNetTrainer",
-            first.get("inference_allowed_mirroring_axes") or None,
-        )
-        if options.v1_preprocessing and self.previous_stage:
-            raise UsageError(f"--v1_preprocessing is not for a cascade such as {name}", "leave it out")
-        preprocessor = V1Preprocessor if options.v1_preprocessing else self._configuration.preprocessor_class
-        self._preprocessor = preprocessor(verbose=options.verbose)
-        self._lookup = None if options.labels is None else options.labels.from_model(model.dataset["labels"])
+        self._segmenter = Segmenter(self._windows, self._plans, self._configuration, model.dataset, self._lookup)
+        self._turn = threading.Lock()
+
+    @classmethod
+    def from_folder(
+        cls,
+        folder_or_name: str | Path,
+        options: Options | None = None,
+        folds: Sequence[int | str] | None = None,
+        checkpoint: str = "checkpoint_final.pth",
+    ) -> "Predictor":
+        """The model of a result folder TRAINER__PLANS__CONFIGURATION, or one that `stunet_models list` names.
+
+        Raises:
+            DataError: It is no model folder, or lacks a file.
+            WeightsError: There is no such model.
+        """
+        folder = Path(folder_or_name)
+        if not folder.is_dir():
+            from stunet.models.store import find_model
+
+            folder = find_model(str(folder_or_name))
+        return cls(open_model(folder, folds, checkpoint), options)
+
+    def predict(
+        self, image: Any, spacing: Sequence[float] | None = None, on_window: Callable[[], None] = lambda: None
+    ) -> Segmentation:
+        """The segmentation of an image, on its own grid.
+
+        Args:
+            image: A file, or one file per channel; or an array (D, H, W) or (C, D, H, W).
+            spacing: Of an array, in mm, (D, H, W).
+            on_window: Called for each window that the network has seen, windows() times.
+
+        Raises:
+            DataError: The image cannot be read or preprocessed.
+            OutOfMemoryError: It does not fit into the memory.
+        """
+        if isinstance(image, np.ndarray):
+            raw = from_array(image, spacing, len(self.model.channels))
+        else:
+            files = [image] if isinstance(image, str | Path) else list(image)
+            raw = self.read(Case("image", tuple(Path(file) for file in files)))
+        prepared = self.preprocess(raw)
+        return self.result(self.segment(prepared, on_window), prepared)
 
     @property
     def previous_stage(self) -> str | None:
@@ -125,8 +154,13 @@ class Predictor:
 
     @property
     def patch(self) -> tuple[int, ...]:
-        """The shape of a tile in voxels."""
+        """The shape of a window in voxels."""
         return tuple(self._configuration.patch_size)
+
+    @property
+    def precision(self) -> str:
+        """What the network computes in: fp32, bf16 or fp16."""
+        return self._windows.network.precision
 
     @cached_property
     def made_by(self) -> dict[str, Any]:
@@ -136,8 +170,8 @@ class Predictor:
             with path.open("rb") as file:
                 checkpoints[str(fold)] = hashlib.file_digest(file, "sha256").hexdigest()
         labels = self.model.dataset["labels"]
-        if self._lookup is not None:
-            labels = {name: int(self._lookup[value]) for name, value in labels.items() if name != "ignore"}
+        if (lookup := self._lookup) is not None:
+            labels = {name: lookup[value].tolist() for name, value in labels.items() if name != "ignore"}
         return {
             "plans": hashlib.sha256(json.dumps(self.model.plans, sort_keys=True).encode()).hexdigest(),
             "checkpoints": checkpoints,
@@ -145,156 +179,114 @@ class Predictor:
             "v1_preprocessing": self.options.v1_preprocessing,
             "step_size": self.options.step_size,
             "mirroring": self.options.mirroring,
+            "precision": self.precision,
         }
 
-    @property
+    @cached_property
     def result_dataset(self) -> dict[str, Any]:
         """The dataset.json that describes the results."""
+        dataset = self.model.dataset
+        if self.options.roi_subset:
+            dataset = subset_dataset(self.options.roi_subset, dataset)
         labels = self.options.labels
-        return self.model.dataset if labels is None else {**self.model.dataset, "labels": labels.dataset_labels}
+        return dataset if labels is None else {**dataset, "labels": labels.dataset_labels}
 
     @property
-    def endings(self) -> list[str]:
-        """The endings of the files of a finished case; the segmentation is last."""
-        probabilities = [".npz", ".pkl"] if self.options.save_probabilities else []
-        spacing = [".json"] if self.model.has_spacing_files else []
-        return [*probabilities, *spacing, self.model.ending]
+    def writer(self) -> Any:
+        """nnU-Net's reader and writer of this model's files."""
+        return self._plans.image_reader_writer_class()
 
-    def is_done(self, case: Case, folder: Path) -> bool:
-        """Whether all files of a case are there."""
-        return all((folder / f"{case.name}{ending}").is_file() for ending in self.endings)
+    def read(self, case: Case) -> Raw:
+        """Reads a case; see reading.read()."""
+        return read(case, self.model, self.writer)
 
-    def remove(self, case: Case, folder: Path) -> None:
-        """Removes the files of a case, so that a run that ends early leaves none that something else has made."""
-        for ending in {*self.endings, ".npz", ".pkl"}:
-            (folder / f"{case.name}{ending}").unlink(missing_ok=True)
-
-    def remove_leftovers(self, folder: Path, cases: Sequence[Case] | None = None) -> None:
-        """Removes temporary files of runs that were killed; only those of `cases` where other runs share the folder."""
-        endings = [".npz", ".pkl", ".json", INPUT_ENDING, self.model.ending]
-        remove_parts(folder, None if cases is None else {f"{case.name}{end}" for case in cases for end in endings})
-
-    def predict(self, cases: Sequence[Case], folder: Path) -> Iterator[Outcome]:
-        """Predicts the cases into `folder`; the next case is preprocessed while the network works on one.
-
-        A case that fails is an Outcome with an error. What concerns all cases ends the run: a full disk, a folder
-        that cannot be written.
-        """
-        with ThreadPoolExecutor(max_workers=1) as pool:
-            futures = (pool.submit(self.prepare, case, folder) for case in cases)
-            for case, future in zip(cases, _one_ahead(futures), strict=True):
-                file = folder / f"{case.name}{self.model.ending}"
-                try:
-                    prepared = future.result()
-                    self.export(self.logits(prepared), prepared, case, folder)
-                except (StunetError, RuntimeError, MemoryError) as error:
-                    yield Outcome(case, file, _reason(error))
-                else:
-                    yield Outcome(case, file)
-
-    def prepare(self, case: Case, folder: Path) -> Prepared:
-        """Reads and preprocesses a case; a DICOM folder becomes a temporary file in `folder` first.
+    def preprocess(self, raw: Raw) -> Prepared:
+        """Preprocesses a case, whose array is used up.
 
         Raises:
-            DataError: A file cannot be read or preprocessed, or the image is not a finite 3D image per channel.
+            DataError: The image cannot be preprocessed, or the previous stage has another shape.
         """
-        if not case.is_dicom:
-            return self._prepare(case)
-        from stunet.datasets.dicom import to_nifti
-
-        part = folder / f"{part_name(case.name)}{INPUT_ENDING}"
-        try:
-            to_nifti(case.files[0], part)
-            return self._prepare(Case(case.name, (part,), case.previous))
-        finally:
-            part.unlink(missing_ok=True)
-
-    def logits(self, prepared: Prepared) -> torch.Tensor:
-        """Logits (K, D, H, W) in float16 on the CPU, averaged over folds, on the preprocessed grid."""
-        return self._nnunet.predict_logits_from_preprocessed_data(prepared.image_CDHW).cpu()
-
-    def export(self, logits_KDHW: torch.Tensor, prepared: Prepared, case: Case, folder: Path) -> None:
-        """Writes the segmentation on the image's own grid, and with save_probabilities the .npz and .pkl of nnU-Net.
-
-        Raises:
-            OSError: The disk is full or the folder cannot be written; no file appears then.
-        """
-        logits, properties, dataset = logits_KDHW.numpy(), prepared.properties, self.model.dataset
-        plans, configuration = self._plans, self._configuration
-        with whole_case(folder, case.name, self.endings) as truncated:
-            if self._lookup is None:
-                export_prediction.export_prediction_from_logits(
-                    logits, properties, configuration, plans, dataset, truncated, self.options.save_probabilities
-                )
-                return
-            labels = plans.get_label_manager(dataset)
-            segmentation = export_prediction.convert_predicted_logits_to_segmentation_with_correct_shape(
-                logits, plans, configuration, labels, properties
-            )
-            writer = plans.image_reader_writer_class()
-            writer.write_seg(apply(self._lookup, segmentation), f"{truncated}{self.model.ending}", properties)
-
-    def peak_gb(self, shape: Sequence[int], spacing: Sequence[float]) -> float:
-        """About how much memory the logits of an image need when they are resampled, which is the peak.
-
-        nnU-Net holds them in float16 on both grids, and those of the network's grid once more in float64.
-
-        Args:
-            shape: Of the image, in voxels, array order.
-            spacing: Of the image, in mm, array order.
-        """
-        forward = self._plans.transpose_forward
-        old_shape, old_spacing = [shape[i] for i in forward], [spacing[i] for i in forward]
-        target = list(self._configuration.spacing)
-        target = old_spacing[: len(old_spacing) - len(target)] + target  # 2D plans keep the slices
-        voxels = np.prod(compute_new_shape(old_shape, old_spacing, target), dtype=float)
-        classes = self._plans.get_label_manager(self.model.dataset).num_segmentation_heads
-        return float(classes * (10 * voxels + 2 * np.prod(shape, dtype=float)) / 1e9)
-
-    def _prepare(self, case: Case) -> Prepared:
-        files = ", ".join(str(file) for file in case.files)
-        try:
-            for file in case.files:
-                check_nifti(file)
-            reader = self._plans.image_reader_writer_class()
-            image, properties = reader.read_images([str(file) for file in case.files])
-            if len(image) != len(self.model.channels):
-                wanted = f"{len(self.model.channels)} ({', '.join(self.model.channels)})"
-                what = f"{files} holds {len(image)} channel(s), but the model takes {wanted}"
-                raise DataError(what, "one file per channel, CASE_0000, CASE_0001 ..., or all in CASE_0000")
-            if not np.isfinite(image).all():
-                raise DataError(f"NaN or infinite voxels in {files}", "set them to the value of the background")
-            previous = None if case.previous is None else reader.read_seg(str(case.previous))[0]
-            image, previous, properties = self._preprocessor.run_case_npy(
-                image, previous, properties, self._plans, self._configuration, self.model.dataset
+        if self.options.v1_preprocessing:
+            preprocessor: Any = V1Preprocessor(self.options.verbose)
+        else:
+            preprocessor = preprocessor_of(self._configuration, self.options.verbose, needs_mask=False)
+        with readable(raw.files):
+            image, previous, properties = preprocessor.run_case_npy(
+                raw.image_CDHW, raw.previous, dict(raw.properties), self._plans, self._configuration, self.model.dataset
             )
             drop_channel_axis(properties)
-        except UNREADABLE as error:
-            what = _last_line(error) or "the channels differ in shape or spacing"
-            raise DataError(f"cannot read or preprocess {files}: {what}", "look at it in a viewer") from error
-        if case.previous is not None:
+        if raw.previous is not None:
             labels = self._plans.get_label_manager(self.model.dataset).foreground_labels
             image = np.vstack((image, convert_labelmap_to_one_hot(previous[0], labels, image.dtype)))
         return Prepared(torch.from_numpy(image).to(torch.float32, memory_format=torch.contiguous_format), properties)
 
+    def segment(
+        self,
+        prepared: Prepared,
+        on_window: Callable[[], None] = lambda: None,
+        probabilities: Path | None = None,
+        half: bool = False,
+        seconds: dict[str, float] | None = None,
+    ) -> np.ndarray:
+        """The labels of a case on the grid of its file, uint8 or uint16.
 
-def _one_ahead(futures: Iterator[Future[Prepared]]) -> Iterator[Future[Prepared]]:
-    """The futures; each starts when the one before it is handed out."""
-    started = list(islice(futures, 1))
-    while started:
-        started += islice(futures, 1)
-        yield started.pop(0)
+        Args:
+            prepared: From preprocess().
+            on_window: Called for each window that the network has seen.
+            probabilities: An .npz to write all probabilities to.
+            half: Add logits in half precision, which takes half the memory.
+            seconds: Gets the time of `network` and `export`.
+
+        Raises:
+            OutOfMemoryError: The image does not fit into the memory of the device or the machine.
+        """
+        with self._turn:
+            self._windows.on_window, self._windows.half = on_window, half
+            try:
+                labels = self._segmenter.segment(prepared.image_CDHW, prepared.properties, probabilities)
+            except (MemoryError, torch.OutOfMemoryError) as error:
+                raise OutOfMemoryError(
+                    f"out of memory: {last_line(error)}", "--not_on_device, -device cpu, or a machine with more memory"
+                ) from error
+            if seconds is not None:
+                seconds |= self._segmenter.seconds
+            return labels
+
+    def result(self, labels_DHW: np.ndarray, prepared: Prepared) -> Segmentation:
+        """The segmentation with its names and geometry."""
+        return Segmentation.from_properties(labels_DHW, prepared.properties, self.result_dataset)
+
+    def windows(self, prepared: Prepared) -> int:
+        """How many windows the network sees of a case."""
+        return self._windows.count(prepared.image_CDHW.shape[1:])
+
+    def need(self, shape: Sequence[int], spacing: Sequence[float]) -> memory.Need:
+        """About how much memory an image needs.
+
+        Args:
+            shape: In voxels, array order.
+            spacing: In mm, array order.
+        """
+        forward = self._plans.transpose_forward
+        own = memory.network_shape([shape[i] for i in forward], [spacing[i] for i in forward], self._configuration)
+        return memory.need(shape, own, len(self.model.channels), self._windows, self._configuration)
+
+    @property
+    def _lookup(self) -> np.ndarray | None:
+        """The final value of each label of the model; None: its own."""
+        labels, wanted, table = self.options.labels, self.options.roi_subset, None
+        if wanted:
+            table = subset_table(wanted, self.model.dataset)
+        if labels is not None:
+            to_system = labels.from_model(self.model.dataset["labels"])
+            table = to_system if table is None else to_system[table]
+        return table
 
 
-def _reason(error: StunetError | RuntimeError | MemoryError) -> StunetError:
+def reason(error: StunetError | RuntimeError | MemoryError) -> StunetError:
+    """What an error in the middle of a case means for the user."""
     if isinstance(error, StunetError):
         return error
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
-        return OutOfMemoryError(
-            f"out of memory: {_last_line(error)}", "--not_on_device, -device cpu, or a machine with more memory"
-        )
-    return DataError(f"prediction failed: {_last_line(error)}", "the same command with --verbose")
-
-
-def _last_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [""])[-1]
+        return OutOfMemoryError(f"out of memory: {last_line(error)}", "--max_memory, or a machine with more memory")
+    return DataError(f"prediction failed: {last_line(error)}", "the same command with --verbose")

@@ -7,16 +7,17 @@ docs/pretrained.md.
 from typing import Any
 
 import numpy as np
-from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
+
+from stunet.preprocessor import Preprocessor
 
 
-class V1Preprocessor(DefaultPreprocessor):
+class V1Preprocessor(Preprocessor):
     """nnU-Net v2's steps in v1's order: crop, resample, normalise (nnunet 1.7.1, GenericPreprocessor)."""
 
     def run_case_npy(
         self, data: np.ndarray, seg: np.ndarray | None, properties: dict, plans: Any, configuration: Any, dataset: Any
     ) -> tuple[np.ndarray, np.ndarray, dict]:
-        """As in nnU-Net: image (C, D, H, W), segmentation (1, D, H, W) and properties."""
+        """As in v2: image (C, D, H, W), segmentation (1, D, H, W) and properties; uses up what it is given."""
         data, seg, properties = super().run_case_npy(data, seg, properties, plans, configuration, dataset)
         intensities = plans.foreground_intensity_properties_per_channel
         data = super()._normalize(data, seg, configuration, intensities)

@@ -1,0 +1,205 @@
+"""How does stunet_predict go through its stages and cases, and what does it say and write about them?
+
+inference/pipeline.py does the work; a cascade has a stage for the low resolution before its own.
+"""
+
+import argparse
+import signal
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from stunet import console
+from stunet.errors import DataError, Interrupted, StunetError
+
+if TYPE_CHECKING:
+    from stunet.inference.cases import Case
+    from stunet.inference.pipeline import Pipeline
+    from stunet.inference.predictor import Predictor
+    from stunet.results.run_report import RunReport
+
+CONTINUE = "the same command with --continue_prediction: finished cases are kept"
+
+
+def run(args: argparse.Namespace, stages: "list[Predictor]", cases: "list[Case]", folder: Path) -> int:
+    """Predicts stage by stage; a case that failed in one is not in the next.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        Interrupted: SIGTERM; what is done is kept.
+    """
+    from stunet.results.run_report import RunReport
+
+    report = RunReport(sys.argv, stages[-1].options.device, stages[-1].made_by) if args.report else None
+    if report:
+        report.write(args.report)  # where it cannot be written, that is said now
+    errors: dict[str, StunetError] = {}
+    with _terminable():
+        while stages:
+            stage = stages.pop(0)
+            target = folder / f"prev_stage_{stage.name}" if stages else folder
+            if stages:
+                console.note(f"{stages[0].name} is a cascade: predicting {stage.name} first, into {str(target)!r}")
+            errors |= _run_stage(args, stage, cases, target, not stages, report)
+            ending = stage.model.ending
+            cases = [
+                replace(case, previous=target / f"{case.name}{ending}") for case in cases if case.name not in errors
+            ]
+    for name, error in errors.items():
+        console.error("stunet_predict", f"case {name!r} failed: {error.message}", error.hint)
+    return DataError.exit_code if errors else 0
+
+
+def _run_stage(
+    args: argparse.Namespace,
+    stage: "Predictor",
+    cases: "list[Case]",
+    target: Path,
+    last: bool,
+    report: "RunReport | None",
+) -> dict[str, StunetError]:
+    """Predicts the cases into `target`, and returns the errors by case."""
+    from stunet.inference.output import write_record
+    from stunet.inference.pipeline import Pipeline
+    from stunet.inference.products import Products
+
+    wanted = Products(args.format, args.save_probabilities, args.preview, args.statistics) if last else Products()
+    _make_writable(target)
+    quiet = args.disable_progress_bar
+    with console.Progress(f"predict {stage.name}", 0, quiet) as progress:
+        shown = _Shown(progress)
+        pipeline = Pipeline(stage, target, wanted, args.max_memory, shown.begin, shown.window)
+        pipeline.remove_leftovers(cases if args.num_parts > 1 else None)
+        whole_folder = not last or target == args.o
+        todo = _to_do(pipeline, cases, keep=args.continue_prediction and whole_folder)
+        if whole_folder:
+            write_record(target, _settings(args, target), stage.made_by, stage.result_dataset, stage.model.plans)
+        progress.total = len(todo)
+        return _follow(pipeline, todo, progress, last, report, args)
+
+
+def _follow(
+    pipeline: "Pipeline",
+    cases: "list[Case]",
+    progress: console.Progress,
+    last: bool,
+    report: "RunReport | None",
+    args: argparse.Namespace,
+) -> dict[str, StunetError]:
+    """Waits for one case after the other and says what became of it; results' paths go to stdout."""
+    from stunet.results.statistics import write_statistics
+
+    errors = {}
+    statistics = _known_statistics(pipeline, cases)
+    try:
+        for outcome in pipeline.run(cases):
+            progress.step(outcome.case.name)
+            if report:
+                report.cases.append(outcome.report)
+            if outcome.error:
+                errors[outcome.case.name] = outcome.error
+                continue
+            if pipeline.products.statistics:
+                statistics[outcome.case.name] = outcome.statistics
+                write_statistics(pipeline.folder, statistics)
+            if last:
+                console.result(str(outcome.file))
+    finally:
+        if report:
+            report.write(args.report)
+    return errors
+
+
+class _Shown:
+    """The windows of the case that the network works on, as a part of the step that the case is."""
+
+    def __init__(self, progress: console.Progress) -> None:
+        self._progress = progress
+        self._name, self._done, self._total = "", 0, 1
+
+    def begin(self, case: "Case", windows: int) -> None:
+        self._name, self._done, self._total = case.name, 0, windows
+
+    def window(self) -> None:
+        self._done += 1
+        self._progress.part(self._done / self._total, self._name)
+
+
+def _known_statistics(pipeline: "Pipeline", cases: "list[Case]") -> dict[str, Any]:
+    """Those of cases that were done before, if statistics are wanted."""
+    from stunet.results.statistics import read_statistics
+
+    path = pipeline.folder / "statistics.json"
+    if not pipeline.products.statistics or not path.is_file():
+        return {}
+    new = {case.name for case in cases}
+    return {name: rows for name, rows in read_statistics(path).items() if name not in new}
+
+
+def _to_do(pipeline: "Pipeline", cases: "list[Case]", keep: bool) -> "list[Case]":
+    """The cases without those that are done, if these are to be kept; earlier results of what is to do are removed."""
+    from stunet.inference.output import check_record
+
+    todo = [case for case in cases if not (keep and pipeline.is_done(case))]
+    kept = len(cases) - len(todo)
+    ending = pipeline.ending
+    new = {f"{case.name}{ending}" for case in todo}
+    if kept or any(file.name not in new for file in pipeline.folder.glob(f"*{ending}") if ending):
+        check_record(pipeline.folder, pipeline.predictor.made_by, kept > 0)
+    if kept:
+        console.note(f"{kept} of {len(cases)} cases are done already")
+    for case in todo:
+        pipeline.remove(case)
+    return todo
+
+
+def _make_writable(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise DataError(f"cannot write into {str(folder)!r}: {error.strerror}", "another folder with -o") from None
+
+
+def _settings(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """What nnU-Net says about a prediction in the folder of its results."""
+    previous = args.prev_stage_predictions
+    return {
+        "list_of_lists_or_source_folder": str(args.i),
+        "output_folder_or_list_of_truncated_output_files": str(folder),
+        "save_probabilities": args.save_probabilities,
+        "overwrite": not args.continue_prediction,
+        "num_processes_preprocessing": args.npp,
+        "num_processes_segmentation_export": args.nps,
+        "folder_with_segs_from_prev_stage": previous and str(previous),
+        "num_parts": args.num_parts,
+        "part_id": args.part_id,
+    }
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """SIGTERM, which schedulers send before they kill, ends the run like Ctrl-C, but as resumable."""
+    received: list[int] = []
+
+    def stop(number: int, frame: object) -> None:
+        received.append(number)
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    except KeyboardInterrupt:
+        if received:
+            raise Interrupted("stopped by a signal", CONTINUE) from None
+        console.note(f"to go on: {CONTINUE}")
+        raise
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,202 @@
+"""How do many cases become files? Reading, network and writing work side by side, one case each, within a memory limit.
+
+While the network works on a case, the one after it is read and preprocessed and the one before it is written, each by
+one thread; no more than that is under way, so neither disk nor memory fills up. A broken case is an Outcome with an
+error, and the others go on. predictor.py has the steps, products.py the files, memory.py the limit.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from stunet.errors import DataError, StunetError
+from stunet.inference import memory, products
+from stunet.inference.cases import Case, geometry
+from stunet.inference.output import part_name, remove_parts
+from stunet.inference.predictor import Predictor, Prepared, reason
+from stunet.inference.products import Products
+from stunet.inference.reading import Raw
+from stunet.results.run_report import CaseReport
+from stunet.results.segmentation import Segmentation
+from stunet.results.statistics import Measurement, measure
+
+INPUT_ENDING = ".input.nii.gz"  # of the temporary image that a DICOM folder becomes
+FAILURES = (StunetError, RuntimeError, MemoryError)  # of one case; a full disk concerns all of them
+
+
+@dataclass
+class Outcome:
+    """What became of a case.
+
+    Attributes:
+        case: Which one.
+        file: Of the segmentation, which is there if there is no error.
+        report: Time by stage, memory, and files.
+        error: Why there is none.
+        statistics: By class, if they were asked for.
+    """
+
+    case: Case
+    file: Path
+    report: CaseReport
+    error: StunetError | None = None
+    statistics: dict[str, Measurement] = field(default_factory=dict)
+
+
+class Pipeline:
+    """Predicts cases into a folder.
+
+    Args:
+        predictor: The model.
+        folder: Of the results.
+        products: What is written for each case.
+        max_memory_gb: What this process may take, in 10^9 bytes; None: what it wants.
+        on_case: Called with a case and its number of windows when the network begins with it.
+        on_window: Called for each window.
+    """
+
+    def __init__(
+        self,
+        predictor: Predictor,
+        folder: Path,
+        products: Products | None = None,
+        max_memory_gb: float | None = None,
+        on_case: Callable[[Case, int], None] = lambda case, windows: None,
+        on_window: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.predictor, self.folder, self.products = predictor, folder, products or Products()
+        self._limit = None if max_memory_gb is None else max_memory_gb * 1e9
+        self._on_case, self._on_window = on_case, on_window
+        self._base = memory.resident()
+
+    def run(self, cases: Sequence[Case]) -> Iterator[Outcome]:
+        """The outcomes in the order of the cases.
+
+        Raises:
+            OSError: The disk is full, or the folder cannot be written; cases that are done are kept.
+        """
+        outcomes = [self._new(case) for case in cases]
+        unwritten: deque[Future[Outcome]] = deque()
+        ahead: dict[int, Future[Prepared]] = {}
+        with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer:
+            for number, outcome in enumerate(outcomes):
+                try:
+                    plan = self._plan(cases, number)
+                    if not plan.ahead:
+                        yield from _written(unwritten, keep=0)
+                    prepared = (ahead.pop(number, None) or reader.submit(self._prepare, outcome)).result()
+                    if plan.ahead and number + 1 < len(cases):
+                        ahead[number + 1] = reader.submit(self._prepare, outcomes[number + 1])
+                    segmentation = self._segment(outcome, prepared, plan.half)
+                    properties = prepared.properties
+                    del prepared  # the image; the file is written without it
+                    unwritten.append(writer.submit(self._write, outcome, segmentation, properties))
+                    del segmentation
+                except FAILURES as error:
+                    unwritten.append(writer.submit(_failed, outcome, error))
+                yield from _written(unwritten, keep=1)
+            yield from _written(unwritten, keep=0)
+
+    def is_done(self, case: Case) -> bool:
+        """Whether all files of a case are there and the segmentation is whole."""
+        return self.products.is_done(case, self.folder, self.predictor.model)
+
+    def remove(self, case: Case) -> None:
+        """Removes the files of a case, so that a run that ends early leaves none that something else has made."""
+        self.products.remove(case, self.folder, self.predictor.model)
+
+    def remove_leftovers(self, cases: Sequence[Case] | None = None) -> None:
+        """Removes temporary files of runs that were killed; only those of `cases` where other runs share the folder."""
+        endings = [*products.endings_of_parts(self.predictor.model), INPUT_ENDING]
+        remove_parts(self.folder, None if cases is None else {f"{case.name}{end}" for case in cases for end in endings})
+
+    @property
+    def ending(self) -> str:
+        """That of a finished segmentation."""
+        return self.products.endings(self.predictor.model)[-1]
+
+    def _new(self, case: Case) -> Outcome:
+        return Outcome(case, self.folder / f"{case.name}{self.ending}", CaseReport(case.name))
+
+    def _plan(self, cases: Sequence[Case], number: int) -> memory.Schedule:
+        """How the case is done beside those before and after it."""
+        if self._limit is None:
+            return memory.Schedule(ahead=True, half=False)
+        needs = [self._need(case) for case in cases[max(0, number - 1) : number + 2]]
+        if any(need is None for need in needs):
+            return memory.Schedule(ahead=False, half=False)
+        own = needs[min(number, 1)]
+        return memory.schedule(own, needs, self._base, self._limit)  # type: ignore[arg-type]
+
+    def _need(self, case: Case) -> memory.Need | None:
+        """None: the case's header cannot be read, and reading it will say why; or it is a DICOM folder."""
+        if case.is_dicom:
+            return None
+        try:
+            return self.predictor.need(*geometry(case))
+        except DataError:
+            return None
+
+    def _read(self, case: Case) -> Raw:
+        """Reads a case; a DICOM folder becomes a temporary file in the folder of the results first."""
+        if not case.is_dicom:
+            return self.predictor.read(case)
+        from stunet.datasets.dicom import to_nifti
+
+        part = self.folder / f"{part_name(case.name)}{INPUT_ENDING}"
+        try:
+            to_nifti(case.files[0], part)
+            return self.predictor.read(Case(case.name, (part,), case.previous))
+        finally:
+            part.unlink(missing_ok=True)
+
+    def _prepare(self, outcome: Outcome) -> Prepared:
+        with outcome.report.stage("read"):
+            raw = self._read(outcome.case)
+        with outcome.report.stage("preprocess"):
+            return self.predictor.preprocess(raw)
+
+    def _segment(self, outcome: Outcome, prepared: Prepared, half: bool) -> Segmentation:
+        case, file = outcome.case, None
+        if self.products.probabilities:
+            file = products.probabilities_part(case, self.folder)
+        self._on_case(case, self.predictor.windows(prepared))
+        try:
+            labels = self.predictor.segment(prepared, self._on_window, file, half, outcome.report.seconds)
+        except BaseException:
+            if file is not None:
+                file.unlink(missing_ok=True)
+            raise
+        return self.predictor.result(labels, prepared)
+
+    def _write(self, outcome: Outcome, segmentation: Segmentation, properties: dict[str, Any]) -> Outcome:
+        case, model, wanted = outcome.case, self.predictor.model, self.products
+        try:
+            with outcome.report.stage("write"):
+                again = wanted.statistics or wanted.preview  # kept in memory it would cost two copies of every image
+                image = self._read(case).image_CDHW if again else None
+                files = products.write(
+                    segmentation, properties, None if image is None else image[0], case, self.folder, wanted, model,
+                    self.predictor.writer,
+                )  # fmt: skip
+                outcome.report.files = [file.name for file in files]
+                if wanted.statistics and image is not None:
+                    outcome.statistics = measure(segmentation, image, model.channels)
+        except FAILURES as error:
+            return _failed(outcome, error)
+        return outcome
+
+
+def _failed(outcome: Outcome, error: StunetError | RuntimeError | MemoryError) -> Outcome:
+    outcome.error = reason(error)
+    outcome.report.fail(outcome.error)
+    return outcome
+
+
+def _written(unwritten: deque[Future[Outcome]], keep: int) -> Iterator[Outcome]:
+    """Waits for all but the last `keep` of them."""
+    while len(unwritten) > keep:
+        yield unwritten.popleft().result()

@@ -1,0 +1,45 @@
+"""How do probabilities of all classes get into a file when they are too many for the memory?
+
+They go to a plain array on the disk first, whatever the order in which they come, and are then compressed into the .npz
+that nnU-Net writes and reads (array `probabilities`, float32).
+"""
+
+import mmap
+import zipfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+
+PLAIN = ".npy"  # ending of the plain array
+BLOCK = 2**24  # bytes that are compressed at a time
+
+
+@contextmanager
+def probabilities_file(path: Path, shape: Sequence[int]) -> Iterator[np.ndarray]:
+    """Yields an array of zeros, float32, on the disk; when the block ends, it becomes `path`.
+
+    Args:
+        path: An .npz; the array that is filled stands beside it until then.
+        shape: (K, D, H, W).
+
+    Raises:
+        OSError: The disk is full.
+    """
+    plain = path.with_suffix(PLAIN)
+    try:
+        array = np.lib.format.open_memmap(plain, "w+", np.float32, tuple(shape))
+        yield array
+        array.flush()
+        array._mmap.madvise(mmap.MADV_DONTNEED)  # type: ignore[attr-defined]
+        del array
+        with (
+            zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive,
+            archive.open("probabilities.npy", "w", force_zip64=True) as target,
+            plain.open("rb") as source,
+        ):
+            while block := source.read(BLOCK):
+                target.write(block)
+    finally:
+        plain.unlink(missing_ok=True)

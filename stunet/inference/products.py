@@ -1,0 +1,136 @@
+"""Which files does a case become, and how are they written so that they are there whole or not at all?
+
+The segmentation is one file in the model's format, with names and colours in its header where that is NIfTI; or what
+another program reads better. Beside it stand what else was asked for. output.py says what made them.
+"""
+
+import pickle
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from stunet.errors import DataError, UsageError
+from stunet.inference.cases import Case, Model
+from stunet.inference.output import part_name, remove, whole_case
+from stunet.inference.probabilities import PLAIN
+from stunet.nifti import check_nifti
+from stunet.results.preview import write_preview
+from stunet.results.segmentation import Segmentation
+from stunet.results.write import write_masks, write_nifti, write_seg_nrrd
+
+# Endings by format; the model's own format has the ending of its images, and a folder of masks has none.
+FORMATS: Mapping[str, str | None] = {"image": None, "seg.nrrd": ".seg.nrrd", "masks": "", "dicom_seg": ".dcm"}
+PREVIEW = "_preview.png"
+PROBABILITIES = (".npz", ".pkl")
+
+
+@dataclass(frozen=True)
+class Products:
+    """What is written for each case.
+
+    Args:
+        format: Of the segmentation, one of FORMATS.
+        probabilities: Also those of all classes, as nnU-Net writes them.
+        preview: Also a picture.
+        statistics: Volumes and intensities; not a file of the case, but of the run.
+    """
+
+    format: str = "image"
+    probabilities: bool = False
+    preview: bool = False
+    statistics: bool = False
+
+    def __post_init__(self) -> None:
+        if self.format not in FORMATS:
+            raise UsageError(f"unknown format {self.format!r}", f"--format {', '.join(FORMATS)}")
+
+    def endings(self, model: Model) -> list[str]:
+        """The endings of the files of a finished case; the segmentation is last."""
+        ending = FORMATS[self.format]
+        return [
+            *(PROBABILITIES if self.probabilities else ()),
+            *([".json"] if model.has_spacing_files and self.format == "image" else []),
+            *([PREVIEW] if self.preview else []),
+            model.ending if ending is None else ending,
+        ]
+
+    def is_done(self, case: Case, folder: Path, model: Model) -> bool:
+        """Whether all files of a case are there, and the segmentation is whole."""
+        paths = [folder / f"{case.name}{ending}" for ending in self.endings(model)]
+        try:
+            check_nifti(paths[-1])
+        except DataError:
+            return False
+        return all(path.exists() for path in paths)
+
+    def remove(self, case: Case, folder: Path, model: Model) -> None:
+        """Removes the files of a case, so that a run that ends early leaves none that something else has made."""
+        for ending in {*self.endings(model), *PROBABILITIES, PREVIEW}:
+            remove(folder / f"{case.name}{ending}")
+
+
+def write(
+    segmentation: Segmentation,
+    properties: Mapping[str, Any],
+    image_DHW: np.ndarray | None,
+    case: Case,
+    folder: Path,
+    products: Products,
+    model: Model,
+    writer: Any,
+) -> list[Path]:
+    """Writes the files of a case; the probabilities stand there already, under their temporary name.
+
+    Args:
+        segmentation: On the grid of the case's files.
+        properties: nnU-Net's, of the case.
+        image_DHW: The first channel, for a preview.
+        case: Whose files name the results.
+        folder: Of the results.
+        products: What is written.
+        model: Whose results these are.
+        writer: nnU-Net's writer of the model's files.
+
+    Raises:
+        OSError: The disk is full or the folder cannot be written; no file appears then.
+    """
+    endings = products.endings(model)
+    with whole_case(folder, case.name, endings) as part:
+        if products.probabilities:
+            Path(f"{part}.pkl").write_bytes(pickle.dumps(dict(properties)))
+        if products.preview and image_DHW is not None:
+            is_ct = model.channels[0].upper() == "CT"
+            write_preview(segmentation, image_DHW, Path(f"{part}{PREVIEW}"), is_ct, case.name)
+        _write_segmentation(segmentation, properties, case, Path(f"{part}{endings[-1]}"), products.format, writer)
+    return [folder / f"{case.name}{ending}" for ending in endings]
+
+
+def endings_of_parts(model: Model) -> list[str]:
+    """The endings of all temporary files that a case may have had."""
+    formats = [ending for ending in FORMATS.values() if ending is not None]
+    return [*PROBABILITIES, PLAIN, PREVIEW, ".json", model.ending, *formats]
+
+
+def probabilities_part(case: Case, folder: Path) -> Path:
+    """Where the probabilities of a case stand until write() names them."""
+    return folder / f"{part_name(case.name)}{PROBABILITIES[0]}"
+
+
+def _write_segmentation(
+    segmentation: Segmentation, properties: Mapping[str, Any], case: Case, path: Path, format_: str, writer: Any
+) -> None:
+    if format_ == "seg.nrrd":
+        write_seg_nrrd(segmentation, path)
+    elif format_ == "masks":
+        write_masks(segmentation, path)
+    elif format_ == "dicom_seg":
+        from stunet.results.dicom_seg import write_dicom_seg
+
+        write_dicom_seg(segmentation, case.files[0], path)
+    elif path.name.endswith((".nii", ".nii.gz")) and "reoriented_affine" not in properties.get("nibabel_stuff", {}):
+        write_nifti(segmentation, path)
+    else:
+        writer.write_seg(segmentation.labels_DHW, str(path), properties)

@@ -1,0 +1,99 @@
+"""How does an image come in: from files or from an array, whole, finite, with the channels that the model takes?"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import numpy as np
+from nibabel.filebasedimages import ImageFileError
+from nibabel.spatialimages import HeaderDataError
+
+from stunet.errors import DataError
+from stunet.inference.cases import Case, Model
+from stunet.nifti import check_nifti
+
+# What nnU-Net, ITK, numpy and nibabel raise for files and images that they cannot take.
+UNREADABLE = (RuntimeError, ValueError, OSError, EOFError, AssertionError, IndexError, ImageFileError, HeaderDataError)
+
+
+class Raw(NamedTuple):
+    """A case as read: image (C, D, H, W), where from, what the reader says about it, the previous stage's labels."""
+
+    image_CDHW: np.ndarray
+    files: str
+    properties: dict[str, Any]
+    previous: np.ndarray | None = None
+
+
+def read(case: Case, model: Model, reader: Any) -> Raw:
+    """Reads a case whose files are images.
+
+    Args:
+        case: Its files.
+        model: Whose channels are expected.
+        reader: nnU-Net's, for the model's files.
+
+    Raises:
+        DataError: A file cannot be read, or is not a finite image with the model's channels.
+    """
+    files, channels = ", ".join(str(file) for file in case.files), model.channels
+    with readable(files):
+        for file in case.files:
+            check_nifti(file)
+        image, properties = reader.read_images([str(file) for file in case.files])
+        if len(image) != len(channels):
+            wanted = f"{len(channels)} ({', '.join(channels)})"
+            what = f"{files} holds {len(image)} channel(s), but the model takes {wanted}"
+            raise DataError(what, "one file per channel, CASE_0000, CASE_0001 ..., or all in CASE_0000")
+        _check_voxels(image, files)
+        previous = None if case.previous is None else reader.read_seg(str(case.previous))[0]
+    return Raw(image, files, properties, previous)
+
+
+def from_array(image: np.ndarray, spacing: Sequence[float] | None, channels: int) -> Raw:
+    """An array as a case; it is copied.
+
+    Args:
+        image: (D, H, W) or (C, D, H, W).
+        spacing: In mm, (D, H, W).
+        channels: C.
+
+    Raises:
+        DataError: Another shape, spacing that is none, or voxels that are not finite.
+    """
+    own = np.array(image[None] if image.ndim == 3 else image, np.float32)
+    if own.ndim != 4 or len(own) != channels:
+        raise DataError(
+            f"an array of shape {image.shape}, but the model takes {channels} channel(s) of three axes",
+            "(D, H, W), or (C, D, H, W) with C channels",
+        )
+    if spacing is None or len(spacing) != 3 or not all(edge > 0 for edge in spacing):
+        raise DataError(f"spacing {spacing!r} of an array is not three positive numbers", "in mm, (D, H, W)")
+    _check_voxels(own, "the array")
+    return Raw(own, "the array", {"spacing": [float(edge) for edge in spacing]})
+
+
+@contextmanager
+def readable(files: str) -> Iterator[None]:
+    """Names the files in the error that the block raises.
+
+    Raises:
+        DataError: Instead of everything that libraries raise for files that they cannot take.
+    """
+    try:
+        yield
+    except UNREADABLE as error:
+        what = last_line(error) or "the channels differ in shape or spacing"
+        raise DataError(f"cannot read or preprocess {files}: {what}", "look at it in a viewer") from error
+
+
+def last_line(error: BaseException) -> str:
+    """Of its message; libraries put the reason there."""
+    return (str(error).strip().splitlines() or [""])[-1]
+
+
+def _check_voxels(image: np.ndarray, files: str) -> None:
+    if image.size == 0:
+        raise DataError(f"no voxels in {files}", "look at it in a viewer")
+    if not all(np.isfinite(plane).all() for channel in image for plane in channel):
+        raise DataError(f"NaN or infinite voxels in {files}", "set them to the value of the background")

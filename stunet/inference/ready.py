@@ -1,0 +1,149 @@
+"""How does a network run fastest on this device, and in which precision?
+
+On the CPU: channels last, instance norms as group norms of one channel each, bfloat16 where the processor computes with
+it. On a GPU none of these: cuDNN's instance norm loses more in channels last than its convolutions gain, and group norm
+runs in float32 under autocast (reference figures in benchmarks/README.md); there it is autocast, as in nnU-Net.
+"""
+
+import itertools
+import os
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from stunet.errors import UsageError
+from stunet.networks import Pointwise3d
+
+HEADS = "seg_outputs"  # of an STUNet: logits in the ordinary layout are added several times faster
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+Weights = Mapping[str, Tensor]
+
+
+class ReadyNetwork:
+    """An ensemble of networks of one architecture that maps windows to logits.
+
+    Not for several threads at a time: the members take turns in one network.
+
+    Args:
+        network: The architecture, with deep supervision off. It is changed: ask the result, not the network.
+        weights: A state dict per member; none: the network as it is.
+        device: Where to compute.
+        precision: One of PRECISIONS, or "auto".
+        mirror_axes: Axes of space, 0 being the first, along which windows are also mirrored; logits are averaged.
+
+    Raises:
+        UsageError: The device does not compute in this precision.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        weights: Sequence[Weights],
+        device: torch.device,
+        precision: str = "auto",
+        mirror_axes: Sequence[int] = (),
+    ) -> None:
+        self.device = device
+        self.precision = resolve_precision(precision, device)
+        self.members = max(1, len(weights))
+        self._weights = weights
+        self._loaded: int | None = None if weights else 0
+        self._mirrored = [axes for n in range(len(mirror_axes)) for axes in itertools.combinations(mirror_axes, n + 1)]
+        self._network = prepare(network, device, self.precision)
+
+    @property
+    def is_mirrored(self) -> bool:
+        """Whether logits are averages over mirrored windows."""
+        return bool(self._mirrored)
+
+    def use(self, member: int) -> None:
+        """Computes with this member from now on."""
+        if member != self._loaded:
+            getattr(self._network, "_orig_mod", self._network).load_state_dict(self._weights[member])
+            self._loaded = member
+
+    def __call__(self, windows_BCDHW: Tensor) -> Tensor:
+        """Logits (B, K, D, H, W), averaged over the mirrored windows; in float32 if there are any."""
+        logits = self._forward(windows_BCDHW)
+        if not self._mirrored:
+            return logits
+        logits = logits.float()
+        for axes in self._mirrored:
+            dims = [2 + axis for axis in axes]
+            logits += self._forward(windows_BCDHW.flip(dims)).flip(dims)
+        return logits.div_(1 + len(self._mirrored))
+
+    def _forward(self, windows: Tensor) -> Tensor:
+        if self.device.type == "cpu":
+            layout = torch.channels_last_3d if windows.ndim == 5 else torch.channels_last
+            return self._network(windows.to(PRECISIONS[self.precision], memory_format=layout))
+        autocast: Any = nullcontext()
+        if self.precision != "fp32":
+            autocast = torch.autocast(self.device.type, PRECISIONS[self.precision])
+        with autocast:
+            return self._network(windows.contiguous())
+
+
+def prepare(network: nn.Module, device: torch.device, precision: str) -> nn.Module:
+    """The network on its device, in evaluation mode, in the form that is fastest there.
+
+    Args:
+        network: Changed in place.
+        device: Where it will run.
+        precision: One of PRECISIONS: on the CPU the type of its weights and inputs, elsewhere of autocast.
+    """
+    network = network.to(device).eval().requires_grad_(False)
+    if device.type == "cpu":
+        _replace_instance_norms(network)
+        for name, module in network.named_modules():
+            if isinstance(module, Pointwise3d) and not name.startswith(HEADS):
+                module.channels_last = True
+        layout = torch.channels_last_3d if _is_3d(network) else torch.channels_last
+        return network.to(PRECISIONS[precision]).to(memory_format=layout)  # type: ignore[call-overload]
+    if device.type == "cuda":
+        torch.backends.cudnn.benchmark = True  # windows have one shape
+        if os.environ.get("nnUNet_compile", "").lower() in ("true", "1", "t"):  # as nnU-Net's predictor
+            return torch.compile(network)  # type: ignore[return-value]
+    return network
+
+
+def resolve_precision(precision: str, device: torch.device) -> str:
+    """The name in PRECISIONS that `precision` means on this device; "auto": the fastest that it computes with.
+
+    Raises:
+        UsageError: The device does not compute in it.
+    """
+    if precision == "auto":
+        if device.type == "cpu":
+            return "bf16" if has_bf16() else "fp32"
+        return "fp16" if device.type == "cuda" else "fp32"
+    if precision not in PRECISIONS:
+        raise UsageError(f"unknown precision {precision!r}", f"--precision auto, {', '.join(PRECISIONS)}")
+    if device.type != "cuda" and precision == "fp16":
+        raise UsageError(f"--precision fp16 is for CUDA, not for {device.type}", "--precision auto")
+    if device.type == "mps" and precision != "fp32":
+        raise UsageError(f"--precision {precision} is not for mps", "--precision fp32")
+    return precision
+
+
+def has_bf16() -> bool:
+    """Whether this processor multiplies in bfloat16; emulated it is slower than float32."""
+    able = torch.cpu.get_capabilities()
+    return bool(able.get("avx512_bf16") or able.get("amx_bf16") or able.get("bf16"))
+
+
+def _is_3d(network: nn.Module) -> bool:
+    return any(isinstance(module, nn.Conv3d) for module in network.modules())
+
+
+def _replace_instance_norms(network: nn.Module) -> None:
+    """torch's instance norms, which copy to the ordinary layout and back, become group norms with the same weights."""
+    for module in list(network.modules()):
+        for name, norm in module.named_children():
+            if isinstance(norm, nn.InstanceNorm2d | nn.InstanceNorm3d) and not norm.track_running_stats:
+                group = nn.GroupNorm(norm.num_features, norm.num_features, norm.eps, norm.affine)
+                group.load_state_dict(norm.state_dict())
+                setattr(module, name, group)

@@ -1,0 +1,188 @@
+"""How does a preprocessed case become labels on the image's grid? Network, interpolation, back into the whole image.
+
+The network's logits are labelled as they come (windows.py, export.py), so that they are never there for the whole scan.
+Plans that resample logits in another way than nnU-Net's default are resampled by the function that they name.
+"""
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from nnunetv2.configuration import ANISO_THRESHOLD
+from nnunetv2.preprocessing.resampling.default_resampling import determine_do_sep_z_and_axis
+from torch import Tensor
+
+from stunet.inference import export
+from stunet.inference.probabilities import probabilities_file
+from stunet.inference.windows import SlidingWindow
+
+
+@dataclass
+class Segmenter:
+    """A network with what nnU-Net's plans say about its inputs and outputs.
+
+    Args:
+        windows: The network.
+        plans: nnU-Net's PlansManager.
+        configuration: nnU-Net's ConfigurationManager.
+        dataset: dataset.json.
+        lookup: The final value of each label, after the largest logit has been found; None: the labels themselves.
+    """
+
+    windows: SlidingWindow
+    plans: Any
+    configuration: Any
+    dataset: dict[str, Any]
+    lookup: np.ndarray | None = None
+
+    def __post_init__(self) -> None:
+        self.seconds = {"network": 0.0, "export": 0.0}  # of the last segment()
+        labels = self.plans.get_label_manager(self.dataset)
+        self._regions = list(labels.regions_class_order) if labels.has_regions else None
+        self._dtype = np.dtype(np.uint8 if len(labels.foreground_labels) < 255 else np.uint16)
+        if self.lookup is not None:
+            self._dtype = self.lookup.dtype
+
+    def segment(self, image_CDHW: Tensor, properties: dict[str, Any], probabilities: Path | None = None) -> np.ndarray:
+        """The segmentation on the grid of the file that the image was read from, uint8 or uint16.
+
+        Args:
+            image_CDHW: Preprocessed, with the previous stage's segmentation for a cascade.
+            properties: nnU-Net's, of this case.
+            probabilities: Where to write the probabilities of all classes or regions, an .npz as nnU-Net's.
+        """
+        self.seconds = dict.fromkeys(self.seconds, 0.0)
+        spacing = [properties["spacing"][axis] for axis in self.plans.transpose_forward]
+        labels = np.zeros(properties["shape_before_cropping"], self._dtype)
+        box = tuple(slice(*bounds) for bounds in properties["bbox_used_for_cropping"])
+        if probabilities is None:
+            self.segment_onto(labels[box], image_CDHW, self._spacing(spacing), spacing)
+        else:
+            forward, backward = self.plans.transpose_forward, self.plans.transpose_backward
+            shape = [labels.shape[axis] for axis in backward]
+            with probabilities_file(probabilities, (self.windows.classes, *shape)) as of_file:
+                here = of_file.transpose(0, *(1 + axis for axis in forward))
+                if self._regions is None:
+                    here[0] = 1  # outside the box
+                self.segment_onto(labels[box], image_CDHW, self._spacing(spacing), spacing, here[(slice(None), *box)])
+        return labels.transpose(self.plans.transpose_backward)
+
+    def segment_onto(
+        self,
+        target_DHW: np.ndarray,
+        image_CDHW: Tensor,
+        spacing: Sequence[float],
+        target_spacing: Sequence[float],
+        probabilities_KDHW: np.ndarray | None = None,
+    ) -> None:
+        """Writes labels and, if asked for, probabilities onto a grid that covers the same volume as the image.
+
+        On a device that runs out of memory with the logits of a row of windows, they are kept in the machine's.
+
+        Args:
+            target_DHW: Of any shape, filled with labels.
+            image_CDHW: Preprocessed.
+            spacing: Of the image, in mm.
+            target_spacing: Of the target, in mm; both only decide whether nnU-Net takes the nearest plane on an axis.
+            probabilities_KDHW: On the target's grid, filled.
+        """
+        given = (target_DHW, image_CDHW, spacing, target_spacing, probabilities_KDHW)
+        try:
+            self._segment_onto(*given)
+        except torch.OutOfMemoryError:
+            if not self.windows.on_device or self.windows.network.device.type == "cpu":
+                raise
+            torch.cuda.empty_cache()
+            self.windows.on_device = False
+            try:
+                self._segment_onto(*given)
+            finally:
+                self.windows.on_device = True
+
+    def _timed(self, slabs: Iterator[export.Slab]) -> Iterator[export.Slab]:
+        """The slabs; what is done until the next one is asked for is the export's time, the rest the network's."""
+        device, seconds = self.windows.network.device, self.seconds
+        last = time.perf_counter()
+        for slab in slabs:
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            now = time.perf_counter()
+            seconds["network"] += now - last
+            yield slab
+            last = time.perf_counter()
+            seconds["export"] += last - now
+
+    def _segment_onto(
+        self,
+        target: np.ndarray,
+        image: Tensor,
+        spacing: Sequence[float],
+        target_spacing: Sequence[float],
+        probabilities: np.ndarray | None,
+    ) -> None:
+        order = self.windows.order(image.shape[1:])
+        axes = self._axes(image.shape[1:], target.shape, spacing, target_spacing)
+        slabs = self._timed(self.windows.slabs(image))
+        if axes is None:
+            slabs, order = self._resampled(slabs, order, target.shape, spacing, target_spacing), [0, 1, 2]
+            axes = export.axes_between(target.shape, target.shape, None, 1)
+        one, two, three = (axes[axis] for axis in order)
+        labels = target.transpose(order)
+        if probabilities is None:
+
+            def write(start: int, values: Tensor) -> None:
+                labels[start : start + len(values)] = self._final(values)
+
+            export.label(slabs, (one, two, three), self._regions, write)
+            return
+        likely = probabilities.transpose(0, *(1 + axis for axis in order))
+
+        def write_both(start: int, values: Tensor, each: Tensor) -> None:
+            labels[start : start + len(values)] = self._final(values)
+            likely[:, start : start + len(values)] = each.cpu().numpy()
+
+        export.probabilities(slabs, (one, two, three), self._regions, write_both)
+
+    def _spacing(self, spacing: Sequence[float]) -> list[float]:
+        """The network's spacing in mm; a network of slices leaves their distance as it is."""
+        own = list(self.configuration.spacing)
+        return [*spacing[: len(spacing) - len(own)], *own]
+
+    def _final(self, labels: Tensor) -> np.ndarray:
+        values = labels.cpu().numpy()
+        return values if self.lookup is None else self.lookup[values]
+
+    def _axes(
+        self, source: Sequence[int], target: Sequence[int], spacing: Sequence[float], target_spacing: Sequence[float]
+    ) -> export.Axes | None:
+        """What nnU-Net's function for probabilities does, as axes; None where that cannot be said so."""
+        options = dict(self.configuration.configuration["resampling_fn_probabilities_kwargs"])
+        separate = {
+            "force_separate_z": options.get("force_separate_z", False),
+            "separate_z_anisotropy_threshold": options.get("separate_z_anisotropy_threshold", ANISO_THRESHOLD),
+        }
+        if self.configuration.configuration["resampling_fn_probabilities"] != "resample_data_or_seg_to_shape":
+            return None
+        order = options.get("order", 3)
+        is_separate, axis = determine_do_sep_z_and_axis(current_spacing=spacing, new_spacing=target_spacing, **separate)
+        if order not in (0, 1) or (is_separate and options.get("order_z", 0) != 0):
+            return None
+        return export.axes_between(source, target, axis if is_separate else None, order)
+
+    def _resampled(
+        self,
+        slabs: Iterator[export.Slab],
+        order: Sequence[int],
+        shape: Sequence[int],
+        spacing: Sequence[float],
+        target_spacing: Sequence[float],
+    ) -> Iterator[export.Slab]:
+        """All logits, resampled by the function that the plans name; their axes are those of the image again."""
+        parts = [(logits if start == 0 else logits[:, 1:]).cpu().clone() for start, logits in slabs]
+        logits = torch.cat(parts, 1).permute(0, *(1 + order.index(axis) for axis in range(3)))
+        resampled = self.configuration.resampling_fn_probabilities(logits, shape, spacing, target_spacing)
+        yield export.Slab(0, torch.as_tensor(resampled).float())

@@ -1,0 +1,145 @@
+"""How does a case become what the network is given: nnU-Net's steps, in about two copies of the image?
+
+Transpose, crop to what is not zero, normalise, resample, and list where each class is. nnU-Net's own parts do all of it
+but resampling, which is resampling.py's. Training (preprocessing_workers.py) and prediction (inference/) use this.
+"""
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from nnunetv2.configuration import ANISO_THRESHOLD
+from nnunetv2.preprocessing.cropping.cropping import crop_to_nonzero
+from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
+from nnunetv2.preprocessing.resampling.default_resampling import (
+    compute_new_shape,
+    determine_do_sep_z_and_axis,
+    resample_data_or_seg_to_shape,
+)
+
+from stunet.resampling import resample_image, resample_labels
+
+# What resample_data_or_seg_to_shape takes where the plans name nothing.
+DEFAULTS = {
+    "is_seg": False,
+    "order": 3,
+    "order_z": 0,
+    "force_separate_z": False,
+    "separate_z_anisotropy_threshold": ANISO_THRESHOLD,
+}
+ORDERS = {"data": (0, 1, 3), "seg": (1,)}  # that resampling.py knows
+log = logging.getLogger("stunet")
+
+
+def preprocessor_of(configuration: Any, verbose: bool = False, needs_mask: bool = True) -> DefaultPreprocessor:
+    """The preprocessor that a configuration names: ours where that is nnU-Net's default.
+
+    Args:
+        configuration: nnU-Net's ConfigurationManager.
+        verbose: Say what happens to a case.
+        needs_mask: Whether a case without labels needs what nnU-Net makes for it, the mask of what is not zero.
+    """
+    if configuration.preprocessor_name == DefaultPreprocessor.__name__:
+        return Preprocessor(verbose, needs_mask)
+    return configuration.preprocessor_class(verbose=verbose)
+
+
+class Preprocessor(DefaultPreprocessor):
+    """nnU-Net's default preprocessor: equal labels and properties, and images equal up to rounding in float32."""
+
+    def __init__(self, verbose: bool = True, needs_mask: bool = True) -> None:
+        super().__init__(verbose)
+        self.needs_mask = needs_mask
+
+    def run_case(
+        self, image_files: list[str], seg_file: str | None, plans: Any, configuration: Any, dataset: dict
+    ) -> tuple[np.ndarray, Any, dict]:
+        """As in nnU-Net; the labels are read first, and kept in as few bytes as they need."""
+        reader = plans.image_reader_writer_class()
+        labels = None if seg_file is None else _smallest(reader.read_seg(seg_file)[0])
+        image, properties = reader.read_images(image_files)
+        return self.run_case_npy(image, labels, properties, plans, configuration, dataset)
+
+    def run_case_npy(
+        self, data: np.ndarray, seg: np.ndarray | None, properties: dict, plans: Any, configuration: Any, dataset: dict
+    ) -> tuple[np.ndarray, Any, dict]:
+        """As in nnU-Net, but it uses up what it is given: `data` and `seg` are overwritten.
+
+        Args:
+            data: Image (C, D, H, W), as read.
+            seg: Labels (1, D, H, W), or a cascade's previous result, or None.
+            properties: From the reader: `spacing` in mm, array order; what nnU-Net notes is added.
+            plans: nnU-Net's PlansManager.
+            configuration: nnU-Net's ConfigurationManager.
+            dataset: dataset.json.
+
+        Returns:
+            Image (C, D, H, W) in float32; labels (1, D, H, W) in int8 or int16 with -1 outside, None without `seg`
+            unless `needs_mask`; properties.
+
+        Raises:
+            ValueError: Image and labels differ in shape.
+        """
+        if seg is not None and seg.shape[1:] != data.shape[1:]:
+            raise ValueError(f"Shape mismatch: the image has {data.shape[1:]} voxels, its labels {seg.shape[1:]}")
+        axes = (0, *(axis + 1 for axis in plans.transpose_forward))
+        image = data.astype(np.float32, copy=False).transpose(axes)
+        given = None if seg is None else _smallest(seg).transpose(axes)
+        spacing = [properties["spacing"][axis] for axis in plans.transpose_forward]
+        properties["shape_before_cropping"] = image.shape[1:]
+        image, labels, properties["bbox_used_for_cropping"] = crop_to_nonzero(image, given)
+        old_shape = properties["shape_after_cropping_and_before_resampling"] = image.shape[1:]
+        target = [*spacing[: 3 - len(configuration.spacing)], *configuration.spacing]  # 2D plans keep the slices
+        grids = (compute_new_shape(old_shape, spacing, target).tolist(), spacing, target)
+        image = self._normalize(image, labels, configuration, plans.foreground_intensity_properties_per_channel)
+        wants_labels = given is not None or self.needs_mask
+        labels = _resample(labels, "seg", configuration, *grids) if wants_labels else None
+        image = _resample(image, "data", configuration, *grids)
+        if self.verbose:
+            log.info("shape %s, spacing %s: shape %s, spacing %s", old_shape, spacing, image.shape[1:], target)
+        if labels is None:
+            return image, None, properties
+        if given is not None:
+            wanted = _sampled_classes(plans.get_label_manager(dataset))
+            properties["class_locations"] = self._sample_foreground_locations(labels, wanted, verbose=self.verbose)
+            labels = self.modify_seg_fn(labels, plans, dataset, configuration)
+        return image, labels.astype(np.int16 if labels.max() > 127 else np.int8, copy=False), properties
+
+
+def _smallest(labels: np.ndarray) -> np.ndarray:
+    """Labels, which nnU-Net reads as float32, in the smallest of int8, int16 and int32 that holds all of them."""
+    low, high = labels.min(), labels.max()
+    for kind in (np.int8, np.int16, np.int32):
+        if np.iinfo(kind).min <= low and high <= np.iinfo(kind).max:
+            small = labels.astype(kind)
+            return small if np.array_equal(small, labels) else labels
+    return labels
+
+
+def _resample(
+    array: np.ndarray, kind: str, configuration: Any, shape: Sequence[int], spacing: list[float], target: list[float]
+) -> np.ndarray:
+    """Resamples "data" or "seg" as the plans say; what resampling.py does not know is left to nnU-Net."""
+    plan = configuration.configuration
+    options = {**DEFAULTS, **plan[f"resampling_fn_{kind}_kwargs"]}
+    known = (
+        plan[f"resampling_fn_{kind}"] == resample_data_or_seg_to_shape.__name__
+        and options.keys() == DEFAULTS.keys()
+        and options["is_seg"] == (kind == "seg")
+        and options["order"] in ORDERS[kind]
+        and options["order_z"] == 0
+    )
+    if not known:
+        return getattr(configuration, f"resampling_fn_{kind}")(array, shape, spacing, target)
+    threshold = options["separate_z_anisotropy_threshold"]
+    _, axis = determine_do_sep_z_and_axis(options["force_separate_z"], spacing, target, threshold)
+    if kind == "seg":
+        return resample_labels(array, shape, axis)
+    return resample_image(array, shape, axis, options["order"])
+
+
+def _sampled_classes(labels: Any) -> list[Any]:
+    """The classes or regions that nnU-Net lists places of; with an ignore label also all that is annotated."""
+    classes = labels.foreground_regions if labels.has_regions else labels.foreground_labels
+    return [*classes, [-1, *labels.all_labels]] if labels.has_ignore_label else list(classes)

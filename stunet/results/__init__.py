@@ -1,0 +1,1 @@
+"""What a finished segmentation becomes: named files, statistics, pictures, reports. Start at segmentation.py."""

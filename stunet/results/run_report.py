@@ -1,0 +1,126 @@
+"""What did a run do, with what, and how long did each part take? One JSON file for it.
+
+The command fills a RunReport case by case and writes it at the end, also after an error or an interruption.
+"""
+
+import platform
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from stunet import __version__
+from stunet.errors import DataError, StunetError
+from stunet.files import write_json
+
+STAGES = ("read", "preprocess", "network", "export", "write")
+PACKAGES = ("nnunetv2", "torch")
+
+
+@dataclass
+class CaseReport:
+    """One case.
+
+    Attributes:
+        name: Of the case.
+        seconds: Wall time by stage, of STAGES; a stage that was not reached is missing.
+        peak_gb: The largest memory that the process had by the end of the case; it never falls from case to case.
+        device_peak_gb: That of the GPU, where the caller knows it.
+        error: What went wrong, with the hint; None after success.
+        files: What was written.
+    """
+
+    name: str
+    seconds: dict[str, float] = field(default_factory=dict)
+    peak_gb: float | None = None
+    device_peak_gb: float | None = None
+    error: str | None = None
+    files: list[str] = field(default_factory=list)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Adds the time that its block takes, also when it fails.
+
+        Raises:
+            ValueError: `name` is none of STAGES.
+        """
+        if name not in STAGES:
+            raise ValueError(f"{name!r} is none of {', '.join(STAGES)}")
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] = round(self.seconds.get(name, 0.0) + time.perf_counter() - start, 6)
+            self.peak_gb = round(peak_gb(), 3)
+
+    def fail(self, error: StunetError) -> None:
+        """Notes an error as the command shows it."""
+        self.error = f"{error.message}; {error.hint}" if error.hint else error.message
+
+
+@dataclass
+class RunReport:
+    """A run.
+
+    Attributes:
+        command: As it was called, argument by argument.
+        device: That the network ran on.
+        made_by: What decides the results, as Predictor.made_by has it, with the hashes of the weights.
+        versions: Of Python and packages.
+        started: In UTC, ISO 8601.
+        cases: One per case, in the order of the run.
+    """
+
+    command: Sequence[str]
+    device: str
+    made_by: Mapping[str, Any]
+    versions: dict[str, str] = field(default_factory=lambda: versions())
+    started: str = field(default_factory=lambda: _now())
+    cases: list[CaseReport] = field(default_factory=list)
+
+    def case(self, name: str) -> CaseReport:
+        """A new case."""
+        self.cases.append(CaseReport(name))
+        return self.cases[-1]
+
+    def write(self, path: Path) -> None:
+        """Writes what there is, with the end of the run: now.
+
+        Raises:
+            DataError: The folder is missing or cannot be written.
+            OSError: The disk is full.
+        """
+        failed = sum(case.error is not None for case in self.cases)
+        content = {**asdict(self), "ended": _now(), "succeeded": len(self.cases) - failed, "failed": failed}
+        try:
+            write_json(path, content)
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError) as error:
+            raise DataError(f"cannot write the report {str(path)!r}: {error.strerror}", "name another file") from None
+
+
+def versions() -> dict[str, str]:
+    """Of Python and the packages that decide results, read from their metadata; torch is not imported for it."""
+    found = {"stunet": __version__, "python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:  # put on the path by hand
+            found[package] = "unknown"
+    return found
+
+
+def peak_gb() -> float:
+    """The largest resident memory of this process so far, in 10^9 bytes; getrusage counts in KiB, on macOS in bytes."""
+    import resource  # not on Windows
+
+    size = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return size * (1 if sys.platform == "darwin" else 1024) / 1e9
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

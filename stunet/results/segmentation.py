@@ -1,0 +1,151 @@
+"""What is a finished segmentation? Its labels, the names of their values, and where its voxels lie.
+
+Everything else in this folder takes a Segmentation; the prediction makes one of what it has in memory.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from stunet.classes import head_classes
+from stunet.errors import DataError
+
+if TYPE_CHECKING:
+    import SimpleITK
+
+LPS_OF_RAS = np.diag([-1.0, -1.0, 1.0])  # nibabel's world is RAS, that of ITK and DICOM is LPS
+
+
+@dataclass(frozen=True)
+class Segmentation:
+    """Labels on the grid of a file.
+
+    Attributes:
+        labels_DHW: Values, uint8 or uint16; a 2D image is one slice.
+        names: Value in `labels_DHW` by name of the class, without the background, which is 0.
+        spacing: In mm, (D, H, W); for the one slice of a 2D image the first is nnU-Net's, and no thickness.
+        origin: Of the first voxel in mm, ITK's (x, y, z) in LPS; two numbers where the file is a 2D image.
+        direction: ITK's direction cosines, row by row: 9 numbers, or 4.
+        regions: For a model of regions the values whose union each name is; they may overlap. Empty for others.
+    """
+
+    labels_DHW: np.ndarray
+    names: Mapping[str, int]
+    spacing: tuple[float, ...]
+    origin: tuple[float, ...]
+    direction: tuple[float, ...]
+    regions: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+
+    @classmethod
+    def from_properties(
+        cls, labels_DHW: np.ndarray, properties: Mapping[str, Any], dataset: Mapping[str, Any]
+    ) -> "Segmentation":
+        """A segmentation with the geometry that one of nnU-Net's readers said the image has.
+
+        Args:
+            labels_DHW: In the axes of the image as the reader gave it.
+            properties: The reader's: sitk_stuff, nibabel_stuff, or only `spacing` (TIFF, PNG: placed at 0).
+            dataset: dataset.json with the `labels` of the values, of regions also with regions_class_order.
+
+        Raises:
+            DataError: The values have no names, or do not fit 16 bits.
+        """
+        names, regions = class_names(dataset)
+        if labels_DHW.dtype not in (np.uint8, np.uint16):
+            top = int(labels_DHW.max(initial=0))
+            if top > np.iinfo(np.uint16).max or int(labels_DHW.min(initial=0)) < 0:
+                raise DataError(f"the segmentation has value {top}, more than 16 bits hold", "renumber the labels")
+            labels_DHW = labels_DHW.astype(np.uint8 if top <= np.iinfo(np.uint8).max else np.uint16)
+        return cls(labels_DHW, names, *_place(properties), regions)
+
+    @cached_property
+    def value_names(self) -> dict[int, str]:
+        """What a voxel of each value is.
+
+        With regions a value is what is left of its region without those in it that do not have the value: where a
+        tumour of 1 and 2 has a core of 2, value 1 is `tumour without core`.
+        """
+        if not self.regions:
+            return {value: name for name, value in self.names.items()}
+        return {value: self._remainder(name, value) for name, value in self.names.items()}
+
+    def values(self, name: str) -> tuple[int, ...]:
+        """All values that belong to a class."""
+        return self.regions.get(name, (self.names[name],))
+
+    @property
+    def is_2d(self) -> bool:
+        """Whether the file is a 2D image, whose slice has no thickness."""
+        return len(self.origin) == 2
+
+    @property
+    def voxel_mm3(self) -> float | None:
+        """The volume of a voxel; none in a 2D image."""
+        return None if self.is_2d else float(np.prod(self.spacing))
+
+    @property
+    def affine_ras(self) -> np.ndarray:
+        """The matrix of a NIfTI file, (4, 4): from voxel (x, y, z) to mm in RAS; a 2D image lies in the plane z = 0."""
+        size = len(self.origin)
+        affine = np.eye(4)
+        affine[:size, :size] = np.reshape(self.direction, (size, size)) * self.spacing[::-1][:size]
+        affine[:size, 3] = self.origin
+        return np.diag([*np.diag(LPS_OF_RAS), 1.0]) @ affine
+
+    def to_sitk(self) -> "SimpleITK.Image":
+        """The image as ITK has it; 2D where the file is."""
+        import SimpleITK
+
+        image = SimpleITK.GetImageFromArray(self.labels_DHW[0] if self.is_2d else self.labels_DHW)
+        image.SetSpacing(self.spacing[::-1][: image.GetDimension()])
+        image.SetOrigin(self.origin)
+        image.SetDirection(self.direction)
+        return image
+
+    def _remainder(self, name: str, value: int) -> str:
+        inside = {
+            other: set(values) & set(self.values(name))
+            for other, values in self.regions.items()
+            if other != name and value not in values
+        }
+        parts = [other for other, values in inside.items() if values and not any(values < v for v in inside.values())]
+        return f"{name} without {', '.join(parts)}" if parts else name
+
+
+def class_names(dataset: Mapping[str, Any]) -> tuple[dict[str, int], dict[str, tuple[int, ...]]]:
+    """Value by class and, for regions, the values that each is made of, from a dataset.json.
+
+    nnU-Net writes the i-th number of regions_class_order where the i-th region is found, later ones over earlier.
+
+    Raises:
+        DataError: There are regions, but not one number of regions_class_order for each.
+    """
+    labels = dataset["labels"]
+    values = {name: tuple(np.atleast_1d(labels[name]).astype(int).tolist()) for name in head_classes(labels)}
+    values = {name: value for name, value in values.items() if set(value) != {0}}
+    if all(len(value) == 1 for value in values.values()):
+        return {name: value[0] for name, value in values.items()}, {}
+    order = dataset.get("regions_class_order") or []
+    if len(order) != len(values):
+        raise DataError(
+            f"{len(values)} regions ({', '.join(values)}) and {len(order)} numbers in regions_class_order",
+            "give dataset.json one number for each region",
+        )
+    return dict(zip(values, map(int, order), strict=True)), values
+
+
+def _place(properties: Mapping[str, Any]) -> tuple[tuple[float, ...], tuple[float, ...], tuple[float, ...]]:
+    """Spacing (D, H, W), and origin and direction as ITK has them."""
+    spacing = tuple(map(float, properties["spacing"]))
+    if itk := properties.get("sitk_stuff"):
+        return spacing, tuple(map(float, itk["origin"])), tuple(map(float, itk["direction"]))
+    if nibabel := properties.get("nibabel_stuff"):
+        affine = np.asarray(nibabel.get("reoriented_affine", nibabel["original_affine"]), float)
+        axes, origin = LPS_OF_RAS @ affine[:3, :3], LPS_OF_RAS @ affine[:3, 3]
+        lengths = np.linalg.norm(axes, axis=0)  # the header's pixdim may say something else
+        return tuple(lengths[::-1].tolist()), tuple(origin.tolist()), tuple((axes / lengths).ravel().tolist())
+    size = 2 if spacing[0] == 999 else 3  # how nnU-Net's reader of PNG marks a 2D image
+    return spacing, (0.0,) * size, tuple(np.eye(size).ravel().tolist())
