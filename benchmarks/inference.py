@@ -14,7 +14,6 @@ import argparse
 import json
 import shutil
 import statistics
-import subprocess
 import sys
 from pathlib import Path
 
@@ -77,7 +76,7 @@ def predict(tool: str, name: str, images: Path, work: Path, environment: dict[st
     model, recipe = model_folder(name, work), RECIPES[name]
     trainer, plans, _ = model.name.split("__")
     named = ["-d", str(recipe.number), "-c", CONFIGURATION, "-p", plans, "-tr", trainer, "-f", recipe.fold]
-    report = ["--report", f"{out}.json"] if tool == OURS and has_report() else []
+    report = ["--report", f"{out}.json"] if tool == OURS else []
     command = [str(BIN / tool), "-i", str(images), "-o", str(out), *named, "-device", "cpu", *options, *report]
     usage, _ = run(command, environment)
     figures = {"wall s": usage.wall_s, "CPU s": usage.cpu_s, "peak MB": usage.peak / 1e6}
@@ -85,11 +84,6 @@ def predict(tool: str, name: str, images: Path, work: Path, environment: dict[st
         (case,) = read_json(Path(f"{out}.json"))["cases"]
         figures |= {f"{stage} s": seconds for stage, seconds in case["seconds"].items()}
     return figures
-
-
-def has_report() -> bool:
-    """Whether stunet_predict can tell what its stages took."""
-    return "--report" in subprocess.run([BIN / OURS, "--help"], capture_output=True, text=True, check=True).stdout
 
 
 def stock_export(name: str, images: Path, work: Path, environment: dict[str, str]) -> Figures:
