@@ -1,8 +1,9 @@
 """What does a command cost, with all processes that it starts? Wall time, CPU time, and peak memory. Needs Linux.
 
-Memory is the highest sum of the proportional set sizes (PSS: a page that several processes share counts once) of all
-processes, seen every 50 ms; where looking takes long, as it does with gigabytes, less often, so that it stays below a
-tenth of the time. preprocessing.py and inference.py measure with it.
+Memory is the highest sum over all processes, seen every 50 ms; where looking takes long, as it does with gigabytes, less
+often, so that it stays below a tenth of the time. A page that several of them share counts once (proportional set
+size, PSS). Of files, which are libraries for the most part, the process counts that has most of them in memory: the PSS
+of a library would depend on who else on the machine uses it.
 """
 
 import contextlib
@@ -42,7 +43,7 @@ def run(command: Sequence[str], environment: Mapping[str, str] | None = None) ->
         try:
             while process.poll() is None:
                 looked = time.monotonic()
-                peak = max(peak, sum(map(pss_bytes, descendants(os.getpid()))))
+                peak = max(peak, memory(descendants(os.getpid())))
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     process.wait(max(INTERVAL_S, 9 * (time.monotonic() - looked)))
             wall = time.monotonic() - started
@@ -75,10 +76,19 @@ def descendants(pid: int) -> list[int]:
     return children + [below for child in children for below in descendants(child)]
 
 
-def pss_bytes(pid: int) -> int:
-    """The memory of a process in bytes; a page that n processes share counts as a n-th."""
-    try:
-        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-    except OSError:  # it has just ended
-        return 0
-    return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:"))
+def memory(pids: Sequence[int]) -> int:
+    """The memory of processes in bytes."""
+    own, files = 0, 0
+    for pid in pids:
+        with contextlib.suppress(OSError):  # it has just ended
+            size = _sizes(f"/proc/{pid}/smaps_rollup") | _sizes(f"/proc/{pid}/status")
+            own += size["Pss_Anon"] + size["Pss_Shmem"]
+            files = max(files, size["RssFile"])
+    return own + files
+
+
+def _sizes(file: str) -> dict[str, int]:
+    """What a file of /proc says, in bytes, as far as it is in kB."""
+    lines = (line.split() for line in Path(file).read_text().splitlines())
+    sizes = {words[0].rstrip(":"): int(words[1]) * 1024 for words in lines if words[-1] == "kB"}
+    return {"Pss_Anon": 0, "Pss_Shmem": 0, "RssFile": 0} | sizes  # an ending process has none
