@@ -1,7 +1,7 @@
 """What does a command cost, with all processes that it starts? Wall time, CPU time, and peak memory. Needs Linux.
 
-Memory is the highest sum over all processes, seen every 50 ms; where looking takes long, as it does with gigabytes, less
-often, so that it stays below a tenth of the time. A page that several of them share counts once (proportional set
+Memory is the highest sum over all processes, seen every 50 ms; where looking takes long, as it does with gigabytes,
+less often, so that it stays below a tenth of the time. A page that several of them share counts once (proportional set
 size, PSS). Of files, which are libraries for the most part, the process counts that has most of them in memory: the PSS
 of a library would depend on who else on the machine uses it.
 """
@@ -81,14 +81,13 @@ def memory(pids: Sequence[int]) -> int:
     own, files = 0, 0
     for pid in pids:
         with contextlib.suppress(OSError):  # it has just ended
-            size = _sizes(f"/proc/{pid}/smaps_rollup") | _sizes(f"/proc/{pid}/status")
-            own += size["Pss_Anon"] + size["Pss_Shmem"]
-            files = max(files, size["RssFile"])
-    return own + files
+            own += sum(_kilobytes(f"/proc/{pid}/smaps_rollup", "Pss_Anon", "Pss_Shmem"))
+            files = max(files, *_kilobytes(f"/proc/{pid}/status", "RssFile"))
+    return 1024 * (own + files)
 
 
-def _sizes(file: str) -> dict[str, int]:
-    """What a file of /proc says, in bytes, as far as it is in kB."""
+def _kilobytes(file: str, *names: str) -> list[int]:
+    """Values of a file of /proc; 0 for what an ending process does not have any more."""
     lines = (line.split() for line in Path(file).read_text().splitlines())
-    sizes = {words[0].rstrip(":"): int(words[1]) * 1024 for words in lines if words[-1] == "kB"}
-    return {"Pss_Anon": 0, "Pss_Shmem": 0, "RssFile": 0} | sizes  # an ending process has none
+    values = {words[0].rstrip(":"): int(words[1]) for words in lines if words[-1] == "kB"}
+    return [values.get(name, 0) for name in names]
