@@ -209,18 +209,12 @@ class Pointwise3d(nn.Conv3d):
     """A 1x1x1 convolution of stride 1, (B, C, D, H, W) -> (B, C', D, H, W), on the CPU as a matrix product.
 
     oneDNN's convolution writes a layout of its own first: for a head with 105 classes that doubles the time.
-    With `channels_last` its results are in torch's channels_last_3d; inference/ready.py sets it.
     """
-
-    channels_last = False
 
     def forward(self, x: Tensor) -> Tensor:
         if not x.is_cpu:
             return super().forward(x)
-        weight = self.weight.flatten(1)
-        if self.channels_last:
-            return F.linear(x.movedim(1, -1), weight, self.bias).movedim(-1, 1)
-        bias, weight = self.bias[:, None], weight.expand(len(x), -1, -1)  # type: ignore[index]
+        bias, weight = self.bias[:, None], self.weight.flatten(1).expand(len(x), -1, -1)  # type: ignore[index]
         return torch.baddbmm(bias, weight, x.flatten(2)).unflatten(2, x.shape[2:])
 
 

@@ -90,15 +90,16 @@ class _Taps:
 
     @classmethod
     def of(cls, old: int, new: int, nearest_only: bool = False) -> "_Taps":
-        # The order of the operations is that of scipy's NI_ZoomShift: ties depend on the last bit.
-        position = np.clip((np.arange(new) + 0.5) * (old / new) - 0.5, 0, old - 1)
-        nearest = np.floor(position + 0.5).astype(np.intp)
+        # Ties depend on the last bit, so this is what scipy's NI_ZoomShift does, in its order: weights are those of the
+        # position, also outside the image, where only the neighbours are kept to it.
+        position = (np.arange(new) + 0.5) * (old / new) - 0.5
+        nearest = np.clip(np.floor(position + 0.5), 0, old - 1).astype(np.intp)
         low = np.floor(position)
         if nearest_only or (low == position).all():
             return cls((nearest,), (np.ones(new),), nearest)
         first = 1 - (position - low)
-        low = low.astype(np.intp)
-        return cls((low, np.minimum(low + 1, old - 1)), (first, 1 - first), nearest)
+        neighbours = [np.clip(low + offset, 0, old - 1).astype(np.intp) for offset in range(2)]
+        return cls(tuple(neighbours), (first, 1 - first), nearest)
 
 
 @dataclass(frozen=True)
@@ -117,8 +118,8 @@ def _matrix(old: int, new: int, order: int, block: int = BLOCK) -> list[_Rows]:
 
 
 def _rows(rows: np.ndarray, old: int, new: int, order: int, padding: int) -> _Rows:
-    size = old + 2 * padding  # within the padding scipy does not keep positions to the image
-    position = np.clip((rows + 0.5) * (old / new) - 0.5 + padding, 0, size - 1)
+    size = old + 2 * padding
+    position = (rows + 0.5) * (old / new) - 0.5 + padding
     start = np.floor(position).astype(np.intp) - order // 2
     first, last = max(start[0] - REACH, 0), min(start[-1] + order + REACH, size - 1)
     coefficients = np.eye(last + 1 - first)
@@ -126,8 +127,7 @@ def _rows(rows: np.ndarray, old: int, new: int, order: int, padding: int) -> _Ro
         coefficients = spline_filter1d(coefficients, order, axis=0, mode="mirror")
     evaluation = np.zeros((len(rows), last + 1 - first))
     for tap, weight in enumerate(_weights(position - np.floor(position), order)):
-        index = np.abs(start + tap)  # beyond the end scipy mirrors the coefficients
-        index = np.minimum(index, 2 * (size - 1) - index)
+        index = np.clip(start + tap, 0, size - 1)
         np.add.at(evaluation, (np.arange(len(rows)), index - first), weight)
     fitted = evaluation @ coefficients
     voxels = np.clip(np.arange(first, last + 1) - padding, 0, old - 1)  # what continues the image repeats its edge

@@ -62,7 +62,7 @@ def test_a_folder_is_predicted_with_settings_beside_the_results(
     assert captured.out.splitlines() == ["out/a.nii.gz", "out/b.nii.gz"]
     assert "predict 3d_fullres: 2 of 2" in captured.err
     settings = ["dataset.json", "plans.json", "predict_from_raw_data_args.json"]
-    assert names("out") == ["a.nii.gz", "b.nii.gz", *settings]
+    assert names("out") == ["a.nii.gz", "b.nii.gz", settings[0], "itksnap_labels.txt", *settings[1:]]
     model = place / "nnUNet_results" / DATASET / MODEL
     for name in settings[:2]:
         assert json.loads((place / "out" / name).read_text()) == json.loads((model / name).read_text())

@@ -19,8 +19,10 @@ from stunet.errors import DataError, Interrupted, WeightsError
 from stunet.networks import STUNet
 from stunet.nnunet import exchanged
 from stunet.plans.check import difference, of_a_run
+from stunet.trainers.augmentation import CornerVote
 from stunet.trainers.batches import SeededBatches
 from stunet.trainers.listener import Listener, Silent
+from stunet.trainers.online_validation import CountedValidation
 from stunet.weights.checkpoints import load_checkpoint, save_checkpoint
 
 FINAL, LATEST, BEST = "checkpoint_final.pth", "checkpoint_latest.pth", "checkpoint_best.pth"  # nnU-Net's names
@@ -28,7 +30,7 @@ SAVE_INTERVAL_S = 600.0  # at most this much work is lost by a power cut; nnU-Ne
 PLOT_INTERVAL_S = 60.0  # nnU-Net's progress.png takes seconds to draw, as long as a short epoch
 
 
-class PlannedTrainer(nnUNetTrainer):
+class PlannedTrainer(CountedValidation):
     """nnU-Net's trainer with its values taken from the plan's `stunet` block (see plans/values.py)."""
 
     network: Any  # an STUNet, which nnU-Net wraps in OptimizedModule and DistributedDataParallel
@@ -104,6 +106,12 @@ class PlannedTrainer(nnUNetTrainer):
             SeededBatches(train, (seed, 0, rank), start, len(self._known), workers, pin),
             SeededBatches(validation, (seed, 1, rank), start_validation, 0, min(workers, max(1, workers // 2)), pin),
         )
+
+    @staticmethod
+    def get_training_transforms(*args: Any, **kwargs: Any) -> Any:
+        """nnU-Net's augmentation; segmentations are rotated and scaled as there, but in one go for all labels."""
+        with exchanged(host, SpatialTransform=CornerVote):
+            return nnUNetTrainer.get_training_transforms(*args, **kwargs)
 
     def plot_network_architecture(self) -> None:
         """Nothing: the drawing package that nnU-Net looks for is no dependency of it any more."""

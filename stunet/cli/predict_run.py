@@ -80,6 +80,7 @@ def _run_stage(
         todo = _to_do(pipeline, cases, keep=args.continue_prediction and whole_folder)
         if whole_folder:
             write_record(target, _settings(args, target), stage.made_by, stage.result_dataset, stage.model.plans)
+            pipeline.write_label_table()
         progress.total = len(todo)
         return _follow(pipeline, todo, progress, last, report, args)
 

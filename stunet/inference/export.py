@@ -1,37 +1,31 @@
 """How do logits on the network's grid become labels on the image's, without the logits ever being there for all voxels?
 
 nnU-Net interpolates the logits of every class to the image's grid and takes the largest. Most voxels lie between eight
-grid points that agree on the largest class, and linear interpolation keeps that order: no interpolation is needed
-there. Elsewhere only classes are interpolated that can win: within a block of grid points a class whose largest value
-is below the smallest value of another one is below it at every voxel in between. Both are exact, so the labels are
-those of interpolating all classes in float32. Where so many classes remain that this does not pay, as with noise, the
-classes are interpolated one after the other.
+grid points at which the same class is the largest, and linear interpolation keeps that order: where its value is the
+largest at all of them, so is any average of it. Only the other voxels, some per cent with a trained network, are
+interpolated. That is no approximation: the labels are those of interpolating all voxels in float32.
 
 windows.py brings the logits, a slab of planes at a time; interpolation.py has the grids.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from stunet.inference.interpolation import Axis, Corners, axis, interpolate
+from stunet.inference.interpolation import Axes, axis, between
 
-BLOCK = 8  # grid steps: smaller blocks rule out more classes, larger ones cost less to look through
-# Time of one class at one voxel that is fetched alone, in that of one among all voxels: benchmarks/README.md.
-ALONE = 8.0
-VOXELS = 2**22  # of one class that are interpolated at a time, about
-
-Axes = tuple[Axis, Axis, Axis]
+VOXELS = 2**22  # of the target grid that are labelled at a time
+VALUES_CPU = 2**19  # interpolated at a time: 2 MB, which caches hold
+VALUES_GPU = 2**25
 
 
 class Slab(NamedTuple):
-    """Logits (K, planes, H, W) in float32 from plane `start` on; it begins with the last plane of the slab before."""
+    """Logits (planes, H, W, K) from plane `start` on; it begins with the last plane of the slab before."""
 
     start: int
-    logits_KDHW: Tensor
+    logits_DHWK: Tensor
 
 
 def axes_between(source: Sequence[int], target: Sequence[int], nearest_axis: int | None, order: int) -> Axes:
@@ -62,8 +56,14 @@ def label(
             the number of the largest logit, the smaller number where two are equal.
         write: Takes the first plane and labels (planes, H, W) in int16.
     """
-    for start, part, here in _parts(slabs, axes, voxels=VOXELS):
-        write(start, _largest(part, here) if regions is None else _regions(part, here, regions))
+    for start, logits, here in _parts(slabs, axes, VOXELS):
+        labels = _decide(logits, regions)
+        voxels = _where_corners_differ(labels if regions is None else _pattern(logits), here)
+        for dim, each in enumerate(here):
+            labels = labels.index_select(dim, each.lower)
+        for some, values in _interpolated(logits, here, voxels):
+            labels[tuple(each[some] for each in voxels)] = _decide(values, regions)
+        write(start, labels)
 
 
 def probabilities(
@@ -73,148 +73,61 @@ def probabilities(
 
     The softmax over classes, or for regions the sigmoid of each, in float32.
     """
-    for start, part, here in _parts(slabs, axes, voxels=VOXELS // 32):
-        values = interpolate(part, here)
-        if regions is None:
-            values = values.softmax(0)
-            write(start, _argmax(values), values)
-        else:
-            values = values.sigmoid_()
-            write(start, _overwritten(values > 0.5, regions), values)
+    for start, logits, here in _parts(slabs, axes, VOXELS // 32):
+        shape = [len(each.lower) for each in here]
+        voxels = torch.unravel_index(torch.arange(shape[0] * shape[1] * shape[2], device=logits.device), shape)
+        values = torch.cat([values for _, values in _interpolated(logits, here, voxels)])
+        likely = values.softmax(-1) if regions is None else values.sigmoid()
+        write(start, _decide(values, regions).view(shape), likely.T.reshape(-1, *shape))
 
 
-def labels_of(regions: Sequence[int] | None, lookup: np.ndarray | None) -> Callable[[Tensor], np.ndarray]:
-    """What turns the results of label() into those of another label system, if there is one."""
-
-    def apply(labels: Tensor) -> np.ndarray:
-        values = labels.cpu().numpy()
-        return values if lookup is None else lookup[values]
-
-    return apply
-
-
-def _parts(slabs: Iterable[Slab], axes: Axes, voxels: int) -> Iterable[tuple[int, Tensor, Axes]]:
+def _parts(slabs: Iterable[Slab], axes: Axes, voxels: int) -> Iterator[tuple[int, Tensor, Axes]]:
     """Cuts slabs into parts of about so many target voxels: first target plane, logits, and axes of the part."""
-    per_plane = len(axes[1].lower) * len(axes[2].lower)
+    planes = max(1, voxels // (len(axes[1].lower) * len(axes[2].lower)))
     for start, logits in slabs:
         device = logits.device
-        last = start + logits.shape[1] - 1
-        scale = max(1.0, len(axes[0].lower) / axes[0].size)
-        steps = max(1, min(BLOCK, int(voxels / per_plane / scale)))
-        for low in range(start, max(last, start + 1), steps):
-            high = min(low + steps, last)
-            begin, end = axes[0].planes(low, high)
-            # A nearest axis with a thousandfold more target planes would make parts of any size.
-            for first in range(begin, end, max(1, voxels // per_plane)):
-                stop = min(end, first + max(1, voxels // per_plane))
-                here = axes[0].part(first, stop, low)
-                part = logits[:, low - start : high - start + 1]
-                yield first, part, (here.to(device), axes[1].to(device), axes[2].to(device))
+        height, width = axes[1].to(device), axes[2].to(device)
+        begin, end = axes[0].planes(start, start + len(logits) - 1)
+        for first in range(begin, end, planes):
+            stop = min(end, first + planes)
+            low, high = int(axes[0].lower[first]), int(axes[0].upper[stop - 1])
+            part = logits[low - start : high - start + 1].float()
+            yield first, part, (axes[0].part(first, stop, low).to(device), height, width)
 
 
-def _largest(logits_KDHW: Tensor, axes: Axes) -> Tensor:
-    """The class of the largest interpolated logit at every target voxel."""
-    winner = _argmax(logits_KDHW)
-    labels, voxels = _where_corners_agree(winner, axes)
-    if len(voxels[0]) == 0:
-        return labels
-    can_win = _can_win(logits_KDHW)
-    block = _block_of(voxels, axes, can_win.shape[1:])
-    can_win = can_win.flatten(1)
-    counts = torch.bincount(block, minlength=can_win.shape[1])
-    alone = int((can_win * counts).sum())
-    if alone * ALONE > labels.numel() * len(logits_KDHW):
-        return _argmax_interpolated(logits_KDHW, axes)
-    corners = Corners(voxels, axes, logits_KDHW.shape[1:])
-    best = torch.full((len(block),), -torch.inf, device=labels.device)
-    best_label = torch.zeros(len(block), dtype=labels.dtype, device=labels.device)
-    for number in torch.nonzero((can_win * counts).sum(1))[:, 0].tolist():
-        some = torch.nonzero(can_win[number][block])[:, 0]
-        values = corners.values(logits_KDHW[number], some)
-        better = values > best[some]
-        some = some[better]
-        best[some] = values[better]
-        best_label[some] = number
-    labels[voxels] = best_label
+def _decide(values: Tensor, regions: Sequence[int] | None) -> Tensor:
+    """The labels (...) in int16 of values (..., K)."""
+    if regions is None:
+        return values.argmax(-1).to(torch.int16)
+    labels = torch.zeros(values.shape[:-1], dtype=torch.int16, device=values.device)
+    for number, region in enumerate(regions):
+        labels.masked_fill_(values[..., number] > 0, region)
     return labels
 
 
-def _regions(logits_KDHW: Tensor, axes: Axes, regions: Sequence[int]) -> Tensor:
-    """Each region is where its interpolated logit is above 0."""
-    labels = torch.zeros([len(each.lower) for each in axes], dtype=torch.int16, device=logits_KDHW.device)
-    for logits, value in zip(logits_KDHW, regions, strict=True):
-        inside, voxels = _where_corners_agree((logits > 0).to(torch.int16), axes)
-        if len(voxels[0]):
-            corners = Corners(voxels, axes, logits.shape)
-            everywhere = torch.arange(len(voxels[0]), device=logits.device)
-            inside[voxels] = (corners.values(logits, everywhere) > 0).to(torch.int16)
-        labels[inside > 0] = value
-    return labels
+def _pattern(logits: Tensor) -> Tensor:
+    """A number for each combination of regions."""
+    bits = 2 ** torch.arange(logits.shape[-1], device=logits.device)
+    return ((logits > 0) * bits).sum(-1)
 
 
-def _overwritten(inside_KDHW: Tensor, regions: Sequence[int]) -> Tensor:
-    labels = torch.zeros(inside_KDHW.shape[1:], dtype=torch.int16, device=inside_KDHW.device)
-    for inside, value in zip(inside_KDHW, regions, strict=True):
-        labels[inside] = value
-    return labels
-
-
-def _where_corners_agree(values_DHW: Tensor, axes: Axes) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
-    """The values of the lower corners of all target voxels, and the voxels at which the corners differ."""
+def _where_corners_differ(values_DHW: Tensor, axes: Axes) -> tuple[Tensor, ...]:
+    """The target voxels that lie between grid points of different values, as one tensor of indices per axis."""
     least = most = values_DHW
-    for dim in range(3):
+    for dim, each in enumerate(axes):
         size = least.shape[dim]
-        if size > 1:
+        if each.interpolates and size > 1:
             least = torch.minimum(least.narrow(dim, 0, size - 1), least.narrow(dim, 1, size - 1))
             most = torch.maximum(most.narrow(dim, 0, size - 1), most.narrow(dim, 1, size - 1))
     differ = least != most
     for dim, each in enumerate(axes):
-        values_DHW = values_DHW.index_select(dim, each.lower)
         differ = differ.index_select(dim, each.lower.clamp(max=differ.shape[dim] - 1))
-    return values_DHW, torch.nonzero(differ, as_tuple=True)  # type: ignore[return-value]
+    return torch.nonzero(differ, as_tuple=True)
 
 
-def _can_win(logits_KDHW: Tensor) -> Tensor:
-    """For blocks of BLOCK grid steps: whether a class can be the largest anywhere between their points, (K, blocks)."""
-    most, least = _over_blocks(logits_KDHW, torch.amax), _over_blocks(logits_KDHW, torch.amin)
-    return most >= least.amax(0)
-
-
-def _over_blocks(values_KDHW: Tensor, reduce: Callable[..., Tensor]) -> Tensor:
-    """A reduction over the BLOCK + 1 grid points of each block, which neighbours share at their faces."""
-    for dim in (1, 2, 3):
-        size = values_KDHW.shape[dim]
-        starts = range(0, max(size - 1, 1), BLOCK)
-        parts = [reduce(values_KDHW.narrow(dim, s, min(BLOCK + 1, size - s)), dim) for s in starts]
-        values_KDHW = torch.stack(parts, dim)
-    return values_KDHW
-
-
-def _block_of(voxels: tuple[Tensor, ...], axes: Axes, shape: Sequence[int]) -> Tensor:
-    """The number of the block that each voxel lies in."""
-    z, y, x = (
-        (each.lower[index] // BLOCK).clamp_(max=count - 1)
-        for index, each, count in zip(voxels, axes, shape, strict=True)
-    )
-    return (z * shape[1] + y) * shape[2] + x
-
-
-def _argmax(values_KDHW: Tensor) -> Tensor:
-    """The number of the largest value, the smaller one where two are equal; on the CPU faster than torch.argmax."""
-    best = values_KDHW[0].clone()
-    labels = torch.zeros(best.shape, dtype=torch.int16, device=best.device)
-    for number in range(1, len(values_KDHW)):
-        labels.masked_fill_(values_KDHW[number] > best, number)
-        torch.maximum(best, values_KDHW[number], out=best)
-    return labels
-
-
-def _argmax_interpolated(logits_KDHW: Tensor, axes: Axes) -> Tensor:
-    """As _argmax() of the interpolated logits, of which there are only those of one class at a time."""
-    best = interpolate(logits_KDHW[0], axes)
-    labels = torch.zeros(best.shape, dtype=torch.int16, device=best.device)
-    for number in range(1, len(logits_KDHW)):
-        values = interpolate(logits_KDHW[number], axes)
-        labels.masked_fill_(values > best, number)
-        torch.maximum(best, values, out=best)
-    return labels
+def _interpolated(logits_DHWK: Tensor, axes: Axes, voxels: tuple[Tensor, ...]) -> Iterator[tuple[slice, Tensor]]:
+    """Some of the voxels at a time, and their values (voxels, K)."""
+    step = max(1, (VALUES_CPU if logits_DHWK.is_cpu else VALUES_GPU) // logits_DHWK.shape[-1])
+    for first in range(0, len(voxels[0]), step):
+        some = slice(first, first + step)
+        yield some, between(logits_DHWK, axes, [each[some] for each in voxels])

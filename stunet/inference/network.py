@@ -6,11 +6,12 @@ ours and of nnU-Net's own library are built here.
 
 import pydoc
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
-from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
@@ -23,7 +24,7 @@ TRUSTED = ("torch.nn.", "dynamic_network_architectures.")
 
 
 def build(model: Model, configuration: str) -> tuple[Any, Any, torch.nn.Module]:
-    """Plans, configuration and network in nnU-Net's own classes.
+    """Plans and configuration in nnU-Net's own classes, and the network, whose weights are not set.
 
     Raises:
         DataError: The plans lack the configuration, do not describe a network, or one of another package.
@@ -38,9 +39,20 @@ def build(model: Model, configuration: str) -> tuple[Any, Any, torch.nn.Module]:
         _check_classes(manager, file)
         classes = plans.get_label_manager(model.dataset).num_segmentation_heads
         inputs = determine_num_input_channels(plans, manager, model.dataset)
-        network = nnUNetTrainer.build_network_architecture(
-            plans, manager, inputs, classes, enable_deep_supervision=False
-        )
+        # Weights are loaded next; to draw an STUNet's first takes seconds for L. Others may hold more than weights.
+        ours = manager.network_arch_class_name == NETWORK
+        with torch.device("meta") if ours else nullcontext():
+            network = get_network_from_plans(
+                manager.network_arch_class_name,
+                manager.network_arch_init_kwargs,
+                manager.network_arch_init_kwargs_req_import,
+                inputs,
+                classes,
+                allow_init=False,
+                deep_supervision=False,
+            )
+        if ours:
+            network.to_empty(device="cpu")
     except (KeyError, TypeError, ValueError, ImportError, AttributeError) as error:
         what = f"{type(error).__name__} {error}"
         raise DataError(f"{file!r} does not describe the network of {configuration!r}: {what}", hint) from error

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from stunet.errors import DataError, StunetError
 from stunet.inference import memory, products
 from stunet.inference.cases import Case, geometry
@@ -20,8 +22,9 @@ from stunet.inference.predictor import Predictor, Prepared, reason
 from stunet.inference.products import Products
 from stunet.inference.reading import Raw
 from stunet.results.run_report import CaseReport
-from stunet.results.segmentation import Segmentation
+from stunet.results.segmentation import Segmentation, class_names
 from stunet.results.statistics import Measurement, measure
+from stunet.results.write import write_itksnap_labels
 
 INPUT_ENDING = ".input.nii.gz"  # of the temporary image that a DICOM folder becomes
 FAILURES = (StunetError, RuntimeError, MemoryError)  # of one case; a full disk concerns all of them
@@ -99,6 +102,13 @@ class Pipeline:
                     unwritten.append(writer.submit(_failed, outcome, error))
                 yield from _written(unwritten, keep=1)
             yield from _written(unwritten, keep=0)
+
+    def write_label_table(self) -> None:
+        """Writes names and colours of the labels for ITK-SNAP, which reads them from a file of its own (-l FILE)."""
+        names, regions = class_names(self.predictor.result_dataset)
+        place = ((1.0,) * 3, (0.0,) * 3, tuple(np.eye(3).ravel()))
+        empty = Segmentation(np.zeros((1, 1, 1), np.uint8), names, *place, regions)
+        write_itksnap_labels(empty, self.folder / "itksnap_labels.txt")
 
     def is_done(self, case: Case) -> bool:
         """Whether all files of a case are there and the segmentation is whole."""

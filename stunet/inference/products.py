@@ -17,7 +17,6 @@ from stunet.inference.cases import Case, Model
 from stunet.inference.output import part_name, remove, whole_case
 from stunet.inference.probabilities import PLAIN
 from stunet.nifti import check_nifti
-from stunet.results.preview import write_preview
 from stunet.results.segmentation import Segmentation
 from stunet.results.write import write_masks, write_nifti, write_seg_nrrd
 
@@ -102,6 +101,8 @@ def write(
         if products.probabilities:
             Path(f"{part}.pkl").write_bytes(pickle.dumps(dict(properties)))
         if products.preview and image_DHW is not None:
+            from stunet.results.preview import write_preview  # matplotlib takes a second
+
             is_ct = model.channels[0].upper() == "CT"
             write_preview(segmentation, image_DHW, Path(f"{part}{PREVIEW}"), is_ct, case.name)
         _write_segmentation(segmentation, properties, case, Path(f"{part}{endings[-1]}"), products.format, writer)

@@ -8,16 +8,15 @@ runs in float32 under autocast (reference figures in benchmarks/README.md); ther
 import itertools
 import os
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from stunet.errors import UsageError
-from stunet.networks import Pointwise3d
 
-HEADS = "seg_outputs"  # of an STUNet: logits in the ordinary layout are added several times faster
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 Weights = Mapping[str, Tensor]
 
@@ -80,10 +79,11 @@ class ReadyNetwork:
         if self.device.type == "cpu":
             layout = torch.channels_last_3d if windows.ndim == 5 else torch.channels_last
             return self._network(windows.to(PRECISIONS[self.precision], memory_format=layout))
-        autocast: Any = nullcontext()
-        if self.precision != "fp32":
-            autocast = torch.autocast(self.device.type, PRECISIONS[self.precision])
-        with autocast:
+        with ExitStack() as stack:
+            if self.precision != "fp32":
+                stack.enter_context(torch.autocast(self.device.type, PRECISIONS[self.precision]))
+            if self.device.type == "cuda":  # windows have one shape, so trying algorithms pays
+                stack.enter_context(torch.backends.cudnn.flags(enabled=True, benchmark=True))
             return self._network(windows.contiguous())
 
 
@@ -98,15 +98,12 @@ def prepare(network: nn.Module, device: torch.device, precision: str) -> nn.Modu
     network = network.to(device).eval().requires_grad_(False)
     if device.type == "cpu":
         _replace_instance_norms(network)
-        for name, module in network.named_modules():
-            if isinstance(module, Pointwise3d) and not name.startswith(HEADS):
-                module.channels_last = True
+        if torch.backends.mkldnn.is_available():
+            _use_one_dnn(network)
         layout = torch.channels_last_3d if _is_3d(network) else torch.channels_last
         return network.to(PRECISIONS[precision]).to(memory_format=layout)  # type: ignore[call-overload]
-    if device.type == "cuda":
-        torch.backends.cudnn.benchmark = True  # windows have one shape
-        if os.environ.get("nnUNet_compile", "").lower() in ("true", "1", "t"):  # as nnU-Net's predictor
-            return torch.compile(network)  # type: ignore[return-value]
+    if device.type == "cuda" and os.environ.get("nnUNet_compile", "").lower() in ("true", "1", "t"):  # as in nnU-Net
+        return torch.compile(network)  # type: ignore[return-value]
     return network
 
 
@@ -133,6 +130,19 @@ def has_bf16() -> bool:
     """Whether this processor multiplies in bfloat16; emulated it is slower than float32."""
     able = torch.cpu.get_capabilities()
     return bool(able.get("avx512_bf16") or able.get("amx_bf16") or able.get("bf16"))
+
+
+def _use_one_dnn(network: nn.Module) -> None:
+    """oneDNN computes all 3D convolutions; torch has one of its own for a single small image, three times slower."""
+    for module in network.modules():
+        if isinstance(module, nn.Conv3d) and module.padding_mode == "zeros" and not isinstance(module.padding, str):
+            module.forward = partial(_convolve, module)  # type: ignore[method-assign]
+
+
+def _convolve(module: nn.Conv3d, x: Tensor) -> Tensor:
+    padding: Any = module.padding
+    geometry = (padding, module.stride, module.dilation, module.groups)
+    return torch.mkldnn_convolution(x, module.weight, module.bias, *geometry)
 
 
 def _is_3d(network: nn.Module) -> bool:

@@ -182,7 +182,7 @@ class Segmenter:
         target_spacing: Sequence[float],
     ) -> Iterator[export.Slab]:
         """All logits, resampled by the function that the plans name; their axes are those of the image again."""
-        parts = [(logits if start == 0 else logits[:, 1:]).cpu().clone() for start, logits in slabs]
-        logits = torch.cat(parts, 1).permute(0, *(1 + order.index(axis) for axis in range(3)))
+        parts = [(logits if start == 0 else logits[1:]).cpu().clone() for start, logits in slabs]
+        logits = torch.cat(parts).permute(3, *(order.index(axis) for axis in range(3)))
         resampled = self.configuration.resampling_fn_probabilities(logits, shape, spacing, target_spacing)
-        yield export.Slab(0, torch.as_tensor(resampled).float())
+        yield export.Slab(0, torch.as_tensor(resampled).float().movedim(0, -1))

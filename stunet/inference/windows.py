@@ -21,7 +21,7 @@ from torch.nn import functional
 from stunet.inference.export import Slab
 from stunet.inference.ready import ReadyNetwork
 
-CLASSES_AT_ONCE = 16  # that are converted and added: bounds the memory for it
+VALUES = 2**23  # that are converted and added at a time: bounds the memory for it
 SMALL_BATCH = 64**3  # voxels of windows that the CPU gets at a time; more gain nothing there
 LARGE_BATCH = 8  # windows at most that a GPU gets at a time
 FREE_SHARE = 0.7  # of a GPU's free memory that a batch may take
@@ -78,8 +78,8 @@ class SlidingWindow:
         image = padded.to(self.network.device).permute(0, *(1 + axis for axis in order))
         window = [self._window[axis] for axis in order]
         starts = [self._starts(axis, n) for axis, n in zip(order, image.shape[1:], strict=True)]
-        weights = [_weights(n, at) for n, at in zip(window, starts, strict=True)]
         place = self.network.device if self.on_device else torch.device("cpu")
+        weights = [_weights(n, at, place) for n, at in zip(window, starts, strict=True)]
         planes = _Planes(self.classes, window[0], [own[axis] for axis in order], image.shape[1:], self.half, place)
 
         corners = list(itertools.product(range(len(starts[1])), range(len(starts[2]))))
@@ -109,7 +109,7 @@ class SlidingWindow:
         return compute_steps_for_sliding_window((max(size, edge),), (edge,), self.step_size)[0]
 
     def _logits(self, image: Tensor, positions: Sequence[tuple[int, ...]], order: Sequence[int]) -> Iterator[Tensor]:
-        """The logits of the windows at these positions of the image, whose axes are in this order."""
+        """The logits (D, H, W, K) of the windows at these positions of the image, whose axes are in this order."""
         batch = self._batch or (1 if self.network.device.type == "cuda" else _cpu_batch(self.patch))
         window = [self._window[axis] for axis in order]
         back = [2 + order.index(axis) for axis in range(3)]
@@ -129,7 +129,7 @@ class SlidingWindow:
                 batch = self._batch = batch // 2
                 continue
             batch = self._batch
-            yield from logits.permute(0, 1, *(2 + axis for axis in order))
+            yield from logits.permute(0, *(2 + axis for axis in order), 1)
             done += len(some)
 
     def _first(self, windows_BCDHW: Tensor) -> tuple[Tensor, int]:
@@ -166,32 +166,31 @@ class _Planes:
     def __init__(
         self, classes: int, depth: int, own: Sequence[slice], shape: torch.Size, half: bool, device: torch.device
     ) -> None:
-        self._sums = torch.zeros(
-            (classes, depth + 1, *shape[1:]), dtype=torch.half if half else torch.float32, device=device
-        )
+        kind = torch.half if half else torch.float32
+        self._sums = torch.zeros((depth + 1, *shape[1:], classes), dtype=kind, device=device)
         self._first = 0  # plane of the padded image that is at index 1
         self._begin, self._end, _ = own[0].indices(shape[0])
         self._own = own[1:]
 
-    def add(self, logits_KDHW: Tensor, weight_DHW: Tensor, at: Sequence[int], window: Sequence[int]) -> None:
+    def add(self, logits_DHWK: Tensor, weight_DHW: Tensor, at: Sequence[int], window: Sequence[int]) -> None:
         """Adds the logits of the window at this position."""
-        sums = self._sums[:, 1:, at[1] : at[1] + window[1], at[2] : at[2] + window[2]]
-        weight = weight_DHW.to(sums)
-        for k in range(0, len(sums), CLASSES_AT_ONCE):
-            some = slice(k, k + CLASSES_AT_ONCE)
-            sums[some].addcmul_(logits_KDHW[some].to(sums), weight)
+        sums = self._sums[1:, at[1] : at[1] + window[1], at[2] : at[2] + window[2]]
+        step = max(1, VALUES // sums[0].numel())
+        for plane in range(0, len(sums), step):
+            some = slice(plane, plane + step)
+            sums[some].addcmul_(logits_DHWK[some].to(sums), weight_DHW[some, ..., None].to(sums))
 
     def finished(self, following: int) -> Iterator[Slab]:
         """Hands out the planes before `following`, where the next row of windows begins, and moves the others up."""
         begin, end = max(self._first - 1, self._begin), min(following, self._end)
         if end > max(self._first, self._begin):
             at = begin - self._first + 1
-            yield Slab(begin - self._begin, self._sums[:, at : at + end - begin, self._own[0], self._own[1]])
-        step, planes = following - self._first, self._sums.shape[1]
+            yield Slab(begin - self._begin, self._sums[at : at + end - begin, self._own[0], self._own[1]])
+        step, planes = following - self._first, len(self._sums)
         for to in range(0, planes - step, step):
             count = min(step, planes - step - to)
-            self._sums[:, to : to + count] = self._sums[:, to + step : to + step + count]
-        self._sums[:, planes - step :] = 0
+            self._sums[to : to + count] = self._sums[to + step : to + step + count]
+        self._sums[planes - step :] = 0
         self._first = following
 
 
@@ -209,13 +208,13 @@ def _cpu_batch(patch: Sequence[int]) -> int:
     return max(1, SMALL_BATCH // math.prod(patch))
 
 
-def _weights(edge: int, starts: Sequence[int]) -> list[Tensor]:
-    """nnU-Net's Gaussian along one axis for each window, divided by its sum over all windows, float64."""
+def _weights(edge: int, starts: Sequence[int], device: torch.device) -> list[Tensor]:
+    """nnU-Net's Gaussian along one axis for each window, divided by its sum over all windows, float32."""
     gaussian = compute_gaussian((edge,), dtype=torch.float64, device=torch.device("cpu"))
     total = torch.zeros(starts[-1] + edge, dtype=torch.float64)
     for start in starts:
         total[start : start + edge] += gaussian
-    return [gaussian / total[start : start + edge] for start in starts]
+    return [(gaussian / total[start : start + edge]).to(device, torch.float32) for start in starts]
 
 
 def _product(z: Tensor, y: Tensor, x: Tensor) -> Tensor:

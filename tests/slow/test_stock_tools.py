@@ -23,6 +23,7 @@ pytestmark = pytest.mark.slow
 
 CONFIGURATIONS = ("3d_fullres", "2d")
 HELD_OUT = {"phantom_008", "phantom_009"}
+HALF = 0.02  # of a probability: what half precision of logits up to 16, added several times, amounts to
 ALONE = ("-npp", 0, "-nps", 0)  # nnU-Net then starts no processes, which take longer than the work
 # nnU-Net's look-up of a trainer imports all of its own, one of them timm and with it torchvision. A torchvision of
 # another build than torch fails to import for lack of two operators, which nothing here calls.
@@ -42,7 +43,8 @@ def stock(place: "Place", configuration: str) -> list[Any]:
 
 
 def ours(place: "Place", configuration: str) -> list[Any]:
-    return ["stunet_predict", *_model(place, configuration)]
+    """Ours in float32, which nnU-Net computes in on the CPU."""
+    return ["stunet_predict", *_model(place, configuration), "--precision", "fp32"]
 
 
 def _model(place: "Place", configuration: str) -> list[Any]:
@@ -55,6 +57,14 @@ def assert_equal(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> No
     for name, array in one.items():
         np.testing.assert_array_equal(array, other[name])
         assert len(np.unique(array)) > 1
+
+
+def assert_agree(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> None:
+    """The same files, and all but 0.005 % of the voxels equal: those that nnU-Net's half precision decides."""
+    assert one.keys() == other.keys() != set()
+    differing = sum(int((array != other[name]).sum()) for name, array in one.items())
+    assert differing <= 5e-5 * sum(array.size for array in one.values())
+    assert all(len(np.unique(array)) > 1 for array in one.values())
 
 
 @pytest.fixture(scope="module")
@@ -82,15 +92,18 @@ def _trained_as(place: "Place") -> list[Any]:
 
 
 @pytest.mark.parametrize("configuration", CONFIGURATIONS)
-def test_both_predict_the_same_voxels_and_probabilities(trained: "Place", predicted: Path, configuration: str) -> None:
+def test_both_predict_the_same_but_for_half_precision(trained: "Place", predicted: Path, configuration: str) -> None:
     folders = [predicted / f"{tool}_{configuration}" for tool in ("ours", "stock")]
     segmentations = [trained.read(folder) for folder in folders]
     assert segmentations[0].keys() == {f"{case}.nii.gz" for case in HELD_OUT}
-    assert_equal(*segmentations)
+    assert_agree(*segmentations)
     for case in HELD_OUT:
         one, other = (np.load(folder / f"{case}.npz")["probabilities"] for folder in folders)
-        np.testing.assert_array_equal(one, other)
+        np.testing.assert_allclose(one, other, atol=HALF)
         np.testing.assert_allclose(one.sum(0), 1, atol=1e-3)
+        first, second = (labels[f"{case}.nii.gz"] for labels in segmentations)
+        largest = np.sort(one, axis=0)
+        assert (largest[-1] - largest[-2])[first != second].max(initial=0) < HALF
 
 
 def test_nnunet_trains_our_trainer_to_the_same_weights(place: "Place", tmp_path: Path) -> None:
@@ -201,7 +214,7 @@ def test_an_exported_model_predicts_the_same_where_it_is_installed(
     trained.run(*stock(trained, "3d_fullres"), "-f", 0, 1, *ALONE, "-o", tmp_path / "stock", **elsewhere)
     trained.run(*ours(trained, "3d_fullres"), "-o", tmp_path / "ours", **elsewhere)
     expected = trained.read(predicted / "ours_3d_fullres")
-    assert_equal(trained.read(tmp_path / "stock"), expected)
+    assert_agree(trained.read(tmp_path / "stock"), expected)
     assert_equal(trained.read(tmp_path / "ours"), expected)
 
 
@@ -215,5 +228,5 @@ def test_both_predict_the_same_with_a_cascade(place: "Place", tmp_path: Path) ->
     place.run(*stock(place, "3d_half"), "-f", 0, 1, *ALONE, "-o", tmp_path / "half")
     previous = ["-prev_stage_predictions", tmp_path / "half"]
     place.run(*stock(place, "3d_cascade_half"), "-f", 0, *ALONE, *previous, "-o", tmp_path / "stock")
-    assert_equal(place.read(tmp_path / "ours" / "prev_stage_3d_half"), place.read(tmp_path / "half"))
-    assert_equal(place.read(tmp_path / "ours"), place.read(tmp_path / "stock"))
+    assert_agree(place.read(tmp_path / "ours" / "prev_stage_3d_half"), place.read(tmp_path / "half"))
+    assert_agree(place.read(tmp_path / "ours"), place.read(tmp_path / "stock"))

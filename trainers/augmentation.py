@@ -1,0 +1,128 @@
+"""How are labels rotated and scaled in training, in a time that does not grow with their number?
+
+nnU-Net's SpatialTransform interpolates every label of a patch on its own and takes the highest score. Here the corners
+of the cell that a voxel falls into vote with the same weights, rounded in the same way. Images are rotated by nnU-Net's
+own code, and the random numbers are the same. Read next: base.py, which puts this transform into the augmentation.
+"""
+
+from collections.abc import Sequence
+from itertools import product
+from typing import Any
+
+import torch
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import SpatialTransform
+
+SCALE = 1000.0  # nnU-Net's scores lie between 0 and this, in float16: what is closer than its spacing there is a tie
+CHUNK = 2**15  # points that are voted on at once
+MARGIN = 2  # voxels of padding on each side: a cell that lies between them is outside with all corners
+
+
+class CornerVote(SpatialTransform):
+    """nnU-Net's transform with a faster way for segmentations; settings that nnU-Net does not use keep the old one."""
+
+    def _apply_to_segmentation(self, segmentation: torch.Tensor, **params: Any) -> torch.Tensor:
+        known = (
+            params["grid"] is not None
+            and self.mode_seg == "bilinear"
+            and self.border_mode_seg in ("zeros", "constant")
+            and self.seg_tiebreak == "nearest"
+            and not self.align_corners
+            and not segmentation.is_floating_point()
+        )
+        if not known:
+            return super()._apply_to_segmentation(segmentation, **params)
+        padding = self.padding_value_seg if self.border_mode_seg == "constant" else 0
+        return vote(segmentation, params["grid"], padding)
+
+
+def vote(segmentation: torch.Tensor, grid: torch.Tensor, padding: float) -> torch.Tensor:
+    """The label with the highest linearly interpolated score at each point of a grid.
+
+    As batchgeneratorsv2 0.3.6: scores are rounded to float16, ties are settled by the nearest voxel, or by the smallest
+    of the best labels where the nearest voxel's is not among them.
+
+    Args:
+        segmentation: (C, D, H, W) or (C, H, W), any integer type.
+        grid: (d, h, w, 3) or (h, w, 2), as torch's grid_sample takes it without align_corners: the last axis first.
+        padding: The label outside.
+
+    Returns:
+        (C, d, h, w) or (C, h, w) of the same type.
+    """
+    sizes = segmentation.shape[1:]
+    padded = torch.nn.functional.pad(segmentation, (MARGIN, MARGIN) * len(sizes), value=padding)
+    strides = padded[0].stride()
+    points = [_position(grid[..., -1 - axis].reshape(-1), size) for axis, size in enumerate(sizes)]
+    corner = _flat([point.floor() for point in points], sizes, strides)
+    result = torch.empty(len(segmentation), corner.numel(), dtype=segmentation.dtype)
+    for labels, voted in zip(padded, result, strict=True):
+        torch.take(labels, corner, out=voted)
+        open_ = torch.take(_mixed(labels), corner).nonzero()[:, 0]
+        for chunk in open_.split(CHUNK):
+            voted[chunk] = _winners(labels.reshape(-1), corner[chunk], [p[chunk] for p in points], sizes, strides)
+    return result.reshape(len(segmentation), *grid.shape[:-1])
+
+
+def _position(coordinate: torch.Tensor, size: int) -> torch.Tensor:
+    """From -1 to 1 between the image's edges to voxels, in grid_sample's order of operations."""
+    return ((coordinate + 1).mul_(size).sub_(1)).div_(2)
+
+
+def _flat(voxels: list[torch.Tensor], sizes: Sequence[int], strides: Sequence[int]) -> torch.Tensor:
+    """Index into the padded volume of voxels that are given per axis as floats; those far outside move nearer."""
+    index = torch.full_like(voxels[0], MARGIN * sum(strides), dtype=torch.int64)
+    for voxel, size, stride in zip(voxels, sizes, strides, strict=True):
+        index.add_(voxel.clamp_(-MARGIN, size).to(torch.int64), alpha=stride)
+    return index
+
+
+def _mixed(labels: torch.Tensor) -> torch.Tensor:
+    """Whether the corners of a cell differ, at its lowest corner."""
+    mixed = torch.zeros(labels.shape, dtype=torch.bool)
+    for axis, size in enumerate(labels.shape):
+        behind, ahead = mixed.narrow(axis, 0, size - 1), mixed.narrow(axis, 1, size - 1).clone()
+        behind |= ahead
+        behind |= labels.narrow(axis, 0, size - 1) != labels.narrow(axis, 1, size - 1)
+    return mixed
+
+
+def _winners(
+    labels: torch.Tensor, corner: torch.Tensor, points: list[torch.Tensor], sizes: Sequence[int], strides: Sequence[int]
+) -> torch.Tensor:
+    """The winning label at N points; `labels` is flat, `corner` the index of each cell's lowest corner."""
+    nearest = labels[_flat([point.round() for point in points], sizes, strides)]
+    shares = []
+    for point in points:
+        low = point.floor()
+        shares.append(((low + 1).sub_(point), point - low))
+    found, weights = [], []
+    for offsets in product(range(2), repeat=len(points)):  # in grid_sample's order, for equal rounding
+        found.append(labels[corner + sum(o * s for o, s in zip(offsets, strides, strict=True))])
+        weight = shares[-1][offsets[-1]]
+        for share, offset in zip(shares[-2::-1], offsets[-2::-1], strict=True):
+            weight = weight * share[offset]
+        weights.append(weight * SCALE)
+    return _best(torch.stack(found), torch.stack(weights), nearest)
+
+
+def _best(labels: torch.Tensor, weights: torch.Tensor, nearest: torch.Tensor) -> torch.Tensor:
+    """The label with the largest weight; labels and weights are (corners, N), the label of the nearest voxel (N,)."""
+    low, high = torch.aminmax(labels, dim=0)
+    is_low, is_high = labels == low, labels == high
+    of_low, of_high = (_sums(weights, mask) for mask in (is_low, is_high))
+    winner = torch.where(of_low == of_high, nearest, torch.where(of_low > of_high, low, high))
+    many = (~(is_low | is_high).all(dim=0)).nonzero()[:, 0]
+    labels, weights, nearest = labels[:, many], weights[:, many], nearest[many]
+    scores = torch.stack([_sums(weights, labels == label) for label in labels])
+    best = scores == scores.amax(dim=0)
+    smallest = torch.where(best, labels, torch.iinfo(labels.dtype).max).amin(dim=0)
+    winner[many] = torch.where((best & (labels == nearest)).any(dim=0), nearest, smallest)
+    return winner
+
+
+def _sums(weights: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """The sum over corners, one after the other, and rounded as nnU-Net does."""
+    total = torch.zeros(weights.shape[1:])
+    for weight, wanted in zip(weights, mask, strict=True):
+        total.addcmul_(weight, wanted)
+    return total.half()
