@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import SimpleITK as sitk
 import torch
+from scipy.ndimage import gaussian_filter
 
 from stunet.inference.cases import find_cases, open_model
 from stunet.inference.pipeline import Outcome, Pipeline
@@ -213,3 +214,16 @@ def same(a: Path, b: Path) -> None:
     np.testing.assert_array_equal(voxels, sitk.GetArrayFromImage(second))
     for geometry_of in ("GetSpacing", "GetOrigin", "GetDirection", "GetPixelID"):
         assert getattr(first, geometry_of)() == getattr(second, geometry_of)()
+
+
+def network_like(shape: Sequence[int], classes: int, seed: int = 0) -> torch.Tensor:
+    """Logits (D, H, W, K) as trained networks have them: steep at smooth borders, flat inside, with a little noise."""
+    rng = np.random.default_rng(seed)
+    grid = np.stack(np.meshgrid(*[np.arange(n, dtype=np.float32) for n in shape], indexing="ij"), -1)
+    logits = np.zeros((*shape, classes), np.float32)
+    for k in range(1, classes):
+        middle, stretch = rng.uniform(0, 1, 3) * shape, rng.uniform(0.6, 1.6, 3)
+        distance = np.linalg.norm((grid - middle) * stretch, axis=-1)
+        logits[..., k] = np.clip(5 * (rng.uniform(4, 9) - distance), -14, 14)
+    logits += gaussian_filter(rng.normal(size=logits.shape), (2, 2, 2, 0)) * 10
+    return torch.from_numpy(logits.astype(np.float32))

@@ -48,7 +48,7 @@ MAY_IMPORT = {
         "weights",
     },
     "plans": {"networks", "datasets"},
-    "trainers": {"classes", "networks", "nnunet", "plans", "preprocessing", "weights"},
+    "trainers": {"classes", "inference", "networks", "nnunet", "plans", "preprocessing", "weights"},
     "nnunet_ext": {"trainers"},
     "experiment": {"plans", "trainers"},
     "results": {"classes", "datasets", "evaluation", "labels"},

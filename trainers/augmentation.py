@@ -13,7 +13,7 @@ import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import SpatialTransform
 
 SCALE = 1000.0  # nnU-Net's scores lie between 0 and this, in float16: what is closer than its spacing there is a tie
-CHUNK = 2**15  # points that are voted on at once
+CHUNK = 2**17  # points that are looked at together
 MARGIN = 2  # voxels of padding on each side: a cell that lies between them is outside with all corners
 
 
@@ -51,16 +51,19 @@ def vote(segmentation: torch.Tensor, grid: torch.Tensor, padding: float) -> torc
     """
     sizes = segmentation.shape[1:]
     padded = torch.nn.functional.pad(segmentation, (MARGIN, MARGIN) * len(sizes), value=padding)
-    strides = padded[0].stride()
-    points = [_position(grid[..., -1 - axis].reshape(-1), size) for axis, size in enumerate(sizes)]
-    corner = _flat([point.floor() for point in points], sizes, strides)
-    result = torch.empty(len(segmentation), corner.numel(), dtype=segmentation.dtype)
-    for labels, voted in zip(padded, result, strict=True):
-        torch.take(labels, corner, out=voted)
-        open_ = torch.take(_mixed(labels), corner).nonzero()[:, 0]
-        for chunk in open_.split(CHUNK):
-            voted[chunk] = _winners(labels.reshape(-1), corner[chunk], [p[chunk] for p in points], sizes, strides)
-    return result.reshape(len(segmentation), *grid.shape[:-1])
+    strides, mixed = padded[0].stride(), [_mixed(labels) for labels in padded]
+    result = torch.empty((len(segmentation), *grid.shape[:-1]), dtype=segmentation.dtype)
+    parts = (result.view(len(result), -1).split(CHUNK, dim=1), grid.reshape(-1, len(sizes)).split(CHUNK))
+    for voted, coordinates in zip(*parts, strict=True):
+        points = [_position(coordinates[:, -1 - axis], size) for axis, size in enumerate(sizes)]
+        corner = _flat([point.floor() for point in points], sizes, strides)
+        for channel, labels in enumerate(padded):
+            voted[channel] = torch.take(labels, corner)
+            open_ = torch.take(mixed[channel], corner).nonzero()[:, 0]
+            if open_.numel():
+                found = _winners(labels.view(-1), corner[open_], [p[open_] for p in points], sizes, strides)
+                voted[channel][open_] = found
+    return result
 
 
 def _position(coordinate: torch.Tensor, size: int) -> torch.Tensor:
@@ -108,21 +111,21 @@ def _winners(
 def _best(labels: torch.Tensor, weights: torch.Tensor, nearest: torch.Tensor) -> torch.Tensor:
     """The label with the largest weight; labels and weights are (corners, N), the label of the nearest voxel (N,)."""
     low, high = torch.aminmax(labels, dim=0)
-    is_low, is_high = labels == low, labels == high
-    of_low, of_high = (_sums(weights, mask) for mask in (is_low, is_high))
+    of_low, of_high = _scores(torch.stack((low, high)), labels, weights)
     winner = torch.where(of_low == of_high, nearest, torch.where(of_low > of_high, low, high))
-    many = (~(is_low | is_high).all(dim=0)).nonzero()[:, 0]
-    labels, weights, nearest = labels[:, many], weights[:, many], nearest[many]
-    scores = torch.stack([_sums(weights, labels == label) for label in labels])
-    best = scores == scores.amax(dim=0)
-    smallest = torch.where(best, labels, torch.iinfo(labels.dtype).max).amin(dim=0)
-    winner[many] = torch.where((best & (labels == nearest)).any(dim=0), nearest, smallest)
+    many = ((labels != low) & (labels != high)).any(dim=0).nonzero()[:, 0]
+    if many.numel():
+        labels, nearest = labels[:, many], nearest[many]
+        scores = _scores(labels, labels, weights[:, many])
+        best = scores == scores.amax(dim=0)
+        smallest = torch.where(best, labels, labels.max()).amin(dim=0)
+        winner[many] = torch.where((best & (labels == nearest)).any(dim=0), nearest, smallest)
     return winner
 
 
-def _sums(weights: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """The sum over corners, one after the other, and rounded as nnU-Net does."""
-    total = torch.zeros(weights.shape[1:])
-    for weight, wanted in zip(weights, mask, strict=True):
-        total.addcmul_(weight, wanted)
+def _scores(candidates: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """The weight of each candidate, summed corner by corner and rounded as nnU-Net does."""
+    total = torch.zeros(candidates.shape)
+    for label, weight in zip(labels, weights, strict=True):
+        total.addcmul_(candidates == label, weight)
     return total.half()

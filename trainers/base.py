@@ -23,6 +23,7 @@ from stunet.trainers.augmentation import CornerVote
 from stunet.trainers.batches import SeededBatches
 from stunet.trainers.listener import Listener, Silent
 from stunet.trainers.online_validation import CountedValidation
+from stunet.trainers.validation import validate
 from stunet.weights.checkpoints import load_checkpoint, save_checkpoint
 
 FINAL, LATEST, BEST = "checkpoint_final.pth", "checkpoint_latest.pth", "checkpoint_best.pth"  # nnU-Net's names
@@ -171,11 +172,9 @@ class PlannedTrainer(CountedValidation):
             self.logger.plot_progress_png = draw
         self.listener.epoch(self)
 
-    def print_to_log_file(self, *args: Any, also_print_to_console: bool = True, add_timestamp: bool = True) -> None:
-        """As nnU-Net does; the only sign of life that its final validation gives is passed on to the listener."""
-        super().print_to_log_file(*args, also_print_to_console=also_print_to_console, add_timestamp=add_timestamp)
-        if str(args[0]).startswith("predicting "):
-            self.listener.case(str(args[0]).removeprefix("predicting "))
+    def perform_actual_validation(self, save_probabilities: bool = False) -> None:
+        """nnU-Net's final validation, in this process and in bounded memory: see validation.py."""
+        validate(self, save_probabilities)
 
     def save_checkpoint(self, filename: str) -> None:
         """Writes what nnU-Net writes, whole or not at all, and readable without executing a pickle.

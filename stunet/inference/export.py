@@ -19,6 +19,8 @@ from stunet.inference.interpolation import Axes, axis, between
 VOXELS = 2**22  # of the target grid that are labelled at a time
 VALUES_CPU = 2**19  # interpolated at a time: 2 MB, which caches hold
 VALUES_GPU = 2**25
+COPIED = 2**25  # logits at a time that cannot be read in place: in half precision, or a part of padded planes
+BITS = 62  # regions that one number tells apart
 
 
 class Slab(NamedTuple):
@@ -58,7 +60,7 @@ def label(
     """
     for start, logits, here in _parts(slabs, axes, VOXELS):
         labels = _decide(logits, regions)
-        voxels = _where_corners_differ(labels if regions is None else _pattern(logits), here)
+        voxels = _where_corners_differ(labels[..., None] if regions is None else _pattern(logits), here)
         for dim, each in enumerate(here):
             labels = labels.index_select(dim, each.lower)
         for some, values in _interpolated(logits, here, voxels):
@@ -83,15 +85,17 @@ def probabilities(
 
 def _parts(slabs: Iterable[Slab], axes: Axes, voxels: int) -> Iterator[tuple[int, Tensor, Axes]]:
     """Cuts slabs into parts of about so many target voxels: first target plane, logits, and axes of the part."""
-    planes = max(1, voxels // (len(axes[1].lower) * len(axes[2].lower)))
     for start, logits in slabs:
         device = logits.device
         height, width = axes[1].to(device), axes[2].to(device)
         begin, end = axes[0].planes(start, start + len(logits) - 1)
+        planes = max(1, voxels // (len(height.lower) * len(width.lower)))
+        if logits.dtype != torch.float32 or not logits.is_contiguous():
+            planes = max(1, min(planes, (end - begin) * COPIED // logits.numel()))
         for first in range(begin, end, planes):
             stop = min(end, first + planes)
             low, high = int(axes[0].lower[first]), int(axes[0].upper[stop - 1])
-            part = logits[low - start : high - start + 1].float()
+            part = logits[low - start : high - start + 1].float().contiguous()
             yield first, part, (axes[0].part(first, stop, low).to(device), height, width)
 
 
@@ -105,21 +109,24 @@ def _decide(values: Tensor, regions: Sequence[int] | None) -> Tensor:
     return labels
 
 
-def _pattern(logits: Tensor) -> Tensor:
-    """A number for each combination of regions."""
-    bits = 2 ** torch.arange(logits.shape[-1], device=logits.device)
-    return ((logits > 0) * bits).sum(-1)
+def _pattern(logits_DHWK: Tensor) -> Tensor:
+    """Numbers (D, H, W, N) that are equal at two grid points only if the same regions are there, as bits."""
+    columns = []
+    for group in logits_DHWK.flatten(0, 2).split(BITS, 1):
+        bits = 2 ** torch.arange(group.shape[1], device=group.device)
+        columns.append(torch.cat([((some > 0) * bits).sum(1) for some in group.split(_voxels_at_once(logits_DHWK))]))
+    return torch.stack(columns, 1).view(*logits_DHWK.shape[:3], -1)
 
 
-def _where_corners_differ(values_DHW: Tensor, axes: Axes) -> tuple[Tensor, ...]:
+def _where_corners_differ(values_DHWN: Tensor, axes: Axes) -> tuple[Tensor, ...]:
     """The target voxels that lie between grid points of different values, as one tensor of indices per axis."""
-    least = most = values_DHW
+    least = most = values_DHWN
     for dim, each in enumerate(axes):
         size = least.shape[dim]
         if each.interpolates and size > 1:
             least = torch.minimum(least.narrow(dim, 0, size - 1), least.narrow(dim, 1, size - 1))
             most = torch.maximum(most.narrow(dim, 0, size - 1), most.narrow(dim, 1, size - 1))
-    differ = least != most
+    differ = (least != most).any(-1)
     for dim, each in enumerate(axes):
         differ = differ.index_select(dim, each.lower.clamp(max=differ.shape[dim] - 1))
     return torch.nonzero(differ, as_tuple=True)
@@ -127,7 +134,11 @@ def _where_corners_differ(values_DHW: Tensor, axes: Axes) -> tuple[Tensor, ...]:
 
 def _interpolated(logits_DHWK: Tensor, axes: Axes, voxels: tuple[Tensor, ...]) -> Iterator[tuple[slice, Tensor]]:
     """Some of the voxels at a time, and their values (voxels, K)."""
-    step = max(1, (VALUES_CPU if logits_DHWK.is_cpu else VALUES_GPU) // logits_DHWK.shape[-1])
+    step = _voxels_at_once(logits_DHWK)
     for first in range(0, len(voxels[0]), step):
         some = slice(first, first + step)
         yield some, between(logits_DHWK, axes, [each[some] for each in voxels])
+
+
+def _voxels_at_once(logits_DHWK: Tensor) -> int:
+    return max(1, (VALUES_CPU if logits_DHWK.is_cpu else VALUES_GPU) // logits_DHWK.shape[-1])

@@ -25,6 +25,7 @@ from stunet.errors import DataError, OutOfMemoryError, StunetError, UsageError
 from stunet.inference import memory
 from stunet.inference.cases import Case, Model, drop_channel_axis, open_model
 from stunet.inference.network import build, check_strides
+from stunet.inference.probabilities import PLAIN, compress
 from stunet.inference.reading import Raw, from_array, last_line, read, readable
 from stunet.inference.ready import ReadyNetwork
 from stunet.inference.segmenter import Segmenter
@@ -242,15 +243,18 @@ class Predictor:
         """
         with self._turn:
             self._windows.on_window, self._windows.half = on_window, half
+            plain = None if probabilities is None else probabilities.with_suffix(PLAIN)
             try:
-                labels = self._segmenter.segment(prepared.image_CDHW, prepared.properties, probabilities)
+                labels = self._segmenter.segment(prepared.image_CDHW, prepared.properties, plain)
             except (MemoryError, torch.OutOfMemoryError) as error:
                 raise OutOfMemoryError(
                     f"out of memory: {last_line(error)}", "--not_on_device, -device cpu, or a machine with more memory"
                 ) from error
             if seconds is not None:
                 seconds |= self._segmenter.seconds
-            return labels
+        if probabilities is not None:
+            compress(probabilities)
+        return labels
 
     def result(self, labels_DHW: np.ndarray, prepared: Prepared) -> Segmentation:
         """The segmentation with its names and geometry."""

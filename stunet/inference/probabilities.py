@@ -6,7 +6,7 @@ that nnU-Net writes and reads (array `probabilities`, float32).
 
 import mmap
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -17,29 +17,45 @@ BLOCK = 2**24  # bytes that are compressed at a time
 
 
 @contextmanager
-def probabilities_file(path: Path, shape: Sequence[int]) -> Iterator[np.ndarray]:
-    """Yields an array of zeros, float32, on the disk; when the block ends, it becomes `path`.
+def plain_array(path: Path, shape: Sequence[int]) -> Iterator[np.ndarray]:
+    """Yields an array of zeros, float32, which is on the disk when the block ends, and gone if that fails.
 
     Args:
-        path: An .npz; the array that is filled stands beside it until then.
+        path: An .npy.
         shape: (K, D, H, W).
+
+    Raises:
+        OSError: The disk is full.
+    """
+    try:
+        array = np.lib.format.open_memmap(path, "w+", np.float32, tuple(shape))
+        yield array
+        array.flush()
+        array._mmap.madvise(mmap.MADV_DONTNEED)  # type: ignore[attr-defined]
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
+
+
+def compress(path: Path, on_block: Callable[[], None] = lambda: None) -> None:
+    """Makes `path`, an .npz, of the plain array beside it, which is removed.
+
+    Args:
+        path: Stands there in part if this fails.
+        on_block: Called before each part of the array; an error that it raises ends the work.
 
     Raises:
         OSError: The disk is full.
     """
     plain = path.with_suffix(PLAIN)
     try:
-        array = np.lib.format.open_memmap(plain, "w+", np.float32, tuple(shape))
-        yield array
-        array.flush()
-        array._mmap.madvise(mmap.MADV_DONTNEED)  # type: ignore[attr-defined]
-        del array
         with (
             zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive,
             archive.open("probabilities.npy", "w", force_zip64=True) as target,
             plain.open("rb") as source,
         ):
             while block := source.read(BLOCK):
+                on_block()
                 target.write(block)
     finally:
         plain.unlink(missing_ok=True)

@@ -98,6 +98,7 @@ def prepare(network: nn.Module, device: torch.device, precision: str) -> nn.Modu
     network = network.to(device).eval().requires_grad_(False)
     if device.type == "cpu":
         _replace_instance_norms(network)
+        _pool_in_float32(network)
         if torch.backends.mkldnn.is_available():
             _use_one_dnn(network)
         layout = torch.channels_last_3d if _is_3d(network) else torch.channels_last
@@ -145,6 +146,17 @@ def _convolve(module: nn.Conv3d, x: Tensor) -> Tensor:
     return torch.mkldnn_convolution(x, module.weight, module.bias, *geometry)
 
 
+def _pool_in_float32(network: nn.Module) -> None:
+    """torch has no average pooling of volumes in bfloat16 on the CPU; nnU-Net's residual encoders need it."""
+    for module in network.modules():
+        if isinstance(module, nn.AvgPool3d):
+            module.forward = partial(_pool, module)  # type: ignore[method-assign]
+
+
+def _pool(module: nn.AvgPool3d, x: Tensor) -> Tensor:
+    return nn.AvgPool3d.forward(module, x.float()).to(x.dtype)
+
+
 def _is_3d(network: nn.Module) -> bool:
     return any(isinstance(module, nn.Conv3d) for module in network.modules())
 
@@ -156,4 +168,4 @@ def _replace_instance_norms(network: nn.Module) -> None:
             if isinstance(norm, nn.InstanceNorm2d | nn.InstanceNorm3d) and not norm.track_running_stats:
                 group = nn.GroupNorm(norm.num_features, norm.num_features, norm.eps, norm.affine)
                 group.load_state_dict(norm.state_dict())
-                setattr(module, name, group)
+                setattr(module, name, group.eval().requires_grad_(False))

@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -17,8 +17,22 @@ from nnunetv2.preprocessing.resampling.default_resampling import determine_do_se
 from torch import Tensor
 
 from stunet.inference import export
-from stunet.inference.probabilities import probabilities_file
+from stunet.inference.probabilities import plain_array
 from stunet.inference.windows import SlidingWindow
+
+
+class Target(NamedTuple):
+    """A grid that is filled.
+
+    Args:
+        labels_DHW: Filled with labels.
+        spacing: In mm; decides only whether nnU-Net takes the nearest plane on an axis.
+        probabilities_KDHW: Filled with the probabilities of all classes or regions, if there.
+    """
+
+    labels_DHW: np.ndarray
+    spacing: Sequence[float]
+    probabilities_KDHW: np.ndarray | None = None
 
 
 @dataclass
@@ -43,63 +57,63 @@ class Segmenter:
         self.seconds = {"network": 0.0, "export": 0.0}  # of the last segment()
         labels = self.plans.get_label_manager(self.dataset)
         self._regions = list(labels.regions_class_order) if labels.has_regions else None
-        self._dtype = np.dtype(np.uint8 if len(labels.foreground_labels) < 255 else np.uint16)
+        self.dtype = np.dtype(np.uint8 if len(labels.foreground_labels) < 255 else np.uint16)
         if self.lookup is not None:
-            self._dtype = self.lookup.dtype
+            self.dtype = self.lookup.dtype
 
-    def segment(self, image_CDHW: Tensor, properties: dict[str, Any], probabilities: Path | None = None) -> np.ndarray:
+    def segment(
+        self,
+        image_CDHW: Tensor,
+        properties: dict[str, Any],
+        probabilities: Path | None = None,
+        also: Sequence[np.ndarray] = (),
+    ) -> np.ndarray:
         """The segmentation on the grid of the file that the image was read from, uint8 or uint16.
 
         Args:
             image_CDHW: Preprocessed, with the previous stage's segmentation for a cascade.
             properties: nnU-Net's, of this case.
-            probabilities: Where to write the probabilities of all classes or regions, an .npz as nnU-Net's.
+            probabilities: Where to write the probabilities of all classes or regions, an .npy.
+            also: Grids over the volume of the preprocessed image that are filled with labels too, as nnU-Net does it
+                for the next stage of a cascade.
         """
         self.seconds = dict.fromkeys(self.seconds, 0.0)
         spacing = [properties["spacing"][axis] for axis in self.plans.transpose_forward]
-        labels = np.zeros(properties["shape_before_cropping"], self._dtype)
+        own = self._spacing(spacing)
+        labels = np.zeros(properties["shape_before_cropping"], self.dtype)
         box = tuple(slice(*bounds) for bounds in properties["bbox_used_for_cropping"])
+        others = [Target(each, own) for each in also]
         if probabilities is None:
-            self.segment_onto(labels[box], image_CDHW, self._spacing(spacing), spacing)
+            self.segment_onto([Target(labels[box], spacing), *others], image_CDHW, own)
         else:
             forward, backward = self.plans.transpose_forward, self.plans.transpose_backward
             shape = [labels.shape[axis] for axis in backward]
-            with probabilities_file(probabilities, (self.windows.classes, *shape)) as of_file:
+            with plain_array(probabilities, (self.windows.classes, *shape)) as of_file:
                 here = of_file.transpose(0, *(1 + axis for axis in forward))
                 if self._regions is None:
                     here[0] = 1  # outside the box
-                self.segment_onto(labels[box], image_CDHW, self._spacing(spacing), spacing, here[(slice(None), *box)])
+                self.segment_onto([Target(labels[box], spacing, here[(slice(None), *box)]), *others], image_CDHW, own)
         return labels.transpose(self.plans.transpose_backward)
 
-    def segment_onto(
-        self,
-        target_DHW: np.ndarray,
-        image_CDHW: Tensor,
-        spacing: Sequence[float],
-        target_spacing: Sequence[float],
-        probabilities_KDHW: np.ndarray | None = None,
-    ) -> None:
-        """Writes labels and, if asked for, probabilities onto a grid that covers the same volume as the image.
+    def segment_onto(self, targets: Sequence[Target], image_CDHW: Tensor, spacing: Sequence[float]) -> None:
+        """Fills the targets in one pass over the image.
 
         On a device that runs out of memory with the logits of a row of windows, they are kept in the machine's.
 
         Args:
-            target_DHW: Of any shape, filled with labels.
+            targets: Grids that cover the same volume as the image.
             image_CDHW: Preprocessed.
-            spacing: Of the image, in mm.
-            target_spacing: Of the target, in mm; both only decide whether nnU-Net takes the nearest plane on an axis.
-            probabilities_KDHW: On the target's grid, filled.
+            spacing: Of the image, in mm; decides only whether nnU-Net takes the nearest plane on an axis.
         """
-        given = (target_DHW, image_CDHW, spacing, target_spacing, probabilities_KDHW)
         try:
-            self._segment_onto(*given)
+            self._segment_onto(targets, image_CDHW, spacing)
         except torch.OutOfMemoryError:
             if not self.windows.on_device or self.windows.network.device.type == "cpu":
                 raise
             torch.cuda.empty_cache()
             self.windows.on_device = False
             try:
-                self._segment_onto(*given)
+                self._segment_onto(targets, image_CDHW, spacing)
             finally:
                 self.windows.on_device = True
 
@@ -116,36 +130,44 @@ class Segmenter:
             last = time.perf_counter()
             seconds["export"] += last - now
 
-    def _segment_onto(
-        self,
-        target: np.ndarray,
-        image: Tensor,
-        spacing: Sequence[float],
-        target_spacing: Sequence[float],
-        probabilities: np.ndarray | None,
-    ) -> None:
+    def _segment_onto(self, targets: Sequence[Target], image: Tensor, spacing: Sequence[float]) -> None:
         order = self.windows.order(image.shape[1:])
-        axes = self._axes(image.shape[1:], target.shape, spacing, target_spacing)
         slabs = self._timed(self.windows.slabs(image))
-        if axes is None:
-            slabs, order = self._resampled(slabs, order, target.shape, spacing, target_spacing), [0, 1, 2]
-            axes = export.axes_between(target.shape, target.shape, None, 1)
+        grids = [self._axes(image.shape[1:], each.labels_DHW.shape, spacing, each.spacing) for each in targets]
+        if any(axes is None for axes in grids):
+            logits = _whole(slabs, order)
+            for target in targets:
+                self._resample(logits, target, spacing)
+            return
+        for slab in slabs:
+            for target, axes in zip(targets, grids, strict=True):
+                self._export(slab, target, axes, order)  # type: ignore[arg-type]
+
+    def _export(self, slab: export.Slab, target: Target, axes: export.Axes, order: Sequence[int]) -> None:
+        """Fills what of a target a slab decides; `order` is that of the target's axes in the slab."""
         one, two, three = (axes[axis] for axis in order)
-        labels = target.transpose(order)
-        if probabilities is None:
+        labels = target.labels_DHW.transpose(order)
+        if target.probabilities_KDHW is None:
 
             def write(start: int, values: Tensor) -> None:
                 labels[start : start + len(values)] = self._final(values)
 
-            export.label(slabs, (one, two, three), self._regions, write)
+            export.label([slab], (one, two, three), self._regions, write)
             return
-        likely = probabilities.transpose(0, *(1 + axis for axis in order))
+        likely = target.probabilities_KDHW.transpose(0, *(1 + axis for axis in order))
 
         def write_both(start: int, values: Tensor, each: Tensor) -> None:
             labels[start : start + len(values)] = self._final(values)
             likely[:, start : start + len(values)] = each.cpu().numpy()
 
-        export.probabilities(slabs, (one, two, three), self._regions, write_both)
+        export.probabilities([slab], (one, two, three), self._regions, write_both)
+
+    def _resample(self, logits_KDHW: Tensor, target: Target, spacing: Sequence[float]) -> None:
+        """Fills a target with logits that the function resamples which the plans name."""
+        shape = target.labels_DHW.shape
+        resampled = self.configuration.resampling_fn_probabilities(logits_KDHW, shape, spacing, target.spacing)
+        slab = export.Slab(0, torch.as_tensor(resampled).float().movedim(0, -1))
+        self._export(slab, target, export.axes_between(shape, shape, None, 1), (0, 1, 2))
 
     def _spacing(self, spacing: Sequence[float]) -> list[float]:
         """The network's spacing in mm; a network of slices leaves their distance as it is."""
@@ -173,16 +195,8 @@ class Segmenter:
             return None
         return export.axes_between(source, target, axis if is_separate else None, order)
 
-    def _resampled(
-        self,
-        slabs: Iterator[export.Slab],
-        order: Sequence[int],
-        shape: Sequence[int],
-        spacing: Sequence[float],
-        target_spacing: Sequence[float],
-    ) -> Iterator[export.Slab]:
-        """All logits, resampled by the function that the plans name; their axes are those of the image again."""
-        parts = [(logits if start == 0 else logits[1:]).cpu().clone() for start, logits in slabs]
-        logits = torch.cat(parts).permute(3, *(order.index(axis) for axis in range(3)))
-        resampled = self.configuration.resampling_fn_probabilities(logits, shape, spacing, target_spacing)
-        yield export.Slab(0, torch.as_tensor(resampled).float().movedim(0, -1))
+
+def _whole(slabs: Iterator[export.Slab], order: Sequence[int]) -> Tensor:
+    """All logits (K, D, H, W), in the machine's memory, with the image's axes."""
+    parts = [(logits if start == 0 else logits[1:]).cpu().clone() for start, logits in slabs]
+    return torch.cat(parts).permute(3, *(order.index(axis) for axis in range(3)))

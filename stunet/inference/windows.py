@@ -119,10 +119,7 @@ class SlidingWindow:
             parts = [image[:, z : z + window[0], y : y + window[1], x : x + window[2]] for z, y, x in some]
             windows = torch.stack(parts).permute(0, 1, *back)
             try:
-                if self._batch == 0:
-                    logits, self._batch = self._first(windows)
-                else:
-                    logits = self._forward(windows)
+                logits = self._forward(windows) if self._batch else self._first(windows)
             except torch.OutOfMemoryError:
                 if batch == 1:
                     raise
@@ -132,18 +129,20 @@ class SlidingWindow:
             yield from logits.permute(0, *(2 + axis for axis in order), 1)
             done += len(some)
 
-    def _first(self, windows_BCDHW: Tensor) -> tuple[Tensor, int]:
-        """The logits of the first windows, and how many windows to take at a time from now on."""
+    def _first(self, windows_BCDHW: Tensor) -> Tensor:
+        """The logits of the first windows; decides how many windows to take at a time from now on."""
         device = self.network.device
         if device.type != "cuda":
-            return self._forward(windows_BCDHW), len(windows_BCDHW)
+            self._batch = _cpu_batch(self.patch)
+            return self._forward(windows_BCDHW)
         before = torch.cuda.memory_allocated(device)
         torch.cuda.reset_peak_memory_stats(device)
         logits = self._forward(windows_BCDHW)
         needed = max(1, torch.cuda.max_memory_allocated(device) - before)
         free = torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
         free -= torch.cuda.memory_allocated(device)
-        return logits, min(LARGE_BATCH, max(1, int(FREE_SHARE * free / needed)))
+        self._batch = min(LARGE_BATCH, max(1, int(FREE_SHARE * free / needed)))
+        return logits
 
     def _forward(self, windows_BCDHW: Tensor) -> Tensor:
         if len(self.patch) == 2:

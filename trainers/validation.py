@@ -1,0 +1,268 @@
+"""How good is a trained network? It predicts the validation cases of its fold, and nnU-Net compares them with labels.
+
+In place of nnU-Net's perform_actual_validation: the same files, lines in the log and metrics. nnU-Net hands the logits
+of whole cases to new processes, which interpolate every class in float64. Here they become labels as they come, in this
+process (inference/segmenter.py), and threads write the files. The network computes as nnU-Net's does, in float32 on the
+CPU and in half precision under autocast on CUDA: the bfloat16 of stunet_predict would let the metrics depend on the
+processor.
+"""
+
+import pickle
+from collections import deque
+from collections.abc import Mapping, Sequence
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from multiprocessing.pool import ThreadPool
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import nnunetv2.evaluation.evaluate_predictions as evaluation
+import numpy as np
+import torch
+import torch.distributed as dist
+from nnunetv2.configuration import default_num_processes
+from nnunetv2.training.dataloading import nnunet_dataset as datasets
+from nnunetv2.utilities.label_handling.label_handling import convert_labelmap_to_one_hot
+
+from stunet.errors import DataError
+from stunet.files import whole
+from stunet.inference.cases import Model, drop_channel_axis
+from stunet.inference.output import part_name, remove_parts, whole_case
+from stunet.inference.probabilities import PLAIN, compress
+from stunet.inference.products import Products, endings_of_parts
+from stunet.inference.reading import UNREADABLE, last_line
+from stunet.inference.ready import ReadyNetwork
+from stunet.inference.segmenter import Segmenter
+from stunet.inference.windows import SlidingWindow
+from stunet.nnunet import exchanged
+
+if TYPE_CHECKING:
+    from stunet.trainers.base import PlannedTrainer
+
+FOLDER, SUMMARY, HANDED_OVER = "validation", "summary.json", "predicted_next_stage"  # nnU-Net's names
+BARRIER_EVERY = 20  # cases: a process that waits longer for the others gives up
+
+
+def validate(trainer: "PlannedTrainer", probabilities: bool) -> None:
+    """Predicts the validation cases, of several processes each its share, and writes them and their metrics.
+
+    Args:
+        trainer: With an initialised network, which is left as it is.
+        probabilities: Also write those of all classes.
+
+    Raises:
+        DataError: A preprocessed case cannot be read.
+        OSError: The disk is full; the files of finished cases are whole.
+    """
+    _, cases = trainer.do_split()
+    processes = dist.get_world_size() if trainer.is_ddp else 1
+    last_barrier = len(cases) // processes - 1  # of cases that every process has
+    own = sorted(map(str, cases[trainer.local_rank :: processes]))
+    segmenter = segmenter_of(trainer)
+    source = trainer.dataset_class(
+        trainer.preprocessed_dataset_folder, own, trainer.folder_with_segs_from_previous_stage
+    )
+    with _Results(trainer, own, probabilities) as results:
+        for number, case in enumerate(own):
+            trainer.print_to_log_file(f"predicting {case}")
+            trainer.listener.case(case)
+            image, properties = _load(trainer, source, case)
+            trainer.print_to_log_file(f"{case}, shape {image.shape}, rank {trainer.local_rank}")
+            grids = _grids(trainer, results.next_stages, case, segmenter.dtype)
+            labels = segmenter.segment(image, properties, results.plain(case), list(grids.values()))
+            results.add(case, labels, properties, grids)
+            if trainer.is_ddp and number < last_barrier and (number + 1) % BARRIER_EVERY == 0:
+                dist.barrier()
+    if trainer.is_ddp:
+        dist.barrier()
+    if trainer.local_rank == 0:
+        _measure(trainer, processes)
+
+
+def segmenter_of(trainer: "PlannedTrainer") -> Segmenter:
+    """The trainer's network, ready for prediction; it shares the weights, and the trainer's own stays as it is."""
+    plans, configuration = trainer.plans_manager, trainer.configuration_manager
+    classes = trainer.label_manager.num_segmentation_heads
+    with torch.device("meta"):  # without memory, and without time for initial values
+        network = trainer.build_network_architecture(plans, configuration, trainer.num_input_channels, classes, False)
+    network.load_state_dict(trainer.network_state(), assign=True)
+    precision = "fp16" if trainer.device.type == "cuda" else "fp32"
+    mirror_axes = trainer.inference_allowed_mirroring_axes or ()
+    ready = ReadyNetwork(network, [], trainer.device, precision, mirror_axes)
+    windows = SlidingWindow(ready, configuration.patch_size, classes)
+    return Segmenter(windows, plans, configuration, trainer.dataset_json)
+
+
+def _load(trainer: "PlannedTrainer", source: Any, case: str) -> tuple[torch.Tensor, dict[str, Any]]:
+    """A preprocessed image (C, D, H, W), with the previous stage's labels for a cascade, and its properties."""
+    try:
+        data, _, previous, properties = source.load_case(case)
+        image = np.require(data[:], np.float32, ["C", "W"])
+        if trainer.is_cascaded:
+            classes = trainer.label_manager.foreground_labels
+            image = np.vstack((image, convert_labelmap_to_one_hot(previous[:], classes, output_dtype=image.dtype)))
+    except (*UNREADABLE, pickle.UnpicklingError) as error:
+        folders = filter(None, (source.source_folder, source.folder_with_segs_from_previous_stage))
+        number = trainer.plans_manager.dataset_name[7:10]
+        raise DataError(
+            f"cannot read the files of {case!r} in {' or '.join(map(repr, folders))}: {last_line(error)}",
+            f"remove them, then stunet_plan_and_preprocess -d {number} -c {trainer.configuration_name}, and --val",
+        ) from error
+    drop_channel_axis(properties)
+    return torch.from_numpy(image), properties
+
+
+@dataclass(frozen=True)
+class _NextStage:
+    """A configuration that takes the labels of this one as input.
+
+    Args:
+        name: Of the configuration.
+        preprocessed: Folder of its cases.
+        folder: Where it expects the labels.
+    """
+
+    name: str
+    preprocessed: Path
+    folder: Path
+
+    @property
+    def of_cases(self) -> Any:
+        """nnU-Net's class for its preprocessed cases."""
+        return datasets.infer_dataset_class(str(self.preprocessed))
+
+    def write(self, case: str, labels_DHW: np.ndarray, patch: Sequence[int]) -> None:
+        """Writes labels on the grid of its preprocessed case, as nnU-Net's resample_and_save does."""
+        (ending,) = (name for name, kind in datasets.file_ending_dataset_mapping.items() if kind is self.of_cases)
+        options = {}
+        if self.of_cases is datasets.nnUNetDatasetBlosc2:
+            blocks, chunks = datasets.comp_blosc2_params((1, *labels_DHW.shape), tuple(patch), labels_DHW.itemsize)
+            options = {"chunks_seg": chunks[1:], "blocks_seg": blocks[1:]}
+        with whole(self.folder / f"{case}.{ending}") as part:
+            self.of_cases.save_seg(labels_DHW, str(part.with_suffix("")), **options)
+
+
+def _grids(
+    trainer: "PlannedTrainer", stages: Sequence[_NextStage], case: str, dtype: np.dtype
+) -> dict[_NextStage, np.ndarray]:
+    """Arrays for the labels that the next stages want; as in nnU-Net, a case that one of them lacks is logged."""
+    grids = {}
+    for stage in stages:
+        try:
+            image, *_ = stage.of_cases(str(stage.preprocessed), [case]).load_case(case)
+            grids[stage] = np.zeros(image.shape[1:], dtype)
+        except (FileNotFoundError, AssertionError):  # the latter is nnU-Net's, of a folder without cases
+            trainer.print_to_log_file(
+                f"Predicting next stage {stage.name} failed for case {case} because the preprocessed file is missing! "
+                "Run the preprocessing for this configuration first!"
+            )
+    return grids
+
+
+class _Results:
+    """The files of a validation, written by threads while the network works on the next case."""
+
+    def __init__(self, trainer: "PlannedTrainer", cases: Sequence[str], probabilities: bool) -> None:
+        manager, base = trainer.plans_manager, Path(trainer.output_folder_base)
+        self._folder = Path(trainer.output_folder) / FOLDER
+        self._patch = trainer.configuration_manager.patch_size
+        self._writer = manager.image_reader_writer_class()
+        self._probabilities = probabilities
+        model = Model(base, manager.plans, trainer.dataset_json, (), "")
+        self._endings = Products(probabilities=probabilities).endings(model)
+        endings = (*endings_of_parts(model), *(f".{ending}" for ending in datasets.file_ending_dataset_mapping))
+        self._parts = {f"{case}{ending}" for case in cases for ending in endings}
+        self.next_stages = [
+            _NextStage(
+                name,
+                Path(trainer.preprocessed_dataset_folder_base) / manager.get_configuration(name).data_identifier,
+                base / HANDED_OVER / name,
+            )
+            for name in trainer.configuration_manager.next_stage_names or ()
+        ]
+        self._folders = [self._folder, *(stage.folder for stage in self.next_stages)]
+        self._pool = ThreadPoolExecutor(default_num_processes)  # as many as nnU-Net's processes
+        self._unwritten: deque[Future[None]] = deque()
+        self._stopped = False
+
+    def __enter__(self) -> "_Results":
+        for folder in self._folders:
+            folder.mkdir(parents=True, exist_ok=True)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        try:
+            if error == (None, None, None):
+                self._wait(keep=0)
+        finally:
+            self._stopped = True
+            self._pool.shutdown(cancel_futures=True)
+            for folder in self._folders:
+                remove_parts(folder, self._parts)
+
+    def plain(self, case: str) -> Path | None:
+        """Where the probabilities of a case are collected, if they are wanted."""
+        return self._folder / f"{part_name(case)}{PLAIN}" if self._probabilities else None
+
+    def add(
+        self, case: str, labels_DHW: np.ndarray, properties: dict[str, Any], grids: Mapping[_NextStage, np.ndarray]
+    ) -> None:
+        """Has the files of a case written.
+
+        Raises:
+            OSError: Those of an earlier case could not be written.
+        """
+        self._unwritten.append(self._pool.submit(self._write, case, labels_DHW, properties, grids))
+        self._wait(keep=default_num_processes)
+
+    def _wait(self, keep: int) -> None:
+        while self._unwritten and (len(self._unwritten) > keep or self._unwritten[0].done()):
+            self._unwritten.popleft().result()
+
+    def _write(
+        self, case: str, labels: np.ndarray, properties: dict[str, Any], grids: Mapping[_NextStage, np.ndarray]
+    ) -> None:
+        with whole_case(self._folder, case, self._endings) as part:
+            if self._probabilities:
+                compress(Path(f"{part}.npz"), self._go_on)
+                Path(f"{part}.pkl").write_bytes(pickle.dumps(properties))
+            self._writer.write_seg(labels, f"{part}{self._endings[-1]}", properties)
+        for stage, grid in grids.items():
+            stage.write(case, grid, self._patch)
+
+    def _go_on(self) -> None:
+        if self._stopped:
+            raise CancelledError
+
+
+class _Threads:
+    """Stands for multiprocessing where nnU-Net computes metrics: new processes take longer to start than most folds."""
+
+    Pool = ThreadPool
+
+    @classmethod
+    def get_context(cls, kind: str) -> type["_Threads"]:
+        return cls
+
+
+def _measure(trainer: "PlannedTrainer", processes: int) -> None:
+    """Compares what all processes have written with the labels, and says how well they agree."""
+    folder, labels = Path(trainer.output_folder) / FOLDER, trainer.label_manager
+    remove_parts(folder, own=None)  # of processes that were killed: nnU-Net would take them for cases
+    with whole(folder / SUMMARY) as part, exchanged(evaluation, multiprocessing=_Threads):
+        metrics = evaluation.compute_metrics_on_folder(
+            str(Path(trainer.preprocessed_dataset_folder_base) / "gt_segmentations"),
+            str(folder),
+            str(part),
+            trainer.plans_manager.image_reader_writer_class(),
+            trainer.dataset_json["file_ending"],
+            labels.foreground_regions if labels.has_regions else labels.foreground_labels,
+            labels.ignore_label,
+            num_processes=default_num_processes * processes,
+            chill=True,
+        )
+    for label, values in metrics["mean"].items():
+        trainer.logger.log_summary(f"final_val/class_{label}_dice", values["Dice"])
+    trainer.logger.log_summary("final_val/foreground_dice", metrics["foreground_mean"]["Dice"])
+    trainer.print_to_log_file("Validation complete", also_print_to_console=True)
+    trainer.print_to_log_file("Mean Validation Dice: ", metrics["foreground_mean"]["Dice"], also_print_to_console=True)
