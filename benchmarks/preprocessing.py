@@ -3,28 +3,23 @@
     python benchmarks/preprocessing.py path/to/Task04_Hippocampus --workers 1 2 --repeats 3
 
 Takes a dataset in the format of the Medical Segmentation Decathlon, plans it with stock nnU-Net, and runs both in turn,
-each in a fresh process and into an empty folder. Wall and CPU time in seconds, all processes together; memory is the
-highest sum of the proportional set sizes (PSS: shared pages count once) of all processes, seen every 0.2 s.
-Needs Linux. Read next: stunet/preprocessing.py.
+each in a fresh process and into an empty folder. Wall and CPU time in seconds, all processes together; memory is their
+peak (measuring.py says how). Read next: stunet/preprocessing.py.
 """
 
 import argparse
-import ctypes
 import json
 import os
-import resource
 import shutil
-import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import numpy as np
+from measuring import run
 
 DATASET = "Dataset904_Benchmark"
 CONFIGURATION = "3d_fullres"
-PR_SET_CHILD_SUBREAPER = 36
 OURS = f"""
 import sys
 from stunet.preprocessing import preprocess
@@ -42,7 +37,6 @@ def main() -> None:
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--repeats", type=int, default=3)
     args = parser.parse_args()
-    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)  # grandchildren whose parent has ended count as well
     with tempfile.TemporaryDirectory() as work:
         for variable in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
             os.environ[variable] = str(Path(work) / variable)
@@ -88,7 +82,8 @@ def compare(data: Path, workers: int, repeats: int) -> None:
         for name, command in commands.items():
             shutil.rmtree(data, ignore_errors=True)
             shutil.rmtree(data.parent / "gt_segmentations", ignore_errors=True)
-            figures[name].append(run(command))
+            usage, _ = run(command)
+            figures[name].append((usage.wall_s, usage.cpu_s, usage.peak / 1e6))
             print(f"{name:16}{workers:8}" + "{:8.1f}{:8.1f}{:9.0f}".format(*figures[name][-1]), flush=True)
             if name == "nnUNetv2":
                 shutil.rmtree(kept, ignore_errors=True)
@@ -102,48 +97,6 @@ def compare(data: Path, workers: int, repeats: int) -> None:
 def stock(command: str, *options: str) -> list[str]:
     """A command of the nnU-Net that is installed beside this Python."""
     return [str(Path(sys.executable).with_name(command)), "-d", str(int(DATASET[7:10])), *options]
-
-
-def run(command: list[str]) -> tuple[float, float, float]:
-    """Wall time and CPU time in seconds and peak memory in MB of a command and all processes that it starts."""
-    before, started, peak = cpu_seconds(), time.monotonic(), 0
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    while process.poll() is None:
-        peak = max(peak, sum(map(pss_bytes, descendants(os.getpid()))))
-        time.sleep(0.2)
-    wall = time.monotonic() - started
-    if process.returncode:
-        raise SystemExit(f"failed with {process.returncode}: {' '.join(command)}")
-    try:
-        while True:
-            os.wait()
-    except ChildProcessError:
-        return wall, cpu_seconds() - before, peak / 1e6
-
-
-def cpu_seconds() -> float:
-    """User and system time of all ended children."""
-    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return usage.ru_utime + usage.ru_stime
-
-
-def descendants(pid: int) -> list[int]:
-    """The processes below a process."""
-    try:
-        threads = list(Path(f"/proc/{pid}/task").iterdir())
-        children = [int(child) for thread in threads for child in (thread / "children").read_text().split()]
-    except OSError:  # it has just ended
-        return []
-    return children + [below for child in children for below in descendants(child)]
-
-
-def pss_bytes(pid: int) -> int:
-    """The memory of a process in bytes; a page that n processes share counts as a n-th."""
-    try:
-        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-    except OSError:  # it has just ended
-        return 0
-    return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:"))
 
 
 def comparison(ours: Path, theirs: Path) -> str:
