@@ -104,13 +104,13 @@ class Preprocessor(DefaultPreprocessor):
         image = _resample(image, "data", configuration, *grids)
         if self.verbose:
             log.info("shape %s, spacing %s: shape %s, spacing %s", old_shape, spacing, image.shape[1:], target)
-        if labels is None:
-            return image, None, properties
         if given is not None:
             wanted = _sampled_classes(plans.get_label_manager(dataset))
             properties["class_locations"] = self._sample_foreground_locations(labels, wanted, verbose=self.verbose)
             labels = self.modify_seg_fn(labels, plans, dataset, configuration)
-        return image, labels.astype(np.int16 if labels.max() > 127 else np.int8, copy=False), properties
+        if labels is not None:
+            labels = labels.astype(np.int16 if labels.max() > 127 else np.int8, copy=False)
+        return image, labels, properties
 
 
 def _smallest(labels: np.ndarray) -> np.ndarray:
