@@ -2,11 +2,10 @@
 
     python benchmarks/inference_large.py --work FOLDER [--lengths 300 600] [--edge 512]
 
-CT of 512x512 voxels of 0.8 mm in slices of 1 mm, predicted at 1.5 mm by stunet's predictor with the model of
-105 outputs, in which a stand-in takes the network's place (inference_standin.py); each in a process of its own. Stock
-does not fit into a common machine: what it needs is computed, in float16 the logits on both grids, in float64 those of
-the network's grid once more. The goals are 6 GB for 600 slices, and a growth of 15 % where the image and the result
-themselves (float32 and 8 bits) are not counted.
+CT of 512x512 voxels of 0.8 mm in slices of 1 mm, predicted at 1.5 mm by stunet's pipeline with the model of 105
+outputs, in which a stand-in takes the network's place (inference_standin.py); each in a process of its own. Stock does
+not fit into a common machine: what its export needs is computed. The goals are 6 GB for 600 slices, and a growth of
+15 % where the image and the result themselves (float32 and 8 bits) are not counted.
 """
 
 import argparse
@@ -59,10 +58,14 @@ def predict(shape: tuple[int, int, int], work: Path, threads: int | None) -> Usa
 
 
 def stock_gb(shape: tuple[int, int, int]) -> float:
-    """What nnU-Net's logits need at the peak of its export: 10 bytes on the network's grid, 2 on the image's."""
+    """What nnU-Net's export of logits needs at its peak, beside the process itself.
+
+    It holds the logits in float16 on both grids. While it interpolates, those of the network's grid are there in
+    float64 too; after that, numpy's argmax over the first axis copies those of the image's grid.
+    """
     voxels = np.prod(shape, dtype=float)
     low = voxels * np.prod(SPACING_XYZ) / MODEL_SPACING**3
-    return CLASSES * (10 * low + 2 * voxels) / 1e9
+    return CLASSES * (2 * low + 2 * voxels + max(8 * low, 2 * voxels)) / 1e9
 
 
 if __name__ == "__main__":
