@@ -3,28 +3,23 @@
     python benchmarks/preprocessing.py path/to/Task04_Hippocampus --workers 1 2 --repeats 3
 
 Takes a dataset in the format of the Medical Segmentation Decathlon, plans it with stock nnU-Net, and runs both in turn,
-each in a fresh process and into an empty folder. Wall and CPU time in seconds, all processes together; memory is the
-highest sum of the proportional set sizes (PSS: shared pages count once) of all processes, seen every 0.2 s.
-Needs Linux. Read next: stunet/preprocessing.py.
+each in a fresh process and into an empty folder. Wall and CPU time in seconds, all processes together; memory is their
+peak (measuring.py says how). Read next: stunet/preprocessing.py.
 """
 
 import argparse
-import ctypes
 import json
 import os
-import resource
 import shutil
-import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import numpy as np
+from measuring import run
 
 DATASET = "Dataset904_Benchmark"
 CONFIGURATION = "3d_fullres"
-PR_SET_CHILD_SUBREAPER = 36
 OURS = f"""
 import sys
 from stunet.preprocessing import preprocess
@@ -42,7 +37,6 @@ def main() -> None:
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--repeats", type=int, default=3)
     args = parser.parse_args()
-    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)  # grandchildren whose parent has ended count as well
     with tempfile.TemporaryDirectory() as work:
         for variable in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
             os.environ[variable] = str(Path(work) / variable)
@@ -88,7 +82,8 @@ def compare(data: Path, workers: int, repeats: int) -> None:
         for name, command in commands.items():
             shutil.rmtree(data, ignore_errors=True)
             shutil.rmtree(data.parent / "gt_segmentations", ignore_errors=True)
-            figures[name].append(run(command))
+            usage, _ = run(command)
+            figures[name].append((usage.wall_s, usage.cpu_s, usage.peak / 1e6))
             print(f"{name:16}{workers:8}" + "{:8.1f}{:8.1f}{:9.0f}".format(*figures[name][-1]), flush=True)
             if name == "nnUNetv2":
                 shutil.rmtree(kept, ignore_errors=True)
@@ -96,7 +91,7 @@ def compare(data: Path, workers: int, repeats: int) -> None:
     medians = {name: np.median(rows, axis=0) for name, rows in figures.items()}
     ratios = medians["stunet"] / medians["nnUNetv2"]
     print(f"{'stunet/nnUNetv2':16}{workers:8}" + "{:8.2f}{:8.2f}{:9.2f}".format(*ratios))
-    print(f"{'':16}arrays equal: {equal(data, kept)}\n")
+    print(f"{'':16}{comparison(data, kept)}\n")
 
 
 def stock(command: str, *options: str) -> list[str]:
@@ -104,61 +99,25 @@ def stock(command: str, *options: str) -> list[str]:
     return [str(Path(sys.executable).with_name(command)), "-d", str(int(DATASET[7:10])), *options]
 
 
-def run(command: list[str]) -> tuple[float, float, float]:
-    """Wall time and CPU time in seconds and peak memory in MB of a command and all processes that it starts."""
-    before, started, peak = cpu_seconds(), time.monotonic(), 0
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    while process.poll() is None:
-        peak = max(peak, sum(map(pss_bytes, descendants(os.getpid()))))
-        time.sleep(0.2)
-    wall = time.monotonic() - started
-    if process.returncode:
-        raise SystemExit(f"failed with {process.returncode}: {' '.join(command)}")
-    try:
-        while True:
-            os.wait()
-    except ChildProcessError:
-        return wall, cpu_seconds() - before, peak / 1e6
-
-
-def cpu_seconds() -> float:
-    """User and system time of all ended children."""
-    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return usage.ru_utime + usage.ru_stime
-
-
-def descendants(pid: int) -> list[int]:
-    """The processes below a process."""
-    try:
-        threads = list(Path(f"/proc/{pid}/task").iterdir())
-        children = [int(child) for thread in threads for child in (thread / "children").read_text().split()]
-    except OSError:  # it has just ended
-        return []
-    return children + [below for child in children for below in descendants(child)]
-
-
-def pss_bytes(pid: int) -> int:
-    """The memory of a process in bytes; a page that n processes share counts as a n-th."""
-    try:
-        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-    except OSError:  # it has just ended
-        return 0
-    return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:"))
-
-
-def equal(ours: Path, theirs: Path) -> bool:
-    """Whether two data folders hold the same cases, voxel by voxel, with the same properties."""
+def comparison(ours: Path, theirs: Path) -> str:
+    """How two data folders compare: properties and labels to the last bit, images by their largest difference."""
     import blosc2
 
     names = sorted(path.name for path in theirs.iterdir())
     if names != sorted(path.name for path in ours.iterdir() if path.is_file()):
-        return False
-    pairs = [(ours / name, theirs / name) for name in names]
-    arrays = [pair for pair in pairs if pair[0].suffix == ".b2nd"]
-    properties = [pair for pair in pairs if pair[0].suffix == ".pkl"]
-    return all(a.read_bytes() == b.read_bytes() for a, b in properties) and all(
-        np.array_equal(blosc2.open(str(a), mode="r")[:], blosc2.open(str(b), mode="r")[:]) for a, b in arrays
-    )
+        return "other cases"
+    largest, same = 0.0, True
+    for name in names:
+        a, b = ours / name, theirs / name
+        if name.endswith(".pkl"):
+            same &= a.read_bytes() == b.read_bytes()
+            continue
+        first, second = (blosc2.open(str(path), mode="r")[:] for path in (a, b))
+        if name.endswith("_seg.b2nd"):
+            same &= np.array_equal(first, second)
+        else:
+            largest = max(largest, float(np.abs(first - second).max()))
+    return f"labels and properties equal: {same}, largest difference of images: {largest:.1e}"
 
 
 if __name__ == "__main__":

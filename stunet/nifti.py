@@ -19,21 +19,26 @@ from stunet.errors import DataError
 CHUNK = 1 << 20  # bytes, a multiple of all voxel sizes
 NIFTI1_HEADER, NIFTI2_HEADER = 348, 540  # bytes
 FLOATS = {16: "f4", 64: "f8"}  # datatype codes of nifti1.h
+OTHERS = {code: "complex numbers" for code in (32, 1792, 2048)} | {code: "colours" for code in (128, 2304)}
 
 
 @dataclass(frozen=True)
 class _Header:
-    """How many bytes the voxels are, and their type where that can hold NaN."""
+    """How many bytes the voxels are, their type where that can hold NaN, what they are if no numbers, their edges."""
 
     size: int
     floats: np.dtype | None
+    others: str | None
+    spacing: tuple[float, ...]
+    has_spacing: bool
 
 
 def check_nifti(path: Path) -> None:
     """Reads a NIfTI file to its end; does nothing for other formats.
 
     Raises:
-        DataError: The file is missing, truncated or damaged, or holds NaN or infinity.
+        DataError: The file is missing, truncated or damaged, has no voxels or spacing, or what it holds are no
+            finite numbers.
     """
     if not path.name.endswith((".nii", ".nii.gz")):
         return
@@ -45,6 +50,13 @@ def check_nifti(path: Path) -> None:
         raise _damaged(path, str(error)) from None
     if header is None:
         raise _damaged(path, "no NIfTI header")
+    if header.size <= 0:
+        raise DataError(f"{str(path)!r} has no voxels", "look at it in a viewer")
+    if header.others:
+        raise DataError(f"{str(path)!r} holds {header.others}, not one number per voxel", "convert it to gray values")
+    if not header.has_spacing:  # of which ITK makes 1 mm
+        spacing = " x ".join(f"{edge:g}" for edge in header.spacing)
+        raise DataError(f"the voxels of {str(path)!r} are {spacing} mm large", "write their spacing into the header")
     if size < header.size:
         raise _damaged(path, f"{size} of {header.size} bytes of voxels")
     if not finite:
@@ -67,10 +79,12 @@ def _read_header(file: BinaryIO | gzip.GzipFile) -> _Header | None:
         if start[:4] == struct.pack(f"{order}i", NIFTI1_HEADER) and len(start) >= NIFTI1_HEADER:
             rank, *shape = struct.unpack_from(f"{order}8h", start, 40)
             code, bits = struct.unpack_from(f"{order}2h", start, 70)
+            spacing = struct.unpack_from(f"{order}3f", start, 80)
             (offset,) = struct.unpack_from(f"{order}f", start, 108)
         elif start[:4] == struct.pack(f"{order}i", NIFTI2_HEADER) and len(start) >= NIFTI2_HEADER:
             rank, *shape = struct.unpack_from(f"{order}8q", start, 16)
             code, bits = struct.unpack_from(f"{order}2h", start, 12)
+            spacing = struct.unpack_from(f"{order}3d", start, 112)
             (offset,) = struct.unpack_from(f"{order}q", start, 168)
         else:
             continue
@@ -78,7 +92,8 @@ def _read_header(file: BinaryIO | gzip.GzipFile) -> _Header | None:
             raise ValueError(f"the voxels begin at byte {offset:g}")
         file.seek(int(offset))
         floats = np.dtype(f"{order}{FLOATS[code]}") if code in FLOATS else None
-        return _Header(math.prod(shape[:rank]) * bits // 8, floats)
+        known = all(n == 1 or 0 < abs(edge) < math.inf for n, edge in zip(shape[:rank], spacing, strict=False))
+        return _Header(math.prod(shape[:rank]) * bits // 8, floats, OTHERS.get(code), spacing, known)
     return None
 
 

@@ -79,7 +79,7 @@ class Preprocessor(DefaultPreprocessor):
             unless `needs_mask`; properties.
 
         Raises:
-            ValueError: Image and labels differ in shape.
+            ValueError: Image and labels differ in shape, or nothing is left at the spacing of the plans.
         """
         if seg is not None and seg.shape[1:] != data.shape[1:]:
             raise ValueError(f"Shape mismatch: the image has {data.shape[1:]} voxels, its labels {seg.shape[1:]}")
@@ -97,18 +97,20 @@ class Preprocessor(DefaultPreprocessor):
         old_shape = properties["shape_after_cropping_and_before_resampling"] = image.shape[1:]
         target = [*spacing[: 3 - len(configuration.spacing)], *configuration.spacing]  # 2D plans keep the slices
         grids = (compute_new_shape(old_shape, spacing, target).tolist(), spacing, target)
+        if 0 in grids[0]:
+            raise ValueError(f"nothing is left of {old_shape} voxels of {spacing} mm at a spacing of {target} mm")
         image = self._normalize(image, labels, configuration, plans.foreground_intensity_properties_per_channel)
         labels = _resample(labels, "seg", configuration, *grids) if wants_labels else None
         image = _resample(image, "data", configuration, *grids)
         if self.verbose:
             log.info("shape %s, spacing %s: shape %s, spacing %s", old_shape, spacing, image.shape[1:], target)
-        if labels is None:
-            return image, None, properties
         if given is not None:
             wanted = _sampled_classes(plans.get_label_manager(dataset))
             properties["class_locations"] = self._sample_foreground_locations(labels, wanted, verbose=self.verbose)
             labels = self.modify_seg_fn(labels, plans, dataset, configuration)
-        return image, labels.astype(np.int16 if labels.max() > 127 else np.int8, copy=False), properties
+        if labels is not None:
+            labels = labels.astype(np.int16 if labels.max() > 127 else np.int8, copy=False)
+        return image, labels, properties
 
 
 def _smallest(labels: np.ndarray) -> np.ndarray:

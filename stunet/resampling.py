@@ -122,14 +122,13 @@ def _rows(rows: np.ndarray, old: int, new: int, order: int, padding: int) -> _Ro
     position = (rows + 0.5) * (old / new) - 0.5 + padding
     start = np.floor(position).astype(np.intp) - order // 2
     first, last = max(start[0] - REACH, 0), min(start[-1] + order + REACH, size - 1)
-    coefficients = np.eye(last + 1 - first)
-    if order > 1:
-        coefficients = spline_filter1d(coefficients, order, axis=0, mode="mirror")
+    impulses = np.eye(last + 1 - first)
+    coefficients = spline_filter1d(impulses, order, axis=0, mode="mirror") if order > 1 else impulses
     evaluation = np.zeros((len(rows), last + 1 - first))
     for tap, weight in enumerate(_weights(position - np.floor(position), order)):
         index = np.clip(start + tap, 0, size - 1)
         np.add.at(evaluation, (np.arange(len(rows)), index - first), weight)
-    fitted = evaluation @ coefficients
+    fitted = (torch.from_numpy(evaluation) @ torch.from_numpy(coefficients)).numpy()
     voxels = np.clip(np.arange(first, last + 1) - padding, 0, old - 1)  # what continues the image repeats its edge
     first_of_voxel = np.searchsorted(voxels, np.arange(voxels[0], voxels[-1] + 1))
     matrix = np.add.reduceat(fitted, first_of_voxel, axis=1)

@@ -1,5 +1,6 @@
-"""Tests of inference/export.py and interpolation.py: labels are those of nnU-Net's resampling in float64, then argmax."""
+"""Tests of inference/export.py and interpolation.py: labels are the argmax of nnU-Net's resampling in float64."""
 
+import itertools
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -248,7 +249,7 @@ def test_ranges_of_source_planes_share_out_every_target_plane_once(
     whole = axis(source, target, linear)
     planes = [0, *[end for end in ends if end < source - 1], source - 1]
     found: list[int] = []
-    for low, high in zip(planes[:-1], planes[1:], strict=True):
+    for low, high in itertools.pairwise(planes):
         start, stop = whole.planes(low, high)
         assert not len(found) or start == found[-1] + 1 or start == stop
         found += range(start, stop)

@@ -13,7 +13,7 @@ from stunet.inference.ready import PRECISIONS, ReadyNetwork, has_bf16, prepare, 
 from stunet.networks import STUNet
 
 CPU = torch.device("cpu")
-# bfloat16 has 8 bits: one rounding is 2^-9 of a value; the layers of T and of the small U-Nets add up to less than this.
+# bfloat16 has 8 bits: one rounding is 2^-9 of a value; those of all layers here add up to less than this.
 BF16 = 0.05
 
 

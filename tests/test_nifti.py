@@ -94,3 +94,46 @@ def test_what_is_no_nifti_is_said_so_and_other_formats_are_left_alone(tmp_path: 
     with pytest.raises(DataError, match="no NIfTI header"):
         check_nifti(tmp_path / "image.nii.gz")
     check_nifti(tmp_path / "missing.png")
+
+
+@pytest.mark.parametrize(
+    ("dtype", "what"),
+    [
+        (np.dtype([("R", "u1"), ("G", "u1"), ("B", "u1")]), "colours"),
+        (np.dtype([("R", "u1"), ("G", "u1"), ("B", "u1"), ("A", "u1")]), "colours"),
+        (np.dtype(np.complex64), "complex numbers"),
+    ],
+)
+def test_voxels_that_are_no_numbers_are_refused(tmp_path: Path, dtype: np.dtype, what: str) -> None:
+    path = write(tmp_path / "image.nii.gz", np.zeros((4, 5, 6), dtype))
+    with pytest.raises(DataError, match=rf"image\.nii\.gz' holds {what}, not one number per voxel"):
+        check_nifti(path)
+
+
+def test_a_file_without_voxels_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"image\.nii' has no voxels"):
+        check_nifti(write(tmp_path / "image.nii", np.zeros((0, 5, 6), np.float32)))
+
+
+@pytest.mark.parametrize("value", [0.0, np.nan, np.inf])
+@pytest.mark.parametrize("kind", [nibabel.Nifti1Image, nibabel.Nifti2Image])
+def test_a_spacing_of_which_itk_makes_1_mm_is_refused(tmp_path: Path, kind: type, value: float) -> None:
+    path = write(tmp_path / "image.nii", kind=kind)
+    data = bytearray(path.read_bytes())
+    if kind is nibabel.Nifti1Image:
+        data[84:88] = struct.pack("<f", value)
+    else:
+        data[120:128] = struct.pack("<d", value)
+    path.write_bytes(bytes(data))
+    if kind is nibabel.Nifti1Image:
+        assert sitk.ReadImage(str(path)).GetSpacing() == (1.0, 1.0, 1.0)
+    with pytest.raises(DataError, match=rf"the voxels of '.*image\.nii' are 1 x {value:g} x 1 mm large"):
+        check_nifti(path)
+
+
+def test_the_spacing_of_an_axis_with_one_voxel_may_be_unknown(tmp_path: Path) -> None:
+    path = write(tmp_path / "image.nii", VALUES[:, :, :1])
+    data = bytearray(path.read_bytes())
+    data[88:92] = struct.pack("<f", 0)
+    path.write_bytes(bytes(data))
+    check_nifti(path)

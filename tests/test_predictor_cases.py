@@ -25,7 +25,10 @@ def test_tiff_volumes_need_a_channel_number_because_their_spacing_is_found_by_it
         (["a", "b_1", "c_0007"], 1, {"a": ["a"], "b_1": ["b_1"], "c_0007": ["c_0007"]}),
         (["a_0001", "a_0000", "b_0000", "b_0001"], 2, {"a": ["a_0000", "a_0001"], "b": ["b_0000", "b_0001"]}),
         (["b_0000", "a_0000"], 2, {"a": ["a_0000"], "b": ["b_0000"]}),
-        (["a_0000", "b_0000", "b_0001"], 2, "lacks channel 1 (MR1): no 'a_0001.nii.gz'"),
+        (["a_0000", "b_0000", "b_0001", "c_0001"], 2, {"b": ["b_0000", "b_0001"]}),
+        (["a", "b_0000", "b_0001", "c_0000", "c_0001", "c_0002"], 2, {"b": ["b_0000", "b_0001"]}),
+        (["a", "a_0000", "b"], 1, {"b": ["b"]}),
+        (["a_0000", "b_0000", "b_0001", "b_0002"], 2, "lacks channel 1 (MR1): no 'a_0001.nii.gz'"),
         (["a_0001"], 2, "lacks channel 0 (MR0): no 'a_0000.nii.gz'"),
         (["a_0000", "a_0001"], 1, "has channel 1, but the model takes 1"),
         (["a_0000", "a_0001", "a_0002"], 2, "has channel 2, but the model takes 2"),
@@ -48,11 +51,13 @@ def test_cases_are_grouped_by_name_and_channel(
             find_cases(source, model)
         assert cases in caught.value.message
     else:
-        found = {
-            case.name: [path.name.removesuffix(".nii.gz") for path in case.files] for case in find_cases(source, model)
-        }
-        assert found == cases
-        assert list(found) == sorted(found)
+        found = find_cases(source, model)
+        stems = {case.name: [path.name.removesuffix(".nii.gz") for path in case.files] for case in found}
+        assert {case.name: stems[case.name] for case in found if not case.error} == cases
+        assert list(stems) == sorted(stems)
+        assert {name for files in stems.values() for name in files} <= set(names)
+        for case in found:
+            assert case.error is None or (case.name in case.error.message and case.error.hint)
 
 
 def test_a_single_file_brings_the_other_channels_of_its_case(tmp_path: Path) -> None:

@@ -133,6 +133,7 @@ def test_without_labels_there_is_nnunets_mask_or_none(masked: bool) -> None:
     [
         {"resampling_fn_data": "resample_torch_fornnunet", "resampling_fn_data_kwargs": {"is_seg": False}},
         {"resampling_fn_data_kwargs": {"is_seg": False, "order": 2}},
+        {"resampling_fn_data_kwargs": {"is_seg": False, "order": 3, "order_z": 1, "force_separate_z": True}},
         {"resampling_fn_seg_kwargs": {"is_seg": True, "order": 1, "order_z": 1, "force_separate_z": True}},
         {"resampling_fn_seg_kwargs": {"is_seg": True, "order": 0, "order_z": 0}},
         {"resampling_fn_seg_kwargs": {"is_seg": True, "order": 1, "force_separate_z": True}},

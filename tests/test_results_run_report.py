@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -65,6 +67,13 @@ def test_memory_is_counted_in_gigabytes() -> None:
     kernel = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
     assert len(block) / 1e9 < int(kernel[1]) * 1024 / 1e9 <= peak_gb() * 1.05
     assert peak_gb() < 64
+
+
+def test_the_memory_of_a_process_that_started_this_one_is_not_counted() -> None:
+    block = b"x" * 400_000_000
+    code = "from stunet.results.run_report import peak_gb; print(peak_gb())"
+    started = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert float(started.stdout) < len(block) / 1e9
 
 
 @pytest.mark.parametrize("target", ["missing/run.json", "file/run.json", "folder"])

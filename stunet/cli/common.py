@@ -41,9 +41,6 @@ def run(
     os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
     # Threads that wait by spinning slow each other down up to 20 times on a shared machine (benchmarks/README.md).
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    os.environ.setdefault(
-        "THP_MEM_ALLOC_ENABLE", "1"
-    )  # large pages for torch's tensors: on the CPU 10 to 20 % less time
     try:
         with console.own_stdout(args.verbose):
             return command(args) or 0

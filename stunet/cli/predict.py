@@ -92,15 +92,21 @@ def _with_previous(case: "Case", folder: Path, model: "Model") -> "Case":
 
 def _output(args: argparse.Namespace, model: "Model", cases: "list[Case]") -> "tuple[Path, list[Case]]":
     """The folder of the results, and the cases under the names of their results."""
-    folder = args.o
+    from stunet.inference.products import Products
+
+    folder, taken = args.o, {args.i.resolve()}
     if folder.name.endswith(model.ending) and not folder.is_dir():
         if len(cases) > 1:
             raise UsageError(f"-o {str(folder)!r} is one file for {len(cases)} cases", "name a folder with -o")
         cases = [replace(cases[0], name=folder.name.removesuffix(model.ending))]
         folder = folder.parent
-    inputs = {file.resolve() for case in cases for file in case.files} | {args.i.resolve()}
-    results = {(folder / f"{case.name}{model.ending}").resolve() for case in cases}
-    if folder.resolve() in inputs or results & inputs:
+    else:
+        taken |= {file.resolve().parent for case in cases for file in case.files}
+    endings = Products(args.format, args.save_probabilities, args.preview).endings(model)
+    results = {(folder / f"{case.name}{ending}").resolve() for case in cases for ending in endings}
+    inputs = {file.resolve() for case in cases for file in (*case.files, case.previous) if file}
+    inputs |= {parent for file in inputs for parent in file.parents}  # a folder of masks would take its place
+    if folder.resolve() in taken or results & inputs:
         raise DataError(f"input and results would share the folder {str(folder)!r}", "another folder with -o")
     return folder, cases
 
@@ -194,8 +200,8 @@ def _describe(args: argparse.Namespace, stages: "list[Predictor]", cases: "list[
 def _memory(stage: "Predictor", case: "Case") -> str:
     from stunet.inference.cases import geometry
 
-    if case.is_dicom:
-        return "unknown"
+    if case.error:
+        return case.error.message
     try:
         return f"{stage.need(*geometry(case)).alone / 1e9:.2f} GB"
     except DataError as error:

@@ -40,19 +40,21 @@ def run(args: argparse.Namespace, stages: "list[Predictor]", cases: "list[Case]"
     if report:
         report.write(args.report)  # where it cannot be written, that is said now
     errors: dict[str, StunetError] = {}
-    with _terminable():
-        while stages:
-            stage = stages.pop(0)
-            target = folder / f"prev_stage_{stage.name}" if stages else folder
-            if stages:
-                console.note(f"{stages[0].name} is a cascade: predicting {stage.name} first, into {str(target)!r}")
-            errors |= _run_stage(args, stage, cases, target, not stages, report)
-            ending = stage.model.ending
-            cases = [
-                replace(case, previous=target / f"{case.name}{ending}") for case in cases if case.name not in errors
-            ]
-    for name, error in errors.items():
-        console.error("stunet_predict", f"case {name!r} failed: {error.message}", error.hint)
+    try:
+        with _terminable():
+            while stages:
+                stage = stages.pop(0)
+                target = folder / f"prev_stage_{stage.name}" if stages else folder
+                if stages:
+                    console.note(f"{stages[0].name} is a cascade: predicting {stage.name} first, into {str(target)!r}")
+                _run_stage(args, stage, cases, target, not stages, report, errors)
+                ending = stage.model.ending
+                cases = [
+                    replace(case, previous=target / f"{case.name}{ending}") for case in cases if case.name not in errors
+                ]
+    finally:  # also where something else ends the run
+        for name, error in errors.items():
+            console.error("stunet_predict", f"case {name!r} failed: {error.message}", error.hint)
     return DataError.exit_code if errors else 0
 
 
@@ -63,8 +65,9 @@ def _run_stage(
     target: Path,
     last: bool,
     report: "RunReport | None",
-) -> dict[str, StunetError]:
-    """Predicts the cases into `target`, and returns the errors by case."""
+    errors: dict[str, StunetError],
+) -> None:
+    """Predicts the cases into `target`; errors are added by case."""
     from stunet.inference.output import write_record
     from stunet.inference.pipeline import Pipeline
     from stunet.inference.products import Products
@@ -82,7 +85,7 @@ def _run_stage(
             write_record(target, _settings(args, target), stage.made_by, stage.result_dataset, stage.model.plans)
             pipeline.write_label_table()
         progress.total = len(todo)
-        return _follow(pipeline, todo, progress, last, report, args)
+        _follow(pipeline, todo, progress, last, report, args, errors)
 
 
 def _follow(
@@ -92,12 +95,13 @@ def _follow(
     last: bool,
     report: "RunReport | None",
     args: argparse.Namespace,
-) -> dict[str, StunetError]:
+    errors: dict[str, StunetError],
+) -> None:
     """Waits for one case after the other and says what became of it; results' paths go to stdout."""
     from stunet.results.statistics import write_statistics
 
-    errors = {}
-    statistics = _known_statistics(pipeline, cases)
+    new = {case.name for case in cases}
+    statistics = {name: rows for name, rows in _known_statistics(pipeline).items() if name not in new}
     try:
         for outcome in pipeline.run(cases):
             progress.step(outcome.case.name)
@@ -114,7 +118,6 @@ def _follow(
     finally:
         if report:
             report.write(args.report)
-    return errors
 
 
 class _Shown:
@@ -132,22 +135,20 @@ class _Shown:
         self._progress.part(self._done / self._total, self._name)
 
 
-def _known_statistics(pipeline: "Pipeline", cases: "list[Case]") -> dict[str, Any]:
+def _known_statistics(pipeline: "Pipeline") -> dict[str, Any]:
     """Those of cases that were done before, if statistics are wanted."""
     from stunet.results.statistics import read_statistics
 
     path = pipeline.folder / "statistics.json"
-    if not pipeline.products.statistics or not path.is_file():
-        return {}
-    new = {case.name for case in cases}
-    return {name: rows for name, rows in read_statistics(path).items() if name not in new}
+    return read_statistics(path) if pipeline.products.statistics and path.is_file() else {}
 
 
 def _to_do(pipeline: "Pipeline", cases: "list[Case]", keep: bool) -> "list[Case]":
     """The cases without those that are done, if these are to be kept; earlier results of what is to do are removed."""
     from stunet.inference.output import check_record
 
-    todo = [case for case in cases if not (keep and pipeline.is_done(case))]
+    measured = _known_statistics(pipeline) if pipeline.products.statistics else {case.name for case in cases}
+    todo = [case for case in cases if not (keep and pipeline.is_done(case) and case.name in measured)]
     kept = len(cases) - len(todo)
     ending = pipeline.ending
     new = {f"{case.name}{ending}" for case in todo}
@@ -155,8 +156,7 @@ def _to_do(pipeline: "Pipeline", cases: "list[Case]", keep: bool) -> "list[Case]
         check_record(pipeline.folder, pipeline.predictor.made_by, kept > 0)
     if kept:
         console.note(f"{kept} of {len(cases)} cases are done already")
-    for case in todo:
-        pipeline.remove(case)
+    pipeline.remove(todo)
     return todo
 
 

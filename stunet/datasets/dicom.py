@@ -59,6 +59,29 @@ def series_files(folder: Path) -> tuple[str, ...]:
     return files
 
 
+def geometry(folder: Path) -> tuple[tuple[int, int, int], tuple[float, float, float]]:
+    """Shape in voxels and spacing in mm, both (D, H, W), of the largest series, from the headers of two slices.
+
+    Raises:
+        DataError: No series, or a header that cannot be read.
+    """
+    files = series_files(folder)
+    first = sitk.ImageFileReader()
+    last = sitk.ImageFileReader()
+    try:
+        for reader, file in ((first, files[0]), (last, files[-1])):
+            reader.SetFileName(file)
+            reader.ReadImageInformation()
+    except RuntimeError as error:
+        raise DataError(f"cannot read a header in {str(folder)!r}: {str(error).splitlines()[-1]}") from None
+    width, height, depth = (*first.GetSize(), 1)[:3]
+    right, down, along = (*first.GetSpacing(), 1.0)[:3]
+    if len(files) > 1:
+        length = np.linalg.norm(np.subtract(last.GetOrigin(), first.GetOrigin()))
+        depth, along = len(files), float(length) / (len(files) - 1)
+    return (depth, height, width), (along, down, right)
+
+
 def to_nifti(folder: Path, target: Path) -> None:
     """Writes the largest series of a folder as one NIfTI file.
 

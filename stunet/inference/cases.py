@@ -51,11 +51,19 @@ class Model:
 
 @dataclass(frozen=True)
 class Case:
-    """One case: the name of its output, one file per channel (or one DICOM folder), and its previous stage's result."""
+    """One case.
+
+    Args:
+        name: Of its output.
+        files: One per channel, or one with all of them, or one DICOM folder.
+        previous: The previous stage's result, for a cascade.
+        error: What is wrong with its files, found before any of them was read.
+    """
 
     name: str
     files: tuple[Path, ...]
     previous: Path | None = None
+    error: DataError | None = None
 
     @property
     def is_dicom(self) -> bool:
@@ -104,10 +112,11 @@ def find_cases(source: Path, model: Model) -> list[Case]:
 
     `source` is a folder of images, a single image, or a folder of DICOM slices (its name becomes the case's). Images
     are named CASE_0000.nii.gz, CASE_0001.nii.gz ... per channel; with one channel _0000 may be left out. Where no case
-    has more than its _0000, this file may hold all channels, as in training: reading will tell.
+    has more than its _0000, this file may hold all channels, as in training: reading will tell. A case with too few or
+    too many channels has an error, so that the others can be predicted.
 
     Raises:
-        DataError: Nothing is there, or a case has too few or too many channels.
+        DataError: Nothing is there, or no case is complete.
     """
     ending, channels = model.ending, model.channels
     if not source.exists():
@@ -139,7 +148,7 @@ def find_cases(source: Path, model: Model) -> list[Case]:
 
 
 def geometry(case: Case) -> tuple[tuple[int, ...], tuple[float, ...]]:
-    """Shape in voxels and spacing in mm, both (D, H, W), from the header of a case's first image.
+    """Shape in voxels and spacing in mm, both (D, H, W), from the header of a case's first image or slices.
 
     As in nnU-Net's readers a 2D image is one slice, 999 times as thick as its spacing, and the first of four axes is
     the channel.
@@ -147,17 +156,26 @@ def geometry(case: Case) -> tuple[tuple[int, ...], tuple[float, ...]]:
     Raises:
         DataError: The header cannot be read.
     """
-    import SimpleITK
+    if case.is_dicom:
+        from stunet.datasets import dicom
 
-    reader = SimpleITK.ImageFileReader()
-    reader.SetFileName(str(case.files[0]))
+        return dicom.geometry(case.files[0])
     try:
-        reader.ReadImageInformation()
+        reader = _header(case.files[0])
     except RuntimeError as error:
         raise DataError(f"cannot read the header of {str(case.files[0])!r}: {str(error).splitlines()[-1]}") from None
     shape, spacing = reader.GetSize()[::-1][-3:], reader.GetSpacing()[::-1][-3:]
     missing = 3 - len(shape)
     return (1,) * missing + shape, (999 * max(spacing),) * missing + spacing
+
+
+def volumes(file: Path) -> int:
+    """How many volumes the header of an image of four axes announces; 1 for others, and where it cannot be read."""
+    try:
+        reader = _header(file)
+    except RuntimeError:
+        return 1
+    return reader.GetSize()[3] if reader.GetDimension() == 4 else 1
 
 
 def drop_channel_axis(properties: dict[str, Any]) -> None:
@@ -170,6 +188,15 @@ def drop_channel_axis(properties: dict[str, Any]) -> None:
     if len(itk.get("origin", ())) == 4:
         direction = [itk["direction"][4 * row + column] for row in range(3) for column in range(3)]
         itk |= {"spacing": itk["spacing"][:3], "origin": itk["origin"][:3], "direction": direction}
+
+
+def _header(file: Path) -> Any:
+    import SimpleITK
+
+    reader = SimpleITK.ImageFileReader()
+    reader.SetFileName(str(file))
+    reader.ReadImageInformation()
+    return reader
 
 
 def _images(folder: Path, ending: str) -> list[Path]:
@@ -190,37 +217,45 @@ def _group(files: list[Path], model: Model) -> list[Case]:
     numbered = len(channels) > 1 or model.has_spacing_files  # whose reader cuts _0000 off without looking
     stems = {path.name.removesuffix(ending): path for path in files}
     groups: dict[str, dict[int, Path]] = defaultdict(dict)
+    errors: dict[str, DataError] = {}
     for stem, path in stems.items():
         match = _CHANNEL.fullmatch(stem)
+        name, channel = stem, 0
         if match and (numbered or f"{match[1]}_0000" in stems):
             name, channel = match[1], int(match[2])
-        elif not numbered:
-            name, channel = stem, 0
-        else:
-            raise DataError(
+        elif numbered:
+            errors[name] = DataError(
                 f"{path.name!r} has no channel number; the model takes {len(channels)}: {', '.join(channels)}",
                 f"name the images CASE_0000{ending}" + f", CASE_0001{ending} ..." * (len(channels) > 1),
             )
         if channel in groups[name]:
-            raise DataError(f"{path.name!r} and {groups[name][channel].name!r} are the same case", "remove one of them")
+            both = f"{path.name!r} and {groups[name][channel].name!r}"
+            errors[name] = DataError(f"{both} are the same case", "remove one of them")
         groups[name][channel] = path
-    if all(set(group) == {0} for group in groups.values()):
-        return [Case(name, (groups[name][0],)) for name in sorted(groups)]
-    return [_case(name, groups[name], ending, channels) for name in sorted(groups)]
+    if any(set(group) != {0} for name, group in groups.items() if name not in errors):
+        for name in groups.keys() - errors.keys():
+            if error := _wrong_channels(name, groups[name], ending, channels):
+                errors[name] = error
+    if len(errors) == len(groups):
+        raise errors[min(errors)]
+    return [
+        Case(name, tuple(groups[name][channel] for channel in sorted(groups[name])), error=errors.get(name))
+        for name in sorted(groups)
+    ]
 
 
-def _case(name: str, files: dict[int, Path], ending: str, channels: list[str]) -> Case:
+def _wrong_channels(name: str, files: dict[int, Path], ending: str, channels: list[str]) -> DataError | None:
     folder = next(iter(files.values())).parent
     for channel, meaning in enumerate(channels):
         if channel not in files:
             file = f"{name}_{channel:04d}{ending}"
-            raise DataError(
+            return DataError(
                 f"case {name!r} lacks channel {channel} ({meaning}): no {file!r} in {str(folder)!r}", f"add {file}"
             )
     extra = sorted(set(files) - set(range(len(channels))))
     if extra:
-        raise DataError(
+        return DataError(
             f"case {name!r} has channel {extra[0]}, but the model takes {len(channels)} ({', '.join(channels)})",
             f"give only files named CASE_0000{ending} to CASE_{len(channels) - 1:04d}{ending}",
         )
-    return Case(name, tuple(files[channel] for channel in range(len(channels))))
+    return None

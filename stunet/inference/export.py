@@ -8,18 +8,19 @@ interpolated. That is no approximation: the labels are those of interpolating al
 windows.py brings the logits, a slab of planes at a time; interpolation.py has the grids.
 """
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from stunet.inference.interpolation import Axes, axis, between
+from stunet.inference.interpolation import Axes, axis, between, has_rows
 
 VOXELS = 2**22  # of the target grid that are labelled at a time
 VALUES_CPU = 2**19  # interpolated at a time: 2 MB, which caches hold
 VALUES_GPU = 2**25
-COPIED = 2**25  # logits at a time that cannot be read in place: in half precision, or a part of padded planes
+COPIED = 2**23  # logits at a time that cannot be read in place, because they are in half precision
 BITS = 62  # regions that one number tells apart
 
 
@@ -77,10 +78,13 @@ def probabilities(
     """
     for start, logits, here in _parts(slabs, axes, VOXELS // 32):
         shape = [len(each.lower) for each in here]
-        voxels = torch.unravel_index(torch.arange(shape[0] * shape[1] * shape[2], device=logits.device), shape)
-        values = torch.cat([values for _, values in _interpolated(logits, here, voxels)])
-        likely = values.softmax(-1) if regions is None else values.sigmoid()
-        write(start, _decide(values, regions).view(shape), likely.T.reshape(-1, *shape))
+        voxels = torch.unravel_index(torch.arange(math.prod(shape), device=logits.device), shape)
+        labels = torch.empty(math.prod(shape), dtype=torch.int16, device=logits.device)
+        likely = logits.new_empty((logits.shape[-1], math.prod(shape)))
+        for some, values in _interpolated(logits, here, voxels):
+            labels[some] = _decide(values, regions)
+            likely[:, some] = (values.softmax(-1) if regions is None else values.sigmoid()).T
+        write(start, labels.view(shape), likely.view(-1, *shape))
 
 
 def _parts(slabs: Iterable[Slab], axes: Axes, voxels: int) -> Iterator[tuple[int, Tensor, Axes]]:
@@ -90,12 +94,14 @@ def _parts(slabs: Iterable[Slab], axes: Axes, voxels: int) -> Iterator[tuple[int
         height, width = axes[1].to(device), axes[2].to(device)
         begin, end = axes[0].planes(start, start + len(logits) - 1)
         planes = max(1, voxels // (len(height.lower) * len(width.lower)))
-        if logits.dtype != torch.float32 or not logits.is_contiguous():
+        copied = logits.dtype != torch.float32 or not has_rows(logits)
+        if copied:
             planes = max(1, min(planes, (end - begin) * COPIED // logits.numel()))
         for first in range(begin, end, planes):
             stop = min(end, first + planes)
             low, high = int(axes[0].lower[first]), int(axes[0].upper[stop - 1])
-            part = logits[low - start : high - start + 1].float().contiguous()
+            part = logits[low - start : high - start + 1]
+            part = part.float().contiguous() if copied else part
             yield first, part, (axes[0].part(first, stop, low).to(device), height, width)
 
 
@@ -111,11 +117,12 @@ def _decide(values: Tensor, regions: Sequence[int] | None) -> Tensor:
 
 def _pattern(logits_DHWK: Tensor) -> Tensor:
     """Numbers (D, H, W, N) that are equal at two grid points only if the same regions are there, as bits."""
-    columns = []
-    for group in logits_DHWK.flatten(0, 2).split(BITS, 1):
-        bits = 2 ** torch.arange(group.shape[1], device=group.device)
-        columns.append(torch.cat([((some > 0) * bits).sum(1) for some in group.split(_voxels_at_once(logits_DHWK))]))
-    return torch.stack(columns, 1).view(*logits_DHWK.shape[:3], -1)
+    columns, rows = [], max(1, _voxels_at_once(logits_DHWK) // logits_DHWK.shape[2])
+    for first in range(0, logits_DHWK.shape[-1], BITS):
+        group = logits_DHWK[..., first : first + BITS]
+        bits = 2 ** torch.arange(group.shape[-1], device=group.device)
+        columns.append(torch.cat([((some > 0) * bits).sum(-1) for plane in group for some in plane.split(rows)]))
+    return torch.stack(columns, -1).view(*logits_DHWK.shape[:3], -1)
 
 
 def _where_corners_differ(values_DHWN: Tensor, axes: Axes) -> tuple[Tensor, ...]:

@@ -75,21 +75,27 @@ def between(values_DHWK: Tensor, axes: Axes, voxels: Sequence[Tensor]) -> Tensor
     """Interpolated values at some voxels of the target grid: (d, h, w, K) in float32 -> (voxels, K).
 
     Args:
-        values_DHWK: On the source grid, contiguous or nearly so.
+        values_DHWK: On the source grid; has_rows() of it holds.
         axes: Of the target grid.
         voxels: Indices on the target grid, one tensor per axis.
     """
     corners = torch.zeros((len(voxels[0]), 1), dtype=torch.long, device=values_DHWK.device)
     weights = torch.ones((len(voxels[0]), 1), device=values_DHWK.device)
-    for each, index, stride in zip(axes, voxels, _strides(values_DHWK.shape), strict=True):
+    classes = values_DHWK.shape[-1]
+    strides = [stride // classes for stride in values_DHWK.stride()[:3]]
+    for each, index, stride in zip(axes, voxels, strides, strict=True):
         sides, shares = [each.lower[index] * stride], [1 - each.fraction[index]]
         if each.interpolates:
             sides, shares = [*sides, each.upper[index] * stride], [*shares, each.fraction[index]]
         corners = torch.cat([corners + side[:, None] for side in sides], 1)
         weights = torch.cat([weights * share[:, None] for share in shares], 1)
     # The sum of weighted rows of a matrix; made for embeddings, and ten times faster than rows that are copied first.
-    return functional.embedding_bag(corners, values_DHWK.flatten(0, 2), per_sample_weights=weights, mode="sum")
+    rows = 1 + sum((n - 1) * stride for n, stride in zip(values_DHWK.shape, strides, strict=False))
+    table = values_DHWK.as_strided((rows, classes), (classes, 1))
+    return functional.embedding_bag(corners, table, per_sample_weights=weights, mode="sum")
 
 
-def _strides(shape: Sequence[int]) -> tuple[int, int, int]:
-    return shape[1] * shape[2], shape[2], 1
+def has_rows(values_DHWK: Tensor) -> bool:
+    """Whether the values of each voxel lie side by side, and voxels at a multiple of them, as in a part of an array."""
+    classes = values_DHWK.shape[-1]
+    return values_DHWK.stride(3) == 1 and all(stride % classes == 0 for stride in values_DHWK.stride()[:3])

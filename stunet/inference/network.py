@@ -6,7 +6,6 @@ ours and of nnU-Net's own library are built here.
 
 import pydoc
 from collections.abc import Mapping
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +40,7 @@ def build(model: Model, configuration: str) -> tuple[Any, Any, torch.nn.Module]:
         inputs = determine_num_input_channels(plans, manager, model.dataset)
         # Weights are loaded next; to draw an STUNet's first takes seconds for L. Others may hold more than weights.
         ours = manager.network_arch_class_name == NETWORK
-        with torch.device("meta") if ours else nullcontext():
+        with torch.device("meta") if ours else torch.random.fork_rng(devices=[]):
             network = get_network_from_plans(
                 manager.network_arch_class_name,
                 manager.network_arch_init_kwargs,

@@ -5,10 +5,11 @@ one thread; no more than that is under way, so neither disk nor memory fills up.
 error, and the others go on. predictor.py has the steps, products.py the files, memory.py the limit.
 """
 
+import errno
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,11 @@ from stunet.results.statistics import Measurement, measure
 from stunet.results.write import write_itksnap_labels
 
 INPUT_ENDING = ".input.nii.gz"  # of the temporary image that a DICOM folder becomes
-FAILURES = (StunetError, RuntimeError, MemoryError)  # of one case; a full disk concerns all of them
+FAILURES = (  # of one case, whatever a library raises about it
+    StunetError, RuntimeError, MemoryError, OSError, ValueError, TypeError, LookupError, ArithmeticError,
+    AttributeError,
+)  # fmt: skip
+OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 
 
 @dataclass
@@ -114,9 +119,9 @@ class Pipeline:
         """Whether all files of a case are there and the segmentation is whole."""
         return self.products.is_done(case, self.folder, self.predictor.model)
 
-    def remove(self, case: Case) -> None:
-        """Removes the files of a case, so that a run that ends early leaves none that something else has made."""
-        self.products.remove(case, self.folder, self.predictor.model)
+    def remove(self, cases: Sequence[Case]) -> None:
+        """Removes the files of cases, so that a run that ends early leaves none that something else has made."""
+        self.products.remove(cases, self.folder, self.predictor.model)
 
     def remove_leftovers(self, cases: Sequence[Case] | None = None) -> None:
         """Removes temporary files of runs that were killed; only those of `cases` where other runs share the folder."""
@@ -136,15 +141,15 @@ class Pipeline:
         if self._limit is None:
             return memory.Schedule(ahead=True, half=False)
         needs = [self._need(case) for case in cases[max(0, number - 1) : number + 2]]
-        if any(need is None for need in needs):
-            return memory.Schedule(ahead=False, half=False)
+        known = [need for need in needs if need is not None]
         own = needs[min(number, 1)]
-        return memory.schedule(own, needs, self._base, self._limit)  # type: ignore[arg-type]
+        if own is None:
+            return memory.Schedule(ahead=False, half=False)
+        plan = memory.schedule(own, known, self._base, self._limit)
+        return replace(plan, ahead=plan.ahead and len(known) == len(needs))
 
     def _need(self, case: Case) -> memory.Need | None:
-        """None: the case's header cannot be read, and reading it will say why; or it is a DICOM folder."""
-        if case.is_dicom:
-            return None
+        """None: the case's header cannot be read, and reading it will say why."""
         try:
             return self.predictor.need(*geometry(case))
         except DataError:
@@ -160,6 +165,8 @@ class Pipeline:
         try:
             to_nifti(case.files[0], part)
             return self.predictor.read(Case(case.name, (part,), case.previous))
+        except DataError as error:
+            raise DataError(error.message.replace(str(part), str(case.files[0])), error.hint) from error
         finally:
             part.unlink(missing_ok=True)
 
@@ -188,20 +195,31 @@ class Pipeline:
             with outcome.report.stage("write"):
                 again = wanted.statistics or wanted.preview  # kept in memory it would cost two copies of every image
                 image = self._read(case).image_CDHW if again else None
+                if wanted.statistics and image is not None:
+                    outcome.statistics = measure(segmentation, image, model.channels)
                 files = products.write(
                     segmentation, properties, None if image is None else image[0], case, self.folder, wanted, model,
                     self.predictor.writer,
                 )  # fmt: skip
-                outcome.report.files = [file.name for file in files]
-                if wanted.statistics and image is not None:
-                    outcome.statistics = measure(segmentation, image, model.channels)
+            outcome.report.files = [file.name for file in files]
         except FAILURES as error:
             return _failed(outcome, error)
+        finally:
+            if wanted.probabilities:  # and they were not given their name
+                products.probabilities_part(case, self.folder).unlink(missing_ok=True)
         return outcome
 
 
-def _failed(outcome: Outcome, error: StunetError | RuntimeError | MemoryError) -> Outcome:
-    outcome.error = reason(error)
+def _failed(outcome: Outcome, error: Exception) -> Outcome:
+    """The outcome with the error, but without what a traceback holds: the images in all functions it went through.
+
+    Raises:
+        OSError: The disk is full or broken, which concerns all cases.
+    """
+    if isinstance(error, OSError) and error.errno in OF_THE_DISK:
+        raise error
+    outcome.error = reason(error).with_traceback(None)
+    outcome.error.__cause__ = outcome.error.__context__ = None
     outcome.report.fail(outcome.error)
     return outcome
 

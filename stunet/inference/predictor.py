@@ -26,7 +26,7 @@ from stunet.inference import memory
 from stunet.inference.cases import Case, Model, drop_channel_axis, open_model
 from stunet.inference.network import build, check_strides
 from stunet.inference.probabilities import PLAIN, compress
-from stunet.inference.reading import Raw, from_array, last_line, read, readable
+from stunet.inference.reading import Raw, check_grid, from_array, last_line, read, readable
 from stunet.inference.ready import ReadyNetwork
 from stunet.inference.segmenter import Segmenter
 from stunet.inference.v1_order import V1Preprocessor
@@ -207,6 +207,8 @@ class Predictor:
         Raises:
             DataError: The image cannot be preprocessed, or the previous stage has another shape.
         """
+        own = self._network_shape(raw.image_CDHW.shape[1:], raw.properties["spacing"])
+        check_grid(raw, [own[axis] for axis in self._plans.transpose_backward])
         if self.options.v1_preprocessing:
             preprocessor: Any = V1Preprocessor(self.options.verbose)
         else:
@@ -246,10 +248,14 @@ class Predictor:
             plain = None if probabilities is None else probabilities.with_suffix(PLAIN)
             try:
                 labels = self._segmenter.segment(prepared.image_CDHW, prepared.properties, plain)
-            except (MemoryError, torch.OutOfMemoryError) as error:
+            except (MemoryError, RuntimeError) as error:
+                if not _is_out_of_memory(error):
+                    raise
                 raise OutOfMemoryError(
                     f"out of memory: {last_line(error)}", "--not_on_device, -device cpu, or a machine with more memory"
                 ) from error
+            finally:
+                self._windows.half = False  # need() asks the windows
             if seconds is not None:
                 seconds |= self._segmenter.seconds
         if probabilities is not None:
@@ -271,9 +277,13 @@ class Predictor:
             shape: In voxels, array order.
             spacing: In mm, array order.
         """
-        forward = self._plans.transpose_forward
-        own = memory.network_shape([shape[i] for i in forward], [spacing[i] for i in forward], self._configuration)
+        own = self._network_shape(shape, spacing)
         return memory.need(shape, own, len(self.model.channels), self._windows, self._configuration)
+
+    def _network_shape(self, shape: Sequence[int], spacing: Sequence[float]) -> list[int]:
+        """The shape on the network's grid, in the plan's order of axes, of an image that is not cropped."""
+        forward = self._plans.transpose_forward
+        return memory.network_shape([shape[i] for i in forward], [spacing[i] for i in forward], self._configuration)
 
     @property
     def _lookup(self) -> np.ndarray | None:
@@ -287,10 +297,16 @@ class Predictor:
         return table
 
 
-def reason(error: StunetError | RuntimeError | MemoryError) -> StunetError:
+def reason(error: Exception) -> StunetError:
     """What an error in the middle of a case means for the user."""
     if isinstance(error, StunetError):
         return error
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+    if _is_out_of_memory(error):
         return OutOfMemoryError(f"out of memory: {last_line(error)}", "--max_memory, or a machine with more memory")
-    return DataError(f"prediction failed: {last_line(error)}", "the same command with --verbose")
+    kind = "" if isinstance(error, RuntimeError | OSError) else f"{type(error).__name__}: "
+    return DataError(f"prediction failed: {kind}{last_line(error)}", "the same command with --verbose")
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Also what torch says on the CPU, where it has no class of its own for it."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)

@@ -4,7 +4,9 @@ They go to a plain array on the disk first, whatever the order in which they com
 that nnU-Net writes and reads (array `probabilities`, float32).
 """
 
+import errno
 import mmap
+import os
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -29,6 +31,7 @@ def plain_array(path: Path, shape: Sequence[int]) -> Iterator[np.ndarray]:
     """
     try:
         array = np.lib.format.open_memmap(path, "w+", np.float32, tuple(shape))
+        _reserve(path)
         yield array
         array.flush()
         array._mmap.madvise(mmap.MADV_DONTNEED)  # type: ignore[attr-defined]
@@ -41,7 +44,7 @@ def compress(path: Path, on_block: Callable[[], None] = lambda: None) -> None:
     """Makes `path`, an .npz, of the plain array beside it, which is removed.
 
     Args:
-        path: Stands there in part if this fails.
+        path: Gone if this fails.
         on_block: Called before each part of the array; an error that it raises ends the work.
 
     Raises:
@@ -57,5 +60,37 @@ def compress(path: Path, on_block: Callable[[], None] = lambda: None) -> None:
             while block := source.read(BLOCK):
                 on_block()
                 target.write(block)
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
     finally:
         plain.unlink(missing_ok=True)
+
+
+def put(part: np.ndarray, values: np.ndarray) -> None:
+    """Writes values to a part of such an array, one entry of the first axis after the other, and keeps none in memory.
+
+    What was written would count as this process's memory, up to the size of the file.
+    """
+    for entry, value in zip(part, values, strict=True):
+        entry[...] = value
+        file = getattr(entry, "_mmap", None)
+        if file is not None and entry.size:
+            begin = entry.ctypes.data - np.frombuffer(file, np.uint8, 1).ctypes.data
+            last = sum((n - 1) * stride for n, stride in zip(entry.shape, entry.strides, strict=True))
+            first = begin // mmap.PAGESIZE * mmap.PAGESIZE
+            file.madvise(mmap.MADV_DONTNEED, first, begin + last + entry.itemsize - first)
+
+
+def _reserve(path: Path) -> None:
+    """Takes the space of a file with holes now: writing to a map of it on a disk that is full kills the process.
+
+    Raises:
+        OSError: The disk is full.
+    """
+    with path.open("r+b") as file:
+        try:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+        except OSError as error:
+            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):  # a file system that cannot
+                raise

@@ -5,7 +5,7 @@ another program reads better. Beside it stand what else was asked for. output.py
 """
 
 import pickle
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from stunet.results.write import write_masks, write_nifti, write_seg_nrrd
 
 # Endings by format; the model's own format has the ending of its images, and a folder of masks has none.
 FORMATS: Mapping[str, str | None] = {"image": None, "seg.nrrd": ".seg.nrrd", "masks": "", "dicom_seg": ".dcm"}
+MASK = ".nii.gz"
 PREVIEW = "_preview.png"
 PROBABILITIES = (".npz", ".pkl")
 
@@ -65,10 +66,19 @@ class Products:
             return False
         return all(path.exists() for path in paths)
 
-    def remove(self, case: Case, folder: Path, model: Model) -> None:
-        """Removes the files of a case, so that a run that ends early leaves none that something else has made."""
-        for ending in {*self.endings(model), *PROBABILITIES, PREVIEW}:
-            remove(folder / f"{case.name}{ending}")
+    def remove(self, cases: Sequence[Case], folder: Path, model: Model) -> None:
+        """Removes the files of cases, so that a run that ends early leaves none that something else has made.
+
+        Raises:
+            DataError: A folder that masks would take the place of holds something else; nothing is removed then.
+        """
+        endings = {*self.endings(model), *PROBABILITIES, PREVIEW}
+        paths = [folder / f"{case.name}{ending}" for case in cases for ending in endings]
+        for path in paths:
+            if other := next((p for p in path.glob("*") if not p.name.endswith(MASK)), None):
+                raise DataError(f"the folder {str(path)!r} holds {other.name!r}, no mask", "another folder with -o")
+        for path in paths:
+            remove(path)
 
 
 def write(

@@ -1,5 +1,8 @@
 """How does an image come in: from files or from an array, whole, finite, with the channels that the model takes?"""
 
+import math
+import os
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -9,11 +12,15 @@ from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
 
 from stunet.errors import DataError
-from stunet.inference.cases import Case, Model
+from stunet.inference.cases import Case, Model, volumes
 from stunet.nifti import check_nifti
 
 # What nnU-Net, ITK, numpy and nibabel raise for files and images that they cannot take.
-UNREADABLE = (RuntimeError, ValueError, OSError, EOFError, AssertionError, IndexError, ImageFileError, HeaderDataError)
+UNREADABLE = (
+    RuntimeError, ValueError, TypeError, OSError, EOFError, AssertionError, LookupError, ArithmeticError, SyntaxError,
+    ImageFileError, HeaderDataError,
+)  # fmt: skip
+VOXEL = 4  # bytes, in float32
 
 
 class Raw(NamedTuple):
@@ -36,15 +43,18 @@ def read(case: Case, model: Model, reader: Any) -> Raw:
     Raises:
         DataError: A file cannot be read, or is not a finite image with the model's channels.
     """
+    if case.error:
+        raise case.error
     files, channels = ", ".join(str(file) for file in case.files), model.channels
     with readable(files):
         for file in case.files:
             check_nifti(file)
+        if (found := sum(map(volumes, case.files))) > len(case.files):
+            _check_channels(found, files, channels)  # before a long series is read
         image, properties = reader.read_images([str(file) for file in case.files])
-        if len(image) != len(channels):
-            wanted = f"{len(channels)} ({', '.join(channels)})"
-            what = f"{files} holds {len(image)} channel(s), but the model takes {wanted}"
-            raise DataError(what, "one file per channel, CASE_0000, CASE_0001 ..., or all in CASE_0000")
+        if len(properties["spacing"]) != 3:  # a fourth axis that is none of space
+            raise DataError(f"{files} holds vectors or colours, not one number per voxel", "convert it to gray values")
+        _check_channels(len(image), files, channels)
         _check_voxels(image, files)
         previous = None if case.previous is None else reader.read_seg(str(case.previous))[0]
     return Raw(image, files, properties, previous)
@@ -67,10 +77,30 @@ def from_array(image: np.ndarray, spacing: Sequence[float] | None, channels: int
             f"an array of shape {image.shape}, but the model takes {channels} channel(s) of three axes",
             "(D, H, W), or (C, D, H, W) with C channels",
         )
-    if spacing is None or len(spacing) != 3 or not all(edge > 0 for edge in spacing):
+    if spacing is None or len(spacing) != 3 or not all(0 < edge < math.inf for edge in spacing):
         raise DataError(f"spacing {spacing!r} of an array is not three positive numbers", "in mm, (D, H, W)")
     _check_voxels(own, "the array")
     return Raw(own, "the array", {"spacing": [float(edge) for edge in spacing]})
+
+
+def check_grid(raw: Raw, network_shape: Sequence[int]) -> None:
+    """Refuses a spacing with which nothing is left of an image for the network, or more than the machine can hold.
+
+    Args:
+        raw: The image.
+        network_shape: Its shape on the network's grid, in its own order of axes.
+
+    Raises:
+        DataError: The spacing is probably wrong.
+    """
+    channels, *shape = raw.image_CDHW.shape
+    if 0 < VOXEL * channels * math.prod(network_shape) <= _machine_memory():
+        return
+    spacing = " x ".join(f"{edge:g}" for edge in raw.properties["spacing"])
+    raise DataError(
+        f"{raw.files}: {_times(shape)} voxels of {spacing} mm would be {_times(network_shape)} voxels for the network",
+        "correct the spacing, which is in mm",
+    )
 
 
 @contextmanager
@@ -90,6 +120,26 @@ def readable(files: str) -> Iterator[None]:
 def last_line(error: BaseException) -> str:
     """Of its message; libraries put the reason there."""
     return (str(error).strip().splitlines() or [""])[-1]
+
+
+def _check_channels(found: int, files: str, channels: Sequence[str]) -> None:
+    if found != len(channels):
+        raise DataError(
+            f"{files} holds {found} channel(s), but the model takes {len(channels)} ({', '.join(channels)})",
+            "one file per channel, CASE_0000, CASE_0001 ..., or all in CASE_0000",
+        )
+
+
+def _machine_memory() -> int:
+    """In bytes; without bound where the system does not say."""
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):
+        return sys.maxsize
+
+
+def _times(shape: Sequence[int]) -> str:
+    return " x ".join(map(str, shape))
 
 
 def _check_voxels(image: np.ndarray, files: str) -> None:

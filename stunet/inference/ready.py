@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from stunet.errors import UsageError
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+PLANES = 8  # of logits that are mirrored at a time
 Weights = Mapping[str, Tensor]
 
 
@@ -72,7 +73,7 @@ class ReadyNetwork:
         logits = logits.float()
         for axes in self._mirrored:
             dims = [2 + axis for axis in axes]
-            logits += self._forward(windows_BCDHW.flip(dims)).flip(dims)
+            _add_mirrored(logits, self._forward(windows_BCDHW.flip(dims)), dims)
         return logits.div_(1 + len(self._mirrored))
 
     def _forward(self, windows: Tensor) -> Tensor:
@@ -85,6 +86,15 @@ class ReadyNetwork:
             if self.device.type == "cuda":  # windows have one shape, so trying algorithms pays
                 stack.enter_context(torch.backends.cudnn.flags(enabled=True, benchmark=True))
             return self._network(windows.contiguous())
+
+
+def _add_mirrored(sums: Tensor, logits: Tensor, dims: list[int]) -> None:
+    """Adds logits that are mirrored along `dims`, some planes at a time: a copy of all is as large as the network's."""
+    depth = sums.shape[2]
+    for start in range(0, depth, PLANES):
+        stop = min(start + PLANES, depth)
+        same = slice(depth - stop, depth - start) if 2 in dims else slice(start, stop)
+        sums[:, :, start:stop] += logits[:, :, same].flip(dims)
 
 
 def prepare(network: nn.Module, device: torch.device, precision: str) -> nn.Module:

@@ -16,8 +16,9 @@ from nnunetv2.configuration import ANISO_THRESHOLD
 from nnunetv2.preprocessing.resampling.default_resampling import determine_do_sep_z_and_axis
 from torch import Tensor
 
+from stunet.errors import DataError
 from stunet.inference import export
-from stunet.inference.probabilities import plain_array
+from stunet.inference.probabilities import plain_array, put
 from stunet.inference.windows import SlidingWindow
 
 
@@ -91,7 +92,7 @@ class Segmenter:
             with plain_array(probabilities, (self.windows.classes, *shape)) as of_file:
                 here = of_file.transpose(0, *(1 + axis for axis in forward))
                 if self._regions is None:
-                    here[0] = 1  # outside the box
+                    put(here[0], np.broadcast_to(np.float32(1), here[0].shape))  # outside the box
                 self.segment_onto([Target(labels[box], spacing, here[(slice(None), *box)]), *others], image_CDHW, own)
         return labels.transpose(self.plans.transpose_backward)
 
@@ -118,12 +119,15 @@ class Segmenter:
                 self.windows.on_device = True
 
     def _timed(self, slabs: Iterator[export.Slab]) -> Iterator[export.Slab]:
-        """The slabs; what is done until the next one is asked for is the export's time, the rest the network's."""
-        device, seconds = self.windows.network.device, self.seconds
-        last = time.perf_counter()
+        """The slabs; what is done until the next one is asked for is the export's time, the rest the network's.
+
+        Raises:
+            DataError: Logits are NaN or infinite, of which argmax would make labels.
+        """
+        seconds, last = self.seconds, time.perf_counter()
         for slab in slabs:
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
+            if not bool(slab.logits_DHWK.sum(dtype=torch.float32).isfinite()):  # which also waits for a GPU
+                raise DataError("the network's logits are NaN or infinite", "--precision fp32")
             now = time.perf_counter()
             seconds["network"] += now - last
             yield slab
@@ -158,7 +162,7 @@ class Segmenter:
 
         def write_both(start: int, values: Tensor, each: Tensor) -> None:
             labels[start : start + len(values)] = self._final(values)
-            likely[:, start : start + len(values)] = each.cpu().numpy()
+            put(likely[:, start : start + len(values)], each.cpu().numpy())
 
         export.probabilities([slab], (one, two, three), self._regions, write_both)
 
@@ -198,5 +202,7 @@ class Segmenter:
 
 def _whole(slabs: Iterator[export.Slab], order: Sequence[int]) -> Tensor:
     """All logits (K, D, H, W), in the machine's memory, with the image's axes."""
-    parts = [(logits if start == 0 else logits[1:]).cpu().clone() for start, logits in slabs]
+    parts: list[Tensor] = []
+    for start, logits in slabs:
+        parts.append(logits[sum(map(len, parts)) - start :].cpu().clone())
     return torch.cat(parts).permute(3, *(order.index(axis) for axis in range(3)))

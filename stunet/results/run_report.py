@@ -4,6 +4,7 @@ The command fills a RunReport case by case and writes it at the end, also after 
 """
 
 import platform
+import re
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -115,11 +116,16 @@ def versions() -> dict[str, str]:
 
 
 def peak_gb() -> float:
-    """The largest resident memory of this process so far, in 10^9 bytes; getrusage counts in KiB, on macOS in bytes."""
-    import resource  # not on Windows
+    """The largest resident memory of this process so far, in 10^9 bytes."""
+    try:
+        found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    except OSError:
+        found = None
+    if found:
+        return int(found[1]) * 1024 / 1e9
+    import resource  # not on Windows; on Linux it would count the process that started this one as well
 
-    size = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return size * (1 if sys.platform == "darwin" else 1024) / 1e9
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e9
 
 
 def _now() -> str:
