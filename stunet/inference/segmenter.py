@@ -126,7 +126,8 @@ class Segmenter:
         """
         seconds, last = self.seconds, time.perf_counter()
         for slab in slabs:
-            if not bool(slab.logits_DHWK.sum(dtype=torch.float32).isfinite()):  # which also waits for a GPU
+            sums = [plane.sum(dtype=torch.float32) for plane in slab.logits_DHWK]  # torch makes a copy in float32 first
+            if not bool(torch.stack(sums).isfinite().all()):  # which also waits for a GPU
                 raise DataError("the network's logits are NaN or infinite", "--precision fp32")
             now = time.perf_counter()
             seconds["network"] += now - last
