@@ -45,7 +45,8 @@ def test_hippocampus_from_download_to_dice(data: Path, tmp_path: Path) -> None:
     for case in cases:
         (images / f"{case}_0000.nii.gz").symlink_to(raw / "imagesTr" / f"{case}_0000.nii.gz")
     out = tmp_path / "out"
-    run("stunet_predict", "-i", str(images), "-o", str(out), "-d", "4", "-c", "3d_fullres", "-device", "cpu")
+    same = ("-device", "cpu", "--precision", "fp32")  # as the validation
+    run("stunet_predict", "-i", str(images), "-o", str(out), "-d", "4", "-c", "3d_fullres", *same)
     run("stunet_evaluate", str(raw / "labelsTr"), str(out), "--chill")
     ours = json.loads((out / "summary.json").read_text())
     for case in ours["metric_per_case"]:
