@@ -18,7 +18,7 @@ from inference_stock import load, preprocess
 from network import Published
 from torch import Tensor
 
-from stunet.inference.ready import prepare
+from stunet.inference.ready import ReadyNetwork
 from stunet.networks import STUNet
 
 MODELS = {"S": "105", "B": "105-B"}
@@ -55,7 +55,7 @@ def make_forms(size: str, strides: list[list[int]], weights: dict[str, Tensor]) 
         network.load_state_dict(weights)
         return network
 
-    ready = {precision: prepare(build(STUNet), torch.device("cpu"), precision) for precision in PRECISIONS}
+    ready = {precision: ReadyNetwork(build(STUNet), [], torch.device("cpu"), precision) for precision in PRECISIONS}
     return {"published": build(Published), **ready}
 
 
