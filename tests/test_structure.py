@@ -25,6 +25,8 @@ MAY_IMPORT = {
     "networks": set(),
     "nifti": set(),
     "classes": set(),
+    "annotations": set(),
+    "losses": set(),
     "console": set(),
     "nnunet": set(),
     "labels": {"classes"},
@@ -48,7 +50,17 @@ MAY_IMPORT = {
         "weights",
     },
     "plans": {"networks", "datasets"},
-    "trainers": {"classes", "inference", "networks", "nnunet", "plans", "preprocessing", "weights"},
+    "trainers": {
+        "annotations",
+        "classes",
+        "inference",
+        "losses",
+        "networks",
+        "nnunet",
+        "plans",
+        "preprocessing",
+        "weights",
+    },
     "nnunet_ext": {"trainers"},
     "experiment": {"plans", "trainers"},
     "results": {"classes", "datasets", "evaluation", "labels"},
@@ -58,6 +70,7 @@ HOST = {  # may import nnunetv2
 }  # fmt: skip
 WITHOUT_TORCH = {
     "errors", "files", "workspace", "presets", "console", "preprocessing", "cli", "classes", "labels", "models",
+    "annotations",
 }  # fmt: skip  # at the top of a file
 WITH_TORCH = {"stunet.models.folder"}  # though the other files of its part have none
 

@@ -1,0 +1,200 @@
+"""Which classes does each case of a dataset annotate? That is annotations.json, beside the dataset's dataset.json.
+
+A label is a set of leaf classes: `kidney` is that of the left and the right one where they are not told apart. The
+labels of a case are disjoint; what they leave of the leaves is, in this case, part of the background. So an unannotated
+class, a coarse label and complete labels are one thing: a partition of the leaves (Fidon et al. 2021, label-set loss).
+
+`stunet_merge` writes the file, trainers/partial.py trains by it, losses.py has the formulas.
+
+    {"leaves": ["kidney_left", "kidney_right", "liver"],
+     "sets": {"kidney": ["kidney_left", "kidney_right"]},
+     "head": "softmax", "alpha": 0.5,
+     "sources": {"ts": {"labels": ["kidney_left", "kidney_right", "liver"]}, "kits": {"labels": ["kidney"]}},
+     "cases": {"ts_0001": {"source": "ts"}, "ts_0002": {"source": "ts", "labels": ["liver"]}, "kits_7": {"source": "kits"}}}
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from stunet.errors import DataError, closest
+from stunet.files import read_json, write_json
+
+FILE = "annotations.json"
+HEADS = ("softmax", "sigmoid")
+HINT = "build the dataset anew: stunet_merge build"
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where cases come from.
+
+    Attributes:
+        labels: What its cases annotate, unless a case says otherwise.
+        weight: How often it is drawn, relative to what its number of cases gives it.
+    """
+
+    labels: tuple[str, ...]
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class Case:
+    """A case: its source and what it annotates."""
+
+    source: str
+    labels: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Annotations:
+    """The label space of a dataset and the part of it that each case annotates.
+
+    Attributes:
+        leaves: Names of the classes; the first is output 1 of a softmax head and value 1 of label files.
+        sets: Labels that are no leaf, with their leaves; in this order they have the values after those of the leaves.
+        sources: By name.
+        cases: By name, as in the dataset.
+        head: "softmax", with one output per leaf and the background, or "sigmoid", with one per leaf and set.
+        alpha: A source of n cases is drawn with a probability proportional to weight * n^(1 - alpha): each of its
+            cases to n^-alpha.
+    """
+
+    leaves: tuple[str, ...]
+    sets: Mapping[str, tuple[str, ...]]
+    sources: Mapping[str, Source]
+    cases: Mapping[str, Case]
+    head: str = "softmax"
+    alpha: float = 0.5
+
+    @property
+    def labels(self) -> dict[str, tuple[str, ...]]:
+        """Every label with its leaves, in the order of the values 1, 2, ... in label files."""
+        return {**{leaf: (leaf,) for leaf in self.leaves}, **self.sets}
+
+    @property
+    def values(self) -> dict[str, int]:
+        """Value in label files by label, with the background's; the dataset may have an ignore label after them."""
+        return {"background": 0, **{label: value for value, label in enumerate(self.labels, start=1)}}
+
+    def groups(self, case: str) -> np.ndarray:
+        """The partition of a case for a softmax head.
+
+        Returns:
+            (1 + leaves,) int64: for each output the value that voxels of its class have in the label file of this case,
+            0 for classes that are not annotated.
+        """
+        leaf_index = {leaf: index for index, leaf in enumerate(self.leaves, start=1)}
+        groups = np.zeros(1 + len(self.leaves), np.int64)
+        for label in self.cases[case].labels:
+            for leaf in self.labels[label]:
+                groups[leaf_index[leaf]] = self.values[label]
+        return groups
+
+    def regions(self, case: str) -> tuple[np.ndarray, np.ndarray]:
+        """What a case says of each output of a sigmoid head.
+
+        An output is annotated where its leaves are a union of labels of the case: `kidney` where both sides are, but not
+        the left one where only `kidney` is.
+
+        Returns:
+            (R,) bool: which outputs are annotated; (R, values) bool: whether a voxel of a value belongs to an output.
+        """
+        outputs, values = self.labels, self.values
+        inside = np.zeros((len(outputs), len(values)), bool)
+        annotated = np.zeros(len(outputs), bool)
+        for row, leaves in enumerate(outputs.values()):
+            parts = [name for name in self.cases[case].labels if set(outputs[name]) <= set(leaves)]
+            annotated[row] = {leaf for name in parts for leaf in outputs[name]} == set(leaves)
+            if annotated[row]:
+                inside[row, [values[name] for name in parts]] = True
+        return annotated, inside
+
+    def save(self, folder: Path) -> None:
+        """Writes annotations.json into the folder of a dataset."""
+        cases = {
+            name: {"source": case.source}
+            | ({} if case.labels == self.sources[case.source].labels else {"labels": list(case.labels)})
+            for name, case in self.cases.items()
+        }
+        content = {
+            "leaves": list(self.leaves),
+            "sets": {name: list(leaves) for name, leaves in self.sets.items()},
+            "head": self.head,
+            "alpha": self.alpha,
+            "sources": {n: {"labels": list(s.labels), "weight": s.weight} for n, s in self.sources.items()},
+            "cases": cases,
+        }
+        write_json(folder / FILE, content)
+
+
+def load_annotations(folder: Path) -> Annotations | None:
+    """The annotations of the dataset in a folder, raw or preprocessed; None where it has none: all is annotated.
+
+    Raises:
+        DataError: The file is not what Annotations.save() writes, or contradicts itself.
+    """
+    path = folder / FILE
+    if not path.is_file():
+        return None
+    content = read_json(path)
+    try:
+        annotations = _read(content)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise DataError(f"{str(path)!r} is no list of annotations ({type(error).__name__}: {error})", HINT) from None
+    for problem in _problems(annotations):
+        raise DataError(f"{str(path)!r}: {problem}", HINT)
+    return annotations
+
+
+def _read(content: Any) -> Annotations:
+    sources = {
+        name: Source(tuple(source["labels"]), float(source.get("weight", 1.0)))
+        for name, source in content["sources"].items()
+    }
+    return Annotations(
+        leaves=tuple(content["leaves"]),
+        sets={name: tuple(leaves) for name, leaves in content["sets"].items()},
+        sources=sources,
+        cases={
+            name: Case(case["source"], tuple(case.get("labels", sources[case["source"]].labels)))
+            for name, case in content["cases"].items()
+        },
+        head=content["head"],
+        alpha=float(content["alpha"]),
+    )
+
+
+def _problems(annotations: Annotations) -> list[str]:
+    known = annotations.labels
+    problems = []
+    if annotations.head not in HEADS:
+        problems.append(f"head is {annotations.head!r}, not one of {', '.join(HEADS)}")
+    if len(known) != len(annotations.leaves) + len(annotations.sets) or len(set(annotations.leaves)) < len(
+        annotations.leaves
+    ):
+        problems.append("a name occurs twice among leaves and sets")
+    for name, leaves in annotations.sets.items():
+        unknown = sorted(set(leaves) - set(annotations.leaves))
+        problems += [f"{name!r} has the leaf {leaf!r}{closest(leaf, list(annotations.leaves))}" for leaf in unknown]
+    for kind, entries in (("source", annotations.sources), ("case", annotations.cases)):
+        for name, entry in entries.items():
+            problems += [f"{kind} {name!r}: {problem}" for problem in _problems_of(entry.labels, known)]
+    problems += [f"source {n!r} has weight {s.weight}" for n, s in annotations.sources.items() if not s.weight > 0]
+    return problems
+
+
+def _problems_of(labels: tuple[str, ...], known: Mapping[str, tuple[str, ...]]) -> list[str]:
+    unknown = [label for label in labels if label not in known]
+    if unknown:
+        return [f"no label {unknown[0]!r}{closest(unknown[0], list(known))}"]
+    owner: dict[str, str] = {}
+    for label in labels:
+        for leaf in known[label]:
+            if leaf in owner:
+                return [f"{owner[leaf]!r} and {label!r} are both {leaf!r}"]
+            owner[leaf] = label
+    return []
