@@ -10,7 +10,7 @@ class, a coarse label and complete labels are one thing: a partition of the leav
      "sets": {"kidney": ["kidney_left", "kidney_right"]},
      "head": "softmax", "alpha": 0.5,
      "sources": {"ts": {"labels": ["kidney_left", "kidney_right", "liver"]}, "kits": {"labels": ["kidney"]}},
-     "cases": {"ts_0001": {"source": "ts"}, "ts_0002": {"source": "ts", "labels": ["liver"]}, "kits_7": {"source": "kits"}}}
+     "cases": {"ts_1": {"source": "ts"}, "ts_2": {"source": "ts", "labels": ["liver"]}, "kits_7": {"source": "kits"}}}
 """
 
 from collections.abc import Mapping
@@ -97,8 +97,8 @@ class Annotations:
     def regions(self, case: str) -> tuple[np.ndarray, np.ndarray]:
         """What a case says of each output of a sigmoid head.
 
-        An output is annotated where its leaves are a union of labels of the case: `kidney` where both sides are, but not
-        the left one where only `kidney` is.
+        An output is annotated where its leaves are a union of labels of the case: `kidney` where both sides are, but
+        not the left one where only `kidney` is.
 
         Returns:
             (R,) bool: which outputs are annotated; (R, values) bool: whether a voxel of a value belongs to an output.

@@ -26,7 +26,6 @@ MAY_IMPORT = {
     "nifti": set(),
     "classes": set(),
     "annotations": set(),
-    "losses": set(),
     "console": set(),
     "nnunet": set(),
     "labels": {"classes"},
@@ -51,10 +50,8 @@ MAY_IMPORT = {
     },
     "plans": {"networks", "datasets"},
     "trainers": {
-        "annotations",
         "classes",
         "inference",
-        "losses",
         "networks",
         "nnunet",
         "plans",
