@@ -25,7 +25,6 @@ from stunet.errors import DataError, OutOfMemoryError, StunetError, UsageError
 from stunet.inference import memory
 from stunet.inference.cases import Case, Model, drop_channel_axis, open_model
 from stunet.inference.network import build, check_strides
-from stunet.inference.probabilities import PLAIN, compress
 from stunet.inference.reading import Raw, check_grid, from_array, last_line, read, readable
 from stunet.inference.ready import ReadyNetwork
 from stunet.inference.segmenter import Segmenter
@@ -236,7 +235,7 @@ class Predictor:
         Args:
             prepared: From preprocess().
             on_window: Called for each window that the network has seen.
-            probabilities: An .npz to write all probabilities to.
+            probabilities: An .npy that gets all probabilities (K, D, H, W).
             half: Add logits in half precision, which takes half the memory.
             seconds: Gets the time of `network` and `export`.
 
@@ -245,9 +244,8 @@ class Predictor:
         """
         with self._turn:
             self._windows.on_window, self._windows.half = on_window, half
-            plain = None if probabilities is None else probabilities.with_suffix(PLAIN)
             try:
-                labels = self._segmenter.segment(prepared.image_CDHW, prepared.properties, plain)
+                labels = self._segmenter.segment(prepared.image_CDHW, prepared.properties, probabilities)
             except (MemoryError, RuntimeError) as error:
                 if not _is_out_of_memory(error):
                     raise
@@ -258,8 +256,6 @@ class Predictor:
                 self._windows.half = False  # need() asks the windows
             if seconds is not None:
                 seconds |= self._segmenter.seconds
-        if probabilities is not None:
-            compress(probabilities)
         return labels
 
     def result(self, labels_DHW: np.ndarray, prepared: Prepared) -> Segmentation:
