@@ -40,6 +40,7 @@ def value_and_gradient(loss: Callable[..., Tensor], logits: Tensor, *more: Tenso
     value = loss(logits, *more)
     value.backward()
     assert logits.grad is not None
+    assert value.dtype == torch.promote_types(logits.dtype, torch.float32)
     return value.detach(), logits.grad
 
 

@@ -115,7 +115,7 @@ class _Sums(torch.autograd.Function):
         ctx.save_for_backward(logits_BRN, target_BN)
         ctx.more = rows, tables, ignore_label, chunk
         right, found, entropy, true = sums.to(dtype)
-        number = by_value.sum(1)
+        number = by_value.sum(1).to(dtype)
         ctx.mark_non_differentiable(true, number)
         return right, found, entropy, true, number
 

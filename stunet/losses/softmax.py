@@ -218,8 +218,9 @@ class _Sums(torch.autograd.Function):
                     raise refuse(target_BN[b], b, sorted(groups[b].values), ignore_label)
         ctx.save_for_backward(logits_BCN, target_BN, normalizer_BN)
         ctx.more = merges, ignore_label, chunk
+        right, found, entropy, true = (x.to(dtype) for x in (right, found, entropy, true))
         ctx.mark_non_differentiable(true)
-        return right.to(dtype), found.to(dtype), entropy.to(dtype), true
+        return right, found, entropy, true
 
     @staticmethod
     @torch.autograd.function.once_differentiable
