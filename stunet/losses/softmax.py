@@ -58,7 +58,7 @@ class DiceCE(torch.nn.Module):
             DataError: A value of the target is no class.
         """
         samples, classes = logits_BCDHW.shape[:2]
-        return self.of_groups(logits_BCDHW, target_B1DHW, [Groups.single(classes)] * samples, classes)
+        return self.of_groups(logits_BCDHW, target_B1DHW, [Groups.of(range(classes))] * samples, classes)
 
     def of_groups(self, logits: Tensor, target: Tensor, groups: Sequence["Groups"], values: int) -> Tensor:
         """The loss where each sample has its own groups, of values below `values`."""
@@ -112,22 +112,17 @@ class PartitionDiceCE(DiceCE):
 
 @dataclass(frozen=True)
 class Groups:
-    """The groups of one sample, in the order in which the outputs are rearranged: first those of a single output.
+    """The groups of one sample.
 
     Attributes:
-        values: Of the groups, in the target.
-        sizes: How many outputs each has.
-        order: The outputs, group by group; None: they are in this order already.
+        values: Of the groups in the target: first those of a single output, then the others.
+        single: The outputs that are alone in their groups.
+        unions: The outputs of each other group.
     """
 
     values: tuple[int, ...]
-    sizes: tuple[int, ...]
-    order: tuple[int, ...] | None
-
-    @classmethod
-    def single(cls, classes: int) -> "Groups":
-        """Every output is a group."""
-        return cls(tuple(range(classes)), (1,) * classes, None)
+    single: tuple[int, ...]
+    unions: tuple[tuple[int, ...], ...] = ()
 
     @classmethod
     def of(cls, values: Sequence[int]) -> "Groups":
@@ -135,45 +130,44 @@ class Groups:
         members: dict[int, list[int]] = {}
         for output, value in enumerate(values):
             members.setdefault(value, []).append(output)
-        ordered = sorted(members.items(), key=lambda item: (len(item[1]) > 1, item[1]))
-        order = tuple(output for _, outputs in ordered for output in outputs)
-        return cls(
-            tuple(value for value, _ in ordered),
-            tuple(len(outputs) for _, outputs in ordered),
-            None if order == tuple(range(len(order))) else order,
-        )
+        single = {value: outputs[0] for value, outputs in members.items() if len(outputs) == 1}
+        unions = {value: tuple(outputs) for value, outputs in members.items() if len(outputs) > 1}
+        return cls((*single, *unions), tuple(single.values()), tuple(unions.values()))
 
 
 class _Merge:
-    """The logits of a sample's groups, from those of its outputs, and gradients the other way."""
+    """From logits of outputs to logits of groups, a row for each, and back with the gradient."""
 
     def __init__(self, groups: Groups, device: torch.device, values: int) -> None:
         self.values = torch.tensor(groups.values, device=device)
-        self.order = None if groups.order is None else torch.tensor(groups.order, device=device)
-        self.single = groups.sizes.count(1)
-        self.unions = groups.sizes[self.single :]
+        self.single = torch.tensor(groups.single, dtype=torch.long, device=device)
+        self.unions = [torch.tensor(union, device=device) for union in groups.unions]
         self.row_of_value = torch.full((values,), -1, device=device)
         self.row_of_value[self.values] = torch.arange(len(groups.values), device=device)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Logits (G, n) of the groups from (C, n), and for each union (size, n): what part each output has in it."""
-        x = x if self.order is None else x.index_select(0, self.order)
+    def forward(self, x: Tensor) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
+        """(G, n) from (C, n), and for each union the parts that its outputs have in it, (size, n), with their sum."""
         if not self.unions:
             return x, []
-        parts = x[self.single :].split(self.unions)
-        merged = [part.logsumexp(0, keepdim=True) for part in parts]
-        shares = [(part - whole).exp_() for part, whole in zip(parts, merged, strict=True)]
-        return torch.cat([x[: self.single], *merged]), shares
+        z = x.new_empty((len(self.values), x.shape[1]))
+        torch.index_select(x, 0, self.single, out=z[: len(self.single)])
+        shares = []
+        for union, row in zip(self.unions, z[len(self.single) :], strict=True):
+            part = x.index_select(0, union)
+            highest = part.amax(0)
+            total = part.sub_(highest).exp_().sum(0)
+            torch.add(highest, total.log(), out=row)
+            shares.append((part, total))
+        return z, shares
 
-    def backward(self, gradient: Tensor, shares: list[Tensor], out: Tensor) -> None:
-        """Writes the gradient (C, n) of the outputs from that of the groups (G, n)."""
-        if shares:
-            unions = (share * union for share, union in zip(shares, gradient[self.single :], strict=True))
-            gradient = torch.cat([gradient[: self.single], *unions])
-        if self.order is None:
+    def backward(self, gradient: Tensor, shares: list[tuple[Tensor, Tensor]], out: Tensor) -> None:
+        """Writes the gradient of the outputs, (C, n), from that of the groups, (G, n)."""
+        if not self.unions:
             out.copy_(gradient)
-        else:
-            out.index_copy_(0, self.order, gradient.to(out.dtype))
+            return
+        out.index_copy_(0, self.single, gradient[: len(self.single)].to(out.dtype))
+        for union, (part, total), of_union in zip(self.unions, shares, gradient[len(self.single) :], strict=True):
+            out.index_copy_(0, union, part.mul_(of_union / total).to(out.dtype))
 
 
 class _Sums(torch.autograd.Function):
