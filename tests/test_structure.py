@@ -29,6 +29,7 @@ MAY_IMPORT = {
     "console": set(),
     "nnunet": set(),
     "labels": {"classes"},
+    "losses": set(),
     "evaluation": {"labels"},
     "datasets": set(),
     "preprocessing": {"preprocessing_workers", "plans"},
@@ -52,6 +53,7 @@ MAY_IMPORT = {
     "trainers": {
         "classes",
         "inference",
+        "losses",
         "networks",
         "nnunet",
         "plans",
