@@ -31,9 +31,10 @@ MAY_IMPORT = {
     "labels": {"classes"},
     "losses": set(),
     "evaluation": {"labels"},
-    "datasets": set(),
+    "processes": set(),
+    "datasets": {"annotations", "labels", "processes", "resampling"},
     "preprocessing": {"preprocessing_workers", "plans"},
-    "preprocessing_workers": {"preprocessor"},
+    "preprocessing_workers": {"preprocessor", "processes"},
     "preprocessor": {"resampling"},
     "resampling": set(),
     "weights": {"classes", "networks", "plans"},
@@ -69,7 +70,7 @@ HOST = {  # may import nnunetv2
 }  # fmt: skip
 WITHOUT_TORCH = {
     "errors", "files", "workspace", "presets", "console", "preprocessing", "cli", "classes", "labels", "models",
-    "annotations",
+    "annotations", "processes",
 }  # fmt: skip  # at the top of a file
 WITH_TORCH = {"stunet.models.folder"}  # though the other files of its part have none
 
