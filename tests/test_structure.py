@@ -29,6 +29,7 @@ MAY_IMPORT = {
     "console": set(),
     "nnunet": set(),
     "labels": {"classes"},
+    "losses": set(),
     "evaluation": {"labels"},
     "processes": set(),
     "datasets": {"annotations", "labels", "processes", "resampling"},
@@ -53,6 +54,7 @@ MAY_IMPORT = {
     "trainers": {
         "classes",
         "inference",
+        "losses",
         "networks",
         "nnunet",
         "plans",
