@@ -51,8 +51,11 @@ def check_dataset(folder: Path, workers: int = 1, on_case: Callable[[str], None]
     raise_first([problem for _, problem in sorted(problems.items(), key=itemgetter(0))])
 
 
-def check_case(case: Case, rules: Rules) -> None:
+def read_checked(case: Case, rules: Rules) -> tuple[np.ndarray, dict[str, Any]]:
     """Reads the images and the label of a case.
+
+    Returns:
+        The label (1, D, H, W), and what the reader says of it.
 
     Raises:
         DataError: The first thing that is wrong with it.
@@ -70,13 +73,14 @@ def check_case(case: Case, rules: Rules) -> None:
         if not np.isfinite(array).all():
             raise DataError(f"{str(path)!r} holds NaN or infinity", "replace these values, for example by those of air")
     if channels != len(rules.channels):
-        hint = "correct channel_names in dataset.json, or add the files CASE_0000, CASE_0001, ..."
+        hint = "correct the names of channels, or add the files that are missing (CASE_0000, CASE_0001, ...)"
         names = f"{len(rules.channels)}: {', '.join(rules.channels)}"
-        raise DataError(f"case {case.name!r} has {channels} channels, dataset.json names {names}", hint)
+        raise DataError(f"case {case.name!r} has {channels} channels, {rules.origin} names {names}", hint)
     check_nifti(case.label)
     label, properties = _read(reader.read_seg, str(case.label), case.label)
     _check_same_grid(case, grid, _grid(label, properties), case.label)
-    _check_values(label, rules.values, case.label)
+    _check_values(label, rules, case.label)
+    return label, properties
 
 
 def left_right_axes(images: list[Path], reader_name: str) -> set[int]:
@@ -142,7 +146,7 @@ def _left_right_row_nibabel(path: str) -> np.ndarray:
 
 def _problem(case: Case, rules: Rules) -> DataError | None:
     try:
-        check_case(case, rules)
+        read_checked(case, rules)
     except DataError as error:
         return error
     return None
@@ -183,17 +187,18 @@ def _check_same_grid(case: Case, grid: dict[str, np.ndarray], other: dict[str, n
             raise DataError(f"{key} of {str(path)!r} is {both}", hint)
 
 
-def _check_values(label: np.ndarray, allowed: frozenset[int], path: Path) -> None:
+def _check_values(label: np.ndarray, rules: Rules, path: Path) -> None:
     if not np.isfinite(label).all():
         raise DataError(f"{str(path)!r} holds NaN or infinity", "labels are integers")
-    wrong = sorted(_distinct(label) - allowed)
+    wrong = sorted(_distinct(label) - rules.values)
     if wrong:
         shown = ", ".join(f"{value:g}" for value in wrong[:5]) + (", ..." if len(wrong) > 5 else "")
         if any(value != int(value) for value in wrong):
             hint = "round the labels; when resampling, take the nearest neighbour"
             raise DataError(f"{str(path)!r} holds values that are no integers: {shown}", hint)
-        hint = "add them to labels in dataset.json, or correct the file"
-        raise DataError(f"{str(path)!r} holds the values {shown}; dataset.json knows 0 to {max(allowed)}", hint)
+        hint = f"add them to the labels of {rules.origin}, or correct the file"
+        known = f"{rules.origin} knows 0 to {max(rules.values)}"
+        raise DataError(f"{str(path)!r} holds the values {shown}; {known}", hint)
 
 
 def _distinct(label: np.ndarray) -> set[float]:
