@@ -26,6 +26,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from stunet.annotations import FILE as ANNOTATIONS
 from stunet.errors import DataError, UsageError
 from stunet.files import read_json, whole, write_json
 from stunet.plans.resolve import resolve
@@ -49,6 +50,7 @@ CONFIGURATION_SETTINGS = (  # without the patch: it decides how a file is chunke
     "preprocessor_name",
 )
 SAVE_INTERVAL_S = 1.0
+SPLITS = "splits_final.json"
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,8 @@ def preprocess(
 ) -> None:
     """Brings every training case into the data folders of the configurations; what is up to date is left alone.
 
-    Also copies dataset.json and the labels (gt_segmentations) beside the data folders, as nnU-Net does for validation.
+    Also copies dataset.json and the labels (gt_segmentations) beside the data folders, as nnU-Net does for validation,
+    and what a raw dataset of ours may bring: annotations.json, splits_final.json.
 
     Args:
         dataset: The full name, `Dataset003_Liver`.
@@ -260,7 +263,20 @@ def _copy_labels(dataset: str, ending: str, cases: Sequence[Case]) -> None:
             path.unlink()
     for name, label in labels.items():
         _copy(Path(label), folder / "gt_segmentations" / name)
-    _copy(raw_dataset(dataset) / "dataset.json", folder / "dataset.json")
+    raw = raw_dataset(dataset)
+    _copy(raw / "dataset.json", folder / "dataset.json")
+    if (raw / ANNOTATIONS).is_file():
+        _copy(raw / ANNOTATIONS, folder / ANNOTATIONS)
+    else:
+        (folder / ANNOTATIONS).unlink(missing_ok=True)
+    if (raw / SPLITS).is_file() and not _newer(
+        folder / SPLITS, raw / SPLITS
+    ):  # than a user's own folds it may be older
+        _copy(raw / SPLITS, folder / SPLITS)
+
+
+def _newer(path: Path, other: Path) -> bool:
+    return path.exists() and path.stat().st_mtime_ns > other.stat().st_mtime_ns
 
 
 def _copy(source: Path, target: Path) -> None:

@@ -31,7 +31,7 @@ MAY_IMPORT = {
     "labels": {"classes"},
     "evaluation": {"labels"},
     "datasets": set(),
-    "preprocessing": {"preprocessing_workers", "plans"},
+    "preprocessing": {"annotations", "preprocessing_workers", "plans"},
     "preprocessing_workers": {"preprocessor"},
     "preprocessor": {"resampling"},
     "resampling": set(),
