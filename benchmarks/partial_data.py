@@ -44,7 +44,7 @@ def main() -> None:
 
 
 def write(raw: Path, folder: Path, cases: Mapping[str, Case], names: Sequence[str]) -> None:
-    """A raw dataset of these cases and classes with one fold; every fifth case is held out, in Both also as a test set."""
+    """A raw dataset of these cases and classes with one fold; every fifth case is held out, of Both also a test set."""
     description = read_json(raw / "dataset.json")
     lookup = np.zeros(256, np.uint8)
     lookup[[description["labels"][name] for name in names]] = range(1, 1 + len(names))
