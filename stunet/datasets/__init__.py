@@ -38,9 +38,9 @@ class Rules:
 
 
 def write_dataset_json(
-    folder: Path, name: str, channels: Mapping[int, str], labels: Mapping[str, int], cases: int, **more: str
+    folder: Path, name: str, channels: Mapping[int, str], labels: Mapping[str, int], cases: int, **more: Any
 ) -> None:
-    """Writes the dataset.json of a raw dataset; `more` holds texts such as description and licence."""
+    """Writes the dataset.json of a raw dataset; `more` holds its other entries, such as description and licence."""
     content = {
         "name": name,
         "channel_names": {str(index): channel for index, channel in sorted(channels.items())},
