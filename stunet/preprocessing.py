@@ -50,7 +50,6 @@ CONFIGURATION_SETTINGS = (  # without the patch: it decides how a file is chunke
     "preprocessor_name",
 )
 SAVE_INTERVAL_S = 1.0
-SPLITS = "splits_final.json"
 
 
 @dataclass(frozen=True)
@@ -88,7 +87,7 @@ def preprocess(
     """Brings every training case into the data folders of the configurations; what is up to date is left alone.
 
     Also copies dataset.json and the labels (gt_segmentations) beside the data folders, as nnU-Net does for validation,
-    and what a raw dataset of ours may bring: annotations.json, splits_final.json.
+    and annotations.json where there is one.
 
     Args:
         dataset: The full name, `Dataset003_Liver`.
@@ -269,14 +268,6 @@ def _copy_labels(dataset: str, ending: str, cases: Sequence[Case]) -> None:
         _copy(raw / ANNOTATIONS, folder / ANNOTATIONS)
     else:
         (folder / ANNOTATIONS).unlink(missing_ok=True)
-    if (raw / SPLITS).is_file() and not _newer(
-        folder / SPLITS, raw / SPLITS
-    ):  # than a user's own folds it may be older
-        _copy(raw / SPLITS, folder / SPLITS)
-
-
-def _newer(path: Path, other: Path) -> bool:
-    return path.exists() and path.stat().st_mtime_ns > other.stat().st_mtime_ns
 
 
 def _copy(source: Path, target: Path) -> None:

@@ -300,16 +300,11 @@ def test_bad_input_is_named(raw: Path, plans: dict) -> None:
         pending_cases(DATASET, plans, ["3d_fullres"])
 
 
-def test_the_annotations_and_splits_of_a_raw_dataset_come_along_and_own_folds_stay(raw: Path, plans: dict) -> None:
-    folds = [{"train": CASES[:2], "val": CASES[2:]}]
-    (raw / "annotations.json").write_text("{}")
-    (raw / "splits_final.json").write_text(json.dumps(folds))
-    beside = preprocessed_dataset(DATASET)
+def test_the_annotations_of_a_raw_dataset_come_along_and_go_with_it(raw: Path, plans: dict) -> None:
+    copy = preprocessed_dataset(DATASET) / "annotations.json"
+    (raw / copy.name).write_text("{}")
     preprocess(DATASET, plans, ["3d_fullres"], workers=1)
-    assert json.loads((beside / "splits_final.json").read_text()) == folds
-    assert (beside / "annotations.json").is_file()
-    (beside / "splits_final.json").write_text("[]")
-    (raw / "annotations.json").unlink()
+    assert copy.read_text() == "{}"
+    (raw / copy.name).unlink()
     preprocess(DATASET, plans, ["3d_fullres"], workers=1)
-    assert (beside / "splits_final.json").read_text() == "[]"
-    assert not (beside / "annotations.json").exists()
+    assert not copy.exists()

@@ -41,13 +41,14 @@ MAY_IMPORT = {
     "nnunet": set(),
     "labels": {"classes"},
     "evaluation": {"labels"},
-    "datasets": set(),
+    "processes": set(),
+    "datasets": {"annotations", "labels", "processes", "resampling"},
     "preprocessing": {"annotations", "preprocessing_workers", "plans"},
-    "preprocessing_workers": {"preprocessor"},
+    "preprocessing_workers": {"preprocessor", "processes"},
     "preprocessor": {"resampling"},
     "resampling": set(),
     "weights": {"classes", "networks", "plans"},
-    "merging": {"annotations", "classes", "datasets", "labels"},
+    "merging": {"annotations", "classes", "datasets", "labels", "processes"},
     "models": {"classes", "datasets", "networks", "weights"},
     "inference": {
         "datasets",
@@ -79,7 +80,7 @@ HOST = {  # may import nnunetv2
 }  # fmt: skip
 WITHOUT_TORCH = {
     "errors", "files", "workspace", "presets", "console", "preprocessing", "cli", "classes", "labels", "models",
-    "annotations",
+    "annotations", "processes",
 }  # fmt: skip  # at the top of a file
 WITH_TORCH = {"stunet.models.folder"}  # though the other files of its part have none
 

@@ -54,7 +54,7 @@ def _merge(args: argparse.Namespace) -> int:
     recipe = load_recipe(args.recipe)
     members, findings = open_sources(recipe)
     now = state(recipe, members)
-    if not findings and is_built(recipe, now):
+    if args.action == "build" and not findings and is_built(recipe, now):
         console.result(str(workspace.folder("nnUNet_raw") / recipe.name))
         console.note("it is there already, built from the same recipe and the same files")
         return 0

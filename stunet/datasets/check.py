@@ -7,29 +7,25 @@ classes are left and right, for mirroring.
 
 import re
 import zlib
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable
 from functools import partial
-from multiprocessing import get_context
+from operator import itemgetter
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import nibabel
 import numpy as np
 import SimpleITK as sitk
 from nibabel.filebasedimages import ImageFileError
 
-from stunet.datasets import Case, Rules, raise_first, read_dataset
+from stunet.datasets import GEOMETRY_ATOL, Case, Rules, raise_first, read_dataset
 from stunet.errors import DataError
 from stunet.nifti import check_nifti
+from stunet.processes import each
 
-GEOMETRY_ATOL = 1e-3  # mm of the origin, and direction cosines: more than rounding in a NIfTI header
 LARGEST_LABEL = 65535
 # What nnU-Net's readers raise for a file that they cannot read: ITK, zlib, nibabel, tifffile and their own assertions.
 UNREADABLE = (RuntimeError, OSError, EOFError, ValueError, AssertionError, zlib.error, ImageFileError)
-Item = TypeVar("Item")
-Result = TypeVar("Result")
 OPPOSITE = {"left": "right", "l": "r", "lt": "rt", "lh": "rh"}
 OPPOSITE |= {right: left for left, right in OPPOSITE.items()}
 
@@ -46,12 +42,13 @@ def check_dataset(folder: Path, workers: int = 1, on_case: Callable[[str], None]
         DataError: Something is wrong; the first three problems are named, the others counted.
     """
     cases, rules = read_dataset(folder)
-    problems = []
-    for case, problem in zip(cases, each(partial(_problem, rules=rules), cases, workers), strict=True):
-        problems += [problem] if problem else []
+    problems = {}
+    for position, problem in each(partial(_problem, rules=rules), cases, workers):
+        if problem:
+            problems[position] = problem
         if on_case:
-            on_case(case.name)
-    raise_first(problems)
+            on_case(cases[position].name)
+    raise_first([problem for _, problem in sorted(problems.items(), key=itemgetter(0))])
 
 
 def read_case(case: Case, rules: Rules) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
@@ -85,24 +82,6 @@ def read_case(case: Case, rules: Rules) -> tuple[np.ndarray, np.ndarray, dict[st
     _check_same_grid(case, grid, _grid(label, properties), case.label)
     _check_values(label, rules.values, case.label)
     return arrays[0] if len(arrays) == 1 else np.concatenate(arrays), label[0], grid
-
-
-def each(work: Callable[[Item], Result], items: Sequence[Item], workers: int) -> Iterator[Result]:
-    """work(item) of all items, in their order, in so many processes; the results of those that follow are dropped
-    where one raises.
-
-    Raises:
-        DataError: A process died.
-    """
-    if workers <= 1 or not items:
-        yield from map(work, items)
-        return
-    with ProcessPoolExecutor(min(workers, len(items)), get_context("spawn")) as pool:
-        try:
-            yield from pool.map(work, items)
-        except BrokenProcessPool:
-            hint = f"fewer of them: -np {max(1, workers // 2)}"
-            raise DataError("a process that reads images died, probably for lack of memory", hint) from None
 
 
 def left_right_axes(images: list[Path], reader_name: str) -> set[int]:

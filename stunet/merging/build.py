@@ -17,7 +17,6 @@ from filelock import FileLock, Timeout
 from stunet import __version__, workspace
 from stunet.annotations import Annotations
 from stunet.datasets import FILE_ENDING, Case, write_dataset_json
-from stunet.datasets.check import each
 from stunet.errors import DataError
 from stunet.files import NO_SPACE, read_json, whole, write_json
 from stunet.labels import apply
@@ -28,6 +27,7 @@ from stunet.merging.recipe import Recipe
 from stunet.merging.space import IGNORE
 from stunet.merging.splits import FILE as SPLITS
 from stunet.merging.union import Member, Union, case_name
+from stunet.processes import each
 
 RECORD = "merge.json"
 NORMALISED_OTHERWISE = ("ct", "nonorm", "rescale_to_0_1", "rgb_to_0_1")  # channel names that nnU-Net knows
@@ -70,8 +70,8 @@ def build(checked: Checked, workers: int = 1, on_case: Callable[[str], None] = l
         with lock.acquire(blocking=False):
             _begin(part, now)
             jobs = [job for job in _jobs(union, part) if not job.label.exists()]
-            for job, _ in zip(jobs, each(_write_case, jobs, workers), strict=True):
-                on_case(job.name)
+            for position, _ in each(_write_case, jobs, workers):
+                on_case(jobs[position].name)
             _finish(part, union, now)
             part.rename(target)
     except Timeout:

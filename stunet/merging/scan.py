@@ -16,9 +16,10 @@ import nibabel
 import numpy as np
 
 from stunet.datasets import Case, Rules
-from stunet.datasets.check import UNREADABLE, each, read_case
+from stunet.datasets.check import UNREADABLE, read_case
 from stunet.errors import DataError
 from stunet.files import whole
+from stunet.processes import each
 
 EVERY = 4  # of the voxels along each axis go into the fingerprint: 1/64 of them
 SQUARE_ATOL = 1e-3  # of the cosine between axes
@@ -70,7 +71,8 @@ def scan(
         if key in known:
             on_case(case.name)
     with cache.open("a") as file:
-        for case, result in zip(todo, each(partial(_scan, rules=rules), todo, workers), strict=True):
+        for position, result in each(partial(_scan, rules=rules), todo, workers):
+            case = todo[position]
             found[case.name] = result
             if isinstance(result, Scan):
                 file.write(json.dumps([_key(case, rules), asdict(result)]) + "\n")
