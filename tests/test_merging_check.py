@@ -210,8 +210,15 @@ def test_a_label_that_no_file_has_is_a_problem_or_what_the_recipe_says(
     kept = checked(defaults={"on_absent_label": "keep"})
     assert problems(kept) == []
     assert union_of(kept).space.labels("a") == ("liver", "spleen", "kidney")
+    assert not any("no case of any source" in text for text in warnings(kept))
     dropped = checked(defaults={"on_absent_label": "unannotated"})
     assert union_of(dropped).space.labels("a") == ("liver", "spleen")
+
+
+def test_a_class_without_a_voxel_anywhere_is_a_warning(raw: Path, checked: Callable[..., Checked]) -> None:
+    describe(raw / "Dataset001_A", labels={"background": 0, "liver": 1, "spleen": 2, "aorta": 3})
+    found = checked(extra_classes=["aorta"], defaults={"on_absent_label": "keep"})
+    assert "no case of any source has a voxel of 'aorta', although annotated" in warnings(found)
 
 
 # 7: geometry
