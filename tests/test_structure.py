@@ -40,6 +40,7 @@ MAY_IMPORT = {
     "console": set(),
     "nnunet": set(),
     "labels": {"classes"},
+    "losses": set(),
     "evaluation": {"labels"},
     "processes": set(),
     "datasets": {"annotations", "labels", "processes", "resampling"},
@@ -65,6 +66,7 @@ MAY_IMPORT = {
     "trainers": {
         "classes",
         "inference",
+        "losses",
         "networks",
         "nnunet",
         "plans",
