@@ -142,6 +142,7 @@ def describe(plans: Mapping[str, Any], configuration: str, dataset_json: Mapping
         channels + (len(foreground) if cascaded else 0),
         len(foreground) + (not regions),
         bool(architecture.get("checkpointing", False)),
+        regions,
     )
 
 

@@ -62,7 +62,7 @@ MAY_IMPORT = {
         "results",
         "weights",
     },
-    "plans": {"networks", "datasets"},
+    "plans": {"losses", "networks", "datasets"},
     "trainers": {
         "classes",
         "inference",

@@ -29,6 +29,9 @@ def make_trainer(dataset: str, results: Path, monkeypatch: pytest.MonkeyPatch, *
     monkeypatch.setenv("nnUNet_results", str(results))
     plans = workspace.load_plans(workspace.plans_path(dataset, "STUNetPlans_T"))
     dataset_json = read_json(workspace.preprocessed_dataset(dataset) / "dataset.json")
+    for key in ("labels", "regions_class_order"):
+        if (value := overrides.pop(key, None)) is not None:
+            dataset_json[key] = value
     configuration = overrides.pop("configuration", "3d_fullres")
     stages = overrides.pop("stages", None)
     plans = derive(plans, dataset_json, stages=stages, overrides={**SHORT, **overrides})
