@@ -4,7 +4,6 @@ The files are written into a folder beside the data, and move to the data when a
 nnunetv2 is imported outside the workers. preprocessing.py decides what is done; preprocessor.py, next, does it.
 """
 
-import errno
 import json
 import logging
 import multiprocessing
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from stunet.errors import DataError, OutOfMemoryError, StunetError
+from stunet.files import NO_SPACE
 from stunet.nifti import check_nifti
 from stunet.processes import start_worker
 
@@ -27,7 +27,6 @@ PRELOADED = [  # by the process that the workers are forked from: a worker start
     "nnunetv2.preprocessing.normalization.default_normalization_schemes",
     "nnunetv2.imageio.reader_writer_registry",
 ]
-NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @dataclass(frozen=True)

@@ -51,27 +51,28 @@ def check_dataset(folder: Path, workers: int = 1, on_case: Callable[[str], None]
     raise_first([problem for _, problem in sorted(problems.items(), key=itemgetter(0))])
 
 
-def read_checked(case: Case, rules: Rules) -> tuple[np.ndarray, dict[str, Any]]:
+def read_case(case: Case, rules: Rules) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
     """Reads the images and the label of a case.
 
     Returns:
-        The label (1, D, H, W), and what the reader says of it.
+        The channels (C, D, H, W), the label (D, H, W), and what the reader says of the label's file.
 
     Raises:
         DataError: The first thing that is wrong with it.
     """
     reader = rules.reader()
     grid: dict[str, np.ndarray] = {}
-    channels = 0
+    arrays = []
     for path in case.images:
         check_nifti(path)
         array, properties = _read(reader.read_images, [str(path)], path)
-        channels += len(array)
+        arrays.append(array)
         found = _grid(array, properties)
         _check_same_grid(case, grid or found, found, path)
         grid = grid or found
         if not np.isfinite(array).all():
             raise DataError(f"{str(path)!r} holds NaN or infinity", "replace these values, for example by those of air")
+    channels = sum(map(len, arrays))
     if channels != len(rules.channels):
         hint = "correct the names of channels, or add the files that are missing (CASE_0000, CASE_0001, ...)"
         names = f"{len(rules.channels)}: {', '.join(rules.channels)}"
@@ -80,7 +81,7 @@ def read_checked(case: Case, rules: Rules) -> tuple[np.ndarray, dict[str, Any]]:
     label, properties = _read(reader.read_seg, str(case.label), case.label)
     _check_same_grid(case, grid, _grid(label, properties), case.label)
     _check_values(label, rules, case.label)
-    return label, properties
+    return arrays[0] if len(arrays) == 1 else np.concatenate(arrays), label[0], properties
 
 
 def left_right_axes(images: list[Path], reader_name: str) -> set[int]:
@@ -146,7 +147,7 @@ def _left_right_row_nibabel(path: str) -> np.ndarray:
 
 def _problem(case: Case, rules: Rules) -> DataError | None:
     try:
-        read_checked(case, rules)
+        read_case(case, rules)
     except DataError as error:
         return error
     return None

@@ -10,7 +10,6 @@ where they are: dataset.json refers to them. A dataset folder holds
     splits_final.json, dataset.json             last of all: until then nobody takes the folder for a dataset
 """
 
-import errno
 import fcntl
 import hashlib
 import os
@@ -24,11 +23,10 @@ from typing import Any, Protocol
 
 from stunet.datasets import FILE_ENDING, raise_first, write_dataset_json
 from stunet.errors import DataError, OutOfMemoryError, StunetError, UsageError
-from stunet.files import read_json, whole, write_json
+from stunet.files import NO_SPACE, read_json, whole, write_json
 from stunet.processes import each
 
 OWN_FOLDER = ".stunet"
-NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 AGAIN = "then run the same command again; finished cases are kept"
 
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from stunet import labels
 from stunet.datasets import Case, Rules, find_reader
-from stunet.datasets.check import UNREADABLE, read_checked
+from stunet.datasets.check import UNREADABLE, read_case
 from stunet.datasets.conversion import Conversion, Description, Source, dataset_folder
 from stunet.datasets.label_lists import renumber
 from stunet.errors import DataError, UsageError
@@ -47,14 +47,14 @@ class Renumber:
     def __call__(self, source: Source, folder: Path) -> tuple[list[Path], dict[str, Any]]:
         _, values = renumber(self.names)
         rules = Rules(self.reader, self.channels, frozenset(values), "the command line")
-        label, properties = read_checked(Case(source.name, source.images, source.labels[0]), rules)
+        _, label, properties = read_case(Case(source.name, source.images, source.labels[0]), rules)
         table = np.zeros(max(values) + 1, np.min_scalar_type(max(values.values())))
         for old, new in values.items():
             table[old] = new
         path = folder / f"labels{source.subset}" / f"{source.name}{self.ending}"
         path.parent.mkdir(exist_ok=True)
         with whole(path) as part:
-            self._write(labels.apply(table, label[0].astype(np.intp)), part, properties)
+            self._write(labels.apply(table, label.astype(np.intp)), part, properties)
         return [path], {}
 
     def _write(self, label_DHW: np.ndarray, path: Path, properties: dict[str, Any]) -> None:
