@@ -78,10 +78,6 @@ class PlannedTrainer(Steps):
         """Those of all processes together; which samples are whose is decided in get_dataloaders()."""
         self.batch_size = self.configuration_manager.batch_size
 
-    def _build_loss(self) -> torch.nn.Module:
-        loss = super()._build_loss()
-        return parallel.without_lowest_head(loss) if self.is_ddp and self.enable_deep_supervision else loss
-
     def configure_optimizers(self) -> tuple[torch.optim.Optimizer, Any]:
         """nnU-Net's optimizer and schedule with the plan's momentum: 0.9 suits runs of a few hundred steps."""
         optimizer, schedule = super().configure_optimizers()
@@ -91,8 +87,9 @@ class PlannedTrainer(Steps):
 
     def _build_loss(self) -> torch.nn.Module:
         """criterion() at each resolution, with nnU-Net's weights."""
-        stock = super()._build_loss()
-        loss = self.criterion()
+        stock, loss = super()._build_loss(), self.criterion()
+        if self.is_ddp and self.enable_deep_supervision:
+            parallel.without_lowest_head(stock)
         if loss is None:
             return stock
         return DeepSupervision(loss, stock.weight_factors) if self.enable_deep_supervision else loss
