@@ -188,7 +188,7 @@ def _name(root: str, block: Mapping[str, Any]) -> str:
     """The name of the plan that was planned, with the size and a tag for each value that was set."""
     size = block["size"]
     if not re.search(rf"_{size}(?=_|$)", root):
-        pattern = rf"_({'|'.join(SIZES)})(?=_[0-9.x]+mm$|$)"
+        pattern = rf"_({'|'.join(SIZES)})(?=(_[0-9.x]+mm)?(_z|_ct)?$)"
         root = re.sub(pattern, f"_{size}", root) if re.search(pattern, root) else f"{root}_{size}"
     weights = block.get("weights")
     start = [block["finetune"]] if "finetune" in block else []

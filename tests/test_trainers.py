@@ -119,6 +119,16 @@ def test_checkpoints_need_no_pickle_and_no_trainer_of_ours(
     assert tuple(predictor.allowed_mirroring_axes) == (0, 1)
 
 
+def test_where_the_images_lie_does_not_become_part_of_a_model(
+    planned: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = make_trainer(planned, tmp_path, monkeypatch)
+    listed = {**made.dataset_json, "dataset": {"case": {"images": ["/data/case.nii.gz"], "label": "case.nii.gz"}}}
+    again = STUNetTrainer(made.my_init_kwargs["plans"], "3d_fullres", 0, listed, torch.device("cpu"))
+    assert again.dataset_json == made.dataset_json
+    assert again.my_init_kwargs["dataset_json"] == made.dataset_json
+
+
 def test_mirroring_keeps_to_the_plan_in_two_dimensions(
     planned: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -47,7 +47,8 @@ class PlannedTrainer(Steps):
         device: torch.device = torch.device("cuda"),  # noqa: B008 - nnU-Net reads this signature and passes it on
     ) -> None:
         plans.setdefault("continue_training", False)  # nnU-Net pops it
-        super().__init__(plans, configuration, fold, dataset_json, device)
+        kept = {key: value for key, value in dataset_json.items() if key != "dataset"}  # paths here: not the model's
+        super().__init__(plans, configuration, fold, kept, device)
         self.seed = 0
         self.momentum = 0.99
         self.num_cases: int | None = None
