@@ -35,6 +35,8 @@ TRAIN: dict[str, Value] = {
     "weight_decay": Value("wd", float, lambda x: x >= 0, "3e-5"),
     "oversample_foreground_percent": Value("fg", float, lambda x: 0 <= x <= 1, "0.33"),
     "seed": Value("seed", int, lambda n: n >= 0, "1"),
+    "accumulation": Value("acc", int, _positive, "2"),  # parts of each process's share of a batch
+    "precision": Value("", str, lambda text: text in ("bf16", "fp32"), "bf16"),
     "num_cases": Value("cases", int, _positive, "16"),  # of the fold's training cases; the seed chooses them
 }
 PLAN: dict[str, Value] = {
@@ -93,6 +95,7 @@ def checked(key: str, value: Any) -> Any:
         float: number,
         bool: isinstance(value, bool),
         list: isinstance(value, list),
+        str: isinstance(value, str),
     }
     if not of_type[kind.type] or not kind.valid(value):
         raise UsageError(f"{key}={value!r} is not a valid {kind.type.__name__}", f"--set {key}={kind.example}")

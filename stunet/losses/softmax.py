@@ -188,7 +188,7 @@ class _Sums(torch.autograd.Function):
         dtype = torch.promote_types(logits_BCN.dtype, torch.float32)
         right, found, true = torch.zeros((3, samples, values), dtype=wide(device), device=device)
         entropy = torch.zeros(samples, dtype=wide(device), device=device)
-        normalizer_BN = torch.empty((samples, voxels), dtype=dtype, device=device)
+        scale_B2N = torch.empty((samples, 2, voxels), dtype=dtype, device=device)
         merges = [_Merge(group, device, values) for group in groups]
         with torch.autocast(device.type, enabled=False):
             for b, merge in enumerate(merges):
@@ -201,16 +201,16 @@ class _Sums(torch.autograd.Function):
                     highest = z.amax(0)
                     exponential = (z - highest).exp_()
                     total = exponential.sum(0)
-                    normalizer = highest + total.log()
-                    log_p = z.gather(0, row.clamp_min(0)[None])[0] - normalizer
-                    found[b].index_add_(0, merge.values, (exponential @ (kept / total)).to(found.dtype))
+                    inverse = kept / total
+                    log_p = z.gather(0, row.clamp_min(0)[None])[0] - highest - total.log()
+                    found[b].index_add_(0, merge.values, (exponential @ inverse).to(found.dtype))
                     right[b].scatter_add_(0, value, torch.where(kept, log_p.exp(), 0).to(right.dtype))
                     true[b].scatter_add_(0, value, kept.to(true.dtype))
                     entropy[b] -= torch.where(kept, log_p, 0).sum()
-                    normalizer_BN[b, part] = torch.where(kept, normalizer, torch.inf)  # then p is 0 in backward
+                    scale_B2N[b, 0, part], scale_B2N[b, 1, part] = highest, inverse
                 if unknown:
                     raise refuse(target_BN[b], b, sorted(groups[b].values), ignore_label)
-        ctx.save_for_backward(logits_BCN, target_BN, normalizer_BN)
+        ctx.save_for_backward(logits_BCN, target_BN, scale_B2N)
         ctx.more = merges, ignore_label, chunk
         right, found, entropy, true = (x.to(dtype) for x in (right, found, entropy, true))
         ctx.mark_non_differentiable(true)
@@ -219,9 +219,9 @@ class _Sums(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        logits_BCN, target_BN, normalizer_BN = ctx.saved_tensors
+        logits_BCN, target_BN, scale_B2N = ctx.saved_tensors
         of_right, of_found, of_entropy, _ = gradients
-        (_, classes, voxels), device, dtype = logits_BCN.shape, logits_BCN.device, normalizer_BN.dtype
+        (_, classes, voxels), device, dtype = logits_BCN.shape, logits_BCN.device, scale_B2N.dtype
         merges, ignore_label, chunk = ctx.more
         gradient_BCN = torch.empty_like(logits_BCN)
         with torch.autocast(device.type, enabled=False):
@@ -231,9 +231,11 @@ class _Sums(torch.autograd.Function):
                     value, kept, _ = read(target_BN[b, part], ignore_label, len(merge.row_of_value))
                     row = merge.row_of_value[value].clamp_min(0)[None]
                     z, shares = merge.forward(logits_BCN[b, :, part].to(dtype))
-                    p = (z - normalizer_BN[b, part]).exp_()
-                    h = torch.where(kept, of_right[b][value] * p.gather(0, row)[0] - of_entropy[b], 0)
-                    gradient = p.mul_(f[:, None] - (f @ p + h))
+                    highest, inverse = scale_B2N[b, :, part]
+                    exponential = (z - highest).exp_()
+                    p = exponential.gather(0, row)[0] * inverse
+                    h = torch.where(kept, of_right[b][value] * p - of_entropy[b], 0)
+                    gradient = (f[:, None] - (f @ exponential * inverse + h)).mul_(inverse).mul_(exponential)
                     gradient.scatter_add_(0, row, h[None])
                     merge.backward(gradient, shares, gradient_BCN[b, :, part])
         return gradient_BCN, None, None, None, None, None
