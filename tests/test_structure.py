@@ -23,6 +23,7 @@ COMMANDS = (
     "models",
     "plan_and_preprocess",
     "predict",
+    "pseudo_label",
     "train",
 )
 
@@ -49,7 +50,7 @@ MAY_IMPORT = {
     "preprocessor": {"resampling"},
     "resampling": set(),
     "weights": {"classes", "networks", "plans"},
-    "merging": {"annotations", "classes", "datasets", "labels", "processes"},
+    "merging": {"annotations", "classes", "datasets", "inference", "labels", "processes"},
     "models": {"classes", "datasets", "networks", "weights"},
     "inference": {
         "datasets",
@@ -229,6 +230,8 @@ OUR_FLAGS = {
     "evaluate": "-d --tolerance --labels --csv --json",
     "experiment": "-o --dry_run --summary_only -j -device --json",
     "info": "--json",
+    "pseudo_label": "-d --teacher --name --classes --min_confidence --confidence -f -chk -step_size --disable_tta "
+    "-device --precision --dry_run",
     "demo": "-o -device",
 }
 
