@@ -250,11 +250,14 @@ def _describe(run: "Run", resolved: dict[str, Any]) -> None:
     strides = resolved["architecture"]["arch_kwargs"]["strides"]
     patch = "x".join(map(str, resolved["patch_size"]))
     millions = parameters(network, strides) / 1e6
+    parts = run.processes * run.plans["stunet"]["train"].get("accumulation", 1)
+    batch, part = resolved["batch_size"], -(-resolved["batch_size"] // parts)
+    shared = f" in {parts} parts of {part} ({run.processes} processes)" if parts > 1 else ""
     console.note(
         f"{run.dataset}  {run.configuration}  fold {run.fold}  {run.plans['plans_name']}\n"
         f"STU-Net-{network.size}, {millions:.1f} M parameters, {len(strides)} stages, "
-        f"patch {patch}, batch {resolved['batch_size']}, "
-        f"about {estimate(network, resolved['patch_size'], resolved['batch_size'], strides):.1f} GB of GPU memory; "
+        f"patch {patch}, batch {batch}{shared}, "
+        f"about {estimate(network, resolved['patch_size'], part, strides):.1f} GB of GPU memory; "
         f"device {run.device}\nresults: {run.folder}"
     )
     block = run.plans["stunet"]
