@@ -156,7 +156,7 @@ def _set_network(plans: Mapping[str, Any], size: str, checkpointing: bool | None
 
 def _set_patch_and_batch(plans: Mapping[str, Any], dataset_json: Mapping[str, Any]) -> None:
     """Sets what was set for patch (of its own dimension) and batch, and estimates the memory of that anew."""
-    chosen = plans["stunet"]["plan"]
+    chosen, accumulation = plans["stunet"]["plan"], plans["stunet"]["train"].get("accumulation", 1)
     for name, configuration in plans["configurations"].items():
         if "batch_size" in chosen and "batch_size" in configuration:
             configuration["batch_size"] = chosen["batch_size"]
@@ -165,12 +165,13 @@ def _set_patch_and_batch(plans: Mapping[str, Any], dataset_json: Mapping[str, An
             configuration["patch_size"] = patch
             if "architecture" in configuration:
                 configuration["architecture"]["arch_kwargs"]["strides"] = _strides(plans, patch, spacing)
-    if {"batch_size", "patch_size"} & set(chosen):
+    if {"batch_size", "patch_size"} & set(chosen) or accumulation > 1:
         for name, configuration in _with_network(plans).items():
             resolved = resolve(plans, name)
             strides = resolved["architecture"]["arch_kwargs"]["strides"]
             network = describe(plans, name, dataset_json)
-            estimate = memory.estimate(network, resolved["patch_size"], resolved["batch_size"], strides)
+            batch = -(-resolved["batch_size"] // accumulation)
+            estimate = memory.estimate(network, resolved["patch_size"], batch, strides)
             configuration["stunet"] = {"memory_gb": round(estimate, 2)}
 
 

@@ -16,10 +16,11 @@ from stunet import workspace
 from stunet.errors import DataError, Interrupted, OutOfMemoryError, WeightsError
 from stunet.files import read_json
 from stunet.plans.derive import derive
-from stunet.trainers.base import BEST, FINAL, LATEST, PlannedTrainer
+from stunet.trainers.base import PlannedTrainer
 from stunet.trainers.batches import SeededBatches, joined, parts_of
 from stunet.trainers.launch import Run, _alone, _stops, checkpoints, forget, limit_threads, starting_point
 from stunet.trainers.listener import Silent
+from stunet.trainers.saving import BEST, FINAL, LATEST
 from stunet.trainers.supervised import STUNetTrainer
 
 SHORT = {"num_epochs": 2, "num_iterations_per_epoch": 3, "num_val_iterations_per_epoch": 1, "batch_size": 2}
