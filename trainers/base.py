@@ -12,6 +12,7 @@ import nnunetv2.training.nnUNetTrainer.nnUNetTrainer as host
 import numpy as np
 import torch
 import torch.distributed as dist
+from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 
@@ -23,7 +24,7 @@ from stunet.trainers.augmentation import CornerVote
 from stunet.trainers.batches import SeededBatches
 from stunet.trainers.listener import Listener, Silent
 from stunet.trainers.online_validation import CountedValidation
-from stunet.trainers.validation import validate
+from stunet.trainers.validation import measure, validate
 from stunet.weights.checkpoints import load_checkpoint, save_checkpoint
 
 FINAL, LATEST, BEST = "checkpoint_final.pth", "checkpoint_latest.pth", "checkpoint_best.pth"  # nnU-Net's names
@@ -51,6 +52,7 @@ class PlannedTrainer(CountedValidation):
         self.seed = 0
         self.momentum = 0.99
         self.num_cases: int | None = None
+        self.label_interpolation, self.mirror = "linear", "auto"
         for key, value in self.plans_manager.plans["stunet"]["train"].items():
             setattr(self, key, value)
         # With two stages there is one head, and nnU-Net's weight for the last head, zero, would be the only one.
@@ -99,6 +101,8 @@ class PlannedTrainer(CountedValidation):
             workers = min(workers, 1)  # the network needs the cores, and one process keeps up with it
         with exchanged(host, SingleThreadedAugmenter=_NotStarted, get_allowed_n_proc_DA=lambda: 0):
             train, validation = (loader.source for loader in super().get_dataloaders())
+        for loader in (train, validation):
+            self.prepare_loader(loader)
         start = self.current_epoch * self.num_iterations_per_epoch
         start_validation = self.current_epoch * self.num_val_iterations_per_epoch
         pin = self.device.type == "cuda"
@@ -107,6 +111,12 @@ class PlannedTrainer(CountedValidation):
             SeededBatches(train, (seed, 0, rank), start, len(self._known), workers, pin),
             SeededBatches(validation, (seed, 1, rank), start_validation, 0, min(workers, max(1, workers // 2)), pin),
         )
+
+    def prepare_loader(self, loader: nnUNetDataLoader) -> None:
+        """Changes what a loader draws and how it is augmented, as the plan's values say."""
+        for transform in loader.transforms.transforms:
+            if isinstance(transform, CornerVote) and self.label_interpolation == "nearest":
+                transform.mode_seg = "nearest"
 
     @staticmethod
     def get_training_transforms(*args: Any, **kwargs: Any) -> Any:
@@ -175,6 +185,10 @@ class PlannedTrainer(CountedValidation):
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
         """nnU-Net's final validation, in this process and in bounded memory: see validation.py."""
         validate(self, save_probabilities)
+
+    def measure_validation(self, processes: int) -> None:
+        """Compares what so many processes have predicted with the labels, and writes summary.json."""
+        measure(self, processes)
 
     def save_checkpoint(self, filename: str) -> None:
         """Writes what nnU-Net writes, whole or not at all, and readable without executing a pickle.

@@ -4,6 +4,7 @@ nnU-Net makes the prediction one-hot, and from it six more arrays of that size. 
 validation_step is written anew; a test compares it with nnU-Net's. Read next: base.py.
 """
 
+from collections.abc import Sequence
 from contextlib import nullcontext
 
 import torch
@@ -26,11 +27,15 @@ class CountedValidation(nnUNetTrainer):
             outputs = self.network(data)
             loss = self.loss(outputs, targets[0] if one else targets)
         logits = outputs[0] if self.enable_deep_supervision else outputs
-        count = count_regions if self.label_manager.has_regions else count_labels
-        counted = count(logits, targets[0], self.label_manager.ignore_label).to(torch.float32).cpu().numpy()
+        counted = self.count(logits, targets[0], batch["keys"]).to(torch.float32).cpu().numpy()
         return {"loss": loss.detach().cpu().numpy()} | dict(
             zip(("tp_hard", "fp_hard", "fn_hard"), counted, strict=True)
         )
+
+    def count(self, logits: torch.Tensor, target: torch.Tensor, cases: Sequence[str]) -> torch.Tensor:
+        """Voxels per class or region, (3, K): right, wrongly found, missed; `cases` are the names of the samples."""
+        count = count_regions if self.label_manager.has_regions else count_labels
+        return count(logits, target, self.label_manager.ignore_label)
 
 
 def count_labels(logits: torch.Tensor, target: torch.Tensor, ignore_label: int | None) -> torch.Tensor:

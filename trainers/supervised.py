@@ -16,7 +16,7 @@ class STUNetTrainer(FineTunedTrainer):
         """nnU-Net's augmentation settings with the plan's mirror axes (3D array axes; a 2D patch has axes 1 and 2)."""
         rotation, dummy_2d, initial_patch, _ = super().configure_rotation_dummyDA_mirroring_and_inital_patch_size()
         first = 3 - len(self.configuration_manager.patch_size)
-        allowed = self.plans_manager.plans["stunet"]["mirror_axes"]
+        allowed = {"none": [], "all": [0, 1, 2]}.get(self.mirror, self.plans_manager.plans["stunet"]["mirror_axes"])
         axes = tuple(axis - first for axis in allowed if axis >= first)
         self.inference_allowed_mirroring_axes = axes or None  # nnU-Net's predictor refuses an empty tuple
         return rotation, dummy_2d, initial_patch, axes

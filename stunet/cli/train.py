@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from stunet import console, presets, workspace
+from stunet.annotations import described
 from stunet.cli import common
 from stunet.cli.train_plans import Chosen, choose_plans
 from stunet.errors import DataError, UsageError
@@ -32,7 +33,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("-f", dest="f", metavar="FOLD", help="the fold, as an option (default 0)")
     parser.add_argument(
-        "-tr", default=workspace.TRAINER, metavar="TRAINER", help="trainer class (default STUNetTrainer)"
+        "-tr",
+        metavar="TRAINER",
+        help="trainer class (default STUNetTrainer; STUNetPartialTrainer where cases annotate different classes)",
     )
     parser.add_argument("-p", metavar="PLANS", help="name of the plans (default: those of the dataset)")
     parser.add_argument(
@@ -101,7 +104,7 @@ def _command(args: argparse.Namespace) -> None:
     resolved = check_plans(plans, configuration)
     nnunet.check_version()
     nnunet.limit_processes()
-    nnunet.check_trainer(args.tr)
+    args.tr = _trainer(dataset, plans, args.tr)
     check_data(dataset, plans, configuration, fold)
     if resolved["batch_size"] < args.num_gpus:
         raise UsageError(
@@ -119,6 +122,22 @@ def _command(args: argparse.Namespace) -> None:
     if chosen.new:
         write_json(workspace.preprocessed_dataset(dataset) / f"{plans['plans_name']}.json", plans)
     _train(run, args.overwrite)
+
+
+def _trainer(dataset: str, plans: dict[str, Any], given: str | None) -> str:
+    """The trainer class: the one that is named, or the one that the data need."""
+    from stunet import nnunet
+
+    folder = workspace.preprocessed_dataset(dataset)
+    needed = nnunet.trainer_for(folder, plans)
+    if given is None:
+        if needed != workspace.TRAINER:
+            console.note(f"{needed}: cases annotate different classes, or fewer than the network has")
+        return needed
+    nnunet.check_trainer(given)
+    if given == workspace.TRAINER != needed:
+        console.warn(f"-tr {given} takes what a case does not annotate for background; without it: {needed}")
+    return given
 
 
 def _check(args: argparse.Namespace) -> None:
@@ -200,7 +219,7 @@ def _describe(run: "Run", resolved: dict[str, Any]) -> None:
     from stunet.plans.memory import estimate, parameters
     from stunet.trainers import strategies
 
-    dataset_json = read_json(workspace.preprocessed_dataset(run.dataset) / "dataset.json")
+    dataset_json = described(run.dataset, run.plans, run.trainer)
     network = describe(run.plans, run.configuration, dataset_json)
     strides = resolved["architecture"]["arch_kwargs"]["strides"]
     patch = "x".join(map(str, resolved["patch_size"]))
@@ -233,7 +252,7 @@ def _judged(run: "Run") -> "TransferReport | None":
         return None
     from stunet.trainers.start import preview
 
-    dataset_json = read_json(workspace.preprocessed_dataset(run.dataset) / "dataset.json")
+    dataset_json = described(run.dataset, run.plans, run.trainer)
     return preview(run.weights, run.plans, run.configuration, dataset_json)
 
 
