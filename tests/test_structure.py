@@ -29,6 +29,7 @@ MAY_IMPORT = {
     "console": set(),
     "nnunet": {"annotations"},
     "labels": {"classes"},
+    "losses": set(),
     "evaluation": {"labels"},
     "datasets": set(),
     "preprocessing": {"annotations", "preprocessing_workers", "plans"},

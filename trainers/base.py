@@ -17,6 +17,7 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 
 from stunet.errors import DataError, Interrupted, WeightsError
+from stunet.losses import DeepSupervision, DiceCE
 from stunet.networks import STUNet
 from stunet.nnunet import exchanged
 from stunet.plans.check import difference, of_a_run
@@ -76,6 +77,20 @@ class PlannedTrainer(CountedValidation):
         for group in optimizer.param_groups:
             group["momentum"] = self.momentum
         return optimizer, schedule
+
+    def _build_loss(self) -> torch.nn.Module:
+        """criterion() at each resolution, with nnU-Net's weights."""
+        stock = super()._build_loss()
+        loss = self.criterion()
+        if loss is None:
+            return stock
+        return DeepSupervision(loss, stock.weight_factors) if self.enable_deep_supervision else loss
+
+    def criterion(self) -> torch.nn.Module | None:
+        """The loss at one resolution: that of nnU-Net, which holds nothing one-hot; None for regions: its own."""
+        if self.label_manager.has_regions:
+            return None
+        return DiceCE(self.configuration_manager.batch_dice, self.label_manager.ignore_label, ddp=self.is_ddp)
 
     def do_split(self) -> tuple[list[str], list[str]]:
         """nnU-Net's split; with `num_cases` so many of its training cases, chosen by the seed: 4 are among the 8.
