@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 import torch
 from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import ConvertSegmentationToRegionsTransform
 
 from stunet.annotations import FILE, Annotations, annotations_of
 from stunet.errors import DataError, WeightsError
-from stunet.losses import DeepSupervision, MaskedSigmoid, PartitionDiceCE
+from stunet.losses import MaskedSigmoid, PartitionDiceCE
 from stunet.plans.check import difference
 from stunet.preprocessing import preprocessed_cases
 from stunet.trainers.drawing import FEW, expected, probabilities
@@ -61,17 +62,12 @@ class STUNetPartialTrainer(STUNetTrainer):
         return train, validation
 
     def prepare_loader(self, loader: nnUNetDataLoader) -> None:
-        """Draws sources in balance; values in label files are not those of the model's classes."""
+        """Draws sources in balance, and leaves label files' values as they are, also for regions: the loss takes them."""
         super().prepare_loader(loader)
         loader.sampling_probabilities = probabilities(self.annotations, loader.indices)
         loader.annotated_classes_key = (-1, *range(self.value_count))
-
-    def get_training_transforms(self, *args: Any, regions: Any = None, **kwargs: Any) -> Any:
-        """As of every training; the loss takes label values, also for regions."""
-        return super().get_training_transforms(*args, **kwargs)
-
-    def get_validation_transforms(self, *args: Any, regions: Any = None, **kwargs: Any) -> Any:
-        return super().get_validation_transforms(*args, **kwargs)
+        steps = loader.transforms.transforms
+        steps[:] = [step for step in steps if not isinstance(step, ConvertSegmentationToRegionsTransform)]
 
     def on_train_start(self) -> None:
         """Says how often each label will be seen."""
@@ -126,15 +122,15 @@ class STUNetPartialTrainer(STUNetTrainer):
             )
         super().load_network_state(weights, more)
 
-    def _build_loss(self) -> LossOfCases:
-        of, loss = (self.configuration_manager.batch_dice, self.ignore_value), torch.nn.Module()
+    def criterion(self) -> torch.nn.Module:
+        """The loss of what each sample annotates."""
+        of = self.configuration_manager.batch_dice, self.ignore_value
         if self.label_manager.has_regions:
-            loss = MaskedSigmoid(*of, ddp=self.is_ddp)
-        else:
-            loss = PartitionDiceCE(self.value_count, *of, ddp=self.is_ddp)
-        if self.enable_deep_supervision:
-            loss = DeepSupervision(loss, super()._build_loss().weight_factors)
-        return LossOfCases(loss, self.annotations)
+            return MaskedSigmoid(*of, ddp=self.is_ddp)
+        return PartitionDiceCE(self.value_count, *of, ddp=self.is_ddp)
+
+    def _build_loss(self) -> LossOfCases:
+        return LossOfCases(super()._build_loss(), self.annotations)
 
 
 def _annotations(plans: dict, configuration: str, dataset_json: dict) -> Annotations:
