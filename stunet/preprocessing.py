@@ -86,8 +86,8 @@ def preprocess(
 ) -> None:
     """Brings every training case into the data folders of the configurations; what is up to date is left alone.
 
-    Also copies dataset.json, annotations.json if there is one, and the labels (gt_segmentations) beside the data
-    folders, as nnU-Net does for validation.
+    Also copies dataset.json and the labels (gt_segmentations) beside the data folders, as nnU-Net does for validation,
+    and annotations.json where there is one.
 
     Args:
         dataset: The full name, `Dataset003_Liver`.
@@ -262,9 +262,10 @@ def _copy_labels(dataset: str, ending: str, cases: Sequence[Case]) -> None:
             path.unlink()
     for name, label in labels.items():
         _copy(Path(label), folder / "gt_segmentations" / name)
-    _copy(raw_dataset(dataset) / "dataset.json", folder / "dataset.json")
-    if (raw_dataset(dataset) / ANNOTATIONS).is_file():
-        _copy(raw_dataset(dataset) / ANNOTATIONS, folder / ANNOTATIONS)
+    raw = raw_dataset(dataset)
+    _copy(raw / "dataset.json", folder / "dataset.json")
+    if (raw / ANNOTATIONS).is_file():
+        _copy(raw / ANNOTATIONS, folder / ANNOTATIONS)
     else:
         (folder / ANNOTATIONS).unlink(missing_ok=True)
 

@@ -298,3 +298,13 @@ def test_bad_input_is_named(raw: Path, plans: dict) -> None:
     (raw / "imagesTr" / "stray.nii.gz").touch()
     with pytest.raises(DataError, match=r"stray.nii.gz' is not named CASE_0000.nii.gz"):
         pending_cases(DATASET, plans, ["3d_fullres"])
+
+
+def test_the_annotations_of_a_raw_dataset_come_along_and_go_with_it(raw: Path, plans: dict) -> None:
+    copy = preprocessed_dataset(DATASET) / "annotations.json"
+    (raw / copy.name).write_text("{}")
+    preprocess(DATASET, plans, ["3d_fullres"], workers=1)
+    assert copy.read_text() == "{}"
+    (raw / copy.name).unlink()
+    preprocess(DATASET, plans, ["3d_fullres"], workers=1)
+    assert not copy.exists()

@@ -62,7 +62,7 @@ class STUNetPartialTrainer(STUNetTrainer):
         return train, validation
 
     def prepare_loader(self, loader: nnUNetDataLoader) -> None:
-        """Draws sources in balance, and leaves label files' values as they are, also for regions: the loss takes them."""
+        """Draws sources in balance; the values of label files stay as they are, because the loss takes them."""
         super().prepare_loader(loader)
         loader.sampling_probabilities = probabilities(self.annotations, loader.indices)
         loader.annotated_classes_key = (-1, *range(self.value_count))

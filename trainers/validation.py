@@ -27,10 +27,11 @@ from nnunetv2.utilities.label_handling.label_handling import convert_labelmap_to
 from stunet.errors import DataError
 from stunet.files import whole
 from stunet.inference.cases import Model, drop_channel_axis
+from stunet.inference.failures import last_line
 from stunet.inference.output import part_name, remove_parts, whole_case
 from stunet.inference.probabilities import PLAIN, compress
 from stunet.inference.products import Products, endings_of_parts
-from stunet.inference.reading import UNREADABLE, last_line
+from stunet.inference.reading import UNREADABLE
 from stunet.inference.ready import ReadyNetwork
 from stunet.inference.segmenter import Segmenter
 from stunet.inference.windows import SlidingWindow

@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from stunet.errors import DataError
+from stunet.errors import DataError, StunetError
 from stunet.files import read_json, write_json
 
 FILE_ENDING = ".nii.gz"  # of what we write
+GEOMETRY_ATOL = 1e-3  # mm of the origin, and direction cosines: more than rounding in a NIfTI header
 FORMAT_HINT = "see nnU-Net's documentation/dataset_format.md"
 SHOWN = 3  # problems that an error names
 
@@ -38,9 +39,9 @@ class Rules:
 
 
 def write_dataset_json(
-    folder: Path, name: str, channels: Mapping[int, str], labels: Mapping[str, int], cases: int, **more: str
+    folder: Path, name: str, channels: Mapping[int, str], labels: Mapping[str, int], cases: int, **more: Any
 ) -> None:
-    """Writes the dataset.json of a raw dataset; `more` holds texts such as description and licence."""
+    """Writes the dataset.json of a raw dataset; `more` holds what else is in it: description, licence, dataset."""
     content = {
         "name": name,
         "channel_names": {str(index): channel for index, channel in sorted(channels.items())},
@@ -115,7 +116,7 @@ def label_values(labels: Any, regions_class_order: Any = None) -> frozenset[int]
     return frozenset(leaves) | ignore
 
 
-def raise_first(problems: Sequence[DataError]) -> None:
+def raise_first(problems: Sequence[StunetError]) -> None:
     """Raises one error that names the first problems and counts the others; its hint is that of the first."""
     if problems:
         more = len(problems) - SHOWN

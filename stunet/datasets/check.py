@@ -7,11 +7,9 @@ classes are left and right, for mirroring.
 
 import re
 import zlib
-from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable
 from functools import partial
-from multiprocessing import get_context
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +18,11 @@ import numpy as np
 import SimpleITK as sitk
 from nibabel.filebasedimages import ImageFileError
 
-from stunet.datasets import Case, Rules, raise_first, read_dataset
+from stunet.datasets import GEOMETRY_ATOL, Case, Rules, raise_first, read_dataset
 from stunet.errors import DataError
 from stunet.nifti import check_nifti
+from stunet.processes import each
 
-GEOMETRY_ATOL = 1e-3  # mm of the origin, and direction cosines: more than rounding in a NIfTI header
 LARGEST_LABEL = 65535
 # What nnU-Net's readers raise for a file that they cannot read: ITK, zlib, nibabel, tifffile and their own assertions.
 UNREADABLE = (RuntimeError, OSError, EOFError, ValueError, AssertionError, zlib.error, ImageFileError)
@@ -44,32 +42,37 @@ def check_dataset(folder: Path, workers: int = 1, on_case: Callable[[str], None]
         DataError: Something is wrong; the first three problems are named, the others counted.
     """
     cases, rules = read_dataset(folder)
-    problems = []
-    for case, problem in zip(cases, _each(partial(_problem, rules=rules), cases, workers), strict=True):
-        problems += [problem] if problem else []
+    problems = {}
+    for position, problem in each(partial(_problem, rules=rules), cases, workers):
+        if problem:
+            problems[position] = problem
         if on_case:
-            on_case(case.name)
-    raise_first(problems)
+            on_case(cases[position].name)
+    raise_first([problem for _, problem in sorted(problems.items(), key=itemgetter(0))])
 
 
-def check_case(case: Case, rules: Rules) -> None:
+def read_case(case: Case, rules: Rules) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
     """Reads the images and the label of a case.
+
+    Returns:
+        The channels (C, D, H, W), the label (D, H, W), and their grid: shape and spacing in array order.
 
     Raises:
         DataError: The first thing that is wrong with it.
     """
     reader = rules.reader()
     grid: dict[str, np.ndarray] = {}
-    channels = 0
+    arrays = []
     for path in case.images:
         check_nifti(path)
         array, properties = _read(reader.read_images, [str(path)], path)
-        channels += len(array)
+        arrays.append(array)
         found = _grid(array, properties)
         _check_same_grid(case, grid or found, found, path)
         grid = grid or found
         if not np.isfinite(array).all():
             raise DataError(f"{str(path)!r} holds NaN or infinity", "replace these values, for example by those of air")
+    channels = sum(map(len, arrays))
     if channels != len(rules.channels):
         hint = "correct channel_names in dataset.json, or add the files CASE_0000, CASE_0001, ..."
         names = f"{len(rules.channels)}: {', '.join(rules.channels)}"
@@ -78,6 +81,7 @@ def check_case(case: Case, rules: Rules) -> None:
     label, properties = _read(reader.read_seg, str(case.label), case.label)
     _check_same_grid(case, grid, _grid(label, properties), case.label)
     _check_values(label, rules.values, case.label)
+    return arrays[0] if len(arrays) == 1 else np.concatenate(arrays), label[0], grid
 
 
 def left_right_axes(images: list[Path], reader_name: str) -> set[int]:
@@ -141,21 +145,9 @@ def _left_right_row_nibabel(path: str) -> np.ndarray:
     return image.affine[0, :3] / np.linalg.norm(image.affine[:3, :3], axis=0)
 
 
-def _each(check: Callable[[Case], DataError | None], cases: list[Case], workers: int) -> Iterator[DataError | None]:
-    if workers <= 1:
-        yield from map(check, cases)
-        return
-    with ProcessPoolExecutor(min(workers, len(cases)), get_context("spawn")) as pool:
-        try:
-            yield from pool.map(check, cases)
-        except BrokenProcessPool:
-            hint = f"fewer of them: -np {max(1, workers // 2)}"
-            raise DataError("a process that reads images died, probably for lack of memory", hint) from None
-
-
 def _problem(case: Case, rules: Rules) -> DataError | None:
     try:
-        check_case(case, rules)
+        read_case(case, rules)
     except DataError as error:
         return error
     return None
