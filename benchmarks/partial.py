@@ -34,13 +34,14 @@ ARMS: Mapping[str, tuple[int, str]] = {  # dataset and trainer
     "masked sigmoid": (15, "STUNetPartialTrainer"),
     "complete labels": (COMPLETE, "STUNetTrainer"),
 }
-VALUES = ["num_epochs=20", "num_val_iterations_per_epoch=2", "initial_lr=0.02", "momentum=0.9", "batch_size=2"]
+VALUES = ["num_epochs=20", "num_val_iterations_per_epoch=2", "initial_lr=0.05", "momentum=0.9", "batch_size=2"]
+VALUES += ["patch_size=[32,40,32]", "mirror=none"]  # anterior and posterior differ by where they are
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--steps", type=int, default=400, help="of 2 patches, in 20 epochs")
+    parser.add_argument("--steps", type=int, default=800, help="of 2 patches, in 20 epochs")
     parser.add_argument("-o", default="partial.json", help="file for the Dice of every run, case and class")
     args = parser.parse_args()
     reference = workspace.preprocessed_dataset(workspace.dataset_name(COMPLETE)) / "gt_segmentations"
