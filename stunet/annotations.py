@@ -249,7 +249,7 @@ def complete(dataset_json: Mapping[str, Any], cases: Iterable[str]) -> Annotatio
     """
     values = {name: value for name, value in dataset_json["labels"].items() if name not in ("background", "ignore")}
     if any(not isinstance(value, int) for value in values.values()):
-        raise DataError("the classes of the dataset are regions, which are no parts of the background", "--head slice")
+        raise DataError("the classes of the dataset are regions, which may overlap", "a dataset of plain labels")
     leaves = tuple(sorted(values, key=values.__getitem__))
     source = str(dataset_json.get("name", "dataset"))
     return Annotations(leaves, {}, {source: Source(leaves)}, {case: Case(source, leaves) for case in cases})

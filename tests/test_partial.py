@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from stunet.datasets.phantom import make_phantom
 from stunet.errors import DataError, WeightsError
 from stunet.files import read_json, write_json
 from stunet.plans.derive import derive
+from stunet.trainers.mirroring import mirrored_values
 from stunet.trainers.partial import STUNetPartialTrainer
 
 LEAVES = ("spine", "liver", "spleen", "kidney_left", "kidney_right")
@@ -167,3 +169,13 @@ def test_a_case_without_annotations_is_named(parts: str, tmp_path: Path, monkeyp
             make_trainer(tmp_path, monkeypatch).do_split()
     finally:
         annotations().save(folder)
+
+
+def test_labels_and_their_mirror_images_are_exchanged_where_a_case_annotates_both() -> None:
+    assert mirrored_values(annotations()) == {0: 0, 1: 1, 2: 2, 3: 3, 4: 5, 5: 4, 6: 6}
+
+
+def test_a_case_that_annotates_one_side_cannot_be_mirrored() -> None:
+    half = replace(annotations(), cases={"phantom_000": Case("all", ("spine", "kidney_left"))})
+    with pytest.raises(DataError, match="case 'phantom_000' annotates 'kidney_left' without its mirror image"):
+        mirrored_values(half)

@@ -66,6 +66,7 @@ MAY_IMPORT = {
     "trainers": {
         "annotations",
         "classes",
+        "datasets",
         "evaluation",
         "inference",
         "losses",

@@ -122,6 +122,9 @@ class STUNetPartialTrainer(STUNetTrainer):
             )
         super().load_network_state(weights, more)
 
+    def label_space(self) -> Annotations:
+        return self.annotations
+
     def criterion(self) -> torch.nn.Module:
         """The loss of what each sample annotates."""
         of = self.configuration_manager.batch_dice, self.ignore_value
