@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import MirrorTransform
 from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import MirrorTransform
 
 from stunet.annotations import Annotations, complete
 from stunet.errors import DataError
