@@ -38,6 +38,8 @@ TRAIN: dict[str, Value] = {
     "seed": Value("seed", int, lambda n: n >= 0, "1"),
     "label_interpolation": Value("labels", str, lambda s: s in ("linear", "nearest"), "nearest"),  # in augmentation
     "mirror": Value("mirror", str, lambda s: s in MIRROR, "none"),
+    "accumulation": Value("acc", int, _positive, "2"),  # parts of each process's share of a batch
+    "precision": Value("", str, lambda text: text in ("bf16", "fp32"), "bf16"),
     "num_cases": Value("cases", int, _positive, "16"),  # of the fold's training cases; the seed chooses them
 }
 PLAN: dict[str, Value] = {
@@ -95,8 +97,8 @@ def checked(key: str, value: Any) -> Any:
         int: number and value == int(value),
         float: number,
         bool: isinstance(value, bool),
-        str: isinstance(value, str),
         list: isinstance(value, list),
+        str: isinstance(value, str),
     }
     if not of_type[kind.type] or not kind.valid(value):
         raise UsageError(f"{key}={value!r} is not a valid {kind.type.__name__}", f"--set {key}={kind.example}")

@@ -1,99 +1,128 @@
-"""The softmax losses against nnU-Net's, and against plain references in double precision."""
+"""What all losses share: several resolutions, several processes, and memory."""
 
-from collections.abc import Callable
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from stunet.losses import DeepSupervision, DiceCE, MaskedSigmoid, PartitionDiceCE
+from tests.losses_reference import a_batch
+
+ROOT = Path(__file__).parents[1]
+COMPLETE = torch.arange(6).expand(2, -1)
+REGIONS = (torch.ones(2, 6, dtype=torch.bool), torch.eye(6, dtype=torch.bool).expand(2, -1, -1))
+
+
+def test_resolutions_are_weighted_as_nnunet_does() -> None:
+    logits, target = zip(*(a_batch(seed=seed) for seed in range(3)), strict=True)
+    logits = [x.requires_grad_() for x in logits]
+    weights = [0.75, 0.25, 0.0]
+    ours = DeepSupervision(DiceCE(True), weights)(logits, target)
+    ours.backward()
+    torch.testing.assert_close(ours, DeepSupervisionWrapper(DiceCE(True), weights)(logits, target))
+    assert [x.grad is None for x in logits] == [False, False, True]
+
+
+def test_what_is_annotated_goes_to_every_resolution() -> None:
+    logits, target = zip(*(a_batch(seed=seed) for seed in range(2)), strict=True)
+    partition = DeepSupervision(PartitionDiceCE(6, True), [0.5, 0.5])(logits, target, COMPLETE)
+    torch.testing.assert_close(partition, DeepSupervision(DiceCE(True), [0.5, 0.5])(logits, target))
+    assert DeepSupervision(MaskedSigmoid(True), [0.5, 0.5])(logits, target, *REGIONS).isfinite()
+
+
+def test_a_missing_resolution_is_an_error() -> None:
+    logits, target = a_batch()
+    with pytest.raises(ValueError, match="shorter"):
+        DeepSupervision(DiceCE(True), [0.5, 0.5])([logits], [target])
+
+
+class Memory(TorchDispatchMode):
+    """Keeps the memory that operations allocate, large pieces only, so that no address is used twice."""
+
+    def __init__(self, elements: int) -> None:
+        super().__init__()
+        self.elements = elements
+        self.large: dict[int, torch.UntypedStorage] = {}
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = function(*args, **(kwargs or {}))
+        if isinstance(result, torch.Tensor):
+            storage = result.untyped_storage()
+            if storage.nbytes() > 4 * self.elements:
+                self.large[storage._cdata] = storage
+        return result
+
+
+@pytest.mark.parametrize(
+    ("loss", "more"),
+    [(DiceCE(True, chunk=16), ()), (PartitionDiceCE(6, True, chunk=16), (COMPLETE.clamp_max(2),)),
+     (MaskedSigmoid(True, chunk=16), REGIONS)],
+)  # fmt: skip
+def test_nothing_as_large_as_the_logits_is_made_but_their_gradient(loss: nn.Module, more: tuple) -> None:
+    logits, target = a_batch()
+    target = target.clamp_max(2 if isinstance(loss, PartitionDiceCE) else 5)
+    with Memory(2 * target.numel()) as memory:  # two numbers per voxel are kept
+        loss(logits.requires_grad_(), target, *more).backward()
+    assert logits.grad is not None
+    allowed = {x.untyped_storage().data_ptr() for x in (logits, logits.grad)}
+    assert {storage.data_ptr() for storage in memory.large.values()} == allowed
+
+
+RANK = """
+import sys, torch
+from torch import distributed as dist
 from nnunetv2.training.loss.compound_losses import DC_and_CE_loss
 from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss
-from torch import Tensor, nn
+from stunet.losses import DiceCE, MaskedSigmoid, PartitionDiceCE
+from tests.losses_reference import IGNORED, a_batch, ignoring, value_and_gradient
+from tests.test_losses_sigmoid import a_partial_batch
+from tests.test_losses_softmax import GROUPS, VALUES, labelled
+rank, store = int(sys.argv[1]), sys.argv[2]
+dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
 
-from stunet.losses import DiceCE, PartitionDiceCE
+def mine(*inputs):
+    return [x[rank : rank + 1] for x in inputs]
 
-SHAPE = (5, 6, 7)
-IGNORED = 9
+def same_as_one_process(kind, options, *inputs):
+    for batch_dice in (True, False):
+        value, gradient = value_and_gradient(kind(**options, batch_dice=batch_dice, ddp=True), *mine(*inputs))
+        whole, of_whole = value_and_gradient(kind(**options, batch_dice=batch_dice), *inputs)
+        dist.all_reduce(value)
+        torch.testing.assert_close(value / 2, whole)
+        torch.testing.assert_close(gradient / 2, *mine(of_whole))
 
-
-def a_batch(classes: int = 6, dtype: torch.dtype = torch.float32, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Logits of two samples, and a target of the loader's type in which classes 2 and 5 do not occur."""
-    generator = torch.Generator().manual_seed(seed)
-    logits = 3 * torch.randn((2, classes, *SHAPE), generator=generator, dtype=torch.float64)
-    present = torch.tensor([c for c in range(classes) if c not in (2, 5)])
-    target = present[torch.randint(len(present), (2, 1, *SHAPE), generator=generator)].to(torch.int16)
-    return logits.to(dtype).requires_grad_(), target
-
-
-def ignoring(target: Tensor) -> Tensor:
-    target = target.clone()
-    target[:, :, 1:3] = IGNORED
-    return target
-
-
-def nnunets(batch_dice: bool, ignore_label: int | None = None) -> nn.Module:
-    """As nnUNetTrainer._build_loss has it."""
-    options = {"batch_dice": batch_dice, "smooth": 1e-5, "do_bg": False, "ddp": False}
-    return DC_and_CE_loss(options, {}, ignore_label=ignore_label, dice_class=MemoryEfficientSoftDiceLoss)
-
-
-def value_and_gradient(loss: Callable[..., Tensor], logits: Tensor, *more: Tensor) -> tuple[Tensor, Tensor]:
-    logits = logits.detach().clone().requires_grad_()
-    value = loss(logits, *more)
-    value.backward()
-    assert logits.grad is not None
-    assert value.dtype == torch.promote_types(logits.dtype, torch.float32)
-    return value.detach(), logits.grad
+logits, target = a_batch(dtype=torch.float64)
+same_as_one_process(DiceCE, {}, logits, target)
+same_as_one_process(PartitionDiceCE, {"values": VALUES}, logits, labelled(target), GROUPS)
+same_as_one_process(MaskedSigmoid, {}, *a_partial_batch())
+options = {"batch_dice": True, "smooth": 1e-5, "do_bg": False, "ddp": True}
+stock = DC_and_CE_loss(options, {}, ignore_label=IGNORED, dice_class=MemoryEfficientSoftDiceLoss)
+inputs = mine(logits.float(), ignoring(target))
+for ours, theirs in zip(value_and_gradient(DiceCE(True, IGNORED, ddp=True), *inputs),
+                        value_and_gradient(stock, *inputs), strict=True):
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-8)
+dist.destroy_process_group()
+"""
 
 
-def assert_same(ours: tuple[Tensor, Tensor], theirs: tuple[Tensor, Tensor], tolerance: float = 1e-6) -> None:
-    assert abs(ours[0] - theirs[0]) <= tolerance * max(1, abs(theirs[0]))
-    assert (ours[1].double() - theirs[1]).norm() <= tolerance * theirs[1].double().norm()
-
-
-def by_the_book(
-    logits: Tensor, target: Tensor, groups: Tensor, values: int, batch_dice: bool, ignore_label: int | None
-) -> Tensor:
-    """The loss of a partition, written with everything one-hot: merged probabilities, then Dice and cross entropy."""
-    p = logits.softmax(1).flatten(2)
-    target = target.flatten(1).long()
-    kept = (target != (-1 if ignore_label is None else ignore_label)).to(p)[:, None]
-    member = nn.functional.one_hot(groups, values).to(p)  # (B, C, V)
-    annotated = member.any(1)
-    q = torch.einsum("bcn,bcv->bvn", p, member)
-    y = nn.functional.one_hot(torch.where(kept[:, 0] > 0, target, 0), values).to(p).transpose(1, 2) * kept
-    entropy = -((q * y).sum(1) + (1 - kept[:, 0])).log().sum() / kept.sum().clamp_min(1)
-    right, found, true = ((x * kept * annotated[..., None]).sum(2)[:, 1:] for x in (q * y, q, y))
-    annotated = annotated[:, 1:]
-    if batch_dice:
-        right, found, true, annotated = right.sum(0), found.sum(0), true.sum(0), annotated.any(0)
-    dice = ((2 * right + 1e-5) / (found + true + 1e-5))[annotated]
-    return entropy - (dice.mean() if annotated.any() else 0)
-
-
-@pytest.mark.parametrize("ignore_label", [None, IGNORED])
-@pytest.mark.parametrize("batch_dice", [True, False])
-@pytest.mark.parametrize("chunk", [None, 50])
-def test_value_and_gradient_are_nnunets(batch_dice: bool, ignore_label: int | None, chunk: int | None) -> None:
-    logits, target = a_batch()
-    target = target if ignore_label is None else ignoring(target)
-    ours = value_and_gradient(DiceCE(batch_dice, ignore_label, chunk=chunk), logits, target)
-    assert_same(ours, value_and_gradient(nnunets(batch_dice, ignore_label), logits, target))
-
-
-def test_a_batch_that_is_ignored_altogether_has_no_gradient() -> None:
-    logits, target = a_batch()
-    target[:] = IGNORED
-    value, gradient = value_and_gradient(DiceCE(True, IGNORED), logits, target)
-    assert value == nnunets(True, IGNORED)(logits, target)
-    assert not gradient.any()
-
-
-@pytest.mark.parametrize("ignore_label", [None, IGNORED])
-@pytest.mark.parametrize("batch_dice", [True, False])
-def test_a_partition_is_the_loss_of_merged_probabilities(batch_dice: bool, ignore_label: int | None) -> None:
-    logits, target = a_batch(dtype=torch.float64)
-    groups = torch.tensor([[0, 1, 0, 6, 6, 0], [0, 7, 2, 3, 7, 0]])  # 6: classes 3 and 4; 7: classes 1 and 4
-    target = torch.stack([group[one.long()] for group, one in zip(groups, target, strict=True)])
-    target = target if ignore_label is None else ignoring(target)
-    ours = value_and_gradient(PartitionDiceCE(8, batch_dice, ignore_label, chunk=64), logits, target, groups)
-    slow = value_and_gradient(lambda *x: by_the_book(*x, 8, batch_dice, ignore_label), logits, target, groups)
-    assert_same(ours, slow, 1e-12)
+def test_two_processes_have_the_loss_and_the_gradients_of_the_whole_batch(tmp_path: Path) -> None:
+    environment = {**os.environ, "GLOO_SOCKET_IFNAME": "lo"}
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-c", RANK, str(rank), str(tmp_path / "store")],
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment,
+            cwd=ROOT,
+        )
+        for rank in range(2)
+    ]
+    errors = [rank.communicate(timeout=120)[1] for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [0, 0], errors

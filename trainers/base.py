@@ -5,6 +5,7 @@ nnU-Net's trainer does the rest. supervised.py and launch.py are next.
 
 import os
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,6 @@ import nnunetv2.training.nnUNetTrainer.nnUNetTrainer as host
 import numpy as np
 import torch
 import torch.distributed as dist
-from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 
@@ -21,10 +21,12 @@ from stunet.losses import DeepSupervision, DiceCE
 from stunet.networks import STUNet
 from stunet.nnunet import exchanged
 from stunet.plans.check import difference, of_a_run
+from stunet.trainers import parallel
 from stunet.trainers.augmentation import CornerVote
-from stunet.trainers.batches import SeededBatches
+from stunet.trainers.batches import SeededBatches, share_of
 from stunet.trainers.listener import Listener, Silent
-from stunet.trainers.online_validation import CountedValidation
+from stunet.trainers.sampling import Samples
+from stunet.trainers.steps import Steps
 from stunet.trainers.validation import measure, validate
 from stunet.weights.checkpoints import load_checkpoint, save_checkpoint
 
@@ -33,10 +35,8 @@ SAVE_INTERVAL_S = 600.0  # at most this much work is lost by a power cut; nnU-Ne
 PLOT_INTERVAL_S = 60.0  # nnU-Net's progress.png takes seconds to draw, as long as a short epoch
 
 
-class PlannedTrainer(CountedValidation):
+class PlannedTrainer(Steps):
     """nnU-Net's trainer with its values taken from the plan's `stunet` block (see plans/values.py)."""
-
-    network: Any  # an STUNet, which nnU-Net wraps in OptimizedModule and DistributedDataParallel
 
     def __init__(
         self,
@@ -48,14 +48,17 @@ class PlannedTrainer(CountedValidation):
     ) -> None:
         plans.setdefault("continue_training", False)  # nnU-Net pops it
         super().__init__(plans, configuration, fold, dataset_json, device)
-        if device.type == "cpu":  # with several processes nnU-Net takes CUDA for granted
-            self.device, self.grad_scaler = device, None
         self.seed = 0
         self.momentum = 0.99
         self.num_cases: int | None = None
         self.label_interpolation, self.mirror = "linear", "auto"
+        self.accumulation, self.precision = 1, None
         for key, value in self.plans_manager.plans["stunet"]["train"].items():
             setattr(self, key, value)
+        if self.is_ddp:  # nnU-Net takes CUDA for granted, and all processes to be on one machine
+            self.device = torch.device("cuda", torch.cuda.current_device()) if device.type == "cuda" else device
+        if device.type != "cuda" or self.precision is not None:
+            self.grad_scaler = None
         # With two stages there is one head, and nnU-Net's weight for the last head, zero, would be the only one.
         self.enable_deep_supervision = len(self.configuration_manager.pool_op_kernel_sizes) > 2
         self.listener: Listener = Silent()
@@ -68,8 +71,12 @@ class PlannedTrainer(CountedValidation):
     def initialize(self) -> None:
         """As nnU-Net does, from the plan's seed."""
         torch.manual_seed(self.seed)
-        with exchanged(host, DDP=data_parallel):
+        with exchanged(host, DDP=parallel.data_parallel):
             super().initialize()
+
+    def _set_batch_size_and_oversample(self) -> None:
+        """Those of all processes together; which samples are whose is decided in get_dataloaders()."""
+        self.batch_size = self.configuration_manager.batch_size
 
     def configure_optimizers(self) -> tuple[torch.optim.Optimizer, Any]:
         """nnU-Net's optimizer and schedule with the plan's momentum: 0.9 suits runs of a few hundred steps."""
@@ -80,8 +87,9 @@ class PlannedTrainer(CountedValidation):
 
     def _build_loss(self) -> torch.nn.Module:
         """criterion() at each resolution, with nnU-Net's weights."""
-        stock = super()._build_loss()
-        loss = self.criterion()
+        stock, loss = super()._build_loss(), self.criterion()
+        if self.is_ddp and self.enable_deep_supervision:
+            parallel.without_lowest_head(stock)
         if loss is None:
             return stock
         return DeepSupervision(loss, stock.weight_factors) if self.enable_deep_supervision else loss
@@ -114,24 +122,31 @@ class PlannedTrainer(CountedValidation):
         workers = get_allowed_n_proc_DA()
         if self.device.type == "cpu" and "nnUNet_n_proc_DA" not in os.environ:
             workers = min(workers, 1)  # the network needs the cores, and one process keeps up with it
-        with exchanged(host, SingleThreadedAugmenter=_NotStarted, get_allowed_n_proc_DA=lambda: 0):
+        ours = {"nnUNetDataLoader": Samples, "SingleThreadedAugmenter": _NotStarted, "get_allowed_n_proc_DA": lambda: 0}
+        with exchanged(host, **ours):
             train, validation = (loader.source for loader in super().get_dataloaders())
         for loader in (train, validation):
             self.prepare_loader(loader)
+        train.weigh(self.case_weights(train.indices))
         start = self.current_epoch * self.num_iterations_per_epoch
         start_validation = self.current_epoch * self.num_val_iterations_per_epoch
         pin = self.device.type == "cuda"
-        seed, rank = self.seed, self.local_rank
+        share = share_of(self.batch_size, self.local_rank, parallel.processes())
+        fewer = min(workers, max(1, workers // 2))
         return (
-            SeededBatches(train, (seed, 0, rank), start, len(self._known), workers, pin),
-            SeededBatches(validation, (seed, 1, rank), start_validation, 0, min(workers, max(1, workers // 2)), pin),
+            SeededBatches(train, (self.seed, 0), share, start, len(self._known), workers, pin),
+            SeededBatches(validation, (self.seed, 1), share, start_validation, 0, fewer, pin),
         )
 
-    def prepare_loader(self, loader: nnUNetDataLoader) -> None:
+    def prepare_loader(self, loader: Samples) -> None:
         """Changes what a loader draws and how it is augmented, as the plan's values say."""
         for transform in loader.transforms.transforms:
             if isinstance(transform, CornerVote) and self.label_interpolation == "nearest":
                 transform.mode_seg = "nearest"
+
+    def case_weights(self, cases: Sequence[str]) -> Sequence[float] | None:
+        """How often each training case is drawn in relation to the others; None: all equally often."""
+        return None
 
     @staticmethod
     def get_training_transforms(*args: Any, **kwargs: Any) -> Any:
@@ -141,6 +156,14 @@ class PlannedTrainer(CountedValidation):
 
     def plot_network_architecture(self) -> None:
         """Nothing: the drawing package that nnU-Net looks for is no dependency of it any more."""
+
+    def on_train_start(self) -> None:
+        """As in nnU-Net; a split that is not there yet is written by one process before the others read it."""
+        if self.is_ddp:
+            if self.local_rank == 0:
+                self.do_split()
+            dist.barrier()
+        super().on_train_start()
 
     def run_training(self) -> None:
         """Trains to the last epoch.
@@ -274,13 +297,11 @@ class PlannedTrainer(CountedValidation):
 
     def bare_network(self) -> STUNet:
         """The network without DDP's and torch.compile's wrapping."""
-        network = self.network
-        if isinstance(network, torch.nn.parallel.DistributedDataParallel):
-            network = network.module
-        return getattr(network, "_orig_mod", network)
+        return parallel.bare(self.network)
 
     def _stop_if_requested(self) -> None:
-        if not self._stop_requested_anywhere():
+        # A signal reaches the processes at different times; all of them must leave after the same step.
+        if not parallel.anywhere(self.stop_requested, self.device):
             return
         if self.disable_checkpointing:
             raise Interrupted(f"stopped after {self.current_epoch} epochs, without a checkpoint as asked", "")
@@ -294,14 +315,6 @@ class PlannedTrainer(CountedValidation):
             f"stopped after {self.current_epoch} epochs; the state is in {str(path)!r}", "the same command with --c"
         )
 
-    def _stop_requested_anywhere(self) -> bool:
-        if not self.is_ddp:
-            return self.stop_requested
-        # A signal reaches the processes at different times; all of them must leave after the same step.
-        requested = torch.tensor(int(self.stop_requested), device=self.device)
-        dist.all_reduce(requested, dist.ReduceOp.MAX)
-        return bool(requested)
-
 
 class _NotStarted:
     """Stands for nnU-Net's single-process augmenter, which draws a first batch for nothing; keeps the loader."""
@@ -311,9 +324,3 @@ class _NotStarted:
 
     def __next__(self) -> None:
         return None
-
-
-def data_parallel(network: torch.nn.Module, device_ids: list[int]) -> torch.nn.Module:
-    """DDP for the device that the network is on; nnU-Net always passes device numbers, which DDP refuses on the CPU."""
-    on_cpu = next(network.parameters()).device.type == "cpu"
-    return torch.nn.parallel.DistributedDataParallel(network, device_ids=None if on_cpu else device_ids)

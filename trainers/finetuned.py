@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from stunet.errors import WeightsError
-from stunet.trainers import lora, strategies
-from stunet.trainers.base import PlannedTrainer, data_parallel
+from stunet.trainers import lora, parallel, strategies
+from stunet.trainers.base import PlannedTrainer
 
 
 class FineTunedTrainer(PlannedTrainer):
@@ -96,4 +96,4 @@ class FineTunedTrainer(PlannedTrainer):
         share = f"{trained:,} of {total:,} parameters ({trained / total:.1%})"
         self.listener.trains(f"from epoch {self.current_epoch + 1} on: trains {share}")
         if self.is_ddp:  # it takes note of what trains when it is made
-            self.network = data_parallel(self.network.module, [self.local_rank])
+            self.network = parallel.data_parallel(self.network.module)

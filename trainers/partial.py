@@ -7,11 +7,11 @@ judged in the cases that annotate it (partial_validation.py).
 """
 
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import ConvertSegmentationToRegionsTransform
 
 from stunet.annotations import FILE, Annotations, annotations_of
@@ -22,6 +22,7 @@ from stunet.preprocessing import preprocessed_cases
 from stunet.trainers.drawing import FEW, expected, probabilities
 from stunet.trainers.partial_loss import LossOfCases, count_annotated, count_groups
 from stunet.trainers.partial_validation import measure
+from stunet.trainers.sampling import Samples
 from stunet.trainers.supervised import STUNetTrainer
 from stunet.workspace import preprocessed_dataset
 
@@ -61,10 +62,13 @@ class STUNetPartialTrainer(STUNetTrainer):
         self.training_cases = [str(case) for case in train]
         return train, validation
 
-    def prepare_loader(self, loader: nnUNetDataLoader) -> None:
-        """Draws sources in balance; the values of label files stay as they are, because the loss takes them."""
+    def case_weights(self, cases: Sequence[str]) -> Sequence[float]:
+        """Sources are drawn in balance: see drawing.py."""
+        return probabilities(self.annotations, cases).tolist()
+
+    def prepare_loader(self, loader: Samples) -> None:
+        """As of every training; the values of label files stay as they are, because the loss takes them."""
         super().prepare_loader(loader)
-        loader.sampling_probabilities = probabilities(self.annotations, loader.indices)
         loader.annotated_classes_key = (-1, *range(self.value_count))
         steps = loader.transforms.transforms
         steps[:] = [step for step in steps if not isinstance(step, ConvertSegmentationToRegionsTransform)]
@@ -82,21 +86,18 @@ class STUNetPartialTrainer(STUNetTrainer):
             listed = ", ".join(f"{label} {count:.2g}" for label, count in few.items())
             self.listener.trains(f"warning: fewer than {FEW:g} samples per epoch annotate {listed}")
 
-    def train_step(self, batch: dict | None) -> dict:
-        if batch is not None:
-            self.loss.of(batch["keys"])
-        return super().train_step(batch)
-
-    def validation_step(self, batch: dict) -> dict:
+    def outputs_and_loss(self, batch: dict) -> tuple[Any, torch.Tensor]:
         self.loss.of(batch["keys"])
-        return super().validation_step(batch)
+        return super().outputs_and_loss(batch)
 
-    def count(self, logits: torch.Tensor, target: torch.Tensor, cases: Any) -> torch.Tensor:
+    def count(self, outputs: Any, batch: dict) -> torch.Tensor:
         """Per label in the order of its value, or per region of a sigmoid head, in the samples that annotate it."""
-        given = [table.to(logits.device) for table in self.loss.of(cases)]
+        target, ignore = batch["target"], self.ignore_value
+        logits, target = (outputs[0], target[0]) if self.enable_deep_supervision else (outputs, target)
+        given = [table.to(logits.device) for table in self.loss.of(batch["keys"])]
         if self.label_manager.has_regions:
-            return count_annotated(logits, target, *given, ignore=self.ignore_value)
-        return count_groups(logits, target, *given, values=self.value_count, ignore=self.ignore_value)
+            return count_annotated(logits, target, *given, ignore=ignore)
+        return count_groups(logits, target, *given, values=self.value_count, ignore=ignore)
 
     def on_validation_epoch_end(self, val_outputs: list[dict]) -> None:
         """As in nnU-Net; a label that no sample had is NaN, and no warning: with many labels that is usual."""

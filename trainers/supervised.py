@@ -2,13 +2,13 @@
 
 from typing import Any
 
-from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import MirrorTransform
 
 from stunet.annotations import Annotations, complete
 from stunet.errors import DataError
 from stunet.trainers.finetuned import FineTunedTrainer
 from stunet.trainers.mirroring import MirrorSides, mirrored_values
+from stunet.trainers.sampling import Samples
 
 
 class STUNetTrainer(FineTunedTrainer):
@@ -34,7 +34,7 @@ class STUNetTrainer(FineTunedTrainer):
         self.inference_allowed_mirroring_axes = inference or None  # nnU-Net's predictor refuses an empty tuple
         return rotation, dummy_2d, initial_patch, tuple(training)
 
-    def prepare_loader(self, loader: nnUNetDataLoader) -> None:
+    def prepare_loader(self, loader: Samples) -> None:
         """As of every training; with mirror=swap labels change sides.
 
         Raises:

@@ -17,6 +17,8 @@ EXAMPLES = """examples:
   stunet_convert msd -i Task04_Hippocampus
   stunet_convert totalsegmentator -i Totalsegmentator_dataset_v201 -d 101 --name TotalSegmentator
   stunet_convert totalsegmentator -i Totalsegmentator_dataset_v201 -d 102 --name Organs --classes organs -np 8
+  stunet_convert pairs -i ct -l masks -d 103 --name Liver --channels CT --labels liver tumour --label_suffix _seg
+  stunet_convert bids -i ds000001 -d 104 --name Brain --channels T1w FLAIR --labels labels.txt
 """
 
 
@@ -27,6 +29,8 @@ def build_parser() -> argparse.ArgumentParser:
     msd = _format(formats, "msd", "a task of the Medical Segmentation Decathlon", named=False)
     msd.set_defaults(command=_convert_msd)
     _add_totalsegmentator(formats)
+    _add_pairs(formats)
+    _add_bids(formats)
     return parser
 
 
@@ -101,6 +105,63 @@ def _add_totalsegmentator(formats: "argparse._SubParsersAction") -> None:
     parser.set_defaults(command=_convert_totalsegmentator)
 
 
+def _add_pairs(formats: "argparse._SubParsersAction") -> None:
+    parser = _format(formats, "pairs", "a folder of images and one of label maps, matched by name")
+    parser.add_argument(
+        "-l",
+        dest="label_folder",
+        type=Path,
+        metavar="FOLDER",
+        help="where the label maps are (default: with the images)",
+    )
+    parser.add_argument(
+        "--channels",
+        nargs="+",
+        required=True,
+        metavar="NAME[=SUFFIX]",
+        help="channels, and how names of their files end: CT, or T1=_t1 FLAIR=_flair",
+    )
+    parser.add_argument(
+        "--label_suffix",
+        default="",
+        metavar="SUFFIX",
+        help="how names of label maps end, such as _seg (default: as images)",
+    )
+    _add_labels(parser, required=True)
+    parser.set_defaults(command=_convert_pairs)
+
+
+def _add_bids(formats: "argparse._SubParsersAction") -> None:
+    parser = _format(formats, "bids", "a BIDS folder with label maps under derivatives")
+    parser.add_argument(
+        "--channels",
+        nargs="+",
+        required=True,
+        metavar="[NAME=]SUFFIX",
+        help="how names of images end, one per channel: T1w, CE=ce-GAD_T1w",
+    )
+    parser.add_argument(
+        "--label", default="dseg", metavar="SUFFIX", help="of label maps (default dseg): desc-manual_dseg"
+    )
+    parser.add_argument("--derivatives", metavar="NAME", help="folder under derivatives, where there are several")
+    _add_labels(parser, required=False)
+    parser.set_defaults(command=_convert_bids)
+
+
+def _add_labels(parser: argparse.ArgumentParser, required: bool) -> None:
+    parser.add_argument(
+        "--labels",
+        nargs="+",
+        required=required,
+        metavar="NAME|FILE",
+        help="classes of the values 1, 2, ...; or a file: names, ITK-SNAP's list, .csv or .tsv with index and name, "
+        ".json, .toml" + ("" if required else " (default: the dseg.tsv of the derivatives)"),
+    )
+    parser.add_argument(
+        "--unmatched", choices=["error", "skip"], default="error", help="images without labels, labels without images"
+    )
+
+
 def _convert_msd(args: argparse.Namespace) -> None:
     from stunet.datasets.msd import convert_msd, msd_images
 
@@ -126,6 +187,29 @@ def _convert_totalsegmentator(args: argparse.Namespace) -> None:
         variable=_variable(args),
     )
     _run(prepare_totalsegmentator(args.source, _raw(args), args.dataset_id, args.name, options), args.np)
+
+
+def _convert_pairs(args: argparse.Namespace) -> None:
+    from stunet.datasets.label_lists import read_labels
+    from stunet.datasets.pairs import prepare_pairs
+
+    channels = {name: suffix for name, _, suffix in (text.partition("=") for text in args.channels)}
+    where = (args.source, args.label_folder or args.source, _raw(args), args.dataset_id, args.name)
+    names = read_labels(args.labels)
+    _run(prepare_pairs(*where, channels, names, args.label_suffix, args.unmatched, _variable(args)), args.np)
+
+
+def _convert_bids(args: argparse.Namespace) -> None:
+    from stunet.datasets.bids import prepare_bids
+    from stunet.datasets.label_lists import read_labels
+
+    channels = {name: suffix or name for name, _, suffix in (text.partition("=") for text in args.channels)}
+    names = read_labels(args.labels) if args.labels else None
+    where = (args.source, _raw(args), args.dataset_id, args.name)
+    chosen = prepare_bids(
+        *where, channels, args.label, args.derivatives, names, args.unmatched, variable=_variable(args)
+    )
+    _run(chosen, args.np)
 
 
 def _run(conversion: "Conversion", workers: int | None) -> None:

@@ -54,12 +54,12 @@ def _merge(args: argparse.Namespace) -> int:
     recipe = load_recipe(args.recipe)
     members, findings = open_sources(recipe)
     now = state(recipe, members)
-    if args.action == "build" and not findings and is_built(recipe, now):
-        console.result(str(workspace.folder("nnUNet_raw") / recipe.name))
-        console.note("it is there already, built from the same recipe and the same files")
-        return 0
-    if args.action == "build":
+    if args.action == "build" and not findings:
         see_receipt(recipe, now)
+        if is_built(recipe, now):
+            console.result(str(workspace.folder("nnUNet_raw") / recipe.name))
+            console.note("it is there already, built from the same recipe and the same files")
+            return 0
     with console.Progress("check", sum(len(member.cases) for member in members.values())) as progress:
         checked = check(recipe, members, args.np, progress.step)
     findings += checked.findings

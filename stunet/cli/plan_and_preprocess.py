@@ -110,6 +110,9 @@ def _plan_and_preprocess(dataset: str, args: argparse.Namespace) -> None:
     nnunet.check_version()
     readers = args.npfp or min(8, _cores())
     nnunet.limit_processes()
+    from stunet.plans.splits import check_splits
+
+    check_splits(dataset)
     if not args.no_check:
         _check(dataset, readers, args.no_pbar)
     plans = _plan(dataset, readers, args)

@@ -8,8 +8,9 @@ from stunet import console, presets, workspace
 from stunet.annotations import described
 from stunet.cli import common
 from stunet.cli.train_plans import Chosen, choose_plans
+from stunet.cli.train_run import train
 from stunet.errors import DataError, UsageError
-from stunet.files import read_json, write_json
+from stunet.files import write_json
 
 if TYPE_CHECKING:
     from stunet.trainers.launch import Run
@@ -74,7 +75,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         "-pretrained_weights", metavar="FILE", help="as in nnU-Net: --pretrained with its schedule and a new head"
     )
     parser.add_argument(
-        "-num_gpus", type=int, default=1, metavar="N", help="GPUs of this machine (processes with -device cpu)"
+        "-num_gpus",
+        type=int,
+        default=1,
+        metavar="N",
+        help="GPUs of this machine (processes with -device cpu); torchrun, also on several machines, counts its own",
     )
     parser.add_argument("-device", choices=["cuda", "cpu", "mps"], help="default: cuda where there is one, else cpu")
     parser.add_argument("--npz", action="store_true", help="also save the validation's probabilities")
@@ -91,6 +96,15 @@ def _command(args: argparse.Namespace) -> None:
     if args.list:
         return _list()
     _check(args)
+    train(args, lambda again: _prepared(args, again))
+
+
+def _prepared(args: argparse.Namespace, again: bool) -> "Run | None":
+    """The run that the command line means, when all is there that it needs; None where there is nothing to train.
+
+    Args:
+        again: Whether torchrun has started the command anew: it continues then, whatever its options say.
+    """
     for variable in ("nnUNet_results", "nnUNet_preprocessed"):
         workspace.folder(variable)
     dataset, configuration, fold = _positions(args)
@@ -99,6 +113,7 @@ def _command(args: argparse.Namespace) -> None:
 
     from stunet import nnunet
     from stunet.plans.check import check_plans
+    from stunet.trainers.launch import continued, forget
     from stunet.trainers.ready import check_data
 
     resolved = check_plans(plans, configuration)
@@ -106,22 +121,34 @@ def _command(args: argparse.Namespace) -> None:
     nnunet.limit_processes()
     args.tr = _trainer(dataset, plans, args.tr)
     check_data(dataset, plans, configuration, fold)
-    if resolved["batch_size"] < args.num_gpus:
-        raise UsageError(
-            f"a batch of {resolved['batch_size']} cannot be shared by {args.num_gpus} processes",
-            f"--set batch_size={args.num_gpus}, or a smaller -num_gpus",
-        )
+    _check_shares(resolved["batch_size"], args.num_gpus, plans["stunet"]["train"].get("accumulation", 1))
     run = _run(dataset, chosen, configuration, fold, args)
-    _check_results(run, args.overwrite or args.dry_run)
+    if again:
+        run = continued(run)
+        console.note(f"started anew; {'the latest checkpoint is continued' if run.resume else 'from the beginning'}")
+    else:
+        _check_results(run, args.overwrite or args.dry_run)
     _describe(run, resolved)
     report = _judged(run)
     if args.dry_run:
         if report is not None:
             console.TrainingProgress().loaded(report)
-        return
+        return None
     if chosen.new:
         write_json(workspace.preprocessed_dataset(dataset) / f"{plans['plans_name']}.json", plans)
-    _train(run, args.overwrite)
+    if args.overwrite and not again:
+        forget(run)
+    return run
+
+
+def _check_shares(batch_size: int, processes: int, accumulation: int) -> None:
+    if batch_size >= processes * accumulation:
+        return
+    parts = f" and {accumulation} parts of each one's share" if accumulation > 1 else ""
+    raise UsageError(
+        f"a batch of {batch_size} cannot be shared by {processes} processes{parts}",
+        f"--set batch_size={processes * accumulation}, or less of them",
+    )
 
 
 def _trainer(dataset: str, plans: dict[str, Any], given: str | None) -> str:
@@ -268,15 +295,5 @@ def _check_results(run: "Run", overwrite: bool) -> None:
         )
 
 
-def _train(run: "Run", overwrite: bool) -> None:
-    from stunet.trainers.launch import FINAL, forget, launch
-
-    if overwrite:
-        forget(run)
-    summary = run.folder / "validation" / "summary.json"
-    if run.resume and not run.validate_best and (run.folder / FINAL).is_file() and summary.is_file():
-        console.note("this fold is trained and validated; nothing to do")
-    else:
-        launch(run, console.TrainingProgress)
-    dice = read_json(summary)["foreground_mean"]["Dice"]
-    console.result(f"mean validation Dice {dice:.4f}  {run.folder}")
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -31,11 +31,12 @@ class Case:
 
 @dataclass(frozen=True)
 class Rules:
-    """What dataset.json demands of every case: the class that reads it, its channels, the values in its label."""
+    """What is demanded of every case: the class that reads it, its channels, the values in its label, and by whom."""
 
     reader: type
     channels: tuple[str, ...]
     values: frozenset[int]
+    origin: str = "dataset.json"
 
 
 def write_dataset_json(
@@ -80,7 +81,7 @@ def read_dataset(folder: Path) -> tuple[list[Case], Rules]:
             f"numTraining is {description['numTraining']!r} in {where}, but there are {len(cases)} training cases",
             f"set numTraining to {len(cases)}, or add the cases that are missing",
         )
-    reader = _find_reader(description, cases[0].images[0])
+    reader = find_reader(description, cases[0].images[0])
     return cases, Rules(reader, tuple(str(channels[str(i)]) for i in range(len(channels))), values)
 
 
@@ -190,8 +191,12 @@ def _stored_cases(folder: Path, ending: str) -> list[Case]:
     return [Case(name, tuple(paths), folder / "labelsTr" / f"{name}{ending}") for name, paths in sorted(cases.items())]
 
 
-def _find_reader(description: dict[str, Any], image: Path) -> type:
-    """The reader class that nnU-Net takes: the one that dataset.json names, or the first that can read `image`."""
+def find_reader(description: dict[str, Any], image: Path) -> type:
+    """The reader class that nnU-Net takes: the one that dataset.json names, or the first that can read `image`.
+
+    Raises:
+        DataError: No reader can, or dataset.json names one that does not exist.
+    """
     from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
 
     try:

@@ -51,11 +51,11 @@ def check_dataset(folder: Path, workers: int = 1, on_case: Callable[[str], None]
     raise_first([problem for _, problem in sorted(problems.items(), key=itemgetter(0))])
 
 
-def read_case(case: Case, rules: Rules) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
+def read_case(case: Case, rules: Rules) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
     """Reads the images and the label of a case.
 
     Returns:
-        The channels (C, D, H, W), the label (D, H, W), and their grid: shape and spacing in array order.
+        The channels (C, D, H, W), the label (D, H, W), and what the reader says of the label's file.
 
     Raises:
         DataError: The first thing that is wrong with it.
@@ -74,14 +74,14 @@ def read_case(case: Case, rules: Rules) -> tuple[np.ndarray, np.ndarray, dict[st
             raise DataError(f"{str(path)!r} holds NaN or infinity", "replace these values, for example by those of air")
     channels = sum(map(len, arrays))
     if channels != len(rules.channels):
-        hint = "correct channel_names in dataset.json, or add the files CASE_0000, CASE_0001, ..."
+        hint = "correct the names of channels, or add the files that are missing (CASE_0000, CASE_0001, ...)"
         names = f"{len(rules.channels)}: {', '.join(rules.channels)}"
-        raise DataError(f"case {case.name!r} has {channels} channels, dataset.json names {names}", hint)
+        raise DataError(f"case {case.name!r} has {channels} channels, {rules.origin} names {names}", hint)
     check_nifti(case.label)
     label, properties = _read(reader.read_seg, str(case.label), case.label)
     _check_same_grid(case, grid, _grid(label, properties), case.label)
-    _check_values(label, rules.values, case.label)
-    return arrays[0] if len(arrays) == 1 else np.concatenate(arrays), label[0], grid
+    _check_values(label, rules, case.label)
+    return arrays[0] if len(arrays) == 1 else np.concatenate(arrays), label[0], properties
 
 
 def left_right_axes(images: list[Path], reader_name: str) -> set[int]:
@@ -188,17 +188,18 @@ def _check_same_grid(case: Case, grid: dict[str, np.ndarray], other: dict[str, n
             raise DataError(f"{key} of {str(path)!r} is {both}", hint)
 
 
-def _check_values(label: np.ndarray, allowed: frozenset[int], path: Path) -> None:
+def _check_values(label: np.ndarray, rules: Rules, path: Path) -> None:
     if not np.isfinite(label).all():
         raise DataError(f"{str(path)!r} holds NaN or infinity", "labels are integers")
-    wrong = sorted(_distinct(label) - allowed)
+    wrong = sorted(_distinct(label) - rules.values)
     if wrong:
         shown = ", ".join(f"{value:g}" for value in wrong[:5]) + (", ..." if len(wrong) > 5 else "")
         if any(value != int(value) for value in wrong):
             hint = "round the labels; when resampling, take the nearest neighbour"
             raise DataError(f"{str(path)!r} holds values that are no integers: {shown}", hint)
-        hint = "add them to labels in dataset.json, or correct the file"
-        raise DataError(f"{str(path)!r} holds the values {shown}; dataset.json knows 0 to {max(allowed)}", hint)
+        hint = f"add them to the labels of {rules.origin}, or correct the file"
+        known = f"{rules.origin} knows 0 to {max(rules.values)}"
+        raise DataError(f"{str(path)!r} holds the values {shown}; {known}", hint)
 
 
 def _distinct(label: np.ndarray) -> set[float]:

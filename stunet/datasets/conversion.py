@@ -12,6 +12,7 @@ where they are: dataset.json refers to them. A dataset folder holds
 
 import fcntl
 import hashlib
+import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -184,13 +185,13 @@ class Conversion:
             for channel, image in enumerate(source.images):
                 link = self.target / "imagesTs" / f"{source.name}_{channel:04d}{self.description.ending}"
                 link.parent.mkdir(exist_ok=True)
-                link.symlink_to(image.resolve())
+                link.symlink_to(os.path.abspath(image))
 
     def _entry(self, source: Source) -> dict[str, Any]:
-        images = [str(image.resolve()) for image in source.images]
+        images = [os.path.abspath(image) for image in source.images]  # links stay: DataLad moves what they lead to
         if self.variable:
             name, root = self.variable
-            images = [f"${name}/{image.resolve().relative_to(root.resolve())}" for image in source.images]
+            images = [f"${name}/{os.path.relpath(image, root)}" for image in images]
         return {"images": images, "label": f"labelsTr/{source.name}{self.description.ending}"}
 
 

@@ -105,9 +105,9 @@ class _Sums(torch.autograd.Function):
                     by_value[b].scatter_add_(0, value, kept.to(by_value.dtype))
                     x, mask = _rows(logits_BRN[b, :, part], row).to(dtype), kept.to(dtype)
                     y = table.index_select(1, value)
-                    log_p = F.logsigmoid(x)
-                    p = log_p.exp()
-                    chunk_sums = torch.stack([(p * y) @ mask, p @ mask, (x - log_p - x * y) @ mask])
+                    softplus = F.softplus(x, threshold=50)  # from there on it is x, in double precision as well
+                    p = (x - softplus).exp_()
+                    chunk_sums = torch.stack([(p * y) @ mask, p @ mask, softplus.addcmul_(x, y, value=-1) @ mask])
                     sums[:3, b].index_add_(1, row, chunk_sums.to(sums.dtype))
                 if unknown:
                     raise refuse(target_BN[b], b, known[b].nonzero()[:, 0].tolist(), ignore_label)
@@ -135,7 +135,8 @@ class _Sums(torch.autograd.Function):
                     value, kept, _ = read(target_BN[b, part], ignore_label, table.shape[1])
                     y = table.index_select(1, value)
                     p = _rows(logits_BRN[b, :, part], row).to(table.dtype).sigmoid()
-                    gradient = (p * (1 - p) * (r * y + f) + e * (p - y)) * kept
+                    gradient = (r * y).add_(f)
+                    gradient.addcmul_(gradient, p, value=-1).add_(e).mul_(p).sub_(y.mul_(e)).mul_(kept)
                     gradient_BRN[b, :, part].index_copy_(0, row, gradient.to(gradient_BRN.dtype))
         return gradient_BRN, None, None, None, None, None
 

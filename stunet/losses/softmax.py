@@ -58,7 +58,7 @@ class DiceCE(torch.nn.Module):
             DataError: A value of the target is no class.
         """
         samples, classes = logits_BCDHW.shape[:2]
-        return self.of_groups(logits_BCDHW, target_B1DHW, [Groups.single(classes)] * samples, classes)
+        return self.of_groups(logits_BCDHW, target_B1DHW, [Groups.of(range(classes))] * samples, classes)
 
     def of_groups(self, logits: Tensor, target: Tensor, groups: Sequence["Groups"], values: int) -> Tensor:
         """The loss where each sample has its own groups, of values below `values`."""
@@ -112,22 +112,17 @@ class PartitionDiceCE(DiceCE):
 
 @dataclass(frozen=True)
 class Groups:
-    """The groups of one sample, in the order in which the outputs are rearranged: first those of a single output.
+    """The groups of one sample.
 
     Attributes:
-        values: Of the groups, in the target.
-        sizes: How many outputs each has.
-        order: The outputs, group by group; None: they are in this order already.
+        values: Of the groups in the target: first those of a single output, then the others.
+        single: The outputs that are alone in their groups.
+        unions: The outputs of each other group.
     """
 
     values: tuple[int, ...]
-    sizes: tuple[int, ...]
-    order: tuple[int, ...] | None
-
-    @classmethod
-    def single(cls, classes: int) -> "Groups":
-        """Every output is a group."""
-        return cls(tuple(range(classes)), (1,) * classes, None)
+    single: tuple[int, ...]
+    unions: tuple[tuple[int, ...], ...] = ()
 
     @classmethod
     def of(cls, values: Sequence[int]) -> "Groups":
@@ -135,45 +130,44 @@ class Groups:
         members: dict[int, list[int]] = {}
         for output, value in enumerate(values):
             members.setdefault(value, []).append(output)
-        ordered = sorted(members.items(), key=lambda item: (len(item[1]) > 1, item[1]))
-        order = tuple(output for _, outputs in ordered for output in outputs)
-        return cls(
-            tuple(value for value, _ in ordered),
-            tuple(len(outputs) for _, outputs in ordered),
-            None if order == tuple(range(len(order))) else order,
-        )
+        single = {value: outputs[0] for value, outputs in members.items() if len(outputs) == 1}
+        unions = {value: tuple(outputs) for value, outputs in members.items() if len(outputs) > 1}
+        return cls((*single, *unions), tuple(single.values()), tuple(unions.values()))
 
 
 class _Merge:
-    """The logits of a sample's groups, from those of its outputs, and gradients the other way."""
+    """From logits of outputs to logits of groups, a row for each, and back with the gradient."""
 
     def __init__(self, groups: Groups, device: torch.device, values: int) -> None:
         self.values = torch.tensor(groups.values, device=device)
-        self.order = None if groups.order is None else torch.tensor(groups.order, device=device)
-        self.single = groups.sizes.count(1)
-        self.unions = groups.sizes[self.single :]
+        self.single = torch.tensor(groups.single, dtype=torch.long, device=device)
+        self.unions = [torch.tensor(union, device=device) for union in groups.unions]
         self.row_of_value = torch.full((values,), -1, device=device)
         self.row_of_value[self.values] = torch.arange(len(groups.values), device=device)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Logits (G, n) of the groups from (C, n), and for each union (size, n): what part each output has in it."""
-        x = x if self.order is None else x.index_select(0, self.order)
+    def forward(self, x: Tensor) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
+        """(G, n) from (C, n), and for each union the parts that its outputs have in it, (size, n), with their sum."""
         if not self.unions:
             return x, []
-        parts = x[self.single :].split(self.unions)
-        merged = [part.logsumexp(0, keepdim=True) for part in parts]
-        shares = [(part - whole).exp_() for part, whole in zip(parts, merged, strict=True)]
-        return torch.cat([x[: self.single], *merged]), shares
+        z = x.new_empty((len(self.values), x.shape[1]))
+        torch.index_select(x, 0, self.single, out=z[: len(self.single)])
+        shares = []
+        for union, row in zip(self.unions, z[len(self.single) :], strict=True):
+            part = x.index_select(0, union)
+            highest = part.amax(0)
+            total = part.sub_(highest).exp_().sum(0)
+            torch.add(highest, total.log(), out=row)
+            shares.append((part, total))
+        return z, shares
 
-    def backward(self, gradient: Tensor, shares: list[Tensor], out: Tensor) -> None:
-        """Writes the gradient (C, n) of the outputs from that of the groups (G, n)."""
-        if shares:
-            unions = (share * union for share, union in zip(shares, gradient[self.single :], strict=True))
-            gradient = torch.cat([gradient[: self.single], *unions])
-        if self.order is None:
+    def backward(self, gradient: Tensor, shares: list[tuple[Tensor, Tensor]], out: Tensor) -> None:
+        """Writes the gradient of the outputs, (C, n), from that of the groups, (G, n)."""
+        if not self.unions:
             out.copy_(gradient)
-        else:
-            out.index_copy_(0, self.order, gradient.to(out.dtype))
+            return
+        out.index_copy_(0, self.single, gradient[: len(self.single)].to(out.dtype))
+        for union, (part, total), of_union in zip(self.unions, shares, gradient[len(self.single) :], strict=True):
+            out.index_copy_(0, union, part.mul_(of_union / total).to(out.dtype))
 
 
 class _Sums(torch.autograd.Function):
@@ -194,7 +188,7 @@ class _Sums(torch.autograd.Function):
         dtype = torch.promote_types(logits_BCN.dtype, torch.float32)
         right, found, true = torch.zeros((3, samples, values), dtype=wide(device), device=device)
         entropy = torch.zeros(samples, dtype=wide(device), device=device)
-        normalizer_BN = torch.empty((samples, voxels), dtype=dtype, device=device)
+        scale_B2N = torch.empty((samples, 2, voxels), dtype=dtype, device=device)
         merges = [_Merge(group, device, values) for group in groups]
         with torch.autocast(device.type, enabled=False):
             for b, merge in enumerate(merges):
@@ -207,16 +201,16 @@ class _Sums(torch.autograd.Function):
                     highest = z.amax(0)
                     exponential = (z - highest).exp_()
                     total = exponential.sum(0)
-                    normalizer = highest + total.log()
-                    log_p = z.gather(0, row.clamp_min(0)[None])[0] - normalizer
-                    found[b].index_add_(0, merge.values, (exponential @ (kept / total)).to(found.dtype))
+                    inverse = kept / total
+                    log_p = z.gather(0, row.clamp_min(0)[None])[0] - highest - total.log()
+                    found[b].index_add_(0, merge.values, (exponential @ inverse).to(found.dtype))
                     right[b].scatter_add_(0, value, torch.where(kept, log_p.exp(), 0).to(right.dtype))
                     true[b].scatter_add_(0, value, kept.to(true.dtype))
                     entropy[b] -= torch.where(kept, log_p, 0).sum()
-                    normalizer_BN[b, part] = torch.where(kept, normalizer, torch.inf)  # then p is 0 in backward
+                    scale_B2N[b, 0, part], scale_B2N[b, 1, part] = highest, inverse
                 if unknown:
                     raise refuse(target_BN[b], b, sorted(groups[b].values), ignore_label)
-        ctx.save_for_backward(logits_BCN, target_BN, normalizer_BN)
+        ctx.save_for_backward(logits_BCN, target_BN, scale_B2N)
         ctx.more = merges, ignore_label, chunk
         right, found, entropy, true = (x.to(dtype) for x in (right, found, entropy, true))
         ctx.mark_non_differentiable(true)
@@ -225,9 +219,9 @@ class _Sums(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        logits_BCN, target_BN, normalizer_BN = ctx.saved_tensors
+        logits_BCN, target_BN, scale_B2N = ctx.saved_tensors
         of_right, of_found, of_entropy, _ = gradients
-        (_, classes, voxels), device, dtype = logits_BCN.shape, logits_BCN.device, normalizer_BN.dtype
+        (_, classes, voxels), device, dtype = logits_BCN.shape, logits_BCN.device, scale_B2N.dtype
         merges, ignore_label, chunk = ctx.more
         gradient_BCN = torch.empty_like(logits_BCN)
         with torch.autocast(device.type, enabled=False):
@@ -237,9 +231,11 @@ class _Sums(torch.autograd.Function):
                     value, kept, _ = read(target_BN[b, part], ignore_label, len(merge.row_of_value))
                     row = merge.row_of_value[value].clamp_min(0)[None]
                     z, shares = merge.forward(logits_BCN[b, :, part].to(dtype))
-                    p = (z - normalizer_BN[b, part]).exp_()
-                    h = torch.where(kept, of_right[b][value] * p.gather(0, row)[0] - of_entropy[b], 0)
-                    gradient = p.mul_(f[:, None] - (f @ p + h))
+                    highest, inverse = scale_B2N[b, :, part]
+                    exponential = (z - highest).exp_()
+                    p = exponential.gather(0, row)[0] * inverse
+                    h = torch.where(kept, of_right[b][value] * p - of_entropy[b], 0)
+                    gradient = (f[:, None] - (f @ exponential * inverse + h)).mul_(inverse).mul_(exponential)
                     gradient.scatter_add_(0, row, h[None])
                     merge.backward(gradient, shares, gradient_BCN[b, :, part])
         return gradient_BCN, None, None, None, None, None

@@ -30,6 +30,7 @@ from stunet.merging.union import Member, Union, case_name
 from stunet.processes import each
 
 RECORD = "merge.json"
+FULL_HINT = "free some space and run the same command again; finished cases are kept"
 NORMALISED_OTHERWISE = ("ct", "nonorm", "rescale_to_0_1", "rgb_to_0_1")  # channel names that nnU-Net knows
 
 
@@ -76,6 +77,10 @@ def build(checked: Checked, workers: int = 1, on_case: Callable[[str], None] = l
             part.rename(target)
     except Timeout:
         raise DataError(f"another run builds {target.name}", "wait until it is done") from None
+    except OSError as error:
+        if error.errno not in NO_SPACE:
+            raise
+        raise DataError(f"no space in {str(part)!r}: {error.strerror}", FULL_HINT) from None
     Path(lock.lock_file).unlink(missing_ok=True)
     return target
 
@@ -195,7 +200,7 @@ def _write_case(job: Job) -> None:
         if error.errno not in NO_SPACE:
             raise
         what = f"no space for case {job.name!r} in {str(job.label.parents[1])!r}: {error.strerror}"
-        raise DataError(what, "free some space and run the same command again; finished cases are kept") from None
+        raise DataError(what, FULL_HINT) from None
 
 
 def _finish(part: Path, union: Union, now: Mapping[str, Any]) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from stunet.datasets.check import left_right_pairs
 from stunet.merging import Finding
-from stunet.merging.estimate import Estimate
+from stunet.merging.estimate import Estimate, label_counts
 from stunet.merging.scan import Scan
 from stunet.merging.space import unasked_tumours
 from stunet.merging.union import Union, case_name
@@ -26,7 +26,13 @@ def find_all(union: Union, estimate: Estimate, target: Path) -> list[Finding]:
     """All findings on a union whose sources and labels could be read."""
     searches = (
         *(licences(union), channels(union), modalities(union), learnable(union), single_sources(union)),
-        *(unasked_tumours(union.recipe, union.space), separate_leaves(union), absent_labels(union), sides(union)),
+        *(
+            unasked_tumours(union.recipe, union.space),
+            separate_leaves(union),
+            absent_labels(union),
+            empty_leaves(union),
+        ),
+        sides(union),
         *(duplicates(union), same_names(union), without_fold(union), rare_sources(union), wide_labels(union)),
         room(union, estimate, target),
     )
@@ -156,6 +162,17 @@ def absent_values(meanings: Mapping[int, object], scans: Mapping[str, Scan]) -> 
     """The values that are annotated and that no file of a source has."""
     present = {value for scan in scans.values() for value in scan.voxels}
     return [value for value, meaning in meanings.items() if getattr(meaning, "leaves", ()) and value not in present]
+
+
+def empty_leaves(union: Union) -> Iterator[Finding]:
+    """Classes that are annotated, and that no case has: that they are never there is all that is learned of them."""
+    filled = {
+        leaf for label, (_, voxels) in label_counts(union).items() if voxels for leaf in union.annotations.labels[label]
+    }
+    empty = [leaf for leaf in union.space.leaves if leaf not in filled]
+    if empty and union.recipe.on_absent == "keep":
+        text = f"no case of any source has a voxel of {_some(empty)}, although annotated"
+        yield Finding(text, "on_absent_label: unannotated, which leaves them out", fatal=False)
 
 
 def sides(union: Union) -> Iterator[Finding]:

@@ -119,11 +119,11 @@ def _scan(case: Case, rules: Rules) -> Scan | DataError:
     try:
         for path in (*case.images, case.label):
             _check_axes(path)
-        image, label, grid = read_case(case, rules)
+        image, label, properties = read_case(case, rules)
     except DataError as error:
         return error
     voxels, centre = _voxels(label)
-    spacing = tuple(round(float(pitch), 5) for pitch in grid["spacing"])
+    spacing = tuple(round(float(pitch), 5) for pitch in properties["spacing"])
     return Scan(
         shape=tuple(map(int, label.shape)),
         spacing=spacing,

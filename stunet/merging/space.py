@@ -7,11 +7,10 @@ one label of the union, whatever they are called. Names are matched by stunet/cl
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import combinations
 from typing import Any
 
 from stunet.annotations import Annotations
-from stunet.classes import match_classes
+from stunet.classes import Row, match_classes
 from stunet.errors import closest
 from stunet.merging import Finding
 from stunet.merging.recipe import SEPARATE, UNANNOTATED, Recipe, SourceRecipe, Target
@@ -50,6 +49,11 @@ class Space:
     sets: Mapping[str, tuple[str, ...]]
     meanings: Mapping[str, Mapping[int, Meaning]]
     ignores: Mapping[str, int]
+
+    @property
+    def all_labels(self) -> dict[str, tuple[str, ...]]:
+        """Leaves by label."""
+        return {**{leaf: (leaf,) for leaf in self.leaves}, **self.sets}
 
     def label(self, leaves: tuple[str, ...]) -> str:
         """The label that covers exactly these leaves."""
@@ -103,22 +107,43 @@ def find_space(
         if ignore is not None:
             ignores[source.id] = ignore
         findings += _unknown_keys(source, known)
-        own = {}
+        parts = annotated[source.id]
+        asked = {v: _asked(source, v, name, parts) for v, name in known.items()}
+        rows = {
+            row.target: row for row in match_classes([n for names in asked.values() for n in names], recipe.classes)
+        }
+        own: dict[int, Meaning] = {}
         for value, name in known.items():
             target = source.labels.get(name, source.labels.get(value))
             if target is None and regions:
                 findings.append(_region(source, value, name))
                 continue
-            parts = annotated[source.id]
-            found = _meaning(recipe, source, name, target, parts.labels[name] if parts and not target else (name,))
+            found = _meaning(recipe, source, name, target, [rows[asked_for] for asked_for in asked[value]])
             if isinstance(found, Finding):
                 findings.append(found)
                 continue
             own[value] = found
             extra += [leaf for leaf in found.leaves if leaf not in (*recipe.classes, *extra)]
         meanings[source.id] = own
-        findings += _overlaps(source, own)
+        if not parts:
+            findings += overlaps(source.id, {m.name: m.leaves for m in own.values()})
     return _space(recipe, meanings, ignores, extra), findings
+
+
+def overlaps(source: str, labels: Mapping[str, tuple[str, ...]]) -> Iterator[Finding]:
+    """Labels of a case that share some classes but not all of them."""
+    owners: dict[str, str] = {}
+    seen: set[tuple[str, str]] = set()
+    for name, leaves in labels.items():
+        for leaf in leaves:
+            other = owners.setdefault(leaf, name)
+            if labels[other] != leaves and (other, name) not in seen:
+                seen.add((other, name))
+                common = sorted(set(labels[other]) & set(leaves))
+                yield Finding(
+                    f"source {source!r}: {other!r} and {name!r} are both {', '.join(common)}",
+                    "a voxel has one label: give each of them classes of its own, such as the organ and its tumour",
+                )
 
 
 def unasked_tumours(recipe: Recipe, space: Space) -> Iterator[Finding]:
@@ -167,13 +192,20 @@ def _region(source: SourceRecipe, value: int, name: str) -> Finding:
     )
 
 
+def _asked(source: SourceRecipe, value: int, name: str, parts: Annotations | None) -> tuple[str, ...]:
+    """The names by which a label is looked for: those in the recipe, its leaves in a union, or its own."""
+    target = source.labels.get(name, source.labels.get(value))
+    if target and target.names:
+        return target.names
+    return parts.labels[name] if parts else (name,)
+
+
 def _meaning(
-    recipe: Recipe, source: SourceRecipe, name: str, target: Target | None, names: tuple[str, ...]
+    recipe: Recipe, source: SourceRecipe, name: str, target: Target | None, rows: Sequence[Row]
 ) -> Meaning | Finding:
     """What a label is, by the recipe or by its names in the source."""
     if target and target.how == UNANNOTATED:
         return Meaning(name, (), True)
-    rows = match_classes(target.names if target and target.names else names, recipe.classes)
     if target and target.how == SEPARATE:
         base = rows[0].sources[0] if len(rows[0].sources) == 1 else _spelled(name)
         return Meaning(name, (f"{base}@{source.id}",), True)
@@ -194,16 +226,6 @@ def _meaning(
 
 def _spelled(name: str) -> str:
     return re.sub(r"\W+", "_", name.strip().lower()).strip("_")
-
-
-def _overlaps(source: SourceRecipe, meanings: Mapping[int, Meaning]) -> Iterator[Finding]:
-    for one, other in combinations(meanings.values(), 2):
-        common = set(one.leaves) & set(other.leaves)
-        if common and one.leaves != other.leaves:
-            yield Finding(
-                f"source {source.id!r}: {one.name!r} and {other.name!r} are both {', '.join(sorted(common))}",
-                "a voxel has one label: give each of them classes of its own, such as the organ and its tumour",
-            )
 
 
 def _space(

@@ -8,6 +8,7 @@ import hashlib
 import operator
 import os
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -24,7 +25,7 @@ from stunet.files import read_json
 from stunet.merging import Finding
 from stunet.merging.recipe import Recipe, SourceRecipe
 from stunet.merging.scan import Scan
-from stunet.merging.space import IGNORE, Space
+from stunet.merging.space import IGNORE, Space, overlaps
 
 COMPARE = {"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge, "==": operator.eq}
 NIFTI = (".nii", ".nii.gz")
@@ -96,7 +97,9 @@ class Union:
         return Annotations(
             leaves=self.space.leaves,
             sets=self.space.sets,
-            sources={n: AnnotatedSource(self.space.labels(n), m.recipe.weight) for n, m in self.members.items()},
+            sources={
+                n: AnnotatedSource(_most_common(self.annotated[n]), m.recipe.weight) for n, m in self.members.items()
+            },
             cases={
                 case_name(source, case): AnnotatedCase(source, labels)
                 for source, cases in self.annotated.items()
@@ -124,6 +127,10 @@ class Union:
         """How many cases of each source annotate a label of the union; sources without any are left out."""
         numbers = {name: sum(label in labels for labels in cases.values()) for name, cases in self.annotated.items()}
         return {name: number for name, number in numbers.items() if number}
+
+
+def _most_common(annotated: Mapping[str, tuple[str, ...]]) -> tuple[str, ...]:
+    return Counter(annotated.values()).most_common(1)[0][0] if annotated else ()
 
 
 def case_name(source: str, case: str) -> str:
@@ -175,7 +182,10 @@ def annotated_by(member: Member, space: Space) -> tuple[dict[str, tuple[str, ...
         for case in found:
             parts = (own[label] for label in member.annotations.cases[case].labels if label in own)
             found[case] = tuple(dict.fromkeys(parts))
-    findings = []
+    findings: list[Finding] = []
+    if member.annotations:
+        for together in dict.fromkeys(found.values()):
+            findings += overlaps(name, {label: space.all_labels[label] for label in together})
     if member.recipe.overrides is not None:
         try:
             for case, classes in _overrides(member.recipe.overrides):
