@@ -12,13 +12,15 @@ import SimpleITK as sitk
 import torch
 
 from stunet import workspace
-from stunet.annotations import Annotations, Case, Source
+from stunet.annotations import Annotations, Case, Source, complete
 from stunet.datasets.phantom import make_phantom
 from stunet.errors import DataError, WeightsError
 from stunet.files import read_json, write_json
+from stunet.labels import load
 from stunet.plans.derive import derive
 from stunet.trainers.mirroring import mirrored_values
 from stunet.trainers.partial import STUNetPartialTrainer
+from stunet.trainers.start import begin, choose
 
 LEAVES = ("spine", "liver", "spleen", "kidney_left", "kidney_right")
 KIDNEY = ("kidney_left", "kidney_right")
@@ -179,3 +181,42 @@ def test_a_case_that_annotates_one_side_cannot_be_mirrored() -> None:
     half = replace(annotations(), cases={"phantom_000": Case("all", ("spine", "kidney_left"))})
     with pytest.raises(DataError, match="case 'phantom_000' annotates 'kidney_left' without its mirror image"):
         mirrored_values(half)
+
+
+def test_a_reused_head_is_the_pre_trained_one_until_it_is_trained(
+    parts: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = make_trainer(tmp_path / "given", monkeypatch)
+    given.run_training()
+    weights = Path(given.output_folder_base)
+    folder = workspace.preprocessed_dataset(parts)
+    labels = {"background": 0, "spine": 1, "liver": 2, "spleen": 3, "L kidney": 4, "right kidney": 5, "tumor": 6}
+    dataset_json = {**read_json(folder / "dataset.json"), "labels": labels}
+    (folder / "annotations.json").unlink()
+    try:
+        block = choose(weights, "reuse", dataset_json).block(of_file=True)
+        assert block["classes"] == list(LEAVES)
+        plans = workspace.load_plans(workspace.plans_path(parts, "STUNetPlans_T"))
+        trained = complete(dataset_json, ()).onto(LEAVES).model_description(dataset_json)
+        plans = derive(plans, trained, overrides=SHORT, weights=block, finetune="full")
+        assert "-reuse-" in plans["plans_name"]
+        trainer = STUNetPartialTrainer(plans, "3d_fullres", 0, dataset_json, torch.device("cpu"))
+        report = begin(trainer, weights)
+        assert report.heads.mode == "reuse"
+        image = torch.randn(1, 1, 16, 24, 24)
+        networks = [network.bare_network().eval() for network in (given, trainer)]
+        for theirs, ours in zip(*(network(image) for network in networks), strict=True):
+            assert torch.equal(ours[:, :6], theirs)
+            assert torch.equal(ours.argmax(1), theirs.argmax(1))
+            assert ours.shape[1] == 7
+        trainer.run_training()
+        trainer.perform_actual_validation()
+    finally:
+        annotations().save(folder)
+    cases = read_json(Path(trainer.output_folder) / "validation" / "summary.json")["metric_per_case"]
+    assert set(cases[0]["metrics"]) == {"1", "2", "3", "4", "5", "6"}
+    model = read_json(Path(trainer.output_folder_base) / "dataset.json")["labels"]
+    assert model == {"background": 0, **{leaf: value for value, leaf in enumerate((*LEAVES, "tumor"), start=1)}}
+    system = load(str(Path(trainer.output_folder_base) / "labels.toml"))
+    assert system.dataset_labels == labels
+    assert system.from_model(model).tolist() == [0, 1, 2, 3, 4, 5, 6]

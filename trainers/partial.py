@@ -6,8 +6,10 @@ differs from complete labels: the loss (partial_loss.py), how often a case is dr
 judged in the cases that annotate it (partial_validation.py).
 """
 
+import json
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +18,7 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import ConvertSegmentationToR
 
 from stunet.annotations import FILE, Annotations, annotations_of
 from stunet.errors import DataError, WeightsError
+from stunet.files import whole
 from stunet.losses import MaskedSigmoid, PartitionDiceCE
 from stunet.plans.check import difference
 from stunet.preprocessing import preprocessed_cases
@@ -25,6 +28,8 @@ from stunet.trainers.partial_validation import measure
 from stunet.trainers.sampling import Samples
 from stunet.trainers.supervised import STUNetTrainer
 from stunet.workspace import preprocessed_dataset
+
+LABELS = "labels.toml"  # in the model's folder: what --labels of stunet_predict takes
 
 
 class STUNetPartialTrainer(STUNetTrainer):
@@ -41,6 +46,7 @@ class STUNetPartialTrainer(STUNetTrainer):
         device: torch.device = torch.device("cuda"),  # noqa: B008 - nnU-Net reads this signature and passes it on
     ) -> None:
         self.annotations = _annotations(plans, configuration, dataset_json)
+        self.labels_of_dataset = dataset_json["labels"]
         super().__init__(plans, configuration, fold, self.annotations.model_description(dataset_json), device)
         self.training_cases: list[str] = []
         self.value_count = max(self.annotations.values.values()) + 1
@@ -74,8 +80,10 @@ class STUNetPartialTrainer(STUNetTrainer):
         steps[:] = [step for step in steps if not isinstance(step, ConvertSegmentationToRegionsTransform)]
 
     def on_train_start(self) -> None:
-        """Says how often each label will be seen."""
+        """Says how often each label will be seen; writes the labels of a dataset that has others than the network."""
         super().on_train_start()
+        if self.annotations.numbers is not None and self.local_rank == 0:
+            self._write_labels(Path(self.output_folder_base) / LABELS)
         cases = self.training_cases
         samples = self.num_iterations_per_epoch * self.configuration_manager.batch_size
         found = expected(self.annotations, cases, samples)
@@ -98,6 +106,18 @@ class STUNetPartialTrainer(STUNetTrainer):
         if self.label_manager.has_regions:
             return count_annotated(logits, target, *given, ignore=ignore)
         return count_groups(logits, target, *given, values=self.value_count, ignore=ignore)
+
+    def _write_labels(self, path: Path) -> None:
+        """A label system (stunet/labels.py) for predictions in the labels of the dataset."""
+        leaves = {value: self.annotations.labels[label] for label, value in (self.annotations.numbers or {}).items()}
+        lines = [
+            f"{json.dumps(name)} = {{ labels = [{value}], from = {json.dumps(list(leaves[value]))} }}"
+            for name, value in self.labels_of_dataset.items()
+            if value in leaves
+        ]
+        title = f"title = {json.dumps(self.plans_manager.dataset_name)}"
+        with whole(path) as part:
+            part.write_text("\n".join([title, "[classes]", *lines, ""]))
 
     def on_validation_epoch_end(self, val_outputs: list[dict]) -> None:
         """As in nnU-Net; a label that no sample had is NaN, and no warning: with many labels that is usual."""

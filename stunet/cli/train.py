@@ -66,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--head",
         choices=["reuse", "slice", "reset"],
-        help="the pre-trained head's rows: those of the same classes, or none (default: slice where a class matches)",
+        help="the pre-trained head: all of it, its rows of the same classes, or none (default: slice if any)",
     )
     parser.add_argument("--list", action="store_true", help="list the fine-tuning strategies and end")
     parser.add_argument("--dry_run", action="store_true", help="show what would be trained; write nothing")
@@ -162,6 +162,8 @@ def _trainer(dataset: str, plans: dict[str, Any], given: str | None) -> str:
             console.note(f"{needed}: cases annotate different classes, or fewer than the network has")
         return needed
     nnunet.check_trainer(given)
+    if given == workspace.TRAINER and "classes" in plans["stunet"].get("weights", {}):
+        raise UsageError(f"--head reuse trains on a part of the classes, and {given} on all", f"-tr {needed}")
     if given == workspace.TRAINER != needed:
         console.warn(f"-tr {given} takes what a case does not annotate for background; without it: {needed}")
     return given
