@@ -27,7 +27,7 @@ from stunet.trainers.batches import SeededBatches, share_of
 from stunet.trainers.listener import Listener, Silent
 from stunet.trainers.sampling import Samples
 from stunet.trainers.saving import LATEST, Saving
-from stunet.trainers.validation import validate
+from stunet.trainers.validation import measure, validate
 
 SAVE_INTERVAL_S = 600.0  # at most this much work is lost by a power cut; nnU-Net saves every 50 epochs
 PLOT_INTERVAL_S = 60.0  # nnU-Net's progress.png takes seconds to draw, as long as a short epoch
@@ -50,6 +50,7 @@ class PlannedTrainer(Saving):
         self.seed = 0
         self.momentum = 0.99
         self.num_cases: int | None = None
+        self.label_interpolation, self.mirror = "linear", "auto"
         self.accumulation, self.precision = 1, None
         for key, value in self.plans_manager.plans["stunet"]["train"].items():
             setattr(self, key, value)
@@ -129,6 +130,8 @@ class PlannedTrainer(Saving):
         ours = {"nnUNetDataLoader": Samples, "SingleThreadedAugmenter": _NotStarted, "get_allowed_n_proc_DA": lambda: 0}
         with exchanged(host, **ours):
             train, validation = (loader.source for loader in super().get_dataloaders())
+        for loader in (train, validation):
+            self.prepare_loader(loader)
         train.weigh(self.case_weights(train.indices))
         start = self.current_epoch * self.num_iterations_per_epoch
         start_validation = self.current_epoch * self.num_val_iterations_per_epoch
@@ -139,6 +142,12 @@ class PlannedTrainer(Saving):
             SeededBatches(train, (self.seed, 0), share, start, len(self._known), workers, pin),
             SeededBatches(validation, (self.seed, 1), share, start_validation, 0, fewer, pin),
         )
+
+    def prepare_loader(self, loader: Samples) -> None:
+        """Changes what a loader draws and how it is augmented, as the plan's values say."""
+        for transform in loader.transforms.transforms:
+            if isinstance(transform, CornerVote) and self.label_interpolation == "nearest":
+                transform.mode_seg = "nearest"
 
     def case_weights(self, cases: Sequence[str]) -> Sequence[float] | None:
         """How often each training case is drawn in relation to the others; None: all equally often."""
@@ -220,6 +229,10 @@ class PlannedTrainer(Saving):
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
         """nnU-Net's final validation, in this process and in bounded memory: see validation.py."""
         validate(self, save_probabilities)
+
+    def measure_validation(self, processes: int) -> None:
+        """Compares what so many processes have predicted with the labels, and writes summary.json."""
+        measure(self, processes)
 
     def _stop_if_requested(self) -> None:
         # A signal reaches the processes at different times; all of them must leave after the same step.
