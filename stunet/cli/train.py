@@ -159,7 +159,9 @@ def _trainer(dataset: str, plans: dict[str, Any], given: str | None) -> str:
     needed = nnunet.trainer_for(folder, plans)
     if given is None:
         if needed != workspace.TRAINER:
-            console.note(f"{needed}: cases annotate different classes, or fewer than the network has")
+            whole = "classes" in plans["stunet"].get("weights", {})
+            why = "the head has more classes than the dataset" if whole else "cases annotate different classes"
+            console.note(f"{needed}, because {why}")
         return needed
     nnunet.check_trainer(given)
     if given == workspace.TRAINER and "classes" in plans["stunet"].get("weights", {}):
