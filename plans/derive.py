@@ -144,6 +144,7 @@ def describe(plans: Mapping[str, Any], configuration: str, dataset_json: Mapping
         channels + (len(foreground) if cascaded else 0),
         len(foreground) + (not regions),
         bool(architecture.get("checkpointing", False)),
+        regions,
     )
 
 
@@ -157,7 +158,7 @@ def _set_network(plans: Mapping[str, Any], size: str, checkpointing: bool | None
 
 def _set_patch_and_batch(plans: Mapping[str, Any], dataset_json: Mapping[str, Any]) -> None:
     """Sets what was set for patch (of its own dimension) and batch, and estimates the memory of that anew."""
-    chosen = plans["stunet"]["plan"]
+    chosen, accumulation = plans["stunet"]["plan"], plans["stunet"]["train"].get("accumulation", 1)
     for name, configuration in plans["configurations"].items():
         if "batch_size" in chosen and "batch_size" in configuration:
             configuration["batch_size"] = chosen["batch_size"]
@@ -166,12 +167,13 @@ def _set_patch_and_batch(plans: Mapping[str, Any], dataset_json: Mapping[str, An
             configuration["patch_size"] = patch
             if "architecture" in configuration:
                 configuration["architecture"]["arch_kwargs"]["strides"] = _strides(plans, patch, spacing)
-    if {"batch_size", "patch_size"} & set(chosen):
+    if {"batch_size", "patch_size"} & set(chosen) or accumulation > 1:
         for name, configuration in _with_network(plans).items():
             resolved = resolve(plans, name)
             strides = resolved["architecture"]["arch_kwargs"]["strides"]
             network = describe(plans, name, dataset_json)
-            estimate = memory.estimate(network, resolved["patch_size"], resolved["batch_size"], strides)
+            batch = -(-resolved["batch_size"] // accumulation)
+            estimate = memory.estimate(network, resolved["patch_size"], batch, strides)
             configuration["stunet"] = {"memory_gb": round(estimate, 2)}
 
 
@@ -189,7 +191,7 @@ def _name(root: str, block: Mapping[str, Any]) -> str:
     """The name of the plan that was planned, with the size and a tag for each value that was set."""
     size = block["size"]
     if not re.search(rf"_{size}(?=_|$)", root):
-        pattern = rf"_({'|'.join(SIZES)})(?=_[0-9.x]+mm$|$)"
+        pattern = rf"_({'|'.join(SIZES)})(?=(_[0-9.x]+mm)?(_z|_ct)?$)"
         root = re.sub(pattern, f"_{size}", root) if re.search(pattern, root) else f"{root}_{size}"
     weights = block.get("weights")
     start = [block["finetune"]] if "finetune" in block else []

@@ -23,6 +23,7 @@ COMMANDS = (
     "models",
     "plan_and_preprocess",
     "predict",
+    "pseudo_label",
     "train",
 )
 
@@ -49,7 +50,7 @@ MAY_IMPORT = {
     "preprocessor": {"resampling"},
     "resampling": set(),
     "weights": {"classes", "networks", "plans"},
-    "merging": {"annotations", "classes", "datasets", "labels", "processes"},
+    "merging": {"annotations", "classes", "datasets", "inference", "labels", "processes"},
     "models": {"classes", "datasets", "networks", "weights"},
     "inference": {
         "datasets",
@@ -62,7 +63,7 @@ MAY_IMPORT = {
         "results",
         "weights",
     },
-    "plans": {"networks", "datasets"},
+    "plans": {"losses", "networks", "datasets"},
     "trainers": {
         "annotations",
         "classes",
@@ -226,12 +227,14 @@ NNUNET = {
 OUR_FLAGS = {
     "plan_and_preprocess": "--size --preset --stages --checkpointing --probe --dry_run --no_check",
     "train": "-d -c -f --size --stages -gpu_memory_target --preset --set --dry_run --overwrite --pretrained --finetune "
-    "--head --list",
+    "--head --list --fsdp",
     "predict": "--model --labels --v1_preprocessing --precision --max_memory --threads --fast --roi_subset --format "
     "--statistics --preview --report --dry_run",
     "evaluate": "-d --tolerance --labels --csv --json",
     "experiment": "-o --dry_run --summary_only -j -device --json",
     "info": "--json",
+    "pseudo_label": "-d --teacher --name --classes --min_confidence --confidence -f -chk -step_size --disable_tta "
+    "-device --precision --dry_run",
     "demo": "-o -device",
 }
 

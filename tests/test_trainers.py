@@ -17,11 +17,12 @@ from stunet.errors import DataError, Interrupted, OutOfMemoryError, WeightsError
 from stunet.files import read_json
 from stunet.plans.derive import derive
 from stunet.plans.values import MIRROR
-from stunet.trainers.base import BEST, FINAL, LATEST, PlannedTrainer
+from stunet.trainers.base import PlannedTrainer
 from stunet.trainers.batches import SeededBatches, joined, parts_of
 from stunet.trainers.launch import Run, _alone, _stops, checkpoints, forget, limit_threads, starting_point
 from stunet.trainers.listener import Silent
 from stunet.trainers.mirroring import MirrorSides
+from stunet.trainers.saving import BEST, FINAL, LATEST
 from stunet.trainers.supervised import STUNetTrainer
 
 SHORT = {"num_epochs": 2, "num_iterations_per_epoch": 3, "num_val_iterations_per_epoch": 1, "batch_size": 2}
@@ -31,6 +32,9 @@ def make_trainer(dataset: str, results: Path, monkeypatch: pytest.MonkeyPatch, *
     monkeypatch.setenv("nnUNet_results", str(results))
     plans = workspace.load_plans(workspace.plans_path(dataset, "STUNetPlans_T"))
     dataset_json = read_json(workspace.preprocessed_dataset(dataset) / "dataset.json")
+    for key in ("labels", "regions_class_order"):
+        if (value := overrides.pop(key, None)) is not None:
+            dataset_json[key] = value
     configuration = overrides.pop("configuration", "3d_fullres")
     stages = overrides.pop("stages", None)
     plans = derive(plans, dataset_json, stages=stages, overrides={**SHORT, **overrides})
@@ -116,6 +120,16 @@ def test_checkpoints_need_no_pickle_and_no_trainer_of_ours(
     loaded = predictor.list_of_parameters[0]
     assert all(torch.equal(value, loaded[name]) for name, value in trainer.bare_network().state_dict().items())
     assert tuple(predictor.allowed_mirroring_axes) == (0, 1)
+
+
+def test_where_the_images_lie_does_not_become_part_of_a_model(
+    planned: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = make_trainer(planned, tmp_path, monkeypatch)
+    listed = {**made.dataset_json, "dataset": {"case": {"images": ["/data/case.nii.gz"], "label": "case.nii.gz"}}}
+    again = STUNetTrainer(made.my_init_kwargs["plans"], "3d_fullres", 0, listed, torch.device("cpu"))
+    assert again.dataset_json == made.dataset_json
+    assert again.my_init_kwargs["dataset_json"] == made.dataset_json
 
 
 def test_mirroring_keeps_to_the_plan_in_two_dimensions(

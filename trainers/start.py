@@ -19,8 +19,8 @@ from stunet.errors import WeightsError
 from stunet.files import write_json
 from stunet.networks import STUNet
 from stunet.plans.resolve import resolve
-from stunet.trainers.base import LATEST
 from stunet.trainers.finetuned import FineTunedTrainer
+from stunet.trainers.saving import LATEST
 from stunet.weights.checkpoints import load_checkpoint
 from stunet.weights.heads import BACKGROUND, Heads, plan_heads
 from stunet.weights.reading import Weights, read_weights
@@ -116,12 +116,15 @@ def begin(trainer: FineTunedTrainer, path: Path) -> TransferReport:
     """
     trainer.initialize()
     plans = trainer.plans_manager.plans
-    report = _load(trainer.bare_network(), path, plans, trainer.configuration_name, trainer.dataset_json)
+    network = trainer.new_network() if trainer.fsdp else trainer.bare_network()
+    report = _load(network, path, plans, trainer.configuration_name, trainer.dataset_json)
+    if trainer.fsdp:
+        trainer.load_network_state(network.state_dict(), {})
     trainer.start_with(report.fresh)
     if trainer.local_rank == 0:
         write_json(Path(trainer.output_folder) / REPORT, report.to_json())
-        if not trainer.disable_checkpointing:
-            _write_and_read_back(trainer)
+    if not trainer.disable_checkpointing:
+        _write_and_read_back(trainer)
     return report
 
 
@@ -167,7 +170,8 @@ def _write_and_read_back(trainer: FineTunedTrainer) -> None:
     trainer.current_epoch -= 1  # save_checkpoint counts the running epoch as done
     trainer.save_checkpoint(str(path))
     trainer.current_epoch += 1
-    written = load_checkpoint(path)["network_weights"]
-    for name, value in trainer.network_state().items():
-        if name not in written or not torch.equal(written[name], value.cpu()):
+    state = trainer.network_state()
+    written = load_checkpoint(path)["network_weights"] if trainer.local_rank == 0 else state
+    for name, value in state.items():
+        if name not in written or not torch.equal(written[name].cpu(), value.cpu()):
             raise WeightsError(f"{name!r} in {str(path)!r} is not what was loaded", "see whether the disk is sound")

@@ -81,6 +81,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         metavar="N",
         help="GPUs of this machine (processes with -device cpu); torchrun, also on several machines, counts its own",
     )
+    parser.add_argument(
+        "--fsdp", action="store_true", help="the processes deal out the network (FSDP2) instead of copying it (DDP)"
+    )
     parser.add_argument("-device", choices=["cuda", "cpu", "mps"], help="default: cuda where there is one, else cpu")
     parser.add_argument("--npz", action="store_true", help="also save the validation's probabilities")
     parser.add_argument("--c", dest="resume", action="store_true", help="continue from the latest checkpoint")
@@ -123,6 +126,8 @@ def _prepared(args: argparse.Namespace, again: bool) -> "Run | None":
     check_data(dataset, plans, configuration, fold)
     _check_shares(resolved["batch_size"], args.num_gpus, plans["stunet"]["train"].get("accumulation", 1))
     run = _run(dataset, chosen, configuration, fold, args)
+    if run.fsdp:
+        _check_fsdp(run)
     if again:
         run = continued(run)
         console.note(f"started anew; {'the latest checkpoint is continued' if run.resume else 'from the beginning'}")
@@ -139,6 +144,18 @@ def _prepared(args: argparse.Namespace, again: bool) -> "Run | None":
     if args.overwrite and not again:
         forget(run)
     return run
+
+
+def _check_fsdp(run: "Run") -> None:
+    from stunet.trainers import strategies
+
+    block = run.plans["stunet"]
+    if run.processes == 1:
+        raise UsageError("--fsdp deals out the network to several processes, and there is one", "-num_gpus 2, torchrun")
+    if run.device == "cuda" and "precision" not in block["train"]:
+        raise UsageError("--fsdp cannot scale the loss, as half precision needs it", "--set precision=bf16")
+    if "finetune" in block and not strategies.trains_all(strategies.find(block["finetune"])):
+        raise UsageError(f"--fsdp cannot freeze parts as {block['finetune']!r} does", "leave it out")
 
 
 def _check_shares(batch_size: int, processes: int, accumulation: int) -> None:
@@ -242,6 +259,7 @@ def _run(dataset: str, chosen: Chosen, configuration: str, fold: int | str, args
         probabilities=args.npz,
         disable_checkpointing=args.disable_checkpointing,
         weights=chosen.weights,
+        fsdp=args.fsdp,
     )
 
 
@@ -255,11 +273,14 @@ def _describe(run: "Run", resolved: dict[str, Any]) -> None:
     strides = resolved["architecture"]["arch_kwargs"]["strides"]
     patch = "x".join(map(str, resolved["patch_size"]))
     millions = parameters(network, strides) / 1e6
+    parts = run.processes * run.plans["stunet"]["train"].get("accumulation", 1)
+    batch, part = resolved["batch_size"], -(-resolved["batch_size"] // parts)
+    shared = f" in {parts} parts of {part} ({run.processes} processes)" if parts > 1 else ""
     console.note(
         f"{run.dataset}  {run.configuration}  fold {run.fold}  {run.plans['plans_name']}\n"
         f"STU-Net-{network.size}, {millions:.1f} M parameters, {len(strides)} stages, "
-        f"patch {patch}, batch {resolved['batch_size']}, "
-        f"about {estimate(network, resolved['patch_size'], resolved['batch_size'], strides):.1f} GB of GPU memory; "
+        f"patch {patch}, batch {batch}{shared}, "
+        f"about {estimate(network, resolved['patch_size'], part, strides):.1f} GB of GPU memory; "
         f"device {run.device}\nresults: {run.folder}"
     )
     block = run.plans["stunet"]

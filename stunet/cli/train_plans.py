@@ -45,6 +45,13 @@ def choose_plans(dataset: str, args: argparse.Namespace) -> Chosen:
     overrides = values.parse(args.set)
     if args.preset:
         preset = presets.load(args.preset)
+        if unlike := preset.unlike(plans):
+            raise DataError(
+                f"plans {plans['plans_name']!r} have {unlike} as of preset {args.preset!r}",
+                f"stunet_plan_and_preprocess -d {int(dataset[7:10])} --preset {args.preset}, and -p with its plans",
+            )
+        if preset.note:
+            console.note(f"{args.preset}: {preset.note}")
         options = dict(zip(options, preset.complete(*options.values()), strict=True))
         overrides = {**preset.set, **overrides}
     annotations = None if args.tr == workspace.TRAINER else load_annotations(path.parent)
