@@ -12,7 +12,8 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import ConvertSegmentationToR
 from stunet import workspace
 from stunet.files import read_json
 from stunet.plans.derive import derive
-from stunet.trainers.online_validation import CountedValidation, count_labels, count_regions
+from stunet.trainers.online_validation import count_labels, count_regions
+from stunet.trainers.steps import Steps
 from stunet.trainers.supervised import STUNetTrainer
 
 PLAIN = {"background": 0, "spine": 1, "liver": 2, "spleen": 3, "kidney_left": 4, "kidney_right": 5}
@@ -67,7 +68,7 @@ def test_a_step_gives_what_nnunets_gives(
             targets = [in_regions(target, manager) for target in targets]
         batch["target"] = targets if isinstance(batch["target"], list) else targets[0]
         with torch.no_grad():
-            ours = CountedValidation.validation_step(trainer, batch)
+            ours = Steps.validation_step(trainer, batch)
             theirs = nnUNetTrainer.validation_step(trainer, batch)  # last: it overwrites the target
         np.testing.assert_equal(ours, theirs)
         assert {name: value.dtype for name, value in ours.items()} == dict.fromkeys(theirs, np.float32)

@@ -1,6 +1,7 @@
 """Training on a small phantom with real nnU-Net: order of data, resume, checkpoints, deep supervision."""
 
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -15,10 +16,13 @@ from stunet import workspace
 from stunet.errors import DataError, Interrupted, OutOfMemoryError, WeightsError
 from stunet.files import read_json
 from stunet.plans.derive import derive
-from stunet.trainers.base import BEST, FINAL, LATEST, PlannedTrainer
-from stunet.trainers.batches import SeededBatches
+from stunet.plans.values import MIRROR
+from stunet.trainers.base import PlannedTrainer
+from stunet.trainers.batches import SeededBatches, joined, parts_of
 from stunet.trainers.launch import Run, _alone, _stops, checkpoints, forget, limit_threads, starting_point
 from stunet.trainers.listener import Silent
+from stunet.trainers.mirroring import MirrorSides
+from stunet.trainers.saving import BEST, FINAL, LATEST
 from stunet.trainers.supervised import STUNetTrainer
 
 SHORT = {"num_epochs": 2, "num_iterations_per_epoch": 3, "num_val_iterations_per_epoch": 1, "batch_size": 2}
@@ -118,6 +122,16 @@ def test_checkpoints_need_no_pickle_and_no_trainer_of_ours(
     assert tuple(predictor.allowed_mirroring_axes) == (0, 1)
 
 
+def test_where_the_images_lie_does_not_become_part_of_a_model(
+    planned: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = make_trainer(planned, tmp_path, monkeypatch)
+    listed = {**made.dataset_json, "dataset": {"case": {"images": ["/data/case.nii.gz"], "label": "case.nii.gz"}}}
+    again = STUNetTrainer(made.my_init_kwargs["plans"], "3d_fullres", 0, listed, torch.device("cpu"))
+    assert again.dataset_json == made.dataset_json
+    assert again.my_init_kwargs["dataset_json"] == made.dataset_json
+
+
 def test_mirroring_keeps_to_the_plan_in_two_dimensions(
     planned: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -126,6 +140,48 @@ def test_mirroring_keeps_to_the_plan_in_two_dimensions(
     trainer.plans_manager.plans["stunet"]["mirror_axes"] = [0]
     assert trainer.configure_rotation_dummyDA_mirroring_and_inital_patch_size()[3] == ()
     assert trainer.inference_allowed_mirroring_axes is None
+
+
+def test_mirroring_follows_the_plans_value(planned: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = {}
+    for policy in MIRROR:
+        trainer = make_trainer(planned, tmp_path, monkeypatch, mirror=policy)
+        axes = trainer.configure_rotation_dummyDA_mirroring_and_inital_patch_size()[3]
+        found[policy] = (axes, trainer.inference_allowed_mirroring_axes)
+    assert found == {
+        "auto": ((0, 1), (0, 1)),
+        "none": ((), None),
+        "swap": ((0, 1, 2), (0, 1)),
+        "all": ((0, 1, 2), (0, 1, 2)),
+    }
+
+
+def test_classes_change_sides_when_an_image_is_mirrored_with_swap(
+    planned: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = make_trainer(planned, tmp_path, monkeypatch, mirror="swap")
+    trainer.initialize()
+    loader = trainer.get_dataloaders()[0]
+    (step,) = [s for s in loader_transforms(loader) if isinstance(s, MirrorSides)]
+    label = torch.tensor([[[[4, 5, 1, -1]]]], dtype=torch.int16)  # kidney_left, kidney_right, spine, outside
+    assert step._apply_to_segmentation(label, axes=[2]).tolist() == [[[[-1, 1, 4, 5]]]]
+    assert step._apply_to_segmentation(label, axes=[0, 1]).tolist() == [[[[4, 5, 1, -1]]]]
+
+
+def loader_transforms(batches: SeededBatches) -> list[Any]:
+    return batches._loader.dataset.source.transforms.transforms  # type: ignore[attr-defined]
+
+
+def test_labels_take_the_nearest_ones_value_where_the_plan_says_so(
+    planned: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = make_trainer(planned, tmp_path, monkeypatch, label_interpolation="nearest")
+    trainer.initialize()
+    spatial = loader_transforms(trainer.get_dataloaders()[0])[0]
+    assert spatial.mode_seg == "nearest"
+    label = torch.arange(8).reshape(1, 2, 2, 2).to(torch.int16)
+    grid = torch.zeros((1, 1, 1, 3)) + 0.3  # nearer to the last voxel
+    assert spatial._apply_to_segmentation(label, grid=grid).item() == 7
 
 
 @pytest.mark.parametrize(("configuration", "stages"), [("3d_fullres", n) for n in (2, 3, 4, 7)] + [("2d", 5)])
@@ -255,20 +311,29 @@ def test_processes_share_the_cores_unless_the_user_says_how_many_threads(monkeyp
 class Numbers:
     """Draws with all three generators."""
 
-    def __next__(self) -> dict[str, Any]:
-        import random
+    def sample(self, position: int) -> dict[str, Any]:
+        drawn = torch.tensor([[np.random.random(), torch.rand(1).item(), random.random()]], dtype=torch.float64)
+        return {"data": drawn, "target": [drawn[:, :1], drawn[:, 1:]], "keys": [f"case_{position}"]}
 
-        return {"drawn": (np.random.random(), torch.rand(1).item(), random.random())}
+
+ALL = range(3)  # positions of a batch
+
+
+def drawn(batch: dict[str, Any]) -> list[Any]:
+    assert torch.equal(torch.cat(batch["target"], dim=1), batch["data"])
+    return [*zip(batch["keys"], batch["data"].tolist(), strict=True)]
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_batch_is_a_function_of_seed_and_number(workers: int) -> None:
-    all_of_them = SeededBatches(Numbers(), (1, 2), 0, 0, 0, False)
-    expected = [next(all_of_them) for _ in range(6)]
-    later = SeededBatches(Numbers(), (1, 2), 2, 1, workers, False)
-    assert [next(later) for _ in range(4)] == [None, *expected[3:6]]
+def test_a_sample_is_a_function_of_seed_batch_and_position(workers: int) -> None:
+    all_of_them = SeededBatches(Numbers(), (1, 2), ALL, 0, 0, 0, False)
+    expected = [drawn(next(all_of_them)) for _ in range(6)]
+    later = SeededBatches(Numbers(), (1, 2), ALL[1:], 2, 1, workers, False)
+    assert next(later) is None
+    assert [drawn(next(later)) for _ in range(3)] == [batch[1:] for batch in expected[3:6]]
     later.close()
-    assert next(SeededBatches(Numbers(), (1, 3), 0, 0, 0, False)) != expected[0]
+    other = drawn(next(SeededBatches(Numbers(), (1, 3), ALL, 0, 0, 0, False)))
+    assert len({str(numbers) for batch in [*expected, other] for _, numbers in batch}) == 7 * len(ALL)
 
 
 def test_drawing_a_batch_leaves_the_global_generators_alone() -> None:
@@ -277,31 +342,39 @@ def test_drawing_a_batch_leaves_the_global_generators_alone() -> None:
     expected = (torch.rand(1).item(), np.random.random())
     torch.manual_seed(0)
     np.random.seed(0)
-    next(SeededBatches(Numbers(), (0,), 0, 0, 0, False))
+    next(SeededBatches(Numbers(), (0,), ALL, 0, 0, 0, False))
     assert (torch.rand(1).item(), np.random.random()) == expected
+
+
+def test_parts_of_a_batch_are_those_that_it_is_joined_of() -> None:
+    batch = next(SeededBatches(Numbers(), (0,), range(5), 0, 0, 0, False))
+    parts = parts_of(batch, 2)
+    assert [part["keys"] for part in parts] == [["case_0", "case_1", "case_2"], ["case_3", "case_4"]]
+    assert drawn(joined(parts)) == drawn(batch)
+    assert parts[0]["data"].data_ptr() == batch["data"].data_ptr()
 
 
 class Killed:
     """A worker process that is killed, as by the kernel when memory runs out."""
 
-    def __next__(self) -> dict[str, Any]:
+    def sample(self, position: int) -> dict[str, Any]:
         os.kill(os.getpid(), signal.SIGKILL)
         return {}
 
 
 def test_a_killed_worker_is_reported_with_the_next_step() -> None:
     with pytest.raises(OutOfMemoryError, match="data loading process was killed") as caught:
-        next(SeededBatches(Killed(), (0,), 0, 0, 1, False))
+        next(SeededBatches(Killed(), (0,), ALL, 0, 0, 1, False))
     assert "nnUNet_n_proc_DA" in caught.value.hint
 
 
 class Broken:
     """A case that cannot be read."""
 
-    def __next__(self) -> dict[str, Any]:
+    def sample(self, position: int) -> dict[str, Any]:
         raise RuntimeError("case_7.b2nd is damaged")
 
 
 def test_an_error_in_a_worker_keeps_its_own_text() -> None:
     with pytest.raises(RuntimeError, match=r"case_7.b2nd is damaged"):
-        next(SeededBatches(Broken(), (0,), 0, 0, 1, False))
+        next(SeededBatches(Broken(), (0,), ALL, 0, 0, 1, False))

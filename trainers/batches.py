@@ -1,11 +1,12 @@
-"""In which order training data come: batch number i is a function of (seed, i), whoever computes it and whenever.
+"""In which order training data come: sample j of batch i is a function of (seed, i, j), whoever computes it and when.
 
-So a resumed run sees exactly what an uninterrupted one would have seen, with any number of worker processes. The work
-is nnU-Net's loader and augmentation; the processes are torch's DataLoader, which reports a worker that died.
+So a resumed run sees exactly what an uninterrupted one would have seen, with any number of worker processes, and a
+batch is the same on one GPU and shared by many. The work is nnU-Net's loader and augmentation (sampling.py); the
+processes are torch's DataLoader, which reports a worker that died.
 """
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import count
 from typing import Any, Protocol
@@ -18,17 +19,19 @@ from stunet.errors import OutOfMemoryError
 
 
 class Source(Protocol):
-    """nnU-Net's loader: `next` draws cases and patches at random and augments them."""
+    """Draws one sample: a case and a patch at random, augmented; a batch of one, as nnU-Net's loader makes it."""
 
-    def __next__(self) -> dict[str, Any]: ...
+    def sample(self, position: int) -> dict[str, Any]:
+        """The sample for this position of a batch, drawn with the global generators of numpy, torch and Python."""
 
 
 class SeededBatches:
     """An endless iterator over batches 0, 1, 2, ... of a stream; worker processes start at the first `next`.
 
     Args:
-        source: What draws a batch with numpy's, torch's and Python's global generators.
-        seed: Identifies the stream: run, purpose and rank, say.
+        source: What draws the samples.
+        seed: Identifies the stream: run and purpose, say.
+        positions: Which samples of each batch are wanted: all, or the share of this process.
         start: The number of the first batch.
         skip: How many times `next` gives None first: batches whose results are already known.
         workers: Processes; 0 computes in this one.
@@ -36,10 +39,17 @@ class SeededBatches:
     """
 
     def __init__(
-        self, source: Source, seed: tuple[int, ...], start: int, skip: int, workers: int, pin_memory: bool
+        self,
+        source: Source,
+        seed: tuple[int, ...],
+        positions: Sequence[int],
+        start: int,
+        skip: int,
+        workers: int,
+        pin_memory: bool,
     ) -> None:
         self._loader: DataLoader = DataLoader(
-            _Numbered(source, seed),
+            _Numbered(source, seed, positions),
             batch_size=None,
             sampler=_From(start + skip),  # any iterable does when batch_size is None
             num_workers=workers,
@@ -74,13 +84,50 @@ class SeededBatches:
         self._iterator = None
 
 
+def share_of(batch_size: int, rank: int, processes: int) -> range:
+    """The positions of a batch that one of several processes computes: the first get one more, as in nnU-Net."""
+    each, more = divmod(batch_size, processes)
+    start = rank * each + min(rank, more)
+    return range(start, start + each + (rank < more))
+
+
+def joined(batches: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """One batch of several: `data` (B, C, D, H, W); `target`, or a list of them per level; `keys`, names of cases."""
+    target = [batch["target"] for batch in batches]
+    return {
+        "data": torch.cat([batch["data"] for batch in batches]),
+        "target": [torch.cat(level) for level in zip(*target, strict=True)]
+        if isinstance(target[0], list)
+        else torch.cat(target),
+        "keys": [key for batch in batches for key in batch["keys"]],
+    }
+
+
+def parts_of(batch: dict[str, Any], count: int) -> list[dict[str, Any]]:
+    """The reverse of joined(): so many batches, of sizes that differ by one at most; tensors share the memory."""
+    target = batch["target"]
+    shares = [share_of(len(batch["data"]), number, count) for number in range(count)]
+    cuts = [slice(share.start, share.stop) for share in shares]
+    return [
+        {
+            "data": batch["data"][cut],
+            "target": [level[cut] for level in target] if isinstance(target, list) else target[cut],
+            "keys": batch["keys"][cut],
+        }
+        for cut in cuts
+    ]
+
+
 class _Numbered(Dataset):
-    def __init__(self, source: Source, seed: tuple[int, ...]) -> None:
-        self.source, self.seed = source, seed
+    def __init__(self, source: Source, seed: tuple[int, ...], positions: Sequence[int]) -> None:
+        self.source, self.seed, self.positions = source, seed, positions
 
     def __getitem__(self, number: int) -> dict[str, Any]:
-        with _generators(np.random.SeedSequence([*self.seed, number])):
-            return next(self.source)
+        samples = []
+        for position in self.positions:
+            with _generators(np.random.SeedSequence([*self.seed, number, position])):
+                samples.append(self.source.sample(position))
+        return joined(samples)
 
 
 class _From:

@@ -1,29 +1,27 @@
-"""How a training is started, in one process or one per GPU, and what a signal does to it.
+"""How a training is started, in one process or several, and what a signal does to it.
 
-The counterpart of nnunetv2/run/run_training.py, with trainers by reference and errors that say what to do.
+The counterpart of nnunetv2/run/run_training.py, with trainers by reference and errors that say what to do. Read next:
+processes.py.
 """
 
-import logging
 import os
-import signal
-import socket
-import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from filelock import FileLock, Timeout
 
-from stunet.errors import DataError, Interrupted, OutOfMemoryError, StunetError, UsageError
+from stunet.errors import DataError, Interrupted
 from stunet.files import read_json
 from stunet.nnunet import trainer_class
-from stunet.trainers.base import BEST, FINAL, LATEST, PlannedTrainer
+from stunet.trainers.base import PlannedTrainer
 from stunet.trainers.listener import Listener, Silent
+from stunet.trainers.processes import Member, handled, spawn
+from stunet.trainers.saving import BEST, FINAL, LATEST
 from stunet.trainers.start import REPORT, begin
 from stunet.workspace import preprocessed_dataset, result_folder
 
@@ -39,13 +37,14 @@ class Run:
         fold: Number of the cross-validation fold, or "all".
         trainer: Name of the trainer class.
         device: "cuda", "cpu" or "mps".
-        processes: Number of GPUs, or of processes on the CPU.
+        processes: Number of GPUs on all machines, or of processes on the CPU.
         resume: Continue from the latest checkpoint.
         only_validate: Skip training.
         validate_best: Validate with the best instead of the final checkpoint.
         probabilities: Also save the validation's probabilities.
         disable_checkpointing: Write no checkpoints.
         weights: File or model folder with the weights that the plan starts from.
+        fsdp: Several processes deal out the network instead of copying it.
     """
 
     dataset: str
@@ -61,6 +60,7 @@ class Run:
     probabilities: bool = False
     disable_checkpointing: bool = False
     weights: Path | None = None
+    fsdp: bool = False
 
     @property
     def folder(self) -> Path:
@@ -84,27 +84,33 @@ def launch(run: Run, new_listener: Callable[[], Listener] = Silent) -> None:
         StunetError: As the trainer raises them, also from other processes.
     """
     with _alone(run.folder):
-        _launch(run, new_listener)
+        checkpoint = starting_point(run)
+        if run.processes == 1:
+            _train(run, checkpoint, new_listener())
+        else:
+            spawn(_child, (run, checkpoint, new_listener), run.processes, run.device)
 
 
-def _launch(run: Run, new_listener: Callable[[], Listener]) -> None:
-    checkpoint = starting_point(run)
-    if run.processes == 1:
-        _train(run, checkpoint, new_listener())
-        return
-    if run.device == "cuda" and torch.cuda.device_count() < run.processes:
-        raise UsageError(
-            f"-num_gpus {run.processes}, but there are {torch.cuda.device_count()} GPUs", "a smaller -num_gpus"
+def join(run: Run, checkpoint: Path | None, member: Member, new_listener: Callable[[], Listener]) -> None:
+    """Trains and validates together with other processes that have been started already; see processes.together().
+
+    Args:
+        run: What to do, the same in all processes.
+        checkpoint: Its starting_point().
+        member: Which process this is.
+        new_listener: As of launch().
+    """
+    if checkpoint is not None and not checkpoint.is_file():
+        raise DataError(
+            f"process {member.rank} does not find {str(checkpoint)!r}",
+            "nnUNet_results must be a folder that all machines share",
         )
-    os.environ.setdefault("MASTER_ADDR", "localhost")
-    os.environ.setdefault("MASTER_PORT", str(_free_port()))
-    context = mp.spawn(_worker, (run, checkpoint, new_listener), nprocs=run.processes, join=False)
-    with _forwarded_signals([process.pid for process in context.processes]):
-        try:
-            while not context.join(grace_period=30):
-                pass
-        except mp.ProcessExitedException as error:
-            raise _of_exit_code(error.exit_code) from None
+    with _alone(run.folder) if member.leads else nullcontext():
+        _train(run, checkpoint, new_listener() if member.leads else Silent())
+
+
+def _child(member: Member, run: Run, checkpoint: Path | None, new_listener: Callable[[], Listener]) -> None:
+    _train(run, checkpoint, new_listener() if member.leads else Silent())
 
 
 @contextmanager
@@ -152,6 +158,11 @@ def starting_point(run: Run) -> Path | None:
     return found[0] if run.resume or run.only_validate else None
 
 
+def continued(run: Run) -> Run:
+    """The run as it goes on when torchrun starts its processes anew: from its latest checkpoint, if it has one."""
+    return replace(run, resume=bool(checkpoints(run)) and not run.only_validate)
+
+
 def _train(run: Run, checkpoint: Path | None, listener: Listener) -> None:
     """The run, in this process."""
     device = torch.device(run.device)
@@ -161,7 +172,7 @@ def _train(run: Run, checkpoint: Path | None, listener: Listener) -> None:
     plans = {**run.plans, "continue_training": run.resume}
     trainer: PlannedTrainer = trainer_class(run.trainer)(plans, run.configuration, run.fold, dataset_json, device)
     trainer.disable_checkpointing = run.disable_checkpointing
-    trainer.listener = listener
+    trainer.listener, trainer.fsdp = listener, run.fsdp
     with _stops(trainer):
         if checkpoint is not None:
             trainer.load_checkpoint(str(checkpoint))
@@ -180,15 +191,21 @@ def limit_threads(run: Run) -> None:
         torch.set_num_threads(1)
     elif not os.environ.get("OMP_NUM_THREADS"):
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        torch.set_num_threads(max(1, cores // run.processes))
+        here = int(os.environ.get("LOCAL_WORLD_SIZE", run.processes))
+        torch.set_num_threads(max(1, cores // here))
 
 
 @contextmanager
 def _stops(trainer: PlannedTrainer) -> Iterator[None]:
-    """The first SIGINT or SIGTERM stops training after its step and validation at once, the second both at once."""
+    """The first SIGINT or SIGTERM stops training after its step and validation at once, the second both at once.
+
+    Under torchrun the second does nothing: a batch system sends one to every process, and torchrun passes its own on.
+    """
 
     def handle(number: int, frame: FrameType | None) -> None:
         if trainer.stop_requested:
+            if dist.is_torchelastic_launched():
+                return
             raise KeyboardInterrupt
         trainer.stop_requested = True
         if not trainer.running:
@@ -196,72 +213,5 @@ def _stops(trainer: PlannedTrainer) -> Iterator[None]:
                 "stopped before or after training; checkpoints are as they were", "the same command with --c"
             )
 
-    with _handled(handle):
+    with handled(handle):
         yield
-
-
-@contextmanager
-def _forwarded_signals(pids: list[int]) -> Iterator[None]:
-    """Passes SIGINT and SIGTERM of the parent on to the training processes, which then stop together."""
-
-    def forward(number: int, frame: FrameType | None) -> None:
-        for pid in pids:
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGTERM)
-
-    with _handled(forward):
-        yield
-
-
-@contextmanager
-def _handled(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
-    """Lets a function handle SIGINT and SIGTERM; a process of several gets SIGTERM from its parent only."""
-    numbers = [signal.SIGTERM] if mp.parent_process() is not None else [signal.SIGINT, signal.SIGTERM]
-    before = {number: signal.signal(number, handler) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, old in before.items():
-            signal.signal(number, old)
-
-
-def _worker(rank: int, run: Run, checkpoint: Path | None, new_listener: Callable[[], Listener]) -> None:
-    """One of several processes; ends with the exit code of an error, after saying what it was."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all; the parent passes SIGTERM on
-    backend = "nccl" if run.device == "cuda" else "gloo"
-    dist.init_process_group(backend, rank=rank, world_size=run.processes)
-    if run.device == "cuda":
-        torch.cuda.set_device(rank)
-    else:  # nnU-Net makes a GradScaler in every process of several, which base.py puts aside
-        warnings.filterwarnings("ignore", "torch.cuda.amp.GradScaler is enabled")
-    try:
-        _train(run, checkpoint, new_listener() if rank == 0 else Silent())
-    except Interrupted as error:
-        raise SystemExit(error.exit_code) from None
-    except KeyboardInterrupt:
-        raise SystemExit(130) from None
-    except (StunetError, torch.OutOfMemoryError) as error:
-        known = error if isinstance(error, StunetError) else OutOfMemoryError(str(error))
-        logging.getLogger("stunet").error("process %d: %s", rank, known.message)
-        raise SystemExit(known.exit_code) from None
-    finally:
-        dist.destroy_process_group()
-
-
-def _of_exit_code(code: int) -> StunetError:
-    """What a process of a distributed training ended with, as our error."""
-    if code in (Interrupted.exit_code, -signal.SIGTERM):
-        return Interrupted(f"stopped; a training that had begun is in {LATEST}", "the same command with --c")
-    if code < 0:
-        return OutOfMemoryError(
-            f"a training process was killed by signal {-code}, perhaps for lack of memory", "the same command with --c"
-        )
-    error = StunetError(f"a training process ended with exit code {code}", "see the messages above, or -num_gpus 1")
-    error.exit_code = code
-    return error
-
-
-def _free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        return free.getsockname()[1]

@@ -1,36 +1,10 @@
 """How good is the network on a validation batch, without copies of its logits?
 
-nnU-Net makes the prediction one-hot, and from it six more arrays of that size. Here the same numbers are counted, so
-validation_step is written anew; a test compares it with nnU-Net's. Read next: base.py.
+nnU-Net makes the prediction one-hot, and from it six more arrays of that size. Here the same numbers are counted; a
+test compares them with nnU-Net's. Read next: steps.py.
 """
 
-from contextlib import nullcontext
-
 import torch
-from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
-
-
-class CountedValidation(nnUNetTrainer):
-    """nnU-Net's trainer with its online evaluation counted."""
-
-    def validation_step(self, batch: dict) -> dict:
-        """The loss, and per class or region the voxels that are right, wrongly found and missed, as in nnU-Net.
-
-        Args:
-            batch: `data` (B, C, D, H, W); `target` (B, 1 or regions, D, H, W), a list of them with deep supervision.
-        """
-        data, targets = batch["data"].to(self.device, non_blocking=True), batch["target"]
-        one = not isinstance(targets, list)
-        targets = [target.to(self.device, non_blocking=True) for target in ([targets] if one else targets)]
-        with torch.autocast("cuda") if self.device.type == "cuda" else nullcontext():
-            outputs = self.network(data)
-            loss = self.loss(outputs, targets[0] if one else targets)
-        logits = outputs[0] if self.enable_deep_supervision else outputs
-        count = count_regions if self.label_manager.has_regions else count_labels
-        counted = count(logits, targets[0], self.label_manager.ignore_label).to(torch.float32).cpu().numpy()
-        return {"loss": loss.detach().cpu().numpy()} | dict(
-            zip(("tp_hard", "fp_hard", "fn_hard"), counted, strict=True)
-        )
 
 
 def count_labels(logits: torch.Tensor, target: torch.Tensor, ignore_label: int | None) -> torch.Tensor:

@@ -5,10 +5,12 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from stunet import console, presets, workspace
+from stunet.annotations import described
 from stunet.cli import common
-from stunet.cli.train_plans import Chosen, choose_plans
+from stunet.cli.train_plans import Chosen, choose_plans, choose_trainer
+from stunet.cli.train_run import train
 from stunet.errors import DataError, UsageError
-from stunet.files import read_json, write_json
+from stunet.files import write_json
 
 if TYPE_CHECKING:
     from stunet.trainers.launch import Run
@@ -32,7 +34,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("-f", dest="f", metavar="FOLD", help="the fold, as an option (default 0)")
     parser.add_argument(
-        "-tr", default=workspace.TRAINER, metavar="TRAINER", help="trainer class (default STUNetTrainer)"
+        "-tr",
+        metavar="TRAINER",
+        help="trainer class (default STUNetTrainer; STUNetPartialTrainer where cases annotate different classes)",
     )
     parser.add_argument("-p", metavar="PLANS", help="name of the plans (default: those of the dataset)")
     parser.add_argument(
@@ -62,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--head",
         choices=["reuse", "slice", "reset"],
-        help="the pre-trained head's rows: those of the same classes, or none (default: slice where a class matches)",
+        help="the pre-trained head: all of it, its rows of the same classes, or none (default: slice if any)",
     )
     parser.add_argument("--list", action="store_true", help="list the fine-tuning strategies and end")
     parser.add_argument("--dry_run", action="store_true", help="show what would be trained; write nothing")
@@ -71,7 +75,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         "-pretrained_weights", metavar="FILE", help="as in nnU-Net: --pretrained with its schedule and a new head"
     )
     parser.add_argument(
-        "-num_gpus", type=int, default=1, metavar="N", help="GPUs of this machine (processes with -device cpu)"
+        "-num_gpus",
+        type=int,
+        default=1,
+        metavar="N",
+        help="GPUs of this machine (processes with -device cpu); torchrun, also on several machines, counts its own",
+    )
+    parser.add_argument(
+        "--fsdp", action="store_true", help="the processes deal out the network (FSDP2) instead of copying it (DDP)"
     )
     parser.add_argument("-device", choices=["cuda", "cpu", "mps"], help="default: cuda where there is one, else cpu")
     parser.add_argument("--npz", action="store_true", help="also save the validation's probabilities")
@@ -88,6 +99,15 @@ def _command(args: argparse.Namespace) -> None:
     if args.list:
         return _list()
     _check(args)
+    train(args, lambda again: _prepared(args, again))
+
+
+def _prepared(args: argparse.Namespace, again: bool) -> "Run | None":
+    """The run that the command line means, when all is there that it needs; None where there is nothing to train.
+
+    Args:
+        again: Whether torchrun has started the command anew: it continues then, whatever its options say.
+    """
     for variable in ("nnUNet_results", "nnUNet_preprocessed"):
         workspace.folder(variable)
     dataset, configuration, fold = _positions(args)
@@ -96,29 +116,56 @@ def _command(args: argparse.Namespace) -> None:
 
     from stunet import nnunet
     from stunet.plans.check import check_plans
+    from stunet.trainers.launch import continued, forget
     from stunet.trainers.ready import check_data
 
     resolved = check_plans(plans, configuration)
     nnunet.check_version()
     nnunet.limit_processes()
-    nnunet.check_trainer(args.tr)
+    args.tr = choose_trainer(dataset, plans, args.tr)
     check_data(dataset, plans, configuration, fold)
-    if resolved["batch_size"] < args.num_gpus:
-        raise UsageError(
-            f"a batch of {resolved['batch_size']} cannot be shared by {args.num_gpus} processes",
-            f"--set batch_size={args.num_gpus}, or a smaller -num_gpus",
-        )
+    _check_shares(resolved["batch_size"], args.num_gpus, plans["stunet"]["train"].get("accumulation", 1))
     run = _run(dataset, chosen, configuration, fold, args)
-    _check_results(run, args.overwrite or args.dry_run)
+    if run.fsdp:
+        _check_fsdp(run)
+    if again:
+        run = continued(run)
+        console.note(f"started anew; {'the latest checkpoint is continued' if run.resume else 'from the beginning'}")
+    else:
+        _check_results(run, args.overwrite or args.dry_run)
     _describe(run, resolved)
     report = _judged(run)
     if args.dry_run:
         if report is not None:
             console.TrainingProgress().loaded(report)
-        return
+        return None
     if chosen.new:
         write_json(workspace.preprocessed_dataset(dataset) / f"{plans['plans_name']}.json", plans)
-    _train(run, args.overwrite)
+    if args.overwrite and not again:
+        forget(run)
+    return run
+
+
+def _check_fsdp(run: "Run") -> None:
+    from stunet.trainers import strategies
+
+    block = run.plans["stunet"]
+    if run.processes == 1:
+        raise UsageError("--fsdp deals out the network to several processes, and there is one", "-num_gpus 2, torchrun")
+    if run.device == "cuda" and "precision" not in block["train"]:
+        raise UsageError("--fsdp cannot scale the loss, as half precision needs it", "--set precision=bf16")
+    if "finetune" in block and not strategies.trains_all(strategies.find(block["finetune"])):
+        raise UsageError(f"--fsdp cannot freeze parts as {block['finetune']!r} does", "leave it out")
+
+
+def _check_shares(batch_size: int, processes: int, accumulation: int) -> None:
+    if batch_size >= processes * accumulation:
+        return
+    parts = f" and {accumulation} parts of each one's share" if accumulation > 1 else ""
+    raise UsageError(
+        f"a batch of {batch_size} cannot be shared by {processes} processes{parts}",
+        f"--set batch_size={processes * accumulation}, or less of them",
+    )
 
 
 def _check(args: argparse.Namespace) -> None:
@@ -192,6 +239,7 @@ def _run(dataset: str, chosen: Chosen, configuration: str, fold: int | str, args
         probabilities=args.npz,
         disable_checkpointing=args.disable_checkpointing,
         weights=chosen.weights,
+        fsdp=args.fsdp,
     )
 
 
@@ -200,16 +248,19 @@ def _describe(run: "Run", resolved: dict[str, Any]) -> None:
     from stunet.plans.memory import estimate, parameters
     from stunet.trainers import strategies
 
-    dataset_json = read_json(workspace.preprocessed_dataset(run.dataset) / "dataset.json")
+    dataset_json = described(run.dataset, run.plans, run.trainer)
     network = describe(run.plans, run.configuration, dataset_json)
     strides = resolved["architecture"]["arch_kwargs"]["strides"]
     patch = "x".join(map(str, resolved["patch_size"]))
     millions = parameters(network, strides) / 1e6
+    parts = run.processes * run.plans["stunet"]["train"].get("accumulation", 1)
+    batch, part = resolved["batch_size"], -(-resolved["batch_size"] // parts)
+    shared = f" in {parts} parts of {part} ({run.processes} processes)" if parts > 1 else ""
     console.note(
         f"{run.dataset}  {run.configuration}  fold {run.fold}  {run.plans['plans_name']}\n"
         f"STU-Net-{network.size}, {millions:.1f} M parameters, {len(strides)} stages, "
-        f"patch {patch}, batch {resolved['batch_size']}, "
-        f"about {estimate(network, resolved['patch_size'], resolved['batch_size'], strides):.1f} GB of GPU memory; "
+        f"patch {patch}, batch {batch}{shared}, "
+        f"about {estimate(network, resolved['patch_size'], part, strides):.1f} GB of GPU memory; "
         f"device {run.device}\nresults: {run.folder}"
     )
     block = run.plans["stunet"]
@@ -233,7 +284,7 @@ def _judged(run: "Run") -> "TransferReport | None":
         return None
     from stunet.trainers.start import preview
 
-    dataset_json = read_json(workspace.preprocessed_dataset(run.dataset) / "dataset.json")
+    dataset_json = described(run.dataset, run.plans, run.trainer)
     return preview(run.weights, run.plans, run.configuration, dataset_json)
 
 
@@ -249,15 +300,5 @@ def _check_results(run: "Run", overwrite: bool) -> None:
         )
 
 
-def _train(run: "Run", overwrite: bool) -> None:
-    from stunet.trainers.launch import FINAL, forget, launch
-
-    if overwrite:
-        forget(run)
-    summary = run.folder / "validation" / "summary.json"
-    if run.resume and not run.validate_best and (run.folder / FINAL).is_file() and summary.is_file():
-        console.note("this fold is trained and validated; nothing to do")
-    else:
-        launch(run, console.TrainingProgress)
-    dice = read_json(summary)["foreground_mean"]["Dice"]
-    console.result(f"mean validation Dice {dice:.4f}  {run.folder}")
+if __name__ == "__main__":
+    raise SystemExit(main())

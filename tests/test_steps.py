@@ -1,0 +1,90 @@
+"""A training step: nnU-Net's own, the same in micro-batches, and in bfloat16."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+
+from stunet import workspace
+from stunet.files import read_json
+from stunet.plans.derive import derive
+from stunet.trainers.steps import Steps
+from stunet.trainers.supervised import STUNetTrainer
+
+
+@pytest.fixture
+def trainer_of(planned: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Makes a trainer with its network, for values of the plan."""
+
+    def make(configuration: str = "3d_fullres", **values: Any) -> STUNetTrainer:
+        monkeypatch.setenv("nnUNet_results", str(tmp_path))
+        description = read_json(workspace.preprocessed_dataset(planned) / "dataset.json")
+        plans = workspace.load_plans(workspace.plans_path(planned, "STUNetPlans_T"))
+        plans = derive(plans, description, overrides={"batch_size": 3, **values})
+        trainer = STUNetTrainer(plans, configuration, 0, description, torch.device("cpu"))
+        trainer.initialize()
+        trainer.set_deep_supervision_enabled(trainer.enable_deep_supervision)
+        return trainer
+
+    return make
+
+
+def batches(trainer: STUNetTrainer) -> list[dict]:
+    loader, _ = trainer.get_dataloaders()
+    return [next(loader) for _ in range(2)]
+
+
+def weights(trainer: STUNetTrainer) -> torch.Tensor:
+    return torch.cat([p.detach().flatten() for p in trainer.network.parameters()])
+
+
+def test_a_step_is_nnunets(trainer_of: Any) -> None:
+    ours, theirs = trainer_of(), trainer_of()
+    for batch in batches(ours):
+        assert Steps.train_step(ours, batch) == nnUNetTrainer.train_step(theirs, batch)
+        assert torch.equal(weights(ours), weights(theirs))
+
+
+def test_micro_batches_of_any_size_add_up_to_the_batch(trainer_of: Any) -> None:
+    whole, cut = trainer_of(), trainer_of(accumulation=2)
+    assert not whole.configuration_manager.batch_dice
+    seen = []
+    cut.network.register_forward_hook(lambda _, inputs, __: seen.append(len(inputs[0])))
+    for batch in batches(whole):
+        first, second = whole.train_step(batch), cut.train_step(batch)
+        assert float(second["loss"]) == pytest.approx(float(first["loss"]), abs=1e-5)
+        torch.testing.assert_close(weights(cut), weights(whole), rtol=0, atol=1e-5)
+        with torch.no_grad():
+            first, second = (Steps.validation_step(each, batch) for each in (whole, cut))
+        assert float(second["loss"]) == pytest.approx(float(first["loss"]), abs=1e-5)
+        assert (second["tp_hard"] + second["fn_hard"]).tolist() == (first["tp_hard"] + first["fn_hard"]).tolist()
+    assert seen == [2, 1] * 4
+
+
+def test_the_dice_of_a_batch_is_that_of_each_micro_batch(trainer_of: Any) -> None:
+    cut = trainer_of("2d", accumulation=3)
+    assert cut.configuration_manager.batch_dice
+    (batch, _) = batches(cut)
+    alone = [
+        {**batch, "data": batch["data"][i : i + 1], "target": [t[i : i + 1] for t in batch["target"]]}
+        for i in (0, 1, 2)
+    ]
+    with torch.no_grad():
+        expected = sum(float(cut.outputs_and_loss(sample)[1]) for sample in alone) / 3
+        assert float(Steps.validation_step(cut, batch)["loss"]) == pytest.approx(expected, abs=1e-6)
+
+
+def test_bfloat16_keeps_weights_and_optimizer_in_float32(trainer_of: Any) -> None:
+    exact, half = trainer_of(), trainer_of(precision="bf16")
+    kinds = set()
+    half.network.conv_blocks_context[1].register_forward_hook(lambda _, __, output: kinds.add(output.dtype))
+    (batch, _) = batches(exact)
+    first, second = float(exact.train_step(batch)["loss"]), float(half.train_step(batch)["loss"])
+    assert kinds == {torch.bfloat16}
+    assert second == pytest.approx(first, rel=0.03)
+    assert half.grad_scaler is None
+    assert {p.dtype for p in half.network.parameters()} == {torch.float32}
+    assert {v["momentum_buffer"].dtype for v in half.optimizer.state.values()} == {torch.float32}
+    assert not torch.equal(weights(half), weights(exact))
