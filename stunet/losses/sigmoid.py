@@ -51,7 +51,7 @@ class MaskedSigmoid(torch.nn.Module):
         """The loss; logits in half precision are computed with in single.
 
         Args:
-            logits_BRDHW: One output per leaf class and set, without background.
+            logits_BRDHW: One output per entry of Annotations.outputs; there is none for the background.
             target_B1DHW: The values of the label files.
             annotated_BR: Annotations.regions() of each sample, best on the CPU: which outputs are annotated.
             inside_BRV: Annotations.regions() of each sample, best on the CPU: which values belong to an output.
