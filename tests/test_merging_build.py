@@ -201,7 +201,7 @@ def test_cases_that_no_fold_has_are_a_warning(raw: Path, tmp_path: Path) -> None
 
 
 def test_the_record_says_what_the_union_was_made_from(run: Run) -> None:
-    record = read_json(run() / "merge.json")
+    record = read_json(run() / "provenance.json")
     assert record["sources"]["a"]["labels"] == {"spleen": "spleen", "liver": "liver"}
     assert record["sources"]["a"]["licence"] == "CC-BY-4.0"
     assert record["sources"]["a"]["cases"] == 3
@@ -254,8 +254,11 @@ def _touch(run: Run, raw: Path) -> None:
 
 CHANGES = {
     "another head": (_edit(head="sigmoid"), r"recipe.head: nothing -> \"sigmoid\""),
-    "more classes": (_edit(classes=[*CLASSES[::-1]]), r"classes: \[\"liver\""),
-    "another weight": (_edit(sources=[A | {"weight": 2}, B, {"id": "c", "dataset": "3"}]), r"recipe.sources: "),
+    "more classes": (_edit(classes=[*CLASSES[::-1]]), r"classes\[0\]: \"liver\" -> \"kidney_right\""),
+    "another weight": (
+        _edit(sources=[A | {"weight": 2}, B, {"id": "c", "dataset": "3"}]),
+        r"recipe.sources\[0\].weight: nothing -> 2",
+    ),
     "another file": (_touch, r"sources.b.files: "),
 }
 
@@ -273,8 +276,8 @@ def test_what_was_begun_or_built_from_something_else_is_refused_with_the_differe
             assert not finished
     with pytest.raises(DataError, match=difference) as caught:
         change(run, raw)
-    assert ("exists and was built from something else" in caught.value.message) == finished
-    assert ("was interrupted, and since then changed" in caught.value.message) != finished
+    assert ("exists and was made from something else" in caught.value.message) == finished
+    assert ("was begun and interrupted, and since then changed" in caught.value.message) != finished
 
 
 def test_the_same_build_again_changes_nothing(run: Run) -> None:
@@ -288,7 +291,7 @@ def test_a_number_or_name_that_is_taken_is_refused(raw: Path, run: Run) -> None:
     with pytest.raises(DataError, match=r"number 001 is taken by .*Dataset001_A"):
         run(name="Dataset001_Union")
     make_source(raw, "Dataset900_Union", {"liver": ["liver"]})
-    with pytest.raises(DataError, match=r"exists and is no union"):
+    with pytest.raises(DataError, match=r"exists and was not made by this command"):
         run()
 
 

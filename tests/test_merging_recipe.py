@@ -75,6 +75,12 @@ def test_a_label_system_gives_the_classes_and_need_not_be_complete(tmp_path: Pat
     assert _load(tmp_path, MINIMAL).required == {"liver"}
 
 
+def test_the_example_of_the_documentation_is_one(tmp_path: Path) -> None:
+    text = (Path(__file__).parents[1] / "docs/pretraining.md").read_text()
+    recipe = _load(tmp_path, text.partition("```yaml\n")[2].partition("```")[0])
+    assert [source.id for source in recipe.sources] == ["ts", "amos", "kits", "segthor"]
+
+
 PROBLEMS = {
     "no YAML": ("name: [", r"is no YAML: .*line 1"),
     "a list": ("- a", r"the file is \['a'\], not a table"),

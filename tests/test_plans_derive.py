@@ -134,6 +134,15 @@ def test_checkpointing_gives_a_larger_patch(plans: dict[str, Any]) -> None:
     assert after["patch_size"] != before["patch_size"]
 
 
+def test_micro_batches_need_the_memory_of_their_samples_only(plans: dict[str, Any]) -> None:
+    def memory_gb(**overrides: Any) -> float:
+        return derive(plans, DATASET, overrides=overrides)["configurations"]["3d_fullres"]["stunet"]["memory_gb"]
+
+    assert memory_gb(batch_size=8, accumulation=4) == memory_gb(batch_size=2) < memory_gb(batch_size=8)
+    overrides = {"batch_size": 8, "accumulation": 4, "precision": "bf16"}
+    assert derive(plans, DATASET, overrides=overrides)["plans_name"] == "STUNetPlans_B-acc4-bf16-bs8"
+
+
 def test_nothing_to_change_gives_the_same_plan(plans: dict[str, Any]) -> None:
     assert derive(plans, DATASET) == plans
 
@@ -152,6 +161,8 @@ def test_nothing_to_change_gives_the_same_plan(plans: dict[str, Any]) -> None:
         ({"initial_lr": float("nan")}, "is not a valid float"),
         ({"momentum": 1.5}, "is not a valid float"),
         ({"oversample_foreground_percent": 33}, "is not a valid float"),
+        ({"precision": "fp8"}, "precision='fp8' is not a valid str"),
+        ({"accumulation": 0}, "accumulation=0 is not a valid int"),
     ],
 )
 def test_bad_overrides_are_refused(plans: dict[str, Any], overrides: dict[str, Any], message: str) -> None:

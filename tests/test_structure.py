@@ -23,6 +23,7 @@ COMMANDS = (
     "models",
     "plan_and_preprocess",
     "predict",
+    "pseudo_label",
     "train",
 )
 
@@ -36,9 +37,9 @@ MAY_IMPORT = {
     "networks": set(),
     "nifti": set(),
     "classes": set(),
-    "annotations": set(),
+    "annotations": {"classes"},
     "console": set(),
-    "nnunet": set(),
+    "nnunet": {"annotations"},
     "labels": {"classes"},
     "losses": set(),
     "evaluation": {"labels"},
@@ -49,7 +50,7 @@ MAY_IMPORT = {
     "preprocessor": {"resampling"},
     "resampling": set(),
     "weights": {"classes", "networks", "plans"},
-    "merging": {"annotations", "classes", "datasets", "labels", "processes"},
+    "merging": {"annotations", "classes", "datasets", "inference", "labels", "processes"},
     "models": {"classes", "datasets", "networks", "weights"},
     "inference": {
         "datasets",
@@ -62,9 +63,12 @@ MAY_IMPORT = {
         "results",
         "weights",
     },
-    "plans": {"networks", "datasets"},
+    "plans": {"losses", "networks", "datasets"},
     "trainers": {
+        "annotations",
         "classes",
+        "datasets",
+        "evaluation",
         "inference",
         "losses",
         "networks",
@@ -223,12 +227,14 @@ NNUNET = {
 OUR_FLAGS = {
     "plan_and_preprocess": "--size --preset --stages --checkpointing --probe --dry_run --no_check",
     "train": "-d -c -f --size --stages -gpu_memory_target --preset --set --dry_run --overwrite --pretrained --finetune "
-    "--head --list",
+    "--head --list --fsdp",
     "predict": "--model --labels --v1_preprocessing --precision --max_memory --threads --fast --roi_subset --format "
     "--statistics --preview --report --dry_run",
     "evaluate": "-d --tolerance --labels --csv --json",
     "experiment": "-o --dry_run --summary_only -j -device --json",
     "info": "--json",
+    "pseudo_label": "-d --teacher --name --classes --min_confidence --confidence -f -chk -step_size --disable_tta "
+    "-device --precision --dry_run",
     "demo": "-o -device",
 }
 

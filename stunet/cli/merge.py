@@ -45,8 +45,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _merge(args: argparse.Namespace) -> int:
     from stunet.errors import UsageError
-    from stunet.merging.build import build, is_built
+    from stunet.merging.build import build
     from stunet.merging.check import check, leave_receipt, open_sources, see_receipt, state
+    from stunet.merging.growing import is_there
     from stunet.merging.recipe import load_recipe
 
     if args.np < 1:
@@ -56,8 +57,9 @@ def _merge(args: argparse.Namespace) -> int:
     now = state(recipe, members)
     if args.action == "build" and not findings:
         see_receipt(recipe, now)
-        if is_built(recipe, now):
-            console.result(str(workspace.folder("nnUNet_raw") / recipe.name))
+        target = workspace.folder("nnUNet_raw") / recipe.name
+        if is_there(target, now):
+            console.result(str(target))
             console.note("it is there already, built from the same recipe and the same files")
             return 0
     with console.Progress("check", sum(len(member.cases) for member in members.values())) as progress:

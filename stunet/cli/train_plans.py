@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from stunet import console, presets, workspace
+from stunet import console, nnunet, presets, workspace
+from stunet.annotations import Annotations, described, load_annotations
 from stunet.cli.models import ShownDownload
 from stunet.errors import DataError, UsageError, WeightsError
 from stunet.files import read_json
@@ -53,17 +54,20 @@ def choose_plans(dataset: str, args: argparse.Namespace) -> Chosen:
             console.note(f"{args.preset}: {preset.note}")
         options = dict(zip(options, preset.complete(*options.values()), strict=True))
         overrides = {**preset.set, **overrides}
+    annotations = None if args.tr == workspace.TRAINER else load_annotations(path.parent)
     weights = None
     if text := args.pretrained or args.pretrained_weights:
         weights = _given(text, args)
-        options |= _from_weights(weights, args, plans["stunet"], dataset_json, options["size"])
+        options |= _from_weights(weights, args, plans["stunet"], (dataset_json, annotations), options["size"])
     elif args.finetune:
         options["finetune"] = args.finetune
     if options.get("finetune") and not options["stages"]:
         options["stages"] = _kept_stages(options["finetune"], plans)
     if not (any(options.values()) or overrides):
         return Chosen(plans, False, _weights_of(plans, args))
-    derived = derive(plans, dataset_json, overrides=overrides, **options)
+    trained = {"stunet": {**plans["stunet"], **{key: x for key, x in options.items() if key == "weights" and x}}}
+    trainer = args.tr or nnunet.trainer_for(path.parent, trained)
+    derived = derive(plans, described(dataset, trained, trainer), overrides=overrides, **options)
     existing = path.with_name(f"{derived['plans_name']}.json")
     if not existing.is_file():
         return Chosen(derived, True, weights or _weights_of(derived, args))
@@ -78,7 +82,11 @@ def choose_plans(dataset: str, args: argparse.Namespace) -> Chosen:
 
 
 def _from_weights(
-    path: Path, args: argparse.Namespace, base: Mapping[str, Any], dataset_json: Mapping[str, Any], size: str | None
+    path: Path,
+    args: argparse.Namespace,
+    base: Mapping[str, Any],
+    data: tuple[Mapping[str, Any], Annotations | None],
+    size: str | None,
 ) -> dict[str, Any]:
     """What of the plan follows from the weights: size, strategy and name; what the base plan says of them stays."""
     from stunet.trainers import strategies
@@ -86,7 +94,7 @@ def _from_weights(
 
     before = base.get("weights", {})
     head = "reset" if args.pretrained_weights else args.head or before.get("head")
-    start = choose(path, head, dataset_json)
+    start = choose(path, head, *data)
     block = start.block(of_file=Path(args.pretrained or args.pretrained_weights).exists())
     if (before.get("sha256"), before.get("head")) == (start.sha256, start.heads.mode):
         block = before

@@ -24,6 +24,7 @@ from nnunetv2.utilities.label_handling.label_handling import convert_labelmap_to
 from stunet.errors import OutOfMemoryError, UsageError
 from stunet.inference import memory
 from stunet.inference.cases import Case, Model, drop_channel_axis, open_model
+from stunet.inference.confidence import Confidence
 from stunet.inference.failures import is_out_of_memory, last_line
 from stunet.inference.network import build, check_strides
 from stunet.inference.reading import Raw, check_grid, from_array, read, readable
@@ -227,7 +228,7 @@ class Predictor:
         self,
         prepared: Prepared,
         on_window: Callable[[], None] = lambda: None,
-        probabilities: Path | None = None,
+        probabilities: Path | Confidence | None = None,
         half: bool = False,
         seconds: dict[str, float] | None = None,
     ) -> np.ndarray:
@@ -236,7 +237,7 @@ class Predictor:
         Args:
             prepared: From preprocess().
             on_window: Called for each window that the network has seen.
-            probabilities: An .npy that gets all probabilities (K, D, H, W).
+            probabilities: An .npy that gets all probabilities (K, D, H, W), or a Confidence that is filled in.
             half: Add logits in half precision, which takes half the memory.
             seconds: Gets the time of `network` and `export`.
 

@@ -6,7 +6,10 @@
     findings.py  what is wrong with the sources, taken together
     splits.py    the folds of the union
     check.py     all of that, before anything is written
+    growing.py   a dataset that grows over several runs and appears when it is complete
     build.py     the union as a raw dataset of nnU-Net with annotations.json (stunet/annotations.py)
+    pseudo.py    which missing classes of a dataset a teacher can annotate
+    completing.py  the dataset in which it has done so
 
 Read them in this order.
 """

@@ -1,7 +1,6 @@
 """How is a union written? Case by case into a folder of a hidden name, which takes the final one when all is there.
 
-A build that was stopped goes on where it was, unless the recipe or a source has changed since: then it says what has.
-merge.json in the dataset keeps what it was made from.
+A build that was stopped goes on where it was, unless the recipe or a source has changed since (growing.py).
 """
 
 import shutil
@@ -12,7 +11,6 @@ from typing import Any
 
 import nibabel
 import numpy as np
-from filelock import FileLock, Timeout
 
 from stunet import __version__, workspace
 from stunet.annotations import Annotations
@@ -20,17 +18,15 @@ from stunet.datasets import FILE_ENDING, Case, write_dataset_json
 from stunet.errors import DataError
 from stunet.files import NO_SPACE, read_json, whole, write_json
 from stunet.labels import apply
-from stunet.merging.check import Checked, differences, state
+from stunet.merging.check import Checked, state
 from stunet.merging.estimate import label_counts
 from stunet.merging.findings import LARGEST_UINT8
-from stunet.merging.recipe import Recipe
+from stunet.merging.growing import FULL_HINT, RECORD, growing, is_there
 from stunet.merging.space import IGNORE
 from stunet.merging.splits import FILE as SPLITS
 from stunet.merging.union import Member, Union, case_name
 from stunet.processes import each
 
-RECORD = "merge.json"
-FULL_HINT = "free some space and run the same command again; finished cases are kept"
 NORMALISED_OTHERWISE = ("ct", "nonorm", "rescale_to_0_1", "rgb_to_0_1")  # channel names that nnU-Net knows
 
 
@@ -62,52 +58,16 @@ def build(checked: Checked, workers: int = 1, on_case: Callable[[str], None] = l
         raise DataError("the union has problems", "stunet_merge check, which lists them")
     now = state(union.recipe, union.members)
     target = workspace.folder("nnUNet_raw") / union.recipe.name
-    if is_built(union.recipe, now):
+    if is_there(target, now):
         return target
-    part = target.with_name(f".part-{target.name}")
-    part.mkdir(exist_ok=True)
-    lock = FileLock(target.with_name(f".lock-{target.name}"))
-    try:
-        with lock.acquire(blocking=False):
-            _begin(part, now)
-            jobs = [job for job in _jobs(union, part) if not job.label.exists()]
-            for position, _ in each(_write_case, jobs, workers):
-                on_case(jobs[position].name)
-            _finish(part, union, now)
-            part.rename(target)
-    except Timeout:
-        raise DataError(f"another run builds {target.name}", "wait until it is done") from None
-    except OSError as error:
-        if error.errno not in NO_SPACE:
-            raise
-        raise DataError(f"no space in {str(part)!r}: {error.strerror}", FULL_HINT) from None
-    Path(lock.lock_file).unlink(missing_ok=True)
+    with growing(target, now) as part:
+        for folder in ("labelsTr", "imagesTr"):
+            (part / folder).mkdir(exist_ok=True)
+        jobs = [job for job in _jobs(union, part) if not job.label.exists()]
+        for position, _ in each(_write_case, jobs, workers):
+            on_case(jobs[position].name)
+        _finish(part, union, now)
     return target
-
-
-def is_built(recipe: Recipe, now: Mapping[str, Any]) -> bool:
-    """Whether the union stands in nnUNet_raw.
-
-    Args:
-        recipe: Its recipe.
-        now: What it would be made from.
-
-    Raises:
-        DataError: Another dataset has its name or its number, or it was made from something else.
-    """
-    target = workspace.folder("nnUNet_raw") / recipe.name
-    taken = [path for path in target.parent.glob(f"{target.name[:10]}_*") if path.name != target.name]
-    if taken:
-        raise DataError(f"number {target.name[7:10]} is taken by {str(taken[0])!r}", "another number in `name`")
-    if not target.exists():
-        return False
-    if not (target / RECORD).is_file():
-        raise DataError(f"{str(target)!r} exists and is no union", "another `name`")
-    changed = differences(read_json(target / RECORD).get("state"), now)
-    if changed:
-        text = f"{str(target)!r} exists and was built from something else: {_first(changed)}"
-        raise DataError(text, "another `name`, or remove that folder")
-    return True
 
 
 def label_bound(values: Mapping[str, int]) -> type:
@@ -149,20 +109,6 @@ def reference(path: Path) -> str:
     """How dataset.json names a file elsewhere: from $nnUNet_raw on where it lies there, so that the folder may move."""
     raw = workspace.folder("nnUNet_raw")
     return f"$nnUNet_raw/{path.relative_to(raw)}" if path.is_relative_to(raw) else str(path.absolute())
-
-
-def _begin(part: Path, now: Mapping[str, Any]) -> None:
-    """Puts down what is built, or sees that what was begun is the same."""
-    if (part / RECORD).is_file():
-        changed = differences(read_json(part / RECORD)["state"], now)
-        if changed:
-            name = part.name.removeprefix(".part-")
-            text = f"a build of {name} was interrupted, and since then changed {_first(changed)}"
-            raise DataError(text, f"undo that to go on with it, or start anew: rm -r {part}")
-    else:
-        write_json(part / RECORD, {"state": now})
-    for folder in ("labelsTr", "imagesTr"):
-        (part / folder).mkdir(exist_ok=True)
 
 
 def _jobs(union: Union, part: Path) -> list[Job]:
@@ -268,8 +214,5 @@ def _source_record(union: Union, name: str, member: Member) -> dict[str, Any]:
         "dataset.json": member.sha256,
         "cases": len(member.cases),
         "labels": {m.name: union.space.label(m.leaves) if m.leaves else None for m in meanings.values()},
+        "provenance": read_json(member.folder / RECORD)["state"] if (member.folder / RECORD).is_file() else None,
     }
-
-
-def _first(changed: list[str]) -> str:
-    return "; ".join(changed[:3]) + (f"; and {len(changed) - 3} more" if len(changed) > 3 else "")

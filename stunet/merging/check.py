@@ -16,7 +16,8 @@ from stunet.errors import DataError
 from stunet.files import read_json, write_json
 from stunet.merging import Finding
 from stunet.merging.estimate import Estimate, estimate
-from stunet.merging.findings import SHOWN, absent_values, find_all
+from stunet.merging.findings import absent_values, find_all
+from stunet.merging.growing import differences, shown
 from stunet.merging.recipe import UNANNOTATED, Recipe
 from stunet.merging.scan import Scan, files_of, scan, tidy
 from stunet.merging.space import Space, find_space, forget
@@ -130,22 +131,8 @@ def see_receipt(recipe: Recipe, now: Mapping[str, Any]) -> None:
     if before.get("recipe") == now["recipe"]:
         changed = differences(before.get("sources"), now["sources"], "sources")
         if changed:
-            text = f"since {str(recipe.path)!r} was checked, this has changed: {'; '.join(changed[:SHOWN])}"
+            text = f"since {str(recipe.path)!r} was checked, this has changed: {shown(changed)}"
             raise DataError(text, f"stunet_merge check {recipe.path}")
-
-
-def differences(before: object, now: object, where: str = "") -> list[str]:
-    """What differs between two contents of JSON files, each as `recipe.head: "softmax" -> "sigmoid"`."""
-    if isinstance(before, dict) and isinstance(now, dict):
-        keys = sorted({*before, *now}, key=str)
-        found = [differences(before.get(k), now.get(k), f"{where}.{k}" if where else str(k)) for k in keys]
-        return [text for texts in found for text in texts]
-    return [] if before == now else [f"{where}: {_short(before)} -> {_short(now)}"]
-
-
-def _short(value: object) -> str:
-    text = "nothing" if value is None else json.dumps(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def _hash(path: Path | None) -> str | None:
