@@ -13,6 +13,8 @@ import torch
 
 from stunet import workspace
 from stunet.annotations import Annotations, Case, Source, complete
+from stunet.cli.train import main
+from stunet.datasets.check import check_dataset
 from stunet.datasets.phantom import make_phantom
 from stunet.errors import DataError, WeightsError
 from stunet.files import read_json, write_json
@@ -20,6 +22,7 @@ from stunet.labels import load
 from stunet.plans.derive import derive
 from stunet.trainers.mirroring import mirrored_values
 from stunet.trainers.partial import STUNetPartialTrainer
+from stunet.trainers.ready import check_data
 from stunet.trainers.start import begin, choose
 
 LEAVES = ("spine", "liver", "spleen", "kidney_left", "kidney_right")
@@ -220,3 +223,39 @@ def test_a_reused_head_is_the_pre_trained_one_until_it_is_trained(
     system = load(str(Path(trainer.output_folder_base) / "labels.toml"))
     assert system.dataset_labels == labels
     assert system.from_model(model).tolist() == [0, 1, 2, 3, 4, 5, 6]
+
+
+def test_a_label_that_a_case_does_not_annotate_is_found_before_planning(parts: str) -> None:
+    raw = workspace.raw_dataset(parts)
+    check_dataset(raw)
+    changed = replace(annotations(), cases={**annotations().cases, "phantom_000": Case("some", ("spine", "spleen"))})
+    changed.save(raw)
+    try:
+        message = r"phantom_000\.nii\.gz' holds the values 2, 4, 5; annotations\.json, for this case, knows 0, 1, 3"
+        with pytest.raises(DataError, match=message):
+            check_dataset(raw)
+    finally:
+        annotations().save(raw)
+
+
+def test_annotations_that_changed_after_preprocessing_are_refused(parts: str) -> None:
+    plans = workspace.load_plans(workspace.plans_path(parts, "STUNetPlans_T"))
+    raw = workspace.raw_dataset(parts)
+    check_data(parts, plans, "3d_fullres", 0)
+    replace(annotations(), alpha=1.0).save(raw)
+    try:
+        with pytest.raises(DataError, match=r"\(annotations\.json\.alpha: 1\.0 and 0\.5\)"):
+            check_data(parts, plans, "3d_fullres", 0)
+    finally:
+        annotations().save(raw)
+
+
+def test_the_trainer_is_the_one_that_the_data_need(
+    parts: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("nnUNet_results", str(tmp_path))
+    common = ["997", "3d_fullres", "0", "-device", "cpu", "--dry_run"]
+    assert main(common) == 0
+    assert "STUNetPartialTrainer, because cases annotate different classes" in capsys.readouterr().err
+    assert main([*common, "-tr", "STUNetTrainer"]) == 0
+    assert "takes what a case does not annotate for background" in capsys.readouterr().err

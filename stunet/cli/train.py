@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from stunet import console, presets, workspace
 from stunet.annotations import described
 from stunet.cli import common
-from stunet.cli.train_plans import Chosen, choose_plans
+from stunet.cli.train_plans import Chosen, choose_plans, choose_trainer
 from stunet.cli.train_run import train
 from stunet.errors import DataError, UsageError
 from stunet.files import write_json
@@ -122,7 +122,7 @@ def _prepared(args: argparse.Namespace, again: bool) -> "Run | None":
     resolved = check_plans(plans, configuration)
     nnunet.check_version()
     nnunet.limit_processes()
-    args.tr = _trainer(dataset, plans, args.tr)
+    args.tr = choose_trainer(dataset, plans, args.tr)
     check_data(dataset, plans, configuration, fold)
     _check_shares(resolved["batch_size"], args.num_gpus, plans["stunet"]["train"].get("accumulation", 1))
     run = _run(dataset, chosen, configuration, fold, args)
@@ -166,24 +166,6 @@ def _check_shares(batch_size: int, processes: int, accumulation: int) -> None:
         f"a batch of {batch_size} cannot be shared by {processes} processes{parts}",
         f"--set batch_size={processes * accumulation}, or less of them",
     )
-
-
-def _trainer(dataset: str, plans: dict[str, Any], given: str | None) -> str:
-    """The trainer class: the one that is named, or the one that the data need."""
-    from stunet import nnunet
-
-    folder = workspace.preprocessed_dataset(dataset)
-    needed = nnunet.trainer_for(folder, plans)
-    if given is None:
-        if needed != workspace.TRAINER:
-            console.note(f"{needed}: cases annotate different classes, or fewer than the network has")
-        return needed
-    nnunet.check_trainer(given)
-    if given == workspace.TRAINER and "classes" in plans["stunet"].get("weights", {}):
-        raise UsageError(f"--head reuse trains on a part of the classes, and {given} on all", f"-tr {needed}")
-    if given == workspace.TRAINER != needed:
-        console.warn(f"-tr {given} takes what a case does not annotate for background; without it: {needed}")
-    return given
 
 
 def _check(args: argparse.Namespace) -> None:

@@ -1,4 +1,4 @@
-"""Which plans does stunet_train train with, and from which weights does it start?
+"""Which plans does stunet_train train with, with which trainer, and from which weights does it start?
 
 Options that change the plan derive another one, whose name says what differs; it is written when training begins.
 """
@@ -79,6 +79,28 @@ def choose_plans(dataset: str, args: argparse.Namespace) -> Chosen:
             f"-p {derived['plans_name']} to use them, or delete {existing}",
         )
     return Chosen(on_disk, False, weights or _weights_of(on_disk, args))
+
+
+def choose_trainer(dataset: str, plans: dict[str, Any], given: str | None) -> str:
+    """The trainer class: the one that is named, or the one that the data need; it is said where it is not the usual.
+
+    Raises:
+        UsageError: There is no such trainer, or it cannot train on a part of the network's classes.
+    """
+    folder = workspace.preprocessed_dataset(dataset)
+    needed = nnunet.trainer_for(folder, plans)
+    if given is None:
+        if needed != workspace.TRAINER:
+            whole = "classes" in plans["stunet"].get("weights", {})
+            why = "the head has more classes than the dataset" if whole else "cases annotate different classes"
+            console.note(f"{needed}, because {why}")
+        return needed
+    nnunet.check_trainer(given)
+    if given == workspace.TRAINER and "classes" in plans["stunet"].get("weights", {}):
+        raise UsageError(f"--head reuse trains on a part of the classes, and {given} on all", f"-tr {needed}")
+    if given == workspace.TRAINER != needed:
+        console.warn(f"-tr {given} takes what a case does not annotate for background; without it: {needed}")
+    return given
 
 
 def _from_weights(
