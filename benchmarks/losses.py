@@ -86,7 +86,7 @@ def training(side: str, edge: int) -> Step:
     image = torch.randn(2, 1, edge, edge, edge)
     targets = [labels(edge // 2**level, OUTPUTS) for level in range(len(WEIGHTS))]
     if side == "ours":
-        loss: nn.Module = DeepSupervision(DiceCE(False), WEIGHTS)
+        loss: nn.Module = DeepSupervision(DiceCE(True), WEIGHTS)
     else:
         loss = DeepSupervisionWrapper(nnunets(True), WEIGHTS)
 
@@ -130,7 +130,7 @@ def times(name: str, edge: int, repeats: int) -> list[Times]:
 
 def peak_bytes(name: str, side: str, edge: int) -> int:
     """By how much a step raises the peak memory of this process, which must be fresh; Linux counts it in KiB."""
-    MAKERS[name](side, 32)()  # what the first step of all costs
+    softmax(side, 32)()  # what the first step of all costs
     step = MAKERS[name](side, edge)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     step()

@@ -35,7 +35,7 @@ def derive(
     stages: int | str | None = None,
     overrides: Mapping[str, Any] | None = None,
     finetune: str | None = None,
-    weights: Mapping[str, str] | None = None,
+    weights: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """A plan for another size, memory target (GiB), number of stages (or 'auto'), set of values or start.
 
@@ -51,7 +51,8 @@ def derive(
         stages: Number of stages or "auto".
         overrides: Values as of values.py.
         finetune: Name of a strategy (trainers/strategies.py).
-        weights: What training starts from: `name`, `sha256` of the file, and `head`, "slice" or "reset".
+        weights: What training starts from: `name`, `sha256` of the file, and `head`: "slice", "reset", or "reuse" with
+            the `classes` of a head that is used whole; `dataset_json` has the classes of the network.
 
     Raises:
         UsageError: Unknown size or key, or a value that is not valid or does not fit.
@@ -77,7 +78,8 @@ def derive(
     block |= {key: value for key, value in (("finetune", finetune), ("weights", weights)) if value}
     block["memory_gb"] = set_for_plan.get("memory_gb", block["memory_gb"])
     block["stages"] = set_for_plan.get("stages", block["stages"])
-    if any(block[key] != before[key] for key in ("size", "memory_gb", "stages")) or "checkpointing" in given:
+    wider = "classes" in (weights or {})
+    if any(block[key] != before[key] for key in ("size", "memory_gb", "stages")) or "checkpointing" in given or wider:
         _set_network(new, block["size"], set_for_plan.get("checkpointing"))
         fit_configurations(new, dataset_json, target_of(block))
     _set_patch_and_batch(new, dataset_json)
@@ -142,6 +144,7 @@ def describe(plans: Mapping[str, Any], configuration: str, dataset_json: Mapping
         channels + (len(foreground) if cascaded else 0),
         len(foreground) + (not regions),
         bool(architecture.get("checkpointing", False)),
+        regions,
     )
 
 
@@ -155,7 +158,7 @@ def _set_network(plans: Mapping[str, Any], size: str, checkpointing: bool | None
 
 def _set_patch_and_batch(plans: Mapping[str, Any], dataset_json: Mapping[str, Any]) -> None:
     """Sets what was set for patch (of its own dimension) and batch, and estimates the memory of that anew."""
-    chosen = plans["stunet"]["plan"]
+    chosen, accumulation = plans["stunet"]["plan"], plans["stunet"]["train"].get("accumulation", 1)
     for name, configuration in plans["configurations"].items():
         if "batch_size" in chosen and "batch_size" in configuration:
             configuration["batch_size"] = chosen["batch_size"]
@@ -164,12 +167,13 @@ def _set_patch_and_batch(plans: Mapping[str, Any], dataset_json: Mapping[str, An
             configuration["patch_size"] = patch
             if "architecture" in configuration:
                 configuration["architecture"]["arch_kwargs"]["strides"] = _strides(plans, patch, spacing)
-    if {"batch_size", "patch_size"} & set(chosen):
+    if {"batch_size", "patch_size"} & set(chosen) or accumulation > 1:
         for name, configuration in _with_network(plans).items():
             resolved = resolve(plans, name)
             strides = resolved["architecture"]["arch_kwargs"]["strides"]
             network = describe(plans, name, dataset_json)
-            estimate = memory.estimate(network, resolved["patch_size"], resolved["batch_size"], strides)
+            batch = -(-resolved["batch_size"] // accumulation)
+            estimate = memory.estimate(network, resolved["patch_size"], batch, strides)
             configuration["stunet"] = {"memory_gb": round(estimate, 2)}
 
 
@@ -187,12 +191,12 @@ def _name(root: str, block: Mapping[str, Any]) -> str:
     """The name of the plan that was planned, with the size and a tag for each value that was set."""
     size = block["size"]
     if not re.search(rf"_{size}(?=_|$)", root):
-        pattern = rf"_({'|'.join(SIZES)})(?=_[0-9.x]+mm$|$)"
+        pattern = rf"_({'|'.join(SIZES)})(?=(_[0-9.x]+mm)?(_z|_ct)?$)"
         root = re.sub(pattern, f"_{size}", root) if re.search(pattern, root) else f"{root}_{size}"
     weights = block.get("weights")
     start = [block["finetune"]] if "finetune" in block else []
     if weights:  # STU-Net-B.totalseg is totalseg: the size stands in the name already
-        start += [weights["name"].removeprefix(f"STU-Net-{size}.")] + ["reset"] * (weights["head"] == "reset")
+        start += [weights["name"].removeprefix(f"STU-Net-{size}.")] + [weights["head"]] * (weights["head"] != "slice")
     tags = [values.tag(key, value) for key, value in {**block["train"], **block["plan"]}.items()]
     name = "-".join([root, *start, *tags])
     if len(name) <= NAME_LENGTH:

@@ -34,6 +34,27 @@ def fails(capsys: pytest.CaptureFixture[str], code: int, *argv: str) -> str:
     return err
 
 
+@pytest.mark.parametrize(
+    ("given", "message", "hint"),
+    [
+        ({"RANK": "0", "WORLD_SIZE": "2"}, "but not LOCAL_RANK, MASTER_ADDR, MASTER_PORT", "torchrun"),
+        (
+            {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"},
+            "-num_gpus 3, but torchrun has started 2",
+            "leave it out",
+        ),
+    ],
+)
+def test_what_torchrun_says_and_the_command_must_agree(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, given: dict, message: str, hint: str
+) -> None:
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    err = fails(capsys, 2, "998", "-num_gpus", "3")
+    assert message in err
+    assert hint in err
+
+
 def everything(folder: Path) -> set[Path]:
     return set(folder.rglob("*"))
 
@@ -49,11 +70,15 @@ def everything(folder: Path) -> set[Path]:
         (["998", "-tr", "STUNetTrainr"], 2, "did you mean 'STUNetTrainer'", "-tr takes"),
         (["998", "--set", "num_epoch=3"], 2, "did you mean 'num_epochs'", "--set takes"),
         (["998", "--preset", "x"], 3, "no preset 'x'", "one of b, h"),
+        (["998", "--preset", "totalseg-b"], 3, "not [1.5, 1.5, 1.5] mm", "stunet_plan_and_preprocess -d 998 --preset"),
         (["998", "--c", "--val"], 2, "exclude each other", "one of them"),
         (["998", "--c"], 3, "nothing to continue: no checkpoint in", "without --c"),
         (["998", "--val"], 3, "no finished training to validate", "--c instead of --val"),
         (["998", "--size", "H", "-gpu_memory_target", "9"], 5, "STU-Net-H needs", "--size"),
         (["998", "-num_gpus", "9", "--set", "batch_size=4"], 2, "a batch of 4 cannot be shared by 9", "batch_size=9"),
+        (["998", "-num_gpus", "2", "--set", "batch_size=4", "accumulation=3"], 2, "and 3 parts", "batch_size=6"),
+        (["998", "--fsdp"], 2, "there is one", "-num_gpus 2, torchrun"),
+        (["998", "-num_gpus", "2", "--fsdp", "--finetune", "linear"], 2, "freeze parts as 'linear' does", "leave it"),
         (["998", "-num_gpus", "0"], 2, "-num_gpus 0 must be 1 or more", "-num_gpus 1"),
         (["998", "-pretrained_weights", "no.pth"], 4, "no model or file 'no.pth'", "stunet_models list"),
         (["998", "--pretrained", "STU-Net-Q"], 4, "no model or file 'STU-Net-Q'; did you mean", "stunet_models list"),

@@ -43,3 +43,14 @@ def test_slices_that_are_far_apart_are_not_mixed() -> None:
 def test_several_channels_in_a_file_are_refused() -> None:
     with pytest.raises(DataError, match="cannot be resampled"):
         resample(np.zeros((4, 4, 4, 2)), np.zeros((4, 4, 4), np.uint8), np.eye(4), 2)
+
+
+def test_labels_are_those_of_nnunets_preprocessing_ties_included() -> None:
+    from nnunetv2.preprocessing.resampling.default_resampling import resample_data_or_seg_to_shape
+
+    labels = np.random.default_rng(0).integers(0, 5, (12, 10, 8)).astype(np.uint8)
+    _, ours, _ = resample(labels.astype(np.float32), labels, np.diag([1.5, 1.5, 1.5, 1]), 3.0)
+    theirs = resample_data_or_seg_to_shape(
+        labels.T[None], (4, 5, 6), [1.5] * 3, [3.0] * 3, is_seg=True, order=1, order_z=0, force_separate_z=None
+    )
+    np.testing.assert_array_equal(ours.T, theirs[0])

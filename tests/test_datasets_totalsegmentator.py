@@ -344,3 +344,20 @@ def test_the_real_subject_equals_the_official_loop(data: Path, tmp_path: Path) -
     np.testing.assert_array_equal(read(conversion.target / "labelsTr" / "s0001.nii.gz"), expected)
     assert len(np.unique(expected)) == 41
     check_dataset(conversion.target)
+
+
+def test_a_real_mr_image_and_its_masks_are_converted_on_its_own_grid(data: Path, tmp_path: Path) -> None:
+    image, reference = (nibabel.load(data / "mr" / f"abdomen_mr{end}.nii.gz") for end in ("", "_seg"))
+    expected = np.asanyarray(reference.dataobj).astype(np.uint8)
+    folder = tmp_path / "mr" / "s0001"
+    (folder / "segmentations").mkdir(parents=True)
+    (folder / "mri.nii.gz").symlink_to(data / "mr" / "abdomen_mr.nii.gz")
+    for value, name in enumerate(RELEASES["mr"].names, start=1):
+        mask = nibabel.Nifti1Image((expected == value).astype(np.uint8), image.affine)
+        nibabel.save(mask, folder / "segmentations" / f"{name}.nii.gz")
+    (tmp_path / "mr" / "meta.csv").write_text("image_id;split\ns0001;train\n")
+    target, warnings = convert(tmp_path / "mr")
+    np.testing.assert_array_equal(read(target / "labelsTr" / "s0001.nii.gz"), expected)
+    assert len(np.unique(expected)) > 10
+    assert any("CC BY-NC-SA" in warning for warning in warnings)
+    check_dataset(target)

@@ -16,8 +16,8 @@ from stunet.networks import build
 from stunet.plans.derive import derive
 from stunet.trainers import lora, strategies
 from stunet.trainers.adapter_folder import base_network, export_adapter
-from stunet.trainers.base import FINAL, LATEST
 from stunet.trainers.listener import Silent
+from stunet.trainers.saving import FINAL, LATEST
 from stunet.trainers.start import REPORT, begin, choose, preview
 from stunet.trainers.supervised import STUNetTrainer
 from stunet.weights.checkpoints import save_weights

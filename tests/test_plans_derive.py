@@ -2,7 +2,6 @@
 
 import copy
 import json
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -135,6 +134,15 @@ def test_checkpointing_gives_a_larger_patch(plans: dict[str, Any]) -> None:
     assert after["patch_size"] != before["patch_size"]
 
 
+def test_micro_batches_need_the_memory_of_their_samples_only(plans: dict[str, Any]) -> None:
+    def memory_gb(**overrides: Any) -> float:
+        return derive(plans, DATASET, overrides=overrides)["configurations"]["3d_fullres"]["stunet"]["memory_gb"]
+
+    assert memory_gb(batch_size=8, accumulation=4) == memory_gb(batch_size=2) < memory_gb(batch_size=8)
+    overrides = {"batch_size": 8, "accumulation": 4, "precision": "bf16"}
+    assert derive(plans, DATASET, overrides=overrides)["plans_name"] == "STUNetPlans_B-acc4-bf16-bs8"
+
+
 def test_nothing_to_change_gives_the_same_plan(plans: dict[str, Any]) -> None:
     assert derive(plans, DATASET) == plans
 
@@ -153,6 +161,8 @@ def test_nothing_to_change_gives_the_same_plan(plans: dict[str, Any]) -> None:
         ({"initial_lr": float("nan")}, "is not a valid float"),
         ({"momentum": 1.5}, "is not a valid float"),
         ({"oversample_foreground_percent": 33}, "is not a valid float"),
+        ({"precision": "fp8"}, "precision='fp8' is not a valid str"),
+        ({"accumulation": 0}, "accumulation=0 is not a valid int"),
     ],
 )
 def test_bad_overrides_are_refused(plans: dict[str, Any], overrides: dict[str, Any], message: str) -> None:
@@ -275,6 +285,8 @@ def test_what_is_so_already_changes_nothing(plans: dict[str, Any]) -> None:
     ("root", "derived"),
     [
         ("STUNetPlans_B_1.5x1.5x1.5mm", "STUNetPlans_L_1.5x1.5x1.5mm"),
+        ("STUNetPlans_B_1.5x1.5x1.5mm_z", "STUNetPlans_L_1.5x1.5x1.5mm_z"),
+        ("STUNetPlans_B_z", "STUNetPlans_L_z"),
         ("My_Brain", "My_Brain_L"),
         ("My-Plan_B", "My-Plan_L"),
     ],
@@ -331,23 +343,3 @@ def test_the_first_difference_is_named() -> None:
     assert difference(one, {"a": [1, {"b": 4}], "c": 3}) == "plans.a[1].b: 2 and 4"
     assert difference(one, {"a": [1, {"b": 2}]}) == "plans.c is in one of them only"
     assert difference({"a": (1, 2)}, {"a": [1, 2]}) is None  # JSON knows no tuples
-
-
-def test_preset_files_say_what_is_wrong(tmp_path: Path) -> None:
-    from stunet import presets
-
-    assert {"s", "b", "l", "h"} <= set(presets.names())
-    for name in presets.names():
-        assert presets.load(name).size in "SBLH"
-    with pytest.raises(DataError, match="no preset 'bb'; did you mean 'b'"):
-        presets.load("bb")
-    file = tmp_path / "mine.toml"
-    file.write_text('title = "mine"\nsize = "S"\nfintune = "x"\n')
-    with pytest.raises(DataError, match="unknown key 'fintune'"):
-        presets.load(str(file))
-    file.write_text('title = "mine"\n')
-    with pytest.raises(DataError, match="missing size"):
-        presets.load(str(file))
-    file.write_text("title = \n")
-    with pytest.raises(DataError, match="not valid TOML"):
-        presets.load(str(file))

@@ -107,14 +107,14 @@ def _data(folder: str = "P_3d_fullres") -> Path:
 
 
 def _content(folder: Path) -> dict[str, Any]:
-    """All cases as nnU-Net's dataset class reads them, and the bytes of the properties."""
+    """All cases as nnU-Net's dataset class reads them."""
     from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 
     dataset = infer_dataset_class(str(folder))(str(folder))
     content = {}
     for case in dataset.identifiers:
-        data, seg, _, _ = dataset.load_case(case)
-        content[case] = (data[:], data.chunks, data.blocks, seg[:], (folder / f"{case}.pkl").read_bytes())
+        data, seg, _, properties = dataset.load_case(case)
+        content[case] = (data[:], data.chunks, data.blocks, seg[:], properties)
     return content
 
 

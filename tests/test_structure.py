@@ -37,9 +37,9 @@ MAY_IMPORT = {
     "networks": set(),
     "nifti": set(),
     "classes": set(),
-    "annotations": set(),
+    "annotations": {"classes"},
     "console": set(),
-    "nnunet": set(),
+    "nnunet": {"annotations"},
     "labels": {"classes"},
     "losses": set(),
     "evaluation": {"labels"},
@@ -63,9 +63,12 @@ MAY_IMPORT = {
         "results",
         "weights",
     },
-    "plans": {"networks", "datasets"},
+    "plans": {"losses", "networks", "datasets"},
     "trainers": {
+        "annotations",
         "classes",
+        "datasets",
+        "evaluation",
         "inference",
         "losses",
         "networks",
@@ -224,7 +227,7 @@ NNUNET = {
 OUR_FLAGS = {
     "plan_and_preprocess": "--size --preset --stages --checkpointing --probe --dry_run --no_check",
     "train": "-d -c -f --size --stages -gpu_memory_target --preset --set --dry_run --overwrite --pretrained --finetune "
-    "--head --list",
+    "--head --list --fsdp",
     "predict": "--model --labels --v1_preprocessing --precision --max_memory --threads --fast --roi_subset --format "
     "--statistics --preview --report --dry_run",
     "evaluate": "-d --tolerance --labels --csv --json",

@@ -1,11 +1,12 @@
-"""What all our training procedures share: values from the plan, checkpoints, exact resume, and stopping on a signal.
+"""What all our training procedures share: values from the plan, the order of data, and stopping on a signal.
 
-nnU-Net's trainer does the rest. supervised.py and launch.py are next.
+steps.py has the steps and saving.py the checkpoints; nnU-Net's trainer does the rest. supervised.py and launch.py are
+next.
 """
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,28 +15,25 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.utilities.crossval_split import generate_crossval_split
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 
-from stunet.errors import DataError, Interrupted, WeightsError
+from stunet.errors import DataError, Interrupted
 from stunet.losses import DeepSupervision, DiceCE
-from stunet.networks import STUNet
 from stunet.nnunet import exchanged
-from stunet.plans.check import difference, of_a_run
 from stunet.trainers import parallel
 from stunet.trainers.augmentation import CornerVote
 from stunet.trainers.batches import SeededBatches, share_of
 from stunet.trainers.listener import Listener, Silent
 from stunet.trainers.sampling import Samples
-from stunet.trainers.steps import Steps
-from stunet.trainers.validation import validate
-from stunet.weights.checkpoints import load_checkpoint, save_checkpoint
+from stunet.trainers.saving import LATEST, Saving
+from stunet.trainers.validation import measure, validate
 
-FINAL, LATEST, BEST = "checkpoint_final.pth", "checkpoint_latest.pth", "checkpoint_best.pth"  # nnU-Net's names
 SAVE_INTERVAL_S = 600.0  # at most this much work is lost by a power cut; nnU-Net saves every 50 epochs
 PLOT_INTERVAL_S = 60.0  # nnU-Net's progress.png takes seconds to draw, as long as a short epoch
 
 
-class PlannedTrainer(Steps):
+class PlannedTrainer(Saving):
     """nnU-Net's trainer with its values taken from the plan's `stunet` block (see plans/values.py)."""
 
     def __init__(
@@ -47,10 +45,12 @@ class PlannedTrainer(Steps):
         device: torch.device = torch.device("cuda"),  # noqa: B008 - nnU-Net reads this signature and passes it on
     ) -> None:
         plans.setdefault("continue_training", False)  # nnU-Net pops it
-        super().__init__(plans, configuration, fold, dataset_json, device)
+        kept = {key: value for key, value in dataset_json.items() if key != "dataset"}  # paths here: not the model's
+        super().__init__(plans, configuration, fold, kept, device)
         self.seed = 0
         self.momentum = 0.99
         self.num_cases: int | None = None
+        self.label_interpolation, self.mirror = "linear", "auto"
         self.accumulation, self.precision = 1, None
         for key, value in self.plans_manager.plans["stunet"]["train"].items():
             setattr(self, key, value)
@@ -70,16 +70,17 @@ class PlannedTrainer(Steps):
     def initialize(self) -> None:
         """As nnU-Net does, from the plan's seed."""
         torch.manual_seed(self.seed)
-        with exchanged(host, DDP=parallel.data_parallel):
+        with exchanged(host, DDP=parallel.dealt if self.fsdp else parallel.data_parallel):
             super().initialize()
+        if self.fsdp:  # nnU-Net makes the optimizer first, for the parameters that the network had before
+            self.optimizer, self.lr_scheduler = self.configure_optimizers()
+
+    def _do_i_compile(self) -> bool:
+        return not self.fsdp and super()._do_i_compile()
 
     def _set_batch_size_and_oversample(self) -> None:
         """Those of all processes together; which samples are whose is decided in get_dataloaders()."""
         self.batch_size = self.configuration_manager.batch_size
-
-    def _build_loss(self) -> torch.nn.Module:
-        loss = super()._build_loss()
-        return parallel.without_lowest_head(loss) if self.is_ddp and self.enable_deep_supervision else loss
 
     def configure_optimizers(self) -> tuple[torch.optim.Optimizer, Any]:
         """nnU-Net's optimizer and schedule with the plan's momentum: 0.9 suits runs of a few hundred steps."""
@@ -90,8 +91,9 @@ class PlannedTrainer(Steps):
 
     def _build_loss(self) -> torch.nn.Module:
         """criterion() at each resolution, with nnU-Net's weights."""
-        stock = super()._build_loss()
-        loss = self.criterion()
+        stock, loss = super()._build_loss(), self.criterion()
+        if self.is_ddp and self.enable_deep_supervision:
+            parallel.without_lowest_head(stock)
         if loss is None:
             return stock
         return DeepSupervision(loss, stock.weight_factors) if self.enable_deep_supervision else loss
@@ -108,7 +110,8 @@ class PlannedTrainer(Steps):
         Raises:
             DataError: There are fewer.
         """
-        train, validation = super().do_split()
+        with exchanged(host, load_json=_named(host.load_json), generate_crossval_split=_named(generate_crossval_split)):
+            train, validation = super().do_split()
         if self.num_cases is None:
             return train, validation
         if self.num_cases > len(train):
@@ -127,6 +130,8 @@ class PlannedTrainer(Steps):
         ours = {"nnUNetDataLoader": Samples, "SingleThreadedAugmenter": _NotStarted, "get_allowed_n_proc_DA": lambda: 0}
         with exchanged(host, **ours):
             train, validation = (loader.source for loader in super().get_dataloaders())
+        for loader in (train, validation):
+            self.prepare_loader(loader)
         train.weigh(self.case_weights(train.indices))
         start = self.current_epoch * self.num_iterations_per_epoch
         start_validation = self.current_epoch * self.num_val_iterations_per_epoch
@@ -137,6 +142,12 @@ class PlannedTrainer(Steps):
             SeededBatches(train, (self.seed, 0), share, start, len(self._known), workers, pin),
             SeededBatches(validation, (self.seed, 1), share, start_validation, 0, fewer, pin),
         )
+
+    def prepare_loader(self, loader: Samples) -> None:
+        """Changes what a loader draws and how it is augmented, as the plan's values say."""
+        for transform in loader.transforms.transforms:
+            if isinstance(transform, CornerVote) and self.label_interpolation == "nearest":
+                transform.mode_seg = "nearest"
 
     def case_weights(self, cases: Sequence[str]) -> Sequence[float] | None:
         """How often each training case is drawn in relation to the others; None: all equally often."""
@@ -201,7 +212,8 @@ class PlannedTrainer(Steps):
         """Logs and saves as nnU-Net does, but by time: the latest checkpoint, and the plot, which is slow to draw."""
         self._outputs = []  # the epoch is complete: a checkpoint from here on starts with the next one
         now = time.monotonic()
-        self.save_every = 1 if now - self._saved > SAVE_INTERVAL_S else self.num_epochs + 1
+        due = parallel.anywhere(now - self._saved > SAVE_INTERVAL_S, self.device)
+        self.save_every = 1 if due else self.num_epochs + 1
         last = self.current_epoch == self.num_epochs - 1
         plot = last or now - self._plotted > PLOT_INTERVAL_S
         if plot:
@@ -218,76 +230,9 @@ class PlannedTrainer(Steps):
         """nnU-Net's final validation, in this process and in bounded memory: see validation.py."""
         validate(self, save_probabilities)
 
-    def save_checkpoint(self, filename: str) -> None:
-        """Writes what nnU-Net writes, whole or not at all, and readable without executing a pickle.
-
-        The trainer's name is nnUNetTrainer: prediction needs nothing of ours but the network, which the plans name, so
-        nnUNetv2_predict works without a variable set.
-        """
-        if self.local_rank != 0 or self.disable_checkpointing:
-            return
-        content = {
-            "network_weights": self.network_state(),
-            "optimizer_state": self.optimizer.state_dict(),
-            "grad_scaler_state": None if self.grad_scaler is None else self.grad_scaler.state_dict(),
-            "logging": self.logger.get_checkpoint(),
-            "_best_ema": self._best_ema,
-            "current_epoch": self.current_epoch + 1,
-            "init_args": self.my_init_kwargs,
-            "trainer_name": nnUNetTrainer.__name__,
-            "inference_allowed_mirroring_axes": self.inference_allowed_mirroring_axes,
-            "stunet": {
-                "trainer": type(self).__name__,
-                "losses": [float(output["loss"]) for output in self._outputs + self._known],
-                **self.more_state(),
-            },
-        }
-        save_checkpoint(content, Path(filename))
-        if Path(filename).name == LATEST:
-            self._saved = time.monotonic()
-
-    def load_checkpoint(self, filename_or_checkpoint: dict | str) -> None:
-        """Continues from a checkpoint: weights, optimizer, epoch, log, and the steps of an epoch that was interrupted.
-
-        Raises:
-            WeightsError: Unreadable, of another architecture, or trained with another plan.
-        """
-        if isinstance(filename_or_checkpoint, str):
-            name, checkpoint = filename_or_checkpoint, load_checkpoint(Path(filename_or_checkpoint), self.device)
-        else:
-            name, checkpoint = "the checkpoint", filename_or_checkpoint
-        before = of_a_run(checkpoint["init_args"]["plans"], self.configuration_name)
-        if changed := difference(before, of_a_run(self.plans_manager.plans, self.configuration_name)):
-            raise WeightsError(
-                f"{name} was trained with another plan than today's ({changed})", "--overwrite starts anew"
-            )
-        if not self.was_initialized:
-            self.initialize()
-        self.load_network_state(checkpoint["network_weights"], checkpoint["stunet"])
-        self.optimizer.load_state_dict(checkpoint["optimizer_state"])
-        if self.grad_scaler is not None and checkpoint["grad_scaler_state"] is not None:
-            self.grad_scaler.load_state_dict(checkpoint["grad_scaler_state"])
-        self.current_epoch = checkpoint["current_epoch"]
-        self.logger.load_checkpoint(checkpoint["logging"])
-        self._best_ema = checkpoint["_best_ema"]
-        self.inference_allowed_mirroring_axes = checkpoint["inference_allowed_mirroring_axes"]
-        self._known = [{"loss": np.asarray(loss, np.float32)} for loss in checkpoint["stunet"]["losses"]]
-
-    def network_state(self) -> dict[str, torch.Tensor]:
-        """The weights that a checkpoint holds, under their official names."""
-        return self.bare_network().state_dict()
-
-    def more_state(self) -> dict[str, Any]:
-        """What else a subclass needs to continue."""
-        return {}
-
-    def load_network_state(self, weights: dict[str, torch.Tensor], more: dict[str, Any]) -> None:
-        """Takes back network_state() and more_state()."""
-        self.bare_network().load_state_dict(weights)
-
-    def bare_network(self) -> STUNet:
-        """The network without DDP's and torch.compile's wrapping."""
-        return parallel.bare(self.network)
+    def measure_validation(self, processes: int) -> None:
+        """Compares what so many processes have predicted with the labels, and writes summary.json."""
+        measure(self, processes)
 
     def _stop_if_requested(self) -> None:
         # A signal reaches the processes at different times; all of them must leave after the same step.
@@ -304,6 +249,22 @@ class PlannedTrainer(Steps):
         raise Interrupted(
             f"stopped after {self.current_epoch} epochs; the state is in {str(path)!r}", "the same command with --c"
         )
+
+
+class _Names(list):
+    """Names of cases. nnU-Net looks for each of a fold's in the others, which in lists takes a minute for 100,000."""
+
+    def __contains__(self, name: object) -> bool:
+        if not hasattr(self, "known"):
+            self.known = frozenset(self)
+        return name in self.known
+
+
+def _named(splits: Callable[..., list[dict]]) -> Callable[..., list[dict]]:
+    def read(*args: Any, **kwargs: Any) -> list[dict]:
+        return [{part: _Names(names) for part, names in split.items()} for split in splits(*args, **kwargs)]
+
+    return read
 
 
 class _NotStarted:

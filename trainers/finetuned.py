@@ -74,7 +74,7 @@ class FineTunedTrainer(PlannedTrainer):
         super().on_train_epoch_start()
 
     def network_state(self) -> dict[str, torch.Tensor]:
-        return lora.merged_state(self.bare_network())
+        return parallel.whole(lora.merged_state(self.bare_network()))
 
     def more_state(self) -> dict[str, Any]:
         fresh = None if self.fresh is None else sorted(self.fresh)
@@ -83,7 +83,8 @@ class FineTunedTrainer(PlannedTrainer):
     def load_network_state(self, weights: dict[str, torch.Tensor], more: dict[str, Any]) -> None:
         if more.get("fresh") is not None and self.fresh is None:
             self.start_with(more["fresh"])
-        lora.load(self.bare_network(), weights, more.get("adapters", {}))
+        network = self.bare_network()
+        lora.load(network, parallel.like(weights, network.state_dict()), more.get("adapters", {}))
 
     def _fresh(self) -> Collection[str]:
         return [name for name, _ in self.bare_network().named_parameters()] if self.fresh is None else self.fresh
@@ -95,5 +96,5 @@ class FineTunedTrainer(PlannedTrainer):
         trained, total = strategies.set_trainable(self.bare_network(), phase, self._fresh())
         share = f"{trained:,} of {total:,} parameters ({trained / total:.1%})"
         self.listener.trains(f"from epoch {self.current_epoch + 1} on: trains {share}")
-        if self.is_ddp:  # it takes note of what trains when it is made
+        if self.is_ddp and not self.fsdp:  # DDP takes note of what trains when it is made
             self.network = parallel.data_parallel(self.network.module)

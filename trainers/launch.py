@@ -18,9 +18,10 @@ from filelock import FileLock, Timeout
 from stunet.errors import DataError, Interrupted
 from stunet.files import read_json
 from stunet.nnunet import trainer_class
-from stunet.trainers.base import BEST, FINAL, LATEST, PlannedTrainer
+from stunet.trainers.base import PlannedTrainer
 from stunet.trainers.listener import Listener, Silent
 from stunet.trainers.processes import Member, handled, spawn
+from stunet.trainers.saving import BEST, FINAL, LATEST
 from stunet.trainers.start import REPORT, begin
 from stunet.workspace import preprocessed_dataset, result_folder
 
@@ -43,6 +44,7 @@ class Run:
         probabilities: Also save the validation's probabilities.
         disable_checkpointing: Write no checkpoints.
         weights: File or model folder with the weights that the plan starts from.
+        fsdp: Several processes deal out the network instead of copying it.
     """
 
     dataset: str
@@ -58,6 +60,7 @@ class Run:
     probabilities: bool = False
     disable_checkpointing: bool = False
     weights: Path | None = None
+    fsdp: bool = False
 
     @property
     def folder(self) -> Path:
@@ -169,7 +172,7 @@ def _train(run: Run, checkpoint: Path | None, listener: Listener) -> None:
     plans = {**run.plans, "continue_training": run.resume}
     trainer: PlannedTrainer = trainer_class(run.trainer)(plans, run.configuration, run.fold, dataset_json, device)
     trainer.disable_checkpointing = run.disable_checkpointing
-    trainer.listener = listener
+    trainer.listener, trainer.fsdp = listener, run.fsdp
     with _stops(trainer):
         if checkpoint is not None:
             trainer.load_checkpoint(str(checkpoint))

@@ -1,13 +1,19 @@
-"""How do several processes train one network as one process would? Copies of it (DDP) whose gradients are averaged.
+"""How do several processes train one network as one process would? Each has a copy (DDP) or a part (FSDP2) of it.
 
-processes.py starts them or joins those that torchrun has started; batches.py gives each its share of a batch.
+Gradients are averaged over them either way. With FSDP2 weights, gradients and momentum are dealt out, and each stage is
+gathered while it computes; checkpoints hold whole tensors, so that any number of processes can go on from them.
+processes.py starts the processes or joins those that torchrun has started; batches.py gives each its share of a batch.
 """
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from stunet.networks import STUNet
@@ -57,13 +63,72 @@ def data_parallel(network: torch.nn.Module, device_ids: Any = None) -> torch.nn.
     return wrapped
 
 
-def without_lowest_head(loss: Any) -> Any:
-    """nnU-Net's loss for deep supervision, in several processes with the weights that it has in one."""
+def without_lowest_head(loss: Any) -> None:
+    """Gives nnU-Net's loss for deep supervision, in several processes, the weights that it has in one."""
     weights = (*loss.weight_factors[:-1], 0)
     loss.weight_factors = tuple(weight / sum(weights) for weight in weights)
-    return loss
 
 
-def gradients_stay(network: torch.nn.Module, stay: bool) -> AbstractContextManager[Any]:
+def dealt(network: torch.nn.Module, device_ids: Any = None) -> torch.nn.Module:
+    """FSDP2, stage by stage; the heads and the convolutions of the upsampling stay together."""
+    stunet = bare(network)
+    mesh = init_device_mesh(next(network.parameters()).device.type, (processes(),))
+    for stage in (*stunet.conv_blocks_context, *stunet.conv_blocks_localization):
+        fully_shard(stage, mesh=mesh)
+    fully_shard(stunet, mesh=mesh)  # it changes the module's class
+    return stunet
+
+
+@contextmanager
+def gradients_stay(network: Any, stay: bool) -> Iterator[None]:
     """While the block runs, gradients are added up in each process and not averaged over them."""
-    return network.no_sync() if stay and isinstance(network, DistributedDataParallel) else nullcontext()
+    if isinstance(network, FSDPModule):
+        network.set_requires_gradient_sync(not stay)
+        yield
+    elif stay and isinstance(network, DistributedDataParallel):
+        with network.no_sync():
+            yield
+    else:
+        yield
+
+
+def whole(state: Mapping[Any, Any]) -> dict[Any, Any]:
+    """A state with whole tensors, in every process; all of them must ask."""
+    return {name: value.full_tensor() if isinstance(value, DTensor) else value for name, value in state.items()}
+
+
+def like(state: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    """The reverse of whole(): the tensors dealt out as those of the same name in `own` are."""
+    return {name: _like(value, own.get(name)) for name, value in state.items()}
+
+
+def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """The state of an optimizer with whole tensors; those that had to be gathered are in main memory, and in the first
+    process only. All processes must ask.
+    """
+    content, first = optimizer.state_dict(), processes() == 1 or dist.get_rank() == 0
+
+    def gathered(value: Any) -> Any:
+        if not isinstance(value, DTensor):
+            return value
+        tensor = value.full_tensor()
+        return tensor.cpu() if first else None
+
+    state = {number: {key: gathered(v) for key, v in entry.items()} for number, entry in content["state"].items()}
+    return {**content, "state": state}
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, content: Mapping[str, Any]) -> None:
+    """Takes back optimizer_state(), with the parameters dealt out in another way, or not at all."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    state = {
+        number: {key: _like(value, parameters[number]) for key, value in entry.items()}
+        for number, entry in content["state"].items()
+    }
+    optimizer.load_state_dict({**content, "state": state})
+
+
+def _like(value: Any, own: Any) -> Any:
+    if not isinstance(own, DTensor) or not isinstance(value, torch.Tensor):
+        return value
+    return distribute_tensor(value.to(own.device), own.device_mesh, own.placements)

@@ -68,6 +68,7 @@ def together(member: Member, device: str) -> Iterator[None]:
         torch.cuda.set_device(member.local_rank)
     else:  # nnU-Net makes a GradScaler in every process of several, which base.py puts aside
         warnings.filterwarnings("ignore", "torch.cuda.amp.GradScaler is enabled")
+        warnings.filterwarnings("ignore", "FSDP2-wrapped module")  # logits are views there, which nothing overwrites
     backend = "nccl" if device == "cuda" else "gloo"
     try:
         dist.init_process_group(backend, rank=member.rank, world_size=member.size)

@@ -13,15 +13,16 @@ from typing import Any
 
 import torch
 
-from stunet.classes import head_classes
+from stunet.annotations import Annotations, complete
+from stunet.classes import head_classes, match_classes
 from stunet.errors import WeightsError
 from stunet.files import write_json
 from stunet.networks import STUNet
 from stunet.plans.resolve import resolve
-from stunet.trainers.base import LATEST
 from stunet.trainers.finetuned import FineTunedTrainer
+from stunet.trainers.saving import LATEST
 from stunet.weights.checkpoints import load_checkpoint
-from stunet.weights.heads import Heads, plan_heads
+from stunet.weights.heads import BACKGROUND, Heads, plan_heads
 from stunet.weights.reading import Weights, read_weights
 from stunet.weights.report import TransferReport
 from stunet.weights.transfer import transfer
@@ -38,8 +39,11 @@ class Start:
     sha256: str
     heads: Heads
 
-    def block(self, of_file: bool) -> dict[str, str]:
-        """What a plan says of them; `of_file`: a file was named, of which there may be others with the same name."""
+    def block(self, of_file: bool) -> dict[str, Any]:
+        """What a plan says of them; `of_file`: a file was named, of which there may be others with the same name.
+
+        With a head that is used whole its classes stand there: annotations.py makes the trained ones of them.
+        """
         name = self.weights.entry
         if name is None:
             trained_on = re.fullmatch(r"Dataset\d{3}_(.+)", str((self.weights.plans or {}).get("dataset_name")))
@@ -47,23 +51,36 @@ class Start:
             name = stem[:NAME_LENGTH] or "weights"
         if of_file:
             name = f"{name}.{self.sha256[:6]}"
-        return {"name": name, "sha256": self.sha256, "head": self.heads.mode}
+        block = {"name": name, "sha256": self.sha256, "head": self.heads.mode}
+        if self.heads.mode != "reuse":
+            return block
+        return {**block, "classes": [name for name in self.weights.classes or () if name != BACKGROUND]}
 
 
-def choose(path: Path, head: str | None, dataset_json: Mapping[str, Any]) -> Start:
+def choose(
+    path: Path, head: str | None, dataset_json: Mapping[str, Any], annotations: Annotations | None = None
+) -> Start:
     """The weights in a file or model folder.
 
     Args:
         path: As store.find_model() gives it.
         head: "reuse", "slice", "reset", or None for what suits the classes.
         dataset_json: nnU-Net's description of the dataset to train on.
+        annotations: Those of the dataset, where its cases annotate different classes.
 
     Raises:
         WeightsError: The file cannot be read, or holds another network.
+        DataError: The classes of the dataset cannot be said in those of the weights.
     """
     weights = read_weights(path)
     status = weights.path.stat()
     sha256 = _sha256(weights.path, status.st_size, status.st_mtime_ns)
+    if head == "reuse" and weights.classes:
+        annotations = annotations or complete(dataset_json, ())
+        if any(row.sources for row in match_classes(annotations.leaves, weights.classes)):
+            annotations = annotations.onto([name for name in weights.classes if name != BACKGROUND])
+    if annotations is not None:
+        dataset_json = annotations.model_description(dataset_json)
     return Start(weights, sha256, plan_heads(head, weights, head_classes(dataset_json["labels"])))
 
 
@@ -99,12 +116,15 @@ def begin(trainer: FineTunedTrainer, path: Path) -> TransferReport:
     """
     trainer.initialize()
     plans = trainer.plans_manager.plans
-    report = _load(trainer.bare_network(), path, plans, trainer.configuration_name, trainer.dataset_json)
+    network = trainer.new_network() if trainer.fsdp else trainer.bare_network()
+    report = _load(network, path, plans, trainer.configuration_name, trainer.dataset_json)
+    if trainer.fsdp:
+        trainer.load_network_state(network.state_dict(), {})
     trainer.start_with(report.fresh)
     if trainer.local_rank == 0:
         write_json(Path(trainer.output_folder) / REPORT, report.to_json())
-        if not trainer.disable_checkpointing:
-            _write_and_read_back(trainer)
+    if not trainer.disable_checkpointing:
+        _write_and_read_back(trainer)
     return report
 
 
@@ -150,7 +170,8 @@ def _write_and_read_back(trainer: FineTunedTrainer) -> None:
     trainer.current_epoch -= 1  # save_checkpoint counts the running epoch as done
     trainer.save_checkpoint(str(path))
     trainer.current_epoch += 1
-    written = load_checkpoint(path)["network_weights"]
-    for name, value in trainer.network_state().items():
-        if name not in written or not torch.equal(written[name], value.cpu()):
+    state = trainer.network_state()
+    written = load_checkpoint(path)["network_weights"] if trainer.local_rank == 0 else state
+    for name, value in state.items():
+        if name not in written or not torch.equal(written[name].cpu(), value.cpu()):
             raise WeightsError(f"{name!r} in {str(path)!r} is not what was loaded", "see whether the disk is sound")

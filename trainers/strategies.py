@@ -218,6 +218,11 @@ def trainable(phase: Phase, name: str, stages: int, fresh: Collection[str]) -> b
     return name in fresh or part_of(name) in phase.trains or quarter_of(name, stages) in phase.trains
 
 
+def trains_all(strategy: Strategy) -> bool:
+    """Whether all parameters train themselves, from the beginning to the end."""
+    return not strategy.lora_rank and all(set(phase.trains) == set(ALL) for phase in strategy.phases)
+
+
 def set_trainable(network: "torch.nn.Module", phase: Phase, fresh: Collection[str]) -> tuple[int, int]:
     """Freezes what does not train in a phase, lets go of its gradients, and releases the rest.
 

@@ -77,7 +77,7 @@ def validate(trainer: "PlannedTrainer", probabilities: bool) -> None:
     if trainer.is_ddp:
         dist.barrier()
     if trainer.local_rank == 0:
-        _measure(trainer, processes)
+        trainer.measure_validation(processes)
 
 
 def segmenter_of(trainer: "PlannedTrainer") -> Segmenter:
@@ -246,7 +246,7 @@ class _Threads:
         return cls
 
 
-def _measure(trainer: "PlannedTrainer", processes: int) -> None:
+def measure(trainer: "PlannedTrainer", processes: int) -> None:
     """Compares what all processes have written with the labels, and says how well they agree."""
     folder, labels = Path(trainer.output_folder) / FOLDER, trainer.label_manager
     remove_parts(folder, own=None)  # of processes that were killed: nnU-Net would take them for cases

@@ -5,11 +5,12 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from stunet import console, presets, workspace
+from stunet.annotations import described
 from stunet.cli import common
-from stunet.cli.train_plans import Chosen, choose_plans
+from stunet.cli.train_plans import Chosen, choose_plans, choose_trainer
 from stunet.cli.train_run import train
 from stunet.errors import DataError, UsageError
-from stunet.files import read_json, write_json
+from stunet.files import write_json
 
 if TYPE_CHECKING:
     from stunet.trainers.launch import Run
@@ -33,7 +34,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("-f", dest="f", metavar="FOLD", help="the fold, as an option (default 0)")
     parser.add_argument(
-        "-tr", default=workspace.TRAINER, metavar="TRAINER", help="trainer class (default STUNetTrainer)"
+        "-tr",
+        metavar="TRAINER",
+        help="trainer class (default STUNetTrainer; STUNetPartialTrainer where cases annotate different classes)",
     )
     parser.add_argument("-p", metavar="PLANS", help="name of the plans (default: those of the dataset)")
     parser.add_argument(
@@ -63,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--head",
         choices=["reuse", "slice", "reset"],
-        help="the pre-trained head's rows: those of the same classes, or none (default: slice where a class matches)",
+        help="the pre-trained head: all of it, its rows of the same classes, or none (default: slice if any)",
     )
     parser.add_argument("--list", action="store_true", help="list the fine-tuning strategies and end")
     parser.add_argument("--dry_run", action="store_true", help="show what would be trained; write nothing")
@@ -77,6 +80,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         default=1,
         metavar="N",
         help="GPUs of this machine (processes with -device cpu); torchrun, also on several machines, counts its own",
+    )
+    parser.add_argument(
+        "--fsdp", action="store_true", help="the processes deal out the network (FSDP2) instead of copying it (DDP)"
     )
     parser.add_argument("-device", choices=["cuda", "cpu", "mps"], help="default: cuda where there is one, else cpu")
     parser.add_argument("--npz", action="store_true", help="also save the validation's probabilities")
@@ -116,10 +122,12 @@ def _prepared(args: argparse.Namespace, again: bool) -> "Run | None":
     resolved = check_plans(plans, configuration)
     nnunet.check_version()
     nnunet.limit_processes()
-    nnunet.check_trainer(args.tr)
+    args.tr = choose_trainer(dataset, plans, args.tr)
     check_data(dataset, plans, configuration, fold)
     _check_shares(resolved["batch_size"], args.num_gpus, plans["stunet"]["train"].get("accumulation", 1))
     run = _run(dataset, chosen, configuration, fold, args)
+    if run.fsdp:
+        _check_fsdp(run)
     if again:
         run = continued(run)
         console.note(f"started anew; {'the latest checkpoint is continued' if run.resume else 'from the beginning'}")
@@ -136,6 +144,18 @@ def _prepared(args: argparse.Namespace, again: bool) -> "Run | None":
     if args.overwrite and not again:
         forget(run)
     return run
+
+
+def _check_fsdp(run: "Run") -> None:
+    from stunet.trainers import strategies
+
+    block = run.plans["stunet"]
+    if run.processes == 1:
+        raise UsageError("--fsdp deals out the network to several processes, and there is one", "-num_gpus 2, torchrun")
+    if run.device == "cuda" and "precision" not in block["train"]:
+        raise UsageError("--fsdp cannot scale the loss, as half precision needs it", "--set precision=bf16")
+    if "finetune" in block and not strategies.trains_all(strategies.find(block["finetune"])):
+        raise UsageError(f"--fsdp cannot freeze parts as {block['finetune']!r} does", "leave it out")
 
 
 def _check_shares(batch_size: int, processes: int, accumulation: int) -> None:
@@ -219,6 +239,7 @@ def _run(dataset: str, chosen: Chosen, configuration: str, fold: int | str, args
         probabilities=args.npz,
         disable_checkpointing=args.disable_checkpointing,
         weights=chosen.weights,
+        fsdp=args.fsdp,
     )
 
 
@@ -227,16 +248,19 @@ def _describe(run: "Run", resolved: dict[str, Any]) -> None:
     from stunet.plans.memory import estimate, parameters
     from stunet.trainers import strategies
 
-    dataset_json = read_json(workspace.preprocessed_dataset(run.dataset) / "dataset.json")
+    dataset_json = described(run.dataset, run.plans, run.trainer)
     network = describe(run.plans, run.configuration, dataset_json)
     strides = resolved["architecture"]["arch_kwargs"]["strides"]
     patch = "x".join(map(str, resolved["patch_size"]))
     millions = parameters(network, strides) / 1e6
+    parts = run.processes * run.plans["stunet"]["train"].get("accumulation", 1)
+    batch, part = resolved["batch_size"], -(-resolved["batch_size"] // parts)
+    shared = f" in {parts} parts of {part} ({run.processes} processes)" if parts > 1 else ""
     console.note(
         f"{run.dataset}  {run.configuration}  fold {run.fold}  {run.plans['plans_name']}\n"
         f"STU-Net-{network.size}, {millions:.1f} M parameters, {len(strides)} stages, "
-        f"patch {patch}, batch {resolved['batch_size']}, "
-        f"about {estimate(network, resolved['patch_size'], resolved['batch_size'], strides):.1f} GB of GPU memory; "
+        f"patch {patch}, batch {batch}{shared}, "
+        f"about {estimate(network, resolved['patch_size'], part, strides):.1f} GB of GPU memory; "
         f"device {run.device}\nresults: {run.folder}"
     )
     block = run.plans["stunet"]
@@ -260,7 +284,7 @@ def _judged(run: "Run") -> "TransferReport | None":
         return None
     from stunet.trainers.start import preview
 
-    dataset_json = read_json(workspace.preprocessed_dataset(run.dataset) / "dataset.json")
+    dataset_json = described(run.dataset, run.plans, run.trainer)
     return preview(run.weights, run.plans, run.configuration, dataset_json)
 
 

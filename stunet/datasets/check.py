@@ -8,7 +8,7 @@ classes are left and right, for mirroring.
 import re
 import zlib
 from collections.abc import Callable
-from functools import partial
+from dataclasses import replace
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ import numpy as np
 import SimpleITK as sitk
 from nibabel.filebasedimages import ImageFileError
 
+from stunet.annotations import FILE, load_annotations
 from stunet.datasets import GEOMETRY_ATOL, Case, Rules, raise_first, read_dataset
 from stunet.errors import DataError
 from stunet.nifti import check_nifti
@@ -43,7 +44,7 @@ def check_dataset(folder: Path, workers: int = 1, on_case: Callable[[str], None]
     """
     cases, rules = read_dataset(folder)
     problems = {}
-    for position, problem in each(partial(_problem, rules=rules), cases, workers):
+    for position, problem in each(_problem, _with_rules(folder, cases, rules), workers):
         if problem:
             problems[position] = problem
         if on_case:
@@ -145,9 +146,25 @@ def _left_right_row_nibabel(path: str) -> np.ndarray:
     return image.affine[0, :3] / np.linalg.norm(image.affine[:3, :3], axis=0)
 
 
-def _problem(case: Case, rules: Rules) -> DataError | None:
+def _with_rules(folder: Path, cases: list[Case], rules: Rules) -> list[tuple[Case, Rules]]:
+    """Each case with what is demanded of it: where there are annotations, no other values than it annotates."""
+    annotations = load_annotations(folder)
+    if annotations is None:
+        return [(case, rules) for case in cases]
+    unknown = [case.name for case in cases if case.name not in annotations.cases]
+    hint = "build the dataset anew: stunet_merge build"
+    raise_first([DataError(f"{FILE} does not say what case {name!r} annotates", hint) for name in unknown])
+    values = annotations.values
+    free = {0, *(rules.values - set(values.values()))}  # the ignore label
+    annotated = [frozenset({*free, *map(values.__getitem__, annotations.cases[case.name].labels)}) for case in cases]
+    return [
+        (c, replace(rules, values=v, origin=f"{FILE}, for this case,")) for c, v in zip(cases, annotated, strict=True)
+    ]
+
+
+def _problem(checked: tuple[Case, Rules]) -> DataError | None:
     try:
-        read_case(case, rules)
+        read_case(*checked)
     except DataError as error:
         return error
     return None
@@ -198,8 +215,13 @@ def _check_values(label: np.ndarray, rules: Rules, path: Path) -> None:
             hint = "round the labels; when resampling, take the nearest neighbour"
             raise DataError(f"{str(path)!r} holds values that are no integers: {shown}", hint)
         hint = f"add them to the labels of {rules.origin}, or correct the file"
-        known = f"{rules.origin} knows 0 to {max(rules.values)}"
+        known = f"{rules.origin} knows {_listed(rules.values)}"
         raise DataError(f"{str(path)!r} holds the values {shown}; {known}", hint)
+
+
+def _listed(values: frozenset[int]) -> str:
+    ordered = sorted(values)
+    return f"0 to {ordered[-1]}" if len(ordered) == ordered[-1] + 1 else ", ".join(map(str, ordered))
 
 
 def _distinct(label: np.ndarray) -> set[float]:

@@ -28,6 +28,12 @@ def resample(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """An image and its labels on the new grid, and the grid's affine; integers stay integers.
 
+    Args:
+        image: In the order of a NIfTI file: (W, H, D).
+        labels: In the same order.
+        affine: 4x4, in mm.
+        spacing_mm: Of the new grid, about.
+
     Raises:
         DataError: The image is not three-dimensional.
     """
@@ -38,9 +44,10 @@ def resample(
     shape, moved = new_grid(image.shape, affine, spacing_mm)
     old = np.linalg.norm(affine[:3, :3], axis=0)
     coarse = np.flatnonzero(old == old.max())
-    apart = int(coarse[0]) if old.max() / old.min() > ANISOTROPIC and len(coarse) == 1 else None
-    result = resample_image(np.asarray(image, np.float32)[None], shape, apart)[0]
+    apart = 2 - int(coarse[0]) if old.max() / old.min() > ANISOTROPIC and len(coarse) == 1 else None
+    # In the order of nnU-Net's arrays, (D, H, W), in which it settles ties between labels.
+    result = resample_image(np.asarray(image, np.float32).T[None], shape[::-1], apart)[0].T
     if image.dtype.kind in "iu":
         limits = np.iinfo(image.dtype)
         result = np.clip(np.rint(result), limits.min, limits.max).astype(image.dtype)
-    return result, resample_labels(labels, shape, apart), moved
+    return result, resample_labels(labels.T, shape[::-1], apart).T, moved

@@ -146,10 +146,6 @@ class Report:
 
     def _annotations(self, cases: Sequence[str], missing: Mapping[str, list[str]]) -> Annotations:
         annotated = {name: tuple(c for c in self.classes if c not in missing.get(name, ())) for name in cases}
-        for label in self.classes:
-            if not any(label in labels for labels in annotated.values()):
-                hint = "leave it out: --classes with a text file of names"
-                raise DataError(f"no training case has a mask of {label!r}", hint)
         source = "totalsegmentator"
         sources = {source: AnnotatingSource(self.classes)}
         return Annotations(
@@ -185,8 +181,7 @@ def prepare_totalsegmentator(source: Path, raw: Path, dataset_id: int, name: str
         )
         for subject, split in subjects.items()
     ]
-    if options.missing == "error":
-        _check_masks(cases)
+    _check_masks(cases, classes, options.missing)
     by_value = sorted(classes) if (options.order or release.order) == "stunet" else list(classes)
     labels = {"background": 0, **{name: value for value, name in enumerate(by_value, start=1)}}
     if options.overlap == "ignore":
@@ -210,7 +205,7 @@ def prepare_totalsegmentator(source: Path, raw: Path, dataset_id: int, name: str
 
 def _about(release: Release, options: Options) -> dict[str, str]:
     return {
-        "description": f"TotalSegmentator {release.name}, {options.classes or release.classes}, "
+        "description": f"TotalSegmentator {release.name}, {Path(options.classes or release.classes).name}, "
         f"order {options.order or release.order}, overlaps {options.overlap}",
         "reference": release.reference,
         "licence": release.licence,
@@ -227,12 +222,20 @@ def _warnings(release: Release, has_validation: bool) -> list[str]:
     return warnings
 
 
-def _check_masks(cases: Sequence[Source]) -> None:
+def _check_masks(cases: Sequence[Source], classes: Sequence[str], missing: str) -> None:
     """Looks for all masks before the first is read, so that nobody waits hours for this message."""
-    missing = [path for case in cases for path in _absent(case)]
-    if missing:
-        what = f"{len(missing)} masks are missing, first {str(missing[0])!r}"
+    absent = {case: _absent(case) for case in cases}
+    paths = [path for each in absent.values() for path in each]
+    if paths and missing == "error":
+        what = f"{len(paths)} masks are missing, first {str(paths[0])!r}"
         raise DataError(what, "unpack the data set again, or add --missing unannotated")
+    never = set(classes)
+    for case in cases:
+        if case.training:
+            never &= {path.name.removesuffix(FILE_ENDING) for path in absent[case]}
+    if never:
+        named = next(name for name in classes if name in never)
+        raise DataError(f"no training case has a mask of {named!r}", "leave it out: --classes with a file of names")
 
 
 def _absent(case: Source) -> list[Path]:

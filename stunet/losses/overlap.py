@@ -13,7 +13,7 @@ from torch import Tensor
 from stunet.errors import DataError
 
 # Elements (voxels times classes) at once: on the CPU what caches hold, on others what keeps a GPU busy.
-ELEMENTS, ELEMENTS_CPU = 2**25, 2**18
+ELEMENTS, ELEMENTS_CPU = 2**24, 2**18
 
 
 def mean_dice(

@@ -1,5 +1,9 @@
 """One training in one process, in several, and in micro-batches (gloo, CPU): the same losses, whoever computes them."""
 
+import os
+import signal
+import socket
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,17 +19,16 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.slow
 
+TIMEOUT_S = 280
+
 STEPS = 10
 VALUES = [f"num_epochs={STEPS}", "num_iterations_per_epoch=1", "num_val_iterations_per_epoch=1", "batch_size=4"]
-VALUES += ["initial_lr=0.001"]  # with nnU-Net's 0.01 the first ten steps make 1e-4 of a rounding error
+VALUES += ["initial_lr=0.001", "momentum=0.9"]  # with 0.01 and 0.99, ten steps make 1e-4 of a rounding error
+TORCHRUN = ["torchrun", "--nproc_per_node", 2, "-m", "stunet.cli.train"]
 
 
 def command(*options: Any, configuration: str = "3d_fullres", values: Sequence[str] = ()) -> list[Any]:
     return [997, configuration, 0, "-device", "cpu", *options, "--set", *VALUES, *values]
-
-
-def torchrun(*options: Any, processes: int = 2) -> list[Any]:
-    return ["torchrun", "--nproc_per_node", processes, *options, "-m", "stunet.cli.train"]
 
 
 def fold(results: Path) -> Path:
@@ -56,10 +59,11 @@ def alone(place: "Place") -> Path:
 @pytest.mark.parametrize(
     ("start", "values"),
     [
-        (["torchrun", "--nproc_per_node", 2, "-m", "stunet.cli.train"], []),
+        (TORCHRUN, []),
         (["stunet_train", "-num_gpus", 2], ["accumulation=2"]),
+        (["stunet_train", "-num_gpus", 2, "--fsdp"], []),
     ],
-    ids=["two processes", "two processes with two micro-batches each"],
+    ids=["torchrun", "micro-batches", "FSDP2"],
 )
 def test_several_processes_compute_what_one_does(
     place: "Place", alone: Path, tmp_path: Path, start: Sequence[Any], values: Sequence[str]
@@ -74,3 +78,49 @@ def test_several_processes_compute_what_one_does(
         read_json(fold(run) / "validation" / "summary.json")["foreground_mean"]["Dice"] for run in (alone, tmp_path)
     ]
     assert mean[0] == pytest.approx(mean[1], abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("first", "then"),
+    [
+        ([*TORCHRUN, "--fsdp"], ["stunet_train"]),
+        (["stunet_train"], ["stunet_train", "-num_gpus", 2, "--fsdp"]),
+    ],
+    ids=["from two with FSDP2 to one", "from one to two with FSDP2"],
+)
+def test_a_stopped_training_goes_on_with_another_number_of_processes(
+    place: "Place", alone: Path, tmp_path: Path, first: Sequence[Any], then: Sequence[Any]
+) -> None:
+    with place.start(*first, *command(), nnUNet_results=tmp_path) as process:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if line.startswith(f"epoch 3/{STEPS}"):
+                process.send_signal(signal.SIGTERM)
+                break
+        rest = process.stderr.read()
+    assert rest.count("the same command with --c") == 1, rest
+    assert (fold(tmp_path) / "checkpoint_latest.pth").is_file()
+    place.run(*then, *command("--c"), nnUNet_results=tmp_path)
+    np.testing.assert_allclose(losses(tmp_path), losses(alone), rtol=0, atol=1e-5)
+
+
+def test_a_killed_process_is_started_anew_and_the_training_goes_on_from_its_checkpoint(
+    place: "Place", alone: Path, tmp_path: Path
+) -> None:
+    """On two machines, as torchrun sees it: two agents that meet over the network, here the loopback."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        meeting = f"localhost:{free.getsockname()[1]}"
+    agent = ["torchrun", "--nnodes", 2, "--nproc_per_node", 1, "--max-restarts", 3, "--rdzv-backend", "c10d"]
+    agent += ["--rdzv-endpoint", meeting, "--rdzv-id", "loopback", "-m", "stunet.cli.train", *command("--overwrite")]
+    with place.start(*agent, nnUNet_results=tmp_path) as one, place.start(*agent, nnUNet_results=tmp_path) as two:
+        while not any("Epoch 3" in log.read_text() for log in tmp_path.rglob("training_log_*.txt")):
+            assert one.poll() is None
+            assert two.poll() is None
+            time.sleep(0.02)
+        (worker,) = Path(f"/proc/{two.pid}/task/{two.pid}/children").read_text().split()
+        os.kill(int(worker), signal.SIGKILL)
+        messages = [process.communicate(timeout=TIMEOUT_S)[1] for process in (one, two)]
+    assert (one.returncode, two.returncode) == (0, 0), messages
+    assert sum(text.count("started anew; the latest checkpoint is continued") for text in messages) == 1, messages
+    np.testing.assert_allclose(losses(tmp_path), losses(alone), rtol=0, atol=1e-5)

@@ -62,6 +62,7 @@ def test_the_network_has_117_classes_and_no_mirroring_of_sides(model: "Place") -
     plans = read_json(model.model("3d_fullres") / "plans.json")
     dataset = read_json(model.model("3d_fullres") / "dataset.json")
     assert dataset["labels"] == labels.load("totalsegmentator-v2").dataset_labels
+    assert "dataset" not in dataset  # where the images lie on this machine
     assert plans["stunet"]["mirror_axes"] == [0, 1]
     assert plans["image_reader_writer"] == "NibabelIOWithReorient"
 

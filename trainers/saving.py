@@ -1,0 +1,114 @@
+"""What does a checkpoint of a training hold, and how does the training go on from it exactly, on whatever processes?
+
+Read next: base.py, which says when one is written; weights/checkpoints.py writes and reads the file.
+"""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+
+from stunet.errors import WeightsError
+from stunet.networks import STUNet
+from stunet.plans.check import difference, of_a_run
+from stunet.trainers import parallel
+from stunet.trainers.steps import Steps
+from stunet.weights.checkpoints import load_checkpoint, save_checkpoint
+
+FINAL, LATEST, BEST = "checkpoint_final.pth", "checkpoint_latest.pth", "checkpoint_best.pth"  # nnU-Net's names
+
+
+class Saving(Steps):
+    """nnU-Net's trainer with checkpoints that hold all that is needed to continue, and need no pickle."""
+
+    fsdp = False  # whether several processes deal out the network (parallel.py) instead of copying it
+    current_epoch: int
+    _outputs: list[dict]  # of the running epoch's training steps
+    _known: list[dict]  # the same, from before an interruption
+    _saved: float  # when the latest checkpoint was written, on time's monotonic clock
+
+    def save_checkpoint(self, filename: str) -> None:
+        """Writes what nnU-Net writes, whole or not at all, and readable without executing a pickle.
+
+        The trainer's name is nnUNetTrainer: prediction needs nothing of ours but the network, which the plans name, so
+        nnUNetv2_predict works without a variable set. All processes take part; the first one writes.
+        """
+        if self.disable_checkpointing:
+            return
+        content = {
+            "network_weights": self.network_state(),
+            "optimizer_state": parallel.optimizer_state(self.optimizer),
+            "grad_scaler_state": None if self.grad_scaler is None else self.grad_scaler.state_dict(),
+            "logging": self.logger.get_checkpoint(),
+            "_best_ema": self._best_ema,
+            "current_epoch": self.current_epoch + 1,
+            "init_args": self.my_init_kwargs,
+            "trainer_name": nnUNetTrainer.__name__,
+            "inference_allowed_mirroring_axes": self.inference_allowed_mirroring_axes,
+            "stunet": {
+                "trainer": type(self).__name__,
+                "losses": [float(output["loss"]) for output in self._outputs + self._known],
+                **self.more_state(),
+            },
+        }
+        if self.local_rank == 0:
+            save_checkpoint(content, Path(filename))
+        if Path(filename).name == LATEST:
+            self._saved = time.monotonic()
+
+    def load_checkpoint(self, filename_or_checkpoint: dict | str) -> None:
+        """Continues from a checkpoint: weights, optimizer, epoch, log, and the steps of an epoch that was interrupted.
+
+        Raises:
+            WeightsError: Unreadable, of another architecture, or trained with another plan.
+        """
+        if isinstance(filename_or_checkpoint, str):
+            name, checkpoint = filename_or_checkpoint, load_checkpoint(Path(filename_or_checkpoint), self.device)
+        else:
+            name, checkpoint = "the checkpoint", filename_or_checkpoint
+        before = of_a_run(checkpoint["init_args"]["plans"], self.configuration_name)
+        if changed := difference(before, of_a_run(self.plans_manager.plans, self.configuration_name)):
+            raise WeightsError(
+                f"{name} was trained with another plan than today's ({changed})", "--overwrite starts anew"
+            )
+        if not self.was_initialized:
+            self.initialize()
+        self.load_network_state(checkpoint["network_weights"], checkpoint["stunet"])
+        parallel.load_optimizer(self.optimizer, checkpoint["optimizer_state"])
+        if self.grad_scaler is not None and checkpoint["grad_scaler_state"] is not None:
+            self.grad_scaler.load_state_dict(checkpoint["grad_scaler_state"])
+        self.current_epoch = checkpoint["current_epoch"]
+        self.logger.load_checkpoint(checkpoint["logging"])
+        self._best_ema = checkpoint["_best_ema"]
+        self.inference_allowed_mirroring_axes = checkpoint["inference_allowed_mirroring_axes"]
+        self._known = [{"loss": np.asarray(loss, np.float32)} for loss in checkpoint["stunet"]["losses"]]
+
+    def network_state(self) -> dict[str, torch.Tensor]:
+        """The weights that a checkpoint holds, whole, under their official names; all processes must ask."""
+        return parallel.whole(self.bare_network().state_dict())
+
+    def more_state(self) -> dict[str, Any]:
+        """What else a subclass needs to continue."""
+        return {}
+
+    def load_network_state(self, weights: dict[str, torch.Tensor], more: dict[str, Any]) -> None:
+        """Takes back network_state() and more_state()."""
+        network = self.bare_network()
+        network.load_state_dict(parallel.like(weights, network.state_dict()))
+
+    def new_network(self) -> STUNet:
+        """A whole network like the one that trains, with other values."""
+        plans, configuration, classes = self.plans_manager, self.configuration_manager, self.label_manager
+        arguments = (self.num_input_channels, classes.num_segmentation_heads, self.enable_deep_supervision)
+        return self.build_network_architecture(plans, configuration, *arguments)
+
+    def set_deep_supervision_enabled(self, enabled: bool) -> None:
+        """As nnU-Net's, however the network is wrapped."""
+        self.bare_network().decoder.deep_supervision = enabled
+
+    def bare_network(self) -> STUNet:
+        """The network without DDP's and torch.compile's wrapping."""
+        return parallel.bare(self.network)
