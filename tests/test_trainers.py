@@ -311,6 +311,23 @@ def test_a_killed_worker_is_reported_with_the_next_step() -> None:
     assert "nnUNet_n_proc_DA" in caught.value.hint
 
 
+class Stopped(Numbers):
+    """A worker process that gets the signals that stop a training, as all processes of a terminal or torchrun's do."""
+
+    def sample(self, position: int) -> dict[str, Any]:
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGTERM)
+        return super().sample(position)
+
+
+def test_a_worker_goes_on_when_the_training_is_stopped() -> None:
+    batches = SeededBatches(Stopped(), (0,), ALL, 0, 0, 1, False)
+    expected = SeededBatches(Numbers(), (0,), ALL, 0, 0, 0, False)
+    for _ in range(2):
+        assert drawn(next(batches)) == drawn(next(expected))
+    batches.close()
+
+
 class Broken:
     """A case that cannot be read."""
 

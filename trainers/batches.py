@@ -6,6 +6,7 @@ processes are torch's DataLoader, which reports a worker that died.
 """
 
 import random
+import signal
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import count
@@ -56,6 +57,7 @@ class SeededBatches:
             generator=torch.Generator(),  # else it draws from the global one
             pin_memory=pin_memory,
             prefetch_factor=3 if workers else None,
+            worker_init_fn=_leave_signals_to_the_trainer,
         )
         self._skip = skip
         self._iterator: Iterator[dict[str, Any]] | None = None
@@ -138,6 +140,12 @@ class _From:
 
     def __iter__(self) -> Iterator[int]:
         return count(self.start)
+
+
+def _leave_signals_to_the_trainer(worker: int) -> None:
+    """A terminal and torchrun send a signal to all processes, and the trainer still needs batches to end in order."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 @contextmanager
