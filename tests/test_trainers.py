@@ -311,20 +311,17 @@ def test_a_killed_worker_is_reported_with_the_next_step() -> None:
     assert "nnUNet_n_proc_DA" in caught.value.hint
 
 
-class Stopped(Numbers):
-    """A worker process that gets the signals that stop a training, as all processes of a terminal or torchrun's do."""
+class Group:
+    """Says to which group a process belongs, which is what a terminal and torchrun send signals to."""
 
     def sample(self, position: int) -> dict[str, Any]:
-        os.kill(os.getpid(), signal.SIGINT)
-        os.kill(os.getpid(), signal.SIGTERM)
-        return super().sample(position)
+        group = torch.tensor([os.getpgrp()])
+        return {"data": group, "target": group, "keys": [""]}
 
 
-def test_a_worker_goes_on_when_the_training_is_stopped() -> None:
-    batches = SeededBatches(Stopped(), (0,), ALL, 0, 0, 1, False)
-    expected = SeededBatches(Numbers(), (0,), ALL, 0, 0, 0, False)
-    for _ in range(2):
-        assert drawn(next(batches)) == drawn(next(expected))
+def test_a_signal_to_the_group_of_the_trainer_leaves_its_data_loading_alone() -> None:
+    batches = SeededBatches(Group(), (0,), range(1), 0, 0, 1, False)
+    assert next(batches)["data"].item() != os.getpgrp()
     batches.close()
 
 

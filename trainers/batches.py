@@ -5,8 +5,8 @@ batch is the same on one GPU and shared by many. The work is nnU-Net's loader an
 processes are torch's DataLoader, which reports a worker that died.
 """
 
+import os
 import random
-import signal
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import count
@@ -57,7 +57,7 @@ class SeededBatches:
             generator=torch.Generator(),  # else it draws from the global one
             pin_memory=pin_memory,
             prefetch_factor=3 if workers else None,
-            worker_init_fn=_leave_signals_to_the_trainer,
+            worker_init_fn=_leave_the_group,
         )
         self._skip = skip
         self._iterator: Iterator[dict[str, Any]] | None = None
@@ -142,10 +142,10 @@ class _From:
         return count(self.start)
 
 
-def _leave_signals_to_the_trainer(worker: int) -> None:
-    """A terminal and torchrun send a signal to all processes, and the trainer still needs batches to end in order."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+def _leave_the_group(worker: int) -> None:
+    """A terminal and torchrun signal a group of processes; the trainer needs batches until it has ended in order."""
+    if hasattr(os, "setpgrp"):
+        os.setpgrp()
 
 
 @contextmanager
