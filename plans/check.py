@@ -22,7 +22,7 @@ _PLAN_KEYS = {
 _BLOCK_KEYS = {
     "version", "size", "memory_gb", "stages", "mirror_axes", "plan", "train", "derived_from", "finetune", "weights",
 }  # fmt: skip
-_WEIGHTS_KEYS = {"name", "sha256", "head"}
+_WEIGHTS_KEYS = {"name", "sha256", "head", "classes"}
 _REQUIRED = {
     "data_identifier", "preprocessor_name", "batch_size", "patch_size", "spacing", "normalization_schemes",
     "use_mask_for_norm", "resampling_fn_data", "resampling_fn_seg", "resampling_fn_data_kwargs",
@@ -50,7 +50,8 @@ def check_plans(plans: Mapping[str, Any], configuration: str) -> dict[str, Any]:
     _check_keys(block["train"], set(values.TRAIN), set(), "the 'train' values of the 'stunet' block")
     _check_keys(block["plan"], {*values.PLAN, "memory_gb", "stages"}, set(), "the 'plan' values of the 'stunet' block")
     if "weights" in block:
-        _check_keys(block["weights"], _WEIGHTS_KEYS, _WEIGHTS_KEYS, "the 'weights' of the 'stunet' block")
+        required = _WEIGHTS_KEYS - {"classes"}
+        _check_keys(block["weights"], _WEIGHTS_KEYS, required, "the 'weights' of the 'stunet' block")
     _require(set(block["mirror_axes"]) <= {0, 1, 2}, f"mirror_axes {block['mirror_axes']!r} must be axes 0, 1 and 2")
     _require(
         sorted(plans["transpose_forward"]) == [0, 1, 2],

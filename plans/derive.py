@@ -35,7 +35,7 @@ def derive(
     stages: int | str | None = None,
     overrides: Mapping[str, Any] | None = None,
     finetune: str | None = None,
-    weights: Mapping[str, str] | None = None,
+    weights: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """A plan for another size, memory target (GiB), number of stages (or 'auto'), set of values or start.
 
@@ -51,7 +51,8 @@ def derive(
         stages: Number of stages or "auto".
         overrides: Values as of values.py.
         finetune: Name of a strategy (trainers/strategies.py).
-        weights: What training starts from: `name`, `sha256` of the file, and `head`, "slice" or "reset".
+        weights: What training starts from: `name`, `sha256` of the file, and `head`: "slice", "reset", or "reuse" with
+            the `classes` of a head that is used whole; `dataset_json` has the classes of the network.
 
     Raises:
         UsageError: Unknown size or key, or a value that is not valid or does not fit.
@@ -77,7 +78,8 @@ def derive(
     block |= {key: value for key, value in (("finetune", finetune), ("weights", weights)) if value}
     block["memory_gb"] = set_for_plan.get("memory_gb", block["memory_gb"])
     block["stages"] = set_for_plan.get("stages", block["stages"])
-    if any(block[key] != before[key] for key in ("size", "memory_gb", "stages")) or "checkpointing" in given:
+    wider = "classes" in (weights or {})
+    if any(block[key] != before[key] for key in ("size", "memory_gb", "stages")) or "checkpointing" in given or wider:
         _set_network(new, block["size"], set_for_plan.get("checkpointing"))
         fit_configurations(new, dataset_json, target_of(block))
     _set_patch_and_batch(new, dataset_json)
@@ -142,6 +144,7 @@ def describe(plans: Mapping[str, Any], configuration: str, dataset_json: Mapping
         channels + (len(foreground) if cascaded else 0),
         len(foreground) + (not regions),
         bool(architecture.get("checkpointing", False)),
+        regions,
     )
 
 
@@ -188,12 +191,12 @@ def _name(root: str, block: Mapping[str, Any]) -> str:
     """The name of the plan that was planned, with the size and a tag for each value that was set."""
     size = block["size"]
     if not re.search(rf"_{size}(?=_|$)", root):
-        pattern = rf"_({'|'.join(SIZES)})(?=_[0-9.x]+mm$|$)"
+        pattern = rf"_({'|'.join(SIZES)})(?=(_[0-9.x]+mm)?(_z|_ct)?$)"
         root = re.sub(pattern, f"_{size}", root) if re.search(pattern, root) else f"{root}_{size}"
     weights = block.get("weights")
     start = [block["finetune"]] if "finetune" in block else []
     if weights:  # STU-Net-B.totalseg is totalseg: the size stands in the name already
-        start += [weights["name"].removeprefix(f"STU-Net-{size}.")] + ["reset"] * (weights["head"] == "reset")
+        start += [weights["name"].removeprefix(f"STU-Net-{size}.")] + [weights["head"]] * (weights["head"] != "slice")
     tags = [values.tag(key, value) for key, value in {**block["train"], **block["plan"]}.items()]
     name = "-".join([root, *start, *tags])
     if len(name) <= NAME_LENGTH:

@@ -6,7 +6,7 @@ planning for L gives what planning for B and deriving L gives. Read next: memory
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from stunet.errors import OutOfMemoryError
 from stunet.networks import SIZES
@@ -142,11 +142,11 @@ def _shrink(
 def _advice(network: Network, patch: Sequence[int], strides: Strides, target: Target) -> str:
     """The largest size that fits with the same patch, or the memory that even the smallest size needs."""
     for size in ("L", "B", "S"):
-        smaller = Network(size, network.channels, network.classes, network.checkpointing)
+        smaller = replace(network, size=size)
         fits = memory.estimate(smaller, patch, MIN_BATCH, strides, target.correction) <= target.memory_gb
         if fits and SIZES[size].width < SIZES[network.size].width:
             return f"--size {size}, which fits into {target.memory_gb:g} GB"
     least = memory.estimate(
-        Network("S", network.channels, network.classes), patch, MIN_BATCH, strides, target.correction
+        replace(network, size="S", checkpointing=False), patch, MIN_BATCH, strides, target.correction
     )
     return f"a GPU with more memory (-gpu_memory_target {math.ceil(least)}): even size S needs {least:.1f} GB here"

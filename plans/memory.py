@@ -6,11 +6,13 @@ Activations are what autograd keeps for the backward pass in half precision, cou
 
     residual block   4 tensors of its output's shape (two convolution outputs, two activations)
     decoder stage    and the concatenation of upsampled features and skip connection
-    heads            their logits; the loss keeps LOSS_COPIES more of them in float32
+    heads            their logits and the gradient of these; the loss works on a chunk of them at a time (losses/),
+                     but nnU-Net's for regions keeps LOSS_COPIES more of them in float32
 
 The count equals torch's saved tensors (tests). The other constants are **from published figures**, not measured by us:
 5.2, 8.8 and 26.5 GB for S, B and L (nnU-Net, documentation/resenc_presets.md; patch 128x128x128, batch 2), which
-the model gives within 4 % for the published form of the network. `stunet_plan_and_preprocess --probe` measures.
+the model gives within 4 % for the published form of the network and nnU-Net's loss. `stunet_plan_and_preprocess
+--probe` measures.
 """
 
 import math
@@ -18,6 +20,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+from stunet.losses.overlap import ELEMENTS
 from stunet.networks import SIZES, Size
 from stunet.plans.topology import Strides
 
@@ -26,6 +29,8 @@ OVERHEAD_GB = 2.3  # CUDA context, cuDNN workspaces, allocator
 PARAMETER_BYTES = 14  # float32 weights, gradients and momentum, and the half-precision copy that autocast makes
 ACTIVATION_FACTOR = 1.3  # temporary gradients and fragmentation on top of what is kept
 LOSS_COPIES = 5  # float32 copies of the logits in nnU-Net's Dice and cross-entropy, one-hot targets included
+LOSS_KEPT = 2  # float32 numbers per voxel that our loss keeps
+CHUNK_COPIES = 4  # float32 copies of a chunk of the logits in our loss
 HALF, SINGLE = 2, 4  # bytes
 
 DEFAULT_TARGET_GB = {"T": 4.0, "S": 6.0, "B": 10.0, "L": 32.0, "H": 80.0}
@@ -40,12 +45,14 @@ class Network:
         channels: Input channels, the previous stage's one-hot labels of a cascade included.
         classes: Segmentation heads, background included.
         checkpointing: Whether stages are recomputed in the backward pass.
+        regions: Whether the heads are regions, which overlap, and the loss is nnU-Net's.
     """
 
     size: str
     channels: int
     classes: int
     checkpointing: bool = False
+    regions: bool = False
 
 
 def estimate(network: Network, patch: Sequence[int], batch: int, strides: Strides, correction: float = 1.0) -> float:
@@ -60,7 +67,7 @@ def estimate(network: Network, patch: Sequence[int], batch: int, strides: Stride
     """
     activations = batch * activation_bytes(network, patch, strides)
     loss = batch * loss_bytes(network, patch, strides)
-    fixed = PARAMETER_BYTES * parameters(network, strides)
+    fixed = PARAMETER_BYTES * parameters(network, strides) + chunk_bytes(network, patch)
     return OVERHEAD_GB + (fixed + correction * (ACTIVATION_FACTOR * activations + loss)) / GIB
 
 
@@ -92,8 +99,16 @@ def activation_bytes(network: Network, patch: Sequence[int], strides: Strides) -
 
 
 def loss_bytes(network: Network, patch: Sequence[int], strides: Strides) -> int:
-    """Bytes per sample of all heads' logits and of the copies that the loss makes of them."""
-    return sum(network.classes * voxels * (HALF + LOSS_COPIES * SINGLE) for voxels in _voxels(patch, strides)[:-1])
+    """Bytes per sample of all heads' logits, and of their gradient or of the copies that nnU-Net's loss makes."""
+    per_voxel = network.classes * 2 * HALF + LOSS_KEPT * SINGLE
+    if network.regions:
+        per_voxel = network.classes * (HALF + LOSS_COPIES * SINGLE)
+    return sum(per_voxel * voxels for voxels in _voxels(patch, strides)[:-1])
+
+
+def chunk_bytes(network: Network, patch: Sequence[int]) -> int:
+    """Bytes that our loss works on at a time."""
+    return 0 if network.regions else CHUNK_COPIES * SINGLE * min(ELEMENTS, network.classes * math.prod(patch))
 
 
 def _stage(size: Size, stage: int, voxels: int, decoder: bool) -> tuple[int, int]:

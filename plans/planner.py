@@ -22,6 +22,7 @@ from stunet.plans.derive import Measure, fit_configurations, target_of
 from stunet.plans.memory import DEFAULT_TARGET_GB
 
 BASE_NAME = "STUNetPlans"
+NORMALIZATION_TAGS = {"ZScoreNormalization": "_z", "CTNormalization": "_ct"}  # in names: folder names have a limit
 REFERENCE_PATCH = {3: 128**3, 2: 512**2}  # voxels, only to decide whether and where 3d_lowres is needed
 
 
@@ -38,6 +39,7 @@ class STUNetPlanner(ExperimentPlanner):
         size: Key of stunet.networks.SIZES.
         stages: Number of stages; None takes what the patch supports (4 to 7).
         checkpointing: Recompute activations in the backward pass: less memory, more time.
+        normalization: nnU-Net's class for all channels, without a mask; None: by the channels' names.
         measure: Runs one real training step and returns its peak GiB (`--probe`); None trusts the estimate.
     """
 
@@ -53,6 +55,7 @@ class STUNetPlanner(ExperimentPlanner):
         size: str = "B",
         stages: int | None = topology.DEFAULT_STAGES,
         checkpointing: bool = False,
+        normalization: str | None = None,
         measure: Measure | None = None,
     ) -> None:
         self.memory_gb = gpu_memory_target_in_gb or DEFAULT_TARGET_GB[size]
@@ -61,14 +64,15 @@ class STUNetPlanner(ExperimentPlanner):
             if overwrite_target_spacing is None
             else "_" + "x".join(f"{s:g}" for s in overwrite_target_spacing) + "mm"
         )
+        tag = spacing_tag + NORMALIZATION_TAGS.get(normalization or "", "")
         self.size, self.checkpointing, self.measure = size, checkpointing, measure
-        self.stages = stages
-        self.data_prefix = plans_name or BASE_NAME + spacing_tag
+        self.stages, self.normalization = stages, normalization
+        self.data_prefix = plans_name or BASE_NAME + tag
         super().__init__(
             dataset_name_or_id,
             self.memory_gb,
             preprocessor_name,
-            plans_name or f"{BASE_NAME}_{size}{spacing_tag}",
+            plans_name or f"{BASE_NAME}_{size}{tag}",
             overwrite_target_spacing,
             suppress_transpose,
         )
@@ -76,6 +80,13 @@ class STUNetPlanner(ExperimentPlanner):
     def generate_data_identifier(self, configuration_name: str) -> str:
         """The folder of the preprocessed cases: without the size, because they do not depend on it."""
         return f"{self.data_prefix}_{configuration_name}"
+
+    def determine_normalization_scheme_and_whether_mask_is_used_for_norm(self) -> tuple[list[str], list[bool]]:
+        """nnU-Net's schemes by the channels' names, unless another one was asked for."""
+        schemes, masks = super().determine_normalization_scheme_and_whether_mask_is_used_for_norm()
+        if self.normalization is None:
+            return schemes, masks
+        return [self.normalization] * len(schemes), [False] * len(schemes)
 
     def determine_transpose(self) -> tuple[list[int], list[int]]:
         """nnU-Net's order of axes, as plain integers."""

@@ -2,13 +2,14 @@
 
 import torch
 
+from stunet.losses import DiceCE
 from stunet.networks import STUNet
 from stunet.plans.fit import Fit
 from stunet.plans.memory import GIB, Network
 
 
 def measure_step(network: Network, fit: Fit) -> float:
-    """Peak GiB that a mixed-precision training step reserves on the GPU, with nnU-Net's loss and optimizer.
+    """Peak GiB that a mixed-precision training step reserves on the GPU, with our loss and nnU-Net's optimizer.
 
     Where the step does not fit, the result is a quarter more than the GPU has: reason enough to look for a smaller one.
     """
@@ -19,9 +20,6 @@ def measure_step(network: Network, fit: Fit) -> float:
 
 
 def _measure(network: Network, fit: Fit) -> float:
-    from nnunetv2.training.loss.compound_losses import DC_and_CE_loss
-    from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss
-
     torch.backends.cudnn.benchmark = True  # as in training: its choice of algorithms decides about workspaces
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
@@ -29,17 +27,26 @@ def _measure(network: Network, fit: Fit) -> float:
         STUNet(network.channels, network.classes, network.size, fit.strides, True, network.checkpointing).cuda().train()
     )
     optimizer = torch.optim.SGD(model.parameters(), 1e-2, momentum=0.99, nesterov=True, weight_decay=3e-5)
-    dice = {"batch_dice": True, "smooth": 1e-5, "do_bg": False, "ddp": False}
-    criterion = DC_and_CE_loss(dice, {}, dice_class=MemoryEfficientSoftDiceLoss)
+    criterion = _of_regions() if network.regions else DiceCE(batch_dice=True)
+    channels = network.classes if network.regions else 1
     images = torch.randn(fit.batch, network.channels, *fit.patch, device="cuda")
     scaler = torch.amp.GradScaler("cuda")
     for _ in range(2):  # momentum exists from the second step on
         optimizer.zero_grad(set_to_none=True)
         with torch.autocast("cuda"):
             outputs = model(images)
-            targets = [torch.zeros(len(o), 1, *o.shape[2:], device="cuda") for o in outputs]
+            targets = [torch.zeros(len(o), channels, *o.shape[2:], device="cuda") for o in outputs]
             loss = sum(criterion(o, t) for o, t in zip(outputs, targets, strict=True))
         scaler.scale(loss).backward()
         scaler.step(optimizer)
         scaler.update()
     return torch.cuda.max_memory_reserved() / GIB
+
+
+def _of_regions() -> torch.nn.Module:
+    """nnU-Net's loss for regions."""
+    from nnunetv2.training.loss.compound_losses import DC_and_BCE_loss
+    from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss
+
+    dice = {"batch_dice": True, "smooth": 1e-5, "do_bg": True, "ddp": False}
+    return DC_and_BCE_loss({}, dice, dice_class=MemoryEfficientSoftDiceLoss)

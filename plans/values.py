@@ -26,6 +26,7 @@ def _positive(number: float) -> bool:
     return number > 0
 
 
+MIRROR = ("auto", "none", "swap", "all")  # what they mean: trainers/supervised.py
 TRAIN: dict[str, Value] = {
     "num_epochs": Value("epochs", int, _positive, "250"),
     "num_iterations_per_epoch": Value("its", int, _positive, "250"),
@@ -35,6 +36,8 @@ TRAIN: dict[str, Value] = {
     "weight_decay": Value("wd", float, lambda x: x >= 0, "3e-5"),
     "oversample_foreground_percent": Value("fg", float, lambda x: 0 <= x <= 1, "0.33"),
     "seed": Value("seed", int, lambda n: n >= 0, "1"),
+    "label_interpolation": Value("labels", str, lambda s: s in ("linear", "nearest"), "nearest"),  # in augmentation
+    "mirror": Value("mirror", str, lambda s: s in MIRROR, "none"),
     "accumulation": Value("acc", int, _positive, "2"),  # parts of each process's share of a batch
     "precision": Value("", str, lambda text: text in ("bf16", "fp32"), "bf16"),
     "num_cases": Value("cases", int, _positive, "16"),  # of the fold's training cases; the seed chooses them

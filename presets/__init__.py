@@ -5,7 +5,7 @@ What else is data stands beside them: models.toml (stunet/models.py), aliases.to
 """
 
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from importlib.resources import files
 from pathlib import Path
@@ -14,6 +14,7 @@ from typing import Any
 from stunet.errors import DataError, closest
 
 SIZES = ("T", "S", "B", "L", "H")  # keys of networks.SIZES, without loading torch
+NORMALIZATIONS = {"zscore": "ZScoreNormalization", "ct": "CTNormalization"}  # nnU-Net's classes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,14 +26,20 @@ class Preset:
         size: Key of stunet.networks.SIZES.
         memory_gb: GPU memory that a training step may take, in GiB; None: the default of the size.
         stages: Number of stages, or "auto".
+        spacing: Of 3d_fullres in mm, decided in planning.
+        normalization: Key of NORMALIZATIONS, for all channels, decided in planning; None: nnU-Net's choice.
         set: Values as of `--set`, for training; planning takes `checkpointing` of them.
+        note: Hardware and time to expect, and where these numbers come from.
     """
 
     title: str
     size: str
     memory_gb: float | None = None
     stages: int | str | None = None
+    spacing: Sequence[float] | None = None
+    normalization: str | None = None
     set: Mapping[str, Any] = field(default_factory=dict)
+    note: str = ""
 
     def complete(
         self, size: str | None, memory_gb: float | None, stages: int | str | None
@@ -40,6 +47,16 @@ class Preset:
         """Size, memory and stages with what was not given filled in; the memory is that of the preset's own size."""
         own_memory = self.memory_gb if size in (None, self.size) else None
         return size or self.size, memory_gb or own_memory, stages or self.stages
+
+    def unlike(self, plans: Mapping[str, Any]) -> str:
+        """What planning decided in another way than the preset would, for an error message; empty if nothing."""
+        planned = plans["configurations"].get("3d_fullres", {})
+        spacing, schemes = planned.get("spacing", ()), planned.get("normalization_schemes", ())
+        if self.spacing and sorted(spacing) != sorted(self.spacing):  # plans may have another order of axes
+            return f"spacing {list(spacing)}, not {list(self.spacing)} mm"
+        if self.normalization and set(schemes) != {NORMALIZATIONS[self.normalization]}:
+            return f"normalization {', '.join(schemes) or 'none'}, not {NORMALIZATIONS[self.normalization]}"
+        return ""
 
 
 def names() -> list[str]:
@@ -74,6 +91,15 @@ def load(name_or_path: str) -> Preset:
     if content.get("size") not in (None, *SIZES):
         raise DataError(
             f"preset {name_or_path!r}: unknown size {content['size']!r}", f"size is one of {', '.join(SIZES)}"
+        )
+    spacing = content.get("spacing")
+    if spacing is not None and not (
+        isinstance(spacing, list) and len(spacing) == 3 and all(type(s) in (int, float) and s > 0 for s in spacing)
+    ):
+        raise DataError(f"preset {name_or_path!r}: spacing is {spacing!r}", "three numbers in mm: [1.5, 1.5, 1.5]")
+    if (normalization := content.get("normalization")) not in (None, *NORMALIZATIONS):
+        raise DataError(
+            f"preset {name_or_path!r}: unknown normalization {normalization!r}", f"one of {', '.join(NORMALIZATIONS)}"
         )
     missing = {"title", "size"} - set(content)
     if missing:

@@ -13,15 +13,17 @@ class, a coarse label and complete labels are one thing: a partition of the leav
      "cases": {"ts_1": {"source": "ts"}, "ts_2": {"source": "ts", "labels": ["liver"]}, "kits_7": {"source": "kits"}}}
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from stunet.classes import match_classes
 from stunet.errors import DataError, closest
 from stunet.files import read_json, write_json
+from stunet.workspace import PARTIAL_TRAINER, preprocessed_dataset
 
 FILE = "annotations.json"
 HEADS = ("softmax", "sigmoid")
@@ -61,6 +63,8 @@ class Annotations:
         head: "softmax", with one output per leaf and the background, or "sigmoid", with one per leaf and set.
         alpha: A source of n cases is drawn with a probability proportional to weight * n^(1 - alpha): each of its
             cases to n^-alpha.
+        numbers: Values in label files by label, where they are others than those of the order above: of a dataset that
+            became a source afterwards.
     """
 
     leaves: tuple[str, ...]
@@ -69,6 +73,7 @@ class Annotations:
     cases: Mapping[str, Case]
     head: str = "softmax"
     alpha: float = 0.5
+    numbers: Mapping[str, int] | None = None
 
     @property
     def labels(self) -> dict[str, tuple[str, ...]]:
@@ -78,7 +83,15 @@ class Annotations:
     @property
     def values(self) -> dict[str, int]:
         """Value in label files by label, with the background's; the dataset may have an ignore label after them."""
+        if self.numbers is not None:
+            return {"background": 0, **self.numbers}
         return {"background": 0, **{label: value for value, label in enumerate(self.labels, start=1)}}
+
+    @property
+    def outputs(self) -> dict[str, tuple[str, ...]]:
+        """The outputs of a sigmoid head: sets, the largest first, then leaves, as nnU-Net has later regions cover
+        earlier ones."""
+        return {**dict(sorted(self.sets.items(), key=lambda item: -len(item[1]))), **{x: (x,) for x in self.leaves}}
 
     def groups(self, case: str) -> np.ndarray:
         """The partition of a case for a softmax head.
@@ -102,9 +115,10 @@ class Annotations:
 
         Returns:
             (R,) bool: which outputs are annotated; (R, values) bool: whether a voxel of a value belongs to an output.
+            Outputs are in their order in `outputs`.
         """
-        outputs, values = self.labels, self.values
-        inside = np.zeros((len(outputs), len(values)), bool)
+        outputs, values = self.outputs, self.values
+        inside = np.zeros((len(outputs), max(values.values()) + 1), bool)
         annotated = np.zeros(len(outputs), bool)
         for row, leaves in enumerate(outputs.values()):
             parts = [name for name in self.cases[case].labels if set(outputs[name]) <= set(leaves)]
@@ -113,14 +127,63 @@ class Annotations:
                 inside[row, [values[name] for name in parts]] = True
         return annotated, inside
 
+    def model_description(self, dataset_json: Mapping[str, Any]) -> dict[str, Any]:
+        """The dataset.json of a model of these classes, as nnU-Net predicts with it: an ignore label stays one.
+
+        A softmax model has the leaves. A sigmoid model has regions: a set is its leaves, the sets in it, and a value of
+        its own for voxels that are in none of its leaves. A leaf is written twice, [1, 1]: nnU-Net takes a model for
+        one of regions if there is a list of more than one value.
+        """
+        leaves = {leaf: value for value, leaf in enumerate(self.leaves, start=1)}
+        labels: dict[str, Any] = {"background": 0, **leaves}
+        content = {key: value for key, value in dataset_json.items() if key not in ("labels", "regions_class_order")}
+        count = 1 + len(leaves)
+        if self.head == "sigmoid":
+            values = {label: value for value, label in enumerate(self.labels, start=1)}
+            for name, parts in self.outputs.items():
+                inner = [values[other] for other, fewer in self.sets.items() if set(fewer) <= set(parts)]
+                labels[name] = [leaves[leaf] for leaf in parts] + (inner or [values[name]])
+            labels = {name: labels[name] for name in ("background", *self.outputs)}
+            content["regions_class_order"] = [values[name] for name in self.outputs]
+            count = 1 + len(values)
+        if "ignore" in dataset_json["labels"]:
+            labels["ignore"] = count
+        return {"labels": labels, **content}
+
+    def onto(self, classes: Sequence[str]) -> "Annotations":
+        """The same cases, annotated in the classes of a pre-trained head, and in new leaves for what it does not know.
+
+        Args:
+            classes: Of the head, in its order, without the background.
+        """
+        rows = {row.target: row.sources or (row.target,) for row in match_classes(self.leaves, classes)}
+        leaves = (*classes, *(leaf for leaf in self.leaves if rows[leaf] == (leaf,) and leaf not in classes))
+        parts = {label: tuple(x for leaf in given for x in rows[leaf]) for label, given in self.labels.items()}
+        for source in self.sources.values():
+            for problem in _problems_of(source.labels, parts):
+                raise DataError(f"in the classes of the head {problem}", "--head slice, or rename one of the labels")
+        names = {label: found[0] if len(found) == 1 else label for label, found in parts.items()}
+        return replace(
+            self,
+            leaves=leaves,
+            sets={names[label]: found for label, found in parts.items() if len(found) > 1},
+            sources={n: replace(s, labels=tuple(names[x] for x in s.labels)) for n, s in self.sources.items()},
+            cases={n: replace(c, labels=tuple(names[x] for x in c.labels)) for n, c in self.cases.items()},
+            numbers={names[label]: self.values[label] for label in parts},
+        )
+
     def save(self, folder: Path) -> None:
         """Writes annotations.json into the folder of a dataset."""
+        write_json(folder / FILE, self.to_json())
+
+    def to_json(self) -> dict[str, Any]:
+        """The content of annotations.json."""
         cases = {
             name: {"source": case.source}
             | ({} if case.labels == self.sources[case.source].labels else {"labels": list(case.labels)})
             for name, case in self.cases.items()
         }
-        content = {
+        return {
             "leaves": list(self.leaves),
             "sets": {name: list(leaves) for name, leaves in self.sets.items()},
             "head": self.head,
@@ -128,7 +191,6 @@ class Annotations:
             "sources": {n: {"labels": list(s.labels), "weight": s.weight} for n, s in self.sources.items()},
             "cases": cases,
         }
-        write_json(folder / FILE, content)
 
 
 def load_annotations(folder: Path) -> Annotations | None:
@@ -148,6 +210,49 @@ def load_annotations(folder: Path) -> Annotations | None:
     for problem in _problems(annotations):
         raise DataError(f"{str(path)!r}: {problem}", HINT)
     return annotations
+
+
+def annotations_of(
+    folder: Path, plans: Mapping[str, Any], dataset_json: Mapping[str, Any], cases: Iterable[str] = ()
+) -> Annotations | None:
+    """The annotations that a run of a plan trains with; None where every class is annotated in every case.
+
+    Args:
+        folder: Of the preprocessed dataset.
+        plans: Where they start from weights whose whole head is used, its classes stand in them.
+        dataset_json: Of the dataset.
+        cases: Its names, for a dataset without the file.
+
+    Raises:
+        DataError: As of load_annotations() and onto().
+    """
+    annotations = load_annotations(folder)
+    classes = plans["stunet"].get("weights", {}).get("classes")
+    if classes is None:
+        return annotations
+    return (annotations or complete(dataset_json, cases)).onto(classes)
+
+
+def described(dataset: str, plans: Mapping[str, Any], trainer: str) -> dict[str, Any]:
+    """The dataset.json of the model that a run of a trainer makes."""
+    folder = preprocessed_dataset(dataset)
+    content = read_json(folder / "dataset.json")
+    annotations = annotations_of(folder, plans, content) if trainer == PARTIAL_TRAINER else None
+    return annotations.model_description(content) if annotations else content
+
+
+def complete(dataset_json: Mapping[str, Any], cases: Iterable[str]) -> Annotations:
+    """The annotations of an ordinary dataset: every case annotates every class.
+
+    Raises:
+        DataError: The dataset has regions.
+    """
+    values = {name: value for name, value in dataset_json["labels"].items() if name not in ("background", "ignore")}
+    if any(not isinstance(value, int) for value in values.values()):
+        raise DataError("the classes of the dataset are regions, which may overlap", "a dataset of plain labels")
+    leaves = tuple(sorted(values, key=values.__getitem__))
+    source = str(dataset_json.get("name", "dataset"))
+    return Annotations(leaves, {}, {source: Source(leaves)}, {case: Case(source, leaves) for case in cases})
 
 
 def _read(content: Any) -> Annotations:

@@ -1,5 +1,6 @@
 """Files and folders that appear whole or not at all, and JSON that says what is wrong with it."""
 
+import errno
 import json
 import os
 import shutil
@@ -9,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from stunet.errors import DataError
+
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # errors of a full disk
 
 
 @contextmanager

@@ -5,19 +5,21 @@ Trainers are found by reference, never by nnU-Net's folder scan, which imports e
 
 import importlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import version
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from stunet.annotations import FILE
 from stunet.errors import DataError, UsageError, closest
-from stunet.workspace import TRAINER
+from stunet.workspace import PARTIAL_TRAINER, TRAINER
 
 TESTED = "2.8"  # first supported version, the one that looks for trainers in nnUNet_extTrainer
 
 # Trainer classes by the name that -tr takes.
-TRAINERS = {TRAINER: "stunet.trainers.supervised"}
+TRAINERS = {TRAINER: "stunet.trainers.supervised", PARTIAL_TRAINER: "stunet.trainers.partial"}
 
 
 def check_version() -> None:
@@ -32,6 +34,12 @@ def check_version() -> None:
         raise DataError(
             f"nnunetv2 {installed} is installed; stunet needs {TESTED} or a later 2.x", "pip install 'nnunetv2>=2.8,<3'"
         )
+
+
+def trainer_for(folder: Path, plans: Mapping[str, Any]) -> str:
+    """The trainer that a preprocessed dataset and a plan need."""
+    partial = (folder / FILE).is_file() or "classes" in plans["stunet"].get("weights", {})
+    return PARTIAL_TRAINER if partial else TRAINER
 
 
 def trainer_class(name: str) -> type:

@@ -26,6 +26,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from stunet.annotations import FILE as ANNOTATIONS
 from stunet.errors import DataError, UsageError
 from stunet.files import read_json, whole, write_json
 from stunet.plans.resolve import resolve
@@ -85,7 +86,8 @@ def preprocess(
 ) -> None:
     """Brings every training case into the data folders of the configurations; what is up to date is left alone.
 
-    Also copies dataset.json and the labels (gt_segmentations) beside the data folders, as nnU-Net does for validation.
+    Also copies dataset.json and the labels (gt_segmentations) beside the data folders, as nnU-Net does for validation,
+    and annotations.json where there is one.
 
     Args:
         dataset: The full name, `Dataset003_Liver`.
@@ -260,7 +262,12 @@ def _copy_labels(dataset: str, ending: str, cases: Sequence[Case]) -> None:
             path.unlink()
     for name, label in labels.items():
         _copy(Path(label), folder / "gt_segmentations" / name)
-    _copy(raw_dataset(dataset) / "dataset.json", folder / "dataset.json")
+    raw = raw_dataset(dataset)
+    _copy(raw / "dataset.json", folder / "dataset.json")
+    if (raw / ANNOTATIONS).is_file():
+        _copy(raw / ANNOTATIONS, folder / ANNOTATIONS)
+    else:
+        (folder / ANNOTATIONS).unlink(missing_ok=True)
 
 
 def _copy(source: Path, target: Path) -> None:

@@ -4,13 +4,10 @@ The files are written into a folder beside the data, and move to the data when a
 nnunetv2 is imported outside the workers. preprocessing.py decides what is done; preprocessor.py, next, does it.
 """
 
-import errno
 import json
 import logging
 import multiprocessing
 import os
-import signal
-import threading
 from collections.abc import Generator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -20,7 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from stunet.errors import DataError, OutOfMemoryError, StunetError
+from stunet.files import NO_SPACE
 from stunet.nifti import check_nifti
+from stunet.processes import start_worker
 
 OWN_FOLDER = ".stunet"  # inside a data folder; a folder, because nnU-Net looks at the endings of all files there
 PRELOADED = [  # by the process that the workers are forked from: a worker starts in milliseconds, not in seconds
@@ -28,7 +27,6 @@ PRELOADED = [  # by the process that the workers are forked from: a worker start
     "nnunetv2.preprocessing.normalization.default_normalization_schemes",
     "nnunetv2.imageio.reader_writer_registry",
 ]
-NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @dataclass(frozen=True)
@@ -96,18 +94,11 @@ def names_case(file: str) -> bool:
 
 
 def _start_worker() -> None:
-    """Ctrl-C is for the parent, one thread is enough, and no worker outlives its parent."""
+    """One thread is enough."""
     import torch
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    if (parent := multiprocessing.parent_process()) is not None:
-        parent.join()
-        os._exit(1)
+    start_worker()
 
 
 def _preprocess(job: Job, plans: str, description: str, verbose: bool) -> dict[str, int]:

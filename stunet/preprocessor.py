@@ -28,6 +28,10 @@ DEFAULTS = {
     "force_separate_z": False,
     "separate_z_anisotropy_threshold": ANISO_THRESHOLD,
 }
+# Of a class, at most so many voxels are listed to draw patches at: the first of those that nnU-Net lists. It lists
+# 10,000, or 1 % of the class where that is more, in int64, and loads all classes whenever it draws a case.
+PLACES = 2000
+LARGEST_INT16 = 2**14  # a patch may reach beyond the image, and nnU-Net's loader adds its size to a place
 ORDERS = {"data": (0, 1, 3), "seg": (1,)}  # that resampling.py knows
 log = logging.getLogger("stunet")
 
@@ -46,7 +50,10 @@ def preprocessor_of(configuration: Any, verbose: bool = False, needs_mask: bool 
 
 
 class Preprocessor(DefaultPreprocessor):
-    """nnU-Net's default preprocessor: equal labels and properties, and images equal up to rounding in float32."""
+    """nnU-Net's default preprocessor: equal labels, and images equal up to rounding in float32.
+
+    Properties are equal but for the places of large classes, of which fewer are listed.
+    """
 
     def __init__(self, verbose: bool = True, needs_mask: bool = True) -> None:
         super().__init__(verbose)
@@ -106,11 +113,18 @@ class Preprocessor(DefaultPreprocessor):
             log.info("shape %s, spacing %s: shape %s, spacing %s", old_shape, spacing, image.shape[1:], target)
         if given is not None:
             wanted = _sampled_classes(plans.get_label_manager(dataset))
-            properties["class_locations"] = self._sample_foreground_locations(labels, wanted, verbose=self.verbose)
+            found = self._sample_foreground_locations(labels, wanted, min_percent_coverage=0, verbose=self.verbose)
+            properties["class_locations"] = {key: _fewer(key, places, image.shape) for key, places in found.items()}
             labels = self.modify_seg_fn(labels, plans, dataset, configuration)
         if labels is not None:
             labels = labels.astype(np.int16 if labels.max() > 127 else np.int8, copy=False)
         return image, labels, properties
+
+
+def _fewer(key: Any, places: Any, shape: Sequence[int]) -> np.ndarray:
+    """The places of a class (N, 4) in few bytes; of all that is annotated, beside an ignore label, as many as given."""
+    kind = np.int16 if max(shape) < LARGEST_INT16 else np.int32
+    return np.array(places if isinstance(key, tuple) and -1 in key else places[:PLACES], kind)
 
 
 def _smallest(labels: np.ndarray) -> np.ndarray:

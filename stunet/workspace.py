@@ -11,7 +11,7 @@ from stunet.errors import DataError, closest
 from stunet.files import read_json
 
 VARIABLES = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
-TRAINER = "STUNetTrainer"
+TRAINER, PARTIAL_TRAINER = "STUNetTrainer", "STUNetPartialTrainer"
 DATASETS = "Dataset[0-9][0-9][0-9]_*"  # the folders that nnU-Net takes for datasets
 
 
@@ -135,8 +135,8 @@ def result_folder(dataset: str, plans_name: str, configuration: str, trainer: st
     return folder("nnUNet_results") / dataset / f"{trainer}__{plans_name}__{configuration}"
 
 
-def find_result(dataset: str, configuration: str, plans_name: str | None = None, trainer: str = TRAINER) -> Path:
-    """The trained model of a dataset and configuration; the plans' name may be left out where only one was trained.
+def find_result(dataset: str, configuration: str, plans_name: str | None = None, trainer: str | None = None) -> Path:
+    """The trained model of a dataset and configuration; plans and trainer may be left out where only one was trained.
 
     Raises:
         DataError: Nothing was trained, or several plans were.
@@ -144,21 +144,23 @@ def find_result(dataset: str, configuration: str, plans_name: str | None = None,
     parent = folder("nnUNet_results") / dataset
     found = [
         p
-        for p in sorted(parent.glob(f"{trainer}__{plans_name or '*'}__{configuration}"))
+        for name in ((TRAINER, PARTIAL_TRAINER) if trainer is None else (trainer,))
+        for p in sorted(parent.glob(f"{name}__{plans_name or '*'}__{configuration}"))
         if (p / "plans.json").is_file()
     ]
     number = int(dataset[7:10])
     if not found:
         other = ", ".join(p.name for p in sorted(parent.glob("*__*__*"))) or "nothing"
         raise DataError(
-            f"no trained model {trainer}__{plans_name or '*'}__{configuration} in {str(parent)!r} (there: {other})",
+            f"no trained model {trainer or TRAINER}__{plans_name or '*'}__{configuration} in {str(parent)!r} "
+            f"(there: {other})",
             f"stunet_train {number} {configuration} 0",
         )
     if len(found) > 1:
-        names = [p.name.split("__")[1] for p in found]
-        raise DataError(
-            f"{dataset} has {len(found)} models for {configuration}: {', '.join(names)}", f"add -p {names[0]}"
-        )
+        trainers, names = ([p.name.split("__")[part] for p in found] for part in (0, 1))
+        option = f"-p {names[0]}" if len(set(names)) > 1 else f"-tr {trainers[0]}"
+        listed = ", ".join(dict.fromkeys(names if len(set(names)) > 1 else trainers))
+        raise DataError(f"{dataset} has {len(found)} models for {configuration}: {listed}", f"add {option}")
     return found[0]
 
 

@@ -1,11 +1,12 @@
 """Annotations: partitions and regions per case, the file, and what is refused."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from stunet.annotations import FILE, Annotations, Case, Source, load_annotations
+from stunet.annotations import FILE, Annotations, Case, Source, complete, load_annotations
 from stunet.errors import DataError
 
 KIDNEYS = Annotations(
@@ -35,13 +36,70 @@ def test_a_coarse_label_is_one_group_of_several_leaves():
 def test_an_output_of_a_sigmoid_head_is_annotated_where_labels_make_it_up():
     for case, expected in {
         "ts_1": [True, True, True, True],
-        "ts_2": [False, False, True, False],
-        "kits_1": [False, False, False, True],
+        "ts_2": [False, False, False, True],
+        "kits_1": [True, False, False, False],
     }.items():
         np.testing.assert_array_equal(KIDNEYS.regions(case)[0], expected)
     inside = KIDNEYS.regions("ts_1")[1]
-    assert inside[3].tolist() == [False, True, True, False, False]  # kidney: the values of both sides
-    assert KIDNEYS.regions("kits_1")[1][3].tolist() == [False, False, False, False, True]
+    assert inside[0].tolist() == [False, True, True, False, False]  # kidney: the values of both sides
+    assert KIDNEYS.regions("kits_1")[1][0].tolist() == [False, False, False, False, True]
+
+
+def test_a_softmax_model_has_the_leaves_and_an_ignore_label_after_them():
+    given = {"labels": {**KIDNEYS.values, "ignore": 5}, "file_ending": ".nii.gz"}
+    assert KIDNEYS.model_description(given) == {
+        "labels": {"background": 0, "kidney_left": 1, "kidney_right": 2, "liver": 3, "ignore": 4},
+        "file_ending": ".nii.gz",
+    }
+
+
+def test_a_sigmoid_model_has_regions_that_nnunet_paints_from_the_largest_on():
+    nested = replace(KIDNEYS, head="sigmoid", sets={**KIDNEYS.sets, "organs": KIDNEYS.leaves})
+    found = nested.model_description({"labels": {**nested.values, "ignore": 6}})
+    assert found["labels"] == {
+        "background": 0,
+        "organs": [1, 2, 3, 4, 5],
+        "kidney": [1, 2, 4],
+        "kidney_left": [1, 1],
+        "kidney_right": [2, 2],
+        "liver": [3, 3],
+        "ignore": 6,
+    }
+    assert found["regions_class_order"] == [5, 4, 1, 2, 3]
+
+
+def test_a_model_of_single_sigmoids_is_one_of_regions():
+    from nnunetv2.utilities.label_handling.label_handling import LabelManager
+
+    single = replace(KIDNEYS, head="sigmoid", sets={})
+    found = single.model_description({"labels": {"background": 0}})
+    manager = LabelManager(found["labels"], found["regions_class_order"])
+    assert manager.has_regions
+    assert manager.num_segmentation_heads == 3
+    assert manager.all_labels == [0, 1, 2, 3]
+
+
+def test_another_head_takes_the_labels_by_name_and_keeps_the_values_in_files():
+    head = ("liver", "left kidney", "right kidney", "spleen")
+    onto = replace(KIDNEYS, leaves=(*KIDNEYS.leaves, "tumor")).onto(head)
+    assert onto.leaves == (*head, "tumor")
+    assert onto.sets == {"kidney": ("left kidney", "right kidney")}
+    assert onto.values == {"background": 0, "left kidney": 1, "right kidney": 2, "liver": 3, "tumor": 4, "kidney": 5}
+    assert onto.groups("ts_1").tolist() == [0, 3, 1, 2, 0, 0]
+    assert onto.groups("kits_1").tolist() == [0, 0, 5, 5, 0, 0]
+
+
+def test_the_classes_of_an_ordinary_dataset_are_all_annotated():
+    found = complete({"name": "x", "labels": {"background": 0, "left kidney": 2, "kidney": 1, "ignore": 3}}, ["a"])
+    assert found.groups("a").tolist() == [0, 1, 2]
+    with pytest.raises(DataError, match="regions"):
+        complete({"labels": {"background": 0, "organs": [1, 2]}}, [])
+
+
+def test_labels_that_share_a_class_of_the_head_are_refused():
+    found = complete({"labels": {"background": 0, "kidney": 1, "left kidney": 2}}, [])
+    with pytest.raises(DataError, match="are both 'kidney_left'"):
+        found.onto(("kidney_left", "kidney_right"))
 
 
 def test_what_is_saved_is_loaded(tmp_path):

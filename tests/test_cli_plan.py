@@ -66,6 +66,21 @@ def test_a_dry_run_shows_the_plan_and_writes_nothing(
     assert everything(folder) == before
 
 
+def test_a_preset_decides_spacing_and_normalization_and_is_named_for_training(
+    planned: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("nnUNet_n_proc_DA", "1")
+    monkeypatch.setenv("nnUNet_preprocessed", str(workspace.folder("nnUNet_preprocessed")))  # put back afterwards
+    preset = tmp_path / "own.toml"
+    text = 'title = "own"\nsize = "T"\nspacing = [4, 3, 3]\nnormalization = "zscore"\nnote = "an hour, measured"\n'
+    preset.write_text(text)
+    assert main(["-d", "998", "--preset", str(preset), "--dry_run", "-npfp", "1"]) == 0
+    out, err = capsys.readouterr()
+    assert out.startswith("Dataset998_Phantom: STUNetPlans_T_4x3x3mm_z\n")
+    assert "4 3 3" in out
+    assert "an hour, measured" in err
+
+
 def test_planning_again_preprocesses_nothing_again(
     planned: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

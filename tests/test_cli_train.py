@@ -70,6 +70,7 @@ def everything(folder: Path) -> set[Path]:
         (["998", "-tr", "STUNetTrainr"], 2, "did you mean 'STUNetTrainer'", "-tr takes"),
         (["998", "--set", "num_epoch=3"], 2, "did you mean 'num_epochs'", "--set takes"),
         (["998", "--preset", "x"], 3, "no preset 'x'", "one of b, h"),
+        (["998", "--preset", "totalseg-b"], 3, "not [1.5, 1.5, 1.5] mm", "stunet_plan_and_preprocess -d 998 --preset"),
         (["998", "--c", "--val"], 2, "exclude each other", "one of them"),
         (["998", "--c"], 3, "nothing to continue: no checkpoint in", "without --c"),
         (["998", "--val"], 3, "no finished training to validate", "--c instead of --val"),

@@ -7,7 +7,7 @@ import torch
 
 from stunet.errors import UsageError
 from stunet.weights.architecture import Architecture
-from stunet.weights.heads import choose_head, plan_heads, take_rows
+from stunet.weights.heads import NEW_CLASS, choose_head, plan_heads, take_rows
 from stunet.weights.reading import Weights
 
 GIVEN = ["background", "spleen", "kidney_right", "kidney_left", "liver"]
@@ -73,11 +73,18 @@ def test_a_reset_that_was_asked_for_needs_no_warning() -> None:
     assert plan_heads("reset", weights(), GIVEN).warnings == ()
 
 
-def test_reuse_slices_and_says_so() -> None:
-    heads = plan_heads("reuse", weights(), GIVEN)
-    assert heads.mode == choose_head(None, weights(), GIVEN) == "slice"
-    assert len(heads.warnings) == 1
-    assert "left out" in heads.warnings[0]
+def test_reuse_keeps_every_row_and_new_ones_begin_as_a_part_of_the_background() -> None:
+    heads = plan_heads("reuse", weights(), [*GIVEN, "liver tumor"])
+    assert heads.mode == "reuse"
+    assert heads.moves == ((0,), (1,), (2,), (3,), (4,), (0,))
+    assert heads.added == (0, 0, 0, 0, 0, NEW_CLASS)
+    assert heads.lines()[0] == "heads: all 4 classes of the weights kept, 1 new"
+    assert "liver tumor (closest: " in heads.lines()[1]
+
+
+def test_reuse_is_refused_for_a_network_without_the_classes_of_the_weights() -> None:
+    with pytest.raises(UsageError, match="all classes of the weights"):
+        plan_heads("reuse", weights(), ["background", "spleen"])
 
 
 def test_regions_get_rows_without_a_background_and_a_warning() -> None:

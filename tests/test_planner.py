@@ -137,6 +137,17 @@ def test_another_spacing_gets_other_data_and_another_name(fingerprint: Any) -> N
     assert named["configurations"]["2d"]["data_identifier"] == "Mine_2d"
 
 
+def test_another_normalization_gets_other_data_and_another_name(fingerprint: Any) -> None:
+    fingerprint([1.5, 1.5, 1.5], [64, 64, 64], ["liver"])
+    own = STUNetPlanner(DATASET, size="S").plan_experiment()
+    plans = STUNetPlanner(DATASET, size="S", normalization="ZScoreNormalization").plan_experiment()
+    assert plans["plans_name"] == "STUNetPlans_S_z"
+    assert plans["configurations"]["3d_fullres"]["data_identifier"] == "STUNetPlans_z_3d_fullres"
+    assert plans["configurations"]["3d_fullres"]["normalization_schemes"] == ["ZScoreNormalization"]
+    assert plans["configurations"]["3d_fullres"]["use_mask_for_norm"] == [False]
+    assert own["configurations"]["3d_fullres"]["normalization_schemes"] == ["CTNormalization"]
+
+
 def test_the_users_own_configurations_stay(fingerprint: Any) -> None:
     fingerprint([1.0, 1.0, 1.0], [64, 64, 64], ["liver"])
     STUNetPlanner(DATASET, size="S").plan_experiment()

@@ -2,7 +2,6 @@
 
 import copy
 import json
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -286,6 +285,8 @@ def test_what_is_so_already_changes_nothing(plans: dict[str, Any]) -> None:
     ("root", "derived"),
     [
         ("STUNetPlans_B_1.5x1.5x1.5mm", "STUNetPlans_L_1.5x1.5x1.5mm"),
+        ("STUNetPlans_B_1.5x1.5x1.5mm_z", "STUNetPlans_L_1.5x1.5x1.5mm_z"),
+        ("STUNetPlans_B_z", "STUNetPlans_L_z"),
         ("My_Brain", "My_Brain_L"),
         ("My-Plan_B", "My-Plan_L"),
     ],
@@ -342,23 +343,3 @@ def test_the_first_difference_is_named() -> None:
     assert difference(one, {"a": [1, {"b": 4}], "c": 3}) == "plans.a[1].b: 2 and 4"
     assert difference(one, {"a": [1, {"b": 2}]}) == "plans.c is in one of them only"
     assert difference({"a": (1, 2)}, {"a": [1, 2]}) is None  # JSON knows no tuples
-
-
-def test_preset_files_say_what_is_wrong(tmp_path: Path) -> None:
-    from stunet import presets
-
-    assert {"s", "b", "l", "h"} <= set(presets.names())
-    for name in presets.names():
-        assert presets.load(name).size in "SBLH"
-    with pytest.raises(DataError, match="no preset 'bb'; did you mean 'b'"):
-        presets.load("bb")
-    file = tmp_path / "mine.toml"
-    file.write_text('title = "mine"\nsize = "S"\nfintune = "x"\n')
-    with pytest.raises(DataError, match="unknown key 'fintune'"):
-        presets.load(str(file))
-    file.write_text('title = "mine"\n')
-    with pytest.raises(DataError, match="missing size"):
-        presets.load(str(file))
-    file.write_text("title = \n")
-    with pytest.raises(DataError, match="not valid TOML"):
-        presets.load(str(file))

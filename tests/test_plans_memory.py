@@ -49,17 +49,19 @@ def test_counted_parameters_equal_the_network(size: str, stages: int, ndim: int)
 @pytest.mark.parametrize(("size", "published_gb"), [("S", 5.2), ("B", 8.8), ("L", 26.5)])
 def test_published_memory_is_reproduced(size: str, published_gb: float) -> None:
     patch = (128, 128, 128)
-    network = Network(size, 1, 3)
-    ours = memory.estimate(network, patch, 2, ISOTROPIC)
+    ours = memory.estimate(Network(size, 1, 3), patch, 2, ISOTROPIC)
+    with_nnunets_loss = memory.estimate(Network(size, 1, 3, regions=True), patch, 2, ISOTROPIC)
     # The published form keeps the upsampled features (twice the channels) for the convolution that follows.
     channels = [SIZES[size].channels(stage) for stage in range(6)]
     upsampled = sum(memory.HALF * low * 128**3 // 8**k for k, low in enumerate(channels[1:]))
-    published_form = ours + memory.ACTIVATION_FACTOR * 2 * upsampled / memory.GIB
+    published_form = with_nnunets_loss + memory.ACTIVATION_FACTOR * 2 * upsampled / memory.GIB
     assert published_form == pytest.approx(published_gb, rel=0.04)
-    assert ours < published_form
+    assert ours < with_nnunets_loss
 
 
 def test_checkpointing_needs_less_and_more_classes_need_more() -> None:
     plain = memory.estimate(Network("L", 1, 3), (128,) * 3, 2, ISOTROPIC)
     assert memory.estimate(Network("L", 1, 3, checkpointing=True), (128,) * 3, 2, ISOTROPIC) < 0.8 * plain
-    assert memory.estimate(Network("L", 1, 105), (128,) * 3, 2, ISOTROPIC) > plain + 5
+    many = memory.estimate(Network("L", 1, 105), (128,) * 3, 2, ISOTROPIC)
+    assert plain + 1.5 < many < plain + 2.5
+    assert memory.estimate(Network("L", 1, 105, regions=True), (128,) * 3, 2, ISOTROPIC) > many + 7

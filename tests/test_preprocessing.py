@@ -107,14 +107,14 @@ def _data(folder: str = "P_3d_fullres") -> Path:
 
 
 def _content(folder: Path) -> dict[str, Any]:
-    """All cases as nnU-Net's dataset class reads them, and the bytes of the properties."""
+    """All cases as nnU-Net's dataset class reads them."""
     from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 
     dataset = infer_dataset_class(str(folder))(str(folder))
     content = {}
     for case in dataset.identifiers:
-        data, seg, _, _ = dataset.load_case(case)
-        content[case] = (data[:], data.chunks, data.blocks, seg[:], (folder / f"{case}.pkl").read_bytes())
+        data, seg, _, properties = dataset.load_case(case)
+        content[case] = (data[:], data.chunks, data.blocks, seg[:], properties)
     return content
 
 
@@ -298,3 +298,13 @@ def test_bad_input_is_named(raw: Path, plans: dict) -> None:
     (raw / "imagesTr" / "stray.nii.gz").touch()
     with pytest.raises(DataError, match=r"stray.nii.gz' is not named CASE_0000.nii.gz"):
         pending_cases(DATASET, plans, ["3d_fullres"])
+
+
+def test_the_annotations_of_a_raw_dataset_come_along_and_go_with_it(raw: Path, plans: dict) -> None:
+    copy = preprocessed_dataset(DATASET) / "annotations.json"
+    (raw / copy.name).write_text("{}")
+    preprocess(DATASET, plans, ["3d_fullres"], workers=1)
+    assert copy.read_text() == "{}"
+    (raw / copy.name).unlink()
+    preprocess(DATASET, plans, ["3d_fullres"], workers=1)
+    assert not copy.exists()

@@ -1,6 +1,7 @@
 """The preprocessor: a case comes out as of nnU-Net's own, from real files too, and in much less memory."""
 
 import tracemalloc
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +9,10 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
+from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from stunet.preprocessor import Preprocessor, preprocessor_of
+from stunet.preprocessor import PLACES, Preprocessor, preprocessor_of
 
 LABELS = {"background": 0, "a": 1, "b": 2, "c": 3}
 CT = {"mean": 20.0, "std": 90.0, "percentile_00_5": -900.0, "percentile_99_5": 300.0}
@@ -189,3 +191,33 @@ def test_a_real_ct_equals_nnunets_and_needs_little_memory(data: Path, forward: l
     np.testing.assert_array_equal(results[2][0], results[1][0])
     assert results[2][1:] == (None, results[1][2])
     assert copies[2] < copies[1] < 3 < 5 < copies[0]  # in a volume so small the window of planes counts much
+
+
+def test_of_large_classes_the_first_of_nnunets_places_are_listed() -> None:
+    labels = np.zeros((1, 40, 50, 60), np.float32)
+    labels[:, 2:38, 2:48, 2:30], labels[:, 5:9, 5:9, 40:44] = 1, 2
+    image = np.ones_like(labels)
+    theirs, ours = (made[2]["class_locations"] for made in both(plans(), labels, image))
+    assert len(theirs[1]) == 10000
+    assert ours[1].shape == (PLACES, 4)
+    assert ours[1].dtype == np.int16
+    np.testing.assert_array_equal(ours[1], theirs[1][:PLACES])
+    np.testing.assert_array_equal(ours[2], theirs[2])
+
+
+@pytest.mark.parametrize("patch", [(16, 16, 16), np.array([64, 64, 64])])
+def test_nnunets_loader_finds_the_places_also_near_the_edges(patch: Sequence[int]) -> None:
+    labels = np.zeros((1, 30, 30, 30), np.float32)
+    labels[:, 2:5, 1:3, 26:29] = 1
+    image = np.ones_like(labels)
+    manager = PlansManager(plans())
+    loader = object.__new__(nnUNetDataLoader)
+    loader.patch_size, loader.need_to_pad, loader.has_ignore = patch, np.zeros(3, int), False
+    loader.annotated_classes_key = (-1, 0, 1)
+    boxes = []
+    for kind in (DefaultPreprocessor, Preprocessor):
+        rest = (dict(GIVEN), manager, manager.get_configuration("3d_fullres"), {"labels": {"background": 0, "a": 1}})
+        made = kind(verbose=False).run_case_npy(image.copy(), labels.copy(), *rest)
+        np.random.seed(0)
+        boxes.append([loader.get_bbox(made[0].shape[1:], True, made[2]["class_locations"]) for _ in range(20)])
+    np.testing.assert_array_equal(*boxes)

@@ -13,7 +13,19 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 FOLDERS = {"stunet": ROOT / "stunet", **{f"stunet.{name}": ROOT / name for name in ("plans", "presets", "trainers")}}
-COMMANDS = ("convert", "demo", "evaluate", "experiment", "info", "models", "plan_and_preprocess", "predict", "train")
+COMMANDS = (
+    "convert",
+    "demo",
+    "evaluate",
+    "experiment",
+    "info",
+    "merge",
+    "models",
+    "plan_and_preprocess",
+    "predict",
+    "pseudo_label",
+    "train",
+)
 
 # What each part imports of ours, besides itself; every part may use FREE.
 FREE = {"errors", "files", "nifti", "workspace", "presets", "stunet"}
@@ -25,17 +37,20 @@ MAY_IMPORT = {
     "networks": set(),
     "nifti": set(),
     "classes": set(),
-    "annotations": set(),
+    "annotations": {"classes"},
     "console": set(),
-    "nnunet": set(),
+    "nnunet": {"annotations"},
     "labels": {"classes"},
+    "losses": set(),
     "evaluation": {"labels"},
-    "datasets": set(),
-    "preprocessing": {"preprocessing_workers", "plans"},
-    "preprocessing_workers": {"preprocessor"},
+    "processes": set(),
+    "datasets": {"annotations", "labels", "processes", "resampling"},
+    "preprocessing": {"annotations", "preprocessing_workers", "plans"},
+    "preprocessing_workers": {"preprocessor", "processes"},
     "preprocessor": {"resampling"},
     "resampling": set(),
     "weights": {"classes", "networks", "plans"},
+    "merging": {"annotations", "classes", "datasets", "inference", "labels", "processes"},
     "models": {"classes", "datasets", "networks", "weights"},
     "inference": {
         "datasets",
@@ -48,10 +63,14 @@ MAY_IMPORT = {
         "results",
         "weights",
     },
-    "plans": {"networks", "datasets"},
+    "plans": {"losses", "networks", "datasets"},
     "trainers": {
+        "annotations",
         "classes",
+        "datasets",
+        "evaluation",
         "inference",
+        "losses",
         "networks",
         "nnunet",
         "plans",
@@ -63,11 +82,11 @@ MAY_IMPORT = {
     "results": {"classes", "datasets", "evaluation", "labels"},
 }
 HOST = {  # may import nnunetv2
-    "preprocessing_workers", "preprocessor", "inference", "datasets", "plans", "trainers",
+    "preprocessing_workers", "preprocessor", "inference", "datasets", "merging", "plans", "trainers",
 }  # fmt: skip
 WITHOUT_TORCH = {
     "errors", "files", "workspace", "presets", "console", "preprocessing", "cli", "classes", "labels", "models",
-    "annotations",
+    "annotations", "processes",
 }  # fmt: skip  # at the top of a file
 WITH_TORCH = {"stunet.models.folder"}  # though the other files of its part have none
 
@@ -169,7 +188,9 @@ def test_every_package_imported_is_a_dependency_and_the_other_way_round() -> Non
     extras = project["optional-dependencies"]
     declared = project["dependencies"] + extras["dicomseg"] + extras["peft"]
     used = {i.split(".")[0] for _, path in modules() for i in imports(path, top_only=False)}
-    assert used - sys.stdlib_module_names - {"stunet"} == {re.split(r"[^\w-]", name)[0] for name in declared}
+    imported_as = {"PyYAML": "yaml"}
+    names = (re.split(r"[^\w-]", name)[0] for name in declared)
+    assert used - sys.stdlib_module_names - {"stunet"} == {imported_as.get(name, name) for name in names}
 
 
 def flags(command: str, capsys: pytest.CaptureFixture[str], *subcommand: str) -> set[str]:
@@ -212,6 +233,8 @@ OUR_FLAGS = {
     "evaluate": "-d --tolerance --labels --csv --json",
     "experiment": "-o --dry_run --summary_only -j -device --json",
     "info": "--json",
+    "pseudo_label": "-d --teacher --name --classes --min_confidence --confidence -f -chk -step_size --disable_tta "
+    "-device --precision --dry_run",
     "demo": "-o -device",
 }
 

@@ -16,10 +16,12 @@ from stunet import workspace
 from stunet.errors import DataError, Interrupted, OutOfMemoryError, WeightsError
 from stunet.files import read_json
 from stunet.plans.derive import derive
+from stunet.plans.values import MIRROR
 from stunet.trainers.base import PlannedTrainer
 from stunet.trainers.batches import SeededBatches, joined, parts_of
 from stunet.trainers.launch import Run, _alone, _stops, checkpoints, forget, limit_threads, starting_point
 from stunet.trainers.listener import Silent
+from stunet.trainers.mirroring import MirrorSides
 from stunet.trainers.saving import BEST, FINAL, LATEST
 from stunet.trainers.supervised import STUNetTrainer
 
@@ -30,6 +32,9 @@ def make_trainer(dataset: str, results: Path, monkeypatch: pytest.MonkeyPatch, *
     monkeypatch.setenv("nnUNet_results", str(results))
     plans = workspace.load_plans(workspace.plans_path(dataset, "STUNetPlans_T"))
     dataset_json = read_json(workspace.preprocessed_dataset(dataset) / "dataset.json")
+    for key in ("labels", "regions_class_order"):
+        if (value := overrides.pop(key, None)) is not None:
+            dataset_json[key] = value
     configuration = overrides.pop("configuration", "3d_fullres")
     stages = overrides.pop("stages", None)
     plans = derive(plans, dataset_json, stages=stages, overrides={**SHORT, **overrides})
@@ -117,6 +122,16 @@ def test_checkpoints_need_no_pickle_and_no_trainer_of_ours(
     assert tuple(predictor.allowed_mirroring_axes) == (0, 1)
 
 
+def test_where_the_images_lie_does_not_become_part_of_a_model(
+    planned: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = make_trainer(planned, tmp_path, monkeypatch)
+    listed = {**made.dataset_json, "dataset": {"case": {"images": ["/data/case.nii.gz"], "label": "case.nii.gz"}}}
+    again = STUNetTrainer(made.my_init_kwargs["plans"], "3d_fullres", 0, listed, torch.device("cpu"))
+    assert again.dataset_json == made.dataset_json
+    assert again.my_init_kwargs["dataset_json"] == made.dataset_json
+
+
 def test_mirroring_keeps_to_the_plan_in_two_dimensions(
     planned: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -125,6 +140,48 @@ def test_mirroring_keeps_to_the_plan_in_two_dimensions(
     trainer.plans_manager.plans["stunet"]["mirror_axes"] = [0]
     assert trainer.configure_rotation_dummyDA_mirroring_and_inital_patch_size()[3] == ()
     assert trainer.inference_allowed_mirroring_axes is None
+
+
+def test_mirroring_follows_the_plans_value(planned: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = {}
+    for policy in MIRROR:
+        trainer = make_trainer(planned, tmp_path, monkeypatch, mirror=policy)
+        axes = trainer.configure_rotation_dummyDA_mirroring_and_inital_patch_size()[3]
+        found[policy] = (axes, trainer.inference_allowed_mirroring_axes)
+    assert found == {
+        "auto": ((0, 1), (0, 1)),
+        "none": ((), None),
+        "swap": ((0, 1, 2), (0, 1)),
+        "all": ((0, 1, 2), (0, 1, 2)),
+    }
+
+
+def test_classes_change_sides_when_an_image_is_mirrored_with_swap(
+    planned: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = make_trainer(planned, tmp_path, monkeypatch, mirror="swap")
+    trainer.initialize()
+    loader = trainer.get_dataloaders()[0]
+    (step,) = [s for s in loader_transforms(loader) if isinstance(s, MirrorSides)]
+    label = torch.tensor([[[[4, 5, 1, -1]]]], dtype=torch.int16)  # kidney_left, kidney_right, spine, outside
+    assert step._apply_to_segmentation(label, axes=[2]).tolist() == [[[[-1, 1, 4, 5]]]]
+    assert step._apply_to_segmentation(label, axes=[0, 1]).tolist() == [[[[4, 5, 1, -1]]]]
+
+
+def loader_transforms(batches: SeededBatches) -> list[Any]:
+    return batches._loader.dataset.source.transforms.transforms  # type: ignore[attr-defined]
+
+
+def test_labels_take_the_nearest_ones_value_where_the_plan_says_so(
+    planned: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = make_trainer(planned, tmp_path, monkeypatch, label_interpolation="nearest")
+    trainer.initialize()
+    spatial = loader_transforms(trainer.get_dataloaders()[0])[0]
+    assert spatial.mode_seg == "nearest"
+    label = torch.arange(8).reshape(1, 2, 2, 2).to(torch.int16)
+    grid = torch.zeros((1, 1, 1, 3)) + 0.3  # nearer to the last voxel
+    assert spatial._apply_to_segmentation(label, grid=grid).item() == 7
 
 
 @pytest.mark.parametrize(("configuration", "stages"), [("3d_fullres", n) for n in (2, 3, 4, 7)] + [("2d", 5)])

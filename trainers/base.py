@@ -19,6 +19,7 @@ from nnunetv2.utilities.crossval_split import generate_crossval_split
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 
 from stunet.errors import DataError, Interrupted
+from stunet.losses import DeepSupervision, DiceCE
 from stunet.nnunet import exchanged
 from stunet.trainers import parallel
 from stunet.trainers.augmentation import CornerVote
@@ -26,7 +27,7 @@ from stunet.trainers.batches import SeededBatches, share_of
 from stunet.trainers.listener import Listener, Silent
 from stunet.trainers.sampling import Samples
 from stunet.trainers.saving import LATEST, Saving
-from stunet.trainers.validation import validate
+from stunet.trainers.validation import measure, validate
 
 SAVE_INTERVAL_S = 600.0  # at most this much work is lost by a power cut; nnU-Net saves every 50 epochs
 PLOT_INTERVAL_S = 60.0  # nnU-Net's progress.png takes seconds to draw, as long as a short epoch
@@ -44,10 +45,12 @@ class PlannedTrainer(Saving):
         device: torch.device = torch.device("cuda"),  # noqa: B008 - nnU-Net reads this signature and passes it on
     ) -> None:
         plans.setdefault("continue_training", False)  # nnU-Net pops it
-        super().__init__(plans, configuration, fold, dataset_json, device)
+        kept = {key: value for key, value in dataset_json.items() if key != "dataset"}  # paths here: not the model's
+        super().__init__(plans, configuration, fold, kept, device)
         self.seed = 0
         self.momentum = 0.99
         self.num_cases: int | None = None
+        self.label_interpolation, self.mirror = "linear", "auto"
         self.accumulation, self.precision = 1, None
         for key, value in self.plans_manager.plans["stunet"]["train"].items():
             setattr(self, key, value)
@@ -79,16 +82,27 @@ class PlannedTrainer(Saving):
         """Those of all processes together; which samples are whose is decided in get_dataloaders()."""
         self.batch_size = self.configuration_manager.batch_size
 
-    def _build_loss(self) -> torch.nn.Module:
-        loss = super()._build_loss()
-        return parallel.without_lowest_head(loss) if self.is_ddp and self.enable_deep_supervision else loss
-
     def configure_optimizers(self) -> tuple[torch.optim.Optimizer, Any]:
         """nnU-Net's optimizer and schedule with the plan's momentum: 0.9 suits runs of a few hundred steps."""
         optimizer, schedule = super().configure_optimizers()
         for group in optimizer.param_groups:
             group["momentum"] = self.momentum
         return optimizer, schedule
+
+    def _build_loss(self) -> torch.nn.Module:
+        """criterion() at each resolution, with nnU-Net's weights."""
+        stock, loss = super()._build_loss(), self.criterion()
+        if self.is_ddp and self.enable_deep_supervision:
+            parallel.without_lowest_head(stock)
+        if loss is None:
+            return stock
+        return DeepSupervision(loss, stock.weight_factors) if self.enable_deep_supervision else loss
+
+    def criterion(self) -> torch.nn.Module | None:
+        """The loss at one resolution: that of nnU-Net, which holds nothing one-hot; None for regions: its own."""
+        if self.label_manager.has_regions:
+            return None
+        return DiceCE(self.configuration_manager.batch_dice, self.label_manager.ignore_label, ddp=self.is_ddp)
 
     def do_split(self) -> tuple[list[str], list[str]]:
         """nnU-Net's split; with `num_cases` so many of its training cases, chosen by the seed: 4 are among the 8.
@@ -116,6 +130,8 @@ class PlannedTrainer(Saving):
         ours = {"nnUNetDataLoader": Samples, "SingleThreadedAugmenter": _NotStarted, "get_allowed_n_proc_DA": lambda: 0}
         with exchanged(host, **ours):
             train, validation = (loader.source for loader in super().get_dataloaders())
+        for loader in (train, validation):
+            self.prepare_loader(loader)
         train.weigh(self.case_weights(train.indices))
         start = self.current_epoch * self.num_iterations_per_epoch
         start_validation = self.current_epoch * self.num_val_iterations_per_epoch
@@ -126,6 +142,12 @@ class PlannedTrainer(Saving):
             SeededBatches(train, (self.seed, 0), share, start, len(self._known), workers, pin),
             SeededBatches(validation, (self.seed, 1), share, start_validation, 0, fewer, pin),
         )
+
+    def prepare_loader(self, loader: Samples) -> None:
+        """Changes what a loader draws and how it is augmented, as the plan's values say."""
+        for transform in loader.transforms.transforms:
+            if isinstance(transform, CornerVote) and self.label_interpolation == "nearest":
+                transform.mode_seg = "nearest"
 
     def case_weights(self, cases: Sequence[str]) -> Sequence[float] | None:
         """How often each training case is drawn in relation to the others; None: all equally often."""
@@ -207,6 +229,10 @@ class PlannedTrainer(Saving):
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
         """nnU-Net's final validation, in this process and in bounded memory: see validation.py."""
         validate(self, save_probabilities)
+
+    def measure_validation(self, processes: int) -> None:
+        """Compares what so many processes have predicted with the labels, and writes summary.json."""
+        measure(self, processes)
 
     def _stop_if_requested(self) -> None:
         # A signal reaches the processes at different times; all of them must leave after the same step.

@@ -63,11 +63,10 @@ def data_parallel(network: torch.nn.Module, device_ids: Any = None) -> torch.nn.
     return wrapped
 
 
-def without_lowest_head(loss: Any) -> Any:
-    """nnU-Net's loss for deep supervision, in several processes with the weights that it has in one."""
+def without_lowest_head(loss: Any) -> None:
+    """Gives nnU-Net's loss for deep supervision, in several processes, the weights that it has in one."""
     weights = (*loss.weight_factors[:-1], 0)
     loss.weight_factors = tuple(weight / sum(weights) for weight in weights)
-    return loss
 
 
 def dealt(network: torch.nn.Module, device_ids: Any = None) -> torch.nn.Module:

@@ -3,9 +3,14 @@
 Imports neither torch nor nnunetv2, so that a mistake is named at once.
 """
 
+import os
+from pathlib import Path
 from typing import Any
 
+from stunet.annotations import FILE
 from stunet.errors import DataError
+from stunet.files import read_json
+from stunet.plans.check import difference
 from stunet.plans.resolve import resolve
 from stunet.preprocessing import preprocessed_cases, unprocessed_cases
 from stunet.workspace import preprocessed_dataset, result_folder
@@ -26,6 +31,7 @@ def check_data(dataset: str, plans: dict[str, Any], configuration: str, fold: in
             f"{dataset} is not preprocessed for {configuration} with {plans['plans_name']}: {state}",
             f"stunet_plan_and_preprocess -d {number} -c {configuration}",
         )
+    _check_annotations(dataset)
     splits = preprocessed_dataset(dataset) / "splits_final.json"
     if fold != "all" and not splits.is_file() and len(cases) < 5:
         raise DataError(
@@ -40,3 +46,17 @@ def check_data(dataset: str, plans: dict[str, Any], configuration: str, fold: in
                 f"{configuration} needs predictions of {previous}; {len(waiting)} are missing (e.g. {waiting[0]!r})",
                 f"stunet_train {number} {previous} FOLD -p {plans['plans_name']}, for all five folds, first",
             )
+
+
+def _check_annotations(dataset: str) -> None:
+    """Sees that the preprocessed dataset has the annotations of the raw one, if that is on this machine."""
+    raw = Path(os.environ.get("nnUNet_raw", "")) / dataset
+    if not (raw / "dataset.json").is_file():
+        return
+    files = [folder / FILE for folder in (raw, preprocessed_dataset(dataset))]
+    before, now = (read_json(file) if file.is_file() else None for file in files)
+    if changed := difference(before, now, FILE):
+        raise DataError(
+            f"{dataset} was preprocessed with other annotations than it has now ({changed})",
+            f"stunet_plan_and_preprocess -d {int(dataset[7:10])}",
+        )

@@ -13,7 +13,8 @@ from typing import Any
 
 import torch
 
-from stunet.classes import head_classes
+from stunet.annotations import Annotations, complete
+from stunet.classes import head_classes, match_classes
 from stunet.errors import WeightsError
 from stunet.files import write_json
 from stunet.networks import STUNet
@@ -21,7 +22,7 @@ from stunet.plans.resolve import resolve
 from stunet.trainers.finetuned import FineTunedTrainer
 from stunet.trainers.saving import LATEST
 from stunet.weights.checkpoints import load_checkpoint
-from stunet.weights.heads import Heads, plan_heads
+from stunet.weights.heads import BACKGROUND, Heads, plan_heads
 from stunet.weights.reading import Weights, read_weights
 from stunet.weights.report import TransferReport
 from stunet.weights.transfer import transfer
@@ -38,8 +39,11 @@ class Start:
     sha256: str
     heads: Heads
 
-    def block(self, of_file: bool) -> dict[str, str]:
-        """What a plan says of them; `of_file`: a file was named, of which there may be others with the same name."""
+    def block(self, of_file: bool) -> dict[str, Any]:
+        """What a plan says of them; `of_file`: a file was named, of which there may be others with the same name.
+
+        With a head that is used whole its classes stand there: annotations.py makes the trained ones of them.
+        """
         name = self.weights.entry
         if name is None:
             trained_on = re.fullmatch(r"Dataset\d{3}_(.+)", str((self.weights.plans or {}).get("dataset_name")))
@@ -47,23 +51,36 @@ class Start:
             name = stem[:NAME_LENGTH] or "weights"
         if of_file:
             name = f"{name}.{self.sha256[:6]}"
-        return {"name": name, "sha256": self.sha256, "head": self.heads.mode}
+        block = {"name": name, "sha256": self.sha256, "head": self.heads.mode}
+        if self.heads.mode != "reuse":
+            return block
+        return {**block, "classes": [name for name in self.weights.classes or () if name != BACKGROUND]}
 
 
-def choose(path: Path, head: str | None, dataset_json: Mapping[str, Any]) -> Start:
+def choose(
+    path: Path, head: str | None, dataset_json: Mapping[str, Any], annotations: Annotations | None = None
+) -> Start:
     """The weights in a file or model folder.
 
     Args:
         path: As store.find_model() gives it.
         head: "reuse", "slice", "reset", or None for what suits the classes.
         dataset_json: nnU-Net's description of the dataset to train on.
+        annotations: Those of the dataset, where its cases annotate different classes.
 
     Raises:
         WeightsError: The file cannot be read, or holds another network.
+        DataError: The classes of the dataset cannot be said in those of the weights.
     """
     weights = read_weights(path)
     status = weights.path.stat()
     sha256 = _sha256(weights.path, status.st_size, status.st_mtime_ns)
+    if head == "reuse" and weights.classes:
+        annotations = annotations or complete(dataset_json, ())
+        if any(row.sources for row in match_classes(annotations.leaves, weights.classes)):
+            annotations = annotations.onto([name for name in weights.classes if name != BACKGROUND])
+    if annotations is not None:
+        dataset_json = annotations.model_description(dataset_json)
     return Start(weights, sha256, plan_heads(head, weights, head_classes(dataset_json["labels"])))
 
 

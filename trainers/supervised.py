@@ -2,21 +2,57 @@
 
 from typing import Any
 
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import MirrorTransform
+
+from stunet.annotations import Annotations, complete
+from stunet.errors import DataError
 from stunet.trainers.finetuned import FineTunedTrainer
+from stunet.trainers.mirroring import MirrorSides, mirrored_values
+from stunet.trainers.sampling import Samples
 
 
 class STUNetTrainer(FineTunedTrainer):
     """Trains an STU-Net on completely labelled data.
 
-    Deep supervision follows the plan's strides for any number of stages. Mirroring, in training and at test time, keeps
-    to the axes that the plan allows (with left and right classes the left-right axis is not among them).
+    Deep supervision follows the plan's strides for any number of stages. Which axes are mirrored is the plan's value
+    `mirror`, and what a checkpoint allows at test time follows from it:
+
+        auto    those that the planner found safe: with left and right classes not the left-right axis
+        none    none
+        swap    all, and left and right classes change sides with the image; at test time as with auto
+        all     all, as in nnU-Net
     """
 
     def configure_rotation_dummyDA_mirroring_and_inital_patch_size(self) -> tuple[Any, bool, Any, tuple[int, ...]]:
         """nnU-Net's augmentation settings with the plan's mirror axes (3D array axes; a 2D patch has axes 1 and 2)."""
-        rotation, dummy_2d, initial_patch, _ = super().configure_rotation_dummyDA_mirroring_and_inital_patch_size()
+        rotation, dummy_2d, initial_patch, every = super().configure_rotation_dummyDA_mirroring_and_inital_patch_size()
         first = 3 - len(self.configuration_manager.patch_size)
-        allowed = self.plans_manager.plans["stunet"]["mirror_axes"]
-        axes = tuple(axis - first for axis in allowed if axis >= first)
-        self.inference_allowed_mirroring_axes = axes or None  # nnU-Net's predictor refuses an empty tuple
-        return rotation, dummy_2d, initial_patch, axes
+        safe = self.plans_manager.plans["stunet"]["mirror_axes"]
+        safe = tuple(axis - first for axis in safe if axis >= first)
+        training = {"auto": safe, "none": (), "swap": every, "all": every}[self.mirror]
+        inference = {"auto": safe, "none": (), "swap": safe, "all": every}[self.mirror]
+        self.inference_allowed_mirroring_axes = inference or None  # nnU-Net's predictor refuses an empty tuple
+        return rotation, dummy_2d, initial_patch, tuple(training)
+
+    def prepare_loader(self, loader: Samples) -> None:
+        """As of every training; with mirror=swap labels change sides.
+
+        Raises:
+            DataError: The dataset has regions, its images differ in which axis that is, or a case lacks a side.
+        """
+        super().prepare_loader(loader)
+        sides = {0, 1, 2} - set(self.plans_manager.plans["stunet"]["mirror_axes"])
+        if self.mirror != "swap" or not sides:
+            return
+        if len(sides) > 1:
+            raise DataError("mirror=swap: the left-right axis is not the same in all images", "--set mirror=auto")
+        first = 3 - len(self.configuration_manager.patch_size)
+        values = mirrored_values(self.label_space())
+        steps = loader.transforms.transforms
+        for place, step in enumerate(steps):
+            if isinstance(step, MirrorTransform):
+                steps[place] = MirrorSides(step.allowed_axes, {axis - first for axis in sides}, values)
+
+    def label_space(self) -> Annotations:
+        """Which labels there are, and which cases annotate them."""
+        return complete(self.dataset_json, ())

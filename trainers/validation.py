@@ -27,10 +27,11 @@ from nnunetv2.utilities.label_handling.label_handling import convert_labelmap_to
 from stunet.errors import DataError
 from stunet.files import whole
 from stunet.inference.cases import Model, drop_channel_axis
+from stunet.inference.failures import last_line
 from stunet.inference.output import part_name, remove_parts, whole_case
 from stunet.inference.probabilities import PLAIN, compress
 from stunet.inference.products import Products, endings_of_parts
-from stunet.inference.reading import UNREADABLE, last_line
+from stunet.inference.reading import UNREADABLE
 from stunet.inference.ready import ReadyNetwork
 from stunet.inference.segmenter import Segmenter
 from stunet.inference.windows import SlidingWindow
@@ -76,7 +77,7 @@ def validate(trainer: "PlannedTrainer", probabilities: bool) -> None:
     if trainer.is_ddp:
         dist.barrier()
     if trainer.local_rank == 0:
-        _measure(trainer, processes)
+        trainer.measure_validation(processes)
 
 
 def segmenter_of(trainer: "PlannedTrainer") -> Segmenter:
@@ -245,7 +246,7 @@ class _Threads:
         return cls
 
 
-def _measure(trainer: "PlannedTrainer", processes: int) -> None:
+def measure(trainer: "PlannedTrainer", processes: int) -> None:
     """Compares what all processes have written with the labels, and says how well they agree."""
     folder, labels = Path(trainer.output_folder) / FOLDER, trainer.label_manager
     remove_parts(folder, own=None)  # of processes that were killed: nnU-Net would take them for cases

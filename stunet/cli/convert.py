@@ -1,51 +1,246 @@
-"""stunet_convert: public datasets into nnU-Net's raw format. Read datasets/msd.py for what is done."""
+"""stunet_convert: other formats into nnU-Net's raw format. Read datasets/conversion.py for how it is run."""
 
 import argparse
+import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from stunet import console, workspace
 from stunet.cli.common import new_parser, run
+from stunet.errors import UsageError
+
+if TYPE_CHECKING:
+    from stunet.datasets.conversion import Conversion
 
 EXAMPLES = """examples:
   stunet_convert msd -i Task04_Hippocampus
-  stunet_convert msd -i Task04_Hippocampus -d 104 --name HippocampusMSD
+  stunet_convert totalsegmentator -i Totalsegmentator_dataset_v201 -d 101 --name TotalSegmentator
+  stunet_convert totalsegmentator -i Totalsegmentator_dataset_v201 -d 102 --name Organs --classes organs -np 8
+  stunet_convert pairs -i ct -l masks -d 103 --name Liver --channels CT --labels liver tumour --label_suffix _seg
+  stunet_convert bids -i ds000001 -d 104 --name Brain --channels T1w FLAIR --labels labels.txt
 """
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The command's options: one sub-command per format."""
-    parser = new_parser("stunet_convert", "Convert a public dataset into nnU-Net's raw format.", EXAMPLES)
+    parser = new_parser("stunet_convert", "Convert a dataset into nnU-Net's raw format.", EXAMPLES)
     formats = parser.add_subparsers(dest="format", required=True, metavar="FORMAT")
-    msd = formats.add_parser("msd", help="a task of the Medical Segmentation Decathlon", allow_abbrev=False)
-    msd.add_argument(
-        "-i", dest="source", type=Path, required=True, metavar="FOLDER", help="the task, such as Task04_Liver"
-    )
-    msd.add_argument(
-        "-d", dest="dataset_id", type=int, metavar="ID", help="number of the dataset (default: the task's)"
-    )
-    msd.add_argument(
-        "-o", dest="raw", type=Path, metavar="FOLDER", help="where DatasetXXX_Name goes (default: nnUNet_raw)"
-    )
-    msd.add_argument("--name", help="name of the dataset (default: the task's)")
-    for flag, text in (
-        ("--verbose", "also show what the libraries print"),
-        ("--debug", "show the traceback of an error"),
-    ):
-        msd.add_argument(flag, action="store_true", default=argparse.SUPPRESS, help=text)
+    msd = _format(formats, "msd", "a task of the Medical Segmentation Decathlon", named=False)
+    msd.set_defaults(command=_convert_msd)
+    _add_totalsegmentator(formats)
+    _add_pairs(formats)
+    _add_bids(formats)
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
-    return run(build_parser(), _convert_msd, argv)
+    return run(build_parser(), lambda args: args.command(args), argv)
+
+
+def _format(formats: "argparse._SubParsersAction", name: str, text: str, named: bool = True) -> argparse.ArgumentParser:
+    """The parser of a format with the options that all have; `named`: its data do not say how they are called."""
+    parser = formats.add_parser(name, help=text, description=f"Convert {text}.", allow_abbrev=False)
+    default = "" if named else " (default: the task's)"
+    parser.add_argument("-i", dest="source", type=Path, required=True, metavar="FOLDER", help="where the data are")
+    parser.add_argument(
+        "-d", dest="dataset_id", type=int, required=named, metavar="ID", help=f"number of the dataset{default}"
+    )
+    parser.add_argument("--name", required=named, help=f"name of the dataset{default}")
+    parser.add_argument(
+        "-o", dest="raw", type=Path, metavar="FOLDER", help="where DatasetXXX_Name goes (default: nnUNet_raw)"
+    )
+    if named:
+        parser.add_argument("-np", type=int, metavar="N", help="processes (default: one per core, at most 8)")
+        parser.add_argument(
+            "--variable",
+            metavar="NAME",
+            help="refer to images as $NAME/..., for data that lie elsewhere on other machines (default: absolute path)",
+        )
+    for flag, help_ in (
+        ("--verbose", "also show what the libraries print"),
+        ("--debug", "show the traceback of an error"),
+    ):
+        parser.add_argument(flag, action="store_true", default=argparse.SUPPRESS, help=help_)
+    return parser
+
+
+def _add_totalsegmentator(formats: "argparse._SubParsersAction") -> None:
+    parser = _format(formats, "totalsegmentator", "the TotalSegmentator data set: v1, v2 or MRI")
+    parser.add_argument(
+        "--classes",
+        metavar="LIST|FILE",
+        help="total (v2), total_v1, total_mr; a part: organs, vertebrae, cardiac, muscles, ribs; or a text file with a "
+        "name per line (default: all)",
+    )
+    parser.add_argument(
+        "--order",
+        choices=["stunet", "official"],
+        help="of the labels: alphabetical as in STU-Net's weights (default for v1) or official (for v2 and MRI)",
+    )
+    parser.add_argument(
+        "--overlap",
+        choices=["last", "first", "smallest", "ignore"],
+        default="last",
+        help="who gets a voxel of several masks: the last (default) or first in the official order, the smallest of "
+        "the case, or nobody: nnU-Net's ignore label",
+    )
+    parser.add_argument(
+        "--missing",
+        choices=["error", "unannotated"],
+        default="error",
+        help="a mask that is not there is an error (default), or its class is not annotated in this case",
+    )
+    parser.add_argument(
+        "--absent", choices=["error", "skip"], default="error", help="subjects of meta.csv without a folder"
+    )
+    parser.add_argument("--skip", nargs="+", default=[], metavar="SUBJECT", help="subjects to leave out")
+    parser.add_argument(
+        "--spacing",
+        type=float,
+        metavar="MM",
+        help="resample to this spacing and write images, too (default: refer to them)",
+    )
+    parser.set_defaults(command=_convert_totalsegmentator)
+
+
+def _add_pairs(formats: "argparse._SubParsersAction") -> None:
+    parser = _format(formats, "pairs", "a folder of images and one of label maps, matched by name")
+    parser.add_argument(
+        "-l",
+        dest="label_folder",
+        type=Path,
+        metavar="FOLDER",
+        help="where the label maps are (default: with the images)",
+    )
+    parser.add_argument(
+        "--channels",
+        nargs="+",
+        required=True,
+        metavar="NAME[=SUFFIX]",
+        help="channels, and how names of their files end: CT, or T1=_t1 FLAIR=_flair",
+    )
+    parser.add_argument(
+        "--label_suffix",
+        default="",
+        metavar="SUFFIX",
+        help="how names of label maps end, such as _seg (default: as images)",
+    )
+    _add_labels(parser, required=True)
+    parser.set_defaults(command=_convert_pairs)
+
+
+def _add_bids(formats: "argparse._SubParsersAction") -> None:
+    parser = _format(formats, "bids", "a BIDS folder with label maps under derivatives")
+    parser.add_argument(
+        "--channels",
+        nargs="+",
+        required=True,
+        metavar="[NAME=]SUFFIX",
+        help="how names of images end, one per channel: T1w, CE=ce-GAD_T1w",
+    )
+    parser.add_argument(
+        "--label", default="dseg", metavar="SUFFIX", help="of label maps (default dseg): desc-manual_dseg"
+    )
+    parser.add_argument("--derivatives", metavar="NAME", help="folder under derivatives, where there are several")
+    _add_labels(parser, required=False)
+    parser.set_defaults(command=_convert_bids)
+
+
+def _add_labels(parser: argparse.ArgumentParser, required: bool) -> None:
+    parser.add_argument(
+        "--labels",
+        nargs="+",
+        required=required,
+        metavar="NAME|FILE",
+        help="classes of the values 1, 2, ...; or a file: names, ITK-SNAP's list, .csv or .tsv with index and name, "
+        ".json, .toml" + ("" if required else " (default: the dseg.tsv of the derivatives)"),
+    )
+    parser.add_argument(
+        "--unmatched", choices=["error", "skip"], default="error", help="images without labels, labels without images"
+    )
 
 
 def _convert_msd(args: argparse.Namespace) -> None:
     from stunet.datasets.msd import convert_msd, msd_images
 
-    raw = args.raw or workspace.folder("nnUNet_raw")
+    raw = _raw(args)
     with console.Progress("convert", len(msd_images(args.source))) as progress:
         target = convert_msd(args.source, raw, args.dataset_id, args.name, progress.step)
+    _next(target)
+
+
+def _convert_totalsegmentator(args: argparse.Namespace) -> None:
+    from stunet.datasets.totalsegmentator import Options, prepare_totalsegmentator
+
+    if args.spacing is not None and not args.spacing > 0:
+        raise UsageError(f"--spacing {args.spacing:g}: mm must be positive", "--spacing 3")
+    options = Options(
+        classes=args.classes,
+        order=args.order,
+        overlap=args.overlap,
+        missing=args.missing,
+        absent=args.absent,
+        skip=tuple(args.skip),
+        spacing_mm=args.spacing,
+        variable=_variable(args),
+    )
+    _run(prepare_totalsegmentator(args.source, _raw(args), args.dataset_id, args.name, options), args.np)
+
+
+def _convert_pairs(args: argparse.Namespace) -> None:
+    from stunet.datasets.label_lists import read_labels
+    from stunet.datasets.pairs import prepare_pairs
+
+    channels = {name: suffix for name, _, suffix in (text.partition("=") for text in args.channels)}
+    where = (args.source, args.label_folder or args.source, _raw(args), args.dataset_id, args.name)
+    names = read_labels(args.labels)
+    _run(prepare_pairs(*where, channels, names, args.label_suffix, args.unmatched, _variable(args)), args.np)
+
+
+def _convert_bids(args: argparse.Namespace) -> None:
+    from stunet.datasets.bids import prepare_bids
+    from stunet.datasets.label_lists import read_labels
+
+    channels = {name: suffix or name for name, _, suffix in (text.partition("=") for text in args.channels)}
+    names = read_labels(args.labels) if args.labels else None
+    where = (args.source, _raw(args), args.dataset_id, args.name)
+    chosen = prepare_bids(
+        *where, channels, args.label, args.derivatives, names, args.unmatched, variable=_variable(args)
+    )
+    _run(chosen, args.np)
+
+
+def _run(conversion: "Conversion", workers: int | None) -> None:
+    if workers is not None and workers < 1:
+        raise UsageError(f"-np {workers} must be 1 or more", "-np 1")
+    pending = conversion.pending()
+    finished = len(conversion.sources) - len(pending)
+    if finished:
+        console.note(f"{finished} of {len(conversion.sources)} cases are there already")
+    with console.Progress("convert", len(pending)) as progress:
+        warnings = conversion.run(pending, workers or min(8, os.cpu_count() or 1), progress.step)
+    for warning in warnings:
+        console.warn(warning)
+    _next(conversion.target)
+
+
+def _raw(args: argparse.Namespace) -> Path:
+    return args.raw or workspace.folder("nnUNet_raw")
+
+
+def _variable(args: argparse.Namespace) -> str | None:
+    """The variable of --variable, which must stand for the folder of the data, or paths would lead nowhere."""
+    name = args.variable
+    if name and Path(os.environ.get(name, "")).resolve() != args.source.resolve():
+        raise UsageError(
+            f"--variable {name}: {name} is {os.environ.get(name)!r}, not {str(args.source)!r}",
+            f"export {name}={args.source.resolve()}",
+        )
+    return name
+
+
+def _next(target: Path) -> None:
     console.result(str(target))
     console.note(f"next: stunet_plan_and_preprocess -d {int(target.name[7:10])}")

@@ -78,8 +78,14 @@ def _command(args: argparse.Namespace) -> None:
 def _check_options(args: argparse.Namespace) -> None:
     from stunet.plans.values import parse_stages
 
+    args.normalization = None
     if args.preset:
         preset = presets.load(args.preset)
+        if preset.note:
+            console.note(f"{args.preset}: {preset.note}")
+        if preset.spacing and not args.overwrite_target_spacing:
+            args.overwrite_target_spacing = [float(pitch) for pitch in preset.spacing]
+        args.normalization = presets.NORMALIZATIONS.get(preset.normalization or "")
         options = preset.complete(args.size, args.gpu_memory_target, args.stages)
         args.size, args.gpu_memory_target, args.stages = options
         args.checkpointing = args.checkpointing or preset.set.get("checkpointing", False)
@@ -110,6 +116,9 @@ def _plan_and_preprocess(dataset: str, args: argparse.Namespace) -> None:
     nnunet.check_version()
     readers = args.npfp or min(8, _cores())
     nnunet.limit_processes()
+    from stunet.plans.splits import check_splits
+
+    check_splits(dataset)
     if not args.no_check:
         _check(dataset, readers, args.no_pbar)
     plans = _plan(dataset, readers, args)
@@ -124,7 +133,8 @@ def _plan_and_preprocess(dataset: str, args: argparse.Namespace) -> None:
         _preprocess(dataset, plans, args)
         first = "3d_fullres" if "3d_fullres" in plans["configurations"] else "2d"
         chosen = "" if len(workspace.planned(dataset)) == 1 else f" -p {plans['plans_name']}"
-        console.note(f"next: stunet_train {int(dataset[7:10])} {first} 0{chosen}")
+        preset = f" --preset {args.preset}" if args.preset else ""
+        console.note(f"next: stunet_train {int(dataset[7:10])} {first} 0{chosen}{preset}")
 
 
 def _check(dataset: str, workers: int, quiet: bool) -> None:
@@ -152,6 +162,7 @@ def _plan(dataset: str, workers: int, args: argparse.Namespace) -> dict[str, Any
         size=args.size,
         stages=None if args.stages == "auto" else args.stages,
         checkpointing=args.checkpointing,
+        normalization=args.normalization,
         measure=measure_step if args.probe else None,
     )
     return planner.plan_experiment()

@@ -60,7 +60,7 @@ def _model_folder(args: argparse.Namespace) -> Path:
     if args.model:
         return _named_model(args)
     workspace.folder("nnUNet_results")
-    return workspace.find_result(workspace.dataset_name(args.d), args.c, args.p, args.tr or workspace.TRAINER)
+    return workspace.find_result(workspace.dataset_name(args.d), args.c, args.p, args.tr)
 
 
 def _named_model(args: argparse.Namespace) -> Path:

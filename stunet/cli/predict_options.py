@@ -28,7 +28,7 @@ def new_parser() -> argparse.ArgumentParser:
     add("-d", metavar="DATASET", help="dataset that the model was trained on: number or name")
     add("-c", metavar="CONFIGURATION", help="configuration, e.g. 3d_fullres")
     add("-p", metavar="PLANS", help="plans (default: the only ones trained)")
-    add("-tr", metavar="TRAINER", help="trainer (default: STUNetTrainer)")
+    add("-tr", metavar="TRAINER", help="trainer (default: that of the only model there is)")
     add("--model", metavar="NAME|DIR", help="a model by its name in stunet_models list, or its folder; no -d -c then")
     add("--labels", metavar="NAME|FILE", help="label system of the results: amos, btcv ... or a .toml file")
     add("--v1_preprocessing", action="store_true", help="resample before normalising, as nnU-Net v1 did")

@@ -5,11 +5,12 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from stunet import console, presets, workspace
+from stunet.annotations import described
 from stunet.cli import common
-from stunet.cli.train_plans import Chosen, choose_plans
+from stunet.cli.train_plans import Chosen, choose_plans, choose_trainer
 from stunet.cli.train_run import train
 from stunet.errors import DataError, UsageError
-from stunet.files import read_json, write_json
+from stunet.files import write_json
 
 if TYPE_CHECKING:
     from stunet.trainers.launch import Run
@@ -33,7 +34,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("-f", dest="f", metavar="FOLD", help="the fold, as an option (default 0)")
     parser.add_argument(
-        "-tr", default=workspace.TRAINER, metavar="TRAINER", help="trainer class (default STUNetTrainer)"
+        "-tr",
+        metavar="TRAINER",
+        help="trainer class (default STUNetTrainer; STUNetPartialTrainer where cases annotate different classes)",
     )
     parser.add_argument("-p", metavar="PLANS", help="name of the plans (default: those of the dataset)")
     parser.add_argument(
@@ -63,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--head",
         choices=["reuse", "slice", "reset"],
-        help="the pre-trained head's rows: those of the same classes, or none (default: slice where a class matches)",
+        help="the pre-trained head: all of it, its rows of the same classes, or none (default: slice if any)",
     )
     parser.add_argument("--list", action="store_true", help="list the fine-tuning strategies and end")
     parser.add_argument("--dry_run", action="store_true", help="show what would be trained; write nothing")
@@ -119,7 +122,7 @@ def _prepared(args: argparse.Namespace, again: bool) -> "Run | None":
     resolved = check_plans(plans, configuration)
     nnunet.check_version()
     nnunet.limit_processes()
-    nnunet.check_trainer(args.tr)
+    args.tr = choose_trainer(dataset, plans, args.tr)
     check_data(dataset, plans, configuration, fold)
     _check_shares(resolved["batch_size"], args.num_gpus, plans["stunet"]["train"].get("accumulation", 1))
     run = _run(dataset, chosen, configuration, fold, args)
@@ -245,7 +248,7 @@ def _describe(run: "Run", resolved: dict[str, Any]) -> None:
     from stunet.plans.memory import estimate, parameters
     from stunet.trainers import strategies
 
-    dataset_json = read_json(workspace.preprocessed_dataset(run.dataset) / "dataset.json")
+    dataset_json = described(run.dataset, run.plans, run.trainer)
     network = describe(run.plans, run.configuration, dataset_json)
     strides = resolved["architecture"]["arch_kwargs"]["strides"]
     patch = "x".join(map(str, resolved["patch_size"]))
@@ -281,7 +284,7 @@ def _judged(run: "Run") -> "TransferReport | None":
         return None
     from stunet.trainers.start import preview
 
-    dataset_json = read_json(workspace.preprocessed_dataset(run.dataset) / "dataset.json")
+    dataset_json = described(run.dataset, run.plans, run.trainer)
     return preview(run.weights, run.plans, run.configuration, dataset_json)
 
 

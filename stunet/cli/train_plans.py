@@ -1,4 +1,4 @@
-"""Which plans does stunet_train train with, and from which weights does it start?
+"""Which plans does stunet_train train with, with which trainer, and from which weights does it start?
 
 Options that change the plan derive another one, whose name says what differs; it is written when training begins.
 """
@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from stunet import console, presets, workspace
+from stunet import console, nnunet, presets, workspace
+from stunet.annotations import Annotations, described, load_annotations
 from stunet.cli.models import ShownDownload
 from stunet.errors import DataError, UsageError, WeightsError
 from stunet.files import read_json
@@ -44,19 +45,29 @@ def choose_plans(dataset: str, args: argparse.Namespace) -> Chosen:
     overrides = values.parse(args.set)
     if args.preset:
         preset = presets.load(args.preset)
+        if unlike := preset.unlike(plans):
+            raise DataError(
+                f"plans {plans['plans_name']!r} have {unlike} as of preset {args.preset!r}",
+                f"stunet_plan_and_preprocess -d {int(dataset[7:10])} --preset {args.preset}, and -p with its plans",
+            )
+        if preset.note:
+            console.note(f"{args.preset}: {preset.note}")
         options = dict(zip(options, preset.complete(*options.values()), strict=True))
         overrides = {**preset.set, **overrides}
+    annotations = None if args.tr == workspace.TRAINER else load_annotations(path.parent)
     weights = None
     if text := args.pretrained or args.pretrained_weights:
         weights = _given(text, args)
-        options |= _from_weights(weights, args, plans["stunet"], dataset_json, options["size"])
+        options |= _from_weights(weights, args, plans["stunet"], (dataset_json, annotations), options["size"])
     elif args.finetune:
         options["finetune"] = args.finetune
     if options.get("finetune") and not options["stages"]:
         options["stages"] = _kept_stages(options["finetune"], plans)
     if not (any(options.values()) or overrides):
         return Chosen(plans, False, _weights_of(plans, args))
-    derived = derive(plans, dataset_json, overrides=overrides, **options)
+    trained = {"stunet": {**plans["stunet"], **{key: x for key, x in options.items() if key == "weights" and x}}}
+    trainer = args.tr or nnunet.trainer_for(path.parent, trained)
+    derived = derive(plans, described(dataset, trained, trainer), overrides=overrides, **options)
     existing = path.with_name(f"{derived['plans_name']}.json")
     if not existing.is_file():
         return Chosen(derived, True, weights or _weights_of(derived, args))
@@ -70,8 +81,34 @@ def choose_plans(dataset: str, args: argparse.Namespace) -> Chosen:
     return Chosen(on_disk, False, weights or _weights_of(on_disk, args))
 
 
+def choose_trainer(dataset: str, plans: dict[str, Any], given: str | None) -> str:
+    """The trainer class: the one that is named, or the one that the data need; it is said where it is not the usual.
+
+    Raises:
+        UsageError: There is no such trainer, or it cannot train on a part of the network's classes.
+    """
+    folder = workspace.preprocessed_dataset(dataset)
+    needed = nnunet.trainer_for(folder, plans)
+    if given is None:
+        if needed != workspace.TRAINER:
+            whole = "classes" in plans["stunet"].get("weights", {})
+            why = "the head has more classes than the dataset" if whole else "cases annotate different classes"
+            console.note(f"{needed}, because {why}")
+        return needed
+    nnunet.check_trainer(given)
+    if given == workspace.TRAINER and "classes" in plans["stunet"].get("weights", {}):
+        raise UsageError(f"--head reuse trains on a part of the classes, and {given} on all", f"-tr {needed}")
+    if given == workspace.TRAINER != needed:
+        console.warn(f"-tr {given} takes what a case does not annotate for background; without it: {needed}")
+    return given
+
+
 def _from_weights(
-    path: Path, args: argparse.Namespace, base: Mapping[str, Any], dataset_json: Mapping[str, Any], size: str | None
+    path: Path,
+    args: argparse.Namespace,
+    base: Mapping[str, Any],
+    data: tuple[Mapping[str, Any], Annotations | None],
+    size: str | None,
 ) -> dict[str, Any]:
     """What of the plan follows from the weights: size, strategy and name; what the base plan says of them stays."""
     from stunet.trainers import strategies
@@ -79,7 +116,7 @@ def _from_weights(
 
     before = base.get("weights", {})
     head = "reset" if args.pretrained_weights else args.head or before.get("head")
-    start = choose(path, head, dataset_json)
+    start = choose(path, head, *data)
     block = start.block(of_file=Path(args.pretrained or args.pretrained_weights).exists())
     if (before.get("sha256"), before.get("head")) == (start.sha256, start.heads.mode):
         block = before

@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from stunet.errors import DataError
+from stunet.errors import DataError, StunetError
 from stunet.files import read_json, write_json
 
 FILE_ENDING = ".nii.gz"  # of what we write
+GEOMETRY_ATOL = 1e-3  # mm of the origin, and direction cosines: more than rounding in a NIfTI header
 FORMAT_HINT = "see nnU-Net's documentation/dataset_format.md"
 SHOWN = 3  # problems that an error names
 
@@ -30,17 +31,18 @@ class Case:
 
 @dataclass(frozen=True)
 class Rules:
-    """What dataset.json demands of every case: the class that reads it, its channels, the values in its label."""
+    """What is demanded of every case: the class that reads it, its channels, the values in its label, and by whom."""
 
     reader: type
     channels: tuple[str, ...]
     values: frozenset[int]
+    origin: str = "dataset.json"
 
 
 def write_dataset_json(
-    folder: Path, name: str, channels: Mapping[int, str], labels: Mapping[str, int], cases: int, **more: str
+    folder: Path, name: str, channels: Mapping[int, str], labels: Mapping[str, int], cases: int, **more: Any
 ) -> None:
-    """Writes the dataset.json of a raw dataset; `more` holds texts such as description and licence."""
+    """Writes the dataset.json of a raw dataset; `more` holds what else is in it: description, licence, dataset."""
     content = {
         "name": name,
         "channel_names": {str(index): channel for index, channel in sorted(channels.items())},
@@ -79,7 +81,7 @@ def read_dataset(folder: Path) -> tuple[list[Case], Rules]:
             f"numTraining is {description['numTraining']!r} in {where}, but there are {len(cases)} training cases",
             f"set numTraining to {len(cases)}, or add the cases that are missing",
         )
-    reader = _find_reader(description, cases[0].images[0])
+    reader = find_reader(description, cases[0].images[0])
     return cases, Rules(reader, tuple(str(channels[str(i)]) for i in range(len(channels))), values)
 
 
@@ -115,7 +117,7 @@ def label_values(labels: Any, regions_class_order: Any = None) -> frozenset[int]
     return frozenset(leaves) | ignore
 
 
-def raise_first(problems: Sequence[DataError]) -> None:
+def raise_first(problems: Sequence[StunetError]) -> None:
     """Raises one error that names the first problems and counts the others; its hint is that of the first."""
     if problems:
         more = len(problems) - SHOWN
@@ -189,8 +191,12 @@ def _stored_cases(folder: Path, ending: str) -> list[Case]:
     return [Case(name, tuple(paths), folder / "labelsTr" / f"{name}{ending}") for name, paths in sorted(cases.items())]
 
 
-def _find_reader(description: dict[str, Any], image: Path) -> type:
-    """The reader class that nnU-Net takes: the one that dataset.json names, or the first that can read `image`."""
+def find_reader(description: dict[str, Any], image: Path) -> type:
+    """The reader class that nnU-Net takes: the one that dataset.json names, or the first that can read `image`.
+
+    Raises:
+        DataError: No reader can, or dataset.json names one that does not exist.
+    """
     from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
 
     try:

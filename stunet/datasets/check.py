@@ -7,11 +7,9 @@ classes are left and right, for mirroring.
 
 import re
 import zlib
-from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from functools import partial
-from multiprocessing import get_context
+from collections.abc import Callable
+from dataclasses import replace
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +18,12 @@ import numpy as np
 import SimpleITK as sitk
 from nibabel.filebasedimages import ImageFileError
 
-from stunet.datasets import Case, Rules, raise_first, read_dataset
+from stunet.annotations import FILE, load_annotations
+from stunet.datasets import GEOMETRY_ATOL, Case, Rules, raise_first, read_dataset
 from stunet.errors import DataError
 from stunet.nifti import check_nifti
+from stunet.processes import each
 
-GEOMETRY_ATOL = 1e-3  # mm of the origin, and direction cosines: more than rounding in a NIfTI header
 LARGEST_LABEL = 65535
 # What nnU-Net's readers raise for a file that they cannot read: ITK, zlib, nibabel, tifffile and their own assertions.
 UNREADABLE = (RuntimeError, OSError, EOFError, ValueError, AssertionError, zlib.error, ImageFileError)
@@ -44,40 +43,46 @@ def check_dataset(folder: Path, workers: int = 1, on_case: Callable[[str], None]
         DataError: Something is wrong; the first three problems are named, the others counted.
     """
     cases, rules = read_dataset(folder)
-    problems = []
-    for case, problem in zip(cases, _each(partial(_problem, rules=rules), cases, workers), strict=True):
-        problems += [problem] if problem else []
+    problems = {}
+    for position, problem in each(_problem, _with_rules(folder, cases, rules), workers):
+        if problem:
+            problems[position] = problem
         if on_case:
-            on_case(case.name)
-    raise_first(problems)
+            on_case(cases[position].name)
+    raise_first([problem for _, problem in sorted(problems.items(), key=itemgetter(0))])
 
 
-def check_case(case: Case, rules: Rules) -> None:
+def read_case(case: Case, rules: Rules) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
     """Reads the images and the label of a case.
+
+    Returns:
+        The channels (C, D, H, W), the label (D, H, W), and what the reader says of the label's file.
 
     Raises:
         DataError: The first thing that is wrong with it.
     """
     reader = rules.reader()
     grid: dict[str, np.ndarray] = {}
-    channels = 0
+    arrays = []
     for path in case.images:
         check_nifti(path)
         array, properties = _read(reader.read_images, [str(path)], path)
-        channels += len(array)
+        arrays.append(array)
         found = _grid(array, properties)
         _check_same_grid(case, grid or found, found, path)
         grid = grid or found
         if not np.isfinite(array).all():
             raise DataError(f"{str(path)!r} holds NaN or infinity", "replace these values, for example by those of air")
+    channels = sum(map(len, arrays))
     if channels != len(rules.channels):
-        hint = "correct channel_names in dataset.json, or add the files CASE_0000, CASE_0001, ..."
+        hint = "correct the names of channels, or add the files that are missing (CASE_0000, CASE_0001, ...)"
         names = f"{len(rules.channels)}: {', '.join(rules.channels)}"
-        raise DataError(f"case {case.name!r} has {channels} channels, dataset.json names {names}", hint)
+        raise DataError(f"case {case.name!r} has {channels} channels, {rules.origin} names {names}", hint)
     check_nifti(case.label)
     label, properties = _read(reader.read_seg, str(case.label), case.label)
     _check_same_grid(case, grid, _grid(label, properties), case.label)
-    _check_values(label, rules.values, case.label)
+    _check_values(label, rules, case.label)
+    return arrays[0] if len(arrays) == 1 else np.concatenate(arrays), label[0], properties
 
 
 def left_right_axes(images: list[Path], reader_name: str) -> set[int]:
@@ -141,21 +146,25 @@ def _left_right_row_nibabel(path: str) -> np.ndarray:
     return image.affine[0, :3] / np.linalg.norm(image.affine[:3, :3], axis=0)
 
 
-def _each(check: Callable[[Case], DataError | None], cases: list[Case], workers: int) -> Iterator[DataError | None]:
-    if workers <= 1:
-        yield from map(check, cases)
-        return
-    with ProcessPoolExecutor(min(workers, len(cases)), get_context("spawn")) as pool:
-        try:
-            yield from pool.map(check, cases)
-        except BrokenProcessPool:
-            hint = f"fewer of them: -np {max(1, workers // 2)}"
-            raise DataError("a process that reads images died, probably for lack of memory", hint) from None
+def _with_rules(folder: Path, cases: list[Case], rules: Rules) -> list[tuple[Case, Rules]]:
+    """Each case with what is demanded of it: where there are annotations, no other values than it annotates."""
+    annotations = load_annotations(folder)
+    if annotations is None:
+        return [(case, rules) for case in cases]
+    unknown = [case.name for case in cases if case.name not in annotations.cases]
+    hint = "build the dataset anew: stunet_merge build"
+    raise_first([DataError(f"{FILE} does not say what case {name!r} annotates", hint) for name in unknown])
+    values = annotations.values
+    free = {0, *(rules.values - set(values.values()))}  # the ignore label
+    annotated = [frozenset({*free, *map(values.__getitem__, annotations.cases[case.name].labels)}) for case in cases]
+    return [
+        (c, replace(rules, values=v, origin=f"{FILE}, for this case,")) for c, v in zip(cases, annotated, strict=True)
+    ]
 
 
-def _problem(case: Case, rules: Rules) -> DataError | None:
+def _problem(checked: tuple[Case, Rules]) -> DataError | None:
     try:
-        check_case(case, rules)
+        read_case(*checked)
     except DataError as error:
         return error
     return None
@@ -196,17 +205,23 @@ def _check_same_grid(case: Case, grid: dict[str, np.ndarray], other: dict[str, n
             raise DataError(f"{key} of {str(path)!r} is {both}", hint)
 
 
-def _check_values(label: np.ndarray, allowed: frozenset[int], path: Path) -> None:
+def _check_values(label: np.ndarray, rules: Rules, path: Path) -> None:
     if not np.isfinite(label).all():
         raise DataError(f"{str(path)!r} holds NaN or infinity", "labels are integers")
-    wrong = sorted(_distinct(label) - allowed)
+    wrong = sorted(_distinct(label) - rules.values)
     if wrong:
         shown = ", ".join(f"{value:g}" for value in wrong[:5]) + (", ..." if len(wrong) > 5 else "")
         if any(value != int(value) for value in wrong):
             hint = "round the labels; when resampling, take the nearest neighbour"
             raise DataError(f"{str(path)!r} holds values that are no integers: {shown}", hint)
-        hint = "add them to labels in dataset.json, or correct the file"
-        raise DataError(f"{str(path)!r} holds the values {shown}; dataset.json knows 0 to {max(allowed)}", hint)
+        hint = f"add them to the labels of {rules.origin}, or correct the file"
+        known = f"{rules.origin} knows {_listed(rules.values)}"
+        raise DataError(f"{str(path)!r} holds the values {shown}; {known}", hint)
+
+
+def _listed(values: frozenset[int]) -> str:
+    ordered = sorted(values)
+    return f"0 to {ordered[-1]}" if len(ordered) == ordered[-1] + 1 else ", ".join(map(str, ordered))
 
 
 def _distinct(label: np.ndarray) -> set[float]:

@@ -14,6 +14,7 @@ from typing import Any
 import SimpleITK as sitk
 
 from stunet.datasets import FILE_ENDING, write_dataset_json
+from stunet.datasets.conversion import dataset_folder
 from stunet.errors import DataError, UsageError
 from stunet.files import new_folder, read_json
 
@@ -41,11 +42,7 @@ def convert_msd(
         UsageError: A number or name is needed, or not possible.
     """
     task = _read_task(source)
-    target = raw / _dataset_name(source, dataset_id, name)
-    taken = sorted(raw.glob(f"{target.name[:10]}_*"))
-    if taken:
-        hint = "another number with -d, or remove that folder"
-        raise DataError(f"number {int(target.name[7:10])} is taken by {str(taken[0])!r}", hint)
+    target = dataset_folder(raw, *_number_and_name(source, dataset_id, name))
     channels = {int(index): str(channel) for index, channel in task["modality"].items()}
     files = msd_images(source)
     with new_folder(target) as part:
@@ -102,16 +99,14 @@ def _read_task(source: Path) -> dict[str, Any]:
     return task
 
 
-def _dataset_name(source: Path, dataset_id: int | None, name: str | None) -> str:
+def _number_and_name(source: Path, dataset_id: int | None, name: str | None) -> tuple[int, str]:
     match = re.fullmatch(r"Task(\d+)_(.+)", source.resolve().name)
     if match:
         dataset_id = int(match[1]) if dataset_id is None else dataset_id
         name = name or match[2]
     if dataset_id is None or name is None:
         raise UsageError(f"the folder {source.name!r} is not called TaskXX_Name", "add -d NUMBER --name NAME")
-    if not 1 <= dataset_id <= 999 or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
-        raise UsageError(f"dataset {dataset_id} {name!r}", "a number from 1 to 999; a name of letters, digits, - and _")
-    return f"Dataset{dataset_id:03d}_{name}"
+    return dataset_id, name
 
 
 def _labels_by_name(task: dict[str, Any], source: Path) -> dict[str, int]:

@@ -17,7 +17,7 @@ from stunet.plans import values
 from stunet.trainers import strategies
 
 SCRATCH = "none"
-HEADS = ("slice", "reset")  # "reuse" slices so far: it would be the same training twice
+HEADS = ("slice", "reset")  # models with a reused head have other labels, and arms are compared label by label
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,8 +18,9 @@ import numpy as np
 from stunet.errors import DataError, StunetError
 from stunet.inference import memory, products
 from stunet.inference.cases import Case, geometry
+from stunet.inference.failures import reason
 from stunet.inference.output import part_name, remove_parts
-from stunet.inference.predictor import Predictor, Prepared, reason
+from stunet.inference.predictor import Predictor, Prepared
 from stunet.inference.products import Products
 from stunet.inference.reading import Raw
 from stunet.results.run_report import CaseReport

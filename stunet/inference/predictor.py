@@ -21,12 +21,13 @@ import numpy as np
 import torch
 from nnunetv2.utilities.label_handling.label_handling import convert_labelmap_to_one_hot
 
-from stunet.errors import DataError, OutOfMemoryError, StunetError, UsageError
+from stunet.errors import OutOfMemoryError, UsageError
 from stunet.inference import memory
 from stunet.inference.cases import Case, Model, drop_channel_axis, open_model
+from stunet.inference.confidence import Confidence
+from stunet.inference.failures import is_out_of_memory, last_line
 from stunet.inference.network import build, check_strides
-from stunet.inference.probabilities import PLAIN, compress
-from stunet.inference.reading import Raw, check_grid, from_array, last_line, read, readable
+from stunet.inference.reading import Raw, check_grid, from_array, read, readable
 from stunet.inference.ready import ReadyNetwork
 from stunet.inference.segmenter import Segmenter
 from stunet.inference.v1_order import V1Preprocessor
@@ -227,7 +228,7 @@ class Predictor:
         self,
         prepared: Prepared,
         on_window: Callable[[], None] = lambda: None,
-        probabilities: Path | None = None,
+        probabilities: Path | Confidence | None = None,
         half: bool = False,
         seconds: dict[str, float] | None = None,
     ) -> np.ndarray:
@@ -236,7 +237,7 @@ class Predictor:
         Args:
             prepared: From preprocess().
             on_window: Called for each window that the network has seen.
-            probabilities: An .npz to write all probabilities to.
+            probabilities: An .npy that gets all probabilities (K, D, H, W), or a Confidence that is filled in.
             half: Add logits in half precision, which takes half the memory.
             seconds: Gets the time of `network` and `export`.
 
@@ -245,11 +246,10 @@ class Predictor:
         """
         with self._turn:
             self._windows.on_window, self._windows.half = on_window, half
-            plain = None if probabilities is None else probabilities.with_suffix(PLAIN)
             try:
-                labels = self._segmenter.segment(prepared.image_CDHW, prepared.properties, plain)
+                labels = self._segmenter.segment(prepared.image_CDHW, prepared.properties, probabilities)
             except (MemoryError, RuntimeError) as error:
-                if not _is_out_of_memory(error):
+                if not is_out_of_memory(error):
                     raise
                 raise OutOfMemoryError(
                     f"out of memory: {last_line(error)}", "--not_on_device, -device cpu, or a machine with more memory"
@@ -258,8 +258,6 @@ class Predictor:
                 self._windows.half = False  # need() asks the windows
             if seconds is not None:
                 seconds |= self._segmenter.seconds
-        if probabilities is not None:
-            compress(probabilities)
         return labels
 
     def result(self, labels_DHW: np.ndarray, prepared: Prepared) -> Segmentation:
@@ -295,18 +293,3 @@ class Predictor:
             to_system = labels.from_model(self.model.dataset["labels"])
             table = to_system if table is None else to_system[table]
         return table
-
-
-def reason(error: Exception) -> StunetError:
-    """What an error in the middle of a case means for the user."""
-    if isinstance(error, StunetError):
-        return error
-    if _is_out_of_memory(error):
-        return OutOfMemoryError(f"out of memory: {last_line(error)}", "--max_memory, or a machine with more memory")
-    kind = "" if isinstance(error, RuntimeError | OSError) else f"{type(error).__name__}: "
-    return DataError(f"prediction failed: {kind}{last_line(error)}", "the same command with --verbose")
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    """Also what torch says on the CPU, where it has no class of its own for it."""
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)

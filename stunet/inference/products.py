@@ -15,7 +15,7 @@ import numpy as np
 from stunet.errors import DataError, UsageError
 from stunet.inference.cases import Case, Model
 from stunet.inference.output import part_name, remove, whole_case
-from stunet.inference.probabilities import PLAIN
+from stunet.inference.probabilities import PLAIN, compress
 from stunet.nifti import check_nifti
 from stunet.results.segmentation import Segmentation
 from stunet.results.write import write_masks, write_nifti, write_seg_nrrd
@@ -91,7 +91,7 @@ def write(
     model: Model,
     writer: Any,
 ) -> list[Path]:
-    """Writes the files of a case; the probabilities stand there already, under their temporary name.
+    """Writes the files of a case; its probabilities stand in probabilities_part() already, and are compressed here.
 
     Args:
         segmentation: On the grid of the case's files.
@@ -109,6 +109,7 @@ def write(
     endings = products.endings(model)
     with whole_case(folder, case.name, endings) as part:
         if products.probabilities:
+            compress(Path(f"{part}{PROBABILITIES[0]}"))
             Path(f"{part}.pkl").write_bytes(pickle.dumps(dict(properties)))
         if products.preview and image_DHW is not None:
             from stunet.results.preview import write_preview  # matplotlib takes a second
@@ -126,8 +127,8 @@ def endings_of_parts(model: Model) -> list[str]:
 
 
 def probabilities_part(case: Case, folder: Path) -> Path:
-    """Where the probabilities of a case stand until write() names them."""
-    return folder / f"{part_name(case.name)}{PROBABILITIES[0]}"
+    """Where the probabilities of a case stand until write() compresses them."""
+    return folder / f"{part_name(case.name)}{PLAIN}"
 
 
 def _write_segmentation(

@@ -13,6 +13,7 @@ from nibabel.spatialimages import HeaderDataError
 
 from stunet.errors import DataError
 from stunet.inference.cases import Case, Model, volumes
+from stunet.inference.failures import last_line
 from stunet.nifti import check_nifti
 
 # What nnU-Net, ITK, numpy and nibabel raise for files and images that they cannot take.
@@ -115,11 +116,6 @@ def readable(files: str) -> Iterator[None]:
     except UNREADABLE as error:
         what = last_line(error) or "the channels differ in shape or spacing"
         raise DataError(f"cannot read or preprocess {files}: {what}", "look at it in a viewer") from error
-
-
-def last_line(error: BaseException) -> str:
-    """Of its message; libraries put the reason there."""
-    return (str(error).strip().splitlines() or [""])[-1]
 
 
 def _check_channels(found: int, files: str, channels: Sequence[str]) -> None:

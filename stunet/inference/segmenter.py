@@ -18,6 +18,7 @@ from torch import Tensor
 
 from stunet.errors import DataError
 from stunet.inference import export
+from stunet.inference.confidence import Confidence
 from stunet.inference.probabilities import plain_array, put
 from stunet.inference.windows import SlidingWindow
 
@@ -29,11 +30,13 @@ class Target(NamedTuple):
         labels_DHW: Filled with labels.
         spacing: In mm; decides only whether nnU-Net takes the nearest plane on an axis.
         probabilities_KDHW: Filled with the probabilities of all classes or regions, if there.
+        confidence: How sure the network is, if asked for, with the part of its values that is filled.
     """
 
     labels_DHW: np.ndarray
     spacing: Sequence[float]
     probabilities_KDHW: np.ndarray | None = None
+    confidence: tuple[Confidence, np.ndarray] | None = None
 
 
 @dataclass
@@ -66,7 +69,7 @@ class Segmenter:
         self,
         image_CDHW: Tensor,
         properties: dict[str, Any],
-        probabilities: Path | None = None,
+        probabilities: Path | Confidence | None = None,
         also: Sequence[np.ndarray] = (),
     ) -> np.ndarray:
         """The segmentation on the grid of the file that the image was read from, uint8 or uint16.
@@ -74,7 +77,8 @@ class Segmenter:
         Args:
             image_CDHW: Preprocessed, with the previous stage's segmentation for a cascade.
             properties: nnU-Net's, of this case.
-            probabilities: Where to write the probabilities of all classes or regions, an .npy.
+            probabilities: Where to write the probabilities of all classes or regions, an .npy; or how sure the network
+                is of its labels, which is filled in.
             also: Grids over the volume of the preprocessed image that are filled with labels too, as nnU-Net does it
                 for the next stage of a cascade.
         """
@@ -86,6 +90,11 @@ class Segmenter:
         others = [Target(each, own) for each in also]
         if probabilities is None:
             self.segment_onto([Target(labels[box], spacing), *others], image_CDHW, own)
+        elif isinstance(probabilities, Confidence):
+            sure = np.ones(labels.shape, np.float32)  # outside the box there is nothing but background
+            target = Target(labels[box], spacing, confidence=(probabilities, sure[box]))
+            self.segment_onto([target, *others], image_CDHW, own)
+            probabilities.values_DHW = sure.transpose(self.plans.transpose_backward)
         else:
             forward, backward = self.plans.transpose_forward, self.plans.transpose_backward
             shape = [labels.shape[axis] for axis in backward]
@@ -152,6 +161,16 @@ class Segmenter:
         """Fills what of a target a slab decides; `order` is that of the target's axes in the slab."""
         one, two, three = (axes[axis] for axis in order)
         labels = target.labels_DHW.transpose(order)
+        if target.confidence is not None:
+            confidence, values_DHW = target.confidence
+            sure = values_DHW.transpose(order)
+
+            def write_sure(start: int, values: Tensor, each: Tensor) -> None:
+                labels[start : start + len(values)] = self._final(values)
+                sure[start : start + len(values)] = confidence.of(values, each).cpu().numpy()
+
+            export.probabilities([slab], (one, two, three), self._regions, write_sure)
+            return
         if target.probabilities_KDHW is None:
 
             def write(start: int, values: Tensor) -> None:

@@ -5,9 +5,11 @@ moves the rows found here in the heads of all levels.
 
 The rows of a softmax compete. Slicing takes competitors away, and until training has taught the background to take
 them, the voxels of a class that was dropped fall to whichever class is left. A bias of the background that makes up
-for it can only be estimated on data, so none is guessed here.
+for it can only be estimated on data, so none is guessed here. Reusing keeps all rows: the dataset annotates some of the
+classes (trainers/partial.py), and before the first step the network computes what it was trained to.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -19,6 +21,7 @@ from stunet.weights.reading import Weights
 
 BACKGROUND = "background"
 HEADS = ("reuse", "slice", "reset")
+NEW_CLASS = math.log(0.05)  # of a class that is new to a reused head: it begins as 5 % of the background's probability
 
 
 @dataclass(frozen=True)
@@ -26,12 +29,13 @@ class Heads:
     """How the heads of a network are filled.
 
     Attributes:
-        mode: "slice", or "reset": all rows stay as they were drawn.
+        mode: "slice"; "reuse": all rows of the weights are kept; "reset": all stay as they were drawn.
         rows: What became of each class of the dataset, without the background; empty after a reset.
         moves: For each row of the network's heads, the rows of the weights' whose mean it becomes; none: as drawn.
         unused: Classes of the weights that went into no row.
         reason: Why the heads are reset; empty otherwise.
         warnings: What the person who asked for something else has to know.
+        added: To the bias of each row; none: nothing.
     """
 
     mode: str
@@ -40,6 +44,7 @@ class Heads:
     unused: tuple[str, ...] = ()
     reason: str = ""
     warnings: tuple[str, ...] = ()
+    added: tuple[float, ...] = ()
 
     def lines(self) -> list[str]:
         """For the console: how many rows of which kind, then what was merged and what is new."""
@@ -52,6 +57,9 @@ class Heads:
             if not row.sources
         ]
         copied = len(self.rows) - len(merged) - len(new)
+        if self.mode == "reuse":
+            lines = [f"heads: all {copied} classes of the weights kept, {len(new)} new"]
+            return lines + ([f"  new, as a part of the background: {'; '.join(new)}"] if new else [])
         lines = [
             f"heads: {copied} classes copied, {len(merged)} merged, {len(new)} new; "
             f"{len(self.unused)} of the weights' unused"
@@ -63,12 +71,12 @@ def plan_heads(requested: str | None, weights: Weights, classes: Sequence[str] |
     """What `transfer` does with the heads.
 
     Args:
-        requested: One of HEADS, or None: slice where a class matches. "reuse" slices as long as a network cannot be
-            trained on a part of its classes.
-        classes: Name of each row of the network's heads; with a softmax the background is the first.
+        requested: One of HEADS, or None: slice where a class matches.
+        classes: Name of each row of the network's heads; with a softmax the background is the first. To reuse a head,
+            all of its classes are among them.
 
     Raises:
-        UsageError: Another word than those of HEADS.
+        UsageError: Another word than those of HEADS, or a head to reuse that the network does not have.
     """
     if requested is not None and requested not in HEADS:
         raise UsageError(f"--head {requested!r} is unknown{closest(requested, list(HEADS))}", ", ".join(HEADS))
@@ -84,17 +92,32 @@ def plan_heads(requested: str | None, weights: Weights, classes: Sequence[str] |
         taken[BACKGROUND] = (BACKGROUND,)
     moves = tuple(tuple(given.index(source) for source in taken.get(name, ())) for name in wanted)
     used = {BACKGROUND}.union(*(row.sources for row in rows))
+    if requested == "reuse":
+        return _whole(rows, moves, given, wanted)
     return Heads(
         "slice",
         tuple(rows),
         moves,
         tuple(name for name in given if name not in used),
-        warnings=tuple(_doubts(requested, wanted)),
+        warnings=tuple(_doubts(wanted)),
     )
 
 
+def _whole(rows: list[Row], moves: tuple[tuple[int, ...], ...], given: list[str], wanted: list[str]) -> Heads:
+    """Every row of the weights, and new ones that are a small part of the background: they win in no voxel yet."""
+    if not set(given) <= set(wanted) or BACKGROUND not in given:
+        raise UsageError(
+            "--head reuse needs a network with all classes of the weights and a background", "--head slice"
+        )
+    background = (given.index(BACKGROUND),)
+    added = tuple(0.0 if name in given else NEW_CLASS for name in wanted)
+    filled = tuple(move if name in given else background for name, move in zip(wanted, moves, strict=True))
+    kept = tuple(row if row.target in given else Row(row.target, (), row.closest) for row in rows)
+    return Heads("reuse", kept, filled, added=added)
+
+
 def choose_head(requested: str | None, weights: Weights, classes: Sequence[str] | None) -> str:
-    """The mode of plan_heads(): "slice" or "reset"."""
+    """The mode of plan_heads()."""
     return plan_heads(requested, weights, classes).mode
 
 
@@ -126,10 +149,8 @@ def _match(weights: Weights, classes: Sequence[str] | None) -> tuple[list[Row], 
     return rows, ""
 
 
-def _doubts(requested: str | None, wanted: list[str]) -> list[str]:
+def _doubts(wanted: list[str]) -> list[str]:
     doubts = []
-    if requested == "reuse":
-        doubts.append("--head reuse slices the heads so far: classes that the dataset does not have are left out")
     if BACKGROUND not in wanted:
         doubts.append(
             "the rows of a softmax go into heads of regions, which are sigmoids: a start, not the same function"

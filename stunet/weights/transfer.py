@@ -165,7 +165,8 @@ class _Match:
             shapes = f"{tuple(value.shape)} instead of {tuple(drawn.shape)}"
             return Fate(name, None, "missing", size, note=shapes)
         if free == 0:
-            return Fate(name, source, "head", size, size * sum(map(bool, self.heads.moves)) // len(drawn))
+            known = sum(map(bool, self.heads.moves)) - sum(map(bool, self.heads.added))
+            return Fate(name, source, "head", size, size * known // len(drawn))
         if free == 1 and not value.shape[1] == self.given == self.images == drawn.shape[1]:
             known = size * min(self.given, self.images) // drawn.shape[1]
             return Fate(name, source, "inflated", size, known, self._inflation(drawn.shape[1] - self.images))
@@ -175,7 +176,8 @@ class _Match:
         """What a tensor of the network, now `drawn`, becomes."""
         value = self.weights.tensors[source]
         if name.startswith("seg_outputs"):
-            return take_rows(drawn, value, self.heads.moves)
+            rows = take_rows(drawn, value, self.heads.moves)
+            return rows + rows.new_tensor(self.heads.added) if self.heads.added and name.endswith("bias") else rows
         if name in INPUT_CONVOLUTIONS:
             return inflate(value[:, : self.given].to(drawn), self.images, drawn.shape[1] - self.images, self.stem)
         return value

@@ -1,0 +1,90 @@
+"""How good is a network that learned each class from other cases, beside one that learned from complete labels?
+
+    python benchmarks/partial_data.py 4 --targets 11 12 13
+    stunet_merge build benchmarks/partial.yaml            # dataset 14
+    stunet_merge build benchmarks/partial_sigmoid.yaml    # dataset 15
+    stunet_plan_and_preprocess -d 13 14 15 --size T -c 3d_fullres
+    python benchmarks/partial.py --seeds 0 1 2
+
+Trains every arm with every seed, one after the other, validates it on the 40 cases that were held out, and compares
+these predictions with the complete labels, which only dataset 13 has. Run again, it goes on where it was ended.
+benchmarks/README.md has the result.
+"""
+
+import argparse
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import SimpleITK as sitk
+
+from stunet import workspace
+from stunet.cli.common import find_command
+from stunet.console import aligned, result
+from stunet.evaluation.metrics import confusion
+from stunet.files import read_json, write_json
+from stunet.plans.derive import derive
+from stunet.plans.values import parse
+
+COMPLETE = 13
+ARMS: Mapping[str, tuple[int, str]] = {  # dataset and trainer
+    "naive: what is not annotated is background": (14, "STUNetTrainer"),
+    "partition: marginal Dice and cross entropy": (14, "STUNetPartialTrainer"),
+    "masked sigmoid": (15, "STUNetPartialTrainer"),
+    "complete labels": (COMPLETE, "STUNetTrainer"),
+}
+VALUES = ["num_epochs=20", "num_val_iterations_per_epoch=2", "initial_lr=0.05", "momentum=0.9", "batch_size=2"]
+VALUES += ["patch_size=[32,40,32]", "mirror=none"]  # anterior and posterior differ by where they are
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--steps", type=int, default=800, help="of 2 patches, in 20 epochs")
+    parser.add_argument("-o", default="partial.json", help="file for the Dice of every run, case and class")
+    args = parser.parse_args()
+    reference = workspace.preprocessed_dataset(workspace.dataset_name(COMPLETE)) / "gt_segmentations"
+    labels = read_json(reference.parent / "dataset.json")["labels"]
+    classes = [name for name in labels if name != "background"]
+    dice: dict[str, dict[str, dict[str, list[float]]]] = {arm: {} for arm in ARMS}
+    for seed in args.seeds:
+        for arm, (dataset, trainer) in ARMS.items():
+            folder = trained(
+                dataset, trainer, [*VALUES, f"num_iterations_per_epoch={args.steps // 20}", f"seed={seed}"]
+            )
+            dice[arm][str(seed)] = {path.name: compared(path, reference) for path in sorted(folder.glob("*.nii.gz"))}
+            write_json(Path(args.o), {"classes": classes, "steps": args.steps, "dice": dice})
+    columns = ["arm", *classes, "mean", "lowest seed", "highest seed"]
+    rows = []
+    for arm, runs in dice.items():
+        by_seed = np.array([np.mean([*cases.values()], axis=0) for cases in runs.values()])
+        overall = by_seed.mean(1)
+        numbers = [*by_seed.mean(0), overall.mean(), overall.min(), overall.max()]
+        rows.append([arm, *(f"{number:.3f}" for number in numbers)])
+    for line in aligned(columns, rows):
+        result(line)
+
+
+def trained(dataset: int, trainer: str, values: list[str]) -> Path:
+    """The folder with the predicted validation cases of a run, which is begun, or continued, or there already."""
+    name = workspace.dataset_name(dataset)
+    plans = workspace.load_plans(workspace.plans_path(name, "STUNetPlans_T"))
+    dataset_json = read_json(workspace.preprocessed_dataset(name) / "dataset.json")
+    plans_name = derive(plans, dataset_json, overrides=parse(values))["plans_name"]
+    folder = workspace.result_folder(name, plans_name, "3d_fullres", trainer) / "fold_0"
+    command = [find_command("stunet_train"), str(dataset), "-tr", trainer, "-device", "cpu", "-p", "STUNetPlans_T"]
+    resume = ["--c"] if any(folder.glob("checkpoint_*.pth")) else []
+    subprocess.run([*command, "--set", *values, *resume], check=True)
+    return folder / "validation"
+
+
+def compared(prediction: Path, folder: Path) -> list[float]:
+    """The Dice of each class in a case."""
+    paths = (folder / prediction.name, prediction)
+    counts = confusion(*(sitk.GetArrayFromImage(sitk.ReadImage(str(path))) for path in paths))
+    return [2 * int(counts[k, k]) / int(counts[k].sum() + counts[:, k].sum()) for k in (1, 2)]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,162 @@
+"""stunet_merge: many datasets as one, in which every case says what it annotates. stunet/merging has what is done."""
+
+import argparse
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from stunet import console, workspace
+from stunet.cli.common import new_parser, run
+from stunet.errors import DataError
+
+if TYPE_CHECKING:
+    from stunet.merging import Finding
+    from stunet.merging.estimate import Estimate
+    from stunet.merging.recipe import Recipe
+    from stunet.merging.union import Member, Union
+
+EXAMPLES = """examples:
+  stunet_merge check merge.yaml       read all files once, report, name every problem; writes no dataset
+  stunet_merge build merge.yaml       the same, then nnUNet_raw/DatasetXXX_Name; goes on where it was stopped
+docs/pretraining.md explains merge.yaml."""
+NAMES_SHOWN = 6  # leaves of a label in the report
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command's options: check and build."""
+    parser = new_parser("stunet_merge", "Make one dataset of many that each annotate some classes.", EXAMPLES)
+    actions = parser.add_subparsers(dest="action", required=True, metavar="check|build")
+    for name, text in (("check", "report and problems; writes no dataset"), ("build", "check, then write the dataset")):
+        action = actions.add_parser(name, help=text, allow_abbrev=False)
+        action.add_argument("recipe", type=Path, metavar="merge.yaml", help="which datasets, and what their labels are")
+        action.add_argument("-np", type=int, default=2, metavar="N", help="processes that read and write (default 2)")
+        for flag, about in (
+            ("--verbose", "also show what the libraries print"),
+            ("--debug", "show the traceback of an error"),
+        ):
+            action.add_argument(flag, action="store_true", default=argparse.SUPPRESS, help=about)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    return run(build_parser(), _merge, argv)
+
+
+def _merge(args: argparse.Namespace) -> int:
+    from stunet.errors import UsageError
+    from stunet.merging.build import build
+    from stunet.merging.check import check, leave_receipt, open_sources, see_receipt, state
+    from stunet.merging.growing import is_there
+    from stunet.merging.recipe import load_recipe
+
+    if args.np < 1:
+        raise UsageError(f"-np {args.np}: the number of processes must be at least 1", "-np 2")
+    recipe = load_recipe(args.recipe)
+    members, findings = open_sources(recipe)
+    now = state(recipe, members)
+    if args.action == "build" and not findings:
+        see_receipt(recipe, now)
+        target = workspace.folder("nnUNet_raw") / recipe.name
+        if is_there(target, now):
+            console.result(str(target))
+            console.note("it is there already, built from the same recipe and the same files")
+            return 0
+    with console.Progress("check", sum(len(member.cases) for member in members.values())) as progress:
+        checked = check(recipe, members, args.np, progress.step)
+    findings += checked.findings
+    if checked.union and checked.estimate and args.action == "check":
+        report(checked.union, checked.estimate)
+    show(findings)
+    if any(finding.fatal for finding in findings):
+        number = sum(finding.fatal for finding in findings)
+        raise DataError(f"{number} problems in {str(args.recipe)!r}, listed above", "mend them, then check again")
+    if args.action == "check":
+        leave_receipt(recipe, now)
+        console.note(f"next: stunet_merge build {args.recipe}")
+        return 0
+    with console.Progress("build", sum(len(member.cases) for member in members.values())) as progress:
+        target = build(checked, args.np, progress.step)
+    console.result(str(target))
+    for command in _next(recipe):
+        console.note(f"next: {command}")
+    return 0
+
+
+def show(findings: "Sequence[Finding]") -> None:
+    """All findings: warnings, then problems."""
+    for finding in sorted(findings, key=lambda finding: finding.fatal):
+        console.note(f"{'problem' if finding.fatal else 'warning'}: {' '.join(finding.message.split())}")
+        console.note(f"  try: {finding.hint}")
+
+
+def report(union: "Union", estimate: "Estimate") -> None:
+    """What the union would be: its sources, its labels, its overlapping regions, its size."""
+    shares = union.shares()
+    rows = [_source_row(union, name, member, shares[name]) for name, member in union.members.items()]
+    console.table(["source", "cases", "modality", "labels", "licence", "weight", "draws"], rows, union.recipe.name)
+    console.result("")
+    console.table(["label", "value", "leaves", "cases", "voxels", "sources"], _label_rows(union))
+    _regions(union)
+    console.result("")
+    spacing = " x ".join(f"{pitch:.3g}" for pitch in estimate.spacing)
+    console.result(f"folds: {', '.join(_fold(fold) for fold in union.folds)} (training/validation)")
+    console.result(f"raw dataset: about {_size(estimate.raw_bytes)}, images by {union.recipe.images}")
+    console.result(f"preprocessed at {spacing} mm: up to {_size(estimate.preprocessed_bytes)} before compression")
+    console.result(f"largest case: {_size(estimate.case_bytes)} of images per process that preprocesses it, at least")
+
+
+def _source_row(union: "Union", name: str, member: "Member", share: float) -> list[str]:
+    kinds = sorted({member.modality(case.name) for case in member.cases})
+    labels = str(len(union.space.labels(name)))
+    licence = member.licence or "unknown"
+    return [name, str(len(member.cases)), "/".join(kinds), labels, licence, f"{member.recipe.weight:g}", f"{share:.1%}"]
+
+
+def _label_rows(union: "Union") -> list[list[str]]:
+    from stunet.merging.estimate import label_counts
+
+    rows = []
+    for label, (cases, voxels) in label_counts(union).items():
+        leaves = union.annotations.labels[label]
+        more = f" and {len(leaves) - NAMES_SHOWN} more" if len(leaves) > NAMES_SHOWN else ""
+        shown = "" if len(leaves) == 1 else ", ".join(leaves[:NAMES_SHOWN]) + more
+        sources = ", ".join(f"{name} {number}" for name, number in union.annotating(label).items())
+        rows.append([label, str(union.values[label]), shown, str(cases), str(voxels), sources])
+    return rows
+
+
+def _regions(union: "Union") -> None:
+    """With a sigmoid head: which outputs share leaves."""
+    outputs: Mapping[str, Any] = union.annotations.labels if union.recipe.head == "sigmoid" else {}
+    rows = []
+    for name, leaves in outputs.items():
+        others = [other for other, own in outputs.items() if other != name and set(own) & set(leaves)]
+        if others:
+            rows.append([name, ", ".join(others)])
+    if rows:
+        console.result("")
+        console.table(["output", "overlaps"], rows)
+
+
+def _fold(fold: Mapping[str, Sequence[str]]) -> str:
+    return f"{len(fold['train'])}/{len(fold['val'])}"
+
+
+def _size(number: int) -> str:
+    return f"{number / 1e9:.1f} GB" if number >= 1e8 else f"{number / 1e6:.1f} MB"
+
+
+def _next(recipe: "Recipe") -> list[str]:
+    """The commands that go on, with what a raw dataset has no place for."""
+    number = int(recipe.name[7:10])
+    spacing = " ".join(f"{pitch:g}" for pitch in recipe.spacing or ())
+    plan = f"stunet_plan_and_preprocess -d {number}" + (f" -overwrite_target_spacing {spacing}" if spacing else "")
+    values = {
+        "patch_size": None if recipe.patch is None else f"[{','.join(map(str, recipe.patch))}]",
+        "oversample_foreground_percent": recipe.oversample_foreground,
+        "mirror": None if recipe.mirror == "auto" else recipe.mirror,
+    }
+    given = " ".join(f"{key}={value}" for key, value in values.items() if value is not None)
+    train = f"stunet_train {number} 3d_fullres 0 -tr STUNetPartialTrainer" + (f" --set {given}" if given else "")
+    return [plan, train]

@@ -1,0 +1,104 @@
+"""stunet_pseudo_label: a teacher completes the classes that cases of a dataset lack. Rules: merging/completing.py."""
+
+import argparse
+import re
+from collections import Counter
+from collections.abc import Sequence
+
+from stunet import console, workspace
+from stunet.cli import common
+from stunet.errors import DataError, UsageError
+
+EXAMPLES = """examples:
+  stunet_pseudo_label -d 900 --teacher STU-Net-L --name Dataset901_Completed
+  stunet_pseudo_label -d 7 --teacher RESULT_FOLDER --name Dataset017_Both --classes liver spleen --confidence liver=0.8
+What is annotated stays; where the teacher is not sure, voxels are ignored. A run that was stopped goes on."""
+DEFAULT = 0.9
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; returns its exit code."""
+    parser = common.new_parser(
+        "stunet_pseudo_label", "Completes the classes that cases of a dataset lack with a teacher.", EXAMPLES
+    )
+    add = parser.add_argument
+    add("-d", required=True, metavar="ID", help="the dataset: number or name; a union of stunet_merge, or any other")
+    add("--teacher", required=True, metavar="NAME|DIR", help="a model by its name in stunet_models list, or its folder")
+    add("--name", required=True, metavar="DatasetXXX_Name", help="the dataset that is written")
+    add("--classes", nargs="+", default=(), metavar="CLASS", help="what to complete (default: what some case lacks)")
+    add(
+        "--min_confidence",
+        type=float,
+        default=DEFAULT,
+        metavar="P",
+        help="probability that a voxel's class has to reach (default: %(default)s); below it the voxel is ignored",
+    )
+    add("--confidence", nargs="+", type=_pair, default=(), metavar="CLASS=P", help="the same for single classes")
+    add("-f", nargs="+", type=_fold, metavar="FOLD", help="folds of the teacher to average (default: all)")
+    add("-chk", default="checkpoint_final.pth", metavar="FILE", help="its checkpoint (default: %(default)s)")
+    add("-step_size", type=float, default=0.5, metavar="X", help="as in stunet_predict (default: 0.5)")
+    add("--disable_tta", action="store_true", help="no mirroring: up to 8 times faster, less accurate")
+    add("-device", choices=["cuda", "cpu", "mps"], help="default: cuda where there is one, else cpu")
+    add("--precision", choices=["auto", "fp32", "bf16", "fp16"], default="auto", help="of the network (default: auto)")
+    add("--dry_run", action="store_true", help="say what would be completed, and write nothing")
+    return common.run(parser, _command, argv)
+
+
+def _command(args: argparse.Namespace) -> None:
+    _check(args)
+    folder = workspace.raw_dataset(workspace.dataset_name(args.d))
+    target = workspace.folder("nnUNet_raw") / args.name
+
+    from stunet.inference.predictor import Options, Predictor
+    from stunet.merging.completing import complete
+    from stunet.merging.growing import is_there
+    from stunet.merging.pseudo import plan
+
+    options = Options(
+        device=common.device(args.device),
+        precision=args.precision,
+        step_size=args.step_size,
+        mirroring=not args.disable_tta,
+    )
+    teacher = Predictor.from_folder(args.teacher, options, args.f, args.chk)
+    if teacher.previous_stage:
+        raise UsageError(f"{args.teacher!r} is a cascade", "a teacher of one stage, such as its 3d_fullres")
+    todo = plan(folder, teacher.model, args.classes, args.min_confidence, dict(args.confidence))
+    record = {"name": str(args.teacher), **teacher.made_by}
+    lacking = Counter(leaf for case in todo.cases for leaf in todo.missing(case.name))
+    rows = [[n, " + ".join(of), f"{todo.thresholds[n]:g}", str(lacking[n])] for n, of in todo.classes.items()]
+    console.table(["class", "teacher's", "confidence", "cases"], rows, f"{folder.name} -> {args.name}")
+    if is_there(target, todo.state(record)):
+        console.note("it is there already, made from the same dataset by the same teacher")
+    elif not args.dry_run:
+        with console.Progress("complete", len(todo.cases)) as progress:
+            complete(todo, target, teacher, record, progress.step)
+    if not args.dry_run:
+        console.result(str(target))
+        console.note(f"next: stunet_plan_and_preprocess -d {int(args.name[7:10])}")
+
+
+def _check(args: argparse.Namespace) -> None:
+    if not re.fullmatch(r"Dataset\d{3}_[A-Za-z0-9_-]+", args.name):
+        raise UsageError(f"--name {args.name!r} is no name of a dataset", "--name Dataset901_Completed")
+    if not 0 < args.step_size <= 1:
+        raise UsageError(f"-step_size {args.step_size:g} is not above 0 and at most 1", "-step_size 0.5")
+    if args.name == workspace.dataset_name(args.d):
+        raise DataError(f"{args.name!r} is the dataset itself", "another name: nothing is changed in place")
+
+
+def _pair(text: str) -> tuple[str, float]:
+    name, _, value = text.rpartition("=")
+    try:
+        number = float(value)
+    except ValueError:
+        number = None
+    if not name or number is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is not of the form CLASS=0.8")
+    return name, number
+
+
+def _fold(text: str) -> int | str:
+    if text != "all" and not text.isdigit():
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a number nor all")
+    return text if text == "all" else int(text)

@@ -1,0 +1,137 @@
+"""How does a BIDS folder become a raw dataset? Images lie under sub-*/, label maps under derivatives/PIPELINE/sub-*/.
+
+A label map belongs to the images that have the same entities: sub-01_ses-2_space-orig_desc-manual_dseg.nii.gz to
+sub-01_ses-2_T1w.nii.gz. Entities that only derivatives have (space, desc, ...) do not count. See the specification at
+bids-specification.readthedocs.io, "Segmentations". pairs.py goes on with what is found.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from stunet.datasets.conversion import Conversion, dataset_folder
+from stunet.datasets.label_lists import read_labels
+from stunet.datasets.pairs import Files, prepare
+from stunet.errors import DataError
+
+ENDING = ".nii.gz"
+DERIVED = {"space", "desc", "label", "seg", "atlas", "res", "den"}  # entities of derivatives
+
+
+@dataclass(frozen=True)
+class BidsName:
+    """A file name taken apart: its entities in order, and its suffix."""
+
+    entities: tuple[tuple[str, str], ...]
+    suffix: str
+
+    def without(self, keys: set[str]) -> frozenset[tuple[str, str]]:
+        return frozenset(entity for entity in self.entities if entity[0] not in keys)
+
+
+def parse(name: str) -> BidsName:
+    """`sub-01_ce-GAD_T1w`, or the end of one: `ce-GAD_T1w`. Words that are no entity, as in `T1w_dseg`, are dropped."""
+    *words, suffix = name.removesuffix(ENDING).split("_")
+    pairs = [word.partition("-") for word in words]
+    return BidsName(tuple((key, value) for key, dash, value in pairs if dash), suffix)
+
+
+def find_bids(source: Path, channels: Sequence[str], label: str, pipeline: Path) -> Files:
+    """The cases of a BIDS folder.
+
+    Args:
+        source: With sub-*.
+        channels: Ends of names, one per channel: T1w, ce-GAD_T1w.
+        label: End of the names of label maps: dseg, desc-manual_dseg.
+        pipeline: The folder with the label maps, with sub-* as well.
+
+    Raises:
+        DataError: Two label maps belong to the same images, or a case lacks a channel.
+    """
+    images = {}
+    for path in sorted(source.glob(f"sub-*/**/*{ENDING}")):
+        name = parse(path.name)
+        images[frozenset(name.entities), name.suffix] = path
+    wanted = parse(label)
+    ends = [parse(channel) for channel in channels]
+    found: dict[frozenset[tuple[str, str]], Path] = {}
+    cases: dict[str, tuple[tuple[Path, ...], Path]] = {}
+    unmatched = []
+    for path in sorted(pipeline.glob(f"sub-*/**/*{ENDING}")):
+        name = parse(path.name)
+        if name.suffix != wanted.suffix or not set(wanted.entities) <= set(name.entities):
+            continue
+        key = name.without(DERIVED)
+        if key in found:
+            hint = "say which: --label desc-manual_dseg"
+            raise DataError(f"{str(found[key])!r} and {str(path)!r} are labels of the same images", hint)
+        found[key] = path
+        matching = [images.get((key | frozenset(end.entities), end.suffix)) for end in ends]
+        files = tuple(image for image in matching if image)
+        if files and len(files) < len(ends):
+            lacking = channels[matching.index(None)]
+            what = f"{str(path)!r} has {files[0].name!r}, but no image that ends with _{lacking}{ENDING}"
+            raise DataError(what, "add the image, or take the label away")
+        if files:
+            cases["_".join("-".join(entity) for entity in name.entities if entity in key)] = (files, path)
+        else:
+            unmatched.append(path)
+    used = {image for files, _ in cases.values() for image in files}
+    for (entities, suffix), path in images.items():
+        if path not in used and any(suffix == end.suffix and set(end.entities) <= entities for end in ends):
+            unmatched.append(path)
+    return Files(cases, tuple(unmatched))
+
+
+def prepare_bids(
+    source: Path,
+    raw: Path,
+    dataset_id: int,
+    name: str,
+    channels: Mapping[str, str],
+    label: str = "dseg",
+    derivatives: str | None = None,
+    names: Mapping[int, str] | None = None,
+    unmatched: str = "error",
+    variable: str | None = None,
+) -> Conversion:
+    """The conversion of a BIDS folder.
+
+    Args:
+        channels: End of the file names by name of the channel.
+        derivatives: Name of the pipeline; may be left out where there is one.
+        names: Name by value; None: those of the pipeline's dseg.tsv.
+
+    Other arguments and errors: find_bids, pairs.prepare, conversion.dataset_folder.
+    """
+    target = dataset_folder(raw, dataset_id, name)
+    pipeline = _pipeline(source, derivatives)
+    names = names or read_labels([str(_table(pipeline))])
+    files = find_bids(source, list(channels.values()), label, pipeline)
+    return prepare(files, target, list(channels), names, unmatched, (variable, source) if variable else None)
+
+
+def _pipeline(source: Path, chosen: str | None) -> Path:
+    """The folder with the label maps."""
+    if not any(source.glob("sub-*")):
+        raise DataError(
+            f"{str(source)!r} is no BIDS folder: it has no sub-*", "give the folder with dataset_description.json"
+        )
+    derivatives = source / "derivatives"
+    if any(derivatives.glob("sub-*")) and not chosen:
+        return derivatives
+    there = sorted(path.name for path in derivatives.glob("*") if any(path.glob("sub-*")))
+    if chosen and chosen not in there:
+        raise DataError(f"no sub-* in {str(derivatives / chosen)!r}", f"--derivatives {there[0] if there else 'NAME'}")
+    if len(there) != 1 and not chosen:
+        listed = ", ".join(there) or "none"
+        raise DataError(f"{len(there)} folders of labels in {str(derivatives)!r}: {listed}", "--derivatives NAME")
+    return derivatives / (chosen or there[0])
+
+
+def _table(pipeline: Path) -> Path:
+    tables = sorted(pipeline.glob("*dseg.tsv"))
+    if len(tables) != 1:
+        hint = "name the labels: --labels liver spleen, or a file"
+        raise DataError(f"{len(tables)} tables of labels (*dseg.tsv) in {str(pipeline)!r}", hint)
+    return tables[0]

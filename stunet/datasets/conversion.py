@@ -1,0 +1,294 @@
+"""How do many cases become a raw dataset, so that a run may be killed and repeated at any moment?
+
+A format says which cases there are and what is done with one (totalsegmentator.py, pairs.py, bids.py). Images stay
+where they are: dataset.json refers to them. A dataset folder holds
+
+    labelsTr/CASE.nii.gz, labelsTs/CASE.nii.gz  each appears when it is whole
+    imagesTs/CASE_0000.nii.gz                   links to the images of test cases, for stunet_predict
+    .stunet/options.json                        what was asked for
+    .stunet/cases/CASE.json                     what a case was made of, SHA-256 of its files, facts for reports
+    splits_final.json, dataset.json             last of all: until then nobody takes the folder for a dataset
+"""
+
+import fcntl
+import hashlib
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
+
+from stunet.datasets import FILE_ENDING, raise_first, write_dataset_json
+from stunet.errors import DataError, OutOfMemoryError, StunetError, UsageError
+from stunet.files import NO_SPACE, read_json, whole, write_json
+from stunet.processes import each
+
+OWN_FOLDER = ".stunet"
+AGAIN = "then run the same command again; finished cases are kept"
+
+
+@dataclass(frozen=True)
+class Source:
+    """A case before it is converted: its images, one per channel, and what its label is made of."""
+
+    name: str
+    images: tuple[Path, ...]
+    labels: tuple[Path, ...]
+    training: bool = True
+
+    @property
+    def subset(self) -> str:
+        """How the names of its folders end: imagesTr, labelsTs."""
+        return "Tr" if self.training else "Ts"
+
+
+class Step(Protocol):
+    """What is done with a case; travels to the worker processes."""
+
+    def options(self) -> dict[str, Any]:
+        """All that decides what is written, as JSON."""
+
+    def __call__(self, source: Source, folder: Path) -> tuple[list[Path], dict[str, Any]]:
+        """Writes the files of a case into a dataset folder; returns them, and facts for reports, as JSON."""
+
+
+@dataclass(frozen=True)
+class Description:
+    """What dataset.json says besides the cases: channels in order, values of labels by name, and more by key."""
+
+    channels: tuple[str, ...]
+    labels: Mapping[str, int]
+    more: Mapping[str, Any] = field(default_factory=dict)
+    ending: str = FILE_ENDING
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """A conversion that was prepared: nothing has been written yet.
+
+    Attributes:
+        target: nnUNet_raw/DatasetXXX_Name.
+        sources: All cases.
+        step: What is done with one.
+        description: For dataset.json.
+        validation: Cases of the validation set of fold 0; none: nnU-Net makes folds.
+        variable: Name of a variable and the folder that it stands for in dataset.json; None: absolute paths.
+        copies: The step writes images, too.
+        report: Writes what the format reports, by the facts of cases; returns warnings.
+        warnings: What was noticed so far.
+    """
+
+    target: Path
+    sources: tuple[Source, ...]
+    step: Step
+    description: Description
+    validation: frozenset[str] = frozenset()
+    variable: tuple[str, Path] | None = None
+    copies: bool = False
+    report: Callable[[Path, Mapping[str, dict[str, Any]]], list[str]] = lambda target, facts: []
+    warnings: tuple[str, ...] = ()
+
+    def pending(self) -> list[Source]:
+        """The cases that are not converted yet, or not from the files that are there now.
+
+        Raises:
+            DataError: The target was made with other options, or is no conversion.
+        """
+        self._check_options()
+        return [source for source in self.sources if _record(source, self.target) is None]
+
+    def run(self, pending: Sequence[Source], workers: int, on_case: Callable[[str], None] | None = None) -> list[str]:
+        """Converts what is pending and completes the dataset; returns warnings.
+
+        Args:
+            pending: As pending() says.
+            workers: Processes; each holds one case in memory.
+            on_case: Called with a case's name when it is done.
+
+        Raises:
+            DataError: Cases cannot be converted (the others have been), the disk is full, a process was killed, or
+                another run works on the same folder.
+            OutOfMemoryError: A case does not fit into memory.
+        """
+        own = self.target / OWN_FOLDER
+        (own / "cases").mkdir(parents=True, exist_ok=True)
+        with _locked(own / "lock"):
+            if not (own / "options.json").exists():
+                write_json(own / "options.json", self.step.options())
+            if pending:
+                (self.target / "dataset.json").unlink(missing_ok=True)
+            problems = {}
+            for position, problem in each(partial(_convert, step=self.step, target=self.target), pending, workers):
+                if problem:
+                    problems[position] = problem
+                if on_case:
+                    on_case(pending[position].name)
+            raise_first([problems[position] for position in sorted(problems)])
+            return self._complete()
+
+    def _check_options(self) -> None:
+        if not self.target.exists():
+            return
+        path = self.target / OWN_FOLDER / "options.json"
+        if not path.is_file():
+            hint = "another number or name with -d and --name, or remove that folder"
+            raise DataError(f"{str(self.target)!r} exists and was not made by this command", hint)
+        before, now = read_json(path), self.step.options()
+        differing = [key for key in {**before, **now} if before.get(key) != now.get(key)]
+        if differing:
+            key = differing[0]
+            what = f"{key} {_short(before.get(key))}, not {_short(now.get(key))}"
+            hint = "another number with -d, or remove that folder, or the same options as then"
+            raise DataError(f"{str(self.target)!r} was converted with {what}", hint)
+
+    def _complete(self) -> list[str]:
+        """Writes what goes beside the cases, and dataset.json at the end."""
+        records = {source.name: _read_record(source, self.target) for source in self.sources}
+        facts = {name: record["facts"] for name, record in records.items()}
+        kept = [source for source in self.sources if not facts[source.name].get("left_out")]
+        self._remove_others({file for source in kept for file in records[source.name]["files"]})
+        training = [source for source in kept if source.training]
+        if not training:
+            raise DataError("no training case is left", "look at the subjects and their split")
+        warnings = self.report(self.target, facts)
+        validation = [source.name for source in training if source.name in self.validation]
+        splits = self.target / "splits_final.json"
+        splits.unlink(missing_ok=True)
+        if validation:
+            names = [source.name for source in training if source.name not in self.validation]
+            write_json(splits, [{"train": names, "val": validation}])
+        if not self.copies:
+            self._link_test_images([source for source in kept if not source.training])
+        about = self.description
+        listed = {} if self.copies else {"dataset": {source.name: self._entry(source) for source in training}}
+        more = {**about.more, "file_ending": about.ending, **listed}
+        channels = dict(enumerate(about.channels))
+        write_dataset_json(self.target, self.target.name[11:], channels, about.labels, len(training), **more)
+        return [*self.warnings, *warnings]
+
+    def _remove_others(self, files: set[str]) -> None:
+        """Removes files of cases that are no longer part of the dataset, and links to test images."""
+        for folder in ("labelsTr", "labelsTs", "imagesTr", "imagesTs"):
+            for path in (self.target / folder).glob("*"):
+                if f"{folder}/{path.name}" not in files:
+                    path.unlink()
+        names = {source.name for source in self.sources}
+        for path in (self.target / OWN_FOLDER / "cases").glob("*.json"):
+            if path.name.removesuffix(".json") not in names:
+                path.unlink()
+
+    def _link_test_images(self, sources: Sequence[Source]) -> None:
+        for source in sources:
+            for channel, image in enumerate(source.images):
+                link = self.target / "imagesTs" / f"{source.name}_{channel:04d}{self.description.ending}"
+                link.parent.mkdir(exist_ok=True)
+                link.symlink_to(os.path.abspath(image))
+
+    def _entry(self, source: Source) -> dict[str, Any]:
+        images = [os.path.abspath(image) for image in source.images]  # links stay: DataLad moves what they lead to
+        if self.variable:
+            name, root = self.variable
+            images = [f"${name}/{os.path.relpath(image, root)}" for image in images]
+        return {"images": images, "label": f"labelsTr/{source.name}{self.description.ending}"}
+
+
+def dataset_folder(raw: Path, dataset_id: int, name: str) -> Path:
+    """raw/DatasetXXX_Name, which may exist.
+
+    Raises:
+        UsageError: The number or name is not possible.
+        DataError: The number belongs to another name.
+    """
+    if not 1 <= dataset_id <= 999 or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
+        raise UsageError(f"dataset {dataset_id} {name!r}", "a number from 1 to 999; a name of letters, digits, - and _")
+    target = raw / f"Dataset{dataset_id:03d}_{name}"
+    taken = sorted(path for path in raw.glob(f"{target.name[:10]}_*") if path != target)
+    if taken:
+        hint = "another number with -d, or remove that folder"
+        raise DataError(f"number {dataset_id} is taken by {str(taken[0])!r}", hint)
+    return target
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """Writes a file that appears when it is whole, and its folder."""
+    path.parent.mkdir(exist_ok=True)
+    with whole(path) as part:
+        part.write_bytes(content)
+
+
+def _convert(source: Source, step: Step, target: Path) -> StunetError | None:
+    """Does one case in a worker; what is wrong with the case is returned, what is wrong with the machine raised."""
+    try:
+        signature = _signature(source)
+        files, facts = step(source, target)
+        hashes = {f"{path.parent.name}/{path.name}": _sha256(path) for path in files}
+        write_json(_record_path(source, target), {"source": signature, "files": hashes, "facts": facts})
+    except StunetError as error:
+        return type(error)(f"case {source.name!r}: {error.message}", f"{error.hint}, {AGAIN}")
+    except MemoryError:
+        hint = "fewer processes: -np 1; finished cases are kept"
+        raise OutOfMemoryError(f"case {source.name!r} does not fit into memory", hint) from None
+    except OSError as error:
+        if error.errno not in NO_SPACE:
+            raise
+        what = f"no space for case {source.name!r} in {str(target)!r}: {error.strerror}"
+        raise DataError(what, f"free some space, {AGAIN}") from None
+    return None
+
+
+def _record(source: Source, target: Path) -> dict[str, Any] | None:
+    """What is known of a finished case; None where its source changed or its files are not those that were written."""
+    try:
+        record = _read_record(source, target)
+        if record["source"] != _signature(source):
+            return None
+        same = all(_sha256(target / file) == digest for file, digest in record["files"].items())
+    except (DataError, KeyError, TypeError, OSError):  # none yet, or not readable
+        return None
+    return record if same else None
+
+
+def _read_record(source: Source, target: Path) -> Any:
+    return read_json(_record_path(source, target))
+
+
+def _record_path(source: Source, target: Path) -> Path:
+    return target / OWN_FOLDER / "cases" / f"{source.name}.json"
+
+
+def _signature(source: Source) -> str:
+    """Changes when a file does, by name, size in bytes and time of change in ns; that one is missing counts, too."""
+    parts: list[Any] = [source.subset]
+    for path in (*source.images, *source.labels):
+        try:
+            stat = path.stat()
+            parts.append((path.name, stat.st_size, stat.st_mtime_ns))
+        except OSError:
+            parts.append(path.name)
+    return hashlib.sha256(repr(parts).encode()).hexdigest()
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    with path.open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            what = f"another run is converting into {str(path.parent.parent)!r}"
+            raise DataError(what, "wait until it is done") from None
+        except OSError:  # some network file systems have no locks: two runs at a time go unnoticed there
+            pass
+        yield

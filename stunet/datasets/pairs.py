@@ -1,0 +1,209 @@
+"""How do folders of images and label maps become a raw dataset? Files belong together by name.
+
+An image is CASE + the suffix of its channel + ending, a label map CASE + its suffix + ending. bids.py finds files in
+another way and does the same with them: `prepare`.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from stunet import labels
+from stunet.datasets import Case, Rules, find_reader
+from stunet.datasets.check import UNREADABLE, read_case
+from stunet.datasets.conversion import Conversion, Description, Source, dataset_folder
+from stunet.datasets.label_lists import renumber
+from stunet.errors import DataError, UsageError
+from stunet.files import whole
+from stunet.nifti import check_nifti
+
+ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha", ".gipl")  # of volumes that nnU-Net reads
+SHOWN = 5
+
+
+@dataclass(frozen=True)
+class Renumber:
+    """What is done with a case: images and label map are checked, and the values are made consecutive.
+
+    Attributes:
+        names: Name by value in the label maps.
+        reader: nnU-Net's class.
+        channels: Names.
+        ending: Of all files.
+    """
+
+    names: Mapping[int, str]
+    reader: type
+    channels: tuple[str, ...]
+    ending: str
+
+    def options(self) -> dict[str, Any]:
+        names = {str(value): name for value, name in sorted(self.names.items())}
+        return {"format": "pairs", "labels": names, "channels": list(self.channels), "ending": self.ending}
+
+    def __call__(self, source: Source, folder: Path) -> tuple[list[Path], dict[str, Any]]:
+        _, values = renumber(self.names)
+        rules = Rules(self.reader, self.channels, frozenset(values), "the command line")
+        _, label, properties = read_case(Case(source.name, source.images, source.labels[0]), rules)
+        table = np.zeros(max(values) + 1, np.min_scalar_type(max(values.values())))
+        for old, new in values.items():
+            table[old] = new
+        path = folder / f"labels{source.subset}" / f"{source.name}{self.ending}"
+        path.parent.mkdir(exist_ok=True)
+        with whole(path) as part:
+            self._write(labels.apply(table, label.astype(np.intp)), part, properties)
+        return [path], {}
+
+    def _write(self, label_DHW: np.ndarray, path: Path, properties: dict[str, Any]) -> None:
+        """Writes a label map and reads it again: ITK says little of a full disk, and of compressed NIfTI nothing."""
+        reader = self.reader()
+        try:
+            reader.write_seg(label_DHW, str(path), properties)
+            check_nifti(path)
+            same = np.array_equal(reader.read_seg(str(path))[0][0], label_DHW)
+        except (*UNREADABLE, DataError):
+            same = False
+        if not same:
+            path.write_bytes(bytes(2**20))  # meets the real reason
+            raise DataError(f"{str(path)!r} is not what was written", "look at the disk's health")
+
+
+@dataclass(frozen=True)
+class Files:
+    """Files of a dataset that belong together, and those that belong to nothing."""
+
+    cases: Mapping[str, tuple[tuple[Path, ...], Path]]
+    unmatched: tuple[Path, ...]
+
+
+def find_pairs(images: Path, label_maps: Path, suffixes: Sequence[str], label_suffix: str) -> Files:
+    """The cases in a folder of images and one of label maps, which may be the same.
+
+    Args:
+        images: A folder.
+        label_maps: A folder.
+        suffixes: One per channel, between the case's name and the ending; may be empty.
+        label_suffix: Of label maps.
+
+    Raises:
+        DataError: A folder is missing or has no images, a case lacks a channel, or the files are of several formats.
+        UsageError: Two suffixes are the same, so that images and labels, or two channels, cannot be told apart.
+    """
+    same = images.resolve() == label_maps.resolve()
+    ends = [*suffixes, *([label_suffix] if same else [])]
+    if len(set(ends)) < len(ends):
+        raise UsageError(
+            f"suffixes {', '.join(map(repr, ends))} do not tell the files apart",
+            "--label_suffix _seg, and for several channels --channels T1=_t1 T2=_t2",
+        )
+    found: dict[str, dict[str, Path]] = {}
+    unmatched = []
+    for path, stem in _volumes(images):
+        end = max((end for end in ends if stem.endswith(end)), key=len, default=None)
+        if end is None or stem == end:
+            unmatched.append(path)
+        elif not (same and end == label_suffix):
+            found.setdefault(stem.removesuffix(end), {})[end] = path
+    masks = {}
+    for path, stem in _volumes(label_maps):
+        is_image = same and any(stem.endswith(end) and len(end) > len(label_suffix) for end in suffixes)
+        if stem.endswith(label_suffix) and stem != label_suffix and not is_image:
+            masks[stem.removesuffix(label_suffix)] = path
+        elif not same:
+            unmatched.append(path)
+    for name, files in found.items():
+        lacking = [end for end in suffixes if end not in files]
+        if lacking and name in masks:
+            there = next(iter(files.values()))
+            what = f"case {name!r} has {there.name!r}, but no image that ends with {lacking[0]!r} and its ending"
+            raise DataError(f"{what} in {str(images)!r}", "add the image, or take the others of this case away")
+    both = sorted(found.keys() & masks.keys())
+    unmatched += [path for name, files in found.items() if name not in masks for path in files.values()]
+    unmatched += [path for name, path in masks.items() if name not in found]
+    cases = {name: (tuple(found[name][end] for end in suffixes), masks[name]) for name in both}
+    return Files(cases, tuple(sorted(unmatched)))
+
+
+def prepare(
+    files: Files,
+    target: Path,
+    channels: Sequence[str],
+    names: Mapping[int, str],
+    unmatched: str = "error",
+    variable: tuple[str, Path] | None = None,
+) -> Conversion:
+    """The conversion of files that belong together; nothing is written yet.
+
+    Args:
+        files: Of all cases.
+        target: nnUNet_raw/DatasetXXX_Name.
+        channels: Names; nnU-Net normalises CT in a way of its own.
+        names: Name by value in the label maps.
+        unmatched: "error", or "skip" what belongs to nothing.
+        variable: As in Conversion.
+
+    Raises:
+        DataError: Nothing belongs together, files belong to nothing, or they are of several formats.
+    """
+    if files.unmatched and (unmatched == "error" or not files.cases):
+        shown = ", ".join(repr(str(path)) for path in files.unmatched[:SHOWN])
+        more = f" and {len(files.unmatched) - SHOWN} more" if len(files.unmatched) > SHOWN else ""
+        hint = "rename them, or add --unmatched skip" if files.cases else "check the suffixes of images and labels"
+        matched = "" if files.cases else "no image has a label: "
+        raise DataError(f"{matched}{len(files.unmatched)} files without their counterpart: {shown}{more}", hint)
+    if not files.cases:
+        raise DataError("there are neither images nor labels", f"files that end with {', '.join(ENDINGS)}")
+    paths = [path for images, label in files.cases.values() for path in (*images, label)]
+    by_ending = {_ending(path): path for path in reversed(paths)}
+    if len(by_ending) > 1:
+        both = " and ".join(repr(str(path)) for path in list(by_ending.values())[:2])
+        raise DataError(f"the files are of several formats, such as {both}", "convert them to one, such as .nii.gz")
+    ending = next(iter(by_ending))
+    new, _ = renumber(names)
+    reader = find_reader({"file_ending": ending}, paths[0])
+    return Conversion(
+        target,
+        tuple(Source(name, images, (label,)) for name, (images, label) in files.cases.items()),
+        Renumber(dict(names), reader, tuple(channels), ending),
+        Description(tuple(channels), new, ending=ending),
+        variable=variable,
+    )
+
+
+def prepare_pairs(
+    images: Path,
+    label_maps: Path,
+    raw: Path,
+    dataset_id: int,
+    name: str,
+    channels: Mapping[str, str],
+    names: Mapping[int, str],
+    label_suffix: str = "",
+    unmatched: str = "error",
+    variable: str | None = None,
+) -> Conversion:
+    """The conversion of a folder of pairs.
+
+    Args:
+        channels: Suffix by name.
+
+    Other arguments and errors: find_pairs, prepare, conversion.dataset_folder.
+    """
+    target = dataset_folder(raw, dataset_id, name)
+    files = find_pairs(images, label_maps, list(channels.values()), label_suffix)
+    return prepare(files, target, list(channels), names, unmatched, (variable, images) if variable else None)
+
+
+def _volumes(folder: Path) -> list[tuple[Path, str]]:
+    """The volumes in a folder with their names without ending."""
+    if not folder.is_dir():
+        raise DataError(f"no folder {str(folder)!r}", "give the folder that holds the files")
+    files = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
+    return [(path, path.name.removesuffix(_ending(path))) for path in files if _ending(path)]
+
+
+def _ending(path: Path) -> str:
+    return next((ending for ending in ENDINGS if path.name.endswith(ending)), "")

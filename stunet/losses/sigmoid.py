@@ -1,0 +1,145 @@
+"""Dice and binary cross entropy of one sigmoid per class, over the classes that each sample annotates.
+
+For definitions that overlap or contradict each other, which no partition holds (after Ulrich et al. 2023, MultiTalent;
+means where they have sums, so that the number of classes does not change the step). Outputs that a sample does not
+annotate are not looked at: their gradient is zero.
+
+Per voxel, with p the probability of an output, y whether the voxel is in it and m whether it counts, forward adds up
+
+    right += m p y    found += m p    entropy += m (log(1 + exp(x)) - x y)
+
+and backward makes of their gradients r, f, e that of the logit: m (p (1 - p) (r y + f) + e (p - y)).
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from stunet.losses.overlap import chunks, mean_dice, mean_over_ranks, read, refuse, wide
+
+
+class MaskedSigmoid(torch.nn.Module):
+    """Dice and cross entropy over annotated outputs; nnU-Net's DC_and_BCE_loss where all are, and none is ignored.
+
+    Args:
+        batch_dice: Dice over the samples that annotate an output, not per sample.
+        ignore_label: Voxels with this value count nowhere.
+        smooth: Added to the Dice's numerator and denominator.
+        dice_weight: Of the negative Dice, averaged over annotated outputs.
+        ce_weight: Of the cross entropy, averaged over annotated outputs and voxels.
+        ddp: Batch Dice over the samples of all processes.
+        chunk: Voxels at once; None: as many as suit the device.
+    """
+
+    def __init__(
+        self,
+        batch_dice: bool,
+        ignore_label: int | None = None,
+        smooth: float = 1e-5,
+        dice_weight: float = 1.0,
+        ce_weight: float = 1.0,
+        ddp: bool = False,
+        chunk: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.batch_dice, self.ignore_label, self.smooth = batch_dice, ignore_label, smooth
+        self.dice_weight, self.ce_weight, self.ddp, self.chunk = dice_weight, ce_weight, ddp, chunk
+
+    def forward(self, logits_BRDHW: Tensor, target_B1DHW: Tensor, annotated_BR: Tensor, inside_BRV: Tensor) -> Tensor:
+        """The loss; logits in half precision are computed with in single.
+
+        Args:
+            logits_BRDHW: One output per leaf class and set, without background.
+            target_B1DHW: The values of the label files.
+            annotated_BR: Annotations.regions() of each sample, best on the CPU: which outputs are annotated.
+            inside_BRV: Annotations.regions() of each sample, best on the CPU: which values belong to an output.
+
+        Raises:
+            DataError: A voxel has a value that its sample does not annotate.
+        """
+        if annotated_BR.shape != logits_BRDHW.shape[:2] or inside_BRV.shape[:2] != annotated_BR.shape:
+            raise ValueError(
+                f"logits have the shape {tuple(logits_BRDHW.shape)}, annotated {tuple(annotated_BR.shape)}, "
+                f"inside {tuple(inside_BRV.shape)}"
+            )
+        right, found, entropy, true, voxels = _Sums.apply(
+            logits_BRDHW.flatten(2), target_B1DHW.flatten(1), annotated_BR, inside_BRV, self.ignore_label, self.chunk
+        )
+        annotated_BR = annotated_BR.to(logits_BRDHW.device)
+        dice = mean_dice(right, found, true, annotated_BR, batch_dice=self.batch_dice, smooth=self.smooth, ddp=self.ddp)
+        number = (annotated_BR.sum(1) * voxels).sum()
+        number = mean_over_ranks(number) if self.ddp else number
+        return self.ce_weight * entropy.sum() / number.clamp_min(1) - self.dice_weight * dice
+
+
+class _Sums(torch.autograd.Function):
+    """What a sigmoid loss needs of the voxels: see the top of this file."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        logits_BRN: Tensor,
+        target_BN: Tensor,
+        annotated_BR: Tensor,
+        inside_BRV: Tensor,
+        ignore_label: int | None,
+        chunk: int | None,
+    ) -> tuple[Tensor, ...]:
+        """Returns right, found, entropy, true (B, R), and the number of voxels that are not ignored (B,)."""
+        (samples, _, voxels), device, values = logits_BRN.shape, logits_BRN.device, inside_BRV.shape[2]
+        dtype = torch.promote_types(logits_BRN.dtype, torch.float32)
+        sums = torch.zeros((4, *annotated_BR.shape), dtype=wide(device), device=device)
+        by_value = torch.zeros((samples, values), dtype=wide(device), device=device)
+        rows = [annotated.nonzero()[:, 0].to(device) for annotated in annotated_BR]
+        tables = [inside_BRV[b].to(device)[row].to(dtype) for b, row in enumerate(rows)]
+        known = inside_BRV.any(1)
+        known[:, 0] = True
+        with torch.autocast(device.type, enabled=False):
+            for b, (row, table) in enumerate(zip(rows, tables, strict=True)):
+                unknown, known_here = torch.zeros((), dtype=torch.bool, device=device), known[b].to(device)
+                for part in chunks(voxels, max(1, len(row)), device, chunk):
+                    value, kept, outside = read(target_BN[b, part], ignore_label, values)
+                    unknown |= (outside | (kept & ~known_here[value])).any()
+                    by_value[b].scatter_add_(0, value, kept.to(by_value.dtype))
+                    x, mask = _rows(logits_BRN[b, :, part], row).to(dtype), kept.to(dtype)
+                    y = table.index_select(1, value)
+                    softplus = F.softplus(x, threshold=50)  # from there on it is x, in double precision as well
+                    p = (x - softplus).exp_()
+                    chunk_sums = torch.stack([(p * y) @ mask, p @ mask, softplus.addcmul_(x, y, value=-1) @ mask])
+                    sums[:3, b].index_add_(1, row, chunk_sums.to(sums.dtype))
+                if unknown:
+                    raise refuse(target_BN[b], b, known[b].nonzero()[:, 0].tolist(), ignore_label)
+                sums[3, b].index_add_(0, row, table.to(sums.dtype) @ by_value[b])
+        ctx.save_for_backward(logits_BRN, target_BN)
+        ctx.more = rows, tables, ignore_label, chunk
+        right, found, entropy, true = sums.to(dtype)
+        number = by_value.sum(1).to(dtype)
+        ctx.mark_non_differentiable(true, number)
+        return right, found, entropy, true, number
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        logits_BRN, target_BN = ctx.saved_tensors
+        voxels, device = logits_BRN.shape[2], logits_BRN.device
+        rows, tables, ignore_label, chunk = ctx.more
+        gradient_BRN = torch.empty_like(logits_BRN)
+        with torch.autocast(device.type, enabled=False):
+            for b, (row, table) in enumerate(zip(rows, tables, strict=True)):
+                r, f, e = (gradient[b][row, None] for gradient in gradients[:3])
+                if len(row) < logits_BRN.shape[1]:
+                    gradient_BRN[b] = 0
+                for part in chunks(voxels, max(1, len(row)), device, chunk):
+                    value, kept, _ = read(target_BN[b, part], ignore_label, table.shape[1])
+                    y = table.index_select(1, value)
+                    p = _rows(logits_BRN[b, :, part], row).to(table.dtype).sigmoid()
+                    gradient = (r * y).add_(f)
+                    gradient.addcmul_(gradient, p, value=-1).add_(e).mul_(p).sub_(y.mul_(e)).mul_(kept)
+                    gradient_BRN[b, :, part].index_copy_(0, row, gradient.to(gradient_BRN.dtype))
+        return gradient_BRN, None, None, None, None, None
+
+
+def _rows(x: Tensor, rows: Tensor) -> Tensor:
+    return x if len(rows) == len(x) else x.index_select(0, rows)

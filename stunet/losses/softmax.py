@@ -1,0 +1,241 @@
+"""Dice and cross entropy of a softmax, also where samples annotate only some classes, or unions of them.
+
+A sample's labels are a partition of the outputs into groups; everything unannotated is in the background's group. The
+probability of a group is the sum of those of its outputs, q_g = sum p_c (Fidon et al. 2021, label-set loss; Shi et al.
+2021, marginal loss). Its logit is therefore the logsumexp of theirs, not their sum: with it the loss of a partition is
+the ordinary loss of fewer outputs. Complete labels are the partition into single outputs.
+
+Per voxel, with p the probabilities, t the target and m whether it counts, forward adds up
+
+    right_t += m p_t    found_c += m p_c    entropy -= m log p_t
+
+From their gradients r, f, e backward makes that of the logits, with p computed anew:
+
+    p_c (f_c - sum_k f_k p_k - h) + [c = t] h    where h = r_t p_t - e, and p = h = 0 for ignored voxels
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from stunet.losses.overlap import chunks, mean_dice, read, refuse, wide
+
+
+class DiceCE(torch.nn.Module):
+    """nnU-Net's DC_and_CE_loss with MemoryEfficientSoftDiceLoss and without background: equal value and gradient.
+
+    Args:
+        batch_dice: Dice over the whole batch, not per sample.
+        ignore_label: Voxels with this value count nowhere.
+        smooth: Added to the Dice's numerator and denominator.
+        dice_weight: Of the negative Dice, averaged over classes.
+        ce_weight: Of the cross entropy, averaged over voxels.
+        ddp: With batch Dice: the batch is that of all processes.
+        chunk: Voxels at once; None: as many as suit the device.
+    """
+
+    def __init__(
+        self,
+        batch_dice: bool,
+        ignore_label: int | None = None,
+        smooth: float = 1e-5,
+        dice_weight: float = 1.0,
+        ce_weight: float = 1.0,
+        ddp: bool = False,
+        chunk: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.batch_dice, self.ignore_label, self.smooth = batch_dice, ignore_label, smooth
+        self.dice_weight, self.ce_weight, self.ddp, self.chunk = dice_weight, ce_weight, ddp, chunk
+
+    def forward(self, logits_BCDHW: Tensor, target_B1DHW: Tensor) -> Tensor:
+        """The loss; logits in half precision are computed with in single.
+
+        Raises:
+            DataError: A value of the target is no class.
+        """
+        samples, classes = logits_BCDHW.shape[:2]
+        return self.of_groups(logits_BCDHW, target_B1DHW, [Groups.of(range(classes))] * samples, classes)
+
+    def of_groups(self, logits: Tensor, target: Tensor, groups: Sequence["Groups"], values: int) -> Tensor:
+        """The loss where each sample has its own groups, of values below `values`."""
+        right, found, entropy, true = _Sums.apply(
+            logits.flatten(2), target.flatten(1), groups, values, self.ignore_label, self.chunk
+        )
+        annotated = torch.zeros(true.shape, dtype=torch.bool)
+        for sample, group in enumerate(groups):
+            annotated[sample, list(group.values)] = True
+        dice = mean_dice(
+            *(x[:, 1:] for x in (right, found, true, annotated.to(true.device))),
+            batch_dice=self.batch_dice,
+            smooth=self.smooth,
+            ddp=self.ddp,
+        )
+        return self.ce_weight * entropy.sum() / true.sum().clamp_min(1) - self.dice_weight * dice
+
+
+class PartitionDiceCE(DiceCE):
+    """DiceCE for samples that annotate different sets of classes.
+
+    The Dice is averaged over the labels that are annotated: by any sample with batch Dice, which pools over the samples
+    (of all processes) that annotate a label; otherwise over all pairs of a sample and a label of it.
+
+    Args:
+        values: How many values label files have, background included: len(annotations.values).
+        more: As for DiceCE.
+    """
+
+    def __init__(self, values: int, *args: Any, **more: Any) -> None:
+        super().__init__(*args, **more)
+        self.values = values
+
+    def forward(self, logits_BCDHW: Tensor, target_B1DHW: Tensor, groups_BC: Tensor) -> Tensor:  # type: ignore[override]
+        """The loss.
+
+        Args:
+            logits_BCDHW: One output per leaf class and the background.
+            target_B1DHW: The values of the label files.
+            groups_BC: Annotations.groups() of each sample, int64, best on the CPU: the value that voxels of an output's
+                class have in its label file, 0 for what belongs to its background.
+
+        Raises:
+            DataError: A voxel has a value that none of its sample's groups has.
+        """
+        if groups_BC.shape != logits_BCDHW.shape[:2]:
+            raise ValueError(f"groups have the shape {tuple(groups_BC.shape)}, logits {tuple(logits_BCDHW.shape)}")
+        groups = [Groups.of(row) for row in groups_BC.tolist()]
+        return self.of_groups(logits_BCDHW, target_B1DHW, groups, self.values)
+
+
+@dataclass(frozen=True)
+class Groups:
+    """The groups of one sample.
+
+    Attributes:
+        values: Of the groups in the target: first those of a single output, then the others.
+        single: The outputs that are alone in their groups.
+        unions: The outputs of each other group.
+    """
+
+    values: tuple[int, ...]
+    single: tuple[int, ...]
+    unions: tuple[tuple[int, ...], ...] = ()
+
+    @classmethod
+    def of(cls, values: Sequence[int]) -> "Groups":
+        """The groups of outputs with the same value."""
+        members: dict[int, list[int]] = {}
+        for output, value in enumerate(values):
+            members.setdefault(value, []).append(output)
+        single = {value: outputs[0] for value, outputs in members.items() if len(outputs) == 1}
+        unions = {value: tuple(outputs) for value, outputs in members.items() if len(outputs) > 1}
+        return cls((*single, *unions), tuple(single.values()), tuple(unions.values()))
+
+
+class _Merge:
+    """From logits of outputs to logits of groups, a row for each, and back with the gradient."""
+
+    def __init__(self, groups: Groups, device: torch.device, values: int) -> None:
+        self.values = torch.tensor(groups.values, device=device)
+        self.single = torch.tensor(groups.single, dtype=torch.long, device=device)
+        self.unions = [torch.tensor(union, device=device) for union in groups.unions]
+        self.row_of_value = torch.full((values,), -1, device=device)
+        self.row_of_value[self.values] = torch.arange(len(groups.values), device=device)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
+        """(G, n) from (C, n), and for each union the parts that its outputs have in it, (size, n), with their sum."""
+        if not self.unions:
+            return x, []
+        z = x.new_empty((len(self.values), x.shape[1]))
+        torch.index_select(x, 0, self.single, out=z[: len(self.single)])
+        shares = []
+        for union, row in zip(self.unions, z[len(self.single) :], strict=True):
+            part = x.index_select(0, union)
+            highest = part.amax(0)
+            total = part.sub_(highest).exp_().sum(0)
+            torch.add(highest, total.log(), out=row)
+            shares.append((part, total))
+        return z, shares
+
+    def backward(self, gradient: Tensor, shares: list[tuple[Tensor, Tensor]], out: Tensor) -> None:
+        """Writes the gradient of the outputs, (C, n), from that of the groups, (G, n)."""
+        if not self.unions:
+            out.copy_(gradient)
+            return
+        out.index_copy_(0, self.single, gradient[: len(self.single)].to(out.dtype))
+        for union, (part, total), of_union in zip(self.unions, shares, gradient[len(self.single) :], strict=True):
+            out.index_copy_(0, union, part.mul_(of_union / total).to(out.dtype))
+
+
+class _Sums(torch.autograd.Function):
+    """What a softmax loss needs of the voxels: see the top of this file."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        logits_BCN: Tensor,
+        target_BN: Tensor,
+        groups: Sequence[Groups],
+        values: int,
+        ignore_label: int | None,
+        chunk: int | None,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Returns right (B, V), found (B, V), entropy (B,) and the number of voxels (B, V), by values of the target."""
+        (samples, classes, voxels), device = logits_BCN.shape, logits_BCN.device
+        dtype = torch.promote_types(logits_BCN.dtype, torch.float32)
+        right, found, true = torch.zeros((3, samples, values), dtype=wide(device), device=device)
+        entropy = torch.zeros(samples, dtype=wide(device), device=device)
+        scale_B2N = torch.empty((samples, 2, voxels), dtype=dtype, device=device)
+        merges = [_Merge(group, device, values) for group in groups]
+        with torch.autocast(device.type, enabled=False):
+            for b, merge in enumerate(merges):
+                unknown = torch.zeros((), dtype=torch.bool, device=device)
+                for part in chunks(voxels, classes, device, chunk):
+                    value, kept, outside = read(target_BN[b, part], ignore_label, values)
+                    row = merge.row_of_value[value]
+                    unknown |= (outside | (kept & (row < 0))).any()
+                    z, _ = merge.forward(logits_BCN[b, :, part].to(dtype))
+                    highest = z.amax(0)
+                    exponential = (z - highest).exp_()
+                    total = exponential.sum(0)
+                    inverse = kept / total
+                    log_p = z.gather(0, row.clamp_min(0)[None])[0] - highest - total.log()
+                    found[b].index_add_(0, merge.values, (exponential @ inverse).to(found.dtype))
+                    right[b].scatter_add_(0, value, torch.where(kept, log_p.exp(), 0).to(right.dtype))
+                    true[b].scatter_add_(0, value, kept.to(true.dtype))
+                    entropy[b] -= torch.where(kept, log_p, 0).sum()
+                    scale_B2N[b, 0, part], scale_B2N[b, 1, part] = highest, inverse
+                if unknown:
+                    raise refuse(target_BN[b], b, sorted(groups[b].values), ignore_label)
+        ctx.save_for_backward(logits_BCN, target_BN, scale_B2N)
+        ctx.more = merges, ignore_label, chunk
+        right, found, entropy, true = (x.to(dtype) for x in (right, found, entropy, true))
+        ctx.mark_non_differentiable(true)
+        return right, found, entropy, true
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        logits_BCN, target_BN, scale_B2N = ctx.saved_tensors
+        of_right, of_found, of_entropy, _ = gradients
+        (_, classes, voxels), device, dtype = logits_BCN.shape, logits_BCN.device, scale_B2N.dtype
+        merges, ignore_label, chunk = ctx.more
+        gradient_BCN = torch.empty_like(logits_BCN)
+        with torch.autocast(device.type, enabled=False):
+            for b, merge in enumerate(merges):
+                f = of_found[b, merge.values]
+                for part in chunks(voxels, classes, device, chunk):
+                    value, kept, _ = read(target_BN[b, part], ignore_label, len(merge.row_of_value))
+                    row = merge.row_of_value[value].clamp_min(0)[None]
+                    z, shares = merge.forward(logits_BCN[b, :, part].to(dtype))
+                    highest, inverse = scale_B2N[b, :, part]
+                    exponential = (z - highest).exp_()
+                    p = exponential.gather(0, row)[0] * inverse
+                    h = torch.where(kept, of_right[b][value] * p - of_entropy[b], 0)
+                    gradient = (f[:, None] - (f @ exponential * inverse + h)).mul_(inverse).mul_(exponential)
+                    gradient.scatter_add_(0, row, h[None])
+                    merge.backward(gradient, shares, gradient_BCN[b, :, part])
+        return gradient_BCN, None, None, None, None, None

@@ -1,0 +1,218 @@
+"""How is a union written? Case by case into a folder of a hidden name, which takes the final one when all is there.
+
+A build that was stopped goes on where it was, unless the recipe or a source has changed since (growing.py).
+"""
+
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import numpy as np
+
+from stunet import __version__, workspace
+from stunet.annotations import Annotations
+from stunet.datasets import FILE_ENDING, Case, write_dataset_json
+from stunet.errors import DataError
+from stunet.files import NO_SPACE, read_json, whole, write_json
+from stunet.labels import apply
+from stunet.merging.check import Checked, state
+from stunet.merging.estimate import label_counts
+from stunet.merging.findings import LARGEST_UINT8
+from stunet.merging.growing import FULL_HINT, RECORD, growing, is_there
+from stunet.merging.space import IGNORE
+from stunet.merging.splits import FILE as SPLITS
+from stunet.merging.union import Member, Union, case_name
+from stunet.processes import each
+
+NORMALISED_OTHERWISE = ("ct", "nonorm", "rescale_to_0_1", "rgb_to_0_1")  # channel names that nnU-Net knows
+
+
+@dataclass(frozen=True)
+class Job:
+    """A case to write: its files, where they go (images None: they stay), and the new value by value of its label."""
+
+    name: str
+    case: Case
+    label: Path
+    images: tuple[Path, ...] | None
+    link: bool
+    lookup: np.ndarray
+
+
+def build(checked: Checked, workers: int = 1, on_case: Callable[[str], None] = lambda name: None) -> Path:
+    """Writes nnUNet_raw/NAME; where it stands there already, built from the same, nothing is done.
+
+    Args:
+        checked: A check without fatal findings.
+        workers: Processes that write; each holds one label in memory.
+        on_case: Called with the name of a case when it is written.
+
+    Raises:
+        DataError: The name or number is taken, an interrupted build was of another recipe, or the disk is full.
+    """
+    union = checked.union
+    if union is None or checked.fatal:
+        raise DataError("the union has problems", "stunet_merge check, which lists them")
+    now = state(union.recipe, union.members)
+    target = workspace.folder("nnUNet_raw") / union.recipe.name
+    if is_there(target, now):
+        return target
+    with growing(target, now) as part:
+        for folder in ("labelsTr", "imagesTr"):
+            (part / folder).mkdir(exist_ok=True)
+        jobs = [job for job in _jobs(union, part) if not job.label.exists()]
+        for position, _ in each(_write_case, jobs, workers):
+            on_case(jobs[position].name)
+        _finish(part, union, now)
+    return target
+
+
+def label_bound(values: Mapping[str, int]) -> type:
+    """The integer type of label files."""
+    return np.uint8 if max(values.values()) <= LARGEST_UINT8 else np.uint16
+
+
+def lookup(union: Union, source: str, case: str) -> np.ndarray:
+    """The new value by value of a case's label file; what the case does not annotate becomes background."""
+    meanings, ignore = union.space.meanings[source], union.space.ignores.get(source)
+    table: np.ndarray = np.zeros(
+        1 + max([0, *meanings, *([] if ignore is None else [ignore])]), label_bound(union.values)
+    )
+    for value, meaning in meanings.items():
+        label = union.space.label(meaning.leaves) if meaning.leaves else None
+        if label in union.annotated[source][case]:
+            table[value] = union.values[str(label)]
+    if ignore is not None:
+        table[ignore] = union.values[IGNORE]
+    return table
+
+
+def write_label(source: Path, target: Path, table: np.ndarray) -> None:
+    """A label file with every value looked up, on the very same grid.
+
+    Raises:
+        DataError: The file holds a value that is not in the table.
+    """
+    image: Any = nibabel.load(source)
+    array = np.asanyarray(image.dataobj)
+    array = apply(table, array if array.dtype.kind in "iu" else np.rint(array).astype(np.int32))
+    header = image.header.copy()
+    header.set_data_dtype(table.dtype)
+    with whole(target) as part:
+        nibabel.save(nibabel.Nifti1Image(array, image.affine, header), part)
+
+
+def reference(path: Path) -> str:
+    """How dataset.json names a file elsewhere: from $nnUNet_raw on where it lies there, so that the folder may move."""
+    raw = workspace.folder("nnUNet_raw")
+    return f"$nnUNet_raw/{path.relative_to(raw)}" if path.is_relative_to(raw) else str(path.absolute())
+
+
+def _jobs(union: Union, part: Path) -> list[Job]:
+    return [
+        Job(
+            name=(name := case_name(source, case.name)),
+            case=case,
+            label=part / "labelsTr" / f"{name}{FILE_ENDING}",
+            images=None
+            if union.recipe.images == "reference"
+            else tuple(part / "imagesTr" / _image_name(name, i, path) for i, path in enumerate(case.images)),
+            link=union.recipe.images == "symlink",
+            lookup=lookup(union, source, case.name),
+        )
+        for source, member in union.members.items()
+        for case in member.cases
+    ]
+
+
+def _image_name(name: str, channel: int, path: Path) -> str:
+    return f"{name}_{channel:04d}{''.join(path.suffixes[-2:]) if path.name.endswith(FILE_ENDING) else path.suffix}"
+
+
+def _write_case(job: Job) -> None:
+    """In a worker: the images where they do not stay where they are, and at last the label."""
+    try:
+        for source, target in zip(job.case.images, job.images or (), strict=job.images is not None):
+            with whole(target) as part:
+                if job.link:
+                    part.symlink_to(source.absolute())
+                else:
+                    shutil.copyfile(source, part)
+        write_label(job.case.label, job.label, job.lookup)
+    except OSError as error:
+        if error.errno not in NO_SPACE:
+            raise
+        what = f"no space for case {job.name!r} in {str(job.label.parents[1])!r}: {error.strerror}"
+        raise DataError(what, FULL_HINT) from None
+
+
+def _finish(part: Path, union: Union, now: Mapping[str, Any]) -> None:
+    """The files that describe the union, dataset.json last."""
+    if union.recipe.images == "reference":
+        (part / "imagesTr").rmdir()
+    union.annotations.save(part)
+    write_json(part / SPLITS, union.folds)
+    write_json(part / RECORD, {"stunet": __version__, **_record(union), "state": now})
+    licences = dict.fromkeys(member.licence or "unknown" for member in union.members.values())
+    write_dataset_json(
+        part,
+        union.recipe.name[11:],
+        channel_names(union),
+        union.values,
+        sum(len(member.cases) for member in union.members.values()),
+        description=f"union of {', '.join(member.folder.name for member in union.members.values())}",
+        licence="; ".join(licences),
+        overwrite_image_reader_writer=union.recipe.reader,
+        dataset={job.name: _entry(job) for job in _jobs(union, part)},
+    )
+
+
+def _entry(job: Job) -> dict[str, Any]:
+    if job.images is None:
+        images = [reference(path) for path in job.case.images]
+    else:
+        images = [f"imagesTr/{path.name}" for path in job.images]
+    return {"images": images, "label": f"labelsTr/{job.label.name}"}
+
+
+def channel_names(union: Union) -> dict[int, str]:
+    """Names of the channels, by which nnU-Net chooses how intensities are normalised: CT, or else z-score."""
+    names = next(iter(union.members.values())).rules.channels
+    if union.recipe.scheme == "ct":
+        return {0: "CT"} if len(names) == 1 else dict(enumerate(names))
+    kinds = dict.fromkeys(member.modality(case.name) for member in union.members.values() for case in member.cases)
+    shown = ["/".join(kinds)] if len(names) == 1 else names
+    return {i: f"{name} z-score" if name.casefold() in NORMALISED_OTHERWISE else name for i, name in enumerate(shown)}
+
+
+def _record(union: Union) -> dict[str, Any]:
+    annotations: Annotations = union.annotations
+    counts = label_counts(union)
+    return {
+        "sources": {name: _source_record(union, name, member) for name, member in union.members.items()},
+        "classes": {
+            label: {"leaves": list(leaves), "cases": counts[label][0], "voxels": counts[label][1]}
+            for label, leaves in annotations.labels.items()
+        },
+        "images": {
+            case_name(source, case): scan.fingerprint
+            for source, scans in union.scans.items()
+            for case, scan in scans.items()
+        },
+    }
+
+
+def _source_record(union: Union, name: str, member: Member) -> dict[str, Any]:
+    meanings = union.space.meanings[name]
+    return {
+        "dataset": member.folder.name,
+        "licence": member.licence or None,
+        "reference": member.description.get("reference"),
+        "dataset.json": member.sha256,
+        "cases": len(member.cases),
+        "labels": {m.name: union.space.label(m.leaves) if m.leaves else None for m in meanings.values()},
+        "provenance": read_json(member.folder / RECORD)["state"] if (member.folder / RECORD).is_file() else None,
+    }

@@ -1,0 +1,160 @@
+"""Can a union be built from a recipe? Everything is looked at before anything is written, and all problems are named.
+
+What a check saw is kept beside the recipe (merge.checked.json), so that a build refuses what has changed since someone
+read the report.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from stunet import workspace
+from stunet.errors import DataError
+from stunet.files import read_json, write_json
+from stunet.merging import Finding
+from stunet.merging.estimate import Estimate, estimate
+from stunet.merging.findings import absent_values, find_all
+from stunet.merging.growing import differences, shown
+from stunet.merging.recipe import UNANNOTATED, Recipe
+from stunet.merging.scan import Scan, files_of, scan, tidy
+from stunet.merging.space import Space, find_space, forget
+from stunet.merging.splits import find_folds
+from stunet.merging.union import Member, Union, annotated_by, open_source
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What a check came to: the union where it could be put together, and all findings."""
+
+    union: Union | None
+    estimate: Estimate | None
+    findings: list[Finding]
+
+    @property
+    def fatal(self) -> bool:
+        """Whether something forbids to build it."""
+        return any(finding.fatal for finding in self.findings)
+
+
+def open_sources(recipe: Recipe) -> tuple[dict[str, Member], list[Finding]]:
+    """The sources that can be opened, and what is wrong with the others."""
+    members: dict[str, Member] = {}
+    findings = []
+    for source in recipe.sources:
+        try:
+            members[source.id] = open_source(recipe, source)
+        except DataError as error:
+            findings.append(Finding(f"source {source.id!r}: {error.message}", error.hint))
+    return members, findings
+
+
+def check(
+    recipe: Recipe,
+    members: Mapping[str, Member],
+    workers: int = 1,
+    on_case: Callable[[str], None] = lambda name: None,
+) -> Checked:
+    """Reads every file of the sources once, and looks for everything that findings.py, space.py and splits.py know.
+
+    Args:
+        recipe: What is to be built.
+        members: The sources that could be opened.
+        workers: Processes that read.
+        on_case: Called with the name of a case when it was read.
+    """
+    descriptions = {name: member.description for name, member in members.items()}
+    space, findings = find_space(recipe, descriptions, {name: m.annotations for name, m in members.items()})
+    scans: dict[str, dict[str, Scan]] = {}
+    for name, member in members.items():
+        scans[name], problems = _scan(member, cache_of(recipe), workers, on_case)
+        findings += [Finding(f"source {name!r}: {problem.message}", problem.hint) for problem in problems]
+    if cache_of(recipe).is_file():
+        tidy(cache_of(recipe))
+    if not all(scans.values()) or not space.leaves:
+        return Checked(None, None, findings)
+    if recipe.on_absent == UNANNOTATED:
+        space = forget(recipe, space, {name: absent_values(space.meanings[name], own) for name, own in scans.items()})
+    annotated = {}
+    for name, member in members.items():
+        annotated[name], problems_of_cases = _annotated(member, space, scans[name])
+        findings += problems_of_cases
+    folds, problems = find_folds(recipe, list(members.values()))
+    findings += [Finding(problem.message, problem.hint) for problem in problems]
+    union = Union(recipe, members, space, annotated, scans, folds)
+    size = estimate(union)
+    return Checked(union, size, findings + find_all(union, size, workspace.folder("nnUNet_raw") / recipe.name))
+
+
+def cache_of(recipe: Recipe) -> Path:
+    """Where the scans of a recipe's cases are kept."""
+    return recipe.path.with_suffix(".scan.jsonl")
+
+
+def receipt_of(recipe: Recipe) -> Path:
+    """Where a check leaves what it saw."""
+    return recipe.path.with_suffix(".checked.json")
+
+
+def state(recipe: Recipe, members: Mapping[str, Member]) -> dict[str, Any]:
+    """What a build depends on: the recipe, and per source its dataset.json, its cases and the files of these."""
+    sources = {
+        name: {
+            "dataset": member.folder.name,
+            "dataset.json": member.sha256,
+            "cases": len(member.cases),
+            "files": hashlib.sha256(json.dumps([files_of(case) for case in member.cases]).encode()).hexdigest(),
+            "annotated_overrides": _hash(member.recipe.overrides),
+        }
+        for name, member in members.items()
+    }
+    content = {"recipe": recipe.content, "classes": list(recipe.classes), "sources": sources}
+    return json.loads(json.dumps(content, default=str))
+
+
+def leave_receipt(recipe: Recipe, now: Mapping[str, Any]) -> None:
+    """Keeps what a check saw."""
+    write_json(receipt_of(recipe), now)
+
+
+def see_receipt(recipe: Recipe, now: Mapping[str, Any]) -> None:
+    """Sees that what was checked is what there is; a recipe that has changed is checked anew by its build.
+
+    Raises:
+        DataError: A source has changed, or is gone.
+    """
+    if not receipt_of(recipe).is_file():
+        return
+    before = read_json(receipt_of(recipe))
+    if before.get("recipe") == now["recipe"]:
+        changed = differences(before.get("sources"), now["sources"], "sources")
+        if changed:
+            text = f"since {str(recipe.path)!r} was checked, this has changed: {shown(changed)}"
+            raise DataError(text, f"stunet_merge check {recipe.path}")
+
+
+def _hash(path: Path | None) -> str | None:
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path and path.is_file() else None
+
+
+def _scan(
+    member: Member, cache: Path, workers: int, on_case: Callable[[str], None]
+) -> tuple[dict[str, Scan], list[DataError]]:
+    found = scan(member.cases, member.rules, cache, workers, on_case)
+    pairs = [(case.name, result) for case, result in zip(member.cases, found, strict=True)]
+    scans = {name: result for name, result in pairs if isinstance(result, Scan)}
+    return scans, [result for _, result in pairs if isinstance(result, DataError)]
+
+
+def _annotated(
+    member: Member, space: Space, scans: Mapping[str, Scan]
+) -> tuple[dict[str, tuple[str, ...]], list[Finding]]:
+    """What the readable cases of a source annotate; one that annotates nothing is of no use."""
+    annotated, findings = annotated_by(member, space)
+    nothing = [case for case, labels in annotated.items() if not labels]
+    if nothing:
+        text = f"source {member.recipe.id!r}: {len(nothing)} cases annotate no class, such as {nothing[0]!r}"
+        findings.append(Finding(text, "exclude them, or say what their labels are"))
+    return {case: labels for case, labels in annotated.items() if case in scans}, findings

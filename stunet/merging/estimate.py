@@ -1,0 +1,65 @@
+"""How much disk and memory does a union take? Arithmetic from the sizes of files and images, before compression."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from stunet.merging.scan import Scan
+from stunet.merging.union import Union
+
+FLOAT_BYTES = 4  # nnU-Net preprocesses images in single precision
+LARGEST_INT8 = 127  # above, nnU-Net keeps labels in 16 bits
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a union takes.
+
+    Attributes:
+        raw_bytes: Of the label files, and of the images where they are copied; about, as labels are compressed anew.
+        preprocessed_bytes: Of images and labels at the spacing of the union, before compression and cropping.
+        case_bytes: Of the images of the largest case at its own and at the union's spacing: what a process that
+            preprocesses it holds at least.
+        spacing: In mm, array order: that of the recipe, or the median, as nnU-Net plans it.
+    """
+
+    raw_bytes: int
+    preprocessed_bytes: int
+    case_bytes: int
+    spacing: tuple[float, ...]
+
+
+def estimate(union: Union) -> Estimate:
+    """The expected sizes."""
+    scans = [scan for own in union.scans.values() for scan in own.values()]
+    spacing = union.recipe.spacing or tuple(map(float, np.median([scan.spacing for scan in scans], axis=0)))
+    label_bytes = 1 if max(union.values.values()) <= LARGEST_INT8 else 2
+    resampled = [_voxels_at(scan, spacing) for scan in scans]
+    images = sum(scan.image_bytes for scan in scans) if union.recipe.images == "copy" else 0
+    pairs = list(zip(scans, resampled, strict=True))
+    return Estimate(
+        raw_bytes=sum(scan.label_bytes for scan in scans) + images,
+        preprocessed_bytes=sum(n * (FLOAT_BYTES * scan.channels + label_bytes) for scan, n in pairs),
+        case_bytes=max(FLOAT_BYTES * scan.channels * (math.prod(scan.shape) + n) for scan, n in pairs),
+        spacing=spacing,
+    )
+
+
+def label_counts(union: Union) -> dict[str, tuple[int, int]]:
+    """By label of the union: the cases that annotate it, and the voxels that it has in them."""
+    counts = dict.fromkeys(union.annotations.labels, (0, 0))
+    for source, scans in union.scans.items():
+        values: Mapping[str, list[int]] = {n: union.space.values(source, n) for n in union.space.labels(source)}
+        for case, scan in scans.items():
+            for label in union.annotated[source][case]:
+                cases, voxels = counts[label]
+                counts[label] = cases + 1, voxels + sum(scan.voxels.get(value, 0) for value in values[label])
+    return counts
+
+
+def _voxels_at(scan: Scan, spacing: tuple[float, ...]) -> int:
+    return math.prod(
+        max(1, round(n * own / new)) for n, own, new in zip(scan.shape, scan.spacing, spacing, strict=True)
+    )

@@ -1,0 +1,185 @@
+"""What can a teacher complete in a dataset? The classes that it has and that some of the cases do not annotate.
+
+completing.py does it.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from stunet.annotations import Annotations, load_annotations
+from stunet.annotations import Case as AnnotatedCase
+from stunet.annotations import Source as AnnotatedSource
+from stunet.classes import head_classes, match_classes
+from stunet.datasets import Case, read_dataset
+from stunet.errors import DataError, UsageError
+from stunet.files import read_json
+from stunet.inference.cases import Model
+from stunet.merging.build import label_bound
+from stunet.merging.scan import files_of
+from stunet.merging.space import IGNORE
+
+REST = "background"  # the name of the threshold of there being none of the missing classes
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be completed.
+
+    Attributes:
+        folder: The raw dataset.
+        cases: Its cases.
+        description: Its dataset.json.
+        before: What its cases annotate now.
+        after: What they will annotate.
+        classes: By leaf, the classes of the teacher that make it up.
+        thresholds: Probability that a leaf has to reach, and REST.
+    """
+
+    folder: Path
+    cases: tuple[Case, ...]
+    description: Mapping[str, Any]
+    before: Annotations
+    after: Annotations
+    classes: Mapping[str, tuple[str, ...]]
+    thresholds: Mapping[str, float]
+
+    @property
+    def values(self) -> dict[str, int]:
+        """Value in the new label files by label; the ignore label is last."""
+        values = self.after.values
+        return {**values, IGNORE: len(values)}
+
+    def missing(self, case: str) -> list[str]:
+        """The leaves that the teacher adds to a case."""
+        return [label for label in self.after.cases[case].labels if label not in self.before.cases[case].labels]
+
+    def lookup(self) -> np.ndarray:
+        """The new value by value of the old label files."""
+        old, new = self.description["labels"], self.values
+        table: np.ndarray = np.zeros(1 + max(int(value) for value in old.values()), label_bound(new))
+        for name, value in old.items():
+            table[int(value)] = new[name]
+        return table
+
+    def state(self, teacher: Mapping[str, Any]) -> dict[str, Any]:
+        """What the result depends on."""
+        files = json.dumps([files_of(case) for case in self.cases]).encode()
+        content = {
+            "dataset": self.folder.name,
+            "dataset.json": hashlib.sha256((self.folder / "dataset.json").read_bytes()).hexdigest(),
+            "files": hashlib.sha256(files).hexdigest(),
+            "annotates": {case: list(entry.labels) for case, entry in self.before.cases.items()},
+            "teacher": teacher,
+            "classes": self.classes,
+            "thresholds": self.thresholds,
+        }
+        return json.loads(json.dumps(content))
+
+
+def plan(
+    folder: Path,
+    teacher: Model,
+    classes: Sequence[str] = (),
+    min_confidence: float = 0.9,
+    thresholds: Mapping[str, float] | None = None,
+) -> Plan:
+    """What a teacher can complete in a raw dataset.
+
+    Args:
+        folder: nnUNet_raw/DatasetXXX_Name.
+        teacher: The model.
+        classes: What is completed; new classes become part of the dataset. None: all that some case lacks.
+        min_confidence: Probability that a voxel's class has to reach.
+        thresholds: The same for single classes.
+
+    Raises:
+        DataError: Something is not there, the teacher does not have a class, or nothing is missing.
+        UsageError: A threshold is no probability, or that of an unknown class.
+    """
+    cases, rules = read_dataset(folder)
+    description = read_json(folder / "dataset.json")
+    if len(teacher.channels) != len(rules.channels):
+        text = f"the teacher takes {len(teacher.channels)} channels ({', '.join(teacher.channels)})"
+        raise DataError(f"{text}, {folder.name} has {len(rules.channels)}", "a teacher for these images")
+    for whose, labels in ((folder.name, description["labels"]), ("the teacher", teacher.dataset["labels"])):
+        if any(isinstance(value, list | tuple) for value in labels.values()):
+            raise DataError(
+                f"{whose} has regions, not classes", "a dataset and a teacher in which a voxel has one class"
+            )
+    before = load_annotations(folder) or _complete(description["labels"], cases)
+    _check_cases(before, cases, folder)
+    known = head_classes(teacher.dataset["labels"])[1:]
+    wanted = _wanted(before, classes)
+    found = {row.target: row for row in match_classes(wanted, known)}
+    if lacking := [name for name in classes if not found[_own(before, name)].sources]:
+        near = ", ".join(map(repr, found[_own(before, lacking[0])].closest))
+        raise DataError(f"the teacher has no class {lacking[0]!r}; nearest: {near}", "leave it out of --classes")
+    able = {name: row.sources for name, row in found.items() if row.sources}
+    after = _extended(before, list(able))
+    result = Plan(folder, tuple(cases), description, before, after, able, _thresholds(able, min_confidence, thresholds))
+    if not any(result.missing(case.name) for case in cases):
+        hint = f"name new ones with --classes; the teacher has {', '.join(known[:8])}"
+        raise DataError(f"no case of {folder.name} lacks a class that the teacher has", hint)
+    return result
+
+
+def _complete(labels: Mapping[str, Any], cases: Sequence[Case]) -> Annotations:
+    """All cases annotate all classes: what a dataset without annotations.json means."""
+    names = tuple(name for name in head_classes(labels) if name != "background")
+    source = "dataset"
+    return Annotations(
+        leaves=names,
+        sets={},
+        sources={source: AnnotatedSource(names)},
+        cases={case.name: AnnotatedCase(source, names) for case in cases},
+    )
+
+
+def _check_cases(annotations: Annotations, cases: Sequence[Case], folder: Path) -> None:
+    for case in cases:
+        if case.name not in annotations.cases:
+            text = f"annotations.json of {folder.name} does not know the case {case.name!r}"
+            raise DataError(text, "build the dataset anew: stunet_merge build")
+
+
+def _own(annotations: Annotations, name: str) -> str:
+    """What the dataset calls a class, if it has it."""
+    row = match_classes([name], annotations.leaves)[0]
+    return row.sources[0] if len(row.sources) == 1 else name
+
+
+def _wanted(annotations: Annotations, classes: Sequence[str]) -> list[str]:
+    if not classes:
+        return list(annotations.leaves)
+    return list(dict.fromkeys(_own(annotations, name) for name in classes))
+
+
+def _extended(before: Annotations, wanted: Sequence[str]) -> Annotations:
+    """The annotations in which every case annotates what is wanted, too."""
+    leaves = (*before.leaves, *(name for name in wanted if name not in before.leaves))
+    cases = {}
+    for name, case in before.cases.items():
+        covered = {leaf for label in case.labels for leaf in before.labels[label]}
+        added = tuple(leaf for leaf in wanted if leaf not in covered)
+        cases[name] = replace(case, labels=(*case.labels, *added))
+    return replace(before, leaves=leaves, cases=cases)
+
+
+def _thresholds(
+    classes: Mapping[str, Sequence[str]], default: float, single: Mapping[str, float] | None
+) -> dict[str, float]:
+    values = dict.fromkeys((*classes, REST), default)
+    for name, value in (single or {}).items():
+        if name not in values:
+            raise UsageError(f"no class {name!r} is completed", f"a threshold for one of {', '.join(values)}")
+        values[name] = value
+    for name, value in values.items():
+        if not 0 <= value <= 1:
+            raise UsageError(f"the confidence of {name!r} is {value:g}, no probability", "--min_confidence 0.9")
+    return values

@@ -1,0 +1,233 @@
+"""What is known of a union before it is built: its sources, its labels, what each case annotates, what its files hold.
+
+check.py fills this in, findings.py judges it, build.py writes it.
+"""
+
+import csv
+import hashlib
+import operator
+import os
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from stunet import workspace
+from stunet.annotations import Annotations, load_annotations
+from stunet.annotations import Case as AnnotatedCase
+from stunet.annotations import Source as AnnotatedSource
+from stunet.datasets import Case, Rules, read_dataset
+from stunet.errors import DataError, closest
+from stunet.files import read_json
+from stunet.merging import Finding
+from stunet.merging.recipe import Recipe, SourceRecipe
+from stunet.merging.scan import Scan
+from stunet.merging.space import IGNORE, Space, overlaps
+
+COMPARE = {"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge, "==": operator.eq}
+NIFTI = (".nii", ".nii.gz")
+
+
+@dataclass(frozen=True)
+class Member:
+    """A source that could be opened.
+
+    Attributes:
+        recipe: What merge.yaml says of it.
+        folder: Its raw dataset.
+        description: Its dataset.json.
+        cases: Those that are taken.
+        rules: What its files have to be like, with the reader of the union.
+        annotations: Its own annotations.json, where it is a union itself.
+        sha256: Of its dataset.json.
+    """
+
+    recipe: SourceRecipe
+    folder: Path
+    description: Mapping[str, Any]
+    cases: tuple[Case, ...]
+    rules: Rules
+    annotations: Annotations | None
+    sha256: str
+
+    @property
+    def licence(self) -> str:
+        """By the recipe, or else by dataset.json; empty if neither knows."""
+        own = self.description.get("licence") or self.description.get("license") or ""
+        return self.recipe.licence or str(own)
+
+    def modality(self, case: str) -> str:
+        """Of a case; empty where no rule of the recipe holds."""
+        if isinstance(self.recipe.modality, str):
+            return self.recipe.modality or self.rules.channels[0]
+        number = int((re.findall(r"\d+", case) or ["-1"])[-1])
+        for name, rule in self.recipe.modality.items():
+            sign, limit = re.fullmatch(r"(\D+?)\s*(\d+)", rule).groups()  # type: ignore[union-attr]
+            if COMPARE[sign](number, int(limit)):
+                return name
+        return ""
+
+
+@dataclass(frozen=True)
+class Union:
+    """All that is known.
+
+    Attributes:
+        recipe: The merge.yaml.
+        members: The sources by id.
+        space: The label space.
+        annotated: Labels that a case annotates, by source and by its name there.
+        scans: What the files of a case hold, by source and by its name there.
+        folds: nnU-Net's splits, in the names of the union.
+    """
+
+    recipe: Recipe
+    members: Mapping[str, Member]
+    space: Space
+    annotated: Mapping[str, Mapping[str, tuple[str, ...]]]
+    scans: Mapping[str, Mapping[str, Scan]]
+    folds: list[dict[str, list[str]]]
+
+    @cached_property
+    def annotations(self) -> Annotations:
+        """What goes into annotations.json."""
+        return Annotations(
+            leaves=self.space.leaves,
+            sets=self.space.sets,
+            sources={
+                n: AnnotatedSource(_most_common(self.annotated[n]), m.recipe.weight) for n, m in self.members.items()
+            },
+            cases={
+                case_name(source, case): AnnotatedCase(source, labels)
+                for source, cases in self.annotated.items()
+                for case, labels in cases.items()
+            },
+            head=self.recipe.head,
+            alpha=self.recipe.alpha,
+        )
+
+    @cached_property
+    def values(self) -> dict[str, int]:
+        """Value in the label files by label, with the background and, where a source has one, the ignore label."""
+        values = self.annotations.values
+        return {**values, IGNORE: len(values)} if self.space.ignores else values
+
+    def shares(self) -> dict[str, float]:
+        """How many of the draws of an epoch are of a source: weight * n^(1 - alpha), in relation to all."""
+        drawn = {
+            name: member.recipe.weight * len(member.cases) ** (1 - self.recipe.alpha)
+            for name, member in self.members.items()
+        }
+        return {name: number / sum(drawn.values()) for name, number in drawn.items()}
+
+    def annotating(self, label: str) -> dict[str, int]:
+        """How many cases of each source annotate a label of the union; sources without any are left out."""
+        numbers = {name: sum(label in labels for labels in cases.values()) for name, cases in self.annotated.items()}
+        return {name: number for name, number in numbers.items() if number}
+
+
+def _most_common(annotated: Mapping[str, tuple[str, ...]]) -> tuple[str, ...]:
+    return Counter(annotated.values()).most_common(1)[0][0] if annotated else ()
+
+
+def case_name(source: str, case: str) -> str:
+    """What a case is called in the union."""
+    return f"{source}_{case}"
+
+
+def open_source(recipe: Recipe, source: SourceRecipe) -> Member:
+    """A source of a recipe.
+
+    Raises:
+        DataError: There is no such dataset, it is not what nnU-Net takes, or none of its cases is taken.
+    """
+    from nnunetv2.imageio.reader_writer_registry import recursive_find_reader_writer_by_name
+
+    folder = workspace.raw_dataset(workspace.dataset_name(source.dataset))
+    cases, rules = read_dataset(folder)
+    description = read_json(folder / "dataset.json")
+    names = [case.name for case in cases]
+    for name in source.exclude:
+        if name not in names:
+            raise DataError(f"{folder.name} has no case {name!r} to exclude{closest(name, names)}", "correct exclude")
+    taken = tuple(case for case in cases if case.name not in source.exclude)
+    if not taken:
+        raise DataError(f"all cases of {folder.name} are excluded", "exclude fewer, or leave the source out")
+    for case in taken:
+        for path in (*case.images, case.label):
+            if not path.name.endswith(NIFTI):
+                raise DataError(f"{str(path)!r} is no NIfTI file", "convert the dataset to .nii.gz before")
+    reader = recursive_find_reader_writer_by_name(recipe.reader)
+    return Member(
+        recipe=source,
+        folder=folder,
+        description=description,
+        cases=taken,
+        rules=Rules(reader, rules.channels, rules.values),
+        annotations=load_annotations(folder),
+        sha256=hashlib.sha256((folder / "dataset.json").read_bytes()).hexdigest(),
+    )
+
+
+def annotated_by(member: Member, space: Space) -> tuple[dict[str, tuple[str, ...]], list[Finding]]:
+    """Which labels of the union each case of a source annotates, by its name."""
+    name = member.recipe.id
+    own = {m.name: space.label(m.leaves) for m in space.meanings[name].values() if m.leaves}
+    complete = space.labels(name)
+    found = {case.name: complete for case in member.cases}
+    if member.annotations:
+        for case in found:
+            parts = (own[label] for label in member.annotations.cases[case].labels if label in own)
+            found[case] = tuple(dict.fromkeys(parts))
+    findings: list[Finding] = []
+    if member.annotations:
+        for together in dict.fromkeys(found.values()):
+            findings += overlaps(name, {label: space.all_labels[label] for label in together})
+    if member.recipe.overrides is not None:
+        try:
+            for case, classes in _overrides(member.recipe.overrides):
+                labels = _override(member, case, classes, own | {label: label for label in complete})
+                found[case] = tuple(label for label in complete if label in labels)
+        except DataError as error:
+            findings.append(Finding(error.message, error.hint))
+    return found, findings
+
+
+def _overrides(path: Path) -> Iterator[tuple[str, list[str]]]:
+    """The rows of a table `case;classes`, with the classes separated by commas."""
+    hint = "a header case;classes and rows such as: case_12;liver, spleen"
+    try:
+        with path.open(newline="") as file:
+            rows = list(csv.reader(file, delimiter=";"))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"cannot read annotated_overrides {str(path)!r}: {error}", hint) from None
+    if not rows or [cell.strip() for cell in rows[0]] != ["case", "classes"]:
+        raise DataError(f"the first line of {str(path)!r} is not case;classes", hint)
+    for number, row in enumerate(rows[1:], start=2):
+        if not row:
+            continue
+        classes = [name.strip() for name in row[1].split(",") if name.strip()] if len(row) == 2 else []
+        if not classes:
+            raise DataError(f"line {number} of {str(path)!r} names no case with classes: {';'.join(row)!r}", hint)
+        yield row[0].strip(), classes
+
+
+def _override(member: Member, case: str, classes: list[str], known: Mapping[str, str]) -> set[str]:
+    path = member.recipe.overrides
+    names = [c.name for c in member.cases]
+    if case not in names:
+        raise DataError(
+            f"{str(path)!r}: source {member.recipe.id!r} has no case {case!r}{closest(case, names)}",
+            os.fspath(member.folder),
+        )
+    for name in classes:
+        if name not in known:
+            near = closest(name, list(known))
+            raise DataError(
+                f"{str(path)!r}: case {case!r}: source {member.recipe.id!r} does not annotate {name!r}{near}",
+                f"it annotates {', '.join(dict.fromkeys(known.values()))}",
+            )
+    return {known[name] for name in classes}

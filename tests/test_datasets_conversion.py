@@ -1,0 +1,185 @@
+"""A conversion can be killed and repeated: finished cases are verified, not done again; nothing is mixed."""
+
+import json
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from stunet.cli import convert as command
+from stunet.datasets.conversion import Conversion
+from stunet.datasets.totalsegmentator import Options, prepare_totalsegmentator
+from stunet.errors import DataError
+from tests.totalsegmentator_layout import box, write_release
+
+SPLIT = {"s0001": "train", "s0002": "val", "s0003": "test"}
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    return write_release(tmp_path / "v2", "v2", SPLIT, {"spleen": [box(0, 2)], "rib_left_1": [box(2, 3)]})
+
+
+def prepare(source: Path, **options: Any) -> Conversion:
+    options.setdefault("classes", "organs")
+    return prepare_totalsegmentator(source, source.parent / "raw", 101, "TS", Options(**options))
+
+
+def names(conversion: Conversion) -> list[str]:
+    return [case.name for case in conversion.pending()]
+
+
+def run(conversion: Conversion, workers: int = 1) -> dict[str, bytes]:
+    """Runs it and returns the bytes of all visible files of the dataset."""
+    conversion.run(conversion.pending(), workers)
+    files = [path for path in conversion.target.rglob("*.*") if path.is_file() and ".stunet" not in path.parts]
+    return {str(path.relative_to(conversion.target)): path.read_bytes() for path in files}
+
+
+def test_two_processes_write_what_one_writes(source: Path) -> None:
+    one = run(prepare(source))
+    conversion = prepare(source)
+    for path in (conversion.target / ".stunet" / "cases").iterdir():
+        path.unlink()
+    assert names(conversion) == ["s0001", "s0002", "s0003"]
+    assert run(conversion, workers=2) == one
+    assert set(one) == {
+        *(f"labels{subset}.nii.gz" for subset in ("Tr/s0001", "Tr/s0002", "Ts/s0003")),
+        *("imagesTs/s0003_0000.nii.gz", "overlaps.csv", "splits_final.json", "dataset.json"),
+    }
+
+
+def test_an_interrupted_run_keeps_what_is_done_and_shows_no_dataset(source: Path) -> None:
+    whole = run(prepare(source))
+    conversion = prepare(source)
+    for path in (conversion.target / ".stunet" / "cases").iterdir():
+        path.unlink()
+
+    def stop(case: str) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        conversion.run(conversion.pending(), 1, stop)
+    assert not (conversion.target / "dataset.json").exists()
+    assert names(conversion) == ["s0002", "s0003"]
+    assert run(conversion) == whole
+
+
+def test_finished_cases_are_verified(source: Path) -> None:
+    conversion = prepare(source)
+    whole = run(conversion)
+    assert names(conversion) == []
+    label = conversion.target / "labelsTr" / "s0001.nii.gz"
+    label.write_bytes(label.read_bytes()[:-1])
+    assert names(conversion) == ["s0001"]
+    (conversion.target / ".stunet" / "cases" / "s0002.json").write_text("{")
+    assert names(conversion) == ["s0001", "s0002"]
+    assert run(conversion) == whole
+    os.utime(source / "s0003" / "segmentations" / "spleen.nii.gz", (1, 1))
+    assert names(conversion) == ["s0003"]
+
+
+def test_subjects_that_are_taken_out_disappear_and_change_their_split(source: Path) -> None:
+    run(prepare(source))
+    conversion = prepare(source, skip=("s0003",))
+    assert "labelsTs/s0003.nii.gz" not in run(conversion)
+    assert not list(conversion.target.glob("imagesTs/*"))
+    (source / "meta.csv").write_text("image_id;split\ns0001;train\ns0002;train\ns0003;train\n")
+    files = run(prepare(source))
+    assert json.loads(files["dataset.json"])["numTraining"] == 3
+    assert "splits_final.json" not in files
+
+
+def test_other_options_are_refused_with_the_difference(source: Path) -> None:
+    run(prepare(source))
+    with pytest.raises(DataError, match=r"Dataset101_TS' was converted with overlap 'last', not 'first'") as caught:
+        prepare(source, overlap="first").pending()
+    assert "-d" in caught.value.hint
+    with pytest.raises(DataError, match="was converted with classes"):
+        prepare(source, classes="ribs").pending()
+
+
+def test_a_folder_of_somebody_else_and_a_taken_number_are_refused(source: Path) -> None:
+    raw = source.parent / "raw"
+    (raw / "Dataset101_TS").mkdir(parents=True)
+    with pytest.raises(DataError, match="was not made by this command"):
+        prepare(source).pending()
+    (raw / "Dataset101_TS").rename(raw / "Dataset101_Other")
+    with pytest.raises(DataError, match="number 101 is taken by"):
+        prepare(source)
+
+
+def test_two_runs_at_a_time_are_refused(source: Path) -> None:
+    conversion = prepare(source)
+
+    def again(case: str) -> None:
+        prepare(source).run([], 1)
+
+    with pytest.raises(DataError, match="another run is converting into"):
+        conversion.run(conversion.pending(), 1, again)
+
+
+def test_a_full_disk_names_the_case_and_keeps_the_finished(
+    source: Path, room_for: Callable[[int], AbstractContextManager[None]]
+) -> None:
+    whole = run(prepare(source))
+    conversion = prepare(source)
+    (conversion.target / "labelsTr" / "s0002.nii.gz").unlink()
+    with room_for(100), pytest.raises(DataError, match=r"no space for case 's0002' in .*Dataset101_TS'") as caught:
+        conversion.run(conversion.pending(), 1)
+    assert "finished cases are kept" in caught.value.hint
+    assert names(conversion) == ["s0002"]
+    assert run(conversion) == whole
+
+
+def test_a_killed_process_is_reported_and_what_is_done_is_kept(source: Path) -> None:
+    conversion = prepare(source)
+
+    def kill(case: str) -> None:
+        for process in multiprocessing.active_children():
+            os.kill(process.pid or 0, signal.SIGKILL)
+
+    cases = [case for case in conversion.sources for _ in range(200)]
+    with pytest.raises(DataError, match="died, probably for lack of memory"):
+        conversion.run(cases, 2, kill)
+    assert len(names(conversion)) < 3
+
+
+def test_the_command_converts_reports_and_says_what_is_next(
+    source: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    argv = [
+        "totalsegmentator",
+        "-i",
+        str(source),
+        "-o",
+        str(source.parent / "raw"),
+        "-d",
+        "7",
+        "--name",
+        "TS",
+        "-np",
+        "1",
+    ]
+    assert command.main(argv) == 0
+    printed = capsys.readouterr()
+    assert printed.out == f"{source.parent / 'raw' / 'Dataset007_TS'}\n"
+    assert "convert: 3 of 3" in printed.err
+    assert "next: stunet_plan_and_preprocess -d 7" in printed.err
+    assert command.main(argv) == 0
+    assert "3 of 3 cases are there already" in capsys.readouterr().err
+    for more, code, message in (
+        (["--overlap", "first"], 3, "overlap 'last', not 'first'"),
+        (["--spacing", "0"], 2, "mm must be positive"),
+        (["-np", "0"], 2, "-np 0 must be 1 or more"),
+        (["--variable", "TS_DATA"], 2, "export TS_DATA="),
+    ):
+        assert command.main([*argv, *more]) == code
+        assert message in capsys.readouterr().err
+    monkeypatch.setenv("TS_DATA", str(source))
+    assert command.main([*argv, "--variable", "TS_DATA"]) == 0

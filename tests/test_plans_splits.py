@@ -1,0 +1,83 @@
+"""The folds of a raw dataset reach training, and folds that fit neither the cases nor those in use are refused."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from stunet import workspace
+from stunet.cli.plan_and_preprocess import main
+from stunet.errors import DataError
+from stunet.plans.splits import check_splits
+
+CASES = [f"phantom_{number:03d}" for number in range(6)]
+FOLD = {"train": CASES[:4], "val": CASES[4:]}
+
+
+@pytest.fixture
+def raw(planned: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the raw phantom, with nothing preprocessed."""
+    copy = tmp_path / "raw" / planned
+    shutil.copytree(workspace.raw_dataset(planned), copy)
+    monkeypatch.setenv("nnUNet_raw", str(copy.parent))
+    monkeypatch.setenv("nnUNet_preprocessed", str(tmp_path / "preprocessed"))
+    return copy
+
+
+def write(folder: Path, content: Any) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "splits_final.json").write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ([], "is no list of folds"),
+        ({"train": []}, "is no list of folds"),
+        ([{"train": CASES[:3]}], "is no list of folds"),
+        ([{"train": [1, 2], "val": [3]}], "is no list of folds"),
+        ([{"train": [*CASES[:3], "phantom_009"], "val": CASES[3:]}], "has the case 'phantom_009'; did you mean"),
+        ([{"train": CASES[:3], "val": CASES[2:]}], "has 'phantom_002' in training and in validation"),
+        ([FOLD, {"train": CASES, "val": []}], "fold 1 .* has 6 cases to train and 0 to validate"),
+    ],
+)
+def test_folds_that_cannot_be_trained_are_refused(raw: Path, content: Any, message: str) -> None:
+    write(raw, content)
+    with pytest.raises(DataError, match=message) as caught:
+        check_splits(raw.name)
+    assert caught.value.hint
+
+
+def test_other_folds_than_those_in_use_are_refused_and_more_of_them_are_not(raw: Path) -> None:
+    used = workspace.preprocessed_dataset(raw.name)
+    check_splits(raw.name)
+    write(raw, [FOLD])
+    check_splits(raw.name)
+    write(used, [{"train": FOLD["train"][::-1], "val": FOLD["val"]}, {"train": CASES[2:], "val": CASES[:2]}])
+    check_splits(raw.name)
+    write(used, [{"train": CASES[2:], "val": CASES[:2]}])
+    with pytest.raises(DataError, match="have different folds") as caught:
+        check_splits(raw.name)
+    assert "remove" in caught.value.hint
+
+
+def test_planning_brings_the_folds_to_where_training_reads_them(
+    raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from nnunetv2.experiment_planning.experiment_planners import default_experiment_planner as stock
+
+    from stunet.plans import fingerprint, planner
+
+    for module in (stock, planner):
+        monkeypatch.setattr(module, "nnUNet_preprocessed", str(tmp_path / "preprocessed"))
+        monkeypatch.setattr(module, "nnUNet_raw", str(raw.parent), raising=False)
+    fingerprint.extract_fingerprint(raw.name, workers=1)
+    write(raw, [FOLD])
+    planner.STUNetPlanner(raw.name, size="T")
+    used = workspace.preprocessed_dataset(raw.name) / "splits_final.json"
+    assert json.loads(used.read_text()) == [FOLD]
+    write(used.parent, [{"train": CASES[2:], "val": CASES[:2]}])
+    assert main(["-d", "998", "-npfp", "1", "--no_check"]) == 3
+    assert "have different folds" in capsys.readouterr().err

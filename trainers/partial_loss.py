@@ -1,0 +1,79 @@
+"""What does a batch teach whose cases annotate different classes: the loss and the counts of each sample's own labels.
+
+The formulas are in stunet/losses; here a batch's cases are looked up. Read next: partial.py.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from stunet.annotations import Annotations
+
+
+class LossOfCases(torch.nn.Module):
+    """A loss that is told with `of` which cases the next batch is of.
+
+    Args:
+        loss: Called with outputs, targets, and of each sample what `Annotations.groups` gives (softmax) or `.regions`.
+        annotations: Of all cases that may come.
+    """
+
+    def __init__(self, loss: torch.nn.Module, annotations: Annotations) -> None:
+        super().__init__()
+        self.loss = loss
+        kinds = {case.labels: name for name, case in annotations.cases.items()}  # a case for each set of labels
+        rows = {labels: row for row, labels in enumerate(kinds)}
+        self._rows = {name: rows[case.labels] for name, case in annotations.cases.items()}
+        sigmoid = annotations.head == "sigmoid"
+        found = [annotations.regions(case) if sigmoid else (annotations.groups(case),) for case in kinds.values()]
+        self._tables = [torch.from_numpy(np.stack(tables)) for tables in zip(*found, strict=True)]
+        self.given: tuple[Tensor, ...] = ()
+
+    def of(self, cases: Sequence[str]) -> tuple[Tensor, ...]:
+        """Looks up the samples of a batch: groups (B, C), or what is annotated (B, R) and inside (B, R, values)."""
+        rows = [self._rows[case] for case in cases]
+        self.given = tuple(table[rows] for table in self._tables)
+        return self.given
+
+    def forward(self, outputs: Any, targets: Any) -> Tensor:
+        return self.loss(outputs, targets, *self.given)
+
+
+def count_groups(logits: Tensor, target: Tensor, groups_BC: Tensor, *, values: int, ignore: int | None) -> Tensor:
+    """Voxels per label of a softmax head, its leaves folded to what the sample annotates.
+
+    Args:
+        logits: (B, C, ...).
+        target: (B, 1, ...), values of label files, below `values` or `ignore`.
+        groups_BC: From LossOfCases.of().
+        values: How many there are, with the background.
+        ignore: Voxels with it count nowhere.
+
+    Returns:
+        (3, values - 1): right, wrongly found, missed.
+    """
+    found, true = groups_BC.gather(1, logits.argmax(dim=1).flatten(1)).flatten(), target.flatten().long()
+    if ignore is not None:
+        found, true = found[true != ignore], true[true != ignore]
+    right, of_found, of_true = (x.bincount(minlength=values)[1:] for x in (true[found == true], found, true))
+    return torch.stack([right, of_found - right, of_true - right])
+
+
+def count_annotated(
+    logits: Tensor, target: Tensor, annotated_BR: Tensor, inside_BRV: Tensor, *, ignore: int | None
+) -> Tensor:
+    """Voxels per region of a sigmoid head, (3, R), in the samples that annotate it; else as count_groups()."""
+    true_BN = target.flatten(1).long()
+    counted_BN = torch.ones_like(true_BN, dtype=torch.bool) if ignore is None else true_BN != ignore
+    true_BN = true_BN * counted_BN
+    counts = []
+    for region in range(logits.shape[1]):
+        here = annotated_BR[:, region]
+        found = logits[here, region].flatten(1) > 0
+        true = inside_BRV[here, region].gather(1, true_BN[here])
+        counted = counted_BN[here]
+        counts.append(torch.stack([(x & counted).sum() for x in (found & true, found & ~true, true & ~found)]))
+    return torch.stack(counts, dim=1)
