@@ -10,7 +10,7 @@ from itertools import product
 from typing import Any
 
 import torch
-from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import SpatialTransform
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import GaussianBlurTransform, SpatialTransform
 
 SCALE = 1000.0  # nnU-Net's scores lie between 0 and this, in float16: what is closer than its spacing there is a tie
 CHUNK = 2**17  # points that are looked at together
@@ -33,6 +33,16 @@ class CornerVote(SpatialTransform):
             return super()._apply_to_segmentation(segmentation, **params)
         padding = self.padding_value_seg if self.border_mode_seg == "constant" else 0
         return vote(segmentation, params["grid"], padding)
+
+
+class Blur(GaussianBlurTransform):
+    """nnU-Net's blur without its trials: each process times convolution and FFT, so that rounding depends on the load.
+
+    For the kernels of training the convolution takes less time at every size of patch.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**{**options, "benchmark": False})
 
 
 def vote(segmentation: torch.Tensor, grid: torch.Tensor, padding: float) -> torch.Tensor:

@@ -22,7 +22,7 @@ from stunet.errors import DataError, Interrupted
 from stunet.losses import DeepSupervision, DiceCE
 from stunet.nnunet import exchanged
 from stunet.trainers import parallel
-from stunet.trainers.augmentation import CornerVote
+from stunet.trainers.augmentation import Blur, CornerVote
 from stunet.trainers.batches import SeededBatches, share_of
 from stunet.trainers.listener import Listener, Silent
 from stunet.trainers.sampling import Samples
@@ -156,7 +156,7 @@ class PlannedTrainer(Saving):
     @staticmethod
     def get_training_transforms(*args: Any, **kwargs: Any) -> Any:
         """nnU-Net's augmentation; segmentations are rotated and scaled as there, but in one go for all labels."""
-        with exchanged(host, SpatialTransform=CornerVote):
+        with exchanged(host, SpatialTransform=CornerVote, GaussianBlurTransform=Blur):
             return nnUNetTrainer.get_training_transforms(*args, **kwargs)
 
     def plot_network_architecture(self) -> None:
