@@ -93,7 +93,7 @@ RECIPES = {
     "25": Recipe(925, CLASSES_24, 6),
     "5": Recipe(935, CLASSES_4, 6),
     "small": Recipe(945, None, 4, (40, 56, 40)),
-    "105-B": Recipe(915, CLASSES_104, 6, size="B"),
+    "105-B": Recipe(915, CLASSES_104, 3, size="B"),
 }
 
 

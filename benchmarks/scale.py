@@ -1,11 +1,12 @@
-"""How long until a training on thousands of cases takes its first step, and how much memory does each worker hold?
+"""How long until a training on thousands of cases takes its first step, and what do its data loading processes take?
 
     python benchmarks/scale.py [--cases 10000] [--workers 2] [--classes 104] [--folder FOLDER]
 
 One preprocessed case under many names (hard links), with an image of the size of TotalSegmentator's median case and
 nnU-Net's 10,000 places of each class; beside it a raw dataset of linked small files. Real commands: the time is that
 until the training's log says that its first epoch of one step is over, the memory that of each process (proportional
-set size, benchmarks/measuring.py) at its highest. The command is then ended. Needs Linux.
+set size, benchmarks/measuring.py) at its highest. The command is then ended. Beside that, in this process: how long it
+takes to draw a case, and to draw and augment a sample of a patch of 128 x 128 x 128. Needs Linux.
 """
 
 import argparse
@@ -43,14 +44,16 @@ def main() -> None:
     )
     parser.add_argument("--folder", type=Path, help="where the datasets are made (default: a temporary folder)")
     args = parser.parse_args()
-    print(f"{'cases':>7} {'making s':>9} {'first step s':>13} {'trainer MB':>11} {'largest worker MB':>18}")
+    print(f"{'cases':>7} {'first step s':>13} {'trainer MB':>11} {'worker MB':>10} {'draw us':>8} {'sample CPU s':>13}")
     for cases in args.cases:
         with tempfile.TemporaryDirectory(dir=args.folder) as root:
-            started = time.monotonic()
             make(Path(root), cases, args.classes)
-            made = time.monotonic() - started
             seconds, trainer, worker = first_step(Path(root), args.workers, args.patch)
-        print(f"{cases:7} {made:9.1f} {seconds:13.1f} {trainer / 1e6:11.0f} {worker / 1e6:18.0f}", flush=True)
+            draw, sample = drawing()
+        numbers = (
+            f"{cases:7} {seconds:13.1f} {trainer / 1e6:11.0f} {worker / 1e6:10.0f} {1e6 * draw:8.1f} {sample:13.2f}"
+        )
+        print(numbers, flush=True)
 
 
 def make(root: Path, cases: int, classes: int) -> None:
@@ -158,6 +161,37 @@ def first_step(root: Path, workers: int, patch: int) -> tuple[float, int, int]:
     finally:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
+
+
+def drawing() -> tuple[float, float]:
+    """CPU seconds to draw a case with weights, and to draw and augment a sample of the training."""
+    code = (
+        "import time, torch\n"
+        "from stunet import workspace\n"
+        "from stunet.plans.derive import derive\n"
+        "from stunet.files import read_json\n"
+        "from stunet.trainers.supervised import STUNetTrainer\n"
+        "torch.set_num_threads(1)\n"
+        f"plans = workspace.load_plans(workspace.plans_path({DATASET!r}))\n"
+        f"description = read_json(workspace.preprocessed_dataset({DATASET!r}) / 'dataset.json')\n"
+        "plans = derive(plans, description, overrides={'patch_size': [128] * 3})\n"
+        "trainer = STUNetTrainer(plans, '3d_fullres', 0, description, torch.device('cpu'))\n"
+        "trainer.initialize()\n"
+        "source = trainer.get_dataloaders()[0]._loader.dataset.source\n"
+        "source.weigh(range(1, len(source.indices) + 1))\n"
+        "source.get_indices()\n"
+        "start = time.process_time()\n"
+        "for _ in range(10_000):\n"
+        "    source.get_indices()\n"
+        "middle = time.process_time()\n"
+        "for number in range(20):\n"
+        "    source.sample(number % 2)\n"
+        "print((middle - start) / 10_000, (time.process_time() - middle) / 20)"
+    )
+    environment = {**os.environ, "nnUNet_n_proc_DA": "0", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, env=environment)
+    draw, sample = map(float, done.stdout.splitlines()[-1].split())
+    return draw, sample
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Named starting points for a plan, as TOML files in plans/. `load("b")` or `load("my.toml")`.
 
-What else is data stands beside them: models.toml (stunet/models.py), aliases.toml (stunet/classes.py) and labels/
-(stunet/labels.py).
+What else is data stands beside them: models.toml (stunet/models.py), aliases.toml (stunet/classes.py), labels/
+(stunet/labels.py) and totalsegmentator.toml (stunet/datasets/subjects.py).
 """
 
 import tomllib

@@ -300,3 +300,11 @@ def test_without_weights_a_strategy_is_its_schedule(planned: str, capsys: pytest
 def test_going_on_needs_no_weights(planned: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["998", "3d_fullres", "0", "--pretrained", str(tmp_path / "gone.pth"), "--c"]) == 4
     assert "instead of --pretrained" in capsys.readouterr().err
+
+
+def test_the_mean_dice_is_that_of_the_classes_that_validation_has() -> None:
+    from stunet.cli.train_run import mean_dice
+
+    nan = float("nan")
+    assert mean_dice({"mean": {"1": {"Dice": 0.5}, "2": {"Dice": nan}, "3": {"Dice": 0.7}}}) == pytest.approx(0.6)
+    assert mean_dice({"mean": {"1": {"Dice": nan}}}) != 0

@@ -95,6 +95,16 @@ def test_subjects_that_are_taken_out_disappear_and_change_their_split(source: Pa
     assert "splits_final.json" not in files
 
 
+def test_folds_that_somebody_else_wrote_are_kept(source: Path) -> None:
+    conversion = prepare(source)
+    run(conversion)
+    splits = conversion.target / "splits_final.json"
+    splits.write_text('[{"train": ["s0002"], "val": ["s0001"]}]')
+    warnings = prepare(source).run([], 1)
+    assert any("splits_final.json' is not what this command wrote" in warning for warning in warnings)
+    assert json.loads(splits.read_text()) == [{"train": ["s0002"], "val": ["s0001"]}]
+
+
 def test_other_options_are_refused_with_the_difference(source: Path) -> None:
     run(prepare(source))
     with pytest.raises(DataError, match=r"Dataset101_TS' was converted with overlap 'last', not 'first'") as caught:

@@ -13,7 +13,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from stunet.losses import DeepSupervision, DiceCE, MaskedSigmoid, PartitionDiceCE
-from tests.losses_reference import a_batch
+from tests.losses_reference import a_batch, value_and_gradient
 
 ROOT = Path(__file__).parents[1]
 COMPLETE = torch.arange(6).expand(2, -1)
@@ -73,6 +73,20 @@ def test_nothing_as_large_as_the_logits_is_made_but_their_gradient(loss: nn.Modu
     assert logits.grad is not None
     allowed = {x.untyped_storage().data_ptr() for x in (logits, logits.grad)}
     assert {storage.data_ptr() for storage in memory.large.values()} == allowed
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.parametrize(
+    ("loss", "more"),
+    [(DiceCE(True), ()), (PartitionDiceCE(6, True), (COMPLETE,)), (MaskedSigmoid(True), REGIONS)],
+)
+def test_a_gpu_computes_what_the_cpu_computes(loss: nn.Module, more: tuple) -> None:
+    logits, target = a_batch(dtype=torch.float16)
+    expected = value_and_gradient(loss, logits, target, *more)
+    with torch.autocast("cuda"):
+        found = value_and_gradient(loss, logits.cuda(), target.cuda(), *more)
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours.cpu(), theirs)
 
 
 RANK = """

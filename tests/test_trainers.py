@@ -368,6 +368,20 @@ def test_a_killed_worker_is_reported_with_the_next_step() -> None:
     assert "nnUNet_n_proc_DA" in caught.value.hint
 
 
+class Group:
+    """Says to which group a process belongs, which is what a terminal and torchrun send signals to."""
+
+    def sample(self, position: int) -> dict[str, Any]:
+        group = torch.tensor([os.getpgrp()])
+        return {"data": group, "target": group, "keys": [""]}
+
+
+def test_a_signal_to_the_group_of_the_trainer_leaves_its_data_loading_alone() -> None:
+    batches = SeededBatches(Group(), (0,), range(1), 0, 0, 1, False)
+    assert next(batches)["data"].item() != os.getpgrp()
+    batches.close()
+
+
 class Broken:
     """A case that cannot be read."""
 

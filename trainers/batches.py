@@ -5,6 +5,7 @@ batch is the same on one GPU and shared by many. The work is nnU-Net's loader an
 processes are torch's DataLoader, which reports a worker that died.
 """
 
+import os
 import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -56,6 +57,7 @@ class SeededBatches:
             generator=torch.Generator(),  # else it draws from the global one
             pin_memory=pin_memory,
             prefetch_factor=3 if workers else None,
+            worker_init_fn=_leave_the_group,
         )
         self._skip = skip
         self._iterator: Iterator[dict[str, Any]] | None = None
@@ -138,6 +140,12 @@ class _From:
 
     def __iter__(self) -> Iterator[int]:
         return count(self.start)
+
+
+def _leave_the_group(worker: int) -> None:
+    """A terminal and torchrun signal a group of processes; the trainer needs batches until it has ended in order."""
+    if hasattr(os, "setpgrp"):
+        os.setpgrp()
 
 
 @contextmanager

@@ -1,10 +1,11 @@
 """How is a training run that has been prepared: in this process and its children, or as one of torchrun's processes?"""
 
 import argparse
+import math
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from stunet import console
 from stunet.cli import common
@@ -77,5 +78,10 @@ def _summary(run: "Run") -> Path:
 
 
 def _show_result(run: "Run") -> None:
-    dice = read_json(_summary(run))["foreground_mean"]["Dice"]
-    console.result(f"mean validation Dice {dice:.4f}  {run.folder}")
+    console.result(f"mean validation Dice {mean_dice(read_json(_summary(run))):.4f}  {run.folder}")
+
+
+def mean_dice(summary: dict[str, Any]) -> float:
+    """The mean over the classes that a validation case has; nnU-Net's is NaN as soon as no case has one of them."""
+    found = [mean["Dice"] for mean in summary["mean"].values() if not math.isnan(mean["Dice"])]
+    return sum(found) / len(found) if found else math.nan

@@ -154,12 +154,7 @@ class Conversion:
         if not training:
             raise DataError("no training case is left", "look at the subjects and their split")
         warnings = self.report(self.target, facts)
-        validation = [source.name for source in training if source.name in self.validation]
-        splits = self.target / "splits_final.json"
-        splits.unlink(missing_ok=True)
-        if validation:
-            names = [source.name for source in training if source.name not in self.validation]
-            write_json(splits, [{"train": names, "val": validation}])
+        warnings += self._write_splits([source.name for source in training])
         if not self.copies:
             self._link_test_images([source for source in kept if not source.training])
         about = self.description
@@ -168,6 +163,20 @@ class Conversion:
         channels = dict(enumerate(about.channels))
         write_dataset_json(self.target, self.target.name[11:], channels, about.labels, len(training), **more)
         return [*self.warnings, *warnings]
+
+    def _write_splits(self, training: Sequence[str]) -> list[str]:
+        """Brings splits_final.json up to date, unless somebody wrote another one there since."""
+        path, own = self.target / "splits_final.json", self.target / OWN_FOLDER / "splits.json"
+        if path.exists() and not (own.exists() and path.read_bytes() == own.read_bytes()):
+            return [f"{str(path)!r} is not what this command wrote: it is kept"]
+        for file in (path, own):
+            file.unlink(missing_ok=True)
+        validation = [name for name in training if name in self.validation]
+        if validation:
+            folds = [{"train": [name for name in training if name not in self.validation], "val": validation}]
+            write_json(own, folds)
+            write_json(path, folds)
+        return []
 
     def _remove_others(self, files: set[str]) -> None:
         """Removes files of cases that are no longer part of the dataset, and links to test images."""

@@ -3,7 +3,7 @@
 Also what the softmax and the sigmoid loss share: reading targets by chunks of voxels.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -95,11 +95,16 @@ def read(target: Tensor, ignore_label: int | None, values: int) -> tuple[Tensor,
     return torch.where(kept & ~outside, value, 0), kept, outside
 
 
-def refuse(target: Tensor, sample: int, known: list[int], ignore_label: int | None) -> DataError:
-    """The error for a target (N,) with values that its sample cannot have."""
-    found = sorted(set(target.long().unique().tolist()) - set(known) - {ignore_label})
-    return DataError(
-        f"sample {sample} of the batch has voxels of the value {found[0]}, "
-        f"but its labels have the values {', '.join(map(str, known))}",
-        "correct the case's label file, or what the dataset says it annotates, and preprocess it again",
-    )
+def check(unknown_B: Tensor, target_BN: Tensor, known: Sequence[Sequence[int]], ignore_label: int | None) -> None:
+    """Refuses a batch in which samples have values that they cannot have.
+
+    Raises:
+        DataError: For the first sample that `unknown_B` marks, whose values can be `known` and `ignore_label`.
+    """
+    for sample in unknown_B.nonzero()[:, 0].tolist():
+        found = sorted(set(target_BN[sample].long().unique().tolist()) - {*known[sample], ignore_label})
+        raise DataError(
+            f"sample {sample} of the batch has voxels of the value {found[0]}, "
+            f"but its labels have the values {', '.join(map(str, sorted(known[sample])))}",
+            "correct the case's label file, or what the dataset says it annotates, and preprocess it again",
+        )

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from stunet.losses.overlap import chunks, mean_dice, mean_over_ranks, read, refuse, wide
+from stunet.losses.overlap import check, chunks, mean_dice, mean_over_ranks, read, wide
 
 
 class MaskedSigmoid(torch.nn.Module):
@@ -51,7 +51,7 @@ class MaskedSigmoid(torch.nn.Module):
         """The loss; logits in half precision are computed with in single.
 
         Args:
-            logits_BRDHW: One output per leaf class and set, without background.
+            logits_BRDHW: One output per entry of Annotations.outputs; there is none for the background.
             target_B1DHW: The values of the label files.
             annotated_BR: Annotations.regions() of each sample, best on the CPU: which outputs are annotated.
             inside_BRV: Annotations.regions() of each sample, best on the CPU: which values belong to an output.
@@ -94,14 +94,14 @@ class _Sums(torch.autograd.Function):
         by_value = torch.zeros((samples, values), dtype=wide(device), device=device)
         rows = [annotated.nonzero()[:, 0].to(device) for annotated in annotated_BR]
         tables = [inside_BRV[b].to(device)[row].to(dtype) for b, row in enumerate(rows)]
-        known = inside_BRV.any(1)
+        known = inside_BRV.to(device).any(1)
         known[:, 0] = True
+        unknown = torch.zeros(samples, dtype=torch.bool, device=device)
         with torch.autocast(device.type, enabled=False):
             for b, (row, table) in enumerate(zip(rows, tables, strict=True)):
-                unknown, known_here = torch.zeros((), dtype=torch.bool, device=device), known[b].to(device)
                 for part in chunks(voxels, max(1, len(row)), device, chunk):
                     value, kept, outside = read(target_BN[b, part], ignore_label, values)
-                    unknown |= (outside | (kept & ~known_here[value])).any()
+                    unknown[b] |= (outside | (kept & ~known[b, value])).any()
                     by_value[b].scatter_add_(0, value, kept.to(by_value.dtype))
                     x, mask = _rows(logits_BRN[b, :, part], row).to(dtype), kept.to(dtype)
                     y = table.index_select(1, value)
@@ -109,9 +109,8 @@ class _Sums(torch.autograd.Function):
                     p = (x - softplus).exp_()
                     chunk_sums = torch.stack([(p * y) @ mask, p @ mask, softplus.addcmul_(x, y, value=-1) @ mask])
                     sums[:3, b].index_add_(1, row, chunk_sums.to(sums.dtype))
-                if unknown:
-                    raise refuse(target_BN[b], b, known[b].nonzero()[:, 0].tolist(), ignore_label)
                 sums[3, b].index_add_(0, row, table.to(sums.dtype) @ by_value[b])
+        check(unknown, target_BN, [row.nonzero()[:, 0].tolist() for row in known], ignore_label)
         ctx.save_for_backward(logits_BRN, target_BN)
         ctx.more = rows, tables, ignore_label, chunk
         right, found, entropy, true = sums.to(dtype)

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stunet.losses.overlap import chunks, mean_dice, read, refuse, wide
+from stunet.losses.overlap import check, chunks, mean_dice, read, wide
 
 
 class DiceCE(torch.nn.Module):
@@ -189,14 +189,14 @@ class _Sums(torch.autograd.Function):
         right, found, true = torch.zeros((3, samples, values), dtype=wide(device), device=device)
         entropy = torch.zeros(samples, dtype=wide(device), device=device)
         scale_B2N = torch.empty((samples, 2, voxels), dtype=dtype, device=device)
+        unknown = torch.zeros(samples, dtype=torch.bool, device=device)
         merges = [_Merge(group, device, values) for group in groups]
         with torch.autocast(device.type, enabled=False):
             for b, merge in enumerate(merges):
-                unknown = torch.zeros((), dtype=torch.bool, device=device)
                 for part in chunks(voxels, classes, device, chunk):
                     value, kept, outside = read(target_BN[b, part], ignore_label, values)
                     row = merge.row_of_value[value]
-                    unknown |= (outside | (kept & (row < 0))).any()
+                    unknown[b] |= (outside | (kept & (row < 0))).any()
                     z, _ = merge.forward(logits_BCN[b, :, part].to(dtype))
                     highest = z.amax(0)
                     exponential = (z - highest).exp_()
@@ -208,8 +208,7 @@ class _Sums(torch.autograd.Function):
                     true[b].scatter_add_(0, value, kept.to(true.dtype))
                     entropy[b] -= torch.where(kept, log_p, 0).sum()
                     scale_B2N[b, 0, part], scale_B2N[b, 1, part] = highest, inverse
-                if unknown:
-                    raise refuse(target_BN[b], b, sorted(groups[b].values), ignore_label)
+        check(unknown, target_BN, [group.values for group in groups], ignore_label)
         ctx.save_for_backward(logits_BCN, target_BN, scale_B2N)
         ctx.more = merges, ignore_label, chunk
         right, found, entropy, true = (x.to(dtype) for x in (right, found, entropy, true))

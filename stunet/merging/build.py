@@ -75,15 +75,15 @@ def label_bound(values: Mapping[str, int]) -> type:
     return np.uint8 if max(values.values()) <= LARGEST_UINT8 else np.uint16
 
 
-def lookup(union: Union, source: str, case: str) -> np.ndarray:
-    """The new value by value of a case's label file; what the case does not annotate becomes background."""
+def lookup(union: Union, source: str, labels: tuple[str, ...]) -> np.ndarray:
+    """The new value by value of the label file of a case that annotates these labels; others become background."""
     meanings, ignore = union.space.meanings[source], union.space.ignores.get(source)
     table: np.ndarray = np.zeros(
         1 + max([0, *meanings, *([] if ignore is None else [ignore])]), label_bound(union.values)
     )
     for value, meaning in meanings.items():
         label = union.space.label(meaning.leaves) if meaning.leaves else None
-        if label in union.annotated[source][case]:
+        if label in labels:
             table[value] = union.values[str(label)]
     if ignore is not None:
         table[ignore] = union.values[IGNORE]
@@ -112,20 +112,24 @@ def reference(path: Path) -> str:
 
 
 def _jobs(union: Union, part: Path) -> list[Job]:
-    return [
-        Job(
-            name=(name := case_name(source, case.name)),
-            case=case,
-            label=part / "labelsTr" / f"{name}{FILE_ENDING}",
-            images=None
-            if union.recipe.images == "reference"
-            else tuple(part / "imagesTr" / _image_name(name, i, path) for i, path in enumerate(case.images)),
-            link=union.recipe.images == "symlink",
-            lookup=lookup(union, source, case.name),
-        )
-        for source, member in union.members.items()
-        for case in member.cases
-    ]
+    jobs = []
+    for source, member in union.members.items():
+        annotated = union.annotated[source]
+        tables = {labels: lookup(union, source, labels) for labels in set(annotated.values())}
+        for case in member.cases:
+            name = case_name(source, case.name)
+            images = tuple(part / "imagesTr" / _image_name(name, i, path) for i, path in enumerate(case.images))
+            jobs.append(
+                Job(
+                    name=name,
+                    case=case,
+                    label=part / "labelsTr" / f"{name}{FILE_ENDING}",
+                    images=None if union.recipe.images == "reference" else images,
+                    link=union.recipe.images == "symlink",
+                    lookup=tables[annotated[case.name]],
+                )
+            )
+    return jobs
 
 
 def _image_name(name: str, channel: int, path: Path) -> str:
@@ -134,6 +138,7 @@ def _image_name(name: str, channel: int, path: Path) -> str:
 
 def _write_case(job: Job) -> None:
     """In a worker: the images where they do not stay where they are, and at last the label."""
+    target = job.label
     try:
         for source, target in zip(job.case.images, job.images or (), strict=job.images is not None):
             with whole(target) as part:
@@ -141,12 +146,11 @@ def _write_case(job: Job) -> None:
                     part.symlink_to(source.absolute())
                 else:
                     shutil.copyfile(source, part)
-        write_label(job.case.label, job.label, job.lookup)
+        write_label(job.case.label, target := job.label, job.lookup)
     except OSError as error:
         if error.errno not in NO_SPACE:
             raise
-        what = f"no space for case {job.name!r} in {str(job.label.parents[1])!r}: {error.strerror}"
-        raise DataError(what, FULL_HINT) from None
+        raise DataError(f"no space to write {str(target)!r}: {error.strerror}", FULL_HINT) from None
 
 
 def _finish(part: Path, union: Union, now: Mapping[str, Any]) -> None:

@@ -24,18 +24,14 @@ SHARE_ALIKE = re.compile(r"(?<![a-z])sa(?![a-z])|share.?alike", re.IGNORECASE)
 
 def find_all(union: Union, estimate: Estimate, target: Path) -> list[Finding]:
     """All findings on a union whose sources and labels could be read."""
-    searches = (
-        *(licences(union), channels(union), modalities(union), learnable(union), single_sources(union)),
-        *(
-            unasked_tumours(union.recipe, union.space),
-            separate_leaves(union),
-            absent_labels(union),
-            empty_leaves(union),
-        ),
-        sides(union),
-        *(duplicates(union), same_names(union), without_fold(union), rare_sources(union), wide_labels(union)),
-        room(union, estimate, target),
-    )
+    searches: list[Iterator[Finding]] = [
+        search(union)
+        for search in (
+            *(licences, channels, modalities, learnable, single_sources, separate_leaves, absent_labels, empty_leaves),
+            *(sides, duplicates, same_names, without_fold, rare_sources, wide_labels),
+        )
+    ]
+    searches += [unasked_tumours(union.recipe, union.space), room(union, estimate, target)]
     return [finding for search in searches for finding in search]
 
 

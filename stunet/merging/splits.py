@@ -46,8 +46,8 @@ def _seeded(member: Member, number: int, seed: int) -> list[dict[str, list[str]]
     order = [names[i] for i in np.random.default_rng(seed).permutation(len(names))]
     folds = []
     for index in range(number):
-        validation = sorted(order[index::number]) if len(names) >= number else []
-        folds.append({"train": [name for name in names if name not in validation], "val": validation})
+        validation = set(order[index::number]) if len(names) >= number else set()
+        folds.append({"train": [name for name in names if name not in validation], "val": sorted(validation)})
     return folds
 
 

@@ -125,8 +125,17 @@ class Union:
 
     def annotating(self, label: str) -> dict[str, int]:
         """How many cases of each source annotate a label of the union; sources without any are left out."""
-        numbers = {name: sum(label in labels for labels in cases.values()) for name, cases in self.annotated.items()}
-        return {name: number for name, number in numbers.items() if number}
+        return {name: numbers[label] for name, numbers in self._annotating.items() if numbers[label]}
+
+    @cached_property
+    def _annotating(self) -> dict[str, Counter[str]]:
+        """By source, the number of cases by label."""
+        found = {}
+        for name, cases in self.annotated.items():
+            found[name] = Counter[str]()
+            for labels, number in Counter(cases.values()).items():
+                found[name].update(dict.fromkeys(labels, number))
+        return found
 
 
 def _most_common(annotated: Mapping[str, tuple[str, ...]]) -> tuple[str, ...]:
