@@ -4,10 +4,12 @@
     stunet_merge build benchmarks/partial.yaml            # dataset 14
     stunet_merge build benchmarks/partial_sigmoid.yaml    # dataset 15
     stunet_plan_and_preprocess -d 13 14 15 --size T -c 3d_fullres
-    python benchmarks/partial.py --seeds 0 1 2
+    python benchmarks/partial.py --seeds 0 1
+    python benchmarks/partial.py --seeds 0 1 --steps 400 --posterior 16 -o uneven.json
 
 Trains every arm with every seed, one after the other, validates it on the 40 cases that were held out, and compares
-these predictions with the complete labels, which only dataset 13 has. Run again, it goes on where it was ended.
+these predictions with the complete labels, which only dataset 13 has. With --posterior so many of the 80 training cases
+that annotate the posterior part are left: fold 1. Run again, it goes on where it was ended.
 benchmarks/README.md has the result.
 """
 
@@ -40,19 +42,23 @@ VALUES += ["patch_size=[32,40,32]", "mirror=none"]  # anterior and posterior dif
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
     parser.add_argument("--steps", type=int, default=800, help="of 2 patches, in 20 epochs")
+    parser.add_argument("--posterior", type=int, help="training cases that annotate the posterior part; default all")
     parser.add_argument("-o", default="partial.json", help="file for the Dice of every run, case and class")
     args = parser.parse_args()
     reference = workspace.preprocessed_dataset(workspace.dataset_name(COMPLETE)) / "gt_segmentations"
+    if args.posterior:
+        for dataset in {dataset for dataset, _ in ARMS.values()}:
+            write_fold(workspace.preprocessed_dataset(workspace.dataset_name(dataset)), args.posterior)
+    fold = 1 if args.posterior else 0
     labels = read_json(reference.parent / "dataset.json")["labels"]
     classes = [name for name in labels if name != "background"]
     dice: dict[str, dict[str, dict[str, list[float]]]] = {arm: {} for arm in ARMS}
     for seed in args.seeds:
         for arm, (dataset, trainer) in ARMS.items():
-            folder = trained(
-                dataset, trainer, [*VALUES, f"num_iterations_per_epoch={args.steps // 20}", f"seed={seed}"]
-            )
+            values = [*VALUES, f"num_iterations_per_epoch={args.steps // 20}", f"seed={seed}"]
+            folder = trained(dataset, trainer, fold, values)
             dice[arm][str(seed)] = {path.name: compared(path, reference) for path in sorted(folder.glob("*.nii.gz"))}
             write_json(Path(args.o), {"classes": classes, "steps": args.steps, "dice": dice})
     columns = ["arm", *classes, "mean", "lowest seed", "highest seed"]
@@ -66,14 +72,33 @@ def main() -> None:
         result(line)
 
 
-def trained(dataset: int, trainer: str, values: list[str]) -> Path:
+def write_fold(folder: Path, posterior: int) -> None:
+    """Fold 1 is fold 0 with so many of the training cases from the source of the posterior part."""
+    first = read_json(folder / "splits_final.json")[0]
+    of_source = [case for case in first["train"] if case.startswith("posterior_")]
+    left = {case for case in first["train"] if case not in of_source} | set(of_source[:posterior])
+    write_json(folder / "splits_final.json", [first, {**first, "train": [c for c in first["train"] if c in left]}])
+
+
+def trained(dataset: int, trainer: str, fold: int, values: list[str]) -> Path:
     """The folder with the predicted validation cases of a run, which is begun, or continued, or there already."""
     name = workspace.dataset_name(dataset)
     plans = workspace.load_plans(workspace.plans_path(name, "STUNetPlans_T"))
     dataset_json = read_json(workspace.preprocessed_dataset(name) / "dataset.json")
     plans_name = derive(plans, dataset_json, overrides=parse(values))["plans_name"]
-    folder = workspace.result_folder(name, plans_name, "3d_fullres", trainer) / "fold_0"
-    command = [find_command("stunet_train"), str(dataset), "-tr", trainer, "-device", "cpu", "-p", "STUNetPlans_T"]
+    folder = workspace.result_folder(name, plans_name, "3d_fullres", trainer) / f"fold_{fold}"
+    command = [
+        find_command("stunet_train"),
+        str(dataset),
+        "-f",
+        str(fold),
+        "-tr",
+        trainer,
+        "-device",
+        "cpu",
+        "-p",
+        "STUNetPlans_T",
+    ]
     resume = ["--c"] if any(folder.glob("checkpoint_*.pth")) else []
     subprocess.run([*command, "--set", *values, *resume], check=True)
     return folder / "validation"

@@ -35,7 +35,7 @@ from scipy.ndimage import zoom
 from stunet.preprocessor import Preprocessor
 from stunet.resampling import resample_image, resample_labels
 from stunet.trainers.augmentation import CornerVote
-from stunet.trainers.validation import CountedValidation
+from stunet.trainers.online_validation import count_labels
 
 DATA = Path(os.environ.get("STUNET_TEST_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
 FINE_MM = (1.0, 0.6, 0.6)
@@ -53,6 +53,8 @@ TASKS = {
     "augmentation-1": "augmentation, 1 label",
     "augmentation-25": "augmentation, 25 labels",
     "augmentation-104": "augmentation, 104 labels",
+    "augmentation-25-nearest": "augmentation, 25 labels, the nearest voxel's",
+    "augmentation-104-nearest": "augmentation, 104 labels, the nearest voxel's",
     "evaluation": "online evaluation, 105 classes, 2 x 64^3",
 }
 
@@ -146,7 +148,9 @@ def prepare_task(task: str, stock: bool, folder: Path) -> Callable[[], Any]:
         return labels_task(int(rest[0]), "finer" in rest, stock, folder)
     if kind == "case":
         return case_task(rest[0] == "training", stock, folder)
-    return augmentation_task(int(rest[0]), stock, folder) if kind == "augmentation" else evaluation_task(stock)
+    if kind == "augmentation":
+        return augmentation_task(int(rest[0]), "nearest" in rest, stock, folder)
+    return evaluation_task(stock)
 
 
 def image_task(options: list[str], stock: bool, folder: Path) -> Callable[[], Any]:
@@ -194,11 +198,12 @@ def case_task(training: bool, stock: bool, folder: Path) -> Callable[[], Any]:
     return lambda: preprocessor.run_case_npy(image, labels, *rest)[0]
 
 
-def augmentation_task(classes: int, stock: bool, folder: Path) -> Callable[[], Any]:
+def augmentation_task(classes: int, nearest: bool, stock: bool, folder: Path) -> Callable[[], Any]:
     labels = torch.from_numpy(np.load(folder / f"patch{classes}.npy"))
     transform = (SpatialTransform if stock else CornerVote)(
         (128, 128, 128), 0, False, p_rotation=1, rotation=(-0.5, 0.5), p_scaling=1, scaling=(0.7, 1.4),
         p_synchronize_scaling_across_axes=1, border_mode_seg="constant", padding_value_seg=-1,
+        mode_seg="nearest" if nearest and not stock else "bilinear",
     )  # fmt: skip
     np.random.seed(0)
     parameters = transform.get_parameters(image=torch.zeros(1, *labels.shape[1:]))
@@ -215,7 +220,9 @@ def evaluation_task(stock: bool) -> Callable[[], Any]:
         label_manager=SimpleNamespace(has_regions=False, has_ignore_label=False, ignore_label=None),
     )
     batch = {"data": torch.zeros(1), "target": torch.randint(0, LABELS + 1, (2, 1, 64, 64, 64), dtype=torch.int16)}
-    step = (nnUNetTrainer if stock else CountedValidation).validation_step
+    if not stock:
+        return lambda: count_labels(logits, batch["target"], None).numpy()
+    step = nnUNetTrainer.validation_step
     return lambda: [step(trainer, batch)[name] for name in ("tp_hard", "fp_hard", "fn_hard")]
 
 

@@ -111,20 +111,26 @@ class Preprocessor(DefaultPreprocessor):
         image = _resample(image, "data", configuration, *grids)
         if self.verbose:
             log.info("shape %s, spacing %s: shape %s, spacing %s", old_shape, spacing, image.shape[1:], target)
-        if given is not None:
+        if given is not None and labels is not None:
             wanted = _sampled_classes(plans.get_label_manager(dataset))
-            found = self._sample_foreground_locations(labels, wanted, min_percent_coverage=0, verbose=self.verbose)
-            properties["class_locations"] = {key: _fewer(key, places, image.shape) for key, places in found.items()}
+            properties["class_locations"] = places_of(labels, wanted)
             labels = self.modify_seg_fn(labels, plans, dataset, configuration)
         if labels is not None:
             labels = labels.astype(np.int16 if labels.max() > 127 else np.int8, copy=False)
         return image, labels, properties
 
 
-def _fewer(key: Any, places: Any, shape: Sequence[int]) -> np.ndarray:
-    """The places of a class (N, 4) in few bytes; of all that is annotated, beside an ignore label, as many as given."""
-    kind = np.int16 if max(shape) < LARGEST_INT16 else np.int32
-    return np.array(places if isinstance(key, tuple) and -1 in key else places[:PLACES], kind)
+def places_of(labels_1DHW: np.ndarray, classes: Sequence[Any]) -> dict[Any, np.ndarray]:
+    """Where each class or region is: some of its voxels (N, 4), with a leading 0 for the channel.
+
+    A region with -1, which is all that is annotated beside an ignore label, keeps as many as nnU-Net lists.
+    """
+    found = DefaultPreprocessor._sample_foreground_locations(labels_1DHW, classes, min_percent_coverage=0)
+    kind = np.int16 if max(labels_1DHW.shape) < LARGEST_INT16 else np.int32
+    return {
+        key: np.array(places if isinstance(key, tuple) and -1 in key else places[:PLACES], kind)
+        for key, places in found.items()
+    }
 
 
 def _smallest(labels: np.ndarray) -> np.ndarray:

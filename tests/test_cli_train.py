@@ -1,6 +1,7 @@
 """stunet_train: what it refuses, in one line, before anything is written; the real command in a real process."""
 
 import json
+import math
 import shutil
 import signal
 import subprocess
@@ -306,5 +307,8 @@ def test_the_mean_dice_is_that_of_the_classes_that_validation_has() -> None:
     from stunet.cli.train_run import mean_dice
 
     nan = float("nan")
-    assert mean_dice({"mean": {"1": {"Dice": 0.5}, "2": {"Dice": nan}, "3": {"Dice": 0.7}}}) == pytest.approx(0.6)
-    assert mean_dice({"mean": {"1": {"Dice": nan}}}) != 0
+    missing = {"foreground_mean": {"Dice": nan}}
+    means = {"1": {"Dice": 0.5}, "2": {"Dice": nan}, "3": {"Dice": 0.7}}
+    assert mean_dice({"mean": means, **missing}) == pytest.approx(0.6)
+    assert mean_dice({"mean": means, "foreground_mean": {"Dice": 0.65}}) == 0.65
+    assert math.isnan(mean_dice({"mean": {"1": {"Dice": nan}}, **missing}))

@@ -29,6 +29,7 @@ LEAVES = ("spine", "liver", "spleen", "kidney_left", "kidney_right")
 KIDNEY = ("kidney_left", "kidney_right")
 SHORT = {"num_epochs": 1, "num_iterations_per_epoch": 2, "num_val_iterations_per_epoch": 2, "batch_size": 2}
 NAME = "Dataset997_Parts"
+IGNORE = 7  # in label files: after five leaves and a set
 
 
 def annotations(head: str = "softmax") -> Annotations:
@@ -42,8 +43,11 @@ def annotations(head: str = "softmax") -> Annotations:
 
 
 def merged(label: np.ndarray, found: Annotations, case: str) -> np.ndarray:
-    """The label file of a case that annotates less than the phantom has."""
-    return found.groups(case)[label].astype(np.uint8)
+    """The label file of a case that annotates less than the phantom has; a part of the small ones is ignored."""
+    values = found.groups(case)[label].astype(np.uint8)
+    if found.cases[case].source == "some":
+        values[:2] = IGNORE
+    return values
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +71,9 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
             label = sitk.GetImageFromArray(merged(sitk.GetArrayFromImage(image), found, case))
             label.CopyInformation(image)
             sitk.WriteImage(label, path)
-        write_json(raw / "dataset.json", read_json(raw / "dataset.json") | {"labels": found.values})
+        write_json(
+            raw / "dataset.json", read_json(raw / "dataset.json") | {"labels": {**found.values, "ignore": IGNORE}}
+        )
         found.save(raw)
         extract_fingerprint(NAME, workers=1)
         patch.setenv("nnUNet_n_proc_DA", "1")
@@ -111,7 +117,10 @@ def test_a_model_of_partial_labels_trains_and_validates_as_nnunets(
     kidney = "(4, 5, 6)" if head == "sigmoid" else "(4, 5)"
     assert list(summary["metric_per_case"][2]["metrics"]) == [kidney, "2"]
     model = read_json(Path(trainer.output_folder_base) / "dataset.json")
-    assert list(model["labels"])[1:] == (["kidney", *LEAVES] if head == "sigmoid" else list(LEAVES))
+    assert list(model["labels"])[1:-1] == (["kidney", *LEAVES] if head == "sigmoid" else list(LEAVES))
+    assert model["labels"]["ignore"] == (7 if head == "sigmoid" else 6)
+    ignored = summary["metric_per_case"][1]["metrics"]["1"]
+    assert sum(ignored[key] for key in ("TP", "FP", "FN", "TN")) == 14 * 24 * 24
     predictor = nnUNetPredictor(device=torch.device("cpu"), perform_everything_on_device=False, allow_tqdm=False)
     predictor.initialize_from_trained_model_folder(trainer.output_folder_base, (0,), "checkpoint_final.pth")
     assert predictor.label_manager.num_segmentation_heads == 6
@@ -135,7 +144,7 @@ def test_each_batch_is_judged_by_what_its_cases_annotate(
     groups = trainer.loss.of(batch["keys"])[0]
     assert torch.equal(groups, torch.stack([torch.from_numpy(annotations().groups(case)) for case in batch["keys"]]))
     for target, group in zip(batch["target"][0], groups, strict=True):
-        assert set(target.unique().tolist()) <= set(group.tolist())
+        assert set(target.unique().tolist()) <= {*group.tolist(), IGNORE}
     trainer.on_validation_epoch_start()
     found = trainer.validation_step(batch)
     assert len(found["tp_hard"]) == 6  # five leaves and a set
@@ -193,7 +202,16 @@ def test_a_reused_head_is_the_pre_trained_one_until_it_is_trained(
     given.run_training()
     weights = Path(given.output_folder_base)
     folder = workspace.preprocessed_dataset(parts)
-    labels = {"background": 0, "spine": 1, "liver": 2, "spleen": 3, "L kidney": 4, "right kidney": 5, "tumor": 6}
+    labels = {
+        "background": 0,
+        "spine": 1,
+        "liver": 2,
+        "spleen": 3,
+        "L kidney": 4,
+        "right kidney": 5,
+        "tumor": 6,
+        "ignore": 7,
+    }
     dataset_json = {**read_json(folder / "dataset.json"), "labels": labels}
     (folder / "annotations.json").unlink()
     try:
@@ -219,9 +237,9 @@ def test_a_reused_head_is_the_pre_trained_one_until_it_is_trained(
     cases = read_json(Path(trainer.output_folder) / "validation" / "summary.json")["metric_per_case"]
     assert set(cases[0]["metrics"]) == {"1", "2", "3", "4", "5", "6"}
     model = read_json(Path(trainer.output_folder_base) / "dataset.json")["labels"]
-    assert model == {"background": 0, **{leaf: value for value, leaf in enumerate((*LEAVES, "tumor"), start=1)}}
+    assert model == {name: value for value, name in enumerate(("background", *LEAVES, "tumor", "ignore"))}
     system = load(str(Path(trainer.output_folder_base) / "labels.toml"))
-    assert system.dataset_labels == labels
+    assert {**system.dataset_labels, "ignore": 7} == labels
     assert system.from_model(model).tolist() == [0, 1, 2, 3, 4, 5, 6]
 
 
@@ -231,7 +249,7 @@ def test_a_label_that_a_case_does_not_annotate_is_found_before_planning(parts: s
     changed = replace(annotations(), cases={**annotations().cases, "phantom_000": Case("some", ("spine", "spleen"))})
     changed.save(raw)
     try:
-        message = r"phantom_000\.nii\.gz' holds the values 2, 4, 5; annotations\.json, for this case, knows 0, 1, 3"
+        message = r"phantom_000\.nii\.gz' holds the values 2, 4, 5; annotations\.json, for this case, knows 0, 1, 3, 7"
         with pytest.raises(DataError, match=message):
             check_dataset(raw)
     finally:

@@ -83,5 +83,7 @@ def _show_result(run: "Run") -> None:
 
 def mean_dice(summary: dict[str, Any]) -> float:
     """The mean over the classes that a validation case has; nnU-Net's is NaN as soon as no case has one of them."""
+    if not math.isnan(overall := summary["foreground_mean"]["Dice"]):
+        return float(overall)
     found = [mean["Dice"] for mean in summary["mean"].values() if not math.isnan(mean["Dice"])]
     return sum(found) / len(found) if found else math.nan
