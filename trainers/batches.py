@@ -7,6 +7,7 @@ processes are torch's DataLoader, which reports a worker that died.
 
 import os
 import random
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import count
@@ -58,6 +59,8 @@ class SeededBatches:
             pin_memory=pin_memory,
             prefetch_factor=3 if workers else None,
             worker_init_fn=_leave_the_group,
+            # As where torchrun starts the trainer; a child that was spawned would spawn, and import all of torch again.
+            multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
         )
         self._skip = skip
         self._iterator: Iterator[dict[str, Any]] | None = None

