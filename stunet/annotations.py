@@ -4,7 +4,7 @@ A label is a set of leaf classes: `kidney` is that of the left and the right one
 labels of a case are disjoint; what they leave of the leaves is, in this case, part of the background. So an unannotated
 class, a coarse label and complete labels are one thing: a partition of the leaves (Fidon et al. 2021, label-set loss).
 
-`stunet_merge` writes the file, trainers/partial.py trains by it, losses.py has the formulas.
+`stunet_merge` writes the file, trainers/partial.py trains by it, losses/ has the formulas.
 
     {"leaves": ["kidney_left", "kidney_right", "liver"],
      "sets": {"kidney": ["kidney_left", "kidney_right"]},
