@@ -13,6 +13,7 @@ from stunet.plans import values
 from stunet.plans.resolve import resolve
 
 NETWORK = "stunet.networks.STUNet"
+SHOWN = 100  # characters of a value in an error
 
 _PLAN_KEYS = {
     "dataset_name", "plans_name", "original_median_spacing_after_transp", "original_median_shape_after_transp",
@@ -123,7 +124,12 @@ def difference(one: Any, other: Any, where: str = "plans") -> str | None:
             ),
             None,
         )
-    return None if one == other else f"{where}: {one!r} and {other!r}"
+    return None if one == other else f"{where}: {_short(one)} and {_short(other)}"
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
 
 
 def of_a_run(plans: Mapping[str, Any], configuration: str) -> dict[str, Any]:

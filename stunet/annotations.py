@@ -163,7 +163,7 @@ class Annotations:
             for problem in _problems_of(source.labels, parts):
                 raise DataError(f"in the classes of the head {problem}", "--head slice, or rename one of the labels")
         names = {label: found[0] if len(found) == 1 else label for label, found in parts.items()}
-        return replace(
+        moved = replace(
             self,
             leaves=leaves,
             sets={names[label]: found for label, found in parts.items() if len(found) > 1},
@@ -171,6 +171,11 @@ class Annotations:
             cases={n: replace(c, labels=tuple(names[x] for x in c.labels)) for n, c in self.cases.items()},
             numbers={names[label]: self.values[label] for label in parts},
         )
+        twice = [label for label in parts if names[label] in {names[x] for x in parts if x != label}]
+        problems = [f"{twice[0]!r} and {twice[1]!r} are one class"] if twice else _problems(moved)
+        for problem in problems:
+            raise DataError(f"in the classes of the head {problem}", "--head slice, or rename one of the labels")
+        return moved
 
     def save(self, folder: Path) -> None:
         """Writes annotations.json into the folder of a dataset."""

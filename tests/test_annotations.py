@@ -134,3 +134,16 @@ def test_a_file_that_contradicts_itself_is_refused(tmp_path, change, message):
     with pytest.raises(DataError) as error:
         load_annotations(tmp_path)
     assert message in error.value.message
+
+
+def test_two_labels_that_are_one_class_of_a_head_are_refused():
+    both = ("left kidney", "kidney_left")
+    sources = {name: Source((name,)) for name in both}
+    found = Annotations(leaves=both, sets={}, sources=sources, cases={})
+    with pytest.raises(DataError, match="'left kidney' and 'kidney_left' are one class"):
+        found.onto(("kidney_left", "kidney_right"))
+
+
+def test_a_set_that_is_called_as_a_class_of_the_head_is_refused():
+    with pytest.raises(DataError, match="a name occurs twice among leaves and sets"):
+        KIDNEYS.onto(("kidney", "liver"))

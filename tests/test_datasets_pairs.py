@@ -301,3 +301,18 @@ def test_the_commands_convert(
     assert description(targets[1])["channel_names"] == {"0": "T1w", "1": "CE"}
     assert description(targets[1])["dataset"]["sub-01"]["images"][0] == "$BIDS/sub-01/anat/sub-01_T1w.nii.gz"
     check_dataset(targets[1])
+
+
+def test_other_labels_may_be_named_as_long_as_no_case_is_converted(folder: Path) -> None:
+    with pytest.raises(DataError, match="holds the value"):
+        run(pairs(folder, names={1: "liver"}))
+    check_dataset(run(pairs(folder)))
+    with pytest.raises(DataError, match="was converted with"):
+        run(pairs(folder, names={1: "liver"}))
+
+
+def test_a_channel_that_is_named_twice_is_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    channels = ["--channels", "T1=_t1", "T1=_t1ce"]
+    rest = ["--labels", "liver", "-d", "5", "--name", "Pairs", "-o", str(folder.parent)]
+    assert command.main(["pairs", "-i", str(folder), *channels, *rest]) == 2
+    assert "--channels names 'T1' twice" in capsys.readouterr().err

@@ -102,24 +102,27 @@ rank, store = int(sys.argv[1]), sys.argv[2]
 dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
 
 def mine(*inputs):
-    return [x[rank : rank + 1] for x in inputs]
+    return [x[:-1] if rank == 0 else x[-1:] for x in inputs]
 
 def same_as_one_process(kind, options, *inputs):
     for batch_dice in (True, False):
-        value, gradient = value_and_gradient(kind(**options, batch_dice=batch_dice, ddp=True), *mine(*inputs))
-        whole, of_whole = value_and_gradient(kind(**options, batch_dice=batch_dice), *inputs)
-        dist.all_reduce(value)
-        torch.testing.assert_close(value / 2, whole)
-        torch.testing.assert_close(gradient / 2, *mine(of_whole))
+        for batch in (inputs, [torch.cat([x[1:], x]) for x in inputs]):  # of two samples, and of three: two and one
+            loss, weight = kind(**options, batch_dice=batch_dice, ddp=True), 2 * len(mine(*batch)[0]) / len(batch[0])
+            value, gradient = value_and_gradient(lambda *inputs: weight * loss(*inputs), *mine(*batch))
+            whole, of_whole = value_and_gradient(kind(**options, batch_dice=batch_dice), *batch)
+            dist.all_reduce(value)
+            torch.testing.assert_close(value / 2, whole)
+            torch.testing.assert_close(gradient / 2, *mine(of_whole))
 
 logits, target = a_batch(dtype=torch.float64)
 same_as_one_process(DiceCE, {}, logits, target)
+same_as_one_process(DiceCE, {"ignore_label": IGNORED}, logits, ignoring(target))
 same_as_one_process(PartitionDiceCE, {"values": VALUES}, logits, labelled(target), GROUPS)
 same_as_one_process(MaskedSigmoid, {}, *a_partial_batch())
 options = {"batch_dice": True, "smooth": 1e-5, "do_bg": False, "ddp": True}
-stock = DC_and_CE_loss(options, {}, ignore_label=IGNORED, dice_class=MemoryEfficientSoftDiceLoss)
-inputs = mine(logits.float(), ignoring(target))
-for ours, theirs in zip(value_and_gradient(DiceCE(True, IGNORED, ddp=True), *inputs),
+stock = DC_and_CE_loss(options, {}, dice_class=MemoryEfficientSoftDiceLoss)
+inputs = mine(logits.float(), target)
+for ours, theirs in zip(value_and_gradient(DiceCE(True, ddp=True), *inputs),
                         value_and_gradient(stock, *inputs), strict=True):
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-8)
 dist.destroy_process_group()

@@ -189,6 +189,11 @@ def test_labels_and_their_mirror_images_are_exchanged_where_a_case_annotates_bot
     assert mirrored_values(annotations()) == {0: 0, 1: 1, 2: 2, 3: 3, 4: 5, 5: 4, 6: 6}
 
 
+def test_values_of_labels_that_no_case_annotates_stay_when_sides_are_exchanged() -> None:
+    fewer = replace(annotations(), cases={"phantom_000": Case("all", ("spine",))})
+    assert mirrored_values(fewer) == {value: value for value in range(IGNORE)}
+
+
 def test_a_case_that_annotates_one_side_cannot_be_mirrored() -> None:
     half = replace(annotations(), cases={"phantom_000": Case("all", ("spine", "kidney_left"))})
     with pytest.raises(DataError, match="case 'phantom_000' annotates 'kidney_left' without its mirror image"):

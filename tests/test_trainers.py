@@ -243,8 +243,12 @@ def test_starting_anew_forgets_the_earlier_training(
     assert run.folder == Path(trainer.output_folder)
     for name in (FINAL, LATEST, BEST):
         (run.folder / name).touch()
+    earlier = run.folder / "validation" / "phantom_000.nii.gz"  # of a case that may train now
+    earlier.parent.mkdir()
+    earlier.touch()
     assert starting_point(run) == run.folder / FINAL
     forget(run)
+    assert not earlier.exists()
     assert checkpoints(run) == []
     with pytest.raises(DataError, match="nothing to continue"):
         starting_point(run)

@@ -132,7 +132,8 @@ def _alone(folder: Path) -> Iterator[None]:
 
 def forget(run: Run) -> None:
     """Removes the checkpoints and the validation of an earlier training of the fold, for one that starts anew."""
-    for path in (*checkpoints(run), run.folder / REPORT, run.folder / "validation" / "summary.json"):
+    validated = [path for path in (run.folder / "validation").glob("*") if path.is_file()]
+    for path in (*checkpoints(run), run.folder / REPORT, *validated):
         path.unlink(missing_ok=True)
 
 

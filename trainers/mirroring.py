@@ -24,7 +24,7 @@ def mirrored_values(annotations: Annotations) -> dict[int, int]:
     opposite = {leaf: leaf for leaf in annotations.leaves}
     for left, right in left_right_pairs(opposite):
         opposite |= {left: right, right: left}
-    found = {0: 0}
+    found = {value: value for value in annotations.values.values()}  # a label may be annotated nowhere
     kinds = {case.labels: name for name, case in annotations.cases.items()} or {annotations.leaves: ""}
     for labels, case in kinds.items():
         by_leaves = {frozenset(annotations.labels[label]): label for label in labels}

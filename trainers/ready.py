@@ -13,10 +13,12 @@ from stunet.files import read_json
 from stunet.plans.check import difference
 from stunet.plans.resolve import resolve
 from stunet.preprocessing import preprocessed_cases, unprocessed_cases
-from stunet.workspace import preprocessed_dataset, result_folder
+from stunet.workspace import TRAINER, preprocessed_dataset, result_folder
 
 
-def check_data(dataset: str, plans: dict[str, Any], configuration: str, fold: int | str) -> None:
+def check_data(
+    dataset: str, plans: dict[str, Any], configuration: str, fold: int | str, trainer: str = TRAINER
+) -> None:
     """Sees that the data are preprocessed, the fold can be made, and a cascade has its first stage.
 
     Raises:
@@ -39,7 +41,7 @@ def check_data(dataset: str, plans: dict[str, Any], configuration: str, fold: in
         )
     previous = resolve(plans, configuration).get("previous_stage")
     if previous:
-        folder = result_folder(dataset, plans["plans_name"], previous) / "predicted_next_stage" / configuration
+        folder = result_folder(dataset, plans["plans_name"], previous, trainer) / "predicted_next_stage" / configuration
         waiting = sorted(set(cases) - {path.stem for path in folder.glob("*")})
         if waiting:
             raise DataError(

@@ -119,7 +119,7 @@ def begin(trainer: FineTunedTrainer, path: Path) -> TransferReport:
     network = trainer.new_network() if trainer.fsdp else trainer.bare_network()
     report = _load(network, path, plans, trainer.configuration_name, trainer.dataset_json)
     if trainer.fsdp:
-        trainer.load_network_state(network.state_dict(), {})
+        FineTunedTrainer.load_network_state(trainer, network.state_dict(), {})  # of weights, not of a checkpoint
     trainer.start_with(report.fresh)
     if trainer.local_rank == 0:
         write_json(Path(trainer.output_folder) / REPORT, report.to_json())

@@ -47,7 +47,10 @@ class STUNetTrainer(FineTunedTrainer):
         if len(sides) > 1:
             raise DataError("mirror=swap: the left-right axis is not the same in all images", "--set mirror=auto")
         first = 3 - len(self.configuration_manager.patch_size)
-        values = mirrored_values(self.label_space())
+        space = self.label_space()
+        if self.is_cascaded and space.numbers:  # what the first stage found has the head's values, labels have others
+            raise DataError("mirror=swap: not for a cascade whose whole head is reused", "--set mirror=auto")
+        values = mirrored_values(space)
         steps = loader.transforms.transforms
         for place, step in enumerate(steps):
             if isinstance(step, MirrorTransform):

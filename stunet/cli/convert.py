@@ -193,7 +193,7 @@ def _convert_pairs(args: argparse.Namespace) -> None:
     from stunet.datasets.label_lists import read_labels
     from stunet.datasets.pairs import prepare_pairs
 
-    channels = {name: suffix for name, _, suffix in (text.partition("=") for text in args.channels)}
+    channels = _channels(args.channels)
     where = (args.source, args.label_folder or args.source, _raw(args), args.dataset_id, args.name)
     names = read_labels(args.labels)
     _run(prepare_pairs(*where, channels, names, args.label_suffix, args.unmatched, _variable(args)), args.np)
@@ -203,13 +203,24 @@ def _convert_bids(args: argparse.Namespace) -> None:
     from stunet.datasets.bids import prepare_bids
     from stunet.datasets.label_lists import read_labels
 
-    channels = {name: suffix or name for name, _, suffix in (text.partition("=") for text in args.channels)}
+    channels = {name: suffix or name for name, suffix in _channels(args.channels).items()}
     names = read_labels(args.labels) if args.labels else None
     where = (args.source, _raw(args), args.dataset_id, args.name)
     chosen = prepare_bids(
         *where, channels, args.label, args.derivatives, names, args.unmatched, variable=_variable(args)
     )
     _run(chosen, args.np)
+
+
+def _channels(texts: Sequence[str]) -> dict[str, str]:
+    """What stands behind the = by name of the channel, or an empty text."""
+    channels: dict[str, str] = {}
+    for text in texts:
+        name, _, suffix = text.partition("=")
+        if name in channels:
+            raise UsageError(f"--channels names {name!r} twice", "a name for each channel")
+        channels[name] = suffix
+    return channels
 
 
 def _run(conversion: "Conversion", workers: int | None) -> None:

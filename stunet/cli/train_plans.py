@@ -38,13 +38,13 @@ def choose_plans(dataset: str, args: argparse.Namespace) -> Chosen:
     from stunet.plans.check import difference
     from stunet.plans.derive import derive
 
-    path = workspace.plans_path(dataset, args.p)
+    preset = presets.load(args.preset) if args.preset else None
+    path = workspace.plans_path(dataset, args.p or (_fitting(dataset, preset) if preset else None))
     plans = workspace.load_plans(path)
     dataset_json = read_json(path.parent / "dataset.json")
     options = {"size": args.size, "memory_gb": args.gpu_memory_target, "stages": values.parse_stages(args.stages)}
     overrides = values.parse(args.set)
-    if args.preset:
-        preset = presets.load(args.preset)
+    if preset:
         if unlike := preset.unlike(plans):
             raise DataError(
                 f"plans {plans['plans_name']!r} have {unlike} as of preset {args.preset!r}",
@@ -79,6 +79,15 @@ def choose_plans(dataset: str, args: argparse.Namespace) -> Chosen:
             f"-p {derived['plans_name']} to use them, or delete {existing}",
         )
     return Chosen(on_disk, False, weights or _weights_of(on_disk, args))
+
+
+def _fitting(dataset: str, preset: presets.Preset) -> str | None:
+    """The only plans of the dataset that were planned as a preset wants."""
+    fitting = []
+    for name in workspace.planned(dataset):
+        plans = workspace.load_plans(workspace.plans_path(dataset, name))
+        fitting += [] if preset.unlike(plans) else [name]
+    return fitting[0] if len(fitting) == 1 else None
 
 
 def choose_trainer(dataset: str, plans: dict[str, Any], given: str | None) -> str:

@@ -139,6 +139,9 @@ def _find_cases(folder: Path, description: dict[str, Any], channels: int) -> lis
             for case in cases
         }
     missing = [(name, file) for name, files in wanted.items() for file in files if not file.is_file()]
+    if missing and (unset := re.search(r"\$\{?(\w+)", str(missing[0][1]))):
+        what = f"{str(missing[0][1])!r} has the variable {unset[1]}, which is not set"
+        raise DataError(what, f"export {unset[1]}=FOLDER")
     hint = "add the file, or remove the case"
     raise_first([DataError(f"case {name!r} lacks the image {str(file)!r}", hint) for name, file in missing])
     unlabelled = [case for case in cases if not case.label.is_file()]

@@ -116,7 +116,7 @@ class Conversion:
         own = self.target / OWN_FOLDER
         (own / "cases").mkdir(parents=True, exist_ok=True)
         with _locked(own / "lock"):
-            if not (own / "options.json").exists():
+            if not any((own / "cases").glob("*.json")):
                 write_json(own / "options.json", self.step.options())
             if pending:
                 (self.target / "dataset.json").unlink(missing_ok=True)
@@ -133,6 +133,8 @@ class Conversion:
         if not self.target.exists():
             return
         path = self.target / OWN_FOLDER / "options.json"
+        if (path.parent / "cases").is_dir() and not any((path.parent / "cases").glob("*.json")):
+            return  # nothing was made yet, so other options do no harm
         if not path.is_file():
             hint = "another number or name with -d and --name, or remove that folder"
             raise DataError(f"{str(self.target)!r} exists and was not made by this command", hint)

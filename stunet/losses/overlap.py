@@ -30,6 +30,7 @@ def mean_dice(
         smooth: Added to numerator and denominator.
         ddp: Sum, and count what is annotated, over all processes; their gradients must be averaged, as DDP does.
     """
+    share = len(annotated)
     sums = torch.stack([right, found, true.to(right), annotated.to(right)])
     if batch_dice:
         sums = sums.sum(1)
@@ -39,7 +40,7 @@ def mean_dice(
     counted = samples > 0
     number = counted.sum()
     if ddp and not batch_dice:
-        number = mean_over_ranks(number)
+        number = of_all_ranks(number.to(dice), share)
     return torch.where(counted, dice, 0).sum() / number.clamp_min(1)
 
 
@@ -59,11 +60,15 @@ class _SumOverRanks(torch.autograd.Function):
         return total
 
 
-def mean_over_ranks(number: Tensor) -> Tensor:
-    """The mean of a number over all processes. Losses divided by it have the right mean over the processes."""
-    total = number.to(torch.float32, copy=True)
+def of_all_ranks(number: Tensor, samples: int) -> Tensor:
+    """A number as all processes have it together, for the share of samples that this one has.
+
+    Losses divided by it, weighted by the processes' shares, have the mean of one process with all samples.
+    """
+    dtype = wide(number.device)
+    total = torch.stack([number.to(dtype), number.new_tensor(samples, dtype=dtype)])
     dist.all_reduce(total)
-    return total / dist.get_world_size()
+    return (total[0] / total[1] * samples).to(number)
 
 
 def chunks(voxels: int, classes: int, device: torch.device, chunk: int | None) -> Iterator[slice]:

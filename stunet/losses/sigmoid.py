@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from stunet.losses.overlap import check, chunks, mean_dice, mean_over_ranks, read, wide
+from stunet.losses.overlap import check, chunks, mean_dice, of_all_ranks, read, wide
 
 
 class MaskedSigmoid(torch.nn.Module):
@@ -70,7 +70,7 @@ class MaskedSigmoid(torch.nn.Module):
         annotated_BR = annotated_BR.to(logits_BRDHW.device)
         dice = mean_dice(right, found, true, annotated_BR, batch_dice=self.batch_dice, smooth=self.smooth, ddp=self.ddp)
         number = (annotated_BR.sum(1) * voxels).sum()
-        number = mean_over_ranks(number) if self.ddp else number
+        number = of_all_ranks(number, len(annotated_BR)) if self.ddp else number
         return self.ce_weight * entropy.sum() / number.clamp_min(1) - self.dice_weight * dice
 
 

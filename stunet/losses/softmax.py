@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stunet.losses.overlap import check, chunks, mean_dice, read, wide
+from stunet.losses.overlap import check, chunks, mean_dice, of_all_ranks, read, wide
 
 
 class DiceCE(torch.nn.Module):
@@ -74,7 +74,8 @@ class DiceCE(torch.nn.Module):
             smooth=self.smooth,
             ddp=self.ddp,
         )
-        return self.ce_weight * entropy.sum() / true.sum().clamp_min(1) - self.dice_weight * dice
+        number = of_all_ranks(true.sum(), len(true)) if self.ddp else true.sum()
+        return self.ce_weight * entropy.sum() / number.clamp_min(1) - self.dice_weight * dice
 
 
 class PartitionDiceCE(DiceCE):

@@ -84,6 +84,8 @@ def modalities(union: Union) -> Iterator[Finding]:
 
 def learnable(union: Union) -> Iterator[Finding]:
     """Classes that no source annotates, and classes that no source tells from another one."""
+    if len(union.members) < len(union.recipe.sources):
+        return  # what a source annotates that cannot be opened is not known
     missing = [leaf for leaf in union.recipe.classes if leaf not in union.space.leaves]
     listed = [leaf for leaf in missing if leaf in union.recipe.required]
     if listed:

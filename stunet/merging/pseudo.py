@@ -21,7 +21,7 @@ from stunet.errors import DataError, UsageError
 from stunet.files import read_json
 from stunet.inference.cases import Model
 from stunet.merging.build import label_bound
-from stunet.merging.scan import files_of
+from stunet.merging.scan import check_endings, files_of
 from stunet.merging.space import IGNORE
 
 REST = "background"  # the name of the threshold of there being none of the missing classes
@@ -103,6 +103,7 @@ def plan(
         UsageError: A threshold is no probability, or that of an unknown class.
     """
     cases, rules = read_dataset(folder)
+    check_endings(cases)
     description = read_json(folder / "dataset.json")
     if len(teacher.channels) != len(rules.channels):
         text = f"the teacher takes {len(teacher.channels)} channels ({', '.join(teacher.channels)})"

@@ -6,7 +6,7 @@ Every file is read once, as nnU-Net will read it, in several processes; what was
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -21,6 +21,7 @@ from stunet.errors import DataError
 from stunet.files import whole
 from stunet.processes import each
 
+NIFTI = (".nii", ".nii.gz")
 EVERY = 4  # of the voxels along each axis go into the fingerprint: 1/64 of them
 SQUARE_ATOL = 1e-3  # of the cosine between axes
 
@@ -134,6 +135,18 @@ def _scan(case: Case, rules: Rules) -> Scan | DataError:
         image_bytes=sum(path.stat().st_size for path in case.images),
         label_bytes=case.label.stat().st_size,
     )
+
+
+def check_endings(cases: Iterable[Case]) -> None:
+    """Sees that all files are NIfTI.
+
+    Raises:
+        DataError: One is not.
+    """
+    for case in cases:
+        for path in (*case.images, case.label):
+            if not path.name.endswith(NIFTI):
+                raise DataError(f"{str(path)!r} is no NIfTI file", "convert the dataset to .nii.gz before")
 
 
 def _check_axes(path: Path) -> None:

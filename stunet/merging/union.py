@@ -24,11 +24,10 @@ from stunet.errors import DataError, closest
 from stunet.files import read_json
 from stunet.merging import Finding
 from stunet.merging.recipe import Recipe, SourceRecipe
-from stunet.merging.scan import Scan
+from stunet.merging.scan import Scan, check_endings
 from stunet.merging.space import IGNORE, Space, overlaps
 
 COMPARE = {"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge, "==": operator.eq}
-NIFTI = (".nii", ".nii.gz")
 
 
 @dataclass(frozen=True)
@@ -165,10 +164,7 @@ def open_source(recipe: Recipe, source: SourceRecipe) -> Member:
     taken = tuple(case for case in cases if case.name not in source.exclude)
     if not taken:
         raise DataError(f"all cases of {folder.name} are excluded", "exclude fewer, or leave the source out")
-    for case in taken:
-        for path in (*case.images, case.label):
-            if not path.name.endswith(NIFTI):
-                raise DataError(f"{str(path)!r} is no NIfTI file", "convert the dataset to .nii.gz before")
+    check_endings(taken)
     reader = recursive_find_reader_writer_by_name(recipe.reader)
     return Member(
         recipe=source,
