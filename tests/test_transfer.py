@@ -278,6 +278,16 @@ def test_other_intensities_and_another_spacing_are_named(
         assert part in warning
 
 
+@pytest.mark.parametrize(("std", "warned"), [(271.5, False), (16.6, True)])
+def test_ct_that_is_normalised_by_a_much_smaller_spread_is_named(std: float, warned: bool) -> None:
+    given = weights_of(network())
+    plans = {**(given.plans or {}), "foreground_intensity_properties_per_channel": {"0": {"std": 270.0}}}
+    here = {"0": {"std": std}}
+    schemes = ["CTNormalization"]
+    report = transfer(network(), replace(given, plans=plans), normalization=schemes, intensities=here)
+    assert [f"divided by 270 HU, the plan divides by {std:.0f}" in text for text in report.warnings] == [True] * warned
+
+
 def test_what_weights_do_not_say_of_their_images_is_passed_over() -> None:
     bare = weights_of(network(), plans=None)
     report = transfer(network(), bare, normalization=["CTNormalization"], spacing=[9.0, 9.0, 9.0])

@@ -155,6 +155,7 @@ def _load(
         head=None if planned["head"] == start.heads.mode else planned["head"],  # the report knows why only then
         sha256=planned["sha256"],
         normalization=planned_for["normalization_schemes"],
+        intensities=plans.get("foreground_intensity_properties_per_channel"),
         spacing=planned_for["spacing"],
         load=load,
     )

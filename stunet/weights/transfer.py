@@ -10,6 +10,7 @@ reading.py reads the file, heads.py chooses the rows; trainers/start.py calls `t
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +28,7 @@ STEMS = ("repeat", "first")
 LEAST_COVERAGE = 0.9  # of the encoder; with less the weights are those of something else
 GAPS_SHOWN = 3
 SPACING_FACTOR = 1.5  # on any axis; above it the weights' structures have clearly another size in voxels
+CONTRAST = 2.0  # of the scales of CT, above which a warning is due
 ABSENT = "not in the weights"
 INPUT_CONVOLUTIONS = ("conv_blocks_context.0.0.conv1.weight", "conv_blocks_context.0.0.conv3.weight")
 
@@ -38,6 +40,7 @@ def transfer(
     classes: Sequence[str] | None = None,
     channels: Sequence[str] | None = None,
     normalization: Sequence[str] | None = None,
+    intensities: Mapping[str, Any] | None = None,
     spacing: Sequence[float] | None = None,
     cascade_channels: int = 0,
     head: str | None = None,
@@ -53,6 +56,7 @@ def transfer(
         classes: Name of each row of the network's heads, the background first (and absent where regions are learned).
         channels: Names of its image channels.
         normalization: What the plan does to them: nnU-Net's scheme per channel.
+        intensities: The plan's foreground_intensity_properties_per_channel, by which CT is normalised.
         spacing: Of the plan, in mm, array order.
         cascade_channels: One-hot channels in its input, behind the image channels; their weights begin as zeros.
         head: One of heads.HEADS, or None: slice where a class matches.
@@ -90,6 +94,7 @@ def transfer(
     warnings = (
         *_stride_warnings(network.strides, weights),
         *_input_warnings(weights, channels, normalization, spacing),
+        *_contrast_warnings(weights, normalization, intensities),
         *heads.warnings,
     )
     return TransferReport(str(weights.path), sha256, weights.entry, coverage, heads, warnings, tuple(fates))
@@ -283,4 +288,24 @@ def _input_warnings(
             "the weights were trained at a spacing of {} mm, the plan has {} mm: "
             "they know the same structures in another size".format(*given)
         )
+    return warnings
+
+
+def _contrast_warnings(
+    weights: Weights, normalization: Sequence[str] | None, intensities: Mapping[str, Any] | None
+) -> list[str]:
+    """Where both normalise CT by the foreground of their datasets, and these differ much."""
+    known = (weights.plans or {}).get("foreground_intensity_properties_per_channel") or {}
+    warnings = []
+    for channel, schemes in enumerate(zip(weights.normalization or (), normalization or (), strict=False)):
+        before, now = (float((each.get(str(channel)) or {}).get("std") or 0) for each in (known, intensities or {}))
+        if (
+            set(schemes) == {"CTNormalization"}
+            and min(before, now) > 0
+            and max(before, now) > CONTRAST * min(before, now)
+        ):
+            warnings.append(
+                f"the weights were trained with CT divided by {before:.0f} HU, the plan divides by {now:.0f}: "
+                "the first layers see another contrast than they know"
+            )
     return warnings
