@@ -7,13 +7,12 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from stunet.errors import DataError, closest
+from stunet.errors import DataError, closest, short
 from stunet.networks import SIZES
 from stunet.plans import values
 from stunet.plans.resolve import resolve
 
 NETWORK = "stunet.networks.STUNet"
-SHOWN = 100  # characters of a value in an error
 
 _PLAN_KEYS = {
     "dataset_name", "plans_name", "original_median_spacing_after_transp", "original_median_shape_after_transp",
@@ -124,12 +123,7 @@ def difference(one: Any, other: Any, where: str = "plans") -> str | None:
             ),
             None,
         )
-    return None if one == other else f"{where}: {_short(one)} and {_short(other)}"
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
+    return None if one == other else f"{where}: {short(one)} and {short(other)}"
 
 
 def of_a_run(plans: Mapping[str, Any], configuration: str) -> dict[str, Any]:

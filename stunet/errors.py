@@ -3,6 +3,8 @@
 An error says what happened and where; its hint is the command or the step that helps. cli/common.py prints both.
 """
 
+SHOWN = 80  # characters of a value in a message
+
 
 class StunetError(Exception):
     """Base of all errors that a user can do something about.
@@ -56,3 +58,9 @@ def closest(name: str, known: list[str]) -> str:
 
     matches = get_close_matches(name, known, n=2, cutoff=0.5)
     return f"; did you mean {' or '.join(map(repr, matches))}?" if matches else ""
+
+
+def short(value: object) -> str:
+    """How a message shows a value: its repr, cut where it is long."""
+    text = repr(value)
+    return text if len(text) <= SHOWN else f"{text[: SHOWN - 3]}..."

@@ -1,6 +1,7 @@
 """Files and folders that appear whole or not at all, and JSON that says what is wrong with it."""
 
 import errno
+import fcntl
 import json
 import os
 import shutil
@@ -26,6 +27,23 @@ def whole(path: Path) -> Iterator[Path]:
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
+
+
+@contextmanager
+def alone(lock: Path, message: str, hint: str) -> Iterator[None]:
+    """Sees that no other process runs the block; the lock goes with the process, however that ends.
+
+    Raises:
+        DataError: Another one does: `message` and `hint`.
+    """
+    with lock.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise DataError(message, hint) from None
+        except OSError:  # some network file systems have no locks: two runs at a time go unnoticed there
+            pass
+        yield
 
 
 @contextmanager

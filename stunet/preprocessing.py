@@ -13,7 +13,6 @@ A data folder holds
 Imports neither torch nor nnunetv2. Read next: preprocessing_workers.py, which does one case.
 """
 
-import fcntl
 import json
 import os
 import re
@@ -28,7 +27,7 @@ from typing import Any
 
 from stunet.annotations import FILE as ANNOTATIONS
 from stunet.errors import DataError, UsageError
-from stunet.files import read_json, whole, write_json
+from stunet.files import alone, read_json, whole, write_json
 from stunet.plans.resolve import resolve
 from stunet.preprocessing_workers import OWN_FOLDER, Job, names_case, run
 from stunet.workspace import preprocessed_dataset, raw_dataset
@@ -233,13 +232,8 @@ def _locked(folders: Sequence[Path]) -> Iterator[None]:
     with ExitStack() as stack:
         for folder in folders:
             (folder / OWN_FOLDER).mkdir(parents=True, exist_ok=True)
-            lock = stack.enter_context(open(folder / OWN_FOLDER / "lock", "w"))
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise DataError(f"another run is preprocessing into {str(folder)!r}", "wait until it is done") from None
-            except OSError:  # some network file systems have no locks: two runs at a time go unnoticed there
-                pass
+            what = f"another run is preprocessing into {str(folder)!r}"
+            stack.enter_context(alone(folder / OWN_FOLDER / "lock", what, "wait until it is done"))
         yield
 
 

@@ -50,13 +50,16 @@ def run(raw: Path, tmp_path: Path) -> Run:
     """Builds the union of these sources."""
 
     def build_it(
-        sources: Sequence[dict[str, Any]] = (A, B, {"id": "c", "dataset": "3"}), workers: int = 1, **more: Any
+        sources: Sequence[dict[str, Any]] = (A, B, {"id": "c", "dataset": "3"}),
+        workers: int = 1,
+        on_case: Callable[[str], None] = lambda name: None,
+        **more: Any,
     ) -> Path:
         recipe = load_recipe(write_recipe(tmp_path / "merge.yaml", sources, **({"classes": CLASSES} | more)))
         members, findings = open_sources(recipe)
         checked = check(recipe, members)
         assert [f.message for f in [*findings, *checked.findings] if f.fatal] == []
-        return build(checked, workers)
+        return build(checked, workers, on_case)
 
     return build_it
 
@@ -234,7 +237,9 @@ def test_an_interrupted_build_goes_on_and_nothing_appears_before_the_end(
     part = raw / ".part-Dataset900_Union"
     before = {path.name: path.stat().st_mtime_ns for path in part.glob("labelsTr/*")}
     assert len(before) == 3
-    target = run()
+    shown: list[str] = []
+    target = run(on_case=shown.append)
+    assert len(shown) == 7  # those that were there count as well
     after = {path.name: path.stat().st_mtime_ns for path in target.glob("labelsTr/*")}
     assert len(after) == 7
     assert before.items() <= after.items()

@@ -6,17 +6,16 @@ processes.py.
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 
 import torch
 import torch.distributed as dist
-from filelock import FileLock, Timeout
 
 from stunet.errors import DataError, Interrupted
-from stunet.files import read_json
+from stunet.files import alone, read_json
 from stunet.nnunet import trainer_class
 from stunet.trainers.base import PlannedTrainer
 from stunet.trainers.listener import Listener, Silent
@@ -113,21 +112,10 @@ def _child(member: Member, run: Run, checkpoint: Path | None, new_listener: Call
     _train(run, checkpoint, new_listener() if member.leads else Silent())
 
 
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Sees that nobody else trains into a folder; the lock goes with the process, however that ends."""
+def _alone(folder: Path) -> AbstractContextManager[None]:
+    """Sees that nobody else trains into a folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / ".lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise DataError(f"another process trains in {str(folder)!r}", "wait for it, or end it first") from None
-    except NotImplementedError:  # a file system without locks
-        pass
-    try:
-        yield
-    finally:
-        lock.release()
+    return alone(folder / ".lock", f"another process trains in {str(folder)!r}", "wait for it, or end it first")
 
 
 def forget(run: Run) -> None:

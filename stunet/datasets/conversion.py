@@ -10,20 +10,18 @@ where they are: dataset.json refers to them. A dataset folder holds
     splits_final.json, dataset.json             last of all: until then nobody takes the folder for a dataset
 """
 
-import fcntl
 import hashlib
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 from stunet.datasets import FILE_ENDING, raise_first, write_dataset_json
-from stunet.errors import DataError, OutOfMemoryError, StunetError, UsageError
-from stunet.files import NO_SPACE, read_json, whole, write_json
+from stunet.errors import DataError, OutOfMemoryError, StunetError, UsageError, short
+from stunet.files import NO_SPACE, alone, read_json, whole, write_json
 from stunet.processes import each
 
 OWN_FOLDER = ".stunet"
@@ -115,7 +113,7 @@ class Conversion:
         """
         own = self.target / OWN_FOLDER
         (own / "cases").mkdir(parents=True, exist_ok=True)
-        with _locked(own / "lock"):
+        with alone(own / "lock", f"another run is converting into {str(self.target)!r}", "wait until it is done"):
             if not any((own / "cases").glob("*.json")):
                 write_json(own / "options.json", self.step.options())
             if pending:
@@ -142,7 +140,7 @@ class Conversion:
         differing = [key for key in {**before, **now} if before.get(key) != now.get(key)]
         if differing:
             key = differing[0]
-            what = f"{key} {_short(before.get(key))}, not {_short(now.get(key))}"
+            what = f"{key} {short(before.get(key))}, not {short(now.get(key))}"
             hint = "another number with -d, or remove that folder, or the same options as then"
             raise DataError(f"{str(self.target)!r} was converted with {what}", hint)
 
@@ -285,21 +283,3 @@ def _signature(source: Source) -> str:
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    with path.open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            what = f"another run is converting into {str(path.parent.parent)!r}"
-            raise DataError(what, "wait until it is done") from None
-        except OSError:  # some network file systems have no locks: two runs at a time go unnoticed there
-            pass
-        yield

@@ -11,13 +11,13 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
 from stunet.errors import DataError, Interrupted, UsageError
 from stunet.experiment.arms import Arm
-from stunet.files import read_json, write_json
+from stunet.files import alone, read_json, write_json
 
 DONE, BEGUN, FAILED = "done", "begun", "failed"
 RESULT = re.compile(r"^mean validation Dice \S+  (.+)$", re.MULTILINE)  # what stunet_train prints last
@@ -191,17 +191,11 @@ def _stopped_at_the_end(running: list[_Process]) -> Iterator[None]:
             process.wait()
 
 
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
+def _alone(folder: Path) -> AbstractContextManager[None]:
     """Holds the folder, so that no two commands run the same arms."""
-    from filelock import FileLock, Timeout
-
     folder.mkdir(parents=True, exist_ok=True)
-    try:
-        with FileLock(folder / ".lock", timeout=0):
-            yield
-    except Timeout:
-        raise DataError(f"another stunet_experiment runs in {str(folder)!r}", "wait for it, or -o FOLDER") from None
+    what = f"another stunet_experiment runs in {str(folder)!r}"
+    return alone(folder / ".lock", what, "wait for it, or -o FOLDER")
 
 
 @contextmanager

@@ -16,6 +16,34 @@ from stunet.errors import DataError
 ELEMENTS, ELEMENTS_CPU = 2**24, 2**18
 
 
+class DiceAndEntropy(torch.nn.Module):
+    """What the losses have in common: their options.
+
+    Args:
+        batch_dice: Dice over the samples of the batch that annotate a class together, not per sample.
+        ignore_label: Voxels with this value count nowhere.
+        smooth: Added to the Dice's numerator and denominator.
+        dice_weight: Of the negative Dice, averaged over classes.
+        ce_weight: Of the cross entropy.
+        ddp: The batch is that of all processes.
+        chunk: Voxels at once; None: as many as suit the device.
+    """
+
+    def __init__(
+        self,
+        batch_dice: bool,
+        ignore_label: int | None = None,
+        smooth: float = 1e-5,
+        dice_weight: float = 1.0,
+        ce_weight: float = 1.0,
+        ddp: bool = False,
+        chunk: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.batch_dice, self.ignore_label, self.smooth = batch_dice, ignore_label, smooth
+        self.dice_weight, self.ce_weight, self.ddp, self.chunk = dice_weight, ce_weight, ddp, chunk
+
+
 def mean_dice(
     right: Tensor, found: Tensor, true: Tensor, annotated: Tensor, *, batch_dice: bool, smooth: float, ddp: bool
 ) -> Tensor:

@@ -17,35 +17,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from stunet.losses.overlap import check, chunks, mean_dice, of_all_ranks, read, wide
+from stunet.losses.overlap import DiceAndEntropy, check, chunks, mean_dice, of_all_ranks, read, wide
 
 
-class MaskedSigmoid(torch.nn.Module):
+class MaskedSigmoid(DiceAndEntropy):
     """Dice and cross entropy over annotated outputs; nnU-Net's DC_and_BCE_loss where all are, and none is ignored.
 
-    Args:
-        batch_dice: Dice over the samples that annotate an output, not per sample.
-        ignore_label: Voxels with this value count nowhere.
-        smooth: Added to the Dice's numerator and denominator.
-        dice_weight: Of the negative Dice, averaged over annotated outputs.
-        ce_weight: Of the cross entropy, averaged over annotated outputs and voxels.
-        ddp: Batch Dice over the samples of all processes.
-        chunk: Voxels at once; None: as many as suit the device.
+    Its options are those of DiceAndEntropy.
     """
-
-    def __init__(
-        self,
-        batch_dice: bool,
-        ignore_label: int | None = None,
-        smooth: float = 1e-5,
-        dice_weight: float = 1.0,
-        ce_weight: float = 1.0,
-        ddp: bool = False,
-        chunk: int | None = None,
-    ) -> None:
-        super().__init__()
-        self.batch_dice, self.ignore_label, self.smooth = batch_dice, ignore_label, smooth
-        self.dice_weight, self.ce_weight, self.ddp, self.chunk = dice_weight, ce_weight, ddp, chunk
 
     def forward(self, logits_BRDHW: Tensor, target_B1DHW: Tensor, annotated_BR: Tensor, inside_BRV: Tensor) -> Tensor:
         """The loss; logits in half precision are computed with in single.

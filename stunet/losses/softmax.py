@@ -21,35 +21,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stunet.losses.overlap import check, chunks, mean_dice, of_all_ranks, read, wide
+from stunet.losses.overlap import DiceAndEntropy, check, chunks, mean_dice, of_all_ranks, read, wide
 
 
-class DiceCE(torch.nn.Module):
+class DiceCE(DiceAndEntropy):
     """nnU-Net's DC_and_CE_loss with MemoryEfficientSoftDiceLoss and without background: equal value and gradient.
 
-    Args:
-        batch_dice: Dice over the whole batch, not per sample.
-        ignore_label: Voxels with this value count nowhere.
-        smooth: Added to the Dice's numerator and denominator.
-        dice_weight: Of the negative Dice, averaged over classes.
-        ce_weight: Of the cross entropy, averaged over voxels.
-        ddp: With batch Dice: the batch is that of all processes.
-        chunk: Voxels at once; None: as many as suit the device.
+    Its options are those of DiceAndEntropy.
     """
-
-    def __init__(
-        self,
-        batch_dice: bool,
-        ignore_label: int | None = None,
-        smooth: float = 1e-5,
-        dice_weight: float = 1.0,
-        ce_weight: float = 1.0,
-        ddp: bool = False,
-        chunk: int | None = None,
-    ) -> None:
-        super().__init__()
-        self.batch_dice, self.ignore_label, self.smooth = batch_dice, ignore_label, smooth
-        self.dice_weight, self.ce_weight, self.ddp, self.chunk = dice_weight, ce_weight, ddp, chunk
 
     def forward(self, logits_BCDHW: Tensor, target_B1DHW: Tensor) -> Tensor:
         """The loss; logits in half precision are computed with in single.

@@ -48,7 +48,7 @@ def build(checked: Checked, workers: int = 1, on_case: Callable[[str], None] = l
     Args:
         checked: A check without fatal findings.
         workers: Processes that write; each holds one label in memory.
-        on_case: Called with the name of a case when it is written.
+        on_case: Called with the name of a case when it is written, or was by a run before.
 
     Raises:
         DataError: The name or number is taken, an interrupted build was of another recipe, or the disk is full.
@@ -63,7 +63,12 @@ def build(checked: Checked, workers: int = 1, on_case: Callable[[str], None] = l
     with growing(target, now) as part:
         for folder in ("labelsTr", "imagesTr"):
             (part / folder).mkdir(exist_ok=True)
-        jobs = [job for job in _jobs(union, part) if not job.label.exists()]
+        jobs = []
+        for job in _jobs(union, part):
+            if job.label.exists():
+                on_case(job.name)
+            else:
+                jobs.append(job)
         for position, _ in each(_write_case, jobs, workers):
             on_case(jobs[position].name)
         _finish(part, union, now)

@@ -10,10 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from stunet.errors import DataError
-from stunet.files import NO_SPACE, read_json, write_json
+from stunet.files import NO_SPACE, alone, read_json, write_json
 
 RECORD = "provenance.json"
 FULL_HINT = "free some space and run the same command again; finished cases are kept"
@@ -57,19 +55,17 @@ def growing(target: Path, now: Mapping[str, Any]) -> Iterator[Path]:
     """
     part = target.with_name(f".part-{target.name}")
     part.mkdir(exist_ok=True)
-    lock = FileLock(target.with_name(f".lock-{target.name}"))
+    lock = target.with_name(f".lock-{target.name}")
     try:
-        with lock.acquire(blocking=False):
+        with alone(lock, f"another run makes {target.name}", "wait until it is done"):
             _begin(part, target, now)
             yield part
             part.rename(target)
-    except Timeout:
-        raise DataError(f"another run makes {target.name}", "wait until it is done") from None
     except OSError as error:
         if error.errno not in NO_SPACE:
             raise
         raise DataError(f"no space in {str(part)!r}: {error.strerror}", FULL_HINT) from None
-    Path(lock.lock_file).unlink(missing_ok=True)
+    lock.unlink(missing_ok=True)
 
 
 def differences(before: object, now: object, where: str = "") -> list[str]:
