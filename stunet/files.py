@@ -1,18 +1,28 @@
-"""Files and folders that appear whole or not at all, and JSON that says what is wrong with it."""
+"""Files and folders that appear whole or not at all, locks that go with their process, and JSON that can be read.
+
+Every command takes the lock of a folder before it removes or writes anything there. The lock is flock(2)'s, which
+belongs to the open file: two holders in one process see each other, nobody loses it by reading the file (POSIX record
+locks go with any descriptor that is closed), and `flock` in a shell script sees it. What flock lacks is made up for
+here: a forked child, such as a data loader, closes its copy at once, or it would hold the lock after its parent died.
+"""
 
 import errno
 import fcntl
 import json
 import os
+import re
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from stunet.errors import DataError
 
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # errors of a full disk
+_PART = re.compile(r"\.part-\d+-(.+)", re.DOTALL)  # a temporary file; the digits are a process
+_held: set[int] = set()  # descriptors of this process's locks
 
 
 @contextmanager
@@ -21,7 +31,7 @@ def whole(path: Path) -> Iterator[Path]:
 
     The temporary name keeps the file's ending, because image writers choose the format by it.
     """
-    part = path.with_name(f".part-{os.getpid()}-{path.name}")
+    part = path.with_name(part_name(path.name))
     try:
         yield part
         os.replace(part, path)
@@ -29,21 +39,161 @@ def whole(path: Path) -> Iterator[Path]:
         part.unlink(missing_ok=True)
 
 
+def part_name(name: str) -> str:
+    """The temporary name of a file while this process writes it."""
+    return f".part-{os.getpid()}-{name}"
+
+
+def remove_parts(folder: Path, own: set[str] | None = None) -> None:
+    """Removes temporary files of runs that were killed; for who holds the folder's lock.
+
+    Args:
+        folder: Need not exist.
+        own: Where other processes share the folder: the final names that are this one's.
+    """
+    for path in folder.glob(".part-*"):
+        found = _PART.fullmatch(path.name)
+        if found and (own is None or found[1] in own):
+            remove(path)
+
+
+def remove(path: Path) -> None:
+    """Removes a file or folder, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
 @contextmanager
-def alone(lock: Path, message: str, hint: str) -> Iterator[None]:
-    """Sees that no other process runs the block; the lock goes with the process, however that ends.
+def alone(
+    lock: Path, message: str, hint: str, *, shared: bool = False, wait: Callable[[str], None] | None = None
+) -> Iterator[None]:
+    """Lets no other process run the block; the lock goes with this process, however that ends.
+
+    Where the file system has no locks (some network file systems), two runs at a time go unnoticed.
+
+    Args:
+        lock: A file, which says who holds the lock, and is removed at the end. Its folder is made.
+        message: What another holder does.
+        hint: The next step of a command that is refused.
+        shared: Others may share the lock; it excludes those who want it for themselves.
+        wait: Called with the message if the lock is held; the block begins when it is free. None: do not wait.
 
     Raises:
-        DataError: Another one does: `message` and `hint`.
+        DataError: Another one holds it: `message`, who that is, and `hint`.
     """
-    with lock.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise DataError(message, hint) from None
-        except OSError:  # some network file systems have no locks: two runs at a time go unnoticed there
-            pass
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = _acquire(lock, fcntl.LOCK_SH if shared else fcntl.LOCK_EX, message, hint, wait)
+    try:
         yield
+    finally:
+        if descriptor in _held:  # else this is a forked child, which has no lock to give back
+            _release(lock, descriptor)
+
+
+@contextmanager
+def alone_with(path: Path, hint: str = "wait until it is done") -> Iterator[None]:
+    """Lets no other process write a file or folder; the lock stands beside it."""
+    with alone(path.with_name(f".lock-{path.name}"), f"another process writes {str(path)!r}", hint):
+        yield
+
+
+def is_held(lock: Path) -> bool:
+    """Whether another process, or another block of this one, has a lock for itself."""
+    try:
+        descriptor = os.open(lock, os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    finally:
+        os.close(descriptor)
+    return False
+
+
+def _acquire(lock: Path, kind: int, message: str, hint: str, wait: Callable[[str], None] | None) -> int:
+    """The descriptor of the lock file that stands at this path while the lock is held."""
+    while True:
+        descriptor = _open(lock)
+        _held.add(descriptor)  # before it is locked: another thread may fork
+        try:
+            _lock(descriptor, kind, message, hint, wait)
+            if _is_at(lock, descriptor):
+                _sign(descriptor)
+                return descriptor
+        except BaseException:
+            _close(descriptor)
+            raise
+        _close(descriptor)  # the holder before has removed the file: the lock of the next one is another file
+
+
+def _lock(descriptor: int, kind: int, message: str, hint: str, wait: Callable[[str], None] | None) -> None:
+    try:
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+        return
+    except BlockingIOError:
+        text = f"{message}{_holder(descriptor)}"
+        if wait is None:
+            raise DataError(text, hint) from None
+        wait(text)
+    except OSError:  # no locks here
+        return
+    with suppress(OSError):
+        fcntl.flock(descriptor, kind)
+
+
+def _release(lock: Path, descriptor: int) -> None:
+    """Removes the lock file while it is held, unless others share it; who waits for it then takes a new one."""
+    with suppress(OSError):
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if _is_at(lock, descriptor):
+            lock.unlink()
+    _close(descriptor)
+
+
+def _open(lock: Path) -> int:
+    try:
+        return os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
+    except PermissionError:  # of another user, who was killed; to lock it needs no more than reading
+        return os.open(lock, os.O_RDONLY)
+
+
+def _close(descriptor: int) -> None:
+    _held.discard(descriptor)
+    os.close(descriptor)
+
+
+def _is_at(lock: Path, descriptor: int) -> bool:
+    try:
+        return os.path.samestat(os.stat(lock), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
+
+
+def _sign(descriptor: int) -> None:
+    text = f"process {os.getpid()} on {socket.gethostname()}"
+    with suppress(OSError):  # a full disk, or a file that may only be read
+        os.truncate(descriptor, 0)
+        os.pwrite(descriptor, text.encode(errors="replace"), 0)
+
+
+def _holder(descriptor: int) -> str:
+    text = os.pread(descriptor, 100, 0).decode(errors="replace")
+    return f" ({text})" if text and text.isprintable() else ""
+
+
+def _let_go() -> None:
+    for descriptor in _held:
+        os.close(descriptor)
+    _held.clear()
+
+
+os.register_at_fork(after_in_child=_let_go)
 
 
 @contextmanager
@@ -53,18 +203,19 @@ def new_folder(target: Path) -> Iterator[Path]:
     What a run that was killed left under the temporary name is removed first.
 
     Raises:
-        DataError: `target` exists.
+        DataError: `target` exists, or another process is making it.
     """
-    if target.exists():
-        raise DataError(f"{str(target)!r} exists already", "take another name, or remove it")
     part = target.with_name(f".part-{target.name}")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    try:
-        yield part
-        part.rename(target)
-    finally:
+    with alone_with(target):
+        if target.exists():
+            raise DataError(f"{str(target)!r} exists already", "take another name, or remove it")
         shutil.rmtree(part, ignore_errors=True)
+        part.mkdir(parents=True)
+        try:
+            yield part
+            part.rename(target)
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -30,7 +30,7 @@ from stunet.errors import DataError, UsageError
 from stunet.files import alone, read_json, whole, write_json
 from stunet.plans.resolve import resolve
 from stunet.preprocessing_workers import OWN_FOLDER, Job, names_case, run
-from stunet.workspace import preprocessed_dataset, raw_dataset
+from stunet.workspace import planning, preprocessed_dataset, raw_dataset
 
 PLAN_SETTINGS = (
     "transpose_forward",
@@ -109,7 +109,8 @@ def preprocess(
         for target in targets:
             _clear(target)
             target.save()
-        _copy_labels(dataset, description["file_ending"], cases)
+        with planning(dataset, wait=lambda what: None):
+            _copy_labels(dataset, description["file_ending"], cases)
         jobs = [Job(t.configuration, t.folder, c.name, c.images, c.label) for t, c in _pending(targets, cases)]
         try:
             with closing(run(jobs, plans, description, workers, verbose)) as finished:
@@ -231,7 +232,6 @@ def _locked(folders: Sequence[Path]) -> Iterator[None]:
     """Makes the folders and holds their locks; the system gives a lock back when the process ends, however it ends."""
     with ExitStack() as stack:
         for folder in folders:
-            (folder / OWN_FOLDER).mkdir(parents=True, exist_ok=True)
             what = f"another run is preprocessing into {str(folder)!r}"
             stack.enter_context(alone(folder / OWN_FOLDER / "lock", what, "wait until it is done"))
         yield
@@ -252,8 +252,8 @@ def _copy_labels(dataset: str, ending: str, cases: Sequence[Case]) -> None:
     labels = {f"{case.name}{ending}": case.label for case in cases}
     (folder / "gt_segmentations").mkdir(exist_ok=True)
     for path in (folder / "gt_segmentations").glob(f"*{ending}"):
-        if path.name not in labels and not path.name.startswith("."):
-            path.unlink()
+        if path.name not in labels:  # also what a run that was killed was copying
+            path.unlink(missing_ok=True)
     for name, label in labels.items():
         _copy(Path(label), folder / "gt_segmentations" / name)
     raw = raw_dataset(dataset)

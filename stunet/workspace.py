@@ -5,10 +5,12 @@ Imports neither torch nor nnunetv2, so that commands can look before they load. 
 
 import os
 import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from stunet.errors import DataError, closest
-from stunet.files import read_json
+from stunet.files import alone, read_json, remove_parts
 
 VARIABLES = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
 TRAINER, PARTIAL_TRAINER = "STUNetTrainer", "STUNetPartialTrainer"
@@ -64,6 +66,23 @@ def dataset_name(id_or_name: int | str) -> str:
         f"no dataset {text!r}{closest(text, known)} ({listing})",
         "put DatasetXXX_Name into nnUNet_raw, or see stunet_convert --help",
     )
+
+
+@contextmanager
+def planning(dataset: str, wait: Callable[[str], None] | None = None) -> Iterator[None]:
+    """Holds what stands beside the data folders of a preprocessed dataset: plans, fingerprint, dataset.json, labels.
+
+    Args:
+        dataset: Full name.
+        wait: As of files.alone().
+
+    Raises:
+        DataError: Another process holds it.
+    """
+    place = folder("nnUNet_preprocessed") / dataset
+    with alone(place / ".lock", f"another process plans {dataset}", "wait until it is done", wait=wait):
+        remove_parts(place)
+        yield
 
 
 def raw_dataset(name: str) -> Path:

@@ -3,14 +3,13 @@
 import os
 import random
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 
 from stunet import workspace
 from stunet.errors import DataError, Interrupted, OutOfMemoryError, WeightsError
@@ -19,7 +18,7 @@ from stunet.plans.derive import derive
 from stunet.plans.values import MIRROR
 from stunet.trainers.base import PlannedTrainer
 from stunet.trainers.batches import SeededBatches, joined, parts_of
-from stunet.trainers.launch import Run, _alone, _stops, checkpoints, forget, limit_threads, starting_point
+from stunet.trainers.launch import Run, _stops, checkpoints, forget, limit_threads, starting_point
 from stunet.trainers.listener import Silent
 from stunet.trainers.mirroring import MirrorSides
 from stunet.trainers.saving import BEST, FINAL, LATEST
@@ -281,20 +280,39 @@ def test_a_checkpoint_of_another_plan_is_refused(planned: str, tmp_path: Path, m
         other.load_checkpoint(str(file))
 
 
-def test_a_fold_is_trained_by_one_process_at_a_time(tmp_path: Path) -> None:
-    code = (
-        "import sys\nfrom filelock import FileLock\nlock = FileLock(sys.argv[1])\nlock.acquire()\n"
-        "print('held', flush=True)\nsys.stdin.read()"
-    )
-    command = [sys.executable, "-c", code, str(tmp_path / ".lock")]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
-        assert other.stdout is not None
-        assert other.stdout.readline() == "held\n"
-        with pytest.raises(DataError, match="another process trains in"), _alone(tmp_path):
-            pass
-        other.kill()
-    with _alone(tmp_path):
+def a_fold(folder: Path, monkeypatch: pytest.MonkeyPatch, **options: Any) -> Run:
+    monkeypatch.setenv("nnUNet_results", str(folder))
+    run = Run("Dataset998_Phantom", {"plans_name": "P"}, "3d_fullres", 0, device="cpu", **options)
+    run.folder.mkdir(parents=True)
+    (run.folder / "checkpoint_latest.pth").touch()
+    return run
+
+
+def test_a_fold_that_is_being_trained_is_refused_before_anything_in_it_is_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = a_fold(tmp_path, monkeypatch, overwrite=True)
+    with (
+        FileLock(run.folder / ".lock"),
+        pytest.raises(DataError, match="another process trains in"),
+        reserved(run),
+    ):
         pass
+    assert checkpoints(run)
+    (run.folder / ".part-1-checkpoint_latest.pth").touch()  # as a killed run leaves it
+    with reserved(run) as checkpoint:
+        assert checkpoint is None
+        assert [path.name for path in run.folder.iterdir()] == [".lock"]
+    assert not list(run.folder.iterdir())
+
+
+def test_a_training_that_another_one_has_begun_meanwhile_is_not_overwritten(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = a_fold(tmp_path, monkeypatch)
+    with pytest.raises(DataError, match="this fold was begun"), reserved(run):
+        pass
+    assert checkpoints(run)
 
 
 def test_processes_share_the_cores_unless_the_user_says_how_many_threads(monkeypatch: pytest.MonkeyPatch) -> None:

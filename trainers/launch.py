@@ -6,7 +6,7 @@ processes.py.
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 
 from stunet.errors import DataError, Interrupted
-from stunet.files import alone, read_json
+from stunet.files import alone, read_json, remove_parts
 from stunet.nnunet import trainer_class
 from stunet.trainers.base import PlannedTrainer
 from stunet.trainers.listener import Listener, Silent
@@ -43,6 +43,7 @@ class Run:
         probabilities: Also save the validation's probabilities.
         disable_checkpointing: Write no checkpoints.
         weights: File or model folder with the weights that the plan starts from.
+        overwrite: Remove what an earlier training of the fold has left.
         fsdp: Several processes deal out the network instead of copying it.
     """
 
@@ -59,6 +60,7 @@ class Run:
     probabilities: bool = False
     disable_checkpointing: bool = False
     weights: Path | None = None
+    overwrite: bool = False
     fsdp: bool = False
 
     @property
@@ -82,8 +84,7 @@ def launch(run: Run, new_listener: Callable[[], Listener] = Silent) -> None:
         Interrupted: A signal ended the training; it can be resumed.
         StunetError: As the trainer raises them, also from other processes.
     """
-    with _alone(run.folder):
-        checkpoint = starting_point(run)
+    with reserved(run) as checkpoint:
         if run.processes == 1:
             _train(run, checkpoint, new_listener())
         else:
@@ -95,7 +96,7 @@ def join(run: Run, checkpoint: Path | None, member: Member, new_listener: Callab
 
     Args:
         run: What to do, the same in all processes.
-        checkpoint: Its starting_point().
+        checkpoint: As the leading process has it from reserved().
         member: Which process this is.
         new_listener: As of launch().
     """
@@ -104,18 +105,27 @@ def join(run: Run, checkpoint: Path | None, member: Member, new_listener: Callab
             f"process {member.rank} does not find {str(checkpoint)!r}",
             "nnUNet_results must be a folder that all machines share",
         )
-    with _alone(run.folder) if member.leads else nullcontext():
-        _train(run, checkpoint, new_listener() if member.leads else Silent())
+    _train(run, checkpoint, new_listener() if member.leads else Silent())
 
 
 def _child(member: Member, run: Run, checkpoint: Path | None, new_listener: Callable[[], Listener]) -> None:
     _train(run, checkpoint, new_listener() if member.leads else Silent())
 
 
-def _alone(folder: Path) -> AbstractContextManager[None]:
-    """Sees that nobody else trains into a folder."""
-    folder.mkdir(parents=True, exist_ok=True)
-    return alone(folder / ".lock", f"another process trains in {str(folder)!r}", "wait for it, or end it first")
+@contextmanager
+def reserved(run: Run) -> Iterator[Path | None]:
+    """Holds the fold while it is trained, from before anything in it is removed; yields its starting_point().
+
+    Raises:
+        DataError: Another process trains the same fold, or as of starting_point().
+    """
+    what = f"another process trains in {str(run.folder)!r}"
+    with alone(run.folder / ".lock", what, "wait for it, or end it first"):
+        if run.overwrite:
+            forget(run)
+        checkpoint = starting_point(run)
+        remove_parts(run.folder)
+        yield checkpoint
 
 
 def forget(run: Run) -> None:
@@ -134,9 +144,14 @@ def starting_point(run: Run) -> Path | None:
     """The checkpoint that the run continues from or validates; None for a new training.
 
     Raises:
-        DataError: What is to be continued or validated does not exist.
+        DataError: What is to be continued or validated does not exist, or a new training would overwrite another.
     """
     found = checkpoints(run)
+    if found and not (run.resume or run.only_validate or run.overwrite):
+        state = "was trained to the end" if found[0].name == FINAL else "was begun"
+        raise DataError(
+            f"this fold {state}: {str(found[0])!r}", "--c to continue (or validate), --overwrite to start anew"
+        )
     if run.resume and not found:
         raise DataError(f"nothing to continue: no checkpoint in {str(run.folder)!r}", "the same command without --c")
     if run.only_validate and run.folder / FINAL not in found:
@@ -149,7 +164,7 @@ def starting_point(run: Run) -> Path | None:
 
 def continued(run: Run) -> Run:
     """The run as it goes on when torchrun starts its processes anew: from its latest checkpoint, if it has one."""
-    return replace(run, resume=bool(checkpoints(run)) and not run.only_validate)
+    return replace(run, resume=bool(checkpoints(run)) and not run.only_validate, overwrite=False)
 
 
 def _train(run: Run, checkpoint: Path | None, listener: Listener) -> None:

@@ -15,8 +15,7 @@ from nnunetv2.evaluation.evaluate_predictions import save_summary_json
 
 from stunet.annotations import Annotations
 from stunet.evaluation.metrics import confusion
-from stunet.files import whole
-from stunet.inference.output import remove_parts
+from stunet.files import remove_parts, whole
 from stunet.trainers.validation import FOLDER, SUMMARY
 
 if TYPE_CHECKING:
@@ -28,7 +27,7 @@ Label = int | tuple[int, ...]  # a class of the model or its regions, nnU-Net's 
 def measure(trainer: "STUNetPartialTrainer") -> None:
     """Compares the predicted validation cases with their labels, writes summary.json and says how well they agree."""
     folder, ending = Path(trainer.output_folder) / FOLDER, trainer.dataset_json["file_ending"]
-    remove_parts(folder, own=None)
+    remove_parts(folder)
     references = Path(trainer.preprocessed_dataset_folder_base) / "gt_segmentations"
     reader = trainer.plans_manager.image_reader_writer_class()
     found = predicted_values(trainer.annotations)

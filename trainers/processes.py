@@ -20,6 +20,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from stunet.errors import Interrupted, OutOfMemoryError, StunetError, UsageError
+from stunet.processes import start_worker
 
 Decision = TypeVar("Decision")
 
@@ -131,7 +132,7 @@ def spawn(function: Callable[..., None], arguments: tuple[Any, ...], size: int, 
 
 def _child(rank: int, size: int, device: str, function: Callable[..., None], arguments: tuple[Any, ...]) -> None:
     """One of several processes; ends with the exit code of an error, after saying what it was."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all; the parent passes SIGTERM on
+    start_worker()  # a terminal sends Ctrl-C to all, the parent passes SIGTERM on; its lock would not outlive it
     member = Member(rank, rank, size)
     try:
         with together(member, device):

@@ -25,10 +25,10 @@ from nnunetv2.training.dataloading import nnunet_dataset as datasets
 from nnunetv2.utilities.label_handling.label_handling import convert_labelmap_to_one_hot
 
 from stunet.errors import DataError
-from stunet.files import whole
+from stunet.files import part_name, remove_parts, whole
 from stunet.inference.cases import Model, drop_channel_axis
 from stunet.inference.failures import last_line
-from stunet.inference.output import part_name, remove_parts, whole_case
+from stunet.inference.output import whole_case
 from stunet.inference.probabilities import PLAIN, compress
 from stunet.inference.products import Products, endings_of_parts
 from stunet.inference.reading import UNREADABLE
@@ -249,7 +249,7 @@ class _Threads:
 def measure(trainer: "PlannedTrainer", processes: int) -> None:
     """Compares what all processes have written with the labels, and says how well they agree."""
     folder, labels = Path(trainer.output_folder) / FOLDER, trainer.label_manager
-    remove_parts(folder, own=None)  # of processes that were killed: nnU-Net would take them for cases
+    remove_parts(folder)  # of processes that were killed: nnU-Net would take them for cases
     with whole(folder / SUMMARY) as part, exchanged(evaluation, multiprocessing=_Threads):
         metrics = evaluation.compute_metrics_on_folder(
             str(Path(trainer.preprocessed_dataset_folder_base) / "gt_segmentations"),

@@ -121,7 +121,8 @@ def _plan_and_preprocess(dataset: str, args: argparse.Namespace) -> None:
     check_splits(dataset)
     if not args.no_check:
         _check(dataset, readers, args.no_pbar)
-    plans = _plan(dataset, readers, args)
+    with workspace.planning(dataset):
+        plans = _plan(dataset, readers, args)
     console.result(f"{dataset}: {plans['plans_name']}")
     console.table(*_summary(plans))
     for warning in _warnings(plans):

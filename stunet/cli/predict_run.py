@@ -8,13 +8,14 @@ import signal
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stunet import console
 from stunet.errors import DataError, Interrupted, StunetError
+from stunet.files import alone
 
 if TYPE_CHECKING:
     from stunet.inference.cases import Case
@@ -40,8 +41,9 @@ def run(args: argparse.Namespace, stages: "list[Predictor]", cases: "list[Case]"
     if report:
         report.write(args.report)  # where it cannot be written, that is said now
     errors: dict[str, StunetError] = {}
+    _make_writable(folder)
     try:
-        with _terminable():
+        with _reserved(args, cases, folder), _terminable():
             while stages:
                 stage = stages.pop(0)
                 target = folder / f"prev_stage_{stage.name}" if stages else folder
@@ -56,6 +58,19 @@ def run(args: argparse.Namespace, stages: "list[Predictor]", cases: "list[Case]"
         for name, error in errors.items():
             console.error("stunet_predict", f"case {name!r} failed: {error.message}", error.hint)
     return DataError.exit_code if errors else 0
+
+
+@contextmanager
+def _reserved(args: argparse.Namespace, cases: "list[Case]", folder: Path) -> Iterator[None]:
+    """Holds the folder; parts of a run and runs for one file share it, and each has its own names there."""
+    what, hint = f"another process predicts into {str(folder)!r}", "wait until it is done, or another folder with -o"
+    own = None if args.o == folder and args.num_parts == 1 else f"part-{args.part_id}"
+    if args.o != folder:
+        own = cases[0].name
+    with alone(folder / ".lock", what, hint, shared=own is not None), ExitStack() as stack:
+        if own is not None:
+            stack.enter_context(alone(folder / f".lock-{own}", f"{what} ({own})", hint))
+        yield
 
 
 def _run_stage(
@@ -78,8 +93,8 @@ def _run_stage(
     with console.Progress(f"predict {stage.name}", 0, quiet) as progress:
         shown = _Shown(progress)
         pipeline = Pipeline(stage, target, wanted, args.max_memory, shown.begin, shown.window)
-        pipeline.remove_leftovers(cases if args.num_parts > 1 else None)
         whole_folder = not last or target == args.o
+        pipeline.remove_leftovers(None if whole_folder and args.num_parts == 1 else cases)
         todo = _to_do(pipeline, cases, keep=args.continue_prediction and whole_folder)
         if whole_folder:
             write_record(target, _settings(args, target), stage.made_by, stage.result_dataset, stage.model.plans)
@@ -98,10 +113,9 @@ def _follow(
     errors: dict[str, StunetError],
 ) -> None:
     """Waits for one case after the other and says what became of it; results' paths go to stdout."""
-    from stunet.results.statistics import write_statistics
+    from stunet.results.statistics import add_statistics
 
-    new = {case.name for case in cases}
-    statistics = {name: rows for name, rows in _known_statistics(pipeline).items() if name not in new}
+    new, measured = {case.name for case in cases}, {}
     try:
         for outcome in pipeline.run(cases):
             progress.step(outcome.case.name)
@@ -111,8 +125,8 @@ def _follow(
                 errors[outcome.case.name] = outcome.error
                 continue
             if pipeline.products.statistics:
-                statistics[outcome.case.name] = outcome.statistics
-                write_statistics(pipeline.folder, statistics)
+                measured[outcome.case.name] = outcome.statistics
+                add_statistics(pipeline.folder, measured, new)
             if last:
                 console.result(str(outcome.file))
     finally:

@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from stunet import console, presets, workspace
@@ -9,7 +10,7 @@ from stunet.annotations import described
 from stunet.cli import common
 from stunet.cli.train_plans import Chosen, choose_plans, choose_trainer
 from stunet.cli.train_run import train
-from stunet.errors import DataError, UsageError
+from stunet.errors import UsageError
 from stunet.files import write_json
 
 if TYPE_CHECKING:
@@ -116,7 +117,7 @@ def _prepared(args: argparse.Namespace, again: bool) -> "Run | None":
 
     from stunet import nnunet
     from stunet.plans.check import check_plans
-    from stunet.trainers.launch import continued, forget
+    from stunet.trainers.launch import continued, starting_point
     from stunet.trainers.ready import check_data
 
     resolved = check_plans(plans, configuration)
@@ -131,8 +132,8 @@ def _prepared(args: argparse.Namespace, again: bool) -> "Run | None":
     if again:
         run = continued(run)
         console.note(f"started anew; {'the latest checkpoint is continued' if run.resume else 'from the beginning'}")
-    else:
-        _check_results(run, args.overwrite or args.dry_run)
+    else:  # refuses what would overwrite a training unasked
+        starting_point(replace(run, overwrite=args.overwrite or args.dry_run))
     _describe(run, resolved)
     report = _judged(run)
     if args.dry_run:
@@ -140,9 +141,8 @@ def _prepared(args: argparse.Namespace, again: bool) -> "Run | None":
             console.TrainingProgress().loaded(report)
         return None
     if chosen.new:
-        write_json(workspace.preprocessed_dataset(dataset) / f"{plans['plans_name']}.json", plans)
-    if args.overwrite and not again:
-        forget(run)
+        with workspace.planning(dataset, wait=console.note):
+            write_json(workspace.preprocessed_dataset(dataset) / f"{plans['plans_name']}.json", plans)
     return run
 
 
@@ -239,6 +239,7 @@ def _run(dataset: str, chosen: Chosen, configuration: str, fold: int | str, args
         probabilities=args.npz,
         disable_checkpointing=args.disable_checkpointing,
         weights=chosen.weights,
+        overwrite=args.overwrite,
         fsdp=args.fsdp,
     )
 
@@ -286,18 +287,6 @@ def _judged(run: "Run") -> "TransferReport | None":
 
     dataset_json = described(run.dataset, run.plans, run.trainer)
     return preview(run.weights, run.plans, run.configuration, dataset_json)
-
-
-def _check_results(run: "Run", overwrite: bool) -> None:
-    """Sees that there is what a run continues, and that a new one overwrites nothing unasked."""
-    from stunet.trainers.launch import FINAL, checkpoints, starting_point
-
-    found = checkpoints(run)
-    if starting_point(run) is None and found and not overwrite:
-        state = "was trained to the end" if found[0].name == FINAL else "was begun"
-        raise DataError(
-            f"this fold {state}: {str(found[0])!r}", "--c to continue (or validate), --overwrite to start anew"
-        )
 
 
 if __name__ == "__main__":

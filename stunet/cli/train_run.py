@@ -4,6 +4,7 @@ import argparse
 import math
 import os
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,7 +37,7 @@ def train(args: argparse.Namespace, prepare: Prepare) -> None:
 
 def _as_one_of_several(args: argparse.Namespace, prepare: Prepare) -> None:
     """The first process decides and shows, all of them train."""
-    from stunet.trainers.launch import join, starting_point
+    from stunet.trainers.launch import join, reserved
     from stunet.trainers.processes import decided, restarted, started_by_torchrun, together
 
     member, device = started_by_torchrun(), common.device(args.device)
@@ -46,10 +47,11 @@ def _as_one_of_several(args: argparse.Namespace, prepare: Prepare) -> None:
 
     def decide() -> tuple["Run | None", Path | None, bool]:
         run = prepare(again)
-        return run, starting_point(run) if run else None, _is_finished(run) if run else True
+        finished = _is_finished(run) if run else True
+        return run, held.enter_context(reserved(run)) if run and not finished else None, finished
 
     try:
-        with together(member, device):
+        with ExitStack() as held, together(member, device):
             again = restarted(member, device)
             run, checkpoint, finished = decided(decide, member)
             if run is not None and not finished:

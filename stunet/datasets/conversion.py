@@ -21,7 +21,7 @@ from typing import Any, Protocol
 
 from stunet.datasets import FILE_ENDING, raise_first, write_dataset_json
 from stunet.errors import DataError, OutOfMemoryError, StunetError, UsageError, short
-from stunet.files import NO_SPACE, alone, read_json, whole, write_json
+from stunet.files import NO_SPACE, alone_with, read_json, whole, write_json
 from stunet.processes import each
 
 OWN_FOLDER = ".stunet"
@@ -112,8 +112,9 @@ class Conversion:
             OutOfMemoryError: A case does not fit into memory.
         """
         own = self.target / OWN_FOLDER
-        (own / "cases").mkdir(parents=True, exist_ok=True)
-        with alone(own / "lock", f"another run is converting into {str(self.target)!r}", "wait until it is done"):
+        with alone_with(self.target):
+            self._check_options()  # once more: another run may have ended meanwhile
+            (own / "cases").mkdir(parents=True, exist_ok=True)
             if not any((own / "cases").glob("*.json")):
                 write_json(own / "options.json", self.step.options())
             if pending:

@@ -17,11 +17,12 @@ from typing import Any
 
 from stunet.errors import DataError, Interrupted, UsageError
 from stunet.experiment.arms import Arm
-from stunet.files import alone, read_json, write_json
+from stunet.files import alone, is_held, read_json, remove_parts, write_json
 
 DONE, BEGUN, FAILED = "done", "begun", "failed"
 RESULT = re.compile(r"^mean validation Dice \S+  (.+)$", re.MULTILINE)  # what stunet_train prints last
 BEGUN_BEFORE = "--c to continue"  # its hint where a fold has checkpoints
+TRAINED, LOCK = re.compile(r"another process trains in '(.+)'"), ".lock"  # its refusal, and what it found locked there
 POLL_S = 0.1
 
 
@@ -31,7 +32,12 @@ class Record:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._path = folder / "arms.json"
-        self._arms: dict[str, dict[str, Any]] = read_json(self._path) if self._path.is_file() else {}
+        self._arms: dict[str, dict[str, Any]] = {}
+        self.read()
+
+    def read(self) -> None:
+        """Reads the file again, for another run may have written it meanwhile."""
+        self._arms = read_json(self._path) if self._path.is_file() else {}
 
     def state(self, command: Sequence[str]) -> str:
         """The state of an arm, or "" for one that was never begun; done is what has its result still."""
@@ -84,16 +90,18 @@ def run(
         other = by_command.setdefault(shlex.join(command), arm)
         if other != arm:
             raise UsageError(f"{other.name} and {arm.name} are the same command", "leave one of them out")
-    waiting = [(arm, command) for arm, command in todo.items() if record.state(command) != DONE]
-    total, ended, passed_on = len(waiting), 0, 0
     running: list[_Process] = []
     with _alone(record.folder), _received_signals() as signals, _stopped_at_the_end(running):
+        remove_parts(record.folder)
+        record.read()
+        waiting = [(arm, command) for arm, command in todo.items() if record.state(command) != DONE]
+        total, ended, passed_on = len(waiting), 0, 0
         while running or (waiting and not signals):
             while waiting and len(running) < jobs and not signals:
                 arm, command = waiting.pop(0)
                 record.write(arm, command, BEGUN)
                 tell(f"{arm.name} starts; its output: {record.log(arm)}")
-                running.append(_Process(arm, command, start(command), record.log(arm), jobs))
+                running.append(_Process(arm, command, start(command), record.log(arm), jobs, tell))
             new = signals[passed_on:]
             passed_on += len(new)
             for process in running:
@@ -112,10 +120,22 @@ def run(
 
 
 class _Process:
-    """An arm that runs; one that turns out to have been begun before is started again to be continued."""
+    """An arm that runs; one that turns out to have been begun before is started again to be continued.
 
-    def __init__(self, arm: Arm, command: Sequence[str], words: Sequence[str], log: Path, jobs: int) -> None:
-        self.arm, self.command, self._begun = arm, command, time.monotonic()
+    One that is still trained, as after an experiment that was killed, is waited for first.
+    """
+
+    def __init__(
+        self,
+        arm: Arm,
+        command: Sequence[str],
+        words: Sequence[str],
+        log: Path,
+        jobs: int,
+        tell: Callable[[str], None] = lambda line: None,
+    ) -> None:
+        self.arm, self.command, self._begun, self._tell = arm, command, time.monotonic(), tell
+        self._held: Path | None = None  # the lock of the other process
         self._words, self._log, self._resumed = list(words), log, False
         self._environment = {**os.environ}
         if jobs > 1:
@@ -156,7 +176,16 @@ class _Process:
 
     def ended(self) -> bool:
         """Whether it runs no more."""
+        if self._held is not None and not self._stopped:
+            if is_held(self._held):
+                return False
+            self._held = None
+            self._start()
         code = self._popen.poll()
+        if code == DataError.exit_code and not self._stopped and (found := TRAINED.search(self._output())):
+            self._held = Path(found[1]) / LOCK
+            self._tell(f"{self.arm.name} is still being trained by another process: waiting for it")
+            return False
         if code == DataError.exit_code and not self._resumed and not self._stopped and BEGUN_BEFORE in self._output():
             self._resumed, self._words = True, [*self._words, "--c"]
             self._start()
@@ -195,7 +224,7 @@ def _alone(folder: Path) -> AbstractContextManager[None]:
     """Holds the folder, so that no two commands run the same arms."""
     folder.mkdir(parents=True, exist_ok=True)
     what = f"another stunet_experiment runs in {str(folder)!r}"
-    return alone(folder / ".lock", what, "wait for it, or -o FOLDER")
+    return alone(folder / LOCK, what, "wait for it, or -o FOLDER")
 
 
 @contextmanager

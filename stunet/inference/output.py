@@ -5,14 +5,13 @@ The record stands in the settings file that nnU-Net writes too, under the key `s
 
 import errno
 import os
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from stunet.errors import DataError
-from stunet.files import read_json, write_json
+from stunet.files import part_name, read_json, remove, write_json
 from stunet.nifti import check_nifti
 
 SETTINGS = "predict_from_raw_data_args.json"  # nnU-Net's name
@@ -37,26 +36,6 @@ def whole_case(folder: Path, name: str, endings: Sequence[str]) -> Iterator[str]
     finally:
         for ending in endings:
             remove(Path(f"{part}{ending}"))
-
-
-def remove(path: Path) -> None:
-    """Removes a file or folder, if it is there."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
-
-
-def part_name(name: str) -> str:
-    """The temporary name of a case while this process works on it."""
-    return f".part-{os.getpid()}-{name}"
-
-
-def remove_parts(folder: Path, own: set[str] | None) -> None:
-    """Removes temporary files of runs that were killed; only those that end with a name of `own`, if given."""
-    for path in folder.glob(".part-*-*"):
-        if own is None or path.name.split("-", 2)[2] in own:
-            remove(path)
 
 
 def write_record(

@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 
 from stunet.errors import DataError, StunetError
+from stunet.files import part_name, remove_parts
 from stunet.inference import memory, products
 from stunet.inference.cases import Case, geometry
 from stunet.inference.failures import reason
-from stunet.inference.output import part_name, remove_parts
 from stunet.inference.predictor import Predictor, Prepared
 from stunet.inference.products import Products
 from stunet.inference.reading import Raw

@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 
 from stunet.errors import DataError, UsageError
+from stunet.files import part_name, remove
 from stunet.inference.cases import Case, Model
-from stunet.inference.output import part_name, remove, whole_case
+from stunet.inference.output import whole_case
 from stunet.inference.probabilities import PLAIN, compress
 from stunet.nifti import check_nifti
 from stunet.results.segmentation import Segmentation

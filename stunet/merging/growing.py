@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from stunet.errors import DataError
-from stunet.files import NO_SPACE, alone, read_json, write_json
+from stunet.files import NO_SPACE, alone_with, read_json, remove, write_json
 
 RECORD = "provenance.json"
 FULL_HINT = "free some space and run the same command again; finished cases are kept"
@@ -54,10 +54,13 @@ def growing(target: Path, now: Mapping[str, Any]) -> Iterator[Path]:
         DataError: It was begun from something else, another run works on it, or the disk is full.
     """
     part = target.with_name(f".part-{target.name}")
-    part.mkdir(exist_ok=True)
-    lock = target.with_name(f".lock-{target.name}")
     try:
-        with alone(lock, f"another run makes {target.name}", "wait until it is done"):
+        with alone_with(target):
+            if target.exists():
+                raise DataError(f"{str(target)!r} was made by another run meanwhile", "nothing is left to do")
+            part.mkdir(exist_ok=True)
+            for path in part.rglob(".part-*"):  # what a run that was killed was writing
+                remove(path)
             _begin(part, target, now)
             yield part
             part.rename(target)
@@ -65,7 +68,6 @@ def growing(target: Path, now: Mapping[str, Any]) -> Iterator[Path]:
         if error.errno not in NO_SPACE:
             raise
         raise DataError(f"no space in {str(part)!r}: {error.strerror}", FULL_HINT) from None
-    lock.unlink(missing_ok=True)
 
 
 def differences(before: object, now: object, where: str = "") -> list[str]:

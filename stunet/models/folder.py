@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from stunet.errors import DataError, UsageError, WeightsError
-from stunet.files import new_folder, write_json
+from stunet.files import alone_with, new_folder, write_json
 from stunet.models.archive import pack
 from stunet.models.described import check_described
 from stunet.models.download import sha256_of
@@ -184,24 +184,37 @@ def export(source: Path, target: Path, half: bool = False) -> None:
     ending = target.suffix.lower()
     if ending not in (".safetensors", ".zip", ""):
         raise UsageError(f"{str(target)!r} ends with {target.suffix!r}", "OUT.safetensors, OUT.zip, or a folder OUT")
-    if target.exists():
-        raise DataError(f"{str(target)!r} exists already", "take another name, or remove it")
+    _check_free(target)
     folds = read_folds(source)
-    first = next(iter(folds.values()))
-    target.parent.mkdir(parents=True, exist_ok=True)
-    if ending == ".safetensors":
+    if not ending:
+        write_model_folder(target, _fitting(folds, half), {"source": str(source)})
+        return
+    with alone_with(target):
+        _check_free(target)
+        if ending == ".zip":
+            _export_zip(target, _fitting(folds, half), source)
+            return
         if len(folds) > 1:
             raise WeightsError(f"{str(source)!r} has {len(folds)} folds, a .safetensors file has one", "export a .zip")
+        first = next(iter(folds.values()))
         meta = {key: getattr(first, key) for key in ("plans", "configuration", "dataset", "mirror_axes", "entry")}
         save_weights(target, first.tensors, meta, half)
-        return
+
+
+def _check_free(target: Path) -> None:
+    if target.exists():
+        raise DataError(f"{str(target)!r} exists already", "take another name, or remove it")
+
+
+def _fitting(folds: dict[str, Weights], half: bool) -> dict[str, Weights]:
     for weights in folds.values():
         check_fit(weights)
-    if half:
-        folds = {name: replace(weights, tensors=to_half(weights.tensors)) for name, weights in folds.items()}
-    if not ending:
-        write_model_folder(target, folds, {"source": str(source)})
-        return
+    return {
+        name: replace(weights, tensors=to_half(weights.tensors)) if half else weights for name, weights in folds.items()
+    }
+
+
+def _export_zip(target: Path, folds: Mapping[str, Weights], source: Path) -> None:
     folder = target.with_name(f".{target.name}.folder")
     shutil.rmtree(folder, ignore_errors=True)
     try:

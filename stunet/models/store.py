@@ -9,14 +9,14 @@ import logging
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stunet.errors import DataError, WeightsError, closest
-from stunet.files import new_folder, read_json, write_json
+from stunet.files import alone, new_folder, read_json, write_json
 from stunet.models import registry
 from stunet.models.record import CHECKSUMS, RECORD, read_checksums, read_record
 from stunet.models.registry import Entry
@@ -274,23 +274,17 @@ def _remember(entry: Entry, digest: str) -> None:
 @contextmanager
 def _locked(name: str) -> Iterator[None]:
     """Holds a lock of the store; waits, and says so, while another process has it."""
-    from filelock import FileLock, Timeout
-
-    folder = registry.store() / ".locks"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / f"{name}.lock")
+    lock = alone(registry.store() / ".locks" / f"{name}.lock", f"another process is busy with {name}", "", wait=_say)
+    with ExitStack() as stack:
         try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            log.warning("another process is busy with %s: waiting for it", name)
-            lock.acquire()
-    except OSError as error:
-        raise DataError(
-            f"cannot write into the folder of models {str(registry.store())!r}: {error.strerror}",
-            "choose another one: export STUNET_MODELS=/path/to/models",
-        ) from None
-    try:
+            stack.enter_context(lock)
+        except OSError as error:
+            raise DataError(
+                f"cannot write into the folder of models {str(registry.store())!r}: {error.strerror}",
+                "choose another one: export STUNET_MODELS=/path/to/models",
+            ) from None
         yield
-    finally:
-        lock.release()
+
+
+def _say(what: str) -> None:
+    log.warning("%s: waiting for it", what)

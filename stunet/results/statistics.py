@@ -5,7 +5,7 @@ What touches the border of the image may go on outside: its volume is a lower bo
 
 import csv
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from stunet.errors import DataError
-from stunet.files import whole, write_json
+from stunet.files import alone, whole, write_json
 from stunet.results.segmentation import Segmentation
 
 SLAB_VOXELS = 1 << 21  # 8 bytes each for values and intensities while they are counted
@@ -86,13 +86,33 @@ def measure(segmentation: Segmentation, image_CDHW: np.ndarray, channels: Sequen
     return rows
 
 
+def add_statistics(
+    folder: Path, cases: Mapping[str, Mapping[str, Measurement]], stale: Container[str], stem: str = "statistics"
+) -> None:
+    """Adds cases to the statistics in a folder, which other processes may do at the same time.
+
+    Args:
+        folder: Of STEM.json and STEM.csv.
+        cases: As of write_statistics().
+        stale: Names of cases that are no longer what the files say of them.
+        stem: Of the names of the files.
+
+    Raises:
+        DataError: What stands there cannot be read.
+        OSError: As of write_statistics().
+    """
+    path = folder / f"{stem}.json"
+    with alone(folder / f".lock-{stem}", "", "", wait=lambda what: None):
+        known = read_statistics(path) if path.is_file() else {}
+        write_statistics(folder, {**{name: known[name] for name in known if name not in stale}, **cases}, stem)
+
+
 def write_statistics(folder: Path, cases: Mapping[str, Mapping[str, Measurement]], stem: str = "statistics") -> None:
     """Writes STEM.json (case, class, measurement) and STEM.csv (a row per case and class) into a folder.
 
     Raises:
         OSError: The folder cannot be written, or the disk is full; no file is left half written.
     """
-    write_json(folder / f"{stem}.json", {case: {k: asdict(v) for k, v in rows.items()} for case, rows in cases.items()})
     channels = list(dict.fromkeys(c for rows in cases.values() for row in rows.values() for c in row.intensity or {}))
     with whole(folder / f"{stem}.csv") as part, part.open("w", newline="") as file:
         writer = csv.writer(file)
@@ -104,6 +124,8 @@ def write_statistics(folder: Path, cases: Mapping[str, Mapping[str, Measurement]
                 values = [x for entry in found for x in ((entry.mean, entry.std) if entry else ("", ""))]
                 volume = "" if row.volume_mm3 is None else row.volume_mm3
                 writer.writerow([case, name, row.voxels, volume, int(row.touches_border), *values])
+    # The last one: a run that goes on measures what is not in it.
+    write_json(folder / f"{stem}.json", {case: {k: asdict(v) for k, v in rows.items()} for case, rows in cases.items()})
 
 
 def read_statistics(path: Path) -> dict[str, dict[str, Measurement]]:

@@ -1,0 +1,137 @@
+"""Locks: held by one process, gone with it, not inherited; and what killed runs leave behind."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from stunet.errors import DataError
+from stunet.files import alone, alone_with, is_held, new_folder, remove_parts, whole
+
+CODE = """
+import sys, time
+from pathlib import Path
+from stunet.files import alone
+with alone(Path(sys.argv[1]), "", ""):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_second_holder_is_told_who_the_first_is_and_nothing_is_left(tmp_path: Path) -> None:
+    lock = tmp_path / "new" / ".lock"
+    with alone(lock, "first", ""):
+        assert is_held(lock)
+        with pytest.raises(DataError, match=rf"somebody works \(process {os.getpid()} on .+\)") as caught:
+            with alone(lock, "somebody works", "wait"):
+                pass
+        assert caught.value.hint == "wait"
+        assert is_held(lock)
+    assert not is_held(lock)
+    assert not lock.exists()
+
+
+def test_the_lock_of_a_killed_process_goes_with_it(tmp_path: Path) -> None:
+    lock = tmp_path / ".lock"
+    with subprocess.Popen([sys.executable, "-c", CODE, str(lock)], stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(DataError, match=rf"process {other.pid} on"), alone(lock, "", ""):
+            pass
+        other.kill()
+    assert lock.exists()
+    with alone(lock, "", ""):
+        pass
+    assert not lock.exists()
+
+
+def test_a_forked_child_does_not_inherit_the_lock_and_takes_nothing_from_its_parent(tmp_path: Path) -> None:
+    lock = tmp_path / ".lock"
+    with alone(lock, "", ""):
+        if not (child := os.fork()):
+            try:
+                with alone(tmp_path / ".other", "", ""):
+                    pass
+                time.sleep(60)
+            finally:
+                os._exit(1)
+    try:
+        with alone(lock, "", ""):  # while the child lives
+            assert is_held(lock)
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+
+
+def test_who_shares_a_lock_excludes_who_wants_it_alone_to_the_last(tmp_path: Path) -> None:
+    lock = tmp_path / ".lock"
+    with alone(lock, "", "", shared=True):
+        with alone(lock, "", "", shared=True), pytest.raises(DataError), alone(lock, "", ""):
+            pass
+        with pytest.raises(DataError), alone(lock, "", ""):
+            pass
+    with alone(lock, "", ""), pytest.raises(DataError), alone(lock, "", "", shared=True):
+        pass
+    assert not lock.exists()
+
+
+def test_who_waits_goes_on_when_the_holder_has_removed_the_lock(tmp_path: Path) -> None:
+    lock, told, inside = tmp_path / ".lock", threading.Event(), []
+
+    def second() -> None:
+        with alone(lock, "busy", "", wait=lambda what: told.set()):
+            inside.append(is_held(lock))
+
+    with alone(lock, "", ""):
+        waiting = threading.Thread(target=second)
+        waiting.start()
+        assert told.wait(10)
+        assert not inside
+    waiting.join(10)
+    assert inside == [True]
+
+
+def test_a_lock_file_of_somebody_else_is_locked_all_the_same(tmp_path: Path) -> None:
+    lock = tmp_path / ".lock"
+    lock.touch()
+    lock.chmod(0o444)
+    with alone(lock, "", ""):
+        assert is_held(lock)
+
+
+def test_a_full_disk_does_not_keep_a_lock_from_being_taken(tmp_path: Path, room_for) -> None:  # type: ignore[no-untyped-def]
+    with room_for(0), alone(tmp_path / ".lock", "", ""):
+        assert is_held(tmp_path / ".lock")
+
+
+def test_two_that_make_the_same_folder_do_not_remove_each_others_files(tmp_path: Path) -> None:
+    target = tmp_path / "out"
+    with new_folder(target) as part:
+        (part / "a").touch()
+        with pytest.raises(DataError, match="another process writes .*out"), new_folder(target):
+            pass
+        assert (part / "a").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_temporary_files_of_killed_runs_are_removed_and_nothing_else(tmp_path: Path) -> None:
+    for name in (".part-12-a.json", ".part-3-b-c.nii.gz", ".part-Dataset001_X", "a.json"):
+        (tmp_path / name).touch()
+    (tmp_path / ".part-4-masks").mkdir()
+    remove_parts(tmp_path, {"a.json"})
+    assert not (tmp_path / ".part-12-a.json").exists()
+    remove_parts(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".part-Dataset001_X", "a.json"]
+    remove_parts(tmp_path / "missing")
+
+
+def test_a_file_beside_its_lock(tmp_path: Path) -> None:
+    with alone_with(tmp_path / "x.zip"), whole(tmp_path / "x.zip") as part:
+        part.write_text("x")
+        assert sorted(path.name for path in tmp_path.iterdir()) == [".lock-x.zip", part.name]
+    assert [path.name for path in tmp_path.iterdir()] == ["x.zip"]
