@@ -6,6 +6,8 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
@@ -27,9 +29,9 @@ def test_a_second_holder_is_told_who_the_first_is_and_nothing_is_left(tmp_path: 
     lock = tmp_path / "new" / ".lock"
     with alone(lock, "first", ""):
         assert is_held(lock)
-        with pytest.raises(DataError, match=rf"somebody works \(process {os.getpid()} on .+\)") as caught:
-            with alone(lock, "somebody works", "wait"):
-                pass
+        expected = rf"somebody works \(process {os.getpid()} on .+\)"
+        with pytest.raises(DataError, match=expected) as caught, alone(lock, "somebody works", "wait"):
+            pass
         assert caught.value.hint == "wait"
         assert is_held(lock)
     assert not is_held(lock)
@@ -104,7 +106,9 @@ def test_a_lock_file_of_somebody_else_is_locked_all_the_same(tmp_path: Path) -> 
         assert is_held(lock)
 
 
-def test_a_full_disk_does_not_keep_a_lock_from_being_taken(tmp_path: Path, room_for) -> None:  # type: ignore[no-untyped-def]
+def test_a_full_disk_does_not_keep_a_lock_from_being_taken(
+    tmp_path: Path, room_for: Callable[[int], AbstractContextManager[None]]
+) -> None:
     with room_for(0), alone(tmp_path / ".lock", "", ""):
         assert is_held(tmp_path / ".lock")
 
@@ -113,7 +117,7 @@ def test_two_that_make_the_same_folder_do_not_remove_each_others_files(tmp_path:
     target = tmp_path / "out"
     with new_folder(target) as part:
         (part / "a").touch()
-        with pytest.raises(DataError, match="another process writes .*out"), new_folder(target):
+        with pytest.raises(DataError, match=r"another process writes .*out"), new_folder(target):
             pass
         assert (part / "a").exists()
     assert [path.name for path in tmp_path.iterdir()] == ["out"]

@@ -46,6 +46,7 @@ MAY_IMPORT = {
     "processes": set(),
     "datasets": {"annotations", "labels", "processes", "resampling"},
     "preprocessing": {"annotations", "preprocessing_workers", "plans"},
+    "preprocessed": {"weights"},
     "preprocessing_workers": {"preprocessor", "processes"},
     "preprocessor": {"resampling"},
     "resampling": set(),
@@ -58,6 +59,7 @@ MAY_IMPORT = {
         "models",
         "networks",
         "plans",
+        "preprocessed",
         "preprocessing",
         "preprocessor",
         "results",
@@ -74,7 +76,9 @@ MAY_IMPORT = {
         "networks",
         "nnunet",
         "plans",
+        "preprocessed",
         "preprocessing",
+        "processes",
         "weights",
     },
     "nnunet_ext": {"trainers"},
@@ -83,6 +87,7 @@ MAY_IMPORT = {
 }
 HOST = {  # may import nnunetv2
     "preprocessing_workers", "preprocessor", "inference", "datasets", "merging", "plans", "trainers",
+    "preprocessed",
 }  # fmt: skip
 WITHOUT_TORCH = {
     "errors", "files", "workspace", "presets", "console", "preprocessing", "cli", "classes", "labels", "models",

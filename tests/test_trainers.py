@@ -18,7 +18,7 @@ from stunet.plans.derive import derive
 from stunet.plans.values import MIRROR
 from stunet.trainers.base import PlannedTrainer
 from stunet.trainers.batches import SeededBatches, joined, parts_of
-from stunet.trainers.launch import Run, _stops, checkpoints, forget, limit_threads, starting_point
+from stunet.trainers.launch import Run, _stops, checkpoints, forget, limit_threads, reserved, starting_point
 from stunet.trainers.listener import Silent
 from stunet.trainers.mirroring import MirrorSides
 from stunet.trainers.saving import BEST, FINAL, LATEST

@@ -21,6 +21,7 @@ from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 from stunet.errors import DataError, Interrupted
 from stunet.losses import DeepSupervision, DiceCE
 from stunet.nnunet import exchanged
+from stunet.preprocessed import cases_in
 from stunet.trainers import parallel
 from stunet.trainers.augmentation import Blur, CornerVote
 from stunet.trainers.batches import SeededBatches, share_of
@@ -70,7 +71,8 @@ class PlannedTrainer(Saving):
     def initialize(self) -> None:
         """As nnU-Net does, from the plan's seed."""
         torch.manual_seed(self.seed)
-        with exchanged(host, DDP=parallel.dealt if self.fsdp else parallel.data_parallel):
+        ours = {"DDP": parallel.dealt if self.fsdp else parallel.data_parallel, "infer_dataset_class": cases_in}
+        with exchanged(host, **ours):
             super().initialize()
         if self.fsdp:  # nnU-Net makes the optimizer first, for the parameters that the network had before
             self.optimizer, self.lr_scheduler = self.configure_optimizers()

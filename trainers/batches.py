@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from stunet.errors import OutOfMemoryError
+from stunet.errors import OutOfMemoryError, StunetError
 
 
 class Source(Protocol):
@@ -63,7 +63,7 @@ class SeededBatches:
             multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
         )
         self._skip = skip
-        self._iterator: Iterator[dict[str, Any]] | None = None
+        self._iterator: Iterator[dict[str, Any] | StunetError] | None = None
 
     def __iter__(self) -> "SeededBatches":
         return self
@@ -75,7 +75,7 @@ class SeededBatches:
         if self._iterator is None:
             self._iterator = iter(self._loader)
         try:
-            return next(self._iterator)
+            batch = next(self._iterator)
         except RuntimeError as error:
             if "DataLoader worker (pid" not in str(error):  # the text of a worker that was killed
                 raise
@@ -83,6 +83,9 @@ class SeededBatches:
                 f"a data loading process was killed, probably for lack of memory ({str(error).splitlines()[0]})",
                 "fewer processes: nnUNet_n_proc_DA=2 stunet_train ... --c",
             ) from error
+        if isinstance(batch, StunetError):
+            raise batch
+        return batch
 
     def close(self) -> None:
         """Ends the worker processes."""
@@ -127,11 +130,14 @@ class _Numbered(Dataset):
     def __init__(self, source: Source, seed: tuple[int, ...], positions: Sequence[int]) -> None:
         self.source, self.seed, self.positions = source, seed, positions
 
-    def __getitem__(self, number: int) -> dict[str, Any]:
+    def __getitem__(self, number: int) -> dict[str, Any] | StunetError:
         samples = []
         for position in self.positions:
             with _generators(np.random.SeedSequence([*self.seed, number, position])):
-                samples.append(self.source.sample(position))
+                try:
+                    samples.append(self.source.sample(position))
+                except StunetError as error:  # raised here it would arrive as a traceback, without its hint
+                    return error
         return joined(samples)
 
 

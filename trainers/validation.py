@@ -36,6 +36,7 @@ from stunet.inference.ready import ReadyNetwork
 from stunet.inference.segmenter import Segmenter
 from stunet.inference.windows import SlidingWindow
 from stunet.nnunet import exchanged
+from stunet.preprocessed import cases_in
 
 if TYPE_CHECKING:
     from stunet.trainers.base import PlannedTrainer
@@ -150,7 +151,7 @@ def _grids(
     grids = {}
     for stage in stages:
         try:
-            image, *_ = stage.of_cases(str(stage.preprocessed), [case]).load_case(case)
+            image, *_ = cases_in(str(stage.preprocessed))(str(stage.preprocessed), [case]).load_case(case)
             grids[stage] = np.zeros(image.shape[1:], dtype)
         except (FileNotFoundError, AssertionError):  # the latter is nnU-Net's, of a folder without cases
             trainer.print_to_log_file(

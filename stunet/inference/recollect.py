@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class, nnUNetBaseDataset
+from nnunetv2.training.dataloading.nnunet_dataset import nnUNetBaseDataset
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.swa_utils import update_bn
 
@@ -25,6 +25,7 @@ from stunet.inference.network import build
 from stunet.models.record import RECORD
 from stunet.plans.check import difference
 from stunet.plans.resolve import resolve
+from stunet.preprocessed import cases_in
 from stunet.preprocessing import CONFIGURATION_SETTINGS, PLAN_SETTINGS, preprocessed_cases
 from stunet.weights.checkpoints import check_finite, check_weights, load_trained, save_checkpoint
 from stunet.weights.reading import read_weights
@@ -150,7 +151,7 @@ def _find_cases(model: Model, name: str, dataset: str, configuration: str) -> nn
             reasons.append(other)
         elif names := preprocessed_cases(dataset, plans, configuration):
             folder = str(preprocessed_dataset(dataset) / resolve(plans, configuration)["data_identifier"])
-            return infer_dataset_class(folder)(folder, names)
+            return cases_in(folder)(folder, names)
         else:
             reasons.append(f"{path.stem} is not preprocessed")
     plan = model.plans["plans_name"]

@@ -3,14 +3,13 @@
 torch's restricted reader executes nothing, but it trusts sizes. checkpoints.py calls this first.
 """
 
-import pickletools
 import zipfile
-from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
 from stunet.errors import WeightsError
 from stunet.weights.foreign import LEGACY, describe_file
+from stunet.weights.opcodes import Excessive, count
 
 
 def check_container(path: Path) -> bool:
@@ -49,7 +48,7 @@ def check_container(path: Path) -> bool:
         raise WeightsError(
             f"{str(path)!r} claims more bytes than it has; it was not unpacked", "use weights from a source you trust"
         )
-    with zipfile.ZipFile(path) as archive, suppress(zipfile.BadZipFile):  # torch.load will say what is wrong with it
+    with zipfile.ZipFile(path) as archive:
         for member in pickles:
             with archive.open(member) as file:
                 _check_pickle(path, file)
@@ -57,18 +56,23 @@ def check_container(path: Path) -> bool:
 
 
 def _check_pickle(path: Path, file: IO[bytes]) -> None:
-    """Sees that the next pickle in a file makes no bytearray: torch allows it, with any number of bytes.
+    """Counts what the next pickle in a file makes, and refuses bytearrays: torch allows them, with any number of bytes.
 
     Raises:
-        WeightsError: It does.
+        WeightsError: It asks for one, makes too much, or is damaged.
     """
-    with suppress(ValueError):  # a broken pickle: torch.load says what is wrong with it
-        for code, name, _ in pickletools.genops(file):
-            if code.name == "GLOBAL" and str(name).endswith(" bytearray"):
-                raise WeightsError(
-                    f"{str(path)!r} asks for a bytearray, which no weights have; it was not read",
-                    "use weights from a source you trust",
-                )
+    try:
+        names = count(file)
+    except Excessive as error:
+        what = f"{str(path)!r} makes {error}; it was not read"
+        raise WeightsError(what, "use weights from a source you trust") from None
+    except (ValueError, zipfile.BadZipFile) as error:
+        raise WeightsError(f"{str(path)!r} is damaged: {first_line(error)}", "copy it again from its source") from None
+    if any(name.endswith(" bytearray") for name in names):
+        raise WeightsError(
+            f"{str(path)!r} asks for a bytearray, which no weights have; it was not read",
+            "use weights from a source you trust",
+        )
 
 
 def first_line(error: BaseException) -> str:

@@ -1,22 +1,27 @@
-"""How are the plans of nnU-Net v1 (X.model.pkl) read without running anything in the file?
+"""How are pickles read without running anything in the file: plans of nnU-Net v1, properties of preprocessed cases?
 
-A pickle may call any function that it names. This reader knows five names and lends none of them: numpy's scalars and
-arrays become numbers and lists here, without numpy's own code for unpickling. Read v1.py next.
+A pickle may call any function that it names. These readers know a few names of numpy's and lend none of them: scalars
+and arrays are made here, without numpy's own code for unpickling. In plans (X.model.pkl) they become numbers and lists,
+in properties (CASE.pkl) they stay what they are. opcodes.py counts first. Read v1.py next.
 """
 
+import os
 import pickle
 import re
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from stunet.errors import WeightsError
+from stunet.errors import DataError, WeightsError
 from stunet.weights.foreign import UNREADABLE, describe_file
+from stunet.weights.opcodes import Excessive, count
 
 MAX_BYTES = 64 << 20  # plans with the properties of thousands of cases have a few MB
+_counted: set[tuple[str, int, int, int]] = set()  # files of properties, by path, size, time of change and inode
 
 
 def load_pickle(path: Path) -> Any:
@@ -34,8 +39,11 @@ def load_pickle(path: Path) -> Any:
             "give the X.model.pkl that stands beside X.model",
         )
     try:
-        with path.open("rb") as file:
-            return _Reader(file).load()
+        content = path.read_bytes()
+        count(content)
+        return _Reader(BytesIO(content)).load()
+    except Excessive as error:
+        raise WeightsError(f"{str(path)!r} makes {error}; it was not read", "copy it again from its source") from None
     except _Refused as error:
         raise WeightsError(
             f"{str(path)!r} wants to import {error}; it was refused and nothing was executed",
@@ -48,6 +56,28 @@ def load_pickle(path: Path) -> Any:
         raise WeightsError(
             f"{str(path)!r} is no whole pickle ({describe_file(path)}): {what}", "copy it again from its source"
         ) from None
+
+
+def load_properties(path: str | Path) -> dict[str, Any]:
+    """The content of a CASE.pkl as nnU-Net's load_pickle has it, as fast; only the first time it is counted.
+
+    Raises:
+        DataError: It is damaged, or asks for more than numbers, texts and arrays; nothing was executed then.
+        OSError: It cannot be read.
+    """
+    with open(path, "rb") as file:
+        content, state = file.read(), os.fstat(file.fileno())
+    try:
+        if (known := (str(path), state.st_size, state.st_mtime_ns, state.st_ino)) not in _counted:
+            count(content)
+            _counted.add(known)
+        return _native(_Properties(BytesIO(content)).load())
+    except (Excessive, _Refused) as error:
+        what = f"makes {error}" if isinstance(error, Excessive) else f"wants to import {error}"
+        raise DataError(f"{str(path)!r} {what}; it was refused and nothing was executed", again(Path(path))) from None
+    except UNREADABLE as error:
+        what = f"{type(error).__name__} {error}".splitlines()[0][:200]
+        raise DataError(f"{str(path)!r} is damaged: {what}", again(Path(path))) from None
 
 
 class _Refused(Exception):
@@ -65,8 +95,12 @@ class _Type:
     def __setstate__(self, state: tuple) -> None:
         self.order = {"<": "<", ">": ">"}.get(state[1], "=")
 
+    @property
+    def native(self) -> np.dtype:
+        return np.dtype(self.order + self.code)
+
     def decode(self, raw: bytes) -> np.ndarray:
-        return np.frombuffer(raw, self.order + self.code)
+        return np.frombuffer(raw, self.native)
 
 
 class _Array(list):
@@ -76,6 +110,16 @@ class _Array(list):
         _, shape, kind, fortran, raw = state
         if raw:  # an empty one may claim any shape
             self[:] = np.atleast_1d(kind.decode(raw).reshape(shape, order="F" if fortran else "C")).tolist()
+
+
+class _Stored(np.ndarray):
+    """Stands for numpy.ndarray while it is filled: numpy is given a kind of number that this file has made."""
+
+    def __setstate__(self, state: tuple) -> None:
+        _, shape, kind, fortran, raw = state
+        if not isinstance(kind, _Type) or not isinstance(raw, bytes):
+            raise ValueError("an array of something else than numbers")
+        super().__setstate__((1, shape, kind.native, bool(fortran), raw))  # type: ignore[arg-type]
 
 
 def _allowed() -> Mapping[str, Callable[..., Any]]:
@@ -97,7 +141,54 @@ class _Reader(pickle._Unpickler):
         self._table = _allowed()
 
     def find_class(self, module: str, name: str) -> Callable[..., Any]:
-        full = f"{module}.{name}"
-        if full not in self._table:
-            raise _Refused(full)
-        return self._table[full]
+        return _found(self._table, module, name)
+
+
+def _found(table: Mapping[str, Callable[..., Any]], module: str, name: str) -> Callable[..., Any]:
+    if (full := f"{module}.{name}") not in table:
+        raise _Refused(full)
+    return table[full]
+
+
+def _arrays() -> Mapping[str, Callable[..., Any]]:
+    """As _allowed(), for arrays that stay arrays; the last one is of pickle's protocol 5."""
+    numpy: dict[str, Callable[..., Any]] = {
+        "multiarray.scalar": lambda kind, raw: kind.decode(raw)[0],
+        "multiarray._reconstruct": lambda *_: _Stored(0),
+        "numeric._frombuffer": lambda raw, kind, shape, order: kind.decode(raw).reshape(shape, order=order),
+    }
+    both = {f"numpy.{core}.{name}": f for core in ("core", "_core") for name, f in numpy.items()}
+    return {"collections.OrderedDict": OrderedDict, "numpy.dtype": _Type, "numpy.ndarray": lambda: None, **both}
+
+
+class _Properties(pickle.Unpickler):
+    """The reader in C: what it would make room for has been counted."""
+
+    def __init__(self, file: BytesIO) -> None:
+        super().__init__(file)
+        self._table = _arrays()
+
+    def find_class(self, module: str, name: str) -> Callable[..., Any]:
+        return _found(self._table, module, name)
+
+
+def _native(value: Any) -> Any:
+    """The value with plain arrays in its dictionaries, lists and tuples."""
+    if isinstance(value, _Stored):
+        return value.view(np.ndarray)
+    if isinstance(value, dict):
+        for key, item in value.items():
+            if isinstance(item, _Stored | dict | list | tuple):
+                value[key] = _native(item)
+    elif isinstance(value, list):
+        value[:] = [_native(item) for item in value]
+    elif isinstance(value, tuple):
+        return tuple(_native(item) for item in value)
+    return value
+
+
+def again(path: Path) -> str:
+    """The next step for a file of a preprocessed case that cannot be used."""
+    number = path.parent.parent.name[7:10]
+    where = f" -d {int(number)}" if number.isdigit() else ""
+    return f"remove it, and preprocess the dataset again: stunet_plan_and_preprocess{where}"
