@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 
 from stunet.errors import DataError, WeightsError
 from stunet.files import whole
-from stunet.weights.container import check_container, first_line
+from stunet.weights.container import check_container, check_seal, first_line, seal
 from stunet.weights.foreign import UNREADABLE
 from stunet.weights.mapped import release
 
@@ -78,6 +78,7 @@ def load_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any
         WeightsError: Damaged, or written by a later version.
     """
     try:
+        check_seal(path)
         with safetensors.safe_open(path, "pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # it is no dictionary
             meta = json.loads((file.metadata() or {}).get("stunet", "{}"))
@@ -188,7 +189,8 @@ def save_weights(path: Path, tensors: Mapping[str, torch.Tensor], meta: Mapping[
         stored = to_half(stored)
     text = json.dumps({key: value for key, value in meta.items() if value is not None} | {"version": FORMAT})
     with whole(path) as part, _written_to(path):
-        save_file(stored, part, {"format": "pt", "stunet": text})
+        save_file(stored, part, {"format": "pt", "stunet": text, "crc32": "0" * 8})
+        seal(part)
 
 
 def to_half(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -1,15 +1,26 @@
 """Is a file one that torch may read: a whole container that makes no more memory than it has bytes, and no HTML page?
 
-torch's restricted reader executes nothing, but it trusts sizes. checkpoints.py calls this first.
+torch's restricted reader executes nothing, but it trusts sizes, and it maps tensors without looking at the checksums
+that every zip file has: a flipped bit would be another weight. checkpoints.py calls this first.
 """
 
+import re
 import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
 from typing import IO
 
 from stunet.errors import WeightsError
 from stunet.weights.foreign import LEGACY, describe_file
 from stunet.weights.opcodes import Excessive, count
+
+CHUNK = 1 << 20
+MAX_PICKLE_BYTES = 256 << 20  # of names, plans, and the log of a training: a few MB
+SUM = re.compile(rb'"crc32":"([0-9a-f]{8})"')  # in the header of our safetensors files
+_verified: set[tuple[str, int, int, int]] = set()  # files by path, size, time of change and inode
 
 
 def check_container(path: Path) -> bool:
@@ -48,11 +59,91 @@ def check_container(path: Path) -> bool:
         raise WeightsError(
             f"{str(path)!r} claims more bytes than it has; it was not unpacked", "use weights from a source you trust"
         )
+    for member in members:
+        if not member.CRC:  # torch was told to leave it out; zipfile compares none where there is none
+            del member.CRC
     with zipfile.ZipFile(path) as archive:
         for member in pickles:
-            with archive.open(member) as file:
-                _check_pickle(path, file)
+            if member.file_size > MAX_PICKLE_BYTES:
+                what = f"{str(path)!r} has {member.file_size >> 20} MiB beside its tensors; it was not read"
+                raise WeightsError(what, "use weights from a source you trust")
+            with _damage(path), archive.open(member) as file:
+                _check_pickle(path, BytesIO(file.read()))
+    if (state := _state(path)) not in _verified:
+        _check_members(path, members)
+        _verified.add(state)
     return True
+
+
+def _state(path: Path) -> tuple[str, int, int, int]:
+    state = path.stat()
+    return str(path.absolute()), state.st_size, state.st_mtime_ns, state.st_ino
+
+
+def _check_members(path: Path, members: list[zipfile.ZipInfo]) -> None:
+    """Compares all bytes with their CRC-32, about 1 GB a second.
+
+    Raises:
+        WeightsError: They are others than were written.
+    """
+    with _damage(path), zipfile.ZipFile(path) as archive:
+        for member in members:
+            with archive.open(member) as file:
+                while file.read(CHUNK):
+                    pass
+
+
+@contextmanager
+def _damage(path: Path) -> Iterator[None]:
+    """Says of a zip file that it is damaged, whatever zipfile makes of that."""
+    try:
+        yield
+    except (zipfile.BadZipFile, ValueError, EOFError, NotImplementedError, RuntimeError) as error:
+        raise _changed(path, first_line(error)) from None
+
+
+def seal(path: Path) -> None:
+    """Writes the checksum of a safetensors file into its header, where eight zeros stand for it."""
+    with path.open("r+b") as file:
+        place, total = _sum(file)
+        file.seek(place)
+        file.write(b"%08x" % total)
+
+
+def check_seal(path: Path) -> None:
+    """Compares a safetensors file with its checksum, once in a process; files of others have none.
+
+    Raises:
+        WeightsError: Its bytes are others than were written.
+    """
+    if (state := _state(path)) in _verified:
+        return
+    with path.open("rb") as file:
+        found = SUM.search(file.read(int.from_bytes(file.read(8), "little")))
+        if found and int(found[1], 16) != _sum(file)[1]:
+            raise _changed(path, "Bad CRC-32")
+    _verified.add(state)
+
+
+def _sum(file: IO[bytes]) -> tuple[int, int]:
+    """Where the checksum of a safetensors file stands, and the CRC-32 of the file with zeros there."""
+    file.seek(0)
+    start = file.read(8)
+    header = file.read(int.from_bytes(start, "little"))
+    found = SUM.search(header)
+    if found is None:
+        raise ValueError("no place for a checksum")
+    low, high = found.span(1)
+    total = zlib.crc32(start + header[:low] + b"0" * 8 + header[high:])
+    while chunk := file.read(CHUNK):
+        total = zlib.crc32(chunk, total)
+    return len(start) + low, total
+
+
+def _changed(path: Path, what: str) -> WeightsError:
+    return WeightsError(
+        f"{str(path)!r} is damaged: its bytes are not those that were written ({what})", "copy it again from its source"
+    )
 
 
 def _check_pickle(path: Path, file: IO[bytes]) -> None:
@@ -66,7 +157,7 @@ def _check_pickle(path: Path, file: IO[bytes]) -> None:
     except Excessive as error:
         what = f"{str(path)!r} makes {error}; it was not read"
         raise WeightsError(what, "use weights from a source you trust") from None
-    except (ValueError, zipfile.BadZipFile) as error:
+    except ValueError as error:
         raise WeightsError(f"{str(path)!r} is damaged: {first_line(error)}", "copy it again from its source") from None
     if any(name.endswith(" bytearray") for name in names):
         raise WeightsError(
