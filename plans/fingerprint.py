@@ -2,13 +2,16 @@
 
 from pathlib import Path
 
+from nnunetv2.experiment_planning.dataset_fingerprint import fingerprint_extractor as host
 from nnunetv2.experiment_planning.dataset_fingerprint.fingerprint_extractor import DatasetFingerprintExtractor
 from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 
 from stunet.errors import DataError
 from stunet.files import read_json, write_json
+from stunet.nnunet import write_whole
 from stunet.workspace import preprocessed_dataset, raw_dataset
 
+write_whole(host)
 SOURCE = "stunet_source"  # our key in the fingerprint, which nnU-Net ignores
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from nnunetv2.experiment_planning.experiment_planners import default_experiment_planner as host
 from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
 from nnunetv2.paths import nnUNet_preprocessed
 from nnunetv2.utilities.json_export import recursive_fix_for_json_export
@@ -17,10 +18,12 @@ from stunet import __version__
 from stunet.datasets.check import left_right_axes, left_right_pairs
 from stunet.files import read_json, write_json
 from stunet.networks import STUNet
+from stunet.nnunet import write_whole
 from stunet.plans import fit, topology
 from stunet.plans.derive import Measure, fit_configurations, target_of
 from stunet.plans.memory import DEFAULT_TARGET_GB
 
+write_whole(host)
 BASE_NAME = "STUNetPlans"
 NORMALIZATION_TAGS = {"ZScoreNormalization": "_z", "CTNormalization": "_ct"}  # in names: folder names have a limit
 REFERENCE_PATCH = {3: 128**3, 2: 512**2}  # voxels, only to decide whether and where 3d_lowres is needed

@@ -35,6 +35,10 @@ def whole(path: Path) -> Iterator[Path]:
     try:
         yield part
         os.replace(part, path)
+    except OSError as error:
+        if error.errno in NO_SPACE:  # writing to an open file does not name it, copying names the other one
+            error.filename = str(path)
+        raise
     finally:
         part.unlink(missing_ok=True)
 

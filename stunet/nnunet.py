@@ -4,7 +4,9 @@ Trainers are found by reference, never by nnU-Net's folder scan, which imports e
 """
 
 import importlib
+import json
 import os
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -14,6 +16,7 @@ from typing import Any
 
 from stunet.annotations import FILE
 from stunet.errors import DataError, UsageError, closest
+from stunet.files import whole
 from stunet.workspace import PARTIAL_TRAINER, TRAINER
 
 TESTED = "2.8"  # first supported version, the one that looks for trainers in nnUNet_extTrainer
@@ -64,6 +67,34 @@ def limit_processes() -> None:
     Must run before nnunetv2 is imported; a value that the user set in the environment stays.
     """
     os.environ.setdefault("nnUNet_def_n_proc", str(min(8, os.cpu_count() or 1)))
+
+
+def write_whole(module: ModuleType) -> None:
+    """Lets one of nnU-Net's modules write JSON and copies whole or not at all, as long as this process lives."""
+    if hasattr(module, "save_json"):
+        module.save_json = _save_json  # type: ignore[attr-defined]
+    if hasattr(module, "shutil"):
+        module.shutil = _Copies  # type: ignore[attr-defined]
+
+
+def _save_json(content: Any, file: str, indent: int = 4, sort_keys: bool = True) -> None:
+    """As in batchgenerators."""
+    with whole(Path(file)) as part, part.open("w") as stream:
+        json.dump(content, stream, sort_keys=sort_keys, indent=indent)
+
+
+class _Copies:
+    """Stands for shutil where nnU-Net copies a file."""
+
+    @staticmethod
+    def copyfile(source: str, target: str) -> None:
+        with whole(Path(target)) as part:
+            shutil.copyfile(source, part)
+
+    @staticmethod
+    def copy(source: str, target: str) -> None:
+        with whole(Path(target)) as part:
+            shutil.copy(source, part)
 
 
 @contextmanager

@@ -65,7 +65,7 @@ MAY_IMPORT = {
         "results",
         "weights",
     },
-    "plans": {"losses", "networks", "datasets"},
+    "plans": {"losses", "networks", "datasets", "nnunet"},
     "trainers": {
         "annotations",
         "classes",

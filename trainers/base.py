@@ -7,6 +7,7 @@ next.
 import os
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,9 @@ from nnunetv2.utilities.crossval_split import generate_crossval_split
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 
 from stunet.errors import DataError, Interrupted
+from stunet.files import part_name, remove
 from stunet.losses import DeepSupervision, DiceCE
-from stunet.nnunet import exchanged
+from stunet.nnunet import exchanged, write_whole
 from stunet.preprocessed import cases_in
 from stunet.trainers import parallel
 from stunet.trainers.augmentation import Blur, CornerVote
@@ -32,6 +34,8 @@ from stunet.trainers.validation import measure, validate
 
 SAVE_INTERVAL_S = 600.0  # at most this much work is lost by a power cut; nnU-Net saves every 50 epochs
 PLOT_INTERVAL_S = 60.0  # nnU-Net's progress.png takes seconds to draw, as long as a short epoch
+
+write_whole(host)
 
 
 class PlannedTrainer(Saving):
@@ -221,7 +225,7 @@ class PlannedTrainer(Saving):
         if plot:
             self._plotted = now
         draw = self.logger.plot_progress_png
-        self.logger.plot_progress_png = draw if plot else lambda folder: None
+        self.logger.plot_progress_png = partial(_plot_whole, draw) if plot else lambda folder: None
         try:
             super().on_epoch_end()
         finally:
@@ -267,6 +271,17 @@ def _named(splits: Callable[..., list[dict]]) -> Callable[..., list[dict]]:
         return [{part: _Names(names) for part, names in split.items()} for split in splits(*args, **kwargs)]
 
     return read
+
+
+def _plot_whole(draw: Callable[[str], None], folder: str) -> None:
+    part = Path(folder) / part_name("plot")
+    part.mkdir()
+    try:
+        draw(str(part))
+        for file in part.iterdir():
+            os.replace(file, Path(folder) / file.name)
+    finally:
+        remove(part)
 
 
 class _NotStarted:

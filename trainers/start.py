@@ -4,6 +4,7 @@
 """
 
 import hashlib
+import logging
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,10 +24,11 @@ from stunet.trainers.finetuned import FineTunedTrainer
 from stunet.trainers.saving import LATEST
 from stunet.weights.checkpoints import load_checkpoint
 from stunet.weights.heads import BACKGROUND, Heads, plan_heads
-from stunet.weights.reading import Weights, read_weights
+from stunet.weights.reading import Weights, read_weights, unfinished
 from stunet.weights.report import TransferReport
 from stunet.weights.transfer import transfer
 
+log = logging.getLogger("stunet")
 REPORT = "transfer_report.json"
 NAME_LENGTH = 24  # of a file's name in the plans' name
 
@@ -73,6 +75,8 @@ def choose(
         DataError: The classes of the dataset cannot be said in those of the weights.
     """
     weights = read_weights(path)
+    if what := unfinished(path):
+        log.warning(what)
     status = weights.path.stat()
     sha256 = _sha256(weights.path, status.st_size, status.st_mtime_ns)
     if head == "reuse" and weights.classes:

@@ -12,9 +12,16 @@ from pathlib import Path
 
 from stunet import __version__, console
 from stunet.errors import DataError, OutOfMemoryError, StunetError, UsageError
+from stunet.files import NO_SPACE
 
 EXIT_CODES = """exit codes: 0 done, 1 unexpected, 2 usage, 3 data, plan or path missing or bad, 4 weights,
 5 out of memory, 75 interrupted and resumable, 130 Ctrl-C, 141 nobody reads its output (as with | head)"""
+
+# What an operating system says about a path that cannot be used, or a disk or file system that does not do it.
+OF_FILES = (
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOTEMPTY,
+    errno.ENAMETOOLONG, errno.ELOOP, errno.EIO, errno.ESTALE,
+)  # fmt: skip
 
 
 def new_parser(program: str, description: str, examples: str = "") -> argparse.ArgumentParser:
@@ -68,9 +75,9 @@ def explain(error: BaseException) -> StunetError:
             f"out of memory: {error}",
             "less at a time: a smaller --size or batch_size in training, -device cpu in prediction",
         )
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if isinstance(error, OSError) and error.errno in NO_SPACE:
         return _as(3, f"the disk is full: {error.filename or error}", "free some space and run the same command again")
-    if isinstance(error, PermissionError | FileNotFoundError | NotADirectoryError | IsADirectoryError):
+    if isinstance(error, OSError) and error.errno in OF_FILES:
         return _as(3, str(error), "check the path and its permissions")
     return _as(
         1, f"unexpected {type(error).__name__}: {error}", "the same command with --debug, and report what it prints"

@@ -4,6 +4,7 @@ A model folder is plans.json, dataset.json and fold_X/checkpoint_final.pth; ours
 weights come from, and the checksums of the files. weights/reading.py reads files and folders, store.py decides which.
 """
 
+import logging
 import math
 import re
 import shutil
@@ -24,10 +25,11 @@ from stunet.models.registry import Entry, dataset_of, plans_of
 from stunet.networks import STUNet
 from stunet.weights.checkpoints import check_finite, check_weights, save_checkpoint, save_weights, to_half
 from stunet.weights.pickles import load_pickle
-from stunet.weights.reading import Weights, read_weights
+from stunet.weights.reading import Weights, read_weights, unfinished
 from stunet.weights.v1 import convert_plans
 
 CHECKPOINT = "checkpoint_final.pth"
+log = logging.getLogger("stunet")
 
 
 def describe(weights: Weights, entry: Entry | None = None) -> Weights:
@@ -161,6 +163,8 @@ def read_folds(path: Path) -> dict[str, Weights]:
         WeightsError: As read_weights.
     """
     first = read_weights(path)
+    if what := unfinished(path):
+        log.warning(what)
     if not path.is_dir():
         return {"fold_0": first}
     files = sorted(path.glob(f"fold_*/{first.path.name}"))

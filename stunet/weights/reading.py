@@ -121,6 +121,18 @@ def _checkpoint_in(folder: Path) -> Path:
     )
 
 
+def unfinished(path: Path) -> str | None:
+    """What a file or model folder lacks as a training that came to its end, and which checkpoint stands for it."""
+    if not path.is_dir() or any(path.glob("fold_*/checkpoint_final.pth")):
+        return None
+    found = _checkpoint_in(path)
+    content = load_checkpoint(found)
+    plans = (content.get("init_args") or {}).get("plans") or {}
+    epochs = ((plans.get("stunet") or {}).get("train") or {}).get("num_epochs", 1000)
+    done = f"epoch {content.get('current_epoch', '?')} of {epochs}"
+    return f"no training in {str(path)!r} came to its end: {found.parent.name}/{found.name}, {done}, stands for it"
+
+
 def _load(path: Path) -> tuple[str, Mapping[str, Any], Mapping[str, Any]]:
     """The kind of the file, its parameters, and everything in it that says what they mean."""
     if is_safetensors(path):
