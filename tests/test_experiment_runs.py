@@ -146,6 +146,24 @@ def test_an_arm_that_somebody_else_stopped_is_not_a_failure(tmp_path: Path, resu
         go(["sys.exit(75)", ""], result, tmp_path / "e")
 
 
+def test_an_arm_that_is_still_trained_is_waited_for(tmp_path: Path, result: Path) -> None:
+    fold = tmp_path / "fold_0"
+    fold.mkdir()
+    refused = f"print(\"stunet_train: another process trains in '{fold}' (process 1 on here)\"); sys.exit(3)"
+    code = f"ended = Path({str(tmp_path / 'ended')!r})\nif not ended.exists():\n    {refused}"
+    lock = FileLock(fold / ".lock", thread_local=False)
+    lock.acquire()
+
+    def end() -> None:
+        (tmp_path / "ended").touch()
+        lock.release()
+
+    threading.Timer(1, end).start()
+    states, told = go([code], result, tmp_path / "e")
+    assert states == ["done"]
+    assert "is still being trained by another process: waiting for it" in told[1]
+
+
 def test_two_commands_do_not_run_in_one_folder(tmp_path: Path, result: Path) -> None:
     (tmp_path / "e").mkdir()
     with FileLock(tmp_path / "e" / ".lock"), pytest.raises(DataError, match="another stunet_experiment runs in"):

@@ -1,6 +1,7 @@
 """Model folders that stock nnU-Net runs, their archives and exports, and archives that mean harm."""
 
 import json
+import shutil
 import stat
 import warnings
 import zipfile
@@ -13,7 +14,7 @@ import torch
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
 from stunet.errors import DataError, UsageError, WeightsError
-from stunet.files import read_json, write_json
+from stunet.files import alone_with, read_json, write_json
 from stunet.inference.cases import open_model
 from stunet.inference.predictor import Options, Predictor
 from stunet.models import registry, store
@@ -307,6 +308,30 @@ def test_the_configuration_that_a_checkpoint_names_is_taken_from_plans_with_seve
     assert (read.configuration, read.spacing, read.classes) == (
         "3d_fullres", [2.0, 1.0, 1.0], ["background", "left", "right"],
     )  # fmt: skip
+
+
+def test_an_export_of_a_training_that_did_not_end_says_so(
+    folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    export(folder, tmp_path / "whole.safetensors")
+    assert not caplog.messages
+    (folder / "fold_1").mkdir()
+    (folder / "fold_1" / "checkpoint_best.pth").touch()
+    export(folder, tmp_path / "half.safetensors")
+    assert "fold_1 of " in caplog.messages[-1]
+    assert "did not come to its end: left out" in caplog.messages[-1]
+    shutil.rmtree(folder / "fold_1")
+    (folder / "fold_0" / "checkpoint_final.pth").rename(folder / "fold_0" / "checkpoint_best.pth")
+    export(folder, tmp_path / "best.safetensors")
+    assert "came to its end: fold_0/checkpoint_best.pth, epoch ? of 1000, stands for it" in caplog.messages[-1]
+
+
+@pytest.mark.parametrize("name", ["out.zip", "out.safetensors", "out"])
+def test_one_process_at_a_time_exports_to_a_place(folder: Path, tmp_path: Path, name: str) -> None:
+    with alone_with(tmp_path / name), pytest.raises(DataError, match=rf"another process writes .*{name}"):
+        export(folder, tmp_path / name)
+    export(folder, tmp_path / name)
+    assert not list(tmp_path.glob(".*"))
 
 
 def test_a_damaged_archive_is_refused(folder: Path, tmp_path: Path) -> None:

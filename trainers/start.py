@@ -75,8 +75,7 @@ def choose(
         DataError: The classes of the dataset cannot be said in those of the weights.
     """
     weights = read_weights(path)
-    if what := unfinished(path):
-        log.warning(what)
+    _warn(unfinished(path))
     status = weights.path.stat()
     sha256 = _sha256(weights.path, status.st_size, status.st_mtime_ns)
     if head == "reuse" and weights.classes:
@@ -86,6 +85,13 @@ def choose(
     if annotations is not None:
         dataset_json = annotations.model_description(dataset_json)
     return Start(weights, sha256, plan_heads(head, weights, head_classes(dataset_json["labels"])))
+
+
+@lru_cache
+def _warn(what: str | None) -> None:
+    """Says it once, however often the weights are looked at."""
+    if what:
+        log.warning(what)
 
 
 @lru_cache

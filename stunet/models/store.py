@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stunet.errors import DataError, WeightsError, closest
-from stunet.files import alone, new_folder, read_json, write_json
+from stunet.files import alone, is_held, new_folder, read_json, write_json
 from stunet.models import registry
 from stunet.models.record import CHECKSUMS, RECORD, read_checksums, read_record
 from stunet.models.registry import Entry
@@ -182,12 +182,21 @@ def import_file(path: Path, name: str | None = None, pkl: Path | None = None, da
     if path.is_dir() or not is_packed_model(path):
         return _import(path, path, name, pkl, dataset)
     folder = registry.store() / ".downloads" / f"import-{os.getpid()}"
-    try:
-        return _import(unpack(path, folder), path, name, pkl, dataset)
-    except (WeightsError, DataError) as error:
-        raise type(error)(error.message.replace(str(folder), str(path)), error.hint) from None
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    with _locked(folder.name):
+        _remove_dead_imports(folder.parent)
+        try:
+            return _import(unpack(path, folder), path, name, pkl, dataset)
+        except (WeightsError, DataError) as error:
+            raise type(error)(error.message.replace(str(folder), str(path)), error.hint) from None
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _remove_dead_imports(downloads: Path) -> None:
+    """Removes what imports that were killed have unpacked; those that live hold a lock of the folder's name."""
+    for part in (*downloads.glob("import-*"), *downloads.glob(".part-import-*")):
+        if not is_held(_lock_of(part.name.removeprefix(".part-"))):
+            shutil.rmtree(part, ignore_errors=True)
 
 
 def _import(path: Path, origin: Path, name: str | None, pkl: Path | None, dataset: Path | None) -> Installed:
@@ -274,7 +283,7 @@ def _remember(entry: Entry, digest: str) -> None:
 @contextmanager
 def _locked(name: str) -> Iterator[None]:
     """Holds a lock of the store; waits, and says so, while another process has it."""
-    lock = alone(registry.store() / ".locks" / f"{name}.lock", f"another process is busy with {name}", "", wait=_say)
+    lock = alone(_lock_of(name), f"another process is busy with {name}", "", wait=_say)
     with ExitStack() as stack:
         try:
             stack.enter_context(lock)
@@ -284,6 +293,10 @@ def _locked(name: str) -> Iterator[None]:
                 "choose another one: export STUNET_MODELS=/path/to/models",
             ) from None
         yield
+
+
+def _lock_of(name: str) -> Path:
+    return registry.store() / ".locks" / f"{name}.lock"
 
 
 def _say(what: str) -> None:

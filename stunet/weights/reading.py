@@ -22,6 +22,7 @@ from stunet.weights.pickles import load_pickle
 from stunet.weights.v1 import convert_plans, fit_strides
 from stunet.weights.v2 import NETWORK
 
+NNUNETS_EPOCHS = 1000  # where plans do not say how many
 # How nnU-Net 2.2 and before described the network in a configuration.
 _OLD_KEYS = {
     "UNet_class_name", "UNet_base_num_features", "unet_max_num_features", "n_conv_per_stage_encoder",
@@ -122,13 +123,17 @@ def _checkpoint_in(folder: Path) -> Path:
 
 
 def unfinished(path: Path) -> str | None:
-    """What a file or model folder lacks as a training that came to its end, and which checkpoint stands for it."""
-    if not path.is_dir() or any(path.glob("fold_*/checkpoint_final.pth")):
+    """What of a model folder did not come to its end, and what stands for it; None for files and whole folders."""
+    if not path.is_dir():
         return None
+    ended = {file.parent.name for file in path.glob("fold_*/checkpoint_final.pth")}
+    begun = {file.parent.name for file in path.glob("fold_*/checkpoint_*.pth")} - ended
+    if ended:
+        return f"{', '.join(sorted(begun))} of {str(path)!r} did not come to its end: left out" if begun else None
     found = _checkpoint_in(path)
     content = load_checkpoint(found)
     plans = (content.get("init_args") or {}).get("plans") or {}
-    epochs = ((plans.get("stunet") or {}).get("train") or {}).get("num_epochs", 1000)
+    epochs = plans.get("stunet", {}).get("train", {}).get("num_epochs", NNUNETS_EPOCHS)
     done = f"epoch {content.get('current_epoch', '?')} of {epochs}"
     return f"no training in {str(path)!r} came to its end: {found.parent.name}/{found.name}, {done}, stands for it"
 
