@@ -21,8 +21,10 @@ from typing import Any, Protocol
 
 from stunet.datasets import FILE_ENDING, raise_first, write_dataset_json
 from stunet.errors import DataError, OutOfMemoryError, StunetError, UsageError, short
-from stunet.files import NO_SPACE, alone, read_json, whole, write_json
+from stunet.files import NO_SPACE, alone, whole, write_json
+from stunet.kinds import CASE_RECORD, read
 from stunet.processes import each
+from stunet.schema import anything, dict_of
 
 OWN_FOLDER = ".stunet"
 AGAIN = "then run the same command again; finished cases are kept"
@@ -136,7 +138,7 @@ class Conversion:
         if not path.is_file():
             hint = "another number or name with -d and --name, or remove that folder"
             raise DataError(f"{str(self.target)!r} exists and was not made by this command", hint)
-        before, now = read_json(path), self.step.options()
+        before, now = read(path, dict_of(anything)), self.step.options()
         differing = [key for key in {**before, **now} if before.get(key) != now.get(key)]
         if differing:
             key = differing[0]
@@ -260,8 +262,9 @@ def _record(source: Source, target: Path) -> dict[str, Any] | None:
     return record if same else None
 
 
-def _read_record(source: Source, target: Path) -> Any:
-    return read_json(_record_path(source, target))
+def _read_record(source: Source, target: Path) -> dict[str, Any]:
+    record: dict[str, Any] = read(_record_path(source, target), CASE_RECORD, "run the same command again")
+    return record
 
 
 def _record_path(source: Source, target: Path) -> Path:
