@@ -39,7 +39,9 @@ def check_plans(plans: Mapping[str, Any], configuration: str) -> dict[str, Any]:
     _check_keys(plans, _PLAN_KEYS, _PLAN_KEYS - {"stunet", "continue_training"}, f"plans {name!r}")
     if "stunet" not in plans:
         raise DataError(f"plans {name!r} were not made by stunet", "stunet_plan_and_preprocess -d ...")
-    _require("__" not in name, f"the plans name {name!r} contains '__', which nnU-Net splits folder names at")
+    _require(
+        "__" not in plans["plans_name"], f"the plans name {name!r} contains '__', which nnU-Net splits folder names at"
+    )
     _check_keys(plans["stunet"], set(plans["stunet"]), {"size", "mirror_axes", "plan", "train"}, "the 'stunet' block")
     resolved = resolve(plans, configuration)
     _check_keys(resolved, _CONFIGURATION_KEYS, _REQUIRED, f"configuration {configuration!r}")

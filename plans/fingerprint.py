@@ -27,11 +27,8 @@ def extract_fingerprint(dataset: str, workers: int, clean: bool = False, show_ba
     """
     path = preprocessed_dataset(dataset) / "dataset_fingerprint.json"
     source = _source(dataset)
-    if (
-        clean
-        or not path.is_file()
-        or read(path, FINGERPRINT, f"stunet_plan_and_preprocess -d {int(dataset[7:10])} --clean").get(SOURCE) != source
-    ):
+    hint = f"stunet_plan_and_preprocess -d {int(dataset[7:10])} --clean"
+    if clean or not path.is_file() or read(path, FINGERPRINT, hint).get(SOURCE) != source:
         path.parent.mkdir(parents=True, exist_ok=True)
         extractor = DatasetFingerprintExtractor(dataset, workers, verbose=False)
         extractor.show_progress_bar = show_bar

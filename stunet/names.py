@@ -74,6 +74,6 @@ def cell(value: Any) -> Any:
     return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA) else value
 
 
-def row(values: Iterable[Any]) -> list[Any]:
-    """The cells of a row."""
+def cells(values: Iterable[Any]) -> list[Any]:
+    """The cells of a row of a CSV file."""
     return [cell(value) for value in values]

@@ -125,7 +125,7 @@ def test_a_dataset_without_the_file_annotates_everything(tmp_path):
         ),
         (
             {"sources": {"ts": {"labels": [], "weight": 0}, "kits": {"labels": []}}},
-            "sources.ts.weight: expected a number above 0, got 0",
+            "sources.ts.weight: expected a number",
         ),
         ({"leaves": 3}, "leaves: expected a list that is not empty, got 3"),
     ],

@@ -88,7 +88,8 @@ HOST = {  # may import nnunetv2
     "preprocessing_workers", "preprocessor", "inference", "datasets", "merging", "plans", "trainers",
 }  # fmt: skip
 WITHOUT_TORCH = {
-    "errors", "files", "kinds", "names", "schema", "workspace", "presets", "console", "preprocessing", "cli", "classes", "labels", "models",
+    "errors", "files", "kinds", "names", "schema", "workspace", "presets", "console", "preprocessing", "cli", "classes",
+    "labels", "models",
     "annotations", "processes",
 }  # fmt: skip  # at the top of a file
 WITH_TORCH = {"stunet.models.folder"}  # though the other files of its part have none

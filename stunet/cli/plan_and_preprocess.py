@@ -76,7 +76,7 @@ def _command(args: argparse.Namespace) -> None:
 
 
 def _check_options(args: argparse.Namespace) -> None:
-    from stunet.plans.values import parse_stages
+    from stunet.plans.values import checked, parse_stages
 
     args.normalization = None
     if args.preset:
@@ -88,7 +88,8 @@ def _check_options(args: argparse.Namespace) -> None:
         args.normalization = presets.NORMALIZATIONS.get(preset.normalization or "")
         options = preset.complete(args.size, args.gpu_memory_target, args.stages)
         args.size, args.gpu_memory_target, args.stages = options
-        args.checkpointing = args.checkpointing or preset.set.get("checkpointing", False)
+        given = {key: checked(key, value) for key, value in preset.set.items()}
+        args.checkpointing = args.checkpointing or given.get("checkpointing", False)
     args.size = args.size or "B"
     args.stages = parse_stages(args.stages) or 6
     if args.probe:

@@ -64,7 +64,7 @@ def read_dataset(folder: Path) -> tuple[list[Case], Rules]:
     where = repr(str(folder / "dataset.json"))
     if "numTraining" not in description:
         raise DataError(f"{where} lacks numTraining", FORMAT_HINT)
-    channels = description.get("channel_names", description.get("modality"))
+    channels = description.get("channel_names") or description["modality"]
     values = label_values(description["labels"], description.get("regions_class_order"))
     cases = _find_cases(folder, description, len(channels))
     if description["numTraining"] != len(cases):
