@@ -10,7 +10,7 @@ from typing import Any
 
 from stunet.errors import DataError, StunetError
 from stunet.files import read_json
-from stunet.names import name
+from stunet.names import NAME_MAX, name
 from stunet.plans import values
 from stunet.schema import (
     Check,
@@ -133,6 +133,13 @@ def _value(kind: values.Value) -> Check:
     return found
 
 
+def _file(value: Any, where: str) -> None:
+    """The path of a file, which may lead anywhere: it is only read."""
+    text(value, where)
+    if any(len(part.encode()) > NAME_MAX for part in value.split("/")) or not value.isprintable():
+        raise expected(value, where, "the path of a file")
+
+
 def _relative(value: Any, where: str) -> None:
     """A path below a folder: names, and / between them."""
     text(value, where)
@@ -141,7 +148,7 @@ def _relative(value: Any, where: str) -> None:
 
 
 _LABEL = either("an integer or a list of integers", _label, list_of(_label, least=1))
-_FILES = list_of(text, least=1)
+_FILES = list_of(_file, least=1)
 _COUNT = integer(0)
 _PITCH = number(above=0, most=LARGEST_PITCH)
 _AXES = list_of(integer(0, 2), least=3, most=3)
@@ -156,7 +163,7 @@ _DATASET = {
     "numTraining": _COUNT,
     "regions_class_order": list_of(integer(0, LARGEST_LABEL)),
     "overwrite_image_reader_writer": text,
-    "dataset": dict_of(table({"images": _FILES, "label": text}, others=True), key=name),
+    "dataset": dict_of(table({"images": _FILES, "label": _file}, others=True), key=name),
 }
 DATASET = table({key: _DATASET[key] for key in ("labels", "file_ending")}, _DATASET, others=True)
 CLASSES = table({"labels": _labels}, _DATASET, others=True)  # a dataset.json that only names classes
@@ -271,7 +278,7 @@ PROVENANCE = table({}, {"state": dict_of(anything)}, others=True)  # of a datase
 MODEL = table(
     {},
     {
-        "entry": optional(text),
+        "entry": optional(name),
         "weights": optional(name),
         "source": optional(text),
         "sha256": optional(text),
@@ -282,12 +289,10 @@ MODEL = table(
 )
 CHECKSUMS = dict_of(table({}, {"sha256": text, "date": text}, True))
 _METRICS = table({"Dice": measured}, others=True)
-SUMMARY = table(
-    {
-        "foreground_mean": _METRICS,
-        "mean": dict_of(_METRICS),
-        "metric_per_case": list_of(table({"metrics": dict_of(_METRICS), "reference_file": text}, others=True)),
-    },
+# summary.json of an evaluation: its means, and its cases.
+SUMMARY = table({"foreground_mean": _METRICS, "mean": dict_of(_METRICS)}, others=True)
+SUMMARY_OF_CASES = table(
+    {"metric_per_case": list_of(table({"metrics": dict_of(_METRICS), "reference_file": text}, others=True))},
     others=True,
 )
 # arms.json of stunet_experiment: what is known of each command.

@@ -213,7 +213,7 @@ def dataset_folder(raw: Path, dataset_id: int, name: str) -> Path:
         UsageError: The number or name is not possible.
         DataError: The number belongs to another name.
     """
-    if not 1 <= dataset_id <= 999 or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
+    if not 1 <= dataset_id <= 999 or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}", name):
         raise UsageError(f"dataset {dataset_id} {name!r}", "a number from 1 to 999; a name of letters, digits, - and _")
     target = raw / f"Dataset{dataset_id:03d}_{name}"
     taken = sorted(path for path in raw.glob(f"{target.name[:10]}_*") if path != target)

@@ -18,7 +18,7 @@ from typing import Any
 from stunet.errors import DataError, Interrupted, UsageError
 from stunet.experiment.arms import Arm
 from stunet.files import alone, write_json
-from stunet.kinds import ARMS, SUMMARY, read, read_dataset_json
+from stunet.kinds import ARMS, CLASSES, SUMMARY_OF_CASES, read
 
 DONE, BEGUN, FAILED = "done", "begun", "failed"
 RESULT = re.compile(r"^mean validation Dice \S+  (.+)$", re.MULTILINE)  # what stunet_train prints last
@@ -235,9 +235,9 @@ def read_dice(summary: Path) -> dict[str, dict[str, float]]:
     Raises:
         DataError: It is not as nnU-Net writes it.
     """
-    labels = read_dataset_json(summary.parents[2] / "dataset.json")["labels"]
+    labels = read(summary.parents[2] / "dataset.json", CLASSES)["labels"]
     names = {str(tuple(value) if isinstance(value, list) else value): name for name, value in labels.items()}
-    cases = read(summary, SUMMARY, "delete it, and run again")["metric_per_case"]
+    cases = read(summary, SUMMARY_OF_CASES, "delete it, and run again")["metric_per_case"]
     return {
         Path(case["reference_file"]).name: {
             names.get(key, key): metrics["Dice"] for key, metrics in case["metrics"].items()

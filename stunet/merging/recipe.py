@@ -122,7 +122,7 @@ def load_recipe(path: Path) -> Recipe:
 def _recipe(path: Path, content: Any) -> Recipe:
     top = table(content, TOP_KEYS, "the file")
     name = top.get("name")
-    if not isinstance(name, str) or not re.fullmatch(r"Dataset[0-9]{3}_[A-Za-z0-9_-]+", name):
+    if not isinstance(name, str) or not re.fullmatch(r"Dataset[0-9]{3}_[A-Za-z0-9_-]{1,64}", name):
         raise DataError(f"name is {name!r}", "name: Dataset900_Union, with three digits")
     classes, required = _classes(path, top)
     geometry = table(top.get("geometry", {}), ("reader", "spacing", "patch"), "geometry")
@@ -201,7 +201,7 @@ def _sources(path: Path, entries: Any) -> tuple[SourceRecipe, ...]:
 def _source(path: Path, content: Any, index: int) -> SourceRecipe:
     entry = table(content, SOURCE_KEYS, f"source {index + 1}")
     name = entry.get("id")
-    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
+    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}", name):
         raise DataError(f"the id of source {index + 1} is {name!r}", "letters, digits, - and _: id: amos")
     where = f"source {name!r}"
     if type(entry.get("dataset")) not in (str, int):

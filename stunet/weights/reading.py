@@ -15,6 +15,7 @@ from torch import Tensor
 from stunet.classes import head_classes
 from stunet.errors import DataError, WeightsError
 from stunet.kinds import DATASET, MODEL, PLANS, read
+from stunet.names import check_name
 from stunet.plans.resolve import resolve
 from stunet.weights.architecture import Architecture, recognise
 from stunet.weights.checkpoints import is_safetensors, load_checkpoint, load_safetensors
@@ -195,7 +196,9 @@ def _read_nnssl(weights: Weights, content: Mapping[str, Any]) -> Weights:
 def _read_ours(weights: Weights, meta: Mapping[str, Any]) -> Weights:
     axes, entry = meta.get("mirror_axes"), meta.get("entry")
     weights = replace(
-        weights, mirror_axes=None if axes is None else _axes(axes), entry=None if entry is None else str(entry)
+        weights,
+        mirror_axes=None if axes is None else _axes(axes),
+        entry=None if entry is None else check_name(entry, "entry"),
     )
     return _described(weights, meta.get("plans"), meta.get("configuration"), meta.get("dataset"))
 
