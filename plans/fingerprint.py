@@ -7,6 +7,7 @@ from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 
 from stunet.errors import DataError
 from stunet.files import read_json, write_json
+from stunet.kinds import FINGERPRINT, read, read_dataset_json
 from stunet.workspace import preprocessed_dataset, raw_dataset
 
 SOURCE = "stunet_source"  # our key in the fingerprint, which nnU-Net ignores
@@ -26,7 +27,8 @@ def extract_fingerprint(dataset: str, workers: int, clean: bool = False, show_ba
     """
     path = preprocessed_dataset(dataset) / "dataset_fingerprint.json"
     source = _source(dataset)
-    if clean or not path.is_file() or read_json(path).get(SOURCE) != source:
+    hint = f"stunet_plan_and_preprocess -d {int(dataset[7:10])} --clean"
+    if clean or not path.is_file() or read(path, FINGERPRINT, hint).get(SOURCE) != source:
         path.parent.mkdir(parents=True, exist_ok=True)
         extractor = DatasetFingerprintExtractor(dataset, workers, verbose=False)
         extractor.show_progress_bar = show_bar
@@ -41,6 +43,6 @@ def extract_fingerprint(dataset: str, workers: int, clean: bool = False, show_ba
 def _source(dataset: str) -> list[list[str | int]]:
     """Name, size in bytes and time of change of the files that the fingerprint is made from."""
     folder = raw_dataset(dataset)
-    cases = get_filenames_of_train_images_and_targets(str(folder), read_json(folder / "dataset.json"))
+    cases = get_filenames_of_train_images_and_targets(str(folder), read_dataset_json(folder / "dataset.json"))
     files = [Path(name) for case in cases.values() for name in (*case["images"], case["label"])]
     return [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files]

@@ -4,12 +4,11 @@ They live in the plan: those of training in `stunet.train`, those that shape the
 """
 
 import json
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from stunet.errors import UsageError, closest
+from stunet.errors import UsageError, closest, short
 
 
 @dataclass(frozen=True)
@@ -20,6 +19,9 @@ class Value:
     type: type
     valid: Callable[[Any], bool]
     example: str
+
+
+LARGEST = 2**62  # no value of a run is larger
 
 
 def _positive(number: float) -> bool:
@@ -92,7 +94,14 @@ def checked(key: str, value: Any) -> Any:
     if key not in KNOWN:
         raise UsageError(f"unknown key {key!r}{closest(key, list(KNOWN))}", f"--set takes {', '.join(KNOWN)}")
     kind = KNOWN[key]
-    number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if not is_valid(kind, value):
+        raise UsageError(f"{key}={short(value)} is not a valid {kind.type.__name__}", f"--set {key}={kind.example}")
+    return kind.type(value)
+
+
+def is_valid(kind: Value, value: Any) -> bool:
+    """Whether a value is of a kind; 2.0 is an integer, too."""
+    number = type(value) in (int, float) and -LARGEST <= value <= LARGEST  # not NaN either
     of_type = {
         int: number and value == int(value),
         float: number,
@@ -100,9 +109,7 @@ def checked(key: str, value: Any) -> Any:
         list: isinstance(value, list),
         str: isinstance(value, str),
     }
-    if not of_type[kind.type] or not kind.valid(value):
-        raise UsageError(f"{key}={value!r} is not a valid {kind.type.__name__}", f"--set {key}={kind.example}")
-    return kind.type(value)
+    return of_type[kind.type] and kind.valid(value)
 
 
 def tag(key: str, value: Any) -> str:

@@ -28,10 +28,13 @@ COMMANDS = (
 )
 
 # What each part imports of ours, besides itself; every part may use FREE.
-FREE = {"errors", "files", "nifti", "workspace", "presets", "stunet"}
+FREE = {"errors", "files", "kinds", "names", "nifti", "schema", "workspace", "presets", "stunet"}
 MAY_IMPORT = {
     "errors": set(),
     "files": set(),
+    "kinds": {"plans"},
+    "names": set(),
+    "schema": set(),
     "workspace": set(),
     "presets": set(),
     "networks": set(),
@@ -51,7 +54,7 @@ MAY_IMPORT = {
     "resampling": set(),
     "weights": {"classes", "networks", "plans"},
     "merging": {"annotations", "classes", "datasets", "inference", "labels", "processes"},
-    "models": {"classes", "datasets", "networks", "weights"},
+    "models": {"classes", "networks", "plans", "weights"},
     "inference": {
         "datasets",
         "labels",
@@ -85,7 +88,8 @@ HOST = {  # may import nnunetv2
     "preprocessing_workers", "preprocessor", "inference", "datasets", "merging", "plans", "trainers",
 }  # fmt: skip
 WITHOUT_TORCH = {
-    "errors", "files", "workspace", "presets", "console", "preprocessing", "cli", "classes", "labels", "models",
+    "errors", "files", "kinds", "names", "schema", "workspace", "presets", "console", "preprocessing", "cli", "classes",
+    "labels", "models",
     "annotations", "processes",
 }  # fmt: skip  # at the top of a file
 WITH_TORCH = {"stunet.models.folder"}  # though the other files of its part have none

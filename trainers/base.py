@@ -19,6 +19,7 @@ from nnunetv2.utilities.crossval_split import generate_crossval_split
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 
 from stunet.errors import DataError, Interrupted
+from stunet.kinds import SPLITS, read
 from stunet.losses import DeepSupervision, DiceCE
 from stunet.nnunet import exchanged
 from stunet.trainers import parallel
@@ -110,7 +111,7 @@ class PlannedTrainer(Saving):
         Raises:
             DataError: There are fewer.
         """
-        with exchanged(host, load_json=_named(host.load_json), generate_crossval_split=_named(generate_crossval_split)):
+        with exchanged(host, load_json=_named(_folds), generate_crossval_split=_named(generate_crossval_split)):
             train, validation = super().do_split()
         if self.num_cases is None:
             return train, validation
@@ -260,11 +261,16 @@ class _Names(list):
         return name in self.known
 
 
+def _folds(path: str) -> list[dict]:
+    found: list[dict] = read(Path(path), SPLITS)
+    return found
+
+
 def _named(splits: Callable[..., list[dict]]) -> Callable[..., list[dict]]:
-    def read(*args: Any, **kwargs: Any) -> list[dict]:
+    def named(*args: Any, **kwargs: Any) -> list[dict]:
         return [{part: _Names(names) for part, names in split.items()} for split in splits(*args, **kwargs)]
 
-    return read
+    return named
 
 
 class _NotStarted:

@@ -15,7 +15,8 @@ import torch
 import torch.distributed as dist
 
 from stunet.errors import DataError, Interrupted
-from stunet.files import alone, read_json
+from stunet.files import alone
+from stunet.kinds import read_dataset_json
 from stunet.nnunet import trainer_class
 from stunet.trainers.base import PlannedTrainer
 from stunet.trainers.listener import Listener, Silent
@@ -157,7 +158,7 @@ def _train(run: Run, checkpoint: Path | None, listener: Listener) -> None:
     device = torch.device(run.device)
     limit_threads(run)
     torch.backends.cudnn.benchmark = device.type == "cuda"
-    dataset_json = read_json(preprocessed_dataset(run.dataset) / "dataset.json")
+    dataset_json = read_dataset_json(preprocessed_dataset(run.dataset) / "dataset.json")
     plans = {**run.plans, "continue_training": run.resume}
     trainer: PlannedTrainer = trainer_class(run.trainer)(plans, run.configuration, run.fold, dataset_json, device)
     trainer.disable_checkpointing = run.disable_checkpointing

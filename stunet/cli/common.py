@@ -70,6 +70,8 @@ def explain(error: BaseException) -> StunetError:
         )
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return _as(3, f"the disk is full: {error.filename or error}", "free some space and run the same command again")
+    if isinstance(error, OSError) and error.errno in (errno.ENAMETOOLONG, errno.ELOOP):
+        return _as(3, str(error), "check the path")
     if isinstance(error, PermissionError | FileNotFoundError | NotADirectoryError | IsADirectoryError):
         return _as(3, str(error), "check the path and its permissions")
     return _as(

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from stunet import console, files, workspace
 from stunet.cli.common import new_parser, run
 from stunet.errors import DataError, UsageError
+from stunet.kinds import DATASET, read
 
 if TYPE_CHECKING:
     from stunet.evaluation.folders import Labels
@@ -127,11 +128,7 @@ def _labels(args: argparse.Namespace) -> "tuple[Labels, str]":
 
 
 def _read_dataset(file: Path) -> dict[str, Any]:
-    dataset = files.read_json(file)
-    if not isinstance(dataset, dict) or not isinstance(dataset.get("file_ending"), str):
-        raise DataError(
-            f"{str(file)!r} has no file_ending", 'add "file_ending": ".nii.gz", or what your files end with'
-        )
+    dataset: dict[str, Any] = read(file, DATASET)
     return dataset
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from stunet import console, presets, workspace
 from stunet.cli import common
 from stunet.errors import UsageError
+from stunet.names import problem_of
 
 CONFIGURATIONS = ("2d", "3d_fullres", "3d_lowres")
 WORKERS = {"2d": 8, "3d_lowres": 8}  # at most, as in nnU-Net; larger images get fewer, for their memory
@@ -76,7 +77,7 @@ def _command(args: argparse.Namespace) -> None:
 
 
 def _check_options(args: argparse.Namespace) -> None:
-    from stunet.plans.values import parse_stages
+    from stunet.plans.values import checked, parse_stages
 
     args.normalization = None
     if args.preset:
@@ -88,7 +89,8 @@ def _check_options(args: argparse.Namespace) -> None:
         args.normalization = presets.NORMALIZATIONS.get(preset.normalization or "")
         options = preset.complete(args.size, args.gpu_memory_target, args.stages)
         args.size, args.gpu_memory_target, args.stages = options
-        args.checkpointing = args.checkpointing or preset.set.get("checkpointing", False)
+        given = {key: checked(key, value) for key, value in preset.set.items()}
+        args.checkpointing = args.checkpointing or given.get("checkpointing", False)
     args.size = args.size or "B"
     args.stages = parse_stages(args.stages) or 6
     if args.probe:
@@ -96,6 +98,8 @@ def _check_options(args: argparse.Namespace) -> None:
 
         if not torch.cuda.is_available():
             raise UsageError("--probe needs a CUDA device, and torch finds none", "leave it out: the estimate is used")
+    if args.overwrite_plans_name and (problem := problem_of(args.overwrite_plans_name)):
+        raise UsageError(f"-overwrite_plans_name {args.overwrite_plans_name!r} {problem}", "a name such as MyPlans")
     if "__" in (args.overwrite_plans_name or ""):
         raise UsageError(
             f"-overwrite_plans_name {args.overwrite_plans_name!r}: nnU-Net splits folder names at '__'", "one '_'"

@@ -13,7 +13,7 @@ from stunet import console, nnunet, presets, workspace
 from stunet.annotations import Annotations, described, load_annotations
 from stunet.cli.models import ShownDownload
 from stunet.errors import DataError, UsageError, WeightsError
-from stunet.files import read_json
+from stunet.kinds import read_dataset_json
 from stunet.models import store
 
 
@@ -41,7 +41,7 @@ def choose_plans(dataset: str, args: argparse.Namespace) -> Chosen:
     preset = presets.load(args.preset) if args.preset else None
     path = workspace.plans_path(dataset, args.p or (_fitting(dataset, preset) if preset else None))
     plans = workspace.load_plans(path)
-    dataset_json = read_json(path.parent / "dataset.json")
+    dataset_json = read_dataset_json(path.parent / "dataset.json")
     options = {"size": args.size, "memory_gb": args.gpu_memory_target, "stages": values.parse_stages(args.stages)}
     overrides = values.parse(args.set)
     if preset:

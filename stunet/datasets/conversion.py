@@ -21,8 +21,10 @@ from typing import Any, Protocol
 
 from stunet.datasets import FILE_ENDING, raise_first, write_dataset_json
 from stunet.errors import DataError, OutOfMemoryError, StunetError, UsageError, short
-from stunet.files import NO_SPACE, alone, read_json, whole, write_json
+from stunet.files import NO_SPACE, alone, whole, write_json
+from stunet.kinds import CASE_RECORD, read
 from stunet.processes import each
+from stunet.schema import anything, dict_of
 
 OWN_FOLDER = ".stunet"
 AGAIN = "then run the same command again; finished cases are kept"
@@ -136,7 +138,7 @@ class Conversion:
         if not path.is_file():
             hint = "another number or name with -d and --name, or remove that folder"
             raise DataError(f"{str(self.target)!r} exists and was not made by this command", hint)
-        before, now = read_json(path), self.step.options()
+        before, now = read(path, dict_of(anything)), self.step.options()
         differing = [key for key in {**before, **now} if before.get(key) != now.get(key)]
         if differing:
             key = differing[0]
@@ -211,7 +213,7 @@ def dataset_folder(raw: Path, dataset_id: int, name: str) -> Path:
         UsageError: The number or name is not possible.
         DataError: The number belongs to another name.
     """
-    if not 1 <= dataset_id <= 999 or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
+    if not 1 <= dataset_id <= 999 or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}", name):
         raise UsageError(f"dataset {dataset_id} {name!r}", "a number from 1 to 999; a name of letters, digits, - and _")
     target = raw / f"Dataset{dataset_id:03d}_{name}"
     taken = sorted(path for path in raw.glob(f"{target.name[:10]}_*") if path != target)
@@ -260,8 +262,9 @@ def _record(source: Source, target: Path) -> dict[str, Any] | None:
     return record if same else None
 
 
-def _read_record(source: Source, target: Path) -> Any:
-    return read_json(_record_path(source, target))
+def _read_record(source: Source, target: Path) -> dict[str, Any]:
+    record: dict[str, Any] = read(_record_path(source, target), CASE_RECORD, "run the same command again")
+    return record
 
 
 def _record_path(source: Source, target: Path) -> Path:

@@ -22,6 +22,7 @@ from stunet.errors import DataError, OutOfMemoryError
 from stunet.evaluation import metrics
 from stunet.evaluation.segmentations import check_place, read_segmentation
 from stunet.labels import LabelSystem, apply
+from stunet.names import cells
 
 
 @dataclass(frozen=True)
@@ -202,7 +203,8 @@ def write_csv(summary: Mapping[str, Any], cases: Sequence[Case], path: Path) -> 
         for case, entry in zip(cases, summary["metric_per_case"], strict=True):
             for key, values in entry["metrics"].items():
                 numbers = ["" if isnan(values[metric]) else values[metric] for metric in metrics.METRICS]
-                table.writerow([case.name, key, summary["labels"][key], *numbers, case.reference, case.prediction])
+                line = [case.name, key, summary["labels"][key], *numbers, str(case.reference), str(case.prediction)]
+                table.writerow(cells(line))
 
 
 def _names(folder: Path, ending: str) -> set[str]:

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 
-from stunet import files
 from stunet.errors import DataError
+from stunet.kinds import SPACING, read
 from stunet.nifti import check_nifti
 
 GEOMETRY_TOLERANCE = 1e-3  # mm, and no unit for directions
@@ -110,10 +110,8 @@ def _spacing(image: sitk.Image, path: Path) -> tuple[float, ...]:
     """The spacing (x, y, z) of an image; nnU-Net keeps that of a TIFF in a JSON file beside it, in array order."""
     beside = path.with_suffix(".json")
     if path.suffix.lower() in (".tif", ".tiff") and beside.is_file():
-        try:
-            return tuple(float(s) for s in files.read_json(beside)["spacing"][::-1])
-        except (KeyError, TypeError, ValueError):
-            raise DataError(f"no list 'spacing' in {str(beside)!r}", '{"spacing": [z, y, x]} in mm') from None
+        spacing = read(beside, SPACING, '{"spacing": [z, y, x]} in mm')["spacing"]
+        return tuple(float(pitch) for pitch in spacing[::-1])
     return image.GetSpacing()
 
 

@@ -28,7 +28,7 @@ from stunet.plans.resolve import resolve
 from stunet.preprocessing import CONFIGURATION_SETTINGS, PLAN_SETTINGS, preprocessed_cases
 from stunet.weights.checkpoints import check_finite, check_weights, load_trained, save_checkpoint
 from stunet.weights.reading import read_weights
-from stunet.workspace import preprocessed_dataset
+from stunet.workspace import load_plans, preprocessed_dataset
 
 SEED = 0  # of the patches
 
@@ -143,9 +143,10 @@ def _find_cases(model: Model, name: str, dataset: str, configuration: str) -> nn
     """The dataset's cases that are preprocessed as the model's plans say."""
     wanted, reasons = _preprocessing(model.plans, name), []
     for path in sorted(preprocessed_dataset(dataset).glob("*.json")):
-        plans = read_json(path)
-        if not isinstance(plans, dict) or configuration not in plans.get("configurations", ()):
+        content = read_json(path)
+        if not isinstance(content, dict) or configuration not in (content.get("configurations") or ()):
             continue
+        plans = load_plans(path)
         if other := difference(_preprocessing(plans, configuration), wanted, path.stem):
             reasons.append(other)
         elif names := preprocessed_cases(dataset, plans, configuration):

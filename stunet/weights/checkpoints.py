@@ -81,7 +81,7 @@ def load_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any
         with safetensors.safe_open(path, "pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # it is no dictionary
             meta = json.loads((file.metadata() or {}).get("stunet", "{}"))
-    except (safetensors.SafetensorError, *UNREADABLE) as error:
+    except (safetensors.SafetensorError, RecursionError, *UNREADABLE) as error:
         raise WeightsError(f"{str(path)!r} is damaged: {first_line(error)}", "copy it again from its source") from None
     if not isinstance(meta, dict) or meta.pop("version", FORMAT) != FORMAT:
         raise WeightsError(
