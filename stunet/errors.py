@@ -3,7 +3,45 @@
 An error says what happened and where; its hint is the command or the step that helps. cli/common.py prints both.
 """
 
+import errno
+
 SHOWN = 80  # characters of a value in a message
+# What libraries that have no class of their own for it say when memory is not enough: torch on the CPU and on GPUs, cuDNN
+# and cuBLAS, C++, ITK, and Linux where a process cannot be started for it.
+NO_MEMORY = (
+    "can't allocate memory", "out of memory", "ALLOC_FAILED", "bad_alloc", "bad allocation", "Failed to allocate memory",
+    "Cannot allocate memory", "Unable to allocate",
+)  # fmt: skip
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+OF_THE_SYSTEM = {  # what has to change before the same command can work, by the number of the error
+    **dict.fromkeys(FULL, "free some space and run the same command again"),
+    errno.EROFS: "another folder: this one's file system is mounted read-only",
+    errno.EACCES: "another folder, or permission for this one: ls -ld",
+    errno.EPERM: "another folder, or permission for this one: ls -ld",
+    errno.ENAMETOOLONG: "a shorter name, or a folder higher up",
+    errno.ELOOP: "mend the symbolic links, which lead in a circle",
+    errno.EMFILE: "allow more open files, ulimit -n 4096, and run the same command again",
+    errno.ENFILE: "allow more open files, ulimit -n 4096, and run the same command again",
+    errno.EAGAIN: "fewer processes at a time, or allow more: ulimit -u",
+    errno.EIO: "see whether the disk or the network drive is sound, and run the same command again",
+    errno.ESTALE: "see whether the disk or the network drive is sound, and run the same command again",
+    errno.ETIMEDOUT: "see whether the disk or the network drive is sound, and run the same command again",
+    errno.ENOTCONN: "see whether the disk or the network drive is sound, and run the same command again",
+}
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory was not enough, that of the device or of the machine, whichever library says so."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno == errno.ENOMEM
+    return isinstance(error, RuntimeError | OSError) and any(text in str(error) for text in NO_MEMORY)
+
+
+def last_line(error: BaseException) -> str:
+    """Of its message; libraries put the reason there."""
+    return (str(error).strip().splitlines() or [""])[-1]
 
 
 class StunetError(Exception):

@@ -147,19 +147,6 @@ def test_a_full_disk_names_the_case_and_keeps_the_finished(
     assert run(conversion) == whole
 
 
-def test_a_killed_process_is_reported_and_what_is_done_is_kept(source: Path) -> None:
-    conversion = prepare(source)
-
-    def kill(case: str) -> None:
-        for process in multiprocessing.active_children():
-            os.kill(process.pid or 0, signal.SIGKILL)
-
-    cases = [case for case in conversion.sources for _ in range(200)]
-    with pytest.raises(DataError, match="died, probably for lack of memory"):
-        conversion.run(cases, 2, kill)
-    assert len(names(conversion)) < 3
-
-
 def test_the_command_converts_reports_and_says_what_is_next(
     source: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -28,9 +28,10 @@ COMMANDS = (
 )
 
 # What each part imports of ours, besides itself; every part may use FREE.
-FREE = {"errors", "files", "nifti", "workspace", "presets", "stunet"}
+FREE = {"errors", "files", "machine", "nifti", "workspace", "presets", "stunet"}
 MAY_IMPORT = {
     "errors": set(),
+    "machine": set(),
     "files": set(),
     "workspace": set(),
     "presets": set(),
@@ -42,11 +43,12 @@ MAY_IMPORT = {
     "nnunet": {"annotations"},
     "labels": {"classes"},
     "losses": set(),
-    "evaluation": {"labels"},
+    "evaluation": {"labels", "processes"},
     "processes": set(),
     "datasets": {"annotations", "labels", "processes", "resampling"},
     "preprocessing": {"annotations", "preprocessing_workers", "plans"},
     "preprocessing_workers": {"preprocessor", "processes"},
+    "preprocessed": set(),
     "preprocessor": {"resampling"},
     "resampling": set(),
     "weights": {"classes", "networks", "plans"},
@@ -85,7 +87,7 @@ HOST = {  # may import nnunetv2
     "preprocessing_workers", "preprocessor", "inference", "datasets", "merging", "plans", "trainers",
 }  # fmt: skip
 WITHOUT_TORCH = {
-    "errors", "files", "workspace", "presets", "console", "preprocessing", "cli", "classes", "labels", "models",
+    "errors", "files", "machine", "workspace", "presets", "console", "preprocessing", "cli", "classes", "labels", "models",
     "annotations", "processes",
 }  # fmt: skip  # at the top of a file
 WITH_TORCH = {"stunet.models.folder"}  # though the other files of its part have none

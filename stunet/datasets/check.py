@@ -41,10 +41,11 @@ def check_dataset(folder: Path, workers: int = 1, on_case: Callable[[str], None]
 
     Raises:
         DataError: Something is wrong; the first three problems are named, the others counted.
+        OutOfMemoryError: A case does not fit into memory.
     """
     cases, rules = read_dataset(folder)
     problems = {}
-    for position, problem in each(_problem, _with_rules(folder, cases, rules), workers):
+    for position, problem in each(_problem, _with_rules(folder, cases, rules), workers, lambda item: item[0].name):
         if problem:
             problems[position] = problem
         if on_case:
