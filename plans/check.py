@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from stunet.errors import DataError, closest, short
-from stunet.networks import SIZES
 from stunet.plans import values
 from stunet.plans.resolve import resolve
+from stunet.presets import SIZES
 
 NETWORK = "stunet.networks.STUNet"
 

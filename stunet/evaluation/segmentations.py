@@ -11,7 +11,7 @@ import numpy as np
 import SimpleITK as sitk
 
 from stunet import files
-from stunet.errors import DataError
+from stunet.errors import DataError, is_out_of_memory
 from stunet.nifti import check_nifti
 
 GEOMETRY_TOLERANCE = 1e-3  # mm, and no unit for directions
@@ -44,7 +44,9 @@ def read_segmentation(
     check_nifti(path)
     try:
         image = sitk.ReadImage(str(path))
-    except RuntimeError:  # ITK's, for anything
+    except RuntimeError as error:  # ITK's, for anything
+        if is_out_of_memory(error):
+            raise
         raise DataError(f"{str(path)!r} is damaged, or no image", "make the file anew, or leave it out") from None
     channels = image.GetNumberOfComponentsPerPixel()
     if image.GetDimension() not in (2, 3) or channels != 1:
