@@ -150,7 +150,7 @@ def _nearest(points: np.ndarray, others: np.ndarray, apart: np.ndarray, spacing:
 def _percentile(distances: np.ndarray, areas: np.ndarray, share: float) -> float:
     order = np.lexsort((areas, distances))
     reached = np.cumsum(areas[order]) / areas[order].sum()
-    return float(distances[order][min(np.searchsorted(reached, share), len(order) - 1)])
+    return float(distances[order][min(int(np.searchsorted(reached, share)), len(order) - 1)])
 
 
 def _counts(table: np.ndarray, labels: Sequence[int]) -> dict[str, int]:

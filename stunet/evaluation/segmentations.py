@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 
-from stunet.errors import DataError
+from stunet.errors import DataError, is_out_of_memory
 from stunet.kinds import SPACING, read
 from stunet.nifti import check_nifti
 
@@ -46,7 +46,9 @@ def read_segmentation(
     check_nifti(path)
     try:
         image = sitk.ReadImage(str(path))
-    except RuntimeError:  # ITK's, for anything
+    except RuntimeError as error:  # ITK's, for anything
+        if is_out_of_memory(error):
+            raise
         raise DataError(f"{str(path)!r} is damaged, or no image", "make the file anew, or leave it out") from None
     channels = image.GetNumberOfComponentsPerPixel()
     if image.GetDimension() not in (2, 3) or channels != 1:
