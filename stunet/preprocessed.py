@@ -1,55 +1,112 @@
-"""How are preprocessed cases read without running anything that stands in their files?
+"""Are the files of a preprocessed case whole, and do they fit together? If not: which case, and what makes it again.
 
-nnU-Net unpickles CASE.pkl and opens CASE.b2nd with blosc2, both of which can run code. From here on its classes read
-properties with the reader of weights/pickles.py, and arrays must be plain ones. preprocessing.py writes the files.
+Training, validation and bn-recollect read preprocessed cases through Checked; nnU-Net's own datasets meet damage with
+whatever blosc2, numpy or pickle raise, or not at all. nnU-Net unpickles CASE.pkl, which runs what is in it: from now on
+its classes read properties with the reader of weights/pickles.py, in this process and those that it forks.
 """
 
+import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import blosc2
 import numpy as np
 from blosc2.exceptions import UnsafeDeserializationError
-from nnunetv2.training.dataloading import nnunet_dataset as datasets
+from nnunetv2.training.dataloading import nnunet_dataset
 
-from stunet.errors import DataError
-from stunet.weights.pickles import again, load_properties
+from stunet.errors import DataError, OutOfMemoryError, StunetError, is_out_of_memory, last_line
+from stunet.weights.pickles import load_properties
 
-datasets.load_pickle = load_properties  # for good: loaders read in processes and threads of their own
-PLAIN = (blosc2.NDArray, np.ndarray, type(None))
+nnunet_dataset.load_pickle = load_properties
+PLAIN = (blosc2.NDArray, np.ndarray, type(None))  # what an array of a case may be
 
 
-class _Plain(datasets.nnUNetBaseDataset):
-    """Nothing but arrays of numbers."""
+class Checked:
+    """A dataset of nnU-Net (nnUNetDatasetBlosc2, nnUNetDatasetNumpy) that names the case whose files are damaged.
 
-    def load_case(self, identifier: str) -> tuple[Any, Any, Any, dict[str, Any]]:
-        """Image (C, D, H, W), labels (1, D, H, W), those of the previous stage or None, and properties.
+    Opening a case looks at shapes and at the places of classes, once; check() reads all of it.
+
+    Args:
+        dataset: nnU-Net's; what it has besides load_case() is there, too.
+    """
+
+    def __init__(self, dataset: Any) -> None:
+        self.dataset = dataset
+        self._seen: set[str] = set()
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "dataset":  # while it is unpickled
+            raise AttributeError(name)
+        return getattr(self.dataset, name)
+
+    def load_case(self, case: str) -> tuple[Any, Any, Any, dict[str, Any]]:
+        """Image (C, D, H, W), labels (1, D, H, W), the previous stage's labels (D, H, W) or None, and properties.
+
+        The arrays are read when they are sliced.
 
         Raises:
-            DataError: A file holds something else, which was not executed.
+            DataError: A file is missing or damaged, or they do not fit together.
+            OutOfMemoryError: They do not fit into memory.
         """
+        with self.reading(case):
+            data, labels, previous, properties = self.dataset.load_case(case)
+            for array in (data, labels, previous):
+                if not isinstance(array, PLAIN):
+                    raise ValueError(f"{type(array).__name__} in place of a plain array; nothing was executed")
+            if case not in self._seen:
+                _check(data, labels, previous, properties)
+                self._seen.add(case)
+        return data, labels, previous, properties
+
+    def check(self, case: str) -> None:
+        """Reads every voxel of a case.
+
+        Raises:
+            DataError: As of load_case().
+        """
+        with self.reading(case):
+            for array in self.load_case(case)[:3]:
+                if array is not None:
+                    array[:]
+
+    @contextmanager
+    def reading(self, case: str) -> Iterator[None]:
+        """Names the case in the error that the block raises."""
         try:
-            *arrays, properties = super().load_case(identifier)
-            kinds = {type(array).__name__ for array in arrays if not isinstance(array, PLAIN)}
-        except UnsafeDeserializationError as error:
-            kinds = {str(error).partition(" while ")[0]}
-        if kinds:
-            path = Path(self.source_folder) / identifier
-            what = f"case {str(path)!r} has other arrays than plain ones ({', '.join(sorted(kinds))})"
-            raise DataError(f"{what}; nothing was executed", again(path))
-        return (*arrays, properties)
+            yield
+        except StunetError:
+            raise
+        except UnsafeDeserializationError as error:  # blosc2's text goes on with how to execute it all the same
+            what = str(error).partition(" while ")[0]
+            raise self._damaged(case, f"{what} in place of a plain array; nothing was executed") from None
+        except Exception as error:
+            if is_out_of_memory(error):
+                what = f"case {case!r} does not fit into memory: {last_line(error)}"
+                raise OutOfMemoryError(what, "fewer processes at a time: nnUNet_n_proc_DA=1") from error
+            raise self._damaged(case, last_line(error) or type(error).__name__) from error
+
+    def _damaged(self, case: str, why: str) -> DataError:
+        folder = Path(self.dataset.source_folder)
+        before = self.dataset.folder_with_segs_from_previous_stage
+        where = " or ".join(map(repr, filter(None, (str(folder), before and str(before)))))
+        number = int(name[7:10]) if (name := folder.parent.name)[7:10].isdigit() else name
+        files = f"{shlex.quote(str(folder))}/{shlex.quote(case)}"
+        hint = f"rm {files}.* {files}_seg.*; stunet_plan_and_preprocess -d {number}, with the options of then, makes it again"
+        if before:
+            hint += "; the previous stage's labels: stunet_train with --val in its folds"
+        return DataError(f"cannot read the preprocessed files of case {case!r} in {where}: {why}", hint)
 
 
-class Blosc2(_Plain, datasets.nnUNetDatasetBlosc2):
-    """nnU-Net's class for .b2nd."""
-
-
-class Numpy(_Plain, datasets.nnUNetDatasetNumpy):
-    """nnU-Net's class for .npz."""
-
-
-def cases_in(folder: str) -> type[datasets.nnUNetBaseDataset]:
-    """The class for the preprocessed cases in a folder, as nnU-Net's infer_dataset_class has it."""
-    known = {datasets.nnUNetDatasetBlosc2: Blosc2, datasets.nnUNetDatasetNumpy: Numpy}
-    found = datasets.infer_dataset_class(folder)
-    return known.get(found, found)
+def _check(data: Any, labels: Any, previous: Any, properties: Any) -> None:
+    """Raises a ValueError that says what does not fit."""
+    shape = tuple(data.shape[1:])
+    if len(shape) != 3 or tuple(labels.shape[1:]) != shape or (previous is not None and tuple(previous.shape) != shape):
+        others = [tuple(array.shape) for array in (labels, previous) if array is not None]
+        raise ValueError(f"an image of shape {tuple(data.shape)} and labels of shape {', '.join(map(str, others))}")
+    if not isinstance(properties, dict) or not {"spacing", "class_locations"} <= properties.keys():
+        raise ValueError("the .pkl file lacks spacing or class_locations")
+    for places in properties["class_locations"].values():
+        if len(places) and not (np.min(places) >= 0 and (np.max(places, axis=0)[1:] < shape).all()):
+            raise ValueError("the .pkl file has places of classes outside of the image")

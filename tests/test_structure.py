@@ -28,10 +28,14 @@ COMMANDS = (
 )
 
 # What each part imports of ours, besides itself; every part may use FREE.
-FREE = {"errors", "files", "nifti", "workspace", "presets", "stunet"}
+FREE = {"errors", "files", "kinds", "machine", "names", "nifti", "schema", "workspace", "presets", "stunet"}
 MAY_IMPORT = {
     "errors": set(),
+    "machine": set(),
     "files": set(),
+    "kinds": {"plans"},
+    "names": set(),
+    "schema": set(),
     "workspace": set(),
     "presets": set(),
     "networks": set(),
@@ -42,7 +46,7 @@ MAY_IMPORT = {
     "nnunet": {"annotations"},
     "labels": {"classes"},
     "losses": set(),
-    "evaluation": {"labels"},
+    "evaluation": {"labels", "processes"},
     "processes": set(),
     "datasets": {"annotations", "labels", "processes", "resampling"},
     "preprocessing": {"annotations", "preprocessing_workers", "plans"},
@@ -52,7 +56,7 @@ MAY_IMPORT = {
     "resampling": set(),
     "weights": {"classes", "networks", "plans"},
     "merging": {"annotations", "classes", "datasets", "inference", "labels", "processes"},
-    "models": {"classes", "datasets", "networks", "weights"},
+    "models": {"classes", "networks", "plans", "weights"},
     "inference": {
         "datasets",
         "labels",
@@ -65,7 +69,7 @@ MAY_IMPORT = {
         "results",
         "weights",
     },
-    "plans": {"losses", "networks", "datasets", "nnunet"},
+    "plans": {"losses", "networks", "nnunet", "datasets", "processes"},
     "trainers": {
         "annotations",
         "classes",
@@ -90,7 +94,8 @@ HOST = {  # may import nnunetv2
     "preprocessed",
 }  # fmt: skip
 WITHOUT_TORCH = {
-    "errors", "files", "workspace", "presets", "console", "preprocessing", "cli", "classes", "labels", "models",
+    "errors", "files", "kinds", "machine", "names", "schema", "workspace", "presets", "console", "preprocessing", "cli",
+    "classes", "labels", "models",
     "annotations", "processes",
 }  # fmt: skip  # at the top of a file
 WITH_TORCH = {"stunet.models.folder"}  # though the other files of its part have none

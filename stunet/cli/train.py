@@ -126,6 +126,8 @@ def _prepared(args: argparse.Namespace, again: bool) -> "Run | None":
     args.tr = choose_trainer(dataset, plans, args.tr)
     check_data(dataset, plans, configuration, fold, args.tr)
     _check_shares(resolved["batch_size"], args.num_gpus, plans["stunet"]["train"].get("accumulation", 1))
+    from stunet.trainers.room import check_room
+
     run = _run(dataset, chosen, configuration, fold, args)
     if run.fsdp:
         _check_fsdp(run)
@@ -134,6 +136,7 @@ def _prepared(args: argparse.Namespace, again: bool) -> "Run | None":
         console.note(f"started anew; {'the latest checkpoint is continued' if run.resume else 'from the beginning'}")
     else:  # refuses what would overwrite a training unasked
         starting_point(replace(run, overwrite=args.overwrite or args.dry_run))
+    check_room(run, resolved)
     _describe(run, resolved)
     report = _judged(run)
     if args.dry_run:

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from stunet.errors import DataError, WeightsError
+from stunet.errors import WeightsError
 from stunet.weights.foreign import UNREADABLE, describe_file
 from stunet.weights.opcodes import Excessive, count
 
@@ -62,7 +62,7 @@ def load_properties(path: str | Path) -> dict[str, Any]:
     """The content of a CASE.pkl as nnU-Net's load_pickle has it, as fast; only the first time it is counted.
 
     Raises:
-        DataError: It is damaged, or asks for more than numbers, texts and arrays; nothing was executed then.
+        UnpicklingError: It is damaged, or asks for more than numbers, texts and arrays; nothing was executed then.
         OSError: It cannot be read.
     """
     with open(path, "rb") as file:
@@ -74,10 +74,10 @@ def load_properties(path: str | Path) -> dict[str, Any]:
         return _native(_Properties(BytesIO(content)).load())
     except (Excessive, _Refused) as error:
         what = f"makes {error}" if isinstance(error, Excessive) else f"wants to import {error}"
-        raise DataError(f"{str(path)!r} {what}; it was refused and nothing was executed", again(Path(path))) from None
+        raise pickle.UnpicklingError(f"{str(path)!r} {what}; it was refused and nothing was executed") from None
     except UNREADABLE as error:
         what = f"{type(error).__name__} {error}".splitlines()[0][:200]
-        raise DataError(f"{str(path)!r} is damaged: {what}", again(Path(path))) from None
+        raise pickle.UnpicklingError(f"{str(path)!r} is damaged: {what}") from None
 
 
 class _Refused(Exception):
@@ -185,10 +185,3 @@ def _native(value: Any) -> Any:
     elif isinstance(value, tuple):
         return tuple(_native(item) for item in value)
     return value
-
-
-def again(path: Path) -> str:
-    """The next step for a file of a preprocessed case that cannot be used."""
-    number = path.parent.parent.name[7:10]
-    where = f" -d {int(number)}" if number.isdigit() else ""
-    return f"remove it, and preprocess the dataset again: stunet_plan_and_preprocess{where}"
