@@ -296,6 +296,6 @@ SUMMARY_OF_CASES = table(
     others=True,
 )
 # arms.json of stunet_experiment: what is known of each command.
-ARMS = dict_of(table({"state": text}, {"arm": text, "folder": text, "message": text, "log": text}, True))
+ARMS = dict_of(table({"state": text}, {"arm": text, "folder": _file, "message": text, "log": text}, True))
 # Beside a TIFF: its spacing in array order.
 SPACING = table({"spacing": list_of(_PITCH, least=2, most=3)}, others=True)

@@ -229,7 +229,7 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Sound]:
 
 
 def test_damaged_files_end_in_an_error_of_ours(files: list[Sound]) -> None:
-    refused, unexpected = 0, []
+    refused, unexpected = 0, list[Any]()
     for number, file in enumerate(files):
         sound = dump(file.content, file.path.suffix)
         file.path.write_bytes(sound)
@@ -241,7 +241,7 @@ def test_damaged_files_end_in_an_error_of_ours(files: list[Sound]) -> None:
                 file.use(file.path)
             except StunetError as error:
                 refused += 1
-                assert error.message.count("\n") == 0 or "TOML" in error.message
+                unexpected += [] if "\n" not in error.message else [(file.path.name, error.message)]
             except Exception as error:  # noqa: BLE001
                 unexpected.append((file.path.name, 1000 * number + seed, repr(error), text[:300]))
         file.path.write_bytes(sound)
