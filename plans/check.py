@@ -8,9 +8,9 @@ from typing import Any
 
 from stunet.errors import DataError, closest, short
 from stunet.kinds import PLANS
-from stunet.networks import SIZES
 from stunet.plans.grid import CONFIGURATION_KEYS, problems
 from stunet.plans.resolve import resolve
+from stunet.presets import SIZES
 from stunet.schema import check
 
 NETWORK = "stunet.networks.STUNet"

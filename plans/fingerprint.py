@@ -1,29 +1,41 @@
-"""The dataset's fingerprint (spacings, shapes, intensities): extracted by nnU-Net, anew when the data changed."""
+"""The dataset's fingerprint (spacings, shapes, intensities): extracted by nnU-Net, again when the data changed."""
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
+from nnunetv2.experiment_planning.dataset_fingerprint import fingerprint_extractor as host
 from nnunetv2.experiment_planning.dataset_fingerprint.fingerprint_extractor import DatasetFingerprintExtractor
 from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 
-from stunet.errors import DataError
+from stunet.datasets.check import UNREADABLE
+from stunet.errors import DataError, is_out_of_memory, last_line
 from stunet.files import read_json, write_json
 from stunet.kinds import FINGERPRINT, read, read_dataset_json
+from stunet.nnunet import exchanged
+from stunet.processes import each
 from stunet.workspace import preprocessed_dataset, raw_dataset
 
 SOURCE = "stunet_source"  # our key in the fingerprint, which nnU-Net ignores
 
 
-def extract_fingerprint(dataset: str, workers: int, clean: bool = False, show_bar: bool = False) -> Path:
+def extract_fingerprint(
+    dataset: str,
+    workers: int,
+    clean: bool = False,
+    on_case: Callable[[str, int], None] = lambda name, cases: None,
+) -> Path:
     """Writes dataset_fingerprint.json unless an up-to-date one exists.
 
     Args:
         dataset: Full name.
         workers: Processes.
         clean: Extract even if the existing one is up to date.
-        show_bar: Show nnU-Net's progress bar on stderr: large datasets take minutes.
+        on_case: Called with the label file of a case that is done, and how many cases there are.
 
     Raises:
-        DataError: nnU-Net could not extract it; a worker process died, say.
+        DataError: A case cannot be read.
+        OutOfMemoryError: A case does not fit into memory.
     """
     path = preprocessed_dataset(dataset) / "dataset_fingerprint.json"
     source = _source(dataset)
@@ -31,13 +43,76 @@ def extract_fingerprint(dataset: str, workers: int, clean: bool = False, show_ba
     if clean or not path.is_file() or read(path, FINGERPRINT, hint).get(SOURCE) != source:
         path.parent.mkdir(parents=True, exist_ok=True)
         extractor = DatasetFingerprintExtractor(dataset, workers, verbose=False)
-        extractor.show_progress_bar = show_bar
-        try:
+        extractor.show_progress_bar = False
+        with exchanged(host, multiprocessing=_Pool(workers, on_case)):
             extractor.run(overwrite_existing=True)
-        except RuntimeError as error:
-            raise DataError(f"nnU-Net could not extract the fingerprint of {dataset}: {error}", "-npfp 1") from error
         write_json(path, {**read_json(path), SOURCE: source})
     return path
+
+
+class _Pool:
+    """Stands for multiprocessing in nnU-Net's extractor, whose pool hangs or names no case when a process is killed.
+
+    nnU-Net submits all cases before it looks at the pool's processes: then all of them are done, by processes.each().
+    """
+
+    def __init__(self, workers: int, on_case: Callable[[str, int], None]) -> None:
+        self._workers, self._on_case = workers, on_case
+        self._jobs: list[_Job] = []
+
+    def get_context(self, method: str) -> "_Pool":
+        return self
+
+    def Pool(self, processes: int) -> "_Pool":
+        return self
+
+    def __enter__(self) -> "_Pool":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+    def starmap_async(self, function: Callable[..., Any], arguments: Sequence[tuple[Any, ...]]) -> "_Job":
+        self._jobs.append(_Job(arguments[0]))
+        return self._jobs[-1]
+
+    @property
+    def _pool(self) -> list[Any]:
+        arguments = [job.arguments for job in self._jobs]
+        for position, result in each(_analyze, arguments, self._workers, _name):
+            self._jobs[position].result = result
+            self._on_case(_name(arguments[position]), len(arguments))
+        return []  # of processes that nnU-Net has to watch
+
+
+class _Job:
+    """What nnU-Net asks for the result of a case."""
+
+    def __init__(self, arguments: tuple[Any, ...]) -> None:
+        self.arguments, self.result = arguments, None
+
+    def ready(self) -> bool:
+        return True
+
+    def get(self) -> list[Any]:
+        return [self.result]
+
+
+def _name(arguments: tuple[Any, ...]) -> str:
+    return Path(arguments[1]).name  # of the label file
+
+
+def _analyze(arguments: tuple[Any, ...]) -> Any:
+    """nnU-Net's statistics of a case, in a worker."""
+    try:
+        return DatasetFingerprintExtractor.analyze_case(*arguments)
+    except UNREADABLE as error:
+        if is_out_of_memory(error):
+            raise
+        files = ", ".join(map(repr, (*arguments[0], arguments[1])))
+        raise DataError(
+            f"no fingerprint of {files}: {last_line(error)}", "look at these files; without --no_check they are checked"
+        ) from error
 
 
 def _source(dataset: str) -> list[list[str | int]]:

@@ -2,9 +2,6 @@
 
 import itertools
 import json
-import multiprocessing
-import os
-import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -270,18 +267,6 @@ def test_processes_find_what_one_process_finds(folder: Path) -> None:
     with pytest.raises(DataError) as parallel:
         check_dataset(folder, workers=2)
     assert (parallel.value.message, parallel.value.hint) == (serial.value.message, serial.value.hint)
-
-
-def test_a_killed_process_is_reported(folder: Path) -> None:
-    _set(dataset={str(i): _entry(folder, "a") for i in range(1000)}, numTraining=1000)(folder)
-    with pytest.raises(DataError, match="died, probably for lack of memory") as caught:
-        check_dataset(folder, workers=2, on_case=_kill_workers)
-    assert "-np 1" in caught.value.hint
-
-
-def _kill_workers(case: str) -> None:
-    for process in multiprocessing.active_children():
-        os.kill(process.pid or 0, signal.SIGKILL)
 
 
 STORED = {"RAS": {2}, "LPS": {2}, "LAS": {2}, "PSR": {0}, "ASL": {0}, "SPL": {0}, "SRA": {1}}

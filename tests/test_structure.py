@@ -28,9 +28,10 @@ COMMANDS = (
 )
 
 # What each part imports of ours, besides itself; every part may use FREE.
-FREE = {"errors", "files", "kinds", "names", "nifti", "schema", "workspace", "presets", "stunet"}
+FREE = {"errors", "files", "kinds", "machine", "names", "nifti", "schema", "workspace", "presets", "stunet"}
 MAY_IMPORT = {
     "errors": set(),
+    "machine": set(),
     "files": set(),
     "kinds": {"plans"},
     "names": set(),
@@ -45,11 +46,12 @@ MAY_IMPORT = {
     "nnunet": {"annotations"},
     "labels": {"classes"},
     "losses": set(),
-    "evaluation": {"labels"},
+    "evaluation": {"labels", "processes"},
     "processes": set(),
     "datasets": {"annotations", "labels", "processes", "resampling"},
     "preprocessing": {"annotations", "preprocessing_workers", "plans"},
     "preprocessing_workers": {"preprocessor", "processes"},
+    "preprocessed": set(),
     "preprocessor": {"resampling"},
     "resampling": set(),
     "weights": {"classes", "networks", "plans"},
@@ -66,7 +68,7 @@ MAY_IMPORT = {
         "results",
         "weights",
     },
-    "plans": {"losses", "networks", "datasets"},
+    "plans": {"losses", "networks", "nnunet", "datasets", "processes"},
     "trainers": {
         "annotations",
         "classes",
@@ -88,8 +90,8 @@ HOST = {  # may import nnunetv2
     "preprocessing_workers", "preprocessor", "inference", "datasets", "merging", "plans", "trainers",
 }  # fmt: skip
 WITHOUT_TORCH = {
-    "errors", "files", "kinds", "names", "schema", "workspace", "presets", "console", "preprocessing", "cli", "classes",
-    "labels", "models",
+    "errors", "files", "kinds", "machine", "names", "schema", "workspace", "presets", "console", "preprocessing", "cli",
+    "classes", "labels", "models",
     "annotations", "processes",
 }  # fmt: skip  # at the top of a file
 WITH_TORCH = {"stunet.models.folder"}  # though the other files of its part have none

@@ -21,7 +21,8 @@ EXAMPLES = """examples:
   stunet_evaluate amos22/labelsVa predictions --labels amos
 
 Dice, IoU and counts are nnU-Net's. NSD is the surface Dice of Nikolov et al. (2021): the share of both surfaces that
-lies within the tolerance of the other. HD95 is the distance that 95 % of each surface keep, in mm.
+lies within the tolerance of the other. HD95 is the distance that 95 % of each surface keep, in mm, by area, the larger
+of both directions. Both equal the authors' surface-distance package; tools that measure between voxel centres differ.
 A class that neither file of a case has is left out of the means. One that only one file has gets Dice 0 and NSD 0; its
 HD95 is infinite, not in the mean, and counted in the last column.
 With --labels, references have the ids of the dataset that it names. Predictions have them too, or those of the model

@@ -2,7 +2,6 @@
 
 import argparse
 import os
-import sys
 import tempfile
 from collections.abc import Sequence
 from typing import Any
@@ -156,7 +155,13 @@ def _plan(dataset: str, workers: int, args: argparse.Namespace) -> dict[str, Any
     from stunet.plans.probe import measure_step
 
     console.note("extract the fingerprint, plan")
-    extract_fingerprint(dataset, workers, args.clean, show_bar=sys.stderr.isatty() and not args.no_pbar)
+    with console.Progress("fingerprint", 0, args.no_pbar) as progress:
+
+        def step(name: str, cases: int) -> None:
+            progress.total = cases
+            progress.step(name)
+
+        extract_fingerprint(dataset, workers, args.clean, step)
     planner = STUNetPlanner(
         dataset,
         args.gpu_memory_target,

@@ -15,6 +15,7 @@ from stunet.cli.models import ShownDownload
 from stunet.errors import DataError, UsageError, WeightsError
 from stunet.kinds import read_dataset_json
 from stunet.models import store
+from stunet.plans.resolve import resolve
 
 
 @dataclass(frozen=True)
@@ -35,9 +36,10 @@ def choose_plans(dataset: str, args: argparse.Namespace) -> Chosen:
         WeightsError: The weights cannot be read, or the plans start from weights that are not given.
     """
     from stunet.plans import values
-    from stunet.plans.check import difference
-    from stunet.plans.derive import derive
+    from stunet.trainers import strategies
 
+    if args.finetune:
+        strategies.find(args.finetune)
     preset = presets.load(args.preset) if args.preset else None
     path = workspace.plans_path(dataset, args.p or (_fitting(dataset, preset) if preset else None))
     plans = workspace.load_plans(path)
@@ -65,6 +67,11 @@ def choose_plans(dataset: str, args: argparse.Namespace) -> Chosen:
         options["stages"] = _kept_stages(options["finetune"], plans)
     if not (any(options.values()) or overrides):
         return Chosen(plans, False, _weights_of(plans, args))
+    if args.c or args.configuration:
+        resolve(plans, args.c or args.configuration)
+    from stunet.plans.check import difference
+    from stunet.plans.derive import derive
+
     trained = {"stunet": {**plans["stunet"], **{key: x for key, x in options.items() if key == "weights" and x}}}
     trainer = args.tr or nnunet.trainer_for(path.parent, trained)
     derived = derive(plans, described(dataset, trained, trainer), overrides=overrides, **options)

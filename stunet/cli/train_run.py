@@ -24,11 +24,11 @@ def train(args: argparse.Namespace, prepare: Prepare) -> None:
     if {"RANK", "WORLD_SIZE"} <= set(os.environ):
         _as_one_of_several(args, prepare)
         return
-    from stunet.trainers.launch import launch
-
     run = prepare(False)
     if run is None:
         return
+    from stunet.trainers.launch import launch
+
     if not _is_finished(run):
         launch(run, console.TrainingProgress)
     _show_result(run)

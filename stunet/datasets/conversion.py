@@ -109,8 +109,8 @@ class Conversion:
             on_case: Called with a case's name when it is done.
 
         Raises:
-            DataError: Cases cannot be converted (the others have been), the disk is full, a process was killed, or
-                another run works on the same folder.
+            DataError: Cases cannot be converted (the others have been), the disk is full, or another run works on the
+                same folder.
             OutOfMemoryError: A case does not fit into memory.
         """
         own = self.target / OWN_FOLDER
@@ -121,7 +121,8 @@ class Conversion:
             if pending:
                 (self.target / "dataset.json").unlink(missing_ok=True)
             problems = {}
-            for position, problem in each(partial(_convert, step=self.step, target=self.target), pending, workers):
+            convert = partial(_convert, step=self.step, target=self.target)
+            for position, problem in each(convert, pending, workers, lambda source: source.name):
                 if problem:
                     problems[position] = problem
                 if on_case:
@@ -237,11 +238,10 @@ def _convert(source: Source, step: Step, target: Path) -> StunetError | None:
         files, facts = step(source, target)
         hashes = {f"{path.parent.name}/{path.name}": _sha256(path) for path in files}
         write_json(_record_path(source, target), {"source": signature, "files": hashes, "facts": facts})
+    except OutOfMemoryError:
+        raise
     except StunetError as error:
         return type(error)(f"case {source.name!r}: {error.message}", f"{error.hint}, {AGAIN}")
-    except MemoryError:
-        hint = "fewer processes: -np 1; finished cases are kept"
-        raise OutOfMemoryError(f"case {source.name!r} does not fit into memory", hint) from None
     except OSError as error:
         if error.errno not in NO_SPACE:
             raise

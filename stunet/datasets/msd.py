@@ -15,7 +15,7 @@ import SimpleITK as sitk
 
 from stunet.datasets import FILE_ENDING, write_dataset_json
 from stunet.datasets.conversion import dataset_folder
-from stunet.errors import DataError, UsageError
+from stunet.errors import DataError, UsageError, is_out_of_memory
 from stunet.files import new_folder, read_json
 from stunet.kinds import TASK
 from stunet.schema import check
@@ -134,6 +134,8 @@ def _place_image(image: Path, folder: Path, channels: int) -> None:
         folder.mkdir(exist_ok=True)
         volume = reader.Execute()
     except RuntimeError as error:  # how SimpleITK reports anything
+        if is_out_of_memory(error):
+            raise
         raise DataError(
             f"cannot read {str(image)!r}: {str(error).splitlines()[-1]}", "unpack the archive again"
         ) from error

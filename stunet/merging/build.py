@@ -70,7 +70,7 @@ def build(checked: Checked, workers: int = 1, on_case: Callable[[str], None] = l
                 on_case(job.name)
             else:
                 jobs.append(job)
-        for position, _ in each(_write_case, jobs, workers):
+        for position, _ in each(_write_case, jobs, workers, lambda job: job.name):
             on_case(jobs[position].name)
         _finish(part, union, now)
     return target

@@ -73,7 +73,7 @@ def scan(
         if key in known:
             on_case(case.name)
     with cache.open("a") as file:
-        for position, result in each(partial(_scan, rules=rules), todo, workers):
+        for position, result in each(partial(_scan, rules=rules), todo, workers, lambda case: case.name):
             case = todo[position]
             found[case.name] = result
             if isinstance(result, Scan):
