@@ -247,3 +247,19 @@ def test_damaged_files_end_in_an_error_of_ours(files: list[Sound]) -> None:
         file.path.write_bytes(sound)
     assert unexpected == []
     assert refused > 0.6 * EACH * len(files)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("a.csv", b"index,name\n1," + b"x" * 200_000),
+        ("a.csv", b"index,name\n" + b"9" * 5000 + b",x\n"),
+        ("a.tsv", b"index\tname\n1\t\x00\n"),
+        ("a.txt", b"\xff\xfe"),
+        ("a.txt", b"9" * 5000 + b" liver"),
+    ],
+)
+def test_damaged_lists_of_labels_end_in_an_error_of_ours(tmp_path: Path, name: str, text: bytes) -> None:
+    (tmp_path / name).write_bytes(text)
+    with pytest.raises(StunetError):
+        read_labels([str(tmp_path / name)])

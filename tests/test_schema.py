@@ -15,13 +15,13 @@ from tests.test_damaged_files import DESCRIPTION, TASK, plans_of_ours
 
 PATCH = table({"patch_size": list_of(integer(1), 2, 3)}, {"name": text}, others=True)
 WRONG = [
-    ({"patch_size": [64, "x"]}, r"'f': patch_size\[1\]: expected an integer from 1 on, got 'x'"),
+    ({"patch_size": [64, "x"]}, r"f: patch_size\[1\]: expected an integer from 1 on, got 'x'"),
     ({"patch_size": [64]}, r"patch_size: expected a list of 2 to 3, got \[64\]"),
     ({"patch_size": [True, 1]}, r"patch_size\[0\]: expected an integer from 1 on, got True"),
     ({"patch_size": [10**30, 1]}, r"patch_size\[0\]: expected an integer"),
-    ({"name": "x"}, "'f': missing 'patch_size'"),
+    ({"name": "x"}, "f: missing 'patch_size'"),
     ({"patch_size": [1, 1], "name": "\ud800"}, "name: expected a text"),
-    ([], r"'f': expected a table, got \[\]"),
+    ([], r"f: expected a table, got \[\]"),
 ]
 
 
@@ -66,6 +66,7 @@ def test_a_wrong_item_of_one_of_several_kinds_is_the_news() -> None:
         ("{}".encode("utf-16"), "not UTF-8"),
         (b'{"a": "\xe4"}', "not UTF-8"),
         (b"[" * 100_000, "not valid JSON"),
+        (b"[" * 70 + b"]" * 70, "nested more than 64 deep"),
         (b"9" * 5000, "not valid JSON"),
         (b"", "not valid JSON"),
     ],
