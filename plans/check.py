@@ -34,7 +34,7 @@ def check_plans(plans: Mapping[str, Any], configuration: str) -> dict[str, Any]:
     Raises:
         DataError: Something is missing, unknown, or does not fit; one line that names it.
     """
-    check(plans, PLANS, f"plans {plans.get('plans_name')}", _HINT)
+    check(plans, PLANS, f"plans {plans.get('plans_name')!r}", _HINT)
     name = plans.get("plans_name")
     _check_keys(plans, _PLAN_KEYS, _PLAN_KEYS - {"stunet", "continue_training"}, f"plans {name!r}")
     if "stunet" not in plans:

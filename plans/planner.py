@@ -16,7 +16,8 @@ from nnunetv2.utilities.json_export import recursive_fix_for_json_export
 
 from stunet import __version__
 from stunet.datasets.check import left_right_axes, left_right_pairs
-from stunet.files import read_json, write_json
+from stunet.files import write_json
+from stunet.kinds import PLANS, read
 from stunet.networks import STUNet
 from stunet.nnunet import write_whole
 from stunet.plans import fit, topology
@@ -139,7 +140,8 @@ class STUNetPlanner(ExperimentPlanner):
         path = Path(nnUNet_preprocessed) / self.dataset_name / f"{self.plans_identifier}.json"
         if path.is_file():
             planned = {"2d", "3d_fullres", "3d_lowres", "3d_cascade_fullres"}
-            own = {k: v for k, v in read_json(path).get("configurations", {}).items() if k not in planned}
+            hint = "correct the file, or remove it: it is planned again"
+            own = {k: v for k, v in read(path, PLANS, hint)["configurations"].items() if k not in planned}
             plans["configurations"].update(own)
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, plans)

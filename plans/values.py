@@ -89,7 +89,7 @@ def parse(pairs: Sequence[str]) -> dict[str, Any]:
             raise UsageError(f"--set {pair!r} is not of the form key=value", "--set num_epochs=250")
         try:
             values[key] = checked(key, json.loads(text))
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):  # also a number of too many digits
             values[key] = checked(key, text)
     return values
 

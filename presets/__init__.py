@@ -92,7 +92,9 @@ def load(name_or_path: str) -> Preset:
             f"one of {', '.join(names())}, or a .toml file",
         )
     content = read_toml(path)
-    check(content, table({key: _KEYS[key] for key in ("title", "size")}, _KEYS), name_or_path, "correct the preset")
+    check(
+        content, table({key: _KEYS[key] for key in ("title", "size")}, _KEYS), f"preset {name_or_path!r}", "correct it"
+    )
     return Preset(**content)
 
 

@@ -20,6 +20,7 @@ from typing import Any
 
 from stunet.errors import DataError
 
+MAX_DEPTH = 64  # of JSON and TOML; plans are 6 deep
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # errors of a full disk
 _PART = re.compile(r"\.part-\d+-(.+)", re.DOTALL)  # a temporary file; the digits are a process
 _held: set[int] = set()  # descriptors of this process's locks
@@ -235,7 +236,9 @@ def read_json(path: Path) -> Any:
         DataError: The file is missing, unreadable or not JSON, or has a key twice; the message names the line.
     """
     try:
-        return json.loads(path.read_bytes().decode(), object_pairs_hook=_unique)
+        content = json.loads(path.read_bytes().decode(), object_pairs_hook=_unique)
+        check_depth(content)
+        return content
     except FileNotFoundError:
         raise DataError(f"no file {str(path)!r}") from None
     except UnicodeDecodeError as error:
@@ -246,6 +249,21 @@ def read_json(path: Path) -> Any:
         raise DataError(
             f"{str(path)!r} is not valid JSON: {error}", "correct the line, or make the file again"
         ) from None
+
+
+def check_depth(content: Any) -> None:
+    """Refuses what is nested so deep that nothing of ours or nnU-Net's could have written it, or copies it.
+
+    Raises:
+        ValueError: It is.
+    """
+    level = [content]
+    for _ in range(MAX_DEPTH):
+        inside = [item.values() if isinstance(item, dict) else item for item in level if isinstance(item, dict | list)]
+        level = [item for items in inside for item in items]
+        if not level:
+            return
+    raise ValueError(f"it is nested more than {MAX_DEPTH} deep")
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

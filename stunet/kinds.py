@@ -46,7 +46,7 @@ def read(path: Path, kind: Check, hint: str = HINT, error: type[StunetError] = D
     try:
         content = read_json(path)
     except DataError as problem:
-        raise error(problem.message, problem.hint) from None
+        raise error(problem.message, hint) from None
     check(content, kind, path, hint, error)
     return content
 
@@ -74,7 +74,7 @@ def label_values(labels: Any, regions_class_order: Any = None, path: str = "data
         version1 = isinstance(labels, dict) and "background" in labels.values()
         hint = "stunet_convert msd, for a Decathlon dataset" if version1 else '"labels": {"background": 0, "liver": 1}'
         raise DataError(f"labels in {path!r} do not name the background: {labels!r}", hint)
-    check(labels, dict_of(_LABEL), path, FORMAT_HINT)
+    check(labels, dict_of(_LABEL), repr(path), FORMAT_HINT)
     found = {key: {int(v) for v in (x if isinstance(x, list | tuple) else [x])} for key, x in labels.items()}
     if found["background"] != {0} or isinstance(labels["background"], list | tuple):
         raise DataError(f"background is {labels['background']!r} in {path!r}", '"background": 0')
@@ -100,6 +100,8 @@ def _labels(value: Any, where: str) -> None:
 def _label(value: Any, where: str) -> None:
     """An integer, or what int() makes one, as nnU-Net takes it."""
     if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < 6:
+        value = int(value)
+    if isinstance(value, float) and value.is_integer():
         value = int(value)
     integer(0, LARGEST_LABEL)(value, where)
 
@@ -160,7 +162,7 @@ _DATASET = {
     "file_ending": _ending,
     "channel_names": _numbered,
     "modality": _numbered,
-    "numTraining": _COUNT,
+    "numTraining": number(0),
     "regions_class_order": list_of(integer(0, LARGEST_LABEL)),
     "overwrite_image_reader_writer": text,
     "dataset": dict_of(table({"images": _FILES, "label": _file}, others=True), key=name),
@@ -187,7 +189,7 @@ FINGERPRINT = table(
 _CONFIGURATION = table(
     {},
     {
-        "inherits_from": text,
+        "inherits_from": optional(text),
         "data_identifier": name,
         "preprocessor_name": text,
         "batch_size": integer(1, 1_000_000),
@@ -203,8 +205,8 @@ _CONFIGURATION = table(
             {"network_class_name": text, "arch_kwargs": dict_of(anything)}, {"_kw_requires_import": list_of(text)}, True
         ),
         "pool_op_kernel_sizes": _STRIDES,  # as plans of nnU-Net 2.2 and before have them
-        "previous_stage": name,
-        "next_stage": either("a name or a list of names", name, list_of(name)),
+        "previous_stage": optional(name),
+        "next_stage": optional(either("a name or a list of names", name, list_of(name))),
         "stunet": table({}, {"memory_gb": number(0), "measured_gb": number(0), "correction": number(0)}, True),
     },
     others=True,
@@ -296,6 +298,6 @@ SUMMARY_OF_CASES = table(
     others=True,
 )
 # arms.json of stunet_experiment: what is known of each command.
-ARMS = dict_of(table({"state": text}, {"arm": text, "folder": text, "message": text, "log": text}, True))
+ARMS = dict_of(table({"state": text}, {"arm": text, "folder": _file, "message": text, "log": text}, True))
 # Beside a TIFF: its spacing in array order.
 SPACING = table({"spacing": list_of(_PITCH, least=2, most=3)}, others=True)

@@ -135,7 +135,7 @@ def load(name_or_path: str) -> LabelSystem:
             f"no label system {name_or_path!r}{closest(name, names())}", f"one of {', '.join(names())}, or a .toml file"
         )
     content = read_toml(path)
-    check(content, _SYSTEM, f"labels {name}", "[classes] with lines like: liver = 1")
+    check(content, _SYSTEM, f"labels {name!r}", "[classes] with lines like: liver = 1")
     other = content.get("other", {})
     system = LabelSystem(
         name=name,

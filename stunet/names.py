@@ -21,8 +21,8 @@ _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")  # how a cell begins that spre
 
 def problem_of(name: str) -> str | None:
     """What keeps a text from being the name of a file; None: nothing."""
-    if not name or name != name.strip():
-        return "is empty, or begins or ends with a space"
+    if not name.strip():
+        return "is empty"
     if any(unicodedata.category(letter) in _REFUSED for letter in name):
         return "has a control character or is not UTF-8"
     if "/" in name or "\\" in name or os.sep in name:

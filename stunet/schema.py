@@ -1,7 +1,7 @@
 """Is the content of a file what it should be? Checks are put together like the file, and name the place that is not.
 
     PATCH = list_of(integer(1), least=2, most=3)
-    check({"patch_size": [64, "x"]}, table({"patch_size": PATCH}), "plans.json", "correct it")
+    check({"patch_size": [64, "x"]}, table({"patch_size": PATCH}), Path("plans.json"), "correct it")
     # DataError: 'plans.json': patch_size[1]: expected an integer from 1 on, got 'x'
 
 Why our own and not msgspec or pydantic: contents stay the dictionaries that nnU-Net takes, so nothing is gained by
@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from stunet.errors import DataError, StunetError, closest, short
+from stunet.files import check_depth
 
 # A check takes a value and where it stands; it returns nothing, and raises Wrong.
 Check = Callable[[Any, str], None]
@@ -40,7 +41,7 @@ def check(content: Any, kind: Check, file: object, hint: str, error: type[Stunet
     Args:
         content: As the file's format gives it.
         kind: What it should be.
-        file: Its name, for the message.
+        file: Its path, or words for it in the message.
         hint: For the error.
         error: Class of the error.
 
@@ -50,7 +51,8 @@ def check(content: Any, kind: Check, file: object, hint: str, error: type[Stunet
     try:
         kind(content, "")
     except Wrong as wrong:
-        raise error(f"{str(file)!r}: {wrong}", hint) from None
+        shown = file if isinstance(file, str) else repr(str(file))
+        raise error(f"{shown}: {wrong}", hint) from None
 
 
 def read_toml(path: Any, error: type[StunetError] = DataError) -> dict[str, Any]:
@@ -60,7 +62,9 @@ def read_toml(path: Any, error: type[StunetError] = DataError) -> dict[str, Any]
         StunetError: Of the class `error`: the file is missing, unreadable or not TOML; the message names the line.
     """
     try:
-        return tomllib.loads(path.read_bytes().decode("utf-8-sig"))
+        content = tomllib.loads(path.read_bytes().decode("utf-8-sig"))
+        check_depth(content)
+        return content
     except FileNotFoundError:
         raise error(f"no file {str(path)!r}", "check the path") from None
     except UnicodeDecodeError as problem:

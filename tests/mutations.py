@@ -47,7 +47,7 @@ VALUES: list[Callable[[Any], Any]] = [
             [None],
             {"": 0},
         )
-    ),  # fmt: skip
+    ),
     lambda old: [old],
     lambda old: {"x": old},
     lambda old: str(old),

@@ -22,6 +22,7 @@ def everything(folder: Path) -> set[Path]:
         (["-d", "998", "--stages", "many"], 2, "--stages 'many' is neither"),
         (["-d", "998", "-np", "1", "2"], 2, "-np has 2 values for 3 configurations"),
         (["-d", "998", "-overwrite_target_spacing", "1", "0", "1"], 2, "mm must be positive"),
+        (["-d", "998", "-overwrite_plans_name", "../a"], 2, "is a path, not a name"),
         (["-d", "998", "-overwrite_plans_name", "a__b"], 2, "nnU-Net splits folder names at '__'"),
         (["-d", "998", "--preset", "giant"], 3, "no preset 'giant'"),
         (["-d", "998", "--size", "H", "-gpu_memory_target", "8", "--no_check"], 5, "STU-Net-H needs"),

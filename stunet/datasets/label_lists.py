@@ -82,7 +82,10 @@ def _from_json(content: Any, path: Path) -> list[tuple[Any, str]]:
 def _from_table(text: str, path: Path) -> list[tuple[Any, str]]:
     lines = text.splitlines()
     separator = max("\t;,", key=lines[0].count) if lines else ","
-    rows = [[cell.strip() for cell in row] for row in csv.reader(lines, delimiter=separator) if any(row)]
+    try:
+        rows = [[cell.strip() for cell in row] for row in csv.reader(lines, delimiter=separator) if any(row)]
+    except csv.Error as error:
+        raise DataError(f"cannot read {str(path)!r}: {error}", EXAMPLE) from None
     header = [cell.casefold() for cell in rows[0]] if rows else []
     value = next((header.index(name) for name in VALUES if name in header), None)
     name = next((header.index(n) for n in NAMES if n in header and header.index(n) != value), None)
@@ -110,7 +113,7 @@ def _checked(entries: Sequence[tuple[Any, Any]], where: str) -> dict[int, str]:
     for value, name in entries:
         if not isinstance(name, str) or not name.strip():
             raise DataError(f"{where}: value {value!r} has the name {name!r}", EXAMPLE)
-        if isinstance(value, bool) or not re.fullmatch(r"\d+", str(value)) or int(value) > labels.MAX_LABEL:
+        if isinstance(value, bool) or not re.fullmatch(r"[0-9]{1,9}", str(value)) or int(value) > labels.MAX_LABEL:
             hint = "one value per class; regions of several values are made in dataset.json afterwards"
             raise DataError(f"{where}: {name!r} is {value!r}, not an integer from 0 to {labels.MAX_LABEL}", hint)
         number, name = int(value), name.strip()
