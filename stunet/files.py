@@ -2,6 +2,7 @@
 
 import errno
 import fcntl
+import hashlib
 import json
 import os
 import shutil
@@ -13,6 +14,9 @@ from typing import Any
 from stunet.errors import DataError
 
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # errors of a full disk
+NAME_MAX = 255  # bytes of a file's name
+KEPT = 32  # bytes of its end that a shortened name keeps: the ending, by which image writers choose the format
+PREFIX_MAX = len(".part-4194304-")  # of a temporary name, with the largest process id of Linux
 
 
 @contextmanager
@@ -21,12 +25,21 @@ def whole(path: Path) -> Iterator[Path]:
 
     The temporary name keeps the file's ending, because image writers choose the format by it.
     """
-    part = path.with_name(f".part-{os.getpid()}-{path.name}")
+    part = path.with_name(f".part-{os.getpid()}-{shortened(path.name, NAME_MAX - PREFIX_MAX)}")
     try:
         yield part
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def shortened(name: str, longest: int) -> str:
+    """A name of at most `longest` bytes: a hash instead of its start where it is longer; it ends as it did."""
+    raw = os.fsencode(name)
+    if len(raw) <= longest:
+        return name
+    end = raw[-KEPT:].decode(errors="ignore")
+    return f"{hashlib.sha256(raw).hexdigest()[:32]}{end}"
 
 
 @contextmanager

@@ -224,6 +224,40 @@ def test_files_without_a_partner_are_an_error_unless_chill(two_cases: tuple[Path
         pair(references, predictions, ".nii.gz", chill=True)
 
 
+def test_cases_of_other_formats_are_compared_by_name(two_cases: tuple[Path, Path]) -> None:
+    references, predictions = two_cases
+    whole = summarise(two_cases)
+    (references / "b.nii.gz").rename(references / "b.NII.GZ")
+    (predictions / "a.nii.gz").unlink()
+    write(predictions / "a.nrrd", noise(10))
+    (predictions / "._a.nrrd").write_bytes(b"x")
+    cases, alone = pair(references, predictions, ".nii.gz")
+    assert [(case.name, case.reference.name, case.prediction.name) for case in cases] == [
+        ("a", "a.nii.gz", "a.nrrd"), ("b", "b.NII.GZ", "b.nii.gz"),
+    ]  # fmt: skip
+    assert alone == []
+    assert summarise(two_cases)["mean"] == whole["mean"]
+    assert pair(references, predictions / "a.nrrd", ".nii.gz")[0] == cases[:1]
+    write(predictions / "b.mha", noise(11))
+    with pytest.raises(DataError, match=r"b\.mha' and 'b\.nii\.gz' are the same case"):
+        pair(references, predictions, ".nii.gz")
+
+
+def test_what_cannot_be_read_or_compared_is_named(
+    two_cases: tuple[Path, Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    references, predictions = two_cases
+    (predictions / "a.nii.gz").unlink()
+    (predictions / "a.nii.gz").symlink_to("/nowhere/a.nii.gz")
+    (predictions / "series").mkdir()
+    (predictions / "series" / "1.dcm").touch()
+    with pytest.raises(DataError, match=r"pred/a\.nii\.gz' is a broken link"):
+        pair(references, predictions, ".nii.gz")
+    cases, left = pair(references, predictions, ".nii.gz", chill=True)
+    assert ([case.name for case in cases], left) == (["b"], ["a.nii.gz"])
+    assert "is not compared: 'series'" in caplog.text
+
+
 @pytest.mark.parametrize("labels", [None, {"liver": 1}, {"0": "background"}, {**PLAIN, "x": "3"}, {**PLAIN, "x": []}])
 def test_labels_that_nnunet_would_not_take_are_an_error(labels: Any) -> None:
     with pytest.raises(DataError, match=r"dataset\.json"):

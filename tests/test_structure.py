@@ -42,7 +42,7 @@ MAY_IMPORT = {
     "nnunet": {"annotations"},
     "labels": {"classes"},
     "losses": set(),
-    "evaluation": {"labels"},
+    "evaluation": {"datasets", "labels"},
     "processes": set(),
     "datasets": {"annotations", "labels", "processes", "resampling"},
     "preprocessing": {"annotations", "preprocessing_workers", "plans"},

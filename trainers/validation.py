@@ -28,7 +28,7 @@ from stunet.errors import DataError
 from stunet.files import whole
 from stunet.inference.cases import Model, drop_channel_axis
 from stunet.inference.failures import last_line
-from stunet.inference.output import part_name, remove_parts, whole_case
+from stunet.inference.output import endings_of_case, part_name, remove_parts, whole_case
 from stunet.inference.probabilities import PLAIN, compress
 from stunet.inference.products import Products, endings_of_parts
 from stunet.inference.reading import UNREADABLE
@@ -172,7 +172,7 @@ class _Results:
         model = Model(base, manager.plans, trainer.dataset_json, (), "")
         self._endings = Products(probabilities=probabilities).endings(model)
         endings = (*endings_of_parts(model), *(f".{ending}" for ending in datasets.file_ending_dataset_mapping))
-        self._parts = {f"{case}{ending}" for case in cases for ending in endings}
+        self._parts = {end for case in cases for end in endings_of_case(case, endings)}
         self.next_stages = [
             _NextStage(
                 name,

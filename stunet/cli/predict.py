@@ -92,7 +92,11 @@ def _with_previous(case: "Case", folder: Path, model: "Model") -> "Case":
 
 def _output(args: argparse.Namespace, model: "Model", cases: "list[Case]") -> "tuple[Path, list[Case]]":
     """The folder of the results, and the cases under the names of their results."""
+    from stunet.inference.output import too_long
     from stunet.inference.products import Products
+
+    def real(path: Path) -> Path:  # resolve() raises for a link to itself
+        return Path(os.path.realpath(path))
 
     folder, taken = args.o, {args.i.resolve()}
     if folder.name.endswith(model.ending) and not folder.is_dir():
@@ -101,10 +105,11 @@ def _output(args: argparse.Namespace, model: "Model", cases: "list[Case]") -> "t
         cases = [replace(cases[0], name=folder.name.removesuffix(model.ending))]
         folder = folder.parent
     else:
-        taken |= {file.resolve().parent for case in cases for file in case.files}
+        taken |= {real(file).parent for case in cases for file in case.files}
     endings = Products(args.format, args.save_probabilities, args.preview).endings(model)
+    cases = [replace(case, error=case.error or too_long(case.name, endings)) for case in cases]
     results = {(folder / f"{case.name}{ending}").resolve() for case in cases for ending in endings}
-    inputs = {file.resolve() for case in cases for file in (*case.files, case.previous) if file}
+    inputs = {real(file) for case in cases for file in (*case.files, case.previous) if file}
     inputs |= {parent for file in inputs for parent in file.parents}  # a folder of masks would take its place
     if folder.resolve() in taken or results & inputs:
         raise DataError(f"input and results would share the folder {str(folder)!r}", "another folder with -o")

@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from stunet.errors import DataError
-from stunet.files import read_json, write_json
+from stunet.files import NAME_MAX, read_json, shortened, write_json
 from stunet.nifti import check_nifti
 
 SETTINGS = "predict_from_raw_data_args.json"  # nnU-Net's name
+LONGEST_CASE = 200  # bytes of a case's name in temporary names, which have two prefixes of .part-PID- and an ending
 
 
 @contextmanager
@@ -48,8 +49,17 @@ def remove(path: Path) -> None:
 
 
 def part_name(name: str) -> str:
-    """The temporary name of a case while this process works on it."""
-    return f".part-{os.getpid()}-{name}"
+    """The temporary name of a case while this process works on it; endings come behind it."""
+    return f".part-{os.getpid()}-{shortened(name, LONGEST_CASE)}"
+
+
+def too_long(name: str, endings: Sequence[str]) -> DataError | None:
+    """What is wrong with a case whose results would have names that no file system takes."""
+    length = max(len(os.fsencode(f"{name}{ending}")) for ending in endings)
+    if length <= NAME_MAX:
+        return None
+    what = f"the results of case {name!r} would have names of {length} bytes, and at most {NAME_MAX} are possible"
+    return DataError(what, "rename the image")
 
 
 def remove_parts(folder: Path, own: set[str] | None) -> None:
@@ -57,6 +67,11 @@ def remove_parts(folder: Path, own: set[str] | None) -> None:
     for path in folder.glob(".part-*-*"):
         if own is None or path.name.split("-", 2)[2] in own:
             remove(path)
+
+
+def endings_of_case(name: str, endings: Sequence[str]) -> set[str]:
+    """How the temporary files of a case end: its name, as part_name() has it, and one of `endings`."""
+    return {f"{shortened(name, LONGEST_CASE)}{ending}" for ending in endings}
 
 
 def write_record(

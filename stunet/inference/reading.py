@@ -11,6 +11,7 @@ import numpy as np
 from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
 
+from stunet.datasets.listing import unusable
 from stunet.errors import DataError
 from stunet.inference.cases import Case, Model, volumes
 from stunet.inference.failures import last_line
@@ -49,6 +50,8 @@ def read(case: Case, model: Model, reader: Any) -> Raw:
     files, channels = ", ".join(str(file) for file in case.files), model.channels
     with readable(files):
         for file in case.files:
+            if error := unusable(file):
+                raise error
             check_nifti(file)
         if (found := sum(map(volumes, case.files))) > len(case.files):
             _check_channels(found, files, channels)  # before a long series is read
