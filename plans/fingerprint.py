@@ -1,10 +1,11 @@
 """The dataset's fingerprint (spacings, shapes, intensities): extracted by nnU-Net, anew when the data changed."""
 
 from pathlib import Path
+from typing import Any
 
 from nnunetv2.experiment_planning.dataset_fingerprint.fingerprint_extractor import DatasetFingerprintExtractor
-from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 
+from stunet.datasets import find_reader, training_files
 from stunet.errors import DataError
 from stunet.files import read_json, write_json
 from stunet.workspace import preprocessed_dataset, raw_dataset
@@ -30,17 +31,28 @@ def extract_fingerprint(dataset: str, workers: int, clean: bool = False, show_ba
         path.parent.mkdir(parents=True, exist_ok=True)
         extractor = DatasetFingerprintExtractor(dataset, workers, verbose=False)
         extractor.show_progress_bar = show_bar
+        extractor.dataset = training_files(raw_dataset(dataset), extractor.dataset_json)  # no hidden files
+        extractor.dataset_json = with_reader(extractor.dataset_json, extractor.dataset)
         try:
             extractor.run(overwrite_existing=True)
+        except IndexError:  # of numpy's percentiles of nothing
+            hint = "look at the files in labelsTr, or leave out --no_check"
+            raise DataError(f"no case of {dataset} has any foreground", hint) from None
         except RuntimeError as error:
             raise DataError(f"nnU-Net could not extract the fingerprint of {dataset}: {error}", "-npfp 1") from error
         write_json(path, {**read_json(path), SOURCE: source})
     return path
 
 
+def with_reader(description: dict[str, Any], cases: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """dataset.json with the reader that nnU-Net takes: it finds out by trial, and prints a traceback for each error."""
+    first = next(iter(cases.values()))["images"][0]
+    return {**description, "overwrite_image_reader_writer": find_reader(description, Path(first)).__name__}
+
+
 def _source(dataset: str) -> list[list[str | int]]:
     """Name, size in bytes and time of change of the files that the fingerprint is made from."""
     folder = raw_dataset(dataset)
-    cases = get_filenames_of_train_images_and_targets(str(folder), read_json(folder / "dataset.json"))
+    cases = training_files(folder, read_json(folder / "dataset.json"))
     files = [Path(name) for case in cases.values() for name in (*case["images"], case["label"])]
     return [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files]

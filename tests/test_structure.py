@@ -45,7 +45,7 @@ MAY_IMPORT = {
     "evaluation": {"datasets", "labels"},
     "processes": set(),
     "datasets": {"annotations", "labels", "processes", "resampling"},
-    "preprocessing": {"annotations", "preprocessing_workers", "plans"},
+    "preprocessing": {"annotations", "datasets", "preprocessing_workers", "plans"},
     "preprocessing_workers": {"preprocessor", "processes"},
     "preprocessor": {"resampling"},
     "resampling": set(),

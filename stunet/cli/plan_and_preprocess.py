@@ -5,11 +5,12 @@ import os
 import sys
 import tempfile
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from stunet import console, presets, workspace
 from stunet.cli import common
-from stunet.errors import UsageError
+from stunet.errors import DataError, UsageError
 
 CONFIGURATIONS = ("2d", "3d_fullres", "3d_lowres")
 WORKERS = {"2d": 8, "3d_lowres": 8}  # at most, as in nnU-Net; larger images get fewer, for their memory
@@ -63,9 +64,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _command(args: argparse.Namespace) -> None:
-    datasets = [workspace.dataset_name(d) for d in args.d]
+    datasets = [_dataset(d) for d in args.d]
     for dataset in datasets:
-        workspace.raw_dataset(dataset)
         workspace.folder("nnUNet_preprocessed")
     _check_options(args)
     with tempfile.TemporaryDirectory() as scratch:
@@ -73,6 +73,21 @@ def _command(args: argparse.Namespace) -> None:
             os.environ["nnUNet_preprocessed"] = scratch
         for dataset in datasets:
             _plan_and_preprocess(dataset, args)
+
+
+def _dataset(number_or_name: str) -> str:
+    """The full name of a raw dataset; where it is a folder of pairs instead, the error names their converter."""
+    from stunet.datasets.layout import pairs_command
+
+    folder = Path(number_or_name)
+    try:
+        name = workspace.dataset_name(number_or_name)
+        folder = workspace.folder("nnUNet_raw") / name
+        workspace.raw_dataset(name)
+        return name
+    except DataError as error:
+        command = pairs_command(folder) if folder.is_dir() else None
+        raise DataError(error.message, command or error.hint) from None
 
 
 def _check_options(args: argparse.Namespace) -> None:
@@ -143,7 +158,9 @@ def _check(dataset: str, workers: int, quiet: bool) -> None:
 
     folder = workspace.raw_dataset(dataset)
     with console.Progress(f"check {dataset}", len(read_dataset(folder)[0]), quiet) as progress:
-        check_dataset(folder, workers, progress.step)
+        warnings = check_dataset(folder, workers, progress.step)
+    for warning in warnings:
+        console.warn(warning)
 
 
 def _plan(dataset: str, workers: int, args: argparse.Namespace) -> dict[str, Any]:

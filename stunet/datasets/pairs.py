@@ -16,12 +16,13 @@ from stunet.datasets import Case, Rules, find_reader
 from stunet.datasets.check import UNREADABLE, read_case
 from stunet.datasets.conversion import Conversion, Description, Source, dataset_folder
 from stunet.datasets.label_lists import renumber
-from stunet.datasets.listing import ending_of, list_images, named
+from stunet.datasets.listing import ending_of, list_images, named, unusable
 from stunet.errors import DataError, UsageError
 from stunet.files import whole
 from stunet.nifti import check_nifti
 
 ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha", ".gipl")  # of volumes that nnU-Net reads
+SLICER = ".nrrd"  # goes before .seg.nrrd: what is in front of it is the suffix of label maps
 SHOWN = 5
 
 
@@ -159,7 +160,7 @@ def prepare(
     if not files.cases:
         raise DataError("there are neither images nor labels", f"files that end with {', '.join(ENDINGS)}")
     paths = [path for images, label in files.cases.values() for path in (*images, label)]
-    by_ending = {ending_of(path.name): path for path in reversed(paths)}
+    by_ending = {ending_of(path.name, SLICER): path for path in reversed(paths)}
     if len(by_ending) > 1:
         both = " and ".join(repr(str(path)) for path in list(by_ending.values())[:2])
         raise DataError(f"the files are of several formats, such as {both}", "convert them to one, such as .nii.gz")
@@ -167,7 +168,7 @@ def prepare(
     if ending not in ENDINGS:
         raise DataError(f"{str(first)!r} is of a format that nnU-Net does not read", "convert the files to .nii.gz")
     new, _ = renumber(names)
-    reader = find_reader({"file_ending": ending}, paths[0])
+    reader = find_reader({"file_ending": ending}, next((path for path in paths if not unusable(path)), paths[0]))
     return Conversion(
         target,
         tuple(Source(name, images, (label,)) for name, (images, label) in files.cases.items()),
@@ -209,6 +210,6 @@ def _volumes(folder: Path, unmatched: list[Path]) -> list[tuple[Path, str]]:
     """
     if not folder.is_dir():
         raise DataError(f"no folder {str(folder)!r}", "give the folder that holds the files")
-    found = list_images(folder)
+    found = list_images(folder, SLICER)
     unmatched += [*found.slices, *found.series, *found.folders]
     return [(image.path, image.name) for image in found.images]

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 
-from stunet import files
+from stunet.datasets import tiff
 from stunet.errors import DataError
 from stunet.nifti import check_nifti
 
@@ -97,12 +97,8 @@ def _as_labels(array: np.ndarray, known: frozenset[int], path: Path, listed_in: 
 
 def _spacing(image: sitk.Image, path: Path) -> tuple[float, ...]:
     """The spacing (x, y, z) of an image; nnU-Net keeps that of a TIFF in a JSON file beside it, in array order."""
-    beside = path.with_suffix(".json")
-    if path.suffix.lower() in (".tif", ".tiff") and beside.is_file():
-        try:
-            return tuple(float(s) for s in files.read_json(beside)["spacing"][::-1])
-        except (KeyError, TypeError, ValueError):
-            raise DataError(f"no list 'spacing' in {str(beside)!r}", '{"spacing": [z, y, x]} in mm') from None
+    if path.suffix.lower() in tiff.ENDINGS and image.GetDimension() == 3:
+        return tiff.read_spacing(path, is_image=False)[::-1]
     return image.GetSpacing()
 
 

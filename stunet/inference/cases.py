@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from stunet.datasets import raise_first
+from stunet.datasets import raise_first, tiff
 from stunet.datasets.listing import Image, Listing, ending_of, list_images, named, unusable
 from stunet.errors import DataError
 from stunet.files import read_json
@@ -61,7 +61,7 @@ class Model:
     @property
     def has_spacing_files(self) -> bool:
         """Whether CASE.json holds the spacing of CASE_0000.tif, and that of a result stands beside it."""
-        return self.plans.get("image_reader_writer") == "Tiff3DIO"
+        return self.plans.get("image_reader_writer") == tiff.READER
 
     @property
     def weights(self) -> list[Path]:
@@ -215,6 +215,8 @@ def geometry(case: Case) -> tuple[tuple[int, ...], tuple[float, ...]]:
     except RuntimeError as error:
         raise DataError(f"cannot read the header of {str(case.files[0])!r}: {str(error).splitlines()[-1]}") from None
     shape, spacing = reader.GetSize()[::-1][-3:], reader.GetSpacing()[::-1][-3:]
+    if case.files[0].suffix.lower() in tiff.ENDINGS and tiff.spacing_file(case.files[0], is_image=True).is_file():
+        spacing = tiff.read_spacing(case.files[0], is_image=True)
     missing = 3 - len(shape)
     return (1,) * missing + shape, (999 * max(spacing),) * missing + spacing
 

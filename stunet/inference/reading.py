@@ -11,6 +11,7 @@ import numpy as np
 from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
 
+from stunet.datasets import tiff
 from stunet.datasets.listing import unusable
 from stunet.errors import DataError
 from stunet.inference.cases import Case, Model, volumes
@@ -53,6 +54,8 @@ def read(case: Case, model: Model, reader: Any) -> Raw:
             if error := unusable(file):
                 raise error
             check_nifti(file)
+        if model.has_spacing_files:
+            tiff.read_spacing(case.files[0], is_image=True)
         if (found := sum(map(volumes, case.files))) > len(case.files):
             _check_channels(found, files, channels)  # before a long series is read
         image, properties = reader.read_images([str(file) for file in case.files])
