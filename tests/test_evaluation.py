@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import SimpleITK as sitk
+import tifffile
 
 from stunet.cli.evaluate import main
 from stunet.errors import DataError
@@ -198,6 +199,15 @@ def test_a_damaged_file_is_named(spoil: Callable[[bytes], bytes], two_cases: tup
     path.write_bytes(spoil(path.read_bytes()))
     with pytest.raises(DataError, match=r"pred/b\.nii\.gz', it is damaged"):
         summarise(two_cases)
+
+
+def test_a_3d_tiff_without_its_spacing_is_an_error(tmp_path: Path) -> None:
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, noise(0))
+    with pytest.raises(DataError, match=r"a\.tif' has no spacing: no file .*a\.json"):
+        read_segmentation(path, frozenset({0, 1, 2}))
+    path.with_suffix(".json").write_text('{"spacing": [3, 0.5, 1]}')
+    assert read_segmentation(path, frozenset({0, 1, 2}))[1].spacing == (1, 0.5, 3)
 
 
 def test_an_image_in_colour_is_an_error(tmp_path: Path) -> None:

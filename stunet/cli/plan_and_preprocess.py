@@ -1,6 +1,7 @@
 """stunet_plan_and_preprocess: check a dataset, extract its fingerprint, plan, preprocess."""
 
 import argparse
+import math
 import os
 import sys
 import tempfile
@@ -65,8 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _command(args: argparse.Namespace) -> None:
     datasets = [_dataset(d) for d in args.d]
-    for dataset in datasets:
-        workspace.folder("nnUNet_preprocessed")
+    workspace.folder("nnUNet_preprocessed")
     _check_options(args)
     with tempfile.TemporaryDirectory() as scratch:
         if args.dry_run:
@@ -115,10 +115,9 @@ def _check_options(args: argparse.Namespace) -> None:
         raise UsageError(
             f"-overwrite_plans_name {args.overwrite_plans_name!r}: nnU-Net splits folder names at '__'", "one '_'"
         )
-    if any(pitch <= 0 for pitch in args.overwrite_target_spacing or ()):
-        raise UsageError(
-            f"-overwrite_target_spacing {args.overwrite_target_spacing}: mm must be positive", "1.5 1.5 1.5"
-        )
+    if not all(0 < pitch < math.inf for pitch in args.overwrite_target_spacing or ()):
+        given = " ".join(f"{pitch:g}" for pitch in args.overwrite_target_spacing)
+        raise UsageError(f"-overwrite_target_spacing {given}: mm must be positive", "1.5 1.5 1.5")
     if args.np and len(args.np) not in (1, len(args.c)):
         raise UsageError(
             f"-np has {len(args.np)} values for {len(args.c)} configurations", "one value, or one per configuration"

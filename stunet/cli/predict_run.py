@@ -161,6 +161,10 @@ def _to_do(pipeline: "Pipeline", cases: "list[Case]", keep: bool) -> "list[Case]
 
 
 def _make_writable(folder: Path) -> None:
+    from stunet.datasets.listing import not_utf8
+
+    if error := not_utf8(folder):
+        raise error
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):

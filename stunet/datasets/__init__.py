@@ -5,6 +5,7 @@ Read phantom.py for the format at its smallest and check.py for what a sound dat
 
 import contextlib
 import io
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ FILE_ENDING = ".nii.gz"  # of what we write
 GEOMETRY_ATOL = 1e-3  # mm of the origin, and direction cosines: more than rounding in a NIfTI header
 FORMAT_HINT = "see nnU-Net's documentation/dataset_format.md"
 SHOWN = 3  # problems that an error names
+log = logging.getLogger("stunet")
 
 
 @dataclass(frozen=True)
@@ -155,6 +157,12 @@ def left_out(folder: Path, description: dict[str, Any], cases: Sequence[Case]) -
             what = f"{len(others)} in {str(folder / name)!r} belong to no training case and are left out"
             warnings.append(f"{what}: {named(others)}")
     return warnings
+
+
+def warn_left_out(folder: Path, description: dict[str, Any], cases: Sequence[Case]) -> None:
+    """Logs what left_out() has, for commands that do not check the dataset."""
+    for text in left_out(folder, description, cases):
+        log.warning("warning: %s", text)
 
 
 def _find_cases(folder: Path, description: dict[str, Any], channels: int) -> list[Case]:

@@ -101,7 +101,9 @@ def judge(names: Sequence[str], contents: Sequence[Content], description: Mappin
         warnings += [text for text in cut if text]
     if absent := [name for name, values in classes.items() if not values & present]:
         named = ", ".join(map(repr, absent))
-        warnings.append(f"no case has {named}: it cannot be learned, and validation has no Dice of it; see dataset.json")
+        warnings.append(
+            f"no case has {named}: it cannot be learned, and validation has no Dice of it; see dataset.json"
+        )
     channels = list(description.get("channel_names", description.get("modality", {})).values())
     constant = [
         f"{name!r} ({channels[number] if number < len(channels) else number})"
@@ -120,7 +122,8 @@ def _cut(label: str, values: set[float], names: Sequence[str], contents: Sequenc
     if not cases:
         return ""
     total = sum(n for content in contents for value, n in content.voxels.items() if value in values)
-    what = f"{sum(lost.values())} of {total} voxels of {label!r} in {len(cases)} cases ({_first(cases)})"
+    cases_of = "1 case" if len(cases) == 1 else f"{len(cases)} cases"
+    what = f"{sum(lost.values())} of {total} voxels of {label!r} in {cases_of} ({_first(cases)})"
     return (
         f"{what} lie where the image is 0 up to its border: nnU-Net crops them away, so training never sees them; "
         "give the zeros the value of air, or correct the labels"

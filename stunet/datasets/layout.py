@@ -1,4 +1,4 @@
-"""Is a folder that is no raw dataset one of images and label maps with the same names? stunet_convert pairs takes it."""
+"""Does a folder hold images and label maps with the same names? stunet_convert pairs makes a raw dataset of it."""
 
 import re
 import shlex
@@ -39,7 +39,9 @@ def _folders(folder: Path) -> list[Path]:
 def _command(folder: Path, description: Mapping[str, Any] | None, where: str) -> str:
     channels, labels = ["CT"], ["LABEL_1", "LABEL_2"]
     if description:
-        channels = list(map(str, description.get("channel_names", description.get("modality", {})).values())) or channels
+        channels = (
+            list(map(str, description.get("channel_names", description.get("modality", {})).values())) or channels
+        )
         entries = description.get("labels")
         values = {name: value for name, value in entries.items() if value} if isinstance(entries, dict) else {}
         labels = list(map(str, values)) or labels

@@ -21,7 +21,22 @@ PICTURES = (".png", ".bmp", ".jpg", ".jpeg")  # images only where the images tha
 DICOM = (".dcm", ".ima")
 HEADERS = {".img": ".hdr", ".img.gz": ".hdr"}  # a file of voxels is part of the image whose header lies beside it
 # What lies beside images and is none: no need to look into it for DICOM's mark.
-OTHER = {".json", ".txt", ".csv", ".tsv", ".pkl", ".npz", ".npy", ".xml", ".toml", ".yaml", ".md", ".pdf", ".db", ".ini"}
+OTHER = {
+    ".json",
+    ".txt",
+    ".csv",
+    ".tsv",
+    ".pkl",
+    ".npz",
+    ".npy",
+    ".xml",
+    ".toml",
+    ".yaml",
+    ".md",
+    ".pdf",
+    ".db",
+    ".ini",
+}
 DEPTH = 4  # levels of sub-folders that are searched for images
 SHOWN = 3  # files that a message names
 
@@ -79,7 +94,7 @@ def list_images(folder: Path, wanted: str = ".nii.gz") -> Listing:
     found = Listing()
     if not folder.is_dir():
         return found
-    if error := _not_utf8(folder):
+    if error := not_utf8(folder):
         raise error
     entries = {path.name: path for path in sorted(folder.iterdir()) if not is_hidden(path)}
     for name, path in entries.items():
@@ -120,7 +135,7 @@ def visible(paths: Iterable[Path]) -> list[Path]:
 
 def unusable(path: Path) -> DataError | None:
     """Why no reader can take a file, from its name and kind; None: one may try."""
-    if error := _not_utf8(path):
+    if error := not_utf8(path):
         return error
     if path.is_symlink() and not path.exists():
         hint = "fetch what it leads to (git annex get, or mount the disk), or remove the link"
@@ -129,6 +144,16 @@ def unusable(path: Path) -> DataError | None:
         return DataError(f"no file {str(path)!r}", "check the path")
     if not path.is_file():
         return DataError(f"{str(path)!r} is neither a file nor a folder", "remove it")
+    return None
+
+
+def not_utf8(path: Path) -> DataError | None:
+    """ITK ends the whole process at such a name."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        what = f"the name {str(path)!r} is not UTF-8, which the readers of images need"
+        return DataError(what, "rename it: ls shows it, and convmv -f latin1 -t utf8 FILE can")
     return None
 
 
@@ -175,12 +200,3 @@ def _first_files(folder: Path, limit: int = 8) -> Iterator[Path]:
     """A few files are enough to know a folder of slices, which may have thousands."""
     files = (path for path in sorted(folder.iterdir()) if path.is_file() and not is_hidden(path))
     yield from (path for _, path in zip(range(limit), files, strict=False))
-
-
-def _not_utf8(path: Path) -> DataError | None:
-    try:
-        str(path).encode()
-    except UnicodeEncodeError:
-        what = f"the name {str(path)!r} is not UTF-8, which the readers of images need"
-        return DataError(what, "rename it: ls shows it, and convmv -f latin1 -t utf8 FILE can")
-    return None

@@ -102,7 +102,7 @@ def find_pairs(images: Path, label_maps: Path, suffixes: Sequence[str], label_su
             "--label_suffix _seg, and for several channels --channels T1=_t1 T2=_t2",
         )
     found: dict[str, dict[str, Path]] = {}
-    unmatched = []
+    unmatched: list[Path] = []
     for path, stem in _volumes(images, unmatched):
         end = max((end for end in ends if stem.endswith(end)), key=len, default=None)
         if end is None or stem == end:

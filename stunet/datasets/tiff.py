@@ -39,8 +39,8 @@ def read_spacing(path: Path, is_image: bool) -> tuple[float, float, float]:
     except DataError as error:
         raise DataError(error.message, hint) from None
     spacing = content.get("spacing") if isinstance(content, dict) else None
-    numbers = isinstance(spacing, list) and all(type(edge) in (int, float) for edge in spacing)
-    if not numbers or len(spacing) != 3 or not all(0 < edge < math.inf for edge in spacing):
+    edges = [edge for edge in spacing if type(edge) in (int, float)] if isinstance(spacing, list) else []
+    if spacing != edges or len(edges) != 3 or not all(0 < edge < math.inf for edge in edges):
         raise DataError(f"'spacing' in {str(beside)!r} is {spacing!r}, not three positive numbers", hint)
-    depth, height, width = map(float, spacing)
+    depth, height, width = map(float, edges)
     return depth, height, width

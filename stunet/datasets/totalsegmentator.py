@@ -22,7 +22,13 @@ from stunet.datasets.listing import named, visible
 from stunet.datasets.masks import merge, nifti_bytes, read_mask, read_nifti, total
 from stunet.datasets.spacing import resample
 from stunet.datasets.subjects import (
-    MASKS, META, Release, choose_classes, find_release, read_subjects, unlisted_subjects,
+    MASKS,
+    META,
+    Release,
+    choose_classes,
+    find_release,
+    read_subjects,
+    unlisted_subjects,
 )  # fmt: skip
 from stunet.errors import DataError
 from stunet.nifti import check_nifti

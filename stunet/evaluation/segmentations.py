@@ -11,6 +11,7 @@ import numpy as np
 import SimpleITK as sitk
 
 from stunet.datasets import tiff
+from stunet.datasets.listing import unusable
 from stunet.errors import DataError
 from stunet.nifti import check_nifti
 
@@ -41,6 +42,8 @@ def read_segmentation(
     Raises:
         DataError: The file cannot be read, is no 2D or 3D image of one channel, or has values that are not `known`.
     """
+    if error := unusable(path):
+        raise error
     check_nifti(path)
     try:
         image = sitk.ReadImage(str(path))

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from stunet.datasets import raise_first, tiff
-from stunet.datasets.listing import Image, Listing, ending_of, list_images, named, unusable
+from stunet.datasets.listing import Image, Listing, ending_of, list_images, named, not_utf8, unusable
 from stunet.errors import DataError
 from stunet.files import read_json
 from stunet.workspace import load_plans, trained_folds
@@ -163,7 +163,9 @@ def find_cases(source: Path, model: Model) -> list[Case]:
     cases += [_series(folder, model, taken=folder.name in names) for folder in found.series]
     if found.slices:
         what = f"{len(found.slices)} DICOM files lie beside images in {str(source)!r}: {named(found.slices)}"
-        cases.append(Case(source.resolve().name, (source,), error=DataError(what, "put them into a folder of their own")))
+        cases.append(
+            Case(source.resolve().name, (source,), error=DataError(what, "put them into a folder of their own"))
+        )
     return _complete(cases)
 
 
@@ -176,7 +178,7 @@ def _complete(cases: list[Case]) -> list[Case]:
 
 def _series(folder: Path, model: Model, taken: bool = False) -> Case:
     """A folder of DICOM slices as a case; one that has an image's name cannot be one."""
-    channels, error = model.channels, None
+    channels, error = model.channels, not_utf8(folder)
     if len(channels) > 1:
         error = DataError(
             f"the model takes {len(channels)} channels ({', '.join(channels)}); a DICOM folder is one",
