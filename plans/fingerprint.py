@@ -5,7 +5,7 @@ from typing import Any
 
 from nnunetv2.experiment_planning.dataset_fingerprint.fingerprint_extractor import DatasetFingerprintExtractor
 
-from stunet.datasets import find_reader, training_files
+from stunet.datasets import find_reader, tiff, training_files
 from stunet.errors import DataError
 from stunet.files import read_json, write_json
 from stunet.workspace import preprocessed_dataset, raw_dataset
@@ -23,7 +23,8 @@ def extract_fingerprint(dataset: str, workers: int, clean: bool = False, show_ba
         show_bar: Show nnU-Net's progress bar on stderr: large datasets take minutes.
 
     Raises:
-        DataError: nnU-Net could not extract it; a worker process died, say.
+        DataError: nnU-Net could not extract it (a worker process died, say), no case has foreground, or a 3D TIFF has
+            no spacing.
     """
     path = preprocessed_dataset(dataset) / "dataset_fingerprint.json"
     source = _source(dataset)
@@ -33,6 +34,9 @@ def extract_fingerprint(dataset: str, workers: int, clean: bool = False, show_ba
         extractor.show_progress_bar = show_bar
         extractor.dataset = training_files(raw_dataset(dataset), extractor.dataset_json)  # no hidden files
         extractor.dataset_json = with_reader(extractor.dataset_json, extractor.dataset)
+        if extractor.dataset_json["overwrite_image_reader_writer"] == tiff.READER:
+            for case in extractor.dataset.values():  # of which nnU-Net takes 1 mm where there is none
+                tiff.read_spacing(Path(case["images"][0]), is_image=True)
         try:
             extractor.run(overwrite_existing=True)
         except IndexError:  # of numpy's percentiles of nothing

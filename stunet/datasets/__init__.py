@@ -250,7 +250,7 @@ def find_reader(description: dict[str, Any], image: Path) -> type:
         with contextlib.redirect_stderr(io.StringIO()):  # it prints a traceback for each reader that cannot
             reader = determine_reader_writer_from_dataset_json(description, str(image), verbose=False)
     except RuntimeError:
-        if image.suffix.lower() in tiff.ENDINGS:
+        if image.suffix.lower() in tiff.ENDINGS and tiff.spacing_file(image, is_image=True).is_file():
             tiff.read_spacing(image, is_image=True)
         hint = "copy the file again, or correct file_ending in dataset.json"
         raise DataError(f"none of nnU-Net's readers can read {str(image)!r}", hint) from None

@@ -19,6 +19,7 @@ VOLUMES = (
 )  # fmt: skip
 PICTURES = (".png", ".bmp", ".jpg", ".jpeg")  # images only where the images that are wanted are pictures, too
 DICOM = (".dcm", ".ima")
+DIRECTORY = "DICOMDIR"  # lists DICOM files, and has their mark
 HEADERS = {".img": ".hdr", ".img.gz": ".hdr"}  # a file of voxels is part of the image whose header lies beside it
 # What lies beside images and is none: no need to look into it for DICOM's mark.
 OTHER = {
@@ -160,7 +161,7 @@ def not_utf8(path: Path) -> DataError | None:
 def is_dicom(path: Path) -> bool:
     """Whether a file is called .dcm, or has DICOM's mark: `DICM` at byte 128."""
     suffix = path.suffix.lower()
-    if suffix in OTHER or suffix in PICTURES or not path.is_file():
+    if suffix in OTHER or suffix in PICTURES or path.name == DIRECTORY or not path.is_file():
         return False
     if suffix in DICOM:
         return True

@@ -152,20 +152,19 @@ def find_cases(source: Path, model: Model) -> list[Case]:
         image = Image(source, source.name[: -len(ending)], ending, unusable(source))
         return _complete(_group(_siblings(image, model), model))
     found = list_images(source, model.ending)
-    if found.slices and not found.images:
-        return _complete([_series(source, model)])
-    if not found.images and not found.series:
+    if not found.images and not found.series and not found.slices:
         raise _nothing(source, found, model)
     if found.folders:
         log.warning("warning: sub-folders with images are not predicted: %s", named(found.folders))
     cases = _group(found.images, model)
     names = {case.name for case in cases}
     cases += [_series(folder, model, taken=folder.name in names) for folder in found.series]
-    if found.slices:
+    if found.slices and not found.images:
+        cases.append(_series(source, model))
+    elif found.slices:
         what = f"{len(found.slices)} DICOM files lie beside images in {str(source)!r}: {named(found.slices)}"
-        cases.append(
-            Case(source.resolve().name, (source,), error=DataError(what, "put them into a folder of their own"))
-        )
+        error = DataError(what, "put them into a folder of their own")
+        cases.append(Case(source.resolve().name, (source,), error=error))
     return _complete(cases)
 
 

@@ -4,6 +4,7 @@ The segmentation is one file in the model's format, with names and colours in it
 another program reads better. Beside it stand what else was asked for. output.py says what made them.
 """
 
+import os
 import pickle
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from stunet.errors import DataError, UsageError
+from stunet.files import NAME_MAX
 from stunet.inference.cases import Case, Model
 from stunet.inference.output import part_name, remove, whole_case
 from stunet.inference.probabilities import PLAIN, compress
@@ -73,7 +75,8 @@ class Products:
             DataError: A folder that masks would take the place of holds something else; nothing is removed then.
         """
         endings = {*self.endings(model), *PROBABILITIES, PREVIEW}
-        paths = [folder / f"{case.name}{ending}" for case in cases for ending in endings]
+        names = [f"{case.name}{ending}" for case in cases for ending in endings]
+        paths = [folder / name for name in names if len(os.fsencode(name)) <= NAME_MAX]  # others cannot be there
         for path in paths:
             if other := next((p for p in path.glob("*") if not p.name.endswith(MASK)), None):
                 raise DataError(f"the folder {str(path)!r} holds {other.name!r}, no mask", "another folder with -o")
