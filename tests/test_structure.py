@@ -28,10 +28,14 @@ COMMANDS = (
 )
 
 # What each part imports of ours, besides itself; every part may use FREE.
-FREE = {"errors", "files", "nifti", "workspace", "presets", "stunet"}
+FREE = {"errors", "files", "kinds", "machine", "names", "nifti", "schema", "workspace", "presets", "stunet"}
 MAY_IMPORT = {
     "errors": set(),
+    "machine": set(),
     "files": set(),
+    "kinds": {"plans"},
+    "names": set(),
+    "schema": set(),
     "workspace": set(),
     "presets": set(),
     "networks": set(),
@@ -42,16 +46,17 @@ MAY_IMPORT = {
     "nnunet": {"annotations"},
     "labels": {"classes"},
     "losses": set(),
-    "evaluation": {"datasets", "labels"},
+    "evaluation": {"datasets", "labels", "processes"},
     "processes": set(),
     "datasets": {"annotations", "labels", "processes", "resampling"},
     "preprocessing": {"annotations", "datasets", "preprocessing_workers", "plans"},
     "preprocessing_workers": {"preprocessor", "processes"},
+    "preprocessed": set(),
     "preprocessor": {"resampling"},
     "resampling": set(),
     "weights": {"classes", "networks", "plans"},
     "merging": {"annotations", "classes", "datasets", "inference", "labels", "processes"},
-    "models": {"classes", "datasets", "networks", "weights"},
+    "models": {"classes", "networks", "plans", "weights"},
     "inference": {
         "datasets",
         "labels",
@@ -63,7 +68,7 @@ MAY_IMPORT = {
         "results",
         "weights",
     },
-    "plans": {"losses", "networks", "datasets"},
+    "plans": {"losses", "networks", "nnunet", "datasets", "processes"},
     "trainers": {
         "annotations",
         "classes",
@@ -85,7 +90,8 @@ HOST = {  # may import nnunetv2
     "preprocessing_workers", "preprocessor", "inference", "datasets", "merging", "plans", "trainers",
 }  # fmt: skip
 WITHOUT_TORCH = {
-    "errors", "files", "workspace", "presets", "console", "preprocessing", "cli", "classes", "labels", "models",
+    "errors", "files", "kinds", "machine", "names", "schema", "workspace", "presets", "console", "preprocessing", "cli",
+    "classes", "labels", "models",
     "annotations", "processes",
 }  # fmt: skip  # at the top of a file
 WITH_TORCH = {"stunet.models.folder"}  # though the other files of its part have none

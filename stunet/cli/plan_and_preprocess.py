@@ -3,7 +3,6 @@
 import argparse
 import math
 import os
-import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 from stunet import console, presets, workspace
 from stunet.cli import common
 from stunet.errors import DataError, UsageError
+from stunet.names import problem_of
 
 CONFIGURATIONS = ("2d", "3d_fullres", "3d_lowres")
 WORKERS = {"2d": 8, "3d_lowres": 8}  # at most, as in nnU-Net; larger images get fewer, for their memory
@@ -91,7 +91,7 @@ def _dataset(number_or_name: str) -> str:
 
 
 def _check_options(args: argparse.Namespace) -> None:
-    from stunet.plans.values import parse_stages
+    from stunet.plans.values import checked, parse_stages
 
     args.normalization = None
     if args.preset:
@@ -103,7 +103,8 @@ def _check_options(args: argparse.Namespace) -> None:
         args.normalization = presets.NORMALIZATIONS.get(preset.normalization or "")
         options = preset.complete(args.size, args.gpu_memory_target, args.stages)
         args.size, args.gpu_memory_target, args.stages = options
-        args.checkpointing = args.checkpointing or preset.set.get("checkpointing", False)
+        given = {key: checked(key, value) for key, value in preset.set.items()}
+        args.checkpointing = args.checkpointing or given.get("checkpointing", False)
     args.size = args.size or "B"
     args.stages = parse_stages(args.stages) or 6
     if args.probe:
@@ -111,13 +112,15 @@ def _check_options(args: argparse.Namespace) -> None:
 
         if not torch.cuda.is_available():
             raise UsageError("--probe needs a CUDA device, and torch finds none", "leave it out: the estimate is used")
+    if args.overwrite_plans_name and (problem := problem_of(args.overwrite_plans_name)):
+        raise UsageError(f"-overwrite_plans_name {args.overwrite_plans_name!r} {problem}", "a name such as MyPlans")
     if "__" in (args.overwrite_plans_name or ""):
         raise UsageError(
             f"-overwrite_plans_name {args.overwrite_plans_name!r}: nnU-Net splits folder names at '__'", "one '_'"
         )
     if not all(0 < pitch < math.inf for pitch in args.overwrite_target_spacing or ()):
-        given = " ".join(f"{pitch:g}" for pitch in args.overwrite_target_spacing)
-        raise UsageError(f"-overwrite_target_spacing {given}: mm must be positive", "1.5 1.5 1.5")
+        asked = " ".join(f"{pitch:g}" for pitch in args.overwrite_target_spacing)
+        raise UsageError(f"-overwrite_target_spacing {asked}: mm must be positive", "1.5 1.5 1.5")
     if args.np and len(args.np) not in (1, len(args.c)):
         raise UsageError(
             f"-np has {len(args.np)} values for {len(args.c)} configurations", "one value, or one per configuration"
@@ -168,7 +171,13 @@ def _plan(dataset: str, workers: int, args: argparse.Namespace) -> dict[str, Any
     from stunet.plans.probe import measure_step
 
     console.note("extract the fingerprint, plan")
-    extract_fingerprint(dataset, workers, args.clean, show_bar=sys.stderr.isatty() and not args.no_pbar)
+    with console.Progress("fingerprint", 0, args.no_pbar) as progress:
+
+        def step(name: str, cases: int) -> None:
+            progress.total = cases
+            progress.step(name)
+
+        extract_fingerprint(dataset, workers, args.clean, step)
     planner = STUNetPlanner(
         dataset,
         args.gpu_memory_target,

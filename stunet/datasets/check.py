@@ -22,8 +22,8 @@ from stunet.annotations import FILE, load_annotations
 from stunet.datasets import GEOMETRY_ATOL, Case, Rules, left_out, raise_first, read_dataset, tiff
 from stunet.datasets.contents import Content, count_values, judge, look
 from stunet.datasets.listing import unusable
-from stunet.errors import DataError
-from stunet.files import read_json
+from stunet.errors import DataError, is_out_of_memory
+from stunet.kinds import read_dataset_json
 from stunet.nifti import check_nifti
 from stunet.processes import each
 
@@ -46,17 +46,18 @@ def check_dataset(folder: Path, workers: int = 1, on_case: Callable[[str], None]
 
     Raises:
         DataError: Something is wrong; the first three problems are named, the others counted.
+        OutOfMemoryError: A case does not fit into memory.
     """
     cases, rules = read_dataset(folder)
     seen: dict[int, Content | DataError] = {}
-    for position, found in each(_examined, _with_rules(folder, cases, rules), workers):
+    for position, found in each(_examined, _with_rules(folder, cases, rules), workers, lambda item: item[0].name):
         seen[position] = found
         if on_case:
             on_case(cases[position].name)
     ordered = [found for _, found in sorted(seen.items(), key=itemgetter(0))]
     raise_first([found for found in ordered if isinstance(found, DataError)])
     contents = [found for found in ordered if isinstance(found, Content)]
-    description = read_json(folder / "dataset.json")
+    description = read_dataset_json(folder / "dataset.json")
     return [*left_out(folder, description, cases), *judge([case.name for case in cases], contents, description)]
 
 
@@ -197,6 +198,8 @@ def _read(read: Callable[[Any], Any], argument: Any, path: Path) -> Any:
     try:
         return read(argument)
     except UNREADABLE as error:
+        if is_out_of_memory(error):
+            raise
         lines = str(error).strip().splitlines() or [type(error).__name__]
         hint = "copy the file again, or remove the case"
         raise DataError(f"cannot read {str(path)!r}, it is damaged or truncated: {lines[-1]}", hint) from error

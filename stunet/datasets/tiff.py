@@ -3,11 +3,10 @@
 Where there is none nnU-Net takes 1 x 1 x 1 mm, prints a line and goes on; that is refused here.
 """
 
-import math
 from pathlib import Path
 
 from stunet.errors import DataError
-from stunet.files import read_json
+from stunet.kinds import SPACING, read
 
 READER = "Tiff3DIO"  # of nnU-Net
 ENDINGS = (".tif", ".tiff")
@@ -34,13 +33,8 @@ def read_spacing(path: Path, is_image: bool) -> tuple[float, float, float]:
     hint = f'{{"spacing": [z, y, x]}} in mm in {beside.name!r}'
     if not beside.is_file():
         raise DataError(f"{str(path)!r} has no spacing: no file {str(beside)!r}", hint)
-    try:
-        content = read_json(beside)
-    except DataError as error:
-        raise DataError(error.message, hint) from None
-    spacing = content.get("spacing") if isinstance(content, dict) else None
-    edges = [edge for edge in spacing if type(edge) in (int, float)] if isinstance(spacing, list) else []
-    if spacing != edges or len(edges) != 3 or not all(0 < edge < math.inf for edge in edges):
-        raise DataError(f"'spacing' in {str(beside)!r} is {spacing!r}, not three positive numbers", hint)
-    depth, height, width = map(float, edges)
+    spacing = read(beside, SPACING, hint)["spacing"]
+    if len(spacing) != 3:
+        raise DataError(f"'spacing' in {str(beside)!r} is {spacing!r}, not three numbers", hint)
+    depth, height, width = map(float, spacing)
     return depth, height, width

@@ -15,7 +15,7 @@ from typing import Any
 from stunet.datasets import raise_first, tiff
 from stunet.datasets.listing import Image, Listing, ending_of, list_images, named, not_utf8, unusable
 from stunet.errors import DataError
-from stunet.files import read_json
+from stunet.kinds import read_dataset_json
 from stunet.workspace import load_plans, trained_folds
 
 _CHANNEL = re.compile(r"(.+)_(\d{4})", re.DOTALL)
@@ -104,16 +104,7 @@ def open_model(
             "give DATASET/TRAINER__PLANS__CONFIGURATION with --model, or -d and -c",
         )
     plans = load_plans(folder / "plans.json")
-    dataset = read_json(folder / "dataset.json")
-    if (
-        not isinstance(dataset, dict)
-        or not {"file_ending", "labels"} <= dataset.keys()
-        or not {"channel_names", "modality"} & dataset.keys()
-    ):
-        raise DataError(
-            f"{str(folder / 'dataset.json')!r} lacks file_ending, labels or channel_names",
-            "copy it from the training dataset",
-        )
+    dataset = read_dataset_json(folder / "dataset.json")
     there = trained_folds(folder, checkpoint)
     if not there:
         other = sorted({path.name for path in folder.glob("fold_*/*.pth")})

@@ -21,11 +21,10 @@ import numpy as np
 import torch
 from nnunetv2.utilities.label_handling.label_handling import convert_labelmap_to_one_hot
 
-from stunet.errors import OutOfMemoryError, UsageError
+from stunet.errors import OutOfMemoryError, UsageError, is_out_of_memory, last_line
 from stunet.inference import memory
 from stunet.inference.cases import Case, Model, drop_channel_axis, open_model
 from stunet.inference.confidence import Confidence
-from stunet.inference.failures import is_out_of_memory, last_line
 from stunet.inference.network import build, check_strides
 from stunet.inference.reading import Raw, check_grid, from_array, read, readable
 from stunet.inference.ready import ReadyNetwork
