@@ -251,8 +251,10 @@ def test_cases_of_other_formats_are_compared_by_name(two_cases: tuple[Path, Path
     assert alone == []
     assert summarise(two_cases)["mean"] == whole["mean"]
     assert pair(references, predictions / "a.nrrd", ".nii.gz")[0] == cases[:1]
-    write(predictions / "b.mha", noise(11))
-    with pytest.raises(DataError, match=r"b\.mha' and 'b\.nii\.gz' are the same case"):
+    write(predictions / "b.mha", noise(12))
+    assert pair(references, predictions, ".nii.gz")[0] == cases
+    write(predictions / "a.mha", noise(12))
+    with pytest.raises(DataError, match=r"a\.mha' and 'a\.nrrd' are the same case"):
         pair(references, predictions, ".nii.gz")
 
 

@@ -72,7 +72,7 @@ def test_every_image_in_a_folder_is_a_case_or_named_as_one_that_failed(
 ) -> None:
     for name in ("a_0000.nii.gz", "b_0000.NII.GZ", "c.nii", "d.nrrd", "._a_0000.nii.gz", ".DS_Store", "notes.txt"):
         (tmp_path / name).touch()
-    for name in ("series/IM1.dcm", "other/x.nii.gz", "g.mgz", "h.nii.gz", "h.mha", "sub/text.txt"):
+    for name in ("series/IM1.dcm", "other/x.nii.gz", "g.mgz", "h.nrrd", "h.mha", "a.nrrd", "sub/text.txt", "a.seg.nrrd"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     (tmp_path / "link.nii.gz").symlink_to("/nowhere/link.nii.gz")
@@ -89,7 +89,8 @@ def test_every_image_in_a_folder_is_a_case_or_named_as_one_that_failed(
     assert errors.keys() == expected.keys()
     assert all(expected[name] in message for name, message in errors.items())
     assert all(message.isprintable() for message in errors.values())
-    assert "sub-folders with images are not predicted: 'other'" in caplog.text
+    assert "sub-folders with images are not predicted: 'a.seg.nrrd', 'other'" in caplog.text
+    assert "left out, as there is an image .nii.gz of the same name: 'a.nrrd'" in caplog.text
 
 
 def test_slices_beside_images_and_a_folder_with_an_images_name_are_cases_that_failed(tmp_path: Path) -> None:

@@ -96,9 +96,11 @@ def training_files(folder: Path, description: dict[str, Any]) -> dict[str, dict[
     """What nnU-Net's get_filenames_of_train_images_and_targets finds, without hidden files and 12 processes.
 
     Raises:
-        DataError: A file's name has no channel, or there are no cases.
+        DataError: A file's name has no channel, a file cannot be read whatever is in it, or there are no cases.
     """
     cases = (_listed_cases if "dataset" in description else _stored_cases)(folder, description)
+    files = (path for case in cases for path in (*case.images, case.label))
+    raise_first([error for path in files if (error := unusable(path))])
     return {case.name: {"images": list(map(str, case.images)), "label": str(case.label)} for case in cases}
 
 

@@ -108,7 +108,7 @@ def list_images(folder: Path, wanted: str = ".nii.gz") -> Listing:
         elif ending and not (ending in HEADERS and any(f"{stem}{end}" in entries for end in (".hdr", ".HDR"))):
             found.images.append(Image(path, stem, ending, unusable(path)))
         elif not ending and path.is_symlink() and not path.exists():
-            if not path.suffix:  # a folder of slices, perhaps
+            if path.suffix.lower() not in {*OTHER, *PICTURES}:  # to a folder of slices, perhaps
                 found.images.append(Image(path, name, "", unusable(path)))
         elif not ending and is_dicom(path):
             found.slices.append(path)
@@ -200,4 +200,5 @@ def _has_slices(folder: Path) -> bool:
 def _first_files(folder: Path, limit: int = 8) -> Iterator[Path]:
     """A few files are enough to know a folder of slices, which may have thousands."""
     files = (path for path in sorted(folder.iterdir()) if path.is_file() and not is_hidden(path))
-    yield from (path for _, path in zip(range(limit), files, strict=False))
+    unknown = (path for path in files if path.suffix.lower() not in OTHER)
+    yield from (path for _, path in zip(range(limit), unknown, strict=False))

@@ -235,14 +235,17 @@ def _images(folder: Path, ending: str) -> dict[str, Image]:
         raise DataError(
             f"no {ending} files in {str(folder)!r}{there}", "check the path, and file_ending in dataset.json"
         )
-    if others:
-        log.warning("warning: what these hold in %r is not compared: %s", str(folder), named(others))
     images: dict[str, Image] = {}
-    for image in found.images:
-        if image.name in images:
+    for image in sorted(found.images, key=lambda image: (image.ending != ending, image.path)):
+        if image.name in images and images[image.name].ending == ending != image.ending:
+            others.append(image.path)  # the same in another format
+        elif image.name in images:
             both = f"{str(images[image.name].path)!r} and {image.path.name!r}"
             raise DataError(f"{both} are the same case", "remove one of them")
-        images[image.name] = image
+        else:
+            images[image.name] = image
+    if others:
+        log.warning("warning: what these hold in %r is not compared: %s", str(folder), named(others))
     return images
 
 

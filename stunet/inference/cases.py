@@ -30,6 +30,7 @@ READS = {
     "NaturalImage2DIO": (".png", ".bmp", ".tif", ".tiff"),
     "Tiff3DIO": (".tif", ".tiff"),
 }
+SEGMENTATION = ".seg.nrrd"  # of 3D Slicer
 log = logging.getLogger("stunet")
 
 
@@ -145,9 +146,11 @@ def find_cases(source: Path, model: Model) -> list[Case]:
     found = list_images(source, model.ending)
     if not found.images and not found.series and not found.slices:
         raise _nothing(source, found, model)
-    if found.folders:
-        log.warning("warning: sub-folders with images are not predicted: %s", named(found.folders))
-    cases = _group(found.images, model)
+    masks = [image for image in found.images if image.ending == SEGMENTATION != model.ending]
+    if masks or found.folders:
+        left = [*(image.path for image in masks), *found.folders]
+        log.warning("warning: segmentations and sub-folders with images are not predicted: %s", named(left))
+    cases = _group([image for image in found.images if image not in masks], model)
     names = {case.name for case in cases}
     cases += [_series(folder, model, taken=folder.name in names) for folder in found.series]
     if found.slices and not found.images:
@@ -258,7 +261,8 @@ def _group(images: list[Image], model: Model) -> list[Case]:
     stems = {image.name for image in images}
     groups: dict[str, dict[int, Path]] = defaultdict(dict)
     errors: dict[str, DataError] = {}
-    for image in images:
+    twice = []
+    for image in sorted(images, key=lambda image: (not image.path.name.endswith(ending), image.path)):
         path = image.path
         match = _CHANNEL.fullmatch(image.name)
         name, channel = image.name, 0
@@ -269,12 +273,17 @@ def _group(images: list[Image], model: Model) -> list[Case]:
                 f"{path.name!r} has no channel number; the model takes {len(channels)}: {', '.join(channels)}",
                 f"name the images CASE_0000{ending}" + f", CASE_0001{ending} ..." * (len(channels) > 1),
             )
+        if channel in groups[name] and groups[name][channel].name.endswith(ending) and image.ending != ending:
+            twice.append(path)  # the same in another format
+            continue
         if channel in groups[name]:
             both = f"{path.name!r} and {groups[name][channel].name!r}"
             errors[name] = DataError(f"{both} are the same case", "remove one of them")
         groups[name][channel] = path
         if error := image.error or _unreadable(image, model):
             errors.setdefault(name, error)
+    if twice:
+        log.warning("warning: left out, as there is an image %s of the same name: %s", ending, named(twice))
     if any(set(group) != {0} for name, group in groups.items() if name not in errors):
         for name in groups.keys() - errors.keys():
             if error := _wrong_channels(name, groups[name], ending, channels):
