@@ -86,7 +86,8 @@ class Preprocessor(DefaultPreprocessor):
             unless `needs_mask`; properties.
 
         Raises:
-            ValueError: Image and labels differ in shape, labels have several channels, or nothing is left at the spacing of the plans.
+            ValueError: Image and labels differ in shape, labels have several channels, or nothing is left at the
+                spacing of the plans.
         """
         if seg is not None and seg.shape[1:] != data.shape[1:]:
             raise ValueError(f"Shape mismatch: the image has {data.shape[1:]} voxels, its labels {seg.shape[1:]}")

@@ -70,9 +70,9 @@ CT = {"file_ending": ".nii.gz", "channel_names": {"0": "CT"}}
 def test_every_image_in_a_folder_is_a_case_or_named_as_one_that_failed(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    for name in ("a_0000.nii.gz", "b_0000.NII.GZ", "c.nii", "d.nrrd", "._a_0000.nii.gz", ".DS_Store", "notes.txt"):
+    for name in ("a_0000.nii.gz", "b_0000.NII.GZ", "c.nii", "d.nrrd", "._a_0000.nii.gz", ".DS_Store", "a.nrrd"):
         (tmp_path / name).touch()
-    for name in ("series/IM1.dcm", "other/x.nii.gz", "g.mgz", "h.nrrd", "h.mha", "a.nrrd", "sub/text.txt", "a.seg.nrrd"):
+    for name in ("series/IM1.dcm", "other/x.nii.gz", "g.mgz", "h.nrrd", "h.mha", "sub/text.txt", "a.seg.nrrd"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     (tmp_path / "link.nii.gz").symlink_to("/nowhere/link.nii.gz")
