@@ -45,7 +45,8 @@ def check_spacing(
     unit = _unit(median)
     asked = f"a target spacing of {_times(goal)} mm"
     coarser = "a finer -overwrite_target_spacing or preset"
-    if (gone := (new == 0).any(axis=1)).any():
+    deep = np.median(sizes, axis=0) > 1  # the third axis of 2D images is made up, or that of a slice
+    if (gone := (new[:, deep] == 0).any(axis=1)).any():
         first = int(np.flatnonzero(gone)[0])
         what = f"{asked} leaves nothing of {_cases(names, gone)}: {names[first]!r} is {_times(edges[first])} mm large"
         hint = f"{coarser}, or correct the spacing of the images, which is in mm"

@@ -48,6 +48,10 @@ def test_a_spacing_in_another_unit_is_warned_about(edge: float, unit: str, caplo
     assert f"in {unit}" in caplog.text
 
 
+def test_slices_of_another_thickness_fit() -> None:
+    check_spacing([5, 1, 1], [[5, 1, 1], [5, 1, 1], [1, 1, 1]], [[1, 20, 20]] * 3, ["a", "b", "c"])
+
+
 def test_pictures_of_many_pixels_are_not_warned_about(caplog: pytest.LogCaptureFixture) -> None:
     check_spacing([999, 1, 1], [[999, 1, 1]], [[1, 5000, 6000]], ["a"])
     assert caplog.text == ""

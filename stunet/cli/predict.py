@@ -44,7 +44,8 @@ def _predict(args: argparse.Namespace) -> int:
         console.note(f"no case is left for part {args.part_id} of {args.num_parts}")
         return 0
     if args.prev_stage_predictions:
-        cases = [_with_previous(case, args.prev_stage_predictions, model) for case in cases]
+        previous = args.prev_stage_predictions
+        cases = [case if case.error else _with_previous(case, previous, model) for case in cases]
     folder, cases = _output(args, model, cases)
     _set_threads(args.threads)
     stages = _stages(args, model, system)
@@ -168,7 +169,7 @@ def _low_resolution(folder: Path) -> Path:
 def _check_dicom(cases: "list[Case]") -> None:
     from stunet.results.dicom_seg import load_highdicom
 
-    others = [case.name for case in cases if not case.is_dicom]
+    others = [case.name for case in cases if not case.is_dicom and not case.error]
     if others:
         raise UsageError(
             f"--format dicom_seg refers to the slices of a series, and {others[0]!r} is no DICOM folder",

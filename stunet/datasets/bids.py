@@ -16,6 +16,7 @@ from stunet.datasets.pairs import Files, prepare
 from stunet.errors import DataError
 
 ENDING = ".nii.gz"
+ENDINGS = (ENDING, ".nii")  # of images in BIDS, in capitals, too
 DERIVED = {"space", "desc", "label", "seg", "atlas", "res", "den"}  # entities of derivatives
 
 
@@ -113,7 +114,8 @@ def prepare_bids(
 
 
 def _images(folder: Path) -> list[Path]:
-    return [path for path in visible(folder.glob("sub-*/**/*")) if ending_of(path.name) and not path.is_dir()]
+    files = (path for path in visible(folder.glob("sub-*/**/*")) if ending_of(path.name) in ENDINGS)
+    return [path for path in files if not path.is_dir()]
 
 
 def _pipeline(source: Path, chosen: str | None) -> Path:
