@@ -6,8 +6,8 @@ from typing import Any
 
 from nnunetv2.experiment_planning.dataset_fingerprint import fingerprint_extractor as host
 from nnunetv2.experiment_planning.dataset_fingerprint.fingerprint_extractor import DatasetFingerprintExtractor
-from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 
+from stunet.datasets import find_reader, tiff, training_files
 from stunet.datasets.check import UNREADABLE
 from stunet.errors import DataError, is_out_of_memory, last_line
 from stunet.files import read_json, write_json
@@ -35,7 +35,7 @@ def extract_fingerprint(
         on_case: Called with the label file of a case that is done, and how many cases there are.
 
     Raises:
-        DataError: A case cannot be read.
+        DataError: A case cannot be read, no case has foreground, or a 3D TIFF has no spacing.
         OutOfMemoryError: A case does not fit into memory.
     """
     path = preprocessed_dataset(dataset) / "dataset_fingerprint.json"
@@ -45,10 +45,25 @@ def extract_fingerprint(
         path.parent.mkdir(parents=True, exist_ok=True)
         extractor = DatasetFingerprintExtractor(dataset, workers, verbose=False)
         extractor.show_progress_bar = False
-        with exchanged(host, multiprocessing=_Pool(workers, on_case)):
-            extractor.run(overwrite_existing=True)
+        extractor.dataset = training_files(raw_dataset(dataset), extractor.dataset_json)  # no hidden files
+        extractor.dataset_json = with_reader(extractor.dataset_json, extractor.dataset)
+        if extractor.dataset_json["overwrite_image_reader_writer"] == tiff.READER:
+            for case in extractor.dataset.values():  # of which nnU-Net takes 1 mm where there is none
+                tiff.read_spacing(Path(case["images"][0]), is_image=True)
+        try:
+            with exchanged(host, multiprocessing=_Pool(workers, on_case)):
+                extractor.run(overwrite_existing=True)
+        except IndexError:  # of numpy's percentiles of nothing
+            hint = "look at the files in labelsTr, or leave out --no_check"
+            raise DataError(f"no case of {dataset} has any foreground", hint) from None
         write_json(path, {**read_json(path), SOURCE: source})
     return path
+
+
+def with_reader(description: dict[str, Any], cases: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """dataset.json with the reader that nnU-Net takes: it finds out by trial, and prints a traceback for each error."""
+    first = next(iter(cases.values()))["images"][0]
+    return {**description, "overwrite_image_reader_writer": find_reader(description, Path(first)).__name__}
 
 
 class _Pool:
@@ -119,6 +134,6 @@ def _analyze(arguments: tuple[Any, ...]) -> Any:
 def _source(dataset: str) -> list[list[str | int]]:
     """Name, size in bytes and time of change of the files that the fingerprint is made from."""
     folder = raw_dataset(dataset)
-    cases = get_filenames_of_train_images_and_targets(str(folder), read_dataset_json(folder / "dataset.json"))
+    cases = training_files(folder, read_dataset_json(folder / "dataset.json"))
     files = [Path(name) for case in cases.values() for name in (*case["images"], case["label"])]
     return [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files]

@@ -15,6 +15,7 @@ from nnunetv2.paths import nnUNet_preprocessed
 from nnunetv2.utilities.json_export import recursive_fix_for_json_export
 
 from stunet import __version__
+from stunet.datasets import find_reader, training_files
 from stunet.datasets.check import left_right_axes, left_right_pairs
 from stunet.files import write_json
 from stunet.kinds import PLANS, read
@@ -23,6 +24,7 @@ from stunet.nnunet import write_whole
 from stunet.plans import fit, topology
 from stunet.plans.derive import Measure, fit_configurations, target_of
 from stunet.plans.memory import DEFAULT_TARGET_GB
+from stunet.plans.spacing import check_spacing
 
 write_whole(host)
 BASE_NAME = "STUNetPlans"
@@ -80,6 +82,22 @@ class STUNetPlanner(ExperimentPlanner):
             overwrite_target_spacing,
             suppress_transpose,
         )
+        self.dataset = training_files(Path(self.raw_dataset_folder), self.dataset_json)  # no hidden files
+
+    def determine_reader_writer(self) -> type:
+        """nnU-Net's reader, without the tracebacks of those that it tries."""
+        return find_reader(self.dataset_json, Path(next(iter(self.dataset.values()))["images"][0]))
+
+    def plan_experiment(self) -> dict:
+        """nnU-Net's plan, once the target spacing fits the images.
+
+        Raises:
+            DataError: It does not.
+        """
+        found = self.dataset_fingerprint
+        target, chosen = self.determine_fullres_target_spacing(), self.overwrite_target_spacing is not None
+        check_spacing(target, found["spacings"], found["shapes_after_crop"], list(self.dataset), chosen)
+        return super().plan_experiment()
 
     def generate_data_identifier(self, configuration_name: str) -> str:
         """The folder of the preprocessed cases: without the size, because they do not depend on it."""

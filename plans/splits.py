@@ -6,8 +6,7 @@ with a bare assertion where another one is there. A file there may have more fol
 
 from pathlib import Path
 
-from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
-
+from stunet.datasets import training_files
 from stunet.errors import DataError, closest
 from stunet.kinds import SPLITS, read, read_dataset_json
 from stunet.workspace import preprocessed_dataset, raw_dataset
@@ -30,7 +29,7 @@ def check_splits(dataset: str) -> None:
     if not path.is_file():
         return
     folds = _folds(path)
-    known = list(get_filenames_of_train_images_and_targets(str(raw), read_dataset_json(raw / "dataset.json")))
+    known = list(training_files(raw, read_dataset_json(raw / "dataset.json")))
     for number, (train, val) in enumerate(folds):
         where = f"fold {number} of {str(path)!r}"
         if unknown := sorted((train | val) - set(known)):

@@ -135,7 +135,11 @@ class Progress:
 
 def _write(text: str, stream: TextIO) -> None:
     try:
-        print(text, file=stream, flush=True)
+        try:
+            print(text, file=stream, flush=True)
+        except UnicodeEncodeError:  # a name that is not UTF-8, or a terminal that is not
+            encoding = stream.encoding or "ascii"
+            print(text.encode(encoding, "backslashreplace").decode(encoding), file=stream, flush=True)
     except BrokenPipeError:
         with open(os.devnull, "w") as nowhere:  # for what the stream still holds, which Python writes when it ends
             os.dup2(nowhere.fileno(), stream.fileno())

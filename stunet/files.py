@@ -8,6 +8,7 @@ here: a forked child, such as a data loader, closes its copy at once, or it woul
 
 import errno
 import fcntl
+import hashlib
 import json
 import os
 import re
@@ -24,6 +25,9 @@ MAX_DEPTH = 64  # of JSON and TOML; plans are 6 deep
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # errors of a full disk
 _PART = re.compile(r"\.part-\d+-(.+)", re.DOTALL)  # a temporary file; the digits are a process
 _held: set[int] = set()  # descriptors of this process's locks
+NAME_MAX = 255  # bytes of a file's name
+KEPT = 32  # bytes of its end that a shortened name keeps: the ending, by which image writers choose the format
+PREFIX_MAX = len(".part-4194304-")  # of a temporary name, with the largest process id of Linux
 
 
 @contextmanager
@@ -44,9 +48,18 @@ def whole(path: Path) -> Iterator[Path]:
         part.unlink(missing_ok=True)
 
 
-def part_name(name: str) -> str:
-    """The temporary name of a file while this process writes it."""
-    return f".part-{os.getpid()}-{name}"
+def part_name(name: str, longest: int = NAME_MAX - PREFIX_MAX) -> str:
+    """The temporary name of a file while this process writes it; of `name` at most `longest` bytes are in it."""
+    return f".part-{os.getpid()}-{shortened(name, longest)}"
+
+
+def shortened(name: str, longest: int) -> str:
+    """A name of at most `longest` bytes: a hash instead of its start where it is longer; it ends as it did."""
+    raw = os.fsencode(name)
+    if len(raw) <= longest:
+        return name
+    end = raw[-KEPT:].decode(errors="ignore")
+    return f"{hashlib.sha256(raw).hexdigest()[:32]}{end}"
 
 
 def remove_parts(folder: Path, own: set[str] | None = None) -> None:

@@ -40,10 +40,10 @@ def check_nifti(path: Path) -> None:
         DataError: The file is missing, truncated or damaged, has no voxels or spacing, or what it holds are no
             finite numbers.
     """
-    if not path.name.endswith((".nii", ".nii.gz")):
+    if not path.name.lower().endswith((".nii", ".nii.gz")):
         return
     try:
-        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+        with gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb") as file:
             header = _read_header(file)
             size, finite = _read_voxels(file, header.floats if header else None)
     except (OSError, EOFError, ValueError, zlib.error) as error:

@@ -26,6 +26,8 @@ from pathlib import Path
 from typing import Any
 
 from stunet.annotations import FILE as ANNOTATIONS
+from stunet.datasets import tiff
+from stunet.datasets.listing import visible
 from stunet.errors import DataError, UsageError
 from stunet.files import alone, whole, write_json
 from stunet.kinds import MANIFEST, read, read_dataset_json
@@ -169,7 +171,7 @@ def _raw_cases(dataset: str) -> tuple[dict, list[Case]]:
             files[name] = [os.path.abspath(root / os.path.expandvars(path)) for path in listed]
     else:
         ending = description["file_ending"]
-        for path in sorted((root / "imagesTr").glob(f"*{ending}")):
+        for path in visible((root / "imagesTr").glob(f"*{ending}")):
             match = re.fullmatch(r"(.+)_\d{4}", path.name.removesuffix(ending))
             if match is None:
                 raise DataError(f"{str(path)!r} is not named CASE_0000{ending}", "rename or remove it")
@@ -257,6 +259,8 @@ def _copy_labels(dataset: str, ending: str, cases: Sequence[Case]) -> None:
             path.unlink(missing_ok=True)
     for name, label in labels.items():
         _copy(Path(label), folder / "gt_segmentations" / name)
+        if ending in tiff.ENDINGS and (spacing := tiff.spacing_file(Path(label), is_image=False)).is_file():
+            _copy(spacing, tiff.spacing_file(folder / "gt_segmentations" / name, is_image=False))
     raw = raw_dataset(dataset)
     _copy(raw / "dataset.json", folder / "dataset.json")
     if (raw / ANNOTATIONS).is_file():

@@ -86,10 +86,13 @@ class Preprocessor(DefaultPreprocessor):
             unless `needs_mask`; properties.
 
         Raises:
-            ValueError: Image and labels differ in shape, or nothing is left at the spacing of the plans.
+            ValueError: Image and labels differ in shape, labels have several channels, or nothing is left at the
+                spacing of the plans.
         """
         if seg is not None and seg.shape[1:] != data.shape[1:]:
             raise ValueError(f"Shape mismatch: the image has {data.shape[1:]} voxels, its labels {seg.shape[1:]}")
+        if seg is not None and len(seg) != 1:
+            raise ValueError(f"the label map has {len(seg)} channels, not one")
         axes = (0, *(axis + 1 for axis in plans.transpose_forward))
         image = data.astype(np.float32, copy=False).transpose(axes)
         given = None if seg is None else _smallest(seg).transpose(axes)

@@ -23,6 +23,12 @@ def everything(folder: Path) -> set[Path]:
         (["-d", "998", "-np", "1", "2"], 2, "-np has 2 values for 3 configurations"),
         (["-d", "998", "-overwrite_target_spacing", "1", "0", "1"], 2, "mm must be positive"),
         (["-d", "998", "-overwrite_plans_name", "../a"], 2, "is a path, not a name"),
+        (["-d", "998", "-overwrite_target_spacing", "1", "nan", "1"], 2, "1 nan 1: mm must be positive"),
+        (
+            ["-d", "998", "-overwrite_target_spacing", "100", "100", "100", "--no_check"],
+            3,
+            "target spacing of 100 x 100",
+        ),
         (["-d", "998", "-overwrite_plans_name", "a__b"], 2, "nnU-Net splits folder names at '__'"),
         (["-d", "998", "--preset", "giant"], 3, "no preset 'giant'"),
         (["-d", "998", "--size", "H", "-gpu_memory_target", "8", "--no_check"], 5, "STU-Net-H needs"),
@@ -50,6 +56,17 @@ def test_a_broken_image_is_named_before_anything_is_planned(
     assert main(["-d", "998", "-npfp", "1"]) == 3
     assert broken.name in capsys.readouterr().err
     assert everything(tmp_path / "preprocessed") == set()
+
+
+def test_a_folder_of_pairs_says_how_it_is_converted(
+    planned: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    for name in ("ct/p1.nii.gz", "masks/p1.nii.gz"):
+        (tmp_path / "mine" / name).parent.mkdir(parents=True)
+        (tmp_path / "mine" / name).touch()
+    assert main(["-d", str(tmp_path / "mine")]) == 3
+    command = f"stunet_convert pairs -i {tmp_path}/mine/ct -l {tmp_path}/mine/masks -d ID --name mine"
+    assert command in capsys.readouterr().err
 
 
 def test_a_dry_run_shows_the_plan_and_writes_nothing(

@@ -145,3 +145,12 @@ def test_progress_on_a_terminal_is_live(monkeypatch: pytest.MonkeyPatch) -> None
         progress.step("case_2")
     assert "case_2" in terminal.getvalue()
     assert "2/2" in terminal.getvalue()
+
+
+def test_a_name_that_is_not_utf8_is_printed_with_its_bytes_escaped(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with open(1, "w", encoding="utf-8", errors="strict", closefd=False) as stdout:
+        monkeypatch.setattr(sys, "stdout", stdout)
+        console.result("out/M\udcfcller.nii.gz")
+    assert capfd.readouterr().out == "out/M\\udcfcller.nii.gz\n"

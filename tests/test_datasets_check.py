@@ -10,11 +10,15 @@ import nibabel
 import numpy as np
 import pytest
 import SimpleITK as sitk
+import tifffile
+from nnunetv2.preprocessing.cropping.cropping import crop_to_nonzero
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 
-from stunet.datasets import label_values, read_dataset
+from stunet.datasets import label_values, read_dataset, training_files
 from stunet.datasets.check import check_dataset, left_right_axes, left_right_pairs
+from stunet.datasets.contents import nonzero_box
+from stunet.datasets.layout import pairs_command
 from stunet.errors import DataError
 
 SHAPE = (4, 5, 6)
@@ -101,6 +105,45 @@ def _both(first: Damage, second: Damage) -> Damage:
     return lambda folder: (first(folder), second(folder))
 
 
+def _channels(name: str) -> Damage:
+    return lambda folder: _write(folder / name, np.zeros((2, *SHAPE), np.uint8))
+
+
+def _link(name: str) -> Damage:
+    def damage(folder: Path) -> None:
+        (folder / name).unlink()
+        (folder / name).symlink_to("/nowhere/image.nii.gz")
+
+    return damage
+
+
+def _all_labels(value: int, plane: int | None = None) -> Damage:
+    """Every label map holds one value, everywhere or in one plane of the first axis."""
+
+    def damage(folder: Path) -> None:
+        array = np.full(SHAPE, value, np.uint8)
+        if plane is not None:
+            array[[i for i in range(SHAPE[0]) if i != plane]] = 0
+        for name in "abc":
+            _write(folder / f"labelsTr/{name}.nii.gz", array)
+
+    return damage
+
+
+def _images(planes: dict[int, slice], then: Damage = lambda folder: None) -> Damage:
+    """All images are 0 before this plane of the first axis, and 1 and more in the slice of the second one."""
+
+    def damage(folder: Path) -> None:
+        array = np.zeros(SHAPE, np.float32)
+        for plane, rows in planes.items():
+            array[plane:, rows] = np.random.default_rng(plane).uniform(1, 2, array[plane:, rows].shape)
+        for path in (folder / "imagesTr").iterdir():
+            _write(path, array)
+        then(folder)
+
+    return damage
+
+
 _nibabel = _set(overwrite_image_reader_writer="NibabelIO")  # ITK reads NaN in a NIfTI as 0
 PROBLEMS = {
     "dataset.json is missing": (_remove("dataset.json"), r"no file .*dataset.json"),
@@ -155,6 +198,18 @@ PROBLEMS = {
     ),
     "channels differ in origin": (_fill("imagesTr/b_0001.nii.gz", 1, origin=(0, 0, 1)), r"origin of .*b_0001.nii.gz"),
     "channels differ in shape": (_fill("imagesTr/b_0001.nii.gz", 1, shape=(5, 5, 6)), r"shape of .*b_0001.nii.gz"),
+    "a label has two channels": (_channels("labelsTr/b.nii.gz"), r"labelsTr/b.nii.gz' has 2 channels"),
+    "an image is a broken link": (_link("imagesTr/b_0001.nii.gz"), r"lacks the image .*b_0001.nii.gz"),
+    "no label has foreground": (_all_labels(0), r"no foreground in any of 3 cases: their labels are 0 only"),
+    "all labels are ignored": (
+        _both(_set(labels={"background": 0, "organ": 1, "ignore": 2}), _all_labels(2)),
+        r"no foreground in any of 3 cases: their labels are 2 only",
+    ),
+    "all labels are cropped": (_images({2: slice(0, 4)}, _all_labels(1, 1)), r"image is 0 up to its border"),
+    "files were left out": (
+        _both(_rename("imagesTr/c_0000.nii.gz", "imagesTr/c_0000.NII.GZ"), _remove("imagesTr/c_0001.nii.gz")),
+        r"there are 2 training cases; 1 in .*imagesTr' belong to no training case .*c_0000.NII.GZ.*'c.nii.gz'",
+    ),
     "listed cases are no dictionary": (_set(dataset=[]), r"dataset: expected a table, got \[\]"),
     "a listed case has no label": (_set(dataset={"a": {"images": ["x"]}}), r"dataset.a: missing 'label'"),
     "no case is listed": (_set(dataset={}), r"no training cases"),
@@ -258,6 +313,106 @@ def test_geometry_is_compared_with_every_reader_of_volumes(folder: Path, reader:
 def test_rounding_in_headers_is_no_problem(folder: Path) -> None:
     _fill("labelsTr/b.nii.gz", 1, origin=(1e-4, 0, 0), direction=_rotation(1e-4))(folder)
     check_dataset(folder)
+
+
+def test_what_training_would_suffer_from_is_said(folder: Path) -> None:
+    _images({2: slice(0, 4)})(folder)
+    _set(labels={"background": 0, "organ": 1, "tumour": 2, "cyst": 3})(folder)
+    _write(folder / "imagesTr/a_0001.nii.gz", np.zeros(SHAPE, np.float32))
+    label = np.zeros(SHAPE, np.uint8)
+    label[1:3, 0, 0], label[3, 0, 0] = 1, 2
+    for name in "bc":
+        _write(folder / f"labelsTr/{name}.nii.gz", label)
+    _write(folder / "labelsTr/._a.nii.gz", label)
+    _write(folder / "labelsTr/z.nii.gz", label)
+    beside, cut, tumour, missing, constant = check_dataset(folder)
+    assert "'z.nii.gz'" in beside
+    assert "voxels of 'organ' in 3 cases ('a', 'b', 'c') lie where the image is 0" in cut
+    assert cut.startswith(f"{_lost(folder, 1)} of ")
+    assert tumour.startswith(f"{_lost(folder, 2)} of 42 voxels of 'tumour' in 1 case ('a')")
+    assert missing.startswith("no case has 'cyst'")
+    assert constant.endswith("'a' (PET)")
+
+
+def _lost(folder: Path, value: int) -> int:
+    """By nnU-Net itself."""
+    lost = 0
+    for name in "abc":
+        images = [sitk.ReadImage(folder / f"imagesTr/{name}_{i:04d}.nii.gz") for i in range(2)]
+        label = sitk.GetArrayFromImage(sitk.ReadImage(folder / f"labelsTr/{name}.nii.gz"))[None].astype(np.int8)
+        before = (label == value).sum()
+        _, cropped, _ = crop_to_nonzero(np.stack(list(map(sitk.GetArrayFromImage, images))), label)
+        lost += int(before - (cropped == value).sum())
+    return lost
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_box_that_is_kept_is_nnunets(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    image = rng.normal(size=(2, 6, 7, 8)) * (rng.random((2, 6, 7, 8)) < seed * 0.01)
+    _, label, _ = crop_to_nonzero(image, np.ones((1, 6, 7, 8), np.int8))
+    assert np.ones((6, 7, 8))[nonzero_box(image)].shape == label.shape[1:]
+
+
+def test_hidden_files_are_no_cases_whoever_asks(folder: Path) -> None:
+    _images({0: slice(0, 5)})(folder)
+    for path in [*(folder / "imagesTr").iterdir(), *(folder / "labelsTr").iterdir()]:
+        path.with_name(f"._{path.name}").write_bytes(b"Mac OS X")
+    assert check_dataset(folder) == []
+    description = json.loads((folder / "dataset.json").read_text())
+    assert list(training_files(folder, description)) == ["a", "b", "c"]
+
+
+def test_3d_tiff_needs_its_spacing(tmp_path: Path) -> None:
+    _tiff(tmp_path, '{"spacing": [3, 0.5, 0.5]}')
+    assert check_dataset(tmp_path) == []
+    assert read_dataset(tmp_path)[1].reader.__name__ == "Tiff3DIO"
+    (tmp_path / "labelsTr/b.json").unlink()
+    with pytest.raises(DataError, match=r"labelsTr/b\.tif' has no spacing: no file .*labelsTr/b\.json"):
+        check_dataset(tmp_path)
+    for text in ("3 0.5 0.5", "[1, 1, 1]", '{"spacing": [1, 1]}', '{"spacing": [1, 0, 1]}', '{"spacing": [1, 1, "1"]}'):
+        (tmp_path / "imagesTr/a.json").write_text(text)
+        with pytest.raises(DataError, match=r"imagesTr/a\.json"):
+            check_dataset(tmp_path)
+
+
+def _tiff(folder: Path, text: str) -> None:
+    array = np.random.default_rng(0).uniform(size=(5, 6, 7)).astype(np.float32)
+    for name in ("imagesTr/a_0000.tif", "imagesTr/b_0000.tif", "labelsTr/a.tif", "labelsTr/b.tif"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        tifffile.imwrite(folder / name, array if "0000" in name else (array > 0.5).astype(np.uint8))
+        (folder / name.replace("_0000", "")).with_suffix(".json").write_text(text)
+    description = {"channel_names": {"0": "g"}, "labels": {"background": 0, "a": 1}, "numTraining": 2}
+    (folder / "dataset.json").write_text(json.dumps({**description, "file_ending": ".tif"}))
+
+
+@pytest.mark.parametrize(
+    ("files", "command"),
+    [
+        (
+            ["images/a", "images/b", "labels/a"],
+            "pairs -i {0}/images -l {0}/labels -d 2 --name X --channels CT --labels",
+        ),
+        (["ct/a", "masks/a"], "pairs -i {0}/ct -l {0}/masks -d 2"),
+        (["imagesTr/a", "labelsTr/a"], "pairs -i {0}/imagesTr -l {0}/labelsTr -d 2"),
+        (["a", "a_seg", "b", "b_seg"], "pairs -i {0} --label_suffix _seg -d 2"),
+        (["imagesTr/a_0000", "labelsTr/b"], None),
+    ],
+)
+def test_a_folder_of_pairs_names_the_command_that_converts_it(
+    tmp_path: Path, files: list[str], command: str | None
+) -> None:
+    folder = tmp_path / "Dataset001_X"
+    for name in files:
+        (folder / f"{name}.nii.gz").parent.mkdir(parents=True, exist_ok=True)
+        (folder / f"{name}.nii.gz").touch()
+    found = pairs_command(folder)
+    assert found is None if command is None else command.format(folder) in str(found)
+    description = {"channel_names": {"0": "T1"}, "labels": {"background": 0, "my liver": 1}, "numTraining": 1}
+    (folder / "dataset.json").write_text(json.dumps({**description, "file_ending": ".nii.gz"}))
+    with pytest.raises(DataError) as caught:
+        read_dataset(folder)
+    assert ("--channels T1 --labels 'my liver'" in caught.value.hint) == (command is not None)
 
 
 def test_processes_find_what_one_process_finds(folder: Path) -> None:

@@ -53,6 +53,23 @@ def test_files_that_macos_left_are_dropped(tmp_path: Path) -> None:
     assert sorted(path.name for path in (folder / "imagesTr").iterdir()) == ["a_0_0000.nii.gz", "a_1_0000.nii.gz"]
 
 
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("imagesTr/b.nii", r"holds images that are not .nii.gz, or cannot be read: 'b.nii'"),
+        ("imagesTs/b.NII.GZ", r"b.NII.GZ' does not end with .nii.gz"),
+        ("labelsTr/b.nii.gz", r"1 labels in .* have no image, first 'b.nii.gz'"),
+    ],
+)
+def test_files_that_would_be_left_out_are_an_error(tmp_path: Path, name: str, message: str) -> None:
+    source = _task(tmp_path / "Task02_Heart")
+    (source / name).parent.mkdir(exist_ok=True)
+    (source / name).touch()
+    with pytest.raises(DataError, match=message):
+        convert_msd(source, tmp_path / "raw")
+    assert not (tmp_path / "raw").exists()
+
+
 def test_an_interrupted_run_leaves_nothing_and_can_be_repeated(tmp_path: Path) -> None:
     source, raw = _task(tmp_path / "Task02_Heart"), tmp_path / "raw"
 

@@ -109,6 +109,36 @@ def test_files_without_counterpart_are_listed_or_skipped(folder: Path) -> None:
     assert [case.name for case in pairs(folder, unmatched="skip").sources] == ["p_1", "p_2"]
 
 
+def test_what_is_no_image_of_a_case_is_listed_or_named_as_left_out(folder: Path) -> None:
+    (folder / "p_2_seg.nii.gz").rename(folder / "p_2_seg.NII.GZ")
+    (folder / "series").mkdir()
+    (folder / "series" / "1.dcm").touch()
+    (folder / "p_3_t1.mhd").touch()
+    (folder / "._p_1_t1.nii.gz").touch()
+    with pytest.raises(DataError, match=r"2 files without their counterpart: .*p_3_t1.mhd.*series"):
+        pairs(folder)
+    conversion = pairs(folder, unmatched="skip")
+    assert [case.name for case in conversion.sources] == ["p_1", "p_2"]
+    assert conversion.warnings == ("2 files are left out: 'p_3_t1.mhd', 'series'",)
+    check_dataset(run(conversion))
+
+
+def test_slicers_segmentations_are_label_maps_with_a_suffix(tmp_path: Path) -> None:
+    image(tmp_path / "data" / "a.nrrd")
+    label(tmp_path / "data" / "a.seg.nrrd")
+    [case] = pairs(tmp_path / "data", channels={"CT": ""}, label_suffix=".seg").sources
+    assert (case.name, case.labels) == ("a", (tmp_path / "data" / "a.seg.nrrd",))
+
+
+def test_a_label_map_of_two_channels_and_a_broken_link_are_named_and_the_others_converted(folder: Path) -> None:
+    write(folder / "p_1_seg.nii.gz", np.zeros((2, *SHAPE), np.uint8), (1.0, 1.0, 1.0, 1.0))
+    for suffix in ("t1", "t1ce", "seg"):
+        (folder / f"p_0_{suffix}.nii.gz").symlink_to("/nowhere/image.nii.gz")
+    with pytest.raises(DataError, match=r"p_0_t1.nii.gz' is a broken link.*p_1_seg.nii.gz' has 2 channels"):
+        run(pairs(folder))
+    assert (folder.parent / "raw/Dataset005_Pairs/labelsTr/p_2.nii.gz").is_file()
+
+
 def _lose_a_channel(folder: Path) -> None:
     (folder / "p_2_t1ce.nii.gz").unlink()
 
@@ -116,6 +146,11 @@ def _lose_a_channel(folder: Path) -> None:
 def _another_format(folder: Path) -> None:
     (folder / "p_2_seg.nii.gz").unlink()
     label(folder / "p_2_seg.nrrd")
+
+
+def _all_in_metaimage(folder: Path) -> None:
+    for path in folder.iterdir():
+        path.rename(path.with_name(path.name.replace(".nii.gz", ".mhd")))
 
 
 def _no_labels(folder: Path) -> None:
@@ -132,6 +167,7 @@ def _nothing(folder: Path) -> None:
     ("damage", "message"),
     [
         (_lose_a_channel, r"case 'p_2' has 'p_2_t1.nii.gz', but no image that ends with '_t1ce'"),
+        (_all_in_metaimage, r"p_1_t1.mhd' is of a format that nnU-Net does not read"),
         (_another_format, r"several formats, such as .*p_2_seg.nrrd.* and .*p_1"),
         (_no_labels, r"no image has a label: 4 files"),
         (_nothing, r"neither images nor labels"),
@@ -225,6 +261,16 @@ def test_a_bids_folder_becomes_a_sound_dataset(bids: Path) -> None:
     assert set(content["dataset"]) == {"sub-01", "sub-02_ses-2"}
     assert content["dataset"]["sub-01"]["images"][1] == str(bids / "sub-01" / "anat" / "sub-01_ce-GAD_T1w.nii.gz")
     assert content["labels"] == {"background": 0, "liver": 1, "portal vein": 2}
+
+
+def test_hidden_files_and_other_endings_of_a_bids_folder(bids: Path) -> None:
+    (bids / "derivatives" / "manual" / "sub-01" / "anat" / "._sub-01_desc-manual_dseg.nii.gz").touch()
+    anat = bids / "sub-01" / "anat"
+    (anat / "sub-01_T1w.nii.gz").rename(anat / "sub-01_T1w.NII.GZ")
+    assert [case.name for case in from_bids(bids).sources] == ["sub-01", "sub-02_ses-2"]
+    (anat / "sub-01_T1w.NII.GZ").rename(anat / "sub-01_T1w.nii")
+    with pytest.raises(DataError, match=r"several formats, such as .*sub-01_T1w.nii'"):
+        from_bids(bids)
 
 
 def test_images_without_labels_are_listed(bids: Path) -> None:

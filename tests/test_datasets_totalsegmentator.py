@@ -94,6 +94,14 @@ def test_overlaps_go_by_the_official_order_whatever_the_values(
     assert "2 pairs of classes overlap, most of all liver and aorta: 60 voxels in 3 cases" in warnings[0]
 
 
+def test_subjects_that_the_table_does_not_name_are_said_and_hidden_files_are_no_masks(source: Path) -> None:
+    text = (source / "meta.csv").read_text()
+    (source / "meta.csv").write_text("".join(line for line in text.splitlines(True) if "s0003" not in line))
+    (source / "s0001" / "segmentations" / "._liver.nii.gz").write_bytes(b"Mac OS X")
+    assert "1 subjects are left out, as meta.csv does not name them: 's0003'" in prepare(source).warnings
+    assert not prepare(source, skip=("s0002",)).warnings[0].startswith("2 subjects")
+
+
 def test_the_dataset_is_sound_and_refers_to_the_images(source: Path) -> None:
     target, _ = convert(source)
     check_dataset(target)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import SimpleITK as sitk
+import tifffile
 
 from stunet.cli.evaluate import main
 from stunet.errors import DataError
@@ -203,6 +204,15 @@ def test_a_damaged_file_is_named(spoil: Callable[[bytes], bytes], two_cases: tup
         summarise(two_cases)
 
 
+def test_a_3d_tiff_without_its_spacing_is_an_error(tmp_path: Path) -> None:
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, noise(0))
+    with pytest.raises(DataError, match=r"a\.tif' has no spacing: no file .*a\.json"):
+        read_segmentation(path, frozenset({0, 1, 2}))
+    path.with_suffix(".json").write_text('{"spacing": [3, 0.5, 1]}')
+    assert read_segmentation(path, frozenset({0, 1, 2}))[1].spacing == (1, 0.5, 3)
+
+
 def test_an_image_in_colour_is_an_error(tmp_path: Path) -> None:
     colour = sitk.GetImageFromArray(np.zeros((4, 4, 3), np.uint8), isVector=True)
     sitk.WriteImage(colour, str(tmp_path / "b.png"))
@@ -225,6 +235,42 @@ def test_files_without_a_partner_are_an_error_unless_chill(two_cases: tuple[Path
     (predictions / "b.nii.gz").unlink()
     with pytest.raises(DataError, match="has the name of"):
         pair(references, predictions, ".nii.gz", chill=True)
+
+
+def test_cases_of_other_formats_are_compared_by_name(two_cases: tuple[Path, Path]) -> None:
+    references, predictions = two_cases
+    whole = summarise(two_cases)
+    (references / "b.nii.gz").rename(references / "b.NII.GZ")
+    (predictions / "a.nii.gz").unlink()
+    write(predictions / "a.nrrd", noise(10))
+    (predictions / "._a.nrrd").write_bytes(b"x")
+    cases, alone = pair(references, predictions, ".nii.gz")
+    assert [(case.name, case.reference.name, case.prediction.name) for case in cases] == [
+        ("a", "a.nii.gz", "a.nrrd"), ("b", "b.NII.GZ", "b.nii.gz"),
+    ]  # fmt: skip
+    assert alone == []
+    assert summarise(two_cases)["mean"] == whole["mean"]
+    assert pair(references, predictions / "a.nrrd", ".nii.gz")[0] == cases[:1]
+    write(predictions / "b.mha", noise(12))
+    assert pair(references, predictions, ".nii.gz")[0] == cases
+    write(predictions / "a.mha", noise(12))
+    with pytest.raises(DataError, match=r"a\.mha' and 'a\.nrrd' are the same case"):
+        pair(references, predictions, ".nii.gz")
+
+
+def test_what_cannot_be_read_or_compared_is_named(
+    two_cases: tuple[Path, Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    references, predictions = two_cases
+    (predictions / "a.nii.gz").unlink()
+    (predictions / "a.nii.gz").symlink_to("/nowhere/a.nii.gz")
+    (predictions / "series").mkdir()
+    (predictions / "series" / "1.dcm").touch()
+    with pytest.raises(DataError, match=r"pred/a\.nii\.gz' is a broken link"):
+        pair(references, predictions, ".nii.gz")
+    cases, left = pair(references, predictions, ".nii.gz", chill=True)
+    assert ([case.name for case in cases], left) == (["b"], ["a.nii.gz"])
+    assert "is not compared: 'series'" in caplog.text
 
 
 @pytest.mark.parametrize("labels", [None, {"liver": 1}, {"0": "background"}, {**PLAIN, "x": "3"}, {**PLAIN, "x": []}])

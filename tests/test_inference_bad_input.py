@@ -1,5 +1,8 @@
 """What stunet_predict says about broken or strange input: one line, exit code 3, and the other cases are done."""
 
+import json
+import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -7,6 +10,7 @@ import nibabel
 import numpy as np
 import pytest
 import SimpleITK as sitk
+import tifffile
 
 from stunet.cli.predict import main
 from tests.predictor_models import make_model, write_dicom, write_image
@@ -102,6 +106,43 @@ def test_a_broken_image_is_named_with_the_reason_and_the_others_are_done(
     assert reason in what
     assert hint.startswith("  try: ")
     assert results() == ["good.nii.gz", "zebra.nii.gz"]
+
+
+def test_every_format_that_the_reader_takes_is_predicted_and_everything_else_is_a_case_that_failed(
+    model: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    first = write_image(Path("in/a_0000.nii.gz"))
+    write_image(Path("in/b_0000.nii.gz")).rename("in/b_0000.NII.GZ")
+    for name in ("c.nii", "d.nrrd"):
+        sitk.WriteImage(sitk.ReadImage(first), f"in/{name}")
+    write_dicom(Path("in/series"))
+    Path("in/gone.nii.gz").symlink_to("/nowhere/gone.nii.gz")
+    shutil.copy(first, f"in/{'x' * 250}.nii")
+    shutil.copy(first, os.fsdecode(b"in/M\xfcller.nii.gz"))
+    assert predict(model, "--report", "report.json") == 3
+    assert [name for name in results() if name.endswith(".nii.gz")] == [
+        f"{name}.nii.gz" for name in ("a", "b", "c", "d", "series")
+    ]
+    same = [sitk.GetArrayFromImage(sitk.ReadImage(f"out/{name}.nii.gz")) for name in "acd"]
+    assert all(np.array_equal(same[0], other) for other in same[1:])
+    err = capfd.readouterr().err
+    assert "case 'gone' failed: 'in/gone.nii.gz' is a broken link" in err
+    assert r"case 'M\udcfcller' failed: the name 'in/M\udcfcller.nii.gz' is not UTF-8" in err
+    assert "would have names of 257 bytes" in err
+    assert len(json.loads(Path("report.json").read_text())["cases"]) == 8
+
+
+def test_a_3d_tiff_without_its_spacing_is_a_case_that_failed(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    model = make_model(tmp_path / "T__P__3d_fullres", reader="Tiff3DIO", ending=".tif", mirror=None)
+    array = np.random.default_rng(0).normal(size=(18, 20, 22)).astype(np.float32)
+    Path("in").mkdir()
+    for name in ("a_0000.tif", "b_0000.TIF"):
+        tifffile.imwrite(Path("in") / name, array)
+    Path("in/b.json").write_text('{"spacing": [3, 0.5, 0.5]}')
+    assert predict(model) == 3
+    assert results() == ["b.tif"]
+    assert json.loads(Path("out/b.json").read_text()) == {"spacing": [3, 0.5, 0.5]}
+    assert "case 'a' failed: 'in/a_0000.tif' has no spacing: no file 'in/a.json'" in capfd.readouterr().err
 
 
 STRANGE = {

@@ -116,17 +116,17 @@ def test_windows_and_cases_are_told_as_they_come(predictor: Predictor, cases: li
     assert told == expected
 
 
-def test_a_name_that_is_too_long_to_write_is_an_error_of_that_case(
+def test_a_name_that_leaves_no_room_for_temporary_names_is_predicted_and_one_too_long_is_an_error_of_that_case(
     tmp_path: Path, predictor: Predictor, out: Path
 ) -> None:
-    long = "x" * 242
-    for name in ("a", long, "z"):
-        write_image(tmp_path / f"in/{name}.nii.gz")
+    long, too_long = "x" * 240, "y" * 250
+    for name in ("a.nii.gz", f"{long}.nii.gz", f"{too_long}.nii"):
+        write_image(tmp_path / "in" / name)
     outcomes = list(Pipeline(predictor, out).run(find_cases(tmp_path / "in", predictor.model)))
-    assert [outcome.error is None for outcome in outcomes] == [True, False, True]
-    assert outcomes[1].error is not None
-    assert "File name too long" in outcomes[1].error.message
-    assert names(out) == ["a.nii.gz", "z.nii.gz"]
+    assert [outcome.error is None for outcome in outcomes] == [True, True, False]
+    assert outcomes[2].error is not None
+    assert "File name too long" in outcomes[2].error.message
+    assert names(out) == ["a.nii.gz", f"{long}.nii.gz"]
 
 
 @pytest.mark.parametrize("products", [Products(), ALL, Products("masks"), Products("seg.nrrd")])

@@ -1,11 +1,14 @@
 """Tests of inference/cases.py: models and their folds are found, and files become cases."""
 
+import logging
+import os
 from pathlib import Path
 
 import pytest
 
 from stunet.errors import DataError
 from stunet.inference.cases import Case, Model, find_cases, open_model
+from stunet.inference.output import too_long
 from tests.predictor_models import make_model
 
 
@@ -58,6 +61,71 @@ def test_cases_are_grouped_by_name_and_channel(
         assert {name for files in stems.values() for name in files} <= set(names)
         for case in found:
             assert case.error is None or (case.name in case.error.message and case.error.hint)
+
+
+ITK = {"image_reader_writer": "SimpleITKIO"}
+CT = {"file_ending": ".nii.gz", "channel_names": {"0": "CT"}}
+
+
+def test_every_image_in_a_folder_is_a_case_or_named_as_one_that_failed(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("a_0000.nii.gz", "b_0000.NII.GZ", "c.nii", "d.nrrd", "._a_0000.nii.gz", ".DS_Store", "a.nrrd"):
+        (tmp_path / name).touch()
+    for name in ("series/IM1.dcm", "other/x.nii.gz", "g.mgz", "h.nrrd", "h.mha", "sub/text.txt", "a.seg.nrrd"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "link.nii.gz").symlink_to("/nowhere/link.nii.gz")
+    (tmp_path / "unmounted").symlink_to("/nowhere/series")
+    (tmp_path / "loop.nii.gz").symlink_to("loop.nii.gz")
+    (tmp_path / os.fsdecode(b"M\xfcller.nii.gz")).touch()
+    os.mkfifo(tmp_path / "pipe.nii.gz")
+    with caplog.at_level(logging.WARNING, "stunet"):
+        cases = find_cases(tmp_path, Model(tmp_path, ITK, CT, (0,), ""))
+    assert [case.name for case in cases if not case.error] == ["a", "b", "c", "d", "series"]
+    errors = {case.name: case.error.message for case in cases if case.error}
+    expected = {"M\udcfcller": "not UTF-8", "g": "no image that this model's reader takes", "h": "are the same case"}
+    expected |= dict.fromkeys(("link", "loop", "unmounted"), "broken link") | {"pipe": "neither a file nor a folder"}
+    assert errors.keys() == expected.keys()
+    assert all(expected[name] in message for name, message in errors.items())
+    assert all(message.isprintable() for message in errors.values())
+    assert "sub-folders with images are not predicted: 'a.seg.nrrd', 'other'" in caplog.text
+    assert "left out, as there is an image .nii.gz of the same name: 'a.nrrd'" in caplog.text
+
+
+def test_slices_beside_images_and_a_folder_with_an_images_name_are_cases_that_failed(tmp_path: Path) -> None:
+    for name in ("a.nii.gz", "IM1.dcm", "a/IM1.dcm"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    cases = find_cases(tmp_path, Model(tmp_path, ITK, CT, (0,), ""))
+    errors = {case.files[0]: case.error.message for case in cases if case.error}
+    assert "1 DICOM files lie beside images" in errors[tmp_path]
+    assert "are the same case" in errors[tmp_path / "a"]
+    assert len(cases) == 3
+
+
+@pytest.mark.parametrize(
+    ("reader", "name"), [("NibabelIO", "a.nii"), ("Tiff3DIO", "a_0000.TIFF"), ("NaturalImage2DIO", "a.PNG")]
+)
+def test_a_single_image_may_have_any_ending_that_the_models_reader_takes(
+    tmp_path: Path, reader: str, name: str
+) -> None:
+    (tmp_path / name).touch()
+    endings = {"NibabelIO": ".nii.gz", "Tiff3DIO": ".tif", "NaturalImage2DIO": ".png"}
+    model = Model(tmp_path, {"image_reader_writer": reader}, {**CT, "file_ending": endings[reader]}, (0,), "")
+    assert find_cases(tmp_path / name, model) == find_cases(tmp_path, model) == [Case("a", (tmp_path / name,))]
+
+
+def test_a_broken_link_is_called_one(tmp_path: Path) -> None:
+    (tmp_path / "a.nii.gz").symlink_to("/nowhere/a.nii.gz")
+    for source in (tmp_path, tmp_path / "a.nii.gz"):
+        with pytest.raises(DataError, match=r"is a broken link to '/nowhere/a\.nii\.gz'"):
+            find_cases(source, Model(tmp_path, ITK, CT, (0,), ""))
+
+
+def test_names_that_leave_no_room_for_the_endings_of_results_are_said() -> None:
+    assert too_long("x" * 247, [".nii.gz"]) is None
+    assert "260 bytes" in str(too_long("x" * 248, ["_preview.png", ".nii.gz"]))
 
 
 def test_a_single_file_brings_the_other_channels_of_its_case(tmp_path: Path) -> None:

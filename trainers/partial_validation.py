@@ -14,6 +14,7 @@ from nnunetv2.configuration import default_num_processes
 from nnunetv2.evaluation.evaluate_predictions import save_summary_json
 
 from stunet.annotations import Annotations
+from stunet.datasets.listing import visible
 from stunet.evaluation.metrics import confusion
 from stunet.files import remove_parts, whole
 from stunet.trainers.validation import FOLDER, SUMMARY
@@ -44,7 +45,7 @@ def measure(trainer: "STUNetPartialTrainer") -> None:
         }
 
     with ThreadPool(default_num_processes) as pool:
-        cases = pool.map(compared, sorted(folder.glob(f"*{ending}")))
+        cases = pool.map(compared, visible(folder.glob(f"*{ending}")))
     means, overall = summarise([case["metrics"] for case in cases], found)
     with whole(folder / SUMMARY) as part:
         save_summary_json({"metric_per_case": cases, "mean": means, "foreground_mean": overall}, str(part))

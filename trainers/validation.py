@@ -24,9 +24,9 @@ from nnunetv2.configuration import default_num_processes
 from nnunetv2.training.dataloading import nnunet_dataset as datasets
 from nnunetv2.utilities.label_handling.label_handling import convert_labelmap_to_one_hot
 
-from stunet.files import part_name, remove_parts, whole
+from stunet.files import remove_parts, whole
 from stunet.inference.cases import Model, drop_channel_axis
-from stunet.inference.output import whole_case
+from stunet.inference.output import endings_of_case, part_of_case, whole_case
 from stunet.inference.probabilities import PLAIN, compress
 from stunet.inference.products import Products, endings_of_parts
 from stunet.inference.ready import ReadyNetwork
@@ -168,7 +168,7 @@ class _Results:
         model = Model(base, manager.plans, trainer.dataset_json, (), "")
         self._endings = Products(probabilities=probabilities).endings(model)
         endings = (*endings_of_parts(model), *(f".{ending}" for ending in datasets.file_ending_dataset_mapping))
-        self._parts = {f"{case}{ending}" for case in cases for ending in endings}
+        self._parts = {end for case in cases for end in endings_of_case(case, endings)}
         self.next_stages = [
             _NextStage(
                 name,
@@ -199,7 +199,7 @@ class _Results:
 
     def plain(self, case: str) -> Path | None:
         """Where the probabilities of a case are collected, if they are wanted."""
-        return self._folder / f"{part_name(case)}{PLAIN}" if self._probabilities else None
+        return self._folder / f"{part_of_case(case)}{PLAIN}" if self._probabilities else None
 
     def add(
         self, case: str, labels_DHW: np.ndarray, properties: dict[str, Any], grids: Mapping[_NextStage, np.ndarray]

@@ -73,11 +73,12 @@ def _evaluate(args: argparse.Namespace) -> None:
     reference = args.gt_folder or _dataset_references(args.d, args.pred_folder)
     labels, ending = _labels(args)
 
+    from stunet.datasets.listing import named
     from stunet.evaluation import folders as evaluation
 
     cases, alone = evaluation.pair(reference, args.pred_folder, ending, args.chill)
     if alone:
-        console.note(f"{len(alone)} files without a partner are left out: {alone[0]} ...")
+        console.warn(f"{len(alone)} files without a partner or content are left out: {named(map(Path, alone))}")
     with console.Progress("evaluate", len(cases)) as progress:
         summary = evaluation.evaluate(cases, labels, args.tolerance, args.np, progress.step)
     if args.labels:

@@ -1,14 +1,16 @@
 """stunet_plan_and_preprocess: check a dataset, extract its fingerprint, plan, preprocess."""
 
 import argparse
+import math
 import os
 import tempfile
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from stunet import console, presets, workspace
 from stunet.cli import common
-from stunet.errors import UsageError
+from stunet.errors import DataError, UsageError
 from stunet.names import problem_of
 
 CONFIGURATIONS = ("2d", "3d_fullres", "3d_lowres")
@@ -63,16 +65,29 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _command(args: argparse.Namespace) -> None:
-    datasets = [workspace.dataset_name(d) for d in args.d]
-    for dataset in datasets:
-        workspace.raw_dataset(dataset)
-        workspace.folder("nnUNet_preprocessed")
+    datasets = [_dataset(d) for d in args.d]
+    workspace.folder("nnUNet_preprocessed")
     _check_options(args)
     with tempfile.TemporaryDirectory() as scratch:
         if args.dry_run:
             os.environ["nnUNet_preprocessed"] = scratch
         for dataset in datasets:
             _plan_and_preprocess(dataset, args)
+
+
+def _dataset(number_or_name: str) -> str:
+    """The full name of a raw dataset; where it is a folder of pairs instead, the error names their converter."""
+    from stunet.datasets.layout import pairs_command
+
+    folder = Path(number_or_name)
+    try:
+        name = workspace.dataset_name(number_or_name)
+        folder = workspace.folder("nnUNet_raw") / name
+        workspace.raw_dataset(name)
+        return name
+    except DataError as error:
+        command = pairs_command(folder) if folder.is_dir() else None
+        raise DataError(error.message, command or error.hint) from None
 
 
 def _check_options(args: argparse.Namespace) -> None:
@@ -103,10 +118,9 @@ def _check_options(args: argparse.Namespace) -> None:
         raise UsageError(
             f"-overwrite_plans_name {args.overwrite_plans_name!r}: nnU-Net splits folder names at '__'", "one '_'"
         )
-    if any(pitch <= 0 for pitch in args.overwrite_target_spacing or ()):
-        raise UsageError(
-            f"-overwrite_target_spacing {args.overwrite_target_spacing}: mm must be positive", "1.5 1.5 1.5"
-        )
+    if not all(0 < pitch < math.inf for pitch in args.overwrite_target_spacing or ()):
+        asked = " ".join(f"{pitch:g}" for pitch in args.overwrite_target_spacing)
+        raise UsageError(f"-overwrite_target_spacing {asked}: mm must be positive", "1.5 1.5 1.5")
     if args.np and len(args.np) not in (1, len(args.c)):
         raise UsageError(
             f"-np has {len(args.np)} values for {len(args.c)} configurations", "one value, or one per configuration"
@@ -147,7 +161,9 @@ def _check(dataset: str, workers: int, quiet: bool) -> None:
 
     folder = workspace.raw_dataset(dataset)
     with console.Progress(f"check {dataset}", len(read_dataset(folder)[0]), quiet) as progress:
-        check_dataset(folder, workers, progress.step)
+        warnings = check_dataset(folder, workers, progress.step)
+    for warning in warnings:
+        console.warn(warning)
 
 
 def _plan(dataset: str, workers: int, args: argparse.Namespace) -> dict[str, Any]:

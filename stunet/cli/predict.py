@@ -44,7 +44,8 @@ def _predict(args: argparse.Namespace) -> int:
         console.note(f"no case is left for part {args.part_id} of {args.num_parts}")
         return 0
     if args.prev_stage_predictions:
-        cases = [_with_previous(case, args.prev_stage_predictions, model) for case in cases]
+        previous = args.prev_stage_predictions
+        cases = [case if case.error else _with_previous(case, previous, model) for case in cases]
     folder, cases = _output(args, model, cases)
     _set_threads(args.threads)
     stages = _stages(args, model, system)
@@ -92,7 +93,11 @@ def _with_previous(case: "Case", folder: Path, model: "Model") -> "Case":
 
 def _output(args: argparse.Namespace, model: "Model", cases: "list[Case]") -> "tuple[Path, list[Case]]":
     """The folder of the results, and the cases under the names of their results."""
+    from stunet.inference.output import too_long
     from stunet.inference.products import Products
+
+    def real(path: Path) -> Path:  # resolve() raises for a link to itself
+        return Path(os.path.realpath(path))
 
     folder, taken = args.o, {args.i.resolve()}
     if folder.name.endswith(model.ending) and not folder.is_dir():
@@ -101,10 +106,11 @@ def _output(args: argparse.Namespace, model: "Model", cases: "list[Case]") -> "t
         cases = [replace(cases[0], name=folder.name.removesuffix(model.ending))]
         folder = folder.parent
     else:
-        taken |= {file.resolve().parent for case in cases for file in case.files}
+        taken |= {real(file).parent for case in cases for file in case.files}
     endings = Products(args.format, args.save_probabilities, args.preview).endings(model)
+    cases = [replace(case, error=case.error or too_long(case.name, endings)) for case in cases]
     results = {(folder / f"{case.name}{ending}").resolve() for case in cases for ending in endings}
-    inputs = {file.resolve() for case in cases for file in (*case.files, case.previous) if file}
+    inputs = {real(file) for case in cases for file in (*case.files, case.previous) if file}
     inputs |= {parent for file in inputs for parent in file.parents}  # a folder of masks would take its place
     if folder.resolve() in taken or results & inputs:
         raise DataError(f"input and results would share the folder {str(folder)!r}", "another folder with -o")
@@ -163,7 +169,7 @@ def _low_resolution(folder: Path) -> Path:
 def _check_dicom(cases: "list[Case]") -> None:
     from stunet.results.dicom_seg import load_highdicom
 
-    others = [case.name for case in cases if not case.is_dicom]
+    others = [case.name for case in cases if not case.is_dicom and not case.error]
     if others:
         raise UsageError(
             f"--format dicom_seg refers to the slices of a series, and {others[0]!r} is no DICOM folder",

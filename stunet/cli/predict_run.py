@@ -160,6 +160,7 @@ def _known_statistics(pipeline: "Pipeline") -> dict[str, Any]:
 
 def _to_do(pipeline: "Pipeline", cases: "list[Case]", keep: bool) -> "list[Case]":
     """The cases without those that are done, if these are to be kept; earlier results of what is to do are removed."""
+    from stunet.datasets.listing import visible
     from stunet.inference.output import check_record
 
     measured = _known_statistics(pipeline) if pipeline.products.statistics else {case.name for case in cases}
@@ -167,7 +168,7 @@ def _to_do(pipeline: "Pipeline", cases: "list[Case]", keep: bool) -> "list[Case]
     kept = len(cases) - len(todo)
     ending = pipeline.ending
     new = {f"{case.name}{ending}" for case in todo}
-    if kept or any(file.name not in new for file in pipeline.folder.glob(f"*{ending}") if ending):
+    if kept or any(file.name not in new for file in visible(pipeline.folder.glob(f"*{ending}")) if ending):
         check_record(pipeline.folder, pipeline.predictor.made_by, kept > 0)
     if kept:
         console.note(f"{kept} of {len(cases)} cases are done already")
@@ -176,6 +177,10 @@ def _to_do(pipeline: "Pipeline", cases: "list[Case]", keep: bool) -> "list[Case]
 
 
 def _make_writable(folder: Path) -> None:
+    from stunet.datasets.listing import not_utf8
+
+    if unusable := not_utf8(folder):
+        raise unusable
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):

@@ -5,12 +5,16 @@ Read phantom.py for the format at its smallest and check.py for what a sound dat
 
 import contextlib
 import io
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from stunet.datasets import tiff
+from stunet.datasets.layout import pairs_command
+from stunet.datasets.listing import list_images, named, unusable, visible
 from stunet.errors import DataError, StunetError
 from stunet.files import write_json
 from stunet.kinds import FORMAT_HINT, label_values, read_dataset_json
@@ -18,6 +22,7 @@ from stunet.kinds import FORMAT_HINT, label_values, read_dataset_json
 FILE_ENDING = ".nii.gz"  # of what we write
 GEOMETRY_ATOL = 1e-3  # mm of the origin, and direction cosines: more than rounding in a NIfTI header
 SHOWN = 3  # problems that an error names
+log = logging.getLogger("stunet")
 
 
 @dataclass(frozen=True)
@@ -69,9 +74,12 @@ def read_dataset(folder: Path) -> tuple[list[Case], Rules]:
     cases = _find_cases(folder, description, len(channels))
     if description["numTraining"] != len(cases):
         raise DataError(
-            f"numTraining is {description['numTraining']!r} in {where}, but there are {len(cases)} training cases",
+            "; ".join([
+                f"numTraining is {description['numTraining']!r} in {where}, but there are {len(cases)} training cases",
+                *left_out(folder, description, cases),
+            ]),
             f"set numTraining to {len(cases)}, or add the cases that are missing",
-        )
+        )  # fmt: skip
     reader = find_reader(description, cases[0].images[0])
     return cases, Rules(reader, tuple(str(channels[str(i)]) for i in range(len(channels))), values)
 
@@ -84,13 +92,47 @@ def raise_first(problems: Sequence[StunetError]) -> None:
         raise DataError("; ".join(texts), problems[0].hint)
 
 
+def training_files(folder: Path, description: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """What nnU-Net's get_filenames_of_train_images_and_targets finds, without hidden files and 12 processes.
+
+    Raises:
+        DataError: A file's name has no channel, a file cannot be read whatever is in it, or there are no cases.
+    """
+    cases = (_listed_cases if "dataset" in description else _stored_cases)(folder, description)
+    files = (path for case in cases for path in (*case.images, case.label))
+    raise_first([error for path in files if (error := unusable(path))])
+    return {case.name: {"images": list(map(str, case.images)), "label": str(case.label)} for case in cases}
+
+
+def left_out(folder: Path, description: dict[str, Any], cases: Sequence[Case]) -> list[str]:
+    """Warnings about what looks like images or labels of training cases and is neither, as nnU-Net sees it."""
+    if "dataset" in description:
+        return []
+    ending = description["file_ending"]
+    used = {path for case in cases for path in (*case.images, case.label)}
+    warnings = []
+    for name in ("imagesTr", "labelsTr"):
+        found = list_images(folder / name, ending)
+        others = sorted({*found.others([]), *(image.path for image in found.images)} - used)
+        if others:
+            what = f"{len(others)} in {str(folder / name)!r} belong to no training case and are left out"
+            warnings.append(f"{what}: {named(others)}")
+    return warnings
+
+
+def warn_left_out(folder: Path, description: dict[str, Any], cases: Sequence[Case]) -> None:
+    """Logs what left_out() has, for commands that do not check the dataset."""
+    for text in left_out(folder, description, cases):
+        log.warning("warning: %s", text)
+
+
 def _find_cases(folder: Path, description: dict[str, Any], channels: int) -> list[Case]:
     if "dataset" in description:
         cases = _listed_cases(folder, description)
         wanted = {case.name: list(case.images) for case in cases}
     else:
         ending = description["file_ending"]
-        cases = _stored_cases(folder, ending)
+        cases = _stored_cases(folder, description)
         # Where no case has more than its first file, this one may hold all channels: reading will tell.
         single = all(len(case.images) == 1 and case.images[0].name == f"{case.name}_0000{ending}" for case in cases)
         wanted = {
@@ -118,17 +160,17 @@ def _listed_cases(folder: Path, description: dict[str, Any]) -> list[Case]:
     return [Case(name, tuple(map(Path, files["images"])), Path(files["label"])) for name, files in found.items()]
 
 
-def _stored_cases(folder: Path, ending: str) -> list[Case]:
+def _stored_cases(folder: Path, description: dict[str, Any]) -> list[Case]:
     """The cases in imagesTr: CASE_0000.nii.gz, CASE_0001.nii.gz, ..., with labelsTr/CASE.nii.gz.
 
-    Equal to nnU-Net's get_filenames_of_train_images_and_targets, which forks 12 processes for it.
+    Equal to nnU-Net's get_filenames_of_train_images_and_targets, which forks 12 processes for it, but for hidden files.
     """
-    images = folder / "imagesTr"
-    files = sorted(path for path in images.glob("*") if path.is_file()) if images.is_dir() else []
-    fitting = [path for path in files if path.name.endswith(ending)]
+    images, ending = folder / "imagesTr", description["file_ending"]
+    files = visible(images.glob("*"))
+    fitting = [path for path in files if path.name.endswith(ending) and not path.is_dir()]
     if not fitting:
         other = f" (there: {files[0].name!r})" if files else ""
-        hint = f"CASE_0000{ending} in imagesTr and CASE{ending} in labelsTr"
+        hint = pairs_command(folder, description) or f"CASE_0000{ending} in imagesTr and CASE{ending} in labelsTr"
         raise DataError(f"no training cases: no {ending} files in {str(images)!r}{other}", hint)
     pattern = re.compile(r"(.+)_\d{4}" + re.escape(ending))
     cases: dict[str, list[Path]] = {}
@@ -139,6 +181,8 @@ def _stored_cases(folder: Path, ending: str) -> list[Case]:
         else:
             hint = f"give the channel's number: {path.name.removesuffix(ending)}_0000{ending}"
             wrong.append(DataError(f"{str(path)!r} does not end in _0000{ending}", hint))
+    if wrong and not cases and (command := pairs_command(folder, description)):
+        raise DataError(wrong[0].message, command)
     raise_first(wrong)
     return [Case(name, tuple(paths), folder / "labelsTr" / f"{name}{ending}") for name, paths in sorted(cases.items())]
 
@@ -151,10 +195,14 @@ def find_reader(description: dict[str, Any], image: Path) -> type:
     """
     from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
 
+    if error := unusable(image):
+        raise error
     try:
         with contextlib.redirect_stderr(io.StringIO()):  # it prints a traceback for each reader that cannot
             reader = determine_reader_writer_from_dataset_json(description, str(image), verbose=False)
     except RuntimeError:
+        if image.suffix.lower() in tiff.ENDINGS and tiff.spacing_file(image, is_image=True).is_file():
+            tiff.read_spacing(image, is_image=True)
         hint = "copy the file again, or correct file_ending in dataset.json"
         raise DataError(f"none of nnU-Net's readers can read {str(image)!r}", hint) from None
     wanted = description.get("overwrite_image_reader_writer", "None")

@@ -11,10 +11,12 @@ from pathlib import Path
 
 from stunet.datasets.conversion import Conversion, dataset_folder
 from stunet.datasets.label_lists import read_labels
+from stunet.datasets.listing import ending_of, visible
 from stunet.datasets.pairs import Files, prepare
 from stunet.errors import DataError
 
 ENDING = ".nii.gz"
+ENDINGS = (ENDING, ".nii")  # of images in BIDS, in capitals, too
 DERIVED = {"space", "desc", "label", "seg", "atlas", "res", "den"}  # entities of derivatives
 
 
@@ -31,7 +33,7 @@ class BidsName:
 
 def parse(name: str) -> BidsName:
     """`sub-01_ce-GAD_T1w`, or the end of one: `ce-GAD_T1w`. Words that are no entity, as in `T1w_dseg`, are dropped."""
-    *words, suffix = name.removesuffix(ENDING).split("_")
+    *words, suffix = name[: len(name) - len(ending_of(name))].split("_")
     pairs = [word.partition("-") for word in words]
     return BidsName(tuple((key, value) for key, dash, value in pairs if dash), suffix)
 
@@ -49,7 +51,7 @@ def find_bids(source: Path, channels: Sequence[str], label: str, pipeline: Path)
         DataError: Two label maps belong to the same images, or a case lacks a channel.
     """
     images = {}
-    for path in sorted(source.glob(f"sub-*/**/*{ENDING}")):
+    for path in _images(source):
         name = parse(path.name)
         images[frozenset(name.entities), name.suffix] = path
     wanted = parse(label)
@@ -57,7 +59,7 @@ def find_bids(source: Path, channels: Sequence[str], label: str, pipeline: Path)
     found: dict[frozenset[tuple[str, str]], Path] = {}
     cases: dict[str, tuple[tuple[Path, ...], Path]] = {}
     unmatched = []
-    for path in sorted(pipeline.glob(f"sub-*/**/*{ENDING}")):
+    for path in _images(pipeline):
         name = parse(path.name)
         if name.suffix != wanted.suffix or not set(wanted.entities) <= set(name.entities):
             continue
@@ -109,6 +111,11 @@ def prepare_bids(
     names = names or read_labels([str(_table(pipeline))])
     files = find_bids(source, list(channels.values()), label, pipeline)
     return prepare(files, target, list(channels), names, unmatched, (variable, source) if variable else None)
+
+
+def _images(folder: Path) -> list[Path]:
+    files = (path for path in visible(folder.glob("sub-*/**/*")) if ending_of(path.name) in ENDINGS)
+    return [path for path in files if not path.is_dir()]
 
 
 def _pipeline(source: Path, chosen: str | None) -> Path:

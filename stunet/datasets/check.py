@@ -19,19 +19,21 @@ import SimpleITK as sitk
 from nibabel.filebasedimages import ImageFileError
 
 from stunet.annotations import FILE, load_annotations
-from stunet.datasets import GEOMETRY_ATOL, Case, Rules, raise_first, read_dataset
+from stunet.datasets import GEOMETRY_ATOL, Case, Rules, left_out, raise_first, read_dataset, tiff
+from stunet.datasets.contents import Content, count_values, judge, look
+from stunet.datasets.listing import unusable
 from stunet.errors import DataError, is_out_of_memory
+from stunet.kinds import read_dataset_json
 from stunet.nifti import check_nifti
 from stunet.processes import each
 
-LARGEST_LABEL = 65535
 # What nnU-Net's readers raise for a file that they cannot read: ITK, zlib, nibabel, tifffile and their own assertions.
 UNREADABLE = (RuntimeError, OSError, EOFError, ValueError, AssertionError, zlib.error, ImageFileError)
 OPPOSITE = {"left": "right", "l": "r", "lt": "rt", "lh": "rh"}
 OPPOSITE |= {right: left for left, right in OPPOSITE.items()}
 
 
-def check_dataset(folder: Path, workers: int = 1, on_case: Callable[[str], None] | None = None) -> None:
+def check_dataset(folder: Path, workers: int = 1, on_case: Callable[[str], None] | None = None) -> list[str]:
     """Reads every training case of a raw dataset once.
 
     Args:
@@ -39,18 +41,24 @@ def check_dataset(folder: Path, workers: int = 1, on_case: Callable[[str], None]
         workers: Processes that read.
         on_case: Called with a case's name when it was read.
 
+    Returns:
+        Warnings about what training would suffer from.
+
     Raises:
         DataError: Something is wrong; the first three problems are named, the others counted.
         OutOfMemoryError: A case does not fit into memory.
     """
     cases, rules = read_dataset(folder)
-    problems = {}
-    for position, problem in each(_problem, _with_rules(folder, cases, rules), workers, lambda item: item[0].name):
-        if problem:
-            problems[position] = problem
+    seen: dict[int, Content | DataError] = {}
+    for position, found in each(_examined, _with_rules(folder, cases, rules), workers, lambda item: item[0].name):
+        seen[position] = found
         if on_case:
             on_case(cases[position].name)
-    raise_first([problem for _, problem in sorted(problems.items(), key=itemgetter(0))])
+    ordered = [found for _, found in sorted(seen.items(), key=itemgetter(0))]
+    raise_first([found for found in ordered if isinstance(found, DataError)])
+    contents = [found for found in ordered if isinstance(found, Content)]
+    description = read_dataset_json(folder / "dataset.json")
+    return [*left_out(folder, description, cases), *judge([case.name for case in cases], contents, description)]
 
 
 def read_case(case: Case, rules: Rules) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
@@ -62,7 +70,18 @@ def read_case(case: Case, rules: Rules) -> tuple[np.ndarray, np.ndarray, dict[st
     Raises:
         DataError: The first thing that is wrong with it.
     """
+    return _read_case(case, rules)[:3]
+
+
+def _read_case(case: Case, rules: Rules) -> tuple[np.ndarray, np.ndarray, dict[str, Any], dict[float, int]]:
+    """As read_case, and the voxels by value of the label."""
     reader = rules.reader()
+    for path in (*case.images, case.label):
+        if error := unusable(path):
+            raise error
+    if rules.reader.__name__ == tiff.READER:
+        tiff.read_spacing(case.images[0], is_image=True)
+        tiff.read_spacing(case.label, is_image=False)
     grid: dict[str, np.ndarray] = {}
     arrays = []
     for path in case.images:
@@ -81,9 +100,12 @@ def read_case(case: Case, rules: Rules) -> tuple[np.ndarray, np.ndarray, dict[st
         raise DataError(f"case {case.name!r} has {channels} channels, {rules.origin} names {names}", hint)
     check_nifti(case.label)
     label, properties = _read(reader.read_seg, str(case.label), case.label)
+    if len(label) != 1:
+        hint = "one value per voxel: of one-hot channels the number of the largest, of colours one channel"
+        raise DataError(f"{str(case.label)!r} has {len(label)} channels, and a label map has one", hint)
     _check_same_grid(case, grid, _grid(label, properties), case.label)
-    _check_values(label, rules, case.label)
-    return arrays[0] if len(arrays) == 1 else np.concatenate(arrays), label[0], properties
+    voxels = _check_values(label, rules, case.label)
+    return arrays[0] if len(arrays) == 1 else np.concatenate(arrays), label[0], properties, voxels
 
 
 def left_right_axes(images: list[Path], reader_name: str) -> set[int]:
@@ -163,12 +185,12 @@ def _with_rules(folder: Path, cases: list[Case], rules: Rules) -> list[tuple[Cas
     ]
 
 
-def _problem(checked: tuple[Case, Rules]) -> DataError | None:
+def _examined(checked: tuple[Case, Rules]) -> Content | DataError:
     try:
-        read_case(*checked)
+        image, label, _, voxels = _read_case(*checked)
     except DataError as error:
         return error
-    return None
+    return look(image, label, voxels)
 
 
 def _read(read: Callable[[Any], Any], argument: Any, path: Path) -> Any:
@@ -208,10 +230,12 @@ def _check_same_grid(case: Case, grid: dict[str, np.ndarray], other: dict[str, n
             raise DataError(f"{key} of {str(path)!r} is {both}", hint)
 
 
-def _check_values(label: np.ndarray, rules: Rules, path: Path) -> None:
+def _check_values(label: np.ndarray, rules: Rules, path: Path) -> dict[float, int]:
+    """The voxels by value of a label, which may be those of the rules only."""
     if not np.isfinite(label).all():
         raise DataError(f"{str(path)!r} holds NaN or infinity", "labels are integers")
-    wrong = sorted(_distinct(label) - rules.values)
+    voxels = count_values(label)
+    wrong = sorted(voxels.keys() - rules.values)
     if wrong:
         shown = ", ".join(f"{value:g}" for value in wrong[:5]) + (", ..." if len(wrong) > 5 else "")
         if any(value != int(value) for value in wrong):
@@ -220,19 +244,9 @@ def _check_values(label: np.ndarray, rules: Rules, path: Path) -> None:
         hint = f"add them to the labels of {rules.origin}, or correct the file"
         known = f"{rules.origin} knows {_listed(rules.values)}"
         raise DataError(f"{str(path)!r} holds the values {shown}; {known}", hint)
+    return voxels
 
 
 def _listed(values: frozenset[int]) -> str:
     ordered = sorted(values)
     return f"0 to {ordered[-1]}" if len(ordered) == ordered[-1] + 1 else ", ".join(map(str, ordered))
-
-
-def _distinct(label: np.ndarray) -> set[float]:
-    """The distinct values, counted in pieces that fit the cache: several times faster than numpy.unique."""
-    found: set[float] = set()
-    for part in np.array_split(label.ravel(), label.size // 2**18 + 1):
-        if part.min() < 0 or part.max() > LARGEST_LABEL or (part != np.trunc(part)).any():
-            found.update(np.unique(part).tolist())
-        else:
-            found.update(np.flatnonzero(np.bincount(part.astype(np.intp))).tolist())
-    return found

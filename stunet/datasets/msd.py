@@ -15,6 +15,7 @@ import SimpleITK as sitk
 
 from stunet.datasets import FILE_ENDING, write_dataset_json
 from stunet.datasets.conversion import dataset_folder
+from stunet.datasets.listing import list_images, named
 from stunet.errors import DataError, UsageError, is_out_of_memory
 from stunet.files import new_folder, read_json
 from stunet.kinds import TASK
@@ -64,12 +65,10 @@ def msd_images(source: Path) -> list[Path]:
     """The images of a task, training before test, without the `._` files that macOS leaves in archives.
 
     Raises:
-        DataError: There are no training images, or some that dataset.json lists are missing.
+        DataError: There are no training images, some that dataset.json lists are missing, a label has no image, or
+            something lies beside them that would be left out.
     """
-    training, test = (
-        sorted(p for p in (source / subset).glob(f"*{FILE_ENDING}") if not p.name.startswith("."))
-        for subset in ("imagesTr", "imagesTs")
-    )
+    training, test, labels = (_files(source / subset) for subset in ("imagesTr", "imagesTs", "labelsTr"))
     listed = {Path(entry["image"]).name for entry in _read_task(source).get("training", [])}
     missing = sorted(listed - {path.name for path in training})
     if missing:
@@ -80,7 +79,21 @@ def msd_images(source: Path) -> list[Path]:
             f"no {FILE_ENDING} files in {str(source / 'imagesTr')!r}",
             "give the task folder, such as Task04_Hippocampus",
         )
+    alone = sorted({path.name for path in labels} - {path.name for path in training})
+    if alone:
+        what = f"{len(alone)} labels in {str(source / 'labelsTr')!r} have no image, first {alone[0]!r}"
+        raise DataError(what, "unpack the archive again, or remove these labels")
     return training + test
+
+
+def _files(folder: Path) -> list[Path]:
+    found = list_images(folder)
+    if others := found.others([FILE_ENDING]):
+        what = f"{str(folder)!r} holds images that are not {FILE_ENDING}, or cannot be read: {named(others)}"
+        raise DataError(what, f"convert them to {FILE_ENDING}, or remove them")
+    if other := next((image.path for image in found.images if not image.path.name.endswith(FILE_ENDING)), None):
+        raise DataError(f"{str(other)!r} does not end with {FILE_ENDING}", "rename it")
+    return [image.path for image in found.images]
 
 
 def _read_task(source: Path) -> dict[str, Any]:

@@ -16,11 +16,13 @@ from stunet.datasets import Case, Rules, find_reader
 from stunet.datasets.check import UNREADABLE, read_case
 from stunet.datasets.conversion import Conversion, Description, Source, dataset_folder
 from stunet.datasets.label_lists import renumber
+from stunet.datasets.listing import ending_of, list_images, named, unusable
 from stunet.errors import DataError, UsageError
 from stunet.files import whole
 from stunet.nifti import check_nifti
 
 ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha", ".gipl")  # of volumes that nnU-Net reads
+SLICER = ".nrrd"  # goes before .seg.nrrd: what is in front of it is the suffix of label maps
 SHOWN = 5
 
 
@@ -100,15 +102,15 @@ def find_pairs(images: Path, label_maps: Path, suffixes: Sequence[str], label_su
             "--label_suffix _seg, and for several channels --channels T1=_t1 T2=_t2",
         )
     found: dict[str, dict[str, Path]] = {}
-    unmatched = []
-    for path, stem in _volumes(images):
+    unmatched: list[Path] = []
+    for path, stem in _volumes(images, unmatched):
         end = max((end for end in ends if stem.endswith(end)), key=len, default=None)
         if end is None or stem == end:
             unmatched.append(path)
         elif not (same and end == label_suffix):
             found.setdefault(stem.removesuffix(end), {})[end] = path
     masks = {}
-    for path, stem in _volumes(label_maps):
+    for path, stem in _volumes(label_maps, [] if same else unmatched):
         is_image = same and any(stem.endswith(end) and len(end) > len(label_suffix) for end in suffixes)
         if stem.endswith(label_suffix) and stem != label_suffix and not is_image:
             masks[stem.removesuffix(label_suffix)] = path
@@ -154,22 +156,26 @@ def prepare(
         hint = "rename them, or add --unmatched skip" if files.cases else "check the suffixes of images and labels"
         matched = "" if files.cases else "no image has a label: "
         raise DataError(f"{matched}{len(files.unmatched)} files without their counterpart: {shown}{more}", hint)
+    left_out = [f"{len(files.unmatched)} files are left out: {named(files.unmatched)}"] if files.unmatched else []
     if not files.cases:
         raise DataError("there are neither images nor labels", f"files that end with {', '.join(ENDINGS)}")
     paths = [path for images, label in files.cases.values() for path in (*images, label)]
-    by_ending = {_ending(path): path for path in reversed(paths)}
+    by_ending = {ending_of(path.name, SLICER): path for path in reversed(paths)}
     if len(by_ending) > 1:
         both = " and ".join(repr(str(path)) for path in list(by_ending.values())[:2])
         raise DataError(f"the files are of several formats, such as {both}", "convert them to one, such as .nii.gz")
-    ending = next(iter(by_ending))
+    ending, first = next(iter(by_ending.items()))
+    if ending not in ENDINGS:
+        raise DataError(f"{str(first)!r} is of a format that nnU-Net does not read", "convert the files to .nii.gz")
     new, _ = renumber(names)
-    reader = find_reader({"file_ending": ending}, paths[0])
+    reader = find_reader({"file_ending": ending}, next((path for path in paths if not unusable(path)), paths[0]))
     return Conversion(
         target,
         tuple(Source(name, images, (label,)) for name, (images, label) in files.cases.items()),
         Renumber(dict(names), reader, tuple(channels), ending),
         Description(tuple(channels), new, ending=ending),
         variable=variable,
+        warnings=tuple(left_out),
     )
 
 
@@ -197,13 +203,13 @@ def prepare_pairs(
     return prepare(files, target, list(channels), names, unmatched, (variable, images) if variable else None)
 
 
-def _volumes(folder: Path) -> list[tuple[Path, str]]:
-    """The volumes in a folder with their names without ending."""
+def _volumes(folder: Path, unmatched: list[Path]) -> list[tuple[Path, str]]:
+    """The images in a folder with their names without ending; adds what cannot be one, such as a folder of slices.
+
+    A broken link stays: what it leads to may be fetched before its case is converted.
+    """
     if not folder.is_dir():
         raise DataError(f"no folder {str(folder)!r}", "give the folder that holds the files")
-    files = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
-    return [(path, path.name.removesuffix(_ending(path))) for path in files if _ending(path)]
-
-
-def _ending(path: Path) -> str:
-    return next((ending for ending in ENDINGS if path.name.endswith(ending)), "")
+    found = list_images(folder, SLICER)
+    unmatched += [*found.slices, *found.series, *found.folders]
+    return [(image.path, image.name) for image in found.images]

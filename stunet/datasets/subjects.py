@@ -7,13 +7,14 @@ names, never numbers: their order changed from v1 to v2.
 import csv
 import re
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
 
 from stunet import labels
 from stunet.datasets import FILE_ENDING
+from stunet.datasets.listing import visible
 from stunet.errors import DataError, closest
 
 MASKS = "segmentations"
@@ -142,6 +143,12 @@ def read_subjects(source: Path, release: Release, absent: str, skip: Sequence[st
     return found
 
 
+def unlisted_subjects(source: Path, release: Release, subjects: Iterable[str], skip: Sequence[str]) -> list[Path]:
+    """The subjects whose image is there, but not their line in meta.csv."""
+    known = {*subjects, *skip}
+    return [path for path in _subject_folders(source) if path.name not in known and (path / release.image).is_file()]
+
+
 def _read_meta(path: Path) -> dict[str, str]:
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
@@ -195,4 +202,4 @@ def _subject_folders(source: Path) -> list[Path]:
 
 
 def _mask_names(folder: Path) -> set[str]:
-    return {path.name.removesuffix(FILE_ENDING) for path in (folder / MASKS).glob(f"*{FILE_ENDING}")}
+    return {path.name.removesuffix(FILE_ENDING) for path in visible((folder / MASKS).glob(f"*{FILE_ENDING}"))}

@@ -18,9 +18,18 @@ from stunet.annotations import Annotations, Case
 from stunet.annotations import Source as AnnotatingSource
 from stunet.datasets import FILE_ENDING
 from stunet.datasets.conversion import Conversion, Description, Source, dataset_folder, write_file
+from stunet.datasets.listing import named, visible
 from stunet.datasets.masks import merge, nifti_bytes, read_mask, read_nifti, total
 from stunet.datasets.spacing import resample
-from stunet.datasets.subjects import MASKS, Release, choose_classes, find_release, read_subjects
+from stunet.datasets.subjects import (
+    MASKS,
+    META,
+    Release,
+    choose_classes,
+    find_release,
+    read_subjects,
+    unlisted_subjects,
+)  # fmt: skip
 from stunet.errors import DataError
 from stunet.names import cells
 from stunet.nifti import check_nifti
@@ -200,7 +209,7 @@ def prepare_totalsegmentator(source: Path, raw: Path, dataset_id: int, name: str
         (options.variable, source) if options.variable else None,
         options.spacing_mm is not None,
         Report(tuple(by_value), frozenset(case.name for case in cases if case.training)),
-        tuple(_warnings(release, bool(validation))),
+        tuple(_warnings(release, bool(validation), unlisted_subjects(source, release, subjects, options.skip))),
     )
 
 
@@ -214,8 +223,10 @@ def _about(release: Release, options: Options) -> dict[str, str]:
     }
 
 
-def _warnings(release: Release, has_validation: bool) -> list[str]:
+def _warnings(release: Release, has_validation: bool, unlisted: Sequence[Path]) -> list[str]:
     warnings = []
+    if unlisted:
+        warnings.append(f"{len(unlisted)} subjects are left out, as {META} does not name them: {named(unlisted)}")
     if "NC" in release.licence:
         warnings.append(f"licence {release.licence}: not for commercial use, and what is made of it as well")
     if not has_validation:
@@ -247,7 +258,7 @@ def _absent(case: Source) -> list[Path]:
 
 def _all_empty(source: Source, shape: Sequence[int]) -> bool:
     """Whether no mask of the subject has a voxel, those of other classes included: then nobody annotated it."""
-    others = sorted(set(source.labels[0].parent.glob(f"*{FILE_ENDING}")) - set(source.labels))
+    others = sorted(set(visible(source.labels[0].parent.glob(f"*{FILE_ENDING}"))) - set(source.labels))
     return not any(np.asanyarray(read_nifti(path)[0].dataobj).any() for path in others)
 
 

@@ -5,6 +5,7 @@ segmentations.py reads the files, cli/evaluate.py is the command.
 """
 
 import csv
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -15,12 +16,16 @@ from typing import Any
 import numpy as np
 
 from stunet import files
+from stunet.datasets import raise_first
+from stunet.datasets.listing import Image, ending_of, list_images, named
 from stunet.errors import DataError
 from stunet.evaluation import metrics
 from stunet.evaluation.segmentations import check_place, read_segmentation
 from stunet.labels import LabelSystem, apply
 from stunet.names import cells
 from stunet.processes import each
+
+log = logging.getLogger("stunet")
 
 
 @dataclass(frozen=True)
@@ -106,36 +111,47 @@ def labels_of_system(system: LabelSystem, predicted: Mapping[str, Any] | None = 
 
 
 def pair(reference: Path, prediction: Path, ending: str, chill: bool = False) -> tuple[list[Case], list[str]]:
-    """The cases of two folders (or two files), and the names of the files that have no partner.
+    """The cases of two folders (or two files), and the names of the files that have no partner or cannot be read.
+
+    Files belong together by name, whatever their endings: CASE.nii.gz and CASE.nrrd.
 
     Args:
         reference: Folder of reference segmentations, or one file.
         prediction: Folder of predictions, or one file.
-        ending: nnU-Net's `file_ending`; other files and hidden ones are left out.
+        ending: nnU-Net's `file_ending`, which names without it are completed with in messages.
         chill: Leave files without a partner out, instead of raising.
 
     Raises:
-        DataError: Something is missing, empty, or has no partner.
+        DataError: Something is missing, empty, there twice, cannot be read, or has no partner.
     """
     if prediction.is_file():
-        reference = reference / prediction.name if reference.is_dir() else reference
+        if reference.is_dir():
+            same = _images(reference, ending).get(_name(prediction, ending))
+            reference = same.path if same else reference / prediction.name
         if not reference.is_file():
             raise DataError(f"no reference {str(reference)!r} for {str(prediction)!r}", "give two folders or files")
-        return [Case(prediction.name.removesuffix(ending), reference, prediction)], []
-    references, predictions = _names(reference, ending), _names(prediction, ending)
-    alone = sorted(references ^ predictions)
-    common = sorted(references & predictions)
-    if not common:
+        return [Case(_name(prediction, ending), reference, prediction)], []
+    references, predictions = _images(reference, ending), _images(prediction, ending)
+    unusable = {n: i for side in (references, predictions) for n, i in side.items() if i.error}
+    common = sorted(
+        (references.keys() & predictions.keys()) - unusable.keys(), key=lambda name: references[name].path.name
+    )
+    alone = sorted((references.keys() ^ predictions.keys()) - unusable.keys())
+    if not common and not unusable:
         raise DataError(
             f"no file in {str(prediction)!r} has the name of one in {str(reference)!r}",
             f"rename one side ({min(predictions)!r} and {min(references)!r}, for instance)",
         )
+    if unusable and not (chill and common):
+        raise_first([error for _, image in sorted(unusable.items()) if (error := image.error)])
     if alone and not chill:
         kind, place = ("reference", reference) if alone[0] in predictions else ("prediction", prediction)
         raise DataError(
-            f"{len(alone)} without a partner: no {kind} {str(place / alone[0])!r}", "--chill leaves them out"
+            f"{len(alone)} without a partner: no {kind} {str(place / f'{alone[0]}{ending}')!r}",
+            "--chill leaves them out",
         )
-    return [Case(name.removesuffix(ending), reference / name, prediction / name) for name in common], alone
+    left = sorted({**references, **predictions}[name].path.name for name in (*alone, *unusable))
+    return [Case(name, references[name].path, predictions[name].path) for name in common], left
 
 
 def evaluate(
@@ -208,13 +224,33 @@ def write_csv(summary: Mapping[str, Any], cases: Sequence[Case], path: Path) -> 
                 table.writerow(cells(line))
 
 
-def _names(folder: Path, ending: str) -> set[str]:
+def _images(folder: Path, ending: str) -> dict[str, Image]:
+    """The segmentations in a folder by name; folders and DICOM files that are not compared are named in a warning."""
     if not folder.is_dir():
         raise DataError(f"no folder {str(folder)!r}", "check the path")
-    names = {p.name for p in folder.iterdir() if p.name.endswith(ending) and not p.name.startswith(".") and p.is_file()}
-    if not names:
-        raise DataError(f"no {ending} files in {str(folder)!r}", "check the path, and file_ending in dataset.json")
-    return names
+    found = list_images(folder, ending)
+    others = sorted([*found.slices, *found.series, *found.folders])
+    if not found.images:
+        there = f" (there: {named(others)})" if others else ""
+        raise DataError(
+            f"no {ending} files in {str(folder)!r}{there}", "check the path, and file_ending in dataset.json"
+        )
+    images: dict[str, Image] = {}
+    for image in sorted(found.images, key=lambda image: (image.ending != ending, image.path)):
+        if image.name in images and images[image.name].ending == ending != image.ending:
+            others.append(image.path)  # the same in another format
+        elif image.name in images:
+            both = f"{str(images[image.name].path)!r} and {image.path.name!r}"
+            raise DataError(f"{both} are the same case", "remove one of them")
+        else:
+            images[image.name] = image
+    if others:
+        log.warning("warning: what these hold in %r is not compared: %s", str(folder), named(others))
+    return images
+
+
+def _name(path: Path, ending: str) -> str:
+    return path.name[: len(path.name) - len(ending_of(path.name, ending))]
 
 
 def _mean_over_cases(values: Sequence[Mapping[str, float]]) -> dict[str, float]:

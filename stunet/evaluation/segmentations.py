@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 
+from stunet.datasets import tiff
+from stunet.datasets.listing import unusable
 from stunet.errors import DataError, is_out_of_memory
-from stunet.kinds import SPACING, read
 from stunet.nifti import check_nifti
 
 GEOMETRY_TOLERANCE = 1e-3  # mm, and no unit for directions
@@ -43,6 +44,8 @@ def read_segmentation(
         DataError: The file cannot be read, is not a 2D or 3D image of one channel, or has values that are not integers
             (within 0.001) or not `known`.
     """
+    if unreadable := unusable(path):
+        raise unreadable
     check_nifti(path)
     try:
         image = sitk.ReadImage(str(path))
@@ -110,10 +113,8 @@ def _as_labels(array: np.ndarray, known: frozenset[int], path: Path, listed_in: 
 
 def _spacing(image: sitk.Image, path: Path) -> tuple[float, ...]:
     """The spacing (x, y, z) of an image; nnU-Net keeps that of a TIFF in a JSON file beside it, in array order."""
-    beside = path.with_suffix(".json")
-    if path.suffix.lower() in (".tif", ".tiff") and beside.is_file():
-        spacing = read(beside, SPACING, '{"spacing": [z, y, x]} in mm')["spacing"]
-        return tuple(float(pitch) for pitch in spacing[::-1])
+    if path.suffix.lower() in tiff.ENDINGS and image.GetDimension() == 3:
+        return tiff.read_spacing(path, is_image=False)[::-1]
     return image.GetSpacing()
 
 

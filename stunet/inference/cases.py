@@ -4,6 +4,7 @@ A model folder is nnU-Net's: plans.json, dataset.json and fold_X/CHECKPOINT. Inp
 (CASE_0000.nii.gz is channel 0 of CASE), and more: see `find_cases`. Read inference/predictor.py next.
 """
 
+import logging
 import re
 from collections import defaultdict
 from collections.abc import Sequence
@@ -11,11 +12,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from stunet.datasets import raise_first, tiff
+from stunet.datasets.listing import Image, Listing, ending_of, list_images, named, not_utf8, unusable
 from stunet.errors import DataError
 from stunet.kinds import read_dataset_json
 from stunet.workspace import load_plans, trained_folds
 
-_CHANNEL = re.compile(r"(.+)_(\d{4})")
+_CHANNEL = re.compile(r"(.+)_(\d{4})", re.DOTALL)
+_ITK = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd", ".gipl", ".gipl.gz")
+_NIFTI = (".nii.gz", ".nii")
+# What nnU-Net's readers take besides the ending that a model was trained on; geometry comes with the file.
+READS = {
+    "SimpleITKIO": _ITK,
+    "SimpleITKIOWithReorient": _ITK,
+    "NibabelIO": _NIFTI,
+    "NibabelIOWithReorient": _NIFTI,
+    "NaturalImage2DIO": (".png", ".bmp", ".tif", ".tiff"),
+    "Tiff3DIO": (".tif", ".tiff"),
+}
+SEGMENTATION = ".seg.nrrd"  # of 3D Slicer
+log = logging.getLogger("stunet")
 
 
 @dataclass(frozen=True)
@@ -34,6 +50,11 @@ class Model:
         return self.dataset["file_ending"]
 
     @property
+    def readable(self) -> set[str]:
+        """The endings of images that its reader takes."""
+        return {self.ending, *READS.get(self.plans.get("image_reader_writer", ""), ())}
+
+    @property
     def channels(self) -> list[str]:
         """The names of its input channels, in order."""
         return list((self.dataset.get("channel_names") or self.dataset["modality"]).values())
@@ -41,7 +62,7 @@ class Model:
     @property
     def has_spacing_files(self) -> bool:
         """Whether CASE.json holds the spacing of CASE_0000.tif, and that of a result stands beside it."""
-        return self.plans.get("image_reader_writer") == "Tiff3DIO"
+        return self.plans.get("image_reader_writer") == tiff.READER
 
     @property
     def weights(self) -> list[Path]:
@@ -101,40 +122,71 @@ def open_model(
 def find_cases(source: Path, model: Model) -> list[Case]:
     """The input cases, sorted by name.
 
-    `source` is a folder of images, a single image, or a folder of DICOM slices (its name becomes the case's). Images
-    are named CASE_0000.nii.gz, CASE_0001.nii.gz ... per channel; with one channel _0000 may be left out. Where no case
-    has more than its _0000, this file may hold all channels, as in training: reading will tell. A case with too few or
-    too many channels has an error, so that the others can be predicted.
+    `source` is a folder of images and of folders of DICOM slices, a single image, or a folder of DICOM slices; the
+    name of such a folder becomes the case's. Images may have any ending that the model's reader takes; they are named
+    CASE_0000.nii.gz, CASE_0001.nii.gz ... per channel; with one channel _0000 may be left out. Where no case has more
+    than its _0000, this file may hold all channels, as in training: reading will tell. Whatever looks like an image and
+    cannot be one is a case with an error, so that the others can be predicted.
 
     Raises:
         DataError: Nothing is there, or no case is complete.
     """
-    ending, channels = model.ending, model.channels
     if not source.exists():
-        raise DataError(f"no input {str(source)!r}", "give a folder of images, an image or a DICOM folder with -i")
+        missing = DataError(f"no input {str(source)!r}", "give a folder of images, an image or a DICOM folder with -i")
+        raise (unusable(source) if source.is_symlink() else None) or missing
     if source.is_file():
-        if not source.name.endswith(ending):
+        ending = ending_of(source.name, model.ending)
+        if ending not in model.readable:
             raise DataError(
-                f"{str(source)!r} does not end with {ending!r}, as this model's images do", f"convert it to {ending}"
+                f"{str(source)!r} does not end with {model.ending!r}, as this model's images do",
+                f"convert it to {model.ending}",
             )
-        return _group(_siblings(source, model), model)
-    files = _images(source, ending)
-    if files:
-        return _group(files, model)
+        image = Image(source, source.name[: -len(ending)], ending, unusable(source))
+        return _complete(_group(_siblings(image, model), model))
+    found = list_images(source, model.ending)
+    if not found.images and not found.series and not found.slices:
+        raise _nothing(source, found, model)
+    masks = [image for image in found.images if image.ending == SEGMENTATION != model.ending]
+    if masks or found.folders:
+        left = [*(image.path for image in masks), *found.folders]
+        log.warning("warning: segmentations and sub-folders with images are not predicted: %s", named(left))
+    cases = _group([image for image in found.images if image not in masks], model)
+    names = {case.name for case in cases}
+    cases += [_series(folder, model, taken=folder.name in names) for folder in found.series]
+    if found.slices and not found.images:
+        cases.append(_series(source, model))
+    elif found.slices:
+        what = f"{len(found.slices)} DICOM files lie beside images in {str(source)!r}: {named(found.slices)}"
+        error = DataError(what, "put them into a folder of their own")
+        cases.append(Case(source.resolve().name, (source,), error=error))
+    return _complete(cases)
 
-    from stunet.datasets.dicom import is_dicom_folder
 
-    if is_dicom_folder(source):
-        if len(channels) > 1:
-            raise DataError(
-                f"the model takes {len(channels)} channels ({', '.join(channels)}); a DICOM folder is one",
-                f"convert each series to CASE_0000{ending}, CASE_0001{ending} ...",
-            )
-        return [Case(source.resolve().name, (source,))]
-    there = ", ".join(path.name for path in sorted(source.iterdir())[:3])
-    raise DataError(
-        f"no files ending with {ending!r} and no DICOM slices in {str(source)!r} (there: {there or 'nothing'})",
-        f"name the images CASE_0000{ending}",
+def _complete(cases: list[Case]) -> list[Case]:
+    errors = [case.error for case in sorted(cases, key=lambda case: case.name) if case.error]
+    if len(errors) == len(cases):
+        raise_first(errors)
+    return sorted(cases, key=lambda case: case.name)
+
+
+def _series(folder: Path, model: Model, taken: bool = False) -> Case:
+    """A folder of DICOM slices as a case; one that has an image's name cannot be one."""
+    channels, error = model.channels, not_utf8(folder)
+    if len(channels) > 1:
+        error = DataError(
+            f"the model takes {len(channels)} channels ({', '.join(channels)}); a DICOM folder is one",
+            f"convert each series to CASE_0000{model.ending}, CASE_0001{model.ending} ...",
+        )
+    elif taken:
+        error = DataError(f"the folder {str(folder)!r} and an image are the same case", "rename one of them")
+    return Case(folder.resolve().name, (folder,), error=error)
+
+
+def _nothing(source: Path, found: Listing, model: Model) -> DataError:
+    there = ", ".join(repr(path.name) for path in sorted(source.iterdir())[:3])
+    return DataError(
+        f"no files ending with {model.ending!r} and no DICOM slices in {str(source)!r} (there: {there or 'nothing'})",
+        f"-i {found.folders[0]}" if found.folders else f"name the images CASE_0000{model.ending}",
     )
 
 
@@ -147,6 +199,8 @@ def geometry(case: Case) -> tuple[tuple[int, ...], tuple[float, ...]]:
     Raises:
         DataError: The header cannot be read.
     """
+    if case.error:
+        raise case.error
     if case.is_dicom:
         from stunet.datasets import dicom
 
@@ -156,6 +210,8 @@ def geometry(case: Case) -> tuple[tuple[int, ...], tuple[float, ...]]:
     except RuntimeError as error:
         raise DataError(f"cannot read the header of {str(case.files[0])!r}: {str(error).splitlines()[-1]}") from None
     shape, spacing = reader.GetSize()[::-1][-3:], reader.GetSpacing()[::-1][-3:]
+    if case.files[0].suffix.lower() in tiff.ENDINGS and tiff.spacing_file(case.files[0], is_image=True).is_file():
+        spacing = tiff.read_spacing(case.files[0], is_image=True)
     missing = 3 - len(shape)
     return (1,) * missing + shape, (999 * max(spacing),) * missing + spacing
 
@@ -190,28 +246,26 @@ def _header(file: Path) -> Any:
     return reader
 
 
-def _images(folder: Path, ending: str) -> list[Path]:
-    return sorted(p for p in folder.iterdir() if p.name.endswith(ending) and not p.name.startswith(".") and p.is_file())
-
-
-def _siblings(file: Path, model: Model) -> list[Path]:
-    """The files of the same case beside `file`; with one channel that is the file alone."""
-    match = _CHANNEL.fullmatch(file.name.removesuffix(model.ending))
+def _siblings(image: Image, model: Model) -> list[Image]:
+    """The files of the same case beside `image`; with one channel that is the file alone."""
+    match = _CHANNEL.fullmatch(image.name)
     if len(model.channels) == 1 or not match:
-        return [file]
-    name = re.compile(re.escape(match[1]) + r"_\d{4}" + re.escape(model.ending))
-    return [path for path in _images(file.parent, model.ending) if name.fullmatch(path.name)]
+        return [image]
+    name = re.compile(re.escape(match[1]) + r"_\d{4}")
+    return [other for other in list_images(image.path.parent, model.ending).images if name.fullmatch(other.name)]
 
 
-def _group(files: list[Path], model: Model) -> list[Case]:
+def _group(images: list[Image], model: Model) -> list[Case]:
     ending, channels = model.ending, model.channels
     numbered = len(channels) > 1 or model.has_spacing_files  # whose reader cuts _0000 off without looking
-    stems = {path.name.removesuffix(ending): path for path in files}
+    stems = {image.name for image in images}
     groups: dict[str, dict[int, Path]] = defaultdict(dict)
     errors: dict[str, DataError] = {}
-    for stem, path in stems.items():
-        match = _CHANNEL.fullmatch(stem)
-        name, channel = stem, 0
+    twice = []
+    for image in sorted(images, key=lambda image: (not image.path.name.endswith(ending), image.path)):
+        path = image.path
+        match = _CHANNEL.fullmatch(image.name)
+        name, channel = image.name, 0
         if match and (numbered or f"{match[1]}_0000" in stems):
             name, channel = match[1], int(match[2])
         elif numbered:
@@ -219,20 +273,32 @@ def _group(files: list[Path], model: Model) -> list[Case]:
                 f"{path.name!r} has no channel number; the model takes {len(channels)}: {', '.join(channels)}",
                 f"name the images CASE_0000{ending}" + f", CASE_0001{ending} ..." * (len(channels) > 1),
             )
+        if channel in groups[name] and groups[name][channel].name.endswith(ending) and image.ending != ending:
+            twice.append(path)  # the same in another format
+            continue
         if channel in groups[name]:
             both = f"{path.name!r} and {groups[name][channel].name!r}"
             errors[name] = DataError(f"{both} are the same case", "remove one of them")
         groups[name][channel] = path
+        if error := image.error or _unreadable(image, model):
+            errors.setdefault(name, error)
+    if twice:
+        log.warning("warning: left out, as there is an image %s of the same name: %s", ending, named(twice))
     if any(set(group) != {0} for name, group in groups.items() if name not in errors):
         for name in groups.keys() - errors.keys():
             if error := _wrong_channels(name, groups[name], ending, channels):
                 errors[name] = error
-    if len(errors) == len(groups):
-        raise errors[min(errors)]
     return [
         Case(name, tuple(groups[name][channel] for channel in sorted(groups[name])), error=errors.get(name))
-        for name in sorted(groups)
+        for name in groups
     ]
+
+
+def _unreadable(image: Image, model: Model) -> DataError | None:
+    if image.ending in model.readable:
+        return None
+    what = f"{str(image.path)!r} is no image that this model's reader takes ({', '.join(sorted(model.readable))})"
+    return DataError(what, f"convert it to {model.ending}")
 
 
 def _wrong_channels(name: str, files: dict[int, Path], ending: str, channels: list[str]) -> DataError | None:

@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from stunet.errors import DataError
-from stunet.files import part_name, read_json, remove, write_json
+from stunet.files import NAME_MAX, part_name, read_json, remove, shortened, write_json
 from stunet.nifti import check_nifti
 
 SETTINGS = "predict_from_raw_data_args.json"  # nnU-Net's name
+LONGEST_CASE = 200  # bytes of a case's name in temporary names, which have two prefixes of .part-PID- and an ending
 
 
 @contextmanager
@@ -24,7 +25,7 @@ def whole_case(folder: Path, name: str, endings: Sequence[str]) -> Iterator[str]
     Raises:
         OSError: A segmentation came out truncated, which ITK does not report: the disk is full.
     """
-    part = folder / part_name(name)
+    part = folder / part_of_case(name)
     try:
         yield str(part)
         try:
@@ -36,6 +37,25 @@ def whole_case(folder: Path, name: str, endings: Sequence[str]) -> Iterator[str]
     finally:
         for ending in endings:
             remove(Path(f"{part}{ending}"))
+
+
+def part_of_case(name: str) -> str:
+    """The temporary name of a case while this process works on it; endings come behind it."""
+    return part_name(name, LONGEST_CASE)
+
+
+def too_long(name: str, endings: Sequence[str]) -> DataError | None:
+    """What is wrong with a case whose results would have names that no file system takes."""
+    length = max(len(os.fsencode(f"{name}{ending}")) for ending in endings)
+    if length <= NAME_MAX:
+        return None
+    what = f"the results of case {name!r} would have names of {length} bytes, and at most {NAME_MAX} are possible"
+    return DataError(what, "rename the image")
+
+
+def endings_of_case(name: str, endings: Sequence[str]) -> set[str]:
+    """How the temporary files of a case end: its name, as part_of_case() has it, and one of `endings`."""
+    return {f"{shortened(name, LONGEST_CASE)}{ending}" for ending in endings}
 
 
 def write_record(

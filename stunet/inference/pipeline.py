@@ -17,10 +17,11 @@ from typing import Any
 import numpy as np
 
 from stunet.errors import DataError, StunetError
-from stunet.files import part_name, remove_parts
+from stunet.files import remove_parts
 from stunet.inference import memory, products
 from stunet.inference.cases import Case, geometry
 from stunet.inference.failures import reason
+from stunet.inference.output import endings_of_case, part_of_case
 from stunet.inference.predictor import Predictor, Prepared
 from stunet.inference.products import Products
 from stunet.inference.reading import Raw
@@ -131,7 +132,8 @@ class Pipeline:
     def remove_leftovers(self, cases: Sequence[Case] | None = None) -> None:
         """Removes temporary files of runs that were killed; only those of `cases` where other runs share the folder."""
         endings = [*products.endings_of_parts(self.predictor.model), INPUT_ENDING]
-        remove_parts(self.folder, None if cases is None else {f"{case.name}{end}" for case in cases for end in endings})
+        own = None if cases is None else {end for case in cases for end in endings_of_case(case.name, endings)}
+        remove_parts(self.folder, own)
 
     @property
     def ending(self) -> str:
@@ -162,11 +164,13 @@ class Pipeline:
 
     def _read(self, case: Case) -> Raw:
         """Reads a case; a DICOM folder becomes a temporary file in the folder of the results first."""
+        if case.error:
+            raise case.error
         if not case.is_dicom:
             return self.predictor.read(case)
         from stunet.datasets.dicom import to_nifti
 
-        part = self.folder / f"{part_name(case.name)}{INPUT_ENDING}"
+        part = self.folder / f"{part_of_case(case.name)}{INPUT_ENDING}"
         try:
             to_nifti(case.files[0], part)
             return self.predictor.read(Case(case.name, (part,), case.previous))

@@ -4,6 +4,7 @@ The segmentation is one file in the model's format, with names and colours in it
 another program reads better. Beside it stand what else was asked for. output.py says what made them.
 """
 
+import os
 import pickle
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,9 +14,9 @@ from typing import Any
 import numpy as np
 
 from stunet.errors import DataError, UsageError
-from stunet.files import part_name, remove
+from stunet.files import NAME_MAX, remove
 from stunet.inference.cases import Case, Model
-from stunet.inference.output import whole_case
+from stunet.inference.output import part_of_case, whole_case
 from stunet.inference.probabilities import PLAIN, compress
 from stunet.nifti import check_nifti
 from stunet.results.segmentation import Segmentation
@@ -74,7 +75,8 @@ class Products:
             DataError: A folder that masks would take the place of holds something else; nothing is removed then.
         """
         endings = {*self.endings(model), *PROBABILITIES, PREVIEW}
-        paths = [folder / f"{case.name}{ending}" for case in cases for ending in endings]
+        names = [f"{case.name}{ending}" for case in cases for ending in endings]
+        paths = [folder / name for name in names if len(os.fsencode(name)) <= NAME_MAX]  # others cannot be there
         for path in paths:
             if other := next((p for p in path.glob("*") if not p.name.endswith(MASK)), None):
                 raise DataError(f"the folder {str(path)!r} holds {other.name!r}, no mask", "another folder with -o")
@@ -129,7 +131,7 @@ def endings_of_parts(model: Model) -> list[str]:
 
 def probabilities_part(case: Case, folder: Path) -> Path:
     """Where the probabilities of a case stand until write() compresses them."""
-    return folder / f"{part_name(case.name)}{PLAIN}"
+    return folder / f"{part_of_case(case.name)}{PLAIN}"
 
 
 def _write_segmentation(

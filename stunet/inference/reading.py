@@ -9,6 +9,8 @@ import numpy as np
 from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
 
+from stunet.datasets import tiff
+from stunet.datasets.listing import unusable
 from stunet.errors import DataError, OutOfMemoryError, is_out_of_memory, last_line
 from stunet.inference.cases import Case, Model, volumes
 from stunet.machine import memory_limit
@@ -47,7 +49,11 @@ def read(case: Case, model: Model, reader: Any) -> Raw:
     files, channels = ", ".join(str(file) for file in case.files), model.channels
     with readable(files):
         for file in case.files:
+            if error := unusable(file):
+                raise error
             check_nifti(file)
+        if model.has_spacing_files:
+            tiff.read_spacing(case.files[0], is_image=True)
         if (found := sum(map(volumes, case.files))) > len(case.files):
             _check_channels(found, files, channels)  # before a long series is read
         image, properties = reader.read_images([str(file) for file in case.files])

@@ -16,7 +16,7 @@ from stunet.annotations import Annotations, load_annotations
 from stunet.annotations import Case as AnnotatedCase
 from stunet.annotations import Source as AnnotatedSource
 from stunet.classes import head_classes, match_classes
-from stunet.datasets import Case, read_dataset
+from stunet.datasets import Case, read_dataset, warn_left_out
 from stunet.errors import DataError, UsageError
 from stunet.inference.cases import Model
 from stunet.kinds import read_dataset_json
@@ -105,6 +105,7 @@ def plan(
     cases, rules = read_dataset(folder)
     check_endings(cases)
     description = read_dataset_json(folder / "dataset.json")
+    warn_left_out(folder, description, cases)
     if len(teacher.channels) != len(rules.channels):
         text = f"the teacher takes {len(teacher.channels)} channels ({', '.join(teacher.channels)})"
         raise DataError(f"{text}, {folder.name} has {len(rules.channels)}", "a teacher for these images")

@@ -19,7 +19,7 @@ from stunet import workspace
 from stunet.annotations import Annotations, load_annotations
 from stunet.annotations import Case as AnnotatedCase
 from stunet.annotations import Source as AnnotatedSource
-from stunet.datasets import Case, Rules, read_dataset
+from stunet.datasets import Case, Rules, read_dataset, warn_left_out
 from stunet.errors import DataError, closest
 from stunet.kinds import read_dataset_json
 from stunet.merging import Finding
@@ -157,6 +157,7 @@ def open_source(recipe: Recipe, source: SourceRecipe) -> Member:
     folder = workspace.raw_dataset(workspace.dataset_name(source.dataset))
     cases, rules = read_dataset(folder)
     description = read_dataset_json(folder / "dataset.json")
+    warn_left_out(folder, description, cases)
     names = [case.name for case in cases]
     for name in source.exclude:
         if name not in names:

@@ -1,0 +1,85 @@
+"""Does a target spacing fit the images of a dataset? Spacings are in mm, whatever the author of a header thought.
+
+A target coarser than an image leaves nothing of it, and one case whose spacing is in micrometres would be resampled to
+more voxels than any machine holds. Both are said before anything is planned.
+"""
+
+import logging
+from collections.abc import Sequence
+
+import numpy as np
+
+from stunet.errors import DataError
+
+FEWEST_VOXELS = 4  # along the longest axis of the median image: the least that a network can do something with
+MOST_VOXELS = 2**36  # of an image, 256 GiB in float32
+USUAL_MM = (1.0, 3000.0)  # edge of an image: smaller ones are in metres, perhaps, larger ones in micrometres
+SHOWN = 3  # cases that a message names
+log = logging.getLogger("stunet")
+
+
+def check_spacing(
+    target: Sequence[float],
+    spacings: Sequence[Sequence[float]],
+    shapes: Sequence[Sequence[int]],
+    names: Sequence[str],
+    chosen: bool = False,
+) -> None:
+    """Refuses a target spacing that does not fit the images; warns where their spacing seems to be in another unit.
+
+    Args:
+        target: Of 3d_fullres, in mm, in the order of the images' arrays.
+        spacings: Of each image, in mm.
+        shapes: Of each image, in voxels.
+        names: Of the cases.
+        chosen: Whether the target was asked for, and is not the images' own.
+
+    Raises:
+        DataError: Nothing, or next to nothing, is left of images, or far too much would be made of them.
+    """
+    goal, given, sizes = np.array(target, float), np.array(spacings, float), np.array(shapes, float)
+    names = names if len(names) == len(given) else [f"number {i}" for i in range(len(given))]
+    edges = given * sizes
+    new = np.rint(edges / goal)
+    median = np.median(edges, axis=0)
+    unit = _unit(median)
+    asked = f"a target spacing of {_times(goal)} mm"
+    coarser = "a finer -overwrite_target_spacing or preset"
+    deep = np.median(sizes, axis=0) > 1  # the third axis of 2D images is made up, or that of a slice
+    if (gone := (new[:, deep] == 0).any(axis=1)).any():
+        first = int(np.flatnonzero(gone)[0])
+        what = f"{asked} leaves nothing of {_cases(names, gone)}: {names[first]!r} is {_times(edges[first])} mm large"
+        hint = f"{coarser}, or correct the spacing of the images, which is in mm"
+        raise DataError(what + unit, hint if chosen else "correct the spacing of these cases, which is in mm")
+    if (vast := new.prod(axis=1) > MOST_VOXELS).any():
+        first = int(np.flatnonzero(vast)[0])
+        what = (
+            f"{asked} makes {_times(new[first])} voxels of {names[first]!r}, whose voxels are {_times(given[first])} mm"
+        )
+        hint = "correct the spacing of these cases, which is in mm"
+        hint = "a coarser -overwrite_target_spacing or preset" if chosen and vast.all() else hint
+        raise DataError(f"{what} large ({_cases(names, vast)})", hint)
+    if chosen and np.median(new, axis=0).max() < FEWEST_VOXELS:
+        what = f"{asked} leaves {_times(np.median(new, axis=0))} voxels of the median image"
+        raise DataError(f"{what}, which is {_times(median)} mm large{unit}", coarser)
+    if unit:
+        log.warning("warning: the median image is %s mm large%s", _times(median), unit)
+
+
+def _unit(median_mm: np.ndarray) -> str:
+    """What the size of the median image says about its unit; nothing of 2D images, whose third axis is made up."""
+    if not USUAL_MM[0] <= median_mm.max():
+        return "; if the spacing in the headers is in metres, multiply it by 1000"
+    if median_mm.min() > USUAL_MM[1]:
+        return "; if the spacing in the headers is in micrometres, divide it by 1000"
+    return ""
+
+
+def _cases(names: Sequence[str], which: np.ndarray) -> str:
+    chosen = [repr(name) for name, is_it in zip(names, which, strict=True) if is_it]
+    more = f" and {len(chosen) - SHOWN} more" if len(chosen) > SHOWN else ""
+    return f"{len(chosen)} of {len(names)} cases: " + ", ".join(chosen[:SHOWN]) + more
+
+
+def _times(values: Sequence[float] | np.ndarray) -> str:
+    return " x ".join(f"{value:g}" for value in values)

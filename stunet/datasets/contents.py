@@ -1,0 +1,150 @@
+"""What is in the images and label maps of a dataset that no reader objects to, and training would suffer from?
+
+Labels that nnU-Net cuts off with the zeros around an image, classes that no case has, images without content. check.py
+reads the cases and brings what it saw.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from stunet.datasets.listing import SHOWN
+from stunet.errors import DataError
+
+EVERY = 7  # a sparse sample of an image tells most that they are not constant
+CHUNK = 2**18  # voxels that are counted at a time: they fit the cache, several times faster than numpy.unique
+
+
+@dataclass(frozen=True)
+class Content:
+    """What a case holds.
+
+    Attributes:
+        voxels: Number by value of the label map.
+        cut: Of these, by value without 0, those outside of what nnU-Net crops the case to.
+        constant: Channels that hold one value only.
+    """
+
+    voxels: dict[float, int]
+    cut: dict[float, int]
+    constant: tuple[int, ...]
+
+
+def look(image_CDHW: np.ndarray, label_DHW: np.ndarray, voxels: dict[float, int]) -> Content:
+    """What a case holds; `voxels` as count_values() has them."""
+    box = nonzero_box(image_CDHW)
+    inside = label_DHW[box]
+    cut = {}
+    if inside.shape != label_DHW.shape:
+        left = count_values(inside)
+        cut = {value: n - left.get(value, 0) for value, n in voxels.items() if value and n > left.get(value, 0)}
+    constant = tuple(number for number, channel in enumerate(image_CDHW) if _is_constant(channel))
+    return Content(voxels, cut, constant)
+
+
+def nonzero_box(image_CDHW: np.ndarray) -> tuple[slice, ...]:
+    """The box that nnU-Net's crop_to_nonzero keeps: from the first to the last plane with a voxel that is not 0."""
+    box = []
+    for axis in range(1, image_CDHW.ndim):
+        planes = np.moveaxis(image_CDHW, axis, 0)
+        first = next((i for i in range(len(planes)) if planes[i].any()), None)
+        if first is None:  # nothing but zeros, which nnU-Net leaves as they are
+            return tuple(slice(0, n) for n in image_CDHW.shape[1:])
+        last = next(i for i in reversed(range(len(planes))) if planes[i].any())
+        box.append(slice(first, last + 1))
+    return tuple(box)
+
+
+def count_values(label: np.ndarray) -> dict[float, int]:
+    """Voxels by value of a label map, whatever is in it."""
+    found: dict[float, int] = {}
+    for part in np.array_split(label.ravel(), label.size // CHUNK + 1):
+        if part.size == 0:
+            continue
+        if part.min() < 0 or part.max() > np.iinfo(np.uint16).max or (part != np.trunc(part)).any():
+            values, numbers = np.unique(part, return_counts=True)
+        else:
+            numbers = np.bincount(part.astype(np.intp))
+            values = np.flatnonzero(numbers)
+            numbers = numbers[values]
+        for value, number in zip(values.tolist(), numbers.tolist(), strict=True):
+            found[value] = found.get(value, 0) + number
+    return found
+
+
+def judge(names: Sequence[str], contents: Sequence[Content], description: Mapping[str, Any]) -> list[str]:
+    """Warnings about the contents of all cases of a dataset.
+
+    Args:
+        names: Of the cases.
+        contents: Of each.
+        description: dataset.json.
+
+    Raises:
+        DataError: No case has any foreground that training could see.
+    """
+    labels = {name: _values(entry) for name, entry in description["labels"].items()}
+    ignored = {0.0, *labels.pop("ignore", set())}
+    classes = {name: values - ignored for name, values in labels.items() if values - ignored}
+    present = {value for content in contents for value in content.voxels}
+    kept = {value for content in contents for value, n in content.voxels.items() if n > content.cut.get(value, 0)}
+    if not present - ignored:
+        hint = "look at the files in labelsTr: do they hold the labels, with the values that dataset.json gives them?"
+        raise DataError(f"no foreground in any of {len(names)} cases: their labels are {_list(present)}", hint)
+    if not kept - ignored:
+        what = "all labels of all cases lie where the image is 0 up to its border, which nnU-Net crops away"
+        raise DataError(what, "give the zeros the value of air, or correct the labels")
+    warnings = []
+    if cut := [_cut(name, values, names, contents) for name, values in classes.items()]:
+        warnings += [text for text in cut if text]
+    if absent := [name for name, values in classes.items() if not values & present]:
+        named = ", ".join(map(repr, absent))
+        warnings.append(
+            f"no case has {named}: it cannot be learned, and validation has no Dice of it; see dataset.json"
+        )
+    channels = list(description.get("channel_names", description.get("modality", {})).values())
+    constant = [
+        f"{name!r} ({channels[number] if number < len(channels) else number})"
+        for name, content in zip(names, contents, strict=True)
+        for number in content.constant
+    ]
+    if constant:
+        warnings.append(f"{len(constant)} images hold one value only, nothing to learn from: {_first(constant)}")
+    return warnings
+
+
+def _cut(label: str, values: set[float], names: Sequence[str], contents: Sequence[Content]) -> str:
+    """What is cropped away of a class or region, if anything is."""
+    lost = {name: sum(c.cut.get(v, 0) for v in values) for name, c in zip(names, contents, strict=True)}
+    cases = [repr(name) for name, number in lost.items() if number]
+    if not cases:
+        return ""
+    total = sum(n for content in contents for value, n in content.voxels.items() if value in values)
+    cases_of = "1 case" if len(cases) == 1 else f"{len(cases)} cases"
+    what = f"{sum(lost.values())} of {total} voxels of {label!r} in {cases_of} ({_first(cases)})"
+    return (
+        f"{what} lie where the image is 0 up to its border: nnU-Net crops them away, so training never sees them; "
+        "give the zeros the value of air, or correct the labels"
+    )
+
+
+def _values(entry: Any) -> set[float]:
+    return {float(value) for value in (entry if isinstance(entry, list | tuple) else [entry])}
+
+
+def _first(texts: Sequence[str]) -> str:
+    return ", ".join(texts[:SHOWN]) + (f" and {len(texts) - SHOWN} more" if len(texts) > SHOWN else "")
+
+
+def _list(values: set[float]) -> str:
+    return " and ".join(f"{value:g}" for value in sorted(values)) + " only"
+
+
+def _is_constant(channel: np.ndarray) -> bool:
+    if channel.size == 0:
+        return False
+    value = channel.flat[0]
+    sample = channel[tuple(slice(None, None, EVERY) for _ in channel.shape)]
+    return bool((sample == value).all() and (channel == value).all())
