@@ -61,7 +61,7 @@ class _Pool:
     def get_context(self, method: str) -> "_Pool":
         return self
 
-    def Pool(self, processes: int) -> "_Pool":  # noqa: N802 - nnU-Net calls it so
+    def Pool(self, processes: int) -> "_Pool":
         return self
 
     def __enter__(self) -> "_Pool":

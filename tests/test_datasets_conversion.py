@@ -1,9 +1,7 @@
 """A conversion can be killed and repeated: finished cases are verified, not done again; nothing is mixed."""
 
 import json
-import multiprocessing
 import os
-import signal
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path

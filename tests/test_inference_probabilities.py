@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from stunet.machine import resident
 from stunet.inference.probabilities import compress, plain_array, put
+from stunet.machine import resident
 
 SHAPE = (3, 20, 30, 40)
 WRITE = """

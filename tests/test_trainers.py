@@ -374,7 +374,9 @@ class Killed:
 
 
 def test_a_killed_worker_is_reported_with_its_case_and_the_next_step() -> None:
-    with pytest.raises(OutOfMemoryError, match="data loading process was killed while it loaded case 'case_1_") as caught:
+    with pytest.raises(
+        OutOfMemoryError, match="data loading process was killed while it loaded case 'case_1_"
+    ) as caught:
         next(SeededBatches(Killed(), (0,), range(1, 5), 0, 0, 1, False))
     assert "nnUNet_n_proc_DA=1" in caught.value.hint
     assert "--set batch_size=2" in caught.value.hint

@@ -50,4 +50,6 @@ def _there(device: str) -> float | None:
     """GiB of a device; None where torch does not say."""
     if device == "cpu":
         return memory_limit() / GIB
-    return torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory / GIB if device == "cuda" else None
+    return (
+        torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory / GIB if device == "cuda" else None
+    )

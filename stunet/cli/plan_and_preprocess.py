@@ -8,9 +8,10 @@ from typing import Any
 
 from stunet import console, presets, workspace
 from stunet.cli import common
-from stunet.errors import UsageError
+from stunet.errors import UsageError, closest
 
 CONFIGURATIONS = ("2d", "3d_fullres", "3d_lowres")
+CASCADE = "3d_cascade_fullres"
 WORKERS = {"2d": 8, "3d_lowres": 8}  # at most, as in nnU-Net; larger images get fewer, for their memory
 FEWER = 4
 
@@ -95,6 +96,13 @@ def _check_options(args: argparse.Namespace) -> None:
 
         if not torch.cuda.is_available():
             raise UsageError("--probe needs a CUDA device, and torch finds none", "leave it out: the estimate is used")
+    for name in args.c:
+        if name not in (*CONFIGURATIONS, CASCADE):
+            known = [*CONFIGURATIONS, CASCADE]
+            raise UsageError(f"unknown configuration {name!r}{closest(name, known)}", f"-c takes {', '.join(known)}")
+    for flag, numbers in (("-np", args.np or ()), ("-npfp", () if args.npfp is None else (args.npfp,))):
+        if min(numbers, default=1) < 1:
+            raise UsageError(f"{flag} {min(numbers)} must be 1 or more", f"{flag} 1")
     if "__" in (args.overwrite_plans_name or ""):
         raise UsageError(
             f"-overwrite_plans_name {args.overwrite_plans_name!r}: nnU-Net splits folder names at '__'", "one '_'"

@@ -98,7 +98,9 @@ def check_grid(raw: Raw, network_shape: Sequence[int]) -> None:
     if 0 < needed <= (there := memory_limit()):
         return
     spacing = " x ".join(f"{edge:g}" for edge in raw.properties["spacing"])
-    what = f"{raw.files}: {_times(shape)} voxels of {spacing} mm would be {_times(network_shape)} voxels for the network"
+    what = (
+        f"{raw.files}: {_times(shape)} voxels of {spacing} mm would be {_times(network_shape)} voxels for the network"
+    )
     if not needed:
         raise DataError(what, "correct the spacing, which is in mm")
     raise OutOfMemoryError(
