@@ -9,6 +9,7 @@ from typing import Any
 from stunet import console, presets, workspace
 from stunet.cli import common
 from stunet.errors import UsageError, closest
+from stunet.files import read_json
 
 CONFIGURATIONS = ("2d", "3d_fullres", "3d_lowres")
 CASCADE = "3d_cascade_fullres"
@@ -187,12 +188,27 @@ def _preprocess(dataset: str, plans: dict[str, Any], args: argparse.Namespace) -
     for position, name in enumerate(args.c):
         if name not in plans["configurations"] and name in CONFIGURATIONS:
             continue  # this dataset needs no 3d_lowres, or has no third dimension
-        workers = min(WORKERS.get(name, FEWER), _cores())
         if args.np:
             workers = args.np[position if len(args.np) > 1 else 0]
+        else:
+            workers = _fitting(dataset, plans, name, min(WORKERS.get(name, FEWER), _cores()))
         todo = len(pending_cases(dataset, plans, [name]))
         with console.Progress(f"preprocess {name}", todo, args.no_pbar) as progress:
             preprocess(dataset, plans, [name], workers, progress.step)
+
+
+def _fitting(dataset: str, plans: dict[str, Any], name: str, wanted: int) -> int:
+    """The processes that the memory holds; where that is fewer, it is said."""
+    from stunet.plans.resolve import resolve
+    from stunet.preprocessing_workers import fitting_workers
+
+    configuration = resolve(plans, name)
+    fingerprint = read_json(workspace.preprocessed_dataset(dataset) / "dataset_fingerprint.json")
+    schemes = configuration["normalization_schemes"]  # one per channel
+    workers = fitting_workers(wanted, fingerprint, configuration["spacing"], len(schemes))
+    if workers < wanted:
+        console.note(f"{workers} of {wanted} processes at a time, for the memory")
+    return workers
 
 
 def _summary(plans: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
