@@ -23,12 +23,16 @@ from stunet.errors import DataError, WeightsError
 
 TIMEOUT_S = (10.0, 60.0)  # to connect; without a byte
 ATTEMPTS = 4  # without progress, per mirror
-FLOOR, WINDOW_S = 1 << 20, 60.0  # bytes that have to come in so many seconds; slower is as good as stalled
+FLOOR, WINDOW_S = 1 << 18, 60.0  # bytes that have to come in so many seconds; slower is as good as stalled
 CHUNK = 1 << 16  # of which the last, incomplete one is lost when a connection breaks
 
 
 class _Broken(Exception):
     """The attempt failed; another one may not."""
+
+
+class _Slow(_Broken):
+    """It came too slowly, however much it was."""
 
 
 class _Useless(Exception):
@@ -124,11 +128,11 @@ def _complete(url: str, part: Path, sha256: str | None, size: int | None, on_byt
         except requests.exceptions.SSLError as error:
             raise _Useless(_reason(error)) from None
         except PASSING as error:
-            reason = _reason(error)
+            reason, slow = _reason(error), isinstance(error, _Slow)
         except (requests.RequestException, urllib3.exceptions.HTTPError, ValueError) as error:  # also odd redirects
             raise _Useless(_reason(error)) from None
         continued = True
-        failures = failures + 1 if _length(part) < before + CHUNK else 1
+        failures = failures + 1 if slow or _length(part) < before + CHUNK else 1
         if failures == ATTEMPTS:
             raise _Useless(reason)
         pause = wait_s * 2 ** (failures - 1)
@@ -192,7 +196,7 @@ def _chunks(answer: requests.Response) -> Iterator[bytes]:
             del kept[:CHUNK]
         if (now := time.monotonic()) - began > WINDOW_S:
             if came < FLOOR:
-                raise _Broken(f"too slow: {came} bytes in {now - began:.0f} s")
+                raise _Slow(f"too slow: {came} bytes in {now - began:.0f} s")
             began, came = now, 0
     yield bytes(kept)
 
