@@ -72,7 +72,7 @@ def estimate(network: Network, patch: Sequence[int], batch: int, strides: Stride
 
 
 def least(network: Network, patch: Sequence[int], batch: int, strides: Strides, single: bool) -> float:
-    """GiB that a training step cannot do without, on whatever device: no overhead, nothing temporary but a checkpoint's.
+    """GiB that a training step cannot do without, on whatever device: no overhead, nothing temporary.
 
     Args:
         network: The architecture.

@@ -7,11 +7,11 @@ import errno
 import os
 
 SHOWN = 80  # characters of a value in a message
-# What libraries that have no class of their own for it say when memory is not enough: torch on the CPU and on GPUs, cuDNN
-# and cuBLAS, C++, ITK, and Linux where a process cannot be started for it.
+# What libraries that have no class of their own for it say when memory is not enough: torch on the CPU and on GPUs,
+# cuDNN and cuBLAS, C++, ITK, and Linux where a process cannot be started for it.
 NO_MEMORY = (
-    "can't allocate memory", "out of memory", "ALLOC_FAILED", "bad_alloc", "bad allocation", "Failed to allocate memory",
-    "Cannot allocate memory", "Unable to allocate",
+    "can't allocate memory", "out of memory", "ALLOC_FAILED", "bad_alloc", "bad allocation", "Cannot allocate memory",
+    "Failed to allocate memory", "Unable to allocate",
 )  # fmt: skip
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 OF_THE_SYSTEM = {  # what has to change before the same command can work, by the number of the error
@@ -89,8 +89,8 @@ def is_out_of_memory(error: BaseException) -> bool:
 def explain(error: BaseException) -> StunetError:
     """The error in our terms: itself, or what little memory, the system, or a bug means for the user.
 
-    Exit codes are 5 for memory, 3 for what the system refuses (a full disk, a read-only file system, permissions), 1 for
-    anything else.
+    Exit codes are 5 for memory, 3 for what the system refuses (a full disk, a read-only file system, permissions), 1
+    for anything else.
     """
     if isinstance(error, StunetError):
         return error

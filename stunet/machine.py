@@ -1,6 +1,7 @@
-"""How much memory may this process take? What the machine has, and what containers, batch systems and ulimit leave of it.
+"""How much memory may this process take? What the machine has, and what containers, batch systems and ulimit leave.
 
-Prediction, preprocessing and training ask here before they begin with what cannot fit. Imports neither torch nor nnunetv2.
+Prediction, preprocessing and training ask here before they begin with what cannot fit. Imports neither torch nor
+nnunetv2.
 """
 
 import os

@@ -93,7 +93,8 @@ class Checked:
         where = " or ".join(map(repr, filter(None, (str(folder), before and str(before)))))
         number = int(name[7:10]) if (name := folder.parent.name)[7:10].isdigit() else name
         files = f"{shlex.quote(str(folder))}/{shlex.quote(case)}"
-        hint = f"rm {files}.* {files}_seg.*; stunet_plan_and_preprocess -d {number}, with the options of then, makes it again"
+        again = f"stunet_plan_and_preprocess -d {number}, with the options of then, makes it again"
+        hint = f"rm {files}.* {files}_seg.*; {again}"
         if before:
             hint += "; the previous stage's labels: stunet_train with --val in its folds"
         return DataError(f"cannot read the preprocessed files of case {case!r} in {where}: {why}", hint)

@@ -6,10 +6,11 @@ nnunetv2 is imported outside the workers. preprocessing.py decides what is done;
 
 import json
 import logging
+import math
 import multiprocessing
 import os
 import shutil
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import Any
 
 from stunet.errors import DataError, StunetError, is_out_of_memory
 from stunet.files import NO_SPACE
+from stunet.machine import SHARE, memory_limit
 from stunet.nifti import check_nifti
 from stunet.processes import each
 
@@ -26,6 +28,10 @@ PRELOADED = [  # by the process that the workers are forked from: a worker start
     "nnunetv2.preprocessing.normalization.default_normalization_schemes",
     "nnunetv2.imageio.reader_writer_registry",
 ]
+
+
+BASE = 0.4e9  # bytes of a worker without a case: Python, torch and nnU-Net
+PER_VOXEL = 16  # bytes per channel and voxel of the larger grid: the image, what it is resampled to, labels
 
 
 @dataclass(frozen=True)
@@ -75,6 +81,22 @@ def run(
         first, *others = (problems[position] for position in sorted(problems))
         more = f"; {len(others)} more cases fail" if others else ""
         raise type(first)(f"{first.message}{more}", first.hint)
+
+
+def fitting_workers(wanted: int, fingerprint: Mapping[str, Any], spacing: Sequence[float], channels: int) -> int:
+    """How many workers the memory holds if each of them has the largest case: `wanted` at most, at least one.
+
+    Args:
+        wanted: Processes.
+        fingerprint: nnU-Net's, with shapes in voxels and spacings in mm.
+        spacing: What cases are resampled to, in mm; two values leave the slices as they are.
+        channels: Of an image.
+    """
+    largest = 0.0
+    for shape, own in zip(fingerprint["shapes_after_crop"], fingerprint["spacings"], strict=True):
+        resampled = sorted(own)[: len(spacing)]  # slices are the thickest axis
+        largest = max(largest, math.prod(shape) * max(1.0, math.prod(resampled) / math.prod(spacing)))
+    return max(1, min(wanted, int(SHARE * memory_limit() / (BASE + PER_VOXEL * channels * largest))))
 
 
 def names_case(file: str) -> bool:

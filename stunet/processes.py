@@ -1,8 +1,8 @@
 """How is the same done to many items in several processes, without one that outlives the command or hangs it?
 
-Each process has a pipe of its own, so a process that is killed, by the system for lack of memory or by anybody, costs the
-item that it was working on and nothing else: that item is tried once more, alone, when all others are done. Ctrl-C, an
-error or a loop that is left early kills what is still running. Imports neither torch nor nnunetv2.
+Each process has a pipe of its own, so a process that is killed, by the system for lack of memory or by anybody, costs
+the item that it was working on and nothing else: that item is tried once more, alone, when all others are done. Ctrl-C,
+an error or a loop that is left early kills what is still running. Imports neither torch nor nnunetv2.
 """
 
 import multiprocessing
@@ -34,7 +34,8 @@ def each(
 ) -> Generator[tuple[int, Result], None, None]:
     """Calls the function with every item, in this process where one worker is enough.
 
-    An item whose process is killed, or whose memory is not enough, does not stop the others. It is tried once more, alone.
+    An item whose process is killed, or whose memory is not enough, does not stop the others. It is tried once more,
+    alone.
 
     Args:
         function: Can be pickled, as can the items.
@@ -136,15 +137,15 @@ def _give(
         worker.end()
         team.remove(worker)
     while queue:
-        worker = next((worker for worker in team if worker.position is None), None)
-        if worker is None:
+        idle = next((worker for worker in team if worker.position is None), None)
+        if idle is None:
             if len(team) == most:
                 return
-            worker = new()
-            team.append(worker)
-        worker.position = queue.popleft()
+            idle = new()
+            team.append(idle)
+        idle.position = queue.popleft()
         with suppress(OSError):  # it has ended just now: wait() says so
-            worker.pipe.send(items[worker.position])
+            idle.pipe.send(items[idle.position])
 
 
 def _serve(pipe: Connection, function: Callable[[Any], Any]) -> None:
@@ -156,7 +157,7 @@ def _serve(pipe: Connection, function: Callable[[Any], Any]) -> None:
             answer: tuple[Any, Exception | None]
             try:
                 answer = (function(item), None)
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001 - the parent raises it
                 error.add_note(traceback.format_exc())  # for --debug
                 answer = (None, error)
             pipe.send_bytes(_pickled(*answer))
@@ -170,7 +171,7 @@ def _pickled(result: Any, error: Exception | None) -> bytes:
         content = pickle.dumps((None, error))
         pickle.loads(content)
         return content
-    except Exception:
+    except Exception:  # noqa: BLE001 - whatever its own code raises
         return pickle.dumps((None, RuntimeError(f"{type(error).__name__}: {error}")))
 
 

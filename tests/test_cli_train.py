@@ -76,6 +76,13 @@ def everything(folder: Path) -> set[Path]:
         (["998", "--c"], 3, "nothing to continue: no checkpoint in", "without --c"),
         (["998", "--val"], 3, "no finished training to validate", "--c instead of --val"),
         (["998", "--size", "H", "-gpu_memory_target", "9"], 5, "STU-Net-H needs", "--size"),
+        (["998", "--set", "batch_size=900000", "-device", "cpu"], 5, "a batch of 900000 patches", "--set batch_size="),
+        (
+            ["998", "--set", "patch_size=[4096,4096,4096]", "-device", "cpu"],
+            5,
+            "not even a batch of 1",
+            "a smaller patch",
+        ),
         (["998", "-num_gpus", "9", "--set", "batch_size=4"], 2, "a batch of 4 cannot be shared by 9", "batch_size=9"),
         (["998", "-num_gpus", "2", "--set", "batch_size=4", "accumulation=3"], 2, "and 3 parts", "batch_size=6"),
         (["998", "--fsdp"], 2, "there is one", "-num_gpus 2, torchrun"),

@@ -2,6 +2,7 @@
 
 import argparse
 import errno
+import importlib
 import io
 import os
 import subprocess
@@ -73,6 +74,47 @@ def test_abbreviated_flags_are_refused(capsys: pytest.CaptureFixture[str]) -> No
     with pytest.raises(SystemExit) as ended:
         run(raising(ValueError()), capsys, "--verb")
     assert ended.value.code == 2
+
+
+@pytest.mark.parametrize(
+    ("command", "given", "meant"),
+    [
+        ("train", "--continue", "--c"),
+        ("train", "--resume", "--c"),
+        ("train", "--epochs 5", "--set num_epochs=250"),
+        ("train", "--learning_rate=0.1", "--set initial_lr=0.001"),
+        ("train", "--device cpu", "-device"),
+        ("train", "-dev cpu", "-device"),
+        ("train", "-devce cpu", "-device"),
+        ("train", "--overwrit", "--overwrite"),
+        ("predict", "--input a --output b", "-i"),
+        ("predict", "-i a -o b --folds 0", "-f"),
+        ("predict", "-i a -o b --gpu 0", "-device"),
+        ("evaluate", "a b --workers 4", "-np"),
+        ("plan_and_preprocess", "-d 3 --spacing 1 1 1", "-overwrite_target_spacing"),
+        ("models", "download X --kep", "--keep"),
+        ("convert", "pairs --input a", "-i"),
+    ],
+)
+def test_an_unknown_flag_gives_the_one_that_is_meant(
+    command: str, given: str, meant: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        importlib.import_module(f"stunet.cli.{command}").main(given.split())
+    assert ended.value.code == 2
+    what, hint = capsys.readouterr().err.splitlines()
+    assert f"; did you mean {meant!r}?" in what
+    assert hint.startswith(f"  try: {meant}, or stunet_{command}")
+
+
+def test_short_flags_may_stand_before_their_number(capsys: pytest.CaptureFixture[str]) -> None:
+    parser = common.new_parser("stunet_x", "A command.")
+    parser.add_argument("-d")
+    parser.add_argument("-f", type=int)
+    assert vars(parser.parse_args(["-d3", "-f0"])) | {"d": "3", "f": 0} == vars(parser.parse_args(["-d3", "-f0"]))
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--unheard_of"])
+    assert capsys.readouterr().err == "stunet_x: unknown flag '--unheard_of'\n  try: stunet_x --help\n"
 
 
 PRINTS_EVERYWHERE = """

@@ -49,6 +49,17 @@ class Handler(BaseHTTPRequestHandler):
             with contextlib.suppress(OSError):
                 while not self.server.released.is_set():
                     self.wfile.write(content)
+        elif action == "trickle":
+            self.answer(200, b"", length=len(content))
+            with contextlib.suppress(OSError):
+                for byte in content:
+                    self.wfile.write(bytes([byte]))
+                    if self.server.released.wait(0.01):
+                        break
+        elif action == "packed":
+            self.answer(200, b"x" * 100, **{"Content-Encoding": "gzip"})
+        elif action == "two lengths":
+            self.answer(200, b"x" * 100, **{"Content-Length": "7"})
         elif action == "silent":
             self.server.released.wait(5)
         else:
@@ -196,6 +207,9 @@ def test_a_file_that_was_there_already_is_not_sent_again(server: Server, target:
     [
         ("wrong", "sha256 is .* instead of"),
         ("html", "a web page instead of the file"),
+        ("packed", "packed as 'gzip'"),
+        ("two lengths", "InvalidHeader"),
+        ("to http://[bad/", "Invalid IPv6 URL"),
         (404, "answers 404"),
         (403, "answers 403"),
     ],
@@ -267,6 +281,37 @@ def test_a_server_that_is_busy_or_silent_is_asked_again(
     server.script = [503, "silent", 429]
     fetch([server.url], target, wait_s=0)
     assert target.read_bytes() == CONTENT
+
+
+def test_a_server_that_stalls_gives_way_to_the_next_one(
+    servers: list[Server], target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(download, "WINDOW_S", 0.1)
+    monkeypatch.setattr(download, "ATTEMPTS", 2)
+    first, second = servers
+    first.script = ["trickle", "trickle"]
+    assert fetch([first.url, second.url], target, sha256=SHA256, wait_s=0) == second.url
+    assert target.read_bytes() == CONTENT
+    target.unlink()
+    first.script = ["trickle", "trickle"]
+    with pytest.raises(WeightsError, match=r"too slow: \d+ bytes in 0 s"):
+        fetch([first.url], target, wait_s=0)
+
+
+def test_a_server_that_breaks_down_or_is_not_secure_or_sends_in_circles_gives_way(
+    servers: list[Server], target: Path
+) -> None:
+    first, second = servers
+    first.script = [500] * 4
+    assert fetch([first.url, second.url], target, sha256=SHA256, wait_s=0) == second.url
+    first.script = [f"to {first.url}"] * 31
+    with pytest.raises(WeightsError, match="redirects in a circle"):
+        fetch([first.url], target, wait_s=0)
+    secure = first.url.replace("http:", "https:")
+    first.script = []
+    assert fetch([secure, second.url], target, sha256=SHA256, wait_s=9) == second.url
+    with pytest.raises(WeightsError, match="no secure connection"):
+        fetch([secure], target, wait_s=9)
 
 
 def test_a_server_that_is_not_there_is_named(target: Path) -> None:

@@ -22,7 +22,9 @@ import pytest
 import SimpleITK as sitk
 
 from stunet.errors import DataError, OutOfMemoryError, UsageError
+from stunet.machine import SHARE, memory_limit
 from stunet.preprocessing import pending_cases, preprocess, preprocessed_cases
+from stunet.preprocessing_workers import PER_VOXEL, fitting_workers
 from stunet.workspace import VARIABLES, preprocessed_dataset
 
 DATASET = "Dataset901_Tiny"
@@ -286,6 +288,17 @@ def test_a_full_disk_is_said_and_leaves_nothing_half_written(plans: dict) -> Non
     assert _complete(_data(), [])
     preprocess(DATASET, plans, ["3d_fullres"], 1)
     assert _complete(_data(), CASES)
+
+
+def test_so_many_workers_as_the_memory_holds_of_the_largest_case() -> None:
+    one = {"shapes_after_crop": [[10, 10, 10]], "spacings": [[1.0, 1.0, 1.0]]}
+    assert fitting_workers(2, one, [1.0, 1.0, 1.0], 1) == 2
+    assert fitting_workers(8, one, [1e-3, 1e-3, 1e-3], 1) == 1
+    voxels = SHARE * memory_limit() / PER_VOXEL / 3.5
+    large = {"shapes_after_crop": [[5, 5, 5], [voxels, 1, 1]], "spacings": [[5.0, 1.0, 1.0], [5.0, 1.0, 1.0]]}
+    assert 1 <= fitting_workers(8, large, [5.0, 1.0, 1.0], 1) <= 3
+    assert fitting_workers(8, large, [1.0, 1.0], 1) == fitting_workers(8, large, [5.0, 1.0, 1.0], 1)
+    assert fitting_workers(8, large, [2.5, 1.0, 1.0], 1) < 3
 
 
 def test_two_runs_on_one_folder_are_refused(plans: dict) -> None:

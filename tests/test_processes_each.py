@@ -89,8 +89,7 @@ def test_a_loop_that_is_left_ends_its_processes(tmp_path: Path) -> None:
 
 def test_one_worker_needs_no_other_process_and_names_what_does_not_fit(tmp_path: Path) -> None:
     items = [("large" if name == "case_2" else "fine", name, str(tmp_path / name)) for name in ITEMS]
-    done = []
+    loop = each(work, items, 1, lambda item: item[1])
+    assert [next(loop)[0] for _ in range(3)] == [0, 1, 3]
     with pytest.raises(OutOfMemoryError, match="case 'case_2' does not fit"):
-        for position, _ in each(work, items, 1, lambda item: item[1]):
-            done.append(position)
-    assert done == [0, 1, 3]
+        next(loop)

@@ -274,6 +274,75 @@ def test_commands_answer_without_loading_torch(command: str) -> None:
     assert done.stdout
 
 
+WRONG = """
+import contextlib, importlib, io, json, os, sys
+for variable in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
+    os.environ[variable] = os.path.abspath(variable)
+os.environ["STUNET_MODELS"] = os.path.abspath("models")
+os.makedirs("nnUNet_raw/Dataset998_Toy"), os.makedirs("nnUNet_preprocessed/Dataset998_Toy"), os.makedirs("in")
+plans = {"plans_name": "P", "configurations": {"3d_fullres": {}}, "stunet": {"train": {}, "plan": {}}}
+for path, content in (("nnUNet_raw", {}), ("nnUNet_preprocessed", {})):
+    json.dump(content, open(path + "/Dataset998_Toy/dataset.json", "w"))
+json.dump(plans, open("nnUNet_preprocessed/Dataset998_Toy/P.json", "w"))
+wrong = []
+for line in sys.stdin.read().splitlines():
+    code, name, *argv = line.split()
+    said = io.StringIO()
+    with contextlib.redirect_stderr(said):
+        try:
+            ended = importlib.import_module("stunet.cli." + name).main(argv)
+        except SystemExit as error:
+            ended = error.code
+    if ended != int(code) or len(said.getvalue().splitlines()) != 2 or "torch" in sys.modules:
+        wrong.append((line, ended, said.getvalue(), "torch" in sys.modules))
+        sys.modules.pop("torch", None)
+sys.exit(repr(wrong) if wrong else 0)
+"""
+
+
+def test_wrong_command_lines_are_refused_in_two_lines_before_torch_is_loaded(tmp_path: Path) -> None:
+    lines = """3 train 77
+3 train 998 3d_ful --set num_epochs=3
+2 train 998 3d_fullres x
+3 train 998 -p X
+2 train 998 -tr STUNetTrainr
+2 train 998 --set learning_rate=3
+3 train 998 --preset x
+2 train 998 --c --val
+2 train 998 --finetune rmp
+2 train 998 --stages x
+4 train 998 --pretrained NoSuch
+2 train --continue
+3 predict -i in -o out -d 77 -c 3d_fullres
+3 predict -i in -o out -d 998 -c 3d_fullres
+4 predict -i in -o out --model NoSuch
+3 predict -i in -o out -d 998 -c 3d_fullres --labels nosuch
+2 predict --input in --output out
+3 evaluate nowhere elsewhere
+3 evaluate -d 77 in
+2 evaluate in in -np 0
+3 evaluate in in --labels nosuch
+3 plan_and_preprocess -d 77
+3 plan_and_preprocess -d 998 --preset x
+2 plan_and_preprocess -d 998 --stages x
+2 plan_and_preprocess -d 998 -c 3d_ful
+2 plan_and_preprocess -d 998 -np 0
+3 convert msd -i nowhere
+3 convert totalsegmentator -i nowhere -d 3 --name X
+2 convert pairs -i in -d 0 --name X --channels CT --labels a
+3 merge check nowhere.yaml
+3 pseudo_label -d 77 --teacher X --name Dataset901_X
+4 pseudo_label -d 998 --teacher NoSuch --name Dataset901_X
+3 experiment nowhere.toml
+4 models check NoSuch
+4 models export NoSuch -o x
+4 models bn-recollect NoSuch -d 998"""
+    done = subprocess.run(
+        [sys.executable, "-c", WRONG], input=lines, capture_output=True, text=True, check=False, cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+
+
 def test_nothing_committed_names_a_machine() -> None:
     listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False)
     if listed.returncode:

@@ -105,10 +105,10 @@ class SeededBatches:
             return DataError(
                 f"a data loading process crashed{while_} ({text})", "preprocess this case again, and the same with --c"
             )
-        batch, fewer = self._numbered.positions, max(1, self._workers // 2)
+        half, fewer = max(1, len(self._numbered.positions) // 2), max(1, self._workers // 2)
         return OutOfMemoryError(
             f"a data loading process was killed{while_}, probably because the memory is not enough ({text})",
-            f"nnUNet_n_proc_DA={fewer} and the same with --c, or a new run with --set batch_size={max(1, len(batch) // 2)}",
+            f"nnUNet_n_proc_DA={fewer} and the same with --c, or a new run with --set batch_size={half}",
         )
 
     def close(self) -> None:

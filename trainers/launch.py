@@ -205,7 +205,8 @@ def _memory_named(trainer: PlannedTrainer) -> Iterator[None]:
         size = trainer.configuration_manager.batch_size
         raise OutOfMemoryError(
             f"a batch of {size} does not fit into the memory of device {trainer.device.type}: {last_line(error)}",
-            f"a new run with --set batch_size={max(1, size // 2)}, accumulation=2 or checkpointing=true, or a smaller --size",
+            f"a new run with --set batch_size={max(1, size // 2)}, accumulation=2 or checkpointing=true, or a smaller "
+            "--size",
         ) from error
 
 

@@ -1,5 +1,6 @@
 """Does a training step fit into the memory that there is? Looked at before anything is written: see plans/memory.py."""
 
+from bisect import bisect_right
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -39,8 +40,8 @@ def check_room(run: "Run", configuration: Mapping[str, Any]) -> None:
         return
     shape = " x ".join(map(str, patch))
     what = f"a batch of {batch} patches of {shape} needs more than {needs(batch):.1f} GB, and there are {there:.1f} GB"
-    fitting = max((n for n in range(parts, batch) if needs(n) <= there), default=None)
-    if fitting is None:
+    fitting = bisect_right(range(batch), there, key=needs) - 1
+    if fitting < parts:
         hint = "a smaller patch (--set patch_size=[64,64,64]), --set checkpointing=true, or a smaller --size"
         raise OutOfMemoryError(f"{what}; not even a batch of {parts} fits", hint)
     raise OutOfMemoryError(f"{what}; at most {fitting} could fit", f"--set batch_size={max(parts, fitting // 2)}, say")

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
 
-from stunet.errors import is_out_of_memory
+from stunet.errors import StunetError, is_out_of_memory
 from stunet.preprocessed import Checked
 
 
@@ -37,6 +37,8 @@ class Samples(nnUNetDataLoader):
         self.position = position
         try:
             return self.generate_train_batch()
+        except StunetError:
+            raise
         except Exception as error:
             if is_out_of_memory(error):
                 with self._data.reading(self.drawn):

@@ -10,10 +10,12 @@ from typing import Any
 
 from stunet import console, presets, workspace
 from stunet.cli import common
-from stunet.errors import DataError, UsageError
+from stunet.errors import DataError, UsageError, closest
+from stunet.files import read_json
 from stunet.names import problem_of
 
 CONFIGURATIONS = ("2d", "3d_fullres", "3d_lowres")
+CASCADE = "3d_cascade_fullres"
 WORKERS = {"2d": 8, "3d_lowres": 8}  # at most, as in nnU-Net; larger images get fewer, for their memory
 FEWER = 4
 
@@ -114,6 +116,13 @@ def _check_options(args: argparse.Namespace) -> None:
             raise UsageError("--probe needs a CUDA device, and torch finds none", "leave it out: the estimate is used")
     if args.overwrite_plans_name and (problem := problem_of(args.overwrite_plans_name)):
         raise UsageError(f"-overwrite_plans_name {args.overwrite_plans_name!r} {problem}", "a name such as MyPlans")
+    for name in args.c:
+        if name not in (*CONFIGURATIONS, CASCADE):
+            known = [*CONFIGURATIONS, CASCADE]
+            raise UsageError(f"unknown configuration {name!r}{closest(name, known)}", f"-c takes {', '.join(known)}")
+    for flag, numbers in (("-np", args.np or ()), ("-npfp", () if args.npfp is None else (args.npfp,))):
+        if min(numbers, default=1) < 1:
+            raise UsageError(f"{flag} {min(numbers)} must be 1 or more", f"{flag} 1")
     if "__" in (args.overwrite_plans_name or ""):
         raise UsageError(
             f"-overwrite_plans_name {args.overwrite_plans_name!r}: nnU-Net splits folder names at '__'", "one '_'"
@@ -200,12 +209,27 @@ def _preprocess(dataset: str, plans: dict[str, Any], args: argparse.Namespace) -
     for position, name in enumerate(args.c):
         if name not in plans["configurations"] and name in CONFIGURATIONS:
             continue  # this dataset needs no 3d_lowres, or has no third dimension
-        workers = min(WORKERS.get(name, FEWER), _cores())
         if args.np:
             workers = args.np[position if len(args.np) > 1 else 0]
+        else:
+            workers = _fitting(dataset, plans, name, min(WORKERS.get(name, FEWER), _cores()))
         todo = len(pending_cases(dataset, plans, [name]))
         with console.Progress(f"preprocess {name}", todo, args.no_pbar) as progress:
             preprocess(dataset, plans, [name], workers, progress.step)
+
+
+def _fitting(dataset: str, plans: dict[str, Any], name: str, wanted: int) -> int:
+    """The processes that the memory holds; where that is fewer, it is said."""
+    from stunet.plans.resolve import resolve
+    from stunet.preprocessing_workers import fitting_workers
+
+    configuration = resolve(plans, name)
+    fingerprint = read_json(workspace.preprocessed_dataset(dataset) / "dataset_fingerprint.json")
+    schemes = configuration["normalization_schemes"]  # one per channel
+    workers = fitting_workers(wanted, fingerprint, configuration["spacing"], len(schemes))
+    if workers < wanted:
+        console.note(f"{workers} of {wanted} processes at a time, for the memory")
+    return workers
 
 
 def _summary(plans: dict[str, Any]) -> tuple[list[str], list[list[str]]]:

@@ -4,10 +4,12 @@ import argparse
 import re
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 
 from stunet import console, workspace
 from stunet.cli import common
 from stunet.errors import DataError, UsageError
+from stunet.models import store
 
 EXAMPLES = """examples:
   stunet_pseudo_label -d 900 --teacher STU-Net-L --name Dataset901_Completed
@@ -48,6 +50,7 @@ def _command(args: argparse.Namespace) -> None:
     _check(args)
     folder = workspace.raw_dataset(workspace.dataset_name(args.d))
     target = workspace.folder("nnUNet_raw") / args.name
+    model = Path(args.teacher) if Path(args.teacher).is_dir() else store.find_model(args.teacher)
 
     from stunet.inference.predictor import Options, Predictor
     from stunet.merging.completing import complete
@@ -60,7 +63,7 @@ def _command(args: argparse.Namespace) -> None:
         step_size=args.step_size,
         mirroring=not args.disable_tta,
     )
-    teacher = Predictor.from_folder(args.teacher, options, args.f, args.chk)
+    teacher = Predictor.from_folder(model, options, args.f, args.chk)
     if teacher.previous_stage:
         raise UsageError(f"{args.teacher!r} is a cascade", "a teacher of one stage, such as its 3d_fullres")
     todo = plan(folder, teacher.model, args.classes, args.min_confidence, dict(args.confidence))

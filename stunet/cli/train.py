@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from stunet import console, presets, workspace
+from stunet import console, nnunet, presets, workspace
 from stunet.annotations import described
 from stunet.cli import common
 from stunet.cli.train_plans import Chosen, choose_plans, choose_trainer
@@ -115,7 +115,6 @@ def _prepared(args: argparse.Namespace, again: bool) -> "Run | None":
     chosen = choose_plans(dataset, args)
     plans = chosen.plans
 
-    from stunet import nnunet
     from stunet.plans.check import check_plans
     from stunet.trainers.launch import continued, starting_point
     from stunet.trainers.ready import check_data
@@ -182,6 +181,8 @@ def _check(args: argparse.Namespace) -> None:
         )
     if args.head and not args.pretrained:
         raise UsageError("--head says what becomes of pre-trained rows, and there are none", "add --pretrained")
+    if args.tr:
+        nnunet.check_trainer(args.tr)
     if args.num_gpus < 1:
         raise UsageError(f"-num_gpus {args.num_gpus} must be 1 or more", "-num_gpus 1")
 

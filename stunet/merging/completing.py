@@ -17,7 +17,7 @@ import numpy as np
 from stunet import __version__, kinds
 from stunet.classes import head_classes
 from stunet.datasets import FILE_ENDING, Case, write_dataset_json
-from stunet.errors import DataError
+from stunet.errors import DataError, OutOfMemoryError
 from stunet.files import whole, write_json
 from stunet.inference.cases import Case as Input
 from stunet.inference.confidence import Confidence
@@ -66,7 +66,10 @@ def complete(
         finished = _finished(part)
         for case in plan.cases:
             if case.name not in finished:
-                finished[case.name] = _complete_case(plan, case, part, teacher)
+                try:
+                    finished[case.name] = _complete_case(plan, case, part, teacher)
+                except OutOfMemoryError as error:
+                    raise OutOfMemoryError(f"case {case.name!r}: {error.message}", error.hint) from error
                 with (part / DONE).open("a") as file:
                     file.write(json.dumps([case.name, finished[case.name].voxels, finished[case.name].ignored]) + "\n")
             on_case(case.name)

@@ -12,11 +12,12 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
 import requests
+import urllib3
 
 from stunet.errors import DataError, WeightsError
 from stunet.kinds import read
@@ -24,19 +25,30 @@ from stunet.schema import dict_of, text
 
 TIMEOUT_S = (10.0, 60.0)  # to connect; without a byte
 ATTEMPTS = 4  # without progress, per mirror
+FLOOR, WINDOW_S = 1 << 18, 60.0  # bytes that have to come in so many seconds; slower is as good as stalled
 CHUNK = 1 << 16  # of which the last, incomplete one is lost when a connection breaks
-TRY_LATER = {408, 425, 429, 500, 502, 503, 504}
-log = logging.getLogger("stunet")
-
-Progress = Callable[[int, int | None], None]  # bytes that are there, and of how many
 
 
 class _Broken(Exception):
     """The attempt failed; another one may not."""
 
 
+class _Slow(_Broken):
+    """It came too slowly, however much it was."""
+
+
 class _Useless(Exception):
     """This source will not do; another one may."""
+
+
+PASSING = (
+    _Broken, requests.ConnectionError, requests.Timeout, urllib3.exceptions.ProtocolError,
+    urllib3.exceptions.TimeoutError,
+)  # fmt: skip  # after which another attempt may succeed
+TRY_LATER = {408, 425, 429, 500, 502, 503, 504}
+log = logging.getLogger("stunet")
+
+Progress = Callable[[int, int | None], None]  # bytes that are there, and of how many
 
 
 def fetch(
@@ -115,12 +127,14 @@ def _complete(url: str, part: Path, sha256: str | None, size: int | None, on_byt
         before = _length(part)
         try:
             return _attempt(url, part, sha256, size, on_bytes) or continued
-        except (_Broken, requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError) as error:
-            reason = _reason(error)
-        except requests.RequestException as error:
+        except requests.exceptions.SSLError as error:
+            raise _Useless(_reason(error)) from None
+        except PASSING as error:
+            reason, slow = _reason(error), isinstance(error, _Slow)
+        except (requests.RequestException, urllib3.exceptions.HTTPError, ValueError) as error:  # also odd redirects
             raise _Useless(_reason(error)) from None
         continued = True
-        failures = failures + 1 if _length(part) < before + CHUNK else 1
+        failures = failures + 1 if slow or _length(part) < before + CHUNK else 1
         if failures == ATTEMPTS:
             raise _Useless(reason)
         pause = wait_s * 2 ** (failures - 1)
@@ -144,6 +158,8 @@ def _attempt(url: str, part: Path, sha256: str | None, size: int | None, on_byte
             raise _Broken(f"the server answers {answer.status_code} {answer.reason}")
         if answer.status_code not in (200, 206):
             raise _Useless(f"the server answers {answer.status_code} {answer.reason}")
+        if answer.headers.get("Content-Encoding", "identity") != "identity":
+            raise _Useless(f"packed as {answer.headers['Content-Encoding']!r}, which was not asked for")
         if "html" in answer.headers.get("Content-Type", ""):
             raise _Useless("a web page instead of the file")
         start = have if answer.status_code == 206 else 0
@@ -158,7 +174,7 @@ def _attempt(url: str, part: Path, sha256: str | None, size: int | None, on_byte
         with part.open("r+b" if start else "wb") as file:
             file.seek(start)
             total = size if total is None else total
-            for chunk in answer.iter_content(CHUNK):
+            for chunk in _chunks(answer):
                 if total is not None and file.tell() + len(chunk) > total:
                     file.close()
                     _forget(part)
@@ -169,6 +185,22 @@ def _attempt(url: str, part: Path, sha256: str | None, size: int | None, on_byte
         if total is not None and there < total:
             raise _Broken(f"the connection ended after {there} of {total} bytes")
         return bool(start)
+
+
+def _chunks(answer: requests.Response) -> Iterator[bytes]:
+    """The content as it comes; each read has its timeout, and what comes too slowly ends by FLOOR."""
+    began, came, kept = time.monotonic(), 0, bytearray()
+    while piece := answer.raw.read1(CHUNK):
+        kept += piece
+        came += len(piece)
+        while len(kept) >= CHUNK:
+            yield bytes(kept[:CHUNK])
+            del kept[:CHUNK]
+        if (now := time.monotonic()) - began > WINDOW_S:
+            if came < FLOOR:
+                raise _Slow(f"too slow: {came} bytes in {now - began:.0f} s")
+            began, came = now, 0
+    yield bytes(kept)
 
 
 def _resume_headers(url: str, part: Path, verified: bool) -> dict[str, str]:
@@ -207,8 +239,12 @@ def _check_room(folder: Path, needed: int) -> None:
 
 
 def _reason(error: Exception) -> str:
-    if isinstance(error, requests.Timeout):
+    if isinstance(error, requests.Timeout | urllib3.exceptions.TimeoutError):
         return "no answer in time"
+    if isinstance(error, requests.exceptions.SSLError):
+        return "no secure connection: its certificate, or the clock of this machine, is not right"
+    if isinstance(error, requests.TooManyRedirects):
+        return "redirects in a circle"
     if isinstance(error, requests.RequestException):
         return f"no connection, or it broke ({type(error).__name__})"
     return str(error)
