@@ -5,6 +5,7 @@ that nnU-Net will use. datasets/__init__.py reads dataset.json and the list of f
 classes are left and right, for mirroring.
 """
 
+import logging
 import re
 import zlib
 from collections.abc import Callable
@@ -20,10 +21,12 @@ from nibabel.filebasedimages import ImageFileError
 
 from stunet.annotations import FILE, load_annotations
 from stunet.datasets import GEOMETRY_ATOL, Case, Rules, raise_first, read_dataset
+from stunet.datasets.units import Values, look, unlike_others
 from stunet.errors import DataError
 from stunet.nifti import check_nifti
 from stunet.processes import each
 
+log = logging.getLogger("stunet")
 LARGEST_LABEL = 65535
 # What nnU-Net's readers raise for a file that they cannot read: ITK, zlib, nibabel, tifffile and their own assertions.
 UNREADABLE = (RuntimeError, OSError, EOFError, ValueError, AssertionError, zlib.error, ImageFileError)
@@ -43,13 +46,17 @@ def check_dataset(folder: Path, workers: int = 1, on_case: Callable[[str], None]
         DataError: Something is wrong; the first three problems are named, the others counted.
     """
     cases, rules = read_dataset(folder)
-    problems = {}
-    for position, problem in each(_problem, _with_rules(folder, cases, rules), workers):
+    problems, seen = {}, {}
+    for position, (problem, values) in each(_problem, _with_rules(folder, cases, rules), workers):
         if problem:
             problems[position] = problem
+        seen[cases[position].name] = values
         if on_case:
             on_case(cases[position].name)
     raise_first([problem for _, problem in sorted(problems.items(), key=itemgetter(0))])
+    for channel in range(len(rules.channels)):
+        for warning in unlike_others({name: values[channel] for name, values in seen.items() if channel in values}):
+            log.warning("%s: %s", folder.name, warning)
 
 
 def read_case(case: Case, rules: Rules) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
@@ -162,12 +169,14 @@ def _with_rules(folder: Path, cases: list[Case], rules: Rules) -> list[tuple[Cas
     ]
 
 
-def _problem(checked: tuple[Case, Rules]) -> DataError | None:
+def _problem(checked: tuple[Case, Rules]) -> tuple[DataError | None, dict[int, Values]]:
+    """What is wrong with a case, and the values of its CT channels."""
     try:
-        read_case(*checked)
+        image, _, _ = read_case(*checked)
     except DataError as error:
-        return error
-    return None
+        return error, {}
+    names = enumerate(checked[1].channels)
+    return None, {channel: look(image[channel]) for channel, name in names if name.casefold() == "ct"}
 
 
 def _read(read: Callable[[Any], Any], argument: Any, path: Path) -> Any:

@@ -57,12 +57,14 @@ class Case:
         name: Of its output.
         files: One per channel, or one with all of them, or one DICOM folder.
         previous: The previous stage's result, for a cascade.
+        series: Which one of a DICOM folder, as datasets.dicom names it.
         error: What is wrong with its files, found before any of them was read.
     """
 
     name: str
     files: tuple[Path, ...]
     previous: Path | None = None
+    series: str | None = None
     error: DataError | None = None
 
     @property
@@ -107,10 +109,11 @@ def open_model(
     return Model(folder, plans, dataset, tuple(folds or numbered or there), checkpoint)
 
 
-def find_cases(source: Path, model: Model) -> list[Case]:
+def find_cases(source: Path, model: Model, series: str | None = None) -> list[Case]:
     """The input cases, sorted by name.
 
-    `source` is a folder of images, a single image, or a folder of DICOM slices (its name becomes the case's). Images
+    `source` is a folder of images, a single image, a folder of DICOM slices (its name becomes the case's), or one with
+    such folders in it, as deep as may be. Of several series `series` or the model's channel chooses. Images
     are named CASE_0000.nii.gz, CASE_0001.nii.gz ... per channel; with one channel _0000 may be left out. Where no case
     has more than its _0000, this file may hold all channels, as in training: reading will tell. A case with too few or
     too many channels has an error, so that the others can be predicted.
@@ -131,15 +134,15 @@ def find_cases(source: Path, model: Model) -> list[Case]:
     if files:
         return _group(files, model)
 
-    from stunet.datasets.dicom import is_dicom_folder
+    from stunet.datasets import dicom
 
-    if is_dicom_folder(source):
+    if found := dicom.find_series(source, channels[0], series):
         if len(channels) > 1:
             raise DataError(
                 f"the model takes {len(channels)} channels ({', '.join(channels)}); a DICOM folder is one",
                 f"convert each series to CASE_0000{ending}, CASE_0001{ending} ...",
             )
-        return [Case(source.resolve().name, (source,))]
+        return [Case(one.name, (one.folder,), series=one.key, error=one.error) for one in found]
     there = ", ".join(path.name for path in sorted(source.iterdir())[:3])
     raise DataError(
         f"no files ending with {ending!r} and no DICOM slices in {str(source)!r} (there: {there or 'nothing'})",
@@ -159,7 +162,7 @@ def geometry(case: Case) -> tuple[tuple[int, ...], tuple[float, ...]]:
     if case.is_dicom:
         from stunet.datasets import dicom
 
-        return dicom.geometry(case.files[0])
+        return dicom.geometry(case.files[0], case.series)
     try:
         reader = _header(case.files[0])
     except RuntimeError as error:

@@ -1,9 +1,10 @@
 """How does an image come in: from files or from an array, whole, finite, with the channels that the model takes?"""
 
+import logging
 import math
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -11,6 +12,7 @@ import numpy as np
 from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
 
+from stunet.datasets.units import unlike_plan
 from stunet.errors import DataError
 from stunet.inference.cases import Case, Model, volumes
 from stunet.inference.failures import last_line
@@ -21,6 +23,7 @@ UNREADABLE = (
     RuntimeError, ValueError, TypeError, OSError, EOFError, AssertionError, LookupError, ArithmeticError, SyntaxError,
     ImageFileError, HeaderDataError,
 )  # fmt: skip
+log = logging.getLogger("stunet")
 VOXEL = 4  # bytes, in float32
 
 
@@ -102,6 +105,21 @@ def check_grid(raw: Raw, network_shape: Sequence[int]) -> None:
         f"{raw.files}: {_times(shape)} voxels of {spacing} mm would be {_times(network_shape)} voxels for the network",
         "correct the spacing, which is in mm",
     )
+
+
+def warn_of_units(raw: Raw, schemes: Sequence[str], plans: Mapping[str, Any]) -> None:
+    """Warns of a CT whose values are hardly in the units of the training images.
+
+    Args:
+        raw: The image.
+        schemes: How each channel is normalised.
+        plans: With the intensities of the training images.
+    """
+    known = plans.get("foreground_intensity_properties_per_channel") or {}
+    for channel, scheme in enumerate(schemes):
+        if scheme == "CTNormalization" and channel < len(raw.image_CDHW):
+            if what := unlike_plan(raw.image_CDHW[channel], known.get(str(channel)) or {}):
+                log.warning("%s: %s", raw.files, what)
 
 
 @contextmanager
