@@ -72,7 +72,9 @@ def test_uncompressed_syntaxes_are_read(tmp_path: Path, syntax: str) -> None:
 
 
 def test_files_without_a_preamble_are_read(tmp_path: Path) -> None:
-    for file in write_series(tmp_path, change=lambda _, d: setattr(d.file_meta, "TransferSyntaxUID", ImplicitVRLittleEndian)):
+    for file in write_series(
+        tmp_path, change=lambda _, d: setattr(d.file_meta, "TransferSyntaxUID", ImplicitVRLittleEndian)
+    ):
         content = file.read_bytes()
         meta = 144 + int.from_bytes(content[140:144], "little")
         file.write_bytes(content[meta:])
@@ -183,7 +185,9 @@ def test_shifted_slices_are_refused(tmp_path: Path) -> None:
 def test_several_stacks_in_one_series_are_told_apart_by_what_differs(tmp_path: Path) -> None:
     write_series(tmp_path, Modality="MR", EchoTime="2.3")
     write_series(tmp_path, names=["x1", "x2", "x3", "x4", "x5", "x6"], Modality="MR", EchoTime="4.6")
-    with pytest.raises(DataError, match=r"'f\.dcm' and 'x1\.dcm' in .*several stacks|several stacks.*EchoTime") as caught:
+    with pytest.raises(
+        DataError, match=r"'f\.dcm' and 'x1\.dcm' in .*several stacks|several stacks.*EchoTime"
+    ) as caught:
         read_series(tmp_path)
     assert "EchoTime" in caught.value.hint
 
@@ -218,7 +222,10 @@ def test_an_enhanced_file_is_read_frame_by_frame(tmp_path: Path, order: list[int
 @pytest.mark.parametrize(
     ("places", "message"),
     [
-        ([(*ORIGIN[:2], ORIGIN[2] + STEP_MM * i + 10 * (i > 2)) for i in range(6)], r"\(frame 3\) and 'x\.dcm' \(frame 4\)"),
+        (
+            [(*ORIGIN[:2], ORIGIN[2] + STEP_MM * i + 10 * (i > 2)) for i in range(6)],
+            r"\(frame 3\) and 'x\.dcm' \(frame 4\)",
+        ),
         ([(*ORIGIN[:2], ORIGIN[2] + STEP_MM * (i % 3)) for i in range(6)], r"\(frame 1\) and 'x\.dcm' \(frame 4\)"),
         ([(ORIGIN[0], ORIGIN[1] + i, ORIGIN[2] + STEP_MM * i) for i in range(6)], "tilted"),
     ],
@@ -255,9 +262,7 @@ def test_compressed_frames_have_their_own_slopes(tmp_path: Path) -> None:
         np.testing.assert_array_equal(sitk.GetArrayFromImage(read_series(tmp_path / syntax.name)), plain)
 
 
-def test_the_series_of_the_modality_is_taken_and_this_is_said(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_the_series_of_the_modality_is_taken_and_this_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     write_series(tmp_path, SeriesNumber=3, SeriesDescription="soft tissue")
     write_series(tmp_path, names=[f"p{i}" for i in range(6)], Modality="PT", SeriesInstanceUID="1.2.3.1")
     (tmp_path / "notes.txt").write_text("about the patient")
@@ -276,7 +281,9 @@ def test_of_two_phases_one_must_be_chosen(tmp_path: Path, wanted: str, caplog: p
     write_series(tmp_path, SeriesNumber=7, SeriesDescription="arterial")
     more = {"SeriesInstanceUID": "1.2.3.9", "SeriesNumber": 8, "SeriesDescription": "venous"}
     write_series(tmp_path, VOLUME + 5, names=[f"v{i}" for i in range(6)], **more)
-    with pytest.raises(DataError, match="2 series that may be meant: series 7 'arterial'.*; series 8 'venous'") as caught:
+    with pytest.raises(
+        DataError, match="2 series that may be meant: series 7 'arterial'.*; series 8 'venous'"
+    ) as caught:
         read_series(tmp_path)
     assert "--series 1.2.3.4" in caught.value.hint
     assert_is_volume(read_series(tmp_path, wanted), VOLUME + 5)

@@ -135,5 +135,7 @@ def _check_format(args: argparse.Namespace) -> None:
         return
     meant = FILES.get(ending, "image")
     if args.format and args.format != meant:
-        raise UsageError(f"-o {str(args.o)!r} is not a file of --format {args.format}", "a folder with -o, or no --format")
+        raise UsageError(
+            f"-o {str(args.o)!r} is not a file of --format {args.format}", "a folder with -o, or no --format"
+        )
     args.format = meant

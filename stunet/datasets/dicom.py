@@ -197,9 +197,7 @@ def read_series(folder: Path, series: str | None = None) -> sitk.Image:
     return image
 
 
-def geometry(
-    folder: Path, series: str | None = None
-) -> tuple[tuple[int, int, int], tuple[float, float, float]]:
+def geometry(folder: Path, series: str | None = None) -> tuple[tuple[int, int, int], tuple[float, float, float]]:
     """Shape in voxels and spacing in mm, both (D, H, W), of what read_series reads, from the headers.
 
     Raises:
@@ -307,7 +305,9 @@ def _all(frames: Sequence[Frame], name: str, count: int) -> np.ndarray:
     rows = [numbers(frame, name, count) for frame in frames]
     lacking = [frame for frame, row in zip(frames, rows, strict=True) if row is None]
     if lacking:
-        more = f", and neither have {len(lacking) - 1} of the other {len(frames) - 1} images" if len(lacking) > 1 else ""
+        more = (
+            f", and neither have {len(lacking) - 1} of the other {len(frames) - 1} images" if len(lacking) > 1 else ""
+        )
         raise DataError(f"{where(lacking[0])} has no {name}{more}", EXPORT_AGAIN)
     return np.array(rows, float)
 

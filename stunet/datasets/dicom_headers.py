@@ -144,7 +144,9 @@ class Series:
         kind = "" if self.kind == "original" else f" {self.kind}"
         images = f"{self.size} image{'s' * (self.size != 1)}" if self.is_image else "no images to segment"
         uid = self._text("SeriesInstanceUID")
-        return f"series {named or 'without a name'} ({self.modality or 'no modality'}{kind}, {images}{uid and ', '}{uid})"
+        return (
+            f"series {named or 'without a name'} ({self.modality or 'no modality'}{kind}, {images}{uid and ', '}{uid})"
+        )
 
     def _text(self, key: str) -> str:
         return " ".join(_texts(self.headers[0].content.get(key)))

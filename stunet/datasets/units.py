@@ -100,7 +100,9 @@ def unlike_others(seen: Mapping[str, Values]) -> list[str]:
 def _sentence(names: Sequence[str], what: str, seen: Mapping[str, Values]) -> str:
     shown = ", ".join(f"{name!r} ({seen[name].low:.4g} to {seen[name].high:.4g})" for name in names[:SHOWN])
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return f"cases {shown}{more} {what}, unlike the {len(seen) - len(names)} others: bring all to HU (air -1000, water 0)"
+    return (
+        f"cases {shown}{more} {what}, unlike the {len(seen) - len(names)} others: bring all to HU (air -1000, water 0)"
+    )
 
 
 def _sample(image_DHW: np.ndarray) -> np.ndarray:
