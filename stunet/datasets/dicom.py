@@ -20,8 +20,9 @@ from stunet.datasets.dicom_headers import (
     COPY_AGAIN,
     DISTINCTIONS,
     EXPORT_AGAIN,
-    Frame,
     SLICES,
+    WITHOUT_UID,
+    Frame,
     Scan,
     Series,
     is_dicom,
@@ -122,6 +123,7 @@ def find_series(source: Path, channel: str | None = None, wanted: str | None = N
         log.warning("left out: %s", _some(left_out))
     if len(folders) == 1 and found[0].error:
         raise found[0].error
+    _warn_of_parts(found)
     by_name = {one.name: one for one in found}
     if len(by_name) < len(found):
         twice = next(one for one in found if by_name[one.name] is not one)
@@ -244,10 +246,7 @@ def stack(series: Series) -> Stack:
     order = np.argsort(distances, kind="stable")
     frames = [frames[i] for i in order]
     positions = positions[order]
-    if len(frames) > 1:
-        step = _step(frames, positions, distances[order], direction[:, 2])
-    else:
-        step = _thickness(frames[0])
+    step = _step(frames, positions, distances[order], direction[:, 2]) if len(frames) > 1 else _thickness(frames[0])
     return Stack(
         tuple(frames),
         (*sizes[0], len(frames)),
@@ -260,6 +259,16 @@ def stack(series: Series) -> Stack:
 
 class _NothingToTakeError(DataError):
     """A folder without a series for this model; beside others it is left out."""
+
+
+def _warn_of_parts(found: Sequence[Found]) -> None:
+    """Folders that share a UID may be parts of one series, copies, or badly anonymised: each is a case."""
+    by_key: dict[str, Path] = {}
+    for one in found:
+        if one.key and not one.key.startswith(WITHOUT_UID):
+            if one.key in by_key:
+                log.warning("%r and %r hold the same series %s", str(by_key[one.key]), str(one.folder), one.key)
+            by_key[one.key] = one.folder
 
 
 def _holds_slices(path: Path) -> bool:
@@ -314,7 +323,7 @@ def _all(frames: Sequence[Frame], name: str, count: int) -> np.ndarray:
 
 def _check_equal(frames: Sequence[Frame], rows: np.ndarray, name: str, tolerance: float) -> None:
     """Names the frame whose value is not that of most."""
-    distinct, inverse, counts = np.unique(rows, axis=0, return_inverse=True, return_counts=True)
+    distinct, counts = np.unique(rows, axis=0, return_counts=True)
     usual = distinct[counts.argmax()]
     other = np.abs(rows - usual).max(axis=1) > tolerance
     if other.any():

@@ -21,6 +21,7 @@ from pydicom.uid import UID, MediaStorageDirectoryStorage
 
 from stunet.errors import DataError
 
+WITHOUT_UID = "without UID:"  # begins the keys of series without a SeriesInstanceUID
 EXPORT_AGAIN = "export the series again with its geometry, or convert it with a tool that asks for it"
 COPY_AGAIN = "copy the file again, or take it out of the folder"
 NO_IMAGES = {"SR", "RTSTRUCT", "RTPLAN", "RTDOSE", "RTRECORD", "SEG", "PR", "KO", "REG", "DOC", "FID", "PLAN"}
@@ -280,7 +281,7 @@ def _key(header: Header) -> str:
     get = header.content.get
     uid = str(get("SeriesInstanceUID") or "")
     named = " ".join(str(get(key) or "") for key in ("SeriesNumber", "SeriesDescription", "Modality"))
-    return (uid or f"without UID: {named}") + (" localizer" if header.kind == "localizer" else "")
+    return (uid or f"{WITHOUT_UID} {named}") + (" localizer" if header.kind == "localizer" else "")
 
 
 def _name_damaged(found: Scan, good: list[Path]) -> None:

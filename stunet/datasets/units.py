@@ -18,7 +18,7 @@ FEW = 1e-3  # of the voxels
 # Shifted by about 1024, air may have noise below 0, but nothing reaches -200, and soft tissue is where bone should be.
 NO_AIR, SHIFTED, MUCH = -200, (800, 1400), 0.2
 # Times: 0 to 1, -1 to 1 and units of standard deviations are narrower than HU by more; an image is wider than an organ.
-NARROW, WIDE = 10, 100
+NARROW, WIDE = 20, 100
 TO_HU = "bring it to HU: air -1000, water 0"
 SHOWN = 3
 

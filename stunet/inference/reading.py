@@ -117,9 +117,10 @@ def warn_of_units(raw: Raw, schemes: Sequence[str], plans: Mapping[str, Any]) ->
     """
     known = plans.get("foreground_intensity_properties_per_channel") or {}
     for channel, scheme in enumerate(schemes):
-        if scheme == "CTNormalization" and channel < len(raw.image_CDHW):
-            if what := unlike_plan(raw.image_CDHW[channel], known.get(str(channel)) or {}):
-                log.warning("%s: %s", raw.files, what)
+        if scheme != "CTNormalization" or channel >= len(raw.image_CDHW):
+            continue
+        if what := unlike_plan(raw.image_CDHW[channel], known.get(str(channel)) or {}):
+            log.warning("%s: %s", raw.files, what)
 
 
 @contextmanager

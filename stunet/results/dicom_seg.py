@@ -66,14 +66,12 @@ class Sources:
     """The slices that a DICOM-SEG refers to.
 
     Attributes:
-        datasets: Their headers, completed; one for an enhanced file.
+        datasets: Their headers, completed.
         stack: Their grid.
-        order: The slice of each frame that a file is expected to have, in the order of `datasets` and their frames.
     """
 
     datasets: "tuple[Dataset, ...]"
     stack: Stack
-    order: tuple[int, ...]
 
 
 def check_sources(folder: Path, series: str | None = None) -> None:
@@ -83,12 +81,10 @@ def check_sources(folder: Path, series: str | None = None) -> None:
         DataError: As write_dicom_seg, but for the segmentation.
     """
     sources = _sources(folder, series)
-    if len(sources.datasets) > 1:  # two of them do
-        sources = replace(sources, datasets=(sources.datasets[0], sources.datasets[-1]), order=(0, 1))
-    height, width = sources.stack.size[1], sources.stack.size[0]
-    frames = np.zeros((len(sources.order), height, width), np.uint8)
+    width, height, _ = sources.stack.size
+    frames = np.zeros((1, height, width), np.uint8)
     frames[0, 0, 0] = 1
-    _make(folder, sources, frames, ["tissue"], "stunet", __version__)
+    _make(folder, replace(sources, datasets=sources.datasets[:1]), frames, ["tissue"], "stunet", __version__)
 
 
 @quietly()
@@ -114,7 +110,7 @@ def write_dicom_seg(
 
     Raises:
         DataError: highdicom is missing, the grids differ, nothing is segmented, the series lacks the identifiers by
-            which a DICOM-SEG refers to it, or it consists of several enhanced files.
+            which a DICOM-SEG refers to it, or it is enhanced.
         OSError: The file cannot be written, or the disk is full.
     """
     load_highdicom()
@@ -125,8 +121,7 @@ def write_dicom_seg(
         raise DataError(
             f"nothing is segmented in {str(folder)!r}, and a DICOM-SEG needs a segment", "look at the image"
         )
-    frames = _frames(segmentation, labels, names)[list(sources.order)]
-    made = _make(folder, sources, frames, names, algorithm, version)
+    made = _make(folder, sources, _frames(segmentation, labels, names), names, algorithm, version)
     with whole(path) as part:
         made.save_as(part)
 
@@ -135,7 +130,7 @@ def write_dicom_seg(
 def _make(
     folder: Path, sources: Sources, frames: np.ndarray, names: Sequence[str], algorithm: str, version: str
 ) -> Any:
-    """The file in memory. `frames` are as _frames makes them, in the order of the sources."""
+    """The file in memory; `frames` are as _frames makes them."""
     highdicom = load_highdicom()
     import pydicom
 
@@ -178,22 +173,15 @@ def _sources(folder: Path, series: str | None) -> Sources:
     import pydicom
 
     made = stack(choose(folder, wanted=series))
-    files = list(dict.fromkeys(frame.header.file for frame in made.frames))
-    is_enhanced = made.frames[0].header.is_enhanced
-    if is_enhanced and len(files) > 1:
-        raise DataError(
-            f"the series in {str(folder)!r} consists of {len(files)} enhanced files, and a DICOM-SEG refers to one",
-            "--format image, or convert the series to single slices",
-        )
+    if made.frames[0].header.is_enhanced:
+        what = f"{str(folder)!r} is an enhanced series, all slices in a file, which --format dicom_seg does not take"
+        raise DataError(what, "--format image or seg.nrrd, or convert it to single slices")
+    files = [frame.header.file for frame in made.frames]
     datasets = [pydicom.dcmread(file, stop_before_pixels=True, force=True) for file in files]
     _check_identifiers(datasets, folder)
     for source in datasets:
         _complete(source, made)
-    order = range(len(made.frames))
-    if is_enhanced:
-        order = sorted(order, key=lambda place: made.frames[place].number)
-        _share_groups(datasets[0])
-    return Sources(tuple(datasets), made, tuple(order))
+    return Sources(tuple(datasets), made)
 
 
 def _check_identifiers(sources: "Sequence[Dataset]", folder: Path) -> None:
@@ -217,31 +205,15 @@ def _check_identifiers(sources: "Sequence[Dataset]", folder: Path) -> None:
 
 def _complete(source: "Dataset", made: Stack) -> None:
     """Adds what highdicom asks for: values that may be empty, one orientation for all slices, text in UTF-8."""
-    source.decode()
+    # Decoded by the character set of the file; pydicom leaves some of its escape sequences in the text.
+    values = {name: re.sub(r"\x1b[ -/]*[0-~]", "", str(source.get(name) or "")) for name in MAY_BE_EMPTY}
     source.SpecificCharacterSet = UTF8
-    for name, is_valid in MAY_BE_EMPTY.items():
-        value = str(source.get(name) or "")
-        if not value or not re.fullmatch(is_valid, value):
-            setattr(source, name, "")
-    if "PerFrameFunctionalGroupsSequence" in source:
-        return
+    for name, value in values.items():
+        setattr(source, name, value if re.fullmatch(MAY_BE_EMPTY[name], value) else "")
     first = made.frames[0]
     source.SliceThickness = source.get("SliceThickness") or made.spacing[2]
     source.ImageOrientationPatient = list(numbers(first, "ImageOrientationPatient", 6) or ())
     source.PixelSpacing = list(numbers(first, "PixelSpacing", 2) or ())
-
-
-def _share_groups(source: "Dataset") -> None:
-    """Moves what is the same in all frames, as was checked, to where highdicom looks for it."""
-    shared = source.get("SharedFunctionalGroupsSequence")
-    if not shared:
-        import pydicom
-
-        source.SharedFunctionalGroupsSequence = shared = pydicom.Sequence([pydicom.Dataset()])
-    for name in ("PlaneOrientationSequence", "PixelMeasuresSequence"):
-        own = source.PerFrameFunctionalGroupsSequence[0].get(name)
-        if own and name not in shared[0]:
-            setattr(shared[0], name, own)
 
 
 def _on_series(segmentation: Segmentation, made: Stack, folder: Path) -> np.ndarray:
