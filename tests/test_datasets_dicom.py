@@ -282,7 +282,7 @@ def test_of_two_phases_one_must_be_chosen(tmp_path: Path, wanted: str, caplog: p
     more = {"SeriesInstanceUID": "1.2.3.9", "SeriesNumber": 8, "SeriesDescription": "venous"}
     write_series(tmp_path, VOLUME + 5, names=[f"v{i}" for i in range(6)], **more)
     with pytest.raises(
-        DataError, match="2 series that may be meant: series 7 'arterial'.*; series 8 'venous'"
+        DataError, match=r"2 series that may be meant: series 7 'arterial'.*; series 8 'venous'"
     ) as caught:
         read_series(tmp_path)
     assert "--series 1.2.3.4" in caught.value.hint
