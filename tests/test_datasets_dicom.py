@@ -329,6 +329,17 @@ def test_the_folders_of_a_study_are_a_case_each(tmp_path: Path, caplog: pytest.L
     assert find_series(tmp_path / "p3" / "nothing", "CT") == []
 
 
+def test_the_index_of_a_disc_hides_no_series(tmp_path: Path) -> None:
+    write_series(tmp_path / "ST1" / "SE1")
+    (tmp_path / "DICOMDIR").write_bytes(bytes(128) + b"DICM")
+    assert not is_dicom_folder(tmp_path)
+    assert [one.name for one in find_series(tmp_path, "CT")] == ["ST1_SE1"]
+    write_series(tmp_path, VOLUME[:1], names=["dose"], Modality="SR", SeriesInstanceUID="1.2.3.6")
+    assert [one.name for one in find_series(tmp_path, "CT")] == ["ST1_SE1"]
+    write_series(tmp_path, SeriesInstanceUID="1.2.3.7")
+    assert [one.name for one in find_series(tmp_path, "CT")] == sorted(["ST1_SE1", tmp_path.name])
+
+
 @pytest.mark.parametrize(
     ("channel", "modality"),
     [("CT", "CT"), ("ct", "CT"), ("T2w", "MR"), ("FLAIR", "MR"), ("MRI", "MR"), ("PET", "PT"), ("noise", None)],

@@ -25,6 +25,7 @@ from stunet.datasets.dicom_headers import (
     Frame,
     Scan,
     Series,
+    files_of,
     is_dicom,
     numbers,
     quietly,
@@ -90,12 +91,12 @@ class Stack:
 
 
 def is_dicom_folder(path: Path) -> bool:
-    """Whether the folder itself, not a folder in it, holds a DICOM file."""
-    return path.is_dir() and any(is_dicom(file) for file in sorted(path.iterdir()) if file.is_file())
+    """Whether the folder itself, not a folder in it, holds a DICOM file that is not the index of a disc."""
+    return path.is_dir() and any(is_dicom(file) for file in files_of(path))
 
 
 def find_series(source: Path, channel: str | None = None, wanted: str | None = None) -> list[Found]:
-    """The series in a folder and in all folders below it that are a case each; one per folder, sorted by name.
+    """The series in a folder and all folders below it that are a case each; one per folder, sorted by name.
 
     Args:
         source: Slices, or a study or patients with a folder for each series.
@@ -103,9 +104,9 @@ def find_series(source: Path, channel: str | None = None, wanted: str | None = N
         wanted: UID, number or description of the series.
 
     Raises:
-        DataError: `source` holds slices and none of its series can be taken, or two cases would have the same name.
+        DataError: There are slices and no series can be taken, or two cases would have the same name.
     """
-    folders = [source] if is_dicom_folder(source) else [path for path in _folders(source) if _holds_slices(path)]
+    folders = [path for path in (source, *_folders(source)) if _holds_slices(path)]
     found: list[Found] = []
     left_out: list[str] = []
     for folder in folders:
@@ -273,7 +274,7 @@ def _warn_of_parts(found: Sequence[Found]) -> None:
 
 def _holds_slices(path: Path) -> bool:
     """Also where all of them are damaged."""
-    return is_dicom_folder(path) or any(file.suffix.lower() in SLICES for file in path.iterdir() if file.is_file())
+    return path.is_dir() and any(file.suffix.lower() in SLICES or is_dicom(file) for file in files_of(path))
 
 
 def _folders(source: Path) -> list[Path]:

@@ -177,9 +177,14 @@ def quietly() -> Iterator[None]:
 
 
 def scan(folder: Path) -> Scan:
-    """Reads the headers of all files of a folder; hidden files and the index of a disc (DICOMDIR) do not count."""
-    files = [file for file in sorted(folder.iterdir()) if not file.name.startswith(".") and file.is_file()]
-    return _scan(tuple((file, file.stat().st_size, file.stat().st_mtime_ns) for file in files))
+    """Reads the headers of all files of a folder."""
+    stats = ((file, file.stat()) for file in files_of(folder))
+    return _scan(tuple((file, stat.st_size, stat.st_mtime_ns) for file, stat in stats))
+
+
+def files_of(folder: Path) -> list[Path]:
+    """The files in a folder, without hidden ones and the index of a disc, sorted by name."""
+    return [p for p in sorted(folder.iterdir()) if p.is_file() and not p.name.startswith(".") and p.name != "DICOMDIR"]
 
 
 @functools.lru_cache(maxsize=2)  # a case is asked for its series, its size, and twice for its image
@@ -194,7 +199,7 @@ def _scan(files: tuple[tuple[Path, int, int], ...]) -> Scan:
             with file.open("rb") as stream:
                 content = pydicom.dcmread(stream, stop_before_pixels=True, force=True, specific_tags=WANTED)
                 end = stream.tell()
-            if content.get("SOPClassUID") == MediaStorageDirectoryStorage or file.name == "DICOMDIR":
+            if content.get("SOPClassUID") == MediaStorageDirectoryStorage:
                 continue
             header = Header(file, content, end)
             is_image = header.kind in IMAGES

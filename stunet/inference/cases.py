@@ -57,15 +57,15 @@ class Case:
         name: Of its output.
         files: One per channel, or one with all of them, or one DICOM folder.
         previous: The previous stage's result, for a cascade.
-        series: Which one of a DICOM folder, as datasets.dicom names it.
         error: What is wrong with its files, found before any of them was read.
+        series: Which one of a DICOM folder, as datasets.dicom names it.
     """
 
     name: str
     files: tuple[Path, ...]
     previous: Path | None = None
-    series: str | None = None
     error: DataError | None = None
+    series: str | None = None
 
     @property
     def is_dicom(self) -> bool:

@@ -77,7 +77,7 @@ class Products:
         Raises:
             DataError: A folder that masks would take the place of holds something else; nothing is removed then.
         """
-        endings = {*self.endings(model), *PROBABILITIES, PREVIEW, *([model.ending] if self.format != "image" else [])}
+        endings = {*self.endings(model), *PROBABILITIES, PREVIEW}
         paths = [folder / f"{case.name}{ending}" for case in cases for ending in endings]
         for path in paths:
             if other := next((p for p in path.glob("*") if not p.name.endswith(MASK)), None):
