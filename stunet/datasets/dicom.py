@@ -112,7 +112,10 @@ def find_series(source: Path, channel: str | None = None, wanted: str | None = N
     for folder in folders:
         name = "_".join(folder.relative_to(source).parts) or source.resolve().name
         try:
-            found.append(Found(name, folder, choose(folder, _modality(channel), wanted).key))
+            series = choose(folder, _modality(channel), wanted)
+            if wanted is None:
+                _check_slopes(series)
+            found.append(Found(name, folder, series.key))
         except _NothingToTakeError as error:
             left_out.append(error.message)
             last = error
@@ -260,6 +263,17 @@ def stack(series: Series) -> Stack:
 
 class _NothingToTakeError(DataError):
     """A folder without a series for this model; beside others it is left out."""
+
+
+@quietly()
+def _check_slopes(series: Series) -> None:
+    """A scanner writes one slope for all slices of a CT; software that scales each slice rarely keeps to HU."""
+    frames = [Frame(header, number) for header in series.headers for number in range(header.frames)]
+    slopes = {slope[0] for frame in frames if (slope := numbers(frame, "RescaleSlope", 1))}
+    if series.modality == "CT" and len(slopes) > 1:
+        what = f"RescaleSlope differs from slice to slice in {series} in {str(series.folder)!r}"
+        hint = f"check that it is in HU; --series {_quoted(series)} reads each slice with its own"
+        raise DataError(f"{what}: {min(slopes):g} to {max(slopes):g}, where scanners write one for a CT", hint)
 
 
 def _warn_of_parts(found: Sequence[Found]) -> None:
