@@ -331,7 +331,7 @@ def test_the_folders_of_a_study_are_a_case_each(tmp_path: Path, caplog: pytest.L
 
 def test_a_ct_that_was_scaled_slice_by_slice_is_taken_only_if_it_is_named(tmp_path: Path) -> None:
     write_series(tmp_path, slope=[1, 1, 1, 2, 1, 1])
-    with pytest.raises(DataError, match="RescaleSlope differs from slice to slice in series .*: 1 to 2") as caught:
+    with pytest.raises(DataError, match=r"RescaleSlope differs from slice to slice in series .*: 1 to 2") as caught:
         find_series(tmp_path, "CT")
     assert "--series 1.2.3.4 reads each slice with its own" in caught.value.hint
     assert [one.key for one in find_series(tmp_path, "CT", "1.2.3.4")] == ["1.2.3.4"]

@@ -96,6 +96,8 @@ def _output(args: argparse.Namespace, model: "Model", cases: "list[Case]") -> "t
 
     folder, taken = args.o, {args.i.resolve()}
     ending = predict_options.file_ending(folder)
+    if ending is None and folder.name.endswith(model.ending) and not folder.is_dir():
+        ending = model.ending
     if ending is not None:
         own = Products(args.format).endings(model)[-1]
         if len(cases) > 1:

@@ -14,7 +14,6 @@ import numpy as np
 
 from stunet.errors import DataError, StunetError, UsageError
 from stunet.inference.cases import Case, Model
-from stunet.inference.failures import reason
 from stunet.inference.output import part_name, remove, whole_case
 from stunet.inference.probabilities import PLAIN, compress
 from stunet.nifti import check_nifti
@@ -116,6 +115,8 @@ def write(
     Raises:
         OSError: The disk is full or the folder cannot be written; no file appears then.
     """
+    from stunet.inference.failures import reason  # loads torch, which usage errors do without
+
     endings = products.endings(model)
     errors: list[StunetError] = []
     with whole_case(folder, case.name, endings) as part:
