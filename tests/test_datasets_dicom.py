@@ -150,6 +150,14 @@ def test_a_damaged_file_is_named_wherever_it_lies(tmp_path: Path, index: int, ke
     assert caught.value.hint == "copy the file again, or take it out of the folder"
 
 
+def test_a_broken_link_is_named(tmp_path: Path) -> None:
+    file = write_series(tmp_path)[5]
+    file.unlink()
+    file.symlink_to("nowhere")
+    with pytest.raises(DataError, match=r"damaged files in .*: 'e\.dcm' \(it is a broken link\)"):
+        read_series(tmp_path)
+
+
 def test_a_missing_slice_is_refused_with_the_place_of_the_gap(tmp_path: Path) -> None:
     write_series(tmp_path, names="abcdef", change=lambda index, _: index != 3)
     with pytest.raises(DataError, match=r"5\.00 mm between slices 'c\.dcm' and 'e\.dcm'.* mostly 2\.50 mm") as caught:

@@ -178,13 +178,14 @@ def quietly() -> Iterator[None]:
 
 def scan(folder: Path) -> Scan:
     """Reads the headers of all files of a folder."""
-    stats = ((file, file.stat()) for file in files_of(folder))
+    stats = ((file, file.stat() if file.exists() else file.lstat()) for file in files_of(folder))
     return _scan(tuple((file, stat.st_size, stat.st_mtime_ns) for file, stat in stats))
 
 
 def files_of(folder: Path) -> list[Path]:
-    """The files in a folder, without hidden ones and the index of a disc, sorted by name."""
-    return [p for p in sorted(folder.iterdir()) if p.is_file() and not p.name.startswith(".") and p.name != "DICOMDIR"]
+    """The files and broken links in a folder, without hidden ones and the index of a disc, sorted by name."""
+    names = (path for path in sorted(folder.iterdir()) if not path.name.startswith(".") and path.name != "DICOMDIR")
+    return [path for path in names if path.is_file() or not path.exists()]
 
 
 @functools.lru_cache(maxsize=2)  # a case is asked for its series, its size, and twice for its image
@@ -295,7 +296,10 @@ def _name_damaged(found: Scan, good: list[Path]) -> None:
     for file in list(found.others):
         if file.suffix.lower() in SLICES or re.sub(r"\d+", "#", file.name) in patterns:
             found.others.remove(file)
-            found.damaged[file] = "it does not begin as a DICOM file" if file.stat().st_size else "it is empty"
+            if not file.exists():
+                found.damaged[file] = "it is a broken link"
+            else:
+                found.damaged[file] = "it does not begin as a DICOM file" if file.stat().st_size else "it is empty"
 
 
 def _whole_number(header: Header, name: str, default: int) -> int:
