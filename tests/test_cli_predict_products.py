@@ -13,8 +13,13 @@ import torch
 
 from stunet import __version__
 from stunet.cli.predict import main
+from stunet.datasets.dicom import read_series
+from stunet.inference.cases import Case, open_model
+from stunet.inference.products import Products, write
 from stunet.results.dicom_seg import EXTRA
 from stunet.results.run_report import STAGES
+from stunet.results.segmentation import Segmentation
+from tests.dicom_files import VOLUME, without, write_series
 from tests.predictor_models import make_model, write_dicom, write_image
 
 MODEL = Path("T__P__3d_fullres")
@@ -198,3 +203,80 @@ def test_threads_are_those_that_were_asked_for() -> None:
         assert torch.get_num_threads() == 3
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(
+    ("out", "mark", "place"), [("seg.dcm", b"DICM", 128), ("seg.seg.nrrd", b"NRRD", 0), ("seg.nii.gz", b"\x1f\x8b", 0)]
+)
+def test_a_file_after_o_has_the_format_of_its_ending(
+    out: str, mark: bytes, place: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_series(Path("patient"), np.repeat(VOLUME, 3, 0).repeat(2, 1).repeat(2, 2))
+    assert predict(source="patient", out=f"out/{out}") == 0
+    assert names() == [out]
+    assert capsys.readouterr().out == f"out/{out}\n"
+    assert Path("out", out).read_bytes()[place:].startswith(mark)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "out", "message"),
+    [
+        ((), "seg.seg.nrrd", "is one file for 2 cases"),
+        (("--format", "masks"), "seg.nii.gz", "is not a file of --format masks"),
+        (("--format", "image"), "seg.dcm", "is not a file of --format image"),
+        ((), "seg.nrrd", "this model's images end with .nii.gz"),
+        ((), "seg.dcm", "'a' is no DICOM folder"),
+    ],
+)
+def test_a_file_after_o_that_cannot_be_is_a_usage_error(
+    arguments: tuple[str, ...], out: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if out == "seg.nrrd":
+        Path("in/b_0000.nii.gz").unlink()
+    assert predict(*arguments, out=out) == 2
+    assert message in capsys.readouterr().err
+    assert not Path(out).exists()
+
+
+def test_what_makes_a_dicom_seg_impossible_is_said_before_the_network_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    write_series(Path("patients/good"), np.repeat(VOLUME, 3, 0).repeat(2, 1).repeat(2, 2))
+    write_series(Path("patients/bad"), change=without("FrameOfReferenceUID"))
+    assert predict("--format", "dicom_seg", "--dry_run", source="patients") == 0
+    assert "have no FrameOfReferenceUID" in capsys.readouterr().out
+    assert predict("--format", "dicom_seg", "--report", "run.json", source="patients") == 3
+    assert "case 'bad' failed: slices in 'patients/bad' have no FrameOfReferenceUID" in capsys.readouterr().err
+    assert names() == ["good.dcm"]
+    bad = json.loads(Path("run.json").read_text())["cases"][0]
+    assert "network" not in bad["seconds"]
+
+
+def test_what_else_was_asked_for_is_kept_when_one_product_fails(tmp_path: Path) -> None:
+    write_series(Path("patient"))
+    model, image = open_model(MODEL), read_series(Path("patient"))
+    place = (image.GetSpacing()[::-1], image.GetOrigin(), image.GetDirection())
+    empty = Segmentation(np.zeros(VOLUME.shape, np.uint8), {"a": 1, "b": 2}, *place)
+    case = Case("patient", (Path("patient"),))
+    Path("out").mkdir()
+    files, error = write(
+        empty, {}, VOLUME.astype(np.float32), case, Path("out"), Products("dicom_seg", preview=True), model, None
+    )
+    assert names() == ["patient.nii.gz", "patient_preview.png"] == sorted(file.name for file in files)
+    assert error is not None
+    assert "nothing is segmented" in error.message
+    assert "kept as 'patient.nii.gz'" in error.message
+
+
+def test_a_ct_that_is_not_in_hu_is_warned_about(caplog: pytest.LogCaptureFixture) -> None:
+    plans = json.loads((MODEL / "plans.json").read_text())
+    plans["configurations"]["3d_fullres"]["normalization_schemes"] = ["CTNormalization"]
+    known = {"min": -900, "max": 900, "mean": 50, "std": 60, "median": 50}
+    known |= {"percentile_00_5": -50, "percentile_99_5": 200}
+    plans["foreground_intensity_properties_per_channel"] = {"0": known}
+    (MODEL / "plans.json").write_text(json.dumps(plans))
+    hu = np.random.default_rng(0).normal(0, 300, (18, 20, 20)).astype(np.float32)
+    hu[:, :5] = -1000
+    for name, values in (("a", hu), ("b", hu + 1024), ("c", (hu + 1000) / 2000)):
+        sitk.WriteImage(sitk.GetImageFromArray(values), f"in/{name}_0000.nii.gz")
+    assert predict() == 0
+    said = [record.getMessage() for record in caplog.records if "units" in record.getMessage()]
+    assert [line.split(": ")[0] for line in said] == ["in/b_0000.nii.gz", "in/c_0000.nii.gz"]

@@ -48,6 +48,16 @@ def test_a_sound_dataset_passes_and_every_case_is_reported(folder: Path) -> None
     assert seen == ["a", "b", "c"]
 
 
+def test_cases_in_other_units_than_the_rest_are_named(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    hu = np.linspace(-1000, 300, 120, dtype=np.float32).reshape(SHAPE)
+    for case, shift in (("a", 0), ("b", 1024), ("c", 1)):
+        _write(folder / f"imagesTr/{case}_0000.nii.gz", hu + shift)
+    check_dataset(folder)
+    (said,) = [record.getMessage() for record in caplog.records]
+    assert "cases 'b' (" in said
+    assert "unlike the 2 others" in said
+
+
 def test_the_real_hippocampus_cases_pass(data: Path, tmp_path: Path) -> None:
     source = data / "Task04_Hippocampus"
     names = ["hippocampus_001", "hippocampus_003", "hippocampus_004"]

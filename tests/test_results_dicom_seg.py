@@ -14,8 +14,9 @@ from stunet import labels as label_systems
 from stunet.datasets.dicom import read_series
 from stunet.errors import DataError
 from stunet.results.colours import colour
-from stunet.results.dicom_seg import EXTRA, load_highdicom, write_dicom_seg
+from stunet.results.dicom_seg import EXTRA, MAY_BE_EMPTY, check_sources, load_highdicom, write_dicom_seg
 from stunet.results.segmentation import Segmentation
+from tests.dicom_files import VOLUME, without, write_enhanced, write_series
 
 highdicom = pytest.importorskip("highdicom", reason=f"the extra is not installed: {EXTRA}")
 pydicom = pytest.importorskip("pydicom")
@@ -172,6 +173,73 @@ def test_slices_that_cannot_be_referred_to_are_refused(tmp_path: Path, series: P
     with pytest.raises(DataError, match=f"have no {name}") as caught:
         write_dicom_seg(made, series, tmp_path / "x.dcm")
     assert "replaced" in caught.value.hint
+
+
+@pytest.mark.parametrize("name", MAY_BE_EMPTY)
+def test_what_anonymisers_remove_is_written_empty(tmp_path: Path, name: str) -> None:
+    write_series(tmp_path / "series", VOLUME[:2], change=without(name))
+    write_dicom_seg(_some_of(tmp_path / "series"), tmp_path / "series", tmp_path / "x.dcm")
+    assert not pydicom.dcmread(tmp_path / "x.dcm")[name].value
+
+
+@pytest.mark.parametrize(
+    ("characters", "name"),
+    [
+        ("", "A^B"),
+        ("ISO_IR 100", "Müller^Jürg"),
+        (["", "ISO 2022 IR 87"], "Yamada^Tarou=山田^太郎"),
+        (["", "ISO 2022 IR 149"], "Hong^Gildong=洪^吉洞"),
+        (["", "ISO 2022 IR 58"], "Zhang^XiaoDong=张^小东"),
+    ],
+)
+def test_names_in_all_character_sets_are_kept(tmp_path: Path, characters: Any, name: str) -> None:
+    def change(_: int, dataset: Any) -> None:
+        dataset.SpecificCharacterSet, dataset.PatientName = characters, name
+        if "ISO 2022 IR 58" in characters:  # pydicom reads its escape sequences, and writes none
+            dataset.PatientName = b"Zhang^XiaoDong=" + b"^".join(
+                b"\x1b$)A" + n.encode("gb2312") for n in ("张", "小东")
+            )
+
+    write_series(tmp_path / "series", VOLUME[:2], change=change)
+    write_dicom_seg(_some_of(tmp_path / "series", "Leber größer"), tmp_path / "series", tmp_path / "x.dcm")
+    made = pydicom.dcmread(tmp_path / "x.dcm")
+    assert str(made.PatientName) == name
+    assert made.SegmentSequence[0].SegmentLabel == "Leber größer"
+
+
+def test_values_that_highdicom_refuses_are_emptied_and_cosines_made_one(tmp_path: Path) -> None:
+    def change(index: int, dataset: Any) -> None:
+        dataset.add_new("PatientSex", "CS", "U")
+        dataset.add_new("StudyDate", "DA", "anonymous")
+        if index % 2:
+            dataset.ImageOrientationPatient = ["0.999999999", "0.0000000001", "0", "0", "1", "0"]
+
+    with pydicom.config.disable_value_validation():
+        write_series(tmp_path / "series", VOLUME[:4], change=change)
+    write_dicom_seg(_some_of(tmp_path / "series"), tmp_path / "series", tmp_path / "x.dcm")
+    assert not pydicom.dcmread(tmp_path / "x.dcm").PatientSex
+
+
+def test_what_makes_it_impossible_is_found_in_the_headers(tmp_path: Path) -> None:
+    write_series(tmp_path / "good", VOLUME[:2])
+    check_sources(tmp_path / "good")
+    write_series(tmp_path / "bad", VOLUME[:2], change=without("FrameOfReferenceUID"))
+    with pytest.raises(DataError, match="have no FrameOfReferenceUID"):
+        check_sources(tmp_path / "bad")
+    write_series(tmp_path / "two", VOLUME[:2], change=lambda index, d: setattr(d, "StudyInstanceUID", f"1.{index + 1}"))
+    with pytest.raises(DataError, match=r"several StudyInstanceUID: 1\.1, 1\.2"):
+        check_sources(tmp_path / "two")
+    write_enhanced(tmp_path / "enhanced" / "x.dcm")
+    with pytest.raises(DataError, match="enhanced"):
+        check_sources(tmp_path / "enhanced")
+
+
+def _some_of(folder: Path, name: str = "liver") -> Segmentation:
+    """One class on the grid of a series."""
+    image = read_series(folder)
+    labels = np.zeros(image.GetSize()[::-1], np.uint8)
+    labels[:, 2:4, 2:4] = 1
+    return segmentation(image, labels, {"labels": {"background": 0, name: 1}})
 
 
 def test_without_the_extra_the_command_that_installs_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -238,8 +238,8 @@ OUR_FLAGS = {
     "plan_and_preprocess": "--size --preset --stages --checkpointing --probe --dry_run --no_check",
     "train": "-d -c -f --size --stages -gpu_memory_target --preset --set --dry_run --overwrite --pretrained --finetune "
     "--head --list --fsdp",
-    "predict": "--model --labels --v1_preprocessing --precision --max_memory --threads --fast --roi_subset --format "
-    "--statistics --preview --report --dry_run",
+    "predict": "--model --series --labels --v1_preprocessing --precision --max_memory --threads --fast --roi_subset "
+    "--format --statistics --preview --report --dry_run",
     "evaluate": "-d --tolerance --labels --csv --json",
     "experiment": "-o --dry_run --summary_only -j -device --json",
     "info": "--json",

@@ -37,9 +37,9 @@ def _predict(args: argparse.Namespace) -> int:
     system = labels.load(args.labels) if args.labels else None
     folder = _model_folder(args)
     model = open_model(_low_resolution(folder) if args.fast else folder, args.f, args.chk)
-    cases = find_cases(args.i, model)[args.part_id :: args.num_parts]
+    cases = find_cases(args.i, model, args.series)[args.part_id :: args.num_parts]
     if args.format == "dicom_seg":
-        _check_dicom(cases)
+        cases = _check_dicom(cases)
     if not cases:
         console.note(f"no case is left for part {args.part_id} of {args.num_parts}")
         return 0
@@ -100,10 +100,17 @@ def _output(args: argparse.Namespace, model: "Model", cases: "list[Case]") -> "t
         return Path(os.path.realpath(path))
 
     folder, taken = args.o, {args.i.resolve()}
-    if folder.name.endswith(model.ending) and not folder.is_dir():
+    ending = predict_options.file_ending(folder)
+    if ending is None and folder.name.endswith(model.ending) and not folder.is_dir():
+        ending = model.ending
+    if ending is not None:
+        own = Products(args.format).endings(model)[-1]
         if len(cases) > 1:
             raise UsageError(f"-o {str(folder)!r} is one file for {len(cases)} cases", "name a folder with -o")
-        cases = [replace(cases[0], name=folder.name.removesuffix(model.ending))]
+        if ending != own:
+            what = f"-o {str(folder)!r}: this model's images end with {own}"
+            raise UsageError(what, f"-o {folder.name[: -len(ending)]}{own}, or .seg.nrrd")
+        cases = [replace(cases[0], name=folder.name[: -len(ending)])]
         folder = folder.parent
     else:
         taken |= {real(file).parent for case in cases for file in case.files}
@@ -166,8 +173,9 @@ def _low_resolution(folder: Path) -> Path:
     return low
 
 
-def _check_dicom(cases: "list[Case]") -> None:
-    from stunet.results.dicom_seg import load_highdicom
+def _check_dicom(cases: "list[Case]") -> "list[Case]":
+    """The cases, with an error for those whose headers make a DICOM-SEG impossible."""
+    from stunet.results.dicom_seg import check_sources, load_highdicom
 
     others = [case.name for case in cases if not case.is_dicom and not case.error]
     if others:
@@ -176,6 +184,15 @@ def _check_dicom(cases: "list[Case]") -> None:
             "--format image, or give the DICOM folder with -i",
         )
     load_highdicom()
+    checked = []
+    for case in cases:
+        try:
+            if not case.error:
+                check_sources(case.files[0], case.series)
+            checked.append(case)
+        except DataError as error:
+            checked.append(replace(case, error=error))
+    return checked
 
 
 def _sibling(cascade: "Predictor") -> "Model":

@@ -16,7 +16,12 @@ EXAMPLES = """examples:
 """
 PRECISION = "of the network: auto is bf16 on CPUs that compute with it, fp16 on CUDA, else fp32 (default: auto)"
 FORMATS = ("image", "seg.nrrd", "masks", "dicom_seg")
-FORMAT = "of the results: the model's images, 3D Slicer's .seg.nrrd, a folder of one mask per class, or DICOM-SEG"
+FORMAT = (
+    "of the results: the model's images, 3D Slicer's .seg.nrrd, a folder of one mask per class, or DICOM-SEG "
+    "(default: image, or what -o ends with: .seg.nrrd, .dcm)"
+)
+FILES = {".seg.nrrd": "seg.nrrd", ".dcm": "dicom_seg"}  # formats that a file after -o means
+IMAGES = (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd", ".gipl", ".png", ".tif", ".tiff")
 
 
 def new_parser() -> argparse.ArgumentParser:
@@ -25,6 +30,7 @@ def new_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("-i", required=True, type=Path, metavar="IN", help="folder with CASE_0000.nii.gz ..., an image or DICOM folder")
     add("-o", required=True, type=Path, metavar="OUT", help="folder of the results; for one input also a file")
+    add("--series", metavar="UID", help="which series of a DICOM folder: its UID, number or description")
     add("-d", metavar="DATASET", help="dataset that the model was trained on: number or name")
     add("-c", metavar="CONFIGURATION", help="configuration, e.g. 3d_fullres")
     add("-p", metavar="PLANS", help="plans (default: the only ones trained)")
@@ -60,7 +66,7 @@ def new_parser() -> argparse.ArgumentParser:
     add("--threads", type=_positive, metavar="N", help="threads on the CPU (default: one per physical core)")
     add("--fast", action="store_true", help="use the model's 3d_lowres configuration instead")
     add("--roi_subset", nargs="+", metavar="CLASS", help="keep these classes only, e.g. liver spleen")
-    add("--format", choices=list(FORMATS), default="image", help=FORMAT)
+    add("--format", choices=list(FORMATS), help=FORMAT)
     add(
         "--statistics", action="store_true", help="volume and mean intensity per class: statistics.json, statistics.csv"
     )
@@ -98,6 +104,7 @@ def check(args: argparse.Namespace) -> None:
     """
     if args.model and (args.d or args.c or args.p or args.tr):
         raise UsageError("--model names a model; -d, -c, -p and -tr look one up", "leave out one of the two")
+    _check_format(args)
     if not args.model and not (args.d and args.c):
         raise UsageError("no model is named", "-d DATASET -c 3d_fullres, or --model NAME")
     for option in ("labels", "roi_subset"):
@@ -111,3 +118,24 @@ def check(args: argparse.Namespace) -> None:
         raise UsageError(f"-step_size {args.step_size:g} is not above 0 and at most 1", "-step_size 0.5")
     if not 0 <= args.part_id < args.num_parts:
         raise UsageError(f"-part_id {args.part_id} with -num_parts {args.num_parts}", "count the parts from 0")
+
+
+def file_ending(out: Path) -> str | None:
+    """The ending of -o where it is a file, whose format it means; None for a folder."""
+    if out.is_dir():
+        return None
+    return next((ending for ending in (*FILES, *IMAGES) if out.name.lower().endswith(ending)), None)
+
+
+def _check_format(args: argparse.Namespace) -> None:
+    """Takes the format from -o, where that is a file, or sees that it is that of --format."""
+    ending = file_ending(args.o)
+    if ending is None:
+        args.format = args.format or "image"
+        return
+    meant = FILES.get(ending, "image")
+    if args.format and args.format != meant:
+        raise UsageError(
+            f"-o {str(args.o)!r} is not a file of --format {args.format}", "a folder with -o, or no --format"
+        )
+    args.format = meant

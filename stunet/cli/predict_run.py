@@ -122,13 +122,12 @@ def _follow(
             progress.step(outcome.case.name)
             if report:
                 report.cases.append(outcome.report)
-            if outcome.error:
-                errors[outcome.case.name] = outcome.error
-                continue
-            if pipeline.products.statistics:
+            if outcome.statistics:  # they may be there where something else that was asked for is not
                 measured[outcome.case.name] = outcome.statistics
                 add_statistics(pipeline.folder, measured, new)
-            if last:
+            if outcome.error:
+                errors[outcome.case.name] = outcome.error
+            elif last:
                 console.result(str(outcome.file))
     finally:
         if report:

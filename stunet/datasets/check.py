@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from operator import itemgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import nibabel
 import numpy as np
@@ -22,6 +22,8 @@ from stunet.annotations import FILE, load_annotations
 from stunet.datasets import GEOMETRY_ATOL, Case, Rules, left_out, raise_first, read_dataset, tiff
 from stunet.datasets.contents import Content, count_values, judge, look
 from stunet.datasets.listing import unusable
+from stunet.datasets.units import Values, unlike_others
+from stunet.datasets.units import look as look_at_units
 from stunet.errors import DataError, is_out_of_memory
 from stunet.kinds import read_dataset_json
 from stunet.nifti import check_nifti
@@ -49,16 +51,26 @@ def check_dataset(folder: Path, workers: int = 1, on_case: Callable[[str], None]
         OutOfMemoryError: A case does not fit into memory.
     """
     cases, rules = read_dataset(folder)
-    seen: dict[int, Content | DataError] = {}
+    cases, rules = read_dataset(folder)
+    seen: dict[int, Seen | DataError] = {}
     for position, found in each(_examined, _with_rules(folder, cases, rules), workers, lambda item: item[0].name):
         seen[position] = found
         if on_case:
             on_case(cases[position].name)
     ordered = [found for _, found in sorted(seen.items(), key=itemgetter(0))]
     raise_first([found for found in ordered if isinstance(found, DataError)])
-    contents = [found for found in ordered if isinstance(found, Content)]
+    contents = [found.content for found in ordered if isinstance(found, Seen)]
+    units = {case.name: found.units for case, found in zip(cases, ordered, strict=True) if isinstance(found, Seen)}
     description = read_dataset_json(folder / "dataset.json")
-    return [*left_out(folder, description, cases), *judge([case.name for case in cases], contents, description)]
+    return [
+        *left_out(folder, description, cases),
+        *judge([case.name for case in cases], contents, description),
+        *(
+            warning
+            for channel in range(len(rules.channels))
+            for warning in unlike_others({name: values[channel] for name, values in units.items() if channel in values})
+        ),
+    ]
 
 
 def read_case(case: Case, rules: Rules) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
@@ -185,12 +197,21 @@ def _with_rules(folder: Path, cases: list[Case], rules: Rules) -> list[tuple[Cas
     ]
 
 
-def _examined(checked: tuple[Case, Rules]) -> Content | DataError:
+class Seen(NamedTuple):
+    """What a case holds, and the values of its CT channels by number."""
+
+    content: Content
+    units: dict[int, Values]
+
+
+def _examined(checked: tuple[Case, Rules]) -> Seen | DataError:
     try:
         image, label, _, voxels = _read_case(*checked)
     except DataError as error:
         return error
-    return look(image, label, voxels)
+    names = enumerate(checked[1].channels)
+    units = {channel: look_at_units(image[channel]) for channel, name in names if name.casefold() == "ct"}
+    return Seen(look(image, label, voxels), units)
 
 
 def _read(read: Callable[[Any], Any], argument: Any, path: Path) -> Any:

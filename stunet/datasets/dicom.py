@@ -1,139 +1,423 @@
-"""How a folder of DICOM slices becomes one volume, and when it must not.
+"""How does a folder of DICOM files become one volume, and when must it not?
 
-ITK stacks whatever slices it is given; a missing slice or a tilted gantry would bend the volume without a word.
+Geometry, slope and intercept are those of each frame, in the headers. What is missing there is an error and not a
+guess, and so are slices that are missing, doubled, shifted or damaged. dicom_headers.py reads the headers,
+dicom_pixels.py what is behind them.
 """
 
 import logging
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import SimpleITK as sitk
 
+from stunet.datasets import dicom_pixels
+from stunet.datasets.dicom_headers import (
+    COPY_AGAIN,
+    DISTINCTIONS,
+    EXPORT_AGAIN,
+    WITHOUT_UID,
+    Frame,
+    Scan,
+    Series,
+    files_of,
+    numbers,
+    quietly,
+    scan,
+    value,
+    where,
+)
+from stunet.datasets.listing import DICOM, begins_as_dicom
 from stunet.errors import DataError
 from stunet.files import whole
 
 TOLERANCE = 0.01  # of the distance between slices
-POSITION, ORIENTATION = "0020|0032", "0020|0037"  # ImagePositionPatient, ImageOrientationPatient
+ROUNDING_MM = 0.011  # between neighbours whose positions were rounded to two decimals
+ANGLE = 1e-3  # between direction cosines: 0.3 mm at the edge of a slice
+ORIGINAL = 4  # an original image counts as many derived ones when a series is chosen
+SHOWN = 4
+# Names of channels by the modality of the images that they take.
+MODALITIES = {
+    "CT": r"n?ce?ct\b|ct\b|cbct",
+    "MR": r"mri?\b|t1|t2|pd\b|flair|dwi|adc|swi|dixon",
+    "PT": r"pe?t\b|suv",
+}
+OPEN = ("", "OT")  # a modality that says nothing
 
 log = logging.getLogger("stunet")
 
 
+@dataclass(frozen=True)
+class Found:
+    """A series that is a case.
+
+    Attributes:
+        name: From the path of its folder.
+        folder: Of its files.
+        key: Names it in the folder.
+        error: Why no series can be taken from this folder.
+    """
+
+    name: str
+    folder: Path
+    key: str | None
+    error: DataError | None = None
+
+
+@dataclass(frozen=True)
+class Stack:
+    """Frames in the order of their positions along the normal, and the grid that they make.
+
+    Attributes:
+        frames: One per slice.
+        size: In voxels, (W, H, D), as spacing, origin and direction are in ITK's order.
+        spacing: In mm.
+        origin: In mm, LPS.
+        direction: Cosines, row by row.
+        rescale: Slope and intercept of each frame.
+    """
+
+    frames: tuple[Frame, ...]
+    size: tuple[int, int, int]
+    spacing: tuple[float, float, float]
+    origin: tuple[float, ...]
+    direction: tuple[float, ...]
+    rescale: tuple[tuple[float, float], ...]
+
+
 def is_dicom_folder(path: Path) -> bool:
-    """Whether the folder itself, not a folder in it, holds a file with DICOM's mark: `DICM` at byte 128."""
-    return path.is_dir() and any(_is_dicom(file) for file in sorted(path.iterdir()))
+    """Whether the folder itself, not a folder in it, holds a DICOM file that is not the index of a disc."""
+    return path.is_dir() and any(begins_as_dicom(file) for file in files_of(path))
 
 
-def read_series(folder: Path) -> sitk.Image:
-    """The volume of the largest series in a folder, in the scanner's units (HU for CT), slices sorted by position.
+def find_series(source: Path, channel: str | None = None, wanted: str | None = None) -> list[Found]:
+    """The series in a folder and all folders below it that are a case each; one per folder, sorted by name.
+
+    Args:
+        source: Slices, or a study or patients with a folder for each series.
+        channel: Name of the model's channel; CT, MR and PET choose the modality.
+        wanted: UID, number or description of the series.
 
     Raises:
-        DataError: No series, slices that cannot be read or do not fit together, or slices that are not evenly spaced
-            along their normal within 1 % of their distance (one is missing, or the gantry was tilted).
+        DataError: There are slices and no series can be taken, or two cases would have the same name.
     """
-    files = series_files(folder)
-    reader = sitk.ImageSeriesReader()
-    reader.SetFileNames(files)
-    reader.MetaDataDictionaryArrayUpdateOn()
-    try:
-        image = reader.Execute()
-    except RuntimeError as error:  # how SimpleITK reports anything
-        raise DataError(
-            f"cannot read the series in {str(folder)!r}: {str(error).splitlines()[-1]}", "export it again"
-        ) from error
-    _check_slices(reader, files)
+    folders = [path for path in (source, *_folders(source)) if _holds_slices(path)]
+    found: list[Found] = []
+    left_out: list[str] = []
+    for folder in folders:
+        name = "_".join(folder.relative_to(source).parts) or source.resolve().name
+        try:
+            series = choose(folder, _modality(channel), wanted)
+            if wanted is None:
+                _check_slopes(series)
+            found.append(Found(name, folder, series.key))
+        except _NothingToTakeError as error:
+            left_out.append(error.message)
+            last = error
+        except DataError as error:
+            found.append(Found(name, folder, None, error))
+    if folders and not found:
+        raise last
+    if left_out:
+        log.warning("left out: %s", _some(left_out))
+    if len(folders) == 1 and found[0].error:
+        raise found[0].error
+    _warn_of_parts(found)
+    by_name = {one.name: one for one in found}
+    if len(by_name) < len(found):
+        twice = next(one for one in found if by_name[one.name] is not one)
+        both = f"{str(twice.folder)!r} and {str(by_name[twice.name].folder)!r}"
+        raise DataError(f"{both} would both be case {twice.name!r}", "rename one of the folders")
+    return sorted(found, key=lambda one: one.name)
+
+
+def choose(folder: Path, modality: str | None = None, wanted: str | None = None) -> Series:
+    """The series of a folder that is meant; a warning names it and what is left out.
+
+    It is of the modality, or of none that is known, and no localizer. Of several the one with most images is taken if
+    it has at least twice as many as each other one, where an original image counts as 4 derived ones.
+
+    Args:
+        folder: Its files.
+        modality: As in DICOM; None: any.
+        wanted: Key, UID, number or description; then any image is taken.
+
+    Raises:
+        DataError: None, or several are meant, or a file that must be part of one is damaged.
+    """
+    there = scan(folder)
+    if there.damaged:
+        raise _damaged(there, folder)
+    images = [series for series in there.series if series.is_image]
+    listed = _some([str(series) for series in there.series]) or "nothing"
+    if wanted is not None:
+        meant = [series for series in images if series.key == wanted] or [s for s in images if s.is_called(wanted)]
+        if not meant:
+            hint = "--series with the UID, number or description of one of them"
+            raise _NothingToTakeError(f"no images of a series {wanted!r} in {str(folder)!r} (there: {listed})", hint)
+    else:
+        meant = [series for series in images if series.kind != "localizer"]
+        if modality:
+            meant = [s for s in meant if s.modality == modality] or [s for s in meant if s.modality in OPEN]
+    if not meant:
+        hint = "give the folder that holds the slices of one series"
+        if images:
+            hint = f"--series {_quoted(images[0])} takes it all the same"
+        what = f"no DICOM series of {modality} images" if modality else "no DICOM series of images"
+        raise _NothingToTakeError(f"{what} in {str(folder)!r} (there: {listed})", hint)
+    best = max(meant, key=_weight)
+    rivals = [series for series in meant if series is best or 2 * _weight(series) > _weight(best)]
+    if len(rivals) > 1:
+        what = f"{str(folder)!r} holds {len(rivals)} series that may be meant: {_some([str(s) for s in rivals])}"
+        raise DataError(what, f"--series {_quoted(best)}, or another one, or a folder for each series")
+    others = [str(series) for series in there.series if series is not best] + [repr(f.name) for f in there.others]
+    if others and wanted != best.key:
+        log.warning("%r: taking %s; left out: %s", str(folder), best, _some(others))
+    return best
+
+
+def read_series(folder: Path, series: str | None = None) -> sitk.Image:
+    """The volume of a series, in the scanner's units (HU for CT), slices sorted by position along their normal.
+
+    Voxels have the smallest type of int16, uint16, int32 and float that holds what slopes and intercepts can give.
+
+    Args:
+        folder: Of its files.
+        series: Its key, UID, number or description; None: the only one that may be meant.
+
+    Raises:
+        DataError: No series, or several; a file that is damaged or lacks its geometry; slices that differ in size,
+            PixelSpacing or orientation, that are not evenly spaced along their normal (one is missing or doubled), or
+            that are shifted against each other (the gantry was tilted).
+    """
+    made = stack(choose(folder, wanted=series))
+    image = sitk.GetImageFromArray(dicom_pixels.volume(made.frames, made.rescale))
+    image.SetSpacing(made.spacing)
+    image.SetOrigin(made.origin)
+    image.SetDirection(made.direction)
     return image
 
 
-def series_files(folder: Path) -> tuple[str, ...]:
-    """The files of the largest series in a folder, one per slice, in the order of read_series's array.
+def geometry(folder: Path, series: str | None = None) -> tuple[tuple[int, int, int], tuple[float, float, float]]:
+    """Shape in voxels and spacing in mm, both (D, H, W), of what read_series reads, from the headers.
 
     Raises:
-        DataError: No series.
+        DataError: As read_series, but for pixels.
     """
-    series = {uid: sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder), uid) for uid in _series_ids(folder)}
-    if not series:
-        raise DataError(f"no DICOM series in {str(folder)!r}", "give the folder that holds the slices of one series")
-    files = max(series.values(), key=len)
-    if len(series) > 1:
-        log.warning("%s holds %d series; taking the largest, %d slices", folder, len(series), len(files))
-    return files
-
-
-def geometry(folder: Path) -> tuple[tuple[int, int, int], tuple[float, float, float]]:
-    """Shape in voxels and spacing in mm, both (D, H, W), of the largest series, from the headers of two slices.
-
-    Raises:
-        DataError: No series, or a header that cannot be read.
-    """
-    files = series_files(folder)
-    first = sitk.ImageFileReader()
-    last = sitk.ImageFileReader()
-    try:
-        for reader, file in ((first, files[0]), (last, files[-1])):
-            reader.SetFileName(file)
-            reader.ReadImageInformation()
-    except RuntimeError as error:
-        raise DataError(f"cannot read a header in {str(folder)!r}: {str(error).splitlines()[-1]}") from None
-    width, height, depth = (*first.GetSize(), 1)[:3]
-    right, down, along = (*first.GetSpacing(), 1.0)[:3]
-    if len(files) > 1:
-        length = np.linalg.norm(np.subtract(last.GetOrigin(), first.GetOrigin()))
-        depth, along = len(files), float(length) / (len(files) - 1)
+    made = stack(choose(folder, wanted=series))
+    (width, height, depth), (right, down, along) = made.size, made.spacing
     return (depth, height, width), (along, down, right)
 
 
-def to_nifti(folder: Path, target: Path) -> None:
-    """Writes the largest series of a folder as one NIfTI file.
+def to_nifti(folder: Path, target: Path, series: str | None = None) -> None:
+    """Writes a series as one NIfTI file.
 
     Raises:
         DataError: As read_series.
     """
-    image = read_series(folder)
+    image = read_series(folder, series)
     with whole(target) as part:
         sitk.WriteImage(image, part, useCompression=True)
 
 
-def _is_dicom(file: Path) -> bool:
-    if not file.is_file():
-        return False
-    with file.open("rb") as stream:
-        return stream.read(132)[128:] == b"DICM"
+@quietly()
+def stack(series: Series) -> Stack:
+    """The frames of a series on their grid.
+
+    Raises:
+        DataError: As read_series, but for pixels.
+    """
+    frames = [Frame(header, number) for header in series.headers for number in range(header.frames)]
+    for frame in frames:
+        if "ModalityLUTSequence" in frame.header.content:
+            raise DataError(f"{where(frame)} has a ModalityLUTSequence in place of a RescaleSlope", EXPORT_AGAIN)
+    sizes = [(int(f.header.content.Columns), int(f.header.content.Rows)) for f in frames]
+    _check_equal(frames, np.array(sizes, float), "Columns and Rows", 0)
+    orientations = _all(frames, "ImageOrientationPatient", 6)
+    _check_equal(frames, orientations, "ImageOrientationPatient", ANGLE)
+    spacings = _all(frames, "PixelSpacing", 2)
+    _check_equal(frames, spacings, "PixelSpacing", 1e-4 * spacings.max())
+    if spacings.min() <= 0:
+        raise DataError(f"PixelSpacing of {where(frames[int(spacings.min(1).argmin())])} is not above 0", EXPORT_AGAIN)
+    direction = _direction(frames[0], orientations[0])
+    positions = _all(frames, "ImagePositionPatient", 3)
+    distances = positions @ direction[:, 2]
+    order = np.argsort(distances, kind="stable")
+    frames = [frames[i] for i in order]
+    positions = positions[order]
+    step = _step(frames, positions, distances[order], direction[:, 2]) if len(frames) > 1 else _thickness(frames[0])
+    return Stack(
+        tuple(frames),
+        (*sizes[0], len(frames)),
+        (float(spacings[0, 1]), float(spacings[0, 0]), step),
+        tuple(positions[0].tolist()),
+        tuple(direction.ravel().tolist()),
+        _rescale(frames),
+    )
 
 
-def _series_ids(folder: Path) -> tuple[str, ...]:
-    return sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(folder)) if is_dicom_folder(folder) else ()
+class _NothingToTakeError(DataError):
+    """A folder without a series for this model; beside others it is left out."""
 
 
-def _check_slices(reader: sitk.ImageSeriesReader, files: tuple[str, ...]) -> None:
-    """Compares the steps between neighbouring slices with their median and with the normal of the slices."""
-    if len(files) < 2 or not all(
-        reader.HasMetaDataKey(i, key) for i in range(len(files)) for key in (POSITION, ORIENTATION)
-    ):
-        return  # a single slice, or an enhanced file that holds its own geometry
-    positions = np.array([_numbers(reader.GetMetaData(i, POSITION)) for i in range(len(files))])
-    directions = np.array([_numbers(reader.GetMetaData(i, ORIENTATION)) for i in range(len(files))])
-    where = f"in {str(Path(files[0]).parent)!r}"
-    if np.abs(directions - directions[0]).max() > TOLERANCE:
-        raise DataError(
-            f"slices of different orientation {where}", "put the slices of each orientation into a folder of their own"
+@quietly()
+def _check_slopes(series: Series) -> None:
+    """A scanner writes one slope for all slices of a CT; software that scales each slice rarely keeps to HU."""
+    frames = [Frame(header, number) for header in series.headers for number in range(header.frames)]
+    slopes = {slope[0] for frame in frames if (slope := numbers(frame, "RescaleSlope", 1))}
+    if series.modality == "CT" and len(slopes) > 1:
+        what = f"RescaleSlope differs from slice to slice in {series} in {str(series.folder)!r}"
+        hint = f"check that it is in HU; --series {_quoted(series)} reads each slice with its own"
+        raise DataError(f"{what}: {min(slopes):g} to {max(slopes):g}, where scanners write one for a CT", hint)
+
+
+def _warn_of_parts(found: Sequence[Found]) -> None:
+    """Folders that share a UID may be parts of one series, copies, or badly anonymised: each is a case."""
+    by_key: dict[str, Path] = {}
+    for one in found:
+        if one.key and not one.key.startswith(WITHOUT_UID):
+            if one.key in by_key:
+                log.warning("%r and %r hold the same series %s", str(by_key[one.key]), str(one.folder), one.key)
+            by_key[one.key] = one.folder
+
+
+def _holds_slices(path: Path) -> bool:
+    """Also where all of them are damaged."""
+    return path.is_dir() and any(file.suffix.lower() in DICOM or begins_as_dicom(file) for file in files_of(path))
+
+
+def _folders(source: Path) -> list[Path]:
+    """All folders below a folder, without hidden ones."""
+    found = []
+    for path, names, _ in os.walk(source):
+        names[:] = sorted(name for name in names if not name.startswith("."))
+        found += [Path(path) / name for name in names]
+    return found
+
+
+def _modality(channel: str | None) -> str | None:
+    for modality, names in MODALITIES.items():
+        if channel and re.match(names, channel.strip(), re.IGNORECASE):
+            return modality
+    return None
+
+
+def _weight(series: Series) -> int:
+    return series.size * (ORIGINAL if series.kind == "original" else 1)
+
+
+def _quoted(series: Series) -> str:
+    return series.key if re.fullmatch(r"[\d.]+", series.key) else repr(series.key)
+
+
+def _damaged(there: Scan, folder: Path) -> DataError:
+    listed = [f"{file.name!r} ({reason})" for file, reason in there.damaged.items()]
+    return DataError(f"damaged files in {str(folder)!r}: {_some(listed)}", COPY_AGAIN)
+
+
+def _some(listed: Sequence[str]) -> str:
+    return "; ".join(listed[:SHOWN]) + (f"; and {len(listed) - SHOWN} more" if len(listed) > SHOWN else "")
+
+
+def _all(frames: Sequence[Frame], name: str, count: int) -> np.ndarray:
+    """An attribute of all frames (N, count), which none may lack."""
+    rows = [numbers(frame, name, count) for frame in frames]
+    lacking = [frame for frame, row in zip(frames, rows, strict=True) if row is None]
+    if lacking:
+        more = (
+            f", and neither have {len(lacking) - 1} of the other {len(frames) - 1} images" if len(lacking) > 1 else ""
         )
-    steps = np.diff(positions, axis=0)
-    step = np.median(steps, axis=0)
-    distance = np.linalg.norm(step)
-    uneven = np.linalg.norm(steps - step, axis=1) > TOLERANCE * distance
+        raise DataError(f"{where(lacking[0])} has no {name}{more}", EXPORT_AGAIN)
+    return np.array(rows, float)
+
+
+def _check_equal(frames: Sequence[Frame], rows: np.ndarray, name: str, tolerance: float) -> None:
+    """Names the frame whose value is not that of most."""
+    distinct, counts = np.unique(rows, axis=0, return_counts=True)
+    usual = distinct[counts.argmax()]
+    other = np.abs(rows - usual).max(axis=1) > tolerance
+    if other.any():
+        first = int(other.argmax())
+        values = f"{_listed(rows[first])}, of {int((~other).sum())} others {_listed(usual)}"
+        hint = "put the slices of each kind into a folder of their own"
+        raise DataError(f"{name} of {where(frames[first])} is {values}", hint)
+
+
+def _listed(row: np.ndarray) -> str:
+    return "\\".join(f"{number:g}" for number in row)
+
+
+def _direction(frame: Frame, orientation: np.ndarray) -> np.ndarray:
+    """The axes of the volume in the columns of a matrix, at right angles; cosines may have been rounded."""
+    right, down = orientation[:3], orientation[3:]
+    axes = np.stack([right, down, np.cross(right, down)], axis=1)
+    error = np.abs(axes.T @ axes - np.eye(3)).max()
+    if error > 0.02:
+        raise DataError(f"ImageOrientationPatient of {where(frame)} is {_listed(orientation)}, no axes", EXPORT_AGAIN)
+    if error > 1e-6:
+        u, _, v = np.linalg.svd(axes)
+        axes = u @ v
+    return axes
+
+
+def _step(frames: Sequence[Frame], positions: np.ndarray, distances: np.ndarray, normal: np.ndarray) -> float:
+    """The distance of slices in mm, over the whole stack."""
+    steps = np.diff(distances)
+    usual = float(np.median(steps))
+    total = float(distances[-1] - distances[0])
+    if (double := steps <= TOLERANCE * total / len(steps)).any():
+        raise _doubled(frames, distances, int(double.argmax()))
+    # Positions with two decimals are off by half of the last one at most; those of a gap by half a slice at least.
+    uneven = np.abs(steps - usual) > min(max(TOLERANCE * usual, ROUNDING_MM), usual / 4)
     if uneven.any():
-        first = int(np.argmax(uneven))
-        names = " and ".join(repr(Path(file).name) for file in files[first : first + 2])
-        found = f"{np.linalg.norm(steps[first]):.2f} mm between slices {names} {where}, mostly {distance:.2f} mm"
+        first = int(uneven.argmax())
+        place = f"{frames[first].name} and {where(frames[first + 1])}"
+        found = f"{steps[first]:.2f} mm between slices {place}, mostly {usual:.2f} mm"
         hint = "export the whole series again, or resample it onto an even grid first"
         raise DataError(f"{found}: a slice is missing or doubled ({int(uneven.sum())} such gaps)", hint)
-    normal = np.cross(directions[0, :3], directions[0, 3:])
-    if np.linalg.norm(np.cross(step, normal)) > TOLERANCE * distance:
+    moved = positions - positions[0]
+    sideways = np.linalg.norm(moved - np.outer(moved @ normal, normal), axis=1)
+    if (shifted := sideways > ROUNDING_MM + TOLERANCE * np.abs(moved @ normal)).any():
+        frame = frames[int(shifted.argmax())]
         raise DataError(
-            f"the slices {where} are not stacked along their normal (tilted gantry)",
+            f"the slices are not stacked along their normal: {where(frame)} is shifted (tilted gantry)",
             "resample the series onto a straight grid first",
         )
+    return total / len(steps)
 
 
-def _numbers(text: str) -> list[float]:
-    return [float(number) for number in text.split("\\")]
+def _doubled(frames: Sequence[Frame], distances: np.ndarray, first: int) -> DataError:
+    """Several images at one position: says what tells them apart."""
+    one, other = frames[first], frames[first + 1]
+    place = f"{one.name} and {where(other)} lie at the same position along the normal"
+    for name in DISTINCTIONS:
+        values = [str(value(frame, name)) for frame in (one, other)]
+        if values[0] != values[1]:
+            what = f"the series holds several stacks: {place} and differ in {name} ({', '.join(values)})"
+            return DataError(what, f"put the images of each {name} into a folder of their own")
+    return DataError(f"{place}: a slice is doubled", "take one of them out of the folder")
+
+
+def _thickness(frame: Frame) -> float:
+    """Of a single slice, in mm."""
+    found = numbers(frame, "SliceThickness", 1)
+    if found is None or found[0] <= 0:
+        raise DataError(f"{where(frame)}, a single slice, has no SliceThickness above 0", EXPORT_AGAIN)
+    return found[0]
+
+
+def _rescale(frames: Sequence[Frame]) -> tuple[tuple[float, float], ...]:
+    """Slope and intercept of each frame: all have them, or none has."""
+    columns = []
+    for name, absent in (("RescaleSlope", 1.0), ("RescaleIntercept", 0.0)):
+        if any(value(frame, name) is not None for frame in frames):
+            columns.append(_all(frames, name, 1)[:, 0].tolist())
+        else:
+            columns.append([absent] * len(frames))
+    if 0 in columns[0]:
+        raise DataError(f"RescaleSlope of {where(frames[columns[0].index(0)])} is 0", EXPORT_AGAIN)
+    return tuple(zip(*columns, strict=True))

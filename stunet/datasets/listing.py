@@ -6,6 +6,7 @@ macOS leaves a `._CASE.nii.gz` beside each file, and ours that are being written
 """
 
 import os
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +19,7 @@ VOLUMES = (
     ".hdr", ".img", ".img.gz", ".mgz", ".mgh", ".mnc", ".tif", ".tiff",
 )  # fmt: skip
 PICTURES = (".png", ".bmp", ".jpg", ".jpeg")  # images only where the images that are wanted are pictures, too
-DICOM = (".dcm", ".ima")
+DICOM = (".dcm", ".dicom", ".ima")
 DIRECTORY = "DICOMDIR"  # lists DICOM files, and has their mark
 HEADERS = {".img": ".hdr", ".img.gz": ".hdr"}  # a file of voxels is part of the image whose header lies beside it
 # What lies beside images and is none: no need to look into it for DICOM's mark.
@@ -159,17 +160,24 @@ def not_utf8(path: Path) -> DataError | None:
 
 
 def is_dicom(path: Path) -> bool:
-    """Whether a file is called .dcm, or has DICOM's mark: `DICM` at byte 128."""
+    """Whether a file has an ending of DICOM, or begins as such a file does."""
     suffix = path.suffix.lower()
     if suffix in OTHER or suffix in PICTURES or path.name == DIRECTORY or not path.is_file():
         return False
-    if suffix in DICOM:
-        return True
+    return suffix in DICOM or begins_as_dicom(path)
+
+
+def begins_as_dicom(file: Path) -> bool:
+    """Whether a file has DICOM's mark, `DICM` at byte 128, or begins like one that was written without it."""
     try:
-        with path.open("rb") as stream:
-            return stream.read(132)[128:] == b"DICM"
+        with file.open("rb") as stream:
+            start = stream.read(132)
     except OSError:
         return False
+    if start[128:] == b"DICM":
+        return True
+    # Group 2 or 8, an element of few, and its two letters, or a length that such a value has.
+    return bool(re.match(rb"[\x02\x08]\x00[\x00\x01\x05\x08\x12\x16]\x00([A-Z]{2}|.\x00\x00\x00)", start, re.DOTALL))
 
 
 def holds_images(folder: Path, wanted: str = ".nii.gz", depth: int = DEPTH) -> bool:

@@ -79,12 +79,14 @@ class Case:
         files: One per channel, or one with all of them, or one DICOM folder.
         previous: The previous stage's result, for a cascade.
         error: What is wrong with its files, found before any of them was read.
+        series: Which one of a DICOM folder, as datasets.dicom names it.
     """
 
     name: str
     files: tuple[Path, ...]
     previous: Path | None = None
     error: DataError | None = None
+    series: str | None = None
 
     @property
     def is_dicom(self) -> bool:
@@ -119,14 +121,15 @@ def open_model(
     return Model(folder, plans, dataset, tuple(folds or numbered or there), checkpoint)
 
 
-def find_cases(source: Path, model: Model) -> list[Case]:
+def find_cases(source: Path, model: Model, series: str | None = None) -> list[Case]:
     """The input cases, sorted by name.
 
-    `source` is a folder of images and of folders of DICOM slices, a single image, or a folder of DICOM slices; the
-    name of such a folder becomes the case's. Images may have any ending that the model's reader takes; they are named
-    CASE_0000.nii.gz, CASE_0001.nii.gz ... per channel; with one channel _0000 may be left out. Where no case has more
-    than its _0000, this file may hold all channels, as in training: reading will tell. Whatever looks like an image and
-    cannot be one is a case with an error, so that the others can be predicted.
+    `source` is a folder of images and of folders of DICOM slices, a single image, a folder of DICOM slices (its name
+    becomes the case's), or one with such folders in it, as deep as may be. Of several series `series` or the model's
+    channel chooses. Images may have any ending that the model's reader takes; they are named CASE_0000.nii.gz,
+    CASE_0001.nii.gz ... per channel; with one channel _0000 may be left out. Where no case has more than its _0000,
+    this file may hold all channels, as in training: reading will tell. Whatever looks like an image and cannot be one
+    is a case with an error, so that the others can be predicted.
 
     Raises:
         DataError: Nothing is there, or no case is complete.
@@ -144,21 +147,19 @@ def find_cases(source: Path, model: Model) -> list[Case]:
         image = Image(source, source.name[: -len(ending)], ending, unusable(source))
         return _complete(_group(_siblings(image, model), model))
     found = list_images(source, model.ending)
-    if not found.images and not found.series and not found.slices:
-        raise _nothing(source, found, model)
     masks = [image for image in found.images if image.ending == SEGMENTATION != model.ending]
-    if masks or found.folders:
-        left = [*(image.path for image in masks), *found.folders]
-        log.warning("warning: segmentations and sub-folders with images are not predicted: %s", named(left))
     cases = _group([image for image in found.images if image not in masks], model)
-    names = {case.name for case in cases}
-    cases += [_series(folder, model, taken=folder.name in names) for folder in found.series]
-    if found.slices and not found.images:
-        cases.append(_series(source, model))
-    elif found.slices:
+    for folder in found.series if cases else (source,):
+        cases += _series(folder, model, series, {case.name for case in cases})
+    if found.slices and found.images:
         what = f"{len(found.slices)} DICOM files lie beside images in {str(source)!r}: {named(found.slices)}"
         error = DataError(what, "put them into a folder of their own")
         cases.append(Case(source.resolve().name, (source,), error=error))
+    if not cases:
+        raise _nothing(source, found, model)
+    used = {parent for case in cases for parent in (case.files[0], *case.files[0].parents)}
+    if left := [*(image.path for image in masks), *(folder for folder in found.folders if folder not in used)]:
+        log.warning("warning: segmentations and sub-folders with images are not predicted: %s", named(left))
     return _complete(cases)
 
 
@@ -169,17 +170,30 @@ def _complete(cases: list[Case]) -> list[Case]:
     return sorted(cases, key=lambda case: case.name)
 
 
-def _series(folder: Path, model: Model, taken: bool = False) -> Case:
-    """A folder of DICOM slices as a case; one that has an image's name cannot be one."""
-    channels, error = model.channels, not_utf8(folder)
-    if len(channels) > 1:
-        error = DataError(
-            f"the model takes {len(channels)} channels ({', '.join(channels)}); a DICOM folder is one",
-            f"convert each series to CASE_0000{model.ending}, CASE_0001{model.ending} ...",
-        )
-    elif taken:
-        error = DataError(f"the folder {str(folder)!r} and an image are the same case", "rename one of them")
-    return Case(folder.resolve().name, (folder,), error=error)
+def _series(source: Path, model: Model, series: str | None, taken: set[str]) -> list[Case]:
+    """The DICOM series in a folder and all below it as cases; one that has the name of another case cannot be one."""
+    from stunet.datasets import dicom
+
+    channels, name = model.channels, source.resolve().name
+    if problem := not_utf8(source):
+        return [Case(name, (source,), error=problem)]
+    try:
+        found = dicom.find_series(source, channels[0], series)
+    except DataError as error:
+        return [Case(name, (source,), error=error)]
+    cases = []
+    for one in found:
+        problem = one.error
+        if len(channels) > 1:
+            problem = DataError(
+                f"the model takes {len(channels)} channels ({', '.join(channels)}); a DICOM folder is one",
+                f"convert each series to CASE_0000{model.ending}, CASE_0001{model.ending} ...",
+            )
+        elif one.name in taken:
+            what = f"the folder {str(one.folder)!r} and something else in {str(source.parent)!r} are the same case"
+            problem = DataError(what, "rename one of them")
+        cases.append(Case(one.name, (one.folder,), series=one.key, error=problem))
+    return cases
 
 
 def _nothing(source: Path, found: Listing, model: Model) -> DataError:
@@ -204,7 +218,7 @@ def geometry(case: Case) -> tuple[tuple[int, ...], tuple[float, ...]]:
     if case.is_dicom:
         from stunet.datasets import dicom
 
-        return dicom.geometry(case.files[0])
+        return dicom.geometry(case.files[0], case.series)
     try:
         reader = _header(case.files[0])
     except RuntimeError as error:

@@ -22,20 +22,23 @@ LONGEST_CASE = 200  # bytes of a case's name in temporary names, which have two 
 def whole_case(folder: Path, name: str, endings: Sequence[str]) -> Iterator[str]:
     """Yields a temporary path without ending; what the block writes there takes its final names, in this order.
 
+    The block may change `endings` when it cannot write one of them.
+
     Raises:
         OSError: A segmentation came out truncated, which ITK does not report: the disk is full.
     """
-    part = folder / part_of_case(name)
+    part, all_endings = folder / part_of_case(name), list(endings)
     try:
         yield str(part)
-        try:
-            check_nifti(Path(f"{part}{endings[-1]}"))
-        except DataError:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder / f"{name}{endings[-1]}")) from None
+        for ending in endings:
+            try:
+                check_nifti(Path(f"{part}{ending}"))
+            except DataError:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder / f"{name}{ending}")) from None
         for ending in endings:
             os.replace(f"{part}{ending}", folder / f"{name}{ending}")
     finally:
-        for ending in endings:
+        for ending in {*endings, *all_endings}:
             remove(Path(f"{part}{ending}"))
 
 

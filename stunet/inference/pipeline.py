@@ -32,10 +32,7 @@ from stunet.results.statistics import Measurement, measure
 from stunet.results.write import write_itksnap_labels
 
 INPUT_ENDING = ".input.nii.gz"  # of the temporary image that a DICOM folder becomes
-FAILURES = (  # of one case, whatever a library raises about it
-    StunetError, RuntimeError, MemoryError, OSError, ValueError, TypeError, LookupError, ArithmeticError,
-    AttributeError,
-)  # fmt: skip
+FAILURES = (*products.FAILURES, OSError)  # of one case, whatever a library raises about it
 OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 log = logging.getLogger("stunet")
 
@@ -48,7 +45,7 @@ class Outcome:
         case: Which one.
         file: Of the segmentation, which is there if there is no error.
         report: Time by stage, memory, and files.
-        error: Why there is none.
+        error: Why there is none, or why something else that was asked for is missing.
         statistics: By class, if they were asked for.
     """
 
@@ -168,12 +165,14 @@ class Pipeline:
             raise case.error
         if not case.is_dicom:
             return self.predictor.read(case)
+        if case.error:
+            raise case.error
         from stunet.datasets.dicom import to_nifti
 
         part = self.folder / f"{part_of_case(case.name)}{INPUT_ENDING}"
         try:
-            to_nifti(case.files[0], part)
-            return self.predictor.read(Case(case.name, (part,), case.previous))
+            to_nifti(case.files[0], part, case.series)
+            return self.predictor.read(Case(case.name, (part,), case.previous))._replace(files=str(case.files[0]))
         except DataError as error:
             raise DataError(error.message.replace(str(part), str(case.files[0])), error.hint) from error
         finally:
@@ -200,17 +199,25 @@ class Pipeline:
 
     def _write(self, outcome: Outcome, segmentation: Segmentation, properties: dict[str, Any]) -> Outcome:
         case, model, wanted = outcome.case, self.predictor.model, self.products
+        problem: Exception | None = None
         try:
             with outcome.report.stage("write"):
-                again = wanted.statistics or wanted.preview  # kept in memory it would cost two copies of every image
-                image = self._read(case).image_CDHW if again else None
-                if wanted.statistics and image is not None:
-                    outcome.statistics = measure(segmentation, image, model.channels)
-                files = products.write(
+                image = None
+                try:
+                    if wanted.statistics or wanted.preview:  # kept in memory it would cost two copies of every image
+                        image = self._read(case).image_CDHW
+                    if wanted.statistics and image is not None:
+                        outcome.statistics = measure(segmentation, image, model.channels)
+                except FAILURES as error:
+                    problem = error
+                files, missing = products.write(
                     segmentation, properties, None if image is None else image[0], case, self.folder, wanted, model,
                     self.predictor.writer,
                 )  # fmt: skip
             outcome.report.files = [file.name for file in files]
+            problem = problem or missing
+            if problem:
+                return _failed(outcome, problem)
         except FAILURES as error:
             return _failed(outcome, error)
         finally:

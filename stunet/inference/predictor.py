@@ -26,7 +26,7 @@ from stunet.inference import memory
 from stunet.inference.cases import Case, Model, drop_channel_axis, open_model
 from stunet.inference.confidence import Confidence
 from stunet.inference.network import build, check_strides
-from stunet.inference.reading import Raw, check_grid, from_array, read, readable
+from stunet.inference.reading import Raw, check_grid, from_array, read, readable, warn_of_units
 from stunet.inference.ready import ReadyNetwork
 from stunet.inference.segmenter import Segmenter
 from stunet.inference.v1_order import V1Preprocessor
@@ -209,6 +209,7 @@ class Predictor:
         """
         own = self._network_shape(raw.image_CDHW.shape[1:], raw.properties["spacing"])
         check_grid(raw, [own[axis] for axis in self._plans.transpose_backward])
+        warn_of_units(raw, self._configuration.normalization_schemes, self.model.plans)
         if self.options.v1_preprocessing:
             preprocessor: Any = V1Preprocessor(self.options.verbose)
         else:

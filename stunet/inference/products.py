@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from stunet.errors import DataError, UsageError
+from stunet.errors import DataError, StunetError, UsageError
 from stunet.files import NAME_MAX, remove
 from stunet.inference.cases import Case, Model
 from stunet.inference.output import part_of_case, whole_case
@@ -24,6 +24,10 @@ from stunet.results.write import write_masks, write_nifti, write_seg_nrrd
 
 # Endings by format; the model's own format has the ending of its images, and a folder of masks has none.
 FORMATS: Mapping[str, str | None] = {"image": None, "seg.nrrd": ".seg.nrrd", "masks": "", "dicom_seg": ".dcm"}
+# What a library raises about one product, after which the others are written; not OSError, which is the disk's.
+FAILURES = (
+    StunetError, RuntimeError, MemoryError, ValueError, TypeError, LookupError, ArithmeticError, AttributeError,
+)  # fmt: skip
 MASK = ".nii.gz"
 PREVIEW = "_preview.png"
 PROBABILITIES = (".npz", ".pkl")
@@ -93,8 +97,10 @@ def write(
     products: Products,
     model: Model,
     writer: Any,
-) -> list[Path]:
+) -> tuple[list[Path], StunetError | None]:
     """Writes the files of a case; its probabilities stand in probabilities_part() already, and are compressed here.
+
+    Where one cannot be made the others are; for a segmentation in another format that of the model stands in.
 
     Args:
         segmentation: On the grid of the case's files.
@@ -106,21 +112,48 @@ def write(
         model: Whose results these are.
         writer: nnU-Net's writer of the model's files.
 
+    Returns:
+        The files, and why one that was asked for is not among them.
+
     Raises:
         OSError: The disk is full or the folder cannot be written; no file appears then.
     """
+    from stunet.inference.failures import reason  # loads torch, which usage errors do without
+
     endings = products.endings(model)
+    errors: list[StunetError] = []
     with whole_case(folder, case.name, endings) as part:
         if products.probabilities:
             compress(Path(f"{part}{PROBABILITIES[0]}"))
             Path(f"{part}.pkl").write_bytes(pickle.dumps(dict(properties)))
-        if products.preview and image_DHW is not None:
-            from stunet.results.preview import write_preview  # matplotlib takes a second
+        if products.preview:
+            try:
+                _write_preview(segmentation, image_DHW, Path(f"{part}{PREVIEW}"), case, model)
+            except FAILURES as error:
+                errors.append(reason(error))
+                endings.remove(PREVIEW)
+        wanted, own = endings[-1], model.ending
+        try:
+            _write_segmentation(segmentation, properties, case, Path(f"{part}{wanted}"), products.format, writer)
+        except FAILURES as error:
+            if products.format == "image":
+                raise
+            _write_segmentation(segmentation, properties, case, Path(f"{part}{own}"), "image", writer)
+            endings[-1:] = [".json", own] if model.has_spacing_files else [own]
+            known = reason(error)
+            message = f"{known.message} (the segmentation is kept as {case.name + own!r})"
+            errors.append(type(known)(message, known.hint))
+    return [folder / f"{case.name}{ending}" for ending in endings], errors[-1] if errors else None
 
-            is_ct = model.channels[0].upper() == "CT"
-            write_preview(segmentation, image_DHW, Path(f"{part}{PREVIEW}"), is_ct, case.name)
-        _write_segmentation(segmentation, properties, case, Path(f"{part}{endings[-1]}"), products.format, writer)
-    return [folder / f"{case.name}{ending}" for ending in endings]
+
+def _write_preview(
+    segmentation: Segmentation, image_DHW: np.ndarray | None, path: Path, case: Case, model: Model
+) -> None:
+    from stunet.results.preview import write_preview  # matplotlib takes a second
+
+    if image_DHW is None:
+        raise DataError(f"no image for the preview of {case.name!r}")
+    write_preview(segmentation, image_DHW, path, model.channels[0].upper() == "CT", case.name)
 
 
 def endings_of_parts(model: Model) -> list[str]:
@@ -144,7 +177,7 @@ def _write_segmentation(
     elif format_ == "dicom_seg":
         from stunet.results.dicom_seg import write_dicom_seg
 
-        write_dicom_seg(segmentation, case.files[0], path)
+        write_dicom_seg(segmentation, case.files[0], path, series=case.series)
     elif path.name.endswith((".nii", ".nii.gz")) and "reoriented_affine" not in properties.get("nibabel_stuff", {}):
         write_nifti(segmentation, path)
     else:

@@ -1,7 +1,8 @@
 """How does an image come in: from files or from an array, whole, finite, with the channels that the model takes?"""
 
+import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -11,6 +12,7 @@ from nibabel.spatialimages import HeaderDataError
 
 from stunet.datasets import tiff
 from stunet.datasets.listing import unusable
+from stunet.datasets.units import unlike_plan
 from stunet.errors import DataError, OutOfMemoryError, is_out_of_memory, last_line
 from stunet.inference.cases import Case, Model, volumes
 from stunet.machine import memory_limit
@@ -21,6 +23,7 @@ UNREADABLE = (
     RuntimeError, ValueError, TypeError, OSError, EOFError, AssertionError, LookupError, ArithmeticError, SyntaxError,
     ImageFileError, HeaderDataError,
 )  # fmt: skip
+log = logging.getLogger("stunet")
 VOXEL = 4  # bytes, in float32
 
 
@@ -113,6 +116,22 @@ def check_grid(raw: Raw, network_shape: Sequence[int]) -> None:
         f"{what}, {needed / 1e9:.2f} GB of the {there / 1e9:.2f} GB that there are",
         "correct the spacing, which is in mm, or take a machine with more memory",
     )
+
+
+def warn_of_units(raw: Raw, schemes: Sequence[str], plans: Mapping[str, Any]) -> None:
+    """Warns of a CT whose values are hardly in the units of the training images.
+
+    Args:
+        raw: The image.
+        schemes: How each channel is normalised.
+        plans: With the intensities of the training images.
+    """
+    known = plans.get("foreground_intensity_properties_per_channel") or {}
+    for channel, scheme in enumerate(schemes):
+        if scheme != "CTNormalization" or channel >= len(raw.image_CDHW):
+            continue
+        if what := unlike_plan(raw.image_CDHW[channel], known.get(str(channel)) or {}):
+            log.warning("%s: %s", raw.files, what)
 
 
 @contextmanager

@@ -4,7 +4,9 @@ Nothing is resampled: the segmentation must lie on the grid of the series, at mo
 Segments are binary, the kind that all viewers read; only what was found is a segment. Needs the extra `dicomseg`.
 """
 
+import re
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -13,7 +15,8 @@ import numpy as np
 import SimpleITK as sitk
 
 from stunet import __version__
-from stunet.datasets.dicom import read_series, series_files
+from stunet.datasets.dicom import Stack, choose, stack
+from stunet.datasets.dicom_headers import numbers, quietly
 from stunet.errors import DataError
 from stunet.evaluation.segmentations import Geometry, check_place
 from stunet.files import whole
@@ -28,7 +31,20 @@ if TYPE_CHECKING:
 EXTRA = "pip install 'stunet[dicomseg]'"
 SERIES_NUMBER = 900  # far from those of scanners
 IDENTIFIERS = ("StudyInstanceUID", "SeriesInstanceUID", "SOPClassUID", "SOPInstanceUID", "FrameOfReferenceUID")
+OF_ALL = ("StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID")
 LABEL_LENGTH = 64  # characters of a DICOM long string
+UTF8 = "ISO_IR 192"
+# Attributes of type 2, which must be there and may be empty, and what highdicom takes in them.
+MAY_BE_EMPTY = {
+    "PatientName": ".*",
+    "PatientID": ".*",
+    "PatientBirthDate": r"\d{8}",
+    "PatientSex": "[MFO]",
+    "StudyID": ".*",
+    "StudyDate": r"\d{8}",
+    "StudyTime": r"\d{2,6}(\.\d{1,6})?",
+    "AccessionNumber": ".*",
+}
 
 
 def load_highdicom() -> ModuleType:
@@ -45,44 +61,89 @@ def load_highdicom() -> ModuleType:
     return highdicom
 
 
+@dataclass(frozen=True)
+class Sources:
+    """The slices that a DICOM-SEG refers to.
+
+    Attributes:
+        datasets: Their headers, completed.
+        stack: Their grid.
+    """
+
+    datasets: "tuple[Dataset, ...]"
+    stack: Stack
+
+
+def check_sources(folder: Path, series: str | None = None) -> None:
+    """Whether a DICOM-SEG can refer to a series, from its headers: what follows needs a segmentation of it.
+
+    Raises:
+        DataError: As write_dicom_seg, but for the segmentation.
+    """
+    sources = _sources(folder, series)
+    width, height, _ = sources.stack.size
+    frames = np.zeros((1, height, width), np.uint8)
+    frames[0, 0, 0] = 1
+    _make(folder, replace(sources, datasets=sources.datasets[:1]), frames, ["tissue"], "stunet", __version__)
+
+
+@quietly()
 def write_dicom_seg(
-    segmentation: Segmentation, series: Path, path: Path, algorithm: str = "stunet", version: str = __version__
+    segmentation: Segmentation,
+    folder: Path,
+    path: Path,
+    algorithm: str = "stunet",
+    version: str = __version__,
+    series: str | None = None,
 ) -> None:
     """Writes one DICOM-SEG file that refers to the slices of a series.
 
+    Values that anonymisers remove are written empty; text is UTF-8.
+
     Args:
         segmentation: Of that series.
-        series: The folder of its slices; the largest series is taken, as when it was read.
+        folder: Of its slices.
         path: Of the file, usually .dcm.
         algorithm: Name of the model.
         version: Of the model.
+        series: Which one of the folder, as in datasets.dicom.read_series.
 
     Raises:
-        DataError: highdicom is missing, the grids differ, nothing is segmented, the series is one enhanced file, or it
-            lacks attributes that a DICOM-SEG takes over.
+        DataError: highdicom is missing, the grids differ, nothing is segmented, the series lacks the identifiers by
+            which a DICOM-SEG refers to it, or it is enhanced.
         OSError: The file cannot be written, or the disk is full.
     """
-    highdicom = load_highdicom()
-    import pydicom
-
-    sources = [pydicom.dcmread(file, stop_before_pixels=True) for file in series_files(series)]
-    _check_sources(sources, series)
-    labels, (depth, height, width) = _on_series(segmentation, series)
+    load_highdicom()
+    sources = _sources(folder, series)
+    labels = _on_series(segmentation, sources.stack, folder)
     names = _present(segmentation, labels)
     if not names:
         raise DataError(
-            f"nothing is segmented in {str(series)!r}, and a DICOM-SEG needs a segment", "look at the image"
+            f"nothing is segmented in {str(folder)!r}, and a DICOM-SEG needs a segment", "look at the image"
         )
+    made = _make(folder, sources, _frames(segmentation, labels, names), names, algorithm, version)
+    with whole(path) as part:
+        made.save_as(part)
+
+
+@quietly()
+def _make(
+    folder: Path, sources: Sources, frames: np.ndarray, names: Sequence[str], algorithm: str, version: str
+) -> Any:
+    """The file in memory; `frames` are as _frames makes them."""
+    highdicom = load_highdicom()
+    import pydicom
+
     identity = highdicom.AlgorithmIdentificationSequence(
         name=algorithm[:LABEL_LENGTH], version=version, family=pydicom.sr.codedict.codes.cid7162.ArtificialIntelligence
     )
-    for source in sources:  # not all have a thickness, and highdicom asks for it
-        source.SliceThickness = source.get("SliceThickness") or depth
-    measures = highdicom.PixelMeasuresSequence((height, width), sources[0].SliceThickness, depth)
+    width, height, depth = sources.stack.spacing
+    thickness = numbers(sources.stack.frames[0], "SliceThickness", 1)
+    measures = highdicom.PixelMeasuresSequence((height, width), thickness[0] if thickness else depth, depth)
     try:
-        made = highdicom.seg.Segmentation(
-            source_images=sources,
-            pixel_array=_frames(segmentation, labels, names),
+        return highdicom.seg.Segmentation(
+            source_images=sources.datasets,
+            pixel_array=frames,
             segmentation_type=highdicom.seg.SegmentationTypeValues.BINARY,
             segment_descriptions=_descriptions(highdicom, names, identity),
             pixel_measures=measures,
@@ -95,37 +156,80 @@ def write_dicom_seg(
             software_versions=__version__,
             device_serial_number="none",
             series_description=f"Segmentation by {algorithm}"[:LABEL_LENGTH],
+            specific_character_set=UTF8,
         )
     except (AttributeError, KeyError, TypeError, ValueError) as error:  # what highdicom raises for any bad header
-        raise DataError(f"cannot make a DICOM-SEG for {str(series)!r}: {error}", "export the series again") from error
-    with whole(path) as part:
-        made.save_as(part)
+        raise DataError(f"cannot make a DICOM-SEG for {str(folder)!r}: {error}", "export the series again") from error
 
 
-def _check_sources(sources: "Sequence[Dataset]", series: Path) -> None:
-    if "NumberOfFrames" in sources[0]:
-        raise DataError(f"{str(series)!r} is an enhanced series, all slices in a file", "convert it to single slices")
+@quietly()
+def _sources(folder: Path, series: str | None) -> Sources:
+    """The headers of a series, completed.
+
+    Raises:
+        DataError: As write_dicom_seg.
+    """
+    load_highdicom()
+    import pydicom
+
+    made = stack(choose(folder, wanted=series))
+    if made.frames[0].header.is_enhanced:
+        what = f"{str(folder)!r} is an enhanced series, all slices in a file, which --format dicom_seg does not take"
+        raise DataError(what, "--format image or seg.nrrd, or convert it to single slices")
+    files = [frame.header.file for frame in made.frames]
+    datasets = [pydicom.dcmread(file, stop_before_pixels=True, force=True) for file in files]
+    _check_identifiers(datasets, folder)
+    for source in datasets:
+        _complete(source, made)
+    return Sources(tuple(datasets), made)
+
+
+def _check_identifiers(sources: "Sequence[Dataset]", folder: Path) -> None:
     if missing := [name for name in IDENTIFIERS if not all(source.get(name) for source in sources)]:
         raise DataError(
-            f"slices in {str(series)!r} have no {', '.join(missing)}, by which a DICOM-SEG refers to them",
+            f"slices in {str(folder)!r} have no {', '.join(missing)}, by which a DICOM-SEG refers to them",
             "anonymise so that identifiers are replaced and not removed",
+        )
+    for name in OF_ALL:
+        if len(values := sorted({str(source.get(name)) for source in sources})) > 1:
+            raise DataError(
+                f"slices in {str(folder)!r} have several {name}: {', '.join(values[:2])}",
+                "a folder for each, or anonymise so that all slices keep one",
+            )
+    if len({str(source.SOPInstanceUID) for source in sources}) < len(sources):
+        raise DataError(
+            f"slices in {str(folder)!r} share a SOPInstanceUID, by which a DICOM-SEG refers to them",
+            "anonymise so that each slice has its own",
         )
 
 
-def _on_series(segmentation: Segmentation, series: Path) -> tuple[np.ndarray, tuple[float, ...]]:
-    """The labels in the order of the slices of the series and of their rows and columns, and the spacing (D, H, W).
+def _complete(source: "Dataset", made: Stack) -> None:
+    """Adds what highdicom asks for: values that may be empty, one orientation for all slices, text in UTF-8."""
+    # Decoded by the character set of the file; pydicom leaves some of its escape sequences in the text.
+    values = {name: re.sub(r"\x1b[ -/]*[0-~]", "", str(source.get(name) or "")) for name in MAY_BE_EMPTY}
+    source.SpecificCharacterSet = UTF8
+    for name, value in values.items():
+        setattr(source, name, value if re.fullmatch(MAY_BE_EMPTY[name], value) else "")
+    first = made.frames[0]
+    source.SliceThickness = source.get("SliceThickness") or made.spacing[2]
+    source.ImageOrientationPatient = list(numbers(first, "ImageOrientationPatient", 6) or ())
+    source.PixelSpacing = list(numbers(first, "PixelSpacing", 2) or ())
+
+
+def _on_series(segmentation: Segmentation, made: Stack, folder: Path) -> np.ndarray:
+    """The labels in the order of the slices of a series and of their rows and columns.
 
     Raises:
         DataError: The segmentation lies on another grid.
     """
-    image = read_series(series)
     orientation = sitk.DICOMOrientImageFilter.GetOrientationFromDirectionCosines
     labels = segmentation.to_sitk()
-    if labels.GetDimension() != image.GetDimension():
-        raise DataError(f"the segmentation is {labels.GetDimension()}D, and {str(series)!r} is a volume")
-    labels = sitk.DICOMOrient(labels, orientation(image.GetDirection()))
-    check_place(Path("segmentation"), _geometry(labels), series, _geometry(image))
-    return sitk.GetArrayFromImage(labels), image.GetSpacing()[::-1]
+    if labels.GetDimension() != 3:
+        raise DataError(f"the segmentation is {labels.GetDimension()}D, and {str(folder)!r} is a volume")
+    labels = sitk.DICOMOrient(labels, orientation(made.direction))
+    place = Geometry(made.size, made.spacing, made.origin, made.direction)
+    check_place(Path("segmentation"), _geometry(labels), folder, place)
+    return sitk.GetArrayFromImage(labels)
 
 
 def _geometry(image: sitk.Image) -> Geometry:
@@ -158,7 +262,7 @@ def _descriptions(highdicom: ModuleType, names: Sequence[str], identity: Any) ->
         codes = coding(name)
         row = highdicom.seg.SegmentDescription(
             segment_number=number,
-            segment_label=name[:LABEL_LENGTH],
+            segment_label=_label(name),
             segmented_property_category=codes.category,
             segmented_property_type=codes.type,
             algorithm_type=highdicom.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
@@ -174,3 +278,9 @@ def _descriptions(highdicom: ModuleType, names: Sequence[str], identity: Any) ->
                 row.SegmentedPropertyTypeCodeSequence[0].SegmentedPropertyTypeModifierCodeSequence = side
         rows.append(row)
     return rows
+
+
+def _label(name: str) -> str:
+    """A name that a DICOM long string can hold: a backslash would part it."""
+    printable = "".join(letter if letter.isprintable() else " " for letter in name.replace("\\", "/"))
+    return printable[:LABEL_LENGTH].strip() or "?"

@@ -1,0 +1,121 @@
+"""Is a CT in HU, like the images that a model or the rest of a data set was made from?
+
+nnU-Net's CTNormalization takes HU as they are: an image from 0 to 1, from 0 to 255 or shifted by 1024 (DICOM without
+its RescaleIntercept) becomes a wrong segmentation without a word. A sample of voxels tells, cheaply; it warns only.
+The thresholds are far from what any CT of a patient has: air, fat and noise are below 0, and soft tissue lies within
+some hundred HU. Voxels below -1500 do not count: scanners write -2000 and less where they measured nothing.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+SAMPLE = 100_000  # voxels
+PADDING = -1500
+FEW = 1e-3  # of the voxels
+# Shifted by about 1024, air may have noise below 0, but nothing reaches -200, and soft tissue is where bone should be.
+NO_AIR, SHIFTED, MUCH = -200, (800, 1400), 0.2
+# Times: 0 to 1, -1 to 1 and units of standard deviations are narrower than HU by more; an image is wider than an organ.
+NARROW, WIDE = 20, 100
+TO_HU = "bring it to HU: air -1000, water 0"
+SHOWN = 3
+
+
+@dataclass(frozen=True)
+class Values:
+    """What a sample of an image's voxels says.
+
+    Attributes:
+        low: Below it are 0.5 %.
+        high: Above it are 0.5 %.
+        is_hu: Whether there is anything below 0, as in HU, and no sign of a shift.
+    """
+
+    low: float
+    high: float
+    is_hu: bool
+
+    @property
+    def span(self) -> float:
+        return self.high - self.low
+
+
+def look(image_DHW: np.ndarray) -> Values:
+    """Looks at a sample of an image's voxels."""
+    return _look(_sample(image_DHW))
+
+
+def unlike_plan(image_DHW: np.ndarray, known: Mapping[str, Any]) -> str:
+    """Why an image is hardly what a model was trained on; an empty text where nothing speaks for it.
+
+    Args:
+        image_DHW: One channel, of CTNormalization.
+        known: nnU-Net's foreground_intensity_properties of that channel; without values nothing is said.
+    """
+    if not {"min", "percentile_00_5", "percentile_99_5"} <= known.keys():
+        return ""
+    sample = _sample(image_DHW)
+    values = _look(sample)
+    low, high = known["percentile_00_5"], known["percentile_99_5"]
+    inside = np.mean((sample >= low) & (sample <= high)) if sample.size else 0.0
+    what = f"values from {values.low:.4g} to {values.high:.4g}"
+    if known["min"] < 0 and not values.is_hu:
+        what += " and none of air" if values.low < 0 else " and none below 0"
+    elif values.span * NARROW < high - low:
+        what += ", a narrow range,"
+    elif values.span > WIDE * (high - low):
+        what += ", a wide range,"
+    elif inside < FEW:
+        what += ", hardly any of them in between,"
+    else:
+        return ""
+    return f"{what} where the model's classes have {low:.4g} to {high:.4g}: probably not in its units; {TO_HU}"
+
+
+def unlike_others(seen: Mapping[str, Values]) -> list[str]:
+    """Cases of a data set whose values differ grossly from those of the others, in a sentence each kind.
+
+    Args:
+        seen: By name of the case, of the same channel.
+    """
+    found = []
+    strange = [name for name, values in seen.items() if not values.is_hu]
+    if 0 < len(strange) < len(seen):
+        usual = [name for name in seen if name not in strange]
+        what = "have no values below 0 or none of air, as a CT in HU has"
+        if len(strange) > len(usual):
+            strange, what = usual, "have values of air and below 0, in HU,"
+        found.append(_sentence(strange, what, seen))
+    middle = float(np.median([values.span for values in seen.values()])) if seen else 0.0
+    narrow = [name for name, values in seen.items() if values.span * NARROW < middle]
+    wide = [name for name, values in seen.items() if values.span > middle * NARROW]
+    for names, what in ((narrow, "have a much narrower range of values"), (wide, "have a much wider range of values")):
+        if names and names != strange:
+            found.append(_sentence(names, what, seen))
+    return found
+
+
+def _sentence(names: Sequence[str], what: str, seen: Mapping[str, Values]) -> str:
+    shown = ", ".join(f"{name!r} ({seen[name].low:.4g} to {seen[name].high:.4g})" for name in names[:SHOWN])
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return (
+        f"cases {shown}{more} {what}, unlike the {len(seen) - len(names)} others: bring all to HU (air -1000, water 0)"
+    )
+
+
+def _sample(image_DHW: np.ndarray) -> np.ndarray:
+    """Every n-th voxel along each axis, without padding."""
+    step = max(1, int((image_DHW.size / SAMPLE) ** (1 / 3)))
+    sample = image_DHW[::step, ::step, ::step].ravel()
+    return sample[sample > PADDING]
+
+
+def _look(sample: np.ndarray) -> Values:
+    if not sample.size:
+        return Values(0.0, 0.0, False)
+    low, high = (float(edge) for edge in np.percentile(sample, (0.5, 99.5)))
+    tissue = np.mean((sample >= SHIFTED[0]) & (sample <= SHIFTED[1]))
+    is_shifted = np.mean(sample < NO_AIR) < FEW and tissue > MUCH
+    return Values(low, high, bool(np.mean(sample < 0) >= FEW and not is_shifted))
