@@ -19,7 +19,7 @@ from nnunetv2.utilities.crossval_split import generate_crossval_split
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 
 from stunet.errors import DataError, Interrupted
-from stunet.losses import DeepSupervision, DiceCE
+from stunet.losses import DeepSupervision, DiceAndEntropy, DiceCE, RegionDiceCE
 from stunet.nnunet import exchanged
 from stunet.trainers import parallel
 from stunet.trainers.augmentation import Blur, CornerVote
@@ -92,17 +92,16 @@ class PlannedTrainer(Saving):
     def _build_loss(self) -> torch.nn.Module:
         """criterion() at each resolution, with nnU-Net's weights."""
         stock, loss = super()._build_loss(), self.criterion()
-        if self.is_ddp and self.enable_deep_supervision:
+        if not self.enable_deep_supervision:
+            return loss
+        if self.is_ddp:
             parallel.without_lowest_head(stock)
-        if loss is None:
-            return stock
-        return DeepSupervision(loss, stock.weight_factors) if self.enable_deep_supervision else loss
+        return DeepSupervision(loss, stock.weight_factors)
 
-    def criterion(self) -> torch.nn.Module | None:
-        """The loss at one resolution: that of nnU-Net, which holds nothing one-hot; None for regions: its own."""
-        if self.label_manager.has_regions:
-            return None
-        return DiceCE(self.configuration_manager.batch_dice, self.label_manager.ignore_label, ddp=self.is_ddp)
+    def criterion(self) -> DiceAndEntropy:
+        """The loss at one resolution: that of nnU-Net, which several processes and micro-batches compute as one."""
+        kind = RegionDiceCE if self.label_manager.has_regions else DiceCE
+        return kind(self.configuration_manager.batch_dice, self.label_manager.ignore_label, ddp=self.is_ddp)
 
     def do_split(self) -> tuple[list[str], list[str]]:
         """nnU-Net's split; with `num_cases` so many of its training cases, chosen by the seed: 4 are among the 8.
