@@ -176,6 +176,7 @@ def test_dice_are_read_from_nnunets_summary_with_class_names(tmp_path: Path) -> 
     dice = read_dice(summary)
     assert dice["a.nii.gz"]["whole"] == 0.5
     assert math.isnan(dice["a.nii.gz"]["core"])
-    write_json(summary, {"metric_per_case": [{"metrics": metrics}]})
-    with pytest.raises(DataError, match="is not a summary of nnU-Net"):
-        read_dice(summary)
+    for damaged in ([{"metrics": metrics}], []):
+        write_json(summary, {"metric_per_case": damaged})
+        with pytest.raises(DataError, match="is not a summary of nnU-Net"):
+            read_dice(summary)

@@ -123,15 +123,15 @@ def test_pieces_add_up_at_every_resolution(kind: str) -> None:
 
 
 @each_kind
-def test_a_batch_that_is_ignored_altogether_has_a_loss_in_pieces_too(kind: str) -> None:
+@both_dice
+def test_a_batch_that_is_ignored_altogether_has_a_loss_in_pieces_too(kind: str, batch_dice: bool) -> None:
     make, criterion = KINDS[kind]
     logits, target, *more = make(True)
     target[:] = True if target.dtype == torch.bool else IGNORED
-    for batch_dice in (True, False):
-        loss = criterion(batch_dice, IGNORED)
-        expected = value_and_gradient(loss, logits, target, *more)
-        found = value_and_gradient(lambda *x: in_pieces(loss, x, [2, 1], batch_dice), logits, target, *more)
-        torch.testing.assert_close(found, expected)
+    loss = criterion(batch_dice, IGNORED)
+    expected = value_and_gradient(loss, logits, target, *more)
+    found = value_and_gradient(lambda *x: in_pieces(loss, x, [2, 1], batch_dice), logits, target, *more)
+    torch.testing.assert_close(found, expected)
 
 
 @each_option

@@ -63,11 +63,10 @@ MAY_IMPORT = {
         "results",
         "weights",
     },
-    "plans": {"losses", "networks", "datasets"},
+    "plans": {"classes", "losses", "networks", "datasets"},
     "trainers": {
         "annotations",
         "classes",
-        "datasets",
         "evaluation",
         "inference",
         "losses",

@@ -89,7 +89,7 @@ class PlannedTrainer(Saving):
             group["momentum"] = self.momentum
         return optimizer, schedule
 
-    def _build_loss(self) -> torch.nn.Module:
+    def _build_loss(self) -> Any:
         """criterion() at each resolution, with nnU-Net's weights."""
         stock, loss = super()._build_loss(), self.criterion()
         if not self.enable_deep_supervision:

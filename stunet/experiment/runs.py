@@ -237,12 +237,15 @@ def read_dice(summary: Path) -> dict[str, dict[str, float]]:
     labels = read_json(summary.parents[2] / "dataset.json")["labels"]
     names = {str(tuple(value) if isinstance(value, list) else value): name for name, value in labels.items()}
     try:
-        return {
+        dice = {
             Path(case["reference_file"]).name: {
                 names.get(key, key): metrics["Dice"] for key, metrics in case["metrics"].items()
             }
             for case in read_json(summary)["metric_per_case"]
         }
+        if not dice:
+            raise KeyError("no case")
+        return dice
     except (KeyError, TypeError) as error:
         raise DataError(
             f"{str(summary)!r} is not a summary of nnU-Net: {error!r}", "delete it, and run again"

@@ -22,7 +22,13 @@ from stunet.losses.sigmoid import MaskedSigmoid
 from stunet.losses.softmax import DiceCE, PartitionDiceCE
 
 __all__ = [
-    *("DeepSupervision", "DiceAndEntropy", "DiceCE", "MaskedSigmoid", "PartitionDiceCE", "RegionDiceCE", "Whole"),
+    "DeepSupervision",
+    "DiceAndEntropy",
+    "DiceCE",
+    "MaskedSigmoid",
+    "PartitionDiceCE",
+    "RegionDiceCE",
+    "Whole",
 ]
 
 

@@ -112,7 +112,7 @@ class DiceAndEntropy(torch.nn.Module):
         raise NotImplementedError
 
     def counts(self, target: Tensor, *more: Tensor) -> tuple[Tensor, Tensor | int]:
-        """The number of Sums, and of pairs of a sample and a label that it annotates (any, where that is `complete`)."""
+        """The number of Sums, and of pairs of a sample and a label that it annotates: anything, if `complete`."""
         raise NotImplementedError
 
     def forward(self, logits: Tensor, target: Tensor, *more: Tensor, whole: Whole | None = None) -> Tensor:

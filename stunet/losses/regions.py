@@ -32,7 +32,9 @@ class RegionDiceCE(DiceAndEntropy):
         right, found, true = ((x if kept is None else x * kept).sum(axes, dtype=dtype) for x in (p * y, p, y))
         annotated = torch.ones_like(true, dtype=torch.bool)
         if kept is None:
-            return Sums(right, found, true, annotated, F.binary_cross_entropy_with_logits(logits_BRDHW, y.to(dtype)), None)
+            return Sums(
+                right, found, true, annotated, F.binary_cross_entropy_with_logits(logits_BRDHW, y.to(dtype)), None
+            )
         entropy = F.binary_cross_entropy_with_logits(logits_BRDHW, y.to(dtype), reduction="none")
         return Sums(right, found, true, annotated, (entropy * kept).sum(), kept.sum().to(dtype))
 

@@ -51,8 +51,8 @@ class DiceCE(DiceAndEntropy):
         annotated = torch.zeros(true.shape, dtype=torch.bool)
         for sample, group in enumerate(groups):
             annotated[sample, list(group.values)] = True
-        foreground = (x[:, 1:] for x in (right, found, true, annotated.to(true.device)))
-        return Sums(*foreground, entropy, true.sum())
+        annotated = annotated.to(true.device)
+        return Sums(right[:, 1:], found[:, 1:], true[:, 1:], annotated[:, 1:], entropy, true.sum())
 
 
 class PartitionDiceCE(DiceCE):
