@@ -17,6 +17,7 @@ import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import ConvertSegmentationToRegionsTransform
 
 from stunet.annotations import FILE, Annotations, annotations_of
+from stunet.classes import Sides, sides
 from stunet.errors import DataError, WeightsError
 from stunet.files import whole
 from stunet.losses import DiceAndEntropy, MaskedSigmoid, PartitionDiceCE
@@ -145,6 +146,10 @@ class STUNetPartialTrainer(STUNetTrainer):
 
     def label_space(self) -> Annotations:
         return self.annotations
+
+    def sides(self) -> Sides:
+        """Those of the dataset's labels: a network may know more classes than it has."""
+        return sides(self.labels_of_dataset)
 
     def criterion(self) -> DiceAndEntropy:
         """The loss of what each sample annotates."""

@@ -46,7 +46,7 @@ class STUNetTrainer(FineTunedTrainer):
         """
         super().prepare_loader(loader)
         fixed = {0, 1, 2} - set(self.plans_manager.plans["stunet"]["mirror_axes"])
-        if self.mirror != "swap" or not self._sided():
+        if self.mirror != "swap" or not self.sides():
             return
         if not fixed:
             raise DataError(f"mirror=swap: {self._mirrored_sides()}", PLAN_AGAIN)
@@ -66,14 +66,15 @@ class STUNetTrainer(FineTunedTrainer):
         """Warns of a plan that mirrors left and right classes, from a time when their names were not understood."""
         super().on_train_start()
         safe = set(self.plans_manager.plans["stunet"]["mirror_axes"])
-        if self.mirror == "auto" and safe == {0, 1, 2} and self._sided() and self.local_rank == 0:
+        if self.mirror == "auto" and safe == {0, 1, 2} and self.sides() and self.local_rank == 0:
             self.listener.trains(f"warning: {self._mirrored_sides()}; {PLAN_AGAIN}")
 
-    def _sided(self) -> Sides:
+    def sides(self) -> Sides:
+        """Which labels of the dataset are left and right."""
         return sides(self.dataset_json["labels"])
 
     def _mirrored_sides(self) -> str:
-        found = self._sided()
+        found = self.sides()
         names = " and ".join(map(repr, found.pairs[0] if found.pairs else found.others[:1]))
         return f"the plan mirrors all axes, although {names} would change sides with the image"
 
