@@ -15,8 +15,9 @@ from nnunetv2.paths import nnUNet_preprocessed
 from nnunetv2.utilities.json_export import recursive_fix_for_json_export
 
 from stunet import __version__
+from stunet.classes import sides
 from stunet.datasets import find_reader, training_files
-from stunet.datasets.check import left_right_axes, left_right_pairs
+from stunet.datasets.check import left_right_axes
 from stunet.files import write_json
 from stunet.kinds import PLANS, read
 from stunet.networks import STUNet
@@ -167,13 +168,13 @@ class STUNetPlanner(ExperimentPlanner):
     def mirror_axes(self, plans: dict) -> list[int]:
         """The array axes (after transposition) that may be mirrored in training and at test time.
 
-        With paired left and right class names the left-right axis may not: mirroring would swap the sides of the image
-        but not of the labels.
+        With classes of the left or the right side the left-right axis may not: mirroring would swap the sides of the
+        image but not of the labels.
         """
-        if not left_right_pairs(self.dataset_json["labels"]):
+        if not sides(self.dataset_json["labels"]):
             return [0, 1, 2]
         images = [Path(case["images"][0]) for case in self.dataset.values()]
-        sides = {
+        fixed = {
             plans["transpose_forward"].index(axis) for axis in left_right_axes(images, plans["image_reader_writer"])
         }
-        return [axis for axis in range(3) if axis not in sides]
+        return [axis for axis in range(3) if axis not in fixed]

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from stunet.classes import match_classes
+from stunet.classes import match_classes, sides
 from stunet.errors import DataError, closest
 from stunet.files import write_json
 from stunet.kinds import ANNOTATIONS, read, read_dataset_json
@@ -260,6 +260,34 @@ def complete(dataset_json: Mapping[str, Any], cases: Iterable[str]) -> Annotatio
     leaves = tuple(sorted(values, key=values.__getitem__))
     source = str(dataset_json.get("name", "dataset"))
     return Annotations(leaves, {}, {source: Source(leaves)}, {case: Case(source, leaves) for case in cases})
+
+
+def mirrored_values(annotations: Annotations) -> dict[int, int]:
+    """The value in label files of each label's mirror image: of the left kidney that of the right one, and vice versa.
+
+    Raises:
+        DataError: A case annotates a label without its mirror image, which would be taken for background, or one that
+            has none: what is left and right in the heart is told by its form.
+    """
+    found = sides(annotations.leaves)
+    opposite = {leaf: leaf for leaf in annotations.leaves}
+    for left, right in found.images:
+        opposite |= {left: right, right: left}
+    values = {value: value for value in annotations.values.values()}  # a label may be annotated nowhere
+    kinds = {case.labels: name for name, case in annotations.cases.items()} or {annotations.leaves: ""}
+    for labels, case in kinds.items():
+        by_leaves = {frozenset(annotations.labels[label]): label for label in labels}
+        for leaves, label in by_leaves.items():
+            image = by_leaves.get(frozenset(opposite[leaf] for leaf in leaves))
+            one_side = not any(leaves.issuperset(pair) for pair in found.pairs)  # the whole heart is its own image
+            if image is None or (one_side and leaves.intersection(found.others)):
+                who = f"case {case!r} annotates" if case else "the dataset has"
+                raise DataError(
+                    f"mirror=swap: {who} {label!r} without its mirror image",
+                    "--set mirror=auto, which does not mirror left and right",
+                )
+            values[annotations.values[label]] = annotations.values[image]
+    return values
 
 
 def _read(content: Any) -> Annotations:

@@ -1,24 +1,26 @@
-"""Do two names mean the same class, and which classes of one list make up those of another?
+"""Do two names mean the same class, which classes of one list make up those of another, and which are left and right?
 
 `left kidney`, `kidney_left`, `LK` and `Kidney (left)` are one class, `kidney` is that and its right twin. What is not
 a matter of spelling stands in presets/aliases.toml. Here is also which row of a head a class is. labels.py, weights/
-and models/ use this.
+and models/ use this; planner, trainers and merging ask which classes a mirror exchanges.
 """
 
 import re
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from functools import cache
 from importlib.resources import files
 from typing import Any
 
-SIDES = {"left": "left", "l": "left", "lt": "left", "right": "right", "r": "right", "rt": "right"}
+OPPOSITE = {"left": "right", "right": "left"}
 FILLERS = {"the", "of"}
 NEAREST = 3  # names that are shown for one that is unknown, however far
 
 _NUMBER = re.compile(r"\d+|[clst]\d{1,2}")  # of a rib, or a level of the spine
+_CHAMBER = re.compile(r"(?<![a-z])([lr][va])(?=(?:endo|epi|myo|wall|cav|bp|blood))", re.IGNORECASE)  # LVendo
+_CLEAR = 4  # letters: what is left of a shorter word without its l or r could be anything (LCA)
 _NO_PLURAL = ("ss", "us", "is", "as", "os")  # humerus, pelvis, pancreas
 
 
@@ -35,6 +37,25 @@ class Row:
     target: str
     sources: tuple[str, ...]
     closest: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Sides:
+    """Which classes of a list are on the left or on the right of the body; false where none is.
+
+    Attributes:
+        pairs: (left, right) of the same name: the kidneys, and the atria of the heart.
+        images: Those of them that are each other's mirror image: the kidneys, but not the atria.
+        others: Classes of one side that a mirror makes something for which there is no name: their twin is not among
+            the classes, or not their mirror image, or cannot be told from an abbreviation.
+    """
+
+    pairs: tuple[tuple[str, str], ...]
+    images: tuple[tuple[str, str], ...]
+    others: tuple[str, ...]
+
+    def __bool__(self) -> bool:
+        return bool(self.pairs or self.others)
 
 
 @dataclass(frozen=True)
@@ -70,6 +91,105 @@ def match_classes(targets: Sequence[str], sources: Sequence[str]) -> list[Row]:
         found = (target,) if target in sources else _resolve(canonical(target), known)
         rows.append(Row(target, found, () if found else _closest(target, known)))
     return rows
+
+
+def sides(names: Iterable[str]) -> Sides:
+    """Which of these classes are left and right: what mirrored training images and exchanged labels have to know.
+
+    A side is a word (`kidney_left`, `L kidney`, `KidneyL`), part of a known abbreviation (`LAG`), or an l in one name
+    for an r in another (`lpsoas`, `rpsoas`), where neither is a word of its own (`liver`, `river`).
+    """
+    names = list(dict.fromkeys(names))
+    places: dict[_Place, list[str]] = {}
+    for name in names:
+        places.setdefault(_place(name), []).append(name)
+    pairs, images = [], []
+    for place, own in places.items():
+        twins = places.get(place.mirrored, [])
+        if place.sides[:1] == ("left",) and len(own) == len(twins) == 1:
+            pairs.append((own[0], twins[0]))
+            images += [] if _uneven(place.words) else pairs[-1:]
+    for left, right, clear in _by_letter([name for place, own in places.items() if not place.sides for name in own]):
+        pairs.append((left, right))
+        images += [(left, right)] if clear else []
+    exchanged = {name for pair in images for name in pair}
+    sided = {name for place, own in places.items() if len(set(place.sides)) == 1 for name in own}
+    sided |= {name for pair in pairs for name in pair}
+    return Sides(tuple(pairs), tuple(images), tuple(n for n in names if n in sided - exchanged))
+
+
+@dataclass(frozen=True)
+class _Place:
+    """A name without its sides, its words, and the sides: none, one, or several that a mirror exchanges together."""
+
+    name: str
+    words: frozenset[str]
+    sides: tuple[str, ...] = ()
+
+    @property
+    def mirrored(self) -> "_Place":
+        return replace(self, sides=tuple(OPPOSITE[side] for side in self.sides))
+
+
+def _place(name: str) -> _Place:
+    parts = _parts(canonical(name))
+    if parts.side:
+        return _Place(_spell(replace(parts, side="")), parts.words, (parts.side,))
+    split = [_split(token) for token in _tokens(name)]
+    tokens = [word for _, words in split for word in words]
+    numbers = [token for token in tokens if _NUMBER.fullmatch(token)]
+    words = frozenset(_word(token) for token in tokens if token not in (*FILLERS, *numbers))
+    base = _names().get(_Parts(words)) or "_".join(sorted(words))
+    return _Place("_".join([base, *numbers]), words, tuple(side for side, _ in split if side))
+
+
+def _split(token: str) -> tuple[str, list[str]]:
+    """The side in a word, or "", and what else is in it: `lk` is left and kidney, `rightfemur` right and femur."""
+    if token in _sides():
+        return _sides()[token], []
+    known = _parts(_names().get(_Parts(frozenset([_word(token)])), ""))
+    if known.side:
+        return known.side, sorted(known.words)
+    if not _is_word(token):
+        for side in OPPOSITE:
+            for rest in (token.removeprefix(side), token.removesuffix(side), token.removeprefix(side[0])):
+                if rest != token and len(rest) >= len("hip") and _is_word(rest):
+                    return side, [rest]
+    return "", [token]
+
+
+def _by_letter(names: Sequence[str]) -> Iterator[tuple[str, str, bool]]:
+    """Names that differ in how one word begins or ends, left or l against right or r; and whether it is clear what is
+    left and right there."""
+    by_tokens = {tuple(_tokens(name)): name for name in names}
+    for tokens, name in by_tokens.items():
+        for place, token in enumerate(tokens):
+            for twin, rest in _twins(token):
+                other = by_tokens.get((*tokens[:place], twin, *tokens[place + 1 :]))
+                if other and not _is_word(token) and not _is_word(twin):
+                    words = frozenset(map(_word, (*tokens[:place], rest, *tokens[place + 1 :])))
+                    clear = len(rest) >= _CLEAR or (rest.isdigit() and len(tokens) > 1)
+                    yield name, other, clear and not _uneven(words)
+
+
+def _twins(token: str) -> Iterator[tuple[str, str]]:
+    """The same word of the right side, if this is one of the left, and what is in it beside the side."""
+    for left, right in (("left", "right"), ("l", "r")):
+        if token.startswith(left) and (rest := token.removeprefix(left)):
+            yield right + rest, rest
+        if token.endswith(left) and (rest := token.removesuffix(left)):
+            yield rest + right, rest
+
+
+def _uneven(words: frozenset[str]) -> bool:
+    """Whether what is left and right of this name are no mirror images of each other."""
+    table = _aliases()["uneven"]
+    named, but = (any(_parts(entry).words <= words for entry in table[key]) for key in ("parts", "but_not"))
+    return named and not but
+
+
+def _is_word(token: str) -> bool:
+    return _word(token) in _vocabulary()
 
 
 def head_classes(labels: Mapping[str, Any]) -> list[str]:
@@ -112,17 +232,23 @@ def _spell(parts: _Parts) -> str:
 
 
 def _parts(name: str) -> _Parts:
-    spaced = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name)  # LeftKidney
-    spaced = re.sub(r"[/+&|]", " and ", spaced)
-    tokens = [re.sub(r"^th(?=\d)", "t", token) for token in re.findall(r"[^\W_]+", spaced.casefold())]
-    sides = {SIDES[token] for token in tokens if token in SIDES}
+    tokens = _tokens(name)
+    sides = {_sides()[token] for token in tokens if token in _sides()}
     numbers = [token for token in tokens if _NUMBER.fullmatch(token)]
-    words = [token for token in tokens if token not in (*SIDES, *FILLERS, *numbers)]
+    words = [token for token in tokens if token not in (*_sides(), *FILLERS, *numbers)]
     if not words and numbers and not numbers[0].isdigit():
         words = ["vertebra"]  # a level alone: C1, T12, L5
     if not words or len(sides) > 1 or len(numbers) > 1:  # left and right, or a range: taken as it stands
         return _Parts(frozenset(tokens or [name]))
     return _Parts(frozenset(map(_word, words)), "".join(sides), "".join(numbers))
+
+
+def _tokens(name: str) -> list[str]:
+    spaced = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", _CHAMBER.sub(r"\1 ", name))  # LeftKidney
+    spaced = re.sub(r"(?<![A-Za-z])([LR])(?=[A-Z][a-z])", r"\1 ", spaced)  # LKidney
+    spaced = re.sub(r"([左右])", r" \1 ", spaced)
+    spaced = re.sub(r"[/+&|]", " and ", spaced)
+    return [re.sub(r"^th(?=\d)", "t", token) for token in re.findall(r"[^\W_]+", spaced.casefold())]
 
 
 def _word(token: str) -> str:
@@ -135,6 +261,16 @@ def _word(token: str) -> str:
 @cache
 def _aliases() -> dict[str, Any]:
     return tomllib.loads((files("stunet.presets") / "aliases.toml").read_text())
+
+
+@cache
+def _sides() -> dict[str, str]:
+    return {word: side for side in OPPOSITE for word in (side, *_aliases()["sides"][side])}
+
+
+@cache
+def _vocabulary() -> frozenset[str]:
+    return frozenset(word for parts in _names() for word in parts.words)
 
 
 @cache

@@ -294,7 +294,7 @@ _METRICS = table({"Dice": measured}, others=True)
 # summary.json of an evaluation: its means, and its cases.
 SUMMARY = table({"foreground_mean": _METRICS, "mean": dict_of(_METRICS)}, others=True)
 SUMMARY_OF_CASES = table(
-    {"metric_per_case": list_of(table({"metrics": dict_of(_METRICS), "reference_file": text}, others=True))},
+    {"metric_per_case": list_of(table({"metrics": dict_of(_METRICS), "reference_file": text}, others=True), least=1)},
     others=True,
 )
 # arms.json of stunet_experiment: what is known of each command.

@@ -2,6 +2,9 @@
 
 Transpose, crop to what is not zero, normalise, resample, and list where each class is. nnU-Net's own parts do all of it
 but resampling, which is resampling.py's. Training (preprocessing_workers.py) and prediction (inference/) use this.
+
+More than two copies are only made where nnU-Net lists places: at the peak 85 bytes for each voxel of a class, and for
+each annotated one, of the background too, where the dataset has an ignore label.
 """
 
 import logging
@@ -126,9 +129,12 @@ class Preprocessor(DefaultPreprocessor):
 def places_of(labels_1DHW: np.ndarray, classes: Sequence[Any]) -> dict[Any, np.ndarray]:
     """Where each class or region is: some of its voxels (N, 4), with a leading 0 for the channel.
 
-    A region with -1, which is all that is annotated beside an ignore label, keeps as many as nnU-Net lists.
+    A region with -1, which is all that is annotated beside an ignore label, keeps as many as nnU-Net lists: patches
+    without a class are drawn around them, and 2000 would be few of many million. Each is 8 bytes of the case's pickle.
     """
-    found = DefaultPreprocessor._sample_foreground_locations(labels_1DHW, classes, min_percent_coverage=0)
+    annotated = any(isinstance(key, list | tuple) and -1 in key for key in classes)
+    fewer = {} if annotated else {"min_percent_coverage": 0}  # the first of a class are the same ones
+    found = DefaultPreprocessor._sample_foreground_locations(labels_1DHW, classes, **fewer)
     kind = np.int16 if max(labels_1DHW.shape) < LARGEST_INT16 else np.int32
     return {
         key: np.array(places if isinstance(key, tuple) and -1 in key else places[:PLACES], kind)

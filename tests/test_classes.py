@@ -7,7 +7,7 @@ from itertools import pairwise
 import pytest
 
 from stunet import labels
-from stunet.classes import Row, canonical, head_classes, match_classes
+from stunet.classes import Row, Sides, canonical, head_classes, match_classes, sides
 
 V1, V2, MR = (
     [entry.name for entry in labels.load(f"totalsegmentator-{version}").classes] for version in ("v1", "v2", "mr")
@@ -204,3 +204,72 @@ def test_the_rows_of_a_head_are_those_of_nnunet(labels: dict, rows: list[str]) -
 
     assert head_classes(labels) == rows
     assert LabelManager(labels, [1, 2, 3]).num_segmentation_heads == len(rows)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        *("kidney_left kidney_right", "left kidney|right kidney", "LeftKidney RightKidney", "LKidney RKidney"),
+        *("leftkidney rightkidney", "kidneyleft kidneyright", "l_kidney r_kidney", "kidney-L kidney-R"),
+        *("KidneyL KidneyR", "KIDNEY_LEFT KIDNEY_RIGHT", "kidney(L) kidney(R)", "L. kidney|R. kidney", "LK RK"),
+        *("LAG RAG", "lkidney rkidney", "LAG|right suprarenal gland", "lpsoas rpsoas", "psoasl psoasr"),
+        *("rib_left_1 rib_right_1", "Rib7L Rib7R", "rib_L1 rib_R1", "ctx-lh-insula ctx-rh-insula"),
+        *("ren sinister|ren dexter", "rein gauche|rein droit", "linke Niere|rechte Niere", "左肾 右肾"),
+        *("Left-Lateral-Ventricle|R lateral ventricle", "lung_left lung_right", "left right"),
+        *("Glnd_Adrenal_L Glnd_Adrenal_R", "femur_lt femur_rt"),
+    ],
+)  # fmt: skip
+def test_left_and_right_of_a_class_are_mirror_images(names: str) -> None:
+    left, right = names.split("|") if "|" in names else names.split()
+    assert sides(["background", right, "liver", left]) == Sides(((left, right),), ((left, right),), ())
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        *("LV RV", "LA RA", "heart_left_atrium heart_right_atrium", "LVendo RVendo", "RV_epi LV_epi", "LUL RUL"),
+        *("lung_upper_lobe_left lung_upper_lobe_right", "left liver lobe|right liver lobe"),
+        *("LCA RCA", "LICA RICA", "L1 R1", "左心房 右心房", "LV|right ventricle"),
+        *("left ventricular wall|right ventricular wall",),
+    ],
+)  # fmt: skip
+def test_what_is_not_alike_on_both_sides_or_cannot_be_told_is_a_pair_without_a_mirror_image(names: str) -> None:
+    pair = tuple(names.split("|") if "|" in names else names.split())
+    found = sides(pair)
+    assert set(found.pairs[0]) == set(pair)
+    assert (found.images, found.others) == ((), pair)
+
+
+@pytest.mark.parametrize(
+    "name", ["kidney_left", "LK", "L kidney", "rkidney", "lfemur", "LV", "lung_middle_lobe_right", "RML", "middle lobe"]
+)
+def test_a_side_without_its_partner_has_no_mirror_image(name: str) -> None:
+    assert sides(["liver", name]) == Sides((), (), (name,))
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        *("cleft bright", "lung rung", "liver river", "vertebrae_L1 vertebrae_L2", "L1 L2 T1", "upright copyright"),
+        *("lens rectum", "larynx retina", "vertebral_body arterial_wall", "heart aorta", "left_and_right_kidney lungs"),
+        *("lumen lesion rib", "lobe rim", "scapular sternal", "Leftover Rightmost"),
+    ],
+)  # fmt: skip
+def test_other_names_have_no_side(names: str) -> None:
+    assert not sides(names.split())
+
+
+def test_sides_go_by_number_and_name() -> None:
+    left, right = ("left_atrium", "rib_left_1"), ("right_ventricle", "rib_right_2")
+    assert sides([*left, *right]) == Sides((), (), (*left, *right))
+    twice = sides(["left kidney", "kidney_left", "kidney_right"])
+    assert twice == Sides((), (), ("left kidney", "kidney_left", "kidney_right"))
+
+
+@pytest.mark.parametrize("names", [V1, V2, MR])
+def test_totalsegmentators_sides_are_those_in_its_names(names: list[str]) -> None:
+    found = sides(names)
+    expected = [(n, twin) for n in names if "left" in n and (twin := n.replace("left", "right")) in names]
+    assert sorted(found.pairs) == sorted(expected)
+    lobes_and_chambers = ("heart_", "atrial_", "lung_upper", "lung_middle", "lung_lower")
+    assert set(found.others) == {n for n in names if n.startswith(lobes_and_chambers) and n[-4:] in ("left", "ight")}

@@ -16,7 +16,7 @@ from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 
 from stunet.datasets import label_values, read_dataset, training_files
-from stunet.datasets.check import check_dataset, left_right_axes, left_right_pairs
+from stunet.datasets.check import check_dataset, left_right_axes
 from stunet.datasets.contents import nonzero_box
 from stunet.datasets.layout import pairs_command
 from stunet.errors import DataError
@@ -472,43 +472,6 @@ def test_axes_of_all_images_are_united_and_formats_without_orientation_take_the_
     assert left_right_axes([Path("a.png")], "NaturalImage2DIO") == left_right_axes([Path("a.tif")], "Tiff3DIO") == {2}
     with pytest.raises(DataError, match="cannot read"):
         left_right_axes([tmp_path / "nothing.nii.gz"], "SimpleITKIO")
-
-
-@pytest.mark.parametrize(
-    ("left", "right"),
-    [
-        ("kidney_left", "kidney_right"),
-        ("left kidney", "right kidney"),
-        ("LeftKidney", "RightKidney"),
-        ("LKidney", "RKidney"),
-        ("leftkidney", "rightkidney"),
-        ("l_kidney", "r_kidney"),
-        ("kidney-L", "kidney-R"),
-        ("KIDNEY_LEFT", "KIDNEY_RIGHT"),
-        ("rib_left_1", "rib_right_1"),
-        ("lung_upper_lobe_left", "lung_upper_lobe_right"),
-        ("ctx-lh-insula", "ctx-rh-insula"),
-        ("heart_left_atrium", "heart_right_atrium"),
-    ],
-)
-def test_left_and_right_of_a_class_make_a_pair(left: str, right: str) -> None:
-    assert left_right_pairs({"background": 0, right: 1, "liver": 2, left: 3}) == [(left, right)]
-
-
-@pytest.mark.parametrize(
-    "names",
-    [
-        ("cleft", "bright"),
-        ("left_atrium", "left_ventricle"),
-        ("left_atrium", "right_ventricle"),
-        ("lung", "rung"),
-        ("vertebrae_L1", "vertebrae_L2"),
-        ("rib_left_1", "rib_right_2"),
-        ("liver", "river"),
-    ],
-)
-def test_other_names_make_no_pair(names: tuple[str, str]) -> None:
-    assert left_right_pairs({"background": 0, names[0]: 1, names[1]: 2}) == []
 
 
 def _write(path: Path, array: np.ndarray, **geometry: Any) -> None:

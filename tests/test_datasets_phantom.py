@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from stunet.datasets.check import check_dataset, left_right_axes, left_right_pairs
+from stunet.classes import sides
+from stunet.datasets.check import check_dataset, left_right_axes
 from stunet.datasets.phantom import LABELS, ORGANS, make_case, make_phantom
 from stunet.errors import DataError, UsageError
 
@@ -52,7 +53,7 @@ def test_left_organs_stand_on_the_patients_left_by_the_images_own_direction(tmp_
     assert x["spleen"] > x["spine"] > x["liver"]
     assert min(z["liver"], z["spleen"]) > max(z["kidney_left"], z["kidney_right"])
     assert left_right_axes([folder / "imagesTr/phantom_000_0000.nii.gz"], "SimpleITKIO") == {2}
-    assert left_right_pairs(LABELS) == [("kidney_left", "kidney_right")]
+    assert sides(LABELS).images == (("kidney_left", "kidney_right"),)
 
 
 @pytest.mark.parametrize("index", range(3))

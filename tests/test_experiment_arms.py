@@ -224,6 +224,19 @@ def test_without_any_class_there_is_no_difference_and_no_warning() -> None:
     assert all(map(math.isnan, (row.dice, row.difference, row.low, row.high, row.classes["liver"])))
 
 
+@pytest.mark.parametrize("order", [("a", "b", "c"), ("c", "b", "a")])
+def test_classes_are_those_of_all_cases_where_each_annotates_some(order: tuple[str, ...]) -> None:
+    cases: dict[str, dict[str, float]] = {"a": {"liver": 0.6}, "b": {}, "c": {"spleen": 0.9, "liver": 0.8}}
+    dice = {case: cases[case] for case in order}
+    better = {case: {name: value + 0.05 for name, value in classes.items()} for case, classes in dice.items()}
+    scratch, row = summarise({SCRATCH: dice, ARM: better})
+    assert scratch.classes == pytest.approx({"liver": 0.7, "spleen": 0.9})
+    assert scratch.dice == pytest.approx(0.8)
+    assert row.difference == pytest.approx(0.05)
+    with pytest.raises(DataError, match="different cases or classes"):
+        summarise({SCRATCH: dice, ARM: {**better, "b": {"liver": 0.5}}})
+
+
 def test_arms_with_other_held_out_cases_are_not_compared() -> None:
     results = {SCRATCH: table(np.ones((3, 2))), ARM: table(np.ones((4, 2)))}
     with pytest.raises(DataError, match="validated on different cases"):

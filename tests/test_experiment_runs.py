@@ -194,6 +194,7 @@ def test_dice_are_read_from_nnunets_summary_with_class_names(tmp_path: Path) -> 
     dice = read_dice(summary)
     assert dice["a.nii.gz"]["whole"] == 0.5
     assert math.isnan(dice["a.nii.gz"]["core"])
-    write_json(summary, {"metric_per_case": [{"metrics": metrics}]})
-    with pytest.raises(DataError, match=r"metric_per_case\[0\]: missing 'reference_file'"):
-        read_dice(summary)
+    for damaged, what in (([{"metrics": metrics}], r"\[0\]: missing 'reference_file'"), ([], ": expected a list that")):
+        write_json(summary, {"metric_per_case": damaged})
+        with pytest.raises(DataError, match=rf"metric_per_case{what}"):
+            read_dice(summary)

@@ -91,39 +91,39 @@ def test_a_gpu_computes_what_the_cpu_computes(loss: nn.Module, more: tuple) -> N
 
 RANK = """
 import sys, torch
+from itertools import product
 from torch import distributed as dist
 from nnunetv2.training.loss.compound_losses import DC_and_CE_loss
 from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss
-from stunet.losses import DiceCE, MaskedSigmoid, PartitionDiceCE
-from tests.losses_reference import IGNORED, a_batch, ignoring, value_and_gradient
-from tests.test_losses_sigmoid import a_partial_batch
-from tests.test_losses_softmax import GROUPS, VALUES, labelled
+from stunet.losses import DiceCE
+from stunet.trainers.batches import share_of
+from tests.losses_reference import IGNORED, a_batch, value_and_gradient
+from tests.test_losses_pieces import KINDS, in_pieces
 rank, store = int(sys.argv[1]), sys.argv[2]
 dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
 
 def mine(*inputs):
-    return [x[:-1] if rank == 0 else x[-1:] for x in inputs]
+    share = share_of(len(inputs[0]), rank, 2)
+    return [x[share.start : share.stop] for x in inputs]
 
-def same_as_one_process(kind, options, *inputs):
-    for batch_dice in (True, False):
-        for batch in (inputs, [torch.cat([x[1:], x]) for x in inputs]):  # of two samples, and of three: two and one
-            loss, weight = kind(**options, batch_dice=batch_dice, ddp=True), 2 * len(mine(*batch)[0]) / len(batch[0])
-            value, gradient = value_and_gradient(lambda *inputs: weight * loss(*inputs), *mine(*batch))
-            whole, of_whole = value_and_gradient(kind(**options, batch_dice=batch_dice), *batch)
+for make, criterion in KINDS.values():
+    for ignored, batch_dice, samples in product((False, True), (False, True), (2, 3)):  # one and one; two and one
+        batch, options = [x[:samples] for x in make(ignored)], (batch_dice, IGNORED if ignored else None)
+        whole, of_whole = value_and_gradient(criterion(*options), *batch)
+        share = mine(*batch)
+        sizes, weight = [1] * len(share[0]), 2 * len(share[0]) / samples
+        loss = criterion(*options, ddp=True)
+        for way in (loss, lambda *x: in_pieces(loss, x, sizes, batch_dice)):  # also in micro-batches
+            value, gradient = value_and_gradient(lambda *x: weight * way(*x), *share)
             dist.all_reduce(value)
             torch.testing.assert_close(value / 2, whole)
             torch.testing.assert_close(gradient / 2, *mine(of_whole))
 
-logits, target = a_batch(dtype=torch.float64)
-same_as_one_process(DiceCE, {}, logits, target)
-same_as_one_process(DiceCE, {"ignore_label": IGNORED}, logits, ignoring(target))
-same_as_one_process(PartitionDiceCE, {"values": VALUES}, logits, labelled(target), GROUPS)
-same_as_one_process(MaskedSigmoid, {}, *a_partial_batch())
-options = {"batch_dice": True, "smooth": 1e-5, "do_bg": False, "ddp": True}
-stock = DC_and_CE_loss(options, {}, dice_class=MemoryEfficientSoftDiceLoss)
-inputs = mine(logits.float(), target)
-for ours, theirs in zip(value_and_gradient(DiceCE(True, ddp=True), *inputs),
-                        value_and_gradient(stock, *inputs), strict=True):
+logits, target = a_batch()
+stock = {"batch_dice": True, "smooth": 1e-5, "do_bg": False, "ddp": True}
+stock = DC_and_CE_loss(stock, {}, dice_class=MemoryEfficientSoftDiceLoss)
+for ours, theirs in zip(value_and_gradient(DiceCE(True, ddp=True), *mine(logits, target)),
+                        value_and_gradient(stock, *mine(logits, target)), strict=True):
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-8)
 dist.destroy_process_group()
 """

@@ -320,6 +320,12 @@ def test_left_on_the_patients_right_is_a_problem(raw: Path, checked: Callable[..
     assert "exchange the two" in found.hint
 
 
+def test_swap_is_a_problem_where_a_mirror_makes_what_has_no_name(raw: Path, checked: Callable[..., Checked]) -> None:
+    make_source(raw, "Dataset002_B", {"spleen": ["spleen"], "L kidney": ["kidney_left"]}, seed=2)
+    text = "mirror=swap: case 'b_case_1' annotates 'kidney_left' without its mirror image"
+    assert text in problems(checked(mirror="swap"))
+
+
 def test_one_odd_patient_is_a_warning(raw: Path, checked: Callable[..., Checked]) -> None:
     folder = make_source(raw, "Dataset002_B", {"spleen": ["spleen"], **BOTH_KIDNEYS}, cases=3, seed=2)
     label = read(folder / "labelsTr/case_2.nii.gz")

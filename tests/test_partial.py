@@ -12,7 +12,7 @@ import SimpleITK as sitk
 import torch
 
 from stunet import workspace
-from stunet.annotations import Annotations, Case, Source, complete
+from stunet.annotations import Annotations, Case, Source, complete, mirrored_values
 from stunet.cli.train import main
 from stunet.datasets.check import check_dataset
 from stunet.datasets.phantom import make_phantom
@@ -20,7 +20,6 @@ from stunet.errors import DataError, WeightsError
 from stunet.files import read_json, write_json
 from stunet.labels import load
 from stunet.plans.derive import derive
-from stunet.trainers.mirroring import mirrored_values
 from stunet.trainers.partial import STUNetPartialTrainer
 from stunet.trainers.ready import check_data
 from stunet.trainers.start import begin, choose
@@ -198,6 +197,17 @@ def test_a_case_that_annotates_one_side_cannot_be_mirrored() -> None:
     half = replace(annotations(), cases={"phantom_000": Case("all", ("spine", "kidney_left"))})
     with pytest.raises(DataError, match="case 'phantom_000' annotates 'kidney_left' without its mirror image"):
         mirrored_values(half)
+
+
+def test_what_has_no_mirror_image_is_exchanged_with_nothing() -> None:
+    heart = ("heart_atrium_left", "heart_atrium_right")
+    space = replace(annotations(), leaves=(*LEAVES, *heart), sets={"heart": heart})
+    chambers = replace(space, cases={"phantom_000": Case("all", heart)})
+    with pytest.raises(DataError, match="case 'phantom_000' annotates 'heart_atrium_left' without its mirror image"):
+        mirrored_values(chambers)
+    whole = replace(space, cases={"phantom_000": Case("all", ("kidney_left", "kidney_right", "heart"))})
+    assert mirrored_values(whole)[space.values["heart"]] == space.values["heart"]
+    assert mirrored_values(whole)[space.values["kidney_left"]] == space.values["kidney_right"]
 
 
 def test_a_reused_head_is_the_pre_trained_one_until_it_is_trained(

@@ -110,11 +110,14 @@ def test_flat_images_get_two_dimensions_only(fingerprint: Any) -> None:
     [
         (["kidney_left", "kidney_right"], "LPS", [0, 1]),
         (["kidney_left", "kidney_right"], "PSR", [1, 2]),  # stored sagittally: left-right is the first array axis
-        (["kidney_left", "liver"], "LPS", [0, 1, 2]),
+        (["kidney_left", "liver"], "LPS", [0, 1]),  # mirrored it is a right one
+        (["LAG", "RAG"], "LPS", [0, 1]),
+        (["LV", "RV", "MYO"], "LPS", [0, 1]),
+        (["liver", "river"], "LPS", [0, 1, 2]),
         (["liver", "cleft"], "LPS", [0, 1, 2]),
     ],
 )
-def test_paired_classes_forbid_mirroring_left_and_right(
+def test_classes_of_one_side_forbid_mirroring_left_and_right(
     fingerprint: Any, labels: list[str], direction: str, expected: list[int]
 ) -> None:
     fingerprint([1.0, 1.0, 1.0], [64, 64, 64], labels, direction)

@@ -12,7 +12,7 @@ from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPre
 from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from stunet.preprocessor import PLACES, Preprocessor, preprocessor_of
+from stunet.preprocessor import PLACES, Preprocessor, places_of, preprocessor_of
 
 LABELS = {"background": 0, "a": 1, "b": 2, "c": 3}
 CT = {"mean": 20.0, "std": 90.0, "percentile_00_5": -900.0, "percentile_99_5": 300.0}
@@ -203,6 +203,15 @@ def test_of_large_classes_the_first_of_nnunets_places_are_listed() -> None:
     assert ours[1].dtype == np.int16
     np.testing.assert_array_equal(ours[1], theirs[1][:PLACES])
     np.testing.assert_array_equal(ours[2], theirs[2])
+
+
+def test_of_all_that_is_annotated_as_many_places_are_listed_as_nnunet_lists() -> None:
+    labels = np.zeros((1, 102, 100, 100), np.int8)
+    labels[:, 101:], labels[0, 0, 0] = 2, 1  # 2 is ignored
+    found = places_of(labels, [1, [-1, 0, 1]])
+    assert found[-1, 0, 1].shape == (10_100, 4)  # 1 %
+    assert labels[tuple(found[-1, 0, 1].T)].max() < 2
+    assert len(found[1]) == 100
 
 
 @pytest.mark.parametrize("patch", [(16, 16, 16), np.array([64, 64, 64])])

@@ -18,9 +18,11 @@ from stunet.trainers.supervised import STUNetTrainer
 def trainer_of(planned: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Makes a trainer with its network, for values of the plan."""
 
-    def make(configuration: str = "3d_fullres", **values: Any) -> STUNetTrainer:
+    def make(configuration: str = "3d_fullres", labels: dict | None = None, **values: Any) -> STUNetTrainer:
         monkeypatch.setenv("nnUNet_results", str(tmp_path))
         description = read_json(workspace.preprocessed_dataset(planned) / "dataset.json")
+        if labels:
+            description |= {"labels": labels, "regions_class_order": [1, 2]}
         plans = workspace.load_plans(workspace.plans_path(planned, "STUNetPlans_T"))
         plans = derive(plans, description, overrides={"batch_size": 3, **values})
         trainer = STUNetTrainer(plans, configuration, 0, description, torch.device("cpu"))
@@ -47,33 +49,38 @@ def test_a_step_is_nnunets(trainer_of: Any) -> None:
         assert torch.equal(weights(ours), weights(theirs))
 
 
-def test_micro_batches_of_any_size_add_up_to_the_batch(trainer_of: Any) -> None:
-    whole, cut = trainer_of(), trainer_of(accumulation=2)
-    assert not whole.configuration_manager.batch_dice
+IGNORE = {"background": 0, "spine": 1, "liver": 2, "spleen": 3, "kidney_left": 4, "ignore": 5}
+REGIONS = {"background": 0, "organs": [1, 2, 3, 4], "kidney": 4, "ignore": 5}
+
+
+@pytest.mark.parametrize(
+    ("configuration", "labels", "forwards"),
+    [
+        ("3d_fullres", None, [2, 1]),
+        ("3d_fullres", IGNORE, [2, 1]),
+        ("2d", IGNORE, [2, 1, 2, 1]),  # the Dice of a batch: outputs first, then gradients
+        ("2d", REGIONS, [2, 1, 2, 1]),
+    ],
+    ids=["", "ignore", "2d-ignore", "2d-regions-ignore"],
+)
+def test_micro_batches_of_any_size_add_up_to_the_batch(
+    trainer_of: Any, configuration: str, labels: dict[str, Any] | None, forwards: list[int]
+) -> None:
+    whole, cut = (trainer_of(configuration, labels=labels, accumulation=n) for n in (1, 2))
+    assert whole.configuration_manager.batch_dice == (configuration == "2d")
     seen = []
     cut.network.register_forward_hook(lambda _, inputs, __: seen.append(len(inputs[0])))
-    for batch in batches(whole):
-        first, second = whole.train_step(batch), cut.train_step(batch)
-        assert float(second["loss"]) == pytest.approx(float(first["loss"]), abs=1e-5)
-        torch.testing.assert_close(weights(cut), weights(whole), rtol=0, atol=1e-5)
-        with torch.no_grad():
-            first, second = (Steps.validation_step(each, batch) for each in (whole, cut))
-        assert float(second["loss"]) == pytest.approx(float(first["loss"]), abs=1e-5)
-        assert (second["tp_hard"] + second["fn_hard"]).tolist() == (first["tp_hard"] + first["fn_hard"]).tolist()
-    assert seen == [2, 1] * 4
-
-
-def test_the_dice_of_a_batch_is_that_of_each_micro_batch(trainer_of: Any) -> None:
-    cut = trainer_of("2d", accumulation=3)
-    assert cut.configuration_manager.batch_dice
-    (batch, _) = batches(cut)
-    alone = [
-        {**batch, "data": batch["data"][i : i + 1], "target": [t[i : i + 1] for t in batch["target"]]}
-        for i in (0, 1, 2)
-    ]
+    (batch, _) = batches(trainer_of(configuration))  # 5, a kidney, is what the others ignore
+    if labels is REGIONS:
+        batch["target"] = [torch.cat([t > 0, t > 3, t == 5], dim=1) for t in batch["target"]]
+    first, second = whole.train_step(batch), cut.train_step(batch)
+    assert float(second["loss"]) == pytest.approx(float(first["loss"]), abs=1e-5)
+    torch.testing.assert_close(weights(cut), weights(whole), rtol=0, atol=1e-5)
     with torch.no_grad():
-        expected = sum(float(cut.outputs_and_loss(sample)[1]) for sample in alone) / 3
-        assert float(Steps.validation_step(cut, batch)["loss"]) == pytest.approx(expected, abs=1e-6)
+        first, second = (Steps.validation_step(each, batch) for each in (whole, cut))
+    assert float(second["loss"]) == pytest.approx(float(first["loss"]), abs=1e-5)
+    assert (second["tp_hard"] + second["fn_hard"]).tolist() == (first["tp_hard"] + first["fn_hard"]).tolist()
+    assert seen == forwards * 2
 
 
 def test_bfloat16_keeps_weights_and_optimizer_in_float32(trainer_of: Any) -> None:

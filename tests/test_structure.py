@@ -69,11 +69,10 @@ MAY_IMPORT = {
         "results",
         "weights",
     },
-    "plans": {"losses", "networks", "nnunet", "datasets", "processes"},
+    "plans": {"classes", "losses", "networks", "nnunet", "datasets", "processes"},
     "trainers": {
         "annotations",
         "classes",
-        "datasets",
         "evaluation",
         "inference",
         "losses",

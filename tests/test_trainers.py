@@ -5,6 +5,7 @@ import os
 import random
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -166,6 +167,36 @@ def test_classes_change_sides_when_an_image_is_mirrored_with_swap(
     label = torch.tensor([[[[4, 5, 1, -1]]]], dtype=torch.int16)  # kidney_left, kidney_right, spine, outside
     assert step._apply_to_segmentation(label, axes=[2]).tolist() == [[[[-1, 1, 4, 5]]]]
     assert step._apply_to_segmentation(label, axes=[0, 1]).tolist() == [[[[4, 5, 1, -1]]]]
+
+
+@pytest.mark.parametrize(
+    ("labels", "axes", "said"),
+    [
+        ({"LK": 1, "RK": 2}, [0, 1, 2], "the plan mirrors all axes, although 'LK' and 'RK' would change sides"),
+        ({"LK": 1, "liver": 2}, [0, 1], "the dataset has 'LK' without its mirror image"),
+        ({"LK": 1, "RK": 2, "LV": 3, "RV": 4}, [0, 1], "the dataset has 'LV' without its mirror image"),
+    ],
+)
+def test_swap_is_refused_where_a_mirror_makes_what_has_no_name(
+    planned: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, labels: dict[str, int], axes: list[int], said: str
+) -> None:
+    trainer = make_trainer(planned, tmp_path, monkeypatch, mirror="swap", labels={"background": 0, **labels})
+    trainer.plans_manager.plans["stunet"]["mirror_axes"] = axes
+    with pytest.raises(DataError, match=said):
+        trainer.prepare_loader(SimpleNamespace(transforms=SimpleNamespace(transforms=[])))
+
+
+def test_a_plan_that_mirrors_left_and_right_classes_is_warned_about(
+    planned: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    for axes in ([0, 1], [0, 1, 2]):
+        trainer = make_trainer(planned, tmp_path, monkeypatch)
+        trainer.plans_manager.plans["stunet"]["mirror_axes"] = axes
+        trainer.listener = type("Heard", (Silent,), {"trains": lambda self, text: said.append(text)})()
+        trainer.on_train_start()
+    (warning,) = said
+    assert "although 'kidney_left' and 'kidney_right' would change sides with the image" in warning
 
 
 def loader_transforms(batches: SeededBatches) -> list[Any]:

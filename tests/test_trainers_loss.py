@@ -8,7 +8,7 @@ import pytest
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
-from stunet.losses import DeepSupervision, DiceCE
+from stunet.losses import DeepSupervision, DiceAndEntropy
 from stunet.trainers.supervised import STUNetTrainer
 from tests.test_trainers import make_trainer
 
@@ -26,15 +26,17 @@ def a_step(trainer: STUNetTrainer, batch: dict) -> tuple[torch.Tensor, torch.Ten
     return torch.from_numpy(loss), weights
 
 
-@pytest.mark.parametrize("labels", [None, IGNORE], ids=["", "ignore"])
+@pytest.mark.parametrize("labels", [None, IGNORE, REGIONS], ids=["", "ignore", "regions"])
 @pytest.mark.parametrize("stages", [2, 3])  # without and with deep supervision
 def test_a_step_is_that_of_nnunets_loss(
     planned: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stages: int, labels: dict[str, Any] | None
 ) -> None:
-    trainer = make_trainer(planned, tmp_path, monkeypatch, stages=stages, labels=labels)
+    trainer = make_trainer(planned, tmp_path, monkeypatch, stages=stages, labels=labels, regions_class_order=[1, 2])
     trainer.initialize()
-    assert isinstance(trainer.loss, DeepSupervision if stages == 3 else DiceCE)
-    plain = make_trainer(planned, tmp_path, monkeypatch, stages=stages)  # 5, a kidney, is what the other ignores
+    assert isinstance(trainer.loss, DeepSupervision if stages == 3 else DiceAndEntropy)
+    # 5, a kidney, is what the other ignores
+    meaning = {"labels": REGIONS, "regions_class_order": [1, 2]} if labels is REGIONS else {}
+    plain = make_trainer(planned, tmp_path, monkeypatch, stages=stages, **meaning)
     plain.initialize()
     loaders = plain.get_dataloaders()
     batch = next(loaders[0])
@@ -45,10 +47,5 @@ def test_a_step_is_that_of_nnunets_loss(
     theirs = a_step(trainer, batch)
     assert ours[0].dtype == theirs[0].dtype
     for found, expected in zip(ours, theirs, strict=True):
-        torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-7)
-
-
-def test_regions_keep_nnunets_loss(planned: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    trainer = make_trainer(planned, tmp_path, monkeypatch, stages=2, labels=REGIONS, regions_class_order=[1, 2])
-    assert trainer.criterion() is None
-    assert type(trainer._build_loss()) is type(nnUNetTrainer._build_loss(trainer))
+        tolerance = {"rtol": 0, "atol": 0} if labels is REGIONS else {"rtol": 1e-6, "atol": 1e-7}
+        torch.testing.assert_close(found, expected, **tolerance)

@@ -22,7 +22,7 @@ from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 from stunet.errors import DataError, Interrupted, StunetError
 from stunet.files import part_name, remove
 from stunet.kinds import SPLITS, read
-from stunet.losses import DeepSupervision, DiceCE
+from stunet.losses import DeepSupervision, DiceAndEntropy, DiceCE, RegionDiceCE
 from stunet.nnunet import exchanged, write_whole
 from stunet.trainers import parallel
 from stunet.trainers.augmentation import Blur, CornerVote
@@ -94,20 +94,19 @@ class PlannedTrainer(Saving):
             group["momentum"] = self.momentum
         return optimizer, schedule
 
-    def _build_loss(self) -> torch.nn.Module:
+    def _build_loss(self) -> Any:
         """criterion() at each resolution, with nnU-Net's weights."""
         stock, loss = super()._build_loss(), self.criterion()
-        if self.is_ddp and self.enable_deep_supervision:
+        if not self.enable_deep_supervision:
+            return loss
+        if self.is_ddp:
             parallel.without_lowest_head(stock)
-        if loss is None:
-            return stock
-        return DeepSupervision(loss, stock.weight_factors) if self.enable_deep_supervision else loss
+        return DeepSupervision(loss, stock.weight_factors)
 
-    def criterion(self) -> torch.nn.Module | None:
-        """The loss at one resolution: that of nnU-Net, which holds nothing one-hot; None for regions: its own."""
-        if self.label_manager.has_regions:
-            return None
-        return DiceCE(self.configuration_manager.batch_dice, self.label_manager.ignore_label, ddp=self.is_ddp)
+    def criterion(self) -> DiceAndEntropy:
+        """The loss at one resolution: that of nnU-Net, which several processes and micro-batches compute as one."""
+        kind = RegionDiceCE if self.label_manager.has_regions else DiceCE
+        return kind(self.configuration_manager.batch_dice, self.label_manager.ignore_label, ddp=self.is_ddp)
 
     def do_split(self) -> tuple[list[str], list[str]]:
         """nnU-Net's split; with `num_cases` so many of its training cases, chosen by the seed: 4 are among the 8.

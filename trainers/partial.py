@@ -17,9 +17,10 @@ import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import ConvertSegmentationToRegionsTransform
 
 from stunet.annotations import FILE, Annotations, annotations_of
+from stunet.classes import Sides, sides
 from stunet.errors import DataError, WeightsError
 from stunet.files import whole
-from stunet.losses import MaskedSigmoid, PartitionDiceCE
+from stunet.losses import DiceAndEntropy, MaskedSigmoid, PartitionDiceCE
 from stunet.plans.check import difference
 from stunet.preprocessing import preprocessed_cases
 from stunet.trainers.drawing import FEW, expected, probabilities
@@ -94,9 +95,9 @@ class STUNetPartialTrainer(STUNetTrainer):
             listed = ", ".join(f"{label} {count:.2g}" for label, count in few.items())
             self.listener.trains(f"warning: fewer than {FEW:g} samples per epoch annotate {listed}")
 
-    def outputs_and_loss(self, batch: dict) -> tuple[Any, torch.Tensor]:
+    def loss_of(self, batch: dict) -> LossOfCases:
         self.loss.of(batch["keys"])
-        return super().outputs_and_loss(batch)
+        return self.loss
 
     def count(self, outputs: Any, batch: dict) -> torch.Tensor:
         """Per label in the order of its value, or per region of a sigmoid head, in the samples that annotate it."""
@@ -146,7 +147,11 @@ class STUNetPartialTrainer(STUNetTrainer):
     def label_space(self) -> Annotations:
         return self.annotations
 
-    def criterion(self) -> torch.nn.Module:
+    def sides(self) -> Sides:
+        """Those of the dataset's labels: a network may know more classes than it has."""
+        return sides(self.labels_of_dataset)
+
+    def criterion(self) -> DiceAndEntropy:
         """The loss of what each sample annotates."""
         of = self.configuration_manager.batch_dice, self.ignore_value
         if self.label_manager.has_regions:

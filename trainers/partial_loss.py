@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from stunet.annotations import Annotations
+from stunet.losses import DeepSupervision, DiceAndEntropy, Whole
 
 
 class LossOfCases(torch.nn.Module):
@@ -21,7 +22,7 @@ class LossOfCases(torch.nn.Module):
         annotations: Of all cases that may come.
     """
 
-    def __init__(self, loss: torch.nn.Module, annotations: Annotations) -> None:
+    def __init__(self, loss: DeepSupervision | DiceAndEntropy, annotations: Annotations) -> None:
         super().__init__()
         self.loss = loss
         kinds = {case.labels: name for name, case in annotations.cases.items()}  # a case for each set of labels
@@ -38,8 +39,12 @@ class LossOfCases(torch.nn.Module):
         self.given = tuple(table[rows] for table in self._tables)
         return self.given
 
-    def forward(self, outputs: Any, targets: Any) -> Tensor:
-        return self.loss(outputs, targets, *self.given)
+    def forward(self, outputs: Any, targets: Any, whole: Whole | None = None) -> Tensor:
+        return self.loss(outputs, targets, *self.given, whole=whole)
+
+    def whole(self, outputs: Any, targets: Any) -> Whole:
+        """What these samples add to the whole batch: see stunet/losses/overlap.py."""
+        return self.loss.whole(outputs, targets, *self.given)
 
 
 def count_groups(logits: Tensor, target: Tensor, groups_BC: Tensor, *, values: int, ignore: int | None) -> Tensor:

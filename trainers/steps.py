@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
+from stunet.losses import Whole
 from stunet.trainers import parallel
 from stunet.trainers.batches import parts_of
 from stunet.trainers.online_validation import count_labels, count_regions
@@ -35,10 +36,10 @@ class Steps(nnUNetTrainer):
                 supervision, and `keys`, the names of the cases.
         """
         self.optimizer.zero_grad(set_to_none=True)
-        losses = []
+        losses, whole = [], self._whole(batch)
         for part, weight, last in self._parts(batch):
             with parallel.gradients_stay(self.network, not last):
-                loss = self.outputs_and_loss(part)[1] * weight
+                loss = self.outputs_and_loss(part, whole)[1] * weight
                 (loss if self.grad_scaler is None else self.grad_scaler.scale(loss)).backward()
             losses.append(loss.detach())
         if self.grad_scaler is not None:
@@ -53,20 +54,25 @@ class Steps(nnUNetTrainer):
 
     def validation_step(self, batch: dict) -> dict:
         """The loss as of train_step(), and per class or region the voxels that are right, wrongly found and missed."""
-        losses, counts = [], []
+        losses, counts, whole = [], [], self._whole(batch)
         for part, weight, _ in self._parts(batch):
-            outputs, loss = self.outputs_and_loss(part)
+            outputs, loss = self.outputs_and_loss(part, whole)
             losses.append(loss.detach() * weight)
             counts.append(self.count(outputs, part))
         counted = torch.stack(counts).sum(0).to(torch.float32).cpu().numpy()
         numbers = dict(zip(("tp_hard", "fp_hard", "fn_hard"), counted, strict=True))
         return {"loss": self._of_all(losses), **numbers}
 
-    def outputs_and_loss(self, batch: dict) -> tuple[Any, torch.Tensor]:
-        """Forward pass of a micro-batch, and its loss: the place for a loss that looks at `batch["keys"]`."""
+    def outputs_and_loss(self, batch: dict, whole: Whole | None = None) -> tuple[Any, torch.Tensor]:
+        """Forward pass of a micro-batch, and its loss as a piece of the whole batch, if that is given."""
         with self._autocast():
             outputs = self.network(batch["data"])
-            return outputs, self.loss(outputs, batch["target"])
+            more = {} if whole is None else {"whole": whole}
+            return outputs, self.loss_of(batch)(outputs, batch["target"], **more)
+
+    def loss_of(self, batch: dict) -> Any:
+        """The loss for a micro-batch: the place for one that looks at `batch["keys"]`."""
+        return self.loss
 
     def count(self, outputs: Any, batch: dict) -> torch.Tensor:
         """Voxels of a micro-batch that are right, wrongly found and missed, (3, classes or regions)."""
@@ -78,12 +84,26 @@ class Steps(nnUNetTrainer):
     def _parts(self, batch: dict) -> Iterator[tuple[dict, float, bool]]:
         """Micro-batches on the device with their weight in the loss, and whether one is the last.
 
-        Each sample counts equally: processes and micro-batches need not be of one size.
+        Processes and micro-batches need not be of one size: their losses, so weighted, add up to that of the batch.
         """
         parts = parts_of(batch, self.accumulation)
         for number, part in enumerate(parts, 1):
             weight = len(part["data"]) * parallel.processes() / self.batch_size  # gradients are averaged over processes
             yield on_device(part, self.device), weight, number == len(parts)
+
+    def _whole(self, batch: dict) -> Whole | None:
+        """What the loss of a micro-batch has to know of the others; without any, the loss itself asks the processes.
+
+        Only the Dice of a batch needs the network's outputs, so only there every micro-batch is computed twice.
+        """
+        if self.accumulation == 1:
+            return None
+        pieces = []
+        with torch.no_grad(), self._autocast():
+            for part, _, _ in self._parts(batch):
+                outputs = self.network(part["data"]) if self.configuration_manager.batch_dice else None
+                pieces.append(self.loss_of(part).whole(outputs, part["target"]))
+        return sum(pieces[1:], pieces[0]).of_all_processes()
 
     def _of_all(self, losses: list[torch.Tensor]) -> np.ndarray:
         loss = torch.stack(losses).sum() if len(losses) > 1 else losses[0]

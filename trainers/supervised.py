@@ -4,11 +4,14 @@ from typing import Any
 
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import MirrorTransform
 
-from stunet.annotations import Annotations, complete
+from stunet.annotations import Annotations, complete, mirrored_values
+from stunet.classes import Sides, sides
 from stunet.errors import DataError
 from stunet.trainers.finetuned import FineTunedTrainer
-from stunet.trainers.mirroring import MirrorSides, mirrored_values
+from stunet.trainers.mirroring import MirrorSides
 from stunet.trainers.sampling import Samples
+
+PLAN_AGAIN = "plan the dataset again (stunet_plan_and_preprocess), or --set mirror=none"
 
 
 class STUNetTrainer(FineTunedTrainer):
@@ -38,13 +41,16 @@ class STUNetTrainer(FineTunedTrainer):
         """As of every training; with mirror=swap labels change sides.
 
         Raises:
-            DataError: The dataset has regions, its images differ in which axis that is, or a case lacks a side.
+            DataError: The dataset has regions, the plan does not say which axis that is, or images differ in it, or a
+            class or a case lacks a side.
         """
         super().prepare_loader(loader)
-        sides = {0, 1, 2} - set(self.plans_manager.plans["stunet"]["mirror_axes"])
-        if self.mirror != "swap" or not sides:
+        fixed = {0, 1, 2} - set(self.plans_manager.plans["stunet"]["mirror_axes"])
+        if self.mirror != "swap" or not self.sides():
             return
-        if len(sides) > 1:
+        if not fixed:
+            raise DataError(f"mirror=swap: {self._mirrored_sides()}", PLAN_AGAIN)
+        if len(fixed) > 1:
             raise DataError("mirror=swap: the left-right axis is not the same in all images", "--set mirror=auto")
         first = 3 - len(self.configuration_manager.patch_size)
         space = self.label_space()
@@ -54,7 +60,23 @@ class STUNetTrainer(FineTunedTrainer):
         steps = loader.transforms.transforms
         for place, step in enumerate(steps):
             if isinstance(step, MirrorTransform):
-                steps[place] = MirrorSides(step.allowed_axes, {axis - first for axis in sides}, values)
+                steps[place] = MirrorSides(step.allowed_axes, {axis - first for axis in fixed}, values)
+
+    def on_train_start(self) -> None:
+        """Warns of a plan that mirrors left and right classes, from a time when their names were not understood."""
+        super().on_train_start()
+        safe = set(self.plans_manager.plans["stunet"]["mirror_axes"])
+        if self.mirror == "auto" and safe == {0, 1, 2} and self.sides() and self.local_rank == 0:
+            self.listener.trains(f"warning: {self._mirrored_sides()}; {PLAN_AGAIN}")
+
+    def sides(self) -> Sides:
+        """Which labels of the dataset are left and right."""
+        return sides(self.dataset_json["labels"])
+
+    def _mirrored_sides(self) -> str:
+        found = self.sides()
+        names = " and ".join(map(repr, found.pairs[0] if found.pairs else found.others[:1]))
+        return f"the plan mirrors all axes, although {names} would change sides with the image"
 
     def label_space(self) -> Annotations:
         """Which labels there are, and which cases annotate them."""

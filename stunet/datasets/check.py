@@ -1,11 +1,10 @@
 """Whether a raw dataset can be planned and trained on, and if not, which file is wrong and what to do.
 
 nnU-Net itself meets most of these problems after hours, and some never (see nifti.py). Files are read by the reader
-that nnU-Net will use. datasets/__init__.py reads dataset.json and the list of files. Also here: which axes and which
-classes are left and right, for mirroring.
+that nnU-Net will use. datasets/__init__.py reads dataset.json and the list of files. Also here: which axes run
+between left and right, for mirroring.
 """
 
-import re
 import zlib
 from collections.abc import Callable
 from dataclasses import replace
@@ -31,8 +30,6 @@ from stunet.processes import each
 
 # What nnU-Net's readers raise for a file that they cannot read: ITK, zlib, nibabel, tifffile and their own assertions.
 UNREADABLE = (RuntimeError, OSError, EOFError, ValueError, AssertionError, zlib.error, ImageFileError)
-OPPOSITE = {"left": "right", "l": "r", "lt": "rt", "lh": "rh"}
-OPPOSITE |= {right: left for left, right in OPPOSITE.items()}
 
 
 def check_dataset(folder: Path, workers: int = 1, on_case: Callable[[str], None] | None = None) -> list[str]:
@@ -138,34 +135,6 @@ def left_right_axes(images: list[Path], reader_name: str) -> set[int]:
         return {2} if images else set()
     row = _left_right_row_nibabel if reader_name == "NibabelIO" else _left_right_row_itk
     return {2 - int(np.argmax(np.abs(_read(row, str(path), path)))) for path in images}
-
-
-def left_right_pairs(labels: dict) -> list[tuple[str, str]]:
-    """The classes that are each other's mirror image by name: (kidney_left, kidney_right), (L-Lung, R-Lung).
-
-    A name is cut into words at capitals, digits and signs; a class whose name with every left and right exchanged
-    is another class's name makes a pair with it. A side without its partner is not one.
-    """
-    words = {
-        name: tuple(word.lower() for word in re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+", name)) for name in labels
-    }
-    by_words = {key: name for name, key in words.items()}
-    pairs = []
-    for name, key in words.items():
-        mirrored = tuple(_opposite(word) for word in key)
-        first_side = next((word for word, other in zip(key, mirrored, strict=True) if word != other), "")
-        if first_side.startswith("l") and mirrored in by_words:
-            pairs.append((name, by_words[mirrored]))
-    return pairs
-
-
-def _opposite(word: str) -> str:
-    if word in OPPOSITE:
-        return OPPOSITE[word]
-    for side in ("left", "right"):  # leftkidney; a word of another meaning has no partner
-        if word.startswith(side):
-            return OPPOSITE[side] + word.removeprefix(side)
-    return word
 
 
 def _left_right_row_itk(path: str) -> np.ndarray:

@@ -1,7 +1,7 @@
 """What did an experiment find? Mean Dice per arm, the difference to training from scratch, and how sure that is.
 
 The Dice of a training is nnU-Net's: the mean over the classes of the mean over the held-out cases; a class that is
-absent in a case, in the reference and in the prediction, does not count there.
+absent in a case, in the reference and in the prediction, does not count there, nor one that a case does not annotate.
 
 The interval of a difference resamples the seeds and, independently, the held-out cases (the pigeonhole bootstrap of a
 table with seeds as rows and cases as columns: Owen 2007, doi:10.1214/07-AOAS122), the same ones in both arms, which
@@ -36,7 +36,7 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#0
 MARKERS = "os^DvP"  # of another number, so that colour and marker repeat together only after 42 lines
 BANDS = 5  # lines; the bands of more hide each other
 
-Dice = Mapping[str, Mapping[str, float]]  # by case and class; NaN where the class is absent
+Dice = Mapping[str, Mapping[str, float]]  # by case and annotated class; NaN where the class is absent
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +79,7 @@ def summarise(results: Mapping[Arm, Dice]) -> list[Row]:
     names = _common_names(results)
     groups: dict[Arm, dict[int, np.ndarray]] = {}
     for arm, dice in results.items():
-        table = np.array([[dice[case][name] for name in names[1]] for case in names[0]])
+        table = np.array([[dice[case].get(name, math.nan) for name in names[1]] for case in names[0]])
         groups.setdefault(replace(arm, seed=0), {})[arm.seed] = table
     return [_row(arm, by_seed, names[1], _baseline(arm, groups), groups) for arm, by_seed in groups.items()]
 
@@ -117,18 +117,18 @@ def _mean_dice(dice_CK: np.ndarray, counts_DC: np.ndarray) -> np.ndarray:
 
 
 def _common_names(results: Mapping[Arm, Dice]) -> tuple[list[str], list[str]]:
-    """The cases and the classes, which are those of every arm."""
-    found: dict[tuple[frozenset[str], tuple[str, ...]], Arm] = {}
+    """The cases, and the classes that any of them has: of partial labels each case has some. Every arm has the same."""
+    found: dict[frozenset[tuple[str, frozenset[str]]], Arm] = {}
     for arm, dice in results.items():
-        found[frozenset(dice), tuple(next(iter(dice.values())))] = arm
+        found[frozenset((case, frozenset(classes)) for case, classes in dice.items())] = arm
     if len(found) > 1:
         one, other = list(found.values())[:2]
         raise DataError(
             f"{one.name} and {other.name} were validated on different cases or classes",
             "train those anew that are older than the dataset's splits_final.json: stunet_train ... --overwrite",
         )
-    ((cases, classes),) = found
-    return sorted(cases), list(classes)
+    dice = results[next(iter(results))]
+    return sorted(dice), list(dict.fromkeys(name for classes in dice.values() for name in classes))
 
 
 def _baseline(arm: Arm, groups: Iterable[Arm]) -> Arm | None:

@@ -3,21 +3,33 @@
     DiceCE           softmax, every case annotates every class: nnU-Net's loss, value and gradient
     PartitionDiceCE  softmax, cases annotate different classes, or coarser ones: annotations.py has what they say
     MaskedSigmoid    one sigmoid per class, for definitions that overlap or contradict each other
+    RegionDiceCE     nnU-Net's regions, which every case annotates: nnU-Net's loss
     DeepSupervision  any of them at every resolution
 
 Nothing of the logits' size is made but their gradient: sums over voxels are taken a chunk at a time, and the backward
-pass computes the probabilities anew. Read next: softmax.py, sigmoid.py, overlap.py.
+pass computes the probabilities anew (but for regions). Read next: softmax.py, sigmoid.py, regions.py, overlap.py.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from stunet.losses.overlap import DiceAndEntropy, Whole
+from stunet.losses.regions import RegionDiceCE
 from stunet.losses.sigmoid import MaskedSigmoid
 from stunet.losses.softmax import DiceCE, PartitionDiceCE
 
-__all__ = ["DeepSupervision", "DiceCE", "MaskedSigmoid", "PartitionDiceCE"]
+__all__ = [
+    "DeepSupervision",
+    "DiceAndEntropy",
+    "DiceCE",
+    "MaskedSigmoid",
+    "PartitionDiceCE",
+    "RegionDiceCE",
+    "Whole",
+]
 
 
 class DeepSupervision(torch.nn.Module):
@@ -28,18 +40,33 @@ class DeepSupervision(torch.nn.Module):
         weights: One per resolution, the finest first; nnU-Net's trainer computes them.
     """
 
-    def __init__(self, loss: torch.nn.Module, weights: Sequence[float]) -> None:
+    def __init__(self, loss: DiceAndEntropy, weights: Sequence[float]) -> None:
         super().__init__()
         self.loss = loss
         self.weights = tuple(float(weight) for weight in weights)
 
-    def forward(self, logits: Sequence[Tensor], target: Sequence[Tensor], *more: Tensor) -> Tensor:
+    def forward(
+        self, logits: Sequence[Tensor], target: Sequence[Tensor], *more: Tensor, whole: Whole | None = None
+    ) -> Tensor:
         """The weighted sum.
 
         Args:
             logits: By resolution.
             target: By resolution.
             more: What says which classes are annotated; the same for all resolutions.
+            whole: Of the batch that the samples are a piece of, from whole() of all pieces.
         """
-        levels = zip(self.weights, logits, target, strict=True)
-        return torch.stack([weight * self.loss(x, y, *more) for weight, x, y in levels if weight]).sum()
+        levels = self._levels(logits, target)
+        losses = [
+            weight * self.loss(x, y, *more, whole=None if whole is None else whole[level])
+            for level, (weight, x, y) in enumerate(levels)
+        ]
+        return torch.stack(losses).sum()
+
+    def whole(self, logits: Sequence[Tensor] | None, target: Sequence[Tensor], *more: Tensor) -> Whole:
+        """What these samples add to the whole batch, by resolution: see DiceAndEntropy.whole()."""
+        levels = self._levels([None] * len(target) if logits is None else logits, target)
+        return Whole.stacked([self.loss.whole(x, y, *more) for _, x, y in levels])
+
+    def _levels(self, logits: Sequence[Any], target: Sequence[Tensor]) -> list[tuple[float, Any, Tensor]]:
+        return [level for level in zip(self.weights, logits, target, strict=True) if level[0]]

@@ -4,7 +4,7 @@ Also what the softmax and the sigmoid loss share: reading targets by chunks of v
 """
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
@@ -16,8 +16,70 @@ from stunet.errors import DataError
 ELEMENTS, ELEMENTS_CPU = 2**24, 2**18
 
 
+@dataclass(frozen=True)
+class Sums:
+    """What a loss needs of the voxels of some samples.
+
+    Attributes:
+        right: (B, V) sum of the probabilities of a label over its own voxels.
+        found: (B, V) the same over all voxels.
+        true: (B, V) number of its voxels.
+        annotated: (B, V) bool; the sums of what is not annotated are zero.
+        entropy: Cross entropies, to be added up.
+        number: Of how many voxels (or pairs of a voxel and an output) they are. None: of as many in every sample, and
+            `entropy` is their mean.
+    """
+
+    right: Tensor
+    found: Tensor
+    true: Tensor
+    annotated: Tensor
+    entropy: Tensor
+    number: Tensor | None
+
+
+@dataclass(frozen=True)
+class Whole:
+    """What the pieces of a batch have together: the shares of processes, and the micro-batches of a share.
+
+    Attributes:
+        counts: (3,) the number of Sums, pairs of a sample and a label that it annotates, and samples.
+        sums: (4, V) right, found, true and annotated of Sums, added up over samples: for the Dice of a batch.
+    """
+
+    counts: Tensor
+    sums: Tensor | None = None
+
+    def __add__(self, other: "Whole") -> "Whole":
+        both = self.sums is not None and other.sums is not None
+        return Whole(self.counts + other.counts, self.sums + other.sums if both else None)  # type: ignore[operator]
+
+    def of_all_processes(self) -> "Whole":
+        """Added up over all processes; all of them must ask."""
+        if not dist.is_initialized():
+            return self
+        parts = [part for part in (self.counts, self.sums) if part is not None]
+        total = torch.cat([part.to(self.counts).flatten() for part in parts])
+        dist.all_reduce(total)
+        found = [x.view_as(p).to(p) for x, p in zip(total.split([p.numel() for p in parts]), parts, strict=True)]
+        return Whole(*found)
+
+    @classmethod
+    def stacked(cls, levels: Sequence["Whole"]) -> "Whole":
+        """One of several resolutions, each with an index in front."""
+        sums = [level.sums for level in levels if level.sums is not None]
+        return cls(torch.stack([level.counts for level in levels]), torch.stack(sums) if sums else None)
+
+    def __getitem__(self, level: int) -> "Whole":
+        return Whole(self.counts[level], None if self.sums is None else self.sums[level])
+
+
 class DiceAndEntropy(torch.nn.Module):
-    """What the losses have in common: their options.
+    """What the losses have in common: how sums over voxels become Dice and cross entropy, of a batch or a piece of it.
+
+    The losses of the pieces, weighted by their shares of the samples, add up to the loss of the batch, and so do their
+    gradients: means are over what counts in the whole batch, not in a piece. A piece is a process's share (`ddp`, where
+    forward() asks the others) or a micro-batch (forward() is given `whole`).
 
     Args:
         batch_dice: Dice over the samples of the batch that annotate a class together, not per sample.
@@ -28,6 +90,8 @@ class DiceAndEntropy(torch.nn.Module):
         ddp: The batch is that of all processes.
         chunk: Voxels at once; None: as many as suit the device.
     """
+
+    complete = True  # each sample annotates every label
 
     def __init__(
         self,
@@ -43,60 +107,81 @@ class DiceAndEntropy(torch.nn.Module):
         self.batch_dice, self.ignore_label, self.smooth = batch_dice, ignore_label, smooth
         self.dice_weight, self.ce_weight, self.ddp, self.chunk = dice_weight, ce_weight, ddp, chunk
 
+    def sums(self, logits: Tensor, target: Tensor, *more: Tensor) -> Sums:
+        """What the loss needs of the voxels; `more` says what the samples annotate."""
+        raise NotImplementedError
 
-def mean_dice(
-    right: Tensor, found: Tensor, true: Tensor, annotated: Tensor, *, batch_dice: bool, smooth: float, ddp: bool
-) -> Tensor:
-    """Soft Dice, averaged over what is annotated: nnU-Net's MemoryEfficientSoftDiceLoss, where that is everything.
+    def counts(self, target: Tensor, *more: Tensor) -> tuple[Tensor, Tensor | int]:
+        """The number of Sums, and of pairs of a sample and a label that it annotates: anything, if `complete`."""
+        raise NotImplementedError
 
-    Args:
-        right: (B, V) sum of the probabilities of a label over its own voxels.
-        found: (B, V) the same over all voxels.
-        true: (B, V) number of its voxels.
-        annotated: (B, V) bool; the sums of what is not annotated must be zero.
-        batch_dice: Dice of the sums over all samples, instead of the mean of those of single samples.
-        smooth: Added to numerator and denominator.
-        ddp: Sum, and count what is annotated, over all processes; their gradients must be averaged, as DDP does.
-    """
-    share = len(annotated)
-    sums = torch.stack([right, found, true.to(right), annotated.to(right)])
-    if batch_dice:
-        sums = sums.sum(1)
-        sums = _SumOverRanks.apply(sums) if ddp else sums
-    right, found, true, samples = sums
-    dice = (2 * right + smooth) / (found + true + smooth).clamp_min(1e-8)
-    counted = samples > 0
-    number = counted.sum()
-    if ddp and not batch_dice:
-        number = of_all_ranks(number.to(dice), share)
-    return torch.where(counted, dice, 0).sum() / number.clamp_min(1)
+    def forward(self, logits: Tensor, target: Tensor, *more: Tensor, whole: Whole | None = None) -> Tensor:
+        """The loss; logits in half precision are computed with in single.
+
+        Args:
+            logits: (B, C, ...), one output per class or region.
+            target: (B, 1, ...), or (B, R, ...) for regions.
+            more: What sums() takes.
+            whole: Of the batch that the samples are a piece of, from whole() of all pieces.
+
+        Raises:
+            DataError: A voxel has a value that its sample cannot have.
+        """
+        sums = self.sums(logits, target, *more)
+        if whole is None and self.ddp:
+            whole = self._piece(sums).of_all_processes()
+        return self._loss(sums, whole)
+
+    def whole(self, logits: Tensor | None, target: Tensor, *more: Tensor) -> Whole:
+        """What these samples add to the whole batch; without gradients, and without logits where Dice is per sample.
+
+        Args:
+            logits: As of forward(); may be None unless `batch_dice`.
+            target: As of forward().
+            more: As of forward().
+        """
+        with torch.no_grad():
+            if logits is not None and self.batch_dice:
+                return self._piece(self.sums(logits, target, *more))
+            return _counted(*self.counts(target, *more), len(target))
+
+    def _piece(self, sums: Sums) -> Whole:
+        number = torch.zeros_like(sums.entropy) if sums.number is None else sums.number
+        counts = _counted(number, sums.annotated.sum(), len(sums.annotated)).counts
+        return Whole(counts, self._of_dice(sums).detach() if self.batch_dice else None)
+
+    def _of_dice(self, sums: Sums) -> Tensor:
+        """(4, V), or (4, B, V) without batch Dice."""
+        right = sums.right
+        found = torch.stack([right, sums.found, sums.true.to(right), sums.annotated.to(right)])
+        return found.sum(1) if self.batch_dice else found
+
+    def _loss(self, sums: Sums, whole: Whole | None) -> Tensor:
+        of_dice, entropy, pairs = self._of_dice(sums), sums.entropy.sum(), None
+        number = None if sums.number is None else sums.number.clamp_min(1)
+        if whole is not None:
+            of_all, of_pairs, samples = whole.counts
+            share = (len(sums.right) / samples).to(of_dice)
+            number = None if number is None else of_all.clamp_min(1).to(of_dice) * share
+            if whole.sums is not None:  # the value of the whole, and the gradient of this piece
+                of_dice = whole.sums + (of_dice - of_dice.detach()) / share
+            elif not self.complete:
+                pairs = of_pairs.clamp_min(1).to(of_dice) * share
+        mean = self.ce_weight * entropy if number is None else self.ce_weight * entropy / number
+        return mean - self.dice_weight * self._dice(of_dice, pairs)
+
+    def _dice(self, sums: Tensor, pairs: Tensor | None) -> Tensor:
+        """Soft Dice, averaged over `pairs`, None: over what is annotated; nnU-Net's where that is everything."""
+        right, found, true, samples = sums
+        dice = (2 * right + self.smooth) / (found + true + self.smooth).clamp_min(1e-8)
+        counted = samples > 0
+        return torch.where(counted, dice, 0).sum() / (counted.sum().clamp_min(1) if pairs is None else pairs)
 
 
-class _SumOverRanks(torch.autograd.Function):
-    """The sum over all processes; backward sums as well, since every process has a loss that depends on it."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        total = x.clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(total)
-        return total
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        total = gradients[0].clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(total)
-        return total
-
-
-def of_all_ranks(number: Tensor, samples: int) -> Tensor:
-    """A number as all processes have it together, for the share of samples that this one has.
-
-    Losses divided by it, weighted by the processes' shares, have the mean of one process with all samples.
-    """
+def _counted(number: Tensor, pairs: Tensor | int, samples: int) -> Whole:
     dtype = wide(number.device)
-    total = torch.stack([number.to(dtype), number.new_tensor(samples, dtype=dtype)])
-    dist.all_reduce(total)
-    return (total[0] / total[1] * samples).to(number)
+    counts = [torch.as_tensor(count, dtype=dtype, device=number.device) for count in (number, pairs, samples)]
+    return Whole(torch.stack(counts))
 
 
 def chunks(voxels: int, classes: int, device: torch.device, chunk: int | None) -> Iterator[slice]:

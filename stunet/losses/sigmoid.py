@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from stunet.losses.overlap import DiceAndEntropy, check, chunks, mean_dice, of_all_ranks, read, wide
+from stunet.losses.overlap import DiceAndEntropy, Sums, check, chunks, read, wide
 
 
 class MaskedSigmoid(DiceAndEntropy):
@@ -26,8 +26,12 @@ class MaskedSigmoid(DiceAndEntropy):
     Its options are those of DiceAndEntropy.
     """
 
-    def forward(self, logits_BRDHW: Tensor, target_B1DHW: Tensor, annotated_BR: Tensor, inside_BRV: Tensor) -> Tensor:
-        """The loss; logits in half precision are computed with in single.
+    complete = False
+
+    def sums(  # type: ignore[override]
+        self, logits_BRDHW: Tensor, target_B1DHW: Tensor, annotated_BR: Tensor, inside_BRV: Tensor
+    ) -> Sums:
+        """What the loss needs of the voxels.
 
         Args:
             logits_BRDHW: One output per entry of Annotations.outputs; there is none for the background.
@@ -47,10 +51,14 @@ class MaskedSigmoid(DiceAndEntropy):
             logits_BRDHW.flatten(2), target_B1DHW.flatten(1), annotated_BR, inside_BRV, self.ignore_label, self.chunk
         )
         annotated_BR = annotated_BR.to(logits_BRDHW.device)
-        dice = mean_dice(right, found, true, annotated_BR, batch_dice=self.batch_dice, smooth=self.smooth, ddp=self.ddp)
-        number = (annotated_BR.sum(1) * voxels).sum()
-        number = of_all_ranks(number, len(annotated_BR)) if self.ddp else number
-        return self.ce_weight * entropy.sum() / number.clamp_min(1) - self.dice_weight * dice
+        return Sums(right, found, true, annotated_BR, entropy, (annotated_BR.sum(1) * voxels).sum())
+
+    def counts(  # type: ignore[override]
+        self, target_B1DHW: Tensor, annotated_BR: Tensor, inside_BRV: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        ignored = target_B1DHW == (-1 if self.ignore_label is None else self.ignore_label)  # -1: is refused by sums()
+        voxels = (~ignored).flatten(1).sum(1)
+        return (annotated_BR.sum(1).to(voxels.device) * voxels).sum(), annotated_BR.sum()
 
 
 class _Sums(torch.autograd.Function):

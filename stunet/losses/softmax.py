@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stunet.losses.overlap import DiceAndEntropy, check, chunks, mean_dice, of_all_ranks, read, wide
+from stunet.losses.overlap import DiceAndEntropy, Sums, check, chunks, read, wide
 
 
 class DiceCE(DiceAndEntropy):
@@ -30,8 +30,8 @@ class DiceCE(DiceAndEntropy):
     Its options are those of DiceAndEntropy.
     """
 
-    def forward(self, logits_BCDHW: Tensor, target_B1DHW: Tensor) -> Tensor:
-        """The loss; logits in half precision are computed with in single.
+    def sums(self, logits_BCDHW: Tensor, target_B1DHW: Tensor) -> Sums:  # type: ignore[override]
+        """What the loss needs of the voxels.
 
         Raises:
             DataError: A value of the target is no class.
@@ -39,22 +39,20 @@ class DiceCE(DiceAndEntropy):
         samples, classes = logits_BCDHW.shape[:2]
         return self.of_groups(logits_BCDHW, target_B1DHW, [Groups.of(range(classes))] * samples, classes)
 
-    def of_groups(self, logits: Tensor, target: Tensor, groups: Sequence["Groups"], values: int) -> Tensor:
-        """The loss where each sample has its own groups, of values below `values`."""
+    def counts(self, target_B1DHW: Tensor, *more: Tensor) -> tuple[Tensor, Tensor | int]:
+        number = target_B1DHW.new_tensor(target_B1DHW.numel(), dtype=torch.int64)
+        return number if self.ignore_label is None else (target_B1DHW != self.ignore_label).sum(), len(target_B1DHW)
+
+    def of_groups(self, logits: Tensor, target: Tensor, groups: Sequence["Groups"], values: int) -> Sums:
+        """The sums where each sample has its own groups, of values below `values`."""
         right, found, entropy, true = _Sums.apply(
             logits.flatten(2), target.flatten(1), groups, values, self.ignore_label, self.chunk
         )
         annotated = torch.zeros(true.shape, dtype=torch.bool)
         for sample, group in enumerate(groups):
             annotated[sample, list(group.values)] = True
-        dice = mean_dice(
-            *(x[:, 1:] for x in (right, found, true, annotated.to(true.device))),
-            batch_dice=self.batch_dice,
-            smooth=self.smooth,
-            ddp=self.ddp,
-        )
-        number = of_all_ranks(true.sum(), len(true)) if self.ddp else true.sum()
-        return self.ce_weight * entropy.sum() / number.clamp_min(1) - self.dice_weight * dice
+        annotated = annotated.to(true.device)
+        return Sums(right[:, 1:], found[:, 1:], true[:, 1:], annotated[:, 1:], entropy, true.sum())
 
 
 class PartitionDiceCE(DiceCE):
@@ -68,12 +66,14 @@ class PartitionDiceCE(DiceCE):
         more: As for DiceCE.
     """
 
+    complete = False
+
     def __init__(self, values: int, *args: Any, **more: Any) -> None:
         super().__init__(*args, **more)
         self.values = values
 
-    def forward(self, logits_BCDHW: Tensor, target_B1DHW: Tensor, groups_BC: Tensor) -> Tensor:  # type: ignore[override]
-        """The loss.
+    def sums(self, logits_BCDHW: Tensor, target_B1DHW: Tensor, groups_BC: Tensor) -> Sums:  # type: ignore[override]
+        """What the loss needs of the voxels.
 
         Args:
             logits_BCDHW: One output per leaf class and the background.
@@ -88,6 +88,10 @@ class PartitionDiceCE(DiceCE):
             raise ValueError(f"groups have the shape {tuple(groups_BC.shape)}, logits {tuple(logits_BCDHW.shape)}")
         groups = [Groups.of(row) for row in groups_BC.tolist()]
         return self.of_groups(logits_BCDHW, target_B1DHW, groups, self.values)
+
+    def counts(self, target_B1DHW: Tensor, groups_BC: Tensor) -> tuple[Tensor, int]:  # type: ignore[override]
+        pairs = sum(len({*row} - {0}) for row in groups_BC.tolist())
+        return super().counts(target_B1DHW)[0], pairs
 
 
 @dataclass(frozen=True)

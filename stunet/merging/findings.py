@@ -8,7 +8,9 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from stunet.datasets.check import left_right_pairs
+from stunet.annotations import mirrored_values
+from stunet.classes import sides as sides_of
+from stunet.errors import DataError
 from stunet.merging import Finding
 from stunet.merging.estimate import Estimate, label_counts
 from stunet.merging.scan import Scan
@@ -174,9 +176,14 @@ def empty_leaves(union: Union) -> Iterator[Finding]:
 
 
 def sides(union: Union) -> Iterator[Finding]:
-    """Pairs of left and right classes of which the left one is on the patient's right."""
+    """Pairs of left and right classes of which the left one is on the patient's right, or that no mirror exchanges."""
+    if union.recipe.mirror == "swap":
+        try:
+            mirrored_values(union.annotations)
+        except DataError as error:
+            yield Finding(error.message, "mirror: auto, which does not mirror left and right")
     for name, scans in union.scans.items():
-        for left, right in left_right_pairs(dict.fromkeys(union.space.labels(name))):
+        for left, right in sides_of(union.space.labels(name)).pairs:
             values = [union.space.values(name, label) for label in (left, right)]
             swapped, seen = [], 0
             for case, scan in scans.items():

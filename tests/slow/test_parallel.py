@@ -82,10 +82,12 @@ def test_several_processes_compute_what_one_does(
     assert mean[0] == pytest.approx(mean[1], abs=1e-3)
 
 
-def test_the_dice_of_a_batch_is_that_of_all_processes(place: "Place", tmp_path: Path) -> None:
+def test_the_dice_of_a_batch_is_that_of_all_processes_and_micro_batches(place: "Place", tmp_path: Path) -> None:
     results = [tmp_path / str(processes) for processes in (1, 2)]
     for processes, folder in enumerate(results, 1):
-        place.run("stunet_train", *command("-num_gpus", processes, configuration="2d"), nnUNet_results=folder)
+        values = [f"accumulation={processes}"]
+        options = command("-num_gpus", processes, configuration="2d", values=values)
+        place.run("stunet_train", *options, nnUNet_results=folder)
     assert read_json(fold(results[0]).parent / "plans.json")["configurations"]["2d"]["batch_dice"]
     check_losses(results[1], results[0])
 
