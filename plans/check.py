@@ -21,6 +21,7 @@ _PLAN_KEYS = {
 }  # fmt: skip
 _BLOCK_KEYS = {
     "version", "size", "memory_gb", "stages", "mirror_axes", "plan", "train", "derived_from", "finetune", "weights",
+    "fingerprint",
 }  # fmt: skip
 _WEIGHTS_KEYS = {"name", "sha256", "head", "classes"}
 _REQUIRED = {

@@ -20,6 +20,7 @@ from stunet.networks import STUNet
 from stunet.plans import fit, topology
 from stunet.plans.derive import Measure, fit_configurations, target_of
 from stunet.plans.memory import DEFAULT_TARGET_GB
+from stunet.plans.resolve import fingerprint_of
 
 BASE_NAME = "STUNetPlans"
 NORMALIZATION_TAGS = {"ZScoreNormalization": "_z", "CTNormalization": "_ct"}  # in names: folder names have a limit
@@ -129,6 +130,7 @@ class STUNetPlanner(ExperimentPlanner):
             "memory_gb": self.memory_gb,
             "stages": self.stages or "auto",
             "mirror_axes": self.mirror_axes(plans),
+            "fingerprint": fingerprint_of(self.dataset_fingerprint),
             "plan": {},
             "train": {},
         }

@@ -4,15 +4,12 @@ nnU-Net's planner copies splits_final.json from nnUNet_raw to nnUNet_preprocesse
 with a bare assertion where another one is there. A file there may have more folds than the raw one.
 """
 
-from typing import Any
-
 from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 
-from stunet.errors import DataError, closest
+from stunet.errors import DataError
 from stunet.files import read_json
+from stunet.folds import FILE, check_fold, read_folds
 from stunet.workspace import preprocessed_dataset, raw_dataset
-
-FILE = "splits_final.json"
 
 
 def check_splits(dataset: str) -> None:
@@ -22,34 +19,19 @@ def check_splits(dataset: str) -> None:
         dataset: Full name.
 
     Raises:
-        DataError: It is no list of folds, names unknown cases, has a case in training and validation, or other folds
-            than the one in nnUNet_preprocessed.
+        DataError: It is no list of folds, one of them cannot be trained, or they are others than those in
+            nnUNet_preprocessed.
     """
     raw = raw_dataset(dataset)
     path, used = raw / FILE, preprocessed_dataset(dataset) / FILE
     if not path.is_file():
         return
-    folds = _folds(read_json(path), repr(str(path)))
-    known = list(get_filenames_of_train_images_and_targets(str(raw), read_json(raw / "dataset.json")))
-    for number, (train, val) in enumerate(folds):
-        where = f"fold {number} of {str(path)!r}"
-        if unknown := sorted((train | val) - set(known)):
-            raise DataError(f"{where} has the case {unknown[0]!r}{closest(unknown[0], known)}", "cases of the dataset")
-        if both := sorted(train & val):
-            raise DataError(f"{where} has {both[0]!r} in training and in validation", "in one of the two")
-        if not train or not val:
-            raise DataError(f"{where} has {len(train)} cases to train and {len(val)} to validate", "at least one each")
-    if used.is_file() and _folds(read_json(used), repr(str(used)))[: len(folds)] != folds:
-        hint = "remove the one that shall not count: what was trained used that of nnUNet_preprocessed"
-        raise DataError(f"{str(path)!r} and {str(used)!r} have different folds", hint)
-
-
-def _folds(content: Any, where: str) -> list[tuple[set[str], set[str]]]:
-    """Training and validation cases of each fold."""
-    try:
-        folds = [(set(fold["train"]), set(fold["val"])) for fold in content]
-        if folds and all(isinstance(name, str) for fold in folds for part in fold for name in part):
-            return folds
-    except (TypeError, KeyError):
-        pass
-    raise DataError(f"{where} is no list of folds", '[{"train": ["case_1", ...], "val": ["case_2", ...]}]')
+    folds = read_folds(path)
+    known = frozenset(get_filenames_of_train_images_and_targets(str(raw), read_json(raw / "dataset.json")))
+    for number in range(len(folds)):
+        check_fold(folds, number, known, path)
+    if used.is_file():
+        first = read_folds(used)[: len(folds)]
+        if [(set(fold.train), set(fold.val)) for fold in first] != [(set(f.train), set(f.val)) for f in folds]:
+            hint = "remove the one that shall not count: what was trained used that of nnUNet_preprocessed"
+            raise DataError(f"{str(path)!r} and {str(used)!r} have different folds", hint)

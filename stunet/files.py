@@ -12,6 +12,7 @@ from typing import Any
 
 from stunet.errors import DataError
 
+SHOWN = 3  # differences in a message
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # errors of a full disk
 
 
@@ -89,3 +90,25 @@ def read_json(path: Path) -> Any:
         raise DataError(
             f"{str(path)!r} is not valid JSON: {error}", "correct the line, or make the file anew"
         ) from None
+
+
+def differences(before: object, now: object, where: str = "") -> list[str]:
+    """What differs between two contents of JSON files, each as `recipe.head: "softmax" -> "sigmoid"`."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        keys = sorted({*before, *now}, key=str)
+        found = [differences(before.get(k), now.get(k), f"{where}.{k}" if where else str(k)) for k in keys]
+        return [text for texts in found for text in texts]
+    if isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
+        found = [differences(b, n, f"{where}[{i}]") for i, (b, n) in enumerate(zip(before, now, strict=True))]
+        return [text for texts in found for text in texts]
+    return [] if before == now else [f"{where}: {_short(before)} -> {_short(now)}"]
+
+
+def shown(changed: list[str]) -> str:
+    """The first differences, in one line."""
+    return "; ".join(changed[:SHOWN]) + (f"; and {len(changed) - SHOWN} more" if len(changed) > SHOWN else "")
+
+
+def _short(value: object) -> str:
+    text = "nothing" if value is None else json.dumps(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -4,6 +4,7 @@ The files are written into a folder beside the data, and move to the data when a
 nnunetv2 is imported outside the workers. preprocessing.py decides what is done; preprocessor.py, next, does it.
 """
 
+import hashlib
 import json
 import logging
 import multiprocessing
@@ -14,7 +15,7 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from stunet.errors import DataError, OutOfMemoryError, StunetError
 from stunet.files import NO_SPACE
@@ -40,9 +41,17 @@ class Job:
     label: str
 
 
+class Done(NamedTuple):
+    """A job that is done: the sizes in bytes of its files by name, and the SHA-256 of the raw files, the label last."""
+
+    job: Job
+    files: dict[str, int]
+    sha256: list[str]
+
+
 def run(
     jobs: Sequence[Job], plans: dict, description: dict, workers: int, verbose: bool
-) -> Generator[tuple[Job, dict], None, None]:
+) -> Generator[Done, None, None]:
     """Does the jobs in worker processes; leaving the loop early, by an error or Ctrl-C, kills the workers.
 
     The workers are forked from a small server process that holds nnU-Net but never computes: as quick as fork, and safe
@@ -56,7 +65,7 @@ def run(
         verbose: Workers say what happens to each case.
 
     Yields:
-        Each job when it is done, with the names and sizes (bytes) of the files that it wrote.
+        Each job when it is done.
 
     Raises:
         DataError: A case fails, a worker was killed, or the disk is full.
@@ -77,7 +86,7 @@ def run(
             if (error := future.exception()) is not None:
                 raise _explain(error, futures[future], f"{done} of {len(jobs)}") from error
             done += 1
-            yield futures[future], future.result()
+            yield Done(futures[future], *future.result())
     finally:
         if done < len(jobs):
             for process in set(multiprocessing.active_children()) - others:
@@ -101,11 +110,12 @@ def _start_worker() -> None:
     start_worker()
 
 
-def _preprocess(job: Job, plans: str, description: str, verbose: bool) -> dict[str, int]:
-    """In a worker: writes the case and moves it to the data; returns the names and sizes of its files."""
+def _preprocess(job: Job, plans: str, description: str, verbose: bool) -> tuple[dict[str, int], list[str]]:
+    """In a worker: writes the case and moves it to the data; returns what Done has of it."""
     files = [*job.images, job.label]
     for path in files:
         check_nifti(Path(path))
+    hashes = [_sha256(path) for path in files]  # now, because reading comes next: the disk is asked once
     preprocessor, plans_manager, configuration = _loaded(plans, job.configuration, verbose)
     part = job.folder / OWN_FOLDER / "part" / job.case
     part.mkdir(parents=True)
@@ -119,7 +129,12 @@ def _preprocess(job: Job, plans: str, description: str, verbose: bool) -> dict[s
     sizes = {name: (part / name).stat().st_size for name in names}
     for name in names:
         os.replace(part / name, job.folder / name)
-    return sizes
+    return sizes, hashes
+
+
+def _sha256(path: str) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @lru_cache(maxsize=8)

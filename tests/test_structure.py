@@ -46,6 +46,8 @@ MAY_IMPORT = {
     "processes": set(),
     "datasets": {"annotations", "labels", "processes", "resampling"},
     "preprocessing": {"annotations", "preprocessing_workers", "plans"},
+    "folds": set(),
+    "provenance": {"folds", "plans", "preprocessing"},
     "preprocessing_workers": {"preprocessor", "processes"},
     "preprocessor": {"resampling"},
     "resampling": set(),
@@ -63,18 +65,20 @@ MAY_IMPORT = {
         "results",
         "weights",
     },
-    "plans": {"losses", "networks", "datasets"},
+    "plans": {"folds", "losses", "networks", "datasets"},
     "trainers": {
         "annotations",
         "classes",
         "datasets",
         "evaluation",
+        "folds",
         "inference",
         "losses",
         "networks",
         "nnunet",
         "plans",
         "preprocessing",
+        "provenance",
         "weights",
     },
     "nnunet_ext": {"trainers"},
@@ -86,7 +90,7 @@ HOST = {  # may import nnunetv2
 }  # fmt: skip
 WITHOUT_TORCH = {
     "errors", "files", "workspace", "presets", "console", "preprocessing", "cli", "classes", "labels", "models",
-    "annotations", "processes",
+    "folds", "provenance",    "annotations", "processes",
 }  # fmt: skip  # at the top of a file
 WITH_TORCH = {"stunet.models.folder"}  # though the other files of its part have none
 
@@ -225,7 +229,7 @@ NNUNET = {
 }
 # Ours. A new flag is added here, to the docs and to the changelog in one commit.
 OUR_FLAGS = {
-    "plan_and_preprocess": "--size --preset --stages --checkpointing --probe --dry_run --no_check",
+    "plan_and_preprocess": "-p --size --preset --stages --checkpointing --probe --dry_run --no_check",
     "train": "-d -c -f --size --stages -gpu_memory_target --preset --set --dry_run --overwrite --pretrained --finetune "
     "--head --list --fsdp",
     "predict": "--model --labels --v1_preprocessing --precision --max_memory --threads --fast --roi_subset --format "

@@ -17,6 +17,7 @@ import torch.distributed as dist
 from stunet.errors import DataError, Interrupted
 from stunet.files import alone, read_json
 from stunet.nnunet import trainer_class
+from stunet.provenance import RECORD
 from stunet.trainers.base import PlannedTrainer
 from stunet.trainers.listener import Listener, Silent
 from stunet.trainers.processes import Member, handled, spawn
@@ -121,7 +122,7 @@ def _alone(folder: Path) -> AbstractContextManager[None]:
 def forget(run: Run) -> None:
     """Removes the checkpoints and the validation of an earlier training of the fold, for one that starts anew."""
     validated = [path for path in (run.folder / "validation").glob("*") if path.is_file()]
-    for path in (*checkpoints(run), run.folder / REPORT, *validated):
+    for path in (*checkpoints(run), run.folder / REPORT, run.folder / RECORD, *validated):
         path.unlink(missing_ok=True)
 
 
@@ -161,7 +162,7 @@ def _train(run: Run, checkpoint: Path | None, listener: Listener) -> None:
     plans = {**run.plans, "continue_training": run.resume}
     trainer: PlannedTrainer = trainer_class(run.trainer)(plans, run.configuration, run.fold, dataset_json, device)
     trainer.disable_checkpointing = run.disable_checkpointing
-    trainer.listener, trainer.fsdp = listener, run.fsdp
+    trainer.listener, trainer.fsdp, trainer.only_validates = listener, run.fsdp, run.only_validate
     with _stops(trainer):
         if checkpoint is not None:
             trainer.load_checkpoint(str(checkpoint))
