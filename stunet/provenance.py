@@ -234,6 +234,52 @@ def check_checkpoint(
         raise WeightsError(f"{name} was trained with another dataset.json: {shown(changed)}", hint)
 
 
+def check_trained(
+    path: Path,
+    arguments: Mapping[str, Any],
+    plans: Mapping[str, Any],
+    configuration: str,
+    fold: int | str,
+    dataset_json: Mapping[str, Any],
+) -> list[str]:
+    """Compares what a checkpoint was trained with and the plans.json and dataset.json that it predicts with.
+
+    Every training of a fold writes these two files anew: a fold that was trained before its dataset was planned again
+    would get images of another spacing.
+
+    Args:
+        path: Of the checkpoint.
+        arguments: Its `init_args`; what does not stand there is not compared.
+        plans: Of the model folder.
+        configuration: Key of their configurations.
+        fold: By the folder of the checkpoint.
+        dataset_json: Of the model folder.
+
+    Returns:
+        Warnings: another fold, other names of the same classes.
+
+    Raises:
+        WeightsError: Other settings of preprocessing, or other values of labels.
+    """
+    warnings = []
+    if (of := arguments.get("fold")) is not None and str(of) != str(fold):
+        warnings.append(f"{str(path)!r} was trained as fold {of}")
+    before, hint = arguments.get("plans"), "predict with the folds of one training (-f), and train the others again"
+    if isinstance(before, Mapping) and configuration in (before.get("configurations") or ()):
+        one, other = (_without_version(settings_of(x, configuration, {})) for x in (before, plans))
+        if changed := differences(one, other):
+            what = f"{str(path)!r} was trained on data of other settings than plans.json says: {shown(changed)}"
+            raise WeightsError(what, hint)
+    known = arguments.get("dataset_json")
+    labels = known.get("labels") if isinstance(known, Mapping) else None
+    if isinstance(labels, Mapping) and (changed := differences(dict(labels), dict(dataset_json["labels"]))):
+        what = f"{str(path)!r} was trained with other labels than dataset.json says: {shown(changed)}"
+        if _by_value(labels) != _by_value(dataset_json["labels"]):
+            raise WeightsError(what, hint)
+        warnings.append(what)
+    return warnings
+
+
 def check_result(folder: Path) -> list[str]:
     """What has changed since the result of a fold was made: reasons not to take it for one of today's data.
 
@@ -345,6 +391,11 @@ def _stale_plan(dataset: str, plans: Mapping[str, Any]) -> bool:
 
 def _meaning(description: Mapping[str, Any]) -> dict[str, Any]:
     return {key: description[key] for key in MEANING if key in description}
+
+
+def _by_value(labels: Mapping[str, Any]) -> list[str]:
+    """The values of labels, whatever their names."""
+    return sorted(str(list(value) if isinstance(value, list | tuple) else value) for value in labels.values())
 
 
 def _labels(description: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import Any
 import nibabel
 import numpy as np
 import pytest
+import torch
 
 from stunet import provenance, workspace
 from stunet.errors import DataError, WeightsError
@@ -17,8 +18,18 @@ from stunet.files import read_json, write_json
 from stunet.folds import Fold
 from stunet.plans.derive import derive
 from stunet.preprocessing import pending_cases, preprocess, read_manifest, stale_cases
-from stunet.provenance import check_checkpoint, check_result, check_run, commands, fold_of, trained_with
+from stunet.provenance import (
+    check_checkpoint,
+    check_result,
+    check_run,
+    check_trained,
+    commands,
+    fold_of,
+    trained_with,
+)
 from stunet.trainers.ready import check_data
+from stunet.trainers.supervised import STUNetTrainer
+from stunet.weights.checkpoints import load_checkpoint
 
 CASES = [f"phantom_{number:03d}" for number in range(6)]
 FOLDS = [{"train": CASES[:4], "val": CASES[4:]}, {"train": CASES[2:], "val": CASES[:2]}]
@@ -343,6 +354,62 @@ def test_a_checkpoint_of_another_fold_or_other_labels_is_refused(pre: Path) -> N
     other = {**description, "labels": {**description["labels"], "liver": 9}}
     with pytest.raises(WeightsError, match=r"another dataset.json: labels.liver"):
         check_checkpoint("x", arguments, 1, other)
+
+
+def trainer_of(pre: Path, fold: int) -> STUNetTrainer:
+    description = read_json(pre / "dataset.json")
+    short = {"num_epochs": 1, "num_iterations_per_epoch": 1, "num_val_iterations_per_epoch": 1, "batch_size": 2}
+    plans = derive(plans_of(pre), description, stages=3, overrides=short)
+    return STUNetTrainer(plans, "3d_fullres", fold, description, torch.device("cpu"))
+
+
+def test_a_checkpoint_goes_on_only_with_the_fold_and_the_cases_that_it_has_seen(pre: Path, tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint_latest.pth"
+    first = trainer_of(pre, 0)
+    first.initialize()
+    first.save_checkpoint(str(path))
+    trainer_of(pre, 0).load_checkpoint(str(path))
+    with pytest.raises(WeightsError, match="is of fold 0, not of fold 1"):
+        trainer_of(pre, 1).load_checkpoint(str(path))
+    write_json(pre / "splits_final.json", FOLDS[::-1])
+    for only_validates in (True, False):
+        trainer = trainer_of(pre, 0)
+        trainer.only_validates = only_validates
+        with pytest.raises(DataError, match="was trained with 2 cases that fold 0"):
+            trainer.load_checkpoint(str(path))
+    with pytest.raises(DataError, match="there is no fold 2"):  # nnU-Net would make a random one
+        trainer_of(pre, 2).do_split()
+
+
+def test_a_checkpoint_without_a_record_goes_on_with_a_warning(pre: Path) -> None:
+    first = trainer_of(pre, 0)
+    first.initialize()
+    first.save_checkpoint(str(pre / "checkpoint_latest.pth"))
+    content = load_checkpoint(pre / "checkpoint_latest.pth")
+    del content["stunet"]["trained_with"]
+    resumed, said = trainer_of(pre, 0), list[str]()
+    resumed.listener.trains = said.append  # type: ignore[method-assign]
+    resumed.load_checkpoint(content)
+    assert [text for text in said if "does not say which cases it was trained with" in text] == said != []
+
+
+def test_a_model_predicts_with_the_plans_that_it_was_trained_with(pre: Path) -> None:
+    plans, description = plans_of(pre), read_json(pre / "dataset.json")
+    path, arguments = Path("fold_0/checkpoint_final.pth"), {"fold": 0, "plans": plans, "dataset_json": description}
+
+    def warnings(plans: dict = plans, fold: int = 0, **labels: int) -> list[str]:
+        now = {**description, "labels": {**description["labels"], **labels}}
+        return check_trained(path, arguments, plans, "3d_fullres", fold, now)
+
+    assert warnings() == []
+    assert check_trained(path, {"configuration": "3d_fullres"}, plans, "3d_fullres", 0, description) == []
+    assert "was trained as fold 0" in warnings(fold=1)[0]
+    again = json.loads(json.dumps(plans))
+    again["configurations"]["3d_fullres"]["spacing"][0] = 9.0
+    with pytest.raises(WeightsError, match=r"other settings than plans.json says: spacing\[0\]: .* -> 9.0"):
+        warnings(plans=again)
+    with pytest.raises(WeightsError, match=r"other labels than dataset.json says: labels.liver|: liver: "):
+        warnings(liver=9)
 
 
 def test_results_of_other_data_are_not_todays(pre: Path, tmp_path: Path) -> None:

@@ -62,6 +62,7 @@ MAY_IMPORT = {
         "plans",
         "preprocessing",
         "preprocessor",
+        "provenance",
         "results",
         "weights",
     },
