@@ -69,6 +69,11 @@ class Case:
     def is_dicom(self) -> bool:
         return self.files[0].is_dir()
 
+    def changed_ns(self) -> int:
+        """When the last of its files changed, in ns: a result that is older was made from something else."""
+        files = [file for path in (*self.files, self.previous) if path for file in (path, *path.glob("*"))]
+        return max(file.stat().st_mtime_ns for file in files if file.exists())
+
 
 def open_model(folder: Path, folds: Sequence[int | str] | None = None, checkpoint: str = FINAL) -> Model:
     """A model folder with the folds asked for; by default the numbered ones, and `all` where there are none.
