@@ -13,6 +13,8 @@ import pytest
 import torch
 
 from stunet import provenance, workspace
+from stunet.cli.plan_and_preprocess import main as plan_and_preprocess
+from stunet.cli.train_run import _left
 from stunet.errors import DataError, WeightsError
 from stunet.files import read_json, write_json
 from stunet.folds import Fold
@@ -27,6 +29,7 @@ from stunet.provenance import (
     fold_of,
     trained_with,
 )
+from stunet.trainers.launch import Run, forget
 from stunet.trainers.ready import check_data
 from stunet.trainers.supervised import STUNetTrainer
 from stunet.weights.checkpoints import load_checkpoint
@@ -426,6 +429,66 @@ def test_results_of_other_data_are_not_todays(pre: Path, tmp_path: Path) -> None
     write_json(pre / "splits_final.json", FOLDS[:1])
     change(folder / "made_from.json", fold=3)
     assert "there is no fold 3" in check_result(folder)[0]
+
+
+def finished(pre: Path, plans: dict) -> Run:
+    """A run whose fold is trained and validated."""
+    run = Run(pre.name, plans, "3d_fullres", 0, device="cpu", resume=True)
+    (run.folder / "validation").mkdir(parents=True)
+    (run.folder / "checkpoint_final.pth").touch()
+    write_json(run.folder / "validation" / "summary.json", {})
+    write_json(run.folder.parent / "plans.json", plans)
+    write_json(run.folder / "made_from.json", record(pre))
+    return run
+
+
+def test_a_finished_fold_is_done_only_for_the_folds_of_its_training(
+    pre: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = finished(pre, plans_of(pre))
+    assert _left(run) is None
+    assert "nothing to do" in capsys.readouterr().err
+    write_json(pre / "splits_final.json", FOLDS[::-1])
+    with pytest.raises(DataError, match="trained and validated, but .* was trained with 2 cases") as caught:
+        _left(run)
+    assert "--overwrite" in caught.value.hint
+    forget(run)
+    assert _left(run) == run
+    assert not (run.folder / "made_from.json").exists()
+
+
+def test_a_finished_fold_is_validated_again_for_what_the_next_stage_lacks(pre: Path) -> None:
+    plans = plans_of(pre)
+    plans["configurations"]["3d_fullres"]["next_stage"] = "next"
+    plans["configurations"]["next"] = {"inherits_from": "3d_fullres", "previous_stage": "3d_fullres"}
+    run = finished(pre, plans)
+    left = _left(run)
+    assert left is not None
+    assert (left.only_validate, left.resume) == (True, False)
+    with pytest.raises(DataError, match=r"next needs predictions of 3d_fullres; 6 are missing") as caught:
+        check_data(pre.name, plans, "next", 0)
+    assert caught.value.hint.startswith("stunet_train 998 3d_fullres 0 -p STUNetPlans_T --val, which predicts them")
+    handed_over = run.folder.parent / "predicted_next_stage" / "next"
+    handed_over.mkdir(parents=True)
+    for case in CASES[4:]:
+        (handed_over / f"{case}.b2nd").touch()
+    assert _left(run) is None
+
+
+def test_plans_that_are_there_are_preprocessed_as_they_are(
+    pre: Path, raw: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["-d", "998", "-c", "3d_fullres", "-p", "STUNetPlans_T", "--no_check", "-np", "1", "--no_pbar"]
+    assert plan_and_preprocess([*command, "--size", "S"]) == 2
+    assert "takes plans as they are, and --size plans" in capsys.readouterr().err
+    write_image(raw / "imagesTr" / "phantom_003_0000.nii.gz", 1)
+    before = (pre / "STUNetPlans_T.json").read_bytes()
+    assert plan_and_preprocess(command) == 0
+    said = capsys.readouterr().err
+    assert "3d_fullres: 1 cases again (e.g. 'phantom_003'), whose raw or preprocessed files have changed" in said
+    assert "next: stunet_train 998 3d_fullres 0\n" in said
+    assert (pre / "STUNetPlans_T.json").read_bytes() == before
+    assert check(pre) == []
 
 
 def test_a_manifest_that_is_none_is_none(pre: Path) -> None:

@@ -72,7 +72,7 @@ class Case:
     def changed_ns(self) -> int:
         """When the last of its files changed, in ns: a result that is older was made from something else."""
         files = [file for path in (*self.files, self.previous) if path for file in (path, *path.glob("*"))]
-        return max(file.stat().st_mtime_ns for file in files if file.exists())
+        return max((file.stat().st_mtime_ns for file in files if file.exists()), default=0)
 
 
 def open_model(folder: Path, folds: Sequence[int | str] | None = None, checkpoint: str = FINAL) -> Model:
