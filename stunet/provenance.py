@@ -187,11 +187,17 @@ def check_run(name: str, before: Mapping[str, Any] | None, now: Mapping[str, Any
     seen, validated = set(before["train"]), set(now["val"])
     if now["fold"] != ALL and (both := sorted(seen & validated)):
         what = f"{name} was trained with {len(both)} cases that {where} validates with (e.g. {both[0]!r})"
-        raise DataError(what, f"put {FILE} back as it was ({RECORD} beside it has the cases), or --overwrite")
+        raise DataError(
+            what,
+            f"put {FILE} back as it was ({RECORD} in the folder of the fold has it), or train anew with --overwrite",
+        )
     changed = [_changed(kind, before[kind], now[kind]) for kind in ("train", "val")]
     if changed[0] and goes_on:
         what = f"{name} was trained with other cases than {where} has: {changed[0]}"
-        raise DataError(what, f"put {FILE} back as it was ({RECORD} beside it has the cases), or --overwrite")
+        raise DataError(
+            what,
+            f"put {FILE} back as it was ({RECORD} in the folder of the fold has it), or train anew with --overwrite",
+        )
     other = _other_content(before, now)
     if other and goes_on:
         what = f"{name} was trained with other raw files of {len(other)} cases (e.g. {other[0]!r})"

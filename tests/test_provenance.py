@@ -449,7 +449,7 @@ def test_a_finished_fold_is_done_only_for_the_folds_of_its_training(
     assert _left(run) is None
     assert "nothing to do" in capsys.readouterr().err
     write_json(pre / "splits_final.json", FOLDS[::-1])
-    with pytest.raises(DataError, match="trained and validated, but .* was trained with 2 cases") as caught:
+    with pytest.raises(DataError, match=r"trained and validated, but .* was trained with 2 cases") as caught:
         _left(run)
     assert "--overwrite" in caught.value.hint
     forget(run)
