@@ -256,7 +256,10 @@ def read_manifest(folder: Path) -> Manifest | None:
     """The manifest of a data folder; None where there is none that can be read: nnU-Net itself writes none."""
     try:
         content = read_json(folder / OWN_FOLDER / "manifest.json")
-        cases = {name: {"raw": case["raw"], "files": case["files"], **case} for name, case in content["cases"].items()}
+        cases = {
+            name: {**case, "raw": [[file, size, time] for file, size, time in case["raw"]], "files": {**case["files"]}}
+            for name, case in content["cases"].items()
+        }
         return Manifest(_decisive(dict(content["settings"])), cases)
     except (DataError, KeyError, TypeError, ValueError, AttributeError):
         return None
@@ -274,7 +277,7 @@ def compare_raw(record: Mapping[str, Any], case: Case, may_read: Callable[[int],
         SAME by name, size and time of change; TOUCHED by content, with another time, as a copy has; CHANGED; or UNKNOWN
         where only the times differ and the content cannot be compared.
     """
-    before = [list(file) for file in record["raw"]]
+    before = record["raw"]
     if before == case.raw:
         return SAME
     if [file[:2] for file in before] != [file[:2] for file in case.raw]:
