@@ -25,6 +25,7 @@ from stunet.nnunet import write_whole
 from stunet.plans import fit, topology
 from stunet.plans.derive import Measure, fit_configurations, target_of
 from stunet.plans.memory import DEFAULT_TARGET_GB
+from stunet.plans.resolve import fingerprint_of
 from stunet.plans.spacing import check_spacing
 
 write_whole(host)
@@ -152,6 +153,7 @@ class STUNetPlanner(ExperimentPlanner):
             "memory_gb": self.memory_gb,
             "stages": self.stages or "auto",
             "mirror_axes": self.mirror_axes(plans),
+            "fingerprint": fingerprint_of(self.dataset_fingerprint),
             "plan": {},
             "train": {},
         }

@@ -1,5 +1,7 @@
 """What a configuration of a plan is, with what it inherits from others (nnU-Net's `inherits_from`). Without torch."""
 
+import hashlib
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -37,3 +39,9 @@ def resolve(plans: Mapping[str, Any], configuration: str) -> dict[str, Any]:
         resolved |= plans["configurations"][name]
     resolved.pop("inherits_from", None)
     return resolved
+
+
+def fingerprint_of(content: Mapping[str, Any]) -> str:
+    """What stands in a plan for the dataset_fingerprint.json that it was made from, whatever files that is of."""
+    own = {key: value for key, value in content.items() if not key.startswith("stunet")}
+    return hashlib.sha256(json.dumps(own, sort_keys=True).encode()).hexdigest()[:16]

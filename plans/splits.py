@@ -4,14 +4,11 @@ nnU-Net's planner copies splits_final.json from nnUNet_raw to nnUNet_preprocesse
 with a bare assertion where another one is there. A file there may have more folds than the raw one.
 """
 
-from pathlib import Path
-
 from stunet.datasets import training_files
-from stunet.errors import DataError, closest
-from stunet.kinds import SPLITS, read, read_dataset_json
+from stunet.errors import DataError
+from stunet.folds import FILE, check_fold, read_folds
+from stunet.kinds import read_dataset_json
 from stunet.workspace import preprocessed_dataset, raw_dataset
-
-FILE = "splits_final.json"
 
 
 def check_splits(dataset: str) -> None:
@@ -21,29 +18,19 @@ def check_splits(dataset: str) -> None:
         dataset: Full name.
 
     Raises:
-        DataError: It is no list of folds, names unknown cases, has a case in training and validation, or other folds
-            than the one in nnUNet_preprocessed.
+        DataError: It is no list of folds, one of them cannot be trained, or they are others than those in
+            nnUNet_preprocessed.
     """
     raw = raw_dataset(dataset)
     path, used = raw / FILE, preprocessed_dataset(dataset) / FILE
     if not path.is_file():
         return
-    folds = _folds(path)
-    known = list(training_files(raw, read_dataset_json(raw / "dataset.json")))
-    for number, (train, val) in enumerate(folds):
-        where = f"fold {number} of {str(path)!r}"
-        if unknown := sorted((train | val) - set(known)):
-            raise DataError(f"{where} has the case {unknown[0]!r}{closest(unknown[0], known)}", "cases of the dataset")
-        if both := sorted(train & val):
-            raise DataError(f"{where} has {both[0]!r} in training and in validation", "in one of the two")
-        if not train or not val:
-            raise DataError(f"{where} has {len(train)} cases to train and {len(val)} to validate", "at least one each")
-    if used.is_file() and _folds(used)[: len(folds)] != folds:
-        hint = "remove the one that shall not count: what was trained used that of nnUNet_preprocessed"
-        raise DataError(f"{str(path)!r} and {str(used)!r} have different folds", hint)
-
-
-def _folds(path: Path) -> list[tuple[set[str], set[str]]]:
-    """Training and validation cases of each fold."""
-    hint = 'a list of folds: [{"train": ["case_1", ...], "val": ["case_2", ...]}]'
-    return [(set(fold["train"]), set(fold["val"])) for fold in read(path, SPLITS, hint)]
+    folds = read_folds(path)
+    known = frozenset(training_files(raw, read_dataset_json(raw / "dataset.json")))
+    for number in range(len(folds)):
+        check_fold(folds, number, known, path)
+    if used.is_file():
+        first = read_folds(used)[: len(folds)]
+        if [(set(fold.train), set(fold.val)) for fold in first] != [(set(f.train), set(f.val)) for f in folds]:
+            hint = "remove the one that shall not count: what was trained used that of nnUNet_preprocessed"
+            raise DataError(f"{str(path)!r} and {str(used)!r} have different folds", hint)

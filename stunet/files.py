@@ -22,6 +22,7 @@ from typing import Any
 from stunet.errors import DataError
 
 MAX_DEPTH = 64  # of JSON and TOML; plans are 6 deep
+SHOWN = 3  # differences in a message
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # errors of a full disk
 _PART = re.compile(r"\.part-\d+-(.+)", re.DOTALL)  # a temporary file; the digits are a process
 _held: set[int] = set()  # descriptors of this process's locks
@@ -277,6 +278,28 @@ def check_depth(content: Any) -> None:
         if not level:
             return
     raise ValueError(f"it is nested more than {MAX_DEPTH} deep")
+
+
+def differences(before: object, now: object, where: str = "") -> list[str]:
+    """What differs between two contents of JSON files, each as `recipe.head: "softmax" -> "sigmoid"`."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        keys = sorted({*before, *now}, key=str)
+        found = [differences(before.get(k), now.get(k), f"{where}.{k}" if where else str(k)) for k in keys]
+        return [text for texts in found for text in texts]
+    if isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
+        found = [differences(b, n, f"{where}[{i}]") for i, (b, n) in enumerate(zip(before, now, strict=True))]
+        return [text for texts in found for text in texts]
+    return [] if before == now else [f"{where}: {_short(before)} -> {_short(now)}"]
+
+
+def shown(changed: list[str]) -> str:
+    """The first differences, in one line."""
+    return "; ".join(changed[:SHOWN]) + (f"; and {len(changed) - SHOWN} more" if len(changed) > SHOWN else "")
+
+
+def _short(value: object) -> str:
+    text = "nothing" if value is None else json.dumps(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

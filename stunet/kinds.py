@@ -230,6 +230,7 @@ _BLOCK = table(
         "derived_from": name,
         "finetune": text,
         "weights": _WEIGHTS,
+        "fingerprint": text,
     },
 )
 PLANS = table(

@@ -6,11 +6,12 @@ out of date.
 A data folder holds
 
     CASE.b2nd  CASE_seg.b2nd  CASE.pkl   what nnU-Net's preprocessor writes, too
-    .stunet/manifest.json                the settings, and per case the raw files and the written files
+    .stunet/manifest.json                the settings, and per case the raw files, their SHA-256 and the written files
     .stunet/part/CASE/                   what is being written
     .stunet/lock                         held while a run is going on
 
-Imports neither torch nor nnunetv2. Read next: preprocessing_workers.py, which does one case.
+Imports neither torch nor nnunetv2. Read next: preprocessing_workers.py, which does one case, and provenance.py, which
+compares all that with what a training wants.
 """
 
 import json
@@ -18,7 +19,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -29,10 +30,10 @@ from stunet.annotations import FILE as ANNOTATIONS
 from stunet.datasets import tiff
 from stunet.datasets.listing import visible
 from stunet.errors import DataError, UsageError
-from stunet.files import alone, whole, write_json
+from stunet.files import alone, differences, shown, whole, write_json
 from stunet.kinds import MANIFEST, read, read_dataset_json
 from stunet.plans.resolve import resolve
-from stunet.preprocessing_workers import OWN_FOLDER, Job, names_case, run
+from stunet.preprocessing_workers import OWN_FOLDER, Done, Job, names_case, run
 from stunet.workspace import planning, preprocessed_dataset, raw_dataset
 
 PLAN_SETTINGS = (
@@ -51,6 +52,9 @@ CONFIGURATION_SETTINGS = (  # without the patch: it decides how a file is chunke
     "resampling_fn_seg_kwargs",
     "preprocessor_name",
 )
+# nnU-Net's schemes that look at the image alone: the intensities of the dataset do not matter to them.
+BY_THE_IMAGE = {"ZScoreNormalization", "NoNormalization", "RescaleTo01Normalization", "RGBTo01Normalization"}
+SAME, TOUCHED, CHANGED, UNKNOWN = "same", "touched", "changed", "unknown"  # raw files, compared with their record
 SAVE_INTERVAL_S = 1.0
 
 
@@ -66,12 +70,21 @@ class Case:
 
 @dataclass(frozen=True)
 class Target:
-    """A data folder to fill, and the manifest's records of the cases in it that are complete and up to date."""
+    """A data folder to fill.
+
+    Attributes:
+        configuration: That is preprocessed into it.
+        folder: The data folder.
+        settings: That decide what its arrays hold.
+        records: The manifest's, of the cases that are complete and up to date.
+        stale: Why other cases that are there have to be done again; empty where none is.
+    """
 
     configuration: str
     folder: Path
     settings: dict[str, Any]
     records: dict[str, dict[str, Any]]
+    stale: str
 
     def save(self) -> None:
         """Writes the manifest."""
@@ -106,7 +119,7 @@ def preprocess(
     """
     if workers < 1:
         raise UsageError(f"the number of workers must be at least 1, not {workers}", "-np 1")
-    description, cases = _raw_cases(dataset)
+    description, cases = raw_cases(dataset)
     with _locked([target.folder for target in _targets(dataset, plans, configurations, description, cases)]):
         targets = _targets(dataset, plans, configurations, description, cases)
         for target in targets:
@@ -130,9 +143,19 @@ def pending_cases(dataset: str, plans: dict, configurations: Sequence[str]) -> l
     Raises:
         DataError: A configuration is unknown or a raw file is missing.
     """
-    description, cases = _raw_cases(dataset)
+    description, cases = raw_cases(dataset)
     targets = _targets(dataset, plans, configurations, description, cases)
     return [(target.configuration, case.name) for target, case in _pending(targets, cases)]
+
+
+def stale_cases(dataset: str, plans: dict, configurations: Sequence[str]) -> list[str]:
+    """Why `preprocess` would do cases again that are there, a sentence per configuration where it would.
+
+    Raises:
+        DataError: As of pending_cases().
+    """
+    targets = _targets(dataset, plans, configurations, *raw_cases(dataset))
+    return [f"{target.configuration}: {target.stale}" for target in targets if target.stale]
 
 
 def preprocessed_cases(dataset: str, plans: dict, configuration: str) -> list[str]:
@@ -147,21 +170,12 @@ def preprocessed_cases(dataset: str, plans: dict, configuration: str) -> list[st
     return sorted(n for n in names if {f"{n}.b2nd", f"{n}_seg.b2nd"} <= present or f"{n}.npz" in present)
 
 
-def unprocessed_cases(dataset: str, plans: dict, configuration: str) -> list[str]:
-    """The raw cases that the data folder does not hold; none where the raw dataset is not on this machine.
+def raw_cases(dataset: str) -> tuple[dict, list[Case]]:
+    """dataset.json, and the cases of its "dataset" entry or else of imagesTr/CASE_0000.nii.gz, labelsTr/CASE.nii.gz.
 
     Raises:
-        DataError: The configuration is unknown or a raw file is missing.
+        DataError: A raw file is missing or has another name than nnU-Net expects, or there are none.
     """
-    raw = os.environ.get("nnUNet_raw")
-    if not raw or not (Path(raw) / dataset / "dataset.json").is_file():
-        return []
-    _, cases = _raw_cases(dataset)
-    return sorted({case.name for case in cases} - set(preprocessed_cases(dataset, plans, configuration)))
-
-
-def _raw_cases(dataset: str) -> tuple[dict, list[Case]]:
-    """dataset.json, and the cases of its "dataset" entry or else of imagesTr/CASE_0000.nii.gz, labelsTr/CASE.nii.gz."""
     root = raw_dataset(dataset)
     description = read_dataset_json(root / "dataset.json")
     files: dict[str, list[str]] = {}  # the images and, at the end, the label
@@ -197,33 +211,122 @@ def _targets(
     dataset: str, plans: dict, configurations: Sequence[str], description: dict, cases: Sequence[Case]
 ) -> list[Target]:
     """The data folders of the configurations, each once."""
-    common = {"nnunetv2": version("nnunetv2"), "labels": description["labels"]}
-    common |= {key: plans.get(key) for key in PLAN_SETTINGS}
     targets: dict[Path, Target] = {}
     for name in configurations:
-        values = resolve(plans, name)
-        folder = preprocessed_dataset(dataset) / values["data_identifier"]
-        settings = json.loads(json.dumps(common | {key: values.get(key) for key in CONFIGURATION_SETTINGS}))
+        folder = preprocessed_dataset(dataset) / resolve(plans, name)["data_identifier"]
         if folder not in targets:
-            targets[folder] = Target(name, folder, settings, _valid_records(folder, settings, cases))
+            settings = settings_of(plans, name, description["labels"])
+            targets[folder] = Target(name, folder, settings, *_valid_records(folder, settings, cases))
     return list(targets.values())
 
 
-def _valid_records(folder: Path, settings: dict, cases: Sequence[Case]) -> dict[str, dict[str, Any]]:
-    """The manifest's records of cases with the same settings, unchanged raw files and all written files in place."""
+def settings_of(plans: Mapping[str, Any], configuration: str, labels: Mapping[str, Any]) -> dict[str, Any]:
+    """What decides the arrays of preprocessed cases, as JSON.
+
+    Args:
+        plans: The content of a plans file.
+        configuration: Key of its configurations.
+        labels: Values by name, of dataset.json.
+
+    Raises:
+        DataError: The configuration is unknown.
+    """
+    values = resolve(plans, configuration)
+    settings: dict[str, Any] = {"nnunetv2": version("nnunetv2"), "labels": labels}
+    settings |= {key: plans.get(key) for key in PLAN_SETTINGS}
+    settings |= {key: values.get(key) for key in CONFIGURATION_SETTINGS}
+    return _decisive(json.loads(json.dumps(settings)))
+
+
+def _decisive(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings without the intensities of channels that are normalised by the image alone."""
+    key, schemes = "foreground_intensity_properties_per_channel", settings.get("normalization_schemes") or []
+    used = {str(i) for i, scheme in enumerate(schemes) if scheme not in BY_THE_IMAGE}
+    known = settings.get(key) or {}
+    return {**settings, key: {channel: values for channel, values in known.items() if channel in used}}
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a data folder says of itself: settings, and per case `raw`, `files` and, of today's versions, `sha256`."""
+
+    settings: dict[str, Any]
+    cases: dict[str, dict[str, Any]]
+
+
+def read_manifest(folder: Path) -> Manifest | None:
+    """The manifest of a data folder; None where there is none that can be read: nnU-Net itself writes none."""
     try:
-        manifest = read(folder / OWN_FOLDER / "manifest.json", MANIFEST)
-    except DataError:  # none yet, or not readable: everything is done again
-        return {}
-    if manifest["settings"] != settings:
-        return {}
+        content = read(folder / OWN_FOLDER / "manifest.json", MANIFEST)
+    except DataError:
+        return None
+    return Manifest(_decisive(content["settings"]), content["cases"])
+
+
+def compare_raw(record: Mapping[str, Any], case: Case, may_read: Callable[[int], bool] = lambda size: True) -> str:
+    """What became of the raw files of a case since it was preprocessed.
+
+    Args:
+        record: The manifest's.
+        case: As it is now.
+        may_read: Whether a file of so many bytes may be read to compare its content.
+
+    Returns:
+        SAME by name, size and time of change; TOUCHED by content, with another time, as a copy has; CHANGED; or UNKNOWN
+        where only the times differ and the content cannot be compared.
+    """
+    before = record["raw"]
+    if before == case.raw:
+        return SAME
+    if [file[:2] for file in before] != [file[:2] for file in case.raw]:
+        return CHANGED
+    hashes = record.get("sha256") or []
+    if len(hashes) != len(before):
+        return UNKNOWN
+    for old, new, path, digest in zip(before, case.raw, (*case.images, case.label), hashes, strict=True):
+        if old != new:
+            if not may_read(new[1]):
+                return UNKNOWN
+            if _sha256(path, *new[1:]) != digest:
+                return CHANGED
+    return TOUCHED
+
+
+@lru_cache(maxsize=2**16)
+def _sha256(path: str, size: int, changed_ns: int) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def changed_files(folder: Path, manifest: Manifest) -> list[str]:
+    """The cases of which a written file is gone or has another size than it had, sorted."""
     sizes = {entry.name: entry.stat().st_size for entry in os.scandir(folder) if entry.is_file()}
-    raw = {case.name: case.raw for case in cases}
-    return {
-        name: record
-        for name, record in manifest["cases"].items()
-        if record["raw"] == raw.get(name) and record["files"].items() <= sizes.items()
-    }
+    return sorted(name for name, record in manifest.cases.items() if not record["files"].items() <= sizes.items())
+
+
+def _valid_records(folder: Path, settings: dict, cases: Sequence[Case]) -> tuple[dict[str, dict[str, Any]], str]:
+    """The manifest's records of cases with the same settings, unchanged raw files and all written files in place.
+
+    Also why others that are there are not valid.
+    """
+    manifest = read_manifest(folder)
+    if manifest is None:
+        there = folder.is_dir() and any(names_case(entry.name) for entry in os.scandir(folder))
+        return {}, "all cases again: nothing says what those that are there were made from" if there else ""
+    if manifest.settings != settings:
+        changed = shown(differences(manifest.settings, settings))
+        return {}, f"all cases again, which were made with other settings: {changed}" if manifest.cases else ""
+    damaged = set(changed_files(folder, manifest))
+    valid, again = {}, []
+    for case in cases:
+        if (record := manifest.cases.get(case.name)) is None:
+            continue
+        if case.name not in damaged and compare_raw(record, case) in (SAME, TOUCHED):
+            valid[case.name] = {**record, "raw": case.raw}
+        else:
+            again.append(case.name)
+    some = f" (e.g. {again[0]!r})" if again else ""
+    return valid, f"{len(again)} cases again{some}, whose raw or preprocessed files have changed" if again else ""
 
 
 def _pending(targets: Sequence[Target], cases: Sequence[Case]) -> list[tuple[Target, Case]]:
@@ -279,7 +382,7 @@ def _copy(source: Path, target: Path) -> None:
 
 
 def _record(
-    finished: Iterator[tuple[Job, dict]],
+    finished: Iterator[Done],
     targets: Sequence[Target],
     cases: Sequence[Case],
     on_case: Callable[[str], None],
@@ -288,9 +391,9 @@ def _record(
     by_folder = {target.folder: target for target in targets}
     raw = {case.name: case.raw for case in cases}
     saved = time.monotonic()
-    for job, files in finished:
+    for job, files, hashes in finished:
         target = by_folder[job.folder]
-        target.records[job.case] = {"raw": raw[job.case], "files": files}
+        target.records[job.case] = {"raw": raw[job.case], "sha256": hashes, "files": files}
         if time.monotonic() - saved > SAVE_INTERVAL_S:
             target.save()
             saved = time.monotonic()

@@ -4,6 +4,7 @@ The files are written into a folder beside the data, and move to the data when a
 nnunetv2 is imported outside the workers. preprocessing.py decides what is done; preprocessor.py, next, does it.
 """
 
+import hashlib
 import json
 import logging
 import math
@@ -14,7 +15,7 @@ from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from stunet.errors import DataError, StunetError, is_out_of_memory
 from stunet.files import NO_SPACE
@@ -45,9 +46,17 @@ class Job:
     label: str
 
 
+class Done(NamedTuple):
+    """A job that is done: the sizes in bytes of its files by name, and the SHA-256 of the raw files, the label last."""
+
+    job: Job
+    files: dict[str, int]
+    sha256: list[str]
+
+
 def run(
     jobs: Sequence[Job], plans: dict, description: dict, workers: int, verbose: bool
-) -> Generator[tuple[Job, dict], None, None]:
+) -> Generator[Done, None, None]:
     """Does the jobs in worker processes; leaving the loop early, by an error or Ctrl-C, kills the workers.
 
     The workers are forked from a small server process that holds nnU-Net but never computes: as quick as fork, and safe
@@ -61,7 +70,7 @@ def run(
         verbose: Workers say what happens to each case.
 
     Yields:
-        Each job when it is done, with the names and sizes (bytes) of the files that it wrote.
+        Each job when it is done.
 
     Raises:
         DataError: Cases fail; all others are done. Or the disk is full, which ends the run at once.
@@ -76,7 +85,7 @@ def run(
         if isinstance(result, StunetError):
             problems[position] = result
         else:
-            yield jobs[position], result
+            yield Done(jobs[position], *result)
     if problems:
         first, *others = (problems[position] for position in sorted(problems))
         more = f"; {len(others)} more cases fail" if others else ""
@@ -107,8 +116,10 @@ def names_case(file: str) -> bool:
     return file.endswith((".b2nd", ".npz")) and not file.endswith("_seg.b2nd")
 
 
-def _preprocess(job: Job, plans: str, description: str, verbose: bool) -> dict[str, int] | StunetError:
-    """In a worker: writes a case; returns the names and sizes of its files, or what is wrong with the case.
+def _preprocess(
+    job: Job, plans: str, description: str, verbose: bool
+) -> tuple[dict[str, int], list[str]] | StunetError:
+    """In a worker: writes a case; returns what Done has of it, or what is wrong with the case.
 
     What is wrong with the machine is raised.
     """
@@ -128,11 +139,12 @@ def _preprocess(job: Job, plans: str, description: str, verbose: bool) -> dict[s
         return _explain(error, job)
 
 
-def _write_case(job: Job, plans: str, description: str, verbose: bool) -> dict[str, int]:
-    """Writes the case beside the data and moves it there."""
+def _write_case(job: Job, plans: str, description: str, verbose: bool) -> tuple[dict[str, int], list[str]]:
+    """Writes the case beside the data and moves it there; returns what Done has of it."""
     files = [*job.images, job.label]
     for path in files:
         check_nifti(Path(path))
+    hashes = [_sha256(path) for path in files]  # now, because reading comes next: the disk is asked once
     preprocessor, plans_manager, configuration = _loaded(plans, job.configuration, verbose)
     part = job.folder / OWN_FOLDER / "part" / job.case
     shutil.rmtree(part, ignore_errors=True)  # of a worker that was killed
@@ -148,7 +160,12 @@ def _write_case(job: Job, plans: str, description: str, verbose: bool) -> dict[s
     sizes = {name: (part / name).stat().st_size for name in names}
     for name in names:
         os.replace(part / name, job.folder / name)
-    return sizes
+    return sizes, hashes
+
+
+def _sha256(path: str) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @lru_cache(maxsize=8)

@@ -15,6 +15,7 @@ from stunet.kinds import PLANS, read
 
 VARIABLES = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
 TRAINER, PARTIAL_TRAINER = "STUNetTrainer", "STUNetPartialTrainer"
+FINAL = "checkpoint_final.pth"  # of a training that came to its end
 DATASETS = "Dataset[0-9][0-9][0-9]_*"  # the folders that nnU-Net takes for datasets
 
 
@@ -159,8 +160,16 @@ def result_folder(dataset: str, plans_name: str, configuration: str, trainer: st
     return folder("nnUNet_results") / dataset / f"{trainer}__{plans_name}__{configuration}"
 
 
-def find_result(dataset: str, configuration: str, plans_name: str | None = None, trainer: str | None = None) -> Path:
+def find_result(
+    dataset: str,
+    configuration: str,
+    plans_name: str | None = None,
+    trainer: str | None = None,
+    checkpoint: str = FINAL,
+) -> Path:
     """The trained model of a dataset and configuration; plans and trainer may be left out where only one was trained.
+
+    Trainings that have no `checkpoint` yet count only where there are no others.
 
     Raises:
         DataError: Nothing was trained, or several plans were.
@@ -172,6 +181,7 @@ def find_result(dataset: str, configuration: str, plans_name: str | None = None,
         for p in sorted(parent.glob(f"{name}__{plans_name or '*'}__{configuration}"))
         if (p / "plans.json").is_file()
     ]
+    found = [path for path in found if trained_folds(path, checkpoint)] or found
     number = int(dataset[7:10])
     if not found:
         other = ", ".join(p.name for p in sorted(parent.glob("*__*__*"))) or "nothing"
@@ -188,7 +198,7 @@ def find_result(dataset: str, configuration: str, plans_name: str | None = None,
     return found[0]
 
 
-def trained_folds(model: Path, checkpoint: str = "checkpoint_final.pth") -> list[int | str]:
+def trained_folds(model: Path, checkpoint: str = FINAL) -> list[int | str]:
     """The folds of a model folder that hold `checkpoint`, as nnU-Net names them (0, 1, ..., 'all')."""
     names = [
         m.group(1)

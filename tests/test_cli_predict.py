@@ -128,6 +128,11 @@ def test_continuing_skips_what_is_there_and_removes_leftovers(place: Path, capsy
     assert "1 of 2 cases are done already" in captured.err
     assert Path("out/a.nii.gz").read_bytes() == done_before
     assert not [name for name in names("out") if name.startswith(".part")]
+    os.utime("in/a_0000.nii.gz")  # another image, or a copy of it: newer than its result
+    assert predict(*command, "--continue_prediction") == 0
+    captured = capsys.readouterr()
+    assert captured.out == "out/a.nii.gz\n"
+    assert "1 cases again, whose input has changed since (e.g. 'a')" in captured.err
     assert predict(*command, "--continue_prediction", "--save_probabilities") == 0
     assert {"a.npz", "b.npz"} <= set(names("out"))
     whole = Path("out/a.nii.gz").read_bytes()

@@ -145,8 +145,12 @@ def test_data_that_are_not_preprocessed_are_named(
     raw: Path, copied: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (copied / "STUNetPlans_3d_fullres" / "phantom_003.b2nd").unlink()
-    assert main(["998", "--dry_run", "-device", "cpu"]) == 0  # without raw data nobody can know
-    capsys.readouterr()
+    assert "1 cases are missing (e.g. 'phantom_003')" in fails(capsys, 3, "998")  # what is beside the data knows it
+    shutil.rmtree(copied / "STUNetPlans_3d_fullres" / ".stunet")
+    assert (
+        main(["998", "--dry_run", "-device", "cpu"]) == 0
+    )  # as nnU-Net preprocesses; without raw data nobody can know
+    assert "says what the data there were made from" in capsys.readouterr().err
     monkeypatch.setenv("nnUNet_raw", str(raw))
     err = fails(capsys, 3, "998")
     assert "1 cases are missing (e.g. 'phantom_003')" in err

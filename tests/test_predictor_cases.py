@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from stunet.errors import DataError
-from stunet.inference.cases import Case, Model, find_cases, open_model
+from stunet.inference.cases import Case, Model, begun_folds, find_cases, open_model
 from stunet.inference.output import too_long
 from tests.predictor_models import make_model
 
@@ -145,3 +145,19 @@ def test_the_folds_found_are_the_default_and_missing_ones_are_named(tmp_path: Pa
     with pytest.raises(DataError) as caught:
         open_model(folder, checkpoint="checkpoint_best.pth")
     assert caught.value.hint == "-chk checkpoint_final.pth"
+
+
+def test_a_training_that_is_not_finished_says_how_it_is_finished_or_used(tmp_path: Path) -> None:
+    folder = make_model(tmp_path / "Dataset007_X" / "STUNetTrainer__P__3d_fullres", folds=(0,))
+    (folder / "fold_1").mkdir()
+    for name in ("checkpoint_best.pth", "checkpoint_latest.pth"):
+        (folder / "fold_1" / name).touch()
+    assert begun_folds(open_model(folder)) == ["1"]
+    go_on = "stunet_train 7 3d_fullres 1 -p P --c finishes it; -chk checkpoint_best.pth predicts with what there is"
+    with pytest.raises(DataError, match=r"fold 1 has no checkpoint_final.pth .*\(trained: 0\)") as caught:
+        open_model(folder, [1])
+    assert caught.value.hint == f"-f 0; or {go_on}"
+    (folder / "fold_0" / "checkpoint_final.pth").unlink()
+    with pytest.raises(DataError, match=r"is not finished: no fold has a checkpoint_final.pth \(begun: 1\)") as caught:
+        open_model(folder)
+    assert caught.value.hint == go_on

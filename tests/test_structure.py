@@ -51,6 +51,8 @@ MAY_IMPORT = {
     "datasets": {"annotations", "labels", "processes", "resampling"},
     "preprocessing": {"annotations", "datasets", "preprocessing_workers", "plans"},
     "preprocessed": {"weights"},
+    "folds": set(),
+    "provenance": {"folds", "plans", "preprocessing"},
     "preprocessing_workers": {"preprocessor", "processes"},
     "preprocessor": {"resampling"},
     "resampling": set(),
@@ -66,14 +68,16 @@ MAY_IMPORT = {
         "preprocessed",
         "preprocessing",
         "preprocessor",
+        "provenance",
         "results",
         "weights",
     },
-    "plans": {"classes", "losses", "networks", "nnunet", "datasets", "processes"},
+    "plans": {"classes", "folds", "losses", "networks", "nnunet", "datasets", "processes"},
     "trainers": {
         "annotations",
         "classes",
         "evaluation",
+        "folds",
         "inference",
         "losses",
         "networks",
@@ -82,6 +86,7 @@ MAY_IMPORT = {
         "preprocessed",
         "preprocessing",
         "processes",
+        "provenance",
         "weights",
     },
     "nnunet_ext": {"trainers"},
@@ -93,9 +98,8 @@ HOST = {  # may import nnunetv2
     "preprocessed",
 }  # fmt: skip
 WITHOUT_TORCH = {
-    "errors", "files", "kinds", "machine", "names", "schema", "workspace", "presets", "console", "preprocessing", "cli",
-    "classes", "labels", "models",
-    "annotations", "processes",
+    "errors", "files", "folds", "kinds", "machine", "names", "provenance", "schema", "workspace", "presets", "console",
+    "preprocessing", "cli", "classes", "labels", "models", "annotations", "processes",
 }  # fmt: skip  # at the top of a file
 WITH_TORCH = {"stunet.models.folder"}  # though the other files of its part have none
 
@@ -234,7 +238,7 @@ NNUNET = {
 }
 # Ours. A new flag is added here, to the docs and to the changelog in one commit.
 OUR_FLAGS = {
-    "plan_and_preprocess": "--size --preset --stages --checkpointing --probe --dry_run --no_check",
+    "plan_and_preprocess": "-p --size --preset --stages --checkpointing --probe --dry_run --no_check",
     "train": "-d -c -f --size --stages -gpu_memory_target --preset --set --dry_run --overwrite --pretrained --finetune "
     "--head --list --fsdp",
     "predict": "--model --series --labels --v1_preprocessing --precision --max_memory --threads --fast --roi_subset "

@@ -75,7 +75,7 @@ def test_a_stopped_run_continues_exactly(
     assert resumed.current_epoch == stop[1]
     resumed.run_training()
     assert torch.equal(weights(resumed), weights(whole))
-    for key in ("train_losses", "val_losses", "mean_fg_dice", "lrs"):
+    for key in ("train_losses", "val_losses", "mean_fg_dice", "ema_fg_dice", "lrs"):
         assert resumed.logger.get_value(key, None) == whole.logger.get_value(key, None)
     assert sorted(p.name for p in Path(resumed.output_folder).glob("*.pth")) == [
         "checkpoint_best.pth",

@@ -89,6 +89,9 @@ def test_results_are_found_where_one_plan_was_trained(folders: Path) -> None:
         (found / fold).mkdir(exist_ok=True)
         (found / fold / "checkpoint_final.pth").touch()
     assert workspace.trained_folds(found) == [0, 2, "all"]
+    assert workspace.find_result(name, "3d_fullres") == found  # the other one has no training that came to its end
+    with pytest.raises(DataError, match="has 2 models for 3d_fullres"):
+        workspace.find_result(name, "3d_fullres", checkpoint="checkpoint_best.pth")
 
 
 def test_files_appear_whole_or_not_at_all(tmp_path: Path) -> None:

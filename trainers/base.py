@@ -12,18 +12,19 @@ from pathlib import Path
 from typing import Any
 
 import nnunetv2.training.nnUNetTrainer.nnUNetTrainer as host
-import numpy as np
 import torch
 import torch.distributed as dist
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.crossval_split import generate_crossval_split
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 
-from stunet.errors import DataError, Interrupted, StunetError
-from stunet.files import part_name, remove
+from stunet.errors import Interrupted, StunetError
+from stunet.files import part_name, remove, write_json
+from stunet.folds import Fold, chosen
 from stunet.kinds import SPLITS, read
 from stunet.losses import DeepSupervision, DiceAndEntropy, DiceCE, RegionDiceCE
 from stunet.nnunet import exchanged, write_whole
+from stunet.provenance import RECORD, fold_of, trained_with
 from stunet.trainers import parallel
 from stunet.trainers.augmentation import Blur, CornerVote
 from stunet.trainers.batches import SeededBatches, share_of
@@ -112,19 +113,28 @@ class PlannedTrainer(Saving):
         """nnU-Net's split; with `num_cases` so many of its training cases, chosen by the seed: 4 are among the 8.
 
         Raises:
-            DataError: There are fewer.
+            DataError: There are fewer, or the fold cannot be trained: nnU-Net takes a random one where there is none.
         """
+        fold_of(self.plans_manager.dataset_name, self.plans_manager.plans, self.configuration_name, self.fold)
         with exchanged(host, load_json=_named(_folds), generate_crossval_split=_named(generate_crossval_split)):
             train, validation = super().do_split()
-        if self.num_cases is None:
-            return train, validation
-        if self.num_cases > len(train):
-            raise DataError(
-                f"num_cases={self.num_cases}, but fold {self.fold} has {len(train)} training cases",
-                f"--set num_cases={len(train)}, or less",
-            )
-        chosen = np.random.default_rng(self.seed).permutation(sorted(train))[: self.num_cases]
-        return sorted(map(str, chosen)), validation
+        return (train if self.num_cases is None else chosen(train, self.num_cases, self.seed, self.fold)), validation
+
+    def trains_with(self) -> dict[str, Any]:
+        """What this run trains with as things are now: the record that its checkpoints keep (provenance.py)."""
+        run = (self.plans_manager.dataset_name, self.plans_manager.plans, self.configuration_name, self.fold)
+        cases = fold_of(*run)
+        if cases is None:  # nnU-Net has to make the folds first
+            train, validation = self.do_split()
+            cases = Fold(tuple(map(str, train)), tuple(map(str, validation)))
+        return trained_with(*run, cases)
+
+    def _settle_folds(self) -> None:
+        """Has one process make the folds that are not there yet, before the others read them."""
+        if self.is_ddp:
+            if self.local_rank == 0:
+                self.do_split()
+            dist.barrier()
 
     def get_dataloaders(self) -> tuple[SeededBatches, SeededBatches]:
         """nnU-Net's loaders and augmentation, with numbered batches in place of its background processes."""
@@ -167,12 +177,15 @@ class PlannedTrainer(Saving):
         """Nothing: the drawing package that nnU-Net looks for is no dependency of it any more."""
 
     def on_train_start(self) -> None:
-        """As in nnU-Net; a split that is not there yet is written by one process before the others read it."""
-        if self.is_ddp:
-            if self.local_rank == 0:
-                self.do_split()
-            dist.barrier()
+        """As in nnU-Net; what this run trains with is put down beside its checkpoints."""
+        self._settle_folds()
         super().on_train_start()
+        self.write_record()
+
+    def write_record(self) -> None:
+        """Writes what the network was trained with into the folder of the fold, for those who look at its results."""
+        if self.local_rank == 0:
+            write_json(Path(self.output_folder) / RECORD, self.trained_with())
 
     def run_training(self) -> None:
         """Trains to the last epoch.
@@ -241,6 +254,8 @@ class PlannedTrainer(Saving):
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
         """nnU-Net's final validation, in this process and in bounded memory: see validation.py."""
         validate(self, save_probabilities)
+        if self._trained_with is not None:
+            self.write_record()
 
     def measure_validation(self, processes: int) -> None:
         """Compares what so many processes have predicted with the labels, and writes summary.json."""

@@ -18,6 +18,7 @@ from stunet.errors import DataError, Interrupted, OutOfMemoryError, StunetError,
 from stunet.files import alone, remove_parts
 from stunet.kinds import read_dataset_json
 from stunet.nnunet import trainer_class
+from stunet.provenance import RECORD
 from stunet.trainers.base import PlannedTrainer
 from stunet.trainers.listener import Listener, Silent
 from stunet.trainers.processes import Member, handled, spawn
@@ -132,7 +133,7 @@ def reserved(run: Run) -> Iterator[Path | None]:
 def forget(run: Run) -> None:
     """Removes the checkpoints and the validation of an earlier training of the fold, for one that starts anew."""
     validated = [path for path in (run.folder / "validation").glob("*") if path.is_file()]
-    for path in (*checkpoints(run), run.folder / REPORT, *validated):
+    for path in (*checkpoints(run), run.folder / REPORT, run.folder / RECORD, *validated):
         path.unlink(missing_ok=True)
 
 
@@ -177,7 +178,7 @@ def _train(run: Run, checkpoint: Path | None, listener: Listener) -> None:
     plans = {**run.plans, "continue_training": run.resume}
     trainer: PlannedTrainer = trainer_class(run.trainer)(plans, run.configuration, run.fold, dataset_json, device)
     trainer.disable_checkpointing = run.disable_checkpointing
-    trainer.listener, trainer.fsdp = listener, run.fsdp
+    trainer.listener, trainer.fsdp, trainer.only_validates = listener, run.fsdp, run.only_validate
     with _stops(trainer), _memory_named(trainer):
         if checkpoint is not None:
             trainer.load_checkpoint(str(checkpoint))

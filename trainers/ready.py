@@ -1,4 +1,4 @@
-"""Is everything there that a training needs? Preprocessed cases, enough of them for the folds, a cascade's first stage.
+"""Is everything there that a training needs, and made from what it shall be made from? provenance.py compares.
 
 Imports neither torch nor nnunetv2, so that a mistake is named at once.
 """
@@ -10,44 +10,87 @@ from typing import Any
 from stunet.annotations import FILE
 from stunet.errors import DataError
 from stunet.files import read_json
+from stunet.folds import ALL, read_folds
+from stunet.folds import FILE as SPLITS
 from stunet.plans.check import difference
 from stunet.plans.resolve import resolve
-from stunet.preprocessing import preprocessed_cases, unprocessed_cases
-from stunet.workspace import TRAINER, preprocessed_dataset, result_folder
+from stunet.preprocessing import preprocessed_cases
+from stunet.provenance import check_data as check_preprocessed
+from stunet.provenance import check_labels, fold_of, left_out
+from stunet.workspace import TRAINER, preprocessed_dataset, result_folder, trained_folds
+
+HANDED_OVER = "predicted_next_stage"  # nnU-Net's name
 
 
 def check_data(
     dataset: str, plans: dict[str, Any], configuration: str, fold: int | str, trainer: str = TRAINER
-) -> None:
-    """Sees that the data are preprocessed, the fold can be made, and a cascade has its first stage.
+) -> list[str]:
+    """Sees that the data are preprocessed as planned, the fold can be trained and validated, and what a cascade needs.
+
+    Returns:
+        Warnings: what cannot be compared, or is not used.
 
     Raises:
-        DataError: They are not, or not all of them; the message says what is missing.
+        DataError: Something is missing or made from something else; the message says what.
     """
-    number = int(dataset[7:10])
-    cases = preprocessed_cases(dataset, plans, configuration)
-    missing = unprocessed_cases(dataset, plans, configuration)
-    if not cases or missing:
-        state = f"{len(missing)} cases are missing (e.g. {missing[0]!r})" if cases else "no case is there"
-        raise DataError(
-            f"{dataset} is not preprocessed for {configuration} with {plans['plans_name']}: {state}",
-            f"stunet_plan_and_preprocess -d {number} -c {configuration}",
-        )
+    warnings = check_preprocessed(dataset, plans, configuration)
     _check_annotations(dataset)
-    splits = preprocessed_dataset(dataset) / "splits_final.json"
-    if fold != "all" and not splits.is_file() and len(cases) < 5:
-        raise DataError(
-            f"{dataset} has {len(cases)} cases, too few for five folds", f"stunet_train {number} {configuration} all"
-        )
+    cases = fold_of(dataset, plans, configuration, fold)
+    everything = preprocessed_cases(dataset, plans, configuration)
+    check_labels(dataset, plans, configuration, cases.val if cases else everything)
+    if fold != ALL and (names := left_out(dataset, plans, configuration)):
+        path = preprocessed_dataset(dataset) / SPLITS
+        warnings.append(f"{len(names)} preprocessed cases are in no fold of {str(path)!r} (e.g. {names[0]!r})")
+    _check_previous_stage(dataset, plans, configuration, trainer, cases.all if cases else everything)
+    return warnings
+
+
+def _check_previous_stage(
+    dataset: str, plans: dict[str, Any], configuration: str, trainer: str, cases: list[str]
+) -> None:
+    """Raises where a cascade lacks predictions of the stage before it; the hint makes those that are missing."""
     previous = resolve(plans, configuration).get("previous_stage")
-    if previous:
-        folder = result_folder(dataset, plans["plans_name"], previous, trainer) / "predicted_next_stage" / configuration
-        waiting = sorted(set(cases) - {path.stem for path in folder.glob("*")})
-        if waiting:
-            raise DataError(
-                f"{configuration} needs predictions of {previous}; {len(waiting)} are missing (e.g. {waiting[0]!r})",
-                f"stunet_train {number} {previous} FOLD -p {plans['plans_name']}, for all five folds, first",
-            )
+    if not previous:
+        return
+    model = result_folder(dataset, plans["plans_name"], previous, trainer)
+    waiting = missing_predictions(model, configuration, cases)
+    if not waiting:
+        return
+    command = f"stunet_train {int(dataset[7:10])} {previous} FOLD -p {plans['plans_name']}"
+    trained = trained_folds(model)
+    path = preprocessed_dataset(dataset) / SPLITS
+    folds = dict(enumerate(read_folds(path))) if path.is_file() else {}
+    able = [f for f in trained if f == ALL or (f in folds and set(waiting) & set(folds[int(f)].val))]
+    if able:
+        hint = f"{command.replace('FOLD', str(able[0]))} --val, which predicts them"
+        hint += f"; the same for {', '.join(map(str, able[1:]))}" if able[1:] else ""
+    else:
+        hint = f"{command}, for all folds, first" if len(cases) >= 5 else command.replace("FOLD", ALL)
+    raise DataError(
+        f"{configuration} needs predictions of {previous}; {len(waiting)} are missing (e.g. {waiting[0]!r})", hint
+    )
+
+
+def missing_predictions(model: Path, configuration: str, cases: list[str]) -> list[str]:
+    """The cases that a result folder has no prediction of for the next stage, `configuration`."""
+    return sorted(set(cases) - {path.stem for path in (model / HANDED_OVER / configuration).glob("*")})
+
+
+def lacking_next_stage(
+    dataset: str, plans: dict[str, Any], configuration: str, fold: int | str, model: Path
+) -> str | None:
+    """What a trained fold lacks that the next stages of a cascade need of it, in words; None: nothing.
+
+    Args:
+        model: Its result folder, with a folder for each fold.
+    """
+    stages = resolve(plans, configuration).get("next_stage") or []
+    cases = fold_of(dataset, plans, configuration, fold)
+    for stage in [stages] if isinstance(stages, str) else stages:
+        able = set(preprocessed_cases(dataset, plans, stage)) & set(cases.val if cases else ())
+        if waiting := missing_predictions(model, stage, sorted(able)):
+            return f"{stage} needs {len(waiting)} predictions of it that are missing (e.g. {waiting[0]!r})"
+    return None
 
 
 def _check_annotations(dataset: str) -> None:

@@ -14,6 +14,7 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from stunet.errors import WeightsError
 from stunet.networks import STUNet
 from stunet.plans.check import difference, of_a_run
+from stunet.provenance import check_checkpoint, check_run, continued
 from stunet.trainers import parallel
 from stunet.trainers.steps import Steps
 from stunet.weights.checkpoints import load_checkpoint, save_checkpoint
@@ -28,6 +29,8 @@ class Saving(Steps):
     current_epoch: int
     _outputs: list[dict]  # of the running epoch's training steps
     _known: list[dict]  # the same, from before an interruption
+    only_validates = False  # the network is validated, and does not train any further
+    _trained_with: dict[str, Any] | None = None  # provenance.py's record; of a checkpoint where one was loaded
     _saved: float  # when the latest checkpoint was written, on time's monotonic clock
 
     def save_checkpoint(self, filename: str) -> None:
@@ -51,6 +54,7 @@ class Saving(Steps):
             "stunet": {
                 "trainer": type(self).__name__,
                 "losses": [float(output["loss"]) for output in self._outputs + self._known],
+                "trained_with": self.trained_with(),
                 **self.more_state(),
             },
         }
@@ -63,7 +67,8 @@ class Saving(Steps):
         """Continues from a checkpoint: weights, optimizer, epoch, log, and the steps of an epoch that was interrupted.
 
         Raises:
-            WeightsError: Unreadable, of another architecture, or trained with another plan.
+            WeightsError: Unreadable, of another architecture or fold, or trained with another plan or other labels.
+            DataError: Trained with other cases than the fold has now, or with other raw files of these.
         """
         if isinstance(filename_or_checkpoint, str):
             name, checkpoint = filename_or_checkpoint, load_checkpoint(Path(filename_or_checkpoint), self.device)
@@ -74,6 +79,12 @@ class Saving(Steps):
             raise WeightsError(
                 f"{name} was trained with another plan than today's ({changed})", "--overwrite starts anew"
             )
+        check_checkpoint(name, checkpoint["init_args"], self.fold, self.dataset_json)
+        self._settle_folds()
+        before, now = checkpoint["stunet"].get("trained_with"), self.trains_with()
+        for warning in check_run(name, before, now, not self.only_validates):
+            self.listener.trains(f"warning: {warning}")
+        self._trained_with = continued(before, now) if before else None
         if not self.was_initialized:
             self.initialize()
         self.load_network_state(checkpoint["network_weights"], checkpoint["stunet"])
@@ -81,10 +92,16 @@ class Saving(Steps):
         if self.grad_scaler is not None and checkpoint["grad_scaler_state"] is not None:
             self.grad_scaler.load_state_dict(checkpoint["grad_scaler_state"])
         self.current_epoch = checkpoint["current_epoch"]
-        self.logger.load_checkpoint(checkpoint["logging"])
+        self.logger.load_checkpoint(_as_logged(checkpoint["logging"]))
         self._best_ema = checkpoint["_best_ema"]
         self.inference_allowed_mirroring_axes = checkpoint["inference_allowed_mirroring_axes"]
         self._known = [{"loss": np.asarray(loss, np.float32)} for loss in checkpoint["stunet"]["losses"]]
+
+    def trained_with(self) -> dict[str, Any]:
+        """The record of the cases that this network was trained with (provenance.py)."""
+        if self._trained_with is None:
+            self._trained_with = self.trains_with()
+        return self._trained_with
 
     def network_state(self) -> dict[str, torch.Tensor]:
         """The weights that a checkpoint holds, whole, under their official names; all processes must ask."""
@@ -112,3 +129,11 @@ class Saving(Steps):
     def bare_network(self) -> STUNet:
         """The network without DDP's and torch.compile's wrapping."""
         return parallel.bare(self.network)
+
+
+def _as_logged(content: dict[str, list]) -> dict[str, list]:
+    """A log as training writes it: nnU-Net's moving average goes on from a number of float32, not from Python's.
+
+    In float64 the next value would differ in its last bits from that of a run that was not interrupted.
+    """
+    return {**content, "ema_fg_dice": [np.float32(value) for value in content["ema_fg_dice"]]}

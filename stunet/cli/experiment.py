@@ -13,13 +13,13 @@ from stunet.cli import common
 from stunet.errors import DataError, UsageError
 from stunet.experiment.arms import SCRATCH, Arm, Experiment, arms, command, read_experiment
 from stunet.experiment.runs import DONE, FAILED, Record, results, run
-from stunet.kinds import SPLITS, read
+from stunet.folds import FILE as SPLITS
+from stunet.folds import MADE, read_folds
 from stunet.models import registry, store
 
 if TYPE_CHECKING:
     from stunet.experiment.summary import Row
 
-FOLDS = 5  # as many as nnU-Net makes where nobody has said
 EXAMPLE = """example: a FILE.toml
   dataset = 4                               # number or name
   weights = ["none", "STU-Net-B"]           # as of stunet_train --pretrained; "none": training from scratch;
@@ -68,6 +68,7 @@ def _command(args: argparse.Namespace) -> None:
     left = {arm.title: arm.weights for arm, words in todo.items() if record.state(words) != DONE}
     if not args.summary_only:
         _check(experiment, left)
+    _check_done(todo, record, args.summary_only)
     if args.dry_run:
         lines = [(shlex.join(words), record.state(words) or "to do") for words in todo.values()]
         return console.table(("command", "state"), lines, f"{len(todo)} arms")
@@ -88,17 +89,35 @@ def _command(args: argparse.Namespace) -> None:
 
 def _check(experiment: Experiment, weights: Mapping[str, str]) -> None:
     """Sees that there is what the arms need; downloads nothing."""
+    from stunet.cli.train_plans import choose_trainer
     from stunet.plans.check import check_plans
+    from stunet.trainers.ready import check_data
 
     dataset = workspace.dataset_name(experiment.dataset)
     plans = workspace.load_plans(workspace.plans_path(dataset, experiment.plans))
     check_plans(plans, experiment.configuration)
-    splits = workspace.preprocessed_dataset(dataset) / "splits_final.json"
-    folds = len(read(splits, SPLITS)) if splits.is_file() else FOLDS
+    splits = workspace.preprocessed_dataset(dataset) / SPLITS
+    folds = len(read_folds(splits)) if splits.is_file() else MADE
     if experiment.fold >= folds:
         what = f"fold {experiment.fold} is asked for, but {dataset} has {folds}"
         raise DataError(what, f"fold = N, from 0 to {folds - 1}")
+    trainer = choose_trainer(dataset, plans, None)
+    for warning in check_data(dataset, plans, experiment.configuration, experiment.fold, trainer):
+        console.warn(warning)
     _check_weights(experiment, weights, plans["stunet"]["size"])
+
+
+def _check_done(todo: Mapping[Arm, Sequence[str]], record: Record, only_warn: bool) -> None:
+    """Refuses to compare arms that were made of other cases or data than there are now, or warns of them."""
+    from stunet.provenance import check_result
+
+    for arm, words in todo.items():
+        if record.state(words) != DONE or not (reasons := check_result(record.summary(words).parents[1])):
+            continue
+        what = f"the arm {arm.name} is done, but {reasons[0]}"
+        if not only_warn:
+            raise DataError(what, f"train it again: {shlex.join([*words, '--overwrite'])}, or another folder with -o")
+        console.warn(what)
 
 
 def _check_weights(experiment: Experiment, weights: Mapping[str, str], planned: str) -> None:

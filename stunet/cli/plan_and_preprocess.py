@@ -43,6 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--no_check", action="store_true", help="do not read the dataset once to find broken files")
     parser.add_argument("-gpu_memory_target", type=float, metavar="GB", help="GPU memory to plan for (default by size)")
     parser.add_argument("-overwrite_target_spacing", nargs=3, type=float, metavar="MM", help="spacing of 3d_fullres")
+    parser.add_argument("-p", metavar="PLANS", help="preprocess as these plans say, which are there; plan nothing")
     parser.add_argument("-overwrite_plans_name", metavar="NAME", help="default STUNetPlans_<size>")
     parser.add_argument("-c", nargs="+", default=CONFIGURATIONS, metavar="CONFIGURATION", help="what to preprocess")
     parser.add_argument(
@@ -96,6 +97,8 @@ def _check_options(args: argparse.Namespace) -> None:
     from stunet.plans.values import checked, parse_stages
 
     args.normalization = None
+    if args.p and (other := [option for option, given in _planning(args).items() if given]):
+        raise UsageError(f"-p {args.p} takes plans as they are, and {other[0]} plans", "one of them")
     if args.preset:
         preset = presets.load(args.preset)
         if preset.note:
@@ -136,6 +139,13 @@ def _check_options(args: argparse.Namespace) -> None:
         )
 
 
+def _planning(args: argparse.Namespace) -> dict[str, Any]:
+    """The options that say how to plan, by name."""
+    names = ("size", "preset", "stages", "checkpointing", "probe", "no_pp")
+    nnunets = ("gpu_memory_target", "overwrite_target_spacing", "overwrite_plans_name")
+    return {f"--{name}": getattr(args, name) for name in names} | {f"-{name}": getattr(args, name) for name in nnunets}
+
+
 def _plan_and_preprocess(dataset: str, args: argparse.Namespace) -> None:
     from stunet import nnunet
 
@@ -145,10 +155,13 @@ def _plan_and_preprocess(dataset: str, args: argparse.Namespace) -> None:
     from stunet.plans.splits import check_splits
 
     check_splits(dataset)
+    planned = _planned(dataset, args) if args.p else None
     if not args.no_check:
         _check(dataset, readers, args.no_pbar)
-    with workspace.planning(dataset):
-        plans = _plan(dataset, readers, args)
+    if planned is None:
+        with workspace.planning(dataset):
+            planned = _plan(dataset, readers, args)
+    plans = planned
     console.result(f"{dataset}: {plans['plans_name']}")
     console.table(*_summary(plans))
     for warning in _warnings(plans):
@@ -159,9 +172,35 @@ def _plan_and_preprocess(dataset: str, args: argparse.Namespace) -> None:
     if not args.no_pp:
         _preprocess(dataset, plans, args)
         first = "3d_fullres" if "3d_fullres" in plans["configurations"] else "2d"
-        chosen = "" if len(workspace.planned(dataset)) == 1 else f" -p {plans['plans_name']}"
+        only = workspace.planned(dataset) == [plans["plans_name"]]
+        chosen = "" if only else f" -p {plans['plans_name']}"
         preset = f" --preset {args.preset}" if args.preset else ""
-        console.note(f"next: stunet_train {int(dataset[7:10])} {first} 0{chosen}{preset}")
+        console.note(
+            f"next: stunet_train {int(dataset[7:10])} {first} {_first_fold(dataset, plans, first)}{chosen}{preset}"
+        )
+
+
+def _planned(dataset: str, args: argparse.Namespace) -> dict[str, Any]:
+    """The plans that are there and were asked for."""
+    from stunet.plans.check import check_plans
+
+    plans = workspace.load_plans(workspace.plans_path(dataset, args.p))
+    for name in args.c:
+        if name in plans["configurations"] or name not in CONFIGURATIONS:
+            check_plans(plans, name)
+    return plans
+
+
+def _first_fold(dataset: str, plans: dict[str, Any], configuration: str) -> int | str:
+    """The fold to begin with: 'all' where there are too few cases to make folds."""
+    from stunet.folds import ALL
+    from stunet.provenance import fold_of
+
+    try:
+        fold_of(dataset, plans, configuration, 0)
+    except DataError:
+        return ALL
+    return 0
 
 
 def _check(dataset: str, workers: int, quiet: bool) -> None:
@@ -204,7 +243,7 @@ def _plan(dataset: str, workers: int, args: argparse.Namespace) -> dict[str, Any
 
 
 def _preprocess(dataset: str, plans: dict[str, Any], args: argparse.Namespace) -> None:
-    from stunet.preprocessing import pending_cases, preprocess
+    from stunet.preprocessing import pending_cases, preprocess, stale_cases
 
     for position, name in enumerate(args.c):
         if name not in plans["configurations"] and name in CONFIGURATIONS:
@@ -214,6 +253,8 @@ def _preprocess(dataset: str, plans: dict[str, Any], args: argparse.Namespace) -
         else:
             workers = _fitting(dataset, plans, name, min(WORKERS.get(name, FEWER), _cores()))
         todo = len(pending_cases(dataset, plans, [name]))
+        for reason in stale_cases(dataset, plans, [name]):
+            console.note(reason)
         with console.Progress(f"preprocess {name}", todo, args.no_pbar) as progress:
             preprocess(dataset, plans, [name], workers, progress.step)
 

@@ -32,11 +32,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _predict(args: argparse.Namespace) -> int:
     predict_options.check(args)
     from stunet import labels
-    from stunet.inference.cases import find_cases, open_model
+    from stunet.inference.cases import begun_folds, find_cases, open_model
 
     system = labels.load(args.labels) if args.labels else None
     folder = _model_folder(args)
     model = open_model(_low_resolution(folder) if args.fast else folder, args.f, args.chk)
+    if not args.f and (unfinished := begun_folds(model)):
+        console.warn(f"fold {', '.join(map(str, unfinished))} is begun and has no {args.chk} yet: it is left out")
     cases = find_cases(args.i, model, args.series)[args.part_id :: args.num_parts]
     if args.format == "dicom_seg":
         cases = _check_dicom(cases)
@@ -61,7 +63,7 @@ def _model_folder(args: argparse.Namespace) -> Path:
     if args.model:
         return _named_model(args)
     workspace.folder("nnUNet_results")
-    return workspace.find_result(workspace.dataset_name(args.d), args.c, args.p, args.tr)
+    return workspace.find_result(workspace.dataset_name(args.d), args.c, args.p, args.tr, args.chk)
 
 
 def _named_model(args: argparse.Namespace) -> Path:

@@ -163,7 +163,16 @@ def _to_do(pipeline: "Pipeline", cases: "list[Case]", keep: bool) -> "list[Case]
     from stunet.inference.output import check_record
 
     measured = _known_statistics(pipeline) if pipeline.products.statistics else {case.name for case in cases}
-    todo = [case for case in cases if not (keep and pipeline.is_done(case) and case.name in measured)]
+    done = [case for case in cases if keep and pipeline.is_done(case) and case.name in measured]
+    stale = {
+        case.name
+        for case in done
+        if case.changed_ns() > (pipeline.folder / f"{case.name}{pipeline.ending}").stat().st_mtime_ns
+    }
+    if stale:
+        console.note(f"{len(stale)} cases again, whose input has changed since (e.g. {min(stale)!r})")
+    finished = {case.name for case in done} - stale
+    todo = [case for case in cases if case.name not in finished]
     kept = len(cases) - len(todo)
     ending = pipeline.ending
     new = {f"{case.name}{ending}" for case in todo}

@@ -123,7 +123,8 @@ def _prepared(args: argparse.Namespace, again: bool) -> "Run | None":
     nnunet.check_version()
     nnunet.limit_processes()
     args.tr = choose_trainer(dataset, plans, args.tr)
-    check_data(dataset, plans, configuration, fold, args.tr)
+    for warning in check_data(dataset, plans, configuration, fold, args.tr):
+        console.warn(warning)
     _check_shares(resolved["batch_size"], args.num_gpus, plans["stunet"]["train"].get("accumulation", 1))
     from stunet.trainers.room import check_room
 

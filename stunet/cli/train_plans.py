@@ -196,5 +196,9 @@ def _find(text: str, dry_run: bool) -> Path:
 
 
 def _comparable(plans: Mapping[str, Any]) -> dict[str, Any]:
-    block = {key: value for key, value in plans.get("stunet", {}).items() if key not in ("derived_from", "version")}
+    block = {
+        key: value
+        for key, value in plans.get("stunet", {}).items()
+        if key not in ("derived_from", "version", "fingerprint")
+    }
     return {**plans, "stunet": block}

@@ -5,12 +5,13 @@ import math
 import os
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stunet import console
 from stunet.cli import common
-from stunet.errors import Interrupted, UsageError
+from stunet.errors import DataError, Interrupted, UsageError
 from stunet.kinds import SUMMARY, read
 
 if TYPE_CHECKING:
@@ -30,8 +31,8 @@ def train(args: argparse.Namespace, prepare: Prepare) -> None:
         return
     from stunet.trainers.launch import launch
 
-    if not _is_finished(run):
-        launch(run, console.TrainingProgress)
+    if left := _left(run):
+        launch(left, console.TrainingProgress)
     _show_result(run)
 
 
@@ -45,17 +46,17 @@ def _as_one_of_several(args: argparse.Namespace, prepare: Prepare) -> None:
         raise UsageError(f"-num_gpus {args.num_gpus}, but torchrun has started {member.size} processes", "leave it out")
     args.num_gpus = member.size
 
-    def decide() -> tuple["Run | None", Path | None, bool]:
+    def decide() -> tuple["Run | None", "Run | None", Path | None]:
         run = prepare(again)
-        finished = _is_finished(run) if run else True
-        return run, held.enter_context(reserved(run)) if run and not finished else None, finished
+        left = _left(run) if run else None
+        return run, left, held.enter_context(reserved(left)) if left else None
 
     try:
         with ExitStack() as held, together(member, device):
             again = restarted(member, device)
-            run, checkpoint, finished = decided(decide, member)
-            if run is not None and not finished:
-                join(run, checkpoint, member, console.TrainingProgress)
+            run, left, checkpoint = decided(decide, member)
+            if left is not None:
+                join(left, checkpoint, member, console.TrainingProgress)
             if run is not None and member.leads:
                 _show_result(run)
     except Interrupted as error:
@@ -64,15 +65,28 @@ def _as_one_of_several(args: argparse.Namespace, prepare: Prepare) -> None:
         raise SystemExit(error.exit_code) from None  # the first process has said it
 
 
-def _is_finished(run: "Run") -> bool:
+def _left(run: "Run") -> "Run | None":
+    """What of a run is left to do; None where its fold is trained and validated.
+
+    Raises:
+        DataError: It is, but with other cases or data than there are now.
+    """
+    from stunet.provenance import check_result
     from stunet.trainers.launch import FINAL
+    from stunet.trainers.ready import lacking_next_stage
 
     if run.only_validate or not run.resume or run.validate_best:
-        return False
+        return run
     if not ((run.folder / FINAL).is_file() and _summary(run).is_file()):
-        return False
+        return run
+    if reasons := check_result(run.folder):
+        hint = "--val to validate it again, where its training cases are the same; --overwrite to train anew"
+        raise DataError(f"this fold is trained and validated, but {reasons[0]}", hint)
+    if lacking := lacking_next_stage(run.dataset, run.plans, run.configuration, run.fold, run.folder.parent):
+        console.note(f"this fold is trained; it is validated again, because {lacking}")
+        return replace(run, resume=False, only_validate=True)
     console.note("this fold is trained and validated; nothing to do")
-    return True
+    return None
 
 
 def _summary(run: "Run") -> Path:

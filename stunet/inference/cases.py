@@ -16,7 +16,7 @@ from stunet.datasets import raise_first, tiff
 from stunet.datasets.listing import Image, Listing, ending_of, list_images, named, not_utf8, unusable
 from stunet.errors import DataError
 from stunet.kinds import read_dataset_json
-from stunet.workspace import load_plans, trained_folds
+from stunet.workspace import FINAL, PARTIAL_TRAINER, TRAINER, load_plans, trained_folds
 
 _CHANNEL = re.compile(r"(.+)_(\d{4})", re.DOTALL)
 _ITK = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd", ".gipl", ".gipl.gz")
@@ -92,10 +92,13 @@ class Case:
     def is_dicom(self) -> bool:
         return self.files[0].is_dir()
 
+    def changed_ns(self) -> int:
+        """When the last of its files changed, in ns: a result that is older was made from something else."""
+        files = [file for path in (*self.files, self.previous) if path for file in (path, *path.glob("*"))]
+        return max((file.stat().st_mtime_ns for file in files if file.exists()), default=0)
 
-def open_model(
-    folder: Path, folds: Sequence[int | str] | None = None, checkpoint: str = "checkpoint_final.pth"
-) -> Model:
+
+def open_model(folder: Path, folds: Sequence[int | str] | None = None, checkpoint: str = FINAL) -> Model:
     """A model folder with the folds asked for; by default the numbered ones, and `all` where there are none.
 
     Raises:
@@ -111,14 +114,50 @@ def open_model(
     there = trained_folds(folder, checkpoint)
     if not there:
         other = sorted({path.name for path in folder.glob("fold_*/*.pth")})
+        if checkpoint == FINAL and other:
+            begun = _begun(folder)
+            what = f"the training in {str(folder)!r} is not finished: no fold has a {checkpoint} (begun: {begun})"
+            raise DataError(what, _finish(folder, begun, other))
         hint = f"-chk {other[0]}" if other else "train it first: stunet_train --help"
-        raise DataError(f"no fold of {str(folder)!r} has a {checkpoint}", hint)
+        has = f" (it has a {', '.join(other)})" if other else ""
+        raise DataError(f"no fold of {str(folder)!r} has a {checkpoint}{has}", hint)
     missing = [fold for fold in folds or [] if fold not in there]
     if missing:
-        known = " ".join(map(str, there))
-        raise DataError(f"fold {missing[0]} has no {checkpoint} in {str(folder)!r} (trained: {known})", f"-f {known}")
+        known, hint = " ".join(map(str, there)), ""
+        if checkpoint == FINAL and str(missing[0]) in _begun(folder).split(", "):
+            hint = f"; or {_finish(folder, str(missing[0]), [p.name for p in folder.glob(f'fold_{missing[0]}/*.pth')])}"
+        raise DataError(
+            f"fold {missing[0]} has no {checkpoint} in {str(folder)!r} (trained: {known})", f"-f {known}{hint}"
+        )
     numbered = tuple(fold for fold in there if fold != "all")
     return Model(folder, plans, dataset, tuple(folds or numbered or there), checkpoint)
+
+
+def begun_folds(model: Model) -> list[str]:
+    """The folds of a model folder that would be averaged if their training had come to its end."""
+    if model.folds == ("all",):
+        return []
+    return [fold for fold in _begun(model.folder, model.checkpoint).split(", ") if fold not in ("", "all")]
+
+
+def _begun(folder: Path, checkpoint: str = FINAL) -> str:
+    """The folds of a folder that have checkpoints, and not this one."""
+    folds = sorted(path for path in folder.glob("fold_*") if any(path.glob("*.pth")))
+    return ", ".join(path.name.removeprefix("fold_") for path in folds if not (path / checkpoint).is_file())
+
+
+def _finish(folder: Path, folds: str, checkpoints: Sequence[str]) -> str:
+    """How a training that was begun is finished, or predicts as it is."""
+    trainer, _, rest = folder.resolve().name.partition("__")
+    plans, _, configuration = rest.partition("__")
+    number = re.fullmatch(r"Dataset(\d{3})_.+", folder.resolve().parent.name)
+    fold = folds.split(", ")[0]
+    command = "training goes on with --c"
+    if number and configuration and trainer in (TRAINER, PARTIAL_TRAINER):
+        own = "" if trainer == TRAINER else f" -tr {trainer}"
+        command = f"stunet_train {int(number[1])} {configuration} {fold} -p {plans}{own} --c"
+    best = "checkpoint_best.pth" if "checkpoint_best.pth" in checkpoints else min(checkpoints)
+    return f"{command} finishes it; -chk {best} predicts with what there is"
 
 
 def find_cases(source: Path, model: Model, series: str | None = None) -> list[Case]:

@@ -10,6 +10,7 @@ logits of a scan are never in memory as a whole (segmenter.py). pipeline.py pred
 
 import hashlib
 import json
+import logging
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -33,9 +34,12 @@ from stunet.inference.v1_order import V1Preprocessor
 from stunet.inference.windows import SlidingWindow
 from stunet.labels import LabelSystem
 from stunet.preprocessor import preprocessor_of
+from stunet.provenance import check_trained
 from stunet.results.segmentation import Segmentation
 from stunet.results.subset import subset_dataset, subset_table
 from stunet.weights.checkpoints import check_weights, load_trained
+
+log = logging.getLogger("stunet")
 
 
 @dataclass(frozen=True)
@@ -85,6 +89,9 @@ class Predictor:
         for path, checkpoint in zip(model.weights, checkpoints, strict=True):
             check_weights(path, network, checkpoint["network_weights"])
             check_strides(path, checkpoint, model.plans, self.name)
+        for fold, path, checkpoint in zip(model.folds, model.weights, checkpoints, strict=True):
+            for warning in check_trained(path, checkpoint["init_args"], model.plans, self.name, fold, model.dataset):
+                log.warning("warning: %s", warning)
         if self.options.v1_preprocessing and self.previous_stage:
             raise UsageError(f"--v1_preprocessing is not for a cascade such as {self.name}", "leave it out")
         mirror_axes = checkpoints[0].get("inference_allowed_mirroring_axes") or ()

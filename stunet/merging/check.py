@@ -13,12 +13,11 @@ from typing import Any
 
 from stunet import workspace
 from stunet.errors import DataError
-from stunet.files import write_json
+from stunet.files import differences, shown, write_json
 from stunet.kinds import read
 from stunet.merging import Finding
 from stunet.merging.estimate import Estimate, estimate
 from stunet.merging.findings import absent_values, find_all
-from stunet.merging.growing import differences, shown
 from stunet.merging.recipe import UNANNOTATED, Recipe
 from stunet.merging.scan import Scan, files_of, scan, tidy
 from stunet.merging.space import Space, find_space, forget

@@ -4,19 +4,17 @@ Until then it is a folder of a hidden name beside its place. provenance.json in 
 would make something else of it says what has changed.
 """
 
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from stunet.errors import DataError
-from stunet.files import NO_SPACE, alone_with, remove, write_json
+from stunet.files import NO_SPACE, alone_with, differences, remove, shown, write_json
 from stunet.kinds import PROVENANCE, read
 
 RECORD = "provenance.json"
 FULL_HINT = "free some space and run the same command again; finished cases are kept"
-SHOWN = 3  # differences in a message
 
 
 def is_there(target: Path, now: Mapping[str, Any]) -> bool:
@@ -71,23 +69,6 @@ def growing(target: Path, now: Mapping[str, Any]) -> Iterator[Path]:
         raise DataError(f"no space in {str(part)!r}: {error.strerror}", FULL_HINT) from None
 
 
-def differences(before: object, now: object, where: str = "") -> list[str]:
-    """What differs between two contents of JSON files, each as `recipe.head: "softmax" -> "sigmoid"`."""
-    if isinstance(before, dict) and isinstance(now, dict):
-        keys = sorted({*before, *now}, key=str)
-        found = [differences(before.get(k), now.get(k), f"{where}.{k}" if where else str(k)) for k in keys]
-        return [text for texts in found for text in texts]
-    if isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
-        found = [differences(b, n, f"{where}[{i}]") for i, (b, n) in enumerate(zip(before, now, strict=True))]
-        return [text for texts in found for text in texts]
-    return [] if before == now else [f"{where}: {_short(before)} -> {_short(now)}"]
-
-
-def shown(changed: list[str]) -> str:
-    """The first differences, in one line."""
-    return "; ".join(changed[:SHOWN]) + (f"; and {len(changed) - SHOWN} more" if len(changed) > SHOWN else "")
-
-
 def _begin(part: Path, target: Path, now: Mapping[str, Any]) -> None:
     """Puts down what is made, or sees that what was begun is the same."""
     if not (part / RECORD).is_file():
@@ -96,8 +77,3 @@ def _begin(part: Path, target: Path, now: Mapping[str, Any]) -> None:
     if changed:
         text = f"{target.name} was begun and interrupted, and since then changed {shown(changed)}"
         raise DataError(text, f"undo that to go on with it, or start anew: rm -r {part}")
-
-
-def _short(value: object) -> str:
-    text = "nothing" if value is None else json.dumps(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -1,0 +1,89 @@
+"""Which cases does a fold train and validate? splits_final.json, read and checked, of raw and of preprocessed datasets.
+
+nnU-Net checks nothing of it: of a fold that is not there it makes a random one, and cases that are missing or in both
+parts end a training later, or make its Dice meaningless.
+"""
+
+from collections import Counter
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from stunet.errors import DataError, closest
+from stunet.kinds import SPLITS, read
+
+FILE = "splits_final.json"  # nnU-Net's name
+ALL = "all"  # the fold that trains and validates with every case
+MADE = 5  # folds that nnU-Net makes where nobody has said
+FORMAT = 'a list of folds: [{"train": ["case_1", ...], "val": ["case_2", ...]}, ...]'
+
+
+@dataclass(frozen=True)
+class Fold:
+    """The cases of a fold, in the order of the file."""
+
+    train: tuple[str, ...]
+    val: tuple[str, ...]
+
+    @property
+    def all(self) -> list[str]:
+        """The cases of both parts, sorted."""
+        return sorted({*self.train, *self.val})
+
+
+def read_folds(path: Path) -> list[Fold]:
+    """The folds of a file, unchecked.
+
+    Raises:
+        DataError: It is not a list of folds.
+    """
+    return [Fold(tuple(fold["train"]), tuple(fold["val"])) for fold in read(path, SPLITS, FORMAT)]
+
+
+def check_fold(folds: Sequence[Fold], number: int, known: Collection[str], path: Path) -> Fold:
+    """One of the folds, which can be trained.
+
+    Args:
+        folds: Of the file.
+        number: Of the fold.
+        known: The cases that there are.
+        path: Of the file, for messages.
+
+    Raises:
+        DataError: There is no such fold, a part of it is empty, or it has a case twice or one that is unknown.
+    """
+    if number >= len(folds):
+        there = "1 fold, 0" if len(folds) == 1 else f"{len(folds)} folds, 0 to {len(folds) - 1}"
+        raise DataError(f"there is no fold {number} in {str(path)!r}: it has {there}", "one of these, or 'all'")
+    fold, where = folds[number], f"fold {number} of {str(path)!r}"
+    if unknown := sorted({*fold.train, *fold.val} - set(known)):
+        near = closest(unknown[0], sorted(map(str, known))) or ", and the dataset does not"
+        more = f" ({len(unknown)} such cases)" if len(unknown) > 1 else ""
+        raise DataError(f"{where} has the case {unknown[0]!r}{near}{more}", "name only cases of the dataset there")
+    if both := sorted(set(fold.train) & set(fold.val)):
+        hint = "keep it in one of the two; the fold 'all' trains with every case"
+        raise DataError(f"{where} has {both[0]!r} in training and in validation", hint)
+    if twice := [name for name, count in Counter([*fold.train, *fold.val]).items() if count > 1]:
+        raise DataError(f"{where} has the case {twice[0]!r} twice", "name it once")
+    if not fold.train or not fold.val:
+        text = f"{where} has {len(fold.train)} cases to train and {len(fold.val)} to validate"
+        raise DataError(text, "give it at least one of each; the fold 'all' trains with every case")
+    return fold
+
+
+def chosen(train: Sequence[str], number: int | None, seed: int, fold: int | str) -> list[str]:
+    """So many of a fold's training cases, chosen by the seed: 4 are among the 8. None: all, in their order.
+
+    Raises:
+        DataError: There are fewer.
+    """
+    if number is None:
+        return list(train)
+    if number > len(train):
+        raise DataError(
+            f"num_cases={number}, but fold {fold} has {len(train)} training cases",
+            f"--set num_cases={len(train)}, or less",
+        )
+    import numpy as np
+
+    return sorted(map(str, np.random.default_rng(seed).permutation(sorted(train))[:number]))

@@ -1,0 +1,437 @@
+"""What were preprocessed data and trained networks made from, and is that what is asked for now?
+
+A data folder has a manifest (preprocessing.py): the settings that decide what its arrays hold, and per case the raw
+files and the written ones. A checkpoint has the fold, the cases and the labels that it was trained with. Both are
+compared with the plans, dataset.json, splits_final.json, and the raw files where they are on this machine. What differs
+and the command that mends it are one error; what cannot be compared is a warning.
+
+Raw files are the same by name, size and time of change; where only the time differs, as in a copy, by their content.
+
+Imports neither torch nor nnunetv2. Read next: folds.py; trainers/ready.py and trainers/saving.py ask.
+"""
+
+import os
+import re
+from collections.abc import Collection, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from stunet.errors import DataError, WeightsError
+from stunet.files import differences, read_json, shown
+from stunet.folds import ALL, FILE, MADE, Fold, check_fold, chosen, read_folds
+from stunet.plans.resolve import fingerprint_of, resolve
+from stunet.preprocessing import (
+    CHANGED,
+    UNKNOWN,
+    Case,
+    Manifest,
+    changed_files,
+    compare_raw,
+    preprocessed_cases,
+    raw_cases,
+    read_manifest,
+    settings_of,
+)
+from stunet.workspace import preprocessed_dataset
+
+RECORD = "made_from.json"  # in the folder of a fold
+MEANING = ("labels", "regions_class_order", "channel_names", "modality", "file_ending", "overwrite_image_reader_writer")
+FINGERPRINT = "dataset_fingerprint.json"
+READ_BYTES = 2**30  # of raw files with another time than before, in one check: a second or two
+HASH_LENGTH = 16  # of SHA-256, in checkpoints
+
+
+def check_data(dataset: str, plans: Mapping[str, Any], configuration: str) -> list[str]:
+    """Compares preprocessed data with the plans that they are for, with dataset.json and with the raw files.
+
+    Args:
+        dataset: Full name.
+        plans: The content of a plans file.
+        configuration: Key of its configurations.
+
+    Returns:
+        Warnings: what cannot be compared.
+
+    Raises:
+        DataError: Data are missing or made from something else; the message says what, its hint what mends it.
+    """
+    folder = preprocessed_dataset(dataset) / resolve(plans, configuration)["data_identifier"]
+    present = set(preprocessed_cases(dataset, dict(plans), configuration))
+    manifest = read_manifest(folder)
+    raw, warnings = _raw(dataset)
+    replan, redo = commands(dataset, plans, configuration)
+    description = read_json(preprocessed_dataset(dataset) / "dataset.json")
+    if raw is not None:
+        changed = differences(_meaning(description), _meaning(raw[0]))
+        if changed:
+            raise DataError(f"dataset.json of {dataset} has changed since it was planned: {shown(changed)}", replan)
+    _check_complete(dataset, plans, configuration, present, manifest, raw, replan)
+    if manifest is None:
+        what = f"nothing in {str(folder)!r} says what the data there were made from: only their cases are compared"
+        return [*warnings, f"{what}; {redo} makes them again, with a record"]
+    stale_plan = _stale_plan(dataset, plans)
+    settings = settings_of(plans, configuration, description["labels"])
+    changed = differences(_without_version(manifest.settings), _without_version(settings))
+    if changed:
+        what = f"the data in {str(folder)!r} were preprocessed with other settings than those of {plans['plans_name']}"
+        raise DataError(f"{what}: {shown(changed)}", replan if stale_plan else redo)
+    if damaged := changed_files(folder, manifest):
+        what = f"{len(damaged)} cases in {str(folder)!r} are not as they were written (e.g. {damaged[0]!r})"
+        raise DataError(what, redo)
+    if raw is not None:
+        warnings += _compare_raw(dataset, raw[1], manifest, replan)
+    if stale_plan:
+        warnings.append(
+            f"{plans['plans_name']} was planned from another fingerprint than today's; {replan} plans again"
+        )
+    return warnings
+
+
+def check_labels(dataset: str, plans: Mapping[str, Any], configuration: str, cases: Collection[str]) -> None:
+    """Looks at the labels in gt_segmentations that a validation of these cases will be measured against.
+
+    Raises:
+        DataError: One is missing, or not the one that the case was preprocessed with.
+    """
+    folder = preprocessed_dataset(dataset)
+    ending = read_json(folder / "dataset.json")["file_ending"]
+    manifest = read_manifest(folder / resolve(plans, configuration)["data_identifier"])
+    records = manifest.cases if manifest else {}
+    labels = folder / "gt_segmentations"
+    sizes = {entry.name: entry.stat() for entry in os.scandir(labels)} if labels.is_dir() else {}
+    _, redo = commands(dataset, plans, configuration)
+    files = {case: f"{case}{ending}" for case in sorted(cases)}
+    if missing := [case for case in files if files[case] not in sizes]:
+        what = f"the labels of {len(missing)} validation cases are not in {str(labels)!r} (e.g. {missing[0]!r})"
+        raise DataError(what, redo)
+    budget = _Budget()
+    for case, name in files.items():
+        if (record := records.get(case)) is None:
+            continue
+        path, stat = labels / name, sizes[name]
+        there = Case(case, (), str(path), [[record["raw"][-1][0], stat.st_size, stat.st_mtime_ns]])
+        before = {"raw": record["raw"][-1:], "sha256": (record.get("sha256") or [])[-1:]}
+        if compare_raw(before, there, budget.takes) == CHANGED:
+            raise DataError(f"{str(path)!r} is not the label that {case!r} was preprocessed with", redo)
+
+
+def fold_of(dataset: str, plans: Mapping[str, Any], configuration: str, fold: int | str) -> Fold | None:
+    """The cases of a fold of a preprocessed dataset; None where nnU-Net has not made the folds yet.
+
+    Raises:
+        DataError: The fold cannot be trained, or there are too few cases to make folds.
+    """
+    cases = preprocessed_cases(dataset, dict(plans), configuration)
+    path = preprocessed_dataset(dataset) / FILE
+    if fold == ALL:
+        return Fold(tuple(cases), tuple(cases))
+    everything = f"stunet_train {int(dataset[7:10])} {configuration} {ALL} -p {plans['plans_name']}"
+    if not path.is_file():
+        if len(cases) < MADE:
+            what = f"{dataset} has {len(cases)} cases, too few for the {MADE} folds that nnU-Net makes"
+            raise DataError(what, f"{everything}, or write folds of your own into {path}")
+        if int(fold) >= MADE:
+            raise DataError(f"there is no fold {fold}: nnU-Net makes {MADE}, 0 to {MADE - 1}", "one of these, or 'all'")
+        return None
+    found = check_fold(read_folds(path), int(fold), frozenset(cases), path)
+    values = plans.get("stunet", {}).get("train", {})
+    return Fold(tuple(chosen(found.train, values.get("num_cases"), values.get("seed", 0), fold)), found.val)
+
+
+def left_out(dataset: str, plans: Mapping[str, Any], configuration: str) -> list[str]:
+    """The preprocessed cases that no fold of splits_final.json has, which it was not made for, it seems."""
+    path = preprocessed_dataset(dataset) / FILE
+    if not path.is_file():
+        return []
+    named = {name for fold in read_folds(path) for name in (*fold.train, *fold.val)}
+    return sorted(set(preprocessed_cases(dataset, dict(plans), configuration)) - named)
+
+
+def trained_with(
+    dataset: str, plans: Mapping[str, Any], configuration: str, fold: int | str, cases: Fold
+) -> dict[str, Any]:
+    """The record of a run, as JSON: its fold and cases, and sizes and hashes of what each case was made from."""
+    folder = preprocessed_dataset(dataset) / resolve(plans, configuration)["data_identifier"]
+    manifest = read_manifest(folder)
+    records = manifest.cases if manifest else {}
+    names = sorted({*cases.train, *cases.val} & records.keys())
+    return {
+        "dataset": dataset,
+        "configuration": configuration,
+        "fold": fold,
+        "train": list(map(str, cases.train)),
+        "val": list(map(str, cases.val)),
+        "made_from": {name: _content(records[name]) for name in names},
+    }
+
+
+def check_run(name: str, before: Mapping[str, Any] | None, now: Mapping[str, Any], goes_on: bool) -> list[str]:
+    """Compares what a network was trained with and what its run is asked for now.
+
+    Args:
+        name: Of the checkpoint or result, for messages.
+        before: Its record; None in those of earlier versions.
+        now: trained_with() as of today.
+        goes_on: Whether training goes on; else the network is validated only, and its result must be of cases that it
+            has not seen.
+
+    Returns:
+        Warnings: what is different and does no harm, or cannot be compared.
+
+    Raises:
+        DataError: It was trained with other cases or other data.
+    """
+    if before is None:
+        return [f"{name} does not say which cases it was trained with: whether they are those of {FILE} is not known"]
+    where = f"fold {now['fold']} of {FILE}" if now["fold"] != ALL else "the preprocessed dataset"
+    seen, validated = set(before["train"]), set(now["val"])
+    if now["fold"] != ALL and (both := sorted(seen & validated)):
+        what = f"{name} was trained with {len(both)} cases that {where} validates with (e.g. {both[0]!r})"
+        raise DataError(
+            what,
+            f"put {FILE} back as it was ({RECORD} in the folder of the fold has it), or train anew with --overwrite",
+        )
+    changed = [_changed(kind, before[kind], now[kind]) for kind in ("train", "val")]
+    if changed[0] and goes_on:
+        what = f"{name} was trained with other cases than {where} has: {changed[0]}"
+        raise DataError(
+            what,
+            f"put {FILE} back as it was ({RECORD} in the folder of the fold has it), or train anew with --overwrite",
+        )
+    other = _other_content(before, now)
+    if other and goes_on:
+        what = f"{name} was trained with other raw files of {len(other)} cases (e.g. {other[0]!r})"
+        raise DataError(what, "bring these files back and preprocess again, or --overwrite to train with today's")
+    warnings = [f"{name} was made with other cases than {where} has: {text}" for text in changed if text]
+    if other:
+        warnings.append(f"{name} was made with other raw files of {len(other)} cases (e.g. {other[0]!r})")
+    return warnings
+
+
+def continued(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
+    """The record of a run that goes on: the training cases are those it has seen, validation is today's."""
+    return {**now, "train": before["train"], "made_from": {**now["made_from"], **before["made_from"]}}
+
+
+def check_checkpoint(
+    name: str,
+    arguments: Mapping[str, Any],
+    fold: int | str,
+    dataset_json: Mapping[str, Any],
+) -> None:
+    """Compares what every checkpoint of nnU-Net says of itself with the run that takes it.
+
+    Args:
+        name: Of the checkpoint, for messages.
+        arguments: Its `init_args`.
+        fold: Of the run.
+        dataset_json: Of the run's model.
+
+    Raises:
+        WeightsError: It is of another fold, or of other labels or channels.
+    """
+    of = arguments.get("fold")
+    if of is not None and str(of) != str(fold):
+        hint = f"put the checkpoint of fold {fold} back, or train it: --overwrite"
+        raise WeightsError(f"{name} is of fold {of}, not of fold {fold}", hint)
+    before = arguments.get("dataset_json")
+    if isinstance(before, Mapping) and (changed := differences(_labels(before), _labels(dataset_json))):
+        hint = "put dataset.json back as it was, or --overwrite to train anew"
+        raise WeightsError(f"{name} was trained with another dataset.json: {shown(changed)}", hint)
+
+
+def check_trained(
+    path: Path,
+    arguments: Mapping[str, Any],
+    plans: Mapping[str, Any],
+    configuration: str,
+    fold: int | str,
+    dataset_json: Mapping[str, Any],
+) -> list[str]:
+    """Compares what a checkpoint was trained with and the plans.json and dataset.json that it predicts with.
+
+    Every training of a fold writes these two files anew: a fold that was trained before its dataset was planned again
+    would get images of another spacing.
+
+    Args:
+        path: Of the checkpoint.
+        arguments: Its `init_args`; what does not stand there is not compared.
+        plans: Of the model folder.
+        configuration: Key of their configurations.
+        fold: By the folder of the checkpoint.
+        dataset_json: Of the model folder.
+
+    Returns:
+        Warnings: another fold, other names of the same classes.
+
+    Raises:
+        WeightsError: Other settings of preprocessing, or other values of labels.
+    """
+    warnings = []
+    if (of := arguments.get("fold")) is not None and str(of) != str(fold):
+        warnings.append(f"{str(path)!r} was trained as fold {of}")
+    before, hint = arguments.get("plans"), "predict with the folds of one training (-f), and train the others again"
+    if isinstance(before, Mapping) and configuration in (before.get("configurations") or ()):
+        one, other = (_without_version(settings_of(x, configuration, {})) for x in (before, plans))
+        if changed := differences(one, other):
+            what = f"{str(path)!r} was trained on data of other settings than plans.json says: {shown(changed)}"
+            raise WeightsError(what, hint)
+    known = arguments.get("dataset_json")
+    labels = known.get("labels") if isinstance(known, Mapping) else None
+    if isinstance(labels, Mapping) and (changed := differences(dict(labels), dict(dataset_json["labels"]))):
+        what = f"{str(path)!r} was trained with other labels than dataset.json says: {shown(changed)}"
+        if _by_value(labels) != _by_value(dataset_json["labels"]):
+            raise WeightsError(what, hint)
+        warnings.append(what)
+    return warnings
+
+
+def check_result(folder: Path) -> list[str]:
+    """What has changed since the result of a fold was made: reasons not to take it for one of today's data.
+
+    Args:
+        folder: RESULT/fold_X, with the record of its training.
+    """
+    if not (folder / RECORD).is_file():
+        return []
+    before = read_json(folder / RECORD)
+    plans = read_json(folder.parent / "plans.json")
+    dataset, configuration, fold = (before[key] for key in ("dataset", "configuration", "fold"))
+    try:
+        cases = fold_of(dataset, plans, configuration, fold)
+    except DataError as error:
+        return [error.message]
+    if cases is None:
+        return []
+    try:
+        return check_run(repr(str(folder)), before, trained_with(dataset, plans, configuration, fold, cases), False)
+    except DataError as error:
+        return [error.message]
+
+
+def commands(dataset: str, plans: Mapping[str, Any], configuration: str) -> tuple[str, str]:
+    """The command that plans and preprocesses a dataset again, and the one that preprocesses it as planned."""
+    number, block = int(dataset[7:10]), plans.get("stunet", {})
+    base = str(block.get("derived_from", plans["plans_name"]))
+    found = re.fullmatch(r"STUNetPlans_([TSBLH])(?:_([0-9.]+)x([0-9.]+)x([0-9.]+)mm)?", base)
+    if found is None:
+        options = f"-overwrite_plans_name {base} --size {block.get('size', 'B')}, with the options of its planning"
+    else:
+        spacing = " ".join(found.groups()[1:]) if found[2] else ""
+        options = f"--size {found[1]}" + (f" -overwrite_target_spacing {spacing}" if spacing else "")
+    start = f"stunet_plan_and_preprocess -d {number} -c {configuration}"
+    return f"{start} {options}", f"{start} -p {plans['plans_name']}"
+
+
+class _Budget:
+    """How much may still be read."""
+
+    def __init__(self) -> None:
+        self.left = READ_BYTES
+
+    def takes(self, size: int) -> bool:
+        self.left -= size
+        return self.left >= 0
+
+
+def _raw(dataset: str) -> tuple[tuple[dict, list[Case]] | None, list[str]]:
+    """dataset.json and the raw cases, where they are on this machine; and a warning where only dataset.json is."""
+    root = os.environ.get("nnUNet_raw")
+    if not root or not (Path(root) / dataset / "dataset.json").is_file():
+        return None, []
+    try:
+        return raw_cases(dataset), []
+    except DataError as error:
+        entries = read_json(Path(root) / dataset / "dataset.json").get("dataset")
+        listed = [os.path.expandvars(file) for entry in (entries or {}).values() for file in entry["images"]]
+        if not listed or any((Path(root) / dataset / file).exists() for file in listed):
+            raise
+        return None, [f"the raw files of {dataset} are not on this machine, and not compared: {error.message}"]
+
+
+def _check_complete(
+    dataset: str,
+    plans: Mapping[str, Any],
+    configuration: str,
+    present: set[str],
+    manifest: Manifest | None,
+    raw: tuple[dict, list[Case]] | None,
+    hint: str,
+) -> None:
+    """Raises where cases are missing, or where there are some that the dataset does not have."""
+    wanted = set(manifest.cases) if manifest else set()
+    if raw is not None:
+        wanted = {case.name for case in raw[1]}
+    missing, extra = sorted(wanted - present), sorted(present - wanted)
+    if not present or missing:
+        state = f"{len(missing)} cases are missing (e.g. {missing[0]!r})" if present else "no case is there"
+        raise DataError(f"{dataset} is not preprocessed for {configuration} with {plans['plans_name']}: {state}", hint)
+    if extra and raw is not None:
+        what = f"{len(extra)} cases are preprocessed that {dataset} does not have any more (e.g. {extra[0]!r})"
+        raise DataError(what, hint)
+
+
+def _compare_raw(dataset: str, cases: Iterable[Case], manifest: Manifest, hint: str) -> list[str]:
+    """Raises where raw files have changed; a warning where that is not known."""
+    budget = _Budget()
+    found = {
+        case.name: compare_raw(manifest.cases[case.name], case, budget.takes)
+        for case in cases
+        if case.name in manifest.cases
+    }
+    if changed := [name for name, state in found.items() if state == CHANGED]:
+        what = f"the raw files of {len(changed)} cases of {dataset} have changed since they were preprocessed"
+        raise DataError(f"{what} (e.g. {changed[0]!r})", hint)
+    if unknown := [name for name, state in found.items() if state == UNKNOWN]:
+        what = f"the raw files of {len(unknown)} cases have another time of change (e.g. {unknown[0]!r}), the same size"
+        return [f"{what}, and are taken for unchanged; {hint} compares them"]
+    return []
+
+
+def _stale_plan(dataset: str, plans: Mapping[str, Any]) -> bool:
+    """Whether the plans say that they were made from another fingerprint than there is."""
+    planned = plans.get("stunet", {}).get("fingerprint")
+    path = preprocessed_dataset(dataset) / FINGERPRINT
+    return planned is not None and path.is_file() and fingerprint_of(read_json(path)) != planned
+
+
+def _meaning(description: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: description[key] for key in MEANING if key in description}
+
+
+def _by_value(labels: Mapping[str, Any]) -> list[str]:
+    """The values of labels, whatever their names."""
+    return sorted(str(list(value) if isinstance(value, list | tuple) else value) for value in labels.values())
+
+
+def _labels(description: Mapping[str, Any]) -> dict[str, Any]:
+    """Labels in the order that the network has them, and channels."""
+    return {key: description.get(key) for key in MEANING[:4]}
+
+
+def _without_version(settings: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in settings.items() if key != "nnunetv2"}
+
+
+def _content(record: Mapping[str, Any]) -> list[list[Any]]:
+    """Size and hash, None where it is not known, of each raw file of a case."""
+    hashes = record.get("sha256") or [None] * len(record["raw"])
+    return [[file[1], digest and digest[:HASH_LENGTH]] for file, digest in zip(record["raw"], hashes, strict=True)]
+
+
+def _other_content(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Cases of both records that were made from other files; what is not known of a file is not compared."""
+
+    def differ(one: list[list[Any]], other: list[list[Any]]) -> bool:
+        pairs = zip(one, other, strict=False)
+        return len(one) != len(other) or any(a[0] != b[0] or (a[1] and b[1] and a[1] != b[1]) for a, b in pairs)
+
+    one, other = before["made_from"], now["made_from"]
+    return [name for name in sorted(one.keys() & other.keys()) if differ(one[name], other[name])]
+
+
+def _changed(kind: str, before: Iterable[str], now: Iterable[str]) -> str:
+    """Which cases of a part of the fold came and went, in a few words."""
+    gone, new = sorted(set(before) - set(now)), sorted(set(now) - set(before))
+    texts = [f"{len(names)} {word} (e.g. {names[0]!r})" for names, word in ((gone, "gone"), (new, "new")) if names]
+    return f"{kind}: {', '.join(texts)}" if texts else ""
