@@ -164,7 +164,7 @@ def sound_files(folder: Path) -> Iterator[Sound]:
     yield Sound(at("compare.toml"), EXPERIMENT, compare)
     yield Sound(at("preset.toml"), PRESET, lambda path: presets.load(str(path)).unlike(plans_of_ours()))
     yield Sound(at("labels.toml"), LABELS, lambda path: labels.load(str(path)).from_model(DESCRIPTION["labels"]))
-    yield Sound(at("models/models.toml"), tomllib.loads(TINY), lambda path: list(map(describe, registry.entries())))
+    yield Sound(at("models/models.toml"), tomllib.loads(TINY), lambda path: list(map(describe, registry._read(path))))
     record = {"entry": "a", "source": "x", "date": "2026-01-01", "files": {"plans.json": "0"}}
     yield Sound(at("models/a/model.json"), record, lambda path: read_record(path.parent))
     yield Sound(at("models/checksums.json"), {"a": {"sha256": "0"}}, lambda path: read_checksums(path.parent))
