@@ -12,7 +12,7 @@ and we write; files.py reads JSON, yaml_values.py YAML.
 
 import math
 import tomllib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from stunet.errors import DataError, StunetError, closest, short
@@ -199,8 +199,9 @@ def either(what: str, *kinds: Check) -> Check:
                 return kind(value, where)
             except Wrong as wrong:
                 inner.append(wrong)
-        # Where a list is meant and an item of it is wrong, the item is the news.
-        raise max(inner, key=lambda wrong: len(wrong.where)) if _nested(inner, where) else expected(value, where, what)
+        # Where a list or a table is meant and something in it is wrong, that is the news.
+        inside = [wrong for wrong in inner if wrong.where != where or not wrong.what.startswith("expected")]
+        raise max(inside, key=lambda wrong: len(wrong.where)) if inside else expected(value, where, what)
 
     return found
 
@@ -213,18 +214,6 @@ def optional(kind: Check) -> Check:
             kind(value, where)
 
     return found
-
-
-def where_of(*parts: str | int) -> str:
-    """The place in a file that keys and numbers lead to: `configurations.3d_fullres.patch_size[1]`."""
-    place = ""
-    for part in parts:
-        place = f"{place}[{part}]" if isinstance(part, int) else _below(place, part)
-    return place
-
-
-def _nested(inner: Iterable[Wrong], where: str) -> bool:
-    return any(wrong.where != where for wrong in inner)
 
 
 def _below(where: str, key: Any) -> str:

@@ -67,7 +67,7 @@ def teacher(tmp_path: Path) -> Path:
 
 def _model(folder: Path, labels: Mapping[str, Any] | None = None) -> Model:
     if labels is not None:
-        describe(folder, labels=labels)
+        describe(folder, labels=labels, regions_class_order=[1, 2])
     return open_model(folder)
 
 

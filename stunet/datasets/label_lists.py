@@ -111,7 +111,7 @@ def _from_lines(lines: Iterable[str]) -> list[tuple[Any, str]]:
 def _checked(entries: Sequence[tuple[Any, Any]], where: str) -> dict[int, str]:
     names: dict[int, str] = {}
     for value, name in entries:
-        if not isinstance(name, str) or not name.strip():
+        if not isinstance(name, str) or not name.strip() or "\0" in name:
             raise DataError(f"{where}: value {value!r} has the name {name!r}", EXAMPLE)
         if isinstance(value, bool) or not re.fullmatch(r"[0-9]{1,9}", str(value)) or int(value) > labels.MAX_LABEL:
             hint = "one value per class; regions of several values are made in dataset.json afterwards"
