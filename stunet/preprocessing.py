@@ -14,6 +14,7 @@ Imports neither torch nor nnunetv2. Read next: preprocessing_workers.py, which d
 compares all that with what a training wants.
 """
 
+import hashlib
 import json
 import os
 import re
@@ -22,6 +23,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
