@@ -36,6 +36,7 @@ FAILURES = (  # of one case, whatever a library raises about it
     AttributeError,
 )  # fmt: skip
 OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
+ABSURD = 100  # times the memory: no scan needs so much, but a wrong spacing does
 log = logging.getLogger("stunet")
 
 
@@ -148,6 +149,8 @@ class Pipeline:
         own = needs[min(number, 1)]
         if own is None:
             return memory.Schedule(ahead=False, half=False)
+        if own.prepare > ABSURD * max(self._limit, memory_limit()):
+            return memory.Schedule(ahead=False, half=False)  # reading.check_grid() says what is wrong with the spacing
         plan = memory.schedule(own, known, self._base, self._limit, self._limit_of)
         if plan.half:
             log.warning("%s: logits are added in half precision, to keep within the memory", cases[number].name)
