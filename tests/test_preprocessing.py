@@ -276,7 +276,7 @@ def test_a_killed_run_leaves_no_process_and_the_next_run_completes(unblock: Call
 def test_ctrl_c_stops_a_blocked_worker_at_once(unblock: Callable[[], None], plans: dict) -> None:
     process = _start(plans, cases=2)
     process.send_signal(signal.SIGINT)
-    _, messages = process.communicate(timeout=5)
+    _, messages = process.communicate(timeout=20)
     assert messages.rstrip().endswith("KeyboardInterrupt")
     assert _complete(_data(), CASES[:2])
 

@@ -34,6 +34,7 @@ from stunet.results.write import write_itksnap_labels
 INPUT_ENDING = ".input.nii.gz"  # of the temporary image that a DICOM folder becomes
 FAILURES = (*products.FAILURES, OSError)  # of one case, whatever a library raises about it
 OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
+ABSURD = 100  # times the memory: no scan needs so much, but a wrong spacing does
 log = logging.getLogger("stunet")
 
 
@@ -147,6 +148,8 @@ class Pipeline:
         own = needs[min(number, 1)]
         if own is None:
             return memory.Schedule(ahead=False, half=False)
+        if own.prepare > ABSURD * max(self._limit, memory_limit()):
+            return memory.Schedule(ahead=False, half=False)  # reading.check_grid() says what is wrong with the spacing
         plan = memory.schedule(own, known, self._base, self._limit, self._limit_of)
         if plan.half:
             log.warning("%s: logits are added in half precision, to keep within the memory", cases[number].name)

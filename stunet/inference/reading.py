@@ -99,8 +99,7 @@ def check_grid(raw: Raw, network_shape: Sequence[int]) -> None:
         network_shape: Its shape on the network's grid, in its own order of axes.
 
     Raises:
-        DataError: Nothing is left.
-        OutOfMemoryError: It cannot be held.
+        DataError: The spacing is probably wrong.
     """
     channels, *shape = raw.image_CDHW.shape
     needed = VOXEL * channels * math.prod(network_shape)
@@ -110,12 +109,8 @@ def check_grid(raw: Raw, network_shape: Sequence[int]) -> None:
     what = (
         f"{raw.files}: {_times(shape)} voxels of {spacing} mm would be {_times(network_shape)} voxels for the network"
     )
-    if not needed:
-        raise DataError(what, "correct the spacing, which is in mm")
-    raise OutOfMemoryError(
-        f"{what}, {needed / 1e9:.2f} GB of the {there / 1e9:.2f} GB that there are",
-        "correct the spacing, which is in mm, or take a machine with more memory",
-    )
+    more = f", {needed / 1e9:.2f} GB, and there are {there / 1e9:.2f} GB" if needed else ""
+    raise DataError(f"{what}{more}", "correct the spacing, which is in mm")
 
 
 def warn_of_units(raw: Raw, schemes: Sequence[str], plans: Mapping[str, Any]) -> None:
