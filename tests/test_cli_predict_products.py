@@ -206,16 +206,16 @@ def test_threads_are_those_that_were_asked_for() -> None:
 
 
 @pytest.mark.parametrize(
-    ("out", "mark", "place"), [("seg.dcm", b"DICM", 128), ("seg.seg.nrrd", b"NRRD", 0), ("seg.nii.gz", b"\x1f\x8b", 0)]
+    ("out", "mark", "start"), [("seg.dcm", b"DICM", 128), ("seg.seg.nrrd", b"NRRD", 0), ("seg.nii.gz", b"\x1f\x8b", 0)]
 )
 def test_a_file_after_o_has_the_format_of_its_ending(
-    out: str, mark: bytes, place: int, capsys: pytest.CaptureFixture[str]
+    out: str, mark: bytes, start: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_series(Path("patient"), np.repeat(VOLUME, 3, 0).repeat(2, 1).repeat(2, 2))
     assert predict(source="patient", out=f"out/{out}") == 0
     assert names() == [out]
     assert capsys.readouterr().out == f"out/{out}\n"
-    assert Path("out", out).read_bytes()[place:].startswith(mark)
+    assert Path("out", out).read_bytes()[start:].startswith(mark)
 
 
 @pytest.mark.parametrize(
