@@ -9,6 +9,7 @@ from typing import Any
 
 from stunet.errors import DataError, closest, short
 from stunet.networks import SIZES
+from stunet.orientation import is_orientation
 from stunet.plans import values
 from stunet.plans.resolve import resolve
 
@@ -21,6 +22,7 @@ _PLAN_KEYS = {
 }  # fmt: skip
 _BLOCK_KEYS = {
     "version", "size", "memory_gb", "stages", "mirror_axes", "plan", "train", "derived_from", "finetune", "weights",
+    "orientation", "orientations",
 }  # fmt: skip
 _WEIGHTS_KEYS = {"name", "sha256", "head", "classes"}
 _REQUIRED = {
@@ -53,6 +55,8 @@ def check_plans(plans: Mapping[str, Any], configuration: str) -> dict[str, Any]:
         required = _WEIGHTS_KEYS - {"classes"}
         _check_keys(block["weights"], _WEIGHTS_KEYS, required, "the 'weights' of the 'stunet' block")
     _require(set(block["mirror_axes"]) <= {0, 1, 2}, f"mirror_axes {block['mirror_axes']!r} must be axes 0, 1 and 2")
+    orientation = block.get("orientation", "LPS")
+    _require(isinstance(orientation, str) and is_orientation(orientation), f"orientation {orientation!r} is not one")
     _require(
         sorted(plans["transpose_forward"]) == [0, 1, 2],
         f"transpose_forward {plans['transpose_forward']!r} is no order of axes",

@@ -14,11 +14,13 @@ from nnunetv2.paths import nnUNet_preprocessed
 from nnunetv2.utilities.json_export import recursive_fix_for_json_export
 
 from stunet import __version__
-from stunet.datasets.check import left_right_axes, left_right_pairs
+from stunet.datasets.check import left_right_pairs
 from stunet.files import read_json, write_json
 from stunet.networks import STUNet
+from stunet.orientation import left_right_axis
 from stunet.plans import fit, topology
 from stunet.plans.derive import Measure, fit_configurations, target_of
+from stunet.plans.fingerprint import ORIENTATIONS, chosen, orientations
 from stunet.plans.memory import DEFAULT_TARGET_GB
 
 BASE_NAME = "STUNetPlans"
@@ -123,14 +125,18 @@ class STUNetPlanner(ExperimentPlanner):
     def save_plans(self, plans: dict) -> None:
         """Fits all configurations, adds the `stunet` block, writes the plans; the user's own configurations stay."""
         recursive_fix_for_json_export(plans)
+        kind, found = plans["image_reader_writer"], self.dataset_fingerprint.get(ORIENTATIONS)
+        found = orientations(self.dataset_name)[1] if found is None else found
+        orientation = chosen(kind, found)
         plans["stunet"] = {
             "version": __version__,
             "size": self.size,
             "memory_gb": self.memory_gb,
             "stages": self.stages or "auto",
-            "mirror_axes": self.mirror_axes(plans),
+            "mirror_axes": self.mirror_axes(plans, orientation),
             "plan": {},
             "train": {},
+            **({"orientation": orientation, "orientations": found} if orientation else {}),
         }
         fit_configurations(plans, self.dataset_json, target_of(plans["stunet"]), self.measure)
         path = Path(nnUNet_preprocessed) / self.dataset_name / f"{self.plans_identifier}.json"
@@ -141,7 +147,7 @@ class STUNetPlanner(ExperimentPlanner):
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, plans)
 
-    def mirror_axes(self, plans: dict) -> list[int]:
+    def mirror_axes(self, plans: dict, orientation: str | None) -> list[int]:
         """The array axes (after transposition) that may be mirrored in training and at test time.
 
         With paired left and right class names the left-right axis may not: mirroring would swap the sides of the image
@@ -149,8 +155,5 @@ class STUNetPlanner(ExperimentPlanner):
         """
         if not left_right_pairs(self.dataset_json["labels"]):
             return [0, 1, 2]
-        images = [Path(case["images"][0]) for case in self.dataset.values()]
-        sides = {
-            plans["transpose_forward"].index(axis) for axis in left_right_axes(images, plans["image_reader_writer"])
-        }
-        return [axis for axis in range(3) if axis not in sides]
+        side = plans["transpose_forward"].index(left_right_axis(orientation))
+        return [axis for axis in range(3) if axis != side]

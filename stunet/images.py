@@ -50,9 +50,7 @@ class Reader:
     """
 
     def __init__(self, kind: str, orientation: str | None = None) -> None:
-        from nnunetv2.imageio.reader_writer_registry import recursive_find_reader_writer_by_name
-
-        self._stock: Any = recursive_find_reader_writer_by_name(kind)()
+        self._stock: Any = _reader_class(kind)()
         self.orientation = None if kind.endswith(REORIENTS) else orientation  # these turn images themselves
 
     def read_images(self, files: Sequence[str]) -> tuple[np.ndarray, dict[str, Any]]:
@@ -73,6 +71,14 @@ class Reader:
     def write_seg(self, labels_DHW: np.ndarray, path: str, properties: Mapping[str, Any]) -> None:
         """Writes labels; `properties` are those of their own grid, as orientation.of_file() gives them."""
         self._stock.write_seg(labels_DHW, path, properties)
+
+
+@cache
+def _reader_class(kind: str) -> type:
+    """nnU-Net looks for it in all of its modules."""
+    from nnunetv2.imageio.reader_writer_registry import recursive_find_reader_writer_by_name
+
+    return recursive_find_reader_writer_by_name(kind)
 
 
 def reader_of(plans: Mapping[str, Any]) -> Reader:
@@ -161,10 +167,10 @@ def _straight_copy(path: Path, target: Path) -> Path:
     affine, degrees = straight(header.get_best_affine())
     if degrees > LARGEST_SHEAR:
         raise DataError(
-            f"the axes of {str(path)!r} are {degrees:.1f} degrees off the right angle, which ITK and nnU-Net cannot take",
+            f"the axes of {str(path)!r} are {degrees:.1f} degrees off the right angle, and ITK takes no such image",
             "resample it, its label with order=0: nibabel.processing.resample_to_output(image)",
         )
-    _say_once(f"the axes of {str(path)!r} are {degrees:.2g} degrees off the right angle: read as the nearest at right angles")
+    _say_once(f"the axes of {str(path)!r} are {degrees:.2g} degrees off the right angle: read as if they were not")
     header.set_qform(affine, 1)
     header.set_sform(affine, 1)
     target.write_bytes(header.binaryblock + content[kind.sizeof_hdr :])

@@ -1,8 +1,8 @@
 """Where does a NIfTI file say that it lies, and what is odd about it?
 
-It may say so twice: the qform is a rotation, the sform any matrix, and each has a code of what its world is, 0 for none.
-ITK takes the qform, but the sform where that is the only one or its code is 1; nibabel, FSL and SPM take the sform. So
-results carry both as their image does.
+It may say so twice: the qform is a rotation, the sform any matrix, and each has a code of what its world is, 0 for
+none. ITK takes the qform, but the sform where that is the only one or its code is 1; nibabel, FSL and SPM take the
+sform. So results carry both as their image does.
 """
 
 from collections.abc import Iterator, Mapping

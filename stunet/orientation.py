@@ -1,19 +1,18 @@
 """Which way do the axes of an image run, and how is it turned so that they run as a model knows them?
 
-The orientation of an image is three letters, one for each axis of its file (x, y, z), of the side of the patient that the
-axis runs towards: L or R, P or A, S or I. LPS is what ITK calls the identity, RAS what nibabel does; both name axes so. An
-array has the axes in the opposite order, (D, H, W). A turn flips and reorders axes, it never resamples.
+The orientation of an image is three letters, one for each axis of its file (x, y, z), of the side of the patient that
+the axis runs towards: L or R, P or A, S or I. ITK's identity is LPS, nibabel's is RAS, and both name axes in this way.
+An array has the axes in the opposite order, (D, H, W). A turn flips and reorders axes, it never resamples.
 
 Where nnU-Net's reorienting readers turn an image, its properties describe the turned grid and say what it was before:
-`original_orientation` (ITK) or `original_affine` beside `reoriented_affine` (nibabel). turned() says it in the same way,
-so that nnU-Net writes results of our data to the right place, and of_file() undoes both. Read next: images.py.
+`original_orientation` (ITK) or `original_affine` beside `reoriented_affine` (nibabel). turned() says it in the same
+way, so that nnU-Net writes results of our data to the right place, and of_file() undoes both. Read next: images.py.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import nibabel.orientations
 import numpy as np
 
 from stunet.errors import UsageError
@@ -31,9 +30,17 @@ class Turn:
 
     def __call__(self, array: np.ndarray) -> np.ndarray:
         """A view of (..., D, H, W)."""
+        if self.order == (0, 1, 2) and not any(self.flips):
+            return array
         first = array.ndim - 3
         array = array.transpose(*range(first), *(first + axis for axis in self.order))
-        return array[(..., *(slice(None, None, -1 if flip else 1) for flip in self.flips))]
+        one, two, three = (slice(None, None, -1 if flip else 1) for flip in self.flips)
+        return array[..., one, two, three]
+
+    def copied(self, array: np.ndarray) -> np.ndarray:
+        """The same in an order of memory of its own; the array itself where nothing has to be turned."""
+        result = self(array)
+        return array if result is array else np.ascontiguousarray(result)
 
     @property
     def back(self) -> "Turn":
@@ -50,6 +57,11 @@ class Turn:
         return matrix
 
 
+def is_orientation(code: str) -> bool:
+    """Whether it has one letter of each pair of sides."""
+    return sorted(next((i for i, side in enumerate(SIDES) if letter in side), -1) for letter in code) == [0, 1, 2]
+
+
 def checked(text: str) -> str:
     """An orientation that somebody typed.
 
@@ -57,16 +69,23 @@ def checked(text: str) -> str:
         UsageError: It is not one.
     """
     code = text.upper()
-    if sorted(next((i for i, side in enumerate(SIDES) if letter in side), -1) for letter in code) != [0, 1, 2]:
+    if not is_orientation(code):
         raise UsageError(f"{text!r} is not an orientation", "one letter of LR, PA and SI for each axis: LPS, RAS, LAS")
     return code
 
 
 def code_of(axes_lps: Any) -> str:
-    """The orientation of an image by its axes (columns, of any length) in LPS, as ITK has them; the nearest, if oblique."""
+    """The orientation of an image by its axes in LPS, columns of any length; the nearest where they are oblique."""
+    import nibabel.orientations  # which imports scipy, and commands ask here what an orientation is
+
     affine = np.eye(4)
     affine[:3, :3] = LPS_OF_RAS @ np.reshape(axes_lps, (3, 3))
     return "".join(nibabel.orientations.aff2axcodes(affine))
+
+
+def left_right_axis(orientation: str | None) -> int:
+    """The axis of arrays (D, H, W) that runs between left and right; the last where nothing says it, as in pictures."""
+    return 2 if orientation is None else 2 - next(i for i, letter in enumerate(orientation) if letter in SIDES[0])
 
 
 def turn(own: str, wanted: str) -> Turn:
@@ -90,9 +109,7 @@ def orientation_of(properties: Mapping[str, Any]) -> str | None:
     return None
 
 
-def turned(
-    array: np.ndarray, properties: Mapping[str, Any], wanted: str | None
-) -> tuple[np.ndarray, dict[str, Any]]:
+def turned(array: np.ndarray, properties: Mapping[str, Any], wanted: str | None) -> tuple[np.ndarray, dict[str, Any]]:
     """An image in the wanted orientation, and its properties; the same objects where nothing has to be turned.
 
     Args:
@@ -101,7 +118,7 @@ def turned(
         wanted: An orientation, or None: that of the file.
     """
     own = orientation_of(properties)
-    if wanted is None or own is None or own == wanted:
+    if wanted is None or own is None or own == wanted or len(properties["spacing"]) != 3:
         return array, dict(properties)
     way = turn(own, wanted)
     result = {**properties, "spacing": [properties["spacing"][axis] for axis in way.order]}
@@ -114,7 +131,7 @@ def turned(
         move = np.eye(4)
         move[:3, :3], move[:3, 3] = way.matrix, _first_voxel(way, array.shape[1:])
         result["nibabel_stuff"] = {"original_affine": affine, "reoriented_affine": affine @ move}
-    return np.ascontiguousarray(way(array)), result
+    return way.copied(array), result
 
 
 def way_back(properties: Mapping[str, Any]) -> Turn:
@@ -162,6 +179,18 @@ def _moved(itk: Mapping[str, Any], way: Turn, shape: Sequence[int]) -> dict[str,
         "origin": tuple(origin.tolist()),
         "direction": tuple((axes @ way.matrix).ravel().tolist()),
     }
+
+
+def for_nnunet(properties: Mapping[str, Any], kind: str) -> dict[str, Any]:
+    """The properties of a file as nnU-Net's writers take them: reorienting ones find what makes them turn nothing."""
+    result = {key: value for key, value in properties.items() if key != "nifti"}
+    if not kind.endswith("WithReorient"):
+        return result
+    if itk := properties.get("sitk_stuff"):
+        result["sitk_stuff"] = {**itk, "original_orientation": orientation_of(properties)}
+    elif stuff := properties.get("nibabel_stuff"):  # it turns from RAS to the orientation of the second
+        result["nibabel_stuff"] = {"reoriented_affine": stuff["original_affine"], "original_affine": np.eye(4)}
+    return result
 
 
 def _before(properties: Mapping[str, Any]) -> str | None:

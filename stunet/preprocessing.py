@@ -195,6 +195,8 @@ def _targets(
     """The data folders of the configurations, each once."""
     common = {"nnunetv2": version("nnunetv2"), "labels": description["labels"]}
     common |= {key: plans.get(key) for key in PLAN_SETTINGS}
+    if len((block := plans.get("stunet", {})).get("orientations", ())) > 1:  # or nothing is turned
+        common["orientation"] = block["orientation"]
     targets: dict[Path, Target] = {}
     for name in configurations:
         values = resolve(plans, name)

@@ -125,13 +125,11 @@ def _preprocess(job: Job, plans: str, description: str, verbose: bool) -> dict[s
 @lru_cache(maxsize=8)
 def _loaded(plans: str, configuration: str, verbose: bool) -> tuple[Any, Any, Any]:
     """The preprocessor, nnU-Net's plans and the configuration."""
-    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
-
-    from stunet.preprocessor import preprocessor_of
+    from stunet.preprocessor import Plans, preprocessor_of
 
     if verbose:
         logging.basicConfig(level=logging.INFO, format="%(message)s")
-    manager = PlansManager(json.loads(plans))
+    manager = Plans(json.loads(plans))
     chosen = manager.get_configuration(configuration)
     return preprocessor_of(chosen, verbose), manager, chosen
 

@@ -28,7 +28,7 @@ COMMANDS = (
 )
 
 # What each part imports of ours, besides itself; every part may use FREE.
-FREE = {"errors", "files", "nifti", "workspace", "presets", "stunet"}
+FREE = {"errors", "files", "images", "nifti", "nifti_header", "orientation", "workspace", "presets", "stunet"}
 MAY_IMPORT = {
     "errors": set(),
     "files": set(),
@@ -36,6 +36,9 @@ MAY_IMPORT = {
     "presets": set(),
     "networks": set(),
     "nifti": set(),
+    "nifti_header": set(),
+    "orientation": set(),
+    "images": set(),
     "classes": set(),
     "annotations": {"classes"},
     "console": set(),
@@ -82,7 +85,7 @@ MAY_IMPORT = {
     "results": {"classes", "datasets", "evaluation", "labels"},
 }
 HOST = {  # may import nnunetv2
-    "preprocessing_workers", "preprocessor", "inference", "datasets", "merging", "plans", "trainers",
+    "images", "preprocessing_workers", "preprocessor", "inference", "datasets", "merging", "plans", "trainers",
 }  # fmt: skip
 WITHOUT_TORCH = {
     "errors", "files", "workspace", "presets", "console", "preprocessing", "cli", "classes", "labels", "models",
@@ -228,8 +231,8 @@ OUR_FLAGS = {
     "plan_and_preprocess": "--size --preset --stages --checkpointing --probe --dry_run --no_check",
     "train": "-d -c -f --size --stages -gpu_memory_target --preset --set --dry_run --overwrite --pretrained --finetune "
     "--head --list --fsdp",
-    "predict": "--model --labels --v1_preprocessing --precision --max_memory --threads --fast --roi_subset --format "
-    "--statistics --preview --report --dry_run",
+    "predict": "--model --labels --v1_preprocessing --orientation --precision --max_memory --threads --fast "
+    "--roi_subset --format --statistics --preview --report --dry_run",
     "evaluate": "-d --tolerance --labels --csv --json",
     "experiment": "-o --dry_run --summary_only -j -device --json",
     "info": "--json",

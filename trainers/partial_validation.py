@@ -16,6 +16,7 @@ from nnunetv2.evaluation.evaluate_predictions import save_summary_json
 from stunet.annotations import Annotations
 from stunet.evaluation.metrics import confusion
 from stunet.files import whole
+from stunet.images import reader_of
 from stunet.inference.output import remove_parts
 from stunet.trainers.validation import FOLDER, SUMMARY
 
@@ -30,7 +31,7 @@ def measure(trainer: "STUNetPartialTrainer") -> None:
     folder, ending = Path(trainer.output_folder) / FOLDER, trainer.dataset_json["file_ending"]
     remove_parts(folder, own=None)
     references = Path(trainer.preprocessed_dataset_folder_base) / "gt_segmentations"
-    reader = trainer.plans_manager.image_reader_writer_class()
+    reader = reader_of(trainer.plans_manager.plans)
     found = predicted_values(trainer.annotations)
 
     def compared(path: Path) -> dict[str, Any]:

@@ -13,15 +13,15 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
-import nibabel
 import numpy as np
-import SimpleITK as sitk
 from nibabel.filebasedimages import ImageFileError
 
 from stunet.annotations import FILE, load_annotations
 from stunet.datasets import GEOMETRY_ATOL, Case, Rules, raise_first, read_dataset
 from stunet.errors import DataError
+from stunet.images import REORIENTS, Reader, file_orientation
 from stunet.nifti import check_nifti
+from stunet.orientation import left_right_axis
 from stunet.processes import each
 
 LARGEST_LABEL = 65535
@@ -61,7 +61,7 @@ def read_case(case: Case, rules: Rules) -> tuple[np.ndarray, np.ndarray, dict[st
     Raises:
         DataError: The first thing that is wrong with it.
     """
-    reader = rules.reader()
+    reader = Reader(rules.reader.__name__)
     grid: dict[str, np.ndarray] = {}
     arrays = []
     for path in case.images:
@@ -99,10 +99,9 @@ def left_right_axes(images: list[Path], reader_name: str) -> set[int]:
     Raises:
         DataError: A header cannot be read.
     """
-    if reader_name not in ("SimpleITKIO", "NibabelIO"):
+    if reader_name.endswith(REORIENTS):
         return {2} if images else set()
-    row = _left_right_row_nibabel if reader_name == "NibabelIO" else _left_right_row_itk
-    return {2 - int(np.argmax(np.abs(_read(row, str(path), path)))) for path in images}
+    return {left_right_axis(_read(lambda file: file_orientation(file, reader_name), path, path)) for path in images}
 
 
 def left_right_pairs(labels: dict) -> list[tuple[str, str]]:
@@ -131,19 +130,6 @@ def _opposite(word: str) -> str:
         if word.startswith(side):
             return OPPOSITE[side] + word.removeprefix(side)
     return word
-
-
-def _left_right_row_itk(path: str) -> np.ndarray:
-    """The left-right component of each axis (x, y, z) of the file."""
-    reader = sitk.ImageFileReader()
-    reader.SetFileName(path)
-    reader.ReadImageInformation()
-    return np.array(reader.GetDirection())[: reader.GetDimension()][:3]
-
-
-def _left_right_row_nibabel(path: str) -> np.ndarray:
-    image: Any = nibabel.load(path)
-    return image.affine[0, :3] / np.linalg.norm(image.affine[:3, :3], axis=0)
 
 
 def _with_rules(folder: Path, cases: list[Case], rules: Rules) -> list[tuple[Case, Rules]]:

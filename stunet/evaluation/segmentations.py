@@ -12,6 +12,7 @@ import SimpleITK as sitk
 
 from stunet import files
 from stunet.errors import DataError
+from stunet.images import read_sitk
 from stunet.nifti import check_nifti
 
 GEOMETRY_TOLERANCE = 1e-3  # mm, and no unit for directions
@@ -43,7 +44,7 @@ def read_segmentation(
     """
     check_nifti(path)
     try:
-        image = sitk.ReadImage(str(path))
+        image = read_sitk(path)
     except RuntimeError:  # ITK's, for anything
         raise DataError(f"{str(path)!r} is damaged, or no image", "make the file anew, or leave it out") from None
     channels = image.GetNumberOfComponentsPerPixel()
