@@ -66,7 +66,7 @@ MAY_IMPORT = {
         "results",
         "weights",
     },
-    "plans": {"losses", "networks", "datasets"},
+    "plans": {"losses", "networks", "nnunet", "datasets"},
     "trainers": {
         "annotations",
         "classes",
@@ -85,7 +85,7 @@ MAY_IMPORT = {
     "results": {"classes", "datasets", "evaluation", "labels"},
 }
 HOST = {  # may import nnunetv2
-    "images", "preprocessing_workers", "preprocessor", "inference", "datasets", "merging", "plans", "trainers",
+    "images", "preprocessor", "inference", "datasets", "merging", "plans", "trainers",
 }  # fmt: skip
 WITHOUT_TORCH = {
     "errors", "files", "workspace", "presets", "console", "preprocessing", "cli", "classes", "labels", "models",
