@@ -39,7 +39,12 @@ def read_fields(path: str | Path) -> Any:
 def has_forms(path: str | Path) -> bool:
     """Whether a file says how it lies; that of a format other than NIfTI does."""
     header = read_fields(path)
-    return header is None or int(header["qform_code"]) > 0 or int(header["sform_code"]) > 0
+    return header is None or has_place(header)
+
+
+def has_place(header: Any) -> bool:
+    """The same of a header, or of what forms() has read."""
+    return int(header["qform_code"]) > 0 or int(header["sform_code"]) > 0
 
 
 def forms(path: str | Path) -> dict[str, Any] | None:

@@ -40,6 +40,7 @@ from stunet.inference.segmenter import Segmenter
 from stunet.inference.v1_order import V1Preprocessor
 from stunet.inference.windows import SlidingWindow
 from stunet.labels import LabelSystem
+from stunet.nifti_header import has_place
 from stunet.orientation import checked, of_file, orientation_of
 from stunet.preprocessor import preprocessor_of
 from stunet.results.segmentation import Segmentation
@@ -356,7 +357,8 @@ class Predictor:
 
     def _say_orientation(self, raw: Raw) -> None:
         """What a user has to know where nobody says how the training images lie, or the image does not."""
-        own = orientation_of(raw.properties)
+        written = raw.properties.get("nifti")
+        own = None if written and not has_place(written) else orientation_of(raw.properties)
         if self.orientation is None and own is not None and own not in self._unturned:
             others = " and ".join(sorted(self._unturned))
             self._unturned.add(own)

@@ -19,7 +19,7 @@ from stunet.images import Reader, file_orientation
 from stunet.inference.cases import Case, Model, volumes
 from stunet.inference.failures import last_line
 from stunet.nifti import check_nifti
-from stunet.nifti_header import forms, forms_of, oddities
+from stunet.nifti_header import forms, forms_of, has_place, oddities
 from stunet.orientation import turned, way_back
 
 # What nnU-Net, ITK, numpy and nibabel raise for files and images that they cannot take.
@@ -180,7 +180,7 @@ def from_nibabel(image: Any, channels: Sequence[str], orientation: str | None) -
     _check_channels(len(own), files, channels)
     raw = from_array(own, None, image.affine, channels, None)
     written = forms_of(image.header) if "qform_code" in image.header else None
-    if written is None or written["qform_code"] or written["sform_code"]:
+    if written is None or has_place(written):
         own, properties = turned(raw.image_CDHW, raw.properties, orientation)
         raw = raw._replace(image_CDHW=own, properties=properties)
     return raw._replace(files=files, properties={**raw.properties, **({"nifti": written} if written else {})})
