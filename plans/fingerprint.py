@@ -3,6 +3,7 @@
 Images are read as preprocessing reads them: where a dataset mixes orientations, turned to the most frequent one.
 """
 
+import logging
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,11 @@ from stunet.datasets import find_reader
 from stunet.errors import DataError
 from stunet.files import read_json, write_json
 from stunet.images import REORIENTED, REORIENTS, Reader, count_orientations
+from stunet.nifti_header import oddities
 from stunet.nnunet import exchanged
 from stunet.workspace import preprocessed_dataset, raw_dataset
 
+log = logging.getLogger("stunet")
 # Our keys in the fingerprint, which nnU-Net ignores: what it was made from, and how many images have which orientation.
 SOURCE, ORIENTATIONS = "stunet_source", "stunet_orientations"
 
@@ -67,6 +70,9 @@ def orientations(dataset: str) -> tuple[str, dict[str, int]]:
     images = [Path(case["images"][0]) for case in cases.values()]
     kind = find_reader(description, images[0]).__name__
     try:
+        odd = [text for path in images if (text := oddities(path, kind.startswith("SimpleITK")))]
+        if odd:
+            log.warning("%d of %d images have a header that is odd: %s", len(odd), len(images), odd[0])
         return kind, count_orientations(images, kind)
     except (OSError, RuntimeError, ValueError) as error:
         raise DataError(f"cannot read an image of {dataset}: {error}", "copy the file again") from error

@@ -5,6 +5,7 @@ none. ITK takes the qform, but the sform where that is the only one or its code 
 sform. So results carry both as their image does.
 """
 
+import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -23,16 +24,23 @@ SCANNER, LABEL = 1, 1002  # codes of nifti1.h
 
 
 def read_fields(path: str | Path) -> Any:
-    """The header of a NIfTI file as it stands there; None for other formats and what is not NIfTI."""
+    """The header of a NIfTI file as it stands there; None for other formats and what is not NIfTI.
+
+    Raises:
+        OSError: It cannot be read.
+    """
     if not str(path).endswith(NIFTI):
         return None
-    with nibabel.openers.ImageOpener(str(path)) as file:
-        for kind in (nibabel.Nifti1Header, nibabel.Nifti2Header):
-            file.seek(0)
-            try:
-                return kind.from_fileobj(file, check=False)
-            except (nibabel.spatialimages.HeaderDataError, nibabel.wrapstruct.WrapStructError):
-                continue
+    try:
+        with nibabel.openers.ImageOpener(str(path)) as file:
+            for kind in (nibabel.Nifti1Header, nibabel.Nifti2Header):
+                file.seek(0)
+                try:
+                    return kind.from_fileobj(file, check=False)
+                except (nibabel.spatialimages.HeaderDataError, nibabel.wrapstruct.WrapStructError):
+                    continue
+    except (EOFError, zlib.error) as error:
+        raise OSError(f"{str(path)!r} is damaged: {error}") from error
     return None
 
 

@@ -236,8 +236,8 @@ OUR_FLAGS = {
     "evaluate": "-d --tolerance --labels --csv --json",
     "experiment": "-o --dry_run --summary_only -j -device --json",
     "info": "--json",
-    "pseudo_label": "-d --teacher --name --classes --min_confidence --confidence -f -chk -step_size --disable_tta "
-    "-device --precision --dry_run",
+    "pseudo_label": "-d --teacher --name --classes --min_confidence --confidence --orientation -f -chk -step_size "
+    "--disable_tta -device --precision --dry_run",
     "demo": "-o -device",
 }
 

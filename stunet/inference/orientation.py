@@ -3,6 +3,8 @@
 import os
 from pathlib import Path
 
+from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
+
 from stunet.errors import StunetError
 from stunet.files import read_json
 from stunet.images import REORIENTED, REORIENTS, count_orientations
@@ -45,11 +47,16 @@ def _of_training_images(model: Model) -> str | None:
     if not raw or not (folder / "dataset.json").is_file():
         return None
     try:
-        if read_json(folder / "dataset.json").get("labels") != model.dataset["labels"]:
+        description = read_json(folder / "dataset.json")
+        if description.get("labels") != model.dataset["labels"]:
             return None
-        images = sorted((folder / "imagesTr").glob(f"*_0000{model.ending}"))
+        if "dataset" in description:
+            cases = get_filenames_of_train_images_and_targets(str(folder), description)
+            images = sorted(Path(case["images"][0]) for case in cases.values())
+        else:
+            images = sorted((folder / "imagesTr").glob(f"*_0000{model.ending}"))
         some = images[:: -(-len(images) // LOOKED_AT) or 1]
         found = count_orientations(some, model.plans["image_reader_writer"])
-    except (StunetError, OSError, RuntimeError, ValueError, AttributeError):
+    except (StunetError, OSError, RuntimeError, ValueError, AttributeError, LookupError, TypeError):
         return None
     return next(iter(found)) if len(found) == 1 else None
