@@ -25,7 +25,7 @@ from stunet.orientation import LPS_OF_RAS, code_of, turned
 
 NIFTI = (".nii", ".nii.gz")
 REORIENTS, REORIENTED = "WithReorient", "RAS"  # how nnU-Net's readers that turn images end, and what they turn them to
-LARGEST_SHEAR = 1.0  # degrees off the right angle: 5 mm at the far end of 300 mm
+LEAST_SHEAR, LARGEST_SHEAR = 1e-4, 1.0  # degrees off the right angle: 0.5 µm and 5 mm at the far end of 300 mm
 
 Read = TypeVar("Read")
 log = logging.getLogger("stunet")
@@ -160,11 +160,16 @@ def with_straight_axes(read: Callable[[Sequence[str]], Read], files: Sequence[st
 
 
 def _straight_copy(path: Path, target: Path) -> Path:
+    """The copy; or the file itself, where its axes are straight or it is of another format."""
+    if not path.name.endswith(NIFTI):
+        return path
     with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
         content = file.read()
     kind = nibabel.Nifti1Header if content[:4] in (b"\x5c\x01\0\0", b"\0\0\x01\x5c") else nibabel.Nifti2Header
     header: Any = kind(content[: kind.sizeof_hdr])
     affine, degrees = straight(header.get_best_affine())
+    if degrees < LEAST_SHEAR:
+        return path
     if degrees > LARGEST_SHEAR:
         raise DataError(
             f"the axes of {str(path)!r} are {degrees:.1f} degrees off the right angle, and ITK takes no such image",

@@ -260,11 +260,11 @@ def _read_previous(path: Path, reader: Reader) -> np.ndarray:
 def _check_same_orientation(files: Sequence[Path], kind: str) -> None:
     """nnU-Net takes the channels as they are stored, however the axes of each run."""
     if len(files) > 1:
-        found = {file: file_orientation(file, kind) for file in files}
-        for file, code in found.items():
-            if code != found[files[0]]:
+        found = [(file, code) for file in files if (code := file_orientation(file, kind))]
+        for file, code in found:
+            if code != found[0][1]:
                 raise DataError(
-                    f"the axes of {str(files[0])!r} run {found[files[0]]}, those of {str(file)!r} {code}",
+                    f"the axes of {str(found[0][0])!r} run {found[0][1]}, those of {str(file)!r} {code}",
                     "bring the channels of a case onto one grid, with SimpleITK's Resample",
                 )
 
