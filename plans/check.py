@@ -3,15 +3,15 @@
 nnU-Net reads a plan without checking; what does not fit fails hours later or computes something else.
 """
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
 from stunet.errors import DataError, closest, short
-from stunet.networks import SIZES
-from stunet.orientation import is_orientation
-from stunet.plans import values
+from stunet.kinds import PLANS
+from stunet.plans.grid import CONFIGURATION_KEYS, problems
 from stunet.plans.resolve import resolve
+from stunet.presets import SIZES
+from stunet.schema import check
 
 NETWORK = "stunet.networks.STUNet"
 
@@ -20,20 +20,12 @@ _PLAN_KEYS = {
     "image_reader_writer", "transpose_forward", "transpose_backward", "configurations", "experiment_planner_used",
     "label_manager", "foreground_intensity_properties_per_channel", "stunet", "continue_training",
 }  # fmt: skip
-_BLOCK_KEYS = {
-    "version", "size", "memory_gb", "stages", "mirror_axes", "plan", "train", "derived_from", "finetune", "weights",
-    "orientation", "orientations",
-}  # fmt: skip
-_WEIGHTS_KEYS = {"name", "sha256", "head", "classes"}
-_REQUIRED = {
-    "data_identifier", "preprocessor_name", "batch_size", "patch_size", "spacing", "normalization_schemes",
-    "use_mask_for_norm", "resampling_fn_data", "resampling_fn_seg", "resampling_fn_data_kwargs",
-    "resampling_fn_seg_kwargs", "resampling_fn_probabilities", "resampling_fn_probabilities_kwargs", "architecture",
-}  # fmt: skip
+_REQUIRED = {*CONFIGURATION_KEYS, "data_identifier", "batch_size"}
 _CONFIGURATION_KEYS = _REQUIRED | {
     "median_image_size_in_voxels", "batch_dice", "stunet", "inherits_from", "previous_stage", "next_stage",
 }  # fmt: skip
 _ARCHITECTURE_KEYS = {"size", "strides", "deep_supervision", "checkpointing"}
+_HINT = "correct the plans file, or make it again: stunet_plan_and_preprocess -d ... --no_pp"
 
 
 def check_plans(plans: Mapping[str, Any], configuration: str) -> dict[str, Any]:
@@ -42,58 +34,32 @@ def check_plans(plans: Mapping[str, Any], configuration: str) -> dict[str, Any]:
     Raises:
         DataError: Something is missing, unknown, or does not fit; one line that names it.
     """
+    check(plans, PLANS, f"plans {plans.get('plans_name')}", _HINT)
     name = plans.get("plans_name")
     _check_keys(plans, _PLAN_KEYS, _PLAN_KEYS - {"stunet", "continue_training"}, f"plans {name!r}")
     if "stunet" not in plans:
         raise DataError(f"plans {name!r} were not made by stunet", "stunet_plan_and_preprocess -d ...")
-    _require("__" not in str(name), f"the plans name {name!r} contains '__', which nnU-Net splits folder names at")
-    block = plans["stunet"]
-    _check_keys(block, _BLOCK_KEYS, {"size", "mirror_axes", "plan", "train"}, "the 'stunet' block")
-    _check_keys(block["train"], set(values.TRAIN), set(), "the 'train' values of the 'stunet' block")
-    _check_keys(block["plan"], {*values.PLAN, "memory_gb", "stages"}, set(), "the 'plan' values of the 'stunet' block")
-    if "weights" in block:
-        required = _WEIGHTS_KEYS - {"classes"}
-        _check_keys(block["weights"], _WEIGHTS_KEYS, required, "the 'weights' of the 'stunet' block")
-    _require(set(block["mirror_axes"]) <= {0, 1, 2}, f"mirror_axes {block['mirror_axes']!r} must be axes 0, 1 and 2")
-    orientation = block.get("orientation", "LPS")
-    _require(isinstance(orientation, str) and is_orientation(orientation), f"orientation {orientation!r} is not one")
     _require(
-        sorted(plans["transpose_forward"]) == [0, 1, 2],
-        f"transpose_forward {plans['transpose_forward']!r} is no order of axes",
+        "__" not in plans["plans_name"], f"the plans name {name!r} contains '__', which nnU-Net splits folder names at"
     )
+    _check_keys(plans["stunet"], set(plans["stunet"]), {"size", "mirror_axes", "plan", "train"}, "the 'stunet' block")
     resolved = resolve(plans, configuration)
     _check_keys(resolved, _CONFIGURATION_KEYS, _REQUIRED, f"configuration {configuration!r}")
-    _check_network(resolved, configuration)
+    architecture, kwargs = resolved["architecture"], resolved["architecture"]["arch_kwargs"]
+    _require(
+        architecture["network_class_name"] == NETWORK,
+        f"{configuration}: network {architecture['network_class_name']!r} is not {NETWORK}",
+    )
+    _check_keys(kwargs, _ARCHITECTURE_KEYS, {"size", "strides"}, f"{configuration}: arch_kwargs")
+    _require(
+        isinstance(kwargs["size"], str) and kwargs["size"] in SIZES,
+        f"{configuration}: unknown size {kwargs['size']!r}; known: {', '.join(SIZES)}",
+    )
+    for key in ("checkpointing", "deep_supervision"):
+        _require(isinstance(kwargs.get(key, False), bool), f"{configuration}: arch_kwargs.{key} must be true or false")
+    problem = next(problems(plans, resolved, kwargs["strides"]), None)
+    _require(problem is None, f"{configuration}: {problem}")
     return resolved
-
-
-def _check_network(configuration: Mapping[str, Any], name: str) -> None:
-    architecture = configuration["architecture"]
-    _require(
-        architecture.get("network_class_name") == NETWORK,
-        f"{name}: network {architecture.get('network_class_name')!r} is not {NETWORK}",
-    )
-    kwargs = architecture["arch_kwargs"]
-    _check_keys(kwargs, _ARCHITECTURE_KEYS, {"size", "strides"}, f"{name}: arch_kwargs")
-    _require(kwargs["size"] in SIZES, f"{name}: unknown size {kwargs['size']!r}; known: {', '.join(SIZES)}")
-    patch, spacing, strides = configuration["patch_size"], configuration["spacing"], kwargs["strides"]
-    ndim = len(patch)
-    _require(
-        ndim in (2, 3) and len(spacing) == ndim, f"{name}: patch_size {patch} and spacing {spacing} differ in dimension"
-    )
-    _require(all(pitch > 0 for pitch in spacing), f"{name}: spacing {spacing} must be positive")
-    fits = len(strides) >= 2 and all(
-        len(stride) == ndim and all(isinstance(s, int) and s >= 1 for s in stride) for stride in strides
-    )
-    _require(fits, f"{name}: strides {strides} must be two or more entries of {ndim} positive integers")
-    _require(set(strides[0]) == {1}, f"{name}: strides must begin with {[1] * ndim}, not {strides[0]}")
-    divisor = [math.prod(axis) for axis in zip(*strides, strict=True)]
-    divisible = all(n >= d and n % d == 0 for n, d in zip(patch, divisor, strict=True))
-    _require(divisible, f"{name}: patch_size {patch} is not divisible by the product of the strides, {divisor}")
-    _require(
-        isinstance(configuration["batch_size"], int) and configuration["batch_size"] >= 1,
-        f"{name}: batch_size {configuration['batch_size']!r} must be 1 or more",
-    )
 
 
 def _check_keys(content: Mapping[str, Any], known: set[str], required: set[str], where: str) -> None:
@@ -106,7 +72,7 @@ def _check_keys(content: Mapping[str, Any], known: set[str], required: set[str],
 
 def _require(condition: bool, message: str) -> None:
     if not condition:
-        raise DataError(message, "correct the plans file, or make it anew: stunet_plan_and_preprocess -d ... --no_pp")
+        raise DataError(message, _HINT)
 
 
 def difference(one: Any, other: Any, where: str = "plans") -> str | None:

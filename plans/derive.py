@@ -14,8 +14,10 @@ from dataclasses import replace
 from typing import Any
 
 from stunet.errors import DataError, UsageError
+from stunet.names import check_name
 from stunet.networks import SIZES
 from stunet.plans import memory, topology, values
+from stunet.plans.check import check_plans
 from stunet.plans.fit import Fit, Target, corrected, fit
 from stunet.plans.memory import Network
 from stunet.plans.resolve import lineage, resolve
@@ -59,8 +61,7 @@ def derive(
         DataError: The plan was not made by stunet.
         OutOfMemoryError: Nothing of this size fits.
     """
-    if "stunet" not in plans:
-        raise DataError(f"plans {plans.get('plans_name')!r} were not made by stunet", "stunet_plan_and_preprocess")
+    _check(plans, dataset_json)
     new = copy.deepcopy(dict(plans))
     block, before = new["stunet"], plans["stunet"]
     given = {key: values.checked(key, value) for key, value in (overrides or {}).items()}
@@ -84,11 +85,27 @@ def derive(
         fit_configurations(new, dataset_json, target_of(block))
     _set_patch_and_batch(new, dataset_json)
     root = before.get("derived_from", plans["plans_name"])
-    new["plans_name"] = _name(root, block)
+    new["plans_name"] = check_name(_name(root, block), "plans name")
     block.pop("derived_from", None)
     if new["plans_name"] != root:
         block["derived_from"] = root
     return new
+
+
+def _check(plans: Mapping[str, Any], dataset_json: Mapping[str, Any]) -> None:
+    """Refuses what check_plans() refuses in any configuration, and what lacks something that only deriving needs."""
+    for name in plans["configurations"]:
+        resolved = check_plans(plans, name)
+        if len(resolved.get("median_image_size_in_voxels", ())) != len(resolved["spacing"]):
+            raise DataError(
+                f"{name}: median_image_size_in_voxels must be {len(resolved['spacing'])} numbers",
+                "stunet_plan_and_preprocess -d ... --no_pp",
+            )
+    missing = [key for key in ("memory_gb", "stages") if key not in plans["stunet"]]
+    missing += ["numTraining of dataset.json"] * ("numTraining" not in dataset_json)
+    if missing:
+        what = f"plans {plans['plans_name']!r}: missing {', '.join(missing)}"
+        raise DataError(what, "stunet_plan_and_preprocess -d ... --no_pp")
 
 
 def target_of(block: Mapping[str, Any]) -> Target:
@@ -119,7 +136,7 @@ def _fit(
     shape, spacing = configuration["median_image_size_in_voxels"], configuration["spacing"]
     volume = shape
     if len(shape) == 2 and "3d_fullres" in plans["configurations"]:  # slices of volumes
-        volume = plans["configurations"]["3d_fullres"]["median_image_size_in_voxels"]
+        volume = resolve(plans, "3d_fullres")["median_image_size_in_voxels"]
 
     def search(correction: float) -> Fit:
         return fit(network, spacing, shape, math.prod(volume) * cases, replace(target, correction=correction))

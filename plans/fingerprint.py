@@ -1,23 +1,27 @@
-"""The dataset's fingerprint (spacings, shapes, intensities): extracted by nnU-Net, anew when the data changed.
+"""The dataset's fingerprint (spacings, shapes, intensities): extracted by nnU-Net, again when the data changed.
 
 Images are read as preprocessing reads them: where a dataset mixes orientations, turned to the most frequent one.
 """
 
 import logging
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from nnunetv2.experiment_planning.dataset_fingerprint import fingerprint_extractor
+from nnunetv2.experiment_planning.dataset_fingerprint import fingerprint_extractor as host
 from nnunetv2.experiment_planning.dataset_fingerprint.fingerprint_extractor import DatasetFingerprintExtractor
 from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 
 from stunet.datasets import find_reader
-from stunet.errors import DataError
+from stunet.datasets.check import UNREADABLE
+from stunet.errors import DataError, is_out_of_memory, last_line
 from stunet.files import read_json, write_json
 from stunet.images import REORIENTED, REORIENTS, Reader, count_orientations
+from stunet.kinds import FINGERPRINT, read, read_dataset_json
 from stunet.nifti_header import oddities
 from stunet.nnunet import exchanged
+from stunet.processes import each
 from stunet.workspace import preprocessed_dataset, raw_dataset
 
 log = logging.getLogger("stunet")
@@ -25,34 +29,39 @@ log = logging.getLogger("stunet")
 SOURCE, ORIENTATIONS = "stunet_source", "stunet_orientations"
 
 
-def extract_fingerprint(dataset: str, workers: int, clean: bool = False, show_bar: bool = False) -> Path:
+def extract_fingerprint(
+    dataset: str,
+    workers: int,
+    clean: bool = False,
+    on_case: Callable[[str, int], None] = lambda name, cases: None,
+) -> Path:
     """Writes dataset_fingerprint.json unless an up-to-date one exists.
 
     Args:
         dataset: Full name.
         workers: Processes.
         clean: Extract even if the existing one is up to date.
-        show_bar: Show nnU-Net's progress bar on stderr: large datasets take minutes.
+        on_case: Called with the label file of a case that is done, and how many cases there are.
 
     Raises:
-        DataError: nnU-Net could not extract it; a worker process died, say.
+        DataError: A case cannot be read.
+        OutOfMemoryError: A case does not fit into memory.
     """
     path = preprocessed_dataset(dataset) / "dataset_fingerprint.json"
     source = _source(dataset)
-    before = read_json(path) if path.is_file() and not clean else {}
+    hint = f"stunet_plan_and_preprocess -d {int(dataset[7:10])} --clean"
+    before = read(path, FINGERPRINT, hint) if path.is_file() and not clean else {}
     if before.get(SOURCE) == source and ORIENTATIONS in before:
         return path
     kind, found = orientations(dataset)
     if before.get(SOURCE) != source or len(found) > 1:
         path.parent.mkdir(parents=True, exist_ok=True)
         extractor = DatasetFingerprintExtractor(dataset, workers, verbose=False)
-        extractor.show_progress_bar = show_bar
+        extractor.show_progress_bar = False
         reader = partial(Reader, kind, chosen(kind, found))
-        try:
-            with exchanged(fingerprint_extractor, determine_reader_writer_from_dataset_json=lambda *_, **__: reader):
-                extractor.run(overwrite_existing=True)
-        except RuntimeError as error:
-            raise DataError(f"nnU-Net could not extract the fingerprint of {dataset}: {error}", "-npfp 1") from error
+        ours = {"determine_reader_writer_from_dataset_json": lambda *_, **__: reader}
+        with exchanged(host, multiprocessing=_Pool(workers, on_case), **ours):
+            extractor.run(overwrite_existing=True)
         before = read_json(path)
     write_json(path, {**before, SOURCE: source, ORIENTATIONS: found})
     return path
@@ -65,7 +74,7 @@ def orientations(dataset: str) -> tuple[str, dict[str, int]]:
         DataError: A header cannot be read.
     """
     folder = raw_dataset(dataset)
-    description = read_json(folder / "dataset.json")
+    description = read_dataset_json(folder / "dataset.json")
     cases = get_filenames_of_train_images_and_targets(str(folder), description)
     images = [Path(case["images"][0]) for case in cases.values()]
     kind = find_reader(description, images[0]).__name__
@@ -74,8 +83,8 @@ def orientations(dataset: str) -> tuple[str, dict[str, int]]:
         if odd:
             log.warning("%d of %d images have a header that is odd: %s", len(odd), len(images), odd[0])
         return kind, count_orientations(images, kind)
-    except (OSError, RuntimeError, ValueError) as error:
-        raise DataError(f"cannot read an image of {dataset}: {error}", "copy the file again") from error
+    except UNREADABLE as error:
+        raise DataError(f"cannot read an image of {dataset}: {last_line(error)}", "copy the file again") from error
 
 
 def chosen(kind: str, found: Any) -> str | None:
@@ -83,9 +92,74 @@ def chosen(kind: str, found: Any) -> str | None:
     return REORIENTED if kind.endswith(REORIENTS) else next(iter(found), None)
 
 
+class _Pool:
+    """Stands for multiprocessing in nnU-Net's extractor, whose pool hangs or names no case when a process is killed.
+
+    nnU-Net submits all cases before it looks at the pool's processes: then all of them are done, by processes.each().
+    """
+
+    def __init__(self, workers: int, on_case: Callable[[str, int], None]) -> None:
+        self._workers, self._on_case = workers, on_case
+        self._jobs: list[_Job] = []
+
+    def get_context(self, method: str) -> "_Pool":
+        return self
+
+    def Pool(self, processes: int) -> "_Pool":
+        return self
+
+    def __enter__(self) -> "_Pool":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+    def starmap_async(self, function: Callable[..., Any], arguments: Sequence[tuple[Any, ...]]) -> "_Job":
+        self._jobs.append(_Job(arguments[0]))
+        return self._jobs[-1]
+
+    @property
+    def _pool(self) -> list[Any]:
+        arguments = [job.arguments for job in self._jobs]
+        for position, result in each(_analyze, arguments, self._workers, _name):
+            self._jobs[position].result = result
+            self._on_case(_name(arguments[position]), len(arguments))
+        return []  # of processes that nnU-Net has to watch
+
+
+class _Job:
+    """What nnU-Net asks for the result of a case."""
+
+    def __init__(self, arguments: tuple[Any, ...]) -> None:
+        self.arguments, self.result = arguments, None
+
+    def ready(self) -> bool:
+        return True
+
+    def get(self) -> list[Any]:
+        return [self.result]
+
+
+def _name(arguments: tuple[Any, ...]) -> str:
+    return Path(arguments[1]).name  # of the label file
+
+
+def _analyze(arguments: tuple[Any, ...]) -> Any:
+    """nnU-Net's statistics of a case, in a worker."""
+    try:
+        return DatasetFingerprintExtractor.analyze_case(*arguments)
+    except UNREADABLE as error:
+        if is_out_of_memory(error):
+            raise
+        files = ", ".join(map(repr, (*arguments[0], arguments[1])))
+        raise DataError(
+            f"no fingerprint of {files}: {last_line(error)}", "look at these files; without --no_check they are checked"
+        ) from error
+
+
 def _source(dataset: str) -> list[list[str | int]]:
     """Name, size in bytes and time of change of the files that the fingerprint is made from."""
     folder = raw_dataset(dataset)
-    cases = get_filenames_of_train_images_and_targets(str(folder), read_json(folder / "dataset.json"))
+    cases = get_filenames_of_train_images_and_targets(str(folder), read_dataset_json(folder / "dataset.json"))
     files = [Path(name) for case in cases.values() for name in (*case["images"], case["label"])]
     return [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files]

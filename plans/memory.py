@@ -71,6 +71,21 @@ def estimate(network: Network, patch: Sequence[int], batch: int, strides: Stride
     return OVERHEAD_GB + (fixed + correction * (ACTIVATION_FACTOR * activations + loss)) / GIB
 
 
+def least(network: Network, patch: Sequence[int], batch: int, strides: Strides, single: bool) -> float:
+    """GiB that a training step cannot do without, on whatever device: no overhead, nothing temporary but a checkpoint's.
+
+    Args:
+        network: The architecture.
+        patch: Voxels per axis.
+        batch: Samples at a time.
+        strides: One entry per stage.
+        single: Whether activations are kept in single precision, as on the CPU.
+    """
+    value = SINGLE // HALF if single else 1
+    fixed = 3 * SINGLE * parameters(network, strides)  # weights, gradients, momentum
+    return (fixed + value * batch * activation_bytes(network, patch, strides)) / GIB
+
+
 def parameters(network: Network, strides: Strides) -> int:
     """The number of parameters of the network."""
     size, ndim = SIZES[network.size], len(strides[0])

@@ -4,12 +4,12 @@ nnU-Net's planner copies splits_final.json from nnUNet_raw to nnUNet_preprocesse
 with a bare assertion where another one is there. A file there may have more folds than the raw one.
 """
 
-from typing import Any
+from pathlib import Path
 
 from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 
 from stunet.errors import DataError, closest
-from stunet.files import read_json
+from stunet.kinds import SPLITS, read, read_dataset_json
 from stunet.workspace import preprocessed_dataset, raw_dataset
 
 FILE = "splits_final.json"
@@ -29,8 +29,8 @@ def check_splits(dataset: str) -> None:
     path, used = raw / FILE, preprocessed_dataset(dataset) / FILE
     if not path.is_file():
         return
-    folds = _folds(read_json(path), repr(str(path)))
-    known = list(get_filenames_of_train_images_and_targets(str(raw), read_json(raw / "dataset.json")))
+    folds = _folds(path)
+    known = list(get_filenames_of_train_images_and_targets(str(raw), read_dataset_json(raw / "dataset.json")))
     for number, (train, val) in enumerate(folds):
         where = f"fold {number} of {str(path)!r}"
         if unknown := sorted((train | val) - set(known)):
@@ -39,17 +39,12 @@ def check_splits(dataset: str) -> None:
             raise DataError(f"{where} has {both[0]!r} in training and in validation", "in one of the two")
         if not train or not val:
             raise DataError(f"{where} has {len(train)} cases to train and {len(val)} to validate", "at least one each")
-    if used.is_file() and _folds(read_json(used), repr(str(used)))[: len(folds)] != folds:
+    if used.is_file() and _folds(used)[: len(folds)] != folds:
         hint = "remove the one that shall not count: what was trained used that of nnUNet_preprocessed"
         raise DataError(f"{str(path)!r} and {str(used)!r} have different folds", hint)
 
 
-def _folds(content: Any, where: str) -> list[tuple[set[str], set[str]]]:
+def _folds(path: Path) -> list[tuple[set[str], set[str]]]:
     """Training and validation cases of each fold."""
-    try:
-        folds = [(set(fold["train"]), set(fold["val"])) for fold in content]
-        if folds and all(isinstance(name, str) for fold in folds for part in fold for name in part):
-            return folds
-    except (TypeError, KeyError):
-        pass
-    raise DataError(f"{where} is no list of folds", '[{"train": ["case_1", ...], "val": ["case_2", ...]}]')
+    hint = 'a list of folds: [{"train": ["case_1", ...], "val": ["case_2", ...]}]'
+    return [(set(fold["train"]), set(fold["val"])) for fold in read(path, SPLITS, hint)]

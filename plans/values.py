@@ -4,12 +4,11 @@ They live in the plan: those of training in `stunet.train`, those that shape the
 """
 
 import json
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from stunet.errors import UsageError, closest
+from stunet.errors import UsageError, closest, short
 
 
 @dataclass(frozen=True)
@@ -20,6 +19,9 @@ class Value:
     type: type
     valid: Callable[[Any], bool]
     example: str
+
+
+LARGEST = 2**62  # no value of a run is larger
 
 
 def _positive(number: float) -> bool:
@@ -50,6 +52,28 @@ PLAN: dict[str, Value] = {
     "checkpointing": Value("ckpt", bool, lambda b: True, "true"),
 }
 KNOWN = TRAIN | PLAN
+SYNONYMS = {  # what other programs call these values
+    "initial_lr": ("lr", "learning_rate", "learningrate", "base_lr", "initial_learning_rate", "max_lr"),
+    "num_epochs": ("epoch", "epochs", "max_epochs", "n_epochs", "train_epochs"),
+    "batch_size": ("batch", "batchsize", "bs", "train_batch_size"),
+    "patch_size": ("patch", "patchsize", "roi_size", "crop_size", "crop", "image_size", "patches"),
+    "weight_decay": ("wd", "decay", "l2", "weightdecay"),
+    "num_iterations_per_epoch": ("iterations", "iters", "steps", "steps_per_epoch", "iterations_per_epoch"),
+    "num_val_iterations_per_epoch": ("val_iterations", "val_steps", "validation_steps"),
+    "oversample_foreground_percent": ("oversample", "oversampling", "foreground", "oversample_foreground"),
+    "seed": ("random_seed", "random_state", "rng"),
+    "mirror": ("mirroring", "mirror_axes", "flip", "flips"),
+    "accumulation": ("accumulate", "gradient_accumulation", "grad_accum", "accumulate_grad_batches", "micro_batches"),
+    "precision": ("amp", "dtype", "mixed_precision", "bf16", "fp32", "half"),
+    "num_cases": ("cases", "n_cases", "num_samples", "train_cases", "subset"),
+    "checkpointing": ("gradient_checkpointing", "grad_checkpointing", "activation_checkpointing"),
+}
+
+
+def known_as(name: str) -> str | None:
+    """The key of a value that other programs, or hasty fingers, call like this; None where nothing is meant."""
+    plain = name.lstrip("-").lower().replace("-", "_")
+    return plain if plain in KNOWN else next((key for key, names in SYNONYMS.items() if plain in names), None)
 
 
 def parse(pairs: Sequence[str]) -> dict[str, Any]:
@@ -90,9 +114,17 @@ def checked(key: str, value: Any) -> Any:
         UsageError: Unknown key, or a value that is not valid for it.
     """
     if key not in KNOWN:
-        raise UsageError(f"unknown key {key!r}{closest(key, list(KNOWN))}", f"--set takes {', '.join(KNOWN)}")
+        meant = f"; did you mean {same!r}?" if (same := known_as(key)) else closest(key, list(KNOWN))
+        raise UsageError(f"unknown key {key!r}{meant}", f"--set takes {', '.join(KNOWN)}")
     kind = KNOWN[key]
-    number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if not is_valid(kind, value):
+        raise UsageError(f"{key}={short(value)} is not a valid {kind.type.__name__}", f"--set {key}={kind.example}")
+    return kind.type(value)
+
+
+def is_valid(kind: Value, value: Any) -> bool:
+    """Whether a value is of a kind; 2.0 is an integer, too."""
+    number = type(value) in (int, float) and -LARGEST <= value <= LARGEST  # not NaN either
     of_type = {
         int: number and value == int(value),
         float: number,
@@ -100,9 +132,7 @@ def checked(key: str, value: Any) -> Any:
         list: isinstance(value, list),
         str: isinstance(value, str),
     }
-    if not of_type[kind.type] or not kind.valid(value):
-        raise UsageError(f"{key}={value!r} is not a valid {kind.type.__name__}", f"--set {key}={kind.example}")
-    return kind.type(value)
+    return of_type[kind.type] and kind.valid(value)
 
 
 def tag(key: str, value: Any) -> str:

@@ -4,14 +4,27 @@ What else is data stands beside them: models.toml (stunet/models.py), aliases.to
 (stunet/labels.py) and totalsegmentator.toml (stunet/datasets/subjects.py).
 """
 
-import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from stunet.errors import DataError, closest
+from stunet.schema import (
+    Check,
+    anything,
+    check,
+    dict_of,
+    either,
+    integer,
+    list_of,
+    number,
+    one_of,
+    read_toml,
+    table,
+    text,
+)
 
 SIZES = ("T", "S", "B", "L", "H")  # keys of networks.SIZES, without loading torch
 NORMALIZATIONS = {"zscore": "ZScoreNormalization", "ct": "CTNormalization"}  # nnU-Net's classes
@@ -78,32 +91,18 @@ def load(name_or_path: str) -> Preset:
             f"no preset {name_or_path!r}{closest(name_or_path, names())}",
             f"one of {', '.join(names())}, or a .toml file",
         )
-    try:
-        content = tomllib.loads(path.read_text())
-    except tomllib.TOMLDecodeError as error:
-        raise DataError(f"preset {name_or_path!r} is not valid TOML: {error}", "correct the line") from None
-    known = [f.name for f in fields(Preset)]
-    for key in content:
-        if key not in known:
-            raise DataError(
-                f"preset {name_or_path!r}: unknown key {key!r}{closest(key, known)}", f"known keys: {', '.join(known)}"
-            )
-    if content.get("size") not in (None, *SIZES):
-        raise DataError(
-            f"preset {name_or_path!r}: unknown size {content['size']!r}", f"size is one of {', '.join(SIZES)}"
-        )
-    spacing = content.get("spacing")
-    if spacing is not None and not (
-        isinstance(spacing, list) and len(spacing) == 3 and all(type(s) in (int, float) and s > 0 for s in spacing)
-    ):
-        raise DataError(f"preset {name_or_path!r}: spacing is {spacing!r}", "three numbers in mm: [1.5, 1.5, 1.5]")
-    if (normalization := content.get("normalization")) not in (None, *NORMALIZATIONS):
-        raise DataError(
-            f"preset {name_or_path!r}: unknown normalization {normalization!r}", f"one of {', '.join(NORMALIZATIONS)}"
-        )
-    missing = {"title", "size"} - set(content)
-    if missing:
-        raise DataError(
-            f"preset {name_or_path!r}: missing {', '.join(sorted(missing))}", "see the presets that come with stunet"
-        )
+    content = read_toml(path)
+    check(content, table({key: _KEYS[key] for key in ("title", "size")}, _KEYS), name_or_path, "correct the preset")
     return Preset(**content)
+
+
+_KEYS: dict[str, Check] = {
+    "title": text,
+    "size": one_of(*SIZES),
+    "memory_gb": number(above=0, most=10_000),
+    "stages": either("a number from 2 to 9 or 'auto'", integer(2, 9), one_of("auto")),
+    "spacing": list_of(number(above=0, most=1000), 3, 3, "three numbers in mm"),
+    "normalization": one_of(*NORMALIZATIONS),
+    "set": dict_of(anything),  # plans/values.py has more to say
+    "note": text,
+}

@@ -22,7 +22,8 @@ import numpy as np
 
 from stunet.classes import match_classes
 from stunet.errors import DataError, closest
-from stunet.files import read_json, write_json
+from stunet.files import write_json
+from stunet.kinds import ANNOTATIONS, read, read_dataset_json
 from stunet.workspace import PARTIAL_TRAINER, preprocessed_dataset
 
 FILE = "annotations.json"
@@ -207,11 +208,12 @@ def load_annotations(folder: Path) -> Annotations | None:
     path = folder / FILE
     if not path.is_file():
         return None
-    content = read_json(path)
-    try:
-        annotations = _read(content)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise DataError(f"{str(path)!r} is no list of annotations ({type(error).__name__}: {error})", HINT) from None
+    content = read(path, ANNOTATIONS, HINT)
+    for name, case in content["cases"].items():
+        if case["source"] not in content["sources"]:
+            near = closest(case["source"], list(content["sources"]))
+            raise DataError(f"{str(path)!r}: case {name!r} is of no source {case['source']!r}{near}", HINT)
+    annotations = _read(content)
     for problem in _problems(annotations):
         raise DataError(f"{str(path)!r}: {problem}", HINT)
     return annotations
@@ -241,7 +243,7 @@ def annotations_of(
 def described(dataset: str, plans: Mapping[str, Any], trainer: str) -> dict[str, Any]:
     """The dataset.json of the model that a run of a trainer makes."""
     folder = preprocessed_dataset(dataset)
-    content = read_json(folder / "dataset.json")
+    content = read_dataset_json(folder / "dataset.json")
     annotations = annotations_of(folder, plans, content) if trainer == PARTIAL_TRAINER else None
     return annotations.model_description(content) if annotations else content
 

@@ -3,7 +3,32 @@
 An error says what happened and where; its hint is the command or the step that helps. cli/common.py prints both.
 """
 
+import errno
+import os
+
 SHOWN = 80  # characters of a value in a message
+# What libraries that have no class of their own for it say when memory is not enough: torch on the CPU and on GPUs, cuDNN
+# and cuBLAS, C++, ITK, and Linux where a process cannot be started for it.
+NO_MEMORY = (
+    "can't allocate memory", "out of memory", "ALLOC_FAILED", "bad_alloc", "bad allocation", "Failed to allocate memory",
+    "Cannot allocate memory", "Unable to allocate",
+)  # fmt: skip
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+OF_THE_SYSTEM = {  # what has to change before the same command can work, by the number of the error
+    **dict.fromkeys(FULL, "free some space and run the same command again"),
+    errno.EROFS: "another folder: this one's file system is mounted read-only",
+    errno.EACCES: "another folder, or permission for this one: ls -ld",
+    errno.EPERM: "another folder, or permission for this one: ls -ld",
+    errno.ENAMETOOLONG: "a shorter name, or a folder higher up",
+    errno.ELOOP: "mend the symbolic links, which lead in a circle",
+    errno.EMFILE: "allow more open files, ulimit -n 4096, and run the same command again",
+    errno.ENFILE: "allow more open files, ulimit -n 4096, and run the same command again",
+    errno.EAGAIN: "fewer processes at a time, or allow more: ulimit -u",
+    errno.EIO: "see whether the disk or the network drive is sound, and run the same command again",
+    errno.ESTALE: "see whether the disk or the network drive is sound, and run the same command again",
+    errno.ETIMEDOUT: "see whether the disk or the network drive is sound, and run the same command again",
+    errno.ENOTCONN: "see whether the disk or the network drive is sound, and run the same command again",
+}
 
 
 class StunetError(Exception):
@@ -50,6 +75,47 @@ class Interrupted(StunetError):
     """A signal stopped the run; what was done so far can be resumed."""
 
     exit_code = 75
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory was not enough, that of the device or of the machine, whichever library says so."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno == errno.ENOMEM
+    return isinstance(error, RuntimeError | OSError) and any(text in str(error) for text in NO_MEMORY)
+
+
+def explain(error: BaseException) -> StunetError:
+    """The error in our terms: itself, or what little memory, the system, or a bug means for the user.
+
+    Exit codes are 5 for memory, 3 for what the system refuses (a full disk, a read-only file system, permissions), 1 for
+    anything else.
+    """
+    if isinstance(error, StunetError):
+        return error
+    if is_out_of_memory(error):
+        return OutOfMemoryError(
+            f"out of memory: {last_line(error)}",
+            "less at a time: --set batch_size=2 or a smaller --size in training, fewer processes (-np 1), "
+            "-device cpu in prediction",
+        )
+    number = error.errno if isinstance(error, OSError) else None
+    if isinstance(error, RuntimeError):  # of libraries that keep the system's words only
+        number = next((number for number in OF_THE_SYSTEM if os.strerror(number) in str(error)), None)
+        number = errno.EAGAIN if "can't start new thread" in str(error) else number
+    if number in FULL:
+        return DataError(f"the disk is full: {getattr(error, 'filename', None) or error}", OF_THE_SYSTEM[number])
+    if number in OF_THE_SYSTEM or (isinstance(error, OSError) and error.filename is not None):
+        return DataError(str(error), OF_THE_SYSTEM.get(number or 0, "check the path and its permissions"))
+    return StunetError(
+        f"unexpected {type(error).__name__}: {error}", "the same command with --debug, and report what it prints"
+    )
+
+
+def last_line(error: BaseException) -> str:
+    """Of its message; libraries put the reason there."""
+    return (str(error).strip().splitlines() or [""])[-1]
 
 
 def closest(name: str, known: list[str]) -> str:

@@ -74,18 +74,30 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """The content of a JSON file.
+    """The content of a JSON file; kinds.read() also checks that it is what it should be.
 
     Raises:
-        DataError: The file is missing, unreadable or not JSON; the message names the line.
+        DataError: The file is missing, unreadable or not JSON, or has a key twice; the message names the line.
     """
     try:
-        return json.loads(path.read_text())
+        return json.loads(path.read_bytes().decode(), object_pairs_hook=_unique)
     except FileNotFoundError:
         raise DataError(f"no file {str(path)!r}") from None
-    except (OSError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
+        raise DataError(f"{str(path)!r} is not UTF-8 text: {error}", "save it as UTF-8") from None
+    except OSError as error:
         raise DataError(f"cannot read {str(path)!r}: {error}") from error
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # also a number of too many digits
         raise DataError(
-            f"{str(path)!r} is not valid JSON: {error}", "correct the line, or make the file anew"
+            f"{str(path)!r} is not valid JSON: {error}", "correct the line, or make the file again"
         ) from None
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The table of these pairs, of which Python would keep the last without a word."""
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"the key {twice!r} stands twice")
+    return content

@@ -12,7 +12,6 @@ Its classes are found among a model's by name (classes.py). evaluation.py compar
     rectum = 4                                            # ids that the dataset has and that count as background
 """
 
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.resources import files
@@ -23,6 +22,7 @@ import numpy as np
 
 from stunet.classes import match_classes
 from stunet.errors import DataError, closest
+from stunet.schema import Wrong, check, dict_of, either, integer, list_of, read_toml, table, text
 
 MAX_LABEL = 65535  # a 16-bit file holds it; look-up tables stay small
 NOT_CLASSES = {"background", "ignore"}  # nnU-Net's other entries of `labels`
@@ -134,20 +134,15 @@ def load(name_or_path: str) -> LabelSystem:
         raise DataError(
             f"no label system {name_or_path!r}{closest(name, names())}", f"one of {', '.join(names())}, or a .toml file"
         )
-    try:
-        content = tomllib.loads(path.read_text())
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise DataError(f"labels {name!r}: not valid TOML: {error}", "correct the line") from None
-    _check_keys(content, {"title", "source", "classes", "other"}, name)
-    classes, other = content.get("classes"), content.get("other", {})
-    if not isinstance(classes, dict) or not classes or not isinstance(other, dict):
-        raise DataError(f"labels {name!r}: no table of classes", "[classes] with a line like: liver = 1")
+    content = read_toml(path)
+    check(content, _SYSTEM, f"labels {name}", "[classes] with lines like: liver = 1")
+    other = content.get("other", {})
     system = LabelSystem(
         name=name,
         title=str(content.get("title", name)),
         source=str(content.get("source", "")),
-        classes=tuple(_class(key, value, name) for key, value in classes.items()),
-        other={key: _label(value, key, name) for key, value in other.items()},
+        classes=tuple(_class(key, value) for key, value in content["classes"].items()),
+        other=other,
     )
     _check_unique(system)
     return system
@@ -174,34 +169,15 @@ def apply(lookup: np.ndarray, array: np.ndarray) -> np.ndarray:
     return result
 
 
-def _class(key: str, value: Any, name: str) -> LabelClass:
-    if key in NOT_CLASSES:
-        raise DataError(f"labels {name!r}: {key!r} is no class", "leave it out: what is not listed is background")
+def _class(name: str, value: Any) -> LabelClass:
     entry = value if isinstance(value, dict) else {"labels": [value]}
-    _check_keys(entry, {"labels", "from"}, f"{name}: {key}")
-    labels, sources = entry.get("labels"), entry.get("from", [key])
-    if not isinstance(labels, list) or not labels:
-        raise DataError(f"labels {name!r}: class {key!r} has no list of labels", f"{key!r} = {{ labels = [1] }}")
-    if not isinstance(sources, list) or not sources or not all(isinstance(s, str) and s.strip() for s in sources):
-        raise DataError(f"labels {name!r}: `from` of class {key!r} is no list of names", 'from = ["liver"]')
-    return LabelClass(name=key, labels=tuple(_label(label, key, name) for label in labels), sources=tuple(sources))
+    return LabelClass(name=name, labels=tuple(entry["labels"]), sources=tuple(entry.get("from", [name])))
 
 
-def _label(value: Any, key: str, name: str) -> int:
-    if type(value) is not int or not 0 < value <= MAX_LABEL:
-        raise DataError(
-            f"labels {name!r}: {key!r} is {value!r}, not an integer from 1 to {MAX_LABEL}", "0 is the background"
-        )
-    return value
-
-
-def _check_keys(content: Mapping[str, Any], known: set[str], where: str) -> None:
-    for key in content:
-        if key not in known:
-            raise DataError(
-                f"labels {where!r}: unknown key {key!r}{closest(key, sorted(known))}",
-                f"known keys: {', '.join(sorted(known))}",
-            )
+def _class_name(value: Any, where: str) -> None:
+    text(value, where)
+    if value in NOT_CLASSES:
+        raise Wrong(where, f"{value!r} is not a class; leave it out: what is not listed is background")
 
 
 def _check_unique(system: LabelSystem) -> None:
@@ -215,3 +191,11 @@ def _check_unique(system: LabelSystem) -> None:
                     "a label belongs to one class; parts of a class are named with `from`",
                 )
             used[label] = name
+
+
+_LABEL = integer(1, MAX_LABEL)
+_PARTS = table({"labels": list_of(_LABEL, least=1)}, {"from": list_of(text, least=1)})
+_SYSTEM = table(
+    {"classes": dict_of(either("a label or a table", _LABEL, _PARTS), key=_class_name, least=1)},
+    {"title": text, "source": text, "other": dict_of(_LABEL)},
+)

@@ -27,7 +27,8 @@ from typing import Any
 
 from stunet.annotations import FILE as ANNOTATIONS
 from stunet.errors import DataError, UsageError
-from stunet.files import alone, read_json, whole, write_json
+from stunet.files import alone, whole, write_json
+from stunet.kinds import MANIFEST, read, read_dataset_json
 from stunet.plans.resolve import resolve
 from stunet.preprocessing_workers import OWN_FOLDER, Job, names_case, run
 from stunet.workspace import preprocessed_dataset, raw_dataset
@@ -159,7 +160,7 @@ def unprocessed_cases(dataset: str, plans: dict, configuration: str) -> list[str
 def _raw_cases(dataset: str) -> tuple[dict, list[Case]]:
     """dataset.json, and the cases of its "dataset" entry or else of imagesTr/CASE_0000.nii.gz, labelsTr/CASE.nii.gz."""
     root = raw_dataset(dataset)
-    description = read_json(root / "dataset.json")
+    description = read_dataset_json(root / "dataset.json")
     files: dict[str, list[str]] = {}  # the images and, at the end, the label
     if "dataset" in description:
         for name, entry in description["dataset"].items():
@@ -210,7 +211,7 @@ def _targets(
 def _valid_records(folder: Path, settings: dict, cases: Sequence[Case]) -> dict[str, dict[str, Any]]:
     """The manifest's records of cases with the same settings, unchanged raw files and all written files in place."""
     try:
-        manifest = read_json(folder / OWN_FOLDER / "manifest.json")
+        manifest = read(folder / OWN_FOLDER / "manifest.json", MANIFEST)
     except DataError:  # none yet, or not readable: everything is done again
         return {}
     if manifest["settings"] != settings:

@@ -8,18 +8,17 @@ import json
 import logging
 import multiprocessing
 import os
+import shutil
 from collections.abc import Generator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
-from stunet.errors import DataError, OutOfMemoryError, StunetError
+from stunet.errors import DataError, StunetError, is_out_of_memory
 from stunet.files import NO_SPACE
 from stunet.nifti import check_nifti
-from stunet.processes import start_worker
+from stunet.processes import each
 
 OWN_FOLDER = ".stunet"  # inside a data folder; a folder, because nnU-Net looks at the endings of all files there
 PRELOADED = [  # by the process that the workers are forked from: a worker starts in milliseconds, not in seconds
@@ -59,30 +58,23 @@ def run(
         Each job when it is done, with the names and sizes (bytes) of the files that it wrote.
 
     Raises:
-        DataError: A case fails, a worker was killed, or the disk is full.
-        OutOfMemoryError: A case does not fit into memory.
+        DataError: Cases fail; all others are done. Or the disk is full, which ends the run at once.
+        OutOfMemoryError: A case does not fit into memory; all others are done.
     """
-    if not jobs:
-        return
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
     labels_only = {key: value for key, value in description.items() if key not in ("dataset", "training", "test")}
-    given = (json.dumps(plans), json.dumps(labels_only), verbose)
-    others = set(multiprocessing.active_children())
-    pool = ProcessPoolExecutor(min(workers, len(jobs)), context, initializer=_start_worker)
-    done = 0
-    try:
-        futures = {pool.submit(_preprocess, job, *given): job for job in jobs}
-        for future in as_completed(futures):
-            if (error := future.exception()) is not None:
-                raise _explain(error, futures[future], f"{done} of {len(jobs)}") from error
-            done += 1
-            yield futures[future], future.result()
-    finally:
-        if done < len(jobs):
-            for process in set(multiprocessing.active_children()) - others:
-                process.kill()
-        pool.shutdown(cancel_futures=True)
+    work = partial(_preprocess, plans=json.dumps(plans), description=json.dumps(labels_only), verbose=verbose)
+    problems = {}
+    for position, result in each(work, jobs, workers, lambda job: job.case, context):
+        if isinstance(result, StunetError):
+            problems[position] = result
+        else:
+            yield jobs[position], result
+    if problems:
+        first, *others = (problems[position] for position in sorted(problems))
+        more = f"; {len(others)} more cases fail" if others else ""
+        raise type(first)(f"{first.message}{more}", first.hint)
 
 
 def names_case(file: str) -> bool:
@@ -93,27 +85,42 @@ def names_case(file: str) -> bool:
     return file.endswith((".b2nd", ".npz")) and not file.endswith("_seg.b2nd")
 
 
-def _start_worker() -> None:
-    """One thread is enough."""
+def _preprocess(job: Job, plans: str, description: str, verbose: bool) -> dict[str, int] | StunetError:
+    """In a worker: writes a case; returns the names and sizes of its files, or what is wrong with the case.
+
+    What is wrong with the machine is raised.
+    """
     import torch
 
-    torch.set_num_threads(1)
-    start_worker()
+    torch.set_num_threads(1)  # one thread is enough
+    try:
+        return _write_case(job, plans, description, verbose)
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        if isinstance(error, OSError) and error.errno in NO_SPACE:
+            raise DataError(
+                f"no space for case {job.case!r} in {str(job.folder)!r}: {error.strerror}",
+                "free some space and run the same command again; finished cases are kept",
+            ) from error
+        return _explain(error, job)
 
 
-def _preprocess(job: Job, plans: str, description: str, verbose: bool) -> dict[str, int]:
-    """In a worker: writes the case and moves it to the data; returns the names and sizes of its files."""
+def _write_case(job: Job, plans: str, description: str, verbose: bool) -> dict[str, int]:
+    """Writes the case beside the data and moves it there."""
     files = [*job.images, job.label]
     for path in files:
         check_nifti(Path(path))
     preprocessor, plans_manager, configuration = _loaded(plans, job.configuration, verbose)
     part = job.folder / OWN_FOLDER / "part" / job.case
+    shutil.rmtree(part, ignore_errors=True)  # of a worker that was killed
     part.mkdir(parents=True)
     what = (files[:-1], job.label, plans_manager, configuration, json.loads(description))
     try:
         preprocessor.run_case_save(str(part / job.case), *what)
-    except RuntimeError:  # all that blosc2 says about a full disk; the probe meets the real reason
-        (part / "probe").write_bytes(bytes(2**20))
+    except RuntimeError as error:  # all that blosc2 says about a full disk; the probe meets the real reason
+        if not is_out_of_memory(error):
+            (part / "probe").write_bytes(bytes(2**20))
         raise
     names = sorted(os.listdir(part), key=names_case)
     sizes = {name: (part / name).stat().st_size for name in names}
@@ -134,21 +141,9 @@ def _loaded(plans: str, configuration: str, verbose: bool) -> tuple[Any, Any, An
     return preprocessor_of(chosen, verbose), manager, chosen
 
 
-def _explain(error: BaseException, job: Job, done: str) -> StunetError:
-    """What stopped the run, in terms of the user's files and machine."""
+def _explain(error: Exception, job: Job) -> StunetError:
+    """What is wrong with a case, in terms of the user's files."""
     text = " ".join(str(error).split()) or type(error).__name__
-    if isinstance(error, BrokenProcessPool):
-        return DataError(
-            f"a worker process was killed after {done} cases, probably because the memory was not enough",
-            "run the same command again with fewer workers: -np 1; finished cases are kept",
-        )
-    if isinstance(error, OSError) and error.errno in NO_SPACE:
-        return DataError(
-            f"no space for case {job.case!r} in {str(job.folder)!r}: {error.strerror}",
-            "free some space and run the same command again; finished cases are kept",
-        )
-    if isinstance(error, MemoryError):
-        return OutOfMemoryError(f"case {job.case!r} does not fit into memory: {text}", "fewer workers: -np 1")
     if isinstance(error, StunetError):
         return type(error)(f"case {job.case!r}: {text}", error.hint)
     files = ", ".join(map(repr, (*job.images, job.label)))

@@ -1,65 +1,222 @@
 """How is the same done to many items in several processes, without one that outlives the command or hangs it?
 
-Ctrl-C, an error or a loop that is left early kills what is still running. Imports neither torch nor nnunetv2.
+Each process has a pipe of its own, so a process that is killed, by the system for lack of memory or by anybody, costs the
+item that it was working on and nothing else: that item is tried once more, alone, when all others are done. Ctrl-C, an
+error or a loop that is left early kills what is still running. Imports neither torch nor nnunetv2.
 """
 
 import multiprocessing
 import os
+import pickle
 import signal
 import threading
+import traceback
+from collections import deque
 from collections.abc import Callable, Generator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
-from typing import TypeVar
+from contextlib import suppress
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import BaseContext
+from typing import Any, TypeVar
 
-from stunet.errors import DataError
+from stunet.errors import DataError, OutOfMemoryError, StunetError, is_out_of_memory, last_line
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+SHOWN = 3  # items that an error names
 
 
 def each(
-    function: Callable[[Item], Result], items: Sequence[Item], workers: int
+    function: Callable[[Item], Result],
+    items: Sequence[Item],
+    workers: int,
+    name: Callable[[Item], str],
+    context: BaseContext | None = None,
 ) -> Generator[tuple[int, Result], None, None]:
     """Calls the function with every item, in this process where one worker is enough.
+
+    An item whose process is killed, or whose memory is not enough, does not stop the others. It is tried once more, alone.
 
     Args:
         function: Can be pickled, as can the items.
         items: In the order in which they are begun.
         workers: Processes at most.
+        name: What an error calls an item: the name of its case.
+        context: How processes are started, which one worker is then, too; None: by spawn.
 
     Yields:
         Position of an item and the function's result, in the order in which they are done.
 
     Raises:
-        DataError: A process was killed.
+        OutOfMemoryError: Items do not fit into memory, not even one at a time; all others are done.
+        DataError: The process of an item crashed twice; all others are done.
     """
-    if min(workers, len(items)) <= 1:
-        yield from enumerate(map(function, items))
+    if context is None and min(workers, len(items)) <= 1:
+        yield from _here(function, items, name)
         return
-    others = set(multiprocessing.active_children())
-    pool = ProcessPoolExecutor(min(workers, len(items)), multiprocessing.get_context("spawn"), start_worker)
-    done = 0
+    queue, again, alone = deque(range(len(items))), deque[int](), False
+    failed: dict[int, StunetError] = {}
+    context = context or multiprocessing.get_context("spawn")
+    team: list[_Worker] = []
     try:
-        futures = {pool.submit(function, item): position for position, item in enumerate(items)}
-        for future in as_completed(futures):
-            result = future.result()
-            done += 1
-            yield futures[future], result
-    except BrokenProcessPool:
-        hint = f"fewer of them: -np {max(1, workers // 2)}"
-        raise DataError("a process that reads images died, probably for lack of memory", hint) from None
+        while True:
+            if not queue and again and all(worker.position is None for worker in team):
+                queue, again, alone = again, deque(), True
+            _give(queue, items, team, 1 if alone else workers, lambda: _Worker(context, function))
+            busy = [worker for worker in team if worker.position is not None]
+            if not busy:
+                break
+            ready = set(wait([part for worker in busy for part in (worker.pipe, worker.process.sentinel)]))
+            for worker in [worker for worker in busy if {worker.pipe, worker.process.sentinel} & ready]:
+                position = worker.position
+                assert position is not None
+                result, error = worker.answer()
+                if error is None:
+                    yield position, result
+                    continue
+                if not isinstance(error, _Ended) and not is_out_of_memory(error):
+                    raise error
+                team.remove(worker)
+                worker.end()
+                if alone:
+                    failed[position] = _explained(error, name(items[position]))
+                else:
+                    again.append(position)
     finally:
-        if done < len(items):
-            for process in set(multiprocessing.active_children()) - others:
-                process.kill()
-        pool.shutdown(cancel_futures=True)
+        for worker in team:
+            worker.end()
+    _raise(failed)
 
 
 def start_worker() -> None:
     """To be called in a worker: Ctrl-C is for the parent, and no worker outlives it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+class _Ended(Exception):
+    """A process has ended without an answer; holds its exit code."""
+
+    def __init__(self, code: int | None) -> None:
+        super().__init__(code)
+        self.code = code
+
+
+class _Worker:
+    """A process, and the position of the item that it works on."""
+
+    def __init__(self, context: BaseContext, function: Callable[[Any], Any]) -> None:
+        self.position: int | None = None
+        self.pipe, theirs = multiprocessing.Pipe()
+        self.process: Any = context.Process(target=_serve, args=(theirs, function))  # type: ignore[attr-defined]
+        self.process.start()
+        theirs.close()
+
+    def answer(self) -> tuple[Any, BaseException | None]:
+        """What the function returned, or what it raised; a half answer of a process that was killed is none."""
+        self.position = None
+        try:
+            if self.pipe.poll():
+                return self.pipe.recv()
+        except (EOFError, OSError, pickle.UnpicklingError):
+            pass
+        self.process.join()
+        return None, _Ended(self.process.exitcode)
+
+    def end(self) -> None:
+        self.process.kill()
+        self.process.join()
+        self.pipe.close()
+
+
+def _give(
+    queue: "deque[int]", items: Sequence[Any], team: list[_Worker], most: int, new: Callable[[], _Worker]
+) -> None:
+    """Gives every process that has nothing to do an item, and starts processes where there are too few."""
+    for worker in team[most:]:  # one at a time is done from now on
+        worker.end()
+        team.remove(worker)
+    while queue:
+        worker = next((worker for worker in team if worker.position is None), None)
+        if worker is None:
+            if len(team) == most:
+                return
+            worker = new()
+            team.append(worker)
+        worker.position = queue.popleft()
+        with suppress(OSError):  # it has ended just now: wait() says so
+            worker.pipe.send(items[worker.position])
+
+
+def _serve(pipe: Connection, function: Callable[[Any], Any]) -> None:
+    """In a worker: answers with the result or the error for each item that comes."""
+    start_worker()
+    with suppress(EOFError, OSError):
+        while True:
+            item = pipe.recv()
+            answer: tuple[Any, Exception | None]
+            try:
+                answer = (function(item), None)
+            except Exception as error:
+                error.add_note(traceback.format_exc())  # for --debug
+                answer = (None, error)
+            pipe.send_bytes(_pickled(*answer))
+
+
+def _pickled(result: Any, error: Exception | None) -> bytes:
+    """Both; libraries raise errors that cannot be pickled, or not be made again from that."""
+    if error is None:
+        return pickle.dumps((result, None))
+    try:
+        content = pickle.dumps((None, error))
+        pickle.loads(content)
+        return content
+    except Exception:
+        return pickle.dumps((None, RuntimeError(f"{type(error).__name__}: {error}")))
+
+
+def _here(
+    function: Callable[[Item], Result], items: Sequence[Item], name: Callable[[Item], str]
+) -> Generator[tuple[int, Result], None, None]:
+    """Without other processes."""
+    failed: dict[int, StunetError] = {}
+    for position, item in enumerate(items):
+        try:
+            result = function(item)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            failed[position] = _explained(error, name(item))
+        else:
+            yield position, result
+    _raise(failed)
+
+
+def _explained(error: BaseException, name: str) -> StunetError:
+    """Why an item failed when nothing else was done beside it."""
+    more, without = "a machine with more memory", "or do without this case; the others are done"
+    if isinstance(error, OutOfMemoryError):
+        return error
+    if not isinstance(error, _Ended):
+        return OutOfMemoryError(f"case {name!r} does not fit into memory: {last_line(error)}", f"{more}, {without}")
+    if error.code == -signal.SIGKILL:
+        what = (
+            f"case {name!r}: its process was killed, also when it was alone, probably because the memory is not enough"
+        )
+        return OutOfMemoryError(what, f"{more}, {without}")
+    how = signal.Signals(-error.code).name if error.code and error.code < 0 else f"exit code {error.code}"
+    return DataError(f"case {name!r}: its process crashed twice ({how})", f"look at its files, {without}")
+
+
+def _raise(failed: dict[int, StunetError]) -> None:
+    """Raises one error that names the first ones and counts the others."""
+    if not failed:
+        return
+    errors = [failed[position] for position in sorted(failed)]
+    texts = [error.message for error in errors[:SHOWN]]
+    if len(errors) > SHOWN:
+        texts.append(f"and {len(errors) - SHOWN} more")
+    first = next((error for error in errors if isinstance(error, OutOfMemoryError)), errors[0])
+    raise type(first)("; ".join(texts), first.hint)
 
 
 def _end_with_parent() -> None:

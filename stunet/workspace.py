@@ -9,6 +9,7 @@ from pathlib import Path
 
 from stunet.errors import DataError, closest
 from stunet.files import read_json
+from stunet.kinds import PLANS, read
 
 VARIABLES = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
 TRAINER, PARTIAL_TRAINER = "STUNetTrainer", "STUNetPartialTrainer"
@@ -127,7 +128,11 @@ def _our_plans(dataset: str) -> dict[str, dict]:
     others = {"dataset", "dataset_fingerprint", "splits_final"}
     files = [path for path in preprocessed_dataset(dataset).glob("*.json") if path.stem not in others]
     contents = {path.stem: read_json(path) for path in files if not path.name.startswith(".")}
-    return {name: plans["stunet"] for name, plans in contents.items() if isinstance(plans, dict) and "stunet" in plans}
+    return {
+        name: plans["stunet"]
+        for name, plans in contents.items()
+        if isinstance(plans, dict) and isinstance(plans.get("stunet"), dict)
+    }
 
 
 def result_folder(dataset: str, plans_name: str, configuration: str, trainer: str = TRAINER) -> Path:
@@ -178,9 +183,7 @@ def load_plans(path: Path) -> dict:
     """The content of a plans file; plans/check.py says whether it fits together.
 
     Raises:
-        DataError: The file is no JSON object.
+        DataError: Something in it is wrong; the message says where.
     """
-    plans = read_json(path)
-    if not isinstance(plans, dict):
-        raise DataError(f"{str(path)!r} is not a plans file: its top level is a {type(plans).__name__}")
+    plans: dict = read(path, PLANS)
     return plans

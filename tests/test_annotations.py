@@ -117,14 +117,17 @@ def test_a_dataset_without_the_file_annotates_everything(tmp_path):
         ({"head": "relu"}, "head is 'relu', not one of softmax, sigmoid"),
         ({"leaves": ["liver", "liver"]}, "a name occurs twice among leaves and sets"),
         ({"sets": {"kidney": ["kidney_lft"]}}, "'kidney' has the leaf 'kidney_lft'; did you mean 'kidney_left'"),
-        ({"cases": {"a": {"source": "tz"}}}, "is no list of annotations (KeyError: 'tz')"),
+        ({"cases": {"a": {"source": "tz"}}}, "case 'a' is of no source 'tz'; did you mean 'ts'"),
         ({"cases": {"a": {"source": "ts", "labels": ["livr"]}}}, "case 'a': no label 'livr'; did you mean 'liver'"),
         (
             {"cases": {"a": {"source": "ts", "labels": ["kidney", "kidney_left"]}}},
             "case 'a': 'kidney' and 'kidney_left' are both 'kidney_left'",
         ),
-        ({"sources": {"ts": {"labels": [], "weight": 0}, "kits": {"labels": []}}}, "source 'ts' has weight 0"),
-        ({"leaves": 3}, "is no list of annotations (TypeError"),
+        (
+            {"sources": {"ts": {"labels": [], "weight": 0}, "kits": {"labels": []}}},
+            "sources.ts.weight: expected a number",
+        ),
+        ({"leaves": 3}, "leaves: expected a list that is not empty, got 3"),
     ],
 )
 def test_a_file_that_contradicts_itself_is_refused(tmp_path, change, message):

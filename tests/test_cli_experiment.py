@@ -40,7 +40,7 @@ def file(planned: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("", "", ["-j", "0"], 2, "-j 0 must be 1 or more", "-j 1"),
         ("", "", ["--summary_only"], 3, "no arm is done in", "without --summary_only"),
         ("998", "7", [], 3, "no dataset '7'", "stunet_convert"),
-        ("seeds", "sedes", [], 3, "unknown key 'sedes'; did you mean 'seeds'", "known keys"),
+        ("seeds", "sedes", [], 3, "unknown key 'sedes'; did you mean 'seeds'", "--help"),
         ("seeds", "plans = 'X'\nseeds", [], 3, "no plans 'X'", "stunet_plan_and_preprocess -d 998"),
         ('"none"', '"STU-Net-B.totalsg"', [], 4, "'STU-Net-B.totalsg'", "stunet_models list"),
         ('"none"', '"STU-Net-X"', ["--dry_run"], 4, "no model or file 'STU-Net-X'; did you mean", "stunet_models list"),

@@ -104,11 +104,11 @@ def test_a_broken_case_ends_with_3_after_the_others_are_done(place: Path, capsys
     assert not Path("out/a.nii.gz").exists()
 
 
-def test_a_case_that_needs_more_than_the_limit_ends_with_3_and_names_the_memory(
+def test_a_case_that_needs_more_than_the_limit_ends_with_5_and_names_the_memory(
     place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     command = ("-i", "in/a_0000.nii.gz", "-o", "out", "-d", 7, "-c", "3d_fullres", "--disable_progress_bar")
-    assert predict(*command, "--max_memory", "1MB") == 3
+    assert predict(*command, "--max_memory", "1MB") == 5
     what, hint = error(capsys)
     assert re.search(r"case 'a' failed: needs about \d+\.\d\d GB, more than the 0\.00 GB of --max_memory", what)
     assert not list(Path("out").glob("*.nii.gz"))

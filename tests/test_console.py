@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 from stunet import console
@@ -37,7 +38,20 @@ def test_an_error_of_ours_is_one_line_and_a_hint(capsys: pytest.CaptureFixture[s
     [
         (OSError(errno.ENOSPC, "No space left on device", "/x/y"), 3, "the disk is full: /x/y"),
         (PermissionError(errno.EACCES, "Permission denied", "/x"), 3, "Permission denied: '/x'"),
+        (OSError(errno.EROFS, "Read-only file system", "/x"), 3, "Read-only file system: '/x'"),
+        (OSError(errno.ENAMETOOLONG, "File name too long", "/x"), 3, "a shorter name"),
+        (OSError(errno.ELOOP, "Too many levels of symbolic links", "/x"), 3, "lead in a circle"),
+        (OSError(errno.EMFILE, "Too many open files"), 3, "ulimit -n"),
+        (FileExistsError(errno.EEXIST, "File exists", "/x"), 3, "File exists: '/x'"),
+        (RuntimeError("unable to write to file </torch_1>: No space left on device (28)"), 3, "the disk is full"),
+        (RuntimeError("PytorchStreamWriter: Read-only file system"), 3, "mounted read-only"),
+        (RuntimeError("can't start new thread"), 3, "ulimit -u"),
         (MemoryError("x"), 5, "out of memory"),
+        (OSError(errno.ENOMEM, "Cannot allocate memory"), 5, "out of memory"),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to"), 5, "out of memory"),
+        (RuntimeError("CUDA error: out of memory"), 5, "out of memory"),
+        (np._core._exceptions._ArrayMemoryError((10**6,), np.dtype("f8")), 5, "Unable to allocate"),
+        (RuntimeError("shapes differ"), 1, "unexpected RuntimeError: shapes differ"),
         (KeyboardInterrupt(), 130, "stopped by Ctrl-C"),
         (ValueError("odd"), 1, "unexpected ValueError: odd"),
     ],

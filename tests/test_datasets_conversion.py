@@ -1,9 +1,7 @@
 """A conversion can be killed and repeated: finished cases are verified, not done again; nothing is mixed."""
 
 import json
-import multiprocessing
 import os
-import signal
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -145,19 +143,6 @@ def test_a_full_disk_names_the_case_and_keeps_the_finished(
     assert "finished cases are kept" in caught.value.hint
     assert names(conversion) == ["s0002"]
     assert run(conversion) == whole
-
-
-def test_a_killed_process_is_reported_and_what_is_done_is_kept(source: Path) -> None:
-    conversion = prepare(source)
-
-    def kill(case: str) -> None:
-        for process in multiprocessing.active_children():
-            os.kill(process.pid or 0, signal.SIGKILL)
-
-    cases = [case for case in conversion.sources for _ in range(200)]
-    with pytest.raises(DataError, match="died, probably for lack of memory"):
-        conversion.run(cases, 2, kill)
-    assert len(names(conversion)) < 3
 
 
 def test_the_command_converts_reports_and_says_what_is_next(

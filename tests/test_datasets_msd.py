@@ -111,7 +111,7 @@ def _name_channels(source: Path) -> None:
         (_damage_image, r"cannot read .*a_1.nii.gz"),
         (_add_channel, r"a_0.nii.gz' holds 1 channels; dataset.json names 2"),
         (_double_label, r"same name"),
-        (_drop_modality, r"no modality"),
+        (_drop_modality, r"modality: expected a table"),
         (_name_channels, r"already"),
     ],
 )

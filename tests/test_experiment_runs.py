@@ -177,5 +177,5 @@ def test_dice_are_read_from_nnunets_summary_with_class_names(tmp_path: Path) -> 
     assert dice["a.nii.gz"]["whole"] == 0.5
     assert math.isnan(dice["a.nii.gz"]["core"])
     write_json(summary, {"metric_per_case": [{"metrics": metrics}]})
-    with pytest.raises(DataError, match="is not a summary of nnU-Net"):
+    with pytest.raises(DataError, match=r"metric_per_case\[0\]: missing 'reference_file'"):
         read_dice(summary)

@@ -1,6 +1,5 @@
 """Tests of inference/pipeline.py, memory.py and products.py: many cases, in order, within limits, whole or not."""
 
-import mmap
 import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -303,13 +302,3 @@ def test_a_case_that_fits_in_no_way_is_refused_with_what_it_needs() -> None:
     with pytest.raises(OutOfMemoryError, match=r"needs about 8\.00 GB, more than the 7\.50 GB") as caught:
         memory.schedule(memory.Need(3e9, 10e9, 2e9, 4e9), [NEED], 2e9, 7.5e9)
     assert "--max_memory 8.1GB" in caught.value.hint
-
-
-def test_the_memory_in_use_is_known() -> None:
-    before = memory.resident()
-    if not before:
-        pytest.skip("no /proc here")
-    with mmap.mmap(-1, 1 << 25) as block:  # never memory that the process already has
-        for page in range(0, len(block), mmap.PAGESIZE):
-            block[page] = 1
-        assert 30e6 < memory.resident() - before < 60e6

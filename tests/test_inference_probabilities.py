@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from stunet.inference import memory
 from stunet.inference.probabilities import compress, plain_array, put
+from stunet.machine import resident
 
 SHAPE = (3, 20, 30, 40)
 WRITE = """
@@ -78,15 +78,15 @@ def test_what_is_put_into_an_ordinary_array_is_there() -> None:
 
 
 def test_what_was_put_into_the_file_is_not_kept_in_memory(tmp_path: Path) -> None:
-    if not memory.resident():
+    if not resident():
         pytest.skip("no /proc here")
     shape = (16, 64, 128, 128)  # 67 MB
     plane = np.ones((16, 4, 128, 128), np.float32)
     with probabilities_file(tmp_path / "c.npz", shape) as array:
-        before = memory.resident()
+        before = resident()
         for first in range(0, 64, 4):
             put(array[:, first : first + 4], plane)
-            assert memory.resident() - before < 16e6
+            assert resident() - before < 16e6
         assert array[:, ::9].all()
 
 

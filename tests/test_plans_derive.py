@@ -13,6 +13,7 @@ from stunet.plans.derive import derive, describe, fit_configurations
 from stunet.plans.fit import Target
 from stunet.plans.resolve import lineage, resolve
 
+INTENSITIES = {"mean": 40.0, "std": 90.0, "percentile_00_5": -900.0, "percentile_99_5": 300.0}
 DATASET = {"channel_names": {"0": "CT"}, "labels": {"background": 0, "liver": 1, "spleen": 2}, "numTraining": 100}
 
 
@@ -51,7 +52,7 @@ def plans() -> dict[str, Any]:
         "transpose_backward": [0, 1, 2],
         "experiment_planner_used": "STUNetPlanner",
         "label_manager": "LabelManager",
-        "foreground_intensity_properties_per_channel": {},
+        "foreground_intensity_properties_per_channel": {"0": INTENSITIES},
         "configurations": {
             "2d": configuration([0.8, 0.8], [512, 512]),
             "3d_lowres": configuration([2.5, 2.0, 2.0], [160, 205, 205], next_stage="3d_cascade_fullres"),
@@ -220,13 +221,21 @@ def edited(plans: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
         ("plans_name", "STUNet__B", "contains '__'"),
         ("stunet/train", {"num_epoch": 3}, "unknown key 'num_epoch'"),
         ("stunet/mirror_axes", None, "missing 'mirror_axes'"),
-        ("stunet/mirror_axes", [3], "must be axes 0, 1 and 2"),
-        ("transpose_forward", [0, 0, 1], "is no order of axes"),
+        ("stunet/mirror_axes", [3], r"stunet.mirror_axes\[0\]: expected an integer from 0 to 2, got 3"),
+        ("transpose_forward", [0, 0, 1], "no order of axes"),
         ("configurations/3d_fullres/bach_size", 2, "unknown key 'bach_size'; did you mean 'batch_size'"),
-        ("configurations/3d_fullres/batch_size", 0, "batch_size 0 must be 1 or more"),
+        (
+            "configurations/3d_fullres/batch_size",
+            0,
+            "3d_fullres.batch_size: expected an integer from 1 to",
+        ),
         ("configurations/3d_fullres/spacing", None, "missing 'spacing'"),
-        ("configurations/3d_fullres/spacing", [1, 0, 1], "must be positive"),
-        ("configurations/3d_fullres/patch_size", [100, 128, 128], "not divisible by the product of the strides"),
+        (
+            "configurations/3d_fullres/spacing",
+            [1, 0, 1],
+            r"configurations.3d_fullres.spacing\[1\]: expected a number above 0",
+        ),
+        ("configurations/3d_fullres/patch_size", [100, 128, 128], "the product of the strides"),
         (
             "configurations/3d_fullres/architecture/network_class_name",
             "torch.nn.Linear",

@@ -34,10 +34,10 @@ def write(folder: Path, content: Any) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ([], "is no list of folds"),
-        ({"train": []}, "is no list of folds"),
-        ([{"train": CASES[:3]}], "is no list of folds"),
-        ([{"train": [1, 2], "val": [3]}], "is no list of folds"),
+        ([], "expected a list of folds that is not empty"),
+        ({"train": []}, "expected a list of folds"),
+        ([{"train": CASES[:3]}], r"\[0\]: missing 'val'"),
+        ([{"train": [1, 2], "val": [3]}], r"\[0\]\.train\[0\]: expected a name, got 1"),
         ([{"train": [*CASES[:3], "phantom_009"], "val": CASES[3:]}], "has the case 'phantom_009'; did you mean"),
         ([{"train": CASES[:3], "val": CASES[2:]}], "has 'phantom_002' in training and in validation"),
         ([FOLD, {"train": CASES, "val": []}], "fold 1 .* has 6 cases to train and 0 to validate"),

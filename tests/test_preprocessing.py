@@ -11,6 +11,8 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from stunet.errors import DataError, UsageError
+from stunet.errors import DataError, OutOfMemoryError, UsageError
 from stunet.preprocessing import pending_cases, preprocess, preprocessed_cases
 from stunet.workspace import VARIABLES, preprocessed_dataset
 
@@ -242,15 +244,22 @@ def _assert_the_rest_is_done(unblock: Callable[[], None], plans: dict) -> None:
     assert before.items() <= _times(_data()).items()
 
 
-def test_a_killed_worker_is_reported_and_the_next_run_completes(unblock: Callable[[], None], plans: dict) -> None:
-    def kill_after_two(case: str) -> None:
-        if case == "case_2":
+def test_a_case_whose_worker_is_killed_is_named_and_the_next_run_completes(
+    unblock: Callable[[], None], plans: dict
+) -> None:
+    def kill_twice() -> None:
+        killed: set[int | None] = set()
+        while len(killed) < 2:
             for process in multiprocessing.active_children():
-                process.kill()
+                if process.pid not in killed:
+                    process.kill()
+                    killed.add(process.pid)
+            time.sleep(0.05)
 
-    with pytest.raises(DataError, match="killed after 2 of 3 cases") as caught:
-        preprocess(DATASET, plans, ["3d_fullres"], 1, kill_after_two)
-    assert "-np 1" in caught.value.hint
+    thread = threading.Thread(target=kill_twice)
+    with pytest.raises(OutOfMemoryError, match="case 'case_3': its process was killed, also when it was alone"):
+        preprocess(DATASET, plans, ["3d_fullres"], 1, lambda name: thread.start() if name == "case_2" else None)
+    thread.join()
     _assert_the_rest_is_done(unblock, plans)
 
 

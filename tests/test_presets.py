@@ -72,13 +72,16 @@ def test_plans_of_another_spacing_or_normalization_are_told_apart() -> None:
     ("text", "message"),
     [
         ('title = "mine"\nsize = "S"\nfintune = "x"\n', "unknown key 'fintune'"),
-        ('title = "mine"\n', "missing size"),
+        ('title = "mine"\n', "missing 'size'"),
         ("title = \n", "not valid TOML"),
-        ('title = "mine"\nsize = "Q"\n', "unknown size 'Q'"),
-        ('title = "mine"\nsize = "S"\nspacing = [1, 1]\n', r"spacing is \[1, 1\]"),
-        ('title = "mine"\nsize = "S"\nspacing = [1, 1, 0]\n', r"spacing is \[1, 1, 0\]"),
-        ('title = "mine"\nsize = "S"\nspacing = 1.5\n', "spacing is 1.5"),
-        ('title = "mine"\nsize = "S"\nnormalization = "minmax"\n', "unknown normalization 'minmax'"),
+        ('title = "mine"\nsize = "Q"\n', "size: expected one of 'T', .* got 'Q'"),
+        ('title = "mine"\nsize = "S"\nspacing = [1, 1]\n', r"spacing: expected three numbers in mm"),
+        ('title = "mine"\nsize = "S"\nspacing = [1, 1, 0]\n', r"spacing\[2\]: expected a number above 0"),
+        ('title = "mine"\nsize = "S"\nspacing = 1.5\n', "spacing: expected three numbers in mm"),
+        (
+            'title = "mine"\nsize = "S"\nnormalization = "minmax"\n',
+            "normalization: expected one of 'zscore', 'ct', got 'minmax'",
+        ),
     ],
 )
 def test_preset_files_say_what_is_wrong(tmp_path: Path, text: str, message: str) -> None:

@@ -28,10 +28,17 @@ COMMANDS = (
 )
 
 # What each part imports of ours, besides itself; every part may use FREE.
-FREE = {"errors", "files", "images", "nifti", "nifti_header", "orientation", "workspace", "presets", "stunet"}
+FREE = {
+    "errors", "files", "images", "kinds", "machine", "names", "nifti", "nifti_header", "orientation", "schema",
+    "workspace", "presets", "stunet",
+}  # fmt: skip
 MAY_IMPORT = {
     "errors": set(),
+    "machine": set(),
     "files": set(),
+    "kinds": {"plans"},
+    "names": set(),
+    "schema": set(),
     "workspace": set(),
     "presets": set(),
     "networks": set(),
@@ -45,16 +52,17 @@ MAY_IMPORT = {
     "nnunet": {"annotations"},
     "labels": {"classes"},
     "losses": set(),
-    "evaluation": {"labels"},
+    "evaluation": {"labels", "processes"},
     "processes": set(),
     "datasets": {"annotations", "labels", "processes", "resampling"},
     "preprocessing": {"annotations", "preprocessing_workers", "plans"},
     "preprocessing_workers": {"preprocessor", "processes"},
+    "preprocessed": set(),
     "preprocessor": {"resampling"},
     "resampling": set(),
     "weights": {"classes", "networks", "plans"},
     "merging": {"annotations", "classes", "datasets", "inference", "labels", "processes"},
-    "models": {"classes", "datasets", "networks", "weights"},
+    "models": {"classes", "networks", "plans", "weights"},
     "inference": {
         "datasets",
         "labels",
@@ -66,7 +74,7 @@ MAY_IMPORT = {
         "results",
         "weights",
     },
-    "plans": {"losses", "networks", "nnunet", "datasets"},
+    "plans": {"losses", "networks", "nnunet", "datasets", "processes"},
     "trainers": {
         "annotations",
         "classes",
@@ -88,7 +96,8 @@ HOST = {  # may import nnunetv2
     "images", "preprocessor", "inference", "datasets", "merging", "plans", "trainers",
 }  # fmt: skip
 WITHOUT_TORCH = {
-    "errors", "files", "workspace", "presets", "console", "preprocessing", "cli", "classes", "labels", "models",
+    "errors", "files", "kinds", "machine", "names", "schema", "workspace", "presets", "console", "preprocessing", "cli",
+    "classes", "labels", "models",
     "annotations", "processes",
 }  # fmt: skip  # at the top of a file
 WITH_TORCH = {"stunet.models.folder"}  # though the other files of its part have none

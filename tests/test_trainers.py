@@ -1,5 +1,6 @@
 """Training on a small phantom with real nnU-Net: order of data, resume, checkpoints, deep supervision."""
 
+import multiprocessing
 import os
 import random
 import signal
@@ -319,6 +320,9 @@ class Numbers:
         drawn = torch.tensor([[np.random.random(), torch.rand(1).item(), random.random()]], dtype=torch.float64)
         return {"data": drawn, "target": [drawn[:, :1], drawn[:, 1:]], "keys": [f"case_{position}"]}
 
+    def case(self, position: int) -> str:
+        return f"case_{position}"
+
 
 ALL = range(3)  # positions of a batch
 
@@ -365,11 +369,45 @@ class Killed:
         os.kill(os.getpid(), signal.SIGKILL)
         return {}
 
+    def case(self, position: int) -> str:
+        return f"case_{position}_{np.random.randint(100)}"
 
-def test_a_killed_worker_is_reported_with_the_next_step() -> None:
-    with pytest.raises(OutOfMemoryError, match="data loading process was killed") as caught:
-        next(SeededBatches(Killed(), (0,), ALL, 0, 0, 1, False))
-    assert "nnUNet_n_proc_DA" in caught.value.hint
+
+def test_a_killed_worker_is_reported_with_its_case_and_the_next_step() -> None:
+    with pytest.raises(
+        OutOfMemoryError, match="data loading process was killed while it loaded case 'case_1_"
+    ) as caught:
+        next(SeededBatches(Killed(), (0,), range(1, 5), 0, 0, 1, False))
+    assert "nnUNet_n_proc_DA=1" in caught.value.hint
+    assert "--set batch_size=2" in caught.value.hint
+
+
+class KillsLoader(Silent):
+    """Kills the process that loads data, in the middle of a step."""
+
+    def step(self, trainer: PlannedTrainer, phase: str, done: int, loss: float) -> None:
+        if (trainer.current_epoch, phase, done) == (1, "train", 1):
+            for process in multiprocessing.active_children():
+                os.kill(process.pid or 0, signal.SIGKILL)
+                process.join()
+
+
+def test_a_run_whose_loader_is_killed_keeps_its_state_and_continues_exactly(
+    planned: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = make_trainer(planned, tmp_path / "whole", monkeypatch)
+    whole.run_training()
+    with monkeypatch.context() as patch:
+        patch.setenv("nnUNet_n_proc_DA", "1")
+        killed = make_trainer(planned, tmp_path / "killed", monkeypatch)
+        killed.listener = KillsLoader()
+        with pytest.raises(OutOfMemoryError, match="data loading process was killed"):
+            killed.run_training()
+    resumed = make_trainer(planned, tmp_path / "killed", monkeypatch)
+    resumed.load_checkpoint(str(Path(resumed.output_folder) / LATEST))
+    assert (resumed.current_epoch, len(resumed._known)) == (1, 1)
+    resumed.run_training()
+    assert torch.equal(weights(resumed), weights(whole))
 
 
 class Group:
@@ -378,6 +416,9 @@ class Group:
     def sample(self, position: int) -> dict[str, Any]:
         group = torch.tensor([os.getpgrp()])
         return {"data": group, "target": group, "keys": [""]}
+
+    def case(self, position: int) -> str:
+        return ""
 
 
 def test_a_signal_to_the_group_of_the_trainer_leaves_its_data_loading_alone() -> None:
@@ -391,6 +432,9 @@ class Broken:
 
     def sample(self, position: int) -> dict[str, Any]:
         raise RuntimeError("case_7.b2nd is damaged")
+
+    def case(self, position: int) -> str:
+        return "case_7"
 
 
 def test_an_error_in_a_worker_keeps_its_own_text() -> None:

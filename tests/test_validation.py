@@ -294,10 +294,10 @@ def test_a_damaged_case_is_named_and_the_ones_before_it_are_whole(planned: str, 
     file = workspace.preprocessed_dataset(planned) / "STUNetPlans_3d_fullres" / f"{CASES[1]}{ending}"
     file.write_bytes(file.read_bytes()[:-100])
     with pytest.raises(
-        DataError, match=f"cannot read the files of '{CASES[1]}' in '.*STUNetPlans_3d_fullres'"
+        DataError, match=f"cannot read the preprocessed files of case '{CASES[1]}' in '.*STUNetPlans_3d_fullres'"
     ) as error:
         trainer.perform_actual_validation()
-    assert "stunet_plan_and_preprocess -d 998 -c 3d_fullres" in error.value.hint
+    assert "stunet_plan_and_preprocess -d 998" in error.value.hint
     folder = Path(trainer.output_folder) / "validation"
     assert names(folder) == [f"{CASES[0]}.nii.gz"]
     assert len(np.unique(labels(folder / f"{CASES[0]}.nii.gz"))) > 1

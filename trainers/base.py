@@ -18,7 +18,8 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.crossval_split import generate_crossval_split
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 
-from stunet.errors import DataError, Interrupted
+from stunet.errors import DataError, Interrupted, StunetError
+from stunet.kinds import SPLITS, read
 from stunet.losses import DeepSupervision, DiceCE
 from stunet.nnunet import exchanged
 from stunet.trainers import parallel
@@ -110,7 +111,7 @@ class PlannedTrainer(Saving):
         Raises:
             DataError: There are fewer.
         """
-        with exchanged(host, load_json=_named(host.load_json), generate_crossval_split=_named(generate_crossval_split)):
+        with exchanged(host, load_json=_named(_folds), generate_crossval_split=_named(generate_crossval_split)):
             train, validation = super().do_split()
         if self.num_cases is None:
             return train, validation
@@ -175,10 +176,18 @@ class PlannedTrainer(Saving):
 
         Raises:
             Interrupted: `stop_requested` was set; checkpoint_latest.pth holds the state after the last step.
+            OutOfMemoryError: A data loading process was killed; the same holds, where there is one process.
+            DataError: A preprocessed case is damaged; so, too.
         """
         self.running = True
         try:
             super().run_training()
+        except StunetError:
+            loaders = filter(None, (self.dataloader_train, self.dataloader_val))
+            begun = self.current_epoch or self._outputs
+            if begun and not self.is_ddp and any(loader.failed for loader in loaders):  # so no step is half done
+                self._save_between_steps()
+            raise
         finally:
             self.running = False
             for loader in (self.dataloader_train, self.dataloader_val):
@@ -240,15 +249,19 @@ class PlannedTrainer(Saving):
             return
         if self.disable_checkpointing:
             raise Interrupted(f"stopped after {self.current_epoch} epochs, without a checkpoint as asked", "")
-        path = Path(self.output_folder) / LATEST
-        self.current_epoch -= 1  # save_checkpoint counts the running epoch as done
-        self.save_checkpoint(str(path))
-        self.current_epoch += 1
+        path = self._save_between_steps()
         if self.is_ddp:
             dist.barrier()  # a process that leaves early would have the others ended while rank 0 writes
         raise Interrupted(
             f"stopped after {self.current_epoch} epochs; the state is in {str(path)!r}", "the same command with --c"
         )
+
+    def _save_between_steps(self) -> Path:
+        path = Path(self.output_folder) / LATEST
+        self.current_epoch -= 1  # save_checkpoint counts the running epoch as done
+        self.save_checkpoint(str(path))
+        self.current_epoch += 1
+        return path
 
 
 class _Names(list):
@@ -260,11 +273,16 @@ class _Names(list):
         return name in self.known
 
 
+def _folds(path: str) -> list[dict]:
+    found: list[dict] = read(Path(path), SPLITS)
+    return found
+
+
 def _named(splits: Callable[..., list[dict]]) -> Callable[..., list[dict]]:
-    def read(*args: Any, **kwargs: Any) -> list[dict]:
+    def named(*args: Any, **kwargs: Any) -> list[dict]:
         return [{part: _Names(names) for part, names in split.items()} for split in splits(*args, **kwargs)]
 
-    return read
+    return named
 
 
 class _NotStarted:

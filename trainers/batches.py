@@ -7,6 +7,8 @@ processes are torch's DataLoader, which reports a worker that died.
 
 import os
 import random
+import re
+import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,9 +17,9 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-from stunet.errors import OutOfMemoryError
+from stunet.errors import DataError, OutOfMemoryError, StunetError
 
 
 class Source(Protocol):
@@ -25,6 +27,9 @@ class Source(Protocol):
 
     def sample(self, position: int) -> dict[str, Any]:
         """The sample for this position of a batch, drawn with the global generators of numpy, torch and Python."""
+
+    def case(self, position: int) -> str:
+        """The name of the case of that sample."""
 
 
 class SeededBatches:
@@ -50,8 +55,9 @@ class SeededBatches:
         workers: int,
         pin_memory: bool,
     ) -> None:
+        self._numbered = _Numbered(source, seed, positions, workers)
         self._loader: DataLoader = DataLoader(
-            _Numbered(source, seed, positions),
+            self._numbered,
             batch_size=None,
             sampler=_From(start + skip),  # any iterable does when batch_size is None
             num_workers=workers,
@@ -62,8 +68,9 @@ class SeededBatches:
             # As where torchrun starts the trainer; a child that was spawned would spawn, and import all of torch again.
             multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
         )
-        self._skip = skip
+        self._skip, self._workers = skip, workers
         self._iterator: Iterator[dict[str, Any]] | None = None
+        self.failed = False  # to give the batch that was asked for last
 
     def __iter__(self) -> "SeededBatches":
         return self
@@ -74,15 +81,35 @@ class SeededBatches:
             return None
         if self._iterator is None:
             self._iterator = iter(self._loader)
+            if self._workers:
+                _Deaths.heed()
+        self.failed = True
         try:
-            return next(self._iterator)
+            with _Deaths.awaited():
+                batch = next(self._iterator)
         except RuntimeError as error:
             if "DataLoader worker (pid" not in str(error):  # the text of a worker that was killed
                 raise
-            raise OutOfMemoryError(
-                f"a data loading process was killed, probably for lack of memory ({str(error).splitlines()[0]})",
-                "fewer processes: nnUNet_n_proc_DA=2 stunet_train ... --c",
-            ) from error
+            raise self._killed(str(error).splitlines()[0]) from error
+        if isinstance(batch, StunetError):
+            raise batch
+        self.failed = False
+        return batch
+
+    def _killed(self, text: str) -> StunetError:
+        """What the death of a worker means, from what torch says about it."""
+        pid = int(found[1]) if (found := re.search(r"pid\D*(\d+)", text)) else -1
+        case = self._numbered.loading(pid)
+        while_ = "" if case is None else f" while it loaded case {case!r}"
+        if "Segmentation fault" in text or "Aborted" in text:
+            return DataError(
+                f"a data loading process crashed{while_} ({text})", "preprocess this case again, and the same with --c"
+            )
+        batch, fewer = self._numbered.positions, max(1, self._workers // 2)
+        return OutOfMemoryError(
+            f"a data loading process was killed{while_}, probably because the memory is not enough ({text})",
+            f"nnUNet_n_proc_DA={fewer} and the same with --c, or a new run with --set batch_size={max(1, len(batch) // 2)}",
+        )
 
     def close(self) -> None:
         """Ends the worker processes."""
@@ -124,15 +151,71 @@ def parts_of(batch: dict[str, Any], count: int) -> list[dict[str, Any]]:
 
 
 class _Numbered(Dataset):
-    def __init__(self, source: Source, seed: tuple[int, ...], positions: Sequence[int]) -> None:
-        self.source, self.seed, self.positions = source, seed, positions
+    """The batches by number; an error of ours comes as a value, because torch would make a new one of its text."""
 
-    def __getitem__(self, number: int) -> dict[str, Any]:
+    def __init__(self, source: Source, seed: tuple[int, ...], positions: Sequence[int], workers: int) -> None:
+        self.source, self.seed, self.positions = source, seed, positions
+        # Per worker its process, and the number and position of the sample that it is drawing; shared with it.
+        self.drawing = torch.full((workers, 3), -1).share_memory_() if workers else None
+
+    def __getitem__(self, number: int) -> dict[str, Any] | StunetError:
         samples = []
-        for position in self.positions:
-            with _generators(np.random.SeedSequence([*self.seed, number, position])):
-                samples.append(self.source.sample(position))
+        try:
+            for position in self.positions:
+                self._note(number, position)
+                with self._generators(number, position):
+                    samples.append(self.source.sample(position))
+        except StunetError as error:
+            if not get_worker_info():
+                raise
+            return error
+        finally:
+            self._note(-1, -1)
         return joined(samples)
+
+    def loading(self, pid: int) -> str | None:
+        """The case that a worker was loading when it ended."""
+        for process, number, position in () if self.drawing is None else self.drawing.tolist():
+            if process == pid and number >= 0:
+                with self._generators(number, position):
+                    return self.source.case(position)
+        return None
+
+    def _note(self, number: int, position: int) -> None:
+        if self.drawing is not None and (worker := get_worker_info()):
+            self.drawing[worker.id] = torch.tensor([os.getpid(), number, position])
+
+    def _generators(self, number: int, position: int) -> Any:
+        return _generators(np.random.SeedSequence([*self.seed, number, position]))
+
+
+class _Deaths:
+    """When the death of a worker is an error: while a batch is waited for, never in the middle of a step.
+
+    torch raises it from a signal handler, wherever the process is: a step would be half done, its state lost.
+    """
+
+    heeded = waited_for = False
+
+    @classmethod
+    def heed(cls) -> None:
+        """To be called when torch has set its handler, for which it makes an iterator in the main thread."""
+        handler = signal.getsignal(signal.SIGCHLD) if hasattr(signal, "SIGCHLD") else None
+        if cls.heeded or not callable(handler):
+            return
+        cls.heeded = True
+        signal.signal(signal.SIGCHLD, lambda number, frame: handler(number, frame) if cls.waited_for else None)
+
+    @classmethod
+    @contextmanager
+    def awaited(cls) -> Iterator[None]:
+        """While this block runs; a worker that died before it counts at its start."""
+        cls.waited_for = True
+        try:
+            torch._C._error_if_any_worker_fails()
+            yield
+        finally:
+            cls.waited_for = False
 
 
 class _From:

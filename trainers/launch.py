@@ -14,8 +14,9 @@ from types import FrameType
 import torch
 import torch.distributed as dist
 
-from stunet.errors import DataError, Interrupted
-from stunet.files import alone, read_json
+from stunet.errors import DataError, Interrupted, OutOfMemoryError, StunetError, is_out_of_memory, last_line
+from stunet.files import alone
+from stunet.kinds import read_dataset_json
 from stunet.nnunet import trainer_class
 from stunet.trainers.base import PlannedTrainer
 from stunet.trainers.listener import Listener, Silent
@@ -157,12 +158,12 @@ def _train(run: Run, checkpoint: Path | None, listener: Listener) -> None:
     device = torch.device(run.device)
     limit_threads(run)
     torch.backends.cudnn.benchmark = device.type == "cuda"
-    dataset_json = read_json(preprocessed_dataset(run.dataset) / "dataset.json")
+    dataset_json = read_dataset_json(preprocessed_dataset(run.dataset) / "dataset.json")
     plans = {**run.plans, "continue_training": run.resume}
     trainer: PlannedTrainer = trainer_class(run.trainer)(plans, run.configuration, run.fold, dataset_json, device)
     trainer.disable_checkpointing = run.disable_checkpointing
     trainer.listener, trainer.fsdp = listener, run.fsdp
-    with _stops(trainer):
+    with _stops(trainer), _memory_named(trainer):
         if checkpoint is not None:
             trainer.load_checkpoint(str(checkpoint))
         elif run.weights is not None:
@@ -172,6 +173,25 @@ def _train(run: Run, checkpoint: Path | None, listener: Listener) -> None:
         if run.validate_best:
             trainer.load_checkpoint(str(run.folder / BEST))
         trainer.perform_actual_validation(run.probabilities)
+
+
+@contextmanager
+def _memory_named(trainer: PlannedTrainer) -> Iterator[None]:
+    """Says what needs less memory, where that of the device or the machine is not enough.
+
+    Raises:
+        OutOfMemoryError: Instead of what libraries raise.
+    """
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, StunetError) or not is_out_of_memory(error):
+            raise
+        size = trainer.configuration_manager.batch_size
+        raise OutOfMemoryError(
+            f"a batch of {size} does not fit into the memory of device {trainer.device.type}: {last_line(error)}",
+            f"a new run with --set batch_size={max(1, size // 2)}, accumulation=2 or checkpointing=true, or a smaller --size",
+        ) from error
 
 
 def limit_threads(run: Run) -> None:

@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from stunet.errors import Interrupted, OutOfMemoryError, StunetError, UsageError
+from stunet.errors import Interrupted, OutOfMemoryError, StunetError, UsageError, explain
 
 Decision = TypeVar("Decision")
 
@@ -92,8 +92,8 @@ def decided(decide: Callable[[], Decision], member: Member) -> Decision:
     try:
         if member.leads:
             message = [decide(), 0]
-    except StunetError as error:
-        message = [None, error.exit_code]
+    except Exception as error:
+        message = [None, explain(error).exit_code]
         raise
     finally:
         dist.broadcast_object_list(message)
@@ -140,9 +140,11 @@ def _child(rank: int, size: int, device: str, function: Callable[..., None], arg
         raise SystemExit(error.exit_code) from None
     except KeyboardInterrupt:
         raise SystemExit(130) from None
-    except (StunetError, torch.OutOfMemoryError) as error:
-        known = error if isinstance(error, StunetError) else OutOfMemoryError(str(error))
-        logging.getLogger("stunet").error("process %d: %s", rank, known.message)
+    except Exception as error:
+        known = explain(error)
+        if known.exit_code == 1:  # torch passes the traceback on
+            raise
+        logging.getLogger("stunet").error("process %d: %s\n  try: %s", rank, known.message, known.hint)
         raise SystemExit(known.exit_code) from None
 
 

@@ -11,12 +11,15 @@ from typing import Any
 import numpy as np
 from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
 
+from stunet.errors import is_out_of_memory
+from stunet.preprocessed import Checked
+
 
 class Samples(nnUNetDataLoader):
     """nnU-Net's loader for batches of one. Takes the arguments of nnU-Net's; `batch_size` is that of all processes."""
 
     def __init__(self, data: Any, batch_size: int, *args: Any, **kwargs: Any) -> None:
-        super().__init__(data, 1, *args, **kwargs)
+        super().__init__(Checked(data), 1, *args, **kwargs)
         self.position, self.positions = 0, batch_size
         self.aliases: Aliases | None = None
 
@@ -25,14 +28,32 @@ class Samples(nnUNetDataLoader):
         self.aliases = None if weights is None else Aliases(weights)
 
     def sample(self, position: int) -> dict[str, Any]:
-        """The sample for this position of a batch, as a batch of one: `data`, `target` and `keys`."""
+        """The sample for this position of a batch, as a batch of one: `data`, `target` and `keys`.
+
+        Raises:
+            DataError: The files of the case are damaged.
+            OutOfMemoryError: The case does not fit into memory.
+        """
         self.position = position
-        return self.generate_train_batch()
+        try:
+            return self.generate_train_batch()
+        except Exception as error:
+            if is_out_of_memory(error):
+                with self._data.reading(self.drawn):
+                    raise
+            self._data.check(self.drawn)  # only a part of the case is read for a patch: is that the reason?
+            raise
+
+    def case(self, position: int) -> str:
+        """The case that sample() would draw with the same generators."""
+        self.position = position
+        return self.get_indices()[0]
 
     def get_indices(self) -> list[str]:
         """The case; nnU-Net makes an array of all names for each draw."""
         number = np.random.randint(len(self.indices)) if self.aliases is None else self.aliases.draw()
-        return [self.indices[number]]
+        self.drawn = self.indices[number]
+        return [self.drawn]
 
     def _oversample_last_XX_percent(self, sample_idx: int) -> bool:
         return self.position >= round(self.positions * (1 - self.oversample_foreground_percent))

@@ -24,20 +24,18 @@ from nnunetv2.configuration import default_num_processes
 from nnunetv2.training.dataloading import nnunet_dataset as datasets
 from nnunetv2.utilities.label_handling.label_handling import convert_labelmap_to_one_hot
 
-from stunet.errors import DataError
 from stunet.files import whole
 from stunet.images import file_reader, reader_of
 from stunet.inference.cases import Model, drop_channel_axis
-from stunet.inference.failures import last_line
 from stunet.inference.output import part_name, remove_parts, whole_case
 from stunet.inference.probabilities import PLAIN, compress
 from stunet.inference.products import Products, endings_of_parts
-from stunet.inference.reading import UNREADABLE
 from stunet.inference.ready import ReadyNetwork
 from stunet.inference.segmenter import Segmenter
 from stunet.inference.windows import SlidingWindow
 from stunet.nnunet import exchanged
 from stunet.orientation import for_nnunet, of_file
+from stunet.preprocessed import Checked
 
 if TYPE_CHECKING:
     from stunet.trainers.base import PlannedTrainer
@@ -54,7 +52,7 @@ def validate(trainer: "PlannedTrainer", probabilities: bool) -> None:
         probabilities: Also write those of all classes.
 
     Raises:
-        DataError: A preprocessed case cannot be read.
+        DataError: The files of a preprocessed case are damaged.
         OSError: The disk is full; the files of finished cases are whole.
     """
     _, cases = trainer.do_split()
@@ -62,8 +60,8 @@ def validate(trainer: "PlannedTrainer", probabilities: bool) -> None:
     last_barrier = len(cases) // processes - 1  # of cases that every process has
     own = sorted(map(str, cases[trainer.local_rank :: processes]))
     segmenter = segmenter_of(trainer)
-    source = trainer.dataset_class(
-        trainer.preprocessed_dataset_folder, own, trainer.folder_with_segs_from_previous_stage
+    source = Checked(
+        trainer.dataset_class(trainer.preprocessed_dataset_folder, own, trainer.folder_with_segs_from_previous_stage)
     )
     with _Results(trainer, own, probabilities) as results:
         for number, case in enumerate(own):
@@ -96,21 +94,14 @@ def segmenter_of(trainer: "PlannedTrainer") -> Segmenter:
     return Segmenter(windows, plans, configuration, trainer.dataset_json)
 
 
-def _load(trainer: "PlannedTrainer", source: Any, case: str) -> tuple[torch.Tensor, dict[str, Any]]:
+def _load(trainer: "PlannedTrainer", source: Checked, case: str) -> tuple[torch.Tensor, dict[str, Any]]:
     """A preprocessed image (C, D, H, W), with the previous stage's labels for a cascade, and its properties."""
-    try:
+    with source.reading(case):
         data, _, previous, properties = source.load_case(case)
         image = np.require(data[:], np.float32, ["C", "W"])
         if trainer.is_cascaded:
             classes = trainer.label_manager.foreground_labels
             image = np.vstack((image, convert_labelmap_to_one_hot(previous[:], classes, output_dtype=image.dtype)))
-    except (*UNREADABLE, pickle.UnpicklingError) as error:
-        folders = filter(None, (source.source_folder, source.folder_with_segs_from_previous_stage))
-        number = trainer.plans_manager.dataset_name[7:10]
-        raise DataError(
-            f"cannot read the files of {case!r} in {' or '.join(map(repr, folders))}: {last_line(error)}",
-            f"remove them, then stunet_plan_and_preprocess -d {number} -c {trainer.configuration_name}, and --val",
-        ) from error
     drop_channel_axis(properties)
     return torch.from_numpy(image), properties
 
@@ -152,13 +143,18 @@ def _grids(
     grids = {}
     for stage in stages:
         try:
-            image, *_ = stage.of_cases(str(stage.preprocessed), [case]).load_case(case)
-            grids[stage] = np.zeros(image.shape[1:], dtype)
+            source = Checked(stage.of_cases(str(stage.preprocessed), [case]))
+            image, *_ = source.dataset.load_case(case)
         except (FileNotFoundError, AssertionError):  # the latter is nnU-Net's, of a folder without cases
             trainer.print_to_log_file(
                 f"Predicting next stage {stage.name} failed for case {case} because the preprocessed file is missing! "
                 "Run the preprocessing for this configuration first!"
             )
+            continue
+        except Exception:
+            with source.reading(case):
+                raise
+        grids[stage] = np.zeros(image.shape[1:], dtype)
     return grids
 
 

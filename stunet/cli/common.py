@@ -1,17 +1,19 @@
 """What every command shares: the parser, common arguments, and how an error becomes two lines and an exit code."""
 
 import argparse
-import errno
 import logging
 import os
+import re
 import shutil
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from difflib import get_close_matches
 from pathlib import Path
+from typing import Any, NoReturn
 
 from stunet import __version__, console
-from stunet.errors import DataError, OutOfMemoryError, StunetError, UsageError
+from stunet.errors import DataError, UsageError, explain
 
 EXIT_CODES = """exit codes: 0 done, 1 unexpected, 2 usage, 3 data, plan or path missing or bad, 4 weights,
 5 out of memory, 75 interrupted and resumable, 130 Ctrl-C, 141 nobody reads its output (as with | head)"""
@@ -19,7 +21,7 @@ EXIT_CODES = """exit codes: 0 done, 1 unexpected, 2 usage, 3 data, plan or path 
 
 def new_parser(program: str, description: str, examples: str = "") -> argparse.ArgumentParser:
     """A parser with the flags that all commands have: --verbose, --debug, --version."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         program,
         description=description,
         epilog=f"{examples}\n{EXIT_CODES}".strip(),
@@ -30,6 +32,103 @@ def new_parser(program: str, description: str, examples: str = "") -> argparse.A
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     parser.add_argument("--version", action="version", version=f"stunet {__version__}")
     return parser
+
+
+# What people call flags, out of habit of other programs, and the flags that they may mean, by their first word.
+HABITS = {
+    "--c": "continue resume continue_training restart go_on last_checkpoint",
+    "--val": "validate validation val_only validate_only only_val only_validate eval",
+    "--overwrite": "force overwrite_existing restart_training new start_over no_resume",
+    "--clean": "force overwrite overwrite_existing redo",
+    "--continue_prediction": "continue resume skip_existing no_overwrite",
+    "--pretrained": "weights init pretrained_model from_pretrained load init_weights pre_trained checkpoint ckpt",
+    "--model": "weights model_folder model_dir checkpoint_dir m name",
+    "-i": "input inputs in images input_folder input_dir image source ct",
+    "-o": "output out output_folder output_dir results dest destination save_dir",
+    "-d": "dataset dataset_id dataset_name task task_id t data",
+    "-c": "configuration config configurations cfg",
+    "-f": "fold folds",
+    "-p": "plan plans plans_name",
+    "-tr": "trainer trainer_name trainer_class",
+    "-chk": "checkpoint checkpoint_name ckpt chkp",
+    "-device": "gpu gpus cuda cpu mps cuda_visible_devices",
+    "-num_gpus": "ngpus n_gpus gpus nproc nproc_per_node num_gpu world_size",
+    "-np": "processes num_processes workers num_workers n_jobs jobs threads j n nproc cpus",
+    "-npfp": "num_processes_fingerprint",
+    "--threads": "num_threads n_threads cpus omp_num_threads nt",
+    "-j": "jobs parallel processes workers np",
+    "-step_size": "overlap step stride",
+    "--disable_tta": "no_tta notta no_mirroring disable_mirroring tta fast_prediction",
+    "--max_memory": "memory max_ram ram mem memory_limit",
+    "-gpu_memory_target": "gpu_memory memory memory_target vram",
+    "--verify_dataset_integrity": "verify check check_dataset integrity",
+    "--no_check": "skip_check no_verify skip_verification",
+    "--no_pp": "plan_only no_preprocessing no_preprocess",
+    "-overwrite_target_spacing": "spacing target_spacing resolution",
+    "-overwrite_plans_name": "plans_name name",
+    "--save_probabilities": "probabilities softmax npz save_softmax save_npz",
+    "--npz": "probabilities save_probabilities softmax",
+    "--roi_subset": "classes organs labels_subset roi only",
+    "--tolerance": "tau nsd_tolerance surface_tolerance",
+    "--json": "as_json format",
+    "--csv": "table excel tsv",
+    "--finetune": "strategy fine_tune ft freeze",
+    "--dry_run": "dryrun simulate test n no_write",
+    "--disable_progress_bar": "no_pbar quiet no_progress q silent",
+    "--no_pbar": "disable_progress_bar quiet no_progress q silent",
+    "--verbose": "v debug_output log",
+}
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are two lines, as all errors here, and name what an unknown flag may have meant."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As argparse's; keeps what was given, for error()."""
+        self._given = list(sys.argv[1:] if args is None else args)
+        return super().parse_known_args(args, namespace)
+
+    def error(self, message: str) -> NoReturn:
+        """Ends the command with code 2."""
+        flags = self._all_flags()
+        unknown = [word.partition("=")[0] for word in self._given if re.match(r"--?[A-Za-z]", word)]
+        unknown = [word for word in unknown if word not in flags]
+        if unknown and not re.match("argument|ambiguous", message):
+            meant = _meant(unknown[0], flags)
+            what = f"unknown flag {unknown[0]!r}" + (f"; did you mean {meant!r}?" if meant else "")
+            console.error(self.prog, what, f"{meant}, or {self.prog} --help" if meant else f"{self.prog} --help")
+        else:
+            console.error(self.prog, message, f"{self.prog} --help")
+        self.exit(UsageError.exit_code)
+
+    def _get_option_tuples(self, option_string: str) -> Any:
+        """None for -devce, which argparse would read as -d evce, or -dev, as -device; -d3 is -d 3 as everywhere."""
+        return [] if re.match("-[A-Za-z][A-Za-z_]", option_string) else super()._get_option_tuples(option_string)
+
+    def _all_flags(self) -> list[str]:
+        """Those of the command and of the sub-command that was given."""
+        flags = list(self._option_string_actions)
+        for action in self._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                for name, parser in action.choices.items():
+                    flags += list(parser._option_string_actions) if name in self._given else []
+        return flags
+
+
+def _meant(flag: str, flags: Sequence[str]) -> str | None:
+    """The flag that somebody who wrote an unknown one may have meant."""
+    from stunet.plans.values import KNOWN, known_as
+
+    word = flag.lstrip("-").lower().replace("-", "_")
+    same = [known for known in flags if known.lstrip("-").lower() == word]  # --device for -device
+    habits = [known for known, words in HABITS.items() if known in flags and word in words.split()]
+    if same or habits:
+        return [*same, *habits][0]
+    if "--set" in flags and (key := known_as(word)):
+        return f"--set {key}={KNOWN[key].example}"
+    words = {known.lstrip("-").lower(): known for known in flags}
+    near = get_close_matches(word, [known for known in words if len(known) > 1], n=1, cutoff=0.6)
+    return words[near[0]] if near else None
 
 
 def run(
@@ -57,30 +156,6 @@ def run(
         known = explain(error)
         console.error(parser.prog, known.message, known.hint)
         return known.exit_code
-
-
-def explain(error: BaseException) -> StunetError:
-    """The error in our terms: itself, or what a full disk, too little memory or a bug means for the user."""
-    if isinstance(error, StunetError):
-        return error
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        return OutOfMemoryError(
-            f"out of memory: {error}",
-            "less at a time: a smaller --size or batch_size in training, -device cpu in prediction",
-        )
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return _as(3, f"the disk is full: {error.filename or error}", "free some space and run the same command again")
-    if isinstance(error, PermissionError | FileNotFoundError | NotADirectoryError | IsADirectoryError):
-        return _as(3, str(error), "check the path and its permissions")
-    return _as(
-        1, f"unexpected {type(error).__name__}: {error}", "the same command with --debug, and report what it prints"
-    )
-
-
-def _as(exit_code: int, message: str, hint: str) -> StunetError:
-    error = StunetError(message, hint)
-    error.exit_code = exit_code
-    return error
 
 
 def device(requested: str | None) -> str:

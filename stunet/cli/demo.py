@@ -10,7 +10,7 @@ from pathlib import Path
 from stunet import console, workspace
 from stunet.cli import common
 from stunet.errors import DataError, StunetError
-from stunet.files import read_json
+from stunet.kinds import SUMMARY, read
 
 DATASET_ID = 999
 DATASET = f"Dataset{DATASET_ID}_Phantom"
@@ -64,7 +64,7 @@ def _command(args: argparse.Namespace) -> None:
     _run(environment, "stunet_predict", *images, "-d", str(DATASET_ID), "-c", "3d_fullres", *device)
     table = _run(environment, "stunet_evaluate", str(raw / "labelsTs"), str(predictions))
     console.result(table.strip())
-    dice = read_json(predictions / "summary.json")["foreground_mean"]["Dice"]
+    dice = read(predictions / "summary.json", SUMMARY)["foreground_mean"]["Dice"]
     console.result(f"mean foreground Dice {dice:.3f} on {HELD_OUT} held-out cases, in {time.monotonic() - start:.0f} s")
     console.result(
         f"dataset      {raw}\nmodel        {folders['nnUNet_results'] / DATASET}\npredictions  {predictions}"

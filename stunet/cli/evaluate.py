@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from stunet import console, files, workspace
 from stunet.cli.common import new_parser, run
 from stunet.errors import DataError, UsageError
+from stunet.kinds import DATASET, read
 
 if TYPE_CHECKING:
     from stunet.evaluation.folders import Labels
@@ -20,7 +21,8 @@ EXAMPLES = """examples:
   stunet_evaluate amos22/labelsVa predictions --labels amos
 
 Dice, IoU and counts are nnU-Net's. NSD is the surface Dice of Nikolov et al. (2021): the share of both surfaces that
-lies within the tolerance of the other. HD95 is the distance that 95 % of each surface keep, in mm.
+lies within the tolerance of the other. HD95 is the distance that 95 % of each surface keep, in mm, by area, the larger
+of both directions. Both equal the authors' surface-distance package; tools that measure between voxel centres differ.
 A class that neither file of a case has is left out of the means. One that only one file has gets Dice 0 and NSD 0; its
 HD95 is infinite, not in the mean, and counted in the last column.
 With --labels, references have the ids of the dataset that it names. Predictions have them too, or those of the model
@@ -126,11 +128,7 @@ def _labels(args: argparse.Namespace) -> "tuple[Labels, str]":
 
 
 def _read_dataset(file: Path) -> dict[str, Any]:
-    dataset = files.read_json(file)
-    if not isinstance(dataset, dict) or not isinstance(dataset.get("file_ending"), str):
-        raise DataError(
-            f"{str(file)!r} has no file_ending", 'add "file_ending": ".nii.gz", or what your files end with'
-        )
+    dataset: dict[str, Any] = read(file, DATASET)
     return dataset
 
 

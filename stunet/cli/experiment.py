@@ -13,7 +13,7 @@ from stunet.cli import common
 from stunet.errors import DataError, UsageError
 from stunet.experiment.arms import SCRATCH, Arm, Experiment, arms, command, read_experiment
 from stunet.experiment.runs import DONE, FAILED, Record, results, run
-from stunet.files import read_json
+from stunet.kinds import SPLITS, read
 from stunet.models import registry, store
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ def _check(experiment: Experiment, weights: Mapping[str, str]) -> None:
     plans = workspace.load_plans(workspace.plans_path(dataset, experiment.plans))
     check_plans(plans, experiment.configuration)
     splits = workspace.preprocessed_dataset(dataset) / "splits_final.json"
-    folds = len(read_json(splits)) if splits.is_file() else FOLDS
+    folds = len(read(splits, SPLITS)) if splits.is_file() else FOLDS
     if experiment.fold >= folds:
         what = f"fold {experiment.fold} is asked for, but {dataset} has {folds}"
         raise DataError(what, f"fold = N, from 0 to {folds - 1}")

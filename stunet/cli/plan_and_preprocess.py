@@ -2,7 +2,6 @@
 
 import argparse
 import os
-import sys
 import tempfile
 from collections.abc import Sequence
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from stunet import console, presets, workspace
 from stunet.cli import common
 from stunet.errors import UsageError
+from stunet.names import problem_of
 
 CONFIGURATIONS = ("2d", "3d_fullres", "3d_lowres")
 WORKERS = {"2d": 8, "3d_lowres": 8}  # at most, as in nnU-Net; larger images get fewer, for their memory
@@ -76,7 +76,7 @@ def _command(args: argparse.Namespace) -> None:
 
 
 def _check_options(args: argparse.Namespace) -> None:
-    from stunet.plans.values import parse_stages
+    from stunet.plans.values import checked, parse_stages
 
     args.normalization = None
     if args.preset:
@@ -88,7 +88,8 @@ def _check_options(args: argparse.Namespace) -> None:
         args.normalization = presets.NORMALIZATIONS.get(preset.normalization or "")
         options = preset.complete(args.size, args.gpu_memory_target, args.stages)
         args.size, args.gpu_memory_target, args.stages = options
-        args.checkpointing = args.checkpointing or preset.set.get("checkpointing", False)
+        given = {key: checked(key, value) for key, value in preset.set.items()}
+        args.checkpointing = args.checkpointing or given.get("checkpointing", False)
     args.size = args.size or "B"
     args.stages = parse_stages(args.stages) or 6
     if args.probe:
@@ -96,6 +97,8 @@ def _check_options(args: argparse.Namespace) -> None:
 
         if not torch.cuda.is_available():
             raise UsageError("--probe needs a CUDA device, and torch finds none", "leave it out: the estimate is used")
+    if args.overwrite_plans_name and (problem := problem_of(args.overwrite_plans_name)):
+        raise UsageError(f"-overwrite_plans_name {args.overwrite_plans_name!r} {problem}", "a name such as MyPlans")
     if "__" in (args.overwrite_plans_name or ""):
         raise UsageError(
             f"-overwrite_plans_name {args.overwrite_plans_name!r}: nnU-Net splits folder names at '__'", "one '_'"
@@ -152,7 +155,13 @@ def _plan(dataset: str, workers: int, args: argparse.Namespace) -> dict[str, Any
     from stunet.plans.probe import measure_step
 
     console.note("extract the fingerprint, plan")
-    extract_fingerprint(dataset, workers, args.clean, show_bar=sys.stderr.isatty() and not args.no_pbar)
+    with console.Progress("fingerprint", 0, args.no_pbar) as progress:
+
+        def step(name: str, cases: int) -> None:
+            progress.total = cases
+            progress.step(name)
+
+        extract_fingerprint(dataset, workers, args.clean, step)
     planner = STUNetPlanner(
         dataset,
         args.gpu_memory_target,

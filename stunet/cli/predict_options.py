@@ -57,7 +57,7 @@ def new_parser() -> argparse.ArgumentParser:
         "--max_memory",
         type=_gigabytes,
         metavar="8GB",
-        help="memory that this process may take (default: what it needs)",
+        help="memory that this process may take (default: 90 %% of what there is)",
     )
     add("--threads", type=_positive, metavar="N", help="threads on the CPU (default: one per physical core)")
     add("--fast", action="store_true", help="use the model's 3d_lowres configuration instead")

@@ -55,7 +55,8 @@ def run(args: argparse.Namespace, stages: "list[Predictor]", cases: "list[Case]"
     finally:  # also where something else ends the run
         for name, error in errors.items():
             console.error("stunet_predict", f"case {name!r} failed: {error.message}", error.hint)
-    return DataError.exit_code if errors else 0
+    codes = {error.exit_code for error in errors.values()}
+    return 0 if not codes else codes.pop() if len(codes) == 1 else DataError.exit_code
 
 
 def _run_stage(

@@ -116,7 +116,6 @@ def _prepared(args: argparse.Namespace, again: bool) -> "Run | None":
 
     from stunet import nnunet
     from stunet.plans.check import check_plans
-    from stunet.trainers.launch import continued, forget
     from stunet.trainers.ready import check_data
 
     resolved = check_plans(plans, configuration)
@@ -125,6 +124,9 @@ def _prepared(args: argparse.Namespace, again: bool) -> "Run | None":
     args.tr = choose_trainer(dataset, plans, args.tr)
     check_data(dataset, plans, configuration, fold, args.tr)
     _check_shares(resolved["batch_size"], args.num_gpus, plans["stunet"]["train"].get("accumulation", 1))
+    from stunet.trainers.launch import continued, forget
+    from stunet.trainers.room import check_room
+
     run = _run(dataset, chosen, configuration, fold, args)
     if run.fsdp:
         _check_fsdp(run)
@@ -133,6 +135,7 @@ def _prepared(args: argparse.Namespace, again: bool) -> "Run | None":
         console.note(f"started anew; {'the latest checkpoint is continued' if run.resume else 'from the beginning'}")
     else:
         _check_results(run, args.overwrite or args.dry_run)
+    check_room(run, resolved)
     _describe(run, resolved)
     report = _judged(run)
     if args.dry_run:

@@ -13,8 +13,9 @@ from stunet import console, nnunet, presets, workspace
 from stunet.annotations import Annotations, described, load_annotations
 from stunet.cli.models import ShownDownload
 from stunet.errors import DataError, UsageError, WeightsError
-from stunet.files import read_json
+from stunet.kinds import read_dataset_json
 from stunet.models import store
+from stunet.plans.resolve import resolve
 
 
 @dataclass(frozen=True)
@@ -35,13 +36,14 @@ def choose_plans(dataset: str, args: argparse.Namespace) -> Chosen:
         WeightsError: The weights cannot be read, or the plans start from weights that are not given.
     """
     from stunet.plans import values
-    from stunet.plans.check import difference
-    from stunet.plans.derive import derive
+    from stunet.trainers import strategies
 
+    if args.finetune:
+        strategies.find(args.finetune)
     preset = presets.load(args.preset) if args.preset else None
     path = workspace.plans_path(dataset, args.p or (_fitting(dataset, preset) if preset else None))
     plans = workspace.load_plans(path)
-    dataset_json = read_json(path.parent / "dataset.json")
+    dataset_json = read_dataset_json(path.parent / "dataset.json")
     options = {"size": args.size, "memory_gb": args.gpu_memory_target, "stages": values.parse_stages(args.stages)}
     overrides = values.parse(args.set)
     if preset:
@@ -65,6 +67,11 @@ def choose_plans(dataset: str, args: argparse.Namespace) -> Chosen:
         options["stages"] = _kept_stages(options["finetune"], plans)
     if not (any(options.values()) or overrides):
         return Chosen(plans, False, _weights_of(plans, args))
+    if args.c or args.configuration:
+        resolve(plans, args.c or args.configuration)
+    from stunet.plans.check import difference
+    from stunet.plans.derive import derive
+
     trained = {"stunet": {**plans["stunet"], **{key: x for key, x in options.items() if key == "weights" and x}}}
     trainer = args.tr or nnunet.trainer_for(path.parent, trained)
     derived = derive(plans, described(dataset, trained, trainer), overrides=overrides, **options)

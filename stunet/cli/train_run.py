@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from stunet import console
 from stunet.cli import common
 from stunet.errors import Interrupted, UsageError
-from stunet.files import read_json
+from stunet.kinds import SUMMARY, read
 
 if TYPE_CHECKING:
     from stunet.trainers.launch import Run
@@ -24,11 +24,11 @@ def train(args: argparse.Namespace, prepare: Prepare) -> None:
     if {"RANK", "WORLD_SIZE"} <= set(os.environ):
         _as_one_of_several(args, prepare)
         return
-    from stunet.trainers.launch import launch
-
     run = prepare(False)
     if run is None:
         return
+    from stunet.trainers.launch import launch
+
     if not _is_finished(run):
         launch(run, console.TrainingProgress)
     _show_result(run)
@@ -78,7 +78,7 @@ def _summary(run: "Run") -> Path:
 
 
 def _show_result(run: "Run") -> None:
-    console.result(f"mean validation Dice {mean_dice(read_json(_summary(run))):.4f}  {run.folder}")
+    console.result(f"mean validation Dice {mean_dice(read(_summary(run), SUMMARY)):.4f}  {run.folder}")
 
 
 def mean_dice(summary: dict[str, Any]) -> float:

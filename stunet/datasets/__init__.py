@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from stunet.errors import DataError, StunetError
-from stunet.files import read_json, write_json
+from stunet.files import write_json
+from stunet.kinds import FORMAT_HINT, label_values, read_dataset_json
 
 FILE_ENDING = ".nii.gz"  # of what we write
 GEOMETRY_ATOL = 1e-3  # mm of the origin, and direction cosines: more than rounding in a NIfTI header
-FORMAT_HINT = "see nnU-Net's documentation/dataset_format.md"
 SHOWN = 3  # problems that an error names
 
 
@@ -60,20 +60,11 @@ def read_dataset(folder: Path) -> tuple[list[Case], Rules]:
     Raises:
         DataError: dataset.json is wrong, or files are missing.
     """
-    description = read_json(folder / "dataset.json")
+    description = read_dataset_json(folder / "dataset.json")
     where = repr(str(folder / "dataset.json"))
-    if not isinstance(description, dict):
-        raise DataError(f"{where} is no JSON object", FORMAT_HINT)
-    channels = description.get("channel_names", description.get("modality"))
-    missing = [key for key in ("labels", "numTraining", "file_ending") if key not in description]
-    missing += ["channel_names"] if channels is None else []
-    if missing:
-        raise DataError(f"{where} lacks {', '.join(missing)}", FORMAT_HINT)
-    if not isinstance(channels, dict) or not channels or set(channels) != {str(i) for i in range(len(channels))}:
-        raise DataError(f"channel_names is {channels!r} in {where}", 'number the channels from 0: {"0": "CT"}')
-    ending = description["file_ending"]
-    if not isinstance(ending, str) or not ending.startswith("."):
-        raise DataError(f"file_ending is {ending!r} in {where}", f'the ending with its dot, such as "{FILE_ENDING}"')
+    if "numTraining" not in description:
+        raise DataError(f"{where} lacks numTraining", FORMAT_HINT)
+    channels = description.get("channel_names") or description["modality"]
     values = label_values(description["labels"], description.get("regions_class_order"))
     cases = _find_cases(folder, description, len(channels))
     if description["numTraining"] != len(cases):
@@ -83,38 +74,6 @@ def read_dataset(folder: Path) -> tuple[list[Case], Rules]:
         )
     reader = find_reader(description, cases[0].images[0])
     return cases, Rules(reader, tuple(str(channels[str(i)]) for i in range(len(channels))), values)
-
-
-def label_values(labels: Any, regions_class_order: Any = None) -> frozenset[int]:
-    """The values that a label file may hold: those of all classes and regions, and the ignore label.
-
-    Raises:
-        DataError: `labels` is not what nnU-Net's LabelManager takes.
-    """
-    if not isinstance(labels, dict) or "background" not in labels:
-        version1 = isinstance(labels, dict) and "background" in labels.values()
-        hint = "stunet_convert msd, for a Decathlon dataset" if version1 else '"labels": {"background": 0, "liver": 1}'
-        raise DataError(f"labels in dataset.json do not name the background: {labels!r}", hint)
-    try:
-        values = {name: {int(v) for v in (x if isinstance(x, list | tuple) else [x])} for name, x in labels.items()}
-    except (TypeError, ValueError):
-        raise DataError(f"labels in dataset.json are not all integers: {labels!r}", FORMAT_HINT) from None
-    if values["background"] != {0} or isinstance(labels["background"], list | tuple):
-        raise DataError(f"background is {labels['background']!r} in dataset.json", '"background": 0')
-    ignore = values.pop("ignore", set())
-    leaves = sorted(set().union(*values.values()))
-    if leaves != list(range(len(leaves))):
-        raise DataError(f"label values in dataset.json are not consecutive: {leaves}", f"0 to {len(leaves) - 1}")
-    if ignore and ignore != {len(leaves)}:
-        raise DataError(
-            f"the ignore label is {labels['ignore']!r} in dataset.json", f"the highest value: {len(leaves)}"
-        )
-    regions = sum(value != {0} for value in values.values())
-    ordered = isinstance(regions_class_order, list) and len(regions_class_order) == regions
-    if any(len(value) > 1 for value in values.values()) and not ordered:
-        hint = f"one value for each of the {regions} regions"
-        raise DataError(f"regions_class_order is {regions_class_order!r} in dataset.json", hint)
-    return frozenset(leaves) | ignore
 
 
 def raise_first(problems: Sequence[StunetError]) -> None:
@@ -153,20 +112,10 @@ def _listed_cases(folder: Path, description: dict[str, Any]) -> list[Case]:
     """The cases under `dataset` in dataset.json, which gives files by relative path, absolute path or variable."""
     from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 
-    entries = description["dataset"]
-    if not isinstance(entries, dict) or not entries:
-        raise DataError(f"no training cases: dataset is {entries!r} in {str(folder / 'dataset.json')!r}", FORMAT_HINT)
-    wrong = [name for name, entry in entries.items() if not _is_entry(entry)]
-    hint = '{"case": {"images": ["FILE", ...], "label": "FILE"}}'
-    raise_first([DataError(f"case {name!r} in dataset.json lacks images or label", hint) for name in wrong])
+    if not description["dataset"]:
+        raise DataError(f"no training cases: dataset is {{}} in {str(folder / 'dataset.json')!r}", FORMAT_HINT)
     found = get_filenames_of_train_images_and_targets(str(folder), description)
     return [Case(name, tuple(map(Path, files["images"])), Path(files["label"])) for name, files in found.items()]
-
-
-def _is_entry(entry: Any) -> bool:
-    images = entry.get("images") if isinstance(entry, dict) else None
-    texts = [*images, entry.get("label")] if isinstance(images, list) and images else [None]
-    return all(isinstance(text, str) for text in texts)
 
 
 def _stored_cases(folder: Path, ending: str) -> list[Case]:

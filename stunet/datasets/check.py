@@ -18,7 +18,7 @@ from nibabel.filebasedimages import ImageFileError
 
 from stunet.annotations import FILE, load_annotations
 from stunet.datasets import GEOMETRY_ATOL, Case, Rules, raise_first, read_dataset
-from stunet.errors import DataError
+from stunet.errors import DataError, is_out_of_memory
 from stunet.images import REORIENTS, Reader, file_orientation
 from stunet.nifti import check_nifti
 from stunet.orientation import left_right_axis
@@ -41,10 +41,11 @@ def check_dataset(folder: Path, workers: int = 1, on_case: Callable[[str], None]
 
     Raises:
         DataError: Something is wrong; the first three problems are named, the others counted.
+        OutOfMemoryError: A case does not fit into memory.
     """
     cases, rules = read_dataset(folder)
     problems = {}
-    for position, problem in each(_problem, _with_rules(folder, cases, rules), workers):
+    for position, problem in each(_problem, _with_rules(folder, cases, rules), workers, lambda item: item[0].name):
         if problem:
             problems[position] = problem
         if on_case:
@@ -161,6 +162,8 @@ def _read(read: Callable[[Any], Any], argument: Any, path: Path) -> Any:
     try:
         return read(argument)
     except UNREADABLE as error:
+        if is_out_of_memory(error):
+            raise
         lines = str(error).strip().splitlines() or [type(error).__name__]
         hint = "copy the file again, or remove the case"
         raise DataError(f"cannot read {str(path)!r}, it is damaged or truncated: {lines[-1]}", hint) from error

@@ -21,8 +21,10 @@ from typing import Any, Protocol
 
 from stunet.datasets import FILE_ENDING, raise_first, write_dataset_json
 from stunet.errors import DataError, OutOfMemoryError, StunetError, UsageError, short
-from stunet.files import NO_SPACE, alone, read_json, whole, write_json
+from stunet.files import NO_SPACE, alone, whole, write_json
+from stunet.kinds import CASE_RECORD, read
 from stunet.processes import each
+from stunet.schema import anything, dict_of
 
 OWN_FOLDER = ".stunet"
 AGAIN = "then run the same command again; finished cases are kept"
@@ -107,8 +109,8 @@ class Conversion:
             on_case: Called with a case's name when it is done.
 
         Raises:
-            DataError: Cases cannot be converted (the others have been), the disk is full, a process was killed, or
-                another run works on the same folder.
+            DataError: Cases cannot be converted (the others have been), the disk is full, or another run works on the
+                same folder.
             OutOfMemoryError: A case does not fit into memory.
         """
         own = self.target / OWN_FOLDER
@@ -119,7 +121,8 @@ class Conversion:
             if pending:
                 (self.target / "dataset.json").unlink(missing_ok=True)
             problems = {}
-            for position, problem in each(partial(_convert, step=self.step, target=self.target), pending, workers):
+            convert = partial(_convert, step=self.step, target=self.target)
+            for position, problem in each(convert, pending, workers, lambda source: source.name):
                 if problem:
                     problems[position] = problem
                 if on_case:
@@ -136,7 +139,7 @@ class Conversion:
         if not path.is_file():
             hint = "another number or name with -d and --name, or remove that folder"
             raise DataError(f"{str(self.target)!r} exists and was not made by this command", hint)
-        before, now = read_json(path), self.step.options()
+        before, now = read(path, dict_of(anything)), self.step.options()
         differing = [key for key in {**before, **now} if before.get(key) != now.get(key)]
         if differing:
             key = differing[0]
@@ -211,7 +214,7 @@ def dataset_folder(raw: Path, dataset_id: int, name: str) -> Path:
         UsageError: The number or name is not possible.
         DataError: The number belongs to another name.
     """
-    if not 1 <= dataset_id <= 999 or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
+    if not 1 <= dataset_id <= 999 or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}", name):
         raise UsageError(f"dataset {dataset_id} {name!r}", "a number from 1 to 999; a name of letters, digits, - and _")
     target = raw / f"Dataset{dataset_id:03d}_{name}"
     taken = sorted(path for path in raw.glob(f"{target.name[:10]}_*") if path != target)
@@ -235,11 +238,10 @@ def _convert(source: Source, step: Step, target: Path) -> StunetError | None:
         files, facts = step(source, target)
         hashes = {f"{path.parent.name}/{path.name}": _sha256(path) for path in files}
         write_json(_record_path(source, target), {"source": signature, "files": hashes, "facts": facts})
+    except OutOfMemoryError:
+        raise
     except StunetError as error:
         return type(error)(f"case {source.name!r}: {error.message}", f"{error.hint}, {AGAIN}")
-    except MemoryError:
-        hint = "fewer processes: -np 1; finished cases are kept"
-        raise OutOfMemoryError(f"case {source.name!r} does not fit into memory", hint) from None
     except OSError as error:
         if error.errno not in NO_SPACE:
             raise
@@ -260,8 +262,9 @@ def _record(source: Source, target: Path) -> dict[str, Any] | None:
     return record if same else None
 
 
-def _read_record(source: Source, target: Path) -> Any:
-    return read_json(_record_path(source, target))
+def _read_record(source: Source, target: Path) -> dict[str, Any]:
+    record: dict[str, Any] = read(_record_path(source, target), CASE_RECORD, "run the same command again")
+    return record
 
 
 def _record_path(source: Source, target: Path) -> Path:

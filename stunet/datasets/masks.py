@@ -19,7 +19,7 @@ from nibabel.spatialimages import HeaderDataError
 from nibabel.wrapstruct import WrapStructError
 
 from stunet.datasets import GEOMETRY_ATOL
-from stunet.errors import DataError
+from stunet.errors import DataError, is_out_of_memory
 
 OVERLAPS = ("last", "first", "smallest", "ignore")
 COPY_AGAIN = "unpack or copy it again"
@@ -122,6 +122,8 @@ def read_nifti(path: Path) -> tuple[nibabel.Nifti1Image, bytes]:
     except FileNotFoundError:
         raise DataError(f"no file {str(path)!r}", COPY_AGAIN) from None
     except UNREADABLE as error:
+        if is_out_of_memory(error):
+            raise
         reason = str(error).strip() or type(error).__name__
         raise DataError(f"cannot read {str(path)!r}, it is damaged or truncated: {reason}", COPY_AGAIN) from None
     if len(content) < needed:

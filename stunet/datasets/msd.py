@@ -15,9 +15,11 @@ import SimpleITK as sitk
 
 from stunet.datasets import FILE_ENDING, write_dataset_json
 from stunet.datasets.conversion import dataset_folder
-from stunet.errors import DataError, UsageError
+from stunet.errors import DataError, UsageError, is_out_of_memory
 from stunet.files import new_folder, read_json
 from stunet.images import read_header, read_sitk
+from stunet.kinds import TASK
+from stunet.schema import check
 
 
 def convert_msd(
@@ -85,18 +87,13 @@ def msd_images(source: Path) -> list[Path]:
 def _read_task(source: Path) -> dict[str, Any]:
     if not source.is_dir():
         raise DataError(f"no folder {str(source)!r}", "unpack the task's archive and give its folder")
-    task = read_json(source / "dataset.json")
+    path = source / "dataset.json"
+    task: dict[str, Any] = read_json(path)
     if isinstance(task, dict) and "channel_names" in task:
         raise DataError(
             f"{str(source)!r} is in nnU-Net's format already", f"move it to nnUNet_raw/DatasetXXX_{source.name}"
         )
-    missing = [
-        key for key in ("modality", "labels") if not isinstance(task, dict) or not isinstance(task.get(key), dict)
-    ]
-    if missing:
-        raise DataError(
-            f"{str(source / 'dataset.json')!r} has no {' and no '.join(missing)}", "give a Decathlon task folder"
-        )
+    check(task, TASK, path, "give a Decathlon task folder")
     return task
 
 
@@ -135,6 +132,8 @@ def _place_image(image: Path, folder: Path, channels: int) -> None:
         folder.mkdir(exist_ok=True)
         volume = read_sitk(image)
     except RuntimeError as error:  # how SimpleITK reports anything
+        if is_out_of_memory(error):
+            raise
         raise DataError(
             f"cannot read {str(image)!r}: {str(error).splitlines()[-1]}", "unpack the archive again"
         ) from error

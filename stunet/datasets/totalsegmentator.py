@@ -22,6 +22,7 @@ from stunet.datasets.masks import merge, nifti_bytes, read_mask, read_nifti, tot
 from stunet.datasets.spacing import resample
 from stunet.datasets.subjects import MASKS, Release, choose_classes, find_release, read_subjects
 from stunet.errors import DataError
+from stunet.names import cells
 from stunet.nifti import check_nifti
 
 REPORT = "overlaps.csv"
@@ -125,7 +126,7 @@ class Report:
     def __call__(self, target: Path, facts: Mapping[str, dict[str, Any]]) -> list[str]:
         kept = {name: fact for name, fact in facts.items() if not fact.get("left_out")}
         rows = total({(a, b): n for a, b, n in fact["overlaps"]} for fact in kept.values())
-        lines = [";".join(map(str, row)) for row in [("first", "second", "voxels", "cases"), *rows]]
+        lines = [";".join(map(str, cells(row))) for row in [("first", "second", "voxels", "cases"), *rows]]
         write_file(target / REPORT, "".join(f"{line}\n" for line in lines).encode())
         warnings = []
         if rows:

@@ -5,10 +5,7 @@ segmentations.py reads the files, cli/evaluate.py is the command.
 """
 
 import csv
-import multiprocessing
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from math import isnan, nan
@@ -18,10 +15,12 @@ from typing import Any
 import numpy as np
 
 from stunet import files
-from stunet.errors import DataError, OutOfMemoryError
+from stunet.errors import DataError
 from stunet.evaluation import metrics
 from stunet.evaluation.segmentations import check_place, read_segmentation
 from stunet.labels import LabelSystem, apply
+from stunet.names import cells
+from stunet.processes import each
 
 
 @dataclass(frozen=True)
@@ -161,13 +160,16 @@ def evaluate(
 
     Raises:
         DataError: A file cannot be read, has other labels, or does not lie where its partner does.
-        OutOfMemoryError: A process was killed.
+        OutOfMemoryError: A case does not fit into memory.
     """
-    entries: list[dict[str, Any]] = []
-    for case, values in zip(cases, _evaluated(cases, labels, tolerance_mm, processes), strict=True):
+    compare = partial(evaluate_case, labels=labels, tolerance_mm=tolerance_mm)
+    found = {}
+    for position, values in each(compare, cases, processes, lambda case: case.name):
+        case = cases[position]
         paths = {"prediction_file": str(case.prediction), "reference_file": str(case.reference)}
-        entries.append({"metrics": values, **paths})
+        found[position] = {"metrics": values, **paths}
         advance(case.name)
+    entries: list[dict[str, Any]] = [found[position] for position in range(len(cases))]
     means = {key: _mean_over_cases([entry["metrics"][key] for entry in entries]) for key in labels.classes}
     return {
         "foreground_mean": {metric: _nanmean([mean[metric] for mean in means.values()]) for metric in metrics.METRICS},
@@ -202,7 +204,8 @@ def write_csv(summary: Mapping[str, Any], cases: Sequence[Case], path: Path) -> 
         for case, entry in zip(cases, summary["metric_per_case"], strict=True):
             for key, values in entry["metrics"].items():
                 numbers = ["" if isnan(values[metric]) else values[metric] for metric in metrics.METRICS]
-                table.writerow([case.name, key, summary["labels"][key], *numbers, case.reference, case.prediction])
+                line = [case.name, key, summary["labels"][key], *numbers, str(case.reference), str(case.prediction)]
+                table.writerow(cells(line))
 
 
 def _names(folder: Path, ending: str) -> set[str]:
@@ -212,18 +215,6 @@ def _names(folder: Path, ending: str) -> set[str]:
     if not names:
         raise DataError(f"no {ending} files in {str(folder)!r}", "check the path, and file_ending in dataset.json")
     return names
-
-
-def _evaluated(cases: Sequence[Case], labels: Labels, tolerance_mm: float, processes: int) -> Iterator[dict]:
-    work = partial(evaluate_case, labels=labels, tolerance_mm=tolerance_mm)
-    if min(processes, len(cases)) <= 1:
-        yield from map(work, cases)
-        return
-    try:
-        with ProcessPoolExecutor(min(processes, len(cases)), multiprocessing.get_context("spawn")) as pool:
-            yield from pool.map(work, cases)
-    except BrokenProcessPool:
-        raise OutOfMemoryError("a process that compared two files was killed, maybe for its memory", "-np 1") from None
 
 
 def _mean_over_cases(values: Sequence[Mapping[str, float]]) -> dict[str, float]:

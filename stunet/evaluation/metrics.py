@@ -1,22 +1,23 @@
 """How well does a prediction match its reference: overlap, surface agreement and volume per class of two label arrays.
 
-Overlap counts follow nnU-Net. Surfaces follow Nikolov et al. (2021, doi:10.2196/26151): the surface runs through the
-voxel corners whose 2x2x2 neighbours (2x2 in an image) are neither all inside nor all outside, what lies beyond the
-array being outside, and each corner stands for the piece of area around it. evaluation.py applies this to files.
+Overlap counts follow nnU-Net. Surfaces follow Nikolov et al. (2021, doi:10.2196/26151) and equal the authors' own
+implementation, google-deepmind/surface-distance. The surface runs through the voxel corners whose 2x2x2 neighbours (2x2
+in an image) are neither all inside nor all outside; what lies beyond the array is outside. Each corner stands for the
+piece of surface around it (surface_elements.py). folders.py applies this to files.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import product
 from math import inf, nan, prod
 
 import numpy as np
 from scipy.ndimage import find_objects
 from scipy.spatial import KDTree
 
+from stunet.evaluation import surface_elements
+
 COUNTS = ("FP", "TP", "FN", "TN", "n_pred", "n_ref")
 METRICS = ("Dice", "IoU", "NSD", "HD95_mm", "ref_ml", "pred_ml", *COUNTS)
-ROUNDING_MM = 1e-6  # a surface that is off by exactly the tolerance is within it, whatever the last bit says
 
 Box = tuple[slice, ...]
 
@@ -86,8 +87,8 @@ class SurfaceDistances:
         total = self.reference_area.sum() + self.prediction_area.sum()
         if not total:
             return nan
-        near = self.reference_area[self.reference_mm <= tolerance_mm + ROUNDING_MM].sum()
-        near += self.prediction_area[self.prediction_mm <= tolerance_mm + ROUNDING_MM].sum()
+        near = self.reference_area[self.reference_mm <= tolerance_mm].sum()
+        near += self.prediction_area[self.prediction_mm <= tolerance_mm].sum()
         return float(near / total)
 
     def hausdorff(self, share: float) -> float:
@@ -113,7 +114,8 @@ def surface_distances(reference: np.ndarray, prediction: np.ndarray, spacing: Se
     surfaces = [np.pad(mask, 1) for mask in (reference, prediction)]
     edges = [_edges(mask) for mask in surfaces]
     points = [np.argwhere(edge) for edge in edges]
-    areas = [_areas(mask, corners, spacing) for mask, corners in zip(surfaces, points, strict=True)]
+    sizes = surface_elements.sizes(spacing)
+    areas = [sizes[surface_elements.codes(mask, corners)] for mask, corners in zip(surfaces, points, strict=True)]
     apart = [~edges[1][edges[0]], ~edges[0][edges[1]]]  # the other points lie on both surfaces
     return SurfaceDistances(
         _nearest(points[0], points[1], apart[0], spacing),
@@ -132,35 +134,23 @@ def _edges(padded: np.ndarray) -> np.ndarray:
     return some & ~every
 
 
-def _areas(padded: np.ndarray, corners: np.ndarray, spacing: Sequence[float]) -> np.ndarray:
-    """The area in mm2 (length in mm in a plane) of the surface at each corner (N, axes): |gradient of the mask| dV.
-
-    The gradient is the mean difference over the voxel pairs that meet at the corner. Along faces and edges this is the
-    area of the marching-cubes triangles that the paper uses.
-    """
-    ndim = padded.ndim
-    inside = {side: padded[tuple((corners + side).T)] for side in product((0, 1), repeat=ndim)}
-    squares = np.zeros(len(corners))
-    for axis in range(ndim):
-        steps = sum((values if side[axis] else -1.0 * values) for side, values in inside.items())
-        squares += (steps / 2 ** (ndim - 1) * (prod(spacing) / spacing[axis])) ** 2
-    return np.sqrt(squares)
-
-
 def _nearest(points: np.ndarray, others: np.ndarray, apart: np.ndarray, spacing: Sequence[float]) -> np.ndarray:
     distances = np.zeros(len(points))
     if not len(others):
         distances[:] = inf
     elif apart.any():
+        own = points[apart]
         tree = KDTree(others * np.asarray(spacing), compact_nodes=False, balanced_tree=False)
-        distances[apart] = tree.query(points[apart] * np.asarray(spacing))[0]
+        nearest = tree.query(own * np.asarray(spacing))[1]
+        # From the difference of indices, as a distance transform does: "exactly the tolerance" ends alike to the bit.
+        distances[apart] = np.sqrt((((others[nearest] - own) * np.asarray(spacing)) ** 2).sum(axis=1))
     return distances
 
 
 def _percentile(distances: np.ndarray, areas: np.ndarray, share: float) -> float:
-    order = np.argsort(distances)
-    reached = np.cumsum(areas[order])
-    return float(distances[order][np.searchsorted(reached, share * reached[-1])])
+    order = np.lexsort((areas, distances))
+    reached = np.cumsum(areas[order]) / areas[order].sum()
+    return float(distances[order][min(int(np.searchsorted(reached, share)), len(order) - 1)])
 
 
 def _counts(table: np.ndarray, labels: Sequence[int]) -> dict[str, int]:

@@ -10,13 +10,14 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 
-from stunet import files
-from stunet.errors import DataError
+from stunet.errors import DataError, is_out_of_memory
 from stunet.images import read_sitk
+from stunet.kinds import SPACING, read
 from stunet.nifti import check_nifti
 
 GEOMETRY_TOLERANCE = 1e-3  # mm, and no unit for directions
 SHOWN = 5  # values that an error lists
+ROUNDING = 1e-3  # labels stored with a scale, or as floats, are this near to an integer, and are taken for it
 
 
 @dataclass(frozen=True)
@@ -40,12 +41,15 @@ def read_segmentation(
         listed_in: Where these are listed, for the error.
 
     Raises:
-        DataError: The file cannot be read, is no 2D or 3D image of one channel, or has values that are not `known`.
+        DataError: The file cannot be read, is not a 2D or 3D image of one channel, or has values that are not integers
+            (within 0.001) or not `known`.
     """
     check_nifti(path)
     try:
         image = read_sitk(path)
-    except RuntimeError:  # ITK's, for anything
+    except RuntimeError as error:  # ITK's, for anything
+        if is_out_of_memory(error):
+            raise
         raise DataError(f"{str(path)!r} is damaged, or no image", "make the file anew, or leave it out") from None
     channels = image.GetNumberOfComponentsPerPixel()
     if image.GetDimension() not in (2, 3) or channels != 1:
@@ -79,16 +83,25 @@ def _as_labels(array: np.ndarray, known: frozenset[int], path: Path, listed_in: 
     labels = np.empty(array.shape, np.min_scalar_type(max(known)))
     listed = np.zeros(np.iinfo(labels.dtype).max + 1, dtype=bool)
     listed[list(known)] = True
-    unlisted: set[str] = set()
+    unlisted: dict[str, float] = {}
     for target, source in zip(labels, array, strict=True):  # per slice: look-ups take 8 bytes per voxel
+        rounded = np.rint(source) if source.dtype.kind == "f" else source
         with np.errstate(invalid="ignore"):  # NaN has no integer; the comparison finds it
-            target[...] = source
-        wrong = (target != source) | ~listed[target]
-        unlisted |= {f"{value:g}" for value in np.unique(source[wrong])}
+            target[...] = rounded
+        wrong = (target != rounded) | ~listed[target]
+        if rounded is not source:
+            wrong |= ~(np.abs(source - rounded) <= ROUNDING)
+        unlisted |= {f"{value:.6g}": value for value in np.unique(source[wrong]).tolist()}
         if len(unlisted) > SHOWN:
             break
     if unlisted:
-        values = ", ".join([*sorted(unlisted, key=float)[:SHOWN], *["..."] * (len(unlisted) > SHOWN)])
+        shown = sorted(unlisted, key=float)[:SHOWN]
+        values = ", ".join([*shown, *["..."] * (len(unlisted) > SHOWN)])
+        if any(not abs(value - np.rint(value)) <= ROUNDING for value in unlisted.values()):
+            raise DataError(
+                f"{str(path)!r} has values that are not integers: {values}",
+                "round the labels; when resampling, take the nearest neighbour",
+            )
         raise DataError(
             f"{str(path)!r} has values that {listed_in} does not list: {values}",
             "give the dataset.json or the labels that belong to the files",
@@ -100,10 +113,8 @@ def _spacing(image: sitk.Image, path: Path) -> tuple[float, ...]:
     """The spacing (x, y, z) of an image; nnU-Net keeps that of a TIFF in a JSON file beside it, in array order."""
     beside = path.with_suffix(".json")
     if path.suffix.lower() in (".tif", ".tiff") and beside.is_file():
-        try:
-            return tuple(float(s) for s in files.read_json(beside)["spacing"][::-1])
-        except (KeyError, TypeError, ValueError):
-            raise DataError(f"no list 'spacing' in {str(beside)!r}", '{"spacing": [z, y, x]} in mm') from None
+        spacing = read(beside, SPACING, '{"spacing": [z, y, x]} in mm')["spacing"]
+        return tuple(float(pitch) for pitch in spacing[::-1])
     return image.GetSpacing()
 
 

@@ -4,16 +4,16 @@ cli/experiment.py shows such a file, runs.py runs the arms, summary.py compares 
 """
 
 import re
-import tomllib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from itertools import product
 from pathlib import Path
 from typing import Any
 
-from stunet import presets
-from stunet.errors import DataError, UsageError, closest
+from stunet import names, presets, schema
+from stunet.errors import DataError, UsageError
 from stunet.plans import values
+from stunet.schema import Check, Wrong, anything, check, dict_of, either, integer, list_of, one_of, read_toml
 from stunet.trainers import strategies
 
 SCRATCH = "none"
@@ -84,25 +84,8 @@ def read_experiment(path: Path) -> Experiment:
         DataError: The file is missing or no TOML, or a key is unknown, missing or has a wrong value.
     """
     where = f"experiment {str(path)!r}"
-    try:
-        content = tomllib.loads(path.read_text())
-    except FileNotFoundError:
-        raise DataError(f"no file {str(path)!r}", "see stunet_experiment --help for what it says") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise DataError(f"{where} is not valid TOML: {error}", "correct the line") from None
-    known = [f.name for f in fields(Experiment)]
-    for key, value in content.items():
-        if key not in known:
-            raise DataError(f"{where}: unknown key {key!r}{closest(key, known)}", f"known keys: {', '.join(known)}")
-        valid, expected = _EXPECTED[key]
-        if not valid(value):
-            raise DataError(f"{where}: {key} = {value!r} is not {expected}", f"correct {key}")
-        if isinstance(value, list) and len(set(value)) < len(value):
-            raise DataError(f"{where}: {key} = {value!r} has a value twice", "each value once")
-    required = [f.name for f in fields(Experiment) if f.default is MISSING and f.default_factory is MISSING]
-    missing = [key for key in required if key not in content]
-    if missing:
-        raise DataError(f"{where}: missing {', '.join(missing)}", f"needed: {', '.join(required)}")
+    content = read_toml(path)
+    check(content, schema.table({key: _KEYS[key] for key in _REQUIRED}, _KEYS), where, "see stunet_experiment --help")
     try:
         return _checked(content, path.parent)
     except UsageError as error:
@@ -182,34 +165,31 @@ def command(experiment: Experiment, arm: Arm) -> list[str]:
     ]
 
 
-def _whole(value: Any) -> bool:
-    return type(value) is int and value >= 0
+def _once(kind: Check) -> Check:
+    """A list that is not empty and has no value twice."""
+
+    def found(value: Any, where: str) -> None:
+        list_of(kind, least=1)(value, where)
+        if len(set(value)) < len(value):
+            raise Wrong(where, f"{value!r} has a value twice")
+
+    return found
 
 
-def _text(value: Any) -> bool:
-    return isinstance(value, str) and bool(value)
-
-
-def _list_of(valid: Callable[[Any], bool]) -> Callable[[Any], bool]:
-    return lambda value: isinstance(value, list) and bool(value) and all(map(valid, value))
-
-
-_TABLE = (lambda value: isinstance(value, dict), "a table like { num_epochs = 20 }")
-_EXPECTED: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "dataset": (lambda value: _whole(value) or _text(value), "a number or a name"),
-    "weights": (
-        lambda value: _list_of(_text)(list(value.values()) if isinstance(value, dict) else value),
-        f'a list like ["{SCRATCH}", "STU-Net-B"], or a table of them with a title each',
-    ),
-    "strategies": (_list_of(_text), 'a list like ["full", "ramp"]'),
-    "cases": (_list_of(lambda value: value == "all" or (_whole(value) and value > 0)), 'a list like [4, 8, "all"]'),
-    "seeds": (_list_of(_whole), "a list like [0, 1, 2]"),
-    "heads": (_list_of(lambda value: value in HEADS), f"a list of {', '.join(HEADS)}"),
-    "configuration": (_text, "a name like '3d_fullres'"),
-    "fold": (_whole, "the number of a fold; with 'all' no case would be held out"),
-    "plans": (_text, "a name like 'STUNetPlans_B'"),
-    "size": (lambda value: value in presets.SIZES, f"one of {', '.join(presets.SIZES)}"),
-    "set": _TABLE,
-    "set_scratch": _TABLE,
-    "set_pretrained": _TABLE,
+_WEIGHTS = either(
+    f'a list like ["{SCRATCH}", "STU-Net-B"], or a table', _once(schema.text), dict_of(schema.text, least=1)
+)
+_KEYS: dict[str, Check] = {
+    "dataset": either("a number or a name", integer(0), names.name),
+    "weights": _WEIGHTS,
+    "strategies": _once(schema.text),
+    "cases": _once(either('a number or "all"', integer(1), one_of("all"))),
+    "seeds": _once(integer(0, values.LARGEST)),
+    "heads": _once(one_of(*HEADS)),
+    "configuration": names.name,
+    "fold": integer(0),  # with "all" no case would be held out
+    "plans": names.name,
+    "size": one_of(*presets.SIZES),
+    **dict.fromkeys(("set", "set_scratch", "set_pretrained"), dict_of(anything)),
 }
+_REQUIRED = [f.name for f in fields(Experiment) if f.default is MISSING and f.default_factory is MISSING]

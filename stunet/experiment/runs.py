@@ -17,7 +17,8 @@ from typing import Any
 
 from stunet.errors import DataError, Interrupted, UsageError
 from stunet.experiment.arms import Arm
-from stunet.files import alone, read_json, write_json
+from stunet.files import alone, write_json
+from stunet.kinds import ARMS, CLASSES, SUMMARY_OF_CASES, read
 
 DONE, BEGUN, FAILED = "done", "begun", "failed"
 RESULT = re.compile(r"^mean validation Dice \S+  (.+)$", re.MULTILINE)  # what stunet_train prints last
@@ -31,7 +32,7 @@ class Record:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._path = folder / "arms.json"
-        self._arms: dict[str, dict[str, Any]] = read_json(self._path) if self._path.is_file() else {}
+        self._arms: dict[str, dict[str, Any]] = read(self._path, ARMS) if self._path.is_file() else {}
 
     def state(self, command: Sequence[str]) -> str:
         """The state of an arm, or "" for one that was never begun; done is what has its result still."""
@@ -234,16 +235,12 @@ def read_dice(summary: Path) -> dict[str, dict[str, float]]:
     Raises:
         DataError: It is not as nnU-Net writes it.
     """
-    labels = read_json(summary.parents[2] / "dataset.json")["labels"]
+    labels = read(summary.parents[2] / "dataset.json", CLASSES)["labels"]
     names = {str(tuple(value) if isinstance(value, list) else value): name for name, value in labels.items()}
-    try:
-        return {
-            Path(case["reference_file"]).name: {
-                names.get(key, key): metrics["Dice"] for key, metrics in case["metrics"].items()
-            }
-            for case in read_json(summary)["metric_per_case"]
+    cases = read(summary, SUMMARY_OF_CASES, "delete it, and run again")["metric_per_case"]
+    return {
+        Path(case["reference_file"]).name: {
+            names.get(key, key): metrics["Dice"] for key, metrics in case["metrics"].items()
         }
-    except (KeyError, TypeError) as error:
-        raise DataError(
-            f"{str(summary)!r} is not a summary of nnU-Net: {error!r}", "delete it, and run again"
-        ) from None
+        for case in cases
+    }

@@ -24,6 +24,7 @@ import numpy as np
 from stunet.errors import DataError
 from stunet.experiment.arms import SCRATCH, Arm, from_scratch
 from stunet.files import whole, write_json
+from stunet.names import cells
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -184,9 +185,9 @@ def write(rows: Sequence[Row], folder: Path) -> list[Path]:
     write_json(paths[0], to_json(rows))
     with whole(paths[1]) as part, part.open("w", newline="") as file:
         table = [_flat(row) for row in to_json(rows)]
-        writer = csv.DictWriter(file, list(dict.fromkeys(key for line in table for key in line)))
-        writer.writeheader()
-        writer.writerows(table)
+        columns = list(dict.fromkeys(key for line in table for key in line))
+        lines = [columns, *([line.get(key, "") for key in columns] for line in table)]
+        csv.writer(file).writerows(map(cells, lines))
     with whole(paths[2]) as part:
         plot(rows, part)
     return paths

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from stunet.errors import DataError
-from stunet.files import read_json
+from stunet.kinds import read_dataset_json
 from stunet.workspace import load_plans, trained_folds
 
 _CHANNEL = re.compile(r"(.+)_(\d{4})")
@@ -84,16 +84,7 @@ def open_model(
             "give DATASET/TRAINER__PLANS__CONFIGURATION with --model, or -d and -c",
         )
     plans = load_plans(folder / "plans.json")
-    dataset = read_json(folder / "dataset.json")
-    if (
-        not isinstance(dataset, dict)
-        or not {"file_ending", "labels"} <= dataset.keys()
-        or not {"channel_names", "modality"} & dataset.keys()
-    ):
-        raise DataError(
-            f"{str(folder / 'dataset.json')!r} lacks file_ending, labels or channel_names",
-            "copy it from the training dataset",
-        )
+    dataset = read_dataset_json(folder / "dataset.json")
     there = trained_folds(folder, checkpoint)
     if not there:
         other = sorted({path.name for path in folder.glob("fold_*/*.pth")})

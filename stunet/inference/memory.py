@@ -6,10 +6,8 @@ no longer read ahead, logits are added in half precision, and at last a case is 
 """
 
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from nnunetv2.preprocessing.resampling.default_resampling import compute_new_shape
@@ -87,7 +85,7 @@ def network_shape(shape: Sequence[int], spacing: Sequence[float], configuration:
     return [int(n) for n in compute_new_shape(shape, spacing, target)]
 
 
-def schedule(own: Need, neighbours: Sequence[Need], base: float, limit: float) -> Schedule:
+def schedule(own: Need, neighbours: Sequence[Need], base: float, limit: float, of: str = "--max_memory") -> Schedule:
     """How a case is done within a limit.
 
     Args:
@@ -95,6 +93,7 @@ def schedule(own: Need, neighbours: Sequence[Need], base: float, limit: float) -
         neighbours: The needs of it and the cases before and after, which are written and read while it is segmented.
         base: Bytes that the process takes without cases.
         limit: Bytes it may take.
+        of: Who has set the limit, for the message.
 
     Raises:
         OutOfMemoryError: It does not fit.
@@ -108,17 +107,9 @@ def schedule(own: Need, neighbours: Sequence[Need], base: float, limit: float) -
     if least <= limit:
         return Schedule(ahead=False, half=True)
     raise OutOfMemoryError(
-        f"needs about {least / 1e9:.2f} GB, more than the {limit / 1e9:.2f} GB of --max_memory",
+        f"needs about {least / 1e9:.2f} GB, more than the {limit / 1e9:.2f} GB of {of}",
         f"--max_memory {least / 1e9 + 0.1:.1f}GB, or a machine with more memory",
     )
-
-
-def resident() -> int:
-    """Bytes that this process has in memory now; 0 where the system does not say."""
-    try:
-        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    except (OSError, ValueError, IndexError):
-        return 0
 
 
 def _forward(windows: SlidingWindow, configuration: Any) -> float:

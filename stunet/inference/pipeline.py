@@ -6,6 +6,7 @@ error, and the others go on. predictor.py has the steps, products.py the files, 
 """
 
 import errno
+import logging
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -22,6 +23,7 @@ from stunet.inference.failures import reason
 from stunet.inference.output import remove_parts
 from stunet.inference.predictor import Predictor, Prepared
 from stunet.inference.products import Products
+from stunet.machine import SHARE, memory_limit, resident
 from stunet.orientation import of_file
 from stunet.results.run_report import CaseReport
 from stunet.results.segmentation import Segmentation, class_names
@@ -33,6 +35,7 @@ FAILURES = (  # of one case, whatever a library raises about it
     AttributeError,
 )  # fmt: skip
 OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
+log = logging.getLogger("stunet")
 
 
 @dataclass
@@ -61,7 +64,7 @@ class Pipeline:
         predictor: The model.
         folder: Of the results.
         products: What is written for each case.
-        max_memory_gb: What this process may take, in 10^9 bytes; None: what it wants.
+        max_memory_gb: What this process may take, in 10^9 bytes; None: SHARE of what there is.
         on_case: Called with a case and its number of windows when the network begins with it.
         on_window: Called for each window.
     """
@@ -76,9 +79,10 @@ class Pipeline:
         on_window: Callable[[], None] = lambda: None,
     ) -> None:
         self.predictor, self.folder, self.products = predictor, folder, products or Products()
-        self._limit = None if max_memory_gb is None else max_memory_gb * 1e9
+        self._limit = SHARE * memory_limit() if max_memory_gb is None else max_memory_gb * 1e9
+        self._limit_of = f"{SHARE:.0%} of what there is" if max_memory_gb is None else "--max_memory"
         self._on_case, self._on_window = on_case, on_window
-        self._base = memory.resident()
+        self._base = resident()
 
     def run(self, cases: Sequence[Case]) -> Iterator[Outcome]:
         """The outcomes in the order of the cases.
@@ -138,14 +142,14 @@ class Pipeline:
 
     def _plan(self, cases: Sequence[Case], number: int) -> memory.Schedule:
         """How the case is done beside those before and after it."""
-        if self._limit is None:
-            return memory.Schedule(ahead=True, half=False)
         needs = [self._need(case) for case in cases[max(0, number - 1) : number + 2]]
         known = [need for need in needs if need is not None]
         own = needs[min(number, 1)]
         if own is None:
             return memory.Schedule(ahead=False, half=False)
-        plan = memory.schedule(own, known, self._base, self._limit)
+        plan = memory.schedule(own, known, self._base, self._limit, self._limit_of)
+        if plan.half:
+            log.warning("%s: logits are added in half precision, to keep within the memory", cases[number].name)
         return replace(plan, ahead=plan.ahead and len(known) == len(needs))
 
     def _need(self, case: Case) -> memory.Need | None:

@@ -26,12 +26,11 @@ import torch
 from nibabel.spatialimages import SpatialImage
 from nnunetv2.utilities.label_handling.label_handling import convert_labelmap_to_one_hot
 
-from stunet.errors import DataError, OutOfMemoryError, UsageError
+from stunet.errors import DataError, OutOfMemoryError, UsageError, is_out_of_memory, last_line
 from stunet.images import Reader, file_reader
 from stunet.inference import memory
 from stunet.inference.cases import Case, Model, drop_channel_axis, open_model
 from stunet.inference.confidence import Confidence
-from stunet.inference.failures import is_out_of_memory, last_line
 from stunet.inference.network import build, check_strides
 from stunet.inference.orientation import known_orientation
 from stunet.inference.reading import Raw, check_grid, from_array, from_nibabel, from_sitk, read, readable, stacked

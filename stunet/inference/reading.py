@@ -2,8 +2,6 @@
 
 import logging
 import math
-import os
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,10 +12,10 @@ import SimpleITK as sitk
 from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
 
-from stunet.errors import DataError
+from stunet.errors import DataError, OutOfMemoryError, is_out_of_memory, last_line
 from stunet.images import Reader, file_orientation
 from stunet.inference.cases import Case, Model, volumes
-from stunet.inference.failures import last_line
+from stunet.machine import memory_limit
 from stunet.nifti import check_nifti
 from stunet.nifti_header import forms, forms_of, has_place, oddities
 from stunet.orientation import turned, way_back
@@ -200,22 +198,29 @@ def stacked(raws: Sequence[Raw]) -> Raw:
 
 
 def check_grid(raw: Raw, network_shape: Sequence[int]) -> None:
-    """Refuses a spacing with which nothing is left of an image for the network, or more than the machine can hold.
+    """Refuses a spacing with which nothing is left of an image for the network, or more than the memory can hold.
 
     Args:
         raw: The image.
         network_shape: Its shape on the network's grid, in its own order of axes.
 
     Raises:
-        DataError: The spacing is probably wrong.
+        DataError: Nothing is left.
+        OutOfMemoryError: It cannot be held.
     """
     channels, *shape = raw.image_CDHW.shape
-    if 0 < VOXEL * channels * math.prod(network_shape) <= _machine_memory():
+    needed = VOXEL * channels * math.prod(network_shape)
+    if 0 < needed <= (there := memory_limit()):
         return
     spacing = " x ".join(f"{edge:g}" for edge in raw.properties["spacing"])
-    raise DataError(
-        f"{raw.files}: {_times(shape)} voxels of {spacing} mm would be {_times(network_shape)} voxels for the network",
-        "correct the spacing, which is in mm",
+    what = (
+        f"{raw.files}: {_times(shape)} voxels of {spacing} mm would be {_times(network_shape)} voxels for the network"
+    )
+    if not needed:
+        raise DataError(what, "correct the spacing, which is in mm")
+    raise OutOfMemoryError(
+        f"{what}, {needed / 1e9:.2f} GB of the {there / 1e9:.2f} GB that there are",
+        "correct the spacing, which is in mm, or take a machine with more memory",
     )
 
 
@@ -225,10 +230,15 @@ def readable(files: str) -> Iterator[None]:
 
     Raises:
         DataError: Instead of everything that libraries raise for files that they cannot take.
+        OutOfMemoryError: Instead of what they raise where memory is not enough.
     """
     try:
         yield
-    except UNREADABLE as error:
+    except (MemoryError, *UNREADABLE) as error:
+        if is_out_of_memory(error):
+            raise OutOfMemoryError(
+                f"{files} does not fit into memory: {last_line(error)}", "a machine with more memory"
+            ) from error
         what = last_line(error) or "the channels differ in shape or spacing"
         raise DataError(f"cannot read or preprocess {files}: {what}", "look at it in a viewer") from error
 
@@ -275,14 +285,6 @@ def _check_channels(found: int, files: str, channels: Sequence[str]) -> None:
             f"{files} holds {found} channel(s), but the model takes {len(channels)} ({', '.join(channels)})",
             "one file per channel, CASE_0000, CASE_0001 ..., or all in CASE_0000",
         )
-
-
-def _machine_memory() -> int:
-    """In bytes; without bound where the system does not say."""
-    try:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError, OSError):
-        return sys.maxsize
 
 
 def _times(shape: Sequence[int]) -> str:

@@ -25,10 +25,11 @@ from stunet.inference.network import build
 from stunet.models.record import RECORD
 from stunet.plans.check import difference
 from stunet.plans.resolve import resolve
+from stunet.preprocessed import Checked
 from stunet.preprocessing import CONFIGURATION_SETTINGS, PLAN_SETTINGS, preprocessed_cases
 from stunet.weights.checkpoints import check_finite, check_weights, load_trained, save_checkpoint
 from stunet.weights.reading import read_weights
-from stunet.workspace import preprocessed_dataset
+from stunet.workspace import load_plans, preprocessed_dataset
 
 SEED = 0  # of the patches
 
@@ -143,9 +144,10 @@ def _find_cases(model: Model, name: str, dataset: str, configuration: str) -> nn
     """The dataset's cases that are preprocessed as the model's plans say."""
     wanted, reasons = _preprocessing(model.plans, name), []
     for path in sorted(preprocessed_dataset(dataset).glob("*.json")):
-        plans = read_json(path)
-        if not isinstance(plans, dict) or configuration not in plans.get("configurations", ()):
+        content = read_json(path)
+        if not isinstance(content, dict) or configuration not in (content.get("configurations") or ()):
             continue
+        plans = load_plans(path)
         if other := difference(_preprocessing(plans, configuration), wanted, path.stem):
             reasons.append(other)
         elif names := preprocessed_cases(dataset, plans, configuration):
@@ -173,11 +175,15 @@ def _patches(
 ) -> Iterator[torch.Tensor]:
     """Batches (B, C, D, H, W), or (B, C, H, W) for a 2D patch."""
     random = np.random.default_rng(SEED)
-    names = sorted(cases.identifiers)
+    names, checked = sorted(cases.identifiers), Checked(cases)
     shape = [1] * (3 - len(patch)) + list(patch)
     for _ in range(batches):
-        images = [cases.load_case(names[random.integers(len(names))])[0] for _ in range(batch_size)]
-        drawn = [_patch(image, shape, random) for image in images]
+        chosen = [names[random.integers(len(names))] for _ in range(batch_size)]
+        images = [checked.load_case(name)[0] for name in chosen]
+        drawn = []
+        for name, image in zip(chosen, images, strict=True):
+            with checked.reading(name):
+                drawn.append(_patch(image, shape, random))
         batch = torch.from_numpy(np.stack(drawn)).float()
         yield batch if len(patch) == 3 else batch[:, :, 0]
         on_batch()

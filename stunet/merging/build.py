@@ -16,7 +16,8 @@ from stunet import __version__, workspace
 from stunet.annotations import Annotations
 from stunet.datasets import FILE_ENDING, Case, write_dataset_json
 from stunet.errors import DataError
-from stunet.files import NO_SPACE, read_json, whole, write_json
+from stunet.files import NO_SPACE, whole, write_json
+from stunet.kinds import PROVENANCE, read
 from stunet.labels import apply
 from stunet.merging.check import Checked, state
 from stunet.merging.estimate import label_counts
@@ -69,7 +70,7 @@ def build(checked: Checked, workers: int = 1, on_case: Callable[[str], None] = l
                 on_case(job.name)
             else:
                 jobs.append(job)
-        for position, _ in each(_write_case, jobs, workers):
+        for position, _ in each(_write_case, jobs, workers, lambda job: job.name):
             on_case(jobs[position].name)
         _finish(part, union, now)
     return target
@@ -215,7 +216,7 @@ def _record(union: Union) -> dict[str, Any]:
 
 
 def _source_record(union: Union, name: str, member: Member) -> dict[str, Any]:
-    meanings = union.space.meanings[name]
+    meanings, provenance = union.space.meanings[name], member.folder / RECORD
     return {
         "dataset": member.folder.name,
         "licence": member.licence or None,
@@ -223,5 +224,5 @@ def _source_record(union: Union, name: str, member: Member) -> dict[str, Any]:
         "dataset.json": member.sha256,
         "cases": len(member.cases),
         "labels": {m.name: union.space.label(m.leaves) if m.leaves else None for m in meanings.values()},
-        "provenance": read_json(member.folder / RECORD)["state"] if (member.folder / RECORD).is_file() else None,
+        "provenance": read(provenance, PROVENANCE).get("state") if provenance.is_file() else None,
     }

@@ -13,7 +13,8 @@ from typing import Any
 
 from stunet import workspace
 from stunet.errors import DataError
-from stunet.files import read_json, write_json
+from stunet.files import write_json
+from stunet.kinds import read
 from stunet.merging import Finding
 from stunet.merging.estimate import Estimate, estimate
 from stunet.merging.findings import absent_values, find_all
@@ -23,6 +24,7 @@ from stunet.merging.scan import Scan, files_of, scan, tidy
 from stunet.merging.space import Space, find_space, forget
 from stunet.merging.splits import find_folds
 from stunet.merging.union import Member, Union, annotated_by, open_source
+from stunet.schema import anything, dict_of
 
 
 @dataclass(frozen=True)
@@ -127,7 +129,7 @@ def see_receipt(recipe: Recipe, now: Mapping[str, Any]) -> None:
     """
     if not receipt_of(recipe).is_file():
         return
-    before = read_json(receipt_of(recipe))
+    before = read(receipt_of(recipe), dict_of(anything), f"stunet_merge check {recipe.path}")
     if before.get("recipe") == now["recipe"]:
         changed = differences(before.get("sources"), now["sources"], "sources")
         if changed:

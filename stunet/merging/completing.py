@@ -14,11 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from stunet import __version__
+from stunet import __version__, kinds
 from stunet.classes import head_classes
 from stunet.datasets import FILE_ENDING, Case, write_dataset_json
 from stunet.errors import DataError
-from stunet.files import read_json, whole, write_json
+from stunet.files import whole, write_json
 from stunet.inference.cases import Case as Input
 from stunet.inference.confidence import Confidence
 from stunet.inference.predictor import Predictor
@@ -105,10 +105,10 @@ def combine(
 def _finished(part: Path) -> dict[str, Completed]:
     """The cases whose label is there and on record; a line that a killed run left unfinished is none."""
     found = {}
-    for line in (part / DONE).read_text().splitlines() if (part / DONE).is_file() else []:
+    for line in (part / DONE).read_text(errors="replace").splitlines() if (part / DONE).is_file() else []:
         try:
             name, voxels, ignored = json.loads(line)
-        except ValueError:
+        except (ValueError, TypeError, RecursionError):
             continue
         if (part / "labelsTr" / f"{name}{FILE_ENDING}").is_file():
             found[name] = Completed(voxels, ignored)
@@ -160,7 +160,7 @@ def _finish(
 ) -> None:
     plan.after.save(part)
     if (plan.folder / SPLITS).is_file():
-        write_json(part / SPLITS, read_json(plan.folder / SPLITS))
+        write_json(part / SPLITS, kinds.read(plan.folder / SPLITS, kinds.SPLITS))
     cases = {name: {"voxels": entry.voxels, "ignored": entry.ignored} for name, entry in finished.items()}
     write_json(part / RECORD, {"stunet": __version__, "cases": cases, "state": now})
     (part / DONE).unlink(missing_ok=True)

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from stunet.errors import DataError
-from stunet.files import NO_SPACE, alone, read_json, write_json
+from stunet.files import NO_SPACE, alone, write_json
+from stunet.kinds import PROVENANCE, read
 
 RECORD = "provenance.json"
 FULL_HINT = "free some space and run the same command again; finished cases are kept"
@@ -35,7 +36,7 @@ def is_there(target: Path, now: Mapping[str, Any]) -> bool:
         return False
     if not (target / RECORD).is_file():
         raise DataError(f"{str(target)!r} exists and was not made by this command", "another name")
-    changed = differences(read_json(target / RECORD).get("state"), now)
+    changed = differences(read(target / RECORD, PROVENANCE).get("state"), now)
     if changed:
         text = f"{str(target)!r} exists and was made from something else: {shown(changed)}"
         raise DataError(text, "another name, or remove that folder")
@@ -89,7 +90,7 @@ def _begin(part: Path, target: Path, now: Mapping[str, Any]) -> None:
     """Puts down what is made, or sees that what was begun is the same."""
     if not (part / RECORD).is_file():
         write_json(part / RECORD, {"state": now})
-    changed = differences(read_json(part / RECORD)["state"], now)
+    changed = differences(read(part / RECORD, PROVENANCE).get("state"), now)
     if changed:
         text = f"{target.name} was begun and interrupted, and since then changed {shown(changed)}"
         raise DataError(text, f"undo that to go on with it, or start anew: rm -r {part}")

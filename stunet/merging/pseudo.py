@@ -18,8 +18,8 @@ from stunet.annotations import Source as AnnotatedSource
 from stunet.classes import head_classes, match_classes
 from stunet.datasets import Case, read_dataset
 from stunet.errors import DataError, UsageError
-from stunet.files import read_json
 from stunet.inference.cases import Model
+from stunet.kinds import read_dataset_json
 from stunet.merging.build import label_bound
 from stunet.merging.scan import check_endings, files_of
 from stunet.merging.space import IGNORE
@@ -104,7 +104,7 @@ def plan(
     """
     cases, rules = read_dataset(folder)
     check_endings(cases)
-    description = read_json(folder / "dataset.json")
+    description = read_dataset_json(folder / "dataset.json")
     if len(teacher.channels) != len(rules.channels):
         text = f"the teacher takes {len(teacher.channels)} channels ({', '.join(teacher.channels)})"
         raise DataError(f"{text}, {folder.name} has {len(rules.channels)}", "a teacher for these images")

@@ -122,7 +122,7 @@ def load_recipe(path: Path) -> Recipe:
 def _recipe(path: Path, content: Any) -> Recipe:
     top = table(content, TOP_KEYS, "the file")
     name = top.get("name")
-    if not isinstance(name, str) or not re.fullmatch(r"Dataset\d{3}_[A-Za-z0-9_-]+", name):
+    if not isinstance(name, str) or not re.fullmatch(r"Dataset[0-9]{3}_[A-Za-z0-9_-]{1,64}", name):
         raise DataError(f"name is {name!r}", "name: Dataset900_Union, with three digits")
     classes, required = _classes(path, top)
     geometry = table(top.get("geometry", {}), ("reader", "spacing", "patch"), "geometry")
@@ -166,7 +166,7 @@ def _classes(path: Path, top: Mapping[str, Any]) -> tuple[tuple[str, ...], froze
     """The leaves, and which of them were listed one by one, so that someone has to annotate them."""
     given = top.get("classes")
     if isinstance(given, str):
-        file = path.parent / given
+        file = path.parent / _file(given, "classes")
         if given.endswith(".txt"):
             listed = tuple(line.strip() for line in text(file).splitlines() if line.strip())
             required = frozenset(listed)
@@ -201,10 +201,10 @@ def _sources(path: Path, entries: Any) -> tuple[SourceRecipe, ...]:
 def _source(path: Path, content: Any, index: int) -> SourceRecipe:
     entry = table(content, SOURCE_KEYS, f"source {index + 1}")
     name = entry.get("id")
-    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
+    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}", name):
         raise DataError(f"the id of source {index + 1} is {name!r}", "letters, digits, - and _: id: amos")
     where = f"source {name!r}"
-    if "dataset" not in entry or not isinstance(entry["dataset"], str | int):
+    if type(entry.get("dataset")) not in (str, int):
         raise DataError(f"{where} has no dataset", "dataset: Dataset001_A, the name or number of a raw dataset")
     if "pseudo" in entry:
         raise DataError(f"{where}: pseudo labels are not made here", PSEUDO_HINT)
@@ -221,15 +221,21 @@ def _source(path: Path, content: Any, index: int) -> SourceRecipe:
         licence=str(entry.get("license", "")),
         split=one_of(entry.get("split", "auto"), ("auto", "dataset", "seeded"), f"{where}: split"),
         weight=number(entry.get("weight", 1.0), lambda x: x > 0, f"{where}: weight", "a number above 0"),
-        overrides=None if file is None else path.parent / str(file),
+        overrides=None if file is None else path.parent / _file(file, where),
         exclude=name_list(entry.get("exclude", ()), f"{where}: exclude", "exclude: [case_1, case_2]"),
     )
+
+
+def _file(given: Any, where: str) -> str:
+    if not isinstance(given, str) or not given.strip():
+        raise DataError(f"{where}: {given!r} is not the name of a file", "a path, from the folder of the recipe on")
+    return given
 
 
 def _targets(content: Any, where: str) -> dict[str | int, Target]:
     if not isinstance(content, Mapping):
         raise DataError(f"{where}: labels are {content!r}", "labels: auto, or a table: {postcava: inferior_vena_cava}")
-    return {key if isinstance(key, int) else str(key): _target(value, key, where) for key, value in content.items()}
+    return {key: _target(value, key, where) for key, value in content.items()}
 
 
 def _target(value: Any, key: Any, where: str) -> Target:
@@ -250,6 +256,6 @@ def _modality_rule(content: Any, where: str) -> dict[str, str]:
         raise DataError(f"{where}: modality is {content!r}", hint)
     rules = {str(name): str(rule) for name, rule in content.items() if name != "from"}
     for rule in rules.values():
-        if not re.fullmatch(r"(<|<=|>|>=|==)\s*\d+", rule):
+        if not re.fullmatch(r"(<|<=|>|>=|==)\s*[0-9]{1,15}", rule):
             raise DataError(f"{where}: modality has the rule {rule!r}", hint)
     return rules

@@ -20,6 +20,7 @@ from stunet.datasets.check import UNREADABLE, read_case
 from stunet.errors import DataError
 from stunet.files import whole
 from stunet.processes import each
+from stunet.schema import anything, dict_of, integer, list_of, number, table, text
 
 NIFTI = (".nii", ".nii.gz")
 EVERY = 4  # of the voxels along each axis go into the fingerprint: 1/64 of them
@@ -72,7 +73,7 @@ def scan(
         if key in known:
             on_case(case.name)
     with cache.open("a") as file:
-        for position, result in each(partial(_scan, rules=rules), todo, workers):
+        for position, result in each(partial(_scan, rules=rules), todo, workers, lambda case: case.name):
             case = todo[position]
             found[case.name] = result
             if isinstance(result, Scan):
@@ -104,16 +105,35 @@ def _load(cache: Path) -> Iterator[tuple[str, Scan]]:
     """The entries of a cache; a line that a killed run left unfinished is none."""
     if not cache.is_file():
         return
-    with cache.open() as file:
+    with cache.open(errors="replace") as file:
         for line in file:
             try:
                 key, content = json.loads(line)
+                _SCAN(content, "")
+                _is_key(json.loads(key), "")
                 content["shape"], content["spacing"] = tuple(content["shape"]), tuple(content["spacing"])
                 for name in ("voxels", "centre"):
                     content[name] = {int(value): number for value, number in content[name].items()}
                 yield key, Scan(**content)
-            except (ValueError, TypeError, KeyError, AttributeError):
+            except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
                 continue
+
+
+def _is_key(value: Any, where: str) -> None:
+    list_of(anything, least=1)(value, where)
+    list_of(list_of(anything, least=1), least=1)(value[0], where)
+
+
+_SCAN = table({
+    "shape": list_of(integer(1), 3, 3),
+    "spacing": list_of(number(above=0), 3, 3),
+    "channels": integer(1),
+    "voxels": dict_of(integer(0)),
+    "centre": dict_of(number()),
+    "fingerprint": text,
+    "image_bytes": integer(0),
+    "label_bytes": integer(0),
+})  # fmt: skip
 
 
 def _scan(case: Case, rules: Rules) -> Scan | DataError:

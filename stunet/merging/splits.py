@@ -13,11 +13,12 @@ import numpy as np
 
 from stunet import workspace
 from stunet.errors import DataError, closest
-from stunet.files import read_json
+from stunet.kinds import SPLITS, read
 from stunet.merging.recipe import Recipe
 from stunet.merging.union import Member, case_name
 
 FILE = "splits_final.json"
+HINT = 'a list of folds: [{"train": ["case_1"], "val": ["case_2"]}]; or split: seeded'
 
 
 def find_folds(recipe: Recipe, members: Sequence[Member]) -> tuple[list[dict[str, list[str]]], list[DataError]]:
@@ -66,13 +67,10 @@ def _own(member: Member) -> list[dict[str, list[str]]]:
                 "split: seeded, or put the file there",
             )
         return []
-    return _checked(path, read_json(path), member)
+    return _checked(path, read(path, SPLITS, HINT), member)
 
 
 def _checked(path: Path, content: Any, member: Member) -> list[dict[str, list[str]]]:
-    hint = 'a list of folds: [{"train": ["case_1"], "val": ["case_2"]}]; or split: seeded'
-    if not isinstance(content, list) or not content or not all(map(_is_fold, content)):
-        raise DataError(f"{str(path)!r} holds no folds", hint)
     taken = {case.name for case in member.cases}
     known = taken | set(member.recipe.exclude)
     for index, fold in enumerate(content):
@@ -83,10 +81,5 @@ def _checked(path: Path, content: Any, member: Member) -> list[dict[str, list[st
         unknown = sorted({*fold["train"], *fold["val"]} - known)
         if unknown:
             near = closest(unknown[0], sorted(known))
-            raise DataError(f"{str(path)!r} has the case {unknown[0]!r}, the dataset does not{near}", hint)
+            raise DataError(f"{str(path)!r} has the case {unknown[0]!r}, the dataset does not{near}", HINT)
     return [{key: [name for name in fold[key] if name in taken] for key in ("train", "val")} for fold in content]
-
-
-def _is_fold(fold: Any) -> bool:
-    lists = [fold.get(key) for key in ("train", "val")] if isinstance(fold, dict) else [None]
-    return all(isinstance(names, list) and all(isinstance(name, str) for name in names) for names in lists)

@@ -21,7 +21,7 @@ from stunet.annotations import Case as AnnotatedCase
 from stunet.annotations import Source as AnnotatedSource
 from stunet.datasets import Case, Rules, read_dataset
 from stunet.errors import DataError, closest
-from stunet.files import read_json
+from stunet.kinds import read_dataset_json
 from stunet.merging import Finding
 from stunet.merging.recipe import Recipe, SourceRecipe
 from stunet.merging.scan import Scan, check_endings
@@ -156,7 +156,7 @@ def open_source(recipe: Recipe, source: SourceRecipe) -> Member:
 
     folder = workspace.raw_dataset(workspace.dataset_name(source.dataset))
     cases, rules = read_dataset(folder)
-    description = read_json(folder / "dataset.json")
+    description = read_dataset_json(folder / "dataset.json")
     names = [case.name for case in cases]
     for name in source.exclude:
         if name not in names:

@@ -3,14 +3,17 @@
 recipe.py reads merge.yaml with these.
 """
 
-import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from stunet.errors import DataError, closest
+from stunet.errors import DataError, closest, short
+
+MAX_VALUES = 1_000_000
+# What PyYAML's constructors raise for values that are not of their kind: a 13th month, !!bool x, too many digits.
+_CONSTRUCTING = (ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError, RecursionError)
 
 
 class _Loader(yaml.SafeLoader):
@@ -25,20 +28,44 @@ class _Loader(yaml.SafeLoader):
 
 
 def read_yaml(path: Path) -> Any:
-    """The content of a YAML file."""
+    """The content of a YAML file; keys are texts or integers, and no alias makes a small file a huge one.
+
+    Raises:
+        DataError: The file is missing, unreadable or not YAML; the message names the line.
+    """
     try:
-        return yaml.load(path.read_text(), _Loader)
+        content = yaml.load(path.read_bytes().decode("utf-8-sig"), _Loader)
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"cannot read {str(path)!r}: {error}", "give a merge.yaml, see docs/pretraining.md") from None
-    except yaml.YAMLError as error:
-        text = " ".join(str(error).split())
-        raise DataError(f"{str(path)!r} is no YAML: {text}", "correct the line") from None
+    except (yaml.YAMLError, *_CONSTRUCTING) as error:
+        words = " ".join(str(error).split()) or type(error).__name__
+        raise DataError(f"{str(path)!r} is no YAML: {words}", "correct the line") from None
+    _check_tree(content, path)
+    return content
+
+
+def _check_tree(content: Any, path: Path) -> None:
+    """Counts what the content is when every alias is written out, and looks at the keys."""
+    left, count = [content], 0
+    while left:
+        item, count = left.pop(), count + 1
+        if count > MAX_VALUES:
+            raise DataError(f"{str(path)!r} has more than {MAX_VALUES} values", "leave out its aliases (*name)")
+        if isinstance(item, Mapping):
+            for key in item:
+                if isinstance(key, bool) or not isinstance(key, str | int):  # yes, no, on, null, 2024-01-01
+                    raise DataError(f"{str(path)!r} has the key {key!r}, not a text", "put it in quotes")
+            left += [*item, *item.values()]
+        elif isinstance(item, list | tuple | set):
+            left += item
+        elif isinstance(item, str) and "\0" in item:
+            raise DataError(f"{str(path)!r} has the text {short(item)}", "leave the null character out")
 
 
 def text(path: Path) -> str:
     """The content of a text file."""
     try:
-        return path.read_text()
+        return path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"cannot read {str(path)!r}: {error}", "one class per line") from None
 
@@ -46,7 +73,7 @@ def text(path: Path) -> str:
 def table(content: Any, known: Sequence[str], where: str) -> dict[str, Any]:
     """A table without unknown keys."""
     if not isinstance(content, Mapping):
-        raise DataError(f"{where} is {content!r}, not a table", f"keys: {', '.join(known)}")
+        raise DataError(f"{where} is {short(content)}, not a table", f"keys: {', '.join(known)}")
     for key in content:
         if key not in known:
             raise DataError(
@@ -57,22 +84,24 @@ def table(content: Any, known: Sequence[str], where: str) -> dict[str, Any]:
 
 def name_list(content: Any, where: str, hint: str) -> tuple[str, ...]:
     """A list of names; a number is one, too."""
-    if not isinstance(content, list | tuple) or not all(isinstance(name, str | int) for name in content):
-        raise DataError(f"{where}: {content!r} is no list of names", hint)
+    listed = isinstance(content, list | tuple)
+    if not listed or not all(isinstance(item, str | int) and not isinstance(item, bool) for item in content):
+        raise DataError(f"{where}: {short(content)} is no list of names; no, yes, on and off need quotes", hint)
     return tuple(str(name) for name in content)
 
 
 def one_of(value: Any, choices: Sequence[Any], where: str) -> Any:
     """One of the choices."""
-    if value not in choices:
-        raise DataError(f"{where} is {value!r}", f"one of {', '.join(map(str, choices))}")
+    if not any(type(value) is type(choice) and value == choice for choice in choices):
+        raise DataError(f"{where} is {short(value)}", f"one of {', '.join(map(str, choices))}")
     return value
 
 
 def number(value: Any, valid: Callable[[float], bool], where: str, hint: str) -> float:
     """A finite number for which `valid` holds."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or not valid(value):
-        raise DataError(f"{where} is {value!r}", hint)
+    right = type(value) in (int, float) and abs(value) < 2**53 and valid(value)  # NaN is not less than anything
+    if not right:
+        raise DataError(f"{where} is {short(value)}", hint)
     return float(value)
 
 
@@ -81,5 +110,5 @@ def triple(content: Any, kind: type, where: str) -> tuple[Any, ...] | None:
     if content is None:
         return None
     if not isinstance(content, list) or len(content) != 3:
-        raise DataError(f"{where} is {content!r}", f"{where.split('.')[1]}: three numbers, in the order of arrays")
+        raise DataError(f"{where} is {short(content)}", f"{where.split('.')[1]}: three numbers, in the order of arrays")
     return tuple(kind(number(x, lambda n: n > 0 and kind(n) == n, where, "three positive numbers")) for x in content)

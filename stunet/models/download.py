@@ -19,6 +19,8 @@ from pathlib import Path
 import requests
 
 from stunet.errors import DataError, WeightsError
+from stunet.kinds import read
+from stunet.schema import dict_of, text
 
 TIMEOUT_S = (10.0, 60.0)  # to connect; without a byte
 ATTEMPTS = 4  # without progress, per mirror
@@ -175,8 +177,8 @@ def _resume_headers(url: str, part: Path, verified: bool) -> dict[str, str]:
     if not have:
         return {}
     state: dict[str, str] = {}
-    with suppress(OSError, ValueError):
-        state = json.loads(_state(part).read_text())
+    with suppress(DataError):
+        state = read(_state(part), dict_of(text))
     if state.get("url") == url and state.get("validator"):
         return {"Range": f"bytes={have}-", "If-Range": state["validator"]}
     return {"Range": f"bytes={have}-"} if verified else {}

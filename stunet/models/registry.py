@@ -7,7 +7,6 @@ torch. Read store.py next for how an entry becomes a model that runs.
 import math
 import os
 import re
-import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, dataclass, fields
 from importlib.resources import files
@@ -19,6 +18,7 @@ from stunet.errors import DataError, WeightsError, closest
 from stunet.models.record import CHECKSUMS
 from stunet.orientation import is_orientation
 from stunet.presets import SIZES
+from stunet.schema import read_toml
 from stunet.weights.v2 import NORMALIZATIONS, make_dataset, make_plans
 
 DEFAULT_TAG = "totalseg"
@@ -198,10 +198,7 @@ def _require_complete(entry: Entry) -> None:
 
 
 def _read(path: Any) -> list[Entry]:
-    try:
-        content = tomllib.loads(path.read_text())
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise WeightsError(f"{str(path)!r} is not valid TOML: {error}", "correct the line") from None
+    content = read_toml(path, WeightsError)
     found = []
     for tag, table in content.items():
         own = {size: part for size, part in table.items() if size in SIZES} if isinstance(table, dict) else {}

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stunet.errors import DataError, WeightsError, closest
-from stunet.files import new_folder, read_json, write_json
+from stunet.files import new_folder, write_json
+from stunet.kinds import CLASSES, read
 from stunet.models import registry
 from stunet.models.record import CHECKSUMS, RECORD, read_checksums, read_record
 from stunet.models.registry import Entry
@@ -246,9 +247,7 @@ def _install(
     for weights in folds.values():
         check_finite(weights.tensors, weights.path)
     if dataset:
-        content = read_json(dataset)
-        if not isinstance(content, dict) or not isinstance(content.get("labels"), dict):
-            raise DataError(f"{str(dataset)!r} is no dataset.json: it names no labels", "give that of the training")
+        content = read(dataset, CLASSES, "give the dataset.json of the training")
         folds = {fold: replace(weights, dataset=content) for fold, weights in folds.items()}
     if pkl:
         folds = {fold: with_plans(weights, pkl, entry, name) for fold, weights in folds.items()}

@@ -4,7 +4,6 @@ What touches the border of the image may go on outside: its volume is a lower bo
 """
 
 import csv
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from stunet.errors import DataError
-from stunet.files import whole, write_json
+from stunet.files import read_json, whole, write_json
+from stunet.names import cells
 from stunet.results.segmentation import Segmentation
 
 SLAB_VOXELS = 1 << 21  # 8 bytes each for values and intensities while they are counted
@@ -97,13 +97,13 @@ def write_statistics(folder: Path, cases: Mapping[str, Mapping[str, Measurement]
     with whole(folder / f"{stem}.csv") as part, part.open("w", newline="") as file:
         writer = csv.writer(file)
         measured = [f"{channel}_{key}" for channel in channels for key in ("mean", "std")]
-        writer.writerow(["case", "class", "voxels", "volume_mm3", "touches_border", *measured])
+        writer.writerow(cells(["case", "class", "voxels", "volume_mm3", "touches_border", *measured]))
         for case, rows in cases.items():
             for name, row in rows.items():
                 found = [(row.intensity or {}).get(channel) for channel in channels]
                 values = [x for entry in found for x in ((entry.mean, entry.std) if entry else ("", ""))]
                 volume = "" if row.volume_mm3 is None else row.volume_mm3
-                writer.writerow([case, name, row.voxels, volume, int(row.touches_border), *values])
+                writer.writerow(cells([case, name, row.voxels, volume, int(row.touches_border), *values]))
 
 
 def read_statistics(path: Path) -> dict[str, dict[str, Measurement]]:
@@ -113,9 +113,9 @@ def read_statistics(path: Path) -> dict[str, dict[str, Measurement]]:
         DataError: It is no such file.
     """
     try:
-        content = json.loads(path.read_text())
+        content = read_json(path)
         return {case: {name: _measurement(row) for name, row in rows.items()} for case, rows in content.items()}
-    except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:
+    except (DataError, TypeError, AttributeError, KeyError) as error:
         raise DataError(
             f"no statistics in {str(path)!r}: {error}", "remove the file; all cases are measured again"
         ) from None

@@ -10,7 +10,6 @@ All is written whole or not at all; that a disk is full is an OSError here, wher
 """
 
 import gzip
-import re
 from pathlib import Path
 from typing import IO
 from xml.sax.saxutils import escape
@@ -20,6 +19,7 @@ import numpy as np
 
 from stunet.errors import DataError
 from stunet.files import new_folder, whole
+from stunet.names import file_name
 from stunet.nifti_header import apply_forms
 from stunet.results.colours import colour, unit_colour
 from stunet.results.segmentation import Segmentation
@@ -49,7 +49,7 @@ def write_masks(segmentation: Segmentation, folder: Path) -> list[Path]:
         DataError: The folder exists, or two classes would have the same file.
         OSError: It cannot be written, or the disk is full.
     """
-    names = {name: f"{_file_name(name)}.nii.gz" for name in segmentation.names}
+    names = {name: f"{file_name(name)}.nii.gz" for name in segmentation.names}
     if len({file.casefold() for file in names.values()}) < len(names):
         raise DataError(f"two classes of {folder.name!r} would share a file: {', '.join(names)}", "rename one of them")
     labels = segmentation.labels_DHW
@@ -173,7 +173,3 @@ def _vector(values: np.ndarray) -> str:
 def _line(name: str) -> str:
     """A name on one line and without control characters, which no header can hold."""
     return " ".join("".join(letter if letter.isprintable() else " " for letter in name).split())
-
-
-def _file_name(name: str) -> str:
-    return re.sub(r"[^\w.+()-]+", "_", name).strip(".") or "_"

@@ -18,7 +18,7 @@ import safetensors
 import torch
 from safetensors.torch import save_file
 
-from stunet.errors import DataError, WeightsError
+from stunet.errors import DataError, WeightsError, is_out_of_memory
 from stunet.files import whole
 from stunet.weights.container import check_container, first_line
 from stunet.weights.foreign import UNREADABLE
@@ -50,9 +50,9 @@ def load_checkpoint(path: Path, map_location: str | torch.device = "cpu") -> dic
             content = torch.load(path, map_location=map_location, weights_only=True, mmap=mapped)
         except pickle.UnpicklingError as error:
             raise _refusal(path, error) from None
-        except torch.OutOfMemoryError:
-            raise
         except UNREADABLE as error:
+            if is_out_of_memory(error) or isinstance(error, PermissionError):
+                raise
             raise WeightsError(
                 f"{str(path)!r} is damaged: {first_line(error)}", "copy it again from its source"
             ) from None
@@ -81,7 +81,9 @@ def load_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any
         with safetensors.safe_open(path, "pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # it is no dictionary
             meta = json.loads((file.metadata() or {}).get("stunet", "{}"))
-    except (safetensors.SafetensorError, *UNREADABLE) as error:
+    except (safetensors.SafetensorError, RecursionError, *UNREADABLE) as error:
+        if is_out_of_memory(error) or isinstance(error, PermissionError):
+            raise
         raise WeightsError(f"{str(path)!r} is damaged: {first_line(error)}", "copy it again from its source") from None
     if not isinstance(meta, dict) or meta.pop("version", FORMAT) != FORMAT:
         raise WeightsError(

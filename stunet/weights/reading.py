@@ -14,7 +14,8 @@ from torch import Tensor
 
 from stunet.classes import head_classes
 from stunet.errors import DataError, WeightsError
-from stunet.files import read_json
+from stunet.kinds import DATASET, MODEL, PLANS, read
+from stunet.names import check_name
 from stunet.plans.resolve import resolve
 from stunet.weights.architecture import Architecture, recognise
 from stunet.weights.checkpoints import is_safetensors, load_checkpoint, load_safetensors
@@ -195,7 +196,9 @@ def _read_nnssl(weights: Weights, content: Mapping[str, Any]) -> Weights:
 def _read_ours(weights: Weights, meta: Mapping[str, Any]) -> Weights:
     axes, entry = meta.get("mirror_axes"), meta.get("entry")
     weights = replace(
-        weights, mirror_axes=None if axes is None else _axes(axes), entry=None if entry is None else str(entry)
+        weights,
+        mirror_axes=None if axes is None else _axes(axes),
+        entry=None if entry is None else check_name(entry, "entry"),
     )
     return _described(weights, meta.get("plans"), meta.get("configuration"), meta.get("dataset"))
 
@@ -250,7 +253,7 @@ def _of_folder(weights: Weights) -> Weights:
     folder = weights.path.parent.parent
     if not weights.path.parent.name.startswith("fold_") or not (folder / "plans.json").is_file():
         return weights
-    plans, dataset = read_json(folder / "plans.json"), read_json(folder / "dataset.json")
+    plans, dataset = read(folder / "plans.json", PLANS), read(folder / "dataset.json", DATASET)
     configuration = weights.configuration
     if configuration is None and len(plans["configurations"]) == 1:
         configuration = next(iter(plans["configurations"]))
@@ -262,7 +265,7 @@ def _of_folder(weights: Weights) -> Weights:
             "put the plans.json and the checkpoint of one training together",
         )
     note = folder / "model.json"
-    return replace(here, entry=read_json(note).get("entry") if note.is_file() else here.entry)
+    return replace(here, entry=read(note, MODEL).get("entry") if note.is_file() else here.entry)
 
 
 def _check(weights: Weights) -> None:

@@ -1,0 +1,313 @@
+"""What stands in the JSON files of nnU-Net and of ours? Each is checked against its kind once, when it is read.
+
+`read(path, SPLITS)` gives the content, or says where in the file something is not as it should be. What nnU-Net leaves
+alone (keys that other programs add to dataset.json or to plans) is left alone. What values mean together stands with
+those who use them: plans/check.py, annotations.py. schema.py has the checks, names.py what a name is.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from stunet.errors import DataError, StunetError
+from stunet.files import read_json
+from stunet.names import NAME_MAX, name
+from stunet.orientation import is_orientation
+from stunet.plans import values
+from stunet.schema import (
+    Check,
+    Wrong,
+    anything,
+    boolean,
+    check,
+    dict_of,
+    either,
+    expected,
+    integer,
+    list_of,
+    measured,
+    number,
+    one_of,
+    optional,
+    table,
+    text,
+)
+
+HINT = "correct it there, or make the file again"
+FORMAT_HINT = "see nnU-Net's documentation/dataset_format.md"
+LARGEST_LABEL = 65535  # a 16-bit file holds it; look-up tables stay small
+LARGEST_PITCH = 100_000  # mm: more than anybody is long
+
+
+def read(path: Path, kind: Check, hint: str = HINT, error: type[StunetError] = DataError) -> Any:
+    """The content of a JSON file of a kind.
+
+    Raises:
+        StunetError: Of the class `error`: the file is missing, no JSON, or something in it is wrong; it says where.
+    """
+    try:
+        content = read_json(path)
+    except DataError as problem:
+        raise error(problem.message, problem.hint) from None
+    check(content, kind, path, hint, error)
+    return content
+
+
+def read_dataset_json(path: Path) -> dict[str, Any]:
+    """A dataset.json of nnU-Net v2: raw, preprocessed, or of a model.
+
+    Raises:
+        DataError: Something in it is wrong; the message says where.
+    """
+    content: dict[str, Any] = read(path, DATASET, FORMAT_HINT)
+    if "channel_names" not in content and "modality" not in content:
+        raise DataError(f"{str(path)!r} lacks channel_names", FORMAT_HINT)
+    label_values(content["labels"], content.get("regions_class_order"), str(path))
+    return content
+
+
+def label_values(labels: Any, regions_class_order: Any = None, path: str = "dataset.json") -> frozenset[int]:
+    """The values that a label file may hold: those of all classes and regions, and the ignore label.
+
+    Raises:
+        DataError: `labels` is not what nnU-Net's LabelManager takes.
+    """
+    if not isinstance(labels, dict) or "background" not in labels:
+        version1 = isinstance(labels, dict) and "background" in labels.values()
+        hint = "stunet_convert msd, for a Decathlon dataset" if version1 else '"labels": {"background": 0, "liver": 1}'
+        raise DataError(f"labels in {path!r} do not name the background: {labels!r}", hint)
+    check(labels, dict_of(_LABEL), path, FORMAT_HINT)
+    found = {key: {int(v) for v in (x if isinstance(x, list | tuple) else [x])} for key, x in labels.items()}
+    if found["background"] != {0} or isinstance(labels["background"], list | tuple):
+        raise DataError(f"background is {labels['background']!r} in {path!r}", '"background": 0')
+    ignore = found.pop("ignore", set())
+    leaves = sorted(set().union(*found.values()))
+    if leaves != list(range(len(leaves))):
+        raise DataError(f"label values in {path!r} are not consecutive: {leaves}", f"0 to {len(leaves) - 1}")
+    if ignore and ignore != {len(leaves)}:
+        raise DataError(f"the ignore label is {labels['ignore']!r} in {path!r}", f"the highest value: {len(leaves)}")
+    regions = sum(value != {0} for value in found.values())
+    order = regions_class_order
+    ordered = isinstance(order, list) and len(order) == regions and all(type(value) is int for value in order)
+    if any(len(value) > 1 for value in found.values()) and not ordered:
+        raise DataError(f"regions_class_order is {order!r} in {path!r}", f"one value for each of the {regions} regions")
+    return frozenset(leaves) | ignore
+
+
+def _labels(value: Any, where: str) -> None:
+    """Classes with their values; of a table without a background label_values() has more to say."""
+    dict_of(_LABEL if isinstance(value, dict) and "background" in value else anything, least=1)(value, where)
+
+
+def _label(value: Any, where: str) -> None:
+    """An integer, or what int() makes one, as nnU-Net takes it."""
+    if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < 6:
+        value = int(value)
+    integer(0, LARGEST_LABEL)(value, where)
+
+
+def _numbered(value: Any, where: str) -> None:
+    dict_of(_channel, least=1)(value, where)
+    if set(value) != {str(i) for i in range(len(value))}:
+        raise Wrong(where, f"is {value!r}, whose keys are not the numbers from 0")
+
+
+def _channel(value: Any, where: str) -> None:
+    """The name of a channel, which people also give as a number."""
+    if type(value) not in (int, float):
+        text(value, where)
+
+
+def _ending(value: Any, where: str) -> None:
+    if not isinstance(value, str) or not value.startswith(".") or len(value) < 2 or not value[1:].isprintable():
+        raise expected(value, where, "the ending of files with its dot, such as '.nii.gz'")
+    if "/" in value or "\\" in value or ".." in value or len(value) > 20:
+        raise Wrong(where, f"the ending {value!r} is a path")
+
+
+def _value(kind: values.Value) -> Check:
+    """A value as of --set, in its type."""
+
+    def found(value: Any, where: str) -> None:
+        if not values.is_valid(kind, value) or (kind.type is int and type(value) is not int):
+            raise expected(value, where, f"a valid {kind.type.__name__}, such as {kind.example}")
+
+    return found
+
+
+def _file(value: Any, where: str) -> None:
+    """The path of a file, which may lead anywhere: it is only read."""
+    text(value, where)
+    if any(len(part.encode()) > NAME_MAX for part in value.split("/")) or not value.isprintable():
+        raise expected(value, where, "the path of a file")
+
+
+def _relative(value: Any, where: str) -> None:
+    """A path below a folder: names, and / between them."""
+    text(value, where)
+    for part in value.split("/"):
+        name(part, where)
+
+
+_LABEL = either("an integer or a list of integers", _label, list_of(_label, least=1))
+_FILES = list_of(_file, least=1)
+_COUNT = integer(0)
+_PITCH = number(above=0, most=LARGEST_PITCH)
+_AXES = list_of(integer(0, 2), least=3, most=3)
+_STRIDES = list_of(list_of(integer(1, 64), least=2, most=3), least=2, most=20)
+_INTENSITIES = dict_of(dict_of(optional(measured)))
+
+_DATASET = {
+    "labels": _labels,
+    "file_ending": _ending,
+    "channel_names": _numbered,
+    "modality": _numbered,
+    "numTraining": _COUNT,
+    "regions_class_order": list_of(integer(0, LARGEST_LABEL)),
+    "overwrite_image_reader_writer": text,
+    "dataset": dict_of(table({"images": _FILES, "label": _file}, others=True), key=name),
+}
+DATASET = table({key: _DATASET[key] for key in ("labels", "file_ending")}, _DATASET, others=True)
+CLASSES = table({"labels": _labels}, _DATASET, others=True)  # a dataset.json that only names classes
+# A task of the Decathlon: dataset.json of nnU-Net v1.
+TASK = table(
+    {"modality": _numbered, "labels": dict_of(text, key=_label, least=1)},
+    {"training": list_of(table({"image": text}, {"label": text}, others=True))},
+    others=True,
+)
+SPLITS = list_of(table({"train": list_of(name), "val": list_of(name)}, others=True), least=1, name="a list of folds")
+
+
+def _orientation(value: Any, where: str) -> None:
+    if not isinstance(value, str) or not is_orientation(value):
+        raise expected(value, where, "an orientation such as LPS or RAS")
+
+
+_ORIENTATIONS = dict_of(integer(1), key=_orientation)
+FINGERPRINT = table(
+    {
+        "spacings": list_of(list_of(_PITCH, 3, 3), least=1),
+        "shapes_after_crop": list_of(list_of(integer(1), 3, 3), least=1),
+        "foreground_intensity_properties_per_channel": _INTENSITIES,
+        "median_relative_size_after_cropping": number(0),
+    },
+    {"stunet_orientations": _ORIENTATIONS},
+    others=True,
+)
+
+_CONFIGURATION = table(
+    {},
+    {
+        "inherits_from": text,
+        "data_identifier": name,
+        "preprocessor_name": text,
+        "batch_size": integer(1, 1_000_000),
+        "batch_dice": boolean,
+        "patch_size": list_of(integer(1, 100_000), least=2, most=3),
+        "median_image_size_in_voxels": list_of(number(above=0), least=2, most=3),
+        "spacing": list_of(_PITCH, least=2, most=3),
+        "normalization_schemes": list_of(text, least=1),
+        "use_mask_for_norm": list_of(boolean, least=1),
+        **{f"resampling_fn_{what}": text for what in ("data", "seg", "probabilities")},
+        **{f"resampling_fn_{what}_kwargs": dict_of(anything) for what in ("data", "seg", "probabilities")},
+        "architecture": table(
+            {"network_class_name": text, "arch_kwargs": dict_of(anything)}, {"_kw_requires_import": list_of(text)}, True
+        ),
+        "pool_op_kernel_sizes": _STRIDES,  # as plans of nnU-Net 2.2 and before have them
+        "previous_stage": name,
+        "next_stage": either("a name or a list of names", name, list_of(name)),
+        "stunet": table({}, {"memory_gb": number(0), "measured_gb": number(0), "correction": number(0)}, True),
+    },
+    others=True,
+)
+_WEIGHTS = table(
+    {"name": name, "sha256": text, "head": one_of("slice", "reset", "reuse")}, {"classes": list_of(text, least=1)}
+)
+_TARGET = {
+    "memory_gb": number(above=0, most=10_000),
+    "stages": either("a number from 2 to 9 or 'auto'", integer(2, 9), one_of("auto")),
+}
+_BLOCK = table(
+    {},
+    {
+        "version": text,
+        "size": optional(text),
+        **_TARGET,
+        "mirror_axes": list_of(integer(0, 2), most=3),
+        "plan": table({}, {key: _value(kind) for key, kind in values.PLAN.items()} | _TARGET),
+        "train": table({}, {key: _value(kind) for key, kind in values.TRAIN.items()}),
+        "derived_from": name,
+        "finetune": text,
+        "weights": _WEIGHTS,
+        "orientation": _orientation,
+        "orientations": _ORIENTATIONS,
+    },
+)
+PLANS = table(
+    {"configurations": dict_of(_CONFIGURATION, key=name, least=1)},
+    {
+        "dataset_name": name,
+        "plans_name": name,
+        "original_median_spacing_after_transp": list_of(number(above=0), least=2, most=3),
+        "original_median_shape_after_transp": list_of(number(above=0), least=2, most=3),
+        "image_reader_writer": text,
+        "label_manager": text,
+        "experiment_planner_used": text,
+        "transpose_forward": _AXES,
+        "transpose_backward": _AXES,
+        "foreground_intensity_properties_per_channel": _INTENSITIES,
+        "foreground_intensity_properties_by_modality": _INTENSITIES,
+        "continue_training": boolean,
+        "stunet": _BLOCK,
+    },
+    others=True,
+)
+
+ANNOTATIONS = table(
+    {
+        "leaves": list_of(text, least=1),
+        "sets": dict_of(list_of(text, least=1)),
+        "head": text,
+        "alpha": number(0, 1),
+        "sources": dict_of(table({"labels": list_of(text)}, {"weight": number(above=0)}, True)),
+        "cases": dict_of(table({"source": text}, {"labels": list_of(text)}, True), key=name),
+    },
+    others=True,
+)
+# Of a data folder, preprocessing.py.
+MANIFEST = table(
+    {
+        "settings": dict_of(anything),
+        "cases": dict_of(
+            table({"raw": list_of(list_of(anything)), "files": dict_of(_COUNT, key=name)}, others=True), key=name
+        ),
+    },
+    others=True,
+)
+# Of a converted case, datasets/conversion.py.
+CASE_RECORD = table({"source": text, "files": dict_of(text, key=_relative), "facts": dict_of(anything)}, others=True)
+PROVENANCE = table({}, {"state": dict_of(anything)}, others=True)  # of a dataset that grew
+# model.json of an installed model, and the checksums of first downloads.
+MODEL = table(
+    {},
+    {
+        "entry": optional(name),
+        "weights": optional(name),
+        "source": optional(text),
+        "sha256": optional(text),
+        "date": optional(text),
+        "files": dict_of(text, key=_relative),
+    },
+    others=True,
+)
+CHECKSUMS = dict_of(table({}, {"sha256": text, "date": text}, True))
+_METRICS = table({"Dice": measured}, others=True)
+# summary.json of an evaluation: its means, and its cases.
+SUMMARY = table({"foreground_mean": _METRICS, "mean": dict_of(_METRICS)}, others=True)
+SUMMARY_OF_CASES = table(
+    {"metric_per_case": list_of(table({"metrics": dict_of(_METRICS), "reference_file": text}, others=True))},
+    others=True,
+)
+# arms.json of stunet_experiment: what is known of each command.
+ARMS = dict_of(table({"state": text}, {"arm": text, "folder": text, "message": text, "log": text}, True))
+# Beside a TIFF: its spacing in array order.
+SPACING = table({"spacing": list_of(_PITCH, least=2, most=3)}, others=True)

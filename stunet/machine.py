@@ -1,0 +1,98 @@
+"""How much memory may this process take? What the machine has, and what containers, batch systems and ulimit leave of it.
+
+Prediction, preprocessing and training ask here before they begin with what cannot fit. Imports neither torch nor nnunetv2.
+"""
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+SHARE = 0.9  # of what there is, where nobody has said how much to take
+# Per version of cgroups: limit, use, and what of the use is cached files, which make room when memory is needed.
+V1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", ("total_inactive_file", "total_active_file"))
+V2 = ("memory.max", "memory.current", ("inactive_file", "active_file"))
+
+
+def memory_limit(root: Path = Path("/")) -> int:
+    """Bytes that this process may have in memory: what it has, and what is free for it at this moment.
+
+    The least of what the machine has free (swap included), what each control group that the process is in has left, and
+    the limit of its address space (ulimit -v).
+
+    Args:
+        root: Where proc and sys are.
+    """
+    free = [_free_on_the_machine(root), *_free_in_groups(root), _free_addresses(root)]
+    return resident(root) + max(0, min(free))
+
+
+def resident(root: Path = Path("/")) -> int:
+    """Bytes that this process has in memory now; 0 where the system does not say."""
+    return _pages(root, 1)
+
+
+def _pages(root: Path, position: int) -> int:
+    """Bytes of an entry of statm: 0 the address space, 1 what is in memory."""
+    try:
+        return int((root / "proc/self/statm").read_text().split()[position]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError, IndexError):
+        return 0
+
+
+def _free_on_the_machine(root: Path) -> int:
+    """Without bound where the system does not say."""
+    with suppress(OSError, ValueError, IndexError, KeyError):
+        lines = (line.split() for line in (root / "proc/meminfo").read_text().splitlines())
+        kilobytes = {words[0].rstrip(":"): int(words[1]) for words in lines}
+        return 1024 * (kilobytes["MemAvailable"] + kilobytes.get("SwapFree", 0))
+    with suppress(AttributeError, ValueError, OSError):
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return sys.maxsize
+
+
+def _free_addresses(root: Path) -> int:
+    try:
+        import resource
+    except ImportError:  # Windows
+        return sys.maxsize
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    return sys.maxsize if limit == resource.RLIM_INFINITY else limit - _pages(root, 0)
+
+
+def _free_in_groups(root: Path) -> Iterator[int]:
+    """What is left in the control groups of the process and in those above them."""
+    for folder, (limit_file, use_file, cached) in _groups(root):
+        with suppress(OSError, ValueError):  # "max": no limit
+            limit, use = (int((folder / name).read_text()) for name in (limit_file, use_file))
+            with suppress(OSError, ValueError):
+                lines = (line.split() for line in (folder / "memory.stat").read_text().splitlines())
+                use -= sum(int(words[1]) for words in lines if words[0] in cached)
+            yield limit - max(0, use)
+
+
+def _groups(root: Path) -> Iterator[tuple[Path, tuple[str, str, tuple[str, str]]]]:
+    """The folders of the control groups of the process, each with those above it, and how its files are called."""
+    try:
+        entries = [line.split(":", 2) for line in (root / "proc/self/cgroup").read_text().splitlines()]
+        mounts = [line.split() for line in (root / "proc/self/mountinfo").read_text().splitlines()]
+    except OSError:
+        return
+    own = {}
+    for number, controllers, path in (entry for entry in entries if len(entry) == 3):
+        if "memory" in controllers.split(","):
+            own["cgroup"] = path
+        elif number == "0" and not controllers:
+            own["cgroup2"] = path
+    for words in mounts:
+        kind, options = words[words.index("-") + 1], words[-1].split(",")
+        if kind not in own or (kind == "cgroup" and "memory" not in options):
+            continue
+        top = root / words[4].lstrip("/")
+        with suppress(ValueError):  # the mount shows a part of the hierarchy
+            folder = top / Path(own[kind]).relative_to(words[3])
+            while folder != top and top in folder.parents:
+                yield folder, V1 if kind == "cgroup" else V2
+                folder = folder.parent
+        yield top, V1 if kind == "cgroup" else V2

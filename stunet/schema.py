@@ -1,0 +1,236 @@
+"""Is the content of a file what it should be? Checks are put together like the file, and name the place that is not.
+
+    PATCH = list_of(integer(1), least=2, most=3)
+    check({"patch_size": [64, "x"]}, table({"patch_size": PATCH}), "plans.json", "correct it")
+    # DataError: 'plans.json': patch_size[1]: expected an integer from 1 on, got 'x'
+
+Why our own and not msgspec or pydantic: contents stay the dictionaries that nnU-Net takes, so nothing is gained by
+classes; msgspec does not name the key of a table in its errors (`$.configurations[...].patch_size[1]`) and takes keys
+that stand twice; pydantic loads for longer than our commands take to answer. kinds.py describes the files that nnU-Net
+and we write; files.py reads JSON, yaml_values.py YAML.
+"""
+
+import math
+import tomllib
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from stunet.errors import DataError, StunetError, closest, short
+
+# A check takes a value and where it stands; it returns nothing, and raises Wrong.
+Check = Callable[[Any, str], None]
+
+
+class Wrong(ValueError):
+    """A value is not what it should be; `where` is its place in the file, "" the whole file."""
+
+    def __init__(self, where: str, what: str) -> None:
+        super().__init__(f"{where}: {what}" if where else what)
+        self.where, self.what = where, what
+
+
+def expected(value: Any, where: str, what: str) -> Wrong:
+    """The error for a value that is something else than `what`."""
+    return Wrong(where, f"expected {what}, got {short(value)}")
+
+
+def check(content: Any, kind: Check, file: object, hint: str, error: type[StunetError] = DataError) -> None:
+    """Checks the content of a file.
+
+    Args:
+        content: As the file's format gives it.
+        kind: What it should be.
+        file: Its name, for the message.
+        hint: For the error.
+        error: Class of the error.
+
+    Raises:
+        StunetError: Of the class `error`: the first value that is wrong, with its place in the file.
+    """
+    try:
+        kind(content, "")
+    except Wrong as wrong:
+        raise error(f"{str(file)!r}: {wrong}", hint) from None
+
+
+def read_toml(path: Any, error: type[StunetError] = DataError) -> dict[str, Any]:
+    """The content of a TOML file.
+
+    Raises:
+        StunetError: Of the class `error`: the file is missing, unreadable or not TOML; the message names the line.
+    """
+    try:
+        return tomllib.loads(path.read_bytes().decode("utf-8-sig"))
+    except FileNotFoundError:
+        raise error(f"no file {str(path)!r}", "check the path") from None
+    except UnicodeDecodeError as problem:
+        raise error(f"{str(path)!r} is not UTF-8 text: {problem}", "save it as UTF-8") from None
+    except OSError as problem:
+        raise error(f"cannot read {str(path)!r}: {problem.strerror}", "check the path") from None
+    except (ValueError, RecursionError) as problem:  # also a number of too many digits
+        raise error(f"{str(path)!r} is not valid TOML: {problem}", "correct the line") from None
+
+
+def anything(value: Any, where: str) -> None:
+    """Any value."""
+
+
+def boolean(value: Any, where: str) -> None:
+    """True or false."""
+    if not isinstance(value, bool):
+        raise expected(value, where, "true or false")
+
+
+def text(value: Any, where: str) -> None:
+    """A text that is not empty and that a file can hold."""
+    if not isinstance(value, str) or not value.strip() or "\0" in value or not _encodable(value):
+        raise expected(value, where, "a text")
+
+
+def integer(least: int | None = None, most: int | None = None) -> Check:
+    """An integer in a range, bounds included."""
+    return _number(least, most, (int,), "an integer")
+
+
+def number(least: float | None = None, most: float | None = None, *, above: float | None = None) -> Check:
+    """A finite number in a range, bounds included, or above a bound."""
+    return _number(least, most, (int, float), "a number", above)
+
+
+def _number(
+    least: float | None, most: float | None, types: tuple[type, ...], name: str, above: float | None = None
+) -> Check:
+    low = [f"from {least}"] if least is not None else [f"above {above}"] if above is not None else []
+    what = " ".join([name, *low, *([f"to {most}"] if most is not None else ["on"] * (least is not None))])
+
+    def found(value: Any, where: str) -> None:
+        right = type(value) in types and (isinstance(value, int) or math.isfinite(value))
+        right = right and abs(value) < 2**63  # a longer one has no place in any array
+        if not right or not (least is None or value >= least) or not (most is None or value <= most):
+            raise expected(value, where, what)
+        if above is not None and value <= above:
+            raise expected(value, where, what)
+
+    return found
+
+
+def measured(value: Any, where: str) -> None:
+    """A number; also NaN or infinite, as nnU-Net writes where there was nothing to measure."""
+    if type(value) not in (int, float):
+        raise expected(value, where, "a number")
+
+
+def one_of(*choices: Any) -> Check:
+    """One of these values; a text that is none gets the closest of them."""
+    known = ", ".join(map(repr, choices))
+
+    def found(value: Any, where: str) -> None:
+        if not any(type(value) is type(choice) and value == choice for choice in choices):
+            near = closest(value, [c for c in choices if isinstance(c, str)]) if isinstance(value, str) else ""
+            raise Wrong(where, f"expected one of {known}, got {short(value)}{near}")
+
+    return found
+
+
+def list_of(kind: Check, least: int = 0, most: int | None = None, name: str = "a list") -> Check:
+    """A list of values of one kind; with at least and at most so many."""
+    size = " that is not empty" * bool(least)
+    if most:
+        size = f" of {least}" if least == most else f" of {least} to {most}"
+
+    def found(value: Any, where: str) -> None:
+        listed = isinstance(value, list | tuple)
+        if not listed or len(value) < least or (most is not None and len(value) > most):
+            raise expected(value, where, name + size)
+        for index, item in enumerate(value):
+            kind(item, f"{where}[{index}]")
+
+    return found
+
+
+def dict_of(kind: Check, key: Check = text, least: int = 0) -> Check:
+    """A table whose values are of one kind, whatever their keys are called; `key` checks these."""
+
+    def found(value: Any, where: str) -> None:
+        if not isinstance(value, Mapping) or len(value) < least:
+            raise expected(value, where, "a table" + " that is not empty" * bool(least))
+        for name, item in value.items():
+            key(name, _below(where, name))
+            kind(item, _below(where, name))
+
+    return found
+
+
+def table(required: Mapping[str, Check], optional: Mapping[str, Check] | None = None, others: bool = False) -> Check:
+    """A table with these keys.
+
+    Args:
+        required: Keys that must be there.
+        optional: Keys that may be there.
+        others: Whether any other key is left alone: what other programs add.
+    """
+    kinds = {**required, **(optional or {})}
+
+    def found(value: Any, where: str) -> None:
+        if not isinstance(value, Mapping):
+            raise expected(value, where, "a table")
+        for key, item in value.items():
+            if key in kinds:
+                kinds[key](item, _below(where, key))
+            elif not others:
+                raise Wrong(where, f"unknown key {short(key)}{closest(str(key), list(kinds))}")
+        if missing := [key for key in required if key not in value]:
+            raise Wrong(where, f"missing {', '.join(map(repr, missing))}")
+
+    return found
+
+
+def either(what: str, *kinds: Check) -> Check:
+    """A value of one of the kinds; `what` says so in words."""
+
+    def found(value: Any, where: str) -> None:
+        inner = []
+        for kind in kinds:
+            try:
+                return kind(value, where)
+            except Wrong as wrong:
+                inner.append(wrong)
+        # Where a list is meant and an item of it is wrong, the item is the news.
+        raise max(inner, key=lambda wrong: len(wrong.where)) if _nested(inner, where) else expected(value, where, what)
+
+    return found
+
+
+def optional(kind: Check) -> Check:
+    """A value of the kind, or null."""
+
+    def found(value: Any, where: str) -> None:
+        if value is not None:
+            kind(value, where)
+
+    return found
+
+
+def where_of(*parts: str | int) -> str:
+    """The place in a file that keys and numbers lead to: `configurations.3d_fullres.patch_size[1]`."""
+    place = ""
+    for part in parts:
+        place = f"{place}[{part}]" if isinstance(part, int) else _below(place, part)
+    return place
+
+
+def _nested(inner: Iterable[Wrong], where: str) -> bool:
+    return any(wrong.where != where for wrong in inner)
+
+
+def _below(where: str, key: Any) -> str:
+    name = str(key) if isinstance(key, str) and key.isprintable() and len(key) <= 60 else short(key)
+    return f"{where}.{name}" if where else name
+
+
+def _encodable(value: str) -> bool:
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
