@@ -10,8 +10,7 @@ from typing import Any
 
 from stunet.errors import DataError, StunetError
 from stunet.files import read_json
-from stunet.names import NAME_MAX, name
-from stunet.orientation import is_orientation
+from stunet.names import NAME_MAX, is_orientation, name
 from stunet.plans import values
 from stunet.schema import (
     Check,

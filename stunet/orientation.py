@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 
 from stunet.errors import UsageError
+from stunet.names import SIDES, is_orientation
 
 LPS_OF_RAS = np.diag([-1.0, -1.0, 1.0])  # nibabel's world is RAS, that of ITK and DICOM is LPS
-SIDES = ("LR", "PA", "SI")
 
 
 @dataclass(frozen=True)
@@ -55,11 +55,6 @@ class Turn:
         for axis, (old, flip) in enumerate(zip(self.order, self.flips, strict=True)):
             matrix[2 - old, 2 - axis] = -1 if flip else 1
         return matrix
-
-
-def is_orientation(code: str) -> bool:
-    """Whether it has one letter of each pair of sides."""
-    return sorted(next((i for i, side in enumerate(SIDES) if letter in side), -1) for letter in code) == [0, 1, 2]
 
 
 def checked(text: str) -> str:

@@ -16,7 +16,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 from stunet.errors import DataError, WeightsError, closest
 from stunet.models.record import CHECKSUMS
-from stunet.orientation import is_orientation
+from stunet.names import is_orientation
 from stunet.presets import SIZES
 from stunet.schema import read_toml
 from stunet.weights.v2 import NORMALIZATIONS, make_dataset, make_plans
