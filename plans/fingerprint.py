@@ -1,6 +1,11 @@
-"""The dataset's fingerprint (spacings, shapes, intensities): extracted by nnU-Net, again when the data changed."""
+"""The dataset's fingerprint (spacings, shapes, intensities): extracted by nnU-Net, again when the data changed.
 
+Images are read as preprocessing reads them: where a dataset mixes orientations, turned to the most frequent one.
+"""
+
+import logging
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +16,17 @@ from stunet.datasets import find_reader, tiff, training_files
 from stunet.datasets.check import UNREADABLE
 from stunet.errors import DataError, is_out_of_memory, last_line
 from stunet.files import read_json, write_json
+from stunet.images import REORIENTED, REORIENTS, Reader, count_orientations
 from stunet.kinds import FINGERPRINT, read, read_dataset_json
+from stunet.nifti_header import oddities
 from stunet.nnunet import exchanged, write_whole
 from stunet.processes import each
 from stunet.workspace import preprocessed_dataset, raw_dataset
 
 write_whole(host)
-SOURCE = "stunet_source"  # our key in the fingerprint, which nnU-Net ignores
+log = logging.getLogger("stunet")
+# Our keys in the fingerprint, which nnU-Net ignores: what it was made from, and how many images have which orientation.
+SOURCE, ORIENTATIONS = "stunet_source", "stunet_orientations"
 
 
 def extract_fingerprint(
@@ -41,29 +50,54 @@ def extract_fingerprint(
     path = preprocessed_dataset(dataset) / "dataset_fingerprint.json"
     source = _source(dataset)
     hint = f"stunet_plan_and_preprocess -d {int(dataset[7:10])} --clean"
-    if clean or not path.is_file() or read(path, FINGERPRINT, hint).get(SOURCE) != source:
+    before = read(path, FINGERPRINT, hint) if path.is_file() and not clean else {}
+    if before.get(SOURCE) == source and ORIENTATIONS in before:
+        return path
+    kind, found = orientations(dataset)
+    if before.get(SOURCE) != source or len(found) > 1:
         path.parent.mkdir(parents=True, exist_ok=True)
         extractor = DatasetFingerprintExtractor(dataset, workers, verbose=False)
         extractor.show_progress_bar = False
         extractor.dataset = training_files(raw_dataset(dataset), extractor.dataset_json)  # no hidden files
-        extractor.dataset_json = with_reader(extractor.dataset_json, extractor.dataset)
-        if extractor.dataset_json["overwrite_image_reader_writer"] == tiff.READER:
+        if kind == tiff.READER:
             for case in extractor.dataset.values():  # of which nnU-Net takes 1 mm where there is none
                 tiff.read_spacing(Path(case["images"][0]), is_image=True)
+        reader = partial(Reader, kind, chosen(kind, found))
+        # nnU-Net finds the reader by trial, and prints a traceback for each error.
+        ours = {"determine_reader_writer_from_dataset_json": lambda *_, **__: reader}
         try:
-            with exchanged(host, multiprocessing=_Pool(workers, on_case)):
+            with exchanged(host, multiprocessing=_Pool(workers, on_case), **ours):
                 extractor.run(overwrite_existing=True)
         except IndexError:  # of numpy's percentiles of nothing
             hint = "look at the files in labelsTr, or leave out --no_check"
             raise DataError(f"no case of {dataset} has any foreground", hint) from None
-        write_json(path, {**read_json(path), SOURCE: source})
+        before = read_json(path)
+    write_json(path, {**before, SOURCE: source, ORIENTATIONS: found})
     return path
 
 
-def with_reader(description: dict[str, Any], cases: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """dataset.json with the reader that nnU-Net takes: it finds out by trial, and prints a traceback for each error."""
-    first = next(iter(cases.values()))["images"][0]
-    return {**description, "overwrite_image_reader_writer": find_reader(description, Path(first)).__name__}
+def orientations(dataset: str) -> tuple[str, dict[str, int]]:
+    """The reader of a raw dataset, and how many of its images have which orientation, from the headers of all.
+
+    Raises:
+        DataError: A header cannot be read.
+    """
+    folder = raw_dataset(dataset)
+    description = read_dataset_json(folder / "dataset.json")
+    images = [Path(case["images"][0]) for case in training_files(folder, description).values()]
+    kind = find_reader(description, images[0]).__name__
+    try:
+        odd = [text for path in images if (text := oddities(path, kind.startswith("SimpleITK")))]
+        if odd:
+            log.warning("%d of %d images have a header that is odd: %s", len(odd), len(images), odd[0])
+        return kind, count_orientations(images, kind)
+    except UNREADABLE as error:
+        raise DataError(f"cannot read an image of {dataset}: {last_line(error)}", "copy the file again") from error
+
+
+def chosen(kind: str, found: Any) -> str | None:
+    """The orientation that all images are turned to: the reader's own, or the most frequent one; None without any."""
+    return REORIENTED if kind.endswith(REORIENTS) else next(iter(found), None)
 
 
 class _Pool:

@@ -17,13 +17,14 @@ from nnunetv2.utilities.json_export import recursive_fix_for_json_export
 from stunet import __version__
 from stunet.classes import sides
 from stunet.datasets import find_reader, training_files
-from stunet.datasets.check import left_right_axes
 from stunet.files import write_json
 from stunet.kinds import PLANS, read
 from stunet.networks import STUNet
 from stunet.nnunet import write_whole
+from stunet.orientation import left_right_axis
 from stunet.plans import fit, topology
 from stunet.plans.derive import Measure, fit_configurations, target_of
+from stunet.plans.fingerprint import ORIENTATIONS, chosen, orientations
 from stunet.plans.memory import DEFAULT_TARGET_GB
 from stunet.plans.resolve import fingerprint_of
 from stunet.plans.spacing import check_spacing
@@ -147,15 +148,19 @@ class STUNetPlanner(ExperimentPlanner):
     def save_plans(self, plans: dict) -> None:
         """Fits all configurations, adds the `stunet` block, writes the plans; the user's own configurations stay."""
         recursive_fix_for_json_export(plans)
+        kind, found = plans["image_reader_writer"], self.dataset_fingerprint.get(ORIENTATIONS)
+        found = orientations(self.dataset_name)[1] if found is None else found
+        orientation = chosen(kind, found)
         plans["stunet"] = {
             "version": __version__,
             "size": self.size,
             "memory_gb": self.memory_gb,
             "stages": self.stages or "auto",
-            "mirror_axes": self.mirror_axes(plans),
+            "mirror_axes": self.mirror_axes(plans, orientation),
             "fingerprint": fingerprint_of(self.dataset_fingerprint),
             "plan": {},
             "train": {},
+            **({"orientation": orientation, "orientations": found} if orientation else {}),
         }
         fit_configurations(plans, self.dataset_json, target_of(plans["stunet"]), self.measure)
         path = Path(nnUNet_preprocessed) / self.dataset_name / f"{self.plans_identifier}.json"
@@ -167,7 +172,7 @@ class STUNetPlanner(ExperimentPlanner):
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, plans)
 
-    def mirror_axes(self, plans: dict) -> list[int]:
+    def mirror_axes(self, plans: dict, orientation: str | None) -> list[int]:
         """The array axes (after transposition) that may be mirrored in training and at test time.
 
         With classes of the left or the right side the left-right axis may not: mirroring would swap the sides of the
@@ -175,8 +180,5 @@ class STUNetPlanner(ExperimentPlanner):
         """
         if not sides(self.dataset_json["labels"]):
             return [0, 1, 2]
-        images = [Path(case["images"][0]) for case in self.dataset.values()]
-        fixed = {
-            plans["transpose_forward"].index(axis) for axis in left_right_axes(images, plans["image_reader_writer"])
-        }
-        return [axis for axis in range(3) if axis not in fixed]
+        side = plans["transpose_forward"].index(left_right_axis(orientation))
+        return [axis for axis in range(3) if axis != side]

@@ -10,7 +10,7 @@ from typing import Any
 
 from stunet.errors import DataError, StunetError
 from stunet.files import read_json
-from stunet.names import NAME_MAX, name
+from stunet.names import NAME_MAX, is_orientation, name
 from stunet.plans import values
 from stunet.schema import (
     Check,
@@ -176,6 +176,14 @@ TASK = table(
     others=True,
 )
 SPLITS = list_of(table({"train": list_of(name), "val": list_of(name)}, others=True), least=1, name="a list of folds")
+
+
+def _orientation(value: Any, where: str) -> None:
+    if not isinstance(value, str) or not is_orientation(value):
+        raise expected(value, where, "an orientation such as LPS or RAS")
+
+
+_ORIENTATIONS = dict_of(integer(1), key=_orientation)
 FINGERPRINT = table(
     {
         "spacings": list_of(list_of(_PITCH, 3, 3), least=1),
@@ -183,6 +191,7 @@ FINGERPRINT = table(
         "foreground_intensity_properties_per_channel": _INTENSITIES,
         "median_relative_size_after_cropping": number(0),
     },
+    {"stunet_orientations": _ORIENTATIONS},
     others=True,
 )
 
@@ -231,6 +240,8 @@ _BLOCK = table(
         "finetune": text,
         "weights": _WEIGHTS,
         "fingerprint": text,
+        "orientation": _orientation,
+        "orientations": _ORIENTATIONS,
     },
 )
 PLANS = table(

@@ -13,6 +13,7 @@ from typing import Any
 from stunet.errors import DataError, short
 from stunet.schema import Wrong, expected
 
+SIDES = ("LR", "PA", "SI")  # of the patient, that an axis runs between
 NAME_MAX = 255  # bytes of a file's name on the usual file systems
 ROOM = 32  # bytes that we and nnU-Net put around a name: .part-PID-, _0000.nii.gz
 _REFUSED = {"Cc", "Cs", "Zl", "Zp"}  # control characters, halves of pairs, line and paragraph separators
@@ -77,3 +78,8 @@ def cell(value: Any) -> Any:
 def cells(values: Iterable[Any]) -> list[Any]:
     """The cells of a row of a CSV file."""
     return [cell(value) for value in values]
+
+
+def is_orientation(code: str) -> bool:
+    """Whether it has one letter of each pair of sides."""
+    return sorted(next((i for i, side in enumerate(SIDES) if letter in side), -1) for letter in code) == [0, 1, 2]

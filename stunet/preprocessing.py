@@ -237,6 +237,8 @@ def settings_of(plans: Mapping[str, Any], configuration: str, labels: Mapping[st
     settings: dict[str, Any] = {"nnunetv2": version("nnunetv2"), "labels": labels}
     settings |= {key: plans.get(key) for key in PLAN_SETTINGS}
     settings |= {key: values.get(key) for key in CONFIGURATION_SETTINGS}
+    if len((block := plans.get("stunet", {})).get("orientations", ())) > 1:  # or nothing is turned
+        settings["orientation"] = block["orientation"]
     return _decisive(json.loads(json.dumps(settings)))
 
 

@@ -171,13 +171,11 @@ def _sha256(path: str) -> str:
 @lru_cache(maxsize=8)
 def _loaded(plans: str, configuration: str, verbose: bool) -> tuple[Any, Any, Any]:
     """The preprocessor, nnU-Net's plans and the configuration."""
-    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
-
-    from stunet.preprocessor import preprocessor_of
+    from stunet.preprocessor import Plans, preprocessor_of
 
     if verbose:
         logging.basicConfig(level=logging.INFO, format="%(message)s")
-    manager = PlansManager(json.loads(plans))
+    manager = Plans(json.loads(plans))
     chosen = manager.get_configuration(configuration)
     return preprocessor_of(chosen, verbose), manager, chosen
 

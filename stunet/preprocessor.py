@@ -9,6 +9,7 @@ each annotated one, of the background too, where the dataset has an ignore label
 
 import logging
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,9 @@ from nnunetv2.preprocessing.resampling.default_resampling import (
     determine_do_sep_z_and_axis,
     resample_data_or_seg_to_shape,
 )
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
+from stunet.images import reader_of
 from stunet.resampling import resample_image, resample_labels
 
 # What resample_data_or_seg_to_shape takes where the plans name nothing.
@@ -50,6 +53,15 @@ def preprocessor_of(configuration: Any, verbose: bool = False, needs_mask: bool 
     if configuration.preprocessor_name == DefaultPreprocessor.__name__:
         return Preprocessor(verbose, needs_mask)
     return configuration.preprocessor_class(verbose=verbose)
+
+
+class Plans(PlansManager):
+    """nnU-Net's, whose reader turns images to the orientation on record."""
+
+    @property
+    def image_reader_writer_class(self) -> Any:
+        """Called by nnU-Net's preprocessors, and ours, to make a reader."""
+        return partial(reader_of, self.plans)
 
 
 class Preprocessor(DefaultPreprocessor):

@@ -76,7 +76,7 @@ BROKEN = {
     "complex": (nifti(10, 11, 12, dtype=np.complex64), "holds complex numbers"),
     "vectors": (vectors(10, 11, 12, 2), "holds vectors or colours, not one number per voxel"),
     "vectors_in_a_slice": (vectors(1, 11, 12, 2), "holds vectors or colours, not one number per voxel"),
-    "sheared": (nifti(10, 11, 12, affine=SHEAR), "ITK only supports orthonormal direction cosines"),
+    "sheared": (nifti(10, 11, 12, affine=SHEAR), "degrees off the right angle, and ITK takes no such image"),
     "empty": (nifti(0, 11, 12), "has no voxels"),
     "no_bytes": (Path.touch, "no NIfTI header"),
     "text": (lambda path: path.write_text("no image"), "it is damaged or truncated"),

@@ -9,7 +9,8 @@ import pytest
 import SimpleITK as sitk
 
 from stunet import workspace
-from stunet.errors import OutOfMemoryError
+from stunet.cli.plan_and_preprocess import _warnings
+from stunet.errors import DataError, OutOfMemoryError
 from stunet.files import read_json
 from stunet.plans.check import check_plans
 from stunet.plans.derive import derive
@@ -122,6 +123,25 @@ def test_classes_of_one_side_forbid_mirroring_left_and_right(
 ) -> None:
     fingerprint([1.0, 1.0, 1.0], [64, 64, 64], labels, direction)
     assert STUNetPlanner(DATASET, size="T").plan_experiment()["stunet"]["mirror_axes"] == expected
+
+
+def test_orientations_are_on_record_and_a_mix_is_turned_to_the_most_frequent(fingerprint: Any) -> None:
+    fingerprint([1.0, 1.0, 1.0], [64, 64, 64], ["kidney_left", "kidney_right"], "LAS")
+    plans = STUNetPlanner(DATASET, size="T").plan_experiment()
+    assert (plans["stunet"]["orientation"], plans["stunet"]["orientations"]) == ("LAS", {"LAS": 1})
+    assert not any("orientation" in line or "axes of" in line for line in _warnings(plans))
+    dataset = read_json(workspace.raw_dataset(DATASET) / "dataset.json")
+    assert derive(plans, dataset, overrides={"batch_size": 2})["stunet"]["orientation"] == "LAS"
+    path = workspace.preprocessed_dataset(DATASET) / "dataset_fingerprint.json"
+    path.write_text(json.dumps({**read_json(path), "stunet_orientations": {"PSR": 3, "LAS": 1}}))
+    plans = STUNetPlanner(DATASET, size="T").plan_experiment()
+    check_plans(plans, "3d_fullres")
+    assert plans["stunet"]["orientation"] == "PSR"
+    assert plans["stunet"]["mirror_axes"] == [1, 2]
+    assert "run in 2 ways (3 PSR, 1 LAS): 1 are turned to PSR" in _warnings(plans)[0]
+    plans["stunet"]["orientation"] = "LLL"
+    with pytest.raises(DataError, match=r"stunet.orientation: expected an orientation such as LPS or RAS, got 'LLL'"):
+        check_plans(plans, "3d_fullres")
 
 
 def test_mirror_axes_follow_the_transposition(fingerprint: Any) -> None:

@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
 from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from stunet.preprocessor import PLACES, Preprocessor, places_of, preprocessor_of
+from stunet.preprocessor import PLACES, Plans, Preprocessor, places_of, preprocessor_of
 
 LABELS = {"background": 0, "a": 1, "b": 2, "c": 3}
 CT = {"mean": 20.0, "std": 90.0, "percentile_00_5": -900.0, "percentile_99_5": 300.0}
@@ -230,3 +231,31 @@ def test_nnunets_loader_finds_the_places_also_near_the_edges(patch: Sequence[int
         np.random.seed(0)
         boxes.append([loader.get_bbox(made[0].shape[1:], True, made[2]["class_locations"]) for _ in range(20)])
     np.testing.assert_array_equal(*boxes)
+
+
+def test_an_image_in_another_orientation_than_the_plans_becomes_the_same(tmp_path: Path) -> None:
+    """As a dataset that mixes orientations is preprocessed; nnU-Net's writer puts its labels to the right place."""
+    image, labels = case()
+    plan = {**plans(), "stunet": {"orientation": "LPS", "orientations": {"LPS": 2, "PIR": 1}}}
+    manager, made = Plans(plan), {}
+    for code in ("LPS", "PIR"):
+        files = []
+        for name, array in (("image", image), ("labels", labels)):
+            stored = sitk.GetImageFromArray(array[0])
+            stored.SetSpacing(GIVEN["spacing"][::-1])
+            files.append(str(tmp_path / f"{code}_{name}.nii.gz"))
+            sitk.WriteImage(sitk.DICOMOrient(stored, code), files[-1])
+        rest = (manager, manager.get_configuration("3d_fullres"), {"labels": LABELS})
+        made[code] = Preprocessor(verbose=False).run_case(files[:1], files[1], *rest)
+    for ours, theirs in zip(made["PIR"][:2], made["LPS"][:2], strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    assert made["LPS"][2]["sitk_stuff"].keys() == {"spacing", "origin", "direction"}
+    np.testing.assert_equal(
+        {key: value for key, value in made["PIR"][2].items() if key != "sitk_stuff"},
+        {key: value for key, value in made["LPS"][2].items() if key != "sitk_stuff"},
+    )
+    SimpleITKIO().write_seg(labels[0], str(tmp_path / "stock.nii.gz"), made["PIR"][2])
+    written = sitk.DICOMOrient(sitk.ReadImage(tmp_path / "stock.nii.gz"), "PIR")
+    expected = sitk.ReadImage(tmp_path / "PIR_labels.nii.gz")
+    np.testing.assert_allclose(written.GetOrigin(), expected.GetOrigin(), atol=1e-5)
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(written), sitk.GetArrayFromImage(expected))

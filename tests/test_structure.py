@@ -28,7 +28,10 @@ COMMANDS = (
 )
 
 # What each part imports of ours, besides itself; every part may use FREE.
-FREE = {"errors", "files", "kinds", "machine", "names", "nifti", "schema", "workspace", "presets", "stunet"}
+FREE = {
+    "errors", "files", "images", "kinds", "machine", "names", "nifti", "nifti_header", "orientation", "schema",
+    "workspace", "presets", "stunet",
+}  # fmt: skip
 MAY_IMPORT = {
     "errors": set(),
     "machine": set(),
@@ -40,6 +43,9 @@ MAY_IMPORT = {
     "presets": set(),
     "networks": set(),
     "nifti": set(),
+    "nifti_header": set(),
+    "orientation": set(),
+    "images": set(),
     "classes": set(),
     "annotations": {"classes"},
     "console": set(),
@@ -94,8 +100,8 @@ MAY_IMPORT = {
     "results": {"classes", "datasets", "evaluation", "labels"},
 }
 HOST = {  # may import nnunetv2
-    "preprocessing_workers", "preprocessor", "inference", "datasets", "merging", "plans", "trainers",
-    "preprocessed",
+    "images", "preprocessed", "preprocessing_workers", "preprocessor", "inference", "datasets", "merging", "plans",
+    "trainers",
 }  # fmt: skip
 WITHOUT_TORCH = {
     "errors", "files", "folds", "kinds", "machine", "names", "provenance", "schema", "workspace", "presets", "console",
@@ -241,13 +247,13 @@ OUR_FLAGS = {
     "plan_and_preprocess": "-p --size --preset --stages --checkpointing --probe --dry_run --no_check",
     "train": "-d -c -f --size --stages -gpu_memory_target --preset --set --dry_run --overwrite --pretrained --finetune "
     "--head --list --fsdp",
-    "predict": "--model --series --labels --v1_preprocessing --precision --max_memory --threads --fast --roi_subset "
-    "--format --statistics --preview --report --dry_run",
+    "predict": "--model --series --labels --v1_preprocessing --orientation --precision --max_memory --threads --fast "
+    "--roi_subset --format --statistics --preview --report --dry_run",
     "evaluate": "-d --tolerance --labels --csv --json",
     "experiment": "-o --dry_run --summary_only -j -device --json",
     "info": "--json",
-    "pseudo_label": "-d --teacher --name --classes --min_confidence --confidence -f -chk -step_size --disable_tta "
-    "-device --precision --dry_run",
+    "pseudo_label": "-d --teacher --name --classes --min_confidence --confidence --orientation -f -chk -step_size "
+    "--disable_tta -device --precision --dry_run",
     "demo": "-o -device",
 }
 

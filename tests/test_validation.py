@@ -24,6 +24,7 @@ from stunet import workspace
 from stunet.errors import DataError, Interrupted
 from stunet.files import read_json
 from stunet.nnunet import exchanged
+from stunet.orientation import turned
 from stunet.plans.derive import derive
 from stunet.preprocessing import preprocess
 from stunet.trainers.launch import _stops
@@ -100,7 +101,11 @@ def ours(trainer: STUNetTrainer, probabilities: bool = False) -> Path:
 
 
 def labels(path: Path) -> np.ndarray:
-    return sitk.GetArrayFromImage(sitk.ReadImage(str(path)))
+    return labels_of(sitk.ReadImage(str(path)))
+
+
+def labels_of(image: sitk.Image) -> np.ndarray:
+    return sitk.GetArrayFromImage(image)
 
 
 def names(folder: Path) -> list[str]:
@@ -151,6 +156,29 @@ def test_with_nnunets_half_precision_only_voxels_between_two_classes_differ(
     one, other = (read_json(folder / "summary.json")["foreground_mean"] for folder in (mine, theirs))
     assert one.keys() == other.keys()
     assert one["Dice"] == pytest.approx(other["Dice"], abs=1e-3)
+
+
+def test_a_case_that_was_turned_is_written_and_measured_as_its_file_lies(make: Make) -> None:
+    name, trainer = CASES[0], make()
+    before = labels(ours(trainer) / f"{name}.nii.gz")
+    metrics = read_json(Path(trainer.output_folder) / "validation" / "summary.json")["mean"]
+    data = Path(trainer.preprocessed_dataset_folder)
+    properties = pickle.loads((data / f"{name}.pkl").read_bytes())
+    array = np.zeros((1, *before.shape), np.int8)
+    there, of_there = turned(array, properties, "SAR")  # as if the file were stored so
+    stored = {**of_there, "sitk_stuff": {k: of_there["sitk_stuff"][k] for k in ("spacing", "origin", "direction")}}
+    _, read = turned(there, stored, "LPS")
+    (data / f"{name}.pkl").write_bytes(pickle.dumps(read))
+    truth = data.parent / "gt_segmentations" / f"{name}.nii.gz"
+    sitk.WriteImage(sitk.DICOMOrient(sitk.ReadImage(truth), "SAR"), truth)
+    written = sitk.ReadImage(ours(trainer, probabilities=True) / f"{name}.nii.gz")
+    np.testing.assert_allclose(written.GetDirection(), sitk.ReadImage(truth).GetDirection())
+    np.testing.assert_allclose(written.GetOrigin(), sitk.ReadImage(truth).GetOrigin(), atol=1e-5)
+    np.testing.assert_array_equal(labels_of(sitk.DICOMOrient(written, "LPS")), before)
+    folder = Path(trainer.output_folder) / "validation"
+    likely = np.load(folder / f"{name}.npz")["probabilities"]
+    np.testing.assert_array_equal(likely.argmax(0), labels_of(written))
+    assert read_json(folder / "summary.json")["mean"] == metrics
 
 
 def test_the_trainers_network_stays_as_it_is(make: Make) -> None:

@@ -25,6 +25,7 @@ from nnunetv2.training.dataloading import nnunet_dataset as datasets
 from nnunetv2.utilities.label_handling.label_handling import convert_labelmap_to_one_hot
 
 from stunet.files import remove_parts, whole
+from stunet.images import file_reader, reader_of
 from stunet.inference.cases import Model, drop_channel_axis
 from stunet.inference.output import endings_of_case, part_of_case, whole_case
 from stunet.inference.probabilities import PLAIN, compress
@@ -33,6 +34,7 @@ from stunet.inference.ready import ReadyNetwork
 from stunet.inference.segmenter import Segmenter
 from stunet.inference.windows import SlidingWindow
 from stunet.nnunet import exchanged
+from stunet.orientation import for_nnunet, of_file
 from stunet.preprocessed import Checked
 
 if TYPE_CHECKING:
@@ -163,8 +165,8 @@ class _Results:
         manager, base = trainer.plans_manager, Path(trainer.output_folder_base)
         self._folder = Path(trainer.output_folder) / FOLDER
         self._patch = trainer.configuration_manager.patch_size
-        self._writer = manager.image_reader_writer_class()
-        self._probabilities = probabilities
+        self._kind, self._probabilities = manager.plans["image_reader_writer"], probabilities
+        self._writer = file_reader(self._kind)
         model = Model(base, manager.plans, trainer.dataset_json, (), "")
         self._endings = Products(probabilities=probabilities).endings(model)
         endings = (*endings_of_parts(model), *(f".{ending}" for ending in datasets.file_ending_dataset_mapping))
@@ -219,11 +221,12 @@ class _Results:
     def _write(
         self, case: str, labels: np.ndarray, properties: dict[str, Any], grids: Mapping[_NextStage, np.ndarray]
     ) -> None:
+        place = of_file(properties, labels.shape)
         with whole_case(self._folder, case, self._endings) as part:
             if self._probabilities:
                 compress(Path(f"{part}.npz"), self._go_on)
-                Path(f"{part}.pkl").write_bytes(pickle.dumps(properties))
-            self._writer.write_seg(labels, f"{part}{self._endings[-1]}", properties)
+                Path(f"{part}.pkl").write_bytes(pickle.dumps(for_nnunet(place, self._kind)))
+            self._writer.write_seg(labels, f"{part}{self._endings[-1]}", place)
         for stage, grid in grids.items():
             stage.write(case, grid, self._patch)
 
@@ -251,7 +254,7 @@ def measure(trainer: "PlannedTrainer", processes: int) -> None:
             str(Path(trainer.preprocessed_dataset_folder_base) / "gt_segmentations"),
             str(folder),
             str(part),
-            trainer.plans_manager.image_reader_writer_class(),
+            reader_of(trainer.plans_manager.plans),
             trainer.dataset_json["file_ending"],
             labels.foreground_regions if labels.has_regions else labels.foreground_labels,
             labels.ignore_label,

@@ -296,12 +296,21 @@ def _summary(plans: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
 
 
 def _warnings(plans: dict[str, Any]) -> list[str]:
+    found = []
+    counts = plans["stunet"].get("orientations", {})
+    if len(counts) > 1:
+        shown = ", ".join(f"{count} {code}" for code, count in counts.items())
+        turned = sum(counts.values()) - counts.get(plans["stunet"]["orientation"], 0)
+        found.append(
+            f"the axes of the images run in {len(counts)} ways ({shown}): {turned} are turned to "
+            f"{plans['stunet']['orientation']} in preprocessing, as every image is in prediction"
+        )
     fixed = [axis for axis in range(3) if axis not in plans["stunet"]["mirror_axes"]]
     if fixed:
-        return [
+        found.append(
             f"left and right classes: axis {', '.join(map(str, fixed))} is not mirrored, in training and at test time"
-        ]
-    return []
+        )
+    return found
 
 
 def _cores() -> int:

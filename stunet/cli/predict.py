@@ -150,6 +150,7 @@ def _load(
         labels=system,
         roi_subset=tuple(subset or ()),
         v1_preprocessing=args.v1_preprocessing,
+        orientation=args.orientation,
         verbose=args.verbose,
     )
     return Predictor(model, options)
@@ -216,6 +217,7 @@ def _describe(args: argparse.Namespace, stages: "list[Predictor]", cases: "list[
         console.result(f"model          {stage.model.folder}")
         console.result(f"configuration  {stage.name}, patch {' x '.join(map(str, stage.patch))}")
         console.result(f"folds          {', '.join(map(str, stage.model.folds))}")
+    console.result(f"orientation    {stages[-1].orientation or 'as the images have it'}")
     console.result(f"device         {stages[-1].options.device}, {stages[-1].precision}")
     console.result(f"results        {folder}")
     rows = [(case.name, ", ".join(file.name for file in case.files), _memory(stages[-1], case)) for case in cases]
@@ -228,6 +230,6 @@ def _memory(stage: "Predictor", case: "Case") -> str:
     if case.error:
         return case.error.message
     try:
-        return f"{stage.need(*geometry(case)).alone / 1e9:.2f} GB"
+        return f"{stage.need(*geometry(case, stage.orientation)).alone / 1e9:.2f} GB"
     except DataError as error:
         return error.message

@@ -15,6 +15,7 @@ EXAMPLES = """examples:
   stunet_predict -i imagesTs -o out --model STU-Net-B --labels amos
 """
 PRECISION = "of the network: auto is bf16 on CPUs that compute with it, fp16 on CUDA, else fp32 (default: auto)"
+ORIENTATION = "of the training images, e.g. LPS or RAS (nibabel's letters), where the model does not say it"
 FORMATS = ("image", "seg.nrrd", "masks", "dicom_seg")
 FORMAT = (
     "of the results: the model's images, 3D Slicer's .seg.nrrd, a folder of one mask per class, or DICOM-SEG "
@@ -38,6 +39,7 @@ def new_parser() -> argparse.ArgumentParser:
     add("--model", metavar="NAME|DIR", help="a model by its name in stunet_models list, or its folder; no -d -c then")
     add("--labels", metavar="NAME|FILE", help="label system of the results: amos, btcv ... or a .toml file")
     add("--v1_preprocessing", action="store_true", help="resample before normalising, as nnU-Net v1 did")
+    add("--orientation", metavar="CODE", help=ORIENTATION)
     add("-f", nargs="+", type=_fold, metavar="FOLD", help="folds to average, or all (default: those that were trained)")
     add("-chk", default="checkpoint_final.pth", metavar="FILE", help="name of the checkpoint (default: %(default)s)")
     add(

@@ -36,6 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="probability that a voxel's class has to reach (default: %(default)s); below it the voxel is ignored",
     )
     add("--confidence", nargs="+", type=_pair, default=(), metavar="CLASS=P", help="the same for single classes")
+    add("--orientation", metavar="CODE", help="of the teacher's training images, e.g. LPS, where it does not say it")
     add("-f", nargs="+", type=_fold, metavar="FOLD", help="folds of the teacher to average (default: all)")
     add("-chk", default="checkpoint_final.pth", metavar="FILE", help="its checkpoint (default: %(default)s)")
     add("-step_size", type=float, default=0.5, metavar="X", help="as in stunet_predict (default: 0.5)")
@@ -62,6 +63,7 @@ def _command(args: argparse.Namespace) -> None:
         precision=args.precision,
         step_size=args.step_size,
         mirroring=not args.disable_tta,
+        orientation=args.orientation,
     )
     teacher = Predictor.from_folder(model, options, args.f, args.chk)
     if teacher.previous_stage:

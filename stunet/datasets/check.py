@@ -12,9 +12,7 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import nibabel
 import numpy as np
-import SimpleITK as sitk
 from nibabel.filebasedimages import ImageFileError
 
 from stunet.annotations import FILE, load_annotations
@@ -24,8 +22,10 @@ from stunet.datasets.listing import unusable
 from stunet.datasets.units import Values, unlike_others
 from stunet.datasets.units import look as look_at_units
 from stunet.errors import DataError, is_out_of_memory
+from stunet.images import REORIENTS, Reader, file_orientation
 from stunet.kinds import read_dataset_json
 from stunet.nifti import check_nifti
+from stunet.orientation import left_right_axis
 from stunet.processes import each
 
 # What nnU-Net's readers raise for a file that they cannot read: ITK, zlib, nibabel, tifffile and their own assertions.
@@ -84,7 +84,7 @@ def read_case(case: Case, rules: Rules) -> tuple[np.ndarray, np.ndarray, dict[st
 
 def _read_case(case: Case, rules: Rules) -> tuple[np.ndarray, np.ndarray, dict[str, Any], dict[float, int]]:
     """As read_case, and the voxels by value of the label."""
-    reader = rules.reader()
+    reader = Reader(rules.reader.__name__)
     for path in (*case.images, case.label):
         if error := unusable(path):
             raise error
@@ -131,23 +131,9 @@ def left_right_axes(images: list[Path], reader_name: str) -> set[int]:
     Raises:
         DataError: A header cannot be read.
     """
-    if reader_name not in ("SimpleITKIO", "NibabelIO"):
+    if reader_name.endswith(REORIENTS):
         return {2} if images else set()
-    row = _left_right_row_nibabel if reader_name == "NibabelIO" else _left_right_row_itk
-    return {2 - int(np.argmax(np.abs(_read(row, str(path), path)))) for path in images}
-
-
-def _left_right_row_itk(path: str) -> np.ndarray:
-    """The left-right component of each axis (x, y, z) of the file."""
-    reader = sitk.ImageFileReader()
-    reader.SetFileName(path)
-    reader.ReadImageInformation()
-    return np.array(reader.GetDirection())[: reader.GetDimension()][:3]
-
-
-def _left_right_row_nibabel(path: str) -> np.ndarray:
-    image: Any = nibabel.load(path)
-    return image.affine[0, :3] / np.linalg.norm(image.affine[:3, :3], axis=0)
+    return {left_right_axis(_read(lambda file: file_orientation(file, reader_name), path, path)) for path in images}
 
 
 def _with_rules(folder: Path, cases: list[Case], rules: Rules) -> list[tuple[Case, Rules]]:

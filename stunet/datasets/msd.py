@@ -18,6 +18,7 @@ from stunet.datasets.conversion import dataset_folder
 from stunet.datasets.listing import list_images, named
 from stunet.errors import DataError, UsageError, is_out_of_memory
 from stunet.files import new_folder, read_json
+from stunet.images import read_header, read_sitk
 from stunet.kinds import TASK
 from stunet.schema import check
 
@@ -129,11 +130,8 @@ def _labels_by_name(task: dict[str, Any], source: Path) -> dict[str, int]:
 
 def _place_image(image: Path, folder: Path, channels: int) -> None:
     """Puts the channels of an image into `folder` as CASE_0000.nii.gz, CASE_0001.nii.gz, ..."""
-    reader = sitk.ImageFileReader()
-    reader.SetFileName(str(image))
     try:
-        reader.ReadImageInformation()
-        size = reader.GetSize()
+        size = read_header(image).size
         found = size[3] if len(size) == 4 else 1
         if found != channels:
             raise DataError(
@@ -145,7 +143,7 @@ def _place_image(image: Path, folder: Path, channels: int) -> None:
             _link(image, targets[0])
             return
         folder.mkdir(exist_ok=True)
-        volume = reader.Execute()
+        volume = read_sitk(image)
     except RuntimeError as error:  # how SimpleITK reports anything
         if is_out_of_memory(error):
             raise

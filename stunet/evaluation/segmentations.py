@@ -13,6 +13,7 @@ import SimpleITK as sitk
 from stunet.datasets import tiff
 from stunet.datasets.listing import unusable
 from stunet.errors import DataError, is_out_of_memory
+from stunet.images import read_sitk
 from stunet.nifti import check_nifti
 
 GEOMETRY_TOLERANCE = 1e-3  # mm, and no unit for directions
@@ -48,7 +49,7 @@ def read_segmentation(
         raise unreadable
     check_nifti(path)
     try:
-        image = sitk.ReadImage(str(path))
+        image = read_sitk(path)
     except RuntimeError as error:  # ITK's, for anything
         if is_out_of_memory(error):
             raise

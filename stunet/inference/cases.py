@@ -243,11 +243,11 @@ def _nothing(source: Path, found: Listing, model: Model) -> DataError:
     )
 
 
-def geometry(case: Case) -> tuple[tuple[int, ...], tuple[float, ...]]:
+def geometry(case: Case, orientation: str | None = None) -> tuple[tuple[int, ...], tuple[float, ...]]:
     """Shape in voxels and spacing in mm, both (D, H, W), from the header of a case's first image or slices.
 
-    As in nnU-Net's readers a 2D image is one slice, 999 times as thick as its spacing, and the first of four axes is
-    the channel.
+    A volume is turned to `orientation`; DICOM slices are taken to be axial, as most are. As in nnU-Net's readers a 2D
+    image is one slice, 999 times as thick as its spacing, and the first of four axes is the channel.
 
     Raises:
         DataError: The header cannot be read.
@@ -258,24 +258,33 @@ def geometry(case: Case) -> tuple[tuple[int, ...], tuple[float, ...]]:
         from stunet.datasets import dicom
 
         return dicom.geometry(case.files[0], case.series)
+    from stunet.images import read_header
+    from stunet.orientation import code_of, turn
+
     try:
-        reader = _header(case.files[0])
+        header = read_header(case.files[0])
     except RuntimeError as error:
         raise DataError(f"cannot read the header of {str(case.files[0])!r}: {str(error).splitlines()[-1]}") from None
-    shape, spacing = reader.GetSize()[::-1][-3:], reader.GetSpacing()[::-1][-3:]
-    if case.files[0].suffix.lower() in tiff.ENDINGS and tiff.spacing_file(case.files[0], is_image=True).is_file():
-        spacing = tiff.read_spacing(case.files[0], is_image=True)
+    file = case.files[0]
+    shape, spacing = header.size[::-1][-3:], header.spacing[::-1][-3:]
+    if file.suffix.lower() in tiff.ENDINGS and tiff.spacing_file(file, is_image=True).is_file():
+        spacing = tiff.read_spacing(file, is_image=True)
+    if orientation and len(header.size) == 3:
+        order = turn(code_of(header.direction), orientation).order
+        shape, spacing = tuple(shape[axis] for axis in order), tuple(spacing[axis] for axis in order)
     missing = 3 - len(shape)
     return (1,) * missing + shape, (999 * max(spacing),) * missing + spacing
 
 
 def volumes(file: Path) -> int:
     """How many volumes the header of an image of four axes announces; 1 for others, and where it cannot be read."""
+    from stunet.images import read_header
+
     try:
-        reader = _header(file)
+        size = read_header(file).size
     except RuntimeError:
         return 1
-    return reader.GetSize()[3] if reader.GetDimension() == 4 else 1
+    return size[3] if len(size) == 4 else 1
 
 
 def drop_channel_axis(properties: dict[str, Any]) -> None:
@@ -288,15 +297,6 @@ def drop_channel_axis(properties: dict[str, Any]) -> None:
     if len(itk.get("origin", ())) == 4:
         direction = [itk["direction"][4 * row + column] for row in range(3) for column in range(3)]
         itk |= {"spacing": itk["spacing"][:3], "origin": itk["origin"][:3], "direction": direction}
-
-
-def _header(file: Path) -> Any:
-    import SimpleITK
-
-    reader = SimpleITK.ImageFileReader()
-    reader.SetFileName(str(file))
-    reader.ReadImageInformation()
-    return reader
 
 
 def _siblings(image: Image, model: Model) -> list[Image]:

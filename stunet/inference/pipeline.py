@@ -21,17 +21,16 @@ from stunet.files import remove_parts
 from stunet.inference import memory, products
 from stunet.inference.cases import Case, geometry
 from stunet.inference.failures import reason
-from stunet.inference.output import endings_of_case, part_of_case
+from stunet.inference.output import endings_of_case, remove_parts
 from stunet.inference.predictor import Predictor, Prepared
 from stunet.inference.products import Products
-from stunet.inference.reading import Raw
 from stunet.machine import SHARE, memory_limit, resident
+from stunet.orientation import of_file
 from stunet.results.run_report import CaseReport
 from stunet.results.segmentation import Segmentation, class_names
 from stunet.results.statistics import Measurement, measure
 from stunet.results.write import write_itksnap_labels
 
-INPUT_ENDING = ".input.nii.gz"  # of the temporary image that a DICOM folder becomes
 FAILURES = (*products.FAILURES, OSError)  # of one case, whatever a library raises about it
 OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 ABSURD = 100  # times the memory: no scan needs so much, but a wrong spacing does
@@ -129,7 +128,7 @@ class Pipeline:
 
     def remove_leftovers(self, cases: Sequence[Case] | None = None) -> None:
         """Removes temporary files of runs that were killed; only those of `cases` where other runs share the folder."""
-        endings = [*products.endings_of_parts(self.predictor.model), INPUT_ENDING]
+        endings = products.endings_of_parts(self.predictor.model)
         own = None if cases is None else {end for case in cases for end in endings_of_case(case.name, endings)}
         remove_parts(self.folder, own)
 
@@ -158,32 +157,13 @@ class Pipeline:
     def _need(self, case: Case) -> memory.Need | None:
         """None: the case's header cannot be read, and reading it will say why."""
         try:
-            return self.predictor.need(*geometry(case))
+            return self.predictor.need(*geometry(case, self.predictor.orientation))
         except DataError:
             return None
 
-    def _read(self, case: Case) -> Raw:
-        """Reads a case; a DICOM folder becomes a temporary file in the folder of the results first."""
-        if case.error:
-            raise case.error
-        if not case.is_dicom:
-            return self.predictor.read(case)
-        if case.error:
-            raise case.error
-        from stunet.datasets.dicom import to_nifti
-
-        part = self.folder / f"{part_of_case(case.name)}{INPUT_ENDING}"
-        try:
-            to_nifti(case.files[0], part, case.series)
-            return self.predictor.read(Case(case.name, (part,), case.previous))._replace(files=str(case.files[0]))
-        except DataError as error:
-            raise DataError(error.message.replace(str(part), str(case.files[0])), error.hint) from error
-        finally:
-            part.unlink(missing_ok=True)
-
     def _prepare(self, outcome: Outcome) -> Prepared:
         with outcome.report.stage("read"):
-            raw = self._read(outcome.case)
+            raw = self.predictor.read(outcome.case)
         with outcome.report.stage("preprocess"):
             return self.predictor.preprocess(raw)
 
@@ -208,13 +188,14 @@ class Pipeline:
                 image = None
                 try:
                     if wanted.statistics or wanted.preview:  # kept in memory it would cost two copies of every image
-                        image = self._read(case).image_CDHW
+                        image = self.predictor.read(case).on_file_grid
                     if wanted.statistics and image is not None:
                         outcome.statistics = measure(segmentation, image, model.channels)
                 except FAILURES as error:
                     problem = error
+                place = of_file(properties, segmentation.labels_DHW.shape)
                 files, missing = products.write(
-                    segmentation, properties, None if image is None else image[0], case, self.folder, wanted, model,
+                    segmentation, place, None if image is None else image[0], case, self.folder, wanted, model,
                     self.predictor.writer,
                 )  # fmt: skip
             outcome.report.files = [file.name for file in files]

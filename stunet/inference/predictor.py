@@ -4,13 +4,15 @@
     predictor = Predictor.from_folder("STU-Net-B")
     segmentation = predictor.predict("ct.nii.gz")
 
-Steps and formats are nnU-Net's. What is different: checkpoints are read safely and checked against the network, and the
-logits of a scan are never in memory as a whole (segmenter.py). pipeline.py predicts many cases into a folder.
+Images are turned to the orientation of the training images, and results back to the image's own grid. Steps and
+formats are nnU-Net's. What is different: checkpoints are read safely and checked against the network, and the logits
+of a scan are never in memory as a whole (segmenter.py). pipeline.py predicts many cases into a folder.
 """
 
 import hashlib
 import json
 import logging
+import os
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,20 +21,36 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import SimpleITK as sitk
 import torch
+from nibabel.spatialimages import SpatialImage
 from nnunetv2.utilities.label_handling.label_handling import convert_labelmap_to_one_hot
 
-from stunet.errors import OutOfMemoryError, UsageError, is_out_of_memory, last_line
+from stunet.errors import DataError, OutOfMemoryError, UsageError, is_out_of_memory, last_line
+from stunet.images import Reader, file_reader
 from stunet.inference import memory
 from stunet.inference.cases import Case, Model, drop_channel_axis, open_model
 from stunet.inference.confidence import Confidence
 from stunet.inference.network import build, check_strides
-from stunet.inference.reading import Raw, check_grid, from_array, read, readable, warn_of_units
+from stunet.inference.orientation import known_orientation
+from stunet.inference.reading import (
+    Raw,
+    check_grid,
+    from_array,
+    from_nibabel,
+    from_sitk,
+    read,
+    readable,
+    stacked,
+    warn_of_units,
+)
 from stunet.inference.ready import ReadyNetwork
 from stunet.inference.segmenter import Segmenter
 from stunet.inference.v1_order import V1Preprocessor
 from stunet.inference.windows import SlidingWindow
 from stunet.labels import LabelSystem
+from stunet.nifti_header import has_place
+from stunet.orientation import checked, of_file, orientation_of
 from stunet.preprocessor import preprocessor_of
 from stunet.provenance import check_trained
 from stunet.results.segmentation import Segmentation
@@ -52,6 +70,7 @@ class Options:
         labels: The results' label system, not with probabilities; None: the model's own.
         roi_subset: The classes that results keep, which others still compete with; empty: all.
         v1_preprocessing: Resample before normalising, as nnU-Net v1 did; not for cascades.
+        orientation: Of the training images, LPS for example, where the model does not say it.
     """
 
     device: str = "cpu"
@@ -62,6 +81,7 @@ class Options:
     labels: LabelSystem | None = None
     roi_subset: tuple[str, ...] = ()
     v1_preprocessing: bool = False
+    orientation: str | None = None
     verbose: bool = False
 
 
@@ -77,7 +97,8 @@ class Predictor:
 
     Raises:
         DataError: The plans do not describe a network, or one of another package; a class of `labels` is missing.
-        UsageError: v1_preprocessing with a cascade, an unknown class of roi_subset, a precision the device has not.
+        UsageError: v1_preprocessing with a cascade, an unknown class of roi_subset, a precision the device has not, an
+            orientation that is none or contradicts the model.
         WeightsError: A checkpoint cannot be read, or belongs to another network or other strides.
     """
 
@@ -94,6 +115,8 @@ class Predictor:
                 log.warning("warning: %s", warning)
         if self.options.v1_preprocessing and self.previous_stage:
             raise UsageError(f"--v1_preprocessing is not for a cascade such as {self.name}", "leave it out")
+        self.orientation, self._orientation_from = self._find_orientation()
+        self._unturned: set[str] = set()  # orientations of images for a model that says none
         mirror_axes = checkpoints[0].get("inference_allowed_mirroring_axes") or ()
         weights = [checkpoint["network_weights"] for checkpoint in checkpoints]
         self._windows = SlidingWindow(
@@ -134,25 +157,32 @@ class Predictor:
         return cls(open_model(folder, folds, checkpoint), options)
 
     def predict(
-        self, image: Any, spacing: Sequence[float] | None = None, on_window: Callable[[], None] = lambda: None
+        self,
+        image: Any,
+        spacing: Sequence[float] | None = None,
+        on_window: Callable[[], None] = lambda: None,
+        *,
+        affine: Any = None,
     ) -> Segmentation:
         """The segmentation of an image, on its own grid.
 
+            predictor.predict(nibabel.load("ct.nii.gz"))
+            predictor.predict(array, spacing=(5.0, 0.8, 0.8))
+
         Args:
-            image: A file, or one file per channel; or an array (D, H, W) or (C, D, H, W).
+            image: A file or a DICOM folder; a SimpleITK or nibabel image; a list of these, one per channel; or an
+                array or tensor (D, H, W) or (C, D, H, W).
             spacing: Of an array, in mm, (D, H, W).
             on_window: Called for each window that the network has seen, windows() times.
+            affine: Of an array, in place of the spacing: (4, 4), as nibabel has it, from voxel (x, y, z), the last axis
+                of the array first, to mm in RAS. Without it an array is taken to lie as the training images do.
 
         Raises:
             DataError: The image cannot be read or preprocessed.
             OutOfMemoryError: It does not fit into the memory.
+            UsageError: It is something else.
         """
-        if isinstance(image, np.ndarray):
-            raw = from_array(image, spacing, len(self.model.channels))
-        else:
-            files = [image] if isinstance(image, str | Path) else list(image)
-            raw = self.read(Case("image", tuple(Path(file) for file in files)))
-        prepared = self.preprocess(raw)
+        prepared = self.preprocess(self._raw(image, spacing, affine))
         return self.result(self.segment(prepared, on_window), prepared)
 
     @property
@@ -180,6 +210,7 @@ class Predictor:
         labels = self.model.dataset["labels"]
         if (lookup := self._lookup) is not None:
             labels = {name: lookup[value].tolist() for name, value in labels.items() if name != "ignore"}
+        told = {} if self._orientation_from is None else {"orientation": self.orientation}
         return {
             "plans": hashlib.sha256(json.dumps(self.model.plans, sort_keys=True).encode()).hexdigest(),
             "checkpoints": checkpoints,
@@ -188,6 +219,7 @@ class Predictor:
             "step_size": self.options.step_size,
             "mirroring": self.options.mirroring,
             "precision": self.precision,
+            **told,
         }
 
     @cached_property
@@ -200,13 +232,13 @@ class Predictor:
         return dataset if labels is None else {**dataset, "labels": labels.dataset_labels}
 
     @property
-    def writer(self) -> Any:
-        """nnU-Net's reader and writer of this model's files."""
-        return self._plans.image_reader_writer_class()
+    def writer(self) -> Reader:
+        """nnU-Net's reader and writer of this model's files, which leaves them as they lie."""
+        return file_reader(self.model.plans["image_reader_writer"])
 
     def read(self, case: Case) -> Raw:
         """Reads a case; see reading.read()."""
-        return read(case, self.model, self.writer)
+        return read(case, self.model, self.orientation)
 
     def preprocess(self, raw: Raw) -> Prepared:
         """Preprocesses a case, whose array is used up.
@@ -214,6 +246,7 @@ class Predictor:
         Raises:
             DataError: The image cannot be preprocessed, or the previous stage has another shape.
         """
+        self._say_orientation(raw)
         own = self._network_shape(raw.image_CDHW.shape[1:], raw.properties["spacing"])
         check_grid(raw, [own[axis] for axis in self._plans.transpose_backward])
         warn_of_units(raw, self._configuration.normalization_schemes, self.model.plans)
@@ -268,8 +301,10 @@ class Predictor:
         return labels
 
     def result(self, labels_DHW: np.ndarray, prepared: Prepared) -> Segmentation:
-        """The segmentation with its names and geometry."""
-        return Segmentation.from_properties(labels_DHW, prepared.properties, self.result_dataset)
+        """The segmentation with its names and geometry, of labels on the grid of the file."""
+        return Segmentation.from_properties(
+            labels_DHW, of_file(prepared.properties, labels_DHW.shape), self.result_dataset
+        )
 
     def windows(self, prepared: Prepared) -> int:
         """How many windows the network sees of a case."""
@@ -284,6 +319,69 @@ class Predictor:
         """
         own = self._network_shape(shape, spacing)
         return memory.need(shape, own, len(self.model.channels), self._windows, self._configuration)
+
+    def _raw(self, image: Any, spacing: Any, affine: Any) -> Raw:
+        channels = self.model.channels
+        if isinstance(image, torch.Tensor):
+            image = image.detach().cpu().float().numpy()
+        if isinstance(image, np.ndarray):
+            return from_array(image, spacing, affine, channels, self.orientation)
+        if isinstance(image, str | os.PathLike | sitk.Image | SpatialImage):
+            image = [image]
+        one, several = f"no {type(image).__name__}", f"for {len(channels)} channel(s): {', '.join(channels)}"
+        if isinstance(image, list | tuple) and image and spacing is None and affine is None:
+            if all(isinstance(each, str | os.PathLike) for each in image):
+                return self._read_files([Path(each) for each in image])
+            parts = channels if len(image) == 1 else channels[:1]
+            makers = {sitk.Image: from_sitk, SpatialImage: from_nibabel}
+            for kind, make in makers.items():
+                if all(isinstance(each, kind) for each in image):
+                    raw = stacked([make(each, parts, self.orientation) for each in image])
+                    if len(raw.image_CDHW) != len(channels):
+                        raise DataError(f"{len(image)} images {several}", "one image per channel, in their order")
+                    return raw
+            one = f"no list of {', '.join(sorted({type(each).__name__ for each in image}))}"
+        if spacing is not None or affine is not None:
+            raise UsageError("spacing and affine belong to an array; files and images have their own", "leave them out")
+        raise UsageError(
+            f"Predictor.predict takes {one}",
+            "a file, DICOM folder, SimpleITK or nibabel image, one of these per channel, or an array and its spacing",
+        )
+
+    def _read_files(self, files: Sequence[Path]) -> Raw:
+        for file in files:
+            if not file.exists():
+                raise DataError(f"no such file: {str(file)!r}", "check the path")
+            if file.is_dir():
+                from stunet.datasets.dicom import is_dicom_folder
+
+                if len(files) > 1:
+                    raise DataError(f"{str(file)!r} is a folder", "one file per channel")
+                if not is_dicom_folder(file):
+                    raise DataError(f"no DICOM slices in the folder {str(file)!r}", "an image, or a folder of slices")
+        return self.read(Case("image", tuple(files)))
+
+    def _find_orientation(self) -> tuple[str | None, str | None]:
+        """That of the training images, and who says so, where the plans do not."""
+        known, source = known_orientation(self.model)
+        told = None if self.options.orientation is None else checked(self.options.orientation)
+        if told and known and source is None and told != known:
+            raise UsageError(f"orientation {told}: the plans say that the training images are {known}", "leave it out")
+        return (told, "the user") if (told and source is not None) or (told and known is None) else (known, source)
+
+    def _say_orientation(self, raw: Raw) -> None:
+        """What a user has to know where nobody says how the training images lie, or the image does not."""
+        written = raw.properties.get("nifti")
+        own = None if written and not has_place(written) else orientation_of(raw.properties)
+        if self.orientation is None and own is not None and own not in self._unturned:
+            others = " and ".join(sorted(self._unturned))
+            self._unturned.add(own)
+            what = f"the axes of {raw.files} run {own}" + (f", those of others {others}" if others else "")
+            log.warning(
+                "%s; nothing says how those of the training images ran, and if they ran otherwise, labels are wrong: "
+                "say it with --orientation CODE (in Python: Options.orientation)",
+                what,
+            )
 
     def _network_shape(self, shape: Sequence[int], spacing: Sequence[float]) -> list[int]:
         """The shape on the network's grid, in the plan's order of axes, of an image that is not cropped."""

@@ -76,8 +76,9 @@ def put(part: np.ndarray, values: np.ndarray) -> None:
         entry[...] = value
         file = getattr(entry, "_mmap", None)
         if file is not None and entry.size:
-            begin = entry.ctypes.data - np.frombuffer(file, np.uint8, 1).ctypes.data
-            last = sum((n - 1) * stride for n, stride in zip(entry.shape, entry.strides, strict=True))
+            reach = [(n - 1) * stride for n, stride in zip(entry.shape, entry.strides, strict=True)]
+            begin = entry.ctypes.data - np.frombuffer(file, np.uint8, 1).ctypes.data + sum(min(0, r) for r in reach)
+            last = sum(map(abs, reach))
             first = begin // mmap.PAGESIZE * mmap.PAGESIZE
             file.madvise(mmap.MADV_DONTNEED, first, begin + last + entry.itemsize - first)
 

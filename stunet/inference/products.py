@@ -19,6 +19,7 @@ from stunet.inference.cases import Case, Model
 from stunet.inference.output import part_of_case, whole_case
 from stunet.inference.probabilities import PLAIN, compress
 from stunet.nifti import check_nifti
+from stunet.orientation import for_nnunet
 from stunet.results.segmentation import Segmentation
 from stunet.results.write import write_masks, write_nifti, write_seg_nrrd
 
@@ -104,13 +105,13 @@ def write(
 
     Args:
         segmentation: On the grid of the case's files.
-        properties: nnU-Net's, of the case.
+        properties: nnU-Net's, of the case's files, as orientation.of_file() gives them.
         image_DHW: The first channel, for a preview.
         case: Whose files name the results.
         folder: Of the results.
         products: What is written.
         model: Whose results these are.
-        writer: nnU-Net's writer of the model's files.
+        writer: images.Reader of the model's files, which turns nothing.
 
     Returns:
         The files, and why one that was asked for is not among them.
@@ -125,7 +126,8 @@ def write(
     with whole_case(folder, case.name, endings) as part:
         if products.probabilities:
             compress(Path(f"{part}{PROBABILITIES[0]}"))
-            Path(f"{part}.pkl").write_bytes(pickle.dumps(dict(properties)))
+            of_nnunet = for_nnunet(properties, model.plans["image_reader_writer"])
+            Path(f"{part}.pkl").write_bytes(pickle.dumps(of_nnunet))
         if products.preview:
             try:
                 _write_preview(segmentation, image_DHW, Path(f"{part}{PREVIEW}"), case, model)
@@ -178,7 +180,7 @@ def _write_segmentation(
         from stunet.results.dicom_seg import write_dicom_seg
 
         write_dicom_seg(segmentation, case.files[0], path, series=case.series)
-    elif path.name.endswith((".nii", ".nii.gz")) and "reoriented_affine" not in properties.get("nibabel_stuff", {}):
+    elif path.name.endswith((".nii", ".nii.gz")):
         write_nifti(segmentation, path)
     else:
         writer.write_seg(segmentation.labels_DHW, str(path), properties)

@@ -4,9 +4,11 @@ import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import SimpleITK as sitk
 from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
 
@@ -14,35 +16,51 @@ from stunet.datasets import tiff
 from stunet.datasets.listing import unusable
 from stunet.datasets.units import unlike_plan
 from stunet.errors import DataError, OutOfMemoryError, is_out_of_memory, last_line
+from stunet.images import Reader, file_orientation
 from stunet.inference.cases import Case, Model, volumes
 from stunet.machine import memory_limit
 from stunet.nifti import check_nifti
+from stunet.nifti_header import forms, forms_of, has_place, oddities
+from stunet.orientation import turned, way_back
 
 # What nnU-Net, ITK, numpy and nibabel raise for files and images that they cannot take.
 UNREADABLE = (
     RuntimeError, ValueError, TypeError, OSError, EOFError, AssertionError, LookupError, ArithmeticError, SyntaxError,
     ImageFileError, HeaderDataError,
 )  # fmt: skip
-log = logging.getLogger("stunet")
 VOXEL = 4  # bytes, in float32
+THICK = 999  # times its spacing: how nnU-Net's readers mark the one slice of a 2D image
+log = logging.getLogger("stunet")
 
 
 class Raw(NamedTuple):
-    """A case as read: image (C, D, H, W), where from, what the reader says about it, the previous stage's labels."""
+    """A case as the network knows it.
+
+    Attributes:
+        image_CDHW: In the model's orientation.
+        files: Where from.
+        properties: What nnU-Net's reader says about it, and how it was turned (orientation.py).
+        previous: The previous stage's labels, (1, D, H, W), in the model's orientation, too.
+    """
 
     image_CDHW: np.ndarray
     files: str
     properties: dict[str, Any]
     previous: np.ndarray | None = None
 
+    @property
+    def on_file_grid(self) -> np.ndarray:
+        """The image as its file has it."""
+        return way_back(self.properties)(self.image_CDHW)
 
-def read(case: Case, model: Model, reader: Any) -> Raw:
-    """Reads a case whose files are images.
+
+def read(case: Case, model: Model, orientation: str | None) -> Raw:
+    """Reads a case whose files are images, or a DICOM folder.
 
     Args:
         case: Its files.
-        model: Whose channels are expected.
-        reader: nnU-Net's, for the model's files.
+        model: Whose channels are expected, and whose reader is taken.
+        orientation: The model's; None: images stay as they are.
 
     Raises:
         DataError: A file cannot be read, or is not a finite image with the model's channels.
@@ -50,13 +68,25 @@ def read(case: Case, model: Model, reader: Any) -> Raw:
     if case.error:
         raise case.error
     files, channels = ", ".join(str(file) for file in case.files), model.channels
+    kind = model.plans["image_reader_writer"]
+    reader = Reader(kind, orientation)
+    previous = None if case.previous is None else _read_previous(case.previous, reader)
+    if case.is_dicom:
+        from stunet.datasets.dicom import read_series
+
+        with readable(files):
+            series = read_series(case.files[0], case.series)
+        return from_sitk(series, channels, orientation, files)._replace(previous=previous)
     with readable(files):
         for file in case.files:
             if error := unusable(file):
                 raise error
             check_nifti(file)
+            if odd := oddities(file, by_itk=kind.startswith("SimpleITK")):
+                log.warning("%s", odd)
         if model.has_spacing_files:
             tiff.read_spacing(case.files[0], is_image=True)
+        _check_same_orientation(case.files, kind)
         if (found := sum(map(volumes, case.files))) > len(case.files):
             _check_channels(found, files, channels)  # before a long series is read
         image, properties = reader.read_images([str(file) for file in case.files])
@@ -64,31 +94,114 @@ def read(case: Case, model: Model, reader: Any) -> Raw:
             raise DataError(f"{files} holds vectors or colours, not one number per voxel", "convert it to gray values")
         _check_channels(len(image), files, channels)
         _check_voxels(image, files)
-        previous = None if case.previous is None else reader.read_seg(str(case.previous))[0]
+    if written := forms(case.files[0]):
+        properties["nifti"] = written
     return Raw(image, files, properties, previous)
 
 
-def from_array(image: np.ndarray, spacing: Sequence[float] | None, channels: int) -> Raw:
+def from_array(image: np.ndarray, spacing: Any, affine: Any, channels: Sequence[str], orientation: str | None) -> Raw:
     """An array as a case; it is copied.
 
     Args:
         image: (D, H, W) or (C, D, H, W).
-        spacing: In mm, (D, H, W).
-        channels: C.
+        spacing: In mm, (D, H, W); None where the affine says it.
+        affine: As nibabel has it, (4, 4), from voxel (x, y, z) to mm in RAS; None: the array stays as it is.
+        channels: The model's.
+        orientation: The model's.
 
     Raises:
-        DataError: Another shape, spacing that is none, or voxels that are not finite.
+        DataError: Another shape, spacing or affine that is none, or voxels that are not finite.
     """
     own = np.array(image[None] if image.ndim == 3 else image, np.float32)
-    if own.ndim != 4 or len(own) != channels:
+    if own.ndim != 4 or len(own) != len(channels):
         raise DataError(
-            f"an array of shape {image.shape}, but the model takes {channels} channel(s) of three axes",
+            f"an array of shape {image.shape}, but the model takes {len(channels)} channel(s) of three axes",
             "(D, H, W), or (C, D, H, W) with C channels",
         )
+    properties: dict[str, Any] = {}
+    if affine is not None:
+        matrix = np.asarray(affine, np.float64)
+        if matrix.shape != (4, 4) or not np.isfinite(matrix).all() or abs(np.linalg.det(matrix[:3, :3])) == 0:
+            raise DataError(f"affine {affine!r} of an array is not a matrix of 4 x 4 finite numbers", "image.affine")
+        properties["nibabel_stuff"] = {"original_affine": matrix}
+        lengths = np.linalg.norm(matrix[:3, :3], axis=0)[::-1].tolist()
+        if spacing is not None and not np.allclose(spacing, lengths, rtol=0.01):
+            raise DataError(f"spacing {spacing!r} is not that of the affine, {lengths}", "leave out spacing")
+        spacing = lengths
     if spacing is None or len(spacing) != 3 or not all(0 < edge < math.inf for edge in spacing):
         raise DataError(f"spacing {spacing!r} of an array is not three positive numbers", "in mm, (D, H, W)")
     _check_voxels(own, "the array")
-    return Raw(own, "the array", {"spacing": [float(edge) for edge in spacing]})
+    properties["spacing"] = [float(edge) for edge in spacing]
+    own, properties = turned(own, properties, orientation)
+    return Raw(own, "the array", properties)
+
+
+def from_sitk(
+    image: sitk.Image, channels: Sequence[str], orientation: str | None, files: str = "the SimpleITK image"
+) -> Raw:
+    """A SimpleITK image as a case: of three axes, two, or four of which the last is the channel.
+
+    Args:
+        image: Copied.
+        channels: The model's.
+        orientation: The model's.
+        files: What it is called in errors.
+
+    Raises:
+        DataError: Other channels than the model's, colours, or voxels that are not finite.
+    """
+    if image.GetNumberOfComponentsPerPixel() > 1:
+        raise DataError(f"{files} holds vectors or colours, not one number per voxel", "convert it to gray values")
+    own = sitk.GetArrayFromImage(image).astype(np.float32, copy=False)
+    spacing = list(image.GetSpacing()[::-1][-3:])
+    if own.ndim == 2:
+        own, spacing = own[None], [THICK * max(spacing), *spacing]
+    own = own if own.ndim == 4 else own[None]
+    _check_channels(len(own), files, channels)
+    _check_voxels(own, files)
+    place = {"spacing": image.GetSpacing(), "origin": image.GetOrigin(), "direction": image.GetDirection()}
+    own, properties = turned(own, {"sitk_stuff": place, "spacing": spacing}, orientation)
+    return Raw(own, files, properties)
+
+
+def from_nibabel(image: Any, channels: Sequence[str], orientation: str | None) -> Raw:
+    """A nibabel image as a case: (x, y, z), or (x, y, z, channel).
+
+    Args:
+        image: Copied.
+        channels: The model's.
+        orientation: The model's.
+
+    Raises:
+        DataError: Other channels than the model's, or voxels that are not finite numbers.
+    """
+    files = "the nibabel image"
+    with readable(files):
+        own = np.asarray(image.dataobj)
+        if own.dtype.kind not in "iufb" or own.ndim not in (3, 4):
+            raise ValueError(f"{own.dtype} of shape {own.shape} is not one number per voxel")
+        own = np.ascontiguousarray(own.T, np.float32)
+    own = own if own.ndim == 4 else own[None]
+    _check_channels(len(own), files, channels)
+    raw = from_array(own, None, image.affine, channels, None)
+    written = forms_of(image.header) if "qform_code" in image.header else None
+    if written is None or has_place(written):
+        own, properties = turned(raw.image_CDHW, raw.properties, orientation)
+        raw = raw._replace(image_CDHW=own, properties=properties)
+    return raw._replace(files=files, properties={**raw.properties, **({"nifti": written} if written else {})})
+
+
+def stacked(raws: Sequence[Raw]) -> Raw:
+    """Images of a channel each as one of several.
+
+    Raises:
+        DataError: They lie on different grids.
+    """
+    first = raws[0]
+    for number, raw in enumerate(raws):
+        if raw.image_CDHW.shape != first.image_CDHW.shape or not _same_place(raw.properties, first.properties):
+            raise DataError(f"image {number} does not lie on the grid of the first", "resample it onto that grid")
+    return first._replace(image_CDHW=np.concatenate([raw.image_CDHW for raw in raws]))
 
 
 def check_grid(raw: Raw, network_shape: Sequence[int]) -> None:
@@ -146,6 +259,42 @@ def readable(files: str) -> Iterator[None]:
             ) from error
         what = last_line(error) or "the channels differ in shape or spacing"
         raise DataError(f"cannot read or preprocess {files}: {what}", "look at it in a viewer") from error
+
+
+def _same_place(one: Any, other: Any) -> bool:
+    """Whether two properties say the same of a place."""
+    keys = ("spacing", "sitk_stuff", "nibabel_stuff")
+    values = [[each.get(key) for key in keys] for each in (one, other)]
+    return all(
+        np.allclose(a, b, atol=1e-3)
+        for left, right in zip(*values, strict=True)
+        for a, b in zip(_numbers(left), _numbers(right), strict=True)
+    )
+
+
+def _numbers(value: Any) -> list[Any]:
+    if isinstance(value, dict):
+        return [number for key in sorted(value) for number in _numbers(value[key])]
+    return [] if value is None or isinstance(value, str) else [np.asarray(value, float)]
+
+
+def _read_previous(path: Path, reader: Reader) -> np.ndarray:
+    """The previous stage's labels in the model's orientation, whatever that of their file is."""
+    with readable(str(path)):
+        check_nifti(path)
+        return reader.read_seg(str(path))[0]
+
+
+def _check_same_orientation(files: Sequence[Path], kind: str) -> None:
+    """nnU-Net takes the channels as they are stored, however the axes of each run."""
+    if len(files) > 1:
+        found = [(file, code) for file in files if (code := file_orientation(file, kind))]
+        for file, code in found:
+            if code != found[0][1]:
+                raise DataError(
+                    f"the axes of {str(found[0][0])!r} run {found[0][1]}, those of {str(file)!r} {code}",
+                    "bring the channels of a case onto one grid, with SimpleITK's Resample",
+                )
 
 
 def _check_channels(found: int, files: str, channels: Sequence[str]) -> None:

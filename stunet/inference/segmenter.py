@@ -21,6 +21,7 @@ from stunet.inference import export
 from stunet.inference.confidence import Confidence
 from stunet.inference.probabilities import plain_array, put
 from stunet.inference.windows import SlidingWindow
+from stunet.orientation import way_back
 
 
 class Target(NamedTuple):
@@ -85,6 +86,7 @@ class Segmenter:
         self.seconds = dict.fromkeys(self.seconds, 0.0)
         spacing = [properties["spacing"][axis] for axis in self.plans.transpose_forward]
         own = self._spacing(spacing)
+        back, forward, backward = way_back(properties), self.plans.transpose_forward, self.plans.transpose_backward
         labels = np.zeros(properties["shape_before_cropping"], self.dtype)
         box = tuple(slice(*bounds) for bounds in properties["bbox_used_for_cropping"])
         others = [Target(each, own) for each in also]
@@ -94,16 +96,15 @@ class Segmenter:
             sure = np.ones(labels.shape, np.float32)  # outside the box there is nothing but background
             target = Target(labels[box], spacing, confidence=(probabilities, sure[box]))
             self.segment_onto([target, *others], image_CDHW, own)
-            probabilities.values_DHW = sure.transpose(self.plans.transpose_backward)
+            probabilities.values_DHW = back.copied(sure.transpose(backward))
         else:
-            forward, backward = self.plans.transpose_forward, self.plans.transpose_backward
-            shape = [labels.shape[axis] for axis in backward]
+            shape = back(labels.transpose(backward)).shape
             with plain_array(probabilities, (self.windows.classes, *shape)) as of_file:
-                here = of_file.transpose(0, *(1 + axis for axis in forward))
+                here = back.back(of_file).transpose(0, *(1 + axis for axis in forward))
                 if self._regions is None:
                     put(here[0], np.broadcast_to(np.float32(1), here[0].shape))  # outside the box
                 self.segment_onto([Target(labels[box], spacing, here[(slice(None), *box)]), *others], image_CDHW, own)
-        return labels.transpose(self.plans.transpose_backward)
+        return back.copied(labels.transpose(backward))
 
     def segment_onto(self, targets: Sequence[Target], image_CDHW: Tensor, spacing: Sequence[float]) -> None:
         """Fills the targets in one pass over the image.

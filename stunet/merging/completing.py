@@ -22,12 +22,14 @@ from stunet.files import whole, write_json
 from stunet.inference.cases import Case as Input
 from stunet.inference.confidence import Confidence
 from stunet.inference.predictor import Predictor
+from stunet.inference.reading import Raw
 from stunet.labels import apply
 from stunet.merging.build import reference
 from stunet.merging.growing import RECORD, growing
 from stunet.merging.pseudo import REST, Plan
 from stunet.merging.space import IGNORE
 from stunet.merging.splits import FILE as SPLITS
+from stunet.orientation import Turn, of_file, orientation_of, turn
 
 DONE = "finished.jsonl"  # in the growing folder: what each finished case got
 
@@ -127,6 +129,8 @@ def _complete_case(plan: Plan, case: Case, part: Path, teacher: Predictor) -> Co
         groups = [owner.get(name, 0) for name in head_classes(teacher.model.dataset["labels"])]
         confidence = Confidence(groups)
         raw = teacher.read(Input(case.name, case.images))
+        way = _onto_image(properties, raw)  # a reader that turns both lets their files differ
+        label = way(label)
         seen = np.asarray(groups, np.min_scalar_type(len(missing)))[
             teacher.segment(teacher.preprocess(raw), probabilities=confidence)
         ]
@@ -141,9 +145,17 @@ def _complete_case(plan: Plan, case: Case, part: Path, teacher: Predictor) -> Co
         label = combine(label, seen, confidence.values_DHW, values, limits, plan.values[IGNORE])
         voxels = {name: int((label == plan.values[name]).sum()) for name in missing}
         ignored = int((label == plan.values[IGNORE]).sum()) - before
+        label = way.back.copied(label)
     with whole(part / "labelsTr" / f"{case.name}{FILE_ENDING}") as file:
         teacher.writer.write_seg(label, str(file), properties)
     return Completed(voxels, ignored)
+
+
+def _onto_image(properties: Mapping[str, Any], raw: Raw) -> Turn:
+    """What turns a label with these properties to the orientation of the file of its image."""
+    image = orientation_of(of_file(raw.properties, raw.on_file_grid.shape[1:]))
+    own = orientation_of(properties)
+    return turn(own, image) if own and image else turn("LPS", "LPS")
 
 
 def _finish(

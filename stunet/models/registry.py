@@ -16,6 +16,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 from stunet.errors import DataError, WeightsError, closest
 from stunet.models.record import CHECKSUMS
+from stunet.names import is_orientation
 from stunet.presets import SIZES
 from stunet.schema import read_toml
 from stunet.weights.v2 import NORMALIZATIONS, make_dataset, make_plans
@@ -60,6 +61,7 @@ class Entry:
         strides: One per stage, the first all ones.
         normalization: nnU-Net's scheme per channel.
         mirror_axes: Axes that training mirrored.
+        orientation: Of the training images, as stunet.orientation has it.
     """
 
     name: str
@@ -88,6 +90,7 @@ class Entry:
     strides: tuple[tuple[int, ...], ...] | None = None
     normalization: tuple[str, ...] | None = None
     mirror_axes: tuple[int, ...] | None = None
+    orientation: str | None = None
 
     @property
     def missing(self) -> list[str]:
@@ -172,6 +175,7 @@ def plans_of(entry: Entry) -> dict[str, Any]:
         median_shape=entry.median_shape or entry.patch_size or (),
         normalization=entry.normalization or (),
         mirror_axes=entry.mirror_axes or (),
+        orientation=entry.orientation,
     )
 
 
@@ -263,6 +267,7 @@ def _rules(entry: Entry) -> Iterator[tuple[str, bool, str]]:
     for key in ("spacing", "patch_size", "median_shape"):
         yield key, len(getattr(entry, key) or ()) == axes, f"one number for each of {axes} axes"
     yield "strides", all(len(stride) == axes for stride in strides), f"one number for each of {axes} axes"
+    yield "orientation", is_orientation(entry.orientation or "LPS"), "one letter of LR, PA and SI for each axis"
     yield "mirror_axes", {*(entry.mirror_axes or ())} <= {*range(axes)}, f"axes from 0 to {axes - 1}"
 
 

@@ -12,11 +12,10 @@ import numpy as np
 
 from stunet.classes import head_classes
 from stunet.errors import DataError
+from stunet.orientation import LPS_OF_RAS
 
 if TYPE_CHECKING:
     import SimpleITK
-
-LPS_OF_RAS = np.diag([-1.0, -1.0, 1.0])  # nibabel's world is RAS, that of ITK and DICOM is LPS
 
 
 @dataclass(frozen=True)
@@ -30,6 +29,7 @@ class Segmentation:
         origin: Of the first voxel in mm, ITK's (x, y, z) in LPS; two numbers where the file is a 2D image.
         direction: ITK's direction cosines, row by row: 9 numbers, or 4.
         regions: For a model of regions the values whose union each name is; they may overlap. Empty for others.
+        forms: What the header of a NIfTI image says of its place, which NIfTI files of this segmentation copy.
     """
 
     labels_DHW: np.ndarray
@@ -38,6 +38,7 @@ class Segmentation:
     origin: tuple[float, ...]
     direction: tuple[float, ...]
     regions: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    forms: Mapping[str, Any] | None = None
 
     @classmethod
     def from_properties(
@@ -47,7 +48,8 @@ class Segmentation:
 
         Args:
             labels_DHW: In the axes of the image as the reader gave it.
-            properties: The reader's: sitk_stuff, nibabel_stuff, or only `spacing` (TIFF, PNG: placed at 0).
+            properties: The reader's: sitk_stuff, nibabel_stuff, or only `spacing` (TIFF, PNG: placed at 0); and `nifti`
+                where a header was read (nifti_header.forms).
             dataset: dataset.json with the `labels` of the values, of regions also with regions_class_order.
 
         Raises:
@@ -59,7 +61,7 @@ class Segmentation:
             if top > np.iinfo(np.uint16).max or int(labels_DHW.min(initial=0)) < 0:
                 raise DataError(f"the segmentation has value {top}, more than 16 bits hold", "renumber the labels")
             labels_DHW = labels_DHW.astype(np.uint8 if top <= np.iinfo(np.uint8).max else np.uint16)
-        return cls(labels_DHW, names, *_place(properties), regions)
+        return cls(labels_DHW, names, *_place(properties), regions, properties.get("nifti"))
 
     @cached_property
     def value_names(self) -> dict[int, str]:

@@ -20,6 +20,7 @@ import numpy as np
 from stunet.errors import DataError
 from stunet.files import new_folder, whole
 from stunet.names import file_name
+from stunet.nifti_header import apply_forms
 from stunet.results.colours import colour, unit_colour
 from stunet.results.segmentation import Segmentation
 
@@ -103,9 +104,12 @@ def _write_nifti(
     axes = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
     straight = np.allclose(axes.T @ axes, np.eye(3), atol=1e-5)
     image.header.set_zooms(segmentation.spacing[::-1][: array.ndim])
-    image.header.set_qform(affine, SCANNER if straight else 0)  # a quaternion cannot shear
-    image.header.set_sform(affine, SCANNER)
-    image.header.set_xyzt_units("mm")
+    if segmentation.forms:
+        apply_forms(image.header, segmentation.forms)
+    else:
+        image.header.set_qform(affine, SCANNER if straight else 0)  # a quaternion cannot shear
+        image.header.set_sform(affine, SCANNER)
+        image.header.set_xyzt_units("mm")
     image.header.extensions.extend(extensions)
     with whole(path) as part, part.open("wb") as file:
         if path.suffix == ".gz":

@@ -34,6 +34,7 @@ def make_plans(
     median_shape: Sequence[int],
     normalization: Sequence[str],
     mirror_axes: Sequence[int],
+    orientation: str | None = None,
 ) -> dict[str, Any]:
     """A plans.json: no transposition, nnU-Net's default preprocessing, and what is given.
 
@@ -47,6 +48,7 @@ def make_plans(
         median_shape: Of the images at that spacing, in voxels; nnU-Net reads it only when it plans.
         normalization: nnU-Net's scheme per channel.
         mirror_axes: Axes that training mirrored.
+        orientation: Of the training images; None where it is not known.
     """
     common = {"order_z": 0, "force_separate_z": None}
     return {
@@ -62,7 +64,7 @@ def make_plans(
         "foreground_intensity_properties_per_channel": {str(i): {} for i in range(len(normalization))},
         "stunet": {
             "version": __version__, "size": size, "stages": len(strides), "mirror_axes": list(mirror_axes), "plan": {},
-            "train": {},
+            "train": {}, **({"orientation": orientation} if orientation else {}),
         },
         "configurations": {
             configuration: {

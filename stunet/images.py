@@ -1,0 +1,198 @@
+"""How are images and labels read, whatever the way their axes run? By nnU-Net's readers, turned to one orientation.
+
+A Reader stands wherever nnU-Net wants a reader: in planning, preprocessing, prediction and validation. It gives images
+in the orientation of the plan; orientation.py says how they get back. It also reads NIfTI files whose axes are a little
+off the right angle, which ITK refuses and every viewer shows.
+"""
+
+import gzip
+import logging
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, TypeVar
+
+import nibabel
+import numpy as np
+import SimpleITK as sitk
+
+from stunet.errors import DataError
+from stunet.nifti_header import has_forms
+from stunet.orientation import LPS_OF_RAS, code_of, turned
+
+NIFTI = (".nii", ".nii.gz")
+REORIENTS, REORIENTED = "WithReorient", "RAS"  # how nnU-Net's readers that turn images end, and what they turn them to
+LEAST_SHEAR, LARGEST_SHEAR = 1e-4, 1.0  # degrees off the right angle: 0.5 µm and 5 mm at the far end of 300 mm
+
+Read = TypeVar("Read")
+log = logging.getLogger("stunet")
+
+
+@dataclass(frozen=True)
+class Header:
+    """Where the voxels of a file lie, in ITK's order (x, y, z) and in LPS; two numbers each where it is a 2D image."""
+
+    size: tuple[int, ...]
+    spacing: tuple[float, ...]
+    origin: tuple[float, ...]
+    direction: tuple[float, ...]
+
+
+class Reader:
+    """One of nnU-Net's readers and writers, which turns what it reads.
+
+    Args:
+        kind: nnU-Net's class, such as SimpleITKIO.
+        orientation: What images are turned to, where their files have an orientation; None: they stay as they are.
+    """
+
+    def __init__(self, kind: str, orientation: str | None = None) -> None:
+        self._stock: Any = _reader_class(kind)()
+        self.orientation = None if kind.endswith(REORIENTS) else orientation  # these turn images themselves
+
+    def read_images(self, files: Sequence[str]) -> tuple[np.ndarray, dict[str, Any]]:
+        """An image (C, D, H, W) and its properties, as orientation.turned() gives them.
+
+        Raises:
+            DataError: Axes are too far from right angles.
+        """
+        array, properties = with_straight_axes(self._stock.read_images, files)
+        if self.orientation is None or not has_forms(files[0]):
+            return array, properties
+        return turned(array, properties, self.orientation)
+
+    def read_seg(self, file: str) -> tuple[np.ndarray, dict[str, Any]]:
+        """Labels (1, D, H, W) and their properties."""
+        return self.read_images([file])
+
+    def write_seg(self, labels_DHW: np.ndarray, path: str, properties: Mapping[str, Any]) -> None:
+        """Writes labels; `properties` are those of their own grid, as orientation.of_file() gives them."""
+        self._stock.write_seg(labels_DHW, path, properties)
+
+
+@cache
+def _reader_class(kind: str) -> type:
+    """nnU-Net looks for it in all of its modules."""
+    from nnunetv2.imageio.reader_writer_registry import recursive_find_reader_writer_by_name
+
+    return recursive_find_reader_writer_by_name(kind)
+
+
+def reader_of(plans: Mapping[str, Any]) -> Reader:
+    """The reader of a plan's images, which turns them to the orientation on record there."""
+    return Reader(plans["image_reader_writer"], plans.get("stunet", {}).get("orientation"))
+
+
+def file_reader(kind: str) -> Reader:
+    """The reader that leaves images as their files have them."""
+    return Reader(kind.removesuffix(REORIENTS))
+
+
+def read_header(path: Path) -> Header:
+    """What ITK says of a file without reading its voxels.
+
+    Raises:
+        RuntimeError: ITK cannot read it.
+    """
+
+    def read(files: Sequence[str]) -> Header:
+        reader = sitk.ImageFileReader()
+        reader.SetFileName(files[0])
+        reader.ReadImageInformation()
+        return Header(reader.GetSize(), reader.GetSpacing(), reader.GetOrigin(), reader.GetDirection())
+
+    return with_straight_axes(read, [str(path)])
+
+
+def read_sitk(path: Path) -> sitk.Image:
+    """A file as ITK reads it.
+
+    Raises:
+        RuntimeError: ITK cannot read it.
+        DataError: Axes are too far from right angles.
+    """
+    return with_straight_axes(lambda files: sitk.ReadImage(files[0]), [str(path)])
+
+
+def file_orientation(path: Path, kind: str) -> str | None:
+    """The orientation of a file as one of nnU-Net's readers sees it, from the header; None where it has none.
+
+    Raises:
+        RuntimeError, OSError: It cannot be read.
+    """
+    if kind.startswith("Nibabel"):
+        image: Any = nibabel.load(path)
+        return code_of(LPS_OF_RAS @ image.affine[:3, :3]) if has_forms(path) else None
+    if not kind.startswith("SimpleITK") or not has_forms(path):
+        return None
+    header = read_header(path)
+    size = len(header.size)
+    return None if size < 3 else code_of(np.reshape(header.direction, (size, size))[:3, :3])
+
+
+def count_orientations(paths: Iterable[Path], kind: str) -> dict[str, int]:
+    """How many of the files have which orientation, the most frequent first.
+
+    Raises:
+        RuntimeError, OSError: One cannot be read.
+    """
+    found = Counter(code for path in paths if (code := file_orientation(path, kind)))
+    return dict(sorted(found.items(), key=lambda item: (-item[1], item[0])))
+
+
+def with_straight_axes(read: Callable[[Sequence[str]], Read], files: Sequence[str]) -> Read:
+    """read(files); where ITK refuses the axes of a NIfTI file, with copies whose axes are the nearest at right angles.
+
+    Raises:
+        DataError: They are too far from that.
+    """
+    try:
+        return read(files)
+    except RuntimeError as error:
+        if "orthonormal" not in str(error):
+            raise
+    with tempfile.TemporaryDirectory() as folder:
+        copies = [_straight_copy(Path(file), Path(folder) / f"{i:04d}.nii") for i, file in enumerate(files)]
+        return read([str(copy) for copy in copies])
+
+
+def _straight_copy(path: Path, target: Path) -> Path:
+    """The copy; or the file itself, where its axes are straight or it is of another format."""
+    if not path.name.endswith(NIFTI):
+        return path
+    with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+        content = file.read()
+    kind = nibabel.Nifti1Header if content[:4] in (b"\x5c\x01\0\0", b"\0\0\x01\x5c") else nibabel.Nifti2Header
+    header: Any = kind(content[: kind.sizeof_hdr])
+    affine, degrees = straight(header.get_best_affine())
+    if degrees < LEAST_SHEAR:
+        return path
+    if degrees > LARGEST_SHEAR:
+        raise DataError(
+            f"the axes of {str(path)!r} are {degrees:.1f} degrees off the right angle, and ITK takes no such image",
+            "resample it, its label with order=0: nibabel.processing.resample_to_output(image)",
+        )
+    _say_once(f"the axes of {str(path)!r} are {degrees:.2g} degrees off the right angle: read as if they were not")
+    header.set_qform(affine, 1)
+    header.set_sform(affine, 1)
+    target.write_bytes(header.binaryblock + content[kind.sizeof_hdr :])
+    return target
+
+
+def straight(affine: np.ndarray) -> tuple[np.ndarray, float]:
+    """The affine with the nearest axes at right angles, of the same lengths; and the largest angle off, in degrees."""
+    lengths = np.linalg.norm(affine[:3, :3], axis=0)
+    axes = affine[:3, :3] / lengths
+    left, _, right = np.linalg.svd(axes)
+    result = affine.copy()
+    result[:3, :3] = left @ right * lengths
+    cosines = np.abs(axes.T @ axes - np.eye(3)).max()
+    return result, float(np.degrees(np.arcsin(min(cosines, 1.0))))
+
+
+@cache
+def _say_once(text: str) -> None:
+    log.warning("%s", text)

@@ -1,0 +1,115 @@
+"""Where does a NIfTI file say that it lies, and what is odd about it?
+
+It may say so twice: the qform is a rotation, the sform any matrix, and each has a code of what its world is, 0 for
+none. ITK takes the qform, but the sform where that is the only one or its code is 1; nibabel, FSL and SPM take the
+sform. So results carry both as their image does.
+"""
+
+import zlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import numpy as np
+
+NIFTI = (".nii", ".nii.gz")
+FIELDS = (
+    "qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z",
+    "srow_x", "srow_y", "srow_z", "xyzt_units",
+)  # fmt: skip
+APART = 0.1  # edges of a voxel that the two forms may differ by anywhere in the image
+UNEVEN = 0.01  # share by which pixdim may differ from the lengths of the matrix
+SCANNER, LABEL = 1, 1002  # codes of nifti1.h
+
+
+def read_fields(path: str | Path) -> Any:
+    """The header of a NIfTI file as it stands there; None for other formats and what is not NIfTI.
+
+    Raises:
+        OSError: It cannot be read.
+    """
+    if not str(path).endswith(NIFTI):
+        return None
+    try:
+        with nibabel.openers.ImageOpener(str(path)) as file:
+            for kind in (nibabel.Nifti1Header, nibabel.Nifti2Header):
+                file.seek(0)
+                try:
+                    return kind.from_fileobj(file, check=False)
+                except (nibabel.spatialimages.HeaderDataError, nibabel.wrapstruct.WrapStructError):
+                    continue
+    except (EOFError, zlib.error) as error:
+        raise OSError(f"{str(path)!r} is damaged: {error}") from error
+    return None
+
+
+def has_forms(path: str | Path) -> bool:
+    """Whether a file says how it lies; that of a format other than NIfTI does."""
+    header = read_fields(path)
+    return header is None or has_place(header)
+
+
+def has_place(header: Any) -> bool:
+    """The same of a header, or of what forms() has read."""
+    return int(header["qform_code"]) > 0 or int(header["sform_code"]) > 0
+
+
+def forms(path: str | Path) -> dict[str, Any] | None:
+    """What a result copies, so that it lies where its image lies for every reader; None for other formats."""
+    header = read_fields(path)
+    return None if header is None else forms_of(header)
+
+
+def forms_of(header: Any) -> dict[str, Any]:
+    """The same of a nibabel header."""
+    return {**{key: header[key].tolist() for key in FIELDS}, "pixdim": header["pixdim"][:4].tolist()}
+
+
+def apply_forms(header: Any, values: Mapping[str, Any]) -> None:
+    """Writes what forms() has read into the header of a result."""
+    for key in FIELDS:
+        header[key] = values[key]
+    header["pixdim"][:4] = values["pixdim"]
+
+
+def oddities(path: str | Path, by_itk: bool) -> str | None:
+    """One sentence of what in a header contradicts itself, and what is used; None where nothing does.
+
+    Args:
+        path: A file of any format; only NIfTI can be odd.
+        by_itk: Whether ITK reads it; nibabel does otherwise.
+    """
+    header = read_fields(path)
+    found = [] if header is None else list(_oddities(header, by_itk))
+    return f"{str(path)!r}: {'; '.join(found)}" if found else None
+
+
+def _oddities(header: Any, by_itk: bool) -> Iterator[str]:
+    qform, sform = header.get_qform(coded=True)[0], header.get_sform(coded=True)[0]
+    takes_sform = sform is not None and (qform is None or not by_itk or int(header["sform_code"]) == SCANNER)
+    used, name = (sform, "sform") if takes_sform else (qform, "qform")
+    if used is None:
+        yield "neither qform nor sform (codes 0), so nothing says how it lies: taken as it is stored"
+        return
+    edges = np.abs(header["pixdim"][1:4].astype(float))
+    if qform is not None and sform is not None:
+        corners = np.array(np.meshgrid(*([0, n - 1] for n in (*header["dim"][1:4],)), [1])).reshape(4, -1)
+        apart = np.linalg.norm(((qform - sform) @ corners)[:3], axis=0).max()
+        if apart > APART * edges.min():
+            yield f"qform and sform differ by {apart:.3g} mm: the {name} is used, results carry both"
+    lengths = np.linalg.norm(used[:3, :3], axis=0)
+    if not np.allclose(edges, lengths, rtol=UNEVEN):
+        yield f"pixdim says {_mm(edges)}, the {name} {_mm(lengths)}: pixdim is used for the size of voxels"
+    slope, intercept = float(header["scl_slope"]), float(header["scl_inter"])
+    if not np.isfinite(slope) or not np.isfinite(intercept) or (slope == 0 and intercept != 0):
+        slope = slope if np.isfinite(slope) and slope else 1.0
+        shift = intercept if np.isfinite(intercept) and by_itk else 0.0
+        stored = f"scl_slope {float(header['scl_slope']):g} and scl_inter {intercept:g}"
+        yield f"{stored}: values are read as stored times {slope:g} plus {shift:g}"
+    if int(header["intent_code"]) == LABEL:
+        yield "its intent is a label map: its values are taken as intensities"
+
+
+def _mm(edges: np.ndarray) -> str:
+    return " x ".join(f"{edge:.4g}" for edge in edges) + " mm"

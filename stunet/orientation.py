@@ -1,0 +1,205 @@
+"""Which way do the axes of an image run, and how is it turned so that they run as a model knows them?
+
+The orientation of an image is three letters, one for each axis of its file (x, y, z), of the side of the patient that
+the axis runs towards: L or R, P or A, S or I. ITK's identity is LPS, nibabel's is RAS, and both name axes in this way.
+An array has the axes in the opposite order, (D, H, W). A turn flips and reorders axes, it never resamples.
+
+Where nnU-Net's reorienting readers turn an image, its properties describe the turned grid and say what it was before:
+`original_orientation` (ITK) or `original_affine` beside `reoriented_affine` (nibabel). turned() says it in the same
+way, so that nnU-Net writes results of our data to the right place, and of_file() undoes both. Read next: images.py.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from stunet.errors import UsageError
+from stunet.names import SIDES, is_orientation
+
+LPS_OF_RAS = np.diag([-1.0, -1.0, 1.0])  # nibabel's world is RAS, that of ITK and DICOM is LPS
+
+
+@dataclass(frozen=True)
+class Turn:
+    """Which axis of an array each axis of the turned one is, and whether it is flipped; both (D, H, W)."""
+
+    order: tuple[int, ...]
+    flips: tuple[bool, ...]
+
+    def __call__(self, array: np.ndarray) -> np.ndarray:
+        """A view of (..., D, H, W)."""
+        if self.order == (0, 1, 2) and not any(self.flips):
+            return array
+        first = array.ndim - 3
+        array = array.transpose(*range(first), *(first + axis for axis in self.order))
+        one, two, three = (slice(None, None, -1 if flip else 1) for flip in self.flips)
+        return array[..., one, two, three]
+
+    def copied(self, array: np.ndarray) -> np.ndarray:
+        """The same in an order of memory of its own; the array itself where nothing has to be turned."""
+        result = self(array)
+        return array if result is array else np.ascontiguousarray(result)
+
+    @property
+    def back(self) -> "Turn":
+        """What undoes it."""
+        order = tuple(int(axis) for axis in np.argsort(self.order))
+        return Turn(order, tuple(self.flips[axis] for axis in order))
+
+    @property
+    def matrix(self) -> np.ndarray:
+        """Column i: axis i of the turned file (x, y, z) in axes of the file."""
+        matrix = np.zeros((3, 3))
+        for axis, (old, flip) in enumerate(zip(self.order, self.flips, strict=True)):
+            matrix[2 - old, 2 - axis] = -1 if flip else 1
+        return matrix
+
+
+def checked(text: str) -> str:
+    """An orientation that somebody typed.
+
+    Raises:
+        UsageError: It is not one.
+    """
+    code = text.upper()
+    if not is_orientation(code):
+        raise UsageError(f"{text!r} is not an orientation", "one letter of LR, PA and SI for each axis: LPS, RAS, LAS")
+    return code
+
+
+def code_of(axes_lps: Any) -> str:
+    """The orientation of an image by its axes in LPS, columns of any length; the nearest where they are oblique."""
+    import nibabel.orientations  # which imports scipy, and commands ask here what an orientation is
+
+    affine = np.eye(4)
+    affine[:3, :3] = LPS_OF_RAS @ np.reshape(axes_lps, (3, 3))
+    return "".join(nibabel.orientations.aff2axcodes(affine))
+
+
+def left_right_axis(orientation: str | None) -> int:
+    """The axis of arrays (D, H, W) that runs between left and right; the last where nothing says it, as in pictures."""
+    return 2 if orientation is None else 2 - next(i for i, letter in enumerate(orientation) if letter in SIDES[0])
+
+
+def turn(own: str, wanted: str) -> Turn:
+    """What brings an array of the orientation `own` to the orientation `wanted`."""
+    order, flips = [], []
+    for letter in wanted[::-1]:  # of the array's axes
+        side = next(side for side in SIDES if letter in side)
+        (axis,) = (i for i, own_letter in enumerate(own[::-1]) if own_letter in side)
+        order.append(axis)
+        flips.append(own[::-1][axis] != letter)
+    return Turn(tuple(order), tuple(flips))
+
+
+def orientation_of(properties: Mapping[str, Any]) -> str | None:
+    """The orientation of the array that properties of nnU-Net's readers belong to; None where the file has none."""
+    if itk := properties.get("sitk_stuff"):
+        size = len(itk["origin"])
+        return None if size < 3 else code_of(np.reshape(itk["direction"], (size, size))[:3, :3])
+    if stuff := properties.get("nibabel_stuff"):
+        return code_of(LPS_OF_RAS @ np.asarray(stuff.get("reoriented_affine", stuff["original_affine"]))[:3, :3])
+    return None
+
+
+def turned(array: np.ndarray, properties: Mapping[str, Any], wanted: str | None) -> tuple[np.ndarray, dict[str, Any]]:
+    """An image in the wanted orientation, and its properties; the same objects where nothing has to be turned.
+
+    Args:
+        array: (C, D, H, W).
+        properties: Of a reader that does not reorient; they stay as they are.
+        wanted: An orientation, or None: that of the file.
+    """
+    own = orientation_of(properties)
+    if wanted is None or own is None or own == wanted or len(properties["spacing"]) != 3:
+        return array, dict(properties)
+    way = turn(own, wanted)
+    result = {**properties, "spacing": [properties["spacing"][axis] for axis in way.order]}
+    if itk := properties.get("sitk_stuff"):
+        of_space = _three_axes(itk)
+        moved = _moved(of_space, way, array.shape[1:])
+        result["sitk_stuff"] = {**moved, "original_orientation": own, "original": of_space}
+    else:
+        affine = np.asarray(properties["nibabel_stuff"]["original_affine"])
+        move = np.eye(4)
+        move[:3, :3], move[:3, 3] = way.matrix, _first_voxel(way, array.shape[1:])
+        result["nibabel_stuff"] = {"original_affine": affine, "reoriented_affine": affine @ move}
+    return way.copied(array), result
+
+
+def way_back(properties: Mapping[str, Any]) -> Turn:
+    """What brings an array with these properties back to the axes of its file."""
+    now, before = orientation_of(properties), _before(properties)
+    return Turn((0, 1, 2), (False,) * 3) if now is None or before is None else turn(now, before)
+
+
+def of_file(properties: Mapping[str, Any], shape: Sequence[int]) -> dict[str, Any]:
+    """The properties of the file: those that a reader gives that does not reorient.
+
+    Args:
+        properties: Of an image that our reader, or one of nnU-Net's, may have turned.
+        shape: (D, H, W) of the file.
+    """
+    if _before(properties) is None:
+        return dict(properties)
+    way = way_back(properties)
+    result = {**properties, "spacing": [properties["spacing"][axis] for axis in way.order]}
+    if itk := properties.get("sitk_stuff"):
+        before = [shape[axis] for axis in way.back.order]
+        result["sitk_stuff"] = itk.get("original") or _moved(_three_axes(itk), way, before)
+    else:
+        result["nibabel_stuff"] = {"original_affine": properties["nibabel_stuff"]["original_affine"]}
+    return result
+
+
+def _three_axes(itk: Mapping[str, Any]) -> dict[str, tuple[float, ...]]:
+    """ITK's geometry without the axis of the channels that an image of four has."""
+    size = len(itk["origin"])
+    direction = np.reshape(itk["direction"], (size, size))[:3, :3]
+    return {
+        "spacing": tuple(itk["spacing"][:3]),
+        "origin": tuple(itk["origin"][:3]),
+        "direction": tuple(direction.ravel().tolist()),
+    }
+
+
+def _moved(itk: Mapping[str, Any], way: Turn, shape: Sequence[int]) -> dict[str, tuple[float, ...]]:
+    """ITK's geometry of the turned image; `shape` (D, H, W) is that before."""
+    spacing, axes = np.array(itk["spacing"]), np.reshape(itk["direction"], (3, 3))
+    origin = np.array(itk["origin"]) + (axes * spacing) @ _first_voxel(way, shape)
+    return {
+        "spacing": tuple(itk["spacing"][2 - axis] for axis in way.order[::-1]),
+        "origin": tuple(origin.tolist()),
+        "direction": tuple((axes @ way.matrix).ravel().tolist()),
+    }
+
+
+def for_nnunet(properties: Mapping[str, Any], kind: str) -> dict[str, Any]:
+    """The properties of a file as nnU-Net's writers take them: reorienting ones find what makes them turn nothing."""
+    result = {key: value for key, value in properties.items() if key != "nifti"}
+    if not kind.endswith("WithReorient"):
+        return result
+    if itk := properties.get("sitk_stuff"):
+        result["sitk_stuff"] = {**itk, "original_orientation": orientation_of(properties)}
+    elif stuff := properties.get("nibabel_stuff"):  # it turns from RAS to the orientation of the second
+        result["nibabel_stuff"] = {"reoriented_affine": stuff["original_affine"], "original_affine": np.eye(4)}
+    return result
+
+
+def _before(properties: Mapping[str, Any]) -> str | None:
+    """The orientation of the file of an image that was read by a reader that turns; None for other readers."""
+    if "original_orientation" in properties.get("sitk_stuff", {}):
+        code = str(properties["sitk_stuff"]["original_orientation"])
+        return None if code == "INVALID" else code  # ITK's for a direction that it cannot name
+    stuff = properties.get("nibabel_stuff", {})
+    return code_of(LPS_OF_RAS @ np.asarray(stuff["original_affine"])[:3, :3]) if "reoriented_affine" in stuff else None
+
+
+def _first_voxel(way: Turn, shape: Sequence[int]) -> np.ndarray:
+    """Where the first voxel of the turned array lies in the array of this shape, (x, y, z)."""
+    index = np.zeros(3)
+    for old, flip in zip(way.order, way.flips, strict=True):
+        index[2 - old] = shape[old] - 1 if flip else 0
+    return index
