@@ -280,8 +280,25 @@ MANIFEST = table(
     {
         "settings": dict_of(anything),
         "cases": dict_of(
-            table({"raw": list_of(list_of(anything)), "files": dict_of(_COUNT, key=name)}, others=True), key=name
+            table(
+                {"raw": list_of(list_of(anything, 3, 3)), "files": dict_of(_COUNT, key=name)},
+                {"sha256": list_of(text)},
+                others=True,
+            ),
+            key=name,
         ),
+    },
+    others=True,
+)
+# Of a training, provenance.py: sizes and hashes of the raw files of each of its cases.
+RUN_RECORD = table(
+    {
+        "dataset": name,
+        "configuration": name,
+        "fold": either("the number of a fold or 'all'", integer(0), one_of("all")),
+        "train": list_of(name),
+        "val": list_of(name),
+        "made_from": dict_of(list_of(list_of(anything, 2, 2)), key=name),
     },
     others=True,
 )

@@ -17,8 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from stunet.errors import DataError, WeightsError
-from stunet.files import differences, read_json, shown
+from stunet.files import differences, shown
 from stunet.folds import ALL, FILE, MADE, Fold, check_fold, chosen, read_folds
+from stunet.kinds import FINGERPRINT as FINGERPRINT_KIND
+from stunet.kinds import RUN_RECORD, read, read_dataset_json
 from stunet.plans.resolve import fingerprint_of, resolve
 from stunet.preprocessing import (
     CHANGED,
@@ -32,7 +34,7 @@ from stunet.preprocessing import (
     read_manifest,
     settings_of,
 )
-from stunet.workspace import preprocessed_dataset
+from stunet.workspace import load_plans, preprocessed_dataset
 
 RECORD = "made_from.json"  # in the folder of a fold
 MEANING = ("labels", "regions_class_order", "channel_names", "modality", "file_ending", "overwrite_image_reader_writer")
@@ -60,7 +62,7 @@ def check_data(dataset: str, plans: Mapping[str, Any], configuration: str) -> li
     manifest = read_manifest(folder)
     raw, warnings = _raw(dataset)
     replan, redo = commands(dataset, plans, configuration)
-    description = read_json(preprocessed_dataset(dataset) / "dataset.json")
+    description = read_dataset_json(preprocessed_dataset(dataset) / "dataset.json")
     if raw is not None:
         changed = differences(_meaning(description), _meaning(raw[0]))
         if changed:
@@ -94,7 +96,7 @@ def check_labels(dataset: str, plans: Mapping[str, Any], configuration: str, cas
         DataError: One is missing, or not the one that the case was preprocessed with.
     """
     folder = preprocessed_dataset(dataset)
-    ending = read_json(folder / "dataset.json")["file_ending"]
+    ending = read_dataset_json(folder / "dataset.json")["file_ending"]
     manifest = read_manifest(folder / resolve(plans, configuration)["data_identifier"])
     records = manifest.cases if manifest else {}
     labels = folder / "gt_segmentations"
@@ -294,8 +296,8 @@ def check_result(folder: Path) -> list[str]:
     """
     if not (folder / RECORD).is_file():
         return []
-    before = read_json(folder / RECORD)
-    plans = read_json(folder.parent / "plans.json")
+    before = read(folder / RECORD, RUN_RECORD)
+    plans = load_plans(folder.parent / "plans.json")
     dataset, configuration, fold = (before[key] for key in ("dataset", "configuration", "fold"))
     try:
         cases = fold_of(dataset, plans, configuration, fold)
@@ -342,7 +344,7 @@ def _raw(dataset: str) -> tuple[tuple[dict, list[Case]] | None, list[str]]:
     try:
         return raw_cases(dataset), []
     except DataError as error:
-        entries = read_json(Path(root) / dataset / "dataset.json").get("dataset")
+        entries = read_dataset_json(Path(root) / dataset / "dataset.json").get("dataset")
         listed = [os.path.expandvars(file) for entry in (entries or {}).values() for file in entry["images"]]
         if not listed or any((Path(root) / dataset / file).exists() for file in listed):
             raise
@@ -392,7 +394,7 @@ def _stale_plan(dataset: str, plans: Mapping[str, Any]) -> bool:
     """Whether the plans say that they were made from another fingerprint than there is."""
     planned = plans.get("stunet", {}).get("fingerprint")
     path = preprocessed_dataset(dataset) / FINGERPRINT
-    return planned is not None and path.is_file() and fingerprint_of(read_json(path)) != planned
+    return planned is not None and path.is_file() and fingerprint_of(read(path, FINGERPRINT_KIND)) != planned
 
 
 def _meaning(description: Mapping[str, Any]) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from stunet.files import remove_parts
 from stunet.inference import memory, products
 from stunet.inference.cases import Case, geometry
 from stunet.inference.failures import reason
-from stunet.inference.output import endings_of_case, remove_parts
+from stunet.inference.output import endings_of_case
 from stunet.inference.predictor import Predictor, Prepared
 from stunet.inference.products import Products
 from stunet.machine import SHARE, memory_limit, resident
