@@ -144,6 +144,7 @@ def test_training_needs_no_raw_data(copied: Path, capsys: pytest.CaptureFixture[
 def test_data_that_are_not_preprocessed_are_named(
     raw: Path, copied: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    (copied / "splits_final.json").unlink(missing_ok=True)  # another test may have made nnU-Net write it
     (copied / "STUNetPlans_3d_fullres" / "phantom_003.b2nd").unlink()
     assert "1 cases are missing (e.g. 'phantom_003')" in fails(capsys, 3, "998")  # what is beside the data knows it
     shutil.rmtree(copied / "STUNetPlans_3d_fullres" / ".stunet")

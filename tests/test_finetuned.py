@@ -20,7 +20,7 @@ from stunet.trainers.listener import Silent
 from stunet.trainers.saving import FINAL, LATEST
 from stunet.trainers.start import REPORT, begin, choose, preview
 from stunet.trainers.supervised import STUNetTrainer
-from stunet.weights.checkpoints import save_weights
+from stunet.weights.checkpoints import load_safetensors, save_weights
 
 SHORT = {"num_epochs": 4, "num_iterations_per_epoch": 2, "num_val_iterations_per_epoch": 1, "batch_size": 2}
 Make = Callable[..., STUNetTrainer]
@@ -108,8 +108,8 @@ def test_a_plan_that_starts_from_weights_never_trains_a_random_network(make: Mak
 
 def test_another_file_than_the_plan_names_is_refused(make: Make, source: Path, tmp_path: Path) -> None:
     trainer = make("a", "ramp", source)
-    data = source.read_bytes()
-    source.write_bytes(data[:-4] + b"\0\0\0\1")
+    tensors, meta = load_safetensors(source)
+    save_weights(source, {name: tensor + 1 for name, tensor in tensors.items()}, meta)
     with pytest.raises(WeightsError, match="is not the file that the plan starts from"):
         begin(trainer, source)
 

@@ -182,8 +182,8 @@ def test_folds_are_those_of_the_sources_or_seeded(raw: Path, run: Run) -> None:
     [
         ([{"train": ["case_0", "case_1"], "val": ["case_1"]}], "case 'case_1' is in train and in val of fold 0"),
         ([{"train": ["case_0"], "val": ["case_7"]}], "has the case 'case_7', the dataset does not; did you mean"),
-        ({"train": []}, "holds no folds"),
-        ([{"train": "case_0", "val": []}], "holds no folds"),
+        ({"train": []}, "expected a list of folds"),
+        ([{"train": "case_0", "val": []}], "[0].train: expected a list"),
         (None, "split: dataset, but there is no splits_final.json in"),
     ],
 )

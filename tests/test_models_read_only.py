@@ -125,7 +125,7 @@ def no_record(folder: Path) -> None:
         (cut, 4, "is not a whole checkpoint"),
         (diverge, 4, "NaN or infinite weights in 1 of"),
         (other_class, 4, None),
-        (no_record, 3, "is no record of a model"),
+        (no_record, 3, "expected a table"),
     ],
 )
 def test_check_names_what_is_damaged(

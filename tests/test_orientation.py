@@ -161,7 +161,7 @@ def test_all_formats_lie_where_the_image_lies(reader: str, tmp_path: Path) -> No
         writer = file_reader(reader)
         for format_ in ("image", "seg.nrrd"):
             wanted = Products(format_, probabilities=False)
-            (file,) = products.write(segmentation, place, None, case, folder, wanted, model, writer)
+            ((file,), _) = products.write(segmentation, place, None, case, folder, wanted, model, writer)
             if format_ == "image":
                 result: Any = nibabel.load(file)
                 np.testing.assert_allclose(places(result.get_fdata(), result.affine)[1:], TRUTH[1:], atol=1e-4)
@@ -200,7 +200,7 @@ def test_masks_and_objects_lie_there_too(tmp_path: Path) -> None:
     case, segmentation, place, model = predicted("PIR", "NibabelIOWithReorient", "RAS", tmp_path)
     few = Segmentation(segmentation.labels_DHW, {"a": 1, "b": 60}, *place_of(segmentation), forms=segmentation.forms)
     (tmp_path / "out").mkdir()
-    (folder,) = products.write(few, place, None, case, tmp_path / "out", Products("masks"), model, None)
+    ((folder,), _) = products.write(few, place, None, case, tmp_path / "out", Products("masks"), model, None)
     for name, value in few.names.items():
         mask: Any = nibabel.load(folder / f"{name}.nii.gz")
         at = np.argwhere(mask.get_fdata())[0]

@@ -9,6 +9,7 @@ import pytest
 from stunet.errors import DataError
 from stunet.inference.cases import Case, Model, begun_folds, find_cases, open_model
 from stunet.inference.output import too_long
+from tests.dicom_files import write_series
 from tests.predictor_models import make_model
 
 
@@ -72,7 +73,8 @@ def test_every_image_in_a_folder_is_a_case_or_named_as_one_that_failed(
 ) -> None:
     for name in ("a_0000.nii.gz", "b_0000.NII.GZ", "c.nii", "d.nrrd", "._a_0000.nii.gz", ".DS_Store", "a.nrrd"):
         (tmp_path / name).touch()
-    for name in ("series/IM1.dcm", "other/x.nii.gz", "g.mgz", "h.nrrd", "h.mha", "sub/text.txt", "a.seg.nrrd"):
+    write_series(tmp_path / "series")
+    for name in ("other/x.nii.gz", "g.mgz", "h.nrrd", "h.mha", "sub/text.txt", "a.seg.nrrd"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     (tmp_path / "link.nii.gz").symlink_to("/nowhere/link.nii.gz")
@@ -94,9 +96,9 @@ def test_every_image_in_a_folder_is_a_case_or_named_as_one_that_failed(
 
 
 def test_slices_beside_images_and_a_folder_with_an_images_name_are_cases_that_failed(tmp_path: Path) -> None:
-    for name in ("a.nii.gz", "IM1.dcm", "a/IM1.dcm"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
+    for name in ("a.nii.gz", "IM1.dcm"):
         (tmp_path / name).touch()
+    write_series(tmp_path / "a")
     cases = find_cases(tmp_path, Model(tmp_path, ITK, CT, (0,), ""))
     errors = {case.files[0]: case.error.message for case in cases if case.error}
     assert "1 DICOM files lie beside images" in errors[tmp_path]

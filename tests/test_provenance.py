@@ -231,8 +231,8 @@ def test_the_command_that_plans_again_has_what_the_plans_name_says(pre: Path) ->
 @pytest.mark.parametrize(
     ("folds", "fold", "message"),
     [
-        ({"train": CASES}, 0, "is no list of folds"),
-        ([{"train": CASES[:4], "val": "phantom_004"}], 0, "is no list of folds"),
+        ({"train": CASES}, 0, "expected a list of folds"),
+        ([{"train": CASES[:4], "val": "phantom_004"}], 0, r"\[0\].val: expected a list"),
         (FOLDS, 2, "there is no fold 2 in .*: it has 2 folds, 0 to 1"),
         (FOLDS[:1], 1, "it has 1 fold, 0"),
         ([{"train": CASES[:4], "val": CASES[3:]}], 0, "has 'phantom_003' in training and in validation"),

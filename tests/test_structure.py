@@ -82,6 +82,7 @@ MAY_IMPORT = {
     "trainers": {
         "annotations",
         "classes",
+        "datasets",
         "evaluation",
         "folds",
         "inference",
@@ -100,7 +101,7 @@ MAY_IMPORT = {
     "results": {"classes", "datasets", "evaluation", "labels"},
 }
 HOST = {  # may import nnunetv2
-    "images", "preprocessed", "preprocessing_workers", "preprocessor", "inference", "datasets", "merging", "plans",
+    "images", "preprocessed", "preprocessor", "inference", "datasets", "merging", "plans",
     "trainers",
 }  # fmt: skip
 WITHOUT_TORCH = {
@@ -290,8 +291,11 @@ for variable in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
 os.environ["STUNET_MODELS"] = os.path.abspath("models")
 os.makedirs("nnUNet_raw/Dataset998_Toy"), os.makedirs("nnUNet_preprocessed/Dataset998_Toy"), os.makedirs("in")
 plans = {"plans_name": "P", "configurations": {"3d_fullres": {}}, "stunet": {"train": {}, "plan": {}}}
-for path, content in (("nnUNet_raw", {}), ("nnUNet_preprocessed", {})):
-    json.dump(content, open(path + "/Dataset998_Toy/dataset.json", "w"))
+description = {
+    "channel_names": {"0": "MR"}, "labels": {"background": 0, "a": 1}, "numTraining": 1, "file_ending": ".nii.gz",
+}
+for path in ("nnUNet_raw", "nnUNet_preprocessed"):
+    json.dump(description, open(path + "/Dataset998_Toy/dataset.json", "w"))
 json.dump(plans, open("nnUNet_preprocessed/Dataset998_Toy/P.json", "w"))
 wrong = []
 for line in sys.stdin.read().splitlines():

@@ -44,9 +44,9 @@ def _of_training_images(model: Model) -> str | None:
     """That of the raw dataset, if it is on this machine, has the same labels, and all images have one."""
     raw = os.environ.get("nnUNet_raw")
     folder = Path(raw or "") / str(model.plans.get("dataset_name"))
-    if not raw or not (folder / "dataset.json").is_file():
-        return None
     try:
+        if not raw or not (folder / "dataset.json").is_file():
+            return None
         description = read_json(folder / "dataset.json")
         if description.get("labels") != model.dataset["labels"]:
             return None
