@@ -179,6 +179,8 @@ def _open(lock: Path) -> int:
     try:
         return os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
     except PermissionError:  # of another user, who was killed; to lock it needs no more than reading
+        if not lock.exists():
+            raise
         return os.open(lock, os.O_RDONLY)
 
 
@@ -289,7 +291,7 @@ def differences(before: object, now: object, where: str = "") -> list[str]:
     if isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
         found = [differences(b, n, f"{where}[{i}]") for i, (b, n) in enumerate(zip(before, now, strict=True))]
         return [text for texts in found for text in texts]
-    return [] if before == now else [f"{where}: {_short(before)} -> {_short(now)}"]
+    return [] if before == now or (before != before and now != now) else [f"{where}: {_short(before)} -> {_short(now)}"]
 
 
 def shown(changed: list[str]) -> str:

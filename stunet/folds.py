@@ -50,7 +50,7 @@ def check_fold(folds: Sequence[Fold], number: int, known: Collection[str], path:
         path: Of the file, for messages.
 
     Raises:
-        DataError: There is no such fold, a part of it is empty, or it has a case twice or one that is unknown.
+        DataError: There is no such fold, a part of it is empty, or it validates a case twice or has an unknown one.
     """
     if number >= len(folds):
         there = "1 fold, 0" if len(folds) == 1 else f"{len(folds)} folds, 0 to {len(folds) - 1}"
@@ -63,8 +63,8 @@ def check_fold(folds: Sequence[Fold], number: int, known: Collection[str], path:
     if both := sorted(set(fold.train) & set(fold.val)):
         hint = "keep it in one of the two; the fold 'all' trains with every case"
         raise DataError(f"{where} has {both[0]!r} in training and in validation", hint)
-    if twice := [name for name, count in Counter([*fold.train, *fold.val]).items() if count > 1]:
-        raise DataError(f"{where} has the case {twice[0]!r} twice", "name it once")
+    if twice := [name for name, count in Counter(fold.val).items() if count > 1]:  # in training it is drawn more often
+        raise DataError(f"{where} validates the case {twice[0]!r} twice", "name it once")
     if not fold.train or not fold.val:
         text = f"{where} has {len(fold.train)} cases to train and {len(fold.val)} to validate"
         raise DataError(text, "give it at least one of each; the fold 'all' trains with every case")

@@ -59,16 +59,14 @@ class Reader:
         Raises:
             DataError: Axes are too far from right angles.
         """
-        return self._turned(*with_straight_axes(self._stock.read_images, files), files[0])
+        return self._turned(with_straight_axes(self._stock.read_images, files), files[0])
 
     def read_seg(self, file: str) -> tuple[np.ndarray, dict[str, Any]]:
         """Labels (1, D, H, W) and their properties."""
-        return self._turned(*with_straight_axes(lambda files: self._stock.read_seg(files[0]), [file]), file)
+        return self._turned(with_straight_axes(lambda files: self._stock.read_seg(files[0]), [file]), file)
 
-    def _turned(self, array: np.ndarray, properties: dict[str, Any], file: str) -> tuple[np.ndarray, dict[str, Any]]:
-        if self.orientation is None or not has_forms(file):
-            return array, properties
-        return turned(array, properties, self.orientation)
+    def _turned(self, read: tuple[np.ndarray, dict[str, Any]], file: str) -> tuple[np.ndarray, dict[str, Any]]:
+        return read if self.orientation is None or not has_forms(file) else turned(*read, self.orientation)
 
     def write_seg(self, labels_DHW: np.ndarray, path: str, properties: Mapping[str, Any]) -> None:
         """Writes labels; `properties` are those of their own grid, as orientation.of_file() gives them."""

@@ -16,6 +16,7 @@ from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from stunet.classes import head_classes
 from stunet.errors import DataError, WeightsError
 from stunet.files import differences, shown
 from stunet.folds import ALL, FILE, MADE, Fold, check_fold, chosen, read_folds
@@ -41,6 +42,10 @@ MEANING = ("labels", "regions_class_order", "channel_names", "modality", "file_e
 FINGERPRINT = "dataset_fingerprint.json"
 READ_BYTES = 2**30  # of raw files with another time than before, in one check: a second or two
 HASH_LENGTH = 16  # of SHA-256, in checkpoints
+OF_THE_INPUT = (  # what the voxels mean that a network sees
+    "spacing", "transpose_forward", "normalization_schemes", "use_mask_for_norm", "orientation",
+    "foreground_intensity_properties_per_channel",
+)  # fmt: skip
 
 
 def check_data(dataset: str, plans: Mapping[str, Any], configuration: str) -> list[str]:
@@ -69,6 +74,9 @@ def check_data(dataset: str, plans: Mapping[str, Any], configuration: str) -> li
             raise DataError(f"dataset.json of {dataset} has changed since it was planned: {shown(changed)}", replan)
     _check_complete(dataset, plans, configuration, present, manifest, raw, replan)
     if manifest is None:
+        if len(plans.get("stunet", {}).get("orientations", ())) > 1:
+            what = f"{plans['plans_name']} turns the images of {dataset}, and the data in {str(folder)!r} do not say"
+            raise DataError(f"{what} that they were turned", redo)
         what = f"nothing in {str(folder)!r} says what the data there were made from: only their cases are compared"
         return [*warnings, f"{what}; {redo} makes them again, with a record"]
     stale_plan = _stale_plan(dataset, plans)
@@ -100,7 +108,8 @@ def check_labels(dataset: str, plans: Mapping[str, Any], configuration: str, cas
     manifest = read_manifest(folder / resolve(plans, configuration)["data_identifier"])
     records = manifest.cases if manifest else {}
     labels = folder / "gt_segmentations"
-    sizes = {entry.name: entry.stat() for entry in os.scandir(labels)} if labels.is_dir() else {}
+    entries = [*os.scandir(labels)] if labels.is_dir() else []
+    sizes = {entry.name: entry.stat() for entry in entries if entry.is_file()}  # no broken links
     _, redo = commands(dataset, plans, configuration)
     files = {case: f"{case}{ending}" for case in sorted(cases)}
     if missing := [case for case in files if files[case] not in sizes]:
@@ -277,14 +286,22 @@ def check_trained(
         one, other = (_without_version(settings_of(x, configuration, {})) for x in (before, plans))
         if changed := differences(one, other):
             what = f"{str(path)!r} was trained on data of other settings than plans.json says: {shown(changed)}"
-            raise WeightsError(what, hint)
+            if any(differences(one.get(key), other.get(key)) for key in OF_THE_INPUT):
+                raise WeightsError(what, hint)
+            warnings.append(what)  # edited by hand, to read or resample images in another way
     known = arguments.get("dataset_json")
     labels = known.get("labels") if isinstance(known, Mapping) else None
     if isinstance(labels, Mapping) and (changed := differences(dict(labels), dict(dataset_json["labels"]))):
         what = f"{str(path)!r} was trained with other labels than dataset.json says: {shown(changed)}"
-        if _by_value(labels) != _by_value(dataset_json["labels"]):
+        if not _renamed(labels, dataset_json["labels"]):
             raise WeightsError(what, hint)
         warnings.append(what)
+    if isinstance(known, Mapping) and (rows := _rows(known)):
+        one = {**rows, "order": known.get("regions_class_order")}
+        other = {**_rows(dataset_json), "order": dataset_json.get("regions_class_order")}
+        if changed := differences(one, other):
+            what = f"{str(path)!r} was trained with another order of regions than dataset.json has: {shown(changed)}"
+            raise WeightsError(what, hint)
     return warnings
 
 
@@ -398,17 +415,31 @@ def _stale_plan(dataset: str, plans: Mapping[str, Any]) -> bool:
 
 
 def _meaning(description: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: description[key] for key in MEANING if key in description}
+    return {**{key: description[key] for key in MEANING if key in description}, **_rows(description)}
 
 
-def _by_value(labels: Mapping[str, Any]) -> list[str]:
-    """The values of labels, whatever their names."""
-    return sorted(str(list(value) if isinstance(value, list | tuple) else value) for value in labels.values())
+def _renamed(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
+    """Whether the labels have the same values under other names, and no name has another value."""
+    one, other = ({name: str(_listed(value)) for name, value in labels.items()} for labels in (before, now))
+    return sorted(one.values()) == sorted(other.values()) and all(
+        other.get(n, value) == value for n, value in one.items()
+    )
+
+
+def _listed(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, list | tuple) else [value]
+
+
+def _rows(description: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of the rows of a head of regions, in the order that the network has them; nothing without regions."""
+    labels = description.get("labels") or {}
+    rows = [_listed(labels[name]) for name in head_classes(labels)]
+    return {"rows": rows} if any(len(values) > 1 for values in rows) else {}
 
 
 def _labels(description: Mapping[str, Any]) -> dict[str, Any]:
-    """Labels in the order that the network has them, and channels."""
-    return {key: description.get(key) for key in MEANING[:4]}
+    """Labels and channels, as the network has them."""
+    return {**{key: description.get(key) for key in MEANING[:4]}, **_rows(description)}
 
 
 def _without_version(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -136,12 +137,14 @@ def test_what_a_pickle_makes_is_counted(raw: bytes, what: str | None) -> None:
         opcodes.count(raw)
 
 
-def test_too_many_instructions_are_too_many(monkeypatch: pytest.MonkeyPatch) -> None:
-    raw = pickle.dumps(list(range(1000)))
-    opcodes.count(raw)
-    monkeypatch.setattr(opcodes, "MAX_OPCODES", 900)
-    with pytest.raises(opcodes.Excessive, match="more than 900 instructions"):
-        opcodes.count(raw)
+def test_a_long_log_of_numpy_scalars_is_not_too_much_and_lists_in_lists_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(opcodes, "MAX_VALUES", 1000)  # 25 values for each scalar
+    opcodes.count(pickle.dumps({"dice": [[np.float64(i) for i in range(10)] for _ in range(50)]}, protocol=2))
+    nested: list = []
+    for _ in range(12):
+        nested = [nested, nested]
+    with pytest.raises(opcodes.Excessive, match=r"more than \d+ values"):
+        opcodes.count(pickle.dumps(nested, protocol=2))
 
 
 def test_values_that_are_shared_are_no_harm(tmp_path: Path) -> None:

@@ -237,7 +237,7 @@ def test_the_command_that_plans_again_has_what_the_plans_name_says(pre: Path) ->
         (FOLDS[:1], 1, "it has 1 fold, 0"),
         ([{"train": CASES[:4], "val": CASES[3:]}], 0, "has 'phantom_003' in training and in validation"),
         ([{"train": CASES[:4], "val": []}], 0, "has 4 cases to train and 0 to validate"),
-        ([{"train": [*CASES[:4], CASES[0]], "val": CASES[4:]}], 0, "has the case 'phantom_000' twice"),
+        ([{"train": CASES[:4], "val": [*CASES[4:], CASES[4]]}], 0, "validates the case 'phantom_004' twice"),
         ([{"train": [*CASES[:3], "phantom_03"], "val": CASES[4:]}], 0, "has the case 'phantom_03'; did you mean"),
     ],
 )
@@ -394,6 +394,10 @@ def test_a_checkpoint_without_a_record_goes_on_with_a_warning(pre: Path) -> None
     resumed.listener.trains = said.append  # type: ignore[method-assign]
     resumed.load_checkpoint(content)
     assert [text for text in said if "does not say which cases it was trained with" in text] == said != []
+    resumed.save_checkpoint(str(pre / "checkpoint_latest.pth"))
+    said.clear()
+    resumed.load_checkpoint(str(pre / "checkpoint_latest.pth"))  # to go on once does not make it known
+    assert said
 
 
 def test_a_model_predicts_with_the_plans_that_it_was_trained_with(pre: Path) -> None:
@@ -413,6 +417,35 @@ def test_a_model_predicts_with_the_plans_that_it_was_trained_with(pre: Path) -> 
         warnings(plans=again)
     with pytest.raises(WeightsError, match=r"other labels than dataset.json says: labels.liver|: liver: "):
         warnings(liver=9)
+    values = description["labels"]
+    with pytest.raises(WeightsError, match="other labels"):  # the same values, for other classes
+        warnings(liver=values["spleen"], spleen=values["liver"])
+    other_reader = {**plans, "image_reader_writer": "NibabelIO"}
+    assert "image_reader_writer" in warnings(plans=other_reader)[0]
+
+
+def test_the_order_of_regions_is_that_of_the_heads_rows(pre: Path) -> None:
+    labels = {"background": 0, "whole": [1, 2], "core": [2]}
+    one = {**read_json(pre / "dataset.json"), "labels": labels, "regions_class_order": [1, 2]}
+    other = {**one, "labels": dict(sorted(labels.items()))}
+    renamed = {**one, "labels": {"background": 0, "all": [1, 2], "inner": [2]}}
+    path, arguments = Path("fold_0/checkpoint_final.pth"), {"fold": 0, "dataset_json": one}
+    for now in (other, {**one, "regions_class_order": [2, 1]}):
+        with pytest.raises(WeightsError, match="another order of regions"):
+            check_trained(path, arguments, {}, "3d_fullres", 0, now)
+        with pytest.raises(WeightsError, match=r"another dataset\.json"):
+            check_checkpoint("x", arguments, 0, now)
+    assert "other labels" in check_trained(path, arguments, {}, "3d_fullres", 0, renamed)[0]
+
+
+def test_a_training_that_starts_again_forgets_what_it_handed_to_the_next_stage(pre: Path) -> None:
+    run = Run(pre.name, plans_of(pre), "3d_fullres", 0, device="cpu")
+    folder = run.folder.parent / "predicted_next_stage" / "3d_cascade_fullres"
+    folder.mkdir(parents=True)
+    for name in CASES:
+        (folder / f"{name}.b2nd").touch()
+    forget(run)
+    assert sorted(path.stem for path in folder.iterdir()) == sorted(CASES[:4])
 
 
 def test_results_of_other_data_are_not_todays(pre: Path, tmp_path: Path) -> None:

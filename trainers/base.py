@@ -184,8 +184,8 @@ class PlannedTrainer(Saving):
 
     def write_record(self) -> None:
         """Writes what the network was trained with into the folder of the fold, for those who look at its results."""
-        if self.local_rank == 0:
-            write_json(Path(self.output_folder) / RECORD, self.trained_with())
+        if self.local_rank == 0 and (record := self.trained_with()):
+            write_json(Path(self.output_folder) / RECORD, record)
 
     def run_training(self) -> None:
         """Trains to the last epoch.

@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from glob import escape
 from pathlib import Path
 from types import FrameType
 
@@ -16,12 +17,13 @@ import torch.distributed as dist
 
 from stunet.errors import DataError, Interrupted, OutOfMemoryError, StunetError, is_out_of_memory, last_line
 from stunet.files import alone, remove_parts
-from stunet.kinds import read_dataset_json
+from stunet.kinds import RUN_RECORD, read, read_dataset_json
 from stunet.nnunet import trainer_class
-from stunet.provenance import RECORD
+from stunet.provenance import RECORD, fold_of
 from stunet.trainers.base import PlannedTrainer
 from stunet.trainers.listener import Listener, Silent
 from stunet.trainers.processes import Member, handled, spawn
+from stunet.trainers.ready import HANDED_OVER
 from stunet.trainers.saving import BEST, FINAL, LATEST
 from stunet.trainers.start import REPORT, begin
 from stunet.workspace import preprocessed_dataset, result_folder
@@ -131,10 +133,28 @@ def reserved(run: Run) -> Iterator[Path | None]:
 
 
 def forget(run: Run) -> None:
-    """Removes the checkpoints and the validation of an earlier training of the fold, for one that starts anew."""
+    """Removes what an earlier training of the fold left, for one that starts again.
+
+    That is its checkpoints, its validation, and what it predicted for the next stages of a cascade.
+    """
     validated = [path for path in (run.folder / "validation").glob("*") if path.is_file()]
-    for path in (*checkpoints(run), run.folder / REPORT, run.folder / RECORD, *validated):
+    handed_over = [
+        path
+        for case in _validated(run)
+        for path in (run.folder.parent / HANDED_OVER).glob(f"*/{escape(case)}.*")
+        if path.stem == case
+    ]
+    for path in (*checkpoints(run), run.folder / REPORT, run.folder / RECORD, *validated, *handed_over):
         path.unlink(missing_ok=True)
+
+
+def _validated(run: Run) -> list[str]:
+    """The cases that the earlier training of the fold predicted; those of the fold now, where it left no record."""
+    try:
+        return list(read(run.folder / RECORD, RUN_RECORD)["val"])
+    except DataError:
+        fold = fold_of(run.dataset, run.plans, run.configuration, run.fold)
+        return list(fold.val) if fold else []
 
 
 def checkpoints(run: Run) -> list[Path]:

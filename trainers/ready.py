@@ -16,7 +16,7 @@ from stunet.plans.check import difference
 from stunet.plans.resolve import resolve
 from stunet.preprocessing import preprocessed_cases
 from stunet.provenance import check_data as check_preprocessed
-from stunet.provenance import check_labels, fold_of, left_out
+from stunet.provenance import check_labels, check_result, fold_of, left_out
 from stunet.workspace import TRAINER, preprocessed_dataset, result_folder, trained_folds
 
 HANDED_OVER = "predicted_next_stage"  # nnU-Net's name
@@ -53,11 +53,14 @@ def _check_previous_stage(
     if not previous:
         return
     model = result_folder(dataset, plans["plans_name"], previous, trainer)
-    waiting = missing_predictions(model, configuration, cases)
+    waiting, trained = missing_predictions(model, configuration, cases), trained_folds(model)
+    command = f"stunet_train {int(dataset[7:10])} {previous} FOLD -p {plans['plans_name']}"
+    for fold in trained:
+        if reasons := check_result(model / f"fold_{fold}"):
+            hint = f"{command.replace('FOLD', str(fold))} --val, where its training cases are the same, or --overwrite"
+            raise DataError(f"{configuration} needs predictions of {previous}, but {reasons[0]}", hint)
     if not waiting:
         return
-    command = f"stunet_train {int(dataset[7:10])} {previous} FOLD -p {plans['plans_name']}"
-    trained = trained_folds(model)
     path = preprocessed_dataset(dataset) / SPLITS
     folds = dict(enumerate(read_folds(path))) if path.is_file() else {}
     able = [f for f in trained if f == ALL or (f in folds and set(waiting) & set(folds[int(f)].val))]

@@ -74,17 +74,18 @@ class Saving(Steps):
             name, checkpoint = filename_or_checkpoint, load_checkpoint(Path(filename_or_checkpoint), self.device)
         else:
             name, checkpoint = "the checkpoint", filename_or_checkpoint
-        before = of_a_run(checkpoint["init_args"]["plans"], self.configuration_name)
-        if changed := difference(before, of_a_run(self.plans_manager.plans, self.configuration_name)):
+        trained = of_a_run(checkpoint["init_args"]["plans"], self.configuration_name)
+        if changed := difference(trained, of_a_run(self.plans_manager.plans, self.configuration_name)):
             raise WeightsError(
                 f"{name} was trained with another plan than today's ({changed})", "--overwrite starts anew"
             )
         check_checkpoint(name, checkpoint["init_args"], self.fold, self.dataset_json)
         self._settle_folds()
-        before, now = checkpoint["stunet"].get("trained_with"), self.trains_with()
+        before: dict[str, Any] | None = checkpoint["stunet"].get("trained_with") or None
+        now = self.trains_with()
         for warning in check_run(name, before, now, not self.only_validates):
             self.listener.trains(f"warning: {warning}")
-        self._trained_with = continued(before, now) if before else None
+        self._trained_with = continued(before, now) if before else {}  # not known, and so it stays
         if not self.was_initialized:
             self.initialize()
         self.load_network_state(checkpoint["network_weights"], checkpoint["stunet"])
@@ -98,7 +99,7 @@ class Saving(Steps):
         self._known = [{"loss": np.asarray(loss, np.float32)} for loss in checkpoint["stunet"]["losses"]]
 
     def trained_with(self) -> dict[str, Any]:
-        """The record of the cases that this network was trained with (provenance.py)."""
+        """The record of the cases that this network was trained with (provenance.py); empty where nobody knows."""
         if self._trained_with is None:
             self._trained_with = self.trains_with()
         return self._trained_with

@@ -79,7 +79,7 @@ def choose_plans(dataset: str, args: argparse.Namespace) -> Chosen:
     if not existing.is_file():
         return Chosen(derived, True, weights or _weights_of(derived, args))
     on_disk = workspace.load_plans(existing)
-    found = difference(_comparable(on_disk), _comparable(derived))
+    found = difference(_comparable(on_disk, derived), _comparable(derived, on_disk))
     if found:
         raise DataError(
             f"plans {derived['plans_name']!r} exist and differ from what would be derived ({found})",
@@ -195,10 +195,7 @@ def _find(text: str, dry_run: bool) -> Path:
         return store.find_model(text, offline=dry_run, on_bytes=shown)
 
 
-def _comparable(plans: Mapping[str, Any]) -> dict[str, Any]:
-    block = {
-        key: value
-        for key, value in plans.get("stunet", {}).items()
-        if key not in ("derived_from", "version", "fingerprint")
-    }
-    return {**plans, "stunet": block}
+def _comparable(plans: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+    """Plans without what decides nothing, and what `other`, of an earlier version, does not record."""
+    left = {"derived_from", "version", "fingerprint", *({"orientation", "orientations"} - other["stunet"].keys())}
+    return {**plans, "stunet": {key: value for key, value in plans["stunet"].items() if key not in left}}

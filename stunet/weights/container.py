@@ -62,6 +62,8 @@ def check_container(path: Path) -> bool:
     for member in members:
         if not member.CRC:  # torch was told to leave it out; zipfile compares none where there is none
             del member.CRC
+    if (state := _state(path)) in _verified:
+        return True
     with zipfile.ZipFile(path) as archive:
         for member in pickles:
             if member.file_size > MAX_PICKLE_BYTES:
@@ -69,9 +71,8 @@ def check_container(path: Path) -> bool:
                 raise WeightsError(what, "use weights from a source you trust")
             with _damage(path), archive.open(member) as file:
                 _check_pickle(path, BytesIO(file.read()))
-    if (state := _state(path)) not in _verified:
-        _check_members(path, members)
-        _verified.add(state)
+    _check_members(path, members)
+    _verified.add(state)
     return True
 
 

@@ -8,11 +8,15 @@ makes the reader in C reserve that many. checkpoints.py and pickles.py count fir
 import pickletools
 from typing import IO, Any
 
-MAX_OPCODES = 5_000_000  # of a large checkpoint, 100,000
-MAX_VALUES = 5_000_000  # that a walk through everything meets, shared ones each time
+MAX_VALUES = 5_000_000  # that a walk through everything meets, shared ones each time; or, in a long log of nnU-Net's,
+VALUES_EACH = 20  # for each of the pickle's instructions: a numpy scalar has 14, and 25 values
 MAX_DEPTH = 100  # of a checkpoint, 10
 _LEAF = -1
 _MARK = -2
+_CONTAINERS = {"EMPTY_LIST", "EMPTY_DICT", "EMPTY_SET"}
+_TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
+_OF_THE_STACK = {"MARK", "GET", "BINGET", "LONG_BINGET", "PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE", "DUP", *_CONTAINERS}
+_LEAVES = {code.name for code in pickletools.opcodes if not code.stack_before} - _OF_THE_STACK
 
 
 class Excessive(Exception):
@@ -29,10 +33,8 @@ def count(file: IO[bytes] | bytes) -> set[str]:
         Excessive: More than the limits; the message says of what.
         ValueError: It is not a whole pickle.
     """
-    made, names = _Made(), set()
+    made, names, number = _Made(), set(), 0
     for number, (code, argument, _) in enumerate(pickletools.genops(file)):
-        if number >= MAX_OPCODES:
-            raise Excessive(f"more than {MAX_OPCODES} instructions")
         try:
             made.follow(code, argument)
         except LookupError:
@@ -41,7 +43,7 @@ def count(file: IO[bytes] | bytes) -> set[str]:
             raise Excessive("a memo with gaps")
         if code.name == "GLOBAL":
             names.add(str(argument))
-    _walk(made.children)
+    _walk(made.children, max(MAX_VALUES, VALUES_EACH * number))
     return names
 
 
@@ -61,7 +63,9 @@ class _Made:
             LookupError: Something is not on the stack or in the memo.
         """
         name, stack, before = code.name, self._stack, code.stack_before
-        if name in ("GET", "BINGET", "LONG_BINGET"):
+        if name in _LEAVES:
+            stack.append(_LEAF)
+        elif name in ("GET", "BINGET", "LONG_BINGET"):
             stack.append(self._memo[int(argument)])
         elif name in ("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"):
             place = len(self._memo) if argument is None else int(argument)
@@ -70,10 +74,10 @@ class _Made:
             stack.append(stack[-1])
         elif name == "MARK":
             stack.append(_MARK)
-        elif name in ("EMPTY_LIST", "EMPTY_DICT", "EMPTY_SET"):
+        elif name in _CONTAINERS:
             self._make([])
-        elif not before:
-            stack.append(_LEAF)
+        elif name in _TUPLES and all(child == _LEAF for child in stack[-_TUPLES[name] :]):
+            stack[-_TUPLES[name] :] = [_LEAF]  # three values at most: no need to walk through it
         else:
             if marked := pickletools.markobject in before:
                 found = []
@@ -106,7 +110,7 @@ class _Made:
             self.children[target].extend(children)
 
 
-def _walk(children: list[list[int]]) -> None:
+def _walk(children: list[list[int]], most: int) -> None:
     """Sizes and depths of all containers as trees, from the inside out, however they were put together."""
     size, depth = [0] * len(children), [0] * len(children)
     state = bytearray(len(children))  # 1: being looked at, 2: known
@@ -131,5 +135,5 @@ def _walk(children: list[list[int]]) -> None:
             pending.pop()
             if depth[node] > MAX_DEPTH:
                 raise Excessive(f"more than {MAX_DEPTH} values in each other")
-            if size[node] > MAX_VALUES:
-                raise Excessive(f"more than {MAX_VALUES} values")
+            if size[node] > most:
+                raise Excessive(f"more than {most} values")
