@@ -55,7 +55,8 @@ def each(
     if context is None and min(workers, len(items)) <= 1:
         yield from _here(function, items, name)
         return
-    queue, again, alone, unable = deque(range(len(items))), deque[int](), False, 0
+    queue, again, alone = deque(range(len(items))), deque[int](), False
+    able, unable = False, 0  # whether any process has begun, and how many could not
     failed: dict[int, StunetError] = {}
     context = context or multiprocessing.get_context("spawn")
     team: list[_Worker] = []
@@ -72,6 +73,7 @@ def each(
                 position = worker.position
                 assert position is not None
                 if worker.begins():
+                    able = True
                     continue
                 result, error = worker.answer()
                 if error is None:
@@ -82,7 +84,7 @@ def each(
                 team.remove(worker)
                 worker.end()
                 unable += isinstance(error, _Ended) and error.code == 1 and not worker.began
-                if unable == min(workers, len(items)):
+                if not able and unable == min(workers, len(items)):
                     hint = 'put what the script does under if __name__ == "__main__":, or take one process'
                     raise UsageError("processes cannot be started from this script: it cannot be imported", hint)
                 if alone:
