@@ -6,6 +6,7 @@ locks go with any descriptor that is closed), and `flock` in a shell script sees
 here: a forked child, such as a data loader, closes its copy at once, or it would hold the lock after its parent died.
 """
 
+import codecs
 import errno
 import fcntl
 import hashlib
@@ -252,7 +253,11 @@ def read_json(path: Path) -> Any:
         DataError: The file is missing, unreadable or not JSON, or has a key twice; the message names the line.
     """
     try:
-        content = json.loads(path.read_bytes().decode(), object_pairs_hook=_unique)
+        raw = path.read_bytes()
+        if raw.startswith(codecs.BOM_UTF8):  # nnU-Net, which reads most of these files again, does not take it
+            hint = "save it as UTF-8 without BOM"
+            raise DataError(f"{str(path)!r} begins with a byte order mark (BOM): {hint}", hint)
+        content = json.loads(raw.decode(), object_pairs_hook=_unique)
         check_depth(content)
         return content
     except FileNotFoundError:

@@ -5,12 +5,13 @@ alone (keys that other programs add to dataset.json or to plans) is left alone. 
 those who use them: plans/check.py, annotations.py. schema.py has the checks, names.py what a name is.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from stunet.errors import DataError, StunetError
 from stunet.files import read_json
-from stunet.names import NAME_MAX, is_orientation, name
+from stunet.names import NAME_MAX, is_controlled, is_orientation, name
 from stunet.plans import values
 from stunet.schema import (
     Check,
@@ -38,7 +39,7 @@ LARGEST_PITCH = 100_000  # mm: more than anybody is long
 
 
 def read(path: Path, kind: Check, hint: str = HINT, error: type[StunetError] = DataError) -> Any:
-    """The content of a JSON file of a kind.
+    """The content of a JSON file of a kind; a dataset.json as plain() has it.
 
     Raises:
         StunetError: Of the class `error`: the file is missing, no JSON, or something in it is wrong; it says where.
@@ -48,16 +49,42 @@ def read(path: Path, kind: Check, hint: str = HINT, error: type[StunetError] = D
     except DataError as problem:
         raise error(problem.message, hint) from None
     check(content, kind, path, hint, error)
+    return plain(content) if kind in (DATASET, CLASSES, RAW) else content
+
+
+def plain(description: Mapping[str, Any]) -> dict[str, Any]:
+    """A dataset.json that was checked, with one form of what nnU-Net takes in several.
+
+    Values of labels are integers, also where they were "1" or 1.0, and so is the ignore label, also where it was [2].
+    A `modality` beside channel_names goes where it does not count the same channels: nnU-Net, which reads
+    channel_names everywhere else, takes the number of a network's inputs from it.
+    """
+    content = {**description, "labels": plain_labels(description["labels"])}
+    channels, modality = content.get("channel_names"), content.get("modality")
+    if channels is not None and not (isinstance(modality, Mapping) and len(modality) == len(channels)):
+        content.pop("modality", None)
     return content
 
 
-def read_dataset_json(path: Path) -> dict[str, Any]:
-    """A dataset.json of nnU-Net v2: raw, preprocessed, or of a model.
+def plain_labels(labels: Mapping[str, Any]) -> dict[str, Any]:
+    """Labels with integers as values; lists of several values and of one region stay lists, and what is wrong stays."""
+    values = {name: [*map(_whole, v)] if isinstance(v, list | tuple) else _whole(v) for name, v in labels.items()}
+    if isinstance(ignore := values.get("ignore"), list) and len(ignore) == 1:
+        values["ignore"] = ignore[0]
+    return values
+
+
+def read_dataset_json(path: Path, kind: Check | None = None) -> dict[str, Any]:
+    """A dataset.json of nnU-Net v2, as plain() has it.
+
+    Args:
+        path: Of the file.
+        kind: DATASET for that of a model, whose cases do not count; None: of a raw or preprocessed dataset.
 
     Raises:
         DataError: Something in it is wrong; the message says where.
     """
-    content: dict[str, Any] = read(path, DATASET, FORMAT_HINT)
+    content: dict[str, Any] = read(path, kind or RAW, FORMAT_HINT)
     if "channel_names" not in content and "modality" not in content:
         raise DataError(f"{str(path)!r} lacks channel_names", FORMAT_HINT)
     label_values(content["labels"], content.get("regions_class_order"), str(path))
@@ -99,11 +126,12 @@ def _labels(value: Any, where: str) -> None:
 
 def _label(value: Any, where: str) -> None:
     """An integer, or what int() makes one, as nnU-Net takes it."""
-    if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < 6:
-        value = int(value)
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    integer(0, LARGEST_LABEL)(value, where)
+    integer(0, LARGEST_LABEL)(_whole(value), where)
+
+
+def _whole(value: Any) -> Any:
+    digits = isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < 6
+    return int(value) if digits or (isinstance(value, float) and value.is_integer()) else value
 
 
 def _numbered(value: Any, where: str) -> None:
@@ -119,10 +147,17 @@ def _channel(value: Any, where: str) -> None:
 
 
 def _ending(value: Any, where: str) -> None:
-    if not isinstance(value, str) or not value.startswith(".") or len(value) < 2 or not value[1:].isprintable():
+    """Of models also with the end of a name in front, `_ct.nii.gz`."""
+    if not isinstance(value, str) or value[:1].isalnum() or "." not in value[:-1] or is_controlled(value):
         raise expected(value, where, "the ending of files with its dot, such as '.nii.gz'")
     if "/" in value or "\\" in value or ".." in value or len(value) > 20:
         raise Wrong(where, f"the ending {value!r} is a path")
+
+
+def _raw_ending(value: Any, where: str) -> None:
+    _ending(value, where)
+    if not value.startswith("."):
+        raise expected(value, where, "the ending of files with its dot, such as '.nii.gz'")
 
 
 def _value(kind: values.Value) -> Check:
@@ -138,15 +173,20 @@ def _value(kind: values.Value) -> Check:
 def _file(value: Any, where: str) -> None:
     """The path of a file, which may lead anywhere: it is only read."""
     text(value, where)
-    if any(len(part.encode()) > NAME_MAX for part in value.split("/")) or not value.isprintable():
+    if any(len(part.encode()) > NAME_MAX for part in value.split("/")) or is_controlled(value):
         raise expected(value, where, "the path of a file")
+
+
+def _written(value: Any, where: str) -> None:
+    """The name of a file that was written: that of a case, and what stands around it."""
+    name(value, where, NAME_MAX)
 
 
 def _relative(value: Any, where: str) -> None:
     """A path below a folder: names, and / between them."""
     text(value, where)
     for part in value.split("/"):
-        name(part, where)
+        _written(part, where)
 
 
 _LABEL = either("an integer or a list of integers", _label, list_of(_label, least=1))
@@ -161,14 +201,34 @@ _DATASET = {
     "labels": _labels,
     "file_ending": _ending,
     "channel_names": _numbered,
-    "modality": _numbered,
-    "numTraining": number(0),
-    "regions_class_order": list_of(integer(0, LARGEST_LABEL)),
+    "regions_class_order": optional(list_of(integer(0, LARGEST_LABEL))),
     "overwrite_image_reader_writer": text,
-    "dataset": dict_of(table({"images": _FILES, "label": _file}, others=True), key=name),
 }
-DATASET = table({key: _DATASET[key] for key in ("labels", "file_ending")}, _DATASET, others=True)
-CLASSES = table({"labels": _labels}, _DATASET, others=True)  # a dataset.json that only names classes
+
+
+def _description(*required: str, **more: Check) -> Check:
+    """A dataset.json with these keys; `modality` counts only without channel_names."""
+    known = {**_DATASET, **more}
+    kind = table({key: known[key] for key in required}, known, others=True)
+    older = table({}, {"modality": _numbered}, others=True)
+
+    def found(value: Any, where: str) -> None:
+        kind(value, where)
+        if "channel_names" not in value:
+            older(value, where)
+
+    return found
+
+
+DATASET = _description("labels", "file_ending")
+CLASSES = _description("labels")  # a dataset.json that only names classes
+RAW = _description(
+    "labels",
+    "file_ending",
+    file_ending=_raw_ending,
+    numTraining=number(0),
+    dataset=dict_of(table({"images": _FILES, "label": _file}, others=True), key=name),
+)
 # A task of the Decathlon: dataset.json of nnU-Net v1.
 TASK = table(
     {"modality": _numbered, "labels": dict_of(text, key=_label, least=1)},
@@ -281,7 +341,7 @@ MANIFEST = table(
         "settings": dict_of(anything),
         "cases": dict_of(
             table(
-                {"raw": list_of(list_of(anything, 3, 3)), "files": dict_of(_COUNT, key=name)},
+                {"raw": list_of(list_of(anything, 3, 3)), "files": dict_of(_COUNT, key=_written)},
                 {"sha256": list_of(text)},
                 others=True,
             ),

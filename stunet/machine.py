@@ -69,25 +69,29 @@ def _free_in_groups(root: Path) -> Iterator[int]:
             limit, use = (int((folder / name).read_text()) for name in (limit_file, use_file))
             with suppress(OSError, ValueError):
                 lines = (line.split() for line in (folder / "memory.stat").read_text().splitlines())
-                use -= sum(int(words[1]) for words in lines if words[0] in cached)
+                use -= sum(int(words[1]) for words in lines if len(words) > 1 and words[0] in cached)
             yield limit - max(0, use)
 
 
 def _groups(root: Path) -> Iterator[tuple[Path, tuple[str, str, tuple[str, str]]]]:
     """The folders of the control groups of the process, each with those above it, and how its files are called."""
     try:
-        entries = [line.split(":", 2) for line in (root / "proc/self/cgroup").read_text().splitlines()]
-        mounts = [line.split() for line in (root / "proc/self/mountinfo").read_text().splitlines()]
+        # Names of folders are bytes of any kind, as on a USB disk of Windows.
+        groups, mounted = (
+            (root / "proc/self" / name).read_text(errors="surrogateescape").splitlines()
+            for name in ("cgroup", "mountinfo")
+        )
     except OSError:
         return
+    entries, mounts = [line.split(":", 2) for line in groups], [line.split() for line in mounted]
     own = {}
     for number, controllers, path in (entry for entry in entries if len(entry) == 3):
         if "memory" in controllers.split(","):
             own["cgroup"] = path
         elif number == "0" and not controllers:
             own["cgroup2"] = path
-    for words in mounts:
-        kind, options = words[words.index("-") + 1], words[-1].split(",")
+    for words in (words for words in mounts if "-" in words[6:-1]):
+        kind, options = words[words.index("-", 6) + 1], words[-1].split(",")
         if kind not in own or (kind == "cgroup" and "memory" not in options):
             continue
         top = root / words[4].lstrip("/")

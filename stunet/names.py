@@ -20,18 +20,23 @@ _REFUSED = {"Cc", "Cs", "Zl", "Zp"}  # control characters, halves of pairs, line
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")  # how a cell begins that spreadsheets compute (OWASP, CSV injection)
 
 
-def problem_of(name: str) -> str | None:
-    """What keeps a text from being the name of a file; None: nothing."""
+def is_controlled(text: str) -> bool:
+    """Whether a text has what moves the cursor or ends a line, or is not UTF-8."""
+    return any(unicodedata.category(letter) in _REFUSED for letter in text)
+
+
+def problem_of(name: str, longest: int = NAME_MAX - ROOM) -> str | None:
+    """What keeps a text from being the name of a file, of `longest` bytes at most; None: nothing."""
     if not name.strip():
         return "is empty"
-    if any(unicodedata.category(letter) in _REFUSED for letter in name):
+    if is_controlled(name):
         return "has a control character or is not UTF-8"
     if "/" in name or "\\" in name or os.sep in name:
         return "is a path, not a name"
     if name.startswith("."):
         return "begins with a dot"
-    if len(name.encode()) > NAME_MAX - ROOM:
-        return f"is longer than {NAME_MAX - ROOM} bytes"
+    if len(name.encode()) > longest:
+        return f"is longer than {longest} bytes"
     return None
 
 
@@ -50,14 +55,15 @@ def check_name(value: Any, what: str, where: str = "") -> str:
     if problem:
         place = f"{where}: " if where else ""
         raise DataError(
-            f"{place}{what} {short(value)} {problem}", "a name without /, \\, control characters and a dot in front"
+            f"{place}{what} {short(value)} {problem}",
+            "a name of at most 223 bytes, without /, \\, control characters and a dot in front",
         )
     return str(value)
 
 
-def name(value: Any, where: str) -> None:
+def name(value: Any, where: str, longest: int = NAME_MAX - ROOM) -> None:
     """A schema's check for a name."""
-    problem = problem_of(value) if isinstance(value, str) else None
+    problem = problem_of(value, longest) if isinstance(value, str) else None
     if not isinstance(value, str):
         raise expected(value, where, "a name")
     if problem:

@@ -16,6 +16,7 @@ compares all that with what a training wants.
 
 import hashlib
 import json
+import logging
 import os
 import re
 import shutil
@@ -32,8 +33,8 @@ from stunet.annotations import FILE as ANNOTATIONS
 from stunet.datasets import tiff
 from stunet.datasets.listing import visible
 from stunet.errors import DataError, UsageError
-from stunet.files import alone, differences, shown, whole, write_json
-from stunet.kinds import MANIFEST, read, read_dataset_json
+from stunet.files import alone, differences, read_json, shown, whole, write_json
+from stunet.kinds import MANIFEST, plain_labels, read, read_dataset_json
 from stunet.plans.resolve import resolve
 from stunet.preprocessing_workers import OWN_FOLDER, Done, Job, names_case, run
 from stunet.workspace import planning, preprocessed_dataset, raw_dataset
@@ -57,6 +58,7 @@ CONFIGURATION_SETTINGS = (  # without the patch: it decides how a file is chunke
 # nnU-Net's schemes that look at the image alone: the intensities of the dataset do not matter to them.
 BY_THE_IMAGE = {"ZScoreNormalization", "NoNormalization", "RescaleTo01Normalization", "RGBTo01Normalization"}
 SAME, TOUCHED, CHANGED, UNKNOWN = "same", "touched", "changed", "unknown"  # raw files, compared with their record
+log = logging.getLogger("stunet")
 SAVE_INTERVAL_S = 1.0
 
 
@@ -243,11 +245,13 @@ def settings_of(plans: Mapping[str, Any], configuration: str, labels: Mapping[st
 
 
 def _decisive(settings: dict[str, Any]) -> dict[str, Any]:
-    """The settings without the intensities of channels that are normalised by the image alone."""
+    """The settings with plain labels, without the intensities of channels that are normalised by the image alone."""
     key, schemes = "foreground_intensity_properties_per_channel", settings.get("normalization_schemes") or []
     used = {str(i) for i, scheme in enumerate(schemes) if scheme not in BY_THE_IMAGE}
     known = settings.get(key) or {}
-    return {**settings, key: {channel: values for channel, values in known.items() if channel in used}}
+    labels = settings.get("labels")  # which older versions kept as they stood in dataset.json
+    plain = {"labels": plain_labels(labels)} if isinstance(labels, Mapping) else {}
+    return {**settings, **plain, key: {channel: values for channel, values in known.items() if channel in used}}
 
 
 @dataclass(frozen=True)
@@ -259,10 +263,14 @@ class Manifest:
 
 
 def read_manifest(folder: Path) -> Manifest | None:
-    """The manifest of a data folder; None where there is none that can be read: nnU-Net itself writes none."""
+    """The manifest of a data folder; None where there is none, as in those of nnU-Net, or none that can be read."""
+    path = folder / OWN_FOLDER / "manifest.json"
+    if not os.path.lexists(path):
+        return None
     try:
-        content = read(folder / OWN_FOLDER / "manifest.json", MANIFEST)
-    except DataError:
+        content = read(path, MANIFEST)
+    except DataError as error:
+        log.warning("warning: %s; it is taken for none", error.message)
         return None
     return Manifest(_decisive(content["settings"]), content["cases"])
 
@@ -369,7 +377,11 @@ def _copy_labels(dataset: str, ending: str, cases: Sequence[Case]) -> None:
         if ending in tiff.ENDINGS and (spacing := tiff.spacing_file(Path(label), is_image=False)).is_file():
             _copy(spacing, tiff.spacing_file(folder / "gt_segmentations" / name, is_image=False))
     raw = raw_dataset(dataset)
-    _copy(raw / "dataset.json", folder / "dataset.json")
+    description = read_dataset_json(raw / "dataset.json")
+    if json.dumps(description) == json.dumps(read_json(raw / "dataset.json")):
+        _copy(raw / "dataset.json", folder / "dataset.json")
+    else:  # nnU-Net's training takes fewer forms of labels
+        write_json(folder / "dataset.json", description)
     if (raw / ANNOTATIONS).is_file():
         _copy(raw / ANNOTATIONS, folder / ANNOTATIONS)
     else:

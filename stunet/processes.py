@@ -18,7 +18,7 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.context import BaseContext
 from typing import Any, TypeVar
 
-from stunet.errors import DataError, OutOfMemoryError, StunetError, is_out_of_memory, last_line
+from stunet.errors import DataError, OutOfMemoryError, StunetError, UsageError, is_out_of_memory, last_line
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -50,11 +50,13 @@ def each(
     Raises:
         OutOfMemoryError: Items do not fit into memory, not even one at a time; all others are done.
         DataError: The process of an item crashed twice; all others are done.
+        UsageError: No process begins: the script that calls this runs again in each of them, or cannot.
     """
     if context is None and min(workers, len(items)) <= 1:
         yield from _here(function, items, name)
         return
     queue, again, alone = deque(range(len(items))), deque[int](), False
+    able, unable = False, 0  # whether any process has begun, and how many could not
     failed: dict[int, StunetError] = {}
     context = context or multiprocessing.get_context("spawn")
     team: list[_Worker] = []
@@ -70,6 +72,9 @@ def each(
             for worker in [worker for worker in busy if {worker.pipe, worker.process.sentinel} & ready]:
                 position = worker.position
                 assert position is not None
+                if worker.begins():
+                    able = True
+                    continue
                 result, error = worker.answer()
                 if error is None:
                     yield position, result
@@ -78,6 +83,10 @@ def each(
                     raise error
                 team.remove(worker)
                 worker.end()
+                unable += isinstance(error, _Ended) and error.code == 1 and not worker.began
+                if not able and unable == min(workers, len(items)):
+                    hint = 'put what the script does under if __name__ == "__main__":, or take one process'
+                    raise UsageError("processes cannot be started from this script: it cannot be imported", hint)
                 if alone:
                     failed[position] = _explained(error, name(items[position]))
                 else:
@@ -107,10 +116,20 @@ class _Worker:
 
     def __init__(self, context: BaseContext, function: Callable[[Any], Any]) -> None:
         self.position: int | None = None
+        self.began = False
         self.pipe, theirs = multiprocessing.Pipe()
         self.process: Any = context.Process(target=_serve, args=(theirs, function))  # type: ignore[attr-defined]
         self.process.start()
         theirs.close()
+
+    def begins(self) -> bool:
+        """Whether all that the process says is that it has begun."""
+        if self.began or not self.pipe.poll():
+            return False
+        with suppress(EOFError, OSError):
+            self.pipe.recv()
+            self.began = True
+        return self.began
 
     def answer(self) -> tuple[Any, BaseException | None]:
         """What the function returned, or what it raised; a half answer of a process that was killed is none."""
@@ -152,6 +171,7 @@ def _serve(pipe: Connection, function: Callable[[Any], Any]) -> None:
     """In a worker: answers with the result or the error for each item that comes."""
     start_worker()
     with suppress(EOFError, OSError):
+        pipe.send(None)  # it has begun
         while True:
             item = pipe.recv()
             answer: tuple[Any, Exception | None]

@@ -362,3 +362,34 @@ def test_a_channel_that_is_named_twice_is_refused(folder: Path, capsys: pytest.C
     rest = ["--labels", "liver", "-d", "5", "--name", "Pairs", "-o", str(folder.parent)]
     assert command.main(["pairs", "-i", str(folder), *channels, *rest]) == 2
     assert "--channels names 'T1' twice" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("there", "twin"), [("p_1_t1.nii.gz", "p_1_t1.nii"), ("p_2_seg.nii.gz", "p_2_seg.NII.GZ")])
+def test_a_file_that_is_there_in_two_formats_is_asked_for(folder: Path, there: str, twin: str) -> None:
+    (folder / twin).write_bytes((folder / there).read_bytes())
+    with pytest.raises(DataError, match=rf"{twin[:5]}.*are the same case") as caught:
+        pairs(folder)
+    assert caught.value.hint == "remove one of them"
+    assert there in caught.value.message
+    assert twin in caught.value.message
+
+
+@pytest.mark.parametrize("there", ["anat/sub-01_T1w.nii.gz", "anat/sub-01_space-orig_desc-manual_dseg.nii.gz"])
+def test_an_image_of_bids_that_is_there_in_two_formats_is_asked_for(bids: Path, there: str) -> None:
+    path = (bids if "T1w" in there else bids / "derivatives" / "manual") / "sub-01" / there
+    twin = image(path.with_name(path.name.removesuffix(".gz")))
+    with pytest.raises(DataError, match=r"sub-01.*\.nii' and .*\.nii\.gz' are the same case"):
+        from_bids(bids)
+    image(bids / "sub-01" / "func" / "sub-01_bold.nii.gz")
+    image(bids / "sub-01" / "func" / "sub-01_bold.nii")
+    twin.unlink()
+    from_bids(bids)
+
+
+@pytest.mark.parametrize("name", ["a\\b", "a\nb", "n" * 224])
+def test_names_that_no_case_can_have_are_refused_before_anything_is_written(tmp_path: Path, name: str) -> None:
+    image(tmp_path / "im" / f"{name}.nii.gz")
+    label(tmp_path / "lb" / f"{name}.nii.gz")
+    with pytest.raises(DataError, match=r"case .*(is a path|control character|longer than 223 bytes)"):
+        pairs(tmp_path / "im", tmp_path / "lb", channels={"CT": ""}, label_suffix="")
+    assert not (tmp_path / "raw").exists()

@@ -202,6 +202,13 @@ def test_a_file_that_was_there_already_is_not_sent_again(server: Server, target:
     assert ranges(server) == [f"bytes={len(CONTENT)}-"]
 
 
+@pytest.mark.parametrize("encoding", ["", "Identity", "aws-chunked"])
+def test_an_encoding_that_packs_nothing_is_none(server: Server, target: Path, encoding: str) -> None:
+    server.validators = {"Content-Encoding": encoding}
+    fetch([server.url], target, sha256=SHA256)
+    assert target.read_bytes() == CONTENT
+
+
 @pytest.mark.parametrize(
     ("action", "reason"),
     [

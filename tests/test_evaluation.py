@@ -254,7 +254,7 @@ def test_cases_of_other_formats_are_compared_by_name(two_cases: tuple[Path, Path
     write(predictions / "b.mha", noise(12))
     assert pair(references, predictions, ".nii.gz")[0] == cases
     write(predictions / "a.mha", noise(12))
-    with pytest.raises(DataError, match=r"a\.mha' and 'a\.nrrd' are the same case"):
+    with pytest.raises(DataError, match=r"a\.mha' and .*a\.nrrd' are the same case"):
         pair(references, predictions, ".nii.gz")
 
 
@@ -434,3 +434,19 @@ def test_axes_in_another_order_are_told_from_another_place(code: str, two_cases:
     sitk.WriteImage(turned, str(path))
     with pytest.raises(DataError, match=r"is not \("):
         summarise(two_cases)
+
+
+def test_the_references_of_a_dataset_are_found_whatever_their_endings(
+    two_cases: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    raw = tmp_path / "raw" / "Dataset005_A"
+    raw.mkdir(parents=True)
+    for variable in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
+        monkeypatch.setenv(variable, str(tmp_path / variable.removeprefix("nnUNet_")))
+    two_cases[0].rename(raw / "labelsTs")
+    write_dataset(raw, {"background": "0", "a": "1", "b": 2.0})
+    for name in ("a", "b"):
+        path = two_cases[1] / f"{name}.nii.gz"
+        sitk.WriteImage(sitk.ReadImage(str(path)), str(path.with_name(f"{name}.nrrd")))
+        path.unlink()
+    assert main(["-d", "5", str(two_cases[1]), "-np", "1"]) == 0

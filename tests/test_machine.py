@@ -83,3 +83,13 @@ def test_the_memory_in_use_is_known() -> None:
         for page in range(0, len(block), mmap.PAGESIZE):
             block[page] = 1
         assert 30e6 < resident() - before < 60e6
+
+
+def test_lines_and_names_of_any_kind_do_no_harm(root: Path) -> None:
+    (root / "proc/self/cgroup").write_bytes(b"0::/us\xe9r\n")
+    own = b"25 1 0:22 / /sys/fs/cgroup rw shared:1 - cgroup2 cgroup2 rw\n"
+    disk = b"30 23 0:27 / /media/Gr\xf6\xdfe rw - ext4 /dev/sdb rw\n"
+    (root / "proc/self/mountinfo").write_bytes(disk + b"no dash\n\n" + own)
+    files = {"memory.max": f"{2 * GIB}", "memory.current": f"{GIB}", "memory.stat": "\ninactive_file\n"}
+    group(root, "us\udce9r", files)
+    assert memory_limit(root) == GIB

@@ -23,7 +23,7 @@ import SimpleITK as sitk
 
 from stunet.errors import DataError, OutOfMemoryError, UsageError
 from stunet.machine import SHARE, memory_limit
-from stunet.preprocessing import pending_cases, preprocess, preprocessed_cases
+from stunet.preprocessing import pending_cases, preprocess, preprocessed_cases, read_manifest
 from stunet.preprocessing_workers import PER_VOXEL, fitting_workers
 from stunet.workspace import VARIABLES, preprocessed_dataset
 
@@ -330,3 +330,14 @@ def test_the_annotations_of_a_raw_dataset_come_along_and_go_with_it(raw: Path, p
     (raw / copy.name).unlink()
     preprocess(DATASET, plans, ["3d_fullres"], workers=1)
     assert not copy.exists()
+
+
+def test_a_manifest_that_cannot_be_read_is_named_and_a_missing_one_is_not(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert read_manifest(tmp_path) is None
+    assert not caplog.text
+    (tmp_path / ".stunet").mkdir()
+    (tmp_path / ".stunet" / "manifest.json").write_text("{")
+    assert read_manifest(tmp_path) is None
+    assert "manifest.json' is not valid JSON" in caplog.text

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from stunet.errors import DataError, OutOfMemoryError
+from stunet.errors import DataError, OutOfMemoryError, UsageError
 from stunet.processes import each
 
 ITEMS = [f"case_{number}" for number in range(4)]
@@ -93,3 +93,17 @@ def test_one_worker_needs_no_other_process_and_names_what_does_not_fit(tmp_path:
     assert [next(loop)[0] for _ in range(3)] == [0, 1, 3]
     with pytest.raises(OutOfMemoryError, match="case 'case_2' does not fit"):
         next(loop)
+
+
+class Unable:
+    """Cannot be read in another process, as the functions of a script that cannot be imported there."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os._exit, (1,)
+
+
+def test_processes_that_cannot_begin_are_not_blamed_on_the_data() -> None:
+    with pytest.raises(UsageError, match="processes cannot be started from this script") as caught:
+        list(each(Unable(), ITEMS, 2, str))  # type: ignore[arg-type]
+    assert "__main__" in caught.value.hint
+    assert not multiprocessing.active_children()

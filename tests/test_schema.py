@@ -62,7 +62,7 @@ def test_a_wrong_item_of_one_of_several_kinds_is_the_news() -> None:
     ("content", "message"),
     [
         (b'{"a": 1, "b": {"c": 1, "c": 2}}', "the key 'c' stands twice"),
-        (b"\xef\xbb\xbf{}", "not valid JSON.*BOM"),
+        (b"\xef\xbb\xbf{}", "BOM.*: save it as UTF-8 without BOM"),
         ("{}".encode("utf-16"), "not UTF-8"),
         (b'{"a": "\xe4"}', "not UTF-8"),
         (b"[" * 100_000, "not valid JSON"),
@@ -146,3 +146,49 @@ STOCK = {
 
 def test_plans_of_stock_nnunet_pass() -> None:
     check(STOCK, kinds.PLANS, "", "")
+
+
+def test_names_and_paths_of_the_whole_world_pass_and_control_characters_do_not() -> None:
+    case = {"images": ["/data/\u60a3\u8005\u3000\u4e00/My\u00a0Folder/\u200ex.nii.gz"], "label": "labelsTr/c.nii.gz"}
+    raw = {**DESCRIPTION, "dataset": {"c": case}}
+    check(raw, kinds.RAW, "", "")
+    with pytest.raises(DataError, match="the path of a file"):
+        check({**raw, "dataset": {"c": {**case, "label": "a\nb.nii.gz"}}}, kinds.RAW, "", "")
+
+
+def test_the_longest_name_of_a_case_leaves_room_for_what_stands_around_it() -> None:
+    name = "n" * 223
+    files = {f"{name}_seg.b2nd": 1, f"{name}.pkl": 2}
+    check({"settings": {}, "cases": {name: {"raw": [], "files": files}}}, kinds.MANIFEST, "", "")
+    check({"source": "x", "files": {f"labelsTr/{name}.nii.gz": "0"}, "facts": {}}, kinds.CASE_RECORD, "", "")
+    with pytest.raises(DataError, match="longer than 223 bytes"):
+        check({"settings": {}, "cases": {f"{name}n": {"raw": [], "files": {}}}}, kinds.MANIFEST, "", "")
+
+
+MODEL = {"channel_names": {"0": "CT"}, "labels": {"background": 0, "a": 1}, "file_ending": ".nii.gz"}
+
+
+def test_what_nnunet_leaves_alone_is_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "dataset.json"
+    for more in ({"modality": "MRI"}, {"numTraining": "2"}, {"dataset": "x"}, {"file_ending": "_ct.nii.gz"}):
+        path.write_text(json.dumps({**MODEL, "regions_class_order": None, **more}))
+        found = kinds.read_dataset_json(path, kinds.DATASET)
+        assert found["channel_names"] == {"0": "CT"}
+        assert "modality" not in found
+        if "modality" not in more:
+            with pytest.raises(DataError, match="expected"):
+                kinds.read_dataset_json(path)
+    path.write_text(json.dumps({**MODEL, "channel_names": {"0": "CT"}, "modality": {"0": "CT"}}))
+    assert kinds.read_dataset_json(path)["modality"] == {"0": "CT"}
+    path.write_text(json.dumps({"modality": "CT", "labels": MODEL["labels"], "file_ending": ".nii.gz"}))
+    with pytest.raises(DataError, match="modality: expected a table"):
+        kinds.read_dataset_json(path)
+
+
+def test_labels_are_read_as_integers_in_their_order(tmp_path: Path) -> None:
+    path = tmp_path / "dataset.json"
+    labels = {"b": "2", "background": 0.0, "a": 1.0, "c": [3], "ignore": ["4"]}
+    path.write_text(json.dumps({**MODEL, "labels": labels}))
+    for content in (kinds.read_dataset_json(path), kinds.read(path, kinds.CLASSES)):
+        found = json.dumps(content["labels"])
+        assert found == '{"b": 2, "background": 0, "a": 1, "c": [3], "ignore": 4}'

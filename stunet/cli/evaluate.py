@@ -2,7 +2,7 @@
 
 import argparse
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from math import isfinite, isnan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -70,8 +70,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _evaluate(args: argparse.Namespace) -> None:
     _check(args)
     output: Path | None = args.o or (None if args.pred_folder.is_file() else args.pred_folder / "summary.json")
-    reference = args.gt_folder or _dataset_references(args.d, args.pred_folder)
     labels, ending = _labels(args)
+    reference = args.gt_folder or _dataset_references(args.d, args.pred_folder, ending)
 
     from stunet.datasets.listing import named
     from stunet.evaluation import folders as evaluation
@@ -148,14 +148,20 @@ def _dataset_file(args: argparse.Namespace) -> Path:
     raise DataError(f"no dataset.json in {', '.join(repr(str(p)) for p in places)}", "-djfile /path/to/dataset.json")
 
 
-def _dataset_references(dataset: str, predictions: Path) -> Path:
-    """The first folder of labels of a dataset that knows one of the predictions by name."""
+def _dataset_references(dataset: str, predictions: Path, ending: str) -> Path:
+    """The first folder of labels of a dataset that knows one of the predictions by name, whatever their endings."""
+    from stunet.datasets.listing import ending_of, visible
+
+    def names(files: Iterable[Path]) -> set[str]:
+        ends = ((file.name, len(ending_of(file.name, ending))) for file in visible(files))
+        return {name[:-length] for name, length in ends if length}
+
     name = workspace.dataset_name(dataset)
     raw = workspace.folder("nnUNet_raw") / name
-    wanted = [predictions.name] if predictions.is_file() else [p.name for p in predictions.iterdir()]
+    wanted = names([predictions] if predictions.is_file() else predictions.iterdir())
     folders = [raw / "labelsTr", raw / "labelsTs", workspace.preprocessed_dataset(name) / "gt_segmentations"]
     for folder in folders:
-        if any((folder / file).is_file() for file in wanted):
+        if wanted & names(folder.glob("*")):
             return folder
     raise DataError(
         f"no reference of {name} has the name of a prediction in {str(predictions)!r}",

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from stunet.datasets.conversion import Conversion, dataset_folder
 from stunet.datasets.label_lists import read_labels
-from stunet.datasets.listing import ending_of, visible
+from stunet.datasets.listing import ending_of, same_case, visible
 from stunet.datasets.pairs import Files, prepare
 from stunet.errors import DataError
 
@@ -48,40 +48,46 @@ def find_bids(source: Path, channels: Sequence[str], label: str, pipeline: Path)
         pipeline: The folder with the label maps, with sub-* as well.
 
     Raises:
-        DataError: Two label maps belong to the same images, or a case lacks a channel.
+        DataError: Two label maps belong to the same images, an image is there twice, or a case lacks a channel.
     """
-    images = {}
-    for path in _images(source):
-        name = parse(path.name)
-        images[frozenset(name.entities), name.suffix] = path
     wanted = parse(label)
     ends = [parse(channel) for channel in channels]
-    found: dict[frozenset[tuple[str, str]], Path] = {}
+    images: dict[tuple[frozenset[tuple[str, str]], str], Path] = {}
+    for path in _images(source):
+        name = parse(path.name)
+        key = frozenset(name.entities), name.suffix
+        if not any(name.suffix == end.suffix and set(end.entities) <= key[0] for end in ends):
+            continue
+        if key in images:
+            raise same_case(images[key], path)
+        images[key] = path
+    found: dict[frozenset[tuple[str, str]], tuple[BidsName, Path]] = {}
     cases: dict[str, tuple[tuple[Path, ...], Path]] = {}
     unmatched = []
     for path in _images(pipeline):
         name = parse(path.name)
         if name.suffix != wanted.suffix or not set(wanted.entities) <= set(name.entities):
             continue
-        key = name.without(DERIVED)
-        if key in found:
+        subject = name.without(DERIVED)
+        if subject in found:
+            other, there = found[subject]
+            if other == name:
+                raise same_case(there, path)
             hint = "say which: --label desc-manual_dseg"
-            raise DataError(f"{str(found[key])!r} and {str(path)!r} are labels of the same images", hint)
-        found[key] = path
-        matching = [images.get((key | frozenset(end.entities), end.suffix)) for end in ends]
+            raise DataError(f"{str(there)!r} and {str(path)!r} are labels of the same images", hint)
+        found[subject] = name, path
+        matching = [images.get((subject | frozenset(end.entities), end.suffix)) for end in ends]
         files = tuple(image for image in matching if image)
         if files and len(files) < len(ends):
             lacking = channels[matching.index(None)]
             what = f"{str(path)!r} has {files[0].name!r}, but no image that ends with _{lacking}{ENDING}"
             raise DataError(what, "add the image, or take the label away")
         if files:
-            cases["_".join("-".join(entity) for entity in name.entities if entity in key)] = (files, path)
+            cases["_".join("-".join(entity) for entity in name.entities if entity in subject)] = (files, path)
         else:
             unmatched.append(path)
     used = {image for files, _ in cases.values() for image in files}
-    for (entities, suffix), path in images.items():
-        if path not in used and any(suffix == end.suffix and set(end.entities) <= entities for end in ends):
-            unmatched.append(path)
+    unmatched += [path for path in images.values() if path not in used]
     return Files(cases, tuple(unmatched))
 
 

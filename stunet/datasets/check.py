@@ -48,7 +48,6 @@ def check_dataset(folder: Path, workers: int = 1, on_case: Callable[[str], None]
         OutOfMemoryError: A case does not fit into memory.
     """
     cases, rules = read_dataset(folder)
-    cases, rules = read_dataset(folder)
     seen: dict[int, Seen | DataError] = {}
     for position, found in each(_examined, _with_rules(folder, cases, rules), workers, lambda item: item[0].name):
         seen[position] = found

@@ -23,6 +23,7 @@ from stunet.datasets import FILE_ENDING, raise_first, write_dataset_json
 from stunet.errors import DataError, OutOfMemoryError, StunetError, UsageError, short
 from stunet.files import NO_SPACE, alone_with, whole, write_json
 from stunet.kinds import CASE_RECORD, read
+from stunet.names import check_name
 from stunet.processes import each
 from stunet.schema import anything, dict_of
 
@@ -90,6 +91,11 @@ class Conversion:
     copies: bool = False
     report: Callable[[Path, Mapping[str, dict[str, Any]]], list[str]] = lambda target, facts: []
     warnings: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Raises DataError where a case has a name that no dataset can have: before anything is converted."""
+        for source in self.sources:
+            check_name(source.name, "case", repr(str(source.images[0])))
 
     def pending(self) -> list[Source]:
         """The cases that are not converted yet, or not from the files that are there now.

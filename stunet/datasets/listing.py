@@ -125,6 +125,11 @@ def ending_of(name: str, wanted: str = ".nii.gz") -> str:
     return max(fitting, key=len, default="")
 
 
+def same_case(first: Path, second: Path) -> DataError:
+    """The error for two files of one name, in two formats or folders: which of them is meant, nobody knows."""
+    return DataError(f"{str(first)!r} and {str(second)!r} are the same case", "remove one of them")
+
+
 def is_hidden(path: Path) -> bool:
     """Whether no command takes the file for a case, whatever its ending: ._CASE.nii.gz of macOS, our own .part-*."""
     return path.name.startswith(".")

@@ -16,7 +16,7 @@ from stunet.datasets import Case, Rules, find_reader
 from stunet.datasets.check import UNREADABLE, read_case
 from stunet.datasets.conversion import Conversion, Description, Source, dataset_folder
 from stunet.datasets.label_lists import renumber
-from stunet.datasets.listing import ending_of, list_images, named, unusable
+from stunet.datasets.listing import ending_of, list_images, named, same_case, unusable
 from stunet.errors import DataError, UsageError
 from stunet.files import whole
 from stunet.nifti import check_nifti
@@ -91,7 +91,7 @@ def find_pairs(images: Path, label_maps: Path, suffixes: Sequence[str], label_su
         label_suffix: Of label maps.
 
     Raises:
-        DataError: A folder is missing or has no images, a case lacks a channel, or the files are of several formats.
+        DataError: A folder is missing or has no images, a case lacks a channel, or a file is there in two formats.
         UsageError: Two suffixes are the same, so that images and labels, or two channels, cannot be told apart.
     """
     same = images.resolve() == label_maps.resolve()
@@ -108,12 +108,12 @@ def find_pairs(images: Path, label_maps: Path, suffixes: Sequence[str], label_su
         if end is None or stem == end:
             unmatched.append(path)
         elif not (same and end == label_suffix):
-            found.setdefault(stem.removesuffix(end), {})[end] = path
-    masks = {}
+            _put(found.setdefault(stem.removesuffix(end), {}), end, path)
+    masks: dict[str, Path] = {}
     for path, stem in _volumes(label_maps, [] if same else unmatched):
         is_image = same and any(stem.endswith(end) and len(end) > len(label_suffix) for end in suffixes)
         if stem.endswith(label_suffix) and stem != label_suffix and not is_image:
-            masks[stem.removesuffix(label_suffix)] = path
+            _put(masks, stem.removesuffix(label_suffix), path)
         elif not same:
             unmatched.append(path)
     for name, files in found.items():
@@ -201,6 +201,12 @@ def prepare_pairs(
     target = dataset_folder(raw, dataset_id, name)
     files = find_pairs(images, label_maps, list(channels.values()), label_suffix)
     return prepare(files, target, list(channels), names, unmatched, (variable, images) if variable else None)
+
+
+def _put(files: dict[str, Path], key: str, path: Path) -> None:
+    if key in files:
+        raise same_case(files[key], path)
+    files[key] = path
 
 
 def _volumes(folder: Path, unmatched: list[Path]) -> list[tuple[Path, str]]:

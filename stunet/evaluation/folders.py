@@ -17,7 +17,7 @@ import numpy as np
 
 from stunet import files
 from stunet.datasets import raise_first
-from stunet.datasets.listing import Image, ending_of, list_images, named
+from stunet.datasets.listing import Image, ending_of, list_images, named, same_case
 from stunet.errors import DataError
 from stunet.evaluation import metrics
 from stunet.evaluation.segmentations import check_place, read_segmentation
@@ -240,8 +240,7 @@ def _images(folder: Path, ending: str) -> dict[str, Image]:
         if image.name in images and images[image.name].ending == ending != image.ending:
             others.append(image.path)  # the same in another format
         elif image.name in images:
-            both = f"{str(images[image.name].path)!r} and {image.path.name!r}"
-            raise DataError(f"{both} are the same case", "remove one of them")
+            raise same_case(images[image.name].path, image.path)
         else:
             images[image.name] = image
     if others:

@@ -15,7 +15,7 @@ from typing import Any
 from stunet.datasets import raise_first, tiff
 from stunet.datasets.listing import Image, Listing, ending_of, list_images, named, not_utf8, unusable
 from stunet.errors import DataError
-from stunet.kinds import read_dataset_json
+from stunet.kinds import DATASET, read_dataset_json
 from stunet.workspace import FINAL, PARTIAL_TRAINER, TRAINER, load_plans, trained_folds
 
 _CHANNEL = re.compile(r"(.+)_(\d{4})", re.DOTALL)
@@ -110,7 +110,7 @@ def open_model(folder: Path, folds: Sequence[int | str] | None = None, checkpoin
             "give DATASET/TRAINER__PLANS__CONFIGURATION with --model, or -d and -c",
         )
     plans = load_plans(folder / "plans.json")
-    dataset = read_dataset_json(folder / "dataset.json")
+    dataset = read_dataset_json(folder / "dataset.json", DATASET)
     there = trained_folds(folder, checkpoint)
     if not there:
         other = sorted({path.name for path in folder.glob("fold_*/*.pth")})

@@ -167,13 +167,14 @@ def _finish(
     cases = {name: {"voxels": entry.voxels, "ignored": entry.ignored} for name, entry in finished.items()}
     write_json(part / RECORD, {"stunet": __version__, "cases": cases, "state": now})
     (part / DONE).unlink(missing_ok=True)
-    taken = {"name", "channel_names", "labels", "numTraining", "file_ending", "dataset", "description"}
+    taken = {"name", "channel_names", "modality", "labels", "numTraining", "file_ending", "dataset", "description"}
     more = {key: value for key, value in plan.description.items() if key not in taken}
     dataset = {
         case.name: {"images": [reference(path) for path in case.images], "label": f"labelsTr/{case.name}{FILE_ENDING}"}
         for case in plan.cases
     }
-    channels = {int(number): name for number, name in plan.description["channel_names"].items()}
+    channels = plan.description.get("channel_names") or plan.description["modality"]
     about = f"{plan.folder.name}, completed by a teacher: {', '.join(plan.classes)}"
     name = part.name.removeprefix(".part-")[11:]
-    write_dataset_json(part, name, channels, plan.values, len(plan.cases), description=about, dataset=dataset, **more)
+    numbered = {int(number): channel for number, channel in channels.items()}
+    write_dataset_json(part, name, numbered, plan.values, len(plan.cases), description=about, dataset=dataset, **more)

@@ -45,6 +45,7 @@ PASSING = (
     _Broken, requests.ConnectionError, requests.Timeout, urllib3.exceptions.ProtocolError,
     urllib3.exceptions.TimeoutError,
 )  # fmt: skip  # after which another attempt may succeed
+UNPACKED = {"", "identity", "aws-chunked"}  # values of Content-Encoding; S3 keeps the last one of an upload
 TRY_LATER = {408, 425, 429, 500, 502, 503, 504}
 log = logging.getLogger("stunet")
 
@@ -158,8 +159,9 @@ def _attempt(url: str, part: Path, sha256: str | None, size: int | None, on_byte
             raise _Broken(f"the server answers {answer.status_code} {answer.reason}")
         if answer.status_code not in (200, 206):
             raise _Useless(f"the server answers {answer.status_code} {answer.reason}")
-        if answer.headers.get("Content-Encoding", "identity") != "identity":
-            raise _Useless(f"packed as {answer.headers['Content-Encoding']!r}, which was not asked for")
+        packed = answer.headers.get("Content-Encoding", "")
+        if {word.strip().lower() for word in packed.split(",")} - UNPACKED:
+            raise _Useless(f"packed as {packed!r}, which was not asked for")
         if "html" in answer.headers.get("Content-Type", ""):
             raise _Useless("a web page instead of the file")
         start = have if answer.status_code == 206 else 0
