@@ -21,7 +21,7 @@ from stunet.errors import DataError, WeightsError
 from stunet.files import differences, shown
 from stunet.folds import ALL, FILE, MADE, Fold, check_fold, chosen, read_folds
 from stunet.kinds import FINGERPRINT as FINGERPRINT_KIND
-from stunet.kinds import RUN_RECORD, read, read_dataset_json
+from stunet.kinds import RUN_RECORD, plain_labels, read, read_dataset_json
 from stunet.plans.resolve import fingerprint_of, resolve
 from stunet.preprocessing import (
     CHANGED,
@@ -245,8 +245,8 @@ def check_checkpoint(
     if of is not None and str(of) != str(fold):
         hint = f"put the checkpoint of fold {fold} back, or train it: --overwrite"
         raise WeightsError(f"{name} is of fold {of}, not of fold {fold}", hint)
-    before = arguments.get("dataset_json")
-    if isinstance(before, Mapping) and (changed := differences(_labels(before), _labels(dataset_json))):
+    before = _plain(arguments.get("dataset_json"))
+    if before and (changed := differences(_labels(before), _labels(dataset_json))):
         hint = "put dataset.json back as it was, or --overwrite to train anew"
         raise WeightsError(f"{name} was trained with another dataset.json: {shown(changed)}", hint)
 
@@ -289,14 +289,14 @@ def check_trained(
             if any(differences(one.get(key), other.get(key)) for key in OF_THE_INPUT):
                 raise WeightsError(what, hint)
             warnings.append(what)  # edited by hand, to read or resample images in another way
-    known = arguments.get("dataset_json")
-    labels = known.get("labels") if isinstance(known, Mapping) else None
-    if isinstance(labels, Mapping) and (changed := differences(dict(labels), dict(dataset_json["labels"]))):
+    known = _plain(arguments.get("dataset_json"))
+    labels = known.get("labels")
+    if labels is not None and (changed := differences(labels, dict(dataset_json["labels"]))):
         what = f"{str(path)!r} was trained with other labels than dataset.json says: {shown(changed)}"
         if not _renamed(labels, dataset_json["labels"]):
             raise WeightsError(what, hint)
         warnings.append(what)
-    if isinstance(known, Mapping) and (rows := _rows(known)):
+    if rows := _rows(known):
         one = {**rows, "order": known.get("regions_class_order")}
         other = {**_rows(dataset_json), "order": dataset_json.get("regions_class_order")}
         if changed := differences(one, other):
@@ -424,6 +424,13 @@ def _renamed(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
     return sorted(one.values()) == sorted(other.values()) and all(
         other.get(n, value) == value for n, value in one.items()
     )
+
+
+def _plain(description: Any) -> dict[str, Any]:
+    """A dataset.json out of a checkpoint in the form in which files are read; empty where it is none."""
+    if not isinstance(description, Mapping) or not isinstance(description.get("labels"), Mapping):
+        return {}
+    return {**description, "labels": plain_labels(description["labels"])}
 
 
 def _listed(value: Any) -> list[Any]:
