@@ -278,6 +278,10 @@ def check_trained(
         if changed := differences(one, other):
             what = f"{str(path)!r} was trained on data of other settings than plans.json says: {shown(changed)}"
             raise WeightsError(what, hint)
+    lay, lie = (_orientation(each) for each in (before, plans))
+    if lay and lie and lay != lie:
+        what = f"{str(path)!r} was trained on images turned to {lay}, and plans.json says {lie}"
+        raise WeightsError(what, hint)
     known = arguments.get("dataset_json")
     labels = known.get("labels") if isinstance(known, Mapping) else None
     if isinstance(labels, Mapping) and (changed := differences(dict(labels), dict(dataset_json["labels"]))):
@@ -286,6 +290,12 @@ def check_trained(
             raise WeightsError(what, hint)
         warnings.append(what)
     return warnings
+
+
+def _orientation(plans: Any) -> str | None:
+    """What plans say that images are turned to; None where they do not say it."""
+    ours = plans.get("stunet") if isinstance(plans, Mapping) else None
+    return ours.get("orientation") if isinstance(ours, Mapping) else None
 
 
 def check_result(folder: Path) -> list[str]:
