@@ -182,8 +182,9 @@ def _moved(itk: Mapping[str, Any], way: Turn, shape: Sequence[int]) -> dict[str,
 def for_nnunet(properties: Mapping[str, Any], kind: str) -> dict[str, Any]:
     """The properties of a file as nnU-Net's writers take them: reorienting ones find what makes them turn nothing."""
     result = {key: value for key, value in properties.items() if key != "nifti"}
-    if kind.startswith("Nibabel") and "nibabel_stuff" not in result:  # of a DICOM series, which ITK has made
-        properties = result = {"spacing": result["spacing"], "nibabel_stuff": {"original_affine": _affine_ras(result)}}
+    if kind.startswith("Nibabel") and (itk := result.pop("sitk_stuff", None)):  # of a DICOM series
+        result["nibabel_stuff"] = {"original_affine": _affine_ras(itk)}
+        properties = dict(result)
     if not kind.endswith("WithReorient"):
         return result
     if itk := properties.get("sitk_stuff"):
@@ -193,9 +194,9 @@ def for_nnunet(properties: Mapping[str, Any], kind: str) -> dict[str, Any]:
     return result
 
 
-def _affine_ras(properties: Mapping[str, Any]) -> np.ndarray:
+def _affine_ras(itk: Mapping[str, Any]) -> np.ndarray:
     """The affine of nibabel, (4, 4), for ITK's geometry."""
-    itk, affine = _three_axes(properties["sitk_stuff"]), np.eye(4)
+    itk, affine = _three_axes(itk), np.eye(4)
     affine[:3, :3] = LPS_OF_RAS @ np.reshape(itk["direction"], (3, 3)) * itk["spacing"]
     affine[:3, 3] = LPS_OF_RAS @ itk["origin"]
     return affine

@@ -386,7 +386,10 @@ def test_series_behind_links_are_found_once_and_folders_that_cannot_be_listed_ar
     source.mkdir()
     (source / "linked").symlink_to(tmp_path / "far")
     (source / "linked" / "back").symlink_to(source)
+    (source / "up").symlink_to(tmp_path)
     (source / "same").symlink_to(tmp_path / "far")
-    assert [(one.name, one.folder) for one in find_series(source)] == [("linked_ct", source / "linked" / "ct")]
+    write_series(source / "own" / "ct")
+    (source / "a").symlink_to(source / "own")
+    assert [one.name for one in find_series(source)] == ["linked_ct", "own_ct"]
     assert find_series(tmp_path / "gone") == []
     assert "cannot list the folder" in caplog.text

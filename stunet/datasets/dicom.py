@@ -297,16 +297,16 @@ def _folders(source: Path) -> list[Path]:
     def warn(error: OSError) -> None:
         log.warning("left out: cannot list the folder %r: %s", error.filename, error.strerror)
 
-    found, seen = [], {os.path.realpath(source)}
-    for path, names, _ in os.walk(source, onerror=warn, followlinks=True):
-        below = {name: os.path.realpath(os.path.join(path, name)) for name in sorted(names) if name[0] != "."}
-        names[:] = []
-        for name, real in below.items():
-            if real not in seen:
-                seen.add(real)
-                names.append(name)
-        found += [Path(path) / name for name in names]
-    return found
+    found, ways = [], [source]
+    seen = {str(parent) for parent in Path(os.path.realpath(source)).parents}  # a link back up leads to other studies
+    while ways:  # links come last, so that what has a place of its own is called by that
+        for name, names, _ in os.walk(ways.pop(0), onerror=warn):
+            path, real = Path(name), os.path.realpath(name)
+            names[:] = [] if real in seen else sorted(below for below in names if not below.startswith("."))
+            found += [] if real in seen else [path]
+            seen.add(real)
+            ways += [path / below for below in names if (path / below).is_symlink()]
+    return found[1:]
 
 
 def _modality(channel: str | None) -> str | None:

@@ -366,6 +366,7 @@ class Predictor:
                 if len(files) > 1:
                     raise DataError(f"{str(file)!r} is a folder", "one file per channel")
                 found = find_series(file, self.model.channels[0], series)
+                found = [one for one in found if one.folder == file] or found
                 if not found:
                     raise DataError(f"no DICOM slices in the folder {str(file)!r}", "an image, or a folder of slices")
                 if len(found) > 1:
