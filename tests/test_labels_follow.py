@@ -9,6 +9,7 @@ import pytest
 
 from stunet.images import CaseReader, Reader, file_reader
 from stunet.inference.reading import Raw, _with_previous
+from stunet.merging.completing import _onto_image
 from stunet.nifti_header import has_forms
 from stunet.orientation import of_file
 from stunet.plans.fingerprint import _OfCase
@@ -42,6 +43,8 @@ def test_labels_are_turned_as_their_image(kind: str, image_says: bool, label_say
     np.testing.assert_array_equal(case.read_seg(label)[0], array)
     raw = _with_previous(Raw(array, image, properties), Path(label), reader)
     np.testing.assert_array_equal(raw.previous, array)
+    stored, of_stored = file_reader(kind).read_seg(label)
+    np.testing.assert_array_equal(_onto_image(Path(label), of_stored, raw)(stored), raw.on_file_grid)
 
 
 @pytest.mark.parametrize("kind", KINDS)
