@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from nnunetv2.experiment_planning.dataset_fingerprint import fingerprint_extractor as host
 from nnunetv2.experiment_planning.dataset_fingerprint.fingerprint_extractor import DatasetFingerprintExtractor
 
@@ -62,7 +63,7 @@ def extract_fingerprint(
         if kind == tiff.READER:
             for case in extractor.dataset.values():  # of which nnU-Net takes 1 mm where there is none
                 tiff.read_spacing(Path(case["images"][0]), is_image=True)
-        reader = partial(Reader, kind, chosen(kind, found))
+        reader = partial(_OfCase, kind, chosen(kind, found))
         # nnU-Net finds the reader by trial, and prints a traceback for each error.
         ours = {"determine_reader_writer_from_dataset_json": lambda *_, **__: reader}
         try:
@@ -98,6 +99,17 @@ def orientations(dataset: str) -> tuple[str, dict[str, int]]:
 def chosen(kind: str, found: Any) -> str | None:
     """The orientation that all images are turned to: the reader's own, or the most frequent one; None without any."""
     return REORIENTED if kind.endswith(REORIENTS) else next(iter(found), None)
+
+
+class _OfCase(Reader):
+    """A reader of one case, whose labels follow its image."""
+
+    def read_images(self, files: Sequence[str]) -> tuple[np.ndarray, dict[str, Any]]:
+        self._image = files[0]
+        return super().read_images(files)
+
+    def read_seg(self, file: str, like: Any = None) -> tuple[np.ndarray, dict[str, Any]]:
+        return super().read_seg(file, like or self._image)
 
 
 class _Pool:

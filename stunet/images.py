@@ -20,10 +20,9 @@ import numpy as np
 import SimpleITK as sitk
 
 from stunet.errors import DataError
-from stunet.nifti_header import has_forms
-from stunet.orientation import LPS_OF_RAS, code_of, turned
+from stunet.nifti_header import apply_forms, forms, has_forms, has_place, is_nifti
+from stunet.orientation import AS_IT_IS, LPS_OF_RAS, Turn, code_of, turn, turned, way_back
 
-NIFTI = (".nii", ".nii.gz")
 REORIENTS, REORIENTED = "WithReorient", "RAS"  # how nnU-Net's readers that turn images end, and what they turn them to
 LEAST_SHEAR, LARGEST_SHEAR = 1e-4, 1.0  # degrees off the right angle: 0.5 µm and 5 mm at the far end of 300 mm
 
@@ -50,6 +49,7 @@ class Reader:
     """
 
     def __init__(self, kind: str, orientation: str | None = None) -> None:
+        self._kind = kind
         self._stock: Any = _reader_class(kind)()
         self.orientation = None if kind.endswith(REORIENTS) else orientation  # these turn images themselves
 
@@ -59,18 +59,52 @@ class Reader:
         Raises:
             DataError: Axes are too far from right angles.
         """
-        return self._turned(with_straight_axes(self._stock.read_images, files), files[0])
+        array, properties = with_straight_axes(self._stock.read_images, files)
+        return self._turned(array, properties, files[0])
 
-    def read_seg(self, file: str) -> tuple[np.ndarray, dict[str, Any]]:
-        """Labels (1, D, H, W) and their properties."""
-        return self._turned(with_straight_axes(lambda files: self._stock.read_seg(files[0]), [file]), file)
+    def read_seg(self, file: str, like: str | Mapping[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
+        """Labels (1, D, H, W) and their properties.
 
-    def _turned(self, read: tuple[np.ndarray, dict[str, Any]], file: str) -> tuple[np.ndarray, dict[str, Any]]:
-        return read if self.orientation is None or not has_forms(file) else turned(*read, self.orientation)
+        Args:
+            file: Of the labels.
+            like: The file of the image that they belong to, or its properties as read_images() gives them. Where one of
+                the two files does not say how it lies, the labels are turned as the image is.
+        """
+        array, properties = with_straight_axes(lambda files: self._stock.read_seg(files[0]), [file])
+        if like is None or self.orientation is None:
+            return self._turned(array, properties, file)
+        way = self._turn_of(like)
+        if way is not None and has_forms(file):
+            return self._turned(array, properties, file)
+        way = way or AS_IT_IS
+        return way.copied(array), {**properties, "spacing": [properties["spacing"][axis] for axis in way.order]}
+
+    def _turn_of(self, image: str | Mapping[str, Any]) -> Turn | None:
+        """What turns an image; None where its file does not say how it lies."""
+        if isinstance(image, Mapping):
+            return way_back(image).back if has_place(image.get("nifti")) else None
+        own = file_orientation(Path(image), self._kind)
+        return None if own is None else turn(own, str(self.orientation))
+
+    def _turned(self, array: np.ndarray, properties: dict[str, Any], file: str) -> tuple[np.ndarray, dict[str, Any]]:
+        if self.orientation is None:
+            return array, properties
+        if not has_forms(file):
+            return array, {**properties, "nifti": forms(file)}
+        return turned(array, properties, self.orientation)
 
     def write_seg(self, labels_DHW: np.ndarray, path: str, properties: Mapping[str, Any]) -> None:
-        """Writes labels; `properties` are those of their own grid, as orientation.of_file() gives them."""
+        """Writes labels; `properties` are those of their own grid, as orientation.of_file() gives them.
+
+        A NIfTI file says as little of how it lies as that of its image, if the properties say that.
+        """
         self._stock.write_seg(labels_DHW, path, properties)
+        written = properties.get("nifti")
+        if written is not None and not has_place(written) and is_nifti(path):
+            image: Any = nibabel.load(path)
+            labels = np.asarray(image.dataobj)
+            apply_forms(image.header, written)
+            nibabel.save(type(image)(labels, None, image.header), path)
 
 
 @cache
@@ -84,6 +118,17 @@ def _reader_class(kind: str) -> type:
 def reader_of(plans: Mapping[str, Any]) -> Reader:
     """The reader of a plan's images, which turns them to the orientation on record there."""
     return Reader(plans["image_reader_writer"], plans.get("stunet", {}).get("orientation"))
+
+
+class CaseReader:
+    """What compares predictions with the labels of the same name, which are turned as their predictions are."""
+
+    def __init__(self, plans: Mapping[str, Any], predictions: Path) -> None:
+        self._reader, self._predictions = reader_of(plans), predictions
+
+    def read_seg(self, file: str) -> tuple[np.ndarray, dict[str, Any]]:
+        """Either of them."""
+        return self._reader.read_seg(file, str(self._predictions / Path(file).name))
 
 
 def file_reader(kind: str) -> Reader:
@@ -161,9 +206,9 @@ def with_straight_axes(read: Callable[[Sequence[str]], Read], files: Sequence[st
 
 def _straight_copy(path: Path, target: Path) -> Path:
     """The copy; or the file itself, where its axes are straight or it is of another format."""
-    if not path.name.endswith(NIFTI):
+    if not is_nifti(path):
         return path
-    with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+    with gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb") as file:
         content = file.read()
     kind = nibabel.Nifti1Header if content[:4] in (b"\x5c\x01\0\0", b"\0\0\x01\x5c") else nibabel.Nifti2Header
     header: Any = kind(content[: kind.sizeof_hdr])

@@ -15,6 +15,7 @@ from typing import BinaryIO
 import numpy as np
 
 from stunet.errors import DataError
+from stunet.nifti_header import is_nifti
 
 CHUNK = 1 << 20  # bytes, a multiple of all voxel sizes
 NIFTI1_HEADER, NIFTI2_HEADER = 348, 540  # bytes
@@ -40,7 +41,7 @@ def check_nifti(path: Path) -> None:
         DataError: The file is missing, truncated or damaged, has no voxels or spacing, or what it holds are no
             finite numbers.
     """
-    if not path.name.lower().endswith((".nii", ".nii.gz")):
+    if not is_nifti(path):
         return
     try:
         with gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb") as file:

@@ -23,13 +23,18 @@ UNEVEN = 0.01  # share by which pixdim may differ from the lengths of the matrix
 SCANNER, LABEL = 1, 1002  # codes of nifti1.h
 
 
+def is_nifti(path: str | Path) -> bool:
+    """Whether a file has the name of a NIfTI file, in capitals, too."""
+    return str(path).lower().endswith(NIFTI)
+
+
 def read_fields(path: str | Path) -> Any:
     """The header of a NIfTI file as it stands there; None for other formats and what is not NIfTI.
 
     Raises:
         OSError: It cannot be read.
     """
-    if not str(path).endswith(NIFTI):
+    if not is_nifti(path):
         return None
     try:
         with nibabel.openers.ImageOpener(str(path)) as file:
@@ -46,13 +51,12 @@ def read_fields(path: str | Path) -> Any:
 
 def has_forms(path: str | Path) -> bool:
     """Whether a file says how it lies; that of a format other than NIfTI does."""
-    header = read_fields(path)
-    return header is None or has_place(header)
+    return has_place(read_fields(path))
 
 
 def has_place(header: Any) -> bool:
-    """The same of a header, or of what forms() has read."""
-    return int(header["qform_code"]) > 0 or int(header["sform_code"]) > 0
+    """The same of a header, or of what forms() has read; None is that of another format."""
+    return header is None or int(header["qform_code"]) > 0 or int(header["sform_code"]) > 0
 
 
 def forms(path: str | Path) -> dict[str, Any] | None:

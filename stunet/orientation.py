@@ -57,6 +57,9 @@ class Turn:
         return matrix
 
 
+AS_IT_IS = Turn((0, 1, 2), (False,) * 3)
+
+
 def checked(text: str) -> str:
     """An orientation that somebody typed.
 
@@ -132,7 +135,7 @@ def turned(array: np.ndarray, properties: Mapping[str, Any], wanted: str | None)
 def way_back(properties: Mapping[str, Any]) -> Turn:
     """What brings an array with these properties back to the axes of its file."""
     now, before = orientation_of(properties), _before(properties)
-    return Turn((0, 1, 2), (False,) * 3) if now is None or before is None else turn(now, before)
+    return AS_IT_IS if now is None or before is None else turn(now, before)
 
 
 def of_file(properties: Mapping[str, Any], shape: Sequence[int]) -> dict[str, Any]:
@@ -179,6 +182,9 @@ def _moved(itk: Mapping[str, Any], way: Turn, shape: Sequence[int]) -> dict[str,
 def for_nnunet(properties: Mapping[str, Any], kind: str) -> dict[str, Any]:
     """The properties of a file as nnU-Net's writers take them: reorienting ones find what makes them turn nothing."""
     result = {key: value for key, value in properties.items() if key != "nifti"}
+    if kind.startswith("Nibabel") and (itk := result.pop("sitk_stuff", None)):  # of a DICOM series
+        result["nibabel_stuff"] = {"original_affine": _affine_ras(itk)}
+        properties = dict(result)
     if not kind.endswith("WithReorient"):
         return result
     if itk := properties.get("sitk_stuff"):
@@ -186,6 +192,14 @@ def for_nnunet(properties: Mapping[str, Any], kind: str) -> dict[str, Any]:
     elif stuff := properties.get("nibabel_stuff"):  # it turns from RAS to the orientation of the second
         result["nibabel_stuff"] = {"reoriented_affine": stuff["original_affine"], "original_affine": np.eye(4)}
     return result
+
+
+def _affine_ras(itk: Mapping[str, Any]) -> np.ndarray:
+    """The affine of nibabel, (4, 4), for ITK's geometry."""
+    itk, affine = _three_axes(itk), np.eye(4)
+    affine[:3, :3] = LPS_OF_RAS @ np.reshape(itk["direction"], (3, 3)) * itk["spacing"]
+    affine[:3, 3] = LPS_OF_RAS @ itk["origin"]
+    return affine
 
 
 def _before(properties: Mapping[str, Any]) -> str | None:

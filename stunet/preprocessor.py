@@ -23,7 +23,7 @@ from nnunetv2.preprocessing.resampling.default_resampling import (
 )
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from stunet.images import reader_of
+from stunet.images import Reader, reader_of
 from stunet.resampling import resample_image, resample_labels
 
 # What resample_data_or_seg_to_shape takes where the plans name nothing.
@@ -79,7 +79,8 @@ class Preprocessor(DefaultPreprocessor):
     ) -> tuple[np.ndarray, Any, dict]:
         """As in nnU-Net; the labels are read first, and kept in as few bytes as they need."""
         reader = plans.image_reader_writer_class()
-        labels = None if seg_file is None else _smallest(reader.read_seg(seg_file)[0])
+        like = {"like": image_files[0]} if isinstance(reader, Reader) else {}  # which nnU-Net's readers do not know
+        labels = None if seg_file is None else _smallest(reader.read_seg(seg_file, **like)[0])
         image, properties = reader.read_images(image_files)
         return self.run_case_npy(image, labels, properties, plans, configuration, dataset)
 

@@ -289,6 +289,10 @@ def check_trained(
             if any(differences(one.get(key), other.get(key)) for key in OF_THE_INPUT):
                 raise WeightsError(what, hint)
             warnings.append(what)  # edited by hand, to read or resample images in another way
+    lay, lie = (_orientation(each) for each in (before, plans))
+    if lay and lie and lay != lie:
+        what = f"{str(path)!r} was trained on images turned to {lay}, and plans.json says {lie}"
+        raise WeightsError(what, hint)
     known = _plain(arguments.get("dataset_json"))
     labels = known.get("labels")
     if labels is not None and (changed := differences(labels, dict(dataset_json["labels"]))):
@@ -303,6 +307,12 @@ def check_trained(
             what = f"{str(path)!r} was trained with another order of regions than dataset.json has: {shown(changed)}"
             raise WeightsError(what, hint)
     return warnings
+
+
+def _orientation(plans: Any) -> str | None:
+    """What plans say that images are turned to; None where they do not say it."""
+    ours = plans.get("stunet") if isinstance(plans, Mapping) else None
+    return ours.get("orientation") if isinstance(ours, Mapping) else None
 
 
 def check_result(folder: Path) -> list[str]:

@@ -14,6 +14,7 @@ import torch
 from stunet import __version__
 from stunet.cli.predict import main
 from stunet.datasets.dicom import read_series
+from stunet.errors import DataError
 from stunet.inference.cases import Case, open_model
 from stunet.inference.products import Products, write
 from stunet.results.dicom_seg import EXTRA
@@ -280,3 +281,44 @@ def test_a_ct_that_is_not_in_hu_is_warned_about(caplog: pytest.LogCaptureFixture
     assert predict() == 0
     said = [record.getMessage() for record in caplog.records if "units" in record.getMessage()]
     assert [line.split(": ")[0] for line in said] == ["in/b_0000.nii.gz", "in/c_0000.nii.gz"]
+
+
+def test_one_file_that_cannot_be_written_replaces_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: Any) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("stunet.inference.products.write_seg_nrrd", fails)  # a library
+    others = [Path(f"in/a{end}") for end in (".nii.gz", ".npz", ".pkl", "_preview.png")]
+    for other in others[1:]:
+        other.write_text("of somebody")
+    scan = Path("in/a_0000.nii.gz").rename(others[0])
+    before = [other.read_bytes() for other in others]
+    assert predict(source=str(scan), out="in/a.seg.nrrd") == 5
+    assert [other.read_bytes() for other in others] == before
+    others[0].rename("scan.nii.gz")
+    assert predict(source="scan.nii.gz", out="in/a.seg.nrrd") == 5
+    assert others[0].is_file()  # kept, as nothing stood there
+
+
+def test_a_kept_result_replaces_no_input_of_a_folder_of_results() -> None:
+    write_series(Path("patient"))
+    previous = write_image(Path("out/a.nii.gz"))
+    case, before = Case("a", (Path("patient"),), previous), previous.read_bytes()
+    empty = Segmentation(np.zeros(VOLUME.shape, np.uint8), {"a": 1}, (1.0,) * 3, (0.0,) * 3, tuple(np.eye(3).ravel()))
+    with pytest.raises(DataError, match=r"not kept, as 'a.nii.gz' is there already"):
+        write(empty, {}, None, case, Path("out"), Products("dicom_seg"), open_model(MODEL), None)
+    assert previous.read_bytes() == before
+    assert names() == ["a.nii.gz"]
+
+
+def test_runs_for_one_file_each_leave_each_others_temporary_files() -> None:
+    model = MODEL.with_name("T__P__3d_cascade_fullres")
+    make_model(model, mirror=None)
+    make_model(MODEL.with_name("T__P__3d_lowres"), mirror=None)
+    live = Path("out/prev_stage_3d_lowres/.part-1-other.nii.gz")
+    live.parent.mkdir(parents=True)
+    live.touch()
+    assert predict(source="in/a_0000.nii.gz", out="out/seg.nii.gz", model=model) == 0
+    assert live.exists()
+    assert predict(source="in/a_0000.nii.gz", out="out", model=model) == 0
+    assert not live.exists()

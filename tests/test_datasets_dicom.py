@@ -281,7 +281,7 @@ def test_the_series_of_the_modality_is_taken_and_this_is_said(tmp_path: Path, ca
     assert choose(tmp_path, "PT").key == "1.2.3.1"
     with pytest.raises(DataError, match="no DICOM series of MR images") as caught:
         choose(tmp_path, "MR")
-    assert caught.value.hint == "--series 1.2.3.4 takes it all the same"
+    assert caught.value.hint == "--series 1.2.3.4 (in Python: series='1.2.3.4') takes it all the same"
 
 
 @pytest.mark.parametrize("wanted", ["1.2.3.9", "8", "Venous"])
@@ -376,3 +376,20 @@ def test_folders_without_dicom_files_are_told_apart(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no DICOM series"):
         read_series(tmp_path)
     assert is_dicom_folder(tmp_path / "inner")
+
+
+def test_series_behind_links_are_found_once_and_folders_that_cannot_be_listed_are_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_series(tmp_path / "far" / "ct")
+    source = tmp_path / "study"
+    source.mkdir()
+    (source / "linked").symlink_to(tmp_path / "far")
+    (source / "linked" / "back").symlink_to(source)
+    (source / "up").symlink_to(tmp_path)
+    (source / "same").symlink_to(tmp_path / "far")
+    write_series(source / "own" / "ct")
+    (source / "a").symlink_to(source / "own")
+    assert [one.name for one in find_series(source)] == ["linked_ct", "own_ct"]
+    assert find_series(tmp_path / "gone") == []
+    assert "cannot list the folder" in caplog.text

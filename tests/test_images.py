@@ -22,6 +22,7 @@ from stunet.nifti_header import oddities
 from stunet.orientation import of_file
 from stunet.results.segmentation import Segmentation
 from stunet.results.write import write_nifti
+from tests.dicom_files import VOLUME, write_series
 from tests.predictor_models import SHAPE, make_model, run, write_dicom, write_image
 
 FP32 = Options(precision="fp32")
@@ -235,8 +236,9 @@ def test_predict_says_what_it_takes(model: Path, tmp_path: Path) -> None:
     assert predictor.predict(tmp_path / "dicom").labels_DHW.shape == (10, 20, 20)
     with pytest.raises(DataError, match=r"no such file: 'none.nii.gz'"):
         predictor.predict("none.nii.gz")
+    (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="no DICOM slices in the folder"):
-        predictor.predict(tmp_path)
+        predictor.predict(tmp_path / "empty")
     for wrong, what in ((None, "no NoneType"), (3, "no int"), ([3], "no list of int"), ([], "no list")):
         with pytest.raises(UsageError, match=f"Predictor.predict takes {what}"):
             predictor.predict(wrong)
@@ -257,8 +259,52 @@ def test_images_of_one_channel_each_become_one_of_several(tmp_path: Path) -> Non
     with pytest.raises(DataError, match=r"3 images for 2 channel\(s\)"):
         predictor.predict([nibabel.load(files[0])] * 3)
     turned = sitk.DICOMOrient(sitk.ReadImage(files[1]), "LPS")
-    with pytest.raises(DataError, match="does not lie on the grid of the first"):
-        predictor.predict([sitk.ReadImage(files[0]), turned])
+    there = recorded(make_model(tmp_path / "U__P__3d_fullres", channels=2), orientation="LPS")
+    for each in (predictor, Predictor.from_folder(there, FP32)):
+        with pytest.raises(DataError, match="does not lie on the grid of the first"):
+            each.predict([sitk.ReadImage(files[0]), turned])
+        with pytest.raises(DataError, match="does not lie on the grid of the first"):
+            each.predict([turned, turned[:, :, 0]])
+        with pytest.raises(DataError, match="does not lie on the grid of the first"):
+            each.predict([nibabel.load(files[0]), nibabel.as_closest_canonical(nibabel.load(files[1]))])
     sitk.WriteImage(turned, files[1])
     with pytest.raises(DataError, match=r"the axes of .* run PLI, those of .* LPS"):
         predictor.predict(files)
+
+
+def test_a_reader_that_turns_images_takes_channels_of_any_orientation(tmp_path: Path) -> None:
+    folder = make_model(tmp_path / "T__P__3d_fullres", channels=2, reader="SimpleITKIOWithReorient")
+    files = [write_image(tmp_path / f"c_000{n}.nii.gz", n) for n in (0, 1)]
+    expected = read(Case("c", tuple(files)), open_model(folder), None).image_CDHW
+    sitk.WriteImage(sitk.DICOMOrient(sitk.ReadImage(files[1]), "LPS"), files[1])
+    np.testing.assert_array_equal(read(Case("c", tuple(files)), open_model(folder), None).image_CDHW, expected)
+
+
+def test_names_in_capitals_are_read_as_others(model: Path, tmp_path: Path) -> None:
+    for form in ((None, 0), (A, 1)):
+        image = save(tmp_path / "x.nii", form, form)
+        (tmp_path / "X.NII").write_bytes((tmp_path / "x.nii").read_bytes())
+        small, capital = (read(Case("x", (tmp_path / name,)), open_model(model), "RAS") for name in ("x.nii", "X.NII"))
+        assert image.shape == capital.image_CDHW.shape[:0:-1]
+        np.testing.assert_array_equal(capital.image_CDHW, small.image_CDHW)
+        assert capital.properties["nifti"] == small.properties["nifti"]
+
+
+def test_the_series_of_a_dicom_folder_is_chosen_by_the_models_channel_or_by_name(model: Path, tmp_path: Path) -> None:
+    folder = make_model(tmp_path / "T__P__3d_fullres", mirror=None)
+    write_json(folder / "dataset.json", {**read_json(folder / "dataset.json"), "channel_names": {"0": "CT"}})
+    predictor, study = Predictor.from_folder(folder, FP32), tmp_path / "study"
+    write_series(study, VOLUME)
+    tall = np.repeat(VOLUME, 4, 0)
+    write_series(study, tall, [f"p{n:02}" for n in range(24)], Modality="PT", SeriesInstanceUID="1.2.9")
+    assert predictor.predict(study).labels_DHW.shape == VOLUME.shape
+    assert predictor.predict(study, series="1.2.9").labels_DHW.shape == tall.shape
+    with pytest.raises(DataError, match="no images of a series '7'") as caught:
+        predictor.predict(study, series="7")
+    assert "in Python: series" in caught.value.hint
+    write_series(tmp_path / "both" / "one")
+    write_series(tmp_path / "both" / "two")
+    with pytest.raises(DataError, match="holds 2 folders with a series"):
+        predictor.predict(tmp_path / "both")
+    with pytest.raises(UsageError, match="series"):
+        predictor.predict(write_image(tmp_path / "x.nii.gz"), series="7")

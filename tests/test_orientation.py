@@ -18,7 +18,7 @@ from stunet.inference import products
 from stunet.inference.cases import Case, Model
 from stunet.inference.products import Products
 from stunet.inference.reading import from_array, from_nibabel, from_sitk, read
-from stunet.orientation import checked, left_right_axis, of_file, orientation_of, turn, turned, way_back
+from stunet.orientation import checked, for_nnunet, left_right_axis, of_file, orientation_of, turn, turned, way_back
 from stunet.results.segmentation import Segmentation
 
 CODES = ["".join(code) for axes in itertools.permutations(("LR", "PA", "SI")) for code in itertools.product(*axes)]
@@ -205,6 +205,18 @@ def test_masks_and_objects_lie_there_too(tmp_path: Path) -> None:
         mask: Any = nibabel.load(folder / f"{name}.nii.gz")
         at = np.argwhere(mask.get_fdata())[0]
         np.testing.assert_allclose(mask.affine[:3, :3] @ at + mask.affine[:3, 3], TRUTH[value], atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", READERS)
+def test_stock_writers_put_results_of_dicom_series_to_their_place(kind: str, tmp_path: Path) -> None:
+    image = sitk.GetImageFromArray(np.arange(1, 1 + np.prod(SHAPE), dtype=np.int16).reshape(SHAPE[::-1]))
+    image.SetSpacing((1.1, 1.3, 2.0))
+    image.SetOrigin((3, -5, 9))
+    image.SetDirection((0, 0, 1, 1, 0, 0, 0, 1, 0))  # as images.read_series() gives it
+    raw = from_sitk(image, ["CT"], "LPS")
+    properties = for_nnunet(of_file(raw.properties, SHAPE[::-1]), kind)
+    READERS[kind]().write_seg(raw.on_file_grid[0].astype(np.int16), str(tmp_path / "x.nii.gz"), properties)
+    np.testing.assert_allclose(of_sitk(sitk.ReadImage(tmp_path / "x.nii.gz")), of_sitk(image), atol=1e-4)
 
 
 def place_of(segmentation: Segmentation) -> tuple[Any, ...]:

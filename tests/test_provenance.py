@@ -415,6 +415,11 @@ def test_a_model_predicts_with_the_plans_that_it_was_trained_with(pre: Path) -> 
     again["configurations"]["3d_fullres"]["spacing"][0] = 9.0
     with pytest.raises(WeightsError, match=r"other settings than plans.json says: spacing\[0\]: .* -> 9.0"):
         warnings(plans=again)
+    ours = {**plans["stunet"], "orientation": "LPS"}
+    arguments["plans"] = {**plans, "stunet": ours}
+    assert warnings(plans={**plans, "stunet": {**ours, "orientation": None}}) == []
+    with pytest.raises(WeightsError, match="trained on images turned to LPS"):
+        warnings(plans={**plans, "stunet": {**ours, "orientation": "RAS"}})
     with pytest.raises(WeightsError, match=r"other labels than dataset.json says: labels.liver|: liver: "):
         warnings(liver=9)
     values = description["labels"]

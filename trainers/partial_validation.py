@@ -17,7 +17,7 @@ from stunet.annotations import Annotations
 from stunet.datasets.listing import visible
 from stunet.evaluation.metrics import confusion
 from stunet.files import remove_parts, whole
-from stunet.images import reader_of
+from stunet.images import CaseReader
 from stunet.trainers.validation import FOLDER, SUMMARY
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ def measure(trainer: "STUNetPartialTrainer") -> None:
     folder, ending = Path(trainer.output_folder) / FOLDER, trainer.dataset_json["file_ending"]
     remove_parts(folder)
     references = Path(trainer.preprocessed_dataset_folder_base) / "gt_segmentations"
-    reader = reader_of(trainer.plans_manager.plans)
+    reader = CaseReader(trainer.plans_manager.plans, folder)
     found = predicted_values(trainer.annotations)
 
     def compared(path: Path) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from nnunetv2.training.dataloading import nnunet_dataset as datasets
 from nnunetv2.utilities.label_handling.label_handling import convert_labelmap_to_one_hot
 
 from stunet.files import remove_parts, whole
-from stunet.images import file_reader, reader_of
+from stunet.images import CaseReader, file_reader
 from stunet.inference.cases import Model, drop_channel_axis
 from stunet.inference.output import endings_of_case, part_of_case, whole_case
 from stunet.inference.probabilities import PLAIN, compress
@@ -254,7 +254,7 @@ def measure(trainer: "PlannedTrainer", processes: int) -> None:
             str(Path(trainer.preprocessed_dataset_folder_base) / "gt_segmentations"),
             str(folder),
             str(part),
-            reader_of(trainer.plans_manager.plans),
+            CaseReader(trainer.plans_manager.plans, folder),
             trainer.dataset_json["file_ending"],
             labels.foreground_regions if labels.has_regions else labels.foreground_labels,
             labels.ignore_label,

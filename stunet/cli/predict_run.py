@@ -93,9 +93,10 @@ def _run_stage(
     quiet = args.disable_progress_bar
     with console.Progress(f"predict {stage.name}", 0, quiet) as progress:
         shown = _Shown(progress)
-        pipeline = Pipeline(stage, target, wanted, args.max_memory, shown.begin, shown.window)
-        whole_folder = not last or target == args.o
-        pipeline.remove_leftovers(None if whole_folder and args.num_parts == 1 else cases)
+        ours = args.o in (target, target.parent)  # not the folder around the one file that is asked for
+        whole_folder = ours or not last
+        pipeline = Pipeline(stage, target, wanted, args.max_memory, shown.begin, shown.window, not whole_folder)
+        pipeline.remove_leftovers(None if ours and args.num_parts == 1 else cases)
         todo = _to_do(pipeline, cases, keep=args.continue_prediction and whole_folder)
         if whole_folder:
             write_record(target, _settings(args, target), stage.made_by, stage.result_dataset, stage.model.plans)

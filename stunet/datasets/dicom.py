@@ -157,7 +157,7 @@ def choose(folder: Path, modality: str | None = None, wanted: str | None = None)
     if wanted is not None:
         meant = [series for series in images if series.key == wanted] or [s for s in images if s.is_called(wanted)]
         if not meant:
-            hint = "--series with the UID, number or description of one of them"
+            hint = "--series (in Python: series) with the UID, number or description of one of them"
             raise _NothingToTakeError(f"no images of a series {wanted!r} in {str(folder)!r} (there: {listed})", hint)
     else:
         meant = [series for series in images if series.kind != "localizer"]
@@ -166,14 +166,15 @@ def choose(folder: Path, modality: str | None = None, wanted: str | None = None)
     if not meant:
         hint = "give the folder that holds the slices of one series"
         if images:
-            hint = f"--series {_quoted(images[0])} takes it all the same"
+            hint = f"--series {_quoted(images[0])} (in Python: series={images[0].key!r}) takes it all the same"
         what = f"no DICOM series of {modality} images" if modality else "no DICOM series of images"
         raise _NothingToTakeError(f"{what} in {str(folder)!r} (there: {listed})", hint)
     best = max(meant, key=_weight)
     rivals = [series for series in meant if series is best or 2 * _weight(series) > _weight(best)]
     if len(rivals) > 1:
         what = f"{str(folder)!r} holds {len(rivals)} series that may be meant: {_some([str(s) for s in rivals])}"
-        raise DataError(what, f"--series {_quoted(best)}, or another one, or a folder for each series")
+        hint = f"--series {_quoted(best)} (in Python: series={best.key!r}), or another one, or a folder for each series"
+        raise DataError(what, hint)
     others = [str(series) for series in there.series if series is not best] + [repr(f.name) for f in there.others]
     if others and wanted != best.key:
         log.warning("%r: taking %s; left out: %s", str(folder), best, _some(others))
@@ -291,12 +292,21 @@ def _holds_slices(path: Path) -> bool:
 
 
 def _folders(source: Path) -> list[Path]:
-    """All folders below a folder, without hidden ones."""
-    found = []
-    for path, names, _ in os.walk(source):
-        names[:] = sorted(name for name in names if not name.startswith("."))
-        found += [Path(path) / name for name in names]
-    return found
+    """All folders below a folder, also behind links, each once and without hidden ones."""
+
+    def warn(error: OSError) -> None:
+        log.warning("left out: cannot list the folder %r: %s", error.filename, error.strerror)
+
+    found, ways = [], [source]
+    seen = {str(parent) for parent in Path(os.path.realpath(source)).parents}  # a link back up leads to other studies
+    while ways:  # links come last, so that what has a place of its own is called by that
+        for name, names, _ in os.walk(ways.pop(0), onerror=warn):
+            path, real = Path(name), os.path.realpath(name)
+            names[:] = [] if real in seen else sorted(below for below in names if not below.startswith("."))
+            found += [] if real in seen else [path]
+            seen.add(real)
+            ways += [path / below for below in names if (path / below).is_symlink()]
+    return found[1:]
 
 
 def _modality(channel: str | None) -> str | None:

@@ -115,7 +115,7 @@ def read_nifti(path: Path) -> tuple[nibabel.Nifti1Image, bytes]:
     """
     try:
         content = path.read_bytes()
-        content = gzip.decompress(content) if path.name.endswith(".gz") else content
+        content = gzip.decompress(content) if path.name.lower().endswith(".gz") else content
         image = nibabel.Nifti1Image.from_bytes(content)
         proxy: Any = image.dataobj
         needed = proxy.offset + image.get_data_dtype().itemsize * int(np.prod(image.shape, dtype=np.int64))

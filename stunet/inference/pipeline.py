@@ -66,6 +66,7 @@ class Pipeline:
         max_memory_gb: What this process may take, in 10^9 bytes; None: SHARE of what there is.
         on_case: Called with a case and its number of windows when the network begins with it.
         on_window: Called for each window.
+        shared: The folder also holds files of others, which are kept.
     """
 
     def __init__(
@@ -76,7 +77,9 @@ class Pipeline:
         max_memory_gb: float | None = None,
         on_case: Callable[[Case, int], None] = lambda case, windows: None,
         on_window: Callable[[], None] = lambda: None,
+        shared: bool = False,
     ) -> None:
+        self._shared = shared
         self.predictor, self.folder, self.products = predictor, folder, products or Products()
         self._limit = SHARE * memory_limit() if max_memory_gb is None else max_memory_gb * 1e9
         self._limit_of = f"{SHARE:.0%} of what there is" if max_memory_gb is None else "--max_memory"
@@ -124,7 +127,7 @@ class Pipeline:
 
     def remove(self, cases: Sequence[Case]) -> None:
         """Removes the files of cases, so that a run that ends early leaves none that something else has made."""
-        self.products.remove(cases, self.folder, self.predictor.model)
+        self.products.remove(cases, self.folder, self.predictor.model, self._shared)
 
     def remove_leftovers(self, cases: Sequence[Case] | None = None) -> None:
         """Removes temporary files of runs that were killed; only those of `cases` where other runs share the folder."""
@@ -196,7 +199,7 @@ class Pipeline:
                 place = of_file(properties, segmentation.labels_DHW.shape)
                 files, missing = products.write(
                     segmentation, place, None if image is None else image[0], case, self.folder, wanted, model,
-                    self.predictor.writer,
+                    self.predictor.writer, self._shared,
                 )  # fmt: skip
             outcome.report.files = [file.name for file in files]
             problem = problem or missing

@@ -39,6 +39,7 @@ from stunet.inference.reading import (
     from_array,
     from_nibabel,
     from_sitk,
+    oriented,
     read,
     readable,
     stacked,
@@ -163,6 +164,7 @@ class Predictor:
         on_window: Callable[[], None] = lambda: None,
         *,
         affine: Any = None,
+        series: str | None = None,
     ) -> Segmentation:
         """The segmentation of an image, on its own grid.
 
@@ -176,13 +178,14 @@ class Predictor:
             on_window: Called for each window that the network has seen, windows() times.
             affine: Of an array, in place of the spacing: (4, 4), as nibabel has it, from voxel (x, y, z), the last axis
                 of the array first, to mm in RAS. Without it an array is taken to lie as the training images do.
+            series: Of a DICOM folder: UID, number or description, where the model's channel does not choose it.
 
         Raises:
             DataError: The image cannot be read or preprocessed.
             OutOfMemoryError: It does not fit into the memory.
             UsageError: It is something else.
         """
-        prepared = self.preprocess(self._raw(image, spacing, affine))
+        prepared = self.preprocess(self._raw(image, spacing, affine, series))
         return self.result(self.segment(prepared, on_window), prepared)
 
     @property
@@ -320,10 +323,13 @@ class Predictor:
         own = self._network_shape(shape, spacing)
         return memory.need(shape, own, len(self.model.channels), self._windows, self._configuration)
 
-    def _raw(self, image: Any, spacing: Any, affine: Any) -> Raw:
+    def _raw(self, image: Any, spacing: Any, affine: Any, series: str | None) -> Raw:
         channels = self.model.channels
         if isinstance(image, torch.Tensor):
             image = image.detach().cpu().float().numpy()
+        paths = image if isinstance(image, list | tuple) else [image]
+        if series is not None and not all(isinstance(each, str | os.PathLike) for each in paths):
+            raise UsageError("series chooses from a DICOM folder", "leave it out")
         if isinstance(image, np.ndarray):
             return from_array(image, spacing, affine, channels, self.orientation)
         if isinstance(image, str | os.PathLike | sitk.Image | SpatialImage):
@@ -331,12 +337,12 @@ class Predictor:
         one, several = f"no {type(image).__name__}", f"for {len(channels)} channel(s): {', '.join(channels)}"
         if isinstance(image, list | tuple) and image and spacing is None and affine is None:
             if all(isinstance(each, str | os.PathLike) for each in image):
-                return self._read_files([Path(each) for each in image])
+                return self._read_files([Path(each) for each in image], series)
             parts = channels if len(image) == 1 else channels[:1]
             makers = {sitk.Image: from_sitk, SpatialImage: from_nibabel}
             for kind, make in makers.items():
                 if all(isinstance(each, kind) for each in image):
-                    raw = stacked([make(each, parts, self.orientation) for each in image])
+                    raw = oriented(stacked([make(each, parts, None) for each in image]), self.orientation)
                     if len(raw.image_CDHW) != len(channels):
                         raise DataError(f"{len(image)} images {several}", "one image per channel, in their order")
                     return raw
@@ -348,17 +354,25 @@ class Predictor:
             "a file, DICOM folder, SimpleITK or nibabel image, one of these per channel, or an array and its spacing",
         )
 
-    def _read_files(self, files: Sequence[Path]) -> Raw:
+    def _read_files(self, files: Sequence[Path], series: str | None) -> Raw:
+        if series is not None and not files[0].is_dir():
+            raise UsageError(f"series chooses from a DICOM folder, and {str(files[0])!r} is none", "leave it out")
         for file in files:
             if not file.exists():
                 raise DataError(f"no such file: {str(file)!r}", "check the path")
             if file.is_dir():
-                from stunet.datasets.dicom import is_dicom_folder
+                from stunet.datasets.dicom import find_series
 
                 if len(files) > 1:
                     raise DataError(f"{str(file)!r} is a folder", "one file per channel")
-                if not is_dicom_folder(file):
+                found = find_series(file, self.model.channels[0], series)
+                found = [one for one in found if one.folder == file] or found
+                if not found:
                     raise DataError(f"no DICOM slices in the folder {str(file)!r}", "an image, or a folder of slices")
+                if len(found) > 1:
+                    what = f"{str(file)!r} holds {len(found)} folders with a series"
+                    raise DataError(what, f"one of them, such as {str(found[0].folder)!r}")
+                return self.read(Case("image", (found[0].folder,), None, found[0].error, found[0].key))
         return self.read(Case("image", tuple(files)))
 
     def _find_orientation(self) -> tuple[str | None, str | None]:

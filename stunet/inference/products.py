@@ -19,6 +19,7 @@ from stunet.inference.cases import Case, Model
 from stunet.inference.output import part_of_case, whole_case
 from stunet.inference.probabilities import PLAIN, compress
 from stunet.nifti import check_nifti
+from stunet.nifti_header import is_nifti
 from stunet.orientation import for_nnunet
 from stunet.results.segmentation import Segmentation
 from stunet.results.write import write_masks, write_nifti, write_seg_nrrd
@@ -73,13 +74,19 @@ class Products:
             return False
         return all(path.exists() for path in paths)
 
-    def remove(self, cases: Sequence[Case], folder: Path, model: Model) -> None:
+    def remove(self, cases: Sequence[Case], folder: Path, model: Model, shared: bool = False) -> None:
         """Removes the files of cases, so that a run that ends early leaves none that something else has made.
+
+        Args:
+            cases: Whose files.
+            folder: Of the results.
+            model: Whose results these are.
+            shared: The folder also holds files of others: only what is asked for now is removed.
 
         Raises:
             DataError: A folder that masks would take the place of holds something else; nothing is removed then.
         """
-        endings = {*self.endings(model), *PROBABILITIES, PREVIEW}
+        endings = {*self.endings(model), *(() if shared else (*PROBABILITIES, PREVIEW))}
         names = [f"{case.name}{ending}" for case in cases for ending in endings]
         paths = [folder / name for name in names if len(os.fsencode(name)) <= NAME_MAX]  # others cannot be there
         for path in paths:
@@ -98,10 +105,12 @@ def write(
     products: Products,
     model: Model,
     writer: Any,
+    shared: bool = False,
 ) -> tuple[list[Path], StunetError | None]:
     """Writes the files of a case; its probabilities stand in probabilities_part() already, and are compressed here.
 
-    Where one cannot be made the others are; for a segmentation in another format that of the model stands in.
+    Where one cannot be made the others are; for a segmentation in another format that of the model stands in, unless
+    it would take the place of an input, or of any file where the folder is shared.
 
     Args:
         segmentation: On the grid of the case's files.
@@ -112,6 +121,7 @@ def write(
         products: What is written.
         model: Whose results these are.
         writer: images.Reader of the model's files, which turns nothing.
+        shared: The folder also holds files of others.
 
     Returns:
         The files, and why one that was asked for is not among them.
@@ -140,12 +150,24 @@ def write(
         except FAILURES as error:
             if products.format == "image":
                 raise
+            known, instead = reason(error), [".json", own] if model.has_spacing_files else [own]
+            if taken := next((end for end in instead if not _is_free(case, folder, end, shared)), None):
+                message = f"{known.message} (the segmentation is not kept, as {case.name + taken!r} is there already)"
+                raise type(known)(message, known.hint) from error
             _write_segmentation(segmentation, properties, case, Path(f"{part}{own}"), "image", writer)
-            endings[-1:] = [".json", own] if model.has_spacing_files else [own]
-            known = reason(error)
+            endings[-1:] = instead
             message = f"{known.message} (the segmentation is kept as {case.name + own!r})"
             errors.append(type(known)(message, known.hint))
     return [folder / f"{case.name}{ending}" for ending in endings], errors[-1] if errors else None
+
+
+def _is_free(case: Case, folder: Path, ending: str, shared: bool) -> bool:
+    """Whether a file that nobody has asked for may be written."""
+    path = folder / f"{case.name}{ending}"
+    if shared:
+        return not os.path.lexists(path)
+    inputs = {os.path.realpath(file) for file in (*case.files, case.previous) if file}
+    return os.path.realpath(path) not in inputs
 
 
 def _write_preview(
@@ -180,7 +202,7 @@ def _write_segmentation(
         from stunet.results.dicom_seg import write_dicom_seg
 
         write_dicom_seg(segmentation, case.files[0], path, series=case.series)
-    elif path.name.endswith((".nii", ".nii.gz")):
+    elif is_nifti(path):
         write_nifti(segmentation, path)
     else:
         writer.write_seg(segmentation.labels_DHW, str(path), properties)

@@ -16,7 +16,7 @@ from stunet.datasets import tiff
 from stunet.datasets.listing import unusable
 from stunet.datasets.units import unlike_plan
 from stunet.errors import DataError, OutOfMemoryError, is_out_of_memory, last_line
-from stunet.images import Reader, file_orientation
+from stunet.images import REORIENTS, Reader, file_orientation
 from stunet.inference.cases import Case, Model, volumes
 from stunet.machine import memory_limit
 from stunet.nifti import check_nifti
@@ -70,13 +70,12 @@ def read(case: Case, model: Model, orientation: str | None) -> Raw:
     files, channels = ", ".join(str(file) for file in case.files), model.channels
     kind = model.plans["image_reader_writer"]
     reader = Reader(kind, orientation)
-    previous = None if case.previous is None else _read_previous(case.previous, reader)
     if case.is_dicom:
         from stunet.datasets.dicom import read_series
 
         with readable(files):
             series = read_series(case.files[0], case.series)
-        return from_sitk(series, channels, orientation, files)._replace(previous=previous)
+        return _with_previous(from_sitk(series, channels, orientation, files), case.previous, reader)
     with readable(files):
         for file in case.files:
             if error := unusable(file):
@@ -96,7 +95,7 @@ def read(case: Case, model: Model, orientation: str | None) -> Raw:
         _check_voxels(image, files)
     if written := forms(case.files[0]):
         properties["nifti"] = written
-    return Raw(image, files, properties, previous)
+    return _with_previous(Raw(image, files, properties), case.previous, reader)
 
 
 def from_array(image: np.ndarray, spacing: Any, affine: Any, channels: Sequence[str], orientation: str | None) -> Raw:
@@ -183,16 +182,23 @@ def from_nibabel(image: Any, channels: Sequence[str], orientation: str | None) -
         own = np.ascontiguousarray(own.T, np.float32)
     own = own if own.ndim == 4 else own[None]
     _check_channels(len(own), files, channels)
-    raw = from_array(own, None, image.affine, channels, None)
+    raw = from_array(own, None, image.affine, channels, None)._replace(files=files)
     written = forms_of(image.header) if "qform_code" in image.header else None
-    if written is None or has_place(written):
-        own, properties = turned(raw.image_CDHW, raw.properties, orientation)
-        raw = raw._replace(image_CDHW=own, properties=properties)
-    return raw._replace(files=files, properties={**raw.properties, **({"nifti": written} if written else {})})
+    if written:
+        raw.properties["nifti"] = written
+    return oriented(raw, orientation)
+
+
+def oriented(raw: Raw, orientation: str | None) -> Raw:
+    """An image that lies as its file, turned to the model's orientation if its file says how it lies."""
+    if not has_place(raw.properties.get("nifti")):
+        return raw
+    image, properties = turned(raw.image_CDHW, raw.properties, orientation)
+    return raw._replace(image_CDHW=image, properties=properties)
 
 
 def stacked(raws: Sequence[Raw]) -> Raw:
-    """Images of a channel each as one of several.
+    """Images of a channel each, as their files lie, as one of several.
 
     Raises:
         DataError: They lie on different grids.
@@ -265,29 +271,32 @@ def _same_place(one: Any, other: Any) -> bool:
     """Whether two properties say the same of a place."""
     keys = ("spacing", "sitk_stuff", "nibabel_stuff")
     values = [[each.get(key) for key in keys] for each in (one, other)]
-    return all(
-        np.allclose(a, b, atol=1e-3)
-        for left, right in zip(*values, strict=True)
-        for a, b in zip(_numbers(left), _numbers(right), strict=True)
+    (left, right) = map(_numbers, values)
+    return [a.shape for a in left] == [b.shape for b in right] and all(
+        np.allclose(a, b, atol=1e-3) for a, b in zip(left, right, strict=True)
     )
 
 
 def _numbers(value: Any) -> list[Any]:
     if isinstance(value, dict):
-        return [number for key in sorted(value) for number in _numbers(value[key])]
+        value = [value[key] for key in sorted(value)]
+    if isinstance(value, list) and not all(isinstance(each, float) for each in value):
+        return [number for each in value for number in _numbers(each)]
     return [] if value is None or isinstance(value, str) else [np.asarray(value, float)]
 
 
-def _read_previous(path: Path, reader: Reader) -> np.ndarray:
-    """The previous stage's labels in the model's orientation, whatever that of their file is."""
+def _with_previous(raw: Raw, path: Path | None, reader: Reader) -> Raw:
+    """With the previous stage's labels in the model's orientation, whatever that of their file is."""
+    if path is None:
+        return raw
     with readable(str(path)):
         check_nifti(path)
-        return reader.read_seg(str(path))[0]
+        return raw._replace(previous=reader.read_seg(str(path), raw.properties)[0])
 
 
 def _check_same_orientation(files: Sequence[Path], kind: str) -> None:
     """nnU-Net takes the channels as they are stored, however the axes of each run."""
-    if len(files) > 1:
+    if len(files) > 1 and not kind.endswith(REORIENTS):  # which turn each by itself
         found = [(file, code) for file in files if (code := file_orientation(file, kind))]
         for file, code in found:
             if code != found[0][1]:

@@ -29,7 +29,8 @@ from stunet.merging.growing import RECORD, growing
 from stunet.merging.pseudo import REST, Plan
 from stunet.merging.space import IGNORE
 from stunet.merging.splits import FILE as SPLITS
-from stunet.orientation import Turn, of_file, orientation_of, turn
+from stunet.nifti_header import has_forms, has_place
+from stunet.orientation import AS_IT_IS, Turn, of_file, orientation_of, turn
 
 DONE = "finished.jsonl"  # in the growing folder: what each finished case got
 
@@ -129,7 +130,7 @@ def _complete_case(plan: Plan, case: Case, part: Path, teacher: Predictor) -> Co
         groups = [owner.get(name, 0) for name in head_classes(teacher.model.dataset["labels"])]
         confidence = Confidence(groups)
         raw = teacher.read(Input(case.name, case.images))
-        way = _onto_image(properties, raw)  # a reader that turns both lets their files differ
+        way = _onto_image(case.label, properties, raw)  # a reader that turns both lets their files differ
         label = way(label)
         seen = np.asarray(groups, np.min_scalar_type(len(missing)))[
             teacher.segment(teacher.preprocess(raw), probabilities=confidence)
@@ -151,11 +152,13 @@ def _complete_case(plan: Plan, case: Case, part: Path, teacher: Predictor) -> Co
     return Completed(voxels, ignored)
 
 
-def _onto_image(properties: Mapping[str, Any], raw: Raw) -> Turn:
-    """What turns a label with these properties to the orientation of the file of its image."""
+def _onto_image(label: Path, properties: Mapping[str, Any], raw: Raw) -> Turn:
+    """What turns a label with these properties to the orientation of its image's file, if both say how they lie."""
+    if not has_forms(label) or not has_place(raw.properties.get("nifti")):
+        return AS_IT_IS
     image = orientation_of(of_file(raw.properties, raw.on_file_grid.shape[1:]))
     own = orientation_of(properties)
-    return turn(own, image) if own and image else turn("LPS", "LPS")
+    return turn(own, image) if own and image else AS_IT_IS
 
 
 def _finish(

@@ -112,7 +112,7 @@ def _write_nifti(
         image.header.set_xyzt_units("mm")
     image.header.extensions.extend(extensions)
     with whole(path) as part, part.open("wb") as file:
-        if path.suffix == ".gz":
+        if path.suffix.lower() == ".gz":
             with _packed(file, level) as packed:
                 image.to_stream(packed)
         else:
