@@ -16,10 +16,12 @@ from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 
 from stunet.datasets import label_values, read_dataset, training_files
-from stunet.datasets.check import check_dataset, left_right_axes
+from stunet.datasets.check import check_dataset
 from stunet.datasets.contents import nonzero_box
 from stunet.datasets.layout import pairs_command
 from stunet.errors import DataError
+from stunet.images import file_orientation
+from stunet.orientation import left_right_axis
 
 SHAPE = (4, 5, 6)
 Damage = Callable[[Path], object]
@@ -442,8 +444,7 @@ def test_the_left_right_axis_follows_the_storage(tmp_path: Path, orientation: st
     path = tmp_path / "x.nii.gz"
     affine = _affine(orientation)
     nibabel.save(nibabel.Nifti1Image(np.zeros((4, 5, 6), np.uint8), affine), path)
-    assert left_right_axes([path], reader) == axes
-    assert left_right_axes([path], f"{reader}WithReorient") == {2}
+    assert {left_right_axis(file_orientation(path, reader))} == axes
 
 
 def test_the_left_right_axis_is_the_one_along_which_a_left_half_lies(tmp_path: Path) -> None:
@@ -460,17 +461,7 @@ def test_the_left_right_axis_is_the_one_along_which_a_left_half_lies(tmp_path: P
             image.TransformIndexToPhysicalPoint(tuple(int(i) for i in np.eye(3)[a]))[0] - corner[0] for a in range(3)
         ]
         cosines = np.abs(moved) / np.array(image.GetSpacing())
-        assert left_right_axes([path], "SimpleITKIO") == {2 - int(np.argmax(cosines))}
-
-
-def test_axes_of_all_images_are_united_and_formats_without_orientation_take_the_last(tmp_path: Path) -> None:
-    paths = [tmp_path / "a.nii.gz", tmp_path / "b.nii.gz"]
-    for path, orientation in zip(paths, ("RAS", "PSR"), strict=True):
-        nibabel.save(nibabel.Nifti1Image(np.zeros((4, 5, 6), np.uint8), _affine(orientation)), path)
-    assert left_right_axes(paths, "SimpleITKIO") == {0, 2}
-    assert left_right_axes([Path("a.png")], "NaturalImage2DIO") == left_right_axes([Path("a.tif")], "Tiff3DIO") == {2}
-    with pytest.raises(DataError, match="cannot read"):
-        left_right_axes([tmp_path / "nothing.nii.gz"], "SimpleITKIO")
+        assert left_right_axis(file_orientation(path, "SimpleITKIO")) == 2 - int(np.argmax(cosines))
 
 
 def _write(path: Path, array: np.ndarray, **geometry: Any) -> None:

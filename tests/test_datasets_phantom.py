@@ -9,9 +9,11 @@ import pytest
 import SimpleITK as sitk
 
 from stunet.classes import sides
-from stunet.datasets.check import check_dataset, left_right_axes
+from stunet.datasets.check import check_dataset
 from stunet.datasets.phantom import LABELS, ORGANS, make_case, make_phantom
 from stunet.errors import DataError, UsageError
+from stunet.images import file_orientation
+from stunet.orientation import left_right_axis
 
 SMALL = (20, 28, 28)
 
@@ -52,7 +54,7 @@ def test_left_organs_stand_on_the_patients_left_by_the_images_own_direction(tmp_
     assert x["kidney_left"] > x["spine"] > x["kidney_right"]  # physical x is DICOM's: it grows to the left
     assert x["spleen"] > x["spine"] > x["liver"]
     assert min(z["liver"], z["spleen"]) > max(z["kidney_left"], z["kidney_right"])
-    assert left_right_axes([folder / "imagesTr/phantom_000_0000.nii.gz"], "SimpleITKIO") == {2}
+    assert left_right_axis(file_orientation(folder / "imagesTr/phantom_000_0000.nii.gz", "SimpleITKIO")) == 2
     assert sides(LABELS).images == (("kidney_left", "kidney_right"),)
 
 

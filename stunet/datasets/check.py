@@ -22,10 +22,9 @@ from stunet.datasets.listing import unusable
 from stunet.datasets.units import Values, unlike_others
 from stunet.datasets.units import look as look_at_units
 from stunet.errors import DataError, is_out_of_memory
-from stunet.images import REORIENTS, Reader, file_orientation
+from stunet.images import Reader
 from stunet.kinds import read_dataset_json
 from stunet.nifti import check_nifti
-from stunet.orientation import left_right_axis
 from stunet.processes import each
 
 # What nnU-Net's readers raise for a file that they cannot read: ITK, zlib, nibabel, tifffile and their own assertions.
@@ -114,25 +113,6 @@ def _read_case(case: Case, rules: Rules) -> tuple[np.ndarray, np.ndarray, dict[s
     _check_same_grid(case, grid, _grid(label, properties), case.label)
     voxels = _check_values(label, rules, case.label)
     return arrays[0] if len(arrays) == 1 else np.concatenate(arrays), label[0], properties, voxels
-
-
-def left_right_axes(images: list[Path], reader_name: str) -> set[int]:
-    """The axes that run between left and right in any of the images, from their headers only.
-
-    Args:
-        images: One file per case.
-        reader_name: The class of nnU-Net that reads them. Readers that reorient give (S, A, R), and those of formats
-            without orientation (png, tif) rows as they stand, where the last axis is taken.
-
-    Returns:
-        Axes of the arrays as this reader returns them: 0, 1, 2 for D, H, W, before any transposition of the plan.
-
-    Raises:
-        DataError: A header cannot be read.
-    """
-    if reader_name.endswith(REORIENTS):
-        return {2} if images else set()
-    return {left_right_axis(_read(lambda file: file_orientation(file, reader_name), path, path)) for path in images}
 
 
 def _with_rules(folder: Path, cases: list[Case], rules: Rules) -> list[tuple[Case, Rules]]:
