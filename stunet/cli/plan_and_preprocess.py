@@ -71,6 +71,7 @@ def _command(args: argparse.Namespace) -> None:
     datasets = [_dataset(d) for d in args.d]
     workspace.folder("nnUNet_preprocessed")
     _check_options(args)
+    _check_configurations(datasets, args.c)
     with tempfile.TemporaryDirectory() as scratch:
         if args.dry_run:
             os.environ["nnUNet_preprocessed"] = scratch
@@ -91,6 +92,17 @@ def _dataset(number_or_name: str) -> str:
     except DataError as error:
         command = pairs_command(folder) if folder.is_dir() else None
         raise DataError(error.message, command or error.hint) from None
+
+
+def _check_configurations(datasets: list[str], configurations: Sequence[str]) -> None:
+    """Refuses names that are neither nnU-Net's nor those of a configuration that somebody added to the plans."""
+    known = [*CONFIGURATIONS, CASCADE]
+    for dataset in datasets if set(configurations) - set(known) else ():
+        for plans in workspace.list_plans(dataset):
+            known += workspace.load_plans(workspace.plans_path(dataset, plans))["configurations"]
+    for name in configurations:
+        if name not in known:
+            raise UsageError(f"unknown configuration {name!r}{closest(name, known)}", f"-c takes {', '.join(known)}")
 
 
 def _check_options(args: argparse.Namespace) -> None:
@@ -119,10 +131,6 @@ def _check_options(args: argparse.Namespace) -> None:
             raise UsageError("--probe needs a CUDA device, and torch finds none", "leave it out: the estimate is used")
     if args.overwrite_plans_name and (problem := problem_of(args.overwrite_plans_name)):
         raise UsageError(f"-overwrite_plans_name {args.overwrite_plans_name!r} {problem}", "a name such as MyPlans")
-    for name in args.c:
-        if name not in (*CONFIGURATIONS, CASCADE):
-            known = [*CONFIGURATIONS, CASCADE]
-            raise UsageError(f"unknown configuration {name!r}{closest(name, known)}", f"-c takes {', '.join(known)}")
     for flag, numbers in (("-np", args.np or ()), ("-npfp", () if args.npfp is None else (args.npfp,))):
         if min(numbers, default=1) < 1:
             raise UsageError(f"{flag} {min(numbers)} must be 1 or more", f"{flag} 1")
