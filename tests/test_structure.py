@@ -58,7 +58,7 @@ MAY_IMPORT = {
     "preprocessing": {"annotations", "datasets", "preprocessing_workers", "plans"},
     "preprocessed": {"weights"},
     "folds": set(),
-    "provenance": {"folds", "plans", "preprocessing"},
+    "provenance": {"classes", "folds", "plans", "preprocessing"},
     "preprocessing_workers": {"preprocessor", "processes"},
     "preprocessor": {"resampling"},
     "resampling": set(),

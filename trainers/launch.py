@@ -138,12 +138,9 @@ def forget(run: Run) -> None:
     That is its checkpoints, its validation, and what it predicted for the next stages of a cascade.
     """
     validated = [path for path in (run.folder / "validation").glob("*") if path.is_file()]
-    handed_over = [
-        path
-        for case in _validated(run)
-        for path in (run.folder.parent / HANDED_OVER).glob(f"*/{escape(case)}.*")
-        if path.stem == case
-    ]
+    folder = run.folder.parent / HANDED_OVER
+    cases = _validated(run) if folder.is_dir() else []
+    handed_over = [path for case in cases for path in folder.glob(f"*/{escape(case)}.*") if path.stem == case]
     for path in (*checkpoints(run), run.folder / REPORT, run.folder / RECORD, *validated, *handed_over):
         path.unlink(missing_ok=True)
 
