@@ -49,7 +49,8 @@ def there(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Place:
     place = Place(tmp_path_factory.mktemp("pretrained"))
     ct = sitk.ReadImage(str(data / "ct" / "thorax_1.5mm.nii.gz"))
     (place.root / "in").mkdir()
-    sitk.WriteImage(ct[20:80, 20:76, 20:84:2], str(place.root / "in" / "thorax_0000.nii.gz"))
+    part = sitk.DICOMOrient(ct, "RAS")[20:80, 20:76, 20:84:2]  # as TotalSegmentator's images lie: stock turns none
+    sitk.WriteImage(part, str(place.root / "in" / "thorax_0000.nii.gz"))
     file = place.root / "small_ep4k.model"
     write_v1(file, data / "stunet_official" / f"{file.name}.pkl")
     named = ("--name", MODEL)  # though its sha256 is not that of the released file
