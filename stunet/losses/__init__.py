@@ -7,7 +7,7 @@
     DeepSupervision  any of them at every resolution
 
 Nothing of the logits' size is made but their gradient: sums over voxels are taken a chunk at a time, and the backward
-pass computes the probabilities anew (but for regions). Read next: softmax.py, sigmoid.py, regions.py, overlap.py.
+pass computes the probabilities again (but for regions). Read next: softmax.py, sigmoid.py, regions.py, overlap.py.
 """
 
 from collections.abc import Sequence
