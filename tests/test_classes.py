@@ -67,11 +67,9 @@ def test_spellings_of_one_class_are_one_name(names: str) -> None:
         assert canonical(one) == canonical(other)
 
 
-@pytest.mark.parametrize(
-    "name", [*V1, *V2, *MR, "liver tumor", "head of femur L", "prostate/uterus", "肝脏", "???", "1"]
-)
-def test_the_canonical_name_of_a_canonical_name_is_itself(name: str) -> None:
-    assert canonical(canonical(name)) == canonical(name)
+def test_the_canonical_name_of_a_canonical_name_is_itself() -> None:
+    for name in [*V1, *V2, *MR, "liver tumor", "head of femur L", "prostate/uterus", "肝脏", "???", "1"]:
+        assert canonical(canonical(name)) == canonical(name), name
 
 
 @pytest.mark.parametrize("names", [V1, V2, MR])

@@ -56,6 +56,9 @@ def test_the_error_of_a_child_keeps_its_exit_code() -> None:
     assert isinstance(_of_exit_code(75), Interrupted)
     assert isinstance(_of_exit_code(-signal.SIGTERM), Interrupted)
     assert isinstance(_of_exit_code(-signal.SIGKILL), OutOfMemoryError)
+    crashed = _of_exit_code(-signal.SIGABRT)
+    assert crashed.exit_code == 1
+    assert "SIGABRT" in crashed.message
     other = _of_exit_code(3)
     assert type(other) is StunetError
     assert other.exit_code == 3

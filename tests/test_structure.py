@@ -152,10 +152,10 @@ def parts_used(name: str, path: Path) -> set[str]:
     return ({part(i) for i in imports(path, top_only=False) if i.startswith("stunet.")} & known) - FREE - {part(name)}
 
 
-@pytest.mark.parametrize(("name", "path"), modules(), ids=lambda value: value if isinstance(value, str) else "")
-def test_modules_import_only_what_they_may(name: str, path: Path) -> None:
-    if part(name) not in ("cli", "stunet"):
-        assert parts_used(name, path) <= MAY_IMPORT[part(name)]
+def test_modules_import_only_what_they_may() -> None:
+    for name, path in modules():
+        if part(name) not in ("cli", "stunet"):
+            assert parts_used(name, path) <= MAY_IMPORT[part(name)], name
 
 
 def test_every_import_that_is_allowed_is_needed() -> None:
@@ -168,22 +168,22 @@ def test_every_import_that_is_allowed_is_needed() -> None:
     assert host - {"cli"} == HOST
 
 
-@pytest.mark.parametrize(("name", "path"), modules(), ids=lambda value: value if isinstance(value, str) else "")
-def test_nnunet_and_torch_are_imported_where_they_belong(name: str, path: Path) -> None:
-    everything, top = imports(path, top_only=False), imports(path, top_only=True)
-    if part(name) not in HOST | {"cli"}:
-        assert not [i for i in everything if i.startswith("nnunetv2")]
-    if part(name) in WITHOUT_TORCH and name not in WITH_TORCH:
-        assert not [i for i in top if i.split(".")[0] in ("torch", "nnunetv2", "SimpleITK", "scipy")]
-    if part(name) != "cli":
-        assert "stunet.console" not in everything
+def test_nnunet_and_torch_are_imported_where_they_belong() -> None:
+    for name, path in modules():
+        everything, top = imports(path, top_only=False), imports(path, top_only=True)
+        if part(name) not in HOST | {"cli"}:
+            assert not [i for i in everything if i.startswith("nnunetv2")], name
+        if part(name) in WITHOUT_TORCH and name not in WITH_TORCH:
+            assert not [i for i in top if i.split(".")[0] in ("torch", "nnunetv2", "SimpleITK", "scipy")], name
+        if part(name) != "cli":
+            assert "stunet.console" not in everything, name
 
 
-@pytest.mark.parametrize(("name", "path"), modules(), ids=lambda value: value if isinstance(value, str) else "")
-def test_files_open_with_a_docstring_and_stay_short(name: str, path: Path) -> None:
-    text = path.read_text()
-    assert ast.get_docstring(ast.parse(text)), f"{path.name} has no docstring"
-    assert len(text.splitlines()) <= 500
+def test_files_open_with_a_docstring_and_stay_short() -> None:
+    for name, path in modules():
+        text = path.read_text()
+        assert ast.get_docstring(ast.parse(text)), f"{name} has no docstring"
+        assert len(text.splitlines()) <= 500, name
 
 
 def test_the_packaged_packages_are_the_folders() -> None:

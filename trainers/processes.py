@@ -153,10 +153,11 @@ def _of_exit_code(code: int) -> StunetError:
     """What a process of a distributed training ended with, as our error."""
     if code in (Interrupted.exit_code, -signal.SIGTERM):
         return Interrupted("stopped; a training that had begun is in its checkpoints", "the same command with --c")
+    if code == -signal.SIGKILL:
+        return OutOfMemoryError("a training process was killed, perhaps for lack of memory", "the same command with --c")
     if code < 0:
-        return OutOfMemoryError(
-            f"a training process was killed by signal {-code}, perhaps for lack of memory", "the same command with --c"
-        )
+        what = f"a training process crashed ({signal.Signals(-code).name}); what it said stands above"
+        return StunetError(what, "the same command with --c")
     error = StunetError(f"a training process ended with exit code {code}", "see the messages above, or -num_gpus 1")
     error.exit_code = code
     return error

@@ -95,7 +95,7 @@ def test_converting_again_does_nothing_and_a_killed_run_goes_on(site: "Place") -
     command = ["stunet_convert", "totalsegmentator", "-i", source, "-o", raw, "-d", 996, "--name", "Again", "-np", 1]
     labels_folder = raw / "Dataset996_Again" / "labelsTr"
     with site.start(*command) as process:
-        while process.poll() is None and not list(labels_folder.glob("*.nii.gz")):
+        while process.poll() is None and not list(labels_folder.glob("s*.nii.gz")):
             pass
         process.kill()
     done = {path: path.stat().st_mtime_ns for path in labels_folder.glob("s*.nii.gz")}
