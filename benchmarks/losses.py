@@ -5,7 +5,7 @@
 
 Batches of 2 with 105 outputs on the CPU. `step` is a training step of size S with deep supervision, with either loss;
 the other rows are losses alone, on random logits. Both sides have the same value (tests/test_losses.py). Results stand
-in benchmarks/README.md.
+in benchmarks/losses.md.
 """
 
 import argparse

@@ -4,7 +4,7 @@
 
 Both have the same parameters and return the same logits (tests/test_networks.py). The published form upsamples before
 it convolves, computes every head at inference too, and uses torch's InstanceNorm3d and Conv3d throughout. Results stand
-in benchmarks/README.md.
+in benchmarks/network.md.
 """
 
 import argparse

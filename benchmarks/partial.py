@@ -10,7 +10,7 @@
 Trains every arm with every seed, one after the other, validates it on the 40 cases that were held out, and compares
 these predictions with the complete labels, which only dataset 13 has. With --posterior so many of the 80 training cases
 that annotate the posterior part are left: fold 1. Run again, it goes on where it was ended.
-benchmarks/README.md has the result.
+benchmarks/partial.md has the result.
 """
 
 import argparse

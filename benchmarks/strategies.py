@@ -4,7 +4,7 @@
 
 One step as nnU-Net takes it, on the CPU: all heads, loss, backward, SGD with Nesterov momentum. The heads are new, all
 else is pre-trained, and each strategy is measured in its first phase: sawtooth and warmup go on as `full`. Results
-stand in benchmarks/README.md.
+stand in benchmarks/finetuning.md.
 """
 
 import argparse

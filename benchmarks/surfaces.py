@@ -2,7 +2,7 @@
 
     pip install surface-distance && python benchmarks/surfaces.py
 
-CPU seconds in one process, the two in turn, medians; benchmarks/README.md has the result.
+CPU seconds in one process, the two in turn, medians; benchmarks/evaluation.md has the result.
 """
 
 import time

@@ -4,7 +4,7 @@ Architecture and parameter names are those of the published STU-Net (Huang et al
 weights load. Three things are computed differently with equal results: a nearest-neighbour upsampling and a 1x1x1
 convolution commute, so we convolve first, at the low resolution, for an eighth of the work and memory; heads that
 nobody asked for are not computed; and on the CPU, 1x1x1 convolutions are matrix products and instance norms are group
-norms. benchmarks/README.md has what that gives.
+norms. benchmarks/network.md has what that gives.
 
     Stem and encoder   conv_blocks_context.{0..n-1}       stage k: stride strides[k], depth residual blocks
     Upsampling         upsample_layers.{0..n-2}           0 = from the bottleneck

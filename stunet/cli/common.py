@@ -138,7 +138,7 @@ def run(
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO if args.verbose else logging.WARNING, format="%(message)s")
     os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
-    # Threads that wait by spinning slow each other down up to 20 times on a shared machine (benchmarks/README.md).
+    # Threads that wait by spinning slow each other down up to 20 times on a shared machine (benchmarks/startup.md).
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         with console.own_stdout(args.verbose):

@@ -2,7 +2,7 @@
 
 On the CPU: channels last, instance norms as group norms of one channel each, bfloat16 where the processor computes with
 it. On a GPU none of these: cuDNN's instance norm loses more in channels last than its convolutions gain, and group norm
-runs in float32 under autocast (reference figures in benchmarks/README.md); there it is autocast, as in nnU-Net.
+runs in float32 under autocast (reference figures in benchmarks/network.md); there it is autocast, as in nnU-Net.
 """
 
 import itertools
