@@ -16,6 +16,7 @@ from stunet.trainers import lora
 from stunet.trainers.adapter_folder import FILE, base_network, export_adapter
 from stunet.trainers.strategies import find, groups, set_trainable
 from stunet.weights.checkpoints import load_checkpoint, save_checkpoint, save_weights
+from tests.loops import for_each
 
 HEADS = ("seg_outputs.0.weight", "seg_outputs.1.weight")
 STEM = "conv_blocks_context.0.0.conv1.weight"
@@ -72,7 +73,7 @@ def trained(folder: Path, ndim: int = 3, fresh: tuple[str, ...] = HEADS) -> Path
     return folder / "checkpoint.pth"
 
 
-@pytest.mark.parametrize(("ndim", "fresh"), [(3, HEADS), (2, HEADS), (3, (*HEADS, STEM, BIAS))])
+@for_each(("ndim", "fresh"), [(3, HEADS), (2, HEADS), (3, (*HEADS, STEM, BIAS))])
 def test_peft_computes_what_was_trained_before_and_after_merging(
     peft: Any, tmp_path: Path, ndim: int, fresh: tuple[str, ...]
 ) -> None:
@@ -168,7 +169,7 @@ def test_without_peft_the_command_says_how_to_install_it(
     assert second == "  try: pip install 'stunet[peft]'"
 
 
-@pytest.mark.parametrize("problem", ["RuntimeError('no operator nms')", "ModuleNotFoundError('no module accelerate')"])
+@for_each("problem", ["RuntimeError('no operator nms')", "ModuleNotFoundError('no module accelerate')"])
 def test_a_peft_that_cannot_be_imported_is_not_called_missing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, problem: str
 ) -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from stunet.annotations import FILE, Annotations, Case, Source, complete, load_annotations
 from stunet.errors import DataError
+from tests.loops import for_each
 
 KIDNEYS = Annotations(
     leaves=("kidney_left", "kidney_right", "liver"),
@@ -111,7 +112,7 @@ def test_a_dataset_without_the_file_annotates_everything(tmp_path):
     assert load_annotations(tmp_path) is None
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("change", "message"),
     [
         ({"head": "relu"}, "head is 'relu', not one of softmax, sigmoid"),

@@ -3,12 +3,12 @@
 from typing import Any
 
 import numpy as np
-import pytest
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import GaussianBlurTransform, SpatialTransform, nnUNetTrainer
 
 from stunet.trainers.augmentation import Blur, CornerVote
 from stunet.trainers.base import PlannedTrainer
+from tests.loops import for_each
 
 ANGLES = (-np.pi, np.pi)
 
@@ -38,9 +38,9 @@ def applied(transform: Any, seed: int, **sample: torch.Tensor) -> dict[str, torc
     return transform(**{name: array.clone() for name, array in sample.items()})
 
 
-@pytest.mark.parametrize("changes", [{}, {"border_mode_seg": "zeros"}, {"p_elastic_deform": 1}, {"scaling": (1, 1)}])
-@pytest.mark.parametrize(("shape", "patch"), [((1, 40, 36, 44), (32, 28, 30)), ((3, 60, 50), (48, 64))])
-@pytest.mark.parametrize("classes", [2, 3, 30])
+@for_each("changes", [{}, {"border_mode_seg": "zeros"}, {"p_elastic_deform": 1}, {"scaling": (1, 1)}])
+@for_each(("shape", "patch"), [((1, 40, 36, 44), (32, 28, 30)), ((3, 60, 50), (48, 64))])
+@for_each("classes", [2, 3, 30])
 def test_labels_equal_those_of_the_stock_transform(
     shape: tuple[int, ...], patch: tuple[int, ...], classes: int, changes: dict[str, Any]
 ) -> None:
@@ -61,7 +61,7 @@ def test_ties_between_voxels_are_settled_as_by_stock() -> None:
     assert torch.equal(ours, theirs)
 
 
-@pytest.mark.parametrize(
+@for_each(
     "changes",
     [{"mode_seg": "nearest"}, {"border_mode_seg": "border"}, {"seg_tiebreak": "lowest"}, {"align_corners": True}],
 )
@@ -79,15 +79,14 @@ def on_ties(changes: dict[str, Any]) -> list[torch.Tensor]:
     return [t._apply_to_segmentation(labels, grid=grid) for t in transforms((14, 14, 14), **changes)]
 
 
-@pytest.mark.parametrize("dummy_2d", [False, True])
-@pytest.mark.parametrize(
+@for_each("dummy_2d", [False, True])
+@for_each(
     ("channels", "more"),
     [
         (1, {"foreground_labels": [1, 2, 3]}),
         (1, {"regions": [[1, 2, 3], [2]], "ignore_label": 4}),
         (2, {"foreground_labels": [1, 2, 3], "is_cascaded": True}),
     ],
-    ids=["labels", "regions", "cascade"],
 )
 def test_the_whole_augmentation_gives_what_nnunets_gives(channels: int, more: dict[str, Any], dummy_2d: bool) -> None:
     patch, scales = (16, 24, 20), [[1, 1, 1], [0.5, 0.5, 0.5]]

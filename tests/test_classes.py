@@ -4,10 +4,9 @@ import tomllib
 from importlib.resources import files
 from itertools import pairwise
 
-import pytest
-
 from stunet import labels
 from stunet.classes import Row, Sides, canonical, head_classes, match_classes, sides
+from tests.loops import for_each
 
 V1, V2, MR = (
     [entry.name for entry in labels.load(f"totalsegmentator-{version}").classes] for version in ("v1", "v2", "mr")
@@ -19,7 +18,7 @@ def sources(target: str, among: list[str] = V1) -> tuple[str, ...]:
     return match_classes([target], among)[0].sources
 
 
-@pytest.mark.parametrize(
+@for_each(
     "names",
     [
         "left kidney|kidney_left|LK|Left Kidney|L kidney|kidney (left)|Kidney-L|LeftKidney|lkid|the_lt_kidney",
@@ -72,7 +71,7 @@ def test_the_canonical_name_of_a_canonical_name_is_itself() -> None:
         assert canonical(canonical(name)) == canonical(name), name
 
 
-@pytest.mark.parametrize("names", [V1, V2, MR])
+@for_each("names", [V1, V2, MR])
 def test_classes_of_one_dataset_stay_apart(names: list[str]) -> None:
     assert len({canonical(name) for name in names}) == len(names)
     assert match_classes(names, names) == [Row(name, (name,)) for name in names]
@@ -85,7 +84,7 @@ def test_no_alias_stands_for_two_classes() -> None:
     assert len(set(listed)) == len(listed)
 
 
-@pytest.mark.parametrize(
+@for_each(
     "target",
     [
         "liver tumor",
@@ -189,7 +188,7 @@ def test_v2_classes_find_those_of_v1_that_kept_their_meaning() -> None:
     ]
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("labels", "rows"),
     [
         ({"background": 0, "b": 2, "a": 1, "ignore": 3}, ["background", "a", "b"]),
@@ -204,7 +203,7 @@ def test_the_rows_of_a_head_are_those_of_nnunet(labels: dict, rows: list[str]) -
     assert LabelManager(labels, [1, 2, 3]).num_segmentation_heads == len(rows)
 
 
-@pytest.mark.parametrize(
+@for_each(
     "names",
     [
         *("kidney_left kidney_right", "left kidney|right kidney", "LeftKidney RightKidney", "LKidney RKidney"),
@@ -222,7 +221,7 @@ def test_left_and_right_of_a_class_are_mirror_images(names: str) -> None:
     assert sides(["background", right, "liver", left]) == Sides(((left, right),), ((left, right),), ())
 
 
-@pytest.mark.parametrize(
+@for_each(
     "names",
     [
         *("LV RV", "LA RA", "heart_left_atrium heart_right_atrium", "LVendo RVendo", "RV_epi LV_epi", "LUL RUL"),
@@ -238,14 +237,14 @@ def test_what_is_not_alike_on_both_sides_or_cannot_be_told_is_a_pair_without_a_m
     assert (found.images, found.others) == ((), pair)
 
 
-@pytest.mark.parametrize(
+@for_each(
     "name", ["kidney_left", "LK", "L kidney", "rkidney", "lfemur", "LV", "lung_middle_lobe_right", "RML", "middle lobe"]
 )
 def test_a_side_without_its_partner_has_no_mirror_image(name: str) -> None:
     assert sides(["liver", name]) == Sides((), (), (name,))
 
 
-@pytest.mark.parametrize(
+@for_each(
     "names",
     [
         *("cleft bright", "lung rung", "liver river", "vertebrae_L1 vertebrae_L2", "L1 L2 T1", "upright copyright"),
@@ -264,7 +263,7 @@ def test_sides_go_by_number_and_name() -> None:
     assert twice == Sides((), (), ("left kidney", "kidney_left", "kidney_right"))
 
 
-@pytest.mark.parametrize("names", [V1, V2, MR])
+@for_each("names", [V1, V2, MR])
 def test_totalsegmentators_sides_are_those_in_its_names(names: list[str]) -> None:
     found = sides(names)
     expected = [(n, twin) for n in names if "left" in n and (twin := n.replace("left", "right")) in names]

@@ -9,13 +9,14 @@ import pytest
 from stunet import workspace
 from stunet.cli import info
 from stunet.cli.plan_and_preprocess import main
+from tests.loops import for_each
 
 
 def everything(folder: Path) -> set[Path]:
     return set(folder.rglob("*"))
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("argv", "code", "message"),
     [
         (["-d", "5"], 3, "no dataset '5'"),

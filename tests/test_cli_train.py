@@ -19,6 +19,7 @@ from stunet.networks import build
 from stunet.plans.derive import derive
 from stunet.trainers import strategies
 from stunet.trainers.start import choose
+from tests.loops import for_each
 
 STUNET_TRAIN = Path(sys.executable).with_name("stunet_train")
 ROUND = ["--set", "num_epochs=3", "num_iterations_per_epoch=4", "num_val_iterations_per_epoch=1", "batch_size=2"]
@@ -35,7 +36,7 @@ def fails(capsys: pytest.CaptureFixture[str], code: int, *argv: str) -> str:
     return err
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("given", "message", "hint"),
     [
         ({"RANK": "0", "WORLD_SIZE": "2"}, "but not LOCAL_RANK, MASTER_ADDR, MASTER_PORT", "torchrun"),
@@ -60,7 +61,7 @@ def everything(folder: Path) -> set[Path]:
     return set(folder.rglob("*"))
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("argv", "code", "message", "hint"),
     [
         (["7", "3d_fullres", "0"], 3, "no dataset '7'", "stunet_convert --help"),
@@ -229,7 +230,7 @@ def without_half_of_the_encoder(state: dict[str, torch.Tensor]) -> None:
         state[name.replace("conv_blocks", "other_blocks")] = state.pop(name)
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("spoil", "ndim", "message"),
     [(with_nan, 3, "NaN or infinite weights"), (None, 2, "2D"), (without_half_of_the_encoder, 3, "")],
 )

@@ -14,6 +14,7 @@ import pytest
 from stunet import console
 from stunet.cli import common
 from stunet.errors import DataError, StunetError
+from tests.loops import for_each
 
 
 def run(command: object, capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[int, str, str]:
@@ -34,7 +35,7 @@ def test_an_error_of_ours_is_one_line_and_a_hint(capsys: pytest.CaptureFixture[s
     assert err == "stunet_x: no plans for it\n  try: stunet_plan -d 3\n"
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("error", "code", "text"),
     [
         (OSError(errno.ENOSPC, "No space left on device", "/x/y"), 3, "the disk is full: /x/y"),
@@ -76,7 +77,7 @@ def test_abbreviated_flags_are_refused(capsys: pytest.CaptureFixture[str]) -> No
     assert ended.value.code == 2
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("command", "given", "meant"),
     [
         ("train", "--continue", "--c"),
@@ -130,7 +131,7 @@ print("afterwards")
 """
 
 
-@pytest.mark.parametrize("verbose", [False, True])
+@for_each("verbose", [False, True])
 def test_stdout_holds_results_only_whoever_prints(verbose: bool) -> None:
     done = subprocess.run(
         [sys.executable, "-c", PRINTS_EVERYWHERE.format(verbose=verbose)], capture_output=True, text=True, check=True
@@ -140,7 +141,7 @@ def test_stdout_holds_results_only_whoever_prints(verbose: bool) -> None:
     assert sorted(done.stderr.splitlines()) == sorted(["a message", *(elsewhere if verbose else [])])
 
 
-@pytest.mark.parametrize("argv", [[], ["--json"], ["--debug", "--verbose"]])
+@for_each("argv", [[], ["--json"], ["--debug", "--verbose"]])
 def test_a_reader_that_is_gone_ends_a_command_quietly(argv: list[str]) -> None:
     read, write = os.pipe()
     os.close(read)  # as head does after its lines

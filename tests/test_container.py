@@ -16,6 +16,7 @@ import torch
 from stunet.errors import WeightsError
 from stunet.weights import container, opcodes
 from stunet.weights.checkpoints import load_checkpoint, load_safetensors, save_checkpoint, save_weights
+from tests.loops import for_each
 
 TENSORS = {"a": torch.arange(600.0), "b": torch.ones(3, 5)}
 
@@ -41,7 +42,7 @@ def same(path: Path, expected: tuple[dict[str, torch.Tensor], Any]) -> bool:
     return equal and list(tensors) == list(expected[0]) and more == expected[1]
 
 
-@pytest.mark.parametrize(("name", "write"), [("c.pth", write_checkpoint), ("c.safetensors", write_safetensors)])
+@for_each(("name", "write"), [("c.pth", write_checkpoint), ("c.safetensors", write_safetensors)])
 def test_a_flipped_bit_is_an_error_and_never_another_number(
     tmp_path: Path, name: str, write: Callable[[Path], None]
 ) -> None:
@@ -105,8 +106,8 @@ def filled_last(levels: int) -> list:
     return lists
 
 
-@pytest.mark.parametrize("value", [nested(60), {"key": tuple(nested(40))}, filled_last(60)])
-@pytest.mark.parametrize("legacy", [False, True])
+@for_each("value", [nested(60), {"key": tuple(nested(40))}, filled_last(60)])
+@for_each("legacy", [False, True])
 def test_lists_in_lists_in_lists_do_not_hang_the_reader(tmp_path: Path, value: Any, legacy: bool) -> None:
     torch.save({"network_weights": {}, "x": value}, tmp_path / "c.pth", _use_new_zipfile_serialization=not legacy)
     begin = time.perf_counter()
@@ -115,7 +116,7 @@ def test_lists_in_lists_in_lists_do_not_hang_the_reader(tmp_path: Path, value: A
     assert time.perf_counter() - begin < 5  # on a busy machine
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("raw", "what"),
     [
         (b"(" * 10 + b"N" + b"t" * 10 + b".", None),

@@ -37,6 +37,7 @@ from stunet.plans.derive import derive
 from stunet.preprocessing import _valid_records
 from stunet.results.statistics import read_statistics
 from stunet.weights.v2 import make_dataset, make_plans
+from tests.loops import for_each
 from tests.merge_sources import make_source
 from tests.mutations import damaged, dump
 from tests.test_annotations import KIDNEYS
@@ -250,7 +251,7 @@ def test_damaged_files_end_in_an_error_of_ours(files: list[Sound]) -> None:
     assert refused > 0.6 * EACH * len(files)
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("name", "text"),
     [
         ("a.csv", b"index,name\n1," + b"x" * 200_000),

@@ -22,6 +22,7 @@ from stunet.datasets.layout import pairs_command
 from stunet.errors import DataError
 from stunet.images import file_orientation
 from stunet.orientation import left_right_axis
+from tests.loops import for_each
 
 SHAPE = (4, 5, 6)
 Damage = Callable[[Path], object]
@@ -261,7 +262,7 @@ def test_an_ignore_label_and_regions_are_allowed(folder: Path) -> None:
     check_dataset(folder)
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("labels", "order"),
     [
         ({"background": 0, "a": 1, "b": 2}, None),
@@ -357,7 +358,7 @@ def _lost(folder: Path, value: int) -> int:
     return lost
 
 
-@pytest.mark.parametrize("seed", range(5))
+@for_each("seed", range(5))
 def test_the_box_that_is_kept_is_nnunets(seed: int) -> None:
     rng = np.random.default_rng(seed)
     image = rng.normal(size=(2, 6, 7, 8)) * (rng.random((2, 6, 7, 8)) < seed * 0.01)
@@ -397,7 +398,7 @@ def _tiff(folder: Path, text: str) -> None:
     (folder / "dataset.json").write_text(json.dumps({**description, "file_ending": ".tif"}))
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("files", "command"),
     [
         (
@@ -438,8 +439,8 @@ def test_processes_find_what_one_process_finds(folder: Path) -> None:
 STORED = {"RAS": {2}, "LPS": {2}, "LAS": {2}, "PSR": {0}, "ASL": {0}, "SPL": {0}, "SRA": {1}}
 
 
-@pytest.mark.parametrize(("orientation", "axes"), STORED.items())
-@pytest.mark.parametrize("reader", ["SimpleITKIO", "NibabelIO"])
+@for_each(("orientation", "axes"), STORED.items())
+@for_each("reader", ["SimpleITKIO", "NibabelIO"])
 def test_the_left_right_axis_follows_the_storage(tmp_path: Path, orientation: str, axes: set[int], reader: str) -> None:
     path = tmp_path / "x.nii.gz"
     affine = _affine(orientation)

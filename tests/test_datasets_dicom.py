@@ -15,6 +15,7 @@ from stunet.datasets import dicom
 from stunet.datasets.dicom import choose, find_series, geometry, is_dicom_folder, read_series, to_nifti
 from stunet.errors import DataError
 from tests.dicom_files import ORIGIN, SPACING, VOLUME, positions, without, write_enhanced, write_series
+from tests.loops import for_each
 
 STEP_MM = SPACING[0]
 
@@ -60,7 +61,7 @@ def test_a_series_becomes_one_nifti_file_with_the_same_grid(tmp_path: Path) -> N
     assert sorted(path.name for path in tmp_path.iterdir()) == ["series", "x.nii.gz"]
 
 
-@pytest.mark.parametrize("syntax", [ImplicitVRLittleEndian, ExplicitVRBigEndian, DeflatedExplicitVRLittleEndian])
+@for_each("syntax", [ImplicitVRLittleEndian, ExplicitVRBigEndian, DeflatedExplicitVRLittleEndian])
 def test_uncompressed_syntaxes_are_read(tmp_path: Path, syntax: str) -> None:
     def change(_: int, dataset: Dataset) -> None:
         dataset.file_meta.TransferSyntaxUID = syntax
@@ -105,7 +106,7 @@ def test_every_slice_has_its_own_slope_and_intercept(tmp_path: Path) -> None:
     assert read.dtype == np.float32
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("change", "message"),
     [
         (without("ImagePositionPatient"), "no ImagePositionPatient, and neither have 5 of the other 5"),
@@ -123,7 +124,7 @@ def test_a_file_that_lacks_its_geometry_is_named(
         read_series(tmp_path)
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("name", "value", "message"),
     [
         ("PixelSpacing", ["3", "3"], r"PixelSpacing of 'e\.dcm' in .* is 3\\3, of 5 others 0\.75\\0\.5"),
@@ -140,8 +141,8 @@ def test_a_file_that_differs_is_named(tmp_path: Path, name: str, value: Any, mes
     assert caught.value.hint
 
 
-@pytest.mark.parametrize("index", [0, 2, 5])
-@pytest.mark.parametrize("keep", [0, 300, -2])
+@for_each("index", [0, 2, 5])
+@for_each("keep", [0, 300, -2])
 def test_a_damaged_file_is_named_wherever_it_lies(tmp_path: Path, index: int, keep: int) -> None:
     file = write_series(tmp_path)[index]
     file.write_bytes(file.read_bytes()[:keep])
@@ -215,7 +216,7 @@ def test_a_single_slice_is_as_thick_as_it_says(tmp_path: Path) -> None:
         read_series(tmp_path / "none")
 
 
-@pytest.mark.parametrize("order", [None, [3, 0, 5, 1, 4, 2]])
+@for_each("order", [None, [3, 0, 5, 1, 4, 2]])
 def test_an_enhanced_file_is_read_frame_by_frame(tmp_path: Path, order: list[int] | None) -> None:
     write_enhanced(tmp_path / "a" / "x.dcm", order=order)
     assert_is_volume(read_series(tmp_path / "a"))
@@ -227,7 +228,7 @@ def test_an_enhanced_file_is_read_frame_by_frame(tmp_path: Path, order: list[int
         np.testing.assert_allclose(own, stored * slope - 1024, atol=1e-3)
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("places", "message"),
     [
         (
@@ -358,7 +359,7 @@ def test_the_index_of_a_disc_hides_no_series(tmp_path: Path) -> None:
     assert [one.name for one in find_series(tmp_path, "CT")] == sorted(["ST1_SE1", tmp_path.name])
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("channel", "modality"),
     [("CT", "CT"), ("ct", "CT"), ("T2w", "MR"), ("FLAIR", "MR"), ("MRI", "MR"), ("PET", "PT"), ("noise", None)],
 )

@@ -9,6 +9,7 @@ from stunet.datasets.label_lists import read_labels, renumber
 from stunet.errors import DataError, UsageError
 from stunet.results.segmentation import Segmentation
 from stunet.results.write import write_itksnap_labels
+from tests.loops import for_each
 
 EXPECTED = {1: "liver", 4: "portal vein"}
 FILES = {
@@ -27,7 +28,7 @@ FILES = {
 }
 
 
-@pytest.mark.parametrize("name", FILES)
+@for_each("name", FILES)
 def test_every_format_says_the_same(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_text(FILES[name])
     assert read_labels([str(tmp_path / name)]) == EXPECTED
@@ -58,7 +59,7 @@ def test_values_become_consecutive_several_can_be_one_class_and_ignore_is_last()
     )
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("name", "text", "message"),
     [
         ("none.txt", None, "no list of labels"),

@@ -7,6 +7,7 @@ import pytest
 
 from stunet.datasets.listing import ending_of, is_dicom, list_images, named
 from stunet.errors import DataError
+from tests.loops import for_each
 
 
 def touch(folder: Path, *names: str) -> None:
@@ -38,7 +39,7 @@ def test_pictures_are_images_only_where_pictures_are_wanted(tmp_path: Path) -> N
     assert [image.ending for image in list_images(tmp_path, ".png").images] == [".png", ".bmp"]
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("name", "wanted", "ending"),
     [
         ("a.nii.gz", ".nii.gz", ".nii.gz"),

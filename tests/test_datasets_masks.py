@@ -11,6 +11,7 @@ import pytest
 
 from stunet.datasets.masks import OVERLAPS, merge, nifti_bytes, read_mask, read_nifti, total
 from stunet.errors import DataError
+from tests.loops import for_each
 
 SHAPE = (4, 5, 6)
 AFFINE = np.diag([1.5, 1.5, 3, 1])
@@ -33,8 +34,8 @@ def slow_merge(masks: list[np.ndarray | None], overlap: str) -> tuple[np.ndarray
     return ranks, overlaps
 
 
-@pytest.mark.parametrize("overlap", OVERLAPS)
-@pytest.mark.parametrize("seed", range(4))
+@for_each("overlap", OVERLAPS)
+@for_each("seed", range(4))
 def test_merging_equals_the_policy_voxel_by_voxel(overlap: str, seed: int) -> None:
     rng = np.random.default_rng(seed)
     masks: list[Any] = [(rng.random(300) < share).astype(np.uint8) for share in (0.5, 0.1, 0.3, 0.3, 0.02)]
@@ -80,7 +81,7 @@ def _moved(mm: float) -> np.ndarray:
     return affine
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("array", "affine", "message"),
     [
         (np.zeros((4, 5, 7), np.uint8), AFFINE, r"a.nii.gz' has the shape \(4, 5, 7\), 'ct.nii.gz' \(4, 5, 6\)"),
@@ -107,10 +108,9 @@ TEXT = gzip.compress(b"no image" * 200)
 SHORT = gzip.compress(nibabel.Nifti1Image(np.ones(SHAPE, np.uint8), AFFINE).to_bytes()[:-10])
 
 
-@pytest.mark.parametrize(
+@for_each(
     "content",
     [b"", b"no image", SOUND[:-20], WRONG_SUM, TEXT, SHORT],
-    ids=["empty", "no image", "cut off", "wrong sum", "text", "fewer voxels"],
 )
 def test_a_damaged_file_is_named(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "a.nii.gz").write_bytes(content)

@@ -13,6 +13,7 @@ from stunet.cli import convert
 from stunet.datasets.check import check_dataset
 from stunet.datasets.msd import convert_msd
 from stunet.errors import DataError, UsageError
+from tests.loops import for_each
 
 DIRECTION = (0.0, 1.0, 0.0, -1.0, 0.0, 0.0, 0.0, 0.0, 1.0)
 
@@ -53,7 +54,7 @@ def test_files_that_macos_left_are_dropped(tmp_path: Path) -> None:
     assert sorted(path.name for path in (folder / "imagesTr").iterdir()) == ["a_0_0000.nii.gz", "a_1_0000.nii.gz"]
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("name", "message"),
     [
         ("imagesTr/b.nii", r"holds images that are not .nii.gz, or cannot be read: 'b.nii'"),
@@ -120,7 +121,7 @@ def _name_channels(source: Path) -> None:
     _edit(source, channel_names={"0": "MRI"})
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("damage", "message"),
     [
         (_remove_image, r"1 of 2 images .* first 'a_0.nii.gz'"),
@@ -141,9 +142,7 @@ def test_an_incomplete_task_is_refused_by_name(tmp_path: Path, damage: Any, mess
     assert not list((tmp_path / "raw").glob("*"))
 
 
-@pytest.mark.parametrize(
-    "options", [{}, {"dataset_id": 3}, {"dataset_id": 0, "name": "X"}, {"dataset_id": 3, "name": "../X"}]
-)
+@for_each("options", [{}, {"dataset_id": 3}, {"dataset_id": 0, "name": "X"}, {"dataset_id": 3, "name": "../X"}])
 def test_a_number_and_a_name_are_asked_for_where_the_folder_has_none(tmp_path: Path, options: dict) -> None:
     source = _task(tmp_path / "heart")
     with pytest.raises(UsageError):

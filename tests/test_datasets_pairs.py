@@ -16,6 +16,7 @@ from stunet.datasets.check import check_dataset
 from stunet.datasets.conversion import Conversion
 from stunet.datasets.pairs import prepare_pairs
 from stunet.errors import DataError, UsageError
+from tests.loops import for_each
 
 SHAPE = (4, 5, 6)
 NAMES = {1: "liver", 4: "portal vein"}
@@ -77,7 +78,7 @@ def test_pairs_become_a_sound_dataset_with_consecutive_values(folder: Path) -> N
     assert written.GetSpacing() == pytest.approx((1, 2, 3))
 
 
-@pytest.mark.parametrize("ending", [".nii.gz", ".nii", ".nrrd", ".mha"])
+@for_each("ending", [".nii.gz", ".nii", ".nrrd", ".mha"])
 def test_images_and_labels_may_be_in_two_folders_and_in_other_formats(tmp_path: Path, ending: str) -> None:
     image(tmp_path / "ct" / f"case{ending}")
     label(tmp_path / "masks" / f"case{ending}")
@@ -386,7 +387,7 @@ def test_an_image_of_bids_that_is_there_in_two_formats_is_asked_for(bids: Path, 
     from_bids(bids)
 
 
-@pytest.mark.parametrize("name", ["a\\b", "a\nb", "n" * 224])
+@for_each("name", ["a\\b", "a\nb", "n" * 224])
 def test_names_that_no_case_can_have_are_refused_before_anything_is_written(tmp_path: Path, name: str) -> None:
     image(tmp_path / "im" / f"{name}.nii.gz")
     label(tmp_path / "lb" / f"{name}.nii.gz")

@@ -14,6 +14,7 @@ from stunet.datasets.phantom import LABELS, ORGANS, make_case, make_phantom
 from stunet.errors import DataError, UsageError
 from stunet.images import file_orientation
 from stunet.orientation import left_right_axis
+from tests.loops import for_each
 
 SMALL = (20, 28, 28)
 
@@ -58,7 +59,7 @@ def test_left_organs_stand_on_the_patients_left_by_the_images_own_direction(tmp_
     assert sides(LABELS).images == (("kidney_left", "kidney_right"),)
 
 
-@pytest.mark.parametrize("index", range(3))
+@for_each("index", range(3))
 def test_organs_are_in_every_case_as_bright_as_the_table_says(index: int) -> None:
     image, label = make_case(np.random.default_rng((0, index)), (40, 56, 56))
     assert image.shape == label.shape == (40, 56, 56)

@@ -18,6 +18,7 @@ from stunet.datasets.check import check_dataset
 from stunet.datasets.conversion import Conversion
 from stunet.datasets.totalsegmentator import Options, prepare_totalsegmentator
 from stunet.errors import DataError, UsageError
+from tests.loops import for_each
 from tests.totalsegmentator_layout import AFFINE, RELEASES, SHAPE, box, write_mask, write_release
 
 MASKS = {"spleen": [box(0, 2)], "liver": [box(1, 4)], "aorta": [box(3, 5)]}
@@ -60,7 +61,7 @@ def test_the_official_parts_partition_their_release() -> None:
         assert tuple(name for part in release.parts for name in release.part(part)) == release.names
 
 
-@pytest.mark.parametrize(("name", "system"), [("v1", "totalsegmentator-v1-stunet"), ("v2", "totalsegmentator-v2")])
+@for_each(("name", "system"), [("v1", "totalsegmentator-v1-stunet"), ("v2", "totalsegmentator-v2")])
 def test_the_default_order_of_v1_is_that_of_stunets_weights_and_of_v2_the_official_one(
     tmp_path: Path, name: str, system: str
 ) -> None:
@@ -289,7 +290,7 @@ def test_subjects_can_be_skipped_by_name_and_where_they_are_absent(source: Path)
     assert [case.name for case in prepare(source, skip=("s0002",)).sources] == ["s0001", "s0003"]
 
 
-@pytest.mark.parametrize("folder", ["nothing", "."])
+@for_each("folder", ["nothing", "."])
 def test_a_folder_without_subjects_is_no_data_set(tmp_path: Path, folder: str) -> None:
     with pytest.raises(DataError, match=r"no folder|no subject in") as caught:
         prepare(tmp_path / folder)

@@ -3,11 +3,11 @@
 from pathlib import Path
 
 import numpy as np
-import pytest
 import SimpleITK as sitk
 
 from stunet.datasets.phantom import make_case
 from stunet.datasets.units import Values, look, unlike_others, unlike_plan
+from tests.loops import for_each
 
 HU = make_case(np.random.default_rng(0), (24, 24, 24))[0].astype(np.float32)
 NOISE = np.random.default_rng(1).normal(0, 10, HU.shape)
@@ -27,15 +27,15 @@ OTHER_UNITS = {
 }
 
 
-@pytest.mark.parametrize("plan", [PLAN, WIDE_PLAN])
-@pytest.mark.parametrize("units", OTHER_UNITS)
+@for_each("plan", [PLAN, WIDE_PLAN])
+@for_each("units", OTHER_UNITS)
 def test_a_ct_in_other_units_is_noticed(units: str, plan: dict[str, float]) -> None:
     said = unlike_plan(OTHER_UNITS[units], plan)
     assert said.startswith("values from ")
     assert said.endswith("bring it to HU: air -1000, water 0")
 
 
-@pytest.mark.parametrize("plan", [PLAN, WIDE_PLAN])
+@for_each("plan", [PLAN, WIDE_PLAN])
 def test_hu_are_not_complained_of(plan: dict[str, float]) -> None:
     soft_tissue = np.random.default_rng(2).normal(40, 20, (8, 8, 8))
     for image in (HU, HU + NOISE, np.where(HU < -900, -3024, HU), soft_tissue):

@@ -18,6 +18,7 @@ from stunet.errors import DataError
 from stunet.evaluation import metrics
 from stunet.evaluation.folders import evaluate, labels_of, pair
 from stunet.evaluation.segmentations import read_segmentation
+from tests.loops import for_each
 
 SHAPE = (8, 9, 10)
 PLAIN = {"background": 0, "liver": 1, "tumour": 2}
@@ -88,7 +89,7 @@ def test_numbers_equal_those_of_nnunet_on_a_folder(two_cases: tuple[Path, Path],
             assert_same_numbers(one["metrics"][label], other["metrics"][label])
 
 
-@pytest.mark.parametrize("labels", [IGNORING, REGIONS])
+@for_each("labels", [IGNORING, REGIONS])
 def test_regions_and_the_ignore_label_count_as_in_nnunet(labels: dict, tmp_path: Path) -> None:
     from nnunetv2.evaluation.evaluate_predictions import compute_metrics
     from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
@@ -161,7 +162,7 @@ def test_labels_stored_as_floats_are_read_as_integers(tmp_path: Path) -> None:
         np.testing.assert_array_equal(labels, noise(1))
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("array", "values"),
     [
         (noise(1, top=4), "dataset.json does not list: 3, 4"),
@@ -273,7 +274,7 @@ def test_what_cannot_be_read_or_compared_is_named(
     assert "is not compared: 'series'" in caplog.text
 
 
-@pytest.mark.parametrize("labels", [None, {"liver": 1}, {"0": "background"}, {**PLAIN, "x": "3"}, {**PLAIN, "x": []}])
+@for_each("labels", [None, {"liver": 1}, {"0": "background"}, {**PLAIN, "x": "3"}, {**PLAIN, "x": []}])
 def test_labels_that_nnunet_would_not_take_are_an_error(labels: Any) -> None:
     with pytest.raises(DataError, match=r"dataset\.json"):
         labels_of({"labels": labels}, Path("dataset.json"))
@@ -309,7 +310,7 @@ def test_json_on_stdout_is_valid_and_has_null_for_undefined(tmp_path: Path, caps
     assert not (tmp_path / "pred" / "summary.json").exists()
 
 
-@pytest.mark.parametrize("folder", ["raw/Dataset007_X/labelsTs", "preprocessed/Dataset007_X/gt_segmentations"])
+@for_each("folder", ["raw/Dataset007_X/labelsTs", "preprocessed/Dataset007_X/gt_segmentations"])
 def test_a_dataset_number_stands_for_its_references(
     folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

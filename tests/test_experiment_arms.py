@@ -14,6 +14,7 @@ from stunet.errors import DataError
 from stunet.experiment.arms import Arm, arms, command, from_scratch, read_experiment
 from stunet.experiment.summary import COLOURS, MARKERS, Row, bootstrap, mean_dice, plot, summarise, to_json, write
 from stunet.files import read_json
+from tests.loops import for_each
 
 REQUIRED = """
 dataset = 4
@@ -72,7 +73,7 @@ set_pretrained = { checkpointing = true }
     )
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("weights", "expected"),
     [
         ('["none", "a/model.pth", "STU-Net-B"]', {"scratch": "none", "model.pth": "{}/a/model.pth", "STU-Net-B": ""}),
@@ -90,7 +91,7 @@ def test_weights_have_titles_and_files_are_found_beside_the_experiment(
     assert list(dict.fromkeys(arm.title for arm in arms(experiment))) == list(expected)
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("old", "new", "message", "hint"),
     [
         ("dataset = 4", "dataset =", "is not valid TOML", "correct the line"),
@@ -224,7 +225,7 @@ def test_without_any_class_there_is_no_difference_and_no_warning() -> None:
     assert all(map(math.isnan, (row.dice, row.difference, row.low, row.high, row.classes["liver"])))
 
 
-@pytest.mark.parametrize("order", [("a", "b", "c"), ("c", "b", "a")])
+@for_each("order", [("a", "b", "c"), ("c", "b", "a")])
 def test_classes_are_those_of_all_cases_where_each_annotates_some(order: tuple[str, ...]) -> None:
     cases: dict[str, dict[str, float]] = {"a": {"liver": 0.6}, "b": {}, "c": {"spleen": 0.9, "liver": 0.8}}
     dice = {case: cases[case] for case in order}
@@ -267,7 +268,7 @@ def test_lines_of_one_colour_have_different_markers() -> None:
     assert math.gcd(len(COLOURS), len(MARKERS)) == 1
 
 
-@pytest.mark.parametrize(("lines", "bands"), [(5, 5), (6, 0)])
+@for_each(("lines", "bands"), [(5, 5), (6, 0)])
 def test_bands_are_drawn_where_there_are_few_lines(tmp_path: Path, lines: int, bands: int) -> None:
     found = [replace(row, line=f"arm {n}", sd=0.1) for n in range(lines) for row in rows()[:2]]
     plot(found, tmp_path / "plot.svg")

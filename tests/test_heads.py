@@ -9,6 +9,7 @@ from stunet.errors import UsageError
 from stunet.weights.architecture import Architecture
 from stunet.weights.heads import NEW_CLASS, choose_head, plan_heads, take_rows
 from stunet.weights.reading import Weights
+from tests.loops import for_each
 
 GIVEN = ["background", "spleen", "kidney_right", "kidney_left", "liver"]
 
@@ -48,7 +49,7 @@ def test_rows_are_copied_or_averaged_and_new_ones_stay_as_drawn() -> None:
     assert moved.data_ptr() != drawn.data_ptr()
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("given", "classes", "reason"),
     [
         (weights(None), ["background", "spleen", "a", "b", "c"], "do not say which classes their 5 rows are"),
@@ -57,7 +58,7 @@ def test_rows_are_copied_or_averaged_and_new_ones_stay_as_drawn() -> None:
         (weights(), None, "names of the dataset's classes"),
     ],
 )
-@pytest.mark.parametrize("requested", [None, "slice", "reuse"])
+@for_each("requested", [None, "slice", "reuse"])
 def test_heads_are_reset_with_the_reason_where_no_name_matches(
     given: Weights, classes: list[str] | None, reason: str, requested: str | None
 ) -> None:

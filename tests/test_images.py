@@ -23,6 +23,7 @@ from stunet.orientation import of_file
 from stunet.results.segmentation import Segmentation
 from stunet.results.write import write_nifti
 from tests.dicom_files import VOLUME, write_series
+from tests.loops import for_each
 from tests.predictor_models import SHAPE, make_model, run, write_dicom, write_image
 
 FP32 = Options(precision="fp32")
@@ -56,8 +57,8 @@ def save(
     return image
 
 
-@pytest.mark.parametrize(("by_itk", "kind"), [(True, "SimpleITKIO"), (False, "NibabelIO")])
-@pytest.mark.parametrize(
+@for_each(("by_itk", "kind"), [(True, "SimpleITKIO"), (False, "NibabelIO")])
+@for_each(
     ("qform", "sform", "says", "itk", "other"),
     [
         ((A, 1), (B, 2), "differ by 11.6 mm", "qform", "sform"),
@@ -84,7 +85,7 @@ def test_two_forms_that_differ_are_said_with_the_one_that_is_read(
         assert x == (B if (itk if by_itk else other) == "sform" else A)[0, 3]
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("fields", "says"),
     [
         ({"pixdim": [1, 1, 1, 1, 1, 1, 1, 1]}, "pixdim says 1 x 1 x 1 mm, the qform"),
@@ -109,8 +110,8 @@ def test_what_a_header_contradicts_is_said(fields: Any, says: str | None, tmp_pa
         np.testing.assert_array_equal(Reader("SimpleITKIO").read_images([str(path)])[0][0], expected.T)
 
 
-@pytest.mark.parametrize("reader", ["SimpleITKIO", "NibabelIO"])
-@pytest.mark.parametrize(
+@for_each("reader", ["SimpleITKIO", "NibabelIO"])
+@for_each(
     ("qform", "sform"), [((A, 1), (B, 2)), ((A, 1), (B, 1)), ((B, 4), (A, 4)), ((None, 0), (None, 0)), ((A, 3), (B, 0))]
 )
 def test_results_have_both_forms_of_their_image(qform: Any, sform: Any, reader: str, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ import torch
 from stunet.errors import DataError, OutOfMemoryError
 from stunet.inference.predictor import Options, Predictor
 from stunet.results.segmentation import Segmentation
+from tests.loops import for_each
 from tests.predictor_models import SHAPE, SPACING, make_model, run, write_image
 from tests.test_predictor_refusals import UNET
 
@@ -83,7 +84,7 @@ def test_an_array_of_integers_and_a_read_only_one_are_images(model: Path) -> Non
     assert equal(predictor.predict(array, np.array(SPACING)), expected)
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("shape", "spacing", "what"),
     [
         (SHAPE, SPACING, "an array of shape .*, but the model takes 2 channel"),
@@ -109,7 +110,7 @@ def test_arrays_that_are_no_image_of_the_model_are_refused(
     assert caught.value.hint
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@for_each("value", [np.nan, np.inf, -np.inf])
 def test_arrays_with_voxels_that_are_not_finite_are_refused(model: Path, value: float) -> None:
     array = np.ones((2, *SHAPE), np.float32)
     array[1, 5, 6, 7] = value
@@ -117,7 +118,7 @@ def test_arrays_with_voxels_that_are_not_finite_are_refused(model: Path, value: 
         Predictor.from_folder(model, FP32).predict(array, SPACING)
 
 
-@pytest.mark.parametrize("name", ["none.nii.gz", "folder"])
+@for_each("name", ["none.nii.gz", "folder"])
 def test_a_path_that_is_no_image_is_named(model: Path, tmp_path: Path, name: str) -> None:
     (tmp_path / "folder").mkdir()
     with pytest.raises(DataError, match=name):
@@ -158,7 +159,7 @@ def state() -> list[Any]:
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("ours", [True, False])
+@for_each("ours", [True, False])
 def test_nothing_of_the_process_is_changed(tmp_path: Path, ours: bool) -> None:
     folder = make_model(tmp_path / "T__P__3d_fullres", folds=(0, 1) if ours else (0,), mirror=None)
     image = write_image(tmp_path / "c_0000.nii.gz")

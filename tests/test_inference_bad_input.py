@@ -13,6 +13,7 @@ import SimpleITK as sitk
 import tifffile
 
 from stunet.cli.predict import main
+from tests.loops import for_each
 from tests.predictor_models import make_model, write_dicom, write_image
 
 RGB = np.dtype([("R", "u1"), ("G", "u1"), ("B", "u1")])
@@ -209,7 +210,7 @@ def test_a_model_of_two_channels_does_not_take_one(two_channels: Path, capsys: p
     assert "in/a_0000.nii.gz holds 1 channel(s), but the model takes 2 (MR0, MR1)" in lines[0]
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("arguments", "files"),
     [
         ("-i in -o in", ["in/a_0000.nii.gz"]),

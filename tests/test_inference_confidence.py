@@ -3,15 +3,15 @@
 from pathlib import Path
 
 import numpy as np
-import pytest
 
 from stunet.inference.cases import Case, open_model
 from stunet.inference.confidence import Confidence
 from stunet.inference.predictor import Options, Predictor
+from tests.loops import for_each
 from tests.predictor_models import make_model, write_image
 
 
-@pytest.mark.parametrize("groups", [(0, 1, 2), (0, 1, 1), (0, 0, 1)])
+@for_each("groups", [(0, 1, 2), (0, 1, 1), (0, 0, 1)])
 def test_confidence_is_the_probability_of_the_labels_group(tmp_path: Path, groups: tuple[int, ...]) -> None:
     folder = make_model(tmp_path / "T__P__3d_fullres")
     predictor = Predictor(open_model(folder), Options(precision="fp32"))

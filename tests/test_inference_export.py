@@ -14,6 +14,7 @@ from scipy.ndimage import gaussian_filter, zoom
 from stunet.inference import export
 from stunet.inference.export import Slab, axes_between, label, probabilities
 from stunet.inference.interpolation import axis, between
+from tests.loops import for_each
 from tests.predictor_models import network_like
 
 Shape = tuple[int, ...]
@@ -107,8 +108,8 @@ def test_labels_are_those_of_nnunets_resampling_in_float64(
         np.testing.assert_array_equal(labels, values.argmax(0))
 
 
-@pytest.mark.parametrize("sigma", [0.0, 2.0])
-@pytest.mark.parametrize(("target", "nearest_axis"), [((31, 26, 35), None), ((9, 11, 12), None), ((30, 23, 37), 0)])
+@for_each("sigma", [0.0, 2.0])
+@for_each(("target", "nearest_axis"), [((31, 26, 35), None), ((9, 11, 12), None), ((30, 23, 37), 0)])
 def test_only_voxels_that_are_ties_in_float32_differ_and_hardly_any_is(
     sigma: float, target: Shape, nearest_axis: int | None
 ) -> None:
@@ -177,8 +178,8 @@ def overwritten(inside_KDHW: np.ndarray, regions: Sequence[int]) -> np.ndarray:
     return labels
 
 
-@pytest.mark.parametrize("regions", [(1, 2, 3), (3, 1, 2), (7, 7, 2), tuple(range(1, 71))])
-@pytest.mark.parametrize("sigma", [0.0, 2.0])
+@for_each("regions", [(1, 2, 3), (3, 1, 2), (7, 7, 2), tuple(range(1, 71))])
+@for_each("sigma", [0.0, 2.0])
 def test_regions_overwrite_each_other_in_their_order(regions: tuple[int, ...], sigma: float) -> None:
     logits = noise((9, 10, 8), len(regions), sigma=sigma) - 0.5
     values = resampled(logits, (15, 8, 13))
@@ -198,9 +199,9 @@ def test_the_last_of_many_regions_is_seen_between_grid_points() -> None:
     np.testing.assert_array_equal(labelled(logits, (16, 4, 4), regions=range(1, 71))[:, 0, 0], [0] * 8 + [70] * 8)
 
 
-@pytest.mark.parametrize("regions", [None, (1, 2, 3)])
-@pytest.mark.parametrize("target", [(6, 7, 8), (11, 5, 12)])
-@pytest.mark.parametrize("ends", [(), (1,), (3, 5)])
+@for_each("regions", [None, (1, 2, 3)])
+@for_each("target", [(6, 7, 8), (11, 5, 12)])
+@for_each("ends", [(), (1,), (3, 5)])
 def test_probabilities_are_softmax_or_sigmoid_of_the_interpolated_logits(
     regions: tuple[int, ...] | None, target: Shape, ends: tuple[int, ...]
 ) -> None:
@@ -231,8 +232,8 @@ def test_network_like_logits_agree_with_nnunets_export_up_to_its_half_precision(
     assert len(np.unique(labels)) == 25
 
 
-@pytest.mark.parametrize("linear", [True, False])
-@pytest.mark.parametrize(("source", "target"), [(7, 7), (7, 12), (7, 3), (1, 5), (6, 1), (2, 9), (4, 8), (8, 4)])
+@for_each("linear", [True, False])
+@for_each(("source", "target"), [(7, 7), (7, 12), (7, 3), (1, 5), (6, 1), (2, 9), (4, 8), (8, 4)])
 def test_positions_on_an_axis_are_scipys(source: int, target: int, linear: bool) -> None:
     line = np.random.default_rng(1).normal(size=source)
     found = axis(source, target, linear)

@@ -17,6 +17,7 @@ from stunet.inference.pipeline import Outcome, Pipeline
 from stunet.inference.predictor import Options, Predictor
 from stunet.inference.products import Products
 from stunet.results.run_report import STAGES
+from tests.loops import for_each
 from tests.predictor_models import make_model, write_dicom, write_image
 
 ALL = Products(probabilities=True, preview=True, statistics=True)
@@ -280,7 +281,7 @@ NEED = memory.Need(prepare=3, segment=10, write=2, half_saves=4)
 LARGE = memory.Need(prepare=8, segment=20, write=5, half_saves=4)
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("own", "neighbours", "limit", "ahead", "half"),
     [
         (NEED, [NEED], 100 + 15, True, False),

@@ -14,6 +14,7 @@ import pytest
 
 from stunet.inference.probabilities import compress, plain_array, put
 from stunet.machine import resident
+from tests.loops import for_each
 
 SHAPE = (3, 20, 30, 40)
 WRITE = """
@@ -42,7 +43,7 @@ def values() -> np.ndarray:
     return np.random.default_rng(0).random(SHAPE).astype(np.float32)
 
 
-@pytest.mark.parametrize("name", ["c.npz", ".part-12-c.1.2.npz"])
+@for_each("name", ["c.npz", ".part-12-c.1.2.npz"])
 def test_what_is_put_there_is_what_numpy_loads(tmp_path: Path, name: str) -> None:
     with probabilities_file(tmp_path / name) as array:
         assert array.shape == SHAPE
@@ -58,7 +59,7 @@ def test_what_is_put_there_is_what_numpy_loads(tmp_path: Path, name: str) -> Non
     assert not loaded[:, 17:].any()
 
 
-@pytest.mark.parametrize("order", [(0, 1, 2, 3), (0, 3, 1, 2), (0, 2, 3, 1)])
+@for_each("order", [(0, 1, 2, 3), (0, 3, 1, 2), (0, 2, 3, 1)])
 def test_values_reach_their_place_in_any_order_of_the_axes(tmp_path: Path, order: tuple[int, ...]) -> None:
     with probabilities_file(tmp_path / "c.npz") as array:
         turned, wanted = array.transpose(order), values().transpose(order)
@@ -104,7 +105,7 @@ def test_a_full_disk_is_an_error_and_leaves_nothing(
         write()
 
 
-@pytest.mark.parametrize("size", ["2m", "5m"])  # of 4.2 MB: the plain array does not fit, or only both do not
+@for_each("size", ["2m", "5m"])  # of 4.2 MB: the plain array does not fit, or only both do not
 def test_a_disk_that_is_really_full_ends_with_an_error_and_not_with_the_process(tmp_path: Path, size: str) -> None:
     """The kernel kills a process that writes to a map of a file for which there is no space."""
     script = f'mount -t tmpfs -o size={size} none "$0" && "$1" -c "$2" "$0"; code=$?; ls -A "$0"; exit $code'

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from stunet.errors import UsageError
 from stunet.inference.ready import PRECISIONS, ReadyNetwork, has_bf16, prepare, resolve_precision
 from stunet.networks import STUNet
+from tests.loops import for_each
 
 CPU = torch.device("cpu")
 # bfloat16 has 8 bits: one rounding is 2^-9 of a value; those of all layers here add up to less than this.
@@ -134,7 +135,7 @@ def test_norms_with_running_statistics_stay_what_they_are() -> None:
     assert error(ReadyNetwork(net, [], CPU, "fp32")(inputs), expected.detach()) < 1e-5
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("precision", "device", "what"),
     [
         ("fp64", "cpu", "unknown precision 'fp64'"),

@@ -17,6 +17,7 @@ from stunet.inference.products import Products
 from stunet.inference.ready import ReadyNetwork
 from stunet.networks import STUNet
 from stunet.weights.checkpoints import save_checkpoint
+from tests.loops import for_each
 from tests.predictor_models import SPACING, STRIDES, make_model, reference, run, same, write_image
 
 
@@ -42,7 +43,7 @@ def image_of(path: Path, shape: tuple[int, ...], spacing: tuple[float, ...]) -> 
     return path
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("shape", "spacing", "resampling"),
     [
         ((18, 25, 21), SPACING, {}),
@@ -74,8 +75,8 @@ def test_logits_are_resampled_as_the_plans_say(
 REGIONS = {"labels": {"background": 0, "whole": [1, 2], "core": 2, "rim": 1}, "regions_class_order": [1, 2, 3]}
 
 
-@pytest.mark.parametrize("spacing", [SPACING, (1.5, 1.5, 1.5)])
-@pytest.mark.parametrize("order", [1, 3])
+@for_each("spacing", [SPACING, (1.5, 1.5, 1.5)])
+@for_each("order", [1, 3])
 def test_regions_and_their_probabilities_are_nnunets(tmp_path: Path, spacing: tuple[float, ...], order: int) -> None:
     folder = make_model(tmp_path / "T__P__3d_fullres", mirror=None)
     change(folder, {"order": order}, REGIONS)
@@ -136,7 +137,7 @@ class Overflowing(nn.Module):
         return logits
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@for_each("value", [np.nan, np.inf, -np.inf])
 def test_logits_that_are_not_finite_are_an_error_and_no_labels(tmp_path: Path, value: float) -> None:
     folder = make_model(tmp_path / "T__P__3d_fullres", mirror=None)
     predictor = Predictor(open_model(folder), Options(precision="fp32"))

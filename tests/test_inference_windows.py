@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from stunet.inference.ready import ReadyNetwork
 from stunet.inference.windows import SlidingWindow
 from stunet.networks import STUNet
+from tests.loops import for_each
 
 CLASSES = 3
 CPU = torch.device("cpu")
@@ -89,7 +90,7 @@ def error(found: Tensor, expected: Tensor) -> float:
     return float((found - expected).abs().max() / expected.abs().max())
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("shape", "patch", "mirror", "step"),
     [
         ((22, 9, 10), (8, 8, 8), (0, 1, 2), 0.5),  # longest in each axis
@@ -135,8 +136,8 @@ def test_folds_are_averaged_and_each_window_is_counted_for_each() -> None:
     assert error(logits_of(windows, voxels), expected) < 1e-5  # also when the last fold is still loaded
 
 
-@pytest.mark.parametrize("half", [False, True])
-@pytest.mark.parametrize("axis", [0, 1, 2])
+@for_each("half", [False, True])
+@for_each("axis", [0, 1, 2])
 def test_the_memory_for_logits_does_not_grow_with_the_length_of_a_scan(axis: int, half: bool) -> None:
     windows, kept = sliding([network()], (8, 8, 8), half=half), []
     for length in (16, 64):
@@ -162,7 +163,7 @@ class Limited(nn.Module):
         return self.net(windows_BCDHW)
 
 
-@pytest.mark.parametrize("room", [1, 3, 10**6])
+@for_each("room", [1, 3, 10**6])
 def test_fewer_windows_at_a_time_where_memory_is_short_give_the_same_logits(room: int) -> None:
     net, voxels = network(), image(20, 17, 9)
     limited = Limited(copy.deepcopy(net), room)

@@ -9,6 +9,7 @@ import SimpleITK as sitk
 
 from stunet import labels
 from stunet.errors import DataError
+from tests.loops import for_each
 
 # Classes that STU-Net's Table 4 scores, by dataset.
 TABLE_4 = {
@@ -37,7 +38,7 @@ def write(folder: Path, text: str) -> str:
     return str(path)
 
 
-@pytest.mark.parametrize(("name", "count"), TABLE_4.items())
+@for_each(("name", "count"), TABLE_4.items())
 def test_all_classes_of_table_4_are_found_in_totalsegmentator(name: str, count: int) -> None:
     system = labels.load(name)
     lookup = system.from_model(V1_STUNET)
@@ -98,7 +99,7 @@ def test_an_own_file_names_labels_parts_and_what_counts_as_background(tmp_path: 
     assert system.dataset_labels == {"background": 0, "both": 300}
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("text", "words"),
     [
         ("classes = [", "not valid TOML"),
@@ -151,7 +152,7 @@ def test_a_class_of_the_model_belongs_to_one_class_only(tmp_path: Path) -> None:
         system.from_model(LIVER)
 
 
-@pytest.mark.parametrize("value", [[1, 2], "1", 0, -1, 10**9])
+@for_each("value", [[1, 2], "1", 0, -1, 10**9])
 def test_a_model_of_regions_or_bad_labels_is_refused(value: object) -> None:
     with pytest.raises(DataError, match="'liver' of the model is"):
         labels.load("msd-liver").from_model({"background": 0, "liver": value})
@@ -162,7 +163,7 @@ def test_the_ignore_label_of_a_model_is_no_class() -> None:
     assert list(lookup) == [0, 0, 1]
 
 
-@pytest.mark.parametrize("shape", [(), (7,), (3, 4), (3, 4, 5), (2, 3, 4, 5), (0, 4, 5)])
+@for_each("shape", [(), (7,), (3, 4), (3, 4, 5), (2, 3, 4, 5), (0, 4, 5)])
 def test_a_look_up_equals_numpys_for_every_shape(shape: tuple[int, ...]) -> None:
     array = np.random.default_rng(0).integers(0, 4, shape).astype(np.uint8)
     lookup = np.array([0, 9, 300, 1], np.uint16)
@@ -171,7 +172,7 @@ def test_a_look_up_equals_numpys_for_every_shape(shape: tuple[int, ...]) -> None
     assert result.dtype == np.uint16
 
 
-@pytest.mark.parametrize("value", [-1, 3])
+@for_each("value", [-1, 3])
 def test_a_value_that_the_model_does_not_have_is_an_error(value: int) -> None:
     with pytest.raises(DataError, match=f"has value {value}, the model's labels are 0 to 2"):
         labels.apply(np.zeros(3, np.uint8), np.array([[0, value, 1]], np.int16))

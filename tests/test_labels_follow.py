@@ -5,7 +5,6 @@ from typing import Any
 
 import nibabel
 import numpy as np
-import pytest
 
 from stunet.images import CaseReader, Reader, file_reader
 from stunet.inference.reading import Raw, _with_previous
@@ -14,6 +13,7 @@ from stunet.nifti_header import has_forms
 from stunet.orientation import of_file
 from stunet.plans.fingerprint import _OfCase
 from stunet.trainers import validation
+from tests.loops import for_each
 
 KINDS = ["SimpleITKIO", "NibabelIO"]
 ARRAY = np.random.default_rng(0).integers(0, 3, (4, 5, 6)).astype(np.uint8)  # (x, y, z)
@@ -26,8 +26,8 @@ def save(path: Path, says: bool, affine: np.ndarray = LAS) -> str:
     return str(path)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize(("image_says", "label_says"), [(True, True), (True, False), (False, True), (False, False)])
+@for_each("kind", KINDS)
+@for_each(("image_says", "label_says"), [(True, True), (True, False), (False, True), (False, False)])
 def test_labels_are_turned_as_their_image(kind: str, image_says: bool, label_says: bool, tmp_path: Path) -> None:
     image, label = save(tmp_path / "image.nii.gz", image_says), save(tmp_path / "label.nii.gz", label_says)
     reader = Reader(kind, "PIR")
@@ -47,8 +47,8 @@ def test_labels_are_turned_as_their_image(kind: str, image_says: bool, label_say
     np.testing.assert_array_equal(_onto_image(Path(label), of_stored, raw)(stored), raw.on_file_grid)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize(("image_says", "label_says"), [(True, True), (True, False), (False, True), (False, False)])
+@for_each("kind", KINDS)
+@for_each(("image_says", "label_says"), [(True, True), (True, False), (False, True), (False, False)])
 def test_a_perfect_prediction_is_measured_as_one(kind: str, image_says: bool, label_says: bool, tmp_path: Path) -> None:
     image, label = save(tmp_path / "image.nii.gz", image_says), save(tmp_path / "gt/c.nii.gz", label_says)
     (tmp_path / validation.FOLDER).mkdir()

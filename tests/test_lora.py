@@ -8,6 +8,7 @@ from stunet.errors import WeightsError
 from stunet.networks import STUNet, build
 from stunet.trainers.lora import adapters_state, add, load, merged_state
 from stunet.trainers.strategies import find, groups, set_trainable
+from tests.loops import for_each
 
 STRIDES = [(1, 1, 1), (2, 2, 2), (2, 2, 2)]
 STEM = "conv_blocks_context.0.0.conv1.weight"
@@ -70,7 +71,7 @@ def test_only_adapters_and_heads_have_changed_after_training() -> None:
             assert torch.equal(value, base[f"{module}.weight"])
 
 
-@pytest.mark.parametrize("rank", [1, 2, 5])
+@for_each("rank", [1, 2, 5])
 def test_what_training_adds_has_the_rank_of_the_adapters(rank: int) -> None:
     net, optimizer = adapted(rank)
     steps(net, optimizer, 2)

@@ -13,6 +13,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from stunet.losses import DeepSupervision, DiceCE, MaskedSigmoid, PartitionDiceCE
+from tests.loops import for_each
 from tests.losses_reference import a_batch, value_and_gradient
 
 ROOT = Path(__file__).parents[1]
@@ -60,7 +61,7 @@ class Memory(TorchDispatchMode):
         return result
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("loss", "more"),
     [(DiceCE(True, chunk=16), ()), (PartitionDiceCE(6, True, chunk=16), (COMPLETE.clamp_max(2),)),
      (MaskedSigmoid(True, chunk=16), REGIONS)],

@@ -10,6 +10,7 @@ from torch import Tensor
 from stunet.annotations import Annotations, Case, Source
 from stunet.errors import DataError
 from stunet.losses import MaskedSigmoid
+from tests.loops import for_each
 from tests.losses_reference import IGNORED, a_batch, assert_same, ignoring, masked_sigmoid, value_and_gradient
 
 # Outputs overlap: the body is everything, `kidney` its two sides. Label files have the values 0 to 6.
@@ -116,7 +117,7 @@ def test_a_sample_without_annotations_counts_nowhere() -> None:
     assert not gradient.any()
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@for_each("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_logits_lose_nothing_more(dtype: torch.dtype) -> None:
     logits, *more = a_partial_batch(dtype)
     value, gradient = value_and_gradient(MaskedSigmoid(True), logits, *more)
@@ -132,7 +133,7 @@ def test_huge_logits_have_a_finite_loss() -> None:
     assert_same((value, gradient), value_and_gradient(MaskedSigmoid(True), 1e4 * logits.double(), *more))
 
 
-@pytest.mark.parametrize("value", [1, 7])
+@for_each("value", [1, 7])
 def test_a_value_that_a_sample_does_not_annotate_is_an_error(value: int) -> None:
     logits, target, annotated, inside = a_partial_batch()
     target[1, 0, 0, 0, 0] = value

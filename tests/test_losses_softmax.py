@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from stunet.annotations import Annotations, Case, Source
 from stunet.errors import DataError
 from stunet.losses import DiceCE, PartitionDiceCE
+from tests.loops import for_each
 from tests.losses_reference import (
     IGNORED,
     a_batch,
@@ -99,7 +100,7 @@ def test_a_partition_is_the_loss_of_merged_probabilities(batch_dice: bool, ignor
     assert_same(value_and_gradient(loss, logits, target, GROUPS), slow, 1e-12)
 
 
-@pytest.mark.parametrize("seed", range(5))
+@for_each("seed", range(5))
 def test_any_partition_is_the_loss_of_merged_probabilities(seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     logits, target = a_batch(9, torch.float64, seed)
@@ -192,7 +193,7 @@ def test_without_anything_annotated_the_loss_is_zero() -> None:
         assert gradient.abs().max() < 1e-9
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@for_each("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_logits_lose_nothing_more(dtype: torch.dtype) -> None:
     logits, target = a_batch(dtype=dtype)
     target = labelled(target)
@@ -210,7 +211,7 @@ def test_autocast_changes_nothing() -> None:
         assert_same(value_and_gradient(DiceCE(True), logits, target), expected, 0)
 
 
-@pytest.mark.parametrize("value", [5, -1])
+@for_each("value", [5, -1])
 def test_a_value_that_is_no_class_is_an_error(value: int) -> None:
     logits, target = a_batch(5)
     target[1, 0, 0, 0, 0] = value
@@ -218,7 +219,7 @@ def test_a_value_that_is_no_class_is_an_error(value: int) -> None:
         DiceCE(True)(logits, target)
 
 
-@pytest.mark.parametrize("value", [2, 99])
+@for_each("value", [2, 99])
 def test_a_value_that_a_sample_does_not_annotate_is_an_error(value: int) -> None:
     logits, target = a_batch(5)
     target[1, 0, 0, 0, 0] = value

@@ -6,6 +6,7 @@ import pytest
 
 from stunet.errors import DataError
 from stunet.merging.recipe import Recipe, Target, load_recipe
+from tests.loops import for_each
 
 COMPLETE = """
 name: Dataset900_BodyUnion
@@ -118,7 +119,7 @@ PROBLEMS = {
 }
 
 
-@pytest.mark.parametrize(("text", "message"), PROBLEMS.values(), ids=PROBLEMS)
+@for_each(("text", "message"), PROBLEMS.values())
 def test_what_is_wrong_is_named(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(DataError, match=message) as caught:
         _load(tmp_path, text)

@@ -12,6 +12,7 @@ from scipy.ndimage import distance_transform_edt, gaussian_filter
 
 from stunet.evaluation.metrics import compare, confusion, surface_distances
 from stunet.evaluation.surface_elements import sizes
+from tests.loops import for_each
 
 ONE = {"a": (1,)}
 
@@ -95,7 +96,7 @@ def test_published_example_of_two_blocks_is_reproduced() -> None:
     np.testing.assert_allclose(means, (0.322, 0.339), atol=5e-4)
 
 
-@pytest.mark.parametrize("axis", [0, 1, 2])
+@for_each("axis", [0, 1, 2])
 def test_a_shifted_cube_is_off_by_shift_times_spacing_of_its_axis(axis: int) -> None:
     spacing = (2.5, 0.7, 1.1)
     inside = [slice(4, 14)] * 3
@@ -122,7 +123,7 @@ def test_the_area_of_a_ball_is_that_of_a_sphere_within_an_eighth() -> None:
     assert surface_distances(mask, mask, spacing).reference_area.sum() == pytest.approx(4 * pi * 15**2, rel=0.125)
 
 
-@pytest.mark.parametrize(("shape", "spacing"), [((4, 5, 3), (3.0, 0.9, 1.4)), ((7, 6), (0.5, 2.0))])
+@for_each(("shape", "spacing"), [((4, 5, 3), (3.0, 0.9, 1.4)), ((7, 6), (0.5, 2.0))])
 def test_nsd_equals_a_loop_over_all_pairs_of_corners(shape: tuple[int, ...], spacing: tuple[float, ...]) -> None:
     for seed in range(3):
         a, b = noise(seed, shape), noise(seed + 10, shape) & noise(seed + 20, shape)
@@ -266,7 +267,7 @@ GOLDEN = {
 }
 
 
-@pytest.mark.parametrize("seed", GOLDEN)
+@for_each("seed", GOLDEN)
 def test_surfaces_have_the_values_that_the_reference_implementation_gave(seed: int) -> None:
     distances = surface_distances(*shapes(seed))
     found = (distances.nsd(1.0), distances.hausdorff(0.95), distances.reference_area.sum())

@@ -22,6 +22,7 @@ from stunet.models.archive import is_packed_model, pack, unpack
 from stunet.models.folder import check, describe, export, write_model_folder
 from stunet.networks import build
 from stunet.weights.reading import Weights, read_weights
+from tests.loops import for_each
 
 STRIDES = ((1, 1, 1), (2, 2, 2), (1, 2, 2))
 ENTRY = registry.Entry(
@@ -218,7 +219,7 @@ def link() -> zipfile.ZipInfo:
     return member
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("member", "content", "message"),
     [
         ("../outside.json", b"{}", "outside of the folder"),

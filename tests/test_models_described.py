@@ -15,6 +15,7 @@ from stunet.networks import build
 from stunet.weights.checkpoints import save_weights
 from stunet.weights.reading import Weights, read_weights
 from stunet.weights.v2 import make_dataset, make_plans
+from tests.loops import for_each
 
 STRIDES = [[1, 1, 1], [2, 2, 2], [1, 2, 2]]
 CT = ["CTNormalization"]
@@ -95,7 +96,7 @@ WRONG = [
 ]
 
 
-@pytest.mark.parametrize(("change", "message"), WRONG)
+@for_each(("change", "message"), WRONG)
 def test_what_prediction_would_stumble_over_is_named(file: Path, change: Change, message: str) -> None:
     check_described(read_weights(file))
     with pytest.raises(WeightsError, match=message) as refused:
@@ -103,7 +104,7 @@ def test_what_prediction_would_stumble_over_is_named(file: Path, change: Change,
     assert str(file) in refused.value.message
 
 
-@pytest.mark.parametrize("axes", [(7, 9), (0, 0), (-1,)])
+@for_each("axes", [(7, 9), (0, 0), (-1,)])
 def test_mirror_axes_are_those_of_the_image(file: Path, axes: tuple[int, ...]) -> None:
     with pytest.raises(WeightsError, match="mirror axes"):
         check_described(replace(read_weights(file), mirror_axes=axes))
@@ -120,7 +121,7 @@ def test_intensities_regions_and_a_previous_stage_are_right_where_they_belong(fi
     check_described(replace(cascade, architecture=replace(cascade.architecture, channels=3)))
 
 
-@pytest.mark.parametrize("key", ["labels", "channel_names"])
+@for_each("key", ["labels", "channel_names"])
 def test_import_and_check_refuse_what_is_wrong(
     file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], key: str
 ) -> None:

@@ -10,6 +10,7 @@ from stunet.datasets import read_dataset
 from stunet.errors import DataError
 from stunet.names import cells, check_name, file_name
 from stunet.results.statistics import Measurement, write_statistics
+from tests.loops import for_each
 
 from .merge_sources import describe, make_source
 
@@ -32,18 +33,18 @@ PATHS = [
 FINE = ["case_1", "patient 7", "s0011", "a.b-c", "Fälle 3", "n" * 223, "-1", "=x"]
 
 
-@pytest.mark.parametrize("name", PATHS)
+@for_each("name", PATHS)
 def test_paths_are_no_names(name: str) -> None:
     with pytest.raises(DataError, match=r"dataset\.json: case "):
         check_name(name, "case", "dataset.json")
 
 
-@pytest.mark.parametrize("name", FINE)
+@for_each("name", FINE)
 def test_names_are(name: str) -> None:
     assert check_name(name, "case") == name
 
 
-@pytest.mark.parametrize("name", ["/abs/x", "../x", "a/b", "a\nb", "n" * 300])
+@for_each("name", ["/abs/x", "../x", "a/b", "a\nb", "n" * 300])
 def test_a_case_that_would_be_written_elsewhere_is_refused(tmp_path: Path, name: str) -> None:
     folder = make_source(tmp_path, "Dataset001_A", {"liver": ["liver"]})
     entry = {"images": ["imagesTr/case_0_0000.nii.gz"], "label": "labelsTr/case_0.nii.gz"}
@@ -59,7 +60,7 @@ def test_a_file_ending_is_not_a_way_out(tmp_path: Path) -> None:
         read_dataset(folder)
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("text", "expected"),
     [
         ("GTV/CTV", "GTV_CTV"),

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from stunet.networks import SIZES, InstanceNorm, Pointwise3d, ResidualBlock, ShapeError, Size, STUNet, Upsample, build
+from tests.loops import for_each
 
 ISOTROPIC = [(1, 1, 1)] + 5 * [(2, 2, 2)]
 SHALLOW = [(1, 1, 1), (2, 2, 2), (1, 2, 2)]  # three stages: enough for what does not depend on depth
@@ -53,7 +54,7 @@ def test_names_and_shapes_are_the_official_ones(data: Path) -> None:
     assert {name: list(value.shape) for name, value in network.state_dict().items()} == official
 
 
-@pytest.mark.parametrize("case", GOLDEN)
+@for_each("case", GOLDEN)
 def test_every_head_returns_what_the_official_network_returns(data: Path, case: str) -> None:
     folder = data / "stunet_official"
     spec = json.loads((folder / "network_golden.json").read_text())[case]
@@ -89,9 +90,7 @@ def fill(network: nn.Module) -> None:
     network.load_state_dict(state)
 
 
-@pytest.mark.parametrize(
-    ("size", "parameters"), [("S", 14_596_941), ("B", 58_262_669), ("L", 440_302_605), ("H", 1_457_326_221)]
-)
+@for_each(("size", "parameters"), [("S", 14_596_941), ("B", 58_262_669), ("L", 440_302_605), ("H", 1_457_326_221)])
 def test_parameter_counts_are_the_published_ones(size: str, parameters: int) -> None:
     with torch.device("meta"):
         network = build(size, ISOTROPIC, num_classes=105)
@@ -146,7 +145,7 @@ def test_only_the_heads_that_are_asked_for_are_computed() -> None:
     assert computed == [1]
 
 
-@pytest.mark.parametrize("shape", [(2, 3, 4, 5, 6), (1, 3, 7, 5)])
+@for_each("shape", [(2, 3, 4, 5, 6), (1, 3, 7, 5)])
 def test_our_instance_norm_is_torchs(shape: tuple[int, ...]) -> None:
     norm = InstanceNorm(3).double()
     nn.init.normal_(norm.weight)
@@ -155,7 +154,7 @@ def test_our_instance_norm_is_torchs(shape: tuple[int, ...]) -> None:
     torch.testing.assert_close(norm(x), F.instance_norm(x, weight=norm.weight, bias=norm.bias))
 
 
-@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last_3d])
+@for_each("layout", [torch.contiguous_format, torch.channels_last_3d])
 def test_a_pointwise_convolution_as_a_matrix_product_is_the_convolution(layout: torch.memory_format) -> None:
     head = Pointwise3d(4, 5, 1).double()
     x = image(2, 4, 3, 5, 7, dtype=torch.float64).to(memory_format=layout).requires_grad_()
@@ -205,8 +204,8 @@ def test_nnunet_builds_and_initialises_it_from_a_plan() -> None:
     assert network.conv_blocks_context[0][0].conv1.in_channels == 2
 
 
-@pytest.mark.parametrize("stages", [4, 5, 6, 7])
-@pytest.mark.parametrize("ndim", [2, 3])
+@for_each("stages", [4, 5, 6, 7])
+@for_each("ndim", [2, 3])
 def test_four_to_seven_stages_in_two_and_three_dimensions(stages: int, ndim: int) -> None:
     strides = [(1,) * ndim] + [(2,) * ndim if k < 3 else (1,) * (ndim - 1) + (2,) for k in range(stages - 1)]
     network = STUNet(1, 2, "T", strides)
@@ -218,7 +217,7 @@ def test_four_to_seven_stages_in_two_and_three_dimensions(stages: int, ndim: int
     ]
 
 
-@pytest.mark.parametrize("channels", [1, 2, 5])
+@for_each("channels", [1, 2, 5])
 def test_any_number_of_input_channels(channels: int) -> None:
     network = build("T", SHALLOW, input_channels=channels, num_classes=7)
     assert network(image(1, channels, 4, 8, 8)).shape == (1, 7, 4, 8, 8)
@@ -227,7 +226,7 @@ def test_any_number_of_input_channels(channels: int) -> None:
 # Bad input
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("shape", "says"),
     [
         ((1, 2, 8, 6, 8), r"\(1, 2, 8, 6, 8\).*multiples of \(2, 4, 4\)"),
@@ -243,7 +242,7 @@ def test_an_input_that_does_not_fit_is_named_with_what_would(shape: tuple[int, .
     assert caught.value.hint
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("strides", "says"),
     [
         ([(1, 1, 1)], "two or more"),

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.profiler import profile
 
 from stunet.networks import Size, STUNet, build
+from tests.loops import for_each
 
 SHALLOW = [(1, 1, 1), (2, 2, 2), (1, 2, 2)]
 
@@ -87,7 +88,7 @@ def test_deep_supervision_can_be_switched_and_changes_no_parameter() -> None:
     assert list(tiny(deep_supervision=False).state_dict()) == names
 
 
-@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+@for_each("backend", ["eager", "aot_eager"])
 def test_it_compiles_into_one_graph(backend: str) -> None:
     network = tiny(strides=SHALLOW[:2])
     x = image(1, 2, 4, 4, 4)
@@ -117,7 +118,7 @@ def test_bf16_autocast_trains_and_stays_near_float32() -> None:
     assert all(bool(parameter.grad.isfinite().all()) for parameter in network.parameters())
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@for_each("dtype", [torch.float16, torch.bfloat16])
 def test_weights_of_half_precision_predict_nearly_the_same(dtype: torch.dtype) -> None:
     network, x = tiny(deep_supervision=False), image(1, 2, 8, 8, 8)
     with torch.inference_mode():

@@ -11,6 +11,7 @@ import SimpleITK as sitk
 
 from stunet.errors import DataError
 from stunet.nifti import check_nifti
+from tests.loops import for_each
 
 VALUES = np.random.default_rng(0).normal(size=(9, 8, 7)).astype(np.float32)
 
@@ -20,9 +21,9 @@ def write(path: Path, values: np.ndarray = VALUES, kind: type = nibabel.Nifti1Im
     return path
 
 
-@pytest.mark.parametrize("ending", [".nii", ".nii.gz"])
-@pytest.mark.parametrize("kind", [nibabel.Nifti1Image, nibabel.Nifti2Image])
-@pytest.mark.parametrize("order", ["<", ">"])
+@for_each("ending", [".nii", ".nii.gz"])
+@for_each("kind", [nibabel.Nifti1Image, nibabel.Nifti2Image])
+@for_each("order", ["<", ">"])
 def test_a_cut_is_found_at_every_length(tmp_path: Path, ending: str, kind: type, order: str) -> None:
     path = tmp_path / f"image{ending}"
     nibabel.save(kind(VALUES, np.eye(4), kind.header_class(endianness=order)), path)
@@ -44,8 +45,8 @@ def test_itk_reads_what_is_refused_here(tmp_path: Path) -> None:
     assert "copy" in caught.value.hint
 
 
-@pytest.mark.parametrize("ending", [".nii", ".nii.gz"])
-@pytest.mark.parametrize("offset", [np.nan, np.inf, -np.inf, -1.0, 3e38, 9e9])
+@for_each("ending", [".nii", ".nii.gz"])
+@for_each("offset", [np.nan, np.inf, -np.inf, -1.0, 3e38, 9e9])
 def test_voxels_that_begin_nowhere_are_damage(tmp_path: Path, ending: str, offset: float) -> None:
     content = gzip.decompress(write(tmp_path / "image.nii.gz").read_bytes())
     content = content[:108] + struct.pack("<f", offset) + content[112:]
@@ -64,8 +65,8 @@ def test_flipped_bits_are_found_by_the_checksum(tmp_path: Path) -> None:
         check_nifti(path)
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@for_each("value", [np.nan, np.inf, -np.inf])
+@for_each("dtype", [np.float32, np.float64])
 def test_nan_and_infinity_are_found_that_itk_turns_to_zero(tmp_path: Path, value: float, dtype: type) -> None:
     values = VALUES.astype(dtype)
     values[4, 4, 4] = value
@@ -96,7 +97,7 @@ def test_what_is_no_nifti_is_said_so_and_other_formats_are_left_alone(tmp_path: 
     check_nifti(tmp_path / "missing.png")
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("dtype", "what"),
     [
         (np.dtype([("R", "u1"), ("G", "u1"), ("B", "u1")]), "colours"),
@@ -115,8 +116,8 @@ def test_a_file_without_voxels_is_refused(tmp_path: Path) -> None:
         check_nifti(write(tmp_path / "image.nii", np.zeros((0, 5, 6), np.float32)))
 
 
-@pytest.mark.parametrize("value", [0.0, np.nan, np.inf])
-@pytest.mark.parametrize("kind", [nibabel.Nifti1Image, nibabel.Nifti2Image])
+@for_each("value", [0.0, np.nan, np.inf])
+@for_each("kind", [nibabel.Nifti1Image, nibabel.Nifti2Image])
 def test_a_spacing_of_which_itk_makes_1_mm_is_refused(tmp_path: Path, kind: type, value: float) -> None:
     path = write(tmp_path / "image.nii", kind=kind)
     data = bytearray(path.read_bytes())

@@ -15,6 +15,7 @@ from batchgenerators.utilities.file_and_folder_operations import save_json
 from stunet.cli.common import explain
 from stunet.files import write_json
 from stunet.nnunet import write_whole
+from tests.loops import for_each
 
 Room = Callable[[int], AbstractContextManager[None]]
 CONTENT = {"b": [1, 2.5, None], "a": {"x": "y" * 5000}}
@@ -71,7 +72,7 @@ def test_nnunets_modules_that_write_are_among_them() -> None:
     assert default_experiment_planner.shutil is nnUNetTrainer.shutil is not shutil
 
 
-@pytest.mark.parametrize("number", [errno.EROFS, errno.EIO, errno.ENAMETOOLONG, errno.ENOTEMPTY, errno.EACCES])
+@for_each("number", [errno.EROFS, errno.EIO, errno.ENAMETOOLONG, errno.ENOTEMPTY, errno.EACCES])
 def test_what_the_file_system_refuses_ends_with_3_and_the_path(number: int) -> None:
     shown = explain(OSError(number, "why", "some/path"))
     assert shown.exit_code == 3

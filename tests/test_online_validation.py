@@ -15,6 +15,7 @@ from stunet.plans.derive import derive
 from stunet.trainers.online_validation import count_labels, count_regions
 from stunet.trainers.steps import Steps
 from stunet.trainers.supervised import STUNetTrainer
+from tests.loops import for_each
 
 PLAIN = {"background": 0, "spine": 1, "liver": 2, "spleen": 3, "kidney_left": 4, "kidney_right": 5}
 IGNORE = {"background": 0, "spine": 1, "liver": 2, "spleen": 3, "kidney_left": 4, "ignore": 5}
@@ -87,7 +88,7 @@ def test_labels_are_counted_as_one_by_one() -> None:
         assert counts[:, number].tolist() == [int(voxels.sum()) for voxels in expected]
 
 
-@pytest.mark.parametrize("kind", [torch.bool, torch.float32, torch.int16])
+@for_each("kind", [torch.bool, torch.float32, torch.int16])
 def test_regions_are_counted_as_one_by_one(kind: torch.dtype) -> None:
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(2, 2, 6, 5, 7, generator=generator)

@@ -20,6 +20,7 @@ from stunet.inference.products import Products
 from stunet.inference.reading import from_array, from_nibabel, from_sitk, read
 from stunet.orientation import checked, for_nnunet, left_right_axis, of_file, orientation_of, turn, turned, way_back
 from stunet.results.segmentation import Segmentation
+from tests.loops import for_each
 
 CODES = ["".join(code) for axes in itertools.permutations(("LR", "PA", "SI")) for code in itertools.product(*axes)]
 SHAPE = (3, 4, 5)  # (x, y, z)
@@ -65,7 +66,7 @@ def of_sitk(image: sitk.Image) -> np.ndarray:
     return places(sitk.GetArrayFromImage(image).T, np.diag([-1, -1, 1, 1]) @ affine)
 
 
-@pytest.mark.parametrize(("own", "wanted"), [("LPS", "RAS"), ("PIR", "LAS"), ("SLA", "SLA")])
+@for_each(("own", "wanted"), [("LPS", "RAS"), ("PIR", "LAS"), ("SLA", "SLA")])
 def test_a_turn_and_its_way_back_are_one(own: str, wanted: str) -> None:
     array = np.arange(2 * 6 * 7 * 8).reshape(2, 6, 7, 8)
     way = turn(own, wanted)
@@ -82,7 +83,7 @@ def test_orientations_are_three_letters_of_different_axes() -> None:
             checked(wrong)
 
 
-@pytest.mark.parametrize("wanted", ["RAS", "LPS", "PIL"])
+@for_each("wanted", ["RAS", "LPS", "PIL"])
 def test_turned_images_of_all_orientations_lie_where_they_lay(wanted: str) -> None:
     for code in CODES:
         image = numbered(code)
@@ -105,7 +106,7 @@ def test_turned_images_of_all_orientations_lie_where_they_lay(wanted: str) -> No
             np.testing.assert_array_equal(way_back(of_ours)(ours), array)
 
 
-@pytest.mark.parametrize("kind", ["SimpleITKIO", "NibabelIO"])
+@for_each("kind", ["SimpleITKIO", "NibabelIO"])
 def test_images_of_all_orientations_are_turned_as_nnunet_turns_them(kind: str, tmp_path: Path) -> None:
     path = tmp_path / "x.nii"
     for code in CODES[len(kind) % 2 :: 2]:
@@ -151,7 +152,7 @@ def predicted(code: str, reader: str, orientation: str | None, folder: Path) -> 
     return case, Segmentation.from_properties(labels, place, dataset), place, model
 
 
-@pytest.mark.parametrize("reader", list(READERS))
+@for_each("reader", list(READERS))
 def test_all_formats_lie_where_the_image_lies(reader: str, tmp_path: Path) -> None:
     orientation = "RAS" if reader.endswith("Reorient") else "PSL"
     for number, code in enumerate(CODES[list(READERS).index(reader) :: 4]):
@@ -207,7 +208,7 @@ def test_masks_and_objects_lie_there_too(tmp_path: Path) -> None:
         np.testing.assert_allclose(mask.affine[:3, :3] @ at + mask.affine[:3, 3], TRUTH[value], atol=1e-4)
 
 
-@pytest.mark.parametrize("kind", READERS)
+@for_each("kind", READERS)
 def test_stock_writers_put_results_of_dicom_series_to_their_place(kind: str, tmp_path: Path) -> None:
     image = sitk.GetImageFromArray(np.arange(1, 1 + np.prod(SHAPE), dtype=np.int16).reshape(SHAPE[::-1]))
     image.SetSpacing((1.1, 1.3, 2.0))

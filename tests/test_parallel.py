@@ -8,6 +8,7 @@ import torch
 from stunet.networks import STUNet
 from stunet.trainers import parallel
 from stunet.trainers.processes import Member, together
+from tests.loops import for_each
 
 STRIDES = [[1, 1, 1], [2, 2, 2], [2, 2, 2]]
 
@@ -73,7 +74,7 @@ def test_states_go_from_one_network_to_one_dealt_otherwise() -> None:
     torch.testing.assert_close(parallel.whole(dealt.state_dict()), dict(alone.state_dict()), rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("wrap", [parallel.data_parallel, parallel.dealt])
+@for_each("wrap", [parallel.data_parallel, parallel.dealt])
 def test_gradients_that_stay_add_up(wrap: type) -> None:
     module = wrap(network())
     image = torch.randn(

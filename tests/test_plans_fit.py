@@ -10,6 +10,7 @@ from stunet.errors import OutOfMemoryError
 from stunet.plans import fit, memory, topology
 from stunet.plans.fit import Target
 from stunet.plans.memory import Network
+from tests.loops import for_each
 
 spacings = st.lists(st.floats(0.2, 8.0), min_size=2, max_size=3)
 stages = st.one_of(st.none(), st.integers(2, 8))
@@ -68,7 +69,7 @@ def test_strides_keep_the_resolution_of_coarse_axes(dataset: tuple[list[float], 
     assert max(topology.divisor(strides)) <= 2**topology.MAX_HALVINGS
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("patch", "spacing", "expected"),
     [
         ([128, 128, 128], [1.5, 1.5, 1.5], [[2, 2, 2]] * 5),

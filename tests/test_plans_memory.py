@@ -6,6 +6,7 @@ import torch
 from stunet.networks import SIZES, STUNet
 from stunet.plans import memory
 from stunet.plans.memory import Network
+from tests.loops import for_each
 
 ISOTROPIC = [[1, 1, 1]] + [[2, 2, 2]] * 5
 
@@ -27,8 +28,8 @@ def saved_bytes(network: STUNet, shape: tuple[int, ...]) -> int:
     return total
 
 
-@pytest.mark.parametrize("size", ["T", "S"])
-@pytest.mark.parametrize("strides", [ISOTROPIC[:4], [[1, 1, 1], [1, 2, 2], [2, 2, 2]]])
+@for_each("size", ["T", "S"])
+@for_each("strides", [ISOTROPIC[:4], [[1, 1, 1], [1, 2, 2], [2, 2, 2]]])
 def test_counted_activations_equal_what_autograd_keeps(size: str, strides: list[list[int]]) -> None:
     network = STUNet(1, 3, size, strides)
     patch = (16, 32, 32)
@@ -37,8 +38,8 @@ def test_counted_activations_equal_what_autograd_keeps(size: str, strides: list[
     assert saved_bytes(network, (1, 1, *patch)) == pytest.approx(counted + image, rel=0.01)
 
 
-@pytest.mark.parametrize("ndim", [2, 3])
-@pytest.mark.parametrize(("size", "stages"), [("T", 4), ("S", 6), ("B", 7), ("L", 5), ("H", 6)])
+@for_each("ndim", [2, 3])
+@for_each(("size", "stages"), [("T", 4), ("S", 6), ("B", 7), ("L", 5), ("H", 6)])
 def test_counted_parameters_equal_the_network(size: str, stages: int, ndim: int) -> None:
     strides = [[1] * ndim] + [[2] * ndim] * (stages - 1)
     with torch.device("meta"):
@@ -46,7 +47,7 @@ def test_counted_parameters_equal_the_network(size: str, stages: int, ndim: int)
     assert memory.parameters(Network(size, 2, 14), strides) == sum(p.numel() for p in network.parameters())
 
 
-@pytest.mark.parametrize(("size", "published_gb"), [("S", 5.2), ("B", 8.8), ("L", 26.5)])
+@for_each(("size", "published_gb"), [("S", 5.2), ("B", 8.8), ("L", 26.5)])
 def test_published_memory_is_reproduced(size: str, published_gb: float) -> None:
     patch = (128, 128, 128)
     ours = memory.estimate(Network(size, 1, 3), patch, 2, ISOTROPIC)

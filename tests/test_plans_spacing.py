@@ -7,6 +7,7 @@ import pytest
 
 from stunet.errors import DataError
 from stunet.plans.spacing import check_spacing
+from tests.loops import for_each
 
 SHAPES = [[20, 20, 20]] * 6
 NAMES = list("abcdef")
@@ -22,7 +23,7 @@ def test_the_images_own_spacing_fits(edge: float, caplog: pytest.LogCaptureFixtu
     assert caplog.text == ""
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("target", "given", "options", "message", "hint"),
     [
         (100, spacings(1), {"chosen": True}, "leaves nothing of 6 of 6 cases: 'a', 'b', 'c' and 3 more", "finer"),

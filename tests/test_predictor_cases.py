@@ -10,6 +10,7 @@ from stunet.errors import DataError
 from stunet.inference.cases import Case, Model, begun_folds, find_cases, open_model
 from stunet.inference.output import too_long
 from tests.dicom_files import write_series
+from tests.loops import for_each
 from tests.predictor_models import make_model
 
 
@@ -22,7 +23,7 @@ def test_tiff_volumes_need_a_channel_number_because_their_spacing_is_found_by_it
     assert "CASE_0000.tif" in caught.value.hint
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("names", "channels", "cases"),
     [
         (["b_0000", "a_0000", ".part-1-x"], 1, {"a": ["a_0000"], "b": ["b_0000"]}),
@@ -106,9 +107,7 @@ def test_slices_beside_images_and_a_folder_with_an_images_name_are_cases_that_fa
     assert len(cases) == 3
 
 
-@pytest.mark.parametrize(
-    ("reader", "name"), [("NibabelIO", "a.nii"), ("Tiff3DIO", "a_0000.TIFF"), ("NaturalImage2DIO", "a.PNG")]
-)
+@for_each(("reader", "name"), [("NibabelIO", "a.nii"), ("Tiff3DIO", "a_0000.TIFF"), ("NaturalImage2DIO", "a.PNG")])
 def test_a_single_image_may_have_any_ending_that_the_models_reader_takes(
     tmp_path: Path, reader: str, name: str
 ) -> None:

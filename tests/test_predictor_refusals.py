@@ -14,10 +14,11 @@ from stunet.inference.network import build
 from stunet.inference.output import whole_case
 from stunet.inference.predictor import Options, Predictor
 from stunet.weights.checkpoints import load_checkpoint, save_checkpoint
+from tests.loops import for_each
 from tests.predictor_models import SHAPE, make_model, run, write_image, write_png
 
 
-@pytest.mark.parametrize(("shape", "count"), [((31, 27), 1), ((31, 27, 4), 4)])
+@for_each(("shape", "count"), [((31, 27), 1), ((31, 27, 4), 4)])
 def test_a_file_with_other_channels_than_the_model_is_an_error_of_that_case(
     tmp_path: Path, shape: tuple[int, ...], count: int
 ) -> None:
@@ -44,7 +45,7 @@ def test_broken_cases_are_reported_and_the_others_are_done(tmp_path: Path) -> No
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["good.nii.gz"]
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf])
+@for_each("value", [np.nan, np.inf])
 def test_voxels_without_a_finite_value_are_an_error(tmp_path: Path, value: float) -> None:
     folder = make_model(tmp_path / "T__P__3d_fullres")
     voxels = np.ones(SHAPE, np.float32)
@@ -116,7 +117,7 @@ def test_networks_of_nnunets_own_library_are_built(tmp_path: Path) -> None:
     assert type(network).__name__ == "PlainConvUNet"
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("change", "wanted"),
     [
         ({"network_class_name": "payload.Network"}, "payload.Network"),

@@ -14,6 +14,7 @@ from stunet.errors import UsageError
 from stunet.inference.cases import open_model
 from stunet.inference.predictor import Options, Predictor
 from stunet.inference.v1_order import V1Preprocessor
+from tests.loops import for_each
 from tests.predictor_models import SHAPE, SPACING, make_model, run, write_image
 
 TARGET = [1.5, 1.5, 1.5]
@@ -57,8 +58,8 @@ def preprocessed(kind: type, folder: Path, masked: bool, seg: np.ndarray | None 
     return kind(False).run_case_npy(image_CDHW(), seg, properties, plans, configuration, model.dataset)[:2]
 
 
-@pytest.mark.parametrize("forward", [[0, 1, 2], [1, 2, 0]])
-@pytest.mark.parametrize("masked", [False, True])
+@for_each("forward", [[0, 1, 2], [1, 2, 0]])
+@for_each("masked", [False, True])
 def test_it_crops_and_resamples_before_it_normalises(tmp_path: Path, forward: list[int], masked: bool) -> None:
     folder = make_model(tmp_path / "T__P__3d_fullres", channels=2, forward=forward)
     ours, seg = preprocessed(V1Preprocessor, folder, masked)

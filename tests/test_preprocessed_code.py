@@ -18,6 +18,7 @@ from stunet.errors import DataError
 from stunet.preprocessed import Checked
 from stunet.weights import pickles
 from stunet.weights.pickles import load_properties
+from tests.loops import for_each
 
 PROPERTIES = {
     "spacing": [np.float64(1.5), 1.0, 1],
@@ -61,7 +62,7 @@ def same(one: Any, other: Any) -> bool:
     return type(one) is type(other) and one == other
 
 
-@pytest.mark.parametrize("protocol", [3, 4, 5])
+@for_each("protocol", [3, 4, 5])
 def test_properties_are_what_pickle_makes_of_them(tmp_path: Path, protocol: int) -> None:
     path = tmp_path / "case.pkl"
     path.write_bytes(pickle.dumps(PROPERTIES, protocol))

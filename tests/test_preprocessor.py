@@ -14,6 +14,7 @@ from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from stunet.preprocessor import PLACES, Plans, Preprocessor, places_of, preprocessor_of
+from tests.loops import for_each
 
 LABELS = {"background": 0, "a": 1, "b": 2, "c": 3}
 CT = {"mean": 20.0, "std": 90.0, "percentile_00_5": -900.0, "percentile_99_5": 300.0}
@@ -75,8 +76,8 @@ def assert_same(theirs: tuple, ours: tuple) -> None:
     np.testing.assert_equal(ours[2], theirs[2])
 
 
-@pytest.mark.parametrize("spacing", [[1.5, 1.2, 1.2], [0.8, 2.0, 0.7], [5.0, 0.9, 0.9], [0.9, 2.0, 1.1]])
-@pytest.mark.parametrize("channels", [1, 2])
+@for_each("spacing", [[1.5, 1.2, 1.2], [0.8, 2.0, 0.7], [5.0, 0.9, 0.9], [0.9, 2.0, 1.1]])
+@for_each("channels", [1, 2])
 def test_image_labels_and_properties_equal_nnunets(spacing: list[float], channels: int) -> None:
     image, labels = case(channels)
     theirs, ours = both(plans(channels, spacing=spacing), labels, image)
@@ -92,7 +93,7 @@ def test_two_dimensional_plans_keep_the_slices() -> None:
     assert ours[0].shape[1] == image.shape[2] - 3
 
 
-@pytest.mark.parametrize(
+@for_each(
     "meaning",
     [
         {"labels": {**LABELS, "ignore": 4}},
@@ -100,7 +101,6 @@ def test_two_dimensional_plans_keep_the_slices() -> None:
         {"labels": {"background": 0, "all": [1, 2], "b": 2, "ignore": 3}, "regions_class_order": [1, 2]},
         {"labels": {**LABELS, "absent": 4}},
     ],
-    ids=["ignore", "regions", "regions-ignore", "absent"],
 )
 def test_places_of_classes_regions_and_an_ignore_label_equal_nnunets(meaning: dict) -> None:
     image, labels = case()
@@ -108,7 +108,7 @@ def test_places_of_classes_regions_and_an_ignore_label_equal_nnunets(meaning: di
     assert_same(theirs, ours)
 
 
-@pytest.mark.parametrize("highest", [126, 255, 300, 40000])
+@for_each("highest", [126, 255, 300, 40000])
 def test_many_labels_come_out_in_nnunets_type(highest: int) -> None:
     image, labels = case()
     labels[labels == 3] = highest
@@ -116,7 +116,7 @@ def test_many_labels_come_out_in_nnunets_type(highest: int) -> None:
     assert_same(theirs, ours)
 
 
-@pytest.mark.parametrize("masked", [False, True])
+@for_each("masked", [False, True])
 def test_without_labels_there_is_nnunets_mask_or_none(masked: bool) -> None:
     image, _ = case(2)
     plan = plans(2, use_mask_for_norm=[masked, masked])
@@ -131,7 +131,7 @@ def test_without_labels_there_is_nnunets_mask_or_none(masked: bool) -> None:
     assert alone[1] is None
 
 
-@pytest.mark.parametrize(
+@for_each(
     "changes",
     [
         {"resampling_fn_data": "resample_torch_fornnunet", "resampling_fn_data_kwargs": {"is_seg": False}},
@@ -176,7 +176,7 @@ def test_real_hippocampi_equal_nnunets(data: Path) -> None:
         assert_same(*(kind(verbose=False).run_case(*files, *rest) for kind in (DefaultPreprocessor, Preprocessor)))
 
 
-@pytest.mark.parametrize("forward", [[0, 1, 2], [2, 0, 1]])
+@for_each("forward", [[0, 1, 2], [2, 0, 1]])
 def test_a_real_ct_equals_nnunets_and_needs_little_memory(data: Path, forward: list[int]) -> None:
     image = sitk.GetArrayFromImage(sitk.ReadImage(str(data / "ct" / "thorax_1.5mm.nii.gz")))[None].astype(np.float32)
     manager = PlansManager(plans(spacing=[2.0, 1.6, 1.8]) | {"transpose_forward": forward})
@@ -215,7 +215,7 @@ def test_of_all_that_is_annotated_as_many_places_are_listed_as_nnunet_lists() ->
     assert len(found[1]) == 100
 
 
-@pytest.mark.parametrize("patch", [(16, 16, 16), np.array([64, 64, 64])])
+@for_each("patch", [(16, 16, 16), np.array([64, 64, 64])])
 def test_nnunets_loader_finds_the_places_also_near_the_edges(patch: Sequence[int]) -> None:
     labels = np.zeros((1, 30, 30, 30), np.float32)
     labels[:, 2:5, 1:3, 26:29] = 1

@@ -9,6 +9,7 @@ from stunet import presets
 from stunet.errors import DataError
 from stunet.plans import memory, topology, values
 from stunet.plans.memory import Network
+from tests.loops import for_each
 
 RECIPES = ["totalseg-3mm", "totalseg-b", "totalseg-h", "totalseg-l", "totalseg-s", "union-ct"]
 
@@ -17,7 +18,7 @@ def test_the_presets_are_the_sizes_and_the_recipes_of_pre_training() -> None:
     assert presets.names() == sorted([*"bhls", "l-24gb", *RECIPES])
 
 
-@pytest.mark.parametrize("name", presets.names())
+@for_each("name", presets.names())
 def test_the_values_of_a_preset_are_valid(name: str) -> None:
     preset = presets.load(name)
     assert preset.size in "SBLH"
@@ -25,14 +26,14 @@ def test_the_values_of_a_preset_are_valid(name: str) -> None:
         assert values.checked(key, value) == value
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@for_each("name", RECIPES)
 def test_recipes_say_what_time_to_expect_and_why(name: str) -> None:
     note = presets.load(name).note
     assert "A100" in note
     assert "arithmetic" in note or "measured" in note
 
 
-@pytest.mark.parametrize("size", "SBLH")
+@for_each("size", "SBLH")
 def test_pre_training_on_totalsegmentator_is_as_published_and_fits_its_memory(size: str) -> None:
     preset = presets.load(f"totalseg-{size.lower()}")
     assert preset.size == size
@@ -68,7 +69,7 @@ def test_plans_of_another_spacing_or_normalization_are_told_apart() -> None:
     assert "spacing" in preset.unlike({"configurations": {"2d": {}}})
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("text", "message"),
     [
         ('title = "mine"\nsize = "S"\nfintune = "x"\n', "unknown key 'fintune'"),

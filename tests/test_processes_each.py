@@ -10,6 +10,7 @@ import pytest
 
 from stunet.errors import DataError, OutOfMemoryError, UsageError
 from stunet.processes import each
+from tests.loops import for_each
 
 ITEMS = [f"case_{number}" for number in range(4)]
 
@@ -53,7 +54,7 @@ def test_an_item_whose_process_is_killed_once_is_done_again(tmp_path: Path) -> N
     assert [(tmp_path / name).stat().st_size for name in ITEMS] == [1, 2, 1, 1]
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("kind", "error", "message"),
     [
         ("killed", OutOfMemoryError, "case 'case_1': its process was killed, also when it was alone"),

@@ -18,6 +18,7 @@ from stunet.files import read_json, write_json
 from stunet.inference.recollect import open_batch_norm, recollect
 from stunet.networks import build
 from stunet.workspace import plans_path, preprocessed_dataset
+from tests.loops import for_each
 
 BATCHES = 3
 
@@ -114,8 +115,8 @@ def slow_statistics(batches: list[torch.Tensor], ndim: int) -> dict[str, torch.T
     return {name: torch.stack(values).mean(0) for name, values in found.items()}
 
 
-@pytest.mark.parametrize("configuration", ["3d_fullres", "2d"])
-@pytest.mark.parametrize("trainer", ["nnUNetTrainer", "nnUNetTrainerBN"])
+@for_each("configuration", ["3d_fullres", "2d"])
+@for_each("trainer", ["nnUNetTrainer", "nnUNetTrainerBN"])
 def test_statistics_are_those_of_the_data_and_nothing_else_changes(
     planned: str, tmp_path: Path, configuration: str, trainer: str
 ) -> None:

@@ -4,12 +4,12 @@ import tracemalloc
 from typing import Any
 
 import numpy as np
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from nnunetv2.preprocessing.resampling.default_resampling import resample_data_or_seg
 
 from stunet.resampling import resample_image, resample_labels
+from tests.loops import for_each
 
 SHAPES = st.tuples(*[st.integers(1, 12)] * 3)
 FACTORS = st.sampled_from([0.5, 1, 2, 3])  # whole factors put new voxels between two old ones: ties
@@ -45,9 +45,9 @@ def test_labels_equal_nnunets_bit_by_bit(
     np.testing.assert_array_equal(ours, stock(labels[None], new, axis, 1, is_seg=True)[0])
 
 
-@pytest.mark.parametrize(("kind", "classes"), [(np.uint16, 300), (np.int16, 300), (np.uint8, 4)])
-@pytest.mark.parametrize("factor", [2, 3])
-@pytest.mark.parametrize("axis", [None, 0, 2])
+@for_each(("kind", "classes"), [(np.uint16, 300), (np.int16, 300), (np.uint8, 4)])
+@for_each("factor", [2, 3])
+@for_each("axis", [None, 0, 2])
 def test_ties_between_smooth_labels_are_settled_as_in_nnunet(
     kind: type, classes: int, factor: int, axis: int | None
 ) -> None:
@@ -86,8 +86,8 @@ def test_images_equal_nnunets_up_to_the_rounding_of_the_result(
     assert_equal_up_to_rounding(ours, stock(image, new, axis, order), image)
 
 
-@pytest.mark.parametrize("axis", [None, 0, 1, 2])
-@pytest.mark.parametrize("new", [(70, 9, 200), (131, 40, 33)])
+@for_each("axis", [None, 0, 1, 2])
+@for_each("new", [(70, 9, 200), (131, 40, 33)])
 def test_axes_longer_than_a_block_equal_nnunets_voxel_by_voxel(new: tuple[int, ...], axis: int | None) -> None:
     image = np.random.default_rng(0).normal(size=(1, 90, 21, 140)).astype(np.float32)
     ours, theirs = resample_image(image, new, axis), stock(image, new, axis, 3)
@@ -95,7 +95,7 @@ def test_axes_longer_than_a_block_equal_nnunets_voxel_by_voxel(new: tuple[int, .
     assert_equal_up_to_rounding(ours, theirs, image)
 
 
-@pytest.mark.parametrize("axis", [None, 1])
+@for_each("axis", [None, 1])
 def test_a_constant_image_stays_constant_and_overshoots_are_clipped(axis: int | None) -> None:
     image = np.full((2, 9, 8, 7), 0.3, np.float32)
     image[1, :, :, 4:] = 5

@@ -7,11 +7,12 @@ from stunet import labels
 pytest.importorskip("pydicom")
 from stunet.classes import canonical
 from stunet.results.coding import _KEYWORDS, _OTHERS, coding
+from tests.loops import for_each
 
 GENERAL = "91723000"  # anatomical structure
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("name", "meaning", "side"),
     [
         ("liver", "Liver", None),
@@ -34,7 +35,7 @@ def test_structures_have_the_codes_of_dicoms_list(name: str, meaning: str, side:
     assert found.type.scheme_designator == "SCT"
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("name", "kind", "region"),
     [("liver tumour", "Neoplasm", "Liver"), ("kidney_cyst_left", "Cyst", "Kidney"), ("tumor", "Neoplasm", None)],
 )
@@ -45,7 +46,7 @@ def test_lesions_are_abnormal_and_lie_somewhere(name: str, kind: str, region: st
     assert (found.region.meaning if found.region else None) == region
 
 
-@pytest.mark.parametrize("name", ["Anterior", "whole", "something else", "label 3", "7", "left"])
+@for_each("name", ["Anterior", "whole", "something else", "label 3", "7", "left"])
 def test_what_is_not_in_the_list_is_a_structure_and_no_more(name: str) -> None:
     assert coding(name).type.value == GENERAL
 

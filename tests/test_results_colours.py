@@ -5,12 +5,12 @@ import sys
 from itertools import combinations, pairwise
 
 import numpy as np
-import pytest
 from skimage.color import rgb2lab
 
 from stunet import labels
 from stunet.classes import canonical
 from stunet.results.colours import _COMMON, colour, unit_colour
+from tests.loops import for_each
 
 
 def distance(first: str, second: str) -> float:
@@ -27,13 +27,13 @@ def test_all_names_of_a_class_have_one_colour_in_every_process() -> None:
     assert done.stdout.strip() == str([colour(name) for name in names])
 
 
-@pytest.mark.parametrize("system", ["btcv", "amos", "flare22", "ct-org", "segthor", "abdomenct-1k"])
+@for_each("system", ["btcv", "amos", "flare22", "ct-org", "segthor", "abdomenct-1k"])
 def test_organs_of_a_dataset_differ_clearly(system: str) -> None:
     names = [entry.name for entry in labels.load(system).classes]
     assert min(distance(*pair) for pair in combinations(names, 2)) > 15
 
 
-@pytest.mark.parametrize("system", ["totalsegmentator-v1", "totalsegmentator-v2", "totalsegmentator-mr"])
+@for_each("system", ["totalsegmentator-v1", "totalsegmentator-v2", "totalsegmentator-mr"])
 def test_no_two_of_many_classes_are_the_same(system: str) -> None:
     names = [entry.name for entry in labels.load(system).classes]
     assert min(distance(*pair) for pair in combinations(names, 2)) > 2

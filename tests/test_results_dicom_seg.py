@@ -17,6 +17,7 @@ from stunet.results.colours import colour
 from stunet.results.dicom_seg import EXTRA, MAY_BE_EMPTY, check_sources, load_highdicom, write_dicom_seg
 from stunet.results.segmentation import Segmentation
 from tests.dicom_files import VOLUME, without, write_enhanced, write_series
+from tests.loops import for_each
 
 highdicom = pytest.importorskip("highdicom", reason=f"the extra is not installed: {EXTRA}")
 pydicom = pytest.importorskip("pydicom")
@@ -175,14 +176,14 @@ def test_slices_that_cannot_be_referred_to_are_refused(tmp_path: Path, series: P
     assert "replaced" in caught.value.hint
 
 
-@pytest.mark.parametrize("name", MAY_BE_EMPTY)
+@for_each("name", MAY_BE_EMPTY)
 def test_what_anonymisers_remove_is_written_empty(tmp_path: Path, name: str) -> None:
     write_series(tmp_path / "series", VOLUME[:2], change=without(name))
     write_dicom_seg(_some_of(tmp_path / "series"), tmp_path / "series", tmp_path / "x.dcm")
     assert not pydicom.dcmread(tmp_path / "x.dcm")[name].value
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("characters", "name"),
     [
         ("", "A^B"),

@@ -15,6 +15,7 @@ from stunet.results.colours import unit_colour
 from stunet.results.planes import Plane, cut, overlay
 from stunet.results.preview import LUNG, SOFT_TISSUE, _window, write_preview
 from stunet.results.segmentation import Segmentation
+from tests.loops import for_each
 
 DATASET = {"labels": {"background": 0, "liver": 1, "spleen": 2, "sternum": 3, "brain": 4}}
 SHAPE = (9, 14, 12)  # z, y, x
@@ -45,7 +46,7 @@ def body(orientation: str = "LPS", tilt: float = 0.0) -> tuple[Segmentation, np.
     return Segmentation.from_properties(array, properties, DATASET), array.astype(np.float32) * 100
 
 
-@pytest.mark.parametrize("orientation", ["LPS", "RAS", "RAI", "PIR", "SAL", "ILP"])
+@for_each("orientation", ["LPS", "RAS", "RAI", "PIR", "SAL", "ILP"])
 def test_planes_are_the_same_however_the_file_is_stored(orientation: str) -> None:
     for plane, expected in zip(cut(*body(orientation)), cut(*body()), strict=True):
         np.testing.assert_array_equal(plane.labels, expected.labels)
@@ -114,8 +115,8 @@ def test_ct_has_a_window_and_others_percentiles() -> None:
     assert high == pytest.approx(2.58, abs=0.4)
 
 
-@pytest.mark.parametrize("shape", [(1, 40, 30), (40, 1, 30), (300, 4, 4), (4, 300, 300)])
-@pytest.mark.parametrize("value", [0, 1])
+@for_each("shape", [(1, 40, 30), (40, 1, 30), (300, 4, 4), (4, 300, 300)])
+@for_each("value", [0, 1])
 def test_pictures_of_any_shape_are_of_bounded_size(tmp_path: Path, shape: tuple[int, ...], value: int) -> None:
     made = Segmentation.from_properties(np.full(shape, value, np.uint8), {"spacing": (1, 1, 1)}, DATASET)
     write_preview(made, np.zeros(shape, np.float32), tmp_path / "x.png", title="case")

@@ -11,6 +11,7 @@ import pytest
 import stunet
 from stunet.errors import DataError
 from stunet.results.run_report import STAGES, CaseReport, RunReport, peak_gb
+from tests.loops import for_each
 
 
 def report() -> RunReport:
@@ -76,7 +77,7 @@ def test_the_memory_of_a_process_that_started_this_one_is_not_counted() -> None:
     assert float(started.stdout) < len(block) / 1e9
 
 
-@pytest.mark.parametrize("target", ["missing/run.json", "file/run.json", "folder"])
+@for_each("target", ["missing/run.json", "file/run.json", "folder"])
 def test_a_place_that_cannot_be_written_is_named(tmp_path: Path, target: str) -> None:
     (tmp_path / "file").touch()
     (tmp_path / "folder").mkdir()

@@ -14,6 +14,7 @@ from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
 from stunet.errors import DataError
 from stunet.results.segmentation import Segmentation, class_names
+from tests.loops import for_each
 
 PLAIN = {"labels": {"background": 0, "liver": 1, "spleen": 2, "ignore": 3}}
 REGIONS = {
@@ -34,7 +35,7 @@ def write_image(path: Path) -> sitk.Image:
     return image
 
 
-@pytest.mark.parametrize("reader", [SimpleITKIO, NibabelIO])
+@for_each("reader", [SimpleITKIO, NibabelIO])
 def test_the_place_is_that_of_the_file_for_both_of_nnunets_readers(tmp_path: Path, reader: type) -> None:
     image = write_image(tmp_path / "x.nii.gz")
     _, properties = reader().read_images([str(tmp_path / "x.nii.gz")])
@@ -44,7 +45,7 @@ def test_the_place_is_that_of_the_file_for_both_of_nnunets_readers(tmp_path: Pat
         assert getattr(result, f"Get{what}")() == pytest.approx(getattr(image, f"Get{what}")(), abs=1e-5), what
 
 
-@pytest.mark.parametrize("reader", [SimpleITKIOWithReorient, NibabelIOWithReorient])
+@for_each("reader", [SimpleITKIOWithReorient, NibabelIOWithReorient])
 def test_a_reader_that_turns_the_image_leaves_every_voxel_where_it_was(tmp_path: Path, reader: type) -> None:
     image = write_image(tmp_path / "x.nii.gz")
     array, properties = reader().read_images([str(tmp_path / "x.nii.gz")])
@@ -109,7 +110,7 @@ def test_regions_without_their_order_are_refused() -> None:
     assert caught.value.hint
 
 
-@pytest.mark.parametrize(("top", "dtype"), [(255, np.uint8), (256, np.uint16), (65535, np.uint16)])
+@for_each(("top", "dtype"), [(255, np.uint8), (256, np.uint16), (65535, np.uint16)])
 def test_wide_integers_become_the_smallest_that_hold_them(top: int, dtype: type) -> None:
     labels = np.array([[[0, top]]])
     made = Segmentation.from_properties(labels, {"spacing": (1, 1, 1)}, PLAIN)

@@ -12,6 +12,7 @@ from stunet.errors import DataError
 from stunet.results import statistics
 from stunet.results.segmentation import Segmentation
 from stunet.results.statistics import Intensity, Measurement, measure, read_statistics, write_statistics
+from tests.loops import for_each
 
 PLAIN = {"labels": {"background": 0, "liver": 1, "spleen": 2, "kidney": 7}}
 REGIONS = {"labels": {"background": 0, "whole": [1, 2], "core": [2]}, "regions_class_order": [1, 2]}
@@ -25,7 +26,7 @@ def segmentation(labels: np.ndarray = LABELS, dataset: dict = PLAIN) -> Segmenta
     return Segmentation.from_properties(labels, {"spacing": SPACING}, dataset)
 
 
-@pytest.mark.parametrize("slab", [1, 100, 1 << 21])
+@for_each("slab", [1, 100, 1 << 21])
 def test_numbers_are_those_of_a_mask_per_class_in_double_precision(slab: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(statistics, "SLAB_VOXELS", slab)
     found = measure(segmentation(), IMAGE, ["CT", "PET"])
@@ -50,8 +51,8 @@ def test_a_region_is_measured_with_all_that_lies_in_it() -> None:
     assert found["core"].voxels == (LABELS == 2).sum()
 
 
-@pytest.mark.parametrize("axis", [0, 1, 2])
-@pytest.mark.parametrize("end", [0, -1])
+@for_each("axis", [0, 1, 2])
+@for_each("end", [0, -1])
 def test_what_touches_a_face_of_the_image_is_marked(axis: int, end: int) -> None:
     labels = np.zeros((5, 6, 7), np.uint8)
     labels[2, 3, 3] = 1

@@ -17,6 +17,7 @@ from stunet.nifti import check_nifti
 from stunet.results.colours import colour, unit_colour
 from stunet.results.segmentation import Segmentation
 from stunet.results.write import write_itksnap_labels, write_masks, write_nifti, write_seg_nrrd
+from tests.loops import for_each
 
 PLAIN = {"labels": {"background": 0, "liver": 1, "left kidney": 2, 'a "<&\\' + "\n" + "ü": 300}}
 REGIONS = {"labels": {"background": 0, "whole": [1, 2], "core": [2]}, "regions_class_order": [1, 2]}
@@ -37,7 +38,7 @@ def assert_same(image: sitk.Image, expected: sitk.Image) -> None:
         assert getattr(image, f"Get{what}")() == pytest.approx(getattr(expected, f"Get{what}")(), abs=1e-5), what
 
 
-@pytest.mark.parametrize("ending", [".nii", ".nii.gz"])
+@for_each("ending", [".nii", ".nii.gz"])
 def test_nifti_files_are_read_like_those_that_nnunet_writes(tmp_path: Path, ending: str) -> None:
     stock, ours = tmp_path / f"stock{ending}", tmp_path / f"ours{ending}"
     properties = {"sitk_stuff": {**PLACE["sitk_stuff"], "spacing": PLACE["spacing"][::-1]}}
@@ -82,7 +83,7 @@ def test_a_sheared_file_of_nibabels_keeps_its_matrix(tmp_path: Path) -> None:
     np.testing.assert_array_equal(np.asarray(image.dataobj), LABELS.T)
 
 
-@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, ">u2"])
+@for_each("dtype", [np.uint8, np.uint16, ">u2"])
 def test_seg_nrrd_is_read_by_itk_with_slicers_fields(tmp_path: Path, dtype: Any) -> None:
     labels = np.where(LABELS == 300, 3, LABELS).astype(dtype)
     made = Segmentation.from_properties(labels, PLACE, {"labels": {**PLAIN["labels"], 'a "<&\\' + "\n" + "ü": 3}})

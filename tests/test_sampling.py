@@ -10,6 +10,7 @@ from nnunetv2.training.nnUNetTrainer import nnUNetTrainer as host
 
 from stunet.trainers.batches import share_of
 from stunet.trainers.sampling import Aliases, Samples
+from tests.loops import for_each
 
 
 def loader(kind: type, batch_size: int, share: float, cases: int = 3) -> Any:
@@ -18,8 +19,8 @@ def loader(kind: type, batch_size: int, share: float, cases: int = 3) -> Any:
     return kind(data, batch_size, (8, 8, 8), (8, 8, 8), labels, oversample_foreground_percent=share)
 
 
-@pytest.mark.parametrize("share", [0.0, 0.33, 0.5, 0.9, 1.0])
-@pytest.mark.parametrize("processes", [2, 3, 4])
+@for_each("share", [0.0, 0.33, 0.5, 0.9, 1.0])
+@for_each("processes", [2, 3, 4])
 def test_each_process_shows_as_much_foreground_as_with_nnunet(
     monkeypatch: pytest.MonkeyPatch, share: float, processes: int
 ) -> None:
@@ -52,7 +53,7 @@ def test_cases_are_drawn_equally_often_or_as_the_weights_say() -> None:
     np.testing.assert_allclose(counts / 4000, [0.375, 0.125, 0.5], atol=0.03)
 
 
-@pytest.mark.parametrize("count", [1, 2, 7, 500])
+@for_each("count", [1, 2, 7, 500])
 def test_aliases_hold_exactly_the_probabilities(count: int) -> None:
     weights = np.random.default_rng(count).random(count) ** 4
     weights[: count // 3] = 0
@@ -61,7 +62,7 @@ def test_aliases_hold_exactly_the_probabilities(count: int) -> None:
     np.testing.assert_allclose(held / count, weights / weights.sum(), atol=1e-12)
 
 
-@pytest.mark.parametrize("weights", [[0.0, 0.0], [1.0, -0.5], [np.nan, 1.0], [], [[1.0]]])
+@for_each("weights", [[0.0, 0.0], [1.0, -0.5], [np.nan, 1.0], [], [[1.0]]])
 def test_what_is_no_probability_is_refused(weights: list) -> None:
     with pytest.raises(ValueError, match="no probabilities"):
         Aliases(weights)

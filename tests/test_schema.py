@@ -11,6 +11,7 @@ from stunet.errors import DataError, WeightsError
 from stunet.files import read_json
 from stunet.models import registry
 from stunet.schema import Wrong, check, dict_of, either, integer, list_of, number, one_of, read_toml, table, text
+from tests.loops import for_each
 from tests.test_damaged_files import DESCRIPTION, TASK, plans_of_ours
 
 PATCH = table({"patch_size": list_of(integer(1), 2, 3)}, {"name": text}, others=True)
@@ -25,7 +26,7 @@ WRONG = [
 ]
 
 
-@pytest.mark.parametrize(("content", "message"), WRONG)
+@for_each(("content", "message"), WRONG)
 def test_the_place_of_a_wrong_value_is_named(content: object, message: str) -> None:
     check({"patch_size": [64, 64], "other": None}, PATCH, "f", "")
     with pytest.raises(WeightsError, match=message):
@@ -58,7 +59,7 @@ def test_a_wrong_item_of_one_of_several_kinds_is_the_news() -> None:
         kind("a", "x")
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("content", "message"),
     [
         (b'{"a": 1, "b": {"c": 1, "c": 2}}', "the key 'c' stands twice"),
@@ -78,7 +79,7 @@ def test_json_that_others_read_otherwise_is_refused(tmp_path: Path, content: byt
         read_json(path)
 
 
-@pytest.mark.parametrize("content", [b"a = ", b"a = 1\na = 2", b"a = '\xff'", b"a = " + b"[" * 20_000])
+@for_each("content", [b"a = ", b"a = 1\na = 2", b"a = '\xff'", b"a = " + b"[" * 20_000])
 def test_toml_that_is_none_is_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "a.toml"
     path.write_bytes(content)

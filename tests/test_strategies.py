@@ -28,6 +28,7 @@ from stunet.trainers.strategies import (
     set_trainable,
     trainable,
 )
+from tests.loops import for_each
 
 HEADS = tuple(f"seg_outputs.{level}.{kind}" for level in (0, 1) for kind in ("weight", "bias"))
 
@@ -84,7 +85,7 @@ def test_warmup_has_the_full_rate_while_the_encoder_is_frozen_and_again_after_it
     assert found[51] < 1
 
 
-@pytest.mark.parametrize("epochs", [1, 2, 3, 10, 19, 20, 150, 1000])
+@for_each("epochs", [1, 2, 3, 10, 19, 20, 150, 1000])
 def test_rates_are_positive_and_reach_but_never_exceed_the_peak(epochs: int) -> None:
     for name in STRATEGIES:
         found = rates(name, epochs)
@@ -92,7 +93,7 @@ def test_rates_are_positive_and_reach_but_never_exceed_the_peak(epochs: int) -> 
         assert max(found) == 1, name
 
 
-@pytest.mark.parametrize("name", STRATEGIES)
+@for_each("name", STRATEGIES)
 def test_phases_come_in_order_and_are_left_out_only_where_there_are_too_few_epochs(name: str) -> None:
     strategy = STRATEGIES[name]
     for epochs in (1, 2, 3, 10, 1000):
@@ -124,7 +125,7 @@ def test_a_ramp_of_one_epoch_is_none() -> None:
     assert has_ramps(find("full"), 1)
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("name", "epoch", "expected"),
     [
         ("linear", 0, modules(seg_outputs=range(5))),
@@ -148,7 +149,7 @@ def test_strategies_train_what_they_say(name: str, epoch: int, expected: set[str
     assert trained(name, epoch) == expected
 
 
-@pytest.mark.parametrize("name", ["sawtooth", "warmup"])
+@for_each("name", ["sawtooth", "warmup"])
 def test_the_encoder_waits_for_fifty_of_a_thousand_epochs(name: str) -> None:
     assert trained(name, 49) == trained("encoder-frozen")
     assert trained(name, 50) == trained("full")
@@ -159,7 +160,7 @@ def test_all_parameters_train_with_full_ramp_shallow_and_layerwise() -> None:
     assert [trained(name) == every for name in ("full", "ramp", "shallow", "layerwise")] == [True] * 4
 
 
-@pytest.mark.parametrize("name", STRATEGIES)
+@for_each("name", STRATEGIES)
 def test_what_is_not_pre_trained_trains_in_every_phase(name: str) -> None:
     stem = "conv_blocks_context.0.0.conv1.weight"
     for phase in find(name).phases:
@@ -167,7 +168,7 @@ def test_what_is_not_pre_trained_trains_in_every_phase(name: str) -> None:
         assert all(trainable(phase, n, 3, dict(network().named_parameters())) for n, _ in network().named_parameters())
 
 
-@pytest.mark.parametrize("stages", range(2, 9))
+@for_each("stages", range(2, 9))
 def test_every_parameter_has_one_quarter_and_the_encoder_is_the_first_two(stages: int) -> None:
     quarters: dict[str, set[str]] = {quarter: set() for quarter in QUARTERS}
     for name, _ in network(stages).named_parameters():
@@ -227,7 +228,7 @@ def test_a_fresh_tensor_learns_at_the_full_rate_wherever_it_is() -> None:
     assert first["scale"] == 1
 
 
-@pytest.mark.parametrize("name", ["ramp", "layerwise"])
+@for_each("name", ["ramp", "layerwise"])
 def test_groups_hold_every_parameter_once_and_an_optimizer_continues_with_its_state(name: str) -> None:
     def made() -> tuple[STUNet, torch.optim.SGD, Schedule]:
         net = network()
@@ -265,8 +266,8 @@ def test_the_counts_are_those_of_the_parameters_that_get_a_gradient() -> None:
     assert set_trainable(net, find("full").phases[0], set()) == (counted[1], counted[1])
 
 
-@pytest.mark.parametrize("checkpointing", [False, True])
-@pytest.mark.parametrize("name", ["linear", "decoder", "encoder-frozen", "quarter-3", "quarter-4"])
+@for_each("checkpointing", [False, True])
+@for_each("name", ["linear", "decoder", "encoder-frozen", "quarter-3", "quarter-4"])
 def test_frozen_parts_ahead_of_what_trains_keep_nothing_for_backward(name: str, checkpointing: bool) -> None:
     net = network(4)
     net.decoder.deep_supervision, net.checkpointing = True, checkpointing

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.loops import for_each
+
 ROOT = Path(__file__).parents[1]
 FOLDERS = {"stunet": ROOT / "stunet", **{f"stunet.{name}": ROOT / name for name in ("plans", "presets", "trainers")}}
 COMMANDS = (
@@ -259,16 +261,14 @@ OUR_FLAGS = {
 }
 
 
-@pytest.mark.parametrize("command", sorted(OUR_FLAGS))
+@for_each("command", sorted(OUR_FLAGS))
 def test_commands_have_nnunets_flags_and_ours_and_no_others(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     common = {"-h", "--help", "--verbose", "--debug", "--version"}
     stock = nnunet_flags(*NNUNET[command]) if command in NNUNET else set()
     assert flags(command, capsys) == stock | set(OUR_FLAGS[command].split()) | common
 
 
-@pytest.mark.parametrize(
-    "command", [*(f"{name} --help" for name in COMMANDS), "info --json", "models list", "train --list"]
-)
+@for_each("command", [*(f"{name} --help" for name in COMMANDS), "info --json", "models list", "train --list"])
 def test_commands_answer_without_loading_torch(command: str) -> None:
     name, *arguments = command.split()
     code = (

@@ -25,6 +25,7 @@ from stunet.trainers.listener import Silent
 from stunet.trainers.mirroring import MirrorSides
 from stunet.trainers.saving import BEST, FINAL, LATEST
 from stunet.trainers.supervised import STUNetTrainer
+from tests.loops import for_each
 
 SHORT = {"num_epochs": 2, "num_iterations_per_epoch": 3, "num_val_iterations_per_epoch": 1, "batch_size": 2}
 
@@ -56,7 +57,7 @@ class StopAt(Silent):
         trainer.stop_requested = trainer.stop_requested or (phase, trainer.current_epoch, done) == self.at
 
 
-@pytest.mark.parametrize("stop", [("train", 1, 1), ("train", 0, 3), ("validation", 1, 1)])
+@for_each("stop", [("train", 1, 1), ("train", 0, 3), ("validation", 1, 1)])
 def test_a_stopped_run_continues_exactly(
     planned: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: tuple[str, int, int]
 ) -> None:
@@ -169,7 +170,7 @@ def test_classes_change_sides_when_an_image_is_mirrored_with_swap(
     assert step._apply_to_segmentation(label, axes=[0, 1]).tolist() == [[[[4, 5, 1, -1]]]]
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("labels", "axes", "said"),
     [
         ({"LK": 1, "RK": 2}, [0, 1, 2], "the plan mirrors all axes, although 'LK' and 'RK' would change sides"),
@@ -215,7 +216,7 @@ def test_labels_take_the_nearest_ones_value_where_the_plan_says_so(
     assert spatial._apply_to_segmentation(label, grid=grid).item() == 7
 
 
-@pytest.mark.parametrize(("configuration", "stages"), [("3d_fullres", n) for n in (2, 3, 4, 7)] + [("2d", 5)])
+@for_each(("configuration", "stages"), [("3d_fullres", n) for n in (2, 3, 4, 7)] + [("2d", 5)])
 def test_every_head_has_its_target_for_any_number_of_stages(
     planned: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, configuration: str, stages: int
 ) -> None:
@@ -285,7 +286,7 @@ def test_starting_anew_forgets_the_earlier_training(
         starting_point(run)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@for_each("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_outside_training_stops_at_once_and_is_resumable(
     planned: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
@@ -381,7 +382,7 @@ def drawn(batch: dict[str, Any]) -> list[Any]:
     return [*zip(batch["keys"], batch["data"].tolist(), strict=True)]
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@for_each("workers", [0, 2])
 def test_a_sample_is_a_function_of_seed_batch_and_position(workers: int) -> None:
     all_of_them = SeededBatches(Numbers(), (1, 2), ALL, 0, 0, 0, False)
     expected = [drawn(next(all_of_them)) for _ in range(6)]

@@ -10,6 +10,7 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from stunet.losses import DeepSupervision, DiceAndEntropy
 from stunet.trainers.supervised import STUNetTrainer
+from tests.loops import for_each
 from tests.test_trainers import make_trainer
 
 IGNORE = {"background": 0, "spine": 1, "liver": 2, "spleen": 3, "kidney_left": 4, "ignore": 5}
@@ -26,8 +27,8 @@ def a_step(trainer: STUNetTrainer, batch: dict) -> tuple[torch.Tensor, torch.Ten
     return torch.from_numpy(loss), weights
 
 
-@pytest.mark.parametrize("labels", [None, IGNORE, REGIONS], ids=["", "ignore", "regions"])
-@pytest.mark.parametrize("stages", [2, 3])  # without and with deep supervision
+@for_each("labels", [None, IGNORE, REGIONS])
+@for_each("stages", [2, 3])  # without and with deep supervision
 def test_a_step_is_that_of_nnunets_loss(
     planned: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stages: int, labels: dict[str, Any] | None
 ) -> None:

@@ -21,6 +21,7 @@ from stunet.weights.checkpoints import save_weights
 from stunet.weights.reading import Weights, read_weights
 from stunet.weights.report import KINDS, TransferReport
 from stunet.weights.transfer import INPUT_CONVOLUTIONS, inflate, transfer, verify
+from tests.loops import for_each
 
 NAMES = ["background", "spleen", "kidney_left", "kidney_right", "liver", "stomach"]
 
@@ -108,7 +109,7 @@ def test_every_tensor_has_exactly_one_fate(
     assert sum(int(n) for row in report.table()[1] for n in row[2:] if n != "-") == len(report.tensors)
 
 
-@pytest.mark.parametrize(("ours", "theirs"), [(3, 5), (6, 4), (5, 6), (2, 6)])
+@for_each(("ours", "theirs"), [(3, 5), (6, 4), (5, 6), (2, 6)])
 def test_levels_are_matched_by_their_resolution(ours: int, theirs: int) -> None:
     source, target = network(theirs, seed=1), network(ours, seed=2)
     report = transfer(target, weights_of(source, NAMES[:3]), classes=NAMES[:3])
@@ -175,7 +176,7 @@ def test_first_keeps_the_first_channels_and_adds_zeros() -> None:
     assert torch.equal(inflate(weight, 1, 0, "first"), weight[:, :1])
 
 
-@pytest.mark.parametrize("stem", ["repeat", "first"])
+@for_each("stem", ["repeat", "first"])
 def test_a_network_with_more_channels_and_a_cascade_starts_as_the_one_without(stem: str) -> None:
     source, target = network(seed=1), network(channels=3 + 2, seed=2)
     report = transfer(target, weights_of(source, NAMES[:3]), classes=NAMES[:3], cascade_channels=2, stem=stem)
@@ -253,7 +254,7 @@ def test_other_strides_are_named_and_unknown_ones_too() -> None:
     assert "unknown" in warning
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("normalization", "spacing", "expected"),
     [
         (None, None, []),
@@ -278,7 +279,7 @@ def test_other_intensities_and_another_spacing_are_named(
         assert part in warning
 
 
-@pytest.mark.parametrize(("std", "warned"), [(271.5, False), (16.6, True)])
+@for_each(("std", "warned"), [(271.5, False), (16.6, True)])
 def test_ct_that_is_normalised_by_a_much_smaller_spread_is_named(std: float, warned: bool) -> None:
     given = weights_of(network())
     plans = {**(given.plans or {}), "foreground_intensity_properties_per_channel": {"0": {"std": 270.0}}}
@@ -330,8 +331,8 @@ def test_a_network_that_is_no_stunet_is_refused() -> None:
     refused(nn.Conv3d(1, 1, 3), weights_of(network()), "Conv3d")
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
-@pytest.mark.parametrize("name", ["conv_blocks_context.0.0.conv1.weight", "seg_outputs.1.bias"])
+@for_each("value", [float("nan"), float("inf")])
+@for_each("name", ["conv_blocks_context.0.0.conv1.weight", "seg_outputs.1.bias"])
 def test_nan_is_refused_before_anything_is_loaded(name: str, value: float) -> None:
     weights = weights_of(network(seed=1), NAMES[:3])
     weights.tensors[name].view(-1)[-1] = value

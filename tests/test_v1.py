@@ -18,6 +18,7 @@ from stunet.networks import STUNet, build
 from stunet.plans.check import check_plans
 from stunet.weights.pickles import load_pickle
 from stunet.weights.v1 import convert_plans
+from tests.loops import for_each
 
 
 def test_ct_normalisation_needs_its_intensities() -> None:
@@ -73,7 +74,7 @@ def convert(pkl: dict, **arguments: object) -> tuple:
     return convert_plans(pkl, Path("x.model.pkl"), "T", **arguments)
 
 
-@pytest.mark.parametrize("size", ["small", "base", "large", "huge"])
+@for_each("size", ["small", "base", "large", "huge"])
 def test_the_released_plans_become_v2s(data: Path, size: str) -> None:
     path = data / "stunet_official" / f"{size}_ep4k.model.pkl"
     labels = json.loads((data / "stunet_official" / "label_orders.json").read_text())
@@ -177,8 +178,8 @@ def test_plans_that_cannot_be_converted_say_why(data: Path) -> None:
     broken("damaged plans", "use_mask_for_norm", value={})
 
 
-@pytest.mark.parametrize("protocol", [3, 4, 5])
-@pytest.mark.parametrize("core", [b"numpy.core", b"numpy._core"])
+@for_each("protocol", [3, 4, 5])
+@for_each("core", [b"numpy.core", b"numpy._core"])
 def test_a_pickle_is_read_as_plain_values(tmp_path: Path, protocol: int, core: bytes) -> None:
     content = {
         "scalars": [np.float64(0.5), np.int64(-3), np.bool_(True), np.float32(0.25)],
@@ -208,7 +209,7 @@ def test_a_pickle_is_read_as_plain_values(tmp_path: Path, protocol: int, core: b
     assert [type(value) for value in read["scalars"]] == [float, int, bool, float]
 
 
-@pytest.mark.parametrize("where", ["init", "plans"])
+@for_each("where", ["init", "plans"])
 def test_a_malicious_pickle_is_refused_by_name(tmp_path: Path, where: str) -> None:
     (tmp_path / "x.pkl").write_bytes(pickle.dumps(v1_plans() | {where: Payload(tmp_path / "pwned")}))
     with pytest.raises(WeightsError, match=r"wants to import (posix|nt)\.mkdir; it was refused and nothing was exec"):
@@ -218,7 +219,7 @@ def test_a_malicious_pickle_is_refused_by_name(tmp_path: Path, where: str) -> No
     assert (tmp_path / "pwned").exists()
 
 
-@pytest.mark.parametrize(
+@for_each(
     "raw",
     [
         b"\x80\x04ccollections\nOrderedDict.__init__\n.",  # an attribute of an allowed class

@@ -18,6 +18,7 @@ from stunet.networks import SIZES, Size, STUNet, build
 from stunet.weights.architecture import Architecture, recognise
 from stunet.weights.checkpoints import check_finite, load_checkpoint, save_weights
 from stunet.weights.reading import read_weights
+from tests.loops import for_each
 
 STRIDES = [[1, 1, 1], [2, 2, 2], [1, 2, 2]]
 NETWORK = "stunet.networks.STUNet"
@@ -138,7 +139,7 @@ def test_a_checkpoint_of_nnunet_v2_brings_its_meaning_along(tmp_path: Path) -> N
     assert list(weights.plans["configurations"]) == ["own"]
 
 
-@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module."])
+@for_each("prefix", ["module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module."])
 def test_prefixes_of_ddp_and_compile_are_taken_off(tmp_path: Path, prefix: str) -> None:
     content = v2_content() | {"network_weights": {prefix + name: value for name, value in state().items()}}
     assert read_weights(saved(tmp_path / "c.pth", content)).tensors.keys() == state().keys()
@@ -179,7 +180,7 @@ def test_nnssl_checkpoints_are_read_with_and_without_an_adaptation_plan(tmp_path
     assert (weights.kind, weights.strides, weights.spacing) == ("nnssl", None, [1, 1, 1])
 
 
-@pytest.mark.parametrize("half", [False, True])
+@for_each("half", [False, True])
 def test_our_own_file_keeps_everything(tmp_path: Path, half: bool) -> None:
     first = read_weights(saved(tmp_path / "c.pth", v2_content()))
     meta = {name: getattr(first, name) for name in ("plans", "configuration", "dataset", "mirror_axes")}
@@ -200,8 +201,8 @@ def test_bare_parameters_and_files_of_torch_before_1_6_are_read(tmp_path: Path) 
     assert read_weights(tmp_path / "old.model").architecture.size == "T"
 
 
-@pytest.mark.parametrize("size", sorted(SIZES))
-@pytest.mark.parametrize("strides", [STRIDES, [[1, 1], [2, 2]]])
+@for_each("size", sorted(SIZES))
+@for_each("strides", [STRIDES, [[1, 1], [2, 2]]])
 def test_every_size_is_recognised_from_its_shapes(size: str, strides: list[list[int]]) -> None:
     with torch.device("meta"):
         tensors = STUNet(2, 7, size, strides).state_dict()
@@ -230,7 +231,7 @@ def test_networks_of_nnunet_are_told_by_name() -> None:
             recognise(residual.state_dict(), Path("x"))
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("name", "what"),
     [
         ("conv_blocks_context.0.blocks.0.conv.weight", "Generic_UNet"),
@@ -336,8 +337,8 @@ POSITIONS = {
 }
 
 
-@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
-@pytest.mark.parametrize("position", POSITIONS)
+@for_each("zipped", [True, False])
+@for_each("position", POSITIONS)
 def test_a_malicious_pickle_is_refused_by_name_wherever_it_is(tmp_path: Path, position: str, zipped: bool) -> None:
     content = POSITIONS[position]()(Payload(tmp_path / "pwned"))
     torch.save(content, tmp_path / "bad.model", _use_new_zipfile_serialization=zipped)
@@ -368,7 +369,7 @@ def test_a_pickle_in_the_metadata_of_a_safetensors_file_stays_text(tmp_path: Pat
     assert (tmp_path / "pwned").exists()
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("content", "what"),
     [
         (b"", "an empty file"),
@@ -486,7 +487,7 @@ def test_weights_of_another_kind_of_number_are_refused(tmp_path: Path, change: C
         read_weights(saved(tmp_path / "x.pth", {"network_weights": tensors}))
 
 
-@pytest.mark.parametrize("legacy", [False, True])
+@for_each("legacy", [False, True])
 def test_a_small_pickle_does_not_get_gigabytes(tmp_path: Path, legacy: bool) -> None:
     huge = b"\x80\x02c__builtin__\nbytearray\n\x8a\x08" + (6 << 30).to_bytes(8, "little") + b"\x85R."
     if legacy:
@@ -511,7 +512,7 @@ def test_what_torch_says_of_a_damaged_pickle_comes_without_its_advice(tmp_path: 
     assert "Weights only" not in refused.value.message
 
 
-@pytest.mark.parametrize("axes", ["01", [0.5], ["0"]])
+@for_each("axes", ["01", [0.5], ["0"]])
 def test_mirror_axes_are_whole_numbers(tmp_path: Path, axes: object) -> None:
     with pytest.raises(WeightsError, match=r"metadata .* are damaged: TypeError mirror axes"):
         read_weights(saved(tmp_path / "x.pth", v2_content() | {"inference_allowed_mirroring_axes": axes}))
