@@ -4,7 +4,8 @@
 
 makes dataset 5 from dataset 4 (the Decathlon's hippocampus, planned): the same images by reference, the anterior part
 as the only class, and of fold 0's training cases only those that no seed chooses among its `num_cases`. Of fold
-0's validation cases 20 are kept, and are in neither. benchmarks/finetuning.md has the commands around it and the result.
+0's validation cases 20 are kept, and are in neither. benchmarks/finetuning.md has the commands around it and
+the result.
 """
 
 import argparse

@@ -35,6 +35,7 @@ from stunet.datasets.listing import visible
 from stunet.errors import DataError, UsageError
 from stunet.files import alone, differences, read_json, shown, whole, write_json
 from stunet.kinds import MANIFEST, plain_labels, read, read_dataset_json
+from stunet.names import check_name
 from stunet.plans.resolve import resolve
 from stunet.preprocessing_workers import OWN_FOLDER, Done, Job, names_case, run
 from stunet.workspace import planning, preprocessed_dataset, raw_dataset
@@ -193,6 +194,7 @@ def raw_cases(dataset: str) -> tuple[dict, list[Case]]:
             match = re.fullmatch(r"(.+)_\d{4}", path.name.removesuffix(ending))
             if match is None:
                 raise DataError(f"{str(path)!r} is not named CASE_0000{ending}", "rename or remove it")
+            check_name(match[1], "case", repr(str(path)))
             files.setdefault(match[1], []).append(str(path))
         for name, paths in files.items():
             paths.append(str(root / "labelsTr" / f"{name}{ending}"))

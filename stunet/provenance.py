@@ -371,9 +371,10 @@ def _raw(dataset: str) -> tuple[tuple[dict, list[Case]] | None, list[str]]:
     try:
         return raw_cases(dataset), []
     except DataError as error:
-        entries = read_dataset_json(Path(root) / dataset / "dataset.json").get("dataset")
+        folder = Path(root) / dataset
+        entries = read_dataset_json(folder / "dataset.json").get("dataset")
         listed = [os.path.expandvars(file) for entry in (entries or {}).values() for file in entry["images"]]
-        if not listed or any((Path(root) / dataset / file).exists() for file in listed):
+        if any((folder / file).exists() for file in listed) or (entries is None and any(folder.glob("imagesTr/*"))):
             raise
         return None, [f"the raw files of {dataset} are not on this machine, and not compared: {error.message}"]
 

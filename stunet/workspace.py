@@ -3,19 +3,24 @@
 Imports neither torch nor nnunetv2, so that commands can look before they load. nnunet.py has what needs nnU-Net itself.
 """
 
+import logging
 import os
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from glob import escape
 from pathlib import Path
+from typing import Any
 
 from stunet.errors import DataError, closest
 from stunet.files import alone, read_json, remove_parts
 from stunet.kinds import PLANS, read
+from stunet.names import check_name
 
 VARIABLES = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
 TRAINER, PARTIAL_TRAINER = "STUNetTrainer", "STUNetPartialTrainer"
 FINAL = "checkpoint_final.pth"  # of a training that came to its end
+log = logging.getLogger("stunet")
 DATASETS = "Dataset[0-9][0-9][0-9]_*"  # the folders that nnU-Net takes for datasets
 
 
@@ -53,7 +58,7 @@ def dataset_name(id_or_name: int | str) -> str:
     text = str(id_or_name)
     if text in known:
         return text
-    if text.isdigit():
+    if text.isascii() and text.isdecimal():
         matches = [name for name in known if int(name[7:10]) == int(text)]
         if len(matches) == 1:
             return matches[0]
@@ -147,12 +152,21 @@ def _our_plans(dataset: str) -> dict[str, dict]:
     """The `stunet` blocks of the plans of a dataset, by name."""
     others = {"dataset", "dataset_fingerprint", "splits_final"}
     files = [path for path in preprocessed_dataset(dataset).glob("*.json") if path.stem not in others]
-    contents = {path.stem: read_json(path) for path in files if not path.name.startswith(".")}
+    contents = {path.stem: _content(path) for path in files if not path.name.startswith(".")}
     return {
         name: plans["stunet"]
         for name, plans in contents.items()
         if isinstance(plans, dict) and isinstance(plans.get("stunet"), dict)
     }
+
+
+def _content(path: Path) -> Any:
+    """What a file has that may be plans; a note that somebody put beside them is not to stop anything."""
+    try:
+        return read_json(path)
+    except DataError as error:
+        log.warning("warning: passed over: %s", error.message)
+        return None
 
 
 def result_folder(dataset: str, plans_name: str, configuration: str, trainer: str = TRAINER) -> Path:
@@ -174,11 +188,14 @@ def find_result(
     Raises:
         DataError: Nothing was trained, or several plans were.
     """
+    for what, text in (("trainer", trainer), ("plans", plans_name), ("configuration", configuration)):
+        if text is not None:
+            check_name(text, what)
     parent = folder("nnUNet_results") / dataset
     found = [
         p
         for name in ((TRAINER, PARTIAL_TRAINER) if trainer is None else (trainer,))
-        for p in sorted(parent.glob(f"{name}__{plans_name or '*'}__{configuration}"))
+        for p in sorted(parent.glob(f"{escape(name)}__{escape(plans_name or '') or '*'}__{escape(configuration)}"))
         if (p / "plans.json").is_file()
     ]
     found = [path for path in found if trained_folds(path, checkpoint)] or found

@@ -101,3 +101,10 @@ def test_what_cannot_be_done_is_one_line_and_a_hint(
     assert message in first
     assert second.startswith("  try: ")
     assert captured.out == ""
+
+
+def test_a_model_that_is_missing_does_not_stop_the_others(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["download", "STU-Net-S.totalseg", "STU-Net-B.totalseg", "--offline"]) == 4
+    err = capsys.readouterr().err
+    assert "STU-Net-S.totalseg" in err
+    assert "STU-Net-B.totalseg" in err

@@ -1,6 +1,7 @@
 """stunet_plan_and_preprocess and stunet_info in process, on a small phantom with real nnU-Net."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -109,6 +110,51 @@ def test_planning_again_preprocesses_nothing_again(
     assert main(["-d", "998", "--size", "T", "-c", "3d_fullres", "-npfp", "1", "-np", "1"]) == 0
     assert {path: path.stat().st_mtime_ns for path in data.glob("*.b2nd")} == before
     assert "next: stunet_train 998 3d_fullres 0" in capsys.readouterr().err
+
+
+def test_a_dry_run_shows_plans_as_they_are_and_says_what_they_lack(
+    planned: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("nnUNet_n_proc_DA", "1")
+    plans = json.loads(workspace.plans_path(planned, "STUNetPlans_T").read_text())
+    monkeypatch.setenv("nnUNet_preprocessed", str(tmp_path))
+    added = {**plans["configurations"]["3d_fullres"]}
+    del added["stunet"]
+    plans["configurations"]["3d_big"] = added
+    file = tmp_path / planned / "STUNetPlans_T.json"
+    file.parent.mkdir()
+    file.write_text(json.dumps(plans))
+    command = ["-d", "998", "-p", "STUNetPlans_T", "--dry_run", "--no_check", "-c"]
+    assert main([*command, "3d_fullres", "3d_big"]) == 0
+    assert "3d_big" in capsys.readouterr().out
+    assert os.environ["nnUNet_preprocessed"] == str(tmp_path)
+    assert main([*command, "3d_lowres"]) == 2
+    assert "have no configuration 3d_lowres" in capsys.readouterr().err
+    assert everything(tmp_path) == {file.parent, file}
+
+
+def test_a_dataset_that_fails_does_not_stop_the_next(
+    planned: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("nnUNet_n_proc_DA", "1")
+    bad = workspace.folder("nnUNet_raw") / "Dataset996_Bad"
+    bad.mkdir()
+    (bad / "dataset.json").write_text("{}")
+    try:
+        assert main(["-d", "996", "998", "--size", "T", "-c", "3d_fullres", "-npfp", "1", "-np", "1"]) == 3
+    finally:
+        shutil.rmtree(bad)
+    out, err = capsys.readouterr()
+    assert f"{planned}: STUNetPlans_T" in out
+    assert "stunet_plan_and_preprocess: Dataset996_Bad: " in err
+
+
+def test_a_driver_that_does_not_answer_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    program = tmp_path / "nvidia-smi"
+    program.write_text("not a program")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert info.gpus() == ["nvidia-smi does not answer"]
 
 
 def test_info_shows_versions_folders_and_what_is_there(

@@ -323,3 +323,23 @@ def test_runs_for_one_file_each_leave_each_others_temporary_files() -> None:
     assert live.exists()
     assert predict(source="in/a_0000.nii.gz", out="out", model=model) == 0
     assert not live.exists()
+
+
+def test_statistics_wait_for_no_lock_of_their_own_run() -> None:
+    assert predict("--statistics", source="in/a_0000.nii.gz", out="out/statistics.nii.gz") == 0
+    assert {"statistics.nii.gz", "statistics.json"} <= set(names())
+
+
+def test_a_folder_of_images_is_not_taken_for_masks(capsys: pytest.CaptureFixture[str]) -> None:
+    scan = write_image(Path("out/a/ct.nii.gz"))
+    assert predict("--format", "masks") == 3
+    assert "holds 'ct.nii.gz', which is not a mask of this model" in capsys.readouterr().err
+    assert scan.is_file()
+
+
+def test_the_dataset_json_of_a_dataset_is_not_replaced(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("out").mkdir()
+    Path("out/dataset.json").write_text("{}")
+    assert predict() == 3
+    assert "a dataset.json that no prediction wrote" in capsys.readouterr().err
+    assert names() == ["dataset.json"]

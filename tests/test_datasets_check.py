@@ -474,6 +474,17 @@ def _write(path: Path, array: np.ndarray, **geometry: Any) -> None:
     sitk.WriteImage(image, path)
 
 
+def test_names_that_later_files_cannot_have_are_refused_at_once(folder: Path) -> None:
+    for name in ("a\\b", "n" * 230):
+        image = folder / f"imagesTr/{name}_0000.nii.gz"
+        image.touch()
+        with pytest.raises(DataError, match=r"is a path, not a name|is longer than 223 bytes"):
+            check_dataset(folder)
+        with pytest.raises(DataError, match=r"is a path, not a name|is longer than 223 bytes"):
+            training_files(folder, json.loads((folder / "dataset.json").read_text()))
+        image.unlink()
+
+
 def _entry(folder: Path, case: str) -> dict[str, Any]:
     images = [str(folder / f"imagesTr/{case}_{channel:04d}.nii.gz") for channel in range(2)]
     return {"images": images, "label": str(folder / f"labelsTr/{case}.nii.gz")}

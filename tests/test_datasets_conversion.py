@@ -178,3 +178,21 @@ def test_the_command_converts_reports_and_says_what_is_next(
         assert message in capsys.readouterr().err
     monkeypatch.setenv("TS_DATA", str(source))
     assert command.main([*argv, "--variable", "TS_DATA"]) == 0
+
+
+def test_files_of_others_in_the_dataset_are_kept_and_named(source: Path) -> None:
+    conversion = prepare(source)
+    run(conversion)
+    own = conversion.target / "imagesTs" / "own_0000.nii.gz"
+    label = conversion.target / "labelsTr" / "mine.nii.gz"
+    folder = conversion.target / "labelsTr" / "notes"
+    link = conversion.target / "imagesTs" / "linked_0000.nii.gz"
+    own.touch()
+    label.touch()
+    folder.mkdir()
+    link.symlink_to(own)
+    again = prepare(source, skip=("s0003",))
+    [warning] = [w for w in again.run(again.pending(), 1) if "not of this conversion" in w]
+    assert warning.startswith("2 in ")
+    assert all(path.exists() for path in (own, label, folder, link))
+    assert not list(conversion.target.glob("*Ts/s0003*"))

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -215,3 +217,12 @@ def _subset(source: Path, target: Path, cases: int) -> Path:
             shutil.copyfile(source / file, target / file)
     (target / "dataset.json").write_text(json.dumps(task))
     return target
+
+
+def test_a_full_disk_is_an_error_and_leaves_nothing(
+    tmp_path: Path, room_for: Callable[[int], AbstractContextManager[None]]
+) -> None:
+    source = _task(tmp_path / "Task01_BrainTumour", channels=2)
+    with room_for(200), pytest.raises(OSError, match="No space left"):
+        convert_msd(source, tmp_path / "raw")
+    assert not list((tmp_path / "raw").glob("Dataset*"))

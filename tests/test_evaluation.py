@@ -451,3 +451,18 @@ def test_the_references_of_a_dataset_are_found_whatever_their_endings(
         sitk.WriteImage(sitk.ReadImage(str(path)), str(path.with_name(f"{name}.nrrd")))
         path.unlink()
     assert main(["-d", "5", str(two_cases[1]), "-np", "1"]) == 0
+
+
+def test_damaged_files_do_not_stop_the_others(two_cases: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    references, predictions = two_cases
+    for name in "cd":
+        write(references / f"{name}.nii.gz", noise(0))
+        (predictions / f"{name}.nii.gz").write_bytes(b"no image")
+    command = [str(references), str(predictions), "-np", "1"]
+    assert main(command) == 3
+    err = capsys.readouterr().err
+    assert all(f"{name}.nii.gz" in err for name in "cd")
+    assert main([*command, "--chill", "--csv", str(predictions / "cases.csv")]) == 0
+    assert "case 'd' is left out" in capsys.readouterr().err
+    assert len(json.loads((predictions / "summary.json").read_text())["metric_per_case"]) == 2
+    assert len((predictions / "cases.csv").read_text().splitlines()) == 5

@@ -271,9 +271,9 @@ def test_a_limit_also_holds_for_a_dicom_folder(tmp_path: Path, predictor: Predic
 
 
 def write_nifti_of(case: Case, folder: Path) -> Path:
-    from stunet.datasets.dicom import to_nifti
+    from stunet.datasets.dicom import read_series
 
-    to_nifti(case.files[0], folder / "series.nii.gz")
+    sitk.WriteImage(read_series(case.files[0]), folder / "series.nii.gz")
     return folder / "series.nii.gz"
 
 

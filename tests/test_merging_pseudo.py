@@ -216,6 +216,15 @@ def test_a_broken_image_is_named_and_what_is_done_stays(raw: Path, teacher: Path
     assert (raw.with_name(f".part-{NAME}") / "labelsTr/case_0.nii.gz").is_file()
 
 
+def test_a_broken_case_does_not_stop_the_next(raw: Path, teacher: Path) -> None:
+    path = raw / "labelsTr/case_0.nii.gz"
+    todo = plan(raw, open_model(teacher))
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(DataError, match=r"case 'case_0': "):
+        complete(todo, raw.with_name(NAME), _predictor(teacher), {})
+    assert (raw.with_name(f".part-{NAME}") / "labelsTr/case_1.nii.gz").is_file()
+
+
 def test_the_command_says_what_it_completes_and_does_it_once(
     raw: Path, teacher: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -197,6 +197,13 @@ def test_preprocessed_files_that_are_gone_or_cut_are_noticed_without_raw_data(
     refused(pre, r"1 cases are missing \(e.g. 'phantom_001'\)", REPLAN)
 
 
+def test_raw_files_that_this_machine_does_not_have_are_not_compared(pre: Path, raw: Path) -> None:
+    for folder in ("imagesTr", "labelsTr"):
+        shutil.rmtree(raw / folder)
+    [warning] = check(pre)
+    assert "not on this machine" in warning
+
+
 def test_images_by_reference_that_this_machine_does_not_have_are_not_compared(pre: Path, raw: Path) -> None:
     entries = {c: {"images": [f"/elsewhere/{c}.nii.gz"], "label": f"labelsTr/{c}.nii.gz"} for c in CASES}
     change(raw / "dataset.json", dataset=entries)

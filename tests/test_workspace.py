@@ -119,3 +119,23 @@ def test_bad_json_names_the_line(tmp_path: Path) -> None:
     path.write_text(json.dumps([1]))
     with pytest.raises(DataError, match="expected a table"):
         workspace.load_plans(path)
+
+
+def test_a_stray_file_beside_the_plans_is_passed_over(folders: Path) -> None:
+    plan(folders, "STUNetPlans_B")
+    (folders / "nnUNet_preprocessed" / "Dataset004_Hippocampus" / "notes.json").write_text('{"a": 1,}')
+    assert workspace.list_plans("Dataset004_Hippocampus") == ["STUNetPlans_B"]
+
+
+def test_names_are_not_patterns(folders: Path) -> None:
+    model = folders / "nnUNet_results" / "Dataset004_Hippocampus" / "STUNetTrainer__a[1]__3d_fullres"
+    model.mkdir(parents=True)
+    write_json(model / "plans.json", {})
+    assert workspace.find_result("Dataset004_Hippocampus", "3d_fullres", "a[1]") == model
+    for wrong in ({"trainer": "/x"}, {"plans_name": "../x"}):
+        with pytest.raises(DataError, match="is a path, not a name"):
+            workspace.find_result("Dataset004_Hippocampus", "3d_fullres", **wrong)
+    with pytest.raises(DataError, match="no trained model"):
+        workspace.find_result("Dataset004_Hippocampus", "**a")
+    with pytest.raises(DataError, match="no dataset '²'"):
+        workspace.dataset_name("²")

@@ -150,8 +150,8 @@ def _child(rank: int, size: int, device: str, function: Callable[..., None], arg
             raise
         logging.getLogger("stunet").error("process %d: %s\n  try: %s", rank, known.message, known.hint)
         raise SystemExit(known.exit_code) from None
-    # End without taking the interpreter apart, as forked children do: threads of gloo and torch are still there. In one
-    # of about 60 runs in CI a process aborted about here ("double free or corruption"), and with it a finished training.
+    # End without taking the interpreter apart, as forked children do: threads of gloo and torch are still there. Once
+    # in about 60 runs a process aborted about here ("double free or corruption"), and with it a training that was done.
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(0)
@@ -162,7 +162,9 @@ def _of_exit_code(code: int) -> StunetError:
     if code in (Interrupted.exit_code, -signal.SIGTERM):
         return Interrupted("stopped; a training that had begun is in its checkpoints", "the same command with --c")
     if code == -signal.SIGKILL:
-        return OutOfMemoryError("a training process was killed, perhaps for lack of memory", "the same command with --c")
+        return OutOfMemoryError(
+            "a training process was killed, perhaps for lack of memory", "the same command with --c"
+        )
     if code < 0:
         what = f"a training process crashed ({signal.Signals(-code).name}); what it said stands above"
         return StunetError(what, "the same command with --c")

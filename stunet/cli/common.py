@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from stunet import __version__, console
-from stunet.errors import DataError, UsageError, explain
+from stunet.errors import DataError, StunetError, UsageError, explain
 
 EXIT_CODES = """exit codes: 0 done, 1 unexpected, 2 usage, 3 data, plan or path missing or bad, 4 weights,
 5 out of memory, 75 interrupted and resumable, 130 Ctrl-C, 141 nobody reads its output (as with | head)"""
@@ -156,6 +156,14 @@ def run(
         known = explain(error)
         console.error(parser.prog, known.message, known.hint)
         return known.exit_code
+
+
+def raise_last(problems: Sequence[StunetError], program: str) -> None:
+    """Raise the last of what went wrong with several things that were asked for, after showing the others."""
+    for error in problems[:-1]:
+        console.error(program, error.message, error.hint)
+    if problems:
+        raise problems[-1]
 
 
 def device(requested: str | None) -> str:

@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "-np", type=int, default=min(MAX_PROCESSES, os.cpu_count() or 1), help="processes (%(default)s)"
     )
-    parser.add_argument("--chill", action="store_true", help="leave files without a partner out")
+    parser.add_argument("--chill", action="store_true", help="leave out files without a partner, and damaged ones")
     parser.add_argument(
         "--tolerance",
         type=float,
@@ -80,7 +80,12 @@ def _evaluate(args: argparse.Namespace) -> None:
     if alone:
         console.warn(f"{len(alone)} files without a partner or content are left out: {named(map(Path, alone))}")
     with console.Progress("evaluate", len(cases)) as progress:
-        summary = evaluation.evaluate(cases, labels, args.tolerance, args.np, progress.step)
+        bad: dict[str, DataError] = {}
+        leave_out = (lambda case, error: bad.update({case.name: error})) if args.chill else None
+        summary = evaluation.evaluate(cases, labels, args.tolerance, args.np, progress.step, leave_out)
+    for name, error in bad.items():
+        console.warn(f"case {name!r} is left out: {error.message}")
+    cases = [case for case in cases if case.name not in bad]
     if args.labels:
         summary["label_system"] = args.labels
     if args.json:

@@ -52,7 +52,7 @@ def collect() -> dict[str, Any]:
         "python": platform.python_version(),
         "system": platform.platform(),
         "cores": os.cpu_count(),
-        "gpus": _gpus(),
+        "gpus": gpus(),
         "packages": {name: _version(name) for name in PACKAGES},
         "folders": {name: os.environ.get(name) for name in workspace.VARIABLES},
         "presets": presets.names(),
@@ -63,12 +63,15 @@ def collect() -> dict[str, Any]:
     }
 
 
-def _gpus() -> list[str]:
+def gpus() -> list[str]:
     """Name and memory per GPU as the driver reports them, without loading torch."""
     if not shutil.which("nvidia-smi"):
         return []
     query = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader"]
-    answer = subprocess.run(query, capture_output=True, text=True, timeout=10, check=False)
+    try:
+        answer = subprocess.run(query, capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return ["nvidia-smi does not answer"]
     return answer.stdout.strip().splitlines() if answer.returncode == 0 else []
 
 

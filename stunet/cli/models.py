@@ -13,8 +13,8 @@ from types import TracebackType
 from typing import Any
 
 from stunet import console
-from stunet.cli.common import device, new_parser, run
-from stunet.errors import UsageError, WeightsError
+from stunet.cli.common import device, new_parser, raise_last, run
+from stunet.errors import StunetError, UsageError, WeightsError
 from stunet.models import registry, store
 from stunet.models.registry import Entry
 from stunet.workspace import dataset_name
@@ -152,14 +152,20 @@ def _info(args: argparse.Namespace) -> None:
 
 
 def _download(args: argparse.Namespace) -> None:
+    problems = []
     for entry in [registry.find(name) for name in args.names]:
-        if args.offline:
-            console.result(str(store.find_model(entry.name, offline=True)))
+        try:
+            if args.offline:
+                console.result(str(store.find_model(entry.name, offline=True)))
+                continue
+            with ShownDownload(entry.name) as shown:
+                model = store.download(entry, args.keep, shown)
+        except StunetError as error:
+            problems.append(error)
             continue
-        with ShownDownload(entry.name) as shown:
-            model = store.download(entry, args.keep, shown)
         console.result(str(model.folder))
         _next(model)
+    raise_last(problems, "stunet_models")
 
 
 def _import(args: argparse.Namespace) -> None:

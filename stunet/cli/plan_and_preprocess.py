@@ -4,14 +4,15 @@ import argparse
 import math
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from stunet import console, presets, workspace
 from stunet.cli import common
-from stunet.errors import DataError, UsageError, closest
-from stunet.files import read_json
+from stunet.errors import DataError, StunetError, UsageError, closest
+from stunet.kinds import FINGERPRINT, read
 from stunet.names import problem_of
 
 CONFIGURATIONS = ("2d", "3d_fullres", "3d_lowres")
@@ -72,11 +73,28 @@ def _command(args: argparse.Namespace) -> None:
     workspace.folder("nnUNet_preprocessed")
     _check_options(args)
     _check_configurations(datasets, args.c)
-    with tempfile.TemporaryDirectory() as scratch:
-        if args.dry_run:
-            os.environ["nnUNet_preprocessed"] = scratch
-        for dataset in datasets:
+    problems = []
+    for dataset in datasets:
+        try:
             _plan_and_preprocess(dataset, args)
+        except StunetError as error:
+            problems.append(error if len(datasets) == 1 else type(error)(f"{dataset}: {error.message}", error.hint))
+    common.raise_last(problems, "stunet_plan_and_preprocess")
+
+
+@contextmanager
+def _scratch(args: argparse.Namespace) -> Iterator[None]:
+    """With --dry_run, a folder in place of nnUNet_preprocessed that is gone afterwards."""
+    if not args.dry_run:
+        yield
+        return
+    before = os.environ["nnUNet_preprocessed"]
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["nnUNet_preprocessed"] = folder
+        try:
+            yield
+        finally:
+            os.environ["nnUNet_preprocessed"] = before
 
 
 def _dataset(number_or_name: str) -> str:
@@ -167,7 +185,7 @@ def _plan_and_preprocess(dataset: str, args: argparse.Namespace) -> None:
     if not args.no_check:
         _check(dataset, readers, args.no_pbar)
     if planned is None:
-        with workspace.planning(dataset):
+        with _scratch(args), workspace.planning(dataset):
             planned = _plan(dataset, readers, args)
     plans = planned
     console.result(f"{dataset}: {plans['plans_name']}")
@@ -193,9 +211,12 @@ def _planned(dataset: str, args: argparse.Namespace) -> dict[str, Any]:
     from stunet.plans.check import check_plans
 
     plans = workspace.load_plans(workspace.plans_path(dataset, args.p))
-    for name in args.c:
-        if name in plans["configurations"] or name not in CONFIGURATIONS:
-            check_plans(plans, name)
+    asked = [name for name in args.c if name in plans["configurations"] or name not in CONFIGURATIONS]
+    if not asked:
+        what = f"the plans {args.p!r} have no configuration {' or '.join(args.c)}"
+        raise UsageError(what, f"-c {' '.join(plans['configurations'])}")
+    for name in asked:
+        check_plans(plans, name)
     return plans
 
 
@@ -273,7 +294,10 @@ def _fitting(dataset: str, plans: dict[str, Any], name: str, wanted: int) -> int
     from stunet.preprocessing_workers import fitting_workers
 
     configuration = resolve(plans, name)
-    fingerprint = read_json(workspace.preprocessed_dataset(dataset) / "dataset_fingerprint.json")
+    path = workspace.preprocessed_dataset(dataset) / "dataset_fingerprint.json"
+    if not path.is_file():  # of plans that were copied here: nothing says how large the cases are
+        return 1
+    fingerprint = read(path, FINGERPRINT)
     schemes = configuration["normalization_schemes"]  # one per channel
     workers = fitting_workers(wanted, fingerprint, configuration["spacing"], len(schemes))
     if workers < wanted:
@@ -289,8 +313,9 @@ def _summary(plans: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
             continue
         strides = configuration["architecture"]["arch_kwargs"]["strides"]
         halvings = [sum(s > 1 for s in axis) for axis in zip(*strides, strict=True)]
-        memory = configuration["stunet"]
-        memory_gb = memory.get("measured_gb", memory["memory_gb"])
+        memory = configuration.get("stunet", {})  # a configuration that somebody added has none
+        memory_gb = memory.get("measured_gb", memory.get("memory_gb"))
+        source = "measured" if "measured_gb" in memory else "estimated"
         rows.append([
             name,
             " ".join(f"{pitch:.3g}" for pitch in configuration["spacing"]),
@@ -298,7 +323,7 @@ def _summary(plans: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
             str(configuration["batch_size"]),
             str(len(strides)),
             " ".join(map(str, halvings)),
-            f"{memory_gb:.1f} {'measured' if 'measured_gb' in memory else 'estimated'}",
+            "-" if memory_gb is None else f"{memory_gb:.1f} {source}",
         ])  # fmt: skip
     return columns, rows
 

@@ -67,7 +67,7 @@ def _reserved(args: argparse.Namespace, cases: "list[Case]", folder: Path) -> It
     what, hint = f"another process predicts into {str(folder)!r}", "wait until it is done, or another folder with -o"
     own = None if args.o == folder and args.num_parts == 1 else f"part-{args.part_id}"
     if args.o != folder:
-        own = cases[0].name
+        own = f"case-{cases[0].name}"  # never the name of another lock, such as that of the statistics
     with alone(folder / ".lock", what, hint, shared=own is not None), ExitStack() as stack:
         if own is not None:
             stack.enter_context(alone(folder / f".lock-{own}", f"{what} ({own})", hint))
@@ -84,7 +84,7 @@ def _run_stage(
     errors: dict[str, StunetError],
 ) -> None:
     """Predicts the cases into `target`; errors are added by case."""
-    from stunet.inference.output import write_record
+    from stunet.inference.output import check_free, write_record
     from stunet.inference.pipeline import Pipeline
     from stunet.inference.products import Products
 
@@ -95,6 +95,8 @@ def _run_stage(
         shown = _Shown(progress)
         ours = args.o in (target, target.parent)  # not the folder around the one file that is asked for
         whole_folder = ours or not last
+        if whole_folder:
+            check_free(target)
         pipeline = Pipeline(stage, target, wanted, args.max_memory, shown.begin, shown.window, not whole_folder)
         pipeline.remove_leftovers(None if ours and args.num_parts == 1 else cases)
         todo = _to_do(pipeline, cases, keep=args.continue_prediction and whole_folder)

@@ -206,7 +206,7 @@ def _positions(args: argparse.Namespace) -> tuple[str, str, int | str]:
         if position is not None and option is not None:
             raise UsageError(f"the {name} is given twice: {position!r} and -{name[0]} {option!r}", "one of them")
     dataset, configuration, fold = (position if position is not None else option for position, option in given.values())
-    if fold is not None and fold != "all" and not fold.isdigit():
+    if fold is not None and fold != "all" and not (fold.isascii() and fold.isdecimal()):
         raise UsageError(f"fold {fold!r} is neither a number nor 'all'", "stunet_train 3 3d_fullres 0")
     return _dataset(dataset), configuration or "3d_fullres", "all" if fold == "all" else int(fold or 0)
 

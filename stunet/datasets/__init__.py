@@ -18,6 +18,7 @@ from stunet.datasets.listing import list_images, named, unusable, visible
 from stunet.errors import DataError, StunetError
 from stunet.files import write_json
 from stunet.kinds import FORMAT_HINT, label_values, read_dataset_json
+from stunet.names import check_name
 
 FILE_ENDING = ".nii.gz"  # of what we write
 GEOMETRY_ATOL = 1e-3  # mm of the origin, and direction cosines: more than rounding in a NIfTI header
@@ -177,6 +178,7 @@ def _stored_cases(folder: Path, description: dict[str, Any]) -> list[Case]:
     wrong = []
     for path in fitting:
         if match := pattern.fullmatch(path.name):
+            check_name(match[1], "case", repr(str(path)))
             cases.setdefault(match[1], []).append(path)
         else:
             hint = f"give the channel's number: {path.name.removesuffix(ending)}_0000{ending}"

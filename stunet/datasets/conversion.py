@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from stunet.datasets import FILE_ENDING, raise_first, write_dataset_json
+from stunet.datasets.listing import named, visible
 from stunet.errors import DataError, OutOfMemoryError, StunetError, UsageError, short
 from stunet.files import NO_SPACE, alone_with, whole, write_json
 from stunet.kinds import CASE_RECORD, read
@@ -160,6 +161,7 @@ class Conversion:
         facts = {name: record["facts"] for name, record in records.items()}
         kept = [source for source in self.sources if not facts[source.name].get("left_out")]
         self._remove_others({file for source in kept for file in records[source.name]["files"]})
+        strange = self._strange({file for record in records.values() for file in record["files"]})
         training = [source for source in kept if source.training]
         if not training:
             raise DataError("no training case is left", "look at the subjects and their split")
@@ -172,7 +174,7 @@ class Conversion:
         more = {**about.more, "file_ending": about.ending, **listed}
         channels = dict(enumerate(about.channels))
         write_dataset_json(self.target, self.target.name[11:], channels, about.labels, len(training), **more)
-        return [*self.warnings, *warnings]
+        return [*self.warnings, *strange, *warnings]
 
     def _write_splits(self, training: Sequence[str]) -> list[str]:
         """Brings splits_final.json up to date, unless somebody wrote another one there since."""
@@ -189,15 +191,28 @@ class Conversion:
         return []
 
     def _remove_others(self, files: set[str]) -> None:
-        """Removes files of cases that are no longer part of the dataset, and links to test images."""
-        for folder in ("labelsTr", "labelsTs", "imagesTr", "imagesTs"):
-            for path in (self.target / folder).glob("*"):
-                if f"{folder}/{path.name}" not in files:
-                    path.unlink()
+        """Remove what this command wrote for cases that have left the dataset, and its links to test images."""
         names = {source.name for source in self.sources}
-        for path in (self.target / OWN_FOLDER / "cases").glob("*.json"):
-            if path.name.removesuffix(".json") not in names:
-                path.unlink()
+        records = {
+            path.name.removesuffix(".json"): path for path in (self.target / OWN_FOLDER / "cases").glob("*.json")
+        }
+        links = [path for path in (self.target / "imagesTs").glob("*") if path.is_symlink()]
+        for name, record in records.items():
+            for file in _files(record) - files:
+                (self.target / file).unlink(missing_ok=True)
+            link = re.compile(rf"{re.escape(name)}_\d{{4}}{re.escape(self.description.ending)}")
+            for path in links:
+                if link.fullmatch(path.name):
+                    path.unlink(missing_ok=True)
+            if name not in names:
+                record.unlink()
+
+    def _strange(self, files: set[str]) -> list[str]:
+        """A warning about training files that this command did not write: nnU-Net takes them for cases."""
+        folders = ("imagesTr", "labelsTr")
+        strange = [p for f in folders for p in visible((self.target / f).glob("*")) if f"{f}/{p.name}" not in files]
+        what = f"{len(strange)} in {str(self.target)!r} are not of this conversion, and kept: {named(strange)}"
+        return [what] if strange else []
 
     def _link_test_images(self, sources: Sequence[Source]) -> None:
         for source in sources:
@@ -244,6 +259,8 @@ def _convert(source: Source, step: Step, target: Path) -> StunetError | None:
         signature = _signature(source)
         files, facts = step(source, target)
         hashes = {f"{path.parent.name}/{path.name}": _sha256(path) for path in files}
+        for file in _files(_record_path(source, target)) - hashes.keys():  # of an earlier run, in another folder
+            (target / file).unlink(missing_ok=True)
         write_json(_record_path(source, target), {"source": signature, "files": hashes, "facts": facts})
     except OutOfMemoryError:
         raise
@@ -272,6 +289,14 @@ def _record(source: Source, target: Path) -> dict[str, Any] | None:
 def _read_record(source: Source, target: Path) -> dict[str, Any]:
     record: dict[str, Any] = read(_record_path(source, target), CASE_RECORD, "run the same command again")
     return record
+
+
+def _files(record: Path) -> set[str]:
+    """The files that a record of a case names, as imagesTr/CASE_0000.nii.gz; none where it cannot be read."""
+    try:
+        return set(read(record, CASE_RECORD)["files"])
+    except DataError:
+        return set()
 
 
 def _record_path(source: Source, target: Path) -> Path:

@@ -33,7 +33,6 @@ from stunet.datasets.dicom_headers import (
 )
 from stunet.datasets.listing import DICOM, begins_as_dicom
 from stunet.errors import DataError
-from stunet.files import whole
 
 TOLERANCE = 0.01  # of the distance between slices
 ROUNDING_MM = 0.011  # between neighbours whose positions were rounded to two decimals
@@ -212,17 +211,6 @@ def geometry(folder: Path, series: str | None = None) -> tuple[tuple[int, int, i
     made = stack(choose(folder, wanted=series))
     (width, height, depth), (right, down, along) = made.size, made.spacing
     return (depth, height, width), (along, down, right)
-
-
-def to_nifti(folder: Path, target: Path, series: str | None = None) -> None:
-    """Writes a series as one NIfTI file.
-
-    Raises:
-        DataError: As read_series.
-    """
-    image = read_series(folder, series)
-    with whole(target) as part:
-        sitk.WriteImage(image, part, useCompression=True)
 
 
 @quietly()

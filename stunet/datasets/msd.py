@@ -4,10 +4,14 @@ A task folder holds dataset.json (version 1: labels by number, `modality`), imag
 Several channels are the fourth axis of one file, where nnU-Net v2 wants one file per channel. Read check.py next.
 """
 
+import errno
+import gzip
 import os
 import re
 import shutil
+import zlib
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -152,6 +156,17 @@ def _place_image(image: Path, folder: Path, channels: int) -> None:
         ) from error
     for index, target in enumerate(targets):
         sitk.WriteImage(volume[:, :, :, index], target, useCompression=True)
+        if not _is_whole(target):  # ITK does not report it
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(target))
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether a file that was just written can be unpacked to its end."""
+    try:
+        with gzip.open(path) as file:
+            return any([file.read(1)]) and all(iter(partial(file.read, 2**20), b""))
+    except (OSError, EOFError, zlib.error):
+        return False
 
 
 def _place_label(label: Path, folder: Path) -> None:

@@ -160,6 +160,7 @@ def evaluate(
     tolerance_mm: float = 1.0,
     processes: int = 1,
     advance: Callable[[str], None] = lambda name: None,
+    leave_out: Callable[[Case, DataError], None] | None = None,
 ) -> dict[str, Any]:
     """The summary of all cases: nnU-Net's summary.json with METRICS, class names and the tolerance.
 
@@ -173,19 +174,29 @@ def evaluate(
         tolerance_mm: For NSD.
         processes: 1 runs in this process.
         advance: Called with the name of each case that is done.
+        leave_out: Called with each case that cannot be compared, and why; the summary is then of the others.
 
     Raises:
-        DataError: A file cannot be read, has other labels, or does not lie where its partner does.
+        DataError: Files cannot be read, have other labels, or do not lie where their partners do, and there is no
+            `leave_out`; all cases have been tried. Or none is left.
         OutOfMemoryError: A case does not fit into memory.
     """
-    compare = partial(evaluate_case, labels=labels, tolerance_mm=tolerance_mm)
-    found = {}
+    compare = partial(_tried, labels=labels, tolerance_mm=tolerance_mm)
+    found, problems = {}, {}
     for position, values in each(compare, cases, processes, lambda case: case.name):
         case = cases[position]
         paths = {"prediction_file": str(case.prediction), "reference_file": str(case.reference)}
-        found[position] = {"metrics": values, **paths}
+        if isinstance(values, DataError):
+            problems[position] = values
+        else:
+            found[position] = {"metrics": values, **paths}
         advance(case.name)
-    entries: list[dict[str, Any]] = [found[position] for position in range(len(cases))]
+    if leave_out is None or not found:
+        raise_first([problems[position] for position in sorted(problems)])
+    else:
+        for position in sorted(problems):
+            leave_out(cases[position], problems[position])
+    entries: list[dict[str, Any]] = [found[position] for position in sorted(found)]
     means = {key: _mean_over_cases([entry["metrics"][key] for entry in entries]) for key in labels.classes}
     return {
         "foreground_mean": {metric: _nanmean([mean[metric] for mean in means.values()]) for metric in metrics.METRICS},
@@ -194,6 +205,14 @@ def evaluate(
         "labels": labels.names,
         "tolerance_mm": tolerance_mm,
     }
+
+
+def _tried(case: Case, labels: Labels, tolerance_mm: float) -> dict[str, dict[str, float]] | DataError:
+    """As evaluate_case; why a case cannot be compared is returned, so that the others are."""
+    try:
+        return evaluate_case(case, labels, tolerance_mm)
+    except DataError as error:
+        return error
 
 
 def evaluate_case(case: Case, labels: Labels, tolerance_mm: float) -> dict[str, dict[str, float]]:

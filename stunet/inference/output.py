@@ -78,6 +78,13 @@ def write_record(
     write_json(folder / "plans.json", plans)
 
 
+def check_free(folder: Path) -> None:
+    """Raises a DataError where write_record() would replace the dataset.json of somebody else: of a dataset, say."""
+    if (folder / "dataset.json").is_file() and not (folder / SETTINGS).is_file():
+        what = f"{str(folder)!r} holds a dataset.json that no prediction wrote, and that this one would replace"
+        raise DataError(what, "another folder with -o")
+
+
 def check_record(folder: Path, made_by: Mapping[str, Any], kept: bool) -> None:
     """Sees that results that stay in a folder were made by what makes those to come.
 

@@ -127,7 +127,9 @@ class Pipeline:
 
     def remove(self, cases: Sequence[Case]) -> None:
         """Removes the files of cases, so that a run that ends early leaves none that something else has made."""
-        self.products.remove(cases, self.folder, self.predictor.model, self._shared)
+        model = self.predictor.model
+        classes = {**class_names(model.dataset)[0], **class_names(self.predictor.result_dataset)[0]}
+        self.products.remove(cases, self.folder, model, classes, self._shared)
 
     def remove_leftovers(self, cases: Sequence[Case] | None = None) -> None:
         """Removes temporary files of runs that were killed; only those of `cases` where other runs share the folder."""

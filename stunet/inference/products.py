@@ -6,7 +6,7 @@ another program reads better. Beside it stand what else was asked for. output.py
 
 import os
 import pickle
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from stunet.files import NAME_MAX, remove
 from stunet.inference.cases import Case, Model
 from stunet.inference.output import part_of_case, whole_case
 from stunet.inference.probabilities import PLAIN, compress
+from stunet.names import file_name
 from stunet.nifti import check_nifti
 from stunet.nifti_header import is_nifti
 from stunet.orientation import for_nnunet
@@ -74,24 +75,29 @@ class Products:
             return False
         return all(path.exists() for path in paths)
 
-    def remove(self, cases: Sequence[Case], folder: Path, model: Model, shared: bool = False) -> None:
+    def remove(
+        self, cases: Sequence[Case], folder: Path, model: Model, classes: Iterable[str], shared: bool = False
+    ) -> None:
         """Removes the files of cases, so that a run that ends early leaves none that something else has made.
 
         Args:
             cases: Whose files.
             folder: Of the results.
             model: Whose results these are.
+            classes: All names that it can give to a mask.
             shared: The folder also holds files of others: only what is asked for now is removed.
 
         Raises:
-            DataError: A folder that masks would take the place of holds something else; nothing is removed then.
+            DataError: A folder that masks would replace holds something else; nothing is removed then.
         """
+        masks = {f"{file_name(name)}{MASK}" for name in classes}
         endings = {*self.endings(model), *(() if shared else (*PROBABILITIES, PREVIEW))}
         names = [f"{case.name}{ending}" for case in cases for ending in endings]
         paths = [folder / name for name in names if len(os.fsencode(name)) <= NAME_MAX]  # others cannot be there
         for path in paths:
-            if other := next((p for p in path.glob("*") if not p.name.endswith(MASK)), None):
-                raise DataError(f"the folder {str(path)!r} holds {other.name!r}, no mask", "another folder with -o")
+            if other := next((p for p in path.glob("*") if p.name not in masks), None):
+                what = f"the folder {str(path)!r} holds {other.name!r}, which is not a mask of this model"
+                raise DataError(what, "another folder with -o")
         for path in paths:
             remove(path)
 

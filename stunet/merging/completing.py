@@ -16,7 +16,7 @@ import numpy as np
 
 from stunet import __version__, kinds
 from stunet.classes import head_classes
-from stunet.datasets import FILE_ENDING, Case, write_dataset_json
+from stunet.datasets import FILE_ENDING, Case, raise_first, write_dataset_json
 from stunet.errors import DataError, OutOfMemoryError
 from stunet.files import whole, write_json
 from stunet.inference.cases import Case as Input
@@ -60,22 +60,25 @@ def complete(
         on_case: Called with a case's name when it is done.
 
     Raises:
-        DataError: It was begun with another teacher or dataset, a file cannot be read, or the disk is full.
-        OutOfMemoryError: A case does not fit into the memory.
+        DataError: It was begun with another teacher or dataset, or files cannot be read or are too large for the
+            memory; all other cases are done then.
+        OSError: The disk is full.
     """
     now = plan.state(record)
     with growing(target, now) as part:
         (part / "labelsTr").mkdir(exist_ok=True)
-        finished = _finished(part)
+        finished, problems = _finished(part), []
         for case in plan.cases:
             if case.name not in finished:
                 try:
                     finished[case.name] = _complete_case(plan, case, part, teacher)
-                except OutOfMemoryError as error:
-                    raise OutOfMemoryError(f"case {case.name!r}: {error.message}", error.hint) from error
+                except (DataError, OutOfMemoryError) as error:
+                    problems.append(type(error)(f"case {case.name!r}: {error.message}", error.hint))
+                    continue
                 with (part / DONE).open("a") as file:
                     file.write(json.dumps([case.name, finished[case.name].voxels, finished[case.name].ignored]) + "\n")
             on_case(case.name)
+        raise_first(problems)
         _finish(plan, part, now, finished, teacher)
     return target
 
