@@ -17,7 +17,7 @@ from stunet.datasets import find_reader, tiff, training_files
 from stunet.datasets.check import UNREADABLE
 from stunet.errors import DataError, is_out_of_memory, last_line
 from stunet.files import read_json, write_json
-from stunet.images import REORIENTED, REORIENTS, Reader, count_orientations
+from stunet.images import REORIENTED, REORIENTS, Reader, count_orientations, is_flat, read_header
 from stunet.kinds import FINGERPRINT, read, read_dataset_json
 from stunet.nifti_header import oddities
 from stunet.nnunet import exchanged, write_whole
@@ -91,6 +91,8 @@ def orientations(dataset: str) -> tuple[str, dict[str, int]]:
         odd = [text for path in images if (text := oddities(path, kind.startswith("SimpleITK")))]
         if odd:
             log.warning("%d of %d images have a header that is odd: %s", len(odd), len(images), odd[0])
+        if len(ways := {read_header(path).direction for path in images if is_flat(path)}) > 1:
+            log.warning("the axes of the 2D images run in %d ways; 2D images are not turned", len(ways))
         return kind, count_orientations(images, kind)
     except UNREADABLE as error:
         raise DataError(f"cannot read an image of {dataset}: {last_line(error)}", "copy the file again") from error
@@ -178,8 +180,11 @@ def _analyze(arguments: tuple[Any, ...]) -> Any:
 
 
 def _source(dataset: str) -> list[list[str | int]]:
-    """Name, size in bytes and time of change of the files that the fingerprint is made from."""
+    """Name, size in bytes and time of change of the files that it is made from; the reader that dataset.json names."""
     folder = raw_dataset(dataset)
-    cases = training_files(folder, read_dataset_json(folder / "dataset.json"))
+    description = read_dataset_json(folder / "dataset.json")
+    cases = training_files(folder, description)
     files = [Path(name) for case in cases.values() for name in (*case["images"], case["label"])]
-    return [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files]
+    reader = description.get("overwrite_image_reader_writer")
+    named: list[list[str | int]] = [[reader]] if reader else []
+    return named + [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files]

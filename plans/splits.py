@@ -4,9 +4,13 @@ nnU-Net's planner copies splits_final.json from nnUNet_raw to nnUNet_preprocesse
 with a bare assertion where another one is there. A file there may have more folds than the raw one.
 """
 
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
 from stunet.datasets import training_files
 from stunet.errors import DataError
-from stunet.folds import FILE, check_fold, read_folds
+from stunet.folds import FILE, Fold, check_fold, read_folds
 from stunet.kinds import read_dataset_json
 from stunet.workspace import preprocessed_dataset, raw_dataset
 
@@ -29,6 +33,27 @@ def check_splits(dataset: str) -> None:
     known = frozenset(training_files(raw, read_dataset_json(raw / "dataset.json")))
     for number in range(len(folds)):
         check_fold(folds, number, known, path)
+    _compare(folds, used, path)
+
+
+def check_used_splits(dataset: str) -> None:
+    """Sees that a training uses the folds that the raw dataset brings, where that is on this machine.
+
+    Raises:
+        DataError: They are others than those in nnUNet_preprocessed, or none are there.
+    """
+    root = os.environ.get("nnUNet_raw")
+    path, used = Path(root or "") / dataset / FILE, preprocessed_dataset(dataset) / FILE
+    if not root or not path.is_file():
+        return
+    if not used.is_file():
+        what = f"{str(path)!r} has folds that came after the dataset was planned"
+        raise DataError(what, f"stunet_plan_and_preprocess -d {int(dataset[7:10])}, which takes them over")
+    _compare(read_folds(path), used, path)
+
+
+def _compare(folds: Sequence[Fold], used: Path, path: Path) -> None:
+    """Raises where the file that training reads begins with other folds than the raw dataset's."""
     if used.is_file():
         first = read_folds(used)[: len(folds)]
         if [(set(fold.train), set(fold.val)) for fold in first] != [(set(f.train), set(f.val)) for f in folds]:

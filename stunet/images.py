@@ -5,12 +5,11 @@ in the orientation of the plan; orientation.py says how they get back. It also r
 off the right angle, which ITK refuses and every viewer shows.
 """
 
-import gzip
 import logging
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,8 +19,8 @@ import numpy as np
 import SimpleITK as sitk
 
 from stunet.errors import DataError
-from stunet.nifti_header import apply_forms, forms, has_forms, has_place, is_nifti
-from stunet.orientation import AS_IT_IS, LPS_OF_RAS, Turn, code_of, turn, turned, way_back
+from stunet.nifti_header import apply_forms, forms, has_forms, has_place, is_nifti, open_nifti
+from stunet.orientation import AS_IT_IS, LPS_OF_RAS, Turn, affine_of, code_of, turn, turned, way_back
 
 REORIENTS, REORIENTED = "WithReorient", "RAS"  # how nnU-Net's readers that turn images end, and what they turn them to
 LEAST_SHEAR, LARGEST_SHEAR = 1e-4, 1.0  # degrees off the right angle: 0.5 µm and 5 mm at the far end of 300 mm
@@ -178,6 +177,20 @@ def file_orientation(path: Path, kind: str) -> str | None:
     return None if size < 3 else code_of(np.reshape(header.direction, (size, size))[:3, :3])
 
 
+def file_place(path: Path, kind: str) -> tuple[np.ndarray | None, tuple[int, ...]]:
+    """Affine to mm in RAS and shape (D, H, W) of a file as one of nnU-Net's readers sees it, from the header."""
+    if kind.startswith("Nibabel"):
+        image: Any = nibabel.load(path)
+        return image.affine, image.shape[2::-1]
+    header = read_header(path)
+    return affine_of({"sitk_stuff": asdict(header)}), header.size[2::-1]
+
+
+def is_flat(path: Path) -> bool:
+    """Whether a file is a NIfTI image of two axes that says how they run."""
+    return is_nifti(path) and has_forms(path) and len(read_header(path).size) == 2
+
+
 def count_orientations(paths: Iterable[Path], kind: str) -> dict[str, int]:
     """How many of the files have which orientation, the most frequent first.
 
@@ -208,7 +221,7 @@ def _straight_copy(path: Path, target: Path) -> Path:
     """The copy; or the file itself, where its axes are straight or it is of another format."""
     if not is_nifti(path):
         return path
-    with gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb") as file:
+    with open_nifti(path) as file:
         content = file.read()
     kind = nibabel.Nifti1Header if content[:4] in (b"\x5c\x01\0\0", b"\0\0\x01\x5c") else nibabel.Nifti2Header
     header: Any = kind(content[: kind.sizeof_hdr])

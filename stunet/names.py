@@ -52,6 +52,8 @@ def check_name(value: Any, what: str, where: str = "") -> str:
         DataError: It is not a name.
     """
     problem = problem_of(value) if isinstance(value, str) else "is not a text"
+    if what == "case" and str(value).endswith("_seg"):  # CASE_seg.b2nd are the preprocessed labels of CASE
+        problem = "ends with _seg, by which nnU-Net knows labels, and would not be trained with"
     if problem:
         place = f"{where}: " if where else ""
         raise DataError(

@@ -6,6 +6,7 @@ So every file is read through here once before its reader gets it. Other formats
 
 import gzip
 import math
+import shlex
 import struct
 import zlib
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from typing import BinaryIO
 import numpy as np
 
 from stunet.errors import DataError
-from stunet.nifti_header import is_nifti
+from stunet.nifti_header import is_nifti, open_nifti
 
 CHUNK = 1 << 20  # bytes, a multiple of all voxel sizes
 NIFTI1_HEADER, NIFTI2_HEADER = 348, 540  # bytes
@@ -44,9 +45,14 @@ def check_nifti(path: Path) -> None:
     if not is_nifti(path):
         return
     try:
-        with gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb") as file:
+        with open_nifti(path) as file:
             header = _read_header(file)
             size, finite = _read_voxels(file, header.floats if header else None)
+    except gzip.BadGzipFile as error:
+        if str(error).startswith("Not a gzipped file"):  # after what has just been unpacked
+            hint = f"gzip -cd {shlex.quote(str(path))} | gzip > NEW.nii.gz, if a viewer shows the image whole"
+            raise DataError(f"{str(path)!r} goes on after the end of what is packed in it", hint) from None
+        raise _damaged(path, str(error)) from None
     except (OSError, EOFError, ValueError, zlib.error) as error:
         raise _damaged(path, str(error)) from None
     if header is None:

@@ -5,6 +5,7 @@ none. ITK takes the qform, but the sform where that is the only one or its code 
 sform. So results carry both as their image does.
 """
 
+import gzip
 import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -20,12 +21,23 @@ FIELDS = (
 )  # fmt: skip
 APART = 0.1  # edges of a voxel that the two forms may differ by anywhere in the image
 UNEVEN = 0.01  # share by which pixdim may differ from the lengths of the matrix
+# What the header of another format has where it says how the image lies; without, ITK takes LPS.
+_NRRD, _META = (b"\nspace:", b"\nspace dimension:"), (b"\ntransformmatrix", b"\norientation", b"\nrotation")
+PLACE = {".nrrd": _NRRD, ".nhdr": _NRRD, ".mha": _META, ".mhd": _META}
+HEADER = 4096  # bytes that are searched for it
 SCANNER, LABEL = 1, 1002  # codes of nifti1.h
 
 
 def is_nifti(path: str | Path) -> bool:
     """Whether a file has the name of a NIfTI file, in capitals, too."""
     return str(path).lower().endswith(NIFTI)
+
+
+def open_nifti(path: str | Path) -> Any:
+    """A NIfTI file, unpacked if it is packed, whatever its name says: browsers unpack downloads, and ITK takes both."""
+    with Path(path).open("rb") as file:
+        packed = file.read(2) == b"\x1f\x8b"
+    return gzip.open(path) if packed else Path(path).open("rb")
 
 
 def read_fields(path: str | Path) -> Any:
@@ -37,7 +49,7 @@ def read_fields(path: str | Path) -> Any:
     if not is_nifti(path):
         return None
     try:
-        with nibabel.openers.ImageOpener(str(path)) as file:
+        with open_nifti(path) as file:
             for kind in (nibabel.Nifti1Header, nibabel.Nifti2Header):
                 file.seek(0)
                 try:
@@ -50,7 +62,11 @@ def read_fields(path: str | Path) -> Any:
 
 
 def has_forms(path: str | Path) -> bool:
-    """Whether a file says how it lies; that of a format other than NIfTI does."""
+    """Whether a file says how it lies; one of a format that is not looked at does."""
+    if (keys := PLACE.get(Path(path).suffix.lower())) is not None:
+        with Path(path).open("rb") as file:
+            text = file.read(HEADER).lower()
+        return any(key in text.partition(b"\n\n")[0] for key in keys)
     return has_place(read_fields(path))
 
 

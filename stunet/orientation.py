@@ -107,6 +107,21 @@ def orientation_of(properties: Mapping[str, Any]) -> str | None:
     return None
 
 
+def affine_of(properties: Mapping[str, Any]) -> np.ndarray | None:
+    """From voxel (x, y, z) of the array that the properties belong to, to mm in RAS, (4, 4); None for 2D and arrays."""
+    if itk := properties.get("sitk_stuff"):
+        return _affine_ras(itk) if len(itk["origin"]) > 2 else None
+    stuff = properties.get("nibabel_stuff")
+    return np.asarray(stuff.get("reoriented_affine", stuff["original_affine"])) if stuff else None
+
+
+def apart(one: np.ndarray, other: np.ndarray, shape: Sequence[int]) -> float:
+    """How far two affines take the same corner of an array (D, H, W) apart, at most, in mm."""
+    x, y, z = (length - 1 for length in shape[::-1])
+    corners = np.array([[0, 0, 0, 1], [x, 0, 0, 1], [0, y, 0, 1], [0, 0, z, 1], [x, y, z, 1]])
+    return float(np.linalg.norm((corners @ (one - other).T)[:, :3], axis=1).max())
+
+
 def turned(array: np.ndarray, properties: Mapping[str, Any], wanted: str | None) -> tuple[np.ndarray, dict[str, Any]]:
     """An image in the wanted orientation, and its properties; the same objects where nothing has to be turned.
 

@@ -186,6 +186,7 @@ def raw_cases(dataset: str) -> tuple[dict, list[Case]]:
     files: dict[str, list[str]] = {}  # the images and, at the end, the label
     if "dataset" in description:
         for name, entry in description["dataset"].items():
+            check_name(name, "case", repr(str(root / "dataset.json")))
             listed = (*entry["images"], entry["label"])
             files[name] = [os.path.abspath(root / os.path.expandvars(path)) for path in listed]
     else:

@@ -332,6 +332,11 @@ def check_result(folder: Path) -> list[str]:
         return [error.message]
     if cases is None:
         return []
+    manifest = read_manifest(preprocessed_dataset(dataset) / resolve(plans, configuration)["data_identifier"])
+    labels = read_dataset_json(folder.parent / "dataset.json")["labels"]
+    one, other = settings_of(plans, configuration, labels), manifest.settings if manifest else None
+    if other and (changed := differences(_without_version(one), _without_version(other))):
+        return [f"{str(folder)!r} was trained on data of other settings than today's: {shown(changed)}"]
     try:
         return check_run(repr(str(folder)), before, trained_with(dataset, plans, configuration, fold, cases), False)
     except DataError as error:

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -41,7 +42,7 @@ def predict(*arguments: Any) -> int:
 
 
 def names(folder: Path | str) -> list[str]:
-    return sorted(path.name for path in Path(folder).iterdir())
+    return sorted(path.name for path in Path(folder).iterdir() if path.name != ".stunet")
 
 
 def error(capsys: pytest.CaptureFixture[str]) -> tuple[str, str]:
@@ -133,6 +134,9 @@ def test_continuing_skips_what_is_there_and_removes_leftovers(place: Path, capsy
     captured = capsys.readouterr()
     assert captured.out == "out/a.nii.gz\n"
     assert "1 cases again, whose input has changed since (e.g. 'a')" in captured.err
+    shutil.copy2("in/b_0000.nii.gz", "in/a_0000.nii.gz")  # older than the result
+    assert predict(*command, "--continue_prediction") == 0
+    assert "1 cases again, whose input has changed since (e.g. 'a')" in capsys.readouterr().err
     assert predict(*command, "--continue_prediction", "--save_probabilities") == 0
     assert {"a.npz", "b.npz"} <= set(names("out"))
     whole = Path("out/a.nii.gz").read_bytes()

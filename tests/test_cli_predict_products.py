@@ -21,11 +21,10 @@ from stunet.results.dicom_seg import EXTRA
 from stunet.results.run_report import STAGES
 from stunet.results.segmentation import Segmentation
 from tests.dicom_files import VOLUME, without, write_series
-from tests.loops import for_each
 from tests.predictor_models import make_model, write_dicom, write_image
 
 MODEL = Path("T__P__3d_fullres")
-RUN = {"dataset.json", "plans.json", "predict_from_raw_data_args.json", "itksnap_labels.txt"}
+RUN = {".stunet", "dataset.json", "plans.json", "predict_from_raw_data_args.json", "itksnap_labels.txt"}
 
 
 @pytest.fixture(autouse=True)
@@ -109,7 +108,7 @@ def test_statistics_that_are_asked_for_later_are_of_all_cases(capsys: pytest.Cap
     assert "no statistics in 'out/statistics.json'" in capsys.readouterr().err
 
 
-@for_each(("format_", "results"), [("masks", ["a", "b"]), ("seg.nrrd", ["a.seg.nrrd", "b.seg.nrrd"])])
+@pytest.mark.parametrize(("format_", "results"), [("masks", ["a", "b"]), ("seg.nrrd", ["a.seg.nrrd", "b.seg.nrrd"])])
 def test_other_formats_hold_the_same_voxels_go_on_and_are_overwritten(
     capsys: pytest.CaptureFixture[str], format_: str, results: list[str]
 ) -> None:
@@ -157,7 +156,7 @@ def test_dicom_seg_refers_to_its_series_and_is_overwritten(capsys: pytest.Captur
     assert capsys.readouterr().err == "1 of 1 cases are done already\n"
 
 
-@for_each("format_", ["image", "masks"])
+@pytest.mark.parametrize("format_", ["image", "masks"])
 def test_a_subset_is_the_whole_result_with_the_other_classes_as_background(format_: str) -> None:
     assert predict(out="whole") == 0
     assert predict("--roi_subset", "b", "--format", format_, "--statistics") == 0
@@ -207,7 +206,7 @@ def test_threads_are_those_that_were_asked_for() -> None:
         torch.set_num_threads(before)
 
 
-@for_each(
+@pytest.mark.parametrize(
     ("out", "mark", "start"), [("seg.dcm", b"DICM", 128), ("seg.seg.nrrd", b"NRRD", 0), ("seg.nii.gz", b"\x1f\x8b", 0)]
 )
 def test_a_file_after_o_has_the_format_of_its_ending(
@@ -220,7 +219,7 @@ def test_a_file_after_o_has_the_format_of_its_ending(
     assert Path("out", out).read_bytes()[start:].startswith(mark)
 
 
-@for_each(
+@pytest.mark.parametrize(
     ("arguments", "out", "message"),
     [
         ((), "seg.seg.nrrd", "is one file for 2 cases"),
@@ -342,4 +341,5 @@ def test_the_dataset_json_of_a_dataset_is_not_replaced(capsys: pytest.CaptureFix
     Path("out/dataset.json").write_text("{}")
     assert predict() == 3
     assert "a dataset.json that no prediction wrote" in capsys.readouterr().err
-    assert names() == ["dataset.json"]
+    assert [path.name for path in Path("out").glob("[!.]*")] == ["dataset.json"]
+    assert Path("out/dataset.json").read_text() == "{}"

@@ -13,7 +13,7 @@ import torch
 from stunet.errors import DataError, UsageError
 from stunet.evaluation.segmentations import read_segmentation
 from stunet.files import read_json, write_json
-from stunet.images import Reader, read_header
+from stunet.images import Reader, file_orientation, read_header
 from stunet.inference.cases import Case, open_model
 from stunet.inference.predictor import Options, Predictor
 from stunet.inference.products import Products
@@ -309,3 +309,39 @@ def test_the_series_of_a_dicom_folder_is_chosen_by_the_models_channel_or_by_name
         predictor.predict(tmp_path / "both")
     with pytest.raises(UsageError, match="series"):
         predictor.predict(write_image(tmp_path / "x.nii.gz"), series="7")
+
+
+def test_channels_and_previous_labels_in_another_place_are_refused(tmp_path: Path) -> None:
+    files = [write_image(tmp_path / f"c_000{n}.nii.gz", n) for n in (0, 1)]
+    moved = sitk.ReadImage(files[1])
+    moved.SetOrigin([value + 0.3 for value in moved.GetOrigin()])
+    sitk.WriteImage(moved, files[1])
+    two = open_model(make_model(tmp_path / "T__P__3d_fullres", channels=2))
+    read(Case("c", tuple(files)), two, None)
+    moved.SetOrigin([value + 30 for value in moved.GetOrigin()])
+    sitk.WriteImage(moved, files[1])
+    with pytest.raises(DataError, match=r"c_0001.nii.gz' lies up to 5\d\.?\d* mm from .*c_0000"):
+        read(Case("c", tuple(files)), two, None)
+    one = open_model(make_model(tmp_path / "U__P__3d_fullres"))
+    labels = sitk.Cast(sitk.ReadImage(files[0]), sitk.sitkUInt8)
+    sitk.WriteImage(labels, tmp_path / "previous.nii.gz")
+    case = Case("c", (files[0],), tmp_path / "previous.nii.gz")
+    assert read(case, one, "RAS").previous is not None
+    labels.SetOrigin(moved.GetOrigin())
+    sitk.WriteImage(labels, tmp_path / "previous.nii.gz")
+    with pytest.raises(DataError, match=r"previous stage's labels .* do not lie where the image"):
+        read(case, one, "RAS")
+
+
+def test_formats_that_do_not_say_how_an_image_lies_have_no_orientation(tmp_path: Path) -> None:
+    image = sitk.GetImageFromArray(np.zeros(SHAPE, np.float32))
+    for ending, line in ((".nrrd", b"space"), (".mha", b"TransformMatrix")):
+        path = tmp_path / f"a{ending}"
+        sitk.WriteImage(image, path)
+        assert file_orientation(path, "SimpleITKIO") == "LPS"
+        content = path.read_bytes()
+        size = image.GetNumberOfPixels() * 4
+        head, voxels = content[:-size], content[-size:]
+        path.write_bytes(b"".join(part for part in head.splitlines(True) if not part.startswith(line)) + voxels)
+        assert sitk.ReadImage(path).GetSize() == image.GetSize()
+        assert file_orientation(path, "SimpleITKIO") is None

@@ -12,7 +12,6 @@ from stunet.models import registry
 from stunet.networks import SIZES, STUNet
 from stunet.plans.check import check_plans
 from stunet.weights.v2 import NORMALIZATIONS, READERS, RESAMPLINGS
-from tests.loops import for_each
 
 OWN = """
 [mine]
@@ -65,7 +64,7 @@ def test_a_mirror_is_used_only_where_the_checksum_is_published() -> None:
         assert len(entry.sources) < 2 or entry.sha256
 
 
-@for_each("size", SIZES)
+@pytest.mark.parametrize("size", SIZES)
 def test_the_parameters_are_those_of_the_network(size: str) -> None:
     import torch
 
@@ -75,7 +74,7 @@ def test_the_parameters_are_those_of_the_network(size: str) -> None:
     assert registry.PARAMETERS[size] == pytest.approx(count / 1e6, abs=0.06)
 
 
-@for_each("name", ["STU-Net-L", "stu-net-l", "STU-NET-L.TotalSeg"])
+@pytest.mark.parametrize("name", ["STU-Net-L", "stu-net-l", "STU-NET-L.TotalSeg"])
 def test_a_name_is_found_in_any_case_and_without_its_default_tag(name: str) -> None:
     assert registry.find(name).name == "STU-Net-L.totalseg"
 
@@ -86,7 +85,7 @@ def test_an_unknown_name_is_refused_with_the_closest() -> None:
     assert refused.value.hint == "stunet_models list"
 
 
-@for_each("size", ["S", "B", "L", "H"])
+@pytest.mark.parametrize("size", ["S", "B", "L", "H"])
 def test_plans_made_from_an_entry_are_whole(size: str) -> None:
     entry = registry.find(f"STU-Net-{size}")
     plans, dataset = registry.plans_of(entry), registry.dataset_of(entry)
@@ -116,7 +115,7 @@ def test_what_plans_may_name_is_what_nnunet_has() -> None:
     assert all(callable(recursive_find_resampling_fn_by_name(name)) for name in RESAMPLINGS)
 
 
-@for_each("name", ["", "..", "a/b", "a\n", "a" * 101, "models.toml", "Checksums.json"])
+@pytest.mark.parametrize("name", ["", "..", "a/b", "a\n", "a" * 101, "models.toml", "Checksums.json"])
 def test_a_name_that_is_no_folder_of_its_own_is_refused(name: str) -> None:
     with pytest.raises(WeightsError, match="cannot be a model's name"):
         registry.check_name(name)

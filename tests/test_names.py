@@ -84,3 +84,9 @@ def test_cells_that_a_spreadsheet_would_compute_are_text(tmp_path: Path) -> None
     with (tmp_path / "statistics.csv").open(newline="") as file:
         assert next(iter(list(csv.reader(file))[1:]))[:2] == ["'=case", "'@class"]
     assert list(json.loads((tmp_path / "statistics.json").read_text())) == ["=case"]
+
+
+def test_a_case_is_not_called_like_the_labels_of_another() -> None:
+    with pytest.raises(DataError, match="case 'p1_seg' ends with _seg"):
+        check_name("p1_seg", "case")
+    assert check_name("p1_seg", "dataset") == "p1_seg"

@@ -138,3 +138,14 @@ def test_the_spacing_of_an_axis_with_one_voxel_may_be_unknown(tmp_path: Path) ->
     data[88:92] = struct.pack("<f", 0)
     path.write_bytes(bytes(data))
     check_nifti(path)
+
+
+def test_what_is_packed_goes_by_the_content_and_not_by_the_name(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.nii.gz")
+    content = path.read_bytes()
+    path.write_bytes(gzip.decompress(content))
+    check_nifti(path)
+    assert sitk.ReadImage(path).GetSize() == VALUES.shape
+    path.write_bytes(content + b"trailing")
+    with pytest.raises(DataError, match="goes on after the end of what is packed in it"):
+        check_nifti(path)

@@ -10,7 +10,7 @@ import pytest
 from stunet import workspace
 from stunet.cli.plan_and_preprocess import main
 from stunet.errors import DataError
-from stunet.plans.splits import check_splits
+from stunet.plans.splits import check_splits, check_used_splits
 
 CASES = [f"phantom_{number:03d}" for number in range(6)]
 FOLD = {"train": CASES[:4], "val": CASES[4:]}
@@ -61,6 +61,21 @@ def test_other_folds_than_those_in_use_are_refused_and_more_of_them_are_not(raw:
     with pytest.raises(DataError, match="have different folds") as caught:
         check_splits(raw.name)
     assert "remove" in caught.value.hint
+
+
+def test_training_uses_the_folds_that_the_raw_dataset_brings(raw: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    check_used_splits(raw.name)
+    write(raw, [FOLD])
+    with pytest.raises(DataError, match="has folds that came after the dataset was planned"):
+        check_used_splits(raw.name)
+    used = workspace.preprocessed_dataset(raw.name)
+    write(used, [FOLD])
+    check_used_splits(raw.name)
+    write(raw, [{"train": CASES[2:], "val": CASES[:2]}])
+    with pytest.raises(DataError, match="have different folds"):
+        check_used_splits(raw.name)
+    monkeypatch.delenv("nnUNet_raw")
+    check_used_splits(raw.name)
 
 
 def test_planning_brings_the_folds_to_where_training_reads_them(

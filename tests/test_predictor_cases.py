@@ -162,3 +162,13 @@ def test_a_training_that_is_not_finished_says_how_it_is_finished_or_used(tmp_pat
     with pytest.raises(DataError, match=r"is not finished: no fold has a checkpoint_final.pth \(begun: 1\)") as caught:
         open_model(folder)
     assert caught.value.hint == go_on
+
+
+def test_images_beside_a_series_one_level_down_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "group").mkdir()
+    write_series(tmp_path / "group" / "p1")
+    (tmp_path / "group" / "p2.nii.gz").touch()
+    with caplog.at_level(logging.WARNING, "stunet"):
+        [case] = find_cases(tmp_path, Model(tmp_path, ITK, CT, (0,), ""))
+    assert case.files == (tmp_path / "group" / "p1",)
+    assert "are not predicted: 'p2.nii.gz'" in caplog.text

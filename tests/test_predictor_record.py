@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 
 from stunet.cli.predict import main
-from tests.loops import for_each
 from tests.predictor_models import make_model, write_image
 
 MODEL = Path("T__P__3d_fullres")
@@ -91,7 +90,7 @@ def test_weights_that_were_trained_again_do_not_continue_what_the_old_ones_began
     assert predict() == 0  # without --continue_prediction they are overwritten
 
 
-@for_each("content", [None, "{}", "[]", '{"stunet": 1}'])
+@pytest.mark.parametrize("content", [None, "{}", "[]", '{"stunet": 1}'])
 def test_results_of_nobody_knows_what_are_not_continued(
     capsys: pytest.CaptureFixture[str], content: str | None
 ) -> None:
@@ -110,7 +109,7 @@ def test_a_run_that_ends_early_leaves_no_result_of_the_model_before_it() -> None
     retrain()
     Path("in/b_0000.nii.gz").write_bytes(b"damaged meanwhile")
     assert predict() == 3
-    names = {path.name for path in Path("out").iterdir() if path.suffix not in (".json", ".txt")}
+    names = {path.name for path in visible(Path("out").glob("*")) if path.suffix not in (".json", ".txt")}
     assert names == {"a.nii.gz"}
     write_image(Path("in/b_0000.nii.gz"), 1)
     assert predict("--continue_prediction") == 0

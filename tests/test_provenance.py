@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -465,6 +466,7 @@ def test_results_of_other_data_are_not_todays(pre: Path, tmp_path: Path) -> None
     folder.mkdir(parents=True)
     assert check_result(folder) == []
     write_json(folder.parent / "plans.json", plans_of(pre))
+    write_json(folder.parent / "dataset.json", read_json(pre / "dataset.json"))
     write_json(folder / "made_from.json", record(pre))
     assert check_result(folder) == []
     write_json(pre / "splits_final.json", [{"train": CASES[:4], "val": CASES[4:5]}])
@@ -476,6 +478,17 @@ def test_results_of_other_data_are_not_todays(pre: Path, tmp_path: Path) -> None
     assert "there is no fold 3" in check_result(folder)[0]
 
 
+def test_results_of_data_that_were_preprocessed_again_in_another_way_are_not_todays(pre: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "results" / "R" / "fold_0"
+    folder.mkdir(parents=True)
+    before = plans_of(pre)
+    before["configurations"]["3d_fullres"]["spacing"] = [9.0, 9.0, 9.0]
+    write_json(folder.parent / "plans.json", before)
+    write_json(folder.parent / "dataset.json", read_json(pre / "dataset.json"))
+    write_json(folder / "made_from.json", record(pre))
+    assert "on data of other settings than today's: spacing" in check_result(folder)[0]
+
+
 def finished(pre: Path, plans: dict) -> Run:
     """A run whose fold is trained and validated."""
     run = Run(pre.name, plans, "3d_fullres", 0, device="cpu", resume=True)
@@ -483,8 +496,17 @@ def finished(pre: Path, plans: dict) -> Run:
     (run.folder / "checkpoint_final.pth").touch()
     write_json(run.folder / "validation" / "summary.json", {})
     write_json(run.folder.parent / "plans.json", plans)
+    write_json(run.folder.parent / "dataset.json", read_json(pre / "dataset.json"))
     write_json(run.folder / "made_from.json", record(pre))
     return run
+
+
+def test_a_finished_fold_is_not_done_for_other_plans_of_the_same_name(pre: Path) -> None:
+    run = finished(pre, plans_of(pre))
+    plans = plans_of(pre)
+    plans["configurations"]["3d_fullres"]["batch_size"] = 7
+    with pytest.raises(DataError, match=r"with other plans than today's \(.*batch_size"):
+        _left(replace(run, plans=plans))
 
 
 def test_a_finished_fold_is_done_only_for_the_folds_of_its_training(

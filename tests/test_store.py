@@ -22,7 +22,6 @@ from stunet.models import registry, store
 from stunet.networks import build
 from stunet.weights.checkpoints import save_checkpoint, save_weights
 from stunet.weights.reading import read_weights
-from tests.loops import for_each
 from tests.tiny_model import DOWNLOADABLE, STRIDES
 
 
@@ -303,7 +302,7 @@ def test_one_broken_record_does_not_hide_the_other_models(website: Path, caplog:
     assert "model.json" in caplog.text
 
 
-@for_each("content", ["[]", "5", '{"STU-Net-L.totalseg": 5}'])
+@pytest.mark.parametrize("content", ["[]", "5", '{"STU-Net-L.totalseg": 5}'])
 def test_checksums_that_are_none_are_named(tmp_path: Path, content: str) -> None:
     (tmp_path / "store").mkdir()
     (tmp_path / "store" / "checksums.json").write_text(content)
@@ -311,7 +310,7 @@ def test_checksums_that_are_none_are_named(tmp_path: Path, content: str) -> None
         store.recorded(registry.find("STU-Net-L"))
 
 
-@for_each("text", ["", "~nobody_of_this_name/x", "a" * 5000, "a\0b"])
+@pytest.mark.parametrize("text", ["", "~nobody_of_this_name/x", "a" * 5000, "a\0b"])
 def test_what_cannot_be_a_path_is_no_model(text: str) -> None:
     with pytest.raises(WeightsError, match="no model or file"):
         store.find_model(text)
@@ -342,7 +341,7 @@ def test_a_file_of_another_network_is_not_imported_under_an_entrys_name(website:
         store.import_file(tmp_path / "tiny.model", "STU-Net-T.tiny")
 
 
-@for_each("how", ["beside", "given"])
+@pytest.mark.parametrize("how", ["beside", "given"])
 def test_the_plans_of_nnunet_v1_are_used_where_the_registry_has_none(data: Path, tmp_path: Path, how: str) -> None:
     torch.manual_seed(0)
     strides = [[1, 1, 1], *[[2, 2, 2]] * 4, [1, 1, 2]]

@@ -344,3 +344,13 @@ def test_a_second_validation_does_everything_again_and_clears_what_a_killed_one_
         (folder / part).write_bytes(b"half")
     ours(trainer, probabilities=True)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_predictions_of_cases_that_are_not_validated_any_more_do_not_count(make: Make) -> None:
+    trainer = make()
+    folder = ours(trainer)
+    before = read_json(folder / "summary.json")["foreground_mean"]
+    shutil.copyfile(folder / f"{CASES[0]}.nii.gz", folder / "phantom_000.nii.gz")
+    ours(trainer)
+    assert read_json(folder / "summary.json")["foreground_mean"] == before
+    assert "phantom_000.nii.gz" not in names(folder)

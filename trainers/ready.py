@@ -14,6 +14,7 @@ from stunet.folds import ALL, read_folds
 from stunet.folds import FILE as SPLITS
 from stunet.plans.check import difference
 from stunet.plans.resolve import resolve
+from stunet.plans.splits import check_used_splits
 from stunet.preprocessing import preprocessed_cases
 from stunet.provenance import check_data as check_preprocessed
 from stunet.provenance import check_labels, check_result, fold_of, left_out
@@ -34,6 +35,8 @@ def check_data(
         DataError: Something is missing or made from something else; the message says what.
     """
     warnings = check_preprocessed(dataset, plans, configuration)
+    if fold != ALL:
+        check_used_splits(dataset)
     _check_annotations(dataset)
     cases = fold_of(dataset, plans, configuration, fold)
     everything = preprocessed_cases(dataset, plans, configuration)

@@ -63,6 +63,8 @@ def validate(trainer: "PlannedTrainer", probabilities: bool) -> None:
     source = Checked(
         trainer.dataset_class(trainer.preprocessed_dataset_folder, own, trainer.folder_with_segs_from_previous_stage)
     )
+    if trainer.local_rank == 0:
+        _remove_others(trainer, cases)
     with _Results(trainer, own, probabilities) as results:
         for number, case in enumerate(own):
             trainer.print_to_log_file(f"predicting {case}")
@@ -78,6 +80,15 @@ def validate(trainer: "PlannedTrainer", probabilities: bool) -> None:
         dist.barrier()
     if trainer.local_rank == 0:
         trainer.measure_validation(processes)
+
+
+def _remove_others(trainer: "PlannedTrainer", cases: Sequence[str]) -> None:
+    """Removes predictions of cases that are not validated any more: nnU-Net would measure all that are there."""
+    ending = trainer.dataset_json["file_ending"]
+    for path in (Path(trainer.output_folder) / FOLDER).glob(f"*{ending}"):
+        if (name := path.name.removesuffix(ending)) not in set(cases) and not name.startswith("."):
+            for end in (ending, ".npz", ".pkl"):
+                path.with_name(f"{name}{end}").unlink(missing_ok=True)
 
 
 def segmenter_of(trainer: "PlannedTrainer") -> Segmenter:

@@ -19,7 +19,7 @@ from stunet.files import alone
 
 if TYPE_CHECKING:
     from stunet.inference.cases import Case
-    from stunet.inference.pipeline import Pipeline
+    from stunet.inference.pipeline import Outcome, Pipeline
     from stunet.inference.predictor import Predictor
     from stunet.results.run_report import RunReport
 
@@ -84,7 +84,7 @@ def _run_stage(
     errors: dict[str, StunetError],
 ) -> None:
     """Predicts the cases into `target`; errors are added by case."""
-    from stunet.inference.output import check_free, write_record
+    from stunet.inference.output import check_free, write_record, write_source
     from stunet.inference.pipeline import Pipeline
     from stunet.inference.products import Products
 
@@ -104,19 +104,22 @@ def _run_stage(
             write_record(target, _settings(args, target), stage.made_by, stage.result_dataset, stage.model.plans)
             pipeline.write_label_table()
         progress.total = len(todo)
-        _follow(pipeline, todo, progress, last, report, args, errors)
+        for outcome in _follow(pipeline, todo, progress, report, args, errors):
+            if whole_folder:
+                write_source(target, outcome.case)
+            if last:
+                console.result(str(outcome.file))
 
 
 def _follow(
     pipeline: "Pipeline",
     cases: "list[Case]",
     progress: console.Progress,
-    last: bool,
     report: "RunReport | None",
     args: argparse.Namespace,
     errors: dict[str, StunetError],
-) -> None:
-    """Waits for one case after the other and says what became of it; results' paths go to stdout."""
+) -> "Iterator[Outcome]":
+    """Waits for one case after the other, and yields those that succeed."""
     from stunet.results.statistics import add_statistics
 
     new, measured = {case.name for case in cases}, {}
@@ -130,8 +133,8 @@ def _follow(
                 add_statistics(pipeline.folder, measured, new)
             if outcome.error:
                 errors[outcome.case.name] = outcome.error
-            elif last:
-                console.result(str(outcome.file))
+            else:
+                yield outcome
     finally:
         if report:
             report.write(args.report)
@@ -163,26 +166,24 @@ def _known_statistics(pipeline: "Pipeline") -> dict[str, Any]:
 def _to_do(pipeline: "Pipeline", cases: "list[Case]", keep: bool) -> "list[Case]":
     """The cases without those that are done, if these are to be kept; earlier results of what is to do are removed."""
     from stunet.datasets.listing import visible
-    from stunet.inference.output import check_record
+    from stunet.inference.output import check_record, has_other_source, remove_source
 
     measured = _known_statistics(pipeline) if pipeline.products.statistics else {case.name for case in cases}
     done = [case for case in cases if keep and pipeline.is_done(case) and case.name in measured]
-    stale = {
-        case.name
-        for case in done
-        if case.changed_ns() > (pipeline.folder / f"{case.name}{pipeline.ending}").stat().st_mtime_ns
-    }
+    folder, ending = pipeline.folder, pipeline.ending
+    stale = {case.name for case in done if has_other_source(folder, case, folder / f"{case.name}{ending}")}
     if stale:
         console.note(f"{len(stale)} cases again, whose input has changed since (e.g. {min(stale)!r})")
     finished = {case.name for case in done} - stale
     todo = [case for case in cases if case.name not in finished]
     kept = len(cases) - len(todo)
-    ending = pipeline.ending
     new = {f"{case.name}{ending}" for case in todo}
-    if kept or any(file.name not in new for file in visible(pipeline.folder.glob(f"*{ending}")) if ending):
-        check_record(pipeline.folder, pipeline.predictor.made_by, kept > 0)
+    if kept or any(file.name not in new for file in visible(folder.glob(f"*{ending}")) if ending):
+        check_record(folder, pipeline.predictor.made_by, kept > 0)
     if kept:
         console.note(f"{kept} of {len(cases)} cases are done already")
+    for case in todo:
+        remove_source(folder, case)
     pipeline.remove(todo)
     return todo
 

@@ -13,6 +13,7 @@ from stunet import console
 from stunet.cli import common
 from stunet.errors import DataError, Interrupted, UsageError
 from stunet.kinds import SUMMARY, read
+from stunet.workspace import load_plans
 
 if TYPE_CHECKING:
     from stunet.trainers.launch import Run
@@ -71,6 +72,7 @@ def _left(run: "Run") -> "Run | None":
     Raises:
         DataError: It is, but with other cases or data than there are now.
     """
+    from stunet.plans.check import difference, of_a_run
     from stunet.provenance import check_result
     from stunet.trainers.launch import FINAL
     from stunet.trainers.ready import lacking_next_stage
@@ -79,7 +81,10 @@ def _left(run: "Run") -> "Run | None":
         return run
     if not ((run.folder / FINAL).is_file() and _summary(run).is_file()):
         return run
-    if reasons := check_result(run.folder):
+    before = of_a_run(load_plans(run.folder.parent / "plans.json"), run.configuration)
+    changed = difference(before, of_a_run(run.plans, run.configuration), run.plans["plans_name"])
+    reasons = [f"with other plans than today's ({changed})"] if changed else check_result(run.folder)
+    if reasons:
         hint = "--val to validate it again, where its training cases are the same; --overwrite to train anew"
         raise DataError(f"this fold is trained and validated, but {reasons[0]}", hint)
     if lacking := lacking_next_stage(run.dataset, run.plans, run.configuration, run.fold, run.folder.parent):

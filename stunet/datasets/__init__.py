@@ -157,6 +157,8 @@ def _listed_cases(folder: Path, description: dict[str, Any]) -> list[Case]:
 
     if not description["dataset"]:
         raise DataError(f"no training cases: dataset is {{}} in {str(folder / 'dataset.json')!r}", FORMAT_HINT)
+    for name in description["dataset"]:
+        check_name(name, "case", repr(str(folder / "dataset.json")))
     found = get_filenames_of_train_images_and_targets(str(folder), description)
     return [Case(name, tuple(map(Path, files["images"])), Path(files["label"])) for name, files in found.items()]
 

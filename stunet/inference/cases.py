@@ -92,6 +92,12 @@ class Case:
     def is_dicom(self) -> bool:
         return self.files[0].is_dir()
 
+    def made_from(self) -> list[Any]:
+        """Name, size in bytes and time in ns of its files, and the series: what a result has to be made from again."""
+        files = [file for path in (*self.files, self.previous) if path for file in (path, *sorted(path.glob("*")))]
+        stats = [(file.name, file.stat()) for file in files if file.is_file()]
+        return [self.series, *([name, stat.st_size, stat.st_mtime_ns] for name, stat in stats)]
+
     def changed_ns(self) -> int:
         """When the last of its files changed, in ns: a result that is older was made from something else."""
         files = [file for path in (*self.files, self.previous) if path for file in (path, *path.glob("*"))]
@@ -196,10 +202,21 @@ def find_cases(source: Path, model: Model, series: str | None = None) -> list[Ca
         cases.append(Case(source.resolve().name, (source,), error=error))
     if not cases:
         raise _nothing(source, found, model)
-    used = {parent for case in cases for parent in (case.files[0], *case.files[0].parents)}
-    if left := [*(image.path for image in masks), *(folder for folder in found.folders if folder not in used)]:
+    used = {case.files[0] for case in cases}
+    below = [path for folder in found.folders for path in _unused(folder, used, model.ending)]
+    if left := [*(image.path for image in masks), *below]:
         log.warning("warning: segmentations and sub-folders with images are not predicted: %s", named(left))
     return _complete(cases)
+
+
+def _unused(folder: Path, used: set[Path], ending: str) -> list[Path]:
+    """What of a folder with images no case is made of: the folder, or where some is used, what lies beside that."""
+    if folder in used:
+        return []
+    if not any(folder in path.parents for path in used):
+        return [folder]
+    found = list_images(folder, ending)
+    return [*(i.path for i in found.images), *(path for sub in found.folders for path in _unused(sub, used, ending))]
 
 
 def _complete(cases: list[Case]) -> list[Case]:

@@ -12,6 +12,7 @@ from typing import Any
 
 from stunet.errors import DataError
 from stunet.files import NAME_MAX, part_name, read_json, remove, shortened, write_json
+from stunet.inference.cases import Case
 from stunet.nifti import check_nifti
 
 SETTINGS = "predict_from_raw_data_args.json"  # nnU-Net's name
@@ -83,6 +84,31 @@ def check_free(folder: Path) -> None:
     if (folder / "dataset.json").is_file() and not (folder / SETTINGS).is_file():
         what = f"{str(folder)!r} holds a dataset.json that no prediction wrote, and that this one would replace"
         raise DataError(what, "another folder with -o")
+
+
+def write_source(folder: Path, case: Case) -> None:
+    """Records what the results of a case were made from."""
+    path = _source(folder, case)
+    path.parent.mkdir(exist_ok=True)
+    write_json(path, case.made_from())
+
+
+def remove_source(folder: Path, case: Case) -> None:
+    """Forgets it, before the results are replaced."""
+    _source(folder, case).unlink(missing_ok=True)
+
+
+def has_other_source(folder: Path, case: Case, result: Path) -> bool:
+    """Whether a result was made from other files than the case has now; without a record, whether it is older."""
+    path = _source(folder, case)
+    try:
+        return bool(read_json(path) != case.made_from())
+    except DataError:
+        return case.changed_ns() > result.stat().st_mtime_ns
+
+
+def _source(folder: Path, case: Case) -> Path:
+    return folder / ".stunet" / f"{case.name}.json"
 
 
 def check_record(folder: Path, made_by: Mapping[str, Any], kept: bool) -> None:

@@ -16,12 +16,12 @@ from stunet.datasets import tiff
 from stunet.datasets.listing import unusable
 from stunet.datasets.units import unlike_plan
 from stunet.errors import DataError, OutOfMemoryError, is_out_of_memory, last_line
-from stunet.images import REORIENTS, Reader, file_orientation
+from stunet.images import REORIENTS, Reader, file_orientation, file_place
 from stunet.inference.cases import Case, Model, volumes
 from stunet.machine import memory_limit
 from stunet.nifti import check_nifti
-from stunet.nifti_header import forms, forms_of, has_place, oddities
-from stunet.orientation import turned, way_back
+from stunet.nifti_header import forms, forms_of, has_forms, has_place, oddities
+from stunet.orientation import affine_of, apart, turned, way_back
 
 # What nnU-Net, ITK, numpy and nibabel raise for files and images that they cannot take.
 UNREADABLE = (
@@ -85,7 +85,7 @@ def read(case: Case, model: Model, orientation: str | None) -> Raw:
                 log.warning("%s", odd)
         if model.has_spacing_files:
             tiff.read_spacing(case.files[0], is_image=True)
-        _check_same_orientation(case.files, kind)
+        _check_same_place(case.files, kind)
         if (found := sum(map(volumes, case.files))) > len(case.files):
             _check_channels(found, files, channels)  # before a long series is read
         image, properties = reader.read_images([str(file) for file in case.files])
@@ -291,17 +291,37 @@ def _with_previous(raw: Raw, path: Path | None, reader: Reader) -> Raw:
         return raw
     with readable(str(path)):
         check_nifti(path)
-        return raw._replace(previous=reader.read_seg(str(path), raw.properties)[0])
+        labels, properties = reader.read_seg(str(path), raw.properties)
+        said = has_forms(path) and has_place(raw.properties.get("nifti"))
+    shape = raw.image_CDHW.shape[1:]
+    here, there = (affine_of(each) if said else None for each in (raw.properties, properties))
+    if labels.shape[1:] != shape or (here is not None and there is not None and _differ(here, there, shape)):
+        what = f"the previous stage's labels {str(path)!r} do not lie where the image {raw.files} does"
+        raise DataError(what, "-prev_stage_predictions with a folder of predictions of these images")
+    return raw._replace(previous=labels)
 
 
-def _check_same_orientation(files: Sequence[Path], kind: str) -> None:
-    """nnU-Net takes the channels as they are stored, however the axes of each run."""
+def _differ(one: np.ndarray, other: np.ndarray, shape: Sequence[int]) -> bool:
+    """Whether images of these affines lie in different places: more than half of a voxel's shortest edge apart."""
+    return apart(one, other, shape) > np.linalg.norm(one[:3, :3], axis=0).min() / 2
+
+
+def _check_same_place(files: Sequence[Path], kind: str) -> None:
+    """nnU-Net takes the channels as they are stored, wherever each lies and however its axes run."""
     if len(files) > 1 and not kind.endswith(REORIENTS):  # which turn each by itself
         found = [(file, code) for file in files if (code := file_orientation(file, kind))]
         for file, code in found:
             if code != found[0][1]:
                 raise DataError(
                     f"the axes of {str(found[0][0])!r} run {found[0][1]}, those of {str(file)!r} {code}",
+                    "bring the channels of a case onto one grid, with SimpleITK's Resample",
+                )
+        places = [(file, *file_place(file, kind)) for file, _ in found]
+        for file, affine, shape in places[1:]:
+            _, first, other = places[0]
+            if affine is not None and first is not None and shape == other and _differ(first, affine, shape):
+                raise DataError(
+                    f"{str(file)!r} lies up to {apart(first, affine, shape):.3g} mm from {str(files[0])!r}",
                     "bring the channels of a case onto one grid, with SimpleITK's Resample",
                 )
 

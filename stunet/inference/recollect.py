@@ -6,6 +6,7 @@ normalise each image by itself, as STU-Net does, have no such statistics.
 """
 
 import copy
+import logging
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -27,9 +28,12 @@ from stunet.plans.check import difference
 from stunet.plans.resolve import resolve
 from stunet.preprocessed import Checked
 from stunet.preprocessing import CONFIGURATION_SETTINGS, PLAN_SETTINGS, preprocessed_cases
+from stunet.provenance import check_data
 from stunet.weights.checkpoints import check_finite, check_weights, load_trained, save_checkpoint
 from stunet.weights.reading import read_weights
 from stunet.workspace import load_plans, preprocessed_dataset
+
+log = logging.getLogger("stunet")
 
 SEED = 0  # of the patches
 
@@ -151,6 +155,8 @@ def _find_cases(model: Model, name: str, dataset: str, configuration: str) -> nn
         if other := difference(_preprocessing(plans, configuration), wanted, path.stem):
             reasons.append(other)
         elif names := preprocessed_cases(dataset, plans, configuration):
+            for warning in check_data(dataset, plans, configuration):
+                log.warning("warning: %s", warning)
             folder = str(preprocessed_dataset(dataset) / resolve(plans, configuration)["data_identifier"])
             return infer_dataset_class(folder)(folder, names)
         else:

@@ -29,6 +29,7 @@ from stunet.merging.growing import RECORD, growing
 from stunet.merging.pseudo import REST, Plan
 from stunet.merging.space import IGNORE
 from stunet.merging.splits import FILE as SPLITS
+from stunet.nifti import check_nifti
 from stunet.nifti_header import has_forms, has_place
 from stunet.orientation import AS_IT_IS, Turn, of_file, orientation_of, turn
 
@@ -124,6 +125,7 @@ def _finished(part: Path) -> dict[str, Completed]:
 
 def _complete_case(plan: Plan, case: Case, part: Path, teacher: Predictor) -> Completed:
     """Writes the label of a case, read and written as the teacher's images are, so that both lie on one grid."""
+    check_nifti(case.label)  # ITK reads zeros where a packed file has lost its end
     truth, properties = teacher.writer.read_seg(str(case.label))
     label = apply(plan.lookup(), np.rint(truth[0]).astype(np.int32))
     missing = plan.missing(case.name)
