@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from stunet.cli.predict import main
+from stunet.datasets.listing import visible
 from tests.predictor_models import make_model, write_image
 
 MODEL = Path("T__P__3d_fullres")
