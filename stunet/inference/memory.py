@@ -22,7 +22,7 @@ PREPROCESS = 8  # bytes per voxel and channel of the larger grid, for the image 
 PREPARED = 4  # bytes per voxel and channel of the network's grid, from then on
 FEATURES = 8  # approximate number of first-stage feature maps at full resolution that a forward pass holds at a time
 EXPORT = 0.25e9  # bytes for the classes of a few planes
-WRITE = 5  # per voxel and byte of a label: labels, ITK's copy, and the compressed data
+WRITE = 5  # bytes per voxel and byte of a label: labels, ITK's copy, and the compressed data
 
 
 @dataclass(frozen=True)

@@ -80,7 +80,7 @@ def write_record(
 
 
 def check_free(folder: Path) -> None:
-    """Raise a DataError if write_record() would replace a dataset.json of somebody else's, such as a dataset's."""
+    """Raise a DataError if write_record() would replace a dataset.json that no prediction wrote (a dataset's, say)."""
     if (folder / "dataset.json").is_file() and not (folder / SETTINGS).is_file():
         what = f"{str(folder)!r} holds a dataset.json that no prediction wrote, and that this one would replace"
         raise DataError(what, "another folder with -o")

@@ -33,7 +33,7 @@ from stunet.results.write import write_itksnap_labels
 
 FAILURES = (*products.FAILURES, OSError)  # of a single case, whatever a library raises about it
 OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
-ABSURD = 100  # times the memory: no scan needs that much, but a wrong spacing makes it look so
+ABSURD = 100  # times the memory: no real scan needs that much, only one with a wrong spacing
 log = logging.getLogger("stunet")
 
 

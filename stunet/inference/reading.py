@@ -99,7 +99,7 @@ def read(case: Case, model: Model, orientation: str | None) -> Raw:
 
 
 def from_array(image: np.ndarray, spacing: Any, affine: Any, channels: Sequence[str], orientation: str | None) -> Raw:
-    """Make a case of an array, which is copied.
+    """Make a case from an array, which is copied.
 
     Args:
         image: (D, H, W) or (C, D, H, W).
@@ -138,7 +138,7 @@ def from_array(image: np.ndarray, spacing: Any, affine: Any, channels: Sequence[
 def from_sitk(
     image: sitk.Image, channels: Sequence[str], orientation: str | None, files: str = "the SimpleITK image"
 ) -> Raw:
-    """Make a case of a SimpleITK image with two or three axes, or four of which the last is the channel.
+    """Make a case from a SimpleITK image with two or three axes, or four of which the last is the channel.
 
     Args:
         image: Copied.
@@ -164,7 +164,7 @@ def from_sitk(
 
 
 def from_nibabel(image: Any, channels: Sequence[str], orientation: str | None) -> Raw:
-    """Make a case of a nibabel image: (x, y, z), or (x, y, z, channel).
+    """Make a case from a nibabel image: (x, y, z), or (x, y, z, channel).
 
     Args:
         image: Copied.

@@ -52,7 +52,7 @@ class SlidingWindow:
     _batch: int = field(default=0, init=False)  # 0: not known yet
 
     def axis(self, shape: Sequence[int]) -> int:
-        """Return the axis along which windows visit an image of this shape: the one for which least has to be kept."""
+        """Return the axis along which windows are visited for this shape: the one for which least has to be kept."""
         return min(range(3), key=lambda axis: self._window[axis] / max(shape[axis], self._window[axis]))
 
     def count(self, shape: Sequence[int]) -> int:

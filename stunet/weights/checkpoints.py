@@ -80,7 +80,7 @@ def load_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any
     try:
         check_seal(path)
         with safetensors.safe_open(path, "pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # it is no dictionary
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a dictionary
             meta = json.loads((file.metadata() or {}).get("stunet", "{}"))
     except (safetensors.SafetensorError, RecursionError, *UNREADABLE) as error:
         if is_out_of_memory(error) or isinstance(error, PermissionError):

@@ -142,7 +142,7 @@ def verify(name: str, there: Tensor, expected: Tensor) -> None:
 
 @dataclass(frozen=True)
 class _Match:
-    """Which tensor of the weights belongs to which tensor of the network, and what it becomes there."""
+    """The correspondence between tensors of the network and of the weights, and the values that are loaded."""
 
     weights: Weights
     target: Architecture
@@ -152,7 +152,7 @@ class _Match:
 
     @property
     def given(self) -> int:
-        """Image channels of the weights: those with names, as a cascade's one-hot channels follow them."""
+        """Number of image channels of the weights: those with names, as a cascade's others are one-hot channels."""
         total = self.weights.architecture.channels
         return min(len(self.weights.channels or ()) or total, total)
 
