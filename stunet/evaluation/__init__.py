@@ -1,1 +1,1 @@
-"""How good predictions are: metrics.py defines the numbers, segmentations.py reads files, folders.py compares."""
+"""Evaluation of predictions: metrics.py defines the metrics, segmentations.py reads files, folders.py compares."""

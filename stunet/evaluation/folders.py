@@ -1,6 +1,6 @@
-"""How good are the predictions in a folder: pairs them with their references, reads, compares and sums up like nnU-Net.
+"""Evaluate the predictions in a folder: pair them with their references, read, compare, and summarise like nnU-Net.
 
-The summary has the structure of nnU-Net's summary.json, with more metrics inside (metrics.py defines them).
+The summary has the structure of nnU-Net's summary.json, with additional metrics (metrics.py defines them).
 segmentations.py reads the files, cli/evaluate.py is the command.
 """
 
@@ -36,9 +36,9 @@ class Labels:
         classes: Labels of each foreground class or region by nnU-Net's key for it: `1`, or `(1, 2)` for a region.
         names: Name of each class by the same key.
         ignore: The ignore label.
-        known: All values that a file may have.
+        known: All values that a file may contain.
         origin: Where these are listed.
-        lookup: Value of a reference for each value of a prediction, where these are in a model's own labels.
+        lookup: The reference value for each predicted value, if predictions use a model's own labels.
     """
 
     classes: dict[str, tuple[int, ...]]
@@ -59,10 +59,10 @@ class Case:
 
 
 def labels_of(dataset: Mapping[str, Any], path: Path) -> Labels:
-    """The labels of a dataset.json; as in nnU-Net, one list of several labels makes all classes regions.
+    """Return the labels of a dataset.json; as in nnU-Net, one list of several labels makes all classes regions.
 
     Raises:
-        DataError: There are no labels, or they are not as nnU-Net wants them; `path` is the file to name.
+        DataError: There are no labels, or they are not as nnU-Net requires; `path` is the file to name.
     """
     entries = dataset.get("labels")
     if not isinstance(entries, dict) or entries.get("background") != 0:
@@ -90,11 +90,11 @@ def labels_of(dataset: Mapping[str, Any], path: Path) -> Labels:
 
 
 def labels_of_system(system: LabelSystem, predicted: Mapping[str, Any] | None = None) -> Labels:
-    """The labels of references in the ids of a dataset.
+    """Return the labels of references that use the ids of a dataset.
 
     Args:
-        system: The dataset's.
-        predicted: `labels` of the dataset.json of the predictions; None: they have the ids of the system.
+        system: The dataset's label system.
+        predicted: `labels` of the predictions' dataset.json; None: predictions use the ids of the system.
 
     Raises:
         DataError: The predictions do not have all classes of the system.
@@ -111,18 +111,18 @@ def labels_of_system(system: LabelSystem, predicted: Mapping[str, Any] | None = 
 
 
 def pair(reference: Path, prediction: Path, ending: str, chill: bool = False) -> tuple[list[Case], list[str]]:
-    """The cases of two folders (or two files), and the names of the files that have no partner or cannot be read.
+    """Return the cases of two folders (or files), and the names of files that lack a partner or cannot be read.
 
-    Files belong together by name, whatever their endings: CASE.nii.gz and CASE.nrrd.
+    Files are matched by name, whatever their endings: CASE.nii.gz and CASE.nrrd.
 
     Args:
         reference: Folder of reference segmentations, or one file.
         prediction: Folder of predictions, or one file.
-        ending: nnU-Net's `file_ending`, which names without it are completed with in messages.
-        chill: Leave files without a partner out, instead of raising.
+        ending: nnU-Net's `file_ending`, appended in messages to names without one.
+        chill: Leave out files without a partner instead of raising.
 
     Raises:
-        DataError: Something is missing, empty, there twice, cannot be read, or has no partner.
+        DataError: Something is missing, empty, present twice, cannot be read, or has no partner.
     """
     if prediction.is_file():
         if reference.is_dir():
@@ -162,23 +162,23 @@ def evaluate(
     advance: Callable[[str], None] = lambda name: None,
     leave_out: Callable[[Case, DataError], None] | None = None,
 ) -> dict[str, Any]:
-    """The summary of all cases: nnU-Net's summary.json with METRICS, class names and the tolerance.
+    """Summarise all cases: nnU-Net's summary.json with METRICS, class names and the tolerance.
 
-    Means leave NaN out, in `foreground_mean` too (nnU-Net's is NaN as soon as no case has one of the classes). In
-    `mean`, `n_cases` counts the cases that have the class in either file, `n_infinite` those that have it in one only:
-    their Dice and NSD are 0, their HD95 is infinite and not in the mean.
+    Means exclude NaN, also in `foreground_mean` (nnU-Net's is NaN as soon as one of the classes occurs in no case). In
+    `mean`, `n_cases` counts the cases with the class in either file, `n_infinite` those with it in only one: their Dice
+    and NSD are 0, their HD95 is infinite and excluded from the mean.
 
     Args:
-        cases: The files, as `pair` finds them.
+        cases: The files, as found by `pair`.
         labels: The classes.
         tolerance_mm: For NSD.
-        processes: 1 runs in this process.
-        advance: Called with the name of each case that is done.
-        leave_out: Called with each case that cannot be compared, and why; the summary is then of the others.
+        processes: Number of processes; 1 runs in this process.
+        advance: Called with the name of each finished case.
+        leave_out: Called with each case that cannot be compared, and the reason; the summary then covers the others.
 
     Raises:
-        DataError: Files cannot be read, have other labels, or do not lie where their partners do, and there is no
-            `leave_out`; all cases have been tried. Or none is left.
+        DataError: Files cannot be read, have other labels, or lie on another grid than their partners, and there is no
+            `leave_out`; all cases have been tried. Or no case is left.
         OutOfMemoryError: A case does not fit into memory.
     """
     compare = partial(_tried, labels=labels, tolerance_mm=tolerance_mm)
@@ -208,7 +208,7 @@ def evaluate(
 
 
 def _tried(case: Case, labels: Labels, tolerance_mm: float) -> dict[str, dict[str, float]] | DataError:
-    """As evaluate_case; why a case cannot be compared is returned, so that the others are."""
+    """Evaluate a case, returning instead of raising the reason why it cannot be compared, so that the others go on."""
     try:
         return evaluate_case(case, labels, tolerance_mm)
     except DataError as error:
@@ -216,10 +216,10 @@ def _tried(case: Case, labels: Labels, tolerance_mm: float) -> dict[str, dict[st
 
 
 def evaluate_case(case: Case, labels: Labels, tolerance_mm: float) -> dict[str, dict[str, float]]:
-    """METRICS of every class of one case.
+    """Return the METRICS of every class of one case.
 
     Raises:
-        DataError: A file cannot be read, has other labels, or does not lie where its partner does.
+        DataError: A file cannot be read, has other labels, or lies on another grid than its partner.
     """
     reference, expected = read_segmentation(case.reference, labels.known, labels.origin)
     if labels.lookup is None:
@@ -232,7 +232,7 @@ def evaluate_case(case: Case, labels: Labels, tolerance_mm: float) -> dict[str, 
 
 
 def write_csv(summary: Mapping[str, Any], cases: Sequence[Case], path: Path) -> None:
-    """One row per case and class; empty where a metric is undefined."""
+    """Write one row per case and class; cells are empty if a metric is undefined."""
     with files.whole(path) as part, part.open("w", newline="") as stream:
         table = csv.writer(stream)
         table.writerow(["case", "label", "class", *metrics.METRICS, "reference_file", "prediction_file"])
@@ -244,7 +244,7 @@ def write_csv(summary: Mapping[str, Any], cases: Sequence[Case], path: Path) -> 
 
 
 def _images(folder: Path, ending: str) -> dict[str, Image]:
-    """The segmentations in a folder by name; folders and DICOM files that are not compared are named in a warning."""
+    """Return the segmentations in a folder by name; warn about folders and DICOM files that are not compared."""
     if not folder.is_dir():
         raise DataError(f"no folder {str(folder)!r}", "check the path")
     found = list_images(folder, ending)
@@ -257,7 +257,7 @@ def _images(folder: Path, ending: str) -> dict[str, Image]:
     images: dict[str, Image] = {}
     for image in sorted(found.images, key=lambda image: (image.ending != ending, image.path)):
         if image.name in images and images[image.name].ending == ending != image.ending:
-            others.append(image.path)  # the same in another format
+            others.append(image.path)  # the same case in another format
         elif image.name in images:
             raise same_case(images[image.name].path, image.path)
         else:

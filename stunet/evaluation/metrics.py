@@ -1,9 +1,9 @@
-"""How well does a prediction match its reference: overlap, surface agreement and volume per class of two label arrays.
+"""Compare two label arrays: overlap, surface agreement and volume per class.
 
-Overlap counts follow nnU-Net. Surfaces follow Nikolov et al. (2021, doi:10.2196/26151) and equal the authors' own
-implementation, google-deepmind/surface-distance. The surface runs through the voxel corners whose 2x2x2 neighbours (2x2
-in an image) are neither all inside nor all outside; what lies beyond the array is outside. Each corner stands for the
-piece of surface around it (surface_elements.py). folders.py applies this to files.
+Overlap counts follow nnU-Net. Surfaces follow Nikolov et al. (2021, doi:10.2196/26151) and give the same numbers as the
+authors' own implementation, google-deepmind/surface-distance. The surface runs through the voxel corners whose 2x2x2
+neighbours (2x2 in a 2D image) are neither all inside nor all outside; everything beyond the array counts as outside.
+Each corner represents the piece of surface around it (surface_elements.py). folders.py applies this to files.
 """
 
 from collections.abc import Mapping, Sequence
@@ -30,18 +30,18 @@ def compare(
     tolerance_mm: float = 1.0,
     ignore: int | None = None,
 ) -> dict[str, dict[str, float]]:
-    """METRICS of every class in mm and ml, a region being a class of several labels.
+    """Return METRICS of every class, in mm and ml; a region is a class of several labels.
 
-    A class that neither array has is NaN in Dice, IoU, NSD and HD95_mm; one that only one of them has is 0, and NaN in
-    HD95_mm, because it is infinite. Each class is cut out by its bounding box, so that many classes cost little.
+    For a class in neither array, Dice, IoU, NSD and HD95_mm are NaN; for a class in only one of them they are 0, except
+    HD95_mm, which is NaN because it is infinite. Each class is cropped to its bounding box, so many classes are cheap.
 
     Args:
         reference: Labels (D, H, W) or (H, W), an unsigned integer type.
         prediction: Labels of the same shape.
-        classes: The labels of each class by the name that the result shall have.
+        classes: The labels of each class, by the name it gets in the result.
         spacing: mm per voxel, in array order.
         tolerance_mm: Distance up to which surfaces agree, for NSD.
-        ignore: Voxels where the reference has this label are counted nowhere, and belong to no class in either array.
+        ignore: Voxels with this label in the reference are not counted, and belong to no class in either array.
     """
     if ignore is not None:
         prediction = np.where(reference == ignore, 0, prediction)
@@ -65,10 +65,10 @@ def compare(
 
 
 def confusion(reference: np.ndarray, prediction: np.ndarray) -> np.ndarray:
-    """Voxel counts (reference label, prediction label) of two label arrays of one shape, in one pass."""
+    """Count voxels (reference label, prediction label) of two label arrays of the same shape, in one pass."""
     size = int(max(reference.max(), prediction.max())) + 1
     table = np.zeros(size * size, dtype=np.int64)
-    for ref, pred in zip(reference, prediction, strict=True):  # per slice: bincount takes 8 bytes per voxel
+    for ref, pred in zip(reference, prediction, strict=True):  # by slice: bincount takes 8 bytes per voxel
         table += np.bincount(ref.ravel().astype(np.intp) * size + pred.ravel(), minlength=size * size)
     return table.reshape(size, size)
 
@@ -83,7 +83,7 @@ class SurfaceDistances:
     prediction_area: np.ndarray
 
     def nsd(self, tolerance_mm: float) -> float:
-        """Normalised surface Dice: the share of both surfaces close to the other; NaN without surfaces."""
+        """Return the normalised surface Dice: the fraction of both surfaces near the other; NaN without surfaces."""
         total = self.reference_area.sum() + self.prediction_area.sum()
         if not total:
             return nan
@@ -92,19 +92,19 @@ class SurfaceDistances:
         return float(near / total)
 
     def hausdorff(self, share: float) -> float:
-        """The distance in mm that `share` of each surface keeps to the other, the larger of the two directions.
+        """Return the distance in mm within which `share` of each surface lies to the other, the larger of both sides.
 
-        The percentile is one of area, not of points. Infinite if one surface is missing, NaN if both are.
+        The percentile is by area, not by points. Infinite if one surface is missing, NaN if both are.
         """
         sides = ((self.reference_mm, self.reference_area), (self.prediction_mm, self.prediction_area))
         return max((_percentile(mm, area, share) for mm, area in sides if len(mm)), default=nan)
 
 
 def surface_distances(reference: np.ndarray, prediction: np.ndarray, spacing: Sequence[float]) -> SurfaceDistances:
-    """Distances between the surfaces of two masks of one shape, in space or in a plane.
+    """Compute distances between the surfaces of two masks of the same shape, in 3D or 2D.
 
     Nearest points come from k-d trees over the surface points. A distance transform of the box gives the same numbers;
-    for two bodies of 240 voxels in diameter it took 6.0 s against 0.9 s, and it needs memory for the whole box.
+    for two bodies 240 voxels in diameter it took 6.0 s rather than 0.9 s, and it needs memory for the whole box.
 
     Args:
         reference: Boolean mask (D, H, W) or (H, W).
@@ -116,7 +116,7 @@ def surface_distances(reference: np.ndarray, prediction: np.ndarray, spacing: Se
     points = [np.argwhere(edge) for edge in edges]
     sizes = surface_elements.sizes(spacing)
     areas = [sizes[surface_elements.codes(mask, corners)] for mask, corners in zip(surfaces, points, strict=True)]
-    apart = [~edges[1][edges[0]], ~edges[0][edges[1]]]  # the other points lie on both surfaces
+    apart = [~edges[1][edges[0]], ~edges[0][edges[1]]]  # the remaining points lie on both surfaces
     return SurfaceDistances(
         _nearest(points[0], points[1], apart[0], spacing),
         areas[0],
@@ -126,7 +126,7 @@ def surface_distances(reference: np.ndarray, prediction: np.ndarray, spacing: Se
 
 
 def _edges(padded: np.ndarray) -> np.ndarray:
-    """True at the corners between the voxels of a padded mask (one fewer per axis) that have it on some sides only."""
+    """Mark the corners between voxels of a padded mask (one fewer per axis) that are inside on some sides only."""
     some = every = padded
     for axis in range(padded.ndim):
         low, high = (slice(None),) * axis + (slice(-1),), (slice(None),) * axis + (slice(1, None),)
@@ -142,7 +142,7 @@ def _nearest(points: np.ndarray, others: np.ndarray, apart: np.ndarray, spacing:
         own = points[apart]
         tree = KDTree(others * np.asarray(spacing), compact_nodes=False, balanced_tree=False)
         nearest = tree.query(own * np.asarray(spacing))[1]
-        # From the difference of indices, as a distance transform does: "exactly the tolerance" ends alike to the bit.
+        # From index differences, as a distance transform does, so that "exactly the tolerance" is decided identically.
         distances[apart] = np.sqrt((((others[nearest] - own) * np.asarray(spacing)) ** 2).sum(axis=1))
     return distances
 
@@ -169,7 +169,7 @@ def _overlap(counts: Mapping[str, int]) -> dict[str, float]:
 def _drop_single_slices(
     reference: np.ndarray, prediction: np.ndarray, spacing: Sequence[float]
 ) -> tuple[np.ndarray, np.ndarray, Sequence[float]]:
-    """A volume of one slice as an image: its surfaces are contours in the plane, not the two sides of the slice."""
+    """Turn a volume of one slice into an image: its surfaces are contours, not the two sides of the slice."""
     single = tuple(axis for axis, length in enumerate(reference.shape) if length == 1)
     if not single or reference.ndim - len(single) < 2:
         return reference, prediction, spacing
@@ -181,8 +181,8 @@ def _drop_single_slices(
 
 
 def _bounds(boxes: Sequence[list[Box | None]], labels: Sequence[int], ndim: int) -> Box | None:
-    """The smallest box with all voxels of some labels; boxes[i][k] holds those of label k + 1 in array i."""
-    if 0 in labels:  # nnU-Net allows regions with background, which has no box
+    """Return the smallest box with all voxels of some labels; boxes[i][k] is that of label k + 1 in array i."""
+    if 0 in labels:  # nnU-Net allows regions that include background, which has no box
         return (slice(None),) * ndim
     found = [box for array in boxes for label in labels if label <= len(array) and (box := array[label - 1])]
     return (

@@ -1,6 +1,6 @@
-"""What is in a file of labels, and does it lie where its partner lies?
+"""Read label files, and check that they lie on the same grid as their partner.
 
-Files are read as the smallest integer type, and only with the labels that they may have. evaluation.py compares two.
+Files are read as the smallest integer type, and only if all their labels are known. folders.py compares two.
 """
 
 from collections.abc import Sequence
@@ -16,9 +16,9 @@ from stunet.errors import DataError, is_out_of_memory
 from stunet.images import read_sitk
 from stunet.nifti import check_nifti
 
-GEOMETRY_TOLERANCE = 1e-3  # mm, and no unit for directions
+GEOMETRY_TOLERANCE = 1e-3  # mm; unitless for directions
 SHOWN = 5  # values that an error lists
-ROUNDING = 1e-3  # labels stored with a scale, or as floats, are this near to an integer, and are taken for it
+ROUNDING = 1e-3  # labels stored with a scale, or as floats, may be this far from an integer, and are rounded to it
 
 
 @dataclass(frozen=True)
@@ -34,23 +34,23 @@ class Geometry:
 def read_segmentation(
     path: Path, known: frozenset[int], listed_in: str = "dataset.json"
 ) -> tuple[np.ndarray, Geometry]:
-    """The labels of a file, (D, H, W) or (H, W), in the smallest integer type, and where they lie.
+    """Read the labels of a file, (D, H, W) or (H, W), in the smallest integer type, and its geometry.
 
     Args:
         path: The file.
-        known: Values that it may have.
-        listed_in: Where these are listed, for the error.
+        known: Values that it may contain.
+        listed_in: Where these are listed, for the error message.
 
     Raises:
         DataError: The file cannot be read, is not a 2D or 3D image of one channel, or has values that are not integers
-            (within 0.001) or not `known`.
+            (within 0.001) or not in `known`.
     """
     if unreadable := unusable(path):
         raise unreadable
     check_nifti(path)
     try:
         image = read_sitk(path)
-    except RuntimeError as error:  # ITK's, for anything
+    except RuntimeError as error:  # what ITK raises for everything
         if is_out_of_memory(error):
             raise
         raise DataError(f"{str(path)!r} is damaged, or no image", "make the file anew, or leave it out") from None
@@ -62,10 +62,10 @@ def read_segmentation(
 
 
 def check_place(path: Path, geometry: Geometry, reference: Path, expected: Geometry) -> None:
-    """Sees that a file has the grid of its reference.
+    """Check that a file has the grid of its reference.
 
     Raises:
-        DataError: It does not; the message shows the first difference, or that only the order of the axes differs.
+        DataError: It does not; the message gives the first difference, or states that only the order of axes differs.
     """
     if not (differs := _difference(geometry, expected)):
         return
@@ -87,9 +87,9 @@ def _as_labels(array: np.ndarray, known: frozenset[int], path: Path, listed_in: 
     listed = np.zeros(np.iinfo(labels.dtype).max + 1, dtype=bool)
     listed[list(known)] = True
     unlisted: dict[str, float] = {}
-    for target, source in zip(labels, array, strict=True):  # per slice: look-ups take 8 bytes per voxel
+    for target, source in zip(labels, array, strict=True):  # by slice: look-ups take 8 bytes per voxel
         rounded = np.rint(source) if source.dtype.kind == "f" else source
-        with np.errstate(invalid="ignore"):  # NaN has no integer; the comparison finds it
+        with np.errstate(invalid="ignore"):  # NaN cannot be cast to an integer; the comparison finds it
             target[...] = rounded
         wrong = (target != rounded) | ~listed[target]
         if rounded is not source:
@@ -113,14 +113,14 @@ def _as_labels(array: np.ndarray, known: frozenset[int], path: Path, listed_in: 
 
 
 def _spacing(image: sitk.Image, path: Path) -> tuple[float, ...]:
-    """The spacing (x, y, z) of an image; nnU-Net keeps that of a TIFF in a JSON file beside it, in array order."""
+    """Return the spacing (x, y, z) of an image; nnU-Net keeps a TIFF's in a JSON file next to it, in array order."""
     if path.suffix.lower() in tiff.ENDINGS and image.GetDimension() == 3:
         return tiff.read_spacing(path, is_image=False)[::-1]
     return image.GetSpacing()
 
 
 def _difference(geometry: Geometry, expected: Geometry) -> str:
-    """The first thing in which two geometries differ, or nothing."""
+    """Return the name of the first field in which two geometries differ; empty if they do not."""
     for name, value in vars(expected).items():
         other = getattr(geometry, name)
         if len(value) != len(other) or not np.allclose(value, other, rtol=0, atol=GEOMETRY_TOLERANCE):
@@ -129,7 +129,7 @@ def _difference(geometry: Geometry, expected: Geometry) -> str:
 
 
 def _is_turned(geometry: Geometry, expected: Geometry) -> bool:
-    """Whether the voxels are those of `expected` with axes flipped or in another order."""
+    """Return whether the voxels are those of `expected` with axes flipped or in another order."""
     if not len(geometry.size) == len(expected.size) == 3:
         return False
     axes, turned_axes = (np.reshape(g.direction, (3, 3)) for g in (expected, geometry))
@@ -137,14 +137,14 @@ def _is_turned(geometry: Geometry, expected: Geometry) -> bool:
     if not np.array_equal(np.abs(turn) @ np.abs(turn).T, np.eye(3)):
         return False
     order = np.abs(turn).argmax(axis=0)
-    first = np.where(turn.sum(axis=1) < 0, np.array(expected.size) - 1, 0)  # voxel of the reference where it begins
+    first = np.where(turn.sum(axis=1) < 0, np.array(expected.size) - 1, 0)  # reference voxel at the file's first voxel
     origin = expected.origin + axes @ (first * expected.spacing)
     size, spacing = (tuple(np.array(values)[order]) for values in (expected.size, expected.spacing))
     return not _difference(geometry, Geometry(size, spacing, tuple(origin), tuple((axes @ turn).ravel())))
 
 
 def _orientation(geometry: Geometry) -> str:
-    """LPS and the like, as DICOMOrient takes it."""
+    """Return an orientation such as LPS, as DICOMOrient takes it."""
     code: str = sitk.DICOMOrientImageFilter.GetOrientationFromDirectionCosines(geometry.direction)
     return code
 

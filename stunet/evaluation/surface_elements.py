@@ -1,9 +1,10 @@
-"""The area of the surface at a corner where 2x2x2 voxels meet (in a plane: the length at a corner of 2x2 pixels).
+"""Surface area at a corner where 2x2x2 voxels meet (in 2D: contour length at a corner of 2x2 pixels).
 
-Which of the voxels are inside decides a code of 8 bits, and the code decides the triangles of the surface. Their areas
-are those of google-deepmind/surface-distance 0.1 (lookup_tables.py, Apache-2.0), the implementation by the metric's
-authors, so that results can be compared with published ones. The triangles come from one run of marching cubes and are
-not the same for all rotations of a code: exchanging the axes of both masks changes areas a little, there and here.
+Which of the voxels are inside determines an 8-bit code, and the code determines the triangles of the surface. Their
+areas are those of google-deepmind/surface-distance 0.1 (lookup_tables.py, Apache-2.0), the implementation by the
+metric's authors, so that results can be compared with published ones. The triangles come from one run of marching cubes
+and are not the same for all rotations of a code: swapping the axes of both masks changes areas a little, in that
+implementation as in this one.
 """
 
 from collections.abc import Sequence
@@ -11,7 +12,7 @@ from itertools import product
 
 import numpy as np
 
-# Eight times the components of a triangle's normal, without signs; in voxels, the length of a normal is the area.
+# Eight times the components of a triangle's normal, unsigned; in voxels, the length of a normal is the area.
 _NORMALS = {
     "a": (1, 1, 1), "b": (2, 2, 0), "c": (2, 0, 2), "d": (0, 2, 2), "e": (4, 0, 0), "f": (0, 4, 0), "g": (0, 0, 4),
     "h": (2, 2, 2), "i": (3, 3, 3),
@@ -28,7 +29,7 @@ acdi afh abdi agh add dd aaeh aaa acc aa abb aa aa a
 
 
 def codes(padded: np.ndarray, corners: np.ndarray) -> np.ndarray:
-    """The code of each corner: bit 0 for the last of the voxels around it in array order, the highest for the first.
+    """Return the code of each corner: bit 0 is the last voxel around it in array order, the highest bit the first.
 
     Args:
         padded: Boolean mask (D, H, W) or (H, W).
@@ -41,7 +42,7 @@ def codes(padded: np.ndarray, corners: np.ndarray) -> np.ndarray:
 
 
 def sizes(spacing: Sequence[float]) -> np.ndarray:
-    """The area in mm2 of each of the 256 codes, or the length in mm of each of the 16 codes in a plane.
+    """Return the area in mm2 of each of the 256 codes, or the length in mm of each of the 16 codes in 2D.
 
     Args:
         spacing: mm per voxel, in array order.

@@ -1,3 +1,3 @@
-"""Prediction: which model and cases (cases.py), one image (predictor.py), many (pipeline.py), and what makes it lean
-(windows.py, export.py). recollect.py adapts BatchNorm to other data.
+"""Prediction: models and input cases (cases.py), one image (predictor.py), many images (pipeline.py), and the code that
+keeps memory use low (windows.py, export.py). recollect.py adapts BatchNorm to other data.
 """

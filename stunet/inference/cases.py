@@ -1,7 +1,7 @@
-"""What is predicted with what: the model folder and the input cases, found and checked before torch is imported.
+"""Find and check the model folder and the input cases of a prediction, before torch is imported.
 
-A model folder is nnU-Net's: plans.json, dataset.json and fold_X/CHECKPOINT. Input files are nnU-Net's too
-(CASE_0000.nii.gz is channel 0 of CASE), and more: see `find_cases`. Read inference/predictor.py next.
+A model folder is nnU-Net's: plans.json, dataset.json and fold_X/CHECKPOINT. Input files follow nnU-Net's naming too
+(CASE_0000.nii.gz is channel 0 of CASE), and more is accepted: see `find_cases`. Read next: inference/predictor.py.
 """
 
 import logging
@@ -21,7 +21,7 @@ from stunet.workspace import FINAL, PARTIAL_TRAINER, TRAINER, load_plans, traine
 _CHANNEL = re.compile(r"(.+)_(\d{4})", re.DOTALL)
 _ITK = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd", ".gipl", ".gipl.gz")
 _NIFTI = (".nii.gz", ".nii")
-# What nnU-Net's readers take besides the ending that a model was trained on; geometry comes with the file.
+# Endings that nnU-Net's readers take besides the one a model was trained on; the geometry comes with the file.
 READS = {
     "SimpleITKIO": _ITK,
     "SimpleITKIOWithReorient": _ITK,
@@ -36,7 +36,7 @@ log = logging.getLogger("stunet")
 
 @dataclass(frozen=True)
 class Model:
-    """A trained model on disk; `folds` are averaged."""
+    """A trained model on disk; predictions are averaged over `folds`."""
 
     folder: Path
     plans: dict
@@ -46,22 +46,22 @@ class Model:
 
     @property
     def ending(self) -> str:
-        """The file ending of its images and segmentations."""
+        """The file ending of the model's images and segmentations."""
         return self.dataset["file_ending"]
 
     @property
     def readable(self) -> set[str]:
-        """The endings of images that its reader takes."""
+        """The image endings that the model's reader takes."""
         return {self.ending, *READS.get(self.plans.get("image_reader_writer", ""), ())}
 
     @property
     def channels(self) -> list[str]:
-        """The names of its input channels, in order."""
+        """The names of the model's input channels, in order."""
         return list((self.dataset.get("channel_names") or self.dataset["modality"]).values())
 
     @property
     def has_spacing_files(self) -> bool:
-        """Whether CASE.json holds the spacing of CASE_0000.tif, and that of a result stands beside it."""
+        """Whether CASE.json holds the spacing of CASE_0000.tif, and a result gets such a file next to it."""
         return self.plans.get("image_reader_writer") == tiff.READER
 
     @property
@@ -75,11 +75,11 @@ class Case:
     """One case.
 
     Args:
-        name: Of its output.
-        files: One per channel, or one with all of them, or one DICOM folder.
+        name: Name of its output.
+        files: One per channel, a single one with all channels, or one DICOM folder.
         previous: The previous stage's result, for a cascade.
-        error: What is wrong with its files, found before any of them was read.
-        series: Which one of a DICOM folder, as datasets.dicom names it.
+        error: What is wrong with its files, if that was found before any of them was read.
+        series: Which series of a DICOM folder, as named by datasets.dicom.
     """
 
     name: str
@@ -93,19 +93,19 @@ class Case:
         return self.files[0].is_dir()
 
     def made_from(self) -> list[Any]:
-        """Name, size in bytes and time in ns of its files, and the series: what a result has to be made from again."""
+        """Return the series, and name, size (bytes) and mtime (ns) of each file; a change makes results stale."""
         files = [file for path in (*self.files, self.previous) if path for file in (path, *sorted(path.glob("*")))]
         stats = [(file.name, file.stat()) for file in files if file.is_file()]
         return [self.series, *([name, stat.st_size, stat.st_mtime_ns] for name, stat in stats)]
 
     def changed_ns(self) -> int:
-        """When the last of its files changed, in ns: a result that is older was made from something else."""
+        """Return when the last of its files changed, in ns; an older result was made from something else."""
         files = [file for path in (*self.files, self.previous) if path for file in (path, *path.glob("*"))]
         return max((file.stat().st_mtime_ns for file in files if file.exists()), default=0)
 
 
 def open_model(folder: Path, folds: Sequence[int | str] | None = None, checkpoint: str = FINAL) -> Model:
-    """A model folder with the folds asked for; by default the numbered ones, and `all` where there are none.
+    """Open a model folder with the given folds; by default the numbered ones, or `all` if there are none.
 
     Raises:
         DataError: The folder, its plans.json or dataset.json, or a fold's checkpoint is missing or bad.
@@ -140,20 +140,20 @@ def open_model(folder: Path, folds: Sequence[int | str] | None = None, checkpoin
 
 
 def begun_folds(model: Model) -> list[str]:
-    """The folds of a model folder that would be averaged if their training had come to its end."""
+    """Return the folds of a model folder that would be averaged too if their training had finished."""
     if model.folds == ("all",):
         return []
     return [fold for fold in _begun(model.folder, model.checkpoint).split(", ") if fold not in ("", "all")]
 
 
 def _begun(folder: Path, checkpoint: str = FINAL) -> str:
-    """The folds of a folder that have checkpoints, and not this one."""
+    """Return the folds of a folder that have checkpoints, but not this one."""
     folds = sorted(path for path in folder.glob("fold_*") if any(path.glob("*.pth")))
     return ", ".join(path.name.removeprefix("fold_") for path in folds if not (path / checkpoint).is_file())
 
 
 def _finish(folder: Path, folds: str, checkpoints: Sequence[str]) -> str:
-    """How a training that was begun is finished, or predicts as it is."""
+    """Return the hint on how to finish a training that was begun, or to predict with it as it is."""
     trainer, _, rest = folder.resolve().name.partition("__")
     plans, _, configuration = rest.partition("__")
     number = re.fullmatch(r"Dataset(\d{3})_.+", folder.resolve().parent.name)
@@ -167,17 +167,17 @@ def _finish(folder: Path, folds: str, checkpoints: Sequence[str]) -> str:
 
 
 def find_cases(source: Path, model: Model, series: str | None = None) -> list[Case]:
-    """The input cases, sorted by name.
+    """Return the input cases, sorted by name.
 
-    `source` is a folder of images and of folders of DICOM slices, a single image, a folder of DICOM slices (its name
-    becomes the case's), or one with such folders in it, as deep as may be. Of several series `series` or the model's
-    channel chooses. Images may have any ending that the model's reader takes; they are named CASE_0000.nii.gz,
-    CASE_0001.nii.gz ... per channel; with one channel _0000 may be left out. Where no case has more than its _0000,
-    this file may hold all channels, as in training: reading will tell. Whatever looks like an image and cannot be one
-    is a case with an error, so that the others can be predicted.
+    `source` is a folder of images and of folders of DICOM slices, a single image, a folder of DICOM slices (the case
+    takes the folder's name), or a folder that contains such folders at any depth. If there are several series,
+    `series` or the model's channel selects one. Images may have any ending that the model's reader takes; they are
+    named CASE_0000.nii.gz, CASE_0001.nii.gz ... per channel; with one channel, _0000 may be left out. If no case has
+    more than its _0000, that file may hold all channels, as in training: this is checked on reading. Anything that
+    looks like an image but cannot be used as one becomes a case with an error, so that the others can be predicted.
 
     Raises:
-        DataError: Nothing is there, or no case is complete.
+        DataError: Nothing was found, or no case is complete.
     """
     if not source.exists():
         missing = DataError(f"no input {str(source)!r}", "give a folder of images, an image or a DICOM folder with -i")
@@ -210,7 +210,7 @@ def find_cases(source: Path, model: Model, series: str | None = None) -> list[Ca
 
 
 def _unused(folder: Path, used: set[Path], ending: str) -> list[Path]:
-    """What of a folder with images no case is made of: the folder, or where some is used, what lies beside that."""
+    """Return what is left of a folder of images: all of it, or, if a case uses some of it, everything else in it."""
     if folder in used:
         return []
     if not any(folder in path.parents for path in used):
@@ -227,7 +227,7 @@ def _complete(cases: list[Case]) -> list[Case]:
 
 
 def _series(source: Path, model: Model, series: str | None, taken: set[str]) -> list[Case]:
-    """The DICOM series in a folder and all below it as cases; one that has the name of another case cannot be one."""
+    """Return the DICOM series in a folder and below as cases; a name that another case has makes one an error."""
     from stunet.datasets import dicom
 
     channels, name = model.channels, source.resolve().name
@@ -261,9 +261,9 @@ def _nothing(source: Path, found: Listing, model: Model) -> DataError:
 
 
 def geometry(case: Case, orientation: str | None = None) -> tuple[tuple[int, ...], tuple[float, ...]]:
-    """Shape in voxels and spacing in mm, both (D, H, W), from the header of a case's first image or slices.
+    """Return shape in voxels and spacing in mm, both (D, H, W), from the header of a case's first image or slices.
 
-    A volume is turned to `orientation`; DICOM slices are taken to be axial, as most are. As in nnU-Net's readers a 2D
+    A volume is turned to `orientation`; DICOM slices are taken to be axial, as most are. As in nnU-Net's readers, a 2D
     image is one slice, 999 times as thick as its spacing, and the first of four axes is the channel.
 
     Raises:
@@ -294,7 +294,7 @@ def geometry(case: Case, orientation: str | None = None) -> tuple[tuple[int, ...
 
 
 def volumes(file: Path) -> int:
-    """How many volumes the header of an image of four axes announces; 1 for others, and where it cannot be read."""
+    """Return how many volumes the header of a 4D image announces; 1 for other images, or if it cannot be read."""
     from stunet.images import read_header
 
     try:
@@ -305,10 +305,10 @@ def volumes(file: Path) -> int:
 
 
 def drop_channel_axis(properties: dict[str, Any]) -> None:
-    """Makes the geometry of a 4D file that of one channel: nnU-Net reads 4D, but writes no segmentation with it.
+    """Reduce the geometry of a 4D file to one channel's: nnU-Net reads 4D, but cannot write segmentations with it.
 
     Args:
-        properties: What nnU-Net's reader says about a file; changed in place.
+        properties: What nnU-Net's reader returns about a file; changed in place.
     """
     itk = properties.get("sitk_stuff", {})
     if len(itk.get("origin", ())) == 4:
@@ -317,7 +317,7 @@ def drop_channel_axis(properties: dict[str, Any]) -> None:
 
 
 def _siblings(image: Image, model: Model) -> list[Image]:
-    """The files of the same case beside `image`; with one channel that is the file alone."""
+    """Return the files of the same case in the folder of `image`; with one channel, only the file itself."""
     match = _CHANNEL.fullmatch(image.name)
     if len(model.channels) == 1 or not match:
         return [image]
@@ -327,7 +327,7 @@ def _siblings(image: Image, model: Model) -> list[Image]:
 
 def _group(images: list[Image], model: Model) -> list[Case]:
     ending, channels = model.ending, model.channels
-    numbered = len(channels) > 1 or model.has_spacing_files  # whose reader cuts _0000 off without looking
+    numbered = len(channels) > 1 or model.has_spacing_files  # the latter's reader cuts off _0000 without looking
     stems = {image.name for image in images}
     groups: dict[str, dict[int, Path]] = defaultdict(dict)
     errors: dict[str, DataError] = {}

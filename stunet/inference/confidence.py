@@ -1,7 +1,7 @@
-"""How sure is a network of the labels that it gives? The probability of each voxel's label, or of the group it is in.
+"""Measure how sure a network is of its labels: the probability of each voxel's label, or of the group it belongs to.
 
-Groups are what matters to someone: the lobes of a lung that shall be a lung, all classes that are of no interest. The
-probabilities of all classes are never there for the whole scan. segmenter.py fills this in.
+Groups express what matters to the user, such as the lobes of a lung that only has to be a lung, or all classes that are
+of no interest. The probabilities of all classes are never held for the whole scan. segmenter.py fills in the values.
 """
 
 from collections.abc import Sequence
@@ -12,10 +12,10 @@ from torch import Tensor
 
 
 class Confidence:
-    """To be given to Predictor.segment(), which fills it in.
+    """The probabilities of a case's labels; pass it to Predictor.segment(), which fills it in.
 
     Args:
-        groups: The group of each class, by the number of its output; the background is class 0.
+        groups: The group of each class, indexed by output channel; the background is class 0.
     """
 
     def __init__(self, groups: Sequence[int]) -> None:
@@ -23,10 +23,10 @@ class Confidence:
         self.values_DHW: np.ndarray = np.zeros((0, 0, 0), np.float32)  # on the grid of the case's file, after segment()
 
     def of(self, labels: Tensor, likely_KDHW: Tensor) -> Tensor:
-        """The probability of the group that each label is in.
+        """Return the probability of the group that each label belongs to.
 
         Args:
-            labels: Number of the class, (D, H, W).
+            labels: Class indices, (D, H, W).
             likely_KDHW: Probabilities of all classes.
         """
         groups = self.groups.to(likely_KDHW.device)

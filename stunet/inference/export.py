@@ -1,11 +1,11 @@
-"""How do logits on the network's grid become labels on the image's, without the logits ever being there for all voxels?
+"""Turn logits on the network's grid into labels on the image's grid, without interpolating the logits of every voxel.
 
-nnU-Net interpolates the logits of every class to the image's grid and takes the largest. Most voxels lie between eight
-grid points at which the same class is the largest, and linear interpolation keeps that order: where its value is the
-largest at all of them, so is any average of it. Only the other voxels, some per cent with a trained network, are
-interpolated. That is no approximation: the labels are those of interpolating all voxels in float32.
+nnU-Net interpolates the logits of every class to the image's grid and takes the argmax. Most voxels lie between eight
+grid points that share the same argmax, and linear interpolation preserves it: a class whose logit is the largest at all
+eight is also the largest in any weighted average of them. Only the other voxels, a few per cent with a trained network,
+are interpolated. This is not an approximation: the labels are those of interpolating all voxels in float32.
 
-windows.py brings the logits, a slab of planes at a time; interpolation.py has the grids.
+windows.py supplies the logits, a slab of planes at a time; interpolation.py has the grids.
 """
 
 import math
@@ -18,26 +18,26 @@ from torch import Tensor
 from stunet.inference.interpolation import Axes, axis, between, has_rows
 
 VOXELS = 2**22  # of the target grid that are labelled at a time
-VALUES_CPU = 2**19  # interpolated at a time: 2 MB, which caches hold
+VALUES_CPU = 2**19  # interpolated at a time: 2 MB, which fits into the caches
 VALUES_GPU = 2**25
-COPIED = 2**23  # logits at a time that cannot be read in place, because they are in half precision
-BITS = 62  # regions that one number tells apart
+COPIED = 2**23  # logits converted at a time if they cannot be read in place, because they are in half precision
+BITS = 62  # regions that one integer can encode
 
 
 class Slab(NamedTuple):
-    """Logits (planes, H, W, K) from plane `start` on; it begins with the last plane of the slab before."""
+    """Logits (planes, H, W, K) from plane `start` on; the first one repeats the last plane of the previous slab."""
 
     start: int
     logits_DHWK: Tensor
 
 
 def axes_between(source: Sequence[int], target: Sequence[int], nearest_axis: int | None, order: int) -> Axes:
-    """The axes from grid to grid.
+    """Return the axes that map the target grid to the source grid.
 
     Args:
         source: Shape of the network's grid.
         target: Shape of the (cropped) image's.
-        nearest_axis: The axis along which the nearest plane is taken, nnU-Net's separate z; None where there is none.
+        nearest_axis: The axis along which the nearest plane is taken, nnU-Net's separate z; None if there is none.
         order: 1 for linear interpolation, 0 for nearest.
     """
     one, two, three = (
@@ -50,14 +50,14 @@ def axes_between(source: Sequence[int], target: Sequence[int], nearest_axis: int
 def label(
     slabs: Iterable[Slab], axes: Axes, regions: Sequence[int] | None, write: Callable[[int, Tensor], None]
 ) -> None:
-    """Labels of all voxels of the target grid, handed to `write` as soon as the planes around them are there.
+    """Label all voxels of the target grid, passing labels to `write` as soon as the planes around them are available.
 
     Args:
         slabs: The logits, in order.
         axes: From axes_between().
         regions: The label of each region, in the order in which later ones overwrite earlier ones; None: the label is
-            the number of the largest logit, the smaller number where two are equal.
-        write: Takes the first plane and labels (planes, H, W) in int16.
+            the index of the largest logit, the smaller index if two are equal.
+        write: Called with the index of the first plane and the labels (planes, H, W) in int16.
     """
     for start, logits, here in _parts(slabs, axes, VOXELS):
         labels = _decide(logits, regions)
@@ -72,9 +72,9 @@ def label(
 def probabilities(
     slabs: Iterable[Slab], axes: Axes, regions: Sequence[int] | None, write: Callable[[int, Tensor, Tensor], None]
 ) -> None:
-    """As label(), and `write` also gets the probabilities (K, planes, H, W), which are not kept.
+    """Label all voxels as label() does, and also pass their probabilities (K, planes, H, W), not kept, to `write`.
 
-    The softmax over classes, or for regions the sigmoid of each, in float32.
+    Probabilities are the softmax over classes, or the sigmoid of each region, in float32.
     """
     for start, logits, here in _parts(slabs, axes, VOXELS // 32):
         shape = [len(each.lower) for each in here]
@@ -88,7 +88,7 @@ def probabilities(
 
 
 def _parts(slabs: Iterable[Slab], axes: Axes, voxels: int) -> Iterator[tuple[int, Tensor, Axes]]:
-    """Cuts slabs into parts of about so many target voxels: first target plane, logits, and axes of the part."""
+    """Yield first target plane, logits and axes of parts of the slabs with about `voxels` target voxels each."""
     for start, logits in slabs:
         device = logits.device
         height, width = axes[1].to(device), axes[2].to(device)
@@ -106,7 +106,7 @@ def _parts(slabs: Iterable[Slab], axes: Axes, voxels: int) -> Iterator[tuple[int
 
 
 def _decide(values: Tensor, regions: Sequence[int] | None) -> Tensor:
-    """The labels (...) in int16 of values (..., K)."""
+    """Return the labels (...), in int16, of logits (..., K)."""
     if regions is None:
         return values.argmax(-1).to(torch.int16)
     labels = torch.zeros(values.shape[:-1], dtype=torch.int16, device=values.device)
@@ -116,7 +116,7 @@ def _decide(values: Tensor, regions: Sequence[int] | None) -> Tensor:
 
 
 def _pattern(logits_DHWK: Tensor) -> Tensor:
-    """Numbers (D, H, W, N) that are equal at two grid points only if the same regions are there, as bits."""
+    """Encode regions as bits: integers (D, H, W, N), equal at two grid points only if the same regions are there."""
     columns, rows = [], max(1, _voxels_at_once(logits_DHWK) // logits_DHWK.shape[2])
     for first in range(0, logits_DHWK.shape[-1], BITS):
         group = logits_DHWK[..., first : first + BITS]
@@ -126,7 +126,7 @@ def _pattern(logits_DHWK: Tensor) -> Tensor:
 
 
 def _where_corners_differ(values_DHWN: Tensor, axes: Axes) -> tuple[Tensor, ...]:
-    """The target voxels that lie between grid points of different values, as one tensor of indices per axis."""
+    """Return the target voxels that lie between grid points of different values, as one index tensor per axis."""
     least = most = values_DHWN
     for dim, each in enumerate(axes):
         size = least.shape[dim]
@@ -140,7 +140,7 @@ def _where_corners_differ(values_DHWN: Tensor, axes: Axes) -> tuple[Tensor, ...]
 
 
 def _interpolated(logits_DHWK: Tensor, axes: Axes, voxels: tuple[Tensor, ...]) -> Iterator[tuple[slice, Tensor]]:
-    """Some of the voxels at a time, and their values (voxels, K)."""
+    """Yield slices of the voxels and their interpolated values (voxels, K), a chunk at a time."""
     step = _voxels_at_once(logits_DHWK)
     for first in range(0, len(voxels[0]), step):
         some = slice(first, first + step)

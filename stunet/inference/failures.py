@@ -1,10 +1,10 @@
-"""What does an error in the middle of a case mean for the user?"""
+"""Translate errors in the middle of a case into errors that mean something to the user."""
 
 from stunet.errors import DataError, OutOfMemoryError, StunetError, is_out_of_memory, last_line
 
 
 def reason(error: Exception) -> StunetError:
-    """What an error in the middle of a case means for the user."""
+    """Return the user-facing error for an exception in the middle of a case."""
     if isinstance(error, StunetError):
         return error
     if is_out_of_memory(error):

@@ -1,7 +1,7 @@
-"""Where do the voxels of one grid lie on another, and what are the values there? Linear or nearest, axis by axis.
+"""Map the voxels of one grid onto another and interpolate values there, linear or nearest, axis by axis.
 
 Positions are those of nnU-Net's resampling (skimage.transform.resize, scipy's map_coordinates): the centre of voxel i
-of n is at (i + 0.5) / n, and beyond the outer centres the outer values hold. export.py interpolates with it.
+of n is at (i + 0.5) / n, and the outermost values extend beyond the outermost centres. export.py uses this.
 """
 
 from collections.abc import Sequence
@@ -15,11 +15,11 @@ from torch.nn import functional
 
 @dataclass(frozen=True)
 class Axis:
-    """One axis of a target grid on its source: value(i) = (1 - fraction) * source[lower] + fraction * source[upper].
+    """One axis of a target grid in its source: value(i) = (1 - fraction) * source[lower] + fraction * source[upper].
 
     Args:
-        lower: Index of the source plane before each target plane, never falling.
-        upper: Index of the one after it; `lower` where only that one counts.
+        lower: Index of the source plane at or before each target plane, non-decreasing.
+        upper: Index of the next source plane; equal to `lower` if only that one counts.
         fraction: Weight of `upper`, float32.
     """
 
@@ -33,19 +33,19 @@ class Axis:
         return bool((self.fraction > 0).any())
 
     def planes(self, low: int, high: int) -> tuple[int, int]:
-        """The target planes between source planes `low` and `high`, as a range; without those that lie on `low`.
+        """Return the range of target planes between source planes `low` and `high`, without those that lie on `low`.
 
-        On `low` lie those of the range before; where low is 0 there is none, and they are included.
+        Planes on `low` belong to the previous range; if `low` is 0 there is none, and they are included.
         """
         start = 0 if low == 0 else int(torch.searchsorted(self.upper, low, right=True))
         return start, int(torch.searchsorted(self.upper, high, right=True))
 
     def part(self, start: int, stop: int, first: int) -> "Axis":
-        """Target planes start to stop on a source that begins with plane `first`."""
+        """Return target planes start to stop for a source that begins with plane `first`."""
         return Axis(self.lower[start:stop] - first, self.upper[start:stop] - first, self.fraction[start:stop])
 
     def to(self, device: torch.device) -> "Axis":
-        """The same on another device."""
+        """Return the same axis on another device."""
         if self.lower.device == device:
             return self
         return Axis(self.lower.to(device), self.upper.to(device), self.fraction.to(device))
@@ -55,12 +55,12 @@ Axes = tuple[Axis, Axis, Axis]
 
 
 def axis(source: int, target: int, linear: bool) -> Axis:
-    """The axis of `target` planes over `source` planes.
+    """Return the axis that maps `target` planes onto `source` planes.
 
     Args:
         source: Number of planes that have values.
-        target: Number of planes that want them, over the same length.
-        linear: Interpolate; otherwise each takes the nearest.
+        target: Number of planes that need values, over the same length.
+        linear: Interpolate; otherwise each plane takes the nearest.
     """
     position = ((torch.arange(target, dtype=torch.float64) + 0.5) * (source / target) - 0.5).clamp(0, source - 1)
     if not linear:
@@ -72,10 +72,10 @@ def axis(source: int, target: int, linear: bool) -> Axis:
 
 
 def between(values_DHWK: Tensor, axes: Axes, voxels: Sequence[Tensor]) -> Tensor:
-    """Interpolated values at some voxels of the target grid: (d, h, w, K) in float32 -> (voxels, K).
+    """Interpolate values at some voxels of the target grid: (d, h, w, K) in float32 -> (voxels, K).
 
     Args:
-        values_DHWK: On the source grid; has_rows() of it holds.
+        values_DHWK: On the source grid; has_rows() must hold.
         axes: Of the target grid.
         voxels: Indices on the target grid, one tensor per axis.
     """
@@ -89,13 +89,13 @@ def between(values_DHWK: Tensor, axes: Axes, voxels: Sequence[Tensor]) -> Tensor
             sides, shares = [*sides, each.upper[index] * stride], [*shares, each.fraction[index]]
         corners = torch.cat([corners + side[:, None] for side in sides], 1)
         weights = torch.cat([weights * share[:, None] for share in shares], 1)
-    # The sum of weighted rows of a matrix; made for embeddings, and ten times faster than rows that are copied first.
+    # A weighted sum of matrix rows. It is meant for embeddings, and ten times faster than copying the rows first.
     rows = 1 + sum((n - 1) * stride for n, stride in zip(values_DHWK.shape, strides, strict=False))
     table = values_DHWK.as_strided((rows, classes), (classes, 1))
     return functional.embedding_bag(corners, table, per_sample_weights=weights, mode="sum")
 
 
 def has_rows(values_DHWK: Tensor) -> bool:
-    """Whether the values of each voxel lie side by side, and voxels at a multiple of them, as in a part of an array."""
+    """Return whether each voxel's K values are adjacent and voxels are at multiples of K, as in a view of an array."""
     classes = values_DHWK.shape[-1]
     return values_DHWK.stride(3) == 1 and all(stride % classes == 0 for stride in values_DHWK.stride()[:3])

@@ -1,8 +1,9 @@
-"""How much memory does a case need, stage by stage, and what is done at a time so that a limit is kept?
+"""Estimate how much memory a case needs, stage by stage, and choose what runs at a time so that a limit is kept.
 
 The stages are those of pipeline.py. Figures are upper bounds of what arrays take, from the shapes in a file's header;
-the limit counts all of the process, also what Python and torch take. Three things give way, in this order: cases are
-no longer read ahead, logits are added in half precision, and at last a case is refused before it is read.
+the limit applies to the whole process, including Python and torch. If memory is short, three things give way, in this
+order: cases are no longer read ahead, logits are added in half precision, and finally a case is refused before it is
+read.
 """
 
 import math
@@ -16,23 +17,23 @@ from stunet.errors import OutOfMemoryError
 from stunet.inference.windows import SlidingWindow
 from stunet.networks import SIZES
 
-READ = 8  # bytes per voxel and channel while an image is read: as it is in the file, and in float32
-PREPROCESS = 8  # per voxel and channel of the larger grid, for image and what it is resampled to
-PREPARED = 4  # per voxel and channel of the network's grid, from then on
-FEATURES = 8  # maps of the first stage's width at full resolution that a forward pass has at a time, about
-EXPORT = 0.25e9  # for the classes of a few planes
-WRITE = 5  # per voxel and byte of a label: labels, ITK's copy, and what is compressed of it
+READ = 8  # bytes per voxel and channel while an image is read: as stored in the file, and in float32
+PREPROCESS = 8  # bytes per voxel and channel of the larger grid, for the image and its resampled copy
+PREPARED = 4  # bytes per voxel and channel of the network's grid, from then on
+FEATURES = 8  # approximate number of first-stage feature maps at full resolution that a forward pass holds at a time
+EXPORT = 0.25e9  # bytes for the classes of a few planes
+WRITE = 5  # bytes per voxel and byte of a label: labels, ITK's copy, and the compressed data
 
 
 @dataclass(frozen=True)
 class Need:
-    """Bytes at the peak of each stage, beyond what the process takes before the first case.
+    """Bytes at the peak of each stage, in addition to what the process takes before the first case.
 
     Attributes:
         prepare: Reading and preprocessing.
         segment: Network and export.
         write: The finished segmentation.
-        half_saves: What `segment` needs less if logits are added in half precision.
+        half_saves: How much less `segment` needs if logits are added in half precision.
     """
 
     prepare: float
@@ -42,13 +43,13 @@ class Need:
 
     @property
     def alone(self) -> float:
-        """One stage after the other."""
+        """The peak if the stages run one after the other."""
         return max(self.prepare, self.segment, self.write)
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """What is done at a time."""
+    """What runs at a time: whether cases are read ahead, and whether logits are added in half precision."""
 
     ahead: bool
     half: bool
@@ -57,7 +58,7 @@ class Schedule:
 def need(
     shape: Sequence[int], network_shape: Sequence[int], channels: int, windows: SlidingWindow, configuration: Any
 ) -> Need:
-    """The need of a case.
+    """Return the memory need of a case.
 
     Args:
         shape: Of the image.
@@ -80,23 +81,24 @@ def need(
 
 
 def network_shape(shape: Sequence[int], spacing: Sequence[float], configuration: Any) -> list[int]:
-    """The shape on the network's grid of an image whose axes are in the plan's order, before it is cropped."""
+    """Return the shape, on the network's grid, of an image with axes in the plan's order, before it is cropped."""
     target = [*spacing[: len(spacing) - len(configuration.spacing)], *configuration.spacing]  # 2D plans keep slices
     return [int(n) for n in compute_new_shape(shape, spacing, target)]
 
 
 def schedule(own: Need, neighbours: Sequence[Need], base: float, limit: float, of: str = "--max_memory") -> Schedule:
-    """How a case is done within a limit.
+    """Choose how a case is processed within a limit.
 
     Args:
-        own: Its need.
-        neighbours: The needs of it and the cases before and after, which are written and read while it is segmented.
+        own: The need of this case.
+        neighbours: The needs of this case and of those before and after it, which are written and read while it is
+            segmented.
         base: Bytes that the process takes without cases.
         limit: Bytes it may take.
-        of: Who has set the limit, for the message.
+        of: What set the limit, for the message.
 
     Raises:
-        OutOfMemoryError: It does not fit.
+        OutOfMemoryError: The case does not fit.
     """
     beside = max(each.prepare for each in neighbours) + max(each.write for each in neighbours)
     if base + own.segment + beside <= limit:
@@ -113,12 +115,12 @@ def schedule(own: Need, neighbours: Sequence[Need], base: float, limit: float, o
 
 
 def _forward(windows: SlidingWindow, configuration: Any) -> float:
-    """What a forward pass on the CPU takes: features at full resolution, and logits."""
+    """Return the bytes that a forward pass on the CPU takes: features at full resolution, and logits."""
     if windows.network.device.type != "cpu":
         return 0.0
     arguments = configuration.network_arch_init_kwargs
     size = SIZES.get(arguments.get("size"))
     width = size.width if size else max(arguments.get("features_per_stage", [32])[:1])
     value = 4 if windows.network.precision == "fp32" else 2
-    mirrored = 8 if windows.network.is_mirrored else 0  # the sum in float32, and what is turned back
+    mirrored = 8 if windows.network.is_mirrored else 0  # the sum in float32, and the logits that are flipped back
     return math.prod(windows.patch) * (FEATURES * width * value + windows.classes * (2 * value + mirrored))

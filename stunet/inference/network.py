@@ -1,7 +1,7 @@
-"""Which network do a model's plans describe, and were the weights trained with it?
+"""Build the network that a model's plans describe, and check that the weights were trained with it.
 
-Plans name classes and nnU-Net imports them, whatever they are. Model folders come from anywhere, so only networks of
-ours and of nnU-Net's own library are built here.
+Plans name classes, and nnU-Net imports whatever they name. Model folders come from anywhere, so only networks from this
+package and from nnU-Net's own library are built here.
 """
 
 import pydoc
@@ -23,10 +23,10 @@ TRUSTED = ("torch.nn.", "dynamic_network_architectures.")
 
 
 def build(model: Model, configuration: str) -> tuple[Any, Any, torch.nn.Module]:
-    """Plans and configuration in nnU-Net's own classes, and the network, whose weights are not set.
+    """Return plans and configuration as nnU-Net's own classes, and the network, whose weights are not set.
 
     Raises:
-        DataError: The plans lack the configuration, do not describe a network, or one of another package.
+        DataError: The plans lack the configuration, do not describe a network, or describe one of another package.
     """
     file, hint = str(model.folder / "plans.json"), "copy plans.json from the training"
     known = list(model.plans.get("configurations", {}))
@@ -38,7 +38,7 @@ def build(model: Model, configuration: str) -> tuple[Any, Any, torch.nn.Module]:
         _check_classes(manager, file)
         classes = plans.get_label_manager(model.dataset).num_segmentation_heads
         inputs = determine_num_input_channels(plans, manager, model.dataset)
-        # Weights are loaded next; to draw an STUNet's first takes seconds for L. Others may hold more than weights.
+        # Weights are loaded next; initialising an STU-Net L first takes seconds. Others may hold more than weights.
         ours = manager.network_arch_class_name == NETWORK
         with torch.device("meta") if ours else torch.random.fork_rng(devices=[]):
             network = get_network_from_plans(
@@ -70,7 +70,7 @@ def _check_classes(configuration: Any, file: str) -> None:
 
 
 def _is_trusted(name: str) -> bool:
-    """Whether a name leads to a class of networks, and not through a trusted module to something else, such as `os`."""
+    """Return whether a name leads to a network class, not through a trusted module to something else such as `os`."""
     if not name.startswith(TRUSTED):
         return False
     found = pydoc.locate(name)
@@ -78,7 +78,7 @@ def _is_trusted(name: str) -> bool:
 
 
 def check_strides(path: Path, checkpoint: Mapping[str, Any], plans: Mapping[str, Any], configuration: str) -> None:
-    """Refuses weights that were trained with other strides: nothing would fail, and another function be computed.
+    """Refuse weights trained with other strides: nothing would fail, but a different function would be computed.
 
     Raises:
         WeightsError: The checkpoint's own plans have other strides than `plans`.

@@ -1,4 +1,4 @@
-"""Which orientation had the images that a model was trained on? predictor.py turns every image to it."""
+"""Find the orientation of the images that a model was trained on; predictor.py turns every image to it."""
 
 import os
 from pathlib import Path
@@ -10,11 +10,11 @@ from stunet.files import read_json
 from stunet.images import REORIENTED, REORIENTS, count_orientations
 from stunet.inference.cases import Model
 
-LOOKED_AT = 20  # training images
+LOOKED_AT = 20  # training images at most
 
 
 def known_orientation(model: Model) -> tuple[str | None, str | None]:
-    """The orientation, None where nothing says it; and what says it, None for the model's own plans."""
+    """Return the orientation (None if unknown) and its source (None if that is the model's own plans)."""
     plans = model.plans
     if own := plans.get("stunet", {}).get("orientation"):
         return str(own), None
@@ -27,7 +27,7 @@ def known_orientation(model: Model) -> tuple[str | None, str | None]:
 
 
 def _of_registry(model: Model) -> str | None:
-    """What the registry says of the entry that an installed model was made from."""
+    """Return what the registry states for the entry that an installed model was made from."""
     from stunet.models.record import RECORD, read_record
     from stunet.models.registry import look_up
 
@@ -41,7 +41,7 @@ def _of_registry(model: Model) -> str | None:
 
 
 def _of_training_images(model: Model) -> str | None:
-    """That of the raw dataset, if it is on this machine, has the same labels, and all images have one."""
+    """Return that of the raw dataset, if it is on this machine, has the same labels, and its images agree."""
     raw = os.environ.get("nnUNet_raw")
     folder = Path(raw or "") / str(model.plans.get("dataset_name"))
     try:

@@ -1,6 +1,6 @@
-"""What does a prediction leave behind? Whole files, in the labels asked for, and beside them what made them.
+"""Write what a prediction leaves behind: whole files, in the requested labels, and a record of what made them.
 
-The record stands in the settings file that nnU-Net writes too, under the key `stunet`. predictor.py calls this.
+The record is stored under the key `stunet` in the settings file that nnU-Net also writes. predictor.py calls this.
 """
 
 import errno
@@ -16,14 +16,14 @@ from stunet.inference.cases import Case
 from stunet.nifti import check_nifti
 
 SETTINGS = "predict_from_raw_data_args.json"  # nnU-Net's name
-LONGEST_CASE = 200  # bytes of a case's name in temporary names, which have two prefixes of .part-PID- and an ending
+LONGEST_CASE = 200  # bytes of a case's name in temporary names, which also have two .part-PID- prefixes and an ending
 
 
 @contextmanager
 def whole_case(folder: Path, name: str, endings: Sequence[str]) -> Iterator[str]:
-    """Yields a temporary path without ending; what the block writes there takes its final names, in this order.
+    """Yield a temporary path without ending; what the block writes there gets its final names, in this order.
 
-    The block may change `endings` when it cannot write one of them.
+    The block may change `endings` if it cannot write one of them.
 
     Raises:
         OSError: A segmentation came out truncated, which ITK does not report: the disk is full.
@@ -44,12 +44,12 @@ def whole_case(folder: Path, name: str, endings: Sequence[str]) -> Iterator[str]
 
 
 def part_of_case(name: str) -> str:
-    """The temporary name of a case while this process works on it; endings come behind it."""
+    """Return the temporary name of a case while this process works on it; endings are appended to it."""
     return part_name(name, LONGEST_CASE)
 
 
 def too_long(name: str, endings: Sequence[str]) -> DataError | None:
-    """What is wrong with a case whose results would have names that no file system takes."""
+    """Return an error for a case whose results would have names longer than any file system accepts."""
     length = max(len(os.fsencode(f"{name}{ending}")) for ending in endings)
     if length <= NAME_MAX:
         return None
@@ -58,21 +58,21 @@ def too_long(name: str, endings: Sequence[str]) -> DataError | None:
 
 
 def endings_of_case(name: str, endings: Sequence[str]) -> set[str]:
-    """How the temporary files of a case end: its name, as part_of_case() has it, and one of `endings`."""
+    """Return how temporary files of a case end: its name, as in part_of_case(), followed by one of `endings`."""
     return {f"{shortened(name, LONGEST_CASE)}{ending}" for ending in endings}
 
 
 def write_record(
     folder: Path, settings: Mapping[str, Any], made_by: Mapping[str, Any], dataset: Mapping[str, Any], plans: Any
 ) -> None:
-    """Writes the three files that nnU-Net leaves beside its predictions; its post-processing reads them.
+    """Write the three files that nnU-Net leaves next to its predictions; its post-processing reads them.
 
     Args:
-        folder: Of the results.
-        settings: nnU-Net's own.
-        made_by: What decides the results, as Predictor.made_by has it.
+        folder: Folder of the results.
+        settings: nnU-Net's own settings.
+        made_by: What determines the results, as in Predictor.made_by.
         dataset: dataset.json, with the labels of the results.
-        plans: Of the model.
+        plans: The model's plans.
     """
     write_json(folder / SETTINGS, {**settings, "stunet": made_by})
     write_json(folder / "dataset.json", dataset)
@@ -80,26 +80,26 @@ def write_record(
 
 
 def check_free(folder: Path) -> None:
-    """Raises a DataError where write_record() would replace the dataset.json of somebody else: of a dataset, say."""
+    """Raise a DataError if write_record() would replace a dataset.json that no prediction wrote (a dataset's, say)."""
     if (folder / "dataset.json").is_file() and not (folder / SETTINGS).is_file():
         what = f"{str(folder)!r} holds a dataset.json that no prediction wrote, and that this one would replace"
         raise DataError(what, "another folder with -o")
 
 
 def write_source(folder: Path, case: Case) -> None:
-    """Records what the results of a case were made from."""
+    """Record what the results of a case were made from."""
     path = _source(folder, case)
     path.parent.mkdir(exist_ok=True)
     write_json(path, case.made_from())
 
 
 def remove_source(folder: Path, case: Case) -> None:
-    """Forgets it, before the results are replaced."""
+    """Remove the record of a case's source, before its results are replaced."""
     _source(folder, case).unlink(missing_ok=True)
 
 
 def has_other_source(folder: Path, case: Case, result: Path) -> bool:
-    """Whether a result was made from other files than the case has now; without a record, whether it is older."""
+    """Return whether a result was made from other files than the case has now; without a record, if it is older."""
     path = _source(folder, case)
     try:
         return bool(read_json(path) != case.made_from())
@@ -112,15 +112,15 @@ def _source(folder: Path, case: Case) -> Path:
 
 
 def check_record(folder: Path, made_by: Mapping[str, Any], kept: bool) -> None:
-    """Sees that results that stay in a folder were made by what makes those to come.
+    """Check that results that stay in a folder were made by the same model and options as the new ones.
 
     Args:
-        folder: Of the results.
-        made_by: As for write_record.
-        kept: Whether some of them are kept as results of this run: then a record must be there.
+        folder: Folder of the results.
+        made_by: As for write_record().
+        kept: Whether some of them are kept as results of this run: if so, a record must exist.
 
     Raises:
-        DataError: They were made by something else, or nothing says by what.
+        DataError: They were made by something else, or there is no record of what made them.
     """
     path, hint = folder / SETTINGS, f"another folder with -o, or remove what is in {str(folder)!r}"
     content = read_json(path) if path.is_file() else None

@@ -1,8 +1,8 @@
-"""How do many cases become files? Reading, network and writing work side by side, one case each, within a memory limit.
+"""Predict many cases into files: reading, network and writing run in parallel, one case each, within a memory limit.
 
-While the network works on a case, the one after it is read and preprocessed and the one before it is written, each by
-one thread; no more than that is under way, so neither disk nor memory fills up. A broken case is an Outcome with an
-error, and the others go on. predictor.py has the steps, products.py the files, memory.py the limit.
+While the network works on a case, one thread reads and preprocesses the next case and another writes the previous one;
+nothing more is in flight, so neither disk nor memory fills up. A broken case becomes an Outcome with an error, and the
+others go on. predictor.py has the steps, products.py the files, memory.py the limit.
 """
 
 import errno
@@ -31,22 +31,22 @@ from stunet.results.segmentation import Segmentation, class_names
 from stunet.results.statistics import Measurement, measure
 from stunet.results.write import write_itksnap_labels
 
-FAILURES = (*products.FAILURES, OSError)  # of one case, whatever a library raises about it
+FAILURES = (*products.FAILURES, OSError)  # of a single case, whatever a library raises about it
 OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
-ABSURD = 100  # times the memory: no scan needs so much, but a wrong spacing does
+ABSURD = 100  # times the memory: no real scan needs that much, only one with a wrong spacing
 log = logging.getLogger("stunet")
 
 
 @dataclass
 class Outcome:
-    """What became of a case.
+    """The outcome of a case.
 
     Attributes:
-        case: Which one.
-        file: Of the segmentation, which is there if there is no error.
+        case: The case.
+        file: The segmentation, which exists if there is no error.
         report: Time by stage, memory, and files.
-        error: Why there is none, or why something else that was asked for is missing.
-        statistics: By class, if they were asked for.
+        error: Why the segmentation is missing, or something else that was asked for.
+        statistics: By class, if requested.
     """
 
     case: Case
@@ -61,12 +61,12 @@ class Pipeline:
 
     Args:
         predictor: The model.
-        folder: Of the results.
+        folder: Where results are written.
         products: What is written for each case.
-        max_memory_gb: What this process may take, in 10^9 bytes; None: SHARE of what there is.
-        on_case: Called with a case and its number of windows when the network begins with it.
+        max_memory_gb: What this process may take, in 10^9 bytes; None: the fraction SHARE of the available memory.
+        on_case: Called with a case and its number of windows when the network starts on it.
         on_window: Called for each window.
-        shared: The folder also holds files of others, which are kept.
+        shared: Whether the folder also holds other files, which are kept.
     """
 
     def __init__(
@@ -87,10 +87,10 @@ class Pipeline:
         self._base = resident()
 
     def run(self, cases: Sequence[Case]) -> Iterator[Outcome]:
-        """The outcomes in the order of the cases.
+        """Yield the outcomes in the order of the cases.
 
         Raises:
-            OSError: The disk is full, or the folder cannot be written; cases that are done are kept.
+            OSError: The disk is full, or the folder is not writable; finished cases are kept.
         """
         outcomes = [self._new(case) for case in cases]
         unwritten: deque[Future[Outcome]] = deque()
@@ -106,7 +106,7 @@ class Pipeline:
                         ahead[number + 1] = reader.submit(self._prepare, outcomes[number + 1])
                     segmentation = self._segment(outcome, prepared, plan.half)
                     properties = prepared.properties
-                    del prepared  # the image; the file is written without it
+                    del prepared  # frees the image, which is not needed for writing the file
                     unwritten.append(writer.submit(self._write, outcome, segmentation, properties))
                     del segmentation
                 except FAILURES as error:
@@ -115,52 +115,52 @@ class Pipeline:
             yield from _written(unwritten, keep=0)
 
     def write_label_table(self) -> None:
-        """Writes names and colours of the labels for ITK-SNAP, which reads them from a file of its own (-l FILE)."""
+        """Write names and colours of the labels for ITK-SNAP, which reads them from a separate file (-l FILE)."""
         names, regions = class_names(self.predictor.result_dataset)
         place = ((1.0,) * 3, (0.0,) * 3, tuple(np.eye(3).ravel()))
         empty = Segmentation(np.zeros((1, 1, 1), np.uint8), names, *place, regions)
         write_itksnap_labels(empty, self.folder / "itksnap_labels.txt")
 
     def is_done(self, case: Case) -> bool:
-        """Whether all files of a case are there and the segmentation is whole."""
+        """Return whether all files of a case exist and the segmentation is whole."""
         return self.products.is_done(case, self.folder, self.predictor.model)
 
     def remove(self, cases: Sequence[Case]) -> None:
-        """Removes the files of cases, so that a run that ends early leaves none that something else has made."""
+        """Remove the files of cases, so that a run that ends early leaves none that something else has made."""
         model = self.predictor.model
         classes = {**class_names(model.dataset)[0], **class_names(self.predictor.result_dataset)[0]}
         self.products.remove(cases, self.folder, model, classes, self._shared)
 
     def remove_leftovers(self, cases: Sequence[Case] | None = None) -> None:
-        """Removes temporary files of runs that were killed; only those of `cases` where other runs share the folder."""
+        """Remove temporary files of killed runs; only those of `cases` if other runs share the folder."""
         endings = products.endings_of_parts(self.predictor.model)
         own = None if cases is None else {end for case in cases for end in endings_of_case(case.name, endings)}
         remove_parts(self.folder, own)
 
     @property
     def ending(self) -> str:
-        """That of a finished segmentation."""
+        """The ending of a finished segmentation."""
         return self.products.endings(self.predictor.model)[-1]
 
     def _new(self, case: Case) -> Outcome:
         return Outcome(case, self.folder / f"{case.name}{self.ending}", CaseReport(case.name))
 
     def _plan(self, cases: Sequence[Case], number: int) -> memory.Schedule:
-        """How the case is done beside those before and after it."""
+        """Return how the case is scheduled together with its neighbours."""
         needs = [self._need(case) for case in cases[max(0, number - 1) : number + 2]]
         known = [need for need in needs if need is not None]
         own = needs[min(number, 1)]
         if own is None:
             return memory.Schedule(ahead=False, half=False)
         if own.prepare > ABSURD * max(self._limit, memory_limit()):
-            return memory.Schedule(ahead=False, half=False)  # reading.check_grid() says what is wrong with the spacing
+            return memory.Schedule(ahead=False, half=False)  # reading.check_grid() will report the wrong spacing
         plan = memory.schedule(own, known, self._base, self._limit, self._limit_of)
         if plan.half:
             log.warning("%s: logits are added in half precision, to keep within the memory", cases[number].name)
         return replace(plan, ahead=plan.ahead and len(known) == len(needs))
 
     def _need(self, case: Case) -> memory.Need | None:
-        """None: the case's header cannot be read, and reading it will say why."""
+        """Return a case's memory need; None if its header cannot be read, which reading the case will report."""
         try:
             return self.predictor.need(*geometry(case, self.predictor.orientation))
         except DataError:
@@ -192,7 +192,7 @@ class Pipeline:
             with outcome.report.stage("write"):
                 image = None
                 try:
-                    if wanted.statistics or wanted.preview:  # kept in memory it would cost two copies of every image
+                    if wanted.statistics or wanted.preview:  # read again: keeping it would cost two copies per image
                         image = self.predictor.read(case).on_file_grid
                     if wanted.statistics and image is not None:
                         outcome.statistics = measure(segmentation, image, model.channels)
@@ -210,13 +210,13 @@ class Pipeline:
         except FAILURES as error:
             return _failed(outcome, error)
         finally:
-            if wanted.probabilities:  # and they were not given their name
+            if wanted.probabilities:  # left over if they did not get their final name
                 products.probabilities_part(case, self.folder).unlink(missing_ok=True)
         return outcome
 
 
 def _failed(outcome: Outcome, error: Exception) -> Outcome:
-    """The outcome with the error, but without what a traceback holds: the images in all functions it went through.
+    """Return the outcome with the error, but without its traceback, which would keep images of its frames alive.
 
     Raises:
         OSError: The disk is full or broken, which concerns all cases.
@@ -230,6 +230,6 @@ def _failed(outcome: Outcome, error: Exception) -> Outcome:
 
 
 def _written(unwritten: deque[Future[Outcome]], keep: int) -> Iterator[Outcome]:
-    """Waits for all but the last `keep` of them."""
+    """Yield finished outcomes, waiting for all but the last `keep`."""
     while len(unwritten) > keep:
         yield unwritten.popleft().result()

@@ -1,11 +1,11 @@
-"""What does a model make of an image? Read, preprocess, network, and back to the image's own grid, all in this process.
+"""Segment an image with a model: read, preprocess, run the network, and return to the image's own grid, in one process.
 
     from stunet.inference.predictor import Predictor
     predictor = Predictor.from_folder("STU-Net-B")
     segmentation = predictor.predict("ct.nii.gz")
 
 Images are turned to the orientation of the training images, and results back to the image's own grid. Steps and
-formats are nnU-Net's. What is different: checkpoints are read safely and checked against the network, and the logits
+formats are nnU-Net's, with two differences: checkpoints are read safely and checked against the network, and the logits
 of a scan are never in memory as a whole (segmenter.py). pipeline.py predicts many cases into a folder.
 """
 
@@ -63,15 +63,15 @@ log = logging.getLogger("stunet")
 
 @dataclass(frozen=True)
 class Options:
-    """How to predict; names and defaults are nnU-Net's where it has them.
+    """How to predict; names and defaults are nnU-Net's if it has them.
 
     Args:
         device: cpu, cuda or mps.
-        precision: Of the network: auto, fp32, bf16 or fp16.
-        labels: The results' label system, not with probabilities; None: the model's own.
-        roi_subset: The classes that results keep, which others still compete with; empty: all.
+        precision: The network's precision: auto, fp32, bf16 or fp16.
+        labels: The label system of the results, not with probabilities; None: the model's own.
+        roi_subset: The classes that results keep, with which the others still compete; empty: all.
         v1_preprocessing: Resample before normalising, as nnU-Net v1 did; not for cascades.
-        orientation: Of the training images, LPS for example, where the model does not say it.
+        orientation: That of the training images, such as LPS, if the model does not state it.
     """
 
     device: str = "cpu"
@@ -87,19 +87,19 @@ class Options:
 
 
 class Prepared(NamedTuple):
-    """A preprocessed case: image (C, D, H, W) in float32, and what is needed for the way back."""
+    """A preprocessed case: image (C, D, H, W) in float32, and the properties needed to return to its file's grid."""
 
     image_CDHW: torch.Tensor
     properties: dict[str, Any]
 
 
 class Predictor:
-    """A model that is loaded and checked. Several threads may use one: the network takes their images in turn.
+    """A loaded and checked model. It may be shared between threads: the network takes their images in turn.
 
     Raises:
         DataError: The plans do not describe a network, or one of another package; a class of `labels` is missing.
-        UsageError: v1_preprocessing with a cascade, an unknown class of roi_subset, a precision the device has not, an
-            orientation that is none or contradicts the model.
+        UsageError: v1_preprocessing with a cascade, an unknown class in roi_subset, a precision that the device lacks,
+            an orientation that is invalid or contradicts the model.
         WeightsError: A checkpoint cannot be read, or belongs to another network or other strides.
     """
 
@@ -117,7 +117,7 @@ class Predictor:
         if self.options.v1_preprocessing and self.previous_stage:
             raise UsageError(f"--v1_preprocessing is not for a cascade such as {self.name}", "leave it out")
         self.orientation, self._orientation_from = self._find_orientation()
-        self._unturned: set[str] = set()  # orientations of images for a model that says none
+        self._unturned: set[str] = set()  # orientations of images, for a model that does not state its own
         mirror_axes = checkpoints[0].get("inference_allowed_mirroring_axes") or ()
         weights = [checkpoint["network_weights"] for checkpoint in checkpoints]
         self._windows = SlidingWindow(
@@ -144,10 +144,10 @@ class Predictor:
         folds: Sequence[int | str] | None = None,
         checkpoint: str = "checkpoint_final.pth",
     ) -> "Predictor":
-        """The model of a result folder TRAINER__PLANS__CONFIGURATION, or one that `stunet_models list` names.
+        """Open the model of a result folder TRAINER__PLANS__CONFIGURATION, or one listed by `stunet_models list`.
 
         Raises:
-            DataError: It is no model folder, or lacks a file.
+            DataError: The folder is not a model folder, or lacks a file.
             WeightsError: There is no such model.
         """
         folder = Path(folder_or_name)
@@ -166,7 +166,7 @@ class Predictor:
         affine: Any = None,
         series: str | None = None,
     ) -> Segmentation:
-        """The segmentation of an image, on its own grid.
+        """Segment an image, on its own grid.
 
             predictor.predict(nibabel.load("ct.nii.gz"))
             predictor.predict(array, spacing=(5.0, 0.8, 0.8))
@@ -174,16 +174,16 @@ class Predictor:
         Args:
             image: A file or a DICOM folder; a SimpleITK or nibabel image; a list of these, one per channel; or an
                 array or tensor (D, H, W) or (C, D, H, W).
-            spacing: Of an array, in mm, (D, H, W).
-            on_window: Called for each window that the network has seen, windows() times.
-            affine: Of an array, in place of the spacing: (4, 4), as nibabel has it, from voxel (x, y, z), the last axis
-                of the array first, to mm in RAS. Without it an array is taken to lie as the training images do.
-            series: Of a DICOM folder: UID, number or description, where the model's channel does not choose it.
+            spacing: Spacing of an array, in mm, (D, H, W).
+            on_window: Called for each window that the network has processed, windows() times.
+            affine: Affine of an array, instead of the spacing: (4, 4), as in nibabel, from voxel (x, y, z), the last
+                axis of the array first, to mm in RAS. Without it, an array is taken to lie as the training images do.
+            series: Series of a DICOM folder: UID, number or description, if the model's channel does not determine it.
 
         Raises:
             DataError: The image cannot be read or preprocessed.
-            OutOfMemoryError: It does not fit into the memory.
-            UsageError: It is something else.
+            OutOfMemoryError: The image does not fit into memory.
+            UsageError: The image is of another type.
         """
         prepared = self.preprocess(self._raw(image, spacing, affine, series))
         return self.result(self.segment(prepared, on_window), prepared)
@@ -200,12 +200,12 @@ class Predictor:
 
     @property
     def precision(self) -> str:
-        """What the network computes in: fp32, bf16 or fp16."""
+        """The precision that the network computes in: fp32, bf16 or fp16."""
         return self._windows.network.precision
 
     @cached_property
     def made_by(self) -> dict[str, Any]:
-        """What decides the results: SHA-256 of plans and checkpoints, value by class, options that change voxels."""
+        """What determines the results: SHA-256 of plans and checkpoints, value by class, options that change voxels."""
         checkpoints = {}
         for fold, path in zip(self.model.folds, self.model.weights, strict=True):
             with path.open("rb") as file:
@@ -236,18 +236,18 @@ class Predictor:
 
     @property
     def writer(self) -> Reader:
-        """nnU-Net's reader and writer of this model's files, which leaves them as they lie."""
+        """nnU-Net's reader and writer for this model's files, which does not reorient them."""
         return file_reader(self.model.plans["image_reader_writer"])
 
     def read(self, case: Case) -> Raw:
-        """Reads a case; see reading.read()."""
+        """Read a case; see reading.read()."""
         return read(case, self.model, self.orientation)
 
     def preprocess(self, raw: Raw) -> Prepared:
-        """Preprocesses a case, whose array is used up.
+        """Preprocess a case; its array may be overwritten.
 
         Raises:
-            DataError: The image cannot be preprocessed, or the previous stage has another shape.
+            DataError: The image cannot be preprocessed, or the previous stage has a different shape.
         """
         self._say_orientation(raw)
         own = self._network_shape(raw.image_CDHW.shape[1:], raw.properties["spacing"])
@@ -275,14 +275,14 @@ class Predictor:
         half: bool = False,
         seconds: dict[str, float] | None = None,
     ) -> np.ndarray:
-        """The labels of a case on the grid of its file, uint8 or uint16.
+        """Return the labels of a case on the grid of its file, uint8 or uint16.
 
         Args:
             prepared: From preprocess().
-            on_window: Called for each window that the network has seen.
-            probabilities: An .npy that gets all probabilities (K, D, H, W), or a Confidence that is filled in.
+            on_window: Called for each window that the network has processed.
+            probabilities: An .npy that receives all probabilities (K, D, H, W), or a Confidence to be filled in.
             half: Add logits in half precision, which takes half the memory.
-            seconds: Gets the time of `network` and `export`.
+            seconds: Receives the time of `network` and `export`.
 
         Raises:
             OutOfMemoryError: The image does not fit into the memory of the device or the machine.
@@ -298,23 +298,23 @@ class Predictor:
                     f"out of memory: {last_line(error)}", "--not_on_device, -device cpu, or a machine with more memory"
                 ) from error
             finally:
-                self._windows.half = False  # need() asks the windows
+                self._windows.half = False  # need() reads it
             if seconds is not None:
                 seconds |= self._segmenter.seconds
         return labels
 
     def result(self, labels_DHW: np.ndarray, prepared: Prepared) -> Segmentation:
-        """The segmentation with its names and geometry, of labels on the grid of the file."""
+        """Return the segmentation, with its names and geometry, for labels on the grid of the file."""
         return Segmentation.from_properties(
             labels_DHW, of_file(prepared.properties, labels_DHW.shape), self.result_dataset
         )
 
     def windows(self, prepared: Prepared) -> int:
-        """How many windows the network sees of a case."""
+        """Return how many windows of a case the network processes."""
         return self._windows.count(prepared.image_CDHW.shape[1:])
 
     def need(self, shape: Sequence[int], spacing: Sequence[float]) -> memory.Need:
-        """About how much memory an image needs.
+        """Estimate how much memory an image needs.
 
         Args:
             shape: In voxels, array order.
@@ -376,7 +376,7 @@ class Predictor:
         return self.read(Case("image", tuple(files)))
 
     def _find_orientation(self) -> tuple[str | None, str | None]:
-        """That of the training images, and who says so, where the plans do not."""
+        """Return the orientation of the training images, and who stated it if the plans do not."""
         known, source = known_orientation(self.model)
         told = None if self.options.orientation is None else checked(self.options.orientation)
         if told and known and source is None and told != known:
@@ -384,7 +384,7 @@ class Predictor:
         return (told, "the user") if (told and source is not None) or (told and known is None) else (known, source)
 
     def _say_orientation(self, raw: Raw) -> None:
-        """What a user has to know where nobody says how the training images lie, or the image does not."""
+        """Warn the user if the orientation of the training images is unknown, but the image states its own."""
         written = raw.properties.get("nifti")
         own = None if written and not has_place(written) else orientation_of(raw.properties)
         if self.orientation is None and own is not None and own not in self._unturned:
@@ -398,13 +398,13 @@ class Predictor:
             )
 
     def _network_shape(self, shape: Sequence[int], spacing: Sequence[float]) -> list[int]:
-        """The shape on the network's grid, in the plan's order of axes, of an image that is not cropped."""
+        """Return the shape of an uncropped image on the network's grid, in the plan's order of axes."""
         forward = self._plans.transpose_forward
         return memory.network_shape([shape[i] for i in forward], [spacing[i] for i in forward], self._configuration)
 
     @property
     def _lookup(self) -> np.ndarray | None:
-        """The final value of each label of the model; None: its own."""
+        """The final value of each of the model's labels; None: the labels themselves."""
         labels, wanted, table = self.options.labels, self.options.roi_subset, None
         if wanted:
             table = subset_table(wanted, self.model.dataset)

@@ -1,7 +1,7 @@
-"""How do probabilities of all classes get into a file when they are too many for the memory?
+"""Write the probabilities of all classes to a file when they are too large for memory.
 
-They go to a plain array on the disk first, whatever the order in which they come, and are then compressed into the .npz
-that nnU-Net writes and reads (array `probabilities`, float32).
+They first go to a plain array on disk, in whatever order they arrive, and are then compressed into the .npz that
+nnU-Net writes and reads (array `probabilities`, float32).
 """
 
 import errno
@@ -15,15 +15,15 @@ from pathlib import Path
 import numpy as np
 
 PLAIN = ".npy"  # ending of the plain array
-BLOCK = 2**24  # bytes that are compressed at a time
+BLOCK = 2**24  # bytes compressed at a time
 
 
 @contextmanager
 def plain_array(path: Path, shape: Sequence[int]) -> Iterator[np.ndarray]:
-    """Yields an array of zeros, float32, which is on the disk when the block ends, and gone if that fails.
+    """Yield an array of zeros, float32, that is on disk when the block ends, and removed if the block fails.
 
     Args:
-        path: An .npy.
+        path: The .npy to create.
         shape: (K, D, H, W).
 
     Raises:
@@ -41,11 +41,11 @@ def plain_array(path: Path, shape: Sequence[int]) -> Iterator[np.ndarray]:
 
 
 def compress(path: Path, on_block: Callable[[], None] = lambda: None) -> None:
-    """Makes `path`, an .npz, of the plain array beside it, which is removed.
+    """Compress the plain array next to `path`, an .npz, into it, and remove the plain array.
 
     Args:
-        path: Gone if this fails.
-        on_block: Called before each part of the array; an error that it raises ends the work.
+        path: Removed if this fails.
+        on_block: Called before each part of the array; an exception that it raises stops the work.
 
     Raises:
         OSError: The disk is full.
@@ -68,9 +68,9 @@ def compress(path: Path, on_block: Callable[[], None] = lambda: None) -> None:
 
 
 def put(part: np.ndarray, values: np.ndarray) -> None:
-    """Writes values to a part of such an array, one entry of the first axis after the other, and keeps none in memory.
+    """Write values to a part of such an array, one entry of the first axis at a time, and keep none of it in memory.
 
-    What was written would count as this process's memory, up to the size of the file.
+    Written pages would otherwise count as this process's memory, up to the size of the file.
     """
     for entry, value in zip(part, values, strict=True):
         entry[...] = value
@@ -84,7 +84,7 @@ def put(part: np.ndarray, values: np.ndarray) -> None:
 
 
 def _reserve(path: Path) -> None:
-    """Takes the space of a file with holes now: writing to a map of it on a disk that is full kills the process.
+    """Allocate the space of a sparse file now: writing to a memory map of it on a full disk kills the process.
 
     Raises:
         OSError: The disk is full.
@@ -93,5 +93,5 @@ def _reserve(path: Path) -> None:
         try:
             os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
         except OSError as error:
-            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):  # a file system that cannot
+            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):  # the file system does not support it
                 raise

@@ -1,7 +1,8 @@
-"""Which files does a case become, and how are they written so that they are there whole or not at all?
+"""Write the files of a case so that each is there whole or not at all.
 
-The segmentation is one file in the model's format, with names and colours in its header where that is NIfTI; or what
-another program reads better. Beside it stand what else was asked for. output.py says what made them.
+The segmentation is one file in the model's format, with names and colours in its header if that is NIfTI, or a format
+that another program reads better. Next to it are the other products that were requested. output.py records what made
+them.
 """
 
 import os
@@ -25,9 +26,9 @@ from stunet.orientation import for_nnunet
 from stunet.results.segmentation import Segmentation
 from stunet.results.write import write_masks, write_nifti, write_seg_nrrd
 
-# Endings by format; the model's own format has the ending of its images, and a folder of masks has none.
+# Endings by format; the model's own format has the ending of its images, and a folder of masks has no ending.
 FORMATS: Mapping[str, str | None] = {"image": None, "seg.nrrd": ".seg.nrrd", "masks": "", "dicom_seg": ".dcm"}
-# What a library raises about one product, after which the others are written; not OSError, which is the disk's.
+# What libraries raise about one product, after which the others are still written; not OSError, which is the disk's.
 FAILURES = (
     StunetError, RuntimeError, MemoryError, ValueError, TypeError, LookupError, ArithmeticError, AttributeError,
 )  # fmt: skip
@@ -41,10 +42,10 @@ class Products:
     """What is written for each case.
 
     Args:
-        format: Of the segmentation, one of FORMATS.
-        probabilities: Also those of all classes, as nnU-Net writes them.
-        preview: Also a picture.
-        statistics: Volumes and intensities; not a file of the case, but of the run.
+        format: Format of the segmentation, one of FORMATS.
+        probabilities: Also write the probabilities of all classes, as nnU-Net does.
+        preview: Also write a picture.
+        statistics: Measure volumes and intensities; written once per run, not per case.
     """
 
     format: str = "image"
@@ -57,7 +58,7 @@ class Products:
             raise UsageError(f"unknown format {self.format!r}", f"--format {', '.join(FORMATS)}")
 
     def endings(self, model: Model) -> list[str]:
-        """The endings of the files of a finished case; the segmentation is last."""
+        """Return the endings of the files of a finished case; the segmentation is last."""
         ending = FORMATS[self.format]
         return [
             *(PROBABILITIES if self.probabilities else ()),
@@ -67,7 +68,7 @@ class Products:
         ]
 
     def is_done(self, case: Case, folder: Path, model: Model) -> bool:
-        """Whether all files of a case are there, and the segmentation is whole."""
+        """Return whether all files of a case exist, and the segmentation is whole."""
         paths = [folder / f"{case.name}{ending}" for ending in self.endings(model)]
         try:
             check_nifti(paths[-1])
@@ -78,14 +79,14 @@ class Products:
     def remove(
         self, cases: Sequence[Case], folder: Path, model: Model, classes: Iterable[str], shared: bool = False
     ) -> None:
-        """Removes the files of cases, so that a run that ends early leaves none that something else has made.
+        """Remove the files of cases, so that a run that ends early leaves none that something else has made.
 
         Args:
-            cases: Whose files.
-            folder: Of the results.
-            model: Whose results these are.
-            classes: All names that it can give to a mask.
-            shared: The folder also holds files of others: only what is asked for now is removed.
+            cases: The cases whose files are removed.
+            folder: Folder of the results.
+            model: The model that the results are of.
+            classes: All names that the model can give to a mask.
+            shared: Whether the folder also holds other files: if so, only what is requested now is removed.
 
         Raises:
             DataError: A folder that masks would replace holds something else; nothing is removed then.
@@ -93,7 +94,7 @@ class Products:
         masks = {f"{file_name(name)}{MASK}" for name in classes}
         endings = {*self.endings(model), *(() if shared else (*PROBABILITIES, PREVIEW))}
         names = [f"{case.name}{ending}" for case in cases for ending in endings]
-        paths = [folder / name for name in names if len(os.fsencode(name)) <= NAME_MAX]  # others cannot be there
+        paths = [folder / name for name in names if len(os.fsencode(name)) <= NAME_MAX]  # longer ones cannot exist
         for path in paths:
             if other := next((p for p in path.glob("*") if p.name not in masks), None):
                 what = f"the folder {str(path)!r} holds {other.name!r}, which is not a mask of this model"
@@ -113,29 +114,29 @@ def write(
     writer: Any,
     shared: bool = False,
 ) -> tuple[list[Path], StunetError | None]:
-    """Writes the files of a case; its probabilities stand in probabilities_part() already, and are compressed here.
+    """Write the files of a case; its probabilities are in probabilities_part() already, and are compressed here.
 
-    Where one cannot be made the others are; for a segmentation in another format that of the model stands in, unless
-    it would take the place of an input, or of any file where the folder is shared.
+    If one file cannot be made, the others still are. A segmentation that fails in another format is written in the
+    model's own, unless that would replace an input or, in a shared folder, any file.
 
     Args:
         segmentation: On the grid of the case's files.
-        properties: nnU-Net's, of the case's files, as orientation.of_file() gives them.
+        properties: nnU-Net's, of the case's files, as orientation.of_file() returns them.
         image_DHW: The first channel, for a preview.
-        case: Whose files name the results.
-        folder: Of the results.
+        case: The case whose files name the results.
+        folder: Folder of the results.
         products: What is written.
-        model: Whose results these are.
-        writer: images.Reader of the model's files, which turns nothing.
-        shared: The folder also holds files of others.
+        model: The model that the results are of.
+        writer: images.Reader of the model's files, which does not reorient.
+        shared: Whether the folder also holds other files.
 
     Returns:
-        The files, and why one that was asked for is not among them.
+        The files, and why a requested one is not among them.
 
     Raises:
-        OSError: The disk is full or the folder cannot be written; no file appears then.
+        OSError: The disk is full or the folder is not writable; no file appears then.
     """
-    from stunet.inference.failures import reason  # loads torch, which usage errors do without
+    from stunet.inference.failures import reason  # loads torch, which usage errors should not have to wait for
 
     endings = products.endings(model)
     errors: list[StunetError] = []
@@ -168,7 +169,7 @@ def write(
 
 
 def _is_free(case: Case, folder: Path, ending: str, shared: bool) -> bool:
-    """Whether a file that nobody has asked for may be written."""
+    """Return whether a file that nobody requested may be written."""
     path = folder / f"{case.name}{ending}"
     if shared:
         return not os.path.lexists(path)
@@ -179,7 +180,7 @@ def _is_free(case: Case, folder: Path, ending: str, shared: bool) -> bool:
 def _write_preview(
     segmentation: Segmentation, image_DHW: np.ndarray | None, path: Path, case: Case, model: Model
 ) -> None:
-    from stunet.results.preview import write_preview  # matplotlib takes a second
+    from stunet.results.preview import write_preview  # importing matplotlib takes a second
 
     if image_DHW is None:
         raise DataError(f"no image for the preview of {case.name!r}")
@@ -187,13 +188,13 @@ def _write_preview(
 
 
 def endings_of_parts(model: Model) -> list[str]:
-    """The endings of all temporary files that a case may have had."""
+    """Return the endings of all temporary files that a case may have had."""
     formats = [ending for ending in FORMATS.values() if ending is not None]
     return [*PROBABILITIES, PLAIN, PREVIEW, ".json", model.ending, *formats]
 
 
 def probabilities_part(case: Case, folder: Path) -> Path:
-    """Where the probabilities of a case stand until write() compresses them."""
+    """Return where the probabilities of a case are kept until write() compresses them."""
     return folder / f"{part_of_case(case.name)}{PLAIN}"
 
 

@@ -1,4 +1,4 @@
-"""How does an image come in: from files or from an array, whole, finite, with the channels that the model takes?"""
+"""Read images from files or arrays, and check that they are whole and finite and have the model's channels."""
 
 import logging
 import math
@@ -23,24 +23,24 @@ from stunet.nifti import check_nifti
 from stunet.nifti_header import forms, forms_of, has_forms, has_place, oddities
 from stunet.orientation import affine_of, apart, turned, way_back
 
-# What nnU-Net, ITK, numpy and nibabel raise for files and images that they cannot take.
+# What nnU-Net, ITK, numpy and nibabel raise for files and images that they cannot handle.
 UNREADABLE = (
     RuntimeError, ValueError, TypeError, OSError, EOFError, AssertionError, LookupError, ArithmeticError, SyntaxError,
     ImageFileError, HeaderDataError,
 )  # fmt: skip
 VOXEL = 4  # bytes, in float32
-THICK = 999  # times its spacing: how nnU-Net's readers mark the one slice of a 2D image
+THICK = 999  # times the spacing: how nnU-Net's readers mark the single slice of a 2D image
 log = logging.getLogger("stunet")
 
 
 class Raw(NamedTuple):
-    """A case as the network knows it.
+    """A case as the network takes it.
 
     Attributes:
         image_CDHW: In the model's orientation.
-        files: Where from.
-        properties: What nnU-Net's reader says about it, and how it was turned (orientation.py).
-        previous: The previous stage's labels, (1, D, H, W), in the model's orientation, too.
+        files: Where it came from.
+        properties: What nnU-Net's reader returns about it, and how it was turned (orientation.py).
+        previous: The previous stage's labels, (1, D, H, W), also in the model's orientation.
     """
 
     image_CDHW: np.ndarray
@@ -50,17 +50,17 @@ class Raw(NamedTuple):
 
     @property
     def on_file_grid(self) -> np.ndarray:
-        """The image as its file has it."""
+        """The image with the axes of its file."""
         return way_back(self.properties)(self.image_CDHW)
 
 
 def read(case: Case, model: Model, orientation: str | None) -> Raw:
-    """Reads a case whose files are images, or a DICOM folder.
+    """Read a case whose files are images, or a DICOM folder.
 
     Args:
-        case: Its files.
-        model: Whose channels are expected, and whose reader is taken.
-        orientation: The model's; None: images stay as they are.
+        case: The case with its files.
+        model: The model whose channels are expected, and whose reader is used.
+        orientation: The model's; None: images are not turned.
 
     Raises:
         DataError: A file cannot be read, or is not a finite image with the model's channels.
@@ -89,7 +89,7 @@ def read(case: Case, model: Model, orientation: str | None) -> Raw:
         if (found := sum(map(volumes, case.files))) > len(case.files):
             _check_channels(found, files, channels)  # before a long series is read
         image, properties = reader.read_images([str(file) for file in case.files])
-        if len(properties["spacing"]) != 3:  # a fourth axis that is none of space
+        if len(properties["spacing"]) != 3:  # the fourth axis is not spatial
             raise DataError(f"{files} holds vectors or colours, not one number per voxel", "convert it to gray values")
         _check_channels(len(image), files, channels)
         _check_voxels(image, files)
@@ -99,17 +99,17 @@ def read(case: Case, model: Model, orientation: str | None) -> Raw:
 
 
 def from_array(image: np.ndarray, spacing: Any, affine: Any, channels: Sequence[str], orientation: str | None) -> Raw:
-    """An array as a case; it is copied.
+    """Make a case from an array, which is copied.
 
     Args:
         image: (D, H, W) or (C, D, H, W).
-        spacing: In mm, (D, H, W); None where the affine says it.
-        affine: As nibabel has it, (4, 4), from voxel (x, y, z) to mm in RAS; None: the array stays as it is.
+        spacing: In mm, (D, H, W); None if the affine determines it.
+        affine: As in nibabel, (4, 4), from voxel (x, y, z) to mm in RAS; None: the array is not turned.
         channels: The model's.
         orientation: The model's.
 
     Raises:
-        DataError: Another shape, spacing or affine that is none, or voxels that are not finite.
+        DataError: The shape is wrong, the spacing or affine is invalid, or voxels are not finite.
     """
     own = np.array(image[None] if image.ndim == 3 else image, np.float32)
     if own.ndim != 4 or len(own) != len(channels):
@@ -138,16 +138,16 @@ def from_array(image: np.ndarray, spacing: Any, affine: Any, channels: Sequence[
 def from_sitk(
     image: sitk.Image, channels: Sequence[str], orientation: str | None, files: str = "the SimpleITK image"
 ) -> Raw:
-    """A SimpleITK image as a case: of three axes, two, or four of which the last is the channel.
+    """Make a case from a SimpleITK image with two or three axes, or four of which the last is the channel.
 
     Args:
         image: Copied.
         channels: The model's.
         orientation: The model's.
-        files: What it is called in errors.
+        files: How errors refer to it.
 
     Raises:
-        DataError: Other channels than the model's, colours, or voxels that are not finite.
+        DataError: The channels are not the model's, voxels are colours, or not finite.
     """
     if image.GetNumberOfComponentsPerPixel() > 1:
         raise DataError(f"{files} holds vectors or colours, not one number per voxel", "convert it to gray values")
@@ -164,7 +164,7 @@ def from_sitk(
 
 
 def from_nibabel(image: Any, channels: Sequence[str], orientation: str | None) -> Raw:
-    """A nibabel image as a case: (x, y, z), or (x, y, z, channel).
+    """Make a case from a nibabel image: (x, y, z), or (x, y, z, channel).
 
     Args:
         image: Copied.
@@ -172,7 +172,7 @@ def from_nibabel(image: Any, channels: Sequence[str], orientation: str | None) -
         orientation: The model's.
 
     Raises:
-        DataError: Other channels than the model's, or voxels that are not finite numbers.
+        DataError: The channels are not the model's, or voxels are not finite numbers.
     """
     files = "the nibabel image"
     with readable(files):
@@ -190,7 +190,7 @@ def from_nibabel(image: Any, channels: Sequence[str], orientation: str | None) -
 
 
 def oriented(raw: Raw, orientation: str | None) -> Raw:
-    """An image that lies as its file, turned to the model's orientation if its file says how it lies."""
+    """Turn an image with the axes of its file to the model's orientation, if its file states how it lies."""
     if not has_place(raw.properties.get("nifti")):
         return raw
     image, properties = turned(raw.image_CDHW, raw.properties, orientation)
@@ -198,7 +198,7 @@ def oriented(raw: Raw, orientation: str | None) -> Raw:
 
 
 def stacked(raws: Sequence[Raw]) -> Raw:
-    """Images of a channel each, as their files lie, as one of several.
+    """Stack images of one channel each, with the axes of their files, into one image of several channels.
 
     Raises:
         DataError: They lie on different grids.
@@ -211,11 +211,11 @@ def stacked(raws: Sequence[Raw]) -> Raw:
 
 
 def check_grid(raw: Raw, network_shape: Sequence[int]) -> None:
-    """Refuses a spacing with which nothing is left of an image for the network, or more than the memory can hold.
+    """Refuse a spacing that leaves nothing of an image for the network, or more than memory can hold.
 
     Args:
         raw: The image.
-        network_shape: Its shape on the network's grid, in its own order of axes.
+        network_shape: Its shape on the network's grid, in the image's order of axes.
 
     Raises:
         DataError: The spacing is probably wrong.
@@ -233,12 +233,12 @@ def check_grid(raw: Raw, network_shape: Sequence[int]) -> None:
 
 
 def warn_of_units(raw: Raw, schemes: Sequence[str], plans: Mapping[str, Any]) -> None:
-    """Warns of a CT whose values are hardly in the units of the training images.
+    """Warn of a CT whose values are unlikely to be in the units of the training images.
 
     Args:
         raw: The image.
         schemes: How each channel is normalised.
-        plans: With the intensities of the training images.
+        plans: Plans with the intensities of the training images.
     """
     known = plans.get("foreground_intensity_properties_per_channel") or {}
     for channel, scheme in enumerate(schemes):
@@ -250,11 +250,11 @@ def warn_of_units(raw: Raw, schemes: Sequence[str], plans: Mapping[str, Any]) ->
 
 @contextmanager
 def readable(files: str) -> Iterator[None]:
-    """Names the files in the error that the block raises.
+    """Name the files in any error that the block raises.
 
     Raises:
-        DataError: Instead of everything that libraries raise for files that they cannot take.
-        OutOfMemoryError: Instead of what they raise where memory is not enough.
+        DataError: Instead of whatever libraries raise for files that they cannot handle.
+        OutOfMemoryError: Instead of whatever they raise if memory is short.
     """
     try:
         yield
@@ -268,7 +268,7 @@ def readable(files: str) -> Iterator[None]:
 
 
 def _same_place(one: Any, other: Any) -> bool:
-    """Whether two properties say the same of a place."""
+    """Return whether two sets of properties describe the same place."""
     keys = ("spacing", "sitk_stuff", "nibabel_stuff")
     values = [[each.get(key) for key in keys] for each in (one, other)]
     (left, right) = map(_numbers, values)
@@ -286,7 +286,7 @@ def _numbers(value: Any) -> list[Any]:
 
 
 def _with_previous(raw: Raw, path: Path | None, reader: Reader) -> Raw:
-    """With the previous stage's labels in the model's orientation, whatever that of their file is."""
+    """Add the previous stage's labels in the model's orientation, whatever the orientation of their file."""
     if path is None:
         return raw
     with readable(str(path)):
@@ -302,13 +302,13 @@ def _with_previous(raw: Raw, path: Path | None, reader: Reader) -> Raw:
 
 
 def _differ(one: np.ndarray, other: np.ndarray, shape: Sequence[int]) -> bool:
-    """Whether images of these affines lie in different places: more than half of a voxel's shortest edge apart."""
+    """Return whether two affines place an image differently: by more than half of a voxel's shortest edge."""
     return apart(one, other, shape) > np.linalg.norm(one[:3, :3], axis=0).min() / 2
 
 
 def _check_same_place(files: Sequence[Path], kind: str) -> None:
-    """nnU-Net takes the channels as they are stored, wherever each lies and however its axes run."""
-    if len(files) > 1 and not kind.endswith(REORIENTS):  # which turn each by itself
+    """Check that channels lie in the same place: nnU-Net takes them as stored, whatever their place and axes."""
+    if len(files) > 1 and not kind.endswith(REORIENTS):  # those readers turn each file separately
         found = [(file, code) for file in files if (code := file_orientation(file, kind))]
         for file, code in found:
             if code != found[0][1]:

@@ -1,8 +1,9 @@
-"""How does a network run fastest on this device, and in which precision?
+"""Put a network into the form and precision that run fastest on the device.
 
-On the CPU: channels last, instance norms as group norms of one channel each, bfloat16 where the processor computes with
-it. On a GPU none of these: cuDNN's instance norm loses more in channels last than its convolutions gain, and group norm
-runs in float32 under autocast (reference figures in benchmarks/network.md); there it is autocast, as in nnU-Net.
+On the CPU: channels last, instance norms as group norms with one channel per group, and bfloat16 if the processor
+supports it natively. On a GPU none of these: cuDNN's instance norm loses more in channels last than its convolutions
+gain, and group norm runs in float32 under autocast (reference figures in benchmarks/network.md); there it is autocast,
+as in nnU-Net.
 """
 
 import itertools
@@ -18,24 +19,24 @@ from torch import Tensor, nn
 from stunet.errors import UsageError
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-PLANES = 8  # of logits that are mirrored at a time
+PLANES = 8  # of logits that are flipped at a time
 Weights = Mapping[str, Tensor]
 
 
 class ReadyNetwork:
     """An ensemble of networks of one architecture that maps windows to logits.
 
-    Not for several threads at a time: the members take turns in one network.
+    Not thread-safe: the members take turns in one network.
 
     Args:
-        network: The architecture, with deep supervision off. It is changed: ask the result, not the network.
-        weights: A state dict per member; none: the network as it is.
+        network: The architecture, with deep supervision off. It is modified: use this object, not the network.
+        weights: A state dict per member; empty: the network as it is.
         device: Where to compute.
         precision: One of PRECISIONS, or "auto".
-        mirror_axes: Axes of space, 0 being the first, along which windows are also mirrored; logits are averaged.
+        mirror_axes: Spatial axes, 0 being the first, along which windows are also mirrored; logits are averaged.
 
     Raises:
-        UsageError: The device does not compute in this precision.
+        UsageError: The device does not support this precision.
     """
 
     def __init__(
@@ -60,13 +61,13 @@ class ReadyNetwork:
         return bool(self._mirrored)
 
     def use(self, member: int) -> None:
-        """Computes with this member from now on."""
+        """Select the member to compute with from now on."""
         if member != self._loaded:
             getattr(self._network, "_orig_mod", self._network).load_state_dict(self._weights[member])
             self._loaded = member
 
     def __call__(self, windows_BCDHW: Tensor) -> Tensor:
-        """Logits (B, K, D, H, W), averaged over the mirrored windows; in float32 if there are any."""
+        """Return logits (B, K, D, H, W), averaged over the mirrored windows; in float32 if there are any."""
         logits = self._forward(windows_BCDHW)
         if not self._mirrored:
             return logits
@@ -83,13 +84,13 @@ class ReadyNetwork:
         with ExitStack() as stack:
             if self.precision != "fp32":
                 stack.enter_context(torch.autocast(self.device.type, PRECISIONS[self.precision]))
-            if self.device.type == "cuda":  # windows have one shape, so trying algorithms pays
+            if self.device.type == "cuda":  # windows have one shape, so benchmarking algorithms pays off
                 stack.enter_context(torch.backends.cudnn.flags(enabled=True, benchmark=True))
             return self._network(windows.contiguous())
 
 
 def _add_mirrored(sums: Tensor, logits: Tensor, dims: list[int]) -> None:
-    """Adds logits that are mirrored along `dims`, some planes at a time: a copy of all is as large as the network's."""
+    """Add logits mirrored along `dims`, a few planes at a time: a full copy would be as large as the logits."""
     depth = sums.shape[2]
     for start in range(0, depth, PLANES):
         stop = min(start + PLANES, depth)
@@ -98,12 +99,12 @@ def _add_mirrored(sums: Tensor, logits: Tensor, dims: list[int]) -> None:
 
 
 def prepare(network: nn.Module, device: torch.device, precision: str) -> nn.Module:
-    """The network on its device, in evaluation mode, in the form that is fastest there.
+    """Return the network on its device, in evaluation mode, in the form that is fastest there.
 
     Args:
-        network: Changed in place.
+        network: Modified in place.
         device: Where it will run.
-        precision: One of PRECISIONS: on the CPU the type of its weights and inputs, elsewhere of autocast.
+        precision: One of PRECISIONS: on the CPU the dtype of weights and inputs, elsewhere that of autocast.
     """
     network = network.to(device).eval().requires_grad_(False)
     if device.type == "cpu":
@@ -119,10 +120,10 @@ def prepare(network: nn.Module, device: torch.device, precision: str) -> nn.Modu
 
 
 def resolve_precision(precision: str, device: torch.device) -> str:
-    """The name in PRECISIONS that `precision` means on this device; "auto": the fastest that it computes with.
+    """Return the name in PRECISIONS that `precision` means on this device; "auto": the fastest one it supports.
 
     Raises:
-        UsageError: The device does not compute in it.
+        UsageError: The device does not support it.
     """
     if precision == "auto":
         if device.type == "cpu":
@@ -138,13 +139,13 @@ def resolve_precision(precision: str, device: torch.device) -> str:
 
 
 def has_bf16() -> bool:
-    """Whether this processor multiplies in bfloat16; emulated it is slower than float32."""
+    """Return whether this processor multiplies in bfloat16 natively; emulated, it is slower than float32."""
     able = torch.cpu.get_capabilities()
     return bool(able.get("avx512_bf16") or able.get("amx_bf16") or able.get("bf16"))
 
 
 def _use_one_dnn(network: nn.Module) -> None:
-    """oneDNN computes all 3D convolutions; torch has one of its own for a single small image, three times slower."""
+    """Run all 3D convolutions in oneDNN; for a single small image, torch uses its own kernel, three times slower."""
     for module in network.modules():
         if isinstance(module, nn.Conv3d) and module.padding_mode == "zeros" and not isinstance(module.padding, str):
             module.forward = partial(_convolve, module)  # type: ignore[method-assign]
@@ -157,7 +158,7 @@ def _convolve(module: nn.Conv3d, x: Tensor) -> Tensor:
 
 
 def _pool_in_float32(network: nn.Module) -> None:
-    """torch has no average pooling of volumes in bfloat16 on the CPU; nnU-Net's residual encoders need it."""
+    """Pool in float32: torch has no 3D average pooling in bfloat16 on the CPU; nnU-Net's residual encoders need it."""
     for module in network.modules():
         if isinstance(module, nn.AvgPool3d):
             module.forward = partial(_pool, module)  # type: ignore[method-assign]
@@ -172,7 +173,7 @@ def _is_3d(network: nn.Module) -> bool:
 
 
 def _replace_instance_norms(network: nn.Module) -> None:
-    """torch's instance norms, which copy to the ordinary layout and back, become group norms with the same weights."""
+    """Replace instance norms, which copy to the default layout and back, by group norms with the same weights."""
     for module in list(network.modules()):
         for name, norm in module.named_children():
             if isinstance(norm, nn.InstanceNorm2d | nn.InstanceNorm3d) and not norm.track_running_stats:

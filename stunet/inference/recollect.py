@@ -1,6 +1,6 @@
-"""How does a network with batch normalisation learn the intensities of other data, without being trained on them?
+"""Adapt a network with batch normalisation to the intensities of other data without training it on them.
 
-In prediction such a network normalises by running statistics of its training data. They are counted anew, by torch's
+At inference, such a network normalises by running statistics of its training data. These are recomputed, by torch's
 update_bn, over patches of the target's preprocessed cases, without augmentation; no weight changes. Networks that
 normalise each image by itself, as STU-Net does, have no such statistics.
 """
@@ -35,12 +35,12 @@ from stunet.workspace import load_plans, preprocessed_dataset
 
 log = logging.getLogger("stunet")
 
-SEED = 0  # of the patches
+SEED = 0  # for drawing patches
 
 
 @dataclass(frozen=True)
 class BatchNormModel:
-    """A model folder whose network has running statistics: the names in `statistics`; one checkpoint per fold."""
+    """A model folder whose network has running statistics, named in `statistics`; one checkpoint per fold."""
 
     model: Model
     configuration: str
@@ -51,14 +51,14 @@ class BatchNormModel:
 
 
 def open_batch_norm(source: Path) -> BatchNormModel | None:
-    """The model in a folder, with all its folds, or in a file; None where its network has no running statistics.
+    """Open the model in a folder, with all its folds, or in a file; None if its network has no running statistics.
 
     Raises:
         WeightsError: The weights cannot be read, or are not those of the plans.
-        DataError: Not a model folder, or a cascade, whose other input is not among the preprocessed cases.
+        DataError: Not a model folder, or a cascade, whose second input is not among the preprocessed cases.
     """
     if source.is_file():
-        read_weights(source)  # an STU-Net, or an error
+        read_weights(source)  # returns if it is an STU-Net, raises otherwise
         return None
     model = open_model(source)
     checkpoints = [load_trained(path) for path in model.weights]
@@ -85,19 +85,19 @@ def recollect(
     device: str = "cpu",
     on_batch: Callable[[], None] = lambda: None,
 ) -> Path:
-    """Writes a model folder that has the running statistics of a dataset, and returns it; the model's stays as it is.
+    """Write a model folder that has the running statistics of a dataset, and return it; the source is not changed.
 
     Args:
-        source: As open_batch_norm() gives it.
-        dataset: Full name of a dataset that is preprocessed as the model's plans say.
-        batches: How many, of the plan's batch and patch size, from cases and places at random.
-        configuration: Of the dataset's plans; by default it has the name of the model's.
-        target: Must not exist; by default beside the model, with the dataset's name at the end.
+        source: From open_batch_norm().
+        dataset: Full name of a dataset that is preprocessed as the model's plans specify.
+        batches: Number of batches, of the plan's batch and patch size, from random cases and positions.
+        configuration: Configuration of the dataset's plans; by default named like the model's.
+        target: Must not exist; by default next to the model, with the dataset's name appended.
         device: Where the network runs.
         on_batch: Called after every batch of every fold.
 
     Raises:
-        DataError: No data that fit, or `target` exists.
+        DataError: There are no matching data, or `target` exists.
         WeightsError: Statistics became NaN or infinite.
     """
     folder, network = source.model.folder.resolve(), source.network
@@ -121,7 +121,7 @@ def recollect(
 
 
 def _as_trained(model: Model, configuration: str, trainer: str | None) -> Model:
-    """The model with the norm that it has: nnU-Net's nnUNetTrainerBN exchanges it, and leaves it out of the plans."""
+    """Return the model with the norm it was trained with: nnUNetTrainerBN swaps it, and the plans do not record it."""
     described = resolve(model.plans, configuration).get("architecture")
     if trainer != "nnUNetTrainerBN" or described is None:
         return model
@@ -135,7 +135,7 @@ def _as_trained(model: Model, configuration: str, trainer: str | None) -> Model:
 
 
 def _statistics(network: torch.nn.Module) -> list[str]:
-    """Names of the running statistics in the network's state; what two modules share has two names there."""
+    """Return the names of the running statistics in the network's state; shared modules appear under both names."""
     return [
         f"{name}.{buffer}"
         for name, module in network.named_modules(remove_duplicate=False)
@@ -145,7 +145,7 @@ def _statistics(network: torch.nn.Module) -> list[str]:
 
 
 def _find_cases(model: Model, name: str, dataset: str, configuration: str) -> nnUNetBaseDataset:
-    """The dataset's cases that are preprocessed as the model's plans say."""
+    """Return the dataset's cases, preprocessed as the model's plans specify."""
     wanted, reasons = _preprocessing(model.plans, name), []
     for path in sorted(preprocessed_dataset(dataset).glob("*.json")):
         content = read_json(path)
@@ -171,7 +171,7 @@ def _find_cases(model: Model, name: str, dataset: str, configuration: str) -> nn
 
 
 def _preprocessing(plans: dict[str, Any], configuration: str) -> dict[str, Any]:
-    """What decides the values of preprocessed images."""
+    """Return the settings that determine the values of preprocessed images."""
     planned = resolve(plans, configuration)
     return {key: plans.get(key) for key in PLAN_SETTINGS} | {key: planned.get(key) for key in CONFIGURATION_SETTINGS}
 
@@ -179,7 +179,7 @@ def _preprocessing(plans: dict[str, Any], configuration: str) -> dict[str, Any]:
 def _patches(
     cases: nnUNetBaseDataset, patch: list[int], batch_size: int, batches: int, on_batch: Callable[[], None]
 ) -> Iterator[torch.Tensor]:
-    """Batches (B, C, D, H, W), or (B, C, H, W) for a 2D patch."""
+    """Yield batches (B, C, D, H, W), or (B, C, H, W) for a 2D patch."""
     random = np.random.default_rng(SEED)
     names, checked = sorted(cases.identifiers), Checked(cases)
     shape = [1] * (3 - len(patch)) + list(patch)
@@ -196,7 +196,7 @@ def _patches(
 
 
 def _patch(image_CDHW: Any, shape: list[int], random: np.random.Generator) -> np.ndarray:
-    """A patch from anywhere; where the image is smaller it is in the middle of zeros, as in training and prediction."""
+    """Return a patch from a random position; a smaller image is centred in zeros, as in training and prediction."""
     cut, margins = [slice(None)], [(0, 0)]
     for size, length in zip(image_CDHW.shape[1:], shape, strict=True):
         start = int(random.integers(max(size - length, 0) + 1))

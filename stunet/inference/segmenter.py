@@ -1,7 +1,7 @@
-"""How does a preprocessed case become labels on the image's grid? Network, interpolation, back into the whole image.
+"""Turn a preprocessed case into labels on the image's grid: network, interpolation, and back into the whole image.
 
-The network's logits are labelled as they come (windows.py, export.py), so that they are never there for the whole scan.
-Plans that resample logits in another way than nnU-Net's default are resampled by the function that they name.
+The network's logits become labels as they are computed (windows.py, export.py), so the logits of the whole scan never
+exist at once. If the plans resample logits differently from nnU-Net's default, the function that they name is used.
 """
 
 import time
@@ -25,13 +25,13 @@ from stunet.orientation import way_back
 
 
 class Target(NamedTuple):
-    """A grid that is filled.
+    """A grid to be filled.
 
     Args:
         labels_DHW: Filled with labels.
-        spacing: In mm; decides only whether nnU-Net takes the nearest plane on an axis.
-        probabilities_KDHW: Filled with the probabilities of all classes or regions, if there.
-        confidence: How sure the network is, if asked for, with the part of its values that is filled.
+        spacing: In mm; determines only whether nnU-Net takes the nearest plane on an axis.
+        probabilities_KDHW: Filled with the probabilities of all classes or regions, if given.
+        confidence: How sure the network is, if requested, with the part of its values to be filled.
     """
 
     labels_DHW: np.ndarray
@@ -42,14 +42,14 @@ class Target(NamedTuple):
 
 @dataclass
 class Segmenter:
-    """A network with what nnU-Net's plans say about its inputs and outputs.
+    """A network with what nnU-Net's plans specify about its inputs and outputs.
 
     Args:
         windows: The network.
         plans: nnU-Net's PlansManager.
         configuration: nnU-Net's ConfigurationManager.
         dataset: dataset.json.
-        lookup: The final value of each label, after the largest logit has been found; None: the labels themselves.
+        lookup: The final value of each label, applied after the argmax; None: the labels themselves.
     """
 
     windows: SlidingWindow
@@ -73,14 +73,14 @@ class Segmenter:
         probabilities: Path | Confidence | None = None,
         also: Sequence[np.ndarray] = (),
     ) -> np.ndarray:
-        """The segmentation on the grid of the file that the image was read from, uint8 or uint16.
+        """Return the segmentation on the grid of the file that the image was read from, uint8 or uint16.
 
         Args:
             image_CDHW: Preprocessed, with the previous stage's segmentation for a cascade.
             properties: nnU-Net's, of this case.
-            probabilities: Where to write the probabilities of all classes or regions, an .npy; or how sure the network
-                is of its labels, which is filled in.
-            also: Grids over the volume of the preprocessed image that are filled with labels too, as nnU-Net does it
+            probabilities: Where to write the probabilities of all classes or regions, an .npy; or a Confidence to be
+                filled in with how sure the network is of its labels.
+            also: Grids over the volume of the preprocessed image that are also filled with labels, as nnU-Net does
                 for the next stage of a cascade.
         """
         self.seconds = dict.fromkeys(self.seconds, 0.0)
@@ -93,7 +93,7 @@ class Segmenter:
         if probabilities is None:
             self.segment_onto([Target(labels[box], spacing), *others], image_CDHW, own)
         elif isinstance(probabilities, Confidence):
-            sure = np.ones(labels.shape, np.float32)  # outside the box there is nothing but background
+            sure = np.ones(labels.shape, np.float32)  # outside the box everything is certainly background
             target = Target(labels[box], spacing, confidence=(probabilities, sure[box]))
             self.segment_onto([target, *others], image_CDHW, own)
             probabilities.values_DHW = back.copied(sure.transpose(backward))
@@ -102,19 +102,19 @@ class Segmenter:
             with plain_array(probabilities, (self.windows.classes, *shape)) as of_file:
                 here = back.back(of_file).transpose(0, *(1 + axis for axis in forward))
                 if self._regions is None:
-                    put(here[0], np.broadcast_to(np.float32(1), here[0].shape))  # outside the box
+                    put(here[0], np.broadcast_to(np.float32(1), here[0].shape))  # outside the box all is background
                 self.segment_onto([Target(labels[box], spacing, here[(slice(None), *box)]), *others], image_CDHW, own)
         return back.copied(labels.transpose(backward))
 
     def segment_onto(self, targets: Sequence[Target], image_CDHW: Tensor, spacing: Sequence[float]) -> None:
-        """Fills the targets in one pass over the image.
+        """Fill the targets in one pass over the image.
 
-        On a device that runs out of memory with the logits of a row of windows, they are kept in the machine's.
+        If the device runs out of memory for the logits of a row of windows, they are kept in the machine's memory.
 
         Args:
             targets: Grids that cover the same volume as the image.
             image_CDHW: Preprocessed.
-            spacing: Of the image, in mm; decides only whether nnU-Net takes the nearest plane on an axis.
+            spacing: Of the image, in mm; determines only whether nnU-Net takes the nearest plane on an axis.
         """
         try:
             self._segment_onto(targets, image_CDHW, spacing)
@@ -129,14 +129,14 @@ class Segmenter:
                 self.windows.on_device = True
 
     def _timed(self, slabs: Iterator[export.Slab]) -> Iterator[export.Slab]:
-        """The slabs; what is done until the next one is asked for is the export's time, the rest the network's.
+        """Yield the slabs; time between a slab and the request for the next is the export's, the rest the network's.
 
         Raises:
-            DataError: Logits are NaN or infinite, of which argmax would make labels.
+            DataError: Logits are NaN or infinite; argmax would silently turn them into labels.
         """
         seconds, last = self.seconds, time.perf_counter()
         for slab in slabs:
-            sums = [plane.sum(dtype=torch.float32) for plane in slab.logits_DHWK]  # torch makes a copy in float32 first
+            sums = [plane.sum(dtype=torch.float32) for plane in slab.logits_DHWK]  # by plane: torch copies to float32
             if not bool(torch.stack(sums).isfinite().all()):  # which also waits for a GPU
                 raise DataError("the network's logits are NaN or infinite", "--precision fp32")
             now = time.perf_counter()
@@ -159,7 +159,7 @@ class Segmenter:
                 self._export(slab, target, axes, order)  # type: ignore[arg-type]
 
     def _export(self, slab: export.Slab, target: Target, axes: export.Axes, order: Sequence[int]) -> None:
-        """Fills what of a target a slab decides; `order` is that of the target's axes in the slab."""
+        """Fill the part of a target that a slab determines; `order` is that of the target's axes in the slab."""
         one, two, three = (axes[axis] for axis in order)
         labels = target.labels_DHW.transpose(order)
         if target.confidence is not None:
@@ -188,14 +188,14 @@ class Segmenter:
         export.probabilities([slab], (one, two, three), self._regions, write_both)
 
     def _resample(self, logits_KDHW: Tensor, target: Target, spacing: Sequence[float]) -> None:
-        """Fills a target with logits that the function resamples which the plans name."""
+        """Fill a target from logits resampled by the function that the plans name."""
         shape = target.labels_DHW.shape
         resampled = self.configuration.resampling_fn_probabilities(logits_KDHW, shape, spacing, target.spacing)
         slab = export.Slab(0, torch.as_tensor(resampled).float().movedim(0, -1))
         self._export(slab, target, export.axes_between(shape, shape, None, 1), (0, 1, 2))
 
     def _spacing(self, spacing: Sequence[float]) -> list[float]:
-        """The network's spacing in mm; a network of slices leaves their distance as it is."""
+        """Return the network's spacing in mm; a 2D network keeps the distance between slices."""
         own = list(self.configuration.spacing)
         return [*spacing[: len(spacing) - len(own)], *own]
 
@@ -206,7 +206,7 @@ class Segmenter:
     def _axes(
         self, source: Sequence[int], target: Sequence[int], spacing: Sequence[float], target_spacing: Sequence[float]
     ) -> export.Axes | None:
-        """What nnU-Net's function for probabilities does, as axes; None where that cannot be said so."""
+        """Return what nnU-Net's resampling of probabilities does, as axes; None if axes cannot express it."""
         options = dict(self.configuration.configuration["resampling_fn_probabilities_kwargs"])
         separate = {
             "force_separate_z": options.get("force_separate_z", False),
@@ -222,7 +222,7 @@ class Segmenter:
 
 
 def _whole(slabs: Iterator[export.Slab], order: Sequence[int]) -> Tensor:
-    """All logits (K, D, H, W), in the machine's memory, with the image's axes."""
+    """Return all logits (K, D, H, W), in the machine's memory, with the image's axes."""
     parts: list[Tensor] = []
     for start, logits in slabs:
         parts.append(logits[sum(map(len, parts)) - start :].cpu().clone())

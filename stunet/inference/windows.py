@@ -1,11 +1,12 @@
-"""In which order does the network see an image, and when are the logits of a plane final?
+"""Run the network over an image, window by window, and hand out the logits of each plane as soon as they are final.
 
-Windows, their order aside, are nnU-Net's: steps of at most `step_size` windows, weighted with a Gaussian. They are
-visited along the axis on which the image is longest, in windows. A plane is final when no later window reaches it; it
-is handed on then and its memory used again, so that logits need the memory of one window's depth, however long the
-scan. The weights of all windows sum to one at every voxel before anything is added, so nothing is divided later.
+Except for their order, windows are nnU-Net's: steps of at most `step_size` windows, weighted with a Gaussian. They are
+visited along the axis on which the image is longest, measured in windows. A plane is final once no later window reaches
+it; it is then handed on and its memory reused, so that logits need the memory of one window's depth, however long the
+scan is. The weights of all windows are normalised to sum to one at every voxel in advance, so no division is needed
+afterwards.
 
-ready.py has the network; export.py takes the slabs.
+ready.py has the network; export.py consumes the slabs.
 """
 
 import itertools
@@ -21,24 +22,24 @@ from torch.nn import functional
 from stunet.inference.export import Slab
 from stunet.inference.ready import ReadyNetwork
 
-VALUES = 2**23  # that are converted and added at a time: bounds the memory for it
-SMALL_BATCH = 64**3  # voxels of windows that the CPU gets at a time; more gain nothing there
-LARGE_BATCH = 8  # windows at most that a GPU gets at a time
+VALUES = 2**23  # converted and added at a time: bounds the memory for it
+SMALL_BATCH = 64**3  # voxels in a batch of windows on the CPU; larger batches gain nothing there
+LARGE_BATCH = 8  # windows at most in a batch on a GPU
 FREE_SHARE = 0.7  # of a GPU's free memory that a batch may take
 
 
 @dataclass
 class SlidingWindow:
-    """A network that sees one window at a time.
+    """A network that processes one window at a time.
 
     Args:
-        network: What turns windows into logits.
-        patch: Shape of a window in voxels; one entry less than an image has axes for a network of slices.
-        classes: K, of the network.
-        step_size: Step from window to window as a share of the window, above 0 and at most 1.
+        network: Maps windows to logits.
+        patch: Shape of a window in voxels; for a 2D network it has one entry fewer than an image has axes.
+        classes: K, the number of the network's output channels.
+        step_size: Step between windows as a fraction of the window, above 0 and at most 1.
         half: Add in half precision, as nnU-Net does: half the memory, and an error of up to 1e-3 of a logit.
         on_device: Add on the network's device; otherwise in the machine's memory.
-        on_window: Called for each window that is done.
+        on_window: Called for each finished window.
     """
 
     network: ReadyNetwork
@@ -51,27 +52,27 @@ class SlidingWindow:
     _batch: int = field(default=0, init=False)  # 0: not known yet
 
     def axis(self, shape: Sequence[int]) -> int:
-        """The axis of an image of this shape along which its windows are visited: where least has to be kept."""
+        """Return the axis along which windows are visited for this shape: the one for which least has to be kept."""
         return min(range(3), key=lambda axis: self._window[axis] / max(shape[axis], self._window[axis]))
 
     def count(self, shape: Sequence[int]) -> int:
-        """How often on_window is called for an image of this shape."""
+        """Return how often on_window is called for an image of this shape."""
         return math.prod(len(self._starts(axis, n)) for axis, n in enumerate(shape)) * self.network.members
 
     def logits_bytes(self, shape: Sequence[int]) -> int:
-        """The memory that the logits of an image of this shape need, in bytes."""
+        """Return the memory that the logits of an image of this shape need, in bytes."""
         padded = [max(n, p) for n, p in zip(shape, self._window, strict=True)]
         padded[self.axis(shape)] = self._window[self.axis(shape)] + 1
         return math.prod(padded) * self.classes * (2 if self.half else 4)
 
     @torch.inference_mode()
     def slabs(self, image_CDHW: Tensor) -> Iterator[Slab]:
-        """The logits of an image, some planes at a time; their axes are those of order().
+        """Yield the logits of an image, some planes at a time; their axes are in the order given by order().
 
-        A slab is valid until the next one is asked for.
+        A slab is valid until the next one is requested.
 
         Raises:
-            torch.OutOfMemoryError: One window, or the logits of one row of windows, are too much for the device.
+            torch.OutOfMemoryError: One window, or the logits of one row of windows, do not fit on the device.
         """
         order = self.order(image_CDHW.shape[1:])
         padded, own = _padded(image_CDHW, self._window)
@@ -94,7 +95,7 @@ class SlidingWindow:
             yield from planes.finished(starts[0][row + 1] if row + 1 < len(starts[0]) else start + window[0])
 
     def order(self, shape: Sequence[int]) -> list[int]:
-        """The order of an image's axes in its slabs: axis() comes first."""
+        """Return the order of an image's axes in its slabs: axis() comes first."""
         first = self.axis(shape)
         return [first, *(axis for axis in range(3) if axis != first)]
 
@@ -109,7 +110,7 @@ class SlidingWindow:
         return compute_steps_for_sliding_window((max(size, edge),), (edge,), self.step_size)[0]
 
     def _logits(self, image: Tensor, positions: Sequence[tuple[int, ...]], order: Sequence[int]) -> Iterator[Tensor]:
-        """The logits (D, H, W, K) of the windows at these positions of the image, whose axes are in this order."""
+        """Yield the logits (D, H, W, K) of windows at these positions in the image, whose axes have this order."""
         batch = self._batch or (1 if self.network.device.type == "cuda" else _cpu_batch(self.patch))
         window = [self._window[axis] for axis in order]
         back = [2 + order.index(axis) for axis in range(3)]
@@ -130,7 +131,7 @@ class SlidingWindow:
             done += len(some)
 
     def _first(self, windows_BCDHW: Tensor) -> Tensor:
-        """The logits of the first windows; decides how many windows to take at a time from now on."""
+        """Return the logits of the first windows, and choose the batch size to use from now on."""
         device = self.network.device
         if device.type != "cuda":
             self._batch = _cpu_batch(self.patch)
@@ -156,10 +157,10 @@ class _Planes:
     Args:
         classes: K.
         depth: Of a window, in planes.
-        own: Per axis, what of the padded image is the image.
+        own: Per axis, the part of the padded image that is the image.
         shape: Of the padded image.
         half: Half precision.
-        device: Where they are.
+        device: Where the logits are kept.
     """
 
     def __init__(
@@ -167,12 +168,12 @@ class _Planes:
     ) -> None:
         kind = torch.half if half else torch.float32
         self._sums = torch.zeros((depth + 1, *shape[1:], classes), dtype=kind, device=device)
-        self._first = 0  # plane of the padded image that is at index 1
+        self._first = 0  # the plane of the padded image at index 1
         self._begin, self._end, _ = own[0].indices(shape[0])
         self._own = own[1:]
 
     def add(self, logits_DHWK: Tensor, weight_DHW: Tensor, at: Sequence[int], window: Sequence[int]) -> None:
-        """Adds the logits of the window at this position."""
+        """Add the logits of the window at this position."""
         sums = self._sums[1:, at[1] : at[1] + window[1], at[2] : at[2] + window[2]]
         step = max(1, VALUES // sums[0].numel())
         for plane in range(0, len(sums), step):
@@ -180,7 +181,7 @@ class _Planes:
             sums[some].addcmul_(logits_DHWK[some].to(sums), weight_DHW[some, ..., None].to(sums))
 
     def finished(self, following: int) -> Iterator[Slab]:
-        """Hands out the planes before `following`, where the next row of windows begins, and moves the others up."""
+        """Yield the planes before `following`, where the next row of windows begins, and move the rest to the front."""
         begin, end = max(self._first - 1, self._begin), min(following, self._end)
         if end > max(self._first, self._begin):
             at = begin - self._first + 1
@@ -194,7 +195,7 @@ class _Planes:
 
 
 def _padded(image_CDHW: Tensor, window: Sequence[int]) -> tuple[Tensor, list[slice]]:
-    """The image with zeros on both sides of axes that are shorter than a window, and where in it the image is."""
+    """Return the image, zero-padded on both sides of axes shorter than a window, and where in it the image is."""
     lacking = [max(0, edge - n) for edge, n in zip(window, image_CDHW.shape[1:], strict=True)]
     own = [slice(lack // 2, lack // 2 + n) for lack, n in zip(lacking, image_CDHW.shape[1:], strict=True)]
     if not any(lacking):
@@ -208,7 +209,7 @@ def _cpu_batch(patch: Sequence[int]) -> int:
 
 
 def _weights(edge: int, starts: Sequence[int], device: torch.device) -> list[Tensor]:
-    """nnU-Net's Gaussian along one axis for each window, divided by its sum over all windows, float32."""
+    """Return nnU-Net's Gaussian along one axis for each window, divided by its sum over all windows, float32."""
     gaussian = compute_gaussian((edge,), dtype=torch.float64, device=torch.device("cpu"))
     total = torch.zeros(starts[-1] + edge, dtype=torch.float64)
     for start in starts:

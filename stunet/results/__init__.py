@@ -1,1 +1,1 @@
-"""What a finished segmentation becomes: named files, statistics, pictures, reports. Start at segmentation.py."""
+"""Outputs of a finished segmentation: named files, statistics, pictures, reports. Read first: segmentation.py."""

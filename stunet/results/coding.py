@@ -1,7 +1,7 @@
-"""Which codes of SNOMED CT say what a class is? Those of DICOM's own lists, found by the name of the class.
+"""Find the SNOMED CT codes for a class, from DICOM's own lists, by the name of the class.
 
-pydicom holds the lists of PS3.16; context group 7192 has the anatomical structures that segments may be. A name that is
-in none gets the general code for an anatomical structure, and the segment's label says the rest. Needs pydicom.
+pydicom holds the lists of PS3.16; context group 7192 has the anatomical structures that segments may be. A name in none
+of them gets the general code for an anatomical structure, and the segment's label has to tell the rest. Needs pydicom.
 """
 
 import re
@@ -13,7 +13,7 @@ from stunet.classes import canonical
 if TYPE_CHECKING:
     from pydicom.sr.coding import Code
 
-# What DICOM calls otherwise, by the canonical name without its side or with it.
+# DICOM keywords that differ from our names, by canonical name, with or without its side.
 _KEYWORDS = {
     "atrial_appendage_left": "LeftAuricularAppendage",
     "atrial_appendage_right": "RightAuricularAppendage",
@@ -36,7 +36,7 @@ _KEYWORDS = {
     "urinary_bladder": "Bladder",
     "vertebrae": "Vertebra",
 }
-# Not in the list; as in TotalSegmentator's totalsegmentator_snomed_mapping.csv.
+# Not in DICOM's list; taken from TotalSegmentator's totalsegmentator_snomed_mapping.csv.
 _OTHERS = {
     "autochthon": ("244849004", "Deep muscle of back"),
     "gluteus_maximus": ("181674001", "Gluteus maximus muscle"),
@@ -53,13 +53,13 @@ _SIDES = {"left": "Left", "right": "Right"}
 
 @dataclass(frozen=True)
 class Coding:
-    """What a segment is.
+    """The codes of a segment.
 
     Attributes:
         category: Anatomical structure or abnormal morphology.
         type: The structure, or the kind of lesion.
-        region: Where a lesion lies, if that is known.
-        side: Left or right, of the structure or of the region.
+        region: Where a lesion lies, if known.
+        side: Left or right, for the structure or the region.
     """
 
     category: "Code"
@@ -69,7 +69,7 @@ class Coding:
 
 
 def coding(name: str) -> Coding:
-    """The codes of a class; all names of a class have the same."""
+    """Return the codes of a class; all names of a class have the same codes."""
     from pydicom.sr.codedict import codes
 
     spelled = canonical(name)
@@ -86,7 +86,7 @@ def coding(name: str) -> Coding:
 
 
 def _structure(spelled: str) -> "tuple[Code | None, Code | None]":
-    """The code of a structure, if there is one, and its side where the code does not have it in itself."""
+    """Return the code of a structure, if there is one, and its side if the code does not include it."""
     from pydicom.sr.codedict import codes
 
     if found := _listed(spelled):

@@ -1,7 +1,7 @@
-"""Which colour has a class? Always the same one, in every picture and file, whatever else was segmented.
+"""Assign each class a colour, which is the same in every picture and file, whatever else was segmented.
 
-Common structures have one that anatomy atlases would use: arteries red, veins blue, the gallbladder green. All others
-get a hue from their name; numbered ones (ribs, vertebrae) turn it by the golden angle, so that neighbours differ.
+Common structures have the colours of anatomy atlases: arteries red, veins blue, the gallbladder green. All others get
+a hue from their name; numbered ones (ribs, vertebrae) rotate it by the golden angle, so that neighbours differ.
 """
 
 import colorsys
@@ -11,15 +11,15 @@ from functools import cache
 
 from stunet.classes import canonical
 
-GOLDEN = (5**0.5 - 1) / 2  # of a turn: the angle after which no two of a sequence come close
-RIGHT = 0.68  # brightness of the right one of a pair
+GOLDEN = (5**0.5 - 1) / 2  # of a turn: multiples of this angle never come close to each other
+RIGHT = 0.68  # brightness of the right structure of a pair, relative to the left
 RGB = tuple[int, int, int]
 
 _PARTS = re.compile(r"(?P<base>.*?)(?:_(?P<side>left|right))?(?:_(?P<level>[ctls])?(?P<number>\d+))?")
-_LEVELS = {"c": 0, "t": 7, "l": 19, "s": 24}  # vertebrae above the first of each
+_LEVELS = {"c": 0, "t": 7, "l": 19, "s": 24}  # number of vertebrae above the first of each level
 
-# Ours. Spinal cord, thyroid, gallbladder and veins follow 3D Slicer's GenericAnatomyColors; most of its other organs
-# have nearly the same flesh tone and cannot be told apart on a slice.
+# Our own choice. Spinal cord, thyroid, gallbladder and veins follow 3D Slicer's GenericAnatomyColors; most of its other
+# organs have nearly the same flesh tone and cannot be told apart on a slice.
 _COMMON: dict[str, RGB] = {
     "adrenal_gland": (255, 235, 59),
     "aorta": (229, 28, 35),
@@ -72,19 +72,19 @@ _COMMON: dict[str, RGB] = {
 
 @cache
 def colour(name: str) -> RGB:
-    """Red, green and blue of a class, 0 to 255; all names of a class (classes.py) have the same."""
+    """Return red, green and blue of a class, 0 to 255; all names of a class (classes.py) have the same colour."""
     spelled = canonical(name)
     if spelled in _COMMON:
         return _COMMON[spelled]
     parts = _PARTS.fullmatch(spelled)
-    if parts is None:  # the last group is optional and the first takes anything but line breaks
+    if parts is None:  # a name with line breaks: the first group takes anything else, and the others are optional
         return _from_name(spelled, 0)
     rgb = _COMMON.get(parts["base"]) or _from_name(parts["base"], _position(parts["level"], parts["number"]))
     return (round(rgb[0] * RIGHT), round(rgb[1] * RIGHT), round(rgb[2] * RIGHT)) if parts["side"] == "right" else rgb
 
 
 def unit_colour(name: str) -> tuple[float, float, float]:
-    """The same from 0 to 1, as headers of files and matplotlib have it."""
+    """Return the same colour from 0 to 1, as in file headers and matplotlib."""
     red, green, blue = colour(name)
     return red / 255, green / 255, blue / 255
 
@@ -94,7 +94,7 @@ def _position(level: str | None, number: str | None) -> int:
 
 
 def _from_name(base: str, position: int) -> RGB:
-    """A bright colour whose hue, saturation and value come from the bits of a checksum."""
+    """Return a bright colour whose hue, saturation and value come from the bits of a checksum."""
     bits = zlib.crc32(base.encode())
     hue = ((bits & 0xFFFF) / 0x10000 + position * GOLDEN) % 1
     saturation, value = (0.45, 0.65, 0.85)[(bits >> 16) % 3], (0.75, 0.88, 1.0)[(bits >> 20) % 3]

@@ -1,7 +1,8 @@
-"""How does a segmentation get back to where its series came from? As DICOM-SEG on the grid of its slices.
+"""Write a segmentation as DICOM-SEG on the grid of its series' slices, so that it can return to where they came from.
 
-Nothing is resampled: the segmentation must lie on the grid of the series, at most with axes that run the other way.
-Segments are binary, the kind that all viewers read; only what was found is a segment. Needs the extra `dicomseg`.
+Nothing is resampled: the segmentation must lie on the grid of the series; only the direction of axes may differ.
+Segments are binary, the kind that all viewers read; only classes that were found become segments. Needs the extra
+`dicomseg`.
 """
 
 import re
@@ -29,12 +30,12 @@ if TYPE_CHECKING:
     from pydicom import Dataset
 
 EXTRA = "pip install 'stunet[dicomseg]'"
-SERIES_NUMBER = 900  # far from those of scanners
+SERIES_NUMBER = 900  # far from those that scanners assign
 IDENTIFIERS = ("StudyInstanceUID", "SeriesInstanceUID", "SOPClassUID", "SOPInstanceUID", "FrameOfReferenceUID")
 OF_ALL = ("StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID")
 LABEL_LENGTH = 64  # characters of a DICOM long string
 UTF8 = "ISO_IR 192"
-# Attributes of type 2, which must be there and may be empty, and what highdicom takes in them.
+# Type 2 attributes, which must be present but may be empty, and the values that highdicom accepts in them.
 MAY_BE_EMPTY = {
     "PatientName": ".*",
     "PatientID": ".*",
@@ -48,7 +49,7 @@ MAY_BE_EMPTY = {
 
 
 def load_highdicom() -> ModuleType:
-    """highdicom, which is an extra; a command calls this before it begins.
+    """Return highdicom, which is an optional dependency; a command calls this before it begins.
 
     Raises:
         DataError: It is not installed.
@@ -75,10 +76,10 @@ class Sources:
 
 
 def check_sources(folder: Path, series: str | None = None) -> None:
-    """Whether a DICOM-SEG can refer to a series, from its headers: what follows needs a segmentation of it.
+    """Check, from its headers, that a DICOM-SEG can refer to a series, before it has been segmented.
 
     Raises:
-        DataError: As write_dicom_seg, but for the segmentation.
+        DataError: As in write_dicom_seg, except for the errors of a segmentation.
     """
     sources = _sources(folder, series)
     width, height, _ = sources.stack.size
@@ -96,17 +97,17 @@ def write_dicom_seg(
     version: str = __version__,
     series: str | None = None,
 ) -> None:
-    """Writes one DICOM-SEG file that refers to the slices of a series.
+    """Write one DICOM-SEG file that refers to the slices of a series.
 
     Values that anonymisers remove are written empty; text is UTF-8.
 
     Args:
-        segmentation: Of that series.
-        folder: Of its slices.
-        path: Of the file, usually .dcm.
+        segmentation: The segmentation of that series.
+        folder: Folder of its slices.
+        path: File to write, usually .dcm.
         algorithm: Name of the model.
-        version: Of the model.
-        series: Which one of the folder, as in datasets.dicom.read_series.
+        version: Version of the model.
+        series: Which series of the folder, as in datasets.dicom.read_series.
 
     Raises:
         DataError: highdicom is missing, the grids differ, nothing is segmented, the series lacks the identifiers by
@@ -130,7 +131,7 @@ def write_dicom_seg(
 def _make(
     folder: Path, sources: Sources, frames: np.ndarray, names: Sequence[str], algorithm: str, version: str
 ) -> Any:
-    """The file in memory; `frames` are as _frames makes them."""
+    """Return the file in memory; `frames` are as returned by _frames."""
     highdicom = load_highdicom()
     import pydicom
 
@@ -158,16 +159,16 @@ def _make(
             series_description=f"Segmentation by {algorithm}"[:LABEL_LENGTH],
             specific_character_set=UTF8,
         )
-    except (AttributeError, KeyError, TypeError, ValueError) as error:  # what highdicom raises for any bad header
+    except (AttributeError, KeyError, TypeError, ValueError) as error:  # what highdicom raises for bad headers
         raise DataError(f"cannot make a DICOM-SEG for {str(folder)!r}: {error}", "export the series again") from error
 
 
 @quietly()
 def _sources(folder: Path, series: str | None) -> Sources:
-    """The headers of a series, completed.
+    """Return the headers of a series, completed.
 
     Raises:
-        DataError: As write_dicom_seg.
+        DataError: As in write_dicom_seg.
     """
     load_highdicom()
     import pydicom
@@ -204,8 +205,8 @@ def _check_identifiers(sources: "Sequence[Dataset]", folder: Path) -> None:
 
 
 def _complete(source: "Dataset", made: Stack) -> None:
-    """Adds what highdicom asks for: values that may be empty, one orientation for all slices, text in UTF-8."""
-    # Decoded by the character set of the file; pydicom leaves some of its escape sequences in the text.
+    """Add what highdicom requires: values that may be empty, one orientation for all slices, text in UTF-8."""
+    # Text is decoded by the character set of the file; pydicom leaves some of its escape sequences in it.
     values = {name: re.sub(r"\x1b[ -/]*[0-~]", "", str(source.get(name) or "")) for name in MAY_BE_EMPTY}
     source.SpecificCharacterSet = UTF8
     for name, value in values.items():
@@ -217,7 +218,7 @@ def _complete(source: "Dataset", made: Stack) -> None:
 
 
 def _on_series(segmentation: Segmentation, made: Stack, folder: Path) -> np.ndarray:
-    """The labels in the order of the slices of a series and of their rows and columns.
+    """Return the labels in the order of the series' slices, rows and columns.
 
     Raises:
         DataError: The segmentation lies on another grid.
@@ -237,15 +238,15 @@ def _geometry(image: sitk.Image) -> Geometry:
 
 
 def _present(segmentation: Segmentation, labels_DHW: np.ndarray) -> list[str]:
-    """The classes that have voxels."""
+    """Return the classes that have voxels."""
     found = np.zeros(np.iinfo(labels_DHW.dtype).max + 1, bool)
-    for plane in labels_DHW:  # an index takes 8 bytes per voxel
+    for plane in labels_DHW:  # by plane, as an index takes 8 bytes per voxel
         found[plane] = True
     return [name for name in segmentation.names if found[list(segmentation.values(name))].any()]
 
 
 def _frames(segmentation: Segmentation, labels_DHW: np.ndarray, names: Sequence[str]) -> np.ndarray:
-    """Numbers of segments from 1, (D, H, W); for regions, which overlap, a mask each, (D, H, W, K)."""
+    """Return segment numbers from 1, (D, H, W); for regions, which may overlap, one mask each, (D, H, W, K)."""
     if segmentation.regions:
         return np.stack([np.isin(labels_DHW, segmentation.values(name)) for name in names], axis=-1)
     table = np.zeros(np.iinfo(labels_DHW.dtype).max + 1, np.min_scalar_type(len(names)))
@@ -281,6 +282,6 @@ def _descriptions(highdicom: ModuleType, names: Sequence[str], identity: Any) ->
 
 
 def _label(name: str) -> str:
-    """A name that a DICOM long string can hold: a backslash would part it."""
+    """Return a name that a DICOM long string can hold: a backslash would split it into several values."""
     printable = "".join(letter if letter.isprintable() else " " for letter in name.replace("\\", "/"))
     return printable[:LABEL_LENGTH].strip() or "?"

@@ -1,4 +1,4 @@
-"""Which planes of a volume are shown, and which way up? Cuts through a segmentation in radiological orientation."""
+"""Cut planes through a segmentation and its image in radiological orientation, and draw them as pictures."""
 
 from dataclasses import dataclass
 
@@ -10,22 +10,22 @@ from stunet.results.colours import unit_colour
 from stunet.results.segmentation import Segmentation
 
 FILL = 0.4  # opacity inside a structure; its outline has 1
-AXES = "LPS"  # what x, y and z grow towards after turning
-# Name of a plane by the axis that it is normal to, and the letters of its edges: left, right, top, bottom.
+AXES = "LPS"  # directions in which x, y and z increase after turning
+# Name of a plane by the axis that it is normal to, and the letters at its edges: left, right, top, bottom.
 PLANES = {2: ("axial", "RLAP"), 1: ("coronal", "RLSI"), 0: ("sagittal", "APSI")}
 
 
 @dataclass(frozen=True)
 class Plane:
-    """One plane, rows downwards.
+    """One plane; its rows run downwards.
 
     Attributes:
-        caption: Its name and place.
-        edges: What lies at the left, right, top and bottom; empty where the file does not say.
+        caption: Its name and position.
+        edges: The directions at the left, right, top and bottom; empty if the file does not state them.
         image: Intensities, (rows, columns).
-        labels: Values, of the same shape.
+        labels: Label values, of the same shape.
         size_mm: Height and width.
-        tilt: The largest angle in degrees between an axis of the image and that of the patient that it is taken for.
+        tilt: The largest angle in degrees between an axis of the image and the patient axis it is taken for.
     """
 
     caption: str
@@ -37,9 +37,9 @@ class Plane:
 
 
 def cut(segmentation: Segmentation, image_DHW: np.ndarray) -> list[Plane]:
-    """An axial, a coronal and a sagittal plane where most voxels are segmented, or in the middle where none are.
+    """Return an axial, a coronal and a sagittal plane where most voxels are segmented, or the middle ones if none are.
 
-    A volume of one slice has only that plane. The arrays are turned and flipped as views, nothing is resampled.
+    A volume of one slice yields only that plane. The arrays are turned and flipped as views; nothing is resampled.
     """
     turn, tilt = _orientation(segmentation)
     labels, image = (
@@ -71,14 +71,14 @@ def cut(segmentation: Segmentation, image_DHW: np.ndarray) -> list[Plane]:
 
 
 def overlay(plane: Plane, segmentation: Segmentation, scale: float, low: float, high: float) -> np.ndarray:
-    """The plane as a picture, (rows, columns, 3) from 0 to 1: grey values with coloured structures and outlines.
+    """Draw the plane as a picture, (rows, columns, 3) from 0 to 1: grey values, coloured structures and outlines.
 
     Args:
-        plane: One of `cut`.
-        segmentation: That it was cut from, for the names of the values.
+        plane: One of those from cut().
+        segmentation: The segmentation that it was cut from, for the names of the values.
         scale: Pixels per mm.
-        low: The intensity that is black.
-        high: The intensity that is white.
+        low: The intensity shown black.
+        high: The intensity shown white.
     """
     shape = tuple(max(1, round(size * scale)) for size in plane.size_mm)
     factors = [size / old for size, old in zip(shape, plane.labels.shape, strict=True)]
@@ -95,7 +95,7 @@ def overlay(plane: Plane, segmentation: Segmentation, scale: float, low: float, 
 
 
 def _orientation(segmentation: Segmentation) -> tuple[np.ndarray, float]:
-    """How the axes (x, y, z) become L, P, S, in nibabel's form, and by how many degrees they miss these at most."""
+    """Return how axes (x, y, z) become L, P, S, in nibabel's form, and by how many degrees they deviate at most."""
     if segmentation.is_2d:  # a picture, shown as it is stored
         return np.array([[0.0, 1.0], [1.0, 1.0], [2.0, 1.0]]), 0.0
     affine = segmentation.affine_ras
@@ -107,7 +107,7 @@ def _orientation(segmentation: Segmentation) -> tuple[np.ndarray, float]:
 
 
 def _fullest(labels_xyz: np.ndarray) -> list[int]:
-    """The index along each axis of the plane with most foreground; the middle where there is none."""
+    """Return, for each axis, the index of the plane with most foreground; the middle if there is none."""
     counts = [np.zeros(size, np.int64) for size in labels_xyz.shape]
     for index in range(labels_xyz.shape[2]):
         inside = labels_xyz[:, :, index] != 0
@@ -118,7 +118,7 @@ def _fullest(labels_xyz: np.ndarray) -> list[int]:
 
 
 def _outline(labels: np.ndarray) -> np.ndarray:
-    """Pixels with a neighbour of another value beside or below them, and those neighbours."""
+    """Return which pixels differ in value from the pixel to the right or below, together with those neighbours."""
     edge = np.zeros(labels.shape, bool)
     for axis in (0, 1):
         differs = np.diff(labels.astype(np.int32), axis=axis) != 0

@@ -1,7 +1,7 @@
-"""Did it work? A picture of three planes through the segmentation, as a radiologist would hold them.
+"""Draw a picture of three planes through a segmentation, oriented as in radiology, to see whether it worked.
 
-The patient's right is on the left of the picture, anterior or superior is up; the letters at the edges say so. Voxels
-keep their shape in mm, and all planes have one scale. planes.py cuts and colours the planes.
+The patient's right is on the left of the picture, anterior or superior is up; letters at the edges indicate it. Voxels
+keep their shape in mm, and all planes have the same scale. planes.py cuts and colours the planes.
 """
 
 import warnings
@@ -19,10 +19,10 @@ from stunet.results.planes import Plane, cut, overlay
 from stunet.results.segmentation import Segmentation
 
 SIDE = 560  # pixels of the longest side of a plane
-GAP, TOP, HEAD = 26, 40, 36  # pixels: around planes, above all of them, above each for its name
+GAP, TOP, HEAD = 26, 40, 36  # pixels: around planes, above all of them, above each one for its name
 ROW, COLUMN = 17, 210  # pixels: of the legend
-LEAST_ROWS, LEAST_WIDTH = 8, 130  # lines of the legend, pixels for the name of a plane
-LEGEND = 60  # classes that it shows at most
+LEAST_ROWS, LEAST_WIDTH = 8, 130  # minimum lines of the legend, minimum pixels for the name of a plane
+LEGEND = 60  # maximum number of classes in it
 DPI = 100
 SOFT_TISSUE, LUNG = (-160.0, 240.0), (-1350.0, 150.0)  # HU: width 400 at 40, width 1500 at -600
 PERCENTILES = 1.0, 99.5
@@ -32,13 +32,13 @@ WHITE, GREY = "#f0f0f0", "#9a9a9a"
 def write_preview(
     segmentation: Segmentation, image_DHW: np.ndarray, path: Path, is_ct: bool = False, title: str = ""
 ) -> None:
-    """Writes a PNG with a plane of each direction where most is segmented; a single slice is one plane.
+    """Write a PNG with a plane of each direction where most is segmented; a single slice gives one plane.
 
     Args:
-        segmentation: May be empty: then the planes are in the middle.
-        image_DHW: A channel of the original image, on the same grid.
+        segmentation: May be empty: the planes are then in the middle.
+        image_DHW: One channel of the original image, on the same grid.
         path: Ends with .png.
-        is_ct: Whether the image is in HU and gets a window; others are shown between percentiles.
+        is_ct: Whether the image is in HU and shown with a CT window; others are shown between percentiles.
         title: Usually the name of the case.
 
     Raises:
@@ -64,12 +64,12 @@ def write_preview(
         canvas.add_plane(index, plane, picture)
     canvas.add_legend(names, [segmentation.value_names[segmentation.names[name]] for name in names])
     with whole(path) as part, warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing")  # names in letters that the font lacks become boxes
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # letters of names that the font lacks become boxes
         canvas.figure.savefig(part, format="png", dpi=DPI, facecolor="black")
 
 
 class _Canvas:
-    """A figure of planes in columns and a legend; all measures are pixels from its upper left corner."""
+    """A figure with planes in columns and a legend; all measures are in pixels from its upper left corner."""
 
     def __init__(self, pictures: Sequence[np.ndarray], classes: int) -> None:
         self.corners: dict[int, tuple[int, int]] = {}
@@ -89,7 +89,7 @@ class _Canvas:
         FigureCanvasAgg(self.figure)
 
     def add_plane(self, index: int, plane: Plane, picture: np.ndarray) -> None:
-        """A plane with its name above and the letters of its edges."""
+        """Draw a plane with its name above and the letters at its edges."""
         left, top = self.corners[index]
         rows, columns = picture.shape[:2]
         box = (left / self.width, 1 - (top + rows) / self.height, columns / self.width, rows / self.height)
@@ -107,7 +107,7 @@ class _Canvas:
             self.add_text(x, y, letter, 10, WHITE)
 
     def add_legend(self, names: Sequence[str], texts: Sequence[str]) -> None:
-        """A line for each class in the planes, or as many as there is room for."""
+        """Draw a line for each class in the planes, or as many as fit."""
         shown = len(names) if len(names) <= self.room else self.room - 1
         rows: list[tuple[str, str]] = list(zip(names[:shown], texts[:shown], strict=True))
         if shown < len(names):
@@ -120,20 +120,20 @@ class _Canvas:
             self.add_text(x + 16, y, text if len(text) <= 30 else f"{text[:29]}…", 8, WHITE if name else GREY)
 
     def add_text(self, x: float, y: float, text: str, size: int, colour: str | tuple[float, float, float]) -> None:
-        """A line of text whose upper left corner is at x, y."""
+        """Write a line of text with its upper left corner at x, y."""
         place = (x / self.width, 1 - y / self.height)
         self.figure.text(*place, text, size=size, color=colour, va="top", parse_math=False)
 
 
 def _columns(heights: Sequence[int]) -> list[list[int]]:
-    """Which planes stand below each other: the coronal and the sagittal one of a volume of few slices."""
+    """Return the planes of each column; coronal and sagittal share one if the volume has few slices."""
     if len(heights) == 3 and heights[1] + heights[2] + HEAD + GAP <= max(heights[0], SIDE // 2):
         return [[0], [1, 2]]
     return [[index] for index in range(len(heights))]
 
 
 def _window(planes: Sequence[Plane], is_ct: bool) -> tuple[float, float]:
-    """The intensities that are shown black and white."""
+    """Return the intensities that are shown black and white."""
     values = np.concatenate([plane.image.ravel() for plane in planes])
     if is_ct:
         inside = values[np.concatenate([plane.labels.ravel() for plane in planes]) > 0]

@@ -1,6 +1,6 @@
-"""What did a run do, with what, and how long did each part take? One JSON file for it.
+"""Record what a run did, with what, and how long each part took, in one JSON file.
 
-The command fills a RunReport case by case and writes it at the end, also after an error or an interruption.
+The command fills a RunReport case by case and writes it at the end, even after an error or an interruption.
 """
 
 import platform
@@ -25,15 +25,15 @@ PACKAGES = ("nnunetv2", "torch")
 
 @dataclass
 class CaseReport:
-    """One case.
+    """One case of a run.
 
     Attributes:
-        name: Of the case.
-        seconds: Wall time by stage, of STAGES; a stage that was not reached is missing.
-        peak_gb: The largest memory that the process had by the end of the case; it never falls from case to case.
-        device_peak_gb: That of the GPU, where the caller knows it.
+        name: Name of the case.
+        seconds: Wall time by stage, for STAGES; a stage that was not reached is missing.
+        peak_gb: Peak memory of the process by the end of the case; it never decreases from case to case.
+        device_peak_gb: That of the GPU, if the caller knows it.
         error: What went wrong, with the hint; None after success.
-        files: What was written.
+        files: The files that were written.
     """
 
     name: str
@@ -45,10 +45,10 @@ class CaseReport:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Adds the time that its block takes, also when it fails.
+        """Add the time that its block takes, even if the block fails.
 
         Raises:
-            ValueError: `name` is none of STAGES.
+            ValueError: `name` is not one of STAGES.
         """
         if name not in STAGES:
             raise ValueError(f"{name!r} is none of {', '.join(STAGES)}")
@@ -60,7 +60,7 @@ class CaseReport:
             self.peak_gb = round(peak_gb(), 3)
 
     def fail(self, error: StunetError) -> None:
-        """Notes an error as the command shows it."""
+        """Record an error as the command shows it."""
         self.error = f"{error.message}; {error.hint}" if error.hint else error.message
 
 
@@ -69,11 +69,11 @@ class RunReport:
     """A run.
 
     Attributes:
-        command: As it was called, argument by argument.
-        device: That the network ran on.
-        made_by: What decides the results, as Predictor.made_by has it, with the hashes of the weights.
-        versions: Of Python and packages.
-        started: In UTC, ISO 8601.
+        command: The command line, argument by argument.
+        device: The device that the network ran on.
+        made_by: What determines the results, as in Predictor.made_by, with the hashes of the weights.
+        versions: Versions of Python and packages.
+        started: Start time in UTC, ISO 8601.
         cases: One per case, in the order of the run.
     """
 
@@ -85,15 +85,15 @@ class RunReport:
     cases: list[CaseReport] = field(default_factory=list)
 
     def case(self, name: str) -> CaseReport:
-        """A new case."""
+        """Add a case and return its report."""
         self.cases.append(CaseReport(name))
         return self.cases[-1]
 
     def write(self, path: Path) -> None:
-        """Writes what there is, with the end of the run: now.
+        """Write what has been recorded so far, with the current time as the end of the run.
 
         Raises:
-            DataError: The folder is missing or cannot be written.
+            DataError: The folder is missing or not writable.
             OSError: The disk is full.
         """
         failed = sum(case.error is not None for case in self.cases)
@@ -105,25 +105,25 @@ class RunReport:
 
 
 def versions() -> dict[str, str]:
-    """Of Python and the packages that decide results, read from their metadata; torch is not imported for it."""
+    """Return versions of Python and of the packages that determine results, from metadata, without importing torch."""
     found = {"stunet": __version__, "python": platform.python_version()}
     for package in PACKAGES:
         try:
             found[package] = version(package)
-        except PackageNotFoundError:  # put on the path by hand
+        except PackageNotFoundError:  # on the path, but not installed
             found[package] = "unknown"
     return found
 
 
 def peak_gb() -> float:
-    """The largest resident memory of this process so far, in 10^9 bytes."""
+    """Return the peak resident memory of this process so far, in 10^9 bytes."""
     try:
         found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
     except OSError:
         found = None
     if found:
         return int(found[1]) * 1024 / 1e9
-    import resource  # not on Windows; on Linux it would count the process that started this one as well
+    import resource  # missing on Windows; on Linux its value would include the process that started this one
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e9
 

@@ -1,6 +1,6 @@
-"""What is a finished segmentation? Its labels, the names of their values, and where its voxels lie.
+"""A finished segmentation: its labels, the names of their values, and where its voxels lie.
 
-Everything else in this folder takes a Segmentation; the prediction makes one of what it has in memory.
+Everything else in this folder takes a Segmentation; prediction makes one of what it has in memory.
 """
 
 from collections.abc import Mapping
@@ -23,13 +23,13 @@ class Segmentation:
     """Labels on the grid of a file.
 
     Attributes:
-        labels_DHW: Values, uint8 or uint16; a 2D image is one slice.
-        names: Value in `labels_DHW` by name of the class, without the background, which is 0.
-        spacing: In mm, (D, H, W); for the one slice of a 2D image the first is nnU-Net's, and no thickness.
-        origin: Of the first voxel in mm, ITK's (x, y, z) in LPS; two numbers where the file is a 2D image.
+        labels_DHW: Label values, uint8 or uint16; a 2D image is one slice.
+        names: Value in `labels_DHW` by class name, without the background, which is 0.
+        spacing: In mm, (D, H, W); for the one slice of a 2D image the first is nnU-Net's marker, not a thickness.
+        origin: Position of the first voxel in mm, ITK's (x, y, z) in LPS; two numbers if the file is a 2D image.
         direction: ITK's direction cosines, row by row: 9 numbers, or 4.
-        regions: For a model of regions the values whose union each name is; they may overlap. Empty for others.
-        forms: What the header of a NIfTI image says of its place, which NIfTI files of this segmentation copy.
+        regions: For a model with regions, the values whose union each name is; they may overlap. Empty otherwise.
+        forms: What the header of a NIfTI image states about its place; NIfTI files of this segmentation copy it.
     """
 
     labels_DHW: np.ndarray
@@ -44,13 +44,13 @@ class Segmentation:
     def from_properties(
         cls, labels_DHW: np.ndarray, properties: Mapping[str, Any], dataset: Mapping[str, Any]
     ) -> "Segmentation":
-        """A segmentation with the geometry that one of nnU-Net's readers said the image has.
+        """Make a segmentation with the geometry that one of nnU-Net's readers returned for the image.
 
         Args:
-            labels_DHW: In the axes of the image as the reader gave it.
+            labels_DHW: In the axes of the image as the reader returned it.
             properties: The reader's: sitk_stuff, nibabel_stuff, or only `spacing` (TIFF, PNG: placed at 0); and `nifti`
-                where a header was read (nifti_header.forms).
-            dataset: dataset.json with the `labels` of the values, of regions also with regions_class_order.
+                if a header was read (nifti_header.forms).
+            dataset: dataset.json with the `labels` of the values; for regions also with regions_class_order.
 
         Raises:
             DataError: The values have no names, or do not fit 16 bits.
@@ -67,15 +67,15 @@ class Segmentation:
     def value_names(self) -> dict[int, str]:
         """What a voxel of each value is.
 
-        With regions a value is what is left of its region without those in it that do not have the value: where a
-        tumour of 1 and 2 has a core of 2, value 1 is `tumour without core`.
+        With regions, a value marks its region minus those inside it that do not contain the value: if a tumour of
+        values 1 and 2 has a core of 2, value 1 is `tumour without core`.
         """
         if not self.regions:
             return {value: name for name, value in self.names.items()}
         return {value: self._remainder(name, value) for name, value in self.names.items()}
 
     def values(self, name: str) -> tuple[int, ...]:
-        """All values that belong to a class."""
+        """Return all values that belong to a class."""
         return self.regions.get(name, (self.names[name],))
 
     @property
@@ -85,7 +85,7 @@ class Segmentation:
 
     @property
     def voxel_mm3(self) -> float | None:
-        """The volume of a voxel; none in a 2D image."""
+        """The volume of a voxel; None for a 2D image."""
         return None if self.is_2d else float(np.prod(self.spacing))
 
     @property
@@ -98,7 +98,7 @@ class Segmentation:
         return np.diag([*np.diag(LPS_OF_RAS), 1.0]) @ affine
 
     def to_sitk(self) -> "SimpleITK.Image":
-        """The image as ITK has it; 2D where the file is."""
+        """Return the label map as an ITK image; 2D if the file is."""
         import SimpleITK
 
         image = SimpleITK.GetImageFromArray(self.labels_DHW[0] if self.is_2d else self.labels_DHW)
@@ -118,12 +118,12 @@ class Segmentation:
 
 
 def class_names(dataset: Mapping[str, Any]) -> tuple[dict[str, int], dict[str, tuple[int, ...]]]:
-    """Value by class and, for regions, the values that each is made of, from a dataset.json.
+    """Return, from a dataset.json, the value of each class and, for regions, the values that each is made of.
 
-    nnU-Net writes the i-th number of regions_class_order where the i-th region is found, later ones over earlier.
+    nnU-Net writes the i-th number of regions_class_order where the i-th region is found; later ones overwrite earlier.
 
     Raises:
-        DataError: There are regions, but not one number of regions_class_order for each.
+        DataError: There are regions, but regions_class_order does not have one number for each.
     """
     labels = dataset["labels"]
     values = {name: tuple(np.atleast_1d(labels[name]).astype(int).tolist()) for name in head_classes(labels)}
@@ -140,14 +140,14 @@ def class_names(dataset: Mapping[str, Any]) -> tuple[dict[str, int], dict[str, t
 
 
 def _place(properties: Mapping[str, Any]) -> tuple[tuple[float, ...], tuple[float, ...], tuple[float, ...]]:
-    """Spacing (D, H, W), and origin and direction as ITK has them."""
+    """Return spacing (D, H, W), and origin and direction in ITK's convention."""
     spacing = tuple(map(float, properties["spacing"]))
     if itk := properties.get("sitk_stuff"):
         return spacing, tuple(map(float, itk["origin"])), tuple(map(float, itk["direction"]))
     if nibabel := properties.get("nibabel_stuff"):
         affine = np.asarray(nibabel.get("reoriented_affine", nibabel["original_affine"]), float)
         axes, origin = LPS_OF_RAS @ affine[:3, :3], LPS_OF_RAS @ affine[:3, 3]
-        lengths = np.linalg.norm(axes, axis=0)  # the header's pixdim may say something else
+        lengths = np.linalg.norm(axes, axis=0)  # the header's pixdim may differ
         return tuple(lengths[::-1].tolist()), tuple(origin.tolist()), tuple((axes / lengths).ravel().tolist())
-    size = 2 if spacing[0] == 999 else 3  # how nnU-Net's reader of PNG marks a 2D image
+    size = 2 if spacing[0] == 999 else 3  # nnU-Net's PNG reader marks a 2D image with 999
     return spacing, (0.0,) * size, tuple(np.eye(size).ravel().tolist())

@@ -1,6 +1,7 @@
-"""How large is each structure, and how bright? Volume, mean and standard deviation, counted slab by slab.
+"""Measure volume, mean intensity and standard deviation of each structure, slab by slab.
 
-What touches the border of the image may go on outside: its volume is a lower bound, and the result says so.
+A structure that touches the border of the image may continue outside: its volume is a lower bound, and the result
+records that.
 """
 
 import csv
@@ -16,12 +17,12 @@ from stunet.files import alone, read_json, whole, write_json
 from stunet.names import cells
 from stunet.results.segmentation import Segmentation
 
-SLAB_VOXELS = 1 << 21  # 8 bytes each for values and intensities while they are counted
+SLAB_VOXELS = 1 << 21  # values and intensities take 8 bytes each per voxel while they are counted
 
 
 @dataclass(frozen=True)
 class Intensity:
-    """Of the voxels of a class in a channel of the image, in its own units (HU for CT); divided by N, not N - 1."""
+    """Intensity of a class in a channel of the image, in its own units (HU for CT); std divides by N, not N - 1."""
 
     mean: float
     std: float
@@ -29,12 +30,12 @@ class Intensity:
 
 @dataclass(frozen=True)
 class Measurement:
-    """What is known of a class in a case.
+    """What was measured for a class in a case.
 
     Attributes:
-        voxels: How many it has.
+        voxels: Number of voxels.
         volume_mm3: None for 2D images.
-        touches_border: Whether some lie in the outermost voxels of the image.
+        touches_border: Whether some of them are in the outermost voxels of the image.
         intensity: By channel; None without voxels.
     """
 
@@ -45,12 +46,12 @@ class Measurement:
 
 
 def measure(segmentation: Segmentation, image_CDHW: np.ndarray, channels: Sequence[str]) -> dict[str, Measurement]:
-    """Measures every class; with regions a class is all of its region.
+    """Measure every class; with regions, a class is all of its region.
 
     Args:
         segmentation: On the grid of the image.
         image_CDHW: The original image, before preprocessing.
-        channels: Names of the channels to measure, the first ones of the image.
+        channels: Names of the channels to measure, which are the first ones of the image.
 
     Raises:
         DataError: Image and segmentation differ in shape.
@@ -63,7 +64,7 @@ def measure(segmentation: Segmentation, image_CDHW: np.ndarray, channels: Sequen
         )
     top = max((value for name in segmentation.names for value in segmentation.values(name)), default=0)
     image = image_CDHW[: len(channels)]
-    # Sums of squares are of distances from a value in the middle, or they would drown small deviations.
+    # Squares are summed relative to a central value; otherwise a large mean would cancel out small deviations.
     shifts = [float(channel.mean(dtype=np.float64)) for channel in image]
     counts, sums, squares = _count(labels, image, shifts, top + 1)
     border = _on_border(labels, top + 1)
@@ -89,17 +90,17 @@ def measure(segmentation: Segmentation, image_CDHW: np.ndarray, channels: Sequen
 def add_statistics(
     folder: Path, cases: Mapping[str, Mapping[str, Measurement]], stale: Container[str], stem: str = "statistics"
 ) -> None:
-    """Adds cases to the statistics in a folder, which other processes may do at the same time.
+    """Add cases to the statistics in a folder, to which other processes may add at the same time.
 
     Args:
-        folder: Of STEM.json and STEM.csv.
-        cases: As of write_statistics().
-        stale: Names of cases that are no longer what the files say of them.
-        stem: Of the names of the files.
+        folder: Folder of STEM.json and STEM.csv.
+        cases: As for write_statistics().
+        stale: Names of cases whose statistics in the files are no longer valid.
+        stem: First part of the file names.
 
     Raises:
-        DataError: What stands there cannot be read.
-        OSError: As of write_statistics().
+        DataError: The existing statistics cannot be read.
+        OSError: As for write_statistics().
     """
     path = folder / f"{stem}.json"
     with alone(folder / f".lock-{stem}", "", "", wait=lambda what: None):
@@ -108,10 +109,10 @@ def add_statistics(
 
 
 def write_statistics(folder: Path, cases: Mapping[str, Mapping[str, Measurement]], stem: str = "statistics") -> None:
-    """Writes STEM.json (case, class, measurement) and STEM.csv (a row per case and class) into a folder.
+    """Write STEM.json (case, class, measurement) and STEM.csv (one row per case and class) into a folder.
 
     Raises:
-        OSError: The folder cannot be written, or the disk is full; no file is left half written.
+        OSError: The folder is not writable, or the disk is full; no file is left half written.
     """
     channels = list(dict.fromkeys(c for rows in cases.values() for row in rows.values() for c in row.intensity or {}))
     with whole(folder / f"{stem}.csv") as part, part.open("w", newline="") as file:
@@ -124,15 +125,15 @@ def write_statistics(folder: Path, cases: Mapping[str, Mapping[str, Measurement]
                 values = [x for entry in found for x in ((entry.mean, entry.std) if entry else ("", ""))]
                 volume = "" if row.volume_mm3 is None else row.volume_mm3
                 writer.writerow(cells([case, name, row.voxels, volume, int(row.touches_border), *values]))
-    # The last one: a run that goes on measures what is not in it.
+    # Written last: a run that continues measures the cases that are not in it.
     write_json(folder / f"{stem}.json", {case: {k: asdict(v) for k, v in rows.items()} for case, rows in cases.items()})
 
 
 def read_statistics(path: Path) -> dict[str, dict[str, Measurement]]:
-    """What write_statistics wrote as JSON; a run that goes on keeps the cases that are done.
+    """Read what write_statistics wrote as JSON; a run that continues keeps the cases that are done.
 
     Raises:
-        DataError: It is no such file.
+        DataError: The file is not of this kind.
     """
     try:
         content = read_json(path)
@@ -151,7 +152,7 @@ def _measurement(row: dict[str, Any]) -> Measurement:
 def _count(
     labels: np.ndarray, image_CDHW: np.ndarray, shifts: Sequence[float], length: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Voxels (L,), and sums and sums of squares of the shifted intensities (C, L), by value up to `length`."""
+    """Return voxels (L,), and sums and sums of squares of shifted intensities (C, L), by value below `length`."""
     counts = np.zeros(length, np.int64)
     sums, squares = np.zeros((2, len(image_CDHW), length))
     planes = max(1, SLAB_VOXELS // max(1, labels[:1].size))
@@ -168,7 +169,7 @@ def _count(
 
 
 def _on_border(labels: np.ndarray, length: int) -> np.ndarray:
-    """Whether each value lies in an outermost plane, of the axes that have more than one."""
+    """Return whether each value occurs in an outermost plane, for axes that have more than one plane."""
     found = np.zeros(max(length, np.iinfo(labels.dtype).max + 1), bool)
     for axis in range(labels.ndim):
         if labels.shape[axis] > 1:

@@ -1,6 +1,6 @@
-"""Which values does a segmentation keep when only some of its classes are wanted? Decided after the argmax.
+"""Reduce a segmentation to some of its classes, after the argmax.
 
-So the classes that are left out still compete for voxels, and those that stay are what they are in the whole result.
+The omitted classes therefore still compete for voxels, and the remaining ones are the same as in the full result.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,16 +14,16 @@ from stunet.results.segmentation import class_names
 
 
 def choose_classes(wanted: Sequence[str], names: Sequence[str]) -> list[str]:
-    """The classes of a model that these names mean, in the model's order.
+    """Return the classes of a model that these names refer to, in the model's order.
 
-    A name is the model's own, another one for the same class, or one for several (`kidney`: left and right).
+    A name may be the model's own, a synonym of it, or one for several classes (`kidney`: left and right).
 
     Args:
         wanted: Names as users write them.
-        names: Of the model, without the background.
+        names: The model's, without the background.
 
     Raises:
-        UsageError: The model does not have a class; the hint names the nearest ones.
+        UsageError: The model lacks a class; the hint names the closest ones.
     """
     rows = match_classes(wanted, names)
     missing = [row for row in rows if not row.sources]
@@ -38,14 +38,14 @@ def choose_classes(wanted: Sequence[str], names: Sequence[str]) -> list[str]:
 
 
 def subset_table(wanted: Sequence[str], dataset: Mapping[str, Any]) -> np.ndarray:
-    """The new value for each value of the segmentation, to be looked up by labels.apply: itself, or 0.
+    """Return the new value for each value of the segmentation, for lookup by labels.apply: itself, or 0.
 
-    With regions a value becomes that of the last region that is wanted among those that it belongs to, as if the model
-    had only these.
+    With regions, a value becomes that of the last wanted region among those that it belongs to, as if the model had
+    only the wanted ones.
 
     Args:
         wanted: As for choose_classes.
-        dataset: dataset.json that describes the segmentation.
+        dataset: dataset.json of the segmentation.
 
     Raises:
         UsageError: As choose_classes.
@@ -59,7 +59,7 @@ def subset_table(wanted: Sequence[str], dataset: Mapping[str, Any]) -> np.ndarra
 
 
 def subset_dataset(wanted: Sequence[str], dataset: Mapping[str, Any]) -> dict[str, Any]:
-    """The dataset.json that describes what subset_table leaves.
+    """Return the dataset.json that describes the result of subset_table.
 
     Raises:
         UsageError: As choose_classes.

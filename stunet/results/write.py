@@ -1,12 +1,13 @@
-"""How does a segmentation become a file that viewers show with names and colours?
+"""Write segmentations to files that viewers show with names and colours.
 
-NIfTI: the table of labels stands in header extensions, in the XML of Caret that TotalSegmentator writes too, twice:
-first with code 0, which TotalSegmentator's load_multilabel_nifti reads through nibabel's get_content (it refuses code
-30), then with Caret's code 30, as Connectome Workbench reads no other (VolumeFile::parseExtensions). Others skip both.
+NIfTI: the label table is stored in header extensions, in Caret's XML, as TotalSegmentator also writes it, twice: first
+with code 0, which TotalSegmentator's load_multilabel_nifti reads through nibabel's get_content (it rejects code 30),
+then with Caret's code 30, the only one that Connectome Workbench reads (VolumeFile::parseExtensions). Other programs
+skip both.
 seg.nrrd: 3D Slicer's format (its developer guide, Segmentations). ITK-SNAP opens both without names, which it takes
 from a label description file (itksnap -l FILE; its ColorLabelTable::LoadFromFile).
 
-All is written whole or not at all; that a disk is full is an OSError here, where ITK's writers say nothing.
+Every file is written whole or not at all; a full disk is an OSError here, whereas ITK's writers do not report it.
 """
 
 import gzip
@@ -24,16 +25,16 @@ from stunet.nifti_header import apply_forms
 from stunet.results.colours import colour, unit_colour
 from stunet.results.segmentation import Segmentation
 
-LEVEL, MASK_LEVEL = 6, 3  # of gzip: a higher one makes files half as large and takes thrice as long, for each mask
+LEVEL, MASK_LEVEL = 6, 3  # of gzip: 6 makes masks half as large as 3 does, but takes three times as long for each
 EXTENSION_CODES = 0, 30
-SCANNER = 1  # qform and sform code as ITK writes them
+SCANNER = 1  # qform and sform code, as written by ITK
 
 
 def write_nifti(segmentation: Segmentation, path: Path) -> None:
-    """Writes one file .nii or .nii.gz with the names and colours of its values in a header extension.
+    """Write one .nii or .nii.gz file with the names and colours of its values in a header extension.
 
     Raises:
-        OSError: It cannot be written, or the disk is full.
+        OSError: The file cannot be written, or the disk is full.
     """
     xml = _caret_xml(segmentation).encode()
     extensions = [nibabel.nifti1.Nifti1Extension(code, xml) for code in EXTENSION_CODES]
@@ -41,13 +42,13 @@ def write_nifti(segmentation: Segmentation, path: Path) -> None:
 
 
 def write_masks(segmentation: Segmentation, folder: Path) -> list[Path]:
-    """Writes a new folder with a file CLASS.nii.gz of 0 and 1 for every class, empty or not, as TotalSegmentator does.
+    """Write a new folder with a binary CLASS.nii.gz for every class, empty or not, as TotalSegmentator does.
 
     Masks of regions overlap where the regions do.
 
     Raises:
         DataError: The folder exists, or two classes would have the same file.
-        OSError: It cannot be written, or the disk is full.
+        OSError: The folder cannot be written, or the disk is full.
     """
     names = {name: f"{file_name(name)}.nii.gz" for name in segmentation.names}
     if len({file.casefold() for file in names.values()}) < len(names):
@@ -63,10 +64,10 @@ def write_masks(segmentation: Segmentation, folder: Path) -> list[Path]:
 
 
 def write_seg_nrrd(segmentation: Segmentation, path: Path) -> None:
-    """Writes 3D Slicer's segmentation format; the name should end with .seg.nrrd, by which Slicer knows it.
+    """Write 3D Slicer's segmentation format; the name should end with .seg.nrrd, by which Slicer recognises it.
 
     Raises:
-        OSError: It cannot be written, or the disk is full.
+        OSError: The file cannot be written, or the disk is full.
     """
     with whole(path) as part, part.open("wb") as file:
         file.write("\n".join([*_nrrd_header(segmentation), "", ""]).encode())
@@ -76,10 +77,10 @@ def write_seg_nrrd(segmentation: Segmentation, path: Path) -> None:
 
 
 def write_itksnap_labels(segmentation: Segmentation, path: Path) -> None:
-    """Writes ITK-SNAP's label description file, which serves all cases with the same classes.
+    """Write ITK-SNAP's label description file, which serves all cases with the same classes.
 
     Raises:
-        OSError: It cannot be written, or the disk is full.
+        OSError: The file cannot be written, or the disk is full.
     """
     rows = ["# ITK-SnAP Label Description File", "# IDX   -R-  -G-  -B-  -A--  VIS MSH  LABEL"]
     rows.append('    0     0    0    0        0  0  0    "Clear Label"')
@@ -107,7 +108,7 @@ def _write_nifti(
     if segmentation.forms:
         apply_forms(image.header, segmentation.forms)
     else:
-        image.header.set_qform(affine, SCANNER if straight else 0)  # a quaternion cannot shear
+        image.header.set_qform(affine, SCANNER if straight else 0)  # a quaternion cannot represent shear
         image.header.set_sform(affine, SCANNER)
         image.header.set_xyzt_units("mm")
     image.header.extensions.extend(extensions)
@@ -120,7 +121,7 @@ def _write_nifti(
 
 
 def _packed(file: IO[bytes], level: int) -> gzip.GzipFile:
-    """A stream into a file whose bytes depend on nothing but the content."""
+    """Return a gzip stream into a file whose bytes depend only on the content."""
     return gzip.GzipFile(filename="", mode="wb", compresslevel=level, fileobj=file, mtime=0)
 
 
@@ -139,7 +140,7 @@ def _caret_xml(segmentation: Segmentation) -> str:
 
 
 def _nrrd_header(segmentation: Segmentation) -> list[str]:
-    """The lines of a NRRD header (teem.sourceforge.net/nrrd/format.html) with Slicer's fields."""
+    """Return the lines of an NRRD header (teem.sourceforge.net/nrrd/format.html) with Slicer's fields."""
     labels = segmentation.labels_DHW
     affine = np.diag([-1, -1, 1, 1]) @ segmentation.affine_ras
     depth, height, width = labels.shape
@@ -149,7 +150,7 @@ def _nrrd_header(segmentation: Segmentation) -> list[str]:
     lines += ["endian: little", "encoding: gzip", f"space origin: {_vector(affine[:3, 3])}"]
     lines += ["Segmentation_ContainedRepresentationNames:=Binary labelmap|"]
     lines += ["Segmentation_MasterRepresentation:=Binary labelmap", "Segmentation_ReferenceImageExtentOffset:=0 0 0"]
-    # Slicer cuts all segments of a layer to the extent of the first, so each has that of the image.
+    # Slicer crops all segments of a layer to the extent of the first, so each gets that of the image.
     extent = f"0 {width - 1} 0 {height - 1} 0 {depth - 1}"
     for index, (name, value) in enumerate(segmentation.names.items()):
         fields = {
@@ -171,5 +172,5 @@ def _vector(values: np.ndarray) -> str:
 
 
 def _line(name: str) -> str:
-    """A name on one line and without control characters, which no header can hold."""
+    """Return a name on one line and without control characters, which no header can hold."""
     return " ".join("".join(letter if letter.isprintable() else " " for letter in name).split())

@@ -1,4 +1,4 @@
-"""Which STU-Net do these tensors belong to? Everything but the strides stands in their names and shapes."""
+"""Recognise the STU-Net that tensors belong to: names and shapes determine everything but the strides."""
 
 import re
 from collections.abc import Mapping
@@ -19,7 +19,7 @@ _TYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 @dataclass(frozen=True)
 class Architecture:
-    """`size` is a key of SIZES, or None where width and depth are those of none; `classes` is 0 without heads."""
+    """`size` is a key of SIZES, or None if width and depth match none of them; `classes` is 0 without heads."""
 
     size: str | None
     width: int
@@ -31,10 +31,10 @@ class Architecture:
 
 
 def recognise(tensors: Mapping[str, Tensor], path: Path) -> Architecture:
-    """The STU-Net that the tensors belong to; the decoder and the heads may be missing.
+    """Return the STU-Net that the tensors belong to; the decoder and the heads may be missing.
 
     Raises:
-        WeightsError: They belong to another network, which is named, or do not fit together.
+        WeightsError: They belong to another network, which is named, or are inconsistent.
     """
     shapes = {name: tuple(value.shape) for name, value in tensors.items()}
     stem = shapes.get(_STEM, ())

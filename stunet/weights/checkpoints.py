@@ -1,8 +1,8 @@
-"""How is a checkpoint read without running anything in it, and written so that everybody can read it like that?
+"""Read checkpoints without executing anything in them, and write checkpoints that anyone can read that way.
 
 A .pth or .model file is a pickle, and a pickle may call any function. torch's restricted reader (`weights_only=True`)
-builds tensors and plain values; nnU-Net's own files also hold numpy scalars, which are the only addition to what it
-allows. reading.py says what a checkpoint means; inference/predictor.py puts one into a network.
+builds only tensors and plain values; nnU-Net's own files also hold numpy scalars, the only addition here to what it
+allows. reading.py interprets checkpoints; inference/predictor.py loads them into networks.
 """
 
 import json
@@ -24,7 +24,7 @@ from stunet.weights.container import check_container, check_seal, first_line, se
 from stunet.weights.foreign import UNREADABLE
 from stunet.weights.mapped import release
 
-FORMAT = 1  # of the metadata in our safetensors files, under the key "stunet"
+FORMAT = 1  # version of the metadata in our safetensors files, under the key "stunet"
 _scalar = np.float64(0).__reduce__()[0]
 ALLOWED: list[Any] = [
     # numpy 1 and numpy 2 pickle the same function under two names
@@ -36,11 +36,11 @@ ALLOWED: list[Any] = [
 
 
 def load_checkpoint(path: Path, map_location: str | torch.device = "cpu") -> dict[str, Any]:
-    """The content of a checkpoint of ours or of nnU-Net's; its tensors are mapped, and read when they are used.
+    """Return the content of a checkpoint of ours or of nnU-Net's; its tensors are memory-mapped, so read on use.
 
     Raises:
-        WeightsError: No such file, not a whole checkpoint, or one that asks for more than tensors and plain values;
-            nothing of it was executed then.
+        WeightsError: The file is missing or not a whole checkpoint, or asks for more than tensors and plain values; if
+            so, nothing in it was executed.
     """
     if not path.is_file():
         raise WeightsError(f"no checkpoint {str(path)!r}", "check the path, or choose another file with -chk")
@@ -62,25 +62,25 @@ def load_checkpoint(path: Path, map_location: str | torch.device = "cpu") -> dic
 
 
 def is_safetensors(path: Path) -> bool:
-    """By content: eight bytes with the length of the JSON header, and its brace."""
+    """Return whether a file is safetensors, by content: eight bytes with the JSON header's length, then its brace."""
     try:
         with path.open("rb") as file:
             start = file.read(9)
     except OSError:
-        return False  # load_checkpoint() says what is wrong
+        return False  # load_checkpoint() will report the error
     return start[8:] == b"{" and int.from_bytes(start[:8], "little") < 100_000_000
 
 
 def load_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """The tensors, mapped, and what save_weights() was given as `meta`, empty in files of others.
+    """Return the tensors, memory-mapped, and the `meta` given to save_weights(), which is empty in files of others.
 
     Raises:
-        WeightsError: Damaged, or written by a later version.
+        WeightsError: The file is damaged, or was written by a later version.
     """
     try:
         check_seal(path)
         with safetensors.safe_open(path, "pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # it is no dictionary
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a dictionary
             meta = json.loads((file.metadata() or {}).get("stunet", "{}"))
     except (safetensors.SafetensorError, RecursionError, *UNREADABLE) as error:
         if is_out_of_memory(error) or isinstance(error, PermissionError):
@@ -94,10 +94,10 @@ def load_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any
 
 
 def load_trained(path: Path) -> dict[str, Any]:
-    """The content of a checkpoint that training wrote: network_weights, and init_args with the configuration's name.
+    """Return the content of a checkpoint written by training: network_weights, and init_args with the configuration.
 
     Raises:
-        WeightsError: As load_checkpoint, or the checkpoint is of another kind.
+        WeightsError: As in load_checkpoint, or the checkpoint is of another kind.
     """
     checkpoint = load_checkpoint(path)
     weights, arguments = checkpoint.get("network_weights"), checkpoint.get("init_args")
@@ -111,10 +111,10 @@ def load_trained(path: Path) -> dict[str, Any]:
 
 
 def check_weights(path: Path, network: torch.nn.Module, weights: dict[str, torch.Tensor]) -> None:
-    """Sees that the weights read from `path` are those of the network, name by name and shape by shape.
+    """Check that the weights read from `path` are those of the network, name by name and shape by shape.
 
     Raises:
-        WeightsError: They are not; the message counts what differs and gives an example of each.
+        WeightsError: They are not; the message counts the differences and gives an example of each kind.
     """
     expected = {name: tuple(value.shape) for name, value in network.state_dict().items()}
     given = {name: tuple(value.shape) for name, value in weights.items()}
@@ -136,10 +136,10 @@ def check_weights(path: Path, network: torch.nn.Module, weights: dict[str, torch
 
 
 def check_finite(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
-    """Sees that no weight is NaN or infinite, and no convolution of the encoder nothing but zeros; reads all of them.
+    """Check all values: none may be NaN or infinite, and no convolution of the encoder may consist of zeros only.
 
     Raises:
-        WeightsError: One is; the message names the first and counts the others.
+        WeightsError: A tensor fails the check; the message names the first one and gives their number.
     """
     bad, empty = [], []
     for name, value in tensors.items():
@@ -163,27 +163,27 @@ def check_finite(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
 
 
 def save_checkpoint(content: dict[str, Any], path: Path) -> None:
-    """Writes a checkpoint that loads with `weights_only=True` alone; the file appears whole or not at all.
+    """Write a checkpoint that loads with plain `weights_only=True`; the file appears whole or not at all.
 
-    Numpy scalars and arrays become Python numbers and lists; tensors stay as they are.
+    Numpy scalars and arrays become Python numbers and lists; tensors are unchanged.
 
     Raises:
-        DataError: The file could not be written to its end.
+        DataError: The file could not be written completely.
     """
     with whole(path) as part, _written_to(path):
         torch.save(_plain(content), part)
 
 
 def save_weights(path: Path, tensors: Mapping[str, torch.Tensor], meta: Mapping[str, Any], half: bool = False) -> None:
-    """Writes a safetensors file that says what it holds; it appears whole or not at all.
+    """Write a safetensors file with metadata that describe it; it appears whole or not at all.
 
     Args:
-        meta: Fields of Weights: plans, configuration, dataset, mirror_axes, entry; what is None is left out.
+        meta: Fields of Weights: plans, configuration, dataset, mirror_axes, entry; those that are None are omitted.
         half: Write float16, half the bytes.
 
     Raises:
-        WeightsError: A weight is NaN, infinite, or with `half` larger than float16 can hold.
-        DataError: The file could not be written to its end.
+        WeightsError: A weight is NaN, infinite, or, with `half`, too large for float16.
+        DataError: The file could not be written completely.
     """
     check_finite(tensors, path)
     stored = {name: value.detach().contiguous() for name, value in tensors.items()}
@@ -196,10 +196,10 @@ def save_weights(path: Path, tensors: Mapping[str, torch.Tensor], meta: Mapping[
 
 
 def to_half(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The tensors in float16, half the bytes.
+    """Return the tensors in float16, half the bytes.
 
     Raises:
-        WeightsError: A value is too large for it.
+        WeightsError: A value is too large for float16.
     """
     halved = {name: value.half() if value.is_floating_point() else value for name, value in tensors.items()}
     if large := [name for name, value in halved.items() if not value.isfinite().all()]:
@@ -212,7 +212,7 @@ def to_half(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 @contextmanager
 def _written_to(path: Path) -> Iterator[None]:
-    """Says what torch and safetensors make of a full disk or a folder that is not there."""
+    """Translate the errors that torch and safetensors raise for a full disk or a missing folder."""
     try:
         yield
     except (RuntimeError, safetensors.SafetensorError) as error:
@@ -235,12 +235,12 @@ def _plain(value: Any) -> Any:
 
 
 def _refusal(path: Path, error: pickle.UnpicklingError) -> WeightsError:
-    """The error for a file that the restricted reader stopped at; called with ALLOWED in force."""
+    """Return the error for a file that the restricted reader rejected; called while ALLOWED is in force."""
     try:
         names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
-    except (pickle.UnpicklingError, RuntimeError, ValueError, IndexError, KeyError):  # too broken to be listed
+    except (pickle.UnpicklingError, RuntimeError, ValueError, IndexError, KeyError):  # too damaged to be listed
         names = []
-    names = names or re.findall(r"GLOBAL (\S+)", str(error))  # of a legacy file they are not listed
+    names = names or re.findall(r"GLOBAL (\S+)", str(error))  # torch does not list those of a legacy file
     if not names:
         return WeightsError(f"{str(path)!r} is damaged: {first_line(error)}", "copy it again from its source")
     return WeightsError(

@@ -1,7 +1,7 @@
-"""Is a file one that torch may read: a whole container that makes no more memory than it has bytes, and no HTML page?
+"""Check that torch may read a file: a whole container that needs no more memory than it has bytes, not an HTML page.
 
-torch's restricted reader executes nothing, but it trusts sizes, and it maps tensors without looking at the checksums
-that every zip file has: a flipped bit would be another weight. checkpoints.py calls this first.
+torch's restricted reader executes nothing, but it trusts sizes, and it maps tensors without verifying the checksums
+that every zip file has: a flipped bit would silently become another weight. checkpoints.py calls this first.
 """
 
 import re
@@ -18,20 +18,20 @@ from stunet.weights.foreign import LEGACY, describe_file
 from stunet.weights.opcodes import Excessive, count
 
 CHUNK = 1 << 20
-MAX_PICKLE_BYTES = 256 << 20  # of names, plans, and the log of a training: a few MB
+MAX_PICKLE_BYTES = 256 << 20  # for names, plans and training log, which take a few MB
 SUM = re.compile(rb'"crc32":"([0-9a-f]{8})"')  # in the header of our safetensors files
-_verified: set[tuple[str, int, int, int]] = set()  # files by path, size, time of change and inode
+_verified: set[tuple[str, int, int, int]] = set()  # files by path, size, mtime and inode
 
 
 def check_container(path: Path) -> bool:
-    """Whether the file can be mapped: a zip file of torch's, whose members are stored as they are.
+    """Check a checkpoint; return whether it can be mapped, being a torch zip file with uncompressed members.
 
     Raises:
-        WeightsError: It is no checkpoint, or its members claim more bytes than the file has.
+        WeightsError: The file is not a checkpoint, or its members claim more bytes than it has.
     """
     try:
         with path.open("rb") as file:
-            if file.read(len(LEGACY)) == LEGACY:  # of torch before 1.6
+            if file.read(len(LEGACY)) == LEGACY:  # written by torch before 1.6
                 file.seek(0)
                 for _ in range(4):  # its magic number, version, system, content
                     _check_pickle(path, file)
@@ -60,7 +60,7 @@ def check_container(path: Path) -> bool:
             f"{str(path)!r} claims more bytes than it has; it was not unpacked", "use weights from a source you trust"
         )
     for member in members:
-        if not member.CRC:  # torch was told to leave it out; zipfile compares none where there is none
+        if not member.CRC:  # torch can be told to omit it; without the attribute zipfile compares nothing
             del member.CRC
     if (state := _state(path)) in _verified:
         return True
@@ -82,10 +82,10 @@ def _state(path: Path) -> tuple[str, int, int, int]:
 
 
 def _check_members(path: Path, members: list[zipfile.ZipInfo]) -> None:
-    """Compares all bytes with their CRC-32, about 1 GB a second.
+    """Verify the CRC-32 of all bytes, at about 1 GB per second.
 
     Raises:
-        WeightsError: They are others than were written.
+        WeightsError: They differ from what was written.
     """
     with _damage(path), zipfile.ZipFile(path) as archive:
         for member in members:
@@ -96,7 +96,7 @@ def _check_members(path: Path, members: list[zipfile.ZipInfo]) -> None:
 
 @contextmanager
 def _damage(path: Path) -> Iterator[None]:
-    """Says of a zip file that it is damaged, whatever zipfile makes of that."""
+    """Report a zip file as damaged, whatever zipfile raises for it."""
     try:
         yield
     except (zipfile.BadZipFile, ValueError, EOFError, NotImplementedError, RuntimeError) as error:
@@ -104,7 +104,7 @@ def _damage(path: Path) -> Iterator[None]:
 
 
 def seal(path: Path) -> None:
-    """Writes the checksum of a safetensors file into its header, where eight zeros stand for it."""
+    """Write the checksum of a safetensors file into its header, in place of eight zeros."""
     with path.open("r+b") as file:
         place, total = _sum(file)
         file.seek(place)
@@ -112,10 +112,10 @@ def seal(path: Path) -> None:
 
 
 def check_seal(path: Path) -> None:
-    """Compares a safetensors file with its checksum, once in a process; files of others have none.
+    """Compare a safetensors file with its checksum, once per process; files of others have none.
 
     Raises:
-        WeightsError: Its bytes are others than were written.
+        WeightsError: Its bytes differ from what was written.
     """
     if (state := _state(path)) in _verified:
         return
@@ -127,7 +127,7 @@ def check_seal(path: Path) -> None:
 
 
 def _sum(file: IO[bytes]) -> tuple[int, int]:
-    """Where the checksum of a safetensors file stands, and the CRC-32 of the file with zeros there."""
+    """Return the offset of a safetensors file's checksum, and the CRC-32 of the file with zeros at that place."""
     file.seek(0)
     start = file.read(8)
     header = file.read(int.from_bytes(start, "little"))
@@ -148,10 +148,10 @@ def _changed(path: Path, what: str) -> WeightsError:
 
 
 def _check_pickle(path: Path, file: IO[bytes]) -> None:
-    """Counts what the next pickle in a file makes, and refuses bytearrays: torch allows them, with any number of bytes.
+    """Count what the file's next pickle creates, and reject bytearrays: torch allows them, with any number of bytes.
 
     Raises:
-        WeightsError: It asks for one, makes too much, or is damaged.
+        WeightsError: The pickle asks for one, creates too much, or is damaged.
     """
     try:
         names = count(file)
@@ -168,6 +168,6 @@ def _check_pickle(path: Path, file: IO[bytes]) -> None:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of a message, of torch's reader only what it says after two sentences of advice."""
+    """Return the first line of a message; for torch's reader, without the two sentences of advice before it."""
     text = str(error).rpartition("WeightsUnpickler error:")[2].strip()
     return (text or type(error).__name__).splitlines()[0][:200]

@@ -1,6 +1,6 @@
-"""What is a file that holds no STU-Net weights? People mix up files, and a name says more than "cannot read".
+"""Identify files that hold no STU-Net weights: people mix up files, and naming them helps more than "cannot read".
 
-Files are told by their first bytes, whatever they are called; networks by the names of their parameters.
+Files are identified by their first bytes, whatever their names; networks by the names of their parameters.
 """
 
 import gzip
@@ -11,12 +11,12 @@ import zlib
 from collections.abc import Mapping
 from pathlib import Path
 
-# What reading damaged or hostile bytes can raise.
+# What reading damaged or malicious bytes can raise.
 UNREADABLE = (
     ArithmeticError, AssertionError, AttributeError, EOFError, ImportError, LookupError, MemoryError, OSError,
     RuntimeError, TypeError, ValueError, pickle.UnpicklingError, struct.error,
 )  # fmt: skip
-LEGACY = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."  # torch's magic number as torch before 1.6 wrote it
+LEGACY = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."  # torch's magic number, as written by torch before 1.6
 _STARTS = (
     (b"<!doctype", "an HTML page: the download page, not the file"),
     (b"<html", "an HTML page: the download page, not the file"),
@@ -29,7 +29,7 @@ _STARTS = (
     (b"pk", "the beginning of a checkpoint or zip archive; the rest is missing"),
     (b"{", "a JSON file"),
 )
-# Parameter names that give a network away; the first pattern that is found decides.
+# Parameter names that identify a network; the first pattern that matches decides.
 _NETWORKS = (
     (r"conv_blocks_context\.0\.blocks\.0\.conv\.weight$", "nnU-Net v1's own network, Generic_UNet"),
     (r"encoder\.stages\.\d+\.blocks\.\d+\.conv1\.conv\.weight$", "nnU-Net's ResidualEncoderUNet"),
@@ -47,7 +47,7 @@ _NETWORKS = (
 
 
 def describe_file(path: Path) -> str:
-    """What a file is, by its first bytes, as "an HTML page"."""
+    """Return what a file is, by its first bytes, in words such as "an HTML page"."""
     with path.open("rb") as file:
         start = file.read(512)
     if not start:
@@ -62,7 +62,7 @@ def describe_file(path: Path) -> str:
 
 
 def describe_network(shapes: Mapping[str, tuple[int, ...]]) -> str:
-    """What network tensors are of, by their names and shapes; the first names where it is none that we know."""
+    """Return which network tensors belong to, by names and shapes; if unknown, with the first names."""
     for pattern, what in _NETWORKS:
         found = [shapes[name] for name in shapes if re.search(pattern, name)]
         if found:

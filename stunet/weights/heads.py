@@ -1,12 +1,12 @@
-"""Which row of the weights' heads goes into which row of the network's, by the names of the classes?
+"""Choose which rows of the weights' heads go into which rows of the network's, by the names of the classes.
 
 A head is a 1x1x1 convolution with one row, weights and a bias, per class. classes.py matches the names, transfer.py
 moves the rows found here in the heads of all levels.
 
-The rows of a softmax compete. Slicing takes competitors away, and until training has taught the background to take
-them, the voxels of a class that was dropped fall to whichever class is left. A bias of the background that makes up
-for it can only be estimated on data, so none is guessed here. Reusing keeps all rows: the dataset annotates some of the
-classes (trainers/partial.py), and before the first step the network computes what it was trained to.
+The rows of a softmax compete. Slicing removes competitors, and until training has taught the background to take their
+voxels, those of a dropped class fall to whichever class is left. A background bias that compensates for this can only
+be estimated on data, so none is guessed here. Reusing keeps all rows: the dataset annotates only some of the classes
+(trainers/partial.py), and before the first step the network computes what it was trained to.
 """
 
 import math
@@ -21,7 +21,7 @@ from stunet.weights.reading import Weights
 
 BACKGROUND = "background"
 HEADS = ("reuse", "slice", "reset")
-NEW_CLASS = math.log(0.05)  # of a class that is new to a reused head: it begins as 5 % of the background's probability
+NEW_CLASS = math.log(0.05)  # for a class new to a reused head: it starts at 5 % of the background's probability
 
 
 @dataclass(frozen=True)
@@ -29,13 +29,13 @@ class Heads:
     """How the heads of a network are filled.
 
     Attributes:
-        mode: "slice"; "reuse": all rows of the weights are kept; "reset": all stay as they were drawn.
+        mode: "slice"; "reuse": all rows of the weights are kept; "reset": all keep their random initialisation.
         rows: What became of each class of the dataset, without the background; empty after a reset.
-        moves: For each row of the network's heads, the rows of the weights' whose mean it becomes; none: as drawn.
+        moves: For each row of the network's heads, the rows of the weights whose mean it becomes; empty: unchanged.
         unused: Classes of the weights that went into no row.
         reason: Why the heads are reset; empty otherwise.
-        warnings: What the person who asked for something else has to know.
-        added: To the bias of each row; none: nothing.
+        warnings: What users who requested another mode need to know.
+        added: What is added to the bias of each row; empty: nothing.
     """
 
     mode: str
@@ -47,7 +47,7 @@ class Heads:
     added: tuple[float, ...] = ()
 
     def lines(self) -> list[str]:
-        """For the console: how many rows of which kind, then what was merged and what is new."""
+        """Describe for the console how many rows there are of each kind, then what was merged and what is new."""
         if self.mode == "reset":
             return [f"heads: drawn anew, {self.reason}"]
         merged = [f"{row.target} = mean of {', '.join(row.sources)}" for row in self.rows if len(row.sources) > 1]
@@ -68,15 +68,15 @@ class Heads:
 
 
 def plan_heads(requested: str | None, weights: Weights, classes: Sequence[str] | None) -> Heads:
-    """What `transfer` does with the heads.
+    """Decide what `transfer` does with the heads.
 
     Args:
-        requested: One of HEADS, or None: slice where a class matches.
-        classes: Name of each row of the network's heads; with a softmax the background is the first. To reuse a head,
-            all of its classes are among them.
+        requested: One of HEADS, or None: slice if any class matches.
+        classes: Name of each row of the network's heads; with a softmax, the background is first. To reuse a head, it
+            must contain all of its classes.
 
     Raises:
-        UsageError: Another word than those of HEADS, or a head to reuse that the network does not have.
+        UsageError: `requested` is not one of HEADS, or the head to reuse does not fit the network.
     """
     if requested is not None and requested not in HEADS:
         raise UsageError(f"--head {requested!r} is unknown{closest(requested, list(HEADS))}", ", ".join(HEADS))
@@ -104,7 +104,7 @@ def plan_heads(requested: str | None, weights: Weights, classes: Sequence[str] |
 
 
 def _whole(rows: list[Row], moves: tuple[tuple[int, ...], ...], given: list[str], wanted: list[str]) -> Heads:
-    """Every row of the weights, and new ones that are a small part of the background: they win in no voxel yet."""
+    """Keep every row of the weights; new rows start as a small part of the background, so they win no voxel yet."""
     if not set(given) <= set(wanted) or BACKGROUND not in given:
         raise UsageError(
             "--head reuse needs a network with all classes of the weights and a background", "--head slice"
@@ -117,15 +117,15 @@ def _whole(rows: list[Row], moves: tuple[tuple[int, ...], ...], given: list[str]
 
 
 def choose_head(requested: str | None, weights: Weights, classes: Sequence[str] | None) -> str:
-    """The mode of plan_heads()."""
+    """Return the mode that plan_heads() chooses."""
     return plan_heads(requested, weights, classes).mode
 
 
 def take_rows(drawn_K: Tensor, given_K: Tensor, moves: Sequence[Sequence[int]]) -> Tensor:
-    """`drawn_K`, (K, ...), with the rows of `given_K`, (K', ...), that `moves` names, in a new tensor.
+    """Return a new tensor: `drawn_K`, (K, ...), with the rows of `given_K`, (K', ...), that `moves` names.
 
-    A class that is the union of several starts from the mean of their rows. Their union itself is no row: its
-    probability is the sum of theirs.
+    A class that is the union of several starts from the mean of their rows. No single row can represent the union
+    itself, whose probability is the sum of theirs.
     """
     result = drawn_K.clone()
     for k, sources in enumerate(moves):
@@ -135,7 +135,7 @@ def take_rows(drawn_K: Tensor, given_K: Tensor, moves: Sequence[Sequence[int]]) 
 
 
 def _match(weights: Weights, classes: Sequence[str] | None) -> tuple[list[Row], str]:
-    """The matched classes, or the reason why there are none."""
+    """Return the matched classes, or the reason why there are none."""
     count = weights.architecture.classes
     if not count:
         return [], "the weights have no heads"

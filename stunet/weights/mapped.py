@@ -1,7 +1,7 @@
-"""How does memory that is only a view of a file go back to the system, once it has been copied?
+"""Return memory that is only a view of a file to the system, once it has been copied.
 
-A mapped checkpoint costs no memory until it is read; then its pages count as this process's own, beside the network
-that they were copied into. checkpoints.py maps files, transfer.py copies what is in them.
+A mapped checkpoint costs no memory until it is read; then its pages count as this process's own, in addition to the
+network that they were copied into. checkpoints.py maps files, transfer.py copies their tensors.
 """
 
 import ctypes
@@ -12,20 +12,20 @@ from torch import Tensor
 
 
 def release(tensor: Tensor) -> None:
-    """Lets go of the pages of a mapped tensor; they are read from the file again where somebody looks at them.
+    """Release the pages of a mapped tensor; they are read from the file again on the next access.
 
-    Nothing happens to tensors that are no views of a file, and on other systems than Linux. What was written into a
+    This does nothing for tensors that are not views of a file, and on systems other than Linux. Anything written to a
     mapped tensor is lost.
     """
     start, size = tensor.data_ptr(), tensor.numel() * tensor.element_size()
-    first = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE  # whole pages only: the neighbours' bytes are on the others
+    first = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE  # only whole pages: the others also hold neighbours' bytes
     length = (start + size) // mmap.PAGESIZE * mmap.PAGESIZE - first
     if sys.platform == "linux" and tensor.is_cpu and length > 0 and _is_file(first, length):
         ctypes.CDLL(None).madvise(ctypes.c_void_p(first), ctypes.c_size_t(length), mmap.MADV_DONTNEED)
 
 
 def _is_file(start: int, length: int) -> bool:
-    """Whether these addresses are one mapping of a file: elsewhere letting go of pages destroys what is in them."""
+    """Return whether the addresses are in one file mapping: elsewhere, releasing pages destroys their content."""
     with open("/proc/self/maps") as maps:
         for line in maps:
             addresses, *_, inode = line.split(maxsplit=5)[:5]

@@ -1,16 +1,16 @@
-"""How much does a pickle make? Counted from its opcodes, without making any of it.
+"""Count how much a pickle creates, from its opcodes, without creating any of it.
 
-A list that holds another one twice, which holds another one twice, needs a few bytes per level and twice the time of
-whoever walks through it, hashes it or prints it: thirty levels hang every reader. An entry of the memo at four billion
-makes the reader in C reserve that many. checkpoints.py and pickles.py count first.
+A list that holds another list twice, which in turn holds another twice, needs a few bytes per level and doubles the
+time of whatever walks, hashes or prints it: thirty levels hang any reader. A memo entry at index four billion makes the
+C reader reserve that many. checkpoints.py and pickles.py count first.
 """
 
 import pickletools
 from typing import IO, Any
 
-MAX_VALUES = 5_000_000  # that a walk through everything meets, shared ones each time; or, in a long log of nnU-Net's,
-VALUES_EACH = 20  # for each of the pickle's instructions: a numpy scalar has 14, and 25 values
-MAX_DEPTH = 100  # of a checkpoint, 10
+MAX_VALUES = 5_000_000  # in a full walk, counting shared ones each time; or, if more, as in nnU-Net's long logs,
+VALUES_EACH = 20  # per instruction of the pickle: a numpy scalar has 14 instructions, and 25 values
+MAX_DEPTH = 100  # a checkpoint has 10
 _LEAF = -1
 _MARK = -2
 _CONTAINERS = {"EMPTY_LIST", "EMPTY_DICT", "EMPTY_SET"}
@@ -20,18 +20,18 @@ _LEAVES = {code.name for code in pickletools.opcodes if not code.stack_before} -
 
 
 class Excessive(Exception):
-    """A pickle makes more than any file of weights or case has reason to."""
+    """A pickle creates more than any file of weights or properties needs to."""
 
 
 def count(file: IO[bytes] | bytes) -> set[str]:
-    """Reads the next pickle of a file and counts what it makes.
+    """Read the next pickle of a file and count what it creates.
 
     Returns:
         What it imports by the opcode GLOBAL, as "module name".
 
     Raises:
-        Excessive: More than the limits; the message says of what.
-        ValueError: It is not a whole pickle.
+        Excessive: A limit is exceeded; the message states which.
+        ValueError: It is not a complete pickle.
     """
     made, names, number = _Made(), set(), 0
     for number, (code, argument, _) in enumerate(pickletools.genops(file)):
@@ -48,16 +48,16 @@ def count(file: IO[bytes] | bytes) -> set[str]:
 
 
 class _Made:
-    """What stands on the pickle's stack and in its memo: numbers of containers, or _LEAF for a single value."""
+    """The pickle's stack and memo, holding container numbers, or _LEAF for a single value."""
 
     def __init__(self) -> None:
-        self.children: list[list[int]] = []  # of every container
-        self.largest = -1  # place in the memo
+        self.children: list[list[int]] = []  # of each container
+        self.largest = -1  # index in the memo
         self._stack: list[int] = []
         self._memo: dict[int, int] = {}
 
     def follow(self, code: pickletools.OpcodeInfo, argument: Any) -> None:
-        """Does to the numbers what the instruction does to the values.
+        """Do to the numbers what the instruction does to the values.
 
         Raises:
             LookupError: Something is not on the stack or in the memo.
@@ -77,7 +77,7 @@ class _Made:
         elif name in _CONTAINERS:
             self._make([])
         elif name in _TUPLES and all(child == _LEAF for child in stack[-_TUPLES[name] :]):
-            stack[-_TUPLES[name] :] = [_LEAF]  # three values at most: no need to walk through it
+            stack[-_TUPLES[name] :] = [_LEAF]  # three values at most: no need to walk it
         else:
             if marked := pickletools.markobject in before:
                 found = []
@@ -89,7 +89,7 @@ class _Made:
                 self._add(found)
             elif name in ("APPEND", "SETITEM", "BUILD"):
                 stack.append(found.pop())
-                if name != "BUILD" or stack[-1] != _LEAF:  # attributes of a function that was named
+                if name != "BUILD" or stack[-1] != _LEAF:  # else it sets attributes of an imported function
                     self._add(found)
             elif name in ("BINPERSID", "READONLY_BUFFER"):
                 stack.append(_LEAF)
@@ -111,9 +111,9 @@ class _Made:
 
 
 def _walk(children: list[list[int]], most: int) -> None:
-    """Sizes and depths of all containers as trees, from the inside out, however they were put together."""
+    """Compute sizes and depths of all containers as trees, innermost first, in whatever order they were built."""
     size, depth = [0] * len(children), [0] * len(children)
-    state = bytearray(len(children))  # 1: being looked at, 2: known
+    state = bytearray(len(children))  # 1: in progress, 2: known
     for first in range(len(children)):
         pending = [first]
         while pending:

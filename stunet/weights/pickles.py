@@ -1,8 +1,8 @@
-"""How are pickles read without running anything in the file: plans of nnU-Net v1, properties of preprocessed cases?
+"""Read pickles without executing anything in them: plans of nnU-Net v1, and properties of preprocessed cases.
 
-A pickle may call any function that it names. These readers know a few names of numpy's and lend none of them: scalars
-and arrays are made here, without numpy's own code for unpickling. In plans (X.model.pkl) they become numbers and lists,
-in properties (CASE.pkl) they stay what they are. opcodes.py counts first. Read v1.py next.
+A pickle may call any function that it names. These readers accept a few of numpy's names but provide none of numpy's
+functions: scalars and arrays are built here, without numpy's own unpickling code. In plans (X.model.pkl) they become
+numbers and lists; in properties (CASE.pkl) they stay what they are. opcodes.py counts first. Read next: v1.py.
 """
 
 import os
@@ -20,15 +20,16 @@ from stunet.errors import WeightsError
 from stunet.weights.foreign import UNREADABLE, describe_file
 from stunet.weights.opcodes import Excessive, count
 
-MAX_BYTES = 64 << 20  # plans with the properties of thousands of cases have a few MB
-_counted: set[tuple[str, int, int, int]] = set()  # files of properties, by path, size, time of change and inode
+MAX_BYTES = 64 << 20  # plans with the properties of thousands of cases take a few MB
+_counted: set[tuple[str, int, int, int]] = set()  # files of properties, by path, size, mtime and inode
 
 
 def load_pickle(path: Path) -> Any:
-    """The content of a pickle of plain values; numpy scalars and arrays in it are numbers and (nested) lists.
+    """Return the content of a pickle of plain values; numpy scalars and arrays become numbers and (nested) lists.
 
     Raises:
-        WeightsError: No such file, larger than MAX_BYTES, damaged, or it asks for more; nothing was executed then.
+        WeightsError: The file is missing, larger than MAX_BYTES, damaged, or asks for more than plain values; if so,
+            nothing in it was executed.
     """
     if not path.is_file():
         raise WeightsError(f"no file {str(path)!r}", "check the path")
@@ -59,11 +60,12 @@ def load_pickle(path: Path) -> Any:
 
 
 def load_properties(path: str | Path) -> dict[str, Any]:
-    """The content of a CASE.pkl as nnU-Net's load_pickle has it, as fast; only the first time it is counted.
+    """Return the content of a CASE.pkl, like nnU-Net's load_pickle and as fast; it is counted only the first time.
 
     Raises:
-        UnpicklingError: It is damaged, or asks for more than numbers, texts and arrays; nothing was executed then.
-        OSError: It cannot be read.
+        UnpicklingError: The file is damaged, or asks for more than numbers, text and arrays; if so, nothing in it was
+            executed.
+        OSError: The file cannot be read.
     """
     with open(path, "rb") as file:
         content, state = file.read(), os.fstat(file.fileno())
@@ -81,11 +83,11 @@ def load_properties(path: str | Path) -> dict[str, Any]:
 
 
 class _Refused(Exception):
-    """A name that a pickle must not import."""
+    """A pickle names something that it must not import."""
 
 
 class _Type:
-    """Stands for numpy.dtype: a kind of number."""
+    """Stand-in for numpy.dtype: a numeric type."""
 
     def __init__(self, code: str, *_: object) -> None:
         if not re.fullmatch(r"[biuf]\d{1,2}", code):
@@ -104,16 +106,16 @@ class _Type:
 
 
 class _Array(list):
-    """Stands for numpy.ndarray: nested lists."""
+    """Stand-in for numpy.ndarray: nested lists."""
 
     def __setstate__(self, state: tuple) -> None:
         _, shape, kind, fortran, raw = state
-        if raw:  # an empty one may claim any shape
+        if raw:  # an empty array may claim any shape
             self[:] = np.atleast_1d(kind.decode(raw).reshape(shape, order="F" if fortran else "C")).tolist()
 
 
 class _Stored(np.ndarray):
-    """Stands for numpy.ndarray while it is filled: numpy is given a kind of number that this file has made."""
+    """Stand-in for numpy.ndarray while it is filled: numpy only gets a dtype that was built in this module."""
 
     def __setstate__(self, state: tuple) -> None:
         _, shape, kind, fortran, raw = state
@@ -123,7 +125,7 @@ class _Stored(np.ndarray):
 
 
 def _allowed() -> Mapping[str, Callable[..., Any]]:
-    """What a pickle may name; new functions each time, because a pickle may set attributes of what it is given."""
+    """Return what a pickle may name; the functions are new on each call, as a pickle may set attributes on them."""
     numpy: dict[str, Callable[..., Any]] = {
         "scalar": lambda kind, raw: kind.decode(raw).item(),
         "_reconstruct": lambda *_: _Array(),
@@ -134,7 +136,7 @@ def _allowed() -> Mapping[str, Callable[..., Any]]:
 
 
 class _Reader(pickle._Unpickler):
-    """The reader in Python: the one in C makes room for as many objects as the file says that it has."""
+    """Reader in pure Python: the C one would allocate as many objects as the file claims to have."""
 
     def __init__(self, file: Any) -> None:
         super().__init__(file)
@@ -151,7 +153,7 @@ def _found(table: Mapping[str, Callable[..., Any]], module: str, name: str) -> C
 
 
 def _arrays() -> Mapping[str, Callable[..., Any]]:
-    """As _allowed(), for arrays that stay arrays; the last one is of pickle's protocol 5."""
+    """Return the same as _allowed(), but arrays stay arrays; the last function is for pickle protocol 5."""
     numpy: dict[str, Callable[..., Any]] = {
         "multiarray.scalar": lambda kind, raw: kind.decode(raw)[0],
         "multiarray._reconstruct": lambda *_: _Stored(0),
@@ -162,7 +164,7 @@ def _arrays() -> Mapping[str, Callable[..., Any]]:
 
 
 class _Properties(pickle.Unpickler):
-    """The reader in C: what it would make room for has been counted."""
+    """Reader in C: what it would allocate has already been counted."""
 
     def __init__(self, file: BytesIO) -> None:
         super().__init__(file)
@@ -173,7 +175,7 @@ class _Properties(pickle.Unpickler):
 
 
 def _native(value: Any) -> Any:
-    """The value with plain arrays in its dictionaries, lists and tuples."""
+    """Return the value with plain arrays in its dictionaries, lists and tuples."""
     if isinstance(value, _Stored):
         return value.view(np.ndarray)
     if isinstance(value, dict):

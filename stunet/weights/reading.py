@@ -1,7 +1,7 @@
-"""What is in a file of weights, and what do they mean? One answer for all kinds of files that STU-Net comes in.
+"""Read weight files of every kind that STU-Net comes in, and determine what they mean.
 
-nnU-Net v1 (.model with .model.pkl), nnU-Net v2 and nnssl (.pth, a model folder), ours (safetensors) and bare
-parameters. architecture.py recognises the network, checkpoints.py reads safely, transfer.py puts the weights to use.
+These are nnU-Net v1 (.model with .model.pkl), nnU-Net v2 and nnssl (.pth, a model folder), our own (safetensors) and
+bare parameters. architecture.py recognises the network, checkpoints.py reads safely, transfer.py uses the weights.
 """
 
 from collections.abc import Callable, Mapping
@@ -23,8 +23,8 @@ from stunet.weights.pickles import load_pickle
 from stunet.weights.v1 import convert_plans, fit_strides
 from stunet.weights.v2 import NETWORK
 
-NNUNETS_EPOCHS = 1000  # where plans do not say how many
-# How nnU-Net 2.2 and before described the network in a configuration.
+NNUNETS_EPOCHS = 1000  # if plans do not state the number
+# How nnU-Net 2.2 and earlier described the network in a configuration.
 _OLD_KEYS = {
     "UNet_class_name", "UNet_base_num_features", "unet_max_num_features", "n_conv_per_stage_encoder",
     "n_conv_per_stage_decoder", "num_pool_per_axis", "pool_op_kernel_sizes", "conv_kernel_sizes",
@@ -33,10 +33,10 @@ _OLD_KEYS = {
 
 @dataclass(frozen=True)
 class Weights:
-    """Parameters under their official names, mapped from `path`, and what is known about them.
+    """Parameters under their official names, memory-mapped from `path`, and what is known about them.
 
     `kind` is a key of _READERS; `plans` has one configuration, `configuration`, with our network; `dataset` is
-    nnU-Net's dataset.json; `mirror_axes` is None where nobody said, and empty where mirroring is known to be wrong.
+    nnU-Net's dataset.json; `mirror_axes` is None if unknown, and empty if mirroring is known to be wrong.
     """
 
     path: Path
@@ -51,28 +51,28 @@ class Weights:
 
     @property
     def strides(self) -> list[list[int]] | None:
-        """One entry per stage, the first all ones."""
+        """The strides, one entry per stage, the first all ones."""
         return self._planned.get("architecture", {}).get("arch_kwargs", {}).get("strides")
 
     @property
     def spacing(self) -> list[float] | None:
-        """In mm, array order."""
+        """The spacing in mm, array order."""
         return self._planned.get("spacing")
 
     @property
     def normalization(self) -> list[str] | None:
-        """nnU-Net's scheme per channel."""
+        """nnU-Net's normalisation scheme per channel."""
         return self._planned.get("normalization_schemes")
 
     @property
     def channels(self) -> list[str] | None:
-        """Names of the image channels; a cascade's network has more inputs than these."""
+        """The names of the image channels; the network of a cascade has more inputs than these."""
         names = (self.dataset or {}).get("channel_names") or (self.dataset or {}).get("modality")
         return None if names is None else [str(name) for name in names.values()]
 
     @property
     def classes(self) -> list[str] | None:
-        """Names in the order of the head's rows, background first; None for regions, whose rows have no background."""
+        """Class names in the order of the head's rows, background first; None for regions, which have no such row."""
         names = head_classes((self.dataset or {}).get("labels") or {})
         return names if "background" in names else None
 
@@ -82,12 +82,12 @@ class Weights:
 
 
 def read_weights(path: Path) -> Weights:
-    """The weights in a file, or in a model folder of nnU-Net v2 (its lowest fold, else fold_all).
+    """Return the weights in a file, or in a model folder of nnU-Net v2 (its lowest fold, else fold_all).
 
-    A checkpoint inside a model folder means what the folder's plans.json and dataset.json say.
+    The folder's plans.json and dataset.json determine what a checkpoint inside a model folder means.
 
     Raises:
-        WeightsError: Nothing there, damaged, not STU-Net, or its parts contradict each other.
+        WeightsError: The path holds no weights, is damaged, is not an STU-Net, or its parts contradict each other.
     """
     path = _checkpoint_in(path) if path.is_dir() else path
     kind, raw, content = _load(path)
@@ -124,7 +124,7 @@ def _checkpoint_in(folder: Path) -> Path:
 
 
 def unfinished(path: Path) -> str | None:
-    """What of a model folder did not come to its end, and what stands for it; None for files and whole folders."""
+    """Describe which trainings in a model folder are unfinished and what is used; None for files and whole folders."""
     if not path.is_dir():
         return None
     ended = {file.parent.name for file in path.glob("fold_*/checkpoint_final.pth")}
@@ -140,7 +140,7 @@ def unfinished(path: Path) -> str | None:
 
 
 def _load(path: Path) -> tuple[str, Mapping[str, Any], Mapping[str, Any]]:
-    """The kind of the file, its parameters, and everything in it that says what they mean."""
+    """Return the kind of the file, its parameters, and everything in it that determines what they mean."""
     if is_safetensors(path):
         tensors, meta = load_safetensors(path)
         return "stunet" if meta else "bare", tensors, meta
@@ -160,7 +160,7 @@ def _load(path: Path) -> tuple[str, Mapping[str, Any], Mapping[str, Any]]:
 
 
 def _official(raw: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
-    """The tensors under the names that the network gives them, without what DDP and torch.compile put in front."""
+    """Return the tensors under the network's own names, without the prefixes of DDP and torch.compile."""
     tensors: dict[str, Tensor] = {}
     for key, value in raw.items():
         if not isinstance(value, Tensor):
@@ -236,9 +236,9 @@ def _axes(axes: Any) -> tuple[int, ...]:
 
 
 def _described(weights: Weights, plans: Any, configuration: str | None, dataset: Any) -> Weights:
-    """The weights with these plans, cut down to the one configuration, and with our network in it.
+    """Return the weights with these plans, reduced to the one configuration, and with our network in it.
 
-    Plans can name any class, and nnU-Net would import it; the tensors have shown which class it is.
+    Plans can name any class, which nnU-Net would import; the tensors have shown which class it is.
     """
     weights = replace(weights, configuration=configuration, dataset=dict(dataset) if dataset else None)
     if not plans or configuration is None:
@@ -266,7 +266,7 @@ def _described(weights: Weights, plans: Any, configuration: str | None, dataset:
 
 
 def _of_folder(weights: Weights) -> Weights:
-    """The weights with the meaning that the model folder around the file gives them, if there is one."""
+    """Return the weights with the meaning given by the model folder around the file, if there is one."""
     folder = weights.path.parent.parent
     if not weights.path.parent.name.startswith("fold_") or not (folder / "plans.json").is_file():
         return weights

@@ -1,11 +1,11 @@
-"""What was loaded into a network, tensor by tensor: for the console, and for transfer_report.json.
+"""Report what was loaded into a network, tensor by tensor: for the console, and for transfer_report.json.
 
 Every tensor of the network and of the weights has one fate:
 
-    copied     as it is
-    inflated   convolutions of the input, whose channels differ
-    head       rows by class name, or as drawn
-    missing    stays as drawn: not in the weights, or of another shape
+    copied     unchanged
+    inflated   input convolutions whose number of channels differs
+    head       rows by class name, or as initialised
+    missing    keeps its initialisation: not in the weights, or of another shape
     unused     only in the weights
 
 transfer.py decides; heads.py has the rows of the classes.
@@ -26,12 +26,12 @@ class Fate:
     """What becomes of one tensor.
 
     Attributes:
-        target: Name in the network; None where it is unused.
-        source: Name in the weights; None where nothing is loaded.
+        target: Name in the network; None if it is unused.
+        source: Name in the weights; None if nothing is loaded.
         kind: One of KINDS.
-        elements: Numbers in it.
-        pretrained: How many of them were trained for what they do; the others are drawn, zero or repeated.
-        note: What is special.
+        elements: Number of its elements.
+        pretrained: How many of them were trained for what they do; the others are initial values, zero or repeated.
+        note: What is special about it.
     """
 
     target: str | None
@@ -43,7 +43,7 @@ class Fate:
 
     @property
     def part(self) -> str:
-        """The part of the network: "stem", "encoder 1" and so on, "decoder", "heads", or "other" for what is none."""
+        """The part of the network: "stem", "encoder 1" and so on, "decoder", "heads", or "other" for the rest."""
         module, stage = level(self.target or self.source or "")
         if module == ENCODER:
             return f"encoder {stage}" if stage else "stem"
@@ -56,12 +56,12 @@ class TransferReport:
 
     Attributes:
         weights: The file.
-        sha256: Of the file, where the caller knows it.
-        entry: Name in the registry, where known.
-        coverage: Loaded share of the encoder's numbers, in the stages that network and weights both have.
+        sha256: Hash of the file, if the caller knows it.
+        entry: Name in the registry, if known.
+        coverage: Loaded fraction of the encoder's elements, in the stages that network and weights share.
         heads: What became of the classes.
-        warnings: What a person should know before training.
-        tensors: One fate per tensor of the network, then those that are left over in the weights.
+        warnings: What users should know before training.
+        tensors: One fate per tensor of the network, then those left over in the weights.
     """
 
     weights: str
@@ -78,7 +78,7 @@ class TransferReport:
         return frozenset(fate.target for fate in self.tensors if fate.target and fate.pretrained < fate.elements)
 
     def table(self) -> tuple[list[str], list[list[str]]]:
-        """Columns, and a row per part of the network: its size, and how many tensors have which fate."""
+        """Return columns, and one row per part of the network: its size, and the number of tensors of each fate."""
         rows = []
         for part in dict.fromkeys(fate.part for fate in self.tensors):
             fates = [fate for fate in self.tensors if fate.part == part]
@@ -88,19 +88,19 @@ class TransferReport:
         return ["part", "parameters", *KINDS], rows
 
     def lines(self) -> list[str]:
-        """What the table does not say."""
+        """Return what the table does not tell."""
         name = f"{self.entry}, " if self.entry else ""
         loaded = f"weights: {name}{self.weights}; {self.coverage:.1%} of the encoder loaded"
         notes = dict.fromkeys(fate.note for fate in self.tensors if fate.kind == "inflated")
         return [loaded, *(f"input: {note}" for note in notes), *self.heads.lines()]
 
     def to_json(self) -> dict[str, Any]:
-        """The content of transfer_report.json."""
+        """Return the content of transfer_report.json."""
         return asdict(self)
 
 
 def level(name: str) -> tuple[str, int]:
-    """The module and the level that a tensor's name begins with."""
+    """Return the module and the level that a tensor's name begins with."""
     module, _, rest = name.partition(".")
     number = rest.partition(".")[0]
     return module, int(number) if number.isdigit() else 0

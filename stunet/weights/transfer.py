@@ -1,9 +1,9 @@
-"""How do the weights of a file get into a network that differs in depth, input channels or classes?
+"""Load the weights of a file into a network that differs in depth, input channels or classes.
 
-Every tensor of the network and of the weights has one fate, known from names and shapes alone. What would be loaded is
-judged first and loaded then, tensor by tensor, since the weights are mapped from their file and may be large.
+Every tensor of the network and of the weights has one fate, which names and shapes alone determine. First it is decided
+what would be loaded; then it is loaded tensor by tensor, as the weights are mapped from their file and may be large.
 
-Tensors are matched by resolution: encoder stages count from the finest, everything behind them from the coarsest.
+Tensors are matched by resolution: encoder stages count from the finest, everything after them from the coarsest.
 reading.py reads the file, heads.py chooses the rows; trainers/start.py calls `transfer` before the first epoch.
 """
 
@@ -25,10 +25,10 @@ from stunet.weights.reading import Weights
 from stunet.weights.report import ENCODER, Fate, TransferReport, level
 
 STEMS = ("repeat", "first")
-LEAST_COVERAGE = 0.9  # of the encoder; with less the weights are those of something else
+LEAST_COVERAGE = 0.9  # of the encoder; if less fits, the weights belong to something else
 GAPS_SHOWN = 3
-SPACING_FACTOR = 1.5  # on any axis; above it the weights' structures have clearly another size in voxels
-CONTRAST = 2.0  # of the scales of CT, above which a warning is due
+SPACING_FACTOR = 1.5  # on any axis; beyond it, structures clearly differ in size in voxels from those of the weights
+CONTRAST = 2.0  # ratio of CT scales above which a warning is due
 ABSENT = "not in the weights"
 INPUT_CONVOLUTIONS = ("conv_blocks_context.0.0.conv1.weight", "conv_blocks_context.0.0.conv3.weight")
 
@@ -48,26 +48,26 @@ def transfer(
     sha256: str | None = None,
     load: bool = True,
 ) -> TransferReport:
-    """Loads what fits of the weights into a network; an error leaves it as it was.
+    """Load whatever fits of the weights into a network; an error leaves the network unchanged.
 
     Args:
-        network: An STUNet, initialised: what is not loaded stays as drawn.
-        weights: As read_weights() gives them.
-        classes: Name of each row of the network's heads, the background first (and absent where regions are learned).
+        network: An STUNet, initialised: whatever is not loaded keeps its initialisation.
+        weights: From read_weights().
+        classes: Name of each row of the network's heads, background first (and absent if regions are learned).
         channels: Names of its image channels.
-        normalization: What the plan does to them: nnU-Net's scheme per channel.
+        normalization: How the plan normalises them: nnU-Net's scheme per channel.
         intensities: The plan's foreground_intensity_properties_per_channel, by which CT is normalised.
-        spacing: Of the plan, in mm, array order.
-        cascade_channels: One-hot channels in its input, behind the image channels; their weights begin as zeros.
-        head: One of heads.HEADS, or None: slice where a class matches.
-        stem: For other image channels than the weights', one of STEMS; see `inflate`.
-        sha256: Of the weights' file, for the report.
-        load: False only judges, and the network may be on the meta device.
+        spacing: The plan's, in mm, array order.
+        cascade_channels: One-hot channels in its input, after the image channels; their weights start as zeros.
+        head: One of heads.HEADS, or None: slice if any class matches.
+        stem: How to handle image channels other than the weights', one of STEMS; see `inflate`.
+        sha256: Hash of the weights' file, for the report.
+        load: If False, only decide; the network may then be on the meta device.
 
     Raises:
-        UsageError: An unknown `head` or `stem`.
-        WeightsError: The network is no STU-Net, or of another size or number of axes than the weights; less than
-            90 % of its encoder would be loaded; the weights hold NaN or infinity.
+        UsageError: `head` or `stem` is unknown.
+        WeightsError: The network is not an STU-Net, or differs from the weights in size or number of axes; less than
+            90 % of its encoder would be loaded; the weights contain NaN or infinity.
     """
     if stem not in STEMS:
         raise UsageError(f"unknown stem {stem!r}", f"one of {', '.join(STEMS)}")
@@ -101,7 +101,7 @@ def transfer(
 
 
 def _load(state: Mapping[str, Tensor], loaded: Mapping[str, str], match: "_Match") -> None:
-    """Copies tensor by tensor, gives the file's memory back, and compares what has come in."""
+    """Copy tensor by tensor, release the file's memory, and verify what was copied."""
     given = match.weights.tensors
     with torch.no_grad():
         for name, source in loaded.items():
@@ -113,11 +113,11 @@ def _load(state: Mapping[str, Tensor], loaded: Mapping[str, str], match: "_Match
 
 
 def inflate(weight: Tensor, images: int, cascade: int, stem: str = "repeat") -> Tensor:
-    """Weights (C', C, ...) of an input convolution as (C', images + cascade, ...), the one-hot channels' being zeros.
+    """Turn weights (C', C, ...) of an input convolution into (C', images + cascade, ...), zeros for one-hot channels.
 
-    With "repeat" every image channel gets the sum over C divided by their number. Where all channels show the same, the
-    response is thus that of the weights, from any number of channels to any other, and back again. With "first" the
-    first image channels keep the weights of the first of C, and the others get zeros.
+    With "repeat", every image channel gets the sum over C divided by the number of image channels. If all channels show
+    the same, the response is therefore that of the original weights, from any number of channels to any other, and back
+    again. With "first", the first image channels keep the weights of the first of C, and the others get zeros.
     """
     given = weight.shape[1]
     result = weight.new_zeros(len(weight), images + cascade, *weight.shape[2:])
@@ -129,7 +129,7 @@ def inflate(weight: Tensor, images: int, cascade: int, stem: str = "repeat") -> 
 
 
 def verify(name: str, there: Tensor, expected: Tensor) -> None:
-    """Sees that a tensor of the network equals what it should, to the last bit of the network's own type.
+    """Check that a tensor of the network equals what it should, to the last bit of the network's own dtype.
 
     Raises:
         WeightsError: It does not.
@@ -142,7 +142,7 @@ def verify(name: str, there: Tensor, expected: Tensor) -> None:
 
 @dataclass(frozen=True)
 class _Match:
-    """Which tensor of the weights belongs to which of the network, and what it becomes there."""
+    """The correspondence between tensors of the network and of the weights, and the values that are loaded."""
 
     weights: Weights
     target: Architecture
@@ -152,12 +152,12 @@ class _Match:
 
     @property
     def given(self) -> int:
-        """Image channels of the weights: those with names, where a cascade's one-hot channels follow them."""
+        """Number of image channels of the weights: those with names, as a cascade's others are one-hot channels."""
         total = self.weights.architecture.channels
         return min(len(self.weights.channels or ()) or total, total)
 
     def fate(self, name: str, drawn: Tensor) -> Fate:
-        """What becomes of one tensor of the network."""
+        """Return what becomes of one tensor of the network."""
         size = drawn.numel()
         if name.startswith("seg_outputs") and self.heads.mode == "reset":
             return Fate(name, None, "head", size, note="as drawn")
@@ -178,7 +178,7 @@ class _Match:
         return Fate(name, source, "copied", size, size)
 
     def value(self, name: str, source: str, drawn: Tensor) -> Tensor:
-        """What a tensor of the network, now `drawn`, becomes."""
+        """Return the new value of a tensor of the network, currently `drawn`."""
         value = self.weights.tensors[source]
         if name.startswith("seg_outputs"):
             rows = take_rows(drawn, value, self.heads.moves)
@@ -226,7 +226,7 @@ def _size(architecture: Architecture) -> str:
 
 
 def _coverage(fates: list[Fate], stages: int, path: Path) -> float:
-    """Loaded share of the encoder's first `stages` stages; an error where it is too small."""
+    """Return the loaded fraction of the encoder's first `stages` stages; raise an error if it is too small."""
     encoder = [f for f in fates if f.target and level(f.target)[0] == ENCODER and level(f.target)[1] < stages]
     gaps = sorted((f for f in encoder if not f.source), key=lambda f: -f.elements)
     coverage = 1 - sum(f.elements for f in gaps) / sum(f.elements for f in encoder)
@@ -242,7 +242,7 @@ def _coverage(fates: list[Fate], stages: int, path: Path) -> float:
 
 
 def _stride_warnings(strides: Sequence[Sequence[int]], weights: Weights) -> list[str]:
-    """Where the weights compute something else in this network than they did in their own."""
+    """Warn if the weights compute something else in this network than in their own."""
     warnings = []
     ours, theirs = len(strides), weights.architecture.stages
     if ours != theirs:
@@ -267,7 +267,7 @@ def _input_warnings(
     normalization: Sequence[str] | None,
     spacing: Sequence[float] | None,
 ) -> list[str]:
-    """Where the network will see other images than the weights were trained with; what is unknown is passed over."""
+    """Warn if the network will see other images than the weights were trained with; ignore what is unknown."""
     warnings = []
     named = [name.casefold() for name in weights.channels or ()], [name.casefold() for name in channels or ()]
     if len(named[0]) == len(named[1]) and named[0] != named[1]:
@@ -294,7 +294,7 @@ def _input_warnings(
 def _contrast_warnings(
     weights: Weights, normalization: Sequence[str] | None, intensities: Mapping[str, Any] | None
 ) -> list[str]:
-    """Where both normalise CT by the foreground of their datasets, and these differ much."""
+    """Warn if both normalise CT by the foreground of their datasets, and these differ much."""
     known = (weights.plans or {}).get("foreground_intensity_properties_per_channel") or {}
     warnings = []
     for channel, schemes in enumerate(zip(weights.normalization or (), normalization or (), strict=False)):

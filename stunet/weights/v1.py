@@ -1,7 +1,7 @@
-"""What do nnU-Net v1's plans (X.model.pkl) say in the language of nnU-Net v2: plans.json and dataset.json?
+"""Translate nnU-Net v1's plans (X.model.pkl) into nnU-Net v2's plans.json and dataset.json.
 
-The rules stand in nnU-Net's two code bases (1.7.1 and 2.8.1). Two things differ in numbers and not in words: v1
-normalised after resampling, v2 before it, and v1 averaged probabilities over tiles, v2 logits.
+The rules come from nnU-Net's two code bases (1.7.1 and 2.8.1). Two things differ numerically although they have the
+same names: v1 normalised after resampling, v2 does so before it, and v1 averaged probabilities over windows, v2 logits.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,17 +11,17 @@ from typing import Any, NamedTuple
 from stunet.errors import WeightsError
 from stunet.weights.v2 import make_dataset, make_plans
 
-# v1 normalises what it does not know per image
+# v1 falls back to normalising each image by itself for schemes it does not know.
 _SCHEMES = {"CT": "CTNormalization", "noNorm": "NoNormalization", "nonCT": "ZScoreNormalization"}
 _INTENSITIES = {
     "mean": "mean", "sd": "std", "median": "median", "mn": "min", "mx": "max",
     "percentile_00_5": "percentile_00_5", "percentile_99_5": "percentile_99_5",
 }  # fmt: skip
-MIRROR_AXES = (0, 1, 2)  # v1's default, which STU-Net's trainers left as it is
+MIRROR_AXES = (0, 1, 2)  # v1's default, which STU-Net's trainers did not change
 
 
 class Converted(NamedTuple):
-    """`dataset` is None where the names of the classes are not known: v1's plans only count them."""
+    """v2's files; `dataset` is None if the names of the classes are unknown: v1's plans only count them."""
 
     plans: dict[str, Any]
     dataset: dict[str, Any] | None
@@ -38,19 +38,19 @@ def convert_plans(
     channels: Sequence[str] | None = None,
     dataset_name: str = "Dataset000_nnUNet_v1",
 ) -> Converted:
-    """nnU-Net v2's plans and dataset for the content of X.model.pkl.
+    """Return nnU-Net v2's plans and dataset for the content of X.model.pkl.
 
     Args:
-        pkl: The content, as `pickles.load_pickle` returns it.
+        pkl: The content, as returned by `pickles.load_pickle`.
         path: Where it comes from, for messages.
-        size: The network's, from its weights: v1's plans do not know it.
-        stages: Of the network; v1's STU-Net cuts the plan's poolings to 5 or fills them up with ones.
-        names: Of the classes, in the order of the head, background first.
-        channels: Names of the input channels; v1's name for their modality where None.
-        dataset_name: Any; v1's plans do not name their dataset.
+        size: Size of the network, from its weights: v1's plans do not contain it.
+        stages: Stages of the network; v1's STU-Net truncates the plan's poolings to 5 or pads them with ones.
+        names: Names of the classes, in the order of the head, background first.
+        channels: Names of the input channels; None: v1's name for their modality.
+        dataset_name: Any name; v1's plans do not name their dataset.
 
     Raises:
-        WeightsError: The plans are stripped, damaged, 2D, use a normalisation that v2 does not have, or count other
+        WeightsError: The plans are stripped, damaged, 2D, use a normalisation that v2 lacks, or count other numbers of
             classes or channels than are named.
     """
     plans = pkl.get("plans", pkl) if isinstance(pkl, Mapping) else None
@@ -93,7 +93,7 @@ def _plans(
     dataset_name: str,
     batch_dice: bool,
 ) -> dict[str, Any]:
-    """v1 computes spacings and shapes of a stage after transposing the axes, as v2 does."""
+    """Return the plans; spacings and shapes need no reordering, as v1 also computes them after transposing the axes."""
     channels = range(int(plans["num_modalities"]))
     converted = make_plans(
         dataset_name,
@@ -130,7 +130,7 @@ def _strides(pools: Sequence[Sequence[int]], stages: int, path: Path) -> list[li
 
 
 def fit_strides(strides: Sequence[Sequence[int]], stages: int) -> list[list[int]]:
-    """A plan's strides as the published STU-Net uses them: as many as it has stages, cut off or filled up with ones."""
+    """Return a plan's strides as the published STU-Net uses them: truncated, or padded with ones, to its stages."""
     ones = [[1] * len(strides[0])] * stages
     return [list(stride) for stride in [*strides[:stages], *ones[len(strides) :]]]
 
@@ -144,7 +144,7 @@ def _scheme(name: str, path: Path) -> str:
 
 
 def _intensities(plans: Mapping[str, Any], channels: Iterable[int], path: Path) -> dict[str, dict[str, float]]:
-    """Per channel, a dictionary in any case: v2 asks for one."""
+    """Return intensities per channel, as a dictionary even if empty, because v2 requires one."""
     known = (plans.get("dataset_properties") or {}).get("intensityproperties") or {}
     for i in channels:
         lacking = [

@@ -1,7 +1,7 @@
-"""What do nnU-Net v2's plans.json and dataset.json say for weights that were trained without them?
+"""Make nnU-Net v2's plans.json and dataset.json for weights that were trained without them.
 
-Complete files for one 3D configuration, which any part of nnU-Net v2 takes. v1.py and models/registry.py fill them in.
-Imports no torch.
+The files are complete, with one 3D configuration, and any part of nnU-Net v2 accepts them. v1.py and models/registry.py
+fill them in. This module does not import torch.
 """
 
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from typing import Any
 from stunet import __version__
 
 NETWORK = "stunet.networks.STUNet"
-# The classes of nnU-Net 2.8.1 that plans.json names.
+# The classes of nnU-Net 2.8.1 that plans.json may name.
 NORMALIZATIONS = (
     "CTNormalization", "NoNormalization", "RGBTo01Normalization", "RescaleTo01Normalization", "ZScoreNormalization",
 )  # fmt: skip
@@ -36,19 +36,19 @@ def make_plans(
     mirror_axes: Sequence[int],
     orientation: str | None = None,
 ) -> dict[str, Any]:
-    """A plans.json: no transposition, nnU-Net's default preprocessing, and what is given.
+    """Return a plans.json: no transposition, nnU-Net's default preprocessing, and the given values.
 
     Args:
-        dataset_name: What the weights were trained on.
+        dataset_name: The dataset that the weights were trained on.
         configuration: Name of the only configuration.
-        size: Key of SIZES, or None where it is not known.
+        size: Key of SIZES, or None if unknown.
         strides: One per stage, the first all ones.
         spacing: In mm, array order.
         patch_size: In voxels.
-        median_shape: Of the images at that spacing, in voxels; nnU-Net reads it only when it plans.
+        median_shape: Median shape of the images at that spacing, in voxels; nnU-Net reads it only for planning.
         normalization: nnU-Net's scheme per channel.
         mirror_axes: Axes that training mirrored.
-        orientation: Of the training images; None where it is not known.
+        orientation: Orientation of the training images; None if unknown.
     """
     common = {"order_z": 0, "force_separate_z": None}
     return {
@@ -56,7 +56,7 @@ def make_plans(
         "plans_name": "STUNetPlans" if size is None else f"STUNetPlans_{size}",
         "original_median_spacing_after_transp": list(spacing),
         "original_median_shape_after_transp": list(median_shape),
-        "image_reader_writer": "SimpleITKIO",  # what nnU-Net v1 read with; the order of axes is the same
+        "image_reader_writer": "SimpleITKIO",  # nnU-Net v1's reader; the order of axes is the same
         "transpose_forward": [0, 1, 2],
         "transpose_backward": [0, 1, 2],
         "experiment_planner_used": "STUNetPlanner",
@@ -94,7 +94,7 @@ def make_plans(
 
 
 def make_dataset(name: str, channels: Sequence[str], classes: Sequence[str], cases: int = 0) -> dict[str, Any]:
-    """A dataset.json; `classes` are in the order of the head, background first."""
+    """Return a dataset.json; `classes` are in the order of the head, background first."""
     return {
         "name": name,
         "channel_names": {str(i): channel for i, channel in enumerate(channels)},
