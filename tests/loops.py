@@ -1,15 +1,21 @@
 """One test that goes through many values: to set up a case of its own for each takes longer than most checks."""
 
 import inspect
+import shutil
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
+from copy import deepcopy
 from functools import wraps
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
 
 
-def for_each(names: str | Sequence[str], values: Iterable[Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+def for_each(
+    names: str | Sequence[str], values: Iterable[Any], fresh: str | None = None
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Call a test with each of the values, as `pytest.mark.parametrize` would, but as one test that stops at the first.
 
     The error says with which values it happened. Each call has an empty `tmp_path` of its own, a `monkeypatch` that is
@@ -18,6 +24,7 @@ def for_each(names: str | Sequence[str], values: Iterable[Any]) -> Callable[[Cal
     Args:
         names: Of the test's arguments.
         values: One, or for several names a tuple, for each call.
+        fresh: A fixture, a folder or plain data, of which each call has a copy of its own.
     """
     keys = [name.strip() for name in names.split(",")] if isinstance(names, str) else list(names)
     calls = [dict(zip(keys, value if len(keys) > 1 else (value,), strict=True)) for value in values]
@@ -30,7 +37,7 @@ def for_each(names: str | Sequence[str], values: Iterable[Any]) -> Callable[[Cal
             for number, call in enumerate(calls):
                 with ExitStack() as stack:
                     try:
-                        test(**{**fixtures, **_own(fixtures, number, stack)}, **call)
+                        test(**{**fixtures, **_own(fixtures, number, fresh, stack)}, **call)
                     except BaseException as error:
                         error.add_note(f"with {call}")
                         raise
@@ -42,9 +49,14 @@ def for_each(names: str | Sequence[str], values: Iterable[Any]) -> Callable[[Cal
     return decorate
 
 
-def _own(fixtures: dict[str, Any], number: int, stack: ExitStack) -> dict[str, Any]:
+def _own(fixtures: dict[str, Any], number: int, fresh: str | None, stack: ExitStack) -> dict[str, Any]:
     """The fixtures that each call has for itself."""
     own: dict[str, Any] = {}
+    if fresh is not None and isinstance(before := fixtures[fresh], Path):
+        own[fresh] = Path(stack.enter_context(TemporaryDirectory())) / before.name
+        shutil.copytree(before, own[fresh], symlinks=True)
+    elif fresh is not None:
+        own[fresh] = deepcopy(before)
     if "tmp_path" in fixtures:
         own["tmp_path"] = fixtures["tmp_path"] / str(number)
         own["tmp_path"].mkdir()

@@ -12,6 +12,7 @@ import pytest
 from stunet import workspace
 from stunet.cli.experiment import main
 from stunet.files import read_json
+from tests.loops import for_each
 
 TEXT = """
 dataset = 998
@@ -34,7 +35,7 @@ def file(planned: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return path
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("old", "new", "argv", "code", "message", "hint"),
     [
         ("", "", ["-j", "0"], 2, "-j 0 must be 1 or more", "-j 1"),

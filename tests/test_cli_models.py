@@ -8,6 +8,7 @@ import torch
 
 from stunet.cli.models import main
 from stunet.networks import build
+from tests.loops import for_each
 from tests.tiny_model import STRIDES, TINY
 
 
@@ -77,7 +78,7 @@ def test_a_model_is_imported_shown_checked_and_exported(
     assert str(tmp_path / "t.safetensors") in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("arguments", "code", "message"),
     [
         (["info", "STU-Net-X"], 4, "no model 'STU-Net-X'; did you mean"),

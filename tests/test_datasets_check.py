@@ -232,7 +232,7 @@ PROBLEMS = {
 }
 
 
-@pytest.mark.parametrize(("damage", "message"), PROBLEMS.values(), ids=PROBLEMS.keys())
+@for_each(("damage", "message"), PROBLEMS.values(), fresh="folder")
 def test_a_problem_is_named_with_its_file_when(folder: Path, damage: Damage, message: str) -> None:
     damage(folder)
     with pytest.raises(DataError, match=message) as caught:

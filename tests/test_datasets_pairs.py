@@ -164,7 +164,7 @@ def _nothing(folder: Path) -> None:
         path.unlink()
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("damage", "message"),
     [
         (_lose_a_channel, r"case 'p_2' has 'p_2_t1.nii.gz', but no image that ends with '_t1ce'"),
@@ -173,6 +173,7 @@ def _nothing(folder: Path) -> None:
         (_no_labels, r"no image has a label: 4 files"),
         (_nothing, r"neither images nor labels"),
     ],
+    fresh="folder",
 )
 def test_incomplete_folders_are_refused(folder: Path, damage: Callable[[Path], None], message: str) -> None:
     damage(folder)
@@ -205,7 +206,7 @@ def _truncated(folder: Path) -> None:
     path.write_bytes(path.read_bytes()[:-20])
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("damage", "message"),
     [
         (_other_value, r"case 'p_2': .*p_2_seg.nii.gz' holds the values 3"),
@@ -213,6 +214,7 @@ def _truncated(folder: Path) -> None:
         (_fractions, r"case 'p_2': .* holds values that are no integers: 0.5"),
         (_truncated, r"case 'p_2': cannot read .*p_2_seg.nii.gz'"),
     ],
+    fresh="folder",
 )
 def test_a_bad_label_map_is_named_and_the_others_are_kept(folder: Path, damage: Any, message: str) -> None:
     damage(folder)
@@ -305,7 +307,7 @@ def _no_channel(root: Path) -> None:
     (root / "sub-01" / "anat" / "sub-01_ce-GAD_T1w.nii.gz").unlink()
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("damage", "message", "hint"),
     [
         (_two_labels, r"desc-auto_dseg.* and .*desc-manual_dseg.* are labels of the same images", "--label"),
@@ -315,6 +317,7 @@ def _no_channel(root: Path) -> None:
         (_no_subject, r"is no BIDS folder", "dataset_description"),
         (_no_channel, r"has 'sub-01_T1w.nii.gz', but no image that ends with _ce-GAD_T1w.nii.gz", "add the image"),
     ],
+    fresh="bids",
 )
 def test_what_is_not_clear_in_a_bids_folder_is_asked_for(bids: Path, damage: Any, message: str, hint: str) -> None:
     damage(bids)

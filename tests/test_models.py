@@ -12,6 +12,7 @@ from stunet.models import registry
 from stunet.networks import SIZES, STUNet
 from stunet.plans.check import check_plans
 from stunet.weights.v2 import NORMALIZATIONS, READERS, RESAMPLINGS
+from tests.loops import for_each
 
 OWN = """
 [mine]
@@ -64,7 +65,7 @@ def test_a_mirror_is_used_only_where_the_checksum_is_published() -> None:
         assert len(entry.sources) < 2 or entry.sha256
 
 
-@pytest.mark.parametrize("size", SIZES)
+@for_each("size", SIZES)
 def test_the_parameters_are_those_of_the_network(size: str) -> None:
     import torch
 
@@ -85,7 +86,7 @@ def test_an_unknown_name_is_refused_with_the_closest() -> None:
     assert refused.value.hint == "stunet_models list"
 
 
-@pytest.mark.parametrize("size", ["S", "B", "L", "H"])
+@for_each("size", ["S", "B", "L", "H"])
 def test_plans_made_from_an_entry_are_whole(size: str) -> None:
     entry = registry.find(f"STU-Net-{size}")
     plans, dataset = registry.plans_of(entry), registry.dataset_of(entry)
@@ -115,7 +116,7 @@ def test_what_plans_may_name_is_what_nnunet_has() -> None:
     assert all(callable(recursive_find_resampling_fn_by_name(name)) for name in RESAMPLINGS)
 
 
-@pytest.mark.parametrize("name", ["", "..", "a/b", "a\n", "a" * 101, "models.toml", "Checksums.json"])
+@for_each("name", ["", "..", "a/b", "a\n", "a" * 101, "models.toml", "Checksums.json"])
 def test_a_name_that_is_no_folder_of_its_own_is_refused(name: str) -> None:
     with pytest.raises(WeightsError, match="cannot be a model's name"):
         registry.check_name(name)
@@ -130,7 +131,7 @@ def test_own_entries_are_added_and_take_the_place_of_ours(own: Path) -> None:
     assert registry.find("STU-Net-B.totalseg").title != "ours"
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("before", "after", "message"),
     [
         ("title", "titel", "unknown key 'titel'; did you mean 'title'"),

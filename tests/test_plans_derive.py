@@ -12,6 +12,7 @@ from stunet.plans.check import check_plans, difference, of_a_run
 from stunet.plans.derive import derive, describe, fit_configurations
 from stunet.plans.fit import Target
 from stunet.plans.resolve import lineage, resolve
+from tests.loops import for_each
 
 INTENSITIES = {"mean": 40.0, "std": 90.0, "percentile_00_5": -900.0, "percentile_99_5": 300.0}
 DATASET = {"channel_names": {"0": "CT"}, "labels": {"background": 0, "liver": 1, "spleen": 2}, "numTraining": 100}
@@ -148,7 +149,7 @@ def test_nothing_to_change_gives_the_same_plan(plans: dict[str, Any]) -> None:
     assert derive(plans, DATASET) == plans
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("overrides", "message"),
     [
         ({"num_epoch": 5}, "did you mean 'num_epochs'"),
@@ -165,6 +166,7 @@ def test_nothing_to_change_gives_the_same_plan(plans: dict[str, Any]) -> None:
         ({"precision": "fp8"}, "precision='fp8' is not a valid str"),
         ({"accumulation": 0}, "accumulation=0 is not a valid int"),
     ],
+    fresh="plans",
 )
 def test_bad_overrides_are_refused(plans: dict[str, Any], overrides: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message) as caught:
@@ -214,7 +216,7 @@ def edited(plans: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
     return plans
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("path", "value", "message"),
     [
         ("plans_nam", "x", "unknown key 'plans_nam'; did you mean 'plans_name'"),
@@ -252,6 +254,7 @@ def edited(plans: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
         ("configurations/3d_cascade_fullres/inherits_from", "3d_ful", "no configuration '3d_ful'"),
         ("configurations/3d_cascade_fullres/inherits_from", "3d_cascade_fullres", "in a circle"),
     ],
+    fresh="plans",
 )
 def test_plans_edited_by_hand_are_checked(plans: dict[str, Any], path: str, value: Any, message: str) -> None:
     check_plans(plans, "3d_cascade_fullres")
@@ -290,7 +293,7 @@ def test_what_is_so_already_changes_nothing(plans: dict[str, Any]) -> None:
         derive(plans, DATASET, stages="six")
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("root", "derived"),
     [
         ("STUNetPlans_B_1.5x1.5x1.5mm", "STUNetPlans_L_1.5x1.5x1.5mm"),
@@ -299,6 +302,7 @@ def test_what_is_so_already_changes_nothing(plans: dict[str, Any]) -> None:
         ("My_Brain", "My_Brain_L"),
         ("My-Plan_B", "My-Plan_L"),
     ],
+    fresh="plans",
 )
 def test_only_the_size_in_a_name_is_replaced(plans: dict[str, Any], root: str, derived: str) -> None:
     plans["plans_name"] = root

@@ -11,6 +11,7 @@ from stunet import workspace
 from stunet.cli.plan_and_preprocess import main
 from stunet.errors import DataError
 from stunet.plans.splits import check_splits, check_used_splits
+from tests.loops import for_each
 
 CASES = [f"phantom_{number:03d}" for number in range(6)]
 FOLD = {"train": CASES[:4], "val": CASES[4:]}
@@ -31,7 +32,7 @@ def write(folder: Path, content: Any) -> None:
     (folder / "splits_final.json").write_text(json.dumps(content))
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("content", "message"),
     [
         ([], "expected a list of folds that is not empty"),

@@ -106,7 +106,7 @@ def test_properties_that_ask_for_code_are_refused_and_nothing_is_executed(folder
     assert not Path("executed").exists()
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("content", "what"),
     [
         (b"", "exhausted"),
@@ -115,6 +115,7 @@ def test_properties_that_ask_for_code_are_refused_and_nothing_is_executed(folder
         (b"\x80\x02]r\xff\xff\xff\x7f.", "memo with gaps"),
         (pickle.dumps(PROPERTIES).replace(b"K\x02K\x04\x86", b"K\x02K\x05\x86"), "ValueError"),
     ],
+    fresh="folder",
 )
 def test_damaged_properties_are_refused(folder: Path, content: bytes, what: str) -> None:
     (folder / "case.pkl").write_bytes(content)
@@ -149,8 +150,8 @@ def _objects(path: str) -> None:
     blosc2.ObjectArray(urlpath=path, mode="w").append({"a": 1})
 
 
-@pytest.mark.parametrize("write", [_lazy, _user_function, _objects])
-@pytest.mark.parametrize("name", ["case.b2nd", "case_seg.b2nd"])
+@for_each("write", [_lazy, _user_function, _objects], fresh="folder")
+@for_each("name", ["case.b2nd", "case_seg.b2nd"], fresh="folder")
 def test_arrays_that_are_recipes_are_refused_and_nothing_is_executed(folder: Path, write: Any, name: str) -> None:
     (folder / name).unlink()
     write(str(folder / name))
