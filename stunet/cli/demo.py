@@ -1,4 +1,4 @@
-"""stunet_demo: run the real commands, from dataset to evaluation, on made-up data in minutes on two CPU cores."""
+"""stunet_demo: run the whole workflow on a synthetic dataset with the real commands, in minutes on two CPU cores."""
 
 import argparse
 import os

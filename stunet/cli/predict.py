@@ -157,7 +157,7 @@ def _load(
 
 
 def _set_threads(threads: int | None) -> None:
-    """Use at most as many threads as the processor has cores.
+    """Set the number of threads, by default at most one per physical core.
 
     Some builds of torch start twice as many, which wait for each other.
     """

@@ -17,7 +17,7 @@ from stunet.errors import DataError
 
 ENDING = ".nii.gz"
 ENDINGS = (ENDING, ".nii")  # of BIDS images; accepted in upper case, too
-DERIVED = {"space", "desc", "label", "seg", "atlas", "res", "den"}  # entities of derivatives
+DERIVED = {"space", "desc", "label", "seg", "atlas", "res", "den"}  # entities that only derivatives have
 
 
 @dataclass(frozen=True)

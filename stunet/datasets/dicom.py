@@ -135,7 +135,7 @@ def find_series(source: Path, channel: str | None = None, wanted: str | None = N
 
 
 def choose(folder: Path, modality: str | None = None, wanted: str | None = None) -> Series:
-    """Return the series of a folder that is meant; a warning names it and what is left out.
+    """Return the intended series of a folder; a warning names it and what is left out.
 
     It has the given modality, or no known one, and is not a localizer. Among several, the one with the most images is
     taken if it has at least twice as many as any other, counting an original image as 4 derived ones.
@@ -146,7 +146,7 @@ def choose(folder: Path, modality: str | None = None, wanted: str | None = None)
         wanted: Key, UID, number or description; then any series of images is accepted.
 
     Raises:
-        DataError: No series or several are meant, or a file that must be part of a series is damaged.
+        DataError: No series or several could be intended, or a file that must be part of a series is damaged.
     """
     there = scan(folder)
     if there.damaged:
@@ -188,7 +188,7 @@ def read_series(folder: Path, series: str | None = None) -> sitk.Image:
 
     Args:
         folder: The folder of its files.
-        series: Its key, UID, number or description; None: the only series that can be meant.
+        series: Its key, UID, number or description; None: the only one that can be intended.
 
     Raises:
         DataError: There is no series, or several; a file is damaged or lacks its geometry; slices differ in size,

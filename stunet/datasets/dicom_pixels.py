@@ -95,7 +95,7 @@ def _stored(header: Header) -> np.ndarray:
 def _bytes(header: Header) -> tuple[bytes | None, bool]:
     """Return the pixels as in the file, or None if they are compressed, and whether the file is little-endian."""
     implicit, little = header.content.original_encoding
-    if header.content.file_meta.get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian:  # of the whole file
+    if header.content.file_meta.get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian:  # compresses the whole file
         return _whole(header).get("PixelData", b""), True
     with header.file.open("rb") as stream:
         stream.seek(header.end)

@@ -126,7 +126,7 @@ def ending_of(name: str, wanted: str = ".nii.gz") -> str:
 
 
 def same_case(first: Path, second: Path) -> DataError:
-    """Return the error for two files of one name, in two formats or folders: it is unknown which one is meant."""
+    """Return the error for two files of one name, in two formats or folders: which one is intended is unknown."""
     return DataError(f"{str(first)!r} and {str(second)!r} are the same case", "remove one of them")
 
 

@@ -61,9 +61,8 @@ def complete(
         on_case: Called with a case's name once it is done.
 
     Raises:
-        DataError: It was begun with another teacher or dataset, or files cannot be read or do not fit into memory; in
-            the latter cases all other cases are done.
-        OSError: The disk is full.
+        DataError: It was begun with another teacher or dataset, the disk is full, or files cannot be read or do not fit
+            into memory; for such files, all other cases are done.
     """
     now = plan.state(record)
     with growing(target, now) as part:

@@ -252,7 +252,7 @@ def rare_sources(union: Union) -> Iterator[Finding]:
 
 
 def wide_labels(union: Union) -> Iterator[Finding]:
-    """Find out whether there are more labels than a byte holds."""
+    """Find label values that do not fit into a byte."""
     largest = max(union.values.values())
     if largest > LARGEST_UINT8:
         text = f"the union has values up to {largest}: its label files hold 16-bit integers"
@@ -260,7 +260,7 @@ def wide_labels(union: Union) -> Iterator[Finding]:
 
 
 def room(union: Union, estimate: Estimate, target: Path) -> Iterator[Finding]:
-    """Find out whether the disk lacks space for what is going to be written."""
+    """Find a lack of disk space for what is going to be written."""
     place = next(parent for parent in target.parents if parent.exists())
     free = shutil.disk_usage(place).free
     if free < estimate.raw_bytes:
