@@ -75,7 +75,7 @@ class Conversion:
         target: nnUNet_raw/DatasetXXX_Name.
         sources: All cases.
         step: What is done with each case.
-        description: For dataset.json.
+        description: Further contents of dataset.json.
         validation: Cases of the validation set of fold 0; empty: nnU-Net makes the folds.
         variable: Name of a variable, and the folder that it stands for in dataset.json; None: absolute paths.
         copies: Whether the step writes images, too.

@@ -162,7 +162,7 @@ class Scan:
 
     Attributes:
         series: In the order of their file names.
-        damaged: By file that must be part of a series but cannot be read, the reason.
+        damaged: Reason by file, for files that must be part of a series but cannot be read.
         others: Files that are unrelated to DICOM.
     """
 
