@@ -1,4 +1,4 @@
-"""What every command shares: the parser, common arguments, and how an error becomes two lines and an exit code."""
+"""Code shared by all commands: the parser, common arguments, and turning an error into two lines and an exit code."""
 
 import argparse
 import logging
@@ -20,7 +20,7 @@ EXIT_CODES = """exit codes: 0 done, 1 unexpected, 2 usage, 3 data, plan or path 
 
 
 def new_parser(program: str, description: str, examples: str = "") -> argparse.ArgumentParser:
-    """A parser with the flags that all commands have: --verbose, --debug, --version."""
+    """Return a parser with the flags that all commands have: --verbose, --debug, --version."""
     parser = Parser(
         program,
         description=description,
@@ -34,7 +34,7 @@ def new_parser(program: str, description: str, examples: str = "") -> argparse.A
     return parser
 
 
-# What people call flags, out of habit of other programs, and the flags that they may mean, by their first word.
+# By flag, the names that people may use for it instead, out of habit from other programs.
 HABITS = {
     "--c": "continue resume continue_training restart go_on last_checkpoint",
     "--val": "validate validation val_only validate_only only_val only_validate eval",
@@ -81,15 +81,15 @@ HABITS = {
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose errors are two lines, as all errors here, and name what an unknown flag may have meant."""
+    """A parser whose errors have two lines, like all errors here, and suggest what an unknown flag may have meant."""
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """As argparse's; keeps what was given, for error()."""
+        """Like argparse's, but keep the arguments for error()."""
         self._given = list(sys.argv[1:] if args is None else args)
         return super().parse_known_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
-        """Ends the command with code 2."""
+        """End the command with exit code 2."""
         flags = self._all_flags()
         unknown = [word.partition("=")[0] for word in self._given if re.match(r"--?[A-Za-z]", word)]
         unknown = [word for word in unknown if word not in flags]
@@ -102,11 +102,14 @@ class Parser(argparse.ArgumentParser):
         self.exit(UsageError.exit_code)
 
     def _get_option_tuples(self, option_string: str) -> Any:
-        """None for -devce, which argparse would read as -d evce, or -dev, as -device; -d3 is -d 3 as everywhere."""
+        """Return no matches for long words after a single dash; -d3 is -d 3 as everywhere.
+
+        argparse would read -devce as -d evce, and -dev as -device.
+        """
         return [] if re.match("-[A-Za-z][A-Za-z_]", option_string) else super()._get_option_tuples(option_string)
 
     def _all_flags(self) -> list[str]:
-        """Those of the command and of the sub-command that was given."""
+        """Return the flags of the command and of the sub-command that was given."""
         flags = list(self._option_string_actions)
         for action in self._actions:
             if isinstance(action, argparse._SubParsersAction):
@@ -116,7 +119,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def _meant(flag: str, flags: Sequence[str]) -> str | None:
-    """The flag that somebody who wrote an unknown one may have meant."""
+    """Return the flag that somebody who wrote an unknown one may have meant, if any."""
     from stunet.plans.values import KNOWN, known_as
 
     word = flag.lstrip("-").lower().replace("-", "_")
@@ -134,11 +137,11 @@ def _meant(flag: str, flags: Sequence[str]) -> str | None:
 def run(
     parser: argparse.ArgumentParser, command: Callable[[argparse.Namespace], int | None], argv: Sequence[str] | None
 ) -> int:
-    """Parses, runs the command and returns its exit code; a known error ends in one line and a hint."""
+    """Parse, run the command and return its exit code; a known error ends in one line and a hint."""
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO if args.verbose else logging.WARNING, format="%(message)s")
     os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
-    # Threads that wait by spinning slow each other down up to 20 times on a shared machine (benchmarks/startup.md).
+    # Threads that spin while waiting slow each other down up to 20 times on a shared machine (benchmarks/startup.md).
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         with console.own_stdout(args.verbose):
@@ -159,7 +162,7 @@ def run(
 
 
 def raise_last(problems: Sequence[StunetError], program: str) -> None:
-    """Raise the last of what went wrong with several things that were asked for, after showing the others."""
+    """Raise the last of the errors of several tasks, after showing the others."""
     for error in problems[:-1]:
         console.error(program, error.message, error.hint)
     if problems:
@@ -167,10 +170,10 @@ def raise_last(problems: Sequence[StunetError], program: str) -> None:
 
 
 def device(requested: str | None) -> str:
-    """The device to use: what was asked for, or "cuda" where there is one, else "cpu".
+    """Return the device to use: the requested one, or "cuda" if there is one, else "cpu".
 
     Raises:
-        UsageError: The device that was asked for is not there.
+        UsageError: The requested device does not exist.
     """
     import torch
 
@@ -183,14 +186,14 @@ def device(requested: str | None) -> str:
 
 
 def physical_cores() -> int:
-    """Of this machine, as torch counts them."""
+    """Return the number of physical cores of this machine, as torch counts them."""
     import torch
 
     return int(torch.cpu.get_capabilities().get("num_physical_cores") or os.cpu_count() or 1)
 
 
 def find_command(name: str) -> str:
-    """The path of a command of ours: beside Python, as in a virtual environment, or on PATH, as after pip --user.
+    """Return the path of one of our commands: next to Python, as in a virtual environment, or on PATH (pip --user).
 
     Raises:
         DataError: It is in neither place.

@@ -1,4 +1,4 @@
-"""stunet_convert: other formats into nnU-Net's raw format. Read datasets/conversion.py for how it is run."""
+"""stunet_convert: convert other formats to nnU-Net's raw format. Read next: datasets/conversion.py, which runs it."""
 
 import argparse
 import os
@@ -23,7 +23,7 @@ EXAMPLES = """examples:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The command's options: one sub-command per format."""
+    """Return the command's parser, with one sub-command per format."""
     parser = new_parser("stunet_convert", "Convert a dataset into nnU-Net's raw format.", EXAMPLES)
     formats = parser.add_subparsers(dest="format", required=True, metavar="FORMAT")
     msd = _format(formats, "msd", "a task of the Medical Segmentation Decathlon", named=False)
@@ -35,12 +35,12 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit code."""
+    """Run the command and return its exit code."""
     return run(build_parser(), lambda args: args.command(args), argv)
 
 
 def _format(formats: "argparse._SubParsersAction", name: str, text: str, named: bool = True) -> argparse.ArgumentParser:
-    """The parser of a format with the options that all have; `named`: its data do not say how they are called."""
+    """Add a format's parser, with the options of all formats; `named`: its data define no number and name."""
     parser = formats.add_parser(name, help=text, description=f"Convert {text}.", allow_abbrev=False)
     default = "" if named else " (default: the task's)"
     parser.add_argument("-i", dest="source", type=Path, required=True, metavar="FOLDER", help="where the data are")
@@ -213,7 +213,7 @@ def _convert_bids(args: argparse.Namespace) -> None:
 
 
 def _channels(texts: Sequence[str]) -> dict[str, str]:
-    """What stands behind the = by name of the channel, or an empty text."""
+    """Return the text after the = by channel name, or an empty text."""
     channels: dict[str, str] = {}
     for text in texts:
         name, _, suffix = text.partition("=")
@@ -242,7 +242,7 @@ def _raw(args: argparse.Namespace) -> Path:
 
 
 def _variable(args: argparse.Namespace) -> str | None:
-    """The variable of --variable, which must stand for the folder of the data, or paths would lead nowhere."""
+    """Return the variable of --variable, which must be the folder of the data, or paths would lead nowhere."""
     name = args.variable
     if name and Path(os.environ.get(name, "")).resolve() != args.source.resolve():
         raise UsageError(

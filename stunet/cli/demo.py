@@ -1,4 +1,4 @@
-"""stunet_demo: the whole loop on an invented dataset, with the real commands, in a few minutes on two CPU cores."""
+"""stunet_demo: run the whole workflow on a synthetic dataset with the real commands, in minutes on two CPU cores."""
 
 import argparse
 import os
@@ -16,7 +16,7 @@ DATASET_ID = 999
 DATASET = f"Dataset{DATASET_ID}_Phantom"
 CASES, HELD_OUT = 12, 4
 SIZE = "S"
-# 80 steps; a momentum of 0.9 instead of nnU-Net's 0.99, which needs hundreds of steps to gather speed
+# 80 steps, so a momentum of 0.9: nnU-Net's 0.99 needs hundreds of steps to gather speed
 TRAINING = (
     "num_epochs=4",
     "num_iterations_per_epoch=20",
@@ -28,7 +28,7 @@ TRAINING = (
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command; returns its exit code."""
+    """Run the command and return its exit code."""
     parser = common.new_parser(
         "stunet_demo",
         "Makes a small CT-like dataset; plans, preprocesses, trains, predicts and evaluates it with the real commands.",
@@ -45,7 +45,7 @@ def _command(args: argparse.Namespace) -> None:
 
     start = time.monotonic()
     folder = args.o.resolve()
-    folders = {name: folder / name for name in workspace.VARIABLES}  # its own, whatever the user's variables say
+    folders = {name: folder / name for name in workspace.VARIABLES}  # the demo's own, whatever the user's variables are
     raw = folders["nnUNet_raw"] / DATASET
     if not raw.is_dir():
         if folder.is_dir() and any(folder.iterdir()) and not any(path.is_dir() for path in folders.values()):
@@ -72,7 +72,7 @@ def _command(args: argparse.Namespace) -> None:
 
 
 def _run(environment: dict[str, str], *command: str) -> str:
-    """Runs a command of ours, shows it and its messages, and returns what it printed as its result."""
+    """Run one of our commands, show it and its messages, and return what it printed as its result."""
     console.note(f"\n$ {' '.join(command)}")
     program = [common.find_command(command[0]), *command[1:]]
     done = subprocess.run(program, env=environment, stdout=subprocess.PIPE, text=True, check=False)

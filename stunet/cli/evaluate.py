@@ -1,4 +1,4 @@
-"""How good are predictions: stunet_evaluate. evaluation.py does the work, metrics.py defines the numbers."""
+"""stunet_evaluate: measure how good predictions are. evaluation/ does the work, its metrics.py defines the numbers."""
 
 import argparse
 import os
@@ -29,11 +29,11 @@ With --labels, references have the ids of the dataset that it names. Predictions
 that the dataset.json beside them (or -djfile) tells: its classes are then found by name, with unions such as lung,
 and the others are background.
 """
-MAX_PROCESSES = 8  # by default; each holds two volumes
+MAX_PROCESSES = 8  # default; each process holds two volumes
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command and returns its exit code."""
+    """Run the command and return its exit code."""
     parser = new_parser(
         "stunet_evaluate", "Compare predictions with reference segmentations: Dice, NSD and HD95.", EXAMPLES
     )
@@ -115,7 +115,7 @@ def _check(args: argparse.Namespace) -> None:
 
 
 def _labels(args: argparse.Namespace) -> "tuple[Labels, str]":
-    """The labels, and how the names of the files end."""
+    """Return the labels and the ending of the file names."""
     from stunet import labels
     from stunet.evaluation import folders as evaluation
 
@@ -129,7 +129,7 @@ def _labels(args: argparse.Namespace) -> "tuple[Labels, str]":
     if not args.djfile and not file.is_file():
         return evaluation.labels_of_system(system), ".nii.gz"
     dataset = _read_dataset(file)
-    evaluation.labels_of(dataset, file)  # or an error that says what is wrong with them
+    evaluation.labels_of(dataset, file)  # raises an error if they are wrong
     return evaluation.labels_of_system(system, dataset["labels"]), dataset["file_ending"]
 
 
@@ -154,7 +154,7 @@ def _dataset_file(args: argparse.Namespace) -> Path:
 
 
 def _dataset_references(dataset: str, predictions: Path, ending: str) -> Path:
-    """The first folder of labels of a dataset that knows one of the predictions by name, whatever their endings."""
+    """Return a dataset's first folder of labels that has the name of a prediction, whatever their endings."""
     from stunet.datasets.listing import ending_of, visible
 
     def names(files: Iterable[Path]) -> set[str]:
@@ -193,7 +193,7 @@ def _print_table(summary: dict[str, Any]) -> None:
 
 
 def _without_nan(document: Any) -> Any:
-    """The same document with None for NaN, which JSON does not have."""
+    """Return the document with None for NaN, which JSON does not have."""
     if isinstance(document, dict):
         return {key: _without_nan(value) for key, value in document.items()}
     if isinstance(document, list):

@@ -1,4 +1,4 @@
-"""stunet_experiment: compares pre-trained weights and ways of fine-tuning on one dataset, as one resumable command."""
+"""stunet_experiment: compare pre-trained weights and ways of fine-tuning on one dataset, in one resumable command."""
 
 import argparse
 import shlex
@@ -40,7 +40,7 @@ EXAMPLE = """example: a FILE.toml
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command; returns its exit code."""
+    """Run the command and return its exit code."""
     parser = common.new_parser(
         "stunet_experiment",
         "Trains every combination of weights, strategies, numbers of labelled cases and seeds that a TOML file names,\n"
@@ -74,7 +74,7 @@ def _command(args: argparse.Namespace) -> None:
         return console.table(("command", "state"), lines, f"{len(todo)} arms")
     if not args.summary_only:
         for weights in set(left.values()) - {SCRATCH}:
-            store.find_model(weights)  # a download, before the first arm
+            store.find_model(weights)  # downloads them, if needed, before the first arm
         program = common.find_command("stunet_train")
         device = ["-device", args.device] if args.device else []
         run(todo, record, lambda words: [program, *words[1:], *device], args.j, console.note)
@@ -88,7 +88,7 @@ def _command(args: argparse.Namespace) -> None:
 
 
 def _check(experiment: Experiment, weights: Mapping[str, str]) -> None:
-    """Sees that there is what the arms need; downloads nothing."""
+    """Check that everything the arms need exists; download nothing."""
     from stunet.cli.train_plans import choose_trainer
     from stunet.plans.check import check_plans
     from stunet.trainers.ready import check_data
@@ -108,7 +108,7 @@ def _check(experiment: Experiment, weights: Mapping[str, str]) -> None:
 
 
 def _check_done(todo: Mapping[Arm, Sequence[str]], record: Record, only_warn: bool) -> None:
-    """Refuses to compare arms that were made of other cases or data than there are now, or warns of them."""
+    """Raise DataError, or warn, if a finished arm was made from other cases or data than there are now."""
     from stunet.provenance import check_result
 
     for arm, words in todo.items():
@@ -121,7 +121,10 @@ def _check_done(todo: Mapping[Arm, Sequence[str]], record: Record, only_warn: bo
 
 
 def _check_weights(experiment: Experiment, weights: Mapping[str, str], planned: str) -> None:
-    """Sees that all weights are known, no two the same, and of the size asked for; warns of another than planned."""
+    """Check that all weights are known, distinct, and of the requested size.
+
+    Warn if training from scratch is compared with weights of another size than planned.
+    """
     found = {title: _known(text) for title, text in weights.items() if text != SCRATCH}
     for (one, (place, _)), (other, (same, _)) in combinations(found.items(), 2):
         if place == same:
@@ -137,7 +140,7 @@ def _check_weights(experiment: Experiment, weights: Mapping[str, str], planned: 
 
 
 def _known(text: str) -> tuple[str, str | None]:
-    """What stands for these weights and no others, and their size."""
+    """Return what uniquely identifies these weights, and their size."""
     entry = registry.look_up(text)
     if entry and not store.find_installed(text):
         return entry.name, entry.size

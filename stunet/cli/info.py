@@ -1,4 +1,4 @@
-"""stunet_info: what is installed, what is set, and what is there. Imports nothing heavy."""
+"""stunet_info: show what is installed, which variables are set, and which data exist. Imports nothing heavy."""
 
 import argparse
 import os
@@ -17,7 +17,7 @@ PACKAGES = ("torch", "nnunetv2", "numpy", "scipy", "SimpleITK", "batchgenerators
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command; returns its exit code."""
+    """Run the command and return its exit code."""
     parser = common.new_parser(
         "stunet_info", "Shows versions, folders, GPUs, and the datasets and models that are there."
     )
@@ -46,7 +46,7 @@ def _command(args: argparse.Namespace) -> None:
 
 
 def collect() -> dict[str, Any]:
-    """What stunet_info shows, as a JSON document."""
+    """Return what stunet_info shows, as a JSON document."""
     return {
         "stunet": __version__,
         "python": platform.python_version(),
@@ -64,7 +64,7 @@ def collect() -> dict[str, Any]:
 
 
 def gpus() -> list[str]:
-    """Name and memory per GPU as the driver reports them, without loading torch."""
+    """Return name and memory of each GPU as the driver reports them, without loading torch."""
     if not shutil.which("nvidia-smi"):
         return []
     query = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader"]

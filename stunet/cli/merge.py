@@ -1,4 +1,4 @@
-"""stunet_merge: many datasets as one, in which every case says what it annotates. stunet/merging has what is done."""
+"""stunet_merge: merge many datasets into one that records what each case annotates. stunet/merging does the work."""
 
 import argparse
 from collections.abc import Mapping, Sequence
@@ -23,7 +23,7 @@ NAMES_SHOWN = 6  # leaves of a label in the report
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The command's options: check and build."""
+    """Return the command's parser, with the actions check and build."""
     parser = new_parser("stunet_merge", "Make one dataset of many that each annotate some classes.", EXAMPLES)
     actions = parser.add_subparsers(dest="action", required=True, metavar="check|build")
     for name, text in (("check", "report and problems; writes no dataset"), ("build", "check, then write the dataset")):
@@ -39,7 +39,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit code."""
+    """Run the command and return its exit code."""
     return run(build_parser(), _merge, argv)
 
 
@@ -84,14 +84,14 @@ def _merge(args: argparse.Namespace) -> int:
 
 
 def show(findings: "Sequence[Finding]") -> None:
-    """All findings: warnings, then problems."""
+    """Show all findings: warnings, then problems."""
     for finding in sorted(findings, key=lambda finding: finding.fatal):
         console.note(f"{'problem' if finding.fatal else 'warning'}: {' '.join(finding.message.split())}")
         console.note(f"  try: {finding.hint}")
 
 
 def report(union: "Union", estimate: "Estimate") -> None:
-    """What the union would be: its sources, its labels, its overlapping regions, its size."""
+    """Show what the union would be: its sources, labels, overlapping regions and size."""
     shares = union.shares()
     rows = [_source_row(union, name, member, shares[name]) for name, member in union.members.items()]
     console.table(["source", "cases", "modality", "labels", "licence", "weight", "draws"], rows, union.recipe.name)
@@ -127,7 +127,7 @@ def _label_rows(union: "Union") -> list[list[str]]:
 
 
 def _regions(union: "Union") -> None:
-    """With a sigmoid head: which outputs share leaves."""
+    """Show, for a sigmoid head, which outputs share leaves."""
     outputs: Mapping[str, Any] = union.annotations.labels if union.recipe.head == "sigmoid" else {}
     rows = []
     for name, leaves in outputs.items():
@@ -148,7 +148,7 @@ def _size(number: int) -> str:
 
 
 def _next(recipe: "Recipe") -> list[str]:
-    """The commands that go on, with what a raw dataset has no place for."""
+    """Return the next commands, with the values of the recipe that a raw dataset cannot hold."""
     number = int(recipe.name[7:10])
     spacing = " ".join(f"{pitch:g}" for pitch in recipe.spacing or ())
     plan = f"stunet_plan_and_preprocess -d {number}" + (f" -overwrite_target_spacing {spacing}" if spacing else "")

@@ -1,6 +1,6 @@
-"""stunet_models: which pre-trained models there are, and getting, checking and passing them on. store.py does the work.
+"""stunet_models: list, get, check and pass on pre-trained models. models/store.py does the work.
 
-`list`, `info` and --help answer without torch.
+`list`, `info` and --help work without torch.
 """
 
 import argparse
@@ -38,7 +38,7 @@ MEGABYTE = 1 << 20
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The command's options: one sub-command per verb."""
+    """Return the command's parser, with one sub-command per verb."""
     parser = new_parser("stunet_models", "Pre-trained models: list, get, check and pass on.", EXAMPLES)
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
 
@@ -81,12 +81,12 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit code."""
+    """Run the command and return its exit code."""
     return run(build_parser(), lambda args: args.command(args), argv)
 
 
 class ShownDownload(AbstractContextManager["ShownDownload"]):
-    """The advance of a download in MB, for store.download and store.find_model."""
+    """Progress of a download in MB, for store.download and store.find_model."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -179,7 +179,7 @@ def _import(args: argparse.Namespace) -> None:
 
 
 def _export(args: argparse.Namespace) -> None:
-    source = store.find_model(args.name, offline=args.peft)  # what is published has no adapters
+    source = store.find_model(args.name, offline=args.peft)  # published models have no adapters
     if args.peft:
         from stunet.trainers.adapter_folder import export_adapter
 
@@ -238,7 +238,7 @@ def _document(entry: Entry) -> dict[str, Any]:
 
 
 def _words(entry: Entry) -> dict[str, Any]:
-    """What is known of an entry, in words."""
+    """Return what is known of an entry, in words."""
     there = store.find_installed(entry.name)
     recorded = store.recorded(entry)
     sha256 = f"{entry.sha256} (published)" if entry.sha256 else "not published: recorded at the first download"

@@ -17,12 +17,12 @@ from stunet.names import problem_of
 
 CONFIGURATIONS = ("2d", "3d_fullres", "3d_lowres")
 CASCADE = "3d_cascade_fullres"
-WORKERS = {"2d": 8, "3d_lowres": 8}  # at most, as in nnU-Net; larger images get fewer, for their memory
+WORKERS = {"2d": 8, "3d_lowres": 8}  # upper limits, as in nnU-Net; larger images get fewer because of their memory
 FEWER = 4
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command; returns its exit code."""
+    """Run the command and return its exit code."""
     parser = common.new_parser(
         "stunet_plan_and_preprocess",
         "Plans STU-Net for datasets in nnU-Net raw format and preprocesses them.",
@@ -84,7 +84,7 @@ def _command(args: argparse.Namespace) -> None:
 
 @contextmanager
 def _scratch(args: argparse.Namespace) -> Iterator[None]:
-    """With --dry_run, a folder in place of nnUNet_preprocessed that is gone afterwards."""
+    """With --dry_run, use a temporary folder in place of nnUNet_preprocessed."""
     if not args.dry_run:
         yield
         return
@@ -98,7 +98,7 @@ def _scratch(args: argparse.Namespace) -> Iterator[None]:
 
 
 def _dataset(number_or_name: str) -> str:
-    """The full name of a raw dataset; where it is a folder of pairs instead, the error names their converter."""
+    """Return the full name of a raw dataset; for a folder of pairs, raise an error with the command to convert it."""
     from stunet.datasets.layout import pairs_command
 
     folder = Path(number_or_name)
@@ -113,7 +113,7 @@ def _dataset(number_or_name: str) -> str:
 
 
 def _check_configurations(datasets: list[str], configurations: Sequence[str]) -> None:
-    """Refuses names that are neither nnU-Net's nor those of a configuration that somebody added to the plans."""
+    """Reject names that are neither nnU-Net's nor those of a configuration that somebody added to the plans."""
     known = [*CONFIGURATIONS, CASCADE]
     for dataset in datasets if set(configurations) - set(known) else ():
         for plans in workspace.list_plans(dataset):
@@ -166,7 +166,7 @@ def _check_options(args: argparse.Namespace) -> None:
 
 
 def _planning(args: argparse.Namespace) -> dict[str, Any]:
-    """The options that say how to plan, by name."""
+    """Return the options that define how to plan, by name."""
     names = ("size", "preset", "stages", "checkpointing", "probe", "no_pp")
     nnunets = ("gpu_memory_target", "overwrite_target_spacing", "overwrite_plans_name")
     return {f"--{name}": getattr(args, name) for name in names} | {f"-{name}": getattr(args, name) for name in nnunets}
@@ -207,7 +207,7 @@ def _plan_and_preprocess(dataset: str, args: argparse.Namespace) -> None:
 
 
 def _planned(dataset: str, args: argparse.Namespace) -> dict[str, Any]:
-    """The plans that are there and were asked for."""
+    """Return the existing plans that were asked for."""
     from stunet.plans.check import check_plans
 
     plans = workspace.load_plans(workspace.plans_path(dataset, args.p))
@@ -221,7 +221,7 @@ def _planned(dataset: str, args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _first_fold(dataset: str, plans: dict[str, Any], configuration: str) -> int | str:
-    """The fold to begin with: 'all' where there are too few cases to make folds."""
+    """Return the fold to begin with: 0, or 'all' if there are too few cases to make folds."""
     from stunet.folds import ALL
     from stunet.provenance import fold_of
 
@@ -289,13 +289,13 @@ def _preprocess(dataset: str, plans: dict[str, Any], args: argparse.Namespace) -
 
 
 def _fitting(dataset: str, plans: dict[str, Any], name: str, wanted: int) -> int:
-    """The processes that the memory holds; where that is fewer, it is said."""
+    """Return how many processes the memory can hold, up to `wanted`; tell the user if that is fewer."""
     from stunet.plans.resolve import resolve
     from stunet.preprocessing_workers import fitting_workers
 
     configuration = resolve(plans, name)
     path = workspace.preprocessed_dataset(dataset) / "dataset_fingerprint.json"
-    if not path.is_file():  # of plans that were copied here: nothing says how large the cases are
+    if not path.is_file():  # the plans were copied here, so the size of the cases is unknown
         return 1
     fingerprint = read(path, FINGERPRINT)
     schemes = configuration["normalization_schemes"]  # one per channel

@@ -1,6 +1,6 @@
-"""stunet_predict: which model segments which images, and where the results go. predict_run.py runs it.
+"""stunet_predict: determine which model segments which images, and where the results go. predict_run.py runs it.
 
-What can be wrong is looked for before the first case; a case that fails later does not stop the others.
+Problems are looked for before the first case; a case that fails later does not stop the others.
 """
 
 import argparse
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
     from stunet.inference.predictor import Predictor
     from stunet.labels import LabelSystem
 
-LOW = "3d_lowres"  # nnU-Net's configuration of low resolution
+LOW = "3d_lowres"  # nnU-Net's low-resolution configuration
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command's entry point."""
+    """Run the command and return its exit code."""
     return common.run(predict_options.new_parser(), _predict, argv)
 
 
@@ -67,12 +67,12 @@ def _model_folder(args: argparse.Namespace) -> Path:
 
 
 def _named_model(args: argparse.Namespace) -> Path:
-    """The folder of a model of the store, which may have to be downloaded, or the one that is given as a path."""
+    """Return the folder of a model of the store, downloaded if needed, or the one that is given as a path."""
     from stunet.models import registry, store
 
     there = store.find_installed(args.model)
     if entry := None if there else registry.look_up(args.model):
-        registry.plans_of(entry)  # or an error, before the download, for what cannot predict
+        registry.plans_of(entry)  # raises, before the download, if the model cannot predict
     with nullcontext() if args.disable_progress_bar else ShownDownload(args.model) as shown:
         path = store.find_model(args.model, offline=args.dry_run, on_bytes=shown)
     if path.is_file():
@@ -94,7 +94,7 @@ def _with_previous(case: "Case", folder: Path, model: "Model") -> "Case":
 
 
 def _output(args: argparse.Namespace, model: "Model", cases: "list[Case]") -> "tuple[Path, list[Case]]":
-    """The folder of the results, and the cases under the names of their results."""
+    """Return the folder of the results, and the cases with the names of their results."""
     from stunet.inference.output import too_long
     from stunet.inference.products import Products
 
@@ -120,14 +120,14 @@ def _output(args: argparse.Namespace, model: "Model", cases: "list[Case]") -> "t
     cases = [replace(case, error=case.error or too_long(case.name, endings)) for case in cases]
     results = {(folder / f"{case.name}{ending}").resolve() for case in cases for ending in endings}
     inputs = {real(file) for case in cases for file in (*case.files, case.previous) if file}
-    inputs |= {parent for file in inputs for parent in file.parents}  # a folder of masks would take its place
+    inputs |= {parent for file in inputs for parent in file.parents}  # a folder of masks would replace it
     if folder.resolve() in taken or results & inputs:
         raise DataError(f"input and results would share the folder {str(folder)!r}", "another folder with -o")
     return folder, cases
 
 
 def _stages(args: argparse.Namespace, model: "Model", system: "LabelSystem | None") -> "list[Predictor]":
-    """The model, whose results are in the labels of `system`, and before it those that it takes predictions of."""
+    """Return the model, whose results are in the labels of `system`, after those whose predictions it takes."""
     stages = [_load(args, model, system, args.roi_subset)]
     if args.prev_stage_predictions and not stages[0].previous_stage:
         raise UsageError(f"{stages[0].name} has no previous stage", "leave out -prev_stage_predictions")
@@ -157,7 +157,10 @@ def _load(
 
 
 def _set_threads(threads: int | None) -> None:
-    """As many as the processor has cores: twice as many, as some builds of torch start, wait for each other."""
+    """Set the number of threads, by default at most one per physical core.
+
+    Some builds of torch start twice as many, which wait for each other.
+    """
     import torch
 
     if threads or "OMP_NUM_THREADS" not in os.environ:
@@ -165,7 +168,7 @@ def _set_threads(threads: int | None) -> None:
 
 
 def _low_resolution(folder: Path) -> Path:
-    """The model of low resolution beside a model."""
+    """Return the low-resolution model next to a model."""
     start, separator, name = folder.resolve().name.rpartition("__")
     low = folder.resolve().with_name(f"{start}{separator}{LOW}")
     if name == LOW or not low.is_dir():
@@ -177,7 +180,7 @@ def _low_resolution(folder: Path) -> Path:
 
 
 def _check_dicom(cases: "list[Case]") -> "list[Case]":
-    """The cases, with an error for those whose headers make a DICOM-SEG impossible."""
+    """Return the cases, with an error for those whose headers make a DICOM-SEG impossible."""
     from stunet.results.dicom_seg import check_sources, load_highdicom
 
     others = [case.name for case in cases if not case.is_dicom and not case.error]
@@ -199,7 +202,7 @@ def _check_dicom(cases: "list[Case]") -> "list[Case]":
 
 
 def _sibling(cascade: "Predictor") -> "Model":
-    """The model of the previous stage, which stands beside that of the cascade."""
+    """Return the model of the previous stage, which is next to that of the cascade."""
     from stunet.inference.cases import open_model
 
     folder = cascade.model.folder.resolve()

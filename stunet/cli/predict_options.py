@@ -1,4 +1,4 @@
-"""What can stunet_predict be asked, and which options contradict each other? predict.py does what they say."""
+"""Define the options of stunet_predict, and reject those that contradict each other. predict.py applies them."""
 
 import argparse
 import re
@@ -21,12 +21,12 @@ FORMAT = (
     "of the results: the model's images, 3D Slicer's .seg.nrrd, a folder of one mask per class, or DICOM-SEG "
     "(default: image, or what -o ends with: .seg.nrrd, .dcm)"
 )
-FILES = {".seg.nrrd": "seg.nrrd", ".dcm": "dicom_seg"}  # formats that a file after -o means
+FILES = {".seg.nrrd": "seg.nrrd", ".dcm": "dicom_seg"}  # formats that a file name after -o implies
 IMAGES = (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd", ".gipl", ".png", ".tif", ".tiff")
 
 
 def new_parser() -> argparse.ArgumentParser:
-    """The command's options: nnUNetv2_predict's and ours."""
+    """Return the command's parser, with nnUNetv2_predict's options and ours."""
     parser = common.new_parser("stunet_predict", DESCRIPTION, EXAMPLES)
     add = parser.add_argument
     add("-i", required=True, type=Path, metavar="IN", help="folder with CASE_0000.nii.gz ..., an image or DICOM folder")
@@ -99,7 +99,7 @@ def _positive(text: str) -> int:
 
 
 def check(args: argparse.Namespace) -> None:
-    """Looks at the options together, before anything is read.
+    """Check the options together, before anything is read.
 
     Raises:
         UsageError: Two contradict each other, or a value is out of range.
@@ -123,14 +123,14 @@ def check(args: argparse.Namespace) -> None:
 
 
 def file_ending(out: Path) -> str | None:
-    """The ending of -o where it is a file, whose format it means; None for a folder."""
+    """Return the ending of -o if it is a file, which implies the format; None for a folder."""
     if out.is_dir():
         return None
     return next((ending for ending in (*FILES, *IMAGES) if out.name.lower().endswith(ending)), None)
 
 
 def _check_format(args: argparse.Namespace) -> None:
-    """Takes the format from -o, where that is a file, or sees that it is that of --format."""
+    """Set the format: that of -o if it is a file, which must agree with --format, else --format or image."""
     ending = file_ending(args.o)
     if ending is None:
         args.format = args.format or "image"

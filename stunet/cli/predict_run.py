@@ -1,6 +1,6 @@
-"""How does stunet_predict go through its stages and cases, and what does it say and write about them?
+"""Run stunet_predict through its stages and cases, and report on them.
 
-inference/pipeline.py does the work; a cascade has a stage for the low resolution before its own.
+inference/pipeline.py does the work; a cascade has a low-resolution stage before its own.
 """
 
 import argparse
@@ -27,19 +27,19 @@ CONTINUE = "the same command with --continue_prediction: finished cases are kept
 
 
 def run(args: argparse.Namespace, stages: "list[Predictor]", cases: "list[Case]", folder: Path) -> int:
-    """Predicts stage by stage; a case that failed in one is not in the next.
+    """Predict stage by stage; a case that failed in one stage is not in the next.
 
     Returns:
         The exit code.
 
     Raises:
-        Interrupted: SIGTERM; what is done is kept.
+        Interrupted: SIGTERM was received; finished cases are kept.
     """
     from stunet.results.run_report import RunReport
 
     report = RunReport(sys.argv, stages[-1].options.device, stages[-1].made_by) if args.report else None
     if report:
-        report.write(args.report)  # where it cannot be written, that is said now
+        report.write(args.report)  # fail now if it cannot be written
     errors: dict[str, StunetError] = {}
     _make_writable(folder)
     try:
@@ -54,7 +54,7 @@ def run(args: argparse.Namespace, stages: "list[Predictor]", cases: "list[Case]"
                 cases = [
                     replace(case, previous=target / f"{case.name}{ending}") for case in cases if case.name not in errors
                 ]
-    finally:  # also where something else ends the run
+    finally:  # even if something else ends the run
         for name, error in errors.items():
             console.error("stunet_predict", f"case {name!r} failed: {error.message}", error.hint)
     codes = {error.exit_code for error in errors.values()}
@@ -63,7 +63,7 @@ def run(args: argparse.Namespace, stages: "list[Predictor]", cases: "list[Case]"
 
 @contextmanager
 def _reserved(args: argparse.Namespace, cases: "list[Case]", folder: Path) -> Iterator[None]:
-    """Holds the folder; parts of a run and runs for one file share it, and each has its own names there."""
+    """Lock the folder; parts of a run and runs for one file share it, and each locks its own name there."""
     what, hint = f"another process predicts into {str(folder)!r}", "wait until it is done, or another folder with -o"
     own = None if args.o == folder and args.num_parts == 1 else f"part-{args.part_id}"
     if args.o != folder:
@@ -83,7 +83,7 @@ def _run_stage(
     report: "RunReport | None",
     errors: dict[str, StunetError],
 ) -> None:
-    """Predicts the cases into `target`; errors are added by case."""
+    """Predict the cases into `target`; add errors by case."""
     from stunet.inference.output import check_free, write_record, write_source
     from stunet.inference.pipeline import Pipeline
     from stunet.inference.products import Products
@@ -93,7 +93,7 @@ def _run_stage(
     quiet = args.disable_progress_bar
     with console.Progress(f"predict {stage.name}", 0, quiet) as progress:
         shown = _Shown(progress)
-        ours = args.o in (target, target.parent)  # not the folder around the one file that is asked for
+        ours = args.o in (target, target.parent)  # false for the folder around a single requested file
         whole_folder = ours or not last
         if whole_folder:
             check_free(target)
@@ -119,7 +119,7 @@ def _follow(
     args: argparse.Namespace,
     errors: dict[str, StunetError],
 ) -> "Iterator[Outcome]":
-    """Waits for one case after the other, and yields those that succeed."""
+    """Wait for one case after the other, and yield those that succeed."""
     from stunet.results.statistics import add_statistics
 
     new, measured = {case.name for case in cases}, {}
@@ -128,7 +128,7 @@ def _follow(
             progress.step(outcome.case.name)
             if report:
                 report.cases.append(outcome.report)
-            if outcome.statistics:  # they may be there where something else that was asked for is not
+            if outcome.statistics:  # they may exist even if another requested result failed
                 measured[outcome.case.name] = outcome.statistics
                 add_statistics(pipeline.folder, measured, new)
             if outcome.error:
@@ -141,7 +141,7 @@ def _follow(
 
 
 class _Shown:
-    """The windows of the case that the network works on, as a part of the step that the case is."""
+    """Shows the windows of the current case as a fraction of the case's step of the progress."""
 
     def __init__(self, progress: console.Progress) -> None:
         self._progress = progress
@@ -156,7 +156,7 @@ class _Shown:
 
 
 def _known_statistics(pipeline: "Pipeline") -> dict[str, Any]:
-    """Those of cases that were done before, if statistics are wanted."""
+    """Return the statistics of cases that were done before, if statistics are wanted."""
     from stunet.results.statistics import read_statistics
 
     path = pipeline.folder / "statistics.json"
@@ -164,7 +164,10 @@ def _known_statistics(pipeline: "Pipeline") -> dict[str, Any]:
 
 
 def _to_do(pipeline: "Pipeline", cases: "list[Case]", keep: bool) -> "list[Case]":
-    """The cases without those that are done, if these are to be kept; earlier results of what is to do are removed."""
+    """Return the cases to predict, and remove earlier results of these.
+
+    Those that are done already are left out if `keep`.
+    """
     from stunet.datasets.listing import visible
     from stunet.inference.output import check_record, has_other_source, remove_source
 
@@ -202,7 +205,7 @@ def _make_writable(folder: Path) -> None:
 
 
 def _settings(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """What nnU-Net says about a prediction in the folder of its results."""
+    """Return what nnU-Net records about a prediction in the folder of its results."""
     previous = args.prev_stage_predictions
     return {
         "list_of_lists_or_source_folder": str(args.i),
@@ -219,7 +222,7 @@ def _settings(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
 @contextmanager
 def _terminable() -> Iterator[None]:
-    """SIGTERM, which schedulers send before they kill, ends the run like Ctrl-C, but as resumable."""
+    """Make SIGTERM, which schedulers send before they kill, end the run like Ctrl-C, but as resumable."""
     received: list[int] = []
 
     def stop(number: int, frame: object) -> None:

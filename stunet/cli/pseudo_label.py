@@ -1,4 +1,4 @@
-"""stunet_pseudo_label: a teacher completes the classes that cases of a dataset lack. Rules: merging/completing.py."""
+"""stunet_pseudo_label: complete the classes that cases lack with a teacher. merging/completing.py has the rules."""
 
 import argparse
 import re
@@ -19,7 +19,7 @@ DEFAULT = 0.9
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command; returns its exit code."""
+    """Run the command and return its exit code."""
     parser = common.new_parser(
         "stunet_pseudo_label", "Completes the classes that cases of a dataset lack with a teacher.", EXAMPLES
     )

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command; returns its exit code."""
+    """Run the command and return its exit code."""
     parser = common.new_parser(
         "stunet_train",
         "Trains an STU-Net on a planned dataset (all of nnUNetv2_train's flags), then validates it.",
@@ -104,10 +104,10 @@ def _command(args: argparse.Namespace) -> None:
 
 
 def _prepared(args: argparse.Namespace, again: bool) -> "Run | None":
-    """The run that the command line means, when all is there that it needs; None where there is nothing to train.
+    """Return the run that the command line means, after checking that it can start; None if there is nothing to train.
 
     Args:
-        again: Whether torchrun has started the command anew: it continues then, whatever its options say.
+        again: Whether torchrun has restarted the command; it then continues, whatever its options are.
     """
     for variable in ("nnUNet_results", "nnUNet_preprocessed"):
         workspace.folder(variable)
@@ -134,7 +134,7 @@ def _prepared(args: argparse.Namespace, again: bool) -> "Run | None":
     if again:
         run = continued(run)
         console.note(f"started anew; {'the latest checkpoint is continued' if run.resume else 'from the beginning'}")
-    else:  # refuses what would overwrite a training unasked
+    else:  # raises if a training would be overwritten unasked
         starting_point(replace(run, overwrite=args.overwrite or args.dry_run))
     check_room(run, resolved)
     _describe(run, resolved)
@@ -196,7 +196,7 @@ def _list() -> None:
 
 
 def _positions(args: argparse.Namespace) -> tuple[str, str, int | str]:
-    """Dataset, configuration and fold from the positions or the options."""
+    """Return dataset, configuration and fold from the positional arguments or the options."""
     given = {
         "dataset": (args.dataset, args.d),
         "configuration": (args.configuration, args.c),
@@ -285,7 +285,7 @@ def _describe(run: "Run", resolved: dict[str, Any]) -> None:
 
 
 def _judged(run: "Run") -> "TransferReport | None":
-    """What will become of pre-trained weights: they are judged before anything is written."""
+    """Return what will become of pre-trained weights, before anything is written; None without weights."""
     if run.weights is None:
         return None
     from stunet.trainers.start import preview

@@ -1,6 +1,6 @@
-"""Which plans does stunet_train train with, with which trainer, and from which weights does it start?
+"""Choose the plans and the trainer of stunet_train, and the weights from which it starts.
 
-Options that change the plan derive another one, whose name says what differs; it is written when training begins.
+Options that change a plan derive another one, whose name tells what differs; it is written when training begins.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from stunet.plans.resolve import resolve
 
 @dataclass(frozen=True)
 class Chosen:
-    """The plans, whether they have been derived just now and are not on the disk yet, and the weights to start from."""
+    """The plans, whether they were just derived and are not on disk yet, and the weights to start from."""
 
     plans: dict[str, Any]
     new: bool
@@ -28,11 +28,11 @@ class Chosen:
 
 
 def choose_plans(dataset: str, args: argparse.Namespace) -> Chosen:
-    """The plans that the command line means.
+    """Return the plans that the command line means.
 
     Raises:
-        UsageError: Options that contradict each other or the weights.
-        DataError: There are no plans, or others of the same name.
+        UsageError: Options contradict each other or the weights.
+        DataError: There are no plans, or different ones with the same name.
         WeightsError: The weights cannot be read, or the plans start from weights that are not given.
     """
     from stunet.plans import values
@@ -89,7 +89,7 @@ def choose_plans(dataset: str, args: argparse.Namespace) -> Chosen:
 
 
 def _fitting(dataset: str, preset: presets.Preset) -> str | None:
-    """The only plans of the dataset that were planned as a preset wants."""
+    """Return the only plans of the dataset that were planned as a preset wants; None if there are none or several."""
     fitting = []
     for name in workspace.planned(dataset):
         plans = workspace.load_plans(workspace.plans_path(dataset, name))
@@ -98,7 +98,9 @@ def _fitting(dataset: str, preset: presets.Preset) -> str | None:
 
 
 def choose_trainer(dataset: str, plans: dict[str, Any], given: str | None) -> str:
-    """The trainer class: the one that is named, or the one that the data need; it is said where it is not the usual.
+    """Return the trainer class: the one that is named, or the one that the data need.
+
+    Tell the user if the data need another trainer than the default one.
 
     Raises:
         UsageError: There is no such trainer, or it cannot train on a part of the network's classes.
@@ -126,7 +128,10 @@ def _from_weights(
     data: tuple[Mapping[str, Any], Annotations | None],
     size: str | None,
 ) -> dict[str, Any]:
-    """What of the plan follows from the weights: size, strategy and name; what the base plan says of them stays."""
+    """Return what of the plan follows from the weights: size, strategy and name.
+
+    If the base plan has the same weights and head, its entry is kept.
+    """
     from stunet.trainers import strategies
     from stunet.trainers.start import choose
 
@@ -154,7 +159,7 @@ def _from_weights(
 
 
 def _kept_stages(name: str, plans: Mapping[str, Any]) -> int | None:
-    """The number of stages that a strategy keeps of a plan's, if not all."""
+    """Return how many of a plan's stages a strategy keeps; None for all."""
     from stunet.trainers import strategies
 
     strategy = strategies.find(name)
@@ -165,7 +170,10 @@ def _kept_stages(name: str, plans: Mapping[str, Any]) -> int | None:
 
 
 def _given(text: str, args: argparse.Namespace) -> Path:
-    """The weights that a command names; to go on with a training they are not needed any more."""
+    """Return the weights that a command names.
+
+    A training that is continued or validated does not need them, so its error suggests leaving them out.
+    """
     try:
         return _find(text, args.dry_run)
     except WeightsError as error:
@@ -176,7 +184,7 @@ def _given(text: str, args: argparse.Namespace) -> Path:
 
 
 def _weights_of(plans: Mapping[str, Any], args: argparse.Namespace) -> Path | None:
-    """The weights that plans start from, where the command names none: found by name, or not needed any more."""
+    """Return the weights that plans start from if the command names none, found by name; None if no longer needed."""
     block = plans["stunet"].get("weights")
     if block is None or args.resume or args.val:
         return None
@@ -190,12 +198,12 @@ def _weights_of(plans: Mapping[str, Any], args: argparse.Namespace) -> Path | No
 
 
 def _find(text: str, dry_run: bool) -> Path:
-    """The model that the text names, downloaded where needed, but not by a dry run."""
+    """Return the model that the text names, downloaded if needed, but not by a dry run."""
     with ShownDownload(text) as shown:
         return store.find_model(text, offline=dry_run, on_bytes=shown)
 
 
 def _comparable(plans: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
-    """Plans without what decides nothing, and what `other`, of an earlier version, does not record."""
+    """Return plans without entries that decide nothing, or that `other`, of an earlier version, does not record."""
     left = {"derived_from", "version", "fingerprint", *({"orientation", "orientations"} - other["stunet"].keys())}
     return {**plans, "stunet": {key: value for key, value in plans["stunet"].items() if key not in left}}

@@ -1,4 +1,4 @@
-"""How is a training run that has been prepared: in this process and its children, or as one of torchrun's processes?"""
+"""Run a prepared training, in this process and its children or as one of torchrun's processes."""
 
 import argparse
 import math
@@ -18,12 +18,13 @@ from stunet.workspace import load_plans
 if TYPE_CHECKING:
     from stunet.trainers.launch import Run
 
-# What a command line means, and None where there is nothing to train; told whether torchrun has started it anew.
+# Returns the run that a command line means, or None if there is nothing to train. Its argument: whether torchrun has
+# restarted the command.
 Prepare = Callable[[bool], "Run | None"]
 
 
 def train(args: argparse.Namespace, prepare: Prepare) -> None:
-    """Prepares, trains and validates; shows the result."""
+    """Prepare, train and validate; show the result."""
     if {"RANK", "WORLD_SIZE"} <= set(os.environ):
         _as_one_of_several(args, prepare)
         return
@@ -38,7 +39,7 @@ def train(args: argparse.Namespace, prepare: Prepare) -> None:
 
 
 def _as_one_of_several(args: argparse.Namespace, prepare: Prepare) -> None:
-    """The first process decides and shows, all of them train."""
+    """Train as one of several processes: the first one decides and shows the result, all of them train."""
     from stunet.trainers.launch import join, reserved
     from stunet.trainers.processes import decided, restarted, started_by_torchrun, together
 
@@ -63,14 +64,14 @@ def _as_one_of_several(args: argparse.Namespace, prepare: Prepare) -> None:
     except Interrupted as error:
         if member.leads or error.__cause__ is not None:
             raise
-        raise SystemExit(error.exit_code) from None  # the first process has said it
+        raise SystemExit(error.exit_code) from None  # the first process has reported it
 
 
 def _left(run: "Run") -> "Run | None":
-    """What of a run is left to do; None where its fold is trained and validated.
+    """Return what is left to do of a run; None if its fold is trained and validated.
 
     Raises:
-        DataError: It is, but with other cases or data than there are now.
+        DataError: It is trained and validated, but with other plans, cases or data than there are now.
     """
     from stunet.plans.check import difference, of_a_run
     from stunet.provenance import check_result
@@ -103,7 +104,7 @@ def _show_result(run: "Run") -> None:
 
 
 def mean_dice(summary: dict[str, Any]) -> float:
-    """The mean over the classes that a validation case has; nnU-Net's is NaN as soon as no case has one of them."""
+    """Return the mean Dice over the classes that occur in validation; nnU-Net's is NaN if any class does not occur."""
     if not math.isnan(overall := summary["foreground_mean"]["Dice"]):
         return float(overall)
     found = [mean["Dice"] for mean in summary["mean"].values() if not math.isnan(mean["Dice"])]

@@ -1,6 +1,6 @@
-"""What a raw dataset of nnU-Net is: writing its dataset.json, and reading which cases it holds.
+"""Write the dataset.json of a raw nnU-Net dataset, and read which cases the dataset holds.
 
-Read phantom.py for the format at its smallest and check.py for what a sound dataset is.
+Read next: phantom.py for the smallest example of the format, check.py for what makes a dataset valid.
 """
 
 import contextlib
@@ -20,15 +20,15 @@ from stunet.files import write_json
 from stunet.kinds import FORMAT_HINT, label_values, read_dataset_json
 from stunet.names import check_name
 
-FILE_ENDING = ".nii.gz"  # of what we write
-GEOMETRY_ATOL = 1e-3  # mm of the origin, and direction cosines: more than rounding in a NIfTI header
-SHOWN = 3  # problems that an error names
+FILE_ENDING = ".nii.gz"  # of the files we write
+GEOMETRY_ATOL = 1e-3  # tolerance on origin (mm) and direction cosines; exceeds the rounding in a NIfTI header
+SHOWN = 3  # problems named in one error
 log = logging.getLogger("stunet")
 
 
 @dataclass(frozen=True)
 class Case:
-    """A training case: its images, one file per channel or one that holds several, and its label."""
+    """A training case: its image files (one per channel, or one that holds several channels) and its label file."""
 
     name: str
     images: tuple[Path, ...]
@@ -37,7 +37,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Rules:
-    """What is demanded of every case: the class that reads it, its channels, the values in its label, and by whom."""
+    """What every case must satisfy: reader class, channels and allowed label values, and who requires it."""
 
     reader: type
     channels: tuple[str, ...]
@@ -48,7 +48,7 @@ class Rules:
 def write_dataset_json(
     folder: Path, name: str, channels: Mapping[int, str], labels: Mapping[str, int], cases: int, **more: Any
 ) -> None:
-    """Writes the dataset.json of a raw dataset; `more` holds what else is in it: description, licence, dataset."""
+    """Write the dataset.json of a raw dataset; `more` holds further entries: description, licence, dataset."""
     content = {
         "name": name,
         "channel_names": {str(index): channel for index, channel in sorted(channels.items())},
@@ -61,7 +61,9 @@ def write_dataset_json(
 
 
 def read_dataset(folder: Path) -> tuple[list[Case], Rules]:
-    """The training cases that nnU-Net will find in a raw dataset, and what they must be like; reads one image only.
+    """Return the training cases that nnU-Net will find in a raw dataset, and the rules they must satisfy.
+
+    Only one image is read.
 
     Raises:
         DataError: dataset.json is wrong, or files are missing.
@@ -86,7 +88,7 @@ def read_dataset(folder: Path) -> tuple[list[Case], Rules]:
 
 
 def raise_first(problems: Sequence[StunetError]) -> None:
-    """Raises one error that names the first problems and counts the others; its hint is that of the first."""
+    """Raise one error that names the first problems, counts the others, and has the hint of the first."""
     if problems:
         more = len(problems) - SHOWN
         texts = [problem.message for problem in problems[:SHOWN]] + ([f"and {more} more"] if more > 0 else [])
@@ -94,10 +96,12 @@ def raise_first(problems: Sequence[StunetError]) -> None:
 
 
 def training_files(folder: Path, description: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """What nnU-Net's get_filenames_of_train_images_and_targets finds, without hidden files and 12 processes.
+    """Return what nnU-Net's get_filenames_of_train_images_and_targets finds, without hidden files.
+
+    nnU-Net starts 12 processes for it; this function starts none.
 
     Raises:
-        DataError: A file's name has no channel, a file cannot be read whatever is in it, or there are no cases.
+        DataError: A file name has no channel number, a file is unusable whatever it contains, or there are no cases.
     """
     cases = (_listed_cases if "dataset" in description else _stored_cases)(folder, description)
     files = (path for case in cases for path in (*case.images, case.label))
@@ -106,7 +110,7 @@ def training_files(folder: Path, description: dict[str, Any]) -> dict[str, dict[
 
 
 def left_out(folder: Path, description: dict[str, Any], cases: Sequence[Case]) -> list[str]:
-    """Warnings about what looks like images or labels of training cases and is neither, as nnU-Net sees it."""
+    """Return warnings about files that look like images or labels of training cases but that nnU-Net does not use."""
     if "dataset" in description:
         return []
     ending = description["file_ending"]
@@ -122,7 +126,7 @@ def left_out(folder: Path, description: dict[str, Any], cases: Sequence[Case]) -
 
 
 def warn_left_out(folder: Path, description: dict[str, Any], cases: Sequence[Case]) -> None:
-    """Logs what left_out() has, for commands that do not check the dataset."""
+    """Log the warnings of left_out(), for commands that do not check the dataset."""
     for text in left_out(folder, description, cases):
         log.warning("warning: %s", text)
 
@@ -134,7 +138,7 @@ def _find_cases(folder: Path, description: dict[str, Any], channels: int) -> lis
     else:
         ending = description["file_ending"]
         cases = _stored_cases(folder, description)
-        # Where no case has more than its first file, this one may hold all channels: reading will tell.
+        # If no case has more than its first file, that file may hold all channels; reading it will tell.
         single = all(len(case.images) == 1 and case.images[0].name == f"{case.name}_0000{ending}" for case in cases)
         wanted = {
             case.name: [folder / "imagesTr" / f"{case.name}_{i:04d}{ending}" for i in range(1 if single else channels)]
@@ -152,7 +156,7 @@ def _find_cases(folder: Path, description: dict[str, Any], channels: int) -> lis
 
 
 def _listed_cases(folder: Path, description: dict[str, Any]) -> list[Case]:
-    """The cases under `dataset` in dataset.json, which gives files by relative path, absolute path or variable."""
+    """Return the cases under `dataset` in dataset.json; files are relative paths, absolute paths or use a variable."""
     from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 
     if not description["dataset"]:
@@ -164,9 +168,9 @@ def _listed_cases(folder: Path, description: dict[str, Any]) -> list[Case]:
 
 
 def _stored_cases(folder: Path, description: dict[str, Any]) -> list[Case]:
-    """The cases in imagesTr: CASE_0000.nii.gz, CASE_0001.nii.gz, ..., with labelsTr/CASE.nii.gz.
+    """Return the cases in imagesTr: CASE_0000.nii.gz, CASE_0001.nii.gz, ..., with labelsTr/CASE.nii.gz.
 
-    Equal to nnU-Net's get_filenames_of_train_images_and_targets, which forks 12 processes for it, but for hidden files.
+    Except for hidden files, same as nnU-Net's get_filenames_of_train_images_and_targets, which forks 12 processes.
     """
     images, ending = folder / "imagesTr", description["file_ending"]
     files = visible(images.glob("*"))
@@ -192,17 +196,17 @@ def _stored_cases(folder: Path, description: dict[str, Any]) -> list[Case]:
 
 
 def find_reader(description: dict[str, Any], image: Path) -> type:
-    """The reader class that nnU-Net takes: the one that dataset.json names, or the first that can read `image`.
+    """Return the reader class that nnU-Net will use: the one dataset.json names, or the first that can read `image`.
 
     Raises:
-        DataError: No reader can, or dataset.json names one that does not exist.
+        DataError: No reader can read it, or dataset.json names one that does not exist.
     """
     from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
 
     if error := unusable(image):
         raise error
     try:
-        with contextlib.redirect_stderr(io.StringIO()):  # it prints a traceback for each reader that cannot
+        with contextlib.redirect_stderr(io.StringIO()):  # nnU-Net prints a traceback for each reader that fails
             reader = determine_reader_writer_from_dataset_json(description, str(image), verbose=False)
     except RuntimeError:
         if image.suffix.lower() in tiff.ENDINGS and tiff.spacing_file(image, is_image=True).is_file():

@@ -1,8 +1,8 @@
-"""How does a BIDS folder become a raw dataset? Images lie under sub-*/, label maps under derivatives/PIPELINE/sub-*/.
+"""Convert a BIDS folder to a raw dataset: images from sub-*/, label maps from derivatives/PIPELINE/sub-*/.
 
-A label map belongs to the images that have the same entities: sub-01_ses-2_space-orig_desc-manual_dseg.nii.gz to
-sub-01_ses-2_T1w.nii.gz. Entities that only derivatives have (space, desc, ...) do not count. See the specification at
-bids-specification.readthedocs.io, "Segmentations". pairs.py goes on with what is found.
+A label map belongs to the images with the same entities: sub-01_ses-2_space-orig_desc-manual_dseg.nii.gz belongs to
+sub-01_ses-2_T1w.nii.gz. Entities that only derivatives have (space, desc, ...) are ignored. See "Segmentations" in the
+specification, bids-specification.readthedocs.io. Read next: pairs.py, which converts the files found here.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,13 +16,13 @@ from stunet.datasets.pairs import Files, prepare
 from stunet.errors import DataError
 
 ENDING = ".nii.gz"
-ENDINGS = (ENDING, ".nii")  # of images in BIDS, in capitals, too
-DERIVED = {"space", "desc", "label", "seg", "atlas", "res", "den"}  # entities of derivatives
+ENDINGS = (ENDING, ".nii")  # of BIDS images; accepted in upper case, too
+DERIVED = {"space", "desc", "label", "seg", "atlas", "res", "den"}  # entities that only derivatives have
 
 
 @dataclass(frozen=True)
 class BidsName:
-    """A file name taken apart: its entities in order, and its suffix."""
+    """A parsed file name: its entities in order, and its suffix."""
 
     entities: tuple[tuple[str, str], ...]
     suffix: str
@@ -32,23 +32,26 @@ class BidsName:
 
 
 def parse(name: str) -> BidsName:
-    """`sub-01_ce-GAD_T1w`, or the end of one: `ce-GAD_T1w`. Words that are no entity, as in `T1w_dseg`, are dropped."""
+    """Parse a name such as `sub-01_ce-GAD_T1w`, or the end of one: `ce-GAD_T1w`.
+
+    Words that are not entities, as in `T1w_dseg`, are dropped.
+    """
     *words, suffix = name[: len(name) - len(ending_of(name))].split("_")
     pairs = [word.partition("-") for word in words]
     return BidsName(tuple((key, value) for key, dash, value in pairs if dash), suffix)
 
 
 def find_bids(source: Path, channels: Sequence[str], label: str, pipeline: Path) -> Files:
-    """The cases of a BIDS folder.
+    """Return the cases of a BIDS folder.
 
     Args:
-        source: With sub-*.
-        channels: Ends of names, one per channel: T1w, ce-GAD_T1w.
-        label: End of the names of label maps: dseg, desc-manual_dseg.
-        pipeline: The folder with the label maps, with sub-* as well.
+        source: The folder that holds sub-*.
+        channels: What image names end with, one entry per channel: T1w, ce-GAD_T1w.
+        label: What names of label maps end with: dseg, desc-manual_dseg.
+        pipeline: The folder with the label maps, which holds sub-* as well.
 
     Raises:
-        DataError: Two label maps belong to the same images, an image is there twice, or a case lacks a channel.
+        DataError: Two label maps belong to the same images, an image occurs twice, or a case lacks a channel.
     """
     wanted = parse(label)
     ends = [parse(channel) for channel in channels]
@@ -103,14 +106,14 @@ def prepare_bids(
     unmatched: str = "error",
     variable: str | None = None,
 ) -> Conversion:
-    """The conversion of a BIDS folder.
+    """Prepare the conversion of a BIDS folder.
 
     Args:
-        channels: End of the file names by name of the channel.
-        derivatives: Name of the pipeline; may be left out where there is one.
-        names: Name by value; None: those of the pipeline's dseg.tsv.
+        channels: What image names end with, by channel name.
+        derivatives: Name of the pipeline; may be omitted if there is only one.
+        names: Class names by value; None: those in the pipeline's dseg.tsv.
 
-    Other arguments and errors: find_bids, pairs.prepare, conversion.dataset_folder.
+    Other arguments and errors: see find_bids, pairs.prepare, conversion.dataset_folder.
     """
     target = dataset_folder(raw, dataset_id, name)
     pipeline = _pipeline(source, derivatives)
@@ -125,7 +128,7 @@ def _images(folder: Path) -> list[Path]:
 
 
 def _pipeline(source: Path, chosen: str | None) -> Path:
-    """The folder with the label maps."""
+    """Return the folder with the label maps."""
     if not any(source.glob("sub-*")):
         raise DataError(
             f"{str(source)!r} is no BIDS folder: it has no sub-*", "give the folder with dataset_description.json"

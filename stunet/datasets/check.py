@@ -1,8 +1,7 @@
-"""Whether a raw dataset can be planned and trained on, and if not, which file is wrong and what to do.
+"""Check whether a raw dataset can be planned and trained on; if not, report which file is wrong and what to do.
 
-nnU-Net itself meets most of these problems after hours, and some never (see nifti.py). Files are read by the reader
-that nnU-Net will use. datasets/__init__.py reads dataset.json and the list of files. Also here: which axes run
-between left and right, for mirroring.
+nnU-Net itself runs into most of these problems only after hours, and into some never (see nifti.py). Files are read
+with the reader that nnU-Net will use. datasets/__init__.py reads dataset.json and the list of files.
 """
 
 import zlib
@@ -27,23 +26,23 @@ from stunet.kinds import read_dataset_json
 from stunet.nifti import check_nifti
 from stunet.processes import each
 
-# What nnU-Net's readers raise for a file that they cannot read: ITK, zlib, nibabel, tifffile and their own assertions.
+# What nnU-Net's readers raise for an unreadable file: errors of ITK, zlib, nibabel, tifffile, and their own assertions.
 UNREADABLE = (RuntimeError, OSError, EOFError, ValueError, AssertionError, zlib.error, ImageFileError)
 
 
 def check_dataset(folder: Path, workers: int = 1, on_case: Callable[[str], None] | None = None) -> list[str]:
-    """Reads every training case of a raw dataset once.
+    """Read and check every training case of a raw dataset once.
 
     Args:
         folder: nnUNet_raw/DatasetXXX_Name.
-        workers: Processes that read.
-        on_case: Called with a case's name when it was read.
+        workers: Number of reading processes.
+        on_case: Called with a case's name once it has been read.
 
     Returns:
-        Warnings about what training would suffer from.
+        Warnings about problems that would harm training.
 
     Raises:
-        DataError: Something is wrong; the first three problems are named, the others counted.
+        DataError: Something is wrong; the error names the first three problems and counts the others.
         OutOfMemoryError: A case does not fit into memory.
     """
     cases, rules = read_dataset(folder)
@@ -69,19 +68,19 @@ def check_dataset(folder: Path, workers: int = 1, on_case: Callable[[str], None]
 
 
 def read_case(case: Case, rules: Rules) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
-    """Reads the images and the label of a case.
+    """Read and check the images and the label of a case.
 
     Returns:
-        The channels (C, D, H, W), the label (D, H, W), and what the reader says of the label's file.
+        The channels (C, D, H, W), the label (D, H, W), and the reader's properties of the label file.
 
     Raises:
-        DataError: The first thing that is wrong with it.
+        DataError: Something is wrong with the case; the error names the first problem.
     """
     return _read_case(case, rules)[:3]
 
 
 def _read_case(case: Case, rules: Rules) -> tuple[np.ndarray, np.ndarray, dict[str, Any], dict[float, int]]:
-    """As read_case, and the voxels by value of the label."""
+    """Like read_case, but also return the label's voxel counts by value."""
     reader = Reader(rules.reader.__name__)
     for path in (*case.images, case.label):
         if error := unusable(path):
@@ -116,7 +115,10 @@ def _read_case(case: Case, rules: Rules) -> tuple[np.ndarray, np.ndarray, dict[s
 
 
 def _with_rules(folder: Path, cases: list[Case], rules: Rules) -> list[tuple[Case, Rules]]:
-    """Each case with what is demanded of it: where there are annotations, no other values than it annotates."""
+    """Pair each case with its rules.
+
+    If the dataset has annotations, only 0, the ignore label and the values that a case annotates are allowed in it.
+    """
     annotations = load_annotations(folder)
     if annotations is None:
         return [(case, rules) for case in cases]
@@ -124,7 +126,7 @@ def _with_rules(folder: Path, cases: list[Case], rules: Rules) -> list[tuple[Cas
     hint = "build the dataset anew: stunet_merge build"
     raise_first([DataError(f"{FILE} does not say what case {name!r} annotates", hint) for name in unknown])
     values = annotations.values
-    free = {0, *(rules.values - set(values.values()))}  # the ignore label
+    free = {0, *(rules.values - set(values.values()))}  # background and the ignore label
     annotated = [frozenset({*free, *map(values.__getitem__, annotations.cases[case.name].labels)}) for case in cases]
     return [
         (c, replace(rules, values=v, origin=f"{FILE}, for this case,")) for c, v in zip(cases, annotated, strict=True)
@@ -132,7 +134,7 @@ def _with_rules(folder: Path, cases: list[Case], rules: Rules) -> list[tuple[Cas
 
 
 class Seen(NamedTuple):
-    """What a case holds, and the values of its CT channels by number."""
+    """The contents of a case, and value summaries of its CT channels by channel number."""
 
     content: Content
     units: dict[int, Values]
@@ -149,7 +151,7 @@ def _examined(checked: tuple[Case, Rules]) -> Seen | DataError:
 
 
 def _read(read: Callable[[Any], Any], argument: Any, path: Path) -> Any:
-    """read(argument); every way in which reading fails becomes one error that names the file."""
+    """Return read(argument); turn every kind of read failure into one error that names the file."""
     try:
         return read(argument)
     except UNREADABLE as error:
@@ -161,10 +163,10 @@ def _read(read: Callable[[Any], Any], argument: Any, path: Path) -> Any:
 
 
 def _grid(array: np.ndarray, properties: dict[str, Any]) -> dict[str, np.ndarray]:
-    """Shape and spacing in array order (D, H, W); origin and direction in the reader's order, where it knows them."""
+    """Return shape and spacing in array order (D, H, W); origin and direction in the reader's order, if known."""
     grid = {"shape": np.array(array.shape[1:]), "spacing": np.array(properties["spacing"])}
     if itk := properties.get("sitk_stuff"):
-        ndim = len(itk["origin"])  # 4 for a file of several channels
+        ndim = len(itk["origin"])  # 4 for a file with several channels
         grid["origin"] = np.array(itk["origin"])[:3]
         grid["direction"] = np.reshape(itk["direction"], (ndim, ndim))[:3, :3]
     elif nifti := properties.get("nibabel_stuff"):
@@ -175,7 +177,10 @@ def _grid(array: np.ndarray, properties: dict[str, Any]) -> dict[str, np.ndarray
 
 
 def _check_same_grid(case: Case, grid: dict[str, np.ndarray], other: dict[str, np.ndarray], path: Path) -> None:
-    """Compares as nnU-Net does, which only warns of another origin or direction; they displace the label as well."""
+    """Compare the grid of a file with that of the case, as nnU-Net does.
+
+    nnU-Net only warns if origin or direction differ; here that is an error, as it displaces the label as well.
+    """
     for key, expected in grid.items():
         value = other[key]
         atol = GEOMETRY_ATOL if key in ("origin", "direction") else 1e-8
@@ -186,7 +191,7 @@ def _check_same_grid(case: Case, grid: dict[str, np.ndarray], other: dict[str, n
 
 
 def _check_values(label: np.ndarray, rules: Rules, path: Path) -> dict[float, int]:
-    """The voxels by value of a label, which may be those of the rules only."""
+    """Return a label's voxel counts by value; raise DataError if a value is not in the rules."""
     if not np.isfinite(label).all():
         raise DataError(f"{str(path)!r} holds NaN or infinity", "labels are integers")
     voxels = count_values(label)

@@ -1,7 +1,7 @@
-"""What is in the images and label maps of a dataset that no reader objects to, and training would suffer from?
+"""Find contents of images and label maps that no reader rejects but that would harm training.
 
-Labels that nnU-Net cuts off with the zeros around an image, classes that no case has, images without content. check.py
-reads the cases and brings what it saw.
+These are labels that nnU-Net crops away with the zeros around an image, classes that occur in no case, and images
+without content. check.py reads the cases and passes on what it found.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,8 +13,8 @@ import numpy as np
 from stunet.datasets.listing import SHOWN
 from stunet.errors import DataError
 
-EVERY = 7  # a sparse sample of an image tells most that they are not constant
-CHUNK = 2**18  # voxels that are counted at a time: they fit the cache, several times faster than numpy.unique
+EVERY = 7  # stride of a sparse sample, which is enough to show that most images are not constant
+CHUNK = 2**18  # voxels counted at a time; they fit into the cache, several times faster than numpy.unique
 
 
 @dataclass(frozen=True)
@@ -22,9 +22,9 @@ class Content:
     """What a case holds.
 
     Attributes:
-        voxels: Number by value of the label map.
-        cut: Of these, by value without 0, those outside of what nnU-Net crops the case to.
-        constant: Channels that hold one value only.
+        voxels: Voxel counts of the label map by value.
+        cut: How many of these lie outside the box that nnU-Net crops the case to, by nonzero value.
+        constant: Indices of channels that hold a single value.
     """
 
     voxels: dict[float, int]
@@ -33,7 +33,7 @@ class Content:
 
 
 def look(image_CDHW: np.ndarray, label_DHW: np.ndarray, voxels: dict[float, int]) -> Content:
-    """What a case holds; `voxels` as count_values() has them."""
+    """Return what a case holds; `voxels` is the result of count_values()."""
     box = nonzero_box(image_CDHW)
     inside = label_DHW[box]
     cut = {}
@@ -45,12 +45,12 @@ def look(image_CDHW: np.ndarray, label_DHW: np.ndarray, voxels: dict[float, int]
 
 
 def nonzero_box(image_CDHW: np.ndarray) -> tuple[slice, ...]:
-    """The box that nnU-Net's crop_to_nonzero keeps: from the first to the last plane with a voxel that is not 0."""
+    """Return the box that nnU-Net's crop_to_nonzero keeps: from the first to the last plane with a nonzero voxel."""
     box = []
     for axis in range(1, image_CDHW.ndim):
         planes = np.moveaxis(image_CDHW, axis, 0)
         first = next((i for i in range(len(planes)) if planes[i].any()), None)
-        if first is None:  # nothing but zeros, which nnU-Net leaves as they are
+        if first is None:  # all zeros: nnU-Net does not crop
             return tuple(slice(0, n) for n in image_CDHW.shape[1:])
         last = next(i for i in reversed(range(len(planes))) if planes[i].any())
         box.append(slice(first, last + 1))
@@ -58,7 +58,7 @@ def nonzero_box(image_CDHW: np.ndarray) -> tuple[slice, ...]:
 
 
 def count_values(label: np.ndarray) -> dict[float, int]:
-    """Voxels by value of a label map, whatever is in it."""
+    """Return the voxel counts of a label map by value, whatever numbers it holds."""
     found: dict[float, int] = {}
     for part in np.array_split(label.ravel(), label.size // CHUNK + 1):
         if part.size == 0:
@@ -75,12 +75,12 @@ def count_values(label: np.ndarray) -> dict[float, int]:
 
 
 def judge(names: Sequence[str], contents: Sequence[Content], description: Mapping[str, Any]) -> list[str]:
-    """Warnings about the contents of all cases of a dataset.
+    """Return warnings about the contents of all cases of a dataset.
 
     Args:
-        names: Of the cases.
-        contents: Of each.
-        description: dataset.json.
+        names: Names of the cases.
+        contents: Contents of each case.
+        description: Parsed dataset.json.
 
     Raises:
         DataError: No case has any foreground that training could see.
@@ -116,7 +116,7 @@ def judge(names: Sequence[str], contents: Sequence[Content], description: Mappin
 
 
 def _cut(label: str, values: set[float], names: Sequence[str], contents: Sequence[Content]) -> str:
-    """What is cropped away of a class or region, if anything is."""
+    """Describe how much of a class or region is cropped away; return an empty text if nothing is."""
     lost = {name: sum(c.cut.get(v, 0) for v in values) for name, c in zip(names, contents, strict=True)}
     cases = [repr(name) for name, number in lost.items() if number]
     if not cases:

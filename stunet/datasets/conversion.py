@@ -1,13 +1,13 @@
-"""How do many cases become a raw dataset, so that a run may be killed and repeated at any moment?
+"""Convert many cases to a raw dataset, such that a run may be killed and repeated at any moment.
 
-A format says which cases there are and what is done with one (totalsegmentator.py, pairs.py, bids.py). Images stay
+A format defines which cases there are and what is done with each (totalsegmentator.py, pairs.py, bids.py). Images stay
 where they are: dataset.json refers to them. A dataset folder holds
 
-    labelsTr/CASE.nii.gz, labelsTs/CASE.nii.gz  each appears when it is whole
+    labelsTr/CASE.nii.gz, labelsTs/CASE.nii.gz  each appears only once it is complete
     imagesTs/CASE_0000.nii.gz                   links to the images of test cases, for stunet_predict
-    .stunet/options.json                        what was asked for
-    .stunet/cases/CASE.json                     what a case was made of, SHA-256 of its files, facts for reports
-    splits_final.json, dataset.json             last of all: until then nobody takes the folder for a dataset
+    .stunet/options.json                        the options of the conversion
+    .stunet/cases/CASE.json                     what a case was made from, SHA-256 of its files, facts for reports
+    splits_final.json, dataset.json             written last: until then the folder is not taken for a dataset
 """
 
 import hashlib
@@ -34,7 +34,7 @@ AGAIN = "then run the same command again; finished cases are kept"
 
 @dataclass(frozen=True)
 class Source:
-    """A case before it is converted: its images, one per channel, and what its label is made of."""
+    """A case before conversion: its images, one per channel, and the files that its label is made from."""
 
     name: str
     images: tuple[Path, ...]
@@ -43,23 +43,23 @@ class Source:
 
     @property
     def subset(self) -> str:
-        """How the names of its folders end: imagesTr, labelsTs."""
+        """Suffix of its folders' names, Tr or Ts, as in imagesTr and labelsTs."""
         return "Tr" if self.training else "Ts"
 
 
 class Step(Protocol):
-    """What is done with a case; travels to the worker processes."""
+    """What is done with a case; sent to the worker processes."""
 
     def options(self) -> dict[str, Any]:
-        """All that decides what is written, as JSON."""
+        """Return everything that determines the output, as JSON."""
 
     def __call__(self, source: Source, folder: Path) -> tuple[list[Path], dict[str, Any]]:
-        """Writes the files of a case into a dataset folder; returns them, and facts for reports, as JSON."""
+        """Write the files of a case into a dataset folder; return them, and facts for reports, as JSON."""
 
 
 @dataclass(frozen=True)
 class Description:
-    """What dataset.json says besides the cases: channels in order, values of labels by name, and more by key."""
+    """What dataset.json holds besides the cases: channels in order, label values by name, and further entries."""
 
     channels: tuple[str, ...]
     labels: Mapping[str, int]
@@ -69,18 +69,18 @@ class Description:
 
 @dataclass(frozen=True)
 class Conversion:
-    """A conversion that was prepared: nothing has been written yet.
+    """A prepared conversion; nothing has been written yet.
 
     Attributes:
         target: nnUNet_raw/DatasetXXX_Name.
         sources: All cases.
-        step: What is done with one.
-        description: For dataset.json.
-        validation: Cases of the validation set of fold 0; none: nnU-Net makes folds.
-        variable: Name of a variable and the folder that it stands for in dataset.json; None: absolute paths.
-        copies: The step writes images, too.
-        report: Writes what the format reports, by the facts of cases; returns warnings.
-        warnings: What was noticed so far.
+        step: What is done with each case.
+        description: Further contents of dataset.json.
+        validation: Cases of the validation set of fold 0; empty: nnU-Net makes the folds.
+        variable: Name of a variable, and the folder that it stands for in dataset.json; None: absolute paths.
+        copies: Whether the step writes images, too.
+        report: Writes the format's reports from the facts of the cases; returns warnings.
+        warnings: Warnings so far.
     """
 
     target: Path
@@ -94,35 +94,35 @@ class Conversion:
     warnings: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        """Raises DataError where a case has a name that no dataset can have: before anything is converted."""
+        """Raise DataError, before anything is converted, if a case has a name that no dataset can have."""
         for source in self.sources:
             check_name(source.name, "case", repr(str(source.images[0])))
 
     def pending(self) -> list[Source]:
-        """The cases that are not converted yet, or not from the files that are there now.
+        """Return the cases that are not converted yet, or whose files have changed since.
 
         Raises:
-            DataError: The target was made with other options, or is no conversion.
+            DataError: The target was made with other options, or is not a conversion.
         """
         self._check_options()
         return [source for source in self.sources if _record(source, self.target) is None]
 
     def run(self, pending: Sequence[Source], workers: int, on_case: Callable[[str], None] | None = None) -> list[str]:
-        """Converts what is pending and completes the dataset; returns warnings.
+        """Convert the pending cases and complete the dataset; return warnings.
 
         Args:
-            pending: As pending() says.
-            workers: Processes; each holds one case in memory.
-            on_case: Called with a case's name when it is done.
+            pending: The cases that pending() returned.
+            workers: Number of processes; each holds one case in memory.
+            on_case: Called with a case's name once it is done.
 
         Raises:
-            DataError: Cases cannot be converted (the others have been), the disk is full, or another run works on the
-                same folder.
+            DataError: Cases cannot be converted (the others have been), the disk is full, or another run is working on
+                the same folder.
             OutOfMemoryError: A case does not fit into memory.
         """
         own = self.target / OWN_FOLDER
         with alone_with(self.target):
-            self._check_options()  # once more: another run may have ended meanwhile
+            self._check_options()  # again: another run may have finished in the meantime
             (own / "cases").mkdir(parents=True, exist_ok=True)
             if not any((own / "cases").glob("*.json")):
                 write_json(own / "options.json", self.step.options())
@@ -143,7 +143,7 @@ class Conversion:
             return
         path = self.target / OWN_FOLDER / "options.json"
         if (path.parent / "cases").is_dir() and not any((path.parent / "cases").glob("*.json")):
-            return  # nothing was made yet, so other options do no harm
+            return  # nothing has been converted yet, so other options do no harm
         if not path.is_file():
             hint = "another number or name with -d and --name, or remove that folder"
             raise DataError(f"{str(self.target)!r} exists and was not made by this command", hint)
@@ -156,7 +156,7 @@ class Conversion:
             raise DataError(f"{str(self.target)!r} was converted with {what}", hint)
 
     def _complete(self) -> list[str]:
-        """Writes what goes beside the cases, and dataset.json at the end."""
+        """Write the files that accompany the cases, dataset.json last; return warnings."""
         records = {source.name: _read_record(source, self.target) for source in self.sources}
         facts = {name: record["facts"] for name, record in records.items()}
         kept = [source for source in self.sources if not facts[source.name].get("left_out")]
@@ -177,7 +177,7 @@ class Conversion:
         return [*self.warnings, *strange, *warnings]
 
     def _write_splits(self, training: Sequence[str]) -> list[str]:
-        """Brings splits_final.json up to date, unless somebody wrote another one there since."""
+        """Update splits_final.json, unless somebody has replaced it since; return warnings."""
         path, own = self.target / "splits_final.json", self.target / OWN_FOLDER / "splits.json"
         if path.exists() and not (own.exists() and path.read_bytes() == own.read_bytes()):
             return [f"{str(path)!r} is not what this command wrote: it is kept"]
@@ -191,7 +191,7 @@ class Conversion:
         return []
 
     def _remove_others(self, files: set[str]) -> None:
-        """Remove what this command wrote for cases that have left the dataset, and its links to test images."""
+        """Remove what this command wrote for cases that are no longer in the dataset, and its links to test images."""
         names = {source.name for source in self.sources}
         records = {
             path.name.removesuffix(".json"): path for path in (self.target / OWN_FOLDER / "cases").glob("*.json")
@@ -208,7 +208,7 @@ class Conversion:
                 record.unlink()
 
     def _strange(self, files: set[str]) -> list[str]:
-        """A warning about training files that this command did not write: nnU-Net takes them for cases."""
+        """Return a warning about training files that this command did not write: nnU-Net would take them for cases."""
         folders = ("imagesTr", "labelsTr")
         strange = [p for f in folders for p in visible((self.target / f).glob("*")) if f"{f}/{p.name}" not in files]
         what = f"{len(strange)} in {str(self.target)!r} are not of this conversion, and kept: {named(strange)}"
@@ -222,7 +222,7 @@ class Conversion:
                 link.symlink_to(os.path.abspath(image))
 
     def _entry(self, source: Source) -> dict[str, Any]:
-        images = [os.path.abspath(image) for image in source.images]  # links stay: DataLad moves what they lead to
+        images = [os.path.abspath(image) for image in source.images]  # keep links: DataLad moves their targets
         if self.variable:
             name, root = self.variable
             images = [f"${name}/{os.path.relpath(image, root)}" for image in images]
@@ -230,11 +230,11 @@ class Conversion:
 
 
 def dataset_folder(raw: Path, dataset_id: int, name: str) -> Path:
-    """raw/DatasetXXX_Name, which may exist.
+    """Return raw/DatasetXXX_Name, which may exist already.
 
     Raises:
-        UsageError: The number or name is not possible.
-        DataError: The number belongs to another name.
+        UsageError: The number or name is not allowed.
+        DataError: The number is taken by a dataset with another name.
     """
     if not 1 <= dataset_id <= 999 or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}", name):
         raise UsageError(f"dataset {dataset_id} {name!r}", "a number from 1 to 999; a name of letters, digits, - and _")
@@ -247,19 +247,19 @@ def dataset_folder(raw: Path, dataset_id: int, name: str) -> Path:
 
 
 def write_file(path: Path, content: bytes) -> None:
-    """Writes a file that appears when it is whole, and its folder."""
+    """Write a file, which appears only once it is complete; create its folder if needed."""
     path.parent.mkdir(exist_ok=True)
     with whole(path) as part:
         part.write_bytes(content)
 
 
 def _convert(source: Source, step: Step, target: Path) -> StunetError | None:
-    """Does one case in a worker; what is wrong with the case is returned, what is wrong with the machine raised."""
+    """Convert one case in a worker; return errors of the case, raise errors of the machine."""
     try:
         signature = _signature(source)
         files, facts = step(source, target)
         hashes = {f"{path.parent.name}/{path.name}": _sha256(path) for path in files}
-        for file in _files(_record_path(source, target)) - hashes.keys():  # of an earlier run, in another folder
+        for file in _files(_record_path(source, target)) - hashes.keys():  # written by an earlier run to another folder
             (target / file).unlink(missing_ok=True)
         write_json(_record_path(source, target), {"source": signature, "files": hashes, "facts": facts})
     except OutOfMemoryError:
@@ -275,13 +275,13 @@ def _convert(source: Source, step: Step, target: Path) -> StunetError | None:
 
 
 def _record(source: Source, target: Path) -> dict[str, Any] | None:
-    """What is known of a finished case; None where its source changed or its files are not those that were written."""
+    """Return the record of a finished case; None if its source changed or its files are not those that were written."""
     try:
         record = _read_record(source, target)
         if record["source"] != _signature(source):
             return None
         same = all(_sha256(target / file) == digest for file, digest in record["files"].items())
-    except (DataError, KeyError, TypeError, OSError):  # none yet, or not readable
+    except (DataError, KeyError, TypeError, OSError):  # no record yet, or it is unreadable
         return None
     return record if same else None
 
@@ -292,7 +292,7 @@ def _read_record(source: Source, target: Path) -> dict[str, Any]:
 
 
 def _files(record: Path) -> set[str]:
-    """The files that a record of a case names, as imagesTr/CASE_0000.nii.gz; none where it cannot be read."""
+    """Return the files that a case's record names, as imagesTr/CASE_0000.nii.gz; empty if it cannot be read."""
     try:
         return set(read(record, CASE_RECORD)["files"])
     except DataError:
@@ -304,7 +304,7 @@ def _record_path(source: Source, target: Path) -> Path:
 
 
 def _signature(source: Source) -> str:
-    """Changes when a file does, by name, size in bytes and time of change in ns; that one is missing counts, too."""
+    """Return a hash of the files' names, sizes in bytes and modification times in ns; a missing file changes it."""
     parts: list[Any] = [source.subset]
     for path in (*source.images, *source.labels):
         try:

@@ -1,8 +1,8 @@
-"""How does a folder of DICOM files become one volume, and when must it not?
+"""Assemble a folder of DICOM files into one volume, or reject the folder if that would be unsafe.
 
-Geometry, slope and intercept are those of each frame, in the headers. What is missing there is an error and not a
-guess, and so are slices that are missing, doubled, shifted or damaged. dicom_headers.py reads the headers,
-dicom_pixels.py what is behind them.
+Geometry, slope and intercept are taken from the headers of each frame. A missing value is an error, never guessed, and
+so are slices that are missing, duplicated, shifted or damaged. dicom_headers.py reads the headers, dicom_pixels.py the
+pixels that follow them.
 """
 
 import logging
@@ -34,30 +34,30 @@ from stunet.datasets.dicom_headers import (
 from stunet.datasets.listing import DICOM, begins_as_dicom
 from stunet.errors import DataError
 
-TOLERANCE = 0.01  # of the distance between slices
-ROUNDING_MM = 0.011  # between neighbours whose positions were rounded to two decimals
-ANGLE = 1e-3  # between direction cosines: 0.3 mm at the edge of a slice
-ORIGINAL = 4  # an original image counts as many derived ones when a series is chosen
+TOLERANCE = 0.01  # as a fraction of the distance between slices
+ROUNDING_MM = 0.011  # for neighbours whose positions were rounded to two decimals
+ANGLE = 1e-3  # tolerance on direction cosines: 0.3 mm at the edge of a slice
+ORIGINAL = 4  # when choosing a series, an original image counts as this many derived ones
 SHOWN = 4
-# Names of channels by the modality of the images that they take.
+# Channel names, by the modality of the images that these channels take.
 MODALITIES = {
     "CT": r"n?ce?ct\b|ct\b|cbct",
     "MR": r"mri?\b|t1|t2|pd\b|flair|dwi|adc|swi|dixon",
     "PT": r"pe?t\b|suv",
 }
-OPEN = ("", "OT")  # a modality that says nothing
+OPEN = ("", "OT")  # modalities that tell nothing
 
 log = logging.getLogger("stunet")
 
 
 @dataclass(frozen=True)
 class Found:
-    """A series that is a case.
+    """A series that becomes a case.
 
     Attributes:
-        name: From the path of its folder.
-        folder: Of its files.
-        key: Names it in the folder.
+        name: Derived from the path of its folder.
+        folder: The folder of its files.
+        key: Identifies it within the folder.
         error: Why no series can be taken from this folder.
     """
 
@@ -69,11 +69,11 @@ class Found:
 
 @dataclass(frozen=True)
 class Stack:
-    """Frames in the order of their positions along the normal, and the grid that they make.
+    """Frames sorted by position along the normal, and the grid that they form.
 
     Attributes:
         frames: One per slice.
-        size: In voxels, (W, H, D), as spacing, origin and direction are in ITK's order.
+        size: In voxels, (W, H, D); like spacing, origin and direction, in ITK's order.
         spacing: In mm.
         origin: In mm, LPS.
         direction: Cosines, row by row.
@@ -89,20 +89,20 @@ class Stack:
 
 
 def is_dicom_folder(path: Path) -> bool:
-    """Whether the folder itself, not a folder in it, holds a DICOM file that is not the index of a disc."""
+    """Return whether the folder itself, not a subfolder, holds a DICOM file other than the index of a disc."""
     return path.is_dir() and any(begins_as_dicom(file) for file in files_of(path))
 
 
 def find_series(source: Path, channel: str | None = None, wanted: str | None = None) -> list[Found]:
-    """The series in a folder and all folders below it that are a case each; one per folder, sorted by name.
+    """Return the series that become cases, from a folder and all folders below it: one per folder, sorted by name.
 
     Args:
-        source: Slices, or a study or patients with a folder for each series.
-        channel: Name of the model's channel; CT, MR and PET choose the modality.
+        source: A folder of slices, or a study or patients with one folder per series.
+        channel: Name of the model's channel; names for CT, MR and PET select the modality.
         wanted: UID, number or description of the series.
 
     Raises:
-        DataError: There are slices and no series can be taken, or two cases would have the same name.
+        DataError: There are slices but no series can be taken, or two cases would have the same name.
     """
     folders = [path for path in (source, *_folders(source)) if _holds_slices(path)]
     found: list[Found] = []
@@ -135,18 +135,18 @@ def find_series(source: Path, channel: str | None = None, wanted: str | None = N
 
 
 def choose(folder: Path, modality: str | None = None, wanted: str | None = None) -> Series:
-    """The series of a folder that is meant; a warning names it and what is left out.
+    """Return the intended series of a folder; a warning names it and what is left out.
 
-    It is of the modality, or of none that is known, and no localizer. Of several the one with most images is taken if
-    it has at least twice as many as each other one, where an original image counts as 4 derived ones.
+    It has the given modality, or no known one, and is not a localizer. Among several, the one with the most images is
+    taken if it has at least twice as many as any other, counting an original image as 4 derived ones.
 
     Args:
-        folder: Its files.
-        modality: As in DICOM; None: any.
-        wanted: Key, UID, number or description; then any image is taken.
+        folder: The folder of its files.
+        modality: DICOM modality; None: any.
+        wanted: Key, UID, number or description; then any series of images is accepted.
 
     Raises:
-        DataError: None, or several are meant, or a file that must be part of one is damaged.
+        DataError: No series or several could be intended, or a file that must be part of a series is damaged.
     """
     there = scan(folder)
     if there.damaged:
@@ -181,18 +181,19 @@ def choose(folder: Path, modality: str | None = None, wanted: str | None = None)
 
 
 def read_series(folder: Path, series: str | None = None) -> sitk.Image:
-    """The volume of a series, in the scanner's units (HU for CT), slices sorted by position along their normal.
+    """Return the volume of a series in the scanner's units (HU for CT), slices sorted by position along their normal.
 
-    Voxels have the smallest type of int16, uint16, int32 and float that holds what slopes and intercepts can give.
+    The voxel type is the smallest of int16, uint16, int32 and float that holds all values that slopes and intercepts
+    can give.
 
     Args:
-        folder: Of its files.
-        series: Its key, UID, number or description; None: the only one that may be meant.
+        folder: The folder of its files.
+        series: Its key, UID, number or description; None: the only one that can be intended.
 
     Raises:
-        DataError: No series, or several; a file that is damaged or lacks its geometry; slices that differ in size,
-            PixelSpacing or orientation, that are not evenly spaced along their normal (one is missing or doubled), or
-            that are shifted against each other (the gantry was tilted).
+        DataError: There is no series, or several; a file is damaged or lacks its geometry; slices differ in size,
+            PixelSpacing or orientation, are not evenly spaced along their normal (one is missing or duplicated), or
+            are shifted against each other (tilted gantry).
     """
     made = stack(choose(folder, wanted=series))
     image = sitk.GetImageFromArray(dicom_pixels.volume(made.frames, made.rescale))
@@ -203,10 +204,10 @@ def read_series(folder: Path, series: str | None = None) -> sitk.Image:
 
 
 def geometry(folder: Path, series: str | None = None) -> tuple[tuple[int, int, int], tuple[float, float, float]]:
-    """Shape in voxels and spacing in mm, both (D, H, W), of what read_series reads, from the headers.
+    """Return shape in voxels and spacing in mm, both (D, H, W), of the volume of a series, from its headers alone.
 
     Raises:
-        DataError: As read_series, but for pixels.
+        DataError: As in read_series, except for errors in pixels.
     """
     made = stack(choose(folder, wanted=series))
     (width, height, depth), (right, down, along) = made.size, made.spacing
@@ -215,10 +216,10 @@ def geometry(folder: Path, series: str | None = None) -> tuple[tuple[int, int, i
 
 @quietly()
 def stack(series: Series) -> Stack:
-    """The frames of a series on their grid.
+    """Arrange the frames of a series on their grid.
 
     Raises:
-        DataError: As read_series, but for pixels.
+        DataError: As in read_series, except for errors in pixels.
     """
     frames = [Frame(header, number) for header in series.headers for number in range(header.frames)]
     for frame in frames:
@@ -250,12 +251,15 @@ def stack(series: Series) -> Stack:
 
 
 class _NothingToTakeError(DataError):
-    """A folder without a series for this model; beside others it is left out."""
+    """A folder without a series for this model; it is left out if other folders have one."""
 
 
 @quietly()
 def _check_slopes(series: Series) -> None:
-    """A scanner writes one slope for all slices of a CT; software that scales each slice rarely keeps to HU."""
+    """Raise DataError if RescaleSlope differs between the slices of a CT.
+
+    A scanner writes one slope for all slices of a CT; software that scales each slice by itself rarely keeps HU.
+    """
     frames = [Frame(header, number) for header in series.headers for number in range(header.frames)]
     slopes = {slope[0] for frame in frames if (slope := numbers(frame, "RescaleSlope", 1))}
     if series.modality == "CT" and len(slopes) > 1:
@@ -265,7 +269,10 @@ def _check_slopes(series: Series) -> None:
 
 
 def _warn_of_parts(found: Sequence[Found]) -> None:
-    """Folders that share a UID may be parts of one series, copies, or badly anonymised: each is a case."""
+    """Warn about folders that share a UID; each remains a case.
+
+    They may be parts of one series, copies, or badly anonymised.
+    """
     by_key: dict[str, Path] = {}
     for one in found:
         if one.key and not one.key.startswith(WITHOUT_UID):
@@ -275,19 +282,19 @@ def _warn_of_parts(found: Sequence[Found]) -> None:
 
 
 def _holds_slices(path: Path) -> bool:
-    """Also where all of them are damaged."""
+    """Return whether a folder holds slices, even if all of them are damaged."""
     return path.is_dir() and any(file.suffix.lower() in DICOM or begins_as_dicom(file) for file in files_of(path))
 
 
 def _folders(source: Path) -> list[Path]:
-    """All folders below a folder, also behind links, each once and without hidden ones."""
+    """Return all folders below a folder, also through links, each once and without hidden ones."""
 
     def warn(error: OSError) -> None:
         log.warning("left out: cannot list the folder %r: %s", error.filename, error.strerror)
 
     found, ways = [], [source]
-    seen = {str(parent) for parent in Path(os.path.realpath(source)).parents}  # a link back up leads to other studies
-    while ways:  # links come last, so that what has a place of its own is called by that
+    seen = {str(parent) for parent in Path(os.path.realpath(source)).parents}  # a link upwards leads to other studies
+    while ways:  # links come last, so that a folder is named by its real location if that is below `source`
         for name, names, _ in os.walk(ways.pop(0), onerror=warn):
             path, real = Path(name), os.path.realpath(name)
             names[:] = [] if real in seen else sorted(below for below in names if not below.startswith("."))
@@ -322,7 +329,7 @@ def _some(listed: Sequence[str]) -> str:
 
 
 def _all(frames: Sequence[Frame], name: str, count: int) -> np.ndarray:
-    """An attribute of all frames (N, count), which none may lack."""
+    """Return an attribute of all frames, (N, count); raise DataError if any frame lacks it."""
     rows = [numbers(frame, name, count) for frame in frames]
     lacking = [frame for frame, row in zip(frames, rows, strict=True) if row is None]
     if lacking:
@@ -334,7 +341,7 @@ def _all(frames: Sequence[Frame], name: str, count: int) -> np.ndarray:
 
 
 def _check_equal(frames: Sequence[Frame], rows: np.ndarray, name: str, tolerance: float) -> None:
-    """Names the frame whose value is not that of most."""
+    """Raise DataError, which names the frame, if a frame's value differs from that of most frames."""
     distinct, counts = np.unique(rows, axis=0, return_counts=True)
     usual = distinct[counts.argmax()]
     other = np.abs(rows - usual).max(axis=1) > tolerance
@@ -350,7 +357,7 @@ def _listed(row: np.ndarray) -> str:
 
 
 def _direction(frame: Frame, orientation: np.ndarray) -> np.ndarray:
-    """The axes of the volume in the columns of a matrix, at right angles; cosines may have been rounded."""
+    """Return the volume's axes, at right angles, as the columns of a matrix; rounded cosines are corrected."""
     right, down = orientation[:3], orientation[3:]
     axes = np.stack([right, down, np.cross(right, down)], axis=1)
     error = np.abs(axes.T @ axes - np.eye(3)).max()
@@ -363,13 +370,13 @@ def _direction(frame: Frame, orientation: np.ndarray) -> np.ndarray:
 
 
 def _step(frames: Sequence[Frame], positions: np.ndarray, distances: np.ndarray, normal: np.ndarray) -> float:
-    """The distance of slices in mm, over the whole stack."""
+    """Return the distance between slices in mm, averaged over the whole stack."""
     steps = np.diff(distances)
     usual = float(np.median(steps))
     total = float(distances[-1] - distances[0])
     if (double := steps <= TOLERANCE * total / len(steps)).any():
         raise _doubled(frames, distances, int(double.argmax()))
-    # Positions with two decimals are off by half of the last one at most; those of a gap by half a slice at least.
+    # Positions rounded to two decimals are off by at most half the last digit; at a gap, by at least half a slice.
     uneven = np.abs(steps - usual) > min(max(TOLERANCE * usual, ROUNDING_MM), usual / 4)
     if uneven.any():
         first = int(uneven.argmax())
@@ -389,7 +396,7 @@ def _step(frames: Sequence[Frame], positions: np.ndarray, distances: np.ndarray,
 
 
 def _doubled(frames: Sequence[Frame], distances: np.ndarray, first: int) -> DataError:
-    """Several images at one position: says what tells them apart."""
+    """Return the error for several images at one position; it names what tells them apart."""
     one, other = frames[first], frames[first + 1]
     place = f"{one.name} and {where(other)} lie at the same position along the normal"
     for name in DISTINCTIONS:
@@ -401,7 +408,7 @@ def _doubled(frames: Sequence[Frame], distances: np.ndarray, first: int) -> Data
 
 
 def _thickness(frame: Frame) -> float:
-    """Of a single slice, in mm."""
+    """Return the thickness of a single slice in mm."""
     found = numbers(frame, "SliceThickness", 1)
     if found is None or found[0] <= 0:
         raise DataError(f"{where(frame)}, a single slice, has no SliceThickness above 0", EXPORT_AGAIN)
@@ -409,7 +416,7 @@ def _thickness(frame: Frame) -> float:
 
 
 def _rescale(frames: Sequence[Frame]) -> tuple[tuple[float, float], ...]:
-    """Slope and intercept of each frame: all have them, or none has."""
+    """Return slope and intercept of each frame; either all frames have the attribute, or none has."""
     columns = []
     for name, absent in (("RescaleSlope", 1.0), ("RescaleIntercept", 0.0)):
         if any(value(frame, name) is not None for frame in frames):

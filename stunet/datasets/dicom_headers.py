@@ -1,7 +1,7 @@
-"""Which series does a folder of DICOM files hold, and what do their headers say of each frame?
+"""Find the series in a folder of DICOM files, and read what their headers state about each frame.
 
-A legacy file is one frame; an enhanced file holds many, and says in functional groups, shared or of each frame, where
-they lie. `value` reads both. dicom.py chooses a series and makes a volume of its frames.
+A legacy file is one frame. An enhanced file holds many, and records in functional groups, shared or per frame, where
+they lie; `value` reads both. Read next: dicom.py, which chooses a series and makes a volume of its frames.
 """
 
 import contextlib
@@ -22,12 +22,12 @@ from pydicom.uid import UID, MediaStorageDirectoryStorage
 from stunet.datasets.listing import DICOM, begins_as_dicom
 from stunet.errors import DataError
 
-WITHOUT_UID = "without UID:"  # begins the keys of series without a SeriesInstanceUID
+WITHOUT_UID = "without UID:"  # prefix of the keys of series without a SeriesInstanceUID
 EXPORT_AGAIN = "export the series again with its geometry, or convert it with a tool that asks for it"
 COPY_AGAIN = "copy the file again, or take it out of the folder"
 NO_IMAGES = {"SR", "RTSTRUCT", "RTPLAN", "RTDOSE", "RTRECORD", "SEG", "PR", "KO", "REG", "DOC", "FID", "PLAN"}
-IMAGES = ("original", "derived", "localizer")  # kinds of one gray value per pixel
-SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"  # and, with a further number, its multi-frame kinds
+IMAGES = ("original", "derived", "localizer")  # kinds with one gray value per pixel
+SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"  # its multi-frame variants append a further number
 # The functional group that holds an attribute in an enhanced file (DICOM PS3.3, C.7.6.16).
 GROUPS = {
     "ImagePositionPatient": "PlanePositionSequence",
@@ -40,13 +40,13 @@ GROUPS = {
     "TemporalPositionIndex": "FrameContentSequence",
     "EffectiveEchoTime": "MREchoSequence",
 }
-# What tells the images at one position apart, in the order in which a user would think of it.
+# Attributes that can tell apart images at one position, in the order in which a user would think of them.
 DISTINCTIONS = (
     "StackID", "EchoTime", "EffectiveEchoTime", "EchoNumbers", "TemporalPositionIdentifier", "TemporalPositionIndex",
     "DiffusionBValue", "TriggerTime", "AcquisitionNumber", "ConvolutionKernel", "ImageType", "SeriesDescription",
     "AcquisitionTime",
 )  # fmt: skip
-# What an image is made of; everything else is skipped, which is several times faster.
+# Attributes that describe the pixels. Whatever is not WANTED is skipped, which is several times faster.
 OF_PIXELS = (
     "SamplesPerPixel", "PhotometricInterpretation", "NumberOfFrames", "Rows", "Columns", "BitsAllocated", "BitsStored",
     "HighBit", "PixelRepresentation",
@@ -60,7 +60,7 @@ WANTED = [
 
 @dataclass(frozen=True)
 class Header:
-    """What a file says besides its pixels, and where in the file these begin, in bytes."""
+    """The header of a file, and the offset in bytes at which its pixels begin."""
 
     file: Path
     content: pydicom.Dataset
@@ -76,7 +76,10 @@ class Header:
 
     @property
     def kind(self) -> str:
-        """original, derived, localizer, or no image: `colour` and `object`, such as a report or structures."""
+        """Kind of image: original, derived or localizer.
+
+        `colour` and `object`, such as a report or structures, are not images to segment.
+        """
         get, sop = self.content.get, str(self.content.get("SOPClassUID") or "")
         is_image = "Image Storage" in UID(sop).name or not sop
         if str(get("Modality", "")) in NO_IMAGES or ("Rows" not in self.content and not is_image):
@@ -91,26 +94,26 @@ class Header:
 
 @dataclass(frozen=True)
 class Frame:
-    """One slice: a file, and the number of the frame in it, from 0."""
+    """One slice: a file, and the index of the frame in it, from 0."""
 
     header: Header
     number: int
 
     @property
     def name(self) -> str:
-        """For messages."""
+        """Name for messages."""
         which = f" (frame {self.number + 1})" if self.header.frames > 1 else ""
         return f"{self.header.file.name!r}{which}"
 
 
 @dataclass(frozen=True)
 class Series:
-    """The files of a folder with the same SeriesInstanceUID and, but for localizers, of one kind.
+    """The files of a folder with the same SeriesInstanceUID; localizers form a series of their own.
 
     Attributes:
-        headers: In the order of the files' names.
-        kind: As of a header; `derived` if all are.
-        key: Tells it apart from all others of the folder; the UID where there is one.
+        headers: Sorted by file name.
+        kind: As in Header; `original` if any file is, else the alphabetically first kind of its files.
+        key: Distinguishes it from all other series of the folder; contains the UID if there is one.
     """
 
     headers: tuple[Header, ...]
@@ -131,11 +134,11 @@ class Series:
 
     @property
     def size(self) -> int:
-        """Its number of frames."""
+        """Number of frames."""
         return sum(header.frames for header in self.headers)
 
     def is_called(self, name: str) -> bool:
-        """Whether `name` is its key, UID, number or description."""
+        """Return whether `name` is its key, UID, number or description."""
         known = (self.key, *(self._text(key) for key in ("SeriesInstanceUID", "SeriesNumber", "SeriesDescription")))
         return bool(name.strip()) and name.strip().casefold() in {text.casefold() for text in known}
 
@@ -155,12 +158,12 @@ class Series:
 
 @dataclass
 class Scan:
-    """What a folder holds, without folders in it.
+    """The contents of a folder, without its subfolders.
 
     Attributes:
-        series: In the order of their files' names.
-        damaged: Why a file cannot be read that must be part of a series, by file.
-        others: Files that have nothing to do with DICOM.
+        series: In the order of their file names.
+        damaged: Reason by file, for files that must be part of a series but cannot be read.
+        others: Files that are unrelated to DICOM.
     """
 
     series: list[Series] = field(default_factory=list)
@@ -170,25 +173,28 @@ class Scan:
 
 @contextlib.contextmanager
 def quietly() -> Iterator[None]:
-    """Values that break the rules of DICOM are common; those that matter are checked where they are used."""
+    """Suppress warnings about values that break the rules of DICOM.
+
+    Such values are common; those that matter are checked where they are used.
+    """
     with disable_value_validation(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
 
 
 def scan(folder: Path) -> Scan:
-    """Reads the headers of all files of a folder."""
+    """Read the headers of all files in a folder."""
     stats = ((file, file.stat() if file.exists() else file.lstat()) for file in files_of(folder))
     return _scan(tuple((file, stat.st_size, stat.st_mtime_ns) for file, stat in stats))
 
 
 def files_of(folder: Path) -> list[Path]:
-    """The files and broken links in a folder, without hidden ones and the index of a disc, sorted by name."""
+    """Return the files and broken links in a folder, without hidden ones and the index of a disc, sorted by name."""
     names = (path for path in sorted(folder.iterdir()) if not path.name.startswith(".") and path.name != "DICOMDIR")
     return [path for path in names if path.is_file() or not path.exists()]
 
 
-@functools.lru_cache(maxsize=2)  # a case is asked for its series, its size, and twice for its image
+@functools.lru_cache(maxsize=2)  # each case is scanned for its series, its size, and twice for its image
 @quietly()
 def _scan(files: tuple[tuple[Path, int, int], ...]) -> Scan:
     found, headers = Scan(), []
@@ -223,10 +229,10 @@ def _scan(files: tuple[tuple[Path, int, int], ...]) -> Scan:
 
 
 def value(frame: Frame, name: str) -> Any:
-    """An attribute of a frame: its own, that of all frames of the file, or of the file; None if it is missing or empty.
+    """Return an attribute: the frame's own, else that shared by all frames, else the file's; None if missing or empty.
 
     Raises:
-        DataError: It cannot be read.
+        DataError: The attribute cannot be read.
     """
     content = frame.header.content
     places = [content]
@@ -246,10 +252,10 @@ def value(frame: Frame, name: str) -> Any:
 
 
 def numbers(frame: Frame, name: str, count: int) -> tuple[float, ...] | None:
-    """An attribute of `count` finite numbers; None if it is missing.
+    """Return an attribute that consists of `count` finite numbers; None if it is missing.
 
     Raises:
-        DataError: It is something else.
+        DataError: The value is something else.
     """
     found = value(frame, name)
     if found is None:
@@ -265,12 +271,15 @@ def numbers(frame: Frame, name: str, count: int) -> tuple[float, ...] | None:
 
 
 def where(frame: Frame) -> str:
-    """A frame and its folder, for messages."""
+    """Return the names of a frame and its folder, for messages."""
     return f"{frame.name} in {str(frame.header.file.parent)!r}"
 
 
 def _key(header: Header) -> str:
-    """Of the series. Anonymisers empty the UID; then number, description and modality must do."""
+    """Return the key of the file's series.
+
+    Anonymisers may empty the UID; then number, description and modality take its place.
+    """
     get = header.content.get
     uid = str(get("SeriesInstanceUID") or "")
     named = " ".join(str(get(key) or "") for key in ("SeriesNumber", "SeriesDescription", "Modality"))
@@ -278,7 +287,7 @@ def _key(header: Header) -> str:
 
 
 def _name_damaged(found: Scan, good: list[Path]) -> None:
-    """Moves files to `damaged` that are called like slices and hold none: empty ones, for example."""
+    """Move files that are named like slices but hold none, such as empty ones, to `damaged`."""
     patterns = {re.sub(r"\d+", "#", file.name) for file in good if re.search(r"\d", file.name)}
     for file in list(found.others):
         if file.suffix.lower() in DICOM or re.sub(r"\d+", "#", file.name) in patterns:

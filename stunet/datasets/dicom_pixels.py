@@ -1,7 +1,7 @@
-"""What values do the pixels of DICOM frames stand for? Stored numbers, times the slope of their own frame.
+"""Convert the stored numbers of DICOM pixels to values, with the slope and intercept of their own frame.
 
-Pixels that are not compressed are taken as they stand in the file. GDCM, in SimpleITK, decodes the others from a
-temporary file that holds nothing but pixels: given the whole file it would apply the first frame's slope to all.
+Uncompressed pixels are taken directly from the file. GDCM, in SimpleITK, decodes compressed ones from a temporary file
+that holds nothing but pixels: given the whole file, it would apply the first frame's slope to all frames.
 """
 
 import math
@@ -18,17 +18,17 @@ from pydicom.uid import DeflatedExplicitVRLittleEndian
 from stunet.datasets.dicom_headers import COPY_AGAIN, OF_PIXELS, Frame, Header, quietly
 from stunet.errors import DataError
 
-UNDEFINED = 0xFFFFFFFF  # length of compressed pixels, which come in pieces
+UNDEFINED = 0xFFFFFFFF  # length of compressed pixels, which are stored in fragments
 TYPES = (np.int16, np.uint16, np.int32)
-IMAGES_OF_WORDS = "1.2.840.10008.5.1.4.1.1.7.3"  # Multi-frame Grayscale Word Secondary Capture: no other attributes
+IMAGES_OF_WORDS = "1.2.840.10008.5.1.4.1.1.7.3"  # Multi-frame Grayscale Word Secondary Capture; needs only pixels
 
 
 def volume(frames: Sequence[Frame], rescale: Sequence[tuple[float, float]]) -> np.ndarray:
-    """The values of frames, (D, H, W).
+    """Return the values of frames, (D, H, W).
 
     Args:
-        frames: Of one size.
-        rescale: Slope and intercept of each.
+        frames: All of one size.
+        rescale: Slope and intercept of each frame.
 
     Raises:
         DataError: Pixels are missing, damaged or of a kind that is not supported.
@@ -47,7 +47,7 @@ def volume(frames: Sequence[Frame], rescale: Sequence[tuple[float, float]]) -> n
 
 
 def _type(frames: Sequence[Frame], rescale: Sequence[tuple[float, float]]) -> type:
-    """The smallest that holds everything that the frames may hold."""
+    """Return the smallest type that holds every value that the frames may have."""
     low = high = 0.0
     exact = all(slope.is_integer() and intercept.is_integer() for slope, intercept in rescale)
     bits = 0
@@ -64,14 +64,14 @@ def _type(frames: Sequence[Frame], rescale: Sequence[tuple[float, float]]) -> ty
 
 
 def _bits(header: Header) -> tuple[int, bool]:
-    """Bits stored, and whether they are signed."""
+    """Return the number of bits stored, and whether they are signed."""
     allocated = _number(header, "BitsAllocated")
     return int(header.content.get("BitsStored") or allocated), bool(_number(header, "PixelRepresentation"))
 
 
 @quietly()
 def _stored(header: Header) -> np.ndarray:
-    """The stored numbers of a file, (frames, H, W)."""
+    """Return the stored numbers of a file, (frames, H, W)."""
     allocated, (stored, signed) = _number(header, "BitsAllocated"), _bits(header)
     shape = (header.frames, _number(header, "Rows"), _number(header, "Columns"))
     if allocated not in (8, 16, 32) or not 0 < stored <= allocated:
@@ -85,7 +85,7 @@ def _stored(header: Header) -> np.ndarray:
         raise _error(header, f"it holds {len(pixels)} of {needed} bytes of pixels")
     values = np.frombuffer(pixels, dtype, math.prod(shape)).reshape(shape)
     above = allocated - 1 - int(header.content.get("HighBit") or stored - 1)
-    if stored < allocated:  # bits that are not stored may hold anything, such as old overlays
+    if stored < allocated:  # the unused bits may hold anything, such as old overlays
         values = values.astype(dtype.newbyteorder("="))
         values <<= above
         values >>= allocated - stored
@@ -93,9 +93,9 @@ def _stored(header: Header) -> np.ndarray:
 
 
 def _bytes(header: Header) -> tuple[bytes | None, bool]:
-    """The pixels as they stand in the file, and whether low bytes come first; None: they are compressed."""
+    """Return the pixels as in the file, or None if they are compressed, and whether the file is little-endian."""
     implicit, little = header.content.original_encoding
-    if header.content.file_meta.get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian:  # the whole file is packed
+    if header.content.file_meta.get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian:  # compresses the whole file
         return _whole(header).get("PixelData", b""), True
     with header.file.open("rb") as stream:
         stream.seek(header.end)
@@ -134,7 +134,7 @@ def _decode(header: Header, shape: tuple[int, int, int]) -> np.ndarray:
         try:
             bare.save_as(path, enforce_file_format=True)
             values = sitk.GetArrayFromImage(sitk.ReadImage(str(path)))
-        except (RuntimeError, ValueError) as error:  # SimpleITK's for anything, and pydicom's
+        except (RuntimeError, ValueError) as error:  # SimpleITK raises RuntimeError for anything, pydicom ValueError
             reason = str(error).strip().splitlines()[-1]
             raise _error(header, f"its pixels cannot be decoded: {reason}") from None
     if values.size != math.prod(shape):

@@ -1,6 +1,6 @@
-"""Which value in label files is which class? Read from what people have: ITK-SNAP, CSV, TSV, JSON, TOML, plain names.
+"""Read which value in label files is which class, from common formats: ITK-SNAP, CSV, TSV, JSON, TOML, plain names.
 
-The values need not be consecutive, as nnU-Net wants them; `renumber` makes them so.
+The values need not be consecutive as nnU-Net requires; `renumber` makes them so.
 """
 
 import csv
@@ -14,20 +14,20 @@ from stunet.errors import DataError, UsageError
 from stunet.files import read_json
 
 EXAMPLE = "liver spleen, or a file: ITK-SNAP's, .csv or .tsv with index and name, .json or .toml"
-VALUES, NAMES = ("index", "value", "id", "idx", "label"), ("name", "class", "structure", "label")  # of columns
+VALUES, NAMES = ("index", "value", "id", "idx", "label"), ("name", "class", "structure", "label")  # names of columns
 ITK_SNAP = re.compile(r'(\d+)(?:\s+\d+){3}\s+[\d.]+\s+[01]\s+[01]\s+"(.*)"')  # IDX R G B A VIS MSH "LABEL"
 NUMBERED = re.compile(r"(\d+)[\s,;:=]+(.+)")
-IGNORE = "ignore"  # nnU-Net's name for voxels that count for nothing
+IGNORE = "ignore"  # nnU-Net's name for voxels that do not count
 
 
 def read_labels(given: Sequence[str]) -> dict[int, str]:
-    """Name by value, without the background; several values may have one name.
+    """Return class names by value, without the background; several values may share a name.
 
     Args:
-        given: A file, or names: the values 1, 2, ...
+        given: A file, or names for the values 1, 2, ...
 
     Raises:
-        DataError: The file cannot be read, or is no list of labels.
+        DataError: The file cannot be read, or is not a list of labels.
         UsageError: A name is given twice.
     """
     path = Path(given[0])
@@ -44,7 +44,10 @@ def read_labels(given: Sequence[str]) -> dict[int, str]:
 
 
 def renumber(names: Mapping[int, str]) -> tuple[dict[str, int], dict[int, int]]:
-    """`labels` of a dataset.json, consecutive in the order of the old values, and the new value by old value."""
+    """Return `labels` for a dataset.json, and the new value by old value.
+
+    The new values are consecutive, in the order of the old ones, except that `ignore` comes last.
+    """
     ordered = [names[value] for value in sorted(names)]
     classes = sorted(dict.fromkeys(ordered), key=lambda name: name == IGNORE)  # stable: only ignore moves to the end
     new = {"background": 0, **{name: value for value, name in enumerate(classes, start=1)}}
@@ -69,7 +72,7 @@ def _read_file(path: Path) -> list[tuple[Any, str]]:
 
 
 def _from_json(content: Any, path: Path) -> list[tuple[Any, str]]:
-    """{"liver": 1}, {"1": "liver"}, a list of names, or a dataset.json."""
+    """Return the entries of {"liver": 1}, {"1": "liver"}, a list of names, or a dataset.json."""
     if isinstance(content, dict) and isinstance(content.get("labels"), dict):
         content = content["labels"]
     if isinstance(content, list):

@@ -1,4 +1,4 @@
-"""Does a folder hold images and label maps with the same names? stunet_convert pairs makes a raw dataset of it."""
+"""Recognise a folder of images and label maps with the same names, which `stunet_convert pairs` can convert."""
 
 import re
 import shlex
@@ -12,10 +12,10 @@ LABELS = re.compile(r"lab|mask|seg|gt|annot|truth", re.IGNORECASE)  # in the nam
 
 
 def pairs_command(folder: Path, description: Mapping[str, Any] | None = None) -> str | None:
-    """The command that converts a folder of pairs, as far as it can be told; None: there are no pairs in it.
+    """Return the command that converts a folder of pairs, as far as it can be inferred; None: there are no pairs in it.
 
     Args:
-        folder: With two sub-folders whose images have the same names, or with CASE.nii.gz and CASE_seg.nii.gz.
+        folder: Has two subfolders whose images have the same names, or holds CASE.nii.gz and CASE_seg.nii.gz.
         description: Its dataset.json, if it has one.
     """
     named = {path: {image.name for image in list_images(path).images} for path in _folders(folder)}

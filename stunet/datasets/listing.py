@@ -1,8 +1,8 @@
-"""Which images does a folder hold? Everything in it that looks like one is listed: to be used, or to be named.
+"""List the images in a folder: everything that looks like one, to be used or to be reported as left out.
 
-A listing by one ending loses files without a word: CASE.NII.GZ, CASE.nrrd, a link whose target is gone, a folder of
-DICOM slices. So every command lists folders through here, and says what becomes of each image. Hidden files are none:
-macOS leaves a `._CASE.nii.gz` beside each file, and ours that are being written begin with `.part-`.
+Listing by one ending loses files silently: CASE.NII.GZ, CASE.nrrd, a link whose target is gone, a folder of DICOM
+slices. So every command lists folders through this module, and reports what becomes of each image. Hidden files do not
+count: macOS leaves a `._CASE.nii.gz` next to each file, and our own unfinished files begin with `.part-`.
 """
 
 import os
@@ -13,16 +13,16 @@ from pathlib import Path
 
 from stunet.errors import DataError
 
-# Of volumes that ITK or nibabel read, and others that hold one; the longest that fits counts.
+# Endings of volumes that ITK or nibabel can read, and of others that hold a volume; the longest match counts.
 VOLUMES = (
     ".nii.gz", ".nii", ".nii.zst", ".nii.bz2", ".nrrd", ".seg.nrrd", ".nhdr", ".mha", ".mhd", ".gipl", ".gipl.gz",
     ".hdr", ".img", ".img.gz", ".mgz", ".mgh", ".mnc", ".tif", ".tiff",
 )  # fmt: skip
-PICTURES = (".png", ".bmp", ".jpg", ".jpeg")  # images only where the images that are wanted are pictures, too
+PICTURES = (".png", ".bmp", ".jpg", ".jpeg")  # count as images only if the wanted images are pictures, too
 DICOM = (".dcm", ".dicom", ".ima")
-DIRECTORY = "DICOMDIR"  # lists DICOM files, and has their mark
-HEADERS = {".img": ".hdr", ".img.gz": ".hdr"}  # a file of voxels is part of the image whose header lies beside it
-# What lies beside images and is none: no need to look into it for DICOM's mark.
+DIRECTORY = "DICOMDIR"  # an index of DICOM files, which has their marker
+HEADERS = {".img": ".hdr", ".img.gz": ".hdr"}  # a file of voxels is part of the image whose header is next to it
+# Files that often lie next to images but are not images: no need to look for the DICOM marker in them.
 OTHER = {
     ".json",
     ".txt",
@@ -39,8 +39,8 @@ OTHER = {
     ".db",
     ".ini",
 }
-DEPTH = 4  # levels of sub-folders that are searched for images
-SHOWN = 3  # files that a message names
+DEPTH = 4  # levels of subfolders that are searched for images
+SHOWN = 3  # files named in one message
 
 
 @dataclass(frozen=True)
@@ -48,10 +48,10 @@ class Image:
     """A file that looks like an image.
 
     Attributes:
-        path: Of the file.
+        path: Path of the file.
         name: Its name without the ending.
-        ending: In lower case, or as it is wanted.
-        error: Why nothing can read it, whatever is in it.
+        ending: In lower case, or exactly as wanted.
+        error: Why nothing can read it, whatever it contains.
     """
 
     path: Path
@@ -67,8 +67,8 @@ class Listing:
     Attributes:
         images: Files.
         slices: DICOM files.
-        series: Sub-folders with DICOM files.
-        folders: Other sub-folders that hold images, or cannot be looked into.
+        series: Subfolders with DICOM files.
+        folders: Other subfolders that hold images, or cannot be listed.
     """
 
     images: list[Image] = field(default_factory=list)
@@ -77,18 +77,18 @@ class Listing:
     folders: list[Path] = field(default_factory=list)
 
     def others(self, endings: Iterable[str]) -> list[Path]:
-        """All that is not an image of one of these endings, or cannot be read."""
+        """Return everything that is not an image with one of these endings, or cannot be read."""
         endings = set(endings)
         files = [image.path for image in self.images if image.error or image.ending not in endings]
         return sorted([*files, *self.slices, *self.series, *self.folders])
 
 
 def list_images(folder: Path, wanted: str = ".nii.gz") -> Listing:
-    """What looks like an image in a folder, hidden files left out.
+    """List what looks like an image in a folder, except for hidden files.
 
     Args:
-        folder: Which may not exist: then there is nothing.
-        wanted: The ending that is looked for; of pictures, other pictures are listed, too.
+        folder: A folder; if it does not exist, nothing is listed.
+        wanted: The ending that is looked for; if it is that of a picture, other pictures are listed, too.
 
     Raises:
         DataError: The folder's path is not UTF-8.
@@ -109,7 +109,7 @@ def list_images(folder: Path, wanted: str = ".nii.gz") -> Listing:
         elif ending and not (ending in HEADERS and any(f"{stem}{end}" in entries for end in (".hdr", ".HDR"))):
             found.images.append(Image(path, stem, ending, unusable(path)))
         elif not ending and path.is_symlink() and not path.exists():
-            if path.suffix.lower() not in {*OTHER, *PICTURES}:  # to a folder of slices, perhaps
+            if path.suffix.lower() not in {*OTHER, *PICTURES}:  # it may lead to a folder of slices
                 found.images.append(Image(path, name, "", unusable(path)))
         elif not ending and is_dicom(path):
             found.slices.append(path)
@@ -117,7 +117,7 @@ def list_images(folder: Path, wanted: str = ".nii.gz") -> Listing:
 
 
 def ending_of(name: str, wanted: str = ".nii.gz") -> str:
-    """The ending of an image's name as it is wanted, or else in lower case; empty where it is none of an image."""
+    """Return the ending of an image's name: as wanted, or else in lower case; empty if it is not that of an image."""
     known = (*VOLUMES, *(PICTURES if wanted.lower() in PICTURES else ()))
     if name.endswith(wanted):
         return wanted
@@ -126,22 +126,22 @@ def ending_of(name: str, wanted: str = ".nii.gz") -> str:
 
 
 def same_case(first: Path, second: Path) -> DataError:
-    """The error for two files of one name, in two formats or folders: which of them is meant, nobody knows."""
+    """Return the error for two files of one name, in two formats or folders: which one is intended is unknown."""
     return DataError(f"{str(first)!r} and {str(second)!r} are the same case", "remove one of them")
 
 
 def is_hidden(path: Path) -> bool:
-    """Whether no command takes the file for a case, whatever its ending: ._CASE.nii.gz of macOS, our own .part-*."""
+    """Return whether commands ignore a file, whatever its ending: ._CASE.nii.gz of macOS, our own .part-*."""
     return path.name.startswith(".")
 
 
 def visible(paths: Iterable[Path]) -> list[Path]:
-    """The paths that are not hidden, sorted."""
+    """Return the paths that are not hidden, sorted."""
     return sorted(path for path in paths if not is_hidden(path))
 
 
 def unusable(path: Path) -> DataError | None:
-    """Why no reader can take a file, from its name and kind; None: one may try."""
+    """Return why no reader can read a file, judging by its name and type; None: a reader may try."""
     if error := not_utf8(path):
         return error
     if path.is_symlink() and not path.exists():
@@ -155,7 +155,7 @@ def unusable(path: Path) -> DataError | None:
 
 
 def not_utf8(path: Path) -> DataError | None:
-    """ITK ends the whole process at such a name."""
+    """Return the error for a path that is not UTF-8, at which ITK would end the whole process; None if it is."""
     try:
         str(path).encode()
     except UnicodeEncodeError:
@@ -165,7 +165,7 @@ def not_utf8(path: Path) -> DataError | None:
 
 
 def is_dicom(path: Path) -> bool:
-    """Whether a file has an ending of DICOM, or begins as such a file does."""
+    """Return whether a file has a DICOM ending, or begins like a DICOM file."""
     suffix = path.suffix.lower()
     if suffix in OTHER or suffix in PICTURES or path.name == DIRECTORY or not path.is_file():
         return False
@@ -173,7 +173,7 @@ def is_dicom(path: Path) -> bool:
 
 
 def begins_as_dicom(file: Path) -> bool:
-    """Whether a file has DICOM's mark, `DICM` at byte 128, or begins like one that was written without it."""
+    """Return whether a file has the DICOM marker, `DICM` at byte 128, or begins like a file written without it."""
     try:
         with file.open("rb") as stream:
             start = stream.read(132)
@@ -181,12 +181,12 @@ def begins_as_dicom(file: Path) -> bool:
         return False
     if start[128:] == b"DICM":
         return True
-    # Group 2 or 8, an element of few, and its two letters, or a length that such a value has.
+    # Group 2 or 8, one of a few elements, then the two letters of its VR, or a length that such a value has.
     return bool(re.match(rb"[\x02\x08]\x00[\x00\x01\x05\x08\x12\x16]\x00([A-Z]{2}|.\x00\x00\x00)", start, re.DOTALL))
 
 
 def holds_images(folder: Path, wanted: str = ".nii.gz", depth: int = DEPTH) -> bool:
-    """Whether images lie anywhere in a folder, or it cannot be looked into."""
+    """Return whether images lie in a folder, `depth` levels deep at most, or it cannot be listed."""
     try:
         entries = [path for path in folder.iterdir() if not is_hidden(path)]
     except OSError:
@@ -197,7 +197,7 @@ def holds_images(folder: Path, wanted: str = ".nii.gz", depth: int = DEPTH) -> b
 
 
 def named(paths: Iterable[Path]) -> str:
-    """The first few of some files, and how many more there are; what cannot be printed is escaped."""
+    """Return the names of the first few files and how many more there are; unprintable characters are escaped."""
     names = [repr(path.name) for path in paths]
     more = len(names) - SHOWN
     return ", ".join(names[:SHOWN]) + (f" and {more} more" if more > 0 else "")
@@ -211,7 +211,7 @@ def _has_slices(folder: Path) -> bool:
 
 
 def _first_files(folder: Path, limit: int = 8) -> Iterator[Path]:
-    """A few files are enough to know a folder of slices, which may have thousands."""
+    """Yield a few files: enough to recognise a folder of slices, which may have thousands."""
     files = (path for path in sorted(folder.iterdir()) if path.is_file() and not is_hidden(path))
     unknown = (path for path in files if path.suffix.lower() not in OTHER)
     yield from (path for _, path in zip(range(limit), unknown, strict=False))

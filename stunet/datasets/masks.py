@@ -1,8 +1,8 @@
-"""How do many binary masks become one label map, and where do they overlap?
+"""Merge many binary masks into one label map, and count where they overlap.
 
-A mask is read once and thrown away; what stays is the label map and the voxels that more than one mask claims, so that
-memory does not grow with the number of masks. Masks come in an order of rank: "last" and "first" mean this order, never
-that of the values that end up in the file. Arrays are flat, in the order of the file.
+Each mask is read once and then discarded; only the label map and the voxels that more than one mask claims are kept, so
+memory does not grow with the number of masks. Masks come in order of rank: "last" and "first" refer to this order,
+never to that of the values that end up in the file. Arrays are flat, in the order of the file.
 """
 
 import gzip
@@ -28,13 +28,13 @@ UNREADABLE = (OSError, EOFError, ValueError, zlib.error, ImageFileError, HeaderD
 
 @dataclass(frozen=True)
 class Merged:
-    """One label map made of masks.
+    """One label map made from masks.
 
     Attributes:
         ranks: (N,) unsigned integers: 0 where there is no mask, else the rank of the mask that got the voxel, from 1;
             number of masks + 1 where overlaps are ignored.
-        voxels: (K,) int64: voxels of each mask.
-        overlaps: Voxels by pair of ranks (lower, higher).
+        voxels: (K,) int64: voxel count of each mask.
+        overlaps: Voxel counts by pair of ranks (lower, higher).
     """
 
     ranks: np.ndarray
@@ -43,19 +43,19 @@ class Merged:
 
 
 def merge(masks: Iterable[np.ndarray | None], count: int, size: int, overlap: str) -> Merged:
-    """Merges masks in the order of rank.
+    """Merge masks in order of rank.
 
     Args:
-        masks: Each (size,), where everything but 0 belongs to the class; None for one that is missing.
+        masks: Each (size,), where every nonzero voxel belongs to the class; None for a missing mask.
         count: Number of masks.
-        size: Voxels.
-        overlap: Who gets a voxel of several masks: the "last" or "first" in the order, the "smallest" in this case (of
-            equal ones the last), or nobody, "ignore".
+        size: Number of voxels.
+        overlap: Which mask gets a voxel that several claim: the "last" or "first" in the order, the "smallest" in this
+            case (the last of equal ones), or none, "ignore".
     """
     kind = np.min_scalar_type(count + 1)
     ranks = np.zeros(size, kind)
     voxels = np.zeros(count, np.int64)
-    places, claims = [], []  # voxels that were taken already, and who wants them too
+    places, claims = [], []  # voxels that were already taken, and the rank that claims them, too
     for rank, mask in enumerate(masks, start=1):
         if mask is None:
             continue
@@ -78,13 +78,13 @@ def merge(masks: Iterable[np.ndarray | None], count: int, size: int, overlap: st
 
 
 def read_mask(path: Path, image: Path, shape: Sequence[int], affine: np.ndarray) -> np.ndarray:
-    """The voxels of a mask, flat in the order of the file.
+    """Return the voxels of a mask, flat in the order of the file.
 
     Args:
         path: NIfTI, compressed or not.
-        image: Whose grid it must be on.
-        shape: Of the image.
-        affine: Of the image, 4x4, in mm.
+        image: The image whose grid it must be on.
+        shape: Shape of the image.
+        affine: Affine of the image, 4x4, in mm.
 
     Raises:
         DataError: The file cannot be read, is on another grid, or holds negative numbers or NaN.
@@ -108,10 +108,10 @@ def read_mask(path: Path, image: Path, shape: Sequence[int], affine: np.ndarray)
 
 
 def read_nifti(path: Path) -> tuple[nibabel.Nifti1Image, bytes]:
-    """A NIfTI file with its bytes, uncompressed; the checksum of a compressed one has been verified.
+    """Return a NIfTI file and its uncompressed bytes; the checksum of a compressed file is verified.
 
     Raises:
-        DataError: The file is missing, empty, truncated, damaged or no NIfTI file.
+        DataError: The file is missing, empty, truncated, damaged or not a NIfTI file.
     """
     try:
         content = path.read_bytes()
@@ -133,7 +133,7 @@ def read_nifti(path: Path) -> tuple[nibabel.Nifti1Image, bytes]:
 
 
 def nifti_bytes(array: np.ndarray, affine: np.ndarray, like: nibabel.Nifti1Image) -> bytes:
-    """A compressed NIfTI file with the units and codes of another image; the same input gives the same bytes."""
+    """Return a compressed NIfTI file with the units and codes of another image; the same input gives the same bytes."""
     header = nibabel.Nifti1Header()
     header.set_data_dtype(array.dtype)
     image = nibabel.Nifti1Image(array, affine, header)
@@ -146,7 +146,7 @@ def nifti_bytes(array: np.ndarray, affine: np.ndarray, like: nibabel.Nifti1Image
 
 
 def total(overlaps: Iterable[Mapping[tuple[str, str], int]]) -> list[tuple[str, str, int, int]]:
-    """The overlaps of many cases: both classes, voxels and cases, the most voxels first."""
+    """Sum the overlaps of many cases: return both classes, voxels and cases, those with most voxels first."""
     sums: dict[tuple[str, str], list[int]] = {}
     for case in overlaps:
         for pair, voxels in case.items():
@@ -158,7 +158,10 @@ def total(overlaps: Iterable[Mapping[tuple[str, str], int]]) -> list[tuple[str, 
 
 
 def _inside(mask: np.ndarray) -> np.ndarray:
-    """Where a mask is not 0. Reading bytes as booleans is ten times faster than comparing, and needs 0 and 1."""
+    """Return the indices of a mask's nonzero voxels.
+
+    Viewing bytes as booleans is ten times faster than comparing, but requires that they are 0 and 1.
+    """
     if not mask.any():
         return np.empty(0, np.intp)
     if mask.dtype.itemsize == 1 and mask.max() == 1:
@@ -167,7 +170,7 @@ def _inside(mask: np.ndarray) -> np.ndarray:
 
 
 def _count_pairs(place: np.ndarray, claim: np.ndarray) -> dict[tuple[int, int], int]:
-    """How often two masks claim the same voxel."""
+    """Count, by pair of masks, the voxels that both claim."""
     order = np.lexsort((claim, place))
     place, claim = place[order], claim[order].astype(np.int64)
     counts: dict[tuple[int, int], int] = {}
@@ -183,13 +186,13 @@ def _count_pairs(place: np.ndarray, claim: np.ndarray) -> dict[tuple[int, int], 
 
 
 def _settle(ranks: np.ndarray, place: np.ndarray, claim: np.ndarray, voxels: np.ndarray, overlap: str) -> None:
-    """Gives every contested voxel to whom the policy says; claims of a voxel come in the order of rank."""
+    """Give every contested voxel to the mask that the policy selects; a voxel's claims come in order of rank."""
     if overlap == "ignore":
         ranks[place] = len(voxels) + 1
     elif overlap == "first":
-        pass  # it has them
+        pass  # the first mask has them already
     else:
-        # Of several values for one place numpy keeps the last: the best claim has to stand at the end.
+        # Of several values assigned to one index, numpy keeps the last: the best claim must come at the end.
         key = (claim,) if overlap == "last" else (claim, -voxels[claim.astype(np.intp) - 1])
         order = np.lexsort(key)
         ranks[place[order]] = claim[order]

@@ -1,7 +1,7 @@
-"""How a task of the Medical Segmentation Decathlon becomes a raw dataset of nnU-Net v2.
+"""Convert a task of the Medical Segmentation Decathlon to a raw dataset of nnU-Net v2.
 
-A task folder holds dataset.json (version 1: labels by number, `modality`), imagesTr, labelsTr and mostly imagesTs.
-Several channels are the fourth axis of one file, where nnU-Net v2 wants one file per channel. Read check.py next.
+A task folder holds dataset.json (version 1: labels by number, `modality`), imagesTr, labelsTr and usually imagesTs.
+Several channels are the fourth axis of one file, whereas nnU-Net v2 wants one file per channel. Read next: check.py.
 """
 
 import errno
@@ -34,20 +34,21 @@ def convert_msd(
     name: str | None = None,
     on_case: Callable[[str], None] | None = None,
 ) -> Path:
-    """Writes raw/DatasetXXX_Name from a task folder and returns it; an interrupted run leaves nothing under that name.
+    """Write raw/DatasetXXX_Name from a task folder and return it.
 
-    Three-dimensional files are hard-linked where the file system allows it, else copied.
+    An interrupted run leaves nothing under that name. Three-dimensional files are hard-linked if the file system allows
+    it, else copied.
 
     Args:
         source: The task folder, such as Task04_Hippocampus.
         raw: The folder nnUNet_raw.
         dataset_id: 1 to 999; by default the task's number.
         name: By default the task's name.
-        on_case: Called with a file's name when it is done.
+        on_case: Called with a file's name once it is done.
 
     Raises:
-        DataError: The task is not complete or not what its dataset.json says, or the number is taken.
-        UsageError: A number or name is needed, or not possible.
+        DataError: The task is incomplete or does not match its dataset.json, or the number is taken.
+        UsageError: A number or name is needed, or is not allowed.
     """
     task = _read_task(source)
     target = dataset_folder(raw, *_number_and_name(source, dataset_id, name))
@@ -67,11 +68,11 @@ def convert_msd(
 
 
 def msd_images(source: Path) -> list[Path]:
-    """The images of a task, training before test, without the `._` files that macOS leaves in archives.
+    """Return the images of a task, training before test, without the `._` files that macOS leaves in archives.
 
     Raises:
         DataError: There are no training images, some that dataset.json lists are missing, a label has no image, or
-            something lies beside them that would be left out.
+            other images in the same folders would be left out.
     """
     training, test, labels = (_files(source / subset) for subset in ("imagesTr", "imagesTs", "labelsTr"))
     listed = {Path(entry["image"]).name for entry in _read_task(source).get("training", [])}
@@ -125,7 +126,7 @@ def _number_and_name(source: Path, dataset_id: int | None, name: str | None) -> 
 
 
 def _labels_by_name(task: dict[str, Any], source: Path) -> dict[str, int]:
-    """{"0": "background", "1": "Anterior"} -> {"background": 0, "Anterior": 1}."""
+    """Invert the labels: {"0": "background", "1": "Anterior"} -> {"background": 0, "Anterior": 1}."""
     labels = {"background" if int(value) == 0 else str(name): int(value) for value, name in task["labels"].items()}
     if len(labels) < len(task["labels"]):
         raise DataError(f"two labels in {str(source / 'dataset.json')!r} have the same name", "give each its own name")
@@ -133,7 +134,7 @@ def _labels_by_name(task: dict[str, Any], source: Path) -> dict[str, int]:
 
 
 def _place_image(image: Path, folder: Path, channels: int) -> None:
-    """Puts the channels of an image into `folder` as CASE_0000.nii.gz, CASE_0001.nii.gz, ..."""
+    """Put the channels of an image into `folder` as CASE_0000.nii.gz, CASE_0001.nii.gz, ..."""
     try:
         size = read_header(image).size
         found = size[3] if len(size) == 4 else 1
@@ -148,7 +149,7 @@ def _place_image(image: Path, folder: Path, channels: int) -> None:
             return
         folder.mkdir(exist_ok=True)
         volume = read_sitk(image)
-    except RuntimeError as error:  # how SimpleITK reports anything
+    except RuntimeError as error:  # SimpleITK raises this for anything
         if is_out_of_memory(error):
             raise
         raise DataError(
@@ -156,12 +157,12 @@ def _place_image(image: Path, folder: Path, channels: int) -> None:
         ) from error
     for index, target in enumerate(targets):
         sitk.WriteImage(volume[:, :, :, index], target, useCompression=True)
-        if not _is_whole(target):  # ITK does not report it
+        if not _is_whole(target):  # ITK does not report a full disk
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(target))
 
 
 def _is_whole(path: Path) -> bool:
-    """Whether a file that was just written can be unpacked to its end."""
+    """Return whether a file that was just written can be decompressed to its end."""
     try:
         with gzip.open(path) as file:
             return any([file.read(1)]) and all(iter(partial(file.read, 2**20), b""))
@@ -181,7 +182,7 @@ def _link(source: Path, target: Path) -> None:
     target.parent.mkdir(exist_ok=True)
     try:
         os.link(source.resolve(), target)
-    except OSError:  # another file system, or one without hard links, or a file of another user
+    except OSError:  # another file system, or one without hard links, or another user's file
         shutil.copyfile(source, target)
 
 

@@ -1,7 +1,7 @@
-"""How do folders of images and label maps become a raw dataset? Files belong together by name.
+"""Convert folders of images and label maps to a raw dataset; files are matched by name.
 
-An image is CASE + the suffix of its channel + ending, a label map CASE + its suffix + ending. bids.py finds files in
-another way and does the same with them: `prepare`.
+An image is named CASE + the suffix of its channel + ending, a label map CASE + its suffix + ending. bids.py finds files
+in another way and passes them to the same function, `prepare`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,20 +21,20 @@ from stunet.errors import DataError, UsageError
 from stunet.files import whole
 from stunet.nifti import check_nifti
 
-ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha", ".gipl")  # of volumes that nnU-Net reads
-SLICER = ".nrrd"  # goes before .seg.nrrd: what is in front of it is the suffix of label maps
+ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha", ".gipl")  # of volumes that nnU-Net can read
+SLICER = ".nrrd"  # takes precedence over .seg.nrrd: .seg is then the suffix of label maps
 SHOWN = 5
 
 
 @dataclass(frozen=True)
 class Renumber:
-    """What is done with a case: images and label map are checked, and the values are made consecutive.
+    """The step of this conversion: check the images and label map of a case, and make the values consecutive.
 
     Attributes:
-        names: Name by value in the label maps.
-        reader: nnU-Net's class.
-        channels: Names.
-        ending: Of all files.
+        names: Class names by value in the label maps.
+        reader: nnU-Net's reader class.
+        channels: Names of the channels.
+        ending: Ending of all files.
     """
 
     names: Mapping[int, str]
@@ -60,7 +60,7 @@ class Renumber:
         return [path], {}
 
     def _write(self, label_DHW: np.ndarray, path: Path, properties: dict[str, Any]) -> None:
-        """Writes a label map and reads it again: ITK says little of a full disk, and of compressed NIfTI nothing."""
+        """Write a label map and read it back: ITK hardly reports a full disk, and for compressed NIfTI not at all."""
         reader = self.reader()
         try:
             reader.write_seg(label_DHW, str(path), properties)
@@ -69,30 +69,30 @@ class Renumber:
         except (*UNREADABLE, DataError):
             same = False
         if not same:
-            path.write_bytes(bytes(2**20))  # meets the real reason
+            path.write_bytes(bytes(2**20))  # raises the real reason, such as a full disk
             raise DataError(f"{str(path)!r} is not what was written", "look at the disk's health")
 
 
 @dataclass(frozen=True)
 class Files:
-    """Files of a dataset that belong together, and those that belong to nothing."""
+    """Files of a dataset that belong together, by case, and those without a counterpart."""
 
     cases: Mapping[str, tuple[tuple[Path, ...], Path]]
     unmatched: tuple[Path, ...]
 
 
 def find_pairs(images: Path, label_maps: Path, suffixes: Sequence[str], label_suffix: str) -> Files:
-    """The cases in a folder of images and one of label maps, which may be the same.
+    """Return the cases in a folder of images and a folder of label maps, which may be the same folder.
 
     Args:
-        images: A folder.
-        label_maps: A folder.
+        images: Folder of the images.
+        label_maps: Folder of the label maps.
         suffixes: One per channel, between the case's name and the ending; may be empty.
-        label_suffix: Of label maps.
+        label_suffix: The suffix of label maps.
 
     Raises:
-        DataError: A folder is missing or has no images, a case lacks a channel, or a file is there in two formats.
-        UsageError: Two suffixes are the same, so that images and labels, or two channels, cannot be told apart.
+        DataError: A folder is missing or has no images, a case lacks a channel, or a file exists in two formats.
+        UsageError: Two suffixes are the same, so images and labels, or two channels, cannot be told apart.
     """
     same = images.resolve() == label_maps.resolve()
     ends = [*suffixes, *([label_suffix] if same else [])]
@@ -137,18 +137,18 @@ def prepare(
     unmatched: str = "error",
     variable: tuple[str, Path] | None = None,
 ) -> Conversion:
-    """The conversion of files that belong together; nothing is written yet.
+    """Prepare the conversion of files that belong together; nothing is written yet.
 
     Args:
-        files: Of all cases.
+        files: The files of all cases.
         target: nnUNet_raw/DatasetXXX_Name.
-        channels: Names; nnU-Net normalises CT in a way of its own.
-        names: Name by value in the label maps.
-        unmatched: "error", or "skip" what belongs to nothing.
+        channels: Channel names; nnU-Net normalises a channel named CT in its own way.
+        names: Class names by value in the label maps.
+        unmatched: "error", or "skip" to leave out files without a counterpart.
         variable: As in Conversion.
 
     Raises:
-        DataError: Nothing belongs together, files belong to nothing, or they are of several formats.
+        DataError: No files belong together, files have no counterpart, or there are several formats.
     """
     if files.unmatched and (unmatched == "error" or not files.cases):
         shown = ", ".join(repr(str(path)) for path in files.unmatched[:SHOWN])
@@ -191,12 +191,12 @@ def prepare_pairs(
     unmatched: str = "error",
     variable: str | None = None,
 ) -> Conversion:
-    """The conversion of a folder of pairs.
+    """Prepare the conversion of a folder of pairs.
 
     Args:
-        channels: Suffix by name.
+        channels: Suffix by channel name.
 
-    Other arguments and errors: find_pairs, prepare, conversion.dataset_folder.
+    Other arguments and errors: see find_pairs, prepare, conversion.dataset_folder.
     """
     target = dataset_folder(raw, dataset_id, name)
     files = find_pairs(images, label_maps, list(channels.values()), label_suffix)
@@ -210,9 +210,10 @@ def _put(files: dict[str, Path], key: str, path: Path) -> None:
 
 
 def _volumes(folder: Path, unmatched: list[Path]) -> list[tuple[Path, str]]:
-    """The images in a folder with their names without ending; adds what cannot be one, such as a folder of slices.
+    """Return the images in a folder with their names without ending.
 
-    A broken link stays: what it leads to may be fetched before its case is converted.
+    What cannot be an image, such as a folder of slices, is added to `unmatched`. A broken link counts as an image: its
+    target may be fetched before its case is converted.
     """
     if not folder.is_dir():
         raise DataError(f"no folder {str(folder)!r}", "give the folder that holds the files")

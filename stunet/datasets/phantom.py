@@ -1,7 +1,8 @@
-"""What the demo and the tests segment: a small seeded CT-like abdomen, written as a raw dataset of nnU-Net.
+"""Make what the demo and the tests segment: a small seeded CT-like abdomen, written as a raw dataset of nnU-Net.
 
-Arrays are (D, H, W): D grows to the head, H to the back, W to the patient's LEFT (DICOM's LPS, identity direction), so
-kidney_left stands at higher W than kidney_right. The kidneys are equally bright: only their position tells them apart.
+Arrays are (D, H, W): D increases towards the head, H towards the back, W towards the patient's LEFT (DICOM's LPS,
+identity direction), so kidney_left is at higher W than kidney_right. The kidneys are equally bright: only their
+position tells them apart.
 """
 
 import math
@@ -25,9 +26,9 @@ class Organ:
     """An ellipsoid in the body's own coordinates (d, h, w), each from -1 to 1 over the volume.
 
     Args:
-        centre: Where it stands in the mean patient.
-        radii: Half its length along its own axes; infinity makes a column.
-        angle_deg: Its turn within the plane of H and W.
+        centre: Its position in the mean patient.
+        radii: Half its length along each of its own axes; infinity makes a column.
+        angle_deg: Its rotation in the plane of H and W.
         hu: Its mean intensity.
     """
 
@@ -57,17 +58,17 @@ def make_phantom(
     shape: tuple[int, int, int] = (40, 56, 56),
     spacing: tuple[float, float, float] = (2.0, 1.5, 1.5),
 ) -> Path:
-    """Writes `cases` training cases, and `held_out` more in imagesTs and labelsTs; returns `folder`.
+    """Write `cases` training cases, and `held_out` more in imagesTs and labelsTs; return `folder`.
 
-    Case i depends on `seed` and i only: the same seed gives the same bytes, and more cases leave the others alone.
+    Case i depends only on `seed` and i: the same seed gives the same bytes, and adding cases changes no others.
 
     Args:
-        shape: Voxels (D, H, W).
+        shape: In voxels, (D, H, W).
         spacing: In mm, (D, H, W).
 
     Raises:
         DataError: `folder` exists.
-        UsageError: No cases, or a shape too small to hold the organs.
+        UsageError: There are no cases, or the shape is too small to hold the organs.
     """
     if cases < 1 or held_out < 0:
         raise UsageError(
@@ -87,7 +88,7 @@ def make_phantom(
 
 
 def make_case(rng: np.random.Generator, shape: tuple[int, int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """One patient of random pose, size and contrast: the image in HU (int16) and the label (uint8), both (D, H, W)."""
+    """Make a patient of random pose, size and contrast: image in HU (int16) and label (uint8), both (D, H, W)."""
     where = _body_coordinates(rng, shape)
     body = _inside(BODY, where, np.zeros(3), 1.0)
     image = np.where(body, BODY_HU, AIR_HU).astype(np.float32)
@@ -102,7 +103,7 @@ def make_case(rng: np.random.Generator, shape: tuple[int, int, int]) -> tuple[np
 
 
 def _body_coordinates(rng: np.random.Generator, shape: tuple[int, int, int]) -> tuple[np.ndarray, ...]:
-    """The body's coordinates (d, h, w) at every voxel of a patient at a random place, of random size and turn."""
+    """Return the body's coordinates (d, h, w) at every voxel, for a random position, size and rotation."""
     shift, scale, angle = rng.uniform(-0.08, 0.08, 3), rng.uniform(0.92, 1.04), math.radians(rng.uniform(-8, 8))
     axes = [(2 * np.arange(n) + 1) / n - 1 for n in shape]
     d, h, w = ((x - s) / scale for x, s in zip(np.meshgrid(*axes, indexing="ij"), shift, strict=True))
@@ -110,7 +111,7 @@ def _body_coordinates(rng: np.random.Generator, shape: tuple[int, int, int]) -> 
 
 
 def _inside(organ: Organ, where: tuple[np.ndarray, ...], shift: np.ndarray, scale: float) -> np.ndarray:
-    """The mask of an organ, moved by `shift` and `scale` times its mean size."""
+    """Return the mask of an organ that is moved by `shift` and has `scale` times its mean size."""
     d, h, w = (x - c - s for x, c, s in zip(where, organ.centre, shift, strict=True))
     h, w = _turn(h, w, math.radians(organ.angle_deg))
     return sum((x / (scale * r)) ** 2 for x, r in zip((d, h, w), organ.radii, strict=True)) <= 1

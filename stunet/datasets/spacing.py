@@ -1,7 +1,7 @@
-"""How do an image and its label map get another voxel size? As in nnU-Net's preprocessing, with its voxel centres.
+"""Resample an image and its label map to another voxel size as nnU-Net's preprocessing does, with its voxel centres.
 
-The number of voxels is the extent divided by the spacing, rounded; the affine says what their size then really is, so
-that preprocessing at the same spacing finds nothing left to resample.
+The number of voxels is the extent divided by the spacing, rounded; the affine records the exact voxel size that
+results, so preprocessing at the same spacing has nothing left to resample.
 """
 
 from collections.abc import Sequence
@@ -10,11 +10,11 @@ import numpy as np
 
 from stunet.errors import DataError
 
-ANISOTROPIC = 3.0  # ratio of spacings above which slices are not interpolated (nnU-Net's ANISO_THRESHOLD)
+ANISOTROPIC = 3.0  # ratio of spacings above which nothing is interpolated between slices (nnU-Net's ANISO_THRESHOLD)
 
 
 def new_grid(shape: Sequence[int], affine: np.ndarray, spacing_mm: float) -> tuple[tuple[int, ...], np.ndarray]:
-    """Shape and affine of the grid with isotropic voxels of about `spacing_mm` over the same extent."""
+    """Return shape and affine of the grid with isotropic voxels of about `spacing_mm` over the same extent."""
     old = np.linalg.norm(affine[:3, :3], axis=0)
     wanted = tuple(max(1, round(float(n * pitch / spacing_mm))) for n, pitch in zip(shape, old, strict=True))
     step = np.array(shape) / wanted  # in old voxels
@@ -26,13 +26,13 @@ def new_grid(shape: Sequence[int], affine: np.ndarray, spacing_mm: float) -> tup
 def resample(
     image: np.ndarray, labels: np.ndarray, affine: np.ndarray, spacing_mm: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """An image and its labels on the new grid, and the grid's affine; integers stay integers.
+    """Resample an image and its labels; return both and the affine of the new grid. Integers stay integers.
 
     Args:
         image: In the order of a NIfTI file: (W, H, D).
         labels: In the same order.
         affine: 4x4, in mm.
-        spacing_mm: Of the new grid, about.
+        spacing_mm: Approximate spacing of the new grid.
 
     Raises:
         DataError: The image is not three-dimensional.
@@ -45,7 +45,7 @@ def resample(
     old = np.linalg.norm(affine[:3, :3], axis=0)
     coarse = np.flatnonzero(old == old.max())
     apart = 2 - int(coarse[0]) if old.max() / old.min() > ANISOTROPIC and len(coarse) == 1 else None
-    # In the order of nnU-Net's arrays, (D, H, W), in which it settles ties between labels.
+    # Transposed to nnU-Net's array order, (D, H, W), on which the result of ties between labels depends.
     result = resample_image(np.asarray(image, np.float32).T[None], shape[::-1], apart)[0].T
     if image.dtype.kind in "iu":
         limits = np.iinfo(image.dtype)

@@ -1,7 +1,7 @@
-"""Which release of the TotalSegmentator data set is this, which classes does it have, who is in which split?
+"""Recognise the release of a TotalSegmentator data set, choose its classes, and read the split of its subjects.
 
-What the releases look like stands in presets/totalsegmentator.toml, their classes in the label systems. Classes have
-names, never numbers: their order changed from v1 to v2.
+presets/totalsegmentator.toml describes the releases, the label systems list their classes. Classes are identified by
+name, never by number: their order changed from v1 to v2.
 """
 
 import csv
@@ -30,14 +30,14 @@ class Release:
 
     Attributes:
         name: v1, v2 or mr.
-        classes: What upstream calls the list of all its classes.
+        classes: Upstream's name for the list of all its classes.
         labels: The label system with these classes.
         image: File name of a subject's image.
-        channel: What it shows.
-        order: Of the values, unless chosen: "stunet" for the release that STU-Net's weights were trained on.
-        licence: Of the data.
+        channel: What the image shows.
+        order: Default order of the values: "stunet" for the release that STU-Net's weights were trained on.
+        licence: Licence of the data.
         reference: Paper and record.
-        parts: First and last class by name of a part.
+        parts: First and last class of each part, by the part's name.
     """
 
     name: str
@@ -56,22 +56,22 @@ class Release:
         return tuple(entry.name for entry in labels.load(self.labels).classes)
 
     def part(self, name: str) -> tuple[str, ...]:
-        """The classes of a part in the official order."""
+        """Return the classes of a part in the official order."""
         first, last = map(self.names.index, self.parts[name])
         return self.names[first : last + 1]
 
 
 def releases() -> list[Release]:
-    """The releases that are known."""
+    """Return the known releases."""
     content = tomllib.loads((files("stunet.presets") / "totalsegmentator.toml").read_text())
     return [Release(name, **entry) for name, entry in content.items()]
 
 
 def find_release(source: Path) -> Release:
-    """The release that a folder holds, by the names of images and masks.
+    """Return the release that a folder holds, judging by the names of images and masks.
 
     Raises:
-        DataError: There is no subject in it.
+        DataError: There is no subject in the folder.
     """
     if not source.is_dir():
         raise DataError(f"no folder {str(source)!r}", f"unpack the archive and give the folder with {META}")
@@ -87,11 +87,11 @@ def find_release(source: Path) -> Release:
 
 
 def choose_classes(release: Release, source: Path, chosen: str | None) -> tuple[str, ...]:
-    """The classes that were asked for, in the official order; those of a file that upstream does not know come last.
+    """Return the chosen classes in the official order; classes from a file that upstream does not know come last.
 
     Args:
-        release: Of the data set.
-        source: Its folder; in a file, names of additional masks of its first subject are known as well.
+        release: Release of the data set.
+        source: Its folder; a file of classes may also name additional masks of its first subject.
         chosen: As in totalsegmentator.Options.
 
     Raises:
@@ -115,12 +115,12 @@ def choose_classes(release: Release, source: Path, chosen: str | None) -> tuple[
 
 
 def read_subjects(source: Path, release: Release, absent: str, skip: Sequence[str]) -> dict[str, str]:
-    """The split of every subject, in the order of meta.csv.
+    """Return the split of every subject, in the order of meta.csv.
 
     Args:
         source: The data set's folder.
-        release: Says how a subject's image is called.
-        absent: "error", or "skip" subjects without a folder.
+        release: Defines how a subject's image is named.
+        absent: "error", or "skip" to leave out subjects without an image.
         skip: Subjects to leave out.
 
     Raises:
@@ -144,7 +144,7 @@ def read_subjects(source: Path, release: Release, absent: str, skip: Sequence[st
 
 
 def unlisted_subjects(source: Path, release: Release, subjects: Iterable[str], skip: Sequence[str]) -> list[Path]:
-    """The subjects whose image is there, but not their line in meta.csv."""
+    """Return the subjects that have an image but no line in meta.csv."""
     known = {*subjects, *skip}
     return [path for path in _subject_folders(source) if path.name not in known and (path / release.image).is_file()]
 

@@ -1,8 +1,8 @@
-"""How does the TotalSegmentator data set become a raw dataset of nnU-Net?
+"""Convert the TotalSegmentator data set to a raw dataset of nnU-Net.
 
-Its folder holds sXXXX/ct.nii.gz (or mri.nii.gz), sXXXX/segmentations/CLASS.nii.gz, one binary mask per class, and
+Its folder holds sXXXX/ct.nii.gz (or mri.nii.gz), sXXXX/segmentations/CLASS.nii.gz (one binary mask per class), and
 meta.csv with the split. presets/totalsegmentator.toml describes the releases. Masks are merged in the official order,
-whatever values the classes get: masks.py. subjects.py reads what is there; conversion.py runs it.
+whatever values the classes get; see masks.py. subjects.py reads the folder; conversion.py runs the conversion.
 """
 
 from collections.abc import Mapping, Sequence
@@ -35,24 +35,24 @@ from stunet.names import cells
 from stunet.nifti import check_nifti
 
 REPORT = "overlaps.csv"
-READER = "NibabelIOWithReorient"  # the official converter's: left and right are the same axis whatever the storage
-LARGEST = 65535  # what a label file can hold
+READER = "NibabelIOWithReorient"  # as in the official converter: left-right is the same axis however the file is stored
+LARGEST = 65535  # value that a label file can hold
 SHOWN = 5  # names in a warning
 
 
 @dataclass(frozen=True)
 class Options:
-    """What can be chosen.
+    """Options of the conversion.
 
     Attributes:
         classes: "total", "total_v1", "total_mr", a part such as "organs", or a text file with one name per line; None:
             all classes of the release.
-        order: Of the values: "stunet" (alphabetical) or "official"; None: that of the release.
+        order: Order of the values: "stunet" (alphabetical) or "official"; None: that of the release.
         overlap: See masks.merge.
-        missing: Whether a mask that is not there is an "error", or its class "unannotated" in this case.
-        absent: Whether a subject of meta.csv that is not there is an "error", or left out: "skip".
+        missing: A missing mask is an "error", or its class is "unannotated" in this case.
+        absent: A missing subject of meta.csv is an "error", or left out: "skip".
         skip: Subjects to leave out.
-        spacing_mm: Resamples images and labels, which are then written; None: images stay where they are.
+        spacing_mm: Images and labels are resampled to this and both are written; None: images stay where they are.
         variable: Name of a variable that stands for the data set's folder in dataset.json; None: absolute paths.
     """
 
@@ -68,11 +68,11 @@ class Options:
 
 @dataclass(frozen=True)
 class MergeMasks:
-    """What is done with a subject.
+    """The step of this conversion: merge the masks of a subject.
 
     Attributes:
         classes: Names, in the official order.
-        values: Of the classes, in the same order.
+        values: Values of the classes, in the same order.
         overlap: See masks.merge; the ignore label is the highest value + 1.
         missing: As in Options.
         spacing_mm: As in Options.
@@ -127,7 +127,7 @@ class MergeMasks:
 
 @dataclass(frozen=True)
 class Report:
-    """Writes overlaps.csv, and annotations.json where masks are missing."""
+    """Writer of overlaps.csv and, if masks are missing, of annotations.json."""
 
     classes: tuple[str, ...]
     training: frozenset[str]
@@ -164,19 +164,19 @@ class Report:
 
 
 def prepare_totalsegmentator(source: Path, raw: Path, dataset_id: int, name: str, options: Options) -> Conversion:
-    """The conversion of a folder of the data set; nothing is written yet.
+    """Prepare the conversion of a folder of the data set; nothing is written yet.
 
     Args:
         source: The folder with meta.csv and the subjects.
         raw: The folder nnUNet_raw.
         dataset_id: 1 to 999.
-        name: Of the dataset.
-        options: What can be chosen.
+        name: Name of the dataset.
+        options: Options of the conversion.
 
     Raises:
-        DataError: The folder is no such data set, meta.csv or the list of classes is wrong, subjects or masks are
+        DataError: The folder is not such a data set, meta.csv or the list of classes is wrong, subjects or masks are
             missing, or the number is taken.
-        UsageError: The number or name is not possible.
+        UsageError: The number or name is not allowed.
     """
     target = dataset_folder(raw, dataset_id, name)
     release = find_release(source)
@@ -235,7 +235,7 @@ def _warnings(release: Release, has_validation: bool, unlisted: Sequence[Path]) 
 
 
 def _check_masks(cases: Sequence[Source], classes: Sequence[str], missing: str) -> None:
-    """Looks for all masks before the first is read, so that nobody waits hours for this message."""
+    """Look for all masks before the first is read, so that nobody waits hours for this error."""
     absent = {case: _absent(case) for case in cases}
     paths = [path for each in absent.values() for path in each]
     if paths and missing == "error":
@@ -257,7 +257,7 @@ def _absent(case: Source) -> list[Path]:
 
 
 def _all_empty(source: Source, shape: Sequence[int]) -> bool:
-    """Whether no mask of the subject has a voxel, those of other classes included: then nobody annotated it."""
+    """Return whether all masks of other classes are empty, too: then nobody annotated the subject."""
     others = sorted(set(visible(source.labels[0].parent.glob(f"*{FILE_ENDING}"))) - set(source.labels))
     return not any(np.asanyarray(read_nifti(path)[0].dataobj).any() for path in others)
 

@@ -1,9 +1,9 @@
-"""Is a CT in HU, like the images that a model or the rest of a data set was made from?
+"""Detect a CT that is not in HU although a model's training images, or the rest of a data set, are.
 
-nnU-Net's CTNormalization takes HU as they are: an image from 0 to 1, from 0 to 255 or shifted by 1024 (DICOM without
-its RescaleIntercept) becomes a wrong segmentation without a word. A sample of voxels tells, cheaply; it warns only.
-The thresholds are far from what any CT of a patient has: air, fat and noise are below 0, and soft tissue lies within
-some hundred HU. Voxels below -1500 do not count: scanners write -2000 and less where they measured nothing.
+nnU-Net's CTNormalization takes HU for granted: an image from 0 to 1, from 0 to 255 or shifted by 1024 (DICOM without
+its RescaleIntercept) silently becomes a wrong segmentation. A sample of voxels shows it cheaply; this only warns.
+The thresholds are far from any CT of a patient: air, fat and noise are below 0, and soft tissue lies within a few
+hundred HU. Voxels below -1500 do not count: scanners write -2000 and less where they measured nothing.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,10 +14,12 @@ import numpy as np
 
 SAMPLE = 100_000  # voxels
 PADDING = -1500
-FEW = 1e-3  # of the voxels
-# Shifted by about 1024, air may have noise below 0, but nothing reaches -200, and soft tissue is where bone should be.
+FEW = 1e-3  # fraction of the voxels
+# In an image shifted by about 1024, noise in air may be below 0 but nothing reaches -200, and soft tissue is where bone
+# should be.
 NO_AIR, SHIFTED, MUCH = -200, (800, 1400), 0.2
-# Times: 0 to 1, -1 to 1 and units of standard deviations are narrower than HU by more; an image is wider than an organ.
+# Factors. Ranges of 0 to 1, of -1 to 1 and of standard deviations are narrower than HU by more than NARROW; an image
+# has a wider range than an organ.
 NARROW, WIDE = 20, 100
 TO_HU = "bring it to HU: air -1000, water 0"
 SHOWN = 3
@@ -25,12 +27,12 @@ SHOWN = 3
 
 @dataclass(frozen=True)
 class Values:
-    """What a sample of an image's voxels says.
+    """Summary of a sample of an image's voxels.
 
     Attributes:
-        low: Below it are 0.5 %.
-        high: Above it are 0.5 %.
-        is_hu: Whether there is anything below 0, as in HU, and no sign of a shift.
+        low: 0.5 % of the sample are below it.
+        high: 0.5 % of the sample are above it.
+        is_hu: Whether there are values below 0, as in HU, and no sign of a shift.
     """
 
     low: float
@@ -43,16 +45,16 @@ class Values:
 
 
 def look(image_DHW: np.ndarray) -> Values:
-    """Looks at a sample of an image's voxels."""
+    """Summarise a sample of an image's voxels."""
     return _look(_sample(image_DHW))
 
 
 def unlike_plan(image_DHW: np.ndarray, known: Mapping[str, Any]) -> str:
-    """Why an image is hardly what a model was trained on; an empty text where nothing speaks for it.
+    """Return why an image is unlike what a model was trained on; an empty text if nothing indicates that.
 
     Args:
-        image_DHW: One channel, of CTNormalization.
-        known: nnU-Net's foreground_intensity_properties of that channel; without values nothing is said.
+        image_DHW: One channel that is normalised by CTNormalization.
+        known: nnU-Net's foreground_intensity_properties of that channel; if values are missing, nothing is reported.
     """
     if not {"min", "percentile_00_5", "percentile_99_5"} <= known.keys():
         return ""
@@ -75,10 +77,10 @@ def unlike_plan(image_DHW: np.ndarray, known: Mapping[str, Any]) -> str:
 
 
 def unlike_others(seen: Mapping[str, Values]) -> list[str]:
-    """Cases of a data set whose values differ grossly from those of the others, in a sentence each kind.
+    """Report cases of a data set whose values differ grossly from those of the others, in one sentence per kind.
 
     Args:
-        seen: By name of the case, of the same channel.
+        seen: Values by case name, all of the same channel.
     """
     found = []
     strange = [name for name, values in seen.items() if not values.is_hu]
@@ -106,7 +108,7 @@ def _sentence(names: Sequence[str], what: str, seen: Mapping[str, Values]) -> st
 
 
 def _sample(image_DHW: np.ndarray) -> np.ndarray:
-    """Every n-th voxel along each axis, without padding."""
+    """Return every n-th voxel along each axis, without padding."""
     step = max(1, int((image_DHW.size / SAMPLE) ** (1 / 3)))
     sample = image_DHW[::step, ::step, ::step].ravel()
     return sample[sample > PADDING]

@@ -1,15 +1,15 @@
-"""How do many datasets, each of which annotates some classes, become one?
+"""Merge many datasets, each of which annotates some classes, into one.
 
-    recipe.py    what merge.yaml says
+    recipe.py    the content of merge.yaml
     space.py     which label of the union each value of a source is
     scan.py      what the files of a case hold, read once
-    findings.py  what is wrong with the sources, taken together
+    findings.py  what is wrong with the sources when taken together
     splits.py    the folds of the union
-    check.py     all of that, before anything is written
-    growing.py   a dataset that grows over several runs and appears when it is complete
+    check.py     all of the above, before anything is written
+    growing.py   a dataset that grows over several runs and appears once it is complete
     build.py     the union as a raw dataset of nnU-Net with annotations.json (stunet/annotations.py)
     pseudo.py    which missing classes of a dataset a teacher can annotate
-    completing.py  the dataset in which it has done so
+    completing.py  the dataset with what the teacher annotated
 
 Read them in this order.
 """
@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Finding:
-    """Something that a check found: what and where, and the next step; where it is fatal, nothing is built."""
+    """A problem that a check found: what and where, and the next step. If it is fatal, nothing is built."""
 
     message: str
     hint: str

@@ -1,6 +1,6 @@
-"""How is a union written? Case by case into a folder of a hidden name, which takes the final one when all is there.
+"""Write a union case by case to a folder with a hidden name, which gets its final name once everything is there.
 
-A build that was stopped goes on where it was, unless the recipe or a source has changed since (growing.py).
+An interrupted build resumes where it stopped, unless the recipe or a source has changed since (growing.py).
 """
 
 import shutil
@@ -33,7 +33,7 @@ NORMALISED_OTHERWISE = ("ct", "nonorm", "rescale_to_0_1", "rgb_to_0_1")  # chann
 
 @dataclass(frozen=True)
 class Job:
-    """A case to write: its files, where they go (images None: they stay), and the new value by value of its label."""
+    """A case to write: its files, where they go (images None: they stay), and a table from old to new label values."""
 
     name: str
     case: Case
@@ -44,15 +44,15 @@ class Job:
 
 
 def build(checked: Checked, workers: int = 1, on_case: Callable[[str], None] = lambda name: None) -> Path:
-    """Writes nnUNet_raw/NAME; where it stands there already, built from the same, nothing is done.
+    """Write nnUNet_raw/NAME; do nothing if it exists already and was built from the same.
 
     Args:
         checked: A check without fatal findings.
-        workers: Processes that write; each holds one label in memory.
-        on_case: Called with the name of a case when it is written, or was by a run before.
+        workers: Number of writing processes; each holds one label in memory.
+        on_case: Called with the name of a case once it is written, or if an earlier run wrote it.
 
     Raises:
-        DataError: The name or number is taken, an interrupted build was of another recipe, or the disk is full.
+        DataError: The name or number is taken, an interrupted build used another recipe, or the disk is full.
     """
     union = checked.union
     if union is None or checked.fatal:
@@ -77,12 +77,12 @@ def build(checked: Checked, workers: int = 1, on_case: Callable[[str], None] = l
 
 
 def label_bound(values: Mapping[str, int]) -> type:
-    """The integer type of label files."""
+    """Return the integer type of label files with these values."""
     return np.uint8 if max(values.values()) <= LARGEST_UINT8 else np.uint16
 
 
 def lookup(union: Union, source: str, labels: tuple[str, ...]) -> np.ndarray:
-    """The new value by value of the label file of a case that annotates these labels; others become background."""
+    """Return the table from old to new values for a case that annotates these labels; others become background."""
     meanings, ignore = union.space.meanings[source], union.space.ignores.get(source)
     table: np.ndarray = np.zeros(
         1 + max([0, *meanings, *([] if ignore is None else [ignore])]), label_bound(union.values)
@@ -97,7 +97,7 @@ def lookup(union: Union, source: str, labels: tuple[str, ...]) -> np.ndarray:
 
 
 def write_label(source: Path, target: Path, table: np.ndarray) -> None:
-    """A label file with every value looked up, on the very same grid.
+    """Write a label file with every value looked up in the table, on exactly the same grid.
 
     Raises:
         DataError: The file holds a value that is not in the table.
@@ -112,7 +112,10 @@ def write_label(source: Path, target: Path, table: np.ndarray) -> None:
 
 
 def reference(path: Path) -> str:
-    """How dataset.json names a file elsewhere: from $nnUNet_raw on where it lies there, so that the folder may move."""
+    """Return how dataset.json refers to a file elsewhere.
+
+    A file in $nnUNet_raw is given relative to it, so that the folder may be moved.
+    """
     raw = workspace.folder("nnUNet_raw")
     return f"$nnUNet_raw/{path.relative_to(raw)}" if path.is_relative_to(raw) else str(path.absolute())
 
@@ -143,7 +146,7 @@ def _image_name(name: str, channel: int, path: Path) -> str:
 
 
 def _write_case(job: Job) -> None:
-    """In a worker: the images where they do not stay where they are, and at last the label."""
+    """Write a case in a worker: the images unless they stay where they are, and the label last."""
     target = job.label
     try:
         for source, target in zip(job.case.images, job.images or (), strict=job.images is not None):
@@ -160,7 +163,7 @@ def _write_case(job: Job) -> None:
 
 
 def _finish(part: Path, union: Union, now: Mapping[str, Any]) -> None:
-    """The files that describe the union, dataset.json last."""
+    """Write the files that describe the union, dataset.json last."""
     if union.recipe.images == "reference":
         (part / "imagesTr").rmdir()
     union.annotations.save(part)
@@ -189,7 +192,7 @@ def _entry(job: Job) -> dict[str, Any]:
 
 
 def channel_names(union: Union) -> dict[int, str]:
-    """Names of the channels, by which nnU-Net chooses how intensities are normalised: CT, or else z-score."""
+    """Return the channel names, by which nnU-Net chooses how intensities are normalised: CT, or else z-score."""
     names = next(iter(union.members.values())).rules.channels
     if union.recipe.scheme == "ct":
         return {0: "CT"} if len(names) == 1 else dict(enumerate(names))

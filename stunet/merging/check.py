@@ -1,7 +1,7 @@
-"""Can a union be built from a recipe? Everything is looked at before anything is written, and all problems are named.
+"""Check whether a union can be built from a recipe, before anything is written, and report all problems.
 
-What a check saw is kept beside the recipe (merge.checked.json), so that a build refuses what has changed since someone
-read the report.
+What a check saw is kept next to the recipe (merge.checked.json), so that a build refuses sources that have changed
+since someone read the report.
 """
 
 import hashlib
@@ -28,7 +28,7 @@ from stunet.schema import anything, dict_of
 
 @dataclass(frozen=True)
 class Checked:
-    """What a check came to: the union where it could be put together, and all findings."""
+    """Result of a check: the union if it could be put together, and all findings."""
 
     union: Union | None
     estimate: Estimate | None
@@ -36,12 +36,12 @@ class Checked:
 
     @property
     def fatal(self) -> bool:
-        """Whether something forbids to build it."""
+        """Whether a finding prevents the build."""
         return any(finding.fatal for finding in self.findings)
 
 
 def open_sources(recipe: Recipe) -> tuple[dict[str, Member], list[Finding]]:
-    """The sources that can be opened, and what is wrong with the others."""
+    """Return the sources that can be opened, and what is wrong with the others."""
     members: dict[str, Member] = {}
     findings = []
     for source in recipe.sources:
@@ -58,13 +58,13 @@ def check(
     workers: int = 1,
     on_case: Callable[[str], None] = lambda name: None,
 ) -> Checked:
-    """Reads every file of the sources once, and looks for everything that findings.py, space.py and splits.py know.
+    """Read every file of the sources once, and look for all problems that findings.py, space.py and splits.py know.
 
     Args:
         recipe: What is to be built.
         members: The sources that could be opened.
-        workers: Processes that read.
-        on_case: Called with the name of a case when it was read.
+        workers: Number of reading processes.
+        on_case: Called with the name of a case once it has been read.
     """
     descriptions = {name: member.description for name, member in members.items()}
     space, findings = find_space(recipe, descriptions, {name: m.annotations for name, m in members.items()})
@@ -90,17 +90,17 @@ def check(
 
 
 def cache_of(recipe: Recipe) -> Path:
-    """Where the scans of a recipe's cases are kept."""
+    """Return the file in which the scans of a recipe's cases are kept."""
     return recipe.path.with_suffix(".scan.jsonl")
 
 
 def receipt_of(recipe: Recipe) -> Path:
-    """Where a check leaves what it saw."""
+    """Return the file in which a check records what it saw."""
     return recipe.path.with_suffix(".checked.json")
 
 
 def state(recipe: Recipe, members: Mapping[str, Member]) -> dict[str, Any]:
-    """What a build depends on: the recipe, and per source its dataset.json, its cases and the files of these."""
+    """Return what a build depends on: the recipe, and per source its dataset.json, its cases and their files."""
     sources = {
         name: {
             "dataset": member.folder.name,
@@ -116,12 +116,14 @@ def state(recipe: Recipe, members: Mapping[str, Member]) -> dict[str, Any]:
 
 
 def leave_receipt(recipe: Recipe, now: Mapping[str, Any]) -> None:
-    """Keeps what a check saw."""
+    """Record what a check saw."""
     write_json(receipt_of(recipe), now)
 
 
 def see_receipt(recipe: Recipe, now: Mapping[str, Any]) -> None:
-    """Sees that what was checked is what there is; a recipe that has changed is checked anew by its build.
+    """Check that the sources are still those that were checked.
+
+    If the recipe itself has changed, nothing is compared: its build checks everything again.
 
     Raises:
         DataError: A source has changed, or is gone.
@@ -152,7 +154,7 @@ def _scan(
 def _annotated(
     member: Member, space: Space, scans: Mapping[str, Scan]
 ) -> tuple[dict[str, tuple[str, ...]], list[Finding]]:
-    """What the readable cases of a source annotate; one that annotates nothing is of no use."""
+    """Return what the readable cases of a source annotate; a case that annotates nothing is a finding."""
     annotated, findings = annotated_by(member, space)
     nothing = [case for case, labels in annotated.items() if not labels]
     if nothing:

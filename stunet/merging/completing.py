@@ -1,9 +1,9 @@
-"""How does a teacher complete what a dataset leaves open? The classes that a case does not annotate are predicted.
+"""Complete a dataset with a teacher, which predicts the classes that a case does not annotate.
 
-What is annotated stays as it is. Elsewhere the teacher's class counts where its probability reaches the threshold of
-that class; where it does not, also of there being none of the missing classes, the voxel gets nnU-Net's ignore label.
-The result is a dataset of its own: images by reference, labels anew, annotations.json with the completed classes, and
-provenance.json with the teacher, the thresholds, and the voxels that each case got. pseudo.py says what is missing.
+Annotated voxels stay as they are. Elsewhere, a voxel gets the teacher's class if its probability reaches the threshold
+of that class ("none of the missing classes" has a threshold, too), and nnU-Net's ignore label otherwise. The result is
+a separate dataset: images by reference, new labels, annotations.json with the completed classes, and provenance.json
+with the teacher, the thresholds, and the voxels that each case got. pseudo.py determines what is missing.
 """
 
 import json
@@ -33,12 +33,12 @@ from stunet.nifti import check_nifti
 from stunet.nifti_header import has_forms, has_place
 from stunet.orientation import AS_IT_IS, Turn, of_file, orientation_of, turn
 
-DONE = "finished.jsonl"  # in the growing folder: what each finished case got
+DONE = "finished.jsonl"  # in the growing folder; records what each finished case got
 
 
 @dataclass(frozen=True)
 class Completed:
-    """What a case got: voxels by leaf, and those that are ignored because the teacher is not sure of them."""
+    """What a case got: voxel counts by leaf, and the number ignored because the teacher is not sure of them."""
 
     voxels: dict[str, int]
     ignored: int
@@ -51,19 +51,18 @@ def complete(
     record: Mapping[str, Any],
     on_case: Callable[[str], None] = lambda name: None,
 ) -> Path:
-    """Writes the completed dataset; a run that was stopped goes on, and nothing appears before the end.
+    """Write the completed dataset; an interrupted run resumes, and nothing appears before the end.
 
     Args:
         plan: What is completed.
-        target: nnUNet_raw/DatasetXXX_Name, which is not there.
+        target: nnUNet_raw/DatasetXXX_Name, which does not exist.
         teacher: The model.
-        record: What the teacher is, for provenance.json.
-        on_case: Called with a case's name when it is done.
+        record: Description of the teacher, for provenance.json.
+        on_case: Called with a case's name once it is done.
 
     Raises:
-        DataError: It was begun with another teacher or dataset, or files cannot be read or are too large for the
-            memory; all other cases are done then.
-        OSError: The disk is full.
+        DataError: It was begun with another teacher or dataset, the disk is full, or files cannot be read or do not fit
+            into memory; for such files, all other cases are done.
     """
     now = plan.state(record)
     with growing(target, now) as part:
@@ -92,15 +91,15 @@ def combine(
     thresholds: Sequence[float],
     ignore: int,
 ) -> np.ndarray:
-    """The completed label.
+    """Return the completed label.
 
     Args:
         truth: Values of the new dataset, 0 where nothing is annotated.
-        groups: Per voxel the number of the missing class that the teacher sees, from 1 on; 0 for none of them.
-        confidence: Its probability of that.
-        values: By number of a missing class, its value; 0 for none.
-        thresholds: By the same number.
-        ignore: The value of voxels that it is not sure of.
+        groups: Per voxel, the number of the missing class that the teacher predicts, from 1; 0 for none of them.
+        confidence: The teacher's probability of that prediction.
+        values: Value by number of a missing class; 0 for none of them.
+        thresholds: Threshold by the same number.
+        ignore: The value of voxels that the teacher is not sure of.
     """
     result = truth.copy()
     of_value, of_limit = np.asarray(values, truth.dtype), np.asarray(thresholds, np.float32)
@@ -111,7 +110,7 @@ def combine(
 
 
 def _finished(part: Path) -> dict[str, Completed]:
-    """The cases whose label is there and on record; a line that a killed run left unfinished is none."""
+    """Return the cases whose label exists and is on record; a line that a killed run left unfinished does not count."""
     found = {}
     for line in (part / DONE).read_text(errors="replace").splitlines() if (part / DONE).is_file() else []:
         try:
@@ -124,8 +123,8 @@ def _finished(part: Path) -> dict[str, Completed]:
 
 
 def _complete_case(plan: Plan, case: Case, part: Path, teacher: Predictor) -> Completed:
-    """Writes the label of a case, read and written as the teacher's images are, so that both lie on one grid."""
-    check_nifti(case.label)  # ITK reads zeros where a packed file has lost its end
+    """Write the label of a case, read and written like the teacher's images, so that both are on one grid."""
+    check_nifti(case.label)  # ITK reads zeros where a compressed file has lost its end
     truth, properties = teacher.writer.read_seg(str(case.label))
     label = apply(plan.lookup(), np.rint(truth[0]).astype(np.int32))
     missing = plan.missing(case.name)
@@ -135,7 +134,7 @@ def _complete_case(plan: Plan, case: Case, part: Path, teacher: Predictor) -> Co
         groups = [owner.get(name, 0) for name in head_classes(teacher.model.dataset["labels"])]
         confidence = Confidence(groups)
         raw = teacher.read(Input(case.name, case.images))
-        way = _onto_image(case.label, properties, raw)  # a reader that turns both lets their files differ
+        way = _onto_image(case.label, properties, raw)  # a reader that reorients both allows different files
         label = way(label)
         seen = np.asarray(groups, np.min_scalar_type(len(missing)))[
             teacher.segment(teacher.preprocess(raw), probabilities=confidence)
@@ -158,7 +157,7 @@ def _complete_case(plan: Plan, case: Case, part: Path, teacher: Predictor) -> Co
 
 
 def _onto_image(label: Path, properties: Mapping[str, Any], raw: Raw) -> Turn:
-    """What turns a label with these properties to the orientation of its image's file, if both say how they lie."""
+    """Return the turn of a label to the orientation of its image's file, if both record their orientation."""
     if not has_forms(label) or not has_place(raw.properties.get("nifti")):
         return AS_IT_IS
     image = orientation_of(of_file(raw.properties, raw.on_file_grid.shape[1:]))

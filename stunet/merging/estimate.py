@@ -1,4 +1,4 @@
-"""How much disk and memory does a union take? Arithmetic from the sizes of files and images, before compression."""
+"""Estimate the disk space and memory of a union from the sizes of files and images, before compression."""
 
 import math
 from collections.abc import Mapping
@@ -10,18 +10,18 @@ from stunet.merging.scan import Scan
 from stunet.merging.union import Union
 
 FLOAT_BYTES = 4  # nnU-Net preprocesses images in single precision
-LARGEST_INT8 = 127  # above, nnU-Net keeps labels in 16 bits
+LARGEST_INT8 = 127  # above this, nnU-Net stores labels in 16 bits
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a union takes.
+    """Space that a union needs.
 
     Attributes:
-        raw_bytes: Of the label files, and of the images where they are copied; about, as labels are compressed anew.
-        preprocessed_bytes: Of images and labels at the spacing of the union, before compression and cropping.
-        case_bytes: Of the images of the largest case at its own and at the union's spacing: what a process that
-            preprocesses it holds at least.
+        raw_bytes: Label files, and images if they are copied; approximate, as labels are compressed again.
+        preprocessed_bytes: Images and labels at the spacing of the union, before compression and cropping.
+        case_bytes: Images of the largest case at its own and at the union's spacing: the least that a process holds
+            while preprocessing it.
         spacing: In mm, array order: that of the recipe, or the median, as nnU-Net plans it.
     """
 
@@ -32,7 +32,7 @@ class Estimate:
 
 
 def estimate(union: Union) -> Estimate:
-    """The expected sizes."""
+    """Return the expected sizes."""
     scans = [scan for own in union.scans.values() for scan in own.values()]
     spacing = union.recipe.spacing or tuple(map(float, np.median([scan.spacing for scan in scans], axis=0)))
     label_bytes = 1 if max(union.values.values()) <= LARGEST_INT8 else 2
@@ -48,7 +48,7 @@ def estimate(union: Union) -> Estimate:
 
 
 def label_counts(union: Union) -> dict[str, tuple[int, int]]:
-    """By label of the union: the cases that annotate it, and the voxels that it has in them."""
+    """Return, by label of the union, the number of cases that annotate it and its number of voxels in them."""
     counts = dict.fromkeys(union.annotations.labels, (0, 0))
     for source, scans in union.scans.items():
         values: Mapping[str, list[int]] = {n: union.space.values(source, n) for n in union.space.labels(source)}

@@ -1,6 +1,6 @@
-"""What is wrong with a union? Each function looks for one thing and says what, where, and how to mend it.
+"""Find what is wrong with a union. Each function looks for one problem and reports what, where, and how to fix it.
 
-Nothing is read here: scan.py did that. space.py finds what names and sets tell, splits.py what folds do.
+Nothing is read here: scan.py did that. space.py finds problems of names and sets, splits.py those of folds.
 """
 
 import re
@@ -18,14 +18,14 @@ from stunet.merging.space import unasked_tumours
 from stunet.merging.union import Union, case_name
 
 SHOWN = 5  # names in a message
-RARE = 0.01  # share of the draws
+RARE = 0.01  # fraction of the draws
 LARGEST_UINT8 = 255
 NONCOMMERCIAL = re.compile(r"(?<![a-z])nc(?![a-z])|non.?commercial", re.IGNORECASE)
 SHARE_ALIKE = re.compile(r"(?<![a-z])sa(?![a-z])|share.?alike", re.IGNORECASE)
 
 
 def find_all(union: Union, estimate: Estimate, target: Path) -> list[Finding]:
-    """All findings on a union whose sources and labels could be read."""
+    """Return all findings on a union whose sources and labels could be read."""
     searches: list[Iterator[Finding]] = [
         search(union)
         for search in (
@@ -38,7 +38,7 @@ def find_all(union: Union, estimate: Estimate, target: Path) -> list[Finding]:
 
 
 def licences(union: Union) -> Iterator[Finding]:
-    """Sources whose licence forbids something that others allow, or that have none."""
+    """Find sources whose licence forbids something that others allow, or that have none."""
     known = {name: member.licence for name, member in union.members.items()}
     for name, licence in known.items():
         if not licence:
@@ -58,7 +58,7 @@ def licences(union: Union) -> Iterator[Finding]:
 
 
 def channels(union: Union) -> Iterator[Finding]:
-    """Sources with another number of channels than the first."""
+    """Find sources whose number of channels differs from that of the first."""
     first, *others = union.members.values()
     for member in others:
         if len(member.rules.channels) != len(first.rules.channels):
@@ -71,7 +71,7 @@ def channels(union: Union) -> Iterator[Finding]:
 
 
 def modalities(union: Union) -> Iterator[Finding]:
-    """Cases without a modality, and cases that are no CT where intensities are taken for CT numbers."""
+    """Find cases without a modality, and cases other than CT if intensities are taken for CT numbers."""
     for name, member in union.members.items():
         kinds = {case.name: member.modality(case.name) for case in member.cases}
         unknown = [case for case, kind in kinds.items() if not kind]
@@ -85,9 +85,9 @@ def modalities(union: Union) -> Iterator[Finding]:
 
 
 def learnable(union: Union) -> Iterator[Finding]:
-    """Classes that no source annotates, and classes that no source tells from another one."""
+    """Find classes that no source annotates, and classes that no source distinguishes from each other."""
     if len(union.members) < len(union.recipe.sources):
-        return  # what a source annotates that cannot be opened is not known
+        return  # what an unreadable source annotates is unknown
     missing = [leaf for leaf in union.recipe.classes if leaf not in union.space.leaves]
     listed = [leaf for leaf in missing if leaf in union.recipe.required]
     if listed:
@@ -110,7 +110,7 @@ def learnable(union: Union) -> Iterator[Finding]:
 
 
 def _groups(union: Union) -> dict[str, tuple[int, ...]]:
-    """By leaf: the label that it is part of, for each distinct set of labels that a case annotates."""
+    """Return, by leaf, the label that it is part of in each distinct set of labels that cases annotate; 0 for none."""
     numbers = {label: number for number, label in enumerate(union.annotations.labels, start=1)}
     distinct = sorted({labels for own in union.annotated.values() for labels in own.values()})
     owners = [{leaf: numbers[n] for n in labels for leaf in union.annotations.labels[n]} for labels in distinct]
@@ -118,7 +118,7 @@ def _groups(union: Union) -> dict[str, tuple[int, ...]]:
 
 
 def single_sources(union: Union) -> Iterator[Finding]:
-    """Classes that one source alone annotates: what it looks like elsewhere is not learned."""
+    """Find classes that only one source annotates: what they look like elsewhere is not learned."""
     if len(union.members) == 1:
         return
     owners: dict[str, list[str]] = {}
@@ -133,7 +133,7 @@ def single_sources(union: Union) -> Iterator[Finding]:
 
 
 def separate_leaves(union: Union) -> Iterator[Finding]:
-    """Leaves of a source's own beside the class of the same name, which in a softmax head exclude each other."""
+    """Find leaves of a single source next to the class of the same name; in a softmax head they exclude each other."""
     for leaf in union.space.leaves:
         name, _, source = leaf.partition("@")
         if source and name in union.space.leaves and union.recipe.head == "softmax":
@@ -142,7 +142,7 @@ def separate_leaves(union: Union) -> Iterator[Finding]:
 
 
 def absent_labels(union: Union) -> Iterator[Finding]:
-    """Labels that a source is said to annotate and no file of it has."""
+    """Find labels that a source is supposed to annotate but that none of its files has."""
     if union.recipe.on_absent != "error":
         return
     for name in union.members:
@@ -159,13 +159,13 @@ def absent_labels(union: Union) -> Iterator[Finding]:
 
 
 def absent_values(meanings: Mapping[int, object], scans: Mapping[str, Scan]) -> list[int]:
-    """The values that are annotated and that no file of a source has."""
+    """Return the annotated values that no file of a source has."""
     present = {value for scan in scans.values() for value in scan.voxels}
     return [value for value, meaning in meanings.items() if getattr(meaning, "leaves", ()) and value not in present]
 
 
 def empty_leaves(union: Union) -> Iterator[Finding]:
-    """Classes that are annotated, and that no case has: that they are never there is all that is learned of them."""
+    """Find classes that are annotated but occur in no case: a model learns only that they are never there."""
     filled = {
         leaf for label, (_, voxels) in label_counts(union).items() if voxels for leaf in union.annotations.labels[label]
     }
@@ -176,7 +176,7 @@ def empty_leaves(union: Union) -> Iterator[Finding]:
 
 
 def sides(union: Union) -> Iterator[Finding]:
-    """Pairs of left and right classes of which the left one is on the patient's right, or that no mirror exchanges."""
+    """Find left-right pairs whose left class is on the patient's right, or that mirroring cannot exchange."""
     if union.recipe.mirror == "swap":
         try:
             mirrored_values(union.annotations)
@@ -205,7 +205,7 @@ def _centre(scan: Scan, values: Sequence[int]) -> float | None:
 
 
 def duplicates(union: Union) -> Iterator[Finding]:
-    """Images that stand in several sources, or on both sides of a fold."""
+    """Find images that occur several times; fatal if in several sources, or on both sides of a fold."""
     same: dict[str, list[tuple[str, str]]] = {}
     for name, scans in union.scans.items():
         for case, scan in scans.items():
@@ -222,7 +222,7 @@ def duplicates(union: Union) -> Iterator[Finding]:
 
 
 def same_names(union: Union) -> Iterator[Finding]:
-    """Cases of two sources that would have one name in the union."""
+    """Find cases of two sources that would have the same name in the union."""
     seen: dict[str, tuple[str, str]] = {}
     for source, scans in union.scans.items():
         for case in scans:
@@ -234,7 +234,7 @@ def same_names(union: Union) -> Iterator[Finding]:
 
 
 def without_fold(union: Union) -> Iterator[Finding]:
-    """Cases that no fold has."""
+    """Find cases that are in no fold."""
     used = {name for fold in union.folds for names in fold.values() for name in names}
     for source, scans in union.scans.items():
         left = [case for case in scans if case_name(source, case) not in used]
@@ -244,7 +244,7 @@ def without_fold(union: Union) -> Iterator[Finding]:
 
 
 def rare_sources(union: Union) -> Iterator[Finding]:
-    """Sources that are hardly ever drawn."""
+    """Find sources that are hardly ever drawn."""
     for name, share in union.shares().items():
         if share < RARE:
             text = f"source {name!r} has {share:.2%} of the draws"
@@ -252,7 +252,7 @@ def rare_sources(union: Union) -> Iterator[Finding]:
 
 
 def wide_labels(union: Union) -> Iterator[Finding]:
-    """More labels than a byte holds."""
+    """Find label values that do not fit into a byte."""
     largest = max(union.values.values())
     if largest > LARGEST_UINT8:
         text = f"the union has values up to {largest}: its label files hold 16-bit integers"
@@ -260,7 +260,7 @@ def wide_labels(union: Union) -> Iterator[Finding]:
 
 
 def room(union: Union, estimate: Estimate, target: Path) -> Iterator[Finding]:
-    """Whether the disk has room for what is going to be written."""
+    """Find a lack of disk space for what is going to be written."""
     place = next(parent for parent in target.parents if parent.exists())
     free = shutil.disk_usage(place).free
     if free < estimate.raw_bytes:

@@ -1,7 +1,7 @@
-"""How does a dataset grow over several runs, and appear only when it is complete and made from one thing?
+"""Grow a dataset over several runs, such that it appears only once it is complete and was made from the same inputs.
 
-Until then it is a folder of a hidden name beside its place. provenance.json in it says what it is made from: a run that
-would make something else of it says what has changed.
+Until then it is a folder with a hidden name next to its final place. Its provenance.json records what it is made from;
+a run with different inputs reports what has changed.
 """
 
 from collections.abc import Iterator, Mapping
@@ -18,7 +18,7 @@ FULL_HINT = "free some space and run the same command again; finished cases are 
 
 
 def is_there(target: Path, now: Mapping[str, Any]) -> bool:
-    """Whether a dataset stands in its place.
+    """Return whether a dataset is in its final place.
 
     Args:
         target: nnUNet_raw/DatasetXXX_Name.
@@ -43,14 +43,14 @@ def is_there(target: Path, now: Mapping[str, Any]) -> bool:
 
 @contextmanager
 def growing(target: Path, now: Mapping[str, Any]) -> Iterator[Path]:
-    """Yields the folder in which the dataset grows; it takes its place when the block ends without an error.
+    """Yield the folder in which the dataset grows; move it to its place if the block ends without an error.
 
     Args:
-        target: nnUNet_raw/DatasetXXX_Name, which is not there.
+        target: nnUNet_raw/DatasetXXX_Name, which does not exist.
         now: What it is made from, as JSON.
 
     Raises:
-        DataError: It was begun from something else, another run works on it, or the disk is full.
+        DataError: It was begun from something else, another run is working on it, or the disk is full.
     """
     part = target.with_name(f".part-{target.name}")
     try:
@@ -58,7 +58,7 @@ def growing(target: Path, now: Mapping[str, Any]) -> Iterator[Path]:
             if target.exists():
                 raise DataError(f"{str(target)!r} was made by another run meanwhile", "nothing is left to do")
             part.mkdir(exist_ok=True)
-            for path in part.rglob(".part-*"):  # what a run that was killed was writing
+            for path in part.rglob(".part-*"):  # files that a killed run left unfinished
                 remove(path)
             _begin(part, target, now)
             yield part
@@ -70,7 +70,7 @@ def growing(target: Path, now: Mapping[str, Any]) -> Iterator[Path]:
 
 
 def _begin(part: Path, target: Path, now: Mapping[str, Any]) -> None:
-    """Puts down what is made, or sees that what was begun is the same."""
+    """Record what the dataset is made from, or check that it was begun from the same."""
     if not (part / RECORD).is_file():
         write_json(part / RECORD, {"state": now})
     changed = differences(read(part / RECORD, PROVENANCE).get("state"), now)

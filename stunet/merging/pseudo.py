@@ -1,6 +1,6 @@
-"""What can a teacher complete in a dataset? The classes that it has and that some of the cases do not annotate.
+"""Determine what a teacher can complete in a dataset: classes that it has and that some cases do not annotate.
 
-completing.py does it.
+Read next: completing.py, which completes them.
 """
 
 import hashlib
@@ -24,12 +24,12 @@ from stunet.merging.build import label_bound
 from stunet.merging.scan import check_endings, files_of
 from stunet.merging.space import IGNORE
 
-REST = "background"  # the name of the threshold of there being none of the missing classes
+REST = "background"  # name of the threshold for "none of the missing classes"
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is to be completed.
+    """What is to be completed in a dataset.
 
     Attributes:
         folder: The raw dataset.
@@ -38,7 +38,7 @@ class Plan:
         before: What its cases annotate now.
         after: What they will annotate.
         classes: By leaf, the classes of the teacher that make it up.
-        thresholds: Probability that a leaf has to reach, and REST.
+        thresholds: Probability that each leaf, and REST, has to reach.
     """
 
     folder: Path
@@ -51,16 +51,16 @@ class Plan:
 
     @property
     def values(self) -> dict[str, int]:
-        """Value in the new label files by label; the ignore label is last."""
+        """Values in the new label files by label; the ignore label is last."""
         values = self.after.values
         return {**values, IGNORE: len(values)}
 
     def missing(self, case: str) -> list[str]:
-        """The leaves that the teacher adds to a case."""
+        """Return the leaves that the teacher adds to a case."""
         return [label for label in self.after.cases[case].labels if label not in self.before.cases[case].labels]
 
     def lookup(self) -> np.ndarray:
-        """The new value by value of the old label files."""
+        """Return the table from old to new label values."""
         old, new = self.description["labels"], self.values
         table: np.ndarray = np.zeros(1 + max(int(value) for value in old.values()), label_bound(new))
         for name, value in old.items():
@@ -68,7 +68,7 @@ class Plan:
         return table
 
     def state(self, teacher: Mapping[str, Any]) -> dict[str, Any]:
-        """What the result depends on."""
+        """Return what the result depends on."""
         files = json.dumps([files_of(case) for case in self.cases]).encode()
         content = {
             "dataset": self.folder.name,
@@ -89,18 +89,18 @@ def plan(
     min_confidence: float = 0.9,
     thresholds: Mapping[str, float] | None = None,
 ) -> Plan:
-    """What a teacher can complete in a raw dataset.
+    """Determine what a teacher can complete in a raw dataset.
 
     Args:
         folder: nnUNet_raw/DatasetXXX_Name.
         teacher: The model.
-        classes: What is completed; new classes become part of the dataset. None: all that some case lacks.
-        min_confidence: Probability that a voxel's class has to reach.
+        classes: Classes to complete; new ones become part of the dataset. Empty: all that some case lacks.
+        min_confidence: Probability that the class of a voxel has to reach.
         thresholds: The same for single classes.
 
     Raises:
-        DataError: Something is not there, the teacher does not have a class, or nothing is missing.
-        UsageError: A threshold is no probability, or that of an unknown class.
+        DataError: Something does not exist, the teacher lacks a class, or nothing is missing.
+        UsageError: A threshold is not a probability, or is given for an unknown class.
     """
     cases, rules = read_dataset(folder)
     check_endings(cases)
@@ -132,7 +132,7 @@ def plan(
 
 
 def _complete(labels: Mapping[str, Any], cases: Sequence[Case]) -> Annotations:
-    """All cases annotate all classes: what a dataset without annotations.json means."""
+    """Return annotations in which all cases annotate all classes, as in a dataset without annotations.json."""
     names = tuple(name for name in head_classes(labels) if name != "background")
     source = "dataset"
     return Annotations(
@@ -151,7 +151,7 @@ def _check_cases(annotations: Annotations, cases: Sequence[Case], folder: Path) 
 
 
 def _own(annotations: Annotations, name: str) -> str:
-    """What the dataset calls a class, if it has it."""
+    """Return the dataset's own name for a class, or `name` if it does not have the class."""
     row = match_classes([name], annotations.leaves)[0]
     return row.sources[0] if len(row.sources) == 1 else name
 
@@ -163,7 +163,7 @@ def _wanted(annotations: Annotations, classes: Sequence[str]) -> list[str]:
 
 
 def _extended(before: Annotations, wanted: Sequence[str]) -> Annotations:
-    """The annotations in which every case annotates what is wanted, too."""
+    """Return annotations in which every case also annotates the wanted classes."""
     leaves = (*before.leaves, *(name for name in wanted if name not in before.leaves))
     cases = {}
     for name, case in before.cases.items():

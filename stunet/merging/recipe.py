@@ -1,6 +1,6 @@
-"""What does a merge.yaml say? The file as data classes, with every key, type and name in it checked.
+"""Read a merge.yaml into data classes, and check every key, type and name in it.
 
-docs/pretraining.md has such a file with all keys. space.py says next what its labels mean.
+docs/pretraining.md shows such a file with all keys. Read next: space.py, which determines what its labels mean.
 """
 
 import re
@@ -35,7 +35,7 @@ PSEUDO_HINT = (
 
 @dataclass(frozen=True)
 class Target:
-    """What a label of a source is: names of classes, or SEPARATE or UNANNOTATED in `how`."""
+    """What a label of a source maps to: names of classes, or SEPARATE or UNANNOTATED in `how`."""
 
     names: tuple[str, ...] = ()
     how: str = "classes"
@@ -46,14 +46,14 @@ class SourceRecipe:
     """One dataset that goes into the union.
 
     Attributes:
-        id: Comes before the names of its cases.
+        id: Prefix of the names of its cases.
         dataset: Number or name of a raw dataset.
-        labels: What its labels are, by name or by value in the files; others are found by name.
-        modality: One for all cases, or a comparison with the last number in a case's name by modality; empty: that
+        labels: What its labels map to, by name or by value in the files; other labels are matched by name.
+        modality: One for all cases, or, by modality, a comparison with the last number in a case's name; empty: that
             of its dataset.json.
         licence: Empty: that of its dataset.json.
-        split: "dataset": by its own splits_final.json; "seeded": by the seed; "auto": its own where it has one.
-        weight: How often it is drawn, relative to what its number of cases gives it.
+        split: "dataset": by its own splits_final.json; "seeded": by the seed; "auto": its own if it has one.
+        weight: How often it is drawn, relative to the share that its number of cases gives it.
         overrides: A table of the cases that annotate other classes than the source.
         exclude: Cases that are left out.
     """
@@ -75,11 +75,11 @@ class Recipe:
 
     Attributes:
         path: The file.
-        content: What stands in it.
-        name: Of the union, `Dataset900_BodyUnion`.
-        classes: Names of the leaves in their order.
-        required: Those of them that have to be annotated somewhere: they were listed one by one.
-        reader: The class of nnU-Net that reads all images and labels; it turns them to one orientation.
+        content: Its parsed content.
+        name: Name of the union, such as `Dataset900_BodyUnion`.
+        classes: Names of the leaves in order.
+        required: Those classes that must be annotated somewhere, because they were listed one by one.
+        reader: nnU-Net's reader class for all images and labels; it brings them to one orientation.
         spacing: In mm, array order; None: nnU-Net plans it.
         patch: In voxels, array order; None: the planner fits it.
     """
@@ -107,10 +107,10 @@ class Recipe:
 
 
 def load_recipe(path: Path) -> Recipe:
-    """The recipe in a file.
+    """Load the recipe in a file.
 
     Raises:
-        DataError: The file is missing, no YAML, or something in it is wrong: the message names the key.
+        DataError: The file is missing, is not YAML, or something in it is wrong; the message names the key.
     """
     content = read_yaml(path)
     try:
@@ -163,7 +163,7 @@ def _recipe(path: Path, content: Any) -> Recipe:
 
 
 def _classes(path: Path, top: Mapping[str, Any]) -> tuple[tuple[str, ...], frozenset[str]]:
-    """The leaves, and which of them were listed one by one, so that someone has to annotate them."""
+    """Return the leaves, and which of them were listed one by one, so that some source must annotate them."""
     given = top.get("classes")
     if isinstance(given, str):
         file = path.parent / _file(given, "classes")

@@ -1,7 +1,7 @@
-"""What do the files of a case hold? Shape, voxels per label, on which side each is, and a fingerprint of the image.
+"""Scan the files of a case for shape, voxels per label, the side each label is on, and a fingerprint of the image.
 
-Every file is read once, as nnU-Net will read it, in several processes; what was found is kept beside the recipe
-(merge.scan.jsonl), for as long as the files have the same size and time of change. findings.py judges it.
+Every file is read once, as nnU-Net will read it, in several processes. Results are kept next to the recipe
+(merge.scan.jsonl) and stay valid while the files have the same size and modification time. findings.py judges them.
 """
 
 import hashlib
@@ -23,8 +23,8 @@ from stunet.processes import each
 from stunet.schema import anything, dict_of, integer, list_of, number, table, text
 
 NIFTI = (".nii", ".nii.gz")
-EVERY = 4  # of the voxels along each axis go into the fingerprint: 1/64 of them
-SQUARE_ATOL = 1e-3  # of the cosine between axes
+EVERY = 4  # every 4th voxel along each axis goes into the fingerprint: 1/64 of them
+SQUARE_ATOL = 1e-3  # tolerance on the cosine between axes
 
 
 @dataclass(frozen=True)
@@ -32,11 +32,11 @@ class Scan:
     """What a case holds.
 
     Attributes:
-        shape: Voxels (D, H, W) as the reader gives them, the last axis from the patient's left to the right.
+        shape: In voxels, (D, H, W) as the reader returns them, the last axis from the patient's left to the right.
         spacing: In mm, same order.
-        channels: Number of them.
-        voxels: Number by value of the label file, without 0.
-        centre: Where the voxels of a value are on average along the last axis, by value: 0 is the patient's left.
+        channels: Number of channels.
+        voxels: Voxel counts by value of the label file, without 0.
+        centre: Mean index along the last axis of the voxels of each value, by value; 0 is the patient's left.
         fingerprint: Equal for equal images.
         image_bytes: Size of its image files.
         label_bytes: Size of its label file.
@@ -55,14 +55,14 @@ class Scan:
 def scan(
     cases: Sequence[Case], rules: Rules, cache: Path, workers: int, on_case: Callable[[str], None]
 ) -> list[Scan | DataError]:
-    """What each case holds, or what is wrong with its files; what the cache has is not read again.
+    """Return what each case holds, or what is wrong with its files; cases in the cache are not read again.
 
     Args:
-        cases: Of one source.
-        rules: The reader, and the channels and values that every case has to have.
-        cache: A file that may not exist yet; a scan that was stopped goes on from it.
-        workers: Processes that read.
-        on_case: Called with the name of a case when it is done.
+        cases: Cases of one source.
+        rules: The reader, and the channels and values allowed in every case.
+        cache: A file that may not exist yet; an interrupted scan resumes from it.
+        workers: Number of reading processes.
+        on_case: Called with the name of a case once it is done.
     """
     keys = [_key(case, rules) for case in cases]
     wanted = set(keys)
@@ -84,14 +84,14 @@ def scan(
 
 
 def tidy(cache: Path) -> None:
-    """Keeps the last entry of each case of a cache."""
+    """Reduce a cache to the last entry of each case."""
     newest = {tuple(path for path, *_ in json.loads(key)[0]): (key, found) for key, found in _load(cache)}
     with whole(cache) as part:
         part.write_text("".join(json.dumps([key, asdict(found)]) + "\n" for key, found in newest.values()))
 
 
 def files_of(case: Case) -> list[list[Any]]:
-    """Path, size in bytes and time of change in ns of the files of a case."""
+    """Return path, size in bytes and modification time in ns of each file of a case."""
     return [
         [str(path), stat.st_size, stat.st_mtime_ns] for path in (*case.images, case.label) for stat in [path.stat()]
     ]
@@ -102,7 +102,7 @@ def _key(case: Case, rules: Rules) -> str:
 
 
 def _load(cache: Path) -> Iterator[tuple[str, Scan]]:
-    """The entries of a cache; a line that a killed run left unfinished is none."""
+    """Yield the entries of a cache; skip a line that a killed run left unfinished."""
     if not cache.is_file():
         return
     with cache.open(errors="replace") as file:
@@ -158,10 +158,10 @@ def _scan(case: Case, rules: Rules) -> Scan | DataError:
 
 
 def check_endings(cases: Iterable[Case]) -> None:
-    """Sees that all files are NIfTI.
+    """Check that all files are NIfTI.
 
     Raises:
-        DataError: One is not.
+        DataError: A file is not.
     """
     for case in cases:
         for path in (*case.images, case.label):
@@ -170,7 +170,7 @@ def check_endings(cases: Iterable[Case]) -> None:
 
 
 def _check_axes(path: Path) -> None:
-    """Refuses files of more than three axes and of axes that are not at right angles, which readers take for damage."""
+    """Reject files without exactly three axes, or with axes that are not at right angles: readers call them damaged."""
     try:
         header: Any = nibabel.load(path)
         shape, affine = header.shape, header.affine
@@ -186,7 +186,10 @@ def _check_axes(path: Path) -> None:
 
 
 def _voxels(label: np.ndarray) -> tuple[dict[int, int], dict[int, float]]:
-    """Number of voxels and mean position along the last axis, by value; slice by slice, without a copy of the label."""
+    """Return the number of voxels and their mean index along the last axis, by value.
+
+    The label is processed slice by slice, without a copy.
+    """
     count = np.zeros(int(label.max()) + 1, np.int64)
     position = np.zeros(len(count))
     for plane in label:
@@ -202,7 +205,10 @@ def _voxels(label: np.ndarray) -> tuple[dict[int, int], dict[int, float]]:
 
 
 def _fingerprint(image: np.ndarray, spacing: Sequence[float]) -> str:
-    """A hash of shape, spacing and every 64th voxel as a 16-bit integer; images of fractions are scaled to these."""
+    """Return a hash of shape, spacing and every 64th voxel as 16-bit integers.
+
+    Images that hold fractions are scaled to the range of these integers.
+    """
     sample = image[:, ::EVERY, ::EVERY, ::EVERY]
     if (sample != np.rint(sample)).any():
         sample = sample / np.abs(sample).max() * np.iinfo(np.int16).max

@@ -1,7 +1,7 @@
-"""Which label of the union is each value of a source's label files?
+"""Determine which label of the union each value of a source's label files is.
 
-A source's label is the set of leaves that it covers: one class, or several that it does not tell apart. Equal sets are
-one label of the union, whatever they are called. Names are matched by stunet/classes.py where the recipe says nothing.
+A source's label is the set of leaves that it covers: one class, or several that it does not distinguish. Equal sets are
+one label of the union, whatever their names. stunet/classes.py matches names that the recipe does not mention.
 """
 
 import re
@@ -21,12 +21,12 @@ IGNORE = "ignore"
 
 @dataclass(frozen=True)
 class Meaning:
-    """What a value of a source is.
+    """What a value of a source means.
 
     Attributes:
-        name: In the source's own words.
-        leaves: The classes of the union that it covers; none: it is not annotated here.
-        given: Whether the recipe says so, rather than the name.
+        name: Its name in the source.
+        leaves: The classes of the union that it covers; empty: it is not annotated in the union.
+        given: Whether this is stated in the recipe, rather than inferred from the name.
     """
 
     name: str
@@ -40,9 +40,9 @@ class Space:
 
     Attributes:
         leaves: The classes of the union that a source annotates, in order.
-        sets: Labels that cover several of them, by name.
-        meanings: By source and by value in its files.
-        ignores: The value that a source ignores, where it has one.
+        sets: Leaves of each label that covers several of them, by label name.
+        meanings: Meanings by source and by value in its files.
+        ignores: Ignore value by source, for those that have one.
     """
 
     leaves: tuple[str, ...]
@@ -56,23 +56,23 @@ class Space:
         return {**{leaf: (leaf,) for leaf in self.leaves}, **self.sets}
 
     def label(self, leaves: tuple[str, ...]) -> str:
-        """The label that covers exactly these leaves."""
+        """Return the label that covers exactly these leaves."""
         return leaves[0] if len(leaves) == 1 else next(name for name, own in self.sets.items() if own == leaves)
 
     def labels(self, source: str) -> tuple[str, ...]:
-        """What a source annotates, each label once."""
+        """Return the labels that a source annotates, each once."""
         found = (self.label(m.leaves) for m in self.meanings[source].values() if m.leaves)
         return tuple(dict.fromkeys(found))
 
     def values(self, source: str, name: str) -> list[int]:
-        """The values of a source that are a label of the union."""
+        """Return the values of a source that are the given label of the union."""
         return [v for v, m in self.meanings[source].items() if m.leaves and self.label(m.leaves) == name]
 
 
 def value_names(description: Mapping[str, Any]) -> tuple[dict[int, str], int | None, bool]:
-    """What dataset.json calls the values of its files: names by value, the value to ignore, and whether it has regions.
+    """Return the names by value in a dataset.json, the value to ignore, and whether there are regions.
 
-    A value of several regions is called by all of them: `kidney+tumor`.
+    A value in several regions is named after all of them: `kidney+tumor`.
     """
     names: dict[int, list[str]] = {}
     regions = False
@@ -89,10 +89,10 @@ def value_names(description: Mapping[str, Any]) -> tuple[dict[int, str], int | N
 def find_space(
     recipe: Recipe, descriptions: Mapping[str, Mapping[str, Any]], annotated: Mapping[str, Annotations | None]
 ) -> tuple[Space, list[Finding]]:
-    """The label space of the sources that could be opened.
+    """Return the label space of the sources that could be opened, and what is wrong with their labels.
 
     Args:
-        recipe: What is asked for.
+        recipe: The merge.yaml.
         descriptions: Content of dataset.json by source.
         annotated: annotations.json by source, for those that are unions themselves.
     """
@@ -131,7 +131,7 @@ def find_space(
 
 
 def overlaps(source: str, labels: Mapping[str, tuple[str, ...]]) -> Iterator[Finding]:
-    """Labels of a case that share some classes but not all of them."""
+    """Find labels of a case that share some but not all of their classes."""
     owners: dict[str, str] = {}
     seen: set[tuple[str, str]] = set()
     for name, leaves in labels.items():
@@ -147,7 +147,10 @@ def overlaps(source: str, labels: Mapping[str, tuple[str, ...]]) -> Iterator[Fin
 
 
 def unasked_tumours(recipe: Recipe, space: Space) -> Iterator[Finding]:
-    """Organs that a source annotates without the lesion in it that the union tells apart: does the mask include it?"""
+    """Find organs that a source annotates without the lesion in them that the union distinguishes.
+
+    It is unknown whether the mask of the organ includes the lesion.
+    """
     for source, meanings in space.meanings.items():
         covered = {leaf for meaning in meanings.values() for leaf in meaning.leaves}
         for meaning in meanings.values():
@@ -193,7 +196,7 @@ def _region(source: SourceRecipe, value: int, name: str) -> Finding:
 
 
 def _asked(source: SourceRecipe, value: int, name: str, parts: Annotations | None) -> tuple[str, ...]:
-    """The names by which a label is looked for: those in the recipe, its leaves in a union, or its own."""
+    """Return the names by which a label is looked up: those in the recipe, its leaves in a union, or its own."""
     target = source.labels.get(name, source.labels.get(value))
     if target and target.names:
         return target.names
@@ -203,7 +206,7 @@ def _asked(source: SourceRecipe, value: int, name: str, parts: Annotations | Non
 def _meaning(
     recipe: Recipe, source: SourceRecipe, name: str, target: Target | None, rows: Sequence[Row]
 ) -> Meaning | Finding:
-    """What a label is, by the recipe or by its names in the source."""
+    """Return what a label means, by the recipe or by its names in the source."""
     if target and target.how == UNANNOTATED:
         return Meaning(name, (), True)
     if target and target.how == SEPARATE:
@@ -231,7 +234,7 @@ def _spelled(name: str) -> str:
 def _space(
     recipe: Recipe, meanings: Mapping[str, Mapping[int, Meaning]], ignores: Mapping[str, int], extra: Sequence[str]
 ) -> Space:
-    """Leaves that are used, or that someone listed; one label per distinct set of them."""
+    """Return the space of the leaves that meanings use, with one label per distinct set of them."""
     used = {leaf for own in meanings.values() for meaning in own.values() for leaf in meaning.leaves}
     leaves = tuple(leaf for leaf in (*recipe.classes, *extra) if leaf in used)
     sets: dict[str, tuple[str, ...]] = {}
@@ -246,7 +249,7 @@ def _space(
 
 
 def forget(recipe: Recipe, space: Space, values: Mapping[str, Sequence[int]]) -> Space:
-    """The space in which these values of the sources are not annotated."""
+    """Return the space in which these values of the sources are not annotated."""
     meanings = {
         source: {v: replace(m, leaves=()) if v in values[source] else m for v, m in own.items()}
         for source, own in space.meanings.items()

@@ -1,6 +1,6 @@
-"""Into which folds does the union fall? A source keeps its own folds, or gets seeded ones.
+"""Determine the folds of the union: a source keeps its own folds, or gets `folds.number` seeded ones.
 
-The folds of the union are `folds.number`; a source with fewer folds of its own repeats them: one official split into
+The union has as many folds as the source with the most. A source with fewer repeats them: one official split into
 training and validation holds in every fold.
 """
 
@@ -22,7 +22,7 @@ HINT = 'a list of folds: [{"train": ["case_1"], "val": ["case_2"]}]; or split: s
 
 
 def find_folds(recipe: Recipe, members: Sequence[Member]) -> tuple[list[dict[str, list[str]]], list[DataError]]:
-    """The folds of the union in nnU-Net's format, and what is wrong with those of the sources."""
+    """Return the folds of the union in nnU-Net's format, and what is wrong with those of the sources."""
     parts, problems = [], []
     for member in members:
         try:
@@ -42,7 +42,7 @@ def _renamed(source: str, folds: list[dict[str, list[str]]]) -> list[dict[str, l
 
 
 def _seeded(member: Member, number: int, seed: int) -> list[dict[str, list[str]]]:
-    """Every case is for validation once; where there are fewer cases than folds, all are always for training."""
+    """Return folds with every case in validation once; with fewer cases than folds, all are always in training."""
     names = sorted(case.name for case in member.cases)
     order = [names[i] for i in np.random.default_rng(seed).permutation(len(names))]
     folds = []
@@ -53,7 +53,7 @@ def _seeded(member: Member, number: int, seed: int) -> list[dict[str, list[str]]
 
 
 def _own(member: Member) -> list[dict[str, list[str]]]:
-    """The folds that the source brings, without the cases that are left out; none where it brings none or may not."""
+    """Return the source's own folds without excluded cases; empty if it has none, or if the recipe seeds them."""
     if member.recipe.split == "seeded":
         return []
     places = [member.folder]

@@ -1,6 +1,6 @@
-"""What is known of a union before it is built: its sources, its labels, what each case annotates, what its files hold.
+"""Describe a union before it is built: its sources, its labels, what each case annotates, what its files hold.
 
-check.py fills this in, findings.py judges it, build.py writes it.
+check.py fills in the description, findings.py judges it, build.py writes the union.
 """
 
 import csv
@@ -35,13 +35,13 @@ class Member:
     """A source that could be opened.
 
     Attributes:
-        recipe: What merge.yaml says of it.
+        recipe: Its entry in merge.yaml.
         folder: Its raw dataset.
         description: Its dataset.json.
-        cases: Those that are taken.
-        rules: What its files have to be like, with the reader of the union.
-        annotations: Its own annotations.json, where it is a union itself.
-        sha256: Of its dataset.json.
+        cases: The cases that go into the union.
+        rules: What its files must satisfy, with the reader of the union.
+        annotations: Its own annotations.json, if it is a union itself.
+        sha256: Hash of its dataset.json.
     """
 
     recipe: SourceRecipe
@@ -54,12 +54,12 @@ class Member:
 
     @property
     def licence(self) -> str:
-        """By the recipe, or else by dataset.json; empty if neither knows."""
+        """Licence in the recipe, or else in dataset.json; empty if neither has one."""
         own = self.description.get("licence") or self.description.get("license") or ""
         return self.recipe.licence or str(own)
 
     def modality(self, case: str) -> str:
-        """Of a case; empty where no rule of the recipe holds."""
+        """Return the modality of a case; empty if no rule of the recipe holds."""
         if isinstance(self.recipe.modality, str):
             return self.recipe.modality or self.rules.channels[0]
         number = int((re.findall(r"\d+", case) or ["-1"])[-1])
@@ -72,15 +72,15 @@ class Member:
 
 @dataclass(frozen=True)
 class Union:
-    """All that is known.
+    """A union as known before it is built.
 
     Attributes:
         recipe: The merge.yaml.
         members: The sources by id.
         space: The label space.
-        annotated: Labels that a case annotates, by source and by its name there.
-        scans: What the files of a case hold, by source and by its name there.
-        folds: nnU-Net's splits, in the names of the union.
+        annotated: Labels that a case annotates, by source and by the case's name there.
+        scans: What the files of a case hold, by source and by the case's name there.
+        folds: nnU-Net's splits, with the case names of the union.
     """
 
     recipe: Recipe
@@ -92,7 +92,7 @@ class Union:
 
     @cached_property
     def annotations(self) -> Annotations:
-        """What goes into annotations.json."""
+        """Content of annotations.json."""
         return Annotations(
             leaves=self.space.leaves,
             sets=self.space.sets,
@@ -110,12 +110,12 @@ class Union:
 
     @cached_property
     def values(self) -> dict[str, int]:
-        """Value in the label files by label, with the background and, where a source has one, the ignore label."""
+        """Values in the label files by label, with the background and, if a source has one, the ignore label."""
         values = self.annotations.values
         return {**values, IGNORE: len(values)} if self.space.ignores else values
 
     def shares(self) -> dict[str, float]:
-        """How many of the draws of an epoch are of a source: weight * n^(1 - alpha), in relation to all."""
+        """Return each source's share of the draws of an epoch: weight * n^(1 - alpha), divided by the sum over all."""
         drawn = {
             name: member.recipe.weight * len(member.cases) ** (1 - self.recipe.alpha)
             for name, member in self.members.items()
@@ -123,12 +123,12 @@ class Union:
         return {name: number / sum(drawn.values()) for name, number in drawn.items()}
 
     def annotating(self, label: str) -> dict[str, int]:
-        """How many cases of each source annotate a label of the union; sources without any are left out."""
+        """Return how many cases of each source annotate a label of the union; sources without any are left out."""
         return {name: numbers[label] for name, numbers in self._annotating.items() if numbers[label]}
 
     @cached_property
     def _annotating(self) -> dict[str, Counter[str]]:
-        """By source, the number of cases by label."""
+        """Number of cases by source and by label."""
         found = {}
         for name, cases in self.annotated.items():
             found[name] = Counter[str]()
@@ -142,15 +142,15 @@ def _most_common(annotated: Mapping[str, tuple[str, ...]]) -> tuple[str, ...]:
 
 
 def case_name(source: str, case: str) -> str:
-    """What a case is called in the union."""
+    """Return the name of a case in the union."""
     return f"{source}_{case}"
 
 
 def open_source(recipe: Recipe, source: SourceRecipe) -> Member:
-    """A source of a recipe.
+    """Open a source of a recipe.
 
     Raises:
-        DataError: There is no such dataset, it is not what nnU-Net takes, or none of its cases is taken.
+        DataError: There is no such dataset, nnU-Net could not use it, or all of its cases are excluded.
     """
     from nnunetv2.imageio.reader_writer_registry import recursive_find_reader_writer_by_name
 
@@ -179,7 +179,7 @@ def open_source(recipe: Recipe, source: SourceRecipe) -> Member:
 
 
 def annotated_by(member: Member, space: Space) -> tuple[dict[str, tuple[str, ...]], list[Finding]]:
-    """Which labels of the union each case of a source annotates, by its name."""
+    """Return which labels of the union each case of a source annotates, by case name."""
     name = member.recipe.id
     own = {m.name: space.label(m.leaves) for m in space.meanings[name].values() if m.leaves}
     complete = space.labels(name)
@@ -203,7 +203,7 @@ def annotated_by(member: Member, space: Space) -> tuple[dict[str, tuple[str, ...
 
 
 def _overrides(path: Path) -> Iterator[tuple[str, list[str]]]:
-    """The rows of a table `case;classes`, with the classes separated by commas."""
+    """Yield the rows of a table `case;classes`, with the classes separated by commas."""
     hint = "a header case;classes and rows such as: case_12;liver, spleen"
     try:
         with path.open(newline="") as file:

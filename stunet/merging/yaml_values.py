@@ -1,6 +1,6 @@
-"""Is a value of a YAML file what it should be? Each function returns the value, or says where it stands and what it is.
+"""Validate values of a YAML file: each function returns the value, or raises an error with its place and content.
 
-recipe.py reads merge.yaml with these.
+recipe.py reads merge.yaml with these functions.
 """
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
@@ -12,12 +12,12 @@ import yaml
 from stunet.errors import DataError, closest, short
 
 MAX_VALUES = 1_000_000
-# What PyYAML's constructors raise for values that are not of their kind: a 13th month, !!bool x, too many digits.
+# What PyYAML's constructors raise for values that do not fit their type: a 13th month, !!bool x, too many digits.
 _CONSTRUCTING = (ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError, RecursionError)
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML's safe loader, which does not take a key twice."""
+    """PyYAML's safe loader, which also rejects duplicate keys."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
@@ -28,7 +28,7 @@ class _Loader(yaml.SafeLoader):
 
 
 def read_yaml(path: Path) -> Any:
-    """The content of a YAML file; keys are texts or integers, and no alias makes a small file a huge one.
+    """Return the content of a YAML file; keys are strings or integers, and aliases cannot make a small file huge.
 
     Raises:
         DataError: The file is missing, unreadable or not YAML; the message names the line.
@@ -45,7 +45,7 @@ def read_yaml(path: Path) -> Any:
 
 
 def _check_tree(content: Any, path: Path) -> None:
-    """Counts what the content is when every alias is written out, and looks at the keys."""
+    """Check the number of values with every alias expanded, the keys, and texts for null characters."""
     left, count = [content], 0
     while left:
         item, count = left.pop(), count + 1
@@ -63,7 +63,7 @@ def _check_tree(content: Any, path: Path) -> None:
 
 
 def text(path: Path) -> str:
-    """The content of a text file."""
+    """Return the content of a text file."""
     try:
         return path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
@@ -71,7 +71,7 @@ def text(path: Path) -> str:
 
 
 def table(content: Any, known: Sequence[str], where: str) -> dict[str, Any]:
-    """A table without unknown keys."""
+    """Return a table, which must not have unknown keys."""
     if not isinstance(content, Mapping):
         raise DataError(f"{where} is {short(content)}, not a table", f"keys: {', '.join(known)}")
     for key in content:
@@ -83,7 +83,7 @@ def table(content: Any, known: Sequence[str], where: str) -> dict[str, Any]:
 
 
 def name_list(content: Any, where: str, hint: str) -> tuple[str, ...]:
-    """A list of names; a number is one, too."""
+    """Return a list of names; a number counts as a name."""
     listed = isinstance(content, list | tuple)
     if not listed or not all(isinstance(item, str | int) and not isinstance(item, bool) for item in content):
         raise DataError(f"{where}: {short(content)} is no list of names; no, yes, on and off need quotes", hint)
@@ -91,22 +91,22 @@ def name_list(content: Any, where: str, hint: str) -> tuple[str, ...]:
 
 
 def one_of(value: Any, choices: Sequence[Any], where: str) -> Any:
-    """One of the choices."""
+    """Return a value that must be one of the choices."""
     if not any(type(value) is type(choice) and value == choice for choice in choices):
         raise DataError(f"{where} is {short(value)}", f"one of {', '.join(map(str, choices))}")
     return value
 
 
 def number(value: Any, valid: Callable[[float], bool], where: str, hint: str) -> float:
-    """A finite number for which `valid` holds."""
-    right = type(value) in (int, float) and abs(value) < 2**53 and valid(value)  # NaN is not less than anything
+    """Return a finite number for which `valid` must hold."""
+    right = type(value) in (int, float) and abs(value) < 2**53 and valid(value)  # comparing NaN is always false
     if not right:
         raise DataError(f"{where} is {short(value)}", hint)
     return float(value)
 
 
 def triple(content: Any, kind: type, where: str) -> tuple[Any, ...] | None:
-    """Three positive numbers, or None for none."""
+    """Return three positive numbers, or None if no value is given."""
     if content is None:
         return None
     if not isinstance(content, list) or len(content) != 3:

@@ -1,6 +1,6 @@
-"""How does a model folder become a zip, and a zip from anywhere a model folder, without writing what it should not?
+"""Pack a model folder into a zip, and unpack a zip from any source without writing what it should not.
 
-The zip is what nnUNetv2_export_model_to_zip writes, or ours. store.py imports and exports models.
+The zip is what nnUNetv2_export_model_to_zip writes, or ours. store.py imports models, folder.py exports them.
 """
 
 import errno
@@ -17,14 +17,14 @@ from pathlib import Path, PurePosixPath
 from stunet.errors import WeightsError
 from stunet.files import new_folder, whole
 
-# What is read from an archive, below the folder of its plans.json.
+# Files that are read from an archive, below the folder of its plans.json.
 FILES = re.compile(r"(plans|dataset|model)\.json|fold_([0-9]{1,3}|all)/checkpoint_[a-z]{1,20}\.pth")
-# Weights hardly compress; the JSON files beside them do, but are small.
+# Limits on unpacking. Weights hardly compress; the JSON files next to them do, but are small.
 MAX_RATIO, MAX_EXTRA_BYTES, MAX_MEMBERS = 20, 16 << 20, 10_000
 
 
 def pack(folder: Path, archive: Path) -> None:
-    """Writes a model folder as a zip; weights do not compress, so nothing is."""
+    """Write a model folder as a zip, uncompressed, because weights do not compress."""
     with whole(archive) as part, zipfile.ZipFile(part, "w", zipfile.ZIP_STORED) as target:
         for path in sorted(folder.rglob("*")):
             if path.is_file():
@@ -32,7 +32,7 @@ def pack(folder: Path, archive: Path) -> None:
 
 
 def is_packed_model(path: Path) -> bool:
-    """Whether a file is a zip with a plans.json in it; torch's files are zips too, without one."""
+    """Return whether a file is a zip with a plans.json in it; torch's files are zips, too, but without one."""
     if not zipfile.is_zipfile(path):
         return False
     with _reading(path), zipfile.ZipFile(path) as archive:
@@ -40,11 +40,11 @@ def is_packed_model(path: Path) -> bool:
 
 
 def unpack(path: Path, target: Path) -> Path:
-    """Writes the one model folder that a zip holds as the folder `target`: plans, dataset, model.json, checkpoints.
+    """Write the one model folder that a zip holds to the folder `target`: plans, dataset, model.json, checkpoints.
 
     Raises:
-        WeightsError: A member would be written outside, is a link, or is far larger than the archive; there is no
-            model folder in it, or several; or it is damaged. Nothing is left behind.
+        WeightsError: A member would be written outside `target` or is a link; the members are far larger than the
+            archive; it holds no model folder, or several; or it is damaged. Nothing is left behind.
     """
     with _reading(path), zipfile.ZipFile(path) as archive, new_folder(target) as part:
         members = [member for member in archive.infolist() if not member.is_dir()]
@@ -62,7 +62,7 @@ def unpack(path: Path, target: Path) -> Path:
 
 @contextmanager
 def _reading(path: Path) -> Iterator[None]:
-    """Says of an archive that it is damaged, whatever the libraries for its members make of that."""
+    """Report a damaged archive as such, whatever the libraries for its members raise."""
     try:
         yield
     except (
@@ -70,7 +70,7 @@ def _reading(path: Path) -> Iterator[None]:
         ValueError,
     ) as error:  # fmt: skip
         if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
-            raise  # of the system: a full disk, a folder that cannot be written
+            raise  # an error of the system: a full disk, a folder that cannot be written
         raise WeightsError(f"{str(path)!r} is damaged or encrypted: {error}", "copy it again from its source") from None
 
 

@@ -1,7 +1,7 @@
-"""Do the plans.json and dataset.json of a model say all that prediction needs, and nothing that it cannot do?
+"""Check that a model's plans.json and dataset.json hold all that prediction needs, and nothing that it cannot do.
 
-nnU-Net believes both files, and models come from anywhere: what is wrong there shows late, or as other labels.
-folder.py compares the tensors with what they say; plans/check.py is as strict with the plans that we make.
+nnU-Net trusts both files, and models come from anywhere: an error in them shows up late, or as wrong labels. folder.py
+compares the tensors with them; plans/check.py is equally strict with the plans that we make.
 """
 
 from collections.abc import Iterator, Mapping
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 
 
 def check_described(weights: "Weights") -> None:
-    """Sees that weights with plans have all that prediction needs; reads no tensor.
+    """Check that weights with plans have all that prediction needs; read no tensor.
 
     Raises:
-        WeightsError: The first thing that is missing or wrong.
+        WeightsError: Something is missing or wrong; the message names the first.
     """
     plans, dataset = weights.plans or {}, weights.dataset or {}
     hint = "use the plans.json and dataset.json of the training that made it"
@@ -40,7 +40,7 @@ def check_described(weights: "Weights") -> None:
 def _problems(
     weights: "Weights", plans: Mapping[str, Any], planned: Mapping[str, Any], dataset: Mapping[str, Any]
 ) -> Iterator[str]:
-    """What is wrong; only the first is meant, for the later ones rely on what was found right before."""
+    """Yield what is wrong; only the first is reliable, because later checks assume that earlier ones passed."""
     yield from problems(plans, planned, weights.strides or [], weights.architecture.ndim)
     yield from _wrong_classes(weights, planned, dataset)
     ndim, axes = weights.architecture.ndim, weights.mirror_axes or ()

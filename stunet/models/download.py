@@ -1,8 +1,8 @@
-"""How does a large file arrive whole over connections that break, from servers that may have changed it?
+"""Download a large file completely over connections that break, from servers that may have changed it.
 
-One file, several mirrors. What has arrived stays in FILE.part for the next attempt or run, and is continued only where
-the server says that it still has the same file, or a known sha256 will tell. requests follows redirects and the usual
-proxy variables. store.py decides what is downloaded.
+One file, several mirrors. What has arrived stays in FILE.part for the next attempt or run. It is continued only if the
+server confirms that it still has the same file, or a known sha256 will verify the result. requests follows redirects
+and the usual proxy variables. store.py decides what is downloaded.
 """
 
 import hashlib
@@ -23,33 +23,33 @@ from stunet.errors import DataError, WeightsError
 from stunet.kinds import read
 from stunet.schema import dict_of, text
 
-TIMEOUT_S = (10.0, 60.0)  # to connect; without a byte
+TIMEOUT_S = (10.0, 60.0)  # to connect; without receiving a byte
 ATTEMPTS = 4  # without progress, per mirror
-FLOOR, WINDOW_S = 1 << 18, 60.0  # bytes that have to come in so many seconds; slower is as good as stalled
-CHUNK = 1 << 16  # of which the last, incomplete one is lost when a connection breaks
+FLOOR, WINDOW_S = 1 << 18, 60.0  # bytes that must arrive per window of this many seconds; less counts as stalled
+CHUNK = 1 << 16  # bytes; the last, incomplete chunk is lost when a connection breaks
 
 
 class _Broken(Exception):
-    """The attempt failed; another one may not."""
+    """The attempt failed; another one may succeed."""
 
 
 class _Slow(_Broken):
-    """It came too slowly, however much it was."""
+    """Data arrived too slowly, however much of it arrived."""
 
 
 class _Useless(Exception):
-    """This source will not do; another one may."""
+    """This source is unusable; another one may work."""
 
 
 PASSING = (
     _Broken, requests.ConnectionError, requests.Timeout, urllib3.exceptions.ProtocolError,
     urllib3.exceptions.TimeoutError,
 )  # fmt: skip  # after which another attempt may succeed
-UNPACKED = {"", "identity", "aws-chunked"}  # values of Content-Encoding; S3 keeps the last one of an upload
+UNPACKED = {"", "identity", "aws-chunked"}  # harmless values of Content-Encoding; S3 keeps aws-chunked from an upload
 TRY_LATER = {408, 425, 429, 500, 502, 503, 504}
 log = logging.getLogger("stunet")
 
-Progress = Callable[[int, int | None], None]  # bytes that are there, and of how many
+Progress = Callable[[int, int | None], None]  # bytes so far, and the total if known
 
 
 def fetch(
@@ -62,20 +62,21 @@ def fetch(
     accept: Callable[[str], None] = lambda source: None,
     wait_s: float = 1.0,
 ) -> str:
-    """Downloads `target` from the first source that has it, and returns that source.
+    """Download `target` from the first source that has it, and return that source.
 
     Args:
         sources: Addresses of the same file.
-        target: Appears whole; its folder must exist, and only one process may be here at a time.
-        sha256: Of the file, if known.
-        size: In bytes, if known.
+        target: Appears only once it is complete; its folder must exist, and only one process may download it at a time.
+        sha256: Checksum of the file, if known.
+        size: Size in bytes, if known.
         on_bytes: Called as the file grows.
-        accept: Called with the source when `target` is there; a WeightsError removes it, and the next one is tried.
-        wait_s: Before the second attempt; doubles with each further one.
+        accept: Called with the source once `target` exists; if it raises WeightsError, `target` is removed and the next
+            source is tried.
+        wait_s: Seconds before the second attempt; doubles with each further one.
 
     Raises:
         WeightsError: No source delivered the file; the message has the reason for each.
-        DataError: The disk has too little room.
+        DataError: The disk has too little space.
     """
     reasons = []
     for source in sources:
@@ -102,7 +103,7 @@ def _ask(accept: Callable[[str], None], source: str, target: Path) -> None:
 
 
 def sha256_of(path: Path) -> str:
-    """The checksum of a file, as sha256sum prints it."""
+    """Return the checksum of a file, as sha256sum prints it."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -117,12 +118,12 @@ def _fetch_one(url: str, target: Path, sha256: str | None, size: int | None, on_
             _state(part).unlink(missing_ok=True)
             return
         _forget(part)
-        if not continued:  # two halves may not fit together; one piece has no excuse
+        if not continued:  # two pieces may not fit together, but a single one must match
             raise _Useless(f"its sha256 is {digest} instead of {sha256}: damaged, or another file")
 
 
 def _complete(url: str, part: Path, sha256: str | None, size: int | None, on_bytes: Progress, wait_s: float) -> bool:
-    """Repeats attempts until the file is there; returns whether it came in more than one piece."""
+    """Repeat attempts until the file is complete; return whether it came in more than one piece."""
     continued, failures = False, 0
     while True:
         before = _length(part)
@@ -132,7 +133,7 @@ def _complete(url: str, part: Path, sha256: str | None, size: int | None, on_byt
             raise _Useless(_reason(error)) from None
         except PASSING as error:
             reason, slow = _reason(error), isinstance(error, _Slow)
-        except (requests.RequestException, urllib3.exceptions.HTTPError, ValueError) as error:  # also odd redirects
+        except (requests.RequestException, urllib3.exceptions.HTTPError, ValueError) as error:  # includes odd redirects
             raise _Useless(_reason(error)) from None
         continued = True
         failures = failures + 1 if slow or _length(part) < before + CHUNK else 1
@@ -144,7 +145,7 @@ def _complete(url: str, part: Path, sha256: str | None, size: int | None, on_byt
 
 
 def _attempt(url: str, part: Path, sha256: str | None, size: int | None, on_bytes: Progress) -> bool:
-    """One request; returns whether it continued what was there."""
+    """Make one request; return whether it continued an earlier part."""
     have = _length(part)
     headers = {"Accept-Encoding": "identity"} | _resume_headers(url, part, bool(sha256))
     with requests.get(url, headers=headers, stream=True, timeout=TIMEOUT_S) as answer:
@@ -190,7 +191,7 @@ def _attempt(url: str, part: Path, sha256: str | None, size: int | None, on_byte
 
 
 def _chunks(answer: requests.Response) -> Iterator[bytes]:
-    """The content as it comes; each read has its timeout, and what comes too slowly ends by FLOOR."""
+    """Yield the content as it arrives; each read has a timeout, and FLOOR ends a transfer that is too slow."""
     began, came, kept = time.monotonic(), 0, bytearray()
     while piece := answer.raw.read1(CHUNK):
         kept += piece
@@ -206,7 +207,10 @@ def _chunks(answer: requests.Response) -> Iterator[bytes]:
 
 
 def _resume_headers(url: str, part: Path, verified: bool) -> dict[str, str]:
-    """Asks for the rest only where the two pieces are sure to fit, or the checksum will show that they do not."""
+    """Return the headers that ask for the rest of the file.
+
+    There are none unless the two pieces are sure to fit, or the checksum will show if they do not.
+    """
     have = _length(part)
     if not have:
         return {}
@@ -225,7 +229,7 @@ def _remember(part: Path, url: str, answer: requests.Response) -> None:
 
 
 def _total(answer: requests.Response) -> int | None:
-    """Length of the whole file in bytes."""
+    """Return the length of the whole file in bytes, if the server states it."""
     ranged = re.fullmatch(r"bytes .*/(\d+)", answer.headers.get("Content-Range", ""))
     length = ranged.group(1) if ranged else answer.headers.get("Content-Length", "")
     return int(length) if length.isdigit() and (ranged or answer.status_code == 200) else None

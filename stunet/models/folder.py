@@ -1,7 +1,7 @@
-"""How do weights become a model folder that stock nnU-Net v2 runs, and when does a model fit together?
+"""Write weights as a model folder that stock nnU-Net v2 runs, and check whether a model is consistent.
 
-A model folder is plans.json, dataset.json and fold_X/checkpoint_final.pth; ours also holds model.json: where the
-weights come from, and the checksums of the files. weights/reading.py reads files and folders, store.py decides which.
+A model folder is plans.json, dataset.json and fold_X/checkpoint_final.pth; ours also holds model.json, with the origin
+of the weights and the checksums of the files. weights/reading.py reads files and folders, store.py decides which.
 """
 
 import logging
@@ -33,11 +33,11 @@ log = logging.getLogger("stunet")
 
 
 def describe(weights: Weights, entry: Entry | None = None) -> Weights:
-    """The weights with complete plans and dataset: their own, and from the registry what they lack.
+    """Return the weights with complete plans and dataset: their own, and from the registry what they lack.
 
     Raises:
-        WeightsError: Strides, spacing or class names stand in neither, the two contradict each other, or the tensors
-            are of another network.
+        WeightsError: Strides, spacing or class names are in neither, the two contradict each other, or the tensors
+            belong to another network.
     """
     check_entry(weights, entry)
     planned = plans_of(entry) if entry and not entry.missing else None
@@ -66,17 +66,17 @@ def describe(weights: Weights, entry: Entry | None = None) -> Weights:
 
 
 def check_entry(weights: Weights, entry: Entry | None) -> None:
-    """Sees that nothing in a file says that its weights are others than those of the entry.
+    """Check that nothing in a file contradicts that its weights are those of the entry.
 
     Raises:
-        WeightsError: Something does.
+        WeightsError: Something contradicts it.
     """
     if entry and (what := contradiction(weights, entry)):
         raise WeightsError(f"{str(weights.path)!r} is not {entry.name}: {what}", "import it under another --name")
 
 
 def contradiction(weights: Weights, entry: Entry) -> str | None:
-    """What the tensors, or the plans and dataset that came with them, say against being an entry's; None: nothing."""
+    """Return how the tensors, or their plans and dataset, contradict that they are an entry's; None: not at all."""
     network = weights.architecture
     for what, here, there in (
         ("size", network.size, entry.size),
@@ -102,7 +102,7 @@ def _same(one: Any, other: Any) -> bool:
 
 
 def with_plans(weights: Weights, pkl: Path, entry: Entry | None, name: str) -> Weights:
-    """The weights with the plans of an nnU-Net v1 training; classes that they name themselves stay.
+    """Return the weights with the plans of an nnU-Net v1 training; classes that they name themselves are kept.
 
     Raises:
         WeightsError: The plans cannot be read, or are for other classes or channels.
@@ -117,12 +117,12 @@ def with_plans(weights: Weights, pkl: Path, entry: Entry | None, name: str) -> W
 
 
 def write_model_folder(target: Path, folds: Mapping[str, Weights], record: Mapping[str, Any]) -> Path:
-    """Writes the model folder `target`, whole or not at all, and returns it.
+    """Write the model folder `target`, completely or not at all, and return it.
 
     Args:
         target: Must not exist.
-        folds: Described weights by the name of their folder, such as fold_0; the first one's plans and dataset count.
-        record: What model.json says of their origin; the checksums of the files are added.
+        folds: Described weights by folder name, such as fold_0; plans and dataset are taken from the first.
+        record: What model.json records about their origin; the checksums of the files are added.
 
     Raises:
         DataError: `target` exists, or the disk is full.
@@ -141,7 +141,7 @@ def write_model_folder(target: Path, folds: Mapping[str, Weights], record: Mappi
 
 
 def check_fit(weights: Weights) -> None:
-    """Compares every tensor with the network that the weights' plans and dataset describe, which must be whole.
+    """Compare every tensor with the network that the weights' plans and dataset, which must be complete, describe.
 
     Raises:
         WeightsError: Something differs, or is not described; the message names it.
@@ -157,10 +157,10 @@ def check_fit(weights: Weights) -> None:
 
 
 def read_folds(path: Path) -> dict[str, Weights]:
-    """The weights of a file, as fold_0, or of every fold of a model folder: the numbered ones, else fold_all.
+    """Read the weights of a file, as fold_0, or of every fold of a model folder: the numbered ones, else fold_all.
 
     Raises:
-        WeightsError: As read_weights.
+        WeightsError: As in read_weights.
     """
     first = read_weights(path)
     if what := unfinished(path):
@@ -173,17 +173,17 @@ def read_folds(path: Path) -> dict[str, Weights]:
 
 
 def export(source: Path, target: Path, half: bool = False) -> None:
-    """Writes weights as a safetensors file that describes itself, a zip of a model folder, or a model folder.
+    """Write weights as a self-describing safetensors file, a zip of a model folder, or a model folder.
 
     Args:
-        source: A file or model folder, as read_weights takes it.
+        source: A file or model folder that read_weights accepts.
         target: The ending decides: .safetensors, .zip, or none for a folder.
-        half: Float16: half the size; every reader of ours and nnU-Net turn it back into float32.
+        half: Write float16, half the size; all our readers and nnU-Net convert it back to float32.
 
     Raises:
         WeightsError: The weights cannot be read, have no plans, or float16 cannot hold them.
         DataError: `target` exists.
-        UsageError: Another ending.
+        UsageError: `target` has another ending.
     """
     ending = target.suffix.lower()
     if ending not in (".safetensors", ".zip", ""):
@@ -228,10 +228,10 @@ def _export_zip(target: Path, folds: Mapping[str, Weights], source: Path) -> Non
 
 
 def check(source: Path) -> list[str]:
-    """Reads every byte of a model and says what was found right, a line each.
+    """Read every byte of a model and return what was found right, one line each.
 
     Raises:
-        WeightsError: What is wrong: a file that changed, NaN, tensors that do not fit the plans, class names.
+        WeightsError: Something is wrong: a file that changed, NaN, tensors that do not fit the plans, class names.
         DataError: The record of the installation cannot be read.
     """
     found = []
@@ -260,13 +260,13 @@ def _checkpoint(weights: Weights) -> dict[str, Any]:
         "trainer_name": "nnUNetTrainer",
         "init_args": {"configuration": weights.configuration},
     }
-    if weights.mirror_axes is not None:  # what is unknown stays so: nnU-Net does not mirror without the key
-        checkpoint["inference_allowed_mirroring_axes"] = weights.mirror_axes or None  # its predictor refuses ()
+    if weights.mirror_axes is not None:  # leave it out if unknown: nnU-Net does not mirror without the key
+        checkpoint["inference_allowed_mirroring_axes"] = weights.mirror_axes or None  # nnU-Net refuses ()
     return checkpoint
 
 
 def _alone(tensor: torch.Tensor) -> torch.Tensor:
-    """The tensor with nothing else in its memory, for torch writes all of that."""
+    """Return the tensor with nothing else in its storage, because torch writes the whole storage."""
     alone = tensor.is_contiguous() and tensor.untyped_storage().nbytes() == tensor.nbytes
     return tensor if alone else tensor.clone(memory_format=torch.contiguous_format)
 

@@ -1,5 +1,7 @@
-"""What does the store say of its models: model.json, by which a folder is one, with its entry, origin and checksums,
-and checksums.json, with those of first downloads.
+"""Read what the store records about its models.
+
+A folder is a model if it has a model.json, which holds its entry, origin and checksums. checksums.json holds the
+checksums of first downloads.
 """
 
 from pathlib import Path
@@ -11,20 +13,20 @@ RECORD, CHECKSUMS = "model.json", "checksums.json"
 
 
 def read_record(folder: Path) -> dict[str, Any]:
-    """The content of a folder's model.json.
+    """Return the content of a folder's model.json.
 
     Raises:
-        DataError: It is missing, or no such record.
+        DataError: It is missing, or not such a record.
     """
     record: dict[str, Any] = kinds.read(folder / RECORD, kinds.MODEL, "remove its folder, or install it again")
     return record
 
 
 def read_checksums(store: Path) -> dict[str, dict[str, str]]:
-    """By entry the `sha256` of its first download, and its `date`.
+    """Return, by entry, the `sha256` of its first download and its `date`.
 
     Raises:
-        DataError: The file says something else.
+        DataError: The file holds something else.
     """
     path = store / CHECKSUMS
     known: dict[str, dict[str, str]] = {}

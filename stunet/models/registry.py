@@ -1,7 +1,7 @@
-"""Which pre-trained weights there are, and what is known of each: where from, trained on what, which input and classes.
+"""List the known pre-trained weights, with what is known of each: origin, training data, input and classes.
 
-The entries stand in presets/models.toml; your own go into models.toml in the store, in the same format. Imports no
-torch. Read store.py next for how an entry becomes a model that runs.
+The entries are in presets/models.toml; a user's own go into models.toml in the store, in the same format. This module
+does not import torch. Read next: store.py, which turns an entry into a model that runs.
 """
 
 import math
@@ -23,7 +23,7 @@ from stunet.weights.v2 import NORMALIZATIONS, make_dataset, make_plans
 
 DEFAULT_TAG = "totalseg"
 CONFIGURATION = "3d_fullres"
-OWN = "models.toml"  # in the store
+OWN = "models.toml"  # name of a file in the store
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _HEX = re.compile("[0-9a-f]{64}")
 # Million parameters with 105 classes: README of uni-medical/STU-Net; T is ours, for tests.
@@ -32,7 +32,7 @@ PARAMETERS = {"T": 0.9, "S": 14.6, "B": 58.3, "L": 440.3, "H": 1457.3}
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """One file of pre-trained weights; None is what nobody published.
+    """One file of pre-trained weights; None means that nobody published the value.
 
     Args:
         name: STU-Net-SIZE.TAG.
@@ -42,26 +42,26 @@ class Entry:
         modality: CT or MR.
         filename: Name of the file at its source.
         channels: Names of the input channels, in order.
-        num_channels: How many; follows from `channels`.
-        sources: Direct addresses, in the order of trying.
+        num_channels: Number of channels; follows from `channels`.
+        sources: Direct addresses, in the order in which they are tried.
         pages: Addresses for a person with a browser.
         bytes: Exact size of the file.
-        about_bytes: Size as its host lists it, where the exact one is unknown.
-        sha256: As published.
-        licence: Of the weights.
+        about_bytes: Size as its host lists it, if the exact one is unknown.
+        sha256: Checksum as published.
+        licence: Licence of the weights.
         citation: Whom to cite.
-        note: What a user has to know.
-        epochs: Of its training.
+        note: What a user must know.
+        epochs: Number of training epochs.
         cases: Number of training cases.
         classes: Names in the order of the head, background first.
-        num_classes: Rows of the head; follows from `classes`.
+        num_classes: Number of rows of the head; follows from `classes`.
         spacing: In mm, array order.
         patch_size: In voxels.
-        median_shape: Of the training images at that spacing, in voxels.
-        strides: One per stage, the first all ones.
+        median_shape: Median shape of the training images at that spacing, in voxels.
+        strides: One per stage; the first is all ones.
         normalization: nnU-Net's scheme per channel.
         mirror_axes: Axes that training mirrored.
-        orientation: Of the training images, as stunet.orientation has it.
+        orientation: Orientation of the training images, as a code of stunet.orientation.
     """
 
     name: str
@@ -94,16 +94,16 @@ class Entry:
 
     @property
     def missing(self) -> list[str]:
-        """What would have to be known to run the model as it is."""
+        """Names of the unknown values that are needed to run the model as it is."""
         needed = ("channels", "classes", "spacing", "patch_size", "strides", "normalization")
         return [name for name in needed if getattr(self, name) is None]
 
 
 def store() -> Path:
-    """The folder of installed models: $STUNET_MODELS, or a folder of the user's own.
+    """Return the folder of installed models: $STUNET_MODELS, or else one among the user's data.
 
     Raises:
-        DataError: $STUNET_MODELS is in the home of somebody who is not known here.
+        DataError: $STUNET_MODELS is in the home of an unknown user.
     """
     if folder := os.environ.get("STUNET_MODELS"):
         try:
@@ -116,7 +116,7 @@ def store() -> Path:
 
 
 def entries() -> list[Entry]:
-    """All entries: those that come with stunet, then those of models.toml in the store, which may replace them.
+    """Return all entries: those that come with stunet, then those of models.toml in the store, which may replace them.
 
     Raises:
         WeightsError: The user's own file is not valid; the message names the entry and the key.
@@ -129,7 +129,7 @@ def entries() -> list[Entry]:
 
 
 def check_name(name: str) -> None:
-    """Sees that a model can have this name, which is that of its folder in the store.
+    """Check that a model can have this name, which is also that of its folder in the store.
 
     Raises:
         WeightsError: It cannot.
@@ -142,16 +142,16 @@ def check_name(name: str) -> None:
 
 
 def look_up(name: str) -> Entry | None:
-    """The entry of this name, in any case; `STU-Net-L` is `STU-Net-L.totalseg`."""
+    """Return the entry of this name, in upper or lower case; `STU-Net-L` is `STU-Net-L.totalseg`."""
     known = {entry.name.lower(): entry for entry in entries()}
     return known.get(name.lower()) or known.get(f"{name.lower()}.{DEFAULT_TAG}")
 
 
 def find(name: str) -> Entry:
-    """The entry of this name; see look_up().
+    """Return the entry of this name; see look_up().
 
     Raises:
-        WeightsError: There is none; the message has the closest names.
+        WeightsError: There is none; the message names the closest.
     """
     if entry := look_up(name):
         return entry
@@ -159,7 +159,7 @@ def find(name: str) -> Entry:
 
 
 def plans_of(entry: Entry) -> dict[str, Any]:
-    """A complete plans.json for nnU-Net v2 (DefaultPreprocessor, one configuration 3d_fullres).
+    """Return a complete plans.json for nnU-Net v2 (DefaultPreprocessor, one configuration 3d_fullres).
 
     Raises:
         WeightsError: The entry lacks strides, spacing or something else that plans need.
@@ -180,10 +180,10 @@ def plans_of(entry: Entry) -> dict[str, Any]:
 
 
 def dataset_of(entry: Entry) -> dict[str, Any]:
-    """A complete dataset.json for nnU-Net v2.
+    """Return a complete dataset.json for nnU-Net v2.
 
     Raises:
-        WeightsError: As plans_of.
+        WeightsError: As in plans_of.
     """
     _require_complete(entry)
     return make_dataset(entry.name, entry.channels or (), entry.classes or (), entry.cases or 0)
@@ -241,7 +241,7 @@ def _entry(name: str, size: str, content: Mapping[str, Any], path: Any) -> Entry
 
 
 def _rules(entry: Entry) -> Iterator[tuple[str, bool, str]]:
-    """Per key, whether its value is right where it is known, and what it must be."""
+    """Yield each key, whether its value, if known, is valid, and what it must be."""
     numbers = ("bytes", "about_bytes", "epochs", "cases", "num_channels", "num_classes", "patch_size", "median_shape")
     for key in numbers:
         yield key, all(n > 0 for n in _flat(getattr(entry, key))), "positive"
@@ -272,7 +272,7 @@ def _rules(entry: Entry) -> Iterator[tuple[str, bool, str]]:
 
 
 def _flat(value: Any) -> list[Any]:
-    """The numbers in an entry's value, None for no number."""
+    """Return the numbers in an entry's value; None holds no number."""
     if isinstance(value, tuple):
         return [number for item in value for number in _flat(item)]
     return [] if value is None else [value]
@@ -283,7 +283,7 @@ def _frozen(value: Any) -> Any:
 
 
 def _fits(value: Any, kind: Any) -> bool:
-    """Whether a value is of an Entry's type: str, int, float, tuples of these, or one of them or None."""
+    """Return whether a value has a type of Entry's fields: str, int, float, tuples of these, or one of them or None."""
     if isinstance(kind, UnionType):
         return any(_fits(value, one) for one in get_args(kind))
     if get_origin(kind) is tuple:

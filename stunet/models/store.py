@@ -1,8 +1,8 @@
-"""Where are installed models, and how does one get there: downloaded, imported from a file, or found by name?
+"""Install models in the store, by download or from a file, and find them by name.
 
 The store is a folder ($STUNET_MODELS). Each model in it is an nnU-Net v2 model folder under its name; weights that
-were published without plans stand there as the file they are. Checksums of first downloads stay in checksums.json.
-Needs torch only where weights are read. registry.py has the entries, folder.py the folders.
+were published without plans are kept there as the original file. Checksums of first downloads stay in checksums.json.
+torch is needed only to read weights. registry.py has the entries, folder.py the folders.
 """
 
 import logging
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from stunet.models.download import Progress
     from stunet.weights.reading import Weights
 
-V1_NAME = "model_final_checkpoint.model"  # of every model of nnU-Net v1: it says nothing about whose it is
+V1_NAME = "model_final_checkpoint.model"  # file name of every nnU-Net v1 model; it does not identify the model
 log = logging.getLogger("stunet")
 
 
@@ -40,13 +40,13 @@ class Installed:
 
     @property
     def path(self) -> Path:
-        """What read_weights takes: the model folder, or the file of weights that have no plans."""
+        """Path for read_weights: the model folder, or the file of weights that have no plans."""
         weights = self.record.get("weights")
         return self.folder / weights if weights else self.folder
 
 
 def installed() -> list[Installed]:
-    """The models of the store, by name; one with a broken record is passed over, and named in a warning."""
+    """Return the models of the store, sorted by name; skip one with a broken record, and name it in a warning."""
     found = []
     for path in sorted(registry.store().glob(f"*/{RECORD}")):
         if not path.parent.name.startswith("."):
@@ -58,24 +58,24 @@ def installed() -> list[Installed]:
 
 
 def find_installed(name: str) -> Installed | None:
-    """The installed model of this name, in any case and with the default tag left out; None if there is none."""
+    """Return the installed model of this name, in upper or lower case, with or without the default tag, or None."""
     known = {model.name.lower(): model for model in installed()}
     return known.get(name.lower()) or known.get(f"{name.lower()}.{registry.DEFAULT_TAG}")
 
 
 def find_model(text: str, offline: bool = False, on_bytes: "Progress | None" = None) -> Path:
-    """The weights that `text` names, for read_weights: a model of the store, one that is downloaded now, or a path.
+    """Return the path for read_weights that `text` names: a model of the store, one that is downloaded now, or a path.
 
-    `offline` allows no download; `on_bytes` is told of its progress.
+    `offline` forbids the download; `on_bytes` is called with its progress.
 
     Raises:
-        WeightsError: Nothing has this name; or it would have to be downloaded, and that is not possible, or `offline`.
+        WeightsError: Nothing has this name; or a download is needed, and it is not possible or forbidden by `offline`.
     """
     if there := find_installed(text):
         return there.path
     entry = registry.look_up(text)
     if entry is None:
-        with suppress(RuntimeError):  # ~nobody
+        with suppress(RuntimeError):  # an unknown user, as in ~nobody
             path = Path(text).expanduser()
             if text and _exists(path):
                 return path
@@ -92,22 +92,22 @@ def find_model(text: str, offline: bool = False, on_bytes: "Progress | None" = N
 def _exists(path: Path) -> bool:
     try:
         return path.exists()
-    except OSError:  # too long
+    except OSError:  # such as a name that is too long
         return False
 
 
 def download(entry: Entry, keep: bool = False, on_bytes: "Progress | None" = None, wait_s: float = 1.0) -> Installed:
-    """Installs an entry of the registry; a second process that wants the same waits, and finds it done.
+    """Install an entry of the registry; a second process that wants the same waits, and finds it installed.
 
     Args:
         entry: From registry.find().
-        keep: Leave the file as published in the model's folder as well.
-        on_bytes: Called with bytes there and in total.
-        wait_s: Before a second attempt.
+        keep: Keep the file as published in the model's folder as well.
+        on_bytes: Called with bytes so far and in total.
+        wait_s: Seconds before a second attempt.
 
     Raises:
-        WeightsError: No direct source, none that works, or the file is not what it was or should be.
-        DataError: The disk is full, or the store cannot be written.
+        WeightsError: There is no direct source, none works, or the file is not what it was or should be.
+        DataError: The disk is full, or the store is not writable.
     """
     from stunet.models.download import fetch, sha256_of
 
@@ -130,7 +130,7 @@ def download(entry: Entry, keep: bool = False, on_bytes: "Progress | None" = Non
             if not entry.sha256:
                 _remember(entry, digest)
 
-        if file.is_file() and known in (None, sha256_of(file)):  # left by a run that ended before now
+        if file.is_file() and known in (None, sha256_of(file)):  # left by an earlier run that ended too soon
             with suppress(WeightsError):
                 install(None)
         try:
@@ -159,21 +159,22 @@ def download(entry: Entry, keep: bool = False, on_bytes: "Progress | None" = Non
 
 
 def recorded(entry: Entry) -> str | None:
-    """The checksum that an entry without a published one had when it was first downloaded."""
+    """Return the checksum of an entry's first download, which is recorded if none was published."""
     return read_checksums(registry.store()).get(entry.name, {}).get("sha256")
 
 
 def import_file(path: Path, name: str | None = None, pkl: Path | None = None, dataset: Path | None = None) -> Installed:
-    """Installs weights that are there already: a file, an nnU-Net v2 model folder, or a zip of one.
+    """Install weights that exist on this machine: a file, an nnU-Net v2 model folder, or a zip of one.
 
     Args:
-        path: Stays as it is.
-        name: Under which it is installed; by default that of the entry it is recognised as.
-        pkl: nnU-Net v1's plans, where they do not stand beside the file.
-        dataset: The dataset.json of its training, for files that do not say the names of their classes.
+        path: The weights; they are not changed.
+        name: Name to install them under; by default that of the entry they are recognised as.
+        pkl: nnU-Net v1's plans, if they are not next to the file.
+        dataset: The dataset.json of their training, for files without class names.
 
     Raises:
-        WeightsError: Not recognised and no name was given; what is needed to predict with it is unknown; or damaged.
+        WeightsError: They are not recognised and no name was given; what prediction needs is unknown; or they are
+            damaged.
         DataError: The name is taken.
     """
     from stunet.models.archive import is_packed_model, unpack
@@ -194,7 +195,7 @@ def import_file(path: Path, name: str | None = None, pkl: Path | None = None, da
 
 
 def _remove_dead_imports(downloads: Path) -> None:
-    """Removes what imports that were killed have unpacked; those that live hold a lock of the folder's name."""
+    """Remove what killed imports have unpacked; running ones hold a lock with the folder's name."""
     for part in (*downloads.glob("import-*"), *downloads.glob(".part-import-*")):
         if not is_held(_lock_of(part.name.removeprefix(".part-"))):
             shutil.rmtree(part, ignore_errors=True)
@@ -218,7 +219,7 @@ def _import(path: Path, origin: Path, name: str | None, pkl: Path | None, datase
 
 
 def _recognised(weights: "Weights", path: Path, digest: str | None) -> Entry | None:
-    """The entry that weights are, where nobody named it: by checksum, as the file says, or by network and file name."""
+    """Return the entry of unnamed weights, if known: by checksum, as the file states, or by network and file name."""
     from stunet.models.folder import contradiction
 
     entries = registry.entries()
@@ -248,7 +249,7 @@ def _install(
     pkl: Path | None = None,
     dataset: Path | None = None,
 ) -> Installed:
-    """Makes the folder of a model; where the registry says that there are no plans, it holds the file as it is."""
+    """Make the folder of a model; if neither the weights nor their entry have plans, it holds the original file."""
     from stunet.models.folder import check_entry, describe, read_folds, with_plans, write_model_folder
     from stunet.weights.checkpoints import check_finite
 
@@ -281,7 +282,7 @@ def _remember(entry: Entry, digest: str) -> None:
 
 @contextmanager
 def _locked(name: str) -> Iterator[None]:
-    """Holds a lock of the store; waits, and says so, while another process has it."""
+    """Hold a lock of the store; wait, with a message, while another process holds it."""
     lock = alone(_lock_of(name), f"another process is busy with {name}", "", wait=_say)
     with ExitStack() as stack:
         try:
