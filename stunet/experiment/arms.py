@@ -107,7 +107,7 @@ def _checked(content: Mapping[str, Any], folder: Path) -> Experiment:
 
 
 def _located(weights: Sequence[str] | Mapping[str, str], folder: Path) -> dict[str, str]:
-    """Return the weights by title, which for items of a list is the file's name, with files located in the folder."""
+    """Return the weights by title, with files located in the folder; the title of a list's item is its file name."""
     pairs = weights.items() if isinstance(weights, Mapping) else [(Path(text).name, text) for text in weights]
     found: dict[str, str] = {}
     for title, text in pairs:
@@ -124,7 +124,7 @@ def _located(weights: Sequence[str] | Mapping[str, str], folder: Path) -> dict[s
 
 
 def arms(experiment: Experiment) -> list[Arm]:
-    """Return all arms, the first seed of each before the second of any, so that halfway through there is a comparison."""
+    """Return all arms, the first seed of each before the second of any: halfway through there is a comparison."""
     scratch = tuple(dict.fromkeys(map(from_scratch, experiment.strategies)))
     found = []
     for seed, cases, (title, weights) in product(experiment.seeds, experiment.cases, experiment.weights.items()):
