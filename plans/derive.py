@@ -148,7 +148,7 @@ def _fit(
 
 
 def describe(plans: Mapping[str, Any], configuration: str, dataset_json: Mapping[str, Any]) -> Network:
-    """Return what a configuration's memory depends on; one that a cascade inherits from has its one-hot channels."""
+    """Return what a configuration's memory depends on, with the one-hot channels of a cascade that inherits from it."""
     architecture = resolve(plans, configuration)["architecture"]["arch_kwargs"]
     labels = dataset_json["labels"]
     foreground = [name for name in labels if name not in ("background", "ignore")]

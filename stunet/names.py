@@ -45,7 +45,7 @@ def check_name(value: Any, what: str, where: str = "") -> str:
 
     Args:
         value: What a file or a person supplied.
-        what: What it is the name of: "case".
+        what: What it is the name of, such as "case".
         where: The file that contains it, with the place in it.
 
     Raises:

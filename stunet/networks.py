@@ -126,7 +126,7 @@ class STUNet(nn.Module):
 
     @staticmethod
     def initialize(module: nn.Module) -> None:
-        """Apply He initialisation, slope 0.01 and zero biases, as the published training did; for `network.apply`."""
+        """Apply He initialisation (slope 0.01) and zero biases, as the published training did; for `network.apply`."""
         if isinstance(module, nn.Conv2d | nn.Conv3d):
             nn.init.kaiming_normal_(module.weight, a=LEAKY_SLOPE)
             nn.init.zeros_(module.bias)  # type: ignore[arg-type]  # all our convolutions have a bias

@@ -205,7 +205,7 @@ def for_nnunet(properties: Mapping[str, Any], kind: str) -> dict[str, Any]:
         return result
     if itk := properties.get("sitk_stuff"):
         result["sitk_stuff"] = {**itk, "original_orientation": orientation_of(properties)}
-    elif stuff := properties.get("nibabel_stuff"):  # it turns from RAS to the orientation of the second
+    elif stuff := properties.get("nibabel_stuff"):  # the writer turns from RAS to that of original_affine
         result["nibabel_stuff"] = {"reoriented_affine": stuff["original_affine"], "original_affine": np.eye(4)}
     return result
 

@@ -2,8 +2,7 @@
 
 The arrays are nnU-Net's: labels are identical, images are equal up to rounding in float32 (preprocessor.py). A case
 appears in its data folder only when it is complete, and a manifest records what it was made from; a repeated run does
-whatever is missing or out of date.
-A data folder holds
+whatever is missing or out of date. A data folder holds
 
     CASE.b2nd  CASE_seg.b2nd  CASE.pkl   the same files that nnU-Net's preprocessor writes
     .stunet/manifest.json                the settings, and per case the raw files, their SHA-256 and the written files

@@ -40,7 +40,7 @@ def each(
         function: Must be picklable, as must the items.
         items: In the order in which they are started.
         workers: Maximum number of processes.
-        name: Returns what an error calls an item: the name of its case.
+        name: Returns the name of an item in errors: that of its case.
         context: How processes are started; if given, a single worker is a process as well. None: by spawn.
 
     Yields:

@@ -317,7 +317,7 @@ def _orientation(plans: Any) -> str | None:
 
 
 def check_result(folder: Path) -> list[str]:
-    """Return what has changed since a fold's result was made: reasons not to use it as one for today's data.
+    """Return what has changed since a fold's result was made, as reasons why it is not one for today's data.
 
     Args:
         folder: RESULT/fold_X, with the record of its training.

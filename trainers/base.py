@@ -316,7 +316,7 @@ def _plot_whole(draw: Callable[[str], None], folder: str) -> None:
 
 
 class _NotStarted:
-    """Replaces nnU-Net's single-process augmenter, which would draw a first batch for nothing; keeps the loader."""
+    """Replaces nnU-Net's single-process augmenter, which would needlessly draw a first batch; keeps the loader."""
 
     def __init__(self, source: Any, transform: None) -> None:
         self.source = source

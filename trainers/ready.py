@@ -26,7 +26,7 @@ HANDED_OVER = "predicted_next_stage"  # nnU-Net's name
 def check_data(
     dataset: str, plans: dict[str, Any], configuration: str, fold: int | str, trainer: str = TRAINER
 ) -> list[str]:
-    """Check that the data are preprocessed as planned, the fold can be trained and validated, and what a cascade needs.
+    """Check the preprocessed data against the plan, the fold for training and validation, and what a cascade needs.
 
     Returns:
         Warnings about what cannot be compared, or is not used.

@@ -1,7 +1,7 @@
 """The losses for training.
 
     DiceCE           softmax, every case annotates every class: nnU-Net's loss, value and gradient
-    PartitionDiceCE  softmax, cases annotate different classes, or coarser ones, as recorded in annotations.py
+    PartitionDiceCE  softmax, cases annotate different classes, or coarser ones, as annotations.py records
     MaskedSigmoid    one sigmoid per class, for definitions that overlap or contradict each other
     RegionDiceCE     nnU-Net's regions, which every case annotates: nnU-Net's loss
     DeepSupervision  any of these at every resolution

@@ -192,7 +192,7 @@ def chunks(voxels: int, classes: int, device: torch.device, chunk: int | None) -
 
 
 def wide(device: torch.device) -> torch.dtype:
-    """Return the type for sums over voxels: float32 cannot add a probability to a count of 10^7."""
+    """Return the type for sums over voxels: float32 has too few digits for 10^7 plus a probability."""
     return torch.float32 if device.type == "mps" else torch.float64
 
 
