@@ -27,7 +27,7 @@ OTHERS = {code: "complex numbers" for code in (32, 1792, 2048)} | {code: "colour
 
 @dataclass(frozen=True)
 class _Header:
-    """Total size of the voxels in bytes, their type if it can hold NaN, what they are if not numbers, and their edges."""
+    """Size of all voxels in bytes, their type if it can hold NaN, what they are if not numbers, and their edges."""
 
     size: int
     floats: np.dtype | None

@@ -64,7 +64,7 @@ class PlannedTrainer(Saving):
             self.device = torch.device("cuda", torch.cuda.current_device()) if device.type == "cuda" else device
         if device.type != "cuda" or self.precision is not None:
             self.grad_scaler = None
-        # With two stages there is a single head; as the last one it would get nnU-Net's weight for that: zero.
+        # With two stages there is a single head, whose weight would be nnU-Net's for the last head: zero.
         self.enable_deep_supervision = len(self.configuration_manager.pool_op_kernel_sizes) > 2
         self.listener: Listener = Silent()
         self.running = False  # in training, which stops after a step; anything else stops at once
