@@ -102,7 +102,7 @@ def alone(
         wait: Called with the message if the lock is held; the block begins when it is free. None: do not wait.
 
     Raises:
-        DataError: Another process holds it: `message`, who that is, and `hint`.
+        DataError: Another process or block holds it: `message`, who that is, and `hint`.
     """
     lock.parent.mkdir(parents=True, exist_ok=True)
     descriptor = _acquire(lock, fcntl.LOCK_SH if shared else fcntl.LOCK_EX, message, hint, wait)

@@ -40,7 +40,7 @@ class Sums:
 
 @dataclass(frozen=True)
 class Whole:
-    """What the pieces of a batch have in common: the shares of processes, and the micro-batches of a share.
+    """Totals over the pieces of a batch: the shares of processes, and the micro-batches of a share.
 
     Attributes:
         counts: (3,) the number from Sums, the pairs of a sample and a label that it annotates, and the samples.
