@@ -1,6 +1,6 @@
-"""Whether a plan fits together: what a hand edited, or made by something else, is refused for, and why.
+"""Validate plans: reject, with a reason, what was edited by hand or made by something else and is inconsistent.
 
-nnU-Net reads a plan without checking; what does not fit fails hours later or computes something else.
+nnU-Net reads a plan without checking it; an inconsistent plan fails hours later or computes something else.
 """
 
 from collections.abc import Mapping
@@ -29,10 +29,10 @@ _HINT = "correct the plans file, or make it again: stunet_plan_and_preprocess -d
 
 
 def check_plans(plans: Mapping[str, Any], configuration: str) -> dict[str, Any]:
-    """Checks a plan and one of its configurations, and returns the configuration with what it inherits.
+    """Check a plan and one of its configurations; return the configuration with the values it inherits.
 
     Raises:
-        DataError: Something is missing, unknown, or does not fit; one line that names it.
+        DataError: Something is missing, unknown, or inconsistent; a single line names it.
     """
     check(plans, PLANS, f"plans {plans.get('plans_name')!r}", _HINT)
     name = plans.get("plans_name")
@@ -76,7 +76,7 @@ def _require(condition: bool, message: str) -> None:
 
 
 def difference(one: Any, other: Any, where: str = "plans") -> str | None:
-    """Where two JSON documents differ first, as `plans.stunet.size: 'B' and 'L'`; None where they are equal."""
+    """Return where two JSON documents first differ, as `plans.stunet.size: 'B' and 'L'`; None if they are equal."""
     if isinstance(one, Mapping) and isinstance(other, Mapping):
         for key in sorted({*one, *other}, key=str):
             if key not in one or key not in other:
@@ -97,7 +97,7 @@ def difference(one: Any, other: Any, where: str = "plans") -> str | None:
 
 
 def of_a_run(plans: Mapping[str, Any], configuration: str) -> dict[str, Any]:
-    """The part of a plan that decides what a training of the configuration computes."""
+    """Return the part of a plan that determines what a training of the configuration computes."""
     resolved = {key: value for key, value in resolve(plans, configuration).items() if key != "stunet"}
     block = plans.get("stunet", {})
     common = {key: plans.get(key) for key in ("transpose_forward", "foreground_intensity_properties_per_channel")}

@@ -1,4 +1,4 @@
-"""How a plan becomes another plan: other size, memory target, number of stages or values, the same preprocessed data.
+"""Derive a plan from another: different size, memory target, number of stages or values, same preprocessed data.
 
 Pure functions on nnU-Net's plans dictionary. Read next: fit.py; values.py for what can be set; check.py for what makes
 a plan valid.
@@ -22,9 +22,9 @@ from stunet.plans.fit import Fit, Target, corrected, fit
 from stunet.plans.memory import Network
 from stunet.plans.resolve import lineage, resolve
 
-NAME_LENGTH = 72  # characters: nnU-Net puts two plans' names into one folder's name, which ends at 255
+NAME_LENGTH = 72  # characters: nnU-Net joins two plans' names in one folder name, which is limited to 255
 
-# Runs one training step of a network with this patch, batch and strides on the GPU: peak GiB.
+# Runs one training step of a network with this patch, batch and strides on the GPU and returns its peak GiB.
 Measure = Callable[[Network, Fit], float]
 
 
@@ -39,25 +39,25 @@ def derive(
     finetune: str | None = None,
     weights: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """A plan for another size, memory target (GiB), number of stages (or 'auto'), set of values or start.
+    """Return a plan for another size, memory target (GiB), number of stages (or 'auto'), set of values or start.
 
-    Spacing, normalisation and data identifiers stay, so nothing has to be preprocessed again. The new plan's name says
-    what differs from the one that was planned: `STUNetPlans_L`, `STUNetPlans_B-ramp-totalseg-epochs250`. What was set
-    before stays set.
+    Spacing, normalisation and data identifiers stay the same, so nothing has to be preprocessed again. The new plan's
+    name states what differs from the one that was planned: `STUNetPlans_L`, `STUNetPlans_B-ramp-totalseg-epochs250`.
+    Values that were set before stay set.
 
     Args:
-        plans: A plan of ours; it is not changed.
+        plans: A plan made by stunet; it is not modified.
         dataset_json: nnU-Net's description of the dataset.
         size: Key of stunet.networks.SIZES; the memory target becomes that size's default unless it was set.
         memory_gb: GPU memory that a training step may take.
         stages: Number of stages or "auto".
-        overrides: Values as of values.py.
+        overrides: Values as in values.py.
         finetune: Name of a strategy (trainers/strategies.py).
         weights: What training starts from: `name`, `sha256` of the file, and `head`: "slice", "reset", or "reuse" with
-            the `classes` of a head that is used whole; `dataset_json` has the classes of the network.
+            the `classes` of a head that is used whole; `dataset_json` then has the classes of the network.
 
     Raises:
-        UsageError: Unknown size or key, or a value that is not valid or does not fit.
+        UsageError: Unknown size or key, or a value that is invalid or does not fit.
         DataError: The plan was not made by stunet.
         OutOfMemoryError: Nothing of this size fits.
     """
@@ -93,7 +93,7 @@ def derive(
 
 
 def _check(plans: Mapping[str, Any], dataset_json: Mapping[str, Any]) -> None:
-    """Refuses what check_plans() refuses in any configuration, and what lacks something that only deriving needs."""
+    """Reject what check_plans() rejects in any configuration, and plans that lack what only deriving needs."""
     for name in plans["configurations"]:
         resolved = check_plans(plans, name)
         if len(resolved.get("median_image_size_in_voxels", ())) != len(resolved["spacing"]):
@@ -109,16 +109,16 @@ def _check(plans: Mapping[str, Any], dataset_json: Mapping[str, Any]) -> None:
 
 
 def target_of(block: Mapping[str, Any]) -> Target:
-    """The target that a plan's `stunet` block states."""
+    """Return the target that a plan's `stunet` block states."""
     return Target(block["memory_gb"], None if block["stages"] == "auto" else block["stages"])
 
 
 def fit_configurations(
     plans: dict, dataset_json: Mapping[str, Any], target: Target, measure: Measure | None = None
 ) -> None:
-    """Fits patch, batch and strides of every configuration that has a network of its own, in place.
+    """Fit patch, batch and strides of every configuration that has a network of its own, in place.
 
-    Records the estimate (`memory_gb`), and the measurement of a probe, in each configuration's `stunet` block.
+    Each configuration's `stunet` block records the estimate (`memory_gb`) and, with a probe, its measurement.
     """
     for name, configuration in _with_network(plans).items():
         network = describe(plans, name, dataset_json)
@@ -131,7 +131,7 @@ def fit_configurations(
 def _fit(
     network: Network, plans: Mapping[str, Any], name: str, cases: int, target: Target, measure: Measure | None
 ) -> tuple[Fit, dict]:
-    """The fit of one configuration, and what a probe measured."""
+    """Return the fit of one configuration, and what a probe measured."""
     configuration = resolve(plans, name)
     shape, spacing = configuration["median_image_size_in_voxels"], configuration["spacing"]
     volume = shape
@@ -148,7 +148,7 @@ def _fit(
 
 
 def describe(plans: Mapping[str, Any], configuration: str, dataset_json: Mapping[str, Any]) -> Network:
-    """What a configuration's memory depends on; what a cascade inherits from counts the cascade's one-hot channels."""
+    """Return what a configuration's memory depends on, with the one-hot channels of a cascade that inherits from it."""
     architecture = resolve(plans, configuration)["architecture"]["arch_kwargs"]
     labels = dataset_json["labels"]
     foreground = [name for name in labels if name not in ("background", "ignore")]
@@ -174,7 +174,7 @@ def _set_network(plans: Mapping[str, Any], size: str, checkpointing: bool | None
 
 
 def _set_patch_and_batch(plans: Mapping[str, Any], dataset_json: Mapping[str, Any]) -> None:
-    """Sets what was set for patch (of its own dimension) and batch, and estimates the memory of that anew."""
+    """Set the chosen patch (if it has the right dimension) and batch, and estimate their memory again."""
     chosen, accumulation = plans["stunet"]["plan"], plans["stunet"]["train"].get("accumulation", 1)
     for name, configuration in plans["configurations"].items():
         if "batch_size" in chosen and "batch_size" in configuration:
@@ -205,14 +205,14 @@ def _strides(plans: Mapping[str, Any], patch: list[int], spacing: list[float]) -
 
 
 def _name(root: str, block: Mapping[str, Any]) -> str:
-    """The name of the plan that was planned, with the size and a tag for each value that was set."""
+    """Return the name of the original plan, with the size and a tag for each value that was set."""
     size = block["size"]
     if not re.search(rf"_{size}(?=_|$)", root):
         pattern = rf"_({'|'.join(SIZES)})(?=(_[0-9.x]+mm)?(_z|_ct)?$)"
         root = re.sub(pattern, f"_{size}", root) if re.search(pattern, root) else f"{root}_{size}"
     weights = block.get("weights")
     start = [block["finetune"]] if "finetune" in block else []
-    if weights:  # STU-Net-B.totalseg is totalseg: the size stands in the name already
+    if weights:  # STU-Net-B.totalseg becomes totalseg: the name contains the size already
         start += [weights["name"].removeprefix(f"STU-Net-{size}.")] + [weights["head"]] * (weights["head"] != "slice")
     tags = [values.tag(key, value) for key, value in {**block["train"], **block["plan"]}.items()]
     name = "-".join([root, *start, *tags])
@@ -222,5 +222,5 @@ def _name(root: str, block: Mapping[str, Any]) -> str:
 
 
 def _with_network(plans: Mapping[str, Any]) -> dict[str, dict]:
-    """The configurations that have a network of their own; a cascade inherits it."""
+    """Return the configurations that have a network of their own; a cascade inherits its network."""
     return {name: c for name, c in plans["configurations"].items() if "architecture" in c}

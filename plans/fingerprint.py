@@ -1,6 +1,6 @@
-"""The dataset's fingerprint (spacings, shapes, intensities): extracted by nnU-Net, again when the data changed.
+"""Extract the dataset's fingerprint (spacings, shapes, intensities) with nnU-Net, again whenever the data change.
 
-Images are read as preprocessing reads them: where a dataset mixes orientations, turned to the most frequent one.
+Images are read as in preprocessing: if a dataset mixes orientations, they are reoriented to the most frequent one.
 """
 
 import logging
@@ -26,7 +26,7 @@ from stunet.workspace import preprocessed_dataset, raw_dataset
 
 write_whole(host)
 log = logging.getLogger("stunet")
-# Our keys in the fingerprint, which nnU-Net ignores: what it was made from, and how many images have which orientation.
+# Our keys in the fingerprint, which nnU-Net ignores: what it was made from, and how many images have each orientation.
 SOURCE, ORIENTATIONS = "stunet_source", "stunet_orientations"
 
 
@@ -36,13 +36,13 @@ def extract_fingerprint(
     clean: bool = False,
     on_case: Callable[[str, int], None] = lambda name, cases: None,
 ) -> Path:
-    """Writes dataset_fingerprint.json unless an up-to-date one exists.
+    """Write dataset_fingerprint.json unless an up-to-date one exists, and return its path.
 
     Args:
         dataset: Full name.
-        workers: Processes.
+        workers: Number of processes.
         clean: Extract even if the existing one is up to date.
-        on_case: Called with the label file of a case that is done, and how many cases there are.
+        on_case: Called with the label file name of each finished case, and the number of cases.
 
     Raises:
         DataError: A case cannot be read, no case has foreground, or a 3D TIFF has no spacing.
@@ -61,7 +61,7 @@ def extract_fingerprint(
         extractor.show_progress_bar = False
         extractor.dataset = training_files(raw_dataset(dataset), extractor.dataset_json)  # no hidden files
         if kind == tiff.READER:
-            for case in extractor.dataset.values():  # of which nnU-Net takes 1 mm where there is none
+            for case in extractor.dataset.values():  # for which nnU-Net assumes 1 mm if there is no spacing
                 tiff.read_spacing(Path(case["images"][0]), is_image=True)
         reader = partial(_OfCase, kind, chosen(kind, found))
         # nnU-Net finds the reader by trial, and prints a traceback for each error.
@@ -69,7 +69,7 @@ def extract_fingerprint(
         try:
             with exchanged(host, multiprocessing=_Pool(workers, on_case), **ours):
                 extractor.run(overwrite_existing=True)
-        except IndexError:  # of numpy's percentiles of nothing
+        except IndexError:  # numpy's percentiles of an empty array
             hint = "look at the files in labelsTr, or leave out --no_check"
             raise DataError(f"no case of {dataset} has any foreground", hint) from None
         before = read_json(path)
@@ -78,7 +78,7 @@ def extract_fingerprint(
 
 
 def orientations(dataset: str) -> tuple[str, dict[str, int]]:
-    """The reader of a raw dataset, and how many of its images have which orientation, from the headers of all.
+    """Return the reader of a raw dataset, and how many of its images have each orientation, from all image headers.
 
     Raises:
         DataError: A header cannot be read.
@@ -99,12 +99,12 @@ def orientations(dataset: str) -> tuple[str, dict[str, int]]:
 
 
 def chosen(kind: str, found: Any) -> str | None:
-    """The orientation that all images are turned to: the reader's own, or the most frequent one; None without any."""
+    """Return the orientation that all images are turned to: the reader's, or the most frequent; None if none."""
     return REORIENTED if kind.endswith(REORIENTS) else next(iter(found), None)
 
 
 class _OfCase(Reader):
-    """A reader of one case, whose labels follow its image."""
+    """A reader for one case, which reads labels in the orientation of the case's image."""
 
     def read_images(self, files: Sequence[str]) -> tuple[np.ndarray, dict[str, Any]]:
         self._image = files[0]
@@ -115,9 +115,9 @@ class _OfCase(Reader):
 
 
 class _Pool:
-    """Stands for multiprocessing in nnU-Net's extractor, whose pool hangs or names no case when a process is killed.
+    """Replaces multiprocessing in nnU-Net's extractor, whose pool hangs or names no case when a process is killed.
 
-    nnU-Net submits all cases before it looks at the pool's processes: then all of them are done, by processes.each().
+    nnU-Net submits all cases before it looks at the pool's processes: at that point processes.each() runs all of them.
     """
 
     def __init__(self, workers: int, on_case: Callable[[str, int], None]) -> None:
@@ -146,11 +146,11 @@ class _Pool:
         for position, result in each(_analyze, arguments, self._workers, _name):
             self._jobs[position].result = result
             self._on_case(_name(arguments[position]), len(arguments))
-        return []  # of processes that nnU-Net has to watch
+        return []  # processes that nnU-Net has to watch: none
 
 
 class _Job:
-    """What nnU-Net asks for the result of a case."""
+    """The part of AsyncResult's interface through which nnU-Net gets the result of a case."""
 
     def __init__(self, arguments: tuple[Any, ...]) -> None:
         self.arguments, self.result = arguments, None
@@ -167,7 +167,7 @@ def _name(arguments: tuple[Any, ...]) -> str:
 
 
 def _analyze(arguments: tuple[Any, ...]) -> Any:
-    """nnU-Net's statistics of a case, in a worker."""
+    """Compute nnU-Net's statistics of a case, in a worker."""
     try:
         return DatasetFingerprintExtractor.analyze_case(*arguments)
     except UNREADABLE as error:
@@ -180,7 +180,7 @@ def _analyze(arguments: tuple[Any, ...]) -> Any:
 
 
 def _source(dataset: str) -> list[list[str | int]]:
-    """Name, size in bytes and time of change of the files that it is made from; the reader that dataset.json names."""
+    """Return name, size in bytes and modification time of the source files, and the reader named in dataset.json."""
     folder = raw_dataset(dataset)
     description = read_dataset_json(folder / "dataset.json")
     cases = training_files(folder, description)

@@ -1,7 +1,7 @@
-"""How patch and batch are fitted to a size and a memory target: the largest patch first, then the largest batch.
+"""Fit patch and batch to a network size and a memory target: the largest patch first, then the largest batch.
 
 Works on one configuration of a plan (spacing, median shape, ...), whatever made it, so that planner and derive() agree:
-planning for L gives what planning for B and deriving L gives. Read next: memory.py and topology.py.
+planning for L gives the same as planning for B and deriving L. Read next: memory.py and topology.py.
 """
 
 import math
@@ -17,12 +17,12 @@ from stunet.plans.topology import Strides
 MIN_BATCH = 2
 MIN_PATCH = 32  # voxels: an axis is not shrunk below this; smaller images keep their own size
 LARGEST_PATCH = {3: 256**3, 2: 2048**2}  # voxels; where shrinking starts (nnU-Net's initial patch)
-DATASET_SHARE = 0.05  # of the training voxels at most in one batch, against overfitting (nnU-Net's rule)
+DATASET_SHARE = 0.05  # maximum share of the training voxels in one batch, against overfitting (nnU-Net's rule)
 
 
 @dataclass(frozen=True)
 class Fit:
-    """Patch (voxels per axis), batch (samples) and strides that fit, and the estimate of their memory in GiB."""
+    """Patch (voxels per axis), batch (samples) and strides that fit, and their estimated memory in GiB."""
 
     patch: list[int]
     batch: int
@@ -32,7 +32,7 @@ class Fit:
 
 @dataclass(frozen=True)
 class Target:
-    """What to fit into: GPU memory in GiB, a number of stages (None: what the patch supports), a probe's correction."""
+    """What to fit into: GPU memory in GiB, number of stages (None: what the patch supports), correction by a probe."""
 
     memory_gb: float
     stages: int | None = topology.DEFAULT_STAGES
@@ -42,16 +42,16 @@ class Target:
 def fit(
     network: Network, spacing: Sequence[float], median_shape: Sequence[float], voxels_in_dataset: float, target: Target
 ) -> Fit:
-    """The largest patch, then the largest batch, whose training step fits into the target.
+    """Return the largest patch, then the largest batch, whose training step fits into the target.
 
-    The patch starts isotropic in mm and not larger than the median image. While it is too large, the axis that is
-    longest relative to the median image shrinks. The batch grows once the patch has all it can use.
+    The patch starts isotropic in mm and no larger than the median image. While it is too large, the axis that is
+    longest relative to the median image shrinks. The batch only grows once the patch has all it can use.
 
     Args:
         network: The architecture.
         spacing: mm per axis.
         median_shape: Voxels per axis of the median image at this spacing.
-        voxels_in_dataset: Training voxels in all, which limit the batch.
+        voxels_in_dataset: Total number of training voxels, which limits the batch.
         target: Memory and stages.
 
     Raises:
@@ -74,7 +74,7 @@ def fit(
 
 
 def initial_patch(spacing: Sequence[float], shape: Sequence[int], voxels: int | None = None) -> list[int]:
-    """A patch that is isotropic in mm, has about `voxels` voxels, and is not larger than the image."""
+    """Return a patch that is isotropic in mm, has about `voxels` voxels, and is no larger than the image."""
     budget = voxels or LARGEST_PATCH[len(spacing)]
     edge_mm = (budget * math.prod(spacing)) ** (1 / len(spacing))
     return [min(max(1, round(edge_mm / pitch)), n) for pitch, n in zip(spacing, shape, strict=True)]
@@ -83,7 +83,7 @@ def initial_patch(spacing: Sequence[float], shape: Sequence[int], voxels: int | 
 def largest_batch(
     network: Network, patch: Sequence[int], strides: Strides, voxels_in_dataset: float, target: Target
 ) -> int:
-    """Samples per step that fit into the target and show at most DATASET_SHARE of the dataset, but at least two."""
+    """Return how many samples per step fit into the target and DATASET_SHARE of the dataset, but at least two."""
     fixed = memory.estimate(network, patch, 0, strides, target.correction)
     per_sample = memory.estimate(network, patch, 1, strides, target.correction) - fixed
     fitting = math.floor((target.memory_gb - fixed) / per_sample)
@@ -94,14 +94,14 @@ def largest_batch(
 def corrected(
     network: Network, measure: Callable[[Fit], float], search: Callable[[float], Fit], target_gb: float, rounds: int = 4
 ) -> tuple[Fit, float, float]:
-    """Fits, measures the fit on a real device, and fits again with the measured factor until the target holds.
+    """Fit, measure the fit on a real device, and fit again with the measured factor until the target is met.
 
     Args:
         network: The architecture.
-        measure: Peak GiB of a real training step.
-        search: The fit for a correction factor.
+        measure: Returns the peak GiB of a real training step.
+        search: Returns the fit for a correction factor.
         target_gb: What the measurement must not exceed.
-        rounds: Measurements at most.
+        rounds: Maximum number of measurements.
 
     Returns:
         The fit, its measured GiB, and the correction factor.
@@ -130,7 +130,7 @@ def _topology(patch: Sequence[int], spacing: Sequence[float], stages: int | None
 def _shrink(
     patch: list[int], shape: list[int], spacing: Sequence[float], stages: int | None, floor: list[int]
 ) -> list[int] | None:
-    """The patch with its relatively longest axis made smaller, or the next longest where that one is at its floor."""
+    """Return the patch with its relatively longest axis shrunk, or the next longest if that one is at its floor."""
     depth = stages or topology.supported_stages(patch, spacing)
     for axis in sorted(range(len(patch)), key=lambda a: patch[a] / shape[a], reverse=True):
         candidate = topology.smaller(patch, axis, spacing, depth, floor[axis])
@@ -140,7 +140,7 @@ def _shrink(
 
 
 def _advice(network: Network, patch: Sequence[int], strides: Strides, target: Target) -> str:
-    """The largest size that fits with the same patch, or the memory that even the smallest size needs."""
+    """Return the largest size that fits with the same patch, or the memory that even the smallest size needs."""
     for size in ("L", "B", "S"):
         smaller = replace(network, size=size)
         fits = memory.estimate(smaller, patch, MIN_BATCH, strides, target.correction) <= target.memory_gb

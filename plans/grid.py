@@ -1,6 +1,6 @@
-"""Do patch, spacing, strides, axes and channels of a configuration fit together? For plans of ours and of anybody.
+"""Check that patch, spacing, strides, axes and channels of a configuration are consistent, for any plans, ours or not.
 
-The types and ranges of each value are those of kinds.PLANS; check.py and models/described.py add what is theirs.
+The types and ranges of single values are in kinds.PLANS; check.py and models/described.py add their own checks.
 """
 
 import math
@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 RESAMPLED = ("data", "seg", "probabilities")
-# What nnU-Net takes from every plan and every configuration.
+# The keys that nnU-Net reads from every plan and every configuration.
 PLAN_KEYS = (
     "dataset_name", "plans_name", "image_reader_writer", "transpose_forward", "transpose_backward", "label_manager",
 )  # fmt: skip
@@ -16,19 +16,19 @@ CONFIGURATION_KEYS = (
     "preprocessor_name", "patch_size", "spacing", "normalization_schemes", "use_mask_for_norm", "architecture",
     *(f"resampling_fn_{what}{kwargs}" for what in RESAMPLED for kwargs in ("", "_kwargs")),
 )  # fmt: skip
-_CLIPPING = ("mean", "std", "percentile_00_5", "percentile_99_5")  # of CTNormalization
+_CLIPPING = ("mean", "std", "percentile_00_5", "percentile_99_5")  # used by CTNormalization
 
 
 def problems(
     plans: Mapping[str, Any], planned: Mapping[str, Any], strides: Sequence[Sequence[int]], ndim: int | None = None
 ) -> Iterator[str]:
-    """What does not fit; only the first is meant, for the later ones rely on what was found right before.
+    """Yield what is inconsistent; use only the first, because later checks rely on earlier ones having passed.
 
     Args:
-        plans: Of the kind PLANS.
-        planned: The configuration with what it inherits.
-        strides: Of its network.
-        ndim: Axes of its network; None: as many as the patch has.
+        plans: Plans that match kinds.PLANS.
+        planned: The configuration with the values it inherits.
+        strides: Strides of its network.
+        ndim: Number of axes of its network; None: as many as the patch has.
     """
     for content, keys in ((plans, PLAN_KEYS), (planned, CONFIGURATION_KEYS)):
         if missing := [key for key in keys if key not in content]:
@@ -57,7 +57,7 @@ def _wrong_channels(plans: Mapping[str, Any], planned: Mapping[str, Any]) -> Ite
     if len(schemes) != len(masks):
         yield f"normalization_schemes {schemes} and use_mask_for_norm {masks} are for different numbers of channels"
     key = "foreground_intensity_properties_per_channel"
-    known = plans.get(key, plans.get("foreground_intensity_properties_by_modality"))  # as early versions called it
+    known = plans.get(key, plans.get("foreground_intensity_properties_by_modality"))  # the name in early versions
     if known is None:
         yield f"missing {key!r}"
     for channel in (str(i) for i, scheme in enumerate(schemes) if scheme == "CTNormalization"):

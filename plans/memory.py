@@ -1,18 +1,18 @@
-"""How much GPU memory a training step of this network takes, before anybody has run it.
+"""Estimate how much GPU memory a training step of a network takes, before running it.
 
     memory = OVERHEAD + PARAMETER_BYTES * parameters + ACTIVATION_FACTOR * activations + loss
 
 Activations are what autograd keeps for the backward pass in half precision, counted from the architecture:
 
     residual block   4 tensors of its output's shape (two convolution outputs, two activations)
-    decoder stage    and the concatenation of upsampled features and skip connection
+    decoder stage    also the concatenation of upsampled features and skip connection
     heads            their logits and the gradient of these; the loss works on a chunk of them at a time (losses/),
                      but nnU-Net's for regions keeps LOSS_COPIES more of them in float32
 
 The count equals torch's saved tensors (tests). The other constants are **from published figures**, not measured by us:
-5.2, 8.8 and 26.5 GB for S, B and L (nnU-Net, documentation/resenc_presets.md; patch 128x128x128, batch 2), which
-the model gives within 4 % for the published form of the network and nnU-Net's loss. `stunet_plan_and_preprocess
---probe` measures.
+5.2, 8.8 and 26.5 GB for S, B and L (nnU-Net, documentation/resenc_presets.md; patch 128x128x128, batch 2), which the
+model reproduces within 4 % for the published form of the network and nnU-Net's loss. `stunet_plan_and_preprocess
+--probe` measures the memory.
 """
 
 import math
@@ -28,7 +28,7 @@ GIB = 2**30
 OVERHEAD_GB = 2.3  # CUDA context, cuDNN workspaces, allocator
 PARAMETER_BYTES = 14  # float32 weights, gradients and momentum, and the half-precision copy that autocast makes
 ACTIVATION_FACTOR = 1.3  # temporary gradients and fragmentation on top of what is kept
-LOSS_COPIES = 5  # float32 copies of the logits in nnU-Net's Dice and cross-entropy, one-hot targets included
+LOSS_COPIES = 5  # float32 copies of the logits in nnU-Net's Dice and cross entropy, including one-hot targets
 LOSS_KEPT = 2  # float32 numbers per voxel that our loss keeps
 CHUNK_COPIES = 4  # float32 copies of a chunk of the logits in our loss
 HALF, SINGLE = 2, 4  # bytes
@@ -42,10 +42,10 @@ class Network:
 
     Args:
         size: Key of stunet.networks.SIZES.
-        channels: Input channels, the previous stage's one-hot labels of a cascade included.
-        classes: Segmentation heads, background included.
+        channels: Input channels, including the one-hot labels of a cascade's previous stage.
+        classes: Segmentation heads, including background.
         checkpointing: Whether stages are recomputed in the backward pass.
-        regions: Whether the heads are regions, which overlap, and the loss is nnU-Net's.
+        regions: Whether the heads are overlapping regions and the loss is nnU-Net's.
     """
 
     size: str
@@ -56,14 +56,14 @@ class Network:
 
 
 def estimate(network: Network, patch: Sequence[int], batch: int, strides: Strides, correction: float = 1.0) -> float:
-    """Peak memory of a mixed-precision training step in GiB.
+    """Return the peak memory of a mixed-precision training step in GiB.
 
     Args:
         network: The architecture.
         patch: Voxels per axis.
         batch: Samples per step.
         strides: One entry per stage, the first all ones.
-        correction: Factor for the activations that a probe measured.
+        correction: Factor on the activations, as measured by a probe.
     """
     activations = batch * activation_bytes(network, patch, strides)
     loss = batch * loss_bytes(network, patch, strides)
@@ -72,7 +72,7 @@ def estimate(network: Network, patch: Sequence[int], batch: int, strides: Stride
 
 
 def least(network: Network, patch: Sequence[int], batch: int, strides: Strides, single: bool) -> float:
-    """GiB that a training step cannot do without, on whatever device: no overhead, nothing temporary.
+    """Return the GiB that a training step needs at least, on any device: no overhead, nothing temporary.
 
     Args:
         network: The architecture.
@@ -87,7 +87,7 @@ def least(network: Network, patch: Sequence[int], batch: int, strides: Strides, 
 
 
 def parameters(network: Network, strides: Strides) -> int:
-    """The number of parameters of the network."""
+    """Return the number of parameters of the network."""
     size, ndim = SIZES[network.size], len(strides[0])
     kernel = 3**ndim
     widths = [size.channels(stage) for stage in range(len(strides))]
@@ -103,7 +103,7 @@ def parameters(network: Network, strides: Strides) -> int:
 
 
 def activation_bytes(network: Network, patch: Sequence[int], strides: Strides) -> int:
-    """Bytes per sample that autograd keeps between the forward and the backward pass, without the loss."""
+    """Return the bytes per sample that autograd keeps between forward and backward pass, without the loss."""
     size = SIZES[network.size]
     encoder = [_stage(size, stage, voxels, False) for stage, voxels in enumerate(_voxels(patch, strides))]
     decoder = [_stage(size, stage, voxels, True) for stage, voxels in enumerate(_voxels(patch, strides)[:-1])]
@@ -114,7 +114,7 @@ def activation_bytes(network: Network, patch: Sequence[int], strides: Strides) -
 
 
 def loss_bytes(network: Network, patch: Sequence[int], strides: Strides) -> int:
-    """Bytes per sample of all heads' logits, and of their gradient or of the copies that nnU-Net's loss makes."""
+    """Return the bytes per sample of all heads' logits, and of their gradient or of the copies in nnU-Net's loss."""
     per_voxel = network.classes * 2 * HALF + LOSS_KEPT * SINGLE
     if network.regions:
         per_voxel = network.classes * (HALF + LOSS_COPIES * SINGLE)
@@ -122,19 +122,19 @@ def loss_bytes(network: Network, patch: Sequence[int], strides: Strides) -> int:
 
 
 def chunk_bytes(network: Network, patch: Sequence[int]) -> int:
-    """Bytes that our loss works on at a time."""
+    """Return the bytes that our loss works on at a time."""
     return 0 if network.regions else CHUNK_COPIES * SINGLE * min(ELEMENTS, network.classes * math.prod(patch))
 
 
 def _stage(size: Size, stage: int, voxels: int, decoder: bool) -> tuple[int, int]:
-    """Bytes kept inside a stage, and those of its output, which checkpointing keeps as well."""
+    """Return the bytes kept inside a stage, and those of its output, which checkpointing keeps as well."""
     output = HALF * size.channels(stage) * voxels
     concatenation = 2 * output if decoder else 0
     return size.depth * 4 * output + concatenation, output
 
 
 def _voxels(patch: Sequence[int], strides: Strides) -> list[int]:
-    """Voxels of the feature maps per stage."""
+    """Return the number of voxels of the feature maps per stage."""
     total = math.prod(patch)
     voxels = []
     for stride in strides:

@@ -1,4 +1,4 @@
-"""How a dataset becomes a plan: nnU-Net's planner decides spacing and normalisation, ours patch, batch and strides.
+"""Plan a dataset: nnU-Net's planner decides spacing and normalisation, ours patch, batch and strides.
 
 Spacing, normalisation and data identifier do not depend on the size of the network, so that one preprocessed dataset
 serves all sizes (also 3d_lowres: its spacing follows from a reference patch of 128^3 voxels). Read next: fit.py.
@@ -31,15 +31,15 @@ from stunet.plans.spacing import check_spacing
 
 write_whole(host)
 BASE_NAME = "STUNetPlans"
-NORMALIZATION_TAGS = {"ZScoreNormalization": "_z", "CTNormalization": "_ct"}  # in names: folder names have a limit
-REFERENCE_PATCH = {3: 128**3, 2: 512**2}  # voxels, only to decide whether and where 3d_lowres is needed
+NORMALIZATION_TAGS = {"ZScoreNormalization": "_z", "CTNormalization": "_ct"}  # short: folder names are limited
+REFERENCE_PATCH = {3: 128**3, 2: 512**2}  # voxels; only used to decide whether and where 3d_lowres is needed
 
 
 class STUNetPlanner(ExperimentPlanner):
     """Plans STU-Net for a dataset whose fingerprint has been extracted.
 
     Args:
-        dataset_name_or_id: As nnU-Net takes it.
+        dataset_name_or_id: As in nnU-Net.
         gpu_memory_target_in_gb: GPU memory that a training step may take; default by size.
         preprocessor_name: nnU-Net's preprocessor class.
         plans_name: Default `STUNetPlans_<size>`.
@@ -88,14 +88,14 @@ class STUNetPlanner(ExperimentPlanner):
         self.dataset = training_files(Path(self.raw_dataset_folder), self.dataset_json)  # no hidden files
 
     def determine_reader_writer(self) -> type:
-        """nnU-Net's reader, without the tracebacks of those that it tries."""
+        """Return nnU-Net's reader, without the tracebacks of the readers that it tries."""
         return find_reader(self.dataset_json, Path(next(iter(self.dataset.values()))["images"][0]))
 
     def plan_experiment(self) -> dict:
-        """nnU-Net's plan, once the target spacing fits the images.
+        """Return nnU-Net's plan, after checking that the target spacing fits the images.
 
         Raises:
-            DataError: It does not.
+            DataError: The target spacing does not fit.
         """
         found = self.dataset_fingerprint
         target, chosen = self.determine_fullres_target_spacing(), self.overwrite_target_spacing is not None
@@ -103,25 +103,25 @@ class STUNetPlanner(ExperimentPlanner):
         return super().plan_experiment()
 
     def generate_data_identifier(self, configuration_name: str) -> str:
-        """The folder of the preprocessed cases: without the size, because they do not depend on it."""
+        """Return the folder name of the preprocessed cases: without the size, because they do not depend on it."""
         return f"{self.data_prefix}_{configuration_name}"
 
     def determine_normalization_scheme_and_whether_mask_is_used_for_norm(self) -> tuple[list[str], list[bool]]:
-        """nnU-Net's schemes by the channels' names, unless another one was asked for."""
+        """Return nnU-Net's schemes by the channels' names, unless another scheme was requested."""
         schemes, masks = super().determine_normalization_scheme_and_whether_mask_is_used_for_norm()
         if self.normalization is None:
             return schemes, masks
         return [self.normalization] * len(schemes), [False] * len(schemes)
 
     def determine_transpose(self) -> tuple[list[int], list[int]]:
-        """nnU-Net's order of axes, as plain integers."""
+        """Return nnU-Net's order of axes, as plain integers."""
         forward, backward = super().determine_transpose()
         return [int(a) for a in forward], [int(a) for a in backward]
 
     def get_plans_for_configuration(
         self, spacing: Any, median_shape: Any, data_identifier: str, approximate_n_voxels_dataset: float, _cache: dict
     ) -> dict:
-        """nnU-Net's configuration with our network and a reference patch; save_plans() fits the rest."""
+        """Return nnU-Net's configuration with our network and a reference patch; save_plans() fits the rest."""
         plan = super().get_plans_for_configuration(
             spacing, median_shape, data_identifier, approximate_n_voxels_dataset, _cache
         )
@@ -129,7 +129,7 @@ class STUNetPlanner(ExperimentPlanner):
         plan["patch_size"] = fit.initial_patch(list(spacing), shape, REFERENCE_PATCH[len(spacing)])
         plan["spacing"] = np.array(
             spacing
-        )  # a copy: nnU-Net goes on changing its own array in the search for 3d_lowres
+        )  # a copy: nnU-Net keeps modifying its own array while searching for 3d_lowres
         arch_kwargs: dict[str, Any] = {"size": self.size, "strides": [[1] * len(spacing)] * 2}
         if self.checkpointing:
             arch_kwargs["checkpointing"] = True
@@ -142,11 +142,11 @@ class STUNetPlanner(ExperimentPlanner):
 
     @staticmethod
     def static_estimate_VRAM_usage(*args: Any, **kwargs: Any) -> float:
-        """Nothing to shrink for nnU-Net's own loop: fit.py decides with the memory model of this network."""
+        """Return a constant, so nnU-Net's own loop has nothing to shrink: fit.py decides with this network's model."""
         return 1.0
 
     def save_plans(self, plans: dict) -> None:
-        """Fits all configurations, adds the `stunet` block, writes the plans; the user's own configurations stay."""
+        """Fit all configurations, add the `stunet` block, write the plans; the user's own configurations are kept."""
         recursive_fix_for_json_export(plans)
         kind, found = plans["image_reader_writer"], self.dataset_fingerprint.get(ORIENTATIONS)
         found = orientations(self.dataset_name)[1] if found is None else found
@@ -173,10 +173,10 @@ class STUNetPlanner(ExperimentPlanner):
         write_json(path, plans)
 
     def mirror_axes(self, plans: dict, orientation: str | None) -> list[int]:
-        """The array axes (after transposition) that may be mirrored in training and at test time.
+        """Return the array axes (after transposition) that may be mirrored in training and at test time.
 
-        With classes of the left or the right side the left-right axis may not: mirroring would swap the sides of the
-        image but not of the labels.
+        If there are left or right classes, the left-right axis is not among them: mirroring would swap the sides of
+        the image but not those of the labels.
         """
         if not sides(self.dataset_json["labels"]):
             return [0, 1, 2]

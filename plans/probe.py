@@ -1,4 +1,4 @@
-"""What a training step really takes on the GPU at hand: one step, run and measured (`--probe`)."""
+"""Measure what a training step really takes on the GPU at hand, by running one (`--probe`)."""
 
 import torch
 
@@ -9,9 +9,9 @@ from stunet.plans.memory import GIB, Network
 
 
 def measure_step(network: Network, fit: Fit) -> float:
-    """Peak GiB that a mixed-precision training step reserves on the GPU, with our loss and nnU-Net's optimizer.
+    """Return the peak GiB that a mixed-precision training step reserves, with our loss and nnU-Net's optimizer.
 
-    Where the step does not fit, the result is a quarter more than the GPU has: reason enough to look for a smaller one.
+    If the step does not fit, the result is a quarter more than the GPU has, so that the search goes on with less.
     """
     try:
         return _measure(network, fit)
@@ -20,7 +20,7 @@ def measure_step(network: Network, fit: Fit) -> float:
 
 
 def _measure(network: Network, fit: Fit) -> float:
-    torch.backends.cudnn.benchmark = True  # as in training: its choice of algorithms decides about workspaces
+    torch.backends.cudnn.benchmark = True  # as in training: its choice of algorithms determines the workspaces
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
     model = (
@@ -44,7 +44,7 @@ def _measure(network: Network, fit: Fit) -> float:
 
 
 def _of_regions() -> torch.nn.Module:
-    """nnU-Net's loss for regions."""
+    """Return nnU-Net's loss for regions."""
     from nnunetv2.training.loss.compound_losses import DC_and_BCE_loss
     from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss
 

@@ -1,4 +1,4 @@
-"""What a configuration of a plan is, with what it inherits from others (nnU-Net's `inherits_from`). Without torch."""
+"""Resolve a configuration of a plan with all it inherits (nnU-Net's `inherits_from`). Does not import torch."""
 
 import hashlib
 import json
@@ -9,10 +9,10 @@ from stunet.errors import DataError, closest
 
 
 def lineage(plans: Mapping[str, Any], configuration: str) -> list[str]:
-    """The configuration and those that it inherits from, nearest first.
+    """Return the configuration and those that it inherits from, nearest first.
 
     Raises:
-        DataError: One of them does not exist, or they inherit in a circle.
+        DataError: One of them does not exist, or the inheritance is circular.
     """
     configurations = plans["configurations"]
     names: list[str] = []
@@ -33,7 +33,7 @@ def lineage(plans: Mapping[str, Any], configuration: str) -> list[str]:
 
 
 def resolve(plans: Mapping[str, Any], configuration: str) -> dict[str, Any]:
-    """A configuration with everything that it inherits; errors as of lineage()."""
+    """Return a configuration with everything that it inherits; raises the same errors as lineage()."""
     resolved: dict[str, Any] = {}
     for name in reversed(lineage(plans, configuration)):
         resolved |= plans["configurations"][name]
@@ -42,6 +42,6 @@ def resolve(plans: Mapping[str, Any], configuration: str) -> dict[str, Any]:
 
 
 def fingerprint_of(content: Mapping[str, Any]) -> str:
-    """What stands in a plan for the dataset_fingerprint.json that it was made from, whatever files that is of."""
+    """Return the hash that a plan stores of its dataset_fingerprint.json; our own keys in that are left out."""
     own = {key: value for key, value in content.items() if not key.startswith("stunet")}
     return hashlib.sha256(json.dumps(own, sort_keys=True).encode()).hexdigest()[:16]

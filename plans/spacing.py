@@ -1,7 +1,7 @@
-"""Does a target spacing fit the images of a dataset? Spacings are in mm, whatever the author of a header thought.
+"""Check that a target spacing suits the images of a dataset. Spacings are in mm, whatever unit a header's author meant.
 
-A target coarser than an image leaves nothing of it, and one case whose spacing is in micrometres would be resampled to
-more voxels than any machine holds. Both are said before anything is planned.
+A target coarser than an image leaves nothing of it, and a single case whose spacing is in micrometres would be
+resampled to more voxels than any machine can hold. Both are reported before anything is planned.
 """
 
 import logging
@@ -11,9 +11,9 @@ import numpy as np
 
 from stunet.errors import DataError
 
-FEWEST_VOXELS = 4  # along the longest axis of the median image: the least that a network can do something with
-MOST_VOXELS = 2**36  # of an image, 256 GiB in float32
-USUAL_MM = (1.0, 3000.0)  # edge of an image: smaller ones are in metres, perhaps, larger ones in micrometres
+FEWEST_VOXELS = 4  # along the longest axis of the median image: the least that a network can work with
+MOST_VOXELS = 2**36  # per image, 256 GiB in float32
+USUAL_MM = (1.0, 3000.0)  # edge length of an image: smaller ones are perhaps in metres, larger ones in micrometres
 SHOWN = 3  # cases that a message names
 log = logging.getLogger("stunet")
 
@@ -25,17 +25,17 @@ def check_spacing(
     names: Sequence[str],
     chosen: bool = False,
 ) -> None:
-    """Refuses a target spacing that does not fit the images; warns where their spacing seems to be in another unit.
+    """Reject a target spacing that does not suit the images; warn if their spacing seems to be in another unit.
 
     Args:
-        target: Of 3d_fullres, in mm, in the order of the images' arrays.
-        spacings: Of each image, in mm.
-        shapes: Of each image, in voxels.
-        names: Of the cases.
-        chosen: Whether the target was asked for, and is not the images' own.
+        target: Target spacing of 3d_fullres, in mm, in the order of the images' arrays.
+        spacings: Spacing of each image, in mm.
+        shapes: Shape of each image, in voxels.
+        names: Names of the cases.
+        chosen: Whether the user requested the target, as opposed to one derived from the images.
 
     Raises:
-        DataError: Nothing, or next to nothing, is left of images, or far too much would be made of them.
+        DataError: Images would vanish, or almost, or become far too large.
     """
     goal, given, sizes = np.array(target, float), np.array(spacings, float), np.array(shapes, float)
     names = names if len(names) == len(given) else [f"number {i}" for i in range(len(given))]
@@ -45,7 +45,7 @@ def check_spacing(
     unit = _unit(median)
     asked = f"a target spacing of {_times(goal)} mm"
     coarser = "a finer -overwrite_target_spacing or preset"
-    deep = np.median(sizes, axis=0) > 1  # the third axis of 2D images is made up, or that of a slice
+    deep = np.median(sizes, axis=0) > 1  # the third axis of 2D images is made up, or is that of a slice
     if (gone := (new[:, deep] == 0).any(axis=1)).any():
         first = int(np.flatnonzero(gone)[0])
         what = f"{asked} leaves nothing of {_cases(names, gone)}: {names[first]!r} is {_times(edges[first])} mm large"
@@ -67,7 +67,7 @@ def check_spacing(
 
 
 def _unit(median_mm: np.ndarray) -> str:
-    """What the size of the median image says about its unit; nothing of 2D images, whose third axis is made up."""
+    """Return a hint about the unit from the median image's size; nothing for 2D images, whose third axis is made up."""
     if not USUAL_MM[0] <= median_mm.max():
         return "; if the spacing in the headers is in metres, multiply it by 1000"
     if median_mm.min() > USUAL_MM[1]:

@@ -1,7 +1,7 @@
-"""Do the folds that a raw dataset brings fit its cases, and those that were used so far?
+"""Check that the folds supplied with a raw dataset fit its cases and the folds used so far.
 
 nnU-Net's planner copies splits_final.json from nnUNet_raw to nnUNet_preprocessed, where training reads it, and fails
-with a bare assertion where another one is there. A file there may have more folds than the raw one.
+with a bare assertion if a different one is already there. The file there may have more folds than the raw one.
 """
 
 import os
@@ -16,13 +16,13 @@ from stunet.workspace import preprocessed_dataset, raw_dataset
 
 
 def check_splits(dataset: str) -> None:
-    """Looks at the raw dataset's splits_final.json, if it has one, before anything is planned.
+    """Check the raw dataset's splits_final.json, if it has one, before anything is planned.
 
     Args:
         dataset: Full name.
 
     Raises:
-        DataError: It is no list of folds, one of them cannot be trained, or they are others than those in
+        DataError: It is not a list of folds, one of them cannot be trained, or they differ from those in
             nnUNet_preprocessed.
     """
     raw = raw_dataset(dataset)
@@ -37,10 +37,10 @@ def check_splits(dataset: str) -> None:
 
 
 def check_used_splits(dataset: str) -> None:
-    """Sees that a training uses the folds that the raw dataset brings, where that is on this machine.
+    """Check that a training uses the folds supplied with the raw dataset, if that is on this machine.
 
     Raises:
-        DataError: They are others than those in nnUNet_preprocessed, or none are there.
+        DataError: They differ from those in nnUNet_preprocessed, or there are none there.
     """
     root = os.environ.get("nnUNet_raw")
     path, used = Path(root or "") / dataset / FILE, preprocessed_dataset(dataset) / FILE
@@ -53,7 +53,7 @@ def check_used_splits(dataset: str) -> None:
 
 
 def _compare(folds: Sequence[Fold], used: Path, path: Path) -> None:
-    """Raises where the file that training reads begins with other folds than the raw dataset's."""
+    """Raise an error if the file that training reads starts with other folds than the raw dataset's."""
     if used.is_file():
         first = read_folds(used)[: len(folds)]
         if [(set(fold.train), set(fold.val)) for fold in first] != [(set(f.train), set(f.val)) for f in folds]:

@@ -1,4 +1,4 @@
-"""Which strides a patch supports: how often, and in which order, the network halves each axis.
+"""Choose the strides that a patch supports: how often, and in which order, the network halves each axis.
 
 Sizes and spacings are in array order (D, H, W in 3D; H, W in 2D), voxels and mm. Read next: fit.py.
 """
@@ -15,11 +15,11 @@ Strides = list[list[int]]
 
 
 def strides_for(patch: Sequence[int], spacing: Sequence[float], stages: int) -> Strides:
-    """Strides per stage (`stages` entries, the first all ones) for a patch with this voxel spacing.
+    """Return strides per stage (`stages` entries, the first all ones) for a patch with this voxel spacing.
 
     Each stage halves the axes that are fine enough: less than twice as coarse as the finest axis that can still be
-    halved, and never more than twice as coarse as any other axis. Stages at the deep end that find no axis to halve
-    stay at ones, so that a network keeps its number of stages (and takes weights of that depth) on small volumes.
+    halved, and never more than twice as coarse as any other axis. Deep stages that find no axis to halve keep strides
+    of one, so that on small volumes a network keeps its number of stages (and can load weights of that depth).
     """
     size, pitch = list(patch), list(spacing)
     halvings = [0] * len(size)
@@ -40,24 +40,24 @@ def strides_for(patch: Sequence[int], spacing: Sequence[float], stages: int) -> 
 
 
 def supported_stages(patch: Sequence[int], spacing: Sequence[float]) -> int:
-    """The number of stages that `--stages auto` takes: one more than the stages that halve an axis, 4 to 7."""
+    """Return the number of stages for `--stages auto`: one more than the stages that halve an axis, 4 to 7."""
     low, high = AUTO_STAGES
     halving = sum(max(stride) > 1 for stride in strides_for(patch, spacing, high))
     return min(max(halving + 1, low), high)
 
 
 def divisor(strides: Strides) -> list[int]:
-    """What each axis of the patch must be a multiple of: the product of its strides."""
+    """Return what each axis of the patch must be a multiple of: the product of its strides."""
     return [math.prod(axis) for axis in zip(*strides, strict=True)]
 
 
 def minimum(strides: Strides) -> list[int]:
-    """The smallest patch that these strides are made for: MIN_EDGE voxels at the bottleneck along every halved axis."""
+    """Return the smallest patch these strides are meant for: MIN_EDGE bottleneck voxels along every halved axis."""
     return [d * MIN_EDGE if d > 1 else 1 for d in divisor(strides)]
 
 
 def round_up(patch: Sequence[int], spacing: Sequence[float], stages: int) -> tuple[list[int], Strides]:
-    """The smallest patch not below `patch` that its own strides divide, with those strides."""
+    """Return the smallest patch that is not below `patch` and divisible by its own strides, with those strides."""
     current = list(patch)
     while True:
         strides = strides_for(current, spacing, stages)
@@ -68,7 +68,7 @@ def round_up(patch: Sequence[int], spacing: Sequence[float], stages: int) -> tup
 
 
 def smaller(patch: Sequence[int], axis: int, spacing: Sequence[float], stages: int, floor: int) -> list[int] | None:
-    """The patch with `axis` at its next smaller size that the strides divide, or None at the floor (voxels)."""
+    """Return the patch with `axis` at its next smaller size that the strides divide, or None at the floor (voxels)."""
     for size in range(patch[axis] - 1, floor - 1, -1):
         candidate = [size if a == axis else n for a, n in enumerate(patch)]
         if round_up(candidate, spacing, stages)[0] == candidate:

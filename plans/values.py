@@ -1,6 +1,6 @@
-"""Which values of a run can be set from the command line (`--set key=value`), and what is valid for each.
+"""The values of a run that can be set on the command line (`--set key=value`), and what is valid for each.
 
-They live in the plan: those of training in `stunet.train`, those that shape the plan in `stunet.plan` (derive.py).
+They are stored in the plan: training values in `stunet.train`, values that shape the plan in `stunet.plan` (derive.py).
 """
 
 import json
@@ -13,7 +13,7 @@ from stunet.errors import UsageError, closest, short
 
 @dataclass(frozen=True)
 class Value:
-    """A kind of value: how it stands in a plan's name, its type, what else must hold, an example for error messages."""
+    """A kind of value: its tag in a plan's name, its type, a further condition, and an example for error messages."""
 
     tag: str
     type: type
@@ -21,14 +21,14 @@ class Value:
     example: str
 
 
-LARGEST = 2**62  # no value of a run is larger
+LARGEST = 2**62  # upper bound for any value of a run
 
 
 def _positive(number: float) -> bool:
     return number > 0
 
 
-MIRROR = ("auto", "none", "swap", "all")  # what they mean: trainers/supervised.py
+MIRROR = ("auto", "none", "swap", "all")  # explained in trainers/supervised.py
 TRAIN: dict[str, Value] = {
     "num_epochs": Value("epochs", int, _positive, "250"),
     "num_iterations_per_epoch": Value("its", int, _positive, "250"),
@@ -71,16 +71,16 @@ SYNONYMS = {  # what other programs call these values
 
 
 def known_as(name: str) -> str | None:
-    """The key of a value that other programs, or hasty fingers, call like this; None where nothing is meant."""
+    """Return the key that a name used by other programs, or a hasty spelling, stands for; None if there is none."""
     plain = name.lstrip("-").lower().replace("-", "_")
     return plain if plain in KNOWN else next((key for key, names in SYNONYMS.items() if plain in names), None)
 
 
 def parse(pairs: Sequence[str]) -> dict[str, Any]:
-    """`["num_epochs=250", "patch_size=[64,64,64]"]` as a dictionary; values are JSON.
+    """Parse `["num_epochs=250", "patch_size=[64,64,64]"]` to a dictionary; values are JSON.
 
     Raises:
-        UsageError: A pair without `=`, an unknown key, or a value that is not valid.
+        UsageError: A pair without `=`, an unknown key, or an invalid value.
     """
     values = {}
     for pair in pairs:
@@ -89,13 +89,13 @@ def parse(pairs: Sequence[str]) -> dict[str, Any]:
             raise UsageError(f"--set {pair!r} is not of the form key=value", "--set num_epochs=250")
         try:
             values[key] = checked(key, json.loads(text))
-        except (ValueError, RecursionError):  # also a number of too many digits
+        except (ValueError, RecursionError):  # ValueError also for a number with too many digits
             values[key] = checked(key, text)
     return values
 
 
 def parse_stages(text: str | int | None) -> int | str | None:
-    """A number of stages, "auto", or None for none given.
+    """Parse a number of stages, "auto", or None if none was given.
 
     Raises:
         UsageError: Neither a number from 2 to 9 nor "auto".
@@ -108,10 +108,10 @@ def parse_stages(text: str | int | None) -> int | str | None:
 
 
 def checked(key: str, value: Any) -> Any:
-    """The value in its type.
+    """Return the value converted to its type.
 
     Raises:
-        UsageError: Unknown key, or a value that is not valid for it.
+        UsageError: Unknown key, or an invalid value for it.
     """
     if key not in KNOWN:
         meant = f"; did you mean {same!r}?" if (same := known_as(key)) else closest(key, list(KNOWN))
@@ -123,8 +123,8 @@ def checked(key: str, value: Any) -> Any:
 
 
 def is_valid(kind: Value, value: Any) -> bool:
-    """Whether a value is of a kind; 2.0 is an integer, too."""
-    number = type(value) in (int, float) and -LARGEST <= value <= LARGEST  # not NaN either
+    """Return whether a value is of a kind; 2.0 counts as an integer."""
+    number = type(value) in (int, float) and -LARGEST <= value <= LARGEST  # excludes NaN as well
     of_type = {
         int: number and value == int(value),
         float: number,
@@ -136,7 +136,7 @@ def is_valid(kind: Value, value: Any) -> bool:
 
 
 def tag(key: str, value: Any) -> str:
-    """How a value stands in a plan's name: `epochs250`, `patch64x64x64`; short, because folder names have a limit."""
+    """Return a value's tag in a plan's name: `epochs250`, `patch64x64x64`; short, because folder names are limited."""
     if key == "memory_gb":
         return f"{value:g}gb"
     name = KNOWN[key].tag if key in KNOWN else key

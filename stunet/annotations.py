@@ -1,10 +1,11 @@
-"""Which classes does each case of a dataset annotate? That is annotations.json, beside the dataset's dataset.json.
+"""Which classes each case of a dataset annotates, stored as annotations.json next to the dataset's dataset.json.
 
-A label is a set of leaf classes: `kidney` is that of the left and the right one where they are not told apart. The
-labels of a case are disjoint; what they leave of the leaves is, in this case, part of the background. So an unannotated
-class, a coarse label and complete labels are one thing: a partition of the leaves (Fidon et al. 2021, label-set loss).
+A label is a set of leaf classes: `kidney` is the set of the left and the right one, if they are not distinguished. The
+labels of a case are disjoint; leaves that no label of a case covers are part of its background. An unannotated class, a
+coarse label and complete labels are therefore the same thing: a partition of the leaves (Fidon et al. 2021, label-set
+loss).
 
-`stunet_merge` writes the file, trainers/partial.py trains by it, losses/ has the formulas.
+`stunet_merge` writes the file, trainers/partial.py trains with it, losses/ has the formulas.
 
     {"leaves": ["kidney_left", "kidney_right", "liver"],
      "sets": {"kidney": ["kidney_left", "kidney_right"]},
@@ -36,8 +37,8 @@ class Source:
     """Where cases come from.
 
     Attributes:
-        labels: What its cases annotate, unless a case says otherwise.
-        weight: How often it is drawn, relative to what its number of cases gives it.
+        labels: What its cases annotate, unless a case specifies otherwise.
+        weight: How often it is drawn, relative to what its number of cases implies.
     """
 
     labels: tuple[str, ...]
@@ -58,14 +59,14 @@ class Annotations:
 
     Attributes:
         leaves: Names of the classes; the first is output 1 of a softmax head and value 1 of label files.
-        sets: Labels that are no leaf, with their leaves; in this order they have the values after those of the leaves.
+        sets: Labels that are not a leaf, with their leaves; in this order, their values follow those of the leaves.
         sources: By name.
         cases: By name, as in the dataset.
         head: "softmax", with one output per leaf and the background, or "sigmoid", with one per leaf and set.
         alpha: A source of n cases is drawn with a probability proportional to weight * n^(1 - alpha): each of its
             cases to n^-alpha.
-        numbers: Values in label files by label, where they are others than those of the order above: of a dataset that
-            became a source afterwards.
+        numbers: Values in label files by label, if they differ from the order above: for a dataset that became a
+            source afterwards.
     """
 
     leaves: tuple[str, ...]
@@ -83,19 +84,21 @@ class Annotations:
 
     @property
     def values(self) -> dict[str, int]:
-        """Value in label files by label, with the background's; the dataset may have an ignore label after them."""
+        """Value in label files by label, including background; the dataset may have an ignore label after them."""
         if self.numbers is not None:
             return {"background": 0, **self.numbers}
         return {"background": 0, **{label: value for value, label in enumerate(self.labels, start=1)}}
 
     @property
     def outputs(self) -> dict[str, tuple[str, ...]]:
-        """The outputs of a sigmoid head: sets, the largest first, then leaves, as nnU-Net has later regions cover
-        earlier ones."""
+        """The outputs of a sigmoid head: sets, the largest first, then leaves.
+
+        The order matters: in nnU-Net, later regions overwrite earlier ones.
+        """
         return {**dict(sorted(self.sets.items(), key=lambda item: -len(item[1]))), **{x: (x,) for x in self.leaves}}
 
     def groups(self, case: str) -> np.ndarray:
-        """The partition of a case for a softmax head.
+        """Return the partition of a case for a softmax head.
 
         Returns:
             (1 + leaves,) int64: for each output the value that voxels of its class have in the label file of this case,
@@ -109,14 +112,14 @@ class Annotations:
         return groups
 
     def regions(self, case: str) -> tuple[np.ndarray, np.ndarray]:
-        """What a case says of each output of a sigmoid head.
+        """Return what a case annotates for each output of a sigmoid head.
 
-        An output is annotated where its leaves are a union of labels of the case: `kidney` where both sides are, but
-        not the left one where only `kidney` is.
+        An output is annotated if its leaves are a union of labels of the case: `kidney` if both sides are, but not the
+        left one if only `kidney` is.
 
         Returns:
             (R,) bool: which outputs are annotated; (R, values) bool: whether a voxel of a value belongs to an output.
-            Outputs are in their order in `outputs`.
+            Outputs are in the order of `outputs`.
         """
         outputs, values = self.outputs, self.values
         inside = np.zeros((len(outputs), max(values.values()) + 1), bool)
@@ -129,11 +132,11 @@ class Annotations:
         return annotated, inside
 
     def model_description(self, dataset_json: Mapping[str, Any]) -> dict[str, Any]:
-        """The dataset.json of a model of these classes, as nnU-Net predicts with it: an ignore label stays one.
+        """Return the dataset.json of a model of these classes, for nnU-Net's prediction; an ignore label stays one.
 
         A softmax model has the leaves. A sigmoid model has regions: a set is its leaves, the sets in it, and a value of
-        its own for voxels that are in none of its leaves. A leaf is written twice, [1, 1]: nnU-Net takes a model for
-        one of regions if there is a list of more than one value.
+        its own for voxels that are in none of its leaves. A leaf is written twice, [1, 1]: nnU-Net recognizes a model
+        with regions by a list with more than one value.
         """
         leaves = {leaf: value for value, leaf in enumerate(self.leaves, start=1)}
         labels: dict[str, Any] = {"background": 0, **leaves}
@@ -152,10 +155,10 @@ class Annotations:
         return {"labels": labels, **content}
 
     def onto(self, classes: Sequence[str]) -> "Annotations":
-        """The same cases, annotated in the classes of a pre-trained head, and in new leaves for what it does not know.
+        """Map the annotations to the classes of a pre-trained head, and to new leaves for classes that it lacks.
 
         Args:
-            classes: Of the head, in its order, without the background.
+            classes: Classes of the head, in its order, without the background.
         """
         rows = {row.target: row.sources or (row.target,) for row in match_classes(self.leaves, classes)}
         leaves = (*classes, *(leaf for leaf in self.leaves if rows[leaf] == (leaf,) and leaf not in classes))
@@ -179,11 +182,11 @@ class Annotations:
         return moved
 
     def save(self, folder: Path) -> None:
-        """Writes annotations.json into the folder of a dataset."""
+        """Write annotations.json into the folder of a dataset."""
         write_json(folder / FILE, self.to_json())
 
     def to_json(self) -> dict[str, Any]:
-        """The content of annotations.json."""
+        """Return the content of annotations.json."""
         cases = {
             name: {"source": case.source}
             | ({} if case.labels == self.sources[case.source].labels else {"labels": list(case.labels)})
@@ -200,7 +203,7 @@ class Annotations:
 
 
 def load_annotations(folder: Path) -> Annotations | None:
-    """The annotations of the dataset in a folder, raw or preprocessed; None where it has none: all is annotated.
+    """Load the annotations of the dataset in a folder, raw or preprocessed; None if it has none: all is annotated.
 
     Raises:
         DataError: The file is not what Annotations.save() writes, or contradicts itself.
@@ -222,16 +225,16 @@ def load_annotations(folder: Path) -> Annotations | None:
 def annotations_of(
     folder: Path, plans: Mapping[str, Any], dataset_json: Mapping[str, Any], cases: Iterable[str] = ()
 ) -> Annotations | None:
-    """The annotations that a run of a plan trains with; None where every class is annotated in every case.
+    """Return the annotations that a run of a plan trains with; None if every class is annotated in every case.
 
     Args:
-        folder: Of the preprocessed dataset.
-        plans: Where they start from weights whose whole head is used, its classes stand in them.
-        dataset_json: Of the dataset.
-        cases: Its names, for a dataset without the file.
+        folder: Folder of the preprocessed dataset.
+        plans: If they start from weights whose whole head is used, they contain its classes.
+        dataset_json: The dataset's dataset.json.
+        cases: The dataset's case names, for a dataset without the file.
 
     Raises:
-        DataError: As of load_annotations() and onto().
+        DataError: As for load_annotations() and onto().
     """
     annotations = load_annotations(folder)
     classes = plans["stunet"].get("weights", {}).get("classes")
@@ -241,7 +244,7 @@ def annotations_of(
 
 
 def described(dataset: str, plans: Mapping[str, Any], trainer: str) -> dict[str, Any]:
-    """The dataset.json of the model that a run of a trainer makes."""
+    """Return the dataset.json of the model that a run of a trainer produces."""
     folder = preprocessed_dataset(dataset)
     content = read_dataset_json(folder / "dataset.json")
     annotations = annotations_of(folder, plans, content) if trainer == PARTIAL_TRAINER else None
@@ -249,7 +252,7 @@ def described(dataset: str, plans: Mapping[str, Any], trainer: str) -> dict[str,
 
 
 def complete(dataset_json: Mapping[str, Any], cases: Iterable[str]) -> Annotations:
-    """The annotations of an ordinary dataset: every case annotates every class.
+    """Return the annotations of an ordinary dataset: every case annotates every class.
 
     Raises:
         DataError: The dataset has regions.
@@ -263,17 +266,17 @@ def complete(dataset_json: Mapping[str, Any], cases: Iterable[str]) -> Annotatio
 
 
 def mirrored_values(annotations: Annotations) -> dict[int, int]:
-    """The value in label files of each label's mirror image: of the left kidney that of the right one, and vice versa.
+    """Return each label's mirrored value in label files: for the left kidney that of the right one, and vice versa.
 
     Raises:
         DataError: A case annotates a label without its mirror image, which would be taken for background, or one that
-            has none: what is left and right in the heart is told by its form.
+            has none: in the heart, left and right are told apart by shape.
     """
     found = sides(annotations.leaves)
     opposite = {leaf: leaf for leaf in annotations.leaves}
     for left, right in found.images:
         opposite |= {left: right, right: left}
-    values = {value: value for value in annotations.values.values()}  # a label may be annotated nowhere
+    values = {value: value for value in annotations.values.values()}  # a label may not be annotated by any case
     kinds = {case.labels: name for name, case in annotations.cases.items()} or {annotations.leaves: ""}
     for labels, case in kinds.items():
         by_leaves = {frozenset(annotations.labels[label]): label for label in labels}

@@ -1,8 +1,8 @@
-"""Do two names mean the same class, which classes of one list make up those of another, and which are left and right?
+"""Match class names: which are the same class, which make up another one, and which are left and right.
 
-`left kidney`, `kidney_left`, `LK` and `Kidney (left)` are one class, `kidney` is that and its right twin. What is not
-a matter of spelling stands in presets/aliases.toml. Here is also which row of a head a class is. labels.py, weights/
-and models/ use this; planner, trainers and merging ask which classes a mirror exchanges.
+`left kidney`, `kidney_left`, `LK` and `Kidney (left)` are one class; `kidney` is that and its right twin. What is not
+just a matter of spelling is listed in presets/aliases.toml. This module also determines which row of a head a class is.
+Used by labels.py, weights/ and models/; planner, trainers and merging ask it which classes a mirror exchanges.
 """
 
 import re
@@ -16,11 +16,11 @@ from typing import Any
 
 OPPOSITE = {"left": "right", "right": "left"}
 FILLERS = {"the", "of"}
-NEAREST = 3  # names that are shown for one that is unknown, however far
+NEAREST = 3  # names shown for an unknown one, however distant
 
 _NUMBER = re.compile(r"\d+|[clst]\d{1,2}")  # of a rib, or a level of the spine
 _CHAMBER = re.compile(r"(?<![a-z])([lr][va])(?=(?:endo|epi|myo|wall|cav|bp|blood))", re.IGNORECASE)  # LVendo
-_CLEAR = 4  # letters: what is left of a shorter word without its l or r could be anything (LCA)
+_CLEAR = 4  # letters: a word that is shorter without its l or r could mean anything (LCA)
 _NO_PLURAL = ("ss", "us", "is", "as", "os")  # humerus, pelvis, pancreas
 
 
@@ -30,8 +30,8 @@ class Row:
 
     Attributes:
         target: Its name.
-        sources: Names in the source that it is the union of: none where it is new.
-        closest: For a new one, the names in the source that look most like it.
+        sources: Names in the source that it is the union of; none if it is new.
+        closest: For a new one, the names in the source that resemble it most.
     """
 
     target: str
@@ -41,13 +41,13 @@ class Row:
 
 @dataclass(frozen=True)
 class Sides:
-    """Which classes of a list are on the left or on the right of the body; false where none is.
+    """Which classes of a list are on the left or on the right of the body; false if none are.
 
     Attributes:
-        pairs: (left, right) of the same name: the kidneys, and the atria of the heart.
-        images: Those of them that are each other's mirror image: the kidneys, but not the atria.
-        others: Classes of one side that a mirror makes something for which there is no name: their twin is not among
-            the classes, or not their mirror image, or cannot be told from an abbreviation.
+        pairs: (left, right) with the same name: the kidneys, and the atria of the heart.
+        images: Those of the pairs that are each other's mirror image: the kidneys, but not the atria.
+        others: Classes of one side that a mirror turns into something without a name: their twin is not among the
+            classes, or is not their mirror image, or an abbreviation makes it uncertain.
     """
 
     pairs: tuple[tuple[str, str], ...]
@@ -60,7 +60,7 @@ class Sides:
 
 @dataclass(frozen=True)
 class _Parts:
-    """A name taken apart: its words in no order, its side, its number; the latter two may be empty."""
+    """The parts of a name: its words without order, its side, its number; the latter two may be empty."""
 
     words: frozenset[str]
     side: str = ""
@@ -68,16 +68,16 @@ class _Parts:
 
 
 def canonical(name: str) -> str:
-    """The one spelling of all names of a class: `kidney_left` for `L Kidney`; an unknown name is its words, sorted."""
+    """Return the one spelling of all names of a class: `kidney_left` for `L Kidney`; unknown names: words, sorted."""
     parts = _parts(name)
     return _names().get(parts) or _spell(parts)
 
 
 def match_classes(targets: Sequence[str], sources: Sequence[str]) -> list[Row]:
-    """One row per target, in their order: the source classes that it is, by name.
+    """Return one row per target, in their order: the source classes that it consists of, by name.
 
-    The very same name comes first, then another name of the same class, then a union of which every part is there. A
-    class that the source has under two names is no match: both are among the closest, and one has to be renamed.
+    The identical name comes first, then another name of the same class, then a union of which every part is present. A
+    class that the source has under two names is not a match: both are among the closest, and one has to be renamed.
 
     Args:
         targets: Class names without the background.
@@ -94,10 +94,10 @@ def match_classes(targets: Sequence[str], sources: Sequence[str]) -> list[Row]:
 
 
 def sides(names: Iterable[str]) -> Sides:
-    """Which of these classes are left and right: what mirrored training images and exchanged labels have to know.
+    """Return which of these classes are left and right, for mirroring training images and exchanging labels.
 
     A side is a word (`kidney_left`, `L kidney`, `KidneyL`), part of a known abbreviation (`LAG`), or an l in one name
-    for an r in another (`lpsoas`, `rpsoas`), where neither is a word of its own (`liver`, `river`).
+    and an r in another (`lpsoas`, `rpsoas`) if neither is a word of its own (`liver`, `river`).
     """
     names = list(dict.fromkeys(names))
     places: dict[_Place, list[str]] = {}
@@ -120,7 +120,7 @@ def sides(names: Iterable[str]) -> Sides:
 
 @dataclass(frozen=True)
 class _Place:
-    """A name without its sides, its words, and the sides: none, one, or several that a mirror exchanges together."""
+    """A name without its sides, its words, and its sides: none, one, or several that a mirror exchanges together."""
 
     name: str
     words: frozenset[str]
@@ -144,7 +144,7 @@ def _place(name: str) -> _Place:
 
 
 def _split(token: str) -> tuple[str, list[str]]:
-    """The side in a word, or "", and what else is in it: `lk` is left and kidney, `rightfemur` right and femur."""
+    """Split a word into its side, or "", and the rest: `lk` into left and kidney, `rightfemur` into right and femur."""
     if token in _sides():
         return _sides()[token], []
     known = _parts(_names().get(_Parts(frozenset([_word(token)])), ""))
@@ -159,8 +159,7 @@ def _split(token: str) -> tuple[str, list[str]]:
 
 
 def _by_letter(names: Sequence[str]) -> Iterator[tuple[str, str, bool]]:
-    """Names that differ in how one word begins or ends, left or l against right or r; and whether it is clear what is
-    left and right there."""
+    """Yield names that differ only in left/right or l/r at the start or end of one word, and whether that is clear."""
     by_tokens = {tuple(_tokens(name)): name for name in names}
     for tokens, name in by_tokens.items():
         for place, token in enumerate(tokens):
@@ -173,7 +172,7 @@ def _by_letter(names: Sequence[str]) -> Iterator[tuple[str, str, bool]]:
 
 
 def _twins(token: str) -> Iterator[tuple[str, str]]:
-    """The same word of the right side, if this is one of the left, and what is in it beside the side."""
+    """Yield the same word for the right side, if this is one for the left, and what it contains besides the side."""
     for left, right in (("left", "right"), ("l", "r")):
         if token.startswith(left) and (rest := token.removeprefix(left)):
             yield right + rest, rest
@@ -182,7 +181,7 @@ def _twins(token: str) -> Iterator[tuple[str, str]]:
 
 
 def _uneven(words: frozenset[str]) -> bool:
-    """Whether what is left and right of this name are no mirror images of each other."""
+    """Return whether left and right with these words are not mirror images of each other."""
     table = _aliases()["uneven"]
     named, but = (any(_parts(entry).words <= words for entry in table[key]) for key in ("parts", "but_not"))
     return named and not but
@@ -193,9 +192,9 @@ def _is_word(token: str) -> bool:
 
 
 def head_classes(labels: Mapping[str, Any]) -> list[str]:
-    """The `labels` of a dataset.json in the order of the head's rows, as in nnU-Net; regions have no background.
+    """Return the `labels` of a dataset.json in the order of the head's rows, as in nnU-Net; regions lack background.
 
-    A list of one value is a single class. Regions, of which one has several values, stay in the order of the file.
+    A list of one value is a single class. Regions, of which one has several values, keep the order of the file.
     """
     values = {name: value if isinstance(value, list | tuple) else [value] for name, value in labels.items()}
     values.pop("ignore", None)
@@ -212,7 +211,7 @@ def _resolve(name: str, known: Mapping[str, list[str]]) -> tuple[str, ...]:
 
 
 def _members(name: str) -> tuple[str, ...]:
-    """The classes that this one is the union of, by the table or as its two sides; none for a side."""
+    """Return the classes that this one is the union of, from the table or as its two sides; none for a side."""
     parts = _parts(name)
     if name in _groups() or parts.side:
         return _groups().get(name, ())
@@ -238,7 +237,7 @@ def _parts(name: str) -> _Parts:
     words = [token for token in tokens if token not in (*_sides(), *FILLERS, *numbers)]
     if not words and numbers and not numbers[0].isdigit():
         words = ["vertebra"]  # a level alone: C1, T12, L5
-    if not words or len(sides) > 1 or len(numbers) > 1:  # left and right, or a range: taken as it stands
+    if not words or len(sides) > 1 or len(numbers) > 1:  # left and right, or a range: kept as it is
         return _Parts(frozenset(tokens or [name]))
     return _Parts(frozenset(map(_word, words)), "".join(sides), "".join(numbers))
 

@@ -1,6 +1,6 @@
-"""What a person sees: results on stdout; progress, messages and errors on stderr. Used by stunet.cli only.
+"""User output: results on stdout; progress, messages and errors on stderr. Used by stunet.cli only.
 
-On a terminal progress is live; elsewhere it is one plain line per epoch, or per 30 seconds of a long loop.
+On a terminal, progress is live; elsewhere it is one plain line per epoch, or per 30 seconds of a long loop.
 """
 
 import json
@@ -12,21 +12,21 @@ from contextlib import contextmanager, redirect_stdout
 from typing import Any, TextIO
 
 PLAIN_INTERVAL_S = 30.0
-CLASSES_SHOWN = 10  # whose Dice stands in the line of an epoch
+CLASSES_SHOWN = 10  # the maximum number of classes for which an epoch's line lists Dice
 
 _results: TextIO | None = None  # the real stdout while own_stdout() holds it
 _bars: list[Any] = []  # live bars, which have to leave the terminal before an error is shown on it
 
 
 class NobodyReads(Exception):
-    """The reader of stdout or stderr is gone, like head after its lines; cli/common.py ends the command quietly."""
+    """The reader of stdout or stderr is gone, as with `head`; cli/common.py then ends the command quietly."""
 
 
 @contextmanager
 def own_stdout(verbose: bool) -> Iterator[None]:
-    """Keeps stdout for results: what nnU-Net and its worker processes print goes to stderr (verbose) or nowhere.
+    """Keep stdout for results: what nnU-Net and its worker processes print goes to stderr (verbose) or nowhere.
 
-    nnU-Net reports through `print`, also from processes that it starts, so the file descriptor itself is exchanged.
+    nnU-Net reports through `print`, also in processes that it starts, so the file descriptor itself is replaced.
     """
     global _results
     stdout = sys.stdout
@@ -34,7 +34,7 @@ def own_stdout(verbose: bool) -> Iterator[None]:
     saved = os.dup(1)
     elsewhere = os.dup(2) if verbose else os.open(os.devnull, os.O_WRONLY)
     os.dup2(elsewhere, 1)
-    captured = not _writes_to(stdout, 1)  # a test's buffer, say: results go where the caller looks for them
+    captured = not _writes_to(stdout, 1)  # for example by a test: results go where the caller looks for them
     _results = stdout if captured else os.fdopen(os.dup(saved), "w")
     try:
         with os.fdopen(elsewhere, "w") as target, redirect_stdout(target):
@@ -51,40 +51,40 @@ def own_stdout(verbose: bool) -> Iterator[None]:
 
 
 def result(text: str) -> None:
-    """A line of the command's result, on stdout."""
+    """Write a line of the command's result to stdout."""
     _write(text, _results or sys.stdout)
 
 
 def result_json(document: Any) -> None:
-    """The command's result as one JSON document on stdout."""
+    """Write the command's result to stdout as one JSON document."""
     result(json.dumps(document, indent=2))
 
 
 def note(text: str) -> None:
-    """A message on stderr."""
+    """Write a message to stderr."""
     _write(text, sys.stderr)
 
 
 def warn(text: str) -> None:
-    """A warning on stderr: the run goes on."""
+    """Write a warning to stderr; the run continues."""
     note(f"warning: {text}")
 
 
 def error(program: str, message: str, hint: str) -> None:
-    """What happened in one line, and the next step in a second one."""
+    """Write what happened on one line, and the next step on a second one."""
     note(f"{program}: {' '.join(message.split())}")
     if hint:
         note(f"  try: {hint}")
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]], title: str = "") -> None:
-    """A table on stdout."""
+    """Write a table to stdout."""
     for line in ([title] if title else []) + aligned(columns, rows):
         result(line)
 
 
 def aligned(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    """The lines of a table: the first column to the left, the others to the right; plain text, so it can be piped."""
+    """Return the lines of a table: the first column left-aligned, the others right-aligned; plain text for piping."""
     cells = [list(columns), *(list(row) for row in rows)]
     widths = [max(len(row[i]) for row in cells) for i in range(len(columns))]
     cells.insert(1, ["-" * width for width in widths])
@@ -95,7 +95,7 @@ def aligned(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
 
 
 class Progress:
-    """The advance of a loop with a known number of steps: `with Progress("preprocess", 200) as p: p.step("case_1")`."""
+    """Progress of a loop with a known number of steps: `with Progress("preprocess", 200) as p: p.step("case_1")`."""
 
     def __init__(self, title: str, total: int, disable: bool = False) -> None:
         self.title, self.total, self.disable = title, total, disable
@@ -111,7 +111,7 @@ class Progress:
         return self
 
     def step(self, name: str = "") -> None:
-        """One more step is done; `name` says which."""
+        """Report that one more step is done; `name` identifies it."""
         self.done += 1
         now = time.monotonic()
         if self._bar is not None:
@@ -122,7 +122,7 @@ class Progress:
             note(f"{self.title}: {self.done} of {self.total}, about {left:.0f} s left")
 
     def part(self, share: float, name: str = "") -> None:
-        """So much of the next step is done; only seen on a terminal."""
+        """Report the share of the next step that is done; only shown on a terminal."""
         if self._bar is not None:
             self._bar.update(self._task, completed=self.done + share, name=name)
 
@@ -141,7 +141,7 @@ def _write(text: str, stream: TextIO) -> None:
             encoding = stream.encoding or "ascii"
             print(text.encode(encoding, "backslashreplace").decode(encoding), file=stream, flush=True)
     except BrokenPipeError:
-        with open(os.devnull, "w") as nowhere:  # for what the stream still holds, which Python writes when it ends
+        with open(os.devnull, "w") as nowhere:  # for what the stream still buffers, which Python writes on exit
             os.dup2(nowhere.fileno(), stream.fileno())
         raise NobodyReads from None
 
@@ -156,7 +156,7 @@ def _writes_to(stream: TextIO, descriptor: int) -> bool:
 class TrainingProgress:
     """Shows a training: a live bar per epoch on a terminal, one plain line per epoch elsewhere (on stderr).
 
-    Follows the Listener of trainers/listener.py without importing it, since that takes torch.
+    Implements the Listener of trainers/listener.py without importing it, because that would import torch.
     """
 
     def __init__(self) -> None:
@@ -168,18 +168,18 @@ class TrainingProgress:
             self._bar = _new_bar("{task.fields[loss]}")
 
     def loaded(self, report: Any) -> None:
-        """Pre-trained weights have been put into the network."""
+        """Show that pre-trained weights have been put into the network."""
         for line in (*report.lines(), *aligned(*report.table())):
             note(line)
         for text in report.warnings:
             warn(text)
 
     def trains(self, text: str) -> None:
-        """From now on another part of the network is trained."""
+        """Show what is trained from now on, or a warning."""
         note(text)
 
     def step(self, trainer: Any, phase: str, done: int, loss: float) -> None:
-        """A step of an epoch is over."""
+        """Show that a step of an epoch is finished."""
         if self._bar is None:
             return
         steps = trainer.num_iterations_per_epoch + trainer.num_val_iterations_per_epoch
@@ -191,7 +191,7 @@ class TrainingProgress:
         self._bar.update(self._task, description=text, completed=position, total=steps, loss=f"loss {loss:.3f}")
 
     def epoch(self, trainer: Any) -> None:
-        """An epoch is over: one line that stays."""
+        """Show a permanent line for a finished epoch."""
         if self._bar is not None and self._bar.live.is_started:
             self._bar.stop()
             self._bar.remove_task(self._task)
@@ -211,7 +211,7 @@ class TrainingProgress:
         )
 
     def case(self, name: str) -> None:
-        """The final validation goes on to this case."""
+        """Show that the final validation moves on to this case."""
         now = time.monotonic()
         if now - self._last > PLAIN_INTERVAL_S:
             self._last = now
@@ -220,7 +220,7 @@ class TrainingProgress:
 
 
 def _new_bar(last_column: str) -> Any:
-    """A live bar on stderr that vanishes when it stops; it leaves stdout, and what nnU-Net prints there, alone."""
+    """Return a live bar on stderr that vanishes when it stops; it leaves stdout, and nnU-Net's output there, alone."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 

@@ -1,20 +1,20 @@
-"""What can go wrong in a user's hands, and the exit code each kind ends a command with.
+"""The errors that users can encounter, and the exit code with which each kind ends a command.
 
-An error says what happened and where; its hint is the command or the step that helps. cli/common.py prints both.
+An error states what happened and where; its hint is the command or step that helps. cli/common.py prints both.
 """
 
 import errno
 import os
 
 SHOWN = 80  # characters of a value in a message
-# What libraries that have no class of their own for it say when memory is not enough: torch on the CPU and on GPUs,
-# cuDNN and cuBLAS, C++, ITK, and Linux where a process cannot be started for it.
+# Messages about insufficient memory from libraries without an error class of their own for it: torch on the CPU and on
+# GPUs, cuDNN and cuBLAS, C++, ITK, and Linux if it cannot start a process for that reason.
 NO_MEMORY = (
     "can't allocate memory", "out of memory", "ALLOC_FAILED", "bad_alloc", "bad allocation", "Cannot allocate memory",
     "Failed to allocate memory", "Unable to allocate",
 )  # fmt: skip
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-OF_THE_SYSTEM = {  # what has to change before the same command can work, by the number of the error
+OF_THE_SYSTEM = {  # what has to change before the same command can work, by error number
     **dict.fromkeys(FULL, "free some space and run the same command again"),
     errno.EROFS: "another folder: this one's file system is mounted read-only",
     errno.EACCES: "another folder, or permission for this one: ls -ld",
@@ -32,7 +32,7 @@ OF_THE_SYSTEM = {  # what has to change before the same command can work, by the
 
 
 class StunetError(Exception):
-    """Base of all errors that a user can do something about.
+    """Base class of all errors that a user can do something about.
 
     Args:
         message: One line: what happened, and with which file, name or value.
@@ -54,7 +54,7 @@ class UsageError(StunetError):
 
 
 class DataError(StunetError):
-    """A dataset, plan, folder or variable is missing or bad."""
+    """A dataset, plan, folder or variable is missing or invalid."""
 
     exit_code = 3
 
@@ -66,7 +66,7 @@ class WeightsError(StunetError):
 
 
 class OutOfMemoryError(StunetError):
-    """What was asked for does not fit into the memory of the device or the machine."""
+    """The request does not fit into the memory of the device or the machine."""
 
     exit_code = 5
 
@@ -78,7 +78,7 @@ class Interrupted(StunetError):
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory was not enough, that of the device or of the machine, whichever library says so."""
+    """Return whether the device or the machine ran out of memory, whichever library reported it."""
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
     if isinstance(error, OSError) and error.errno is not None:
@@ -87,7 +87,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def explain(error: BaseException) -> StunetError:
-    """The error in our terms: itself, or what little memory, the system, or a bug means for the user.
+    """Convert an error to ours: itself, or what insufficient memory, the system or a bug means for the user.
 
     Exit codes are 5 for memory, 3 for what the system refuses (a full disk, a read-only file system, permissions), 1
     for anything else.
@@ -101,7 +101,7 @@ def explain(error: BaseException) -> StunetError:
             "-device cpu in prediction",
         )
     number = error.errno if isinstance(error, OSError) else None
-    if isinstance(error, RuntimeError):  # of libraries that keep the system's words only
+    if isinstance(error, RuntimeError):  # from libraries that only keep the system's message
         number = next((number for number in OF_THE_SYSTEM if os.strerror(number) in str(error)), None)
         number = errno.EAGAIN if "can't start new thread" in str(error) else number
     if number in FULL:
@@ -114,12 +114,12 @@ def explain(error: BaseException) -> StunetError:
 
 
 def last_line(error: BaseException) -> str:
-    """Of its message; libraries put the reason there."""
+    """Return the last line of an error's message; libraries put the reason there."""
     return (str(error).strip().splitlines() or [""])[-1]
 
 
 def closest(name: str, known: list[str]) -> str:
-    """`; did you mean 'a' or 'b'?` for an unknown name, or an empty string where nothing is close."""
+    """Return `; did you mean 'a' or 'b'?` for an unknown name, or an empty string if nothing is close."""
     from difflib import get_close_matches
 
     matches = get_close_matches(name, known, n=2, cutoff=0.5)
@@ -127,6 +127,6 @@ def closest(name: str, known: list[str]) -> str:
 
 
 def short(value: object) -> str:
-    """How a message shows a value: its repr, cut where it is long."""
+    """Return a value as shown in messages: its repr, shortened if it is long."""
     text = repr(value)
     return text if len(text) <= SHOWN else f"{text[: SHOWN - 3]}..."

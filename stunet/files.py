@@ -1,9 +1,10 @@
-"""Files and folders that appear whole or not at all, locks that go with their process, and JSON that can be read.
+"""Atomic files and folders, locks that end with their process, and validated JSON.
 
-Every command takes the lock of a folder before it removes or writes anything there. The lock is flock(2)'s, which
-belongs to the open file: two holders in one process see each other, nobody loses it by reading the file (POSIX record
-locks go with any descriptor that is closed), and `flock` in a shell script sees it. What flock lacks is made up for
-here: a forked child, such as a data loader, closes its copy at once, or it would hold the lock after its parent died.
+Every command takes the lock of a folder before it removes or writes anything there. The lock is that of flock(2), which
+belongs to the open file: two holders in one process exclude each other, reading the file does not lose the lock (POSIX
+record locks are lost when any descriptor is closed), and `flock` in a shell script respects it. What flock lacks is
+handled here: a forked child, such as a data loader, closes its copy at once, or it would hold the lock after its parent
+died.
 """
 
 import codecs
@@ -22,19 +23,19 @@ from typing import Any
 
 from stunet.errors import DataError
 
-MAX_DEPTH = 64  # of JSON and TOML; plans are 6 deep
+MAX_DEPTH = 64  # of JSON and TOML; plans are 6 levels deep
 SHOWN = 3  # differences in a message
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # errors of a full disk
-_PART = re.compile(r"\.part-\d+-(.+)", re.DOTALL)  # a temporary file; the digits are a process
+_PART = re.compile(r"\.part-\d+-(.+)", re.DOTALL)  # a temporary file; the digits are a process id
 _held: set[int] = set()  # descriptors of this process's locks
-NAME_MAX = 255  # bytes of a file's name
+NAME_MAX = 255  # bytes in a file name
 KEPT = 32  # bytes of its end that a shortened name keeps: the ending, by which image writers choose the format
 PREFIX_MAX = len(".part-4194304-")  # of a temporary name, with the largest process id of Linux
 
 
 @contextmanager
 def whole(path: Path) -> Iterator[Path]:
-    """Yields a temporary path beside `path`; it takes the final name only if the block ends without an error.
+    """Yield a temporary path next to `path`, which gets the final name only if the block ends without an error.
 
     The temporary name keeps the file's ending, because image writers choose the format by it.
     """
@@ -43,7 +44,7 @@ def whole(path: Path) -> Iterator[Path]:
         yield part
         os.replace(part, path)
     except OSError as error:
-        if error.errno in NO_SPACE:  # writing to an open file does not name it, copying names the other one
+        if error.errno in NO_SPACE:  # writing to an open file does not name it, and copying names the other one
             error.filename = str(path)
         raise
     finally:
@@ -51,12 +52,12 @@ def whole(path: Path) -> Iterator[Path]:
 
 
 def part_name(name: str, longest: int = NAME_MAX - PREFIX_MAX) -> str:
-    """The temporary name of a file while this process writes it; of `name` at most `longest` bytes are in it."""
+    """Return the temporary name of a file while this process writes it, with at most `longest` bytes of `name`."""
     return f".part-{os.getpid()}-{shortened(name, longest)}"
 
 
 def shortened(name: str, longest: int) -> str:
-    """A name of at most `longest` bytes: a hash instead of its start where it is longer; it ends as it did."""
+    """Return a name of at most `longest` bytes: if it is longer, a hash replaces its start, but its end stays."""
     raw = os.fsencode(name)
     if len(raw) <= longest:
         return name
@@ -65,11 +66,11 @@ def shortened(name: str, longest: int) -> str:
 
 
 def remove_parts(folder: Path, own: set[str] | None = None) -> None:
-    """Removes temporary files of runs that were killed; for who holds the folder's lock.
+    """Remove temporary files of runs that were killed; for whoever holds the folder's lock.
 
     Args:
         folder: Need not exist.
-        own: Where other processes share the folder: the final names that are this one's.
+        own: If other processes share the folder, the final names that belong to this one.
     """
     for path in folder.glob(".part-*"):
         found = _PART.fullmatch(path.name)
@@ -78,7 +79,7 @@ def remove_parts(folder: Path, own: set[str] | None = None) -> None:
 
 
 def remove(path: Path) -> None:
-    """Removes a file or folder, if it is there."""
+    """Remove a file or folder, if it exists."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
@@ -89,38 +90,38 @@ def remove(path: Path) -> None:
 def alone(
     lock: Path, message: str, hint: str, *, shared: bool = False, wait: Callable[[str], None] | None = None
 ) -> Iterator[None]:
-    """Lets no other process run the block; the lock goes with this process, however that ends.
+    """Let no other process run the block; the lock ends with this process, however that ends.
 
-    Where the file system has no locks (some network file systems), two runs at a time go unnoticed.
+    If the file system has no locks (some network file systems), two simultaneous runs go unnoticed.
 
     Args:
-        lock: A file, which says who holds the lock, and is removed at the end. Its folder is made.
+        lock: A file that states who holds the lock, and is removed at the end. Its folder is made.
         message: What another holder does.
-        hint: The next step of a command that is refused.
-        shared: Others may share the lock; it excludes those who want it for themselves.
+        hint: The next step for a command that is refused.
+        shared: Others may share the lock; it excludes those who want it exclusively.
         wait: Called with the message if the lock is held; the block begins when it is free. None: do not wait.
 
     Raises:
-        DataError: Another one holds it: `message`, who that is, and `hint`.
+        DataError: Another process or block holds it: `message`, who that is, and `hint`.
     """
     lock.parent.mkdir(parents=True, exist_ok=True)
     descriptor = _acquire(lock, fcntl.LOCK_SH if shared else fcntl.LOCK_EX, message, hint, wait)
     try:
         yield
     finally:
-        if descriptor in _held:  # else this is a forked child, which has no lock to give back
+        if descriptor in _held:  # otherwise this is a forked child, which has no lock to release
             _release(lock, descriptor)
 
 
 @contextmanager
 def alone_with(path: Path, hint: str = "wait until it is done") -> Iterator[None]:
-    """Lets no other process write a file or folder; the lock stands beside it."""
+    """Let no other process write a file or folder; the lock is next to it."""
     with alone(path.with_name(f".lock-{path.name}"), f"another process writes {str(path)!r}", hint):
         yield
 
 
 def is_held(lock: Path) -> bool:
-    """Whether another process, or another block of this one, has a lock for itself."""
+    """Return whether another process, or another block of this one, holds a lock exclusively."""
     try:
         descriptor = os.open(lock, os.O_RDONLY)
     except OSError:
@@ -137,7 +138,7 @@ def is_held(lock: Path) -> bool:
 
 
 def _acquire(lock: Path, kind: int, message: str, hint: str, wait: Callable[[str], None] | None) -> int:
-    """The descriptor of the lock file that stands at this path while the lock is held."""
+    """Return the descriptor of the lock file that is at this path while the lock is held."""
     while True:
         descriptor = _open(lock)
         _held.add(descriptor)  # before it is locked: another thread may fork
@@ -149,7 +150,7 @@ def _acquire(lock: Path, kind: int, message: str, hint: str, wait: Callable[[str
         except BaseException:
             _close(descriptor)
             raise
-        _close(descriptor)  # the holder before has removed the file: the lock of the next one is another file
+        _close(descriptor)  # the previous holder has removed the file: the next lock is on a new file
 
 
 def _lock(descriptor: int, kind: int, message: str, hint: str, wait: Callable[[str], None] | None) -> None:
@@ -161,14 +162,14 @@ def _lock(descriptor: int, kind: int, message: str, hint: str, wait: Callable[[s
         if wait is None:
             raise DataError(text, hint) from None
         wait(text)
-    except OSError:  # no locks here
+    except OSError:  # locks are not supported here
         return
     with suppress(OSError):
         fcntl.flock(descriptor, kind)
 
 
 def _release(lock: Path, descriptor: int) -> None:
-    """Removes the lock file while it is held, unless others share it; who waits for it then takes a new one."""
+    """Remove the lock file while it is held, unless others share it; whoever waits for it then takes a new one."""
     with suppress(OSError):
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if _is_at(lock, descriptor):
@@ -179,7 +180,7 @@ def _release(lock: Path, descriptor: int) -> None:
 def _open(lock: Path) -> int:
     try:
         return os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
-    except PermissionError:  # of another user, who was killed; to lock it needs no more than reading
+    except PermissionError:  # left by another user whose process was killed; reading is enough to lock it
         if not lock.exists():
             raise
         return os.open(lock, os.O_RDONLY)
@@ -199,7 +200,7 @@ def _is_at(lock: Path, descriptor: int) -> bool:
 
 def _sign(descriptor: int) -> None:
     text = f"process {os.getpid()} on {socket.gethostname()}"
-    with suppress(OSError):  # a full disk, or a file that may only be read
+    with suppress(OSError):  # a full disk, or a read-only file
         os.truncate(descriptor, 0)
         os.pwrite(descriptor, text.encode(errors="replace"), 0)
 
@@ -220,9 +221,9 @@ os.register_at_fork(after_in_child=_let_go)
 
 @contextmanager
 def new_folder(target: Path) -> Iterator[Path]:
-    """Yields a temporary folder beside `target`; it takes the final name only if the block ends without an error.
+    """Yield a temporary folder next to `target`, which gets the final name only if the block ends without an error.
 
-    What a run that was killed left under the temporary name is removed first.
+    What a killed run left under the temporary name is removed first.
 
     Raises:
         DataError: `target` exists, or another process is making it.
@@ -241,20 +242,20 @@ def new_folder(target: Path) -> Iterator[Path]:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Writes `content` as indented JSON under a temporary name first."""
+    """Write `content` as indented JSON, atomically through a temporary name."""
     with whole(path) as part:
         part.write_text(json.dumps(content, indent=2) + "\n")
 
 
 def read_json(path: Path) -> Any:
-    """The content of a JSON file; kinds.read() also checks that it is what it should be.
+    """Return the content of a JSON file; kinds.read() also validates it.
 
     Raises:
-        DataError: The file is missing, unreadable or not JSON, or has a key twice; the message names the line.
+        DataError: The file is missing, unreadable or not JSON, or has a duplicate key; the message names the line.
     """
     try:
         raw = path.read_bytes()
-        if raw.startswith(codecs.BOM_UTF8):  # nnU-Net, which reads most of these files again, does not take it
+        if raw.startswith(codecs.BOM_UTF8):  # nnU-Net reads most of these files as well, and does not accept it
             hint = "save it as UTF-8 without BOM"
             raise DataError(f"{str(path)!r} begins with a byte order mark (BOM): {hint}", hint)
         content = json.loads(raw.decode(), object_pairs_hook=_unique)
@@ -266,17 +267,17 @@ def read_json(path: Path) -> Any:
         raise DataError(f"{str(path)!r} is not UTF-8 text: {error}", "save it as UTF-8") from None
     except OSError as error:
         raise DataError(f"cannot read {str(path)!r}: {error}") from error
-    except (ValueError, RecursionError) as error:  # also a number of too many digits
+    except (ValueError, RecursionError) as error:  # ValueError also for a number with too many digits
         raise DataError(
             f"{str(path)!r} is not valid JSON: {error}", "correct the line, or make the file again"
         ) from None
 
 
 def check_depth(content: Any) -> None:
-    """Refuses what is nested so deep that nothing of ours or nnU-Net's could have written it, or copies it.
+    """Reject content nested so deeply that neither we nor nnU-Net could have written it, or could copy it.
 
     Raises:
-        ValueError: It is.
+        ValueError: It is nested too deeply.
     """
     level = [content]
     for _ in range(MAX_DEPTH):
@@ -288,7 +289,7 @@ def check_depth(content: Any) -> None:
 
 
 def differences(before: object, now: object, where: str = "") -> list[str]:
-    """What differs between two contents of JSON files, each as `recipe.head: "softmax" -> "sigmoid"`."""
+    """List the differences between two contents of JSON files, each as `recipe.head: "softmax" -> "sigmoid"`."""
     if isinstance(before, dict) and isinstance(now, dict):
         keys = sorted({*before, *now}, key=str)
         found = [differences(before.get(k), now.get(k), f"{where}.{k}" if where else str(k)) for k in keys]
@@ -300,7 +301,7 @@ def differences(before: object, now: object, where: str = "") -> list[str]:
 
 
 def shown(changed: list[str]) -> str:
-    """The first differences, in one line."""
+    """Return the first differences, on one line."""
     return "; ".join(changed[:SHOWN]) + (f"; and {len(changed) - SHOWN} more" if len(changed) > SHOWN else "")
 
 
@@ -310,7 +311,7 @@ def _short(value: object) -> str:
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """The table of these pairs, of which Python would keep the last without a word."""
+    """Return the table of these pairs; for a duplicate key, Python would silently keep the last."""
     content = dict(pairs)
     if len(content) < len(pairs):
         names = [name for name, _ in pairs]

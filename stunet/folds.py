@@ -1,7 +1,7 @@
-"""Which cases does a fold train and validate? splits_final.json, read and checked, of raw and of preprocessed datasets.
+"""The cases that a fold trains on and validates: read and check splits_final.json of raw and preprocessed datasets.
 
-nnU-Net checks nothing of it: of a fold that is not there it makes a random one, and cases that are missing or in both
-parts end a training later, or make its Dice meaningless.
+nnU-Net checks none of it: for a missing fold it makes a random one, and cases that are missing or in both parts end a
+training later, or make its Dice meaningless.
 """
 
 from collections import Counter
@@ -14,7 +14,7 @@ from stunet.kinds import SPLITS, read
 
 FILE = "splits_final.json"  # nnU-Net's name
 ALL = "all"  # the fold that trains and validates with every case
-MADE = 5  # folds that nnU-Net makes where nobody has said
+MADE = 5  # number of folds that nnU-Net makes if none are given
 FORMAT = 'a list of folds: [{"train": ["case_1", ...], "val": ["case_2", ...]}, ...]'
 
 
@@ -32,7 +32,7 @@ class Fold:
 
 
 def read_folds(path: Path) -> list[Fold]:
-    """The folds of a file, unchecked.
+    """Read the folds of a file, without further checks.
 
     Raises:
         DataError: It is not a list of folds.
@@ -41,13 +41,13 @@ def read_folds(path: Path) -> list[Fold]:
 
 
 def check_fold(folds: Sequence[Fold], number: int, known: Collection[str], path: Path) -> Fold:
-    """One of the folds, which can be trained.
+    """Return one of the folds, after checking that it can be trained.
 
     Args:
-        folds: Of the file.
-        number: Of the fold.
-        known: The cases that there are.
-        path: Of the file, for messages.
+        folds: The folds of the file.
+        number: Number of the fold.
+        known: The cases of the dataset.
+        path: Path of the file, for messages.
 
     Raises:
         DataError: There is no such fold, a part of it is empty, or it validates a case twice or has an unknown one.
@@ -72,7 +72,7 @@ def check_fold(folds: Sequence[Fold], number: int, known: Collection[str], path:
 
 
 def chosen(train: Sequence[str], number: int | None, seed: int, fold: int | str) -> list[str]:
-    """So many of a fold's training cases, chosen by the seed: 4 are among the 8. None: all, in their order.
+    """Choose `number` of a fold's training cases by the seed (4 are among the 8); None: all, in their order.
 
     Raises:
         DataError: There are fewer.

@@ -1,8 +1,8 @@
-"""How are images and labels read, whatever the way their axes run? By nnU-Net's readers, turned to one orientation.
+"""Read images and labels with nnU-Net's readers, and turn them to one orientation, however their axes run.
 
-A Reader stands wherever nnU-Net wants a reader: in planning, preprocessing, prediction and validation. It gives images
-in the orientation of the plan; orientation.py says how they get back. It also reads NIfTI files whose axes are a little
-off the right angle, which ITK refuses and every viewer shows.
+A Reader replaces nnU-Net's readers everywhere: in planning, preprocessing, prediction and validation. It returns images
+in the orientation of the plan; orientation.py defines how they get back. It also reads NIfTI files whose axes are
+slightly off the right angle, which ITK rejects and every viewer shows.
 """
 
 import logging
@@ -22,7 +22,7 @@ from stunet.errors import DataError
 from stunet.nifti_header import apply_forms, forms, has_forms, has_place, is_nifti, open_nifti
 from stunet.orientation import AS_IT_IS, LPS_OF_RAS, Turn, affine_of, code_of, turn, turned, way_back
 
-REORIENTS, REORIENTED = "WithReorient", "RAS"  # how nnU-Net's readers that turn images end, and what they turn them to
+REORIENTS, REORIENTED = "WithReorient", "RAS"  # suffix of nnU-Net's readers that turn images, and what they turn to
 LEAST_SHEAR, LARGEST_SHEAR = 1e-4, 1.0  # degrees off the right angle: 0.5 µm and 5 mm at the far end of 300 mm
 
 Read = TypeVar("Read")
@@ -31,7 +31,7 @@ log = logging.getLogger("stunet")
 
 @dataclass(frozen=True)
 class Header:
-    """Where the voxels of a file lie, in ITK's order (x, y, z) and in LPS; two numbers each where it is a 2D image."""
+    """Where the voxels of a file lie, in ITK's order (x, y, z) and in LPS; two numbers each for a 2D image."""
 
     size: tuple[int, ...]
     spacing: tuple[float, ...]
@@ -44,7 +44,7 @@ class Reader:
 
     Args:
         kind: nnU-Net's class, such as SimpleITKIO.
-        orientation: What images are turned to, where their files have an orientation; None: they stay as they are.
+        orientation: What images are turned to, if their files have an orientation; None: they are not turned.
     """
 
     def __init__(self, kind: str, orientation: str | None = None) -> None:
@@ -53,7 +53,7 @@ class Reader:
         self.orientation = None if kind.endswith(REORIENTS) else orientation  # these turn images themselves
 
     def read_images(self, files: Sequence[str]) -> tuple[np.ndarray, dict[str, Any]]:
-        """An image (C, D, H, W) and its properties, as orientation.turned() gives them.
+        """Read an image (C, D, H, W) and its properties, in the form of orientation.turned().
 
         Raises:
             DataError: Axes are too far from right angles.
@@ -62,12 +62,12 @@ class Reader:
         return self._turned(array, properties, files[0])
 
     def read_seg(self, file: str, like: str | Mapping[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
-        """Labels (1, D, H, W) and their properties.
+        """Read labels (1, D, H, W) and their properties.
 
         Args:
-            file: Of the labels.
-            like: The file of the image that they belong to, or its properties as read_images() gives them. Where one of
-                the two files does not say how it lies, the labels are turned as the image is.
+            file: The file of the labels.
+            like: The file of the image that they belong to, or its properties from read_images(). If one of the two
+                files does not define its orientation, the labels are turned like the image.
         """
         array, properties = with_straight_axes(lambda files: self._stock.read_seg(files[0]), [file])
         if like is None or self.orientation is None:
@@ -79,7 +79,7 @@ class Reader:
         return way.copied(array), {**properties, "spacing": [properties["spacing"][axis] for axis in way.order]}
 
     def _turn_of(self, image: str | Mapping[str, Any]) -> Turn | None:
-        """What turns an image; None where its file does not say how it lies."""
+        """Return what turns an image; None if its file does not define its orientation."""
         if isinstance(image, Mapping):
             return way_back(image).back if has_place(image.get("nifti")) else None
         own = file_orientation(Path(image), self._kind)
@@ -93,9 +93,9 @@ class Reader:
         return turned(array, properties, self.orientation)
 
     def write_seg(self, labels_DHW: np.ndarray, path: str, properties: Mapping[str, Any]) -> None:
-        """Writes labels; `properties` are those of their own grid, as orientation.of_file() gives them.
+        """Write labels; `properties` are those of their own grid, as returned by orientation.of_file().
 
-        A NIfTI file says as little of how it lies as that of its image, if the properties say that.
+        A NIfTI file leaves its orientation undefined if its image did, according to the properties.
         """
         self._stock.write_seg(labels_DHW, path, properties)
         written = properties.get("nifti")
@@ -108,35 +108,35 @@ class Reader:
 
 @cache
 def _reader_class(kind: str) -> type:
-    """nnU-Net looks for it in all of its modules."""
+    """Return nnU-Net's class of this name, cached because nnU-Net searches all of its modules for it."""
     from nnunetv2.imageio.reader_writer_registry import recursive_find_reader_writer_by_name
 
     return recursive_find_reader_writer_by_name(kind)
 
 
 def reader_of(plans: Mapping[str, Any]) -> Reader:
-    """The reader of a plan's images, which turns them to the orientation on record there."""
+    """Return the reader for a plan's images, which turns them to the orientation recorded there."""
     return Reader(plans["image_reader_writer"], plans.get("stunet", {}).get("orientation"))
 
 
 class CaseReader:
-    """What compares predictions with the labels of the same name, which are turned as their predictions are."""
+    """Reader for comparing predictions with the labels of the same name, which are turned like their predictions."""
 
     def __init__(self, plans: Mapping[str, Any], predictions: Path) -> None:
         self._reader, self._predictions = reader_of(plans), predictions
 
     def read_seg(self, file: str) -> tuple[np.ndarray, dict[str, Any]]:
-        """Either of them."""
+        """Read either of them."""
         return self._reader.read_seg(file, str(self._predictions / Path(file).name))
 
 
 def file_reader(kind: str) -> Reader:
-    """The reader that leaves images as their files have them."""
+    """Return the reader that leaves images as they are in their files."""
     return Reader(kind.removesuffix(REORIENTS))
 
 
 def read_header(path: Path) -> Header:
-    """What ITK says of a file without reading its voxels.
+    """Return what ITK knows about a file without reading its voxels.
 
     Raises:
         RuntimeError: ITK cannot read it.
@@ -152,7 +152,7 @@ def read_header(path: Path) -> Header:
 
 
 def read_sitk(path: Path) -> sitk.Image:
-    """A file as ITK reads it.
+    """Read a file with ITK.
 
     Raises:
         RuntimeError: ITK cannot read it.
@@ -162,7 +162,7 @@ def read_sitk(path: Path) -> sitk.Image:
 
 
 def file_orientation(path: Path, kind: str) -> str | None:
-    """The orientation of a file as one of nnU-Net's readers sees it, from the header; None where it has none.
+    """Return the orientation of a file as one of nnU-Net's readers sees it, from the header; None if it has none.
 
     Raises:
         RuntimeError, OSError: It cannot be read.
@@ -178,7 +178,7 @@ def file_orientation(path: Path, kind: str) -> str | None:
 
 
 def file_place(path: Path, kind: str) -> tuple[np.ndarray | None, tuple[int, ...]]:
-    """Affine to mm in RAS and shape (D, H, W) of a file as one of nnU-Net's readers sees it, from the header."""
+    """Return affine (to mm in RAS) and shape (D, H, W) of a file as nnU-Net's reader sees it, from the header."""
     if kind.startswith("Nibabel"):
         image: Any = nibabel.load(path)
         return image.affine, image.shape[2::-1]
@@ -187,12 +187,12 @@ def file_place(path: Path, kind: str) -> tuple[np.ndarray | None, tuple[int, ...
 
 
 def is_flat(path: Path) -> bool:
-    """Whether a file is a NIfTI image of two axes that says how they run."""
+    """Return whether a file is a 2D NIfTI image that defines how its axes run."""
     return is_nifti(path) and has_forms(path) and len(read_header(path).size) == 2
 
 
 def count_orientations(paths: Iterable[Path], kind: str) -> dict[str, int]:
-    """How many of the files have which orientation, the most frequent first.
+    """Count the files by orientation, the most frequent first.
 
     Raises:
         RuntimeError, OSError: One cannot be read.
@@ -202,10 +202,10 @@ def count_orientations(paths: Iterable[Path], kind: str) -> dict[str, int]:
 
 
 def with_straight_axes(read: Callable[[Sequence[str]], Read], files: Sequence[str]) -> Read:
-    """read(files); where ITK refuses the axes of a NIfTI file, with copies whose axes are the nearest at right angles.
+    """Return read(files); if ITK rejects a NIfTI file's axes, read copies with the nearest axes at right angles.
 
     Raises:
-        DataError: They are too far from that.
+        DataError: They are too far from right angles.
     """
     try:
         return read(files)
@@ -218,7 +218,7 @@ def with_straight_axes(read: Callable[[Sequence[str]], Read], files: Sequence[st
 
 
 def _straight_copy(path: Path, target: Path) -> Path:
-    """The copy; or the file itself, where its axes are straight or it is of another format."""
+    """Return the path of the copy; or of the file itself, if its axes are straight or it has another format."""
     if not is_nifti(path):
         return path
     with open_nifti(path) as file:
@@ -241,7 +241,7 @@ def _straight_copy(path: Path, target: Path) -> Path:
 
 
 def straight(affine: np.ndarray) -> tuple[np.ndarray, float]:
-    """The affine with the nearest axes at right angles, of the same lengths; and the largest angle off, in degrees."""
+    """Return the affine with the nearest orthogonal axes of the same lengths, and the largest deviation in degrees."""
     lengths = np.linalg.norm(affine[:3, :3], axis=0)
     axes = affine[:3, :3] / lengths
     left, _, right = np.linalg.svd(axes)

@@ -1,8 +1,8 @@
-"""What stands in the JSON files of nnU-Net and of ours? Each is checked against its kind once, when it is read.
+"""The content of nnU-Net's JSON files and ours. Each file is validated against its kind once, when it is read.
 
-`read(path, SPLITS)` gives the content, or says where in the file something is not as it should be. What nnU-Net leaves
-alone (keys that other programs add to dataset.json or to plans) is left alone. What values mean together stands with
-those who use them: plans/check.py, annotations.py. schema.py has the checks, names.py what a name is.
+`read(path, SPLITS)` returns the content, or reports where in the file something is wrong. Anything that nnU-Net ignores
+(keys that other programs add to dataset.json or to plans) is ignored as well. What values mean in combination is
+checked where they are used: plans/check.py, annotations.py. schema.py has the checks, names.py defines what a name is.
 """
 
 from collections.abc import Mapping
@@ -34,15 +34,15 @@ from stunet.schema import (
 
 HINT = "correct it there, or make the file again"
 FORMAT_HINT = "see nnU-Net's documentation/dataset_format.md"
-LARGEST_LABEL = 65535  # a 16-bit file holds it; look-up tables stay small
-LARGEST_PITCH = 100_000  # mm: more than anybody is long
+LARGEST_LABEL = 65535  # fits into a 16-bit file; look-up tables stay small
+LARGEST_PITCH = 100_000  # mm: larger than any person
 
 
 def read(path: Path, kind: Check, hint: str = HINT, error: type[StunetError] = DataError) -> Any:
-    """The content of a JSON file of a kind; a dataset.json as plain() has it.
+    """Return the content of a JSON file of a kind; that of a dataset.json in the form of plain().
 
     Raises:
-        StunetError: Of the class `error`: the file is missing, no JSON, or something in it is wrong; it says where.
+        StunetError: Of the class `error`: the file is missing or not JSON, or something in it is wrong, and where.
     """
     try:
         content = read_json(path)
@@ -53,11 +53,11 @@ def read(path: Path, kind: Check, hint: str = HINT, error: type[StunetError] = D
 
 
 def plain(description: Mapping[str, Any]) -> dict[str, Any]:
-    """A dataset.json that was checked, with one form of what nnU-Net takes in several.
+    """Return a validated dataset.json in a single form, where nnU-Net accepts several.
 
-    Values of labels are integers, also where they were "1" or 1.0, and so is the ignore label, also where it was [2].
-    A `modality` beside channel_names goes where it does not count the same channels: nnU-Net, which reads
-    channel_names everywhere else, takes the number of a network's inputs from it.
+    Values of labels become integers, also from "1" or 1.0, and so does the ignore label, also from [2]. A `modality`
+    next to channel_names is removed unless it counts the same channels: nnU-Net takes the number of a network's inputs
+    from it, but reads channel_names everywhere else.
     """
     content = {**description, "labels": plain_labels(description["labels"])}
     channels, modality = content.get("channel_names"), content.get("modality")
@@ -67,7 +67,7 @@ def plain(description: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def plain_labels(labels: Mapping[str, Any]) -> dict[str, Any]:
-    """Labels with integers as values; lists of several values and of one region stay lists, and what is wrong stays."""
+    """Return labels with integer values; lists of several values and of one region stay lists, invalid values stay."""
     values = {name: [*map(_whole, v)] if isinstance(v, list | tuple) else _whole(v) for name, v in labels.items()}
     if isinstance(ignore := values.get("ignore"), list) and len(ignore) == 1:
         values["ignore"] = ignore[0]
@@ -75,14 +75,14 @@ def plain_labels(labels: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read_dataset_json(path: Path, kind: Check | None = None) -> dict[str, Any]:
-    """A dataset.json of nnU-Net v2, as plain() has it.
+    """Return a dataset.json of nnU-Net v2, in the form of plain().
 
     Args:
-        path: Of the file.
-        kind: DATASET for that of a model, whose cases do not count; None: of a raw or preprocessed dataset.
+        path: Path of the file.
+        kind: DATASET for that of a model, whose cases do not matter; None: of a raw or preprocessed dataset.
 
     Raises:
-        DataError: Something in it is wrong; the message says where.
+        DataError: Something in it is wrong; the message states where.
     """
     content: dict[str, Any] = read(path, kind or RAW, FORMAT_HINT)
     if "channel_names" not in content and "modality" not in content:
@@ -92,10 +92,10 @@ def read_dataset_json(path: Path, kind: Check | None = None) -> dict[str, Any]:
 
 
 def label_values(labels: Any, regions_class_order: Any = None, path: str = "dataset.json") -> frozenset[int]:
-    """The values that a label file may hold: those of all classes and regions, and the ignore label.
+    """Return the values that a label file may hold: those of all classes and regions, and the ignore label.
 
     Raises:
-        DataError: `labels` is not what nnU-Net's LabelManager takes.
+        DataError: `labels` is not what nnU-Net's LabelManager accepts.
     """
     if not isinstance(labels, dict) or "background" not in labels:
         version1 = isinstance(labels, dict) and "background" in labels.values()
@@ -120,12 +120,12 @@ def label_values(labels: Any, regions_class_order: Any = None, path: str = "data
 
 
 def _labels(value: Any, where: str) -> None:
-    """Classes with their values; of a table without a background label_values() has more to say."""
+    """Check classes and their values; without a background, label_values() gives a better message."""
     dict_of(_LABEL if isinstance(value, dict) and "background" in value else anything, least=1)(value, where)
 
 
 def _label(value: Any, where: str) -> None:
-    """An integer, or what int() makes one, as nnU-Net takes it."""
+    """Check an integer, or what int() converts to one, as in nnU-Net."""
     integer(0, LARGEST_LABEL)(_whole(value), where)
 
 
@@ -141,13 +141,13 @@ def _numbered(value: Any, where: str) -> None:
 
 
 def _channel(value: Any, where: str) -> None:
-    """The name of a channel, which people also give as a number."""
+    """Check the name of a channel, which is sometimes given as a number."""
     if type(value) not in (int, float):
         text(value, where)
 
 
 def _ending(value: Any, where: str) -> None:
-    """Of models also with the end of a name in front, `_ct.nii.gz`."""
+    """Check a file ending; in models it may include the end of a name, `_ct.nii.gz`."""
     if not isinstance(value, str) or value[:1].isalnum() or "." not in value[:-1] or is_controlled(value):
         raise expected(value, where, "the ending of files with its dot, such as '.nii.gz'")
     if "/" in value or "\\" in value or ".." in value or len(value) > 20:
@@ -161,7 +161,7 @@ def _raw_ending(value: Any, where: str) -> None:
 
 
 def _value(kind: values.Value) -> Check:
-    """A value as of --set, in its type."""
+    """Return a check for a value of --set, in its type."""
 
     def found(value: Any, where: str) -> None:
         if not values.is_valid(kind, value) or (kind.type is int and type(value) is not int):
@@ -171,19 +171,19 @@ def _value(kind: values.Value) -> Check:
 
 
 def _file(value: Any, where: str) -> None:
-    """The path of a file, which may lead anywhere: it is only read."""
+    """Check the path of a file, which may lead anywhere: it is only read."""
     text(value, where)
     if any(len(part.encode()) > NAME_MAX for part in value.split("/")) or is_controlled(value):
         raise expected(value, where, "the path of a file")
 
 
 def _written(value: Any, where: str) -> None:
-    """The name of a file that was written: that of a case, and what stands around it."""
+    """Check the name of a file that was written: that of a case, plus what is added around it."""
     name(value, where, NAME_MAX)
 
 
 def _relative(value: Any, where: str) -> None:
-    """A path below a folder: names, and / between them."""
+    """Check a path below a folder: names separated by /."""
     text(value, where)
     for part in value.split("/"):
         _written(part, where)
@@ -207,7 +207,7 @@ _DATASET = {
 
 
 def _description(*required: str, **more: Check) -> Check:
-    """A dataset.json with these keys; `modality` counts only without channel_names."""
+    """Return a check for a dataset.json with these keys; `modality` only matters without channel_names."""
     known = {**_DATASET, **more}
     kind = table({key: known[key] for key in required}, known, others=True)
     older = table({}, {"modality": _numbered}, others=True)
@@ -229,7 +229,7 @@ RAW = _description(
     numTraining=number(0),
     dataset=dict_of(table({"images": _FILES, "label": _file}, others=True), key=name),
 )
-# A task of the Decathlon: dataset.json of nnU-Net v1.
+# A Decathlon task: the dataset.json of nnU-Net v1.
 TASK = table(
     {"modality": _numbered, "labels": dict_of(text, key=_label, least=1)},
     {"training": list_of(table({"image": text}, {"label": text}, others=True))},
@@ -273,7 +273,7 @@ _CONFIGURATION = table(
         "architecture": table(
             {"network_class_name": text, "arch_kwargs": dict_of(anything)}, {"_kw_requires_import": list_of(text)}, True
         ),
-        "pool_op_kernel_sizes": _STRIDES,  # as plans of nnU-Net 2.2 and before have them
+        "pool_op_kernel_sizes": _STRIDES,  # in plans of nnU-Net 2.2 and earlier
         "previous_stage": optional(name),
         "next_stage": optional(either("a name or a list of names", name, list_of(name))),
         "stunet": table({}, {"memory_gb": number(0), "measured_gb": number(0), "correction": number(0)}, True),
@@ -335,7 +335,7 @@ ANNOTATIONS = table(
     },
     others=True,
 )
-# Of a data folder, preprocessing.py.
+# Manifest of a data folder, preprocessing.py.
 MANIFEST = table(
     {
         "settings": dict_of(anything),
@@ -350,7 +350,7 @@ MANIFEST = table(
     },
     others=True,
 )
-# Of a training, provenance.py: sizes and hashes of the raw files of each of its cases.
+# Record of a training, provenance.py: sizes and hashes of the raw files of each of its cases.
 RUN_RECORD = table(
     {
         "dataset": name,
@@ -362,9 +362,9 @@ RUN_RECORD = table(
     },
     others=True,
 )
-# Of a converted case, datasets/conversion.py.
+# Record of a converted case, datasets/conversion.py.
 CASE_RECORD = table({"source": text, "files": dict_of(text, key=_relative), "facts": dict_of(anything)}, others=True)
-PROVENANCE = table({}, {"state": dict_of(anything)}, others=True)  # of a dataset that grew
+PROVENANCE = table({}, {"state": dict_of(anything)}, others=True)  # of a dataset that was extended
 # model.json of an installed model, and the checksums of first downloads.
 MODEL = table(
     {},
@@ -386,7 +386,7 @@ SUMMARY_OF_CASES = table(
     {"metric_per_case": list_of(table({"metrics": dict_of(_METRICS), "reference_file": text}, others=True), least=1)},
     others=True,
 )
-# arms.json of stunet_experiment: what is known of each command.
+# arms.json of stunet_experiment: what is known about each command.
 ARMS = dict_of(table({"state": text}, {"arm": text, "folder": _file, "message": text, "log": text}, True))
-# Beside a TIFF: its spacing in array order.
+# File next to a TIFF: its spacing in array order.
 SPACING = table({"spacing": list_of(_PITCH, least=2, most=3)}, others=True)

@@ -1,7 +1,7 @@
-"""How does a model's segmentation become one in the labels of another dataset?
+"""Convert a model's segmentation to the labels of another dataset.
 
-A label system is a TOML file in presets/labels/ or of the user's own: the classes of a dataset with its ids for them.
-Its classes are found among a model's by name (classes.py). evaluation.py compares in the ids of such a system.
+A label system is a TOML file in presets/labels/ or supplied by the user: the classes of a dataset with their ids in it.
+Its classes are matched with a model's by name (classes.py). evaluation.py compares in the ids of such a system.
 
     title = "..."
     [classes]
@@ -24,7 +24,7 @@ from stunet.classes import match_classes
 from stunet.errors import DataError, closest
 from stunet.schema import Wrong, check, dict_of, either, integer, list_of, read_toml, table, text
 
-MAX_LABEL = 65535  # a 16-bit file holds it; look-up tables stay small
+MAX_LABEL = 65535  # fits into a 16-bit file; look-up tables stay small
 NOT_CLASSES = {"background", "ignore"}  # nnU-Net's other entries of `labels`
 
 
@@ -52,7 +52,7 @@ class LabelSystem:
         title: One line for listings.
         source: Where the ids are published.
         classes: What is segmented.
-        other: Ids of what the dataset also has, by name: background here.
+        other: Ids of everything else in the dataset, by name: background here.
     """
 
     name: str
@@ -72,13 +72,13 @@ class LabelSystem:
         return {"background": 0, **{entry.name: entry.labels[0] for entry in self.classes}}
 
     def from_model(self, labels: Mapping[str, Any]) -> np.ndarray:
-        """The value of this system for each value of a model, as an array to look it up in with `apply`.
+        """Return the value in this system for each value of a model, as a look-up array for `apply`.
 
         Args:
             labels: `labels` of the model's dataset.json.
 
         Raises:
-            DataError: The model does not have all classes, has one that belongs to two of the system, or has regions.
+            DataError: The model lacks some of the classes, has one that belongs to two of the system, or has regions.
         """
         values = {name: value for name, value in labels.items() if name not in NOT_CLASSES}
         for name, value in values.items():
@@ -93,7 +93,7 @@ class LabelSystem:
         return table
 
     def _targets(self, names: list[str]) -> dict[str, int]:
-        """Value of this system by name of the model's class; classes that it has no use for are left out."""
+        """Return the value in this system by name of the model's class; classes without a use are left out."""
         owners: dict[str, LabelClass] = {}
         missing = []
         for entry in self.classes:
@@ -117,15 +117,15 @@ class LabelSystem:
 
 
 def names() -> list[str]:
-    """The label systems that come with the package."""
+    """Return the names of the label systems that come with the package."""
     return sorted(Path(p.name).stem for p in (files("stunet.presets") / "labels").iterdir() if p.name.endswith(".toml"))
 
 
 def load(name_or_path: str) -> LabelSystem:
-    """The label system of this name, or of this TOML file.
+    """Load the label system of this name, or from this TOML file.
 
     Raises:
-        DataError: Unknown name, missing file, or something in the file is wrong: the message says what.
+        DataError: Unknown name, missing file, or something in the file is wrong, which the message names.
     """
     own = name_or_path.endswith(".toml")
     name = name_or_path if own else name_or_path.lower()
@@ -149,11 +149,14 @@ def load(name_or_path: str) -> LabelSystem:
 
 
 def apply(lookup: np.ndarray, array: np.ndarray) -> np.ndarray:
-    """The array with every value looked up, in the type of `lookup`; slice by slice, as look-ups take 8 bytes a voxel.
+    """Look up every value of an array; slice by slice, because look-ups take 8 bytes per voxel.
 
     Args:
         lookup: New value by old value, (N,).
         array: Integers of any shape.
+
+    Returns:
+        The array with the new values, in the type of `lookup`.
 
     Raises:
         DataError: The array has a value that `lookup` does not cover.

@@ -1,7 +1,6 @@
-"""How much memory may this process take? What the machine has, and what containers, batch systems and ulimit leave.
+"""How much memory this process may use: what the machine has, and what containers, batch systems and ulimit leave.
 
-Prediction, preprocessing and training ask here before they begin with what cannot fit. Imports neither torch nor
-nnunetv2.
+Prediction, preprocessing and training check this before starting what cannot fit. Imports neither torch nor nnunetv2.
 """
 
 import os
@@ -10,17 +9,17 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-SHARE = 0.9  # of what there is, where nobody has said how much to take
-# Per version of cgroups: limit, use, and what of the use is cached files, which make room when memory is needed.
+SHARE = 0.9  # of the available memory, if nobody has specified how much to use
+# By version of cgroups: limit, usage, and which parts of it are cached files, which make room when memory is needed.
 V1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", ("total_inactive_file", "total_active_file"))
 V2 = ("memory.max", "memory.current", ("inactive_file", "active_file"))
 
 
 def memory_limit(root: Path = Path("/")) -> int:
-    """Bytes that this process may have in memory: what it has, and what is free for it at this moment.
+    """Return how many bytes of memory this process may use: what it has, and what it can still get at this moment.
 
-    The least of what the machine has free (swap included), what each control group that the process is in has left, and
-    the limit of its address space (ulimit -v).
+    That is limited by the free memory of the machine (including swap), what each control group of the process has left,
+    and the limit of its address space (ulimit -v).
 
     Args:
         root: Where proc and sys are.
@@ -30,12 +29,12 @@ def memory_limit(root: Path = Path("/")) -> int:
 
 
 def resident(root: Path = Path("/")) -> int:
-    """Bytes that this process has in memory now; 0 where the system does not say."""
+    """Return how many bytes this process has in memory now; 0 if the system does not report it."""
     return _pages(root, 1)
 
 
 def _pages(root: Path, position: int) -> int:
-    """Bytes of an entry of statm: 0 the address space, 1 what is in memory."""
+    """Return an entry of statm in bytes: 0 is the address space, 1 the resident memory."""
     try:
         return int((root / "proc/self/statm").read_text().split()[position]) * os.sysconf("SC_PAGE_SIZE")
     except (OSError, ValueError, IndexError):
@@ -43,7 +42,7 @@ def _pages(root: Path, position: int) -> int:
 
 
 def _free_on_the_machine(root: Path) -> int:
-    """Without bound where the system does not say."""
+    """Return the free bytes of the machine; unlimited if the system does not report them."""
     with suppress(OSError, ValueError, IndexError, KeyError):
         lines = (line.split() for line in (root / "proc/meminfo").read_text().splitlines())
         kilobytes = {words[0].rstrip(":"): int(words[1]) for words in lines}
@@ -63,9 +62,9 @@ def _free_addresses(root: Path) -> int:
 
 
 def _free_in_groups(root: Path) -> Iterator[int]:
-    """What is left in the control groups of the process and in those above them."""
+    """Yield what is left in the control groups of the process and in their ancestors."""
     for folder, (limit_file, use_file, cached) in _groups(root):
-        with suppress(OSError, ValueError):  # "max": no limit
+        with suppress(OSError, ValueError):  # ValueError for "max": no limit
             limit, use = (int((folder / name).read_text()) for name in (limit_file, use_file))
             with suppress(OSError, ValueError):
                 lines = (line.split() for line in (folder / "memory.stat").read_text().splitlines())
@@ -74,9 +73,9 @@ def _free_in_groups(root: Path) -> Iterator[int]:
 
 
 def _groups(root: Path) -> Iterator[tuple[Path, tuple[str, str, tuple[str, str]]]]:
-    """The folders of the control groups of the process, each with those above it, and how its files are called."""
+    """Yield the folders of the process's control groups and all their ancestors, each with the names of its files."""
     try:
-        # Names of folders are bytes of any kind, as on a USB disk of Windows.
+        # Folder names can contain any bytes, for example on a USB disk from Windows.
         groups, mounted = (
             (root / "proc/self" / name).read_text(errors="surrogateescape").splitlines()
             for name in ("cgroup", "mountinfo")
@@ -95,7 +94,7 @@ def _groups(root: Path) -> Iterator[tuple[Path, tuple[str, str, tuple[str, str]]
         if kind not in own or (kind == "cgroup" and "memory" not in options):
             continue
         top = root / words[4].lstrip("/")
-        with suppress(ValueError):  # the mount shows a part of the hierarchy
+        with suppress(ValueError):  # the mount shows a different part of the hierarchy
             folder = top / Path(own[kind]).relative_to(words[3])
             while folder != top and top in folder.parents:
                 yield folder, V1 if kind == "cgroup" else V2

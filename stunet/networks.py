@@ -1,10 +1,10 @@
-"""What the network is: STU-Net, a residual U-Net whose size scales in depth and width, in 3D and 2D.
+"""The network: STU-Net, a residual U-Net that scales in depth and width, in 3D and 2D.
 
 Architecture and parameter names are those of the published STU-Net (Huang et al. 2023, arXiv:2304.06716), so released
 weights load. Three things are computed differently with equal results: a nearest-neighbour upsampling and a 1x1x1
-convolution commute, so we convolve first, at the low resolution, for an eighth of the work and memory; heads that
-nobody asked for are not computed; and on the CPU, 1x1x1 convolutions are matrix products and instance norms are group
-norms. benchmarks/network.md has what that gives.
+convolution commute, so we convolve first, at the low resolution, for an eighth of the work and memory; heads that are
+not requested are not computed; and on the CPU, 1x1x1 convolutions are matrix products and instance norms are group
+norms. benchmarks/network.md has the resulting gains.
 
     Stem and encoder   conv_blocks_context.{0..n-1}       stage k: stride strides[k], depth residual blocks
     Upsampling         upsample_layers.{0..n-2}           0 = from the bottleneck
@@ -36,7 +36,7 @@ class Size:
     depth: int
 
     def channels(self, stage: int) -> int:
-        """Feature channels of encoder stage `stage`, 0 being the stem."""
+        """Return the feature channels of encoder stage `stage`, 0 being the stem."""
         return self.width * 2 ** min(stage, 4)
 
 
@@ -45,7 +45,7 @@ SIZES = {"T": Size(4, 1), "S": Size(16, 1), "B": Size(32, 1), "L": Size(64, 2), 
 
 
 class ShapeError(DataError, ValueError):
-    """An input that the network cannot take: number of axes or channels, or a shape that the strides do not divide."""
+    """An input that the network cannot take: wrong number of axes or channels, or a shape not divisible by strides."""
 
 
 class STUNet(nn.Module):
@@ -56,7 +56,7 @@ class STUNet(nn.Module):
 
     Args:
         input_channels: C.
-        num_classes: K, background included.
+        num_classes: K, including background.
         size: A name from SIZES, or a Size.
         strides: One entry per stage with one factor per axis; the first entry is all ones (nnU-Net's plans format).
         deep_supervision: Return all heads instead of the finest only.
@@ -102,11 +102,12 @@ class STUNet(nn.Module):
         self.decoder = Decoder(deep_supervision)
 
     def forward(self, x_BCDHW: Tensor) -> Tensor | list[Tensor]:
-        """Logits at full resolution, or with deep supervision the list of all heads, finest first.
+        """Return logits at full resolution or, with deep supervision, the list of all heads, finest first.
 
         Raises:
-            ShapeError: The input has other axes or channels than the network, its shape is no multiple of the product
-                of the strides, or is so small that one voxel is left at the bottom, where nothing can be normalised.
+            ShapeError: The input has other axes or channels than the network, its shape is not a multiple of the
+                product of the strides, or it is so small that the bottleneck has a single voxel, which cannot be
+                normalised.
         """
         self._check_shape(x_BCDHW)
         skips = []
@@ -125,7 +126,7 @@ class STUNet(nn.Module):
 
     @staticmethod
     def initialize(module: nn.Module) -> None:
-        """He initialisation with slope 0.01 and zero biases, as the published training did; for `network.apply`."""
+        """Apply He initialisation (slope 0.01) and zero biases, as the published training did; for `network.apply`."""
         if isinstance(module, nn.Conv2d | nn.Conv3d):
             nn.init.kaiming_normal_(module.weight, a=LEAKY_SLOPE)
             nn.init.zeros_(module.bias)  # type: ignore[arg-type]  # all our convolutions have a bias
@@ -153,7 +154,7 @@ class STUNet(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Only the flag that nnU-Net switches deep supervision with; without parameters, as in the published network."""
+    """Holds the flag with which nnU-Net switches deep supervision; no parameters, as in the published network."""
 
     def __init__(self, deep_supervision: bool) -> None:
         super().__init__()
@@ -194,7 +195,7 @@ class Upsample(nn.Module):
 
 
 class InstanceNorm(nn.GroupNorm):
-    """Instance norm with the group norm of one channel per group where that is faster: on the CPU, four times."""
+    """Instance norm, on the CPU as the group norm with one channel per group, which is four times as fast there."""
 
     def __init__(self, channels: int) -> None:
         super().__init__(channels, channels)
@@ -208,7 +209,7 @@ class InstanceNorm(nn.GroupNorm):
 class Pointwise3d(nn.Conv3d):
     """A 1x1x1 convolution of stride 1, (B, C, D, H, W) -> (B, C', D, H, W), on the CPU as a matrix product.
 
-    oneDNN's convolution writes a layout of its own first: for a head with 105 classes that doubles the time.
+    oneDNN's convolution first converts to its own layout, which doubles the time for a head with 105 classes.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -221,7 +222,7 @@ class Pointwise3d(nn.Conv3d):
 def build(
     size: str | Size, strides: Sequence[Sequence[int]], input_channels: int = 1, num_classes: int = 105
 ) -> STUNet:
-    """An initialised network that returns full-resolution logits (deep supervision off)."""
+    """Build an initialised network that returns full-resolution logits (deep supervision off)."""
     network = STUNet(input_channels, num_classes, size, strides, deep_supervision=False)
     network.apply(network.initialize)
     return network

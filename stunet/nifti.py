@@ -1,7 +1,8 @@
-"""Whether a NIfTI file is whole and its voxels are numbers. ITK does not look: it reads a truncated file without an
-error, fills what is missing with whatever is in memory, and makes zeros of NaN.
+"""Check that a NIfTI file is complete and that its voxels are numbers.
 
-So every file is read through here once before its reader gets it. Other formats are checked by their readers.
+ITK does not: it reads a truncated file without an error, fills what is missing with whatever is in memory, and turns
+NaN into zeros. Every file is therefore read once here before its reader gets it. Other formats are checked by their
+readers.
 """
 
 import gzip
@@ -26,7 +27,7 @@ OTHERS = {code: "complex numbers" for code in (32, 1792, 2048)} | {code: "colour
 
 @dataclass(frozen=True)
 class _Header:
-    """How many bytes the voxels are, their type where that can hold NaN, what they are if no numbers, their edges."""
+    """Size of all voxels in bytes, their type if it can hold NaN, what they are if not numbers, and their edges."""
 
     size: int
     floats: np.dtype | None
@@ -36,10 +37,10 @@ class _Header:
 
 
 def check_nifti(path: Path) -> None:
-    """Reads a NIfTI file to its end; does nothing for other formats.
+    """Read a NIfTI file to its end; do nothing for other formats.
 
     Raises:
-        DataError: The file is missing, truncated or damaged, has no voxels or spacing, or what it holds are no
+        DataError: The file is missing, truncated or damaged, has no voxels or spacing, or holds anything other than
             finite numbers.
     """
     if not is_nifti(path):
@@ -49,7 +50,7 @@ def check_nifti(path: Path) -> None:
             header = _read_header(file)
             size, finite = _read_voxels(file, header.floats if header else None)
     except gzip.BadGzipFile as error:
-        if str(error).startswith("Not a gzipped file"):  # after what has just been unpacked
+        if str(error).startswith("Not a gzipped file"):  # after the part that has just been unpacked
             hint = f"gzip -cd {shlex.quote(str(path))} | gzip > NEW.nii.gz, if a viewer shows the image whole"
             raise DataError(f"{str(path)!r} goes on after the end of what is packed in it", hint) from None
         raise _damaged(path, str(error)) from None
@@ -61,7 +62,7 @@ def check_nifti(path: Path) -> None:
         raise DataError(f"{str(path)!r} has no voxels", "look at it in a viewer")
     if header.others:
         raise DataError(f"{str(path)!r} holds {header.others}, not one number per voxel", "convert it to gray values")
-    if not header.has_spacing:  # of which ITK makes 1 mm
+    if not header.has_spacing:  # ITK would assume 1 mm
         spacing = " x ".join(f"{edge:g}" for edge in header.spacing)
         raise DataError(f"the voxels of {str(path)!r} are {spacing} mm large", "write their spacing into the header")
     if size < header.size:
@@ -76,10 +77,10 @@ def _damaged(path: Path, reason: str) -> DataError:
 
 
 def _read_header(file: BinaryIO | gzip.GzipFile) -> _Header | None:
-    """The header of NIfTI-1 or -2 (nifti1.h, nifti2.h), with the file at the first voxel; None if it is neither.
+    """Read the header of NIfTI-1 or -2 (nifti1.h, nifti2.h) and seek to the first voxel; None if it is neither.
 
     Raises:
-        ValueError: The voxels begin nowhere.
+        ValueError: The offset of the voxels is invalid.
     """
     start = file.read(NIFTI2_HEADER)
     for order in "<>":
@@ -95,7 +96,7 @@ def _read_header(file: BinaryIO | gzip.GzipFile) -> _Header | None:
             (offset,) = struct.unpack_from(f"{order}q", start, 168)
         else:
             continue
-        if not 0 <= offset < 2**63:  # NaN is neither
+        if not 0 <= offset < 2**63:  # also rejects NaN
             raise ValueError(f"the voxels begin at byte {offset:g}")
         file.seek(int(offset))
         floats = np.dtype(f"{order}{FLOATS[code]}") if code in FLOATS else None
@@ -105,7 +106,7 @@ def _read_header(file: BinaryIO | gzip.GzipFile) -> _Header | None:
 
 
 def _read_voxels(file: BinaryIO | gzip.GzipFile, floats: np.dtype | None) -> tuple[int, bool]:
-    """The number of bytes up to the file's end, and whether all of those that are floats are finite."""
+    """Return the number of bytes up to the file's end, and whether all voxels that are floats are finite."""
     size, finite = 0, True
     while chunk := file.read(CHUNK):
         size += len(chunk)

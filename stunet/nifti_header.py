@@ -1,8 +1,8 @@
-"""Where does a NIfTI file say that it lies, and what is odd about it?
+"""Where a NIfTI header places its image, and what is inconsistent in it.
 
-It may say so twice: the qform is a rotation, the sform any matrix, and each has a code of what its world is, 0 for
-none. ITK takes the qform, but the sform where that is the only one or its code is 1; nibabel, FSL and SPM take the
-sform. So results carry both as their image does.
+It can do so twice: the qform is a rotation, the sform any matrix, and each has a code for the space it refers to, 0 for
+none. ITK uses the qform, but the sform if that is the only one or its code is 1; nibabel, FSL and SPM use the sform.
+Results therefore carry both, as their image does.
 """
 
 import gzip
@@ -19,29 +19,29 @@ FIELDS = (
     "qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z",
     "srow_x", "srow_y", "srow_z", "xyzt_units",
 )  # fmt: skip
-APART = 0.1  # edges of a voxel that the two forms may differ by anywhere in the image
-UNEVEN = 0.01  # share by which pixdim may differ from the lengths of the matrix
-# What the header of another format has where it says how the image lies; without, ITK takes LPS.
+APART = 0.1  # maximum difference of the two forms anywhere in the image, in edges of a voxel
+UNEVEN = 0.01  # maximum relative difference of pixdim from the lengths of the matrix columns
+# The fields by which headers of other formats define the place of the image; without them, ITK assumes LPS.
 _NRRD, _META = (b"\nspace:", b"\nspace dimension:"), (b"\ntransformmatrix", b"\norientation", b"\nrotation")
 PLACE = {".nrrd": _NRRD, ".nhdr": _NRRD, ".mha": _META, ".mhd": _META}
-HEADER = 4096  # bytes that are searched for it
+HEADER = 4096  # bytes that are searched for them
 SCANNER, LABEL = 1, 1002  # codes of nifti1.h
 
 
 def is_nifti(path: str | Path) -> bool:
-    """Whether a file has the name of a NIfTI file, in capitals, too."""
+    """Return whether a file has the name of a NIfTI file, in any case."""
     return str(path).lower().endswith(NIFTI)
 
 
 def open_nifti(path: str | Path) -> Any:
-    """A NIfTI file, unpacked if it is packed, whatever its name says: browsers unpack downloads, and ITK takes both."""
+    """Open a NIfTI file, unpacking by content, not by name: browsers unpack downloads, and ITK reads both."""
     with Path(path).open("rb") as file:
         packed = file.read(2) == b"\x1f\x8b"
     return gzip.open(path) if packed else Path(path).open("rb")
 
 
 def read_fields(path: str | Path) -> Any:
-    """The header of a NIfTI file as it stands there; None for other formats and what is not NIfTI.
+    """Return the raw header of a NIfTI file; None for other formats and invalid NIfTI.
 
     Raises:
         OSError: It cannot be read.
@@ -62,7 +62,7 @@ def read_fields(path: str | Path) -> Any:
 
 
 def has_forms(path: str | Path) -> bool:
-    """Whether a file says how it lies; one of a format that is not looked at does."""
+    """Return whether a file defines its place; formats that are not examined are assumed to."""
     if (keys := PLACE.get(Path(path).suffix.lower())) is not None:
         with Path(path).open("rb") as file:
             text = file.read(HEADER).lower()
@@ -71,34 +71,34 @@ def has_forms(path: str | Path) -> bool:
 
 
 def has_place(header: Any) -> bool:
-    """The same of a header, or of what forms() has read; None is that of another format."""
+    """Return the same for a header, or for the result of forms(); None is that of another format."""
     return header is None or int(header["qform_code"]) > 0 or int(header["sform_code"]) > 0
 
 
 def forms(path: str | Path) -> dict[str, Any] | None:
-    """What a result copies, so that it lies where its image lies for every reader; None for other formats."""
+    """Return what a result copies so that every reader places it like its image; None for other formats."""
     header = read_fields(path)
     return None if header is None else forms_of(header)
 
 
 def forms_of(header: Any) -> dict[str, Any]:
-    """The same of a nibabel header."""
+    """Return the same for a nibabel header."""
     return {**{key: header[key].tolist() for key in FIELDS}, "pixdim": header["pixdim"][:4].tolist()}
 
 
 def apply_forms(header: Any, values: Mapping[str, Any]) -> None:
-    """Writes what forms() has read into the header of a result."""
+    """Write the result of forms() into the header of a result."""
     for key in FIELDS:
         header[key] = values[key]
     header["pixdim"][:4] = values["pixdim"]
 
 
 def oddities(path: str | Path, by_itk: bool) -> str | None:
-    """One sentence of what in a header contradicts itself, and what is used; None where nothing does.
+    """Describe in a sentence what in a header is contradictory, and what is used; None if nothing is.
 
     Args:
-        path: A file of any format; only NIfTI can be odd.
-        by_itk: Whether ITK reads it; nibabel does otherwise.
+        path: A file of any format; only NIfTI is examined.
+        by_itk: Whether ITK reads it; nibabel does so differently.
     """
     header = read_fields(path)
     found = [] if header is None else list(_oddities(header, by_itk))

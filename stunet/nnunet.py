@@ -1,4 +1,4 @@
-"""The door to nnU-Net's internals: which trainer, which version, and what we exchange while nnU-Net works.
+"""Access to nnU-Net's internals: trainers, version checks, and the parts that we replace while nnU-Net works.
 
 Trainers are found by reference, never by nnU-Net's folder scan, which imports every built-in trainer first.
 """
@@ -21,12 +21,12 @@ from stunet.workspace import PARTIAL_TRAINER, TRAINER
 
 TESTED = "2.8"  # first supported version, the one that looks for trainers in nnUNet_extTrainer
 
-# Trainer classes by the name that -tr takes.
+# Modules of the trainer classes, by the name that -tr takes.
 TRAINERS = {TRAINER: "stunet.trainers.supervised", PARTIAL_TRAINER: "stunet.trainers.partial"}
 
 
 def check_version() -> None:
-    """Refuses versions of nnU-Net whose internals we do not know.
+    """Reject versions of nnU-Net whose internals we do not know.
 
     Raises:
         DataError: nnunetv2 is older than 2.8 or newer than 2.x.
@@ -40,19 +40,19 @@ def check_version() -> None:
 
 
 def trainer_for(folder: Path, plans: Mapping[str, Any]) -> str:
-    """The trainer that a preprocessed dataset and a plan need."""
+    """Return the name of the trainer that a preprocessed dataset and a plan need."""
     partial = (folder / FILE).is_file() or "classes" in plans["stunet"].get("weights", {})
     return PARTIAL_TRAINER if partial else TRAINER
 
 
 def trainer_class(name: str) -> type:
-    """The trainer class that `-tr` names; see check_trainer()."""
+    """Return the trainer class that `-tr` names; see check_trainer()."""
     check_trainer(name)
     return getattr(importlib.import_module(TRAINERS[name]), name)
 
 
 def check_trainer(name: str) -> None:
-    """Refuses names that trainer_class() does not know, without importing anything.
+    """Reject names that trainer_class() does not know, without importing anything.
 
     Raises:
         UsageError: Not one of TRAINERS.
@@ -62,15 +62,15 @@ def check_trainer(name: str) -> None:
 
 
 def limit_processes() -> None:
-    """Makes nnU-Net start one worker per core and pool, eight at most, instead of always eight.
+    """Make nnU-Net start one worker per core and pool, eight at most, instead of always eight.
 
-    Must run before nnunetv2 is imported; a value that the user set in the environment stays.
+    Must run before nnunetv2 is imported; a value that the user set in the environment is kept.
     """
     os.environ.setdefault("nnUNet_def_n_proc", str(min(8, os.cpu_count() or 1)))
 
 
 def write_whole(module: ModuleType) -> None:
-    """Lets one of nnU-Net's modules write JSON and copies whole or not at all, as long as this process lives."""
+    """Make one of nnU-Net's modules write JSON and copy files atomically, as long as this process lives."""
     if hasattr(module, "save_json"):
         module.save_json = _save_json  # type: ignore[attr-defined]
     if hasattr(module, "shutil"):
@@ -78,13 +78,13 @@ def write_whole(module: ModuleType) -> None:
 
 
 def _save_json(content: Any, file: str, indent: int = 4, sort_keys: bool = True) -> None:
-    """As in batchgenerators."""
+    """Write JSON as in batchgenerators, but atomically."""
     with whole(Path(file)) as part, part.open("w") as stream:
         json.dump(content, stream, sort_keys=sort_keys, indent=indent)
 
 
 class _Copies:
-    """Stands for shutil where nnU-Net copies a file."""
+    """Replaces shutil where nnU-Net copies a file."""
 
     @staticmethod
     def copyfile(source: str, target: str) -> None:
@@ -99,9 +99,9 @@ class _Copies:
 
 @contextmanager
 def exchanged(module: ModuleType, **names: Any) -> Iterator[None]:
-    """Lets names of one of nnU-Net's modules stand for something of ours while the block runs.
+    """Replace names in one of nnU-Net's modules with ours while the block runs.
 
-    For the few places where nnU-Net decides inside a long method; the alternative is a copy of that method.
+    For the few places where nnU-Net decides inside a long method; the alternative would be to copy that method.
     """
     before = {name: getattr(module, name) for name in names}
     for name, value in names.items():

@@ -1,12 +1,13 @@
-"""Which way do the axes of an image run, and how is it turned so that they run as a model knows them?
+"""Orientations: which way the axes of an image run, and how to turn it so that they run as a model expects.
 
-The orientation of an image is three letters, one for each axis of its file (x, y, z), of the side of the patient that
-the axis runs towards: L or R, P or A, S or I. ITK's identity is LPS, nibabel's is RAS, and both name axes in this way.
-An array has the axes in the opposite order, (D, H, W). A turn flips and reorders axes, it never resamples.
+The orientation of an image is three letters, one per axis of its file (x, y, z), for the side of the patient that the
+axis runs towards: L or R, P or A, S or I. ITK's identity is LPS, nibabel's is RAS, and both name axes in this way. An
+array has the axes in the opposite order, (D, H, W). A turn flips and reorders axes; it never resamples.
 
-Where nnU-Net's reorienting readers turn an image, its properties describe the turned grid and say what it was before:
-`original_orientation` (ITK) or `original_affine` beside `reoriented_affine` (nibabel). turned() says it in the same
-way, so that nnU-Net writes results of our data to the right place, and of_file() undoes both. Read next: images.py.
+If one of nnU-Net's reorienting readers turns an image, its properties describe the turned grid and record what it was
+before: `original_orientation` (ITK), or `original_affine` next to `reoriented_affine` (nibabel). turned() records it in
+the same way, so that nnU-Net writes results for our data to the right place, and of_file() undoes both. Read next:
+images.py.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,13 +24,13 @@ LPS_OF_RAS = np.diag([-1.0, -1.0, 1.0])  # nibabel's world is RAS, that of ITK a
 
 @dataclass(frozen=True)
 class Turn:
-    """Which axis of an array each axis of the turned one is, and whether it is flipped; both (D, H, W)."""
+    """The axis of the original array for each axis of the turned one, and whether it is flipped; both (D, H, W)."""
 
     order: tuple[int, ...]
     flips: tuple[bool, ...]
 
     def __call__(self, array: np.ndarray) -> np.ndarray:
-        """A view of (..., D, H, W)."""
+        """Return a turned view of (..., D, H, W)."""
         if self.order == (0, 1, 2) and not any(self.flips):
             return array
         first = array.ndim - 3
@@ -38,19 +39,19 @@ class Turn:
         return array[..., one, two, three]
 
     def copied(self, array: np.ndarray) -> np.ndarray:
-        """The same in an order of memory of its own; the array itself where nothing has to be turned."""
+        """Return a contiguous turned copy, or the array itself if there is nothing to turn."""
         result = self(array)
         return array if result is array else np.ascontiguousarray(result)
 
     @property
     def back(self) -> "Turn":
-        """What undoes it."""
+        """The inverse turn."""
         order = tuple(int(axis) for axis in np.argsort(self.order))
         return Turn(order, tuple(self.flips[axis] for axis in order))
 
     @property
     def matrix(self) -> np.ndarray:
-        """Column i: axis i of the turned file (x, y, z) in axes of the file."""
+        """The turn as a matrix; column i is axis i of the turned file (x, y, z) in axes of the file."""
         matrix = np.zeros((3, 3))
         for axis, (old, flip) in enumerate(zip(self.order, self.flips, strict=True)):
             matrix[2 - old, 2 - axis] = -1 if flip else 1
@@ -61,7 +62,7 @@ AS_IT_IS = Turn((0, 1, 2), (False,) * 3)
 
 
 def checked(text: str) -> str:
-    """An orientation that somebody typed.
+    """Return an orientation that the user typed, in capitals.
 
     Raises:
         UsageError: It is not one.
@@ -73,8 +74,8 @@ def checked(text: str) -> str:
 
 
 def code_of(axes_lps: Any) -> str:
-    """The orientation of an image by its axes in LPS, columns of any length; the nearest where they are oblique."""
-    import nibabel.orientations  # which imports scipy, and commands ask here what an orientation is
+    """Return the orientation of an image by its axes in LPS, columns of any length; if oblique, the nearest one."""
+    import nibabel.orientations  # here, because it imports scipy, and commands use this module to check orientations
 
     affine = np.eye(4)
     affine[:3, :3] = LPS_OF_RAS @ np.reshape(axes_lps, (3, 3))
@@ -82,14 +83,14 @@ def code_of(axes_lps: Any) -> str:
 
 
 def left_right_axis(orientation: str | None) -> int:
-    """The axis of arrays (D, H, W) that runs between left and right; the last where nothing says it, as in pictures."""
+    """Return the array axis (D, H, W) that runs between left and right; if unknown, the last one, as in pictures."""
     return 2 if orientation is None else 2 - next(i for i, letter in enumerate(orientation) if letter in SIDES[0])
 
 
 def turn(own: str, wanted: str) -> Turn:
-    """What brings an array of the orientation `own` to the orientation `wanted`."""
+    """Return what turns an array from the orientation `own` to the orientation `wanted`."""
     order, flips = [], []
-    for letter in wanted[::-1]:  # of the array's axes
+    for letter in wanted[::-1]:  # in the order of the array's axes
         side = next(side for side in SIDES if letter in side)
         (axis,) = (i for i, own_letter in enumerate(own[::-1]) if own_letter in side)
         order.append(axis)
@@ -98,7 +99,7 @@ def turn(own: str, wanted: str) -> Turn:
 
 
 def orientation_of(properties: Mapping[str, Any]) -> str | None:
-    """The orientation of the array that properties of nnU-Net's readers belong to; None where the file has none."""
+    """Return the orientation of the array that nnU-Net's reader properties belong to; None if the file has none."""
     if itk := properties.get("sitk_stuff"):
         size = len(itk["origin"])
         return None if size < 3 else code_of(np.reshape(itk["direction"], (size, size))[:3, :3])
@@ -108,7 +109,7 @@ def orientation_of(properties: Mapping[str, Any]) -> str | None:
 
 
 def affine_of(properties: Mapping[str, Any]) -> np.ndarray | None:
-    """From voxel (x, y, z) of the array that the properties belong to, to mm in RAS, (4, 4); None for 2D and arrays."""
+    """Return the affine from voxels (x, y, z) of the properties' array to mm in RAS, (4, 4); None for 2D and arrays."""
     if itk := properties.get("sitk_stuff"):
         return _affine_ras(itk) if len(itk["origin"]) > 2 else None
     stuff = properties.get("nibabel_stuff")
@@ -116,18 +117,18 @@ def affine_of(properties: Mapping[str, Any]) -> np.ndarray | None:
 
 
 def apart(one: np.ndarray, other: np.ndarray, shape: Sequence[int]) -> float:
-    """How far two affines take the same corner of an array (D, H, W) apart, at most, in mm."""
+    """Return the largest distance in mm between where two affines map the same corner of an array (D, H, W)."""
     x, y, z = (length - 1 for length in shape[::-1])
     corners = np.array([[0, 0, 0, 1], [x, 0, 0, 1], [0, y, 0, 1], [0, 0, z, 1], [x, y, z, 1]])
     return float(np.linalg.norm((corners @ (one - other).T)[:, :3], axis=1).max())
 
 
 def turned(array: np.ndarray, properties: Mapping[str, Any], wanted: str | None) -> tuple[np.ndarray, dict[str, Any]]:
-    """An image in the wanted orientation, and its properties; the same objects where nothing has to be turned.
+    """Return an image in the wanted orientation, and its properties; the same array if there is nothing to turn.
 
     Args:
         array: (C, D, H, W).
-        properties: Of a reader that does not reorient; they stay as they are.
+        properties: From a reader that does not reorient; they are not modified.
         wanted: An orientation, or None: that of the file.
     """
     own = orientation_of(properties)
@@ -148,16 +149,16 @@ def turned(array: np.ndarray, properties: Mapping[str, Any], wanted: str | None)
 
 
 def way_back(properties: Mapping[str, Any]) -> Turn:
-    """What brings an array with these properties back to the axes of its file."""
+    """Return what turns an array with these properties back to the axes of its file."""
     now, before = orientation_of(properties), _before(properties)
     return AS_IT_IS if now is None or before is None else turn(now, before)
 
 
 def of_file(properties: Mapping[str, Any], shape: Sequence[int]) -> dict[str, Any]:
-    """The properties of the file: those that a reader gives that does not reorient.
+    """Return the properties of the file, as given by a reader that does not reorient.
 
     Args:
-        properties: Of an image that our reader, or one of nnU-Net's, may have turned.
+        properties: Those of an image that our reader, or one of nnU-Net's, may have turned.
         shape: (D, H, W) of the file.
     """
     if _before(properties) is None:
@@ -173,7 +174,7 @@ def of_file(properties: Mapping[str, Any], shape: Sequence[int]) -> dict[str, An
 
 
 def _three_axes(itk: Mapping[str, Any]) -> dict[str, tuple[float, ...]]:
-    """ITK's geometry without the axis of the channels that an image of four has."""
+    """Return ITK's geometry without the channel axis of an image with four axes."""
     size = len(itk["origin"])
     direction = np.reshape(itk["direction"], (size, size))[:3, :3]
     return {
@@ -184,7 +185,7 @@ def _three_axes(itk: Mapping[str, Any]) -> dict[str, tuple[float, ...]]:
 
 
 def _moved(itk: Mapping[str, Any], way: Turn, shape: Sequence[int]) -> dict[str, tuple[float, ...]]:
-    """ITK's geometry of the turned image; `shape` (D, H, W) is that before."""
+    """Return ITK's geometry of the turned image; `shape` (D, H, W) is the one before."""
     spacing, axes = np.array(itk["spacing"]), np.reshape(itk["direction"], (3, 3))
     origin = np.array(itk["origin"]) + (axes * spacing) @ _first_voxel(way, shape)
     return {
@@ -195,22 +196,22 @@ def _moved(itk: Mapping[str, Any], way: Turn, shape: Sequence[int]) -> dict[str,
 
 
 def for_nnunet(properties: Mapping[str, Any], kind: str) -> dict[str, Any]:
-    """The properties of a file as nnU-Net's writers take them: reorienting ones find what makes them turn nothing."""
+    """Return a file's properties for nnU-Net's writers, such that the reorienting ones do not turn anything."""
     result = {key: value for key, value in properties.items() if key != "nifti"}
-    if kind.startswith("Nibabel") and (itk := result.pop("sitk_stuff", None)):  # of a DICOM series
+    if kind.startswith("Nibabel") and (itk := result.pop("sitk_stuff", None)):  # from a DICOM series
         result["nibabel_stuff"] = {"original_affine": _affine_ras(itk)}
         properties = dict(result)
     if not kind.endswith("WithReorient"):
         return result
     if itk := properties.get("sitk_stuff"):
         result["sitk_stuff"] = {**itk, "original_orientation": orientation_of(properties)}
-    elif stuff := properties.get("nibabel_stuff"):  # it turns from RAS to the orientation of the second
+    elif stuff := properties.get("nibabel_stuff"):  # the writer turns from RAS to that of original_affine
         result["nibabel_stuff"] = {"reoriented_affine": stuff["original_affine"], "original_affine": np.eye(4)}
     return result
 
 
 def _affine_ras(itk: Mapping[str, Any]) -> np.ndarray:
-    """The affine of nibabel, (4, 4), for ITK's geometry."""
+    """Return nibabel's affine, (4, 4), for ITK's geometry."""
     itk, affine = _three_axes(itk), np.eye(4)
     affine[:3, :3] = LPS_OF_RAS @ np.reshape(itk["direction"], (3, 3)) * itk["spacing"]
     affine[:3, 3] = LPS_OF_RAS @ itk["origin"]
@@ -218,16 +219,16 @@ def _affine_ras(itk: Mapping[str, Any]) -> np.ndarray:
 
 
 def _before(properties: Mapping[str, Any]) -> str | None:
-    """The orientation of the file of an image that was read by a reader that turns; None for other readers."""
+    """Return the orientation that a turned image's file has; None if its reader does not turn images."""
     if "original_orientation" in properties.get("sitk_stuff", {}):
         code = str(properties["sitk_stuff"]["original_orientation"])
-        return None if code == "INVALID" else code  # ITK's for a direction that it cannot name
+        return None if code == "INVALID" else code  # ITK's code for a direction that it cannot name
     stuff = properties.get("nibabel_stuff", {})
     return code_of(LPS_OF_RAS @ np.asarray(stuff["original_affine"])[:3, :3]) if "reoriented_affine" in stuff else None
 
 
 def _first_voxel(way: Turn, shape: Sequence[int]) -> np.ndarray:
-    """Where the first voxel of the turned array lies in the array of this shape, (x, y, z)."""
+    """Return where the first voxel of the turned array lies in the array of this shape, (x, y, z)."""
     index = np.zeros(3)
     for old, flip in zip(way.order, way.flips, strict=True):
         index[2 - old] = shape[old] - 1 if flip else 0

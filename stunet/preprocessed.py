@@ -1,8 +1,9 @@
-"""Are the files of a preprocessed case whole, and do they fit together? If not: which case, and what makes it again.
+"""Check that the files of a preprocessed case are intact and consistent; if not, report the case and how to remake it.
 
-Training, validation and bn-recollect read preprocessed cases through Checked; nnU-Net's own datasets meet damage with
-whatever blosc2, numpy or pickle raise, or not at all. nnU-Net unpickles CASE.pkl, which runs what is in it: from now on
-its classes read properties with the reader of weights/pickles.py, in this process and those that it forks.
+Training, validation and bn-recollect read preprocessed cases through Checked; nnU-Net's own datasets react to damage
+with whatever blosc2, numpy or pickle raise, or not at all. nnU-Net unpickles CASE.pkl, which executes what it contains:
+once this module is imported, nnU-Net's classes read properties with the reader of weights/pickles.py, in this process
+and those that it forks.
 """
 
 import shlex
@@ -26,10 +27,10 @@ PLAIN = (blosc2.NDArray, np.ndarray, type(None))  # what an array of a case may 
 class Checked:
     """A dataset of nnU-Net (nnUNetDatasetBlosc2, nnUNetDatasetNumpy) that names the case whose files are damaged.
 
-    Opening a case looks at shapes and at the places of classes, once; check() reads all of it.
+    The first time a case is opened, shapes and class locations are checked; check() reads all of it.
 
     Args:
-        dataset: nnU-Net's; what it has besides load_case() is there, too.
+        dataset: nnU-Net's dataset; its other attributes are available as well.
     """
 
     def __init__(self, dataset: Any) -> None:
@@ -37,17 +38,17 @@ class Checked:
         self._seen: set[str] = set()
 
     def __getattr__(self, name: str) -> Any:
-        if name == "dataset":  # while it is unpickled
+        if name == "dataset":  # while it is being unpickled
             raise AttributeError(name)
         return getattr(self.dataset, name)
 
     def load_case(self, case: str) -> tuple[Any, Any, Any, dict[str, Any]]:
-        """Image (C, D, H, W), labels (1, D, H, W), the previous stage's labels (D, H, W) or None, and properties.
+        """Return image (C, D, H, W), labels (1, D, H, W), previous stage's labels (D, H, W) or None, and properties.
 
         The arrays are read when they are sliced.
 
         Raises:
-            DataError: A file is missing or damaged, or they do not fit together.
+            DataError: A file is missing or damaged, or they are inconsistent.
             OutOfMemoryError: They do not fit into memory.
         """
         with self.reading(case):
@@ -61,10 +62,10 @@ class Checked:
         return data, labels, previous, properties
 
     def check(self, case: str) -> None:
-        """Reads every voxel of a case.
+        """Read every voxel of a case.
 
         Raises:
-            DataError: As of load_case().
+            DataError: As for load_case().
         """
         with self.reading(case):
             for array in self.load_case(case)[:3]:
@@ -73,12 +74,12 @@ class Checked:
 
     @contextmanager
     def reading(self, case: str) -> Iterator[None]:
-        """Names the case in the error that the block raises."""
+        """Name the case in any error that the block raises."""
         try:
             yield
         except StunetError:
             raise
-        except UnsafeDeserializationError as error:  # blosc2's text goes on with how to execute it all the same
+        except UnsafeDeserializationError as error:  # blosc2's text goes on to explain how to execute it anyway
             what = str(error).partition(" while ")[0]
             raise self._damaged(case, f"{what} in place of a plain array; nothing was executed") from None
         except Exception as error:
@@ -101,7 +102,7 @@ class Checked:
 
 
 def _check(data: Any, labels: Any, previous: Any, properties: Any) -> None:
-    """Raises a ValueError that says what does not fit."""
+    """Raise a ValueError that states what is inconsistent."""
     shape = tuple(data.shape[1:])
     if len(shape) != 3 or tuple(labels.shape[1:]) != shape or (previous is not None and tuple(previous.shape) != shape):
         others = [tuple(array.shape) for array in (labels, previous) if array is not None]

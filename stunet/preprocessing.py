@@ -1,17 +1,16 @@
-"""Which cases have to be preprocessed, so that a run may be killed and repeated at any moment and data are never stale?
+"""Find the cases that need preprocessing, so that a run can be killed and repeated at any time and data never go stale.
 
-The arrays are nnU-Net's: labels bit by bit, images up to rounding in float32 (preprocessor.py). A case appears in its
-data folder only when it is complete, and a manifest says what it was made from; a repeated run does what is missing or
-out of date.
-A data folder holds
+The arrays are nnU-Net's: labels are identical, images are equal up to rounding in float32 (preprocessor.py). A case
+appears in its data folder only when it is complete, and a manifest records what it was made from; a repeated run does
+whatever is missing or out of date. A data folder holds
 
-    CASE.b2nd  CASE_seg.b2nd  CASE.pkl   what nnU-Net's preprocessor writes, too
+    CASE.b2nd  CASE_seg.b2nd  CASE.pkl   the same files that nnU-Net's preprocessor writes
     .stunet/manifest.json                the settings, and per case the raw files, their SHA-256 and the written files
     .stunet/part/CASE/                   what is being written
-    .stunet/lock                         held while a run is going on
+    .stunet/lock                         held during a run
 
 Imports neither torch nor nnunetv2. Read next: preprocessing_workers.py, which does one case, and provenance.py, which
-compares all that with what a training wants.
+compares all that with what a training needs.
 """
 
 import hashlib
@@ -46,7 +45,7 @@ PLAN_SETTINGS = (
     "label_manager",
     "foreground_intensity_properties_per_channel",
 )
-CONFIGURATION_SETTINGS = (  # without the patch: it decides how a file is chunked, and all network sizes share the data
+CONFIGURATION_SETTINGS = (  # without the patch: it only affects how files are chunked, and all network sizes share data
     "spacing",
     "normalization_schemes",
     "use_mask_for_norm",
@@ -56,7 +55,7 @@ CONFIGURATION_SETTINGS = (  # without the patch: it decides how a file is chunke
     "resampling_fn_seg_kwargs",
     "preprocessor_name",
 )
-# nnU-Net's schemes that look at the image alone: the intensities of the dataset do not matter to them.
+# nnU-Net's schemes that only use the image itself, so that the dataset's intensities do not matter.
 BY_THE_IMAGE = {"ZScoreNormalization", "NoNormalization", "RescaleTo01Normalization", "RGBTo01Normalization"}
 SAME, TOUCHED, CHANGED, UNKNOWN = "same", "touched", "changed", "unknown"  # raw files, compared with their record
 log = logging.getLogger("stunet")
@@ -65,7 +64,7 @@ SAVE_INTERVAL_S = 1.0
 
 @dataclass(frozen=True)
 class Case:
-    """A training case; `raw` is name, size in bytes and time of change in ns of its images and its label."""
+    """A training case; `raw` is name, size in bytes and modification time in ns of its images and its label."""
 
     name: str
     images: tuple[str, ...]
@@ -78,11 +77,11 @@ class Target:
     """A data folder to fill.
 
     Attributes:
-        configuration: That is preprocessed into it.
+        configuration: The configuration that is preprocessed into it.
         folder: The data folder.
-        settings: That decide what its arrays hold.
-        records: The manifest's, of the cases that are complete and up to date.
-        stale: Why other cases that are there have to be done again; empty where none is.
+        settings: The settings that determine what its arrays hold.
+        records: The manifest's records of the cases that are complete and up to date.
+        stale: Why other cases in the folder have to be done again; empty if there are none.
     """
 
     configuration: str
@@ -92,7 +91,7 @@ class Target:
     stale: str
 
     def save(self) -> None:
-        """Writes the manifest."""
+        """Write the manifest."""
         write_json(self.folder / OWN_FOLDER / "manifest.json", {"settings": self.settings, "cases": self.records})
 
 
@@ -104,18 +103,18 @@ def preprocess(
     on_case: Callable[[str], None] | None = None,
     verbose: bool = False,
 ) -> None:
-    """Brings every training case into the data folders of the configurations; what is up to date is left alone.
+    """Preprocess every training case into the data folders of the configurations; up-to-date cases are left alone.
 
-    Also copies dataset.json and the labels (gt_segmentations) beside the data folders, as nnU-Net does for validation,
-    and annotations.json where there is one.
+    Also copies dataset.json and the labels (gt_segmentations) next to the data folders, as nnU-Net does for validation,
+    and annotations.json if there is one.
 
     Args:
         dataset: The full name, `Dataset003_Liver`.
         plans: The content of a plans file.
         configurations: Names from the plans; those that share a data folder are done once.
         workers: Number of processes; each holds one case in memory and computes on one thread.
-        on_case: Called with the case's name whenever one is finished; `pending_cases` says how many there will be.
-        verbose: Workers say what happens to each case.
+        on_case: Called with the case's name whenever one is finished; `pending_cases` tells how many there will be.
+        verbose: Workers report what happens to each case.
 
     Raises:
         DataError: A configuration is unknown, a raw file is missing or damaged, a case fails, a worker was killed, the
@@ -143,7 +142,7 @@ def preprocess(
 
 
 def pending_cases(dataset: str, plans: dict, configurations: Sequence[str]) -> list[tuple[str, str]]:
-    """What `preprocess` would do: (configuration, case), in order. Changes nothing.
+    """Return what `preprocess` would do: (configuration, case), in order. Changes nothing.
 
     Raises:
         DataError: A configuration is unknown or a raw file is missing.
@@ -154,17 +153,17 @@ def pending_cases(dataset: str, plans: dict, configurations: Sequence[str]) -> l
 
 
 def stale_cases(dataset: str, plans: dict, configurations: Sequence[str]) -> list[str]:
-    """Why `preprocess` would do cases again that are there, a sentence per configuration where it would.
+    """Return why `preprocess` would redo existing cases, a sentence for each configuration where it would.
 
     Raises:
-        DataError: As of pending_cases().
+        DataError: As for pending_cases().
     """
     targets = _targets(dataset, plans, configurations, *raw_cases(dataset))
     return [f"{target.configuration}: {target.stale}" for target in targets if target.stale]
 
 
 def preprocessed_cases(dataset: str, plans: dict, configuration: str) -> list[str]:
-    """The cases that the data folder of a configuration holds, sorted. Needs no raw data: clusters often have none.
+    """Return the cases in a configuration's data folder, sorted. Needs no raw data, which clusters often lack.
 
     Raises:
         DataError: The configuration is unknown.
@@ -176,10 +175,10 @@ def preprocessed_cases(dataset: str, plans: dict, configuration: str) -> list[st
 
 
 def raw_cases(dataset: str) -> tuple[dict, list[Case]]:
-    """dataset.json, and the cases of its "dataset" entry or else of imagesTr/CASE_0000.nii.gz, labelsTr/CASE.nii.gz.
+    """Return dataset.json, and the cases in its "dataset" or else in imagesTr/CASE_0000.nii.gz, labelsTr/CASE.nii.gz.
 
     Raises:
-        DataError: A raw file is missing or has another name than nnU-Net expects, or there are none.
+        DataError: A raw file is missing or not named as nnU-Net expects, or there are none.
     """
     root = raw_dataset(dataset)
     description = read_dataset_json(root / "dataset.json")
@@ -217,7 +216,7 @@ def _case(name: str, files: list[str]) -> Case:
 def _targets(
     dataset: str, plans: dict, configurations: Sequence[str], description: dict, cases: Sequence[Case]
 ) -> list[Target]:
-    """The data folders of the configurations, each once."""
+    """Return the data folders of the configurations, each once."""
     targets: dict[Path, Target] = {}
     for name in configurations:
         folder = preprocessed_dataset(dataset) / resolve(plans, name)["data_identifier"]
@@ -228,12 +227,12 @@ def _targets(
 
 
 def settings_of(plans: Mapping[str, Any], configuration: str, labels: Mapping[str, Any]) -> dict[str, Any]:
-    """What decides the arrays of preprocessed cases, as JSON.
+    """Return the settings that determine the arrays of preprocessed cases, as JSON.
 
     Args:
         plans: The content of a plans file.
         configuration: Key of its configurations.
-        labels: Values by name, of dataset.json.
+        labels: Values by name, from dataset.json.
 
     Raises:
         DataError: The configuration is unknown.
@@ -242,31 +241,31 @@ def settings_of(plans: Mapping[str, Any], configuration: str, labels: Mapping[st
     settings: dict[str, Any] = {"nnunetv2": version("nnunetv2"), "labels": labels}
     settings |= {key: plans.get(key) for key in PLAN_SETTINGS}
     settings |= {key: values.get(key) for key in CONFIGURATION_SETTINGS}
-    if len((block := plans.get("stunet", {})).get("orientations", ())) > 1:  # or nothing is turned
+    if len((block := plans.get("stunet", {})).get("orientations", ())) > 1:  # otherwise nothing is turned
         settings["orientation"] = block["orientation"]
     return _decisive(json.loads(json.dumps(settings)))
 
 
 def _decisive(settings: dict[str, Any]) -> dict[str, Any]:
-    """The settings with plain labels, without the intensities of channels that are normalised by the image alone."""
+    """Return the settings with plain labels, without intensities of channels that are normalised by the image alone."""
     key, schemes = "foreground_intensity_properties_per_channel", settings.get("normalization_schemes") or []
     used = {str(i) for i, scheme in enumerate(schemes) if scheme not in BY_THE_IMAGE}
     known = settings.get(key) or {}
-    labels = settings.get("labels")  # which older versions kept as they stood in dataset.json
+    labels = settings.get("labels")  # older versions stored them unchanged from dataset.json
     plain = {"labels": plain_labels(labels)} if isinstance(labels, Mapping) else {}
     return {**settings, **plain, key: {channel: values for channel, values in known.items() if channel in used}}
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a data folder says of itself: settings, and per case `raw`, `files` and, of today's versions, `sha256`."""
+    """A data folder's own record: settings, and per case `raw`, `files` and, in current versions, `sha256`."""
 
     settings: dict[str, Any]
     cases: dict[str, dict[str, Any]]
 
 
 def read_manifest(folder: Path) -> Manifest | None:
-    """The manifest of a data folder; None where there is none, as in those of nnU-Net, or none that can be read."""
+    """Read the manifest of a data folder; None if there is none, as in nnU-Net's folders, or none that is readable."""
     path = folder / OWN_FOLDER / "manifest.json"
     if not os.path.lexists(path):
         return None
@@ -279,16 +278,16 @@ def read_manifest(folder: Path) -> Manifest | None:
 
 
 def compare_raw(record: Mapping[str, Any], case: Case, may_read: Callable[[int], bool] = lambda size: True) -> str:
-    """What became of the raw files of a case since it was preprocessed.
+    """Determine what happened to the raw files of a case since it was preprocessed.
 
     Args:
-        record: The manifest's.
-        case: As it is now.
-        may_read: Whether a file of so many bytes may be read to compare its content.
+        record: The manifest's record of the case.
+        case: The case as it is now.
+        may_read: Returns whether a file of this many bytes may be read to compare its content.
 
     Returns:
-        SAME by name, size and time of change; TOUCHED by content, with another time, as a copy has; CHANGED; or UNKNOWN
-        where only the times differ and the content cannot be compared.
+        SAME by name, size and modification time; TOUCHED if the content is the same but the time is not, as in a copy;
+        CHANGED; or UNKNOWN if only the times differ and the content cannot be compared.
     """
     before = record["raw"]
     if before == case.raw:
@@ -314,15 +313,15 @@ def _sha256(path: str, size: int, changed_ns: int) -> str:
 
 
 def changed_files(folder: Path, manifest: Manifest) -> list[str]:
-    """The cases of which a written file is gone or has another size than it had, sorted."""
+    """Return the cases for which a written file is missing or its size has changed, sorted."""
     sizes = {entry.name: entry.stat().st_size for entry in os.scandir(folder) if entry.is_file()}
     return sorted(name for name, record in manifest.cases.items() if not record["files"].items() <= sizes.items())
 
 
 def _valid_records(folder: Path, settings: dict, cases: Sequence[Case]) -> tuple[dict[str, dict[str, Any]], str]:
-    """The manifest's records of cases with the same settings, unchanged raw files and all written files in place.
+    """Return the manifest's records of cases with the same settings, unchanged raw and intact written files.
 
-    Also why others that are there are not valid.
+    Also return why other existing cases are not valid.
     """
     manifest = read_manifest(folder)
     if manifest is None:
@@ -350,7 +349,7 @@ def _pending(targets: Sequence[Target], cases: Sequence[Case]) -> list[tuple[Tar
 
 @contextmanager
 def _locked(folders: Sequence[Path]) -> Iterator[None]:
-    """Makes the folders and holds their locks; the system gives a lock back when the process ends, however it ends."""
+    """Make the folders and hold their locks; the system releases a lock when the process ends, however it ends."""
     with ExitStack() as stack:
         for folder in folders:
             what = f"another run is preprocessing into {str(folder)!r}"
@@ -359,7 +358,7 @@ def _locked(folders: Sequence[Path]) -> Iterator[None]:
 
 
 def _clear(target: Target) -> None:
-    """Removes all files but those of valid cases, and what a dead run left behind."""
+    """Remove all files except those of valid cases, and what a killed run left behind."""
     shutil.rmtree(target.folder / OWN_FOLDER / "part", ignore_errors=True)
     keep = {name for record in target.records.values() for name in record["files"]}
     stale = [entry.name for entry in os.scandir(target.folder) if entry.is_file() and entry.name not in keep]
@@ -368,12 +367,12 @@ def _clear(target: Target) -> None:
 
 
 def _copy_labels(dataset: str, ending: str, cases: Sequence[Case]) -> None:
-    """Brings dataset.json and gt_segmentations up to date; labels of removed cases are removed."""
+    """Bring dataset.json and gt_segmentations up to date; labels of removed cases are removed."""
     folder = preprocessed_dataset(dataset)
     labels = {f"{case.name}{ending}": case.label for case in cases}
     (folder / "gt_segmentations").mkdir(exist_ok=True)
     for path in (folder / "gt_segmentations").glob(f"*{ending}"):
-        if path.name not in labels:  # also what a run that was killed was copying
+        if path.name not in labels:  # also what a killed run was copying
             path.unlink(missing_ok=True)
     for name, label in labels.items():
         _copy(Path(label), folder / "gt_segmentations" / name)
@@ -383,7 +382,7 @@ def _copy_labels(dataset: str, ending: str, cases: Sequence[Case]) -> None:
     description = read_dataset_json(raw / "dataset.json")
     if json.dumps(description) == json.dumps(read_json(raw / "dataset.json")):
         _copy(raw / "dataset.json", folder / "dataset.json")
-    else:  # nnU-Net's training takes fewer forms of labels
+    else:  # nnU-Net's training accepts fewer forms of labels
         write_json(folder / "dataset.json", description)
     if (raw / ANNOTATIONS).is_file():
         _copy(raw / ANNOTATIONS, folder / ANNOTATIONS)
@@ -406,7 +405,7 @@ def _record(
     cases: Sequence[Case],
     on_case: Callable[[str], None],
 ) -> None:
-    """Puts each finished case on record; the manifests are written about once a second."""
+    """Record each finished case; the manifests are written about once a second."""
     by_folder = {target.folder: target for target in targets}
     raw = {case.name: case.raw for case in cases}
     saved = time.monotonic()

@@ -1,7 +1,7 @@
-"""How is one case preprocessed, in which process, and what is said when it fails?
+"""Preprocess single cases in worker processes, and explain what fails.
 
-The files are written into a folder beside the data, and move to the data when all are complete. Neither torch nor
-nnunetv2 is imported outside the workers. preprocessing.py decides what is done; preprocessor.py, next, does it.
+The files are written into a separate folder and moved to the data once all are complete. Neither torch nor nnunetv2 is
+imported outside the workers. preprocessing.py decides what is done. Read next: preprocessor.py, which does it.
 """
 
 import hashlib
@@ -23,7 +23,7 @@ from stunet.machine import SHARE, memory_limit
 from stunet.nifti import check_nifti
 from stunet.processes import each
 
-OWN_FOLDER = ".stunet"  # inside a data folder; a folder, because nnU-Net looks at the endings of all files there
+OWN_FOLDER = ".stunet"  # inside a data folder; a folder, because nnU-Net checks the endings of all files there
 PRELOADED = [  # by the process that the workers are forked from: a worker starts in milliseconds, not in seconds
     "stunet.preprocessor",
     "nnunetv2.preprocessing.normalization.default_normalization_schemes",
@@ -47,7 +47,7 @@ class Job:
 
 
 class Done(NamedTuple):
-    """A job that is done: the sizes in bytes of its files by name, and the SHA-256 of the raw files, the label last."""
+    """A finished job: its files' sizes in bytes by name, and the SHA-256 of the raw files, with the label last."""
 
     job: Job
     files: dict[str, int]
@@ -57,23 +57,23 @@ class Done(NamedTuple):
 def run(
     jobs: Sequence[Job], plans: dict, description: dict, workers: int, verbose: bool
 ) -> Generator[Done, None, None]:
-    """Does the jobs in worker processes; leaving the loop early, by an error or Ctrl-C, kills the workers.
+    """Do the jobs in worker processes; leaving the loop early, by an error or Ctrl-C, kills the workers.
 
-    The workers are forked from a small server process that holds nnU-Net but never computes: as quick as fork, and safe
-    whatever threads and CUDA contexts the calling process has.
+    The workers are forked from a small server process that has loaded nnU-Net but never computes: as fast as fork, and
+    safe whatever threads and CUDA contexts the calling process has.
 
     Args:
-        jobs: What is to be done.
+        jobs: The jobs to do.
         plans: The content of a plans file.
         description: The content of dataset.json.
         workers: Number of processes; each holds one case in memory and computes on one thread.
-        verbose: Workers say what happens to each case.
+        verbose: Workers report what happens to each case.
 
     Yields:
         Each job when it is done.
 
     Raises:
-        DataError: Cases fail; all others are done. Or the disk is full, which ends the run at once.
+        DataError: Some cases failed, while all others are done; or the disk is full, which ends the run at once.
         OutOfMemoryError: A case does not fit into memory; all others are done.
     """
     context = multiprocessing.get_context("forkserver")
@@ -93,25 +93,25 @@ def run(
 
 
 def fitting_workers(wanted: int, fingerprint: Mapping[str, Any], spacing: Sequence[float], channels: int) -> int:
-    """How many workers the memory holds if each of them has the largest case: `wanted` at most, at least one.
+    """Return how many workers fit into memory if each has the largest case: at most `wanted`, at least one.
 
     Args:
-        wanted: Processes.
+        wanted: Number of processes.
         fingerprint: nnU-Net's, with shapes in voxels and spacings in mm.
         spacing: What cases are resampled to, in mm; two values leave the slices as they are.
-        channels: Of an image.
+        channels: Number of channels of an image.
     """
     largest = 0.0
     for shape, own in zip(fingerprint["shapes_after_crop"], fingerprint["spacings"], strict=True):
-        resampled = sorted(own)[: len(spacing)]  # slices are the thickest axis
+        resampled = sorted(own)[: len(spacing)]  # the slice axis is the one with the largest spacing
         largest = max(largest, math.prod(shape) * max(1.0, math.prod(resampled) / math.prod(spacing)))
     return max(1, min(wanted, int(SHARE * memory_limit() / (BASE + PER_VOXEL * channels * largest))))
 
 
 def names_case(file: str) -> bool:
-    """Whether nnU-Net's datasets (nnUNetDatasetBlosc2, nnUNetDatasetNumpy) take this file as the sign of a case.
+    """Return whether nnU-Net's datasets (nnUNetDatasetBlosc2, nnUNetDatasetNumpy) detect a case by this file.
 
-    Such a file appears last and disappears first, so that nnU-Net never sees half a case.
+    Such a file appears last and disappears first, so that nnU-Net never sees an incomplete case.
     """
     return file.endswith((".b2nd", ".npz")) and not file.endswith("_seg.b2nd")
 
@@ -119,13 +119,13 @@ def names_case(file: str) -> bool:
 def _preprocess(
     job: Job, plans: str, description: str, verbose: bool
 ) -> tuple[dict[str, int], list[str]] | StunetError:
-    """In a worker: writes a case; returns what Done has of it, or what is wrong with the case.
+    """Write a case, in a worker; return the content of Done, or the error of the case.
 
-    What is wrong with the machine is raised.
+    Problems with the machine are raised instead.
     """
     import torch
 
-    torch.set_num_threads(1)  # one thread is enough
+    torch.set_num_threads(1)  # the parallelism is over cases
     try:
         return _write_case(job, plans, description, verbose)
     except Exception as error:
@@ -140,19 +140,19 @@ def _preprocess(
 
 
 def _write_case(job: Job, plans: str, description: str, verbose: bool) -> tuple[dict[str, int], list[str]]:
-    """Writes the case beside the data and moves it there; returns what Done has of it."""
+    """Write the case to a separate folder and move it to the data; return the content of Done."""
     files = [*job.images, job.label]
     for path in files:
         check_nifti(Path(path))
-    hashes = [_sha256(path) for path in files]  # now, because reading comes next: the disk is asked once
+    hashes = [_sha256(path) for path in files]  # now, just before they are read: the disk is only accessed once
     preprocessor, plans_manager, configuration = _loaded(plans, job.configuration, verbose)
     part = job.folder / OWN_FOLDER / "part" / job.case
-    shutil.rmtree(part, ignore_errors=True)  # of a worker that was killed
+    shutil.rmtree(part, ignore_errors=True)  # left by a worker that was killed
     part.mkdir(parents=True)
     what = (files[:-1], job.label, plans_manager, configuration, json.loads(description))
     try:
         preprocessor.run_case_save(str(part / job.case), *what)
-    except RuntimeError as error:  # all that blosc2 says about a full disk; the probe meets the real reason
+    except RuntimeError as error:  # blosc2 reports a full disk as nothing more specific; the probe finds the reason
         if not is_out_of_memory(error):
             (part / "probe").write_bytes(bytes(2**20))
         raise
@@ -170,7 +170,7 @@ def _sha256(path: str) -> str:
 
 @lru_cache(maxsize=8)
 def _loaded(plans: str, configuration: str, verbose: bool) -> tuple[Any, Any, Any]:
-    """The preprocessor, nnU-Net's plans and the configuration."""
+    """Return the preprocessor, nnU-Net's plans and the configuration."""
     from stunet.preprocessor import Plans, preprocessor_of
 
     if verbose:
@@ -181,7 +181,7 @@ def _loaded(plans: str, configuration: str, verbose: bool) -> tuple[Any, Any, An
 
 
 def _explain(error: Exception, job: Job) -> StunetError:
-    """What is wrong with a case, in terms of the user's files."""
+    """Describe what is wrong with a case, in terms of the user's files."""
     text = " ".join(str(error).split()) or type(error).__name__
     if isinstance(error, StunetError):
         return type(error)(f"case {job.case!r}: {text}", error.hint)

@@ -1,10 +1,11 @@
-"""How does a case become what the network is given: nnU-Net's steps, in about two copies of the image?
+"""Preprocess a case for the network: nnU-Net's steps, in the memory of about two copies of the image.
 
-Transpose, crop to what is not zero, normalise, resample, and list where each class is. nnU-Net's own parts do all of it
-but resampling, which is resampling.py's. Training (preprocessing_workers.py) and prediction (inference/) use this.
+Transpose, crop to the nonzero region, normalise, resample, and list the locations of each class. All of it is done by
+nnU-Net's own functions except resampling, which is in resampling.py. Training (preprocessing_workers.py) and prediction
+(inference/) use this.
 
-More than two copies are only made where nnU-Net lists places: at the peak 85 bytes for each voxel of a class, and for
-each annotated one, of the background too, where the dataset has an ignore label.
+More than two copies are only needed where nnU-Net lists locations: at the peak 85 bytes per voxel of a class and, if
+the dataset has an ignore label, per annotated voxel including background.
 """
 
 import logging
@@ -26,7 +27,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from stunet.images import Reader, reader_of
 from stunet.resampling import resample_image, resample_labels
 
-# What resample_data_or_seg_to_shape takes where the plans name nothing.
+# The defaults of resample_data_or_seg_to_shape, for what the plans do not specify.
 DEFAULTS = {
     "is_seg": False,
     "order": 3,
@@ -34,21 +35,21 @@ DEFAULTS = {
     "force_separate_z": False,
     "separate_z_anisotropy_threshold": ANISO_THRESHOLD,
 }
-# Of a class, at most so many voxels are listed to draw patches at: the first of those that nnU-Net lists. It lists
-# 10,000, or 1 % of the class where that is more, in int64, and loads all classes whenever it draws a case.
+# The maximum number of voxels listed per class, for drawing patches: the first of those that nnU-Net lists. It lists
+# 10,000, or 1 % of the class if that is more, in int64, and loads all classes whenever it draws a case.
 PLACES = 2000
-LARGEST_INT16 = 2**14  # a patch may reach beyond the image, and nnU-Net's loader adds its size to a place
-ORDERS = {"data": (0, 1, 3), "seg": (1,)}  # that resampling.py knows
+LARGEST_INT16 = 2**14  # a patch may extend beyond the image, and nnU-Net's loader adds its size to a location
+ORDERS = {"data": (0, 1, 3), "seg": (1,)}  # the ones that resampling.py supports
 log = logging.getLogger("stunet")
 
 
 def preprocessor_of(configuration: Any, verbose: bool = False, needs_mask: bool = True) -> DefaultPreprocessor:
-    """The preprocessor that a configuration names: ours where that is nnU-Net's default.
+    """Return the preprocessor that a configuration names: ours if that is nnU-Net's default.
 
     Args:
         configuration: nnU-Net's ConfigurationManager.
-        verbose: Say what happens to a case.
-        needs_mask: Whether a case without labels needs what nnU-Net makes for it, the mask of what is not zero.
+        verbose: Report what happens to a case.
+        needs_mask: Whether a case without labels needs what nnU-Net makes for it, the mask of the nonzero region.
     """
     if configuration.preprocessor_name == DefaultPreprocessor.__name__:
         return Preprocessor(verbose, needs_mask)
@@ -56,7 +57,7 @@ def preprocessor_of(configuration: Any, verbose: bool = False, needs_mask: bool 
 
 
 class Plans(PlansManager):
-    """nnU-Net's, whose reader turns images to the orientation on record."""
+    """nnU-Net's plans manager, with a reader that turns images to the recorded orientation."""
 
     @property
     def image_reader_writer_class(self) -> Any:
@@ -67,7 +68,7 @@ class Plans(PlansManager):
 class Preprocessor(DefaultPreprocessor):
     """nnU-Net's default preprocessor: equal labels, and images equal up to rounding in float32.
 
-    Properties are equal but for the places of large classes, of which fewer are listed.
+    Properties are equal except for the locations of large classes, of which fewer are listed.
     """
 
     def __init__(self, verbose: bool = True, needs_mask: bool = True) -> None:
@@ -77,9 +78,9 @@ class Preprocessor(DefaultPreprocessor):
     def run_case(
         self, image_files: list[str], seg_file: str | None, plans: Any, configuration: Any, dataset: dict
     ) -> tuple[np.ndarray, Any, dict]:
-        """As in nnU-Net; the labels are read first, and kept in as few bytes as they need."""
+        """Run as in nnU-Net; the labels are read first, and kept in as few bytes as they need."""
         reader = plans.image_reader_writer_class()
-        like = {"like": image_files[0]} if isinstance(reader, Reader) else {}  # which nnU-Net's readers do not know
+        like = {"like": image_files[0]} if isinstance(reader, Reader) else {}  # nnU-Net's readers do not accept this
         labels = None if seg_file is None else _smallest(reader.read_seg(seg_file, **like)[0])
         image, properties = reader.read_images(image_files)
         return self.run_case_npy(image, labels, properties, plans, configuration, dataset)
@@ -87,12 +88,12 @@ class Preprocessor(DefaultPreprocessor):
     def run_case_npy(
         self, data: np.ndarray, seg: np.ndarray | None, properties: dict, plans: Any, configuration: Any, dataset: dict
     ) -> tuple[np.ndarray, Any, dict]:
-        """As in nnU-Net, but it uses up what it is given: `data` and `seg` are overwritten.
+        """Run as in nnU-Net, but consume the input: `data` and `seg` are overwritten.
 
         Args:
             data: Image (C, D, H, W), as read.
             seg: Labels (1, D, H, W), or a cascade's previous result, or None.
-            properties: From the reader: `spacing` in mm, array order; what nnU-Net notes is added.
+            properties: From the reader: `spacing` in mm, array order; nnU-Net's own entries are added.
             plans: nnU-Net's PlansManager.
             configuration: nnU-Net's ConfigurationManager.
             dataset: dataset.json.
@@ -140,13 +141,14 @@ class Preprocessor(DefaultPreprocessor):
 
 
 def places_of(labels_1DHW: np.ndarray, classes: Sequence[Any]) -> dict[Any, np.ndarray]:
-    """Where each class or region is: some of its voxels (N, 4), with a leading 0 for the channel.
+    """Return locations of each class or region: some of its voxels (N, 4), with a leading 0 for the channel.
 
-    A region with -1, which is all that is annotated beside an ignore label, keeps as many as nnU-Net lists: patches
-    without a class are drawn around them, and 2000 would be few of many million. Each is 8 bytes of the case's pickle.
+    A region with -1, which with an ignore label is everything annotated, keeps as many as nnU-Net lists: patches
+    without a class are drawn around them, and 2000 would be few of many million. Each takes 8 bytes of the case's
+    pickle.
     """
     annotated = any(isinstance(key, list | tuple) and -1 in key for key in classes)
-    fewer = {} if annotated else {"min_percent_coverage": 0}  # the first of a class are the same ones
+    fewer = {} if annotated else {"min_percent_coverage": 0}  # a class's first ones are the same either way
     found = DefaultPreprocessor._sample_foreground_locations(labels_1DHW, classes, **fewer)
     kind = np.int16 if max(labels_1DHW.shape) < LARGEST_INT16 else np.int32
     return {
@@ -156,7 +158,7 @@ def places_of(labels_1DHW: np.ndarray, classes: Sequence[Any]) -> dict[Any, np.n
 
 
 def _smallest(labels: np.ndarray) -> np.ndarray:
-    """Labels, which nnU-Net reads as float32, in the smallest of int8, int16 and int32 that holds all of them."""
+    """Convert labels, which nnU-Net reads as float32, to the smallest of int8, int16 and int32 that holds them all."""
     low, high = labels.min(), labels.max()
     for kind in (np.int8, np.int16, np.int32):
         if np.iinfo(kind).min <= low and high <= np.iinfo(kind).max:
@@ -166,7 +168,7 @@ def _smallest(labels: np.ndarray) -> np.ndarray:
 
 
 def _crop_without_mask(image_CDHW: np.ndarray) -> tuple[np.ndarray, np.ndarray, list[list[int]]]:
-    """The same box as crop_to_nonzero's, which also fills holes in the mask: that takes 5 bytes per voxel, this one."""
+    """Crop to the same box as crop_to_nonzero, which also fills holes in its mask: 5 bytes per voxel instead of one."""
     box = get_bbox_from_mask(image_CDHW.any(axis=0))
     image_CDHW = image_CDHW[:, *bounding_box_to_slice(box)]
     return image_CDHW, np.broadcast_to(np.int8(0), (1, *image_CDHW.shape[1:])), box
@@ -175,7 +177,7 @@ def _crop_without_mask(image_CDHW: np.ndarray) -> tuple[np.ndarray, np.ndarray, 
 def _resample(
     array: np.ndarray, kind: str, configuration: Any, shape: Sequence[int], spacing: list[float], target: list[float]
 ) -> np.ndarray:
-    """Resamples "data" or "seg" as the plans say; what resampling.py does not know is left to nnU-Net."""
+    """Resample "data" or "seg" as the plans specify; what resampling.py does not support is left to nnU-Net."""
     plan = configuration.configuration
     options = {**DEFAULTS, **plan[f"resampling_fn_{kind}_kwargs"]}
     known = (
@@ -195,6 +197,6 @@ def _resample(
 
 
 def _sampled_classes(labels: Any) -> list[Any]:
-    """The classes or regions that nnU-Net lists places of; with an ignore label also all that is annotated."""
+    """Return the classes or regions whose locations nnU-Net lists; with an ignore label, also everything annotated."""
     classes = labels.foreground_regions if labels.has_regions else labels.foreground_labels
     return [*classes, [-1, *labels.all_labels]] if labels.has_ignore_label else list(classes)

@@ -1,8 +1,8 @@
-"""How is the same done to many items in several processes, without one that outlives the command or hangs it?
+"""Map a function over items in worker processes that can neither outlive the command nor hang it.
 
-Each process has a pipe of its own, so a process that is killed, by the system for lack of memory or by anybody, costs
-the item that it was working on and nothing else: that item is tried once more, alone, when all others are done. Ctrl-C,
-an error or a loop that is left early kills what is still running. Imports neither torch nor nnunetv2.
+Each process has its own pipe, so a process that is killed, by the system for lack of memory or by anyone else, only
+affects the item that it was working on: that item is tried once more, alone, after all others are done. Ctrl-C, an
+error or leaving the loop early kills what is still running. Imports neither torch nor nnunetv2.
 """
 
 import multiprocessing
@@ -32,31 +32,30 @@ def each(
     name: Callable[[Item], str],
     context: BaseContext | None = None,
 ) -> Generator[tuple[int, Result], None, None]:
-    """Calls the function with every item, in this process where one worker is enough.
+    """Call the function with every item, in this process if one worker is enough.
 
-    An item whose process is killed, or whose memory is not enough, does not stop the others. It is tried once more,
-    alone.
+    An item whose process is killed, or runs out of memory, does not stop the others. It is tried once more, alone.
 
     Args:
-        function: Can be pickled, as can the items.
-        items: In the order in which they are begun.
-        workers: Processes at most.
-        name: What an error calls an item: the name of its case.
-        context: How processes are started, which one worker is then, too; None: by spawn.
+        function: Must be picklable, as must the items.
+        items: In the order in which they are started.
+        workers: Maximum number of processes.
+        name: Returns the name of an item in errors: that of its case.
+        context: How processes are started; if given, a single worker is a process as well. None: by spawn.
 
     Yields:
-        Position of an item and the function's result, in the order in which they are done.
+        Position of an item and the function's result, in the order in which they finish.
 
     Raises:
         OutOfMemoryError: Items do not fit into memory, not even one at a time; all others are done.
         DataError: The process of an item crashed twice; all others are done.
-        UsageError: No process begins: the script that calls this runs again in each of them, or cannot.
+        UsageError: No process starts: the script that calls this runs again in each of them, or cannot be imported.
     """
     if context is None and min(workers, len(items)) <= 1:
         yield from _here(function, items, name)
         return
     queue, again, alone = deque(range(len(items))), deque[int](), False
-    able, unable = False, 0  # whether any process has begun, and how many could not
+    able, unable = False, 0  # whether any process has started, and how many could not
     failed: dict[int, StunetError] = {}
     context = context or multiprocessing.get_context("spawn")
     team: list[_Worker] = []
@@ -98,7 +97,7 @@ def each(
 
 
 def start_worker() -> None:
-    """To be called in a worker: Ctrl-C is for the parent, and no worker outlives it."""
+    """Set up a worker: Ctrl-C is left to the parent, and the worker does not outlive it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
@@ -123,7 +122,7 @@ class _Worker:
         theirs.close()
 
     def begins(self) -> bool:
-        """Whether all that the process says is that it has begun."""
+        """Return whether the process has sent its first message, which only states that it has started."""
         if self.began or not self.pipe.poll():
             return False
         with suppress(EOFError, OSError):
@@ -132,7 +131,7 @@ class _Worker:
         return self.began
 
     def answer(self) -> tuple[Any, BaseException | None]:
-        """What the function returned, or what it raised; a half answer of a process that was killed is none."""
+        """Return what the function returned and what it raised; a partial answer of a killed process does not count."""
         self.position = None
         try:
             if self.pipe.poll():
@@ -151,8 +150,8 @@ class _Worker:
 def _give(
     queue: "deque[int]", items: Sequence[Any], team: list[_Worker], most: int, new: Callable[[], _Worker]
 ) -> None:
-    """Gives every process that has nothing to do an item, and starts processes where there are too few."""
-    for worker in team[most:]:  # one at a time is done from now on
+    """Give an item to every idle process, and start processes while there are too few."""
+    for worker in team[most:]:  # from now on one at a time
         worker.end()
         team.remove(worker)
     while queue:
@@ -163,15 +162,15 @@ def _give(
             idle = new()
             team.append(idle)
         idle.position = queue.popleft()
-        with suppress(OSError):  # it has ended just now: wait() says so
+        with suppress(OSError):  # it has just ended: wait() will report that
             idle.pipe.send(items[idle.position])
 
 
 def _serve(pipe: Connection, function: Callable[[Any], Any]) -> None:
-    """In a worker: answers with the result or the error for each item that comes."""
+    """Answer each incoming item with the result or the error, in a worker."""
     start_worker()
     with suppress(EOFError, OSError):
-        pipe.send(None)  # it has begun
+        pipe.send(None)  # it has started
         while True:
             item = pipe.recv()
             answer: tuple[Any, Exception | None]
@@ -184,7 +183,7 @@ def _serve(pipe: Connection, function: Callable[[Any], Any]) -> None:
 
 
 def _pickled(result: Any, error: Exception | None) -> bytes:
-    """Both; libraries raise errors that cannot be pickled, or not be made again from that."""
+    """Pickle both; some libraries' errors cannot be pickled, or not be restored from their pickles."""
     if error is None:
         return pickle.dumps((result, None))
     try:
@@ -198,7 +197,7 @@ def _pickled(result: Any, error: Exception | None) -> bytes:
 def _here(
     function: Callable[[Item], Result], items: Sequence[Item], name: Callable[[Item], str]
 ) -> Generator[tuple[int, Result], None, None]:
-    """Without other processes."""
+    """Call the function in this process."""
     failed: dict[int, StunetError] = {}
     for position, item in enumerate(items):
         try:
@@ -213,7 +212,7 @@ def _here(
 
 
 def _explained(error: BaseException, name: str) -> StunetError:
-    """Why an item failed when nothing else was done beside it."""
+    """Return why an item failed although nothing else was running."""
     more, without = "a machine with more memory", "or do without this case; the others are done"
     if isinstance(error, OutOfMemoryError):
         return error
@@ -229,7 +228,7 @@ def _explained(error: BaseException, name: str) -> StunetError:
 
 
 def _raise(failed: dict[int, StunetError]) -> None:
-    """Raises one error that names the first ones and counts the others."""
+    """Raise a single error that names the first ones and counts the others."""
     if not failed:
         return
     errors = [failed[position] for position in sorted(failed)]

@@ -1,13 +1,14 @@
-"""What were preprocessed data and trained networks made from, and is that what is asked for now?
+"""Check what preprocessed data and trained networks were made from, against what is requested now.
 
-A data folder has a manifest (preprocessing.py): the settings that decide what its arrays hold, and per case the raw
-files and the written ones. A checkpoint has the fold, the cases and the labels that it was trained with. Both are
-compared with the plans, dataset.json, splits_final.json, and the raw files where they are on this machine. What differs
-and the command that mends it are one error; what cannot be compared is a warning.
+A data folder has a manifest (preprocessing.py): the settings that determine what its arrays hold, and per case the raw
+files and the written ones. A checkpoint records the fold, the cases and the labels that it was trained with. Both are
+compared with the plans, dataset.json, splits_final.json, and the raw files if they are on this machine. Differences are
+reported as an error, with the command that resolves them; what cannot be compared is a warning.
 
-Raw files are the same by name, size and time of change; where only the time differs, as in a copy, by their content.
+Raw files are the same if name, size and modification time are; if only the time differs, as in a copy, their content is
+compared.
 
-Imports neither torch nor nnunetv2. Read next: folds.py; trainers/ready.py and trainers/saving.py ask.
+Imports neither torch nor nnunetv2. Read next: folds.py; trainers/ready.py and trainers/saving.py use this module.
 """
 
 import os
@@ -40,16 +41,16 @@ from stunet.workspace import load_plans, preprocessed_dataset
 RECORD = "made_from.json"  # in the folder of a fold
 MEANING = ("labels", "regions_class_order", "channel_names", "modality", "file_ending", "overwrite_image_reader_writer")
 FINGERPRINT = "dataset_fingerprint.json"
-READ_BYTES = 2**30  # of raw files with another time than before, in one check: a second or two
-HASH_LENGTH = 16  # of SHA-256, in checkpoints
-OF_THE_INPUT = (  # what the voxels mean that a network sees
+READ_BYTES = 2**30  # limit per check for reading raw files whose time has changed: a second or two
+HASH_LENGTH = 16  # characters of the SHA-256 that are kept in checkpoints
+OF_THE_INPUT = (  # the settings that determine what the network's input values mean
     "spacing", "transpose_forward", "normalization_schemes", "use_mask_for_norm", "orientation",
     "foreground_intensity_properties_per_channel",
 )  # fmt: skip
 
 
 def check_data(dataset: str, plans: Mapping[str, Any], configuration: str) -> list[str]:
-    """Compares preprocessed data with the plans that they are for, with dataset.json and with the raw files.
+    """Compare preprocessed data with the plans that they are for, with dataset.json and with the raw files.
 
     Args:
         dataset: Full name.
@@ -57,10 +58,10 @@ def check_data(dataset: str, plans: Mapping[str, Any], configuration: str) -> li
         configuration: Key of its configurations.
 
     Returns:
-        Warnings: what cannot be compared.
+        Warnings about what cannot be compared.
 
     Raises:
-        DataError: Data are missing or made from something else; the message says what, its hint what mends it.
+        DataError: Data are missing or made from something else; the message states what, its hint the remedy.
     """
     folder = preprocessed_dataset(dataset) / resolve(plans, configuration)["data_identifier"]
     present = set(preprocessed_cases(dataset, dict(plans), configuration))
@@ -98,10 +99,10 @@ def check_data(dataset: str, plans: Mapping[str, Any], configuration: str) -> li
 
 
 def check_labels(dataset: str, plans: Mapping[str, Any], configuration: str, cases: Collection[str]) -> None:
-    """Looks at the labels in gt_segmentations that a validation of these cases will be measured against.
+    """Check the labels in gt_segmentations against which a validation of these cases will be measured.
 
     Raises:
-        DataError: One is missing, or not the one that the case was preprocessed with.
+        DataError: One is missing, or is not the one that the case was preprocessed with.
     """
     folder = preprocessed_dataset(dataset)
     ending = read_dataset_json(folder / "dataset.json")["file_ending"]
@@ -127,7 +128,7 @@ def check_labels(dataset: str, plans: Mapping[str, Any], configuration: str, cas
 
 
 def fold_of(dataset: str, plans: Mapping[str, Any], configuration: str, fold: int | str) -> Fold | None:
-    """The cases of a fold of a preprocessed dataset; None where nnU-Net has not made the folds yet.
+    """Return the cases of a fold of a preprocessed dataset; None if nnU-Net has not made the folds yet.
 
     Raises:
         DataError: The fold cannot be trained, or there are too few cases to make folds.
@@ -150,7 +151,7 @@ def fold_of(dataset: str, plans: Mapping[str, Any], configuration: str, fold: in
 
 
 def left_out(dataset: str, plans: Mapping[str, Any], configuration: str) -> list[str]:
-    """The preprocessed cases that no fold of splits_final.json has, which it was not made for, it seems."""
+    """Return the preprocessed cases in no fold of splits_final.json, which was apparently made without them."""
     path = preprocessed_dataset(dataset) / FILE
     if not path.is_file():
         return []
@@ -161,7 +162,7 @@ def left_out(dataset: str, plans: Mapping[str, Any], configuration: str) -> list
 def trained_with(
     dataset: str, plans: Mapping[str, Any], configuration: str, fold: int | str, cases: Fold
 ) -> dict[str, Any]:
-    """The record of a run, as JSON: its fold and cases, and sizes and hashes of what each case was made from."""
+    """Return the record of a run, as JSON: its fold and cases, and sizes and hashes of each case's raw files."""
     folder = preprocessed_dataset(dataset) / resolve(plans, configuration)["data_identifier"]
     manifest = read_manifest(folder)
     records = manifest.cases if manifest else {}
@@ -177,17 +178,17 @@ def trained_with(
 
 
 def check_run(name: str, before: Mapping[str, Any] | None, now: Mapping[str, Any], goes_on: bool) -> list[str]:
-    """Compares what a network was trained with and what its run is asked for now.
+    """Compare what a network was trained with to what its run would use now.
 
     Args:
-        name: Of the checkpoint or result, for messages.
+        name: Name of the checkpoint or result, for messages.
         before: Its record; None in those of earlier versions.
         now: trained_with() as of today.
-        goes_on: Whether training goes on; else the network is validated only, and its result must be of cases that it
-            has not seen.
+        goes_on: Whether training continues; otherwise the network is only validated, and its result must be for cases
+            that it has not seen.
 
     Returns:
-        Warnings: what is different and does no harm, or cannot be compared.
+        Warnings about what is different but harmless, or cannot be compared.
 
     Raises:
         DataError: It was trained with other cases or other data.
@@ -220,7 +221,7 @@ def check_run(name: str, before: Mapping[str, Any] | None, now: Mapping[str, Any
 
 
 def continued(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
-    """The record of a run that goes on: the training cases are those it has seen, validation is today's."""
+    """Return the record of a continued run: the training cases are those it has seen, validation is today's."""
     return {**now, "train": before["train"], "made_from": {**now["made_from"], **before["made_from"]}}
 
 
@@ -230,16 +231,16 @@ def check_checkpoint(
     fold: int | str,
     dataset_json: Mapping[str, Any],
 ) -> None:
-    """Compares what every checkpoint of nnU-Net says of itself with the run that takes it.
+    """Compare what every nnU-Net checkpoint records about itself with the run that loads it.
 
     Args:
-        name: Of the checkpoint, for messages.
+        name: Name of the checkpoint, for messages.
         arguments: Its `init_args`.
-        fold: Of the run.
-        dataset_json: Of the run's model.
+        fold: The run's fold.
+        dataset_json: The dataset.json of the run's model.
 
     Raises:
-        WeightsError: It is of another fold, or of other labels or channels.
+        WeightsError: It is from another fold, or has other labels or channels.
     """
     of = arguments.get("fold")
     if of is not None and str(of) != str(fold):
@@ -259,18 +260,18 @@ def check_trained(
     fold: int | str,
     dataset_json: Mapping[str, Any],
 ) -> list[str]:
-    """Compares what a checkpoint was trained with and the plans.json and dataset.json that it predicts with.
+    """Compare what a checkpoint was trained with to the plans.json and dataset.json that it predicts with.
 
-    Every training of a fold writes these two files anew: a fold that was trained before its dataset was planned again
-    would get images of another spacing.
+    Every training of a fold rewrites these two files: a fold that was trained before its dataset was planned again
+    would get images with another spacing.
 
     Args:
-        path: Of the checkpoint.
-        arguments: Its `init_args`; what does not stand there is not compared.
-        plans: Of the model folder.
+        path: Path of the checkpoint.
+        arguments: Its `init_args`; what is missing there is not compared.
+        plans: Those of the model folder.
         configuration: Key of their configurations.
-        fold: By the folder of the checkpoint.
-        dataset_json: Of the model folder.
+        fold: According to the folder of the checkpoint.
+        dataset_json: That of the model folder.
 
     Returns:
         Warnings: another fold, other names of the same classes.
@@ -310,13 +311,13 @@ def check_trained(
 
 
 def _orientation(plans: Any) -> str | None:
-    """What plans say that images are turned to; None where they do not say it."""
+    """Return the orientation that plans turn images to; None if they do not state it."""
     ours = plans.get("stunet") if isinstance(plans, Mapping) else None
     return ours.get("orientation") if isinstance(ours, Mapping) else None
 
 
 def check_result(folder: Path) -> list[str]:
-    """What has changed since the result of a fold was made: reasons not to take it for one of today's data.
+    """Return what has changed since a fold's result was made, as reasons why it is not one for today's data.
 
     Args:
         folder: RESULT/fold_X, with the record of its training.
@@ -344,7 +345,7 @@ def check_result(folder: Path) -> list[str]:
 
 
 def commands(dataset: str, plans: Mapping[str, Any], configuration: str) -> tuple[str, str]:
-    """The command that plans and preprocesses a dataset again, and the one that preprocesses it as planned."""
+    """Return the command that plans and preprocesses a dataset again, and the one that preprocesses it as planned."""
     number, block = int(dataset[7:10]), plans.get("stunet", {})
     base = str(block.get("derived_from", plans["plans_name"]))
     found = re.fullmatch(r"STUNetPlans_([TSBLH])(?:_([0-9.]+)x([0-9.]+)x([0-9.]+)mm)?", base)
@@ -358,7 +359,7 @@ def commands(dataset: str, plans: Mapping[str, Any], configuration: str) -> tupl
 
 
 class _Budget:
-    """How much may still be read."""
+    """Limits how many bytes may still be read."""
 
     def __init__(self) -> None:
         self.left = READ_BYTES
@@ -369,7 +370,7 @@ class _Budget:
 
 
 def _raw(dataset: str) -> tuple[tuple[dict, list[Case]] | None, list[str]]:
-    """dataset.json and the raw cases, where they are on this machine; and a warning where only dataset.json is."""
+    """Return dataset.json and the raw cases, if they are on this machine; with a warning if only dataset.json is."""
     root = os.environ.get("nnUNet_raw")
     if not root or not (Path(root) / dataset / "dataset.json").is_file():
         return None, []
@@ -393,7 +394,7 @@ def _check_complete(
     raw: tuple[dict, list[Case]] | None,
     hint: str,
 ) -> None:
-    """Raises where cases are missing, or where there are some that the dataset does not have."""
+    """Raise an error if cases are missing, or if there are cases that the dataset does not have."""
     wanted = set(manifest.cases) if manifest else set()
     if raw is not None:
         wanted = {case.name for case in raw[1]}
@@ -407,7 +408,7 @@ def _check_complete(
 
 
 def _compare_raw(dataset: str, cases: Iterable[Case], manifest: Manifest, hint: str) -> list[str]:
-    """Raises where raw files have changed; a warning where that is not known."""
+    """Raise an error if raw files have changed; return a warning if that is unknown."""
     budget = _Budget()
     found = {
         case.name: compare_raw(manifest.cases[case.name], case, budget.takes)
@@ -424,7 +425,7 @@ def _compare_raw(dataset: str, cases: Iterable[Case], manifest: Manifest, hint: 
 
 
 def _stale_plan(dataset: str, plans: Mapping[str, Any]) -> bool:
-    """Whether the plans say that they were made from another fingerprint than there is."""
+    """Return whether the plans state that they were made from a fingerprint other than the current one."""
     planned = plans.get("stunet", {}).get("fingerprint")
     path = preprocessed_dataset(dataset) / FINGERPRINT
     return planned is not None and path.is_file() and fingerprint_of(read(path, FINGERPRINT_KIND)) != planned
@@ -435,7 +436,7 @@ def _meaning(description: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _renamed(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
-    """Whether the labels have the same values under other names, and no name has another value."""
+    """Return whether the labels have the same values under other names, and no name has another value."""
     one, other = ({name: str(_listed(value)) for name, value in labels.items()} for labels in (before, now))
     return sorted(one.values()) == sorted(other.values()) and all(
         other.get(n, value) == value for n, value in one.items()
@@ -443,7 +444,7 @@ def _renamed(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
 
 
 def _plain(description: Any) -> dict[str, Any]:
-    """A dataset.json out of a checkpoint in the form in which files are read; empty where it is none."""
+    """Return a dataset.json from a checkpoint in the form in which files are read; empty if it is not one."""
     if not isinstance(description, Mapping) or not isinstance(description.get("labels"), Mapping):
         return {}
     return {**description, "labels": plain_labels(description["labels"])}
@@ -454,14 +455,14 @@ def _listed(value: Any) -> list[Any]:
 
 
 def _rows(description: Mapping[str, Any]) -> dict[str, Any]:
-    """The values of the rows of a head of regions, in the order that the network has them; nothing without regions."""
+    """Return the values of a region head's rows, in the order of the network; nothing without regions."""
     labels = description.get("labels") or {}
     rows = [_listed(labels[name]) for name in head_classes(labels)]
     return {"rows": rows} if any(len(values) > 1 for values in rows) else {}
 
 
 def _labels(description: Mapping[str, Any]) -> dict[str, Any]:
-    """Labels and channels, as the network has them."""
+    """Return labels and channels, as the network has them."""
     return {**{key: description.get(key) for key in MEANING[:4]}, **_rows(description)}
 
 
@@ -470,13 +471,13 @@ def _without_version(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _content(record: Mapping[str, Any]) -> list[list[Any]]:
-    """Size and hash, None where it is not known, of each raw file of a case."""
+    """Return size and hash (None if unknown) of each raw file of a case."""
     hashes = record.get("sha256") or [None] * len(record["raw"])
     return [[file[1], digest and digest[:HASH_LENGTH]] for file, digest in zip(record["raw"], hashes, strict=True)]
 
 
 def _other_content(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Cases of both records that were made from other files; what is not known of a file is not compared."""
+    """Return cases of both records that were made from other files; what is unknown about a file is not compared."""
 
     def differ(one: list[list[Any]], other: list[list[Any]]) -> bool:
         pairs = zip(one, other, strict=False)
@@ -487,7 +488,7 @@ def _other_content(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[st
 
 
 def _changed(kind: str, before: Iterable[str], now: Iterable[str]) -> str:
-    """Which cases of a part of the fold came and went, in a few words."""
+    """Return in a few words which cases of a part of the fold were removed and added."""
     gone, new = sorted(set(before) - set(now)), sorted(set(now) - set(before))
     texts = [f"{len(names)} {word} (e.g. {names[0]!r})" for names, word in ((gone, "gone"), (new, "new")) if names]
     return f"{kind}: {', '.join(texts)}" if texts else ""

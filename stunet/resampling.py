@@ -1,8 +1,8 @@
-"""How does a volume get another number of voxels: nnU-Net's result, in a fraction of its time and memory?
+"""Resample volumes with the same result as nnU-Net, in a fraction of its time and memory.
 
-nnU-Net resizes with skimage in float64: images by splines, labels one by one with the highest score winning. Here an
-image is multiplied by one banded matrix per axis, plane by plane, and labels are voted on by the corners of the cell
-that a voxel falls into, which costs the same for any number of labels. preprocessor.py decides what is called.
+nnU-Net resizes with skimage in float64: images by splines, and labels one by one, with the highest score winning. Here
+an image is multiplied by one banded matrix per axis, plane by plane, and labels are decided by a vote of the corners of
+the cell that contains a voxel, at the same cost for any number of labels. preprocessor.py decides what is called.
 
 Voxel centres lie at (k + 0.5) * old / new - 0.5 of the old grid, as in skimage.transform.resize(mode="edge").
 """
@@ -15,20 +15,21 @@ import numpy as np
 import torch
 from scipy.ndimage import spline_filter1d
 
-PADDING = 12  # voxels by which scipy continues an image before it fits a spline
-REACH = 28  # a spline's coefficient depends on a voxel that far away by 0.268^28, which is 1e-16
-NEGLIGIBLE = 1e-13  # smaller matrix entries are left out; with 1e-10 one voxel in 4000 is rounded to another float32
-BLOCK = 64  # rows of a matrix that are multiplied at once
-SLAB = 16  # planes read at once: transposed volumes hold that many voxels of a line in a cache line
-CHUNK = 2**15  # voxels voted on at once
+PADDING = 12  # voxels by which scipy extends an image before it fits a spline
+REACH = 28  # a voxel at this distance affects a spline's coefficient by a factor of 0.268^28, which is 1e-16
+NEGLIGIBLE = 1e-13  # smaller matrix entries are dropped; with 1e-10, one voxel in 4000 is rounded to another float32
+BLOCK = 64  # rows of a matrix that are multiplied at a time
+SLAB = 16  # planes read at a time: in transposed volumes, a cache line holds that many voxels of a line
+CHUNK = 2**15  # voxels voted on at a time
 
 
 def resample_image(
     image_CDHW: np.ndarray, new_shape: Sequence[int], separate_axis: int | None = None, order: int = 3
 ) -> np.ndarray:
-    """Splines, as skimage.transform.resize(mode="edge", anti_aliasing=False) with clipping: equal up to rounding.
+    """Resample with splines, as skimage.transform.resize(mode="edge", anti_aliasing=False) with clipping.
 
-    Works in float64 on a few planes at a time: needs the result and about `2 * REACH` planes of memory.
+    The result is equal up to rounding. Works in float64 on a few planes at a time: needs the result and about
+    `2 * REACH` planes of memory.
 
     Args:
         image_CDHW: float32; a view with any strides.
@@ -37,7 +38,7 @@ def resample_image(
         order: 0 (nearest), 1 (linear) or 3 (cubic).
 
     Returns:
-        float32 (C, D, H, W); the image itself where the shape stays.
+        float32 (C, D, H, W); the image itself if the shape is unchanged.
     """
     if image_CDHW.shape[1:] == tuple(new_shape):
         return image_CDHW
@@ -55,9 +56,9 @@ def resample_image(
 
 
 def resample_labels(labels: np.ndarray, new_shape: Sequence[int], separate_axis: int | None = None) -> np.ndarray:
-    """The label with the highest linearly interpolated score, bit by bit as nnU-Net with order 1 and order_z 0.
+    """Return the label with the highest linearly interpolated score, bit-identical to nnU-Net's order 1 and order_z 0.
 
-    A tie is settled by the nearest voxel, or where its label is not among the best by the smallest label, as in
+    A tie is settled by the nearest voxel or, if its label is not among the best, by the smallest label, as in
     batchgenerators 0.25.5. Needs the result and a few planes of memory.
 
     Args:
@@ -66,7 +67,7 @@ def resample_labels(labels: np.ndarray, new_shape: Sequence[int], separate_axis:
         separate_axis: Along this axis (0, 1 or 2) the nearest slice is taken, and slices are resampled in 2D.
 
     Returns:
-        The same type and number of axes; the labels themselves where the shape stays.
+        The same type and number of axes; the labels themselves if the shape is unchanged.
     """
     if labels.shape[-3:] == tuple(new_shape):
         return labels
@@ -82,16 +83,16 @@ def resample_labels(labels: np.ndarray, new_shape: Sequence[int], separate_axis:
 
 @dataclass(frozen=True)
 class _Taps:
-    """Linear interpolation along one axis: per new voxel the neighbours, their weights, and the nearest of them."""
+    """Linear interpolation along one axis: for each new voxel the neighbours, their weights, and the nearest one."""
 
-    neighbours: tuple[np.ndarray, ...]  # the lower and the upper one, or one where that has all the weight
+    neighbours: tuple[np.ndarray, ...]  # the lower and the upper one, or a single one if that has all the weight
     weights: tuple[np.ndarray, ...]
     nearest: np.ndarray
 
     @classmethod
     def of(cls, old: int, new: int, nearest_only: bool = False) -> "_Taps":
-        # Ties depend on the last bit, so this is what scipy's NI_ZoomShift does, in its order: weights are those of the
-        # position, also outside the image, where only the neighbours are kept to it.
+        # Ties depend on the last bit, so this repeats scipy's NI_ZoomShift, in its order: weights are those of the
+        # unclipped position even outside the image; only the neighbours are clipped to it.
         position = (np.arange(new) + 0.5) * (old / new) - 0.5
         nearest = np.clip(np.floor(position + 0.5), 0, old - 1).astype(np.intp)
         low = np.floor(position)
@@ -108,11 +109,11 @@ class _Rows:
 
     rows: slice
     columns: slice
-    matrix: torch.Tensor  # torch multiplies: its threads are what callers limit, numpy's BLAS has its own
+    matrix: torch.Tensor  # multiplied by torch: callers limit its threads, while numpy's BLAS has its own
 
 
 def _matrix(old: int, new: int, order: int, block: int = BLOCK) -> list[_Rows]:
-    """Interpolation along one axis as a matrix (new, old): evaluation of the spline times fitting it to the voxels."""
+    """Return interpolation along one axis as a matrix (new, old): spline evaluation times fitting it to the voxels."""
     padding = PADDING if order > 1 else 0
     return [_rows(np.arange(k, min(k + block, new)), old, new, order, padding) for k in range(0, new, block)]
 
@@ -129,7 +130,7 @@ def _rows(rows: np.ndarray, old: int, new: int, order: int, padding: int) -> _Ro
         index = np.clip(start + tap, 0, size - 1)
         np.add.at(evaluation, (np.arange(len(rows)), index - first), weight)
     fitted = (torch.from_numpy(evaluation) @ torch.from_numpy(coefficients)).numpy()
-    voxels = np.clip(np.arange(first, last + 1) - padding, 0, old - 1)  # what continues the image repeats its edge
+    voxels = np.clip(np.arange(first, last + 1) - padding, 0, old - 1)  # the padding repeats the image's edge
     first_of_voxel = np.searchsorted(voxels, np.arange(voxels[0], voxels[-1] + 1))
     matrix = np.add.reduceat(fitted, first_of_voxel, axis=1)
     used = np.flatnonzero((np.abs(matrix) > NEGLIGIBLE).any(axis=0))
@@ -139,7 +140,7 @@ def _rows(rows: np.ndarray, old: int, new: int, order: int, padding: int) -> _Ro
 
 
 def _weights(x: np.ndarray, order: int) -> list[np.ndarray]:
-    """B-splines at the distances x, 1 - x, ... from a knot, 0 <= x < 1 (Unser, IEEE Signal Processing Mag. 1999)."""
+    """Return B-splines at distances x, 1 - x, ... from a knot, 0 <= x < 1 (Unser, IEEE Signal Processing Mag. 1999)."""
     if order == 1:
         return [1 - x, x]
     middle = [(y * y * (y - 2) * 3 + 4) / 6 for y in (x, 1 - x)]
@@ -147,7 +148,7 @@ def _weights(x: np.ndarray, order: int) -> list[np.ndarray]:
 
 
 def _in_plane(old: tuple[int, ...], new: tuple[int, ...], order: int) -> Callable[[np.ndarray], np.ndarray]:
-    """What makes of one plane the same plane with another number of voxels, in float64."""
+    """Return a function that resamples one plane to another number of voxels, in float64."""
     if order == 0:
         y, x = (_Taps.of(*sizes).nearest for sizes in zip(old, new, strict=True))
         return lambda plane: plane[y][:, x]
@@ -169,7 +170,7 @@ def _in_plane(old: tuple[int, ...], new: tuple[int, ...], order: int) -> Callabl
 
 
 class _Planes:
-    """The planes of a volume with any strides, read in slabs; best asked for in order."""
+    """The planes of a volume with any strides, read in slabs; most efficient if requested in order."""
 
     def __init__(self, volume: np.ndarray) -> None:
         self._volume, self._first = volume, -SLAB
@@ -184,7 +185,7 @@ class _Planes:
 def _combine_planes(
     source: np.ndarray, target: np.ndarray, plane: Callable[[np.ndarray], np.ndarray], matrix: list[_Rows]
 ) -> None:
-    """3D: planes are resampled one by one into a window, and a matrix along the first axis combines them."""
+    """Resample in 3D: planes are resampled one by one into a window, and combined by a matrix along the first axis."""
     low, high = float(source.min()), float(source.max())
     planes = _Planes(source)
     window = np.empty((max(part.matrix.shape[1] for part in matrix), *target.shape[1:]))
@@ -202,7 +203,7 @@ def _combine_planes(
 def _choose_planes(
     source: np.ndarray, target: np.ndarray, plane: Callable[[np.ndarray], np.ndarray], nearest: np.ndarray
 ) -> None:
-    """2D: each new plane is the nearest old one, resampled; as in nnU-Net each plane keeps to its own range."""
+    """Resample in 2D: each new plane is the nearest old one, resampled and, as in nnU-Net, clipped to its own range."""
     planes, before = _Planes(source), -1
     for new, old in enumerate(nearest):
         if old == before:
@@ -214,7 +215,7 @@ def _choose_planes(
 
 
 def _vote(source: np.ndarray, target: np.ndarray, taps: Sequence[_Taps]) -> None:
-    """Fills `target` plane by plane: the nearest label, and where the corners differ what they vote for."""
+    """Fill `target` plane by plane: with the nearest label, and where corners differ, with what they vote for."""
     depth, rows, columns = taps
     planes, cells = _Planes(source), _Cells(len(rows.neighbours) > 1, len(columns.neighbours) > 1)
     held: dict[int, np.ndarray] = {}
@@ -241,7 +242,7 @@ def _vote(source: np.ndarray, target: np.ndarray, taps: Sequence[_Taps]) -> None
 
 
 class _Cells:
-    """Which cells between voxels have corners that differ."""
+    """Finds the cells between voxels whose corners differ."""
 
     def __init__(self, rows: bool, columns: bool) -> None:
         self._axes = [axis for axis, wanted in enumerate((rows, columns)) if wanted]
@@ -249,7 +250,7 @@ class _Cells:
         self._mixed = np.empty(0)
 
     def mixed(self, planes: list[np.ndarray], layers: list[int]) -> np.ndarray:
-        """(H, W) of the cells whose lower corner is voxel (h, w), between one or two planes."""
+        """Return (H, W): whether the cell whose lower corner is voxel (h, w), between one or two planes, is mixed."""
         if layers != self._layers:
             mixed = planes[0] != planes[-1]
             for axis in self._axes:
@@ -263,7 +264,7 @@ class _Cells:
 
 
 def _winners(labels: np.ndarray, weights: np.ndarray, nearest: np.ndarray) -> np.ndarray:
-    """The label with the largest weight; labels and weights are (corners, N), the label of the nearest voxel (N,)."""
+    """Return the label with the largest weight; labels and weights are (corners, N), `nearest` (N,) breaks ties."""
     low, high = labels.min(axis=0), labels.max(axis=0)
     is_low, is_high = labels == low, labels == high
     of_low, of_high = np.zeros(len(low)), np.zeros(len(low))

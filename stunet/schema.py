@@ -1,13 +1,13 @@
-"""Is the content of a file what it should be? Checks are put together like the file, and name the place that is not.
+"""Validate the content of a file with checks that are composed like the file, and that name the place of an error.
 
     PATCH = list_of(integer(1), least=2, most=3)
     check({"patch_size": [64, "x"]}, table({"patch_size": PATCH}), Path("plans.json"), "correct it")
     # DataError: 'plans.json': patch_size[1]: expected an integer from 1 on, got 'x'
 
-Why our own and not msgspec or pydantic: contents stay the dictionaries that nnU-Net takes, so nothing is gained by
-classes; msgspec does not name the key of a table in its errors (`$.configurations[...].patch_size[1]`) and takes keys
-that stand twice; pydantic loads for longer than our commands take to answer. kinds.py describes the files that nnU-Net
-and we write; files.py reads JSON, yaml_values.py YAML.
+Why not msgspec or pydantic: contents remain the dictionaries that nnU-Net takes, so classes would gain nothing; msgspec
+does not name the key of a table in its errors (`$.configurations[...].patch_size[1]`) and accepts duplicate keys;
+pydantic takes longer to load than our commands take to answer. kinds.py describes the files that nnU-Net and we write;
+files.py reads JSON, yaml_values.py YAML.
 """
 
 import math
@@ -18,7 +18,7 @@ from typing import Any
 from stunet.errors import DataError, StunetError, closest, short
 from stunet.files import check_depth
 
-# A check takes a value and where it stands; it returns nothing, and raises Wrong.
+# A check takes a value and its place in the file; it returns nothing, and raises Wrong.
 Check = Callable[[Any, str], None]
 
 
@@ -31,18 +31,18 @@ class Wrong(ValueError):
 
 
 def expected(value: Any, where: str, what: str) -> Wrong:
-    """The error for a value that is something else than `what`."""
+    """Return the error for a value that is something other than `what`."""
     return Wrong(where, f"expected {what}, got {short(value)}")
 
 
 def check(content: Any, kind: Check, file: object, hint: str, error: type[StunetError] = DataError) -> None:
-    """Checks the content of a file.
+    """Check the content of a file.
 
     Args:
-        content: As the file's format gives it.
+        content: The parsed content.
         kind: What it should be.
         file: Its path, or words for it in the message.
-        hint: For the error.
+        hint: The error's hint.
         error: Class of the error.
 
     Raises:
@@ -56,7 +56,7 @@ def check(content: Any, kind: Check, file: object, hint: str, error: type[Stunet
 
 
 def read_toml(path: Any, error: type[StunetError] = DataError) -> dict[str, Any]:
-    """The content of a TOML file.
+    """Return the content of a TOML file.
 
     Raises:
         StunetError: Of the class `error`: the file is missing, unreadable or not TOML; the message names the line.
@@ -71,33 +71,33 @@ def read_toml(path: Any, error: type[StunetError] = DataError) -> dict[str, Any]
         raise error(f"{str(path)!r} is not UTF-8 text: {problem}", "save it as UTF-8") from None
     except OSError as problem:
         raise error(f"cannot read {str(path)!r}: {problem.strerror}", "check the path") from None
-    except (ValueError, RecursionError) as problem:  # also a number of too many digits
+    except (ValueError, RecursionError) as problem:  # ValueError also for a number with too many digits
         raise error(f"{str(path)!r} is not valid TOML: {problem}", "correct the line") from None
 
 
 def anything(value: Any, where: str) -> None:
-    """Any value."""
+    """Accept any value."""
 
 
 def boolean(value: Any, where: str) -> None:
-    """True or false."""
+    """Check for true or false."""
     if not isinstance(value, bool):
         raise expected(value, where, "true or false")
 
 
 def text(value: Any, where: str) -> None:
-    """A text that is not empty and that a file can hold."""
+    """Check for a text that is not empty and that a file can hold."""
     if not isinstance(value, str) or not value.strip() or "\0" in value or not _encodable(value):
         raise expected(value, where, "a text")
 
 
 def integer(least: int | None = None, most: int | None = None) -> Check:
-    """An integer in a range, bounds included."""
+    """Return a check for an integer in a range, bounds included."""
     return _number(least, most, (int,), "an integer")
 
 
 def number(least: float | None = None, most: float | None = None, *, above: float | None = None) -> Check:
-    """A finite number in a range, bounds included, or above a bound."""
+    """Return a check for a finite number in a range, bounds included, or above a bound."""
     return _number(least, most, (int, float), "a number", above)
 
 
@@ -109,7 +109,7 @@ def _number(
 
     def found(value: Any, where: str) -> None:
         right = type(value) in types and (isinstance(value, int) or math.isfinite(value))
-        right = right and abs(value) < 2**63  # a longer one has no place in any array
+        right = right and abs(value) < 2**63  # a larger one does not fit into any array
         if not right or not (least is None or value >= least) or not (most is None or value <= most):
             raise expected(value, where, what)
         if above is not None and value <= above:
@@ -119,13 +119,13 @@ def _number(
 
 
 def measured(value: Any, where: str) -> None:
-    """A number; also NaN or infinite, as nnU-Net writes where there was nothing to measure."""
+    """Check for a number; NaN or infinity is allowed, as nnU-Net writes if there was nothing to measure."""
     if type(value) not in (int, float):
         raise expected(value, where, "a number")
 
 
 def one_of(*choices: Any) -> Check:
-    """One of these values; a text that is none gets the closest of them."""
+    """Return a check for one of these values; for an unknown text, the error suggests the closest one."""
     known = ", ".join(map(repr, choices))
 
     def found(value: Any, where: str) -> None:
@@ -137,7 +137,7 @@ def one_of(*choices: Any) -> Check:
 
 
 def list_of(kind: Check, least: int = 0, most: int | None = None, name: str = "a list") -> Check:
-    """A list of values of one kind; with at least and at most so many."""
+    """Return a check for a list of values of one kind, with at least `least` and at most `most` items."""
     size = " that is not empty" * bool(least)
     if most:
         size = f" of {least}" if least == most else f" of {least} to {most}"
@@ -153,7 +153,7 @@ def list_of(kind: Check, least: int = 0, most: int | None = None, name: str = "a
 
 
 def dict_of(kind: Check, key: Check = text, least: int = 0) -> Check:
-    """A table whose values are of one kind, whatever their keys are called; `key` checks these."""
+    """Return a check for a table whose values are of one kind, for any keys; `key` checks the keys."""
 
     def found(value: Any, where: str) -> None:
         if not isinstance(value, Mapping) or len(value) < least:
@@ -166,12 +166,12 @@ def dict_of(kind: Check, key: Check = text, least: int = 0) -> Check:
 
 
 def table(required: Mapping[str, Check], optional: Mapping[str, Check] | None = None, others: bool = False) -> Check:
-    """A table with these keys.
+    """Return a check for a table with these keys.
 
     Args:
-        required: Keys that must be there.
-        optional: Keys that may be there.
-        others: Whether any other key is left alone: what other programs add.
+        required: Keys that must be present.
+        optional: Keys that may be present.
+        others: Whether to ignore any other keys, such as those that other programs add.
     """
     kinds = {**required, **(optional or {})}
 
@@ -190,7 +190,7 @@ def table(required: Mapping[str, Check], optional: Mapping[str, Check] | None = 
 
 
 def either(what: str, *kinds: Check) -> Check:
-    """A value of one of the kinds; `what` says so in words."""
+    """Return a check for a value of one of the kinds, which `what` describes in words."""
 
     def found(value: Any, where: str) -> None:
         inner = []
@@ -199,7 +199,7 @@ def either(what: str, *kinds: Check) -> Check:
                 return kind(value, where)
             except Wrong as wrong:
                 inner.append(wrong)
-        # Where a list or a table is meant and something in it is wrong, that is the news.
+        # If a list or a table was intended and something in it is wrong, that is what the user needs to know.
         inside = [wrong for wrong in inner if wrong.where != where or not wrong.what.startswith("expected")]
         raise max(inside, key=lambda wrong: len(wrong.where)) if inside else expected(value, where, what)
 
@@ -207,7 +207,7 @@ def either(what: str, *kinds: Check) -> Check:
 
 
 def optional(kind: Check) -> Check:
-    """A value of the kind, or null."""
+    """Return a check for a value of the kind, or null."""
 
     def found(value: Any, where: str) -> None:
         if value is not None:

@@ -1,6 +1,6 @@
-"""Where things are: nnU-Net's three folders, and the datasets, plans and results in them.
+"""Locations: nnU-Net's three folders, and the datasets, plans and results in them.
 
-Imports neither torch nor nnunetv2, so that commands can look before they load. nnunet.py has what needs nnU-Net itself.
+Imports neither torch nor nnunetv2, so that commands can check before they load. nnunet.py has what needs nnU-Net.
 """
 
 import logging
@@ -19,16 +19,16 @@ from stunet.names import check_name
 
 VARIABLES = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
 TRAINER, PARTIAL_TRAINER = "STUNetTrainer", "STUNetPartialTrainer"
-FINAL = "checkpoint_final.pth"  # of a training that came to its end
+FINAL = "checkpoint_final.pth"  # of a training that has finished
 log = logging.getLogger("stunet")
-DATASETS = "Dataset[0-9][0-9][0-9]_*"  # the folders that nnU-Net takes for datasets
+DATASETS = "Dataset[0-9][0-9][0-9]_*"  # the folders that nnU-Net recognizes as datasets
 
 
 def folder(variable: str) -> Path:
-    """The folder that one of nnU-Net's three variables names; it is made if it does not exist yet.
+    """Return the folder that one of nnU-Net's three variables names; it is made if it does not exist yet.
 
     Raises:
-        DataError: A variable is not set, nnUNet_raw names no folder, or the folder cannot be made.
+        DataError: A variable is not set, nnUNet_raw does not name a folder, or the folder cannot be made.
     """
     missing = [name for name in VARIABLES if not os.environ.get(name)]
     if variable in missing:
@@ -47,10 +47,10 @@ def folder(variable: str) -> Path:
 
 
 def dataset_name(id_or_name: int | str) -> str:
-    """The full name (`Dataset003_Liver`) of a dataset given by number or name, looked up in all three folders.
+    """Return the full name (`Dataset003_Liver`) of a dataset given by number or name, looked up in all three folders.
 
     Raises:
-        DataError: No or several datasets have this number.
+        DataError: No dataset, or several, have this number.
     """
     known = sorted(
         {p.name for v in VARIABLES if os.environ.get(v) for p in Path(os.environ[v]).glob(DATASETS) if p.is_dir()}
@@ -77,11 +77,11 @@ def dataset_name(id_or_name: int | str) -> str:
 
 @contextmanager
 def planning(dataset: str, wait: Callable[[str], None] | None = None) -> Iterator[None]:
-    """Holds what stands beside the data folders of a preprocessed dataset: plans, fingerprint, dataset.json, labels.
+    """Hold what is next to the data folders of a preprocessed dataset: plans, fingerprint, dataset.json, labels.
 
     Args:
         dataset: Full name.
-        wait: As of files.alone().
+        wait: As for files.alone().
 
     Raises:
         DataError: Another process holds it.
@@ -93,7 +93,7 @@ def planning(dataset: str, wait: Callable[[str], None] | None = None) -> Iterato
 
 
 def raw_dataset(name: str) -> Path:
-    """The raw folder of a dataset, which must hold a dataset.json.
+    """Return the raw folder of a dataset, which must hold a dataset.json.
 
     Raises:
         DataError: The folder or its dataset.json is missing.
@@ -108,22 +108,22 @@ def raw_dataset(name: str) -> Path:
 
 
 def preprocessed_dataset(name: str) -> Path:
-    """The folder with the plans and the preprocessed cases of a dataset; it may not exist yet."""
+    """Return the folder with the plans and the preprocessed cases of a dataset; it may not exist yet."""
     return folder("nnUNet_preprocessed") / name
 
 
 def list_plans(dataset: str) -> list[str]:
-    """The names of our plans of a dataset, sorted."""
+    """Return the names of our plans for a dataset, sorted."""
     return sorted(_our_plans(dataset))
 
 
 def planned(dataset: str) -> list[str]:
-    """The names of our plans of a dataset that were planned, not derived from another one."""
+    """Return the names of our plans for a dataset that were planned, not derived from another one."""
     return sorted(name for name, block in _our_plans(dataset).items() if "derived_from" not in block)
 
 
 def plans_path(dataset: str, name: str | None = None) -> Path:
-    """The plans file called `name`, or the only one of the dataset that was planned.
+    """Return the path of the plans file called `name`, or of the dataset's only one that was planned.
 
     Raises:
         DataError: There is no such plan, or several and no name was given.
@@ -149,7 +149,7 @@ def plans_path(dataset: str, name: str | None = None) -> Path:
 
 
 def _our_plans(dataset: str) -> dict[str, dict]:
-    """The `stunet` blocks of the plans of a dataset, by name."""
+    """Return the `stunet` blocks of the plans for a dataset, by name."""
     others = {"dataset", "dataset_fingerprint", "splits_final"}
     files = [path for path in preprocessed_dataset(dataset).glob("*.json") if path.stem not in others]
     contents = {path.stem: _content(path) for path in files if not path.name.startswith(".")}
@@ -161,7 +161,7 @@ def _our_plans(dataset: str) -> dict[str, dict]:
 
 
 def _content(path: Path) -> Any:
-    """What a file has that may be plans; a note that somebody put beside them is not to stop anything."""
+    """Return the content of a file that may be plans; an unrelated note next to them must not stop anything."""
     try:
         return read_json(path)
     except DataError as error:
@@ -170,7 +170,7 @@ def _content(path: Path) -> Any:
 
 
 def result_folder(dataset: str, plans_name: str, configuration: str, trainer: str = TRAINER) -> Path:
-    """Where a trained model stands: nnUNet_results/DATASET/TRAINER__PLANS__CONFIGURATION (nnU-Net's naming)."""
+    """Return the folder of a trained model: nnUNet_results/DATASET/TRAINER__PLANS__CONFIGURATION (nnU-Net's naming)."""
     return folder("nnUNet_results") / dataset / f"{trainer}__{plans_name}__{configuration}"
 
 
@@ -181,9 +181,9 @@ def find_result(
     trainer: str | None = None,
     checkpoint: str = FINAL,
 ) -> Path:
-    """The trained model of a dataset and configuration; plans and trainer may be left out where only one was trained.
+    """Return the trained model of a dataset and configuration; plans and trainer are optional if only one was trained.
 
-    Trainings that have no `checkpoint` yet count only where there are no others.
+    Trainings that have no `checkpoint` yet only count if there are no others.
 
     Raises:
         DataError: Nothing was trained, or several plans were.
@@ -216,7 +216,7 @@ def find_result(
 
 
 def trained_folds(model: Path, checkpoint: str = FINAL) -> list[int | str]:
-    """The folds of a model folder that hold `checkpoint`, as nnU-Net names them (0, 1, ..., 'all')."""
+    """Return the folds of a model folder that hold `checkpoint`, as nnU-Net names them (0, 1, ..., 'all')."""
     names = [
         m.group(1)
         for p in model.glob("fold_*")
@@ -226,10 +226,10 @@ def trained_folds(model: Path, checkpoint: str = FINAL) -> list[int | str]:
 
 
 def load_plans(path: Path) -> dict:
-    """The content of a plans file; plans/check.py says whether it fits together.
+    """Return the content of a plans file; plans/check.py tells whether it is consistent.
 
     Raises:
-        DataError: Something in it is wrong; the message says where.
+        DataError: Something in it is wrong; the message states where.
     """
     plans: dict = read(path, PLANS)
     return plans

@@ -1,8 +1,8 @@
-"""How does a training with adapters become a folder that peft loads, a few per cent of its checkpoint?
+"""Export a training with adapters to a folder that peft can load, a few per cent of the checkpoint's size.
 
-The folder is PEFT's: `down` is lora_A, a convolution to r channels, `up` is lora_B, one with a kernel of 1; heads and
-whatever else trained itself are there whole. plans.json and dataset.json say what the network is for. lora.py has the
-adapters.
+The layout is PEFT's: `down` is lora_A, a convolution to r channels; `up` is lora_B, a convolution with kernel size 1.
+Heads and all other modules that were trained directly are stored in full. plans.json and dataset.json record what the
+network is for. lora.py defines the adapters.
 """
 
 import math
@@ -22,22 +22,22 @@ from stunet.weights.checkpoints import load_checkpoint, load_safetensors, save_w
 from stunet.weights.reading import Weights, read_weights
 from stunet.weights.transfer import transfer
 
-FILE, PREFIX = "adapter_model.safetensors", "base_model.model."  # peft's names
+FILE, PREFIX = "adapter_model.safetensors", "base_model.model."  # PEFT's names
 DOWN, UP = ".lora_A.weight", ".lora_B.weight"
-# What rounding leaves, as a share of a tensor's largest value and of the output: W x + U D x is not (W + U D) x.
+# Rounding tolerances, relative to a tensor's largest value and to the output's norm: W x + U D x is not (W + U D) x.
 SAME_WEIGHT, SAME_OUTPUT = 1e-5, 1e-4
-SAME_NORM = 1e-3  # of a pre-trained weight, which may have been exported with --half
+SAME_NORM = 1e-3  # relative tolerance for a pre-trained weight, which may have been exported with --half
 
 
 def export_adapter(source: Path, target: Path) -> None:
-    """Writes what a training with adapters learned, and sees that peft makes the same network of it.
+    """Export what a training with adapters learned, and verify that peft reconstructs the same network from it.
 
     Args:
-        source: A checkpoint, or the result folder of a training of one fold.
-        target: The folder, which appears whole or not at all.
+        source: A checkpoint, or the result folder of a training with a single fold.
+        target: The folder to create; it appears complete or not at all.
 
     Raises:
-        UsageError: peft is not installed, there are several folds, or the name is a file's.
+        UsageError: peft is not installed, there are several folds, or `target` is named like a file.
         StunetError: peft cannot be imported.
         WeightsError: The training had no adapters, or peft computes something else with them.
         DataError: `target` exists.
@@ -67,14 +67,14 @@ def export_adapter(source: Path, target: Path) -> None:
 
 
 def base_network(folder: Path, weights: Path) -> STUNet:
-    """The network that an exported adapter belongs on, with the pre-trained weights; its heads come from the adapter.
+    """Build the network that an exported adapter applies to, with its pre-trained weights; the adapter has the heads.
 
     Args:
-        folder: Of export_adapter().
-        weights: As read_weights() takes them.
+        folder: A folder written by export_adapter().
+        weights: Pre-trained weights, as accepted by read_weights().
 
     Raises:
-        WeightsError: No such folder, or the adapter was trained on other weights.
+        WeightsError: The folder does not exist, or the adapter was trained on other weights.
     """
     _, meta = load_safetensors(folder / FILE)
     if not meta:
@@ -92,10 +92,10 @@ def base_network(folder: Path, weights: Path) -> STUNet:
 
 
 def _split(tensors: Mapping[str, Tensor], more: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """What is written, without peft's prefix, and the network's state before, with zeros for what is written whole."""
+    """Return the tensors to write, without peft's prefix, and the prior state, with zeros for those written in full."""
 
     def alone(name: str, value: Tensor) -> bool:
-        # Up to 0.21.2 peft fails to merge kernels of 1 in 3D (huggingface/peft issue 3768); they are small.
+        # peft up to 0.21.2 fails to merge 3D kernels of size 1 (huggingface/peft issue 3768); they are small.
         pointwise = value.ndim == 5 and value[0, 0].numel() == 1
         return name in more["fresh"] or part_of(name) == HEADS or pointwise
 
@@ -114,7 +114,7 @@ def _split(tensors: Mapping[str, Tensor], more: Mapping[str, Any]) -> tuple[dict
 
 
 def _config(peft: Any, written: Mapping[str, Tensor], base: str) -> Any:
-    """Peft's description: its factor alpha / r is one, and the ranks are less where a weight has fewer rows."""
+    """Return PEFT's configuration: its scale alpha / r is 1, and the rank is lower where a weight has fewer rows."""
     ranks = {name.removesuffix(DOWN): len(value) for name, value in written.items() if name.endswith(DOWN)}
     rank = Counter(ranks.values()).most_common(1)[0][0]
     others = {module: own for module, own in ranks.items() if own != rank}
@@ -127,7 +127,7 @@ def _config(peft: Any, written: Mapping[str, Tensor], base: str) -> Any:
 
 @torch.inference_mode()
 def _verify(peft: Any, folder: Path, weights: Weights, base: Mapping[str, Tensor]) -> None:
-    """Compares what peft makes of the folder with the checkpoint's weights: outputs of all heads, and merged."""
+    """Compare what peft makes of the folder with the checkpoint: the outputs of all heads, and the merged weights."""
     network = build(**_arguments(weights)).eval()
     network.decoder.deep_supervision = True
     shape = (1, network.input_channels, *(2 * factor for factor in network.divisor))
@@ -149,7 +149,7 @@ def _verify(peft: Any, folder: Path, weights: Weights, base: Mapping[str, Tensor
 
 
 def _arguments(weights: Weights) -> dict[str, Any]:
-    """Of networks.build."""
+    """Return the arguments of networks.build()."""
     it = weights.architecture
     return {"size": it.size, "strides": weights.strides, "input_channels": it.channels, "num_classes": it.classes}
 

@@ -1,7 +1,7 @@
-"""How are labels rotated and scaled in training, in a time that does not grow with their number?
+"""Rotate and scale label maps in training, in a time that does not depend on the number of labels.
 
-nnU-Net's SpatialTransform interpolates every label of a patch on its own and takes the highest score. Here the corners
-of the cell that a voxel falls into vote with the same weights, rounded in the same way. Images are rotated by nnU-Net's
+nnU-Net's SpatialTransform interpolates each label of a patch separately and takes the highest score. Here, the corners
+of the cell that contains a voxel vote, with the same weights and the same rounding. Images are transformed by nnU-Net's
 own code, and the random numbers are the same. Read next: base.py, which puts this transform into the augmentation.
 """
 
@@ -12,13 +12,13 @@ from typing import Any
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import GaussianBlurTransform, SpatialTransform
 
-SCALE = 1000.0  # nnU-Net's scores lie between 0 and this, in float16: what is closer than its spacing there is a tie
-CHUNK = 2**17  # points that are looked at together
-MARGIN = 2  # voxels of padding on each side: a cell that lies between them is outside with all corners
+SCALE = 1000.0  # nnU-Net's scores range from 0 to this, in float16: scores closer than float16's spacing are ties
+CHUNK = 2**17  # points processed at a time
+MARGIN = 2  # voxels of padding on each side, so that a cell in the padding has all its corners outside the image
 
 
 class CornerVote(SpatialTransform):
-    """nnU-Net's transform with a faster way for segmentations; settings that nnU-Net does not use keep the old one."""
+    """nnU-Net's transform with faster voting for segmentations; settings that nnU-Net does not use fall back to it."""
 
     def _apply_to_segmentation(self, segmentation: torch.Tensor, **params: Any) -> torch.Tensor:
         known = (
@@ -36,9 +36,9 @@ class CornerVote(SpatialTransform):
 
 
 class Blur(GaussianBlurTransform):
-    """nnU-Net's blur without its trials: each process times convolution and FFT, so that rounding depends on the load.
+    """nnU-Net's blur without its benchmark: each process times convolution and FFT, so rounding depends on the load.
 
-    For the kernels of training the convolution takes less time at every size of patch.
+    For the kernels used in training, the convolution is faster at every patch size.
     """
 
     def __init__(self, **options: Any) -> None:
@@ -46,18 +46,18 @@ class Blur(GaussianBlurTransform):
 
 
 def vote(segmentation: torch.Tensor, grid: torch.Tensor, padding: float) -> torch.Tensor:
-    """The label with the highest linearly interpolated score at each point of a grid.
+    """Return the label with the highest linearly interpolated score at each point of a grid.
 
-    As batchgeneratorsv2 0.3.6: scores are rounded to float16, ties are settled by the nearest voxel, or by the smallest
-    of the best labels where the nearest voxel's is not among them.
+    As in batchgeneratorsv2 0.3.6: scores are rounded to float16, and a tie goes to the label of the nearest voxel, or
+    to the smallest of the best labels if the nearest voxel's label is not among them.
 
     Args:
         segmentation: (C, D, H, W) or (C, H, W), any integer type.
-        grid: (d, h, w, 3) or (h, w, 2), as torch's grid_sample takes it without align_corners: the last axis first.
-        padding: The label outside.
+        grid: (d, h, w, 3) or (h, w, 2), as for torch's grid_sample without align_corners: the last axis comes first.
+        padding: The label outside the image.
 
     Returns:
-        (C, d, h, w) or (C, h, w) of the same type.
+        (C, d, h, w) or (C, h, w), of the same type.
     """
     sizes = segmentation.shape[1:]
     padded = torch.nn.functional.pad(segmentation, (MARGIN, MARGIN) * len(sizes), value=padding)
@@ -77,12 +77,12 @@ def vote(segmentation: torch.Tensor, grid: torch.Tensor, padding: float) -> torc
 
 
 def _position(coordinate: torch.Tensor, size: int) -> torch.Tensor:
-    """From -1 to 1 between the image's edges to voxels, in grid_sample's order of operations."""
+    """Convert coordinates from [-1, 1] between the image's edges to voxels, in grid_sample's order of operations."""
     return ((coordinate + 1).mul_(size).sub_(1)).div_(2)
 
 
 def _flat(voxels: list[torch.Tensor], sizes: Sequence[int], strides: Sequence[int]) -> torch.Tensor:
-    """Index into the padded volume of voxels that are given per axis as floats; those far outside move nearer."""
+    """Return flat indices into the padded volume for voxels given per axis as floats; those far outside are clamped."""
     index = torch.full_like(voxels[0], MARGIN * sum(strides), dtype=torch.int64)
     for voxel, size, stride in zip(voxels, sizes, strides, strict=True):
         index.add_(voxel.clamp_(-MARGIN, size).to(torch.int64), alpha=stride)
@@ -90,7 +90,7 @@ def _flat(voxels: list[torch.Tensor], sizes: Sequence[int], strides: Sequence[in
 
 
 def _mixed(labels: torch.Tensor) -> torch.Tensor:
-    """Whether the corners of a cell differ, at its lowest corner."""
+    """Return, at the lowest corner of each cell, whether the labels at its corners differ."""
     mixed = torch.zeros(labels.shape, dtype=torch.bool)
     for axis, size in enumerate(labels.shape):
         behind, ahead = mixed.narrow(axis, 0, size - 1), mixed.narrow(axis, 1, size - 1).clone()
@@ -102,14 +102,14 @@ def _mixed(labels: torch.Tensor) -> torch.Tensor:
 def _winners(
     labels: torch.Tensor, corner: torch.Tensor, points: list[torch.Tensor], sizes: Sequence[int], strides: Sequence[int]
 ) -> torch.Tensor:
-    """The winning label at N points; `labels` is flat, `corner` the index of each cell's lowest corner."""
+    """Return the winning label at N points; `labels` is flat, `corner` the index of each cell's lowest corner."""
     nearest = labels[_flat([point.round() for point in points], sizes, strides)]
     shares = []
     for point in points:
         low = point.floor()
         shares.append(((low + 1).sub_(point), point - low))
     found, weights = [], []
-    for offsets in product(range(2), repeat=len(points)):  # in grid_sample's order, for equal rounding
+    for offsets in product(range(2), repeat=len(points)):  # in grid_sample's order, so that rounding is the same
         found.append(labels[corner + sum(o * s for o, s in zip(offsets, strides, strict=True))])
         weight = shares[-1][offsets[-1]]
         for share, offset in zip(shares[-2::-1], offsets[-2::-1], strict=True):
@@ -119,7 +119,7 @@ def _winners(
 
 
 def _best(labels: torch.Tensor, weights: torch.Tensor, nearest: torch.Tensor) -> torch.Tensor:
-    """The label with the largest weight; labels and weights are (corners, N), the label of the nearest voxel (N,)."""
+    """Return the label with the largest weight; labels and weights are (corners, N), `nearest` (N,) breaks ties."""
     low, high = torch.aminmax(labels, dim=0)
     of_low, of_high = _scores(torch.stack((low, high)), labels, weights)
     winner = torch.where(of_low == of_high, nearest, torch.where(of_low > of_high, low, high))
@@ -134,7 +134,7 @@ def _best(labels: torch.Tensor, weights: torch.Tensor, nearest: torch.Tensor) ->
 
 
 def _scores(candidates: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    """The weight of each candidate, summed corner by corner and rounded as nnU-Net does."""
+    """Return the weight of each candidate, summed corner by corner and rounded as in nnU-Net."""
     total = torch.zeros(candidates.shape)
     for label, weight in zip(labels, weights, strict=True):
         total.addcmul_(candidates == label, weight)

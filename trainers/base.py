@@ -1,7 +1,7 @@
-"""What all our training procedures share: values from the plan, the order of data, and stopping on a signal.
+"""The base of all our training procedures: values from the plan, the order of the data, stopping on a signal.
 
-steps.py has the steps and saving.py the checkpoints; nnU-Net's trainer does the rest. supervised.py and launch.py are
-next.
+steps.py has the steps and saving.py the checkpoints; nnU-Net's trainer does the rest. Read next: supervised.py and
+launch.py.
 """
 
 import os
@@ -33,7 +33,7 @@ from stunet.trainers.sampling import Samples
 from stunet.trainers.saving import LATEST, Saving
 from stunet.trainers.validation import measure, validate
 
-SAVE_INTERVAL_S = 600.0  # at most this much work is lost by a power cut; nnU-Net saves every 50 epochs
+SAVE_INTERVAL_S = 600.0  # a power cut loses at most this much work; nnU-Net saves every 50 epochs
 PLOT_INTERVAL_S = 60.0  # nnU-Net's progress.png takes seconds to draw, as long as a short epoch
 
 write_whole(host)
@@ -51,7 +51,7 @@ class PlannedTrainer(Saving):
         device: torch.device = torch.device("cuda"),  # noqa: B008 - nnU-Net reads this signature and passes it on
     ) -> None:
         plans.setdefault("continue_training", False)  # nnU-Net pops it
-        kept = {key: value for key, value in dataset_json.items() if key != "dataset"}  # paths here: not the model's
+        kept = {key: value for key, value in dataset_json.items() if key != "dataset"}  # local paths, not the model's
         super().__init__(plans, configuration, fold, kept, device)
         self.seed = 0
         self.momentum = 0.99
@@ -60,43 +60,43 @@ class PlannedTrainer(Saving):
         self.accumulation, self.precision = 1, None
         for key, value in self.plans_manager.plans["stunet"]["train"].items():
             setattr(self, key, value)
-        if self.is_ddp:  # nnU-Net takes CUDA for granted, and all processes to be on one machine
+        if self.is_ddp:  # nnU-Net assumes CUDA, and that all processes run on one machine
             self.device = torch.device("cuda", torch.cuda.current_device()) if device.type == "cuda" else device
         if device.type != "cuda" or self.precision is not None:
             self.grad_scaler = None
-        # With two stages there is one head, and nnU-Net's weight for the last head, zero, would be the only one.
+        # With two stages there is a single head, whose weight would be nnU-Net's for the last head: zero.
         self.enable_deep_supervision = len(self.configuration_manager.pool_op_kernel_sizes) > 2
         self.listener: Listener = Silent()
-        self.running = False  # training, which stops after a step; anything else stops at once
+        self.running = False  # in training, which stops after a step; anything else stops at once
         self.stop_requested = False
-        self._outputs: list[dict] = []  # of the running epoch's training steps
+        self._outputs: list[dict] = []  # of the training steps of the running epoch
         self._known: list[dict] = []  # the same, from before an interruption
         self._saved = self._plotted = time.monotonic()
 
     def initialize(self) -> None:
-        """As nnU-Net does, from the plan's seed."""
+        """Initialize as nnU-Net does, with the plan's seed."""
         torch.manual_seed(self.seed)
         with exchanged(host, DDP=parallel.dealt if self.fsdp else parallel.data_parallel):
             super().initialize()
-        if self.fsdp:  # nnU-Net makes the optimizer first, for the parameters that the network had before
+        if self.fsdp:  # nnU-Net has already made the optimizer, for the parameters from before the sharding
             self.optimizer, self.lr_scheduler = self.configure_optimizers()
 
     def _do_i_compile(self) -> bool:
         return not self.fsdp and super()._do_i_compile()
 
     def _set_batch_size_and_oversample(self) -> None:
-        """Those of all processes together; which samples are whose is decided in get_dataloaders()."""
+        """Set the values of all processes together; get_dataloaders() decides which samples each process gets."""
         self.batch_size = self.configuration_manager.batch_size
 
     def configure_optimizers(self) -> tuple[torch.optim.Optimizer, Any]:
-        """nnU-Net's optimizer and schedule with the plan's momentum: 0.9 suits runs of a few hundred steps."""
+        """Return nnU-Net's optimizer and schedule with the plan's momentum: 0.9 suits runs of a few hundred steps."""
         optimizer, schedule = super().configure_optimizers()
         for group in optimizer.param_groups:
             group["momentum"] = self.momentum
         return optimizer, schedule
 
     def _build_loss(self) -> Any:
-        """criterion() at each resolution, with nnU-Net's weights."""
+        """Return criterion() at each resolution, with nnU-Net's weights."""
         stock, loss = super()._build_loss(), self.criterion()
         if not self.enable_deep_supervision:
             return loss
@@ -105,15 +105,16 @@ class PlannedTrainer(Saving):
         return DeepSupervision(loss, stock.weight_factors)
 
     def criterion(self) -> DiceAndEntropy:
-        """The loss at one resolution: that of nnU-Net, which several processes and micro-batches compute as one."""
+        """Return nnU-Net's loss at one resolution, in a form that processes and micro-batches can compute jointly."""
         kind = RegionDiceCE if self.label_manager.has_regions else DiceCE
         return kind(self.configuration_manager.batch_dice, self.label_manager.ignore_label, ddp=self.is_ddp)
 
     def do_split(self) -> tuple[list[str], list[str]]:
-        """nnU-Net's split; with `num_cases` so many of its training cases, chosen by the seed: 4 are among the 8.
+        """Return nnU-Net's split; with `num_cases`, the seed picks that many training cases (its 4 are among its 8).
 
         Raises:
-            DataError: There are fewer, or the fold cannot be trained: nnU-Net takes a random one where there is none.
+            DataError: There are fewer cases, or the fold cannot be trained; nnU-Net would make a random split for a
+                missing one.
         """
         fold_of(self.plans_manager.dataset_name, self.plans_manager.plans, self.configuration_name, self.fold)
         with exchanged(host, load_json=_named(_folds), generate_crossval_split=_named(generate_crossval_split)):
@@ -121,7 +122,7 @@ class PlannedTrainer(Saving):
         return (train if self.num_cases is None else chosen(train, self.num_cases, self.seed, self.fold)), validation
 
     def trains_with(self) -> dict[str, Any]:
-        """What this run trains with as things are now: the record that its checkpoints keep (provenance.py)."""
+        """Return what this run would train with now: the record that its checkpoints keep (provenance.py)."""
         run = (self.plans_manager.dataset_name, self.plans_manager.plans, self.configuration_name, self.fold)
         cases = fold_of(*run)
         if cases is None:  # nnU-Net has to make the folds first
@@ -130,14 +131,14 @@ class PlannedTrainer(Saving):
         return trained_with(*run, cases)
 
     def _settle_folds(self) -> None:
-        """Has one process make the folds that are not there yet, before the others read them."""
+        """Let one process create missing folds before the others read them."""
         if self.is_ddp:
             if self.local_rank == 0:
                 self.do_split()
             dist.barrier()
 
     def get_dataloaders(self) -> tuple[SeededBatches, SeededBatches]:
-        """nnU-Net's loaders and augmentation, with numbered batches in place of its background processes."""
+        """Return nnU-Net's loaders and augmentation, with numbered batches in place of its background processes."""
         workers = get_allowed_n_proc_DA()
         if self.device.type == "cpu" and "nnUNet_n_proc_DA" not in os.environ:
             workers = min(workers, 1)  # the network needs the cores, and one process keeps up with it
@@ -158,42 +159,42 @@ class PlannedTrainer(Saving):
         )
 
     def prepare_loader(self, loader: Samples) -> None:
-        """Changes what a loader draws and how it is augmented, as the plan's values say."""
+        """Change what a loader draws and how it is augmented, according to the plan's values."""
         for transform in loader.transforms.transforms:
             if isinstance(transform, CornerVote) and self.label_interpolation == "nearest":
                 transform.mode_seg = "nearest"
 
     def case_weights(self, cases: Sequence[str]) -> Sequence[float] | None:
-        """How often each training case is drawn in relation to the others; None: all equally often."""
+        """Return the relative frequency with which each training case is drawn; None: all equally often."""
         return None
 
     @staticmethod
     def get_training_transforms(*args: Any, **kwargs: Any) -> Any:
-        """nnU-Net's augmentation; segmentations are rotated and scaled as there, but in one go for all labels."""
+        """Return nnU-Net's augmentation; segmentations are transformed the same way, but all labels in one pass."""
         with exchanged(host, SpatialTransform=CornerVote, GaussianBlurTransform=Blur):
             return nnUNetTrainer.get_training_transforms(*args, **kwargs)
 
     def plot_network_architecture(self) -> None:
-        """Nothing: the drawing package that nnU-Net looks for is no dependency of it any more."""
+        """Do nothing: the drawing package that nnU-Net looks for is no longer one of its dependencies."""
 
     def on_train_start(self) -> None:
-        """As in nnU-Net; what this run trains with is put down beside its checkpoints."""
+        """Start as nnU-Net does, and write what this run trains with next to its checkpoints."""
         self._settle_folds()
         super().on_train_start()
         self.write_record()
 
     def write_record(self) -> None:
-        """Writes what the network was trained with into the folder of the fold, for those who look at its results."""
+        """Write what the network was trained with to the fold's folder, for whoever looks at its results."""
         if self.local_rank == 0 and (record := self.trained_with()):
             write_json(Path(self.output_folder) / RECORD, record)
 
     def run_training(self) -> None:
-        """Trains to the last epoch.
+        """Train to the last epoch.
 
         Raises:
             Interrupted: `stop_requested` was set; checkpoint_latest.pth holds the state after the last step.
-            OutOfMemoryError: A data loading process was killed; the same holds, where there is one process.
-            DataError: A preprocessed case is damaged; so, too.
+            OutOfMemoryError: A data loading process was killed; with a single process, the state is saved as well.
+            DataError: A preprocessed case is damaged; saved likewise.
         """
         self.running = True
         try:
@@ -215,7 +216,7 @@ class PlannedTrainer(Saving):
         self._outputs = []
 
     def train_step(self, batch: dict | None) -> dict:
-        """One step of the optimizer; None stands for a step that was taken before an interruption."""
+        """Run one step of the optimizer; a batch of None stands for a step taken before an interruption."""
         output = self._known.pop(0) if batch is None else super().train_step(batch)
         self._outputs.append(output)
         self.listener.step(self, "train", len(self._outputs), float(output["loss"]))
@@ -234,7 +235,7 @@ class PlannedTrainer(Saving):
         return output
 
     def on_epoch_end(self) -> None:
-        """Logs and saves as nnU-Net does, but by time: the latest checkpoint, and the plot, which is slow to draw."""
+        """Log and save as nnU-Net does, but time-based: the latest checkpoint, and the plot, which is slow to draw."""
         self._outputs = []  # the epoch is complete: a checkpoint from here on starts with the next one
         now = time.monotonic()
         due = parallel.anywhere(now - self._saved > SAVE_INTERVAL_S, self.device)
@@ -252,13 +253,13 @@ class PlannedTrainer(Saving):
         self.listener.epoch(self)
 
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
-        """nnU-Net's final validation, in this process and in bounded memory: see validation.py."""
+        """Run nnU-Net's final validation in this process and in bounded memory: see validation.py."""
         validate(self, save_probabilities)
         if self._trained_with is not None:
             self.write_record()
 
     def measure_validation(self, processes: int) -> None:
-        """Compares what so many processes have predicted with the labels, and writes summary.json."""
+        """Compare what `processes` processes have predicted with the labels, and write summary.json."""
         measure(self, processes)
 
     def _stop_if_requested(self) -> None:
@@ -269,7 +270,7 @@ class PlannedTrainer(Saving):
             raise Interrupted(f"stopped after {self.current_epoch} epochs, without a checkpoint as asked", "")
         path = self._save_between_steps()
         if self.is_ddp:
-            dist.barrier()  # a process that leaves early would have the others ended while rank 0 writes
+            dist.barrier()  # if a process left early, the others would be terminated while rank 0 is writing
         raise Interrupted(
             f"stopped after {self.current_epoch} epochs; the state is in {str(path)!r}", "the same command with --c"
         )
@@ -283,7 +284,7 @@ class PlannedTrainer(Saving):
 
 
 class _Names(list):
-    """Names of cases. nnU-Net looks for each of a fold's in the others, which in lists takes a minute for 100,000."""
+    """Case names with fast lookup: nnU-Net looks up each of a fold's, which takes a minute for 100,000 with lists."""
 
     def __contains__(self, name: object) -> bool:
         if not hasattr(self, "known"):
@@ -315,7 +316,7 @@ def _plot_whole(draw: Callable[[str], None], folder: str) -> None:
 
 
 class _NotStarted:
-    """Stands for nnU-Net's single-process augmenter, which draws a first batch for nothing; keeps the loader."""
+    """Replaces nnU-Net's single-process augmenter, which would needlessly draw a first batch; keeps the loader."""
 
     def __init__(self, source: Any, transform: None) -> None:
         self.source = source

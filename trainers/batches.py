@@ -1,8 +1,8 @@
-"""In which order training data come: sample j of batch i is a function of (seed, i, j), whoever computes it and when.
+"""The order of the training data: sample j of batch i depends on (seed, i, j) only, not on who computes it or when.
 
-So a resumed run sees exactly what an uninterrupted one would have seen, with any number of worker processes, and a
-batch is the same on one GPU and shared by many. The work is nnU-Net's loader and augmentation (sampling.py); the
-processes are torch's DataLoader, which reports a worker that died.
+A resumed run therefore sees exactly what an uninterrupted one would have seen, with any number of worker processes, and
+a batch is the same on one GPU as when shared by many. The work is done by nnU-Net's loader and augmentation
+(sampling.py); the processes are those of torch's DataLoader, which reports a worker that died.
 """
 
 import os
@@ -23,26 +23,26 @@ from stunet.errors import DataError, OutOfMemoryError, StunetError
 
 
 class Source(Protocol):
-    """Draws one sample: a case and a patch at random, augmented; a batch of one, as nnU-Net's loader makes it."""
+    """Draws one sample: a random case and a random patch of it, augmented; as a batch of one, like nnU-Net's loader."""
 
     def sample(self, position: int) -> dict[str, Any]:
-        """The sample for this position of a batch, drawn with the global generators of numpy, torch and Python."""
+        """Return the sample at this position of a batch, drawn with numpy's, torch's and Python's global generators."""
 
     def case(self, position: int) -> str:
-        """The name of the case of that sample."""
+        """Return the name of the case of that sample."""
 
 
 class SeededBatches:
     """An endless iterator over batches 0, 1, 2, ... of a stream; worker processes start at the first `next`.
 
     Args:
-        source: What draws the samples.
-        seed: Identifies the stream: run and purpose, say.
+        source: Draws the samples.
+        seed: Identifies the stream, for example by run and purpose.
         positions: Which samples of each batch are wanted: all, or the share of this process.
         start: The number of the first batch.
-        skip: How many times `next` gives None first: batches whose results are already known.
-        workers: Processes; 0 computes in this one.
-        pin_memory: Whether batches are put into page-locked memory, for faster copies to a GPU.
+        skip: How many times `next` returns None first, for batches whose results are already known.
+        workers: Worker processes; 0 computes in this one.
+        pin_memory: Whether to put batches into page-locked memory, for faster copies to a GPU.
     """
 
     def __init__(
@@ -59,18 +59,18 @@ class SeededBatches:
         self._loader: DataLoader = DataLoader(
             self._numbered,
             batch_size=None,
-            sampler=_From(start + skip),  # any iterable does when batch_size is None
+            sampler=_From(start + skip),  # with batch_size=None any iterable will do
             num_workers=workers,
-            generator=torch.Generator(),  # else it draws from the global one
+            generator=torch.Generator(),  # otherwise it draws from the global one
             pin_memory=pin_memory,
             prefetch_factor=3 if workers else None,
             worker_init_fn=_leave_the_group,
-            # As where torchrun starts the trainer; a child that was spawned would spawn, and import all of torch again.
+            # Fork, as under torchrun: a process that was itself spawned would spawn its workers, each importing torch.
             multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
         )
         self._skip, self._workers = skip, workers
         self._iterator: Iterator[dict[str, Any]] | None = None
-        self.failed = False  # to give the batch that was asked for last
+        self.failed = False  # whether the last batch asked for could not be delivered
 
     def __iter__(self) -> "SeededBatches":
         return self
@@ -88,7 +88,7 @@ class SeededBatches:
             with _Deaths.awaited():
                 batch = next(self._iterator)
         except RuntimeError as error:
-            if "DataLoader worker (pid" not in str(error):  # the text of a worker that was killed
+            if "DataLoader worker (pid" not in str(error):  # torch's message about a killed worker
                 raise
             raise self._killed(str(error).splitlines()[0]) from error
         if isinstance(batch, StunetError):
@@ -97,7 +97,7 @@ class SeededBatches:
         return batch
 
     def _killed(self, text: str) -> StunetError:
-        """What the death of a worker means, from what torch says about it."""
+        """Return the error for the death of a worker, from torch's message about it."""
         pid = int(found[1]) if (found := re.search(r"pid\D*(\d+)", text)) else -1
         case = self._numbered.loading(pid)
         while_ = "" if case is None else f" while it loaded case {case!r}"
@@ -112,19 +112,19 @@ class SeededBatches:
         )
 
     def close(self) -> None:
-        """Ends the worker processes."""
+        """End the worker processes."""
         self._iterator = None
 
 
 def share_of(batch_size: int, rank: int, processes: int) -> range:
-    """The positions of a batch that one of several processes computes: the first get one more, as in nnU-Net."""
+    """Return the positions of a batch that one process computes: the first ones get one more, as in nnU-Net."""
     each, more = divmod(batch_size, processes)
     start = rank * each + min(rank, more)
     return range(start, start + each + (rank < more))
 
 
 def joined(batches: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """One batch of several: `data` (B, C, D, H, W); `target`, or a list of them per level; `keys`, names of cases."""
+    """Concatenate batches: `data` (B, C, D, H, W); `target`, or a list of them per level; `keys`, the case names."""
     target = [batch["target"] for batch in batches]
     return {
         "data": torch.cat([batch["data"] for batch in batches]),
@@ -136,7 +136,7 @@ def joined(batches: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def parts_of(batch: dict[str, Any], count: int) -> list[dict[str, Any]]:
-    """The reverse of joined(): so many batches, of sizes that differ by one at most; tensors share the memory."""
+    """Split a batch, the reverse of joined(): `count` parts whose sizes differ by at most one and that share memory."""
     target = batch["target"]
     shares = [share_of(len(batch["data"]), number, count) for number in range(count)]
     cuts = [slice(share.start, share.stop) for share in shares]
@@ -151,11 +151,11 @@ def parts_of(batch: dict[str, Any], count: int) -> list[dict[str, Any]]:
 
 
 class _Numbered(Dataset):
-    """The batches by number; an error of ours comes as a value, because torch would make a new one of its text."""
+    """Batches by number; our errors are returned as values, because torch would rebuild them from their text."""
 
     def __init__(self, source: Source, seed: tuple[int, ...], positions: Sequence[int], workers: int) -> None:
         self.source, self.seed, self.positions = source, seed, positions
-        # Per worker its process, and the number and position of the sample that it is drawing; shared with it.
+        # Per worker: its process id, and the number and position of the sample it is drawing; in shared memory.
         self.drawing = torch.full((workers, 3), -1).share_memory_() if workers else None
 
     def __getitem__(self, number: int) -> dict[str, Any] | StunetError:
@@ -174,7 +174,7 @@ class _Numbered(Dataset):
         return joined(samples)
 
     def loading(self, pid: int) -> str | None:
-        """The case that a worker was loading when it ended."""
+        """Return the case that a worker was loading when it ended."""
         for process, number, position in () if self.drawing is None else self.drawing.tolist():
             if process == pid and number >= 0:
                 with self._generators(number, position):
@@ -190,16 +190,16 @@ class _Numbered(Dataset):
 
 
 class _Deaths:
-    """When the death of a worker is an error: while a batch is waited for, never in the middle of a step.
+    """Makes the death of a worker an error only while a batch is awaited, never in the middle of a step.
 
-    torch raises it from a signal handler, wherever the process is: a step would be half done, its state lost.
+    torch raises it from a signal handler, wherever the process is: a step would be left half done and its state lost.
     """
 
     heeded = waited_for = False
 
     @classmethod
     def heed(cls) -> None:
-        """To be called when torch has set its handler, for which it makes an iterator in the main thread."""
+        """Wrap torch's signal handler; call this once torch has set it, when making an iterator in the main thread."""
         handler = signal.getsignal(signal.SIGCHLD) if hasattr(signal, "SIGCHLD") else None
         if cls.heeded or not callable(handler):
             return
@@ -209,7 +209,7 @@ class _Deaths:
     @classmethod
     @contextmanager
     def awaited(cls) -> Iterator[None]:
-        """While this block runs; a worker that died before it counts at its start."""
+        """Let deaths count while this block runs; a worker that died earlier counts when it starts."""
         cls.waited_for = True
         try:
             torch._C._error_if_any_worker_fails()
@@ -219,7 +219,7 @@ class _Deaths:
 
 
 class _From:
-    """The numbers from `start` on; itertools.count as something that can be iterated anew."""
+    """The numbers from `start` on: itertools.count as an iterable that can be iterated more than once."""
 
     def __init__(self, start: int) -> None:
         self.start = start
@@ -229,14 +229,14 @@ class _From:
 
 
 def _leave_the_group(worker: int) -> None:
-    """A terminal and torchrun signal a group of processes; the trainer needs batches until it has ended in order."""
+    """Leave the process group, which terminals and torchrun signal: the trainer needs batches until it has ended."""
     if hasattr(os, "setpgrp"):
         os.setpgrp()
 
 
 @contextmanager
 def _generators(seed: np.random.SeedSequence) -> Iterator[None]:
-    """Seeds the global generators of numpy, torch (CPU) and Python, and puts them back as they were."""
+    """Seed the global generators of numpy, torch (CPU) and Python, and restore them afterwards."""
     of_numpy, of_python = np.random.get_state(), random.getstate()
     first, second, third = (int(word) for word in seed.generate_state(3))
     with torch.random.fork_rng(devices=[]):

@@ -1,8 +1,8 @@
-"""How often is each case of a union of datasets drawn, and how often does training see each of its classes?
+"""How often each case of a union of datasets is drawn, and how often training sees each class.
 
-A source of n cases is drawn in proportion to weight * n^(1 - alpha): with alpha 0 every case is as likely as every
-other, with 1 every source, and 0.5 is what MultiTalent took (Ulrich et al. 2023, arXiv:2303.14444). Within a source all
-cases are alike. partial.py gives nnU-Net's loader these probabilities.
+A source of n cases is drawn in proportion to weight * n^(1 - alpha): with alpha = 0 all cases are equally likely, with
+alpha = 1 all sources are; MultiTalent used 0.5 (Ulrich et al. 2023, arXiv:2303.14444). Within a source, all cases are
+equally likely. partial.py passes these probabilities to nnU-Net's loader.
 """
 
 from collections import Counter
@@ -12,11 +12,11 @@ import numpy as np
 
 from stunet.annotations import Annotations
 
-FEW = 5.0  # samples per epoch; with fewer a class will hardly be learned
+FEW = 5.0  # samples per epoch; a class with fewer will hardly be learned
 
 
 def probabilities(annotations: Annotations, cases: Sequence[str]) -> np.ndarray:
-    """The probability of each of these cases; they sum to 1."""
+    """Return the probability of each of these cases; they sum to 1."""
     sources = [annotations.cases[case].source for case in cases]
     sizes = Counter(sources)
     shares = {name: annotations.sources[name].weight * n**-annotations.alpha for name, n in sizes.items()}
@@ -25,7 +25,7 @@ def probabilities(annotations: Annotations, cases: Sequence[str]) -> np.ndarray:
 
 
 def expected(annotations: Annotations, cases: Sequence[str], samples: int) -> dict[str, float]:
-    """How many of so many samples are of cases that annotate each label, its leaves not being told apart."""
+    """Return, per label, the expected number of samples whose case annotates it without resolving it into leaves."""
     found = dict.fromkeys(annotations.values, 0.0)
     del found["background"]
     for case, probability in zip(cases, probabilities(annotations, cases), strict=True):

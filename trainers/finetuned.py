@@ -1,6 +1,6 @@
-"""How does a training go on from pre-trained weights: what trains when, at which rate, and what does it keep of that?
+"""Training from pre-trained weights: what trains when and at which rate, and what a checkpoint keeps of it.
 
-strategies.py has the strategies as data, lora.py the adapters; start.py loads the weights.
+strategies.py defines the strategies as data, lora.py the adapters; start.py loads the weights.
 """
 
 from collections.abc import Collection
@@ -14,7 +14,7 @@ from stunet.trainers.base import PlannedTrainer
 
 
 class FineTunedTrainer(PlannedTrainer):
-    """Trains with the plan's strategy (`finetune` in its `stunet` block); without one as nnU-Net does."""
+    """Trains with the plan's strategy (`finetune` in its `stunet` block); without one, as nnU-Net does."""
 
     def __init__(
         self,
@@ -34,7 +34,7 @@ class FineTunedTrainer(PlannedTrainer):
         self._phase: strategies.Phase | None = None
 
     def start_with(self, fresh: Collection[str]) -> None:
-        """Makes ready for a network into which weights have been loaded: adapters and optimizer, as the strategy wants.
+        """Set up adapters and optimizer as the strategy requires, once weights have been loaded into the network.
 
         Args:
             fresh: Names of the parameters that are not pre-trained.
@@ -45,7 +45,7 @@ class FineTunedTrainer(PlannedTrainer):
         self.optimizer, self.lr_scheduler = self.configure_optimizers()
 
     def configure_optimizers(self) -> tuple[torch.optim.Optimizer, Any]:
-        """The optimizer of other trainings, with the groups and the rates of the strategy."""
+        """Return the base class's optimizer, with the strategy's parameter groups and learning rates."""
         optimizer, schedule = super().configure_optimizers()
         if self.strategy is None:
             return optimizer, schedule
@@ -55,10 +55,10 @@ class FineTunedTrainer(PlannedTrainer):
         return optimizer, strategies.Schedule(optimizer, self.strategy, self.num_epochs, self.initial_lr)
 
     def run_training(self) -> None:
-        """As without weights.
+        """Train as without pre-trained weights.
 
         Raises:
-            WeightsError: The plan starts from weights, and none were loaded.
+            WeightsError: The plan starts from weights, but none were loaded.
         """
         if self.weights and self.fresh is None:
             raise WeightsError(
@@ -68,7 +68,7 @@ class FineTunedTrainer(PlannedTrainer):
         super().run_training()
 
     def on_train_epoch_start(self) -> None:
-        """Freezes and releases what the epoch's phase wants."""
+        """Freeze and unfreeze what the epoch's phase requires."""
         if self.strategy is not None:
             self._enter(strategies.phase_of(self.strategy, self.current_epoch, self.num_epochs))
         super().on_train_epoch_start()
@@ -96,5 +96,5 @@ class FineTunedTrainer(PlannedTrainer):
         trained, total = strategies.set_trainable(self.bare_network(), phase, self._fresh())
         share = f"{trained:,} of {total:,} parameters ({trained / total:.1%})"
         self.listener.trains(f"from epoch {self.current_epoch + 1} on: trains {share}")
-        if self.is_ddp and not self.fsdp:  # DDP takes note of what trains when it is made
+        if self.is_ddp and not self.fsdp:  # DDP only looks at what is trainable when it is constructed
             self.network = parallel.data_parallel(self.network.module)

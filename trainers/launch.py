@@ -1,7 +1,7 @@
-"""How a training is started, in one process or several, and what a signal does to it.
+"""Start a training in one process or several, and handle signals.
 
-The counterpart of nnunetv2/run/run_training.py, with trainers by reference and errors that say what to do. Read next:
-processes.py.
+The counterpart of nnunetv2/run/run_training.py, with trainers by reference and errors that tell the user what to do.
+Read next: processes.py.
 """
 
 import os
@@ -31,7 +31,7 @@ from stunet.workspace import preprocessed_dataset, result_folder
 
 @dataclass(frozen=True)
 class Run:
-    """One training: what nnU-Net's command line says.
+    """One training: the arguments of nnU-Net's command line.
 
     Args:
         dataset: Full name.
@@ -48,7 +48,7 @@ class Run:
         disable_checkpointing: Write no checkpoints.
         weights: File or model folder with the weights that the plan starts from.
         overwrite: Remove what an earlier training of the fold has left.
-        fsdp: Several processes deal out the network instead of copying it.
+        fsdp: Shard the network over several processes instead of replicating it.
     """
 
     dataset: str
@@ -69,7 +69,7 @@ class Run:
 
     @property
     def folder(self) -> Path:
-        """Where checkpoints and the log of this fold go."""
+        """The folder for this fold's checkpoints and log."""
         return (
             result_folder(self.dataset, self.plans["plans_name"], self.configuration, self.trainer)
             / f"fold_{self.fold}"
@@ -77,16 +77,16 @@ class Run:
 
 
 def launch(run: Run, new_listener: Callable[[], Listener] = Silent) -> None:
-    """Trains and validates.
+    """Train and validate.
 
     Args:
         run: What to do.
-        new_listener: Makes what shows the progress; called in the process that leads.
+        new_listener: Makes the object that shows the progress; called in the leading process.
 
     Raises:
         DataError: Another process trains the same fold.
         Interrupted: A signal ended the training; it can be resumed.
-        StunetError: As the trainer raises them, also from other processes.
+        StunetError: Any error of the trainer, also from other processes.
     """
     with reserved(run) as checkpoint:
         if run.processes == 1:
@@ -96,13 +96,13 @@ def launch(run: Run, new_listener: Callable[[], Listener] = Silent) -> None:
 
 
 def join(run: Run, checkpoint: Path | None, member: Member, new_listener: Callable[[], Listener]) -> None:
-    """Trains and validates together with other processes that have been started already; see processes.together().
+    """Train and validate together with other processes that are already running; see processes.together().
 
     Args:
         run: What to do, the same in all processes.
-        checkpoint: As the leading process has it from reserved().
+        checkpoint: What the leading process got from reserved().
         member: Which process this is.
-        new_listener: As of launch().
+        new_listener: As for launch().
     """
     if checkpoint is not None and not checkpoint.is_file():
         raise DataError(
@@ -118,10 +118,10 @@ def _child(member: Member, run: Run, checkpoint: Path | None, new_listener: Call
 
 @contextmanager
 def reserved(run: Run) -> Iterator[Path | None]:
-    """Holds the fold while it is trained, from before anything in it is removed; yields its starting_point().
+    """Hold the fold while it is trained, starting before anything in it is removed; yield its starting_point().
 
     Raises:
-        DataError: Another process trains the same fold, or as of starting_point().
+        DataError: Another process trains the same fold, or as for starting_point().
     """
     what = f"another process trains in {str(run.folder)!r}"
     with alone(run.folder / ".lock", what, "wait for it, or end it first"):
@@ -133,9 +133,9 @@ def reserved(run: Run) -> Iterator[Path | None]:
 
 
 def forget(run: Run) -> None:
-    """Removes what an earlier training of the fold left, for one that starts again.
+    """Remove what an earlier training of the fold left, for one that starts from the beginning.
 
-    That is its checkpoints, its validation, and what it predicted for the next stages of a cascade.
+    That is its checkpoints, its validation, and its predictions for the next stages of a cascade.
     """
     validated = [path for path in (run.folder / "validation").glob("*") if path.is_file()]
     folder = run.folder.parent / HANDED_OVER
@@ -146,7 +146,7 @@ def forget(run: Run) -> None:
 
 
 def _validated(run: Run) -> list[str]:
-    """The cases that the earlier training of the fold predicted; those of the fold now, where it left no record."""
+    """Return the cases that the earlier training of the fold predicted; without a record, those of the fold now."""
     try:
         return list(read(run.folder / RECORD, RUN_RECORD)["val"])
     except DataError:
@@ -155,15 +155,15 @@ def _validated(run: Run) -> list[str]:
 
 
 def checkpoints(run: Run) -> list[Path]:
-    """The checkpoints that the fold has, the furthest first."""
+    """Return the checkpoints that the fold has, the most advanced first."""
     return [run.folder / name for name in (FINAL, LATEST, BEST) if (run.folder / name).is_file()]
 
 
 def starting_point(run: Run) -> Path | None:
-    """The checkpoint that the run continues from or validates; None for a new training.
+    """Return the checkpoint that the run continues from or validates; None for a new training.
 
     Raises:
-        DataError: What is to be continued or validated does not exist, or a new training would overwrite another.
+        DataError: There is nothing to continue or validate, or a new training would overwrite an earlier one.
     """
     found = checkpoints(run)
     if found and not (run.resume or run.only_validate or run.overwrite):
@@ -182,12 +182,12 @@ def starting_point(run: Run) -> Path | None:
 
 
 def continued(run: Run) -> Run:
-    """The run as it goes on when torchrun starts its processes anew: from its latest checkpoint, if it has one."""
+    """Return the run for processes restarted by torchrun: it continues from its latest checkpoint, if it has one."""
     return replace(run, resume=bool(checkpoints(run)) and not run.only_validate, overwrite=False)
 
 
 def _train(run: Run, checkpoint: Path | None, listener: Listener) -> None:
-    """The run, in this process."""
+    """Execute the run in this process."""
     device = torch.device(run.device)
     limit_threads(run)
     torch.backends.cudnn.benchmark = device.type == "cuda"
@@ -210,10 +210,10 @@ def _train(run: Run, checkpoint: Path | None, listener: Listener) -> None:
 
 @contextmanager
 def _memory_named(trainer: PlannedTrainer) -> Iterator[None]:
-    """Says what needs less memory, where that of the device or the machine is not enough.
+    """Turn errors about insufficient memory into one that names what needs less.
 
     Raises:
-        OutOfMemoryError: Instead of what libraries raise.
+        OutOfMemoryError: In place of what libraries raise when the device or the machine runs out of memory.
     """
     try:
         yield
@@ -229,7 +229,7 @@ def _memory_named(trainer: PlannedTrainer) -> Iterator[None]:
 
 
 def limit_threads(run: Run) -> None:
-    """Gives each process its share of the cores; CUDA needs one thread, and torch obeys OMP_NUM_THREADS by itself."""
+    """Give each process its share of the cores; CUDA needs one thread, and torch obeys OMP_NUM_THREADS by itself."""
     if run.device == "cuda":
         torch.set_num_threads(1)
     elif not os.environ.get("OMP_NUM_THREADS"):
@@ -240,9 +240,9 @@ def limit_threads(run: Run) -> None:
 
 @contextmanager
 def _stops(trainer: PlannedTrainer) -> Iterator[None]:
-    """The first SIGINT or SIGTERM stops training after its step and validation at once, the second both at once.
+    """Let the first SIGINT or SIGTERM stop training after its step and validation at once; a second stops both at once.
 
-    Under torchrun the second does nothing: a batch system sends one to every process, and torchrun passes its own on.
+    Under torchrun the second does nothing: a batch system signals every process, and torchrun forwards its own signal.
     """
 
     def handle(number: int, frame: FrameType | None) -> None:

@@ -1,4 +1,4 @@
-"""Who is told how training goes: whatever shows progress. Trainers know only these methods."""
+"""The interface through which trainers report progress to whatever shows it. Trainers know only these methods."""
 
 from typing import TYPE_CHECKING, Protocol
 
@@ -8,22 +8,22 @@ if TYPE_CHECKING:
 
 
 class Listener(Protocol):
-    """Is told how training goes; given to a trainer by whoever shows progress."""
+    """Receives progress reports; given to a trainer by whatever shows the progress."""
 
     def loaded(self, report: "TransferReport") -> None:
-        """Pre-trained weights have been put into the network."""
+        """Handle that pre-trained weights have been put into the network."""
 
     def trains(self, text: str) -> None:
-        """From now on another part of the network is trained."""
+        """Handle a message about what is trained from now on, or a warning."""
 
     def step(self, trainer: "PlannedTrainer", phase: str, done: int, loss: float) -> None:
-        """`done` iterations of the epoch's phase ("train" or "validation") are over."""
+        """Handle that `done` iterations of the epoch's phase ("train" or "validation") are finished."""
 
     def epoch(self, trainer: "PlannedTrainer") -> None:
-        """An epoch is over and logged; `trainer.current_epoch` counts it."""
+        """Handle that an epoch is finished and logged; `trainer.current_epoch` counts it."""
 
     def case(self, name: str) -> None:
-        """The final validation goes on to this case."""
+        """Handle that the final validation moves on to this case."""
 
 
 class Silent:

@@ -1,12 +1,12 @@
-"""How are convolutions trained through low-rank adapters, and what does a checkpoint of such a training hold?
+"""Train convolutions through low-rank adapters, and store the result in a checkpoint.
 
-A weight W becomes W + U D with r rows in D, and only U and D train (Hu et al. 2021, arXiv:2106.09685). The sum is made
-where the weight is read, so the network computes with the very numbers that its checkpoint holds, where a convolution
-beside the frozen one would give others, by rounding, than the merged one. D begins with orthonormal rows and U with
-zeros: the network computes at first what it did without adapters, and its first step is the projection of the step
-that full fine-tuning would make.
+A weight W becomes W + U D with r rows in D, and only U and D are trained (Hu et al. 2021, arXiv:2106.09685). The sum is
+computed where the weight is read, so the network computes with exactly the numbers that its checkpoint holds. A
+separate convolution in parallel with the frozen one would, through rounding, give results that differ from those of the
+merged weight. D starts with orthonormal rows and U with zeros: at first the network computes what it did without
+adapters, and its first step is the projection of the step that full fine-tuning would take.
 
-This is torch.nn.utils.parametrize; strategies.py tells adapters by the names that it gives.
+The implementation uses torch.nn.utils.parametrize; strategies.py recognizes adapters by the names that it assigns.
 """
 
 from collections.abc import Collection, Mapping
@@ -20,7 +20,7 @@ from stunet.trainers.strategies import HEADS, PARAMETRIZED, part_of
 
 
 class LowRank(nn.Module):
-    """Adds a matrix of low rank to a convolution's weight (C', C, k...), seen as a matrix of C' rows."""
+    """Adds a low-rank matrix to a convolution's weight (C', C, k...), viewed as a matrix with C' rows."""
 
     def __init__(self, weight: Tensor, rank: int, generator: torch.Generator) -> None:
         super().__init__()
@@ -31,18 +31,18 @@ class LowRank(nn.Module):
         self.up = nn.Parameter(weight.new_zeros(rows, rank))
 
     def forward(self, weight: Tensor) -> Tensor:
-        with torch.autocast(weight.device.type, enabled=False):  # in half precision it would not be what is saved
+        with torch.autocast(weight.device.type, enabled=False):  # half precision would differ from what is saved
             return weight + (self.up @ self.down).view_as(weight)
 
 
 def add(network: nn.Module, rank: int, seed: int, fresh: Collection[str]) -> None:
-    """Gives every pre-trained convolution of encoder and decoder an adapter, from the same seed the same.
+    """Add an adapter to every pre-trained convolution of encoder and decoder; the seed determines its initial values.
 
     Args:
         network: An STUNet without adapters.
-        rank: Of the adapters; less where a weight has fewer rows or columns.
-        seed: Of the rows of D.
-        fresh: Names of the parameters that are not pre-trained; they train themselves.
+        rank: Rank of the adapters; lower where a weight has fewer rows or columns.
+        seed: Seed for the rows of D.
+        fresh: Names of the parameters that are not pre-trained; these are trained directly.
     """
     generator = torch.Generator().manual_seed(seed)
     for name, module in list(network.named_modules()):
@@ -52,7 +52,7 @@ def add(network: nn.Module, rank: int, seed: int, fresh: Collection[str]) -> Non
 
 
 def merged_state(network: nn.Module) -> dict[str, Tensor]:
-    """The network's state as it would be without adapters, which are added to their weights."""
+    """Return the network's state as it would be without adapters, with the adapters added to their weights."""
     state = {}
     for name, value in network.state_dict().items():
         module, adapted, kind = name.partition(PARAMETRIZED)
@@ -64,15 +64,15 @@ def merged_state(network: nn.Module) -> dict[str, Tensor]:
 
 
 def adapters_state(network: nn.Module) -> dict[str, Tensor]:
-    """What merged_state() does not tell: the adapters and the weights beside them; empty without adapters."""
+    """Return what merged_state() lacks: the adapters and the weights they are added to; empty without adapters."""
     return {name: value for name, value in network.state_dict().items() if PARAMETRIZED in name}
 
 
 def load(network: nn.Module, merged: Mapping[str, Tensor], adapters: Mapping[str, Tensor]) -> None:
-    """Puts the two states of a network into one that has the same adapters, exactly as they were.
+    """Load the two states of a network into one with the same adapters, restoring it exactly.
 
     Raises:
-        WeightsError: The adapters are not those of the network.
+        WeightsError: The adapters do not match those of the network.
     """
     expected = {name: value.shape for name, value in adapters_state(network).items()}
     if expected != {name: value.shape for name, value in adapters.items()}:

@@ -1,7 +1,7 @@
-"""How is an image with left and right classes mirrored between left and right? The classes change sides with it.
+"""Mirror images with left and right classes along the left-right axis, exchanging these classes as well.
 
-Only for training: at test time nnU-Net averages mirrored predictions without exchanging classes, so that axis is left
-out there. supervised.py has the plan's value, which is off by default.
+For training only: at test time nnU-Net averages mirrored predictions without exchanging classes, so that axis is left
+out there. supervised.py reads the plan's value; this is off by default.
 """
 
 from collections.abc import Collection, Iterable
@@ -12,12 +12,12 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import MirrorTransform
 
 
 class MirrorSides(MirrorTransform):
-    """nnU-Net's mirroring, after which labels have the values of their mirror images.
+    """nnU-Net's mirroring, after which labels get the values of their mirror images.
 
     Args:
-        axes: Of the patch, that may be mirrored.
-        sides: Those of them that run between left and right.
-        values: From annotations.mirrored_values(); others stay.
+        axes: Axes of the patch that may be mirrored.
+        sides: Those of the axes that run between left and right.
+        values: The result of annotations.mirrored_values(); other values are unchanged.
     """
 
     def __init__(self, axes: Iterable[int], sides: Collection[int], values: dict[int, int]) -> None:

@@ -1,22 +1,22 @@
-"""How good is the network on a validation batch, without copies of its logits?
+"""Evaluate the network on a validation batch without copying its logits.
 
-nnU-Net makes the prediction one-hot, and from it six more arrays of that size. Here the same numbers are counted; a
-test compares them with nnU-Net's. Read next: steps.py.
+nnU-Net converts the prediction to one-hot, and from that makes six more arrays of the same size. Here the same numbers
+are obtained by counting; a test compares them with nnU-Net's. Read next: steps.py.
 """
 
 import torch
 
 
 def count_labels(logits: torch.Tensor, target: torch.Tensor, ignore_label: int | None) -> torch.Tensor:
-    """Voxels per foreground class.
+    """Count voxels per foreground class.
 
     Args:
-        logits: (B, K, ...); the class of a voxel is that of its highest logit.
+        logits: (B, K, ...); a voxel's class is that of its highest logit.
         target: (B, 1, ...), labels.
-        ignore_label: Voxels with it count nowhere.
+        ignore_label: Voxels with this label are not counted.
 
     Returns:
-        (3, K - 1): right, wrongly found, missed; int64.
+        (3, K - 1): true positives, false positives, false negatives; int64.
     """
     found, true = logits.argmax(dim=1).flatten(), target.flatten().long()
     if ignore_label is not None:
@@ -28,15 +28,15 @@ def count_labels(logits: torch.Tensor, target: torch.Tensor, ignore_label: int |
 
 
 def count_regions(logits: torch.Tensor, target: torch.Tensor, ignore_label: int | None) -> torch.Tensor:
-    """Voxels per region; regions overlap, and a voxel is in each whose probability is above one half.
+    """Count voxels per region; regions overlap, and a voxel is in each one whose probability exceeds one half.
 
     Args:
         logits: (B, R, ...).
-        target: (B, R, ...), 0 or 1, and at the end one channel more that says what is ignored, if anything can be.
-        ignore_label: None where there is no such channel.
+        target: (B, R, ...), 0 or 1; if voxels can be ignored, there is one more channel at the end that marks them.
+        ignore_label: None if there is no such channel.
 
     Returns:
-        (3, R): right, wrongly found, missed; int64.
+        (3, R): true positives, false positives, false negatives; int64.
     """
     annotated = True if ignore_label is None else ~target[:, -1].bool()
     counts = []

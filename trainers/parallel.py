@@ -1,8 +1,9 @@
-"""How do several processes train one network as one process would? Each has a copy (DDP) or a part (FSDP2) of it.
+"""Let several processes train one network as one process would; each has a replica (DDP) or a shard (FSDP2) of it.
 
-Gradients are averaged over them either way. With FSDP2 weights, gradients and momentum are dealt out, and each stage is
-gathered while it computes; checkpoints hold whole tensors, so that any number of processes can go on from them.
-processes.py starts the processes or joins those that torchrun has started; batches.py gives each its share of a batch.
+Gradients are averaged over the processes either way. With FSDP2, weights, gradients and momentum are sharded, and each
+stage is gathered while it computes; checkpoints hold full tensors, so that any number of processes can continue from
+them. processes.py starts the processes, or joins those that torchrun has started; batches.py gives each process its
+share of a batch.
 """
 
 from collections.abc import Iterator, Mapping
@@ -20,12 +21,12 @@ from stunet.networks import STUNet
 
 
 def processes() -> int:
-    """How many train together."""
+    """Return how many processes train together."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def mean(value: torch.Tensor) -> torch.Tensor:
-    """The mean over all processes of a number that each has."""
+    """Return the mean over all processes of a value that each of them has."""
     if processes() > 1:
         value = value / processes()
         dist.all_reduce(value)
@@ -33,7 +34,7 @@ def mean(value: torch.Tensor) -> torch.Tensor:
 
 
 def anywhere(flag: bool, device: torch.device) -> bool:
-    """Whether it holds in any process; all of them must ask."""
+    """Return whether the flag is set in any process; must be called by all of them."""
     if processes() == 1:
         return flag
     held = torch.tensor(int(flag), device=device)
@@ -42,15 +43,15 @@ def anywhere(flag: bool, device: torch.device) -> bool:
 
 
 def bare(network: torch.nn.Module) -> STUNet:
-    """The network without DDP's and torch.compile's wrapping."""
+    """Return the network without DDP's and torch.compile's wrapping."""
     wrapped: Any = network.module if isinstance(network, DistributedDataParallel) else network
     return getattr(wrapped, "_orig_mod", wrapped)
 
 
 def data_parallel(network: torch.nn.Module, device_ids: Any = None) -> torch.nn.Module:
-    """DDP for the device that the network is on; nnU-Net passes ranks, which are no device numbers on a second machine.
+    """Wrap in DDP on the network's own device; nnU-Net passes ranks, which are not device numbers on other machines.
 
-    The lowest head is left out: deep supervision gives it no weight, and DDP waits for the gradient of all it knows of.
+    The lowest head is left out: it has no weight in deep supervision, and DDP waits for gradients of all it knows of.
     """
     device, stunet = next(network.parameters()).device, bare(network)
     unused = stunet.seg_outputs[0] if stunet.decoder.deep_supervision and len(stunet.seg_outputs) > 1 else None
@@ -64,24 +65,24 @@ def data_parallel(network: torch.nn.Module, device_ids: Any = None) -> torch.nn.
 
 
 def without_lowest_head(loss: Any) -> None:
-    """Gives nnU-Net's loss for deep supervision, in several processes, the weights that it has in one."""
+    """Give nnU-Net's deep supervision loss, in several processes, the weights that it has in one."""
     weights = (*loss.weight_factors[:-1], 0)
     loss.weight_factors = tuple(weight / sum(weights) for weight in weights)
 
 
 def dealt(network: torch.nn.Module, device_ids: Any = None) -> torch.nn.Module:
-    """FSDP2, stage by stage; the heads and the convolutions of the upsampling stay together."""
+    """Shard the network with FSDP2, stage by stage; heads and upsampling convolutions form one more group."""
     stunet = bare(network)
     mesh = init_device_mesh(next(network.parameters()).device.type, (processes(),))
     for stage in (*stunet.conv_blocks_context, *stunet.conv_blocks_localization):
         fully_shard(stage, mesh=mesh)
-    fully_shard(stunet, mesh=mesh)  # it changes the module's class
+    fully_shard(stunet, mesh=mesh)  # changes the module's class in place
     return stunet
 
 
 @contextmanager
 def gradients_stay(network: Any, stay: bool) -> Iterator[None]:
-    """While the block runs, gradients are added up in each process and not averaged over them."""
+    """While the block runs, accumulate gradients in each process without averaging them over the processes."""
     if isinstance(network, FSDPModule):
         network.set_requires_gradient_sync(not stay)
         yield
@@ -93,18 +94,19 @@ def gradients_stay(network: Any, stay: bool) -> Iterator[None]:
 
 
 def whole(state: Mapping[Any, Any]) -> dict[Any, Any]:
-    """A state with whole tensors, in every process; all of them must ask."""
+    """Return a state with full tensors, in every process; must be called by all of them."""
     return {name: value.full_tensor() if isinstance(value, DTensor) else value for name, value in state.items()}
 
 
 def like(state: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
-    """The reverse of whole(): the tensors dealt out as those of the same name in `own` are."""
+    """Reverse whole(): shard the tensors the way those of the same name in `own` are sharded."""
     return {name: _like(value, own.get(name)) for name, value in state.items()}
 
 
 def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """The state of an optimizer with whole tensors; those that had to be gathered are in main memory, and in the first
-    process only. All processes must ask.
+    """Return an optimizer's state with full tensors; must be called by all processes.
+
+    Tensors that had to be gathered are in main memory, and in the first process only.
     """
     content, first = optimizer.state_dict(), processes() == 1 or dist.get_rank() == 0
 
@@ -119,7 +121,7 @@ def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, content: Mapping[str, Any]) -> None:
-    """Takes back optimizer_state(), with the parameters dealt out in another way, or not at all."""
+    """Load what optimizer_state() returned, with the parameters sharded differently or not at all."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     state = {
         number: {key: _like(value, parameters[number]) for key, value in entry.items()}

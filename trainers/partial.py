@@ -1,9 +1,9 @@
-"""How is one network trained on cases that annotate different classes?
+"""Train one network on cases that annotate different classes.
 
-annotations.json (stunet/annotations.py) says what each case annotates; the leaves that it does not are in its case part
-of the background. The network has an output per leaf, and the model that comes out is nnU-Net's ordinary one. What
-differs from complete labels: the loss (partial_loss.py), how often a case is drawn (drawing.py), and that a class is
-judged in the cases that annotate it (partial_validation.py).
+annotations.json (stunet/annotations.py) records what each case annotates; the leaves that a case does not annotate are
+part of its background. The network has one output per leaf, and the resulting model is an ordinary nnU-Net model. The
+differences from complete labels: the loss (partial_loss.py), how often a case is drawn (drawing.py), and that a class
+is evaluated in the cases that annotate it (partial_validation.py).
 """
 
 import json
@@ -30,11 +30,11 @@ from stunet.trainers.sampling import Samples
 from stunet.trainers.supervised import STUNetTrainer
 from stunet.workspace import preprocessed_dataset
 
-LABELS = "labels.toml"  # in the model's folder: what --labels of stunet_predict takes
+LABELS = "labels.toml"  # in the model's folder: the argument for --labels of stunet_predict
 
 
 class STUNetPartialTrainer(STUNetTrainer):
-    """Trains on a dataset with annotations, or with the whole head of a network that knows more classes than it has."""
+    """Trains on a dataset with annotations, or with the full head of a network that has more classes than the data."""
 
     loss: LossOfCases
 
@@ -54,10 +54,10 @@ class STUNetPartialTrainer(STUNetTrainer):
         self.ignore_value = self.value_count if self.label_manager.has_ignore_label else None  # in label files
 
     def do_split(self) -> tuple[list[str], list[str]]:
-        """As of every training.
+        """Return the split as in every training.
 
         Raises:
-            DataError: The annotations do not have one of the cases.
+            DataError: One of the cases is missing from the annotations.
         """
         train, validation = super().do_split()
         unknown = sorted({*train, *validation} - self.annotations.cases.keys())
@@ -70,18 +70,18 @@ class STUNetPartialTrainer(STUNetTrainer):
         return train, validation
 
     def case_weights(self, cases: Sequence[str]) -> Sequence[float]:
-        """Sources are drawn in balance: see drawing.py."""
+        """Return probabilities that balance the sources: see drawing.py."""
         return probabilities(self.annotations, cases).tolist()
 
     def prepare_loader(self, loader: Samples) -> None:
-        """As of every training; the values of label files stay as they are, because the loss takes them."""
+        """Prepare as in every training; the values of label files are kept, because the loss takes them."""
         super().prepare_loader(loader)
         loader.annotated_classes_key = (-1, *range(self.value_count))
         steps = loader.transforms.transforms
         steps[:] = [step for step in steps if not isinstance(step, ConvertSegmentationToRegionsTransform)]
 
     def on_train_start(self) -> None:
-        """Says how often each label will be seen; writes the labels of a dataset that has others than the network."""
+        """Report how often each label will be seen; write labels.toml if the dataset's labels are not the network's."""
         super().on_train_start()
         if self.annotations.numbers is not None and self.local_rank == 0:
             self._write_labels(Path(self.output_folder_base) / LABELS)
@@ -100,7 +100,7 @@ class STUNetPartialTrainer(STUNetTrainer):
         return self.loss
 
     def count(self, outputs: Any, batch: dict) -> torch.Tensor:
-        """Per label in the order of its value, or per region of a sigmoid head, in the samples that annotate it."""
+        """Count per label by value, or per region of a sigmoid head, in the samples that annotate it."""
         target, ignore = batch["target"], self.ignore_value
         logits, target = (outputs[0], target[0]) if self.enable_deep_supervision else (outputs, target)
         given = [table.to(logits.device) for table in self.loss.of(batch["keys"])]
@@ -109,7 +109,7 @@ class STUNetPartialTrainer(STUNetTrainer):
         return count_groups(logits, target, *given, values=self.value_count, ignore=ignore)
 
     def _write_labels(self, path: Path) -> None:
-        """A label system (stunet/labels.py) for predictions in the labels of the dataset."""
+        """Write a label system (stunet/labels.py) for predictions in the dataset's labels."""
         leaves = {value: self.annotations.labels[label] for label, value in (self.annotations.numbers or {}).items()}
         lines = [
             f"{json.dumps(name)} = {{ labels = [{value}], from = {json.dumps(list(leaves[value]))} }}"
@@ -121,7 +121,7 @@ class STUNetPartialTrainer(STUNetTrainer):
             part.write_text("\n".join([title, "[classes]", *lines, ""]))
 
     def on_validation_epoch_end(self, val_outputs: list[dict]) -> None:
-        """As in nnU-Net; a label that no sample had is NaN, and no warning: with many labels that is usual."""
+        """Evaluate as nnU-Net does; a label that no sample has is NaN, without a warning: with many it is usual."""
         with np.errstate(invalid="ignore"), warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Mean of empty slice", RuntimeWarning)
             super().on_validation_epoch_end(val_outputs)
@@ -133,7 +133,7 @@ class STUNetPartialTrainer(STUNetTrainer):
         return {**super().more_state(), "annotations": self.annotations.to_json()}
 
     def load_network_state(self, weights: dict[str, torch.Tensor], more: dict[str, Any]) -> None:
-        """As of every training.
+        """Load as in every training.
 
         Raises:
             WeightsError: The checkpoint was trained with other classes, or other annotations of the cases.
@@ -148,11 +148,11 @@ class STUNetPartialTrainer(STUNetTrainer):
         return self.annotations
 
     def sides(self) -> Sides:
-        """Those of the dataset's labels: a network may know more classes than it has."""
+        """Return the sides of the dataset's labels: a network may have more classes than the dataset."""
         return sides(self.labels_of_dataset)
 
     def criterion(self) -> DiceAndEntropy:
-        """The loss of what each sample annotates."""
+        """Return the loss over what each sample annotates."""
         of = self.configuration_manager.batch_dice, self.ignore_value
         if self.label_manager.has_regions:
             return MaskedSigmoid(*of, ddp=self.is_ddp)

@@ -1,6 +1,6 @@
-"""What does a batch teach whose cases annotate different classes: the loss and the counts of each sample's own labels.
+"""The loss and the voxel counts for batches whose cases annotate different classes: each sample's own labels count.
 
-The formulas are in stunet/losses; here a batch's cases are looked up. Read next: partial.py.
+The formulas are in stunet/losses; this module looks up a batch's cases. Read next: partial.py.
 """
 
 from collections.abc import Sequence
@@ -15,17 +15,17 @@ from stunet.losses import DeepSupervision, DiceAndEntropy, Whole
 
 
 class LossOfCases(torch.nn.Module):
-    """A loss that is told with `of` which cases the next batch is of.
+    """A loss that is told by `of` which cases the next batch consists of.
 
     Args:
-        loss: Called with outputs, targets, and of each sample what `Annotations.groups` gives (softmax) or `.regions`.
-        annotations: Of all cases that may come.
+        loss: Called with outputs, targets, and per sample the result of `Annotations.groups` (softmax) or `.regions`.
+        annotations: The annotations of all cases that may occur.
     """
 
     def __init__(self, loss: DeepSupervision | DiceAndEntropy, annotations: Annotations) -> None:
         super().__init__()
         self.loss = loss
-        kinds = {case.labels: name for name, case in annotations.cases.items()}  # a case for each set of labels
+        kinds = {case.labels: name for name, case in annotations.cases.items()}  # one case for each set of labels
         rows = {labels: row for row, labels in enumerate(kinds)}
         self._rows = {name: rows[case.labels] for name, case in annotations.cases.items()}
         sigmoid = annotations.head == "sigmoid"
@@ -34,7 +34,7 @@ class LossOfCases(torch.nn.Module):
         self.given: tuple[Tensor, ...] = ()
 
     def of(self, cases: Sequence[str]) -> tuple[Tensor, ...]:
-        """Looks up the samples of a batch: groups (B, C), or what is annotated (B, R) and inside (B, R, values)."""
+        """Look up the samples of a batch: groups (B, C), or what is annotated (B, R) and inside (B, R, values)."""
         rows = [self._rows[case] for case in cases]
         self.given = tuple(table[rows] for table in self._tables)
         return self.given
@@ -43,22 +43,22 @@ class LossOfCases(torch.nn.Module):
         return self.loss(outputs, targets, *self.given, whole=whole)
 
     def whole(self, outputs: Any, targets: Any) -> Whole:
-        """What these samples add to the whole batch: see stunet/losses/overlap.py."""
+        """Return what these samples contribute to the whole batch: see stunet/losses/overlap.py."""
         return self.loss.whole(outputs, targets, *self.given)
 
 
 def count_groups(logits: Tensor, target: Tensor, groups_BC: Tensor, *, values: int, ignore: int | None) -> Tensor:
-    """Voxels per label of a softmax head, its leaves folded to what the sample annotates.
+    """Count voxels per label of a softmax head, with its leaves merged into what the sample annotates.
 
     Args:
         logits: (B, C, ...).
-        target: (B, 1, ...), values of label files, below `values` or `ignore`.
-        groups_BC: From LossOfCases.of().
-        values: How many there are, with the background.
-        ignore: Voxels with it count nowhere.
+        target: (B, 1, ...), values of label files, less than `values` or equal to `ignore`.
+        groups_BC: The result of LossOfCases.of().
+        values: The number of values, including the background.
+        ignore: Voxels with this value are not counted.
 
     Returns:
-        (3, values - 1): right, wrongly found, missed.
+        (3, values - 1): true positives, false positives, false negatives.
     """
     found, true = groups_BC.gather(1, logits.argmax(dim=1).flatten(1)).flatten(), target.flatten().long()
     if ignore is not None:
@@ -70,7 +70,7 @@ def count_groups(logits: Tensor, target: Tensor, groups_BC: Tensor, *, values: i
 def count_annotated(
     logits: Tensor, target: Tensor, annotated_BR: Tensor, inside_BRV: Tensor, *, ignore: int | None
 ) -> Tensor:
-    """Voxels per region of a sigmoid head, (3, R), in the samples that annotate it; else as count_groups()."""
+    """Count voxels per region of a sigmoid head, (3, R), in samples that annotate it; otherwise as count_groups()."""
     true_BN = target.flatten(1).long()
     counted_BN = torch.ones_like(true_BN, dtype=torch.bool) if ignore is None else true_BN != ignore
     true_BN = true_BN * counted_BN

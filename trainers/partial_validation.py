@@ -1,7 +1,7 @@
-"""How good is a network whose cases annotate different classes? Each label is judged in the cases that annotate it.
+"""Evaluate a network whose cases annotate different classes: each label is evaluated in the cases that annotate it.
 
-A label of several leaves is compared with their union in the prediction. The file is nnU-Net's summary.json; a case has
-the labels that it annotates only, and means are over those cases. validation.py predicts the cases.
+A label with several leaves is compared with the union of these in the prediction. The output is nnU-Net's summary.json;
+each case has only the labels that it annotates, and means are over those cases. validation.py predicts the cases.
 """
 
 from collections.abc import Mapping
@@ -23,11 +23,11 @@ from stunet.trainers.validation import FOLDER, SUMMARY
 if TYPE_CHECKING:
     from stunet.trainers.partial import STUNetPartialTrainer
 
-Label = int | tuple[int, ...]  # a class of the model or its regions, nnU-Net's way
+Label = int | tuple[int, ...]  # a class or the classes of a region of the model, as in nnU-Net
 
 
 def measure(trainer: "STUNetPartialTrainer") -> None:
-    """Compares the predicted validation cases with their labels, writes summary.json and says how well they agree."""
+    """Compare the predicted validation cases with their labels, write summary.json and log the agreement."""
     folder, ending = Path(trainer.output_folder) / FOLDER, trainer.dataset_json["file_ending"]
     remove_parts(folder)
     references = Path(trainer.preprocessed_dataset_folder_base) / "gt_segmentations"
@@ -60,7 +60,7 @@ def measure(trainer: "STUNetPartialTrainer") -> None:
 
 
 def predicted_values(annotations: Annotations) -> dict[str, Label]:
-    """The values in a prediction of the model that are in each leaf and set."""
+    """Return the values in a prediction of the model that belong to each leaf and each set."""
     labels = annotations.model_description({"labels": {}})["labels"]
     leaves = {leaf: value for value, leaf in enumerate(annotations.leaves, start=1)}
     sets = {name: labels.get(name, [leaves[leaf] for leaf in parts]) for name, parts in annotations.sets.items()}
@@ -70,13 +70,13 @@ def predicted_values(annotations: Annotations) -> dict[str, Label]:
 def compare(
     table: np.ndarray, annotations: Annotations, case: str, found: Mapping[str, Label]
 ) -> dict[Label, dict[str, float]]:
-    """nnU-Net's metrics of every label that a case annotates or that a union of its labels is.
+    """Compute nnU-Net's metrics for every label that a case annotates, or that is a union of labels it annotates.
 
     Args:
         table: Voxel counts (value in the label file, value in the prediction).
-        annotations: Of the dataset.
+        annotations: The dataset's annotations.
         case: Name of the case.
-        found: From predicted_values().
+        found: The result of predicted_values().
     """
     metrics = {}
     for name, annotated, inside in zip(annotations.outputs, *annotations.regions(case), strict=True):
@@ -95,7 +95,7 @@ def compare(
 def summarise(
     cases: list[dict[Label, dict[str, float]]], found: Mapping[str, Label]
 ) -> tuple[dict[Label, dict[str, float]], dict[str, float]]:
-    """The means of each label over the cases that have it; their mean over leaves, or over all if none is a leaf."""
+    """Return each label's means over the cases that have it, and their mean over leaves, or over all without leaves."""
     means = {}
     for label in found.values():
         given = [case[label] for case in cases if label in case]

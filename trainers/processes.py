@@ -1,7 +1,7 @@
-"""Which processes train together? Those that torchrun started, on one machine or several, or children of this one.
+"""The processes that train together: those that torchrun started, on one or several machines, or children of this one.
 
-torchrun says in the environment which one a process is (RANK, LOCAL_RANK, WORLD_SIZE), and starts all of them anew when
-one ends with an error. launch.py says what they do, parallel.py how they share it.
+torchrun tells each process in the environment which one it is (RANK, LOCAL_RANK, WORLD_SIZE), and restarts all of them
+when one ends with an error. launch.py defines what they do, parallel.py how they share it.
 """
 
 import faulthandler
@@ -26,13 +26,13 @@ from stunet.processes import start_worker
 
 Decision = TypeVar("Decision")
 
-# What gloo, NCCL and torch's store say when a process that they talk to has ended.
+# Messages of gloo, NCCL and torch's store when a process that they communicate with has ended.
 LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process exited", "NCCL")
 
 
 @dataclass(frozen=True)
 class Member:
-    """One of several processes: its number among all and on its machine, how many there are, how often started anew."""
+    """One of several processes: its rank among all and on its machine, their number, and how often it was restarted."""
 
     rank: int
     local_rank: int
@@ -41,15 +41,15 @@ class Member:
 
     @property
     def leads(self) -> bool:
-        """Whether it decides, writes files and shows progress."""
+        """Whether this process decides, writes files and shows progress."""
         return self.rank == 0
 
 
 def started_by_torchrun() -> Member:
-    """What torchrun says in the environment.
+    """Return what torchrun states in the environment.
 
     Raises:
-        UsageError: It says a part only.
+        UsageError: Only some of the variables are set.
     """
     if missing := {"LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"} - set(os.environ):
         raise UsageError(
@@ -62,16 +62,16 @@ def started_by_torchrun() -> Member:
 
 @contextmanager
 def together(member: Member, device: str) -> Iterator[None]:
-    """Joins the others; MASTER_ADDR and MASTER_PORT say where they meet.
+    """Join the process group; MASTER_ADDR and MASTER_PORT tell where to meet.
 
     Raises:
-        Interrupted: A process that this one talks to has ended.
+        Interrupted: A process that this one communicates with has ended.
     """
     if device == "cuda":
         torch.cuda.set_device(member.local_rank)
-    else:  # nnU-Net makes a GradScaler in every process of several, which base.py puts aside
+    else:  # with several processes nnU-Net makes a GradScaler in each, which base.py discards
         warnings.filterwarnings("ignore", "torch.cuda.amp.GradScaler is enabled")
-        warnings.filterwarnings("ignore", "FSDP2-wrapped module")  # logits are views there, which nothing overwrites
+        warnings.filterwarnings("ignore", "FSDP2-wrapped module")  # logits are views there, but nothing overwrites them
     backend = "nccl" if device == "cuda" else "gloo"
     try:
         dist.init_process_group(backend, rank=member.rank, world_size=member.size)
@@ -90,7 +90,7 @@ def together(member: Member, device: str) -> Iterator[None]:
 
 
 def decided(decide: Callable[[], Decision], member: Member) -> Decision:
-    """What the leading process decides; all of them must ask. Where that fails, the others end with its exit code."""
+    """Return what the leading process decides; all must call this. If it fails, the others exit with its exit code."""
     message: list[Any] = [None, 1]
     try:
         if member.leads:
@@ -106,7 +106,7 @@ def decided(decide: Callable[[], Decision], member: Member) -> Decision:
 
 
 def restarted(member: Member, device: str) -> bool:
-    """Whether torchrun has started the processes anew: it counts on the machine where one has ended only."""
+    """Return whether torchrun has restarted the processes; it only counts on the machine where one has ended."""
     where = torch.device("cuda", torch.cuda.current_device()) if device == "cuda" else torch.device("cpu")
     count = torch.tensor(member.restarts, device=where)
     dist.all_reduce(count, dist.ReduceOp.MAX)
@@ -114,10 +114,10 @@ def restarted(member: Member, device: str) -> bool:
 
 
 def spawn(function: Callable[..., None], arguments: tuple[Any, ...], size: int, device: str) -> None:
-    """Runs `function(member, *arguments)` in child processes, which meet as torchrun's do, and waits for them.
+    """Run `function(member, *arguments)` in child processes, which meet as torchrun's do, and wait for them.
 
     Raises:
-        StunetError: One has ended with an error; the others are ended.
+        StunetError: One process has ended with an error; the others are terminated.
     """
     if device == "cuda" and torch.cuda.device_count() < size:
         raise UsageError(f"-num_gpus {size}, but there are {torch.cuda.device_count()} GPUs", "a smaller -num_gpus")
@@ -133,8 +133,8 @@ def spawn(function: Callable[..., None], arguments: tuple[Any, ...], size: int, 
 
 
 def _child(rank: int, size: int, device: str, function: Callable[..., None], arguments: tuple[Any, ...]) -> None:
-    """One of several processes; ends with the exit code of an error, after saying what it was."""
-    start_worker()  # a terminal sends Ctrl-C to all, the parent passes SIGTERM on; its lock would not outlive it
+    """Run in one of several processes; on an error, report it and exit with its exit code."""
+    start_worker()  # a terminal sends Ctrl-C to all, the parent forwards SIGTERM; its lock must not outlive it
     faulthandler.enable()
     member = Member(rank, rank, size)
     try:
@@ -150,15 +150,15 @@ def _child(rank: int, size: int, device: str, function: Callable[..., None], arg
             raise
         logging.getLogger("stunet").error("process %d: %s\n  try: %s", rank, known.message, known.hint)
         raise SystemExit(known.exit_code) from None
-    # End without taking the interpreter apart, as forked children do: threads of gloo and torch are still there. Once
-    # in about 60 runs a process aborted about here ("double free or corruption"), and with it a training that was done.
+    # Exit without tearing down the interpreter, as forked children do: threads of gloo and torch are still running. In
+    # about 1 of 60 runs a process aborted around here ("double free or corruption"), and a finished training with it.
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(0)
 
 
 def _of_exit_code(code: int) -> StunetError:
-    """What a process of a distributed training ended with, as our error."""
+    """Convert the exit code of a process of a distributed training to our error."""
     if code in (Interrupted.exit_code, -signal.SIGTERM):
         return Interrupted("stopped; a training that had begun is in its checkpoints", "the same command with --c")
     if code == -signal.SIGKILL:
@@ -175,7 +175,7 @@ def _of_exit_code(code: int) -> StunetError:
 
 @contextmanager
 def _forwarded_signals(pids: list[int]) -> Iterator[None]:
-    """Passes SIGINT and SIGTERM of the parent on to the training processes, which then stop together."""
+    """Forward SIGINT and SIGTERM from the parent to the training processes, which then stop together."""
 
     def forward(number: int, frame: FrameType | None) -> None:
         for pid in pids:
@@ -188,7 +188,7 @@ def _forwarded_signals(pids: list[int]) -> Iterator[None]:
 
 @contextmanager
 def handled(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
-    """Lets a function handle SIGINT and SIGTERM; a child gets SIGTERM from its parent only."""
+    """Handle SIGINT and SIGTERM with a function while the block runs; a child only gets SIGTERM, from its parent."""
     numbers = [signal.SIGTERM] if mp.parent_process() is not None else [signal.SIGINT, signal.SIGTERM]
     before = {number: signal.signal(number, handler) for number in numbers}
     try:

@@ -1,6 +1,6 @@
-"""Is everything there that a training needs, and made from what it shall be made from? provenance.py compares.
+"""Check that everything a training needs is present, and made from what it should be. provenance.py compares.
 
-Imports neither torch nor nnunetv2, so that a mistake is named at once.
+Imports neither torch nor nnunetv2, so that mistakes are reported immediately.
 """
 
 import os
@@ -26,13 +26,13 @@ HANDED_OVER = "predicted_next_stage"  # nnU-Net's name
 def check_data(
     dataset: str, plans: dict[str, Any], configuration: str, fold: int | str, trainer: str = TRAINER
 ) -> list[str]:
-    """Sees that the data are preprocessed as planned, the fold can be trained and validated, and what a cascade needs.
+    """Check the preprocessed data against the plan, the fold for training and validation, and what a cascade needs.
 
     Returns:
-        Warnings: what cannot be compared, or is not used.
+        Warnings about what cannot be compared, or is not used.
 
     Raises:
-        DataError: Something is missing or made from something else; the message says what.
+        DataError: Something is missing or was made from something else; the message names it.
     """
     warnings = check_preprocessed(dataset, plans, configuration)
     if fold != ALL:
@@ -51,7 +51,7 @@ def check_data(
 def _check_previous_stage(
     dataset: str, plans: dict[str, Any], configuration: str, trainer: str, cases: list[str]
 ) -> None:
-    """Raises where a cascade lacks predictions of the stage before it; the hint makes those that are missing."""
+    """Raise an error if a cascade lacks predictions of its previous stage; the hint tells how to make them."""
     previous = resolve(plans, configuration).get("previous_stage")
     if not previous:
         return
@@ -78,17 +78,17 @@ def _check_previous_stage(
 
 
 def missing_predictions(model: Path, configuration: str, cases: list[str]) -> list[str]:
-    """The cases that a result folder has no prediction of for the next stage, `configuration`."""
+    """Return the cases for which a result folder has no prediction for the next stage, `configuration`."""
     return sorted(set(cases) - {path.stem for path in (model / HANDED_OVER / configuration).glob("*")})
 
 
 def lacking_next_stage(
     dataset: str, plans: dict[str, Any], configuration: str, fold: int | str, model: Path
 ) -> str | None:
-    """What a trained fold lacks that the next stages of a cascade need of it, in words; None: nothing.
+    """Describe what a trained fold still lacks that the next stages of a cascade need from it; None if nothing.
 
     Args:
-        model: Its result folder, with a folder for each fold.
+        model: The result folder, with a folder for each fold.
     """
     stages = resolve(plans, configuration).get("next_stage") or []
     cases = fold_of(dataset, plans, configuration, fold)
@@ -100,7 +100,7 @@ def lacking_next_stage(
 
 
 def _check_annotations(dataset: str) -> None:
-    """Sees that the preprocessed dataset has the annotations of the raw one, if that is on this machine."""
+    """Check that the preprocessed dataset has the annotations of the raw one, if that is on this machine."""
     raw = Path(os.environ.get("nnUNet_raw", "")) / dataset
     if not (raw / "dataset.json").is_file():
         return

@@ -1,4 +1,4 @@
-"""Does a training step fit into the memory that there is? Looked at before anything is written: see plans/memory.py."""
+"""Check, before anything is written, that a training step fits into the available memory: see plans/memory.py."""
 
 from bisect import bisect_right
 from collections.abc import Mapping
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 
 
 def check_room(run: "Run", configuration: Mapping[str, Any]) -> None:
-    """Refuses a batch or a patch whose step cannot fit; what may fit is left to try.
+    """Reject a batch or patch whose step cannot fit; what might fit is left for training to try.
 
     Args:
         run: What is to be trained.
-        configuration: Its configuration, with what it inherits.
+        configuration: Its configuration, including inherited values.
 
     Raises:
         OutOfMemoryError: A step needs more; the message names the batch that fits.
@@ -48,7 +48,7 @@ def check_room(run: "Run", configuration: Mapping[str, Any]) -> None:
 
 
 def _there(device: str) -> float | None:
-    """GiB of a device; None where torch does not say."""
+    """Return the memory of a device in GiB; None if torch does not report it."""
     if device == "cpu":
         return memory_limit() / GIB
     return (

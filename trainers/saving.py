@@ -1,6 +1,6 @@
-"""What does a checkpoint of a training hold, and how does the training go on from it exactly, on whatever processes?
+"""Write and read the checkpoints of a training, so that it continues exactly, on any number of processes.
 
-Read next: base.py, which says when one is written; weights/checkpoints.py writes and reads the file.
+Read next: base.py, which decides when to write one; weights/checkpoints.py writes and reads the file.
 """
 
 import time
@@ -23,21 +23,21 @@ FINAL, LATEST, BEST = "checkpoint_final.pth", "checkpoint_latest.pth", "checkpoi
 
 
 class Saving(Steps):
-    """nnU-Net's trainer with checkpoints that hold all that is needed to continue, and need no pickle."""
+    """nnU-Net's trainer with checkpoints that hold everything needed to continue, and need no pickle."""
 
-    fsdp = False  # whether several processes deal out the network (parallel.py) instead of copying it
+    fsdp = False  # whether several processes shard the network (parallel.py) instead of replicating it
     current_epoch: int
-    _outputs: list[dict]  # of the running epoch's training steps
+    _outputs: list[dict]  # of the training steps of the running epoch
     _known: list[dict]  # the same, from before an interruption
-    only_validates = False  # the network is validated, and does not train any further
-    _trained_with: dict[str, Any] | None = None  # provenance.py's record; of a checkpoint where one was loaded
+    only_validates = False  # the network is validated and not trained any further
+    _trained_with: dict[str, Any] | None = None  # provenance.py's record; the checkpoint's, if one was loaded
     _saved: float  # when the latest checkpoint was written, on time's monotonic clock
 
     def save_checkpoint(self, filename: str) -> None:
-        """Writes what nnU-Net writes, whole or not at all, and readable without executing a pickle.
+        """Write what nnU-Net writes, all or nothing, and readable without executing a pickle.
 
-        The trainer's name is nnUNetTrainer: prediction needs nothing of ours but the network, which the plans name, so
-        nnUNetv2_predict works without a variable set. All processes take part; the first one writes.
+        The recorded trainer name is nnUNetTrainer: prediction needs nothing of ours but the network, which the plans
+        name, so nnUNetv2_predict works without setting any variable. All processes take part; the first one writes.
         """
         if self.disable_checkpointing:
             return
@@ -64,7 +64,7 @@ class Saving(Steps):
             self._saved = time.monotonic()
 
     def load_checkpoint(self, filename_or_checkpoint: dict | str) -> None:
-        """Continues from a checkpoint: weights, optimizer, epoch, log, and the steps of an epoch that was interrupted.
+        """Continue from a checkpoint: weights, optimizer, epoch, log, and the completed steps of an interrupted epoch.
 
         Raises:
             WeightsError: Unreadable, of another architecture or fold, or trained with another plan or other labels.
@@ -85,7 +85,7 @@ class Saving(Steps):
         now = self.trains_with()
         for warning in check_run(name, before, now, not self.only_validates):
             self.listener.trains(f"warning: {warning}")
-        self._trained_with = continued(before, now) if before else {}  # not known, and so it stays
+        self._trained_with = continued(before, now) if before else {}  # unknown, and stays unknown
         if not self.was_initialized:
             self.initialize()
         self.load_network_state(checkpoint["network_weights"], checkpoint["stunet"])
@@ -99,42 +99,42 @@ class Saving(Steps):
         self._known = [{"loss": np.asarray(loss, np.float32)} for loss in checkpoint["stunet"]["losses"]]
 
     def trained_with(self) -> dict[str, Any]:
-        """The record of the cases that this network was trained with (provenance.py); empty where nobody knows."""
+        """Return the record of the cases this network was trained with (provenance.py); empty if unknown."""
         if self._trained_with is None:
             self._trained_with = self.trains_with()
         return self._trained_with
 
     def network_state(self) -> dict[str, torch.Tensor]:
-        """The weights that a checkpoint holds, whole, under their official names; all processes must ask."""
+        """Return the full weights for a checkpoint, under their official names; must be called by all processes."""
         return parallel.whole(self.bare_network().state_dict())
 
     def more_state(self) -> dict[str, Any]:
-        """What else a subclass needs to continue."""
+        """Return what else a subclass needs to continue."""
         return {}
 
     def load_network_state(self, weights: dict[str, torch.Tensor], more: dict[str, Any]) -> None:
-        """Takes back network_state() and more_state()."""
+        """Load what network_state() and more_state() returned."""
         network = self.bare_network()
         network.load_state_dict(parallel.like(weights, network.state_dict()))
 
     def new_network(self) -> STUNet:
-        """A whole network like the one that trains, with other values."""
+        """Build a full network like the one being trained, with other values."""
         plans, configuration, classes = self.plans_manager, self.configuration_manager, self.label_manager
         arguments = (self.num_input_channels, classes.num_segmentation_heads, self.enable_deep_supervision)
         return self.build_network_architecture(plans, configuration, *arguments)
 
     def set_deep_supervision_enabled(self, enabled: bool) -> None:
-        """As nnU-Net's, however the network is wrapped."""
+        """Do what nnU-Net's method does, however the network is wrapped."""
         self.bare_network().decoder.deep_supervision = enabled
 
     def bare_network(self) -> STUNet:
-        """The network without DDP's and torch.compile's wrapping."""
+        """Return the network without DDP's and torch.compile's wrapping."""
         return parallel.bare(self.network)
 
 
 def _as_logged(content: dict[str, list]) -> dict[str, list]:
-    """A log as training writes it: nnU-Net's moving average goes on from a number of float32, not from Python's.
+    """Convert a log to the types training writes: nnU-Net's moving average continues from a float32, not a float.
 
-    In float64 the next value would differ in its last bits from that of a run that was not interrupted.
+    In float64 the next value would differ in its last bits from that of an uninterrupted run.
     """
     return {**content, "ema_fg_dice": [np.float32(value) for value in content["ema_fg_dice"]]}

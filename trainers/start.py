@@ -1,6 +1,6 @@
-"""What does a training start from? Pre-trained weights, adapted to its network, written, and loaded back.
+"""Start a training from pre-trained weights: adapt them to the network, write them, and read them back.
 
-`choose` reads what a user names, `preview` judges it, `begin` puts it into a trainer.
+`choose` reads what a user names, `preview` assesses it, `begin` loads it into a trainer.
 """
 
 import hashlib
@@ -30,21 +30,21 @@ from stunet.weights.transfer import transfer
 
 log = logging.getLogger("stunet")
 REPORT = "transfer_report.json"
-NAME_LENGTH = 24  # of a file's name in the plans' name
+NAME_LENGTH = 24  # of the part of the plans' name that comes from a file's name
 
 
 @dataclass(frozen=True)
 class Start:
-    """Weights to start from: the SHA-256 of their file, and what becomes of their heads."""
+    """Weights to start from: the SHA-256 of their file, and what happens to their heads."""
 
     weights: Weights
     sha256: str
     heads: Heads
 
     def block(self, of_file: bool) -> dict[str, Any]:
-        """What a plan says of them; `of_file`: a file was named, of which there may be others with the same name.
+        """Return the plan's record of them; `of_file`: the user named a file, of which others may share the name.
 
-        With a head that is used whole its classes stand there: annotations.py makes the trained ones of them.
+        If the head is used whole, its classes are included: annotations.py derives the trained ones from them.
         """
         name = self.weights.entry
         if name is None:
@@ -62,17 +62,17 @@ class Start:
 def choose(
     path: Path, head: str | None, dataset_json: Mapping[str, Any], annotations: Annotations | None = None
 ) -> Start:
-    """The weights in a file or model folder.
+    """Return the weights in a file or model folder.
 
     Args:
-        path: As store.find_model() gives it.
+        path: The result of store.find_model().
         head: "reuse", "slice", "reset", or None for what suits the classes.
         dataset_json: nnU-Net's description of the dataset to train on.
-        annotations: Those of the dataset, where its cases annotate different classes.
+        annotations: The dataset's annotations, if its cases annotate different classes.
 
     Raises:
         WeightsError: The file cannot be read, or holds another network.
-        DataError: The classes of the dataset cannot be said in those of the weights.
+        DataError: The classes of the dataset cannot be expressed in those of the weights.
     """
     weights = read_weights(path)
     _warn(unfinished(path))
@@ -89,7 +89,7 @@ def choose(
 
 @lru_cache
 def _warn(what: str | None) -> None:
-    """Says it once, however often the weights are looked at."""
+    """Log a warning once, however often the weights are examined."""
     if what:
         log.warning(what)
 
@@ -103,10 +103,10 @@ def _sha256(path: Path, size: int, changed_ns: int) -> str:
 def preview(
     path: Path, plans: Mapping[str, Any], configuration: str, dataset_json: Mapping[str, Any]
 ) -> TransferReport:
-    """What begin() will report; reads the weights and judges them, on a network without memory.
+    """Return what begin() will report; reads the weights and assesses them on a network without memory.
 
     Raises:
-        WeightsError: As of begin().
+        WeightsError: As for begin().
     """
     planned = resolve(plans, configuration)
     classes, images = head_classes(dataset_json["labels"]), len(_channels(dataset_json))
@@ -118,18 +118,18 @@ def preview(
 
 
 def begin(trainer: FineTunedTrainer, path: Path) -> TransferReport:
-    """Starts a trainer from the weights that its plan names; the report and a first checkpoint go into its folder.
+    """Start a trainer from the weights that its plan names; write the report and a first checkpoint to its folder.
 
     Raises:
-        WeightsError: The file is not the one that the plan names, does not fit the network, or did not come back from
-            the first checkpoint as it was.
+        WeightsError: The file is not the one that the plan names, does not fit the network, or was not read back from
+            the first checkpoint unchanged.
     """
     trainer.initialize()
     plans = trainer.plans_manager.plans
     network = trainer.new_network() if trainer.fsdp else trainer.bare_network()
     report = _load(network, path, plans, trainer.configuration_name, trainer.dataset_json)
     if trainer.fsdp:
-        FineTunedTrainer.load_network_state(trainer, network.state_dict(), {})  # of weights, not of a checkpoint
+        FineTunedTrainer.load_network_state(trainer, network.state_dict(), {})  # weights only, not a checkpoint
     trainer.start_with(report.fresh)
     if trainer.local_rank == 0:
         write_json(Path(trainer.output_folder) / REPORT, report.to_json())
@@ -162,7 +162,7 @@ def _load(
         classes=head_classes(dataset_json["labels"]),
         channels=channels,
         cascade_channels=network.input_channels - len(channels),
-        head=None if planned["head"] == start.heads.mode else planned["head"],  # the report knows why only then
+        head=None if planned["head"] == start.heads.mode else planned["head"],  # with None the report gives the reason
         sha256=planned["sha256"],
         normalization=planned_for["normalization_schemes"],
         intensities=plans.get("foreground_intensity_properties_per_channel"),
@@ -176,7 +176,7 @@ def _channels(dataset_json: Mapping[str, Any]) -> list[str]:
 
 
 def _write_and_read_back(trainer: FineTunedTrainer) -> None:
-    """The first checkpoint: from here on a run can be resumed without the file that it started from."""
+    """Write the first checkpoint and check it: from then on a run can be resumed without the file it started from."""
     path = Path(trainer.output_folder) / LATEST
     trainer.current_epoch -= 1  # save_checkpoint counts the running epoch as done
     trainer.save_checkpoint(str(path))

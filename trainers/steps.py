@@ -1,8 +1,8 @@
-"""How is one step computed: in how many micro-batches, in which precision, shared by how many processes?
+"""One training or validation step: micro-batches, precision, and work shared by processes.
 
-In place of nnU-Net's train_step and validation_step: the same numbers, also where a batch is cut into micro-batches
-(`accumulation`) or shared by processes (parallel.py). The online evaluation is counted (online_validation.py), where
-nnU-Net makes the prediction one-hot. Read next: base.py.
+Replaces nnU-Net's train_step and validation_step: the numbers are the same, also if a batch is split into micro-batches
+(`accumulation`) or shared by processes (parallel.py). The online evaluation counts voxels (online_validation.py), while
+nnU-Net converts the prediction to one-hot. Read next: base.py.
 """
 
 from collections.abc import Iterator
@@ -18,22 +18,22 @@ from stunet.trainers import parallel
 from stunet.trainers.batches import parts_of
 from stunet.trainers.online_validation import count_labels, count_regions
 
-CLIP_NORM = 12  # of the gradient, nnU-Net's
+CLIP_NORM = 12  # of the gradient, as in nnU-Net
 
 
 class Steps(nnUNetTrainer):
-    """nnU-Net's trainer with steps that can be cut into parts."""
+    """nnU-Net's trainer with steps that can be split into parts."""
 
     network: Any  # an STUNet, which nnU-Net wraps in OptimizedModule and DistributedDataParallel
     accumulation: int  # micro-batches per process and step
     precision: str | None  # "bf16" or "fp32"; None as in nnU-Net: fp16 with a scaled loss on CUDA, else fp32
 
     def train_step(self, batch: dict) -> dict:
-        """One step of the optimizer; returns the loss of the whole batch, that of the other processes included.
+        """Run one step of the optimizer; return the loss of the whole batch, including that of the other processes.
 
         Args:
-            batch: The share of this process: `data` (B, C, D, H, W), `target` (B, 1, D, H, W), a list with deep
-                supervision, and `keys`, the names of the cases.
+            batch: The share of this process: `data` (B, C, D, H, W), `target` (B, 1, D, H, W) or, with deep
+                supervision, a list, and `keys`, the names of the cases.
         """
         self.optimizer.zero_grad(set_to_none=True)
         losses, whole = [], self._whole(batch)
@@ -53,7 +53,7 @@ class Steps(nnUNetTrainer):
         return {"loss": self._of_all(losses)}
 
     def validation_step(self, batch: dict) -> dict:
-        """The loss as of train_step(), and per class or region the voxels that are right, wrongly found and missed."""
+        """Return the loss as train_step() does, and the TP, FP and FN voxels per class or region."""
         losses, counts, whole = [], [], self._whole(batch)
         for part, weight, _ in self._parts(batch):
             outputs, loss = self.outputs_and_loss(part, whole)
@@ -64,27 +64,27 @@ class Steps(nnUNetTrainer):
         return {"loss": self._of_all(losses), **numbers}
 
     def outputs_and_loss(self, batch: dict, whole: Whole | None = None) -> tuple[Any, torch.Tensor]:
-        """Forward pass of a micro-batch, and its loss as a piece of the whole batch, if that is given."""
+        """Run the forward pass of a micro-batch; its loss is a piece of the whole batch's, if `whole` is given."""
         with self._autocast():
             outputs = self.network(batch["data"])
             more = {} if whole is None else {"whole": whole}
             return outputs, self.loss_of(batch)(outputs, batch["target"], **more)
 
     def loss_of(self, batch: dict) -> Any:
-        """The loss for a micro-batch: the place for one that looks at `batch["keys"]`."""
+        """Return the loss for a micro-batch; override this for a loss that depends on `batch["keys"]`."""
         return self.loss
 
     def count(self, outputs: Any, batch: dict) -> torch.Tensor:
-        """Voxels of a micro-batch that are right, wrongly found and missed, (3, classes or regions)."""
+        """Count a micro-batch's true positive, false positive and false negative voxels, (3, classes or regions)."""
         target = batch["target"]
         logits, target = (outputs[0], target[0]) if self.enable_deep_supervision else (outputs, target)
         count = count_regions if self.label_manager.has_regions else count_labels
         return count(logits, target, self.label_manager.ignore_label)
 
     def _parts(self, batch: dict) -> Iterator[tuple[dict, float, bool]]:
-        """Micro-batches on the device with their weight in the loss, and whether one is the last.
+        """Yield micro-batches on the device, their weights in the loss, and whether they are the last.
 
-        Processes and micro-batches need not be of one size: their losses, so weighted, add up to that of the batch.
+        Processes and micro-batches may differ in size: with these weights, their losses add up to that of the batch.
         """
         parts = parts_of(batch, self.accumulation)
         for number, part in enumerate(parts, 1):
@@ -92,9 +92,9 @@ class Steps(nnUNetTrainer):
             yield on_device(part, self.device), weight, number == len(parts)
 
     def _whole(self, batch: dict) -> Whole | None:
-        """What the loss of a micro-batch has to know of the others; without any, the loss itself asks the processes.
+        """Return what a micro-batch's loss needs to know of the others; if there are none, the loss asks the processes.
 
-        Only the Dice of a batch needs the network's outputs, so only there every micro-batch is computed twice.
+        Only batch Dice needs the network's outputs, so only with it is every micro-batch computed twice.
         """
         if self.accumulation == 1:
             return None
@@ -117,7 +117,7 @@ class Steps(nnUNetTrainer):
 
 
 def on_device(batch: dict, device: torch.device) -> dict:
-    """The batch with its tensors on a device."""
+    """Return the batch with its tensors on a device."""
     target = batch["target"]
     moved = [level.to(device, non_blocking=True) for level in (target if isinstance(target, list) else [target])]
     data = batch["data"].to(device, non_blocking=True)

@@ -1,14 +1,14 @@
-"""How is a pre-trained network fine-tuned? The strategies as data: what trains when, and with which learning rate.
+"""Fine-tuning strategies as data: what trains when, and with which learning rate.
 
-A parameter is known by its name alone, so nothing here needs torch, and listing the strategies takes no time. Whatever
-is not pre-trained (`fresh`: new heads, a stem for other channels) trains in every phase. So a strategy without weights
-trains everything, with the same schedule: the fair baseline.
+A parameter is identified by its name alone, so nothing here needs torch, and listing the strategies takes no time.
+Everything that is not pre-trained (`fresh`: new heads, a stem for other channels) trains in every phase. A strategy
+without weights therefore trains everything, with the same schedule: the fair baseline.
 
-    Parts      encoder, decoder, heads; adapters, where lora.py has added them
-    Blocks     along the depth: encoder stages 0 to n-1, then decoder levels, n to 2n-2; the heads come after
+    Parts      encoder, decoder, heads; adapters, if lora.py has added them
+    Blocks     along the depth: encoder stages 0 to n-1, then decoder levels n to 2n-2; the heads come last
     Quarters   of the m = 2n-1 blocks, cut at ceil(m i / 4); the heads belong to the last. Six stages: encoder stages
-               0-2 and 3-5, decoder levels 0-2 and 3-4. This is our definition: of the study that compared quarters
-               (Khan and Fang 2023, arXiv:2307.10915) there is no public code that would tell theirs.
+               0-2 and 3-5, decoder levels 0-2 and 3-4. This is our own definition: the study that compared quarters
+               (Khan and Fang 2023, arXiv:2307.10915) has no public code that would show theirs.
 
 base.py applies a strategy to a training; lora.py has the adapters.
 """
@@ -32,19 +32,19 @@ PARTS = {
     "conv_blocks_localization": DECODER,
     "seg_outputs": HEADS,
 }
-PARAMETRIZED = ".parametrizations.weight."  # torch's mark in the names of what makes up a weight
+PARAMETRIZED = ".parametrizations.weight."  # torch's infix in the names of the tensors that make up a weight
 RAMP = 0.05  # 50 of 1000 epochs, the best documented recipe (Wald et al. 2025, arXiv:2410.23132, table 3)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Phase:
-    """A stretch of a training: the rate rises linearly to its peak, then falls to zero at the end of the phase.
+    """A period of training: the learning rate rises linearly to its peak, then falls to zero at the end of the phase.
 
     Args:
-        end: Where it ends, as a share of all epochs.
-        trains: The parts or quarters that train, besides whatever is fresh.
-        ramp: How long the rate rises, as a share of all epochs.
-        power: Of the polynomial that it falls with; 0 keeps it at its peak.
+        end: Where the phase ends, as a share of all epochs.
+        trains: The parts or quarters that train, in addition to everything fresh.
+        ramp: How long the learning rate rises, as a share of all epochs.
+        power: Power of the polynomial decay; 0 keeps the learning rate at its peak.
     """
 
     end: float
@@ -59,11 +59,11 @@ class Strategy:
 
     Args:
         title: One line for listings.
-        phases: In the order of time; the last one ends at 1.
+        phases: In chronological order; the last one ends at 1.
         lr: Peak learning rate from pre-trained weights.
         scratch_lr: The same without them.
         layer_decay: Factor on the learning rate from each block to the one before it.
-        depth: Share of the stages of the pre-trained network that the plan keeps.
+        depth: Share of the pre-trained network's stages that the plan keeps.
         lora_rank: Rank of the adapters; 0 for none.
     """
 
@@ -77,7 +77,7 @@ class Strategy:
 
 
 def _throughout(*trains: str) -> tuple[Phase, ...]:
-    """One phase, with the default's learning rates: strategies that differ in what trains differ in nothing else."""
+    """Return one phase with the default's schedule, so that such strategies differ only in what they train."""
     return (Phase(end=1.0, trains=trains, ramp=RAMP),)
 
 
@@ -89,7 +89,7 @@ STRATEGIES: dict[str, Strategy] = {
     "ramp": Strategy(title="everything; the rate rises for 5 % of the epochs, then falls", phases=_throughout(*ALL)),
     "sawtooth": Strategy(
         title="decoder and heads for 5 % of the epochs, then everything, each with a ramp of its own",
-        # Wald et al. 2024, arXiv:2412.17041, where the second ramp ended at half of the peak, with a jump after it
+        # Wald et al. 2024, arXiv:2412.17041, where the second ramp ended at half of the peak, followed by a jump
         phases=(
             Phase(end=0.05, trains=(DECODER, HEADS), ramp=0.025),
             Phase(end=1.0, trains=ALL, ramp=0.05),
@@ -97,7 +97,7 @@ STRATEGIES: dict[str, Strategy] = {
     ),
     "warmup": Strategy(
         title="encoder frozen for 5 % of the epochs, then everything (a learning-rate ramp is 'ramp')",
-        # Zhang et al. 2022, arXiv:2209.12157, with 25 epochs; as long as in sawtooth, so that only the ramps differ
+        # Zhang et al. 2022, arXiv:2209.12157, with 25 epochs; here as long as in sawtooth, so only the ramps differ
         phases=(Phase(end=0.05, trains=(DECODER, HEADS), power=0.0), Phase(end=1.0, trains=ALL)),
     ),
     "linear": Strategy(title="the heads only", phases=_throughout(HEADS)),
@@ -125,7 +125,7 @@ DEFAULT = "ramp"
 
 
 def find(name: str) -> Strategy:
-    """The strategy of this name.
+    """Return the strategy of this name.
 
     Raises:
         UsageError: There is none.
@@ -139,19 +139,19 @@ def find(name: str) -> Strategy:
 
 
 def kept_stages(strategy: Strategy, stages: int) -> int:
-    """How many of a pre-trained network's stages the plan keeps: 5 of 6 for three quarters."""
+    """Return how many of a pre-trained network's stages the plan keeps: 5 of 6 for three quarters."""
     return max(2, math.ceil(strategy.depth * stages))
 
 
 def phase_of(strategy: Strategy, epoch: int, epochs: int) -> Phase:
-    """The phase of an epoch, counted from 0; the last one where training is over."""
+    """Return the phase of an epoch, counted from 0; the last phase once training is over."""
     return _span(strategy, epoch, epochs).phase
 
 
 def rate(strategy: Strategy, epoch: int, epochs: int) -> float:
-    """The learning rate of an epoch as a share of the peak: above 0, and 1 at the end of a ramp and in the next epoch.
+    """Return an epoch's learning rate relative to the peak: above 0; 1 in the last epoch of a ramp and the next one.
 
-    A function of its arguments alone, so that a resumed training goes on with the rates of an uninterrupted one.
+    A function of its arguments alone, so that a resumed training continues with the rates of an uninterrupted one.
     """
     span = _span(strategy, epoch, epochs)
     if epoch < span.full:
@@ -160,7 +160,7 @@ def rate(strategy: Strategy, epoch: int, epochs: int) -> float:
 
 
 def describe(strategy: Strategy, epochs: int, lr: float, pretrained: bool) -> list[str]:
-    """One line per phase: its epochs (from 1), the course of the learning rate, what trains."""
+    """Return one line per phase: its epochs (from 1), the course of the learning rate, and what trains."""
     lines = []
     for span in _spans(strategy, epochs):
         course = [f"rising to {lr:g} in {span.full - span.start}"] if span.full > span.start else [f"from {lr:g}"]
@@ -173,12 +173,12 @@ def describe(strategy: Strategy, epochs: int, lr: float, pretrained: bool) -> li
 
 
 def has_ramps(strategy: Strategy, epochs: int) -> bool:
-    """Whether the phases that should have a ramp have one: the rate of a ramp of one epoch is the peak itself."""
+    """Return whether the phases that should have a ramp have one: a ramp of one epoch is at the peak immediately."""
     return all(span.full - span.start > 1 for span in _spans(strategy, epochs) if span.phase.ramp)
 
 
 def part_of(name: str) -> str:
-    """The part of the network that a parameter belongs to.
+    """Return the part of the network that a parameter belongs to.
 
     Raises:
         ValueError: Not a parameter of an STU-Net.
@@ -191,7 +191,7 @@ def part_of(name: str) -> str:
 
 
 def block_of(name: str, stages: int) -> int:
-    """The place of a parameter's block along the depth of a network of `stages` stages; 2 `stages` - 1 for heads.
+    """Return the index of a parameter's block along the depth of a network with `stages` stages; heads: 2 `stages` - 1.
 
     Raises:
         ValueError: Not a parameter of an STU-Net.
@@ -203,7 +203,7 @@ def block_of(name: str, stages: int) -> int:
 
 
 def quarter_of(name: str, stages: int) -> str:
-    """The quarter that a parameter belongs to.
+    """Return the quarter that a parameter belongs to.
 
     Raises:
         ValueError: Not a parameter of an STU-Net.
@@ -214,25 +214,25 @@ def quarter_of(name: str, stages: int) -> str:
 
 
 def trainable(phase: Phase, name: str, stages: int, fresh: Collection[str]) -> bool:
-    """Whether a parameter trains in a phase."""
+    """Return whether a parameter trains in a phase."""
     return name in fresh or part_of(name) in phase.trains or quarter_of(name, stages) in phase.trains
 
 
 def trains_all(strategy: Strategy) -> bool:
-    """Whether all parameters train themselves, from the beginning to the end."""
+    """Return whether all parameters are trained directly, from beginning to end."""
     return not strategy.lora_rank and all(set(phase.trains) == set(ALL) for phase in strategy.phases)
 
 
 def set_trainable(network: "torch.nn.Module", phase: Phase, fresh: Collection[str]) -> tuple[int, int]:
-    """Freezes what does not train in a phase, lets go of its gradients, and releases the rest.
+    """Freeze what does not train in a phase and drop its gradients, and unfreeze the rest.
 
     Args:
-        network: Without DDP's wrapping, which must be put around it anew: DDP takes note of what trains only then.
-        phase: From phase_of().
+        network: Without DDP's wrapper, which must be put around it again: DDP only then looks at what is trainable.
+        phase: The result of phase_of().
         fresh: Names of the parameters that are not pre-trained.
 
     Returns:
-        The numbers of parameters that train, and of all.
+        The number of parameters that train, and the total number.
     """
     stages = _stages(network)
     trained = total = 0
@@ -246,10 +246,10 @@ def set_trainable(network: "torch.nn.Module", phase: Phase, fresh: Collection[st
 
 
 def groups(network: "torch.nn.Module", strategy: Strategy, fresh: Collection[str]) -> list[dict[str, Any]]:
-    """The network's parameters for an optimizer: one group, or one per block where the learning rate depends on it.
+    """Return the network's parameter groups for an optimizer: one, or one per block if the learning rates differ.
 
     The order is always the same, frozen or not, so that an optimizer's state can be loaded again. A group's `scale` is
-    its share of the learning rate, the first one's is 1; what is fresh learns at the full rate wherever it is.
+    its factor on the learning rate, and 1 for the first; what is fresh learns at the full rate wherever it is.
     """
     found: dict[int, list[torch.nn.Parameter]] = {}
     last = 2 * _stages(network) - 1
@@ -263,23 +263,23 @@ def groups(network: "torch.nn.Module", strategy: Strategy, fresh: Collection[str
 
 
 class Schedule:
-    """Sets the learning rates of an optimizer made of groups(), as nnU-Net's trainer asks: `step(epoch)`."""
+    """Sets the learning rates of an optimizer made of groups(), called as nnU-Net's trainer does: `step(epoch)`."""
 
     def __init__(self, optimizer: "torch.optim.Optimizer", strategy: Strategy, epochs: int, lr: float) -> None:
         self.optimizer, self.strategy, self.epochs, self.lr = optimizer, strategy, epochs, lr
 
     def step(self, epoch: int) -> None:
-        """Sets the rates of an epoch, counted from 0."""
+        """Set the learning rates of an epoch, counted from 0."""
         for group in self.optimizer.param_groups:
             group["lr"] = self.lr * group["scale"] * rate(self.strategy, epoch, self.epochs)
 
 
 def _stages(network: "torch.nn.Module") -> int:
-    return len(network.conv_blocks_context)  # type: ignore[arg-type]  # an STUNet, which would need torch to say
+    return len(network.conv_blocks_context)  # type: ignore[arg-type]  # an STUNet; naming the type would need torch
 
 
 class _Span(NamedTuple):
-    """A phase in epochs: its first one, the first one after the ramp, and the first one after it."""
+    """A phase in epochs: its first epoch, the first one after the ramp, and the first one after the phase."""
 
     phase: Phase
     start: int
@@ -292,7 +292,7 @@ def _span(strategy: Strategy, epoch: int, epochs: int) -> _Span:
 
 
 def _spans(strategy: Strategy, epochs: int) -> list[_Span]:
-    """The phases in epochs, each of them one epoch at least; with fewer epochs than phases the first ones have none."""
+    """Return the phases in epochs, each at least one epoch long; with too few epochs the first phases get none."""
     spans: list[_Span] = []
     start = 0
     for index, phase in enumerate(strategy.phases):

@@ -17,17 +17,17 @@ PLAN_AGAIN = "plan the dataset again (stunet_plan_and_preprocess), or --set mirr
 class STUNetTrainer(FineTunedTrainer):
     """Trains an STU-Net on completely labelled data.
 
-    Deep supervision follows the plan's strides for any number of stages. Which axes are mirrored is the plan's value
-    `mirror`, and what a checkpoint allows at test time follows from it:
+    Deep supervision follows the plan's strides for any number of stages. The plan's value `mirror` determines which
+    axes are mirrored, and with that what a checkpoint allows at test time:
 
-        auto    those that the planner found safe: with left and right classes not the left-right axis
+        auto    those that the planner found safe: with left and right classes, not the left-right axis
         none    none
         swap    all, and left and right classes change sides with the image; at test time as with auto
         all     all, as in nnU-Net
     """
 
     def configure_rotation_dummyDA_mirroring_and_inital_patch_size(self) -> tuple[Any, bool, Any, tuple[int, ...]]:
-        """nnU-Net's augmentation settings with the plan's mirror axes (3D array axes; a 2D patch has axes 1 and 2)."""
+        """Return nnU-Net's augmentation settings with the plan's mirror axes (3D array axes; a 2D patch has 1, 2)."""
         rotation, dummy_2d, initial_patch, every = super().configure_rotation_dummyDA_mirroring_and_inital_patch_size()
         first = 3 - len(self.configuration_manager.patch_size)
         safe = self.plans_manager.plans["stunet"]["mirror_axes"]
@@ -38,11 +38,11 @@ class STUNetTrainer(FineTunedTrainer):
         return rotation, dummy_2d, initial_patch, tuple(training)
 
     def prepare_loader(self, loader: Samples) -> None:
-        """As of every training; with mirror=swap labels change sides.
+        """Prepare as in every training; with mirror=swap, labels change sides.
 
         Raises:
-            DataError: The dataset has regions, the plan does not say which axis that is, or images differ in it, or a
-            class or a case lacks a side.
+            DataError: The dataset has regions, the plan does not state which axis is left-right, or the images differ
+                in it, or a class or a case lacks its counterpart.
         """
         super().prepare_loader(loader)
         fixed = {0, 1, 2} - set(self.plans_manager.plans["stunet"]["mirror_axes"])
@@ -54,7 +54,7 @@ class STUNetTrainer(FineTunedTrainer):
             raise DataError("mirror=swap: the left-right axis is not the same in all images", "--set mirror=auto")
         first = 3 - len(self.configuration_manager.patch_size)
         space = self.label_space()
-        if self.is_cascaded and space.numbers:  # what the first stage found has the head's values, labels have others
+        if self.is_cascaded and space.numbers:  # the previous stage's labels have the head's values, the targets others
             raise DataError("mirror=swap: not for a cascade whose whole head is reused", "--set mirror=auto")
         values = mirrored_values(space)
         steps = loader.transforms.transforms
@@ -63,14 +63,14 @@ class STUNetTrainer(FineTunedTrainer):
                 steps[place] = MirrorSides(step.allowed_axes, {axis - first for axis in fixed}, values)
 
     def on_train_start(self) -> None:
-        """Warns of a plan that mirrors left and right classes, from a time when their names were not understood."""
+        """Warn about a plan that mirrors left and right classes, from before their names were recognized."""
         super().on_train_start()
         safe = set(self.plans_manager.plans["stunet"]["mirror_axes"])
         if self.mirror == "auto" and safe == {0, 1, 2} and self.sides() and self.local_rank == 0:
             self.listener.trains(f"warning: {self._mirrored_sides()}; {PLAN_AGAIN}")
 
     def sides(self) -> Sides:
-        """Which labels of the dataset are left and right."""
+        """Return which labels of the dataset are left and right."""
         return sides(self.dataset_json["labels"])
 
     def _mirrored_sides(self) -> str:
@@ -79,5 +79,5 @@ class STUNetTrainer(FineTunedTrainer):
         return f"the plan mirrors all axes, although {names} would change sides with the image"
 
     def label_space(self) -> Annotations:
-        """Which labels there are, and which cases annotate them."""
+        """Return which labels there are, and which cases annotate them."""
         return complete(self.dataset_json, ())

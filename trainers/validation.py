@@ -1,10 +1,10 @@
-"""How good is a trained network? It predicts the validation cases of its fold, and nnU-Net compares them with labels.
+"""Predict the validation cases of the fold with the trained network, and have nnU-Net compare them with the labels.
 
-In place of nnU-Net's perform_actual_validation: the same files, lines in the log and metrics. nnU-Net hands the logits
-of whole cases to new processes, which interpolate every class in float64. Here they become labels as they come, in this
-process (inference/segmenter.py), and threads write the files. The network computes as nnU-Net's does, in float32 on the
-CPU and in half precision under autocast on CUDA: the bfloat16 of stunet_predict would let the metrics depend on the
-processor.
+Replaces nnU-Net's perform_actual_validation: the files, log lines and metrics are the same. nnU-Net hands the logits of
+whole cases to new processes, which interpolate every class in float64. Here the logits become labels as they arrive, in
+this process (inference/segmenter.py), and threads write the files. The network computes as nnU-Net's does, in float32
+on the CPU and in half precision under autocast on CUDA: with the bfloat16 of stunet_predict, the metrics would depend
+on the processor.
 """
 
 import pickle
@@ -41,23 +41,23 @@ if TYPE_CHECKING:
     from stunet.trainers.base import PlannedTrainer
 
 FOLDER, SUMMARY, HANDED_OVER = "validation", "summary.json", "predicted_next_stage"  # nnU-Net's names
-BARRIER_EVERY = 20  # cases: a process that waits longer for the others gives up
+BARRIER_EVERY = 20  # cases: a process that waits too long for the others gives up
 
 
 def validate(trainer: "PlannedTrainer", probabilities: bool) -> None:
-    """Predicts the validation cases, of several processes each its share, and writes them and their metrics.
+    """Predict the validation cases, divided among the processes, and write the predictions and their metrics.
 
     Args:
-        trainer: With an initialised network, which is left as it is.
-        probabilities: Also write those of all classes.
+        trainer: With an initialised network, which is left unchanged.
+        probabilities: Also write the probabilities of all classes.
 
     Raises:
         DataError: The files of a preprocessed case are damaged.
-        OSError: The disk is full; the files of finished cases are whole.
+        OSError: The disk is full; the files of finished cases are complete.
     """
     _, cases = trainer.do_split()
     processes = dist.get_world_size() if trainer.is_ddp else 1
-    last_barrier = len(cases) // processes - 1  # of cases that every process has
+    last_barrier = len(cases) // processes - 1  # only among the cases that every process has
     own = sorted(map(str, cases[trainer.local_rank :: processes]))
     segmenter = segmenter_of(trainer)
     source = Checked(
@@ -83,7 +83,7 @@ def validate(trainer: "PlannedTrainer", probabilities: bool) -> None:
 
 
 def _remove_others(trainer: "PlannedTrainer", cases: Sequence[str]) -> None:
-    """Removes predictions of cases that are not validated any more: nnU-Net would measure all that are there."""
+    """Remove predictions of cases that are no longer validated: nnU-Net would evaluate every file in the folder."""
     ending = trainer.dataset_json["file_ending"]
     for path in (Path(trainer.output_folder) / FOLDER).glob(f"*{ending}"):
         if (name := path.name.removesuffix(ending)) not in set(cases) and not name.startswith("."):
@@ -92,10 +92,10 @@ def _remove_others(trainer: "PlannedTrainer", cases: Sequence[str]) -> None:
 
 
 def segmenter_of(trainer: "PlannedTrainer") -> Segmenter:
-    """The trainer's network, ready for prediction; it shares the weights, and the trainer's own stays as it is."""
+    """Return the trainer's network ready for prediction; it shares the weights, and the trainer's own is unchanged."""
     plans, configuration = trainer.plans_manager, trainer.configuration_manager
     classes = trainer.label_manager.num_segmentation_heads
-    with torch.device("meta"):  # without memory, and without time for initial values
+    with torch.device("meta"):  # takes no memory, and no time for initial values
         network = trainer.build_network_architecture(plans, configuration, trainer.num_input_channels, classes, False)
     network.load_state_dict(trainer.network_state(), assign=True)
     precision = "fp16" if trainer.device.type == "cuda" else "fp32"
@@ -106,7 +106,7 @@ def segmenter_of(trainer: "PlannedTrainer") -> Segmenter:
 
 
 def _load(trainer: "PlannedTrainer", source: Checked, case: str) -> tuple[torch.Tensor, dict[str, Any]]:
-    """A preprocessed image (C, D, H, W), with the previous stage's labels for a cascade, and its properties."""
+    """Load a preprocessed image (C, D, H, W), with the previous stage's labels for a cascade, and its properties."""
     with source.reading(case):
         data, _, previous, properties = source.load_case(case)
         image = np.require(data[:], np.float32, ["C", "W"])
@@ -122,7 +122,7 @@ class _NextStage:
     """A configuration that takes the labels of this one as input.
 
     Args:
-        name: Of the configuration.
+        name: Name of the configuration.
         preprocessed: Folder of its cases.
         folder: Where it expects the labels.
     """
@@ -133,11 +133,11 @@ class _NextStage:
 
     @property
     def of_cases(self) -> Any:
-        """nnU-Net's class for its preprocessed cases."""
+        """nnU-Net's dataset class for the preprocessed cases."""
         return datasets.infer_dataset_class(str(self.preprocessed))
 
     def write(self, case: str, labels_DHW: np.ndarray, patch: Sequence[int]) -> None:
-        """Writes labels on the grid of its preprocessed case, as nnU-Net's resample_and_save does."""
+        """Write labels on the grid of the stage's preprocessed case, as nnU-Net's resample_and_save does."""
         (ending,) = (name for name, kind in datasets.file_ending_dataset_mapping.items() if kind is self.of_cases)
         options = {}
         if self.of_cases is datasets.nnUNetDatasetBlosc2:
@@ -150,13 +150,13 @@ class _NextStage:
 def _grids(
     trainer: "PlannedTrainer", stages: Sequence[_NextStage], case: str, dtype: np.dtype
 ) -> dict[_NextStage, np.ndarray]:
-    """Arrays for the labels that the next stages want; as in nnU-Net, a case that one of them lacks is logged."""
+    """Return arrays for the labels that the next stages need; as in nnU-Net, log it if one of them lacks the case."""
     grids = {}
     for stage in stages:
         try:
             source = Checked(stage.of_cases(str(stage.preprocessed), [case]))
             image, *_ = source.dataset.load_case(case)
-        except (FileNotFoundError, AssertionError):  # the latter is nnU-Net's, of a folder without cases
+        except (FileNotFoundError, AssertionError):  # nnU-Net raises the latter for a folder without cases
             trainer.print_to_log_file(
                 f"Predicting next stage {stage.name} failed for case {case} because the preprocessed file is missing! "
                 "Run the preprocessing for this configuration first!"
@@ -211,16 +211,16 @@ class _Results:
                 remove_parts(folder, self._parts)
 
     def plain(self, case: str) -> Path | None:
-        """Where the probabilities of a case are collected, if they are wanted."""
+        """Return where the probabilities of a case are collected; None if they are not wanted."""
         return self._folder / f"{part_of_case(case)}{PLAIN}" if self._probabilities else None
 
     def add(
         self, case: str, labels_DHW: np.ndarray, properties: dict[str, Any], grids: Mapping[_NextStage, np.ndarray]
     ) -> None:
-        """Has the files of a case written.
+        """Submit the files of a case for writing.
 
         Raises:
-            OSError: Those of an earlier case could not be written.
+            OSError: The files of an earlier case could not be written.
         """
         self._unwritten.append(self._pool.submit(self._write, case, labels_DHW, properties, grids))
         self._wait(keep=default_num_processes)
@@ -247,7 +247,7 @@ class _Results:
 
 
 class _Threads:
-    """Stands for multiprocessing where nnU-Net computes metrics: new processes take longer to start than most folds."""
+    """Replaces multiprocessing in nnU-Net's metrics: starting processes takes longer than computing most folds."""
 
     Pool = ThreadPool
 
@@ -257,9 +257,9 @@ class _Threads:
 
 
 def measure(trainer: "PlannedTrainer", processes: int) -> None:
-    """Compares what all processes have written with the labels, and says how well they agree."""
+    """Compare what all processes have written with the labels, and log the agreement."""
     folder, labels = Path(trainer.output_folder) / FOLDER, trainer.label_manager
-    remove_parts(folder)  # of processes that were killed: nnU-Net would take them for cases
+    remove_parts(folder)  # left by processes that were killed: nnU-Net would take them for cases
     with whole(folder / SUMMARY) as part, exchanged(evaluation, multiprocessing=_Threads):
         metrics = evaluation.compute_metrics_on_folder(
             str(Path(trainer.preprocessed_dataset_folder_base) / "gt_segmentations"),

@@ -1,1 +1,1 @@
-"""A comparison of pre-trained weights: arms.py reads it from a file, runs.py trains it, summary.py compares."""
+"""Compare pre-trained weights: arms.py reads the comparison from a file, runs.py trains it, summary.py compares."""

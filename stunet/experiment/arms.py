@@ -1,4 +1,4 @@
-"""Which trainings does a comparison of pre-trained weights consist of? A TOML file as arms, and an arm as a command.
+"""The trainings (arms) of a comparison of pre-trained weights: read them from a TOML file, turn each into a command.
 
 cli/experiment.py shows such a file, runs.py runs the arms, summary.py compares them.
 """
@@ -17,27 +17,27 @@ from stunet.schema import Check, Wrong, anything, check, dict_of, either, intege
 from stunet.trainers import strategies
 
 SCRATCH = "none"
-HEADS = ("slice", "reset")  # models with a reused head have other labels, and arms are compared label by label
+HEADS = ("slice", "reset")  # models with a reused head have other labels, but arms are compared label by label
 
 
 @dataclass(frozen=True, kw_only=True)
 class Experiment:
-    """What the file says; every list is one dimension of the comparison.
+    """The content of the file; every list is one dimension of the comparison.
 
     Args:
         dataset: Number or name.
         weights: What trainings start from, by title; "none" for nothing.
-        strategies: Names of trainers/strategies.py; from scratch those with the same schedule and depth are one.
+        strategies: Names from trainers/strategies.py; from scratch, those with the same schedule and depth are merged.
         cases: Numbers of labelled training cases, or "all".
-        seeds: Of the cases, the initial weights and the batches.
-        heads: What becomes of the pre-trained head; none given: as stunet_train chooses.
+        seeds: Seeds for the choice of cases, the initial weights and the batches.
+        heads: What happens to the pre-trained head; if empty, stunet_train chooses.
         configuration: Key of the plans' configurations.
-        fold: Whose validation cases are the held-out ones.
+        fold: The fold whose validation cases are held out.
         plans: Name of the plans; None: those of the dataset.
         size: Key of SIZES; None: that of the weights, and from scratch that of the plans.
-        set: Values of every arm (plans/values.py).
-        set_scratch: Values of the arms without weights, over those of `set`.
-        set_pretrained: Values of the arms with weights, over those of `set`.
+        set: Values for every arm (plans/values.py).
+        set_scratch: Values for the arms without weights; they override `set`.
+        set_pretrained: Values for the arms with weights; they override `set`.
     """
 
     dataset: int | str
@@ -57,7 +57,7 @@ class Experiment:
 
 @dataclass(frozen=True, kw_only=True)
 class Arm:
-    """One training. `title` is how its weights are called in tables; `head` is None where stunet_train chooses."""
+    """One training. `title` names its weights in tables; `head` is None if stunet_train chooses."""
 
     title: str
     weights: str
@@ -68,20 +68,20 @@ class Arm:
 
     @property
     def line(self) -> str:
-        """What is compared over the numbers of cases: weights, strategy and head."""
+        """What is compared across the numbers of cases: weights, strategy and head."""
         return " ".join(filter(None, (self.title, self.strategy, self.head)))
 
     @property
     def name(self) -> str:
-        """All of it, for messages and file names."""
+        """The full name, for messages and file names."""
         return re.sub(r"[^\w.-]+", "-", f"{self.line} {self.cases} cases seed {self.seed}")
 
 
 def read_experiment(path: Path) -> Experiment:
-    """The experiment in a TOML file; weights that are files are taken from the file's own folder.
+    """Read the experiment from a TOML file; weights that are files are relative to that file's folder.
 
     Raises:
-        DataError: The file is missing or no TOML, or a key is unknown, missing or has a wrong value.
+        DataError: The file is missing or not TOML, or a key is unknown, missing or has an invalid value.
     """
     where = f"experiment {str(path)!r}"
     content = read_toml(path)
@@ -93,7 +93,7 @@ def read_experiment(path: Path) -> Experiment:
 
 
 def _checked(content: Mapping[str, Any], folder: Path) -> Experiment:
-    """The content with lists as tuples, values in their types, and files with their folder."""
+    """Build the experiment, with lists as tuples, values converted to their types, and located weights."""
     for name in content["strategies"]:
         strategies.find(name)
     found: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in content.items()}
@@ -107,7 +107,7 @@ def _checked(content: Mapping[str, Any], folder: Path) -> Experiment:
 
 
 def _located(weights: Sequence[str] | Mapping[str, str], folder: Path) -> dict[str, str]:
-    """The weights by title, which a list does not give: of a file it is the name; files with their folder."""
+    """Return the weights by title, with files located in the folder; the title of a list's item is its file name."""
     pairs = weights.items() if isinstance(weights, Mapping) else [(Path(text).name, text) for text in weights]
     found: dict[str, str] = {}
     for title, text in pairs:
@@ -124,7 +124,7 @@ def _located(weights: Sequence[str] | Mapping[str, str], folder: Path) -> dict[s
 
 
 def arms(experiment: Experiment) -> list[Arm]:
-    """All arms, the first seed of each before the second of any: what there is halfway is a comparison already."""
+    """Return all arms, the first seed of each before the second of any: halfway through there is a comparison."""
     scratch = tuple(dict.fromkeys(map(from_scratch, experiment.strategies)))
     found = []
     for seed, cases, (title, weights) in product(experiment.seeds, experiment.cases, experiment.weights.items()):
@@ -135,7 +135,7 @@ def arms(experiment: Experiment) -> list[Arm]:
 
 
 def from_scratch(strategy: str) -> str:
-    """The first strategy that is the same from scratch, where all train everything: of equal schedule and depth."""
+    """Return the first strategy that is equivalent from scratch, where everything trains: same schedule and depth."""
 
     def training(name: str) -> tuple[float, float, list[tuple[float, float, float]]]:
         found = strategies.find(name)
@@ -145,7 +145,7 @@ def from_scratch(strategy: str) -> str:
 
 
 def command(experiment: Experiment, arm: Arm) -> list[str]:
-    """The command that trains and validates an arm, without what depends on the machine."""
+    """Return the command that trains and validates an arm, without what depends on the machine."""
     scratch = arm.weights == SCRATCH
     given = {**experiment.set, **(experiment.set_scratch if scratch else experiment.set_pretrained)}
     if arm.cases != "all":
@@ -166,7 +166,7 @@ def command(experiment: Experiment, arm: Arm) -> list[str]:
 
 
 def _once(kind: Check) -> Check:
-    """A list that is not empty and has no value twice."""
+    """Return a check for a list that is not empty and has no value twice."""
 
     def found(value: Any, where: str) -> None:
         list_of(kind, least=1)(value, where)
@@ -187,7 +187,7 @@ _KEYS: dict[str, Check] = {
     "seeds": _once(integer(0, values.LARGEST)),
     "heads": _once(one_of(*HEADS)),
     "configuration": names.name,
-    "fold": integer(0),  # with "all" no case would be held out
+    "fold": integer(0),  # with "all", no case would be held out
     "plans": names.name,
     "size": one_of(*presets.SIZES),
     **dict.fromkeys(("set", "set_scratch", "set_pretrained"), dict_of(anything)),

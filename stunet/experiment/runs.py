@@ -1,7 +1,8 @@
-"""How are the arms of an experiment run, and what of them is done? Real commands, and a file that remembers them.
+"""Run the arms of an experiment as real commands, and record in a file which are done.
 
-FOLDER/arms.json knows every arm by its command, so that an arm is never run twice and one whose values were changed is
-another one. FOLDER/logs has what the arms printed. What an arm gives is an ordinary result folder in nnUNet_results.
+FOLDER/arms.json identifies every arm by its command, so that no arm is ever run twice, and an arm whose values were
+changed counts as a new one. FOLDER/logs has the output of the arms. The result of an arm is an ordinary result folder
+in nnUNet_results.
 """
 
 import os
@@ -21,14 +22,14 @@ from stunet.files import alone, is_held, remove_parts, write_json
 from stunet.kinds import ARMS, CLASSES, SUMMARY_OF_CASES, read
 
 DONE, BEGUN, FAILED = "done", "begun", "failed"
-RESULT = re.compile(r"^mean validation Dice \S+  (.+)$", re.MULTILINE)  # what stunet_train prints last
-BEGUN_BEFORE = "--c to continue"  # its hint where a fold has checkpoints
-TRAINED, LOCK = re.compile(r"another process trains in '(.+)'"), ".lock"  # its refusal, and what it found locked there
+RESULT = re.compile(r"^mean validation Dice \S+  (.+)$", re.MULTILINE)  # the last line that stunet_train prints
+BEGUN_BEFORE = "--c to continue"  # its hint if a fold has checkpoints
+TRAINED, LOCK = re.compile(r"another process trains in '(.+)'"), ".lock"  # its refusal, and the lock file in there
 POLL_S = 0.1
 
 
 class Record:
-    """What is known of the arms: state, result folder, log and last message of each command, in FOLDER/arms.json."""
+    """What is known about the arms: state, result folder, log and last message by command, in FOLDER/arms.json."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -37,28 +38,28 @@ class Record:
         self.read()
 
     def read(self) -> None:
-        """Reads the file again, for another run may have written it meanwhile."""
+        """Read the file again, in case another run has changed it."""
         self._arms = read(self._path, ARMS) if self._path.is_file() else {}
 
     def state(self, command: Sequence[str]) -> str:
-        """The state of an arm, or "" for one that was never begun; done is what has its result still."""
+        """Return the state of an arm, "" if it was never begun; it only counts as done while its result exists."""
         state = self._of(command).get("state", "")
         return BEGUN if state == DONE and not self.summary(command).is_file() else state
 
     def summary(self, command: Sequence[str]) -> Path:
-        """nnU-Net's summary.json of a validated arm."""
+        """Return the path of nnU-Net's summary.json of a validated arm."""
         return Path(self._of(command).get("folder", "")) / "validation" / "summary.json"
 
     def message(self, command: Sequence[str]) -> str:
-        """What a failed arm said last."""
+        """Return the last message of a failed arm."""
         return self._of(command).get("message", "")
 
     def log(self, arm: Arm) -> Path:
-        """Where an arm's output goes."""
+        """Return the path of an arm's output."""
         return self.folder / "logs" / f"{arm.name}.log"
 
     def write(self, arm: Arm, command: Sequence[str], state: str, **more: str) -> None:
-        """Notes a state; the file appears whole."""
+        """Record a state; the file is written atomically."""
         self._arms[shlex.join(command)] = {"arm": arm.name, "state": state, "log": str(self.log(arm)), **more}
         write_json(self._path, self._arms)
 
@@ -73,18 +74,18 @@ def run(
     jobs: int = 1,
     tell: Callable[[str], None] = lambda line: None,
 ) -> None:
-    """Runs the arms that are not done, `jobs` at a time; one that fails does not stop the others.
+    """Run the arms that are not done, `jobs` at a time; a failing arm does not stop the others.
 
     Args:
         todo: Each arm with its command.
-        record: Of their folder.
-        start: Makes of a command the words that start it on this machine.
+        record: The record in their folder.
+        start: Converts a command to the words that start it on this machine.
         jobs: Arms at a time; on the CPU they share the cores.
-        tell: Is told when an arm begins and ends.
+        tell: Called with a message when an arm begins and ends.
 
     Raises:
         UsageError: Two arms are the same command, which would train twice in one folder.
-        Interrupted: A signal came, which was passed on to the running arms, or somebody else stopped one.
+        Interrupted: A signal arrived, which was passed on to the running arms, or an arm was stopped from outside.
     """
     by_command: dict[str, Arm] = {}
     for arm, command in todo.items():
@@ -121,9 +122,9 @@ def run(
 
 
 class _Process:
-    """An arm that runs; one that turns out to have been begun before is started again to be continued.
+    """A running arm; if it turns out to have been begun before, it is started again so that it continues.
 
-    One that is still trained, as after an experiment that was killed, is waited for first.
+    If it is still being trained, for example after its experiment was killed, that training is awaited first.
     """
 
     def __init__(
@@ -149,7 +150,7 @@ class _Process:
             file.write(f"$ {shlex.join(self._words)}\n".encode())
             file.flush()
             self._offset = file.tell()
-            # In a session of its own: a terminal sends Ctrl-C to all of one, and at the second an arm saves nothing.
+            # In its own session: a terminal sends Ctrl-C to a whole session, and on a second one an arm saves nothing.
             self._popen = subprocess.Popen(
                 self._words,
                 env=self._environment,
@@ -162,21 +163,21 @@ class _Process:
 
     @property
     def seconds(self) -> float:
-        """Since it was started."""
+        """Seconds since it was started."""
         return time.monotonic() - self._begun
 
     def stop(self, times: int = 1) -> None:
-        """Asks it to save and end; a second time: to end."""
+        """Ask it to save and end; the second time, to end."""
         for _ in range(times):
             self._stopped = True
             self._popen.terminate()
 
     def wait(self) -> None:
-        """Returns when it has ended."""
+        """Wait until it has ended."""
         self._popen.wait()
 
     def ended(self) -> bool:
-        """Whether it runs no more."""
+        """Return whether it has ended."""
         if self._held is not None and not self._stopped:
             if is_held(self._held):
                 return False
@@ -194,7 +195,7 @@ class _Process:
         return code is not None
 
     def outcome(self) -> tuple[str, dict[str, str]]:
-        """The state it is left in, and its result folder or last message."""
+        """Return the state it is left in, and its result folder or last message."""
         output = self._output()
         found = RESULT.findall(output)
         if self._popen.returncode == 0 and found:
@@ -211,7 +212,7 @@ class _Process:
 
 @contextmanager
 def _stopped_at_the_end(running: list[_Process]) -> Iterator[None]:
-    """Leaves no arm running alone, whatever goes wrong (a full disk, a closed terminal)."""
+    """Leave no arm running unattended, whatever goes wrong (a full disk, a closed terminal)."""
     try:
         yield
     finally:
@@ -222,7 +223,7 @@ def _stopped_at_the_end(running: list[_Process]) -> Iterator[None]:
 
 
 def _alone(folder: Path) -> AbstractContextManager[None]:
-    """Holds the folder, so that no two commands run the same arms."""
+    """Hold the folder, so that no two commands run the same arms."""
     folder.mkdir(parents=True, exist_ok=True)
     what = f"another stunet_experiment runs in {str(folder)!r}"
     return alone(folder / LOCK, what, "wait for it, or -o FOLDER")
@@ -230,7 +231,7 @@ def _alone(folder: Path) -> AbstractContextManager[None]:
 
 @contextmanager
 def _received_signals() -> Iterator[list[int]]:
-    """The signals that ask to stop, as they come; those that the process ignores (nohup) are left so."""
+    """Collect signals that ask to stop, as they arrive; those that the process ignores (nohup) stay ignored."""
     received: list[int] = []
     names = ("SIGINT", "SIGTERM", "SIGHUP")  # Windows has no SIGHUP
     numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
@@ -246,7 +247,7 @@ def _received_signals() -> Iterator[list[int]]:
 
 
 def results(todo: Mapping[Arm, Sequence[str]], record: Record) -> dict[Arm, dict[str, dict[str, float]]]:
-    """Dice of every class (by name) of every held-out case of the arms that are done; NaN where a class is absent.
+    """Return the Dice of every class (by name) of every held-out case of the finished arms; NaN if a class is absent.
 
     Raises:
         DataError: A summary is not as nnU-Net writes it.
@@ -259,7 +260,7 @@ def results(todo: Mapping[Arm, Sequence[str]], record: Record) -> dict[Arm, dict
 
 
 def read_dice(summary: Path) -> dict[str, dict[str, float]]:
-    """Dice by case and class of one of nnU-Net's summaries; class names from the result folder's dataset.json.
+    """Read Dice by case and class from one of nnU-Net's summaries; class names are from the result's dataset.json.
 
     Raises:
         DataError: It is not as nnU-Net writes it.

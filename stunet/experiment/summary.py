@@ -1,15 +1,15 @@
-"""What did an experiment find? Mean Dice per arm, the difference to training from scratch, and how sure that is.
+"""Summarize an experiment: mean Dice per arm, the difference from training from scratch, and its uncertainty.
 
-The Dice of a training is nnU-Net's: the mean over the classes of the mean over the held-out cases; a class that is
-absent in a case, in the reference and in the prediction, does not count there, nor one that a case does not annotate.
+The Dice of a training is nnU-Net's: the mean over classes of the mean over held-out cases. Not counted are a class that
+is absent from both the reference and the prediction of a case, and a class that a case does not annotate.
 
 The interval of a difference resamples the seeds and, independently, the held-out cases (the pigeonhole bootstrap of a
 table with seeds as rows and cases as columns: Owen 2007, doi:10.1214/07-AOAS122), the same ones in both arms, which
 were trained on the same labelled cases. Of n it draws n-1, so that the variance is not understated by (n-1)/n (Rao and
-Wu 1988, doi:10.1080/01621459.1988.10478591). It says what other seeds and other cases of the same kind would give. Its
-limit is the number of seeds: with standard deviations of 0.02 over seeds and 0.03 over 20 cases, the interval held the
-truth in 57, 85, 92, 95 and 95 % of 800 simulations with 1, 2, 3, 5 and 10 seeds; with one it is about the cases alone.
-It says nothing of other folds or datasets, nor of many arms compared at once.
+Wu 1988, doi:10.1080/01621459.1988.10478591). It estimates what other seeds and other cases of the same kind would give.
+Its limit is the number of seeds: with standard deviations of 0.02 over seeds and 0.03 over 20 cases, the interval
+covered the true value in 57, 85, 92, 95 and 95 % of 800 simulations with 1, 2, 3, 5 and 10 seeds; with one seed it
+reflects the cases alone. It does not account for other folds or datasets, nor for comparing many arms at once.
 """
 
 import csv
@@ -31,12 +31,12 @@ if TYPE_CHECKING:
 
 DRAWS = 10_000
 LEVEL = 0.95
-# Okabe and Ito's colours, told apart with any colour vision; their yellow is too pale for lines
+# Okabe and Ito's colours, distinguishable with any colour vision; their yellow is too pale for lines.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
-MARKERS = "os^DvP"  # of another number, so that colour and marker repeat together only after 42 lines
-BANDS = 5  # lines; the bands of more hide each other
+MARKERS = "os^DvP"  # six markers for seven colours, so that a combination repeats only after 42 lines
+BANDS = 5  # lines; with more, the bands hide each other
 
-Dice = Mapping[str, Mapping[str, float]]  # by case and annotated class; NaN where the class is absent
+Dice = Mapping[str, Mapping[str, float]]  # by case and annotated class; NaN if the class is absent
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,11 +47,11 @@ class Row:
         line: Title of the weights, strategy and head.
         weights: What training started from.
         cases: Number of labelled training cases, or "all".
-        dice: Mean over the seeds, by seed in `seeds`, by class in `classes`.
-        sd: Standard deviation over the seeds; NaN for one.
+        dice: Mean over the seeds; `seeds` has it by seed, `classes` by class.
+        sd: Standard deviation over the seeds; NaN for a single one.
         baseline: `line` of the training from scratch that it is compared with, or "".
-        pairs: Seeds that both have; the difference is over these.
-        difference, low, high: Mean difference to the baseline and the bounds of its interval; NaN without one.
+        pairs: Number of seeds that both have; the difference is over these.
+        difference, low, high: Mean difference from the baseline and the bounds of its interval; NaN without a baseline.
     """
 
     line: str
@@ -69,12 +69,12 @@ class Row:
 
 
 def summarise(results: Mapping[Arm, Dice]) -> list[Row]:
-    """The rows of the table, in the order of the arms.
+    """Return the rows of the table, in the order of the arms.
 
     The baseline is the training from scratch with the same schedule, depth, cases and seeds.
 
     Raises:
-        DataError: The arms were validated on different cases, which cannot be compared.
+        DataError: The arms were validated on different cases, and cannot be compared.
     """
     names = _common_names(results)
     groups: dict[Arm, dict[int, np.ndarray]] = {}
@@ -85,20 +85,20 @@ def summarise(results: Mapping[Arm, Dice]) -> list[Row]:
 
 
 def mean_dice(dice_CK: np.ndarray) -> float:
-    """Mean over the classes K of the mean over the cases C, without what is NaN."""
+    """Return the mean over the classes K of the mean over the cases C, ignoring NaN."""
     return float(_mean_dice(dice_CK, np.ones((1, len(dice_CK))))[0])
 
 
 def bootstrap(
     dice_SCK: np.ndarray, baseline_SCK: np.ndarray, draws: int = DRAWS, random: np.random.Generator | None = None
 ) -> np.ndarray:
-    """Differences of the mean Dice with resampled seeds S and cases C, the same ones for both; one per draw.
+    """Return differences of the mean Dice with resampled seeds S and cases C, the same for both arms; one per draw.
 
     Args:
-        dice_SCK: Dice of each seed, case and class; NaN where the class is absent.
-        baseline_SCK: The same of what it is compared with.
-        draws: How many.
-        random: Where the draws come from; None: the same ones every time.
+        dice_SCK: Dice of each seed, case and class; NaN if the class is absent.
+        baseline_SCK: The same for the baseline.
+        draws: Number of draws.
+        random: Generator for the draws; None: the same draws every time.
     """
     random = random or np.random.default_rng(0)
     seeds, cases = (random.multinomial(max(1, n - 1), np.full(n, 1 / n), size=draws) for n in dice_SCK.shape[:2])
@@ -108,7 +108,7 @@ def bootstrap(
 
 
 def _mean_dice(dice_CK: np.ndarray, counts_DC: np.ndarray) -> np.ndarray:
-    """Mean Dice of each draw D, in which each case occurs so many times; NaN for a draw without any class."""
+    """Return the mean Dice of each draw D, given how often each case occurs in it; NaN for a draw without classes."""
     valid = ~np.isnan(dice_CK)
     total, number = counts_DC @ np.where(valid, dice_CK, 0), counts_DC @ valid
     classes = np.divide(total, number, out=np.zeros_like(total), where=number > 0)
@@ -117,7 +117,7 @@ def _mean_dice(dice_CK: np.ndarray, counts_DC: np.ndarray) -> np.ndarray:
 
 
 def _common_names(results: Mapping[Arm, Dice]) -> tuple[list[str], list[str]]:
-    """The cases, and the classes that any of them has: of partial labels each case has some. Every arm has the same."""
+    """Return the cases, and the classes that any of them has (partial labels: each has some), common to all arms."""
     found: dict[frozenset[tuple[str, frozenset[str]]], Arm] = {}
     for arm, dice in results.items():
         found[frozenset((case, frozenset(classes)) for case, classes in dice.items())] = arm
@@ -175,12 +175,12 @@ def _row(
 
 
 def to_json(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """The rows as they are written, with None for what there is not."""
+    """Return the rows as they are written, with None for NaN."""
     return [_without_nan(asdict(row)) for row in rows]
 
 
 def write(rows: Sequence[Row], folder: Path) -> list[Path]:
-    """Writes summary.json, summary.csv (also by class and seed) and summary.png; returns their paths."""
+    """Write summary.json, summary.csv (also by class and seed) and summary.png; return their paths."""
     paths = [folder / f"summary.{ending}" for ending in ("json", "csv", "png")]
     write_json(paths[0], to_json(rows))
     with whole(paths[1]) as part, part.open("w", newline="") as file:
@@ -206,7 +206,7 @@ def _flat(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def plot(rows: Sequence[Row], path: Path) -> None:
-    """Draws Dice against the number of labelled cases: a line per arm; bands of one standard deviation over seeds."""
+    """Plot Dice against the number of labelled cases: a line per arm; bands of one standard deviation over seeds."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -227,7 +227,7 @@ def plot(rows: Sequence[Row], path: Path) -> None:
 
 
 def _draw(axes: "Axes", rows: Sequence[Row], ticks: list[int | str], number: int, lines: int) -> None:
-    """One line of several, a little to the side of the others, so that equal points are seen; from scratch dashed."""
+    """Draw one of several lines, shifted slightly so that equal points remain visible; from scratch is dashed."""
     shift = 0.02 * (number - (lines - 1) / 2)
     x, dice, sd = np.array(sorted((ticks.index(row.cases) + shift, row.dice, row.sd) for row in rows)).T
     colour, marker = COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]

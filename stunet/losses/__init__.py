@@ -1,13 +1,13 @@
-"""Which loss does a training take?
+"""The losses for training.
 
     DiceCE           softmax, every case annotates every class: nnU-Net's loss, value and gradient
-    PartitionDiceCE  softmax, cases annotate different classes, or coarser ones: annotations.py has what they say
+    PartitionDiceCE  softmax, cases annotate different classes, or coarser ones, as annotations.py records
     MaskedSigmoid    one sigmoid per class, for definitions that overlap or contradict each other
     RegionDiceCE     nnU-Net's regions, which every case annotates: nnU-Net's loss
-    DeepSupervision  any of them at every resolution
+    DeepSupervision  any of these at every resolution
 
-Nothing of the logits' size is made but their gradient: sums over voxels are taken a chunk at a time, and the backward
-pass computes the probabilities again (but for regions). Read next: softmax.py, sigmoid.py, regions.py, overlap.py.
+The only array as large as the logits is their gradient: sums over voxels are computed in chunks, and the backward pass
+recomputes the probabilities (except for regions). Read next: softmax.py, sigmoid.py, regions.py, overlap.py.
 """
 
 from collections.abc import Sequence
@@ -33,7 +33,7 @@ __all__ = [
 
 
 class DeepSupervision(torch.nn.Module):
-    """A loss at several resolutions, one after the other, as a weighted sum; a weight of zero skips its resolution.
+    """The weighted sum of a loss over several resolutions, one after the other; a weight of zero skips a resolution.
 
     Args:
         loss: Takes logits, target and whatever else forward() is given.
@@ -48,13 +48,13 @@ class DeepSupervision(torch.nn.Module):
     def forward(
         self, logits: Sequence[Tensor], target: Sequence[Tensor], *more: Tensor, whole: Whole | None = None
     ) -> Tensor:
-        """The weighted sum.
+        """Return the weighted sum.
 
         Args:
             logits: By resolution.
             target: By resolution.
-            more: What says which classes are annotated; the same for all resolutions.
-            whole: Of the batch that the samples are a piece of, from whole() of all pieces.
+            more: Tensors that define which classes are annotated; the same for all resolutions.
+            whole: That of the batch that the samples are a piece of, from whole() of all pieces.
         """
         levels = self._levels(logits, target)
         losses = [
@@ -64,7 +64,7 @@ class DeepSupervision(torch.nn.Module):
         return torch.stack(losses).sum()
 
     def whole(self, logits: Sequence[Tensor] | None, target: Sequence[Tensor], *more: Tensor) -> Whole:
-        """What these samples add to the whole batch, by resolution: see DiceAndEntropy.whole()."""
+        """Return what these samples contribute to the whole batch, by resolution: see DiceAndEntropy.whole()."""
         levels = self._levels([None] * len(target) if logits is None else logits, target)
         return Whole.stacked([self.loss.whole(x, y, *more) for _, x, y in levels])
 

@@ -1,6 +1,6 @@
-"""How good is the overlap? Soft Dice from sums over voxels: per sample, over the batch, or over all processes.
+"""Soft Dice from sums over voxels: per sample, over the batch, or over all processes.
 
-Also what the softmax and the sigmoid loss share: reading targets by chunks of voxels.
+Also has what the softmax and sigmoid losses share: reading targets in chunks of voxels.
 """
 
 from collections.abc import Iterator, Sequence
@@ -12,22 +12,22 @@ from torch import Tensor
 
 from stunet.errors import DataError
 
-# Elements (voxels times classes) at once: on the CPU what caches hold, on others what keeps a GPU busy.
+# Elements (voxels times classes) at a time: on the CPU what fits in caches, elsewhere what keeps a GPU busy.
 ELEMENTS, ELEMENTS_CPU = 2**24, 2**18
 
 
 @dataclass(frozen=True)
 class Sums:
-    """What a loss needs of the voxels of some samples.
+    """What a loss needs to know about the voxels of some samples.
 
     Attributes:
-        right: (B, V) sum of the probabilities of a label over its own voxels.
+        right: (B, V) sum of a label's probabilities over its own voxels.
         found: (B, V) the same over all voxels.
-        true: (B, V) number of its voxels.
-        annotated: (B, V) bool; the sums of what is not annotated are zero.
+        true: (B, V) number of the label's voxels.
+        annotated: (B, V) bool; the sums of labels that are not annotated are zero.
         entropy: Cross entropies, to be added up.
-        number: Of how many voxels (or pairs of a voxel and an output) they are. None: of as many in every sample, and
-            `entropy` is their mean.
+        number: How many voxels (or pairs of a voxel and an output) they are summed over. None: equally many in every
+            sample, and `entropy` is their mean.
     """
 
     right: Tensor
@@ -40,11 +40,11 @@ class Sums:
 
 @dataclass(frozen=True)
 class Whole:
-    """What the pieces of a batch have together: the shares of processes, and the micro-batches of a share.
+    """Totals over the pieces of a batch: the shares of processes, and the micro-batches of a share.
 
     Attributes:
-        counts: (3,) the number of Sums, pairs of a sample and a label that it annotates, and samples.
-        sums: (4, V) right, found, true and annotated of Sums, added up over samples: for the Dice of a batch.
+        counts: (3,) the number from Sums, the pairs of a sample and a label that it annotates, and the samples.
+        sums: (4, V) right, found, true and annotated of Sums, added up over samples: for batch Dice.
     """
 
     counts: Tensor
@@ -55,7 +55,7 @@ class Whole:
         return Whole(self.counts + other.counts, self.sums + other.sums if both else None)  # type: ignore[operator]
 
     def of_all_processes(self) -> "Whole":
-        """Added up over all processes; all of them must ask."""
+        """Return the sum over all processes; must be called by all of them."""
         if not dist.is_initialized():
             return self
         parts = [part for part in (self.counts, self.sums) if part is not None]
@@ -66,7 +66,7 @@ class Whole:
 
     @classmethod
     def stacked(cls, levels: Sequence["Whole"]) -> "Whole":
-        """One of several resolutions, each with an index in front."""
+        """Combine those of several resolutions into one, with a leading index."""
         sums = [level.sums for level in levels if level.sums is not None]
         return cls(torch.stack([level.counts for level in levels]), torch.stack(sums) if sums else None)
 
@@ -75,23 +75,23 @@ class Whole:
 
 
 class DiceAndEntropy(torch.nn.Module):
-    """What the losses have in common: how sums over voxels become Dice and cross entropy, of a batch or a piece of it.
+    """The base of the losses: how sums over voxels become Dice and cross entropy, of a batch or a piece of it.
 
     The losses of the pieces, weighted by their shares of the samples, add up to the loss of the batch, and so do their
-    gradients: means are over what counts in the whole batch, not in a piece. A piece is a process's share (`ddp`, where
-    forward() asks the others) or a micro-batch (forward() is given `whole`).
+    gradients: means are over what counts in the whole batch, not in a piece. A piece is a process's share (with `ddp`,
+    forward() asks the other processes) or a micro-batch (forward() is given `whole`).
 
     Args:
-        batch_dice: Dice over the samples of the batch that annotate a class together, not per sample.
-        ignore_label: Voxels with this value count nowhere.
+        batch_dice: Compute Dice over all samples of the batch that annotate a class together, not per sample.
+        ignore_label: Voxels with this value are not counted.
         smooth: Added to the Dice's numerator and denominator.
-        dice_weight: Of the negative Dice, averaged over classes.
-        ce_weight: Of the cross entropy.
-        ddp: The batch is that of all processes.
-        chunk: Voxels at once; None: as many as suit the device.
+        dice_weight: Weight of the negative Dice, averaged over classes.
+        ce_weight: Weight of the cross entropy.
+        ddp: The batch is that of all processes together.
+        chunk: Voxels at a time; None: as many as suit the device.
     """
 
-    complete = True  # each sample annotates every label
+    complete = True  # whether each sample annotates every label
 
     def __init__(
         self,
@@ -108,21 +108,21 @@ class DiceAndEntropy(torch.nn.Module):
         self.dice_weight, self.ce_weight, self.ddp, self.chunk = dice_weight, ce_weight, ddp, chunk
 
     def sums(self, logits: Tensor, target: Tensor, *more: Tensor) -> Sums:
-        """What the loss needs of the voxels; `more` says what the samples annotate."""
+        """Return what the loss needs to know about the voxels; `more` defines what the samples annotate."""
         raise NotImplementedError
 
     def counts(self, target: Tensor, *more: Tensor) -> tuple[Tensor, Tensor | int]:
-        """The number of Sums, and of pairs of a sample and a label that it annotates: anything, if `complete`."""
+        """Return the number for Sums, and that of pairs of a sample and an annotated label: any value if `complete`."""
         raise NotImplementedError
 
     def forward(self, logits: Tensor, target: Tensor, *more: Tensor, whole: Whole | None = None) -> Tensor:
-        """The loss; logits in half precision are computed with in single.
+        """Return the loss; logits in half precision are computed in single precision.
 
         Args:
             logits: (B, C, ...), one output per class or region.
             target: (B, 1, ...), or (B, R, ...) for regions.
             more: What sums() takes.
-            whole: Of the batch that the samples are a piece of, from whole() of all pieces.
+            whole: That of the batch that the samples are a piece of, from whole() of all pieces.
 
         Raises:
             DataError: A voxel has a value that its sample cannot have.
@@ -133,12 +133,12 @@ class DiceAndEntropy(torch.nn.Module):
         return self._loss(sums, whole)
 
     def whole(self, logits: Tensor | None, target: Tensor, *more: Tensor) -> Whole:
-        """What these samples add to the whole batch; without gradients, and without logits where Dice is per sample.
+        """Return what these samples contribute to the whole batch; no gradients, and no logits if Dice is per sample.
 
         Args:
-            logits: As of forward(); may be None unless `batch_dice`.
-            target: As of forward().
-            more: As of forward().
+            logits: As for forward(); may be None unless `batch_dice`.
+            target: As for forward().
+            more: As for forward().
         """
         with torch.no_grad():
             if logits is not None and self.batch_dice:
@@ -151,7 +151,7 @@ class DiceAndEntropy(torch.nn.Module):
         return Whole(counts, self._of_dice(sums).detach() if self.batch_dice else None)
 
     def _of_dice(self, sums: Sums) -> Tensor:
-        """(4, V), or (4, B, V) without batch Dice."""
+        """Return right, found, true and annotated: (4, V), or (4, B, V) without batch Dice."""
         right = sums.right
         found = torch.stack([right, sums.found, sums.true.to(right), sums.annotated.to(right)])
         return found.sum(1) if self.batch_dice else found
@@ -163,7 +163,7 @@ class DiceAndEntropy(torch.nn.Module):
             of_all, of_pairs, samples = whole.counts
             share = (len(sums.right) / samples).to(of_dice)
             number = None if number is None else of_all.clamp_min(1).to(of_dice) * share
-            if whole.sums is not None:  # the value of the whole, and the gradient of this piece
+            if whole.sums is not None:  # the value of the whole, with the gradient of this piece
                 of_dice = whole.sums + (of_dice - of_dice.detach()) / share
             elif not self.complete:
                 pairs = of_pairs.clamp_min(1).to(of_dice) * share
@@ -171,7 +171,7 @@ class DiceAndEntropy(torch.nn.Module):
         return mean - self.dice_weight * self._dice(of_dice, pairs)
 
     def _dice(self, sums: Tensor, pairs: Tensor | None) -> Tensor:
-        """Soft Dice, averaged over `pairs`, None: over what is annotated; nnU-Net's where that is everything."""
+        """Return soft Dice, averaged over `pairs` or, if None, what is annotated; nnU-Net's if that is everything."""
         right, found, true, samples = sums
         dice = (2 * right + self.smooth) / (found + true + self.smooth).clamp_min(1e-8)
         counted = samples > 0
@@ -185,27 +185,27 @@ def _counted(number: Tensor, pairs: Tensor | int, samples: int) -> Whole:
 
 
 def chunks(voxels: int, classes: int, device: torch.device, chunk: int | None) -> Iterator[slice]:
-    """Voxels to look at together, `chunk` of them or as many as suit the device."""
+    """Yield slices of voxels to process together, `chunk` of them or as many as suit the device."""
     elements = ELEMENTS_CPU if device.type == "cpu" else ELEMENTS
     size = chunk or max(1024, elements // classes)
     return (slice(start, min(start + size, voxels)) for start in range(0, voxels, size))
 
 
 def wide(device: torch.device) -> torch.dtype:
-    """What sums over voxels are added in: in single precision a count of 10^7 has no room for a probability."""
+    """Return the type for sums over voxels: float32 has too few digits for 10^7 plus a probability."""
     return torch.float32 if device.type == "mps" else torch.float64
 
 
 def read(target: Tensor, ignore_label: int | None, values: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Values of voxels as indices.
+    """Convert values of voxels to indices.
 
     Args:
         target: (n,) of any type.
         ignore_label: None: no value is ignored.
-        values: There are the values 0 to values - 1.
+        values: Number of values; they are 0 to values - 1.
 
     Returns:
-        (n,) int64 the value, 0 where it is ignored or out of range; (n,) bool: not ignored; (n,) bool: out of range.
+        (n,) int64: the value, 0 if it is ignored or out of range; (n,) bool: not ignored; (n,) bool: out of range.
     """
     value = target.long()
     kept = torch.ones_like(value, dtype=torch.bool) if ignore_label is None else value != ignore_label
@@ -214,10 +214,10 @@ def read(target: Tensor, ignore_label: int | None, values: int) -> tuple[Tensor,
 
 
 def check(unknown_B: Tensor, target_BN: Tensor, known: Sequence[Sequence[int]], ignore_label: int | None) -> None:
-    """Refuses a batch in which samples have values that they cannot have.
+    """Reject a batch in which samples have values that they cannot have.
 
     Raises:
-        DataError: For the first sample that `unknown_B` marks, whose values can be `known` and `ignore_label`.
+        DataError: For the first sample that `unknown_B` marks; valid values are `known` and `ignore_label`.
     """
     for sample in unknown_B.nonzero()[:, 0].tolist():
         found = sorted(set(target_BN[sample].long().unique().tolist()) - {*known[sample], ignore_label})

@@ -1,7 +1,7 @@
 """Dice and binary cross entropy of regions, which overlap and which every case annotates: nnU-Net's loss for them.
 
-The same operations as in nnU-Net's DC_and_BCE_loss, so that a training in one process is the same to the last bit; what
-is added is what the pieces of a batch have to know of the whole (overlap.py).
+The operations are the same as in nnU-Net's DC_and_BCE_loss, so that a training in one process is identical to the last
+bit; the addition is what the pieces of a batch have to know about the whole (overlap.py).
 """
 
 import torch
@@ -14,16 +14,16 @@ from stunet.losses.overlap import DiceAndEntropy, Sums
 class RegionDiceCE(DiceAndEntropy):
     """nnU-Net's DC_and_BCE_loss with MemoryEfficientSoftDiceLoss: equal value and gradient.
 
-    Its options are those of DiceAndEntropy; with an `ignore_label` the last channel of a target says what is ignored.
-    Its cross entropy is then a sum over regions, and without one a mean over them, as in nnU-Net.
+    Takes the options of DiceAndEntropy; with an `ignore_label`, the last channel of a target marks what is ignored. As
+    in nnU-Net, the cross entropy is then a sum over regions, and without an ignore label a mean over them.
     """
 
     def sums(self, logits_BRDHW: Tensor, target_BRDHW: Tensor) -> Sums:  # type: ignore[override]
-        """What the loss needs of the voxels.
+        """Return what the loss needs to know about the voxels.
 
         Args:
             logits_BRDHW: One output per region.
-            target_BRDHW: 0 or 1, of any type; one channel more where voxels can be ignored.
+            target_BRDHW: 0 or 1, of any type; with one more channel if voxels can be ignored.
         """
         kept = self._kept(target_BRDHW)
         y = (target_BRDHW if kept is None else target_BRDHW[:, :-1]).to(torch.float32)
@@ -43,5 +43,5 @@ class RegionDiceCE(DiceAndEntropy):
         return target_BRDHW.new_zeros((), dtype=torch.int64) if kept is None else kept.sum(), len(target_BRDHW)
 
     def _kept(self, target_BRDHW: Tensor) -> Tensor | None:
-        """(B, 1, ...) bool; None where nothing can be ignored."""
+        """Return the voxels that count, (B, 1, ...) bool; None if nothing can be ignored."""
         return None if self.ignore_label is None else ~target_BRDHW[:, -1:].bool()

@@ -1,14 +1,14 @@
 """Dice and binary cross entropy of one sigmoid per class, over the classes that each sample annotates.
 
-For definitions that overlap or contradict each other, which no partition holds (after Ulrich et al. 2023, MultiTalent;
-means where they have sums, so that the number of classes does not change the step). Outputs that a sample does not
-annotate are not looked at: their gradient is zero.
+For definitions that overlap or contradict each other, which no partition can represent (after Ulrich et al. 2023,
+MultiTalent; with means instead of their sums, so that the number of classes does not change the step). Outputs that a
+sample does not annotate are not read: their gradient is zero.
 
 Per voxel, with p the probability of an output, y whether the voxel is in it and m whether it counts, forward adds up
 
     right += m p y    found += m p    entropy += m (log(1 + exp(x)) - x y)
 
-and backward makes of their gradients r, f, e that of the logit: m (p (1 - p) (r y + f) + e (p - y)).
+and backward turns their gradients r, f, e into that of the logit: m (p (1 - p) (r y + f) + e (p - y)).
 """
 
 from typing import Any
@@ -21,9 +21,9 @@ from stunet.losses.overlap import DiceAndEntropy, Sums, check, chunks, read, wid
 
 
 class MaskedSigmoid(DiceAndEntropy):
-    """Dice and cross entropy over annotated outputs; nnU-Net's DC_and_BCE_loss where all are, and none is ignored.
+    """Dice and cross entropy over annotated outputs; nnU-Net's DC_and_BCE_loss if all are, and none is ignored.
 
-    Its options are those of DiceAndEntropy.
+    Takes the options of DiceAndEntropy.
     """
 
     complete = False
@@ -31,7 +31,7 @@ class MaskedSigmoid(DiceAndEntropy):
     def sums(  # type: ignore[override]
         self, logits_BRDHW: Tensor, target_B1DHW: Tensor, annotated_BR: Tensor, inside_BRV: Tensor
     ) -> Sums:
-        """What the loss needs of the voxels.
+        """Return what the loss needs to know about the voxels.
 
         Args:
             logits_BRDHW: One output per entry of Annotations.outputs; there is none for the background.
@@ -56,13 +56,13 @@ class MaskedSigmoid(DiceAndEntropy):
     def counts(  # type: ignore[override]
         self, target_B1DHW: Tensor, annotated_BR: Tensor, inside_BRV: Tensor
     ) -> tuple[Tensor, Tensor]:
-        ignored = target_B1DHW == (-1 if self.ignore_label is None else self.ignore_label)  # -1: is refused by sums()
+        ignored = target_B1DHW == (-1 if self.ignore_label is None else self.ignore_label)  # -1: rejected by sums()
         voxels = (~ignored).flatten(1).sum(1)
         return (annotated_BR.sum(1).to(voxels.device) * voxels).sum(), annotated_BR.sum()
 
 
 class _Sums(torch.autograd.Function):
-    """What a sigmoid loss needs of the voxels: see the top of this file."""
+    """The sums over voxels that a sigmoid loss needs: see the top of this file."""
 
     @staticmethod
     def forward(
@@ -74,7 +74,7 @@ class _Sums(torch.autograd.Function):
         ignore_label: int | None,
         chunk: int | None,
     ) -> tuple[Tensor, ...]:
-        """Returns right, found, entropy, true (B, R), and the number of voxels that are not ignored (B,)."""
+        """Return right, found, entropy, true (B, R), and the number of voxels that are not ignored (B,)."""
         (samples, _, voxels), device, values = logits_BRN.shape, logits_BRN.device, inside_BRV.shape[2]
         dtype = torch.promote_types(logits_BRN.dtype, torch.float32)
         sums = torch.zeros((4, *annotated_BR.shape), dtype=wide(device), device=device)
@@ -92,7 +92,7 @@ class _Sums(torch.autograd.Function):
                     by_value[b].scatter_add_(0, value, kept.to(by_value.dtype))
                     x, mask = _rows(logits_BRN[b, :, part], row).to(dtype), kept.to(dtype)
                     y = table.index_select(1, value)
-                    softplus = F.softplus(x, threshold=50)  # from there on it is x, in double precision as well
+                    softplus = F.softplus(x, threshold=50)  # above that it equals x, in double precision as well
                     p = (x - softplus).exp_()
                     chunk_sums = torch.stack([(p * y) @ mask, p @ mask, softplus.addcmul_(x, y, value=-1) @ mask])
                     sums[:3, b].index_add_(1, row, chunk_sums.to(sums.dtype))

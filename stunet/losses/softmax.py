@@ -1,15 +1,15 @@
-"""Dice and cross entropy of a softmax, also where samples annotate only some classes, or unions of them.
+"""Dice and cross entropy of a softmax, also if samples annotate only some classes, or unions of them.
 
 A sample's labels are a partition of the outputs into groups; everything unannotated is in the background's group. The
 probability of a group is the sum of those of its outputs, q_g = sum p_c (Fidon et al. 2021, label-set loss; Shi et al.
-2021, marginal loss). Its logit is therefore the logsumexp of theirs, not their sum: with it the loss of a partition is
-the ordinary loss of fewer outputs. Complete labels are the partition into single outputs.
+2021, marginal loss). Its logit is therefore the logsumexp of theirs, not their sum: with that, the loss of a partition
+is the ordinary loss with fewer outputs. Complete labels are the partition into single outputs.
 
 Per voxel, with p the probabilities, t the target and m whether it counts, forward adds up
 
     right_t += m p_t    found_c += m p_c    entropy -= m log p_t
 
-From their gradients r, f, e backward makes that of the logits, with p computed anew:
+From their gradients r, f, e backward computes that of the logits, recomputing p:
 
     p_c (f_c - sum_k f_k p_k - h) + [c = t] h    where h = r_t p_t - e, and p = h = 0 for ignored voxels
 """
@@ -27,14 +27,14 @@ from stunet.losses.overlap import DiceAndEntropy, Sums, check, chunks, read, wid
 class DiceCE(DiceAndEntropy):
     """nnU-Net's DC_and_CE_loss with MemoryEfficientSoftDiceLoss and without background: equal value and gradient.
 
-    Its options are those of DiceAndEntropy.
+    Takes the options of DiceAndEntropy.
     """
 
     def sums(self, logits_BCDHW: Tensor, target_B1DHW: Tensor) -> Sums:  # type: ignore[override]
-        """What the loss needs of the voxels.
+        """Return what the loss needs to know about the voxels.
 
         Raises:
-            DataError: A value of the target is no class.
+            DataError: A value of the target is not a class.
         """
         samples, classes = logits_BCDHW.shape[:2]
         return self.of_groups(logits_BCDHW, target_B1DHW, [Groups.of(range(classes))] * samples, classes)
@@ -44,7 +44,7 @@ class DiceCE(DiceAndEntropy):
         return number if self.ignore_label is None else (target_B1DHW != self.ignore_label).sum(), len(target_B1DHW)
 
     def of_groups(self, logits: Tensor, target: Tensor, groups: Sequence["Groups"], values: int) -> Sums:
-        """The sums where each sample has its own groups, of values below `values`."""
+        """Return the sums if each sample has its own groups, with values below `values`."""
         right, found, entropy, true = _Sums.apply(
             logits.flatten(2), target.flatten(1), groups, values, self.ignore_label, self.chunk
         )
@@ -58,11 +58,11 @@ class DiceCE(DiceAndEntropy):
 class PartitionDiceCE(DiceCE):
     """DiceCE for samples that annotate different sets of classes.
 
-    The Dice is averaged over the labels that are annotated: by any sample with batch Dice, which pools over the samples
-    (of all processes) that annotate a label; otherwise over all pairs of a sample and a label of it.
+    The Dice is averaged over the labels that are annotated: with batch Dice, those that any sample annotates, pooled
+    over the samples (of all processes) that do; otherwise all pairs of a sample and one of its labels.
 
     Args:
-        values: How many values label files have, background included: len(annotations.values).
+        values: How many values label files have, including background: len(annotations.values).
         more: As for DiceCE.
     """
 
@@ -73,7 +73,7 @@ class PartitionDiceCE(DiceCE):
         self.values = values
 
     def sums(self, logits_BCDHW: Tensor, target_B1DHW: Tensor, groups_BC: Tensor) -> Sums:  # type: ignore[override]
-        """What the loss needs of the voxels.
+        """Return what the loss needs to know about the voxels.
 
         Args:
             logits_BCDHW: One output per leaf class and the background.
@@ -99,9 +99,9 @@ class Groups:
     """The groups of one sample.
 
     Attributes:
-        values: Of the groups in the target: first those of a single output, then the others.
+        values: The groups' values in the target: first those with a single output, then the others.
         single: The outputs that are alone in their groups.
-        unions: The outputs of each other group.
+        unions: The outputs of each of the other groups.
     """
 
     values: tuple[int, ...]
@@ -110,7 +110,7 @@ class Groups:
 
     @classmethod
     def of(cls, values: Sequence[int]) -> "Groups":
-        """The groups of outputs with the same value."""
+        """Group the outputs that have the same value."""
         members: dict[int, list[int]] = {}
         for output, value in enumerate(values):
             members.setdefault(value, []).append(output)
@@ -120,7 +120,7 @@ class Groups:
 
 
 class _Merge:
-    """From logits of outputs to logits of groups, a row for each, and back with the gradient."""
+    """Merges logits of outputs into logits of groups, one row for each, and distributes the gradient back."""
 
     def __init__(self, groups: Groups, device: torch.device, values: int) -> None:
         self.values = torch.tensor(groups.values, device=device)
@@ -130,7 +130,7 @@ class _Merge:
         self.row_of_value[self.values] = torch.arange(len(groups.values), device=device)
 
     def forward(self, x: Tensor) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
-        """(G, n) from (C, n), and for each union the parts that its outputs have in it, (size, n), with their sum."""
+        """Return (G, n) from (C, n), and per union the unnormalised shares of its outputs, (size, n), and their sum."""
         if not self.unions:
             return x, []
         z = x.new_empty((len(self.values), x.shape[1]))
@@ -145,7 +145,7 @@ class _Merge:
         return z, shares
 
     def backward(self, gradient: Tensor, shares: list[tuple[Tensor, Tensor]], out: Tensor) -> None:
-        """Writes the gradient of the outputs, (C, n), from that of the groups, (G, n)."""
+        """Write the gradient of the outputs, (C, n), from that of the groups, (G, n)."""
         if not self.unions:
             out.copy_(gradient)
             return
@@ -155,7 +155,7 @@ class _Merge:
 
 
 class _Sums(torch.autograd.Function):
-    """What a softmax loss needs of the voxels: see the top of this file."""
+    """The sums over voxels that a softmax loss needs: see the top of this file."""
 
     @staticmethod
     def forward(
@@ -167,7 +167,7 @@ class _Sums(torch.autograd.Function):
         ignore_label: int | None,
         chunk: int | None,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Returns right (B, V), found (B, V), entropy (B,) and the number of voxels (B, V), by values of the target."""
+        """Return right (B, V), found (B, V), entropy (B,) and number of voxels (B, V), by value of the target."""
         (samples, classes, voxels), device = logits_BCN.shape, logits_BCN.device
         dtype = torch.promote_types(logits_BCN.dtype, torch.float32)
         right, found, true = torch.zeros((3, samples, values), dtype=wide(device), device=device)
