@@ -102,6 +102,11 @@ def start_worker() -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
+def signal_name(number: int) -> str:
+    """Return the name of a signal, such as SIGKILL; real-time signals have none."""
+    return signal.Signals(number).name if number in set(signal.Signals) else f"signal {number}"
+
+
 class _Ended(Exception):
     """A process has ended without an answer; holds its exit code."""
 
@@ -223,7 +228,7 @@ def _explained(error: BaseException, name: str) -> StunetError:
             f"case {name!r}: its process was killed, also when it was alone, probably because the memory is not enough"
         )
         return OutOfMemoryError(what, f"{more}, {without}")
-    how = signal.Signals(-error.code).name if error.code and error.code < 0 else f"exit code {error.code}"
+    how = signal_name(-error.code) if error.code and error.code < 0 else f"exit code {error.code}"
     return DataError(f"case {name!r}: its process crashed twice ({how})", f"look at its files, {without}")
 
 

@@ -22,7 +22,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from stunet.errors import Interrupted, OutOfMemoryError, StunetError, UsageError, explain
-from stunet.processes import start_worker
+from stunet.processes import signal_name, start_worker
 
 Decision = TypeVar("Decision")
 
@@ -166,7 +166,7 @@ def _of_exit_code(code: int) -> StunetError:
             "a training process was killed, perhaps for lack of memory", "the same command with --c"
         )
     if code < 0:
-        what = f"a training process crashed ({signal.Signals(-code).name}); what it said stands above"
+        what = f"a training process crashed ({signal_name(-code)}); see its output above"
         return StunetError(what, "the same command with --c")
     error = StunetError(f"a training process ended with exit code {code}", "see the messages above, or -num_gpus 1")
     error.exit_code = code

@@ -92,7 +92,8 @@ def raise_first(problems: Sequence[StunetError]) -> None:
     if problems:
         more = len(problems) - SHOWN
         texts = [problem.message for problem in problems[:SHOWN]] + ([f"and {more} more"] if more > 0 else [])
-        raise DataError("; ".join(texts), problems[0].hint)
+        kinds = {type(problem) for problem in problems}
+        raise (kinds.pop() if len(kinds) == 1 else DataError)("; ".join(texts), problems[0].hint)
 
 
 def training_files(folder: Path, description: dict[str, Any]) -> dict[str, dict[str, Any]]:

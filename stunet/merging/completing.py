@@ -61,8 +61,9 @@ def complete(
         on_case: Called with a case's name once it is done.
 
     Raises:
-        DataError: It was begun with another teacher or dataset, the disk is full, or files cannot be read or do not fit
-            into memory; for such files, all other cases are done.
+        DataError: It was begun with another teacher or dataset, the disk is full, or files cannot be read; then all
+            other cases are done.
+        OutOfMemoryError: Cases do not fit into memory; all others are done.
     """
     now = plan.state(record)
     with growing(target, now) as part:
