@@ -334,7 +334,7 @@ def check_result(folder: Path) -> list[str]:
     if cases is None:
         return []
     manifest = read_manifest(preprocessed_dataset(dataset) / resolve(plans, configuration)["data_identifier"])
-    labels = read_dataset_json(folder.parent / "dataset.json")["labels"]
+    labels = read_dataset_json(preprocessed_dataset(dataset) / "dataset.json")["labels"]
     one, other = settings_of(plans, configuration, labels), manifest.settings if manifest else None
     if other and (changed := differences(_without_version(one), _without_version(other))):
         return [f"{str(folder)!r} was trained on data of other settings than today's: {shown(changed)}"]

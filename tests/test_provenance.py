@@ -466,7 +466,6 @@ def test_results_of_other_data_are_not_todays(pre: Path, tmp_path: Path) -> None
     folder.mkdir(parents=True)
     assert check_result(folder) == []
     write_json(folder.parent / "plans.json", plans_of(pre))
-    write_json(folder.parent / "dataset.json", read_json(pre / "dataset.json"))
     write_json(folder / "made_from.json", record(pre))
     assert check_result(folder) == []
     write_json(pre / "splits_final.json", [{"train": CASES[:4], "val": CASES[4:5]}])
@@ -484,7 +483,6 @@ def test_results_of_data_that_were_preprocessed_again_in_another_way_are_not_tod
     before = plans_of(pre)
     before["configurations"]["3d_fullres"]["spacing"] = [9.0, 9.0, 9.0]
     write_json(folder.parent / "plans.json", before)
-    write_json(folder.parent / "dataset.json", read_json(pre / "dataset.json"))
     write_json(folder / "made_from.json", record(pre))
     assert "on data of other settings than today's: spacing" in check_result(folder)[0]
 
@@ -496,7 +494,6 @@ def finished(pre: Path, plans: dict) -> Run:
     (run.folder / "checkpoint_final.pth").touch()
     write_json(run.folder / "validation" / "summary.json", {})
     write_json(run.folder.parent / "plans.json", plans)
-    write_json(run.folder.parent / "dataset.json", read_json(pre / "dataset.json"))
     write_json(run.folder / "made_from.json", record(pre))
     return run
 
