@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 # Seconds that one slow test may take
 SLOW_TIMEOUT ?= 3600
-SLOW_TESTS   ?= tests/slow
+SLOW_TESTS   ?= tests
 
 .PHONY: demo test check slow build clean
 

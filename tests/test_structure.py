@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import tomllib
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -113,6 +114,7 @@ WITHOUT_TORCH = {
 WITH_TORCH = {"stunet.models.folder"}  # though the other files of its part have none
 
 
+@cache
 def modules() -> list[tuple[str, Path]]:
     """All modules of the package with their dotted name, each file once."""
     found = []
@@ -124,6 +126,7 @@ def modules() -> list[tuple[str, Path]]:
     return found
 
 
+@cache
 def imports(path: Path, top_only: bool) -> set[str]:
     """What a module imports; those for type checking only are left out, with `top_only` also those inside functions."""
     tree = ast.parse(path.read_text())
