@@ -159,10 +159,10 @@ def test_the_encoder_rests_in_the_first_phase_and_trains_in_the_second(make: Mak
     assert changed(before, state(again)) == {"decoder", "heads"}
 
 
-@pytest.mark.parametrize(
-    "strategy",
-    ["sawtooth", "lora", *(pytest.param(n, marks=pytest.mark.slow) for n in ("warmup", "layerwise", "quarter-3"))],
-)
+OTHERS = [pytest.param(name, marks=pytest.mark.slow) for name in ("warmup", "layerwise", "quarter-3")]
+
+
+@pytest.mark.parametrize("strategy", ["sawtooth", "lora", *OTHERS])
 def test_a_stopped_fine_tuning_continues_exactly(make: Make, source: Path, strategy: str) -> None:
     whole = make("whole", strategy, source)
     begin(whole, source)
