@@ -12,6 +12,7 @@ from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss
 from torch import Tensor
 
 from stunet.losses import DeepSupervision, DiceAndEntropy, DiceCE, MaskedSigmoid, PartitionDiceCE, RegionDiceCE
+from tests.loops import for_each
 from tests.losses_reference import IGNORED, a_batch, value_and_gradient
 from tests.test_losses_sigmoid import a_partial_batch
 from tests.test_losses_softmax import GROUPS, VALUES, labelled
@@ -67,9 +68,9 @@ KINDS: dict[str, tuple[Callable[[bool], Batch], Callable[..., DiceAndEntropy]]] 
     "sigmoids": (sigmoids, MaskedSigmoid),
     "regions": (regions, RegionDiceCE),
 }
-each_kind = pytest.mark.parametrize("kind", KINDS)
-each_option = pytest.mark.parametrize("ignored", [False, True], ids=["", "ignore"])
-both_dice = pytest.mark.parametrize("batch_dice", [True, False], ids=["batch", "sample"])
+each_kind = for_each("kind", KINDS)
+each_option = for_each("ignored", [False, True])
+both_dice = for_each("batch_dice", [True, False])
 
 
 def cut(batch: Sequence[Any], sizes: list[int]) -> list[list[Any]]:

@@ -37,8 +37,8 @@ def a_partial_batch(dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor,
     return logits, target, *regions("all_1", "some_1")
 
 
-both_dice = pytest.mark.parametrize("batch_dice", [True, False], ids=["batch", "sample"])
-with_and_without_ignored = pytest.mark.parametrize("ignore_label", [None, IGNORED], ids=["", "ignore"])
+both_dice = for_each("batch_dice", [True, False])
+with_and_without_ignored = for_each("ignore_label", [None, IGNORED])
 
 
 @both_dice

@@ -35,8 +35,8 @@ def labelled(target: Tensor, groups: Tensor = GROUPS) -> Tensor:
     return torch.stack([group[one.long()] for group, one in zip(groups, target, strict=True)])
 
 
-both_dice = pytest.mark.parametrize("batch_dice", [True, False], ids=["batch", "sample"])
-with_and_without_ignored = pytest.mark.parametrize("ignore_label", [None, IGNORED], ids=["", "ignore"])
+both_dice = for_each("batch_dice", [True, False])
+with_and_without_ignored = for_each("ignore_label", [None, IGNORED])
 
 
 @both_dice
