@@ -5,12 +5,16 @@ in the orientation of the plan; orientation.py defines how they get back. It als
 slightly off the right angle, which ITK rejects and every viewer shows.
 """
 
+import errno
+import gzip
 import logging
+import os
 import tempfile
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -159,6 +163,22 @@ def read_sitk(path: Path) -> sitk.Image:
         DataError: Axes are too far from right angles.
     """
     return with_straight_axes(lambda files: sitk.ReadImage(files[0]), [str(path)])
+
+
+def write_sitk(image: sitk.Image, path: Path) -> None:
+    """Write a packed NIfTI file, and unpack it once: ITK does not report a full disk.
+
+    Raises:
+        OSError: The disk is full.
+    """
+    sitk.WriteImage(image, path, useCompression=True)
+    try:
+        with gzip.open(path) as file:
+            whole = bool(file.read(1)) and all(iter(partial(file.read, 2**20), b""))
+    except (OSError, EOFError, zlib.error):
+        whole = False
+    if not whole:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
 
 
 def file_orientation(path: Path, kind: str) -> str | None:

@@ -12,7 +12,7 @@ from pydicom.dataset import Dataset
 from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian, ImplicitVRLittleEndian
 
 from stunet.datasets import dicom
-from stunet.datasets.dicom import choose, find_series, geometry, is_dicom_folder, read_series
+from stunet.datasets.dicom import choose, find_series, geometry, is_dicom_folder, read_series, to_nifti
 from stunet.errors import DataError
 from tests.dicom_files import ORIGIN, SPACING, VOLUME, positions, without, write_enhanced, write_series
 from tests.loops import for_each
@@ -56,7 +56,7 @@ def test_slices_are_sorted_by_position_and_not_by_name(tmp_path: Path) -> None:
 
 def test_a_series_becomes_one_nifti_file_with_the_same_grid(tmp_path: Path) -> None:
     write_series(tmp_path / "series")
-    sitk.WriteImage(read_series(tmp_path / "series"), tmp_path / "x.nii.gz")
+    to_nifti(tmp_path / "series", tmp_path / "x.nii.gz")
     assert_is_volume(sitk.ReadImage(tmp_path / "x.nii.gz"))
 
 

@@ -33,6 +33,8 @@ from stunet.datasets.dicom_headers import (
 )
 from stunet.datasets.listing import DICOM, begins_as_dicom
 from stunet.errors import DataError
+from stunet.files import whole
+from stunet.images import write_sitk
 
 TOLERANCE = 0.01  # as a fraction of the distance between slices
 ROUNDING_MM = 0.011  # for neighbours whose positions were rounded to two decimals
@@ -212,6 +214,18 @@ def geometry(folder: Path, series: str | None = None) -> tuple[tuple[int, int, i
     made = stack(choose(folder, wanted=series))
     (width, height, depth), (right, down, along) = made.size, made.spacing
     return (depth, height, width), (along, down, right)
+
+
+def to_nifti(folder: Path, target: Path, series: str | None = None) -> None:
+    """Write a series as one NIfTI file.
+
+    Raises:
+        DataError: As read_series.
+        OSError: The disk is full.
+    """
+    image = read_series(folder, series)
+    with whole(target) as part:
+        write_sitk(image, part)
 
 
 @quietly()

@@ -4,25 +4,19 @@ A task folder holds dataset.json (version 1: labels by number, `modality`), imag
 Several channels are the fourth axis of one file, whereas nnU-Net v2 wants one file per channel. Read next: check.py.
 """
 
-import errno
-import gzip
 import os
 import re
 import shutil
-import zlib
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
-
-import SimpleITK as sitk
 
 from stunet.datasets import FILE_ENDING, write_dataset_json
 from stunet.datasets.conversion import dataset_folder
 from stunet.datasets.listing import list_images, named
 from stunet.errors import DataError, UsageError, is_out_of_memory
 from stunet.files import new_folder, read_json
-from stunet.images import read_header, read_sitk
+from stunet.images import read_header, read_sitk, write_sitk
 from stunet.kinds import TASK
 from stunet.schema import check
 
@@ -156,18 +150,7 @@ def _place_image(image: Path, folder: Path, channels: int) -> None:
             f"cannot read {str(image)!r}: {str(error).splitlines()[-1]}", "unpack the archive again"
         ) from error
     for index, target in enumerate(targets):
-        sitk.WriteImage(volume[:, :, :, index], target, useCompression=True)
-        if not _is_whole(target):  # ITK does not report a full disk
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(target))
-
-
-def _is_whole(path: Path) -> bool:
-    """Return whether a file that was just written can be decompressed to its end."""
-    try:
-        with gzip.open(path) as file:
-            return any([file.read(1)]) and all(iter(partial(file.read, 2**20), b""))
-    except (OSError, EOFError, zlib.error):
-        return False
+        write_sitk(volume[:, :, :, index], target)
 
 
 def _place_label(label: Path, folder: Path) -> None:
