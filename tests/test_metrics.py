@@ -272,3 +272,11 @@ def test_surfaces_have_the_values_that_the_reference_implementation_gave(seed: i
     distances = surface_distances(*shapes(seed))
     found = (distances.nsd(1.0), distances.hausdorff(0.95), distances.reference_area.sum())
     assert found == pytest.approx(GOLDEN[seed], rel=1e-12)
+
+
+def test_ignored_voxels_are_in_no_region_not_even_in_one_with_the_background() -> None:
+    reference = np.ones((6, 6, 6), np.uint8)
+    reference[:3], reference[5] = 0, 3
+    found = compare(reference, reference % 3, {"outside": (0,), "region": (0, 1)}, (1.0, 1.0, 1.0), ignore=3)
+    for values in found.values():
+        assert (values["Dice"], values["NSD"], values["HD95_mm"]) == (1.0, 1.0, 0.0)

@@ -44,7 +44,7 @@ def compare(
         ignore: Voxels with this label in the reference are not counted, and belong to no class in either array.
     """
     if ignore is not None:
-        prediction = np.where(reference == ignore, 0, prediction)
+        prediction = np.where(reference == ignore, reference, prediction)
     voxel_ml = prod(spacing) / 1000 if len(spacing) == 3 else nan
     table = confusion(reference, prediction)
     if ignore is not None and ignore < len(table):
