@@ -196,3 +196,16 @@ def test_files_of_others_in_the_dataset_are_kept_and_named(source: Path) -> None
     assert warning.startswith("2 in ")
     assert all(path.exists() for path in (own, label, folder, link))
     assert not list(conversion.target.glob("*Ts/s0003*"))
+
+
+def test_a_record_removes_no_file_of_others(source: Path) -> None:
+    run(prepare(source))
+    conversion = prepare(source, skip=("s0003",))
+    outside = source / "meta.csv"
+    record = conversion.target / ".stunet" / "cases" / "s0003.json"
+    content = json.loads(record.read_text())
+    content["files"] = {"../../v2/meta.csv": "x", str(outside): "x", "labelsTs/../dataset.json": "x"}
+    record.write_text(json.dumps(content))
+    run(conversion)
+    assert outside.is_file()
+    assert (conversion.target / "dataset.json").is_file()

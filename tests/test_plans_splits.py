@@ -97,3 +97,14 @@ def test_planning_brings_the_folds_to_where_training_reads_them(
     write(used.parent, [{"train": CASES[2:], "val": CASES[:2]}])
     assert main(["-d", "998", "-npfp", "1", "--no_check"]) == 3
     assert "have different folds" in capsys.readouterr().err
+
+
+def test_another_reader_in_dataset_json_makes_another_fingerprint(raw: Path) -> None:
+    from stunet.plans.fingerprint import extract_fingerprint
+
+    before = json.loads(extract_fingerprint(raw.name, workers=1).read_text())
+    description = json.loads((raw / "dataset.json").read_text())
+    description["overwrite_image_reader_writer"] = "SimpleITKIOWithReorient"
+    (raw / "dataset.json").write_text(json.dumps(description))
+    after = json.loads(extract_fingerprint(raw.name, workers=1).read_text())
+    assert after["stunet_source"] == [["SimpleITKIOWithReorient"], *before["stunet_source"]]

@@ -84,9 +84,9 @@ def validate(trainer: "PlannedTrainer", probabilities: bool) -> None:
 
 def _remove_others(trainer: "PlannedTrainer", cases: Sequence[str]) -> None:
     """Remove predictions of cases that are no longer validated: nnU-Net would evaluate every file in the folder."""
-    ending = trainer.dataset_json["file_ending"]
+    ending, validated = trainer.dataset_json["file_ending"], set(cases)
     for path in (Path(trainer.output_folder) / FOLDER).glob(f"*{ending}"):
-        if (name := path.name.removesuffix(ending)) not in set(cases) and not name.startswith("."):
+        if (name := path.name.removesuffix(ending)) not in validated and not name.startswith("."):
             for end in (ending, ".npz", ".pkl"):
                 path.with_name(f"{name}{end}").unlink(missing_ok=True)
 

@@ -57,6 +57,9 @@ class Step(Protocol):
         """Write the files of a case into a dataset folder; return them, and facts for reports, as JSON."""
 
 
+OWN_FILE = re.compile(r"(images|labels)(Tr|Ts)/[^/\\]+")
+
+
 @dataclass(frozen=True)
 class Description:
     """What dataset.json holds besides the cases: channels in order, label values by name, and further entries."""
@@ -200,12 +203,12 @@ class Conversion:
         for name, record in records.items():
             for file in _files(record) - files:
                 (self.target / file).unlink(missing_ok=True)
-            link = re.compile(rf"{re.escape(name)}_\d{{4}}{re.escape(self.description.ending)}")
-            for path in links:
-                if link.fullmatch(path.name):
-                    path.unlink(missing_ok=True)
             if name not in names:
                 record.unlink()
+        link = re.compile(rf"(.+)_\d{{4}}{re.escape(self.description.ending)}")
+        for path in links:
+            if (match := link.fullmatch(path.name)) and match[1] in records:
+                path.unlink(missing_ok=True)
 
     def _strange(self, files: set[str]) -> list[str]:
         """Return a warning about training files that this command did not write: nnU-Net would take them for cases."""
@@ -294,9 +297,10 @@ def _read_record(source: Source, target: Path) -> dict[str, Any]:
 def _files(record: Path) -> set[str]:
     """Return the files that a case's record names, as imagesTr/CASE_0000.nii.gz; empty if it cannot be read."""
     try:
-        return set(read(record, CASE_RECORD)["files"])
+        files = read(record, CASE_RECORD)["files"]
     except DataError:
         return set()
+    return {file for file in files if OWN_FILE.fullmatch(file)}  # a record is no permission to remove other files
 
 
 def _record_path(source: Source, target: Path) -> Path:
