@@ -23,7 +23,7 @@ from nnunetv2.inference.sliding_window_prediction import compute_gaussian
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from stunet.files import read_json
-from stunet.inference.export import Axes, Slab, axes_between, label
+from stunet.inference.engine.export import Axes, Slab, axes_between, label
 from stunet.inference.predictor import Options, Predictor
 
 ROUNDING, SMALLEST = 2.0**-11, 2.0**-25  # of a half: relative, and where it is absolute

@@ -20,9 +20,9 @@ import numpy as np
 import platformdirs
 import SimpleITK as sitk
 
-from stunet import labels
 from stunet.datasets import write_dataset_json
 from stunet.files import new_folder
+from stunet.labels import systems
 from stunet.workspace import VARIABLES
 
 BIN = Path(sys.executable).parent
@@ -87,7 +87,7 @@ class Recipe:
         ]
 
 
-CLASSES_104 = {entry.name: (entry.name,) for entry in labels.load("totalsegmentator-v1").classes}
+CLASSES_104 = {entry.name: (entry.name,) for entry in systems.load("totalsegmentator-v1").classes}
 RECIPES = {
     "105": Recipe(915, CLASSES_104, 16),
     "25": Recipe(925, CLASSES_24, 6),

@@ -3,8 +3,8 @@
     python benchmarks/inference_network.py --work FOLDER --sizes S B --edges 64 96
 
 Trained networks with 105 outputs (inference_models.py) on pieces of a real CT at 1.5 mm; the published form in fp32
-(network.py) against ours in fp32 and bf16, which take turns. Labels are compared on two pieces, from opposite corners
-of the CT. The goals are 0.75 and 0.35 of the time, and 0.9999 of the labels.
+(inference/engine/network.py) against ours in fp32 and bf16, which take turns. Labels are compared on two pieces, from
+opposite corners of the CT. The goals are 0.75 and 0.35 of the time, and 0.9999 of the labels.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from inference_stock import load, preprocess
 from network import Published
 from torch import Tensor
 
-from stunet.inference.ready import ReadyNetwork
+from stunet.inference.engine.optimized import ReadyNetwork
 from stunet.networks import STUNet
 
 MODELS = {"S": "105", "B": "105-B"}

@@ -20,9 +20,9 @@ from torch.nn import functional as F
 
 from stunet.files import read_json, whole
 from stunet.inference.cases import find_cases
+from stunet.inference.engine.optimized import ReadyNetwork
 from stunet.inference.pipeline import Pipeline
 from stunet.inference.predictor import Options, Predictor
-from stunet.inference.ready import ReadyNetwork
 
 CLASSES = 105
 SPACING_XYZ = (0.8, 0.8, 1.0)

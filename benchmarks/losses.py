@@ -4,8 +4,8 @@
     OMP_WAIT_POLICY=PASSIVE python benchmarks/losses.py --edges 64 --losses step --repeats 3
 
 Batches of 2 with 105 outputs on the CPU. `step` is a training step of size S with deep supervision, with either loss;
-the other rows are losses alone, on random logits. Both sides have the same value (tests/test_losses.py). Results stand
-in benchmarks/losses.md.
+the other rows are losses alone, on random logits. Both sides have the same value (tests/losses/test_compound.py).
+Results stand in benchmarks/losses.md.
 """
 
 import argparse

@@ -27,7 +27,7 @@ from stunet.console import aligned, result
 from stunet.evaluation.metrics import confusion
 from stunet.files import read_json, write_json
 from stunet.plans.derive import derive
-from stunet.plans.values import parse
+from stunet.plans.settings import parse
 
 COMPLETE = 13
 ARMS: Mapping[str, tuple[int, str]] = {  # dataset and trainer

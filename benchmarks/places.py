@@ -16,7 +16,7 @@ import numpy as np
 from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
 from resampling import LABELS, blobs
 
-from stunet.preprocessor import places_of
+from stunet.preprocessing.case import places_of
 from stunet.resampling import resample_labels
 
 SHAPE = (228, 228, 240)

@@ -4,7 +4,7 @@
 
 Takes a dataset in the format of the Medical Segmentation Decathlon, plans it with stock nnU-Net, and runs both in turn,
 each in a fresh process and into an empty folder. Wall and CPU time in seconds, all processes together; memory is their
-peak (measuring.py says how). Read next: stunet/preprocessing.py.
+peak (measuring.py says how). Read next: stunet/preprocessing/.
 """
 
 import argparse
@@ -22,7 +22,7 @@ DATASET = "Dataset904_Benchmark"
 CONFIGURATION = "3d_fullres"
 OURS = f"""
 import sys
-from stunet.preprocessing import preprocess
+from stunet.preprocessing.dataset import preprocess
 from stunet.workspace import load_plans, preprocessed_dataset
 
 if __name__ == "__main__":

@@ -32,10 +32,10 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import SpatialTransform, nnUN
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from scipy.ndimage import zoom
 
-from stunet.preprocessor import Preprocessor
+from stunet.preprocessing.case import Preprocessor
 from stunet.resampling import resample_image, resample_labels
-from stunet.trainers.augmentation import CornerVote
-from stunet.trainers.online_validation import count_labels
+from stunet.trainers.data.label_rotation import CornerVote
+from stunet.trainers.metrics import count_labels
 
 DATA = Path(os.environ.get("STUNET_TEST_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
 FINE_MM = (1.0, 0.6, 0.6)

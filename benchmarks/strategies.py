@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from stunet.networks import STUNet
-from stunet.trainers.lora import add
-from stunet.trainers.strategies import HEADS, STRATEGIES, groups, kept_stages, part_of, phase_of, set_trainable
+from stunet.trainers.finetune.lora import add
+from stunet.trainers.finetune.strategies import HEADS, STRATEGIES, groups, kept_stages, part_of, phase_of, set_trainable
 
 STAGES = 6
 CLASSES = 5

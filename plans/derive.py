@@ -1,7 +1,7 @@
 """Derive a plan from another: different size, memory target, number of stages or values, same preprocessed data.
 
-Pure functions on nnU-Net's plans dictionary. Read next: fit.py; values.py for what can be set; check.py for what makes
-a plan valid.
+Pure functions on nnU-Net's plans dictionary. Read next: fit.py; settings.py for what can be set; check.py for what
+makes a plan valid.
 """
 
 import copy
@@ -16,7 +16,7 @@ from typing import Any
 from stunet.errors import DataError, UsageError
 from stunet.names import check_name
 from stunet.networks import SIZES
-from stunet.plans import memory, topology, values
+from stunet.plans import memory, settings, topology
 from stunet.plans.check import check_plans
 from stunet.plans.fit import Fit, Target, corrected, fit
 from stunet.plans.memory import Network
@@ -51,8 +51,8 @@ def derive(
         size: Key of stunet.networks.SIZES; the memory target becomes that size's default unless it was set.
         memory_gb: GPU memory that a training step may take.
         stages: Number of stages or "auto".
-        overrides: Values as in values.py.
-        finetune: Name of a strategy (trainers/strategies.py).
+        overrides: Values as in settings.py.
+        finetune: Name of a strategy (trainers/finetune/strategies.py).
         weights: What training starts from: `name`, `sha256` of the file, and `head`: "slice", "reset", or "reuse" with
             the `classes` of a head that is used whole; `dataset_json` then has the classes of the network.
 
@@ -64,14 +64,14 @@ def derive(
     _check(plans, dataset_json)
     new = copy.deepcopy(dict(plans))
     block, before = new["stunet"], plans["stunet"]
-    given = {key: values.checked(key, value) for key, value in (overrides or {}).items()}
+    given = {key: settings.checked(key, value) for key, value in (overrides or {}).items()}
     set_for_plan = block.setdefault("plan", {})
     if memory_gb is not None and memory_gb != block["memory_gb"]:
         set_for_plan["memory_gb"] = memory_gb
-    if (stages := values.parse_stages(stages)) is not None and stages != block["stages"]:
+    if (stages := settings.parse_stages(stages)) is not None and stages != block["stages"]:
         set_for_plan["stages"] = stages
-    set_for_plan |= {key: value for key, value in given.items() if key in values.PLAN}
-    block["train"] |= {key: value for key, value in given.items() if key in values.TRAIN}
+    set_for_plan |= {key: value for key, value in given.items() if key in settings.PLAN}
+    block["train"] |= {key: value for key, value in given.items() if key in settings.TRAIN}
     if size is not None and size != block["size"]:
         if size not in SIZES:
             raise UsageError(f"unknown size {size!r}; known: {', '.join(SIZES)}")
@@ -214,7 +214,7 @@ def _name(root: str, block: Mapping[str, Any]) -> str:
     start = [block["finetune"]] if "finetune" in block else []
     if weights:  # STU-Net-B.totalseg becomes totalseg: the name contains the size already
         start += [weights["name"].removeprefix(f"STU-Net-{size}.")] + [weights["head"]] * (weights["head"] != "slice")
-    tags = [values.tag(key, value) for key, value in {**block["train"], **block["plan"]}.items()]
+    tags = [settings.tag(key, value) for key, value in {**block["train"], **block["plan"]}.items()]
     name = "-".join([root, *start, *tags])
     if len(name) <= NAME_LENGTH:
         return name

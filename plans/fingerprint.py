@@ -21,7 +21,7 @@ from stunet.images import REORIENTED, REORIENTS, Reader, count_orientations, is_
 from stunet.kinds import FINGERPRINT, read, read_dataset_json
 from stunet.nifti_header import oddities
 from stunet.nnunet import exchanged, write_whole
-from stunet.processes import each
+from stunet.workers import each
 from stunet.workspace import preprocessed_dataset, raw_dataset
 
 write_whole(host)

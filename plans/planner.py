@@ -15,10 +15,10 @@ from nnunetv2.paths import nnUNet_preprocessed
 from nnunetv2.utilities.json_export import recursive_fix_for_json_export
 
 from stunet import __version__
-from stunet.classes import sides
 from stunet.datasets import find_reader, training_files
 from stunet.files import write_json
 from stunet.kinds import PLANS, read
+from stunet.labels.names import sides
 from stunet.networks import STUNet
 from stunet.nnunet import write_whole
 from stunet.orientation import left_right_axis

@@ -1,7 +1,7 @@
 """Named starting points for a plan, as TOML files in plans/. `load("b")` or `load("my.toml")`.
 
-What else is data stands beside them: models.toml (stunet/models.py), aliases.toml (stunet/classes.py), labels/
-(stunet/labels.py) and totalsegmentator.toml (stunet/datasets/subjects.py).
+What else is data stands beside them: models.toml (stunet/models/registry.py), aliases.toml (stunet/labels/names.py),
+labels/ (stunet/labels/systems.py) and totalsegmentator.toml (stunet/datasets/subjects.py).
 """
 
 from collections.abc import Mapping, Sequence
@@ -105,6 +105,6 @@ _KEYS: dict[str, Check] = {
     "stages": either("a number from 2 to 9 or 'auto'", integer(2, 9), one_of("auto")),
     "spacing": list_of(number(above=0, most=1000), 3, 3, "three numbers in mm"),
     "normalization": one_of(*NORMALIZATIONS),
-    "set": dict_of(anything),  # plans/values.py has more to say
+    "set": dict_of(anything),  # plans/settings.py has more to say
     "note": text,
 }

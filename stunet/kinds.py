@@ -2,7 +2,8 @@
 
 `read(path, SPLITS)` returns the content, or reports where in the file something is wrong. Anything that nnU-Net ignores
 (keys that other programs add to dataset.json or to plans) is ignored as well. What values mean in combination is
-checked where they are used: plans/check.py, annotations.py. schema.py has the checks, names.py defines what a name is.
+checked where they are used: plans/check.py, labels/annotations.py. schema.py has the checks, names.py defines what a
+name is.
 """
 
 from collections.abc import Mapping
@@ -12,7 +13,7 @@ from typing import Any
 from stunet.errors import DataError, StunetError
 from stunet.files import read_json
 from stunet.names import NAME_MAX, is_controlled, is_orientation, name
-from stunet.plans import values
+from stunet.plans import settings
 from stunet.schema import (
     Check,
     Wrong,
@@ -160,11 +161,11 @@ def _raw_ending(value: Any, where: str) -> None:
         raise expected(value, where, "the ending of files with its dot, such as '.nii.gz'")
 
 
-def _value(kind: values.Value) -> Check:
+def _value(kind: settings.Value) -> Check:
     """Return a check for a value of --set, in its type."""
 
     def found(value: Any, where: str) -> None:
-        if not values.is_valid(kind, value) or (kind.type is int and type(value) is not int):
+        if not settings.is_valid(kind, value) or (kind.type is int and type(value) is not int):
             raise expected(value, where, f"a valid {kind.type.__name__}, such as {kind.example}")
 
     return found
@@ -294,8 +295,8 @@ _BLOCK = table(
         "size": optional(text),
         **_TARGET,
         "mirror_axes": list_of(integer(0, 2), most=3),
-        "plan": table({}, {key: _value(kind) for key, kind in values.PLAN.items()} | _TARGET),
-        "train": table({}, {key: _value(kind) for key, kind in values.TRAIN.items()}),
+        "plan": table({}, {key: _value(kind) for key, kind in settings.PLAN.items()} | _TARGET),
+        "train": table({}, {key: _value(kind) for key, kind in settings.TRAIN.items()}),
         "derived_from": name,
         "finetune": text,
         "weights": _WEIGHTS,
@@ -335,7 +336,7 @@ ANNOTATIONS = table(
     },
     others=True,
 )
-# Manifest of a data folder, preprocessing.py.
+# Manifest of a data folder, preprocessing/dataset.py.
 MANIFEST = table(
     {
         "settings": dict_of(anything),

@@ -14,15 +14,15 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from stunet.annotations import FILE
 from stunet.errors import DataError, UsageError, closest
 from stunet.files import whole
+from stunet.labels.annotations import FILE
 from stunet.workspace import PARTIAL_TRAINER, TRAINER
 
 TESTED = "2.8"  # first supported version, the one that looks for trainers in nnUNet_extTrainer
 
 # Modules of the trainer classes, by the name that -tr takes.
-TRAINERS = {TRAINER: "stunet.trainers.supervised", PARTIAL_TRAINER: "stunet.trainers.partial"}
+TRAINERS = {TRAINER: "stunet.trainers.supervised", PARTIAL_TRAINER: "stunet.trainers.partial.trainer"}
 
 
 def check_version() -> None:

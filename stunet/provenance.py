@@ -1,14 +1,14 @@
 """Check what preprocessed data and trained networks were made from, against what is requested now.
 
-A data folder has a manifest (preprocessing.py): the settings that determine what its arrays hold, and per case the raw
-files and the written ones. A checkpoint records the fold, the cases and the labels that it was trained with. Both are
-compared with the plans, dataset.json, splits_final.json, and the raw files if they are on this machine. Differences are
-reported as an error, with the command that resolves them; what cannot be compared is a warning.
+A data folder has a manifest (preprocessing/dataset.py): the settings that determine what its arrays hold, and per case
+the raw files and the written ones. A checkpoint records the fold, the cases and the labels that it was trained with.
+Both are compared with the plans, dataset.json, splits_final.json, and the raw files if they are on this machine.
+Differences are reported as an error, with the command that resolves them; what cannot be compared is a warning.
 
 Raw files are the same if name, size and modification time are; if only the time differs, as in a copy, their content is
 compared.
 
-Imports neither torch nor nnunetv2. Read next: folds.py; trainers/ready.py and trainers/saving.py use this module.
+Imports neither torch nor nnunetv2. Read next: folds.py; runs/readiness.py and trainers/saving.py use this module.
 """
 
 import os
@@ -17,14 +17,14 @@ from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from stunet.classes import head_classes
 from stunet.errors import DataError, WeightsError
 from stunet.files import differences, shown
 from stunet.folds import ALL, FILE, MADE, Fold, check_fold, chosen, read_folds
 from stunet.kinds import FINGERPRINT as FINGERPRINT_KIND
 from stunet.kinds import RUN_RECORD, plain_labels, read, read_dataset_json
+from stunet.labels.names import head_classes
 from stunet.plans.resolve import fingerprint_of, resolve
-from stunet.preprocessing import (
+from stunet.preprocessing.dataset import (
     CHANGED,
     UNKNOWN,
     Case,

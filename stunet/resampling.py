@@ -2,7 +2,7 @@
 
 nnU-Net resizes with skimage in float64: images by splines, and labels one by one, with the highest score winning. Here
 an image is multiplied by one banded matrix per axis, plane by plane, and labels are decided by a vote of the corners of
-the cell that contains a voxel, at the same cost for any number of labels. preprocessor.py decides what is called.
+the cell that contains a voxel, at the same cost for any number of labels. case.py decides what is called.
 
 Voxel centres lie at (k + 0.5) * old / new - 0.5 of the old grid, as in skimage.transform.resize(mode="edge").
 """

@@ -73,7 +73,7 @@ def planned(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     from stunet.datasets.phantom import make_phantom
     from stunet.plans.fingerprint import extract_fingerprint
     from stunet.plans.planner import STUNetPlanner
-    from stunet.preprocessing import preprocess
+    from stunet.preprocessing.dataset import preprocess
 
     name = "Dataset998_Phantom"
     folder = tmp_path_factory.mktemp("nnunet")

@@ -13,8 +13,7 @@ import pytest
 import SimpleITK as sitk
 import yaml
 
-from stunet import kinds, labels, presets, workspace
-from stunet.annotations import load_annotations
+from stunet import kinds, presets, workspace
 from stunet.cli.train_run import mean_dice
 from stunet.datasets import read_dataset
 from stunet.datasets.conversion import CASE_RECORD, read
@@ -27,6 +26,8 @@ from stunet.experiment.arms import arms, command, read_experiment
 from stunet.experiment.runs import Record, read_dice
 from stunet.inference.cases import open_model
 from stunet.inference.output import SETTINGS, check_record
+from stunet.labels import systems
+from stunet.labels.annotations import load_annotations
 from stunet.merging.growing import is_there
 from stunet.merging.recipe import load_recipe
 from stunet.merging.scan import tidy
@@ -34,14 +35,14 @@ from stunet.models import registry
 from stunet.models.record import read_checksums, read_record
 from stunet.plans.check import check_plans, of_a_run
 from stunet.plans.derive import derive
-from stunet.preprocessing import _valid_records
+from stunet.preprocessing.dataset import _valid_records
 from stunet.results.statistics import read_statistics
 from stunet.weights.v2 import make_dataset, make_plans
+from tests.labels.test_annotations import KIDNEYS
 from tests.loops import for_each
 from tests.merge_sources import make_source
+from tests.merging.test_recipe import COMPLETE
 from tests.mutations import damaged, dump
-from tests.test_annotations import KIDNEYS
-from tests.test_merging_recipe import COMPLETE
 from tests.tiny_model import TINY
 
 EACH = 19  # damaged files of each kind: over 500 in all
@@ -164,7 +165,7 @@ def sound_files(folder: Path) -> Iterator[Sound]:
     yield Sound(at("union/provenance.json"), {"state": {"a": 1}}, lambda path: is_there(path.parent, {"a": 1}))
     yield Sound(at("compare.toml"), EXPERIMENT, compare)
     yield Sound(at("preset.toml"), PRESET, lambda path: presets.load(str(path)).unlike(plans_of_ours()))
-    yield Sound(at("labels.toml"), LABELS, lambda path: labels.load(str(path)).from_model(DESCRIPTION["labels"]))
+    yield Sound(at("labels.toml"), LABELS, lambda path: systems.load(str(path)).from_model(DESCRIPTION["labels"]))
     yield Sound(at("models/models.toml"), tomllib.loads(TINY), lambda path: list(map(describe, registry._read(path))))
     record = {"entry": "a", "source": "x", "date": "2026-01-01", "files": {"plans.json": "0"}}
     yield Sound(at("models/a/model.json"), record, lambda path: read_record(path.parent))

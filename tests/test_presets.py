@@ -7,7 +7,7 @@ import pytest
 
 from stunet import presets
 from stunet.errors import DataError
-from stunet.plans import memory, topology, values
+from stunet.plans import memory, settings, topology
 from stunet.plans.memory import Network
 from tests.loops import for_each
 
@@ -23,7 +23,7 @@ def test_the_values_of_a_preset_are_valid(name: str) -> None:
     preset = presets.load(name)
     assert preset.size in "SBLH"
     for key, value in preset.set.items():
-        assert values.checked(key, value) == value
+        assert settings.checked(key, value) == value
 
 
 @for_each("name", RECIPES)

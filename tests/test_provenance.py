@@ -20,7 +20,7 @@ from stunet.errors import DataError, WeightsError
 from stunet.files import read_json, write_json
 from stunet.folds import Fold
 from stunet.plans.derive import derive
-from stunet.preprocessing import pending_cases, preprocess, read_manifest, stale_cases
+from stunet.preprocessing.dataset import pending_cases, preprocess, read_manifest, stale_cases
 from stunet.provenance import (
     check_checkpoint,
     check_result,
@@ -30,8 +30,8 @@ from stunet.provenance import (
     fold_of,
     trained_with,
 )
-from stunet.trainers.launch import Run, forget
-from stunet.trainers.ready import check_data
+from stunet.runs.launch import Run, forget
+from stunet.runs.readiness import check_data
 from stunet.trainers.supervised import STUNetTrainer
 from stunet.weights.checkpoints import load_checkpoint
 

@@ -25,11 +25,11 @@ from stunet.kinds import SPLITS, read
 from stunet.losses import DeepSupervision, DiceAndEntropy, DiceCE, RegionDiceCE
 from stunet.nnunet import exchanged, write_whole
 from stunet.provenance import RECORD, fold_of, trained_with
-from stunet.trainers import parallel
-from stunet.trainers.augmentation import Blur, CornerVote
-from stunet.trainers.batches import SeededBatches, share_of
-from stunet.trainers.listener import Listener, Silent
-from stunet.trainers.sampling import Samples
+from stunet.trainers.data.batches import SeededBatches, share_of
+from stunet.trainers.data.label_rotation import Blur, CornerVote
+from stunet.trainers.data.loader import Samples
+from stunet.trainers.distributed import sharding
+from stunet.trainers.progress import Listener, Silent
 from stunet.trainers.saving import LATEST, Saving
 from stunet.trainers.validation import measure, validate
 
@@ -40,7 +40,7 @@ write_whole(host)
 
 
 class PlannedTrainer(Saving):
-    """nnU-Net's trainer with its values taken from the plan's `stunet` block (see plans/values.py)."""
+    """nnU-Net's trainer with its values taken from the plan's `stunet` block (see plans/settings.py)."""
 
     def __init__(
         self,
@@ -76,7 +76,7 @@ class PlannedTrainer(Saving):
     def initialize(self) -> None:
         """Initialize as nnU-Net does, with the plan's seed."""
         torch.manual_seed(self.seed)
-        with exchanged(host, DDP=parallel.dealt if self.fsdp else parallel.data_parallel):
+        with exchanged(host, DDP=sharding.dealt if self.fsdp else sharding.data_parallel):
             super().initialize()
         if self.fsdp:  # nnU-Net has already made the optimizer, for the parameters from before the sharding
             self.optimizer, self.lr_scheduler = self.configure_optimizers()
@@ -101,7 +101,7 @@ class PlannedTrainer(Saving):
         if not self.enable_deep_supervision:
             return loss
         if self.is_ddp:
-            parallel.without_lowest_head(stock)
+            sharding.without_lowest_head(stock)
         return DeepSupervision(loss, stock.weight_factors)
 
     def criterion(self) -> DiceAndEntropy:
@@ -151,7 +151,7 @@ class PlannedTrainer(Saving):
         start = self.current_epoch * self.num_iterations_per_epoch
         start_validation = self.current_epoch * self.num_val_iterations_per_epoch
         pin = self.device.type == "cuda"
-        share = share_of(self.batch_size, self.local_rank, parallel.processes())
+        share = share_of(self.batch_size, self.local_rank, sharding.processes())
         fewer = min(workers, max(1, workers // 2))
         return (
             SeededBatches(train, (self.seed, 0), share, start, len(self._known), workers, pin),
@@ -238,7 +238,7 @@ class PlannedTrainer(Saving):
         """Log and save as nnU-Net does, but time-based: the latest checkpoint, and the plot, which is slow to draw."""
         self._outputs = []  # the epoch is complete: a checkpoint from here on starts with the next one
         now = time.monotonic()
-        due = parallel.anywhere(now - self._saved > SAVE_INTERVAL_S, self.device)
+        due = sharding.anywhere(now - self._saved > SAVE_INTERVAL_S, self.device)
         self.save_every = 1 if due else self.num_epochs + 1
         last = self.current_epoch == self.num_epochs - 1
         plot = last or now - self._plotted > PLOT_INTERVAL_S
@@ -264,7 +264,7 @@ class PlannedTrainer(Saving):
 
     def _stop_if_requested(self) -> None:
         # A signal reaches the processes at different times; all of them must leave after the same step.
-        if not parallel.anywhere(self.stop_requested, self.device):
+        if not sharding.anywhere(self.stop_requested, self.device):
             return
         if self.disable_checkpointing:
             raise Interrupted(f"stopped after {self.current_epoch} epochs, without a checkpoint as asked", "")

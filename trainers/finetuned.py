@@ -1,6 +1,6 @@
 """Training from pre-trained weights: what trains when and at which rate, and what a checkpoint keeps of it.
 
-strategies.py defines the strategies as data, lora.py the adapters; start.py loads the weights.
+Read next: finetune/.
 """
 
 from collections.abc import Collection
@@ -9,8 +9,9 @@ from typing import Any
 import torch
 
 from stunet.errors import WeightsError
-from stunet.trainers import lora, parallel, strategies
 from stunet.trainers.base import PlannedTrainer
+from stunet.trainers.distributed import sharding
+from stunet.trainers.finetune import lora, strategies
 
 
 class FineTunedTrainer(PlannedTrainer):
@@ -74,7 +75,7 @@ class FineTunedTrainer(PlannedTrainer):
         super().on_train_epoch_start()
 
     def network_state(self) -> dict[str, torch.Tensor]:
-        return parallel.whole(lora.merged_state(self.bare_network()))
+        return sharding.whole(lora.merged_state(self.bare_network()))
 
     def more_state(self) -> dict[str, Any]:
         fresh = None if self.fresh is None else sorted(self.fresh)
@@ -84,7 +85,7 @@ class FineTunedTrainer(PlannedTrainer):
         if more.get("fresh") is not None and self.fresh is None:
             self.start_with(more["fresh"])
         network = self.bare_network()
-        lora.load(network, parallel.like(weights, network.state_dict()), more.get("adapters", {}))
+        lora.load(network, sharding.like(weights, network.state_dict()), more.get("adapters", {}))
 
     def _fresh(self) -> Collection[str]:
         return [name for name, _ in self.bare_network().named_parameters()] if self.fresh is None else self.fresh
@@ -97,4 +98,4 @@ class FineTunedTrainer(PlannedTrainer):
         share = f"{trained:,} of {total:,} parameters ({trained / total:.1%})"
         self.listener.trains(f"from epoch {self.current_epoch + 1} on: trains {share}")
         if self.is_ddp and not self.fsdp:  # DDP only looks at what is trainable when it is constructed
-            self.network = parallel.data_parallel(self.network.module)
+            self.network = sharding.data_parallel(self.network.module)

@@ -15,7 +15,7 @@ from stunet.errors import WeightsError
 from stunet.networks import STUNet
 from stunet.plans.check import difference, of_a_run
 from stunet.provenance import check_checkpoint, check_run, continued
-from stunet.trainers import parallel
+from stunet.trainers.distributed import sharding
 from stunet.trainers.steps import Steps
 from stunet.weights.checkpoints import load_checkpoint, save_checkpoint
 
@@ -25,7 +25,7 @@ FINAL, LATEST, BEST = "checkpoint_final.pth", "checkpoint_latest.pth", "checkpoi
 class Saving(Steps):
     """nnU-Net's trainer with checkpoints that hold everything needed to continue, and need no pickle."""
 
-    fsdp = False  # whether several processes shard the network (parallel.py) instead of replicating it
+    fsdp = False  # whether several processes shard the network (sharding.py) instead of replicating it
     current_epoch: int
     _outputs: list[dict]  # of the training steps of the running epoch
     _known: list[dict]  # the same, from before an interruption
@@ -43,7 +43,7 @@ class Saving(Steps):
             return
         content = {
             "network_weights": self.network_state(),
-            "optimizer_state": parallel.optimizer_state(self.optimizer),
+            "optimizer_state": sharding.optimizer_state(self.optimizer),
             "grad_scaler_state": None if self.grad_scaler is None else self.grad_scaler.state_dict(),
             "logging": self.logger.get_checkpoint(),
             "_best_ema": self._best_ema,
@@ -89,7 +89,7 @@ class Saving(Steps):
         if not self.was_initialized:
             self.initialize()
         self.load_network_state(checkpoint["network_weights"], checkpoint["stunet"])
-        parallel.load_optimizer(self.optimizer, checkpoint["optimizer_state"])
+        sharding.load_optimizer(self.optimizer, checkpoint["optimizer_state"])
         if self.grad_scaler is not None and checkpoint["grad_scaler_state"] is not None:
             self.grad_scaler.load_state_dict(checkpoint["grad_scaler_state"])
         self.current_epoch = checkpoint["current_epoch"]
@@ -106,7 +106,7 @@ class Saving(Steps):
 
     def network_state(self) -> dict[str, torch.Tensor]:
         """Return the full weights for a checkpoint, under their official names; must be called by all processes."""
-        return parallel.whole(self.bare_network().state_dict())
+        return sharding.whole(self.bare_network().state_dict())
 
     def more_state(self) -> dict[str, Any]:
         """Return what else a subclass needs to continue."""
@@ -115,7 +115,7 @@ class Saving(Steps):
     def load_network_state(self, weights: dict[str, torch.Tensor], more: dict[str, Any]) -> None:
         """Load what network_state() and more_state() returned."""
         network = self.bare_network()
-        network.load_state_dict(parallel.like(weights, network.state_dict()))
+        network.load_state_dict(sharding.like(weights, network.state_dict()))
 
     def new_network(self) -> STUNet:
         """Build a full network like the one being trained, with other values."""
@@ -129,7 +129,7 @@ class Saving(Steps):
 
     def bare_network(self) -> STUNet:
         """Return the network without DDP's and torch.compile's wrapping."""
-        return parallel.bare(self.network)
+        return sharding.bare(self.network)
 
 
 def _as_logged(content: dict[str, list]) -> dict[str, list]:

@@ -1,7 +1,7 @@
 """One training or validation step: micro-batches, precision, and work shared by processes.
 
 Replaces nnU-Net's train_step and validation_step: the numbers are the same, also if a batch is split into micro-batches
-(`accumulation`) or shared by processes (parallel.py). The online evaluation counts voxels (online_validation.py), while
+(`accumulation`) or shared by processes (sharding.py). The online evaluation counts voxels (metrics.py), while
 nnU-Net converts the prediction to one-hot. Read next: base.py.
 """
 
@@ -14,9 +14,9 @@ import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from stunet.losses import Whole
-from stunet.trainers import parallel
-from stunet.trainers.batches import parts_of
-from stunet.trainers.online_validation import count_labels, count_regions
+from stunet.trainers.data.batches import parts_of
+from stunet.trainers.distributed import sharding
+from stunet.trainers.metrics import count_labels, count_regions
 
 CLIP_NORM = 12  # of the gradient, as in nnU-Net
 
@@ -38,7 +38,7 @@ class Steps(nnUNetTrainer):
         self.optimizer.zero_grad(set_to_none=True)
         losses, whole = [], self._whole(batch)
         for part, weight, last in self._parts(batch):
-            with parallel.gradients_stay(self.network, not last):
+            with sharding.gradients_stay(self.network, not last):
                 loss = self.outputs_and_loss(part, whole)[1] * weight
                 (loss if self.grad_scaler is None else self.grad_scaler.scale(loss)).backward()
             losses.append(loss.detach())
@@ -88,7 +88,7 @@ class Steps(nnUNetTrainer):
         """
         parts = parts_of(batch, self.accumulation)
         for number, part in enumerate(parts, 1):
-            weight = len(part["data"]) * parallel.processes() / self.batch_size  # gradients are averaged over processes
+            weight = len(part["data"]) * sharding.processes() / self.batch_size  # gradients are averaged over processes
             yield on_device(part, self.device), weight, number == len(parts)
 
     def _whole(self, batch: dict) -> Whole | None:
@@ -107,7 +107,7 @@ class Steps(nnUNetTrainer):
 
     def _of_all(self, losses: list[torch.Tensor]) -> np.ndarray:
         loss = torch.stack(losses).sum() if len(losses) > 1 else losses[0]
-        return parallel.mean(loss).cpu().numpy()
+        return sharding.mean(loss).cpu().numpy()
 
     def _autocast(self) -> AbstractContextManager[Any]:
         precision = self.precision or ("fp16" if self.device.type == "cuda" else "fp32")

@@ -4,12 +4,12 @@ from typing import Any
 
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import MirrorTransform
 
-from stunet.annotations import Annotations, complete, mirrored_values
-from stunet.classes import Sides, sides
 from stunet.errors import DataError
+from stunet.labels.annotations import Annotations, complete, mirrored_values
+from stunet.labels.names import Sides, sides
+from stunet.trainers.data.loader import Samples
+from stunet.trainers.data.mirroring import MirrorSides
 from stunet.trainers.finetuned import FineTunedTrainer
-from stunet.trainers.mirroring import MirrorSides
-from stunet.trainers.sampling import Samples
 
 PLAN_AGAIN = "plan the dataset again (stunet_plan_and_preprocess), or --set mirror=none"
 

@@ -27,15 +27,15 @@ from nnunetv2.utilities.label_handling.label_handling import convert_labelmap_to
 from stunet.files import remove_parts, whole
 from stunet.images import CaseReader, file_reader
 from stunet.inference.cases import Model, drop_channel_axis
+from stunet.inference.engine.optimized import ReadyNetwork
+from stunet.inference.engine.probabilities import PLAIN, compress
+from stunet.inference.engine.windows import SlidingWindow
 from stunet.inference.output import endings_of_case, part_of_case, whole_case
-from stunet.inference.probabilities import PLAIN, compress
 from stunet.inference.products import Products, endings_of_parts
-from stunet.inference.ready import ReadyNetwork
 from stunet.inference.segmenter import Segmenter
-from stunet.inference.windows import SlidingWindow
 from stunet.nnunet import exchanged
 from stunet.orientation import for_nnunet, of_file
-from stunet.preprocessed import Checked
+from stunet.preprocessing.stored import Checked
 
 if TYPE_CHECKING:
     from stunet.trainers.base import PlannedTrainer

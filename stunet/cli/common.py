@@ -120,7 +120,7 @@ class Parser(argparse.ArgumentParser):
 
 def _meant(flag: str, flags: Sequence[str]) -> str | None:
     """Return the flag that somebody who wrote an unknown one may have meant, if any."""
-    from stunet.plans.values import KNOWN, known_as
+    from stunet.plans.settings import KNOWN, known_as
 
     word = flag.lstrip("-").lower().replace("-", "_")
     same = [known for known in flags if known.lstrip("-").lower() == word]  # --device for -device

@@ -116,14 +116,14 @@ def _check(args: argparse.Namespace) -> None:
 
 def _labels(args: argparse.Namespace) -> "tuple[Labels, str]":
     """Return the labels and the ending of the file names."""
-    from stunet import labels
     from stunet.evaluation import folders as evaluation
+    from stunet.labels import systems
 
     if not args.labels:
         file = _dataset_file(args)
         dataset = _read_dataset(file)
         return evaluation.labels_of(dataset, file), dataset["file_ending"]
-    system = labels.load(args.labels)
+    system = systems.load(args.labels)
     folder = args.pred_folder.parent if args.pred_folder.is_file() else args.pred_folder
     file = args.djfile or folder / "dataset.json"
     if not args.djfile and not file.is_file():

@@ -91,7 +91,7 @@ def _check(experiment: Experiment, weights: Mapping[str, str]) -> None:
     """Check that everything the arms need exists; download nothing."""
     from stunet.cli.train_plans import choose_trainer
     from stunet.plans.check import check_plans
-    from stunet.trainers.ready import check_data
+    from stunet.runs.readiness import check_data
 
     dataset = workspace.dataset_name(experiment.dataset)
     plans = workspace.load_plans(workspace.plans_path(dataset, experiment.plans))

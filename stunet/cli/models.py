@@ -181,7 +181,7 @@ def _import(args: argparse.Namespace) -> None:
 def _export(args: argparse.Namespace) -> None:
     source = store.find_model(args.name, offline=args.peft)  # published models have no adapters
     if args.peft:
-        from stunet.trainers.adapter_folder import export_adapter
+        from stunet.trainers.finetune.peft_export import export_adapter
 
         export_adapter(source, args.o)
     else:

@@ -124,7 +124,7 @@ def _check_configurations(datasets: list[str], configurations: Sequence[str]) ->
 
 
 def _check_options(args: argparse.Namespace) -> None:
-    from stunet.plans.values import checked, parse_stages
+    from stunet.plans.settings import checked, parse_stages
 
     args.normalization = None
     if args.p and (other := [option for option, given in _planning(args).items() if given]):
@@ -272,7 +272,7 @@ def _plan(dataset: str, workers: int, args: argparse.Namespace) -> dict[str, Any
 
 
 def _preprocess(dataset: str, plans: dict[str, Any], args: argparse.Namespace) -> None:
-    from stunet.preprocessing import pending_cases, preprocess, stale_cases
+    from stunet.preprocessing.dataset import pending_cases, preprocess, stale_cases
 
     for position, name in enumerate(args.c):
         if name not in plans["configurations"] and name in CONFIGURATIONS:
@@ -291,7 +291,7 @@ def _preprocess(dataset: str, plans: dict[str, Any], args: argparse.Namespace) -
 def _fitting(dataset: str, plans: dict[str, Any], name: str, wanted: int) -> int:
     """Return how many processes the memory can hold, up to `wanted`; tell the user if that is fewer."""
     from stunet.plans.resolve import resolve
-    from stunet.preprocessing_workers import fitting_workers
+    from stunet.preprocessing.worker import fitting_workers
 
     configuration = resolve(plans, name)
     path = workspace.preprocessed_dataset(dataset) / "dataset_fingerprint.json"

@@ -19,7 +19,7 @@ from stunet.errors import DataError, UsageError, WeightsError
 if TYPE_CHECKING:
     from stunet.inference.cases import Case, Model
     from stunet.inference.predictor import Predictor
-    from stunet.labels import LabelSystem
+    from stunet.labels.systems import LabelSystem
 
 LOW = "3d_lowres"  # nnU-Net's low-resolution configuration
 
@@ -31,10 +31,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _predict(args: argparse.Namespace) -> int:
     predict_options.check(args)
-    from stunet import labels
     from stunet.inference.cases import begun_folds, find_cases, open_model
+    from stunet.labels import systems
 
-    system = labels.load(args.labels) if args.labels else None
+    system = systems.load(args.labels) if args.labels else None
     folder = _model_folder(args)
     model = open_model(_low_resolution(folder) if args.fast else folder, args.f, args.chk)
     if not args.f and (unfinished := begun_folds(model)):

@@ -6,15 +6,15 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from stunet import console, nnunet, presets, workspace
-from stunet.annotations import described
 from stunet.cli import common
 from stunet.cli.train_plans import Chosen, choose_plans, choose_trainer
 from stunet.cli.train_run import train
 from stunet.errors import UsageError
 from stunet.files import write_json
+from stunet.labels.annotations import described
 
 if TYPE_CHECKING:
-    from stunet.trainers.launch import Run
+    from stunet.runs.launch import Run
     from stunet.weights.report import TransferReport
 
 
@@ -116,8 +116,8 @@ def _prepared(args: argparse.Namespace, again: bool) -> "Run | None":
     plans = chosen.plans
 
     from stunet.plans.check import check_plans
-    from stunet.trainers.launch import continued, starting_point
-    from stunet.trainers.ready import check_data
+    from stunet.runs.launch import continued, starting_point
+    from stunet.runs.readiness import check_data
 
     resolved = check_plans(plans, configuration)
     nnunet.check_version()
@@ -126,7 +126,7 @@ def _prepared(args: argparse.Namespace, again: bool) -> "Run | None":
     for warning in check_data(dataset, plans, configuration, fold, args.tr):
         console.warn(warning)
     _check_shares(resolved["batch_size"], args.num_gpus, plans["stunet"]["train"].get("accumulation", 1))
-    from stunet.trainers.room import check_room
+    from stunet.runs.room import check_room
 
     run = _run(dataset, chosen, configuration, fold, args)
     if run.fsdp:
@@ -150,7 +150,7 @@ def _prepared(args: argparse.Namespace, again: bool) -> "Run | None":
 
 
 def _check_fsdp(run: "Run") -> None:
-    from stunet.trainers import strategies
+    from stunet.trainers.finetune import strategies
 
     block = run.plans["stunet"]
     if run.processes == 1:
@@ -189,7 +189,7 @@ def _check(args: argparse.Namespace) -> None:
 
 
 def _list() -> None:
-    from stunet.trainers.strategies import STRATEGIES
+    from stunet.trainers.finetune.strategies import STRATEGIES
 
     for name, strategy in STRATEGIES.items():
         console.result(f"{name:16}{strategy.title}")
@@ -228,7 +228,7 @@ def _dataset(given: str | None) -> str:
 
 
 def _run(dataset: str, chosen: Chosen, configuration: str, fold: int | str, args: argparse.Namespace) -> "Run":
-    from stunet.trainers.launch import Run
+    from stunet.runs.launch import Run
 
     return Run(
         dataset=dataset,
@@ -252,7 +252,7 @@ def _run(dataset: str, chosen: Chosen, configuration: str, fold: int | str, args
 def _describe(run: "Run", resolved: dict[str, Any]) -> None:
     from stunet.plans.derive import describe
     from stunet.plans.memory import estimate, parameters
-    from stunet.trainers import strategies
+    from stunet.trainers.finetune import strategies
 
     dataset_json = described(run.dataset, run.plans, run.trainer)
     network = describe(run.plans, run.configuration, dataset_json)
@@ -288,7 +288,7 @@ def _judged(run: "Run") -> "TransferReport | None":
     """Return what will become of pre-trained weights, before anything is written; None without weights."""
     if run.weights is None:
         return None
-    from stunet.trainers.start import preview
+    from stunet.trainers.finetune.start import preview
 
     dataset_json = described(run.dataset, run.plans, run.trainer)
     return preview(run.weights, run.plans, run.configuration, dataset_json)

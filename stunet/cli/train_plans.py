@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from stunet import console, nnunet, presets, workspace
-from stunet.annotations import Annotations, described, load_annotations
 from stunet.cli.models import ShownDownload
 from stunet.errors import DataError, UsageError, WeightsError
 from stunet.kinds import read_dataset_json
+from stunet.labels.annotations import Annotations, described, load_annotations
 from stunet.models import store
 from stunet.plans.resolve import resolve
 
@@ -35,8 +35,8 @@ def choose_plans(dataset: str, args: argparse.Namespace) -> Chosen:
         DataError: There are no plans, or different ones with the same name.
         WeightsError: The weights cannot be read, or the plans start from weights that are not given.
     """
-    from stunet.plans import values
-    from stunet.trainers import strategies
+    from stunet.plans import settings
+    from stunet.trainers.finetune import strategies
 
     if args.finetune:
         strategies.find(args.finetune)
@@ -44,8 +44,8 @@ def choose_plans(dataset: str, args: argparse.Namespace) -> Chosen:
     path = workspace.plans_path(dataset, args.p or (_fitting(dataset, preset) if preset else None))
     plans = workspace.load_plans(path)
     dataset_json = read_dataset_json(path.parent / "dataset.json")
-    options = {"size": args.size, "memory_gb": args.gpu_memory_target, "stages": values.parse_stages(args.stages)}
-    overrides = values.parse(args.set)
+    options = {"size": args.size, "memory_gb": args.gpu_memory_target, "stages": settings.parse_stages(args.stages)}
+    overrides = settings.parse(args.set)
     if preset:
         if unlike := preset.unlike(plans):
             raise DataError(
@@ -132,8 +132,8 @@ def _from_weights(
 
     If the base plan has the same weights and head, its entry is kept.
     """
-    from stunet.trainers import strategies
-    from stunet.trainers.start import choose
+    from stunet.trainers.finetune import strategies
+    from stunet.trainers.finetune.start import choose
 
     before = base.get("weights", {})
     head = "reset" if args.pretrained_weights else args.head or before.get("head")
@@ -160,7 +160,7 @@ def _from_weights(
 
 def _kept_stages(name: str, plans: Mapping[str, Any]) -> int | None:
     """Return how many of a plan's stages a strategy keeps; None for all."""
-    from stunet.trainers import strategies
+    from stunet.trainers.finetune import strategies
 
     strategy = strategies.find(name)
     if strategy.depth == 1 or plans["stunet"].get("finetune") == name:

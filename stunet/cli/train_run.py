@@ -16,7 +16,7 @@ from stunet.kinds import SUMMARY, read
 from stunet.workspace import load_plans
 
 if TYPE_CHECKING:
-    from stunet.trainers.launch import Run
+    from stunet.runs.launch import Run
 
 # Returns the run that a command line means, or None if there is nothing to train. Its argument: whether torchrun has
 # restarted the command.
@@ -31,7 +31,7 @@ def train(args: argparse.Namespace, prepare: Prepare) -> None:
     run = prepare(False)
     if run is None:
         return
-    from stunet.trainers.launch import launch
+    from stunet.runs.launch import launch
 
     if left := _left(run):
         launch(left, console.TrainingProgress)
@@ -40,8 +40,8 @@ def train(args: argparse.Namespace, prepare: Prepare) -> None:
 
 def _as_one_of_several(args: argparse.Namespace, prepare: Prepare) -> None:
     """Train as one of several processes: the first one decides and shows the result, all of them train."""
-    from stunet.trainers.launch import join, reserved
-    from stunet.trainers.processes import decided, restarted, started_by_torchrun, together
+    from stunet.runs.launch import join, reserved
+    from stunet.trainers.distributed.group import decided, restarted, started_by_torchrun, together
 
     member, device = started_by_torchrun(), common.device(args.device)
     if args.num_gpus not in (1, member.size):
@@ -75,8 +75,8 @@ def _left(run: "Run") -> "Run | None":
     """
     from stunet.plans.check import difference, of_a_run
     from stunet.provenance import check_result
-    from stunet.trainers.launch import FINAL
-    from stunet.trainers.ready import lacking_next_stage
+    from stunet.runs.launch import FINAL
+    from stunet.runs.readiness import lacking_next_stage
 
     if run.only_validate or not run.resume or run.validate_best:
         return run

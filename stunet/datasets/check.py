@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from nibabel.filebasedimages import ImageFileError
 
-from stunet.annotations import FILE, load_annotations
 from stunet.datasets import GEOMETRY_ATOL, Case, Rules, left_out, raise_first, read_dataset, tiff
 from stunet.datasets.contents import Content, count_values, judge, look
 from stunet.datasets.listing import unusable
@@ -23,8 +22,9 @@ from stunet.datasets.units import look as look_at_units
 from stunet.errors import DataError, is_out_of_memory
 from stunet.images import Reader
 from stunet.kinds import read_dataset_json
+from stunet.labels.annotations import FILE, load_annotations
 from stunet.nifti import check_nifti
-from stunet.processes import each
+from stunet.workers import each
 
 # What nnU-Net's readers raise for an unreadable file: errors of ITK, zlib, nibabel, tifffile, and their own assertions.
 UNREADABLE = (RuntimeError, OSError, EOFError, ValueError, AssertionError, zlib.error, ImageFileError)

@@ -25,8 +25,8 @@ from stunet.errors import DataError, OutOfMemoryError, StunetError, UsageError, 
 from stunet.files import NO_SPACE, alone_with, whole, write_json
 from stunet.kinds import CASE_RECORD, read
 from stunet.names import check_name
-from stunet.processes import each
 from stunet.schema import anything, dict_of
+from stunet.workers import each
 
 OWN_FOLDER = ".stunet"
 AGAIN = "then run the same command again; finished cases are kept"

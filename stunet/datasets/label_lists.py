@@ -9,9 +9,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from stunet import labels
 from stunet.errors import DataError, UsageError
 from stunet.files import read_json
+from stunet.labels import systems
 
 EXAMPLE = "liver spleen, or a file: ITK-SNAP's, .csv or .tsv with index and name, .json or .toml"
 VALUES, NAMES = ("index", "value", "id", "idx", "label"), ("name", "class", "structure", "label")  # names of columns
@@ -58,7 +58,7 @@ def _read_file(path: Path) -> list[tuple[Any, str]]:
     if not path.is_file():
         raise DataError(f"no list of labels {str(path)!r}", EXAMPLE)
     if path.suffix == ".toml":
-        system = labels.load(str(path))
+        system = systems.load(str(path))
         return [(value, entry.name) for entry in system.classes for value in entry.labels]
     if path.suffix == ".json":
         return _from_json(read_json(path), path)
@@ -116,9 +116,9 @@ def _checked(entries: Sequence[tuple[Any, Any]], where: str) -> dict[int, str]:
     for value, name in entries:
         if not isinstance(name, str) or not name.strip() or "\0" in name:
             raise DataError(f"{where}: value {value!r} has the name {name!r}", EXAMPLE)
-        if isinstance(value, bool) or not re.fullmatch(r"[0-9]{1,9}", str(value)) or int(value) > labels.MAX_LABEL:
+        if isinstance(value, bool) or not re.fullmatch(r"[0-9]{1,9}", str(value)) or int(value) > systems.MAX_LABEL:
             hint = "one value per class; regions of several values are made in dataset.json afterwards"
-            raise DataError(f"{where}: {name!r} is {value!r}, not an integer from 0 to {labels.MAX_LABEL}", hint)
+            raise DataError(f"{where}: {name!r} is {value!r}, not an integer from 0 to {systems.MAX_LABEL}", hint)
         number, name = int(value), name.strip()
         if number == 0:  # "Clear Label", "background"
             continue

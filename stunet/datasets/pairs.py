@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 
-from stunet import labels
 from stunet.datasets import Case, Rules, find_reader
 from stunet.datasets.check import UNREADABLE, read_case
 from stunet.datasets.conversion import Conversion, Description, Source, dataset_folder
@@ -19,6 +18,7 @@ from stunet.datasets.label_lists import renumber
 from stunet.datasets.listing import ending_of, list_images, named, same_case, unusable
 from stunet.errors import DataError, UsageError
 from stunet.files import whole
+from stunet.labels import systems
 from stunet.nifti import check_nifti
 
 ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha", ".gipl")  # of volumes that nnU-Net can read
@@ -56,7 +56,7 @@ class Renumber:
         path = folder / f"labels{source.subset}" / f"{source.name}{self.ending}"
         path.parent.mkdir(exist_ok=True)
         with whole(path) as part:
-            self._write(labels.apply(table, label.astype(np.intp)), part, properties)
+            self._write(systems.apply(table, label.astype(np.intp)), part, properties)
         return [path], {}
 
     def _write(self, label_DHW: np.ndarray, path: Path, properties: dict[str, Any]) -> None:

@@ -12,10 +12,10 @@ from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
 
-from stunet import labels
 from stunet.datasets import FILE_ENDING
 from stunet.datasets.listing import visible
 from stunet.errors import DataError, closest
+from stunet.labels import systems
 
 MASKS = "segmentations"
 META = "meta.csv"
@@ -53,7 +53,7 @@ class Release:
     @property
     def names(self) -> tuple[str, ...]:
         """All classes in the official order."""
-        return tuple(entry.name for entry in labels.load(self.labels).classes)
+        return tuple(entry.name for entry in systems.load(self.labels).classes)
 
     def part(self, name: str) -> tuple[str, ...]:
         """Return the classes of a part in the official order."""

@@ -13,9 +13,6 @@ from typing import Any
 import nibabel
 import numpy as np
 
-from stunet.annotations import FILE as ANNOTATIONS
-from stunet.annotations import Annotations, Case
-from stunet.annotations import Source as AnnotatingSource
 from stunet.datasets import FILE_ENDING
 from stunet.datasets.conversion import Conversion, Description, Source, dataset_folder, write_file
 from stunet.datasets.listing import named, visible
@@ -31,6 +28,9 @@ from stunet.datasets.subjects import (
     unlisted_subjects,
 )  # fmt: skip
 from stunet.errors import DataError
+from stunet.labels.annotations import FILE as ANNOTATIONS
+from stunet.labels.annotations import Annotations, Case
+from stunet.labels.annotations import Source as AnnotatingSource
 from stunet.names import cells
 from stunet.nifti import check_nifti
 

@@ -21,9 +21,9 @@ from stunet.datasets.listing import Image, ending_of, list_images, named, same_c
 from stunet.errors import DataError
 from stunet.evaluation import metrics
 from stunet.evaluation.segmentations import check_place, read_segmentation
-from stunet.labels import LabelSystem, apply
+from stunet.labels.systems import LabelSystem, apply
 from stunet.names import cells
-from stunet.processes import each
+from stunet.workers import each
 
 log = logging.getLogger("stunet")
 

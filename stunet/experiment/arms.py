@@ -12,9 +12,9 @@ from typing import Any
 
 from stunet import names, presets, schema
 from stunet.errors import DataError, UsageError
-from stunet.plans import values
+from stunet.plans import settings
 from stunet.schema import Check, Wrong, anything, check, dict_of, either, integer, list_of, one_of, read_toml
-from stunet.trainers import strategies
+from stunet.trainers.finetune import strategies
 
 SCRATCH = "none"
 HEADS = ("slice", "reset")  # models with a reused head have other labels, but arms are compared label by label
@@ -27,17 +27,14 @@ class Experiment:
     Args:
         dataset: Number or name.
         weights: What trainings start from, by title; "none" for nothing.
-        strategies: Names from trainers/strategies.py; from scratch, those with the same schedule and depth are merged.
-        cases: Numbers of labelled training cases, or "all".
-        seeds: Seeds for the choice of cases, the initial weights and the batches.
-        heads: What happens to the pre-trained head; if empty, stunet_train chooses.
-        configuration: Key of the plans' configurations.
-        fold: The fold whose validation cases are held out.
-        plans: Name of the plans; None: those of the dataset.
-        size: Key of SIZES; None: that of the weights, and from scratch that of the plans.
-        set: Values for every arm (plans/values.py).
-        set_scratch: Values for the arms without weights; they override `set`.
-        set_pretrained: Values for the arms with weights; they override `set`.
+        strategies: Names from trainers/finetune/strategies.py; from scratch, those with the same schedule and depth are
+            merged. cases: Numbers of labelled training cases, or "all". seeds: Seeds for the choice of cases, the
+            initial weights and the batches. heads: What happens to the pre-trained head; if empty, stunet_train
+            chooses. configuration: Key of the plans' configurations. fold: The fold whose validation cases are held
+            out. plans: Name of the plans; None: those of the dataset. size: Key of SIZES; None: that of the weights,
+            and from scratch that of the plans. set: Values for every arm (plans/settings.py). set_scratch: Values for
+            the arms without weights; they override `set`. set_pretrained: Values for the arms with weights; they
+            override `set`.
     """
 
     dataset: int | str
@@ -99,7 +96,7 @@ def _checked(content: Mapping[str, Any], folder: Path) -> Experiment:
     found: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in content.items()}
     found["weights"] = _located(content["weights"], folder)
     for table in ("set", "set_scratch", "set_pretrained"):
-        found[table] = {key: values.checked(key, value) for key, value in content.get(table, {}).items()}
+        found[table] = {key: settings.checked(key, value) for key, value in content.get(table, {}).items()}
         for key, owner in (("seed", "seeds"), ("num_cases", "cases")):
             if key in found[table]:
                 raise UsageError(f"{key} in [{table}] would be the same for all arms", f"{owner} = [...]")
@@ -184,7 +181,7 @@ _KEYS: dict[str, Check] = {
     "weights": _WEIGHTS,
     "strategies": _once(schema.text),
     "cases": _once(either('a number or "all"', integer(1), one_of("all"))),
-    "seeds": _once(integer(0, values.LARGEST)),
+    "seeds": _once(integer(0, settings.LARGEST)),
     "heads": _once(one_of(*HEADS)),
     "configuration": names.name,
     "fold": integer(0),  # with "all", no case would be held out

@@ -2,7 +2,7 @@
 
 While the network works on a case, one thread reads and preprocesses the next case and another writes the previous one;
 nothing more is in flight, so neither disk nor memory fills up. A broken case becomes an Outcome with an error, and the
-others go on. predictor.py has the steps, products.py the files, memory.py the limit.
+others go on. predictor.py has the steps, products.py the files, engine/memory.py the limit.
 """
 
 import errno
@@ -18,8 +18,9 @@ import numpy as np
 
 from stunet.errors import DataError, StunetError
 from stunet.files import remove_parts
-from stunet.inference import memory, products
+from stunet.inference import products
 from stunet.inference.cases import Case, geometry
+from stunet.inference.engine import memory
 from stunet.inference.failures import reason
 from stunet.inference.output import endings_of_case
 from stunet.inference.predictor import Predictor, Prepared

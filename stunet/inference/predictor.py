@@ -28,10 +28,13 @@ from nnunetv2.utilities.label_handling.label_handling import convert_labelmap_to
 
 from stunet.errors import DataError, OutOfMemoryError, UsageError, is_out_of_memory, last_line
 from stunet.images import Reader, file_reader
-from stunet.inference import memory
 from stunet.inference.cases import Case, Model, drop_channel_axis, open_model
-from stunet.inference.confidence import Confidence
-from stunet.inference.network import build, check_strides
+from stunet.inference.engine import memory
+from stunet.inference.engine.confidence import Confidence
+from stunet.inference.engine.network import build, check_strides
+from stunet.inference.engine.optimized import ReadyNetwork
+from stunet.inference.engine.v1_order import V1Preprocessor
+from stunet.inference.engine.windows import SlidingWindow
 from stunet.inference.orientation import known_orientation
 from stunet.inference.reading import (
     Raw,
@@ -45,14 +48,11 @@ from stunet.inference.reading import (
     stacked,
     warn_of_units,
 )
-from stunet.inference.ready import ReadyNetwork
 from stunet.inference.segmenter import Segmenter
-from stunet.inference.v1_order import V1Preprocessor
-from stunet.inference.windows import SlidingWindow
-from stunet.labels import LabelSystem
+from stunet.labels.systems import LabelSystem
 from stunet.nifti_header import has_place
 from stunet.orientation import checked, of_file, orientation_of
-from stunet.preprocessor import preprocessor_of
+from stunet.preprocessing.case import preprocessor_of
 from stunet.provenance import check_trained
 from stunet.results.segmentation import Segmentation
 from stunet.results.subset import subset_dataset, subset_table

@@ -17,8 +17,8 @@ import numpy as np
 from stunet.errors import DataError, StunetError, UsageError
 from stunet.files import NAME_MAX, remove
 from stunet.inference.cases import Case, Model
+from stunet.inference.engine.probabilities import PLAIN, compress
 from stunet.inference.output import part_of_case, whole_case
-from stunet.inference.probabilities import PLAIN, compress
 from stunet.names import file_name
 from stunet.nifti import check_nifti
 from stunet.nifti_header import is_nifti

@@ -22,12 +22,12 @@ from torch.optim.swa_utils import update_bn
 from stunet.errors import DataError
 from stunet.files import new_folder, read_json, write_json
 from stunet.inference.cases import Model, open_model
-from stunet.inference.network import build
+from stunet.inference.engine.network import build
 from stunet.models.record import RECORD
 from stunet.plans.check import difference
 from stunet.plans.resolve import resolve
-from stunet.preprocessed import Checked
-from stunet.preprocessing import CONFIGURATION_SETTINGS, PLAN_SETTINGS, preprocessed_cases
+from stunet.preprocessing.dataset import CONFIGURATION_SETTINGS, PLAN_SETTINGS, preprocessed_cases
+from stunet.preprocessing.stored import Checked
 from stunet.provenance import check_data
 from stunet.weights.checkpoints import check_finite, check_weights, load_trained, save_checkpoint
 from stunet.weights.reading import read_weights

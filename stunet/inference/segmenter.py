@@ -1,6 +1,6 @@
 """Turn a preprocessed case into labels on the image's grid: network, interpolation, and back into the whole image.
 
-The network's logits become labels as they are computed (windows.py, export.py), so the logits of the whole scan never
+The network's logits become labels as they are computed (engine/), so the logits of the whole scan never
 exist at once. If the plans resample logits differently from nnU-Net's default, the function that they name is used.
 """
 
@@ -17,10 +17,10 @@ from nnunetv2.preprocessing.resampling.default_resampling import determine_do_se
 from torch import Tensor
 
 from stunet.errors import DataError
-from stunet.inference import export
-from stunet.inference.confidence import Confidence
-from stunet.inference.probabilities import plain_array, put
-from stunet.inference.windows import SlidingWindow
+from stunet.inference.engine import export
+from stunet.inference.engine.confidence import Confidence
+from stunet.inference.engine.probabilities import plain_array, put
+from stunet.inference.engine.windows import SlidingWindow
 from stunet.orientation import way_back
 
 

@@ -7,7 +7,7 @@
     splits.py    the folds of the union
     check.py     all of the above, before anything is written
     growing.py   a dataset that grows over several runs and appears once it is complete
-    build.py     the union as a raw dataset of nnU-Net with annotations.json (stunet/annotations.py)
+    build.py     the union as a raw dataset of nnU-Net with annotations.json (labels/annotations.py)
     pseudo.py    which missing classes of a dataset a teacher can annotate
     completing.py  the dataset with what the teacher annotated
 

@@ -13,12 +13,12 @@ import nibabel
 import numpy as np
 
 from stunet import __version__, workspace
-from stunet.annotations import Annotations
 from stunet.datasets import FILE_ENDING, Case, write_dataset_json
 from stunet.errors import DataError
 from stunet.files import NO_SPACE, whole, write_json
 from stunet.kinds import PROVENANCE, read
-from stunet.labels import apply
+from stunet.labels.annotations import Annotations
+from stunet.labels.systems import apply
 from stunet.merging.check import Checked, state
 from stunet.merging.estimate import label_counts
 from stunet.merging.findings import LARGEST_UINT8
@@ -26,7 +26,7 @@ from stunet.merging.growing import FULL_HINT, RECORD, growing, is_there
 from stunet.merging.space import IGNORE
 from stunet.merging.splits import FILE as SPLITS
 from stunet.merging.union import Member, Union, case_name
-from stunet.processes import each
+from stunet.workers import each
 
 NORMALISED_OTHERWISE = ("ct", "nonorm", "rescale_to_0_1", "rgb_to_0_1")  # channel names that nnU-Net knows
 

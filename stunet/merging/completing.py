@@ -15,15 +15,15 @@ from typing import Any
 import numpy as np
 
 from stunet import __version__, kinds
-from stunet.classes import head_classes
 from stunet.datasets import FILE_ENDING, Case, raise_first, write_dataset_json
 from stunet.errors import DataError, OutOfMemoryError
 from stunet.files import whole, write_json
 from stunet.inference.cases import Case as Input
-from stunet.inference.confidence import Confidence
+from stunet.inference.engine.confidence import Confidence
 from stunet.inference.predictor import Predictor
 from stunet.inference.reading import Raw
-from stunet.labels import apply
+from stunet.labels.names import head_classes
+from stunet.labels.systems import apply
 from stunet.merging.build import reference
 from stunet.merging.growing import RECORD, growing
 from stunet.merging.pseudo import REST, Plan

@@ -8,9 +8,9 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from stunet.annotations import mirrored_values
-from stunet.classes import sides as sides_of
 from stunet.errors import DataError
+from stunet.labels.annotations import mirrored_values
+from stunet.labels.names import sides as sides_of
 from stunet.merging import Finding
 from stunet.merging.estimate import Estimate, label_counts
 from stunet.merging.scan import Scan

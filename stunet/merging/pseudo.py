@@ -12,14 +12,14 @@ from typing import Any
 
 import numpy as np
 
-from stunet.annotations import Annotations, load_annotations
-from stunet.annotations import Case as AnnotatedCase
-from stunet.annotations import Source as AnnotatedSource
-from stunet.classes import head_classes, match_classes
 from stunet.datasets import Case, read_dataset, warn_left_out
 from stunet.errors import DataError, UsageError
 from stunet.inference.cases import Model
 from stunet.kinds import read_dataset_json
+from stunet.labels.annotations import Annotations, load_annotations
+from stunet.labels.annotations import Case as AnnotatedCase
+from stunet.labels.annotations import Source as AnnotatedSource
+from stunet.labels.names import head_classes, match_classes
 from stunet.merging.build import label_bound
 from stunet.merging.scan import check_endings, files_of
 from stunet.merging.space import IGNORE

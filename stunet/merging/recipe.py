@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from stunet import labels
-from stunet.annotations import HEADS
 from stunet.errors import DataError
+from stunet.labels import systems
+from stunet.labels.annotations import HEADS
 from stunet.merging.yaml_values import name_list, number, one_of, read_yaml, table, text, triple
 
 READERS = {"nibabel_reorient": "NibabelIOWithReorient", "simpleitk_reorient": "SimpleITKIOWithReorient"}
@@ -171,7 +171,7 @@ def _classes(path: Path, top: Mapping[str, Any]) -> tuple[tuple[str, ...], froze
             listed = tuple(line.strip() for line in text(file).splitlines() if line.strip())
             required = frozenset(listed)
         else:
-            system = labels.load(str(file) if given.endswith(".toml") else given.replace("_", "-"))
+            system = systems.load(str(file) if given.endswith(".toml") else given.replace("_", "-"))
             listed, required = tuple(entry.name for entry in system.classes), frozenset()
     else:
         listed = name_list(given, "classes", "a list of names, a .txt file, or a label system: totalsegmentator-v2")

@@ -19,8 +19,8 @@ from stunet.datasets import Case, Rules
 from stunet.datasets.check import UNREADABLE, read_case
 from stunet.errors import DataError
 from stunet.files import whole
-from stunet.processes import each
 from stunet.schema import anything, dict_of, integer, list_of, number, table, text
+from stunet.workers import each
 
 NIFTI = (".nii", ".nii.gz")
 EVERY = 4  # every 4th voxel along each axis goes into the fingerprint: 1/64 of them

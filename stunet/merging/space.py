@@ -1,7 +1,7 @@
 """Determine which label of the union each value of a source's label files is.
 
 A source's label is the set of leaves that it covers: one class, or several that it does not distinguish. Equal sets are
-one label of the union, whatever their names. stunet/classes.py matches names that the recipe does not mention.
+one label of the union, whatever their names. labels/names.py matches names that the recipe does not mention.
 """
 
 import re
@@ -9,9 +9,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from stunet.annotations import Annotations
-from stunet.classes import Row, match_classes
 from stunet.errors import closest
+from stunet.labels.annotations import Annotations
+from stunet.labels.names import Row, match_classes
 from stunet.merging import Finding
 from stunet.merging.recipe import SEPARATE, UNANNOTATED, Recipe, SourceRecipe, Target
 

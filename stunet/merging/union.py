@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from stunet import workspace
-from stunet.annotations import Annotations, load_annotations
-from stunet.annotations import Case as AnnotatedCase
-from stunet.annotations import Source as AnnotatedSource
 from stunet.datasets import Case, Rules, read_dataset, warn_left_out
 from stunet.errors import DataError, closest
 from stunet.kinds import read_dataset_json
+from stunet.labels.annotations import Annotations, load_annotations
+from stunet.labels.annotations import Case as AnnotatedCase
+from stunet.labels.annotations import Source as AnnotatedSource
 from stunet.merging import Finding
 from stunet.merging.recipe import Recipe, SourceRecipe
 from stunet.merging.scan import Scan, check_endings

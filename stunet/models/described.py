@@ -7,9 +7,9 @@ compares the tensors with them; plans/check.py is equally strict with the plans 
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from stunet.classes import head_classes
 from stunet.errors import DataError, WeightsError
 from stunet.kinds import DATASET, PLANS, label_values
+from stunet.labels.names import head_classes
 from stunet.plans.grid import RESAMPLED, problems
 from stunet.schema import check
 from stunet.weights.v2 import NORMALIZATIONS, READERS, RESAMPLINGS

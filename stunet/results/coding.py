@@ -8,7 +8,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from stunet.classes import canonical
+from stunet.labels.names import canonical
 
 if TYPE_CHECKING:
     from pydicom.sr.coding import Code

@@ -9,7 +9,7 @@ import re
 import zlib
 from functools import cache
 
-from stunet.classes import canonical
+from stunet.labels.names import canonical
 
 GOLDEN = (5**0.5 - 1) / 2  # of a turn: multiples of this angle never come close to each other
 RIGHT = 0.68  # brightness of the right structure of a pair, relative to the left
@@ -72,7 +72,7 @@ _COMMON: dict[str, RGB] = {
 
 @cache
 def colour(name: str) -> RGB:
-    """Return red, green and blue of a class, 0 to 255; all names of a class (classes.py) have the same colour."""
+    """Return red, green and blue of a class, 0 to 255; all names of a class (labels/names.py) have the same colour."""
     spelled = canonical(name)
     if spelled in _COMMON:
         return _COMMON[spelled]

@@ -21,7 +21,7 @@ from stunet.datasets.dicom_headers import numbers, quietly
 from stunet.errors import DataError
 from stunet.evaluation.segmentations import Geometry, check_place
 from stunet.files import whole
-from stunet.labels import apply
+from stunet.labels.systems import apply
 from stunet.results.colours import colour
 from stunet.results.segmentation import Segmentation
 

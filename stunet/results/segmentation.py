@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from stunet.classes import head_classes
 from stunet.errors import DataError
+from stunet.labels.names import head_classes
 from stunet.orientation import LPS_OF_RAS
 
 if TYPE_CHECKING:

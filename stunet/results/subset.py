@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from stunet.classes import match_classes
 from stunet.errors import UsageError
+from stunet.labels.names import match_classes
 from stunet.results.segmentation import class_names
 
 

@@ -1,12 +1,12 @@
 """Choose which rows of the weights' heads go into which rows of the network's, by the names of the classes.
 
-A head is a 1x1x1 convolution with one row, weights and a bias, per class. classes.py matches the names, transfer.py
-moves the rows found here in the heads of all levels.
+A head is a 1x1x1 convolution with one row, weights and a bias, per class. labels/names.py matches the names,
+transfer.py moves the rows found here in the heads of all levels.
 
 The rows of a softmax compete. Slicing removes competitors, and until training has taught the background to take their
 voxels, those of a dropped class fall to whichever class is left. A background bias that compensates for this can only
 be estimated on data, so none is guessed here. Reusing keeps all rows: the dataset annotates only some of the classes
-(trainers/partial.py), and before the first step the network computes what it was trained to.
+(trainers/partial/), and before the first step the network computes what it was trained to.
 """
 
 import math
@@ -15,8 +15,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from stunet.classes import Row, match_classes
 from stunet.errors import UsageError, closest
+from stunet.labels.names import Row, match_classes
 from stunet.weights.reading import Weights
 
 BACKGROUND = "background"

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stunet.classes import head_classes
 from stunet.errors import DataError, WeightsError
 from stunet.kinds import DATASET, MODEL, PLANS, read
+from stunet.labels.names import head_classes
 from stunet.names import check_name
 from stunet.plans.resolve import resolve
 from stunet.weights.architecture import Architecture, recognise

@@ -4,7 +4,8 @@ Every tensor of the network and of the weights has one fate, which names and sha
 what would be loaded; then it is loaded tensor by tensor, as the weights are mapped from their file and may be large.
 
 Tensors are matched by resolution: encoder stages count from the finest, everything after them from the coarsest.
-reading.py reads the file, heads.py chooses the rows; trainers/start.py calls `transfer` before the first epoch.
+reading.py reads the file, heads.py chooses the rows; trainers/finetune/start.py calls `transfer` before the first
+epoch.
 """
 
 from collections.abc import Mapping, Sequence

@@ -10,10 +10,10 @@ import SimpleITK as sitk
 from nnunetv2.experiment_planning.verify_dataset_integrity import verify_dataset_integrity
 from nnunetv2.imageio.nibabel_reader_writer import NibabelIOWithReorient
 
-from stunet import labels
-from stunet.annotations import load_annotations
 from stunet.datasets.msd import convert_msd
 from stunet.files import read_json, write_json
+from stunet.labels import systems
+from stunet.labels.annotations import load_annotations
 from stunet.merging.build import build
 from stunet.merging.check import Checked, check, open_sources
 from stunet.merging.recipe import load_recipe
@@ -89,7 +89,7 @@ def test_ct_and_mr_of_other_grids_and_labels_become_one_dataset(data: Path, raw:
             (folder / part).mkdir(parents=True)
         sitk.WriteImage(image, str(folder / "imagesTr/case_0000.nii.gz"))
         (folder / "labelsTr/case.nii.gz").write_bytes(segmentation.read_bytes())
-        system = labels.load("totalsegmentator-v2" if name == "102_CT" else "totalsegmentator-mr")
+        system = systems.load("totalsegmentator-v2" if name == "102_CT" else "totalsegmentator-mr")
         about = {"channel_names": {"0": name[4:]}, "labels": system.dataset_labels, "licence": "CC BY-NC-SA 2.0"}
         write_json(folder / "dataset.json", {**about, "numTraining": 1, "file_ending": ".nii.gz"})
     (raw.parent / "body.yaml").write_text(BODY)

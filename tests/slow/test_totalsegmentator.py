@@ -10,8 +10,8 @@ import nibabel
 import numpy as np
 import pytest
 
-from stunet import labels
 from stunet.files import read_json
+from stunet.labels import systems
 
 if TYPE_CHECKING:
     from tests.slow.conftest import Place
@@ -61,7 +61,7 @@ def test_the_official_fold_reaches_training(model: "Place") -> None:
 def test_the_network_has_117_classes_and_no_mirroring_of_sides(model: "Place") -> None:
     plans = read_json(model.model("3d_fullres") / "plans.json")
     dataset = read_json(model.model("3d_fullres") / "dataset.json")
-    assert dataset["labels"] == labels.load("totalsegmentator-v2").dataset_labels
+    assert dataset["labels"] == systems.load("totalsegmentator-v2").dataset_labels
     assert "dataset" not in dataset  # where the images lie on this machine
     assert plans["stunet"]["mirror_axes"] == [0, 1]
     assert plans["image_reader_writer"] == "NibabelIOWithReorient"

@@ -1,0 +1,1 @@
+"""The network's side of prediction: windows, interpolation and export in bounded memory."""

@@ -1,0 +1,221 @@
+"""Run the network over an image, window by window, and hand out the logits of each plane as soon as they are final.
+
+Except for their order, windows are nnU-Net's: steps of at most `step_size` windows, weighted with a Gaussian. They are
+visited along the axis on which the image is longest, measured in windows. A plane is final once no later window reaches
+it; it is then handed on and its memory reused, so that logits need the memory of one window's depth, however long the
+scan is. The weights of all windows are normalised to sum to one at every voxel in advance, so no division is needed
+afterwards.
+
+optimized.py has the network; export.py consumes the slabs.
+"""
+
+import itertools
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from nnunetv2.inference.sliding_window_prediction import compute_gaussian, compute_steps_for_sliding_window
+from torch import Tensor
+from torch.nn import functional
+
+from stunet.inference.engine.export import Slab
+from stunet.inference.engine.optimized import ReadyNetwork
+
+VALUES = 2**23  # converted and added at a time: bounds the memory for it
+SMALL_BATCH = 64**3  # voxels in a batch of windows on the CPU; larger batches gain nothing there
+LARGE_BATCH = 8  # windows at most in a batch on a GPU
+FREE_SHARE = 0.7  # of a GPU's free memory that a batch may take
+
+
+@dataclass
+class SlidingWindow:
+    """A network that processes one window at a time.
+
+    Args:
+        network: Maps windows to logits.
+        patch: Shape of a window in voxels; for a 2D network it has one entry fewer than an image has axes.
+        classes: K, the number of the network's output channels.
+        step_size: Step between windows as a fraction of the window, above 0 and at most 1.
+        half: Add in half precision, as nnU-Net does: half the memory, and an error of up to 1e-3 of a logit.
+        on_device: Add on the network's device; otherwise in the machine's memory.
+        on_window: Called for each finished window.
+    """
+
+    network: ReadyNetwork
+    patch: Sequence[int]
+    classes: int
+    step_size: float = 0.5
+    half: bool = False
+    on_device: bool = True
+    on_window: Callable[[], None] = lambda: None
+    _batch: int = field(default=0, init=False)  # 0: not known yet
+
+    def axis(self, shape: Sequence[int]) -> int:
+        """Return the axis along which windows are visited for this shape: the one for which least has to be kept."""
+        return min(range(3), key=lambda axis: self._window[axis] / max(shape[axis], self._window[axis]))
+
+    def count(self, shape: Sequence[int]) -> int:
+        """Return how often on_window is called for an image of this shape."""
+        return math.prod(len(self._starts(axis, n)) for axis, n in enumerate(shape)) * self.network.members
+
+    def logits_bytes(self, shape: Sequence[int]) -> int:
+        """Return the memory that the logits of an image of this shape need, in bytes."""
+        padded = [max(n, p) for n, p in zip(shape, self._window, strict=True)]
+        padded[self.axis(shape)] = self._window[self.axis(shape)] + 1
+        return math.prod(padded) * self.classes * (2 if self.half else 4)
+
+    @torch.inference_mode()
+    def slabs(self, image_CDHW: Tensor) -> Iterator[Slab]:
+        """Yield the logits of an image, some planes at a time; their axes are in the order given by order().
+
+        A slab is valid until the next one is requested.
+
+        Raises:
+            torch.OutOfMemoryError: One window, or the logits of one row of windows, do not fit on the device.
+        """
+        order = self.order(image_CDHW.shape[1:])
+        padded, own = _padded(image_CDHW, self._window)
+        image = padded.to(self.network.device).permute(0, *(1 + axis for axis in order))
+        window = [self._window[axis] for axis in order]
+        starts = [self._starts(axis, n) for axis, n in zip(order, image.shape[1:], strict=True)]
+        place = self.network.device if self.on_device else torch.device("cpu")
+        weights = [_weights(n, at, place) for n, at in zip(window, starts, strict=True)]
+        planes = _Planes(self.classes, window[0], [own[axis] for axis in order], image.shape[1:], self.half, place)
+
+        corners = list(itertools.product(range(len(starts[1])), range(len(starts[2]))))
+        for row, start in enumerate(starts[0]):
+            for member in range(self.network.members):
+                self.network.use(member)
+                positions = [(start, starts[1][j], starts[2][k]) for j, k in corners]
+                for (j, k), at, logits in zip(corners, positions, self._logits(image, positions, order), strict=True):
+                    weight = _product(weights[0][row], weights[1][j], weights[2][k]) / self.network.members
+                    planes.add(logits, weight, at, window)
+                    self.on_window()
+            yield from planes.finished(starts[0][row + 1] if row + 1 < len(starts[0]) else start + window[0])
+
+    def order(self, shape: Sequence[int]) -> list[int]:
+        """Return the order of an image's axes in its slabs: axis() comes first."""
+        first = self.axis(shape)
+        return [first, *(axis for axis in range(3) if axis != first)]
+
+    @property
+    def _window(self) -> tuple[int, ...]:
+        return (1,) * (3 - len(self.patch)) + tuple(self.patch)
+
+    def _starts(self, axis: int, size: int) -> list[int]:
+        if axis < 3 - len(self.patch):
+            return list(range(size))
+        edge = self._window[axis]
+        return compute_steps_for_sliding_window((max(size, edge),), (edge,), self.step_size)[0]
+
+    def _logits(self, image: Tensor, positions: Sequence[tuple[int, ...]], order: Sequence[int]) -> Iterator[Tensor]:
+        """Yield the logits (D, H, W, K) of windows at these positions in the image, whose axes have this order."""
+        batch = self._batch or (1 if self.network.device.type == "cuda" else _cpu_batch(self.patch))
+        window = [self._window[axis] for axis in order]
+        back = [2 + order.index(axis) for axis in range(3)]
+        done = 0
+        while done < len(positions):
+            some = positions[done : done + batch]
+            parts = [image[:, z : z + window[0], y : y + window[1], x : x + window[2]] for z, y, x in some]
+            windows = torch.stack(parts).permute(0, 1, *back)
+            try:
+                logits = self._forward(windows) if self._batch else self._first(windows)
+            except torch.OutOfMemoryError:
+                if batch == 1:
+                    raise
+                batch = self._batch = batch // 2
+                continue
+            batch = self._batch
+            yield from logits.permute(0, *(2 + axis for axis in order), 1)
+            done += len(some)
+
+    def _first(self, windows_BCDHW: Tensor) -> Tensor:
+        """Return the logits of the first windows, and choose the batch size to use from now on."""
+        device = self.network.device
+        if device.type != "cuda":
+            self._batch = _cpu_batch(self.patch)
+            return self._forward(windows_BCDHW)
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        logits = self._forward(windows_BCDHW)
+        needed = max(1, torch.cuda.max_memory_allocated(device) - before)
+        free = torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
+        free -= torch.cuda.memory_allocated(device)
+        self._batch = min(LARGE_BATCH, max(1, int(FREE_SHARE * free / needed)))
+        return logits
+
+    def _forward(self, windows_BCDHW: Tensor) -> Tensor:
+        if len(self.patch) == 2:
+            return self.network(windows_BCDHW.squeeze(2)).unsqueeze(2)
+        return self.network(windows_BCDHW)
+
+
+class _Planes:
+    """The weighted logits of the planes that a row of windows reaches, and of the plane before them.
+
+    Args:
+        classes: K.
+        depth: Of a window, in planes.
+        own: Per axis, the part of the padded image that is the image.
+        shape: Of the padded image.
+        half: Half precision.
+        device: Where the logits are kept.
+    """
+
+    def __init__(
+        self, classes: int, depth: int, own: Sequence[slice], shape: torch.Size, half: bool, device: torch.device
+    ) -> None:
+        kind = torch.half if half else torch.float32
+        self._sums = torch.zeros((depth + 1, *shape[1:], classes), dtype=kind, device=device)
+        self._first = 0  # the plane of the padded image at index 1
+        self._begin, self._end, _ = own[0].indices(shape[0])
+        self._own = own[1:]
+
+    def add(self, logits_DHWK: Tensor, weight_DHW: Tensor, at: Sequence[int], window: Sequence[int]) -> None:
+        """Add the logits of the window at this position."""
+        sums = self._sums[1:, at[1] : at[1] + window[1], at[2] : at[2] + window[2]]
+        step = max(1, VALUES // sums[0].numel())
+        for plane in range(0, len(sums), step):
+            some = slice(plane, plane + step)
+            sums[some].addcmul_(logits_DHWK[some].to(sums), weight_DHW[some, ..., None].to(sums))
+
+    def finished(self, following: int) -> Iterator[Slab]:
+        """Yield the planes before `following`, where the next row of windows begins, and move the rest to the front."""
+        begin, end = max(self._first - 1, self._begin), min(following, self._end)
+        if end > max(self._first, self._begin):
+            at = begin - self._first + 1
+            yield Slab(begin - self._begin, self._sums[at : at + end - begin, self._own[0], self._own[1]])
+        step, planes = following - self._first, len(self._sums)
+        for to in range(0, planes - step, step):
+            count = min(step, planes - step - to)
+            self._sums[to : to + count] = self._sums[to + step : to + step + count]
+        self._sums[planes - step :] = 0
+        self._first = following
+
+
+def _padded(image_CDHW: Tensor, window: Sequence[int]) -> tuple[Tensor, list[slice]]:
+    """Return the image, zero-padded on both sides of axes shorter than a window, and where in it the image is."""
+    lacking = [max(0, edge - n) for edge, n in zip(window, image_CDHW.shape[1:], strict=True)]
+    own = [slice(lack // 2, lack // 2 + n) for lack, n in zip(lacking, image_CDHW.shape[1:], strict=True)]
+    if not any(lacking):
+        return image_CDHW, own
+    sides = [side for lack in reversed(lacking) for side in (lack // 2, lack - lack // 2)]
+    return functional.pad(image_CDHW, sides), own
+
+
+def _cpu_batch(patch: Sequence[int]) -> int:
+    return max(1, SMALL_BATCH // math.prod(patch))
+
+
+def _weights(edge: int, starts: Sequence[int], device: torch.device) -> list[Tensor]:
+    """Return nnU-Net's Gaussian along one axis for each window, divided by its sum over all windows, float32."""
+    gaussian = compute_gaussian((edge,), dtype=torch.float64, device=torch.device("cpu"))
+    total = torch.zeros(starts[-1] + edge, dtype=torch.float64)
+    for start in starts:
+        total[start : start + edge] += gaussian
+    return [(gaussian / total[start : start + edge]).to(device, torch.float32) for start in starts]
+
+
+def _product(z: Tensor, y: Tensor, x: Tensor) -> Tensor:
+    return (z[:, None, None] * y[:, None]) * x

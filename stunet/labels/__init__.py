@@ -1,0 +1,1 @@
+"""Labels: names of classes (names.py), label systems (systems.py), and what each case annotates (annotations.py)."""

@@ -1,0 +1,418 @@
+"""Find the cases that need preprocessing, so that a run can be killed and repeated at any time and data never go stale.
+
+The arrays are nnU-Net's: labels are identical, images are equal up to rounding in float32 (case.py). A case
+appears in its data folder only when it is complete, and a manifest records what it was made from; a repeated run does
+whatever is missing or out of date. A data folder holds
+
+    CASE.b2nd  CASE_seg.b2nd  CASE.pkl   the same files that nnU-Net's preprocessor writes
+    .stunet/manifest.json                the settings, and per case the raw files, their SHA-256 and the written files
+    .stunet/part/CASE/                   what is being written
+    .stunet/lock                         held during a run
+
+Imports neither torch nor nnunetv2. Read next: worker.py, which does one case, and provenance.py, which
+compares all that with what a training needs.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import re
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from stunet.datasets import tiff
+from stunet.datasets.listing import visible
+from stunet.errors import DataError, UsageError
+from stunet.files import alone, differences, read_json, shown, whole, write_json
+from stunet.kinds import MANIFEST, plain_labels, read, read_dataset_json
+from stunet.labels.annotations import FILE as ANNOTATIONS
+from stunet.names import check_name
+from stunet.plans.resolve import resolve
+from stunet.preprocessing.worker import OWN_FOLDER, Done, Job, names_case, run
+from stunet.workspace import planning, preprocessed_dataset, raw_dataset
+
+PLAN_SETTINGS = (
+    "transpose_forward",
+    "image_reader_writer",
+    "label_manager",
+    "foreground_intensity_properties_per_channel",
+)
+CONFIGURATION_SETTINGS = (  # without the patch: it only affects how files are chunked, and all network sizes share data
+    "spacing",
+    "normalization_schemes",
+    "use_mask_for_norm",
+    "resampling_fn_data",
+    "resampling_fn_data_kwargs",
+    "resampling_fn_seg",
+    "resampling_fn_seg_kwargs",
+    "preprocessor_name",
+)
+# nnU-Net's schemes that only use the image itself, so that the dataset's intensities do not matter.
+BY_THE_IMAGE = {"ZScoreNormalization", "NoNormalization", "RescaleTo01Normalization", "RGBTo01Normalization"}
+SAME, TOUCHED, CHANGED, UNKNOWN = "same", "touched", "changed", "unknown"  # raw files, compared with their record
+log = logging.getLogger("stunet")
+SAVE_INTERVAL_S = 1.0
+
+
+@dataclass(frozen=True)
+class Case:
+    """A training case; `raw` is name, size in bytes and modification time in ns of its images and its label."""
+
+    name: str
+    images: tuple[str, ...]
+    label: str
+    raw: list[list[Any]]
+
+
+@dataclass(frozen=True)
+class Target:
+    """A data folder to fill.
+
+    Attributes:
+        configuration: The configuration that is preprocessed into it.
+        folder: The data folder.
+        settings: The settings that determine what its arrays hold.
+        records: The manifest's records of the cases that are complete and up to date.
+        stale: Why other cases in the folder have to be done again; empty if there are none.
+    """
+
+    configuration: str
+    folder: Path
+    settings: dict[str, Any]
+    records: dict[str, dict[str, Any]]
+    stale: str
+
+    def save(self) -> None:
+        """Write the manifest."""
+        write_json(self.folder / OWN_FOLDER / "manifest.json", {"settings": self.settings, "cases": self.records})
+
+
+def preprocess(
+    dataset: str,
+    plans: dict,
+    configurations: Sequence[str],
+    workers: int,
+    on_case: Callable[[str], None] | None = None,
+    verbose: bool = False,
+) -> None:
+    """Preprocess every training case into the data folders of the configurations; up-to-date cases are left alone.
+
+    Also copies dataset.json and the labels (gt_segmentations) next to the data folders, as nnU-Net does for validation,
+    and annotations.json if there is one.
+
+    Args:
+        dataset: The full name, `Dataset003_Liver`.
+        plans: The content of a plans file.
+        configurations: Names from the plans; those that share a data folder are done once.
+        workers: Number of processes; each holds one case in memory and computes on one thread.
+        on_case: Called with the case's name whenever one is finished; `pending_cases` tells how many there will be.
+        verbose: Workers report what happens to each case.
+
+    Raises:
+        DataError: A configuration is unknown, a raw file is missing or damaged, a case fails, a worker was killed, the
+            disk is full, or another run works on the same folder. Finished cases are kept.
+        OutOfMemoryError: A case does not fit into memory.
+    """
+    if workers < 1:
+        raise UsageError(f"the number of workers must be at least 1, not {workers}", "-np 1")
+    description, cases = raw_cases(dataset)
+    with _locked([target.folder for target in _targets(dataset, plans, configurations, description, cases)]):
+        targets = _targets(dataset, plans, configurations, description, cases)
+        for target in targets:
+            _clear(target)
+            target.save()
+        with planning(dataset, wait=lambda what: None):
+            _copy_labels(dataset, description["file_ending"], cases)
+        jobs = [Job(t.configuration, t.folder, c.name, c.images, c.label) for t, c in _pending(targets, cases)]
+        try:
+            with closing(run(jobs, plans, description, workers, verbose)) as finished:
+                _record(finished, targets, cases, on_case or (lambda name: None))
+        finally:
+            for target in targets:
+                shutil.rmtree(target.folder / OWN_FOLDER / "part", ignore_errors=True)
+                target.save()
+
+
+def pending_cases(dataset: str, plans: dict, configurations: Sequence[str]) -> list[tuple[str, str]]:
+    """Return what `preprocess` would do: (configuration, case), in order. Changes nothing.
+
+    Raises:
+        DataError: A configuration is unknown or a raw file is missing.
+    """
+    description, cases = raw_cases(dataset)
+    targets = _targets(dataset, plans, configurations, description, cases)
+    return [(target.configuration, case.name) for target, case in _pending(targets, cases)]
+
+
+def stale_cases(dataset: str, plans: dict, configurations: Sequence[str]) -> list[str]:
+    """Return why `preprocess` would redo existing cases, a sentence for each configuration where it would.
+
+    Raises:
+        DataError: As for pending_cases().
+    """
+    targets = _targets(dataset, plans, configurations, *raw_cases(dataset))
+    return [f"{target.configuration}: {target.stale}" for target in targets if target.stale]
+
+
+def preprocessed_cases(dataset: str, plans: dict, configuration: str) -> list[str]:
+    """Return the cases in a configuration's data folder, sorted. Needs no raw data, which clusters often lack.
+
+    Raises:
+        DataError: The configuration is unknown.
+    """
+    folder = preprocessed_dataset(dataset) / resolve(plans, configuration)["data_identifier"]
+    present = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    names = [name.removesuffix(".pkl") for name in present if name.endswith(".pkl")]
+    return sorted(n for n in names if {f"{n}.b2nd", f"{n}_seg.b2nd"} <= present or f"{n}.npz" in present)
+
+
+def raw_cases(dataset: str) -> tuple[dict, list[Case]]:
+    """Return dataset.json, and the cases in its "dataset" or else in imagesTr/CASE_0000.nii.gz, labelsTr/CASE.nii.gz.
+
+    Raises:
+        DataError: A raw file is missing or not named as nnU-Net expects, or there are none.
+    """
+    root = raw_dataset(dataset)
+    description = read_dataset_json(root / "dataset.json")
+    files: dict[str, list[str]] = {}  # the images and, at the end, the label
+    if "dataset" in description:
+        for name, entry in description["dataset"].items():
+            check_name(name, "case", repr(str(root / "dataset.json")))
+            listed = (*entry["images"], entry["label"])
+            files[name] = [os.path.abspath(root / os.path.expandvars(path)) for path in listed]
+    else:
+        ending = description["file_ending"]
+        for path in visible((root / "imagesTr").glob(f"*{ending}")):
+            match = re.fullmatch(r"(.+)_\d{4}", path.name.removesuffix(ending))
+            if match is None:
+                raise DataError(f"{str(path)!r} is not named CASE_0000{ending}", "rename or remove it")
+            check_name(match[1], "case", repr(str(path)))
+            files.setdefault(match[1], []).append(str(path))
+        for name, paths in files.items():
+            paths.append(str(root / "labelsTr" / f"{name}{ending}"))
+    if not files:
+        raise DataError(f"no training cases in {str(root)!r}", "put images into imagesTr and labels into labelsTr")
+    return description, [_case(name, files[name]) for name in sorted(files)]
+
+
+def _case(name: str, files: list[str]) -> Case:
+    try:
+        stats = [os.stat(path) for path in files]
+    except OSError as error:
+        message = f"case {name!r} has no readable file {str(error.filename)!r}: {error.strerror}"
+        raise DataError(message, "add the file, or take the case out of the dataset") from None
+    raw = [[Path(path).name, stat.st_size, stat.st_mtime_ns] for path, stat in zip(files, stats, strict=True)]
+    return Case(name, tuple(files[:-1]), files[-1], raw)
+
+
+def _targets(
+    dataset: str, plans: dict, configurations: Sequence[str], description: dict, cases: Sequence[Case]
+) -> list[Target]:
+    """Return the data folders of the configurations, each once."""
+    targets: dict[Path, Target] = {}
+    for name in configurations:
+        folder = preprocessed_dataset(dataset) / resolve(plans, name)["data_identifier"]
+        if folder not in targets:
+            settings = settings_of(plans, name, description["labels"])
+            targets[folder] = Target(name, folder, settings, *_valid_records(folder, settings, cases))
+    return list(targets.values())
+
+
+def settings_of(plans: Mapping[str, Any], configuration: str, labels: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings that determine the arrays of preprocessed cases, as JSON.
+
+    Args:
+        plans: The content of a plans file.
+        configuration: Key of its configurations.
+        labels: Values by name, from dataset.json.
+
+    Raises:
+        DataError: The configuration is unknown.
+    """
+    values = resolve(plans, configuration)
+    settings: dict[str, Any] = {"nnunetv2": version("nnunetv2"), "labels": labels}
+    settings |= {key: plans.get(key) for key in PLAN_SETTINGS}
+    settings |= {key: values.get(key) for key in CONFIGURATION_SETTINGS}
+    if len((block := plans.get("stunet", {})).get("orientations", ())) > 1:  # otherwise nothing is turned
+        settings["orientation"] = block["orientation"]
+    return _decisive(json.loads(json.dumps(settings)))
+
+
+def _decisive(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings with plain labels, without intensities of channels that are normalised by the image alone."""
+    key, schemes = "foreground_intensity_properties_per_channel", settings.get("normalization_schemes") or []
+    used = {str(i) for i, scheme in enumerate(schemes) if scheme not in BY_THE_IMAGE}
+    known = settings.get(key) or {}
+    labels = settings.get("labels")  # older versions stored them unchanged from dataset.json
+    plain = {"labels": plain_labels(labels)} if isinstance(labels, Mapping) else {}
+    return {**settings, **plain, key: {channel: values for channel, values in known.items() if channel in used}}
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A data folder's own record: settings, and per case `raw`, `files` and, in current versions, `sha256`."""
+
+    settings: dict[str, Any]
+    cases: dict[str, dict[str, Any]]
+
+
+def read_manifest(folder: Path) -> Manifest | None:
+    """Read the manifest of a data folder; None if there is none, as in nnU-Net's folders, or none that is readable."""
+    path = folder / OWN_FOLDER / "manifest.json"
+    if not os.path.lexists(path):
+        return None
+    try:
+        content = read(path, MANIFEST)
+    except DataError as error:
+        log.warning("warning: %s; it is taken for none", error.message)
+        return None
+    return Manifest(_decisive(content["settings"]), content["cases"])
+
+
+def compare_raw(record: Mapping[str, Any], case: Case, may_read: Callable[[int], bool] = lambda size: True) -> str:
+    """Determine what happened to the raw files of a case since it was preprocessed.
+
+    Args:
+        record: The manifest's record of the case.
+        case: The case as it is now.
+        may_read: Returns whether a file of this many bytes may be read to compare its content.
+
+    Returns:
+        SAME by name, size and modification time; TOUCHED if the content is the same but the time is not, as in a copy;
+        CHANGED; or UNKNOWN if only the times differ and the content cannot be compared.
+    """
+    before = record["raw"]
+    if before == case.raw:
+        return SAME
+    if [file[:2] for file in before] != [file[:2] for file in case.raw]:
+        return CHANGED
+    hashes = record.get("sha256") or []
+    if len(hashes) != len(before):
+        return UNKNOWN
+    for old, new, path, digest in zip(before, case.raw, (*case.images, case.label), hashes, strict=True):
+        if old != new:
+            if not may_read(new[1]):
+                return UNKNOWN
+            if _sha256(path, *new[1:]) != digest:
+                return CHANGED
+    return TOUCHED
+
+
+@lru_cache(maxsize=2**16)
+def _sha256(path: str, size: int, changed_ns: int) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def changed_files(folder: Path, manifest: Manifest) -> list[str]:
+    """Return the cases for which a written file is missing or its size has changed, sorted."""
+    sizes = {entry.name: entry.stat().st_size for entry in os.scandir(folder) if entry.is_file()}
+    return sorted(name for name, record in manifest.cases.items() if not record["files"].items() <= sizes.items())
+
+
+def _valid_records(folder: Path, settings: dict, cases: Sequence[Case]) -> tuple[dict[str, dict[str, Any]], str]:
+    """Return the manifest's records of cases with the same settings, unchanged raw and intact written files.
+
+    Also return why other existing cases are not valid.
+    """
+    manifest = read_manifest(folder)
+    if manifest is None:
+        there = folder.is_dir() and any(names_case(entry.name) for entry in os.scandir(folder))
+        return {}, "all cases again: nothing says what those that are there were made from" if there else ""
+    if manifest.settings != settings:
+        changed = shown(differences(manifest.settings, settings))
+        return {}, f"all cases again, which were made with other settings: {changed}" if manifest.cases else ""
+    damaged = set(changed_files(folder, manifest))
+    valid, again = {}, []
+    for case in cases:
+        if (record := manifest.cases.get(case.name)) is None:
+            continue
+        if case.name not in damaged and compare_raw(record, case) in (SAME, TOUCHED):
+            valid[case.name] = {**record, "raw": case.raw}
+        else:
+            again.append(case.name)
+    some = f" (e.g. {again[0]!r})" if again else ""
+    return valid, f"{len(again)} cases again{some}, whose raw or preprocessed files have changed" if again else ""
+
+
+def _pending(targets: Sequence[Target], cases: Sequence[Case]) -> list[tuple[Target, Case]]:
+    return [(target, case) for target in targets for case in cases if case.name not in target.records]
+
+
+@contextmanager
+def _locked(folders: Sequence[Path]) -> Iterator[None]:
+    """Make the folders and hold their locks; the system releases a lock when the process ends, however it ends."""
+    with ExitStack() as stack:
+        for folder in folders:
+            what = f"another run is preprocessing into {str(folder)!r}"
+            stack.enter_context(alone(folder / OWN_FOLDER / "lock", what, "wait until it is done"))
+        yield
+
+
+def _clear(target: Target) -> None:
+    """Remove all files except those of valid cases, and what a killed run left behind."""
+    shutil.rmtree(target.folder / OWN_FOLDER / "part", ignore_errors=True)
+    keep = {name for record in target.records.values() for name in record["files"]}
+    stale = [entry.name for entry in os.scandir(target.folder) if entry.is_file() and entry.name not in keep]
+    for name in sorted(stale, key=names_case, reverse=True):
+        (target.folder / name).unlink()
+
+
+def _copy_labels(dataset: str, ending: str, cases: Sequence[Case]) -> None:
+    """Bring dataset.json and gt_segmentations up to date; labels of removed cases are removed."""
+    folder = preprocessed_dataset(dataset)
+    labels = {f"{case.name}{ending}": case.label for case in cases}
+    (folder / "gt_segmentations").mkdir(exist_ok=True)
+    for path in (folder / "gt_segmentations").glob(f"*{ending}"):
+        if path.name not in labels:  # also what a killed run was copying
+            path.unlink(missing_ok=True)
+    for name, label in labels.items():
+        _copy(Path(label), folder / "gt_segmentations" / name)
+        if ending in tiff.ENDINGS and (spacing := tiff.spacing_file(Path(label), is_image=False)).is_file():
+            _copy(spacing, tiff.spacing_file(folder / "gt_segmentations" / name, is_image=False))
+    raw = raw_dataset(dataset)
+    description = read_dataset_json(raw / "dataset.json")
+    if json.dumps(description) == json.dumps(read_json(raw / "dataset.json")):
+        _copy(raw / "dataset.json", folder / "dataset.json")
+    else:  # nnU-Net's training accepts fewer forms of labels
+        write_json(folder / "dataset.json", description)
+    if (raw / ANNOTATIONS).is_file():
+        _copy(raw / ANNOTATIONS, folder / ANNOTATIONS)
+    else:
+        (folder / ANNOTATIONS).unlink(missing_ok=True)
+
+
+def _copy(source: Path, target: Path) -> None:
+    def state(path: Path) -> tuple[int, int]:
+        return path.stat().st_size, path.stat().st_mtime_ns
+
+    if not target.exists() or state(source) != state(target):
+        with whole(target) as part:
+            shutil.copy2(source, part)
+
+
+def _record(
+    finished: Iterator[Done],
+    targets: Sequence[Target],
+    cases: Sequence[Case],
+    on_case: Callable[[str], None],
+) -> None:
+    """Record each finished case; the manifests are written about once a second."""
+    by_folder = {target.folder: target for target in targets}
+    raw = {case.name: case.raw for case in cases}
+    saved = time.monotonic()
+    for job, files, hashes in finished:
+        target = by_folder[job.folder]
+        target.records[job.case] = {"raw": raw[job.case], "sha256": hashes, "files": files}
+        if time.monotonic() - saved > SAVE_INTERVAL_S:
+            target.save()
+            saved = time.monotonic()
+        on_case(job.case)

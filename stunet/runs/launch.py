@@ -1,0 +1,260 @@
+"""Start a training in one process or several, and handle signals.
+
+The counterpart of nnunetv2/run/run_training.py, with trainers by reference and errors that tell the user what to do.
+Read next: trainers/distributed/group.py.
+"""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from glob import escape
+from pathlib import Path
+from types import FrameType
+
+import torch
+import torch.distributed as dist
+
+from stunet.errors import DataError, Interrupted, OutOfMemoryError, StunetError, is_out_of_memory, last_line
+from stunet.files import alone, remove_parts
+from stunet.kinds import RUN_RECORD, read, read_dataset_json
+from stunet.nnunet import trainer_class
+from stunet.provenance import RECORD, fold_of
+from stunet.runs.readiness import HANDED_OVER
+from stunet.trainers.base import PlannedTrainer
+from stunet.trainers.distributed.group import Member, handled, spawn
+from stunet.trainers.finetune.start import REPORT, begin
+from stunet.trainers.progress import Listener, Silent
+from stunet.trainers.saving import BEST, FINAL, LATEST
+from stunet.workspace import preprocessed_dataset, result_folder
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training: the arguments of nnU-Net's command line.
+
+    Args:
+        dataset: Full name.
+        plans: Content of the plans file.
+        configuration: Key of the plans' configurations.
+        fold: Number of the cross-validation fold, or "all".
+        trainer: Name of the trainer class.
+        device: "cuda", "cpu" or "mps".
+        processes: Number of GPUs on all machines, or of processes on the CPU.
+        resume: Continue from the latest checkpoint.
+        only_validate: Skip training.
+        validate_best: Validate with the best instead of the final checkpoint.
+        probabilities: Also save the validation's probabilities.
+        disable_checkpointing: Write no checkpoints.
+        weights: File or model folder with the weights that the plan starts from.
+        overwrite: Remove what an earlier training of the fold has left.
+        fsdp: Shard the network over several processes instead of replicating it.
+    """
+
+    dataset: str
+    plans: dict
+    configuration: str
+    fold: int | str
+    trainer: str = "STUNetTrainer"
+    device: str = "cuda"
+    processes: int = 1
+    resume: bool = False
+    only_validate: bool = False
+    validate_best: bool = False
+    probabilities: bool = False
+    disable_checkpointing: bool = False
+    weights: Path | None = None
+    overwrite: bool = False
+    fsdp: bool = False
+
+    @property
+    def folder(self) -> Path:
+        """The folder for this fold's checkpoints and log."""
+        return (
+            result_folder(self.dataset, self.plans["plans_name"], self.configuration, self.trainer)
+            / f"fold_{self.fold}"
+        )
+
+
+def launch(run: Run, new_listener: Callable[[], Listener] = Silent) -> None:
+    """Train and validate.
+
+    Args:
+        run: What to do.
+        new_listener: Makes the object that shows the progress; called in the leading process.
+
+    Raises:
+        DataError: Another process trains the same fold.
+        Interrupted: A signal ended the training; it can be resumed.
+        StunetError: Any error of the trainer, also from other processes.
+    """
+    with reserved(run) as checkpoint:
+        if run.processes == 1:
+            _train(run, checkpoint, new_listener())
+        else:
+            spawn(_child, (run, checkpoint, new_listener), run.processes, run.device)
+
+
+def join(run: Run, checkpoint: Path | None, member: Member, new_listener: Callable[[], Listener]) -> None:
+    """Train and validate together with other processes that are already running; see processes.together().
+
+    Args:
+        run: What to do, the same in all processes.
+        checkpoint: What the leading process got from reserved().
+        member: Which process this is.
+        new_listener: As for launch().
+    """
+    if checkpoint is not None and not checkpoint.is_file():
+        raise DataError(
+            f"process {member.rank} does not find {str(checkpoint)!r}",
+            "nnUNet_results must be a folder that all machines share",
+        )
+    _train(run, checkpoint, new_listener() if member.leads else Silent())
+
+
+def _child(member: Member, run: Run, checkpoint: Path | None, new_listener: Callable[[], Listener]) -> None:
+    _train(run, checkpoint, new_listener() if member.leads else Silent())
+
+
+@contextmanager
+def reserved(run: Run) -> Iterator[Path | None]:
+    """Hold the fold while it is trained, starting before anything in it is removed; yield its starting_point().
+
+    Raises:
+        DataError: Another process trains the same fold, or as for starting_point().
+    """
+    what = f"another process trains in {str(run.folder)!r}"
+    with alone(run.folder / ".lock", what, "wait for it, or end it first"):
+        if run.overwrite:
+            forget(run)
+        checkpoint = starting_point(run)
+        remove_parts(run.folder)
+        yield checkpoint
+
+
+def forget(run: Run) -> None:
+    """Remove what an earlier training of the fold left, for one that starts from the beginning.
+
+    That is its checkpoints, its validation, and its predictions for the next stages of a cascade.
+    """
+    validated = [path for path in (run.folder / "validation").glob("*") if path.is_file()]
+    folder = run.folder.parent / HANDED_OVER
+    cases = _validated(run) if folder.is_dir() else []
+    handed_over = [path for case in cases for path in folder.glob(f"*/{escape(case)}.*") if path.stem == case]
+    for path in (*checkpoints(run), run.folder / REPORT, run.folder / RECORD, *validated, *handed_over):
+        path.unlink(missing_ok=True)
+
+
+def _validated(run: Run) -> list[str]:
+    """Return the cases that the earlier training of the fold predicted; without a record, those of the fold now."""
+    try:
+        return list(read(run.folder / RECORD, RUN_RECORD)["val"])
+    except DataError:
+        fold = fold_of(run.dataset, run.plans, run.configuration, run.fold)
+        return list(fold.val) if fold else []
+
+
+def checkpoints(run: Run) -> list[Path]:
+    """Return the checkpoints that the fold has, the most advanced first."""
+    return [run.folder / name for name in (FINAL, LATEST, BEST) if (run.folder / name).is_file()]
+
+
+def starting_point(run: Run) -> Path | None:
+    """Return the checkpoint that the run continues from or validates; None for a new training.
+
+    Raises:
+        DataError: There is nothing to continue or validate, or a new training would overwrite an earlier one.
+    """
+    found = checkpoints(run)
+    if found and not (run.resume or run.only_validate or run.overwrite):
+        state = "was trained to the end" if found[0].name == FINAL else "was begun"
+        raise DataError(
+            f"this fold {state}: {str(found[0])!r}", "--c to continue (or validate), --overwrite to start anew"
+        )
+    if run.resume and not found:
+        raise DataError(f"nothing to continue: no checkpoint in {str(run.folder)!r}", "the same command without --c")
+    if run.only_validate and run.folder / FINAL not in found:
+        raise DataError(
+            f"no finished training to validate: no {FINAL} in {str(run.folder)!r}",
+            "the same command with --c instead of --val",
+        )
+    return found[0] if run.resume or run.only_validate else None
+
+
+def continued(run: Run) -> Run:
+    """Return the run for processes restarted by torchrun: it continues from its latest checkpoint, if it has one."""
+    return replace(run, resume=bool(checkpoints(run)) and not run.only_validate, overwrite=False)
+
+
+def _train(run: Run, checkpoint: Path | None, listener: Listener) -> None:
+    """Execute the run in this process."""
+    device = torch.device(run.device)
+    limit_threads(run)
+    torch.backends.cudnn.benchmark = device.type == "cuda"
+    dataset_json = read_dataset_json(preprocessed_dataset(run.dataset) / "dataset.json")
+    plans = {**run.plans, "continue_training": run.resume}
+    trainer: PlannedTrainer = trainer_class(run.trainer)(plans, run.configuration, run.fold, dataset_json, device)
+    trainer.disable_checkpointing = run.disable_checkpointing
+    trainer.listener, trainer.fsdp, trainer.only_validates = listener, run.fsdp, run.only_validate
+    with _stops(trainer), _memory_named(trainer):
+        if checkpoint is not None:
+            trainer.load_checkpoint(str(checkpoint))
+        elif run.weights is not None:
+            listener.loaded(begin(trainer, run.weights))
+        if not run.only_validate:
+            trainer.run_training()
+        if run.validate_best:
+            trainer.load_checkpoint(str(run.folder / BEST))
+        trainer.perform_actual_validation(run.probabilities)
+
+
+@contextmanager
+def _memory_named(trainer: PlannedTrainer) -> Iterator[None]:
+    """Turn errors about insufficient memory into one that names what needs less.
+
+    Raises:
+        OutOfMemoryError: In place of what libraries raise when the device or the machine runs out of memory.
+    """
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, StunetError) or not is_out_of_memory(error):
+            raise
+        size = trainer.configuration_manager.batch_size
+        raise OutOfMemoryError(
+            f"a batch of {size} does not fit into the memory of device {trainer.device.type}: {last_line(error)}",
+            f"a new run with --set batch_size={max(1, size // 2)}, accumulation=2 or checkpointing=true, or a smaller "
+            "--size",
+        ) from error
+
+
+def limit_threads(run: Run) -> None:
+    """Give each process its share of the cores; CUDA needs one thread, and torch obeys OMP_NUM_THREADS by itself."""
+    if run.device == "cuda":
+        torch.set_num_threads(1)
+    elif not os.environ.get("OMP_NUM_THREADS"):
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        here = int(os.environ.get("LOCAL_WORLD_SIZE", run.processes))
+        torch.set_num_threads(max(1, cores // here))
+
+
+@contextmanager
+def _stops(trainer: PlannedTrainer) -> Iterator[None]:
+    """Let the first SIGINT or SIGTERM stop training after its step and validation at once; a second stops both at once.
+
+    Under torchrun the second does nothing: a batch system signals every process, and torchrun forwards its own signal.
+    """
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if trainer.stop_requested:
+            if dist.is_torchelastic_launched():
+                return
+            raise KeyboardInterrupt
+        trainer.stop_requested = True
+        if not trainer.running:
+            raise Interrupted(
+                "stopped before or after training; checkpoints are as they were", "the same command with --c"
+            )
+
+    with handled(handle):
+        yield

@@ -1,0 +1,113 @@
+"""Check that everything a training needs is present, and made from what it should be. provenance.py compares.
+
+Imports neither torch nor nnunetv2, so that mistakes are reported immediately.
+"""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from stunet.errors import DataError
+from stunet.files import read_json
+from stunet.folds import ALL, read_folds
+from stunet.folds import FILE as SPLITS
+from stunet.labels.annotations import FILE
+from stunet.plans.check import difference
+from stunet.plans.resolve import resolve
+from stunet.plans.splits import check_used_splits
+from stunet.preprocessing.dataset import preprocessed_cases
+from stunet.provenance import check_data as check_preprocessed
+from stunet.provenance import check_labels, check_result, fold_of, left_out
+from stunet.workspace import TRAINER, preprocessed_dataset, result_folder, trained_folds
+
+HANDED_OVER = "predicted_next_stage"  # nnU-Net's name
+
+
+def check_data(
+    dataset: str, plans: dict[str, Any], configuration: str, fold: int | str, trainer: str = TRAINER
+) -> list[str]:
+    """Check the preprocessed data against the plan, the fold for training and validation, and what a cascade needs.
+
+    Returns:
+        Warnings about what cannot be compared, or is not used.
+
+    Raises:
+        DataError: Something is missing or was made from something else; the message names it.
+    """
+    warnings = check_preprocessed(dataset, plans, configuration)
+    if fold != ALL:
+        check_used_splits(dataset)
+    _check_annotations(dataset)
+    cases = fold_of(dataset, plans, configuration, fold)
+    everything = preprocessed_cases(dataset, plans, configuration)
+    check_labels(dataset, plans, configuration, cases.val if cases else everything)
+    if fold != ALL and (names := left_out(dataset, plans, configuration)):
+        path = preprocessed_dataset(dataset) / SPLITS
+        warnings.append(f"{len(names)} preprocessed cases are in no fold of {str(path)!r} (e.g. {names[0]!r})")
+    _check_previous_stage(dataset, plans, configuration, trainer, cases.all if cases else everything)
+    return warnings
+
+
+def _check_previous_stage(
+    dataset: str, plans: dict[str, Any], configuration: str, trainer: str, cases: list[str]
+) -> None:
+    """Raise an error if a cascade lacks predictions of its previous stage; the hint tells how to make them."""
+    previous = resolve(plans, configuration).get("previous_stage")
+    if not previous:
+        return
+    model = result_folder(dataset, plans["plans_name"], previous, trainer)
+    waiting, trained = missing_predictions(model, configuration, cases), trained_folds(model)
+    command = f"stunet_train {int(dataset[7:10])} {previous} FOLD -p {plans['plans_name']}"
+    for fold in trained:
+        if reasons := check_result(model / f"fold_{fold}"):
+            hint = f"{command.replace('FOLD', str(fold))} --val, where its training cases are the same, or --overwrite"
+            raise DataError(f"{configuration} needs predictions of {previous}, but {reasons[0]}", hint)
+    if not waiting:
+        return
+    path = preprocessed_dataset(dataset) / SPLITS
+    folds = dict(enumerate(read_folds(path))) if path.is_file() else {}
+    able = [f for f in trained if f == ALL or (f in folds and set(waiting) & set(folds[int(f)].val))]
+    if able:
+        hint = f"{command.replace('FOLD', str(able[0]))} --val, which predicts them"
+        hint += f"; the same for {', '.join(map(str, able[1:]))}" if able[1:] else ""
+    else:
+        hint = f"{command}, for all folds, first" if len(cases) >= 5 else command.replace("FOLD", ALL)
+    raise DataError(
+        f"{configuration} needs predictions of {previous}; {len(waiting)} are missing (e.g. {waiting[0]!r})", hint
+    )
+
+
+def missing_predictions(model: Path, configuration: str, cases: list[str]) -> list[str]:
+    """Return the cases for which a result folder has no prediction for the next stage, `configuration`."""
+    return sorted(set(cases) - {path.stem for path in (model / HANDED_OVER / configuration).glob("*")})
+
+
+def lacking_next_stage(
+    dataset: str, plans: dict[str, Any], configuration: str, fold: int | str, model: Path
+) -> str | None:
+    """Describe what a trained fold still lacks that the next stages of a cascade need from it; None if nothing.
+
+    Args:
+        model: The result folder, with a folder for each fold.
+    """
+    stages = resolve(plans, configuration).get("next_stage") or []
+    cases = fold_of(dataset, plans, configuration, fold)
+    for stage in [stages] if isinstance(stages, str) else stages:
+        able = set(preprocessed_cases(dataset, plans, stage)) & set(cases.val if cases else ())
+        if waiting := missing_predictions(model, stage, sorted(able)):
+            return f"{stage} needs {len(waiting)} predictions of it that are missing (e.g. {waiting[0]!r})"
+    return None
+
+
+def _check_annotations(dataset: str) -> None:
+    """Check that the preprocessed dataset has the annotations of the raw one, if that is on this machine."""
+    raw = Path(os.environ.get("nnUNet_raw", "")) / dataset
+    if not (raw / "dataset.json").is_file():
+        return
+    files = [folder / FILE for folder in (raw, preprocessed_dataset(dataset))]
+    before, now = (read_json(file) if file.is_file() else None for file in files)
+    if changed := difference(before, now, FILE):
+        raise DataError(
+            f"{dataset} was preprocessed with other annotations than it has now ({changed})",
+            f"stunet_plan_and_preprocess -d {int(dataset[7:10])}",
+        )

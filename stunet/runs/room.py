@@ -1,0 +1,56 @@
+"""Check, before anything is written, that a training step fits into the available memory: see plans/memory.py."""
+
+from bisect import bisect_right
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from stunet.errors import OutOfMemoryError
+from stunet.labels.annotations import described
+from stunet.machine import memory_limit
+from stunet.plans.derive import describe
+from stunet.plans.memory import GIB, least
+
+if TYPE_CHECKING:
+    from stunet.runs.launch import Run
+
+
+def check_room(run: "Run", configuration: Mapping[str, Any]) -> None:
+    """Reject a batch or patch whose step cannot fit; what might fit is left for training to try.
+
+    Args:
+        run: What is to be trained.
+        configuration: Its configuration, including inherited values.
+
+    Raises:
+        OutOfMemoryError: A step needs more; the message names the batch that fits.
+    """
+    network = describe(run.plans, run.configuration, described(run.dataset, run.plans, run.trainer))
+    patch, strides = configuration["patch_size"], configuration["architecture"]["arch_kwargs"]["strides"]
+    batch, parts = configuration["batch_size"], run.plans["stunet"]["train"].get("accumulation", 1) * run.processes
+    here = 1 if run.device == "cuda" else run.processes  # processes that share the memory
+    if run.fsdp or (there := _there(run.device)) is None:
+        return
+
+    def needs(batch: int) -> float:
+        return here * least(network, patch, -(-batch // parts), strides, run.device != "cuda")
+
+    if needs(batch) <= there:
+        return
+    shape = " x ".join(map(str, patch))
+    what = f"a batch of {batch} patches of {shape} needs more than {needs(batch):.1f} GB, and there are {there:.1f} GB"
+    fitting = bisect_right(range(batch), there, key=needs) - 1
+    if fitting < parts:
+        hint = "a smaller patch (--set patch_size=[64,64,64]), --set checkpointing=true, or a smaller --size"
+        raise OutOfMemoryError(f"{what}; not even a batch of {parts} fits", hint)
+    raise OutOfMemoryError(f"{what}; at most {fitting} could fit", f"--set batch_size={max(parts, fitting // 2)}, say")
+
+
+def _there(device: str) -> float | None:
+    """Return the memory of a device in GiB; None if torch does not report it."""
+    if device == "cpu":
+        return memory_limit() / GIB
+    return (
+        torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory / GIB if device == "cuda" else None
+    )

@@ -1,0 +1,328 @@
+"""stunet_train: what it refuses, in one line, before anything is written; the real command in a real process."""
+
+import json
+import math
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from stunet import workspace
+from stunet.cli.train import main
+from stunet.files import read_json, write_json
+from stunet.networks import build
+from stunet.plans.derive import derive
+from stunet.trainers.finetune import strategies
+from stunet.trainers.finetune.start import choose
+from tests.loops import for_each
+
+STUNET_TRAIN = Path(sys.executable).with_name("stunet_train")
+ROUND = ["--set", "num_epochs=3", "num_iterations_per_epoch=4", "num_val_iterations_per_epoch=1", "batch_size=2"]
+
+
+def fails(capsys: pytest.CaptureFixture[str], code: int, *argv: str) -> str:
+    """Runs the command, which must end with this code, one line and at most one hint; returns both."""
+    assert main(list(argv)) == code
+    out, err = capsys.readouterr()
+    lines = err.strip().splitlines()
+    assert out == ""
+    assert lines[0].startswith("stunet_train: ")
+    assert len(lines) <= 2
+    return err
+
+
+@for_each(
+    ("given", "message", "hint"),
+    [
+        ({"RANK": "0", "WORLD_SIZE": "2"}, "but not LOCAL_RANK, MASTER_ADDR, MASTER_PORT", "torchrun"),
+        (
+            {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"},
+            "-num_gpus 3, but torchrun has started 2",
+            "leave it out",
+        ),
+    ],
+)
+def test_what_torchrun_says_and_the_command_must_agree(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, given: dict, message: str, hint: str
+) -> None:
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    err = fails(capsys, 2, "998", "-num_gpus", "3")
+    assert message in err
+    assert hint in err
+
+
+def everything(folder: Path) -> set[Path]:
+    return set(folder.rglob("*"))
+
+
+@for_each(
+    ("argv", "code", "message", "hint"),
+    [
+        (["7", "3d_fullres", "0"], 3, "no dataset '7'", "stunet_convert --help"),
+        (["998", "3d_ful", "0"], 3, "no configuration '3d_ful'", "one of"),
+        (["998", "3d_fullres", "x"], 2, "fold 'x' is neither a number nor 'all'", "stunet_train 3 3d_fullres 0"),
+        (["998", "-d", "998"], 2, "the dataset is given twice", "one of them"),
+        (["998", "-p", "STUNetPlans_X"], 3, "no plans 'STUNetPlans_X'", "stunet_plan_and_preprocess -d 998"),
+        (["998", "-tr", "STUNetTrainr"], 2, "did you mean 'STUNetTrainer'", "-tr takes"),
+        (["998", "--set", "num_epoch=3"], 2, "did you mean 'num_epochs'", "--set takes"),
+        (["998", "--preset", "x"], 3, "no preset 'x'", "one of b, h"),
+        (["998", "--preset", "totalseg-b"], 3, "not [1.5, 1.5, 1.5] mm", "stunet_plan_and_preprocess -d 998 --preset"),
+        (["998", "--c", "--val"], 2, "exclude each other", "one of them"),
+        (["998", "--c"], 3, "nothing to continue: no checkpoint in", "without --c"),
+        (["998", "--val"], 3, "no finished training to validate", "--c instead of --val"),
+        (["998", "--size", "H", "-gpu_memory_target", "9"], 5, "STU-Net-H needs", "--size"),
+        (["998", "--set", "batch_size=900000", "-device", "cpu"], 5, "a batch of 900000 patches", "--set batch_size="),
+        (
+            ["998", "--set", "patch_size=[4096,4096,4096]", "-device", "cpu"],
+            5,
+            "not even a batch of 1",
+            "a smaller patch",
+        ),
+        (["998", "-num_gpus", "9", "--set", "batch_size=4"], 2, "a batch of 4 cannot be shared by 9", "batch_size=9"),
+        (["998", "-num_gpus", "2", "--set", "batch_size=4", "accumulation=3"], 2, "and 3 parts", "batch_size=6"),
+        (["998", "--fsdp"], 2, "there is one", "-num_gpus 2, torchrun"),
+        (["998", "-num_gpus", "2", "--fsdp", "--finetune", "linear"], 2, "freeze parts as 'linear' does", "leave it"),
+        (["998", "-num_gpus", "0"], 2, "-num_gpus 0 must be 1 or more", "-num_gpus 1"),
+        (["998", "-pretrained_weights", "no.pth"], 4, "no model or file 'no.pth'", "stunet_models list"),
+        (["998", "--pretrained", "STU-Net-Q"], 4, "no model or file 'STU-Net-Q'; did you mean", "stunet_models list"),
+        (["998", "--finetune", "sawtoth"], 2, "did you mean 'sawtooth'", "--finetune takes full"),
+        (["998", "--head", "slice"], 2, "there are none", "add --pretrained"),
+        (["998", "-pretrained_weights", "a", "--finetune", "full"], 2, "nnU-Net's way to start", "one of them"),
+    ],
+)
+def test_mistakes_end_in_one_line(
+    planned: str, capsys: pytest.CaptureFixture[str], argv: list[str], code: int, message: str, hint: str
+) -> None:
+    before = everything(workspace.folder("nnUNet_preprocessed"))
+    err = fails(capsys, code, *argv)
+    assert message in err
+    assert hint in err
+    assert everything(workspace.folder("nnUNet_preprocessed")) == before
+
+
+def test_a_missing_variable_shows_the_export_line(
+    planned: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("nnUNet_results")
+    err = fails(capsys, 3, "998")
+    assert "the variable nnUNet_results is not set" in err
+    assert "try: export nnUNet_results=" in err
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
+def test_an_absent_device_is_named(planned: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "-device cpu" in fails(capsys, 2, "998", "-device", "cuda")
+
+
+@pytest.fixture
+def raw(planned: str) -> Path:
+    """The folder of the raw datasets, where `copied` has none."""
+    return workspace.folder("nnUNet_raw")
+
+
+@pytest.fixture
+def copied(planned: str, raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the preprocessed dataset that may be changed, without raw data, as on a cluster."""
+    copy = tmp_path / "preprocessed" / planned
+    shutil.copytree(workspace.preprocessed_dataset(planned), copy)
+    monkeypatch.setenv("nnUNet_preprocessed", str(copy.parent))
+    monkeypatch.setenv("nnUNet_raw", str(tmp_path / "nothing"))
+    monkeypatch.setenv("nnUNet_results", str(tmp_path / "results"))
+    return copy
+
+
+def test_training_needs_no_raw_data(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["998", "--dry_run", "-device", "cpu"]) == 0
+    assert "STU-Net-T" in capsys.readouterr().err
+
+
+def test_data_that_are_not_preprocessed_are_named(
+    raw: Path, copied: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (copied / "splits_final.json").unlink(missing_ok=True)  # another test may have made nnU-Net write it
+    (copied / "STUNetPlans_3d_fullres" / "phantom_003.b2nd").unlink()
+    assert "1 cases are missing (e.g. 'phantom_003')" in fails(capsys, 3, "998")  # what is beside the data knows it
+    shutil.rmtree(copied / "STUNetPlans_3d_fullres" / ".stunet")
+    assert (
+        main(["998", "--dry_run", "-device", "cpu"]) == 0
+    )  # as nnU-Net preprocesses; without raw data nobody can know
+    assert "says what the data there were made from" in capsys.readouterr().err
+    monkeypatch.setenv("nnUNet_raw", str(raw))
+    err = fails(capsys, 3, "998")
+    assert "1 cases are missing (e.g. 'phantom_003')" in err
+    assert "stunet_plan_and_preprocess -d 998 -c 3d_fullres" in err
+    shutil.rmtree(copied / "STUNetPlans_3d_fullres")
+    assert "no case is there" in fails(capsys, 3, "998")
+
+
+def test_a_cascade_without_its_first_stage_is_named(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = copied / "STUNetPlans_T.json"
+    plans = read_json(path)
+    plans["configurations"]["3d_cascade_fullres"] = {"inherits_from": "3d_fullres", "previous_stage": "3d_lowres"}
+    path.write_text(json.dumps(plans))
+    err = fails(capsys, 3, "998", "3d_cascade_fullres")
+    assert "3d_cascade_fullres needs predictions of 3d_lowres; 6 are missing" in err
+    assert "stunet_train 998 3d_lowres FOLD -p STUNetPlans_T" in err
+
+
+def test_a_dry_run_shows_the_run_and_writes_nothing(
+    planned: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("nnUNet_results", str(tmp_path / "results"))
+    before = everything(workspace.folder("nnUNet_preprocessed"))
+    assert main(["998", "3d_fullres", "0", "--size", "S", "--set", "num_epochs=7", "--dry_run", "-device", "cpu"]) == 0
+    err = capsys.readouterr().err
+    assert "STU-Net-S, 14.5 M parameters, 6 stages" in err
+    assert "STUNetPlans_S-epochs7" in err
+    assert everything(tmp_path / "results") == set()
+    assert everything(workspace.folder("nnUNet_preprocessed")) == before
+
+
+@pytest.mark.slow
+def test_sigterm_leaves_a_state_that_c_continues_to_the_end(
+    planned: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("nnUNet_results", str(tmp_path))
+    argv = ["998", "3d_fullres", "0", "-device", "cpu", *ROUND]
+    with subprocess.Popen([str(STUNET_TRAIN), *argv], stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if line.startswith("epoch 1/3"):
+                process.send_signal(signal.SIGTERM)
+                break
+        rest = process.stderr.read()
+    assert process.returncode == 75, rest
+    assert "try: the same command with --c" in rest
+    assert (next(tmp_path.glob("*/*/fold_0")) / "checkpoint_latest.pth").is_file()
+    assert "this fold was begun" in fails(capsys, 3, *argv)
+
+    done = subprocess.run([str(STUNET_TRAIN), *argv, "--c"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "epoch 1/3" not in done.stderr
+    assert "epoch 3/3" in done.stderr
+    assert done.stdout.startswith("mean validation Dice ")
+    assert main([*argv, "--c"]) == 0
+    out, err = capsys.readouterr()
+    assert out == done.stdout
+    assert "nothing to do" in err
+
+
+def weights_file(path: Path, spoil: Callable[[dict[str, torch.Tensor]], None] | None = None, ndim: int = 3) -> Path:
+    """Weights of size T without plans, spoilt."""
+    state = dict(build("T", [[1] * ndim, *[[2] * ndim] * 5], 1, 3).state_dict())
+    if spoil:
+        spoil(state)
+    torch.save(state, path)
+    return path
+
+
+def with_nan(state: dict[str, torch.Tensor]) -> None:
+    state["conv_blocks_context.1.0.conv1.weight"].view(-1)[3] = float("nan")
+
+
+def without_half_of_the_encoder(state: dict[str, torch.Tensor]) -> None:
+    for name in [name for name in state if name.startswith("conv_blocks_context.5")]:
+        state[name.replace("conv_blocks", "other_blocks")] = state.pop(name)
+
+
+@for_each(
+    ("spoil", "ndim", "message"),
+    [(with_nan, 3, "NaN or infinite weights"), (None, 2, "2D"), (without_half_of_the_encoder, 3, "")],
+)
+def test_weights_that_do_not_fit_leave_nothing_behind(
+    planned: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    spoil: Callable[[dict[str, torch.Tensor]], None] | None,
+    ndim: int,
+    message: str,
+) -> None:
+    path = weights_file(tmp_path / "w.pth", spoil, ndim)
+    folders = [workspace.folder(name) for name in ("nnUNet_preprocessed", "nnUNet_results")]
+    before = [everything(folder) for folder in folders]
+    assert main(["998", "3d_fullres", "0", "-device", "cpu", "--pretrained", str(path)]) == 4
+    assert message in capsys.readouterr().err
+    assert [everything(folder) for folder in folders] == before
+
+
+def test_a_dry_run_shows_what_weights_would_become(
+    planned: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = weights_file(tmp_path / "w.pth")
+    before = everything(workspace.folder("nnUNet_preprocessed"))
+    assert main(["998", "3d_fullres", "0", "-device", "cpu", "--pretrained", str(path), "--dry_run"]) == 0
+    err = capsys.readouterr().err
+    assert "STUNetPlans_T-ramp-w." in err
+    assert "100.0% of the encoder" in err
+    assert "epochs 1-1000: learning rate rising to 0.001 in 50, falling" in err
+    assert everything(workspace.folder("nnUNet_preprocessed")) == before
+
+
+def test_strategies_are_listed_with_what_they_train(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--list"]) == 0
+    out = capsys.readouterr().out
+    assert len(out.splitlines()) == len(strategies.STRATEGIES)
+    assert "learning-rate ramp is 'ramp'" in out
+
+
+def planned_with(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
+    """The plans' name and the rest of what a dry run says."""
+    assert main(["998", "3d_fullres", "0", "-device", "cpu", "--dry_run", *argv]) == 0
+    return capsys.readouterr().err
+
+
+def test_plans_with_weights_keep_their_strategy_and_head(
+    planned: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = weights_file(tmp_path / "w.pth")
+    folder = workspace.preprocessed_dataset(planned)
+    plans = workspace.load_plans(folder / "STUNetPlans_T.json")
+    block = choose(path, "reset", read_json(folder / "dataset.json")).block(of_file=True)
+    derived = derive(plans, read_json(folder / "dataset.json"), finetune="full", weights=block)
+    file = folder / f"{derived['plans_name']}.json"
+    write_json(file, derived)
+    try:
+        assert main(["998", "3d_fullres", "0", "-p", file.stem, "--dry_run"]) == 4
+        assert "add --pretrained with their file" in capsys.readouterr().err
+        assert f"  {file.stem}\n" in planned_with(capsys, "-p", file.stem, "--pretrained", str(path))
+        other = planned_with(capsys, "-p", file.stem, "--pretrained", str(path), "--finetune", "linear")
+        assert f"  {file.stem.replace('-full-', '-linear-')}\n" in other
+    finally:
+        file.unlink()
+
+
+def test_a_head_that_cannot_be_what_was_asked_for_is_warned_of(
+    planned: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = weights_file(tmp_path / "w.pth")
+    assert "warning: --head slice is not possible" in planned_with(capsys, "--pretrained", str(path), "--head", "slice")
+
+
+def test_without_weights_a_strategy_is_its_schedule(planned: str, capsys: pytest.CaptureFixture[str]) -> None:
+    err = planned_with(capsys, "--finetune", "linear", "--set", "num_epochs=20")
+    assert "(its schedule, without weights)" in err
+    assert "trains everything" in err
+    assert "warning: 20 epochs are too few for the ramp of 'linear': it lasts one epoch or none" in err
+    assert "5 stages" in planned_with(capsys, "--finetune", "shallow")
+
+
+def test_going_on_needs_no_weights(planned: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["998", "3d_fullres", "0", "--pretrained", str(tmp_path / "gone.pth"), "--c"]) == 4
+    assert "instead of --pretrained" in capsys.readouterr().err
+
+
+def test_the_mean_dice_is_that_of_the_classes_that_validation_has() -> None:
+    from stunet.cli.train_run import mean_dice
+
+    nan = float("nan")
+    missing = {"foreground_mean": {"Dice": nan}}
+    means = {"1": {"Dice": 0.5}, "2": {"Dice": nan}, "3": {"Dice": 0.7}}
+    assert mean_dice({"mean": means, **missing}) == pytest.approx(0.6)
+    assert mean_dice({"mean": means, "foreground_mean": {"Dice": 0.65}}) == 0.65
+    assert math.isnan(mean_dice({"mean": {"1": {"Dice": nan}}, **missing}))

@@ -1,0 +1,110 @@
+"""Many items in several processes: one that is killed, crashes or lacks memory costs its own item and no other."""
+
+import multiprocessing
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from stunet.errors import DataError, OutOfMemoryError, UsageError
+from stunet.workers import each
+from tests.loops import for_each
+
+ITEMS = [f"case_{number}" for number in range(4)]
+
+
+def work(item: tuple[str, str, str]) -> str:
+    """What the item says: KIND, the name of a case, and a file in which each attempt leaves a byte."""
+    kind, name, file = item
+    with open(file, "ab") as attempts:
+        attempts.write(b"x")
+    if kind == "killed" or (kind == "killed once" and os.path.getsize(file) == 1):
+        os.kill(os.getpid(), signal.SIGKILL)
+    if kind == "crashes":
+        os._exit(7)
+    if kind == "large":
+        raise MemoryError("Unable to allocate 3 GB")
+    if kind == "wrong":
+        raise Odd("what", "where")
+    return name
+
+
+class Odd(ValueError):
+    """Cannot be made again from what it is pickled as."""
+
+    def __init__(self, what: str, where: str) -> None:
+        super().__init__(f"{what} {where}")
+
+
+def run(folder: Path, kinds: dict[str, str], workers: int = 2, done: list[str] | None = None) -> list[str]:
+    items = [(kinds.get(name, "fine"), name, str(folder / name)) for name in ITEMS]
+    done = [] if done is None else done
+    context: Any = multiprocessing.get_context("fork")  # quick; what each() does is the same
+    for position, result in each(work, items, workers, lambda item: item[1], context):
+        assert result == ITEMS[position]
+        done.append(result)
+    assert not multiprocessing.active_children()
+    return done
+
+
+def test_an_item_whose_process_is_killed_once_is_done_again(tmp_path: Path) -> None:
+    assert sorted(run(tmp_path, {"case_1": "killed once"})) == ITEMS
+    assert [(tmp_path / name).stat().st_size for name in ITEMS] == [1, 2, 1, 1]
+
+
+@for_each(
+    ("kind", "error", "message"),
+    [
+        ("killed", OutOfMemoryError, "case 'case_1': its process was killed, also when it was alone"),
+        ("large", OutOfMemoryError, "case 'case_1' does not fit into memory: Unable to allocate 3 GB"),
+        ("crashes", DataError, r"case 'case_1': its process crashed twice \(exit code 7\)"),
+    ],
+)
+def test_an_item_that_fails_alone_too_is_named_after_all_others(
+    tmp_path: Path, kind: str, error: type, message: str
+) -> None:
+    done: list[str] = []
+    with pytest.raises(error, match=message) as caught:
+        run(tmp_path, {"case_1": kind}, done=done)
+    assert sorted(done) == ["case_0", "case_2", "case_3"]
+    assert "do without this case; the others are done" in caught.value.hint
+    assert not multiprocessing.active_children()
+
+
+def test_other_errors_end_the_loop_at_once_and_come_out_as_what_they_are(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="Odd: what where"):
+        run(tmp_path, {"case_0": "wrong", "case_1": "wrong"})
+    assert not multiprocessing.active_children()
+
+
+def test_a_loop_that_is_left_ends_its_processes(tmp_path: Path) -> None:
+    items = [("fine", name, str(tmp_path / name)) for name in ITEMS]
+    loop = each(work, items, 2, lambda item: item[1])
+    next(loop)
+    assert len(multiprocessing.active_children()) == 2
+    loop.close()
+    assert not multiprocessing.active_children()
+
+
+def test_one_worker_needs_no_other_process_and_names_what_does_not_fit(tmp_path: Path) -> None:
+    items = [("large" if name == "case_2" else "fine", name, str(tmp_path / name)) for name in ITEMS]
+    loop = each(work, items, 1, lambda item: item[1])
+    assert [next(loop)[0] for _ in range(3)] == [0, 1, 3]
+    with pytest.raises(OutOfMemoryError, match="case 'case_2' does not fit"):
+        next(loop)
+
+
+class Unable:
+    """Cannot be read in another process, as the functions of a script that cannot be imported there."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os._exit, (1,)
+
+
+def test_processes_that_cannot_begin_are_not_blamed_on_the_data() -> None:
+    with pytest.raises(UsageError, match="processes cannot be started from this script") as caught:
+        list(each(Unable(), ITEMS, 2, str))  # type: ignore[arg-type]
+    assert "__main__" in caught.value.hint
+    assert not multiprocessing.active_children()

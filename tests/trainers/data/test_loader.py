@@ -1,0 +1,68 @@
+"""Drawing samples one by one: the share of foreground that nnU-Net gives each process, and probabilities."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
+from nnunetv2.training.nnUNetTrainer import nnUNetTrainer as host
+
+from stunet.trainers.data.batches import share_of
+from stunet.trainers.data.loader import Aliases, Samples
+from tests.loops import for_each
+
+
+def loader(kind: type, batch_size: int, share: float, cases: int = 3) -> Any:
+    data = SimpleNamespace(identifiers=[f"case_{number}" for number in range(cases)])
+    labels = SimpleNamespace(all_labels=[0, 1], has_ignore_label=False)
+    return kind(data, batch_size, (8, 8, 8), (8, 8, 8), labels, oversample_foreground_percent=share)
+
+
+@for_each("share", [0.0, 0.33, 0.5, 0.9, 1.0])
+@for_each("processes", [2, 3, 4])
+def test_each_process_shows_as_much_foreground_as_with_nnunet(
+    monkeypatch: pytest.MonkeyPatch, share: float, processes: int
+) -> None:
+    monkeypatch.setattr(host.dist, "get_world_size", lambda: processes)
+    for batch_size in range(processes, 13):
+        ours = loader(Samples, batch_size, share)
+        for rank in range(processes):
+            monkeypatch.setattr(host.dist, "get_rank", lambda rank=rank: rank)
+            plan = SimpleNamespace(batch_size=batch_size)
+            trainer = SimpleNamespace(is_ddp=True, configuration_manager=plan, oversample_foreground_percent=share)
+            host.nnUNetTrainer._set_batch_size_and_oversample(trainer)  # type: ignore[arg-type]
+            theirs = loader(nnUNetDataLoader, trainer.batch_size, trainer.oversample_foreground_percent)
+            positions = share_of(batch_size, rank, processes)
+            assert len(positions) == trainer.batch_size
+            decided = []
+            for ours.position in positions:
+                decided.append(ours.get_do_oversample(0))
+            assert decided == [theirs.get_do_oversample(number) for number in range(trainer.batch_size)]
+
+
+def test_cases_are_drawn_equally_often_or_as_the_weights_say() -> None:
+    np.random.seed(0)
+    samples = loader(Samples, 2, 0.33, cases=4)
+    equal = np.unique([samples.get_indices()[0] for _ in range(4000)], return_counts=True)
+    assert equal[0].tolist() == samples.indices
+    np.testing.assert_allclose(equal[1] / 4000, 0.25, atol=0.03)
+    samples.weigh([3, 0, 1, 4])
+    names, counts = np.unique([samples.get_indices()[0] for _ in range(4000)], return_counts=True)
+    assert names.tolist() == ["case_0", "case_2", "case_3"]
+    np.testing.assert_allclose(counts / 4000, [0.375, 0.125, 0.5], atol=0.03)
+
+
+@for_each("count", [1, 2, 7, 500])
+def test_aliases_hold_exactly_the_probabilities(count: int) -> None:
+    weights = np.random.default_rng(count).random(count) ** 4
+    weights[: count // 3] = 0
+    aliases = Aliases(weights)
+    held = np.bincount(aliases.other, 1 - aliases.own, minlength=count) + aliases.own
+    np.testing.assert_allclose(held / count, weights / weights.sum(), atol=1e-12)
+
+
+@for_each("weights", [[0.0, 0.0], [1.0, -0.5], [np.nan, 1.0], [], [[1.0]]])
+def test_what_is_no_probability_is_refused(weights: list) -> None:
+    with pytest.raises(ValueError, match="no probabilities"):
+        Aliases(weights)

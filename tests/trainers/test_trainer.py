@@ -1,0 +1,492 @@
+"""Training on a small phantom with real nnU-Net: order of data, resume, checkpoints, deep supervision."""
+
+import multiprocessing
+import os
+import random
+import signal
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from filelock import FileLock
+
+from stunet import workspace
+from stunet.errors import DataError, Interrupted, OutOfMemoryError, WeightsError
+from stunet.files import read_json
+from stunet.plans.derive import derive
+from stunet.plans.settings import MIRROR
+from stunet.runs.launch import Run, _stops, checkpoints, forget, limit_threads, reserved, starting_point
+from stunet.trainers.base import PlannedTrainer
+from stunet.trainers.data.batches import SeededBatches, joined, parts_of
+from stunet.trainers.data.mirroring import MirrorSides
+from stunet.trainers.progress import Silent
+from stunet.trainers.saving import BEST, FINAL, LATEST
+from stunet.trainers.supervised import STUNetTrainer
+from tests.loops import for_each
+
+SHORT = {"num_epochs": 2, "num_iterations_per_epoch": 3, "num_val_iterations_per_epoch": 1, "batch_size": 2}
+
+
+def make_trainer(dataset: str, results: Path, monkeypatch: pytest.MonkeyPatch, **overrides: Any) -> STUNetTrainer:
+    monkeypatch.setenv("nnUNet_results", str(results))
+    plans = workspace.load_plans(workspace.plans_path(dataset, "STUNetPlans_T"))
+    dataset_json = read_json(workspace.preprocessed_dataset(dataset) / "dataset.json")
+    for key in ("labels", "regions_class_order"):
+        if (value := overrides.pop(key, None)) is not None:
+            dataset_json[key] = value
+    configuration = overrides.pop("configuration", "3d_fullres")
+    stages = overrides.pop("stages", None)
+    plans = derive(plans, dataset_json, stages=stages, overrides={**SHORT, **overrides})
+    return STUNetTrainer(plans, configuration, 0, dataset_json, torch.device("cpu"))
+
+
+def weights(trainer: PlannedTrainer) -> torch.Tensor:
+    return torch.cat([p.detach().flatten() for p in trainer.bare_network().parameters()])
+
+
+class StopAt(Silent):
+    """Asks for a stop at a step, as a signal would."""
+
+    def __init__(self, phase: str, epoch: int, done: int) -> None:
+        self.at = (phase, epoch, done)
+
+    def step(self, trainer: PlannedTrainer, phase: str, done: int, loss: float) -> None:
+        trainer.stop_requested = trainer.stop_requested or (phase, trainer.current_epoch, done) == self.at
+
+
+@for_each("stop", [("train", 1, 1), ("train", 0, 3), ("validation", 1, 1)])
+def test_a_stopped_run_continues_exactly(
+    planned: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: tuple[str, int, int]
+) -> None:
+    whole = make_trainer(planned, tmp_path / "whole", monkeypatch)
+    whole.run_training()
+
+    stopped = make_trainer(planned, tmp_path / "stopped", monkeypatch)
+    stopped.listener = StopAt(*stop)
+    with pytest.raises(Interrupted) as caught:
+        stopped.run_training()
+    assert caught.value.exit_code == 75
+    assert not torch.equal(weights(stopped), weights(whole)) or stop[0] == "validation"
+
+    resumed = make_trainer(planned, tmp_path / "stopped", monkeypatch)
+    resumed.load_checkpoint(str(Path(resumed.output_folder) / "checkpoint_latest.pth"))
+    assert resumed.current_epoch == stop[1]
+    resumed.run_training()
+    assert torch.equal(weights(resumed), weights(whole))
+    for key in ("train_losses", "val_losses", "mean_fg_dice", "ema_fg_dice", "lrs"):
+        assert resumed.logger.get_value(key, None) == whole.logger.get_value(key, None)
+    assert sorted(p.name for p in Path(resumed.output_folder).glob("*.pth")) == [
+        "checkpoint_best.pth",
+        "checkpoint_final.pth",
+    ]
+
+
+def test_worker_processes_change_nothing(planned: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    alone = make_trainer(planned, tmp_path / "0", monkeypatch, num_epochs=1)
+    alone.run_training()
+    monkeypatch.setenv("nnUNet_n_proc_DA", "2")
+    helped = make_trainer(planned, tmp_path / "2", monkeypatch, num_epochs=1)
+    helped.run_training()
+    assert torch.equal(weights(helped), weights(alone))
+
+
+def test_another_seed_is_another_run(planned: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = make_trainer(planned, tmp_path / "0", monkeypatch, seed=0)
+    second = make_trainer(planned, tmp_path / "1", monkeypatch, seed=1)
+    for trainer in (first, second):
+        trainer.initialize()
+    assert not torch.equal(weights(first), weights(second))
+    batches = [next(trainer.get_dataloaders()[0])["data"] for trainer in (first, second, first)]
+    assert torch.equal(batches[0], batches[2])
+    assert not torch.equal(batches[0], batches[1])
+
+
+def test_checkpoints_need_no_pickle_and_no_trainer_of_ours(
+    planned: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+
+    trainer = make_trainer(planned, tmp_path, monkeypatch, num_epochs=1)
+    trainer.run_training()
+    file = Path(trainer.output_folder) / "checkpoint_final.pth"
+    content = torch.load(file, weights_only=True)  # without any allow-list
+    assert content["trainer_name"] == "nnUNetTrainer"
+    assert content["current_epoch"] == 1
+    assert content["inference_allowed_mirroring_axes"] == (0, 1)  # kidney_left and kidney_right forbid the third axis
+
+    predictor = nnUNetPredictor(device=torch.device("cpu"), perform_everything_on_device=False, allow_tqdm=False)
+    predictor.initialize_from_trained_model_folder(trainer.output_folder_base, (0,), "checkpoint_final.pth")
+    loaded = predictor.list_of_parameters[0]
+    assert all(torch.equal(value, loaded[name]) for name, value in trainer.bare_network().state_dict().items())
+    assert tuple(predictor.allowed_mirroring_axes) == (0, 1)
+
+
+def test_where_the_images_lie_does_not_become_part_of_a_model(
+    planned: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = make_trainer(planned, tmp_path, monkeypatch)
+    listed = {**made.dataset_json, "dataset": {"case": {"images": ["/data/case.nii.gz"], "label": "case.nii.gz"}}}
+    again = STUNetTrainer(made.my_init_kwargs["plans"], "3d_fullres", 0, listed, torch.device("cpu"))
+    assert again.dataset_json == made.dataset_json
+    assert again.my_init_kwargs["dataset_json"] == made.dataset_json
+
+
+def test_mirroring_keeps_to_the_plan_in_two_dimensions(
+    planned: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = make_trainer(planned, tmp_path, monkeypatch, configuration="2d")
+    assert trainer.configure_rotation_dummyDA_mirroring_and_inital_patch_size()[3] == (0,)
+    trainer.plans_manager.plans["stunet"]["mirror_axes"] = [0]
+    assert trainer.configure_rotation_dummyDA_mirroring_and_inital_patch_size()[3] == ()
+    assert trainer.inference_allowed_mirroring_axes is None
+
+
+def test_mirroring_follows_the_plans_value(planned: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = {}
+    for policy in MIRROR:
+        trainer = make_trainer(planned, tmp_path, monkeypatch, mirror=policy)
+        axes = trainer.configure_rotation_dummyDA_mirroring_and_inital_patch_size()[3]
+        found[policy] = (axes, trainer.inference_allowed_mirroring_axes)
+    assert found == {
+        "auto": ((0, 1), (0, 1)),
+        "none": ((), None),
+        "swap": ((0, 1, 2), (0, 1)),
+        "all": ((0, 1, 2), (0, 1, 2)),
+    }
+
+
+def test_classes_change_sides_when_an_image_is_mirrored_with_swap(
+    planned: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = make_trainer(planned, tmp_path, monkeypatch, mirror="swap")
+    trainer.initialize()
+    loader = trainer.get_dataloaders()[0]
+    (step,) = [s for s in loader_transforms(loader) if isinstance(s, MirrorSides)]
+    label = torch.tensor([[[[4, 5, 1, -1]]]], dtype=torch.int16)  # kidney_left, kidney_right, spine, outside
+    assert step._apply_to_segmentation(label, axes=[2]).tolist() == [[[[-1, 1, 4, 5]]]]
+    assert step._apply_to_segmentation(label, axes=[0, 1]).tolist() == [[[[4, 5, 1, -1]]]]
+
+
+@for_each(
+    ("labels", "axes", "said"),
+    [
+        ({"LK": 1, "RK": 2}, [0, 1, 2], "the plan mirrors all axes, although 'LK' and 'RK' would change sides"),
+        ({"LK": 1, "liver": 2}, [0, 1], "the dataset has 'LK' without its mirror image"),
+        ({"LK": 1, "RK": 2, "LV": 3, "RV": 4}, [0, 1], "the dataset has 'LV' without its mirror image"),
+    ],
+)
+def test_swap_is_refused_where_a_mirror_makes_what_has_no_name(
+    planned: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, labels: dict[str, int], axes: list[int], said: str
+) -> None:
+    trainer = make_trainer(planned, tmp_path, monkeypatch, mirror="swap", labels={"background": 0, **labels})
+    trainer.plans_manager.plans["stunet"]["mirror_axes"] = axes
+    with pytest.raises(DataError, match=said):
+        trainer.prepare_loader(SimpleNamespace(transforms=SimpleNamespace(transforms=[])))
+
+
+def test_a_plan_that_mirrors_left_and_right_classes_is_warned_about(
+    planned: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    for axes in ([0, 1], [0, 1, 2]):
+        trainer = make_trainer(planned, tmp_path, monkeypatch)
+        trainer.plans_manager.plans["stunet"]["mirror_axes"] = axes
+        trainer.listener = type("Heard", (Silent,), {"trains": lambda self, text: said.append(text)})()
+        trainer.on_train_start()
+    (warning,) = said
+    assert "although 'kidney_left' and 'kidney_right' would change sides with the image" in warning
+
+
+def loader_transforms(batches: SeededBatches) -> list[Any]:
+    return batches._loader.dataset.source.transforms.transforms  # type: ignore[attr-defined]
+
+
+def test_labels_take_the_nearest_ones_value_where_the_plan_says_so(
+    planned: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = make_trainer(planned, tmp_path, monkeypatch, label_interpolation="nearest")
+    trainer.initialize()
+    spatial = loader_transforms(trainer.get_dataloaders()[0])[0]
+    assert spatial.mode_seg == "nearest"
+    label = torch.arange(8).reshape(1, 2, 2, 2).to(torch.int16)
+    grid = torch.zeros((1, 1, 1, 3)) + 0.3  # nearer to the last voxel
+    assert spatial._apply_to_segmentation(label, grid=grid).item() == 7
+
+
+@for_each(("configuration", "stages"), [("3d_fullres", n) for n in (2, 3, 4, 7)] + [("2d", 5)])
+def test_every_head_has_its_target_for_any_number_of_stages(
+    planned: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, configuration: str, stages: int
+) -> None:
+    trainer = make_trainer(planned, tmp_path, monkeypatch, configuration=configuration, stages=stages)
+    trainer.initialize()
+    batch = next(trainer.get_dataloaders()[0])
+    outputs = trainer.network(batch["data"])
+    if stages == 2:
+        assert outputs.shape[2:] == batch["target"].shape[2:]
+    else:
+        assert len(outputs) == len(batch["target"]) == stages - 1
+        assert [o.shape[2:] for o in outputs] == [t.shape[2:] for t in batch["target"]]
+    before = weights(trainer)
+    assert np.isfinite(trainer.train_step(batch)["loss"])
+    assert torch.isfinite(weights(trainer)).all()
+    assert not torch.equal(weights(trainer), before)
+
+
+def test_a_second_stop_while_known_steps_are_replayed_loses_none(
+    planned: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = make_trainer(planned, tmp_path, monkeypatch)
+    first.listener = StopAt("train", 0, 2)
+    with pytest.raises(Interrupted):
+        first.run_training()
+    file = Path(first.output_folder) / LATEST
+    before = torch.load(file, weights_only=True)
+    again = make_trainer(planned, tmp_path, monkeypatch)
+    again.load_checkpoint(str(file))
+    again.stop_requested = True
+    with pytest.raises(Interrupted):
+        again.run_training()
+    after = torch.load(file, weights_only=True)
+    assert len(before["stunet"]["losses"]) == 2
+    assert after["stunet"]["losses"] == before["stunet"]["losses"]
+    assert torch.equal(weights(again), weights(first))
+
+
+def test_the_latest_checkpoint_is_written_by_time_whatever_the_best_does(
+    planned: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = make_trainer(planned, tmp_path, monkeypatch)
+    trainer.initialize()
+    saved = trainer._saved
+    trainer.save_checkpoint(str(Path(trainer.output_folder) / BEST))
+    assert trainer._saved == saved
+    trainer.save_checkpoint(str(Path(trainer.output_folder) / LATEST))
+    assert trainer._saved > saved
+
+
+def test_starting_anew_forgets_the_earlier_training(
+    planned: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = make_trainer(planned, tmp_path, monkeypatch)
+    run = Run(planned, trainer.plans_manager.plans, "3d_fullres", 0, resume=True)
+    assert run.folder == Path(trainer.output_folder)
+    for name in (FINAL, LATEST, BEST):
+        (run.folder / name).touch()
+    earlier = run.folder / "validation" / "phantom_000.nii.gz"  # of a case that may train now
+    earlier.parent.mkdir()
+    earlier.touch()
+    assert starting_point(run) == run.folder / FINAL
+    forget(run)
+    assert not earlier.exists()
+    assert checkpoints(run) == []
+    with pytest.raises(DataError, match="nothing to continue"):
+        starting_point(run)
+
+
+@for_each("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_outside_training_stops_at_once_and_is_resumable(
+    planned: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    trainer = make_trainer(planned, tmp_path, monkeypatch)
+    with pytest.raises(Interrupted) as caught:
+        _receive(number, trainer)
+    assert caught.value.exit_code == 75
+    assert "--c" in caught.value.hint
+
+
+def _receive(number: int, trainer: STUNetTrainer) -> None:
+    with _stops(trainer):
+        os.kill(os.getpid(), number)
+
+
+def test_a_checkpoint_of_another_plan_is_refused(planned: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = make_trainer(planned, tmp_path, monkeypatch)
+    trainer.initialize()
+    trainer.inference_allowed_mirroring_axes = (0, 1)
+    file = Path(trainer.output_folder) / "checkpoint_latest.pth"
+    trainer.save_checkpoint(str(file))
+    other = make_trainer(planned, tmp_path, monkeypatch, initial_lr=0.5)
+    with pytest.raises(WeightsError, match=r"another plan than today's \(plans"):
+        other.load_checkpoint(str(file))
+
+
+def a_fold(folder: Path, monkeypatch: pytest.MonkeyPatch, **options: Any) -> Run:
+    monkeypatch.setenv("nnUNet_results", str(folder))
+    run = Run("Dataset998_Phantom", {"plans_name": "P"}, "3d_fullres", 0, device="cpu", **options)
+    run.folder.mkdir(parents=True)
+    (run.folder / "checkpoint_latest.pth").touch()
+    return run
+
+
+def test_a_fold_that_is_being_trained_is_refused_before_anything_in_it_is_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = a_fold(tmp_path, monkeypatch, overwrite=True)
+    with (
+        FileLock(run.folder / ".lock"),
+        pytest.raises(DataError, match="another process trains in"),
+        reserved(run),
+    ):
+        pass
+    assert checkpoints(run)
+    (run.folder / ".part-1-checkpoint_latest.pth").touch()  # as a killed run leaves it
+    with reserved(run) as checkpoint:
+        assert checkpoint is None
+        assert [path.name for path in run.folder.iterdir()] == [".lock"]
+    assert not list(run.folder.iterdir())
+
+
+def test_a_training_that_another_one_has_begun_meanwhile_is_not_overwritten(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = a_fold(tmp_path, monkeypatch)
+    with pytest.raises(DataError, match="this fold was begun"), reserved(run):
+        pass
+    assert checkpoints(run)
+
+
+def test_processes_share_the_cores_unless_the_user_says_how_many_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(6)), raising=False)
+    before = torch.get_num_threads()
+    run = Run("Dataset998_Phantom", {}, "3d_fullres", 0, device="cpu", processes=2)
+    try:
+        monkeypatch.setenv("OMP_NUM_THREADS", str(before))
+        limit_threads(run)
+        assert torch.get_num_threads() == before
+        monkeypatch.delenv("OMP_NUM_THREADS")
+        limit_threads(run)
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+
+
+class Numbers:
+    """Draws with all three generators."""
+
+    def sample(self, position: int) -> dict[str, Any]:
+        drawn = torch.tensor([[np.random.random(), torch.rand(1).item(), random.random()]], dtype=torch.float64)
+        return {"data": drawn, "target": [drawn[:, :1], drawn[:, 1:]], "keys": [f"case_{position}"]}
+
+    def case(self, position: int) -> str:
+        return f"case_{position}"
+
+
+ALL = range(3)  # positions of a batch
+
+
+def drawn(batch: dict[str, Any]) -> list[Any]:
+    assert torch.equal(torch.cat(batch["target"], dim=1), batch["data"])
+    return [*zip(batch["keys"], batch["data"].tolist(), strict=True)]
+
+
+@for_each("workers", [0, 2])
+def test_a_sample_is_a_function_of_seed_batch_and_position(workers: int) -> None:
+    all_of_them = SeededBatches(Numbers(), (1, 2), ALL, 0, 0, 0, False)
+    expected = [drawn(next(all_of_them)) for _ in range(6)]
+    later = SeededBatches(Numbers(), (1, 2), ALL[1:], 2, 1, workers, False)
+    assert next(later) is None
+    assert [drawn(next(later)) for _ in range(3)] == [batch[1:] for batch in expected[3:6]]
+    later.close()
+    other = drawn(next(SeededBatches(Numbers(), (1, 3), ALL, 0, 0, 0, False)))
+    assert len({str(numbers) for batch in [*expected, other] for _, numbers in batch}) == 7 * len(ALL)
+
+
+def test_drawing_a_batch_leaves_the_global_generators_alone() -> None:
+    torch.manual_seed(0)
+    np.random.seed(0)
+    expected = (torch.rand(1).item(), np.random.random())
+    torch.manual_seed(0)
+    np.random.seed(0)
+    next(SeededBatches(Numbers(), (0,), ALL, 0, 0, 0, False))
+    assert (torch.rand(1).item(), np.random.random()) == expected
+
+
+def test_parts_of_a_batch_are_those_that_it_is_joined_of() -> None:
+    batch = next(SeededBatches(Numbers(), (0,), range(5), 0, 0, 0, False))
+    parts = parts_of(batch, 2)
+    assert [part["keys"] for part in parts] == [["case_0", "case_1", "case_2"], ["case_3", "case_4"]]
+    assert drawn(joined(parts)) == drawn(batch)
+    assert parts[0]["data"].data_ptr() == batch["data"].data_ptr()
+
+
+class Killed:
+    """A worker process that is killed, as by the kernel when memory runs out."""
+
+    def sample(self, position: int) -> dict[str, Any]:
+        os.kill(os.getpid(), signal.SIGKILL)
+        return {}
+
+    def case(self, position: int) -> str:
+        return f"case_{position}_{np.random.randint(100)}"
+
+
+def test_a_killed_worker_is_reported_with_its_case_and_the_next_step() -> None:
+    with pytest.raises(
+        OutOfMemoryError, match="data loading process was killed while it loaded case 'case_1_"
+    ) as caught:
+        next(SeededBatches(Killed(), (0,), range(1, 5), 0, 0, 1, False))
+    assert "nnUNet_n_proc_DA=1" in caught.value.hint
+    assert "--set batch_size=2" in caught.value.hint
+
+
+class KillsLoader(Silent):
+    """Kills the process that loads data, in the middle of a step."""
+
+    def step(self, trainer: PlannedTrainer, phase: str, done: int, loss: float) -> None:
+        if (trainer.current_epoch, phase, done) == (1, "train", 1):
+            for process in multiprocessing.active_children():
+                os.kill(process.pid or 0, signal.SIGKILL)
+                process.join()
+
+
+def test_a_run_whose_loader_is_killed_keeps_its_state_and_continues_exactly(
+    planned: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = make_trainer(planned, tmp_path / "whole", monkeypatch)
+    whole.run_training()
+    with monkeypatch.context() as patch:
+        patch.setenv("nnUNet_n_proc_DA", "1")
+        killed = make_trainer(planned, tmp_path / "killed", monkeypatch)
+        killed.listener = KillsLoader()
+        with pytest.raises(OutOfMemoryError, match="data loading process was killed"):
+            killed.run_training()
+    resumed = make_trainer(planned, tmp_path / "killed", monkeypatch)
+    resumed.load_checkpoint(str(Path(resumed.output_folder) / LATEST))
+    assert (resumed.current_epoch, len(resumed._known)) == (1, 1)
+    resumed.run_training()
+    assert torch.equal(weights(resumed), weights(whole))
+
+
+class Group:
+    """Says to which group a process belongs, which is what a terminal and torchrun send signals to."""
+
+    def sample(self, position: int) -> dict[str, Any]:
+        group = torch.tensor([os.getpgrp()])
+        return {"data": group, "target": group, "keys": [""]}
+
+    def case(self, position: int) -> str:
+        return ""
+
+
+def test_a_signal_to_the_group_of_the_trainer_leaves_its_data_loading_alone() -> None:
+    batches = SeededBatches(Group(), (0,), range(1), 0, 0, 1, False)
+    assert next(batches)["data"].item() != os.getpgrp()
+    batches.close()
+
+
+class Broken:
+    """A case that cannot be read."""
+
+    def sample(self, position: int) -> dict[str, Any]:
+        raise RuntimeError("case_7.b2nd is damaged")
+
+    def case(self, position: int) -> str:
+        return "case_7"
+
+
+def test_an_error_in_a_worker_keeps_its_own_text() -> None:
+    with pytest.raises(RuntimeError, match=r"case_7.b2nd is damaged"):
+        next(SeededBatches(Broken(), (0,), ALL, 0, 0, 1, False))

@@ -1,0 +1,93 @@
+"""Draw training samples one at a time with nnU-Net's loader, which draws whole batches.
+
+Drawing a case takes a time that does not depend on the number of cases, with or without probabilities. Whether a sample
+must show foreground is decided by its position in the batch of all processes, which gives each process the same share
+as in nnU-Net. Read next: batches.py, which seeds the generators for each sample.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
+
+from stunet.errors import StunetError, is_out_of_memory
+from stunet.preprocessing.stored import Checked
+
+
+class Samples(nnUNetDataLoader):
+    """nnU-Net's loader for batches of one. Takes the same arguments, but `batch_size` is that of all processes."""
+
+    def __init__(self, data: Any, batch_size: int, *args: Any, **kwargs: Any) -> None:
+        super().__init__(Checked(data), 1, *args, **kwargs)
+        self.position, self.positions = 0, batch_size
+        self.aliases: Aliases | None = None
+
+    def weigh(self, weights: Sequence[float] | None) -> None:
+        """Set how often each case of `indices` is drawn relative to the others; None: all equally often."""
+        self.aliases = None if weights is None else Aliases(weights)
+
+    def sample(self, position: int) -> dict[str, Any]:
+        """Return the sample at this position of a batch, as a batch of one: `data`, `target` and `keys`.
+
+        Raises:
+            DataError: The files of the case are damaged.
+            OutOfMemoryError: The case does not fit into memory.
+        """
+        self.position = position
+        try:
+            return self.generate_train_batch()
+        except StunetError:
+            raise
+        except Exception as error:
+            if is_out_of_memory(error):
+                with self._data.reading(self.drawn):
+                    raise
+            self._data.check(self.drawn)  # only part of the case is read for a patch: read it all to find damage
+            raise
+
+    def case(self, position: int) -> str:
+        """Return the case that sample() would draw with the same generators."""
+        self.position = position
+        return self.get_indices()[0]
+
+    def get_indices(self) -> list[str]:
+        """Return the case, as a list of one; nnU-Net would make an array of all names for each draw."""
+        number = np.random.randint(len(self.indices)) if self.aliases is None else self.aliases.draw()
+        self.drawn = self.indices[number]
+        return [self.drawn]
+
+    def _oversample_last_XX_percent(self, sample_idx: int) -> bool:
+        return self.position >= round(self.positions * (1 - self.oversample_foreground_percent))
+
+
+class Aliases:
+    """Draws numbers with given probabilities in constant time (Walker 1977; Vose 1991, doi:10.1109/32.92917).
+
+    Args:
+        probabilities: One per number, not negative; they are divided by their sum.
+
+    Raises:
+        ValueError: They are negative, not finite, or all zero.
+    """
+
+    def __init__(self, probabilities: Sequence[float]) -> None:
+        weights = np.asarray(probabilities, dtype=np.float64)
+        if weights.ndim != 1 or not np.isfinite(weights).all() or (weights < 0).any() or not weights.sum() > 0:
+            raise ValueError(f"{weights!r} are no probabilities")
+        self.own = weights * (len(weights) / weights.sum())  # of each column, the share that stays with its own number
+        self.other = np.arange(len(weights))  # the number that gets the rest of each column
+        poor = [number for number, share in enumerate(self.own) if share < 1]
+        rich = [number for number, share in enumerate(self.own) if share >= 1]
+        while poor and rich:
+            taker, giver = poor.pop(), rich[-1]
+            self.other[taker] = giver
+            self.own[giver] -= 1 - self.own[taker]
+            if self.own[giver] < 1:
+                poor.append(rich.pop())
+        self.own[[*poor, *rich]] = 1  # the remaining ones differ from 1 only by rounding
+
+    def draw(self) -> int:
+        """Draw a number with numpy's global generator."""
+        column = np.random.randint(len(self.own))
+        return int(column if np.random.random() < self.own[column] else self.other[column])

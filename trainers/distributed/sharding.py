@@ -1,0 +1,136 @@
+"""Let several processes train one network as one process would; each has a replica (DDP) or a shard (FSDP2) of it.
+
+Gradients are averaged over the processes either way. With FSDP2, weights, gradients and momentum are sharded, and each
+stage is gathered while it computes; checkpoints hold full tensors, so that any number of processes can continue from
+them. group.py starts the processes, or joins those that torchrun has started; batches.py gives each process its
+share of a batch.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from stunet.networks import STUNet
+
+
+def processes() -> int:
+    """Return how many processes train together."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def mean(value: torch.Tensor) -> torch.Tensor:
+    """Return the mean over all processes of a value that each of them has."""
+    if processes() > 1:
+        value = value / processes()
+        dist.all_reduce(value)
+    return value
+
+
+def anywhere(flag: bool, device: torch.device) -> bool:
+    """Return whether the flag is set in any process; must be called by all of them."""
+    if processes() == 1:
+        return flag
+    held = torch.tensor(int(flag), device=device)
+    dist.all_reduce(held, dist.ReduceOp.MAX)
+    return bool(held)
+
+
+def bare(network: torch.nn.Module) -> STUNet:
+    """Return the network without DDP's and torch.compile's wrapping."""
+    wrapped: Any = network.module if isinstance(network, DistributedDataParallel) else network
+    return getattr(wrapped, "_orig_mod", wrapped)
+
+
+def data_parallel(network: torch.nn.Module, device_ids: Any = None) -> torch.nn.Module:
+    """Wrap in DDP on the network's own device; nnU-Net passes ranks, which are not device numbers on other machines.
+
+    The lowest head is left out: it has no weight in deep supervision, and DDP waits for gradients of all it knows of.
+    """
+    device, stunet = next(network.parameters()).device, bare(network)
+    unused = stunet.seg_outputs[0] if stunet.decoder.deep_supervision and len(stunet.seg_outputs) > 1 else None
+    trains = [p for p in unused.parameters() if p.requires_grad] if unused is not None else []
+    for parameter in trains:
+        parameter.requires_grad_(False)
+    wrapped = DistributedDataParallel(network, device_ids=None if device.type == "cpu" else [device.index])
+    for parameter in trains:
+        parameter.requires_grad_(True)
+    return wrapped
+
+
+def without_lowest_head(loss: Any) -> None:
+    """Give nnU-Net's deep supervision loss, in several processes, the weights that it has in one."""
+    weights = (*loss.weight_factors[:-1], 0)
+    loss.weight_factors = tuple(weight / sum(weights) for weight in weights)
+
+
+def dealt(network: torch.nn.Module, device_ids: Any = None) -> torch.nn.Module:
+    """Shard the network with FSDP2, stage by stage; heads and upsampling convolutions form one more group."""
+    stunet = bare(network)
+    mesh = init_device_mesh(next(network.parameters()).device.type, (processes(),))
+    for stage in (*stunet.conv_blocks_context, *stunet.conv_blocks_localization):
+        fully_shard(stage, mesh=mesh)
+    fully_shard(stunet, mesh=mesh)  # changes the module's class in place
+    return stunet
+
+
+@contextmanager
+def gradients_stay(network: Any, stay: bool) -> Iterator[None]:
+    """While the block runs, accumulate gradients in each process without averaging them over the processes."""
+    if isinstance(network, FSDPModule):
+        network.set_requires_gradient_sync(not stay)
+        yield
+    elif stay and isinstance(network, DistributedDataParallel):
+        with network.no_sync():
+            yield
+    else:
+        yield
+
+
+def whole(state: Mapping[Any, Any]) -> dict[Any, Any]:
+    """Return a state with full tensors, in every process; must be called by all of them."""
+    return {name: value.full_tensor() if isinstance(value, DTensor) else value for name, value in state.items()}
+
+
+def like(state: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    """Reverse whole(): shard the tensors the way those of the same name in `own` are sharded."""
+    return {name: _like(value, own.get(name)) for name, value in state.items()}
+
+
+def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """Return an optimizer's state with full tensors; must be called by all processes.
+
+    Tensors that had to be gathered are in main memory, and in the first process only.
+    """
+    content, first = optimizer.state_dict(), processes() == 1 or dist.get_rank() == 0
+
+    def gathered(value: Any) -> Any:
+        if not isinstance(value, DTensor):
+            return value
+        tensor = value.full_tensor()
+        return tensor.cpu() if first else None
+
+    state = {number: {key: gathered(v) for key, v in entry.items()} for number, entry in content["state"].items()}
+    return {**content, "state": state}
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, content: Mapping[str, Any]) -> None:
+    """Load what optimizer_state() returned, with the parameters sharded differently or not at all."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    state = {
+        number: {key: _like(value, parameters[number]) for key, value in entry.items()}
+        for number, entry in content["state"].items()
+    }
+    optimizer.load_state_dict({**content, "state": state})
+
+
+def _like(value: Any, own: Any) -> Any:
+    if not isinstance(own, DTensor) or not isinstance(value, torch.Tensor):
+        return value
+    return distribute_tensor(value.to(own.device), own.device_mesh, own.placements)

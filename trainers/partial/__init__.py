@@ -1,0 +1,1 @@
+"""Train one network on cases that annotate different classes. Read trainer.py first."""

@@ -1,0 +1,173 @@
+"""Train one network on cases that annotate different classes.
+
+annotations.json (stunet/labels/annotations.py) records what each case annotates; the leaves that a case does not
+annotate are part of its background. The network has one output per leaf, and the resulting model is an ordinary nnU-Net
+model. The differences from complete labels: the loss (loss.py), how often a case is drawn (drawing.py), and that a
+class is evaluated in the cases that annotate it (validation.py).
+"""
+
+import json
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import ConvertSegmentationToRegionsTransform
+
+from stunet.errors import DataError, WeightsError
+from stunet.files import whole
+from stunet.labels.annotations import FILE, Annotations, annotations_of
+from stunet.labels.names import Sides, sides
+from stunet.losses import DiceAndEntropy, MaskedSigmoid, PartitionDiceCE
+from stunet.plans.check import difference
+from stunet.preprocessing.dataset import preprocessed_cases
+from stunet.trainers.data.loader import Samples
+from stunet.trainers.partial.drawing import FEW, expected, probabilities
+from stunet.trainers.partial.loss import LossOfCases, count_annotated, count_groups
+from stunet.trainers.partial.validation import measure
+from stunet.trainers.supervised import STUNetTrainer
+from stunet.workspace import preprocessed_dataset
+
+LABELS = "labels.toml"  # in the model's folder: the argument for --labels of stunet_predict
+
+
+class STUNetPartialTrainer(STUNetTrainer):
+    """Trains on a dataset with annotations, or with the full head of a network that has more classes than the data."""
+
+    loss: LossOfCases
+
+    def __init__(
+        self,
+        plans: dict,
+        configuration: str,
+        fold: int | str,
+        dataset_json: dict,
+        device: torch.device = torch.device("cuda"),  # noqa: B008 - nnU-Net reads this signature and passes it on
+    ) -> None:
+        self.annotations = _annotations(plans, configuration, dataset_json)
+        self.labels_of_dataset = dataset_json["labels"]
+        super().__init__(plans, configuration, fold, self.annotations.model_description(dataset_json), device)
+        self.training_cases: list[str] = []
+        self.value_count = max(self.annotations.values.values()) + 1
+        self.ignore_value = self.value_count if self.label_manager.has_ignore_label else None  # in label files
+
+    def do_split(self) -> tuple[list[str], list[str]]:
+        """Return the split as in every training.
+
+        Raises:
+            DataError: One of the cases is missing from the annotations.
+        """
+        train, validation = super().do_split()
+        unknown = sorted({*train, *validation} - self.annotations.cases.keys())
+        if unknown:
+            raise DataError(
+                f"{FILE} does not say what {len(unknown)} cases annotate (e.g. {unknown[0]!r})",
+                "build the dataset anew: stunet_merge build, then stunet_plan_and_preprocess",
+            )
+        self.training_cases = [str(case) for case in train]
+        return train, validation
+
+    def case_weights(self, cases: Sequence[str]) -> Sequence[float]:
+        """Return probabilities that balance the sources: see drawing.py."""
+        return probabilities(self.annotations, cases).tolist()
+
+    def prepare_loader(self, loader: Samples) -> None:
+        """Prepare as in every training; the values of label files are kept, because the loss takes them."""
+        super().prepare_loader(loader)
+        loader.annotated_classes_key = (-1, *range(self.value_count))
+        steps = loader.transforms.transforms
+        steps[:] = [step for step in steps if not isinstance(step, ConvertSegmentationToRegionsTransform)]
+
+    def on_train_start(self) -> None:
+        """Report how often each label will be seen; write labels.toml if the dataset's labels are not the network's."""
+        super().on_train_start()
+        if self.annotations.numbers is not None and self.local_rank == 0:
+            self._write_labels(Path(self.output_folder_base) / LABELS)
+        cases = self.training_cases
+        samples = self.num_iterations_per_epoch * self.configuration_manager.batch_size
+        found = expected(self.annotations, cases, samples)
+        listed = ", ".join(f"{label} {count:.4g}" for label, count in found.items())
+        self.print_to_log_file(f"expected samples per epoch that annotate a label, of {samples}: {listed}")
+        few = {label: count for label, count in found.items() if count < FEW}
+        if few and self.local_rank == 0:
+            listed = ", ".join(f"{label} {count:.2g}" for label, count in few.items())
+            self.listener.trains(f"warning: fewer than {FEW:g} samples per epoch annotate {listed}")
+
+    def loss_of(self, batch: dict) -> LossOfCases:
+        self.loss.of(batch["keys"])
+        return self.loss
+
+    def count(self, outputs: Any, batch: dict) -> torch.Tensor:
+        """Count per label by value, or per region of a sigmoid head, in the samples that annotate it."""
+        target, ignore = batch["target"], self.ignore_value
+        logits, target = (outputs[0], target[0]) if self.enable_deep_supervision else (outputs, target)
+        given = [table.to(logits.device) for table in self.loss.of(batch["keys"])]
+        if self.label_manager.has_regions:
+            return count_annotated(logits, target, *given, ignore=ignore)
+        return count_groups(logits, target, *given, values=self.value_count, ignore=ignore)
+
+    def _write_labels(self, path: Path) -> None:
+        """Write a label system (stunet/labels/systems.py) for predictions in the dataset's labels."""
+        leaves = {value: self.annotations.labels[label] for label, value in (self.annotations.numbers or {}).items()}
+        lines = [
+            f"{json.dumps(name)} = {{ labels = [{value}], from = {json.dumps(list(leaves[value]))} }}"
+            for name, value in self.labels_of_dataset.items()
+            if value in leaves
+        ]
+        title = f"title = {json.dumps(self.plans_manager.dataset_name)}"
+        with whole(path) as part:
+            part.write_text("\n".join([title, "[classes]", *lines, ""]))
+
+    def on_validation_epoch_end(self, val_outputs: list[dict]) -> None:
+        """Evaluate as nnU-Net does; a label that no sample has is NaN, without a warning: with many it is usual."""
+        with np.errstate(invalid="ignore"), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Mean of empty slice", RuntimeWarning)
+            super().on_validation_epoch_end(val_outputs)
+
+    def measure_validation(self, processes: int) -> None:
+        measure(self)
+
+    def more_state(self) -> dict[str, Any]:
+        return {**super().more_state(), "annotations": self.annotations.to_json()}
+
+    def load_network_state(self, weights: dict[str, torch.Tensor], more: dict[str, Any]) -> None:
+        """Load as in every training.
+
+        Raises:
+            WeightsError: The checkpoint was trained with other classes, or other annotations of the cases.
+        """
+        if changed := difference(more.get("annotations"), self.annotations.to_json(), "annotations"):
+            raise WeightsError(
+                f"the checkpoint was trained with other annotations than today's ({changed})", "--overwrite starts anew"
+            )
+        super().load_network_state(weights, more)
+
+    def label_space(self) -> Annotations:
+        return self.annotations
+
+    def sides(self) -> Sides:
+        """Return the sides of the dataset's labels: a network may have more classes than the dataset."""
+        return sides(self.labels_of_dataset)
+
+    def criterion(self) -> DiceAndEntropy:
+        """Return the loss over what each sample annotates."""
+        of = self.configuration_manager.batch_dice, self.ignore_value
+        if self.label_manager.has_regions:
+            return MaskedSigmoid(*of, ddp=self.is_ddp)
+        return PartitionDiceCE(self.value_count, *of, ddp=self.is_ddp)
+
+    def _build_loss(self) -> LossOfCases:
+        return LossOfCases(super()._build_loss(), self.annotations)
+
+
+def _annotations(plans: dict, configuration: str, dataset_json: dict) -> Annotations:
+    dataset = plans["dataset_name"]
+    cases = preprocessed_cases(dataset, plans, configuration)
+    annotations = annotations_of(preprocessed_dataset(dataset), plans, dataset_json, cases)
+    if annotations is None:
+        raise DataError(
+            f"{dataset} has no {FILE}, so every case annotates every class", "-tr STUNetTrainer, or stunet_merge build"
+        )
+    return annotations
