@@ -11,8 +11,7 @@ from stunet.errors import DataError
 from stunet.names import cells, check_name, file_name
 from stunet.results.statistics import Measurement, write_statistics
 from tests.loops import for_each
-
-from .merge_sources import describe, make_source
+from tests.merge_sources import describe, make_source
 
 PATHS = [
     "/abs/x",

@@ -8,8 +8,7 @@ import pytest
 
 from stunet.cli.merge import main
 from stunet.workspace import VARIABLES
-
-from .merge_sources import describe, make_source, read, save, write_recipe
+from tests.merge_sources import describe, make_source, read, save, write_recipe
 
 SOURCES = [{"id": "a", "dataset": "Dataset001_A"}, {"id": "b", "dataset": 2}]
 CLASSES = ["liver", "spleen", "kidney_left", "kidney_right"]

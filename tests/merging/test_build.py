@@ -22,8 +22,7 @@ from stunet.merging.build import build
 from stunet.merging.check import check, open_sources
 from stunet.merging.recipe import load_recipe
 from stunet.workspace import VARIABLES
-
-from .merge_sources import BOXES, describe, make_source, read, save, write_recipe
+from tests.merge_sources import BOXES, describe, make_source, read, save, write_recipe
 
 A = {"id": "a", "dataset": "Dataset001_A"}
 B = {"id": "b", "dataset": "Dataset002_B"}

@@ -15,8 +15,7 @@ from stunet.merging.findings import room
 from stunet.merging.recipe import load_recipe
 from stunet.merging.union import Union
 from stunet.workspace import VARIABLES
-
-from .merge_sources import AFFINE, BOXES, SHAPE, describe, make_source, read, save, write_recipe
+from tests.merge_sources import AFFINE, BOXES, SHAPE, describe, make_source, read, save, write_recipe
 
 Sources = Sequence[dict[str, Any]]
 A = {"id": "a", "dataset": "Dataset001_A"}

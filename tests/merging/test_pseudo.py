@@ -22,9 +22,8 @@ from stunet.merging.completing import combine, complete
 from stunet.merging.pseudo import plan
 from stunet.weights.checkpoints import load_trained, save_checkpoint
 from stunet.workspace import VARIABLES
-
-from .merge_sources import describe, make_source, read
-from .predictor_models import make_model
+from tests.merge_sources import describe, make_source, read
+from tests.predictor_models import make_model
 
 NAME = "Dataset901_Completed"
 
