@@ -3,7 +3,7 @@
     python benchmarks/inference_network.py --work FOLDER --sizes S B --edges 64 96
 
 Trained networks with 105 outputs (inference_models.py) on pieces of a real CT at 1.5 mm; the published form in fp32
-(inference/engine/network.py) against ours in fp32 and bf16, which take turns. Labels are compared on two pieces, from
+(inference/network.py) against ours in fp32 and bf16, which take turns. Labels are compared on two pieces, from
 opposite corners of the CT. The goals are 0.75 and 0.35 of the time, and 0.9999 of the labels.
 """
 

@@ -12,7 +12,8 @@ import SimpleITK as sitk
 import torch
 from scipy.ndimage import gaussian_filter
 
-from stunet.inference.cases import find_cases, open_model
+from stunet.inference.cases import find_cases
+from stunet.inference.model import open_model
 from stunet.inference.pipeline import Outcome, Pipeline
 from stunet.inference.predictor import Options, Predictor
 from stunet.inference.products import Products

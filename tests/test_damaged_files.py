@@ -24,7 +24,7 @@ from stunet.evaluation.folders import labels_of
 from stunet.evaluation.segmentations import read_segmentation
 from stunet.experiment.arms import arms, command, read_experiment
 from stunet.experiment.runs import Record, read_dice
-from stunet.inference.cases import open_model
+from stunet.inference.model import open_model
 from stunet.inference.output import SETTINGS, check_record
 from stunet.labels import systems
 from stunet.labels.annotations import load_annotations

@@ -14,7 +14,8 @@ from stunet.errors import DataError, UsageError
 from stunet.evaluation.segmentations import read_segmentation
 from stunet.files import read_json, write_json
 from stunet.images import Reader, file_orientation, read_header
-from stunet.inference.cases import Case, open_model
+from stunet.inference.cases import InputCase
+from stunet.inference.model import open_model
 from stunet.inference.predictor import Options, Predictor
 from stunet.inference.products import Products
 from stunet.inference.reading import read
@@ -119,7 +120,7 @@ def test_results_have_both_forms_of_their_image(qform: Any, sform: Any, reader: 
     image = save(path, qform, sform, xyzt_units=10)
     model = make_model(tmp_path / "T__P__3d_fullres", reader=reader)
     opened = open_model(model)
-    raw = read(Case("x", (path,)), opened, "RAS")
+    raw = read(InputCase("x", (path,)), opened, "RAS")
     labels = raw.on_file_grid[0].astype(np.uint8)
     made = Segmentation.from_properties(labels, of_file(raw.properties, labels.shape), opened.dataset)
     write_nifti(made, tmp_path / "out.nii.gz")
@@ -276,16 +277,18 @@ def test_images_of_one_channel_each_become_one_of_several(tmp_path: Path) -> Non
 def test_a_reader_that_turns_images_takes_channels_of_any_orientation(tmp_path: Path) -> None:
     folder = make_model(tmp_path / "T__P__3d_fullres", channels=2, reader="SimpleITKIOWithReorient")
     files = [write_image(tmp_path / f"c_000{n}.nii.gz", n) for n in (0, 1)]
-    expected = read(Case("c", tuple(files)), open_model(folder), None).image_CDHW
+    expected = read(InputCase("c", tuple(files)), open_model(folder), None).image_CDHW
     sitk.WriteImage(sitk.DICOMOrient(sitk.ReadImage(files[1]), "LPS"), files[1])
-    np.testing.assert_array_equal(read(Case("c", tuple(files)), open_model(folder), None).image_CDHW, expected)
+    np.testing.assert_array_equal(read(InputCase("c", tuple(files)), open_model(folder), None).image_CDHW, expected)
 
 
 def test_names_in_capitals_are_read_as_others(model: Path, tmp_path: Path) -> None:
     for form in ((None, 0), (A, 1)):
         image = save(tmp_path / "x.nii", form, form)
         (tmp_path / "X.NII").write_bytes((tmp_path / "x.nii").read_bytes())
-        small, capital = (read(Case("x", (tmp_path / name,)), open_model(model), "RAS") for name in ("x.nii", "X.NII"))
+        small, capital = (
+            read(InputCase("x", (tmp_path / name,)), open_model(model), "RAS") for name in ("x.nii", "X.NII")
+        )
         assert image.shape == capital.image_CDHW.shape[:0:-1]
         np.testing.assert_array_equal(capital.image_CDHW, small.image_CDHW)
         assert capital.properties["nifti"] == small.properties["nifti"]
@@ -317,15 +320,15 @@ def test_channels_and_previous_labels_in_another_place_are_refused(tmp_path: Pat
     moved.SetOrigin([value + 0.3 for value in moved.GetOrigin()])
     sitk.WriteImage(moved, files[1])
     two = open_model(make_model(tmp_path / "T__P__3d_fullres", channels=2))
-    read(Case("c", tuple(files)), two, None)
+    read(InputCase("c", tuple(files)), two, None)
     moved.SetOrigin([value + 30 for value in moved.GetOrigin()])
     sitk.WriteImage(moved, files[1])
     with pytest.raises(DataError, match=r"c_0001.nii.gz' lies up to 5\d\.?\d* mm from .*c_0000"):
-        read(Case("c", tuple(files)), two, None)
+        read(InputCase("c", tuple(files)), two, None)
     one = open_model(make_model(tmp_path / "U__P__3d_fullres"))
     labels = sitk.Cast(sitk.ReadImage(files[0]), sitk.sitkUInt8)
     sitk.WriteImage(labels, tmp_path / "previous.nii.gz")
-    case = Case("c", (files[0],), tmp_path / "previous.nii.gz")
+    case = InputCase("c", (files[0],), tmp_path / "previous.nii.gz")
     assert read(case, one, "RAS").previous is not None
     labels.SetOrigin(moved.GetOrigin())
     sitk.WriteImage(labels, tmp_path / "previous.nii.gz")

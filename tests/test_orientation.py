@@ -15,7 +15,8 @@ from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO, SimpleITKIOWit
 from stunet.errors import UsageError
 from stunet.images import Reader, count_orientations, file_orientation, file_reader
 from stunet.inference import products
-from stunet.inference.cases import Case, Model
+from stunet.inference.cases import InputCase
+from stunet.inference.model import ModelFolder
 from stunet.inference.products import Products
 from stunet.inference.reading import from_array, from_nibabel, from_sitk, read
 from stunet.orientation import checked, for_nnunet, left_right_axis, of_file, orientation_of, turn, turned, way_back
@@ -137,13 +138,15 @@ def test_an_image_in_the_wanted_orientation_is_what_nnunet_reads(tmp_path: Path)
     assert same.tobytes() == array.tobytes()
 
 
-def predicted(code: str, reader: str, orientation: str | None, folder: Path) -> tuple[Case, Segmentation, Any, Model]:
+def predicted(
+    code: str, reader: str, orientation: str | None, folder: Path
+) -> tuple[InputCase, Segmentation, Any, ModelFolder]:
     """The numbers of an image as the labels of a perfect network, and what is needed to write them."""
     path = save(numbered(code), folder / "in" / f"{code}.nii.gz")
     names = {str(number): number for number in range(1, 1 + np.prod(SHAPE))}
     dataset = {"labels": {"background": 0, **names}, "file_ending": ".nii.gz", "channel_names": {"0": "CT"}}
-    model = Model(folder, {"image_reader_writer": reader}, dataset, (0,), "")
-    case = Case(code, (path,))
+    model = ModelFolder(folder, {"image_reader_writer": reader}, dataset, (0,), "")
+    case = InputCase(code, (path,))
     raw = read(case, model, orientation)
     assert orientation_of(raw.properties) == (orientation or code)
     labels = way_back(raw.properties).copied(raw.image_CDHW[0]).astype(np.uint16)

@@ -2,7 +2,7 @@
 
 Replaces nnU-Net's perform_actual_validation: the files, log lines and metrics are the same. nnU-Net hands the logits of
 whole cases to new processes, which interpolate every class in float64. Here the logits become labels as they arrive, in
-this process (inference/segmenter.py), and threads write the files. The network computes as nnU-Net's does, in float32
+this process (inference/engine/segmenter.py), and threads write the files. The network computes as nnU-Net's does, in float32
 on the CPU and in half precision under autocast on CUDA: with the bfloat16 of stunet_predict, the metrics would depend
 on the processor.
 """
@@ -26,13 +26,14 @@ from nnunetv2.utilities.label_handling.label_handling import convert_labelmap_to
 
 from stunet.files import remove_parts, whole
 from stunet.images import CaseReader, file_reader
-from stunet.inference.cases import Model, drop_channel_axis
+from stunet.inference.cases import drop_channel_axis
 from stunet.inference.engine.optimized import ReadyNetwork
 from stunet.inference.engine.probabilities import PLAIN, compress
+from stunet.inference.engine.segmenter import Segmenter
 from stunet.inference.engine.windows import SlidingWindow
+from stunet.inference.model import ModelFolder
 from stunet.inference.output import endings_of_case, part_of_case, whole_case
 from stunet.inference.products import Products, endings_of_parts
-from stunet.inference.segmenter import Segmenter
 from stunet.nnunet import exchanged
 from stunet.orientation import for_nnunet, of_file
 from stunet.preprocessing.stored import Checked
@@ -178,7 +179,7 @@ class _Results:
         self._patch = trainer.configuration_manager.patch_size
         self._kind, self._probabilities = manager.plans["image_reader_writer"], probabilities
         self._writer = file_reader(self._kind)
-        model = Model(base, manager.plans, trainer.dataset_json, (), "")
+        model = ModelFolder(base, manager.plans, trainer.dataset_json, (), "")
         self._endings = Products(probabilities=probabilities).endings(model)
         endings = (*endings_of_parts(model), *(f".{ending}" for ending in datasets.file_ending_dataset_mapping))
         self._parts = {end for case in cases for end in endings_of_case(case, endings)}

@@ -17,7 +17,8 @@ from stunet.cli.models import ShownDownload
 from stunet.errors import DataError, UsageError, WeightsError
 
 if TYPE_CHECKING:
-    from stunet.inference.cases import Case, Model
+    from stunet.inference.cases import InputCase
+    from stunet.inference.model import ModelFolder
     from stunet.inference.predictor import Predictor
     from stunet.labels.systems import LabelSystem
 
@@ -31,7 +32,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _predict(args: argparse.Namespace) -> int:
     predict_options.check(args)
-    from stunet.inference.cases import begun_folds, find_cases, open_model
+    from stunet.inference.cases import find_cases
+    from stunet.inference.model import begun_folds, open_model
     from stunet.labels import systems
 
     system = systems.load(args.labels) if args.labels else None
@@ -83,7 +85,7 @@ def _named_model(args: argparse.Namespace) -> Path:
     return path
 
 
-def _with_previous(case: "Case", folder: Path, model: "Model") -> "Case":
+def _with_previous(case: "InputCase", folder: Path, model: "ModelFolder") -> "InputCase":
     file = folder / f"{case.name}{model.ending}"
     if not file.is_file():
         raise DataError(
@@ -93,7 +95,7 @@ def _with_previous(case: "Case", folder: Path, model: "Model") -> "Case":
     return replace(case, previous=file)
 
 
-def _output(args: argparse.Namespace, model: "Model", cases: "list[Case]") -> "tuple[Path, list[Case]]":
+def _output(args: argparse.Namespace, model: "ModelFolder", cases: "list[InputCase]") -> "tuple[Path, list[InputCase]]":
     """Return the folder of the results, and the cases with the names of their results."""
     from stunet.inference.output import too_long
     from stunet.inference.products import Products
@@ -126,7 +128,7 @@ def _output(args: argparse.Namespace, model: "Model", cases: "list[Case]") -> "t
     return folder, cases
 
 
-def _stages(args: argparse.Namespace, model: "Model", system: "LabelSystem | None") -> "list[Predictor]":
+def _stages(args: argparse.Namespace, model: "ModelFolder", system: "LabelSystem | None") -> "list[Predictor]":
     """Return the model, whose results are in the labels of `system`, after those whose predictions it takes."""
     stages = [_load(args, model, system, args.roi_subset)]
     if args.prev_stage_predictions and not stages[0].previous_stage:
@@ -137,7 +139,10 @@ def _stages(args: argparse.Namespace, model: "Model", system: "LabelSystem | Non
 
 
 def _load(
-    args: argparse.Namespace, model: "Model", system: "LabelSystem | None" = None, subset: Sequence[str] | None = None
+    args: argparse.Namespace,
+    model: "ModelFolder",
+    system: "LabelSystem | None" = None,
+    subset: Sequence[str] | None = None,
 ) -> "Predictor":
     from stunet.inference.predictor import Options, Predictor
 
@@ -179,7 +184,7 @@ def _low_resolution(folder: Path) -> Path:
     return low
 
 
-def _check_dicom(cases: "list[Case]") -> "list[Case]":
+def _check_dicom(cases: "list[InputCase]") -> "list[InputCase]":
     """Return the cases, with an error for those whose headers make a DICOM-SEG impossible."""
     from stunet.results.dicom_seg import check_sources, load_highdicom
 
@@ -201,9 +206,9 @@ def _check_dicom(cases: "list[Case]") -> "list[Case]":
     return checked
 
 
-def _sibling(cascade: "Predictor") -> "Model":
+def _sibling(cascade: "Predictor") -> "ModelFolder":
     """Return the model of the previous stage, which is next to that of the cascade."""
-    from stunet.inference.cases import open_model
+    from stunet.inference.model import open_model
 
     folder = cascade.model.folder.resolve()
     previous = folder.with_name(f"{folder.name.rpartition('__')[0]}__{cascade.previous_stage}")
@@ -215,7 +220,7 @@ def _sibling(cascade: "Predictor") -> "Model":
     return open_model(previous, None, cascade.model.checkpoint)
 
 
-def _describe(args: argparse.Namespace, stages: "list[Predictor]", cases: "list[Case]", folder: Path) -> None:
+def _describe(args: argparse.Namespace, stages: "list[Predictor]", cases: "list[InputCase]", folder: Path) -> None:
     for stage in stages:
         console.result(f"model          {stage.model.folder}")
         console.result(f"configuration  {stage.name}, patch {' x '.join(map(str, stage.patch))}")
@@ -227,7 +232,7 @@ def _describe(args: argparse.Namespace, stages: "list[Predictor]", cases: "list[
     console.table(("case", "input", "memory"), rows)
 
 
-def _memory(stage: "Predictor", case: "Case") -> str:
+def _memory(stage: "Predictor", case: "InputCase") -> str:
     from stunet.inference.cases import geometry
 
     if case.error:

@@ -18,7 +18,7 @@ from stunet.errors import DataError, Interrupted, StunetError
 from stunet.files import alone
 
 if TYPE_CHECKING:
-    from stunet.inference.cases import Case
+    from stunet.inference.cases import InputCase
     from stunet.inference.pipeline import Outcome, Pipeline
     from stunet.inference.predictor import Predictor
     from stunet.results.run_report import RunReport
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 CONTINUE = "the same command with --continue_prediction: finished cases are kept"
 
 
-def run(args: argparse.Namespace, stages: "list[Predictor]", cases: "list[Case]", folder: Path) -> int:
+def run(args: argparse.Namespace, stages: "list[Predictor]", cases: "list[InputCase]", folder: Path) -> int:
     """Predict stage by stage; a case that failed in one stage is not in the next.
 
     Returns:
@@ -62,7 +62,7 @@ def run(args: argparse.Namespace, stages: "list[Predictor]", cases: "list[Case]"
 
 
 @contextmanager
-def _reserved(args: argparse.Namespace, cases: "list[Case]", folder: Path) -> Iterator[None]:
+def _reserved(args: argparse.Namespace, cases: "list[InputCase]", folder: Path) -> Iterator[None]:
     """Lock the folder; parts of a run and runs for one file share it, and each locks its own name there."""
     what, hint = f"another process predicts into {str(folder)!r}", "wait until it is done, or another folder with -o"
     own = None if args.o == folder and args.num_parts == 1 else f"part-{args.part_id}"
@@ -77,7 +77,7 @@ def _reserved(args: argparse.Namespace, cases: "list[Case]", folder: Path) -> It
 def _run_stage(
     args: argparse.Namespace,
     stage: "Predictor",
-    cases: "list[Case]",
+    cases: "list[InputCase]",
     target: Path,
     last: bool,
     report: "RunReport | None",
@@ -113,7 +113,7 @@ def _run_stage(
 
 def _follow(
     pipeline: "Pipeline",
-    cases: "list[Case]",
+    cases: "list[InputCase]",
     progress: console.Progress,
     report: "RunReport | None",
     args: argparse.Namespace,
@@ -147,7 +147,7 @@ class _Shown:
         self._progress = progress
         self._name, self._done, self._total = "", 0, 1
 
-    def begin(self, case: "Case", windows: int) -> None:
+    def begin(self, case: "InputCase", windows: int) -> None:
         self._name, self._done, self._total = case.name, 0, windows
 
     def window(self) -> None:
@@ -163,7 +163,7 @@ def _known_statistics(pipeline: "Pipeline") -> dict[str, Any]:
     return read_statistics(path) if pipeline.products.statistics and path.is_file() else {}
 
 
-def _to_do(pipeline: "Pipeline", cases: "list[Case]", keep: bool) -> "list[Case]":
+def _to_do(pipeline: "Pipeline", cases: "list[InputCase]", keep: bool) -> "list[InputCase]":
     """Return the cases to predict, and remove earlier results of these.
 
     Those that are done already are left out if `keep`.

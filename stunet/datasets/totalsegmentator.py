@@ -29,8 +29,7 @@ from stunet.datasets.subjects import (
 )  # fmt: skip
 from stunet.errors import DataError
 from stunet.labels.annotations import FILE as ANNOTATIONS
-from stunet.labels.annotations import Annotations, Case
-from stunet.labels.annotations import Source as AnnotatingSource
+from stunet.labels.annotations import AnnotatedCase, Annotations, CaseSource
 from stunet.names import cells
 from stunet.nifti import check_nifti
 
@@ -157,9 +156,9 @@ class Report:
     def _annotations(self, cases: Sequence[str], missing: Mapping[str, list[str]]) -> Annotations:
         annotated = {name: tuple(c for c in self.classes if c not in missing.get(name, ())) for name in cases}
         source = "totalsegmentator"
-        sources = {source: AnnotatingSource(self.classes)}
+        sources = {source: CaseSource(self.classes)}
         return Annotations(
-            self.classes, {}, sources, {name: Case(source, labels) for name, labels in annotated.items()}
+            self.classes, {}, sources, {name: AnnotatedCase(source, labels) for name, labels in annotated.items()}
         )
 
 

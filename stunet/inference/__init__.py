@@ -1,3 +1,17 @@
-"""Prediction: models and input cases (cases.py), one image (predictor.py), many images (pipeline.py), and the code that
-keeps memory use low (engine/). recollect.py adapts BatchNorm to other data.
+"""Prediction with trained models. The files in the order in which an image passes them:
+
+    model.py             open a model folder
+    cases.py             find the input images
+    orientation.py       how the model's training images lay
+    reading.py           read an image, check it, turn it to the model's orientation
+    v1_preprocessing.py  preprocess as nnU-Net v1 did
+    network.py           build the network of a model's plans
+    predictor.py         all steps for one image, in memory: the Python entry point
+    pipeline.py          many images into a folder, with reading, network and writing in parallel
+    products.py          which files a case gets, and writing them
+    output.py            files that appear whole, and the record of what made them
+    failures.py          errors as the user sees them
+    recollect.py         adapt BatchNorm statistics to other data
+
+engine/ computes: from a preprocessed array to labels, with little memory. It imports nothing from the files above.
 """

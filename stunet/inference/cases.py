@@ -1,13 +1,12 @@
-"""Find and check the model folder and the input cases of a prediction, before torch is imported.
+"""Find the input cases of a prediction and check their names, before torch is imported.
 
-A model folder is nnU-Net's: plans.json, dataset.json and fold_X/CHECKPOINT. Input files follow nnU-Net's naming too
-(CASE_0000.nii.gz is channel 0 of CASE), and more is accepted: see `find_cases`. Read next: inference/predictor.py.
+Files are named as for nnU-Net (CASE_0000.nii.gz is channel 0 of CASE), and more is accepted: see `find_cases`.
+Read next: reading.py, which reads their voxels.
 """
 
 import logging
 import re
 from collections import defaultdict
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,63 +14,15 @@ from typing import Any
 from stunet.datasets import raise_first, tiff
 from stunet.datasets.listing import Image, Listing, ending_of, list_images, named, not_utf8, unusable
 from stunet.errors import DataError
-from stunet.kinds import DATASET, read_dataset_json
-from stunet.workspace import FINAL, PARTIAL_TRAINER, TRAINER, load_plans, trained_folds
+from stunet.inference.model import ModelFolder
 
 _CHANNEL = re.compile(r"(.+)_(\d{4})", re.DOTALL)
-_ITK = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd", ".gipl", ".gipl.gz")
-_NIFTI = (".nii.gz", ".nii")
-# Endings that nnU-Net's readers take besides the one a model was trained on; the geometry comes with the file.
-READS = {
-    "SimpleITKIO": _ITK,
-    "SimpleITKIOWithReorient": _ITK,
-    "NibabelIO": _NIFTI,
-    "NibabelIOWithReorient": _NIFTI,
-    "NaturalImage2DIO": (".png", ".bmp", ".tif", ".tiff"),
-    "Tiff3DIO": (".tif", ".tiff"),
-}
 SEGMENTATION = ".seg.nrrd"  # of 3D Slicer
 log = logging.getLogger("stunet")
 
 
 @dataclass(frozen=True)
-class Model:
-    """A trained model on disk; predictions are averaged over `folds`."""
-
-    folder: Path
-    plans: dict
-    dataset: dict
-    folds: tuple[int | str, ...]
-    checkpoint: str
-
-    @property
-    def ending(self) -> str:
-        """The file ending of the model's images and segmentations."""
-        return self.dataset["file_ending"]
-
-    @property
-    def readable(self) -> set[str]:
-        """The image endings that the model's reader takes."""
-        return {self.ending, *READS.get(self.plans.get("image_reader_writer", ""), ())}
-
-    @property
-    def channels(self) -> list[str]:
-        """The names of the model's input channels, in order."""
-        return list((self.dataset.get("channel_names") or self.dataset["modality"]).values())
-
-    @property
-    def has_spacing_files(self) -> bool:
-        """Whether CASE.json holds the spacing of CASE_0000.tif, and a result gets such a file next to it."""
-        return self.plans.get("image_reader_writer") == tiff.READER
-
-    @property
-    def weights(self) -> list[Path]:
-        """One checkpoint per fold."""
-        return [self.folder / f"fold_{fold}" / self.checkpoint for fold in self.folds]
-
-
-@dataclass(frozen=True)
-class Case:
+class InputCase:
     """One case.
 
     Args:
@@ -104,69 +55,7 @@ class Case:
         return max((file.stat().st_mtime_ns for file in files if file.exists()), default=0)
 
 
-def open_model(folder: Path, folds: Sequence[int | str] | None = None, checkpoint: str = FINAL) -> Model:
-    """Open a model folder with the given folds; by default the numbered ones, or `all` if there are none.
-
-    Raises:
-        DataError: The folder, its plans.json or dataset.json, or a fold's checkpoint is missing or bad.
-    """
-    if not (folder / "plans.json").is_file():
-        raise DataError(
-            f"{str(folder)!r} is no model folder: it has no plans.json",
-            "give DATASET/TRAINER__PLANS__CONFIGURATION with --model, or -d and -c",
-        )
-    plans = load_plans(folder / "plans.json")
-    dataset = read_dataset_json(folder / "dataset.json", DATASET)
-    there = trained_folds(folder, checkpoint)
-    if not there:
-        other = sorted({path.name for path in folder.glob("fold_*/*.pth")})
-        if checkpoint == FINAL and other:
-            begun = _begun(folder)
-            what = f"the training in {str(folder)!r} is not finished: no fold has a {checkpoint} (begun: {begun})"
-            raise DataError(what, _finish(folder, begun, other))
-        hint = f"-chk {other[0]}" if other else "train it first: stunet_train --help"
-        has = f" (it has a {', '.join(other)})" if other else ""
-        raise DataError(f"no fold of {str(folder)!r} has a {checkpoint}{has}", hint)
-    missing = [fold for fold in folds or [] if fold not in there]
-    if missing:
-        known, hint = " ".join(map(str, there)), ""
-        if checkpoint == FINAL and str(missing[0]) in _begun(folder).split(", "):
-            hint = f"; or {_finish(folder, str(missing[0]), [p.name for p in folder.glob(f'fold_{missing[0]}/*.pth')])}"
-        raise DataError(
-            f"fold {missing[0]} has no {checkpoint} in {str(folder)!r} (trained: {known})", f"-f {known}{hint}"
-        )
-    numbered = tuple(fold for fold in there if fold != "all")
-    return Model(folder, plans, dataset, tuple(folds or numbered or there), checkpoint)
-
-
-def begun_folds(model: Model) -> list[str]:
-    """Return the folds of a model folder that would be averaged too if their training had finished."""
-    if model.folds == ("all",):
-        return []
-    return [fold for fold in _begun(model.folder, model.checkpoint).split(", ") if fold not in ("", "all")]
-
-
-def _begun(folder: Path, checkpoint: str = FINAL) -> str:
-    """Return the folds of a folder that have checkpoints, but not this one."""
-    folds = sorted(path for path in folder.glob("fold_*") if any(path.glob("*.pth")))
-    return ", ".join(path.name.removeprefix("fold_") for path in folds if not (path / checkpoint).is_file())
-
-
-def _finish(folder: Path, folds: str, checkpoints: Sequence[str]) -> str:
-    """Return the hint on how to finish a training that was begun, or to predict with it as it is."""
-    trainer, _, rest = folder.resolve().name.partition("__")
-    plans, _, configuration = rest.partition("__")
-    number = re.fullmatch(r"Dataset(\d{3})_.+", folder.resolve().parent.name)
-    fold = folds.split(", ")[0]
-    command = "training goes on with --c"
-    if number and configuration and trainer in (TRAINER, PARTIAL_TRAINER):
-        own = "" if trainer == TRAINER else f" -tr {trainer}"
-        command = f"stunet_train {int(number[1])} {configuration} {fold} -p {plans}{own} --c"
-    best = "checkpoint_best.pth" if "checkpoint_best.pth" in checkpoints else min(checkpoints)
-    return f"{command} finishes it; -chk {best} predicts with what there is"
-
-
-def find_cases(source: Path, model: Model, series: str | None = None) -> list[Case]:
+def find_cases(source: Path, model: ModelFolder, series: str | None = None) -> list[InputCase]:
     """Return the input cases, sorted by name.
 
     `source` is a folder of images and of folders of DICOM slices, a single image, a folder of DICOM slices (the case
@@ -199,7 +88,7 @@ def find_cases(source: Path, model: Model, series: str | None = None) -> list[Ca
     if found.slices and found.images:
         what = f"{len(found.slices)} DICOM files lie beside images in {str(source)!r}: {named(found.slices)}"
         error = DataError(what, "put them into a folder of their own")
-        cases.append(Case(source.resolve().name, (source,), error=error))
+        cases.append(InputCase(source.resolve().name, (source,), error=error))
     if not cases:
         raise _nothing(source, found, model)
     used = {case.files[0] for case in cases}
@@ -219,24 +108,24 @@ def _unused(folder: Path, used: set[Path], ending: str) -> list[Path]:
     return [*(i.path for i in found.images), *(path for sub in found.folders for path in _unused(sub, used, ending))]
 
 
-def _complete(cases: list[Case]) -> list[Case]:
+def _complete(cases: list[InputCase]) -> list[InputCase]:
     errors = [case.error for case in sorted(cases, key=lambda case: case.name) if case.error]
     if len(errors) == len(cases):
         raise_first(errors)
     return sorted(cases, key=lambda case: case.name)
 
 
-def _series(source: Path, model: Model, series: str | None, taken: set[str]) -> list[Case]:
+def _series(source: Path, model: ModelFolder, series: str | None, taken: set[str]) -> list[InputCase]:
     """Return the DICOM series in a folder and below as cases; a name that another case has makes one an error."""
     from stunet.datasets import dicom
 
     channels, name = model.channels, source.resolve().name
     if problem := not_utf8(source):
-        return [Case(name, (source,), error=problem)]
+        return [InputCase(name, (source,), error=problem)]
     try:
         found = dicom.find_series(source, channels[0], series)
     except DataError as error:
-        return [Case(name, (source,), error=error)]
+        return [InputCase(name, (source,), error=error)]
     cases = []
     for one in found:
         problem = one.error
@@ -248,11 +137,11 @@ def _series(source: Path, model: Model, series: str | None, taken: set[str]) -> 
         elif one.name in taken:
             what = f"the folder {str(one.folder)!r} and something else in {str(source.parent)!r} are the same case"
             problem = DataError(what, "rename one of them")
-        cases.append(Case(one.name, (one.folder,), series=one.key, error=problem))
+        cases.append(InputCase(one.name, (one.folder,), series=one.key, error=problem))
     return cases
 
 
-def _nothing(source: Path, found: Listing, model: Model) -> DataError:
+def _nothing(source: Path, found: Listing, model: ModelFolder) -> DataError:
     there = ", ".join(repr(path.name) for path in sorted(source.iterdir())[:3])
     return DataError(
         f"no files ending with {model.ending!r} and no DICOM slices in {str(source)!r} (there: {there or 'nothing'})",
@@ -260,7 +149,7 @@ def _nothing(source: Path, found: Listing, model: Model) -> DataError:
     )
 
 
-def geometry(case: Case, orientation: str | None = None) -> tuple[tuple[int, ...], tuple[float, ...]]:
+def geometry(case: InputCase, orientation: str | None = None) -> tuple[tuple[int, ...], tuple[float, ...]]:
     """Return shape in voxels and spacing in mm, both (D, H, W), from the header of a case's first image or slices.
 
     A volume is turned to `orientation`; DICOM slices are taken to be axial, as most are. As in nnU-Net's readers, a 2D
@@ -316,7 +205,7 @@ def drop_channel_axis(properties: dict[str, Any]) -> None:
         itk |= {"spacing": itk["spacing"][:3], "origin": itk["origin"][:3], "direction": direction}
 
 
-def _siblings(image: Image, model: Model) -> list[Image]:
+def _siblings(image: Image, model: ModelFolder) -> list[Image]:
     """Return the files of the same case in the folder of `image`; with one channel, only the file itself."""
     match = _CHANNEL.fullmatch(image.name)
     if len(model.channels) == 1 or not match:
@@ -325,7 +214,7 @@ def _siblings(image: Image, model: Model) -> list[Image]:
     return [other for other in list_images(image.path.parent, model.ending).images if name.fullmatch(other.name)]
 
 
-def _group(images: list[Image], model: Model) -> list[Case]:
+def _group(images: list[Image], model: ModelFolder) -> list[InputCase]:
     ending, channels = model.ending, model.channels
     numbered = len(channels) > 1 or model.has_spacing_files  # the latter's reader cuts off _0000 without looking
     stems = {image.name for image in images}
@@ -359,12 +248,12 @@ def _group(images: list[Image], model: Model) -> list[Case]:
             if error := _wrong_channels(name, groups[name], ending, channels):
                 errors[name] = error
     return [
-        Case(name, tuple(groups[name][channel] for channel in sorted(groups[name])), error=errors.get(name))
+        InputCase(name, tuple(groups[name][channel] for channel in sorted(groups[name])), error=errors.get(name))
         for name in groups
     ]
 
 
-def _unreadable(image: Image, model: Model) -> DataError | None:
+def _unreadable(image: Image, model: ModelFolder) -> DataError | None:
     if image.ending in model.readable:
         return None
     what = f"{str(image.path)!r} is no image that this model's reader takes ({', '.join(sorted(model.readable))})"

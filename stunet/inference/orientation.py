@@ -8,12 +8,12 @@ from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 from stunet.errors import StunetError
 from stunet.files import read_json
 from stunet.images import REORIENTED, REORIENTS, count_orientations
-from stunet.inference.cases import Model
+from stunet.inference.model import ModelFolder
 
 LOOKED_AT = 20  # training images at most
 
 
-def known_orientation(model: Model) -> tuple[str | None, str | None]:
+def known_orientation(model: ModelFolder) -> tuple[str | None, str | None]:
     """Return the orientation (None if unknown) and its source (None if that is the model's own plans)."""
     plans = model.plans
     if own := plans.get("stunet", {}).get("orientation"):
@@ -26,7 +26,7 @@ def known_orientation(model: Model) -> tuple[str | None, str | None]:
     return code, code and "the training images"
 
 
-def _of_registry(model: Model) -> str | None:
+def _of_registry(model: ModelFolder) -> str | None:
     """Return what the registry states for the entry that an installed model was made from."""
     from stunet.models.record import RECORD, read_record
     from stunet.models.registry import look_up
@@ -40,7 +40,7 @@ def _of_registry(model: Model) -> str | None:
     return entry.orientation if entry else None
 
 
-def _of_training_images(model: Model) -> str | None:
+def _of_training_images(model: ModelFolder) -> str | None:
     """Return that of the raw dataset, if it is on this machine, has the same labels, and its images agree."""
     raw = os.environ.get("nnUNet_raw")
     folder = Path(raw or "") / str(model.plans.get("dataset_name"))

@@ -12,7 +12,7 @@ from typing import Any
 
 from stunet.errors import DataError
 from stunet.files import NAME_MAX, part_name, read_json, remove, shortened, write_json
-from stunet.inference.cases import Case
+from stunet.inference.cases import InputCase
 from stunet.nifti import check_nifti
 
 SETTINGS = "predict_from_raw_data_args.json"  # nnU-Net's name
@@ -86,19 +86,19 @@ def check_free(folder: Path) -> None:
         raise DataError(what, "another folder with -o")
 
 
-def write_source(folder: Path, case: Case) -> None:
+def write_source(folder: Path, case: InputCase) -> None:
     """Record what the results of a case were made from."""
     path = _source(folder, case)
     path.parent.mkdir(exist_ok=True)
     write_json(path, case.made_from())
 
 
-def remove_source(folder: Path, case: Case) -> None:
+def remove_source(folder: Path, case: InputCase) -> None:
     """Remove the record of a case's source, before its results are replaced."""
     _source(folder, case).unlink(missing_ok=True)
 
 
-def has_other_source(folder: Path, case: Case, result: Path) -> bool:
+def has_other_source(folder: Path, case: InputCase, result: Path) -> bool:
     """Return whether a result was made from other files than the case has now; without a record, if it is older."""
     path = _source(folder, case)
     try:
@@ -107,7 +107,7 @@ def has_other_source(folder: Path, case: Case, result: Path) -> bool:
         return case.changed_ns() > result.stat().st_mtime_ns
 
 
-def _source(folder: Path, case: Case) -> Path:
+def _source(folder: Path, case: InputCase) -> Path:
     return folder / ".stunet" / f"{case.name}.json"
 
 

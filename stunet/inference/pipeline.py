@@ -19,11 +19,11 @@ import numpy as np
 from stunet.errors import DataError, StunetError
 from stunet.files import remove_parts
 from stunet.inference import products
-from stunet.inference.cases import Case, geometry
+from stunet.inference.cases import InputCase, geometry
 from stunet.inference.engine import memory
 from stunet.inference.failures import reason
 from stunet.inference.output import endings_of_case
-from stunet.inference.predictor import Predictor, Prepared
+from stunet.inference.predictor import NetworkInput, Predictor
 from stunet.inference.products import Products
 from stunet.machine import SHARE, memory_limit, resident
 from stunet.orientation import of_file
@@ -50,7 +50,7 @@ class Outcome:
         statistics: By class, if requested.
     """
 
-    case: Case
+    case: InputCase
     file: Path
     report: CaseReport
     error: StunetError | None = None
@@ -76,7 +76,7 @@ class Pipeline:
         folder: Path,
         products: Products | None = None,
         max_memory_gb: float | None = None,
-        on_case: Callable[[Case, int], None] = lambda case, windows: None,
+        on_case: Callable[[InputCase, int], None] = lambda case, windows: None,
         on_window: Callable[[], None] = lambda: None,
         shared: bool = False,
     ) -> None:
@@ -87,7 +87,7 @@ class Pipeline:
         self._on_case, self._on_window = on_case, on_window
         self._base = resident()
 
-    def run(self, cases: Sequence[Case]) -> Iterator[Outcome]:
+    def run(self, cases: Sequence[InputCase]) -> Iterator[Outcome]:
         """Yield the outcomes in the order of the cases.
 
         Raises:
@@ -95,7 +95,7 @@ class Pipeline:
         """
         outcomes = [self._new(case) for case in cases]
         unwritten: deque[Future[Outcome]] = deque()
-        ahead: dict[int, Future[Prepared]] = {}
+        ahead: dict[int, Future[NetworkInput]] = {}
         with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer:
             for number, outcome in enumerate(outcomes):
                 try:
@@ -122,17 +122,17 @@ class Pipeline:
         empty = Segmentation(np.zeros((1, 1, 1), np.uint8), names, *place, regions)
         write_itksnap_labels(empty, self.folder / "itksnap_labels.txt")
 
-    def is_done(self, case: Case) -> bool:
+    def is_done(self, case: InputCase) -> bool:
         """Return whether all files of a case exist and the segmentation is whole."""
         return self.products.is_done(case, self.folder, self.predictor.model)
 
-    def remove(self, cases: Sequence[Case]) -> None:
+    def remove(self, cases: Sequence[InputCase]) -> None:
         """Remove the files of cases, so that a run that ends early leaves none that something else has made."""
         model = self.predictor.model
         classes = {**class_names(model.dataset)[0], **class_names(self.predictor.result_dataset)[0]}
         self.products.remove(cases, self.folder, model, classes, self._shared)
 
-    def remove_leftovers(self, cases: Sequence[Case] | None = None) -> None:
+    def remove_leftovers(self, cases: Sequence[InputCase] | None = None) -> None:
         """Remove temporary files of killed runs; only those of `cases` if other runs share the folder."""
         endings = products.endings_of_parts(self.predictor.model)
         own = None if cases is None else {end for case in cases for end in endings_of_case(case.name, endings)}
@@ -143,10 +143,10 @@ class Pipeline:
         """The ending of a finished segmentation."""
         return self.products.endings(self.predictor.model)[-1]
 
-    def _new(self, case: Case) -> Outcome:
+    def _new(self, case: InputCase) -> Outcome:
         return Outcome(case, self.folder / f"{case.name}{self.ending}", CaseReport(case.name))
 
-    def _plan(self, cases: Sequence[Case], number: int) -> memory.Schedule:
+    def _plan(self, cases: Sequence[InputCase], number: int) -> memory.Schedule:
         """Return how the case is scheduled together with its neighbours."""
         needs = [self._need(case) for case in cases[max(0, number - 1) : number + 2]]
         known = [need for need in needs if need is not None]
@@ -160,20 +160,20 @@ class Pipeline:
             log.warning("%s: logits are added in half precision, to keep within the memory", cases[number].name)
         return replace(plan, ahead=plan.ahead and len(known) == len(needs))
 
-    def _need(self, case: Case) -> memory.Need | None:
+    def _need(self, case: InputCase) -> memory.Need | None:
         """Return a case's memory need; None if its header cannot be read, which reading the case will report."""
         try:
             return self.predictor.need(*geometry(case, self.predictor.orientation))
         except DataError:
             return None
 
-    def _prepare(self, outcome: Outcome) -> Prepared:
+    def _prepare(self, outcome: Outcome) -> NetworkInput:
         with outcome.report.stage("read"):
             raw = self.predictor.read(outcome.case)
         with outcome.report.stage("preprocess"):
             return self.predictor.preprocess(raw)
 
-    def _segment(self, outcome: Outcome, prepared: Prepared, half: bool) -> Segmentation:
+    def _segment(self, outcome: Outcome, prepared: NetworkInput, half: bool) -> Segmentation:
         case, file = outcome.case, None
         if self.products.probabilities:
             file = products.probabilities_part(case, self.folder)

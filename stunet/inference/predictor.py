@@ -6,7 +6,7 @@
 
 Images are turned to the orientation of the training images, and results back to the image's own grid. Steps and
 formats are nnU-Net's, with two differences: checkpoints are read safely and checked against the network, and the logits
-of a scan are never in memory as a whole (segmenter.py). pipeline.py predicts many cases into a folder.
+of a scan are never in memory as a whole (engine/segmenter.py). pipeline.py predicts many cases into a folder.
 """
 
 import hashlib
@@ -28,16 +28,17 @@ from nnunetv2.utilities.label_handling.label_handling import convert_labelmap_to
 
 from stunet.errors import DataError, OutOfMemoryError, UsageError, is_out_of_memory, last_line
 from stunet.images import Reader, file_reader
-from stunet.inference.cases import Case, Model, drop_channel_axis, open_model
+from stunet.inference.cases import InputCase, drop_channel_axis
 from stunet.inference.engine import memory
 from stunet.inference.engine.confidence import Confidence
-from stunet.inference.engine.network import build, check_strides
 from stunet.inference.engine.optimized import ReadyNetwork
-from stunet.inference.engine.v1_order import V1Preprocessor
+from stunet.inference.engine.segmenter import Segmenter
 from stunet.inference.engine.windows import SlidingWindow
+from stunet.inference.model import ModelFolder, open_model
+from stunet.inference.network import build, check_strides
 from stunet.inference.orientation import known_orientation
 from stunet.inference.reading import (
-    Raw,
+    InputImage,
     check_grid,
     from_array,
     from_nibabel,
@@ -48,7 +49,7 @@ from stunet.inference.reading import (
     stacked,
     warn_of_units,
 )
-from stunet.inference.segmenter import Segmenter
+from stunet.inference.v1_preprocessing import V1Preprocessor
 from stunet.labels.systems import LabelSystem
 from stunet.nifti_header import has_place
 from stunet.orientation import checked, of_file, orientation_of
@@ -86,7 +87,7 @@ class Options:
     verbose: bool = False
 
 
-class Prepared(NamedTuple):
+class NetworkInput(NamedTuple):
     """A preprocessed case: image (C, D, H, W) in float32, and the properties needed to return to its file's grid."""
 
     image_CDHW: torch.Tensor
@@ -103,7 +104,7 @@ class Predictor:
         WeightsError: A checkpoint cannot be read, or belongs to another network or other strides.
     """
 
-    def __init__(self, model: Model, options: Options | None = None) -> None:
+    def __init__(self, model: ModelFolder, options: Options | None = None) -> None:
         self.model, self.options = model, options or Options()
         checkpoints = [load_trained(path) for path in model.weights]
         self.name: str = checkpoints[0]["init_args"]["configuration"]
@@ -239,11 +240,11 @@ class Predictor:
         """nnU-Net's reader and writer for this model's files, which does not reorient them."""
         return file_reader(self.model.plans["image_reader_writer"])
 
-    def read(self, case: Case) -> Raw:
+    def read(self, case: InputCase) -> InputImage:
         """Read a case; see reading.read()."""
         return read(case, self.model, self.orientation)
 
-    def preprocess(self, raw: Raw) -> Prepared:
+    def preprocess(self, raw: InputImage) -> NetworkInput:
         """Preprocess a case; its array may be overwritten.
 
         Raises:
@@ -265,11 +266,13 @@ class Predictor:
         if raw.previous is not None:
             labels = self._plans.get_label_manager(self.model.dataset).foreground_labels
             image = np.vstack((image, convert_labelmap_to_one_hot(previous[0], labels, image.dtype)))
-        return Prepared(torch.from_numpy(image).to(torch.float32, memory_format=torch.contiguous_format), properties)
+        return NetworkInput(
+            torch.from_numpy(image).to(torch.float32, memory_format=torch.contiguous_format), properties
+        )
 
     def segment(
         self,
-        prepared: Prepared,
+        prepared: NetworkInput,
         on_window: Callable[[], None] = lambda: None,
         probabilities: Path | Confidence | None = None,
         half: bool = False,
@@ -303,13 +306,13 @@ class Predictor:
                 seconds |= self._segmenter.seconds
         return labels
 
-    def result(self, labels_DHW: np.ndarray, prepared: Prepared) -> Segmentation:
+    def result(self, labels_DHW: np.ndarray, prepared: NetworkInput) -> Segmentation:
         """Return the segmentation, with its names and geometry, for labels on the grid of the file."""
         return Segmentation.from_properties(
             labels_DHW, of_file(prepared.properties, labels_DHW.shape), self.result_dataset
         )
 
-    def windows(self, prepared: Prepared) -> int:
+    def windows(self, prepared: NetworkInput) -> int:
         """Return how many windows of a case the network processes."""
         return self._windows.count(prepared.image_CDHW.shape[1:])
 
@@ -323,7 +326,7 @@ class Predictor:
         own = self._network_shape(shape, spacing)
         return memory.need(shape, own, len(self.model.channels), self._windows, self._configuration)
 
-    def _raw(self, image: Any, spacing: Any, affine: Any, series: str | None) -> Raw:
+    def _raw(self, image: Any, spacing: Any, affine: Any, series: str | None) -> InputImage:
         channels = self.model.channels
         if isinstance(image, torch.Tensor):
             image = image.detach().cpu().float().numpy()
@@ -354,7 +357,7 @@ class Predictor:
             "a file, DICOM folder, SimpleITK or nibabel image, one of these per channel, or an array and its spacing",
         )
 
-    def _read_files(self, files: Sequence[Path], series: str | None) -> Raw:
+    def _read_files(self, files: Sequence[Path], series: str | None) -> InputImage:
         if series is not None and not files[0].is_dir():
             raise UsageError(f"series chooses from a DICOM folder, and {str(files[0])!r} is none", "leave it out")
         for file in files:
@@ -372,8 +375,8 @@ class Predictor:
                 if len(found) > 1:
                     what = f"{str(file)!r} holds {len(found)} folders with a series"
                     raise DataError(what, f"one of them, such as {str(found[0].folder)!r}")
-                return self.read(Case("image", (found[0].folder,), None, found[0].error, found[0].key))
-        return self.read(Case("image", tuple(files)))
+                return self.read(InputCase("image", (found[0].folder,), None, found[0].error, found[0].key))
+        return self.read(InputCase("image", tuple(files)))
 
     def _find_orientation(self) -> tuple[str | None, str | None]:
         """Return the orientation of the training images, and who stated it if the plans do not."""
@@ -383,7 +386,7 @@ class Predictor:
             raise UsageError(f"orientation {told}: the plans say that the training images are {known}", "leave it out")
         return (told, "the user") if (told and source is not None) or (told and known is None) else (known, source)
 
-    def _say_orientation(self, raw: Raw) -> None:
+    def _say_orientation(self, raw: InputImage) -> None:
         """Warn the user if the orientation of the training images is unknown, but the image states its own."""
         written = raw.properties.get("nifti")
         own = None if written and not has_place(written) else orientation_of(raw.properties)

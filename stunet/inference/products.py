@@ -16,8 +16,9 @@ import numpy as np
 
 from stunet.errors import DataError, StunetError, UsageError
 from stunet.files import NAME_MAX, remove
-from stunet.inference.cases import Case, Model
+from stunet.inference.cases import InputCase
 from stunet.inference.engine.probabilities import PLAIN, compress
+from stunet.inference.model import ModelFolder
 from stunet.inference.output import part_of_case, whole_case
 from stunet.names import file_name
 from stunet.nifti import check_nifti
@@ -57,7 +58,7 @@ class Products:
         if self.format not in FORMATS:
             raise UsageError(f"unknown format {self.format!r}", f"--format {', '.join(FORMATS)}")
 
-    def endings(self, model: Model) -> list[str]:
+    def endings(self, model: ModelFolder) -> list[str]:
         """Return the endings of the files of a finished case; the segmentation is last."""
         ending = FORMATS[self.format]
         return [
@@ -67,7 +68,7 @@ class Products:
             model.ending if ending is None else ending,
         ]
 
-    def is_done(self, case: Case, folder: Path, model: Model) -> bool:
+    def is_done(self, case: InputCase, folder: Path, model: ModelFolder) -> bool:
         """Return whether all files of a case exist, and the segmentation is whole."""
         paths = [folder / f"{case.name}{ending}" for ending in self.endings(model)]
         try:
@@ -77,7 +78,7 @@ class Products:
         return all(path.exists() for path in paths)
 
     def remove(
-        self, cases: Sequence[Case], folder: Path, model: Model, classes: Iterable[str], shared: bool = False
+        self, cases: Sequence[InputCase], folder: Path, model: ModelFolder, classes: Iterable[str], shared: bool = False
     ) -> None:
         """Remove the files of cases, so that a run that ends early leaves none that something else has made.
 
@@ -107,10 +108,10 @@ def write(
     segmentation: Segmentation,
     properties: Mapping[str, Any],
     image_DHW: np.ndarray | None,
-    case: Case,
+    case: InputCase,
     folder: Path,
     products: Products,
-    model: Model,
+    model: ModelFolder,
     writer: Any,
     shared: bool = False,
 ) -> tuple[list[Path], StunetError | None]:
@@ -168,7 +169,7 @@ def write(
     return [folder / f"{case.name}{ending}" for ending in endings], errors[-1] if errors else None
 
 
-def _is_free(case: Case, folder: Path, ending: str, shared: bool) -> bool:
+def _is_free(case: InputCase, folder: Path, ending: str, shared: bool) -> bool:
     """Return whether a file that nobody requested may be written."""
     path = folder / f"{case.name}{ending}"
     if shared:
@@ -178,7 +179,7 @@ def _is_free(case: Case, folder: Path, ending: str, shared: bool) -> bool:
 
 
 def _write_preview(
-    segmentation: Segmentation, image_DHW: np.ndarray | None, path: Path, case: Case, model: Model
+    segmentation: Segmentation, image_DHW: np.ndarray | None, path: Path, case: InputCase, model: ModelFolder
 ) -> None:
     from stunet.results.preview import write_preview  # importing matplotlib takes a second
 
@@ -187,19 +188,19 @@ def _write_preview(
     write_preview(segmentation, image_DHW, path, model.channels[0].upper() == "CT", case.name)
 
 
-def endings_of_parts(model: Model) -> list[str]:
+def endings_of_parts(model: ModelFolder) -> list[str]:
     """Return the endings of all temporary files that a case may have had."""
     formats = [ending for ending in FORMATS.values() if ending is not None]
     return [*PROBABILITIES, PLAIN, PREVIEW, ".json", model.ending, *formats]
 
 
-def probabilities_part(case: Case, folder: Path) -> Path:
+def probabilities_part(case: InputCase, folder: Path) -> Path:
     """Return where the probabilities of a case are kept until write() compresses them."""
     return folder / f"{part_of_case(case.name)}{PLAIN}"
 
 
 def _write_segmentation(
-    segmentation: Segmentation, properties: Mapping[str, Any], case: Case, path: Path, format_: str, writer: Any
+    segmentation: Segmentation, properties: Mapping[str, Any], case: InputCase, path: Path, format_: str, writer: Any
 ) -> None:
     if format_ == "seg.nrrd":
         write_seg_nrrd(segmentation, path)

@@ -17,7 +17,8 @@ from stunet.datasets.listing import unusable
 from stunet.datasets.units import unlike_plan
 from stunet.errors import DataError, OutOfMemoryError, is_out_of_memory, last_line
 from stunet.images import REORIENTS, Reader, file_orientation, file_place
-from stunet.inference.cases import Case, Model, volumes
+from stunet.inference.cases import InputCase, volumes
+from stunet.inference.model import ModelFolder
 from stunet.machine import memory_limit
 from stunet.nifti import check_nifti
 from stunet.nifti_header import forms, forms_of, has_forms, has_place, oddities
@@ -33,7 +34,7 @@ THICK = 999  # times the spacing: how nnU-Net's readers mark the single slice of
 log = logging.getLogger("stunet")
 
 
-class Raw(NamedTuple):
+class InputImage(NamedTuple):
     """A case as the network takes it.
 
     Attributes:
@@ -54,7 +55,7 @@ class Raw(NamedTuple):
         return way_back(self.properties)(self.image_CDHW)
 
 
-def read(case: Case, model: Model, orientation: str | None) -> Raw:
+def read(case: InputCase, model: ModelFolder, orientation: str | None) -> InputImage:
     """Read a case whose files are images, or a DICOM folder.
 
     Args:
@@ -95,10 +96,12 @@ def read(case: Case, model: Model, orientation: str | None) -> Raw:
         _check_voxels(image, files)
     if written := forms(case.files[0]):
         properties["nifti"] = written
-    return _with_previous(Raw(image, files, properties), case.previous, reader)
+    return _with_previous(InputImage(image, files, properties), case.previous, reader)
 
 
-def from_array(image: np.ndarray, spacing: Any, affine: Any, channels: Sequence[str], orientation: str | None) -> Raw:
+def from_array(
+    image: np.ndarray, spacing: Any, affine: Any, channels: Sequence[str], orientation: str | None
+) -> InputImage:
     """Make a case from an array, which is copied.
 
     Args:
@@ -132,12 +135,12 @@ def from_array(image: np.ndarray, spacing: Any, affine: Any, channels: Sequence[
     _check_voxels(own, "the array")
     properties["spacing"] = [float(edge) for edge in spacing]
     own, properties = turned(own, properties, orientation)
-    return Raw(own, "the array", properties)
+    return InputImage(own, "the array", properties)
 
 
 def from_sitk(
     image: sitk.Image, channels: Sequence[str], orientation: str | None, files: str = "the SimpleITK image"
-) -> Raw:
+) -> InputImage:
     """Make a case from a SimpleITK image with two or three axes, or four of which the last is the channel.
 
     Args:
@@ -160,10 +163,10 @@ def from_sitk(
     _check_voxels(own, files)
     place = {"spacing": image.GetSpacing(), "origin": image.GetOrigin(), "direction": image.GetDirection()}
     own, properties = turned(own, {"sitk_stuff": place, "spacing": spacing}, orientation)
-    return Raw(own, files, properties)
+    return InputImage(own, files, properties)
 
 
-def from_nibabel(image: Any, channels: Sequence[str], orientation: str | None) -> Raw:
+def from_nibabel(image: Any, channels: Sequence[str], orientation: str | None) -> InputImage:
     """Make a case from a nibabel image: (x, y, z), or (x, y, z, channel).
 
     Args:
@@ -189,7 +192,7 @@ def from_nibabel(image: Any, channels: Sequence[str], orientation: str | None) -
     return oriented(raw, orientation)
 
 
-def oriented(raw: Raw, orientation: str | None) -> Raw:
+def oriented(raw: InputImage, orientation: str | None) -> InputImage:
     """Turn an image with the axes of its file to the model's orientation, if its file states how it lies."""
     if not has_place(raw.properties.get("nifti")):
         return raw
@@ -197,7 +200,7 @@ def oriented(raw: Raw, orientation: str | None) -> Raw:
     return raw._replace(image_CDHW=image, properties=properties)
 
 
-def stacked(raws: Sequence[Raw]) -> Raw:
+def stacked(raws: Sequence[InputImage]) -> InputImage:
     """Stack images of one channel each, with the axes of their files, into one image of several channels.
 
     Raises:
@@ -210,7 +213,7 @@ def stacked(raws: Sequence[Raw]) -> Raw:
     return first._replace(image_CDHW=np.concatenate([raw.image_CDHW for raw in raws]))
 
 
-def check_grid(raw: Raw, network_shape: Sequence[int]) -> None:
+def check_grid(raw: InputImage, network_shape: Sequence[int]) -> None:
     """Refuse a spacing that leaves nothing of an image for the network, or more than memory can hold.
 
     Args:
@@ -232,7 +235,7 @@ def check_grid(raw: Raw, network_shape: Sequence[int]) -> None:
     raise DataError(f"{what}{more}", "correct the spacing, which is in mm")
 
 
-def warn_of_units(raw: Raw, schemes: Sequence[str], plans: Mapping[str, Any]) -> None:
+def warn_of_units(raw: InputImage, schemes: Sequence[str], plans: Mapping[str, Any]) -> None:
     """Warn of a CT whose values are unlikely to be in the units of the training images.
 
     Args:
@@ -285,7 +288,7 @@ def _numbers(value: Any) -> list[Any]:
     return [] if value is None or isinstance(value, str) else [np.asarray(value, float)]
 
 
-def _with_previous(raw: Raw, path: Path | None, reader: Reader) -> Raw:
+def _with_previous(raw: InputImage, path: Path | None, reader: Reader) -> InputImage:
     """Add the previous stage's labels in the model's orientation, whatever the orientation of their file."""
     if path is None:
         return raw

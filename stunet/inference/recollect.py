@@ -21,8 +21,8 @@ from torch.optim.swa_utils import update_bn
 
 from stunet.errors import DataError
 from stunet.files import new_folder, read_json, write_json
-from stunet.inference.cases import Model, open_model
-from stunet.inference.engine.network import build
+from stunet.inference.model import ModelFolder, open_model
+from stunet.inference.network import build
 from stunet.models.record import RECORD
 from stunet.plans.check import difference
 from stunet.plans.resolve import resolve
@@ -42,7 +42,7 @@ SEED = 0  # for drawing patches
 class BatchNormModel:
     """A model folder whose network has running statistics, named in `statistics`; one checkpoint per fold."""
 
-    model: Model
+    model: ModelFolder
     configuration: str
     planned: Any
     network: torch.nn.Module
@@ -120,7 +120,7 @@ def recollect(
     return target
 
 
-def _as_trained(model: Model, configuration: str, trainer: str | None) -> Model:
+def _as_trained(model: ModelFolder, configuration: str, trainer: str | None) -> ModelFolder:
     """Return the model with the norm it was trained with: nnUNetTrainerBN swaps it, and the plans do not record it."""
     described = resolve(model.plans, configuration).get("architecture")
     if trainer != "nnUNetTrainerBN" or described is None:
@@ -144,7 +144,7 @@ def _statistics(network: torch.nn.Module) -> list[str]:
     ]
 
 
-def _find_cases(model: Model, name: str, dataset: str, configuration: str) -> nnUNetBaseDataset:
+def _find_cases(model: ModelFolder, name: str, dataset: str, configuration: str) -> nnUNetBaseDataset:
     """Return the dataset's cases, preprocessed as the model's plans specify."""
     wanted, reasons = _preprocessing(model.plans, name), []
     for path in sorted(preprocessed_dataset(dataset).glob("*.json")):

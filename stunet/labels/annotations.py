@@ -28,12 +28,12 @@ from stunet.labels.names import match_classes, sides
 from stunet.workspace import PARTIAL_TRAINER, preprocessed_dataset
 
 FILE = "annotations.json"
-HEADS = ("softmax", "sigmoid")
+HEAD_KINDS = ("softmax", "sigmoid")
 HINT = "build the dataset anew: stunet_merge build"
 
 
 @dataclass(frozen=True)
-class Source:
+class CaseSource:
     """Where cases come from.
 
     Attributes:
@@ -46,7 +46,7 @@ class Source:
 
 
 @dataclass(frozen=True)
-class Case:
+class AnnotatedCase:
     """A case: its source and what it annotates."""
 
     source: str
@@ -71,8 +71,8 @@ class Annotations:
 
     leaves: tuple[str, ...]
     sets: Mapping[str, tuple[str, ...]]
-    sources: Mapping[str, Source]
-    cases: Mapping[str, Case]
+    sources: Mapping[str, CaseSource]
+    cases: Mapping[str, AnnotatedCase]
     head: str = "softmax"
     alpha: float = 0.5
     numbers: Mapping[str, int] | None = None
@@ -262,7 +262,9 @@ def complete(dataset_json: Mapping[str, Any], cases: Iterable[str]) -> Annotatio
         raise DataError("the classes of the dataset are regions, which may overlap", "a dataset of plain labels")
     leaves = tuple(sorted(values, key=values.__getitem__))
     source = str(dataset_json.get("name", "dataset"))
-    return Annotations(leaves, {}, {source: Source(leaves)}, {case: Case(source, leaves) for case in cases})
+    return Annotations(
+        leaves, {}, {source: CaseSource(leaves)}, {case: AnnotatedCase(source, leaves) for case in cases}
+    )
 
 
 def mirrored_values(annotations: Annotations) -> dict[int, int]:
@@ -295,7 +297,7 @@ def mirrored_values(annotations: Annotations) -> dict[int, int]:
 
 def _read(content: Any) -> Annotations:
     sources = {
-        name: Source(tuple(source["labels"]), float(source.get("weight", 1.0)))
+        name: CaseSource(tuple(source["labels"]), float(source.get("weight", 1.0)))
         for name, source in content["sources"].items()
     }
     return Annotations(
@@ -303,7 +305,7 @@ def _read(content: Any) -> Annotations:
         sets={name: tuple(leaves) for name, leaves in content["sets"].items()},
         sources=sources,
         cases={
-            name: Case(case["source"], tuple(case.get("labels", sources[case["source"]].labels)))
+            name: AnnotatedCase(case["source"], tuple(case.get("labels", sources[case["source"]].labels)))
             for name, case in content["cases"].items()
         },
         head=content["head"],
@@ -314,8 +316,8 @@ def _read(content: Any) -> Annotations:
 def _problems(annotations: Annotations) -> list[str]:
     known = annotations.labels
     problems = []
-    if annotations.head not in HEADS:
-        problems.append(f"head is {annotations.head!r}, not one of {', '.join(HEADS)}")
+    if annotations.head not in HEAD_KINDS:
+        problems.append(f"head is {annotations.head!r}, not one of {', '.join(HEAD_KINDS)}")
     if len(known) != len(annotations.leaves) + len(annotations.sets) or len(set(annotations.leaves)) < len(
         annotations.leaves
     ):

@@ -18,10 +18,10 @@ from stunet import __version__, kinds
 from stunet.datasets import FILE_ENDING, Case, raise_first, write_dataset_json
 from stunet.errors import DataError, OutOfMemoryError
 from stunet.files import whole, write_json
-from stunet.inference.cases import Case as Input
+from stunet.inference.cases import InputCase
 from stunet.inference.engine.confidence import Confidence
 from stunet.inference.predictor import Predictor
-from stunet.inference.reading import Raw
+from stunet.inference.reading import InputImage
 from stunet.labels.names import head_classes
 from stunet.labels.systems import apply
 from stunet.merging.build import reference
@@ -134,7 +134,7 @@ def _complete_case(plan: Plan, case: Case, part: Path, teacher: Predictor) -> Co
         owner = {name: number for number, leaf in enumerate(missing, start=1) for name in plan.classes[leaf]}
         groups = [owner.get(name, 0) for name in head_classes(teacher.model.dataset["labels"])]
         confidence = Confidence(groups)
-        raw = teacher.read(Input(case.name, case.images))
+        raw = teacher.read(InputCase(case.name, case.images))
         way = _onto_image(case.label, properties, raw)  # a reader that reorients both allows different files
         label = way(label)
         seen = np.asarray(groups, np.min_scalar_type(len(missing)))[
@@ -157,7 +157,7 @@ def _complete_case(plan: Plan, case: Case, part: Path, teacher: Predictor) -> Co
     return Completed(voxels, ignored)
 
 
-def _onto_image(label: Path, properties: Mapping[str, Any], raw: Raw) -> Turn:
+def _onto_image(label: Path, properties: Mapping[str, Any], raw: InputImage) -> Turn:
     """Return the turn of a label to the orientation of its image's file, if both record their orientation."""
     if not has_forms(label) or not has_place(raw.properties.get("nifti")):
         return AS_IT_IS

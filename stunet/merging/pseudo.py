@@ -14,11 +14,9 @@ import numpy as np
 
 from stunet.datasets import Case, read_dataset, warn_left_out
 from stunet.errors import DataError, UsageError
-from stunet.inference.cases import Model
+from stunet.inference.model import ModelFolder
 from stunet.kinds import read_dataset_json
-from stunet.labels.annotations import Annotations, load_annotations
-from stunet.labels.annotations import Case as AnnotatedCase
-from stunet.labels.annotations import Source as AnnotatedSource
+from stunet.labels.annotations import AnnotatedCase, Annotations, CaseSource, load_annotations
 from stunet.labels.names import head_classes, match_classes
 from stunet.merging.build import label_bound
 from stunet.merging.scan import check_endings, files_of
@@ -84,7 +82,7 @@ class Plan:
 
 def plan(
     folder: Path,
-    teacher: Model,
+    teacher: ModelFolder,
     classes: Sequence[str] = (),
     min_confidence: float = 0.9,
     thresholds: Mapping[str, float] | None = None,
@@ -138,7 +136,7 @@ def _complete(labels: Mapping[str, Any], cases: Sequence[Case]) -> Annotations:
     return Annotations(
         leaves=names,
         sets={},
-        sources={source: AnnotatedSource(names)},
+        sources={source: CaseSource(names)},
         cases={case.name: AnnotatedCase(source, names) for case in cases},
     )
 

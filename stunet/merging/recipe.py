@@ -11,7 +11,7 @@ from typing import Any
 
 from stunet.errors import DataError
 from stunet.labels import systems
-from stunet.labels.annotations import HEADS
+from stunet.labels.annotations import HEAD_KINDS
 from stunet.merging.yaml_values import name_list, number, one_of, read_yaml, table, text, triple
 
 READERS = {"nibabel_reorient": "NibabelIOWithReorient", "simpleitk_reorient": "SimpleITKIOWithReorient"}
@@ -141,7 +141,7 @@ def _recipe(path: Path, content: Any) -> Recipe:
         classes=classes,
         required=required,
         sources=_sources(path, top.get("sources")),
-        head=one_of(top.get("head", "softmax"), HEADS, "head"),
+        head=one_of(top.get("head", "softmax"), HEAD_KINDS, "head"),
         reader=READERS[one_of(geometry.get("reader", "nibabel_reorient"), tuple(READERS), "geometry.reader")],
         spacing=triple(geometry.get("spacing"), float, "geometry.spacing"),
         patch=triple(geometry.get("patch"), int, "geometry.patch"),

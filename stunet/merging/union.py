@@ -19,9 +19,7 @@ from stunet import workspace
 from stunet.datasets import Case, Rules, read_dataset, warn_left_out
 from stunet.errors import DataError, closest
 from stunet.kinds import read_dataset_json
-from stunet.labels.annotations import Annotations, load_annotations
-from stunet.labels.annotations import Case as AnnotatedCase
-from stunet.labels.annotations import Source as AnnotatedSource
+from stunet.labels.annotations import AnnotatedCase, Annotations, CaseSource, load_annotations
 from stunet.merging import Finding
 from stunet.merging.recipe import Recipe, SourceRecipe
 from stunet.merging.scan import Scan, check_endings
@@ -96,9 +94,7 @@ class Union:
         return Annotations(
             leaves=self.space.leaves,
             sets=self.space.sets,
-            sources={
-                n: AnnotatedSource(_most_common(self.annotated[n]), m.recipe.weight) for n, m in self.members.items()
-            },
+            sources={n: CaseSource(_most_common(self.annotated[n]), m.recipe.weight) for n, m in self.members.items()},
             cases={
                 case_name(source, case): AnnotatedCase(source, labels)
                 for source, cases in self.annotated.items()

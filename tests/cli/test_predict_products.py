@@ -15,7 +15,8 @@ from stunet import __version__
 from stunet.cli.predict import main
 from stunet.datasets.dicom import read_series
 from stunet.errors import DataError
-from stunet.inference.cases import Case, open_model
+from stunet.inference.cases import InputCase
+from stunet.inference.model import open_model
 from stunet.inference.products import Products, write
 from stunet.results.dicom_seg import EXTRA
 from stunet.results.run_report import STAGES
@@ -256,7 +257,7 @@ def test_what_else_was_asked_for_is_kept_when_one_product_fails(tmp_path: Path) 
     model, image = open_model(MODEL), read_series(Path("patient"))
     place = (image.GetSpacing()[::-1], image.GetOrigin(), image.GetDirection())
     empty = Segmentation(np.zeros(VOLUME.shape, np.uint8), {"a": 1, "b": 2}, *place)
-    case = Case("patient", (Path("patient"),))
+    case = InputCase("patient", (Path("patient"),))
     Path("out").mkdir()
     files, error = write(
         empty, {}, VOLUME.astype(np.float32), case, Path("out"), Products("dicom_seg", preview=True), model, None
@@ -303,7 +304,7 @@ def test_one_file_that_cannot_be_written_replaces_nothing_else(monkeypatch: pyte
 def test_a_kept_result_replaces_no_input_of_a_folder_of_results() -> None:
     write_series(Path("patient"))
     previous = write_image(Path("out/a.nii.gz"))
-    case, before = Case("a", (Path("patient"),), previous), previous.read_bytes()
+    case, before = InputCase("a", (Path("patient"),), previous), previous.read_bytes()
     empty = Segmentation(np.zeros(VOLUME.shape, np.uint8), {"a": 1}, (1.0,) * 3, (0.0,) * 3, tuple(np.eye(3).ravel()))
     with pytest.raises(DataError, match=r"not kept, as 'a.nii.gz' is there already"):
         write(empty, {}, None, case, Path("out"), Products("dicom_seg"), open_model(MODEL), None)

@@ -173,8 +173,8 @@ def test_nothing_of_the_process_is_changed(tmp_path: Path, ours: bool) -> None:
 
 def use_unet(folder: Path) -> None:
     """Makes it a model of nnU-Net's own network."""
-    from stunet.inference.cases import open_model
-    from stunet.inference.engine.network import build
+    from stunet.inference.model import open_model
+    from stunet.inference.network import build
     from stunet.weights.checkpoints import load_checkpoint, save_checkpoint
 
     plans = json.loads((folder / "plans.json").read_text())

@@ -11,8 +11,9 @@ import pytest
 import SimpleITK as sitk
 
 from stunet.errors import DataError, OutOfMemoryError
-from stunet.inference.cases import Case, find_cases, geometry, open_model
+from stunet.inference.cases import InputCase, find_cases, geometry
 from stunet.inference.engine import memory
+from stunet.inference.model import open_model
 from stunet.inference.pipeline import Outcome, Pipeline
 from stunet.inference.predictor import Options, Predictor
 from stunet.inference.products import Products
@@ -30,7 +31,7 @@ def predictor(tmp_path_factory: pytest.TempPathFactory) -> Predictor:
 
 
 @pytest.fixture
-def cases(tmp_path: Path, predictor: Predictor) -> list[Case]:
+def cases(tmp_path: Path, predictor: Predictor) -> list[InputCase]:
     """Four cases a to d; c is damaged."""
     for seed, name in enumerate("abcd"):
         write_image(tmp_path / f"in/{name}_0000.nii.gz", seed)
@@ -54,7 +55,7 @@ def voxels(path: Path) -> np.ndarray:
 
 
 def test_a_broken_case_in_the_middle_is_an_outcome_in_its_place(
-    predictor: Predictor, cases: list[Case], out: Path
+    predictor: Predictor, cases: list[InputCase], out: Path
 ) -> None:
     outcomes = list(Pipeline(predictor, out).run(cases))
     assert [outcome.case for outcome in outcomes] == cases
@@ -66,14 +67,14 @@ def test_a_broken_case_in_the_middle_is_an_outcome_in_its_place(
     assert len({voxels(outcomes[n].file).tobytes() for n in (0, 1, 3)}) == 3
 
 
-def test_a_failed_case_keeps_no_images_in_memory(predictor: Predictor, cases: list[Case], out: Path) -> None:
+def test_a_failed_case_keeps_no_images_in_memory(predictor: Predictor, cases: list[InputCase], out: Path) -> None:
     error = list(Pipeline(predictor, out).run(cases))[2].error
     assert error is not None
     assert (error.__traceback__, error.__cause__, error.__context__) == (None, None, None)
 
 
 def test_every_stage_of_every_case_is_timed_and_its_files_are_listed(
-    predictor: Predictor, cases: list[Case], out: Path
+    predictor: Predictor, cases: list[InputCase], out: Path
 ) -> None:
     outcomes = list(Pipeline(predictor, out, ALL).run(cases))
     for outcome in outcomes:
@@ -102,7 +103,7 @@ def test_every_stage_of_every_case_is_timed_and_its_files_are_listed(
     assert len(names(out)) == 3 * 4
 
 
-def test_windows_and_cases_are_told_as_they_come(predictor: Predictor, cases: list[Case], out: Path) -> None:
+def test_windows_and_cases_are_told_as_they_come(predictor: Predictor, cases: list[InputCase], out: Path) -> None:
     told: list[Any] = []
     pipeline = Pipeline(
         predictor,
@@ -133,7 +134,7 @@ def test_a_name_that_leaves_no_room_for_temporary_names_is_predicted_and_one_too
 @pytest.mark.parametrize("products", [Products(), ALL, Products("masks"), Products("seg.nrrd")])
 def test_a_file_that_cannot_be_written_to_its_end_leaves_nothing(
     predictor: Predictor,
-    cases: list[Case],
+    cases: list[InputCase],
     out: Path,
     room_for: Callable[[int], AbstractContextManager[None]],
     products: Products,
@@ -148,7 +149,7 @@ def test_a_file_that_cannot_be_written_to_its_end_leaves_nothing(
 
 @pytest.mark.parametrize("products", [Products(), ALL])
 def test_an_interruption_leaves_whole_cases_and_no_threads(
-    predictor: Predictor, cases: list[Case], out: Path, products: Products
+    predictor: Predictor, cases: list[InputCase], out: Path, products: Products
 ) -> None:
     seen: list[int] = []
 
@@ -167,7 +168,7 @@ def test_an_interruption_leaves_whole_cases_and_no_threads(
     assert all(outcome.error is None for outcome in list(Pipeline(predictor, out, products).run(cases[:2])))
 
 
-def test_a_run_that_is_given_up_ends_its_threads(predictor: Predictor, cases: list[Case], out: Path) -> None:
+def test_a_run_that_is_given_up_ends_its_threads(predictor: Predictor, cases: list[InputCase], out: Path) -> None:
     threads = threading.active_count()
     run = Pipeline(predictor, out).run(cases)
     assert next(run).case == cases[0]
@@ -199,7 +200,7 @@ class Watched(Pipeline):
         return result
 
 
-def limited(predictor: Predictor, out: Path, cases: list[Case], half: bool = False) -> Watched:
+def limited(predictor: Predictor, out: Path, cases: list[InputCase], half: bool = False) -> Watched:
     """A pipeline with room for one case after the other, and not for two."""
     needs = [predictor.need(*geometry(case)) for case in cases]
     least = max(max(need.prepare, need.segment - half * need.half_saves, need.write) for need in needs)
@@ -209,7 +210,7 @@ def limited(predictor: Predictor, out: Path, cases: list[Case], half: bool = Fal
 
 
 def test_without_a_limit_the_next_case_is_read_while_the_network_works(
-    tmp_path: Path, predictor: Predictor, cases: list[Case], out: Path
+    tmp_path: Path, predictor: Predictor, cases: list[InputCase], out: Path
 ) -> None:
     pipeline = Watched(predictor, out)
     list(pipeline.run([cases[0], cases[1], cases[3]]))
@@ -220,7 +221,7 @@ def test_without_a_limit_the_next_case_is_read_while_the_network_works(
 
 
 def test_a_limit_without_room_for_two_has_one_case_after_the_other(
-    predictor: Predictor, cases: list[Case], out: Path
+    predictor: Predictor, cases: list[InputCase], out: Path
 ) -> None:
     three = [cases[0], cases[1], cases[3]]
     pipeline = limited(predictor, out, three)
@@ -232,7 +233,7 @@ def test_a_limit_without_room_for_two_has_one_case_after_the_other(
 
 
 def test_less_memory_adds_logits_in_half_precision_and_still_less_refuses_the_case(
-    predictor: Predictor, cases: list[Case], out: Path
+    predictor: Predictor, cases: list[InputCase], out: Path
 ) -> None:
     expected = predictor.predict(list(cases[0].files)).labels_DHW
     pipeline = limited(predictor, out, cases[:1], half=True)
@@ -248,7 +249,7 @@ def test_less_memory_adds_logits_in_half_precision_and_still_less_refuses_the_ca
 
 
 def test_a_limit_also_holds_beside_a_case_that_cannot_be_read(
-    predictor: Predictor, cases: list[Case], out: Path
+    predictor: Predictor, cases: list[InputCase], out: Path
 ) -> None:
     cases[2].files[0].write_bytes(b"no image")
     errors = [outcome.error for outcome in Pipeline(predictor, out, max_memory_gb=0.001).run(cases)]
@@ -264,13 +265,13 @@ def test_a_limit_also_holds_for_a_dicom_folder(tmp_path: Path, predictor: Predic
     assert isinstance(outcome.error, OutOfMemoryError)
     [outcome] = Pipeline(predictor, out).run([case])
     assert outcome.error is None
-    raw = predictor.read(Case("x", (write_nifti_of(case, tmp_path),)))
+    raw = predictor.read(InputCase("x", (write_nifti_of(case, tmp_path),)))
     shape, spacing = geometry(case)
     assert raw.image_CDHW.shape[1:] == shape
     np.testing.assert_allclose(raw.properties["spacing"], spacing)
 
 
-def write_nifti_of(case: Case, folder: Path) -> Path:
+def write_nifti_of(case: InputCase, folder: Path) -> Path:
     from stunet.datasets.dicom import read_series
 
     sitk.WriteImage(read_series(case.files[0]), folder / "series.nii.gz")

@@ -8,7 +8,8 @@ import numpy as np
 import SimpleITK as sitk
 import tifffile
 
-from stunet.inference.cases import Case, geometry, open_model
+from stunet.inference.cases import InputCase, geometry
+from stunet.inference.model import open_model
 from stunet.inference.pipeline import Pipeline
 from stunet.inference.predictor import Options, Predictor
 from stunet.inference.products import Products
@@ -67,7 +68,7 @@ def test_a_cascade_takes_the_previous_segmentation_as_nnunet_does(tmp_path: Path
     predictor = Predictor(open_model(folder), Options(precision="fp32"))
     assert predictor.previous_stage == "3d_lowres"
     (tmp_path / "out").mkdir()
-    [outcome] = Pipeline(predictor, tmp_path / "out").run([Case("c", (image,), previous)])
+    [outcome] = Pipeline(predictor, tmp_path / "out").run([InputCase("c", (image,), previous)])
     same(outcome.file, stock / "c.nii.gz")
 
 
@@ -94,7 +95,7 @@ def test_a_4d_file_gives_what_its_channels_in_files_of_their_own_give(tmp_path: 
     [outcome] = run(folder, tmp_path / "4d", tmp_path / "out_4d")
     assert outcome.error is None
     same(outcome.file, tmp_path / "out/c.nii.gz")
-    assert geometry(outcome.case) == geometry(Case("c", tuple(files)))
+    assert geometry(outcome.case) == geometry(InputCase("c", tuple(files)))
 
 
 def test_tiff_volumes_keep_the_spacing_that_stands_beside_them(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import tifffile
 
 from stunet.cli import evaluate, predict
 from stunet.errors import DataError
-from stunet.inference.cases import open_model
+from stunet.inference.model import open_model
 from stunet.inference.predictor import Options, Predictor
 from stunet.labels import systems
 from tests.predictor_models import SPACING, make_model, run, write_image, write_png

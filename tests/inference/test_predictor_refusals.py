@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from stunet.errors import DataError, WeightsError
-from stunet.inference.cases import open_model
-from stunet.inference.engine.network import build
+from stunet.inference.model import open_model
+from stunet.inference.network import build
 from stunet.inference.output import whole_case
 from stunet.inference.predictor import Options, Predictor
 from stunet.weights.checkpoints import load_checkpoint, save_checkpoint

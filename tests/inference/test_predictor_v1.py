@@ -11,9 +11,9 @@ from nnunetv2.preprocessing.resampling.default_resampling import resample_data_o
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from stunet.errors import UsageError
-from stunet.inference.cases import open_model
-from stunet.inference.engine.v1_order import V1Preprocessor
+from stunet.inference.model import open_model
 from stunet.inference.predictor import Options, Predictor
+from stunet.inference.v1_preprocessing import V1Preprocessor
 from tests.loops import for_each
 from tests.predictor_models import SHAPE, SPACING, make_model, run, write_image
 

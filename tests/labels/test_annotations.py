@@ -7,17 +7,17 @@ import numpy as np
 import pytest
 
 from stunet.errors import DataError
-from stunet.labels.annotations import FILE, Annotations, Case, Source, complete, load_annotations
+from stunet.labels.annotations import FILE, AnnotatedCase, Annotations, CaseSource, complete, load_annotations
 from tests.loops import for_each
 
 KIDNEYS = Annotations(
     leaves=("kidney_left", "kidney_right", "liver"),
     sets={"kidney": ("kidney_left", "kidney_right")},
-    sources={"ts": Source(("kidney_left", "kidney_right", "liver")), "kits": Source(("kidney",), 0.5)},
+    sources={"ts": CaseSource(("kidney_left", "kidney_right", "liver")), "kits": CaseSource(("kidney",), 0.5)},
     cases={
-        "ts_1": Case("ts", ("kidney_left", "kidney_right", "liver")),
-        "ts_2": Case("ts", ("liver",)),
-        "kits_1": Case("kits", ("kidney",)),
+        "ts_1": AnnotatedCase("ts", ("kidney_left", "kidney_right", "liver")),
+        "ts_2": AnnotatedCase("ts", ("liver",)),
+        "kits_1": AnnotatedCase("kits", ("kidney",)),
     },
 )
 
@@ -142,7 +142,7 @@ def test_a_file_that_contradicts_itself_is_refused(tmp_path, change, message):
 
 def test_two_labels_that_are_one_class_of_a_head_are_refused():
     both = ("left kidney", "kidney_left")
-    sources = {name: Source((name,)) for name in both}
+    sources = {name: CaseSource((name,)) for name in both}
     found = Annotations(leaves=both, sets={}, sources=sources, cases={})
     with pytest.raises(DataError, match="'left kidney' and 'kidney_left' are one class"):
         found.onto(("kidney_left", "kidney_right"))

@@ -8,7 +8,7 @@ from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss
 from torch import Tensor
 
 from stunet.errors import DataError
-from stunet.labels.annotations import Annotations, Case, Source
+from stunet.labels.annotations import AnnotatedCase, Annotations, CaseSource
 from stunet.losses import MaskedSigmoid
 from tests.loops import for_each
 from tests.losses_reference import IGNORED, a_batch, assert_same, ignoring, masked_sigmoid, value_and_gradient
@@ -18,8 +18,12 @@ LABELS = ("kidney_left", "kidney_right", "liver", "spleen")
 ANNOTATIONS = Annotations(
     leaves=LABELS,
     sets={"kidney": ("kidney_left", "kidney_right"), "body": LABELS},
-    sources={"all": Source(LABELS), "some": Source(("kidney", "liver")), "none": Source(())},
-    cases={"all_1": Case("all", LABELS), "some_1": Case("some", ("kidney", "liver")), "none_1": Case("none", ())},
+    sources={"all": CaseSource(LABELS), "some": CaseSource(("kidney", "liver")), "none": CaseSource(())},
+    cases={
+        "all_1": AnnotatedCase("all", LABELS),
+        "some_1": AnnotatedCase("some", ("kidney", "liver")),
+        "none_1": AnnotatedCase("none", ()),
+    },
     head="sigmoid",
 )
 OUTPUTS = 6

@@ -7,7 +7,7 @@ from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss
 from torch import Tensor, nn
 
 from stunet.errors import DataError
-from stunet.labels.annotations import Annotations, Case, Source
+from stunet.labels.annotations import AnnotatedCase, Annotations, CaseSource
 from stunet.losses import DiceCE, PartitionDiceCE
 from tests.loops import for_each
 from tests.losses_reference import (
@@ -146,10 +146,10 @@ def test_what_is_not_annotated_moves_only_within_the_background() -> None:
 ABDOMEN = Annotations(
     leaves=("kidney_left", "kidney_right", "liver", "tumour", "spleen"),
     sets={"kidney": ("kidney_left", "kidney_right"), "liver and tumour": ("liver", "tumour")},
-    sources={"all": Source(("kidney_left", "kidney_right", "liver", "tumour", "spleen")), "some": Source(())},
+    sources={"all": CaseSource(("kidney_left", "kidney_right", "liver", "tumour", "spleen")), "some": CaseSource(())},
     cases={
-        "all_1": Case("all", ("kidney_left", "kidney_right", "liver", "tumour", "spleen")),
-        "some_1": Case("some", ("kidney", "liver and tumour")),
+        "all_1": AnnotatedCase("all", ("kidney_left", "kidney_right", "liver", "tumour", "spleen")),
+        "some_1": AnnotatedCase("some", ("kidney", "liver and tumour")),
     },
 )
 

@@ -13,8 +13,9 @@ from stunet.cli.pseudo_label import main
 from stunet.datasets.check import check_dataset
 from stunet.errors import DataError, UsageError
 from stunet.files import read_json, write_json
-from stunet.inference.cases import Case, Model, open_model
+from stunet.inference.cases import InputCase
 from stunet.inference.engine.confidence import Confidence
+from stunet.inference.model import ModelFolder, open_model
 from stunet.inference.predictor import Options, Predictor
 from stunet.labels.annotations import load_annotations
 from stunet.merging import completing
@@ -64,7 +65,7 @@ def teacher(tmp_path: Path) -> Path:
     return folder
 
 
-def _model(folder: Path, labels: Mapping[str, Any] | None = None) -> Model:
+def _model(folder: Path, labels: Mapping[str, Any] | None = None) -> ModelFolder:
     if labels is not None:
         describe(folder, labels=labels, regions_class_order=[1, 2])
     return open_model(folder)
@@ -156,7 +157,7 @@ def test_the_result_is_the_teachers_labels_where_nothing_is_annotated(raw: Path,
     target = complete(todo, raw.with_name(NAME), predictor, {"name": "t"})
     check_dataset(target)
 
-    prepared = predictor.preprocess(predictor.read(Case("c", (raw / "imagesTr/case_1_0000.nii.gz",))))
+    prepared = predictor.preprocess(predictor.read(InputCase("c", (raw / "imagesTr/case_1_0000.nii.gz",))))
     confidence = Confidence([0, 1, 0])
     seen = predictor.segment(prepared, probabilities=confidence) == 1
     truth = predictor.writer.read_seg(str(raw / "labelsTr/case_1.nii.gz"))[0][0]

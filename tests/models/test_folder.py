@@ -15,7 +15,7 @@ from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
 from stunet.errors import DataError, UsageError, WeightsError
 from stunet.files import alone_with, read_json, write_json
-from stunet.inference.cases import open_model
+from stunet.inference.model import open_model
 from stunet.inference.predictor import Options, Predictor
 from stunet.models import registry, store
 from stunet.models.archive import is_packed_model, pack, unpack

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from stunet.cli.models import main
-from stunet.inference.cases import open_model
+from stunet.inference.model import open_model
 from stunet.inference.predictor import Options, Predictor
 from stunet.models import store
 from stunet.models.folder import check

@@ -11,7 +11,7 @@ import nibabel
 import numpy as np
 import pytest
 
-from stunet.inference.cases import open_model
+from stunet.inference.model import open_model
 from stunet.inference.predictor import Options, Predictor
 from stunet.networks import STUNet
 from stunet.weights.checkpoints import save_checkpoint

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import numpy as np
 
-from stunet.inference.cases import Case, open_model
+from stunet.inference.cases import InputCase
 from stunet.inference.engine.confidence import Confidence
+from stunet.inference.model import open_model
 from stunet.inference.predictor import Options, Predictor
 from tests.loops import for_each
 from tests.predictor_models import make_model, write_image
@@ -15,7 +16,7 @@ from tests.predictor_models import make_model, write_image
 def test_confidence_is_the_probability_of_the_labels_group(tmp_path: Path, groups: tuple[int, ...]) -> None:
     folder = make_model(tmp_path / "T__P__3d_fullres")
     predictor = Predictor(open_model(folder), Options(precision="fp32"))
-    prepared = predictor.preprocess(predictor.read(Case("c", (write_image(tmp_path / "c_0000.nii.gz", 1),))))
+    prepared = predictor.preprocess(predictor.read(InputCase("c", (write_image(tmp_path / "c_0000.nii.gz", 1),))))
     confidence = Confidence(groups)
     labels = predictor.segment(prepared, probabilities=confidence)
     file = tmp_path / "p.npy"

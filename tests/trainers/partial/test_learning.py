@@ -8,16 +8,19 @@ import torch
 
 from stunet.datasets.phantom import LABELS, make_case
 from stunet.evaluation.metrics import confusion
-from stunet.labels.annotations import Annotations, Case, Source
+from stunet.labels.annotations import AnnotatedCase, Annotations, CaseSource
 from stunet.losses import DiceCE, PartitionDiceCE
 from stunet.networks import STUNet
 from stunet.trainers.partial.loss import LossOfCases
 
 ORGANS = ("liver", "spleen", "kidney_left", "kidney_right")
 SHAPE, CASES, STEPS = (16, 16, 16), 12, 80
-SOURCES = {"first": Source(ORGANS[:2]), "second": Source(ORGANS[2:])}
+SOURCES = {"first": CaseSource(ORGANS[:2]), "second": CaseSource(ORGANS[2:])}
 HALVES = Annotations(
-    ORGANS, {}, SOURCES, {str(i): Case(n, SOURCES[n].labels) for i, n in enumerate(("first", "second") * (CASES // 2))}
+    ORGANS,
+    {},
+    SOURCES,
+    {str(i): AnnotatedCase(n, SOURCES[n].labels) for i, n in enumerate(("first", "second") * (CASES // 2))},
 )
 
 

@@ -17,7 +17,7 @@ from stunet.datasets.check import check_dataset
 from stunet.datasets.phantom import make_phantom
 from stunet.errors import DataError, WeightsError
 from stunet.files import read_json, write_json
-from stunet.labels.annotations import Annotations, Case, Source, complete, mirrored_values
+from stunet.labels.annotations import AnnotatedCase, Annotations, CaseSource, complete, mirrored_values
 from stunet.labels.systems import load
 from stunet.plans.derive import derive
 from stunet.runs.readiness import check_data
@@ -33,9 +33,13 @@ IGNORE = 7  # in label files: after five leaves and a set
 
 def annotations(head: str = "softmax") -> Annotations:
     """Six cases: the first two are complete, two have spine and spleen, two liver and kidney without its side."""
-    sources = {"all": Source(LEAVES), "some": Source(("spine", "spleen")), "coarse": Source(("liver", "kidney"))}
+    sources = {
+        "all": CaseSource(LEAVES),
+        "some": CaseSource(("spine", "spleen")),
+        "coarse": CaseSource(("liver", "kidney")),
+    }
     cases = {
-        f"phantom_{i:03d}": Case(source, sources[source].labels)
+        f"phantom_{i:03d}": AnnotatedCase(source, sources[source].labels)
         for i, source in enumerate(("all", "some", "coarse") * 2)
     }
     return Annotations(LEAVES, {"kidney": KIDNEY}, sources, cases, head)
@@ -189,12 +193,12 @@ def test_labels_and_their_mirror_images_are_exchanged_where_a_case_annotates_bot
 
 
 def test_values_of_labels_that_no_case_annotates_stay_when_sides_are_exchanged() -> None:
-    fewer = replace(annotations(), cases={"phantom_000": Case("all", ("spine",))})
+    fewer = replace(annotations(), cases={"phantom_000": AnnotatedCase("all", ("spine",))})
     assert mirrored_values(fewer) == {value: value for value in range(IGNORE)}
 
 
 def test_a_case_that_annotates_one_side_cannot_be_mirrored() -> None:
-    half = replace(annotations(), cases={"phantom_000": Case("all", ("spine", "kidney_left"))})
+    half = replace(annotations(), cases={"phantom_000": AnnotatedCase("all", ("spine", "kidney_left"))})
     with pytest.raises(DataError, match="case 'phantom_000' annotates 'kidney_left' without its mirror image"):
         mirrored_values(half)
 
@@ -202,10 +206,10 @@ def test_a_case_that_annotates_one_side_cannot_be_mirrored() -> None:
 def test_what_has_no_mirror_image_is_exchanged_with_nothing() -> None:
     heart = ("heart_atrium_left", "heart_atrium_right")
     space = replace(annotations(), leaves=(*LEAVES, *heart), sets={"heart": heart})
-    chambers = replace(space, cases={"phantom_000": Case("all", heart)})
+    chambers = replace(space, cases={"phantom_000": AnnotatedCase("all", heart)})
     with pytest.raises(DataError, match="case 'phantom_000' annotates 'heart_atrium_left' without its mirror image"):
         mirrored_values(chambers)
-    whole = replace(space, cases={"phantom_000": Case("all", ("kidney_left", "kidney_right", "heart"))})
+    whole = replace(space, cases={"phantom_000": AnnotatedCase("all", ("kidney_left", "kidney_right", "heart"))})
     assert mirrored_values(whole)[space.values["heart"]] == space.values["heart"]
     assert mirrored_values(whole)[space.values["kidney_left"]] == space.values["kidney_right"]
 
@@ -261,7 +265,9 @@ def test_a_reused_head_is_the_pre_trained_one_until_it_is_trained(
 def test_a_label_that_a_case_does_not_annotate_is_found_before_planning(parts: str) -> None:
     raw = workspace.raw_dataset(parts)
     check_dataset(raw)
-    changed = replace(annotations(), cases={**annotations().cases, "phantom_000": Case("some", ("spine", "spleen"))})
+    changed = replace(
+        annotations(), cases={**annotations().cases, "phantom_000": AnnotatedCase("some", ("spine", "spleen"))}
+    )
     changed.save(raw)
     try:
         message = r"phantom_000\.nii\.gz' holds the values 2, 4, 5; annotations\.json, for this case, knows 0, 1, 3, 7"

@@ -10,19 +10,19 @@ from nnunetv2.evaluation.evaluate_predictions import compute_metrics
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 
 from stunet.evaluation.metrics import confusion
-from stunet.labels.annotations import Annotations, Case, Source
+from stunet.labels.annotations import AnnotatedCase, Annotations, CaseSource
 from stunet.trainers.partial.drawing import expected, probabilities
 from stunet.trainers.partial.loss import count_annotated, count_groups
 from stunet.trainers.partial.validation import compare, predicted_values, summarise
 
 SOURCES = {
-    "small": Source(("kidney_left", "kidney_right", "liver")),
-    "large": Source(("kidney",), weight=3.0),
+    "small": CaseSource(("kidney_left", "kidney_right", "liver")),
+    "large": CaseSource(("kidney",), weight=3.0),
 }
 CASES = {
-    **{f"small_{i}": Case("small", SOURCES["small"].labels) for i in range(4)},
-    **{f"large_{i}": Case("large", SOURCES["large"].labels) for i in range(16)},
-    "liver": Case("small", ("liver",)),
+    **{f"small_{i}": AnnotatedCase("small", SOURCES["small"].labels) for i in range(4)},
+    **{f"large_{i}": AnnotatedCase("large", SOURCES["large"].labels) for i in range(16)},
+    "liver": AnnotatedCase("small", ("liver",)),
 }
 FOUND = Annotations(
     ("kidney_left", "kidney_right", "liver"), {"kidney": ("kidney_left", "kidney_right")}, SOURCES, CASES

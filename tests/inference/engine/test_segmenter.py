@@ -1,4 +1,4 @@
-"""Tests of inference/segmenter.py: what plans say about resampling and labels is done as in nnU-Net, voxel by voxel."""
+"""Tests of inference/engine/segmenter.py: what plans say about resampling and labels is done as in nnU-Net, voxel by voxel."""
 
 import json
 from pathlib import Path
@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from stunet.errors import DataError
-from stunet.inference.cases import open_model
 from stunet.inference.engine.optimized import ReadyNetwork
+from stunet.inference.model import open_model
 from stunet.inference.predictor import Options, Predictor
 from stunet.inference.products import Products
 from stunet.networks import STUNet

@@ -24,7 +24,7 @@ from stunet.inference.engine.windows import SlidingWindow
 from stunet.orientation import way_back
 
 
-class Target(NamedTuple):
+class OutputGrid(NamedTuple):
     """A grid to be filled.
 
     Args:
@@ -89,12 +89,12 @@ class Segmenter:
         back, forward, backward = way_back(properties), self.plans.transpose_forward, self.plans.transpose_backward
         labels = np.zeros(properties["shape_before_cropping"], self.dtype)
         box = tuple(slice(*bounds) for bounds in properties["bbox_used_for_cropping"])
-        others = [Target(each, own) for each in also]
+        others = [OutputGrid(each, own) for each in also]
         if probabilities is None:
-            self.segment_onto([Target(labels[box], spacing), *others], image_CDHW, own)
+            self.segment_onto([OutputGrid(labels[box], spacing), *others], image_CDHW, own)
         elif isinstance(probabilities, Confidence):
             sure = np.ones(labels.shape, np.float32)  # outside the box everything is certainly background
-            target = Target(labels[box], spacing, confidence=(probabilities, sure[box]))
+            target = OutputGrid(labels[box], spacing, confidence=(probabilities, sure[box]))
             self.segment_onto([target, *others], image_CDHW, own)
             probabilities.values_DHW = back.copied(sure.transpose(backward))
         else:
@@ -103,10 +103,12 @@ class Segmenter:
                 here = back.back(of_file).transpose(0, *(1 + axis for axis in forward))
                 if self._regions is None:
                     put(here[0], np.broadcast_to(np.float32(1), here[0].shape))  # outside the box all is background
-                self.segment_onto([Target(labels[box], spacing, here[(slice(None), *box)]), *others], image_CDHW, own)
+                self.segment_onto(
+                    [OutputGrid(labels[box], spacing, here[(slice(None), *box)]), *others], image_CDHW, own
+                )
         return back.copied(labels.transpose(backward))
 
-    def segment_onto(self, targets: Sequence[Target], image_CDHW: Tensor, spacing: Sequence[float]) -> None:
+    def segment_onto(self, targets: Sequence[OutputGrid], image_CDHW: Tensor, spacing: Sequence[float]) -> None:
         """Fill the targets in one pass over the image.
 
         If the device runs out of memory for the logits of a row of windows, they are kept in the machine's memory.
@@ -145,7 +147,7 @@ class Segmenter:
             last = time.perf_counter()
             seconds["export"] += last - now
 
-    def _segment_onto(self, targets: Sequence[Target], image: Tensor, spacing: Sequence[float]) -> None:
+    def _segment_onto(self, targets: Sequence[OutputGrid], image: Tensor, spacing: Sequence[float]) -> None:
         order = self.windows.order(image.shape[1:])
         slabs = self._timed(self.windows.slabs(image))
         grids = [self._axes(image.shape[1:], each.labels_DHW.shape, spacing, each.spacing) for each in targets]
@@ -158,7 +160,7 @@ class Segmenter:
             for target, axes in zip(targets, grids, strict=True):
                 self._export(slab, target, axes, order)  # type: ignore[arg-type]
 
-    def _export(self, slab: export.Slab, target: Target, axes: export.Axes, order: Sequence[int]) -> None:
+    def _export(self, slab: export.Slab, target: OutputGrid, axes: export.Axes, order: Sequence[int]) -> None:
         """Fill the part of a target that a slab determines; `order` is that of the target's axes in the slab."""
         one, two, three = (axes[axis] for axis in order)
         labels = target.labels_DHW.transpose(order)
@@ -187,7 +189,7 @@ class Segmenter:
 
         export.probabilities([slab], (one, two, three), self._regions, write_both)
 
-    def _resample(self, logits_KDHW: Tensor, target: Target, spacing: Sequence[float]) -> None:
+    def _resample(self, logits_KDHW: Tensor, target: OutputGrid, spacing: Sequence[float]) -> None:
         """Fill a target from logits resampled by the function that the plans name."""
         shape = target.labels_DHW.shape
         resampled = self.configuration.resampling_fn_probabilities(logits_KDHW, shape, spacing, target.spacing)

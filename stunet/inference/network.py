@@ -15,14 +15,14 @@ from nnunetv2.utilities.label_handling.label_handling import determine_num_input
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from stunet.errors import DataError, WeightsError, closest
-from stunet.inference.cases import Model
+from stunet.inference.model import ModelFolder
 from stunet.plans.check import NETWORK
 from stunet.plans.resolve import resolve
 
 TRUSTED = ("torch.nn.", "dynamic_network_architectures.")
 
 
-def build(model: Model, configuration: str) -> tuple[Any, Any, torch.nn.Module]:
+def build(model: ModelFolder, configuration: str) -> tuple[Any, Any, torch.nn.Module]:
     """Return plans and configuration as nnU-Net's own classes, and the network, whose weights are not set.
 
     Raises:

@@ -1,0 +1,124 @@
+"""Open a model folder: nnU-Net's plans.json, dataset.json and fold_X/CHECKPOINT, read before torch is imported.
+
+cases.py finds the images that the model can read; network.py builds its network.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from stunet.datasets import tiff
+from stunet.errors import DataError
+from stunet.kinds import DATASET, read_dataset_json
+from stunet.workspace import FINAL, PARTIAL_TRAINER, TRAINER, load_plans, trained_folds
+
+_ITK = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd", ".gipl", ".gipl.gz")
+_NIFTI = (".nii.gz", ".nii")
+# Endings that nnU-Net's readers take besides the one a model was trained on; the geometry comes with the file.
+READS = {
+    "SimpleITKIO": _ITK,
+    "SimpleITKIOWithReorient": _ITK,
+    "NibabelIO": _NIFTI,
+    "NibabelIOWithReorient": _NIFTI,
+    "NaturalImage2DIO": (".png", ".bmp", ".tif", ".tiff"),
+    "Tiff3DIO": (".tif", ".tiff"),
+}
+
+
+@dataclass(frozen=True)
+class ModelFolder:
+    """A trained model on disk; predictions are averaged over `folds`."""
+
+    folder: Path
+    plans: dict
+    dataset: dict
+    folds: tuple[int | str, ...]
+    checkpoint: str
+
+    @property
+    def ending(self) -> str:
+        """The file ending of the model's images and segmentations."""
+        return self.dataset["file_ending"]
+
+    @property
+    def readable(self) -> set[str]:
+        """The image endings that the model's reader takes."""
+        return {self.ending, *READS.get(self.plans.get("image_reader_writer", ""), ())}
+
+    @property
+    def channels(self) -> list[str]:
+        """The names of the model's input channels, in order."""
+        return list((self.dataset.get("channel_names") or self.dataset["modality"]).values())
+
+    @property
+    def has_spacing_files(self) -> bool:
+        """Whether CASE.json holds the spacing of CASE_0000.tif, and a result gets such a file next to it."""
+        return self.plans.get("image_reader_writer") == tiff.READER
+
+    @property
+    def weights(self) -> list[Path]:
+        """One checkpoint per fold."""
+        return [self.folder / f"fold_{fold}" / self.checkpoint for fold in self.folds]
+
+
+def open_model(folder: Path, folds: Sequence[int | str] | None = None, checkpoint: str = FINAL) -> ModelFolder:
+    """Open a model folder with the given folds; by default the numbered ones, or `all` if there are none.
+
+    Raises:
+        DataError: The folder, its plans.json or dataset.json, or a fold's checkpoint is missing or bad.
+    """
+    if not (folder / "plans.json").is_file():
+        raise DataError(
+            f"{str(folder)!r} is no model folder: it has no plans.json",
+            "give DATASET/TRAINER__PLANS__CONFIGURATION with --model, or -d and -c",
+        )
+    plans = load_plans(folder / "plans.json")
+    dataset = read_dataset_json(folder / "dataset.json", DATASET)
+    there = trained_folds(folder, checkpoint)
+    if not there:
+        other = sorted({path.name for path in folder.glob("fold_*/*.pth")})
+        if checkpoint == FINAL and other:
+            begun = _begun(folder)
+            what = f"the training in {str(folder)!r} is not finished: no fold has a {checkpoint} (begun: {begun})"
+            raise DataError(what, _finish(folder, begun, other))
+        hint = f"-chk {other[0]}" if other else "train it first: stunet_train --help"
+        has = f" (it has a {', '.join(other)})" if other else ""
+        raise DataError(f"no fold of {str(folder)!r} has a {checkpoint}{has}", hint)
+    missing = [fold for fold in folds or [] if fold not in there]
+    if missing:
+        known, hint = " ".join(map(str, there)), ""
+        if checkpoint == FINAL and str(missing[0]) in _begun(folder).split(", "):
+            hint = f"; or {_finish(folder, str(missing[0]), [p.name for p in folder.glob(f'fold_{missing[0]}/*.pth')])}"
+        raise DataError(
+            f"fold {missing[0]} has no {checkpoint} in {str(folder)!r} (trained: {known})", f"-f {known}{hint}"
+        )
+    numbered = tuple(fold for fold in there if fold != "all")
+    return ModelFolder(folder, plans, dataset, tuple(folds or numbered or there), checkpoint)
+
+
+def begun_folds(model: ModelFolder) -> list[str]:
+    """Return the folds of a model folder that would be averaged too if their training had finished."""
+    if model.folds == ("all",):
+        return []
+    return [fold for fold in _begun(model.folder, model.checkpoint).split(", ") if fold not in ("", "all")]
+
+
+def _begun(folder: Path, checkpoint: str = FINAL) -> str:
+    """Return the folds of a folder that have checkpoints, but not this one."""
+    folds = sorted(path for path in folder.glob("fold_*") if any(path.glob("*.pth")))
+    return ", ".join(path.name.removeprefix("fold_") for path in folds if not (path / checkpoint).is_file())
+
+
+def _finish(folder: Path, folds: str, checkpoints: Sequence[str]) -> str:
+    """Return the hint on how to finish a training that was begun, or to predict with it as it is."""
+    trainer, _, rest = folder.resolve().name.partition("__")
+    plans, _, configuration = rest.partition("__")
+    number = re.fullmatch(r"Dataset(\d{3})_.+", folder.resolve().parent.name)
+    fold = folds.split(", ")[0]
+    command = "training goes on with --c"
+    if number and configuration and trainer in (TRAINER, PARTIAL_TRAINER):
+        own = "" if trainer == TRAINER else f" -tr {trainer}"
+        command = f"stunet_train {int(number[1])} {configuration} {fold} -p {plans}{own} --c"
+    best = "checkpoint_best.pth" if "checkpoint_best.pth" in checkpoints else min(checkpoints)
+    return f"{command} finishes it; -chk {best} predicts with what there is"
