@@ -12,7 +12,7 @@ from collections.abc import Callable
 import numpy as np
 
 from stunet.console import table
-from stunet.evaluation.metrics import surface_distances
+from stunet.evaluation.surfaces import surface_distances
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)  # it imports SciPy by old names

@@ -2,9 +2,9 @@
 
 Replaces nnU-Net's perform_actual_validation: the files, log lines and metrics are the same. nnU-Net hands the logits of
 whole cases to new processes, which interpolate every class in float64. Here the logits become labels as they arrive, in
-this process (inference/engine/segmenter.py), and threads write the files. The network computes as nnU-Net's does, in float32
-on the CPU and in half precision under autocast on CUDA: with the bfloat16 of stunet_predict, the metrics would depend
-on the processor.
+this process (inference/engine/segmenter.py), and threads write the files. The network computes as nnU-Net's does, in
+float32 on the CPU and in half precision under autocast on CUDA: with the bfloat16 of stunet_predict, the metrics would
+depend on the processor.
 """
 
 import pickle

@@ -180,16 +180,22 @@ def _with_folder(path: Path) -> Path:
 
 
 def _print_table(summary: dict[str, Any]) -> None:
+    from stunet.evaluation.metrics import METRICS
+
+    headings = {name: metric.heading.format(**summary) for name, metric in METRICS.items() if metric.heading}
+
+    def cells(values: dict[str, float]) -> list[str]:
+        return ["-" if isnan(values[name]) else format(values[name], METRICS[name].format) for name in headings]
+
     rows = [
-        [summary["labels"][key], *_cells(mean), str(mean["n_cases"]), str(mean["n_infinite"])]
+        [summary["labels"][key], *cells(mean), str(mean["n_cases"]), str(mean["n_infinite"])]
         for key, mean in summary["mean"].items()
     ]
     n_cases, n_infinite = (
         str(sum(mean[key] for mean in summary["mean"].values())) for key in ("n_cases", "n_infinite")
     )
-    rows.append(["foreground mean", *_cells(summary["foreground_mean"]), n_cases, n_infinite])
-    tolerance = f"NSD {summary['tolerance_mm']:g} mm"
-    console.table(["class", "Dice", tolerance, "HD95 mm", "cases", "one empty"], rows)
+    rows.append(["foreground mean", *cells(summary["foreground_mean"]), n_cases, n_infinite])
+    console.table(["class", *headings.values(), "cases", "one empty"], rows)
 
 
 def _without_nan(document: Any) -> Any:
@@ -199,8 +205,3 @@ def _without_nan(document: Any) -> Any:
     if isinstance(document, list):
         return [_without_nan(value) for value in document]
     return None if isinstance(document, float) and isnan(document) else document
-
-
-def _cells(values: dict[str, float]) -> list[str]:
-    formats = {"Dice": ".4f", "NSD": ".4f", "HD95_mm": ".2f"}
-    return ["-" if isnan(values[metric]) else format(values[metric], how) for metric, how in formats.items()]

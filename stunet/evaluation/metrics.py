@@ -1,25 +1,154 @@
 """Compare two label arrays: overlap, surface agreement and volume per class.
 
-Overlap counts follow nnU-Net. Surfaces follow Nikolov et al. (2021, doi:10.2196/26151) and give the same numbers as the
-authors' own implementation, google-deepmind/surface-distance. The surface runs through the voxel corners whose 2x2x2
-neighbours (2x2 in a 2D image) are neither all inside nor all outside; everything beyond the array counts as outside.
-Each corner represents the piece of surface around it (surface_elements.py). folders.py applies this to files.
+To add a metric, write a function of a ClassComparison and give it a line in METRICS: the summary, the CSV file and the
+table of stunet_evaluate follow from there. Overlap and counts are nnU-Net's; surfaces.py defines NSD and HD95.
+Read next: folders.py, which applies this to files.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from math import inf, nan, prod
 
 import numpy as np
 from scipy.ndimage import find_objects
-from scipy.spatial import KDTree
 
-from stunet.evaluation import surface_elements
-
-COUNTS = ("FP", "TP", "FN", "TN", "n_pred", "n_ref")
-METRICS = ("Dice", "IoU", "NSD", "HD95_mm", "ref_ml", "pred_ml", *COUNTS)
+from stunet.evaluation.surfaces import SurfaceDistances, surface_distances
 
 Box = tuple[slice, ...]
+
+
+@dataclass(frozen=True)
+class ClassComparison:
+    """One class in the reference and the prediction of a case: all that a metric is computed from.
+
+    Attributes:
+        labels: Label values of the class; several for a region.
+        reference: Labels (D, H, W) or (H, W) of the whole case.
+        prediction: Labels of the same shape.
+        box: The smallest box with all voxels of the class in either array; None if neither has any.
+        confusion: Voxels by reference label and predicted label, as from confusion(), without ignored ones.
+        spacing: mm per voxel, in array order.
+        voxel_ml: Volume of a voxel; NaN in 2D.
+        tolerance_mm: Distance up to which surfaces agree.
+    """
+
+    labels: Sequence[int]
+    reference: np.ndarray
+    prediction: np.ndarray
+    box: Box | None
+    confusion: np.ndarray
+    spacing: Sequence[float]
+    voxel_ml: float
+    tolerance_mm: float
+
+    @cached_property
+    def n_ref(self) -> int:
+        """Voxels of the class in the reference."""
+        return int(self.confusion[self._known_labels].sum())
+
+    @cached_property
+    def n_pred(self) -> int:
+        """Voxels of the class in the prediction."""
+        return int(self.confusion[:, self._known_labels].sum())
+
+    @cached_property
+    def tp(self) -> int:
+        """Voxels of the class in both."""
+        return int(self.confusion[np.ix_(self._known_labels, self._known_labels)].sum())
+
+    @property
+    def fp(self) -> int:
+        """Voxels of the class in the prediction only."""
+        return self.n_pred - self.tp
+
+    @property
+    def fn(self) -> int:
+        """Voxels of the class in the reference only."""
+        return self.n_ref - self.tp
+
+    @property
+    def tn(self) -> int:
+        """Voxels of the class in neither."""
+        return int(self.confusion.sum()) - self.tp - self.fp - self.fn
+
+    @property
+    def union(self) -> int:
+        """Voxels of the class in either."""
+        return self.tp + self.fp + self.fn
+
+    @cached_property
+    def masks(self) -> tuple[np.ndarray, np.ndarray]:
+        """Where reference and prediction have the class, within the box; empty arrays without one."""
+        box = self.box or (slice(0),) * self.reference.ndim
+        return _mask(self.reference[box], self.labels), _mask(self.prediction[box], self.labels)
+
+    @cached_property
+    def surface_distances(self) -> SurfaceDistances:
+        """Distances between the surfaces of both masks, computed once for all metrics that use them."""
+        return surface_distances(*self.masks, self.spacing)
+
+    @property
+    def _known_labels(self) -> list[int]:
+        """The labels that occur in the case at all: others have no row in the confusion matrix."""
+        return [label for label in self.labels if label < len(self.confusion)]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A number per class and case.
+
+    Attributes:
+        compute: Returns the number; NaN if it is undefined, which leaves the case out of the mean.
+        heading: Column in the table of stunet_evaluate, where {tolerance_mm} is replaced; None: in no column.
+        format: How the number is shown there.
+    """
+
+    compute: Callable[[ClassComparison], float]
+    heading: str | None = None
+    format: str = ".4f"
+
+
+def dice(pair: ClassComparison) -> float:
+    """Return the overlap as a fraction of the mean volume; 0 if only one side has the class, NaN if neither has."""
+    return 2 * pair.tp / (pair.tp + pair.union) if pair.union else nan
+
+
+def iou(pair: ClassComparison) -> float:
+    """Return the overlap as a fraction of the union; 0 if only one side has the class, NaN if neither has."""
+    return pair.tp / pair.union if pair.union else nan
+
+
+def nsd(pair: ClassComparison) -> float:
+    """Return the normalised surface Dice; 0 if only one side has the class, NaN if neither has."""
+    return pair.surface_distances.nsd(pair.tolerance_mm)
+
+
+def hd95(pair: ClassComparison) -> float:
+    """Return the distance in mm that 95 % of each surface keep, the larger of both directions.
+
+    NaN if neither side has the class, and also if only one has: an infinite distance would swamp every mean. The
+    summary counts those cases.
+    """
+    distance = pair.surface_distances.hausdorff(0.95)
+    return distance if distance < inf else nan
+
+
+# In the order of the columns. Names are keys of summary.json; FP to n_ref are nnU-Net's.
+METRICS: dict[str, Metric] = {
+    "Dice": Metric(dice, "Dice"),
+    "IoU": Metric(iou),
+    "NSD": Metric(nsd, "NSD {tolerance_mm:g} mm"),
+    "HD95_mm": Metric(hd95, "HD95 mm", ".2f"),
+    "ref_ml": Metric(lambda pair: pair.n_ref * pair.voxel_ml),
+    "pred_ml": Metric(lambda pair: pair.n_pred * pair.voxel_ml),
+    "FP": Metric(lambda pair: pair.fp),
+    "TP": Metric(lambda pair: pair.tp),
+    "FN": Metric(lambda pair: pair.fn),
+    "TN": Metric(lambda pair: pair.tn),
+    "n_pred": Metric(lambda pair: pair.n_pred),
+    "n_ref": Metric(lambda pair: pair.n_ref),
+}
 
 
 def compare(
@@ -32,8 +161,7 @@ def compare(
 ) -> dict[str, dict[str, float]]:
     """Return METRICS of every class, in mm and ml; a region is a class of several labels.
 
-    For a class in neither array, Dice, IoU, NSD and HD95_mm are NaN; for a class in only one of them they are 0, except
-    HD95_mm, which is NaN because it is infinite. Each class is cropped to its bounding box, so many classes are cheap.
+        compare(reference, prediction, {"liver": (1,), "kidneys": (2, 3)}, spacing=(5.0, 0.8, 0.8))["liver"]["Dice"]
 
     Args:
         reference: Labels (D, H, W) or (H, W), an unsigned integer type.
@@ -43,6 +171,19 @@ def compare(
         tolerance_mm: Distance up to which surfaces agree, for NSD.
         ignore: Voxels with this label in the reference are not counted, and belong to no class in either array.
     """
+    pairs = _compared_classes(reference, prediction, classes, spacing, tolerance_mm, ignore)
+    return {name: {key: metric.compute(pair) for key, metric in METRICS.items()} for name, pair in pairs}
+
+
+def _compared_classes(
+    reference: np.ndarray,
+    prediction: np.ndarray,
+    classes: Mapping[str, Sequence[int]],
+    spacing: Sequence[float],
+    tolerance_mm: float,
+    ignore: int | None,
+) -> Iterator[tuple[str, ClassComparison]]:
+    """Yield the classes one after the other, so that the masks of one are freed before those of the next are made."""
     if ignore is not None:
         prediction = np.where(reference == ignore, reference, prediction)
     voxel_ml = prod(spacing) / 1000 if len(spacing) == 3 else nan
@@ -51,17 +192,9 @@ def compare(
         table[ignore] = 0
     reference, prediction, spacing = _drop_single_slices(reference, prediction, spacing)
     boxes = [find_objects(array, max_label=len(table)) for array in (reference, prediction)]
-    result = {}
     for name, labels in classes.items():
-        counts = _counts(table, labels)
-        nsd, hd95 = nan, nan
-        if box := _bounds(boxes, labels, reference.ndim):
-            distances = surface_distances(_mask(reference[box], labels), _mask(prediction[box], labels), spacing)
-            nsd, hd95 = distances.nsd(tolerance_mm), distances.hausdorff(0.95)
-        volumes = {"ref_ml": counts["n_ref"] * voxel_ml, "pred_ml": counts["n_pred"] * voxel_ml}
-        surface = {"NSD": nsd, "HD95_mm": hd95 if hd95 < inf else nan}
-        result[name] = {**_overlap(counts), **surface, **volumes, **counts}
-    return result
+        box = _bounds(boxes, labels, reference.ndim)  # many classes are cheap: each is compared in its box only
+        yield name, ClassComparison(labels, reference, prediction, box, table, spacing, voxel_ml, tolerance_mm)
 
 
 def confusion(reference: np.ndarray, prediction: np.ndarray) -> np.ndarray:
@@ -71,99 +204,6 @@ def confusion(reference: np.ndarray, prediction: np.ndarray) -> np.ndarray:
     for ref, pred in zip(reference, prediction, strict=True):  # by slice: bincount takes 8 bytes per voxel
         table += np.bincount(ref.ravel().astype(np.intp) * size + pred.ravel(), minlength=size * size)
     return table.reshape(size, size)
-
-
-@dataclass(frozen=True)
-class SurfaceDistances:
-    """Distance to the other surface in mm (infinite if there is none) and area in mm2 of each surface point."""
-
-    reference_mm: np.ndarray
-    reference_area: np.ndarray
-    prediction_mm: np.ndarray
-    prediction_area: np.ndarray
-
-    def nsd(self, tolerance_mm: float) -> float:
-        """Return the normalised surface Dice: the fraction of both surfaces near the other; NaN without surfaces."""
-        total = self.reference_area.sum() + self.prediction_area.sum()
-        if not total:
-            return nan
-        near = self.reference_area[self.reference_mm <= tolerance_mm].sum()
-        near += self.prediction_area[self.prediction_mm <= tolerance_mm].sum()
-        return float(near / total)
-
-    def hausdorff(self, share: float) -> float:
-        """Return the distance in mm within which `share` of each surface lies to the other, the larger of both sides.
-
-        The percentile is by area, not by points. Infinite if one surface is missing, NaN if both are.
-        """
-        sides = ((self.reference_mm, self.reference_area), (self.prediction_mm, self.prediction_area))
-        return max((_percentile(mm, area, share) for mm, area in sides if len(mm)), default=nan)
-
-
-def surface_distances(reference: np.ndarray, prediction: np.ndarray, spacing: Sequence[float]) -> SurfaceDistances:
-    """Compute distances between the surfaces of two masks of the same shape, in 3D or 2D.
-
-    Nearest points come from k-d trees over the surface points. A distance transform of the box gives the same numbers;
-    for two bodies 240 voxels in diameter it took 6.0 s rather than 0.9 s, and it needs memory for the whole box.
-
-    Args:
-        reference: Boolean mask (D, H, W) or (H, W).
-        prediction: Boolean mask of the same shape.
-        spacing: mm per voxel, in array order.
-    """
-    surfaces = [np.pad(mask, 1) for mask in (reference, prediction)]
-    edges = [_edges(mask) for mask in surfaces]
-    points = [np.argwhere(edge) for edge in edges]
-    sizes = surface_elements.sizes(spacing)
-    areas = [sizes[surface_elements.codes(mask, corners)] for mask, corners in zip(surfaces, points, strict=True)]
-    apart = [~edges[1][edges[0]], ~edges[0][edges[1]]]  # the remaining points lie on both surfaces
-    return SurfaceDistances(
-        _nearest(points[0], points[1], apart[0], spacing),
-        areas[0],
-        _nearest(points[1], points[0], apart[1], spacing),
-        areas[1],
-    )
-
-
-def _edges(padded: np.ndarray) -> np.ndarray:
-    """Mark the corners between voxels of a padded mask (one fewer per axis) that are inside on some sides only."""
-    some = every = padded
-    for axis in range(padded.ndim):
-        low, high = (slice(None),) * axis + (slice(-1),), (slice(None),) * axis + (slice(1, None),)
-        some, every = some[low] | some[high], every[low] & every[high]
-    return some & ~every
-
-
-def _nearest(points: np.ndarray, others: np.ndarray, apart: np.ndarray, spacing: Sequence[float]) -> np.ndarray:
-    distances = np.zeros(len(points))
-    if not len(others):
-        distances[:] = inf
-    elif apart.any():
-        own = points[apart]
-        tree = KDTree(others * np.asarray(spacing), compact_nodes=False, balanced_tree=False)
-        nearest = tree.query(own * np.asarray(spacing))[1]
-        # From index differences, as a distance transform does, so that "exactly the tolerance" is decided identically.
-        distances[apart] = np.sqrt((((others[nearest] - own) * np.asarray(spacing)) ** 2).sum(axis=1))
-    return distances
-
-
-def _percentile(distances: np.ndarray, areas: np.ndarray, share: float) -> float:
-    order = np.lexsort((areas, distances))
-    reached = np.cumsum(areas[order]) / areas[order].sum()
-    return float(distances[order][min(int(np.searchsorted(reached, share)), len(order) - 1)])
-
-
-def _counts(table: np.ndarray, labels: Sequence[int]) -> dict[str, int]:
-    known = [label for label in labels if label < len(table)]
-    tp = int(table[np.ix_(known, known)].sum())
-    n_ref, n_pred = int(table[known].sum()), int(table[:, known].sum())
-    fp, fn = n_pred - tp, n_ref - tp
-    return {"FP": fp, "TP": tp, "FN": fn, "TN": int(table.sum()) - tp - fp - fn, "n_pred": n_pred, "n_ref": n_ref}
-
-
-def _overlap(counts: Mapping[str, int]) -> dict[str, float]:
-    tp, union = counts["TP"], counts["TP"] + counts["FP"] + counts["FN"]
-    return {"Dice": 2 * tp / (tp + union), "IoU": tp / union} if union else {"Dice": nan, "IoU": nan}
 
 
 def _drop_single_slices(

@@ -298,6 +298,22 @@ def test_the_command_prints_a_table_and_writes_summary_and_csv(
     assert float(rows[3]["NSD"]) == summary["metric_per_case"][1]["metrics"]["2"]["NSD"]
 
 
+def test_a_metric_of_one_line_is_in_the_summary_the_csv_file_and_the_table(
+    two_cases: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    precision = metrics.Metric(lambda pair: pair.tp / pair.n_pred, "precision within {tolerance_mm:g} mm", ".1f")
+    monkeypatch.setitem(metrics.METRICS, "precision", precision)
+    assert main([*map(str, two_cases), "--csv", str(tmp_path / "cases.csv"), "-np", "1"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "HD95 mm  precision within 1 mm  cases" in lines[0]
+    summary = json.loads((two_cases[1] / "summary.json").read_text())
+    values = summary["metric_per_case"][0]["metrics"]["1"]
+    assert values["precision"] == values["TP"] / values["n_pred"]
+    assert f"{summary['foreground_mean']['precision']:.1f}" in lines[-1].split()
+    row = next(csv.DictReader((tmp_path / "cases.csv").read_text().splitlines()))
+    assert float(row["precision"]) == values["precision"]
+
+
 def test_json_on_stdout_is_valid_and_has_null_for_undefined(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     reference = write(tmp_path / "gt" / "a.nii.gz", noise(1, top=1))
     prediction = write(tmp_path / "pred" / "a.nii.gz", noise(2, top=1))

@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.ndimage import distance_transform_edt, gaussian_filter
 
-from stunet.evaluation.metrics import compare, confusion, surface_distances
+from stunet.evaluation.metrics import compare, confusion
 from stunet.evaluation.surface_elements import sizes
+from stunet.evaluation.surfaces import surface_distances
 from tests.loops import for_each
 
 ONE = {"a": (1,)}

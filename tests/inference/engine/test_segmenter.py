@@ -1,4 +1,4 @@
-"""Tests of inference/engine/segmenter.py: what plans say about resampling and labels is done as in nnU-Net, voxel by voxel."""
+"""Tests of engine/segmenter.py: what plans say about resampling and labels is done as in nnU-Net, voxel by voxel."""
 
 import json
 from pathlib import Path
