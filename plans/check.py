@@ -10,8 +10,8 @@ from stunet.errors import DataError, closest, short
 from stunet.kinds import PLANS
 from stunet.plans.grid import CONFIGURATION_KEYS, problems
 from stunet.plans.resolve import resolve
-from stunet.presets import SIZES
 from stunet.schema import check
+from stunet.sizes import SIZES
 
 NETWORK = "stunet.networks.STUNet"
 

@@ -15,12 +15,12 @@ from typing import Any
 
 from stunet.errors import DataError, UsageError
 from stunet.names import check_name
-from stunet.networks import SIZES
 from stunet.plans import memory, settings, topology
 from stunet.plans.check import check_plans
 from stunet.plans.fit import Fit, Target, corrected, fit
 from stunet.plans.memory import Network
 from stunet.plans.resolve import lineage, resolve
+from stunet.sizes import SIZES
 
 NAME_LENGTH = 72  # characters: nnU-Net joins two plans' names in one folder name, which is limited to 255
 
@@ -48,7 +48,7 @@ def derive(
     Args:
         plans: A plan made by stunet; it is not modified.
         dataset_json: nnU-Net's description of the dataset.
-        size: Key of stunet.networks.SIZES; the memory target becomes that size's default unless it was set.
+        size: Key of stunet.sizes.SIZES; the memory target becomes that size's default unless it was set.
         memory_gb: GPU memory that a training step may take.
         stages: Number of stages or "auto".
         overrides: Values as in settings.py.
@@ -75,7 +75,7 @@ def derive(
     if size is not None and size != block["size"]:
         if size not in SIZES:
             raise UsageError(f"unknown size {size!r}; known: {', '.join(SIZES)}")
-        block["size"], block["memory_gb"] = size, memory.DEFAULT_TARGET_GB[size]
+        block["size"], block["memory_gb"] = size, SIZES[size].target_gb
     block |= {key: value for key, value in (("finetune", finetune), ("weights", weights)) if value}
     block["memory_gb"] = set_for_plan.get("memory_gb", block["memory_gb"])
     block["stages"] = set_for_plan.get("stages", block["stages"])

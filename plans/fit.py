@@ -9,10 +9,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from stunet.errors import OutOfMemoryError
-from stunet.networks import SIZES
 from stunet.plans import memory, topology
 from stunet.plans.memory import Network
 from stunet.plans.topology import Strides
+from stunet.sizes import FOR_TESTS, SIZES
 
 MIN_BATCH = 2
 MIN_PATCH = 32  # voxels: an axis is not shrunk below this; smaller images keep their own size
@@ -141,12 +141,13 @@ def _shrink(
 
 def _advice(network: Network, patch: Sequence[int], strides: Strides, target: Target) -> str:
     """Return the largest size that fits with the same patch, or the memory that even the smallest size needs."""
-    for size in ("L", "B", "S"):
+    offered = sorted(SIZES.keys() - {FOR_TESTS}, key=lambda size: -SIZES[size].width)
+    for size in offered:
         smaller = replace(network, size=size)
         fits = memory.estimate(smaller, patch, MIN_BATCH, strides, target.correction) <= target.memory_gb
         if fits and SIZES[size].width < SIZES[network.size].width:
             return f"--size {size}, which fits into {target.memory_gb:g} GB"
-    least = memory.estimate(
-        replace(network, size="S", checkpointing=False), patch, MIN_BATCH, strides, target.correction
-    )
-    return f"a GPU with more memory (-gpu_memory_target {math.ceil(least)}): even size S needs {least:.1f} GB here"
+    smallest = replace(network, size=offered[-1], checkpointing=False)
+    least = memory.estimate(smallest, patch, MIN_BATCH, strides, target.correction)
+    more = f"a GPU with more memory (-gpu_memory_target {math.ceil(least)})"
+    return f"{more}: even size {offered[-1]} needs {least:.1f} GB here"

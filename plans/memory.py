@@ -18,11 +18,10 @@ model reproduces within 4 % for the published form of the network and nnU-Net's 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 from stunet.losses.overlap import ELEMENTS
-from stunet.networks import SIZES, Size
 from stunet.plans.topology import Strides
+from stunet.sizes import SIZES, Size
 
 GIB = 2**30
 OVERHEAD_GB = 2.3  # CUDA context, cuDNN workspaces, allocator
@@ -33,15 +32,13 @@ LOSS_KEPT = 2  # float32 numbers per voxel that our loss keeps
 CHUNK_COPIES = 4  # float32 copies of a chunk of the logits in our loss
 HALF, SINGLE = 2, 4  # bytes
 
-DEFAULT_TARGET_GB = {"T": 4.0, "S": 6.0, "B": 10.0, "L": 32.0, "H": 80.0}
-
 
 @dataclass(frozen=True)
 class Network:
     """What the memory of a network depends on, besides patch and batch.
 
     Args:
-        size: Key of stunet.networks.SIZES.
+        size: Key of stunet.sizes.SIZES.
         channels: Input channels, including the one-hot labels of a cascade's previous stage.
         classes: Segmentation heads, including background.
         checkpointing: Whether stages are recomputed in the backward pass.
@@ -88,18 +85,7 @@ def least(network: Network, patch: Sequence[int], batch: int, strides: Strides, 
 
 def parameters(network: Network, strides: Strides) -> int:
     """Return the number of parameters of the network."""
-    size, ndim = SIZES[network.size], len(strides[0])
-    kernel = 3**ndim
-    widths = [size.channels(stage) for stage in range(len(strides))]
-
-    def stage(c_in: int, c_out: int) -> int:
-        first = kernel * c_in * c_out + c_in * c_out + kernel * c_out * c_out + 7 * c_out
-        further = 2 * kernel * c_out * c_out + 6 * c_out
-        return first + (size.depth - 1) * further
-
-    encoder = sum(stage(c_in, c_out) for c_in, c_out in zip([network.channels, *widths], widths, strict=False))
-    decoder = sum(low * c + c + stage(2 * c, c) + (c + 1) * network.classes for c, low in pairwise(widths))
-    return encoder + decoder
+    return SIZES[network.size].parameters(network.channels, network.classes, len(strides), len(strides[0]))
 
 
 def activation_bytes(network: Network, patch: Sequence[int], strides: Strides) -> int:

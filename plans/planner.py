@@ -25,9 +25,9 @@ from stunet.orientation import left_right_axis
 from stunet.plans import fit, topology
 from stunet.plans.derive import Measure, fit_configurations, target_of
 from stunet.plans.fingerprint import ORIENTATIONS, chosen, orientations
-from stunet.plans.memory import DEFAULT_TARGET_GB
 from stunet.plans.resolve import fingerprint_of
 from stunet.plans.spacing import check_spacing
+from stunet.sizes import DEFAULT, SIZES
 
 write_whole(host)
 BASE_NAME = "STUNetPlans"
@@ -45,7 +45,7 @@ class STUNetPlanner(ExperimentPlanner):
         plans_name: Default `STUNetPlans_<size>`.
         overwrite_target_spacing: mm, in the order of the images' arrays.
         suppress_transpose: Keep the order of axes.
-        size: Key of stunet.networks.SIZES.
+        size: Key of stunet.sizes.SIZES.
         stages: Number of stages; None takes what the patch supports (4 to 7).
         checkpointing: Recompute activations in the backward pass: less memory, more time.
         normalization: nnU-Net's class for all channels, without a mask; None: by the channels' names.
@@ -61,13 +61,13 @@ class STUNetPlanner(ExperimentPlanner):
         overwrite_target_spacing: Sequence[float] | None = None,
         suppress_transpose: bool = False,
         *,
-        size: str = "B",
+        size: str = DEFAULT,
         stages: int | None = topology.DEFAULT_STAGES,
         checkpointing: bool = False,
         normalization: str | None = None,
         measure: Measure | None = None,
     ) -> None:
-        self.memory_gb = gpu_memory_target_in_gb or DEFAULT_TARGET_GB[size]
+        self.memory_gb = gpu_memory_target_in_gb or SIZES[size].target_gb
         spacing_tag = (
             ""
             if overwrite_target_spacing is None

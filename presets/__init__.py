@@ -25,8 +25,8 @@ from stunet.schema import (
     table,
     text,
 )
+from stunet.sizes import SIZES
 
-SIZES = ("T", "S", "B", "L", "H")  # keys of networks.SIZES, without loading torch
 NORMALIZATIONS = {"zscore": "ZScoreNormalization", "ct": "CTNormalization"}  # nnU-Net's classes
 
 
@@ -36,7 +36,7 @@ class Preset:
 
     Args:
         title: One line for listings.
-        size: Key of stunet.networks.SIZES.
+        size: Key of stunet.sizes.SIZES.
         memory_gb: GPU memory that a training step may take, in GiB; None: the default of the size.
         stages: Number of stages, or "auto".
         spacing: Of 3d_fullres in mm, decided in planning.

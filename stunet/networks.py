@@ -16,7 +16,6 @@ Shape legend: B batch, C channels, D H W depth, height and width (2D: no D), K c
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -24,24 +23,9 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from stunet.errors import DataError
+from stunet.sizes import SIZES, Size
 
 LEAKY_SLOPE = 0.01
-
-
-@dataclass(frozen=True)
-class Size:
-    """Width of the first stage and residual blocks per stage; the width doubles per stage up to 16 times the first."""
-
-    width: int
-    depth: int
-
-    def channels(self, stage: int) -> int:
-        """Return the feature channels of encoder stage `stage`, 0 being the stem."""
-        return self.width * 2 ** min(stage, 4)
-
-
-# T exists for tests; S, B, L and H are the published sizes (14.6, 58.3, 440 and 1457 M parameters with 105 classes).
-SIZES = {"T": Size(4, 1), "S": Size(16, 1), "B": Size(32, 1), "L": Size(64, 2), "H": Size(96, 3)}
 
 
 class ShapeError(DataError, ValueError):
@@ -57,7 +41,7 @@ class STUNet(nn.Module):
     Args:
         input_channels: C.
         num_classes: K, including background.
-        size: A name from SIZES, or a Size.
+        size: Key of stunet.sizes.SIZES, or a Size.
         strides: One entry per stage with one factor per axis; the first entry is all ones (nnU-Net's plans format).
         deep_supervision: Return all heads instead of the finest only.
         checkpointing: Recompute each stage in the backward pass instead of keeping its activations.

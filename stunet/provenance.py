@@ -36,6 +36,7 @@ from stunet.preprocessing.dataset import (
     read_manifest,
     settings_of,
 )
+from stunet.sizes import DEFAULT, SIZES
 from stunet.workspace import load_plans, preprocessed_dataset
 
 RECORD = "made_from.json"  # in the folder of a fold
@@ -348,9 +349,9 @@ def commands(dataset: str, plans: Mapping[str, Any], configuration: str) -> tupl
     """Return the command that plans and preprocesses a dataset again, and the one that preprocesses it as planned."""
     number, block = int(dataset[7:10]), plans.get("stunet", {})
     base = str(block.get("derived_from", plans["plans_name"]))
-    found = re.fullmatch(r"STUNetPlans_([TSBLH])(?:_([0-9.]+)x([0-9.]+)x([0-9.]+)mm)?", base)
+    found = re.fullmatch(rf"STUNetPlans_({'|'.join(SIZES)})(?:_([0-9.]+)x([0-9.]+)x([0-9.]+)mm)?", base)
     if found is None:
-        options = f"-overwrite_plans_name {base} --size {block.get('size', 'B')}, with the options of its planning"
+        options = f"-overwrite_plans_name {base} --size {block.get('size', DEFAULT)}, with the options of its planning"
     else:
         spacing = " ".join(found.groups()[1:]) if found[2] else ""
         options = f"--size {found[1]}" + (f" -overwrite_target_spacing {spacing}" if spacing else "")

@@ -32,7 +32,7 @@ COMMANDS = (
 
 # What each part imports of ours, besides itself; every part may use FREE.
 FREE = {
-    "errors", "files", "images", "kinds", "machine", "names", "nifti", "nifti_header", "orientation", "schema",
+    "errors", "files", "images", "kinds", "machine", "names", "nifti", "nifti_header", "orientation", "schema", "sizes",
     "workspace", "presets", "stunet",
 }  # fmt: skip
 MAY_IMPORT: dict[str, set[str]] = {
@@ -45,6 +45,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "workspace": set(),
     "presets": set(),
     "networks": set(),
+    "sizes": set(),
     "nifti": set(),
     "nifti_header": set(),
     "orientation": set(),
@@ -68,7 +69,6 @@ MAY_IMPORT: dict[str, set[str]] = {
         "datasets",
         "labels",
         "models",
-        "networks",
         "plans",
         "preprocessing",
         "provenance",
@@ -99,8 +99,8 @@ HOST = {  # may import nnunetv2
     "datasets", "images", "inference", "merging", "plans", "preprocessing", "trainers",
 }  # fmt: skip
 WITHOUT_TORCH = {
-    "errors", "files", "folds", "kinds", "machine", "names", "provenance", "schema", "workspace", "presets", "console",
-    "preprocessing", "cli", "labels", "models", "workers",
+    "errors", "files", "folds", "kinds", "machine", "names", "provenance", "schema", "sizes", "workspace", "presets",
+    "console", "preprocessing", "cli", "labels", "models", "workers",
 }  # fmt: skip  # at the top of a file
 WITH_TORCH = {  # though the other files of their parts have none
     "stunet.models.folder", "stunet.preprocessing.case", "stunet.preprocessing.stored",

@@ -17,6 +17,7 @@ from stunet.cli.common import device, new_parser, raise_last, run
 from stunet.errors import StunetError, UsageError, WeightsError
 from stunet.models import registry, store
 from stunet.models.registry import Entry
+from stunet.sizes import SIZES
 from stunet.workspace import dataset_name
 
 EXAMPLES = """examples:
@@ -115,7 +116,7 @@ def _list(args: argparse.Namespace) -> None:
     rows = [
         (
             entry.name,
-            f"{registry.PARAMETERS[entry.size]:.1f} M",
+            f"{_millions(entry):.1f} M",
             _text(entry.num_classes),
             _size(entry),
             _text(entry.licence),
@@ -230,11 +231,16 @@ def _document(entry: Entry) -> dict[str, Any]:
     there = store.find_installed(entry.name)
     return {
         **asdict(entry),
-        "parameters_million": registry.PARAMETERS[entry.size],
+        "parameters_million": _millions(entry),
         "missing": entry.missing,
         "recorded_sha256": store.recorded(entry),
         "installed": str(there.folder) if there else None,
     }
+
+
+def _millions(entry: Entry) -> float:
+    """Return how many million parameters the network has with TotalSegmentator's 105 classes, as its authors count."""
+    return round(SIZES[entry.size].parameters() / 1e6, 1)
 
 
 def _words(entry: Entry) -> dict[str, Any]:
@@ -248,7 +254,7 @@ def _words(entry: Entry) -> dict[str, Any]:
     return {
         "name": entry.name,
         "title": entry.title,
-        "size": f"{entry.size}, {registry.PARAMETERS[entry.size]:.1f} M parameters",
+        "size": f"{entry.size}, {_millions(entry):.1f} M parameters",
         "trained on": entry.data,
         "epochs": _text(entry.epochs),
         "note": entry.note or "-",

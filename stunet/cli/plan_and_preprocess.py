@@ -14,6 +14,7 @@ from stunet.cli import common
 from stunet.errors import DataError, StunetError, UsageError, closest
 from stunet.kinds import FINGERPRINT, read
 from stunet.names import problem_of
+from stunet.sizes import DEFAULT, SIZES
 
 CONFIGURATIONS = ("2d", "3d_fullres", "3d_lowres")
 CASCADE = "3d_cascade_fullres"
@@ -29,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "example: stunet_plan_and_preprocess -d 3 --size L",
     )
     parser.add_argument("-d", nargs="+", required=True, metavar="ID", help="datasets: numbers or names")
-    parser.add_argument("--size", choices=["T", "S", "B", "L", "H"], help="network size (default B)")
+    parser.add_argument("--size", choices=list(SIZES), help=f"network size (default {DEFAULT})")
     parser.add_argument(
         "--preset", metavar="NAME|FILE", help=f"start from a preset: {', '.join(presets.names())}, or a .toml file"
     )
@@ -140,7 +141,7 @@ def _check_options(args: argparse.Namespace) -> None:
         args.size, args.gpu_memory_target, args.stages = options
         given = {key: checked(key, value) for key, value in preset.set.items()}
         args.checkpointing = args.checkpointing or given.get("checkpointing", False)
-    args.size = args.size or "B"
+    args.size = args.size or DEFAULT
     args.stages = parse_stages(args.stages) or 6
     if args.probe:
         import torch

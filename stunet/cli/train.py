@@ -12,6 +12,7 @@ from stunet.cli.train_run import train
 from stunet.errors import UsageError
 from stunet.files import write_json
 from stunet.labels.annotations import described
+from stunet.sizes import SIZES
 
 if TYPE_CHECKING:
     from stunet.runs.launch import Run
@@ -40,9 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="trainer class (default STUNetTrainer; STUNetPartialTrainer where cases annotate different classes)",
     )
     parser.add_argument("-p", metavar="PLANS", help="name of the plans (default: those of the dataset)")
-    parser.add_argument(
-        "--size", choices=["T", "S", "B", "L", "H"], help="network size; other plans are derived as needed"
-    )
+    parser.add_argument("--size", choices=list(SIZES), help="network size; other plans are derived as needed")
     parser.add_argument("--stages", metavar="N|auto", help="number of stages; other plans are derived")
     parser.add_argument("-gpu_memory_target", type=float, metavar="GB", help="other plans are derived for this memory")
     parser.add_argument(

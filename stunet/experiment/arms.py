@@ -10,14 +10,15 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from stunet import names, presets, schema
+from stunet import names, schema
 from stunet.errors import DataError, UsageError
 from stunet.plans import settings
 from stunet.schema import Check, Wrong, anything, check, dict_of, either, integer, list_of, one_of, read_toml
+from stunet.sizes import SIZES
 from stunet.trainers.finetune import strategies
 
 SCRATCH = "none"
-HEADS = ("slice", "reset")  # models with a reused head have other labels, but arms are compared label by label
+HEAD_MODES = ("slice", "reset")  # models with a reused head have other labels, but arms are compared label by label
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,11 +183,11 @@ _KEYS: dict[str, Check] = {
     "strategies": _once(schema.text),
     "cases": _once(either('a number or "all"', integer(1), one_of("all"))),
     "seeds": _once(integer(0, settings.LARGEST)),
-    "heads": _once(one_of(*HEADS)),
+    "heads": _once(one_of(*HEAD_MODES)),
     "configuration": names.name,
     "fold": integer(0),  # with "all", no case would be held out
     "plans": names.name,
-    "size": one_of(*presets.SIZES),
+    "size": one_of(*SIZES),
     **dict.fromkeys(("set", "set_scratch", "set_pretrained"), dict_of(anything)),
 }
 _REQUIRED = [f.name for f in fields(Experiment) if f.default is MISSING and f.default_factory is MISSING]

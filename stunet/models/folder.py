@@ -23,6 +23,7 @@ from stunet.models.download import sha256_of
 from stunet.models.record import RECORD, read_record
 from stunet.models.registry import Entry, dataset_of, plans_of
 from stunet.networks import STUNet
+from stunet.sizes import SIZES
 from stunet.weights.checkpoints import check_finite, check_weights, save_checkpoint, save_weights, to_half
 from stunet.weights.pickles import load_pickle
 from stunet.weights.reading import Weights, read_weights, unfinished
@@ -148,7 +149,7 @@ def check_fit(weights: Weights) -> None:
     """
     described = weights.architecture
     if not weights.plans or not weights.strides or described.size is None:
-        what = "no plans" if described.size else "a network of no size that stunet knows (T, S, B, L, H)"
+        what = "no plans" if described.size else f"a network of no size that stunet knows ({', '.join(SIZES)})"
         raise WeightsError(f"{str(weights.path)!r} has {what}", "stunet_models info NAME lists what is needed")
     check_described(weights)
     with torch.device("meta"):

@@ -17,8 +17,8 @@ from typing import Any, get_args, get_origin, get_type_hints
 from stunet.errors import DataError, WeightsError, closest
 from stunet.models.record import CHECKSUMS
 from stunet.names import is_orientation
-from stunet.presets import SIZES
 from stunet.schema import read_toml
+from stunet.sizes import SIZES
 from stunet.weights.v2 import NORMALIZATIONS, make_dataset, make_plans
 
 DEFAULT_TAG = "totalseg"
@@ -26,8 +26,6 @@ CONFIGURATION = "3d_fullres"
 OWN = "models.toml"  # name of a file in the store
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _HEX = re.compile("[0-9a-f]{64}")
-# Million parameters with 105 classes: README of uni-medical/STU-Net; T is ours, for tests.
-PARAMETERS = {"T": 0.9, "S": 14.6, "B": 58.3, "L": 440.3, "H": 1457.3}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +34,7 @@ class Entry:
 
     Args:
         name: STU-Net-SIZE.TAG.
-        size: Key of networks.SIZES.
+        size: Key of stunet.sizes.SIZES.
         title: One line for listings.
         data: What it was trained on.
         modality: CT or MR.

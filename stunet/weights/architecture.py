@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from stunet.errors import WeightsError
-from stunet.networks import SIZES, Size, STUNet
+from stunet.networks import STUNet
+from stunet.sizes import SIZES, Size
 from stunet.weights.foreign import describe_network
 
 _STEM = "conv_blocks_context.0.0.conv1.weight"

@@ -20,7 +20,7 @@ from stunet.labels.names import Row, match_classes
 from stunet.weights.reading import Weights
 
 BACKGROUND = "background"
-HEADS = ("reuse", "slice", "reset")
+MODES = ("reuse", "slice", "reset")
 NEW_CLASS = math.log(0.05)  # for a class new to a reused head: it starts at 5 % of the background's probability
 
 
@@ -71,15 +71,15 @@ def plan_heads(requested: str | None, weights: Weights, classes: Sequence[str] |
     """Decide what `transfer` does with the heads.
 
     Args:
-        requested: One of HEADS, or None: slice if any class matches.
+        requested: One of MODES, or None: slice if any class matches.
         classes: Name of each row of the network's heads; with a softmax, the background is first. To reuse a head, it
             must contain all of its classes.
 
     Raises:
-        UsageError: `requested` is not one of HEADS, or the head to reuse does not fit the network.
+        UsageError: `requested` is not one of MODES, or the head to reuse does not fit the network.
     """
-    if requested is not None and requested not in HEADS:
-        raise UsageError(f"--head {requested!r} is unknown{closest(requested, list(HEADS))}", ", ".join(HEADS))
+    if requested is not None and requested not in MODES:
+        raise UsageError(f"--head {requested!r} is unknown{closest(requested, list(MODES))}", ", ".join(MODES))
     if requested == "reset":
         return Heads("reset", reason="as asked for")
     rows, reason = _match(weights, classes)

@@ -60,7 +60,7 @@ def transfer(
         intensities: The plan's foreground_intensity_properties_per_channel, by which CT is normalised.
         spacing: The plan's, in mm, array order.
         cascade_channels: One-hot channels in its input, after the image channels; their weights start as zeros.
-        head: One of heads.HEADS, or None: slice if any class matches.
+        head: One of heads.MODES, or None: slice if any class matches.
         stem: How to handle image channels other than the weights', one of STEMS; see `inflate`.
         sha256: Hash of the weights' file, for the report.
         load: If False, only decide; the network may then be on the meta device.

@@ -2,16 +2,23 @@
 
 import copy
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from stunet.cli import plan_and_preprocess, train
 from stunet.errors import DataError, OutOfMemoryError, UsageError
-from stunet.plans import settings
+from stunet.networks import STUNet
+from stunet.plans import memory, settings
 from stunet.plans.check import check_plans, difference, of_a_run
 from stunet.plans.derive import derive, describe, fit_configurations
 from stunet.plans.fit import Target
 from stunet.plans.resolve import lineage, resolve
+from stunet.provenance import commands
+from stunet.sizes import SIZES, Size
+from stunet.weights.architecture import recognise
 from tests.loops import for_each
 
 INTENSITIES = {"mean": 40.0, "std": 90.0, "percentile_00_5": -900.0, "percentile_99_5": 300.0}
@@ -72,6 +79,30 @@ def plans() -> dict[str, Any]:
     }
     fit_configurations(plans, DATASET, Target(10.0, 6))
     return json.loads(json.dumps(plans))
+
+
+def test_a_size_is_one_line_in_one_table(
+    plans: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(SIZES, "M", Size(48, 2, 20.0))
+    derived = derive(plans, DATASET, size="M")
+    assert (derived["plans_name"], derived["stunet"]["memory_gb"]) == ("STUNetPlans_M", 20.0)
+    resolved = check_plans(derived, "3d_fullres")
+    fits = resolved["stunet"]["memory_gb"]
+    assert 15 < fits <= 20
+    arguments = resolved["architecture"]["arch_kwargs"]
+    with torch.device("meta"):
+        network = STUNet(1 + 2, 3, **arguments)  # two one-hot channels of the cascade
+    assert network.conv_blocks_context[0][1].conv1.weight.shape[:2] == (48, 48)  # type: ignore[index, union-attr]
+    count = memory.parameters(describe(derived, "3d_fullres", DATASET), arguments["strides"])
+    assert count == sum(parameter.numel() for parameter in network.parameters())
+    assert derive(derived, DATASET, size="B")["plans_name"] == "STUNetPlans_B"
+    assert commands("Dataset003_Liver", derived, "3d_fullres")[0].endswith("--size M")
+    assert recognise(network.state_dict(), Path("x")).size == "M"
+    for command in (train, plan_and_preprocess):
+        with pytest.raises(SystemExit):
+            command.main(["--help"])
+        assert "{T,S,B,L,H,M}" in capsys.readouterr().out
 
 
 def test_deriving_for_a_size_equals_planning_for_it(plans: dict[str, Any]) -> None:

@@ -15,7 +15,7 @@ from nnunetv2.preprocessing.resampling.default_resampling import compute_new_sha
 
 from stunet.errors import OutOfMemoryError
 from stunet.inference.engine.windows import SlidingWindow
-from stunet.networks import SIZES
+from stunet.sizes import SIZES
 
 READ = 8  # bytes per voxel and channel while an image is read: as stored in the file, and in float32
 PREPROCESS = 8  # bytes per voxel and channel of the larger grid, for the image and its resampled copy
