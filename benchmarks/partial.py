@@ -27,6 +27,7 @@ from stunet.console import aligned, result
 from stunet.evaluation.metrics import confusion
 from stunet.files import read_json, write_json
 from stunet.plans.derive import derive
+from stunet.plans.files import plan_path, read_plan
 from stunet.plans.settings import parse
 
 COMPLETE = 13
@@ -83,7 +84,7 @@ def write_fold(folder: Path, posterior: int) -> None:
 def trained(dataset: int, trainer: str, fold: int, values: list[str]) -> Path:
     """The folder with the predicted validation cases of a run, which is begun, or continued, or there already."""
     name = workspace.dataset_name(dataset)
-    plans = workspace.load_plans(workspace.plans_path(name, "STUNetPlans_T"))
+    plans = read_plan(plan_path(name, "STUNetPlans_T")).to_json()
     dataset_json = read_json(workspace.preprocessed_dataset(name) / "dataset.json")
     plans_name = derive(plans, dataset_json, overrides=parse(values))["plans_name"]
     folder = workspace.result_folder(name, plans_name, "3d_fullres", trainer) / f"fold_{fold}"

@@ -22,11 +22,12 @@ DATASET = "Dataset904_Benchmark"
 CONFIGURATION = "3d_fullres"
 OURS = f"""
 import sys
+from stunet.plans.files import read_plan
 from stunet.preprocessing.dataset import preprocess
-from stunet.workspace import load_plans, preprocessed_dataset
+from stunet.workspace import preprocessed_dataset
 
 if __name__ == "__main__":
-    plans = load_plans(preprocessed_dataset({DATASET!r}) / "nnUNetPlans.json")
+    plans = read_plan(preprocessed_dataset({DATASET!r}) / "nnUNetPlans.json").to_json()
     preprocess({DATASET!r}, plans, [{CONFIGURATION!r}], int(sys.argv[1]))
 """
 

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from stunet.errors import DataError, closest, short
-from stunet.kinds import PLANS
 from stunet.plans.grid import CONFIGURATION_KEYS, problems
 from stunet.plans.resolve import resolve
+from stunet.plans.schema import PLANS
 from stunet.schema import check
 from stunet.sizes import SIZES
 

@@ -1,6 +1,6 @@
 """Check that patch, spacing, strides, axes and channels of a configuration are consistent, for any plans, ours or not.
 
-The types and ranges of single values are in kinds.PLANS; check.py and models/described.py add their own checks.
+The types and ranges of single values are in schema.PLANS; check.py and models/described.py add their own checks.
 """
 
 import math
@@ -25,7 +25,7 @@ def problems(
     """Yield what is inconsistent; use only the first, because later checks rely on earlier ones having passed.
 
     Args:
-        plans: Plans that match kinds.PLANS.
+        plans: Plans that match schema.PLANS.
         planned: The configuration with the values it inherits.
         strides: Strides of its network.
         ndim: Number of axes of its network; None: as many as the patch has.

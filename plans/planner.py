@@ -17,7 +17,7 @@ from nnunetv2.utilities.json_export import recursive_fix_for_json_export
 from stunet import __version__
 from stunet.datasets import find_reader, training_files
 from stunet.files import write_json
-from stunet.kinds import PLANS, read
+from stunet.kinds import read
 from stunet.labels.names import sides
 from stunet.networks import STUNet
 from stunet.nnunet import write_whole
@@ -25,7 +25,8 @@ from stunet.orientation import left_right_axis
 from stunet.plans import fit, topology
 from stunet.plans.derive import Measure, fit_configurations, target_of
 from stunet.plans.fingerprint import ORIENTATIONS, chosen, orientations
-from stunet.plans.resolve import fingerprint_of
+from stunet.plans.plan import hash_of_fingerprint
+from stunet.plans.schema import PLANS
 from stunet.plans.spacing import check_spacing
 from stunet.sizes import DEFAULT, SIZES
 
@@ -157,7 +158,7 @@ class STUNetPlanner(ExperimentPlanner):
             "memory_gb": self.memory_gb,
             "stages": self.stages or "auto",
             "mirror_axes": self.mirror_axes(plans, orientation),
-            "fingerprint": fingerprint_of(self.dataset_fingerprint),
+            "fingerprint": hash_of_fingerprint(self.dataset_fingerprint),
             "plan": {},
             "train": {},
             **({"orientation": orientation, "orientations": found} if orientation else {}),

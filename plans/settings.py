@@ -1,14 +1,18 @@
-"""The values of a run that can be set on the command line (`--set key=value`), and what is valid for each.
+"""The values of a run that can be set on the command line (`--set key=value`): their defaults, and what is valid.
 
-They are stored in the plan: training values in `stunet.train`, values that shape the plan in `stunet.plan` (derive.py).
+They are stored in the plan, as far as they were set: training values in `stunet.train`, values that shape the plan in
+`stunet.plan` (derive.py). A new value is one line in one of the two classes; plan.py has the accessors.
 """
 
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any, Self
 
 from stunet.errors import UsageError, closest, short
+
+LARGEST = 2**62  # upper bound for any value of a run
+MIRROR = ("auto", "none", "swap", "all")  # explained in trainers/supervised.py
 
 
 @dataclass(frozen=True)
@@ -21,36 +25,71 @@ class Value:
     example: str
 
 
-LARGEST = 2**62  # upper bound for any value of a run
+def _value(default: Any, tag: str, kind: type, valid: Callable[[Any], bool], example: str) -> Any:
+    return field(default=default, metadata={"value": Value(tag, kind, valid, example)})
 
 
 def _positive(number: float) -> bool:
     return number > 0
 
 
-MIRROR = ("auto", "none", "swap", "all")  # explained in trainers/supervised.py
-TRAIN: dict[str, Value] = {
-    "num_epochs": Value("epochs", int, _positive, "250"),
-    "num_iterations_per_epoch": Value("its", int, _positive, "250"),
-    "num_val_iterations_per_epoch": Value("valits", int, _positive, "50"),
-    "initial_lr": Value("lr", float, _positive, "0.001"),
-    "momentum": Value("mom", float, lambda x: 0 <= x < 1, "0.9"),
-    "weight_decay": Value("wd", float, lambda x: x >= 0, "3e-5"),
-    "oversample_foreground_percent": Value("fg", float, lambda x: 0 <= x <= 1, "0.33"),
-    "seed": Value("seed", int, lambda n: n >= 0, "1"),
-    "label_interpolation": Value("labels", str, lambda s: s in ("linear", "nearest"), "nearest"),  # in augmentation
-    "mirror": Value("mirror", str, lambda s: s in MIRROR, "none"),
-    "accumulation": Value("acc", int, _positive, "2"),  # parts of each process's share of a batch
-    "precision": Value("", str, lambda text: text in ("bf16", "fp32"), "bf16"),
-    "num_cases": Value("cases", int, _positive, "16"),  # of the fold's training cases; the seed chooses them
-}
-PLAN: dict[str, Value] = {
-    "batch_size": Value("bs", int, _positive, "4"),
-    "patch_size": Value(
-        "patch", list, lambda p: len(p) in (2, 3) and all(type(n) is int and n > 0 for n in p), "[64,64,64]"
-    ),
-    "checkpointing": Value("ckpt", bool, lambda b: True, "true"),
-}
+def _is_patch(sizes: list[Any]) -> bool:
+    return len(sizes) in (2, 3) and all(type(n) is int and n > 0 for n in sizes)
+
+
+@dataclass(frozen=True)
+class _Settings:
+    """Settings that a table of a plan holds; those that it lacks have their defaults."""
+
+    @classmethod
+    def read(cls, content: Mapping[str, Any]) -> Self:
+        """Return the settings of a table; keys that are unknown here, as in plans of later versions, do not count."""
+        return cls(**{key: value for key, value in content.items() if key in cls.values()})
+
+    @classmethod
+    def values(cls) -> dict[str, Value]:
+        """Return what is valid for each setting, by name."""
+        return {each.name: each.metadata["value"] for each in fields(cls)}
+
+
+@dataclass(frozen=True)
+class TrainSettings(_Settings):
+    """Values of a training. The defaults are nnU-Net's where nnU-Net has the value."""
+
+    num_epochs: int = _value(1000, "epochs", int, _positive, "250")
+    num_iterations_per_epoch: int = _value(250, "its", int, _positive, "250")
+    num_val_iterations_per_epoch: int = _value(50, "valits", int, _positive, "50")
+    # None: the fine-tuning strategy's, which differs with and without weights; without a strategy nnU-Net's 0.01
+    initial_lr: float | None = _value(None, "lr", float, _positive, "0.001")
+    momentum: float = _value(0.99, "mom", float, lambda x: 0 <= x < 1, "0.9")
+    weight_decay: float = _value(3e-5, "wd", float, lambda x: x >= 0, "3e-5")
+    oversample_foreground_percent: float = _value(0.33, "fg", float, lambda x: 0 <= x <= 1, "0.33")
+    seed: int = _value(0, "seed", int, lambda n: n >= 0, "1")
+    label_interpolation: str = _value(  # in augmentation
+        "linear", "labels", str, lambda s: s in ("linear", "nearest"), "nearest"
+    )
+    mirror: str = _value("auto", "mirror", str, lambda s: s in MIRROR, "none")
+    accumulation: int = _value(1, "acc", int, _positive, "2")  # parts of each process's share of a batch
+    # None: half precision with a scaled loss on CUDA, and single precision elsewhere, as in nnU-Net
+    precision: str | None = _value(None, "", str, lambda text: text in ("bf16", "fp32"), "bf16")
+    # None: all of the fold's training cases; otherwise the seed chooses them
+    num_cases: int | None = _value(None, "cases", int, _positive, "16")
+
+
+@dataclass(frozen=True)
+class PlanSettings(_Settings):
+    """Values that shape a plan; None where the planner decides.
+
+    The memory target and the number of stages are not among them: they have options of their own, without `--set`.
+    """
+
+    batch_size: int | None = _value(None, "bs", int, _positive, "4")
+    patch_size: Sequence[int] | None = _value(None, "patch", list, _is_patch, "[64,64,64]")
+    checkpointing: bool | None = _value(None, "ckpt", bool, lambda b: True, "true")
+
+
+TRAIN = TrainSettings.values()
+PLAN = PlanSettings.values()
 KNOWN = TRAIN | PLAN
 SYNONYMS = {  # what other programs call these values
     "initial_lr": ("lr", "learning_rate", "learningrate", "base_lr", "initial_learning_rate", "max_lr"),

@@ -2,8 +2,8 @@
 
 `read(path, SPLITS)` returns the content, or reports where in the file something is wrong. Anything that nnU-Net ignores
 (keys that other programs add to dataset.json or to plans) is ignored as well. What values mean in combination is
-checked where they are used: plans/check.py, labels/annotations.py. schema.py has the checks, names.py defines what a
-name is.
+checked where they are used: plans/check.py, labels/annotations.py. plans/schema.py has the kind of plans, schema.py the
+checks, and names.py defines what a name is.
 """
 
 from collections.abc import Mapping
@@ -13,12 +13,10 @@ from typing import Any
 from stunet.errors import DataError, StunetError
 from stunet.files import read_json
 from stunet.names import NAME_MAX, is_controlled, is_orientation, name
-from stunet.plans import settings
 from stunet.schema import (
     Check,
     Wrong,
     anything,
-    boolean,
     check,
     dict_of,
     either,
@@ -161,16 +159,6 @@ def _raw_ending(value: Any, where: str) -> None:
         raise expected(value, where, "the ending of files with its dot, such as '.nii.gz'")
 
 
-def _value(kind: settings.Value) -> Check:
-    """Return a check for a value of --set, in its type."""
-
-    def found(value: Any, where: str) -> None:
-        if not settings.is_valid(kind, value) or (kind.type is int and type(value) is not int):
-            raise expected(value, where, f"a valid {kind.type.__name__}, such as {kind.example}")
-
-    return found
-
-
 def _file(value: Any, where: str) -> None:
     """Check the path of a file, which may lead anywhere: it is only read."""
     text(value, where)
@@ -193,10 +181,8 @@ def _relative(value: Any, where: str) -> None:
 _LABEL = either("an integer or a list of integers", _label, list_of(_label, least=1))
 _FILES = list_of(_file, least=1)
 _COUNT = integer(0)
-_PITCH = number(above=0, most=LARGEST_PITCH)
-_AXES = list_of(integer(0, 2), least=3, most=3)
-_STRIDES = list_of(list_of(integer(1, 64), least=2, most=3), least=2, most=20)
-_INTENSITIES = dict_of(dict_of(optional(measured)))
+PITCH = number(above=0, most=LARGEST_PITCH)
+INTENSITIES = dict_of(dict_of(optional(measured)))
 
 _DATASET = {
     "labels": _labels,
@@ -239,89 +225,21 @@ TASK = table(
 SPLITS = list_of(table({"train": list_of(name), "val": list_of(name)}, others=True), least=1, name="a list of folds")
 
 
-def _orientation(value: Any, where: str) -> None:
+def orientation(value: Any, where: str) -> None:
+    """Check for the codes of three axes."""
     if not isinstance(value, str) or not is_orientation(value):
         raise expected(value, where, "an orientation such as LPS or RAS")
 
 
-_ORIENTATIONS = dict_of(integer(1), key=_orientation)
+ORIENTATIONS = dict_of(integer(1), key=orientation)
 FINGERPRINT = table(
     {
-        "spacings": list_of(list_of(_PITCH, 3, 3), least=1),
+        "spacings": list_of(list_of(PITCH, 3, 3), least=1),
         "shapes_after_crop": list_of(list_of(integer(1), 3, 3), least=1),
-        "foreground_intensity_properties_per_channel": _INTENSITIES,
+        "foreground_intensity_properties_per_channel": INTENSITIES,
         "median_relative_size_after_cropping": number(0),
     },
-    {"stunet_orientations": _ORIENTATIONS},
-    others=True,
-)
-
-_CONFIGURATION = table(
-    {},
-    {
-        "inherits_from": optional(text),
-        "data_identifier": name,
-        "preprocessor_name": text,
-        "batch_size": integer(1, 1_000_000),
-        "batch_dice": boolean,
-        "patch_size": list_of(integer(1, 100_000), least=2, most=3),
-        "median_image_size_in_voxels": list_of(number(above=0), least=2, most=3),
-        "spacing": list_of(_PITCH, least=2, most=3),
-        "normalization_schemes": list_of(text, least=1),
-        "use_mask_for_norm": list_of(boolean, least=1),
-        **{f"resampling_fn_{what}": text for what in ("data", "seg", "probabilities")},
-        **{f"resampling_fn_{what}_kwargs": dict_of(anything) for what in ("data", "seg", "probabilities")},
-        "architecture": table(
-            {"network_class_name": text, "arch_kwargs": dict_of(anything)}, {"_kw_requires_import": list_of(text)}, True
-        ),
-        "pool_op_kernel_sizes": _STRIDES,  # in plans of nnU-Net 2.2 and earlier
-        "previous_stage": optional(name),
-        "next_stage": optional(either("a name or a list of names", name, list_of(name))),
-        "stunet": table({}, {"memory_gb": number(0), "measured_gb": number(0), "correction": number(0)}, True),
-    },
-    others=True,
-)
-_WEIGHTS = table(
-    {"name": name, "sha256": text, "head": one_of("slice", "reset", "reuse")}, {"classes": list_of(text, least=1)}
-)
-_TARGET = {
-    "memory_gb": number(above=0, most=10_000),
-    "stages": either("a number from 2 to 9 or 'auto'", integer(2, 9), one_of("auto")),
-}
-_BLOCK = table(
-    {},
-    {
-        "version": text,
-        "size": optional(text),
-        **_TARGET,
-        "mirror_axes": list_of(integer(0, 2), most=3),
-        "plan": table({}, {key: _value(kind) for key, kind in settings.PLAN.items()} | _TARGET),
-        "train": table({}, {key: _value(kind) for key, kind in settings.TRAIN.items()}),
-        "derived_from": name,
-        "finetune": text,
-        "weights": _WEIGHTS,
-        "fingerprint": text,
-        "orientation": _orientation,
-        "orientations": _ORIENTATIONS,
-    },
-)
-PLANS = table(
-    {"configurations": dict_of(_CONFIGURATION, key=name, least=1)},
-    {
-        "dataset_name": name,
-        "plans_name": name,
-        "original_median_spacing_after_transp": list_of(number(above=0), least=2, most=3),
-        "original_median_shape_after_transp": list_of(number(above=0), least=2, most=3),
-        "image_reader_writer": text,
-        "label_manager": text,
-        "experiment_planner_used": text,
-        "transpose_forward": _AXES,
-        "transpose_backward": _AXES,
-        "foreground_intensity_properties_per_channel": _INTENSITIES,
-        "foreground_intensity_properties_by_modality": _INTENSITIES,
-        "continue_training": boolean,
-        "stunet": _BLOCK,
-    },
+    {"stunet_orientations": ORIENTATIONS},
     others=True,
 )
 
@@ -390,4 +308,4 @@ SUMMARY_OF_CASES = table(
 # arms.json of stunet_experiment: what is known about each command.
 ARMS = dict_of(table({"state": text}, {"arm": text, "folder": _file, "message": text, "log": text}, True))
 # File next to a TIFF: its spacing in array order.
-SPACING = table({"spacing": list_of(_PITCH, least=2, most=3)}, others=True)
+SPACING = table({"spacing": list_of(PITCH, least=2, most=3)}, others=True)

@@ -23,7 +23,9 @@ from stunet.folds import ALL, FILE, MADE, Fold, check_fold, chosen, read_folds
 from stunet.kinds import FINGERPRINT as FINGERPRINT_KIND
 from stunet.kinds import RUN_RECORD, plain_labels, read, read_dataset_json
 from stunet.labels.names import head_classes
-from stunet.plans.resolve import fingerprint_of, resolve
+from stunet.plans.files import read_plan
+from stunet.plans.plan import hash_of_fingerprint
+from stunet.plans.resolve import resolve
 from stunet.preprocessing.dataset import (
     CHANGED,
     UNKNOWN,
@@ -37,7 +39,7 @@ from stunet.preprocessing.dataset import (
     settings_of,
 )
 from stunet.sizes import DEFAULT, SIZES
-from stunet.workspace import load_plans, preprocessed_dataset
+from stunet.workspace import preprocessed_dataset
 
 RECORD = "made_from.json"  # in the folder of a fold
 MEANING = ("labels", "regions_class_order", "channel_names", "modality", "file_ending", "overwrite_image_reader_writer")
@@ -326,7 +328,7 @@ def check_result(folder: Path) -> list[str]:
     if not (folder / RECORD).is_file():
         return []
     before = read(folder / RECORD, RUN_RECORD)
-    plans = load_plans(folder.parent / "plans.json")
+    plans = read_plan(folder.parent / "plans.json").to_json()
     dataset, configuration, fold = (before[key] for key in ("dataset", "configuration", "fold"))
     try:
         cases = fold_of(dataset, plans, configuration, fold)
@@ -429,7 +431,7 @@ def _stale_plan(dataset: str, plans: Mapping[str, Any]) -> bool:
     """Return whether the plans state that they were made from a fingerprint other than the current one."""
     planned = plans.get("stunet", {}).get("fingerprint")
     path = preprocessed_dataset(dataset) / FINGERPRINT
-    return planned is not None and path.is_file() and fingerprint_of(read(path, FINGERPRINT_KIND)) != planned
+    return planned is not None and path.is_file() and hash_of_fingerprint(read(path, FINGERPRINT_KIND)) != planned
 
 
 def _meaning(description: Mapping[str, Any]) -> dict[str, Any]:

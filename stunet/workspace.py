@@ -3,24 +3,20 @@
 Imports neither torch nor nnunetv2, so that commands can check before they load. nnunet.py has what needs nnU-Net.
 """
 
-import logging
 import os
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from glob import escape
 from pathlib import Path
-from typing import Any
 
 from stunet.errors import DataError, closest
-from stunet.files import alone, read_json, remove_parts
-from stunet.kinds import PLANS, read
+from stunet.files import alone, remove_parts
 from stunet.names import check_name
 
 VARIABLES = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
 TRAINER, PARTIAL_TRAINER = "STUNetTrainer", "STUNetPartialTrainer"
 FINAL = "checkpoint_final.pth"  # of a training that has finished
-log = logging.getLogger("stunet")
 DATASETS = "Dataset[0-9][0-9][0-9]_*"  # the folders that nnU-Net recognizes as datasets
 
 
@@ -112,63 +108,6 @@ def preprocessed_dataset(name: str) -> Path:
     return folder("nnUNet_preprocessed") / name
 
 
-def list_plans(dataset: str) -> list[str]:
-    """Return the names of our plans for a dataset, sorted."""
-    return sorted(_our_plans(dataset))
-
-
-def planned(dataset: str) -> list[str]:
-    """Return the names of our plans for a dataset that were planned, not derived from another one."""
-    return sorted(name for name, block in _our_plans(dataset).items() if "derived_from" not in block)
-
-
-def plans_path(dataset: str, name: str | None = None) -> Path:
-    """Return the path of the plans file called `name`, or of the dataset's only one that was planned.
-
-    Raises:
-        DataError: There is no such plan, or several and no name was given.
-    """
-    number = int(dataset[7:10])
-    if name is None:
-        base = planned(dataset)
-        if len(base) > 1:
-            raise DataError(f"{dataset} has {len(base)} plans: {', '.join(base)}", f"add -p {base[0]}")
-        if not base:
-            raise DataError(
-                f"no plans for {dataset} in {str(preprocessed_dataset(dataset))!r}",
-                f"stunet_plan_and_preprocess -d {number}",
-            )
-        name = base[0]
-    path = preprocessed_dataset(dataset) / f"{name}.json"
-    if not path.is_file():
-        raise DataError(
-            f"no plans {name!r} for {dataset}{closest(name, list_plans(dataset))}",
-            f"stunet_plan_and_preprocess -d {number}",
-        )
-    return path
-
-
-def _our_plans(dataset: str) -> dict[str, dict]:
-    """Return the `stunet` blocks of the plans for a dataset, by name."""
-    others = {"dataset", "dataset_fingerprint", "splits_final"}
-    files = [path for path in preprocessed_dataset(dataset).glob("*.json") if path.stem not in others]
-    contents = {path.stem: _content(path) for path in files if not path.name.startswith(".")}
-    return {
-        name: plans["stunet"]
-        for name, plans in contents.items()
-        if isinstance(plans, dict) and isinstance(plans.get("stunet"), dict)
-    }
-
-
-def _content(path: Path) -> Any:
-    """Return the content of a file that may be plans; an unrelated note next to them must not stop anything."""
-    try:
-        return read_json(path)
-    except DataError as error:
-        log.warning("warning: passed over: %s", error.message)
-        return None
-
-
 def result_folder(dataset: str, plans_name: str, configuration: str, trainer: str = TRAINER) -> Path:
     """Return the folder of a trained model: nnUNet_results/DATASET/TRAINER__PLANS__CONFIGURATION (nnU-Net's naming)."""
     return folder("nnUNet_results") / dataset / f"{trainer}__{plans_name}__{configuration}"
@@ -223,13 +162,3 @@ def trained_folds(model: Path, checkpoint: str = FINAL) -> list[int | str]:
         if (p / checkpoint).is_file() and (m := re.fullmatch(r"fold_(\d+|all)", p.name))
     ]
     return sorted((int(n) if n != "all" else n for n in names), key=str)
-
-
-def load_plans(path: Path) -> dict:
-    """Return the content of a plans file; plans/check.py tells whether it is consistent.
-
-    Raises:
-        DataError: Something in it is wrong; the message states where.
-    """
-    plans: dict = read(path, PLANS)
-    return plans

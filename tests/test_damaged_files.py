@@ -13,7 +13,7 @@ import pytest
 import SimpleITK as sitk
 import yaml
 
-from stunet import kinds, presets, workspace
+from stunet import kinds, presets
 from stunet.cli.train_run import mean_dice
 from stunet.datasets import read_dataset
 from stunet.datasets.conversion import CASE_RECORD, read
@@ -35,6 +35,7 @@ from stunet.models import registry
 from stunet.models.record import read_checksums, read_record
 from stunet.plans.check import check_plans, of_a_run
 from stunet.plans.derive import derive
+from stunet.plans.files import read_plan
 from stunet.preprocessing.dataset import _valid_records
 from stunet.results.statistics import read_statistics
 from stunet.weights.v2 import make_dataset, make_plans
@@ -112,7 +113,7 @@ DESCRIPTION = make_dataset("A", ["CT"], ["background", "liver", "spleen"], 2)
 
 
 def train(path: Path) -> None:
-    plans = workspace.load_plans(path)
+    plans = read_plan(path).to_json()
     derive(plans, DESCRIPTION, overrides={"num_epochs": 3, "batch_size": 4})
     for configuration in plans["configurations"]:
         check_plans(plans, configuration)

@@ -10,6 +10,7 @@ from stunet import kinds, presets
 from stunet.errors import DataError, WeightsError
 from stunet.files import read_json
 from stunet.models import registry
+from stunet.plans.schema import PLANS
 from stunet.schema import Wrong, check, dict_of, either, integer, list_of, number, one_of, read_toml, table, text
 from tests.loops import for_each
 from tests.test_damaged_files import DESCRIPTION, TASK, plans_of_ours
@@ -92,10 +93,10 @@ def test_sound_files_pass_with_what_others_add() -> None:
         presets.load(path.name.removesuffix(".toml"))
     for entry in registry.entries():
         if not entry.missing:
-            check(registry.plans_of(entry), kinds.PLANS, entry.name, "")
+            check(registry.plans_of(entry), PLANS, entry.name, "")
             check(registry.dataset_of(entry), kinds.DATASET, entry.name, "")
     ours = json.loads(json.dumps(plans_of_ours()))
-    check(ours, kinds.PLANS, "", "")
+    check(ours, PLANS, "", "")
     check({**TASK, "tensorImageSize": "3D", "reference": None}, kinds.TASK, "", "")
     check({**DESCRIPTION, "labels": {"background": 0, "a": "1", "ignore": 2}, "x": None}, kinds.DATASET, "", "")
 
@@ -146,7 +147,7 @@ STOCK = {
 
 
 def test_plans_of_stock_nnunet_pass() -> None:
-    check(STOCK, kinds.PLANS, "", "")
+    check(STOCK, PLANS, "", "")
 
 
 def test_names_and_paths_of_the_whole_world_pass_and_control_characters_do_not() -> None:

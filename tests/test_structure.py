@@ -39,7 +39,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "machine": set(),
     "files": set(),
-    "kinds": {"plans"},
+    "kinds": set(),
     "names": set(),
     "schema": set(),
     "workspace": set(),

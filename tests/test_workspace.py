@@ -8,6 +8,7 @@ import pytest
 from stunet import workspace
 from stunet.errors import DataError
 from stunet.files import read_json, whole, write_json
+from stunet.plans.files import read_plan
 
 
 @pytest.fixture
@@ -17,10 +18,6 @@ def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "nnUNet_raw" / "Dataset003_Liver").mkdir(parents=True)
     (tmp_path / "nnUNet_preprocessed" / "Dataset004_Hippocampus").mkdir(parents=True)
     return tmp_path
-
-
-def plan(folders: Path, name: str, **block: str) -> None:
-    write_json(folders / "nnUNet_preprocessed" / "Dataset004_Hippocampus" / f"{name}.json", {"stunet": block})
 
 
 def test_datasets_are_found_by_number_and_name_in_any_folder(folders: Path) -> None:
@@ -56,20 +53,6 @@ def test_missing_variables_and_folders_say_what_to_set(folders: Path, monkeypatc
     monkeypatch.setenv("nnUNet_results", str(folders / "file" / "results"))
     with pytest.raises(DataError, match="cannot be made"):
         workspace.folder("nnUNet_results")
-
-
-def test_the_plan_of_a_dataset_is_the_one_that_was_not_derived(folders: Path) -> None:
-    with pytest.raises(DataError, match="no plans for Dataset004_Hippocampus"):
-        workspace.plans_path("Dataset004_Hippocampus")
-    plan(folders, "STUNetPlans_B")
-    plan(folders, "STUNetPlans_L", derived_from="STUNetPlans_B")
-    assert workspace.plans_path("Dataset004_Hippocampus").stem == "STUNetPlans_B"
-    assert workspace.plans_path("Dataset004_Hippocampus", "STUNetPlans_L").stem == "STUNetPlans_L"
-    plan(folders, "STUNetPlans_S")
-    with pytest.raises(DataError, match="has 2 plans: STUNetPlans_B, STUNetPlans_S"):
-        workspace.plans_path("Dataset004_Hippocampus")
-    with pytest.raises(DataError, match="no plans 'STUNetPlans_H'"):
-        workspace.plans_path("Dataset004_Hippocampus", "STUNetPlans_H")
 
 
 def test_results_are_found_where_one_plan_was_trained(folders: Path) -> None:
@@ -118,13 +101,7 @@ def test_bad_json_names_the_line(tmp_path: Path) -> None:
         read_json(path)
     path.write_text(json.dumps([1]))
     with pytest.raises(DataError, match="expected a table"):
-        workspace.load_plans(path)
-
-
-def test_a_stray_file_beside_the_plans_is_passed_over(folders: Path) -> None:
-    plan(folders, "STUNetPlans_B")
-    (folders / "nnUNet_preprocessed" / "Dataset004_Hippocampus" / "notes.json").write_text('{"a": 1,}')
-    assert workspace.list_plans("Dataset004_Hippocampus") == ["STUNetPlans_B"]
+        read_plan(path)
 
 
 def test_names_are_not_patterns(folders: Path) -> None:

@@ -16,6 +16,7 @@ from stunet.experiment.runs import DONE, FAILED, Record, results, run
 from stunet.folds import FILE as SPLITS
 from stunet.folds import MADE, read_folds
 from stunet.models import registry, store
+from stunet.plans.files import plan_path, read_plan
 
 if TYPE_CHECKING:
     from stunet.experiment.summary import Row
@@ -94,7 +95,7 @@ def _check(experiment: Experiment, weights: Mapping[str, str]) -> None:
     from stunet.runs.readiness import check_data
 
     dataset = workspace.dataset_name(experiment.dataset)
-    plans = workspace.load_plans(workspace.plans_path(dataset, experiment.plans))
+    plans = read_plan(plan_path(dataset, experiment.plans)).to_json()
     check_plans(plans, experiment.configuration)
     splits = workspace.preprocessed_dataset(dataset) / SPLITS
     folds = len(read_folds(splits)) if splits.is_file() else MADE

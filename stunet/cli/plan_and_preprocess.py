@@ -14,6 +14,7 @@ from stunet.cli import common
 from stunet.errors import DataError, StunetError, UsageError, closest
 from stunet.kinds import FINGERPRINT, read
 from stunet.names import problem_of
+from stunet.plans.files import list_planned, list_plans, plan_path, read_plan
 from stunet.sizes import DEFAULT, SIZES
 
 CONFIGURATIONS = ("2d", "3d_fullres", "3d_lowres")
@@ -117,8 +118,8 @@ def _check_configurations(datasets: list[str], configurations: Sequence[str]) ->
     """Reject names that are neither nnU-Net's nor those of a configuration that somebody added to the plans."""
     known = [*CONFIGURATIONS, CASCADE]
     for dataset in datasets if set(configurations) - set(known) else ():
-        for plans in workspace.list_plans(dataset):
-            known += workspace.load_plans(workspace.plans_path(dataset, plans))["configurations"]
+        for plans in list_plans(dataset):
+            known += read_plan(plan_path(dataset, plans)).to_json()["configurations"]
     for name in configurations:
         if name not in known:
             raise UsageError(f"unknown configuration {name!r}{closest(name, known)}", f"-c takes {', '.join(known)}")
@@ -199,7 +200,7 @@ def _plan_and_preprocess(dataset: str, args: argparse.Namespace) -> None:
     if not args.no_pp:
         _preprocess(dataset, plans, args)
         first = "3d_fullres" if "3d_fullres" in plans["configurations"] else "2d"
-        only = workspace.planned(dataset) == [plans["plans_name"]]
+        only = list_planned(dataset) == [plans["plans_name"]]
         chosen = "" if only else f" -p {plans['plans_name']}"
         preset = f" --preset {args.preset}" if args.preset else ""
         console.note(
@@ -211,7 +212,7 @@ def _planned(dataset: str, args: argparse.Namespace) -> dict[str, Any]:
     """Return the existing plans that were asked for."""
     from stunet.plans.check import check_plans
 
-    plans = workspace.load_plans(workspace.plans_path(dataset, args.p))
+    plans = read_plan(plan_path(dataset, args.p)).to_json()
     asked = [name for name in args.c if name in plans["configurations"] or name not in CONFIGURATIONS]
     if not asked:
         what = f"the plans {args.p!r} have no configuration {' or '.join(args.c)}"

@@ -12,6 +12,7 @@ from stunet.cli.train_run import train
 from stunet.errors import UsageError
 from stunet.files import write_json
 from stunet.labels.annotations import described
+from stunet.plans.files import list_plans
 from stunet.sizes import SIZES
 
 if TYPE_CHECKING:
@@ -214,9 +215,7 @@ def _dataset(given: str | None) -> str:
     if given is not None:
         return workspace.dataset_name(given)
     planned = [
-        p.name
-        for p in sorted(workspace.folder("nnUNet_preprocessed").glob(workspace.DATASETS))
-        if workspace.list_plans(p.name)
+        p.name for p in sorted(workspace.folder("nnUNet_preprocessed").glob(workspace.DATASETS)) if list_plans(p.name)
     ]
     if len(planned) == 1:
         return planned[0]

@@ -15,6 +15,7 @@ from stunet.errors import DataError, UsageError, WeightsError
 from stunet.kinds import read_dataset_json
 from stunet.labels.annotations import Annotations, described, load_annotations
 from stunet.models import store
+from stunet.plans.files import list_planned, plan_path, read_plan
 from stunet.plans.resolve import resolve
 
 
@@ -41,8 +42,8 @@ def choose_plans(dataset: str, args: argparse.Namespace) -> Chosen:
     if args.finetune:
         strategies.find(args.finetune)
     preset = presets.load(args.preset) if args.preset else None
-    path = workspace.plans_path(dataset, args.p or (_fitting(dataset, preset) if preset else None))
-    plans = workspace.load_plans(path)
+    path = plan_path(dataset, args.p or (_fitting(dataset, preset) if preset else None))
+    plans = read_plan(path).to_json()
     dataset_json = read_dataset_json(path.parent / "dataset.json")
     options = {"size": args.size, "memory_gb": args.gpu_memory_target, "stages": settings.parse_stages(args.stages)}
     overrides = settings.parse(args.set)
@@ -78,7 +79,7 @@ def choose_plans(dataset: str, args: argparse.Namespace) -> Chosen:
     existing = path.with_name(f"{derived['plans_name']}.json")
     if not existing.is_file():
         return Chosen(derived, True, weights or _weights_of(derived, args))
-    on_disk = workspace.load_plans(existing)
+    on_disk = read_plan(existing).to_json()
     found = difference(_comparable(on_disk, derived), _comparable(derived, on_disk))
     if found:
         raise DataError(
@@ -91,8 +92,8 @@ def choose_plans(dataset: str, args: argparse.Namespace) -> Chosen:
 def _fitting(dataset: str, preset: presets.Preset) -> str | None:
     """Return the only plans of the dataset that were planned as a preset wants; None if there are none or several."""
     fitting = []
-    for name in workspace.planned(dataset):
-        plans = workspace.load_plans(workspace.plans_path(dataset, name))
+    for name in list_planned(dataset):
+        plans = read_plan(plan_path(dataset, name)).to_json()
         fitting += [] if preset.unlike(plans) else [name]
     return fitting[0] if len(fitting) == 1 else None
 

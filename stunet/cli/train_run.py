@@ -13,7 +13,7 @@ from stunet import console
 from stunet.cli import common
 from stunet.errors import DataError, Interrupted, UsageError
 from stunet.kinds import SUMMARY, read
-from stunet.workspace import load_plans
+from stunet.plans.files import read_plan
 
 if TYPE_CHECKING:
     from stunet.runs.launch import Run
@@ -82,7 +82,7 @@ def _left(run: "Run") -> "Run | None":
         return run
     if not ((run.folder / FINAL).is_file() and _summary(run).is_file()):
         return run
-    before = of_a_run(load_plans(run.folder.parent / "plans.json"), run.configuration)
+    before = of_a_run(read_plan(run.folder.parent / "plans.json").to_json(), run.configuration)
     changed = difference(before, of_a_run(run.plans, run.configuration), run.plans["plans_name"])
     reasons = [f"with other plans than today's ({changed})"] if changed else check_result(run.folder)
     if reasons:

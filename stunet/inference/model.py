@@ -11,7 +11,8 @@ from pathlib import Path
 from stunet.datasets import tiff
 from stunet.errors import DataError
 from stunet.kinds import DATASET, read_dataset_json
-from stunet.workspace import FINAL, PARTIAL_TRAINER, TRAINER, load_plans, trained_folds
+from stunet.plans.files import read_plan
+from stunet.workspace import FINAL, PARTIAL_TRAINER, TRAINER, trained_folds
 
 _ITK = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd", ".gipl", ".gipl.gz")
 _NIFTI = (".nii.gz", ".nii")
@@ -73,7 +74,7 @@ def open_model(folder: Path, folds: Sequence[int | str] | None = None, checkpoin
             f"{str(folder)!r} is no model folder: it has no plans.json",
             "give DATASET/TRAINER__PLANS__CONFIGURATION with --model, or -d and -c",
         )
-    plans = load_plans(folder / "plans.json")
+    plans = read_plan(folder / "plans.json").to_json()
     dataset = read_dataset_json(folder / "dataset.json", DATASET)
     there = trained_folds(folder, checkpoint)
     if not there:

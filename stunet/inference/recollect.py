@@ -25,13 +25,14 @@ from stunet.inference.model import ModelFolder, open_model
 from stunet.inference.network import build
 from stunet.models.record import RECORD
 from stunet.plans.check import difference
+from stunet.plans.files import read_plan
 from stunet.plans.resolve import resolve
 from stunet.preprocessing.dataset import CONFIGURATION_SETTINGS, PLAN_SETTINGS, preprocessed_cases
 from stunet.preprocessing.stored import Checked
 from stunet.provenance import check_data
 from stunet.weights.checkpoints import check_finite, check_weights, load_trained, save_checkpoint
 from stunet.weights.reading import read_weights
-from stunet.workspace import load_plans, preprocessed_dataset
+from stunet.workspace import preprocessed_dataset
 
 log = logging.getLogger("stunet")
 
@@ -151,7 +152,7 @@ def _find_cases(model: ModelFolder, name: str, dataset: str, configuration: str)
         content = read_json(path)
         if not isinstance(content, dict) or configuration not in (content.get("configurations") or ()):
             continue
-        plans = load_plans(path)
+        plans = read_plan(path).to_json()
         if other := difference(_preprocessing(plans, configuration), wanted, path.stem):
             reasons.append(other)
         elif names := preprocessed_cases(dataset, plans, configuration):

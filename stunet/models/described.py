@@ -8,9 +8,10 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from stunet.errors import DataError, WeightsError
-from stunet.kinds import DATASET, PLANS, label_values
+from stunet.kinds import DATASET, label_values
 from stunet.labels.names import head_classes
 from stunet.plans.grid import RESAMPLED, problems
+from stunet.plans.schema import PLANS
 from stunet.schema import check
 from stunet.weights.v2 import NORMALIZATIONS, READERS, RESAMPLINGS
 

@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 
 from stunet.errors import DataError, WeightsError
-from stunet.kinds import DATASET, MODEL, PLANS, read
+from stunet.kinds import DATASET, MODEL, read
 from stunet.labels.names import head_classes
 from stunet.names import check_name
 from stunet.plans.resolve import resolve
+from stunet.plans.schema import PLANS
 from stunet.weights.architecture import Architecture, recognise
 from stunet.weights.checkpoints import is_safetensors, load_checkpoint, load_safetensors
 from stunet.weights.pickles import load_pickle

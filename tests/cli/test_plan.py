@@ -10,6 +10,7 @@ import pytest
 from stunet import workspace
 from stunet.cli import info
 from stunet.cli.plan_and_preprocess import main
+from stunet.plans.files import plan_path
 from tests.loops import for_each
 
 
@@ -116,7 +117,7 @@ def test_a_dry_run_shows_plans_as_they_are_and_says_what_they_lack(
     planned: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("nnUNet_n_proc_DA", "1")
-    plans = json.loads(workspace.plans_path(planned, "STUNetPlans_T").read_text())
+    plans = json.loads(plan_path(planned, "STUNetPlans_T").read_text())
     monkeypatch.setenv("nnUNet_preprocessed", str(tmp_path))
     added = {**plans["configurations"]["3d_fullres"]}
     del added["stunet"]

@@ -17,6 +17,7 @@ from stunet.cli.train import main
 from stunet.files import read_json, write_json
 from stunet.networks import build
 from stunet.plans.derive import derive
+from stunet.plans.files import read_plan
 from stunet.trainers.finetune import strategies
 from stunet.trainers.finetune.start import choose
 from tests.loops import for_each
@@ -282,7 +283,7 @@ def test_plans_with_weights_keep_their_strategy_and_head(
 ) -> None:
     path = weights_file(tmp_path / "w.pth")
     folder = workspace.preprocessed_dataset(planned)
-    plans = workspace.load_plans(folder / "STUNetPlans_T.json")
+    plans = read_plan(folder / "STUNetPlans_T.json").to_json()
     block = choose(path, "reset", read_json(folder / "dataset.json")).block(of_file=True)
     derived = derive(plans, read_json(folder / "dataset.json"), finetune="full", weights=block)
     file = folder / f"{derived['plans_name']}.json"

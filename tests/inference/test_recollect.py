@@ -17,7 +17,8 @@ from stunet.errors import DataError, WeightsError
 from stunet.files import read_json, write_json
 from stunet.inference.recollect import open_batch_norm, recollect
 from stunet.networks import build
-from stunet.workspace import plans_path, preprocessed_dataset
+from stunet.plans.files import plan_path
+from stunet.workspace import preprocessed_dataset
 from tests.loops import for_each
 
 BATCHES = 3
@@ -56,7 +57,7 @@ def model_folder(
     trainer: str = "nnUNetTrainer", folds: Sequence[str] = ("fold_0",), **changes: Any,
 ) -> Path:  # fmt: skip
     """A model of the dataset's own plan, with a network of nnU-Net's."""
-    plans = read_json(plans_path(dataset))
+    plans = read_json(plan_path(dataset))
     plans.pop("stunet")
     plan = plans["configurations"][configuration]
     ndim = len(plan["patch_size"])
@@ -163,7 +164,7 @@ def test_patches_are_pieces_of_the_preprocessed_images_with_zeros_around_small_o
     model = opened(model_folder(tmp_path / "model", planned, patch_size=list(patch)))
     batches = seen_by(model)
     recollect(model, planned, batches=BATCHES)
-    plans = read_json(plans_path(planned))
+    plans = read_json(plan_path(planned))
     folder = preprocessed_dataset(planned) / plans["configurations"]["3d_fullres"]["data_identifier"]
     cases = nnUNetDatasetBlosc2(str(folder))
     images = [np.asarray(cases.load_case(name)[0][:][0], np.float32) for name in cases.identifiers]
@@ -213,7 +214,7 @@ def test_the_command_writes_the_new_model_and_names_it(
 
 
 def test_stunet_has_nothing_to_recollect(planned: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    plans = read_json(plans_path(planned))
+    plans = read_json(plan_path(planned))
     strides = plans["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"]["strides"]
     file = tmp_path / "tiny.model"
     torch.save({"state_dict": build("T", strides, 1, 6).state_dict()}, file)

@@ -14,6 +14,7 @@ from stunet.errors import DataError, OutOfMemoryError
 from stunet.files import read_json
 from stunet.plans.check import check_plans
 from stunet.plans.derive import derive
+from stunet.plans.files import list_plans, plan_path
 from stunet.plans.planner import STUNetPlanner
 
 DATASET = "Dataset997_Fake"
@@ -81,7 +82,7 @@ def test_a_large_ct_gets_a_cascade_whose_spacing_does_not_depend_on_the_size(fin
     small = STUNetPlanner(DATASET, size="S").plan_experiment()
     derived = derive(base, read_json(workspace.raw_dataset(DATASET) / "dataset.json"), size="S")
     assert derived["configurations"] == small["configurations"]
-    assert workspace.plans_path(DATASET, "STUNetPlans_S").is_file()
+    assert plan_path(DATASET, "STUNetPlans_S").is_file()
     assert [p.name for p in workspace.preprocessed_dataset(DATASET).glob(".part-*")] == []
 
 
@@ -174,7 +175,7 @@ def test_another_normalization_gets_other_data_and_another_name(fingerprint: Any
 def test_the_users_own_configurations_stay(fingerprint: Any) -> None:
     fingerprint([1.0, 1.0, 1.0], [64, 64, 64], ["liver"])
     STUNetPlanner(DATASET, size="S").plan_experiment()
-    path = workspace.plans_path(DATASET)
+    path = plan_path(DATASET)
     plans = read_json(path)
     plans["configurations"]["3d_bs8"] = {"inherits_from": "3d_fullres", "batch_size": 8}
     path.write_text(json.dumps(plans))
@@ -189,7 +190,7 @@ def test_what_does_not_fit_leaves_no_plan(fingerprint: Any) -> None:
     fingerprint([1.0, 1.0, 1.0], [64, 64, 64], ["liver"])
     with pytest.raises(OutOfMemoryError, match="STU-Net-H"):
         STUNetPlanner(DATASET, gpu_memory_target_in_gb=8, size="H").plan_experiment()
-    assert workspace.list_plans(DATASET) == []
+    assert list_plans(DATASET) == []
 
 
 def test_a_probe_decides_and_is_recorded(fingerprint: Any) -> None:

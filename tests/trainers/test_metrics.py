@@ -12,6 +12,7 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import ConvertSegmentationToR
 from stunet import workspace
 from stunet.files import read_json
 from stunet.plans.derive import derive
+from stunet.plans.files import plan_path, read_plan
 from stunet.trainers.metrics import count_labels, count_regions
 from stunet.trainers.steps import Steps
 from stunet.trainers.supervised import STUNetTrainer
@@ -32,7 +33,7 @@ def trainer_of(planned: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         description = read_json(workspace.preprocessed_dataset(planned) / "dataset.json") | {"labels": labels}
         if labels in (REGIONS, BOTH):
             description["regions_class_order"] = [1, 2]
-        plans = workspace.load_plans(workspace.plans_path(planned, "STUNetPlans_T"))
+        plans = read_plan(plan_path(planned, "STUNetPlans_T")).to_json()
         plans = derive(plans, description, stages=stages, overrides={"batch_size": 2})
         trainer = STUNetTrainer(plans, "3d_fullres", 0, description, torch.device("cpu"))
         trainer.initialize()

@@ -10,6 +10,7 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from stunet import workspace
 from stunet.files import read_json
 from stunet.plans.derive import derive
+from stunet.plans.files import plan_path, read_plan
 from stunet.trainers.steps import Steps
 from stunet.trainers.supervised import STUNetTrainer
 
@@ -23,7 +24,7 @@ def trainer_of(planned: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         description = read_json(workspace.preprocessed_dataset(planned) / "dataset.json")
         if labels:
             description |= {"labels": labels, "regions_class_order": [1, 2]}
-        plans = workspace.load_plans(workspace.plans_path(planned, "STUNetPlans_T"))
+        plans = read_plan(plan_path(planned, "STUNetPlans_T")).to_json()
         plans = derive(plans, description, overrides={"batch_size": 3, **values})
         trainer = STUNetTrainer(plans, configuration, 0, description, torch.device("cpu"))
         trainer.initialize()

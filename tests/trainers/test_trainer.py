@@ -17,6 +17,7 @@ from stunet import workspace
 from stunet.errors import DataError, Interrupted, OutOfMemoryError, WeightsError
 from stunet.files import read_json
 from stunet.plans.derive import derive
+from stunet.plans.files import plan_path, read_plan
 from stunet.plans.settings import MIRROR
 from stunet.runs.launch import Run, _stops, checkpoints, forget, limit_threads, reserved, starting_point
 from stunet.trainers.base import PlannedTrainer
@@ -32,7 +33,7 @@ SHORT = {"num_epochs": 2, "num_iterations_per_epoch": 3, "num_val_iterations_per
 
 def make_trainer(dataset: str, results: Path, monkeypatch: pytest.MonkeyPatch, **overrides: Any) -> STUNetTrainer:
     monkeypatch.setenv("nnUNet_results", str(results))
-    plans = workspace.load_plans(workspace.plans_path(dataset, "STUNetPlans_T"))
+    plans = read_plan(plan_path(dataset, "STUNetPlans_T")).to_json()
     dataset_json = read_json(workspace.preprocessed_dataset(dataset) / "dataset.json")
     for key in ("labels", "regions_class_order"):
         if (value := overrides.pop(key, None)) is not None:

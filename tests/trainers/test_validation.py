@@ -26,6 +26,7 @@ from stunet.files import read_json
 from stunet.nnunet import exchanged
 from stunet.orientation import turned
 from stunet.plans.derive import derive
+from stunet.plans.files import plan_path, read_plan
 from stunet.preprocessing.dataset import preprocess
 from stunet.runs.launch import _stops
 from stunet.trainers.progress import Silent
@@ -72,7 +73,7 @@ def make(planned: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Make:
     def new(folder: str = "ours", configuration: str = "3d_fullres", **options: Any) -> STUNetTrainer:
         monkeypatch.setenv("nnUNet_results", str(tmp_path / folder))
         dataset = {**read_json(workspace.preprocessed_dataset(planned) / "dataset.json"), **options.pop("dataset", {})}
-        plans = workspace.load_plans(workspace.plans_path(planned, "STUNetPlans_T"))
+        plans = read_plan(plan_path(planned, "STUNetPlans_T")).to_json()
         plans["configurations"].update(options.pop("more", {}))
         kind = options.pop("kind", STUNetTrainer)
         plans = derive(plans, dataset, stages=3, overrides={"batch_size": 2, "seed": SEED}, **options)
@@ -225,7 +226,7 @@ def test_adapters_count(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_cascade_gets_nnunets_labels_on_its_grid_and_takes_them(
     planned: str, make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plans = workspace.load_plans(workspace.plans_path(planned, "STUNetPlans_T"))
+    plans = read_plan(plan_path(planned, "STUNetPlans_T")).to_json()
     spacing = [1.7 * pitch for pitch in plans["configurations"]["3d_fullres"]["spacing"]]
     coarse = {"inherits_from": "3d_fullres", "data_identifier": "STUNetPlans_coarse", "spacing": spacing}
     more = {

@@ -14,6 +14,7 @@ from stunet.files import read_json
 from stunet.labels.names import head_classes
 from stunet.networks import build
 from stunet.plans.derive import derive
+from stunet.plans.files import plan_path, read_plan
 from stunet.trainers.finetune import lora, strategies
 from stunet.trainers.finetune.peft_export import base_network, export_adapter
 from stunet.trainers.finetune.start import REPORT, begin, choose, preview
@@ -29,7 +30,7 @@ Make = Callable[..., STUNetTrainer]
 @pytest.fixture
 def source(planned: str, tmp_path: Path) -> Path:
     """Weights of size T with the phantom's classes but one, and one that it does not have."""
-    plans = workspace.load_plans(workspace.plans_path(planned, "STUNetPlans_T"))
+    plans = read_plan(plan_path(planned, "STUNetPlans_T")).to_json()
     strides = plans["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"]["strides"]
     names = ["background", "pancreas", *[name for name in classes(planned) if name not in ("background", "spleen")]]
     torch.manual_seed(99)
@@ -50,7 +51,7 @@ def make(planned: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Make:
 
     def new(folder: str, finetune: str | None = None, weights: Path | None = None, **overrides: Any) -> STUNetTrainer:
         monkeypatch.setenv("nnUNet_results", str(tmp_path / folder))
-        plans = workspace.load_plans(workspace.plans_path(planned, "STUNetPlans_T"))
+        plans = read_plan(plan_path(planned, "STUNetPlans_T")).to_json()
         dataset_json = read_json(workspace.preprocessed_dataset(planned) / "dataset.json")
         block = choose(weights, overrides.pop("head", None), dataset_json).block(of_file=True) if weights else None
         stages = overrides.pop("stages", None)

@@ -20,6 +20,7 @@ from stunet.files import read_json, write_json
 from stunet.labels.annotations import AnnotatedCase, Annotations, CaseSource, complete, mirrored_values
 from stunet.labels.systems import load
 from stunet.plans.derive import derive
+from stunet.plans.files import plan_path, read_plan
 from stunet.runs.readiness import check_data
 from stunet.trainers.finetune.start import begin, choose
 from stunet.trainers.partial.trainer import STUNetPartialTrainer
@@ -93,7 +94,7 @@ def make_trainer(results: Path, monkeypatch: pytest.MonkeyPatch, **overrides: An
     monkeypatch.setenv("nnUNet_results", str(results))
     folder = workspace.preprocessed_dataset(NAME)
     dataset_json = read_json(folder / "dataset.json")
-    plans = workspace.load_plans(workspace.plans_path(NAME, "STUNetPlans_T"))
+    plans = read_plan(plan_path(NAME, "STUNetPlans_T")).to_json()
     plans = derive(plans, dataset_json, overrides={**SHORT, **overrides})
     return STUNetPartialTrainer(plans, "3d_fullres", 0, dataset_json, torch.device("cpu"))
 
@@ -236,7 +237,7 @@ def test_a_reused_head_is_the_pre_trained_one_until_it_is_trained(
     try:
         block = choose(weights, "reuse", dataset_json).block(of_file=True)
         assert block["classes"] == list(LEAVES)
-        plans = workspace.load_plans(workspace.plans_path(parts, "STUNetPlans_T"))
+        plans = read_plan(plan_path(parts, "STUNetPlans_T")).to_json()
         trained = complete(dataset_json, ()).onto(LEAVES).model_description(dataset_json)
         plans = derive(plans, trained, overrides=SHORT, weights=block, finetune="full")
         assert "-reuse-" in plans["plans_name"]
@@ -278,7 +279,7 @@ def test_a_label_that_a_case_does_not_annotate_is_found_before_planning(parts: s
 
 
 def test_annotations_that_changed_after_preprocessing_are_refused(parts: str) -> None:
-    plans = workspace.load_plans(workspace.plans_path(parts, "STUNetPlans_T"))
+    plans = read_plan(plan_path(parts, "STUNetPlans_T")).to_json()
     raw = workspace.raw_dataset(parts)
     check_data(parts, plans, "3d_fullres", 0)
     replace(annotations(), alpha=1.0).save(raw)

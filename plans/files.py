@@ -1,0 +1,77 @@
+"""Find and read the plans of a preprocessed dataset. Imports neither torch nor nnunetv2."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from stunet.errors import DataError, closest
+from stunet.files import read_json
+from stunet.kinds import HINT, read
+from stunet.plans.plan import Plan
+from stunet.plans.schema import PLANS
+from stunet.workspace import preprocessed_dataset
+
+OTHERS = {"dataset", "dataset_fingerprint", "splits_final"}  # JSON files in the same folder that are never plans
+log = logging.getLogger("stunet")
+
+
+def read_plan(path: Path, hint: str = HINT) -> Plan:
+    """Read a plans file, of ours or of another program; check.py tells whether it is consistent.
+
+    Raises:
+        DataError: Something in it is wrong; the message states where.
+    """
+    return Plan(read(path, PLANS, hint))
+
+
+def list_plans(dataset: str) -> list[str]:
+    """Return the names of our plans for a dataset, sorted."""
+    return sorted(_our_plans(dataset))
+
+
+def list_planned(dataset: str) -> list[str]:
+    """Return the names of our plans for a dataset that were planned, not derived from another one."""
+    return sorted(name for name, plan in _our_plans(dataset).items() if not plan.is_derived)
+
+
+def plan_path(dataset: str, name: str | None = None) -> Path:
+    """Return the path of the plans file called `name`, or of the dataset's only one that was planned.
+
+    Raises:
+        DataError: There is no such plan, or several and no name was given.
+    """
+    number = int(dataset[7:10])
+    if name is None:
+        base = list_planned(dataset)
+        if len(base) > 1:
+            raise DataError(f"{dataset} has {len(base)} plans: {', '.join(base)}", f"add -p {base[0]}")
+        if not base:
+            raise DataError(
+                f"no plans for {dataset} in {str(preprocessed_dataset(dataset))!r}",
+                f"stunet_plan_and_preprocess -d {number}",
+            )
+        name = base[0]
+    path = preprocessed_dataset(dataset) / f"{name}.json"
+    if not path.is_file():
+        raise DataError(
+            f"no plans {name!r} for {dataset}{closest(name, list_plans(dataset))}",
+            f"stunet_plan_and_preprocess -d {number}",
+        )
+    return path
+
+
+def _our_plans(dataset: str) -> dict[str, Plan]:
+    """Return our plans for a dataset by the names of their files; nothing in them has been checked."""
+    files = [path for path in preprocessed_dataset(dataset).glob("*.json") if path.stem not in OTHERS]
+    contents = {path.stem: _content(path) for path in files if not path.name.startswith(".")}
+    plans = {name: Plan(content) for name, content in contents.items() if isinstance(content, dict)}
+    return {name: plan for name, plan in plans.items() if plan.is_ours}
+
+
+def _content(path: Path) -> Any:
+    """Return the content of a file that may be plans; an unrelated note next to them must not stop anything."""
+    try:
+        return read_json(path)
+    except DataError as error:
+        log.warning("warning: passed over: %s", error.message)
+        return None

@@ -1,0 +1,376 @@
+"""A plan: nnU-Net's plans JSON, with typed access to what it says. The only place that knows its keys.
+
+    plan = read_plan(path)                             # files.py
+    plan.configuration("3d_fullres").patch_size        # with all that the configuration inherits
+    plan.train.num_epochs                              # what was set, else the default
+    PlansManager(plan.to_json())                       # nnU-Net takes the document
+
+nnU-Net's keys describe data and networks; ours are in the block "stunet", which plans of other programs lack. The
+document is kept as it was read, also what nobody here knows, so it is written as it was read. Plans never change: what
+derives one from another returns a new one. This module imports neither torch nor nnunetv2. Read next: settings.py for
+values that a user sets, check.py for what makes a plan consistent, derive.py.
+"""
+
+import copy
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from stunet.errors import DataError, closest
+from stunet.plans.settings import PlanSettings, TrainSettings
+from stunet.plans.topology import Strides
+
+HINT = "correct the plans file, or make it again: stunet_plan_and_preprocess -d ... --no_pp"
+
+
+@dataclass(frozen=True)
+class StartingWeights:
+    """The weights that training starts from: their name, and the SHA-256 of their file.
+
+    `head` is "slice" (its rows of the same classes), "reset", or "reuse": all of it, with its `classes`.
+    """
+
+    name: str
+    sha256: str
+    head: str
+    classes: Sequence[str] | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the weights as a plan holds them."""
+        content = {"name": self.name, "sha256": self.sha256, "head": self.head}
+        return content if self.classes is None else {**content, "classes": list(self.classes)}
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """A configuration with everything that it inherits. What is missing raises a DataError that names it."""
+
+    name: str
+    plan_name: str
+    content: Mapping[str, Any]
+
+    def get(self, key: str) -> Any:
+        """Return a value by nnU-Net's name for it, to be compared or recorded; None if it is missing."""
+        return self.content.get(key)
+
+    @property
+    def data_identifier(self) -> str:
+        """The name of the folder with the preprocessed cases."""
+        return self._of("data_identifier")
+
+    @property
+    def spacing(self) -> list[float]:
+        """In mm, in the transposed order of axes."""
+        return list(self._of("spacing"))
+
+    @property
+    def patch_size(self) -> list[int]:
+        """In voxels."""
+        return list(self._of("patch_size"))
+
+    @property
+    def batch_size(self) -> int:
+        """Samples per step of the optimizer, of all processes together."""
+        return self._of("batch_size")
+
+    @property
+    def median_shape(self) -> list[float]:
+        """Shape of the median image at the spacing, in voxels; empty if the plan does not state it."""
+        return list(self.content.get("median_image_size_in_voxels", ()))
+
+    @property
+    def normalization(self) -> list[str]:
+        """nnU-Net's normalization scheme of each channel."""
+        return list(self._of("normalization_schemes"))
+
+    @property
+    def previous_stage(self) -> str | None:
+        """The configuration whose predictions this one takes as input, in a cascade."""
+        return self.content.get("previous_stage")
+
+    @property
+    def next_stages(self) -> tuple[str, ...]:
+        """The configurations that take the predictions of this one; nnU-Net writes a name or a list of names."""
+        stages = self.content.get("next_stage") or ()
+        return (stages,) if isinstance(stages, str) else tuple(stages)
+
+    @property
+    def has_network(self) -> bool:
+        """Whether the plan describes the network, as nnU-Net does since 2.3."""
+        return "architecture" in self.content
+
+    @property
+    def network_class(self) -> str | None:
+        """The class of the network, with its module."""
+        return self._architecture.get("network_class_name")
+
+    @property
+    def network_arguments(self) -> dict[str, Any]:
+        """The arguments of the network's class, besides channels and classes."""
+        return dict(self._architecture.get("arch_kwargs") or {})
+
+    @property
+    def size(self) -> str:
+        """The network's size, a key of SIZES."""
+        return self._of_network("size")
+
+    @property
+    def strides(self) -> Strides:
+        """One entry per stage, the first all ones."""
+        return [list(stride) for stride in self._of_network("strides")]
+
+    @property
+    def checkpointing(self) -> bool:
+        """Whether stages are computed again in the backward pass, which takes less memory."""
+        return bool(self.network_arguments.get("checkpointing", False))
+
+    @property
+    def memory_gb(self) -> float | None:
+        """GPU memory of a training step: measured if a probe was made, else estimated; None if nobody knows."""
+        block = self.content.get("stunet", {})
+        return block.get("measured_gb", block.get("memory_gb"))
+
+    # Three values that describe foreign weights, whose plans may lack them.
+
+    @property
+    def known_spacing(self) -> list[float] | None:
+        """The spacing in mm, if the plan states it."""
+        return self.content.get("spacing")
+
+    @property
+    def known_normalization(self) -> list[str] | None:
+        """The normalization schemes, if the plan states them."""
+        return self.content.get("normalization_schemes")
+
+    @property
+    def known_strides(self) -> Strides | None:
+        """The strides, if the plan states them, also in the form of nnU-Net 2.2 and earlier."""
+        return self.network_arguments.get("strides") or self.content.get("pool_op_kernel_sizes")
+
+    @property
+    def _architecture(self) -> Mapping[str, Any]:
+        return self.content.get("architecture") or {}
+
+    def _of(self, key: str) -> Any:
+        if key not in self.content:
+            raise DataError(f"configuration {self.name!r} of plans {self.plan_name!r}: missing {key!r}", HINT)
+        return self.content[key]
+
+    def _of_network(self, key: str) -> Any:
+        if key not in self.network_arguments:
+            raise DataError(f"configuration {self.name!r} of plans {self.plan_name!r}: missing arch_kwargs.{key}", HINT)
+        return self.network_arguments[key]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A plan; `content` is the JSON document, which must not be modified."""
+
+    content: Mapping[str, Any]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the document, as a copy that may be modified: nnU-Net's trainer takes a key out of its plans."""
+        return copy.deepcopy(dict(self.content))
+
+    def get(self, key: str) -> Any:
+        """Return a value by nnU-Net's name for it, to be compared or recorded; None if it is missing."""
+        return self.content.get(key)
+
+    # What nnU-Net's keys say.
+
+    @property
+    def name(self) -> str:
+        """The name, which is in the names of files and of result folders; "" if the plan has none."""
+        return str(self.content.get("plans_name", ""))
+
+    @property
+    def dataset_name(self) -> str:
+        """The dataset that was planned; "" if the plan does not state it."""
+        return str(self.content.get("dataset_name", ""))
+
+    @property
+    def reader(self) -> str:
+        """The name of nnU-Net's class that reads images and writes segmentations; "" if the plan does not state it."""
+        return str(self.content.get("image_reader_writer", ""))
+
+    @property
+    def label_manager(self) -> str:
+        """The name of nnU-Net's class that interprets labels."""
+        return str(self.content.get("label_manager", ""))
+
+    @property
+    def transpose_forward(self) -> list[int]:
+        """The order that an image's array axes are brought to."""
+        return list(self.content["transpose_forward"])
+
+    @property
+    def intensities(self) -> Mapping[str, Mapping[str, float]] | None:
+        """Statistics of the foreground's intensities by the number of the channel, if the plan states them."""
+        return self.content.get("foreground_intensity_properties_per_channel")
+
+    @property
+    def configurations(self) -> tuple[str, ...]:
+        """The names of the configurations."""
+        return tuple(self.content.get("configurations") or ())
+
+    @property
+    def configurations_with_network(self) -> tuple[str, ...]:
+        """The configurations that have a network of their own; a cascade's second stage inherits its network."""
+        return tuple(name for name in self.configurations if "architecture" in self.own_values(name))
+
+    def own_values(self, configuration: str) -> Mapping[str, Any]:
+        """Return the part of the document that is a configuration's own, without what it inherits."""
+        return dict(self.content["configurations"][configuration])
+
+    def configuration(self, name: str) -> Configuration:
+        """Return a configuration with everything that it inherits (nnU-Net's `inherits_from`).
+
+        Raises:
+            DataError: It or one that it inherits from does not exist, or the inheritance is circular.
+        """
+        resolved: dict[str, Any] = {}
+        for each in reversed(self.lineage(name)):
+            resolved |= self.own_values(each)
+        resolved.pop("inherits_from", None)
+        return Configuration(name, self.name, resolved)
+
+    def lineage(self, configuration: str) -> list[str]:
+        """Return the configuration and those that it inherits from, nearest first; raise as configuration() does."""
+        names: list[str] = []
+        name: str | None = configuration
+        while name is not None:
+            if name not in self.configurations:
+                near = closest(name, list(self.configurations))
+                known = f"one of {', '.join(self.configurations)}"
+                raise DataError(f"no configuration {name!r} in plans {self.name!r}{near}", known)
+            if name in names:
+                raise DataError(
+                    f"configurations {' -> '.join([*names, name])} inherit in a circle", "correct the plans file"
+                )
+            names.append(name)
+            name = self.own_values(name).get("inherits_from")
+        return names
+
+    # What our block says. Foreign plans have none; their values are the defaults, or None.
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether the plan was made by stunet."""
+        return isinstance(self.content.get("stunet"), Mapping)
+
+    @property
+    def size(self) -> str:
+        """The size of the networks, a key of SIZES."""
+        return self._of("size")
+
+    @property
+    def memory_gb(self) -> float:
+        """GPU memory that a training step may take, in GiB."""
+        return self._of("memory_gb")
+
+    @property
+    def stages(self) -> int | None:
+        """The number of stages of the networks; None: as many as each patch supports."""
+        return None if (stages := self._of("stages")) == "auto" else stages
+
+    @property
+    def mirror_axes(self) -> list[int]:
+        """Array axes, after the transposition, along which mirroring does not swap left and right classes."""
+        return list(self._of("mirror_axes"))
+
+    @property
+    def orientation(self) -> str | None:
+        """The axis codes that images are turned to, such as "LPS"; None if unknown."""
+        return self._ours.get("orientation")
+
+    @property
+    def orientations(self) -> Mapping[str, int]:
+        """How many images of the dataset have each orientation; images are turned if there are several."""
+        return dict(self._ours.get("orientations", {}))
+
+    @property
+    def fingerprint(self) -> str | None:
+        """The hash (hash_of_fingerprint) of the fingerprint that the dataset was planned from."""
+        return self._ours.get("fingerprint")
+
+    @property
+    def root(self) -> str:
+        """The name of the plan that was planned and that this one derives from, its own if it was not derived."""
+        return str(self._ours.get("derived_from", self.name))
+
+    @property
+    def is_derived(self) -> bool:
+        """Whether the plan was derived from another one."""
+        return "derived_from" in self._ours
+
+    @property
+    def finetune(self) -> str | None:
+        """The name of the fine-tuning strategy (trainers/finetune/strategies.py)."""
+        return self._ours.get("finetune")
+
+    @property
+    def weights(self) -> StartingWeights | None:
+        """The weights that training starts from."""
+        block = self._ours.get("weights")
+        return StartingWeights(block["name"], block["sha256"], block["head"], block.get("classes")) if block else None
+
+    @property
+    def train(self) -> TrainSettings:
+        """The values of a training."""
+        return TrainSettings.read(self.set_for_training)
+
+    @property
+    def shape(self) -> PlanSettings:
+        """The values that a user set and that shape the plan."""
+        return PlanSettings.read(self.set_for_plan)
+
+    @property
+    def set_for_training(self) -> Mapping[str, Any]:
+        """The training values that a user set, in their order."""
+        return dict(self._ours.get("train", {}))
+
+    @property
+    def set_for_plan(self) -> Mapping[str, Any]:
+        """The values that a user set and that shape the plan, in their order; also the memory target and the stages."""
+        return dict(self._ours.get("plan", {}))
+
+    # Plans with other values.
+
+    def with_name(self, name: str) -> "Plan":
+        """Return the plan under another name."""
+        return Plan({**self.content, "plans_name": name})
+
+    def with_ours(self, **values: Any) -> "Plan":
+        """Return the plan with these values in our block; None removes a value."""
+        block = {key: value for key, value in {**self._ours, **values}.items() if values.get(key, ...) is not None}
+        return Plan({**self.content, "stunet": block})
+
+    def with_configuration(self, name: str, **values: Any) -> "Plan":
+        """Return the plan with these values in a configuration, a new one if it has none of this name."""
+        before = self.content["configurations"]
+        return Plan({**self.content, "configurations": {**before, name: {**before.get(name, {}), **values}}})
+
+    def with_network(self, name: str, **arguments: Any) -> "Plan":
+        """Return the plan with these arguments of the network that a configuration has of its own."""
+        before = self.own_values(name)["architecture"]
+        return self.with_configuration(
+            name, architecture={**before, "arch_kwargs": {**before["arch_kwargs"], **arguments}}
+        )
+
+    def _of(self, key: str) -> Any:
+        if key not in self._ours:
+            raise DataError(f"plans {self.name!r} were not made by stunet: missing {key!r}", HINT)
+        return self._ours[key]
+
+    @property
+    def _ours(self) -> Mapping[str, Any]:
+        block = self.content.get("stunet")
+        return block if isinstance(block, Mapping) else {}  # anything may be there in a checkpoint from elsewhere
+
+
+def hash_of_fingerprint(content: Mapping[str, Any]) -> str:
+    """Return the hash that a plan stores of its dataset_fingerprint.json; our own keys in that are left out."""
+    own = {key: value for key, value in content.items() if not key.startswith("stunet")}
+    return hashlib.sha256(json.dumps(own, sort_keys=True).encode()).hexdigest()[:16]
