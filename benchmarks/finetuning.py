@@ -17,7 +17,7 @@ from nnunetv2.utilities.crossval_split import generate_crossval_split
 from stunet import workspace
 from stunet.console import result
 from stunet.datasets import read_dataset, write_dataset_json
-from stunet.files import new_folder, read_json, write_json
+from stunet.files import atomic_folder, read_json, write_json
 
 
 def main() -> None:
@@ -35,7 +35,7 @@ def main() -> None:
     raw = workspace.raw_dataset(source)
     target = raw.with_name(f"Dataset{args.target:03d}_Anterior")
     cases = {case.name: case for case in read_dataset(raw)[0]}
-    with new_folder(target) as folder:
+    with atomic_folder(target) as folder:
         for kind in ("imagesTr", "labelsTr"):
             (folder / kind).mkdir()
         for name in left:

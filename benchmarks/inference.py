@@ -21,7 +21,7 @@ import SimpleITK as sitk
 from inference_models import CONFIGURATION, RECIPES, add_folders, model_folder, variables
 from measuring import run
 
-from stunet.files import new_folder, read_json
+from stunet.files import atomic_folder, read_json
 
 HERE, BIN = Path(__file__).parent, Path(sys.executable).parent
 STOCK, OURS = "nnUNetv2_predict", "stunet_predict"
@@ -103,7 +103,7 @@ def case_folder(name: str, work: Path, data: Path) -> Path:
     folder = work / "images" / ("hippocampus" if name == "small" else "thorax")
     if not folder.exists():
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with new_folder(folder) as new:
+        with atomic_folder(folder) as new:
             if name == "small":
                 image = sitk.ReadImage(str(data / "Task04_Hippocampus" / "imagesTr" / "hippocampus_001.nii.gz"))
             else:

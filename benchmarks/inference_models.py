@@ -21,7 +21,7 @@ import platformdirs
 import SimpleITK as sitk
 
 from stunet.datasets import write_dataset_json
-from stunet.files import new_folder
+from stunet.files import atomic_folder
 from stunet.labels import systems
 from stunet.workspace import VARIABLES
 
@@ -175,7 +175,7 @@ def write_windows(subject: Path, raw: Path, classes: dict[str, tuple[str, ...]])
                 values[sitk.GetArrayFromImage(sitk.DICOMOrient(sitk.ReadImage(str(mask)), "LPS")) > 0] = value
     label = sitk.GetImageFromArray(values)
     label.CopyInformation(image)
-    with new_folder(raw) as folder:
+    with atomic_folder(raw) as folder:
         for kind, whole, ending in (("imagesTr", image, "_0000"), ("labelsTr", label, "")):
             (folder / kind).mkdir()
             for start in STARTS:

@@ -18,7 +18,7 @@ from scipy.spatial import cKDTree
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from stunet.files import read_json, whole
+from stunet.files import atomic_write, read_json
 from stunet.inference.cases import find_cases
 from stunet.inference.engine.optimized import ReadyNetwork
 from stunet.inference.pipeline import Pipeline
@@ -72,7 +72,7 @@ def write_image(plans: dict, length: int, edge: int, file: Path) -> None:
         units = units.repeat(BLOCK, axis)[(slice(None),) * axis + (slice(n),)]
     image = sitk.GetImageFromArray(units)
     image.SetSpacing(SPACING_XYZ)
-    with whole(file) as part:
+    with atomic_write(file) as part:
         sitk.WriteImage(image, str(part), useCompression=True, compressionLevel=1)
 
 

@@ -19,7 +19,7 @@ from nnunetv2.inference.export_prediction import convert_predicted_logits_to_seg
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from stunet.files import read_json, whole
+from stunet.files import atomic_write, read_json
 
 CONFIGURATION = "3d_fullres"
 
@@ -45,7 +45,7 @@ def save_logits(model: Path, image: Path, folder: Path) -> str:
     logits = predictor.predict_logits_from_preprocessed_data(image_CDHW)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "properties.pkl").write_bytes(pickle.dumps(properties))
-    with whole(folder / "logits.npy") as part, part.open("wb") as file:
+    with atomic_write(folder / "logits.npy") as part, part.open("wb") as file:
         np.save(file, logits.numpy())
     return describe(logits)
 

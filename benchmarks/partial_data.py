@@ -19,7 +19,7 @@ import numpy as np
 from stunet import workspace
 from stunet.console import result
 from stunet.datasets import Case, read_dataset, write_dataset_json
-from stunet.files import new_folder, read_json, write_json
+from stunet.files import atomic_folder, read_json, write_json
 
 SOURCES = ("anterior", "posterior")  # their ids in partial.yaml, before the names of cases
 
@@ -49,7 +49,7 @@ def write(raw: Path, folder: Path, cases: Mapping[str, Case], names: Sequence[st
     lookup = np.zeros(256, np.uint8)
     lookup[[description["labels"][name] for name in names]] = range(1, 1 + len(names))
     training, validation = [c for i, c in enumerate(cases) if i % 5], list(cases)[::5]
-    with new_folder(folder) as part:
+    with atomic_folder(folder) as part:
         for subset, chosen in (("Tr", list(cases)), ("Ts", validation if len(names) > 1 else [])):
             for name in chosen:
                 _place(part, subset, name, cases[name], lookup)

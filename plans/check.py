@@ -6,7 +6,7 @@ nnU-Net reads a plan without checking it; an inconsistent plan fails hours later
 from collections.abc import Mapping
 from typing import Any
 
-from stunet.errors import DataError, closest, short
+from stunet.errors import DataError, closest
 from stunet.plans.grid import CONFIGURATION_KEYS, problems
 from stunet.plans.resolve import resolve
 from stunet.plans.schema import PLANS
@@ -73,27 +73,6 @@ def _check_keys(content: Mapping[str, Any], known: set[str], required: set[str],
 def _require(condition: bool, message: str) -> None:
     if not condition:
         raise DataError(message, _HINT)
-
-
-def difference(one: Any, other: Any, where: str = "plans") -> str | None:
-    """Return where two JSON documents first differ, as `plans.stunet.size: 'B' and 'L'`; None if they are equal."""
-    if isinstance(one, Mapping) and isinstance(other, Mapping):
-        for key in sorted({*one, *other}, key=str):
-            if key not in one or key not in other:
-                return f"{where}.{key} is in one of them only"
-            if found := difference(one[key], other[key], f"{where}.{key}"):
-                return found
-        return None
-    if isinstance(one, list | tuple) and isinstance(other, list | tuple) and len(one) == len(other):
-        return next(
-            (
-                found
-                for i, (a, b) in enumerate(zip(one, other, strict=True))
-                if (found := difference(a, b, f"{where}[{i}]"))
-            ),
-            None,
-        )
-    return None if one == other else f"{where}: {short(one)} and {short(other)}"
 
 
 def of_a_run(plans: Mapping[str, Any], configuration: str) -> dict[str, Any]:

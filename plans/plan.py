@@ -12,13 +12,12 @@ values that a user sets, check.py for what makes a plan consistent, derive.py.
 """
 
 import copy
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from stunet.errors import DataError, closest
+from stunet.files import sha256_of_json
 from stunet.plans.settings import PlanSettings, TrainSettings
 from stunet.plans.topology import Strides
 
@@ -373,4 +372,4 @@ class Plan:
 def hash_of_fingerprint(content: Mapping[str, Any]) -> str:
     """Return the hash that a plan stores of its dataset_fingerprint.json; our own keys in that are left out."""
     own = {key: value for key, value in content.items() if not key.startswith("stunet")}
-    return hashlib.sha256(json.dumps(own, sort_keys=True).encode()).hexdigest()[:16]
+    return sha256_of_json(own)[:16]

@@ -5,6 +5,7 @@ An error states what happened and where; its hint is the command or step that he
 
 import errno
 import os
+from collections.abc import Sequence
 
 SHOWN = 80  # characters of a value in a message
 # Messages about insufficient memory from libraries without an error class of their own for it: torch on the CPU and on
@@ -13,9 +14,10 @@ NO_MEMORY = (
     "can't allocate memory", "out of memory", "ALLOC_FAILED", "bad_alloc", "bad allocation", "Cannot allocate memory",
     "Failed to allocate memory", "Unable to allocate",
 )  # fmt: skip
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # the disk, the quota, or what the file system allows a file
+LISTED = 3  # texts of a list in a message
 OF_THE_SYSTEM = {  # what has to change before the same command can work, by error number
-    **dict.fromkeys(FULL, "free some space and run the same command again"),
+    **dict.fromkeys(NO_SPACE, "free some space and run the same command again"),
     errno.EROFS: "another folder: this one's file system is mounted read-only",
     errno.EACCES: "another folder, or permission for this one: ls -ld",
     errno.EPERM: "another folder, or permission for this one: ls -ld",
@@ -86,6 +88,11 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError | OSError) and any(text in str(error) for text in NO_MEMORY)
 
 
+def is_disk_full(error: BaseException) -> bool:
+    """Return whether the system refused to write because there is no space left."""
+    return isinstance(error, OSError) and error.errno in NO_SPACE
+
+
 def explain(error: BaseException) -> StunetError:
     """Convert an error to ours: itself, or what insufficient memory, the system or a bug means for the user.
 
@@ -104,13 +111,19 @@ def explain(error: BaseException) -> StunetError:
     if isinstance(error, RuntimeError):  # from libraries that only keep the system's message
         number = next((number for number in OF_THE_SYSTEM if os.strerror(number) in str(error)), None)
         number = errno.EAGAIN if "can't start new thread" in str(error) else number
-    if number in FULL:
+    if number in NO_SPACE:
         return DataError(f"the disk is full: {getattr(error, 'filename', None) or error}", OF_THE_SYSTEM[number])
     if number in OF_THE_SYSTEM or (isinstance(error, OSError) and error.filename is not None):
         return DataError(str(error), OF_THE_SYSTEM.get(number or 0, "check the path and its permissions"))
     return StunetError(
         f"unexpected {type(error).__name__}: {error}", "the same command with --debug, and report what it prints"
     )
+
+
+def first_few(texts: Sequence[str]) -> str:
+    """Join the first texts of a list on one line and count the others: `a; b; c; and 4 more`."""
+    more = len(texts) - LISTED
+    return "; ".join([*texts[:LISTED], *([f"and {more} more"] if more > 0 else [])])
 
 
 def last_line(error: BaseException) -> str:

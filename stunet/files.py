@@ -1,4 +1,4 @@
-"""Atomic files and folders, locks that end with their process, and validated JSON.
+"""Write files and folders atomically, lock them, hash them, and read, write and compare JSON.
 
 Every command takes the lock of a folder before it removes or writes anything there. The lock is that of flock(2), which
 belongs to the open file: two holders in one process exclude each other, reading the file does not lose the lock (POSIX
@@ -8,7 +8,6 @@ died.
 """
 
 import codecs
-import errno
 import fcntl
 import hashlib
 import json
@@ -16,17 +15,16 @@ import os
 import re
 import shutil
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from stunet.errors import DataError
+from stunet.errors import DataError, is_disk_full
 
 MAX_DEPTH = 64  # of JSON and TOML; plans are 6 levels deep
-SHOWN = 3  # differences in a message
-NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # errors of a full disk
-_PART = re.compile(r"\.part-\d+-(.+)", re.DOTALL)  # a temporary file; the digits are a process id
+_STAGING = re.compile(r"\.part-\d+-(.+)", re.DOTALL)  # a temporary file; the digits are a process id
 _held: set[int] = set()  # descriptors of this process's locks
 NAME_MAX = 255  # bytes in a file name
 KEPT = 32  # bytes of its end that a shortened name keeps: the ending, by which image writers choose the format
@@ -34,24 +32,24 @@ PREFIX_MAX = len(".part-4194304-")  # of a temporary name, with the largest proc
 
 
 @contextmanager
-def whole(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path) -> Iterator[Path]:
     """Yield a temporary path next to `path`, which gets the final name only if the block ends without an error.
 
     The temporary name keeps the file's ending, because image writers choose the format by it.
     """
-    part = path.with_name(part_name(path.name))
+    part = path.with_name(staging_name(path.name))
     try:
         yield part
         os.replace(part, path)
     except OSError as error:
-        if error.errno in NO_SPACE:  # writing to an open file does not name it, and copying names the other one
+        if is_disk_full(error):  # writing to an open file does not name it, and copying names the other one
             error.filename = str(path)
         raise
     finally:
         part.unlink(missing_ok=True)
 
 
-def part_name(name: str, longest: int = NAME_MAX - PREFIX_MAX) -> str:
+def staging_name(name: str, longest: int = NAME_MAX - PREFIX_MAX) -> str:
     """Return the temporary name of a file while this process writes it, with at most `longest` bytes of `name`."""
     return f".part-{os.getpid()}-{shortened(name, longest)}"
 
@@ -65,7 +63,7 @@ def shortened(name: str, longest: int) -> str:
     return f"{hashlib.sha256(raw).hexdigest()[:32]}{end}"
 
 
-def remove_parts(folder: Path, own: set[str] | None = None) -> None:
+def remove_staging(folder: Path, own: set[str] | None = None) -> None:
     """Remove temporary files of runs that were killed; for whoever holds the folder's lock.
 
     Args:
@@ -73,7 +71,7 @@ def remove_parts(folder: Path, own: set[str] | None = None) -> None:
         own: If other processes share the folder, the final names that belong to this one.
     """
     for path in folder.glob(".part-*"):
-        found = _PART.fullmatch(path.name)
+        found = _STAGING.fullmatch(path.name)
         if found and (own is None or found[1] in own):
             remove(path)
 
@@ -87,9 +85,7 @@ def remove(path: Path) -> None:
 
 
 @contextmanager
-def alone(
-    lock: Path, message: str, hint: str, *, shared: bool = False, wait: Callable[[str], None] | None = None
-) -> Iterator[None]:
+def exclusive_lock(lock: Path, message: str, hint: str, wait: Callable[[str], None] | None = None) -> Iterator[None]:
     """Let no other process run the block; the lock ends with this process, however that ends.
 
     If the file system has no locks (some network file systems), two simultaneous runs go unnoticed.
@@ -98,25 +94,27 @@ def alone(
         lock: A file that states who holds the lock, and is removed at the end. Its folder is made.
         message: What another holder does.
         hint: The next step for a command that is refused.
-        shared: Others may share the lock; it excludes those who want it exclusively.
         wait: Called with the message if the lock is held; the block begins when it is free. None: do not wait.
 
     Raises:
         DataError: Another process or block holds it: `message`, who that is, and `hint`.
     """
-    lock.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = _acquire(lock, fcntl.LOCK_SH if shared else fcntl.LOCK_EX, message, hint, wait)
-    try:
+    with _locked(lock, fcntl.LOCK_EX, message, hint, wait):
         yield
-    finally:
-        if descriptor in _held:  # otherwise this is a forked child, which has no lock to release
-            _release(lock, descriptor)
 
 
 @contextmanager
-def alone_with(path: Path, hint: str = "wait until it is done") -> Iterator[None]:
-    """Let no other process write a file or folder; the lock is next to it."""
-    with alone(path.with_name(f".lock-{path.name}"), f"another process writes {str(path)!r}", hint):
+def shared_lock(lock: Path, message: str, hint: str) -> Iterator[None]:
+    """As exclusive_lock(), but others may share it; it excludes only those who want it exclusively."""
+    with _locked(lock, fcntl.LOCK_SH, message, hint, None):
+        yield
+
+
+@contextmanager
+def write_lock(path: Path) -> Iterator[None]:
+    """Let no other process write a file or folder: an exclusive lock next to it."""
+    lock = path.with_name(f".lock-{path.name}")
+    with exclusive_lock(lock, f"another process writes {str(path)!r}", "wait until it is done"):
         yield
 
 
@@ -135,6 +133,17 @@ def is_held(lock: Path) -> bool:
     finally:
         os.close(descriptor)
     return False
+
+
+@contextmanager
+def _locked(lock: Path, kind: int, message: str, hint: str, wait: Callable[[str], None] | None) -> Iterator[None]:
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = _acquire(lock, kind, message, hint, wait)
+    try:
+        yield
+    finally:
+        if descriptor in _held:  # otherwise this is a forked child, which has no lock to release
+            _release(lock, descriptor)
 
 
 def _acquire(lock: Path, kind: int, message: str, hint: str, wait: Callable[[str], None] | None) -> int:
@@ -220,7 +229,7 @@ os.register_at_fork(after_in_child=_let_go)
 
 
 @contextmanager
-def new_folder(target: Path) -> Iterator[Path]:
+def atomic_folder(target: Path) -> Iterator[Path]:
     """Yield a temporary folder next to `target`, which gets the final name only if the block ends without an error.
 
     What a killed run left under the temporary name is removed first.
@@ -229,7 +238,7 @@ def new_folder(target: Path) -> Iterator[Path]:
         DataError: `target` exists, or another process is making it.
     """
     part = target.with_name(f".part-{target.name}")
-    with alone_with(target):
+    with write_lock(target):
         if target.exists():
             raise DataError(f"{str(target)!r} exists already", "take another name, or remove it")
         shutil.rmtree(part, ignore_errors=True)
@@ -241,9 +250,31 @@ def new_folder(target: Path) -> Iterator[Path]:
             shutil.rmtree(part, ignore_errors=True)
 
 
+def sha256_of(path: str | Path) -> str:
+    """Return the SHA-256 of a file's content, in hexadecimal; the file is read in pieces."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def cached_sha256_of(path: str | Path) -> str:
+    """As sha256_of(), but read a file again only if its size or modification time has changed since."""
+    status = os.stat(path)
+    return _sha256_of_version(str(path), status.st_size, status.st_mtime_ns)
+
+
+@lru_cache(maxsize=2**16)  # about 20 MB if full: the raw files of a large dataset
+def _sha256_of_version(path: str, size: int, changed_ns: int) -> str:
+    return sha256_of(path)
+
+
+def sha256_of_json(content: Any) -> str:
+    """Return the SHA-256 of a JSON document; the order of keys does not matter."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
 def write_json(path: Path, content: Any) -> None:
     """Write `content` as indented JSON, atomically through a temporary name."""
-    with whole(path) as part:
+    with atomic_write(path) as part:
         part.write_text(json.dumps(content, indent=2) + "\n")
 
 
@@ -288,25 +319,31 @@ def check_depth(content: Any) -> None:
     raise ValueError(f"it is nested more than {MAX_DEPTH} deep")
 
 
-def differences(before: object, now: object, where: str = "") -> list[str]:
-    """List the differences between two contents of JSON files, each as `recipe.head: "softmax" -> "sigmoid"`."""
-    if isinstance(before, dict) and isinstance(now, dict):
-        keys = sorted({*before, *now}, key=str)
-        found = [differences(before.get(k), now.get(k), f"{where}.{k}" if where else str(k)) for k in keys]
-        return [text for texts in found for text in texts]
-    if isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
-        found = [differences(b, n, f"{where}[{i}]") for i, (b, n) in enumerate(zip(before, now, strict=True))]
-        return [text for texts in found for text in texts]
-    return [] if before == now or (before != before and now != now) else [f"{where}: {_short(before)} -> {_short(now)}"]
+def json_differences(before: object, now: object, where: str = "") -> list[str]:
+    """List the differences between two JSON documents, each as `recipe.head: "softmax" -> "sigmoid"`.
 
+    A missing key equals null, since records of older versions lack keys that newer ones write as null. A tuple equals a
+    list, as in a file, and NaN equals NaN.
 
-def shown(changed: list[str]) -> str:
-    """Return the first differences, on one line."""
-    return "; ".join(changed[:SHOWN]) + (f"; and {len(changed) - SHOWN} more" if len(changed) > SHOWN else "")
+    Args:
+        before: The older document.
+        now: The newer one.
+        where: What both are part of, such as "plans"; starts each line.
+    """
+    found: list[str] = []
+    if isinstance(before, Mapping) and isinstance(now, Mapping):
+        for key in sorted({*before, *now}, key=str):
+            found += json_differences(before.get(key), now.get(key), f"{where}.{key}" if where else str(key))
+    elif isinstance(before, list | tuple) and isinstance(now, list | tuple) and len(before) == len(now):
+        for index, (one, other) in enumerate(zip(before, now, strict=True)):
+            found += json_differences(one, other, f"{where}[{index}]")
+    elif before != now and not (before != before and now != now):
+        found.append(f"{where}: {_short(before)} -> {_short(now)}")
+    return found
 
 
 def _short(value: object) -> str:
-    text = "nothing" if value is None else json.dumps(value)
+    text = "nothing" if value is None else json.dumps(value, default=repr)
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
@@ -316,5 +353,5 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(content) < len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"the key {twice!r} stands twice")
+        raise ValueError(f"duplicate key {twice!r}")
     return content

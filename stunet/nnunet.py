@@ -15,7 +15,7 @@ from types import ModuleType
 from typing import Any
 
 from stunet.errors import DataError, UsageError, closest
-from stunet.files import whole
+from stunet.files import atomic_write
 from stunet.labels.annotations import FILE
 from stunet.workspace import PARTIAL_TRAINER, TRAINER
 
@@ -79,7 +79,7 @@ def write_whole(module: ModuleType) -> None:
 
 def _save_json(content: Any, file: str, indent: int = 4, sort_keys: bool = True) -> None:
     """Write JSON as in batchgenerators, but atomically."""
-    with whole(Path(file)) as part, part.open("w") as stream:
+    with atomic_write(Path(file)) as part, part.open("w") as stream:
         json.dump(content, stream, sort_keys=sort_keys, indent=indent)
 
 
@@ -88,12 +88,12 @@ class _Copies:
 
     @staticmethod
     def copyfile(source: str, target: str) -> None:
-        with whole(Path(target)) as part:
+        with atomic_write(Path(target)) as part:
             shutil.copyfile(source, part)
 
     @staticmethod
     def copy(source: str, target: str) -> None:
-        with whole(Path(target)) as part:
+        with atomic_write(Path(target)) as part:
             shutil.copy(source, part)
 
 

@@ -17,8 +17,8 @@ from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from stunet.errors import DataError, WeightsError
-from stunet.files import differences, shown
+from stunet.errors import DataError, WeightsError, first_few
+from stunet.files import json_differences
 from stunet.folds import ALL, FILE, MADE, Fold, check_fold, chosen, read_folds
 from stunet.kinds import FINGERPRINT as FINGERPRINT_KIND
 from stunet.kinds import RUN_RECORD, plain_labels, read, read_dataset_json
@@ -73,9 +73,9 @@ def check_data(dataset: str, plans: Mapping[str, Any], configuration: str) -> li
     replan, redo = commands(dataset, plans, configuration)
     description = read_dataset_json(preprocessed_dataset(dataset) / "dataset.json")
     if raw is not None:
-        changed = differences(_meaning(description), _meaning(raw[0]))
+        changed = json_differences(_meaning(description), _meaning(raw[0]))
         if changed:
-            raise DataError(f"dataset.json of {dataset} has changed since it was planned: {shown(changed)}", replan)
+            raise DataError(f"dataset.json of {dataset} has changed since it was planned: {first_few(changed)}", replan)
     _check_complete(dataset, plans, configuration, present, manifest, raw, replan)
     if manifest is None:
         if len(plans.get("stunet", {}).get("orientations", ())) > 1:
@@ -85,10 +85,10 @@ def check_data(dataset: str, plans: Mapping[str, Any], configuration: str) -> li
         return [*warnings, f"{what}; {redo} makes them again, with a record"]
     stale_plan = _stale_plan(dataset, plans)
     settings = settings_of(plans, configuration, description["labels"])
-    changed = differences(_without_version(manifest.settings), _without_version(settings))
+    changed = json_differences(_without_version(manifest.settings), _without_version(settings))
     if changed:
         what = f"the data in {str(folder)!r} were preprocessed with other settings than those of {plans['plans_name']}"
-        raise DataError(f"{what}: {shown(changed)}", replan if stale_plan else redo)
+        raise DataError(f"{what}: {first_few(changed)}", replan if stale_plan else redo)
     if damaged := changed_files(folder, manifest):
         what = f"{len(damaged)} cases in {str(folder)!r} are not as they were written (e.g. {damaged[0]!r})"
         raise DataError(what, redo)
@@ -250,9 +250,9 @@ def check_checkpoint(
         hint = f"put the checkpoint of fold {fold} back, or train it: --overwrite"
         raise WeightsError(f"{name} is of fold {of}, not of fold {fold}", hint)
     before = _plain(arguments.get("dataset_json"))
-    if before and (changed := differences(_labels(before), _labels(dataset_json))):
+    if before and (changed := json_differences(_labels(before), _labels(dataset_json))):
         hint = "put dataset.json back as it was, or --overwrite to train anew"
-        raise WeightsError(f"{name} was trained with another dataset.json: {shown(changed)}", hint)
+        raise WeightsError(f"{name} was trained with another dataset.json: {first_few(changed)}", hint)
 
 
 def check_trained(
@@ -288,9 +288,9 @@ def check_trained(
     before, hint = arguments.get("plans"), "predict with the folds of one training (-f), and train the others again"
     if isinstance(before, Mapping) and configuration in (before.get("configurations") or ()):
         one, other = (_without_version(settings_of(x, configuration, {})) for x in (before, plans))
-        if changed := differences(one, other):
-            what = f"{str(path)!r} was trained on data of other settings than plans.json says: {shown(changed)}"
-            if any(differences(one.get(key), other.get(key)) for key in OF_THE_INPUT):
+        if changed := json_differences(one, other):
+            what = f"{str(path)!r} was trained on data of other settings than plans.json says: {first_few(changed)}"
+            if any(json_differences(one.get(key), other.get(key)) for key in OF_THE_INPUT):
                 raise WeightsError(what, hint)
             warnings.append(what)  # edited by hand, to read or resample images in another way
     lay, lie = (_orientation(each) for each in (before, plans))
@@ -299,16 +299,18 @@ def check_trained(
         raise WeightsError(what, hint)
     known = _plain(arguments.get("dataset_json"))
     labels = known.get("labels")
-    if labels is not None and (changed := differences(labels, dict(dataset_json["labels"]))):
-        what = f"{str(path)!r} was trained with other labels than dataset.json says: {shown(changed)}"
+    if labels is not None and (changed := json_differences(labels, dict(dataset_json["labels"]))):
+        what = f"{str(path)!r} was trained with other labels than dataset.json says: {first_few(changed)}"
         if not _renamed(labels, dataset_json["labels"]):
             raise WeightsError(what, hint)
         warnings.append(what)
     if rows := _rows(known):
         one = {**rows, "order": known.get("regions_class_order")}
         other = {**_rows(dataset_json), "order": dataset_json.get("regions_class_order")}
-        if changed := differences(one, other):
-            what = f"{str(path)!r} was trained with another order of regions than dataset.json has: {shown(changed)}"
+        if changed := json_differences(one, other):
+            what = (
+                f"{str(path)!r} was trained with another order of regions than dataset.json has: {first_few(changed)}"
+            )
             raise WeightsError(what, hint)
     return warnings
 
@@ -339,8 +341,8 @@ def check_result(folder: Path) -> list[str]:
     manifest = read_manifest(preprocessed_dataset(dataset) / resolve(plans, configuration)["data_identifier"])
     labels = read_dataset_json(preprocessed_dataset(dataset) / "dataset.json")["labels"]
     one, other = settings_of(plans, configuration, labels), manifest.settings if manifest else None
-    if other and (changed := differences(_without_version(one), _without_version(other))):
-        return [f"{str(folder)!r} was trained on data of other settings than today's: {shown(changed)}"]
+    if other and (changed := json_differences(_without_version(one), _without_version(other))):
+        return [f"{str(folder)!r} was trained on data of other settings than today's: {first_few(changed)}"]
     try:
         return check_run(repr(str(folder)), before, trained_with(dataset, plans, configuration, fold, cases), False)
     except DataError as error:

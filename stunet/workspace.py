@@ -11,7 +11,7 @@ from glob import escape
 from pathlib import Path
 
 from stunet.errors import DataError, closest
-from stunet.files import alone, remove_parts
+from stunet.files import exclusive_lock, remove_staging
 from stunet.names import check_name
 
 VARIABLES = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
@@ -77,14 +77,14 @@ def planning(dataset: str, wait: Callable[[str], None] | None = None) -> Iterato
 
     Args:
         dataset: Full name.
-        wait: As for files.alone().
+        wait: As for files.exclusive_lock().
 
     Raises:
         DataError: Another process holds it.
     """
     place = folder("nnUNet_preprocessed") / dataset
-    with alone(place / ".lock", f"another process plans {dataset}", "wait until it is done", wait=wait):
-        remove_parts(place)
+    with exclusive_lock(place / ".lock", f"another process plans {dataset}", "wait until it is done", wait=wait):
+        remove_staging(place)
         yield
 
 

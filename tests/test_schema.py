@@ -63,7 +63,7 @@ def test_a_wrong_item_of_one_of_several_kinds_is_the_news() -> None:
 @for_each(
     ("content", "message"),
     [
-        (b'{"a": 1, "b": {"c": 1, "c": 2}}', "the key 'c' stands twice"),
+        (b'{"a": 1, "b": {"c": 1, "c": 2}}', "duplicate key 'c'"),
         (b"\xef\xbb\xbf{}", "BOM.*: save it as UTF-8 without BOM"),
         ("{}".encode("utf-16"), "not UTF-8"),
         (b'{"a": "\xe4"}', "not UTF-8"),

@@ -7,7 +7,7 @@ import pytest
 
 from stunet import workspace
 from stunet.errors import DataError
-from stunet.files import read_json, whole, write_json
+from stunet.files import atomic_write, read_json, write_json
 from stunet.plans.files import read_plan
 
 
@@ -87,7 +87,7 @@ def test_files_appear_whole_or_not_at_all(tmp_path: Path) -> None:
 
 
 def _write_half(path: Path) -> None:
-    with whole(path) as part:
+    with atomic_write(path) as part:
         part.write_text("half")
         raise KeyError
 

@@ -19,7 +19,7 @@ from nnunetv2.utilities.crossval_split import generate_crossval_split
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 
 from stunet.errors import Interrupted, StunetError
-from stunet.files import part_name, remove, write_json
+from stunet.files import remove, staging_name, write_json
 from stunet.folds import Fold, chosen
 from stunet.kinds import SPLITS, read
 from stunet.losses import DeepSupervision, DiceAndEntropy, DiceCE, RegionDiceCE
@@ -305,7 +305,7 @@ def _named(splits: Callable[..., list[dict]]) -> Callable[..., list[dict]]:
 
 
 def _plot_whole(draw: Callable[[str], None], folder: str) -> None:
-    part = Path(folder) / part_name("plot")
+    part = Path(folder) / staging_name("plot")
     part.mkdir()
     try:
         draw(str(part))

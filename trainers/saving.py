@@ -11,9 +11,10 @@ import numpy as np
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
-from stunet.errors import WeightsError
+from stunet.errors import WeightsError, first_few
+from stunet.files import json_differences
 from stunet.networks import STUNet
-from stunet.plans.check import difference, of_a_run
+from stunet.plans.check import of_a_run
 from stunet.provenance import check_checkpoint, check_run, continued
 from stunet.trainers.distributed import sharding
 from stunet.trainers.steps import Steps
@@ -75,9 +76,10 @@ class Saving(Steps):
         else:
             name, checkpoint = "the checkpoint", filename_or_checkpoint
         trained = of_a_run(checkpoint["init_args"]["plans"], self.configuration_name)
-        if changed := difference(trained, of_a_run(self.plans_manager.plans, self.configuration_name)):
+        now = of_a_run(self.plans_manager.plans, self.configuration_name)
+        if changed := json_differences(trained, now, "plans"):
             raise WeightsError(
-                f"{name} was trained with another plan than today's ({changed})", "--overwrite starts anew"
+                f"{name} was trained with another plan than today's ({first_few(changed)})", "--overwrite starts anew"
             )
         check_checkpoint(name, checkpoint["init_args"], self.fold, self.dataset_json)
         self._settle_folds()

@@ -24,7 +24,7 @@ from nnunetv2.configuration import default_num_processes
 from nnunetv2.training.dataloading import nnunet_dataset as datasets
 from nnunetv2.utilities.label_handling.label_handling import convert_labelmap_to_one_hot
 
-from stunet.files import remove_parts, whole
+from stunet.files import atomic_write, remove_staging
 from stunet.images import CaseReader, file_reader
 from stunet.inference.cases import drop_channel_axis
 from stunet.inference.engine.optimized import ReadyNetwork
@@ -144,7 +144,7 @@ class _NextStage:
         if self.of_cases is datasets.nnUNetDatasetBlosc2:
             blocks, chunks = datasets.comp_blosc2_params((1, *labels_DHW.shape), tuple(patch), labels_DHW.itemsize)
             options = {"chunks_seg": chunks[1:], "blocks_seg": blocks[1:]}
-        with whole(self.folder / f"{case}.{ending}") as part:
+        with atomic_write(self.folder / f"{case}.{ending}") as part:
             self.of_cases.save_seg(labels_DHW, str(part.with_suffix("")), **options)
 
 
@@ -209,7 +209,7 @@ class _Results:
             self._stopped = True
             self._pool.shutdown(cancel_futures=True)
             for folder in self._folders:
-                remove_parts(folder, self._parts)
+                remove_staging(folder, self._parts)
 
     def plain(self, case: str) -> Path | None:
         """Return where the probabilities of a case are collected; None if they are not wanted."""
@@ -260,8 +260,8 @@ class _Threads:
 def measure(trainer: "PlannedTrainer", processes: int) -> None:
     """Compare what all processes have written with the labels, and log the agreement."""
     folder, labels = Path(trainer.output_folder) / FOLDER, trainer.label_manager
-    remove_parts(folder)  # left by processes that were killed: nnU-Net would take them for cases
-    with whole(folder / SUMMARY) as part, exchanged(evaluation, multiprocessing=_Threads):
+    remove_staging(folder)  # left by processes that were killed: nnU-Net would take them for cases
+    with atomic_write(folder / SUMMARY) as part, exchanged(evaluation, multiprocessing=_Threads):
         metrics = evaluation.compute_metrics_on_folder(
             str(Path(trainer.preprocessed_dataset_folder_base) / "gt_segmentations"),
             str(folder),

@@ -8,14 +8,14 @@ import signal
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stunet import console
 from stunet.errors import DataError, Interrupted, StunetError
-from stunet.files import alone
+from stunet.files import exclusive_lock, shared_lock
 
 if TYPE_CHECKING:
     from stunet.inference.cases import InputCase
@@ -68,10 +68,13 @@ def _reserved(args: argparse.Namespace, cases: "list[InputCase]", folder: Path) 
     own = None if args.o == folder and args.num_parts == 1 else f"part-{args.part_id}"
     if args.o != folder:
         own = f"case-{cases[0].name}"  # never the name of another lock, such as that of the statistics
-    with alone(folder / ".lock", what, hint, shared=own is not None), ExitStack() as stack:
-        if own is not None:
-            stack.enter_context(alone(folder / f".lock-{own}", f"{what} ({own})", hint))
-        yield
+    if own is None:
+        with exclusive_lock(folder / ".lock", what, hint):
+            yield
+    else:
+        lock = folder / f".lock-{own}"
+        with shared_lock(folder / ".lock", what, hint), exclusive_lock(lock, f"{what} ({own})", hint):
+            yield
 
 
 def _run_stage(

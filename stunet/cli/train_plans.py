@@ -11,7 +11,8 @@ from typing import Any
 
 from stunet import console, nnunet, presets, workspace
 from stunet.cli.models import ShownDownload
-from stunet.errors import DataError, UsageError, WeightsError
+from stunet.errors import DataError, UsageError, WeightsError, first_few
+from stunet.files import json_differences
 from stunet.kinds import read_dataset_json
 from stunet.labels.annotations import Annotations, described, load_annotations
 from stunet.models import store
@@ -70,7 +71,6 @@ def choose_plans(dataset: str, args: argparse.Namespace) -> Chosen:
         return Chosen(plans, False, _weights_of(plans, args))
     if args.c or args.configuration:
         resolve(plans, args.c or args.configuration)
-    from stunet.plans.check import difference
     from stunet.plans.derive import derive
 
     trained = {"stunet": {**plans["stunet"], **{key: x for key, x in options.items() if key == "weights" and x}}}
@@ -80,10 +80,10 @@ def choose_plans(dataset: str, args: argparse.Namespace) -> Chosen:
     if not existing.is_file():
         return Chosen(derived, True, weights or _weights_of(derived, args))
     on_disk = read_plan(existing).to_json()
-    found = difference(_comparable(on_disk, derived), _comparable(derived, on_disk))
-    if found:
+    changed = json_differences(_comparable(on_disk, derived), _comparable(derived, on_disk), "plans")
+    if changed:
         raise DataError(
-            f"plans {derived['plans_name']!r} exist and differ from what would be derived ({found})",
+            f"plans {derived['plans_name']!r} exist and differ from what would be derived ({first_few(changed)})",
             f"-p {derived['plans_name']} to use them, or delete {existing}",
         )
     return Chosen(on_disk, False, weights or _weights_of(on_disk, args))

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from stunet import console
 from stunet.cli import common
-from stunet.errors import DataError, Interrupted, UsageError
+from stunet.errors import DataError, Interrupted, UsageError, first_few
+from stunet.files import json_differences
 from stunet.kinds import SUMMARY, read
 from stunet.plans.files import read_plan
 
@@ -73,7 +74,7 @@ def _left(run: "Run") -> "Run | None":
     Raises:
         DataError: It is trained and validated, but with other plans, cases or data than there are now.
     """
-    from stunet.plans.check import difference, of_a_run
+    from stunet.plans.check import of_a_run
     from stunet.provenance import check_result
     from stunet.runs.launch import FINAL
     from stunet.runs.readiness import lacking_next_stage
@@ -83,8 +84,8 @@ def _left(run: "Run") -> "Run | None":
     if not ((run.folder / FINAL).is_file() and _summary(run).is_file()):
         return run
     before = of_a_run(read_plan(run.folder.parent / "plans.json").to_json(), run.configuration)
-    changed = difference(before, of_a_run(run.plans, run.configuration), run.plans["plans_name"])
-    reasons = [f"with other plans than today's ({changed})"] if changed else check_result(run.folder)
+    changed = json_differences(before, of_a_run(run.plans, run.configuration), run.plans["plans_name"])
+    reasons = [f"with other plans than today's ({first_few(changed)})"] if changed else check_result(run.folder)
     if reasons:
         hint = "--val to validate it again, where its training cases are the same; --overwrite to train anew"
         raise DataError(f"this fold is trained and validated, but {reasons[0]}", hint)

@@ -21,8 +21,8 @@ from typing import Any, Protocol
 
 from stunet.datasets import FILE_ENDING, raise_first, write_dataset_json
 from stunet.datasets.listing import named, visible
-from stunet.errors import DataError, OutOfMemoryError, StunetError, UsageError, short
-from stunet.files import NO_SPACE, alone_with, whole, write_json
+from stunet.errors import DataError, OutOfMemoryError, StunetError, UsageError, is_disk_full, short
+from stunet.files import atomic_write, sha256_of, write_json, write_lock
 from stunet.kinds import CASE_RECORD, read
 from stunet.names import check_name
 from stunet.schema import anything, dict_of
@@ -124,7 +124,7 @@ class Conversion:
             OutOfMemoryError: A case does not fit into memory.
         """
         own = self.target / OWN_FOLDER
-        with alone_with(self.target):
+        with write_lock(self.target):
             self._check_options()  # again: another run may have finished in the meantime
             (own / "cases").mkdir(parents=True, exist_ok=True)
             if not any((own / "cases").glob("*.json")):
@@ -252,7 +252,7 @@ def dataset_folder(raw: Path, dataset_id: int, name: str) -> Path:
 def write_file(path: Path, content: bytes) -> None:
     """Write a file, which appears only once it is complete; create its folder if needed."""
     path.parent.mkdir(exist_ok=True)
-    with whole(path) as part:
+    with atomic_write(path) as part:
         part.write_bytes(content)
 
 
@@ -261,7 +261,7 @@ def _convert(source: Source, step: Step, target: Path) -> StunetError | None:
     try:
         signature = _signature(source)
         files, facts = step(source, target)
-        hashes = {f"{path.parent.name}/{path.name}": _sha256(path) for path in files}
+        hashes = {f"{path.parent.name}/{path.name}": sha256_of(path) for path in files}
         for file in _files(_record_path(source, target)) - hashes.keys():  # written by an earlier run to another folder
             (target / file).unlink(missing_ok=True)
         write_json(_record_path(source, target), {"source": signature, "files": hashes, "facts": facts})
@@ -270,7 +270,7 @@ def _convert(source: Source, step: Step, target: Path) -> StunetError | None:
     except StunetError as error:
         return type(error)(f"case {source.name!r}: {error.message}", f"{error.hint}, {AGAIN}")
     except OSError as error:
-        if error.errno not in NO_SPACE:
+        if not is_disk_full(error):
             raise
         what = f"no space for case {source.name!r} in {str(target)!r}: {error.strerror}"
         raise DataError(what, f"free some space, {AGAIN}") from None
@@ -283,7 +283,7 @@ def _record(source: Source, target: Path) -> dict[str, Any] | None:
         record = _read_record(source, target)
         if record["source"] != _signature(source):
             return None
-        same = all(_sha256(target / file) == digest for file, digest in record["files"].items())
+        same = all(sha256_of(target / file) == digest for file, digest in record["files"].items())
     except (DataError, KeyError, TypeError, OSError):  # no record yet, or it is unreadable
         return None
     return record if same else None
@@ -317,8 +317,3 @@ def _signature(source: Source) -> str:
         except OSError:
             parts.append(path.name)
     return hashlib.sha256(repr(parts).encode()).hexdigest()
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -33,7 +33,7 @@ from stunet.datasets.dicom_headers import (
 )
 from stunet.datasets.listing import DICOM, begins_as_dicom
 from stunet.errors import DataError
-from stunet.files import whole
+from stunet.files import atomic_write
 from stunet.images import write_sitk
 
 TOLERANCE = 0.01  # as a fraction of the distance between slices
@@ -224,7 +224,7 @@ def to_nifti(folder: Path, target: Path, series: str | None = None) -> None:
         OSError: The disk is full.
     """
     image = read_series(folder, series)
-    with whole(target) as part:
+    with atomic_write(target) as part:
         write_sitk(image, part)
 
 

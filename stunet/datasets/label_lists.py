@@ -11,6 +11,7 @@ from typing import Any
 
 from stunet.errors import DataError, UsageError
 from stunet.files import read_json
+from stunet.kinds import LARGEST_LABEL
 from stunet.labels import systems
 
 EXAMPLE = "liver spleen, or a file: ITK-SNAP's, .csv or .tsv with index and name, .json or .toml"
@@ -116,9 +117,9 @@ def _checked(entries: Sequence[tuple[Any, Any]], where: str) -> dict[int, str]:
     for value, name in entries:
         if not isinstance(name, str) or not name.strip() or "\0" in name:
             raise DataError(f"{where}: value {value!r} has the name {name!r}", EXAMPLE)
-        if isinstance(value, bool) or not re.fullmatch(r"[0-9]{1,9}", str(value)) or int(value) > systems.MAX_LABEL:
+        if isinstance(value, bool) or not re.fullmatch(r"[0-9]{1,9}", str(value)) or int(value) > LARGEST_LABEL:
             hint = "one value per class; regions of several values are made in dataset.json afterwards"
-            raise DataError(f"{where}: {name!r} is {value!r}, not an integer from 0 to {systems.MAX_LABEL}", hint)
+            raise DataError(f"{where}: {name!r} is {value!r}, not an integer from 0 to {LARGEST_LABEL}", hint)
         number, name = int(value), name.strip()
         if number == 0:  # "Clear Label", "background"
             continue

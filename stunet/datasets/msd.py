@@ -15,7 +15,7 @@ from stunet.datasets import FILE_ENDING, write_dataset_json
 from stunet.datasets.conversion import dataset_folder
 from stunet.datasets.listing import list_images, named
 from stunet.errors import DataError, UsageError, is_out_of_memory
-from stunet.files import new_folder, read_json
+from stunet.files import atomic_folder, read_json
 from stunet.images import read_header, read_sitk, write_sitk
 from stunet.kinds import TASK
 from stunet.schema import check
@@ -48,7 +48,7 @@ def convert_msd(
     target = dataset_folder(raw, *_number_and_name(source, dataset_id, name))
     channels = {int(index): str(channel) for index, channel in task["modality"].items()}
     files = msd_images(source)
-    with new_folder(target) as part:
+    with atomic_folder(target) as part:
         for image in files:
             _place_image(image, part / image.parent.name, len(channels))
             if image.parent.name == "imagesTr":

@@ -17,7 +17,7 @@ from stunet.datasets.conversion import Conversion, Description, Source, dataset_
 from stunet.datasets.label_lists import renumber
 from stunet.datasets.listing import ending_of, list_images, named, same_case, unusable
 from stunet.errors import DataError, UsageError
-from stunet.files import whole
+from stunet.files import atomic_write
 from stunet.labels import systems
 from stunet.nifti import check_nifti
 
@@ -55,7 +55,7 @@ class Renumber:
             table[old] = new
         path = folder / f"labels{source.subset}" / f"{source.name}{self.ending}"
         path.parent.mkdir(exist_ok=True)
-        with whole(path) as part:
+        with atomic_write(path) as part:
             self._write(systems.apply(table, label.astype(np.intp)), part, properties)
         return [path], {}
 

@@ -15,7 +15,7 @@ from scipy.ndimage import gaussian_filter
 
 from stunet.datasets import FILE_ENDING, write_dataset_json
 from stunet.errors import UsageError
-from stunet.files import new_folder
+from stunet.files import atomic_folder
 
 AIR_HU, BODY_HU = -1000.0, 0.0
 NOISE_HU, BLUR_VOXELS = 15.0, 0.6
@@ -76,7 +76,7 @@ def make_phantom(
         )
     if min(shape) < 16:
         raise UsageError(f"a phantom of shape {shape}", "16 voxels or more along each axis")
-    with new_folder(folder) as part:
+    with atomic_folder(folder) as part:
         for index in range(cases + held_out):
             subset = "Tr" if index < cases else "Ts"
             name = f"phantom_{index:03d}"

@@ -233,7 +233,7 @@ def evaluate_case(case: Case, labels: Labels, tolerance_mm: float) -> dict[str, 
 
 def write_csv(summary: Mapping[str, Any], cases: Sequence[Case], path: Path) -> None:
     """Write one row per case and class; cells are empty if a metric is undefined."""
-    with files.whole(path) as part, part.open("w", newline="") as stream:
+    with files.atomic_write(path) as part, part.open("w", newline="") as stream:
         table = csv.writer(stream)
         table.writerow(["case", "label", "class", *metrics.METRICS, "reference_file", "prediction_file"])
         for case, entry in zip(cases, summary["metric_per_case"], strict=True):

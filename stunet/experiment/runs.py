@@ -18,7 +18,7 @@ from typing import Any
 
 from stunet.errors import DataError, Interrupted, UsageError
 from stunet.experiment.arms import Arm
-from stunet.files import alone, is_held, remove_parts, write_json
+from stunet.files import exclusive_lock, is_held, remove_staging, write_json
 from stunet.kinds import ARMS, CLASSES, SUMMARY_OF_CASES, read
 
 DONE, BEGUN, FAILED = "done", "begun", "failed"
@@ -94,7 +94,7 @@ def run(
             raise UsageError(f"{other.name} and {arm.name} are the same command", "leave one of them out")
     running: list[_Process] = []
     with _alone(record.folder), _received_signals() as signals, _stopped_at_the_end(running):
-        remove_parts(record.folder)
+        remove_staging(record.folder)
         record.read()
         waiting = [(arm, command) for arm, command in todo.items() if record.state(command) != DONE]
         total, ended, passed_on = len(waiting), 0, 0
@@ -226,7 +226,7 @@ def _alone(folder: Path) -> AbstractContextManager[None]:
     """Hold the folder, so that no two commands run the same arms."""
     folder.mkdir(parents=True, exist_ok=True)
     what = f"another stunet_experiment runs in {str(folder)!r}"
-    return alone(folder / LOCK, what, "wait for it, or -o FOLDER")
+    return exclusive_lock(folder / LOCK, what, "wait for it, or -o FOLDER")
 
 
 @contextmanager

@@ -23,7 +23,7 @@ import numpy as np
 
 from stunet.errors import DataError
 from stunet.experiment.arms import SCRATCH, Arm, from_scratch
-from stunet.files import whole, write_json
+from stunet.files import atomic_write, write_json
 from stunet.names import cells
 
 if TYPE_CHECKING:
@@ -183,12 +183,12 @@ def write(rows: Sequence[Row], folder: Path) -> list[Path]:
     """Write summary.json, summary.csv (also by class and seed) and summary.png; return their paths."""
     paths = [folder / f"summary.{ending}" for ending in ("json", "csv", "png")]
     write_json(paths[0], to_json(rows))
-    with whole(paths[1]) as part, part.open("w", newline="") as file:
+    with atomic_write(paths[1]) as part, part.open("w", newline="") as file:
         table = [_flat(row) for row in to_json(rows)]
         columns = list(dict.fromkeys(key for line in table for key in line))
         lines = [columns, *([line.get(key, "") for key in columns] for line in table)]
         csv.writer(file).writerows(map(cells, lines))
-    with whole(paths[2]) as part:
+    with atomic_write(paths[2]) as part:
         plot(rows, part)
     return paths
 

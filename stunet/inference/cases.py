@@ -165,7 +165,7 @@ def geometry(case: InputCase, orientation: str | None = None) -> tuple[tuple[int
 
         return dicom.geometry(case.files[0], case.series)
     from stunet.images import read_header
-    from stunet.orientation import code_of, turn
+    from stunet.orientation import FLAT_THICKNESS, code_of, turn
 
     try:
         header = read_header(case.files[0])
@@ -179,7 +179,7 @@ def geometry(case: InputCase, orientation: str | None = None) -> tuple[tuple[int
         order = turn(code_of(header.direction), orientation).order
         shape, spacing = tuple(shape[axis] for axis in order), tuple(spacing[axis] for axis in order)
     missing = 3 - len(shape)
-    return (1,) * missing + shape, (999 * max(spacing),) * missing + spacing
+    return (1,) * missing + shape, (FLAT_THICKNESS * max(spacing),) * missing + spacing
 
 
 def volumes(file: Path) -> int:

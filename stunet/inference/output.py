@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from stunet.errors import DataError
-from stunet.files import NAME_MAX, part_name, read_json, remove, shortened, write_json
+from stunet.files import NAME_MAX, read_json, remove, shortened, staging_name, write_json
 from stunet.inference.cases import InputCase
 from stunet.nifti import check_nifti
 
@@ -45,7 +45,7 @@ def whole_case(folder: Path, name: str, endings: Sequence[str]) -> Iterator[str]
 
 def part_of_case(name: str) -> str:
     """Return the temporary name of a case while this process works on it; endings are appended to it."""
-    return part_name(name, LONGEST_CASE)
+    return staging_name(name, LONGEST_CASE)
 
 
 def too_long(name: str, endings: Sequence[str]) -> DataError | None:

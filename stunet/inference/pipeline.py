@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from stunet.errors import DataError, StunetError
-from stunet.files import remove_parts
+from stunet.files import remove_staging
 from stunet.inference import products
 from stunet.inference.cases import InputCase, geometry
 from stunet.inference.engine import memory
@@ -136,7 +136,7 @@ class Pipeline:
         """Remove temporary files of killed runs; only those of `cases` if other runs share the folder."""
         endings = products.endings_of_parts(self.predictor.model)
         own = None if cases is None else {end for case in cases for end in endings_of_case(case.name, endings)}
-        remove_parts(self.folder, own)
+        remove_staging(self.folder, own)
 
     @property
     def ending(self) -> str:

@@ -9,8 +9,6 @@ formats are nnU-Net's, with two differences: checkpoints are read safely and che
 of a scan are never in memory as a whole (engine/segmenter.py). pipeline.py predicts many cases into a folder.
 """
 
-import hashlib
-import json
 import logging
 import os
 import threading
@@ -27,6 +25,7 @@ from nibabel.spatialimages import SpatialImage
 from nnunetv2.utilities.label_handling.label_handling import convert_labelmap_to_one_hot
 
 from stunet.errors import DataError, OutOfMemoryError, UsageError, is_out_of_memory, last_line
+from stunet.files import sha256_of, sha256_of_json
 from stunet.images import Reader, file_reader
 from stunet.inference.cases import InputCase, drop_channel_axis
 from stunet.inference.engine import memory
@@ -207,16 +206,14 @@ class Predictor:
     @cached_property
     def made_by(self) -> dict[str, Any]:
         """What determines the results: SHA-256 of plans and checkpoints, value by class, options that change voxels."""
-        checkpoints = {}
-        for fold, path in zip(self.model.folds, self.model.weights, strict=True):
-            with path.open("rb") as file:
-                checkpoints[str(fold)] = hashlib.file_digest(file, "sha256").hexdigest()
+        files = zip(self.model.folds, self.model.weights, strict=True)
+        checkpoints = {str(fold): sha256_of(path) for fold, path in files}
         labels = self.model.dataset["labels"]
         if (lookup := self._lookup) is not None:
             labels = {name: lookup[value].tolist() for name, value in labels.items() if name != "ignore"}
         told = {} if self._orientation_from is None else {"orientation": self.orientation}
         return {
-            "plans": hashlib.sha256(json.dumps(self.model.plans, sort_keys=True).encode()).hexdigest(),
+            "plans": sha256_of_json(self.model.plans),
             "checkpoints": checkpoints,
             "labels": labels,
             "v1_preprocessing": self.options.v1_preprocessing,

@@ -22,7 +22,7 @@ from stunet.inference.model import ModelFolder
 from stunet.machine import memory_limit
 from stunet.nifti import check_nifti
 from stunet.nifti_header import forms, forms_of, has_forms, has_place, oddities
-from stunet.orientation import affine_of, apart, turned, way_back
+from stunet.orientation import FLAT_THICKNESS, affine_of, apart, turned, way_back
 
 # What nnU-Net, ITK, numpy and nibabel raise for files and images that they cannot handle.
 UNREADABLE = (
@@ -30,7 +30,6 @@ UNREADABLE = (
     ImageFileError, HeaderDataError,
 )  # fmt: skip
 VOXEL = 4  # bytes, in float32
-THICK = 999  # times the spacing: how nnU-Net's readers mark the single slice of a 2D image
 log = logging.getLogger("stunet")
 
 
@@ -157,7 +156,7 @@ def from_sitk(
     own = sitk.GetArrayFromImage(image).astype(np.float32, copy=False)
     spacing = list(image.GetSpacing()[::-1][-3:])
     if own.ndim == 2:
-        own, spacing = own[None], [THICK * max(spacing), *spacing]
+        own, spacing = own[None], [FLAT_THICKNESS * max(spacing), *spacing]
     own = own if own.ndim == 4 else own[None]
     _check_channels(len(own), files, channels)
     _check_voxels(own, files)

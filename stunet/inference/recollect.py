@@ -19,12 +19,11 @@ from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.swa_utils import update_bn
 
-from stunet.errors import DataError
-from stunet.files import new_folder, read_json, write_json
+from stunet.errors import DataError, first_few
+from stunet.files import atomic_folder, json_differences, read_json, write_json
 from stunet.inference.model import ModelFolder, open_model
 from stunet.inference.network import build
 from stunet.models.record import RECORD
-from stunet.plans.check import difference
 from stunet.plans.files import read_plan
 from stunet.plans.resolve import resolve
 from stunet.preprocessing.dataset import CONFIGURATION_SETTINGS, PLAN_SETTINGS, preprocessed_cases
@@ -104,7 +103,7 @@ def recollect(
     folder, network = source.model.folder.resolve(), source.network
     cases = _find_cases(source.model, source.configuration, dataset, configuration or source.configuration)
     target = target or folder.with_name(f"{folder.name}-bn-{dataset}")
-    with new_folder(target) as part:
+    with atomic_folder(target) as part:
         for path, checkpoint in zip(source.model.weights, source.checkpoints, strict=True):
             network.load_state_dict(checkpoint["network_weights"])
             patches = _patches(cases, source.planned.patch_size, source.planned.batch_size, batches, on_batch)
@@ -153,8 +152,8 @@ def _find_cases(model: ModelFolder, name: str, dataset: str, configuration: str)
         if not isinstance(content, dict) or configuration not in (content.get("configurations") or ()):
             continue
         plans = read_plan(path).to_json()
-        if other := difference(_preprocessing(plans, configuration), wanted, path.stem):
-            reasons.append(other)
+        if changed := json_differences(_preprocessing(plans, configuration), wanted, path.stem):
+            reasons.append(first_few(changed))
         elif names := preprocessed_cases(dataset, plans, configuration):
             for warning in check_data(dataset, plans, configuration):
                 log.warning("warning: %s", warning)

@@ -21,10 +21,10 @@ from typing import Any
 import numpy as np
 
 from stunet.errors import DataError, closest
+from stunet.kinds import LARGEST_LABEL
 from stunet.labels.names import match_classes
 from stunet.schema import Wrong, check, dict_of, either, integer, list_of, read_toml, table, text
 
-MAX_LABEL = 65535  # fits into a 16-bit file; look-up tables stay small
 NOT_CLASSES = {"background", "ignore"}  # nnU-Net's other entries of `labels`
 
 
@@ -82,7 +82,7 @@ class LabelSystem:
         """
         values = {name: value for name, value in labels.items() if name not in NOT_CLASSES}
         for name, value in values.items():
-            if type(value) is not int or not 0 < value <= MAX_LABEL:
+            if type(value) is not int or not 0 < value <= LARGEST_LABEL:
                 raise DataError(
                     f"labels {self.name!r}: class {name!r} of the model is {value!r}, not one label",
                     "a model of regions has no classes that could be renumbered",
@@ -196,7 +196,7 @@ def _check_unique(system: LabelSystem) -> None:
             used[label] = name
 
 
-_LABEL = integer(1, MAX_LABEL)
+_LABEL = integer(1, LARGEST_LABEL)
 _PARTS = table({"labels": list_of(_LABEL, least=1)}, {"from": list_of(text, least=1)})
 _SYSTEM = table(
     {"classes": dict_of(either("a label or a table", _LABEL, _PARTS), key=_class_name, least=1)},

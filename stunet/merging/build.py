@@ -14,8 +14,8 @@ import numpy as np
 
 from stunet import __version__, workspace
 from stunet.datasets import FILE_ENDING, Case, write_dataset_json
-from stunet.errors import DataError
-from stunet.files import NO_SPACE, whole, write_json
+from stunet.errors import DataError, is_disk_full
+from stunet.files import atomic_write, write_json
 from stunet.kinds import PROVENANCE, read
 from stunet.labels.annotations import Annotations
 from stunet.labels.systems import apply
@@ -107,7 +107,7 @@ def write_label(source: Path, target: Path, table: np.ndarray) -> None:
     array = apply(table, array if array.dtype.kind in "iu" else np.rint(array).astype(np.int32))
     header = image.header.copy()
     header.set_data_dtype(table.dtype)
-    with whole(target) as part:
+    with atomic_write(target) as part:
         nibabel.save(nibabel.Nifti1Image(array, image.affine, header), part)
 
 
@@ -150,14 +150,14 @@ def _write_case(job: Job) -> None:
     target = job.label
     try:
         for source, target in zip(job.case.images, job.images or (), strict=job.images is not None):
-            with whole(target) as part:
+            with atomic_write(target) as part:
                 if job.link:
                     part.symlink_to(source.absolute())
                 else:
                     shutil.copyfile(source, part)
         write_label(job.case.label, target := job.label, job.lookup)
     except OSError as error:
-        if error.errno not in NO_SPACE:
+        if not is_disk_full(error):
             raise
         raise DataError(f"no space to write {str(target)!r}: {error.strerror}", FULL_HINT) from None
 

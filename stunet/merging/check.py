@@ -4,7 +4,6 @@ What a check saw is kept next to the recipe (merge.checked.json), so that a buil
 since someone read the report.
 """
 
-import hashlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -12,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from stunet import workspace
-from stunet.errors import DataError
-from stunet.files import differences, shown, write_json
+from stunet.errors import DataError, first_few
+from stunet.files import json_differences, sha256_of, sha256_of_json, write_json
 from stunet.kinds import read
 from stunet.merging import Finding
 from stunet.merging.estimate import Estimate, estimate
@@ -106,8 +105,8 @@ def state(recipe: Recipe, members: Mapping[str, Member]) -> dict[str, Any]:
             "dataset": member.folder.name,
             "dataset.json": member.sha256,
             "cases": len(member.cases),
-            "files": hashlib.sha256(json.dumps([files_of(case) for case in member.cases]).encode()).hexdigest(),
-            "annotated_overrides": _hash(member.recipe.overrides),
+            "files": sha256_of_json([files_of(case) for case in member.cases]),
+            "annotated_overrides": _sha256_if_any(member.recipe.overrides),
         }
         for name, member in members.items()
     }
@@ -132,14 +131,14 @@ def see_receipt(recipe: Recipe, now: Mapping[str, Any]) -> None:
         return
     before = read(receipt_of(recipe), dict_of(anything), f"stunet_merge check {recipe.path}")
     if before.get("recipe") == now["recipe"]:
-        changed = differences(before.get("sources"), now["sources"], "sources")
+        changed = json_differences(before.get("sources"), now["sources"], "sources")
         if changed:
-            text = f"since {str(recipe.path)!r} was checked, this has changed: {shown(changed)}"
+            text = f"since {str(recipe.path)!r} was checked, this has changed: {first_few(changed)}"
             raise DataError(text, f"stunet_merge check {recipe.path}")
 
 
-def _hash(path: Path | None) -> str | None:
-    return hashlib.sha256(path.read_bytes()).hexdigest() if path and path.is_file() else None
+def _sha256_if_any(path: Path | None) -> str | None:
+    return sha256_of(path) if path and path.is_file() else None
 
 
 def _scan(

@@ -17,7 +17,7 @@ import numpy as np
 from stunet import __version__, kinds
 from stunet.datasets import FILE_ENDING, Case, raise_first, write_dataset_json
 from stunet.errors import DataError, OutOfMemoryError
-from stunet.files import whole, write_json
+from stunet.files import atomic_write, write_json
 from stunet.inference.cases import InputCase
 from stunet.inference.engine.confidence import Confidence
 from stunet.inference.predictor import Predictor
@@ -152,7 +152,7 @@ def _complete_case(plan: Plan, case: Case, part: Path, teacher: Predictor) -> Co
         voxels = {name: int((label == plan.values[name]).sum()) for name in missing}
         ignored = int((label == plan.values[IGNORE]).sum()) - before
         label = way.back.copied(label)
-    with whole(part / "labelsTr" / f"{case.name}{FILE_ENDING}") as file:
+    with atomic_write(part / "labelsTr" / f"{case.name}{FILE_ENDING}") as file:
         teacher.writer.write_seg(label, str(file), properties)
     return Completed(voxels, ignored)
 

@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from stunet.errors import DataError
-from stunet.files import NO_SPACE, alone_with, differences, remove, shown, write_json
+from stunet.errors import DataError, first_few, is_disk_full
+from stunet.files import json_differences, remove, write_json, write_lock
 from stunet.kinds import PROVENANCE, read
 
 RECORD = "provenance.json"
@@ -34,9 +34,9 @@ def is_there(target: Path, now: Mapping[str, Any]) -> bool:
         return False
     if not (target / RECORD).is_file():
         raise DataError(f"{str(target)!r} exists and was not made by this command", "another name")
-    changed = differences(read(target / RECORD, PROVENANCE).get("state"), now)
+    changed = json_differences(read(target / RECORD, PROVENANCE).get("state"), now)
     if changed:
-        text = f"{str(target)!r} exists and was made from something else: {shown(changed)}"
+        text = f"{str(target)!r} exists and was made from something else: {first_few(changed)}"
         raise DataError(text, "another name, or remove that folder")
     return True
 
@@ -54,7 +54,7 @@ def growing(target: Path, now: Mapping[str, Any]) -> Iterator[Path]:
     """
     part = target.with_name(f".part-{target.name}")
     try:
-        with alone_with(target):
+        with write_lock(target):
             if target.exists():
                 raise DataError(f"{str(target)!r} was made by another run meanwhile", "nothing is left to do")
             part.mkdir(exist_ok=True)
@@ -64,7 +64,7 @@ def growing(target: Path, now: Mapping[str, Any]) -> Iterator[Path]:
             yield part
             part.rename(target)
     except OSError as error:
-        if error.errno not in NO_SPACE:
+        if not is_disk_full(error):
             raise
         raise DataError(f"no space in {str(part)!r}: {error.strerror}", FULL_HINT) from None
 
@@ -73,7 +73,7 @@ def _begin(part: Path, target: Path, now: Mapping[str, Any]) -> None:
     """Record what the dataset is made from, or check that it was begun from the same."""
     if not (part / RECORD).is_file():
         write_json(part / RECORD, {"state": now})
-    changed = differences(read(part / RECORD, PROVENANCE).get("state"), now)
+    changed = json_differences(read(part / RECORD, PROVENANCE).get("state"), now)
     if changed:
-        text = f"{target.name} was begun and interrupted, and since then changed {shown(changed)}"
+        text = f"{target.name} was begun and interrupted, and since then changed {first_few(changed)}"
         raise DataError(text, f"undo that to go on with it, or start anew: rm -r {part}")

@@ -3,7 +3,6 @@
 Read next: completing.py, which completes them.
 """
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,6 +13,7 @@ import numpy as np
 
 from stunet.datasets import Case, read_dataset, warn_left_out
 from stunet.errors import DataError, UsageError
+from stunet.files import sha256_of, sha256_of_json
 from stunet.inference.model import ModelFolder
 from stunet.kinds import read_dataset_json
 from stunet.labels.annotations import AnnotatedCase, Annotations, CaseSource, load_annotations
@@ -67,11 +67,10 @@ class Plan:
 
     def state(self, teacher: Mapping[str, Any]) -> dict[str, Any]:
         """Return what the result depends on."""
-        files = json.dumps([files_of(case) for case in self.cases]).encode()
         content = {
             "dataset": self.folder.name,
-            "dataset.json": hashlib.sha256((self.folder / "dataset.json").read_bytes()).hexdigest(),
-            "files": hashlib.sha256(files).hexdigest(),
+            "dataset.json": sha256_of(self.folder / "dataset.json"),
+            "files": sha256_of_json([files_of(case) for case in self.cases]),
             "annotates": {case: list(entry.labels) for case, entry in self.before.cases.items()},
             "teacher": teacher,
             "classes": self.classes,

@@ -18,7 +18,7 @@ import numpy as np
 from stunet.datasets import Case, Rules
 from stunet.datasets.check import UNREADABLE, read_case
 from stunet.errors import DataError
-from stunet.files import whole
+from stunet.files import atomic_write
 from stunet.schema import anything, dict_of, integer, list_of, number, table, text
 from stunet.workers import each
 
@@ -86,7 +86,7 @@ def scan(
 def tidy(cache: Path) -> None:
     """Reduce a cache to the last entry of each case."""
     newest = {tuple(path for path, *_ in json.loads(key)[0]): (key, found) for key, found in _load(cache)}
-    with whole(cache) as part:
+    with atomic_write(cache) as part:
         part.write_text("".join(json.dumps([key, asdict(found)]) + "\n" for key, found in newest.values()))
 
 

@@ -4,7 +4,6 @@ check.py fills in the description, findings.py judges it, build.py writes the un
 """
 
 import csv
-import hashlib
 import operator
 import os
 import re
@@ -18,6 +17,7 @@ from typing import Any
 from stunet import workspace
 from stunet.datasets import Case, Rules, read_dataset, warn_left_out
 from stunet.errors import DataError, closest
+from stunet.files import sha256_of
 from stunet.kinds import read_dataset_json
 from stunet.labels.annotations import AnnotatedCase, Annotations, CaseSource, load_annotations
 from stunet.merging import Finding
@@ -170,7 +170,7 @@ def open_source(recipe: Recipe, source: SourceRecipe) -> Member:
         cases=taken,
         rules=Rules(reader, rules.channels, rules.values),
         annotations=load_annotations(folder),
-        sha256=hashlib.sha256((folder / "dataset.json").read_bytes()).hexdigest(),
+        sha256=sha256_of(folder / "dataset.json"),
     )
 
 

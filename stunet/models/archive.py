@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
 from stunet.errors import WeightsError
-from stunet.files import new_folder, whole
+from stunet.files import atomic_folder, atomic_write
 
 # Files that are read from an archive, below the folder of its plans.json.
 FILES = re.compile(r"(plans|dataset|model)\.json|fold_([0-9]{1,3}|all)/checkpoint_[a-z]{1,20}\.pth")
@@ -25,7 +25,7 @@ MAX_RATIO, MAX_EXTRA_BYTES, MAX_MEMBERS = 20, 16 << 20, 10_000
 
 def pack(folder: Path, archive: Path) -> None:
     """Write a model folder as a zip, uncompressed, because weights do not compress."""
-    with whole(archive) as part, zipfile.ZipFile(part, "w", zipfile.ZIP_STORED) as target:
+    with atomic_write(archive) as part, zipfile.ZipFile(part, "w", zipfile.ZIP_STORED) as target:
         for path in sorted(folder.rglob("*")):
             if path.is_file():
                 target.write(path, f"{archive.stem}/{path.relative_to(folder).as_posix()}")
@@ -46,7 +46,7 @@ def unpack(path: Path, target: Path) -> Path:
         WeightsError: A member would be written outside `target` or is a link; the members are far larger than the
             archive; it holds no model folder, or several; or it is damaged. Nothing is left behind.
     """
-    with _reading(path), zipfile.ZipFile(path) as archive, new_folder(target) as part:
+    with _reading(path), zipfile.ZipFile(path) as archive, atomic_folder(target) as part:
         members = [member for member in archive.infolist() if not member.is_dir()]
         _check_members(path, members)
         root = _root(path, members)

@@ -5,7 +5,6 @@ server confirms that it still has the same file, or a known sha256 will verify t
 and the usual proxy variables. store.py decides what is downloaded.
 """
 
-import hashlib
 import json
 import logging
 import os
@@ -20,6 +19,7 @@ import requests
 import urllib3
 
 from stunet.errors import DataError, WeightsError
+from stunet.files import sha256_of
 from stunet.kinds import read
 from stunet.schema import dict_of, text
 
@@ -100,12 +100,6 @@ def _ask(accept: Callable[[str], None], source: str, target: Path) -> None:
     except WeightsError as error:
         target.unlink()
         raise _Useless(error.message.replace(repr(str(target)), "the file")) from None
-
-
-def sha256_of(path: Path) -> str:
-    """Return the checksum of a file, as sha256sum prints it."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _fetch_one(url: str, target: Path, sha256: str | None, size: int | None, on_bytes: Progress, wait_s: float) -> None:

@@ -16,10 +16,9 @@ from typing import Any
 import torch
 
 from stunet.errors import DataError, UsageError, WeightsError
-from stunet.files import alone_with, new_folder, write_json
+from stunet.files import atomic_folder, sha256_of, write_json, write_lock
 from stunet.models.archive import pack
 from stunet.models.described import check_described
-from stunet.models.download import sha256_of
 from stunet.models.record import RECORD, read_record
 from stunet.models.registry import Entry, dataset_of, plans_of
 from stunet.networks import STUNet
@@ -129,7 +128,7 @@ def write_model_folder(target: Path, folds: Mapping[str, Weights], record: Mappi
         DataError: `target` exists, or the disk is full.
     """
     first = next(iter(folds.values()))
-    with new_folder(target) as part:
+    with atomic_folder(target) as part:
         write_json(part / "plans.json", first.plans)
         write_json(part / "dataset.json", first.dataset)
         for name, weights in folds.items():
@@ -194,7 +193,7 @@ def export(source: Path, target: Path, half: bool = False) -> None:
     if not ending:
         write_model_folder(target, _fitting(folds, half), {"source": str(source)})
         return
-    with alone_with(target):
+    with write_lock(target):
         _check_free(target)
         if ending == ".zip":
             _export_zip(target, _fitting(folds, half), source)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stunet.errors import DataError, WeightsError, closest
-from stunet.files import alone, is_held, new_folder, write_json
+from stunet.files import atomic_folder, exclusive_lock, is_held, sha256_of, write_json
 from stunet.kinds import CLASSES, read
 from stunet.models import registry
 from stunet.models.record import CHECKSUMS, RECORD, read_checksums, read_record
@@ -109,7 +109,7 @@ def download(entry: Entry, keep: bool = False, on_bytes: "Progress | None" = Non
         WeightsError: There is no direct source, none works, or the file is not what it was or should be.
         DataError: The disk is full, or the store is not writable.
     """
-    from stunet.models.download import fetch, sha256_of
+    from stunet.models.download import fetch
 
     if not entry.sources:
         raise WeightsError(
@@ -202,7 +202,6 @@ def _remove_dead_imports(downloads: Path) -> None:
 
 
 def _import(path: Path, origin: Path, name: str | None, pkl: Path | None, dataset: Path | None) -> Installed:
-    from stunet.models.download import sha256_of
     from stunet.weights.reading import read_weights
 
     digest = sha256_of(origin) if origin.is_file() else None
@@ -265,7 +264,7 @@ def _install(
         check_entry(weights, entry)
     target, record = registry.store() / name, {**origin, "date": datetime.now(UTC).date().isoformat()}
     if entry and entry.missing and not any(weights.strides for weights in folds.values()):
-        with new_folder(target) as part:
+        with atomic_folder(target) as part:
             shutil.copyfile(path, part / path.name)
             more = {"entry": entry.name, "weights": path.name, "files": {path.name: origin["sha256"]}}
             write_json(part / RECORD, record | more)
@@ -283,7 +282,7 @@ def _remember(entry: Entry, digest: str) -> None:
 @contextmanager
 def _locked(name: str) -> Iterator[None]:
     """Hold a lock of the store; wait, with a message, while another process holds it."""
-    lock = alone(_lock_of(name), f"another process is busy with {name}", "", wait=_say)
+    lock = exclusive_lock(_lock_of(name), f"another process is busy with {name}", "", wait=_say)
     with ExitStack() as stack:
         try:
             stack.enter_context(lock)

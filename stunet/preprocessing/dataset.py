@@ -13,7 +13,6 @@ Imports neither torch nor nnunetv2. Read next: worker.py, which does one case, a
 compares all that with what a training needs.
 """
 
-import hashlib
 import json
 import logging
 import os
@@ -23,15 +22,14 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from stunet.datasets import tiff
 from stunet.datasets.listing import visible
-from stunet.errors import DataError, UsageError
-from stunet.files import alone, differences, read_json, shown, whole, write_json
+from stunet.errors import DataError, UsageError, first_few
+from stunet.files import atomic_write, cached_sha256_of, exclusive_lock, json_differences, read_json, write_json
 from stunet.kinds import MANIFEST, plain_labels, read, read_dataset_json
 from stunet.labels.annotations import FILE as ANNOTATIONS
 from stunet.names import check_name
@@ -301,15 +299,9 @@ def compare_raw(record: Mapping[str, Any], case: Case, may_read: Callable[[int],
         if old != new:
             if not may_read(new[1]):
                 return UNKNOWN
-            if _sha256(path, *new[1:]) != digest:
+            if cached_sha256_of(path) != digest:
                 return CHANGED
     return TOUCHED
-
-
-@lru_cache(maxsize=2**16)
-def _sha256(path: str, size: int, changed_ns: int) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def changed_files(folder: Path, manifest: Manifest) -> list[str]:
@@ -328,7 +320,7 @@ def _valid_records(folder: Path, settings: dict, cases: Sequence[Case]) -> tuple
         there = folder.is_dir() and any(names_case(entry.name) for entry in os.scandir(folder))
         return {}, "all cases again: nothing says what those that are there were made from" if there else ""
     if manifest.settings != settings:
-        changed = shown(differences(manifest.settings, settings))
+        changed = first_few(json_differences(manifest.settings, settings))
         return {}, f"all cases again, which were made with other settings: {changed}" if manifest.cases else ""
     damaged = set(changed_files(folder, manifest))
     valid, again = {}, []
@@ -353,7 +345,7 @@ def _locked(folders: Sequence[Path]) -> Iterator[None]:
     with ExitStack() as stack:
         for folder in folders:
             what = f"another run is preprocessing into {str(folder)!r}"
-            stack.enter_context(alone(folder / OWN_FOLDER / "lock", what, "wait until it is done"))
+            stack.enter_context(exclusive_lock(folder / OWN_FOLDER / "lock", what, "wait until it is done"))
         yield
 
 
@@ -395,7 +387,7 @@ def _copy(source: Path, target: Path) -> None:
         return path.stat().st_size, path.stat().st_mtime_ns
 
     if not target.exists() or state(source) != state(target):
-        with whole(target) as part:
+        with atomic_write(target) as part:
             shutil.copy2(source, part)
 
 

@@ -4,7 +4,6 @@ The files are written into a separate folder and moved to the data once all are 
 imported outside the workers. dataset.py decides what is done. Read next: case.py, which does it.
 """
 
-import hashlib
 import json
 import logging
 import math
@@ -17,8 +16,8 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from stunet.errors import DataError, StunetError, is_out_of_memory
-from stunet.files import NO_SPACE
+from stunet.errors import DataError, StunetError, is_disk_full, is_out_of_memory
+from stunet.files import sha256_of
 from stunet.machine import SHARE, memory_limit
 from stunet.nifti import check_nifti
 from stunet.workers import each
@@ -131,7 +130,7 @@ def _preprocess(
     except Exception as error:
         if is_out_of_memory(error):
             raise
-        if isinstance(error, OSError) and error.errno in NO_SPACE:
+        if isinstance(error, OSError) and is_disk_full(error):
             raise DataError(
                 f"no space for case {job.case!r} in {str(job.folder)!r}: {error.strerror}",
                 "free some space and run the same command again; finished cases are kept",
@@ -144,7 +143,7 @@ def _write_case(job: Job, plans: str, description: str, verbose: bool) -> tuple[
     files = [*job.images, job.label]
     for path in files:
         check_nifti(Path(path))
-    hashes = [_sha256(path) for path in files]  # now, just before they are read: the disk is only accessed once
+    hashes = [sha256_of(path) for path in files]  # now, just before they are read: the disk is only accessed once
     preprocessor, plans_manager, configuration = _loaded(plans, job.configuration, verbose)
     part = job.folder / OWN_FOLDER / "part" / job.case
     shutil.rmtree(part, ignore_errors=True)  # left by a worker that was killed
@@ -161,11 +160,6 @@ def _write_case(job: Job, plans: str, description: str, verbose: bool) -> tuple[
     for name in names:
         os.replace(part / name, job.folder / name)
     return sizes, hashes
-
-
-def _sha256(path: str) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @lru_cache(maxsize=8)

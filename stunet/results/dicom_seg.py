@@ -20,7 +20,7 @@ from stunet.datasets.dicom import Stack, choose, stack
 from stunet.datasets.dicom_headers import numbers, quietly
 from stunet.errors import DataError
 from stunet.evaluation.segmentations import Geometry, check_place
-from stunet.files import whole
+from stunet.files import atomic_write
 from stunet.labels.systems import apply
 from stunet.results.colours import colour
 from stunet.results.segmentation import Segmentation
@@ -123,7 +123,7 @@ def write_dicom_seg(
             f"nothing is segmented in {str(folder)!r}, and a DICOM-SEG needs a segment", "look at the image"
         )
     made = _make(folder, sources, _frames(segmentation, labels, names), names, algorithm, version)
-    with whole(path) as part:
+    with atomic_write(path) as part:
         made.save_as(part)
 
 

@@ -13,7 +13,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from stunet.errors import DataError
-from stunet.files import whole
+from stunet.files import atomic_write
 from stunet.results.colours import unit_colour
 from stunet.results.planes import Plane, cut, overlay
 from stunet.results.segmentation import Segmentation
@@ -63,7 +63,7 @@ def write_preview(
     for index, (plane, picture) in enumerate(zip(planes, pictures, strict=True)):
         canvas.add_plane(index, plane, picture)
     canvas.add_legend(names, [segmentation.value_names[segmentation.names[name]] for name in names])
-    with whole(path) as part, warnings.catch_warnings():
+    with atomic_write(path) as part, warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing")  # letters of names that the font lacks become boxes
         canvas.figure.savefig(part, format="png", dpi=DPI, facecolor="black")
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from stunet.errors import DataError
 from stunet.labels.names import head_classes
-from stunet.orientation import LPS_OF_RAS
+from stunet.orientation import FLAT_THICKNESS, LPS_OF_RAS
 
 if TYPE_CHECKING:
     import SimpleITK
@@ -149,5 +149,5 @@ def _place(properties: Mapping[str, Any]) -> tuple[tuple[float, ...], tuple[floa
         axes, origin = LPS_OF_RAS @ affine[:3, :3], LPS_OF_RAS @ affine[:3, 3]
         lengths = np.linalg.norm(axes, axis=0)  # the header's pixdim may differ
         return tuple(lengths[::-1].tolist()), tuple(origin.tolist()), tuple((axes / lengths).ravel().tolist())
-    size = 2 if spacing[0] == 999 else 3  # nnU-Net's PNG reader marks a 2D image with 999
+    size = 2 if spacing[0] == FLAT_THICKNESS else 3  # pictures have a spacing of 1
     return spacing, (0.0,) * size, tuple(np.eye(size).ravel().tolist())

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from stunet.errors import DataError
-from stunet.files import alone, read_json, whole, write_json
+from stunet.files import atomic_write, exclusive_lock, read_json, write_json
 from stunet.names import cells
 from stunet.results.segmentation import Segmentation
 
@@ -103,7 +103,7 @@ def add_statistics(
         OSError: As for write_statistics().
     """
     path = folder / f"{stem}.json"
-    with alone(folder / f".lock-{stem}", "", "", wait=lambda what: None):
+    with exclusive_lock(folder / f".lock-{stem}", "", "", wait=lambda what: None):
         known = read_statistics(path) if path.is_file() else {}
         write_statistics(folder, {**{name: known[name] for name in known if name not in stale}, **cases}, stem)
 
@@ -115,7 +115,7 @@ def write_statistics(folder: Path, cases: Mapping[str, Mapping[str, Measurement]
         OSError: The folder is not writable, or the disk is full; no file is left half written.
     """
     channels = list(dict.fromkeys(c for rows in cases.values() for row in rows.values() for c in row.intensity or {}))
-    with whole(folder / f"{stem}.csv") as part, part.open("w", newline="") as file:
+    with atomic_write(folder / f"{stem}.csv") as part, part.open("w", newline="") as file:
         writer = csv.writer(file)
         measured = [f"{channel}_{key}" for channel in channels for key in ("mean", "std")]
         writer.writerow(cells(["case", "class", "voxels", "volume_mm3", "touches_border", *measured]))

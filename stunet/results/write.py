@@ -19,7 +19,7 @@ import nibabel
 import numpy as np
 
 from stunet.errors import DataError
-from stunet.files import new_folder, whole
+from stunet.files import atomic_folder, atomic_write
 from stunet.names import file_name
 from stunet.nifti_header import apply_forms
 from stunet.results.colours import colour, unit_colour
@@ -54,7 +54,7 @@ def write_masks(segmentation: Segmentation, folder: Path) -> list[Path]:
     if len({file.casefold() for file in names.values()}) < len(names):
         raise DataError(f"two classes of {folder.name!r} would share a file: {', '.join(names)}", "rename one of them")
     labels = segmentation.labels_DHW
-    with new_folder(folder) as part:
+    with atomic_folder(folder) as part:
         for name, file in names.items():
             mask = np.zeros(labels.shape, bool)
             for value in segmentation.values(name):
@@ -69,7 +69,7 @@ def write_seg_nrrd(segmentation: Segmentation, path: Path) -> None:
     Raises:
         OSError: The file cannot be written, or the disk is full.
     """
-    with whole(path) as part, part.open("wb") as file:
+    with atomic_write(path) as part, part.open("wb") as file:
         file.write("\n".join([*_nrrd_header(segmentation), "", ""]).encode())
         with _packed(file, LEVEL) as packed:
             for plane in segmentation.labels_DHW:
@@ -88,7 +88,7 @@ def write_itksnap_labels(segmentation: Segmentation, path: Path) -> None:
         red, green, blue = colour(name)
         text = _line(segmentation.value_names[value]).replace('"', "'")
         rows.append(f'{value:5} {red:5} {green:4} {blue:4}        1  1  1    "{text}"')
-    with whole(path) as part:
+    with atomic_write(path) as part:
         part.write_text("\n".join([*rows, ""]), encoding="utf-8")
 
 
@@ -112,7 +112,7 @@ def _write_nifti(
         image.header.set_sform(affine, SCANNER)
         image.header.set_xyzt_units("mm")
     image.header.extensions.extend(extensions)
-    with whole(path) as part, part.open("wb") as file:
+    with atomic_write(path) as part, part.open("wb") as file:
         if path.suffix.lower() == ".gz":
             with _packed(file, level) as packed:
                 image.to_stream(packed)

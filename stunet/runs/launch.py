@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 
 from stunet.errors import DataError, Interrupted, OutOfMemoryError, StunetError, is_out_of_memory, last_line
-from stunet.files import alone, remove_parts
+from stunet.files import exclusive_lock, remove_staging
 from stunet.kinds import RUN_RECORD, read, read_dataset_json
 from stunet.nnunet import trainer_class
 from stunet.provenance import RECORD, fold_of
@@ -124,11 +124,11 @@ def reserved(run: Run) -> Iterator[Path | None]:
         DataError: Another process trains the same fold, or as for starting_point().
     """
     what = f"another process trains in {str(run.folder)!r}"
-    with alone(run.folder / ".lock", what, "wait for it, or end it first"):
+    with exclusive_lock(run.folder / ".lock", what, "wait for it, or end it first"):
         if run.overwrite:
             forget(run)
         checkpoint = starting_point(run)
-        remove_parts(run.folder)
+        remove_staging(run.folder)
         yield checkpoint
 
 

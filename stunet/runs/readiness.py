@@ -7,12 +7,11 @@ import os
 from pathlib import Path
 from typing import Any
 
-from stunet.errors import DataError
-from stunet.files import read_json
+from stunet.errors import DataError, first_few
+from stunet.files import json_differences, read_json
 from stunet.folds import ALL, read_folds
 from stunet.folds import FILE as SPLITS
 from stunet.labels.annotations import FILE
-from stunet.plans.check import difference
 from stunet.plans.resolve import resolve
 from stunet.plans.splits import check_used_splits
 from stunet.preprocessing.dataset import preprocessed_cases
@@ -106,8 +105,8 @@ def _check_annotations(dataset: str) -> None:
         return
     files = [folder / FILE for folder in (raw, preprocessed_dataset(dataset))]
     before, now = (read_json(file) if file.is_file() else None for file in files)
-    if changed := difference(before, now, FILE):
+    if changed := json_differences(before, now, FILE):
         raise DataError(
-            f"{dataset} was preprocessed with other annotations than it has now ({changed})",
+            f"{dataset} was preprocessed with other annotations than it has now ({first_few(changed)})",
             f"stunet_plan_and_preprocess -d {int(dataset[7:10])}",
         )

@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import save_file
 
 from stunet.errors import DataError, WeightsError, is_out_of_memory
-from stunet.files import whole
+from stunet.files import atomic_write
 from stunet.weights.container import check_container, check_seal, first_line, seal
 from stunet.weights.foreign import UNREADABLE
 from stunet.weights.mapped import release
@@ -170,7 +170,7 @@ def save_checkpoint(content: dict[str, Any], path: Path) -> None:
     Raises:
         DataError: The file could not be written completely.
     """
-    with whole(path) as part, _written_to(path):
+    with atomic_write(path) as part, _written_to(path):
         torch.save(_plain(content), part)
 
 
@@ -190,7 +190,7 @@ def save_weights(path: Path, tensors: Mapping[str, torch.Tensor], meta: Mapping[
     if half:
         stored = to_half(stored)
     text = json.dumps({key: value for key, value in meta.items() if value is not None} | {"version": FORMAT})
-    with whole(path) as part, _written_to(path):
+    with atomic_write(path) as part, _written_to(path):
         save_file(stored, part, {"format": "pt", "stunet": text, "crc32": "0" * 8})
         seal(part)
 

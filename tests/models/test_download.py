@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 from stunet.errors import DataError, WeightsError
+from stunet.files import sha256_of
 from stunet.models import download
-from stunet.models.download import fetch, sha256_of
+from stunet.models.download import fetch
 
 CONTENT = bytes(range(256)) * 1200
 SHA256 = hashlib.sha256(CONTENT).hexdigest()

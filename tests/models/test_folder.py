@@ -14,7 +14,7 @@ import torch
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
 from stunet.errors import DataError, UsageError, WeightsError
-from stunet.files import alone_with, read_json, write_json
+from stunet.files import read_json, write_json, write_lock
 from stunet.inference.model import open_model
 from stunet.inference.predictor import Options, Predictor
 from stunet.models import registry, store
@@ -329,7 +329,7 @@ def test_an_export_of_a_training_that_did_not_end_says_so(
 
 @pytest.mark.parametrize("name", ["out.zip", "out.safetensors", "out"])
 def test_one_process_at_a_time_exports_to_a_place(folder: Path, tmp_path: Path, name: str) -> None:
-    with alone_with(tmp_path / name), pytest.raises(DataError, match=rf"another process writes .*{name}"):
+    with write_lock(tmp_path / name), pytest.raises(DataError, match=rf"another process writes .*{name}"):
         export(folder, tmp_path / name)
     export(folder, tmp_path / name)
     assert not list(tmp_path.glob(".*"))

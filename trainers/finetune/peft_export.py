@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from stunet.errors import StunetError, UsageError, WeightsError
-from stunet.files import new_folder, write_json
+from stunet.files import atomic_folder, write_json
 from stunet.networks import STUNet, build
 from stunet.trainers.finetune.strategies import HEADS, PARAMETRIZED, part_of
 from stunet.weights.checkpoints import load_checkpoint, load_safetensors, save_weights
@@ -57,7 +57,7 @@ def export_adapter(source: Path, target: Path) -> None:
         )
     written, base = _split(weights.tensors, more)
     norms = {name: _norm(base[name.replace(DOWN, ".weight")]) for name in written if name.endswith(DOWN)}
-    with new_folder(target) as part:
+    with atomic_folder(target) as part:
         meta = {"network": _arguments(weights), "norms": norms}
         save_weights(part / FILE, {PREFIX + name: value for name, value in written.items()}, meta)
         _config(peft, written, weights.plans["stunet"]["weights"]["name"]).save_pretrained(part)

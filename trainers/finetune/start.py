@@ -3,7 +3,6 @@
 `choose` reads what a user names, `preview` assesses it, `begin` loads it into a trainer.
 """
 
-import hashlib
 import logging
 import re
 from collections.abc import Mapping
@@ -15,7 +14,7 @@ from typing import Any
 import torch
 
 from stunet.errors import WeightsError
-from stunet.files import write_json
+from stunet.files import cached_sha256_of, write_json
 from stunet.labels.annotations import Annotations, complete
 from stunet.labels.names import head_classes, match_classes
 from stunet.networks import STUNet
@@ -76,8 +75,7 @@ def choose(
     """
     weights = read_weights(path)
     _warn(unfinished(path))
-    status = weights.path.stat()
-    sha256 = _sha256(weights.path, status.st_size, status.st_mtime_ns)
+    sha256 = cached_sha256_of(weights.path)
     if head == "reuse" and weights.classes:
         annotations = annotations or complete(dataset_json, ())
         if any(row.sources for row in match_classes(annotations.leaves, weights.classes)):
@@ -92,12 +90,6 @@ def _warn(what: str | None) -> None:
     """Log a warning once, however often the weights are examined."""
     if what:
         log.warning(what)
-
-
-@lru_cache
-def _sha256(path: Path, size: int, changed_ns: int) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def preview(

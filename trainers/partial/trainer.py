@@ -16,12 +16,11 @@ import numpy as np
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import ConvertSegmentationToRegionsTransform
 
-from stunet.errors import DataError, WeightsError
-from stunet.files import whole
+from stunet.errors import DataError, WeightsError, first_few
+from stunet.files import atomic_write, json_differences
 from stunet.labels.annotations import FILE, Annotations, annotations_of
 from stunet.labels.names import Sides, sides
 from stunet.losses import DiceAndEntropy, MaskedSigmoid, PartitionDiceCE
-from stunet.plans.check import difference
 from stunet.preprocessing.dataset import preprocessed_cases
 from stunet.trainers.data.loader import Samples
 from stunet.trainers.partial.drawing import FEW, expected, probabilities
@@ -117,7 +116,7 @@ class STUNetPartialTrainer(STUNetTrainer):
             if value in leaves
         ]
         title = f"title = {json.dumps(self.plans_manager.dataset_name)}"
-        with whole(path) as part:
+        with atomic_write(path) as part:
             part.write_text("\n".join([title, "[classes]", *lines, ""]))
 
     def on_validation_epoch_end(self, val_outputs: list[dict]) -> None:
@@ -138,9 +137,10 @@ class STUNetPartialTrainer(STUNetTrainer):
         Raises:
             WeightsError: The checkpoint was trained with other classes, or other annotations of the cases.
         """
-        if changed := difference(more.get("annotations"), self.annotations.to_json(), "annotations"):
+        if changed := json_differences(more.get("annotations"), self.annotations.to_json(), "annotations"):
             raise WeightsError(
-                f"the checkpoint was trained with other annotations than today's ({changed})", "--overwrite starts anew"
+                f"the checkpoint was trained with other annotations than today's ({first_few(changed)})",
+                "--overwrite starts from scratch",
             )
         super().load_network_state(weights, more)
 

@@ -15,7 +15,7 @@ from nnunetv2.evaluation.evaluate_predictions import save_summary_json
 
 from stunet.datasets.listing import visible
 from stunet.evaluation.metrics import confusion
-from stunet.files import remove_parts, whole
+from stunet.files import atomic_write, remove_staging
 from stunet.images import CaseReader
 from stunet.labels.annotations import Annotations
 from stunet.trainers.validation import FOLDER, SUMMARY
@@ -29,7 +29,7 @@ Label = int | tuple[int, ...]  # a class or the classes of a region of the model
 def measure(trainer: "STUNetPartialTrainer") -> None:
     """Compare the predicted validation cases with their labels, write summary.json and log the agreement."""
     folder, ending = Path(trainer.output_folder) / FOLDER, trainer.dataset_json["file_ending"]
-    remove_parts(folder)
+    remove_staging(folder)
     references = Path(trainer.preprocessed_dataset_folder_base) / "gt_segmentations"
     reader = CaseReader(trainer.plans_manager.plans, folder)
     found = predicted_values(trainer.annotations)
@@ -48,7 +48,7 @@ def measure(trainer: "STUNetPartialTrainer") -> None:
     with ThreadPool(default_num_processes) as pool:
         cases = pool.map(compared, visible(folder.glob(f"*{ending}")))
     means, overall = summarise([case["metrics"] for case in cases], found)
-    with whole(folder / SUMMARY) as part:
+    with atomic_write(folder / SUMMARY) as part:
         save_summary_json({"metric_per_case": cases, "mean": means, "foreground_mean": overall}, str(part))
     for name, label in found.items():
         dice = means[label]["Dice"] if label in means else "in no validation case"
