@@ -21,7 +21,7 @@ from stunet.images import REORIENTED, REORIENTS, Reader, count_orientations, is_
 from stunet.kinds import FINGERPRINT, read, read_dataset_json
 from stunet.nifti_header import oddities
 from stunet.nnunet import exchanged, write_whole
-from stunet.workers import each
+from stunet.workers import map_cases
 from stunet.workspace import preprocessed_dataset, raw_dataset
 
 write_whole(host)
@@ -117,7 +117,7 @@ class _OfCase(Reader):
 class _Pool:
     """Replaces multiprocessing in nnU-Net's extractor, whose pool hangs or names no case when a process is killed.
 
-    nnU-Net submits all cases before it looks at the pool's processes: at that point processes.each() runs all of them.
+    nnU-Net submits all cases before it looks at the processes of the pool: at that point map_cases() runs them all.
     """
 
     def __init__(self, workers: int, on_case: Callable[[str, int], None]) -> None:
@@ -143,9 +143,9 @@ class _Pool:
     @property
     def _pool(self) -> list[Any]:
         arguments = [job.arguments for job in self._jobs]
-        for position, result in each(_analyze, arguments, self._workers, _name):
-            self._jobs[position].result = result
-            self._on_case(_name(arguments[position]), len(arguments))
+        for outcome in map_cases(_analyze, arguments, self._workers, _name):
+            self._jobs[outcome.position].result = outcome.result  # ends at the first failure: all cases are needed
+            self._on_case(_name(outcome.case), len(arguments))
         return []  # processes that nnU-Net has to watch: none
 
 

@@ -6,6 +6,7 @@ An error states what happened and where; its hint is the command or step that he
 import errno
 import os
 from collections.abc import Sequence
+from typing import TypeGuard
 
 SHOWN = 80  # characters of a value in a message
 # Messages about insufficient memory from libraries without an error class of their own for it: torch on the CPU and on
@@ -88,9 +89,17 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError | OSError) and any(text in str(error) for text in NO_MEMORY)
 
 
-def is_disk_full(error: BaseException) -> bool:
+def is_disk_full(error: BaseException) -> TypeGuard[OSError]:
     """Return whether the system refused to write because there is no space left."""
     return isinstance(error, OSError) and error.errno in NO_SPACE
+
+
+def raise_first(errors: Sequence[StunetError]) -> None:
+    """Raise one error that names the first of these, counts the others, and has the hint of the first, if any."""
+    if errors:
+        kinds = {type(error) for error in errors}
+        kind = kinds.pop() if len(kinds) == 1 else DataError
+        raise kind(first_few([error.message for error in errors]), errors[0].hint)
 
 
 def explain(error: BaseException) -> StunetError:

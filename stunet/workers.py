@@ -1,8 +1,9 @@
-"""Map a function over items in worker processes that can neither outlive the command nor hang it.
+"""Map a function over cases in worker processes that can neither outlive the command nor hang it.
 
 Each process has its own pipe, so a process that is killed, by the system for lack of memory or by anyone else, only
-affects the item that it was working on: that item is tried once more, alone, after all others are done. Ctrl-C, an
-error or leaving the loop early kills what is still running. Imports neither torch nor nnunetv2.
+affects the case that it was working on: that case is tried once more, alone, after all others are done. Ctrl-C, an
+error or leaving the loop early kills what is still running. multiprocessing.Pool waits forever for a case whose process
+was killed, and concurrent.futures fails all cases with it and names none. Imports neither torch nor nnunetv2.
 """
 
 import multiprocessing
@@ -12,88 +13,88 @@ import signal
 import threading
 import traceback
 from collections import deque
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import BaseContext
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
-from stunet.errors import DataError, OutOfMemoryError, StunetError, UsageError, is_out_of_memory, last_line
+from stunet.errors import (
+    DataError,
+    OutOfMemoryError,
+    StunetError,
+    UsageError,
+    is_disk_full,
+    is_out_of_memory,
+    last_line,
+    raise_first,
+)
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-SHOWN = 3  # items that an error names
+AGAIN = "run the same command again; finished cases are kept"
 
 
-def each(
+@dataclass(frozen=True)
+class Outcome(Generic[Item, Result]):
+    """What became of a case.
+
+    Attributes:
+        position: Of the case among all.
+        case: The case.
+        error: What it failed with; None: it did not.
+    """
+
+    position: int
+    case: Item
+    value: Result | None = None
+    error: StunetError | None = None
+
+    @property
+    def result(self) -> Result:
+        """What the function returned; raises the error if the case failed."""
+        if self.error:
+            raise self.error
+        return self.value  # type: ignore[return-value]  # a function may return None
+
+
+def map_cases(
     function: Callable[[Item], Result],
-    items: Sequence[Item],
+    cases: Sequence[Item],
     workers: int,
     name: Callable[[Item], str],
     context: BaseContext | None = None,
-) -> Generator[tuple[int, Result], None, None]:
-    """Call the function with every item, in this process if one worker is enough.
+) -> Generator[Outcome[Item, Result], None, None]:
+    """Call the function with every case, in this process if one worker is enough.
 
-    An item whose process is killed, or runs out of memory, does not stop the others. It is tried once more, alone.
+    A case fails, and does not stop the others, if the function raises one of our errors. If its process is killed or
+    runs out of memory, it is tried once more, alone, and fails if that happens again.
 
     Args:
-        function: Must be picklable, as must the items.
-        items: In the order in which they are started.
+        function: Must be picklable, as must the cases.
+        cases: In the order in which they are started.
         workers: Maximum number of processes.
-        name: Returns the name of an item in errors: that of its case.
+        name: Returns the name of a case for errors.
         context: How processes are started; if given, a single worker is a process as well. None: by spawn.
 
     Yields:
-        Position of an item and the function's result, in the order in which they finish.
+        The outcome of each case, in the order in which they finish.
 
     Raises:
-        OutOfMemoryError: Items do not fit into memory, not even one at a time; all others are done.
-        DataError: The process of an item crashed twice; all others are done.
+        DataError: The disk is full.
         UsageError: No process starts: the script that calls this runs again in each of them, or cannot be imported.
+        Exception: Any other error that the function raised; a bug, or a problem of the machine rather than of a case.
     """
-    if context is None and min(workers, len(items)) <= 1:
-        yield from _here(function, items, name)
-        return
-    queue, again, alone = deque(range(len(items))), deque[int](), False
-    able, unable = False, 0  # whether any process has started, and how many could not
-    failed: dict[int, StunetError] = {}
-    context = context or multiprocessing.get_context("spawn")
-    team: list[_Worker] = []
-    try:
-        while True:
-            if not queue and again and all(worker.position is None for worker in team):
-                queue, again, alone = again, deque(), True
-            _give(queue, items, team, 1 if alone else workers, lambda: _Worker(context, function))
-            busy = [worker for worker in team if worker.position is not None]
-            if not busy:
-                break
-            ready = set(wait([part for worker in busy for part in (worker.pipe, worker.process.sentinel)]))
-            for worker in [worker for worker in busy if {worker.pipe, worker.process.sentinel} & ready]:
-                position = worker.position
-                assert position is not None
-                if worker.begins():
-                    able = True
-                    continue
-                result, error = worker.answer()
-                if error is None:
-                    yield position, result
-                    continue
-                if not isinstance(error, _Ended) and not is_out_of_memory(error):
-                    raise error
-                team.remove(worker)
-                worker.end()
-                unable += isinstance(error, _Ended) and error.code == 1 and not worker.began
-                if not able and unable == min(workers, len(items)):
-                    hint = 'put what the script does under if __name__ == "__main__":, or take one process'
-                    raise UsageError("processes cannot be started from this script: it cannot be imported", hint)
-                if alone:
-                    failed[position] = _explained(error, name(items[position]))
-                else:
-                    again.append(position)
-    finally:
-        for worker in team:
-            worker.end()
-    _raise(failed)
+    if context is None and min(workers, len(cases)) <= 1:
+        return _map_here(function, cases, name)
+    return _map_in_workers(function, cases, workers, name, context or multiprocessing.get_context("spawn"))
+
+
+def raise_failed(outcomes: Iterable[Outcome[Any, Any]]) -> None:
+    """Raise a single error that names the first cases that failed, in the order of the cases, and counts the others."""
+    ordered = sorted(outcomes, key=lambda outcome: outcome.position)
+    raise_first([outcome.error for outcome in ordered if outcome.error])
 
 
 def start_worker() -> None:
@@ -107,6 +108,63 @@ def signal_name(number: int) -> str:
     return signal.Signals(number).name if number in set(signal.Signals) else f"signal {number}"
 
 
+def _map_here(
+    function: Callable[[Item], Result], cases: Sequence[Item], name: Callable[[Item], str]
+) -> Generator[Outcome[Item, Result], None, None]:
+    for position, case in enumerate(cases):
+        try:
+            outcome = Outcome(position, case, value=function(case))
+        except Exception as error:  # noqa: BLE001 - _failure() raises what is not a failure of the case
+            outcome = Outcome(position, case, error=_failure(error, name(case)))
+        yield outcome
+
+
+def _map_in_workers(
+    function: Callable[[Item], Result],
+    cases: Sequence[Item],
+    workers: int,
+    name: Callable[[Item], str],
+    context: BaseContext,
+) -> Generator[Outcome[Item, Result], None, None]:
+    queue, retried, last_try = deque(range(len(cases))), deque[int](), False
+    any_began, unable = False, 0  # whether any process has started, and how many could not
+    team: list[_Worker] = []
+    try:
+        while True:
+            if not queue and retried and all(worker.position is None for worker in team):
+                queue, retried, last_try = retried, deque(), True
+            _give(queue, cases, team, 1 if last_try else workers, lambda: _Worker(context, function))
+            busy = [worker for worker in team if worker.position is not None]
+            if not busy:
+                return
+            # The sentinel becomes ready when the process ends: a killed one closes its pipe without an answer.
+            ready = set(wait([part for worker in busy for part in (worker.pipe, worker.process.sentinel)]))
+            for worker in [worker for worker in busy if {worker.pipe, worker.process.sentinel} & ready]:
+                position = worker.position
+                assert position is not None
+                if worker.begins():
+                    any_began = True
+                    continue
+                value, error = worker.answer()
+                if error is None:
+                    yield Outcome(position, cases[position], value=value)
+                    continue
+                if isinstance(error, _Ended) or is_out_of_memory(error):
+                    team.remove(worker)  # a new process gives back memory that a library may still hold
+                    worker.end()
+                    unable += isinstance(error, _Ended) and error.code == 1 and not worker.began
+                    if not any_began and unable == min(workers, len(cases)):
+                        hint = 'put what the script does under if __name__ == "__main__":, or take one process'
+                        raise UsageError("processes cannot be started from this script: it cannot be imported", hint)
+                    if not last_try:
+                        retried.append(position)
+                        continue
+                yield Outcome(position, cases[position], error=_failure(error, name(cases[position])))
+    finally:
+        for worker in team:
+            worker.end()
+
+
 class _Ended(Exception):
     """A process has ended without an answer; holds its exit code."""
 
@@ -116,7 +174,7 @@ class _Ended(Exception):
 
 
 class _Worker:
-    """A process, and the position of the item that it works on."""
+    """A process, and the position of the case that it works on."""
 
     def __init__(self, context: BaseContext, function: Callable[[Any], Any]) -> None:
         self.position: int | None = None
@@ -135,7 +193,7 @@ class _Worker:
             self.began = True
         return self.began
 
-    def answer(self) -> tuple[Any, BaseException | None]:
+    def answer(self) -> tuple[Any, Exception | None]:
         """Return what the function returned and what it raised; a partial answer of a killed process does not count."""
         self.position = None
         try:
@@ -153,9 +211,9 @@ class _Worker:
 
 
 def _give(
-    queue: "deque[int]", items: Sequence[Any], team: list[_Worker], most: int, new: Callable[[], _Worker]
+    queue: "deque[int]", cases: Sequence[Any], team: list[_Worker], most: int, new: Callable[[], _Worker]
 ) -> None:
-    """Give an item to every idle process, and start processes while there are too few."""
+    """Give a case to every idle process, and start processes while there are too few."""
     for worker in team[most:]:  # from now on one at a time
         worker.end()
         team.remove(worker)
@@ -168,19 +226,19 @@ def _give(
             team.append(idle)
         idle.position = queue.popleft()
         with suppress(OSError):  # it has just ended: wait() will report that
-            idle.pipe.send(items[idle.position])
+            idle.pipe.send(cases[idle.position])
 
 
 def _serve(pipe: Connection, function: Callable[[Any], Any]) -> None:
-    """Answer each incoming item with the result or the error, in a worker."""
+    """Answer each incoming case with the result or the error, in a worker."""
     start_worker()
     with suppress(EOFError, OSError):
         pipe.send(None)  # it has started
         while True:
-            item = pipe.recv()
+            case = pipe.recv()
             answer: tuple[Any, Exception | None]
             try:
-                answer = (function(item), None)
+                answer = (function(case), None)
             except Exception as error:  # noqa: BLE001 - the parent raises it
                 error.add_note(traceback.format_exc())  # for --debug
                 answer = (None, error)
@@ -199,49 +257,23 @@ def _pickled(result: Any, error: Exception | None) -> bytes:
         return pickle.dumps((None, RuntimeError(f"{type(error).__name__}: {error}")))
 
 
-def _here(
-    function: Callable[[Item], Result], items: Sequence[Item], name: Callable[[Item], str]
-) -> Generator[tuple[int, Result], None, None]:
-    """Call the function in this process."""
-    failed: dict[int, StunetError] = {}
-    for position, item in enumerate(items):
-        try:
-            result = function(item)
-        except Exception as error:
-            if not is_out_of_memory(error):
-                raise
-            failed[position] = _explained(error, name(item))
-        else:
-            yield position, result
-    _raise(failed)
-
-
-def _explained(error: BaseException, name: str) -> StunetError:
-    """Return why an item failed although nothing else was running."""
+def _failure(error: Exception, name: str) -> StunetError:
+    """Return why a case failed; raise the error if it is not a failure of the case."""
     more, without = "a machine with more memory", "or do without this case; the others are done"
-    if isinstance(error, OutOfMemoryError):
+    if isinstance(error, StunetError):
         return error
-    if not isinstance(error, _Ended):
+    if isinstance(error, _Ended):
+        if error.code == -signal.SIGKILL:
+            what = "its process was killed, also when it was alone, probably because the memory is not enough"
+            return OutOfMemoryError(f"case {name!r}: {what}", f"{more}, {without}")
+        how = signal_name(-error.code) if error.code and error.code < 0 else f"exit code {error.code}"
+        return DataError(f"case {name!r}: its process crashed twice ({how})", f"look at its files, {without}")
+    if is_out_of_memory(error):
         return OutOfMemoryError(f"case {name!r} does not fit into memory: {last_line(error)}", f"{more}, {without}")
-    if error.code == -signal.SIGKILL:
-        what = (
-            f"case {name!r}: its process was killed, also when it was alone, probably because the memory is not enough"
-        )
-        return OutOfMemoryError(what, f"{more}, {without}")
-    how = signal_name(-error.code) if error.code and error.code < 0 else f"exit code {error.code}"
-    return DataError(f"case {name!r}: its process crashed twice ({how})", f"look at its files, {without}")
-
-
-def _raise(failed: dict[int, StunetError]) -> None:
-    """Raise a single error that names the first ones and counts the others."""
-    if not failed:
-        return
-    errors = [failed[position] for position in sorted(failed)]
-    texts = [error.message for error in errors[:SHOWN]]
-    if len(errors) > SHOWN:
-        texts.append(f"and {len(errors) - SHOWN} more")
-    first = next((error for error in errors if isinstance(error, OutOfMemoryError)), errors[0])
-    raise type(first)("; ".join(texts), first.hint)
+    if is_disk_full(error):  # the next case would fail in the same way
+        where = f" at {error.filename!r}" if error.filename else ""
+        raise DataError(f"no space for case {name!r}{where}: {error.strerror}", f"free some space, then {AGAIN}")
+    raise error
 
 
 def _end_with_parent() -> None:

@@ -1,5 +1,6 @@
-"""Many items in several processes: one that is killed, crashes or lacks memory costs its own item and no other."""
+"""Many cases in several processes: one that fails, is killed, crashes or lacks memory stops no other."""
 
+import errno
 import multiprocessing
 import os
 import signal
@@ -9,7 +10,7 @@ from typing import Any
 import pytest
 
 from stunet.errors import DataError, OutOfMemoryError, UsageError
-from stunet.workers import each
+from stunet.workers import map_cases, raise_failed
 from tests.loops import for_each
 
 ITEMS = [f"case_{number}" for number in range(4)]
@@ -22,10 +23,14 @@ def work(item: tuple[str, str, str]) -> str:
         attempts.write(b"x")
     if kind == "killed" or (kind == "killed once" and os.path.getsize(file) == 1):
         os.kill(os.getpid(), signal.SIGKILL)
+    if kind == "full":
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "x")
     if kind == "crashes":
         os._exit(7)
     if kind == "large":
         raise MemoryError("Unable to allocate 3 GB")
+    if kind == "fails":
+        raise DataError(f"{name} is damaged", "copy it again")
     if kind == "wrong":
         raise Odd("what", "where")
     return name
@@ -39,13 +44,18 @@ class Odd(ValueError):
 
 
 def run(folder: Path, kinds: dict[str, str], workers: int = 2, done: list[str] | None = None) -> list[str]:
+    folder.mkdir(exist_ok=True)
     items = [(kinds.get(name, "fine"), name, str(folder / name)) for name in ITEMS]
     done = [] if done is None else done
-    context: Any = multiprocessing.get_context("fork")  # quick; what each() does is the same
-    for position, result in each(work, items, workers, lambda item: item[1], context):
-        assert result == ITEMS[position]
-        done.append(result)
+    context: Any = multiprocessing.get_context("fork")  # quick; what map_cases() does is the same
+    outcomes = []
+    for outcome in map_cases(work, items, workers, lambda item: item[1], context):
+        outcomes.append(outcome)
+        if not outcome.error:
+            assert outcome.result == ITEMS[outcome.position]
+            done.append(outcome.result)
     assert not multiprocessing.active_children()
+    raise_failed(outcomes)
     return done
 
 
@@ -73,6 +83,22 @@ def test_an_item_that_fails_alone_too_is_named_after_all_others(
     assert not multiprocessing.active_children()
 
 
+@for_each("workers", [1, 2])
+def test_cases_that_fail_are_named_in_order_after_all_others(tmp_path: Path, workers: int) -> None:
+    done: list[str] = []
+    with pytest.raises(DataError, match=r"^case_1 is damaged; case_3 is damaged$") as caught:
+        run(tmp_path / str(workers), {"case_3": "fails", "case_1": "fails"}, workers, done)
+    assert sorted(done) == ["case_0", "case_2"]
+    assert caught.value.hint == "copy it again"
+
+
+def test_a_full_disk_ends_the_loop_and_names_the_case(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no space for case 'case_1' at 'x'") as caught:
+        run(tmp_path, {"case_1": "full"})
+    assert "finished cases are kept" in caught.value.hint
+    assert not multiprocessing.active_children()
+
+
 def test_other_errors_end_the_loop_at_once_and_come_out_as_what_they_are(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="Odd: what where"):
         run(tmp_path, {"case_0": "wrong", "case_1": "wrong"})
@@ -81,7 +107,7 @@ def test_other_errors_end_the_loop_at_once_and_come_out_as_what_they_are(tmp_pat
 
 def test_a_loop_that_is_left_ends_its_processes(tmp_path: Path) -> None:
     items = [("fine", name, str(tmp_path / name)) for name in ITEMS]
-    loop = each(work, items, 2, lambda item: item[1])
+    loop = map_cases(work, items, 2, lambda item: item[1])
     next(loop)
     assert len(multiprocessing.active_children()) == 2
     loop.close()
@@ -90,10 +116,10 @@ def test_a_loop_that_is_left_ends_its_processes(tmp_path: Path) -> None:
 
 def test_one_worker_needs_no_other_process_and_names_what_does_not_fit(tmp_path: Path) -> None:
     items = [("large" if name == "case_2" else "fine", name, str(tmp_path / name)) for name in ITEMS]
-    loop = each(work, items, 1, lambda item: item[1])
-    assert [next(loop)[0] for _ in range(3)] == [0, 1, 3]
+    outcomes = list(map_cases(work, items, 1, lambda item: item[1]))
+    assert [outcome.error is None for outcome in outcomes] == [True, True, False, True]
     with pytest.raises(OutOfMemoryError, match="case 'case_2' does not fit"):
-        next(loop)
+        raise_failed(outcomes)
 
 
 class Unable:
@@ -105,6 +131,6 @@ class Unable:
 
 def test_processes_that_cannot_begin_are_not_blamed_on_the_data() -> None:
     with pytest.raises(UsageError, match="processes cannot be started from this script") as caught:
-        list(each(Unable(), ITEMS, 2, str))  # type: ignore[arg-type]
+        list(map_cases(Unable(), ITEMS, 2, str))  # type: ignore[arg-type]
     assert "__main__" in caught.value.hint
     assert not multiprocessing.active_children()

@@ -15,14 +15,13 @@ from typing import Any
 from stunet.datasets import tiff
 from stunet.datasets.layout import pairs_command
 from stunet.datasets.listing import list_images, named, unusable, visible
-from stunet.errors import DataError, StunetError
+from stunet.errors import DataError, raise_first
 from stunet.files import write_json
 from stunet.kinds import FORMAT_HINT, label_values, read_dataset_json
 from stunet.names import check_name
 
 FILE_ENDING = ".nii.gz"  # of the files we write
 GEOMETRY_ATOL = 1e-3  # tolerance on origin (mm) and direction cosines; exceeds the rounding in a NIfTI header
-SHOWN = 3  # problems named in one error
 log = logging.getLogger("stunet")
 
 
@@ -85,15 +84,6 @@ def read_dataset(folder: Path) -> tuple[list[Case], Rules]:
         )  # fmt: skip
     reader = find_reader(description, cases[0].images[0])
     return cases, Rules(reader, tuple(str(channels[str(i)]) for i in range(len(channels))), values)
-
-
-def raise_first(problems: Sequence[StunetError]) -> None:
-    """Raise one error that names the first problems, counts the others, and has the hint of the first."""
-    if problems:
-        more = len(problems) - SHOWN
-        texts = [problem.message for problem in problems[:SHOWN]] + ([f"and {more} more"] if more > 0 else [])
-        kinds = {type(problem) for problem in problems}
-        raise (kinds.pop() if len(kinds) == 1 else DataError)("; ".join(texts), problems[0].hint)
 
 
 def training_files(folder: Path, description: dict[str, Any]) -> dict[str, dict[str, Any]]:

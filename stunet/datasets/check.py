@@ -7,24 +7,23 @@ with the reader that nnU-Net will use. datasets/__init__.py reads dataset.json a
 import zlib
 from collections.abc import Callable
 from dataclasses import replace
-from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from nibabel.filebasedimages import ImageFileError
 
-from stunet.datasets import GEOMETRY_ATOL, Case, Rules, left_out, raise_first, read_dataset, tiff
+from stunet.datasets import GEOMETRY_ATOL, Case, Rules, left_out, read_dataset, tiff
 from stunet.datasets.contents import Content, count_values, judge, look
 from stunet.datasets.listing import unusable
 from stunet.datasets.units import Values, unlike_others
 from stunet.datasets.units import look as look_at_units
-from stunet.errors import DataError, is_out_of_memory
+from stunet.errors import DataError, is_out_of_memory, raise_first
 from stunet.images import Reader
 from stunet.kinds import read_dataset_json
 from stunet.labels.annotations import FILE, load_annotations
 from stunet.nifti import check_nifti
-from stunet.workers import each
+from stunet.workers import Outcome, map_cases, raise_failed
 
 # What nnU-Net's readers raise for an unreadable file: errors of ITK, zlib, nibabel, tifffile, and their own assertions.
 UNREADABLE = (RuntimeError, OSError, EOFError, ValueError, AssertionError, zlib.error, ImageFileError)
@@ -46,15 +45,15 @@ def check_dataset(folder: Path, workers: int = 1, on_case: Callable[[str], None]
         OutOfMemoryError: A case does not fit into memory.
     """
     cases, rules = read_dataset(folder)
-    seen: dict[int, Seen | DataError] = {}
-    for position, found in each(_examined, _with_rules(folder, cases, rules), workers, lambda item: item[0].name):
-        seen[position] = found
+    outcomes: list[Outcome[tuple[Case, Rules], Seen]] = []
+    for outcome in map_cases(_examine, _with_rules(folder, cases, rules), workers, lambda item: item[0].name):
+        outcomes.append(outcome)
         if on_case:
-            on_case(cases[position].name)
-    ordered = [found for _, found in sorted(seen.items(), key=itemgetter(0))]
-    raise_first([found for found in ordered if isinstance(found, DataError)])
-    contents = [found.content for found in ordered if isinstance(found, Seen)]
-    units = {case.name: found.units for case, found in zip(cases, ordered, strict=True) if isinstance(found, Seen)}
+            on_case(outcome.case[0].name)
+    raise_failed(outcomes)
+    outcomes.sort(key=lambda outcome: outcome.position)
+    contents = [outcome.result.content for outcome in outcomes]
+    units = {outcome.case[0].name: outcome.result.units for outcome in outcomes}
     description = read_dataset_json(folder / "dataset.json")
     return [
         *left_out(folder, description, cases),
@@ -140,11 +139,8 @@ class Seen(NamedTuple):
     units: dict[int, Values]
 
 
-def _examined(checked: tuple[Case, Rules]) -> Seen | DataError:
-    try:
-        image, label, _, voxels = _read_case(*checked)
-    except DataError as error:
-        return error
+def _examine(checked: tuple[Case, Rules]) -> Seen:
+    image, label, _, voxels = _read_case(*checked)
     names = enumerate(checked[1].channels)
     units = {channel: look_at_units(image[channel]) for channel, name in names if name.casefold() == "ct"}
     return Seen(look(image, label, voxels), units)

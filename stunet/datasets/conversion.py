@@ -19,17 +19,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
-from stunet.datasets import FILE_ENDING, raise_first, write_dataset_json
+from stunet.datasets import FILE_ENDING, write_dataset_json
 from stunet.datasets.listing import named, visible
-from stunet.errors import DataError, OutOfMemoryError, StunetError, UsageError, is_disk_full, short
+from stunet.errors import DataError, OutOfMemoryError, StunetError, UsageError, short
 from stunet.files import atomic_write, sha256_of, write_json, write_lock
 from stunet.kinds import CASE_RECORD, read
 from stunet.names import check_name
 from stunet.schema import anything, dict_of
-from stunet.workers import each
+from stunet.workers import AGAIN, Outcome, map_cases, raise_failed
 
 OWN_FOLDER = ".stunet"
-AGAIN = "then run the same command again; finished cases are kept"
 
 
 @dataclass(frozen=True)
@@ -116,7 +115,7 @@ class Conversion:
         Args:
             pending: The cases that pending() returned.
             workers: Number of processes; each holds one case in memory.
-            on_case: Called with a case's name once it is done.
+            on_case: Called with a case's name once it is finished, converted or not: it counts progress.
 
         Raises:
             DataError: Cases cannot be converted (the others have been), the disk is full, or another run is working on
@@ -131,14 +130,13 @@ class Conversion:
                 write_json(own / "options.json", self.step.options())
             if pending:
                 (self.target / "dataset.json").unlink(missing_ok=True)
-            problems = {}
+            outcomes: list[Outcome[Source, None]] = []
             convert = partial(_convert, step=self.step, target=self.target)
-            for position, problem in each(convert, pending, workers, lambda source: source.name):
-                if problem:
-                    problems[position] = problem
+            for outcome in map_cases(convert, pending, workers, lambda source: source.name):
+                outcomes.append(outcome)
                 if on_case:
-                    on_case(pending[position].name)
-            raise_first([problems[position] for position in sorted(problems)])
+                    on_case(outcome.case.name)
+            raise_failed(outcomes)
             return self._complete()
 
     def _check_options(self) -> None:
@@ -256,8 +254,8 @@ def write_file(path: Path, content: bytes) -> None:
         part.write_bytes(content)
 
 
-def _convert(source: Source, step: Step, target: Path) -> StunetError | None:
-    """Convert one case in a worker; return errors of the case, raise errors of the machine."""
+def _convert(source: Source, step: Step, target: Path) -> None:
+    """Convert one case, in a worker."""
     try:
         signature = _signature(source)
         files, facts = step(source, target)
@@ -268,13 +266,7 @@ def _convert(source: Source, step: Step, target: Path) -> StunetError | None:
     except OutOfMemoryError:
         raise
     except StunetError as error:
-        return type(error)(f"case {source.name!r}: {error.message}", f"{error.hint}, {AGAIN}")
-    except OSError as error:
-        if not is_disk_full(error):
-            raise
-        what = f"no space for case {source.name!r} in {str(target)!r}: {error.strerror}"
-        raise DataError(what, f"free some space, {AGAIN}") from None
-    return None
+        raise type(error)(f"case {source.name!r}: {error.message}", f"{error.hint}, then {AGAIN}") from error
 
 
 def _record(source: Source, target: Path) -> dict[str, Any] | None:

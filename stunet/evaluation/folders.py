@@ -16,14 +16,13 @@ from typing import Any
 import numpy as np
 
 from stunet import files
-from stunet.datasets import raise_first
 from stunet.datasets.listing import Image, ending_of, list_images, named, same_case
-from stunet.errors import DataError
+from stunet.errors import DataError, StunetError, raise_first
 from stunet.evaluation import metrics
 from stunet.evaluation.segmentations import check_place, read_segmentation
 from stunet.labels.systems import LabelSystem, apply
 from stunet.names import cells
-from stunet.workers import each
+from stunet.workers import Outcome, map_cases, raise_failed
 
 log = logging.getLogger("stunet")
 
@@ -160,7 +159,7 @@ def evaluate(
     tolerance_mm: float = 1.0,
     processes: int = 1,
     advance: Callable[[str], None] = lambda name: None,
-    leave_out: Callable[[Case, DataError], None] | None = None,
+    leave_out: Callable[[Case, StunetError], None] | None = None,
 ) -> dict[str, Any]:
     """Summarise all cases: nnU-Net's summary.json with METRICS, class names and the tolerance.
 
@@ -181,22 +180,28 @@ def evaluate(
             `leave_out`; all cases have been tried. Or no case is left.
         OutOfMemoryError: A case does not fit into memory.
     """
-    compare = partial(_tried, labels=labels, tolerance_mm=tolerance_mm)
-    found, problems = {}, {}
-    for position, values in each(compare, cases, processes, lambda case: case.name):
-        case = cases[position]
-        paths = {"prediction_file": str(case.prediction), "reference_file": str(case.reference)}
-        if isinstance(values, DataError):
-            problems[position] = values
-        else:
-            found[position] = {"metrics": values, **paths}
-        advance(case.name)
-    if leave_out is None or not found:
-        raise_first([problems[position] for position in sorted(problems)])
+    compare = partial(evaluate_case, labels=labels, tolerance_mm=tolerance_mm)
+    outcomes: list[Outcome[Case, dict[str, dict[str, float]]]] = []
+    for outcome in map_cases(compare, cases, processes, lambda case: case.name):
+        outcomes.append(outcome)
+        advance(outcome.case.name)
+    outcomes.sort(key=lambda outcome: outcome.position)
+    able = [outcome for outcome in outcomes if not outcome.error]
+    if leave_out is None or not able:
+        raise_failed(outcomes)
     else:
-        for position in sorted(problems):
-            leave_out(cases[position], problems[position])
-    entries: list[dict[str, Any]] = [found[position] for position in sorted(found)]
+        raise_failed(outcome for outcome in outcomes if not isinstance(outcome.error, DataError))
+        for outcome in outcomes:
+            if outcome.error:
+                leave_out(outcome.case, outcome.error)
+    entries: list[dict[str, Any]] = [
+        {
+            "metrics": outcome.result,
+            "prediction_file": str(outcome.case.prediction),
+            "reference_file": str(outcome.case.reference),
+        }
+        for outcome in able
+    ]
     means = {key: _mean_over_cases([entry["metrics"][key] for entry in entries]) for key in labels.classes}
     return {
         "foreground_mean": {metric: _nanmean([mean[metric] for mean in means.values()]) for metric in metrics.METRICS},
@@ -205,14 +210,6 @@ def evaluate(
         "labels": labels.names,
         "tolerance_mm": tolerance_mm,
     }
-
-
-def _tried(case: Case, labels: Labels, tolerance_mm: float) -> dict[str, dict[str, float]] | DataError:
-    """Evaluate a case, returning instead of raising the reason why it cannot be compared, so that the others go on."""
-    try:
-        return evaluate_case(case, labels, tolerance_mm)
-    except DataError as error:
-        return error
 
 
 def evaluate_case(case: Case, labels: Labels, tolerance_mm: float) -> dict[str, dict[str, float]]:

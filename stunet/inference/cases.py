@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from stunet.datasets import raise_first, tiff
+from stunet.datasets import tiff
 from stunet.datasets.listing import Image, Listing, ending_of, list_images, named, not_utf8, unusable
-from stunet.errors import DataError
+from stunet.errors import DataError, raise_first
 from stunet.inference.model import ModelFolder
 
 _CHANNEL = re.compile(r"(.+)_(\d{4})", re.DOTALL)

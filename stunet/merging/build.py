@@ -14,7 +14,7 @@ import numpy as np
 
 from stunet import __version__, workspace
 from stunet.datasets import FILE_ENDING, Case, write_dataset_json
-from stunet.errors import DataError, is_disk_full
+from stunet.errors import DataError
 from stunet.files import atomic_write, write_json
 from stunet.kinds import PROVENANCE, read
 from stunet.labels.annotations import Annotations
@@ -22,11 +22,11 @@ from stunet.labels.systems import apply
 from stunet.merging.check import Checked, state
 from stunet.merging.estimate import label_counts
 from stunet.merging.findings import LARGEST_UINT8
-from stunet.merging.growing import FULL_HINT, RECORD, growing, is_there
+from stunet.merging.growing import RECORD, growing, is_there
 from stunet.merging.space import IGNORE
 from stunet.merging.splits import FILE as SPLITS
 from stunet.merging.union import Member, Union, case_name
-from stunet.workers import each
+from stunet.workers import Outcome, map_cases, raise_failed
 
 NORMALISED_OTHERWISE = ("ct", "nonorm", "rescale_to_0_1", "rgb_to_0_1")  # channel names that nnU-Net knows
 
@@ -52,7 +52,8 @@ def build(checked: Checked, workers: int = 1, on_case: Callable[[str], None] = l
         on_case: Called with the name of a case once it is written, or if an earlier run wrote it.
 
     Raises:
-        DataError: The name or number is taken, an interrupted build used another recipe, or the disk is full.
+        DataError: The name or number is taken, an interrupted build used another recipe, the disk is full, or cases
+            cannot be written; all others then have been.
     """
     union = checked.union
     if union is None or checked.fatal:
@@ -70,8 +71,11 @@ def build(checked: Checked, workers: int = 1, on_case: Callable[[str], None] = l
                 on_case(job.name)
             else:
                 jobs.append(job)
-        for position, _ in each(_write_case, jobs, workers, lambda job: job.name):
-            on_case(jobs[position].name)
+        outcomes: list[Outcome[Job, None]] = []
+        for outcome in map_cases(_write_case, jobs, workers, lambda job: job.name):
+            outcomes.append(outcome)
+            on_case(outcome.case.name)
+        raise_failed(outcomes)
         _finish(part, union, now)
     return target
 
@@ -147,19 +151,13 @@ def _image_name(name: str, channel: int, path: Path) -> str:
 
 def _write_case(job: Job) -> None:
     """Write a case in a worker: the images unless they stay where they are, and the label last."""
-    target = job.label
-    try:
-        for source, target in zip(job.case.images, job.images or (), strict=job.images is not None):
-            with atomic_write(target) as part:
-                if job.link:
-                    part.symlink_to(source.absolute())
-                else:
-                    shutil.copyfile(source, part)
-        write_label(job.case.label, target := job.label, job.lookup)
-    except OSError as error:
-        if not is_disk_full(error):
-            raise
-        raise DataError(f"no space to write {str(target)!r}: {error.strerror}", FULL_HINT) from None
+    for source, target in zip(job.case.images, job.images or (), strict=job.images is not None):
+        with atomic_write(target) as part:
+            if job.link:
+                part.symlink_to(source.absolute())
+            else:
+                shutil.copyfile(source, part)
+    write_label(job.case.label, job.label, job.lookup)
 
 
 def _finish(part: Path, union: Union, now: Mapping[str, Any]) -> None:

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from stunet import __version__, kinds
-from stunet.datasets import FILE_ENDING, Case, raise_first, write_dataset_json
-from stunet.errors import DataError, OutOfMemoryError
+from stunet.datasets import FILE_ENDING, Case, write_dataset_json
+from stunet.errors import DataError, OutOfMemoryError, raise_first
 from stunet.files import atomic_write, write_json
 from stunet.inference.cases import InputCase
 from stunet.inference.engine.confidence import Confidence

@@ -12,9 +12,9 @@ from typing import Any
 from stunet.errors import DataError, first_few, is_disk_full
 from stunet.files import json_differences, remove, write_json, write_lock
 from stunet.kinds import PROVENANCE, read
+from stunet.workers import AGAIN
 
 RECORD = "provenance.json"
-FULL_HINT = "free some space and run the same command again; finished cases are kept"
 
 
 def is_there(target: Path, now: Mapping[str, Any]) -> bool:
@@ -66,7 +66,7 @@ def growing(target: Path, now: Mapping[str, Any]) -> Iterator[Path]:
     except OSError as error:
         if not is_disk_full(error):
             raise
-        raise DataError(f"no space in {str(part)!r}: {error.strerror}", FULL_HINT) from None
+        raise DataError(f"no space in {str(part)!r}: {error.strerror}", f"free some space, then {AGAIN}") from None
 
 
 def _begin(part: Path, target: Path, now: Mapping[str, Any]) -> None:

@@ -20,7 +20,7 @@ from stunet.datasets.check import UNREADABLE, read_case
 from stunet.errors import DataError
 from stunet.files import atomic_write
 from stunet.schema import anything, dict_of, integer, list_of, number, table, text
-from stunet.workers import each
+from stunet.workers import Outcome, map_cases, raise_failed
 
 NIFTI = (".nii", ".nii.gz")
 EVERY = 4  # every 4th voxel along each axis goes into the fingerprint: 1/64 of them
@@ -63,23 +63,32 @@ def scan(
         cache: A file that may not exist yet; an interrupted scan resumes from it.
         workers: Number of reading processes.
         on_case: Called with the name of a case once it is done.
+
+    Raises:
+        OutOfMemoryError: A case does not fit into memory; all others are in the cache.
     """
     keys = [_key(case, rules) for case in cases]
     wanted = set(keys)
     known = {key: found for key, found in _load(cache) if key in wanted}
     todo = [case for case, key in zip(cases, keys, strict=True) if key not in known]
     found: dict[str, Scan | DataError] = {}
+    failed: list[Outcome[Case, Scan]] = []
     for case, key in zip(cases, keys, strict=True):
         if key in known:
             on_case(case.name)
     with cache.open("a") as file:
-        for position, result in each(partial(_scan, rules=rules), todo, workers, lambda case: case.name):
-            case = todo[position]
-            found[case.name] = result
-            if isinstance(result, Scan):
-                file.write(json.dumps([_key(case, rules), asdict(result)]) + "\n")
+        for outcome in map_cases(partial(_scan, rules=rules), todo, workers, lambda case: case.name):
+            case, error = outcome.case, outcome.error
+            if error is None:
+                found[case.name] = outcome.result
+                file.write(json.dumps([_key(case, rules), asdict(outcome.result)]) + "\n")
                 file.flush()
+            elif isinstance(error, DataError):
+                found[case.name] = error
+            else:
+                failed.append(outcome)
             on_case(case.name)
+    raise_failed(failed)
     return [found.get(case.name) or known[key] for case, key in zip(cases, keys, strict=True)]
 
 
@@ -136,13 +145,10 @@ _SCAN = table({
 })  # fmt: skip
 
 
-def _scan(case: Case, rules: Rules) -> Scan | DataError:
-    try:
-        for path in (*case.images, case.label):
-            _check_axes(path)
-        image, label, properties = read_case(case, rules)
-    except DataError as error:
-        return error
+def _scan(case: Case, rules: Rules) -> Scan:
+    for path in (*case.images, case.label):
+        _check_axes(path)
+    image, label, properties = read_case(case, rules)
     voxels, centre = _voxels(label)
     spacing = tuple(round(float(pitch), 5) for pitch in properties["spacing"])
     return Scan(

@@ -20,7 +20,7 @@ from stunet.errors import DataError, StunetError, is_disk_full, is_out_of_memory
 from stunet.files import sha256_of
 from stunet.machine import SHARE, memory_limit
 from stunet.nifti import check_nifti
-from stunet.workers import each
+from stunet.workers import Outcome, map_cases, raise_failed
 
 OWN_FOLDER = ".stunet"  # inside a data folder; a folder, because nnU-Net checks the endings of all files there
 PRELOADED = [  # by the process that the workers are forked from: a worker starts in milliseconds, not in seconds
@@ -79,16 +79,13 @@ def run(
     context.set_forkserver_preload(PRELOADED)
     labels_only = {key: value for key, value in description.items() if key not in ("dataset", "training", "test")}
     work = partial(_preprocess, plans=json.dumps(plans), description=json.dumps(labels_only), verbose=verbose)
-    problems = {}
-    for position, result in each(work, jobs, workers, lambda job: job.case, context):
-        if isinstance(result, StunetError):
-            problems[position] = result
+    failed: list[Outcome[Job, Done]] = []
+    for outcome in map_cases(work, jobs, workers, lambda job: job.case, context):
+        if outcome.error:
+            failed.append(outcome)
         else:
-            yield Done(jobs[position], *result)
-    if problems:
-        first, *others = (problems[position] for position in sorted(problems))
-        more = f"; {len(others)} more cases fail" if others else ""
-        raise type(first)(f"{first.message}{more}", first.hint)
+            yield outcome.result
+    raise_failed(failed)
 
 
 def fitting_workers(wanted: int, fingerprint: Mapping[str, Any], spacing: Sequence[float], channels: int) -> int:
@@ -115,13 +112,8 @@ def names_case(file: str) -> bool:
     return file.endswith((".b2nd", ".npz")) and not file.endswith("_seg.b2nd")
 
 
-def _preprocess(
-    job: Job, plans: str, description: str, verbose: bool
-) -> tuple[dict[str, int], list[str]] | StunetError:
-    """Write a case, in a worker; return the content of Done, or the error of the case.
-
-    Problems with the machine are raised instead.
-    """
+def _preprocess(job: Job, plans: str, description: str, verbose: bool) -> Done:
+    """Write a case, in a worker; raise what is wrong with it as one of our errors, problems of the machine as is."""
     import torch
 
     torch.set_num_threads(1)  # the parallelism is over cases
@@ -130,16 +122,14 @@ def _preprocess(
     except Exception as error:
         if is_out_of_memory(error):
             raise
-        if isinstance(error, OSError) and is_disk_full(error):
-            raise DataError(
-                f"no space for case {job.case!r} in {str(job.folder)!r}: {error.strerror}",
-                "free some space and run the same command again; finished cases are kept",
-            ) from error
-        return _explain(error, job)
+        if is_disk_full(error):
+            error.filename = str(job.folder)  # not the temporary file, if any
+            raise
+        raise _explain(error, job) from error
 
 
-def _write_case(job: Job, plans: str, description: str, verbose: bool) -> tuple[dict[str, int], list[str]]:
-    """Write the case to a separate folder and move it to the data; return the content of Done."""
+def _write_case(job: Job, plans: str, description: str, verbose: bool) -> Done:
+    """Write the case to a separate folder and move it to the data."""
     files = [*job.images, job.label]
     for path in files:
         check_nifti(Path(path))
@@ -159,7 +149,7 @@ def _write_case(job: Job, plans: str, description: str, verbose: bool) -> tuple[
     sizes = {name: (part / name).stat().st_size for name in names}
     for name in names:
         os.replace(part / name, job.folder / name)
-    return sizes, hashes
+    return Done(job, sizes, hashes)
 
 
 @lru_cache(maxsize=8)

@@ -311,7 +311,7 @@ def test_a_full_disk_names_the_case_and_what_is_finished_stays(
     assert not checked.fatal
     with (
         room_for(path.stat().st_size // 2),
-        pytest.raises(DataError, match=r"no space to write .*part-Dataset900_Union/labelsTr/a_case_2") as caught,
+        pytest.raises(DataError, match=r"no space for case .a_case_2. at .*part-Dataset900_Union/labelsTr") as caught,
     ):
         build(checked)
     assert "run the same command again" in caught.value.hint

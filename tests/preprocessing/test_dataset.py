@@ -284,7 +284,7 @@ def test_ctrl_c_stops_a_blocked_worker_at_once(unblock: Callable[[], None], plan
 def test_a_full_disk_is_said_and_leaves_nothing_half_written(plans: dict) -> None:
     process = _start(plans, limit=8192)  # bytes that a file may have: less than an image, more than the manifest
     _, messages = process.communicate(timeout=60)
-    assert f"no space for case 'case_1' in '{_data()}'" in messages
+    assert f"no space for case 'case_1' at '{_data()}'" in messages
     assert _complete(_data(), [])
     preprocess(DATASET, plans, ["3d_fullres"], 1)
     assert _complete(_data(), CASES)
