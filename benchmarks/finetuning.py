@@ -62,7 +62,7 @@ def training_cases(dataset: str) -> list[str]:
 
 
 def chosen(training: list[str], seed: int, count: int) -> list[str]:
-    """The cases that `--set num_cases=COUNT seed=SEED` trains on, as trainers/base.py chooses them."""
+    """The cases that `--set num_cases=COUNT seed=SEED` trains on, as trainers/trainer.py chooses them."""
     return list(np.random.default_rng(seed).permutation(sorted(training))[:count])
 
 

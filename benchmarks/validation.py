@@ -21,16 +21,16 @@ from stunet.nnunet import limit_processes
 limit_processes()
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from stunet.cli.train import main
-from stunet.trainers.base import PlannedTrainer
+from stunet.trainers.trainer import BaseTrainer
 
-validate = {"nnU-Net": nnUNetTrainer, "ours": PlannedTrainer}[sys.argv[1]].perform_actual_validation
+validate = {"nnU-Net": nnUNetTrainer, "ours": BaseTrainer}[sys.argv[1]].perform_actual_validation
 
 def timed(*arguments):
     started = time.perf_counter()
     validate(*arguments)
     sys.__stderr__.write(f"validation {time.perf_counter() - started} s\\n")
 
-PlannedTrainer.perform_actual_validation = timed
+BaseTrainer.perform_actual_validation = timed
 raise SystemExit(main([*sys.argv[2:], "--val"]))
 """
 

@@ -175,8 +175,12 @@ class TrainingProgress:
             warn(text)
 
     def trains(self, text: str) -> None:
-        """Show what is trained from now on, or a warning."""
+        """Show what is trained from now on."""
         note(text)
+
+    def warning(self, text: str) -> None:
+        """Show a warning; the training continues."""
+        warn(text)
 
     def step(self, trainer: Any, phase: str, done: int, loss: float) -> None:
         """Show that a step of an epoch is finished."""

@@ -8,7 +8,7 @@ Differences are reported as an error, with the command that resolves them; what 
 Raw files are the same if name, size and modification time are; if only the time differs, as in a copy, their content is
 compared.
 
-Imports neither torch nor nnunetv2. Read next: folds.py; runs/readiness.py and trainers/saving.py use this module.
+Imports neither torch nor nnunetv2. Read next: folds.py; runs/readiness.py and trainers/checkpoint.py use this module.
 """
 
 import os

@@ -16,7 +16,9 @@ from stunet.names import check_name
 
 VARIABLES = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
 TRAINER, PARTIAL_TRAINER = "STUNetTrainer", "STUNetPartialTrainer"
-FINAL = "checkpoint_final.pth"  # of a training that has finished
+# nnU-Net's names in a result folder: the checkpoints of a fold, and what a cascade's next stage takes from a model.
+FINAL, LATEST, BEST = "checkpoint_final.pth", "checkpoint_latest.pth", "checkpoint_best.pth"
+HANDED_OVER = "predicted_next_stage"
 DATASETS = "Dataset[0-9][0-9][0-9]_*"  # the folders that nnU-Net recognizes as datasets
 
 

@@ -65,7 +65,7 @@ def test_nnunets_modules_that_write_are_among_them() -> None:
 
     import stunet.plans.fingerprint
     import stunet.plans.planner
-    import stunet.trainers.base  # noqa: F401
+    import stunet.trainers.trainer  # noqa: F401
 
     for module in (fingerprint_extractor, default_experiment_planner, nnUNetTrainer):
         assert module.save_json.__module__ == "stunet.nnunet"
@@ -79,15 +79,22 @@ def test_what_the_file_system_refuses_ends_with_3_and_the_path(number: int) -> N
     assert "some/path" in shown.message
 
 
-def test_a_plot_that_cannot_be_drawn_leaves_the_one_before(tmp_path: Path) -> None:
-    from stunet.trainers.base import _plot_whole
+def test_a_plot_that_cannot_be_drawn_leaves_the_one_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from nnunetv2.training.logging.nnunet_logger import MetaLogger
 
-    _plot_whole(lambda folder: (Path(folder) / "progress.png").write_text("one"), str(tmp_path))  # type: ignore[arg-type,return-value]
+    from stunet.trainers.plots import Logger
 
-    def half(folder: str) -> None:
-        (Path(folder) / "progress.png").write_text("tw")
-        raise OSError(errno.ENOSPC, "full")
+    def draw(text: str, error: Exception | None = None) -> None:
+        def plot_progress_png(self: MetaLogger, folder: str) -> None:
+            (Path(folder) / "progress.png").write_text(text)
+            if error:
+                raise error
 
+        monkeypatch.setattr(MetaLogger, "plot_progress_png", plot_progress_png)
+        logger.plot(str(tmp_path))
+
+    logger = Logger(str(tmp_path), False)
+    draw("one")
     with pytest.raises(OSError, match="full"):
-        _plot_whole(half, str(tmp_path))
+        draw("tw", OSError(errno.ENOSPC, "full"))
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("progress.png", "one")]

@@ -385,7 +385,7 @@ def test_a_checkpoint_goes_on_only_with_the_fold_and_the_cases_that_it_has_seen(
     write_json(pre / "splits_final.json", FOLDS[::-1])
     for only_validates in (True, False):
         trainer = trainer_of(pre, 0)
-        trainer.only_validates = only_validates
+        trainer.configure(only_validates=only_validates)
         with pytest.raises(DataError, match="was trained with 2 cases that fold 0"):
             trainer.load_checkpoint(str(path))
     with pytest.raises(DataError, match="there is no fold 2"):  # nnU-Net would make a random one
@@ -399,7 +399,7 @@ def test_a_checkpoint_without_a_record_goes_on_with_a_warning(pre: Path) -> None
     content = load_checkpoint(pre / "checkpoint_latest.pth")
     del content["stunet"]["trained_with"]
     resumed, said = trainer_of(pre, 0), list[str]()
-    resumed.listener.trains = said.append  # type: ignore[method-assign]
+    resumed.listener.warning = said.append  # type: ignore[method-assign]
     resumed.load_checkpoint(content)
     assert [text for text in said if "does not say which cases it was trained with" in text] == said != []
     resumed.save_checkpoint(str(pre / "checkpoint_latest.pth"))

@@ -23,6 +23,7 @@ def count_labels(logits: torch.Tensor, target: torch.Tensor, ignore_label: int |
         annotated = true != ignore_label
         found, true = found[annotated], true[annotated]
     classes = logits.shape[1]
+    # bincount is three passes over the voxels, whatever the number of classes; [1:] leaves the background out.
     right, of_found, of_true = (x.bincount(minlength=classes)[1:] for x in (true[found == true], found, true))
     return torch.stack([right, of_found - right, of_true - right])
 

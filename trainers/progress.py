@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from stunet.trainers.base import PlannedTrainer
+    from stunet.trainers.trainer import BaseTrainer
     from stunet.weights.report import TransferReport
 
 
@@ -14,19 +14,22 @@ class Listener(Protocol):
         """Handle that pre-trained weights have been put into the network."""
 
     def trains(self, text: str) -> None:
-        """Handle a message about what is trained from now on, or a warning."""
+        """Handle a message about what is trained from now on."""
 
-    def step(self, trainer: "PlannedTrainer", phase: str, done: int, loss: float) -> None:
+    def warning(self, text: str) -> None:
+        """Handle a warning; the training continues."""
+
+    def step(self, trainer: "BaseTrainer", phase: str, done: int, loss: float) -> None:
         """Handle that `done` iterations of the epoch's phase ("train" or "validation") are finished."""
 
-    def epoch(self, trainer: "PlannedTrainer") -> None:
+    def epoch(self, trainer: "BaseTrainer") -> None:
         """Handle that an epoch is finished and logged; `trainer.current_epoch` counts it."""
 
     def case(self, name: str) -> None:
         """Handle that the final validation moves on to this case."""
 
 
-class Silent:
+class NullListener:
     """A listener that shows nothing."""
 
     def loaded(self, report: "TransferReport") -> None:
@@ -35,10 +38,13 @@ class Silent:
     def trains(self, text: str) -> None:
         return
 
-    def step(self, trainer: "PlannedTrainer", phase: str, done: int, loss: float) -> None:
+    def warning(self, text: str) -> None:
         return
 
-    def epoch(self, trainer: "PlannedTrainer") -> None:
+    def step(self, trainer: "BaseTrainer", phase: str, done: int, loss: float) -> None:
+        return
+
+    def epoch(self, trainer: "BaseTrainer") -> None:
         return
 
     def case(self, name: str) -> None:

@@ -1,20 +1,19 @@
 """Supervised training, from scratch or from given weights: what differs from nnU-Net's own procedure."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
-
-from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import MirrorTransform
 
 from stunet.errors import DataError
 from stunet.labels.annotations import Annotations, complete, mirrored_values
 from stunet.labels.names import Sides, sides
-from stunet.trainers.data.loader import Samples
 from stunet.trainers.data.mirroring import MirrorSides
-from stunet.trainers.finetuned import FineTunedTrainer
+from stunet.trainers.trainer import BaseTrainer
 
 PLAN_AGAIN = "plan the dataset again (stunet_plan_and_preprocess), or --set mirror=none"
 
 
-class STUNetTrainer(FineTunedTrainer):
+class STUNetTrainer(BaseTrainer):
     """Trains an STU-Net on completely labelled data.
 
     Deep supervision follows the plan's strides for any number of stages. The plan's value `mirror` determines which
@@ -25,6 +24,8 @@ class STUNetTrainer(FineTunedTrainer):
         swap    all, and left and right classes change sides with the image; at test time as with auto
         all     all, as in nnU-Net
     """
+
+    mirror = "auto"
 
     def configure_rotation_dummyDA_mirroring_and_inital_patch_size(self) -> tuple[Any, bool, Any, tuple[int, ...]]:
         """Return nnU-Net's augmentation settings with the plan's mirror axes (3D array axes; a 2D patch has 1, 2)."""
@@ -37,17 +38,19 @@ class STUNetTrainer(FineTunedTrainer):
         self.inference_allowed_mirroring_axes = inference or None  # nnU-Net's predictor refuses an empty tuple
         return rotation, dummy_2d, initial_patch, tuple(training)
 
-    def prepare_loader(self, loader: Samples) -> None:
-        """Prepare as in every training; with mirror=swap, labels change sides.
+    def replaced_transforms(self) -> dict[str, Callable[..., Any]]:
+        """Replace as in every training; with mirror=swap, labels change sides where an image is mirrored."""
+        replaced = super().replaced_transforms()
+        return {**replaced, "MirrorTransform": self._mirrored()} if self.mirror == "swap" and self.sides() else replaced
+
+    def _mirrored(self) -> Callable[..., MirrorSides]:
+        """Return a transform to be constructed with nnU-Net's arguments.
 
         Raises:
             DataError: The dataset has regions, the plan does not state which axis is left-right, or the images differ
                 in it, or a class or a case lacks its counterpart.
         """
-        super().prepare_loader(loader)
         fixed = {0, 1, 2} - set(self.plans_manager.plans["stunet"]["mirror_axes"])
-        if self.mirror != "swap" or not self.sides():
-            return
         if not fixed:
             raise DataError(f"mirror=swap: {self._mirrored_sides()}", PLAN_AGAIN)
         if len(fixed) > 1:
@@ -56,18 +59,14 @@ class STUNetTrainer(FineTunedTrainer):
         space = self.label_space()
         if self.is_cascaded and space.numbers:  # the previous stage's labels have the head's values, the targets others
             raise DataError("mirror=swap: not for a cascade whose whole head is reused", "--set mirror=auto")
-        values = mirrored_values(space)
-        steps = loader.transforms.transforms
-        for place, step in enumerate(steps):
-            if isinstance(step, MirrorTransform):
-                steps[place] = MirrorSides(step.allowed_axes, {axis - first for axis in fixed}, values)
+        return partial(MirrorSides, sides={axis - first for axis in fixed}, values=mirrored_values(space))
 
     def on_train_start(self) -> None:
         """Warn about a plan that mirrors left and right classes, from before their names were recognized."""
         super().on_train_start()
         safe = set(self.plans_manager.plans["stunet"]["mirror_axes"])
         if self.mirror == "auto" and safe == {0, 1, 2} and self.sides() and self.local_rank == 0:
-            self.listener.trains(f"warning: {self._mirrored_sides()}; {PLAN_AGAIN}")
+            self.listener.warning(f"{self._mirrored_sides()}; {PLAN_AGAIN}")
 
     def sides(self) -> Sides:
         """Return which labels of the dataset are left and right."""

@@ -37,15 +37,16 @@ from stunet.inference.products import Products, endings_of_parts
 from stunet.nnunet import exchanged
 from stunet.orientation import for_nnunet, of_file
 from stunet.preprocessing.stored import Checked
+from stunet.workspace import HANDED_OVER
 
 if TYPE_CHECKING:
-    from stunet.trainers.base import PlannedTrainer
+    from stunet.trainers.trainer import BaseTrainer
 
-FOLDER, SUMMARY, HANDED_OVER = "validation", "summary.json", "predicted_next_stage"  # nnU-Net's names
+FOLDER, SUMMARY = "validation", "summary.json"  # nnU-Net's names
 BARRIER_EVERY = 20  # cases: a process that waits too long for the others gives up
 
 
-def validate(trainer: "PlannedTrainer", probabilities: bool) -> None:
+def validate(trainer: "BaseTrainer", probabilities: bool) -> None:
     """Predict the validation cases, divided among the processes, and write the predictions and their metrics.
 
     Args:
@@ -60,7 +61,7 @@ def validate(trainer: "PlannedTrainer", probabilities: bool) -> None:
     processes = dist.get_world_size() if trainer.is_ddp else 1
     last_barrier = len(cases) // processes - 1  # only among the cases that every process has
     own = sorted(map(str, cases[trainer.local_rank :: processes]))
-    segmenter = segmenter_of(trainer)
+    segmenter = make_segmenter(trainer)
     source = Checked(
         trainer.dataset_class(trainer.preprocessed_dataset_folder, own, trainer.folder_with_segs_from_previous_stage)
     )
@@ -83,7 +84,7 @@ def validate(trainer: "PlannedTrainer", probabilities: bool) -> None:
         trainer.measure_validation(processes)
 
 
-def _remove_others(trainer: "PlannedTrainer", cases: Sequence[str]) -> None:
+def _remove_others(trainer: "BaseTrainer", cases: Sequence[str]) -> None:
     """Remove predictions of cases that are no longer validated: nnU-Net would evaluate every file in the folder."""
     ending, validated = trainer.dataset_json["file_ending"], set(cases)
     for path in (Path(trainer.output_folder) / FOLDER).glob(f"*{ending}"):
@@ -92,7 +93,7 @@ def _remove_others(trainer: "PlannedTrainer", cases: Sequence[str]) -> None:
                 path.with_name(f"{name}{end}").unlink(missing_ok=True)
 
 
-def segmenter_of(trainer: "PlannedTrainer") -> Segmenter:
+def make_segmenter(trainer: "BaseTrainer") -> Segmenter:
     """Return the trainer's network ready for prediction; it shares the weights, and the trainer's own is unchanged."""
     plans, configuration = trainer.plans_manager, trainer.configuration_manager
     classes = trainer.label_manager.num_segmentation_heads
@@ -106,7 +107,7 @@ def segmenter_of(trainer: "PlannedTrainer") -> Segmenter:
     return Segmenter(windows, plans, configuration, trainer.dataset_json)
 
 
-def _load(trainer: "PlannedTrainer", source: Checked, case: str) -> tuple[torch.Tensor, dict[str, Any]]:
+def _load(trainer: "BaseTrainer", source: Checked, case: str) -> tuple[torch.Tensor, dict[str, Any]]:
     """Load a preprocessed image (C, D, H, W), with the previous stage's labels for a cascade, and its properties."""
     with source.reading(case):
         data, _, previous, properties = source.load_case(case)
@@ -149,7 +150,7 @@ class _NextStage:
 
 
 def _grids(
-    trainer: "PlannedTrainer", stages: Sequence[_NextStage], case: str, dtype: np.dtype
+    trainer: "BaseTrainer", stages: Sequence[_NextStage], case: str, dtype: np.dtype
 ) -> dict[_NextStage, np.ndarray]:
     """Return arrays for the labels that the next stages need; as in nnU-Net, log it if one of them lacks the case."""
     grids = {}
@@ -173,7 +174,7 @@ def _grids(
 class _Results:
     """The files of a validation, written by threads while the network works on the next case."""
 
-    def __init__(self, trainer: "PlannedTrainer", cases: Sequence[str], probabilities: bool) -> None:
+    def __init__(self, trainer: "BaseTrainer", cases: Sequence[str], probabilities: bool) -> None:
         manager, base = trainer.plans_manager, Path(trainer.output_folder_base)
         self._folder = Path(trainer.output_folder) / FOLDER
         self._patch = trainer.configuration_manager.patch_size
@@ -257,7 +258,7 @@ class _Threads:
         return cls
 
 
-def measure(trainer: "PlannedTrainer", processes: int) -> None:
+def measure(trainer: "BaseTrainer", processes: int) -> None:
     """Compare what all processes have written with the labels, and log the agreement."""
     folder, labels = Path(trainer.output_folder) / FOLDER, trainer.label_manager
     remove_staging(folder)  # left by processes that were killed: nnU-Net would take them for cases

@@ -241,7 +241,7 @@ def _run(dataset: str, chosen: Chosen, configuration: str, fold: int | str, args
         validate_best=args.val_best,
         probabilities=args.npz,
         disable_checkpointing=args.disable_checkpointing,
-        weights=chosen.weights,
+        start=chosen.start,
         overwrite=args.overwrite,
         fsdp=args.fsdp,
     )
@@ -284,12 +284,12 @@ def _describe(run: "Run", resolved: dict[str, Any]) -> None:
 
 def _judged(run: "Run") -> "TransferReport | None":
     """Return what will become of pre-trained weights, before anything is written; None without weights."""
-    if run.weights is None:
+    if run.start is None:
         return None
     from stunet.trainers.finetune.start import preview
 
     dataset_json = described(run.dataset, run.plans, run.trainer)
-    return preview(run.weights, run.plans, run.configuration, dataset_json)
+    return preview(run.start, run.plans, run.configuration, dataset_json)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import argparse
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from stunet import console, nnunet, presets, workspace
 from stunet.cli.models import ShownDownload
@@ -19,6 +19,9 @@ from stunet.models import store
 from stunet.plans.files import list_planned, plan_path, read_plan
 from stunet.plans.resolve import resolve
 
+if TYPE_CHECKING:
+    from stunet.trainers.finetune.start import Start
+
 
 @dataclass(frozen=True)
 class Chosen:
@@ -26,7 +29,7 @@ class Chosen:
 
     plans: dict[str, Any]
     new: bool
-    weights: Path | None
+    start: "Start | None"
 
 
 def choose_plans(dataset: str, args: argparse.Namespace) -> Chosen:
@@ -59,16 +62,16 @@ def choose_plans(dataset: str, args: argparse.Namespace) -> Chosen:
         options = dict(zip(options, preset.complete(*options.values()), strict=True))
         overrides = {**preset.set, **overrides}
     annotations = None if args.tr == workspace.TRAINER else load_annotations(path.parent)
-    weights = None
+    start = None
     if text := args.pretrained or args.pretrained_weights:
-        weights = _given(text, args)
-        options |= _from_weights(weights, args, plans["stunet"], (dataset_json, annotations), options["size"])
+        start = _given(text, args)
+        options |= _from_weights(start, args, plans["stunet"], (dataset_json, annotations), options["size"])
     elif args.finetune:
         options["finetune"] = args.finetune
     if options.get("finetune") and not options["stages"]:
         options["stages"] = _kept_stages(options["finetune"], plans)
     if not (any(options.values()) or overrides):
-        return Chosen(plans, False, _weights_of(plans, args))
+        return Chosen(plans, False, _start_of(plans, args))
     if args.c or args.configuration:
         resolve(plans, args.c or args.configuration)
     from stunet.plans.derive import derive
@@ -78,7 +81,7 @@ def choose_plans(dataset: str, args: argparse.Namespace) -> Chosen:
     derived = derive(plans, described(dataset, trained, trainer), overrides=overrides, **options)
     existing = path.with_name(f"{derived['plans_name']}.json")
     if not existing.is_file():
-        return Chosen(derived, True, weights or _weights_of(derived, args))
+        return Chosen(derived, True, start or _start_of(derived, args))
     on_disk = read_plan(existing).to_json()
     changed = json_differences(_comparable(on_disk, derived), _comparable(derived, on_disk), "plans")
     if changed:
@@ -86,7 +89,7 @@ def choose_plans(dataset: str, args: argparse.Namespace) -> Chosen:
             f"plans {derived['plans_name']!r} exist and differ from what would be derived ({first_few(changed)})",
             f"-p {derived['plans_name']} to use them, or delete {existing}",
         )
-    return Chosen(on_disk, False, weights or _weights_of(on_disk, args))
+    return Chosen(on_disk, False, start or _start_of(on_disk, args))
 
 
 def _fitting(dataset: str, preset: presets.Preset) -> str | None:
@@ -123,7 +126,7 @@ def choose_trainer(dataset: str, plans: dict[str, Any], given: str | None) -> st
 
 
 def _from_weights(
-    path: Path,
+    start: "Start",
     args: argparse.Namespace,
     base: Mapping[str, Any],
     data: tuple[Mapping[str, Any], Annotations | None],
@@ -134,13 +137,13 @@ def _from_weights(
     If the base plan has the same weights and head, its entry is kept.
     """
     from stunet.trainers.finetune import strategies
-    from stunet.trainers.finetune.start import choose
+    from stunet.trainers.finetune.start import choose_heads, plan_entry
 
     before = base.get("weights", {})
     head = "reset" if args.pretrained_weights else args.head or before.get("head")
-    start = choose(path, head, *data)
-    block = start.block(of_file=Path(args.pretrained or args.pretrained_weights).exists())
-    if (before.get("sha256"), before.get("head")) == (start.sha256, start.heads.mode):
+    heads = choose_heads(start, head, *data)
+    block = plan_entry(start, heads, is_file=Path(args.pretrained or args.pretrained_weights).exists())
+    if (before.get("sha256"), before.get("head")) == (start.sha256, heads.mode):
         block = before
     theirs = start.weights.architecture.size
     if size not in (None, theirs):
@@ -149,7 +152,7 @@ def _from_weights(
             f"leave the size out, or find weights of size {size}: stunet_models list",
         )
     if args.head:
-        for text in start.heads.warnings:
+        for text in heads.warnings:
             console.warn(text)
     finetune = args.finetune or base.get("finetune") or strategies.DEFAULT
     return {
@@ -170,7 +173,7 @@ def _kept_stages(name: str, plans: Mapping[str, Any]) -> int | None:
     return strategies.kept_stages(strategy, max(len(each["arch_kwargs"]["strides"]) for each in networks))
 
 
-def _given(text: str, args: argparse.Namespace) -> Path:
+def _given(text: str, args: argparse.Namespace) -> "Start":
     """Return the weights that a command names.
 
     A training that is continued or validated does not need them, so its error suggests leaving them out.
@@ -184,7 +187,7 @@ def _given(text: str, args: argparse.Namespace) -> Path:
         raise
 
 
-def _weights_of(plans: Mapping[str, Any], args: argparse.Namespace) -> Path | None:
+def _start_of(plans: Mapping[str, Any], args: argparse.Namespace) -> "Start | None":
     """Return the weights that plans start from if the command names none, found by name; None if no longer needed."""
     block = plans["stunet"].get("weights")
     if block is None or args.resume or args.val:
@@ -198,10 +201,13 @@ def _weights_of(plans: Mapping[str, Any], args: argparse.Namespace) -> Path | No
         ) from None
 
 
-def _find(text: str, dry_run: bool) -> Path:
+def _find(text: str, dry_run: bool) -> "Start":
     """Return the model that the text names, downloaded if needed, but not by a dry run."""
     with ShownDownload(text) as shown:
-        return store.find_model(text, offline=dry_run, on_bytes=shown)
+        path = store.find_model(text, offline=dry_run, on_bytes=shown)
+    from stunet.trainers.finetune.start import Start  # imports torch, which a wrong name must not wait for
+
+    return Start(path)
 
 
 def _comparable(plans: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from stunet.errors import DataError, Interrupted, UsageError, first_few
 from stunet.files import json_differences
 from stunet.kinds import SUMMARY, read
 from stunet.plans.files import read_plan
+from stunet.workspace import FINAL
 
 if TYPE_CHECKING:
     from stunet.runs.launch import Run
@@ -76,7 +77,6 @@ def _left(run: "Run") -> "Run | None":
     """
     from stunet.plans.check import of_a_run
     from stunet.provenance import check_result
-    from stunet.runs.launch import FINAL
     from stunet.runs.readiness import lacking_next_stage
 
     if run.only_validate or not run.resume or run.validate_best:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stunet.losses.overlap import DiceAndEntropy, Whole
+from stunet.losses.overlap import DiceAndEntropy, Totals
 from stunet.losses.regions import RegionDiceCE
 from stunet.losses.sigmoid import MaskedSigmoid
 from stunet.losses.softmax import DiceCE, PartitionDiceCE
@@ -28,7 +28,7 @@ __all__ = [
     "MaskedSigmoid",
     "PartitionDiceCE",
     "RegionDiceCE",
-    "Whole",
+    "Totals",
 ]
 
 
@@ -46,27 +46,27 @@ class DeepSupervision(torch.nn.Module):
         self.weights = tuple(float(weight) for weight in weights)
 
     def forward(
-        self, logits: Sequence[Tensor], target: Sequence[Tensor], *more: Tensor, whole: Whole | None = None
+        self, logits: Sequence[Tensor], target: Sequence[Tensor], *tables: Tensor, totals: Totals | None = None
     ) -> Tensor:
         """Return the weighted sum.
 
         Args:
             logits: By resolution.
             target: By resolution.
-            more: Tensors that define which classes are annotated; the same for all resolutions.
-            whole: That of the batch that the samples are a piece of, from whole() of all pieces.
+            tables: Define what the samples annotate; the same for all resolutions.
+            totals: Those of the batch that the samples are a piece of: the sum of totals() of its pieces.
         """
         levels = self._levels(logits, target)
         losses = [
-            weight * self.loss(x, y, *more, whole=None if whole is None else whole[level])
+            weight * self.loss(x, y, *tables, totals=None if totals is None else totals[level])
             for level, (weight, x, y) in enumerate(levels)
         ]
         return torch.stack(losses).sum()
 
-    def whole(self, logits: Sequence[Tensor] | None, target: Sequence[Tensor], *more: Tensor) -> Whole:
-        """Return what these samples contribute to the whole batch, by resolution: see DiceAndEntropy.whole()."""
+    def totals(self, logits: Sequence[Tensor] | None, target: Sequence[Tensor], *tables: Tensor) -> Totals:
+        """Return what these samples contribute to the whole batch, by resolution: see DiceAndEntropy.totals()."""
         levels = self._levels([None] * len(target) if logits is None else logits, target)
-        return Whole.stacked([self.loss.whole(x, y, *more) for _, x, y in levels])
+        return Totals.stacked([self.loss.totals(x, y, *tables) for _, x, y in levels])
 
     def _levels(self, logits: Sequence[Any], target: Sequence[Tensor]) -> list[tuple[float, Any, Tensor]]:
         return [level for level in zip(self.weights, logits, target, strict=True) if level[0]]

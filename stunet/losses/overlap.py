@@ -39,7 +39,7 @@ class Sums:
 
 
 @dataclass(frozen=True)
-class Whole:
+class Totals:
     """Totals over the pieces of a batch: the shares of processes, and the micro-batches of a share.
 
     Attributes:
@@ -50,28 +50,28 @@ class Whole:
     counts: Tensor
     sums: Tensor | None = None
 
-    def __add__(self, other: "Whole") -> "Whole":
+    def __add__(self, other: "Totals") -> "Totals":
         both = self.sums is not None and other.sums is not None
-        return Whole(self.counts + other.counts, self.sums + other.sums if both else None)  # type: ignore[operator]
+        return Totals(self.counts + other.counts, self.sums + other.sums if both else None)  # type: ignore[operator]
 
-    def of_all_processes(self) -> "Whole":
+    def all_reduce(self) -> "Totals":
         """Return the sum over all processes; must be called by all of them."""
         if not dist.is_initialized():
             return self
-        parts = [part for part in (self.counts, self.sums) if part is not None]
+        parts = [part for part in (self.counts, self.sums) if part is not None]  # one message for both
         total = torch.cat([part.to(self.counts).flatten() for part in parts])
         dist.all_reduce(total)
         found = [x.view_as(p).to(p) for x, p in zip(total.split([p.numel() for p in parts]), parts, strict=True)]
-        return Whole(*found)
+        return Totals(*found)
 
     @classmethod
-    def stacked(cls, levels: Sequence["Whole"]) -> "Whole":
+    def stacked(cls, levels: Sequence["Totals"]) -> "Totals":
         """Combine those of several resolutions into one, with a leading index."""
         sums = [level.sums for level in levels if level.sums is not None]
         return cls(torch.stack([level.counts for level in levels]), torch.stack(sums) if sums else None)
 
-    def __getitem__(self, level: int) -> "Whole":
-        return Whole(self.counts[level], None if self.sums is None else self.sums[level])
+    def __getitem__(self, level: int) -> "Totals":
+        return Totals(self.counts[level], None if self.sums is None else self.sums[level])
 
 
 class DiceAndEntropy(torch.nn.Module):
@@ -79,7 +79,7 @@ class DiceAndEntropy(torch.nn.Module):
 
     The losses of the pieces, weighted by their shares of the samples, add up to the loss of the batch, and so do their
     gradients: means are over what counts in the whole batch, not in a piece. A piece is a process's share (with `ddp`,
-    forward() asks the other processes) or a micro-batch (forward() is given `whole`).
+    forward() asks the other processes) or a micro-batch (forward() is given `totals`).
 
     Args:
         batch_dice: Compute Dice over all samples of the batch that annotate a class together, not per sample.
@@ -107,48 +107,48 @@ class DiceAndEntropy(torch.nn.Module):
         self.batch_dice, self.ignore_label, self.smooth = batch_dice, ignore_label, smooth
         self.dice_weight, self.ce_weight, self.ddp, self.chunk = dice_weight, ce_weight, ddp, chunk
 
-    def sums(self, logits: Tensor, target: Tensor, *more: Tensor) -> Sums:
-        """Return what the loss needs to know about the voxels; `more` defines what the samples annotate."""
+    def sums(self, logits: Tensor, target: Tensor, *tables: Tensor) -> Sums:
+        """Return what the loss needs to know about the voxels; `tables` define what the samples annotate."""
         raise NotImplementedError
 
-    def counts(self, target: Tensor, *more: Tensor) -> tuple[Tensor, Tensor | int]:
+    def counts(self, target: Tensor, *tables: Tensor) -> tuple[Tensor, Tensor | int]:
         """Return the number for Sums, and that of pairs of a sample and an annotated label: any value if `complete`."""
         raise NotImplementedError
 
-    def forward(self, logits: Tensor, target: Tensor, *more: Tensor, whole: Whole | None = None) -> Tensor:
+    def forward(self, logits: Tensor, target: Tensor, *tables: Tensor, totals: Totals | None = None) -> Tensor:
         """Return the loss; logits in half precision are computed in single precision.
 
         Args:
             logits: (B, C, ...), one output per class or region.
             target: (B, 1, ...), or (B, R, ...) for regions.
-            more: What sums() takes.
-            whole: That of the batch that the samples are a piece of, from whole() of all pieces.
+            tables: What sums() takes.
+            totals: Those of the batch that the samples are a piece of: the sum of totals() of its pieces.
 
         Raises:
             DataError: A voxel has a value that its sample cannot have.
         """
-        sums = self.sums(logits, target, *more)
-        if whole is None and self.ddp:
-            whole = self._piece(sums).of_all_processes()
-        return self._loss(sums, whole)
+        sums = self.sums(logits, target, *tables)
+        if totals is None and self.ddp:
+            totals = self._piece(sums).all_reduce()
+        return self._loss(sums, totals)
 
-    def whole(self, logits: Tensor | None, target: Tensor, *more: Tensor) -> Whole:
+    def totals(self, logits: Tensor | None, target: Tensor, *tables: Tensor) -> Totals:
         """Return what these samples contribute to the whole batch; no gradients, and no logits if Dice is per sample.
 
         Args:
             logits: As for forward(); may be None unless `batch_dice`.
             target: As for forward().
-            more: As for forward().
+            tables: As for forward().
         """
         with torch.no_grad():
             if logits is not None and self.batch_dice:
-                return self._piece(self.sums(logits, target, *more))
-            return _counted(*self.counts(target, *more), len(target))
+                return self._piece(self.sums(logits, target, *tables))
+            return _counted(*self.counts(target, *tables), len(target))
 
-    def _piece(self, sums: Sums) -> Whole:
+    def _piece(self, sums: Sums) -> Totals:
         number = torch.zeros_like(sums.entropy) if sums.number is None else sums.number
         counts = _counted(number, sums.annotated.sum(), len(sums.annotated)).counts
-        return Whole(counts, self._of_dice(sums).detach() if self.batch_dice else None)
+        return Totals(counts, self._of_dice(sums).detach() if self.batch_dice else None)
 
     def _of_dice(self, sums: Sums) -> Tensor:
         """Return right, found, true and annotated: (4, V), or (4, B, V) without batch Dice."""
@@ -156,15 +156,17 @@ class DiceAndEntropy(torch.nn.Module):
         found = torch.stack([right, sums.found, sums.true.to(right), sums.annotated.to(right)])
         return found.sum(1) if self.batch_dice else found
 
-    def _loss(self, sums: Sums, whole: Whole | None) -> Tensor:
+    def _loss(self, sums: Sums, totals: Totals | None) -> Tensor:
         of_dice, entropy, pairs = self._of_dice(sums), sums.entropy.sum(), None
         number = None if sums.number is None else sums.number.clamp_min(1)
-        if whole is not None:
-            of_all, of_pairs, samples = whole.counts
+        if totals is not None:
+            # This piece's loss is weighted by its share of the samples when the pieces are added up, and its means are
+            # over the whole batch: so what they are divided by is scaled by that share here.
+            of_all, of_pairs, samples = totals.counts
             share = (len(sums.right) / samples).to(of_dice)
             number = None if number is None else of_all.clamp_min(1).to(of_dice) * share
-            if whole.sums is not None:  # the value of the whole, with the gradient of this piece
-                of_dice = whole.sums + (of_dice - of_dice.detach()) / share
+            if totals.sums is not None:  # the value of the whole, with the gradient of this piece
+                of_dice = totals.sums + (of_dice - of_dice.detach()) / share
             elif not self.complete:
                 pairs = of_pairs.clamp_min(1).to(of_dice) * share
         mean = self.ce_weight * entropy if number is None else self.ce_weight * entropy / number
@@ -178,10 +180,10 @@ class DiceAndEntropy(torch.nn.Module):
         return torch.where(counted, dice, 0).sum() / (counted.sum().clamp_min(1) if pairs is None else pairs)
 
 
-def _counted(number: Tensor, pairs: Tensor | int, samples: int) -> Whole:
+def _counted(number: Tensor, pairs: Tensor | int, samples: int) -> Totals:
     dtype = wide(number.device)
     counts = [torch.as_tensor(count, dtype=dtype, device=number.device) for count in (number, pairs, samples)]
-    return Whole(torch.stack(counts))
+    return Totals(torch.stack(counts))
 
 
 def chunks(voxels: int, classes: int, device: torch.device, chunk: int | None) -> Iterator[slice]:

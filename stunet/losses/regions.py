@@ -31,14 +31,14 @@ class RegionDiceCE(DiceAndEntropy):
         dtype = torch.promote_types(logits_BRDHW.dtype, torch.float32)
         right, found, true = ((x if kept is None else x * kept).sum(axes, dtype=dtype) for x in (p * y, p, y))
         annotated = torch.ones_like(true, dtype=torch.bool)
-        if kept is None:
+        if kept is None:  # nnU-Net's mean over all voxels and regions, to the last bit
             return Sums(
                 right, found, true, annotated, F.binary_cross_entropy_with_logits(logits_BRDHW, y.to(dtype)), None
             )
         entropy = F.binary_cross_entropy_with_logits(logits_BRDHW, y.to(dtype), reduction="none")
         return Sums(right, found, true, annotated, (entropy * kept).sum(), kept.sum().to(dtype))
 
-    def counts(self, target_BRDHW: Tensor, *more: Tensor) -> tuple[Tensor, int]:
+    def counts(self, target_BRDHW: Tensor, *tables: Tensor) -> tuple[Tensor, int]:
         kept = self._kept(target_BRDHW)
         return target_BRDHW.new_zeros((), dtype=torch.int64) if kept is None else kept.sum(), len(target_BRDHW)
 

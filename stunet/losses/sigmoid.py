@@ -79,10 +79,11 @@ class _Sums(torch.autograd.Function):
         dtype = torch.promote_types(logits_BRN.dtype, torch.float32)
         sums = torch.zeros((4, *annotated_BR.shape), dtype=wide(device), device=device)
         by_value = torch.zeros((samples, values), dtype=wide(device), device=device)
+        # Only the rows that a sample annotates are read: with many sources these are few.
         rows = [annotated.nonzero()[:, 0].to(device) for annotated in annotated_BR]
         tables = [inside_BRV[b].to(device)[row].to(dtype) for b, row in enumerate(rows)]
         known = inside_BRV.to(device).any(1)
-        known[:, 0] = True
+        known[:, 0] = True  # the background, which is in no region
         unknown = torch.zeros(samples, dtype=torch.bool, device=device)
         with torch.autocast(device.type, enabled=False):
             for b, (row, table) in enumerate(zip(rows, tables, strict=True)):
@@ -96,6 +97,7 @@ class _Sums(torch.autograd.Function):
                     p = (x - softplus).exp_()
                     chunk_sums = torch.stack([(p * y) @ mask, p @ mask, softplus.addcmul_(x, y, value=-1) @ mask])
                     sums[:3, b].index_add_(1, row, chunk_sums.to(sums.dtype))
+                # Voxels per region, from voxels per value: one pass over the target instead of one per region.
                 sums[3, b].index_add_(0, row, table.to(sums.dtype) @ by_value[b])
         check(unknown, target_BN, [row.nonzero()[:, 0].tolist() for row in known], ignore_label)
         ctx.save_for_backward(logits_BRN, target_BN)

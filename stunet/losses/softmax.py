@@ -39,7 +39,7 @@ class DiceCE(DiceAndEntropy):
         samples, classes = logits_BCDHW.shape[:2]
         return self.of_groups(logits_BCDHW, target_B1DHW, [Groups.of(range(classes))] * samples, classes)
 
-    def counts(self, target_B1DHW: Tensor, *more: Tensor) -> tuple[Tensor, Tensor | int]:
+    def counts(self, target_B1DHW: Tensor, *tables: Tensor) -> tuple[Tensor, Tensor | int]:
         number = target_B1DHW.new_tensor(target_B1DHW.numel(), dtype=torch.int64)
         return number if self.ignore_label is None else (target_B1DHW != self.ignore_label).sum(), len(target_B1DHW)
 
@@ -138,7 +138,7 @@ class _Merge:
         shares = []
         for union, row in zip(self.unions, z[len(self.single) :], strict=True):
             part = x.index_select(0, union)
-            highest = part.amax(0)
+            highest = part.amax(0)  # torch.logsumexp, in place, and without losing the shares that backward needs
             total = part.sub_(highest).exp_().sum(0)
             torch.add(highest, total.log(), out=row)
             shares.append((part, total))
@@ -172,10 +172,11 @@ class _Sums(torch.autograd.Function):
         dtype = torch.promote_types(logits_BCN.dtype, torch.float32)
         right, found, true = torch.zeros((3, samples, values), dtype=wide(device), device=device)
         entropy = torch.zeros(samples, dtype=wide(device), device=device)
+        # Backward recomputes the probabilities from two numbers per voxel; keeping them would take C, as the logits do.
         scale_B2N = torch.empty((samples, 2, voxels), dtype=dtype, device=device)
         unknown = torch.zeros(samples, dtype=torch.bool, device=device)
         merges = [_Merge(group, device, values) for group in groups]
-        with torch.autocast(device.type, enabled=False):
+        with torch.autocast(device.type, enabled=False):  # it would compute the matrix products in half precision
             for b, merge in enumerate(merges):
                 for part in chunks(voxels, classes, device, chunk):
                     value, kept, outside = read(target_BN[b, part], ignore_label, values)
@@ -185,13 +186,14 @@ class _Sums(torch.autograd.Function):
                     highest = z.amax(0)
                     exponential = (z - highest).exp_()
                     total = exponential.sum(0)
-                    inverse = kept / total
+                    inverse = kept / total  # 0 for ignored voxels, whose probabilities then count nowhere
                     log_p = z.gather(0, row.clamp_min(0)[None])[0] - highest - total.log()
                     found[b].index_add_(0, merge.values, (exponential @ inverse).to(found.dtype))
                     right[b].scatter_add_(0, value, torch.where(kept, log_p.exp(), 0).to(right.dtype))
                     true[b].scatter_add_(0, value, kept.to(true.dtype))
                     entropy[b] -= torch.where(kept, log_p, 0).sum()
                     scale_B2N[b, 0, part], scale_B2N[b, 1, part] = highest, inverse
+        # Once per batch: on a GPU, every look at `unknown` waits for all that was started before.
         check(unknown, target_BN, [group.values for group in groups], ignore_label)
         ctx.save_for_backward(logits_BCN, target_BN, scale_B2N)
         ctx.more = merges, ignore_label, chunk
@@ -217,6 +219,7 @@ class _Sums(torch.autograd.Function):
                     highest, inverse = scale_B2N[b, :, part]
                     exponential = (z - highest).exp_()
                     p = exponential.gather(0, row)[0] * inverse
+                    # The formula at the top of the file; `inverse` makes the first term 0 for ignored voxels.
                     h = torch.where(kept, of_right[b][value] * p - of_entropy[b], 0)
                     gradient = (f[:, None] - (f @ exponential * inverse + h)).mul_(inverse).mul_(exponential)
                     gradient.scatter_add_(0, row, h[None])

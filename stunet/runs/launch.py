@@ -20,13 +20,11 @@ from stunet.files import exclusive_lock, remove_staging
 from stunet.kinds import RUN_RECORD, read, read_dataset_json
 from stunet.nnunet import trainer_class
 from stunet.provenance import RECORD, fold_of
-from stunet.runs.readiness import HANDED_OVER
-from stunet.trainers.base import PlannedTrainer
 from stunet.trainers.distributed.group import Member, handled, spawn
-from stunet.trainers.finetune.start import REPORT, begin
-from stunet.trainers.progress import Listener, Silent
-from stunet.trainers.saving import BEST, FINAL, LATEST
-from stunet.workspace import preprocessed_dataset, result_folder
+from stunet.trainers.finetune.start import REPORT, Start, begin
+from stunet.trainers.progress import Listener, NullListener
+from stunet.trainers.trainer import BaseTrainer
+from stunet.workspace import BEST, FINAL, HANDED_OVER, LATEST, preprocessed_dataset, result_folder
 
 
 @dataclass(frozen=True)
@@ -46,7 +44,7 @@ class Run:
         validate_best: Validate with the best instead of the final checkpoint.
         probabilities: Also save the validation's probabilities.
         disable_checkpointing: Write no checkpoints.
-        weights: File or model folder with the weights that the plan starts from.
+        start: The weights that the plan starts from; only a new training needs them.
         overwrite: Remove what an earlier training of the fold has left.
         fsdp: Shard the network over several processes instead of replicating it.
     """
@@ -63,7 +61,7 @@ class Run:
     validate_best: bool = False
     probabilities: bool = False
     disable_checkpointing: bool = False
-    weights: Path | None = None
+    start: Start | None = None
     overwrite: bool = False
     fsdp: bool = False
 
@@ -76,7 +74,7 @@ class Run:
         )
 
 
-def launch(run: Run, new_listener: Callable[[], Listener] = Silent) -> None:
+def launch(run: Run, new_listener: Callable[[], Listener] = NullListener) -> None:
     """Train and validate.
 
     Args:
@@ -92,6 +90,8 @@ def launch(run: Run, new_listener: Callable[[], Listener] = Silent) -> None:
         if run.processes == 1:
             _train(run, checkpoint, new_listener())
         else:
+            if run.start is not None:
+                run.start.release()
             spawn(_child, (run, checkpoint, new_listener), run.processes, run.device)
 
 
@@ -109,11 +109,11 @@ def join(run: Run, checkpoint: Path | None, member: Member, new_listener: Callab
             f"process {member.rank} does not find {str(checkpoint)!r}",
             "nnUNet_results must be a folder that all machines share",
         )
-    _train(run, checkpoint, new_listener() if member.leads else Silent())
+    _train(run, checkpoint, new_listener() if member.leads else NullListener())
 
 
 def _child(member: Member, run: Run, checkpoint: Path | None, new_listener: Callable[[], Listener]) -> None:
-    _train(run, checkpoint, new_listener() if member.leads else Silent())
+    _train(run, checkpoint, new_listener() if member.leads else NullListener())
 
 
 @contextmanager
@@ -193,14 +193,18 @@ def _train(run: Run, checkpoint: Path | None, listener: Listener) -> None:
     torch.backends.cudnn.benchmark = device.type == "cuda"
     dataset_json = read_dataset_json(preprocessed_dataset(run.dataset) / "dataset.json")
     plans = {**run.plans, "continue_training": run.resume}
-    trainer: PlannedTrainer = trainer_class(run.trainer)(plans, run.configuration, run.fold, dataset_json, device)
-    trainer.disable_checkpointing = run.disable_checkpointing
-    trainer.listener, trainer.fsdp, trainer.only_validates = listener, run.fsdp, run.only_validate
+    trainer: BaseTrainer = trainer_class(run.trainer)(plans, run.configuration, run.fold, dataset_json, device)
+    trainer.configure(
+        listener=listener,
+        fsdp=run.fsdp,
+        only_validates=run.only_validate,
+        disable_checkpointing=run.disable_checkpointing,
+    )
     with _stops(trainer), _memory_named(trainer):
         if checkpoint is not None:
             trainer.load_checkpoint(str(checkpoint))
-        elif run.weights is not None:
-            listener.loaded(begin(trainer, run.weights))
+        elif run.start is not None:
+            listener.loaded(begin(trainer, run.start))
         if not run.only_validate:
             trainer.run_training()
         if run.validate_best:
@@ -209,7 +213,7 @@ def _train(run: Run, checkpoint: Path | None, listener: Listener) -> None:
 
 
 @contextmanager
-def _memory_named(trainer: PlannedTrainer) -> Iterator[None]:
+def _memory_named(trainer: BaseTrainer) -> Iterator[None]:
     """Turn errors about insufficient memory into one that names what needs less.
 
     Raises:
@@ -239,7 +243,7 @@ def limit_threads(run: Run) -> None:
 
 
 @contextmanager
-def _stops(trainer: PlannedTrainer) -> Iterator[None]:
+def _stops(trainer: BaseTrainer) -> Iterator[None]:
     """Let the first SIGINT or SIGTERM stop training after its step and validation at once; a second stops both at once.
 
     Under torchrun the second does nothing: a batch system signals every process, and torchrun forwards its own signal.
@@ -250,7 +254,7 @@ def _stops(trainer: PlannedTrainer) -> Iterator[None]:
             if dist.is_torchelastic_launched():
                 return
             raise KeyboardInterrupt
-        trainer.stop_requested = True
+        trainer.request_stop()
         if not trainer.running:
             raise Interrupted(
                 "stopped before or after training; checkpoints are as they were", "the same command with --c"

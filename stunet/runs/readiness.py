@@ -17,9 +17,7 @@ from stunet.plans.splits import check_used_splits
 from stunet.preprocessing.dataset import preprocessed_cases
 from stunet.provenance import check_data as check_preprocessed
 from stunet.provenance import check_labels, check_result, fold_of, left_out
-from stunet.workspace import TRAINER, preprocessed_dataset, result_folder, trained_folds
-
-HANDED_OVER = "predicted_next_stage"  # nnU-Net's name
+from stunet.workspace import HANDED_OVER, TRAINER, preprocessed_dataset, result_folder, trained_folds
 
 
 def check_data(

@@ -19,7 +19,7 @@ from stunet.networks import build
 from stunet.plans.derive import derive
 from stunet.plans.files import read_plan
 from stunet.trainers.finetune import strategies
-from stunet.trainers.finetune.start import choose
+from stunet.trainers.finetune.start import Start, choose_heads, plan_entry
 from tests.loops import for_each
 
 STUNET_TRAIN = Path(sys.executable).with_name("stunet_train")
@@ -283,8 +283,8 @@ def test_plans_with_weights_keep_their_strategy_and_head(
 ) -> None:
     path = weights_file(tmp_path / "w.pth")
     folder = workspace.preprocessed_dataset(planned)
-    plans = read_plan(folder / "STUNetPlans_T.json").to_json()
-    block = choose(path, "reset", read_json(folder / "dataset.json")).block(of_file=True)
+    plans, start = read_plan(folder / "STUNetPlans_T.json").to_json(), Start(path)
+    block = plan_entry(start, choose_heads(start, "reset", read_json(folder / "dataset.json")), is_file=True)
     derived = derive(plans, read_json(folder / "dataset.json"), finetune="full", weights=block)
     file = folder / f"{derived['plans_name']}.json"
     write_json(file, derived)

@@ -86,10 +86,10 @@ def cut(batch: Sequence[Any], sizes: list[int]) -> list[list[Any]]:
 def in_pieces(loss: Any, batch: Sequence[Any], sizes: list[int], batch_dice: bool) -> Tensor:
     """The loss as a trainer computes it: first what the pieces have together, then each with its gradient."""
     pieces = cut(batch, sizes)
-    whole = reduce(add, [loss.whole(piece[0] if batch_dice else None, *piece[1:]) for piece in pieces])
-    whole = whole.of_all_processes()
+    totals = reduce(add, [loss.totals(piece[0] if batch_dice else None, *piece[1:]) for piece in pieces])
+    totals = totals.all_reduce()
     weights = [size / sum(sizes) for size in sizes]
-    return torch.stack([w * loss(*piece, whole=whole) for w, piece in zip(weights, pieces, strict=True)]).sum()
+    return torch.stack([w * loss(*piece, totals=totals) for w, piece in zip(weights, pieces, strict=True)]).sum()
 
 
 @each_kind

@@ -14,7 +14,7 @@ from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2, nn
 from stunet.errors import DataError
 from stunet.preprocessing.stored import Checked
 from stunet.trainers.data.batches import SeededBatches
-from stunet.trainers.data.loader import Samples
+from stunet.trainers.data.loader import SampleLoader
 
 SHAPE = (12, 13, 14)
 Damage = Callable[[Path, Any], None]
@@ -47,10 +47,10 @@ def folder(tmp_path: Path, kind: Any) -> Path:
     return place
 
 
-def loader(kind: Any, folder: Path) -> Samples:
+def loader(kind: Any, folder: Path) -> SampleLoader:
     labels = SimpleNamespace(all_labels=[0, 1], has_ignore_label=False)
     patch: Any = (8, 8, 8)
-    return Samples(kind(str(folder), ["case_1"]), 2, patch, patch, labels, 1.0)
+    return SampleLoader(kind(str(folder), ["case_1"]), 2, patch, patch, labels, 1.0)
 
 
 def cut(ending: str, length: int = 100) -> Damage:

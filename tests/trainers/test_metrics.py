@@ -13,8 +13,8 @@ from stunet import workspace
 from stunet.files import read_json
 from stunet.plans.derive import derive
 from stunet.plans.files import plan_path, read_plan
+from stunet.trainers import steps
 from stunet.trainers.metrics import count_labels, count_regions
-from stunet.trainers.steps import Steps
 from stunet.trainers.supervised import STUNetTrainer
 from tests.loops import for_each
 
@@ -70,7 +70,7 @@ def test_a_step_gives_what_nnunets_gives(
             targets = [in_regions(target, manager) for target in targets]
         batch["target"] = targets if isinstance(batch["target"], list) else targets[0]
         with torch.no_grad():
-            ours = Steps.validation_step(trainer, batch)
+            ours = steps.evaluate(trainer, batch)
             theirs = nnUNetTrainer.validation_step(trainer, batch)  # last: it overwrites the target
         np.testing.assert_equal(ours, theirs)
         assert {name: value.dtype for name, value in ours.items()} == dict.fromkeys(theirs, np.float32)

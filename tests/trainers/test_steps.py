@@ -11,7 +11,7 @@ from stunet import workspace
 from stunet.files import read_json
 from stunet.plans.derive import derive
 from stunet.plans.files import plan_path, read_plan
-from stunet.trainers.steps import Steps
+from stunet.trainers import steps
 from stunet.trainers.supervised import STUNetTrainer
 
 
@@ -46,7 +46,7 @@ def weights(trainer: STUNetTrainer) -> torch.Tensor:
 def test_a_step_is_nnunets(trainer_of: Any) -> None:
     ours, theirs = trainer_of(), trainer_of()
     for batch in batches(ours):
-        assert Steps.train_step(ours, batch) == nnUNetTrainer.train_step(theirs, batch)
+        assert steps.optimize(ours, batch) == nnUNetTrainer.train_step(theirs, batch)
         assert torch.equal(weights(ours), weights(theirs))
 
 
@@ -78,7 +78,7 @@ def test_micro_batches_of_any_size_add_up_to_the_batch(
     assert float(second["loss"]) == pytest.approx(float(first["loss"]), abs=1e-5)
     torch.testing.assert_close(weights(cut), weights(whole), rtol=0, atol=1e-5)
     with torch.no_grad():
-        first, second = (Steps.validation_step(each, batch) for each in (whole, cut))
+        first, second = (steps.evaluate(each, batch) for each in (whole, cut))
     assert float(second["loss"]) == pytest.approx(float(first["loss"]), abs=1e-5)
     assert (second["tp_hard"] + second["fn_hard"]).tolist() == (first["tp_hard"] + first["fn_hard"]).tolist()
     assert seen == forwards * 2

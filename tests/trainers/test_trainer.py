@@ -5,7 +5,6 @@ import os
 import random
 import signal
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,12 +19,12 @@ from stunet.plans.derive import derive
 from stunet.plans.files import plan_path, read_plan
 from stunet.plans.settings import MIRROR
 from stunet.runs.launch import Run, _stops, checkpoints, forget, limit_threads, reserved, starting_point
-from stunet.trainers.base import PlannedTrainer
-from stunet.trainers.data.batches import SeededBatches, joined, parts_of
+from stunet.trainers.data.batches import SeededBatches, join_batches, split_batch
 from stunet.trainers.data.mirroring import MirrorSides
-from stunet.trainers.progress import Silent
-from stunet.trainers.saving import BEST, FINAL, LATEST
+from stunet.trainers.progress import NullListener
 from stunet.trainers.supervised import STUNetTrainer
+from stunet.trainers.trainer import BaseTrainer
+from stunet.workspace import BEST, FINAL, LATEST
 from tests.loops import for_each
 
 SHORT = {"num_epochs": 2, "num_iterations_per_epoch": 3, "num_val_iterations_per_epoch": 1, "batch_size": 2}
@@ -44,18 +43,19 @@ def make_trainer(dataset: str, results: Path, monkeypatch: pytest.MonkeyPatch, *
     return STUNetTrainer(plans, configuration, 0, dataset_json, torch.device("cpu"))
 
 
-def weights(trainer: PlannedTrainer) -> torch.Tensor:
+def weights(trainer: BaseTrainer) -> torch.Tensor:
     return torch.cat([p.detach().flatten() for p in trainer.bare_network().parameters()])
 
 
-class StopAt(Silent):
+class StopAt(NullListener):
     """Asks for a stop at a step, as a signal would."""
 
     def __init__(self, phase: str, epoch: int, done: int) -> None:
         self.at = (phase, epoch, done)
 
-    def step(self, trainer: PlannedTrainer, phase: str, done: int, loss: float) -> None:
-        trainer.stop_requested = trainer.stop_requested or (phase, trainer.current_epoch, done) == self.at
+    def step(self, trainer: BaseTrainer, phase: str, done: int, loss: float) -> None:
+        if (phase, trainer.current_epoch, done) == self.at:
+            trainer.request_stop()
 
 
 @for_each("stop", [("train", 1, 1), ("train", 0, 3), ("validation", 1, 1)])
@@ -66,7 +66,7 @@ def test_a_stopped_run_continues_exactly(
     whole.run_training()
 
     stopped = make_trainer(planned, tmp_path / "stopped", monkeypatch)
-    stopped.listener = StopAt(*stop)
+    stopped.configure(listener=StopAt(*stop))
     with pytest.raises(Interrupted) as caught:
         stopped.run_training()
     assert caught.value.exit_code == 75
@@ -185,7 +185,7 @@ def test_swap_is_refused_where_a_mirror_makes_what_has_no_name(
     trainer = make_trainer(planned, tmp_path, monkeypatch, mirror="swap", labels={"background": 0, **labels})
     trainer.plans_manager.plans["stunet"]["mirror_axes"] = axes
     with pytest.raises(DataError, match=said):
-        trainer.prepare_loader(SimpleNamespace(transforms=SimpleNamespace(transforms=[])))
+        trainer.replaced_transforms()
 
 
 def test_a_plan_that_mirrors_left_and_right_classes_is_warned_about(
@@ -195,7 +195,7 @@ def test_a_plan_that_mirrors_left_and_right_classes_is_warned_about(
     for axes in ([0, 1], [0, 1, 2]):
         trainer = make_trainer(planned, tmp_path, monkeypatch)
         trainer.plans_manager.plans["stunet"]["mirror_axes"] = axes
-        trainer.listener = type("Heard", (Silent,), {"trains": lambda self, text: said.append(text)})()
+        trainer.configure(listener=type("Heard", (NullListener,), {"warning": lambda self, text: said.append(text)})())
         trainer.on_train_start()
     (warning,) = said
     assert "although 'kidney_left' and 'kidney_right' would change sides with the image" in warning
@@ -236,18 +236,18 @@ def test_every_head_has_its_target_for_any_number_of_stages(
     assert not torch.equal(weights(trainer), before)
 
 
-def test_a_second_stop_while_known_steps_are_replayed_loses_none(
+def test_a_second_stop_whileto_replay_steps_are_replayed_loses_none(
     planned: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = make_trainer(planned, tmp_path, monkeypatch)
-    first.listener = StopAt("train", 0, 2)
+    first.configure(listener=StopAt("train", 0, 2))
     with pytest.raises(Interrupted):
         first.run_training()
     file = Path(first.output_folder) / LATEST
     before = torch.load(file, weights_only=True)
     again = make_trainer(planned, tmp_path, monkeypatch)
     again.load_checkpoint(str(file))
-    again.stop_requested = True
+    again.request_stop()
     with pytest.raises(Interrupted):
         again.run_training()
     after = torch.load(file, weights_only=True)
@@ -407,9 +407,9 @@ def test_drawing_a_batch_leaves_the_global_generators_alone() -> None:
 
 def test_parts_of_a_batch_are_those_that_it_is_joined_of() -> None:
     batch = next(SeededBatches(Numbers(), (0,), range(5), 0, 0, 0, False))
-    parts = parts_of(batch, 2)
+    parts = split_batch(batch, 2)
     assert [part["keys"] for part in parts] == [["case_0", "case_1", "case_2"], ["case_3", "case_4"]]
-    assert drawn(joined(parts)) == drawn(batch)
+    assert drawn(join_batches(parts)) == drawn(batch)
     assert parts[0]["data"].data_ptr() == batch["data"].data_ptr()
 
 
@@ -433,10 +433,10 @@ def test_a_killed_worker_is_reported_with_its_case_and_the_next_step() -> None:
     assert "--set batch_size=2" in caught.value.hint
 
 
-class KillsLoader(Silent):
+class KillsLoader(NullListener):
     """Kills the process that loads data, in the middle of a step."""
 
-    def step(self, trainer: PlannedTrainer, phase: str, done: int, loss: float) -> None:
+    def step(self, trainer: BaseTrainer, phase: str, done: int, loss: float) -> None:
         if (trainer.current_epoch, phase, done) == (1, "train", 1):
             for process in multiprocessing.active_children():
                 os.kill(process.pid or 0, signal.SIGKILL)
@@ -451,12 +451,12 @@ def test_a_run_whose_loader_is_killed_keeps_its_state_and_continues_exactly(
     with monkeypatch.context() as patch:
         patch.setenv("nnUNet_n_proc_DA", "1")
         killed = make_trainer(planned, tmp_path / "killed", monkeypatch)
-        killed.listener = KillsLoader()
+        killed.configure(listener=KillsLoader())
         with pytest.raises(OutOfMemoryError, match="data loading process was killed"):
             killed.run_training()
     resumed = make_trainer(planned, tmp_path / "killed", monkeypatch)
     resumed.load_checkpoint(str(Path(resumed.output_folder) / LATEST))
-    assert (resumed.current_epoch, len(resumed._known)) == (1, 1)
+    assert (resumed.current_epoch, len(resumed.to_replay)) == (1, 1)
     resumed.run_training()
     assert torch.equal(weights(resumed), weights(whole))
 

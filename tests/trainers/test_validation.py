@@ -29,9 +29,9 @@ from stunet.plans.derive import derive
 from stunet.plans.files import plan_path, read_plan
 from stunet.preprocessing.dataset import preprocess
 from stunet.runs.launch import _stops
-from stunet.trainers.progress import Silent
+from stunet.trainers.progress import NullListener
 from stunet.trainers.supervised import STUNetTrainer
-from stunet.trainers.validation import segmenter_of
+from stunet.trainers.validation import make_segmenter
 from tests.predictor_models import _exact_logits
 
 SEED = 0
@@ -44,7 +44,7 @@ REGIONS = {
 Make = Callable[..., STUNetTrainer]
 
 
-class Cases(Silent):
+class Cases(NullListener):
     """Remembers what was predicted."""
 
     def __init__(self) -> None:
@@ -200,7 +200,7 @@ def test_the_trainers_network_stays_as_it_is(make: Make) -> None:
 def test_weights_are_there_once_unless_the_device_wants_another_layout(make: Make) -> None:
     trainer = make()
     own = {name: value.data_ptr() for name, value in trainer.bare_network().state_dict().items()}
-    ready = segmenter_of(trainer).windows.network._network.state_dict()
+    ready = make_segmenter(trainer).windows.network._network.state_dict()
     assert ready.keys() == own.keys()
     shared = {name for name, value in ready.items() if value.data_ptr() == own[name]}
     assert {name for name, value in ready.items() if value.ndim < 5} <= shared
@@ -210,7 +210,7 @@ def test_adapters_count(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     folders = []
     for name, validate in (("ours", ours), ("stock", lambda trainer: stock(trainer, monkeypatch, exact=True))):
         trainer = make(name, finetune="lora")
-        trainer.start_with(fresh=[])
+        trainer.start_from(fresh=[])
         generator = torch.Generator().manual_seed(1)
         for key, parameter in trainer.bare_network().named_parameters():
             if key.endswith(".up"):
@@ -279,7 +279,8 @@ def test_a_next_stage_that_is_not_preprocessed_is_logged(planned: str, make: Mak
 
 def test_the_log_has_nnunets_lines_and_the_listener_hears_of_each_case(make: Make) -> None:
     trainer = make()
-    trainer.listener = listener = Cases()
+    listener = Cases()
+    trainer.configure(listener=listener)
     folder = ours(trainer)
     assert listener.names == CASES
     assert names(folder) == [f"{case}.nii.gz" for case in CASES] + ["summary.json"]

@@ -1,1 +1,4 @@
-"""Training data: draw samples (loader.py), number them (batches.py), augment them (label_rotation.py, mirroring.py)."""
+"""Training data: which cases (splits.py), samples of them (loader.py), in which order (batches.py), augmented how.
+
+augmentation.py lists the transforms, each of which has a file of its own.
+"""

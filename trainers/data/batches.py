@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 from stunet.errors import DataError, OutOfMemoryError, StunetError
 
 
-class Source(Protocol):
+class SampleSource(Protocol):
     """Draws one sample: a random case and a random patch of it, augmented; as a batch of one, like nnU-Net's loader."""
 
     def sample(self, position: int) -> dict[str, Any]:
@@ -47,7 +47,7 @@ class SeededBatches:
 
     def __init__(
         self,
-        source: Source,
+        source: SampleSource,
         seed: tuple[int, ...],
         positions: Sequence[int],
         start: int,
@@ -83,7 +83,7 @@ class SeededBatches:
             self._iterator = iter(self._loader)
             if self._workers:
                 _Deaths.heed()
-        self.failed = True
+        self.failed = True  # whatever ends the next lines, an interruption included
         try:
             with _Deaths.awaited():
                 batch = next(self._iterator)
@@ -91,7 +91,7 @@ class SeededBatches:
             if "DataLoader worker (pid" not in str(error):  # torch's message about a killed worker
                 raise
             raise self._killed(str(error).splitlines()[0]) from error
-        if isinstance(batch, StunetError):
+        if isinstance(batch, StunetError):  # from a worker, see _Numbered
             raise batch
         self.failed = False
         return batch
@@ -123,7 +123,7 @@ def share_of(batch_size: int, rank: int, processes: int) -> range:
     return range(start, start + each + (rank < more))
 
 
-def joined(batches: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def join_batches(batches: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Concatenate batches: `data` (B, C, D, H, W); `target`, or a list of them per level; `keys`, the case names."""
     target = [batch["target"] for batch in batches]
     return {
@@ -135,8 +135,8 @@ def joined(batches: Sequence[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def parts_of(batch: dict[str, Any], count: int) -> list[dict[str, Any]]:
-    """Split a batch, the reverse of joined(): `count` parts whose sizes differ by at most one and that share memory."""
+def split_batch(batch: dict[str, Any], count: int) -> list[dict[str, Any]]:
+    """Split a batch into `count` parts that share its memory, and whose sizes differ by at most one."""
     target = batch["target"]
     shares = [share_of(len(batch["data"]), number, count) for number in range(count)]
     cuts = [slice(share.start, share.stop) for share in shares]
@@ -150,10 +150,18 @@ def parts_of(batch: dict[str, Any], count: int) -> list[dict[str, Any]]:
     ]
 
 
+def to_device(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
+    """Return the batch with its tensors on a device."""
+    target = batch["target"]
+    moved = [level.to(device, non_blocking=True) for level in (target if isinstance(target, list) else [target])]
+    data = batch["data"].to(device, non_blocking=True)
+    return {**batch, "data": data, "target": moved if isinstance(target, list) else moved[0]}
+
+
 class _Numbered(Dataset):
     """Batches by number; our errors are returned as values, because torch would rebuild them from their text."""
 
-    def __init__(self, source: Source, seed: tuple[int, ...], positions: Sequence[int], workers: int) -> None:
+    def __init__(self, source: SampleSource, seed: tuple[int, ...], positions: Sequence[int], workers: int) -> None:
         self.source, self.seed, self.positions = source, seed, positions
         # Per worker: its process id, and the number and position of the sample it is drawing; in shared memory.
         self.drawing = torch.full((workers, 3), -1).share_memory_() if workers else None
@@ -171,7 +179,7 @@ class _Numbered(Dataset):
             return error
         finally:
             self._note(-1, -1)
-        return joined(samples)
+        return join_batches(samples)
 
     def loading(self, pid: int) -> str | None:
         """Return the case that a worker was loading when it ended."""
@@ -212,7 +220,7 @@ class _Deaths:
         """Let deaths count while this block runs; a worker that died earlier counts when it starts."""
         cls.waited_for = True
         try:
-            torch._C._error_if_any_worker_fails()
+            torch._C._error_if_any_worker_fails()  # the handler was called, and did nothing, when it died
             yield
         finally:
             cls.waited_for = False

@@ -2,7 +2,7 @@
 
 nnU-Net's SpatialTransform interpolates each label of a patch separately and takes the highest score. Here, the corners
 of the cell that contains a voxel vote, with the same weights and the same rounding. Images are transformed by nnU-Net's
-own code, and the random numbers are the same. Read next: base.py, which puts this transform into the augmentation.
+own code, and the random numbers are the same. Read next: augmentation.py, which puts it into nnU-Net's list.
 """
 
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from itertools import product
 from typing import Any
 
 import torch
-from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import GaussianBlurTransform, SpatialTransform
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import SpatialTransform
 
 SCALE = 1000.0  # nnU-Net's scores range from 0 to this, in float16: scores closer than float16's spacing are ties
 CHUNK = 2**17  # points processed at a time
@@ -33,16 +33,6 @@ class CornerVote(SpatialTransform):
             return super()._apply_to_segmentation(segmentation, **params)
         padding = self.padding_value_seg if self.border_mode_seg == "constant" else 0
         return vote(segmentation, params["grid"], padding)
-
-
-class Blur(GaussianBlurTransform):
-    """nnU-Net's blur without its benchmark: each process times convolution and FFT, so rounding depends on the load.
-
-    For the kernels used in training, the convolution is faster at every patch size.
-    """
-
-    def __init__(self, **options: Any) -> None:
-        super().__init__(**{**options, "benchmark": False})
 
 
 def vote(segmentation: torch.Tensor, grid: torch.Tensor, padding: float) -> torch.Tensor:

@@ -6,20 +6,51 @@ as in nnU-Net. Read next: batches.py, which seeds the generators for each sample
 """
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any
 
+import nnunetv2.training.nnUNetTrainer.nnUNetTrainer as host
 import numpy as np
 from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
 
 from stunet.errors import StunetError, is_out_of_memory
+from stunet.nnunet import exchanged
 from stunet.preprocessing.stored import Checked
 
 
-class Samples(nnUNetDataLoader):
-    """nnU-Net's loader for batches of one. Takes the same arguments, but `batch_size` is that of all processes."""
+def patched_loaders(annotated: Sequence[int] | None) -> AbstractContextManager[None]:
+    """Let nnU-Net's get_dataloaders() return our loaders, each in an IdleAugmenter, while the block runs."""
+    ours = partial(SampleLoader, annotated=annotated)
+    return exchanged(
+        host, nnUNetDataLoader=ours, SingleThreadedAugmenter=IdleAugmenter, get_allowed_n_proc_DA=lambda: 0
+    )
 
-    def __init__(self, data: Any, batch_size: int, *args: Any, **kwargs: Any) -> None:
+
+class IdleAugmenter:
+    """Holds a loader in place of nnU-Net's single-process augmenter, which would needlessly draw a first batch."""
+
+    def __init__(self, loader: "SampleLoader", transform: None) -> None:
+        self.loader = loader
+
+    def __next__(self) -> None:
+        return None
+
+
+class SampleLoader(nnUNetDataLoader):
+    """nnU-Net's loader for batches of one. Takes the same arguments, but `batch_size` is that of all processes.
+
+    Args:
+        annotated: The values of annotated voxels in the preprocessed segmentations, without the -1 outside of the
+            image; None: those of the network's classes, as in nnU-Net.
+    """
+
+    def __init__(
+        self, data: Any, batch_size: int, *args: Any, annotated: Sequence[int] | None = None, **kwargs: Any
+    ) -> None:
         super().__init__(Checked(data), 1, *args, **kwargs)
+        if annotated is not None:
+            self.annotated_classes_key = (-1, *annotated)
         self.position, self.positions = 0, batch_size
         self.aliases: Aliases | None = None
 
@@ -74,7 +105,7 @@ class Aliases:
     def __init__(self, probabilities: Sequence[float]) -> None:
         weights = np.asarray(probabilities, dtype=np.float64)
         if weights.ndim != 1 or not np.isfinite(weights).all() or (weights < 0).any() or not weights.sum() > 0:
-            raise ValueError(f"{weights!r} are no probabilities")
+            raise ValueError(f"{weights!r} are not probabilities")
         self.own = weights * (len(weights) / weights.sum())  # of each column, the share that stays with its own number
         self.other = np.arange(len(weights))  # the number that gets the rest of each column
         poor = [number for number, share in enumerate(self.own) if share < 1]

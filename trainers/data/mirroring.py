@@ -15,13 +15,13 @@ class MirrorSides(MirrorTransform):
     """nnU-Net's mirroring, after which labels get the values of their mirror images.
 
     Args:
-        axes: Axes of the patch that may be mirrored.
+        allowed_axes: Axes of the patch that may be mirrored.
         sides: Those of the axes that run between left and right.
         values: The result of annotations.mirrored_values(); other values are unchanged.
     """
 
-    def __init__(self, axes: Iterable[int], sides: Collection[int], values: dict[int, int]) -> None:
-        super().__init__(tuple(axes))
+    def __init__(self, allowed_axes: Iterable[int], sides: Collection[int], values: dict[int, int]) -> None:
+        super().__init__(tuple(allowed_axes))
         self.sides = frozenset(sides)
         highest = max(values) + 1  # the ignore label, if there is one
         self.table = torch.tensor([*(values.get(value, value) for value in range(highest + 1)), -1])  # -1: outside

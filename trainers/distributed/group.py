@@ -30,6 +30,16 @@ Decision = TypeVar("Decision")
 LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process exited", "NCCL")
 
 
+class ProcessError(StunetError):
+    """A training process ended with an error, which it reported itself; this one ends with the same exit code."""
+
+    def __init__(self, exit_code: int) -> None:
+        super().__init__(
+            f"a training process ended with exit code {exit_code}", "see the messages above, or -num_gpus 1"
+        )
+        self.exit_code = exit_code
+
+
 @dataclass(frozen=True)
 class Member:
     """One of several processes: its rank among all and on its machine, their number, and how often it was restarted."""
@@ -69,7 +79,7 @@ def together(member: Member, device: str) -> Iterator[None]:
     """
     if device == "cuda":
         torch.cuda.set_device(member.local_rank)
-    else:  # with several processes nnU-Net makes a GradScaler in each, which base.py discards
+    else:  # with several processes nnU-Net makes a GradScaler in each, which trainer.py discards
         warnings.filterwarnings("ignore", "torch.cuda.amp.GradScaler is enabled")
         warnings.filterwarnings("ignore", "FSDP2-wrapped module")  # logits are views there, but nothing overwrites them
     backend = "nccl" if device == "cuda" else "gloo"
@@ -168,9 +178,7 @@ def _of_exit_code(code: int) -> StunetError:
     if code < 0:
         what = f"a training process crashed ({signal_name(-code)}); see its output above"
         return StunetError(what, "the same command with --c")
-    error = StunetError(f"a training process ended with exit code {code}", "see the messages above, or -num_gpus 1")
-    error.exit_code = code
-    return error
+    return ProcessError(code)
 
 
 @contextmanager

@@ -6,7 +6,7 @@ them. group.py starts the processes, or joins those that torchrun has started; b
 share of a batch.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -28,12 +28,12 @@ def processes() -> int:
 def mean(value: torch.Tensor) -> torch.Tensor:
     """Return the mean over all processes of a value that each of them has."""
     if processes() > 1:
-        value = value / processes()
+        value = value / processes()  # a new tensor: the caller's is not reduced in place
         dist.all_reduce(value)
     return value
 
 
-def anywhere(flag: bool, device: torch.device) -> bool:
+def any_rank(flag: bool, device: torch.device) -> bool:
     """Return whether the flag is set in any process; must be called by all of them."""
     if processes() == 1:
         return flag
@@ -42,7 +42,7 @@ def anywhere(flag: bool, device: torch.device) -> bool:
     return bool(held)
 
 
-def bare(network: torch.nn.Module) -> STUNet:
+def unwrap(network: torch.nn.Module) -> STUNet:
     """Return the network without DDP's and torch.compile's wrapping."""
     wrapped: Any = network.module if isinstance(network, DistributedDataParallel) else network
     return getattr(wrapped, "_orig_mod", wrapped)
@@ -53,10 +53,10 @@ def data_parallel(network: torch.nn.Module, device_ids: Any = None) -> torch.nn.
 
     The lowest head is left out: it has no weight in deep supervision, and DDP waits for gradients of all it knows of.
     """
-    device, stunet = next(network.parameters()).device, bare(network)
+    device, stunet = next(network.parameters()).device, unwrap(network)
     unused = stunet.seg_outputs[0] if stunet.decoder.deep_supervision and len(stunet.seg_outputs) > 1 else None
     trains = [p for p in unused.parameters() if p.requires_grad] if unused is not None else []
-    for parameter in trains:
+    for parameter in trains:  # DDP notes what needs a gradient when it is constructed, and only then
         parameter.requires_grad_(False)
     wrapped = DistributedDataParallel(network, device_ids=None if device.type == "cpu" else [device.index])
     for parameter in trains:
@@ -64,15 +64,18 @@ def data_parallel(network: torch.nn.Module, device_ids: Any = None) -> torch.nn.
     return wrapped
 
 
-def without_lowest_head(loss: Any) -> None:
-    """Give nnU-Net's deep supervision loss, in several processes, the weights that it has in one."""
-    weights = (*loss.weight_factors[:-1], 0)
-    loss.weight_factors = tuple(weight / sum(weights) for weight in weights)
+def without_lowest_head(weights: Sequence[float]) -> tuple[float, ...]:
+    """Return nnU-Net's weights of deep supervision in several processes as they are in one: none for the last head.
+
+    nnU-Net gives it a tiny weight there, because DDP waits for its gradient; data_parallel() makes DDP ignore it.
+    """
+    kept = (*weights[:-1], 0)
+    return tuple(weight / sum(kept) for weight in kept)
 
 
-def dealt(network: torch.nn.Module, device_ids: Any = None) -> torch.nn.Module:
+def shard(network: torch.nn.Module, device_ids: Any = None) -> torch.nn.Module:
     """Shard the network with FSDP2, stage by stage; heads and upsampling convolutions form one more group."""
-    stunet = bare(network)
+    stunet = unwrap(network)
     mesh = init_device_mesh(next(network.parameters()).device.type, (processes(),))
     for stage in (*stunet.conv_blocks_context, *stunet.conv_blocks_localization):
         fully_shard(stage, mesh=mesh)
@@ -81,26 +84,26 @@ def dealt(network: torch.nn.Module, device_ids: Any = None) -> torch.nn.Module:
 
 
 @contextmanager
-def gradients_stay(network: Any, stay: bool) -> Iterator[None]:
+def skip_gradient_sync(network: Any, skip: bool) -> Iterator[None]:
     """While the block runs, accumulate gradients in each process without averaging them over the processes."""
     if isinstance(network, FSDPModule):
-        network.set_requires_gradient_sync(not stay)
+        network.set_requires_gradient_sync(not skip)
         yield
-    elif stay and isinstance(network, DistributedDataParallel):
+    elif skip and isinstance(network, DistributedDataParallel):
         with network.no_sync():
             yield
     else:
         yield
 
 
-def whole(state: Mapping[Any, Any]) -> dict[Any, Any]:
+def gather(state: Mapping[Any, Any]) -> dict[Any, Any]:
     """Return a state with full tensors, in every process; must be called by all of them."""
     return {name: value.full_tensor() if isinstance(value, DTensor) else value for name, value in state.items()}
 
 
-def like(state: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
-    """Reverse whole(): shard the tensors the way those of the same name in `own` are sharded."""
-    return {name: _like(value, own.get(name)) for name, value in state.items()}
+def shard_like(state: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    """Reverse gather(): shard the tensors the way those of the same name in `own` are sharded."""
+    return {name: _shard_like(value, own.get(name)) for name, value in state.items()}
 
 
 def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
@@ -122,15 +125,16 @@ def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
 
 def load_optimizer(optimizer: torch.optim.Optimizer, content: Mapping[str, Any]) -> None:
     """Load what optimizer_state() returned, with the parameters sharded differently or not at all."""
+    # A state dict numbers the parameters in the order of their groups.
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     state = {
-        number: {key: _like(value, parameters[number]) for key, value in entry.items()}
+        number: {key: _shard_like(value, parameters[number]) for key, value in entry.items()}
         for number, entry in content["state"].items()
     }
     optimizer.load_state_dict({**content, "state": state})
 
 
-def _like(value: Any, own: Any) -> Any:
+def _shard_like(value: Any, own: Any) -> Any:
     if not isinstance(own, DTensor) or not isinstance(value, torch.Tensor):
         return value
     return distribute_tensor(value.to(own.device), own.device_mesh, own.placements)

@@ -10,7 +10,7 @@ without weights therefore trains everything, with the same schedule: the fair ba
                0-2 and 3-5, decoder levels 0-2 and 3-4. This is our own definition: the study that compared quarters
                (Khan and Fang 2023, arXiv:2307.10915) has no public code that would show theirs.
 
-finetuned.py applies a strategy to a training; lora.py has the adapters.
+finetuning.py applies a strategy to a training; lora.py has the adapters.
 """
 
 import math

@@ -15,7 +15,7 @@ from stunet.labels.annotations import Annotations
 FEW = 5.0  # samples per epoch; a class with fewer will hardly be learned
 
 
-def probabilities(annotations: Annotations, cases: Sequence[str]) -> np.ndarray:
+def case_probabilities(annotations: Annotations, cases: Sequence[str]) -> np.ndarray:
     """Return the probability of each of these cases; they sum to 1."""
     sources = [annotations.cases[case].source for case in cases]
     sizes = Counter(sources)
@@ -24,11 +24,11 @@ def probabilities(annotations: Annotations, cases: Sequence[str]) -> np.ndarray:
     return drawn / drawn.sum()
 
 
-def expected(annotations: Annotations, cases: Sequence[str], samples: int) -> dict[str, float]:
+def expected_samples(annotations: Annotations, cases: Sequence[str], samples: int) -> dict[str, float]:
     """Return, per label, the expected number of samples whose case annotates it without resolving it into leaves."""
     found = dict.fromkeys(annotations.values, 0.0)
     del found["background"]
-    for case, probability in zip(cases, probabilities(annotations, cases), strict=True):
+    for case, probability in zip(cases, case_probabilities(annotations, cases), strict=True):
         for label in annotations.cases[case].labels:
             found[label] += samples * float(probability)
     return found

@@ -2,8 +2,8 @@
 
 annotations.json (stunet/labels/annotations.py) records what each case annotates; the leaves that a case does not
 annotate are part of its background. The network has one output per leaf, and the resulting model is an ordinary nnU-Net
-model. The differences from complete labels: the loss (loss.py), how often a case is drawn (drawing.py), and that a
-class is evaluated in the cases that annotate it (validation.py).
+model. The differences from complete labels: the loss, which takes tables of what each case annotates (tables.py), how
+often a case is drawn (drawing.py), and that a class is evaluated in the cases that annotate it (validation.py).
 """
 
 import json
@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import ConvertSegmentationToRegionsTransform
 
 from stunet.errors import DataError, WeightsError, first_few
 from stunet.files import atomic_write, json_differences
@@ -22,9 +21,8 @@ from stunet.labels.annotations import FILE, Annotations, annotations_of
 from stunet.labels.names import Sides, sides
 from stunet.losses import DiceAndEntropy, MaskedSigmoid, PartitionDiceCE
 from stunet.preprocessing.dataset import preprocessed_cases
-from stunet.trainers.data.loader import Samples
-from stunet.trainers.partial.drawing import FEW, expected, probabilities
-from stunet.trainers.partial.loss import LossOfCases, count_annotated, count_groups
+from stunet.trainers.partial.drawing import FEW, case_probabilities, expected_samples
+from stunet.trainers.partial.tables import CaseTables, count_annotated, count_groups
 from stunet.trainers.partial.validation import measure
 from stunet.trainers.supervised import STUNetTrainer
 from stunet.workspace import preprocessed_dataset
@@ -34,8 +32,6 @@ LABELS = "labels.toml"  # in the model's folder: the argument for --labels of st
 
 class STUNetPartialTrainer(STUNetTrainer):
     """Trains on a dataset with annotations, or with the full head of a network that has more classes than the data."""
-
-    loss: LossOfCases
 
     def __init__(
         self,
@@ -49,6 +45,7 @@ class STUNetPartialTrainer(STUNetTrainer):
         self.labels_of_dataset = dataset_json["labels"]
         super().__init__(plans, configuration, fold, self.annotations.model_description(dataset_json), device)
         self.training_cases: list[str] = []
+        self._tables = CaseTables(self.annotations)
         self.value_count = max(self.annotations.values.values()) + 1
         self.ignore_value = self.value_count if self.label_manager.has_ignore_label else None  # in label files
 
@@ -63,21 +60,26 @@ class STUNetPartialTrainer(STUNetTrainer):
         if unknown:
             raise DataError(
                 f"{FILE} does not say what {len(unknown)} cases annotate (e.g. {unknown[0]!r})",
-                "build the dataset anew: stunet_merge build, then stunet_plan_and_preprocess",
+                "build the dataset again: stunet_merge build, then stunet_plan_and_preprocess",
             )
         self.training_cases = [str(case) for case in train]
         return train, validation
 
     def case_weights(self, cases: Sequence[str]) -> Sequence[float]:
         """Return probabilities that balance the sources: see drawing.py."""
-        return probabilities(self.annotations, cases).tolist()
+        return case_probabilities(self.annotations, cases).tolist()
 
-    def prepare_loader(self, loader: Samples) -> None:
-        """Prepare as in every training; the values of label files are kept, because the loss takes them."""
-        super().prepare_loader(loader)
-        loader.annotated_classes_key = (-1, *range(self.value_count))
-        steps = loader.transforms.transforms
-        steps[:] = [step for step in steps if not isinstance(step, ConvertSegmentationToRegionsTransform)]
+    def annotated_values(self) -> Sequence[int]:
+        """Return the values of label files, which are not those of the network's classes."""
+        return range(self.value_count)
+
+    # Targets keep the values of label files, because the loss takes these: they are not converted to regions.
+
+    def get_training_transforms(self, *args: Any, **kwargs: Any) -> Any:
+        return super().get_training_transforms(*args, **{**kwargs, "regions": None})
+
+    def get_validation_transforms(self, *args: Any, **kwargs: Any) -> Any:
+        return super().get_validation_transforms(*args, **{**kwargs, "regions": None})
 
     def on_train_start(self) -> None:
         """Report how often each label will be seen; write labels.toml if the dataset's labels are not the network's."""
@@ -86,26 +88,24 @@ class STUNetPartialTrainer(STUNetTrainer):
             self._write_labels(Path(self.output_folder_base) / LABELS)
         cases = self.training_cases
         samples = self.num_iterations_per_epoch * self.configuration_manager.batch_size
-        found = expected(self.annotations, cases, samples)
+        found = expected_samples(self.annotations, cases, samples)
         listed = ", ".join(f"{label} {count:.4g}" for label, count in found.items())
         self.print_to_log_file(f"expected samples per epoch that annotate a label, of {samples}: {listed}")
         few = {label: count for label, count in found.items() if count < FEW}
         if few and self.local_rank == 0:
             listed = ", ".join(f"{label} {count:.2g}" for label, count in few.items())
-            self.listener.trains(f"warning: fewer than {FEW:g} samples per epoch annotate {listed}")
+            self.listener.warning(f"fewer than {FEW:g} samples per epoch annotate {listed}")
 
-    def loss_of(self, batch: dict) -> LossOfCases:
-        self.loss.of(batch["keys"])
-        return self.loss
+    def tables(self, batch: dict) -> tuple[torch.Tensor, ...]:
+        """Return what the cases of a batch annotate: groups (B, C), or for a sigmoid head two tables of regions."""
+        return self._tables.look_up(batch["keys"])
 
-    def count(self, outputs: Any, batch: dict) -> torch.Tensor:
+    def count(self, logits: torch.Tensor, target: torch.Tensor, *tables: torch.Tensor) -> torch.Tensor:
         """Count per label by value, or per region of a sigmoid head, in the samples that annotate it."""
-        target, ignore = batch["target"], self.ignore_value
-        logits, target = (outputs[0], target[0]) if self.enable_deep_supervision else (outputs, target)
-        given = [table.to(logits.device) for table in self.loss.of(batch["keys"])]
+        here, ignore = [table.to(logits.device) for table in tables], self.ignore_value
         if self.label_manager.has_regions:
-            return count_annotated(logits, target, *given, ignore=ignore)
-        return count_groups(logits, target, *given, values=self.value_count, ignore=ignore)
+            return count_annotated(logits, target, *here, ignore=ignore)
+        return count_groups(logits, target, *here, values=self.value_count, ignore=ignore)
 
     def _write_labels(self, path: Path) -> None:
         """Write a label system (stunet/labels/systems.py) for predictions in the dataset's labels."""
@@ -157,9 +157,6 @@ class STUNetPartialTrainer(STUNetTrainer):
         if self.label_manager.has_regions:
             return MaskedSigmoid(*of, ddp=self.is_ddp)
         return PartitionDiceCE(self.value_count, *of, ddp=self.is_ddp)
-
-    def _build_loss(self) -> LossOfCases:
-        return LossOfCases(super()._build_loss(), self.annotations)
 
 
 def _annotations(plans: dict, configuration: str, dataset_json: dict) -> Annotations:

@@ -4,10 +4,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import GaussianBlurTransform, SpatialTransform, nnUNetTrainer
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import SpatialTransform, nnUNetTrainer
 
-from stunet.trainers.base import PlannedTrainer
-from stunet.trainers.data.label_rotation import Blur, CornerVote
+from stunet.trainers.data import augmentation
+from stunet.trainers.data.label_rotation import CornerVote
 from tests.loops import for_each
 
 ANGLES = (-np.pi, np.pi)
@@ -90,10 +90,8 @@ def on_ties(changes: dict[str, Any]) -> list[torch.Tensor]:
 )
 def test_the_whole_augmentation_gives_what_nnunets_gives(channels: int, more: dict[str, Any], dummy_2d: bool) -> None:
     patch, scales = (16, 24, 20), [[1, 1, 1], [0.5, 0.5, 0.5]]
-    both = [
-        kind.get_training_transforms(patch, ANGLES, scales, (0, 1, 2), dummy_2d, [True], **more)
-        for kind in (nnUNetTrainer, PlannedTrainer)
-    ]
+    arguments, stock = (patch, ANGLES, scales, (0, 1, 2), dummy_2d, [True]), nnUNetTrainer.get_training_transforms
+    both = [stock(*arguments, **more), augmentation.build(stock, augmentation.REPLACED, *arguments, **more)]
     assert [type(t).__name__ for t in both[1].transforms].count("CornerVote") == 1
     moved = 0
     for seed in range(12):
@@ -106,19 +104,3 @@ def test_the_whole_augmentation_gives_what_nnunets_gives(channels: int, more: di
             assert torch.equal(a, b)
         moved += len(sample["image"].unique()) != len(theirs["image"][:1].unique())
     assert moved
-
-
-def test_blurring_is_nnunets_and_does_not_depend_on_what_was_faster() -> None:
-    image = torch.randn(1, 24, 20, 16, generator=torch.Generator().manual_seed(0))
-    options = {"blur_sigma": (0.5, 1.0), "synchronize_channels": False, "p_per_channel": 1, "benchmark": True}
-    ours, theirs = Blur(**options), GaussianBlurTransform(**options)
-    for direct in (True, False):
-        theirs.benchmark = not direct
-        found = []
-        for blur in (ours, theirs):
-            torch.manual_seed(0)
-            np.random.seed(0)
-            found.append(blur(image=image.clone())["image"])
-        assert torch.equal(*found) or not direct
-        torch.testing.assert_close(*found, rtol=0, atol=1e-5)
-    assert not ours.benchmark_use_fft

@@ -9,7 +9,7 @@ from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
 from nnunetv2.training.nnUNetTrainer import nnUNetTrainer as host
 
 from stunet.trainers.data.batches import share_of
-from stunet.trainers.data.loader import Aliases, Samples
+from stunet.trainers.data.loader import Aliases, SampleLoader
 from tests.loops import for_each
 
 
@@ -26,7 +26,7 @@ def test_each_process_shows_as_much_foreground_as_with_nnunet(
 ) -> None:
     monkeypatch.setattr(host.dist, "get_world_size", lambda: processes)
     for batch_size in range(processes, 13):
-        ours = loader(Samples, batch_size, share)
+        ours = loader(SampleLoader, batch_size, share)
         for rank in range(processes):
             monkeypatch.setattr(host.dist, "get_rank", lambda rank=rank: rank)
             plan = SimpleNamespace(batch_size=batch_size)
@@ -43,7 +43,7 @@ def test_each_process_shows_as_much_foreground_as_with_nnunet(
 
 def test_cases_are_drawn_equally_often_or_as_the_weights_say() -> None:
     np.random.seed(0)
-    samples = loader(Samples, 2, 0.33, cases=4)
+    samples = loader(SampleLoader, 2, 0.33, cases=4)
     equal = np.unique([samples.get_indices()[0] for _ in range(4000)], return_counts=True)
     assert equal[0].tolist() == samples.indices
     np.testing.assert_allclose(equal[1] / 4000, 0.25, atol=0.03)
@@ -64,5 +64,5 @@ def test_aliases_hold_exactly_the_probabilities(count: int) -> None:
 
 @for_each("weights", [[0.0, 0.0], [1.0, -0.5], [np.nan, 1.0], [], [[1.0]]])
 def test_what_is_no_probability_is_refused(weights: list) -> None:
-    with pytest.raises(ValueError, match="no probabilities"):
+    with pytest.raises(ValueError, match="not probabilities"):
         Aliases(weights)

@@ -8,9 +8,17 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from stunet.errors import DataError, Interrupted, OutOfMemoryError, StunetError
+from stunet.errors import DataError, Interrupted, OutOfMemoryError
 from stunet.trainers.distributed import sharding
-from stunet.trainers.distributed.group import Member, _of_exit_code, decided, restarted, started_by_torchrun, together
+from stunet.trainers.distributed.group import (
+    Member,
+    ProcessError,
+    _of_exit_code,
+    decided,
+    restarted,
+    started_by_torchrun,
+    together,
+)
 
 
 @pytest.fixture
@@ -60,7 +68,7 @@ def test_the_error_of_a_child_keeps_its_exit_code() -> None:
     assert crashed.exit_code == 1
     assert "SIGABRT" in crashed.message
     other = _of_exit_code(3)
-    assert type(other) is StunetError
+    assert isinstance(other, ProcessError)
     assert other.exit_code == 3
     assert pickle.loads(pickle.dumps(DataError("what", "next"))).hint == "next"
 
@@ -68,5 +76,5 @@ def test_the_error_of_a_child_keeps_its_exit_code() -> None:
 def test_alone_there_is_nothing_to_share() -> None:
     value = torch.tensor(3.0)
     assert sharding.mean(value) is value
-    assert sharding.anywhere(True, value.device)
-    assert not sharding.anywhere(False, value.device)
+    assert sharding.any_rank(True, value.device)
+    assert not sharding.any_rank(False, value.device)

@@ -46,46 +46,46 @@ def test_ddp_does_not_wait_for_the_head_that_deep_supervision_leaves_out() -> No
     for _ in range(2):  # DDP complains in the second step
         step(alone, first)
         step(wrapped, second)
-    assert sharding.bare(wrapped).seg_outputs[0].weight.grad is None
+    assert sharding.unwrap(wrapped).seg_outputs[0].weight.grad is None
     for ours, theirs in zip(wrapped.parameters(), alone.parameters(), strict=True):
         assert torch.equal(ours, theirs)
 
 
 def test_a_dealt_network_trains_and_is_saved_as_the_whole_one() -> None:
-    alone, dealt = network(), sharding.dealt(network())
+    alone, dealt = network(), sharding.shard(network())
     first, second = optimizer(alone), optimizer(dealt)
     for _ in range(2):
         step(alone, first)
         step(dealt, second)
-    torch.testing.assert_close(sharding.whole(dealt.state_dict()), dict(alone.state_dict()), rtol=0, atol=1e-6)
+    torch.testing.assert_close(sharding.gather(dealt.state_dict()), dict(alone.state_dict()), rtol=0, atol=1e-6)
     ours, theirs = sharding.optimizer_state(second), sharding.optimizer_state(first)
     assert ours["param_groups"] == theirs["param_groups"]
     torch.testing.assert_close(ours["state"], theirs["state"], rtol=0, atol=1e-6)
 
 
 def test_states_go_from_one_network_to_one_dealt_otherwise() -> None:
-    alone, dealt = network(), sharding.dealt(network())
+    alone, dealt = network(), sharding.shard(network())
     first, second = optimizer(alone), optimizer(dealt)
     step(alone, first)
-    dealt.load_state_dict(sharding.like(alone.state_dict(), dealt.state_dict()))
+    dealt.load_state_dict(sharding.shard_like(alone.state_dict(), dealt.state_dict()))
     sharding.load_optimizer(second, sharding.optimizer_state(first))
     step(alone, first)
     step(dealt, second)
-    torch.testing.assert_close(sharding.whole(dealt.state_dict()), dict(alone.state_dict()), rtol=0, atol=1e-6)
+    torch.testing.assert_close(sharding.gather(dealt.state_dict()), dict(alone.state_dict()), rtol=0, atol=1e-6)
 
 
-@for_each("wrap", [sharding.data_parallel, sharding.dealt])
+@for_each("wrap", [sharding.data_parallel, sharding.shard])
 def test_gradients_that_stay_add_up(wrap: type) -> None:
     module = wrap(network())
     image = torch.randn(
         2, 1, 16, 16, 16, generator=torch.Generator().manual_seed(2)
     )  # no activation that rounding lifts over 0
     for part, stay in ((image[:1], True), (image[1:], False)):
-        with sharding.gradients_stay(module, stay):
+        with sharding.skip_gradient_sync(module, stay):
             (sum(logits.square().sum() for logits in module(part)[:-1])).backward()
     whole = network()
     sum(logits.square().sum() for logits in whole(image)[:-1]).backward()
-    gradients = sharding.whole({name: p.grad for name, p in sharding.bare(module).named_parameters()})
+    gradients = sharding.gather({name: p.grad for name, p in sharding.unwrap(module).named_parameters()})
     expected = {name: parameter.grad for name, parameter in whole.named_parameters()}
     assert [name for name, gradient in gradients.items() if gradient is None] == [
         "seg_outputs.0.weight",

@@ -1,6 +1,7 @@
 """Fine-tuning on a small phantom with real nnU-Net: where it starts, what trains in which phase, exact resume."""
 
 import json
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,12 @@ from stunet.plans.derive import derive
 from stunet.plans.files import plan_path, read_plan
 from stunet.trainers.finetune import lora, strategies
 from stunet.trainers.finetune.peft_export import base_network, export_adapter
-from stunet.trainers.finetune.start import REPORT, begin, choose, preview
-from stunet.trainers.progress import Silent
-from stunet.trainers.saving import FINAL, LATEST
+from stunet.trainers.finetune.start import REPORT, Start, begin, choose_heads, plan_entry, preview
+from stunet.trainers.progress import NullListener
 from stunet.trainers.supervised import STUNetTrainer
 from stunet.weights.checkpoints import load_safetensors, save_weights
+from stunet.weights.reading import Weights, read_weights
+from stunet.workspace import FINAL, LATEST
 
 SHORT = {"num_epochs": 4, "num_iterations_per_epoch": 2, "num_val_iterations_per_epoch": 1, "batch_size": 2}
 Make = Callable[..., STUNetTrainer]
@@ -53,7 +55,10 @@ def make(planned: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Make:
         monkeypatch.setenv("nnUNet_results", str(tmp_path / folder))
         plans = read_plan(plan_path(planned, "STUNetPlans_T")).to_json()
         dataset_json = read_json(workspace.preprocessed_dataset(planned) / "dataset.json")
-        block = choose(weights, overrides.pop("head", None), dataset_json).block(of_file=True) if weights else None
+        head, block = overrides.pop("head", None), None
+        if weights is not None:
+            start = Start(weights)
+            block = plan_entry(start, choose_heads(start, head, dataset_json), is_file=True)
         stages = overrides.pop("stages", None)
         plans = derive(
             plans, dataset_json, finetune=finetune, weights=block, stages=stages, overrides={**SHORT, **overrides}
@@ -76,22 +81,23 @@ def changed(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor]) -> 
     return {strategies.part_of(name) for name, value in before.items() if not torch.equal(value, after[name])}
 
 
-class StopAt(Silent):
+class StopAt(NullListener):
     def __init__(self, epoch: int, done: int) -> None:
         self.at = (epoch, done)
 
     def step(self, trainer: Any, phase: str, done: int, loss: float) -> None:
-        trainer.stop_requested |= (trainer.current_epoch, done) == self.at and phase == "train"
+        if (trainer.current_epoch, done) == self.at and phase == "train":
+            trainer.request_stop()
 
 
 def test_training_starts_from_the_weights_and_says_what_it_took(make: Make, source: Path, planned: str) -> None:
     trainer = make("a", "ramp", source)
-    report = begin(trainer, source)
+    report = begin(trainer, Start(source))
     given = state(trainer)
     folder = Path(trainer.output_folder)
     written = json.loads((folder / REPORT).read_text())
     assert written["coverage"] == report.coverage == 1
-    assert written["sha256"] == trainer.weights["sha256"]
+    assert written["sha256"] == trainer.finetuning.weights["sha256"]
     assert {row["target"]: row["sources"] for row in written["heads"]["rows"]}["spleen"] == []
     assert written["heads"]["unused"] == ["pancreas"]
     first = torch.load(folder / LATEST, weights_only=True)["network_weights"]
@@ -112,7 +118,25 @@ def test_another_file_than_the_plan_names_is_refused(make: Make, source: Path, t
     tensors, meta = load_safetensors(source)
     save_weights(source, {name: tensor + 1 for name, tensor in tensors.items()}, meta)
     with pytest.raises(WeightsError, match="is not the file that the plan starts from"):
-        begin(trainer, source)
+        begin(trainer, Start(source))
+
+
+def test_weights_are_read_and_hashed_once_however_often_they_are_asked(
+    make: Make, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer, asked = make("a", "ramp", source), list[Path]()
+
+    def read(path: Path) -> Weights:
+        asked.append(path)
+        return read_weights(path)
+
+    monkeypatch.setattr("stunet.trainers.finetune.start.read_weights", read)
+    start = Start(source)
+    choose_heads(start, None, trainer.dataset_json)
+    preview(start, trainer.plans_manager.plans, "3d_fullres", trainer.dataset_json)
+    begin(trainer, start)
+    assert asked == [source]
+    assert vars(pickle.loads(pickle.dumps(start))) == {"path": source}  # other processes read the file themselves
 
 
 def test_the_plan_and_its_name_say_where_a_training_starts(make: Make, source: Path) -> None:
@@ -136,7 +160,7 @@ def test_the_plan_and_its_name_say_where_a_training_starts(make: Make, source: P
 )
 def test_only_what_the_strategy_names_is_trained(make: Make, source: Path, strategy: str, parts: set[str]) -> None:
     trainer = make("a", strategy, source, num_epochs=1)
-    begin(trainer, source)
+    begin(trainer, Start(source))
     before = state(trainer)
     trainer.run_training()
     after = torch.load(Path(trainer.output_folder) / FINAL, weights_only=True)["network_weights"]
@@ -146,15 +170,15 @@ def test_only_what_the_strategy_names_is_trained(make: Make, source: Path, strat
 
 def test_the_encoder_rests_in_the_first_phase_and_trains_in_the_second(make: Make, source: Path) -> None:
     trainer = make("a", "warmup", source, num_epochs=2)
-    begin(trainer, source)
+    begin(trainer, Start(source))
     before = state(trainer)
-    trainer.listener = StopAt(1, 1)
+    trainer.configure(listener=StopAt(1, 1))
     with pytest.raises(Interrupted):
         trainer.run_training()
     assert changed(before, state(trainer)) == set(strategies.ALL)
     again = make("b", "warmup", source, num_epochs=2)
-    begin(again, source)
-    again.listener = StopAt(0, 2)
+    begin(again, Start(source))
+    again.configure(listener=StopAt(0, 2))
     with pytest.raises(Interrupted):
         again.run_training()
     assert changed(before, state(again)) == {"decoder", "heads"}
@@ -166,11 +190,11 @@ OTHERS = [pytest.param(name, marks=pytest.mark.slow) for name in ("warmup", "lay
 @pytest.mark.parametrize("strategy", ["sawtooth", "lora", *OTHERS])
 def test_a_stopped_fine_tuning_continues_exactly(make: Make, source: Path, strategy: str) -> None:
     whole = make("whole", strategy, source)
-    begin(whole, source)
+    begin(whole, Start(source))
     whole.run_training()
     stopped = make("stopped", strategy, source)
-    begin(stopped, source)
-    stopped.listener = StopAt(2, 1)
+    begin(stopped, Start(source))
+    stopped.configure(listener=StopAt(2, 1))
     with pytest.raises(Interrupted):
         stopped.run_training()
     resumed = make("stopped", strategy, source)
@@ -184,7 +208,7 @@ def test_what_the_adapters_learned_goes_on_the_weights_that_training_started_fro
     make: Make, source: Path, tmp_path: Path, peft: Any
 ) -> None:
     trainer = make("a", "lora", source, num_epochs=1)
-    begin(trainer, source)
+    begin(trainer, Start(source))
     trainer.run_training()
     export_adapter(Path(trainer.output_folder) / FINAL, tmp_path / "adapter")
     network = base_network(tmp_path / "adapter", source)
@@ -195,7 +219,7 @@ def test_what_the_adapters_learned_goes_on_the_weights_that_training_started_fro
 
 def test_the_logged_rates_are_those_of_the_schedule(make: Make, source: Path) -> None:
     trainer = make("a", "layerwise", source)
-    begin(trainer, source)
+    begin(trainer, Start(source))
     trainer.run_training()
     strategy = strategies.find("layerwise")
     expected = [1e-3 * strategies.rate(strategy, epoch, 4) for epoch in range(4)]
@@ -214,10 +238,11 @@ def test_a_preview_beside_a_cascade_is_what_training_reports(make: Make, source:
     plans["configurations"]["3d_lowres"] = {"inherits_from": "3d_fullres", "next_stage": "3d_cascade_fullres"}
     cascade = {"inherits_from": "3d_fullres", "previous_stage": "3d_lowres"}
     plans["configurations"]["3d_cascade_fullres"] = cascade
-    report = preview(source, plans, "3d_fullres", trainer.dataset_json)
-    assert report == begin(trainer, source)
+    start = Start(source)
+    report = preview(start, plans, "3d_fullres", trainer.dataset_json)
+    assert report == begin(trainer, start)
     assert not any(fate.kind == "inflated" for fate in report.tensors)
-    of_cascade = preview(source, plans, "3d_cascade_fullres", trainer.dataset_json)
+    of_cascade = preview(start, plans, "3d_cascade_fullres", trainer.dataset_json)
     assert sum(fate.kind == "inflated" for fate in of_cascade.tensors) == 2
 
 
@@ -234,7 +259,7 @@ def test_the_same_schedule_without_weights_has_the_rate_of_training_from_scratch
 
 def test_a_shallower_plan_takes_deeper_weights(make: Make, source: Path) -> None:
     trainer = make("a", "shallow", source, stages=5)
-    report = begin(trainer, source)
+    report = begin(trainer, Start(source))
     assert report.coverage == 1
     assert len(trainer.bare_network().conv_blocks_context) == 5
     assert any(fate.kind == "unused" and fate.part == "encoder 5" for fate in report.tensors)

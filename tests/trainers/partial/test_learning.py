@@ -11,7 +11,7 @@ from stunet.evaluation.metrics import confusion
 from stunet.labels.annotations import AnnotatedCase, Annotations, CaseSource
 from stunet.losses import DiceCE, PartitionDiceCE
 from stunet.networks import STUNet
-from stunet.trainers.partial.loss import LossOfCases
+from stunet.trainers.partial.tables import CaseTables
 
 ORGANS = ("liver", "spleen", "kidney_left", "kidney_right")
 SHAPE, CASES, STEPS = (16, 16, 16), 12, 80
@@ -74,10 +74,9 @@ def test_a_network_that_takes_unannotated_organs_for_background_fails(
 def test_a_network_that_is_told_what_each_case_annotates_learns_as_from_complete_labels(
     phantoms: tuple[torch.Tensor, torch.Tensor], complete: float
 ) -> None:
-    loss = LossOfCases(PartitionDiceCE(5, True), HALVES)
+    loss, tables = PartitionDiceCE(5, True), CaseTables(HALVES)
 
     def step(logits: torch.Tensor, cases: list[int]) -> torch.Tensor:
-        loss.of([str(case) for case in cases])
-        return loss(logits, partial_labels(phantoms[1], cases))
+        return loss(logits, partial_labels(phantoms[1], cases), *tables.look_up([str(case) for case in cases]))
 
     assert dice_after(*phantoms, step) > 0.9 * complete

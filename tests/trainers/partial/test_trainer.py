@@ -22,7 +22,7 @@ from stunet.labels.systems import load
 from stunet.plans.derive import derive
 from stunet.plans.files import plan_path, read_plan
 from stunet.runs.readiness import check_data
-from stunet.trainers.finetune.start import begin, choose
+from stunet.trainers.finetune.start import Start, begin, choose_heads, plan_entry
 from stunet.trainers.partial.trainer import STUNetPartialTrainer
 
 LEAVES = ("spine", "liver", "spleen", "kidney_left", "kidney_right")
@@ -145,7 +145,7 @@ def test_each_batch_is_judged_by_what_its_cases_annotate(
     loaders = trainer.get_dataloaders()
     batch = next(loaders[0])
     assert set(batch["keys"]) <= set(trainer.training_cases)
-    groups = trainer.loss.of(batch["keys"])[0]
+    groups = trainer.tables(batch)[0]
     assert torch.equal(groups, torch.stack([torch.from_numpy(annotations().groups(case)) for case in batch["keys"]]))
     for target, group in zip(batch["target"][0], groups, strict=True):
         assert set(target.unique().tolist()) <= {*group.tolist(), IGNORE}
@@ -235,14 +235,15 @@ def test_a_reused_head_is_the_pre_trained_one_until_it_is_trained(
     dataset_json = {**read_json(folder / "dataset.json"), "labels": labels}
     (folder / "annotations.json").unlink()
     try:
-        block = choose(weights, "reuse", dataset_json).block(of_file=True)
+        start = Start(weights)
+        block = plan_entry(start, choose_heads(start, "reuse", dataset_json), is_file=True)
         assert block["classes"] == list(LEAVES)
         plans = read_plan(plan_path(parts, "STUNetPlans_T")).to_json()
         trained = complete(dataset_json, ()).onto(LEAVES).model_description(dataset_json)
         plans = derive(plans, trained, overrides=SHORT, weights=block, finetune="full")
         assert "-reuse-" in plans["plans_name"]
         trainer = STUNetPartialTrainer(plans, "3d_fullres", 0, dataset_json, torch.device("cpu"))
-        report = begin(trainer, weights)
+        report = begin(trainer, start)
         assert report.heads.mode == "reuse"
         image = torch.randn(1, 1, 16, 24, 24)
         networks = [network.bare_network().eval() for network in (given, trainer)]

@@ -11,8 +11,8 @@ from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 
 from stunet.evaluation.metrics import confusion
 from stunet.labels.annotations import AnnotatedCase, Annotations, CaseSource
-from stunet.trainers.partial.drawing import expected, probabilities
-from stunet.trainers.partial.loss import count_annotated, count_groups
+from stunet.trainers.partial.drawing import case_probabilities, expected_samples
+from stunet.trainers.partial.tables import count_annotated, count_groups
 from stunet.trainers.partial.validation import compare, predicted_values, summarise
 
 SOURCES = {
@@ -32,14 +32,14 @@ BOTH = ["small_0", "large_0"]
 
 
 def test_a_source_is_drawn_by_its_weight_and_the_square_root_of_its_size() -> None:
-    drawn = probabilities(FOUND, [name for name in CASES if name != "liver"])
+    drawn = case_probabilities(FOUND, [name for name in CASES if name != "liver"])
     assert drawn.sum() == pytest.approx(1)
     assert drawn[:4].sum() / drawn[4:].sum() == pytest.approx(4**0.5 / (3 * 16**0.5))
     assert len(set(drawn[:4])) == len(set(drawn[4:])) == 1
 
 
 def test_samples_are_expected_of_the_labels_that_cases_annotate() -> None:
-    found = expected(FOUND, ["small_0", "large_0", "liver"], 100)
+    found = expected_samples(FOUND, ["small_0", "large_0", "liver"], 100)
     assert list(found) == ["kidney_left", "kidney_right", "liver", "kidney"]
     assert found["kidney"] == pytest.approx(100 * 3 / (3 + 2 * 2**-0.5))
     assert found["liver"] == pytest.approx(2 * found["kidney_left"])

@@ -1,50 +1,38 @@
-"""The loss and the voxel counts for batches whose cases annotate different classes: each sample's own labels count.
+"""The tables and the voxel counts for batches whose cases annotate different classes: each sample's own labels count.
 
-The formulas are in stunet/losses; this module looks up a batch's cases. Read next: trainer.py.
+The losses, which take the same tables, are in stunet/losses. Read next: trainer.py.
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from stunet.labels.annotations import Annotations
-from stunet.losses import DeepSupervision, DiceAndEntropy, Whole
 
 
-class LossOfCases(torch.nn.Module):
-    """A loss that is told by `of` which cases the next batch consists of.
+class CaseTables:
+    """What each case annotates, as the tensors that the losses and the counts below take.
 
     Args:
-        loss: Called with outputs, targets, and per sample the result of `Annotations.groups` (softmax) or `.regions`.
         annotations: The annotations of all cases that may occur.
     """
 
-    def __init__(self, loss: DeepSupervision | DiceAndEntropy, annotations: Annotations) -> None:
-        super().__init__()
-        self.loss = loss
+    def __init__(self, annotations: Annotations) -> None:
         kinds = {case.labels: name for name, case in annotations.cases.items()}  # one case for each set of labels
         rows = {labels: row for row, labels in enumerate(kinds)}
         self._rows = {name: rows[case.labels] for name, case in annotations.cases.items()}
         sigmoid = annotations.head == "sigmoid"
         found = [annotations.regions(case) if sigmoid else (annotations.groups(case),) for case in kinds.values()]
         self._tables = [torch.from_numpy(np.stack(tables)) for tables in zip(*found, strict=True)]
-        self.given: tuple[Tensor, ...] = ()
 
-    def of(self, cases: Sequence[str]) -> tuple[Tensor, ...]:
-        """Look up the samples of a batch: groups (B, C), or what is annotated (B, R) and inside (B, R, values)."""
+    def look_up(self, cases: Sequence[str]) -> tuple[Tensor, ...]:
+        """Return the groups (B, C) of the samples of a batch; for a sigmoid head what is annotated (B, R) and which
+        values are inside of each region (B, R, values). They stay on the CPU, where the losses read them.
+        """
         rows = [self._rows[case] for case in cases]
-        self.given = tuple(table[rows] for table in self._tables)
-        return self.given
-
-    def forward(self, outputs: Any, targets: Any, whole: Whole | None = None) -> Tensor:
-        return self.loss(outputs, targets, *self.given, whole=whole)
-
-    def whole(self, outputs: Any, targets: Any) -> Whole:
-        """Return what these samples contribute to the whole batch: see stunet/losses/overlap.py."""
-        return self.loss.whole(outputs, targets, *self.given)
+        return tuple(table[rows] for table in self._tables)
 
 
 def count_groups(logits: Tensor, target: Tensor, groups_BC: Tensor, *, values: int, ignore: int | None) -> Tensor:
@@ -53,7 +41,7 @@ def count_groups(logits: Tensor, target: Tensor, groups_BC: Tensor, *, values: i
     Args:
         logits: (B, C, ...).
         target: (B, 1, ...), values of label files, less than `values` or equal to `ignore`.
-        groups_BC: The result of LossOfCases.of().
+        groups_BC: The result of CaseTables.look_up().
         values: The number of values, including the background.
         ignore: Voxels with this value are not counted.
 

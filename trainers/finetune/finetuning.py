@@ -1,0 +1,109 @@
+"""What pre-trained weights and a fine-tuning strategy add to a training: which parameters train when, and how fast.
+
+A trainer has this only if its plan names weights or a strategy. start.py loads the weights; strategies.py and lora.py
+say what a strategy is.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from stunet.errors import WeightsError
+from stunet.networks import STUNet
+from stunet.trainers.distributed import sharding
+from stunet.trainers.finetune import lora, strategies
+
+NO_STATE: dict[str, Any] = {"fresh": None, "adapters": {}}  # in the checkpoints of trainings without fine-tuning
+
+
+class FineTuning:
+    """The fine-tuning of one training.
+
+    Args:
+        weights: The plan's record of the weights to start from; None: the strategy's schedule, without weights.
+        strategy: None: the weights with nnU-Net's own schedule.
+
+    Attributes:
+        fresh: Names of the parameters that are not pre-trained; None: all of them, or nothing is loaded yet.
+    """
+
+    def __init__(self, weights: Mapping[str, Any] | None, strategy: strategies.Strategy | None) -> None:
+        self.weights, self.strategy = weights, strategy
+        self.fresh: frozenset[str] | None = None
+        self._phase: strategies.Phase | None = None  # of the last epoch; a resumed training has to enter it again
+
+    @classmethod
+    def from_plan(cls, block: Mapping[str, Any]) -> "FineTuning | None":
+        """Return what a plan's `stunet` block asks for; None if it names neither weights nor a strategy.
+
+        Raises:
+            UsageError: The strategy is unknown.
+        """
+        if "weights" not in block and "finetune" not in block:
+            return None
+        return cls(block.get("weights"), strategies.find(block["finetune"]) if "finetune" in block else None)
+
+    def peak_lr(self, default: float) -> float:
+        """Return the strategy's learning rate, which is higher without pre-trained weights."""
+        if self.strategy is None:
+            return default
+        return self.strategy.lr if self.weights else self.strategy.scratch_lr
+
+    def check_started(self, plans_name: str) -> None:
+        """Raise if the plan starts from weights and none are loaded: a random network would be trained in their name.
+
+        Raises:
+            WeightsError: None are loaded.
+        """
+        if self.weights and self.fresh is None:
+            raise WeightsError(
+                f"the plan starts from {self.weights['name']!r}, and nothing was loaded",
+                f"stunet_train with -p {plans_name}, and --pretrained",
+            )
+
+    def start(self, network: STUNet, fresh: frozenset[str], seed: int) -> None:
+        """Note which parameters are not pre-trained, and add the strategy's adapters to the others."""
+        self.fresh = fresh
+        if self.strategy is not None and self.strategy.lora_rank:
+            lora.add(network, self.strategy.lora_rank, seed, fresh)
+
+    def optimizer(
+        self, stock: torch.optim.Optimizer, network: STUNet, epochs: int, lr: float
+    ) -> tuple[torch.optim.Optimizer, strategies.Schedule]:
+        """Return the strategy's parameter groups and schedule, with all other values of the stock optimizer."""
+        assert self.strategy is not None
+        values = {key: value for key, value in stock.param_groups[0].items() if key != "params"}
+        groups = strategies.groups(network, self.strategy, self._fresh(network))
+        optimizer = torch.optim.SGD([{**values, **group} for group in groups], lr)
+        return optimizer, strategies.Schedule(optimizer, self.strategy, epochs, lr)
+
+    def enter(self, network: STUNet, epoch: int, epochs: int) -> str | None:
+        """Freeze and unfreeze what an epoch, counted from 0, requires; describe it if the phase is a new one."""
+        if self.strategy is None:
+            return None
+        phase = strategies.phase_of(self.strategy, epoch, epochs)
+        if phase is self._phase:
+            return None
+        self._phase = phase
+        trained, total = strategies.set_trainable(network, phase, self._fresh(network))
+        return f"{trained:,} of {total:,} parameters ({trained / total:.1%})"
+
+    def merged(self, network: STUNet) -> dict[str, torch.Tensor]:
+        """Return the network's state with the adapters merged into their weights."""
+        return lora.merged_state(network)
+
+    def state(self, network: STUNet) -> dict[str, Any]:
+        """Return what a checkpoint needs besides merged()."""
+        return {"fresh": None if self.fresh is None else sorted(self.fresh), "adapters": lora.adapters_state(network)}
+
+    def load(self, network: STUNet, merged: Mapping[str, torch.Tensor], adapters: Mapping[str, torch.Tensor]) -> None:
+        """Load what merged() and state() returned into a network that start() has prepared.
+
+        Raises:
+            WeightsError: The adapters do not match those of the network.
+        """
+        lora.load(network, sharding.shard_like(merged, network.state_dict()), adapters)
+
+    def _fresh(self, network: STUNet) -> frozenset[str]:
+        return frozenset(name for name, _ in network.named_parameters()) if self.fresh is None else self.fresh
