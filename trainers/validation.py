@@ -134,19 +134,19 @@ class _NextStage:
     folder: Path
 
     @property
-    def of_cases(self) -> Any:
+    def dataset_class(self) -> Any:
         """nnU-Net's dataset class for the preprocessed cases."""
         return datasets.infer_dataset_class(str(self.preprocessed))
 
     def write(self, case: str, labels_DHW: np.ndarray, patch: Sequence[int]) -> None:
         """Write labels on the grid of the stage's preprocessed case, as nnU-Net's resample_and_save does."""
-        (ending,) = (name for name, kind in datasets.file_ending_dataset_mapping.items() if kind is self.of_cases)
+        (ending,) = (name for name, kind in datasets.file_ending_dataset_mapping.items() if kind is self.dataset_class)
         options = {}
-        if self.of_cases is datasets.nnUNetDatasetBlosc2:
+        if self.dataset_class is datasets.nnUNetDatasetBlosc2:
             blocks, chunks = datasets.comp_blosc2_params((1, *labels_DHW.shape), tuple(patch), labels_DHW.itemsize)
             options = {"chunks_seg": chunks[1:], "blocks_seg": blocks[1:]}
         with atomic_write(self.folder / f"{case}.{ending}") as part:
-            self.of_cases.save_seg(labels_DHW, str(part.with_suffix("")), **options)
+            self.dataset_class.save_seg(labels_DHW, str(part.with_suffix("")), **options)
 
 
 def _grids(
@@ -156,7 +156,7 @@ def _grids(
     grids = {}
     for stage in stages:
         try:
-            source = Checked(stage.of_cases(str(stage.preprocessed), [case]))
+            source = Checked(stage.dataset_class(str(stage.preprocessed), [case]))
             image, *_ = source.dataset.load_case(case)
         except (FileNotFoundError, AssertionError):  # nnU-Net raises the latter for a folder without cases
             trainer.print_to_log_file(

@@ -94,17 +94,17 @@ def base_network(folder: Path, weights: Path) -> STUNet:
 def _split(tensors: Mapping[str, Tensor], more: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Return the tensors to write, without peft's prefix, and the prior state, with zeros for those written in full."""
 
-    def alone(name: str, value: Tensor) -> bool:
+    def stored_in_full(name: str, value: Tensor) -> bool:
         # peft up to 0.21.2 fails to merge 3D kernels of size 1 (huggingface/peft issue 3768); they are small.
         pointwise = value.ndim == 5 and value[0, 0].numel() == 1
         return name in more["fresh"] or part_of(name) == HEADS or pointwise
 
-    whole = {name.rpartition(".")[0] for name, value in tensors.items() if alone(name, value)}
+    in_full = {name.rpartition(".")[0] for name, value in tensors.items() if stored_in_full(name, value)}
     written, base = {}, dict(tensors)
     for name, value in tensors.items():
         module, _, kind = name.rpartition(".")
         adapter = f"{module}{PARAMETRIZED}"
-        if module in whole:
+        if module in in_full:
             written[name], base[name] = value, torch.zeros_like(value)
         elif kind == "weight" and f"{adapter}original" in more["adapters"]:
             base[name], up, down = (more["adapters"][adapter + kind] for kind in ("original", "0.up", "0.down"))
@@ -118,10 +118,10 @@ def _config(peft: Any, written: Mapping[str, Tensor], base: str) -> Any:
     ranks = {name.removesuffix(DOWN): len(value) for name, value in written.items() if name.endswith(DOWN)}
     rank = Counter(ranks.values()).most_common(1)[0][0]
     others = {module: own for module, own in ranks.items() if own != rank}
-    whole = {name.rpartition(".")[0] for name in written if not name.endswith((DOWN, UP))}
+    in_full = {name.rpartition(".")[0] for name in written if not name.endswith((DOWN, UP))}
     return peft.LoraConfig(
         r=rank, lora_alpha=rank, rank_pattern=others, alpha_pattern=others, target_modules=list(ranks),
-        modules_to_save=sorted(whole), base_model_name_or_path=base, inference_mode=True,
+        modules_to_save=sorted(in_full), base_model_name_or_path=base, inference_mode=True,
     )  # fmt: skip
 
 
@@ -150,8 +150,9 @@ def _verify(peft: Any, folder: Path, weights: Weights, base: Mapping[str, Tensor
 
 def _arguments(weights: Weights) -> dict[str, Any]:
     """Return the arguments of networks.build()."""
-    it = weights.architecture
-    return {"size": it.size, "strides": weights.strides, "input_channels": it.channels, "num_classes": it.classes}
+    found = weights.architecture
+    channels, classes = found.channels, found.classes
+    return {"size": found.size, "strides": weights.strides, "input_channels": channels, "num_classes": classes}
 
 
 def _norm(value: Tensor) -> float:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from stunet.errors import WeightsError
-from stunet.files import write_json
+from stunet.files import sha256_of, write_json
 from stunet.labels.annotations import Annotations, complete
 from stunet.labels.names import head_classes, match_classes
 from stunet.networks import STUNet
@@ -57,8 +57,7 @@ class Start:
     @cached_property
     def sha256(self) -> str:
         """SHA-256 of the file."""
-        with self.weights.path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return sha256_of(self.weights.path)
 
     def release(self) -> None:
         """Let go of the parameters, which not every kind of file lets us map: training does not need them twice."""

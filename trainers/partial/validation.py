@@ -101,8 +101,11 @@ def summarise(
         given = [case[label] for case in cases if label in case]
         if any(not np.isnan(metrics["Dice"]) for metrics in given):
             means[label] = {key: float(np.nanmean([metrics[key] for metrics in given])) for key in given[0]}
-    of = [means[label] for label in means if isinstance(label, int)] or list(means.values())
-    return means, {key: float(np.mean([metrics[key] for metrics in of])) for key in of[0]} if of else {"Dice": np.nan}
+    leaves = [means[label] for label in means if isinstance(label, int)]  # sets would count their leaves twice
+    averaged = leaves or list(means.values())
+    if not averaged:
+        return means, {"Dice": np.nan}
+    return means, {key: float(np.mean([metrics[key] for metrics in averaged])) for key in averaged[0]}
 
 
 def _metrics(tp: int, fn: int, fp: int, tn: int) -> dict[str, float]:
