@@ -20,11 +20,11 @@ from stunet.files import read_json, write_json
 from stunet.images import REORIENTED, REORIENTS, Reader, count_orientations, is_flat, read_header
 from stunet.kinds import FINGERPRINT, read, read_dataset_json
 from stunet.nifti_header import oddities
-from stunet.nnunet import exchanged, write_whole
+from stunet.nnunet import patched, write_atomically
 from stunet.workers import map_cases
 from stunet.workspace import preprocessed_dataset, raw_dataset
 
-write_whole(host)
+write_atomically(host)
 log = logging.getLogger("stunet")
 # Our keys in the fingerprint, which nnU-Net ignores: what it was made from, and how many images have each orientation.
 SOURCE, ORIENTATIONS = "stunet_source", "stunet_orientations"
@@ -64,10 +64,12 @@ def extract_fingerprint(
             for case in extractor.dataset.values():  # for which nnU-Net assumes 1 mm if there is no spacing
                 tiff.read_spacing(Path(case["images"][0]), is_image=True)
         reader = partial(_OfCase, kind, chosen(kind, found))
-        # nnU-Net finds the reader by trial, and prints a traceback for each error.
-        ours = {"determine_reader_writer_from_dataset_json": lambda *_, **__: reader}
         try:
-            with exchanged(host, multiprocessing=_Pool(workers, on_case), **ours):
+            with patched(
+                host,
+                multiprocessing=_Pool(workers, on_case),
+                determine_reader_writer_from_dataset_json=lambda *_, **__: reader,
+            ):
                 extractor.run(overwrite_existing=True)
         except IndexError:  # numpy's percentiles of an empty array
             hint = "look at the files in labelsTr, or leave out --no_check"

@@ -20,7 +20,7 @@ from stunet.files import write_json
 from stunet.kinds import read
 from stunet.labels.names import sides
 from stunet.networks import STUNet
-from stunet.nnunet import write_whole
+from stunet.nnunet import write_atomically
 from stunet.orientation import left_right_axis
 from stunet.plans import fit, topology
 from stunet.plans.derive import Measure, fit_configurations, target_of
@@ -30,7 +30,7 @@ from stunet.plans.schema import PLANS
 from stunet.plans.spacing import check_spacing
 from stunet.sizes import DEFAULT, SIZES
 
-write_whole(host)
+write_atomically(host)
 BASE_NAME = "STUNetPlans"
 NORMALIZATION_TAGS = {"ZScoreNormalization": "_z", "CTNormalization": "_ct"}  # short: folder names are limited
 REFERENCE_PATCH = {3: 128**3, 2: 512**2}  # voxels; only used to decide whether and where 3d_lowres is needed

@@ -1,64 +1,276 @@
-"""Access to nnU-Net's internals: trainers, version checks, and the parts that we replace while nnU-Net works.
+"""Every name of nnU-Net's that this package patches or relies on, with the reason, and a check that it still exists.
 
-Trainers are found by reference, never by nnU-Net's folder scan, which imports every built-in trainer first.
+nnU-Net promises no stable interface below its commands. A name that a new version moves or renames is reported here, in
+one error, before a command starts work. To use another name of nnU-Net's anywhere, add it to NAMES (a test compares).
 """
 
-import importlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from stunet.errors import DataError, UsageError, closest
+from stunet.errors import DataError
 from stunet.files import atomic_write
-from stunet.labels.annotations import FILE
-from stunet.workspace import PARTIAL_TRAINER, TRAINER
+from stunet.source_lookup import class_members, has_name, has_string
 
-TESTED = "2.8"  # first supported version, the one that looks for trainers in nnUNet_extTrainer
-
-# Modules of the trainer classes, by the name that -tr takes.
-TRAINERS = {TRAINER: "stunet.trainers.supervised", PARTIAL_TRAINER: "stunet.trainers.partial.trainer"}
+TESTED = "2.8.1"  # the version of constraints.txt
+OLDEST = (2, 8)  # the first one that looks for trainers in nnUNet_extTrainer
+SHOWN = 3  # missing names in an error message
 
 
-def check_version() -> None:
-    """Reject versions of nnU-Net whose internals we do not know.
+@dataclass(frozen=True)
+class Names:
+    """Names of nnU-Net's that are used for one reason.
+
+    Args:
+        place: A module below nnunetv2, or a class in it as `module:Class`, which is then used as well.
+        names: Separated by spaces: what the module defines or imports, or the members of the class.
+        used_by: The parts of this package that use them, separated by spaces.
+        reason: Why we use them, or why we replace them.
+    """
+
+    place: str
+    names: str
+    used_by: str
+    reason: str
+
+    @property
+    def module(self) -> str:
+        """Dotted name of the module."""
+        return f"nnunetv2.{self.place.partition(':')[0]}"
+
+    @property
+    def owner(self) -> str:
+        """Name of the class; empty for names of the module itself."""
+        return self.place.partition(":")[2]
+
+    def absent(self) -> list[str]:
+        """Return the names that the installed nnU-Net lacks."""
+        if self.owner:
+            known = class_members(self.module, self.owner)
+            return [name for name in self.names.split() if name not in known]
+        return [name for name in self.names.split() if not has_name(self.module, name)]
+
+
+class Patched(Names):
+    """Names of a module that are replaced with ours, by patch() or patched()."""
+
+
+class Strings(Names):
+    """Strings in the code of a module: files, keys and environment variables that we share with nnU-Net."""
+
+    def absent(self) -> list[str]:
+        """Return the strings that the module does not contain."""
+        return [name for name in self.names.split() if not has_string(self.module, name)]
+
+
+_TRAINER = "training.nnUNetTrainer.nnUNetTrainer"
+_FINGERPRINT = "experiment_planning.dataset_fingerprint.fingerprint_extractor"
+_PLANNER = "experiment_planning.experiment_planners.default_experiment_planner"
+_PREPROCESSOR = "preprocessing.preprocessors.default_preprocessor"
+_DATASET = "training.dataloading.nnunet_dataset"
+_PLANS = "utilities.plans_handling.plans_handler"
+_ATOMIC = "write files atomically: any command may be killed"
+
+# fmt: off
+NAMES: tuple[Names, ...] = (
+    # Planning
+    Patched(_FINGERPRINT, "save_json", "plans", _ATOMIC),
+    Patched(_FINGERPRINT, "multiprocessing", "plans", "its pool hangs, or names no case, when a process is killed"),
+    Patched(_FINGERPRINT, "determine_reader_writer_from_dataset_json", "plans",
+            "it tries all readers and prints a traceback for each that fails; images have to be reoriented"),
+    Names(f"{_FINGERPRINT}:DatasetFingerprintExtractor", "analyze_case dataset dataset_json run show_progress_bar",
+          "plans", "computes the statistics of a dataset"),
+    Patched(_PLANNER, "save_json shutil", "plans", _ATOMIC),
+    Names(f"{_PLANNER}:ExperimentPlanner",
+          "determine_reader_writer generate_data_identifier plan_experiment determine_transpose "
+          "determine_normalization_scheme_and_whether_mask_is_used_for_norm get_plans_for_configuration "
+          "static_estimate_VRAM_usage save_plans",
+          "plans", "overridden: patch, batch, strides and normalisation are ours"),
+    Names(f"{_PLANNER}:ExperimentPlanner",
+          "dataset dataset_fingerprint dataset_json dataset_name plans_identifier raw_dataset_folder "
+          "overwrite_target_spacing determine_fullres_target_spacing",
+          "plans", "what is planned, and its spacing, which is nnU-Net's"),
+    Names("paths", "nnUNet_preprocessed", "plans", "where nnU-Net writes plans"),
+    Names("utilities.json_export", "recursive_fix_for_json_export", "plans", "makes plain numbers of numpy's"),
+    Names("training.loss.compound_losses", "DC_and_BCE_loss", "plans", "--probe measures a step with regions"),
+    Names("training.loss.dice", "MemoryEfficientSoftDiceLoss", "plans", "--probe measures a step with regions"),
+    Names(f"{_PLANS}:PlansManager",
+          "plans plans_name dataset_name get_configuration get_label_manager transpose_forward transpose_backward "
+          "foreground_intensity_properties_per_channel",
+          "inference preprocessing trainers", "what a plan contains"),
+    Names(f"{_PLANS}:PlansManager", "image_reader_writer_class", "preprocessing",
+          "overridden: images are read in the orientation of the plan"),
+    Names(f"{_PLANS}:ConfigurationManager",
+          "batch_dice batch_size configuration data_identifier network_arch_class_name network_arch_init_kwargs "
+          "network_arch_init_kwargs_req_import next_stage_names normalization_schemes patch_size pool_op_kernel_sizes "
+          "preprocessor_class preprocessor_name previous_stage_name resampling_fn_probabilities spacing "
+          "use_mask_for_norm",
+          "inference preprocessing trainers", "what a configuration of a plan contains"),
+    Strings(_PLANS,
+            "configurations dataset_name plans_name image_reader_writer transpose_forward "
+            "foreground_intensity_properties_per_channel inherits_from data_identifier preprocessor_name batch_size "
+            "patch_size spacing normalization_schemes use_mask_for_norm architecture network_class_name arch_kwargs "
+            "_kw_requires_import strides resampling_fn_probabilities resampling_fn_probabilities_kwargs",
+            "plans inference", "keys of plans"),
+    Names("utilities.label_handling.label_handling:LabelManager",
+          "all_labels foreground_labels foreground_regions has_ignore_label has_regions ignore_label "
+          "num_segmentation_heads regions_class_order",
+          "inference preprocessing trainers", "what the labels of dataset.json mean"),
+    Names("utilities.label_handling.label_handling", "determine_num_input_channels", "inference",
+          "channels of a network, with those of a previous stage"),
+    Names("utilities.label_handling.label_handling", "convert_labelmap_to_one_hot", "inference trainers",
+          "the previous stage's labels, as the network of a cascade takes them"),
+    Names("utilities.utils", "get_filenames_of_train_images_and_targets", "datasets inference",
+          "the files of each case of a raw dataset"),
+    Names("imageio.reader_writer_registry", "determine_reader_writer_from_dataset_json", "datasets",
+          "the reader of a dataset"),
+    Names("imageio.reader_writer_registry", "recursive_find_reader_writer_by_name", "images merging",
+          "the reader that a plan or dataset.json names"),
+
+    # Preprocessing
+    Names("configuration", "ANISO_THRESHOLD", "inference preprocessing", "default of the resampling functions"),
+    Names("preprocessing.cropping.cropping", "bounding_box_to_slice crop_to_nonzero get_bbox_from_mask",
+          "preprocessing", "crops to the nonzero region"),
+    Names("preprocessing.resampling.default_resampling", "compute_new_shape", "inference preprocessing",
+          "the shape at another spacing, rounded as in nnU-Net"),
+    Names("preprocessing.resampling.default_resampling", "determine_do_sep_z_and_axis", "inference preprocessing",
+          "whether the slices are resampled separately"),
+    Names("preprocessing.resampling.default_resampling", "resample_data_or_seg_to_shape", "preprocessing",
+          "recognises plans that our own resampling can execute"),
+    Names(f"{_PREPROCESSOR}:DefaultPreprocessor", "run_case run_case_npy", "preprocessing",
+          "overridden: the steps of a case, in the memory of two copies"),
+    Names(f"{_PREPROCESSOR}:DefaultPreprocessor",
+          "_normalize _sample_foreground_locations modify_seg_fn run_case_save verbose", "preprocessing",
+          "the steps that are nnU-Net's; v1_order.py overrides _normalize"),
+
+    # Preprocessed cases
+    Patched(_DATASET, "load_pickle", "preprocessing", "a .pkl file can contain code: read only plain values"),
+    Names(_DATASET, "infer_dataset_class", "inference trainers", "the format of a folder of preprocessed cases"),
+    Names(_DATASET, "nnUNetBaseDataset", "inference", "type of a dataset"),
+    Names(_DATASET, "comp_blosc2_params file_ending_dataset_mapping nnUNetDatasetBlosc2", "trainers",
+          "writes the labels that the next stage of a cascade takes"),
+    Names(f"{_DATASET}:nnUNetDatasetBlosc2", "load_case source_folder folder_with_segs_from_previous_stage",
+          "preprocessing", "reads a preprocessed case"),
+    Names(f"{_DATASET}:nnUNetDatasetBlosc2", "identifiers", "inference", "names of the cases"),
+    Names(f"{_DATASET}:nnUNetDatasetBlosc2", "save_seg", "trainers", "labels for the next stage of a cascade"),
+
+    # Training: the trainer
+    Patched(_TRAINER, "save_json shutil", "trainers", _ATOMIC),
+    Patched(_TRAINER, "DDP", "trainers", "initialize() assumes CUDA; ours also wraps on the CPU, and shards (--fsdp)"),
+    Patched(_TRAINER, "load_json generate_crossval_split", "trainers",
+            "do_split() searches lists of cases, minutes for 100,000; and the file of folds is checked when read"),
+    Patched(_TRAINER, "nnUNetDataLoader", "trainers", "draws single samples, seeded one by one, so that runs resume"),
+    Patched(_TRAINER, "SingleThreadedAugmenter get_allowed_n_proc_DA", "trainers",
+            "get_dataloaders() would start processes and draw a first batch; torch's DataLoader does that here"),
+    Patched(_TRAINER, "SpatialTransform", "trainers", "rotates labels in a time that does not depend on their number"),
+    Patched(_TRAINER, "GaussianBlurTransform", "trainers", "its benchmark makes rounding depend on the machine's load"),
+    Patched(_TRAINER, "MirrorTransform", "trainers", "swaps left and right classes with the image (--set mirror=swap)"),
+    Patched(_TRAINER, "MetaLogger", "trainers", "plots at most once a minute, and atomically"),
+    Names("utilities.crossval_split", "generate_crossval_split", "trainers", "nnU-Net's five folds"),
+    Names("utilities.default_n_proc_DA", "get_allowed_n_proc_DA", "trainers", "number of processes that load data"),
+    Names("configuration", "default_num_processes", "trainers", "number of threads of the final validation"),
+    Names(f"{_TRAINER}:nnUNetTrainer",
+          "initialize run_training on_train_start on_train_epoch_start on_validation_epoch_start "
+          "on_validation_epoch_end on_epoch_end on_train_end",
+          "trainers", "overridden: what happens around epochs; seeds, saving, stopping"),
+    Names(f"{_TRAINER}:nnUNetTrainer", "train_step validation_step perform_actual_validation", "trainers",
+          "rewritten: micro-batches, shared batches, validation in bounded memory"),
+    Names(f"{_TRAINER}:nnUNetTrainer", "save_checkpoint load_checkpoint", "trainers",
+          "rewritten: checkpoints without pickled code, which continue within an epoch"),
+    Names(f"{_TRAINER}:nnUNetTrainer",
+          "_build_loss _do_i_compile _set_batch_size_and_oversample build_network_architecture configure_optimizers "
+          "configure_rotation_dummyDA_mirroring_and_inital_patch_size do_split get_dataloaders "
+          "get_training_transforms get_validation_transforms plot_network_architecture set_deep_supervision_enabled",
+          "trainers", "overridden or called: network, loss, optimizer, data and augmentation, with the plan's values"),
+    Names(f"{_TRAINER}:nnUNetTrainer",
+          "num_epochs num_iterations_per_epoch num_val_iterations_per_epoch initial_lr weight_decay "
+          "oversample_foreground_percent",
+          "plans", "attributes that values of --set replace by name (plans/settings.py)"),
+    Names(f"{_TRAINER}:nnUNetTrainer",
+          "_best_ema batch_size configuration_manager configuration_name current_epoch dataloader_train "
+          "dataloader_val dataset_class dataset_json device disable_checkpointing enable_deep_supervision fold "
+          "folder_with_segs_from_previous_stage grad_scaler inference_allowed_mirroring_axes is_cascaded is_ddp "
+          "label_manager local_rank logger loss lr_scheduler my_init_kwargs network num_input_channels optimizer "
+          "output_folder output_folder_base plans_manager preprocessed_dataset_folder "
+          "preprocessed_dataset_folder_base print_to_log_file save_every was_initialized",
+          "trainers", "the state of a training"),
+    Strings(_TRAINER,
+            "network_weights optimizer_state grad_scaler_state logging _best_ema current_epoch init_args "
+            "trainer_name inference_allowed_mirroring_axes",
+            "trainers", "keys of checkpoints, which nnU-Net's commands read"),
+    Strings(_TRAINER, "checkpoint_final.pth checkpoint_latest.pth checkpoint_best.pth validation summary.json "
+            "predicted_next_stage gt_segmentations",
+            "trainers workspace", "files and folders of a result"),
+    Names("training.logging.nnunet_logger:MetaLogger",
+          "get_checkpoint load_checkpoint log_summary plot_progress_png", "trainers",
+          "the values of the epochs and their plot"),
+    Strings("training.logging.nnunet_logger",
+            "dice_per_class_or_region ema_fg_dice epoch_end_timestamps epoch_start_timestamps lrs mean_fg_dice "
+            "train_losses val_losses",
+            "trainers console", "keys of the values of the epochs"),
+
+    # Training: data and augmentation
+    Names("training.dataloading.data_loader:nnUNetDataLoader", "get_indices _oversample_last_XX_percent", "trainers",
+          "overridden: which case is drawn, and whether the sample must show foreground"),
+    Names("training.dataloading.data_loader:nnUNetDataLoader",
+          "_data annotated_classes_key generate_train_batch indices oversample_foreground_percent transforms",
+          "trainers", "draws a patch of a case and augments it"),
+    Names(_TRAINER, "BasicTransform ComposeTransforms RandomTransform", "trainers",
+          "batchgeneratorsv2's classes: nnU-Net's list of transforms, with ours added"),
+    Names(f"{_TRAINER}:SpatialTransform",
+          "_apply_to_segmentation align_corners border_mode_seg mode_seg padding_value_seg seg_tiebreak", "trainers",
+          "label_rotation.py computes the same, where it supports these settings"),
+    Names(f"{_TRAINER}:GaussianBlurTransform", "benchmark", "trainers", "switched off"),
+    Names(f"{_TRAINER}:MirrorTransform", "_apply_to_segmentation allowed_axes", "trainers",
+          "mirroring.py swaps left and right classes afterwards"),
+
+    # Prediction and evaluation
+    Names("inference.sliding_window_prediction", "compute_gaussian compute_steps_for_sliding_window", "inference",
+          "places and weights of the windows"),
+    Names("utilities.get_network_from_plans", "get_network_from_plans", "inference", "builds the network of a plan"),
+    Patched("evaluation.evaluate_predictions", "multiprocessing", "trainers",
+            "starting processes takes longer than evaluating most folds"),
+    Names("evaluation.evaluate_predictions", "compute_metrics_on_folder save_summary_json", "trainers",
+          "metrics of the final validation"),
+
+    # Environment
+    Strings("paths", "nnUNet_raw nnUNet_preprocessed nnUNet_results", "workspace", "the three folders"),
+    Strings("paths", "nnUNet_extTrainer", "cli", "how stock nnUNetv2_train finds our trainers"),
+    Strings("configuration", "nnUNet_def_n_proc", "nnunet", "number of processes of each of nnU-Net's pools"),
+    Strings("utilities.default_n_proc_DA", "nnUNet_n_proc_DA", "trainers", "number of processes that load data"),
+)
+# fmt: on
+
+
+def check_nnunet(names: Iterable[Names] = NAMES) -> None:
+    """Raise if the installed nnU-Net is one that this package cannot work with.
+
+    Takes about a fifth of a second and imports nothing: see source_lookup.py.
 
     Raises:
-        DataError: nnunetv2 is older than 2.8 or newer than 2.x.
+        DataError: nnunetv2 is older than 2.8, newer than 2.x, or lacks some of `names`.
     """
     installed = version("nnunetv2")
-    major, minor = (int(part) for part in installed.split(".")[:2])
-    if (major, minor) < (2, 8) or major > 2:
+    release = tuple(int(number) for number in installed.split(".")[:2])
+    if release < OLDEST or release[0] > OLDEST[0]:
         raise DataError(
-            f"nnunetv2 {installed} is installed; stunet needs {TESTED} or a later 2.x", "pip install 'nnunetv2>=2.8,<3'"
+            f"nnunetv2 {installed} is installed; stunet needs 2.8 or a later 2.x", "pip install 'nnunetv2>=2.8,<3'"
         )
-
-
-def trainer_for(folder: Path, plans: Mapping[str, Any]) -> str:
-    """Return the name of the trainer that a preprocessed dataset and a plan need."""
-    partial = (folder / FILE).is_file() or "classes" in plans["stunet"].get("weights", {})
-    return PARTIAL_TRAINER if partial else TRAINER
-
-
-def trainer_class(name: str) -> type:
-    """Return the trainer class that `-tr` names; see check_trainer()."""
-    check_trainer(name)
-    return getattr(importlib.import_module(TRAINERS[name]), name)
-
-
-def check_trainer(name: str) -> None:
-    """Reject names that trainer_class() does not know, without importing anything.
-
-    Raises:
-        UsageError: Not one of TRAINERS.
-    """
-    if name not in TRAINERS:
-        raise UsageError(f"unknown trainer {name!r}{closest(name, list(TRAINERS))}", f"-tr takes {', '.join(TRAINERS)}")
+    missing = [(row, name) for row in names for name in row.absent()]
+    if missing:
+        listed = "; ".join(f"{name} in {row.module} ({row.used_by}: {row.reason})" for row, name in missing[:SHOWN])
+        more = f"; and {len(missing) - SHOWN} more" if len(missing) > SHOWN else ""
+        raise DataError(
+            f"nnunetv2 {installed} lacks names that stunet uses: {listed}{more}",
+            f"pip install 'nnunetv2=={TESTED}', the version that stunet was tested with",
+        )
 
 
 def limit_processes() -> None:
@@ -69,22 +281,50 @@ def limit_processes() -> None:
     os.environ.setdefault("nnUNet_def_n_proc", str(min(8, os.cpu_count() or 1)))
 
 
-def write_whole(module: ModuleType) -> None:
-    """Make one of nnU-Net's modules write JSON and copy files atomically, as long as this process lives."""
-    if hasattr(module, "save_json"):
-        module.save_json = _save_json  # type: ignore[attr-defined]
-    if hasattr(module, "shutil"):
-        module.shutil = _Copies  # type: ignore[attr-defined]
+def patch(module: ModuleType, **replacements: Any) -> None:
+    """Replace names in one of nnU-Net's modules for as long as this process lives.
+
+    Raises:
+        ValueError: NAMES does not list one of them as Patched.
+    """
+    rows = [row for row in NAMES if isinstance(row, Patched) and row.module == module.__name__]
+    if unknown := replacements.keys() - {name for row in rows for name in row.names.split()}:
+        raise ValueError(f"stunet/nnunet.py does not list {sorted(unknown)} of {module.__name__} as patched")
+    for name, value in replacements.items():
+        setattr(module, name, value)
+
+
+@contextmanager
+def patched(module: ModuleType, **replacements: Any) -> Iterator[None]:
+    """Replace names in one of nnU-Net's modules while the block runs.
+
+    For the few places where nnU-Net decides inside a long method; the alternative would be to copy that method.
+
+    Raises:
+        ValueError: NAMES does not list one of them as Patched.
+    """
+    before = {name: getattr(module, name) for name in replacements}
+    patch(module, **replacements)
+    try:
+        yield
+    finally:
+        patch(module, **before)
+
+
+def write_atomically(module: ModuleType) -> None:
+    """Make one of nnU-Net's modules write JSON and copy files atomically, for as long as this process lives."""
+    ours = {"save_json": _save_json, "shutil": _AtomicCopies}
+    patch(module, **{name: value for name, value in ours.items() if hasattr(module, name)})
 
 
 def _save_json(content: Any, file: str, indent: int = 4, sort_keys: bool = True) -> None:
-    """Write JSON as in batchgenerators, but atomically."""
+    """Write JSON in the same bytes as batchgenerators does."""
     with atomic_write(Path(file)) as part, part.open("w") as stream:
         json.dump(content, stream, sort_keys=sort_keys, indent=indent)
 
 
-class _Copies:
-    """Replaces shutil where nnU-Net copies a file."""
+class _AtomicCopies:
+    """The functions of shutil that nnU-Net calls."""
 
     @staticmethod
     def copyfile(source: str, target: str) -> None:
@@ -95,19 +335,3 @@ class _Copies:
     def copy(source: str, target: str) -> None:
         with atomic_write(Path(target)) as part:
             shutil.copy(source, part)
-
-
-@contextmanager
-def exchanged(module: ModuleType, **names: Any) -> Iterator[None]:
-    """Replace names in one of nnU-Net's modules with ours while the block runs.
-
-    For the few places where nnU-Net decides inside a long method; the alternative would be to copy that method.
-    """
-    before = {name: getattr(module, name) for name in names}
-    for name, value in names.items():
-        setattr(module, name, value)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            setattr(module, name, value)

@@ -33,7 +33,7 @@ COMMANDS = (
 # What each part imports of ours, besides itself; every part may use FREE.
 FREE = {
     "errors", "files", "images", "kinds", "machine", "names", "nifti", "nifti_header", "orientation", "schema", "sizes",
-    "workspace", "presets", "stunet",
+    "source_lookup", "workspace", "presets", "stunet",
 }  # fmt: skip
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
@@ -51,16 +51,17 @@ MAY_IMPORT: dict[str, set[str]] = {
     "orientation": set(),
     "images": set(),
     "resampling": set(),
+    "source_lookup": set(),
     "console": set(),
     "workers": set(),
     "folds": set(),
     "labels": set(),
-    "nnunet": {"labels"},
+    "nnunet": set(),
     "losses": set(),
     "weights": {"labels", "networks", "plans"},
     "models": {"labels", "networks", "plans", "weights"},
     "datasets": {"labels", "resampling", "workers"},
-    "preprocessing": {"datasets", "labels", "plans", "resampling", "weights", "workers"},
+    "preprocessing": {"datasets", "labels", "nnunet", "plans", "resampling", "weights", "workers"},
     "provenance": {"folds", "labels", "plans", "preprocessing"},
     "plans": {"datasets", "folds", "labels", "losses", "networks", "nnunet", "workers"},
     "evaluation": {"datasets", "labels", "workers"},
@@ -92,7 +93,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "workers",
     },
     "nnunet_ext": {"trainers"},
-    "runs": {"folds", "labels", "nnunet", "plans", "preprocessing", "provenance", "trainers"},
+    "runs": {"folds", "labels", "plans", "preprocessing", "provenance", "trainers"},
     "experiment": {"plans", "trainers"},
 }
 HOST = {  # may import nnunetv2

@@ -24,7 +24,7 @@ from stunet.files import write_json
 from stunet.folds import Fold, chosen
 from stunet.losses import DeepSupervision, DiceAndEntropy, DiceCE, RegionDiceCE
 from stunet.networks import STUNet
-from stunet.nnunet import exchanged, write_whole
+from stunet.nnunet import patched, write_atomically
 from stunet.provenance import RECORD, check_run, continued, fold_of, trained_with
 from stunet.trainers import checkpoint, steps
 from stunet.trainers.data import augmentation, loader
@@ -40,7 +40,7 @@ from stunet.workspace import LATEST
 
 SAVE_INTERVAL_S = 600.0  # a power cut loses at most this much work; nnU-Net saves every 50 epochs
 
-write_whole(host)
+write_atomically(host)
 
 
 class BaseTrainer(nnUNetTrainer):
@@ -77,7 +77,7 @@ class BaseTrainer(nnUNetTrainer):
     ) -> None:
         plans.setdefault("continue_training", False)  # nnU-Net pops it
         kept = {key: value for key, value in dataset_json.items() if key != "dataset"}  # local paths, not the model's
-        with exchanged(host, MetaLogger=Logger):
+        with patched(host, MetaLogger=Logger):
             super().__init__(plans, configuration, fold, kept, device)
         block = self.plans_manager.plans["stunet"]
         self.finetuning = FineTuning.from_plan(block)
@@ -123,7 +123,7 @@ class BaseTrainer(nnUNetTrainer):
     def initialize(self) -> None:
         """Initialize as nnU-Net does, with the plan's seed."""
         torch.manual_seed(self.seed)
-        with exchanged(host, DDP=sharding.shard if self.fsdp else sharding.data_parallel):
+        with patched(host, DDP=sharding.shard if self.fsdp else sharding.data_parallel):
             super().initialize()
         if self.fsdp:  # nnU-Net has already made the optimizer, for the parameters from before the sharding
             self.optimizer, self.lr_scheduler = self.configure_optimizers()

@@ -34,7 +34,7 @@ from stunet.inference.engine.windows import SlidingWindow
 from stunet.inference.model import ModelFolder
 from stunet.inference.output import endings_of_case, part_of_case, whole_case
 from stunet.inference.products import Products, endings_of_parts
-from stunet.nnunet import exchanged
+from stunet.nnunet import patched
 from stunet.orientation import for_nnunet, of_file
 from stunet.preprocessing.stored import Checked
 from stunet.workspace import HANDED_OVER
@@ -262,7 +262,7 @@ def measure(trainer: "BaseTrainer", processes: int) -> None:
     """Compare what all processes have written with the labels, and log the agreement."""
     folder, labels = Path(trainer.output_folder) / FOLDER, trainer.label_manager
     remove_staging(folder)  # left by processes that were killed: nnU-Net would take them for cases
-    with atomic_write(folder / SUMMARY) as part, exchanged(evaluation, multiprocessing=_Threads):
+    with atomic_write(folder / SUMMARY) as part, patched(evaluation, multiprocessing=_Threads):
         metrics = evaluation.compute_metrics_on_folder(
             str(Path(trainer.preprocessed_dataset_folder_base) / "gt_segmentations"),
             str(folder),

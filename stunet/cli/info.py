@@ -10,8 +10,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from stunet import __version__, console, presets, workspace
+from stunet import __version__, console, nnunet, presets, workspace
 from stunet.cli import common
+from stunet.errors import DataError
 
 PACKAGES = ("torch", "nnunetv2", "numpy", "scipy", "SimpleITK", "batchgeneratorsv2", "dynamic_network_architectures")
 
@@ -27,6 +28,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _command(args: argparse.Namespace) -> None:
     document = collect()
+    if document["packages"]["nnunetv2"] is not None:
+        _warn_of_nnunet()
     if args.json:
         console.result_json(document)
         return
@@ -43,6 +46,14 @@ def _command(args: argparse.Namespace) -> None:
     if missing:
         console.warn(f"not set: {', '.join(missing)}")
         console.note("  try: export " + " ".join(f"{name}=/path/to/{name}" for name in missing))
+
+
+def _warn_of_nnunet() -> None:
+    try:
+        nnunet.check_nnunet()
+    except DataError as error:
+        console.warn(error.message)
+        console.note(f"  try: {error.hint}")
 
 
 def collect() -> dict[str, Any]:

@@ -177,7 +177,7 @@ def _planning(args: argparse.Namespace) -> dict[str, Any]:
 def _plan_and_preprocess(dataset: str, args: argparse.Namespace) -> None:
     from stunet import nnunet
 
-    nnunet.check_version()
+    nnunet.check_nnunet()
     readers = args.npfp or min(8, _cores())
     nnunet.limit_processes()
     from stunet.plans.splits import check_splits

@@ -14,6 +14,7 @@ from stunet.files import write_json
 from stunet.labels.annotations import described
 from stunet.plans.files import list_plans
 from stunet.sizes import SIZES
+from stunet.trainers.lookup import check_trainer
 
 if TYPE_CHECKING:
     from stunet.runs.launch import Run
@@ -120,7 +121,7 @@ def _prepared(args: argparse.Namespace, again: bool) -> "Run | None":
     from stunet.runs.readiness import check_data
 
     resolved = check_plans(plans, configuration)
-    nnunet.check_version()
+    nnunet.check_nnunet()
     nnunet.limit_processes()
     args.tr = choose_trainer(dataset, plans, args.tr)
     for warning in check_data(dataset, plans, configuration, fold, args.tr):
@@ -183,7 +184,7 @@ def _check(args: argparse.Namespace) -> None:
     if args.head and not args.pretrained:
         raise UsageError("--head says what becomes of pre-trained rows, and there are none", "add --pretrained")
     if args.tr:
-        nnunet.check_trainer(args.tr)
+        check_trainer(args.tr)
     if args.num_gpus < 1:
         raise UsageError(f"-num_gpus {args.num_gpus} must be 1 or more", "-num_gpus 1")
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stunet import console, nnunet, presets, workspace
+from stunet import console, presets, workspace
 from stunet.cli.models import ShownDownload
 from stunet.errors import DataError, UsageError, WeightsError, first_few
 from stunet.files import json_differences
@@ -18,6 +18,7 @@ from stunet.labels.annotations import Annotations, described, load_annotations
 from stunet.models import store
 from stunet.plans.files import list_planned, plan_path, read_plan
 from stunet.plans.resolve import resolve
+from stunet.trainers.lookup import check_trainer, needed_trainer
 
 if TYPE_CHECKING:
     from stunet.trainers.finetune.start import Start
@@ -77,7 +78,7 @@ def choose_plans(dataset: str, args: argparse.Namespace) -> Chosen:
     from stunet.plans.derive import derive
 
     trained = {"stunet": {**plans["stunet"], **{key: x for key, x in options.items() if key == "weights" and x}}}
-    trainer = args.tr or nnunet.trainer_for(path.parent, trained)
+    trainer = args.tr or needed_trainer(path.parent, trained)
     derived = derive(plans, described(dataset, trained, trainer), overrides=overrides, **options)
     existing = path.with_name(f"{derived['plans_name']}.json")
     if not existing.is_file():
@@ -110,14 +111,14 @@ def choose_trainer(dataset: str, plans: dict[str, Any], given: str | None) -> st
         UsageError: There is no such trainer, or it cannot train on a part of the network's classes.
     """
     folder = workspace.preprocessed_dataset(dataset)
-    needed = nnunet.trainer_for(folder, plans)
+    needed = needed_trainer(folder, plans)
     if given is None:
         if needed != workspace.TRAINER:
             whole = "classes" in plans["stunet"].get("weights", {})
             why = "the head has more classes than the dataset" if whole else "cases annotate different classes"
             console.note(f"{needed}, because {why}")
         return needed
-    nnunet.check_trainer(given)
+    check_trainer(given)
     if given == workspace.TRAINER and "classes" in plans["stunet"].get("weights", {}):
         raise UsageError(f"--head reuse trains on a part of the classes, and {given} on all", f"-tr {needed}")
     if given == workspace.TRAINER != needed:

@@ -18,9 +18,10 @@ from blosc2.exceptions import UnsafeDeserializationError
 from nnunetv2.training.dataloading import nnunet_dataset
 
 from stunet.errors import DataError, OutOfMemoryError, StunetError, is_out_of_memory, last_line
+from stunet.nnunet import patch
 from stunet.weights.pickles import load_properties
 
-nnunet_dataset.load_pickle = load_properties
+patch(nnunet_dataset, load_pickle=load_properties)
 PLAIN = (blosc2.NDArray, np.ndarray, type(None))  # what an array of a case may be
 
 

@@ -18,10 +18,10 @@ import torch.distributed as dist
 from stunet.errors import DataError, Interrupted, OutOfMemoryError, StunetError, is_out_of_memory, last_line
 from stunet.files import exclusive_lock, remove_staging
 from stunet.kinds import RUN_RECORD, read, read_dataset_json
-from stunet.nnunet import trainer_class
 from stunet.provenance import RECORD, fold_of
 from stunet.trainers.distributed.group import Member, handled, spawn
 from stunet.trainers.finetune.start import REPORT, Start, begin
+from stunet.trainers.lookup import trainer_class
 from stunet.trainers.progress import Listener, NullListener
 from stunet.trainers.trainer import BaseTrainer
 from stunet.workspace import BEST, FINAL, HANDED_OVER, LATEST, preprocessed_dataset, result_folder

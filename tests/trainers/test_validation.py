@@ -23,7 +23,6 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from stunet import workspace
 from stunet.errors import DataError, Interrupted
 from stunet.files import read_json
-from stunet.nnunet import exchanged
 from stunet.orientation import turned
 from stunet.plans.derive import derive
 from stunet.plans.files import plan_path, read_plan
@@ -87,7 +86,8 @@ def make(planned: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Make:
 
 def stock(trainer: STUNetTrainer, monkeypatch: pytest.MonkeyPatch, exact: bool) -> Path:
     """nnU-Net's own validation with the trainer's network; `exact`: with network and logits in float64."""
-    with monkeypatch.context() as patch, exchanged(host, multiprocessing=Threads):
+    with monkeypatch.context() as patch:
+        patch.setattr(host, "multiprocessing", Threads)
         if exact:
             patch.setattr(nnUNetPredictor, "_internal_predict_sliding_window_return_logits", _exact_logits)
         patch.setattr(evaluation, "multiprocessing", Threads)

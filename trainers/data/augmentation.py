@@ -17,7 +17,7 @@ from typing import Any
 import nnunetv2.training.nnUNetTrainer.nnUNetTrainer as host
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import BasicTransform, ComposeTransforms, RandomTransform
 
-from stunet.nnunet import exchanged
+from stunet.nnunet import patched
 from stunet.trainers.data.blur import Blur
 from stunet.trainers.data.label_rotation import CornerVote
 
@@ -44,7 +44,7 @@ def build(
         args: What nnU-Net passes to `stock`.
         kwargs: The same.
     """
-    with exchanged(host, **replaced):
+    with patched(host, **replaced):
         composed = stock(*args, **kwargs)
     names = [type(getattr(step, "transform", step)).__name__ for step in composed.transforms]
     place = len(names) - names[::-1].index(LAST_OF_INTENSITIES)

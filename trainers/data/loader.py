@@ -15,16 +15,14 @@ import numpy as np
 from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
 
 from stunet.errors import StunetError, is_out_of_memory
-from stunet.nnunet import exchanged
+from stunet.nnunet import patched
 from stunet.preprocessing.stored import Checked
 
 
 def patched_loaders(annotated: Sequence[int] | None) -> AbstractContextManager[None]:
     """Let nnU-Net's get_dataloaders() return our loaders, each in an IdleAugmenter, while the block runs."""
     ours = partial(SampleLoader, annotated=annotated)
-    return exchanged(
-        host, nnUNetDataLoader=ours, SingleThreadedAugmenter=IdleAugmenter, get_allowed_n_proc_DA=lambda: 0
-    )
+    return patched(host, nnUNetDataLoader=ours, SingleThreadedAugmenter=IdleAugmenter, get_allowed_n_proc_DA=lambda: 0)
 
 
 class IdleAugmenter:

@@ -9,7 +9,7 @@ import nnunetv2.training.nnUNetTrainer.nnUNetTrainer as host
 from nnunetv2.utilities.crossval_split import generate_crossval_split
 
 from stunet.kinds import SPLITS, read
-from stunet.nnunet import exchanged
+from stunet.nnunet import patched
 
 
 def patched_splits() -> AbstractContextManager[None]:
@@ -18,7 +18,7 @@ def patched_splits() -> AbstractContextManager[None]:
     Raises:
         DataError: In the block: splits_final.json is not what nnU-Net writes.
     """
-    return exchanged(host, load_json=_fast(_read), generate_crossval_split=_fast(generate_crossval_split))
+    return patched(host, load_json=_fast(_read), generate_crossval_split=_fast(generate_crossval_split))
 
 
 class _Names(list):

@@ -1,0 +1,39 @@
+"""Find the trainer class for a run by reference.
+
+nnU-Net finds a trainer by scanning folders, which imports all of its built-in trainers first. Nothing heavy is imported
+here until trainer_class() is called.
+"""
+
+import importlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from stunet.errors import UsageError, closest
+from stunet.labels.annotations import FILE
+from stunet.workspace import PARTIAL_TRAINER, TRAINER
+
+# Module of each trainer class, by the name that -tr takes.
+TRAINERS = {TRAINER: "stunet.trainers.supervised", PARTIAL_TRAINER: "stunet.trainers.partial.trainer"}
+
+
+def needed_trainer(folder: Path, plans: Mapping[str, Any]) -> str:
+    """Return the name of the trainer that a preprocessed dataset and a plan need."""
+    partial = (folder / FILE).is_file() or "classes" in plans["stunet"].get("weights", {})
+    return PARTIAL_TRAINER if partial else TRAINER
+
+
+def check_trainer(name: str) -> None:
+    """Reject names that trainer_class() does not know, without importing anything.
+
+    Raises:
+        UsageError: Not one of TRAINERS.
+    """
+    if name not in TRAINERS:
+        raise UsageError(f"unknown trainer {name!r}{closest(name, list(TRAINERS))}", f"-tr takes {', '.join(TRAINERS)}")
+
+
+def trainer_class(name: str) -> type:
+    """Return the trainer class that `-tr` names; see check_trainer()."""
+    check_trainer(name)
+    return getattr(importlib.import_module(TRAINERS[name]), name)
