@@ -14,16 +14,16 @@ from typing import Any, TextIO
 PLAIN_INTERVAL_S = 30.0
 CLASSES_SHOWN = 10  # the maximum number of classes for which an epoch's line lists Dice
 
-_results: TextIO | None = None  # the real stdout while own_stdout() holds it
+_results: TextIO | None = None  # the real stdout while reserve_stdout() holds it
 _bars: list[Any] = []  # live bars, which have to leave the terminal before an error is shown on it
 
 
-class NobodyReads(Exception):
+class OutputClosed(Exception):
     """The reader of stdout or stderr is gone, as with `head`; cli/common.py then ends the command quietly."""
 
 
 @contextmanager
-def own_stdout(verbose: bool) -> Iterator[None]:
+def reserve_stdout(verbose: bool) -> Iterator[None]:
     """Keep stdout for results: what nnU-Net and its worker processes print goes to stderr (verbose) or nowhere.
 
     nnU-Net reports through `print`, also in processes that it starts, so the file descriptor itself is replaced.
@@ -143,7 +143,7 @@ def _write(text: str, stream: TextIO) -> None:
     except BrokenPipeError:
         with open(os.devnull, "w") as nowhere:  # for what the stream still buffers, which Python writes on exit
             os.dup2(nowhere.fileno(), stream.fileno())
-        raise NobodyReads from None
+        raise OutputClosed from None
 
 
 def _writes_to(stream: TextIO, descriptor: int) -> bool:

@@ -17,20 +17,20 @@ NO_MEMORY = (
 )  # fmt: skip
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # the disk, the quota, or what the file system allows a file
 LISTED = 3  # texts of a list in a message
-OF_THE_SYSTEM = {  # what has to change before the same command can work, by error number
+SYSTEM_HINTS = {  # the next step, by error number
     **dict.fromkeys(NO_SPACE, "free some space and run the same command again"),
-    errno.EROFS: "another folder: this one's file system is mounted read-only",
-    errno.EACCES: "another folder, or permission for this one: ls -ld",
-    errno.EPERM: "another folder, or permission for this one: ls -ld",
-    errno.ENAMETOOLONG: "a shorter name, or a folder higher up",
-    errno.ELOOP: "mend the symbolic links, which lead in a circle",
+    errno.EROFS: "use another folder: this one's file system is mounted read-only",
+    errno.EACCES: "use another folder, or get write permission for this one: ls -ld",
+    errno.EPERM: "use another folder, or get write permission for this one: ls -ld",
+    errno.ENAMETOOLONG: "use a shorter name, or a folder closer to the root",
+    errno.ELOOP: "fix the symbolic links, which form a loop",
     errno.EMFILE: "allow more open files, ulimit -n 4096, and run the same command again",
     errno.ENFILE: "allow more open files, ulimit -n 4096, and run the same command again",
     errno.EAGAIN: "fewer processes at a time, or allow more: ulimit -u",
-    errno.EIO: "see whether the disk or the network drive is sound, and run the same command again",
-    errno.ESTALE: "see whether the disk or the network drive is sound, and run the same command again",
-    errno.ETIMEDOUT: "see whether the disk or the network drive is sound, and run the same command again",
-    errno.ENOTCONN: "see whether the disk or the network drive is sound, and run the same command again",
+    errno.EIO: "check the disk or the network drive, and run the same command again",
+    errno.ESTALE: "check the disk or the network drive, and run the same command again",
+    errno.ETIMEDOUT: "check the disk or the network drive, and run the same command again",
+    errno.ENOTCONN: "check the disk or the network drive, and run the same command again",
 }
 
 
@@ -118,12 +118,12 @@ def explain(error: BaseException) -> StunetError:
         )
     number = error.errno if isinstance(error, OSError) else None
     if isinstance(error, RuntimeError):  # from libraries that only keep the system's message
-        number = next((number for number in OF_THE_SYSTEM if os.strerror(number) in str(error)), None)
+        number = next((number for number in SYSTEM_HINTS if os.strerror(number) in str(error)), None)
         number = errno.EAGAIN if "can't start new thread" in str(error) else number
     if number in NO_SPACE:
-        return DataError(f"the disk is full: {getattr(error, 'filename', None) or error}", OF_THE_SYSTEM[number])
-    if number in OF_THE_SYSTEM or (isinstance(error, OSError) and error.filename is not None):
-        return DataError(str(error), OF_THE_SYSTEM.get(number or 0, "check the path and its permissions"))
+        return DataError(f"the disk is full: {getattr(error, 'filename', None) or error}", SYSTEM_HINTS[number])
+    if number in SYSTEM_HINTS or (isinstance(error, OSError) and error.filename is not None):
+        return DataError(str(error), SYSTEM_HINTS.get(number or 0, "check the path and its permissions"))
     return StunetError(
         f"unexpected {type(error).__name__}: {error}", "the same command with --debug, and report what it prints"
     )

@@ -1,8 +1,8 @@
 """Read images and labels with nnU-Net's readers, and turn them to one orientation, however their axes run.
 
 A Reader replaces nnU-Net's readers everywhere: in planning, preprocessing, prediction and validation. It returns images
-in the orientation of the plan; orientation.py defines how they get back. It also reads NIfTI files whose axes are
-slightly off the right angle, which ITK rejects and every viewer shows.
+in the orientation of the plan; orientation.py defines how they get back. It also reads NIfTI files whose axes are not
+quite perpendicular, which ITK rejects and every viewer shows.
 """
 
 import errno
@@ -24,10 +24,10 @@ import SimpleITK as sitk
 
 from stunet.errors import DataError
 from stunet.nifti_header import apply_forms, forms, has_forms, has_place, is_nifti, open_nifti
-from stunet.orientation import AS_IT_IS, LPS_OF_RAS, Turn, affine_of, code_of, turn, turned, way_back
+from stunet.orientation import LPS_OF_RAS, NO_TURN, Turn, affine_of, orientation_code, turn, turn_image, way_back
 
 REORIENTS, REORIENTED = "WithReorient", "RAS"  # suffix of nnU-Net's readers that turn images, and what they turn to
-LEAST_SHEAR, LARGEST_SHEAR = 1e-4, 1.0  # degrees off the right angle: 0.5 µm and 5 mm at the far end of 300 mm
+LEAST_SHEAR, LARGEST_SHEAR = 1e-4, 1.0  # degrees from perpendicular: 0.5 µm and 5 mm at the far end of 300 mm
 
 Read = TypeVar("Read")
 log = logging.getLogger("stunet")
@@ -57,10 +57,10 @@ class Reader:
         self.orientation = None if kind.endswith(REORIENTS) else orientation  # these turn images themselves
 
     def read_images(self, files: Sequence[str]) -> tuple[np.ndarray, dict[str, Any]]:
-        """Read an image (C, D, H, W) and its properties, in the form of orientation.turned().
+        """Read an image (C, D, H, W) and its properties, in the form of orientation.turn_image().
 
         Raises:
-            DataError: Axes are too far from right angles.
+            DataError: Axes are too far from perpendicular.
         """
         array, properties = with_straight_axes(self._stock.read_images, files)
         return self._turned(array, properties, files[0])
@@ -79,7 +79,7 @@ class Reader:
         way = self._turn_of(like)
         if way is not None and has_forms(file):
             return self._turned(array, properties, file)
-        way = way or AS_IT_IS
+        way = way or NO_TURN
         return way.copied(array), {**properties, "spacing": [properties["spacing"][axis] for axis in way.order]}
 
     def _turn_of(self, image: str | Mapping[str, Any]) -> Turn | None:
@@ -94,10 +94,10 @@ class Reader:
             return array, properties
         if not has_forms(file):
             return array, {**properties, "nifti": forms(file)}
-        return turned(array, properties, self.orientation)
+        return turn_image(array, properties, self.orientation)
 
     def write_seg(self, labels_DHW: np.ndarray, path: str, properties: Mapping[str, Any]) -> None:
-        """Write labels; `properties` are those of their own grid, as returned by orientation.of_file().
+        """Write labels; `properties` are those of their own grid, as returned by orientation.file_properties().
 
         A NIfTI file leaves its orientation undefined if its image did, according to the properties.
         """
@@ -118,7 +118,7 @@ def _reader_class(kind: str) -> type:
     return recursive_find_reader_writer_by_name(kind)
 
 
-def reader_of(plans: Mapping[str, Any]) -> Reader:
+def plan_reader(plans: Mapping[str, Any]) -> Reader:
     """Return the reader for a plan's images, which turns them to the orientation recorded there."""
     return Reader(plans["image_reader_writer"], plans.get("stunet", {}).get("orientation"))
 
@@ -127,7 +127,7 @@ class CaseReader:
     """Reader for comparing predictions with the labels of the same name, which are turned like their predictions."""
 
     def __init__(self, plans: Mapping[str, Any], predictions: Path) -> None:
-        self._reader, self._predictions = reader_of(plans), predictions
+        self._reader, self._predictions = plan_reader(plans), predictions
 
     def read_seg(self, file: str) -> tuple[np.ndarray, dict[str, Any]]:
         """Read either of them."""
@@ -160,7 +160,7 @@ def read_sitk(path: Path) -> sitk.Image:
 
     Raises:
         RuntimeError: ITK cannot read it.
-        DataError: Axes are too far from right angles.
+        DataError: Axes are too far from perpendicular.
     """
     return with_straight_axes(lambda files: sitk.ReadImage(files[0]), [str(path)])
 
@@ -189,15 +189,15 @@ def file_orientation(path: Path, kind: str) -> str | None:
     """
     if kind.startswith("Nibabel"):
         image: Any = nibabel.load(path)
-        return code_of(LPS_OF_RAS @ image.affine[:3, :3]) if has_forms(path) else None
+        return orientation_code(LPS_OF_RAS @ image.affine[:3, :3]) if has_forms(path) else None
     if not kind.startswith("SimpleITK") or not has_forms(path):
         return None
     header = read_header(path)
     size = len(header.size)
-    return None if size < 3 else code_of(np.reshape(header.direction, (size, size))[:3, :3])
+    return None if size < 3 else orientation_code(np.reshape(header.direction, (size, size))[:3, :3])
 
 
-def file_place(path: Path, kind: str) -> tuple[np.ndarray | None, tuple[int, ...]]:
+def file_geometry(path: Path, kind: str) -> tuple[np.ndarray | None, tuple[int, ...]]:
     """Return affine (to mm in RAS) and shape (D, H, W) of a file as nnU-Net's reader sees it, from the header."""
     if kind.startswith("Nibabel"):
         image: Any = nibabel.load(path)
@@ -222,10 +222,10 @@ def count_orientations(paths: Iterable[Path], kind: str) -> dict[str, int]:
 
 
 def with_straight_axes(read: Callable[[Sequence[str]], Read], files: Sequence[str]) -> Read:
-    """Return read(files); if ITK rejects a NIfTI file's axes, read copies with the nearest axes at right angles.
+    """Return read(files); if ITK rejects a NIfTI file's axes, read copies with the nearest perpendicular axes.
 
     Raises:
-        DataError: They are too far from right angles.
+        DataError: They are too far from perpendicular.
     """
     try:
         return read(files)
@@ -245,22 +245,24 @@ def _straight_copy(path: Path, target: Path) -> Path:
         content = file.read()
     kind = nibabel.Nifti1Header if content[:4] in (b"\x5c\x01\0\0", b"\0\0\x01\x5c") else nibabel.Nifti2Header
     header: Any = kind(content[: kind.sizeof_hdr])
-    affine, degrees = straight(header.get_best_affine())
+    affine, degrees = nearest_straight_axes(header.get_best_affine())
     if degrees < LEAST_SHEAR:
         return path
     if degrees > LARGEST_SHEAR:
         raise DataError(
-            f"the axes of {str(path)!r} are {degrees:.1f} degrees off the right angle, and ITK takes no such image",
-            "resample it, its label with order=0: nibabel.processing.resample_to_output(image)",
+            f"the axes of {str(path)!r} are {degrees:.1f} degrees from perpendicular, which ITK cannot read",
+            "resample the image, and its labels with order=0: nibabel.processing.resample_to_output(image)",
         )
-    _say_once(f"the axes of {str(path)!r} are {degrees:.2g} degrees off the right angle: read as if they were not")
+    _warn_once(
+        f"the axes of {str(path)!r} are {degrees:.2g} degrees from perpendicular: the nearest such axes are used"
+    )
     header.set_qform(affine, 1)
     header.set_sform(affine, 1)
     target.write_bytes(header.binaryblock + content[kind.sizeof_hdr :])
     return target
 
 
-def straight(affine: np.ndarray) -> tuple[np.ndarray, float]:
+def nearest_straight_axes(affine: np.ndarray) -> tuple[np.ndarray, float]:
     """Return the affine with the nearest orthogonal axes of the same lengths, and the largest deviation in degrees."""
     lengths = np.linalg.norm(affine[:3, :3], axis=0)
     axes = affine[:3, :3] / lengths
@@ -272,5 +274,5 @@ def straight(affine: np.ndarray) -> tuple[np.ndarray, float]:
 
 
 @cache
-def _say_once(text: str) -> None:
+def _warn_once(text: str) -> None:
     log.warning("%s", text)

@@ -12,7 +12,7 @@ from typing import Any
 
 from stunet.errors import DataError, StunetError
 from stunet.files import read_json
-from stunet.names import NAME_MAX, is_controlled, is_orientation, name
+from stunet.names import NAME_MAX, has_control_characters, is_orientation, name
 from stunet.schema import (
     Check,
     Wrong,
@@ -38,7 +38,7 @@ LARGEST_PITCH = 100_000  # mm: larger than any person
 
 
 def read(path: Path, kind: Check, hint: str = HINT, error: type[StunetError] = DataError) -> Any:
-    """Return the content of a JSON file of a kind; that of a dataset.json in the form of plain().
+    """Return the content of a JSON file of a kind; that of a dataset.json in the form of normalize().
 
     Raises:
         StunetError: Of the class `error`: the file is missing or not JSON, or something in it is wrong, and where.
@@ -48,33 +48,35 @@ def read(path: Path, kind: Check, hint: str = HINT, error: type[StunetError] = D
     except DataError as problem:
         raise error(problem.message, hint) from None
     check(content, kind, path, hint, error)
-    return plain(content) if kind in (DATASET, CLASSES, RAW) else content
+    return normalize(content) if kind in (DATASET, CLASSES, RAW) else content
 
 
-def plain(description: Mapping[str, Any]) -> dict[str, Any]:
+def normalize(description: Mapping[str, Any]) -> dict[str, Any]:
     """Return a validated dataset.json in a single form, where nnU-Net accepts several.
 
     Values of labels become integers, also from "1" or 1.0, and so does the ignore label, also from [2]. A `modality`
     next to channel_names is removed unless it counts the same channels: nnU-Net takes the number of a network's inputs
     from it, but reads channel_names everywhere else.
     """
-    content = {**description, "labels": plain_labels(description["labels"])}
+    content = {**description, "labels": normalize_labels(description["labels"])}
     channels, modality = content.get("channel_names"), content.get("modality")
     if channels is not None and not (isinstance(modality, Mapping) and len(modality) == len(channels)):
         content.pop("modality", None)
     return content
 
 
-def plain_labels(labels: Mapping[str, Any]) -> dict[str, Any]:
+def normalize_labels(labels: Mapping[str, Any]) -> dict[str, Any]:
     """Return labels with integer values; lists of several values and of one region stay lists, invalid values stay."""
-    values = {name: [*map(_whole, v)] if isinstance(v, list | tuple) else _whole(v) for name, v in labels.items()}
+    values = {
+        name: [*map(_as_integer, v)] if isinstance(v, list | tuple) else _as_integer(v) for name, v in labels.items()
+    }
     if isinstance(ignore := values.get("ignore"), list) and len(ignore) == 1:
         values["ignore"] = ignore[0]
     return values
 
 
 def read_dataset_json(path: Path, kind: Check | None = None) -> dict[str, Any]:
-    """Return a dataset.json of nnU-Net v2, in the form of plain().
+    """Return a dataset.json of nnU-Net v2, in the form of normalize().
 
     Args:
         path: Path of the file.
@@ -125,10 +127,10 @@ def _labels(value: Any, where: str) -> None:
 
 def _label(value: Any, where: str) -> None:
     """Check an integer, or what int() converts to one, as in nnU-Net."""
-    integer(0, LARGEST_LABEL)(_whole(value), where)
+    integer(0, LARGEST_LABEL)(_as_integer(value), where)
 
 
-def _whole(value: Any) -> Any:
+def _as_integer(value: Any) -> Any:
     digits = isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < 6
     return int(value) if digits or (isinstance(value, float) and value.is_integer()) else value
 
@@ -147,7 +149,7 @@ def _channel(value: Any, where: str) -> None:
 
 def _ending(value: Any, where: str) -> None:
     """Check a file ending; in models it may include the end of a name, `_ct.nii.gz`."""
-    if not isinstance(value, str) or value[:1].isalnum() or "." not in value[:-1] or is_controlled(value):
+    if not isinstance(value, str) or value[:1].isalnum() or "." not in value[:-1] or has_control_characters(value):
         raise expected(value, where, "the ending of files with its dot, such as '.nii.gz'")
     if "/" in value or "\\" in value or ".." in value or len(value) > 20:
         raise Wrong(where, f"the ending {value!r} is a path")
@@ -162,7 +164,7 @@ def _raw_ending(value: Any, where: str) -> None:
 def _file(value: Any, where: str) -> None:
     """Check the path of a file, which may lead anywhere: it is only read."""
     text(value, where)
-    if any(len(part.encode()) > NAME_MAX for part in value.split("/")) or is_controlled(value):
+    if any(len(part.encode()) > NAME_MAX for part in value.split("/")) or has_control_characters(value):
         raise expected(value, where, "the path of a file")
 
 

@@ -1,4 +1,4 @@
-"""Ensure that a name from a file (of a case, dataset, plan or configuration) is a plain name and cannot change folders.
+"""Check that a name from a file (of a case, dataset, plan or configuration) cannot lead out of its folder.
 
 Everything that builds a path from such a name validates it here, on reading. The cells of a CSV file also contain text
 from elsewhere: `cell` keeps spreadsheets from interpreting it as a formula.
@@ -20,16 +20,16 @@ _REFUSED = {"Cc", "Cs", "Zl", "Zp"}  # control characters, surrogates, line and 
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")  # starts of cells that spreadsheets compute (OWASP, CSV injection)
 
 
-def is_controlled(text: str) -> bool:
+def has_control_characters(text: str) -> bool:
     """Return whether a text contains anything that moves the cursor or ends a line, or is not UTF-8."""
     return any(unicodedata.category(letter) in _REFUSED for letter in text)
 
 
-def problem_of(name: str, longest: int = NAME_MAX - ROOM) -> str | None:
+def name_problem(name: str, longest: int = NAME_MAX - ROOM) -> str | None:
     """Return what keeps a text from being a file name of at most `longest` bytes; None if nothing does."""
     if not name.strip():
         return "is empty"
-    if is_controlled(name):
+    if has_control_characters(name):
         return "has a control character or is not UTF-8"
     if "/" in name or "\\" in name or os.sep in name:
         return "is a path, not a name"
@@ -51,41 +51,41 @@ def check_name(value: Any, what: str, where: str = "") -> str:
     Raises:
         DataError: It is not a valid name.
     """
-    problem = problem_of(value) if isinstance(value, str) else "is not a text"
+    problem = name_problem(value) if isinstance(value, str) else "is not text"
     if what == "case" and str(value).endswith("_seg"):  # CASE_seg.b2nd are the preprocessed labels of CASE
-        problem = "ends with _seg, by which nnU-Net knows labels, and would not be trained with"
+        problem = "ends with _seg, which nnU-Net takes for labels, so the case would not be trained on"
     if problem:
         place = f"{where}: " if where else ""
         raise DataError(
             f"{place}{what} {short(value)} {problem}",
-            "a name of at most 223 bytes, without /, \\, control characters and a dot in front",
+            "use a name of at most 223 bytes without /, \\, control characters or a leading dot",
         )
     return str(value)
 
 
 def name(value: Any, where: str, longest: int = NAME_MAX - ROOM) -> None:
     """Check that a value is a name, as a check of schema.py."""
-    problem = problem_of(value, longest) if isinstance(value, str) else None
+    problem = name_problem(value, longest) if isinstance(value, str) else None
     if not isinstance(value, str):
         raise expected(value, where, "a name")
     if problem:
         raise Wrong(where, f"the name {short(value)} {problem}")
 
 
-def file_name(text: str) -> str:
+def to_file_name(text: str) -> str:
     """Return a file name for any text, such as a class `GTV/CTV`: characters that names must not have become `_`."""
     plain = re.sub(r"[^\w.+()-]+", "_", text.encode(errors="replace").decode()).strip(".") or "_"
     return plain.encode()[: NAME_MAX - ROOM].decode(errors="ignore")
 
 
-def cell(value: Any) -> Any:
+def csv_cell(value: Any) -> Any:
     """Return a value for a cell of a CSV file; text that spreadsheets would compute gets a leading apostrophe."""
     return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA) else value
 
 
-def cells(values: Iterable[Any]) -> list[Any]:
+def csv_cells(values: Iterable[Any]) -> list[Any]:
     """Return the cells of a row of a CSV file."""
-    return [cell(value) for value in values]
+    return [csv_cell(value) for value in values]
 
 
 def is_orientation(code: str) -> bool:

@@ -51,8 +51,8 @@ def check_nifti(path: Path) -> None:
             size, finite = _read_voxels(file, header.floats if header else None)
     except gzip.BadGzipFile as error:
         if str(error).startswith("Not a gzipped file"):  # after the part that has just been unpacked
-            hint = f"gzip -cd {shlex.quote(str(path))} | gzip > NEW.nii.gz, if a viewer shows the image whole"
-            raise DataError(f"{str(path)!r} goes on after the end of what is packed in it", hint) from None
+            hint = f"gzip -cd {shlex.quote(str(path))} | gzip > NEW.nii.gz, if a viewer shows the complete image"
+            raise DataError(f"{str(path)!r} has more data after the end of its gzip stream", hint) from None
         raise _damaged(path, str(error)) from None
     except (OSError, EOFError, ValueError, zlib.error) as error:
         raise _damaged(path, str(error)) from None
@@ -64,11 +64,11 @@ def check_nifti(path: Path) -> None:
         raise DataError(f"{str(path)!r} holds {header.others}, not one number per voxel", "convert it to gray values")
     if not header.has_spacing:  # ITK would assume 1 mm
         spacing = " x ".join(f"{edge:g}" for edge in header.spacing)
-        raise DataError(f"the voxels of {str(path)!r} are {spacing} mm large", "write their spacing into the header")
+        raise DataError(f"the voxels of {str(path)!r} are {spacing} mm large", "write the spacing into the header")
     if size < header.size:
         raise _damaged(path, f"{size} of {header.size} bytes of voxels")
     if not finite:
-        raise DataError(f"{str(path)!r} holds NaN or infinity", "replace these voxels, for example by those of air")
+        raise DataError(f"{str(path)!r} holds NaN or infinity", "replace these voxels, for example with that of air")
 
 
 def _damaged(path: Path, reason: str) -> DataError:

@@ -78,10 +78,10 @@ def has_place(header: Any) -> bool:
 def forms(path: str | Path) -> dict[str, Any] | None:
     """Return what a result copies so that every reader places it like its image; None for other formats."""
     header = read_fields(path)
-    return None if header is None else forms_of(header)
+    return None if header is None else header_forms(header)
 
 
-def forms_of(header: Any) -> dict[str, Any]:
+def header_forms(header: Any) -> dict[str, Any]:
     """Return the same for a nibabel header."""
     return {**{key: header[key].tolist() for key in FIELDS}, "pixdim": header["pixdim"][:4].tolist()}
 
@@ -110,7 +110,7 @@ def _oddities(header: Any, by_itk: bool) -> Iterator[str]:
     takes_sform = sform is not None and (qform is None or not by_itk or int(header["sform_code"]) == SCANNER)
     used, name = (sform, "sform") if takes_sform else (qform, "qform")
     if used is None:
-        yield "neither qform nor sform (codes 0), so nothing says how it lies: taken as it is stored"
+        yield "neither qform nor sform (both codes are 0), so the orientation is unknown: axes are taken as stored"
         return
     edges = np.abs(header["pixdim"][1:4].astype(float))
     if qform is not None and sform is not None:
@@ -120,7 +120,7 @@ def _oddities(header: Any, by_itk: bool) -> Iterator[str]:
             yield f"qform and sform differ by {apart:.3g} mm: the {name} is used, results carry both"
     lengths = np.linalg.norm(used[:3, :3], axis=0)
     if not np.allclose(edges, lengths, rtol=UNEVEN):
-        yield f"pixdim says {_mm(edges)}, the {name} {_mm(lengths)}: pixdim is used for the size of voxels"
+        yield f"voxels are {_mm(edges)} by pixdim and {_mm(lengths)} by the {name}: pixdim is used"
     slope, intercept = float(header["scl_slope"]), float(header["scl_inter"])
     if not np.isfinite(slope) or not np.isfinite(intercept) or (slope == 0 and intercept != 0):
         slope = slope if np.isfinite(slope) and slope else 1.0

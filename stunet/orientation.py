@@ -5,9 +5,9 @@ axis runs towards: L or R, P or A, S or I. ITK's identity is LPS, nibabel's is R
 array has the axes in the opposite order, (D, H, W). A turn flips and reorders axes; it never resamples.
 
 If one of nnU-Net's reorienting readers turns an image, its properties describe the turned grid and record what it was
-before: `original_orientation` (ITK), or `original_affine` next to `reoriented_affine` (nibabel). turned() records it in
-the same way, so that nnU-Net writes results for our data to the right place, and of_file() undoes both. Read next:
-images.py.
+before: `original_orientation` (ITK), or `original_affine` next to `reoriented_affine` (nibabel). turn_image() records
+it in the same way, so that nnU-Net writes results for our data to the right place, and file_properties() undoes both.
+Read next: images.py.
 """
 
 from collections.abc import Mapping, Sequence
@@ -59,10 +59,10 @@ class Turn:
         return matrix
 
 
-AS_IT_IS = Turn((0, 1, 2), (False,) * 3)
+NO_TURN = Turn((0, 1, 2), (False,) * 3)
 
 
-def checked(text: str) -> str:
+def parse_orientation(text: str) -> str:
     """Return an orientation that the user typed, in capitals.
 
     Raises:
@@ -74,7 +74,7 @@ def checked(text: str) -> str:
     return code
 
 
-def code_of(axes_lps: Any) -> str:
+def orientation_code(axes_lps: Any) -> str:
     """Return the orientation of an image by its axes in LPS, columns of any length; if oblique, the nearest one."""
     import nibabel.orientations  # here, because it imports scipy, and commands use this module to check orientations
 
@@ -103,9 +103,11 @@ def orientation_of(properties: Mapping[str, Any]) -> str | None:
     """Return the orientation of the array that nnU-Net's reader properties belong to; None if the file has none."""
     if itk := properties.get("sitk_stuff"):
         size = len(itk["origin"])
-        return None if size < 3 else code_of(np.reshape(itk["direction"], (size, size))[:3, :3])
+        return None if size < 3 else orientation_code(np.reshape(itk["direction"], (size, size))[:3, :3])
     if stuff := properties.get("nibabel_stuff"):
-        return code_of(LPS_OF_RAS @ np.asarray(stuff.get("reoriented_affine", stuff["original_affine"]))[:3, :3])
+        return orientation_code(
+            LPS_OF_RAS @ np.asarray(stuff.get("reoriented_affine", stuff["original_affine"]))[:3, :3]
+        )
     return None
 
 
@@ -117,14 +119,16 @@ def affine_of(properties: Mapping[str, Any]) -> np.ndarray | None:
     return np.asarray(stuff.get("reoriented_affine", stuff["original_affine"])) if stuff else None
 
 
-def apart(one: np.ndarray, other: np.ndarray, shape: Sequence[int]) -> float:
+def largest_shift(one: np.ndarray, other: np.ndarray, shape: Sequence[int]) -> float:
     """Return the largest distance in mm between where two affines map the same corner of an array (D, H, W)."""
     x, y, z = (length - 1 for length in shape[::-1])
     corners = np.array([[0, 0, 0, 1], [x, 0, 0, 1], [0, y, 0, 1], [0, 0, z, 1], [x, y, z, 1]])
     return float(np.linalg.norm((corners @ (one - other).T)[:, :3], axis=1).max())
 
 
-def turned(array: np.ndarray, properties: Mapping[str, Any], wanted: str | None) -> tuple[np.ndarray, dict[str, Any]]:
+def turn_image(
+    array: np.ndarray, properties: Mapping[str, Any], wanted: str | None
+) -> tuple[np.ndarray, dict[str, Any]]:
     """Return an image in the wanted orientation, and its properties; the same array if there is nothing to turn.
 
     Args:
@@ -152,10 +156,10 @@ def turned(array: np.ndarray, properties: Mapping[str, Any], wanted: str | None)
 def way_back(properties: Mapping[str, Any]) -> Turn:
     """Return what turns an array with these properties back to the axes of its file."""
     now, before = orientation_of(properties), _before(properties)
-    return AS_IT_IS if now is None or before is None else turn(now, before)
+    return NO_TURN if now is None or before is None else turn(now, before)
 
 
-def of_file(properties: Mapping[str, Any], shape: Sequence[int]) -> dict[str, Any]:
+def file_properties(properties: Mapping[str, Any], shape: Sequence[int]) -> dict[str, Any]:
     """Return the properties of the file, as given by a reader that does not reorient.
 
     Args:
@@ -225,7 +229,11 @@ def _before(properties: Mapping[str, Any]) -> str | None:
         code = str(properties["sitk_stuff"]["original_orientation"])
         return None if code == "INVALID" else code  # ITK's code for a direction that it cannot name
     stuff = properties.get("nibabel_stuff", {})
-    return code_of(LPS_OF_RAS @ np.asarray(stuff["original_affine"])[:3, :3]) if "reoriented_affine" in stuff else None
+    return (
+        orientation_code(LPS_OF_RAS @ np.asarray(stuff["original_affine"])[:3, :3])
+        if "reoriented_affine" in stuff
+        else None
+    )
 
 
 def _first_voxel(way: Turn, shape: Sequence[int]) -> np.ndarray:

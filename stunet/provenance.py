@@ -21,7 +21,7 @@ from stunet.errors import DataError, WeightsError, first_few
 from stunet.files import json_differences
 from stunet.folds import ALL, FILE, MADE, Fold, check_fold, chosen, read_folds
 from stunet.kinds import FINGERPRINT as FINGERPRINT_KIND
-from stunet.kinds import RUN_RECORD, plain_labels, read, read_dataset_json
+from stunet.kinds import RUN_RECORD, normalize_labels, read, read_dataset_json
 from stunet.labels.names import head_classes
 from stunet.plans.files import read_plan
 from stunet.plans.plan import hash_of_fingerprint
@@ -452,7 +452,7 @@ def _plain(description: Any) -> dict[str, Any]:
     """Return a dataset.json from a checkpoint in the form in which files are read; empty if it is not one."""
     if not isinstance(description, Mapping) or not isinstance(description.get("labels"), Mapping):
         return {}
-    return {**description, "labels": plain_labels(description["labels"])}
+    return {**description, "labels": normalize_labels(description["labels"])}
 
 
 def _listed(value: Any) -> list[Any]:

@@ -1,6 +1,6 @@
 """Locations: nnU-Net's three folders, and the datasets, plans and results in them.
 
-Imports neither torch nor nnunetv2, so that commands can check before they load. nnunet.py has what needs nnU-Net.
+Imports neither torch nor nnunetv2, so that commands can check their arguments before these are loaded.
 """
 
 import os
@@ -23,10 +23,10 @@ DATASETS = "Dataset[0-9][0-9][0-9]_*"  # the folders that nnU-Net recognizes as 
 
 
 def folder(variable: str) -> Path:
-    """Return the folder that one of nnU-Net's three variables names; it is made if it does not exist yet.
+    """Return the folder that one of nnU-Net's three variables names, and create it if necessary.
 
     Raises:
-        DataError: A variable is not set, nnUNet_raw does not name a folder, or the folder cannot be made.
+        DataError: A variable is not set, nnUNet_raw is not a folder, or the folder cannot be created.
     """
     missing = [name for name in VARIABLES if not os.environ.get(name)]
     if variable in missing:
@@ -35,12 +35,12 @@ def folder(variable: str) -> Path:
     path = Path(os.environ[variable])
     if variable == "nnUNet_raw" and not path.is_dir():
         raise DataError(
-            f"{variable} names no folder: {str(path)!r}", f"mkdir -p {path}, and put DatasetXXX_Name folders there"
+            f"{variable} is not a folder: {str(path)!r}", f"mkdir -p {path}, and put DatasetXXX_Name folders there"
         )
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise DataError(f"{variable} names a folder that cannot be made: {error}", f"export {variable}=...") from None
+        raise DataError(f"the folder of {variable} cannot be created: {error}", f"export {variable}=...") from None
     return path
 
 
@@ -75,17 +75,17 @@ def dataset_name(id_or_name: int | str) -> str:
 
 @contextmanager
 def planning(dataset: str, wait: Callable[[str], None] | None = None) -> Iterator[None]:
-    """Hold what is next to the data folders of a preprocessed dataset: plans, fingerprint, dataset.json, labels.
+    """Lock the files next to the data folders of a preprocessed dataset: plans, fingerprint, dataset.json, labels.
 
     Args:
         dataset: Full name.
         wait: As for files.exclusive_lock().
 
     Raises:
-        DataError: Another process holds it.
+        DataError: Another process has the lock.
     """
     place = folder("nnUNet_preprocessed") / dataset
-    with exclusive_lock(place / ".lock", f"another process plans {dataset}", "wait until it is done", wait=wait):
+    with exclusive_lock(place / ".lock", f"another process is planning {dataset}", "wait until it is done", wait=wait):
         remove_staging(place)
         yield
 
@@ -124,7 +124,7 @@ def find_result(
 ) -> Path:
     """Return the trained model of a dataset and configuration; plans and trainer are optional if only one was trained.
 
-    Trainings that have no `checkpoint` yet only count if there are no others.
+    Trainings without this `checkpoint` are considered only if there are no others.
 
     Raises:
         DataError: Nothing was trained, or several plans were.

@@ -42,7 +42,7 @@ def test_an_error_of_ours_is_one_line_and_a_hint(capsys: pytest.CaptureFixture[s
         (PermissionError(errno.EACCES, "Permission denied", "/x"), 3, "Permission denied: '/x'"),
         (OSError(errno.EROFS, "Read-only file system", "/x"), 3, "Read-only file system: '/x'"),
         (OSError(errno.ENAMETOOLONG, "File name too long", "/x"), 3, "a shorter name"),
-        (OSError(errno.ELOOP, "Too many levels of symbolic links", "/x"), 3, "lead in a circle"),
+        (OSError(errno.ELOOP, "Too many levels of symbolic links", "/x"), 3, "form a loop"),
         (OSError(errno.EMFILE, "Too many open files"), 3, "ulimit -n"),
         (FileExistsError(errno.EEXIST, "File exists", "/x"), 3, "File exists: '/x'"),
         (RuntimeError("unable to write to file </torch_1>: No space left on device (28)"), 3, "the disk is full"),
@@ -121,7 +121,7 @@ def test_short_flags_may_stand_before_their_number(capsys: pytest.CaptureFixture
 PRINTS_EVERYWHERE = """
 import os, subprocess, sys
 from stunet import console
-with console.own_stdout(verbose={verbose}):
+with console.reserve_stdout(verbose={verbose}):
     print("printed by a library")
     os.write(1, b"written to the descriptor\\n")
     subprocess.run([sys.executable, "-c", "print('printed by a child')"])

@@ -20,7 +20,7 @@ from stunet.inference.predictor import Options, Predictor
 from stunet.inference.products import Products
 from stunet.inference.reading import read
 from stunet.nifti_header import oddities
-from stunet.orientation import of_file
+from stunet.orientation import file_properties
 from stunet.results.segmentation import Segmentation
 from stunet.results.write import write_nifti
 from tests.dicom_files import VOLUME, write_series
@@ -89,7 +89,7 @@ def test_two_forms_that_differ_are_said_with_the_one_that_is_read(
 @for_each(
     ("fields", "says"),
     [
-        ({"pixdim": [1, 1, 1, 1, 1, 1, 1, 1]}, "pixdim says 1 x 1 x 1 mm, the qform"),
+        ({"pixdim": [1, 1, 1, 1, 1, 1, 1, 1]}, "1 x 1 x 1 mm by pixdim"),
         ({"scl_slope": np.nan}, "scl_slope nan and scl_inter 0: values are read as stored times 1 plus 0"),
         ({"scl_slope": 0, "scl_inter": 5}, "scl_slope 0 and scl_inter 5: values are read as stored times 1 plus 5"),
         ({"intent_code": 1002}, "label map"),
@@ -122,7 +122,7 @@ def test_results_have_both_forms_of_their_image(qform: Any, sform: Any, reader: 
     opened = open_model(model)
     raw = read(InputCase("x", (path,)), opened, "RAS")
     labels = raw.on_file_grid[0].astype(np.uint8)
-    made = Segmentation.from_properties(labels, of_file(raw.properties, labels.shape), opened.dataset)
+    made = Segmentation.from_properties(labels, file_properties(raw.properties, labels.shape), opened.dataset)
     write_nifti(made, tmp_path / "out.nii.gz")
     result: Any = nibabel.load(tmp_path / "out.nii.gz")
     np.testing.assert_array_equal(result.affine, nibabel.load(path).affine)
@@ -145,7 +145,7 @@ def test_axes_a_little_off_the_right_angle_are_read_and_results_keep_them(
         array, properties = Reader("SimpleITKIO", "RAS").read_images([str(path)])
         header = read_header(path)
         labels, geometry = read_segmentation(path, frozenset(range(3)))
-    assert "0.029 degrees off the right angle" in caplog.text
+    assert "0.029 degrees from perpendicular" in caplog.text
     assert header.size == geometry.size == (6, 7, 8)
     assert np.allclose(header.spacing, (1.5, 1.5, 2))
     np.testing.assert_array_equal(array[0], nibabel.load(path).get_fdata().T[:, ::-1, ::-1])
@@ -153,7 +153,7 @@ def test_axes_a_little_off_the_right_angle_are_read_and_results_keep_them(
     assert properties["sitk_stuff"]["original_orientation"] == "LPS"
     sheared[0, 2] = 0.2
     save(path, (None, 0), (sheared, 1))
-    with pytest.raises(DataError, match=r"are 5.7 degrees off the right angle"):
+    with pytest.raises(DataError, match=r"are 5.7 degrees from perpendicular"):
         read_header(path)
 
 

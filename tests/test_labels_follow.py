@@ -10,7 +10,7 @@ from stunet.images import CaseReader, Reader, file_reader
 from stunet.inference.reading import InputImage, _with_previous
 from stunet.merging.completing import _onto_image
 from stunet.nifti_header import has_forms
-from stunet.orientation import of_file
+from stunet.orientation import file_properties
 from stunet.plans.fingerprint import _OfCase
 from stunet.trainers import validation
 from tests.loops import for_each
@@ -53,7 +53,7 @@ def test_a_perfect_prediction_is_measured_as_one(kind: str, image_says: bool, la
     image, label = save(tmp_path / "image.nii.gz", image_says), save(tmp_path / "gt/c.nii.gz", label_says)
     (tmp_path / validation.FOLDER).mkdir()
     predicted = tmp_path / validation.FOLDER / "c.nii.gz"
-    place = of_file(Reader(kind, "PIR").read_images([image])[1], ARRAY.T.shape)
+    place = file_properties(Reader(kind, "PIR").read_images([image])[1], ARRAY.T.shape)
     file_reader(kind).write_seg(np.ascontiguousarray(ARRAY.T), str(predicted), place)
     assert has_forms(predicted) is image_says
     assert nibabel.load(predicted).get_data_dtype() == np.uint8

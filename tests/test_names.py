@@ -8,7 +8,7 @@ import pytest
 
 from stunet.datasets import read_dataset
 from stunet.errors import DataError
-from stunet.names import cells, check_name, file_name
+from stunet.names import check_name, csv_cells, to_file_name
 from stunet.results.statistics import Measurement, write_statistics
 from tests.loops import for_each
 from tests.merge_sources import describe, make_source
@@ -71,11 +71,11 @@ def test_a_file_ending_is_not_a_way_out(tmp_path: Path) -> None:
     ],
 )
 def test_the_file_of_a_class_has_its_name_as_far_as_names_go(text: str, expected: str) -> None:
-    assert file_name(text) == expected
+    assert to_file_name(text) == expected
 
 
 def test_cells_that_a_spreadsheet_would_compute_are_text(tmp_path: Path) -> None:
-    assert cells(["=1+1", "+x", "-x", "@x", "\tx", "x=1", "", -1.5, 3, None]) == [
+    assert csv_cells(["=1+1", "+x", "-x", "@x", "\tx", "x=1", "", -1.5, 3, None]) == [
         *("'=1+1", "'+x", "'-x", "'@x", "'\tx", "x=1", "", -1.5, 3, None)
     ]
     row = Measurement(voxels=1, volume_mm3=2.0, touches_border=False, intensity=None)

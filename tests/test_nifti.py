@@ -147,5 +147,5 @@ def test_what_is_packed_goes_by_the_content_and_not_by_the_name(tmp_path: Path) 
     check_nifti(path)
     assert sitk.ReadImage(path).GetSize() == VALUES.shape
     path.write_bytes(content + b"trailing")
-    with pytest.raises(DataError, match="goes on after the end of what is packed in it"):
+    with pytest.raises(DataError, match="has more data after the end of its gzip stream"):
         check_nifti(path)

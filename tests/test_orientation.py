@@ -19,7 +19,16 @@ from stunet.inference.cases import InputCase
 from stunet.inference.model import ModelFolder
 from stunet.inference.products import Products
 from stunet.inference.reading import from_array, from_nibabel, from_sitk, read
-from stunet.orientation import checked, for_nnunet, left_right_axis, of_file, orientation_of, turn, turned, way_back
+from stunet.orientation import (
+    file_properties,
+    for_nnunet,
+    left_right_axis,
+    orientation_of,
+    parse_orientation,
+    turn,
+    turn_image,
+    way_back,
+)
 from stunet.results.segmentation import Segmentation
 from tests.loops import for_each
 
@@ -77,11 +86,11 @@ def test_a_turn_and_its_way_back_are_one(own: str, wanted: str) -> None:
 
 
 def test_orientations_are_three_letters_of_different_axes() -> None:
-    assert checked("las") == "LAS"
+    assert parse_orientation("las") == "LAS"
     assert [left_right_axis(code) for code in ("LPS", "PIR", "SLA", None)] == [2, 0, 1, 2]
     for wrong in ("LRS", "LP", "", "XYZ", "LPSS"):
         with pytest.raises(UsageError, match="not an orientation"):
-            checked(wrong)
+            parse_orientation(wrong)
 
 
 @for_each("wanted", ["RAS", "LPS", "PIL"])
@@ -97,11 +106,11 @@ def test_turned_images_of_all_orientations_lie_where_they_lay(wanted: str) -> No
             "direction": tuple((lps[:, :3] / spacing).ravel()),
         }
         for stuff in ({"sitk_stuff": itk}, {"nibabel_stuff": {"original_affine": image.affine}}):
-            ours, of_ours = turned(array, {**stuff, "spacing": list(spacing[::-1])}, wanted)
+            ours, of_ours = turn_image(array, {**stuff, "spacing": list(spacing[::-1])}, wanted)
             assert orientation_of(of_ours) == wanted
             made = Segmentation.from_properties(ours[0].astype(np.uint16), of_ours, {"labels": {"a": 1}})
             np.testing.assert_allclose(places(ours[0].T, made.affine_ras)[1:], TRUTH[1:], atol=1e-6)
-            place = of_file(of_ours, array.shape[1:])
+            place = file_properties(of_ours, array.shape[1:])
             made = Segmentation.from_properties(array[0].astype(np.uint16), place, {"labels": {"a": 1}})
             np.testing.assert_allclose(made.affine_ras, image.affine, atol=1e-12)
             np.testing.assert_array_equal(way_back(of_ours)(ours), array)
@@ -122,7 +131,7 @@ def test_images_of_all_orientations_are_turned_as_nnunet_turns_them(kind: str, t
         np.testing.assert_allclose(of_ours["spacing"], of_theirs["spacing"], rtol=1e-6)
         for image, of_image in ((ours, of_ours), (theirs, of_theirs)):
             np.testing.assert_array_equal(way_back(of_image)(image), array)
-            back = of_file(of_image, array.shape[1:])
+            back = file_properties(of_image, array.shape[1:])
             np.testing.assert_allclose(back["spacing"], properties["spacing"], rtol=1e-6)
             for stuff in properties.keys() & {"sitk_stuff", "nibabel_stuff"}:
                 assert back[stuff].keys() == properties[stuff].keys()
@@ -151,7 +160,7 @@ def predicted(
     assert orientation_of(raw.properties) == (orientation or code)
     labels = way_back(raw.properties).copied(raw.image_CDHW[0]).astype(np.uint16)
     np.testing.assert_array_equal(labels, raw.on_file_grid[0])
-    place = of_file(raw.properties, labels.shape)
+    place = file_properties(raw.properties, labels.shape)
     return case, Segmentation.from_properties(labels, place, dataset), place, model
 
 
@@ -199,7 +208,7 @@ def test_masks_and_objects_lie_there_too(tmp_path: Path) -> None:
             labels = raw.on_file_grid[0].astype(np.uint16)
             np.testing.assert_array_equal(labels, np.asarray(image.dataobj).T)
             dataset = {"labels": {"background": 0, "a": 1}}
-            made = Segmentation.from_properties(labels, of_file(raw.properties, labels.shape), dataset)
+            made = Segmentation.from_properties(labels, file_properties(raw.properties, labels.shape), dataset)
             np.testing.assert_allclose(made.affine_ras, image.affine, atol=1e-5)
     case, segmentation, place, model = predicted("PIR", "NibabelIOWithReorient", "RAS", tmp_path)
     few = Segmentation(segmentation.labels_DHW, {"a": 1, "b": 60}, *place_of(segmentation), forms=segmentation.forms)
@@ -218,7 +227,7 @@ def test_stock_writers_put_results_of_dicom_series_to_their_place(kind: str, tmp
     image.SetOrigin((3, -5, 9))
     image.SetDirection((0, 0, 1, 1, 0, 0, 0, 1, 0))  # as images.read_series() gives it
     raw = from_sitk(image, ["CT"], "LPS")
-    properties = for_nnunet(of_file(raw.properties, SHAPE[::-1]), kind)
+    properties = for_nnunet(file_properties(raw.properties, SHAPE[::-1]), kind)
     READERS[kind]().write_seg(raw.on_file_grid[0].astype(np.int16), str(tmp_path / "x.nii.gz"), properties)
     np.testing.assert_allclose(of_sitk(sitk.ReadImage(tmp_path / "x.nii.gz")), of_sitk(image), atol=1e-4)
 
@@ -247,7 +256,7 @@ def test_a_file_of_several_channels_is_turned_as_one() -> None:
     itk = {"spacing": (1.0, 2.0, 3.0, 1.0), "origin": (4.0, 5.0, 6.0, 0.0), "direction": tuple(direction.ravel())}
     image = np.arange(2 * 4 * 5 * 6, dtype=np.float32).reshape(2, 4, 5, 6)
     assert orientation_of({"sitk_stuff": itk}) == "LAS"
-    ours, of_ours = turned(image, {"sitk_stuff": itk, "spacing": [3.0, 2.0, 1.0]}, "LPS")
+    ours, of_ours = turn_image(image, {"sitk_stuff": itk, "spacing": [3.0, 2.0, 1.0]}, "LPS")
     np.testing.assert_array_equal(ours, image[:, :, ::-1])
     assert of_ours["sitk_stuff"]["origin"] == (4.0, 5.0 - 2 * 4, 6.0)
-    assert of_file(of_ours, image.shape[1:])["sitk_stuff"]["origin"] == (4.0, 5.0, 6.0)
+    assert file_properties(of_ours, image.shape[1:])["sitk_stuff"]["origin"] == (4.0, 5.0, 6.0)

@@ -82,6 +82,6 @@ def test_nnunet_s_names_are_those_that_python_finds() -> None:
     from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
     labels = LabelManager({"background": 0, "a": 1}, None)
-    assert {*vars(labels), *vars(LabelManager)} - set(dir(object)) - {"__dict__", "__weakref__"} <= class_members(
+    assert {*vars(labels), *vars(LabelManager)} - {"__module__", "__dict__", "__weakref__", "__doc__"} <= class_members(
         "nnunetv2.utilities.label_handling.label_handling", "LabelManager"
     )

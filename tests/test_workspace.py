@@ -42,7 +42,7 @@ def test_a_folder_without_a_number_is_no_dataset(folders: Path) -> None:
 
 def test_missing_variables_and_folders_say_what_to_set(folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("nnUNet_raw", str(folders / "nothing"))
-    with pytest.raises(DataError, match="nnUNet_raw names no folder"):
+    with pytest.raises(DataError, match="nnUNet_raw is not a folder"):
         workspace.folder("nnUNet_raw")
     monkeypatch.delenv("nnUNet_raw")
     monkeypatch.delenv("nnUNet_results")
@@ -51,7 +51,7 @@ def test_missing_variables_and_folders_say_what_to_set(folders: Path, monkeypatc
     assert caught.value.hint == "export nnUNet_raw=/path/to/nnUNet_raw nnUNet_results=/path/to/nnUNet_results"
     (folders / "file").write_text("")
     monkeypatch.setenv("nnUNet_results", str(folders / "file" / "results"))
-    with pytest.raises(DataError, match="cannot be made"):
+    with pytest.raises(DataError, match="cannot be created"):
         workspace.folder("nnUNet_results")
 
 

@@ -35,7 +35,7 @@ from stunet.inference.model import ModelFolder
 from stunet.inference.output import endings_of_case, part_of_case, whole_case
 from stunet.inference.products import Products, endings_of_parts
 from stunet.nnunet import patched
-from stunet.orientation import for_nnunet, of_file
+from stunet.orientation import file_properties, for_nnunet
 from stunet.preprocessing.stored import Checked
 from stunet.workspace import HANDED_OVER
 
@@ -234,7 +234,7 @@ class _Results:
     def _write(
         self, case: str, labels: np.ndarray, properties: dict[str, Any], grids: Mapping[_NextStage, np.ndarray]
     ) -> None:
-        place = of_file(properties, labels.shape)
+        place = file_properties(properties, labels.shape)
         with whole_case(self._folder, case, self._endings) as part:
             if self._probabilities:
                 compress(Path(f"{part}.npz"), self._go_on)

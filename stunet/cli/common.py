@@ -144,9 +144,9 @@ def run(
     # Threads that spin while waiting slow each other down up to 20 times on a shared machine (benchmarks/startup.md).
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
-        with console.own_stdout(args.verbose):
+        with console.reserve_stdout(args.verbose):
             return command(args) or 0
-    except console.NobodyReads:
+    except console.OutputClosed:
         return 141  # 128 + SIGPIPE, as a shell reports it
     except KeyboardInterrupt:
         console.error(parser.prog, "stopped by Ctrl-C", "")

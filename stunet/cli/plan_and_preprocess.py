@@ -13,7 +13,7 @@ from stunet import console, presets, workspace
 from stunet.cli import common
 from stunet.errors import DataError, StunetError, UsageError, closest
 from stunet.kinds import FINGERPRINT, read
-from stunet.names import problem_of
+from stunet.names import name_problem
 from stunet.plans.files import list_planned, list_plans, plan_path, read_plan
 from stunet.sizes import DEFAULT, SIZES
 
@@ -149,7 +149,7 @@ def _check_options(args: argparse.Namespace) -> None:
 
         if not torch.cuda.is_available():
             raise UsageError("--probe needs a CUDA device, and torch finds none", "leave it out: the estimate is used")
-    if args.overwrite_plans_name and (problem := problem_of(args.overwrite_plans_name)):
+    if args.overwrite_plans_name and (problem := name_problem(args.overwrite_plans_name)):
         raise UsageError(f"-overwrite_plans_name {args.overwrite_plans_name!r} {problem}", "a name such as MyPlans")
     for flag, numbers in (("-np", args.np or ()), ("-npfp", () if args.npfp is None else (args.npfp,))):
         if min(numbers, default=1) < 1:

@@ -30,7 +30,7 @@ from stunet.datasets.subjects import (
 from stunet.errors import DataError
 from stunet.labels.annotations import FILE as ANNOTATIONS
 from stunet.labels.annotations import AnnotatedCase, Annotations, CaseSource
-from stunet.names import cells
+from stunet.names import csv_cells
 from stunet.nifti import check_nifti
 
 REPORT = "overlaps.csv"
@@ -134,7 +134,7 @@ class Report:
     def __call__(self, target: Path, facts: Mapping[str, dict[str, Any]]) -> list[str]:
         kept = {name: fact for name, fact in facts.items() if not fact.get("left_out")}
         rows = total({(a, b): n for a, b, n in fact["overlaps"]} for fact in kept.values())
-        lines = [";".join(map(str, cells(row))) for row in [("first", "second", "voxels", "cases"), *rows]]
+        lines = [";".join(map(str, csv_cells(row))) for row in [("first", "second", "voxels", "cases"), *rows]]
         write_file(target / REPORT, "".join(f"{line}\n" for line in lines).encode())
         warnings = []
         if rows:

@@ -21,7 +21,7 @@ from stunet.errors import DataError, StunetError, raise_first
 from stunet.evaluation import metrics
 from stunet.evaluation.segmentations import check_place, read_segmentation
 from stunet.labels.systems import LabelSystem, apply
-from stunet.names import cells
+from stunet.names import csv_cells
 from stunet.workers import Outcome, map_cases, raise_failed
 
 log = logging.getLogger("stunet")
@@ -237,7 +237,7 @@ def write_csv(summary: Mapping[str, Any], cases: Sequence[Case], path: Path) -> 
             for key, values in entry["metrics"].items():
                 numbers = ["" if isnan(values[metric]) else values[metric] for metric in metrics.METRICS]
                 line = [case.name, key, summary["labels"][key], *numbers, str(case.reference), str(case.prediction)]
-                table.writerow(cells(line))
+                table.writerow(csv_cells(line))
 
 
 def _images(folder: Path, ending: str) -> dict[str, Image]:

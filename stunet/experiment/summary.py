@@ -24,7 +24,7 @@ import numpy as np
 from stunet.errors import DataError
 from stunet.experiment.arms import SCRATCH, Arm, from_scratch
 from stunet.files import atomic_write, write_json
-from stunet.names import cells
+from stunet.names import csv_cells
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -187,7 +187,7 @@ def write(rows: Sequence[Row], folder: Path) -> list[Path]:
         table = [_flat(row) for row in to_json(rows)]
         columns = list(dict.fromkeys(key for line in table for key in line))
         lines = [columns, *([line.get(key, "") for key in columns] for line in table)]
-        csv.writer(file).writerows(map(cells, lines))
+        csv.writer(file).writerows(map(csv_cells, lines))
     with atomic_write(paths[2]) as part:
         plot(rows, part)
     return paths

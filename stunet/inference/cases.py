@@ -165,7 +165,7 @@ def geometry(case: InputCase, orientation: str | None = None) -> tuple[tuple[int
 
         return dicom.geometry(case.files[0], case.series)
     from stunet.images import read_header
-    from stunet.orientation import FLAT_THICKNESS, code_of, turn
+    from stunet.orientation import FLAT_THICKNESS, orientation_code, turn
 
     try:
         header = read_header(case.files[0])
@@ -176,7 +176,7 @@ def geometry(case: InputCase, orientation: str | None = None) -> tuple[tuple[int
     if file.suffix.lower() in tiff.ENDINGS and tiff.spacing_file(file, is_image=True).is_file():
         spacing = tiff.read_spacing(file, is_image=True)
     if orientation and len(header.size) == 3:
-        order = turn(code_of(header.direction), orientation).order
+        order = turn(orientation_code(header.direction), orientation).order
         shape, spacing = tuple(shape[axis] for axis in order), tuple(spacing[axis] for axis in order)
     missing = 3 - len(shape)
     return (1,) * missing + shape, (FLAT_THICKNESS * max(spacing),) * missing + spacing

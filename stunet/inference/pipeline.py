@@ -26,7 +26,7 @@ from stunet.inference.output import endings_of_case
 from stunet.inference.predictor import NetworkInput, Predictor
 from stunet.inference.products import Products
 from stunet.machine import SHARE, memory_limit, resident
-from stunet.orientation import of_file
+from stunet.orientation import file_properties
 from stunet.results.run_report import CaseReport
 from stunet.results.segmentation import Segmentation, class_names
 from stunet.results.statistics import Measurement, measure
@@ -199,7 +199,7 @@ class Pipeline:
                         outcome.statistics = measure(segmentation, image, model.channels)
                 except FAILURES as error:
                     problem = error
-                place = of_file(properties, segmentation.labels_DHW.shape)
+                place = file_properties(properties, segmentation.labels_DHW.shape)
                 files, missing = products.write(
                     segmentation, place, None if image is None else image[0], case, self.folder, wanted, model,
                     self.predictor.writer, self._shared,

@@ -51,7 +51,7 @@ from stunet.inference.reading import (
 from stunet.inference.v1_preprocessing import V1Preprocessor
 from stunet.labels.systems import LabelSystem
 from stunet.nifti_header import has_place
-from stunet.orientation import checked, of_file, orientation_of
+from stunet.orientation import file_properties, orientation_of, parse_orientation
 from stunet.preprocessing.case import preprocessor_of
 from stunet.provenance import check_trained
 from stunet.results.segmentation import Segmentation
@@ -306,7 +306,7 @@ class Predictor:
     def result(self, labels_DHW: np.ndarray, prepared: NetworkInput) -> Segmentation:
         """Return the segmentation, with its names and geometry, for labels on the grid of the file."""
         return Segmentation.from_properties(
-            labels_DHW, of_file(prepared.properties, labels_DHW.shape), self.result_dataset
+            labels_DHW, file_properties(prepared.properties, labels_DHW.shape), self.result_dataset
         )
 
     def windows(self, prepared: NetworkInput) -> int:
@@ -378,7 +378,7 @@ class Predictor:
     def _find_orientation(self) -> tuple[str | None, str | None]:
         """Return the orientation of the training images, and who stated it if the plans do not."""
         known, source = known_orientation(self.model)
-        told = None if self.options.orientation is None else checked(self.options.orientation)
+        told = None if self.options.orientation is None else parse_orientation(self.options.orientation)
         if told and known and source is None and told != known:
             raise UsageError(f"orientation {told}: the plans say that the training images are {known}", "leave it out")
         return (told, "the user") if (told and source is not None) or (told and known is None) else (known, source)

@@ -20,7 +20,7 @@ from stunet.inference.cases import InputCase
 from stunet.inference.engine.probabilities import PLAIN, compress
 from stunet.inference.model import ModelFolder
 from stunet.inference.output import part_of_case, whole_case
-from stunet.names import file_name
+from stunet.names import to_file_name
 from stunet.nifti import check_nifti
 from stunet.nifti_header import is_nifti
 from stunet.orientation import for_nnunet
@@ -92,7 +92,7 @@ class Products:
         Raises:
             DataError: A folder that masks would replace holds something else; nothing is removed then.
         """
-        masks = {f"{file_name(name)}{MASK}" for name in classes}
+        masks = {f"{to_file_name(name)}{MASK}" for name in classes}
         endings = {*self.endings(model), *(() if shared else (*PROBABILITIES, PREVIEW))}
         names = [f"{case.name}{ending}" for case in cases for ending in endings]
         paths = [folder / name for name in names if len(os.fsencode(name)) <= NAME_MAX]  # longer ones cannot exist

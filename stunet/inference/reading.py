@@ -16,13 +16,13 @@ from stunet.datasets import tiff
 from stunet.datasets.listing import unusable
 from stunet.datasets.units import unlike_plan
 from stunet.errors import DataError, OutOfMemoryError, is_out_of_memory, last_line
-from stunet.images import REORIENTS, Reader, file_orientation, file_place
+from stunet.images import REORIENTS, Reader, file_geometry, file_orientation
 from stunet.inference.cases import InputCase, volumes
 from stunet.inference.model import ModelFolder
 from stunet.machine import memory_limit
 from stunet.nifti import check_nifti
-from stunet.nifti_header import forms, forms_of, has_forms, has_place, oddities
-from stunet.orientation import FLAT_THICKNESS, affine_of, apart, turned, way_back
+from stunet.nifti_header import forms, has_forms, has_place, header_forms, oddities
+from stunet.orientation import FLAT_THICKNESS, affine_of, largest_shift, turn_image, way_back
 
 # What nnU-Net, ITK, numpy and nibabel raise for files and images that they cannot handle.
 UNREADABLE = (
@@ -133,7 +133,7 @@ def from_array(
         raise DataError(f"spacing {spacing!r} of an array is not three positive numbers", "in mm, (D, H, W)")
     _check_voxels(own, "the array")
     properties["spacing"] = [float(edge) for edge in spacing]
-    own, properties = turned(own, properties, orientation)
+    own, properties = turn_image(own, properties, orientation)
     return InputImage(own, "the array", properties)
 
 
@@ -161,7 +161,7 @@ def from_sitk(
     _check_channels(len(own), files, channels)
     _check_voxels(own, files)
     place = {"spacing": image.GetSpacing(), "origin": image.GetOrigin(), "direction": image.GetDirection()}
-    own, properties = turned(own, {"sitk_stuff": place, "spacing": spacing}, orientation)
+    own, properties = turn_image(own, {"sitk_stuff": place, "spacing": spacing}, orientation)
     return InputImage(own, files, properties)
 
 
@@ -185,7 +185,7 @@ def from_nibabel(image: Any, channels: Sequence[str], orientation: str | None) -
     own = own if own.ndim == 4 else own[None]
     _check_channels(len(own), files, channels)
     raw = from_array(own, None, image.affine, channels, None)._replace(files=files)
-    written = forms_of(image.header) if "qform_code" in image.header else None
+    written = header_forms(image.header) if "qform_code" in image.header else None
     if written:
         raw.properties["nifti"] = written
     return oriented(raw, orientation)
@@ -195,7 +195,7 @@ def oriented(raw: InputImage, orientation: str | None) -> InputImage:
     """Turn an image with the axes of its file to the model's orientation, if its file states how it lies."""
     if not has_place(raw.properties.get("nifti")):
         return raw
-    image, properties = turned(raw.image_CDHW, raw.properties, orientation)
+    image, properties = turn_image(raw.image_CDHW, raw.properties, orientation)
     return raw._replace(image_CDHW=image, properties=properties)
 
 
@@ -305,7 +305,7 @@ def _with_previous(raw: InputImage, path: Path | None, reader: Reader) -> InputI
 
 def _differ(one: np.ndarray, other: np.ndarray, shape: Sequence[int]) -> bool:
     """Return whether two affines place an image differently: by more than half of a voxel's shortest edge."""
-    return apart(one, other, shape) > np.linalg.norm(one[:3, :3], axis=0).min() / 2
+    return largest_shift(one, other, shape) > np.linalg.norm(one[:3, :3], axis=0).min() / 2
 
 
 def _check_same_place(files: Sequence[Path], kind: str) -> None:
@@ -318,12 +318,12 @@ def _check_same_place(files: Sequence[Path], kind: str) -> None:
                     f"the axes of {str(found[0][0])!r} run {found[0][1]}, those of {str(file)!r} {code}",
                     "bring the channels of a case onto one grid, with SimpleITK's Resample",
                 )
-        places = [(file, *file_place(file, kind)) for file, _ in found]
+        places = [(file, *file_geometry(file, kind)) for file, _ in found]
         for file, affine, shape in places[1:]:
             _, first, other = places[0]
             if affine is not None and first is not None and shape == other and _differ(first, affine, shape):
                 raise DataError(
-                    f"{str(file)!r} lies up to {apart(first, affine, shape):.3g} mm from {str(files[0])!r}",
+                    f"{str(file)!r} lies up to {largest_shift(first, affine, shape):.3g} mm from {str(files[0])!r}",
                     "bring the channels of a case onto one grid, with SimpleITK's Resample",
                 )
 

@@ -31,7 +31,7 @@ from stunet.merging.space import IGNORE
 from stunet.merging.splits import FILE as SPLITS
 from stunet.nifti import check_nifti
 from stunet.nifti_header import has_forms, has_place
-from stunet.orientation import AS_IT_IS, Turn, of_file, orientation_of, turn
+from stunet.orientation import NO_TURN, Turn, file_properties, orientation_of, turn
 
 DONE = "finished.jsonl"  # in the growing folder; records what each finished case got
 
@@ -160,10 +160,10 @@ def _complete_case(plan: Plan, case: Case, part: Path, teacher: Predictor) -> Co
 def _onto_image(label: Path, properties: Mapping[str, Any], raw: InputImage) -> Turn:
     """Return the turn of a label to the orientation of its image's file, if both record their orientation."""
     if not has_forms(label) or not has_place(raw.properties.get("nifti")):
-        return AS_IT_IS
-    image = orientation_of(of_file(raw.properties, raw.on_file_grid.shape[1:]))
+        return NO_TURN
+    image = orientation_of(file_properties(raw.properties, raw.on_file_grid.shape[1:]))
     own = orientation_of(properties)
-    return turn(own, image) if own and image else AS_IT_IS
+    return turn(own, image) if own and image else NO_TURN
 
 
 def _finish(

@@ -24,7 +24,7 @@ from nnunetv2.preprocessing.resampling.default_resampling import (
 )
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from stunet.images import Reader, reader_of
+from stunet.images import Reader, plan_reader
 from stunet.resampling import resample_image, resample_labels
 
 # The defaults of resample_data_or_seg_to_shape, for what the plans do not specify.
@@ -62,7 +62,7 @@ class Plans(PlansManager):
     @property
     def image_reader_writer_class(self) -> Any:
         """Called by nnU-Net's preprocessors, and ours, to make a reader."""
-        return partial(reader_of, self.plans)
+        return partial(plan_reader, self.plans)
 
 
 class Preprocessor(DefaultPreprocessor):

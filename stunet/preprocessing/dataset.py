@@ -30,7 +30,7 @@ from stunet.datasets import tiff
 from stunet.datasets.listing import visible
 from stunet.errors import DataError, UsageError, first_few
 from stunet.files import atomic_write, cached_sha256_of, exclusive_lock, json_differences, read_json, write_json
-from stunet.kinds import MANIFEST, plain_labels, read, read_dataset_json
+from stunet.kinds import MANIFEST, normalize_labels, read, read_dataset_json
 from stunet.labels.annotations import FILE as ANNOTATIONS
 from stunet.names import check_name
 from stunet.plans.resolve import resolve
@@ -250,7 +250,7 @@ def _decisive(settings: dict[str, Any]) -> dict[str, Any]:
     used = {str(i) for i, scheme in enumerate(schemes) if scheme not in BY_THE_IMAGE}
     known = settings.get(key) or {}
     labels = settings.get("labels")  # older versions stored them unchanged from dataset.json
-    plain = {"labels": plain_labels(labels)} if isinstance(labels, Mapping) else {}
+    plain = {"labels": normalize_labels(labels)} if isinstance(labels, Mapping) else {}
     return {**settings, **plain, key: {channel: values for channel, values in known.items() if channel in used}}
 
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from stunet.errors import DataError
 from stunet.files import atomic_write, exclusive_lock, read_json, write_json
-from stunet.names import cells
+from stunet.names import csv_cells
 from stunet.results.segmentation import Segmentation
 
 SLAB_VOXELS = 1 << 21  # values and intensities take 8 bytes each per voxel while they are counted
@@ -118,13 +118,13 @@ def write_statistics(folder: Path, cases: Mapping[str, Mapping[str, Measurement]
     with atomic_write(folder / f"{stem}.csv") as part, part.open("w", newline="") as file:
         writer = csv.writer(file)
         measured = [f"{channel}_{key}" for channel in channels for key in ("mean", "std")]
-        writer.writerow(cells(["case", "class", "voxels", "volume_mm3", "touches_border", *measured]))
+        writer.writerow(csv_cells(["case", "class", "voxels", "volume_mm3", "touches_border", *measured]))
         for case, rows in cases.items():
             for name, row in rows.items():
                 found = [(row.intensity or {}).get(channel) for channel in channels]
                 values = [x for entry in found for x in ((entry.mean, entry.std) if entry else ("", ""))]
                 volume = "" if row.volume_mm3 is None else row.volume_mm3
-                writer.writerow(cells([case, name, row.voxels, volume, int(row.touches_border), *values]))
+                writer.writerow(csv_cells([case, name, row.voxels, volume, int(row.touches_border), *values]))
     # Written last: a run that continues measures the cases that are not in it.
     write_json(folder / f"{stem}.json", {case: {k: asdict(v) for k, v in rows.items()} for case, rows in cases.items()})
 

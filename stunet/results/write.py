@@ -20,7 +20,7 @@ import numpy as np
 
 from stunet.errors import DataError
 from stunet.files import atomic_folder, atomic_write
-from stunet.names import file_name
+from stunet.names import to_file_name
 from stunet.nifti_header import apply_forms
 from stunet.results.colours import colour, unit_colour
 from stunet.results.segmentation import Segmentation
@@ -50,7 +50,7 @@ def write_masks(segmentation: Segmentation, folder: Path) -> list[Path]:
         DataError: The folder exists, or two classes would have the same file.
         OSError: The folder cannot be written, or the disk is full.
     """
-    names = {name: f"{file_name(name)}.nii.gz" for name in segmentation.names}
+    names = {name: f"{to_file_name(name)}.nii.gz" for name in segmentation.names}
     if len({file.casefold() for file in names.values()}) < len(names):
         raise DataError(f"two classes of {folder.name!r} would share a file: {', '.join(names)}", "rename one of them")
     labels = segmentation.labels_DHW

@@ -77,7 +77,7 @@ BROKEN = {
     "complex": (nifti(10, 11, 12, dtype=np.complex64), "holds complex numbers"),
     "vectors": (vectors(10, 11, 12, 2), "holds vectors or colours, not one number per voxel"),
     "vectors_in_a_slice": (vectors(1, 11, 12, 2), "holds vectors or colours, not one number per voxel"),
-    "sheared": (nifti(10, 11, 12, affine=SHEAR), "degrees off the right angle, and ITK takes no such image"),
+    "sheared": (nifti(10, 11, 12, affine=SHEAR), "degrees from perpendicular, which ITK cannot read"),
     "empty": (nifti(0, 11, 12), "has no voxels"),
     "no_bytes": (Path.touch, "no NIfTI header"),
     "text": (lambda path: path.write_text("no image"), "it is damaged or truncated"),

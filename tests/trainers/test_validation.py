@@ -23,7 +23,7 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from stunet import workspace
 from stunet.errors import DataError, Interrupted
 from stunet.files import read_json
-from stunet.orientation import turned
+from stunet.orientation import turn_image
 from stunet.plans.derive import derive
 from stunet.plans.files import plan_path, read_plan
 from stunet.preprocessing.dataset import preprocess
@@ -166,9 +166,9 @@ def test_a_case_that_was_turned_is_written_and_measured_as_its_file_lies(make: M
     data = Path(trainer.preprocessed_dataset_folder)
     properties = pickle.loads((data / f"{name}.pkl").read_bytes())
     array = np.zeros((1, *before.shape), np.int8)
-    there, of_there = turned(array, properties, "SAR")  # as if the file were stored so
+    there, of_there = turn_image(array, properties, "SAR")  # as if the file were stored so
     stored = {**of_there, "sitk_stuff": {k: of_there["sitk_stuff"][k] for k in ("spacing", "origin", "direction")}}
-    _, read = turned(there, stored, "LPS")
+    _, read = turn_image(there, stored, "LPS")
     (data / f"{name}.pkl").write_bytes(pickle.dumps(read))
     truth = data.parent / "gt_segmentations" / f"{name}.nii.gz"
     sitk.WriteImage(sitk.DICOMOrient(sitk.ReadImage(truth), "SAR"), truth)
