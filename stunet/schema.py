@@ -2,7 +2,7 @@
 
     PATCH = list_of(integer(1), least=2, most=3)
     check({"patch_size": [64, "x"]}, table({"patch_size": PATCH}), Path("plans.json"), "correct it")
-    # DataError: 'plans.json': patch_size[1]: expected an integer from 1 on, got 'x'
+    # DataError: 'plans.json': patch_size[1]: expected an integer of at least 1, got 'x'
 
 Why not msgspec or pydantic: contents remain the dictionaries that nnU-Net takes, so classes would gain nothing; msgspec
 does not name the key of a table in its errors (`$.configurations[...].patch_size[1]`) and accepts duplicate keys;
@@ -23,7 +23,7 @@ Check = Callable[[Any, str], None]
 
 
 class Wrong(ValueError):
-    """A value is not what it should be; `where` is its place in the file, "" the whole file."""
+    """A value is not what it should be; `where` is its place in the file, or "" for the whole file."""
 
     def __init__(self, where: str, what: str) -> None:
         super().__init__(f"{where}: {what}" if where else what)
@@ -31,7 +31,7 @@ class Wrong(ValueError):
 
 
 def expected(value: Any, where: str, what: str) -> Wrong:
-    """Return the error for a value that is something other than `what`."""
+    """Return the error for a value that is not `what`."""
     return Wrong(where, f"expected {what}, got {short(value)}")
 
 
@@ -86,9 +86,9 @@ def boolean(value: Any, where: str) -> None:
 
 
 def text(value: Any, where: str) -> None:
-    """Check for a text that is not empty and that a file can hold."""
+    """Check for text that is not empty and that a file can hold."""
     if not isinstance(value, str) or not value.strip() or "\0" in value or not _encodable(value):
-        raise expected(value, where, "a text")
+        raise expected(value, where, "text")
 
 
 def integer(least: int | None = None, most: int | None = None) -> Check:
@@ -104,8 +104,11 @@ def number(least: float | None = None, most: float | None = None, *, above: floa
 def _number(
     least: float | None, most: float | None, types: tuple[type, ...], name: str, above: float | None = None
 ) -> Check:
-    low = [f"from {least}"] if least is not None else [f"above {above}"] if above is not None else []
-    what = " ".join([name, *low, *([f"to {most}"] if most is not None else ["on"] * (least is not None))])
+    if least is not None and most is not None:
+        what = f"{name} from {least} to {most}"
+    else:
+        bounds = {"of at least": least, "above": above, "of at most": most}
+        what = " ".join([name, *(f"{word} {bound}" for word, bound in bounds.items() if bound is not None)])
 
     def found(value: Any, where: str) -> None:
         right = type(value) in types and (isinstance(value, int) or math.isfinite(value))

@@ -17,12 +17,12 @@ from tests.test_damaged_files import DESCRIPTION, TASK, plans_of_ours
 
 PATCH = table({"patch_size": list_of(integer(1), 2, 3)}, {"name": text}, others=True)
 WRONG = [
-    ({"patch_size": [64, "x"]}, r"f: patch_size\[1\]: expected an integer from 1 on, got 'x'"),
+    ({"patch_size": [64, "x"]}, r"f: patch_size\[1\]: expected an integer of at least 1, got 'x'"),
     ({"patch_size": [64]}, r"patch_size: expected a list of 2 to 3, got \[64\]"),
-    ({"patch_size": [True, 1]}, r"patch_size\[0\]: expected an integer from 1 on, got True"),
+    ({"patch_size": [True, 1]}, r"patch_size\[0\]: expected an integer of at least 1, got True"),
     ({"patch_size": [10**30, 1]}, r"patch_size\[0\]: expected an integer"),
     ({"name": "x"}, "f: missing 'patch_size'"),
-    ({"patch_size": [1, 1], "name": "\ud800"}, "name: expected a text"),
+    ({"patch_size": [1, 1], "name": "\ud800"}, "name: expected text"),
     ([], r"f: expected a table, got \[\]"),
 ]
 

@@ -116,7 +116,7 @@ def test_an_own_file_names_labels_parts_and_what_counts_as_background(tmp_path: 
         ("[classes]\nliver = 70000", "classes.liver: expected a label or a table, got 70000"),
         ("[classes]\nliver = 1\n[other]\nspleen = '2'", "other.spleen: expected an integer from 1 to 65535, got '2'"),
         ("[classes]\nliver = { labels = [1], from = [] }", "classes.liver.from: expected a list that is not empty"),
-        ("[classes]\nliver = { labels = [1], from = ['', 'x'] }", "classes.liver.from[0]: expected a text, got ''"),
+        ("[classes]\nliver = { labels = [1], from = ['', 'x'] }", "classes.liver.from[0]: expected text, got ''"),
         ("[classes]\nliver = { labels = [1, 1] }", "label 1 is 'liver' and 'liver'"),
         ("[classes]\nliver = 1\nspleen = { labels = [2, 1] }", "label 1 is 'liver' and 'spleen'"),
         ("[classes]\nliver = 1\n[other]\nspleen = 1", "label 1 is 'liver' and 'spleen'"),
