@@ -18,7 +18,7 @@ import numpy as np
 
 from stunet import workspace
 from stunet.console import result
-from stunet.datasets import Case, read_dataset, write_dataset_json
+from stunet.datasets import RawCase, read_dataset, write_dataset_json
 from stunet.files import atomic_folder, read_json, write_json
 
 SOURCES = ("anterior", "posterior")  # their ids in partial.yaml, before the names of cases
@@ -36,14 +36,14 @@ def main() -> None:
     halves = [[cases[i] for i in sorted(order[start::2])] for start in range(2)]
     labels = read_json(raw / "dataset.json")["labels"]
     names = [name for name in labels if name != "background"]
-    both: dict[str, Case] = {}
+    both: dict[str, RawCase] = {}
     for number, name, half, source in zip(args.targets, names, halves, SOURCES, strict=False):
         write(raw, raw.with_name(f"Dataset{number:03d}_Only{name}"), {case.name: case for case in half}, [name])
         both |= {f"{source}_{case.name}": case for case in half}
     write(raw, raw.with_name(f"Dataset{args.targets[2]:03d}_Both"), both, names)
 
 
-def write(raw: Path, folder: Path, cases: Mapping[str, Case], names: Sequence[str]) -> None:
+def write(raw: Path, folder: Path, cases: Mapping[str, RawCase], names: Sequence[str]) -> None:
     """A raw dataset of these cases and classes with one fold; every fifth case is held out, of Both also a test set."""
     description = read_json(raw / "dataset.json")
     lookup = np.zeros(256, np.uint8)
@@ -61,7 +61,7 @@ def write(raw: Path, folder: Path, cases: Mapping[str, Case], names: Sequence[st
     result(f"{folder}: {len(cases)} cases, {len(validation)} of them held out")
 
 
-def _place(folder: Path, subset: str, name: str, case: Case, lookup: np.ndarray) -> None:
+def _place(folder: Path, subset: str, name: str, case: RawCase, lookup: np.ndarray) -> None:
     for kind in ("images", "labels"):
         (folder / f"{kind}{subset}").mkdir(exist_ok=True)
     (folder / f"images{subset}" / f"{name}_0000.nii.gz").symlink_to(case.images[0].resolve())

@@ -13,7 +13,7 @@ import numpy as np
 from nnunetv2.experiment_planning.dataset_fingerprint import fingerprint_extractor as host
 from nnunetv2.experiment_planning.dataset_fingerprint.fingerprint_extractor import DatasetFingerprintExtractor
 
-from stunet.datasets import find_reader, tiff, training_files
+from stunet.datasets import find_reader, list_cases, tiff, training_files
 from stunet.datasets.check import UNREADABLE
 from stunet.errors import DataError, is_out_of_memory, last_line
 from stunet.files import read_json, write_json
@@ -87,7 +87,7 @@ def orientations(dataset: str) -> tuple[str, dict[str, int]]:
     """
     folder = raw_dataset(dataset)
     description = read_dataset_json(folder / "dataset.json")
-    images = [Path(case["images"][0]) for case in training_files(folder, description).values()]
+    images = [case.images[0] for case in list_cases(folder, description)]
     kind = find_reader(description, images[0]).__name__
     try:
         odd = [text for path in images if (text := oddities(path, kind.startswith("SimpleITK")))]
@@ -185,8 +185,7 @@ def _source(dataset: str) -> list[list[str | int]]:
     """Return name, size in bytes and modification time of the source files, and the reader named in dataset.json."""
     folder = raw_dataset(dataset)
     description = read_dataset_json(folder / "dataset.json")
-    cases = training_files(folder, description)
-    files = [Path(name) for case in cases.values() for name in (*case["images"], case["label"])]
+    files = [file for case in list_cases(folder, description) for file in (*case.images, case.label)]
     reader = description.get("overwrite_image_reader_writer")
     named: list[list[str | int]] = [[reader]] if reader else []
     return named + [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files]

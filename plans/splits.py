@@ -8,7 +8,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from stunet.datasets import training_files
+from stunet.datasets import list_cases
 from stunet.errors import DataError
 from stunet.folds import FILE, Fold, check_fold, read_folds
 from stunet.kinds import read_dataset_json
@@ -30,7 +30,7 @@ def check_splits(dataset: str) -> None:
     if not path.is_file():
         return
     folds = read_folds(path)
-    known = frozenset(training_files(raw, read_dataset_json(raw / "dataset.json")))
+    known = frozenset(case.name for case in list_cases(raw, read_dataset_json(raw / "dataset.json")))
     for number in range(len(folds)):
         check_fold(folds, number, known, path)
     _compare(folds, used, path)

@@ -29,8 +29,8 @@ from stunet.plans.resolve import resolve
 from stunet.preprocessing.dataset import (
     CHANGED,
     UNKNOWN,
-    Case,
     Manifest,
+    StampedCase,
     changed_files,
     compare_raw,
     preprocessed_cases,
@@ -124,7 +124,7 @@ def check_labels(dataset: str, plans: Mapping[str, Any], configuration: str, cas
         if (record := records.get(case)) is None:
             continue
         path, stat = labels / name, sizes[name]
-        there = Case(case, (), str(path), [[record["raw"][-1][0], stat.st_size, stat.st_mtime_ns]])
+        there = StampedCase(case, (), path, [[record["raw"][-1][0], stat.st_size, stat.st_mtime_ns]])
         before = {"raw": record["raw"][-1:], "sha256": (record.get("sha256") or [])[-1:]}
         if compare_raw(before, there, budget.takes) == CHANGED:
             raise DataError(f"{str(path)!r} is not the label that {case!r} was preprocessed with", redo)
@@ -374,7 +374,7 @@ class _Budget:
         return self.left >= 0
 
 
-def _raw(dataset: str) -> tuple[tuple[dict, list[Case]] | None, list[str]]:
+def _raw(dataset: str) -> tuple[tuple[dict, list[StampedCase]] | None, list[str]]:
     """Return dataset.json and the raw cases, if they are on this machine; with a warning if only dataset.json is."""
     root = os.environ.get("nnUNet_raw")
     if not root or not (Path(root) / dataset / "dataset.json").is_file():
@@ -396,7 +396,7 @@ def _check_complete(
     configuration: str,
     present: set[str],
     manifest: Manifest | None,
-    raw: tuple[dict, list[Case]] | None,
+    raw: tuple[dict, list[StampedCase]] | None,
     hint: str,
 ) -> None:
     """Raise an error if cases are missing, or if there are cases that the dataset does not have."""
@@ -412,7 +412,7 @@ def _check_complete(
         raise DataError(what, hint)
 
 
-def _compare_raw(dataset: str, cases: Iterable[Case], manifest: Manifest, hint: str) -> list[str]:
+def _compare_raw(dataset: str, cases: Iterable[StampedCase], manifest: Manifest, hint: str) -> list[str]:
     """Raise an error if raw files have changed; return a warning if that is unknown."""
     budget = _Budget()
     found = {

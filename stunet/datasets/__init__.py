@@ -6,6 +6,7 @@ Read next: phantom.py for the smallest example of the format, check.py for what 
 import contextlib
 import io
 import logging
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -26,7 +27,7 @@ log = logging.getLogger("stunet")
 
 
 @dataclass(frozen=True)
-class Case:
+class RawCase:
     """A training case: its image files (one per channel, or one that holds several channels) and its label file."""
 
     name: str
@@ -59,7 +60,7 @@ def write_dataset_json(
     write_json(folder / "dataset.json", content)
 
 
-def read_dataset(folder: Path) -> tuple[list[Case], Rules]:
+def read_dataset(folder: Path) -> tuple[list[RawCase], Rules]:
     """Return the training cases that nnU-Net will find in a raw dataset, and the rules they must satisfy.
 
     Only one image is read.
@@ -86,21 +87,35 @@ def read_dataset(folder: Path) -> tuple[list[Case], Rules]:
     return cases, Rules(reader, tuple(str(channels[str(i)]) for i in range(len(channels))), values)
 
 
-def training_files(folder: Path, description: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Return what nnU-Net's get_filenames_of_train_images_and_targets finds, without hidden files.
+def list_cases(folder: Path, description: Mapping[str, Any]) -> list[RawCase]:
+    """Return the training cases that nnU-Net will find, whether or not their files exist.
 
-    nnU-Net starts 12 processes for it; this function starts none.
+    Cases and files are those of nnU-Net's get_filenames_of_train_images_and_targets, without hidden files. That
+    function forks 12 processes to list a folder, and replaces the paths in `description`.
+
+    Args:
+        folder: The raw dataset.
+        description: The content of its dataset.json.
 
     Raises:
-        DataError: A file name has no channel number, a file is unusable whatever it contains, or there are no cases.
+        DataError: A file name has no channel number, a case has a name that no dataset can have, or there are no cases.
     """
-    cases = (_listed_cases if "dataset" in description else _stored_cases)(folder, description)
+    return (_listed_cases if "dataset" in description else _stored_cases)(folder, description)
+
+
+def training_files(folder: Path, description: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return the training cases as nnU-Net holds them.
+
+    Raises:
+        DataError: As for list_cases(), or a file is unusable whatever it contains.
+    """
+    cases = list_cases(folder, description)
     files = (path for case in cases for path in (*case.images, case.label))
     raise_first([error for path in files if (error := unusable(path))])
     return {case.name: {"images": list(map(str, case.images)), "label": str(case.label)} for case in cases}
 
 
-def left_out(folder: Path, description: dict[str, Any], cases: Sequence[Case]) -> list[str]:
+def left_out(folder: Path, description: dict[str, Any], cases: Sequence[RawCase]) -> list[str]:
     """Return warnings about files that look like images or labels of training cases but that nnU-Net does not use."""
     if "dataset" in description:
         return []
@@ -116,19 +131,18 @@ def left_out(folder: Path, description: dict[str, Any], cases: Sequence[Case]) -
     return warnings
 
 
-def warn_left_out(folder: Path, description: dict[str, Any], cases: Sequence[Case]) -> None:
+def warn_left_out(folder: Path, description: dict[str, Any], cases: Sequence[RawCase]) -> None:
     """Log the warnings of left_out(), for commands that do not check the dataset."""
     for text in left_out(folder, description, cases):
         log.warning("warning: %s", text)
 
 
-def _find_cases(folder: Path, description: dict[str, Any], channels: int) -> list[Case]:
+def _find_cases(folder: Path, description: dict[str, Any], channels: int) -> list[RawCase]:
+    cases = list_cases(folder, description)
     if "dataset" in description:
-        cases = _listed_cases(folder, description)
         wanted = {case.name: list(case.images) for case in cases}
     else:
         ending = description["file_ending"]
-        cases = _stored_cases(folder, description)
         # If no case has more than its first file, that file may hold all channels; reading it will tell.
         single = all(len(case.images) == 1 and case.images[0].name == f"{case.name}_0000{ending}" for case in cases)
         wanted = {
@@ -146,23 +160,22 @@ def _find_cases(folder: Path, description: dict[str, Any], channels: int) -> lis
     return cases
 
 
-def _listed_cases(folder: Path, description: dict[str, Any]) -> list[Case]:
+def _listed_cases(folder: Path, description: Mapping[str, Any]) -> list[RawCase]:
     """Return the cases under `dataset` in dataset.json; files are relative paths, absolute paths or use a variable."""
-    from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
+
+    def path(text: str) -> Path:
+        return Path(os.path.abspath(folder / os.path.expandvars(text)))  # links stay: DataLad moves their targets
 
     if not description["dataset"]:
         raise DataError(f"no training cases: dataset is {{}} in {str(folder / 'dataset.json')!r}", FORMAT_HINT)
     for name in description["dataset"]:
         check_name(name, "case", repr(str(folder / "dataset.json")))
-    found = get_filenames_of_train_images_and_targets(str(folder), description)
-    return [Case(name, tuple(map(Path, files["images"])), Path(files["label"])) for name, files in found.items()]
+    listed = description["dataset"].items()
+    return [RawCase(name, tuple(map(path, entry["images"])), path(entry["label"])) for name, entry in listed]
 
 
-def _stored_cases(folder: Path, description: dict[str, Any]) -> list[Case]:
-    """Return the cases in imagesTr: CASE_0000.nii.gz, CASE_0001.nii.gz, ..., with labelsTr/CASE.nii.gz.
-
-    Except for hidden files, same as nnU-Net's get_filenames_of_train_images_and_targets, which forks 12 processes.
-    """
+def _stored_cases(folder: Path, description: Mapping[str, Any]) -> list[RawCase]:
+    """Return the cases in imagesTr: CASE_0000.nii.gz, CASE_0001.nii.gz, ..., with labelsTr/CASE.nii.gz."""
     images, ending = folder / "imagesTr", description["file_ending"]
     files = visible(images.glob("*"))
     fitting = [path for path in files if path.name.endswith(ending) and not path.is_dir()]
@@ -183,7 +196,9 @@ def _stored_cases(folder: Path, description: dict[str, Any]) -> list[Case]:
     if wrong and not cases and (command := pairs_command(folder, description)):
         raise DataError(wrong[0].message, command)
     raise_first(wrong)
-    return [Case(name, tuple(paths), folder / "labelsTr" / f"{name}{ending}") for name, paths in sorted(cases.items())]
+    return [
+        RawCase(name, tuple(paths), folder / "labelsTr" / f"{name}{ending}") for name, paths in sorted(cases.items())
+    ]
 
 
 def find_reader(description: dict[str, Any], image: Path) -> type:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from nibabel.filebasedimages import ImageFileError
 
-from stunet.datasets import GEOMETRY_ATOL, Case, Rules, left_out, read_dataset, tiff
+from stunet.datasets import GEOMETRY_ATOL, RawCase, Rules, left_out, read_dataset, tiff
 from stunet.datasets.contents import Content, count_values, judge, look
 from stunet.datasets.listing import unusable
 from stunet.datasets.units import Values, unlike_others
@@ -45,7 +45,7 @@ def check_dataset(folder: Path, workers: int = 1, on_case: Callable[[str], None]
         OutOfMemoryError: A case does not fit into memory.
     """
     cases, rules = read_dataset(folder)
-    outcomes: list[Outcome[tuple[Case, Rules], Seen]] = []
+    outcomes: list[Outcome[tuple[RawCase, Rules], Seen]] = []
     for outcome in map_cases(_examine, _with_rules(folder, cases, rules), workers, lambda item: item[0].name):
         outcomes.append(outcome)
         if on_case:
@@ -66,7 +66,7 @@ def check_dataset(folder: Path, workers: int = 1, on_case: Callable[[str], None]
     ]
 
 
-def read_case(case: Case, rules: Rules) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
+def read_case(case: RawCase, rules: Rules) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
     """Read and check the images and the label of a case.
 
     Returns:
@@ -78,7 +78,7 @@ def read_case(case: Case, rules: Rules) -> tuple[np.ndarray, np.ndarray, dict[st
     return _read_case(case, rules)[:3]
 
 
-def _read_case(case: Case, rules: Rules) -> tuple[np.ndarray, np.ndarray, dict[str, Any], dict[float, int]]:
+def _read_case(case: RawCase, rules: Rules) -> tuple[np.ndarray, np.ndarray, dict[str, Any], dict[float, int]]:
     """Like read_case, but also return the label's voxel counts by value."""
     reader = Reader(rules.reader.__name__)
     for path in (*case.images, case.label):
@@ -113,7 +113,7 @@ def _read_case(case: Case, rules: Rules) -> tuple[np.ndarray, np.ndarray, dict[s
     return arrays[0] if len(arrays) == 1 else np.concatenate(arrays), label[0], properties, voxels
 
 
-def _with_rules(folder: Path, cases: list[Case], rules: Rules) -> list[tuple[Case, Rules]]:
+def _with_rules(folder: Path, cases: list[RawCase], rules: Rules) -> list[tuple[RawCase, Rules]]:
     """Pair each case with its rules.
 
     If the dataset has annotations, only 0, the ignore label and the values that a case annotates are allowed in it.
@@ -139,7 +139,7 @@ class Seen(NamedTuple):
     units: dict[int, Values]
 
 
-def _examine(checked: tuple[Case, Rules]) -> Seen:
+def _examine(checked: tuple[RawCase, Rules]) -> Seen:
     image, label, _, voxels = _read_case(*checked)
     names = enumerate(checked[1].channels)
     units = {channel: look_at_units(image[channel]) for channel, name in names if name.casefold() == "ct"}
@@ -172,7 +172,7 @@ def _grid(array: np.ndarray, properties: dict[str, Any]) -> dict[str, np.ndarray
     return grid
 
 
-def _check_same_grid(case: Case, grid: dict[str, np.ndarray], other: dict[str, np.ndarray], path: Path) -> None:
+def _check_same_grid(case: RawCase, grid: dict[str, np.ndarray], other: dict[str, np.ndarray], path: Path) -> None:
     """Compare the grid of a file with that of the case, as nnU-Net does.
 
     nnU-Net only warns if origin or direction differ; here that is an error, as it displaces the label as well.

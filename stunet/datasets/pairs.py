@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from stunet.datasets import Case, Rules, find_reader
+from stunet.datasets import RawCase, Rules, find_reader
 from stunet.datasets.check import UNREADABLE, read_case
 from stunet.datasets.conversion import Conversion, Description, Source, dataset_folder
 from stunet.datasets.label_lists import renumber
@@ -49,7 +49,7 @@ class Renumber:
     def __call__(self, source: Source, folder: Path) -> tuple[list[Path], dict[str, Any]]:
         _, values = renumber(self.names)
         rules = Rules(self.reader, self.channels, frozenset(values), "the command line")
-        _, label, properties = read_case(Case(source.name, source.images, source.labels[0]), rules)
+        _, label, properties = read_case(RawCase(source.name, source.images, source.labels[0]), rules)
         table = np.zeros(max(values) + 1, np.min_scalar_type(max(values.values())))
         for old, new in values.items():
             table[old] = new

@@ -13,7 +13,7 @@ import nibabel
 import numpy as np
 
 from stunet import __version__, workspace
-from stunet.datasets import FILE_ENDING, Case, write_dataset_json
+from stunet.datasets import FILE_ENDING, RawCase, write_dataset_json
 from stunet.errors import DataError
 from stunet.files import atomic_write, write_json
 from stunet.kinds import PROVENANCE, read
@@ -36,7 +36,7 @@ class Job:
     """A case to write: its files, where they go (images None: they stay), and a table from old to new label values."""
 
     name: str
-    case: Case
+    case: RawCase
     label: Path
     images: tuple[Path, ...] | None
     link: bool

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from stunet import __version__, kinds
-from stunet.datasets import FILE_ENDING, Case, write_dataset_json
+from stunet.datasets import FILE_ENDING, RawCase, write_dataset_json
 from stunet.errors import DataError, OutOfMemoryError, raise_first
 from stunet.files import atomic_write, write_json
 from stunet.inference.cases import InputCase
@@ -123,7 +123,7 @@ def _finished(part: Path) -> dict[str, Completed]:
     return found
 
 
-def _complete_case(plan: Plan, case: Case, part: Path, teacher: Predictor) -> Completed:
+def _complete_case(plan: Plan, case: RawCase, part: Path, teacher: Predictor) -> Completed:
     """Write the label of a case, read and written like the teacher's images, so that both are on one grid."""
     check_nifti(case.label)  # ITK reads zeros where a compressed file has lost its end
     truth, properties = teacher.writer.read_seg(str(case.label))

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from stunet.datasets import Case, read_dataset, warn_left_out
+from stunet.datasets import RawCase, read_dataset, warn_left_out
 from stunet.errors import DataError, UsageError
 from stunet.files import sha256_of, sha256_of_json
 from stunet.inference.model import ModelFolder
@@ -40,7 +40,7 @@ class Plan:
     """
 
     folder: Path
-    cases: tuple[Case, ...]
+    cases: tuple[RawCase, ...]
     description: Mapping[str, Any]
     before: Annotations
     after: Annotations
@@ -128,7 +128,7 @@ def plan(
     return result
 
 
-def _complete(labels: Mapping[str, Any], cases: Sequence[Case]) -> Annotations:
+def _complete(labels: Mapping[str, Any], cases: Sequence[RawCase]) -> Annotations:
     """Return annotations in which all cases annotate all classes, as in a dataset without annotations.json."""
     names = tuple(name for name in head_classes(labels) if name != "background")
     source = "dataset"
@@ -140,7 +140,7 @@ def _complete(labels: Mapping[str, Any], cases: Sequence[Case]) -> Annotations:
     )
 
 
-def _check_cases(annotations: Annotations, cases: Sequence[Case], folder: Path) -> None:
+def _check_cases(annotations: Annotations, cases: Sequence[RawCase], folder: Path) -> None:
     for case in cases:
         if case.name not in annotations.cases:
             text = f"annotations.json of {folder.name} does not know the case {case.name!r}"

@@ -15,7 +15,7 @@ from typing import Any
 import nibabel
 import numpy as np
 
-from stunet.datasets import Case, Rules
+from stunet.datasets import RawCase, Rules
 from stunet.datasets.check import UNREADABLE, read_case
 from stunet.errors import DataError
 from stunet.files import atomic_write
@@ -53,7 +53,7 @@ class Scan:
 
 
 def scan(
-    cases: Sequence[Case], rules: Rules, cache: Path, workers: int, on_case: Callable[[str], None]
+    cases: Sequence[RawCase], rules: Rules, cache: Path, workers: int, on_case: Callable[[str], None]
 ) -> list[Scan | DataError]:
     """Return what each case holds, or what is wrong with its files; cases in the cache are not read again.
 
@@ -72,7 +72,7 @@ def scan(
     known = {key: found for key, found in _load(cache) if key in wanted}
     todo = [case for case, key in zip(cases, keys, strict=True) if key not in known]
     found: dict[str, Scan | DataError] = {}
-    failed: list[Outcome[Case, Scan]] = []
+    failed: list[Outcome[RawCase, Scan]] = []
     for case, key in zip(cases, keys, strict=True):
         if key in known:
             on_case(case.name)
@@ -99,14 +99,14 @@ def tidy(cache: Path) -> None:
         part.write_text("".join(json.dumps([key, asdict(found)]) + "\n" for key, found in newest.values()))
 
 
-def files_of(case: Case) -> list[list[Any]]:
+def files_of(case: RawCase) -> list[list[Any]]:
     """Return path, size in bytes and modification time in ns of each file of a case."""
     return [
         [str(path), stat.st_size, stat.st_mtime_ns] for path in (*case.images, case.label) for stat in [path.stat()]
     ]
 
 
-def _key(case: Case, rules: Rules) -> str:
+def _key(case: RawCase, rules: Rules) -> str:
     return json.dumps([files_of(case), rules.reader.__name__, len(rules.channels), sorted(rules.values)])
 
 
@@ -145,7 +145,7 @@ _SCAN = table({
 })  # fmt: skip
 
 
-def _scan(case: Case, rules: Rules) -> Scan:
+def _scan(case: RawCase, rules: Rules) -> Scan:
     for path in (*case.images, case.label):
         _check_axes(path)
     image, label, properties = read_case(case, rules)
@@ -163,7 +163,7 @@ def _scan(case: Case, rules: Rules) -> Scan:
     )
 
 
-def check_endings(cases: Iterable[Case]) -> None:
+def check_endings(cases: Iterable[RawCase]) -> None:
     """Check that all files are NIfTI.
 
     Raises:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from stunet import workspace
-from stunet.datasets import Case, Rules, read_dataset, warn_left_out
+from stunet.datasets import RawCase, Rules, read_dataset, warn_left_out
 from stunet.errors import DataError, closest
 from stunet.files import sha256_of
 from stunet.kinds import read_dataset_json
@@ -45,7 +45,7 @@ class Member:
     recipe: SourceRecipe
     folder: Path
     description: Mapping[str, Any]
-    cases: tuple[Case, ...]
+    cases: tuple[RawCase, ...]
     rules: Rules
     annotations: Annotations | None
     sha256: str

@@ -16,7 +16,6 @@ compares all that with what a training needs.
 import json
 import logging
 import os
-import re
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -26,13 +25,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from stunet.datasets import tiff
-from stunet.datasets.listing import visible
+from stunet.datasets import RawCase, list_cases, tiff
 from stunet.errors import DataError, UsageError, first_few
 from stunet.files import atomic_write, cached_sha256_of, exclusive_lock, json_differences, read_json, write_json
 from stunet.kinds import MANIFEST, normalize_labels, read, read_dataset_json
 from stunet.labels.annotations import FILE as ANNOTATIONS
-from stunet.names import check_name
 from stunet.plans.resolve import resolve
 from stunet.preprocessing.worker import OWN_FOLDER, Done, Job, names_case, run
 from stunet.workspace import planning, preprocessed_dataset, raw_dataset
@@ -61,13 +58,10 @@ SAVE_INTERVAL_S = 1.0
 
 
 @dataclass(frozen=True)
-class Case:
-    """A training case; `raw` is name, size in bytes and modification time in ns of its images and its label."""
+class StampedCase(RawCase):
+    """A training case; `stamps` are name, size in bytes and modification time in ns of its images and its label."""
 
-    name: str
-    images: tuple[str, ...]
-    label: str
-    raw: list[list[Any]]
+    stamps: list[list[Any]]
 
 
 @dataclass(frozen=True)
@@ -172,47 +166,30 @@ def preprocessed_cases(dataset: str, plans: dict, configuration: str) -> list[st
     return sorted(n for n in names if {f"{n}.b2nd", f"{n}_seg.b2nd"} <= present or f"{n}.npz" in present)
 
 
-def raw_cases(dataset: str) -> tuple[dict, list[Case]]:
-    """Return dataset.json, and the cases in its "dataset" or else in imagesTr/CASE_0000.nii.gz, labelsTr/CASE.nii.gz.
+def raw_cases(dataset: str) -> tuple[dict, list[StampedCase]]:
+    """Return dataset.json and the training cases, sorted by name.
 
     Raises:
         DataError: A raw file is missing or not named as nnU-Net expects, or there are none.
     """
-    root = raw_dataset(dataset)
-    description = read_dataset_json(root / "dataset.json")
-    files: dict[str, list[str]] = {}  # the images and, at the end, the label
-    if "dataset" in description:
-        for name, entry in description["dataset"].items():
-            check_name(name, "case", repr(str(root / "dataset.json")))
-            listed = (*entry["images"], entry["label"])
-            files[name] = [os.path.abspath(root / os.path.expandvars(path)) for path in listed]
-    else:
-        ending = description["file_ending"]
-        for path in visible((root / "imagesTr").glob(f"*{ending}")):
-            match = re.fullmatch(r"(.+)_\d{4}", path.name.removesuffix(ending))
-            if match is None:
-                raise DataError(f"{str(path)!r} is not named CASE_0000{ending}", "rename or remove it")
-            check_name(match[1], "case", repr(str(path)))
-            files.setdefault(match[1], []).append(str(path))
-        for name, paths in files.items():
-            paths.append(str(root / "labelsTr" / f"{name}{ending}"))
-    if not files:
-        raise DataError(f"no training cases in {str(root)!r}", "put images into imagesTr and labels into labelsTr")
-    return description, [_case(name, files[name]) for name in sorted(files)]
+    folder = raw_dataset(dataset)
+    description = read_dataset_json(folder / "dataset.json")
+    return description, [_stamp(case) for case in sorted(list_cases(folder, description), key=lambda case: case.name)]
 
 
-def _case(name: str, files: list[str]) -> Case:
+def _stamp(case: RawCase) -> StampedCase:
+    files = (*case.images, case.label)
     try:
         stats = [os.stat(path) for path in files]
     except OSError as error:
-        message = f"case {name!r} has no readable file {str(error.filename)!r}: {error.strerror}"
+        message = f"case {case.name!r} has no readable file {str(error.filename)!r}: {error.strerror}"
         raise DataError(message, "add the file, or take the case out of the dataset") from None
-    raw = [[Path(path).name, stat.st_size, stat.st_mtime_ns] for path, stat in zip(files, stats, strict=True)]
-    return Case(name, tuple(files[:-1]), files[-1], raw)
+    stamps = [[path.name, stat.st_size, stat.st_mtime_ns] for path, stat in zip(files, stats, strict=True)]
+    return StampedCase(case.name, case.images, case.label, stamps)
 
 
 def _targets(
-    dataset: str, plans: dict, configurations: Sequence[str], description: dict, cases: Sequence[Case]
+    dataset: str, plans: dict, configurations: Sequence[str], description: dict, cases: Sequence[StampedCase]
 ) -> list[Target]:
     """Return the data folders of the configurations, each once."""
     targets: dict[Path, Target] = {}
@@ -275,7 +252,9 @@ def read_manifest(folder: Path) -> Manifest | None:
     return Manifest(_decisive(content["settings"]), content["cases"])
 
 
-def compare_raw(record: Mapping[str, Any], case: Case, may_read: Callable[[int], bool] = lambda size: True) -> str:
+def compare_raw(
+    record: Mapping[str, Any], case: StampedCase, may_read: Callable[[int], bool] = lambda size: True
+) -> str:
     """Determine what happened to the raw files of a case since it was preprocessed.
 
     Args:
@@ -288,14 +267,14 @@ def compare_raw(record: Mapping[str, Any], case: Case, may_read: Callable[[int],
         CHANGED; or UNKNOWN if only the times differ and the content cannot be compared.
     """
     before = record["raw"]
-    if before == case.raw:
+    if before == case.stamps:
         return SAME
-    if [file[:2] for file in before] != [file[:2] for file in case.raw]:
+    if [file[:2] for file in before] != [file[:2] for file in case.stamps]:
         return CHANGED
     hashes = record.get("sha256") or []
     if len(hashes) != len(before):
         return UNKNOWN
-    for old, new, path, digest in zip(before, case.raw, (*case.images, case.label), hashes, strict=True):
+    for old, new, path, digest in zip(before, case.stamps, (*case.images, case.label), hashes, strict=True):
         if old != new:
             if not may_read(new[1]):
                 return UNKNOWN
@@ -310,7 +289,7 @@ def changed_files(folder: Path, manifest: Manifest) -> list[str]:
     return sorted(name for name, record in manifest.cases.items() if not record["files"].items() <= sizes.items())
 
 
-def _valid_records(folder: Path, settings: dict, cases: Sequence[Case]) -> tuple[dict[str, dict[str, Any]], str]:
+def _valid_records(folder: Path, settings: dict, cases: Sequence[StampedCase]) -> tuple[dict[str, dict[str, Any]], str]:
     """Return the manifest's records of cases with the same settings, unchanged raw and intact written files.
 
     Also return why other existing cases are not valid.
@@ -328,14 +307,14 @@ def _valid_records(folder: Path, settings: dict, cases: Sequence[Case]) -> tuple
         if (record := manifest.cases.get(case.name)) is None:
             continue
         if case.name not in damaged and compare_raw(record, case) in (SAME, TOUCHED):
-            valid[case.name] = {**record, "raw": case.raw}
+            valid[case.name] = {**record, "raw": case.stamps}
         else:
             again.append(case.name)
     some = f" (e.g. {again[0]!r})" if again else ""
     return valid, f"{len(again)} cases again{some}, whose raw or preprocessed files have changed" if again else ""
 
 
-def _pending(targets: Sequence[Target], cases: Sequence[Case]) -> list[tuple[Target, Case]]:
+def _pending(targets: Sequence[Target], cases: Sequence[StampedCase]) -> list[tuple[Target, StampedCase]]:
     return [(target, case) for target in targets for case in cases if case.name not in target.records]
 
 
@@ -358,7 +337,7 @@ def _clear(target: Target) -> None:
         (target.folder / name).unlink()
 
 
-def _copy_labels(dataset: str, ending: str, cases: Sequence[Case]) -> None:
+def _copy_labels(dataset: str, ending: str, cases: Sequence[StampedCase]) -> None:
     """Bring dataset.json and gt_segmentations up to date; labels of removed cases are removed."""
     folder = preprocessed_dataset(dataset)
     labels = {f"{case.name}{ending}": case.label for case in cases}
@@ -367,8 +346,8 @@ def _copy_labels(dataset: str, ending: str, cases: Sequence[Case]) -> None:
         if path.name not in labels:  # also what a killed run was copying
             path.unlink(missing_ok=True)
     for name, label in labels.items():
-        _copy(Path(label), folder / "gt_segmentations" / name)
-        if ending in tiff.ENDINGS and (spacing := tiff.spacing_file(Path(label), is_image=False)).is_file():
+        _copy(label, folder / "gt_segmentations" / name)
+        if ending in tiff.ENDINGS and (spacing := tiff.spacing_file(label, is_image=False)).is_file():
             _copy(spacing, tiff.spacing_file(folder / "gt_segmentations" / name, is_image=False))
     raw = raw_dataset(dataset)
     description = read_dataset_json(raw / "dataset.json")
@@ -394,12 +373,12 @@ def _copy(source: Path, target: Path) -> None:
 def _record(
     finished: Iterator[Done],
     targets: Sequence[Target],
-    cases: Sequence[Case],
+    cases: Sequence[StampedCase],
     on_case: Callable[[str], None],
 ) -> None:
     """Record each finished case; the manifests are written about once a second."""
     by_folder = {target.folder: target for target in targets}
-    raw = {case.name: case.raw for case in cases}
+    raw = {case.name: case.stamps for case in cases}
     saved = time.monotonic()
     for job, files, hashes in finished:
         target = by_folder[job.folder]

@@ -41,8 +41,8 @@ class Job:
     configuration: str
     folder: Path
     case: str
-    images: tuple[str, ...]
-    label: str
+    images: tuple[Path, ...]
+    label: Path
 
 
 class Done(NamedTuple):
@@ -132,13 +132,13 @@ def _write_case(job: Job, plans: str, description: str, verbose: bool) -> Done:
     """Write the case to a separate folder and move it to the data."""
     files = [*job.images, job.label]
     for path in files:
-        check_nifti(Path(path))
+        check_nifti(path)
     hashes = [sha256_of(path) for path in files]  # now, just before they are read: the disk is only accessed once
     preprocessor, plans_manager, configuration = _loaded(plans, job.configuration, verbose)
     part = job.folder / OWN_FOLDER / "part" / job.case
     shutil.rmtree(part, ignore_errors=True)  # left by a worker that was killed
     part.mkdir(parents=True)
-    what = (files[:-1], job.label, plans_manager, configuration, json.loads(description))
+    what = ([str(path) for path in job.images], str(job.label), plans_manager, configuration, json.loads(description))
     try:
         preprocessor.run_case_save(str(part / job.case), *what)
     except RuntimeError as error:  # blosc2 reports a full disk as nothing more specific; the probe finds the reason
@@ -169,7 +169,7 @@ def _explain(error: Exception, job: Job) -> StunetError:
     text = " ".join(str(error).split()) or type(error).__name__
     if isinstance(error, StunetError):
         return type(error)(f"case {job.case!r}: {text}", error.hint)
-    files = ", ".join(map(repr, (*job.images, job.label)))
+    files = ", ".join(repr(str(path)) for path in (*job.images, job.label))
     return DataError(
         f"case {job.case!r} cannot be preprocessed: {type(error).__name__}: {text} (files: {files})",
         "check these files, or take the case out of the dataset",

@@ -318,7 +318,7 @@ def test_bad_input_is_named(raw: Path, plans: dict) -> None:
     with pytest.raises(DataError, match=r"case 'case_2' has no readable file .*labelsTr/case_2.nii.gz"):
         pending_cases(DATASET, plans, ["3d_fullres"])
     (raw / "imagesTr" / "stray.nii.gz").touch()
-    with pytest.raises(DataError, match=r"stray.nii.gz' is not named CASE_0000.nii.gz"):
+    with pytest.raises(DataError, match=r"stray.nii.gz' does not end in _0000.nii.gz"):
         pending_cases(DATASET, plans, ["3d_fullres"])
 
 
