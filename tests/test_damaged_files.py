@@ -28,7 +28,7 @@ from stunet.inference.model import open_model
 from stunet.inference.output import SETTINGS, check_record
 from stunet.labels import systems
 from stunet.labels.annotations import load_annotations
-from stunet.merging.growing import is_there
+from stunet.merging.provenance import is_there
 from stunet.merging.recipe import load_recipe
 from stunet.merging.scan import tidy
 from stunet.models import registry

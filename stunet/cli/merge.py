@@ -47,7 +47,7 @@ def _merge(args: argparse.Namespace) -> int:
     from stunet.errors import UsageError
     from stunet.merging.build import build
     from stunet.merging.check import check, leave_receipt, open_sources, see_receipt, state
-    from stunet.merging.growing import is_there
+    from stunet.merging.provenance import is_there
     from stunet.merging.recipe import load_recipe
 
     if args.np < 1:

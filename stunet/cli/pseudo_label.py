@@ -55,7 +55,7 @@ def _command(args: argparse.Namespace) -> None:
 
     from stunet.inference.predictor import Options, Predictor
     from stunet.merging.completing import complete
-    from stunet.merging.growing import is_there
+    from stunet.merging.provenance import is_there
     from stunet.merging.pseudo import plan
 
     options = Options(

@@ -5,30 +5,25 @@ where they are: dataset.json refers to them. A dataset folder holds
 
     labelsTr/CASE.nii.gz, labelsTs/CASE.nii.gz  each appears only once it is complete
     imagesTs/CASE_0000.nii.gz                   links to the images of test cases, for stunet_predict
-    .stunet/options.json                        the options of the conversion
-    .stunet/cases/CASE.json                     what a case was made from, SHA-256 of its files, facts for reports
+    .stunet/                                    records of the finished cases (growing.py)
     splits_final.json, dataset.json             written last: until then the folder is not taken for a dataset
 """
 
-import hashlib
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 from stunet.datasets import FILE_ENDING, write_dataset_json
+from stunet.datasets.growing import OWN_FOLDER, GrowingFolder, signature
 from stunet.datasets.listing import named, visible
-from stunet.errors import DataError, OutOfMemoryError, StunetError, UsageError, short
-from stunet.files import atomic_write, sha256_of, write_json, write_lock
-from stunet.kinds import CASE_RECORD, read
+from stunet.errors import DataError, OutOfMemoryError, StunetError, UsageError, first_few
+from stunet.files import atomic_write, write_json, write_lock
 from stunet.names import check_name
-from stunet.schema import anything, dict_of
 from stunet.workers import AGAIN, Outcome, map_cases, raise_failed
-
-OWN_FOLDER = ".stunet"
 
 
 @dataclass(frozen=True)
@@ -45,6 +40,11 @@ class Source:
         """Suffix of its folders' names, Tr or Ts, as in imagesTr and labelsTs."""
         return "Tr" if self.training else "Ts"
 
+    @property
+    def signature(self) -> str:
+        """Hash of the state of its files, and of its subset."""
+        return signature((*self.images, *self.labels), self.subset)
+
 
 class Step(Protocol):
     """What is done with a case; sent to the worker processes."""
@@ -54,9 +54,6 @@ class Step(Protocol):
 
     def __call__(self, source: Source, folder: Path) -> tuple[list[Path], dict[str, Any]]:
         """Write the files of a case into a dataset folder; return them, and facts for reports, as JSON."""
-
-
-OWN_FILE = re.compile(r"(images|labels)(Tr|Ts)/[^/\\]+")
 
 
 @dataclass(frozen=True)
@@ -107,7 +104,7 @@ class Conversion:
             DataError: The target was made with other options, or is not a conversion.
         """
         self._check_options()
-        return [source for source in self.sources if _record(source, self.target) is None]
+        return [source for source in self.sources if not self._folder.is_done(source.name, source.signature)]
 
     def run(self, pending: Sequence[Source], workers: int, on_case: Callable[[str], None] | None = None) -> list[str]:
         """Convert the pending cases and complete the dataset; return warnings.
@@ -122,16 +119,13 @@ class Conversion:
                 the same folder.
             OutOfMemoryError: A case does not fit into memory.
         """
-        own = self.target / OWN_FOLDER
         with write_lock(self.target):
             self._check_options()  # again: another run may have finished in the meantime
-            (own / "cases").mkdir(parents=True, exist_ok=True)
-            if not any((own / "cases").glob("*.json")):
-                write_json(own / "options.json", self.step.options())
+            self._folder.begin(self.step.options())
             if pending:
                 (self.target / "dataset.json").unlink(missing_ok=True)
             outcomes: list[Outcome[Source, None]] = []
-            convert = partial(_convert, step=self.step, target=self.target)
+            convert = partial(_convert, step=self.step, folder=self._folder)
             for outcome in map_cases(convert, pending, workers, lambda source: source.name):
                 outcomes.append(outcome)
                 if on_case:
@@ -139,29 +133,25 @@ class Conversion:
             raise_failed(outcomes)
             return self._complete()
 
+    @property
+    def _folder(self) -> GrowingFolder:
+        return GrowingFolder(self.target)
+
     def _check_options(self) -> None:
-        if not self.target.exists():
-            return
-        path = self.target / OWN_FOLDER / "options.json"
-        if (path.parent / "cases").is_dir() and not any((path.parent / "cases").glob("*.json")):
-            return  # nothing has been converted yet, so other options do no harm
-        if not path.is_file():
+        if self.target.exists() and not self._folder.is_own:
             hint = "another number or name with -d and --name, or remove that folder"
             raise DataError(f"{str(self.target)!r} exists and was not made by this command", hint)
-        before, now = read(path, dict_of(anything)), self.step.options()
-        differing = [key for key in {**before, **now} if before.get(key) != now.get(key)]
-        if differing:
-            key = differing[0]
-            what = f"{key} {short(before.get(key))}, not {short(now.get(key))}"
+        if changed := self._folder.changes(self.step.options()):
             hint = "another number with -d, or remove that folder, or the same options as then"
-            raise DataError(f"{str(self.target)!r} was converted with {what}", hint)
+            raise DataError(f"{str(self.target)!r} was converted with other options: {first_few(changed)}", hint)
 
     def _complete(self) -> list[str]:
         """Write the files that accompany the cases, dataset.json last; return warnings."""
-        records = {source.name: _read_record(source, self.target) for source in self.sources}
+        records = {source.name: self._folder.record(source.name) for source in self.sources}
         facts = {name: record["facts"] for name, record in records.items()}
         kept = [source for source in self.sources if not facts[source.name].get("left_out")]
-        self._remove_others({file for source in kept for file in records[source.name]["files"]})
+        self._remove_links(self._folder.recorded())
+        self._folder.prune(records.keys(), {file for source in kept for file in records[source.name]["files"]})
         strange = self._strange({file for record in records.values() for file in record["files"]})
         training = [source for source in kept if source.training]
         if not training:
@@ -191,21 +181,11 @@ class Conversion:
             write_json(path, folds)
         return []
 
-    def _remove_others(self, files: set[str]) -> None:
-        """Remove what this command wrote for cases that are no longer in the dataset, and its links to test images."""
-        names = {source.name for source in self.sources}
-        records = {
-            path.name.removesuffix(".json"): path for path in (self.target / OWN_FOLDER / "cases").glob("*.json")
-        }
-        links = [path for path in (self.target / "imagesTs").glob("*") if path.is_symlink()]
-        for name, record in records.items():
-            for file in _files(record) - files:
-                (self.target / file).unlink(missing_ok=True)
-            if name not in names:
-                record.unlink()
+    def _remove_links(self, cases: Collection[str]) -> None:
+        """Remove this command's links to test images; which cases are still there, the links that follow tell."""
         link = re.compile(rf"(.+)_\d{{4}}{re.escape(self.description.ending)}")
-        for path in links:
-            if (match := link.fullmatch(path.name)) and match[1] in records:
+        for path in (self.target / "imagesTs").glob("*"):
+            if path.is_symlink() and (match := link.fullmatch(path.name)) and match[1] in cases:
                 path.unlink(missing_ok=True)
 
     def _strange(self, files: set[str]) -> list[str]:
@@ -254,58 +234,13 @@ def write_file(path: Path, content: bytes) -> None:
         part.write_bytes(content)
 
 
-def _convert(source: Source, step: Step, target: Path) -> None:
+def _convert(source: Source, step: Step, folder: GrowingFolder) -> None:
     """Convert one case, in a worker."""
     try:
-        signature = _signature(source)
-        files, facts = step(source, target)
-        hashes = {f"{path.parent.name}/{path.name}": sha256_of(path) for path in files}
-        for file in _files(_record_path(source, target)) - hashes.keys():  # written by an earlier run to another folder
-            (target / file).unlink(missing_ok=True)
-        write_json(_record_path(source, target), {"source": signature, "files": hashes, "facts": facts})
+        before = source.signature  # a file that changes while it is read is converted again by the next run
+        files, facts = step(source, folder.path)
+        folder.save(source.name, before, files, facts)
     except OutOfMemoryError:
         raise
     except StunetError as error:
         raise type(error)(f"case {source.name!r}: {error.message}", f"{error.hint}, then {AGAIN}") from error
-
-
-def _record(source: Source, target: Path) -> dict[str, Any] | None:
-    """Return the record of a finished case; None if its source changed or its files are not those that were written."""
-    try:
-        record = _read_record(source, target)
-        if record["source"] != _signature(source):
-            return None
-        same = all(sha256_of(target / file) == digest for file, digest in record["files"].items())
-    except (DataError, KeyError, TypeError, OSError):  # no record yet, or it is unreadable
-        return None
-    return record if same else None
-
-
-def _read_record(source: Source, target: Path) -> dict[str, Any]:
-    record: dict[str, Any] = read(_record_path(source, target), CASE_RECORD, "run the same command again")
-    return record
-
-
-def _files(record: Path) -> set[str]:
-    """Return the files that a case's record names, as imagesTr/CASE_0000.nii.gz; empty if it cannot be read."""
-    try:
-        files = read(record, CASE_RECORD)["files"]
-    except DataError:
-        return set()
-    return {file for file in files if OWN_FILE.fullmatch(file)}  # a record is no permission to remove other files
-
-
-def _record_path(source: Source, target: Path) -> Path:
-    return target / OWN_FOLDER / "cases" / f"{source.name}.json"
-
-
-def _signature(source: Source) -> str:
-    """Return a hash of the files' names, sizes in bytes and modification times in ns; a missing file changes it."""
-    parts: list[Any] = [source.subset]
-    for path in (*source.images, *source.labels):
-        try:
-            stat = path.stat()
-            parts.append((path.name, stat.st_size, stat.st_mtime_ns))
-        except OSError:
-            parts.append(path.name)
-    return hashlib.sha256(repr(parts).encode()).hexdigest()

@@ -6,7 +6,7 @@
     findings.py  what is wrong with the sources when taken together
     splits.py    the folds of the union
     check.py     all of the above, before anything is written
-    growing.py   a dataset that grows over several runs and appears once it is complete
+    provenance.py  what a union was made from, and whether it is there already
     build.py     the union as a raw dataset of nnU-Net with annotations.json (labels/annotations.py)
     pseudo.py    which missing classes of a dataset a teacher can annotate
     completing.py  the dataset with what the teacher annotated

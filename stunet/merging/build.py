@@ -1,11 +1,12 @@
 """Write a union case by case to a folder with a hidden name, which gets its final name once everything is there.
 
-An interrupted build resumes where it stopped, unless the recipe or a source has changed since (growing.py).
+An interrupted build resumes where it stopped, unless the recipe or a source has changed since (datasets/growing.py).
 """
 
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import numpy as np
 
 from stunet import __version__, workspace
 from stunet.datasets import FILE_ENDING, RawCase, write_dataset_json
+from stunet.datasets.growing import GrowingFolder, hidden_until_complete, signature
 from stunet.errors import DataError
 from stunet.files import atomic_write, write_json
 from stunet.kinds import PROVENANCE, read
@@ -22,7 +24,7 @@ from stunet.labels.systems import apply
 from stunet.merging.check import Checked, state
 from stunet.merging.estimate import label_counts
 from stunet.merging.findings import LARGEST_UINT8
-from stunet.merging.growing import RECORD, growing, is_there
+from stunet.merging.provenance import RECORD, is_there
 from stunet.merging.space import IGNORE
 from stunet.merging.splits import FILE as SPLITS
 from stunet.merging.union import Member, Union, case_name
@@ -41,6 +43,11 @@ class Job:
     images: tuple[Path, ...] | None
     link: bool
     lookup: np.ndarray
+
+    @property
+    def signature(self) -> str:
+        """Hash of the state of the files that it is made from."""
+        return signature((*self.case.images, self.case.label))
 
 
 def build(checked: Checked, workers: int = 1, on_case: Callable[[str], None] = lambda name: None) -> Path:
@@ -62,17 +69,18 @@ def build(checked: Checked, workers: int = 1, on_case: Callable[[str], None] = l
     target = workspace.folder("nnUNet_raw") / union.recipe.name
     if is_there(target, now):
         return target
-    with growing(target, now) as part:
+    with hidden_until_complete(target, now) as growing:
+        part = growing.path
         for folder in ("labelsTr", "imagesTr"):
             (part / folder).mkdir(exist_ok=True)
         jobs = []
         for job in _jobs(union, part):
-            if job.label.exists():
+            if growing.is_done(job.name, job.signature):
                 on_case(job.name)
             else:
                 jobs.append(job)
         outcomes: list[Outcome[Job, None]] = []
-        for outcome in map_cases(_write_case, jobs, workers, lambda job: job.name):
+        for outcome in map_cases(partial(_write_case, folder=growing), jobs, workers, lambda job: job.name):
             outcomes.append(outcome)
             on_case(outcome.case.name)
         raise_failed(outcomes)
@@ -149,8 +157,9 @@ def _image_name(name: str, channel: int, path: Path) -> str:
     return f"{name}_{channel:04d}{''.join(path.suffixes[-2:]) if path.name.endswith(FILE_ENDING) else path.suffix}"
 
 
-def _write_case(job: Job) -> None:
+def _write_case(job: Job, folder: GrowingFolder) -> None:
     """Write a case in a worker: the images unless they stay where they are, and the label last."""
+    before = job.signature
     for source, target in zip(job.case.images, job.images or (), strict=job.images is not None):
         with atomic_write(target) as part:
             if job.link:
@@ -158,6 +167,7 @@ def _write_case(job: Job) -> None:
             else:
                 shutil.copyfile(source, part)
     write_label(job.case.label, job.label, job.lookup)
+    folder.save(job.name, before, [job.label], {})  # not the images: to hash copies takes as long as to copy them
 
 
 def _finish(part: Path, union: Union, now: Mapping[str, Any]) -> None:

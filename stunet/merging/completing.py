@@ -6,9 +6,8 @@ a separate dataset: images by reference, new labels, annotations.json with the c
 with the teacher, the thresholds, and the voxels that each case got. pseudo.py determines what is missing.
 """
 
-import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,8 @@ import numpy as np
 
 from stunet import __version__, kinds
 from stunet.datasets import FILE_ENDING, RawCase, write_dataset_json
-from stunet.errors import DataError, OutOfMemoryError, raise_first
+from stunet.datasets.growing import GrowingFolder, hidden_until_complete, signature
+from stunet.errors import DataError, OutOfMemoryError
 from stunet.files import atomic_write, write_json
 from stunet.inference.cases import InputCase
 from stunet.inference.engine.confidence import Confidence
@@ -25,23 +25,14 @@ from stunet.inference.reading import InputImage
 from stunet.labels.names import head_classes
 from stunet.labels.systems import apply
 from stunet.merging.build import reference
-from stunet.merging.growing import RECORD, growing
+from stunet.merging.provenance import RECORD
 from stunet.merging.pseudo import REST, Plan
 from stunet.merging.space import IGNORE
 from stunet.merging.splits import FILE as SPLITS
 from stunet.nifti import check_nifti
 from stunet.nifti_header import has_forms, has_place
 from stunet.orientation import NO_TURN, Turn, file_properties, orientation_of, turn
-
-DONE = "finished.jsonl"  # in the growing folder; records what each finished case got
-
-
-@dataclass(frozen=True)
-class Completed:
-    """What a case got: voxel counts by leaf, and the number ignored because the teacher is not sure of them."""
-
-    voxels: dict[str, int]
-    ignored: int
+from stunet.workers import Outcome, map_cases, raise_failed
 
 
 def complete(
@@ -66,21 +57,24 @@ def complete(
         OutOfMemoryError: Cases do not fit into memory; all others are done.
     """
     now = plan.state(record)
-    with growing(target, now) as part:
-        (part / "labelsTr").mkdir(exist_ok=True)
-        finished, problems = _finished(part), []
+    with hidden_until_complete(target, now) as folder:
+        (folder.path / "labelsTr").mkdir(exist_ok=True)
+        pending = []
         for case in plan.cases:
-            if case.name not in finished:
-                try:
-                    finished[case.name] = _complete_case(plan, case, part, teacher)
-                except (DataError, OutOfMemoryError) as error:
-                    problems.append(type(error)(f"case {case.name!r}: {error.message}", error.hint))
-                    continue
-                with (part / DONE).open("a") as file:
-                    file.write(json.dumps([case.name, finished[case.name].voxels, finished[case.name].ignored]) + "\n")
-            on_case(case.name)
-        raise_first(problems)
-        _finish(plan, part, now, finished, teacher)
+            if folder.is_done(case.name, _signature(case)):
+                on_case(case.name)
+            else:
+                pending.append(case)
+        failed: list[Outcome[RawCase, None]] = []
+        # In this process, whatever the number of cores: the teacher is on the GPU and uses all of it.
+        work = partial(_complete_case, plan=plan, folder=folder, teacher=teacher)
+        for outcome in map_cases(work, pending, 1, lambda case: case.name):
+            if outcome.error:
+                failed.append(outcome)
+            else:
+                on_case(outcome.case.name)
+        raise_failed(failed)
+        _finish(plan, folder, now)
     return target
 
 
@@ -110,21 +104,23 @@ def combine(
     return result
 
 
-def _finished(part: Path) -> dict[str, Completed]:
-    """Return the cases whose label exists and is on record; a line that a killed run left unfinished does not count."""
-    found = {}
-    for line in (part / DONE).read_text(errors="replace").splitlines() if (part / DONE).is_file() else []:
-        try:
-            name, voxels, ignored = json.loads(line)
-        except (ValueError, TypeError, RecursionError):
-            continue
-        if (part / "labelsTr" / f"{name}{FILE_ENDING}").is_file():
-            found[name] = Completed(voxels, ignored)
-    return found
+def _signature(case: RawCase) -> str:
+    return signature((*case.images, case.label))
 
 
-def _complete_case(plan: Plan, case: RawCase, part: Path, teacher: Predictor) -> Completed:
-    """Write the label of a case, read and written like the teacher's images, so that both are on one grid."""
+def _complete_case(case: RawCase, plan: Plan, folder: GrowingFolder, teacher: Predictor) -> None:
+    """Write the label of a case, and record how many voxels each leaf got and how many are ignored."""
+    before = _signature(case)
+    target = folder.path / "labelsTr" / f"{case.name}{FILE_ENDING}"
+    try:
+        facts = _write_label(case, plan, target, teacher)
+    except (DataError, OutOfMemoryError) as error:
+        raise type(error)(f"case {case.name!r}: {error.message}", error.hint) from error
+    folder.save(case.name, before, [target], facts)
+
+
+def _write_label(case: RawCase, plan: Plan, target: Path, teacher: Predictor) -> dict[str, Any]:
+    """Write the label, read and written like the teacher's images, so that both are on one grid; return the counts."""
     check_nifti(case.label)  # ITK reads zeros where a compressed file has lost its end
     truth, properties = teacher.writer.read_seg(str(case.label))
     label = apply(plan.lookup(), np.rint(truth[0]).astype(np.int32))
@@ -152,9 +148,9 @@ def _complete_case(plan: Plan, case: RawCase, part: Path, teacher: Predictor) ->
         voxels = {name: int((label == plan.values[name]).sum()) for name in missing}
         ignored = int((label == plan.values[IGNORE]).sum()) - before
         label = way.back.copied(label)
-    with atomic_write(part / "labelsTr" / f"{case.name}{FILE_ENDING}") as file:
+    with atomic_write(target) as file:
         teacher.writer.write_seg(label, str(file), properties)
-    return Completed(voxels, ignored)
+    return {"voxels": voxels, "ignored": ignored}
 
 
 def _onto_image(label: Path, properties: Mapping[str, Any], raw: InputImage) -> Turn:
@@ -166,15 +162,13 @@ def _onto_image(label: Path, properties: Mapping[str, Any], raw: InputImage) -> 
     return turn(own, image) if own and image else NO_TURN
 
 
-def _finish(
-    plan: Plan, part: Path, now: Mapping[str, Any], finished: Mapping[str, Completed], teacher: Predictor
-) -> None:
+def _finish(plan: Plan, folder: GrowingFolder, now: Mapping[str, Any]) -> None:
+    part = folder.path
     plan.after.save(part)
     if (plan.folder / SPLITS).is_file():
         write_json(part / SPLITS, kinds.read(plan.folder / SPLITS, kinds.SPLITS))
-    cases = {name: {"voxels": entry.voxels, "ignored": entry.ignored} for name, entry in finished.items()}
+    cases = {case.name: folder.record(case.name)["facts"] for case in plan.cases}
     write_json(part / RECORD, {"stunet": __version__, "cases": cases, "state": now})
-    (part / DONE).unlink(missing_ok=True)
     taken = {"name", "channel_names", "modality", "labels", "numTraining", "file_ending", "dataset", "description"}
     more = {key: value for key, value in plan.description.items() if key not in taken}
     dataset = {

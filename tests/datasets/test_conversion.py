@@ -105,10 +105,12 @@ def test_folds_that_somebody_else_wrote_are_kept(source: Path) -> None:
 
 def test_other_options_are_refused_with_the_difference(source: Path) -> None:
     run(prepare(source))
-    with pytest.raises(DataError, match=r"Dataset101_TS' was converted with overlap 'last', not 'first'") as caught:
+    with pytest.raises(
+        DataError, match=r"Dataset101_TS' was converted with other options: overlap: \"last\" "
+    ) as caught:
         prepare(source, overlap="first").pending()
     assert "-d" in caught.value.hint
-    with pytest.raises(DataError, match="was converted with classes"):
+    with pytest.raises(DataError, match=r"was converted with other options: classes\[0\]"):
         prepare(source, classes="ribs").pending()
 
 
@@ -169,7 +171,7 @@ def test_the_command_converts_reports_and_says_what_is_next(
     assert command.main(argv) == 0
     assert "3 of 3 cases are there already" in capsys.readouterr().err
     for more, code, message in (
-        (["--overlap", "first"], 3, "overlap 'last', not 'first'"),
+        (["--overlap", "first"], 3, 'overlap: "last" -> "first"'),
         (["--spacing", "0"], 2, "mm must be positive"),
         (["-np", "0"], 2, "-np 0 must be 1 or more"),
         (["--variable", "TS_DATA"], 2, "export TS_DATA="),

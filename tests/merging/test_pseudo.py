@@ -18,7 +18,6 @@ from stunet.inference.engine.confidence import Confidence
 from stunet.inference.model import ModelFolder, open_model
 from stunet.inference.predictor import Options, Predictor
 from stunet.labels.annotations import load_annotations
-from stunet.merging import completing
 from stunet.merging.completing import combine, complete
 from stunet.merging.pseudo import plan
 from stunet.weights.checkpoints import load_trained, save_checkpoint
@@ -200,11 +199,10 @@ def test_a_run_that_was_stopped_goes_on_and_other_thresholds_are_refused(raw: Pa
     other = plan(raw, open_model(teacher), ["spleen"], min_confidence=0.8)
     with pytest.raises(DataError, match=r"since then changed thresholds.background: 0.9 -> 0.8"):
         complete(other, target, predictor, {})
-    with (part / completing.DONE).open("a") as file:
-        file.write('["case_1", {"sp')
+    (part / ".stunet/cases/case_1.json").write_text('{"source": "sp')
     complete(todo, target, predictor, {})
     assert (target / "labelsTr/case_0.nii.gz").stat().st_mtime_ns == first
-    assert not (target / completing.DONE).exists()
+    assert not (target / ".stunet").exists()
     assert set(read_json(target / "provenance.json")["cases"]) == {"case_0", "case_1"}
 
 
