@@ -36,7 +36,7 @@ from stunet.inference.output import endings_of_case, part_of_case, whole_case
 from stunet.inference.products import Products, endings_of_parts
 from stunet.nnunet import patched
 from stunet.orientation import file_properties, for_nnunet
-from stunet.preprocessing.stored import Checked
+from stunet.preprocessing.stored import StoredCases
 from stunet.workspace import HANDED_OVER
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def validate(trainer: "BaseTrainer", probabilities: bool) -> None:
     last_barrier = len(cases) // processes - 1  # only among the cases that every process has
     own = sorted(map(str, cases[trainer.local_rank :: processes]))
     segmenter = make_segmenter(trainer)
-    source = Checked(
+    source = StoredCases(
         trainer.dataset_class(trainer.preprocessed_dataset_folder, own, trainer.folder_with_segs_from_previous_stage)
     )
     if trainer.local_rank == 0:
@@ -107,7 +107,7 @@ def make_segmenter(trainer: "BaseTrainer") -> Segmenter:
     return Segmenter(windows, plans, configuration, trainer.dataset_json)
 
 
-def _load(trainer: "BaseTrainer", source: Checked, case: str) -> tuple[torch.Tensor, dict[str, Any]]:
+def _load(trainer: "BaseTrainer", source: StoredCases, case: str) -> tuple[torch.Tensor, dict[str, Any]]:
     """Load a preprocessed image (C, D, H, W), with the previous stage's labels for a cascade, and its properties."""
     with source.reading(case):
         data, _, previous, properties = source.load_case(case)
@@ -156,7 +156,7 @@ def _grids(
     grids = {}
     for stage in stages:
         try:
-            source = Checked(stage.dataset_class(str(stage.preprocessed), [case]))
+            source = StoredCases(stage.dataset_class(str(stage.preprocessed), [case]))
             image, *_ = source.dataset.load_case(case)
         except (FileNotFoundError, AssertionError):  # nnU-Net raises the latter for a folder without cases
             trainer.print_to_log_file(

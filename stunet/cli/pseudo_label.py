@@ -56,7 +56,7 @@ def _command(args: argparse.Namespace) -> None:
     from stunet.inference.predictor import Options, Predictor
     from stunet.merging.completing import complete
     from stunet.merging.provenance import is_there
-    from stunet.merging.pseudo import plan
+    from stunet.merging.pseudo import plan_completion
 
     options = Options(
         device=common.device(args.device),
@@ -68,7 +68,7 @@ def _command(args: argparse.Namespace) -> None:
     teacher = Predictor.from_folder(model, options, args.f, args.chk)
     if teacher.previous_stage:
         raise UsageError(f"{args.teacher!r} is a cascade", "a teacher of one stage, such as its 3d_fullres")
-    todo = plan(folder, teacher.model, args.classes, args.min_confidence, dict(args.confidence))
+    todo = plan_completion(folder, teacher.model, args.classes, args.min_confidence, dict(args.confidence))
     record = {"name": str(args.teacher), **teacher.made_by}
     lacking = Counter(leaf for case in todo.cases for leaf in todo.missing(case.name))
     rows = [[n, " + ".join(of), f"{todo.thresholds[n]:g}", str(lacking[n])] for n, of in todo.classes.items()]

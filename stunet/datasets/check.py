@@ -45,7 +45,7 @@ def check_dataset(folder: Path, workers: int = 1, on_case: Callable[[str], None]
         OutOfMemoryError: A case does not fit into memory.
     """
     cases, rules = read_dataset(folder)
-    outcomes: list[Outcome[tuple[RawCase, Rules], Seen]] = []
+    outcomes: list[Outcome[tuple[RawCase, Rules], CheckedCase]] = []
     for outcome in map_cases(_examine, _with_rules(folder, cases, rules), workers, lambda item: item[0].name):
         outcomes.append(outcome)
         if on_case:
@@ -132,18 +132,18 @@ def _with_rules(folder: Path, cases: list[RawCase], rules: Rules) -> list[tuple[
     ]
 
 
-class Seen(NamedTuple):
+class CheckedCase(NamedTuple):
     """The contents of a case, and value summaries of its CT channels by channel number."""
 
     content: Content
     units: dict[int, Values]
 
 
-def _examine(checked: tuple[RawCase, Rules]) -> Seen:
+def _examine(checked: tuple[RawCase, Rules]) -> CheckedCase:
     image, label, _, voxels = _read_case(*checked)
     names = enumerate(checked[1].channels)
     units = {channel: look_at_units(image[channel]) for channel, name in names if name.casefold() == "ct"}
-    return Seen(look(image, label, voxels), units)
+    return CheckedCase(look(image, label, voxels), units)
 
 
 def _read(read: Callable[[Any], Any], argument: Any, path: Path) -> Any:

@@ -27,7 +27,7 @@ from stunet.workers import AGAIN, Outcome, map_cases, raise_failed
 
 
 @dataclass(frozen=True)
-class Source:
+class SourceCase:
     """A case before conversion: its images, one per channel, and the files that its label is made from."""
 
     name: str
@@ -52,7 +52,7 @@ class Step(Protocol):
     def options(self) -> dict[str, Any]:
         """Return everything that determines the output, as JSON."""
 
-    def __call__(self, source: Source, folder: Path) -> tuple[list[Path], dict[str, Any]]:
+    def __call__(self, source: SourceCase, folder: Path) -> tuple[list[Path], dict[str, Any]]:
         """Write the files of a case into a dataset folder; return them, and facts for reports, as JSON."""
 
 
@@ -83,7 +83,7 @@ class Conversion:
     """
 
     target: Path
-    sources: tuple[Source, ...]
+    sources: tuple[SourceCase, ...]
     step: Step
     description: Description
     validation: frozenset[str] = frozenset()
@@ -97,7 +97,7 @@ class Conversion:
         for source in self.sources:
             check_name(source.name, "case", repr(str(source.images[0])))
 
-    def pending(self) -> list[Source]:
+    def pending(self) -> list[SourceCase]:
         """Return the cases that are not converted yet, or whose files have changed since.
 
         Raises:
@@ -106,7 +106,9 @@ class Conversion:
         self._check_options()
         return [source for source in self.sources if not self._folder.is_done(source.name, source.signature)]
 
-    def run(self, pending: Sequence[Source], workers: int, on_case: Callable[[str], None] | None = None) -> list[str]:
+    def run(
+        self, pending: Sequence[SourceCase], workers: int, on_case: Callable[[str], None] | None = None
+    ) -> list[str]:
         """Convert the pending cases and complete the dataset; return warnings.
 
         Args:
@@ -124,7 +126,7 @@ class Conversion:
             self._folder.begin(self.step.options())
             if pending:
                 (self.target / "dataset.json").unlink(missing_ok=True)
-            outcomes: list[Outcome[Source, None]] = []
+            outcomes: list[Outcome[SourceCase, None]] = []
             convert = partial(_convert, step=self.step, folder=self._folder)
             for outcome in map_cases(convert, pending, workers, lambda source: source.name):
                 outcomes.append(outcome)
@@ -195,14 +197,14 @@ class Conversion:
         what = f"{len(strange)} in {str(self.target)!r} are not of this conversion, and kept: {named(strange)}"
         return [what] if strange else []
 
-    def _link_test_images(self, sources: Sequence[Source]) -> None:
+    def _link_test_images(self, sources: Sequence[SourceCase]) -> None:
         for source in sources:
             for channel, image in enumerate(source.images):
                 link = self.target / "imagesTs" / f"{source.name}_{channel:04d}{self.description.ending}"
                 link.parent.mkdir(exist_ok=True)
                 link.symlink_to(os.path.abspath(image))
 
-    def _entry(self, source: Source) -> dict[str, Any]:
+    def _entry(self, source: SourceCase) -> dict[str, Any]:
         images = [os.path.abspath(image) for image in source.images]  # keep links: DataLad moves their targets
         if self.variable:
             name, root = self.variable
@@ -234,7 +236,7 @@ def write_file(path: Path, content: bytes) -> None:
         part.write_bytes(content)
 
 
-def _convert(source: Source, step: Step, folder: GrowingFolder) -> None:
+def _convert(source: SourceCase, step: Step, folder: GrowingFolder) -> None:
     """Convert one case, in a worker."""
     try:
         before = source.signature  # a file that changes while it is read is converted again by the next run

@@ -13,7 +13,7 @@ import numpy as np
 
 from stunet.datasets import RawCase, Rules, find_reader
 from stunet.datasets.check import UNREADABLE, read_case
-from stunet.datasets.conversion import Conversion, Description, Source, dataset_folder
+from stunet.datasets.conversion import Conversion, Description, SourceCase, dataset_folder
 from stunet.datasets.label_lists import renumber
 from stunet.datasets.listing import ending_of, list_images, named, same_case, unusable
 from stunet.errors import DataError, UsageError
@@ -46,7 +46,7 @@ class Renumber:
         names = {str(value): name for value, name in sorted(self.names.items())}
         return {"format": "pairs", "labels": names, "channels": list(self.channels), "ending": self.ending}
 
-    def __call__(self, source: Source, folder: Path) -> tuple[list[Path], dict[str, Any]]:
+    def __call__(self, source: SourceCase, folder: Path) -> tuple[list[Path], dict[str, Any]]:
         _, values = renumber(self.names)
         rules = Rules(self.reader, self.channels, frozenset(values), "the command line")
         _, label, properties = read_case(RawCase(source.name, source.images, source.labels[0]), rules)
@@ -171,7 +171,7 @@ def prepare(
     reader = find_reader({"file_ending": ending}, next((path for path in paths if not unusable(path)), paths[0]))
     return Conversion(
         target,
-        tuple(Source(name, images, (label,)) for name, (images, label) in files.cases.items()),
+        tuple(SourceCase(name, images, (label,)) for name, (images, label) in files.cases.items()),
         Renumber(dict(names), reader, tuple(channels), ending),
         Description(tuple(channels), new, ending=ending),
         variable=variable,

@@ -14,7 +14,7 @@ import nibabel
 import numpy as np
 
 from stunet.datasets import FILE_ENDING
-from stunet.datasets.conversion import Conversion, Description, Source, dataset_folder, write_file
+from stunet.datasets.conversion import Conversion, Description, SourceCase, dataset_folder, write_file
 from stunet.datasets.listing import named, visible
 from stunet.datasets.masks import merge, nifti_bytes, read_mask, read_nifti, total
 from stunet.datasets.spacing import resample
@@ -92,7 +92,7 @@ class MergeMasks:
             "spacing": self.spacing_mm,
         }
 
-    def __call__(self, source: Source, folder: Path) -> tuple[list[Path], dict[str, Any]]:
+    def __call__(self, source: SourceCase, folder: Path) -> tuple[list[Path], dict[str, Any]]:
         image_path = source.images[0]
         check_nifti(image_path)
         image: Any = nibabel.load(image_path)
@@ -182,7 +182,7 @@ def prepare_totalsegmentator(source: Path, raw: Path, dataset_id: int, name: str
     classes = choose_classes(release, source, options.classes)
     subjects = read_subjects(source, release, options.absent, options.skip)
     cases = [
-        Source(
+        SourceCase(
             subject,
             (source / subject / release.image,),
             tuple(source / subject / MASKS / f"{name}{FILE_ENDING}" for name in classes),
@@ -233,7 +233,7 @@ def _warnings(release: Release, has_validation: bool, unlisted: Sequence[Path]) 
     return warnings
 
 
-def _check_masks(cases: Sequence[Source], classes: Sequence[str], missing: str) -> None:
+def _check_masks(cases: Sequence[SourceCase], classes: Sequence[str], missing: str) -> None:
     """Look for all masks before the first is read, so that nobody waits hours for this error."""
     absent = {case: _absent(case) for case in cases}
     paths = [path for each in absent.values() for path in each]
@@ -249,13 +249,13 @@ def _check_masks(cases: Sequence[Source], classes: Sequence[str], missing: str) 
         raise DataError(f"no training case has a mask of {named!r}", "leave it out: --classes with a file of names")
 
 
-def _absent(case: Source) -> list[Path]:
+def _absent(case: SourceCase) -> list[Path]:
     folder = case.labels[0].parent
     there = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
     return [path for path in case.labels if path.name not in there]
 
 
-def _all_empty(source: Source, shape: Sequence[int]) -> bool:
+def _all_empty(source: SourceCase, shape: Sequence[int]) -> bool:
     """Return whether all masks of other classes are empty, too: then nobody annotated the subject."""
     others = sorted(set(visible(source.labels[0].parent.glob(f"*{FILE_ENDING}"))) - set(source.labels))
     return not any(np.asanyarray(read_nifti(path)[0].dataobj).any() for path in others)

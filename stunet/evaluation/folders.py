@@ -49,7 +49,7 @@ class Labels:
 
 
 @dataclass(frozen=True)
-class Case:
+class CasePair:
     """A prediction and its reference."""
 
     name: str
@@ -109,7 +109,7 @@ def labels_of_system(system: LabelSystem, predicted: Mapping[str, Any] | None = 
     )
 
 
-def pair(reference: Path, prediction: Path, ending: str, chill: bool = False) -> tuple[list[Case], list[str]]:
+def pair(reference: Path, prediction: Path, ending: str, chill: bool = False) -> tuple[list[CasePair], list[str]]:
     """Return the cases of two folders (or files), and the names of files that lack a partner or cannot be read.
 
     Files are matched by name, whatever their endings: CASE.nii.gz and CASE.nrrd.
@@ -129,7 +129,7 @@ def pair(reference: Path, prediction: Path, ending: str, chill: bool = False) ->
             reference = same.path if same else reference / prediction.name
         if not reference.is_file():
             raise DataError(f"no reference {str(reference)!r} for {str(prediction)!r}", "give two folders or files")
-        return [Case(_name(prediction, ending), reference, prediction)], []
+        return [CasePair(_name(prediction, ending), reference, prediction)], []
     references, predictions = _images(reference, ending), _images(prediction, ending)
     unusable = {n: i for side in (references, predictions) for n, i in side.items() if i.error}
     common = sorted(
@@ -150,16 +150,16 @@ def pair(reference: Path, prediction: Path, ending: str, chill: bool = False) ->
             "--chill leaves them out",
         )
     left = sorted({**references, **predictions}[name].path.name for name in (*alone, *unusable))
-    return [Case(name, references[name].path, predictions[name].path) for name in common], left
+    return [CasePair(name, references[name].path, predictions[name].path) for name in common], left
 
 
 def evaluate(
-    cases: Sequence[Case],
+    cases: Sequence[CasePair],
     labels: Labels,
     tolerance_mm: float = 1.0,
     processes: int = 1,
     advance: Callable[[str], None] = lambda name: None,
-    leave_out: Callable[[Case, StunetError], None] | None = None,
+    leave_out: Callable[[CasePair, StunetError], None] | None = None,
 ) -> dict[str, Any]:
     """Summarise all cases: nnU-Net's summary.json with METRICS, class names and the tolerance.
 
@@ -181,7 +181,7 @@ def evaluate(
         OutOfMemoryError: A case does not fit into memory.
     """
     compare = partial(evaluate_case, labels=labels, tolerance_mm=tolerance_mm)
-    outcomes: list[Outcome[Case, dict[str, dict[str, float]]]] = []
+    outcomes: list[Outcome[CasePair, dict[str, dict[str, float]]]] = []
     for outcome in map_cases(compare, cases, processes, lambda case: case.name):
         outcomes.append(outcome)
         advance(outcome.case.name)
@@ -212,7 +212,7 @@ def evaluate(
     }
 
 
-def evaluate_case(case: Case, labels: Labels, tolerance_mm: float) -> dict[str, dict[str, float]]:
+def evaluate_case(case: CasePair, labels: Labels, tolerance_mm: float) -> dict[str, dict[str, float]]:
     """Return the METRICS of every class of one case.
 
     Raises:
@@ -228,7 +228,7 @@ def evaluate_case(case: Case, labels: Labels, tolerance_mm: float) -> dict[str, 
     return metrics.compare(reference, prediction, labels.classes, expected.spacing[::-1], tolerance_mm, labels.ignore)
 
 
-def write_csv(summary: Mapping[str, Any], cases: Sequence[Case], path: Path) -> None:
+def write_csv(summary: Mapping[str, Any], cases: Sequence[CasePair], path: Path) -> None:
     """Write one row per case and class; cells are empty if a metric is undefined."""
     with files.atomic_write(path) as part, part.open("w", newline="") as stream:
         table = csv.writer(stream)

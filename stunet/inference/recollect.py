@@ -27,7 +27,7 @@ from stunet.models.record import RECORD
 from stunet.plans.files import read_plan
 from stunet.plans.resolve import resolve
 from stunet.preprocessing.dataset import CONFIGURATION_SETTINGS, PLAN_SETTINGS, preprocessed_cases
-from stunet.preprocessing.stored import Checked
+from stunet.preprocessing.stored import StoredCases
 from stunet.provenance import check_data
 from stunet.weights.checkpoints import check_finite, check_weights, load_trained, save_checkpoint
 from stunet.weights.reading import read_weights
@@ -181,7 +181,7 @@ def _patches(
 ) -> Iterator[torch.Tensor]:
     """Yield batches (B, C, D, H, W), or (B, C, H, W) for a 2D patch."""
     random = np.random.default_rng(SEED)
-    names, checked = sorted(cases.identifiers), Checked(cases)
+    names, checked = sorted(cases.identifiers), StoredCases(cases)
     shape = [1] * (3 - len(patch)) + list(patch)
     for _ in range(batches):
         chosen = [names[random.integers(len(names))] for _ in range(batch_size)]

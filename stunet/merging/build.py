@@ -21,7 +21,7 @@ from stunet.files import atomic_write, write_json
 from stunet.kinds import PROVENANCE, read
 from stunet.labels.annotations import Annotations
 from stunet.labels.systems import apply
-from stunet.merging.check import Checked, state
+from stunet.merging.check import CheckedUnion, state
 from stunet.merging.estimate import label_counts
 from stunet.merging.findings import LARGEST_UINT8
 from stunet.merging.provenance import RECORD, is_there
@@ -50,7 +50,7 @@ class Job:
         return signature((*self.case.images, self.case.label))
 
 
-def build(checked: Checked, workers: int = 1, on_case: Callable[[str], None] = lambda name: None) -> Path:
+def build(checked: CheckedUnion, workers: int = 1, on_case: Callable[[str], None] = lambda name: None) -> Path:
     """Write nnUNet_raw/NAME; do nothing if it exists already and was built from the same.
 
     Args:

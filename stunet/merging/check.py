@@ -18,7 +18,7 @@ from stunet.merging import Finding
 from stunet.merging.estimate import Estimate, estimate
 from stunet.merging.findings import absent_values, find_all
 from stunet.merging.recipe import UNANNOTATED, Recipe
-from stunet.merging.scan import Scan, files_of, scan, tidy
+from stunet.merging.scan import CaseScan, files_of, scan, tidy
 from stunet.merging.space import Space, find_space, forget
 from stunet.merging.splits import find_folds
 from stunet.merging.union import Member, Union, annotated_by, open_source
@@ -26,7 +26,7 @@ from stunet.schema import anything, dict_of
 
 
 @dataclass(frozen=True)
-class Checked:
+class CheckedUnion:
     """Result of a check: the union if it could be put together, and all findings."""
 
     union: Union | None
@@ -56,7 +56,7 @@ def check(
     members: Mapping[str, Member],
     workers: int = 1,
     on_case: Callable[[str], None] = lambda name: None,
-) -> Checked:
+) -> CheckedUnion:
     """Read every file of the sources once, and look for all problems that findings.py, space.py and splits.py know.
 
     Args:
@@ -67,14 +67,14 @@ def check(
     """
     descriptions = {name: member.description for name, member in members.items()}
     space, findings = find_space(recipe, descriptions, {name: m.annotations for name, m in members.items()})
-    scans: dict[str, dict[str, Scan]] = {}
+    scans: dict[str, dict[str, CaseScan]] = {}
     for name, member in members.items():
         scans[name], problems = _scan(member, cache_of(recipe), workers, on_case)
         findings += [Finding(f"source {name!r}: {problem.message}", problem.hint) for problem in problems]
     if cache_of(recipe).is_file():
         tidy(cache_of(recipe))
     if not all(scans.values()) or not space.leaves:
-        return Checked(None, None, findings)
+        return CheckedUnion(None, None, findings)
     if recipe.on_absent == UNANNOTATED:
         space = forget(recipe, space, {name: absent_values(space.meanings[name], own) for name, own in scans.items()})
     annotated = {}
@@ -85,7 +85,7 @@ def check(
     findings += [Finding(problem.message, problem.hint) for problem in problems]
     union = Union(recipe, members, space, annotated, scans, folds)
     size = estimate(union)
-    return Checked(union, size, findings + find_all(union, size, workspace.folder("nnUNet_raw") / recipe.name))
+    return CheckedUnion(union, size, findings + find_all(union, size, workspace.folder("nnUNet_raw") / recipe.name))
 
 
 def cache_of(recipe: Recipe) -> Path:
@@ -143,15 +143,15 @@ def _sha256_if_any(path: Path | None) -> str | None:
 
 def _scan(
     member: Member, cache: Path, workers: int, on_case: Callable[[str], None]
-) -> tuple[dict[str, Scan], list[DataError]]:
+) -> tuple[dict[str, CaseScan], list[DataError]]:
     found = scan(member.cases, member.rules, cache, workers, on_case)
     pairs = [(case.name, result) for case, result in zip(member.cases, found, strict=True)]
-    scans = {name: result for name, result in pairs if isinstance(result, Scan)}
+    scans = {name: result for name, result in pairs if isinstance(result, CaseScan)}
     return scans, [result for _, result in pairs if isinstance(result, DataError)]
 
 
 def _annotated(
-    member: Member, space: Space, scans: Mapping[str, Scan]
+    member: Member, space: Space, scans: Mapping[str, CaseScan]
 ) -> tuple[dict[str, tuple[str, ...]], list[Finding]]:
     """Return what the readable cases of a source annotate; a case that annotates nothing is a finding."""
     annotated, findings = annotated_by(member, space)

@@ -26,7 +26,7 @@ from stunet.labels.names import head_classes
 from stunet.labels.systems import apply
 from stunet.merging.build import reference
 from stunet.merging.provenance import RECORD
-from stunet.merging.pseudo import REST, Plan
+from stunet.merging.pseudo import REST, Completion
 from stunet.merging.space import IGNORE
 from stunet.merging.splits import FILE as SPLITS
 from stunet.nifti import check_nifti
@@ -36,7 +36,7 @@ from stunet.workers import Outcome, map_cases, raise_failed
 
 
 def complete(
-    plan: Plan,
+    plan: Completion,
     target: Path,
     teacher: Predictor,
     record: Mapping[str, Any],
@@ -108,7 +108,7 @@ def _signature(case: RawCase) -> str:
     return signature((*case.images, case.label))
 
 
-def _complete_case(case: RawCase, plan: Plan, folder: GrowingFolder, teacher: Predictor) -> None:
+def _complete_case(case: RawCase, plan: Completion, folder: GrowingFolder, teacher: Predictor) -> None:
     """Write the label of a case, and record how many voxels each leaf got and how many are ignored."""
     before = _signature(case)
     target = folder.path / "labelsTr" / f"{case.name}{FILE_ENDING}"
@@ -119,7 +119,7 @@ def _complete_case(case: RawCase, plan: Plan, folder: GrowingFolder, teacher: Pr
     folder.save(case.name, before, [target], facts)
 
 
-def _write_label(case: RawCase, plan: Plan, target: Path, teacher: Predictor) -> dict[str, Any]:
+def _write_label(case: RawCase, plan: Completion, target: Path, teacher: Predictor) -> dict[str, Any]:
     """Write the label, read and written like the teacher's images, so that both are on one grid; return the counts."""
     check_nifti(case.label)  # ITK reads zeros where a compressed file has lost its end
     truth, properties = teacher.writer.read_seg(str(case.label))
@@ -162,7 +162,7 @@ def _onto_image(label: Path, properties: Mapping[str, Any], raw: InputImage) -> 
     return turn(own, image) if own and image else NO_TURN
 
 
-def _finish(plan: Plan, folder: GrowingFolder, now: Mapping[str, Any]) -> None:
+def _finish(plan: Completion, folder: GrowingFolder, now: Mapping[str, Any]) -> None:
     part = folder.path
     plan.after.save(part)
     if (plan.folder / SPLITS).is_file():

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from stunet.merging.scan import Scan
+from stunet.merging.scan import CaseScan
 from stunet.merging.union import Union
 
 FLOAT_BYTES = 4  # nnU-Net preprocesses images in single precision
@@ -59,7 +59,7 @@ def label_counts(union: Union) -> dict[str, tuple[int, int]]:
     return counts
 
 
-def _voxels_at(scan: Scan, spacing: tuple[float, ...]) -> int:
+def _voxels_at(scan: CaseScan, spacing: tuple[float, ...]) -> int:
     return math.prod(
         max(1, round(n * own / new)) for n, own, new in zip(scan.shape, scan.spacing, spacing, strict=True)
     )

@@ -13,7 +13,7 @@ from stunet.labels.annotations import mirrored_values
 from stunet.labels.names import sides as sides_of
 from stunet.merging import Finding
 from stunet.merging.estimate import Estimate, label_counts
-from stunet.merging.scan import Scan
+from stunet.merging.scan import CaseScan
 from stunet.merging.space import unasked_tumours
 from stunet.merging.union import Union, case_name
 
@@ -158,7 +158,7 @@ def absent_labels(union: Union) -> Iterator[Finding]:
             )
 
 
-def absent_values(meanings: Mapping[int, object], scans: Mapping[str, Scan]) -> list[int]:
+def absent_values(meanings: Mapping[int, object], scans: Mapping[str, CaseScan]) -> list[int]:
     """Return the annotated values that no file of a source has."""
     present = {value for scan in scans.values() for value in scan.voxels}
     return [value for value, meaning in meanings.items() if getattr(meaning, "leaves", ()) and value not in present]
@@ -198,7 +198,7 @@ def sides(union: Union) -> Iterator[Finding]:
                 yield Finding(where, hint, fatal=2 * len(swapped) > seen)
 
 
-def _centre(scan: Scan, values: Sequence[int]) -> float | None:
+def _centre(scan: CaseScan, values: Sequence[int]) -> float | None:
     voxels = sum(scan.voxels.get(value, 0) for value in values)
     total = sum(scan.voxels[value] * scan.centre[value] for value in values if value in scan.voxels)
     return total / voxels if voxels else None

@@ -26,7 +26,7 @@ REST = "background"  # name of the threshold for "none of the missing classes"
 
 
 @dataclass(frozen=True)
-class Plan:
+class Completion:
     """What is to be completed in a dataset.
 
     Attributes:
@@ -79,13 +79,13 @@ class Plan:
         return json.loads(json.dumps(content))
 
 
-def plan(
+def plan_completion(
     folder: Path,
     teacher: ModelFolder,
     classes: Sequence[str] = (),
     min_confidence: float = 0.9,
     thresholds: Mapping[str, float] | None = None,
-) -> Plan:
+) -> Completion:
     """Determine what a teacher can complete in a raw dataset.
 
     Args:
@@ -121,7 +121,9 @@ def plan(
         raise DataError(f"the teacher has no class {lacking[0]!r}; nearest: {near}", "leave it out of --classes")
     able = {name: row.sources for name, row in found.items() if row.sources}
     after = _extended(before, list(able))
-    result = Plan(folder, tuple(cases), description, before, after, able, _thresholds(able, min_confidence, thresholds))
+    result = Completion(
+        folder, tuple(cases), description, before, after, able, _thresholds(able, min_confidence, thresholds)
+    )
     if not any(result.missing(case.name) for case in cases):
         hint = f"name new ones with --classes; the teacher has {', '.join(known[:8])}"
         raise DataError(f"no case of {folder.name} lacks a class that the teacher has", hint)

@@ -34,7 +34,7 @@ PSEUDO_HINT = (
 
 
 @dataclass(frozen=True)
-class Target:
+class LabelTarget:
     """What a label of a source maps to: names of classes, or SEPARATE or UNANNOTATED in `how`."""
 
     names: tuple[str, ...] = ()
@@ -60,7 +60,7 @@ class SourceRecipe:
 
     id: str
     dataset: str
-    labels: Mapping[str | int, Target] = field(default_factory=dict)
+    labels: Mapping[str | int, LabelTarget] = field(default_factory=dict)
     modality: str | Mapping[str, str] = ""
     licence: str = ""
     split: str = "auto"
@@ -232,22 +232,22 @@ def _file(given: Any, where: str) -> str:
     return given
 
 
-def _targets(content: Any, where: str) -> dict[str | int, Target]:
+def _targets(content: Any, where: str) -> dict[str | int, LabelTarget]:
     if not isinstance(content, Mapping):
         raise DataError(f"{where}: labels are {content!r}", "labels: auto, or a table: {postcava: inferior_vena_cava}")
     return {key: _target(value, key, where) for key, value in content.items()}
 
 
-def _target(value: Any, key: Any, where: str) -> Target:
+def _target(value: Any, key: Any, where: str) -> LabelTarget:
     if isinstance(value, Mapping):
         entry = table(value, ("as",), f"{where}: label {key!r}")
-        return Target(how=one_of(entry.get("as"), (SEPARATE, UNANNOTATED), f"{where}: label {key!r}: as"))
+        return LabelTarget(how=one_of(entry.get("as"), (SEPARATE, UNANNOTATED), f"{where}: label {key!r}: as"))
     names = name_list(
         [value] if isinstance(value, str) else value, f"{where}: label {key!r}", "a class or a list of them"
     )
     if not names:
         raise DataError(f"{where}: label {key!r} is no class", "{as: unannotated}, to leave it out")
-    return Target(names)
+    return LabelTarget(names)
 
 
 def _modality_rule(content: Any, where: str) -> dict[str, str]:

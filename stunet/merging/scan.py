@@ -28,7 +28,7 @@ SQUARE_ATOL = 1e-3  # tolerance on the cosine between axes
 
 
 @dataclass(frozen=True)
-class Scan:
+class CaseScan:
     """What a case holds.
 
     Attributes:
@@ -54,7 +54,7 @@ class Scan:
 
 def scan(
     cases: Sequence[RawCase], rules: Rules, cache: Path, workers: int, on_case: Callable[[str], None]
-) -> list[Scan | DataError]:
+) -> list[CaseScan | DataError]:
     """Return what each case holds, or what is wrong with its files; cases in the cache are not read again.
 
     Args:
@@ -71,8 +71,8 @@ def scan(
     wanted = set(keys)
     known = {key: found for key, found in _load(cache) if key in wanted}
     todo = [case for case, key in zip(cases, keys, strict=True) if key not in known]
-    found: dict[str, Scan | DataError] = {}
-    failed: list[Outcome[RawCase, Scan]] = []
+    found: dict[str, CaseScan | DataError] = {}
+    failed: list[Outcome[RawCase, CaseScan]] = []
     for case, key in zip(cases, keys, strict=True):
         if key in known:
             on_case(case.name)
@@ -110,7 +110,7 @@ def _key(case: RawCase, rules: Rules) -> str:
     return json.dumps([files_of(case), rules.reader.__name__, len(rules.channels), sorted(rules.values)])
 
 
-def _load(cache: Path) -> Iterator[tuple[str, Scan]]:
+def _load(cache: Path) -> Iterator[tuple[str, CaseScan]]:
     """Yield the entries of a cache; skip a line that a killed run left unfinished."""
     if not cache.is_file():
         return
@@ -123,7 +123,7 @@ def _load(cache: Path) -> Iterator[tuple[str, Scan]]:
                 content["shape"], content["spacing"] = tuple(content["shape"]), tuple(content["spacing"])
                 for name in ("voxels", "centre"):
                     content[name] = {int(value): number for value, number in content[name].items()}
-                yield key, Scan(**content)
+                yield key, CaseScan(**content)
             except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
                 continue
 
@@ -145,13 +145,13 @@ _SCAN = table({
 })  # fmt: skip
 
 
-def _scan(case: RawCase, rules: Rules) -> Scan:
+def _scan(case: RawCase, rules: Rules) -> CaseScan:
     for path in (*case.images, case.label):
         _check_axes(path)
     image, label, properties = read_case(case, rules)
     voxels, centre = _voxels(label)
     spacing = tuple(round(float(pitch), 5) for pitch in properties["spacing"])
-    return Scan(
+    return CaseScan(
         shape=tuple(map(int, label.shape)),
         spacing=spacing,
         channels=len(image),

@@ -22,7 +22,7 @@ from stunet.kinds import read_dataset_json
 from stunet.labels.annotations import AnnotatedCase, Annotations, CaseSource, load_annotations
 from stunet.merging import Finding
 from stunet.merging.recipe import Recipe, SourceRecipe
-from stunet.merging.scan import Scan, check_endings
+from stunet.merging.scan import CaseScan, check_endings
 from stunet.merging.space import IGNORE, Space, overlaps
 
 COMPARE = {"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge, "==": operator.eq}
@@ -85,7 +85,7 @@ class Union:
     members: Mapping[str, Member]
     space: Space
     annotated: Mapping[str, Mapping[str, tuple[str, ...]]]
-    scans: Mapping[str, Mapping[str, Scan]]
+    scans: Mapping[str, Mapping[str, CaseScan]]
     folds: list[dict[str, list[str]]]
 
     @cached_property

@@ -65,7 +65,7 @@ class StampedCase(RawCase):
 
 
 @dataclass(frozen=True)
-class Target:
+class DataFolder:
     """A data folder to fill.
 
     Attributes:
@@ -190,14 +190,14 @@ def _stamp(case: RawCase) -> StampedCase:
 
 def _targets(
     dataset: str, plans: dict, configurations: Sequence[str], description: dict, cases: Sequence[StampedCase]
-) -> list[Target]:
+) -> list[DataFolder]:
     """Return the data folders of the configurations, each once."""
-    targets: dict[Path, Target] = {}
+    targets: dict[Path, DataFolder] = {}
     for name in configurations:
         folder = preprocessed_dataset(dataset) / resolve(plans, name)["data_identifier"]
         if folder not in targets:
             settings = settings_of(plans, name, description["labels"])
-            targets[folder] = Target(name, folder, settings, *_valid_records(folder, settings, cases))
+            targets[folder] = DataFolder(name, folder, settings, *_valid_records(folder, settings, cases))
     return list(targets.values())
 
 
@@ -314,7 +314,7 @@ def _valid_records(folder: Path, settings: dict, cases: Sequence[StampedCase]) -
     return valid, f"{len(again)} cases again{some}, whose raw or preprocessed files have changed" if again else ""
 
 
-def _pending(targets: Sequence[Target], cases: Sequence[StampedCase]) -> list[tuple[Target, StampedCase]]:
+def _pending(targets: Sequence[DataFolder], cases: Sequence[StampedCase]) -> list[tuple[DataFolder, StampedCase]]:
     return [(target, case) for target in targets for case in cases if case.name not in target.records]
 
 
@@ -328,7 +328,7 @@ def _locked(folders: Sequence[Path]) -> Iterator[None]:
         yield
 
 
-def _clear(target: Target) -> None:
+def _clear(target: DataFolder) -> None:
     """Remove all files except those of valid cases, and what a killed run left behind."""
     shutil.rmtree(target.folder / OWN_FOLDER / "part", ignore_errors=True)
     keep = {name for record in target.records.values() for name in record["files"]}
@@ -372,7 +372,7 @@ def _copy(source: Path, target: Path) -> None:
 
 def _record(
     finished: Iterator[Done],
-    targets: Sequence[Target],
+    targets: Sequence[DataFolder],
     cases: Sequence[StampedCase],
     on_case: Callable[[str], None],
 ) -> None:

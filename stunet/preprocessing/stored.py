@@ -1,6 +1,6 @@
 """Check that the files of a preprocessed case are intact and consistent; if not, report the case and how to remake it.
 
-Training, validation and bn-recollect read preprocessed cases through Checked; nnU-Net's own datasets react to damage
+Training, validation and bn-recollect read preprocessed cases through StoredCases; nnU-Net's own datasets react to damage
 with whatever blosc2, numpy or pickle raise, or not at all. nnU-Net unpickles CASE.pkl, which executes what it contains:
 once this module is imported, nnU-Net's classes read properties with the reader of weights/pickles.py, in this process
 and those that it forks.
@@ -25,7 +25,7 @@ patch(nnunet_dataset, load_pickle=load_properties)
 PLAIN = (blosc2.NDArray, np.ndarray, type(None))  # what an array of a case may be
 
 
-class Checked:
+class StoredCases:
     """A dataset of nnU-Net (nnUNetDatasetBlosc2, nnUNetDatasetNumpy) that names the case whose files are damaged.
 
     The first time a case is opened, shapes and class locations are checked; check() reads all of it.

@@ -10,7 +10,7 @@ import pytest
 
 from stunet.files import write_json
 from stunet.merging import Finding
-from stunet.merging.check import Checked, check, open_sources
+from stunet.merging.check import CheckedUnion, check, open_sources
 from stunet.merging.findings import room
 from stunet.merging.recipe import load_recipe
 from stunet.merging.union import Union
@@ -35,27 +35,27 @@ def raw(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def checked(raw: Path, tmp_path: Path) -> Callable[..., Checked]:
+def checked(raw: Path, tmp_path: Path) -> Callable[..., CheckedUnion]:
     """Checks a recipe of these sources and keys."""
 
     def run(
         sources: Sources = (A, B), classes: Any = ("liver", "spleen", "kidney_left", "kidney_right"), **more: Any
-    ) -> Checked:
+    ) -> CheckedUnion:
         listed = classes if isinstance(classes, str) else list(classes)
         recipe = load_recipe(write_recipe(tmp_path / "merge.yaml", sources, classes=listed, **more))
         members, findings = open_sources(recipe)
         found = check(recipe, members)
-        return Checked(found.union, found.estimate, findings + found.findings)
+        return CheckedUnion(found.union, found.estimate, findings + found.findings)
 
     return run
 
 
-def problems(checked: Checked) -> list[str]:
+def problems(checked: CheckedUnion) -> list[str]:
     """The messages of what forbids to build."""
     return [finding.message for finding in checked.findings if finding.fatal]
 
 
-def warnings(checked: Checked) -> list[str]:
+def warnings(checked: CheckedUnion) -> list[str]:
     """The other messages."""
     return [finding.message for finding in checked.findings if not finding.fatal]
 
@@ -67,13 +67,13 @@ def the(findings: Sequence[Finding], words: str) -> Finding:
     return finding
 
 
-def union_of(checked: Checked) -> Union:
+def union_of(checked: CheckedUnion) -> Union:
     """The union, which must be there."""
     assert checked.union is not None
     return checked.union
 
 
-def test_sound_sources_make_a_union_in_which_each_says_what_it_annotates(checked: Callable[..., Checked]) -> None:
+def test_sound_sources_make_a_union_in_which_each_says_what_it_annotates(checked: Callable[..., CheckedUnion]) -> None:
     found = checked()
     assert problems(found) == []
     union = union_of(found)
@@ -86,7 +86,7 @@ def test_sound_sources_make_a_union_in_which_each_says_what_it_annotates(checked
 
 
 # 1: unknown names
-def test_an_unknown_label_comes_with_the_three_nearest_classes(raw: Path, checked: Callable[..., Checked]) -> None:
+def test_an_unknown_label_comes_with_the_three_nearest_classes(raw: Path, checked: Callable[..., CheckedUnion]) -> None:
     describe(raw / "Dataset001_A", labels={"background": 0, "lever": 1, "spleen": 2})
     found = the(checked().findings, "'lever' is no class of the union")
     assert "nearest: 'liver', " in found.message
@@ -94,17 +94,17 @@ def test_an_unknown_label_comes_with_the_three_nearest_classes(raw: Path, checke
     assert "{as: unannotated}" in found.hint
 
 
-def test_an_unknown_class_that_a_label_is_mapped_to_is_named(checked: Callable[..., Checked]) -> None:
+def test_an_unknown_class_that_a_label_is_mapped_to_is_named(checked: Callable[..., CheckedUnion]) -> None:
     found = checked([A | {"labels": {"liver": "livre"}}, B])
     assert "is 'livre', which is no class of the union; nearest: 'liver'" in problems(found)[0]
 
 
-def test_a_mapped_label_that_the_source_does_not_have_is_named(checked: Callable[..., Checked]) -> None:
+def test_a_mapped_label_that_the_source_does_not_have_is_named(checked: Callable[..., CheckedUnion]) -> None:
     found = checked([A | {"labels": {"livre": "liver"}}, B])
     assert "no label 'livre'; did you mean 'liver'" in problems(found)[0]
 
 
-def test_unknown_labels_may_count_as_not_annotated(raw: Path, checked: Callable[..., Checked]) -> None:
+def test_unknown_labels_may_count_as_not_annotated(raw: Path, checked: Callable[..., CheckedUnion]) -> None:
     describe(raw / "Dataset001_A", labels={"background": 0, "liver": 1, "something else": 2})
     found = checked(defaults={"on_unknown_label": "unannotated"})
     assert problems(found) == []
@@ -112,12 +112,12 @@ def test_unknown_labels_may_count_as_not_annotated(raw: Path, checked: Callable[
 
 
 # 2: sets that overlap
-def test_labels_of_a_source_may_not_share_a_class(checked: Callable[..., Checked]) -> None:
+def test_labels_of_a_source_may_not_share_a_class(checked: Callable[..., CheckedUnion]) -> None:
     found = checked([A | {"labels": {"liver": ["liver", "spleen"]}}, B])
     assert "source 'a': 'liver' and 'spleen' are both spleen" in problems(found)
 
 
-def test_two_labels_of_the_same_classes_become_one(checked: Callable[..., Checked]) -> None:
+def test_two_labels_of_the_same_classes_become_one(checked: Callable[..., CheckedUnion]) -> None:
     union = union_of(
         checked(
             [A, B | {"labels": {"left kidney": "kidney_left", "right kidney": "kidney_left"}}],
@@ -128,24 +128,26 @@ def test_two_labels_of_the_same_classes_become_one(checked: Callable[..., Checke
 
 
 # 3: classes that nobody annotates
-def test_a_listed_class_that_no_source_annotates_is_a_problem(checked: Callable[..., Checked]) -> None:
+def test_a_listed_class_that_no_source_annotates_is_a_problem(checked: Callable[..., CheckedUnion]) -> None:
     found = checked(extra_classes=["pancreas"])
     assert problems(found) == ["no source annotates 'pancreas'"]
 
 
-def test_classes_of_a_system_that_no_source_annotates_are_left_out(checked: Callable[..., Checked]) -> None:
+def test_classes_of_a_system_that_no_source_annotates_are_left_out(checked: Callable[..., CheckedUnion]) -> None:
     found = checked(classes="totalsegmentator-v2")
     assert problems(found) == []
     assert "113 classes of 'totalsegmentator-v2' are annotated nowhere" in warnings(found)
     assert union_of(found).space.leaves == ("spleen", "kidney_right", "kidney_left", "liver")
 
 
-def test_a_class_of_one_source_alone_is_a_warning(checked: Callable[..., Checked]) -> None:
+def test_a_class_of_one_source_alone_is_a_warning(checked: Callable[..., CheckedUnion]) -> None:
     assert "only source 'a' annotates 'liver'" in warnings(checked())
 
 
 # 4: classes that are never told apart
-def test_classes_that_are_only_ever_in_one_label_cannot_be_learned(raw: Path, checked: Callable[..., Checked]) -> None:
+def test_classes_that_are_only_ever_in_one_label_cannot_be_learned(
+    raw: Path, checked: Callable[..., CheckedUnion]
+) -> None:
     make_source(raw, "Dataset002_B", {"kidney": ["kidney_left", "kidney_right"]}, seed=2)
     found = checked()
     assert problems(found) == [
@@ -155,7 +157,7 @@ def test_classes_that_are_only_ever_in_one_label_cannot_be_learned(raw: Path, ch
 
 
 def test_a_coarse_label_is_fine_where_another_source_tells_its_classes_apart(
-    raw: Path, checked: Callable[..., Checked]
+    raw: Path, checked: Callable[..., CheckedUnion]
 ) -> None:
     make_source(raw, "Dataset001_A", {"liver": ["liver"], "Kidneys": ["kidney_left", "kidney_right"]}, seed=1)
     found = checked()
@@ -165,7 +167,9 @@ def test_a_coarse_label_is_fine_where_another_source_tells_its_classes_apart(
     assert union.annotations.groups("a_case_0").tolist() == [0, 1, 0, 5, 5]
 
 
-def test_a_sigmoid_head_needs_a_source_for_each_class_by_itself(raw: Path, checked: Callable[..., Checked]) -> None:
+def test_a_sigmoid_head_needs_a_source_for_each_class_by_itself(
+    raw: Path, checked: Callable[..., CheckedUnion]
+) -> None:
     make_source(raw, "Dataset001_A", {"x": ["liver"], "y": ["spleen"]}, seed=1)
     make_source(raw, "Dataset002_B", {"z": ["liver"], "spleen": ["spleen"]}, seed=2)
     first = A | {"labels": {"x": ["liver", "liver_tumor"], "y": "spleen"}}
@@ -178,7 +182,7 @@ def test_a_sigmoid_head_needs_a_source_for_each_class_by_itself(raw: Path, check
 
 # 5: organs and their tumours
 def test_an_organ_beside_a_tumour_of_another_source_asks_what_its_mask_includes(
-    raw: Path, checked: Callable[..., Checked]
+    raw: Path, checked: Callable[..., CheckedUnion]
 ) -> None:
     make_source(raw, "Dataset002_B", {"liver": ["liver"], "liver tumour": ["liver_tumor"]}, seed=2)
     classes = ["liver", "spleen", "liver_tumor"]
@@ -194,7 +198,7 @@ def test_an_organ_beside_a_tumour_of_another_source_asks_what_its_mask_includes(
 
 # 6: values and labels that do not belong together
 def test_a_value_that_dataset_json_does_not_know_is_named_with_its_file(
-    raw: Path, checked: Callable[..., Checked]
+    raw: Path, checked: Callable[..., CheckedUnion]
 ) -> None:
     path = raw / "Dataset001_A/labelsTr/case_1.nii.gz"
     save(path, np.where(read(path) == 2, 7, 0).astype(np.uint8))
@@ -202,7 +206,7 @@ def test_a_value_that_dataset_json_does_not_know_is_named_with_its_file(
 
 
 def test_a_label_that_no_file_has_is_a_problem_or_what_the_recipe_says(
-    raw: Path, checked: Callable[..., Checked]
+    raw: Path, checked: Callable[..., CheckedUnion]
 ) -> None:
     describe(raw / "Dataset001_A", labels={"background": 0, "liver": 1, "spleen": 2, "kidney": 3})
     assert problems(checked()) == ["source 'a': 'kidney' in none of its 2 label files"]
@@ -214,20 +218,20 @@ def test_a_label_that_no_file_has_is_a_problem_or_what_the_recipe_says(
     assert union_of(dropped).space.labels("a") == ("liver", "spleen")
 
 
-def test_a_class_without_a_voxel_anywhere_is_a_warning(raw: Path, checked: Callable[..., Checked]) -> None:
+def test_a_class_without_a_voxel_anywhere_is_a_warning(raw: Path, checked: Callable[..., CheckedUnion]) -> None:
     describe(raw / "Dataset001_A", labels={"background": 0, "liver": 1, "spleen": 2, "aorta": 3})
     found = checked(extra_classes=["aorta"], defaults={"on_absent_label": "keep"})
     assert "no case of any source has a voxel of 'aorta', although annotated" in warnings(found)
 
 
 # 7: geometry
-def test_a_mask_on_another_grid_is_named(raw: Path, checked: Callable[..., Checked]) -> None:
+def test_a_mask_on_another_grid_is_named(raw: Path, checked: Callable[..., CheckedUnion]) -> None:
     path = raw / "Dataset001_A/labelsTr/case_0.nii.gz"
     save(path, read(path)[:-1])
     assert f"source 'a': shape of {str(path)!r}" in problems(checked())[0]
 
 
-def test_axes_that_are_not_at_right_angles_are_named(raw: Path, checked: Callable[..., Checked]) -> None:
+def test_axes_that_are_not_at_right_angles_are_named(raw: Path, checked: Callable[..., CheckedUnion]) -> None:
     path = raw / "Dataset001_A/imagesTr/case_0_0000.nii.gz"
     sheared = AFFINE.copy()
     sheared[0, 1] = 0.5
@@ -235,13 +239,13 @@ def test_axes_that_are_not_at_right_angles_are_named(raw: Path, checked: Callabl
     assert f"the axes of {str(path)!r} are not at right angles" in problems(checked())[0]
 
 
-def test_files_of_four_axes_are_named(raw: Path, checked: Callable[..., Checked]) -> None:
+def test_files_of_four_axes_are_named(raw: Path, checked: Callable[..., CheckedUnion]) -> None:
     path = raw / "Dataset001_A/imagesTr/case_0_0000.nii.gz"
     save(path, np.zeros((*SHAPE, 2), np.int16))
     assert f"{str(path)!r} has 4 axes: (12, 12, 12, 2)" in problems(checked())[0]
 
 
-def test_unreadable_and_empty_files_are_all_named(raw: Path, checked: Callable[..., Checked]) -> None:
+def test_unreadable_and_empty_files_are_all_named(raw: Path, checked: Callable[..., CheckedUnion]) -> None:
     cut = raw / "Dataset001_A/imagesTr/case_0_0000.nii.gz"
     cut.write_bytes(cut.read_bytes()[:400])
     empty = raw / "Dataset002_B/labelsTr/case_1.nii.gz"
@@ -250,7 +254,7 @@ def test_unreadable_and_empty_files_are_all_named(raw: Path, checked: Callable[.
     assert [any(f"cannot read {str(path)!r}" in text for text in texts) for path in (cut, empty)] == [True, True]
 
 
-def test_files_that_are_no_nifti_are_refused(raw: Path, checked: Callable[..., Checked]) -> None:
+def test_files_that_are_no_nifti_are_refused(raw: Path, checked: Callable[..., CheckedUnion]) -> None:
     for path in [*raw.glob("Dataset001_A/*/*.nii.gz")]:
         path.rename(path.with_name(path.name.replace(".nii.gz", ".nrrd")))
     describe(raw / "Dataset001_A", file_ending=".nrrd", overwrite_image_reader_writer="SimpleITKIO")
@@ -258,12 +262,12 @@ def test_files_that_are_no_nifti_are_refused(raw: Path, checked: Callable[..., C
 
 
 # 8: channels and modalities
-def test_another_number_of_channels_is_a_problem(raw: Path, checked: Callable[..., Checked]) -> None:
+def test_another_number_of_channels_is_a_problem(raw: Path, checked: Callable[..., CheckedUnion]) -> None:
     make_source(raw, "Dataset002_B", {"spleen": ["spleen"], **BOTH_KIDNEYS}, seed=2, channels=("T1", "T2"))
     assert "source 'b' has 2: T1, T2; 'a' has 1: CT" in problems(checked())
 
 
-def test_ct_intensities_want_ct(checked: Callable[..., Checked]) -> None:
+def test_ct_intensities_want_ct(checked: Callable[..., CheckedUnion]) -> None:
     rule = {"from": "case_id", "CT": "<1", "MR": ">=1"}
     found = checked([A, B | {"modality": rule}], intensity={"scheme": "ct"})
     assert problems(found) == ["source 'b': intensity is ct, but 'case_1' is MR"]
@@ -274,7 +278,7 @@ def test_ct_intensities_want_ct(checked: Callable[..., Checked]) -> None:
 
 
 # 9: duplicates
-def test_an_image_in_two_sources_is_refused(raw: Path, checked: Callable[..., Checked]) -> None:
+def test_an_image_in_two_sources_is_refused(raw: Path, checked: Callable[..., CheckedUnion]) -> None:
     image = "imagesTr/case_1_0000.nii.gz"
     turned = nibabel.load(raw / "Dataset001_A" / image).as_reoriented(nibabel.orientations.axcodes2ornt("LPS"))
     nibabel.save(turned, raw / "Dataset002_B" / image)
@@ -289,7 +293,7 @@ def test_an_image_in_two_sources_is_refused(raw: Path, checked: Callable[..., Ch
 
 
 def test_an_image_twice_in_a_source_is_refused_where_it_leaks_into_validation(
-    raw: Path, checked: Callable[..., Checked]
+    raw: Path, checked: Callable[..., CheckedUnion]
 ) -> None:
     folder = make_source(raw, "Dataset001_A", {"liver": ["liver"], "spleen": ["spleen"]}, cases=3, seed=1)
     save(folder / "imagesTr/case_1_0000.nii.gz", read(folder / "imagesTr/case_0_0000.nii.gz"))
@@ -302,7 +306,7 @@ def test_an_image_twice_in_a_source_is_refused_where_it_leaks_into_validation(
     ]
 
 
-def test_images_of_fractions_are_told_apart(raw: Path, checked: Callable[..., Checked]) -> None:
+def test_images_of_fractions_are_told_apart(raw: Path, checked: Callable[..., CheckedUnion]) -> None:
     for index in range(2):
         path = raw / f"Dataset001_A/imagesTr/case_{index}_0000.nii.gz"
         save(path, (read(path) / 1e5).astype(np.float32))
@@ -310,7 +314,7 @@ def test_images_of_fractions_are_told_apart(raw: Path, checked: Callable[..., Ch
 
 
 # 10: left and right
-def test_left_on_the_patients_right_is_a_problem(raw: Path, checked: Callable[..., Checked]) -> None:
+def test_left_on_the_patients_right_is_a_problem(raw: Path, checked: Callable[..., CheckedUnion]) -> None:
     make_source(
         raw, "Dataset002_B", {"spleen": ["spleen"], "L kidney": ["kidney_right"], "R kidney": ["kidney_left"]}, seed=2
     )
@@ -319,13 +323,15 @@ def test_left_on_the_patients_right_is_a_problem(raw: Path, checked: Callable[..
     assert "exchange the two" in found.hint
 
 
-def test_swap_is_a_problem_where_a_mirror_makes_what_has_no_name(raw: Path, checked: Callable[..., Checked]) -> None:
+def test_swap_is_a_problem_where_a_mirror_makes_what_has_no_name(
+    raw: Path, checked: Callable[..., CheckedUnion]
+) -> None:
     make_source(raw, "Dataset002_B", {"spleen": ["spleen"], "L kidney": ["kidney_left"]}, seed=2)
     text = "mirror=swap: case 'b_case_1' annotates 'kidney_left' without its mirror image"
     assert text in problems(checked(mirror="swap"))
 
 
-def test_one_odd_patient_is_a_warning(raw: Path, checked: Callable[..., Checked]) -> None:
+def test_one_odd_patient_is_a_warning(raw: Path, checked: Callable[..., CheckedUnion]) -> None:
     folder = make_source(raw, "Dataset002_B", {"spleen": ["spleen"], **BOTH_KIDNEYS}, cases=3, seed=2)
     label = read(folder / "labelsTr/case_2.nii.gz")
     save(folder / "labelsTr/case_2.nii.gz", np.array([0, 1, 3, 2], np.uint8)[label])
@@ -337,7 +343,7 @@ def test_one_odd_patient_is_a_warning(raw: Path, checked: Callable[..., Checked]
 @pytest.mark.parametrize("codes", ["LPS", "PSR", "SAL"])
 @pytest.mark.parametrize("reader", ["nibabel_reorient", "simpleitk_reorient"])
 def test_sides_are_seen_in_every_orientation_of_the_file(
-    raw: Path, checked: Callable[..., Checked], codes: str, reader: str
+    raw: Path, checked: Callable[..., CheckedUnion], codes: str, reader: str
 ) -> None:
     for path in raw.glob("Dataset002_B/*/*.nii.gz"):
         image = nibabel.load(path)
@@ -349,7 +355,7 @@ def test_sides_are_seen_in_every_orientation_of_the_file(
 
 
 # 11: many labels
-def test_more_labels_than_a_byte_holds_are_a_warning(raw: Path, checked: Callable[..., Checked]) -> None:
+def test_more_labels_than_a_byte_holds_are_a_warning(raw: Path, checked: Callable[..., CheckedUnion]) -> None:
     names = [f"part {chr(97 + i // 26)}{chr(97 + i % 26)}" for i in range(300)]
     describe(raw / "Dataset001_A", labels={"background": 0, **{name: i for i, name in enumerate(names, start=1)}})
     found = checked([A], classes=names, defaults={"on_absent_label": "keep"})
@@ -358,7 +364,7 @@ def test_more_labels_than_a_byte_holds_are_a_warning(raw: Path, checked: Callabl
 
 
 # 12: licences
-def test_a_non_commercial_licence_has_to_be_agreed_to(checked: Callable[..., Checked]) -> None:
+def test_a_non_commercial_licence_has_to_be_agreed_to(checked: Callable[..., CheckedUnion]) -> None:
     sources = [A, B | {"license": "CC BY-NC-SA 2.0"}]
     assert "source 'b' is under CC BY-NC-SA 2.0" in problems(checked(sources))[0]
     agreed = checked(sources, defaults={"allow_noncommercial": True})
@@ -366,18 +372,18 @@ def test_a_non_commercial_licence_has_to_be_agreed_to(checked: Callable[..., Che
     assert any("CC BY-NC-SA 2.0 asks for the same licence" in text for text in warnings(agreed))
 
 
-def test_a_missing_licence_is_a_warning(raw: Path, checked: Callable[..., Checked]) -> None:
+def test_a_missing_licence_is_a_warning(raw: Path, checked: Callable[..., CheckedUnion]) -> None:
     describe(raw / "Dataset001_A", licence="")
     assert any("source 'a' has no licence" in text for text in warnings(checked()))
 
 
 # 13: sampling
-def test_a_source_that_is_hardly_drawn_is_a_warning(checked: Callable[..., Checked]) -> None:
+def test_a_source_that_is_hardly_drawn_is_a_warning(checked: Callable[..., CheckedUnion]) -> None:
     assert "source 'b' has 0.50% of the draws" in warnings(checked([A, B | {"weight": 0.005}]))
 
 
 # 14: disk and memory
-def test_a_disk_without_room_is_a_problem(checked: Callable[..., Checked], tmp_path: Path) -> None:
+def test_a_disk_without_room_is_a_problem(checked: Callable[..., CheckedUnion], tmp_path: Path) -> None:
     found = checked(images="copy")
     assert found.estimate is not None
     stored = sum(path.stat().st_size for path in tmp_path.glob("nnUNet_raw/Dataset*/*/*.nii.gz"))
@@ -390,7 +396,7 @@ def test_a_disk_without_room_is_a_problem(checked: Callable[..., Checked], tmp_p
 
 
 # 15: overlapping regions; 16, another recipe on resume, is in test_merging_build.py
-def test_a_class_of_its_own_beside_the_common_one_wants_a_sigmoid_head(checked: Callable[..., Checked]) -> None:
+def test_a_class_of_its_own_beside_the_common_one_wants_a_sigmoid_head(checked: Callable[..., CheckedUnion]) -> None:
     sources = [A, B | {"labels": {"spleen": {"as": "separate"}}}]
     found = checked(sources)
     assert problems(found) == []
@@ -401,13 +407,13 @@ def test_a_class_of_its_own_beside_the_common_one_wants_a_sigmoid_head(checked: 
 
 
 # what a source is
-def test_a_source_that_is_not_there_is_named_with_the_others_problems(checked: Callable[..., Checked]) -> None:
+def test_a_source_that_is_not_there_is_named_with_the_others_problems(checked: Callable[..., CheckedUnion]) -> None:
     found = checked([A | {"labels": {"liver": "livre"}}, B | {"dataset": "Dataset077_C"}])
     assert any("source 'b': no dataset 'Dataset077_C'" in text for text in problems(found))
     assert any("'livre'" in text for text in problems(found))
 
 
-def test_regions_want_to_know_what_each_value_is(raw: Path, checked: Callable[..., Checked]) -> None:
+def test_regions_want_to_know_what_each_value_is(raw: Path, checked: Callable[..., CheckedUnion]) -> None:
     labels = {"background": 0, "organ": [1, 2], "mass": 2}
     describe(raw / "Dataset001_A", labels=labels, regions_class_order=[1, 2])
     first, second = problems(checked([A], ["liver", "spleen"]))[:2]
@@ -417,11 +423,11 @@ def test_regions_want_to_know_what_each_value_is(raw: Path, checked: Callable[..
     assert problems(mapped) == []
 
 
-def test_an_excluded_case_that_is_not_there_is_named(checked: Callable[..., Checked]) -> None:
+def test_an_excluded_case_that_is_not_there_is_named(checked: Callable[..., CheckedUnion]) -> None:
     assert "no case 'case_9' to exclude; did you mean" in problems(checked([A | {"exclude": ["case_9"]}, B]))[0]
 
 
-def test_two_cases_of_one_name_are_refused(raw: Path, checked: Callable[..., Checked]) -> None:
+def test_two_cases_of_one_name_are_refused(raw: Path, checked: Callable[..., CheckedUnion]) -> None:
     for path in raw.glob("Dataset002_B/*/case_*"):
         path.rename(path.with_name(path.name.replace("case", "x_case")))
     found = checked([A | {"id": "s_x"}, B | {"id": "s"}])
@@ -429,7 +435,7 @@ def test_two_cases_of_one_name_are_refused(raw: Path, checked: Callable[..., Che
 
 
 # per-case annotations
-def test_a_table_says_what_single_cases_annotate(tmp_path: Path, checked: Callable[..., Checked]) -> None:
+def test_a_table_says_what_single_cases_annotate(tmp_path: Path, checked: Callable[..., CheckedUnion]) -> None:
     (tmp_path / "cases.csv").write_text("case;classes\ncase_1;right kidney, spleen\n")
     union = union_of(checked([A, B | {"annotated_overrides": "cases.csv"}]))
     assert union.annotations.cases["b_case_1"].labels == ("spleen", "kidney_right")
@@ -447,7 +453,7 @@ def test_a_table_says_what_single_cases_annotate(tmp_path: Path, checked: Callab
     ],
 )
 def test_what_is_wrong_with_the_table_is_named(
-    tmp_path: Path, checked: Callable[..., Checked], table: str | None, message: str
+    tmp_path: Path, checked: Callable[..., CheckedUnion], table: str | None, message: str
 ) -> None:
     if table is not None:
         (tmp_path / "cases.csv").write_text(table)
@@ -455,7 +461,7 @@ def test_what_is_wrong_with_the_table_is_named(
 
 
 def test_a_source_that_is_a_union_itself_keeps_what_its_cases_annotate(
-    raw: Path, checked: Callable[..., Checked]
+    raw: Path, checked: Callable[..., CheckedUnion]
 ) -> None:
     folder = make_source(
         raw,
@@ -480,7 +486,7 @@ def test_a_source_that_is_a_union_itself_keeps_what_its_cases_annotate(
 
 # the cache
 def test_what_was_read_is_not_read_again_until_a_file_changes(
-    raw: Path, tmp_path: Path, checked: Callable[..., Checked]
+    raw: Path, tmp_path: Path, checked: Callable[..., CheckedUnion]
 ) -> None:
     first = union_of(checked())
     cache = tmp_path / "merge.scan.jsonl"
@@ -494,7 +500,7 @@ def test_what_was_read_is_not_read_again_until_a_file_changes(
     assert len(cache.read_text().splitlines()) == 4
 
 
-def test_voxels_and_centres_are_those_of_the_boxes(checked: Callable[..., Checked]) -> None:
+def test_voxels_and_centres_are_those_of_the_boxes(checked: Callable[..., CheckedUnion]) -> None:
     scan = union_of(checked()).scans["b"]["case_0"]
     assert scan.voxels == {1: 27, 2: 45, 3: 36}
     assert scan.centre[2] == np.mean(np.arange(*BOXES["kidney_left"][0].indices(12)))

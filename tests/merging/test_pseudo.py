@@ -19,7 +19,7 @@ from stunet.inference.model import ModelFolder, open_model
 from stunet.inference.predictor import Options, Predictor
 from stunet.labels.annotations import load_annotations
 from stunet.merging.completing import combine, complete
-from stunet.merging.pseudo import plan
+from stunet.merging.pseudo import plan_completion
 from stunet.weights.checkpoints import load_trained, save_checkpoint
 from stunet.workspace import VARIABLES
 from tests.merge_sources import describe, make_source, read
@@ -83,7 +83,7 @@ def test_ground_truth_wins_and_what_is_not_sure_is_ignored() -> None:
 
 
 def test_what_is_missing_is_found_by_name_case_by_case(raw: Path, teacher: Path) -> None:
-    todo = plan(raw, _model(teacher))
+    todo = plan_completion(raw, _model(teacher))
     assert todo.classes == {"spleen": ("Spleen",)}  # `hepar` is no name that is known
     assert [todo.missing(f"case_{i}") for i in range(2)] == [[], ["spleen"]]
     assert todo.values == {"background": 0, "liver": 1, "spleen": 2, "ignore": 3}
@@ -94,9 +94,9 @@ def test_a_dataset_that_annotates_all_it_has_gets_the_classes_that_are_named(raw
     (raw / "annotations.json").unlink()
     model = _model(teacher, {"background": 0, "spleen": 1, "pancreas": 2})
     with pytest.raises(DataError, match=r"no case of Dataset900_Union lacks a class that the teacher has") as caught:
-        plan(raw, model)
+        plan_completion(raw, model)
     assert "spleen, pancreas" in caught.value.hint
-    todo = plan(raw, model, ["Pancreas"], thresholds={"Pancreas": 0.5})
+    todo = plan_completion(raw, model, ["Pancreas"], thresholds={"Pancreas": 0.5})
     assert todo.after.leaves == ("liver", "spleen", "Pancreas")
     assert todo.missing("case_0") == ["Pancreas"]
     assert todo.lookup().tolist() == [0, 1, 2]
@@ -108,7 +108,7 @@ def test_a_coarse_label_is_moved_behind_a_new_class_and_its_parts_are_not_missin
     content["cases"]["case_1"]["labels"] = ["both"]
     write_json(raw / "annotations.json", content)
     describe(raw, labels={"background": 0, "liver": 1, "spleen": 2, "both": 3})
-    todo = plan(raw, _model(teacher, {"background": 0, "spleen": 1, "pancreas": 2}), ["pancreas", "spleen"])
+    todo = plan_completion(raw, _model(teacher, {"background": 0, "spleen": 1, "pancreas": 2}), ["pancreas", "spleen"])
     assert todo.values == {"background": 0, "liver": 1, "spleen": 2, "pancreas": 3, "both": 4, "ignore": 5}
     assert todo.lookup().tolist() == [0, 1, 2, 4]
     assert todo.missing("case_1") == ["pancreas"]
@@ -127,13 +127,13 @@ def test_what_cannot_be_completed_is_said(
     raw: Path, teacher: Path, labels: dict[str, Any], options: dict[str, Any], message: str
 ) -> None:
     with pytest.raises((DataError, UsageError), match=message):
-        plan(raw, _model(teacher, {"background": 0, **labels} if labels else None), **options)
+        plan_completion(raw, _model(teacher, {"background": 0, **labels} if labels else None), **options)
 
 
 def test_a_teacher_for_other_channels_is_refused(raw: Path, tmp_path: Path) -> None:
     two = make_model(tmp_path / "two" / "T__P__3d_fullres", channels=2)
     with pytest.raises(DataError, match=r"the teacher takes 2 channels \(MR0, MR1\), Dataset900_Union has 1"):
-        plan(raw, open_model(two))
+        plan_completion(raw, open_model(two))
 
 
 def test_cases_that_annotations_do_not_know_are_refused(raw: Path, teacher: Path) -> None:
@@ -141,7 +141,7 @@ def test_cases_that_annotations_do_not_know_are_refused(raw: Path, teacher: Path
     del content["cases"]["case_1"]
     write_json(raw / "annotations.json", content)
     with pytest.raises(DataError, match=r"does not know the case 'case_1'"):
-        plan(raw, open_model(teacher))
+        plan_completion(raw, open_model(teacher))
 
 
 @pytest.mark.parametrize("reader", ["SimpleITKIO", "NibabelIOWithReorient"])
@@ -151,7 +151,7 @@ def test_the_result_is_the_teachers_labels_where_nothing_is_annotated(raw: Path,
     if reader == "NibabelIOWithReorient":  # stored in another orientation than it is read in
         for path in raw.glob("*/case_*.nii.gz"):
             nibabel.save(nibabel.load(path).as_reoriented(nibabel.orientations.axcodes2ornt("PSR")), path)
-    todo = plan(raw, open_model(teacher), min_confidence=0.5)
+    todo = plan_completion(raw, open_model(teacher), min_confidence=0.5)
     predictor = _predictor(teacher)
     target = complete(todo, raw.with_name(NAME), predictor, {"name": "t"})
     check_dataset(target)
@@ -185,7 +185,7 @@ def test_the_result_is_the_teachers_labels_where_nothing_is_annotated(raw: Path,
 def test_a_run_that_was_stopped_goes_on_and_other_thresholds_are_refused(raw: Path, teacher: Path) -> None:
     (raw / "annotations.json").unlink()
     describe(raw, labels={"background": 0, "liver": 1, "aorta": 2})
-    todo = plan(raw, open_model(teacher), ["spleen"])
+    todo = plan_completion(raw, open_model(teacher), ["spleen"])
     predictor, target = _predictor(teacher), raw.with_name(NAME)
 
     def stop(name: str) -> None:
@@ -196,7 +196,7 @@ def test_a_run_that_was_stopped_goes_on_and_other_thresholds_are_refused(raw: Pa
     assert not target.exists()
     part = target.with_name(f".part-{NAME}")
     first = (part / "labelsTr/case_0.nii.gz").stat().st_mtime_ns
-    other = plan(raw, open_model(teacher), ["spleen"], min_confidence=0.8)
+    other = plan_completion(raw, open_model(teacher), ["spleen"], min_confidence=0.8)
     with pytest.raises(DataError, match=r"since then changed thresholds.background: 0.9 -> 0.8"):
         complete(other, target, predictor, {})
     (part / ".stunet/cases/case_1.json").write_text('{"source": "sp')
@@ -210,13 +210,13 @@ def test_a_broken_image_is_named_and_what_is_done_stays(raw: Path, teacher: Path
     path = raw / "imagesTr/case_1_0000.nii.gz"
     path.write_bytes(path.read_bytes()[:500])
     with pytest.raises(DataError, match=r"case_1_0000.nii.gz', it is damaged or truncated"):
-        complete(plan(raw, open_model(teacher)), raw.with_name(NAME), _predictor(teacher), {})
+        complete(plan_completion(raw, open_model(teacher)), raw.with_name(NAME), _predictor(teacher), {})
     assert (raw.with_name(f".part-{NAME}") / "labelsTr/case_0.nii.gz").is_file()
 
 
 def test_a_broken_case_does_not_stop_the_next(raw: Path, teacher: Path) -> None:
     path = raw / "labelsTr/case_0.nii.gz"
-    todo = plan(raw, open_model(teacher))
+    todo = plan_completion(raw, open_model(teacher))
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(DataError, match=r"case 'case_0': "):
         complete(todo, raw.with_name(NAME), _predictor(teacher), {})

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from stunet.errors import DataError
-from stunet.merging.recipe import Recipe, Target, load_recipe
+from stunet.merging.recipe import LabelTarget, Recipe, load_recipe
 from tests.loops import for_each
 
 COMPLETE = """
@@ -62,10 +62,10 @@ def test_every_key_is_read(tmp_path: Path) -> None:
     assert (source.weight, source.exclude, source.overrides) == (2.0, ("case_1",), tmp_path / "cases.csv")
     assert source.modality == {"CT": "<500", "MR": ">=500"}
     assert source.labels == {
-        "postcava": Target(("inferior_vena_cava",)),
-        "liver": Target(("liver", "liver_tumor")),
-        "aorta": Target(how="separate"),
-        4: Target(how="unannotated"),
+        "postcava": LabelTarget(("inferior_vena_cava",)),
+        "liver": LabelTarget(("liver", "liver_tumor")),
+        "aorta": LabelTarget(how="separate"),
+        4: LabelTarget(how="unannotated"),
     }
 
 

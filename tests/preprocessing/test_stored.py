@@ -12,7 +12,7 @@ import pytest
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2, nnUNetDatasetNumpy
 
 from stunet.errors import DataError
-from stunet.preprocessing.stored import Checked
+from stunet.preprocessing.stored import StoredCases
 from stunet.trainers.data.batches import SeededBatches
 from stunet.trainers.data.loader import SampleLoader
 
@@ -107,13 +107,13 @@ OUTSIDE = {"class_locations": {1: np.array([[0, 20, 3, 3]])}}
     ],
 )
 def test_a_damaged_case_is_named_with_what_makes_it_again(folder: Path, kind: Any, damage: Damage) -> None:
-    Checked(kind(str(folder), ["case_1"])).check("case_1")
+    StoredCases(kind(str(folder), ["case_1"])).check("case_1")
     before = {file.name: file.read_bytes() for file in folder.iterdir()}
     damage(folder, kind)
     if before == {file.name: file.read_bytes() for file in folder.iterdir()}:
         pytest.skip("this format has no such file")
     with pytest.raises(DataError, match=r"preprocessed files of case 'case_1' in '.*Plans_3d_fullres'") as caught:
-        Checked(kind(str(folder), ["case_1"])).check("case_1")
+        StoredCases(kind(str(folder), ["case_1"])).check("case_1")
     assert f"rm {folder}/case_1.* {folder}/case_1_seg.*; stunet_plan_and_preprocess -d 7" in caught.value.hint
     with pytest.raises(DataError, match="files of case 'case_1'"):
         next(SeededBatches(loader(kind, folder), (0,), range(2), 0, 0, 0, False))
@@ -121,7 +121,7 @@ def test_a_damaged_case_is_named_with_what_makes_it_again(folder: Path, kind: An
 
 
 def test_whole_cases_are_read_as_nnunet_reads_them(folder: Path, kind: Any) -> None:
-    theirs, checked = kind(str(folder), ["case_1"]), Checked(kind(str(folder), ["case_1"]))
+    theirs, checked = kind(str(folder), ["case_1"]), StoredCases(kind(str(folder), ["case_1"]))
     for _ in range(2):
         for one, other in zip(theirs.load_case("case_1")[:2], checked.load_case("case_1")[:2], strict=True):
             np.testing.assert_array_equal(one[:], other[:])

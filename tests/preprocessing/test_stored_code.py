@@ -15,7 +15,7 @@ from nnunetv2.training.dataloading.nnunet_dataset import (
 )
 
 from stunet.errors import DataError
-from stunet.preprocessing.stored import Checked
+from stunet.preprocessing.stored import StoredCases
 from stunet.weights import pickles
 from stunet.weights.pickles import load_properties
 from tests.loops import for_each
@@ -32,8 +32,8 @@ PROPERTIES = {
 }
 
 
-def cases_in(folder: Path) -> Checked:
-    return Checked(infer_dataset_class(str(folder))(str(folder)))
+def cases_in(folder: Path) -> StoredCases:
+    return StoredCases(infer_dataset_class(str(folder))(str(folder)))
 
 
 class Evil:

@@ -15,7 +15,7 @@ from stunet.files import read_json, write_json
 from stunet.labels import systems
 from stunet.labels.annotations import load_annotations
 from stunet.merging.build import build
-from stunet.merging.check import Checked, check, open_sources
+from stunet.merging.check import CheckedUnion, check, open_sources
 from stunet.merging.recipe import load_recipe
 from stunet.workspace import VARIABLES
 
@@ -44,7 +44,7 @@ def raw(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "nnUNet_raw"
 
 
-def _checked(path: Path) -> Checked:
+def _checked(path: Path) -> CheckedUnion:
     recipe = load_recipe(path)
     members, findings = open_sources(recipe)
     checked = check(recipe, members, workers=2)

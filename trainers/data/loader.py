@@ -16,7 +16,7 @@ from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
 
 from stunet.errors import StunetError, is_out_of_memory
 from stunet.nnunet import patched
-from stunet.preprocessing.stored import Checked
+from stunet.preprocessing.stored import StoredCases
 
 
 def patched_loaders(annotated: Sequence[int] | None) -> AbstractContextManager[None]:
@@ -46,7 +46,7 @@ class SampleLoader(nnUNetDataLoader):
     def __init__(
         self, data: Any, batch_size: int, *args: Any, annotated: Sequence[int] | None = None, **kwargs: Any
     ) -> None:
-        super().__init__(Checked(data), 1, *args, **kwargs)
+        super().__init__(StoredCases(data), 1, *args, **kwargs)
         if annotated is not None:
             self.annotated_classes_key = (-1, *annotated)
         self.position, self.positions = 0, batch_size
