@@ -20,10 +20,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from stunet.losses.overlap import ELEMENTS
+from stunet.machine import GIB
 from stunet.plans.topology import Strides
 from stunet.sizes import SIZES, Size
 
-GIB = 2**30
 OVERHEAD_GB = 2.3  # CUDA context, cuDNN workspaces, allocator
 PARAMETER_BYTES = 14  # float32 weights, gradients and momentum, and the half-precision copy that autocast makes
 ACTIVATION_FACTOR = 1.3  # temporary gradients and fragmentation on top of what is kept

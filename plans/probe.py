@@ -3,9 +3,10 @@
 import torch
 
 from stunet.losses import DiceCE
+from stunet.machine import GIB
 from stunet.networks import STUNet
 from stunet.plans.fit import Fit
-from stunet.plans.memory import GIB, Network
+from stunet.plans.memory import Network
 
 
 def measure_step(network: Network, fit: Fit) -> float:

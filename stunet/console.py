@@ -11,6 +11,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from typing import Any, TextIO
 
+from stunet.machine import GB, GIB, peak_resident
+
 PLAIN_INTERVAL_S = 30.0
 CLASSES_SHOWN = 10  # the maximum number of classes for which an epoch's line lists Dice
 
@@ -238,11 +240,8 @@ def _peak_memory(device: Any) -> str:
     if device.type == "cuda":
         import torch
 
-        return f"{torch.cuda.max_memory_reserved(device) / 2**30:.1f} GB GPU"
-    import resource
-
-    unit = 2**30 if sys.platform == "darwin" else 2**20  # bytes on macOS, kB elsewhere
-    return f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit:.1f} GB"
+        return f"{torch.cuda.max_memory_reserved(device) / GIB:.1f} GiB GPU"
+    return f"{peak_resident() / GB:.1f} GB"
 
 
 def _clock(seconds: float) -> str:

@@ -4,11 +4,14 @@ Prediction, preprocessing and training check this before starting what cannot fi
 """
 
 import os
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
+GB = 1e9  # bytes, in messages and for --max_memory
+GIB = 2**30  # bytes, for GPU memory, as in nnU-Net's gpu_memory_target
 SHARE = 0.9  # of the available memory, if nobody has specified how much to use
 # By version of cgroups: limit, usage, and which parts of it are cached files, which make room when memory is needed.
 V1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", ("total_inactive_file", "total_active_file"))
@@ -31,6 +34,19 @@ def memory_limit(root: Path = Path("/")) -> int:
 def resident(root: Path = Path("/")) -> int:
     """Return how many bytes this process has in memory now; 0 if the system does not report it."""
     return _pages(root, 1)
+
+
+def peak_resident() -> int:
+    """Return the largest number of bytes that this process has had in memory so far."""
+    try:
+        found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    except OSError:
+        found = None
+    if found:
+        return int(found[1]) * 1024
+    import resource  # missing on Windows; on Linux its value would include the process that started this one
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def _pages(root: Path, position: int) -> int:

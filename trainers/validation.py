@@ -193,7 +193,8 @@ class _Results:
             for name in trainer.configuration_manager.next_stage_names or ()
         ]
         self._folders = [self._folder, *(stage.folder for stage in self.next_stages)]
-        self._pool = ThreadPoolExecutor(default_num_processes)  # as many as nnU-Net's processes
+        # As many threads as nnU-Net has processes; compression releases the GIL, and labels need no copy to a process.
+        self._pool = ThreadPoolExecutor(default_num_processes)
         self._unwritten: deque[Future[None]] = deque()
         self._stopped = False
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from stunet import console, workspace
 from stunet.cli.common import new_parser, run
 from stunet.errors import DataError
+from stunet.machine import GB
 
 if TYPE_CHECKING:
     from stunet.merging import Finding
@@ -144,7 +145,7 @@ def _fold(fold: Mapping[str, Sequence[str]]) -> str:
 
 
 def _size(number: int) -> str:
-    return f"{number / 1e9:.1f} GB" if number >= 1e8 else f"{number / 1e6:.1f} MB"
+    return f"{number / GB:.1f} GB" if number >= 1e8 else f"{number / 1e6:.1f} MB"
 
 
 def _next(recipe: "Recipe") -> list[str]:

@@ -15,6 +15,7 @@ from typing import Any
 from stunet import console
 from stunet.cli.common import device, new_parser, raise_last, run
 from stunet.errors import StunetError, UsageError, WeightsError
+from stunet.machine import GB
 from stunet.models import registry, store
 from stunet.models.registry import Entry
 from stunet.sizes import SIZES
@@ -279,7 +280,7 @@ def _words(entry: Entry) -> dict[str, Any]:
 
 def _size(entry: Entry) -> str:
     size = entry.bytes or entry.about_bytes
-    return "unknown" if size is None else f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"
+    return "unknown" if size is None else f"{size / GB:.2f} GB" if size >= GB else f"{size / 1e6:.0f} MB"
 
 
 def _text(value: Any) -> Any:

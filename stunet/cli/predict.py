@@ -15,6 +15,7 @@ from stunet import console
 from stunet.cli import common, predict_options, predict_run
 from stunet.cli.models import ShownDownload
 from stunet.errors import DataError, UsageError, WeightsError
+from stunet.machine import GB
 
 if TYPE_CHECKING:
     from stunet.inference.cases import InputCase
@@ -238,6 +239,6 @@ def _memory(stage: "Predictor", case: "InputCase") -> str:
     if case.error:
         return case.error.message
     try:
-        return f"{stage.need(*geometry(case, stage.orientation)).alone / 1e9:.2f} GB"
+        return f"{stage.need(*geometry(case, stage.orientation)).alone / GB:.2f} GB"
     except DataError as error:
         return error.message

@@ -122,7 +122,7 @@ def _with_rules(folder: Path, cases: list[RawCase], rules: Rules) -> list[tuple[
     if annotations is None:
         return [(case, rules) for case in cases]
     unknown = [case.name for case in cases if case.name not in annotations.cases]
-    hint = "build the dataset anew: stunet_merge build"
+    hint = "build the dataset again: stunet_merge build"
     raise_first([DataError(f"{FILE} does not say what case {name!r} annotates", hint) for name in unknown])
     values = annotations.values
     free = {0, *(rules.values - set(values.values()))}  # background and the ignore label
@@ -196,7 +196,7 @@ def _check_values(label: np.ndarray, rules: Rules, path: Path) -> dict[float, in
         shown = ", ".join(f"{value:g}" for value in wrong[:5]) + (", ..." if len(wrong) > 5 else "")
         if any(value != int(value) for value in wrong):
             hint = "round the labels; when resampling, take the nearest neighbour"
-            raise DataError(f"{str(path)!r} holds values that are no integers: {shown}", hint)
+            raise DataError(f"{str(path)!r} holds values that are not integers: {shown}", hint)
         hint = f"add them to the labels of {rules.origin}, or correct the file"
         known = f"{rules.origin} knows {_listed(rules.values)}"
         raise DataError(f"{str(path)!r} holds the values {shown}; {known}", hint)

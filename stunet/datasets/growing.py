@@ -133,7 +133,7 @@ def hidden_until_complete(target: Path, options: Any) -> Iterator[GrowingFolder]
     folder = GrowingFolder(target.with_name(f".part-{target.name}"))
     with write_lock(target):
         if target.exists():
-            raise DataError(f"{str(target)!r} was made by another run meanwhile", "nothing is left to do")
+            raise DataError(f"{str(target)!r} was made by another run in the meantime", "nothing is left to do")
         if changed := folder.changes(options):
             text = f"{target.name} was begun and interrupted, and since then changed {first_few(changed)}"
             raise DataError(text, f"undo that to go on with it, or start from scratch: rm -r {folder.path}")

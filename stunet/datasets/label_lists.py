@@ -79,7 +79,7 @@ def _from_json(content: Any, path: Path) -> list[tuple[Any, str]]:
     if isinstance(content, list):
         return list(enumerate(content, start=1))
     if not isinstance(content, dict):
-        raise DataError(f"{str(path)!r} is no list of labels: a {type(content).__name__}", '{"liver": 1}')
+        raise DataError(f"{str(path)!r} is not a list of labels but a {type(content).__name__}", '{"liver": 1}')
     return [(name, value) if isinstance(value, str) else (value, name) for name, value in content.items()]
 
 

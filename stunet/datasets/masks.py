@@ -103,7 +103,7 @@ def read_mask(path: Path, image: Path, shape: Sequence[int], affine: np.ndarray)
     else:
         flat = np.asanyarray(mask.dataobj).ravel(order="F")
     if kind.kind != "u" and flat.size and not flat.min() >= 0:
-        raise DataError(f"{str(path)!r} holds negative numbers or NaN, it is no mask", COPY_AGAIN)
+        raise DataError(f"{str(path)!r} holds negative numbers or NaN, it is not a mask", COPY_AGAIN)
     return flat
 
 

@@ -25,7 +25,7 @@ from stunet.inference.failures import reason
 from stunet.inference.output import endings_of_case
 from stunet.inference.predictor import NetworkInput, Predictor
 from stunet.inference.products import Products
-from stunet.machine import SHARE, memory_limit, resident
+from stunet.machine import GB, SHARE, memory_limit, resident
 from stunet.orientation import file_properties
 from stunet.results.run_report import CaseReport
 from stunet.results.segmentation import Segmentation, class_names
@@ -82,7 +82,7 @@ class Pipeline:
     ) -> None:
         self._shared = shared
         self.predictor, self.folder, self.products = predictor, folder, products or Products()
-        self._limit = SHARE * memory_limit() if max_memory_gb is None else max_memory_gb * 1e9
+        self._limit = SHARE * memory_limit() if max_memory_gb is None else max_memory_gb * GB
         self._limit_of = f"{SHARE:.0%} of what there is" if max_memory_gb is None else "--max_memory"
         self._on_case, self._on_window = on_case, on_window
         self._base = resident()
@@ -96,6 +96,7 @@ class Pipeline:
         outcomes = [self._new(case) for case in cases]
         unwritten: deque[Future[Outcome]] = deque()
         ahead: dict[int, Future[NetworkInput]] = {}
+        # Threads, not workers.map_cases(): volumes and labels of gigabytes pass between them, and all use one network.
         with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer:
             for number, outcome in enumerate(outcomes):
                 try:

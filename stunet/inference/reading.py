@@ -19,7 +19,7 @@ from stunet.errors import DataError, OutOfMemoryError, is_out_of_memory, last_li
 from stunet.images import REORIENTS, Reader, file_geometry, file_orientation
 from stunet.inference.cases import InputCase, volumes
 from stunet.inference.model import ModelFolder
-from stunet.machine import memory_limit
+from stunet.machine import GB, memory_limit
 from stunet.nifti import check_nifti
 from stunet.nifti_header import forms, has_forms, has_place, header_forms, oddities
 from stunet.orientation import FLAT_THICKNESS, affine_of, largest_shift, turn_image, way_back
@@ -230,7 +230,7 @@ def check_grid(raw: InputImage, network_shape: Sequence[int]) -> None:
     what = (
         f"{raw.files}: {_times(shape)} voxels of {spacing} mm would be {_times(network_shape)} voxels for the network"
     )
-    more = f", {needed / 1e9:.2f} GB, and there are {there / 1e9:.2f} GB" if needed else ""
+    more = f", {needed / GB:.2f} GB, and there are {there / GB:.2f} GB" if needed else ""
     raise DataError(f"{what}{more}", "correct the spacing, which is in mm")
 
 

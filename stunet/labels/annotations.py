@@ -29,7 +29,7 @@ from stunet.workspace import PARTIAL_TRAINER, preprocessed_dataset
 
 FILE = "annotations.json"
 HEAD_KINDS = ("softmax", "sigmoid")
-HINT = "build the dataset anew: stunet_merge build"
+HINT = "build the dataset again: stunet_merge build"
 
 
 @dataclass(frozen=True)

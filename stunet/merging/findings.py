@@ -11,6 +11,7 @@ from pathlib import Path
 from stunet.errors import DataError
 from stunet.labels.annotations import mirrored_values
 from stunet.labels.names import sides as sides_of
+from stunet.machine import GB
 from stunet.merging import Finding
 from stunet.merging.estimate import Estimate, label_counts
 from stunet.merging.scan import CaseScan
@@ -264,7 +265,7 @@ def room(union: Union, estimate: Estimate, target: Path) -> Iterator[Finding]:
     place = next(parent for parent in target.parents if parent.exists())
     free = shutil.disk_usage(place).free
     if free < estimate.raw_bytes:
-        sizes = f"{estimate.raw_bytes / 1e9:.1f} GB in {str(place)!r}, which has {free / 1e9:.1f} GB left"
+        sizes = f"{estimate.raw_bytes / GB:.1f} GB in {str(place)!r}, which has {free / GB:.1f} GB left"
         yield Finding(f"the union takes about {sizes}", "free some space, or images: reference, which copies none")
 
 

@@ -146,7 +146,7 @@ def _check_cases(annotations: Annotations, cases: Sequence[RawCase], folder: Pat
     for case in cases:
         if case.name not in annotations.cases:
             text = f"annotations.json of {folder.name} does not know the case {case.name!r}"
-            raise DataError(text, "build the dataset anew: stunet_merge build")
+            raise DataError(text, "build the dataset again: stunet_merge build")
 
 
 def _own(annotations: Annotations, name: str) -> str:
@@ -182,5 +182,5 @@ def _thresholds(
         values[name] = value
     for name, value in values.items():
         if not 0 <= value <= 1:
-            raise UsageError(f"the confidence of {name!r} is {value:g}, no probability", "--min_confidence 0.9")
+            raise UsageError(f"the confidence of {name!r} is {value:g}, not a probability", "--min_confidence 0.9")
     return values

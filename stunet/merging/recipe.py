@@ -180,16 +180,16 @@ def _classes(path: Path, top: Mapping[str, Any]) -> tuple[tuple[str, ...], froze
     names = listed + extra
     for name in names:
         if names.count(name) > 1 or name in ("background", "ignore"):
-            reason = "stands there twice" if names.count(name) > 1 else "is no class"
+            reason = "is listed twice" if names.count(name) > 1 else "is not a class"
             raise DataError(f"classes: {name!r} {reason}", "every class once, without background and ignore")
     if not names:
-        raise DataError("classes are none", "classes: [liver, spleen]")
+        raise DataError("classes is empty", "classes: [liver, spleen]")
     return names, required | set(extra)
 
 
 def _sources(path: Path, entries: Any) -> tuple[SourceRecipe, ...]:
     if not isinstance(entries, list) or not entries:
-        raise DataError("sources are no list", "sources: [{id: a, dataset: Dataset001_A}]")
+        raise DataError("sources is not a list", "sources: [{id: a, dataset: Dataset001_A}]")
     sources = tuple(_source(path, entry, index) for index, entry in enumerate(entries))
     ids = [source.id for source in sources]
     for name in ids:
@@ -246,7 +246,7 @@ def _target(value: Any, key: Any, where: str) -> LabelTarget:
         [value] if isinstance(value, str) else value, f"{where}: label {key!r}", "a class or a list of them"
     )
     if not names:
-        raise DataError(f"{where}: label {key!r} is no class", "{as: unannotated}, to leave it out")
+        raise DataError(f"{where}: label {key!r} has no class", "{as: unannotated}, to leave it out")
     return LabelTarget(names)
 
 

@@ -172,7 +172,7 @@ def check_endings(cases: Iterable[RawCase]) -> None:
     for case in cases:
         for path in (*case.images, case.label):
             if not path.name.endswith(NIFTI):
-                raise DataError(f"{str(path)!r} is no NIfTI file", "convert the dataset to .nii.gz before")
+                raise DataError(f"{str(path)!r} is not a NIfTI file", "convert the dataset to .nii.gz first")
 
 
 def _check_axes(path: Path) -> None:

@@ -220,7 +220,7 @@ def _meaning(
         return Meaning(name, ())
     shown = "" if target is None else f" is {unknown[0].target!r}, which"
     return Finding(
-        f"source {source.id!r}: the label {name!r}{shown} is no class of the union; "
+        f"source {source.id!r}: the label {name!r}{shown} is not a class of the union; "
         f"nearest: {', '.join(map(repr, unknown[0].closest))}",
         f"say what it is under labels, {name}: {unknown[0].closest[0]} or {{as: unannotated}}, "
         "or add it to extra_classes",

@@ -86,7 +86,7 @@ def name_list(content: Any, where: str, hint: str) -> tuple[str, ...]:
     """Return a list of names; a number counts as a name."""
     listed = isinstance(content, list | tuple)
     if not listed or not all(isinstance(item, str | int) and not isinstance(item, bool) for item in content):
-        raise DataError(f"{where}: {short(content)} is no list of names; no, yes, on and off need quotes", hint)
+        raise DataError(f"{where}: {short(content)} is not a list of names; no, yes, on and off need quotes", hint)
     return tuple(str(name) for name in content)
 
 

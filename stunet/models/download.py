@@ -21,6 +21,7 @@ import urllib3
 from stunet.errors import DataError, WeightsError
 from stunet.files import sha256_of
 from stunet.kinds import read
+from stunet.machine import GB
 from stunet.schema import dict_of, text
 
 TIMEOUT_S = (10.0, 60.0)  # to connect; without receiving a byte
@@ -233,7 +234,7 @@ def _check_room(folder: Path, needed: int) -> None:
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise DataError(
-            f"{needed / 1e9:.1f} GB are to be downloaded and {free / 1e9:.1f} GB are free in {str(folder)!r}",
+            f"{needed / GB:.1f} GB are to be downloaded and {free / GB:.1f} GB are free in {str(folder)!r}",
             "free some space, or put the models elsewhere: export STUNET_MODELS=/path/to/models",
         )
 

@@ -1,9 +1,9 @@
 """Check that the files of a preprocessed case are intact and consistent; if not, report the case and how to remake it.
 
-Training, validation and bn-recollect read preprocessed cases through StoredCases; nnU-Net's own datasets react to damage
-with whatever blosc2, numpy or pickle raise, or not at all. nnU-Net unpickles CASE.pkl, which executes what it contains:
-once this module is imported, nnU-Net's classes read properties with the reader of weights/pickles.py, in this process
-and those that it forks.
+Training, validation and bn-recollect read preprocessed cases through StoredCases; nnU-Net's own datasets react to
+damage with whatever blosc2, numpy or pickle raise, or not at all. nnU-Net unpickles CASE.pkl, which executes what it
+contains: once this module is imported, nnU-Net's classes read properties with the reader of weights/pickles.py, in this
+process and those that it forks.
 """
 
 import shlex

@@ -4,8 +4,6 @@ The command fills a RunReport case by case and writes it at the end, even after 
 """
 
 import platform
-import re
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,6 +16,7 @@ from typing import Any
 from stunet import __version__
 from stunet.errors import DataError, StunetError
 from stunet.files import write_json
+from stunet.machine import GB, peak_resident
 
 STAGES = ("read", "preprocess", "network", "export", "write")
 PACKAGES = ("nnunetv2", "torch")
@@ -117,15 +116,7 @@ def versions() -> dict[str, str]:
 
 def peak_gb() -> float:
     """Return the peak resident memory of this process so far, in 10^9 bytes."""
-    try:
-        found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
-    except OSError:
-        found = None
-    if found:
-        return int(found[1]) * 1024 / 1e9
-    import resource  # missing on Windows; on Linux its value would include the process that started this one
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e9
+    return peak_resident() / GB
 
 
 def _now() -> str:

@@ -8,9 +8,9 @@ import torch
 
 from stunet.errors import OutOfMemoryError
 from stunet.labels.annotations import described
-from stunet.machine import memory_limit
+from stunet.machine import GIB, memory_limit
 from stunet.plans.derive import describe
-from stunet.plans.memory import GIB, least
+from stunet.plans.memory import least
 
 if TYPE_CHECKING:
     from stunet.runs.launch import Run

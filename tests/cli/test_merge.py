@@ -56,7 +56,7 @@ def test_all_problems_are_listed_with_what_to_do_and_the_exit_code_is_3(
     assert main(["check", str(recipe), "-np", "1"]) == 3
     err = capsys.readouterr().err
     for text in (
-        "'lever' is no class",
+        "'lever' is not a class",
         "is under CC BY-NC 4.0",
         f"shape of {str(path)!r}",
         "no source annotates 'liver'",

@@ -200,7 +200,7 @@ PROBLEMS = {
     "a label holds NaN": (_both(_nibabel, _fill("labelsTr/b.nii.gz", np.nan)), r"labelsTr/b.nii.gz' holds NaN"),
     "a label is unknown": (_fill("labelsTr/b.nii.gz", 7), r"labelsTr/b.nii.gz' holds the values 7; .* 0 to 2"),
     "a label is negative": (_fill("labelsTr/b.nii.gz", -1), r"holds the values -1"),
-    "a label is no integer": (_fill("labelsTr/b.nii.gz", 0.5), r"no integers: 0.5"),
+    "a label is no integer": (_fill("labelsTr/b.nii.gz", 0.5), r"not integers: 0.5"),
     "shapes differ": (_fill("labelsTr/b.nii.gz", 1, shape=(4, 5, 7)), r"shape of .*labelsTr/b.nii.gz' is \[4, 5, 7\]"),
     "spacings differ": (_fill("labelsTr/b.nii.gz", 1, spacing=(1, 1, 2)), r"spacing of .*labelsTr/b.nii.gz"),
     "origins differ": (_fill("labelsTr/b.nii.gz", 1, origin=(0, 0, 1)), r"origin of .*labelsTr/b.nii.gz"),

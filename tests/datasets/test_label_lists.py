@@ -72,7 +72,7 @@ def test_values_become_consecutive_several_can_be_one_class_and_ignore_is_last()
         ("a.csv", "index,name\none,liver\n", "'liver' is 'one', not an integer"),
         ("a.csv", "index,name\n1,\n", "value '1' has the name ''"),
         ("a.json", "{", "is not valid JSON"),
-        ("a.json", "3", "is no list of labels: a int"),
+        ("a.json", "3", "is not a list of labels but a int"),
         ("a.json", '{"liver": 70000}', "'liver' is 70000, not an integer"),
         ("a.json", '{"liver": true}', "'liver' is True, not an integer"),
         ("a.json", '{"labels": {"background": 0, "both": [1, 2]}}', r"'both' is \[1, 2\], not an integer"),

@@ -211,7 +211,7 @@ def _truncated(folder: Path) -> None:
     [
         (_other_value, r"case 'p_2': .*p_2_seg.nii.gz' holds the values 3"),
         (_other_spacing, r"case 'p_2': spacing of .*p_2_seg.nii.gz'"),
-        (_fractions, r"case 'p_2': .* holds values that are no integers: 0.5"),
+        (_fractions, r"case 'p_2': .* holds values that are not integers: 0.5"),
         (_truncated, r"case 'p_2': cannot read .*p_2_seg.nii.gz'"),
     ],
     fresh="folder",

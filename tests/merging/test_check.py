@@ -88,7 +88,7 @@ def test_sound_sources_make_a_union_in_which_each_says_what_it_annotates(checked
 # 1: unknown names
 def test_an_unknown_label_comes_with_the_three_nearest_classes(raw: Path, checked: Callable[..., CheckedUnion]) -> None:
     describe(raw / "Dataset001_A", labels={"background": 0, "lever": 1, "spleen": 2})
-    found = the(checked().findings, "'lever' is no class of the union")
+    found = the(checked().findings, "'lever' is not a class of the union")
     assert "nearest: 'liver', " in found.message
     assert found.message.count("'") == 2 * 5
     assert "{as: unannotated}" in found.hint
@@ -96,7 +96,7 @@ def test_an_unknown_label_comes_with_the_three_nearest_classes(raw: Path, checke
 
 def test_an_unknown_class_that_a_label_is_mapped_to_is_named(checked: Callable[..., CheckedUnion]) -> None:
     found = checked([A | {"labels": {"liver": "livre"}}, B])
-    assert "is 'livre', which is no class of the union; nearest: 'liver'" in problems(found)[0]
+    assert "is 'livre', which is not a class of the union; nearest: 'liver'" in problems(found)[0]
 
 
 def test_a_mapped_label_that_the_source_does_not_have_is_named(checked: Callable[..., CheckedUnion]) -> None:
@@ -258,7 +258,7 @@ def test_files_that_are_no_nifti_are_refused(raw: Path, checked: Callable[..., C
     for path in [*raw.glob("Dataset001_A/*/*.nii.gz")]:
         path.rename(path.with_name(path.name.replace(".nii.gz", ".nrrd")))
     describe(raw / "Dataset001_A", file_ending=".nrrd", overwrite_image_reader_writer="SimpleITKIO")
-    assert "case_0_0000.nrrd' is no NIfTI file" in problems(checked())[0]
+    assert "case_0_0000.nrrd' is not a NIfTI file" in problems(checked())[0]
 
 
 # 8: channels and modalities

@@ -45,6 +45,7 @@ def measure(trainer: "STUNetPartialTrainer") -> None:
             "prediction_file": str(path),
         }
 
+    # Threads: starting processes takes longer than reading the labels of most folds, which releases the GIL.
     with ThreadPool(default_num_processes) as pool:
         cases = pool.map(compared, visible(folder.glob(f"*{ending}")))
     means, overall = summarise([case["metrics"] for case in cases], found)

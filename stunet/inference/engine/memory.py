@@ -15,6 +15,7 @@ from nnunetv2.preprocessing.resampling.default_resampling import compute_new_sha
 
 from stunet.errors import OutOfMemoryError
 from stunet.inference.engine.windows import SlidingWindow
+from stunet.machine import GB
 from stunet.sizes import SIZES
 
 READ = 8  # bytes per voxel and channel while an image is read: as stored in the file, and in float32
@@ -109,8 +110,8 @@ def schedule(own: Need, neighbours: Sequence[Need], base: float, limit: float, o
     if least <= limit:
         return Schedule(ahead=False, half=True)
     raise OutOfMemoryError(
-        f"needs about {least / 1e9:.2f} GB, more than the {limit / 1e9:.2f} GB of {of}",
-        f"--max_memory {least / 1e9 + 0.1:.1f}GB, or a machine with more memory",
+        f"needs about {least / GB:.2f} GB, more than the {limit / GB:.2f} GB of {of}",
+        f"--max_memory {least / GB + 0.1:.1f}GB, or a machine with more memory",
     )
 
 
