@@ -263,8 +263,8 @@ class _Cells:
         return self._mixed
 
 
-# trainers/data/label_rotation.py has the same vote in torch. It is not shared: there, sums are rounded to half precision
-# as in nnU-Net's augmentation; here they are double as in scipy, and ties depend on the last bit.
+# trainers/data/label_rotation.py has the same vote in torch. It is not shared: there, sums are rounded to half
+# precision as in nnU-Net's augmentation; here they are double as in scipy, and ties depend on the last bit.
 def _winners(labels: np.ndarray, weights: np.ndarray, nearest: np.ndarray) -> np.ndarray:
     """Return the label with the largest weight; labels and weights are (corners, N), `nearest` (N,) breaks ties."""
     low, high = labels.min(axis=0), labels.max(axis=0)

@@ -70,21 +70,21 @@ class DataFolder:
 
     Attributes:
         configuration: The configuration that is preprocessed into it.
-        folder: The data folder.
+        path: Where it is.
         settings: The settings that determine what its arrays hold.
         records: The manifest's records of the cases that are complete and up to date.
         stale: Why other cases in the folder have to be done again; empty if there are none.
     """
 
     configuration: str
-    folder: Path
+    path: Path
     settings: dict[str, Any]
     records: dict[str, dict[str, Any]]
     stale: str
 
     def save(self) -> None:
         """Write the manifest."""
-        write_json(self.folder / OWN_FOLDER / "manifest.json", {"settings": self.settings, "cases": self.records})
+        write_json(self.path / OWN_FOLDER / "manifest.json", {"settings": self.settings, "cases": self.records})
 
 
 def preprocess(
@@ -116,21 +116,21 @@ def preprocess(
     if workers < 1:
         raise UsageError(f"the number of workers must be at least 1, not {workers}", "-np 1")
     description, cases = raw_cases(dataset)
-    with _locked([target.folder for target in _targets(dataset, plans, configurations, description, cases)]):
-        targets = _targets(dataset, plans, configurations, description, cases)
-        for target in targets:
-            _clear(target)
-            target.save()
+    with _locked([folder.path for folder in _data_folders(dataset, plans, configurations, description, cases)]):
+        folders = _data_folders(dataset, plans, configurations, description, cases)
+        for folder in folders:
+            _clear(folder)
+            folder.save()
         with planning(dataset, wait=lambda what: None):
             _copy_labels(dataset, description["file_ending"], cases)
-        jobs = [Job(t.configuration, t.folder, c.name, c.images, c.label) for t, c in _pending(targets, cases)]
+        jobs = [Job(f.configuration, f.path, c.name, c.images, c.label) for f, c in _pending(folders, cases)]
         try:
             with closing(run(jobs, plans, description, workers, verbose)) as finished:
-                _record(finished, targets, cases, on_case or (lambda name: None))
+                _record(finished, folders, cases, on_case or (lambda name: None))
         finally:
-            for target in targets:
-                shutil.rmtree(target.folder / OWN_FOLDER / "part", ignore_errors=True)
-                target.save()
+            for folder in folders:
+                shutil.rmtree(folder.path / OWN_FOLDER / "part", ignore_errors=True)
+                folder.save()
 
 
 def pending_cases(dataset: str, plans: dict, configurations: Sequence[str]) -> list[tuple[str, str]]:
@@ -140,8 +140,8 @@ def pending_cases(dataset: str, plans: dict, configurations: Sequence[str]) -> l
         DataError: A configuration is unknown or a raw file is missing.
     """
     description, cases = raw_cases(dataset)
-    targets = _targets(dataset, plans, configurations, description, cases)
-    return [(target.configuration, case.name) for target, case in _pending(targets, cases)]
+    folders = _data_folders(dataset, plans, configurations, description, cases)
+    return [(folder.configuration, case.name) for folder, case in _pending(folders, cases)]
 
 
 def stale_cases(dataset: str, plans: dict, configurations: Sequence[str]) -> list[str]:
@@ -150,8 +150,8 @@ def stale_cases(dataset: str, plans: dict, configurations: Sequence[str]) -> lis
     Raises:
         DataError: As for pending_cases().
     """
-    targets = _targets(dataset, plans, configurations, *raw_cases(dataset))
-    return [f"{target.configuration}: {target.stale}" for target in targets if target.stale]
+    folders = _data_folders(dataset, plans, configurations, *raw_cases(dataset))
+    return [f"{folder.configuration}: {folder.stale}" for folder in folders if folder.stale]
 
 
 def preprocessed_cases(dataset: str, plans: dict, configuration: str) -> list[str]:
@@ -188,17 +188,17 @@ def _stamp(case: RawCase) -> StampedCase:
     return StampedCase(case.name, case.images, case.label, stamps)
 
 
-def _targets(
+def _data_folders(
     dataset: str, plans: dict, configurations: Sequence[str], description: dict, cases: Sequence[StampedCase]
 ) -> list[DataFolder]:
     """Return the data folders of the configurations, each once."""
-    targets: dict[Path, DataFolder] = {}
+    found: dict[Path, DataFolder] = {}
     for name in configurations:
-        folder = preprocessed_dataset(dataset) / resolve(plans, name)["data_identifier"]
-        if folder not in targets:
+        path = preprocessed_dataset(dataset) / resolve(plans, name)["data_identifier"]
+        if path not in found:
             settings = settings_of(plans, name, description["labels"])
-            targets[folder] = DataFolder(name, folder, settings, *_valid_records(folder, settings, cases))
-    return list(targets.values())
+            found[path] = DataFolder(name, path, settings, *_valid_records(path, settings, cases))
+    return list(found.values())
 
 
 def settings_of(plans: Mapping[str, Any], configuration: str, labels: Mapping[str, Any]) -> dict[str, Any]:
@@ -314,8 +314,8 @@ def _valid_records(folder: Path, settings: dict, cases: Sequence[StampedCase]) -
     return valid, f"{len(again)} cases again{some}, whose raw or preprocessed files have changed" if again else ""
 
 
-def _pending(targets: Sequence[DataFolder], cases: Sequence[StampedCase]) -> list[tuple[DataFolder, StampedCase]]:
-    return [(target, case) for target in targets for case in cases if case.name not in target.records]
+def _pending(folders: Sequence[DataFolder], cases: Sequence[StampedCase]) -> list[tuple[DataFolder, StampedCase]]:
+    return [(folder, case) for folder in folders for case in cases if case.name not in folder.records]
 
 
 @contextmanager
@@ -328,13 +328,13 @@ def _locked(folders: Sequence[Path]) -> Iterator[None]:
         yield
 
 
-def _clear(target: DataFolder) -> None:
+def _clear(folder: DataFolder) -> None:
     """Remove all files except those of valid cases, and what a killed run left behind."""
-    shutil.rmtree(target.folder / OWN_FOLDER / "part", ignore_errors=True)
-    keep = {name for record in target.records.values() for name in record["files"]}
-    stale = [entry.name for entry in os.scandir(target.folder) if entry.is_file() and entry.name not in keep]
+    shutil.rmtree(folder.path / OWN_FOLDER / "part", ignore_errors=True)
+    keep = {name for record in folder.records.values() for name in record["files"]}
+    stale = [entry.name for entry in os.scandir(folder.path) if entry.is_file() and entry.name not in keep]
     for name in sorted(stale, key=names_case, reverse=True):
-        (target.folder / name).unlink()
+        (folder.path / name).unlink()
 
 
 def _copy_labels(dataset: str, ending: str, cases: Sequence[StampedCase]) -> None:
@@ -372,18 +372,18 @@ def _copy(source: Path, target: Path) -> None:
 
 def _record(
     finished: Iterator[Done],
-    targets: Sequence[DataFolder],
+    folders: Sequence[DataFolder],
     cases: Sequence[StampedCase],
     on_case: Callable[[str], None],
 ) -> None:
     """Record each finished case; the manifests are written about once a second."""
-    by_folder = {target.folder: target for target in targets}
+    by_folder = {folder.path: folder for folder in folders}
     raw = {case.name: case.stamps for case in cases}
     saved = time.monotonic()
     for job, files, hashes in finished:
-        target = by_folder[job.folder]
-        target.records[job.case] = {"raw": raw[job.case], "sha256": hashes, "files": files}
+        folder = by_folder[job.folder]
+        folder.records[job.case] = {"raw": raw[job.case], "sha256": hashes, "files": files}
         if time.monotonic() - saved > SAVE_INTERVAL_S:
-            target.save()
+            folder.save()
             saved = time.monotonic()
         on_case(job.case)
