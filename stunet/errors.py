@@ -129,10 +129,10 @@ def explain(error: BaseException) -> StunetError:
     )
 
 
-def first_few(texts: Sequence[str]) -> str:
-    """Join the first texts of a list on one line and count the others: `a; b; c; and 4 more`."""
-    more = len(texts) - LISTED
-    return "; ".join([*texts[:LISTED], *([f"and {more} more"] if more > 0 else [])])
+def first_few(texts: Sequence[str], count: int = LISTED, separator: str = "; ") -> str:
+    """Join the first texts of a list and count the others: `a; b; c; and 4 more`, or `a, b, c and 4 more`."""
+    shown, more = separator.join(texts[:count]), len(texts) - count
+    return f"{shown}{';' if separator == '; ' else ''} and {more} more" if more > 0 else shown
 
 
 def last_line(error: BaseException) -> str:

@@ -237,7 +237,7 @@ def atomic_folder(target: Path) -> Iterator[Path]:
     Raises:
         DataError: `target` exists, or another process is making it.
     """
-    part = target.with_name(f".part-{target.name}")
+    part = target.with_name(f".part-{target.name}")  # without a process id: what a killed run left is found and removed
     with write_lock(target):
         if target.exists():
             raise DataError(f"{str(target)!r} exists already", "take another name, or remove it")

@@ -10,8 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from stunet.datasets.listing import SHOWN
-from stunet.errors import DataError
+from stunet.errors import DataError, first_few
 
 EVERY = 7  # stride of a sparse sample, which is enough to show that most images are not constant
 CHUNK = 2**18  # voxels counted at a time; they fit into the cache, several times faster than numpy.unique
@@ -48,7 +47,7 @@ def nonzero_box(image_CDHW: np.ndarray) -> tuple[slice, ...]:
     """Return the box that nnU-Net's crop_to_nonzero keeps: from the first to the last plane with a nonzero voxel."""
     box = []
     for axis in range(1, image_CDHW.ndim):
-        planes = np.moveaxis(image_CDHW, axis, 0)
+        planes = np.moveaxis(image_CDHW, axis, 0)  # from both ends: in most images the first plane decides
         first = next((i for i in range(len(planes)) if planes[i].any()), None)
         if first is None:  # all zeros: nnU-Net does not crop
             return tuple(slice(0, n) for n in image_CDHW.shape[1:])
@@ -111,7 +110,9 @@ def judge(names: Sequence[str], contents: Sequence[Content], description: Mappin
         for number in content.constant
     ]
     if constant:
-        warnings.append(f"{len(constant)} images hold one value only, nothing to learn from: {_first(constant)}")
+        warnings.append(
+            f"{len(constant)} images hold one value only, nothing to learn from: {first_few(constant, separator=', ')}"
+        )
     return warnings
 
 
@@ -123,7 +124,7 @@ def _cut(label: str, values: set[float], names: Sequence[str], contents: Sequenc
         return ""
     total = sum(n for content in contents for value, n in content.voxels.items() if value in values)
     cases_of = "1 case" if len(cases) == 1 else f"{len(cases)} cases"
-    what = f"{sum(lost.values())} of {total} voxels of {label!r} in {cases_of} ({_first(cases)})"
+    what = f"{sum(lost.values())} of {total} voxels of {label!r} in {cases_of} ({first_few(cases, separator=', ')})"
     return (
         f"{what} lie where the image is 0 up to its border: nnU-Net crops them away, so training never sees them; "
         "give the zeros the value of air, or correct the labels"
@@ -132,10 +133,6 @@ def _cut(label: str, values: set[float], names: Sequence[str], contents: Sequenc
 
 def _values(entry: Any) -> set[float]:
     return {float(value) for value in (entry if isinstance(entry, list | tuple) else [entry])}
-
-
-def _first(texts: Sequence[str]) -> str:
-    return ", ".join(texts[:SHOWN]) + (f" and {len(texts) - SHOWN} more" if len(texts) > SHOWN else "")
 
 
 def _list(values: set[float]) -> str:

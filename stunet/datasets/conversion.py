@@ -124,7 +124,7 @@ class Conversion:
         with write_lock(self.target):
             self._check_options()  # again: another run may have finished in the meantime
             self._folder.begin(self.step.options())
-            if pending:
+            if pending:  # until it is complete again, nothing may take the folder for a dataset
                 (self.target / "dataset.json").unlink(missing_ok=True)
             outcomes: list[Outcome[SourceCase, None]] = []
             convert = partial(_convert, step=self.step, folder=self._folder)

@@ -32,7 +32,7 @@ from stunet.datasets.dicom_headers import (
     where,
 )
 from stunet.datasets.listing import DICOM, begins_as_dicom
-from stunet.errors import DataError
+from stunet.errors import DataError, first_few
 from stunet.files import atomic_write
 from stunet.images import write_sitk
 
@@ -124,7 +124,7 @@ def find_series(source: Path, channel: str | None = None, wanted: str | None = N
     if folders and not found:
         raise last
     if left_out:
-        log.warning("left out: %s", _some(left_out))
+        log.warning("left out: %s", first_few(left_out, SHOWN))
     if len(folders) == 1 and found[0].error:
         raise found[0].error
     _warn_of_parts(found)
@@ -154,7 +154,7 @@ def choose(folder: Path, modality: str | None = None, wanted: str | None = None)
     if there.damaged:
         raise _damaged(there, folder)
     images = [series for series in there.series if series.is_image]
-    listed = _some([str(series) for series in there.series]) or "nothing"
+    listed = first_few([str(series) for series in there.series], SHOWN) or "nothing"
     if wanted is not None:
         meant = [series for series in images if series.key == wanted] or [s for s in images if s.is_called(wanted)]
         if not meant:
@@ -173,12 +173,13 @@ def choose(folder: Path, modality: str | None = None, wanted: str | None = None)
     best = max(meant, key=_weight)
     rivals = [series for series in meant if series is best or 2 * _weight(series) > _weight(best)]
     if len(rivals) > 1:
-        what = f"{str(folder)!r} holds {len(rivals)} series that may be meant: {_some([str(s) for s in rivals])}"
+        known = first_few([str(series) for series in rivals], SHOWN)
+        what = f"{str(folder)!r} holds {len(rivals)} series that may be meant: {known}"
         hint = f"--series {_quoted(best)} (in Python: series={best.key!r}), or another one, or a folder for each series"
         raise DataError(what, hint)
     others = [str(series) for series in there.series if series is not best] + [repr(f.name) for f in there.others]
     if others and wanted != best.key:
-        log.warning("%r: taking %s; left out: %s", str(folder), best, _some(others))
+        log.warning("%r: taking %s; left out: %s", str(folder), best, first_few(others, SHOWN))
     return best
 
 
@@ -335,11 +336,7 @@ def _quoted(series: Series) -> str:
 
 def _damaged(there: Scan, folder: Path) -> DataError:
     listed = [f"{file.name!r} ({reason})" for file, reason in there.damaged.items()]
-    return DataError(f"damaged files in {str(folder)!r}: {_some(listed)}", COPY_AGAIN)
-
-
-def _some(listed: Sequence[str]) -> str:
-    return "; ".join(listed[:SHOWN]) + (f"; and {len(listed) - SHOWN} more" if len(listed) > SHOWN else "")
+    return DataError(f"damaged files in {str(folder)!r}: {first_few(listed, SHOWN)}", COPY_AGAIN)
 
 
 def _all(frames: Sequence[Frame], name: str, count: int) -> np.ndarray:

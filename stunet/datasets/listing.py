@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from stunet.errors import DataError
+from stunet.errors import DataError, first_few
 
 # Endings of volumes that ITK or nibabel can read, and of others that hold a volume; the longest match counts.
 VOLUMES = (
@@ -40,7 +40,6 @@ OTHER = {
     ".ini",
 }
 DEPTH = 4  # levels of subfolders that are searched for images
-SHOWN = 3  # files named in one message
 
 
 @dataclass(frozen=True)
@@ -198,9 +197,7 @@ def holds_images(folder: Path, wanted: str = ".nii.gz", depth: int = DEPTH) -> b
 
 def named(paths: Iterable[Path]) -> str:
     """Return the names of the first few files and how many more there are; unprintable characters are escaped."""
-    names = [repr(path.name) for path in paths]
-    more = len(names) - SHOWN
-    return ", ".join(names[:SHOWN]) + (f" and {more} more" if more > 0 else "")
+    return first_few([repr(path.name) for path in paths], separator=", ")
 
 
 def _has_slices(folder: Path) -> bool:

@@ -16,7 +16,7 @@ from stunet.datasets.check import UNREADABLE, read_case
 from stunet.datasets.conversion import Conversion, Description, SourceCase, dataset_folder
 from stunet.datasets.label_lists import renumber
 from stunet.datasets.listing import ending_of, list_images, named, same_case, unusable
-from stunet.errors import DataError, UsageError
+from stunet.errors import DataError, UsageError, first_few
 from stunet.files import atomic_write
 from stunet.labels import systems
 from stunet.nifti import check_nifti
@@ -151,11 +151,10 @@ def prepare(
         DataError: No files belong together, files have no counterpart, or there are several formats.
     """
     if files.unmatched and (unmatched == "error" or not files.cases):
-        shown = ", ".join(repr(str(path)) for path in files.unmatched[:SHOWN])
-        more = f" and {len(files.unmatched) - SHOWN} more" if len(files.unmatched) > SHOWN else ""
+        shown = first_few([repr(str(path)) for path in files.unmatched], SHOWN, ", ")
         hint = "rename them, or add --unmatched skip" if files.cases else "check the suffixes of images and labels"
         matched = "" if files.cases else "no image has a label: "
-        raise DataError(f"{matched}{len(files.unmatched)} files without their counterpart: {shown}{more}", hint)
+        raise DataError(f"{matched}{len(files.unmatched)} files without their counterpart: {shown}", hint)
     left_out = [f"{len(files.unmatched)} files are left out: {named(files.unmatched)}"] if files.unmatched else []
     if not files.cases:
         raise DataError("there are neither images nor labels", f"files that end with {', '.join(ENDINGS)}")

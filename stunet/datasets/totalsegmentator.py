@@ -27,7 +27,7 @@ from stunet.datasets.subjects import (
     read_subjects,
     unlisted_subjects,
 )  # fmt: skip
-from stunet.errors import DataError
+from stunet.errors import DataError, first_few
 from stunet.labels.annotations import FILE as ANNOTATIONS
 from stunet.labels.annotations import AnnotatedCase, Annotations, CaseSource
 from stunet.names import csv_cells
@@ -141,7 +141,7 @@ class Report:
             what = f"{len(rows)} pairs of classes overlap, most of all {rows[0][0]} and {rows[0][1]}"
             warnings.append(f"{what}: {rows[0][2]} voxels in {rows[0][3]} cases; see {REPORT}")
         if empty := [name for name in facts if name not in kept]:
-            warnings.append(f"left out, because no mask has a voxel: {_names(empty)}")
+            warnings.append(f"left out, because no mask has a voxel: {first_few(empty, SHOWN, ', ')}")
         missing = {name: fact["missing"] for name, fact in kept.items() if fact["missing"]}
         (target / ANNOTATIONS).unlink(missing_ok=True)
         if any(name in self.training for name in missing):
@@ -150,7 +150,9 @@ class Report:
                 f"{len(missing)} cases lack masks: {ANNOTATIONS} says which; only a partial trainer reads it"
             )
         if test := [name for name in missing if name not in self.training]:
-            warnings.append(f"test cases lack masks, which an evaluation counts as background: {_names(test)}")
+            warnings.append(
+                f"test cases lack masks, which an evaluation counts as background: {first_few(test, SHOWN, ', ')}"
+            )
         return warnings
 
     def _annotations(self, cases: Sequence[str], missing: Mapping[str, list[str]]) -> Annotations:
@@ -259,7 +261,3 @@ def _all_empty(source: SourceCase, shape: Sequence[int]) -> bool:
     """Return whether all masks of other classes are empty, too: then nobody annotated the subject."""
     others = sorted(set(visible(source.labels[0].parent.glob(f"*{FILE_ENDING}"))) - set(source.labels))
     return not any(np.asanyarray(read_nifti(path)[0].dataobj).any() for path in others)
-
-
-def _names(names: Sequence[str]) -> str:
-    return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")

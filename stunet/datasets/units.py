@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from stunet.errors import first_few
+
 SAMPLE = 100_000  # voxels
 PADDING = -1500
 FEW = 1e-3  # fraction of the voxels
@@ -22,7 +24,6 @@ NO_AIR, SHIFTED, MUCH = -200, (800, 1400), 0.2
 # has a wider range than an organ.
 NARROW, WIDE = 20, 100
 TO_HU = "bring it to HU: air -1000, water 0"
-SHOWN = 3
 
 
 @dataclass(frozen=True)
@@ -100,11 +101,8 @@ def unlike_others(seen: Mapping[str, Values]) -> list[str]:
 
 
 def _sentence(names: Sequence[str], what: str, seen: Mapping[str, Values]) -> str:
-    shown = ", ".join(f"{name!r} ({seen[name].low:.4g} to {seen[name].high:.4g})" for name in names[:SHOWN])
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return (
-        f"cases {shown}{more} {what}, unlike the {len(seen) - len(names)} others: bring all to HU (air -1000, water 0)"
-    )
+    shown = first_few([f"{name!r} ({seen[name].low:.4g} to {seen[name].high:.4g})" for name in names], separator=", ")
+    return f"cases {shown} {what}, unlike the {len(seen) - len(names)} others: bring all to HU (air -1000, water 0)"
 
 
 def _sample(image_DHW: np.ndarray) -> np.ndarray:

@@ -252,6 +252,7 @@ def _images(folder: Path, ending: str) -> dict[str, Image]:
             f"no {ending} files in {str(folder)!r}{there}", "check the path, and file_ending in dataset.json"
         )
     images: dict[str, Image] = {}
+    # Images with the expected ending come first: of CASE.nii.gz and CASE.nrrd, the former is taken.
     for image in sorted(found.images, key=lambda image: (image.ending != ending, image.path)):
         if image.name in images and images[image.name].ending == ending != image.ending:
             others.append(image.path)  # the same case in another format

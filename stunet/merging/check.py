@@ -111,7 +111,7 @@ def state(recipe: Recipe, members: Mapping[str, Member]) -> dict[str, Any]:
         for name, member in members.items()
     }
     content = {"recipe": recipe.content, "classes": list(recipe.classes), "sources": sources}
-    return json.loads(json.dumps(content, default=str))
+    return json.loads(json.dumps(content, default=str))  # as it is read back: YAML has dates, JSON has none
 
 
 def leave_receipt(recipe: Recipe, now: Mapping[str, Any]) -> None:

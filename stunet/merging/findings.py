@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from stunet.errors import DataError
+from stunet.errors import DataError, first_few
 from stunet.labels.annotations import mirrored_values
 from stunet.labels.names import sides as sides_of
 from stunet.machine import GB
@@ -270,5 +270,4 @@ def room(union: Union, estimate: Estimate, target: Path) -> Iterator[Finding]:
 
 
 def _some(names: Sequence[str]) -> str:
-    shown = ", ".join(map(repr, names[:SHOWN]))
-    return shown if len(names) <= SHOWN else f"{shown} and {len(names) - SHOWN} more"
+    return first_few(list(map(repr, names)), SHOWN, ", ")

@@ -116,11 +116,13 @@ def preprocess(
     if workers < 1:
         raise UsageError(f"the number of workers must be at least 1, not {workers}", "-np 1")
     description, cases = raw_cases(dataset)
+    # Twice: which folders to lock, and, once nobody else changes them, what is left to do there.
     with _locked([folder.path for folder in _data_folders(dataset, plans, configurations, description, cases)]):
         folders = _data_folders(dataset, plans, configurations, description, cases)
         for folder in folders:
             _clear(folder)
             folder.save()
+        # All configurations share these files, and a planning in another process writes some of them: wait for it.
         with planning(dataset, wait=lambda what: None):
             _copy_labels(dataset, description["file_ending"], cases)
         jobs = [Job(f.configuration, f.path, c.name, c.images, c.label) for f, c in _pending(folders, cases)]

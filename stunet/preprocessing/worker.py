@@ -77,6 +77,7 @@ def run(
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
+    # As text, and without the lists of cases: all of it is pickled with every job.
     labels_only = {key: value for key, value in description.items() if key not in ("dataset", "training", "test")}
     work = partial(_preprocess, plans=json.dumps(plans), description=json.dumps(labels_only), verbose=verbose)
     failed: list[Outcome[Job, Done]] = []
