@@ -108,7 +108,8 @@ def _number(
         what = f"{name} from {least} to {most}"
     else:
         bounds = {"of at least": least, "above": above, "of at most": most}
-        what = " ".join([name, *(f"{word} {bound}" for word, bound in bounds.items() if bound is not None)])
+        given = " and ".join(f"{word} {bound}" for word, bound in bounds.items() if bound is not None)
+        what = f"{name} {given}".strip()
 
     def found(value: Any, where: str) -> None:
         right = type(value) in types and (isinstance(value, int) or math.isfinite(value))

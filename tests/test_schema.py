@@ -38,7 +38,7 @@ def test_numbers_are_finite_and_in_their_range() -> None:
     kind = number(above=0, most=2)
     kind(2, "")
     for value in (0, -1, 3, float("nan"), float("inf"), 10**400, "1", None, False):
-        with pytest.raises(Wrong, match="expected a number above 0 to 2"):
+        with pytest.raises(Wrong, match="expected a number above 0 and of at most 2"):
             kind(value, "")
 
 
