@@ -127,7 +127,7 @@ NAMES: tuple[Names, ...] = (
           "channels of a network, with those of a previous stage"),
     Names("utilities.label_handling.label_handling", "convert_labelmap_to_one_hot", "inference trainers",
           "the previous stage's labels, as the network of a cascade takes them"),
-    Names("utilities.utils", "get_filenames_of_train_images_and_targets", "datasets inference",
+    Names("utilities.utils", "get_filenames_of_train_images_and_targets", "inference",
           "the files of each case of a raw dataset"),
     Names("imageio.reader_writer_registry", "determine_reader_writer_from_dataset_json", "datasets",
           "the reader of a dataset"),
