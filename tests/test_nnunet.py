@@ -88,27 +88,6 @@ def test_what_the_file_system_refuses_ends_with_3_and_the_path(number: int) -> N
     assert "some/path" in shown.message
 
 
-def test_a_plot_that_cannot_be_drawn_leaves_the_one_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from nnunetv2.training.logging.nnunet_logger import MetaLogger
-
-    from stunet.trainers.plots import Logger
-
-    def draw(text: str, error: Exception | None = None) -> None:
-        def plot_progress_png(self: MetaLogger, folder: str) -> None:
-            (Path(folder) / "progress.png").write_text(text)
-            if error:
-                raise error
-
-        monkeypatch.setattr(MetaLogger, "plot_progress_png", plot_progress_png)
-        logger.plot(str(tmp_path))
-
-    logger = Logger(str(tmp_path), False)
-    draw("one")
-    with pytest.raises(OSError, match="full"):
-        draw("tw", OSError(errno.ENOSPC, "full"))
-    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("progress.png", "one")]
-
-
 MANAGERS = {  # attributes of a trainer, and what they are
     "plans_manager": "PlansManager",
     "configuration_manager": "ConfigurationManager",

@@ -2,7 +2,8 @@
 
 To add an augmentation, write it in a file of its own next to this one, and add it to one of the two tables below:
 
-    REPLACED    what takes the place of a transform of nnU-Net's; it is constructed with the same arguments
+    REPLACED    what takes the place of a transform of nnU-Net's; it is constructed with the same arguments, and
+                stunet/nnunet.py lists the name of nnU-Net's as patched
     ADDED       what nnU-Net does not have
 
 A transform is a BasicTransform of batchgeneratorsv2: `get_parameters` draws, `_apply_to_image` and

@@ -32,10 +32,10 @@ def test_a_transform_that_is_added_to_the_table_augments_the_training_and_nothin
 def test_a_transform_takes_the_place_of_one_of_nnunets(
     planned: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    replaced = {**augmentation.REPLACED, "GaussianNoiseTransform": lambda **options: Offset()}
+    replaced = {**augmentation.REPLACED, "GaussianBlurTransform": lambda **options: Offset()}
     monkeypatch.setattr(augmentation, "REPLACED", replaced)
     trainer = make_trainer(planned, tmp_path, monkeypatch)
     trainer.initialize()
     steps = trainer.get_dataloaders()[0]._loader.dataset.source.transforms.transforms  # type: ignore[attr-defined]
     names = [type(getattr(step, "transform", step)).__name__ for step in steps]
-    assert names[:3] == ["CornerVote", "Offset", "Blur"]
+    assert names[:3] == ["CornerVote", "GaussianNoiseTransform", "Offset"]
