@@ -10,6 +10,7 @@
     data/            which samples, in which order, augmented how; augmentation.py says how to add an augmentation
     distributed/     the processes of one training, and how they share a network
     validation.py    the fold's validation cases, predicted and compared at the end
+    lookup.py        the class that -tr names, without importing any other
     progress.py, plots.py, metrics.py    what a listener hears, progress.png, voxel counts
 
 stunet/runs/launch.py starts a training in one or several processes. nnU-Net's own commands find the classes through
