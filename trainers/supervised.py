@@ -41,9 +41,13 @@ class STUNetTrainer(BaseTrainer):
     def replaced_transforms(self) -> dict[str, Callable[..., Any]]:
         """Replace as in every training; with mirror=swap, labels change sides where an image is mirrored."""
         replaced = super().replaced_transforms()
-        return {**replaced, "MirrorTransform": self._mirrored()} if self.mirror == "swap" and self.sides() else replaced
+        return (
+            {**replaced, "MirrorTransform": self._swapping_mirror()}
+            if self.mirror == "swap" and self.sides()
+            else replaced
+        )
 
-    def _mirrored(self) -> Callable[..., MirrorSides]:
+    def _swapping_mirror(self) -> Callable[..., MirrorSides]:
         """Return a transform to be constructed with nnU-Net's arguments.
 
         Raises:
@@ -52,7 +56,7 @@ class STUNetTrainer(BaseTrainer):
         """
         fixed = {0, 1, 2} - set(self.plans_manager.plans["stunet"]["mirror_axes"])
         if not fixed:
-            raise DataError(f"mirror=swap: {self._mirrored_sides()}", PLAN_AGAIN)
+            raise DataError(f"mirror=swap: {self._unsafe_mirroring()}", PLAN_AGAIN)
         if len(fixed) > 1:
             raise DataError("mirror=swap: the left-right axis is not the same in all images", "--set mirror=auto")
         first = 3 - len(self.configuration_manager.patch_size)
@@ -66,13 +70,14 @@ class STUNetTrainer(BaseTrainer):
         super().on_train_start()
         safe = set(self.plans_manager.plans["stunet"]["mirror_axes"])
         if self.mirror == "auto" and safe == {0, 1, 2} and self.sides() and self.local_rank == 0:
-            self.listener.warning(f"{self._mirrored_sides()}; {PLAN_AGAIN}")
+            self.listener.warning(f"{self._unsafe_mirroring()}; {PLAN_AGAIN}")
 
     def sides(self) -> Sides:
         """Return which labels of the dataset are left and right."""
         return sides(self.dataset_json["labels"])
 
-    def _mirrored_sides(self) -> str:
+    def _unsafe_mirroring(self) -> str:
+        """Describe what is wrong with a plan that mirrors all axes, for messages."""
         found = self.sides()
         names = " and ".join(map(repr, found.pairs[0] if found.pairs else found.others[:1]))
         return f"the plan mirrors all axes, although {names} would change sides with the image"

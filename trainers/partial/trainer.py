@@ -81,6 +81,31 @@ class STUNetPartialTrainer(STUNetTrainer):
     def get_validation_transforms(self, *args: Any, **kwargs: Any) -> Any:
         return super().get_validation_transforms(*args, **{**kwargs, "regions": None})
 
+    def sides(self) -> Sides:
+        """Return the sides of the dataset's labels: a network may have more classes than the dataset."""
+        return sides(self.labels_of_dataset)
+
+    def label_space(self) -> Annotations:
+        return self.annotations
+
+    def criterion(self) -> DiceAndEntropy:
+        """Return the loss over what each sample annotates."""
+        options = self.configuration_manager.batch_dice, self.ignore_value
+        if self.label_manager.has_regions:
+            return MaskedSigmoid(*options, ddp=self.is_ddp)
+        return PartitionDiceCE(self.value_count, *options, ddp=self.is_ddp)
+
+    def tables(self, batch: dict) -> tuple[torch.Tensor, ...]:
+        """Return what the cases of a batch annotate: groups (B, C), or for a sigmoid head two tables of regions."""
+        return self._tables.look_up(batch["keys"])
+
+    def count(self, logits: torch.Tensor, target: torch.Tensor, *tables: torch.Tensor) -> torch.Tensor:
+        """Count per label by value, or per region of a sigmoid head, in the samples that annotate it."""
+        here, ignore = [table.to(logits.device) for table in tables], self.ignore_value
+        if self.label_manager.has_regions:
+            return count_annotated(logits, target, *here, ignore=ignore)
+        return count_groups(logits, target, *here, values=self.value_count, ignore=ignore)
+
     def on_train_start(self) -> None:
         """Report how often each label will be seen; write labels.toml if the dataset's labels are not the network's."""
         super().on_train_start()
@@ -95,17 +120,6 @@ class STUNetPartialTrainer(STUNetTrainer):
         if few and self.local_rank == 0:
             listed = ", ".join(f"{label} {count:.2g}" for label, count in few.items())
             self.listener.warning(f"fewer than {FEW:g} samples per epoch annotate {listed}")
-
-    def tables(self, batch: dict) -> tuple[torch.Tensor, ...]:
-        """Return what the cases of a batch annotate: groups (B, C), or for a sigmoid head two tables of regions."""
-        return self._tables.look_up(batch["keys"])
-
-    def count(self, logits: torch.Tensor, target: torch.Tensor, *tables: torch.Tensor) -> torch.Tensor:
-        """Count per label by value, or per region of a sigmoid head, in the samples that annotate it."""
-        here, ignore = [table.to(logits.device) for table in tables], self.ignore_value
-        if self.label_manager.has_regions:
-            return count_annotated(logits, target, *here, ignore=ignore)
-        return count_groups(logits, target, *here, values=self.value_count, ignore=ignore)
 
     def _write_labels(self, path: Path) -> None:
         """Write a label system (stunet/labels/systems.py) for predictions in the dataset's labels."""
@@ -143,20 +157,6 @@ class STUNetPartialTrainer(STUNetTrainer):
                 "--overwrite starts from scratch",
             )
         super().load_network_state(weights, more)
-
-    def label_space(self) -> Annotations:
-        return self.annotations
-
-    def sides(self) -> Sides:
-        """Return the sides of the dataset's labels: a network may have more classes than the dataset."""
-        return sides(self.labels_of_dataset)
-
-    def criterion(self) -> DiceAndEntropy:
-        """Return the loss over what each sample annotates."""
-        of = self.configuration_manager.batch_dice, self.ignore_value
-        if self.label_manager.has_regions:
-            return MaskedSigmoid(*of, ddp=self.is_ddp)
-        return PartitionDiceCE(self.value_count, *of, ddp=self.is_ddp)
 
 
 def _annotations(plans: dict, configuration: str, dataset_json: dict) -> Annotations:
