@@ -9,7 +9,7 @@ from stunet.files import read_json
 from stunet.kinds import HINT, read
 from stunet.plans.plan import Plan
 from stunet.plans.schema import PLANS
-from stunet.workspace import preprocessed_dataset
+from stunet.workspace import dataset_number, preprocessed_dataset
 
 OTHERS = {"dataset", "dataset_fingerprint", "splits_final"}  # JSON files in the same folder that are never plans
 log = logging.getLogger("stunet")
@@ -40,7 +40,7 @@ def plan_path(dataset: str, name: str | None = None) -> Path:
     Raises:
         DataError: There is no such plan, or several and no name was given.
     """
-    number = int(dataset[7:10])
+    number = dataset_number(dataset)
     if name is None:
         base = list_planned(dataset)
         if len(base) > 1:

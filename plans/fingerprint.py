@@ -22,7 +22,7 @@ from stunet.kinds import FINGERPRINT, read, read_dataset_json
 from stunet.nifti_header import oddities
 from stunet.nnunet import patched, write_atomically
 from stunet.workers import map_cases
-from stunet.workspace import preprocessed_dataset, raw_dataset
+from stunet.workspace import dataset_number, preprocessed_dataset, raw_dataset
 
 write_atomically(host)
 log = logging.getLogger("stunet")
@@ -50,7 +50,7 @@ def extract_fingerprint(
     """
     path = preprocessed_dataset(dataset) / "dataset_fingerprint.json"
     source = _source(dataset)
-    hint = f"stunet_plan_and_preprocess -d {int(dataset[7:10])} --clean"
+    hint = f"stunet_plan_and_preprocess -d {dataset_number(dataset)} --clean"
     before = read(path, FINGERPRINT, hint) if path.is_file() and not clean else {}
     if before.get(SOURCE) == source and ORIENTATIONS in before:
         return path

@@ -12,7 +12,7 @@ from stunet.datasets import list_cases
 from stunet.errors import DataError
 from stunet.folds import FILE, Fold, check_fold, read_folds
 from stunet.kinds import read_dataset_json
-from stunet.workspace import preprocessed_dataset, raw_dataset
+from stunet.workspace import dataset_number, preprocessed_dataset, raw_dataset
 
 
 def check_splits(dataset: str) -> None:
@@ -48,7 +48,7 @@ def check_used_splits(dataset: str) -> None:
         return
     if not used.is_file():
         what = f"{str(path)!r} has folds that came after the dataset was planned"
-        raise DataError(what, f"stunet_plan_and_preprocess -d {int(dataset[7:10])}, which takes them over")
+        raise DataError(what, f"stunet_plan_and_preprocess -d {dataset_number(dataset)}, which takes them over")
     _compare(read_folds(path), used, path)
 
 

@@ -39,7 +39,7 @@ from stunet.preprocessing.dataset import (
     settings_of,
 )
 from stunet.sizes import DEFAULT, SIZES
-from stunet.workspace import preprocessed_dataset
+from stunet.workspace import dataset_number, preprocessed_dataset
 
 RECORD = "made_from.json"  # in the folder of a fold
 MEANING = ("labels", "regions_class_order", "channel_names", "modality", "file_ending", "overwrite_image_reader_writer")
@@ -140,7 +140,7 @@ def fold_of(dataset: str, plans: Mapping[str, Any], configuration: str, fold: in
     path = preprocessed_dataset(dataset) / FILE
     if fold == ALL:
         return Fold(tuple(cases), tuple(cases))
-    everything = f"stunet_train {int(dataset[7:10])} {configuration} {ALL} -p {plans['plans_name']}"
+    everything = f"stunet_train {dataset_number(dataset)} {configuration} {ALL} -p {plans['plans_name']}"
     if not path.is_file():
         if len(cases) < MADE:
             what = f"{dataset} has {len(cases)} cases, too few for the {MADE} folds that nnU-Net makes"
@@ -351,7 +351,7 @@ def check_result(folder: Path) -> list[str]:
 
 def commands(dataset: str, plans: Mapping[str, Any], configuration: str) -> tuple[str, str]:
     """Return the command that plans and preprocesses a dataset again, and the one that preprocesses it as planned."""
-    number, block = int(dataset[7:10]), plans.get("stunet", {})
+    number, block = dataset_number(dataset), plans.get("stunet", {})
     base = str(block.get("derived_from", plans["plans_name"]))
     found = re.fullmatch(rf"STUNetPlans_({'|'.join(SIZES)})(?:_([0-9.]+)x([0-9.]+)x([0-9.]+)mm)?", base)
     if found is None:

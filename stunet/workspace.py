@@ -57,7 +57,7 @@ def dataset_name(id_or_name: int | str) -> str:
     if text in known:
         return text
     if text.isascii() and text.isdecimal():
-        matches = [name for name in known if int(name[7:10]) == int(text)]
+        matches = [name for name in known if dataset_number(name) == int(text)]
         if len(matches) == 1:
             return matches[0]
         if matches:
@@ -71,6 +71,11 @@ def dataset_name(id_or_name: int | str) -> str:
         f"no dataset {text!r}{closest(text, known)} ({listing})",
         "put DatasetXXX_Name into nnUNet_raw, or see stunet_convert --help",
     )
+
+
+def dataset_number(name: str) -> int:
+    """Return the number in a dataset's full name: 3 for `Dataset003_Liver`; nnU-Net's names have three digits."""
+    return int(name[7:10])
 
 
 @contextmanager
@@ -140,7 +145,7 @@ def find_result(
         if (p / "plans.json").is_file()
     ]
     found = [path for path in found if trained_folds(path, checkpoint)] or found
-    number = int(dataset[7:10])
+    number = dataset_number(dataset)
     if not found:
         other = ", ".join(p.name for p in sorted(parent.glob("*__*__*"))) or "nothing"
         raise DataError(
