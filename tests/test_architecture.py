@@ -2,6 +2,7 @@
 
 import re
 
+from stunet.source_lookup import has_name
 from tests.test_structure import BASE, MAY_IMPORT, ROOT, TOP
 
 PAGE = (ROOT / "docs" / "architecture.md").read_text()
@@ -47,6 +48,17 @@ def test_every_file_and_name_in_the_tables_exists() -> None:
             if line.startswith("| ") and text:
                 names = re.findall(r"`(\w+)(?:\(\))?`", line)
                 assert [name for name in names if not re.search(rf"\b{name}\b", text)] == [], line
+
+
+def test_code_and_files_that_the_documentation_mentions_exist() -> None:
+    for page in (*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("benchmarks/*.md")):
+        text = page.read_text()
+        if page.name != "CHANGELOG.md":  # which also has the names of before
+            for module, names in re.findall(r"^ *from (stunet[\w.]*) import (.*)", text, flags=re.MULTILINE):
+                assert [name for name in names.split(", ") if not has_name(module, name)] == [], page
+        folders = "stunet|plans|trainers|presets|tests|benchmarks"
+        for path in re.findall(rf"`((?:{folders})/[\w./]+)`", text):
+            assert (ROOT / path).exists(), (page, path)
 
 
 def test_readme_contributing_and_guide_link_to_the_page() -> None:
