@@ -206,6 +206,7 @@ class TrainingProgress:
             return trainer.logger.get_value(key, step=-1)
 
         seconds = last("epoch_end_timestamps") - last("epoch_start_timestamps")
+        # Over ten epochs: the first one is longer (compiling, cold files), and validation varies.
         self._epoch_times = [*self._epoch_times[-9:], seconds]
         left = (trainer.num_epochs - trainer.current_epoch) * sum(self._epoch_times) / len(self._epoch_times)
         classes = last("dice_per_class_or_region")
@@ -240,6 +241,7 @@ def _peak_memory(device: Any) -> str:
     if device.type == "cuda":
         import torch
 
+        # Reserved, not allocated: this is what has to fit, and what nvidia-smi shows.
         return f"{torch.cuda.max_memory_reserved(device) / GIB:.1f} GiB GPU"
     return f"{peak_resident() / GB:.1f} GB"
 

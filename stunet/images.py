@@ -79,6 +79,7 @@ class Reader:
         way = self._turn_of(like)
         if way is not None and has_forms(file):
             return self._turned(array, properties, file)
+        # One of the two files does not say how its axes run. Their arrays match, so the labels are turned as the image.
         way = way or NO_TURN
         return way.copied(array), {**properties, "spacing": [properties["spacing"][axis] for axis in way.order]}
 
@@ -102,6 +103,8 @@ class Reader:
         A NIfTI file leaves its orientation undefined if its image did, according to the properties.
         """
         self._stock.write_seg(labels_DHW, path, properties)
+        # ITK and nibabel always write an orientation. Claiming one that the image does not have would make viewers show
+        # the labels somewhere else.
         written = properties.get("nifti")
         if written is not None and not has_place(written) and is_nifti(path):
             image: Any = nibabel.load(path)
@@ -174,6 +177,7 @@ def write_sitk(image: sitk.Image, path: Path) -> None:
     sitk.WriteImage(image, path, useCompression=True)
     try:
         with gzip.open(path) as file:
+            # Unpacking compares the checksum at the end, so it also finds bytes that are missing in between.
             whole = bool(file.read(1)) and all(iter(partial(file.read, 2**20), b""))
     except (OSError, EOFError, zlib.error):
         whole = False
@@ -193,7 +197,7 @@ def file_orientation(path: Path, kind: str) -> str | None:
     if not kind.startswith("SimpleITK") or not has_forms(path):
         return None
     header = read_header(path)
-    size = len(header.size)
+    size = len(header.size)  # 4 for a 4D image, whose first three axes are those in space
     return None if size < 3 else orientation_code(np.reshape(header.direction, (size, size))[:3, :3])
 
 
@@ -230,7 +234,7 @@ def with_straight_axes(read: Callable[[Sequence[str]], Read], files: Sequence[st
     try:
         return read(files)
     except RuntimeError as error:
-        if "orthonormal" not in str(error):
+        if "orthonormal" not in str(error):  # ITK raises RuntimeError for everything, and only its text tells what
             raise
     with tempfile.TemporaryDirectory() as folder:
         copies = [_straight_copy(Path(file), Path(folder) / f"{i:04d}.nii") for i, file in enumerate(files)]
@@ -266,6 +270,7 @@ def nearest_straight_axes(affine: np.ndarray) -> tuple[np.ndarray, float]:
     """Return the affine with the nearest orthogonal axes of the same lengths, and the largest deviation in degrees."""
     lengths = np.linalg.norm(affine[:3, :3], axis=0)
     axes = affine[:3, :3] / lengths
+    # The orthogonal matrix nearest to U S V (in the Frobenius norm) is U V: Higham 1986, doi:10.1137/0907079.
     left, _, right = np.linalg.svd(axes)
     result = affine.copy()
     result[:3, :3] = left @ right * lengths
@@ -273,6 +278,6 @@ def nearest_straight_axes(affine: np.ndarray) -> tuple[np.ndarray, float]:
     return result, float(np.degrees(np.arcsin(min(cosines, 1.0))))
 
 
-@cache
+@cache  # a file is read several times: for its header, its voxels, and as the image of its labels
 def _warn_once(text: str) -> None:
     log.warning("%s", text)

@@ -149,6 +149,7 @@ def turn_image(
         affine = np.asarray(properties["nibabel_stuff"]["original_affine"])
         move = np.eye(4)
         move[:3, :3], move[:3, 3] = way.matrix, _first_voxel(way, array.shape[1:])
+        # From a voxel of the turned array to the same voxel in the file, and from there to mm.
         result["nibabel_stuff"] = {"original_affine": affine, "reoriented_affine": affine @ move}
     return way.copied(array), result
 
@@ -192,6 +193,7 @@ def _three_axes(itk: Mapping[str, Any]) -> dict[str, tuple[float, ...]]:
 def _moved(itk: Mapping[str, Any], way: Turn, shape: Sequence[int]) -> dict[str, tuple[float, ...]]:
     """Return ITK's geometry of the turned image; `shape` (D, H, W) is the one before."""
     spacing, axes = np.array(itk["spacing"]), np.reshape(itk["direction"], (3, 3))
+    # ITK's origin is the centre of the first voxel, and a flip makes another voxel the first.
     origin = np.array(itk["origin"]) + (axes * spacing) @ _first_voxel(way, shape)
     return {
         "spacing": tuple(itk["spacing"][2 - axis] for axis in way.order[::-1]),

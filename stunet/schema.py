@@ -62,7 +62,7 @@ def read_toml(path: Any, error: type[StunetError] = DataError) -> dict[str, Any]
         StunetError: Of the class `error`: the file is missing, unreadable or not TOML; the message names the line.
     """
     try:
-        content = tomllib.loads(path.read_bytes().decode("utf-8-sig"))
+        content = tomllib.loads(path.read_bytes().decode("utf-8-sig"))  # Windows editors add a byte order mark
         check_depth(content)
         return content
     except FileNotFoundError:
@@ -112,6 +112,7 @@ def _number(
         what = f"{name} {given}".strip()
 
     def found(value: Any, where: str) -> None:
+        # The type itself, because bool is a subclass of int, and true is not a number.
         right = type(value) in types and (isinstance(value, int) or math.isfinite(value))
         right = right and abs(value) < 2**63  # a larger one does not fit into any array
         if not right or not (least is None or value >= least) or not (most is None or value <= most):
@@ -133,7 +134,7 @@ def one_of(*choices: Any) -> Check:
     known = ", ".join(map(repr, choices))
 
     def found(value: Any, where: str) -> None:
-        if not any(type(value) is type(choice) and value == choice for choice in choices):
+        if not any(type(value) is type(choice) and value == choice for choice in choices):  # 1 == True
             near = closest(value, [c for c in choices if isinstance(c, str)]) if isinstance(value, str) else ""
             raise Wrong(where, f"expected one of {known}, got {short(value)}{near}")
 

@@ -51,6 +51,7 @@ def class_members(module: str, name: str) -> frozenset[str]:
     if not isinstance(definition, ast.ClassDef):
         return frozenset()
     members = {name for statement in definition.body for name in _names(statement)}
+    # In any method, also under conditions: whether an attribute is set at run time cannot be told from the source.
     for node in ast.walk(definition):
         if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store) and ast.unparse(node.value) == "self":
             members.add(node.attr)
@@ -65,8 +66,10 @@ def _definition(module: str, name: str) -> tuple[str, ast.stmt] | None:
     for statement in () if tree is None else _statements(tree.body):
         if name not in _names(statement):
             continue
+        # nnU-Net's trainer module re-exports most of what is used of it: look at the origin, for members of classes.
         if isinstance(statement, ast.ImportFrom) and statement.module and not statement.level:
             original = next(alias.name for alias in statement.names if name in (alias.asname, alias.name))
+            # Not if the source is missing (compiled modules), nor if the name is itself a module.
             if parse(statement.module) is not None and parse(f"{statement.module}.{original}") is None:
                 return _definition(statement.module, original)
         return module, statement

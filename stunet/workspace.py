@@ -33,6 +33,7 @@ def folder(variable: str) -> Path:
         lines = " ".join(f"{name}=/path/to/{name}" for name in missing)
         raise DataError(f"the variable {variable} is not set", f"export {lines}")
     path = Path(os.environ[variable])
+    # The folder of raw data is never created: with a typo in the variable, it would look like one without datasets.
     if variable == "nnUNet_raw" and not path.is_dir():
         raise DataError(
             f"{variable} is not a folder: {str(path)!r}", f"mkdir -p {path}, and put DatasetXXX_Name folders there"
@@ -64,7 +65,7 @@ def dataset_name(id_or_name: int | str) -> str:
             raise DataError(
                 f"number {text} belongs to {len(matches)} datasets: {', '.join(matches)}", "give the full name with -d"
             )
-    for variable in VARIABLES:
+    for variable in VARIABLES:  # a variable that is not set explains more than an unknown dataset
         folder(variable)
     listing = f"known: {', '.join(known[:8])}" if known else f"no datasets in {os.environ['nnUNet_raw']}"
     raise DataError(
@@ -91,7 +92,7 @@ def planning(dataset: str, wait: Callable[[str], None] | None = None) -> Iterato
     """
     place = folder("nnUNet_preprocessed") / dataset
     with exclusive_lock(place / ".lock", f"another process is planning {dataset}", "wait until it is done", wait=wait):
-        remove_staging(place)
+        remove_staging(place)  # left by a planning that was killed: nobody else writes here while the lock is held
         yield
 
 
@@ -168,4 +169,5 @@ def trained_folds(model: Path, checkpoint: str = FINAL) -> list[int | str]:
         for p in model.glob("fold_*")
         if (p / checkpoint).is_file() and (m := re.fullmatch(r"fold_(\d+|all)", p.name))
     ]
+    # As text, because numbers and 'all' cannot be compared.
     return sorted((int(n) if n != "all" else n for n in names), key=str)
