@@ -1,6 +1,6 @@
 """Check that patch, spacing, strides, axes and channels of a configuration are consistent, for any plans, ours or not.
 
-The types and ranges of single values are in schema.PLANS; check.py and models/described.py add their own checks.
+The types and ranges of single values are in schema.PLANS; check.py and models/metadata.py add their own checks.
 """
 
 import math

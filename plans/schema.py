@@ -1,6 +1,6 @@
 """What a plans file may hold: the types and ranges of single values, in plans of ours and of other programs.
 
-What values mean in combination is checked in check.py, for our plans, and in models/described.py, for those of models.
+What values mean in combination is checked in check.py, for our plans, and in models/metadata.py, for those of models.
 """
 
 from typing import Any

@@ -21,8 +21,8 @@ from stunet.inference.products import Products
 from stunet.inference.reading import read
 from stunet.nifti_header import oddities
 from stunet.orientation import file_properties
+from stunet.results.nifti_labels import write_nifti
 from stunet.results.segmentation import Segmentation
-from stunet.results.write import write_nifti
 from tests.dicom_files import VOLUME, write_series
 from tests.loops import for_each
 from tests.predictor_models import SHAPE, make_model, run, write_dicom, write_image
@@ -167,21 +167,21 @@ def test_a_patient_gets_the_same_labels_in_any_orientation(model: Path, tmp_path
     unturned = Predictor.from_folder(recorded(make_model(tmp_path / "T__P__3d_fullres", mirror=None)), FP32)
     assert np.array_equal(unturned.predict(image).labels_DHW, expected.labels_DHW)
     for code in ("RAS", "PIR"):
-        turned = sitk.DICOMOrient(image, code)
+        turn_image = sitk.DICOMOrient(image, code)
         path = tmp_path / code / f"{code}.nii.gz"
         path.parent.mkdir()
-        sitk.WriteImage(turned, path)
+        sitk.WriteImage(turn_image, path)
         [outcome] = run(model, path.parent, tmp_path / f"out_{code}", products=Products(statistics=True))
         assert outcome.error is None
         written = sitk.ReadImage(outcome.file)
-        assert written.GetSize() == turned.GetSize()
-        np.testing.assert_allclose(written.GetDirection(), turned.GetDirection(), atol=1e-6)
+        assert written.GetSize() == turn_image.GetSize()
+        np.testing.assert_allclose(written.GetDirection(), turn_image.GetDirection(), atol=1e-6)
         back = sitk.GetArrayFromImage(sitk.DICOMOrient(written, "LPS"))
         assert np.array_equal(back, expected.labels_DHW)
         own = nibabel.load(path)
-        for given in (turned, own):
+        for given in (turn_image, own):
             assert np.array_equal(predictor.predict(given).labels_DHW, sitk.GetArrayFromImage(written))
-        array = torch.from_numpy(sitk.GetArrayFromImage(turned))
+        array = torch.from_numpy(sitk.GetArrayFromImage(turn_image))
         made = predictor.predict(array, affine=own.affine)
         assert np.array_equal(made.labels_DHW, sitk.GetArrayFromImage(written))
         np.testing.assert_allclose(made.affine_ras, own.affine, atol=1e-6)
@@ -241,8 +241,8 @@ def test_predict_says_what_it_takes(model: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="no DICOM slices in the folder"):
         predictor.predict(tmp_path / "empty")
-    for wrong, what in ((None, "no NoneType"), (3, "no int"), ([3], "no list of int"), ([], "no list")):
-        with pytest.raises(UsageError, match=f"Predictor.predict takes {what}"):
+    for wrong, what in ((None, "type NoneType"), (3, "type int"), ([3], "a list of int"), ([], "an empty list")):
+        with pytest.raises(UsageError, match=f"Predictor.predict does not take .*{what}"):
             predictor.predict(wrong)
     with pytest.raises(UsageError, match="belong to an array"):
         predictor.predict("x.nii.gz", spacing=(1, 1, 1))
@@ -260,16 +260,16 @@ def test_images_of_one_channel_each_become_one_of_several(tmp_path: Path) -> Non
         predictor.predict(nibabel.load(files[0]))
     with pytest.raises(DataError, match=r"3 images for 2 channel\(s\)"):
         predictor.predict([nibabel.load(files[0])] * 3)
-    turned = sitk.DICOMOrient(sitk.ReadImage(files[1]), "LPS")
+    turn_image = sitk.DICOMOrient(sitk.ReadImage(files[1]), "LPS")
     there = recorded(make_model(tmp_path / "U__P__3d_fullres", channels=2), orientation="LPS")
     for each in (predictor, Predictor.from_folder(there, FP32)):
         with pytest.raises(DataError, match="does not lie on the grid of the first"):
-            each.predict([sitk.ReadImage(files[0]), turned])
+            each.predict([sitk.ReadImage(files[0]), turn_image])
         with pytest.raises(DataError, match="does not lie on the grid of the first"):
-            each.predict([turned, turned[:, :, 0]])
+            each.predict([turn_image, turn_image[:, :, 0]])
         with pytest.raises(DataError, match="does not lie on the grid of the first"):
             each.predict([nibabel.load(files[0]), nibabel.as_closest_canonical(nibabel.load(files[1]))])
-    sitk.WriteImage(turned, files[1])
+    sitk.WriteImage(turn_image, files[1])
     with pytest.raises(DataError, match=r"the axes of .* run PLI, those of .* LPS"):
         predictor.predict(files)
 

@@ -7,7 +7,7 @@ import nibabel
 import numpy as np
 
 from stunet.images import CaseReader, Reader, file_reader
-from stunet.inference.reading import InputImage, _with_previous
+from stunet.inference.reading import InputImage, _add_previous_stage
 from stunet.merging.completing import _onto_image
 from stunet.nifti_header import has_forms
 from stunet.orientation import file_properties
@@ -41,7 +41,7 @@ def test_labels_are_turned_as_their_image(kind: str, image_says: bool, label_say
     case = _OfCase(kind, "PIR")
     case.read_images([image])
     np.testing.assert_array_equal(case.read_seg(label)[0], array)
-    raw = _with_previous(InputImage(array, image, properties), Path(label), reader)
+    raw = _add_previous_stage(InputImage(array, image, properties), Path(label), reader)
     np.testing.assert_array_equal(raw.previous, array)
     stored, of_stored = file_reader(kind).read_seg(label)
     np.testing.assert_array_equal(_onto_image(Path(label), of_stored, raw)(stored), raw.on_file_grid)

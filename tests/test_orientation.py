@@ -16,9 +16,10 @@ from stunet.errors import UsageError
 from stunet.images import Reader, count_orientations, file_orientation, file_reader
 from stunet.inference import products
 from stunet.inference.cases import InputCase
+from stunet.inference.inputs import from_array, from_nibabel
 from stunet.inference.model import ModelFolder
 from stunet.inference.products import Products
-from stunet.inference.reading import from_array, from_nibabel, from_sitk, read
+from stunet.inference.reading import from_sitk, read
 from stunet.orientation import (
     file_properties,
     for_nnunet,

@@ -5,7 +5,7 @@ from functools import partial
 from typing import Any
 
 from stunet.errors import DataError
-from stunet.labels.annotations import Annotations, complete, mirrored_values
+from stunet.labels.annotations import Annotations, complete_annotations, mirrored_values
 from stunet.labels.names import Sides, sides
 from stunet.trainers.data.mirroring import MirrorSides
 from stunet.trainers.trainer import BaseTrainer
@@ -84,4 +84,4 @@ class STUNetTrainer(BaseTrainer):
 
     def label_space(self) -> Annotations:
         """Return which labels there are, and which cases annotate them."""
-        return complete(self.dataset_json, ())
+        return complete_annotations(self.dataset_json, ())

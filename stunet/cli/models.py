@@ -234,7 +234,7 @@ def _document(entry: Entry) -> dict[str, Any]:
         **asdict(entry),
         "parameters_million": _millions(entry),
         "missing": entry.missing,
-        "recorded_sha256": store.recorded(entry),
+        "recorded_sha256": store.recorded_sha256(entry),
         "installed": str(there.folder) if there else None,
     }
 
@@ -247,7 +247,7 @@ def _millions(entry: Entry) -> float:
 def _words(entry: Entry) -> dict[str, Any]:
     """Return what is known of an entry, in words."""
     there = store.find_installed(entry.name)
-    recorded = store.recorded(entry)
+    recorded = store.recorded_sha256(entry)
     sha256 = f"{entry.sha256} (published)" if entry.sha256 else "not published: recorded at the first download"
     if recorded and not entry.sha256:
         sha256 = f"{recorded} (recorded at the first download)"

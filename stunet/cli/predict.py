@@ -34,17 +34,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _predict(args: argparse.Namespace) -> int:
     predict_options.check(args)
     from stunet.inference.cases import find_cases
-    from stunet.inference.model import begun_folds, open_model
+    from stunet.inference.model import open_model, unfinished_folds
+    from stunet.inference.products import check_format
     from stunet.labels import systems
 
     system = systems.load(args.labels) if args.labels else None
     folder = _model_folder(args)
     model = open_model(_low_resolution(folder) if args.fast else folder, args.f, args.chk)
-    if not args.f and (unfinished := begun_folds(model)):
+    if not args.f and (unfinished := unfinished_folds(model)):
         console.warn(f"fold {', '.join(map(str, unfinished))} is begun and has no {args.chk} yet: it is left out")
     cases = find_cases(args.i, model, args.series)[args.part_id :: args.num_parts]
-    if args.format == "dicom_seg":
-        cases = _check_dicom(cases)
+    cases = check_format(args.format, cases)
     if not cases:
         console.note(f"no case is left for part {args.part_id} of {args.num_parts}")
         return 0
@@ -185,28 +185,6 @@ def _low_resolution(folder: Path) -> Path:
     return low
 
 
-def _check_dicom(cases: "list[InputCase]") -> "list[InputCase]":
-    """Return the cases, with an error for those whose headers make a DICOM-SEG impossible."""
-    from stunet.results.dicom_seg import check_sources, load_highdicom
-
-    others = [case.name for case in cases if not case.is_dicom and not case.error]
-    if others:
-        raise UsageError(
-            f"--format dicom_seg refers to the slices of a series, and {others[0]!r} is no DICOM folder",
-            "--format image, or give the DICOM folder with -i",
-        )
-    load_highdicom()
-    checked = []
-    for case in cases:
-        try:
-            if not case.error:
-                check_sources(case.files[0], case.series)
-            checked.append(case)
-        except DataError as error:
-            checked.append(replace(case, error=error))
-    return checked
-
-
 def _sibling(cascade: "Predictor") -> "ModelFolder":
     """Return the model of the previous stage, which is next to that of the cascade."""
     from stunet.inference.model import open_model
@@ -234,11 +212,11 @@ def _describe(args: argparse.Namespace, stages: "list[Predictor]", cases: "list[
 
 
 def _memory(stage: "Predictor", case: "InputCase") -> str:
-    from stunet.inference.cases import geometry
+    from stunet.inference.cases import read_geometry
 
     if case.error:
         return case.error.message
     try:
-        return f"{stage.need(*geometry(case, stage.orientation)).alone / GB:.2f} GB"
+        return f"{stage.memory_need(*read_geometry(case, stage.orientation)).peak / GB:.2f} GB"
     except DataError as error:
         return error.message

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from stunet.cli import common
 from stunet.errors import UsageError
+from stunet.results.formats import DEFAULT, FORMATS
 
 DESCRIPTION = "Segment images with a trained model; options of nnUNetv2_predict keep their names and meaning."
 EXAMPLES = """examples:
@@ -16,12 +17,6 @@ EXAMPLES = """examples:
 """
 PRECISION = "of the network: auto is bf16 on CPUs that compute with it, fp16 on CUDA, else fp32 (default: auto)"
 ORIENTATION = "of the training images, e.g. LPS or RAS (nibabel's letters), where the model does not say it"
-FORMATS = ("image", "seg.nrrd", "masks", "dicom_seg")
-FORMAT = (
-    "of the results: the model's images, 3D Slicer's .seg.nrrd, a folder of one mask per class, or DICOM-SEG "
-    "(default: image, or what -o ends with: .seg.nrrd, .dcm)"
-)
-FILES = {".seg.nrrd": "seg.nrrd", ".dcm": "dicom_seg"}  # formats that a file name after -o implies
 IMAGES = (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd", ".gipl", ".png", ".tif", ".tiff")
 
 
@@ -68,7 +63,7 @@ def new_parser() -> argparse.ArgumentParser:
     add("--threads", type=_positive, metavar="N", help="threads on the CPU (default: one per physical core)")
     add("--fast", action="store_true", help="use the model's 3d_lowres configuration instead")
     add("--roi_subset", nargs="+", metavar="CLASS", help="keep these classes only, e.g. liver spleen")
-    add("--format", choices=list(FORMATS), help=FORMAT)
+    add("--format", choices=list(FORMATS), help=_format_help())
     add(
         "--statistics", action="store_true", help="volume and mean intensity per class: statistics.json, statistics.csv"
     )
@@ -77,6 +72,17 @@ def new_parser() -> argparse.ArgumentParser:
     add("--disable_progress_bar", action="store_true", help="show no progress")
     add("--dry_run", action="store_true", help="say what would be predicted, and write nothing")
     return parser
+
+
+def _format_help() -> str:
+    *titles, last = (each.title for each in FORMATS.values())
+    implied = ", ".join(_formats_by_ending())
+    return f"of the results: {', '.join(titles)}, or {last} (default: {DEFAULT}, or what -o ends with: {implied})"
+
+
+def _formats_by_ending() -> dict[str, str]:
+    """Return the formats that a file name after -o implies."""
+    return {each.ending: name for name, each in FORMATS.items() if each.ending}
 
 
 def _fold(text: str) -> int | str:
@@ -126,16 +132,16 @@ def file_ending(out: Path) -> str | None:
     """Return the ending of -o if it is a file, which implies the format; None for a folder."""
     if out.is_dir():
         return None
-    return next((ending for ending in (*FILES, *IMAGES) if out.name.lower().endswith(ending)), None)
+    return next((ending for ending in (*_formats_by_ending(), *IMAGES) if out.name.lower().endswith(ending)), None)
 
 
 def _check_format(args: argparse.Namespace) -> None:
-    """Set the format: that of -o if it is a file, which must agree with --format, else --format or image."""
+    """Set the format: that of -o if it is a file, which must agree with --format, else --format or the default."""
     ending = file_ending(args.o)
     if ending is None:
-        args.format = args.format or "image"
+        args.format = args.format or DEFAULT
         return
-    meant = FILES.get(ending, "image")
+    meant = _formats_by_ending().get(ending, DEFAULT)
     if args.format and args.format != meant:
         raise UsageError(
             f"-o {str(args.o)!r} is not a file of --format {args.format}", "a folder with -o, or no --format"

@@ -11,7 +11,7 @@ from stunet.cli.train_plans import Chosen, choose_plans, choose_trainer
 from stunet.cli.train_run import train
 from stunet.errors import UsageError
 from stunet.files import write_json
-from stunet.labels.annotations import described
+from stunet.labels.annotations import describe_trained_model
 from stunet.plans.files import list_plans
 from stunet.sizes import SIZES
 from stunet.trainers.lookup import check_trainer
@@ -253,7 +253,7 @@ def _describe(run: "Run", resolved: dict[str, Any]) -> None:
     from stunet.plans.memory import estimate, parameters
     from stunet.trainers.finetune import strategies
 
-    dataset_json = described(run.dataset, run.plans, run.trainer)
+    dataset_json = describe_trained_model(run.dataset, run.plans, run.trainer)
     network = describe(run.plans, run.configuration, dataset_json)
     strides = resolved["architecture"]["arch_kwargs"]["strides"]
     patch = "x".join(map(str, resolved["patch_size"]))
@@ -289,7 +289,7 @@ def _judged(run: "Run") -> "TransferReport | None":
         return None
     from stunet.trainers.finetune.start import preview
 
-    dataset_json = described(run.dataset, run.plans, run.trainer)
+    dataset_json = describe_trained_model(run.dataset, run.plans, run.trainer)
     return preview(run.start, run.plans, run.configuration, dataset_json)
 
 

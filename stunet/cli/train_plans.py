@@ -14,7 +14,7 @@ from stunet.cli.models import ShownDownload
 from stunet.errors import DataError, UsageError, WeightsError, first_few
 from stunet.files import json_differences
 from stunet.kinds import read_dataset_json
-from stunet.labels.annotations import Annotations, described, load_annotations
+from stunet.labels.annotations import Annotations, describe_trained_model, load_annotations
 from stunet.models import store
 from stunet.plans.files import list_planned, plan_path, read_plan
 from stunet.plans.resolve import resolve
@@ -79,7 +79,7 @@ def choose_plans(dataset: str, args: argparse.Namespace) -> Chosen:
 
     trained = {"stunet": {**plans["stunet"], **{key: x for key, x in options.items() if key == "weights" and x}}}
     trainer = args.tr or needed_trainer(path.parent, trained)
-    derived = derive(plans, described(dataset, trained, trainer), overrides=overrides, **options)
+    derived = derive(plans, describe_trained_model(dataset, trained, trainer), overrides=overrides, **options)
     existing = path.with_name(f"{derived['plans_name']}.json")
     if not existing.is_file():
         return Chosen(derived, True, start or _start_of(derived, args))

@@ -56,7 +56,7 @@ class Renumber:
         path = folder / f"labels{source.subset}" / f"{source.name}{self.ending}"
         path.parent.mkdir(exist_ok=True)
         with atomic_write(path) as part:
-            self._write(systems.apply(table, label.astype(np.intp)), part, properties)
+            self._write(systems.apply_lookup(table, label.astype(np.intp)), part, properties)
         return [path], {}
 
     def _write(self, label_DHW: np.ndarray, path: Path, properties: dict[str, Any]) -> None:

@@ -19,8 +19,8 @@ from stunet import files
 from stunet.datasets.listing import Image, ending_of, list_images, named, same_case
 from stunet.errors import DataError, StunetError, raise_first
 from stunet.evaluation import metrics
-from stunet.evaluation.segmentations import check_place, read_segmentation
-from stunet.labels.systems import LabelSystem, apply
+from stunet.evaluation.segmentations import check_same_grid, read_segmentation
+from stunet.labels.systems import LabelSystem, apply_lookup
 from stunet.names import csv_cells
 from stunet.workers import Outcome, map_cases, raise_failed
 
@@ -223,8 +223,8 @@ def evaluate_case(case: CasePair, labels: Labels, tolerance_mm: float) -> dict[s
         prediction, geometry = read_segmentation(case.prediction, labels.known, labels.origin)
     else:
         prediction, geometry = read_segmentation(case.prediction, frozenset(range(len(labels.lookup))))
-        prediction = apply(labels.lookup, prediction)
-    check_place(case.prediction, geometry, case.reference, expected)
+        prediction = apply_lookup(labels.lookup, prediction)
+    check_same_grid(case.prediction, geometry, case.reference, expected)
     return metrics.compare(reference, prediction, labels.classes, expected.spacing[::-1], tolerance_mm, labels.ignore)
 
 

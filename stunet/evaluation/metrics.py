@@ -161,7 +161,12 @@ def compare(
 ) -> dict[str, dict[str, float]]:
     """Return METRICS of every class, in mm and ml; a region is a class of several labels.
 
-        compare(reference, prediction, {"liver": (1,), "kidneys": (2, 3)}, spacing=(5.0, 0.8, 0.8))["liver"]["Dice"]
+    Examples:
+        >>> reference = np.array([[[1, 1], [2, 3]]], np.uint8)
+        >>> prediction = np.array([[[1, 0], [3, 2]]], np.uint8)
+        >>> found = compare(reference, prediction, {"liver": (1,), "kidneys": (2, 3)}, spacing=(5.0, 0.8, 0.8))
+        >>> round(found["liver"]["Dice"], 3), found["kidneys"]["Dice"], found["kidneys"]["TP"]
+        (0.667, 1.0, 2)
 
     Args:
         reference: Labels (D, H, W) or (H, W), an unsigned integer type.

@@ -53,15 +53,15 @@ def read_segmentation(
     except RuntimeError as error:  # what ITK raises for everything
         if is_out_of_memory(error):
             raise
-        raise DataError(f"{str(path)!r} is damaged, or no image", "make the file anew, or leave it out") from None
+        raise DataError(f"{str(path)!r} is damaged, or not an image", "make the file again, or leave it out") from None
     channels = image.GetNumberOfComponentsPerPixel()
     if image.GetDimension() not in (2, 3) or channels != 1:
-        raise DataError(f"{str(path)!r} is no segmentation: size {image.GetSize()}, {channels} channels")
+        raise DataError(f"{str(path)!r} is not a segmentation: size {image.GetSize()}, {channels} channels")
     labels = _as_labels(sitk.GetArrayViewFromImage(image), known, path, listed_in)
     return labels, Geometry(image.GetSize(), _spacing(image, path), image.GetOrigin(), image.GetDirection())
 
 
-def check_place(path: Path, geometry: Geometry, reference: Path, expected: Geometry) -> None:
+def check_same_grid(path: Path, geometry: Geometry, reference: Path, expected: Geometry) -> None:
     """Check that a file has the grid of its reference.
 
     Raises:

@@ -70,11 +70,11 @@ def surface_distances(reference: np.ndarray, prediction: np.ndarray, spacing: Se
 
 def _edges(padded: np.ndarray) -> np.ndarray:
     """Mark the corners between voxels of a padded mask (one fewer per axis) that are inside on some sides only."""
-    some = every = padded
+    touching = filled = padded
     for axis in range(padded.ndim):
         low, high = (slice(None),) * axis + (slice(-1),), (slice(None),) * axis + (slice(1, None),)
-        some, every = some[low] | some[high], every[low] & every[high]
-    return some & ~every
+        touching, filled = touching[low] | touching[high], filled[low] & filled[high]
+    return touching & ~filled
 
 
 def _nearest(points: np.ndarray, others: np.ndarray, apart: np.ndarray, spacing: Sequence[float]) -> np.ndarray:
@@ -82,11 +82,11 @@ def _nearest(points: np.ndarray, others: np.ndarray, apart: np.ndarray, spacing:
     if not len(others):
         distances[:] = inf
     elif apart.any():
-        own = points[apart]
+        distant = points[apart]
         tree = KDTree(others * np.asarray(spacing), compact_nodes=False, balanced_tree=False)
-        nearest = tree.query(own * np.asarray(spacing))[1]
+        nearest = tree.query(distant * np.asarray(spacing))[1]
         # From index differences, as a distance transform does, so that "exactly the tolerance" is decided identically.
-        distances[apart] = np.sqrt((((others[nearest] - own) * np.asarray(spacing)) ** 2).sum(axis=1))
+        distances[apart] = np.sqrt((((others[nearest] - distant) * np.asarray(spacing)) ** 2).sum(axis=1))
     return distances
 
 

@@ -3,7 +3,8 @@
     model.py             open a model folder
     cases.py             find the input images
     orientation.py       how the model's training images lay
-    reading.py           read an image, check it, turn it to the model's orientation
+    reading.py           read a case's files, check them, turn them to the model's orientation
+    inputs.py            the same for images in memory, of any kind
     v1_preprocessing.py  preprocess as nnU-Net v1 did
     network.py           build the network of a model's plans
     predictor.py         all steps for one image, in memory: the Python entry point

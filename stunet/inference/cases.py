@@ -16,8 +16,8 @@ from stunet.datasets.listing import Image, Listing, ending_of, list_images, name
 from stunet.errors import DataError, raise_first
 from stunet.inference.model import ModelFolder
 
-_CHANNEL = re.compile(r"(.+)_(\d{4})", re.DOTALL)
-SEGMENTATION = ".seg.nrrd"  # of 3D Slicer
+SEGMENTATION = ".seg.nrrd"  # of 3D Slicer: a result, although its name ends like an image's
+_CHANNEL = re.compile(r"(.+)_(\d{4})", re.DOTALL)  # case and channel; names may contain line breaks
 log = logging.getLogger("stunet")
 
 
@@ -41,18 +41,22 @@ class InputCase:
 
     @property
     def is_dicom(self) -> bool:
+        """Whether the case is a folder of DICOM slices."""
         return self.files[0].is_dir()
 
-    def made_from(self) -> list[Any]:
+    def fingerprint(self) -> list[Any]:
         """Return the series, and name, size (bytes) and mtime (ns) of each file; a change makes results stale."""
-        files = [file for path in (*self.files, self.previous) if path for file in (path, *sorted(path.glob("*")))]
-        stats = [(file.name, file.stat()) for file in files if file.is_file()]
+        stats = [(file.name, file.stat()) for file in self._all_files() if file.is_file()]
         return [self.series, *([name, stat.st_size, stat.st_mtime_ns] for name, stat in stats)]
 
     def changed_ns(self) -> int:
         """Return when the last of its files changed, in ns; an older result was made from something else."""
-        files = [file for path in (*self.files, self.previous) if path for file in (path, *path.glob("*"))]
-        return max((file.stat().st_mtime_ns for file in files if file.exists()), default=0)
+        return max((file.stat().st_mtime_ns for file in self._all_files() if file.exists()), default=0)
+
+    def _all_files(self) -> list[Path]:
+        """Return its files and folders, and what the folders hold."""
+        paths = [path for path in (*self.files, self.previous) if path]
+        return [file for path in paths for file in (path, *sorted(path.glob("*")))]
 
 
 def find_cases(source: Path, model: ModelFolder, series: str | None = None) -> list[InputCase]:
@@ -73,49 +77,53 @@ def find_cases(source: Path, model: ModelFolder, series: str | None = None) -> l
         raise (unusable(source) if source.is_symlink() else None) or missing
     if source.is_file():
         ending = ending_of(source.name, model.ending)
-        if ending not in model.readable:
+        if ending not in model.readable_endings:
             raise DataError(
                 f"{str(source)!r} does not end with {model.ending!r}, as this model's images do",
                 f"convert it to {model.ending}",
             )
         image = Image(source, source.name[: -len(ending)], ending, unusable(source))
-        return _complete(_group(_siblings(image, model), model))
+        return _sorted_cases(_group(_files_of_case(image, model), model))
     found = list_images(source, model.ending)
     masks = [image for image in found.images if image.ending == SEGMENTATION != model.ending]
     cases = _group([image for image in found.images if image not in masks], model)
     for folder in found.series if cases else (source,):
-        cases += _series(folder, model, series, {case.name for case in cases})
+        cases += _series_cases(folder, model, series, {case.name for case in cases})
     if found.slices and found.images:
         what = f"{len(found.slices)} DICOM files lie beside images in {str(source)!r}: {named(found.slices)}"
         error = DataError(what, "put them into a folder of their own")
         cases.append(InputCase(source.resolve().name, (source,), error=error))
     if not cases:
-        raise _nothing(source, found, model)
+        raise _no_images(source, found, model)
     used = {case.files[0] for case in cases}
-    below = [path for folder in found.folders for path in _unused(folder, used, model.ending)]
+    below = [path for folder in found.folders for path in _unused_paths(folder, used, model.ending)]
     if left := [*(image.path for image in masks), *below]:
         log.warning("warning: segmentations and sub-folders with images are not predicted: %s", named(left))
-    return _complete(cases)
+    return _sorted_cases(cases)
 
 
-def _unused(folder: Path, used: set[Path], ending: str) -> list[Path]:
+def _unused_paths(folder: Path, used: set[Path], ending: str) -> list[Path]:
     """Return what is left of a folder of images: all of it, or, if a case uses some of it, everything else in it."""
     if folder in used:
         return []
     if not any(folder in path.parents for path in used):
         return [folder]
     found = list_images(folder, ending)
-    return [*(i.path for i in found.images), *(path for sub in found.folders for path in _unused(sub, used, ending))]
+    return [
+        *(i.path for i in found.images),
+        *(path for sub in found.folders for path in _unused_paths(sub, used, ending)),
+    ]
 
 
-def _complete(cases: list[InputCase]) -> list[InputCase]:
+def _sorted_cases(cases: list[InputCase]) -> list[InputCase]:
+    """Return the cases by name; raise their errors if all of them have one."""
     errors = [case.error for case in sorted(cases, key=lambda case: case.name) if case.error]
     if len(errors) == len(cases):
         raise_first(errors)
     return sorted(cases, key=lambda case: case.name)
 
 
-def _series(source: Path, model: ModelFolder, series: str | None, taken: set[str]) -> list[InputCase]:
+def _series_cases(source: Path, model: ModelFolder, series: str | None, taken: set[str]) -> list[InputCase]:
     """Return the DICOM series in a folder and below as cases; a name that another case has makes one an error."""
     from stunet.datasets import dicom
 
@@ -127,29 +135,29 @@ def _series(source: Path, model: ModelFolder, series: str | None, taken: set[str
     except DataError as error:
         return [InputCase(name, (source,), error=error)]
     cases = []
-    for one in found:
-        problem = one.error
+    for stack in found:
+        problem = stack.error
         if len(channels) > 1:
             problem = DataError(
                 f"the model takes {len(channels)} channels ({', '.join(channels)}); a DICOM folder is one",
                 f"convert each series to CASE_0000{model.ending}, CASE_0001{model.ending} ...",
             )
-        elif one.name in taken:
-            what = f"the folder {str(one.folder)!r} and something else in {str(source.parent)!r} are the same case"
+        elif stack.name in taken:
+            what = f"the folder {str(stack.folder)!r} and something else in {str(source.parent)!r} are the same case"
             problem = DataError(what, "rename one of them")
-        cases.append(InputCase(one.name, (one.folder,), series=one.key, error=problem))
+        cases.append(InputCase(stack.name, (stack.folder,), series=stack.key, error=problem))
     return cases
 
 
-def _nothing(source: Path, found: Listing, model: ModelFolder) -> DataError:
-    there = ", ".join(repr(path.name) for path in sorted(source.iterdir())[:3])
+def _no_images(source: Path, found: Listing, model: ModelFolder) -> DataError:
+    names = ", ".join(repr(path.name) for path in sorted(source.iterdir())[:3])
     return DataError(
-        f"no files ending with {model.ending!r} and no DICOM slices in {str(source)!r} (there: {there or 'nothing'})",
+        f"no files ending with {model.ending!r} and no DICOM slices in {str(source)!r} (there: {names or 'nothing'})",
         f"-i {found.folders[0]}" if found.folders else f"name the images CASE_0000{model.ending}",
     )
 
 
-def geometry(case: InputCase, orientation: str | None = None) -> tuple[tuple[int, ...], tuple[float, ...]]:
+def read_geometry(case: InputCase, orientation: str | None = None) -> tuple[tuple[int, ...], tuple[float, ...]]:
     """Return shape in voxels and spacing in mm, both (D, H, W), from the header of a case's first image or slices.
 
     A volume is turned to `orientation`; DICOM slices are taken to be axial, as most are. As in nnU-Net's readers, a 2D
@@ -182,7 +190,7 @@ def geometry(case: InputCase, orientation: str | None = None) -> tuple[tuple[int
     return (1,) * missing + shape, (FLAT_THICKNESS * max(spacing),) * missing + spacing
 
 
-def volumes(file: Path) -> int:
+def count_volumes(file: Path) -> int:
     """Return how many volumes the header of a 4D image announces; 1 for other images, or if it cannot be read."""
     from stunet.images import read_header
 
@@ -205,7 +213,7 @@ def drop_channel_axis(properties: dict[str, Any]) -> None:
         itk |= {"spacing": itk["spacing"][:3], "origin": itk["origin"][:3], "direction": direction}
 
 
-def _siblings(image: Image, model: ModelFolder) -> list[Image]:
+def _files_of_case(image: Image, model: ModelFolder) -> list[Image]:
     """Return the files of the same case in the folder of `image`; with one channel, only the file itself."""
     match = _CHANNEL.fullmatch(image.name)
     if len(model.channels) == 1 or not match:
@@ -215,12 +223,13 @@ def _siblings(image: Image, model: ModelFolder) -> list[Image]:
 
 
 def _group(images: list[Image], model: ModelFolder) -> list[InputCase]:
+    """Return the cases that images make up, by the channel numbers in their names."""
     ending, channels = model.ending, model.channels
     numbered = len(channels) > 1 or model.has_spacing_files  # the latter's reader cuts off _0000 without looking
     stems = {image.name for image in images}
     groups: dict[str, dict[int, Path]] = defaultdict(dict)
     errors: dict[str, DataError] = {}
-    twice = []
+    same_in_other_format = []
     for image in sorted(images, key=lambda image: (not image.path.name.endswith(ending), image.path)):
         path = image.path
         match = _CHANNEL.fullmatch(image.name)
@@ -233,7 +242,7 @@ def _group(images: list[Image], model: ModelFolder) -> list[InputCase]:
                 f"name the images CASE_0000{ending}" + f", CASE_0001{ending} ..." * (len(channels) > 1),
             )
         if channel in groups[name] and groups[name][channel].name.endswith(ending) and image.ending != ending:
-            twice.append(path)  # the same in another format
+            same_in_other_format.append(path)
             continue
         if channel in groups[name]:
             both = f"{path.name!r} and {groups[name][channel].name!r}"
@@ -241,8 +250,10 @@ def _group(images: list[Image], model: ModelFolder) -> list[InputCase]:
         groups[name][channel] = path
         if error := image.error or _unreadable(image, model):
             errors.setdefault(name, error)
-    if twice:
-        log.warning("warning: left out, as there is an image %s of the same name: %s", ending, named(twice))
+    if same_in_other_format:
+        log.warning(
+            "warning: left out, as there is an image %s of the same name: %s", ending, named(same_in_other_format)
+        )
     if any(set(group) != {0} for name, group in groups.items() if name not in errors):
         for name in groups.keys() - errors.keys():
             if error := _wrong_channels(name, groups[name], ending, channels):
@@ -254,13 +265,16 @@ def _group(images: list[Image], model: ModelFolder) -> list[InputCase]:
 
 
 def _unreadable(image: Image, model: ModelFolder) -> DataError | None:
-    if image.ending in model.readable:
+    """Return the error for an image that the model's reader does not take."""
+    if image.ending in model.readable_endings:
         return None
-    what = f"{str(image.path)!r} is no image that this model's reader takes ({', '.join(sorted(model.readable))})"
+    known = ", ".join(sorted(model.readable_endings))
+    what = f"{str(image.path)!r} is not an image that this model's reader takes ({known})"
     return DataError(what, f"convert it to {model.ending}")
 
 
 def _wrong_channels(name: str, files: dict[int, Path], ending: str, channels: list[str]) -> DataError | None:
+    """Return the error for a case that lacks a channel, or has more than the model takes."""
     folder = next(iter(files.values())).parent
     for channel, meaning in enumerate(channels):
         if channel not in files:

@@ -29,7 +29,15 @@ READS = {
 
 @dataclass(frozen=True)
 class ModelFolder:
-    """A trained model on disk; predictions are averaged over `folds`."""
+    """A trained model on disk.
+
+    Attributes:
+        folder: DATASET/TRAINER__PLANS__CONFIGURATION, or any other with the same files.
+        plans: plans.json.
+        dataset: dataset.json.
+        folds: Folds over which predictions are averaged.
+        checkpoint: Name of the checkpoint in each fold.
+    """
 
     folder: Path
     plans: dict
@@ -43,7 +51,7 @@ class ModelFolder:
         return self.dataset["file_ending"]
 
     @property
-    def readable(self) -> set[str]:
+    def readable_endings(self) -> set[str]:
         """The image endings that the model's reader takes."""
         return {self.ending, *READS.get(self.plans.get("image_reader_writer", ""), ())}
 
@@ -58,7 +66,7 @@ class ModelFolder:
         return self.plans.get("image_reader_writer") == tiff.READER
 
     @property
-    def weights(self) -> list[Path]:
+    def checkpoint_files(self) -> list[Path]:
         """One checkpoint per fold."""
         return [self.folder / f"fold_{fold}" / self.checkpoint for fold in self.folds]
 
@@ -71,55 +79,65 @@ def open_model(folder: Path, folds: Sequence[int | str] | None = None, checkpoin
     """
     if not (folder / "plans.json").is_file():
         raise DataError(
-            f"{str(folder)!r} is no model folder: it has no plans.json",
+            f"{str(folder)!r} is not a model folder: it has no plans.json",
             "give DATASET/TRAINER__PLANS__CONFIGURATION with --model, or -d and -c",
         )
     plans = read_plan(folder / "plans.json").to_json()
     dataset = read_dataset_json(folder / "dataset.json", DATASET)
-    there = trained_folds(folder, checkpoint)
-    if not there:
-        other = sorted({path.name for path in folder.glob("fold_*/*.pth")})
-        if checkpoint == FINAL and other:
-            begun = _begun(folder)
-            what = f"the training in {str(folder)!r} is not finished: no fold has a {checkpoint} (begun: {begun})"
-            raise DataError(what, _finish(folder, begun, other))
-        hint = f"-chk {other[0]}" if other else "train it first: stunet_train --help"
-        has = f" (it has a {', '.join(other)})" if other else ""
-        raise DataError(f"no fold of {str(folder)!r} has a {checkpoint}{has}", hint)
-    missing = [fold for fold in folds or [] if fold not in there]
-    if missing:
-        known, hint = " ".join(map(str, there)), ""
-        if checkpoint == FINAL and str(missing[0]) in _begun(folder).split(", "):
-            hint = f"; or {_finish(folder, str(missing[0]), [p.name for p in folder.glob(f'fold_{missing[0]}/*.pth')])}"
-        raise DataError(
-            f"fold {missing[0]} has no {checkpoint} in {str(folder)!r} (trained: {known})", f"-f {known}{hint}"
-        )
-    numbered = tuple(fold for fold in there if fold != "all")
-    return ModelFolder(folder, plans, dataset, tuple(folds or numbered or there), checkpoint)
+    trained = trained_folds(folder, checkpoint)
+    if not trained:
+        raise _no_fold(folder, checkpoint)
+    for fold in folds or ():
+        if fold not in trained:
+            raise _missing_fold(folder, fold, trained, checkpoint)
+    numbered = tuple(fold for fold in trained if fold != "all")
+    return ModelFolder(folder, plans, dataset, tuple(folds or numbered or trained), checkpoint)
 
 
-def begun_folds(model: ModelFolder) -> list[str]:
+def unfinished_folds(model: ModelFolder) -> list[str]:
     """Return the folds of a model folder that would be averaged too if their training had finished."""
     if model.folds == ("all",):
         return []
-    return [fold for fold in _begun(model.folder, model.checkpoint).split(", ") if fold not in ("", "all")]
+    return [fold for fold in _begun_folds(model.folder, model.checkpoint) if fold != "all"]
 
 
-def _begun(folder: Path, checkpoint: str = FINAL) -> str:
+def _no_fold(folder: Path, checkpoint: str) -> DataError:
+    """Return the error for a folder of which no fold has the checkpoint."""
+    others = sorted({path.name for path in folder.glob("fold_*/*.pth")})
+    if checkpoint == FINAL and others:
+        begun = _begun_folds(folder, checkpoint)
+        what = f"no fold has a {checkpoint} (begun: {', '.join(begun)})"
+        return DataError(
+            f"the training in {str(folder)!r} is not finished: {what}", _how_to_go_on(folder, begun, others)
+        )
+    hint = f"-chk {others[0]}" if others else "train it first: stunet_train --help"
+    has = f" (it has a {', '.join(others)})" if others else ""
+    return DataError(f"no fold of {str(folder)!r} has a {checkpoint}{has}", hint)
+
+
+def _missing_fold(folder: Path, fold: int | str, trained: Sequence[int | str], checkpoint: str) -> DataError:
+    """Return the error for a fold that lacks the checkpoint, although others have it."""
+    known, hint = " ".join(map(str, trained)), ""
+    if checkpoint == FINAL and str(fold) in _begun_folds(folder, checkpoint):
+        others = [path.name for path in folder.glob(f"fold_{fold}/*.pth")]
+        hint = f"; or {_how_to_go_on(folder, [str(fold)], others)}"
+    return DataError(f"fold {fold} has no {checkpoint} in {str(folder)!r} (trained: {known})", f"-f {known}{hint}")
+
+
+def _begun_folds(folder: Path, checkpoint: str) -> list[str]:
     """Return the folds of a folder that have checkpoints, but not this one."""
     folds = sorted(path for path in folder.glob("fold_*") if any(path.glob("*.pth")))
-    return ", ".join(path.name.removeprefix("fold_") for path in folds if not (path / checkpoint).is_file())
+    return [path.name.removeprefix("fold_") for path in folds if not (path / checkpoint).is_file()]
 
 
-def _finish(folder: Path, folds: str, checkpoints: Sequence[str]) -> str:
-    """Return the hint on how to finish a training that was begun, or to predict with it as it is."""
+def _how_to_go_on(folder: Path, folds: Sequence[str], checkpoints: Sequence[str]) -> str:
+    """Return the hint on how to finish a training that was begun, or to predict with what it has."""
     trainer, _, rest = folder.resolve().name.partition("__")
     plans, _, configuration = rest.partition("__")
     number = re.fullmatch(r"Dataset(\d{3})_.+", folder.resolve().parent.name)
-    fold = folds.split(", ")[0]
     command = "training goes on with --c"
     if number and configuration and trainer in (TRAINER, PARTIAL_TRAINER):
-        own = "" if trainer == TRAINER else f" -tr {trainer}"
-        command = f"stunet_train {int(number[1])} {configuration} {fold} -p {plans}{own} --c"
+        option = "" if trainer == TRAINER else f" -tr {trainer}"
+        command = f"stunet_train {int(number[1])} {configuration} {folds[0]} -p {plans}{option} --c"
     best = "checkpoint_best.pth" if "checkpoint_best.pth" in checkpoints else min(checkpoints)
     return f"{command} finishes it; -chk {best} predicts with what there is"

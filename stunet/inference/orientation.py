@@ -5,19 +5,37 @@ from pathlib import Path
 
 from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 
-from stunet.errors import StunetError
+from stunet.errors import StunetError, UsageError
 from stunet.files import read_json
 from stunet.images import REORIENTED, REORIENTS, count_orientations
 from stunet.inference.model import ModelFolder
+from stunet.orientation import parse_orientation
 
-LOOKED_AT = 20  # training images at most
+MAX_IMAGES = 20  # training images whose headers are read
+
+
+def choose_orientation(model: ModelFolder, option: str | None) -> tuple[str | None, str | None]:
+    """Return the orientation of the training images, and what states it if the plans do not.
+
+    Args:
+        model: The model.
+        option: What the user states, such as LPS; it counts more than anything but the plans.
+
+    Raises:
+        UsageError: `option` is not an orientation, or the plans state another one.
+    """
+    known, source = known_orientation(model)
+    stated = None if option is None else parse_orientation(option)
+    if stated and known and source is None and stated != known:
+        raise UsageError(f"orientation {stated}: the plans say that the training images are {known}", "leave it out")
+    return (stated, "the user") if stated and (source or not known) else (known, source)
 
 
 def known_orientation(model: ModelFolder) -> tuple[str | None, str | None]:
-    """Return the orientation (None if unknown) and its source (None if that is the model's own plans)."""
+    """Return the orientation (None if unknown) and what states it (None: the model's own plans)."""
     plans = model.plans
-    if own := plans.get("stunet", {}).get("orientation"):
-        return str(own), None
+    if recorded := plans.get("stunet", {}).get("orientation"):
+        return str(recorded), None
     if plans["image_reader_writer"].endswith(REORIENTS):
         return REORIENTED, None
     if code := _of_registry(model):
@@ -55,8 +73,8 @@ def _of_training_images(model: ModelFolder) -> str | None:
             images = sorted(Path(case["images"][0]) for case in cases.values())
         else:
             images = sorted((folder / "imagesTr").glob(f"*_0000{model.ending}"))
-        some = images[:: -(-len(images) // LOOKED_AT) or 1]
-        found = count_orientations(some, model.plans["image_reader_writer"])
+        sample = images[:: -(-len(images) // MAX_IMAGES) or 1]
+        found = count_orientations(sample, model.plans["image_reader_writer"])
     except (StunetError, OSError, RuntimeError, ValueError, AttributeError, LookupError, TypeError):
         return None
     return next(iter(found)) if len(found) == 1 else None

@@ -90,7 +90,7 @@ def write_source(folder: Path, case: InputCase) -> None:
     """Record what the results of a case were made from."""
     path = _source(folder, case)
     path.parent.mkdir(exist_ok=True)
-    write_json(path, case.made_from())
+    write_json(path, case.fingerprint())
 
 
 def remove_source(folder: Path, case: InputCase) -> None:
@@ -102,7 +102,7 @@ def has_other_source(folder: Path, case: InputCase, result: Path) -> bool:
     """Return whether a result was made from other files than the case has now; without a record, if it is older."""
     path = _source(folder, case)
     try:
-        return bool(read_json(path) != case.made_from())
+        return bool(read_json(path) != case.fingerprint())
     except DataError:
         return case.changed_ns() > result.stat().st_mtime_ns
 

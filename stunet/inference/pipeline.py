@@ -19,7 +19,7 @@ import numpy as np
 from stunet.errors import DataError, StunetError
 from stunet.files import remove_staging
 from stunet.inference import products
-from stunet.inference.cases import InputCase, geometry
+from stunet.inference.cases import InputCase, read_geometry
 from stunet.inference.engine import memory
 from stunet.inference.failures import reason
 from stunet.inference.output import endings_of_case
@@ -27,10 +27,10 @@ from stunet.inference.predictor import NetworkInput, Predictor
 from stunet.inference.products import Products
 from stunet.machine import GB, SHARE, memory_limit, resident
 from stunet.orientation import file_properties
+from stunet.results.itksnap import write_itksnap_labels
 from stunet.results.run_report import CaseReport
 from stunet.results.segmentation import Segmentation, class_names
 from stunet.results.statistics import Measurement, measure
-from stunet.results.write import write_itksnap_labels
 
 FAILURES = (*products.FAILURES, OSError)  # of a single case, whatever a library raises about it
 OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
@@ -58,7 +58,7 @@ class Outcome:
 
 
 class Pipeline:
-    """Predicts cases into a folder.
+    """Predict cases into a folder.
 
     Args:
         predictor: The model.
@@ -83,7 +83,7 @@ class Pipeline:
         self._shared = shared
         self.predictor, self.folder, self.products = predictor, folder, products or Products()
         self._limit = SHARE * memory_limit() if max_memory_gb is None else max_memory_gb * GB
-        self._limit_of = f"{SHARE:.0%} of what there is" if max_memory_gb is None else "--max_memory"
+        self._limit_name = f"{SHARE:.0%} of what there is" if max_memory_gb is None else "--max_memory"
         self._on_case, self._on_window = on_case, on_window
         self._base = resident()
 
@@ -99,6 +99,7 @@ class Pipeline:
         # Threads, not workers.map_cases(): volumes and labels of gigabytes pass between them, and all use one network.
         with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer:
             for number, outcome in enumerate(outcomes):
+                prepared = segmentation = None
                 try:
                     plan = self._plan(cases, number)
                     if not plan.ahead:
@@ -107,12 +108,11 @@ class Pipeline:
                     if plan.ahead and number + 1 < len(cases):
                         ahead[number + 1] = reader.submit(self._prepare, outcomes[number + 1])
                     segmentation = self._segment(outcome, prepared, plan.half)
-                    properties = prepared.properties
-                    del prepared  # frees the image, which is not needed for writing the file
-                    unwritten.append(writer.submit(self._write, outcome, segmentation, properties))
-                    del segmentation
+                    unwritten.append(writer.submit(self._write, outcome, segmentation, prepared.properties))
                 except FAILURES as error:
-                    unwritten.append(writer.submit(_failed, outcome, error))
+                    unwritten.append(_failed_at_once(outcome, error))
+                # Freed before the next case is read: the limit on memory does not count an earlier image.
+                del prepared, segmentation
                 yield from _written(unwritten, keep=1)
             yield from _written(unwritten, keep=0)
 
@@ -136,8 +136,8 @@ class Pipeline:
     def remove_leftovers(self, cases: Sequence[InputCase] | None = None) -> None:
         """Remove temporary files of killed runs; only those of `cases` if other runs share the folder."""
         endings = products.endings_of_parts(self.predictor.model)
-        own = None if cases is None else {end for case in cases for end in endings_of_case(case.name, endings)}
-        remove_staging(self.folder, own)
+        names = None if cases is None else {end for case in cases for end in endings_of_case(case.name, endings)}
+        remove_staging(self.folder, names)
 
     @property
     def ending(self) -> str:
@@ -151,12 +151,12 @@ class Pipeline:
         """Return how the case is scheduled together with its neighbours."""
         needs = [self._need(case) for case in cases[max(0, number - 1) : number + 2]]
         known = [need for need in needs if need is not None]
-        own = needs[min(number, 1)]
-        if own is None:
+        need = needs[min(number, 1)]
+        if need is None:
             return memory.Schedule(ahead=False, half=False)
-        if own.prepare > ABSURD * max(self._limit, memory_limit()):
+        if need.prepare > ABSURD * max(self._limit, memory_limit()):
             return memory.Schedule(ahead=False, half=False)  # reading.check_grid() will report the wrong spacing
-        plan = memory.schedule(own, known, self._base, self._limit, self._limit_of)
+        plan = memory.schedule(need, known, self._base, self._limit, self._limit_name)
         if plan.half:
             log.warning("%s: logits are added in half precision, to keep within the memory", cases[number].name)
         return replace(plan, ahead=plan.ahead and len(known) == len(needs))
@@ -164,7 +164,7 @@ class Pipeline:
     def _need(self, case: InputCase) -> memory.Need | None:
         """Return a case's memory need; None if its header cannot be read, which reading the case will report."""
         try:
-            return self.predictor.need(*geometry(case, self.predictor.orientation))
+            return self.predictor.memory_need(*read_geometry(case, self.predictor.orientation))
         except DataError:
             return None
 
@@ -178,14 +178,14 @@ class Pipeline:
         case, file = outcome.case, None
         if self.products.probabilities:
             file = products.probabilities_part(case, self.folder)
-        self._on_case(case, self.predictor.windows(prepared))
+        self._on_case(case, self.predictor.count_windows(prepared))
         try:
             labels = self.predictor.segment(prepared, self._on_window, file, half, outcome.report.seconds)
         except BaseException:
             if file is not None:
                 file.unlink(missing_ok=True)
             raise
-        return self.predictor.result(labels, prepared)
+        return self.predictor.to_segmentation(labels, prepared)
 
     def _write(self, outcome: Outcome, segmentation: Segmentation, properties: dict[str, Any]) -> Outcome:
         case, model, wanted = outcome.case, self.predictor.model, self.products
@@ -215,6 +215,19 @@ class Pipeline:
             if wanted.probabilities:  # left over if they did not get their final name
                 products.probabilities_part(case, self.folder).unlink(missing_ok=True)
         return outcome
+
+
+def _failed_at_once(outcome: Outcome, error: Exception) -> Future[Outcome]:
+    """Return a finished future of _failed().
+
+    The error does not wait for the writer like the other outcomes: until it is handled, its traceback holds the image.
+    """
+    future: Future[Outcome] = Future()
+    try:
+        future.set_result(_failed(outcome, error))
+    except OSError as of_the_disk:  # raised when its turn comes, after the cases before it
+        future.set_exception(of_the_disk)
+    return future
 
 
 def _failed(outcome: Outcome, error: Exception) -> Outcome:

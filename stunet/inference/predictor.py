@@ -1,16 +1,11 @@
 """Segment an image with a model: read, preprocess, run the network, and return to the image's own grid, in one process.
 
-    from stunet.inference.predictor import Predictor
-    predictor = Predictor.from_folder("STU-Net-B")
-    segmentation = predictor.predict("ct.nii.gz")
-
 Images are turned to the orientation of the training images, and results back to the image's own grid. Steps and
 formats are nnU-Net's, with two differences: checkpoints are read safely and checked against the network, and the logits
 of a scan are never in memory as a whole (engine/segmenter.py). pipeline.py predicts many cases into a folder.
 """
 
 import logging
-import os
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,12 +14,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import SimpleITK as sitk
 import torch
-from nibabel.spatialimages import SpatialImage
 from nnunetv2.utilities.label_handling.label_handling import convert_labelmap_to_one_hot
 
-from stunet.errors import DataError, OutOfMemoryError, UsageError, is_out_of_memory, last_line
+from stunet.errors import OutOfMemoryError, UsageError, is_out_of_memory, last_line
 from stunet.files import sha256_of, sha256_of_json
 from stunet.images import Reader, file_reader
 from stunet.inference.cases import InputCase, drop_channel_axis
@@ -33,25 +26,15 @@ from stunet.inference.engine.confidence import Confidence
 from stunet.inference.engine.optimized import ReadyNetwork
 from stunet.inference.engine.segmenter import Segmenter
 from stunet.inference.engine.windows import SlidingWindow
+from stunet.inference.inputs import load
 from stunet.inference.model import ModelFolder, open_model
 from stunet.inference.network import build, check_strides
-from stunet.inference.orientation import known_orientation
-from stunet.inference.reading import (
-    InputImage,
-    check_grid,
-    from_array,
-    from_nibabel,
-    from_sitk,
-    oriented,
-    read,
-    readable,
-    stacked,
-    warn_of_units,
-)
+from stunet.inference.orientation import choose_orientation
+from stunet.inference.reading import InputImage, check_grid, naming_files, read, warn_of_units
 from stunet.inference.v1_preprocessing import V1Preprocessor
 from stunet.labels.systems import LabelSystem
 from stunet.nifti_header import has_place
-from stunet.orientation import file_properties, orientation_of, parse_orientation
+from stunet.orientation import file_properties, orientation_of
 from stunet.preprocessing.case import preprocessor_of
 from stunet.provenance import check_trained
 from stunet.results.segmentation import Segmentation
@@ -68,10 +51,14 @@ class Options:
     Args:
         device: cpu, cuda or mps.
         precision: The network's precision: auto, fp32, bf16 or fp16.
+        step_size: Step between windows as a fraction of the window, above 0 and at most 1.
+        mirroring: Average over mirrored windows, along the axes that training mirrored; up to 8 times slower.
+        everything_on_device: Add logits on the device; otherwise in the machine's memory.
         labels: The label system of the results, not with probabilities; None: the model's own.
         roi_subset: The classes that results keep, with which the others still compete; empty: all.
         v1_preprocessing: Resample before normalising, as nnU-Net v1 did; not for cascades.
         orientation: That of the training images, such as LPS, if the model does not state it.
+        verbose: Let nnU-Net's preprocessing print what it does.
     """
 
     device: str = "cpu"
@@ -96,6 +83,14 @@ class NetworkInput(NamedTuple):
 class Predictor:
     """A loaded and checked model. It may be shared between threads: the network takes their images in turn.
 
+    Examples:
+        >>> predictor = Predictor.from_folder(folder)  # or a name of `stunet_models list`, such as "STU-Net-B"
+        >>> segmentation = predictor.predict(array, spacing=(1.8, 1.2, 1.5))  # or predict("ct.nii.gz")
+        >>> segmentation.labels_DHW.shape == array.shape
+        True
+        >>> segmentation.names
+        {'a': 1, 'b': 2}
+
     Raises:
         DataError: The plans do not describe a network, or one of another package; a class of `labels` is missing.
         UsageError: v1_preprocessing with a cascade, an unknown class in roi_subset, a precision that the device lacks,
@@ -105,19 +100,19 @@ class Predictor:
 
     def __init__(self, model: ModelFolder, options: Options | None = None) -> None:
         self.model, self.options = model, options or Options()
-        checkpoints = [load_trained(path) for path in model.weights]
+        checkpoints = [load_trained(path) for path in model.checkpoint_files]
         self.name: str = checkpoints[0]["init_args"]["configuration"]
         self._plans, self._configuration, network = build(model, self.name)
-        for path, checkpoint in zip(model.weights, checkpoints, strict=True):
+        for path, checkpoint in zip(model.checkpoint_files, checkpoints, strict=True):
             check_weights(path, network, checkpoint["network_weights"])
             check_strides(path, checkpoint, model.plans, self.name)
-        for fold, path, checkpoint in zip(model.folds, model.weights, checkpoints, strict=True):
+        for fold, path, checkpoint in zip(model.folds, model.checkpoint_files, checkpoints, strict=True):
             for warning in check_trained(path, checkpoint["init_args"], model.plans, self.name, fold, model.dataset):
                 log.warning("warning: %s", warning)
         if self.options.v1_preprocessing and self.previous_stage:
             raise UsageError(f"--v1_preprocessing is not for a cascade such as {self.name}", "leave it out")
-        self.orientation, self._orientation_from = self._find_orientation()
-        self._unturned: set[str] = set()  # orientations of images, for a model that does not state its own
+        self.orientation, self._orientation_source = choose_orientation(model, self.options.orientation)
+        self._seen_orientations: set[str] = set()  # of images, if nothing states the model's
         mirror_axes = checkpoints[0].get("inference_allowed_mirroring_axes") or ()
         weights = [checkpoint["network_weights"] for checkpoint in checkpoints]
         self._windows = SlidingWindow(
@@ -131,10 +126,16 @@ class Predictor:
             self.patch,
             self._plans.get_label_manager(model.dataset).num_segmentation_heads,
             self.options.step_size,
-            on_device=self.options.everything_on_device,
         )
-        self._segmenter = Segmenter(self._windows, self._plans, self._configuration, model.dataset, self._lookup)
-        self._turn = threading.Lock()
+        self._segmenter = Segmenter(
+            self._windows,
+            self._plans,
+            self._configuration,
+            model.dataset,
+            self._label_table,
+            self.options.everything_on_device,
+        )
+        self._lock = threading.Lock()
 
     @classmethod
     def from_folder(
@@ -168,14 +169,11 @@ class Predictor:
     ) -> Segmentation:
         """Segment an image, on its own grid.
 
-            predictor.predict(nibabel.load("ct.nii.gz"))
-            predictor.predict(array, spacing=(5.0, 0.8, 0.8))
-
         Args:
             image: A file or a DICOM folder; a SimpleITK or nibabel image; a list of these, one per channel; or an
                 array or tensor (D, H, W) or (C, D, H, W).
             spacing: Spacing of an array, in mm, (D, H, W).
-            on_window: Called for each window that the network has processed, windows() times.
+            on_window: Called for each window that the network has processed, count_windows() times.
             affine: Affine of an array, instead of the spacing: (4, 4), as in nibabel, from voxel (x, y, z), the last
                 axis of the array first, to mm in RAS. Without it, an array is taken to lie as the training images do.
             series: Series of a DICOM folder: UID, number or description, if the model's channel does not determine it.
@@ -185,57 +183,8 @@ class Predictor:
             OutOfMemoryError: The image does not fit into memory.
             UsageError: The image is of another type.
         """
-        prepared = self.preprocess(self._raw(image, spacing, affine, series))
-        return self.result(self.segment(prepared, on_window), prepared)
-
-    @property
-    def previous_stage(self) -> str | None:
-        """The configuration whose predictions a cascade takes as input."""
-        return self._configuration.previous_stage_name
-
-    @property
-    def patch(self) -> tuple[int, ...]:
-        """The shape of a window in voxels."""
-        return tuple(self._configuration.patch_size)
-
-    @property
-    def precision(self) -> str:
-        """The precision that the network computes in: fp32, bf16 or fp16."""
-        return self._windows.network.precision
-
-    @cached_property
-    def made_by(self) -> dict[str, Any]:
-        """What determines the results: SHA-256 of plans and checkpoints, value by class, options that change voxels."""
-        files = zip(self.model.folds, self.model.weights, strict=True)
-        checkpoints = {str(fold): sha256_of(path) for fold, path in files}
-        labels = self.model.dataset["labels"]
-        if (lookup := self._lookup) is not None:
-            labels = {name: lookup[value].tolist() for name, value in labels.items() if name != "ignore"}
-        told = {} if self._orientation_from is None else {"orientation": self.orientation}
-        return {
-            "plans": sha256_of_json(self.model.plans),
-            "checkpoints": checkpoints,
-            "labels": labels,
-            "v1_preprocessing": self.options.v1_preprocessing,
-            "step_size": self.options.step_size,
-            "mirroring": self.options.mirroring,
-            "precision": self.precision,
-            **told,
-        }
-
-    @cached_property
-    def result_dataset(self) -> dict[str, Any]:
-        """The dataset.json that describes the results."""
-        dataset = self.model.dataset
-        if self.options.roi_subset:
-            dataset = subset_dataset(self.options.roi_subset, dataset)
-        labels = self.options.labels
-        return dataset if labels is None else {**dataset, "labels": labels.dataset_labels}
-
-    @property
-    def writer(self) -> Reader:
-        """nnU-Net's reader and writer for this model's files, which does not reorient them."""
-        return file_reader(self.model.plans["image_reader_writer"])
+        prepared = self.preprocess(load(image, self.model, self.orientation, spacing, affine, series))
+        return self.to_segmentation(self.segment(prepared, on_window), prepared)
 
     def read(self, case: InputCase) -> InputImage:
         """Read a case; see reading.read()."""
@@ -247,15 +196,15 @@ class Predictor:
         Raises:
             DataError: The image cannot be preprocessed, or the previous stage has a different shape.
         """
-        self._say_orientation(raw)
-        own = self._network_shape(raw.image_CDHW.shape[1:], raw.properties["spacing"])
-        check_grid(raw, [own[axis] for axis in self._plans.transpose_backward])
+        self._warn_of_unknown_orientation(raw)
+        shape = self._network_shape(raw.image_CDHW.shape[1:], raw.properties["spacing"])
+        check_grid(raw, [shape[axis] for axis in self._plans.transpose_backward])
         warn_of_units(raw, self._configuration.normalization_schemes, self.model.plans)
         if self.options.v1_preprocessing:
             preprocessor: Any = V1Preprocessor(self.options.verbose)
         else:
             preprocessor = preprocessor_of(self._configuration, self.options.verbose, needs_mask=False)
-        with readable(raw.files):
+        with naming_files(raw.files):
             image, previous, properties = preprocessor.run_case_npy(
                 raw.image_CDHW, raw.previous, dict(raw.properties), self._plans, self._configuration, self.model.dataset
             )
@@ -287,113 +236,101 @@ class Predictor:
         Raises:
             OutOfMemoryError: The image does not fit into the memory of the device or the machine.
         """
-        with self._turn:
-            self._windows.on_window, self._windows.half = on_window, half
+        with self._lock:
             try:
-                labels = self._segmenter.segment(prepared.image_CDHW, prepared.properties, probabilities)
+                labels = self._segmenter.segment(
+                    prepared.image_CDHW, prepared.properties, probabilities, half=half, on_window=on_window
+                )
             except (MemoryError, RuntimeError) as error:
                 if not is_out_of_memory(error):
                     raise
                 raise OutOfMemoryError(
                     f"out of memory: {last_line(error)}", "--not_on_device, -device cpu, or a machine with more memory"
                 ) from error
-            finally:
-                self._windows.half = False  # need() reads it
             if seconds is not None:
                 seconds |= self._segmenter.seconds
         return labels
 
-    def result(self, labels_DHW: np.ndarray, prepared: NetworkInput) -> Segmentation:
+    def to_segmentation(self, labels_DHW: np.ndarray, prepared: NetworkInput) -> Segmentation:
         """Return the segmentation, with its names and geometry, for labels on the grid of the file."""
         return Segmentation.from_properties(
             labels_DHW, file_properties(prepared.properties, labels_DHW.shape), self.result_dataset
         )
 
-    def windows(self, prepared: NetworkInput) -> int:
+    def count_windows(self, prepared: NetworkInput) -> int:
         """Return how many windows of a case the network processes."""
         return self._windows.count(prepared.image_CDHW.shape[1:])
 
-    def need(self, shape: Sequence[int], spacing: Sequence[float]) -> memory.Need:
+    def memory_need(self, shape: Sequence[int], spacing: Sequence[float]) -> memory.Need:
         """Estimate how much memory an image needs.
 
         Args:
             shape: In voxels, array order.
             spacing: In mm, array order.
         """
-        own = self._network_shape(shape, spacing)
-        return memory.need(shape, own, len(self.model.channels), self._windows, self._configuration)
+        network_shape = self._network_shape(shape, spacing)
+        return memory.need(shape, network_shape, len(self.model.channels), self._windows, self._configuration)
 
-    def _raw(self, image: Any, spacing: Any, affine: Any, series: str | None) -> InputImage:
-        channels = self.model.channels
-        if isinstance(image, torch.Tensor):
-            image = image.detach().cpu().float().numpy()
-        paths = image if isinstance(image, list | tuple) else [image]
-        if series is not None and not all(isinstance(each, str | os.PathLike) for each in paths):
-            raise UsageError("series chooses from a DICOM folder", "leave it out")
-        if isinstance(image, np.ndarray):
-            return from_array(image, spacing, affine, channels, self.orientation)
-        if isinstance(image, str | os.PathLike | sitk.Image | SpatialImage):
-            image = [image]
-        one, several = f"no {type(image).__name__}", f"for {len(channels)} channel(s): {', '.join(channels)}"
-        if isinstance(image, list | tuple) and image and spacing is None and affine is None:
-            if all(isinstance(each, str | os.PathLike) for each in image):
-                return self._read_files([Path(each) for each in image], series)
-            parts = channels if len(image) == 1 else channels[:1]
-            makers = {sitk.Image: from_sitk, SpatialImage: from_nibabel}
-            for kind, make in makers.items():
-                if all(isinstance(each, kind) for each in image):
-                    raw = oriented(stacked([make(each, parts, None) for each in image]), self.orientation)
-                    if len(raw.image_CDHW) != len(channels):
-                        raise DataError(f"{len(image)} images {several}", "one image per channel, in their order")
-                    return raw
-            one = f"no list of {', '.join(sorted({type(each).__name__ for each in image}))}"
-        if spacing is not None or affine is not None:
-            raise UsageError("spacing and affine belong to an array; files and images have their own", "leave them out")
-        raise UsageError(
-            f"Predictor.predict takes {one}",
-            "a file, DICOM folder, SimpleITK or nibabel image, one of these per channel, or an array and its spacing",
-        )
+    @property
+    def previous_stage(self) -> str | None:
+        """The configuration whose predictions a cascade takes as input."""
+        return self._configuration.previous_stage_name
 
-    def _read_files(self, files: Sequence[Path], series: str | None) -> InputImage:
-        if series is not None and not files[0].is_dir():
-            raise UsageError(f"series chooses from a DICOM folder, and {str(files[0])!r} is none", "leave it out")
-        for file in files:
-            if not file.exists():
-                raise DataError(f"no such file: {str(file)!r}", "check the path")
-            if file.is_dir():
-                from stunet.datasets.dicom import find_series
+    @property
+    def patch(self) -> tuple[int, ...]:
+        """The shape of a window in voxels."""
+        return tuple(self._configuration.patch_size)
 
-                if len(files) > 1:
-                    raise DataError(f"{str(file)!r} is a folder", "one file per channel")
-                found = find_series(file, self.model.channels[0], series)
-                found = [one for one in found if one.folder == file] or found
-                if not found:
-                    raise DataError(f"no DICOM slices in the folder {str(file)!r}", "an image, or a folder of slices")
-                if len(found) > 1:
-                    what = f"{str(file)!r} holds {len(found)} folders with a series"
-                    raise DataError(what, f"one of them, such as {str(found[0].folder)!r}")
-                return self.read(InputCase("image", (found[0].folder,), None, found[0].error, found[0].key))
-        return self.read(InputCase("image", tuple(files)))
+    @property
+    def precision(self) -> str:
+        """The precision that the network computes in: fp32, bf16 or fp16."""
+        return self._windows.network.precision
 
-    def _find_orientation(self) -> tuple[str | None, str | None]:
-        """Return the orientation of the training images, and who stated it if the plans do not."""
-        known, source = known_orientation(self.model)
-        told = None if self.options.orientation is None else parse_orientation(self.options.orientation)
-        if told and known and source is None and told != known:
-            raise UsageError(f"orientation {told}: the plans say that the training images are {known}", "leave it out")
-        return (told, "the user") if (told and source is not None) or (told and known is None) else (known, source)
+    @cached_property
+    def made_by(self) -> dict[str, Any]:
+        """What determines the results: SHA-256 of plans and checkpoints, value by class, options that change voxels."""
+        files = zip(self.model.folds, self.model.checkpoint_files, strict=True)
+        checkpoints = {str(fold): sha256_of(path) for fold, path in files}
+        labels = self.model.dataset["labels"]
+        if (table := self._label_table) is not None:
+            labels = {name: table[value].tolist() for name, value in labels.items() if name != "ignore"}
+        stated = {} if self._orientation_source is None else {"orientation": self.orientation}
+        return {
+            "plans": sha256_of_json(self.model.plans),
+            "checkpoints": checkpoints,
+            "labels": labels,
+            "v1_preprocessing": self.options.v1_preprocessing,
+            "step_size": self.options.step_size,
+            "mirroring": self.options.mirroring,
+            "precision": self.precision,
+            **stated,
+        }
 
-    def _say_orientation(self, raw: InputImage) -> None:
+    @cached_property
+    def result_dataset(self) -> dict[str, Any]:
+        """The dataset.json that describes the results."""
+        dataset = self.model.dataset
+        if self.options.roi_subset:
+            dataset = subset_dataset(self.options.roi_subset, dataset)
+        labels = self.options.labels
+        return dataset if labels is None else {**dataset, "labels": labels.dataset_labels}
+
+    @property
+    def writer(self) -> Reader:
+        """nnU-Net's reader and writer for this model's files, which does not reorient them."""
+        return file_reader(self.model.plans["image_reader_writer"])
+
+    def _warn_of_unknown_orientation(self, raw: InputImage) -> None:
         """Warn the user if the orientation of the training images is unknown, but the image states its own."""
         written = raw.properties.get("nifti")
-        own = None if written and not has_place(written) else orientation_of(raw.properties)
-        if self.orientation is None and own is not None and own not in self._unturned:
-            others = " and ".join(sorted(self._unturned))
-            self._unturned.add(own)
-            what = f"the axes of {raw.files} run {own}" + (f", those of others {others}" if others else "")
+        code = None if written and not has_place(written) else orientation_of(raw.properties)
+        if self.orientation is None and code is not None and code not in self._seen_orientations:
+            others = " and ".join(sorted(self._seen_orientations))
+            self._seen_orientations.add(code)
+            what = f"the axes of {raw.files} run {code}" + (f", those of others {others}" if others else "")
             log.warning(
                 "%s; nothing says how those of the training images ran, and if they ran otherwise, labels are wrong: "
-                "say it with --orientation CODE (in Python: Options.orientation)",
+                "state it with --orientation CODE (in Python: Options.orientation)",
                 what,
             )
 
@@ -403,7 +340,7 @@ class Predictor:
         return memory.network_shape([shape[i] for i in forward], [spacing[i] for i in forward], self._configuration)
 
     @property
-    def _lookup(self) -> np.ndarray | None:
+    def _label_table(self) -> np.ndarray | None:
         """The final value of each of the model's labels; None: the labels themselves."""
         labels, wanted, table = self.options.labels, self.options.roi_subset, None
         if wanted:

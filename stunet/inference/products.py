@@ -8,7 +8,7 @@ them.
 import os
 import pickle
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +22,11 @@ from stunet.inference.model import ModelFolder
 from stunet.inference.output import part_of_case, whole_case
 from stunet.names import to_file_name
 from stunet.nifti import check_nifti
-from stunet.nifti_header import is_nifti
 from stunet.orientation import for_nnunet
+from stunet.results.formats import DEFAULT, FORMATS
+from stunet.results.formats.output_format import Origin
 from stunet.results.segmentation import Segmentation
-from stunet.results.write import write_masks, write_nifti, write_seg_nrrd
 
-# Endings by format; the model's own format has the ending of its images, and a folder of masks has no ending.
-FORMATS: Mapping[str, str | None] = {"image": None, "seg.nrrd": ".seg.nrrd", "masks": "", "dicom_seg": ".dcm"}
 # What libraries raise about one product, after which the others are still written; not OSError, which is the disk's.
 FAILURES = (
     StunetError, RuntimeError, MemoryError, ValueError, TypeError, LookupError, ArithmeticError, AttributeError,
@@ -49,7 +47,7 @@ class Products:
         statistics: Measure volumes and intensities; written once per run, not per case.
     """
 
-    format: str = "image"
+    format: str = DEFAULT
     probabilities: bool = False
     preview: bool = False
     statistics: bool = False
@@ -60,10 +58,10 @@ class Products:
 
     def endings(self, model: ModelFolder) -> list[str]:
         """Return the endings of the files of a finished case; the segmentation is last."""
-        ending = FORMATS[self.format]
+        ending = FORMATS[self.format].ending
         return [
             *(PROBABILITIES if self.probabilities else ()),
-            *([".json"] if model.has_spacing_files and self.format == "image" else []),
+            *([".json"] if model.has_spacing_files and self.format == DEFAULT else []),
             *([PREVIEW] if self.preview else []),
             model.ending if ending is None else ending,
         ]
@@ -102,6 +100,32 @@ class Products:
                 raise DataError(what, "another folder with -o")
         for path in paths:
             remove(path)
+
+
+def check_format(name: str, cases: Sequence[InputCase]) -> list[InputCase]:
+    """Return the cases, with an error for those of which no file of this format can be made.
+
+    Raises:
+        UsageError: The format refers to the slices of a series, and a case is an image.
+        DataError: A library for the format is missing.
+    """
+    made = FORMATS[name]
+    images = [case.name for case in cases if not case.is_dicom and not case.error]
+    if made.needs_dicom and images:
+        raise UsageError(
+            f"--format {name} refers to the slices of a series, and {images[0]!r} is not a DICOM folder",
+            f"--format {DEFAULT}, or give the DICOM folder with -i",
+        )
+    made.check_installed()
+    checked = []
+    for case in cases:
+        try:
+            if not case.error:
+                made.check_origin(case.files[0], case.series)
+            checked.append(case)
+        except DataError as error:
+            checked.append(replace(case, error=error))
+    return checked
 
 
 def write(
@@ -152,19 +176,19 @@ def write(
             except FAILURES as error:
                 errors.append(reason(error))
                 endings.remove(PREVIEW)
-        wanted, own = endings[-1], model.ending
+        wanted, fallback = endings[-1], model.ending
         try:
             _write_segmentation(segmentation, properties, case, Path(f"{part}{wanted}"), products.format, writer)
         except FAILURES as error:
-            if products.format == "image":
+            if products.format == DEFAULT:
                 raise
-            known, instead = reason(error), [".json", own] if model.has_spacing_files else [own]
+            known, instead = reason(error), [".json", fallback] if model.has_spacing_files else [fallback]
             if taken := next((end for end in instead if not _is_free(case, folder, end, shared)), None):
                 message = f"{known.message} (the segmentation is not kept, as {case.name + taken!r} is there already)"
                 raise type(known)(message, known.hint) from error
-            _write_segmentation(segmentation, properties, case, Path(f"{part}{own}"), "image", writer)
+            _write_segmentation(segmentation, properties, case, Path(f"{part}{fallback}"), DEFAULT, writer)
             endings[-1:] = instead
-            message = f"{known.message} (the segmentation is kept as {case.name + own!r})"
+            message = f"{known.message} (the segmentation is kept as {case.name + fallback!r})"
             errors.append(type(known)(message, known.hint))
     return [folder / f"{case.name}{ending}" for ending in endings], errors[-1] if errors else None
 
@@ -190,7 +214,7 @@ def _write_preview(
 
 def endings_of_parts(model: ModelFolder) -> list[str]:
     """Return the endings of all temporary files that a case may have had."""
-    formats = [ending for ending in FORMATS.values() if ending is not None]
+    formats = [each.ending for each in FORMATS.values() if each.ending is not None]
     return [*PROBABILITIES, PLAIN, PREVIEW, ".json", model.ending, *formats]
 
 
@@ -202,15 +226,7 @@ def probabilities_part(case: InputCase, folder: Path) -> Path:
 def _write_segmentation(
     segmentation: Segmentation, properties: Mapping[str, Any], case: InputCase, path: Path, format_: str, writer: Any
 ) -> None:
-    if format_ == "seg.nrrd":
-        write_seg_nrrd(segmentation, path)
-    elif format_ == "masks":
-        write_masks(segmentation, path)
-    elif format_ == "dicom_seg":
-        from stunet.results.dicom_seg import write_dicom_seg
+    def write_like_image(labels_DHW: np.ndarray, target: Path) -> None:
+        writer.write_seg(labels_DHW, str(target), properties)
 
-        write_dicom_seg(segmentation, case.files[0], path, series=case.series)
-    elif is_nifti(path):
-        write_nifti(segmentation, path)
-    else:
-        writer.write_seg(segmentation.labels_DHW, str(path), properties)
+    FORMATS[format_].write(segmentation, path, Origin(case.files[0], case.series, write_like_image))

@@ -61,10 +61,10 @@ def open_batch_norm(source: Path) -> BatchNormModel | None:
         read_weights(source)  # returns if it is an STU-Net, raises otherwise
         return None
     model = open_model(source)
-    checkpoints = [load_trained(path) for path in model.weights]
+    checkpoints = [load_trained(path) for path in model.checkpoint_files]
     name = checkpoints[0]["init_args"]["configuration"]
     _, planned, network = build(_as_trained(model, name, checkpoints[0].get("trainer_name")), name)
-    for path, checkpoint in zip(model.weights, checkpoints, strict=True):
+    for path, checkpoint in zip(model.checkpoint_files, checkpoints, strict=True):
         check_weights(path, network, checkpoint["network_weights"])
     statistics = _statistics(network)
     if statistics and planned.previous_stage_name:
@@ -104,7 +104,7 @@ def recollect(
     cases = _find_cases(source.model, source.configuration, dataset, configuration or source.configuration)
     target = target or folder.with_name(f"{folder.name}-bn-{dataset}")
     with atomic_folder(target) as part:
-        for path, checkpoint in zip(source.model.weights, source.checkpoints, strict=True):
+        for path, checkpoint in zip(source.model.checkpoint_files, source.checkpoints, strict=True):
             network.load_state_dict(checkpoint["network_weights"])
             patches = _patches(cases, source.planned.patch_size, source.planned.batch_size, batches, on_batch)
             update_bn(patches, network.to(device), torch.device(device))

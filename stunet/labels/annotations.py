@@ -154,17 +154,18 @@ class Annotations:
             labels["ignore"] = count
         return {"labels": labels, **content}
 
-    def onto(self, classes: Sequence[str]) -> "Annotations":
+    def map_to_head(self, classes: Sequence[str]) -> "Annotations":
         """Map the annotations to the classes of a pre-trained head, and to new leaves for classes that it lacks.
 
         Args:
             classes: Classes of the head, in its order, without the background.
         """
+        # A leaf that the head divides (kidney: left and right) becomes a set; one that it lacks becomes a new leaf.
         rows = {row.target: row.sources or (row.target,) for row in match_classes(self.leaves, classes)}
         leaves = (*classes, *(leaf for leaf in self.leaves if rows[leaf] == (leaf,) and leaf not in classes))
         parts = {label: tuple(x for leaf in given for x in rows[leaf]) for label, given in self.labels.items()}
         for source in self.sources.values():
-            for problem in _problems_of(source.labels, parts):
+            for problem in _label_problems(source.labels, parts):
                 raise DataError(f"in the classes of the head {problem}", "--head slice, or rename one of the labels")
         names = {label: found[0] if len(found) == 1 else label for label, found in parts.items()}
         moved = replace(
@@ -173,6 +174,7 @@ class Annotations:
             sets={names[label]: found for label, found in parts.items() if len(found) > 1},
             sources={n: replace(s, labels=tuple(names[x] for x in s.labels)) for n, s in self.sources.items()},
             cases={n: replace(c, labels=tuple(names[x] for x in c.labels)) for n, c in self.cases.items()},
+            # The label files stay as they are, whatever the order of the classes now.
             numbers={names[label]: self.values[label] for label in parts},
         )
         twice = [label for label in parts if names[label] in {names[x] for x in parts if x != label}]
@@ -216,13 +218,13 @@ def load_annotations(folder: Path) -> Annotations | None:
         if case["source"] not in content["sources"]:
             near = closest(case["source"], list(content["sources"]))
             raise DataError(f"{str(path)!r}: case {name!r} is of no source {case['source']!r}{near}", HINT)
-    annotations = _read(content)
+    annotations = _from_json(content)
     for problem in _problems(annotations):
         raise DataError(f"{str(path)!r}: {problem}", HINT)
     return annotations
 
 
-def annotations_of(
+def load_training_annotations(
     folder: Path, plans: Mapping[str, Any], dataset_json: Mapping[str, Any], cases: Iterable[str] = ()
 ) -> Annotations | None:
     """Return the annotations that a run of a plan trains with; None if every class is annotated in every case.
@@ -234,24 +236,24 @@ def annotations_of(
         cases: The dataset's case names, for a dataset without the file.
 
     Raises:
-        DataError: As for load_annotations() and onto().
+        DataError: As for load_annotations() and map_to_head().
     """
     annotations = load_annotations(folder)
     classes = plans["stunet"].get("weights", {}).get("classes")
     if classes is None:
         return annotations
-    return (annotations or complete(dataset_json, cases)).onto(classes)
+    return (annotations or complete_annotations(dataset_json, cases)).map_to_head(classes)
 
 
-def described(dataset: str, plans: Mapping[str, Any], trainer: str) -> dict[str, Any]:
+def describe_trained_model(dataset: str, plans: Mapping[str, Any], trainer: str) -> dict[str, Any]:
     """Return the dataset.json of the model that a run of a trainer produces."""
     folder = preprocessed_dataset(dataset)
     content = read_dataset_json(folder / "dataset.json")
-    annotations = annotations_of(folder, plans, content) if trainer == PARTIAL_TRAINER else None
+    annotations = load_training_annotations(folder, plans, content) if trainer == PARTIAL_TRAINER else None
     return annotations.model_description(content) if annotations else content
 
 
-def complete(dataset_json: Mapping[str, Any], cases: Iterable[str]) -> Annotations:
+def complete_annotations(dataset_json: Mapping[str, Any], cases: Iterable[str]) -> Annotations:
     """Return the annotations of an ordinary dataset: every case annotates every class.
 
     Raises:
@@ -295,7 +297,8 @@ def mirrored_values(annotations: Annotations) -> dict[int, int]:
     return values
 
 
-def _read(content: Any) -> Annotations:
+def _from_json(content: Mapping[str, Any]) -> Annotations:
+    """Return what to_json() made the content from."""
     sources = {
         name: CaseSource(tuple(source["labels"]), float(source.get("weight", 1.0)))
         for name, source in content["sources"].items()
@@ -314,6 +317,7 @@ def _read(content: Any) -> Annotations:
 
 
 def _problems(annotations: Annotations) -> list[str]:
+    """Return how the annotations contradict themselves, one line each."""
     known = annotations.labels
     problems = []
     if annotations.head not in HEAD_KINDS:
@@ -327,12 +331,13 @@ def _problems(annotations: Annotations) -> list[str]:
         problems += [f"{name!r} has the leaf {leaf!r}{closest(leaf, list(annotations.leaves))}" for leaf in unknown]
     for kind, entries in (("source", annotations.sources), ("case", annotations.cases)):
         for name, entry in entries.items():
-            problems += [f"{kind} {name!r}: {problem}" for problem in _problems_of(entry.labels, known)]
+            problems += [f"{kind} {name!r}: {problem}" for problem in _label_problems(entry.labels, known)]
     problems += [f"source {n!r} has weight {s.weight}" for n, s in annotations.sources.items() if not s.weight > 0]
     return problems
 
 
-def _problems_of(labels: tuple[str, ...], known: Mapping[str, tuple[str, ...]]) -> list[str]:
+def _label_problems(labels: tuple[str, ...], known: Mapping[str, tuple[str, ...]]) -> list[str]:
+    """Return what is wrong with the labels of a case or source: unknown ones, or two that share a leaf."""
     unknown = [label for label in labels if label not in known]
     if unknown:
         return [f"no label {unknown[0]!r}{closest(unknown[0], list(known))}"]

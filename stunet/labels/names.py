@@ -25,7 +25,7 @@ _NO_PLURAL = ("ss", "us", "is", "as", "os")  # humerus, pelvis, pancreas
 
 
 @dataclass(frozen=True)
-class Row:
+class ClassMatch:
     """Where a class of a target comes from.
 
     Attributes:
@@ -68,16 +68,25 @@ class _Parts:
 
 
 def canonical(name: str) -> str:
-    """Return the one spelling of all names of a class: `kidney_left` for `L Kidney`; unknown names: words, sorted."""
+    """Return the one spelling of all names of a class; the words of an unknown name are sorted.
+
+    Examples:
+        >>> canonical("L Kidney"), canonical("Kidney (left)")
+        ('kidney_left', 'kidney_left')
+    """
     parts = _parts(name)
     return _names().get(parts) or _spell(parts)
 
 
-def match_classes(targets: Sequence[str], sources: Sequence[str]) -> list[Row]:
+def match_classes(targets: Sequence[str], sources: Sequence[str]) -> list[ClassMatch]:
     """Return one row per target, in their order: the source classes that it consists of, by name.
 
     The identical name comes first, then another name of the same class, then a union of which every part is present. A
     class that the source has under two names is not a match: both are among the closest, and one has to be renamed.
+
+    Examples:
+        >>> [row.sources for row in match_classes(["Kidney", "LK"], ["kidney_left", "kidney_right"])]
+        [('kidney_left', 'kidney_right'), ('kidney_left',)]
 
     Args:
         targets: Class names without the background.
@@ -89,7 +98,7 @@ def match_classes(targets: Sequence[str], sources: Sequence[str]) -> list[Row]:
     rows = []
     for target in targets:
         found = (target,) if target in sources else _resolve(canonical(target), known)
-        rows.append(Row(target, found, () if found else _closest(target, known)))
+        rows.append(ClassMatch(target, found, () if found else _closest(target, known)))
     return rows
 
 
@@ -98,6 +107,10 @@ def sides(names: Iterable[str]) -> Sides:
 
     A side is a word (`kidney_left`, `L kidney`, `KidneyL`), part of a known abbreviation (`LAG`), or an l in one name
     and an r in another (`lpsoas`, `rpsoas`) if neither is a word of its own (`liver`, `river`).
+
+    Examples:
+        >>> sides(["KidneyL", "KidneyR", "liver"]).images
+        (('KidneyL', 'KidneyR'),)
     """
     names = list(dict.fromkeys(names))
     places: dict[_Place, list[str]] = {}

@@ -72,7 +72,7 @@ class LabelSystem:
         return {"background": 0, **{entry.name: entry.labels[0] for entry in self.classes}}
 
     def from_model(self, labels: Mapping[str, Any]) -> np.ndarray:
-        """Return the value in this system for each value of a model, as a look-up array for `apply`.
+        """Return the value in this system for each value of a model, as a look-up array for `apply_lookup`.
 
         Args:
             labels: `labels` of the model's dataset.json.
@@ -127,9 +127,9 @@ def load(name_or_path: str) -> LabelSystem:
     Raises:
         DataError: Unknown name, missing file, or something in the file is wrong, which the message names.
     """
-    own = name_or_path.endswith(".toml")
-    name = name_or_path if own else name_or_path.lower()
-    path = Path(name) if own else files("stunet.presets") / "labels" / f"{name}.toml"
+    is_file = name_or_path.endswith(".toml")
+    name = name_or_path if is_file else name_or_path.lower()
+    path = Path(name) if is_file else files("stunet.presets") / "labels" / f"{name}.toml"
     if not path.is_file():
         raise DataError(
             f"no label system {name_or_path!r}{closest(name, names())}", f"one of {', '.join(names())}, or a .toml file"
@@ -148,8 +148,12 @@ def load(name_or_path: str) -> LabelSystem:
     return system
 
 
-def apply(lookup: np.ndarray, array: np.ndarray) -> np.ndarray:
+def apply_lookup(lookup: np.ndarray, array: np.ndarray) -> np.ndarray:
     """Look up every value of an array; slice by slice, because look-ups take 8 bytes per voxel.
+
+    Examples:
+        >>> apply_lookup(np.array([0, 5, 7], np.uint8), np.array([[2, 1], [0, 2]])).tolist()
+        [[7, 5], [0, 7]]
 
     Args:
         lookup: New value by old value, (N,).

@@ -20,7 +20,7 @@ from stunet.errors import DataError
 from stunet.files import atomic_write, write_json
 from stunet.kinds import PROVENANCE, read
 from stunet.labels.annotations import Annotations
-from stunet.labels.systems import apply
+from stunet.labels.systems import apply_lookup
 from stunet.merging.check import CheckedUnion, state
 from stunet.merging.estimate import label_counts
 from stunet.merging.findings import LARGEST_UINT8
@@ -116,7 +116,7 @@ def write_label(source: Path, target: Path, table: np.ndarray) -> None:
     """
     image: Any = nibabel.load(source)
     array = np.asanyarray(image.dataobj)
-    array = apply(table, array if array.dtype.kind in "iu" else np.rint(array).astype(np.int32))
+    array = apply_lookup(table, array if array.dtype.kind in "iu" else np.rint(array).astype(np.int32))
     header = image.header.copy()
     header.set_data_dtype(table.dtype)
     with atomic_write(target) as part:

@@ -23,7 +23,7 @@ from stunet.inference.engine.confidence import Confidence
 from stunet.inference.predictor import Predictor
 from stunet.inference.reading import InputImage
 from stunet.labels.names import head_classes
-from stunet.labels.systems import apply
+from stunet.labels.systems import apply_lookup
 from stunet.merging.build import reference
 from stunet.merging.provenance import RECORD
 from stunet.merging.pseudo import REST, Completion
@@ -123,7 +123,7 @@ def _write_label(case: RawCase, plan: Completion, target: Path, teacher: Predict
     """Write the label, read and written like the teacher's images, so that both are on one grid; return the counts."""
     check_nifti(case.label)  # ITK reads zeros where a compressed file has lost its end
     truth, properties = teacher.writer.read_seg(str(case.label))
-    label = apply(plan.lookup(), np.rint(truth[0]).astype(np.int32))
+    label = apply_lookup(plan.lookup(), np.rint(truth[0]).astype(np.int32))
     missing = plan.missing(case.name)
     voxels, ignored = {}, 0
     if missing:

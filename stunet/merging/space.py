@@ -11,7 +11,7 @@ from typing import Any
 
 from stunet.errors import closest
 from stunet.labels.annotations import Annotations
-from stunet.labels.names import Row, match_classes
+from stunet.labels.names import ClassMatch, match_classes
 from stunet.merging import Finding
 from stunet.merging.recipe import SEPARATE, UNANNOTATED, LabelTarget, Recipe, SourceRecipe
 
@@ -204,7 +204,7 @@ def _asked(source: SourceRecipe, value: int, name: str, parts: Annotations | Non
 
 
 def _meaning(
-    recipe: Recipe, source: SourceRecipe, name: str, target: LabelTarget | None, rows: Sequence[Row]
+    recipe: Recipe, source: SourceRecipe, name: str, target: LabelTarget | None, rows: Sequence[ClassMatch]
 ) -> Meaning | Finding:
     """Return what a label means, by the recipe or by its names in the source."""
     if target and target.how == UNANNOTATED:

@@ -95,8 +95,9 @@ def _root(path: Path, members: list[zipfile.ZipInfo]) -> PurePosixPath:
     plans = [PurePosixPath(member.filename) for member in members]
     roots = [name.parent for name in plans if name.name == "plans.json"]
     if len(roots) != 1:
-        there = ", ".join(map(str, roots[:3])) or "none"
+        listed = ", ".join(map(str, roots[:3])) or "none"
         raise WeightsError(
-            f"{str(path)!r} holds {len(roots)} model folders ({there})", "give the zip of one model, or unpack it first"
+            f"{str(path)!r} holds {len(roots)} model folders ({listed})",
+            "give the zip of one model, or unpack it first",
         )
     return roots[0]

@@ -83,7 +83,7 @@ def fetch(
     for source in sources:
         try:
             _fetch_one(source, target, sha256, size, on_bytes or (lambda done, total: None), wait_s)
-            _ask(accept, source, target)
+            _accept(accept, source, target)
             return source
         except _Useless as error:
             log.info("%s: %s", source, error)
@@ -95,7 +95,7 @@ def fetch(
     )
 
 
-def _ask(accept: Callable[[str], None], source: str, target: Path) -> None:
+def _accept(accept: Callable[[str], None], source: str, target: Path) -> None:
     try:
         accept(source)
     except WeightsError as error:
@@ -135,7 +135,7 @@ def _complete(url: str, part: Path, sha256: str | None, size: int | None, on_byt
         if failures == ATTEMPTS:
             raise _Useless(reason)
         pause = wait_s * 2 ** (failures - 1)
-        log.warning("%s; trying again in %g s, %.1f MB are there", reason, pause, _length(part) / 1e6)
+        log.warning("%s; trying again in %g s, %.1f MB have arrived", reason, pause, _length(part) / 1e6)
         time.sleep(pause)
 
 
@@ -179,9 +179,9 @@ def _attempt(url: str, part: Path, sha256: str | None, size: int | None, on_byte
                     raise _Useless(f"a file of more than {total} bytes")
                 file.write(chunk)
                 on_bytes(file.tell(), total)
-        there = _length(part)
-        if total is not None and there < total:
-            raise _Broken(f"the connection ended after {there} of {total} bytes")
+        arrived = _length(part)
+        if total is not None and arrived < total:
+            raise _Broken(f"the connection ended after {arrived} of {total} bytes")
         return bool(start)
 
 

@@ -18,7 +18,7 @@ import torch
 from stunet.errors import DataError, UsageError, WeightsError
 from stunet.files import atomic_folder, sha256_of, write_json, write_lock
 from stunet.models.archive import pack
-from stunet.models.described import check_described
+from stunet.models.metadata import check_metadata
 from stunet.models.record import RECORD, read_record
 from stunet.models.registry import Entry, dataset_of, plans_of
 from stunet.networks import STUNet
@@ -150,7 +150,7 @@ def check_fit(weights: Weights) -> None:
     if not weights.plans or not weights.strides or described.size is None:
         what = "no plans" if described.size else f"a network of no size that stunet knows ({', '.join(SIZES)})"
         raise WeightsError(f"{str(weights.path)!r} has {what}", "stunet_models info NAME lists what is needed")
-    check_described(weights)
+    check_metadata(weights)
     with torch.device("meta"):
         network = STUNet(described.channels, described.classes, described.size, weights.strides)
     check_weights(weights.path, network, weights.tensors)
@@ -256,7 +256,7 @@ def check(source: Path) -> list[str]:
 
 def _checkpoint(weights: Weights) -> dict[str, Any]:
     checkpoint: dict[str, Any] = {
-        "network_weights": {name: _alone(tensor) for name, tensor in weights.tensors.items()},
+        "network_weights": {name: _own_storage(tensor) for name, tensor in weights.tensors.items()},
         "trainer_name": "nnUNetTrainer",
         "init_args": {"configuration": weights.configuration},
     }
@@ -265,10 +265,10 @@ def _checkpoint(weights: Weights) -> dict[str, Any]:
     return checkpoint
 
 
-def _alone(tensor: torch.Tensor) -> torch.Tensor:
+def _own_storage(tensor: torch.Tensor) -> torch.Tensor:
     """Return the tensor with nothing else in its storage, because torch writes the whole storage."""
-    alone = tensor.is_contiguous() and tensor.untyped_storage().nbytes() == tensor.nbytes
-    return tensor if alone else tensor.clone(memory_format=torch.contiguous_format)
+    is_alone = tensor.is_contiguous() and tensor.untyped_storage().nbytes() == tensor.nbytes
+    return tensor if is_alone else tensor.clone(memory_format=torch.contiguous_format)
 
 
 def _numbered(names: Sequence[str] | None) -> dict[str, int]:

@@ -23,7 +23,7 @@ from stunet.weights.v2 import NORMALIZATIONS, make_dataset, make_plans
 
 DEFAULT_TAG = "totalseg"
 CONFIGURATION = "3d_fullres"
-OWN = "models.toml"  # name of a file in the store
+OWN = "models.toml"  # in the store: entries of the user
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _HEX = re.compile("[0-9a-f]{64}")
 
@@ -120,9 +120,9 @@ def entries() -> list[Entry]:
         WeightsError: The user's own file is not valid; the message names the entry and the key.
     """
     found = {entry.name.lower(): entry for entry in _read(files("stunet.presets") / "models.toml")}
-    own = store() / OWN
-    if own.is_file():
-        found |= {entry.name.lower(): entry for entry in _read(own)}
+    users_own = store() / OWN
+    if users_own.is_file():
+        found |= {entry.name.lower(): entry for entry in _read(users_own)}
     return list(found.values())
 
 
@@ -199,12 +199,12 @@ def _read(path: Any) -> list[Entry]:
     content = read_toml(path, WeightsError)
     found = []
     for tag, table in content.items():
-        own = {size: part for size, part in table.items() if size in SIZES} if isinstance(table, dict) else {}
-        if not own or not all(isinstance(part, dict) for part in own.values()):
+        by_size = {size: part for size, part in table.items() if size in SIZES} if isinstance(table, dict) else {}
+        if not by_size or not all(isinstance(part, dict) for part in by_size.values()):
             what = f"[{tag}] has no table [{tag}.SIZE]"
             raise WeightsError(f"{str(path)!r}: {what}", f"SIZE is one of {', '.join(SIZES)}")
         shared = {key: value for key, value in table.items() if key not in SIZES}
-        found += [_entry(f"STU-Net-{size}.{tag}", size, shared | part, path) for size, part in own.items()]
+        found += [_entry(f"STU-Net-{size}.{tag}", size, shared | part, path) for size, part in by_size.items()]
     return found
 
 

@@ -71,8 +71,8 @@ def find_model(text: str, offline: bool = False, on_bytes: "Progress | None" = N
     Raises:
         WeightsError: Nothing has this name; or a download is needed, and it is not possible or forbidden by `offline`.
     """
-    if there := find_installed(text):
-        return there.path
+    if model := find_installed(text):
+        return model.path
     entry = registry.look_up(text)
     if entry is None:
         with suppress(RuntimeError):  # an unknown user, as in ~nobody
@@ -118,11 +118,11 @@ def download(entry: Entry, keep: bool = False, on_bytes: "Progress | None" = Non
             f"stunet_models import {entry.filename} --name {entry.name}",
         )
     with _locked(entry.name):
-        if there := find_installed(entry.name):
-            return there
+        if model := find_installed(entry.name):
+            return model
         folder = registry.store() / ".downloads" / entry.name
         folder.mkdir(parents=True, exist_ok=True)
-        file, known = folder / entry.filename, entry.sha256 or recorded(entry)
+        file, known = folder / entry.filename, entry.sha256 or recorded_sha256(entry)
 
         def install(source: str | None) -> None:
             digest = known or sha256_of(file)
@@ -158,7 +158,7 @@ def download(entry: Entry, keep: bool = False, on_bytes: "Progress | None" = Non
         return Installed(entry.name, target, read_record(target))
 
 
-def recorded(entry: Entry) -> str | None:
+def recorded_sha256(entry: Entry) -> str | None:
     """Return the checksum of an entry's first download, which is recorded if none was published."""
     return read_checksums(registry.store()).get(entry.name, {}).get("sha256")
 
@@ -208,12 +208,12 @@ def _import(path: Path, origin: Path, name: str | None, pkl: Path | None, datase
     entry = registry.look_up(name) if name else _recognised(read_weights(path), origin, digest)
     chosen = entry.name if entry else name
     if not chosen:
-        raise WeightsError(f"{str(origin)!r} is no model that the registry knows", "give it a name: --name NAME")
+        raise WeightsError(f"{str(origin)!r} is not a model that the registry knows", "give it a name: --name NAME")
     registry.check_name(chosen)
     with _locked(chosen):
-        if there := find_installed(chosen):
-            hint = f"remove {str(there.folder)!r}, or give another --name"
-            raise DataError(f"{there.name} is installed already", hint)
+        if model := find_installed(chosen):
+            hint = f"remove {str(model.folder)!r}, or give another --name"
+            raise DataError(f"{model.name} is installed already", hint)
         return _install(chosen, entry, path, {"source": str(origin.resolve()), "sha256": digest}, pkl, dataset)
 
 
@@ -222,7 +222,7 @@ def _recognised(weights: "Weights", path: Path, digest: str | None) -> Entry | N
     from stunet.models.folder import contradiction
 
     entries = registry.entries()
-    by_digest = [entry for entry in entries if digest and digest in (entry.sha256, recorded(entry))]
+    by_digest = [entry for entry in entries if digest and digest in (entry.sha256, recorded_sha256(entry))]
     by_file = [entry for entry in entries if entry.name == weights.entry]
     named = [entry for entry in entries if entry.filename == path.name != V1_NAME]
     alike = [entry for entry in named if not contradiction(weights, entry)]
@@ -231,7 +231,7 @@ def _recognised(weights: "Weights", path: Path, digest: str | None) -> Entry | N
         raise WeightsError(f"{str(path)!r} may be {' or '.join(e.name for e in found)}", f"--name {found[0].name}")
     if not found:
         return None
-    known = found[0].sha256 or recorded(found[0])
+    known = found[0].sha256 or recorded_sha256(found[0])
     if found is alike and known not in (None, digest):
         raise WeightsError(
             f"{str(path)!r} has the name of {found[0].name}, but the sha256 {digest} instead of {known}",
@@ -282,7 +282,7 @@ def _remember(entry: Entry, digest: str) -> None:
 @contextmanager
 def _locked(name: str) -> Iterator[None]:
     """Hold a lock of the store; wait, with a message, while another process holds it."""
-    lock = exclusive_lock(_lock_of(name), f"another process is busy with {name}", "", wait=_say)
+    lock = exclusive_lock(_lock_of(name), f"another process is busy with {name}", "", wait=_warn_of_waiting)
     with ExitStack() as stack:
         try:
             stack.enter_context(lock)
@@ -298,5 +298,5 @@ def _lock_of(name: str) -> Path:
     return registry.store() / ".locks" / f"{name}.lock"
 
 
-def _say(what: str) -> None:
+def _warn_of_waiting(what: str) -> None:
     log.warning("%s: waiting for it", what)

@@ -19,9 +19,9 @@ from stunet import __version__
 from stunet.datasets.dicom import Stack, choose, stack
 from stunet.datasets.dicom_headers import numbers, quietly
 from stunet.errors import DataError
-from stunet.evaluation.segmentations import Geometry, check_place
+from stunet.evaluation.segmentations import Geometry, check_same_grid
 from stunet.files import atomic_write
-from stunet.labels.systems import apply
+from stunet.labels.systems import apply_lookup
 from stunet.results.colours import colour
 from stunet.results.segmentation import Segmentation
 
@@ -229,7 +229,7 @@ def _on_series(segmentation: Segmentation, made: Stack, folder: Path) -> np.ndar
         raise DataError(f"the segmentation is {labels.GetDimension()}D, and {str(folder)!r} is a volume")
     labels = sitk.DICOMOrient(labels, orientation(made.direction))
     place = Geometry(made.size, made.spacing, made.origin, made.direction)
-    check_place(Path("segmentation"), _geometry(labels), folder, place)
+    check_same_grid(Path("segmentation"), _geometry(labels), folder, place)
     return sitk.GetArrayFromImage(labels)
 
 
@@ -252,7 +252,7 @@ def _frames(segmentation: Segmentation, labels_DHW: np.ndarray, names: Sequence[
     table = np.zeros(np.iinfo(labels_DHW.dtype).max + 1, np.min_scalar_type(len(names)))
     for number, name in enumerate(names, 1):
         table[segmentation.names[name]] = number
-    return apply(table, labels_DHW)
+    return apply_lookup(table, labels_DHW)
 
 
 def _descriptions(highdicom: ModuleType, names: Sequence[str], identity: Any) -> "list[SegmentDescription]":

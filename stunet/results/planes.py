@@ -99,10 +99,10 @@ def _orientation(segmentation: Segmentation) -> tuple[np.ndarray, float]:
     if segmentation.is_2d:  # a picture, shown as it is stored
         return np.array([[0.0, 1.0], [1.0, 1.0], [2.0, 1.0]]), 0.0
     affine = segmentation.affine_ras
-    own = nibabel.orientations.io_orientation(affine)
+    stored = nibabel.orientations.io_orientation(affine)
     cosines = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
-    nearest = np.abs(cosines[own[:, 0].astype(int), range(3)]).min()
-    turn = nibabel.orientations.ornt_transform(own, nibabel.orientations.axcodes2ornt(AXES))
+    nearest = np.abs(cosines[stored[:, 0].astype(int), range(3)]).min()
+    turn = nibabel.orientations.ornt_transform(stored, nibabel.orientations.axcodes2ornt(AXES))
     return turn, float(np.degrees(np.arccos(min(nearest, 1.0))))
 
 

@@ -50,7 +50,7 @@ class CaseReport:
             ValueError: `name` is not one of STAGES.
         """
         if name not in STAGES:
-            raise ValueError(f"{name!r} is none of {', '.join(STAGES)}")
+            raise ValueError(f"{name!r} is not one of {', '.join(STAGES)}")
         start = time.perf_counter()
         try:
             yield

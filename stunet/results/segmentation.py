@@ -22,6 +22,15 @@ if TYPE_CHECKING:
 class Segmentation:
     """Labels on the grid of a file.
 
+    Examples:
+        >>> labels = np.array([[[0, 1], [1, 2]]], np.uint8)
+        >>> names = {"liver": 1, "spleen": 2}
+        >>> made = Segmentation(labels, names, (5.0, 1.0, 1.0), (0.0, 0.0, 0.0), (1, 0, 0, 0, 1, 0, 0, 0, 1))
+        >>> made.voxel_mm3
+        5.0
+        >>> made.to_sitk().GetSize()
+        (2, 2, 1)
+
     Attributes:
         labels_DHW: Label values, uint8 or uint16; a 2D image is one slice.
         names: Value in `labels_DHW` by class name, without the background, which is 0.
@@ -73,6 +82,11 @@ class Segmentation:
         if not self.regions:
             return {value: name for name, value in self.names.items()}
         return {value: self._remainder(name, value) for name, value in self.names.items()}
+
+    def header_name(self, value: int) -> str:
+        """Return what a voxel of a value is, on one line and without control characters, which no header can hold."""
+        name = self.value_names[value]
+        return " ".join("".join(letter if letter.isprintable() else " " for letter in name).split())
 
     def values(self, name: str) -> tuple[int, ...]:
         """Return all values that belong to a class."""

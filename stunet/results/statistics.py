@@ -17,6 +17,7 @@ from stunet.files import atomic_write, exclusive_lock, read_json, write_json
 from stunet.names import csv_cells
 from stunet.results.segmentation import Segmentation
 
+JSON_FILE, CSV_FILE = "statistics.json", "statistics.csv"
 SLAB_VOXELS = 1 << 21  # values and intensities take 8 bytes each per voxel while they are counted
 
 
@@ -87,46 +88,43 @@ def measure(segmentation: Segmentation, image_CDHW: np.ndarray, channels: Sequen
     return rows
 
 
-def add_statistics(
-    folder: Path, cases: Mapping[str, Mapping[str, Measurement]], stale: Container[str], stem: str = "statistics"
-) -> None:
+def add_statistics(folder: Path, cases: Mapping[str, Mapping[str, Measurement]], stale: Container[str]) -> None:
     """Add cases to the statistics in a folder, to which other processes may add at the same time.
 
     Args:
-        folder: Folder of STEM.json and STEM.csv.
+        folder: Folder of statistics.json and statistics.csv.
         cases: As for write_statistics().
         stale: Names of cases whose statistics in the files are no longer valid.
-        stem: First part of the file names.
 
     Raises:
         DataError: The existing statistics cannot be read.
         OSError: As for write_statistics().
     """
-    path = folder / f"{stem}.json"
-    with exclusive_lock(folder / f".lock-{stem}", "", "", wait=lambda what: None):
+    path = folder / JSON_FILE
+    with exclusive_lock(folder / ".lock-statistics", "", "", wait=lambda what: None):
         known = read_statistics(path) if path.is_file() else {}
-        write_statistics(folder, {**{name: known[name] for name in known if name not in stale}, **cases}, stem)
+        write_statistics(folder, {**{name: known[name] for name in known if name not in stale}, **cases})
 
 
-def write_statistics(folder: Path, cases: Mapping[str, Mapping[str, Measurement]], stem: str = "statistics") -> None:
-    """Write STEM.json (case, class, measurement) and STEM.csv (one row per case and class) into a folder.
+def write_statistics(folder: Path, cases: Mapping[str, Mapping[str, Measurement]]) -> None:
+    """Write statistics.json (case, class, measurement) and statistics.csv (one row per case and class) into a folder.
 
     Raises:
         OSError: The folder is not writable, or the disk is full; no file is left half written.
     """
     channels = list(dict.fromkeys(c for rows in cases.values() for row in rows.values() for c in row.intensity or {}))
-    with atomic_write(folder / f"{stem}.csv") as part, part.open("w", newline="") as file:
+    with atomic_write(folder / CSV_FILE) as part, part.open("w", newline="") as file:
         writer = csv.writer(file)
         measured = [f"{channel}_{key}" for channel in channels for key in ("mean", "std")]
         writer.writerow(csv_cells(["case", "class", "voxels", "volume_mm3", "touches_border", *measured]))
         for case, rows in cases.items():
             for name, row in rows.items():
-                found = [(row.intensity or {}).get(channel) for channel in channels]
-                values = [x for entry in found for x in ((entry.mean, entry.std) if entry else ("", ""))]
+                intensities = [(row.intensity or {}).get(channel) for channel in channels]
+                values = [x for each in intensities for x in ((each.mean, each.std) if each else ("", ""))]
                 volume = "" if row.volume_mm3 is None else row.volume_mm3
                 writer.writerow(csv_cells([case, name, row.voxels, volume, int(row.touches_border), *values]))
     # Written last: a run that continues measures the cases that are not in it.
-    write_json(folder / f"{stem}.json", {case: {k: asdict(v) for k, v in rows.items()} for case, rows in cases.items()})
+    write_json(folder / JSON_FILE, {case: {k: asdict(v) for k, v in rows.items()} for case, rows in cases.items()})
 
 
 def read_statistics(path: Path) -> dict[str, dict[str, Measurement]]:
@@ -145,8 +143,10 @@ def read_statistics(path: Path) -> dict[str, dict[str, Measurement]]:
 
 
 def _measurement(row: dict[str, Any]) -> Measurement:
-    found = row["intensity"]
-    return Measurement(**{**row, "intensity": found and {channel: Intensity(**found[channel]) for channel in found}})
+    intensity = row["intensity"]
+    if intensity is not None:
+        intensity = {channel: Intensity(**values) for channel, values in intensity.items()}
+    return Measurement(**{**row, "intensity": intensity})
 
 
 def _count(

@@ -38,7 +38,7 @@ def choose_classes(wanted: Sequence[str], names: Sequence[str]) -> list[str]:
 
 
 def subset_table(wanted: Sequence[str], dataset: Mapping[str, Any]) -> np.ndarray:
-    """Return the new value for each value of the segmentation, for lookup by labels.apply: itself, or 0.
+    """Return the new value for each value of the segmentation, for lookup by systems.apply_lookup: itself, or 0.
 
     With regions, a value becomes that of the last wanted region among those that it belongs to, as if the model had
     only the wanted ones.

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from stunet.errors import UsageError, closest
-from stunet.labels.names import Row, match_classes
+from stunet.labels.names import ClassMatch, match_classes
 from stunet.weights.reading import Weights
 
 BACKGROUND = "background"
@@ -39,7 +39,7 @@ class Heads:
     """
 
     mode: str
-    rows: tuple[Row, ...] = ()
+    rows: tuple[ClassMatch, ...] = ()
     moves: tuple[tuple[int, ...], ...] = ()
     unused: tuple[str, ...] = ()
     reason: str = ""
@@ -103,7 +103,7 @@ def plan_heads(requested: str | None, weights: Weights, classes: Sequence[str] |
     )
 
 
-def _whole(rows: list[Row], moves: tuple[tuple[int, ...], ...], given: list[str], wanted: list[str]) -> Heads:
+def _whole(rows: list[ClassMatch], moves: tuple[tuple[int, ...], ...], given: list[str], wanted: list[str]) -> Heads:
     """Keep every row of the weights; new rows start as a small part of the background, so they win no voxel yet."""
     if not set(given) <= set(wanted) or BACKGROUND not in given:
         raise UsageError(
@@ -112,7 +112,7 @@ def _whole(rows: list[Row], moves: tuple[tuple[int, ...], ...], given: list[str]
     background = (given.index(BACKGROUND),)
     added = tuple(0.0 if name in given else NEW_CLASS for name in wanted)
     filled = tuple(move if name in given else background for name, move in zip(wanted, moves, strict=True))
-    kept = tuple(row if row.target in given else Row(row.target, (), row.closest) for row in rows)
+    kept = tuple(row if row.target in given else ClassMatch(row.target, (), row.closest) for row in rows)
     return Heads("reuse", kept, filled, added=added)
 
 
@@ -134,7 +134,7 @@ def take_rows(drawn_K: Tensor, given_K: Tensor, moves: Sequence[Sequence[int]]) 
     return result
 
 
-def _match(weights: Weights, classes: Sequence[str] | None) -> tuple[list[Row], str]:
+def _match(weights: Weights, classes: Sequence[str] | None) -> tuple[list[ClassMatch], str]:
     """Return the matched classes, or the reason why there are none."""
     count = weights.architecture.classes
     if not count:

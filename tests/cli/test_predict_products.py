@@ -2,6 +2,7 @@
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ from stunet.inference.cases import InputCase
 from stunet.inference.model import open_model
 from stunet.inference.products import Products, write
 from stunet.results.dicom_seg import EXTRA
+from stunet.results.formats import FORMATS
+from stunet.results.formats.output_format import Origin, OutputFormat
 from stunet.results.run_report import STAGES
 from stunet.results.segmentation import Segmentation
 from tests.dicom_files import VOLUME, without, write_series
@@ -227,7 +230,7 @@ def test_a_file_after_o_has_the_format_of_its_ending(
         (("--format", "masks"), "seg.nii.gz", "is not a file of --format masks"),
         (("--format", "image"), "seg.dcm", "is not a file of --format image"),
         ((), "seg.nrrd", "this model's images end with .nii.gz"),
-        ((), "seg.dcm", "'a' is no DICOM folder"),
+        ((), "seg.dcm", "'a' is not a DICOM folder"),
     ],
 )
 def test_a_file_after_o_that_cannot_be_is_a_usage_error(
@@ -238,6 +241,32 @@ def test_a_file_after_o_that_cannot_be_is_a_usage_error(
     assert predict(*arguments, out=out) == 2
     assert message in capsys.readouterr().err
     assert not Path(out).exists()
+
+
+def test_a_format_of_one_file_and_one_line_is_a_choice_an_ending_and_a_check_before_the_run(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def write_toy(segmentation: Segmentation, path: Path, origin: Origin) -> None:
+        path.write_text(f"{origin.path.name} {int((segmentation.labels_DHW == 1).sum())}")
+
+    def refuse_b(path: Path, series: str | None) -> None:
+        if path.name.startswith("b"):
+            raise DataError("a toy has no b")
+
+    toy = OutputFormat("toy", ".toy", "a toy", write_toy, check_origin=refuse_b)
+    monkeypatch.setitem(FORMATS, "toy", toy)
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    assert "DICOM-SEG, or a toy (default: image, or what -o ends with: .seg.nrrd, .dcm, .toy)" in " ".join(
+        capsys.readouterr().out.split()
+    )
+    assert predict("--format", "toy") == 3
+    assert "case 'b' failed: a toy has no b" in capsys.readouterr().err
+    assert names() == ["a.toy"]
+    assert predict(source="in/a_0000.nii.gz", out="single.toy") == 0
+    assert predict(out="labels", source="in/a_0000.nii.gz") == 0
+    text = f"a_0000.nii.gz {(voxels('labels/a.nii.gz') == 1).sum()}"
+    assert [Path(name).read_text() for name in ("out/a.toy", "single.toy")] == [text, text]
 
 
 def test_what_makes_a_dicom_seg_impossible_is_said_before_the_network_runs(capsys: pytest.CaptureFixture[str]) -> None:
@@ -288,7 +317,7 @@ def test_one_file_that_cannot_be_written_replaces_nothing_else(monkeypatch: pyte
     def fails(*_: Any) -> None:
         raise MemoryError
 
-    monkeypatch.setattr("stunet.inference.products.write_seg_nrrd", fails)  # a library
+    monkeypatch.setitem(FORMATS, "seg.nrrd", replace(FORMATS["seg.nrrd"], write=fails))  # a library
     others = [Path(f"in/a{end}") for end in (".nii.gz", ".npz", ".pkl", "_preview.png")]
     for other in others[1:]:
         other.write_text("of somebody")

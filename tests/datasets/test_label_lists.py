@@ -7,8 +7,8 @@ import pytest
 
 from stunet.datasets.label_lists import read_labels, renumber
 from stunet.errors import DataError, UsageError
+from stunet.results.itksnap import write_itksnap_labels
 from stunet.results.segmentation import Segmentation
-from stunet.results.write import write_itksnap_labels
 from tests.loops import for_each
 
 EXPECTED = {1: "liver", 4: "portal vein"}

@@ -1,6 +1,7 @@
 """Tests of pipeline.py, engine/memory.py and products.py: many cases, in order, within limits, whole or not."""
 
 import threading
+import weakref
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -11,11 +12,11 @@ import pytest
 import SimpleITK as sitk
 
 from stunet.errors import DataError, OutOfMemoryError
-from stunet.inference.cases import InputCase, find_cases, geometry
+from stunet.inference.cases import InputCase, find_cases, read_geometry
 from stunet.inference.engine import memory
 from stunet.inference.model import open_model
 from stunet.inference.pipeline import Outcome, Pipeline
-from stunet.inference.predictor import Options, Predictor
+from stunet.inference.predictor import NetworkInput, Options, Predictor
 from stunet.inference.products import Products
 from stunet.results.run_report import STAGES
 from tests.loops import for_each
@@ -71,6 +72,29 @@ def test_a_failed_case_keeps_no_images_in_memory(predictor: Predictor, cases: li
     error = list(Pipeline(predictor, out).run(cases))[2].error
     assert error is not None
     assert (error.__traceback__, error.__cause__, error.__context__) == (None, None, None)
+
+
+def test_the_image_of_a_failed_case_is_freed_before_the_next_one_is_read(
+    predictor: Predictor, cases: list[InputCase], out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images: list[weakref.ref[Any]] = []
+    alive: list[int] = []
+    read = predictor.read
+
+    def fail(prepared: NetworkInput, *_: Any) -> None:
+        images.append(weakref.ref(prepared.image_CDHW))
+        raise DataError("fails")
+
+    def look(case: InputCase) -> Any:
+        alive.append(sum(image() is not None for image in images))
+        return read(case)
+
+    monkeypatch.setattr(predictor, "segment", fail)
+    monkeypatch.setattr(predictor, "read", look)
+    monkeypatch.setattr(Pipeline, "_plan", lambda *_: memory.Schedule(ahead=False, half=False))
+    assert all(outcome.error for outcome in Pipeline(predictor, out).run(cases[:2]))
+    assert alive == [0, 0]
+    assert len(images) == 2
 
 
 def test_every_stage_of_every_case_is_timed_and_its_files_are_listed(
@@ -155,7 +179,7 @@ def test_an_interruption_leaves_whole_cases_and_no_threads(
 
     def interrupt() -> None:
         seen.append(1)
-        if len(seen) == 1 + predictor.windows(predictor.preprocess(predictor.read(cases[0]))):
+        if len(seen) == 1 + predictor.count_windows(predictor.preprocess(predictor.read(cases[0]))):
             raise KeyboardInterrupt
 
     threads = threading.active_count()
@@ -202,7 +226,7 @@ class Watched(Pipeline):
 
 def limited(predictor: Predictor, out: Path, cases: list[InputCase], half: bool = False) -> Watched:
     """A pipeline with room for one case after the other, and not for two."""
-    needs = [predictor.need(*geometry(case)) for case in cases]
+    needs = [predictor.memory_need(*read_geometry(case)) for case in cases]
     least = max(max(need.prepare, need.segment - half * need.half_saves, need.write) for need in needs)
     pipeline = Watched(predictor, out, max_memory_gb=1)
     pipeline._limit = pipeline._base + least + 1
@@ -260,13 +284,13 @@ def test_a_limit_also_holds_beside_a_case_that_cannot_be_read(
 def test_a_limit_also_holds_for_a_dicom_folder(tmp_path: Path, predictor: Predictor, out: Path) -> None:
     write_dicom(tmp_path / "patient")
     [case] = find_cases(tmp_path / "patient", predictor.model)
-    assert geometry(case) == ((10, 20, 20), (2.0, 1.5, 1.5))
+    assert read_geometry(case) == ((10, 20, 20), (2.0, 1.5, 1.5))
     [outcome] = Pipeline(predictor, out, max_memory_gb=0.001).run([case])
     assert isinstance(outcome.error, OutOfMemoryError)
     [outcome] = Pipeline(predictor, out).run([case])
     assert outcome.error is None
     raw = predictor.read(InputCase("x", (write_nifti_of(case, tmp_path),)))
-    shape, spacing = geometry(case)
+    shape, spacing = read_geometry(case)
     assert raw.image_CDHW.shape[1:] == shape
     np.testing.assert_allclose(raw.properties["spacing"], spacing)
 

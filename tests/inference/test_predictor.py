@@ -8,7 +8,7 @@ import numpy as np
 import SimpleITK as sitk
 import tifffile
 
-from stunet.inference.cases import InputCase, geometry
+from stunet.inference.cases import InputCase, read_geometry
 from stunet.inference.model import open_model
 from stunet.inference.pipeline import Pipeline
 from stunet.inference.predictor import Options, Predictor
@@ -95,7 +95,7 @@ def test_a_4d_file_gives_what_its_channels_in_files_of_their_own_give(tmp_path: 
     [outcome] = run(folder, tmp_path / "4d", tmp_path / "out_4d")
     assert outcome.error is None
     same(outcome.file, tmp_path / "out/c.nii.gz")
-    assert geometry(outcome.case) == geometry(InputCase("c", tuple(files)))
+    assert read_geometry(outcome.case) == read_geometry(InputCase("c", tuple(files)))
 
 
 def test_tiff_volumes_keep_the_spacing_that_stands_beside_them(tmp_path: Path) -> None:

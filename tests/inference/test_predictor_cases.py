@@ -8,7 +8,7 @@ import pytest
 
 from stunet.errors import DataError
 from stunet.inference.cases import InputCase, find_cases
-from stunet.inference.model import ModelFolder, begun_folds, open_model
+from stunet.inference.model import ModelFolder, open_model, unfinished_folds
 from stunet.inference.output import too_long
 from tests.dicom_files import write_series
 from tests.loops import for_each
@@ -88,7 +88,7 @@ def test_every_image_in_a_folder_is_a_case_or_named_as_one_that_failed(
         cases = find_cases(tmp_path, ModelFolder(tmp_path, ITK, CT, (0,), ""))
     assert [case.name for case in cases if not case.error] == ["a", "b", "c", "d", "series"]
     errors = {case.name: case.error.message for case in cases if case.error}
-    expected = {"M\udcfcller": "not UTF-8", "g": "no image that this model's reader takes", "h": "are the same case"}
+    expected = {"M\udcfcller": "not UTF-8", "g": "not an image that this model's reader takes", "h": "are the same case"}
     expected |= dict.fromkeys(("link", "loop", "unmounted"), "broken link") | {"pipe": "neither a file nor a folder"}
     assert errors.keys() == expected.keys()
     assert all(expected[name] in message for name, message in errors.items())
@@ -154,7 +154,7 @@ def test_a_training_that_is_not_finished_says_how_it_is_finished_or_used(tmp_pat
     (folder / "fold_1").mkdir()
     for name in ("checkpoint_best.pth", "checkpoint_latest.pth"):
         (folder / "fold_1" / name).touch()
-    assert begun_folds(open_model(folder)) == ["1"]
+    assert unfinished_folds(open_model(folder)) == ["1"]
     go_on = "stunet_train 7 3d_fullres 1 -p P --c finishes it; -chk checkpoint_best.pth predicts with what there is"
     with pytest.raises(DataError, match=r"fold 1 has no checkpoint_final.pth .*\(trained: 0\)") as caught:
         open_model(folder, [1])

@@ -7,7 +7,14 @@ import numpy as np
 import pytest
 
 from stunet.errors import DataError
-from stunet.labels.annotations import FILE, AnnotatedCase, Annotations, CaseSource, complete, load_annotations
+from stunet.labels.annotations import (
+    FILE,
+    AnnotatedCase,
+    Annotations,
+    CaseSource,
+    complete_annotations,
+    load_annotations,
+)
 from tests.loops import for_each
 
 KIDNEYS = Annotations(
@@ -82,7 +89,7 @@ def test_a_model_of_single_sigmoids_is_one_of_regions():
 
 def test_another_head_takes_the_labels_by_name_and_keeps_the_values_in_files():
     head = ("liver", "left kidney", "right kidney", "spleen")
-    onto = replace(KIDNEYS, leaves=(*KIDNEYS.leaves, "tumor")).onto(head)
+    onto = replace(KIDNEYS, leaves=(*KIDNEYS.leaves, "tumor")).map_to_head(head)
     assert onto.leaves == (*head, "tumor")
     assert onto.sets == {"kidney": ("left kidney", "right kidney")}
     assert onto.values == {"background": 0, "left kidney": 1, "right kidney": 2, "liver": 3, "tumor": 4, "kidney": 5}
@@ -91,16 +98,18 @@ def test_another_head_takes_the_labels_by_name_and_keeps_the_values_in_files():
 
 
 def test_the_classes_of_an_ordinary_dataset_are_all_annotated():
-    found = complete({"name": "x", "labels": {"background": 0, "left kidney": 2, "kidney": 1, "ignore": 3}}, ["a"])
+    found = complete_annotations(
+        {"name": "x", "labels": {"background": 0, "left kidney": 2, "kidney": 1, "ignore": 3}}, ["a"]
+    )
     assert found.groups("a").tolist() == [0, 1, 2]
     with pytest.raises(DataError, match="regions"):
-        complete({"labels": {"background": 0, "organs": [1, 2]}}, [])
+        complete_annotations({"labels": {"background": 0, "organs": [1, 2]}}, [])
 
 
 def test_labels_that_share_a_class_of_the_head_are_refused():
-    found = complete({"labels": {"background": 0, "kidney": 1, "left kidney": 2}}, [])
+    found = complete_annotations({"labels": {"background": 0, "kidney": 1, "left kidney": 2}}, [])
     with pytest.raises(DataError, match="are both 'kidney_left'"):
-        found.onto(("kidney_left", "kidney_right"))
+        found.map_to_head(("kidney_left", "kidney_right"))
 
 
 def test_what_is_saved_is_loaded(tmp_path):
@@ -145,9 +154,9 @@ def test_two_labels_that_are_one_class_of_a_head_are_refused():
     sources = {name: CaseSource((name,)) for name in both}
     found = Annotations(leaves=both, sets={}, sources=sources, cases={})
     with pytest.raises(DataError, match="'left kidney' and 'kidney_left' are one class"):
-        found.onto(("kidney_left", "kidney_right"))
+        found.map_to_head(("kidney_left", "kidney_right"))
 
 
 def test_a_set_that_is_called_as_a_class_of_the_head_is_refused():
     with pytest.raises(DataError, match="a name occurs twice among leaves and sets"):
-        KIDNEYS.onto(("kidney", "liver"))
+        KIDNEYS.map_to_head(("kidney", "liver"))

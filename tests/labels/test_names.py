@@ -5,7 +5,7 @@ from importlib.resources import files
 from itertools import pairwise
 
 from stunet.labels import systems
-from stunet.labels.names import Row, Sides, canonical, head_classes, match_classes, sides
+from stunet.labels.names import ClassMatch, Sides, canonical, head_classes, match_classes, sides
 from tests.loops import for_each
 
 V1, V2, MR = (
@@ -74,7 +74,7 @@ def test_the_canonical_name_of_a_canonical_name_is_itself() -> None:
 @for_each("names", [V1, V2, MR])
 def test_classes_of_one_dataset_stay_apart(names: list[str]) -> None:
     assert len({canonical(name) for name in names}) == len(names)
-    assert match_classes(names, names) == [Row(name, (name,)) for name in names]
+    assert match_classes(names, names) == [ClassMatch(name, (name,)) for name in names]
 
 
 def test_no_alias_stands_for_two_classes() -> None:
@@ -137,7 +137,7 @@ def test_names_that_are_no_class_of_the_source_are_new(target: str) -> None:
 def test_the_closest_names_are_those_of_the_source_that_look_alike() -> None:
     assert match_classes(["livr"], V1)[0].closest[0] == "liver"
     assert set(match_classes(["kidney tumor"], V2)[0].closest) >= {"kidney_left", "kidney_right"}
-    assert match_classes(["x"], []) == [Row("x", (), ())]
+    assert match_classes(["x"], []) == [ClassMatch("x", (), ())]
     rows = match_classes(["edema", "enhancing tumor"], V1)
     assert [(row.sources, len(row.closest)) for row in rows] == [((), 3), ((), 3)]
 

@@ -167,7 +167,7 @@ def test_the_ignore_label_of_a_model_is_no_class() -> None:
 def test_a_look_up_equals_numpys_for_every_shape(shape: tuple[int, ...]) -> None:
     array = np.random.default_rng(0).integers(0, 4, shape).astype(np.uint8)
     lookup = np.array([0, 9, 300, 1], np.uint16)
-    result = systems.apply(lookup, array)
+    result = systems.apply_lookup(lookup, array)
     np.testing.assert_array_equal(result, lookup[array])
     assert result.dtype == np.uint16
 
@@ -175,7 +175,7 @@ def test_a_look_up_equals_numpys_for_every_shape(shape: tuple[int, ...]) -> None
 @for_each("value", [-1, 3])
 def test_a_value_that_the_model_does_not_have_is_an_error(value: int) -> None:
     with pytest.raises(DataError, match=f"has value {value}, the model's labels are 0 to 2"):
-        systems.apply(np.zeros(3, np.uint8), np.array([[0, value, 1]], np.int16))
+        systems.apply_lookup(np.zeros(3, np.uint8), np.array([[0, value, 1]], np.int16))
 
 
 def test_real_masks_and_segmentations_have_the_classes_of_their_system(data: Path) -> None:
@@ -206,7 +206,7 @@ def test_a_real_segmentation_becomes_one_of_another_dataset(data: Path) -> None:
     image = sitk.ReadImage(str(data / "mr/abdomen_mr_seg.nii.gz"))
     array = sitk.GetArrayFromImage(image)
     model = systems.load("totalsegmentator-mr").dataset_labels
-    mapped = systems.apply(systems.load("abdomenct-1k").from_model(model), array)
+    mapped = systems.apply_lookup(systems.load("abdomenct-1k").from_model(model), array)
     kidneys = np.isin(array, [model["kidney_left"], model["kidney_right"]])
     assert kidneys.any()
     np.testing.assert_array_equal(mapped == 2, kidneys)

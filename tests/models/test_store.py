@@ -111,7 +111,7 @@ def test_a_file_that_changed_since_its_first_download_is_refused(website: Path) 
     write_v1(website / "tiny.model")
     entry = registry.find("STU-Net-T.tiny")
     shutil.rmtree(store.download(entry).folder)
-    assert store.recorded(entry) == hashlib.sha256((website / "tiny.model").read_bytes()).hexdigest()
+    assert store.recorded_sha256(entry) == hashlib.sha256((website / "tiny.model").read_bytes()).hexdigest()
     write_v1(website / "tiny.model", classes=4)
     with pytest.raises(WeightsError, match="recorded at the first download") as refused:
         store.download(entry)
@@ -146,7 +146,7 @@ def test_a_download_that_is_of_another_network_is_refused_and_not_remembered(
     with pytest.raises(WeightsError, match=message):
         store.download(entry)
     assert store.installed() == []
-    assert store.recorded(entry) is None
+    assert store.recorded_sha256(entry) is None
     write_v1(website / "tiny.model")
     assert store.download(entry).name == entry.name
 
@@ -242,7 +242,7 @@ def test_a_file_with_an_entrys_name_and_another_checksum_is_not_that_entry(websi
 def test_the_name_of_every_model_of_nnunet_v1_says_nothing(tmp_path: Path) -> None:
     strides = [[1, 1, 1], *[[2, 2, 2]] * 5]
     torch.save({"state_dict": build("S", strides, 1, 10).state_dict()}, tmp_path / "model_final_checkpoint.model")
-    with pytest.raises(WeightsError, match="no model that the registry knows"):
+    with pytest.raises(WeightsError, match="not a model that the registry knows"):
         store.import_file(tmp_path / "model_final_checkpoint.model")
 
 
@@ -307,7 +307,7 @@ def test_checksums_that_are_none_are_named(tmp_path: Path, content: str) -> None
     (tmp_path / "store").mkdir()
     (tmp_path / "store" / "checksums.json").write_text(content)
     with pytest.raises(DataError, match=r"checksums\.json'.*expected a table"):
-        store.recorded(registry.find("STU-Net-L"))
+        store.recorded_sha256(registry.find("STU-Net-L"))
 
 
 @pytest.mark.parametrize("text", ["", "~nobody_of_this_name/x", "a" * 5000, "a\0b"])
@@ -324,7 +324,7 @@ def test_a_store_in_nobodys_home_is_named(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_a_file_that_no_entry_fits_needs_a_name_and_its_meaning(tmp_path: Path) -> None:
     write_v1(tmp_path / "my.model")
-    with pytest.raises(WeightsError, match="no model that the registry knows"):
+    with pytest.raises(WeightsError, match="not a model that the registry knows"):
         store.import_file(tmp_path / "my.model")
     with pytest.raises(WeightsError, match="unknown strides and spacing and class names"):
         store.import_file(tmp_path / "my.model", "mine")

@@ -49,7 +49,7 @@ def test_a_class_that_is_not_there_is_refused_with_the_nearest_ones() -> None:
 
 def test_a_label_map_loses_the_others_and_nothing_else() -> None:
     segmentation = np.random.default_rng(0).integers(0, 118, (8, 9, 10), dtype=np.uint8)
-    result = systems.apply(subset_table(["liver", "spleen"], V2), segmentation)
+    result = systems.apply_lookup(subset_table(["liver", "spleen"], V2), segmentation)
     values = [V2["labels"]["liver"], V2["labels"]["spleen"]]
     np.testing.assert_array_equal(result, np.where(np.isin(segmentation, values), segmentation, 0))
 

@@ -15,7 +15,7 @@ import torch
 
 from stunet.errors import WeightsError
 from stunet.files import sha256_of, write_json
-from stunet.labels.annotations import Annotations, complete
+from stunet.labels.annotations import Annotations, complete_annotations
 from stunet.labels.names import head_classes, match_classes
 from stunet.networks import STUNet
 from stunet.plans.resolve import resolve
@@ -86,9 +86,9 @@ def choose_heads(
     """
     weights = start.weights
     if head == "reuse" and weights.classes:
-        annotations = annotations or complete(dataset_json, ())
+        annotations = annotations or complete_annotations(dataset_json, ())
         if any(row.sources for row in match_classes(annotations.leaves, weights.classes)):
-            annotations = annotations.onto([name for name in weights.classes if name != BACKGROUND])
+            annotations = annotations.map_to_head([name for name in weights.classes if name != BACKGROUND])
     if annotations is not None:
         dataset_json = annotations.model_description(dataset_json)
     return plan_heads(head, weights, head_classes(dataset_json["labels"]))

@@ -17,7 +17,7 @@ import torch
 
 from stunet.errors import DataError, WeightsError, first_few
 from stunet.files import atomic_write, json_differences
-from stunet.labels.annotations import FILE, Annotations, annotations_of
+from stunet.labels.annotations import FILE, Annotations, load_training_annotations
 from stunet.labels.names import Sides, sides
 from stunet.losses import DiceAndEntropy, MaskedSigmoid, PartitionDiceCE
 from stunet.preprocessing.dataset import preprocessed_cases
@@ -162,7 +162,7 @@ class STUNetPartialTrainer(STUNetTrainer):
 def _annotations(plans: dict, configuration: str, dataset_json: dict) -> Annotations:
     dataset = plans["dataset_name"]
     cases = preprocessed_cases(dataset, plans, configuration)
-    annotations = annotations_of(preprocessed_dataset(dataset), plans, dataset_json, cases)
+    annotations = load_training_annotations(preprocessed_dataset(dataset), plans, dataset_json, cases)
     if annotations is None:
         raise DataError(
             f"{dataset} has no {FILE}, so every case annotates every class", "-tr STUNetTrainer, or stunet_merge build"

@@ -22,7 +22,7 @@ class Confidence:
         self.groups = torch.as_tensor(groups, dtype=torch.int64)
         self.values_DHW: np.ndarray = np.zeros((0, 0, 0), np.float32)  # on the grid of the case's file, after segment()
 
-    def of(self, labels: Tensor, likely_KDHW: Tensor) -> Tensor:
+    def of_labels(self, labels: Tensor, likely_KDHW: Tensor) -> Tensor:
         """Return the probability of the group that each label belongs to.
 
         Args:

@@ -17,10 +17,12 @@ from torch import Tensor
 
 from stunet.inference.engine.interpolation import Axes, axis, between, has_rows
 
-VOXELS = 2**22  # of the target grid that are labelled at a time
+VOXELS_AT_A_TIME = 2**22  # of the target grid
 VALUES_CPU = 2**19  # interpolated at a time: 2 MB, which fits into the caches
 VALUES_GPU = 2**25
-COPIED = 2**23  # logits converted at a time if they cannot be read in place, because they are in half precision
+COPIED_AT_A_TIME = (
+    2**23
+)  # logits converted at a time if they cannot be read in place, because they are in half precision
 BITS = 62  # regions that one integer can encode
 
 
@@ -59,7 +61,7 @@ def label(
             the index of the largest logit, the smaller index if two are equal.
         write: Called with the index of the first plane and the labels (planes, H, W) in int16.
     """
-    for start, logits, here in _parts(slabs, axes, VOXELS):
+    for start, logits, here in _parts(slabs, axes, VOXELS_AT_A_TIME):
         labels = _decide(logits, regions)
         voxels = _where_corners_differ(labels[..., None] if regions is None else _pattern(logits), here)
         for dim, each in enumerate(here):
@@ -76,7 +78,7 @@ def probabilities(
 
     Probabilities are the softmax over classes, or the sigmoid of each region, in float32.
     """
-    for start, logits, here in _parts(slabs, axes, VOXELS // 32):
+    for start, logits, here in _parts(slabs, axes, VOXELS_AT_A_TIME // 32):
         shape = [len(each.lower) for each in here]
         voxels = torch.unravel_index(torch.arange(math.prod(shape), device=logits.device), shape)
         labels = torch.empty(math.prod(shape), dtype=torch.int16, device=logits.device)
@@ -96,7 +98,7 @@ def _parts(slabs: Iterable[Slab], axes: Axes, voxels: int) -> Iterator[tuple[int
         planes = max(1, voxels // (len(height.lower) * len(width.lower)))
         copied = logits.dtype != torch.float32 or not has_rows(logits)
         if copied:
-            planes = max(1, min(planes, (end - begin) * COPIED // logits.numel()))
+            planes = max(1, min(planes, (end - begin) * COPIED_AT_A_TIME // logits.numel()))
         for first in range(begin, end, planes):
             stop = min(end, first + planes)
             low, high = int(axes[0].lower[first]), int(axes[0].upper[stop - 1])

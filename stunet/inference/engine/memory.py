@@ -1,6 +1,6 @@
 """Estimate how much memory a case needs, stage by stage, and choose what runs at a time so that a limit is kept.
 
-The stages are those of pipeline.py. Figures are upper bounds of what arrays take, from the shapes in a file's header;
+Figures are upper bounds of what arrays take, from the shapes in a file's header;
 the limit applies to the whole process, including Python and torch. If memory is short, three things give way, in this
 order: cases are no longer read ahead, logits are added in half precision, and finally a case is refused before it is
 read.
@@ -43,7 +43,7 @@ class Need:
     half_saves: float
 
     @property
-    def alone(self) -> float:
+    def peak(self) -> float:
         """The peak if the stages run one after the other."""
         return max(self.prepare, self.segment, self.write)
 
@@ -87,30 +87,32 @@ def network_shape(shape: Sequence[int], spacing: Sequence[float], configuration:
     return [int(n) for n in compute_new_shape(shape, spacing, target)]
 
 
-def schedule(own: Need, neighbours: Sequence[Need], base: float, limit: float, of: str = "--max_memory") -> Schedule:
+def schedule(
+    case: Need, neighbours: Sequence[Need], base: float, limit: float, limit_name: str = "--max_memory"
+) -> Schedule:
     """Choose how a case is processed within a limit.
 
     Args:
-        own: The need of this case.
+        case: The need of this case.
         neighbours: The needs of this case and of those before and after it, which are written and read while it is
             segmented.
         base: Bytes that the process takes without cases.
         limit: Bytes it may take.
-        of: What set the limit, for the message.
+        limit_name: What set the limit, for the message.
 
     Raises:
         OutOfMemoryError: The case does not fit.
     """
     beside = max(each.prepare for each in neighbours) + max(each.write for each in neighbours)
-    if base + own.segment + beside <= limit:
+    if base + case.segment + beside <= limit:
         return Schedule(ahead=True, half=False)
-    if base + own.alone <= limit:
+    if base + case.peak <= limit:
         return Schedule(ahead=False, half=False)
-    least = base + max(own.prepare, own.segment - own.half_saves, own.write)
+    least = base + max(case.prepare, case.segment - case.half_saves, case.write)
     if least <= limit:
         return Schedule(ahead=False, half=True)
     raise OutOfMemoryError(
-        f"needs about {least / GB:.2f} GB, more than the {limit / GB:.2f} GB of {of}",
+        f"needs about {least / GB:.2f} GB, more than the {limit / GB:.2f} GB of {limit_name}",
         f"--max_memory {least / GB + 0.1:.1f}GB, or a machine with more memory",
     )
 

@@ -5,7 +5,7 @@ exist at once. If the plans resample logits differently from nnU-Net's default, 
 """
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -50,6 +50,7 @@ class Segmenter:
         configuration: nnU-Net's ConfigurationManager.
         dataset: dataset.json.
         lookup: The final value of each label, applied after the argmax; None: the labels themselves.
+        on_device: Add logits on the network's device; otherwise in the machine's memory.
     """
 
     windows: SlidingWindow
@@ -57,6 +58,7 @@ class Segmenter:
     configuration: Any
     dataset: dict[str, Any]
     lookup: np.ndarray | None = None
+    on_device: bool = True
 
     def __post_init__(self) -> None:
         self.seconds = {"network": 0.0, "export": 0.0}  # of the last segment()
@@ -72,6 +74,8 @@ class Segmenter:
         properties: dict[str, Any],
         probabilities: Path | Confidence | None = None,
         also: Sequence[np.ndarray] = (),
+        half: bool = False,
+        on_window: Callable[[], None] = lambda: None,
     ) -> np.ndarray:
         """Return the segmentation on the grid of the file that the image was read from, uint8 or uint16.
 
@@ -82,20 +86,25 @@ class Segmenter:
                 filled in with how sure the network is of its labels.
             also: Grids over the volume of the preprocessed image that are also filled with labels, as nnU-Net does
                 for the next stage of a cascade.
+            half: Add logits in half precision.
+            on_window: Called for each finished window.
         """
+
+        def fill(grids: Sequence[OutputGrid]) -> None:
+            self._fill([*grids, *others], image_CDHW, network_spacing, half, on_window)
+
         self.seconds = dict.fromkeys(self.seconds, 0.0)
         spacing = [properties["spacing"][axis] for axis in self.plans.transpose_forward]
-        own = self._spacing(spacing)
+        network_spacing = self._network_spacing(spacing)
         back, forward, backward = way_back(properties), self.plans.transpose_forward, self.plans.transpose_backward
         labels = np.zeros(properties["shape_before_cropping"], self.dtype)
         box = tuple(slice(*bounds) for bounds in properties["bbox_used_for_cropping"])
-        others = [OutputGrid(each, own) for each in also]
+        others = [OutputGrid(each, network_spacing) for each in also]
         if probabilities is None:
-            self.segment_onto([OutputGrid(labels[box], spacing), *others], image_CDHW, own)
+            fill([OutputGrid(labels[box], spacing)])
         elif isinstance(probabilities, Confidence):
             sure = np.ones(labels.shape, np.float32)  # outside the box everything is certainly background
-            target = OutputGrid(labels[box], spacing, confidence=(probabilities, sure[box]))
-            self.segment_onto([target, *others], image_CDHW, own)
+            fill([OutputGrid(labels[box], spacing, confidence=(probabilities, sure[box]))])
             probabilities.values_DHW = back.copied(sure.transpose(backward))
         else:
             shape = back(labels.transpose(backward)).shape
@@ -103,32 +112,28 @@ class Segmenter:
                 here = back.back(of_file).transpose(0, *(1 + axis for axis in forward))
                 if self._regions is None:
                     put(here[0], np.broadcast_to(np.float32(1), here[0].shape))  # outside the box all is background
-                self.segment_onto(
-                    [OutputGrid(labels[box], spacing, here[(slice(None), *box)]), *others], image_CDHW, own
-                )
+                fill([OutputGrid(labels[box], spacing, here[(slice(None), *box)])])
         return back.copied(labels.transpose(backward))
 
-    def segment_onto(self, targets: Sequence[OutputGrid], image_CDHW: Tensor, spacing: Sequence[float]) -> None:
-        """Fill the targets in one pass over the image.
+    def _fill(
+        self,
+        grids: Sequence[OutputGrid],
+        image_CDHW: Tensor,
+        spacing: Sequence[float],
+        half: bool,
+        on_window: Callable[[], None],
+    ) -> None:
+        """Fill the grids, which cover the same volume as the image, in one pass over it.
 
         If the device runs out of memory for the logits of a row of windows, they are kept in the machine's memory.
-
-        Args:
-            targets: Grids that cover the same volume as the image.
-            image_CDHW: Preprocessed.
-            spacing: Of the image, in mm; determines only whether nnU-Net takes the nearest plane on an axis.
         """
         try:
-            self._segment_onto(targets, image_CDHW, spacing)
+            self._fill_from(self.windows.slabs(image_CDHW, half, self.on_device, on_window), grids, image_CDHW, spacing)
         except torch.OutOfMemoryError:
-            if not self.windows.on_device or self.windows.network.device.type == "cpu":
+            if not self.on_device or self.windows.network.device.type == "cpu":
                 raise
             torch.cuda.empty_cache()
-            self.windows.on_device = False
-            try:
-                self._segment_onto(targets, image_CDHW, spacing)
-            finally:
-                self.windows.on_device = True
+            self._fill_from(self.windows.slabs(image_CDHW, half, False, on_window), grids, image_CDHW, spacing)
 
     def _timed(self, slabs: Iterator[export.Slab]) -> Iterator[export.Slab]:
         """Yield the slabs; time between a slab and the request for the next is the export's, the rest the network's.
@@ -147,12 +152,14 @@ class Segmenter:
             last = time.perf_counter()
             seconds["export"] += last - now
 
-    def _segment_onto(self, targets: Sequence[OutputGrid], image: Tensor, spacing: Sequence[float]) -> None:
+    def _fill_from(
+        self, slabs: Iterator[export.Slab], targets: Sequence[OutputGrid], image: Tensor, spacing: Sequence[float]
+    ) -> None:
         order = self.windows.order(image.shape[1:])
-        slabs = self._timed(self.windows.slabs(image))
+        slabs = self._timed(slabs)
         grids = [self._axes(image.shape[1:], each.labels_DHW.shape, spacing, each.spacing) for each in targets]
         if any(axes is None for axes in grids):
-            logits = _whole(slabs, order)
+            logits = _gather(slabs, order)
             for target in targets:
                 self._resample(logits, target, spacing)
             return
@@ -164,30 +171,25 @@ class Segmenter:
         """Fill the part of a target that a slab determines; `order` is that of the target's axes in the slab."""
         one, two, three = (axes[axis] for axis in order)
         labels = target.labels_DHW.transpose(order)
-        if target.confidence is not None:
-            confidence, values_DHW = target.confidence
-            sure = values_DHW.transpose(order)
 
-            def write_sure(start: int, values: Tensor, each: Tensor) -> None:
-                labels[start : start + len(values)] = self._final(values)
-                sure[start : start + len(values)] = confidence.of(values, each).cpu().numpy()
-
-            export.probabilities([slab], (one, two, three), self._regions, write_sure)
-            return
-        if target.probabilities_KDHW is None:
-
-            def write(start: int, values: Tensor) -> None:
-                labels[start : start + len(values)] = self._final(values)
-
-            export.label([slab], (one, two, three), self._regions, write)
-            return
-        likely = target.probabilities_KDHW.transpose(0, *(1 + axis for axis in order))
-
-        def write_both(start: int, values: Tensor, each: Tensor) -> None:
+        def write_labels(start: int, values: Tensor) -> None:
             labels[start : start + len(values)] = self._final(values)
-            put(likely[:, start : start + len(values)], each.cpu().numpy())
 
-        export.probabilities([slab], (one, two, three), self._regions, write_both)
+        if target.confidence is None and target.probabilities_KDHW is None:
+            export.label([slab], (one, two, three), self._regions, write_labels)
+            return
+
+        def write(start: int, values: Tensor, likely_KDHW: Tensor) -> None:
+            write_labels(start, values)
+            planes = slice(start, start + len(values))
+            if target.confidence is not None:
+                confidence, sure_DHW = target.confidence
+                sure_DHW.transpose(order)[planes] = confidence.of_labels(values, likely_KDHW).cpu().numpy()
+            if target.probabilities_KDHW is not None:
+                whole_KDHW = target.probabilities_KDHW.transpose(0, *(1 + axis for axis in order))
+                put(whole_KDHW[:, planes], likely_KDHW.cpu().numpy())
+
+        export.probabilities([slab], (one, two, three), self._regions, write)
 
     def _resample(self, logits_KDHW: Tensor, target: OutputGrid, spacing: Sequence[float]) -> None:
         """Fill a target from logits resampled by the function that the plans name."""
@@ -196,10 +198,10 @@ class Segmenter:
         slab = export.Slab(0, torch.as_tensor(resampled).float().movedim(0, -1))
         self._export(slab, target, export.axes_between(shape, shape, None, 1), (0, 1, 2))
 
-    def _spacing(self, spacing: Sequence[float]) -> list[float]:
+    def _network_spacing(self, spacing: Sequence[float]) -> list[float]:
         """Return the network's spacing in mm; a 2D network keeps the distance between slices."""
-        own = list(self.configuration.spacing)
-        return [*spacing[: len(spacing) - len(own)], *own]
+        planned = list(self.configuration.spacing)
+        return [*spacing[: len(spacing) - len(planned)], *planned]
 
     def _final(self, labels: Tensor) -> np.ndarray:
         values = labels.cpu().numpy()
@@ -223,7 +225,7 @@ class Segmenter:
         return export.axes_between(source, target, axis if is_separate else None, order)
 
 
-def _whole(slabs: Iterator[export.Slab], order: Sequence[int]) -> Tensor:
+def _gather(slabs: Iterator[export.Slab], order: Sequence[int]) -> Tensor:
     """Return all logits (K, D, H, W), in the machine's memory, with the image's axes."""
     parts: list[Tensor] = []
     for start, logits in slabs:

@@ -22,7 +22,7 @@ from torch.nn import functional
 from stunet.inference.engine.export import Slab
 from stunet.inference.engine.optimized import ReadyNetwork
 
-VALUES = 2**23  # converted and added at a time: bounds the memory for it
+VALUES_AT_A_TIME = 2**23  # converted and added: bounds the memory for it
 SMALL_BATCH = 64**3  # voxels in a batch of windows on the CPU; larger batches gain nothing there
 LARGE_BATCH = 8  # windows at most in a batch on a GPU
 FREE_SHARE = 0.7  # of a GPU's free memory that a batch may take
@@ -37,18 +37,12 @@ class SlidingWindow:
         patch: Shape of a window in voxels; for a 2D network it has one entry fewer than an image has axes.
         classes: K, the number of the network's output channels.
         step_size: Step between windows as a fraction of the window, above 0 and at most 1.
-        half: Add in half precision, as nnU-Net does: half the memory, and an error of up to 1e-3 of a logit.
-        on_device: Add on the network's device; otherwise in the machine's memory.
-        on_window: Called for each finished window.
     """
 
     network: ReadyNetwork
     patch: Sequence[int]
     classes: int
     step_size: float = 0.5
-    half: bool = False
-    on_device: bool = True
-    on_window: Callable[[], None] = lambda: None
     _batch: int = field(default=0, init=False)  # 0: not known yet
 
     def axis(self, shape: Sequence[int]) -> int:
@@ -56,32 +50,44 @@ class SlidingWindow:
         return min(range(3), key=lambda axis: self._window[axis] / max(shape[axis], self._window[axis]))
 
     def count(self, shape: Sequence[int]) -> int:
-        """Return how often on_window is called for an image of this shape."""
+        """Return how many windows an image of this shape has, over all members of the network."""
         return math.prod(len(self._starts(axis, n)) for axis, n in enumerate(shape)) * self.network.members
 
-    def logits_bytes(self, shape: Sequence[int]) -> int:
+    def logits_bytes(self, shape: Sequence[int], half: bool = False) -> int:
         """Return the memory that the logits of an image of this shape need, in bytes."""
         padded = [max(n, p) for n, p in zip(shape, self._window, strict=True)]
         padded[self.axis(shape)] = self._window[self.axis(shape)] + 1
-        return math.prod(padded) * self.classes * (2 if self.half else 4)
+        return math.prod(padded) * self.classes * (2 if half else 4)
 
     @torch.inference_mode()
-    def slabs(self, image_CDHW: Tensor) -> Iterator[Slab]:
+    def slabs(
+        self,
+        image_CDHW: Tensor,
+        half: bool = False,
+        on_device: bool = True,
+        on_window: Callable[[], None] = lambda: None,
+    ) -> Iterator[Slab]:
         """Yield the logits of an image, some planes at a time; their axes are in the order given by order().
 
         A slab is valid until the next one is requested.
+
+        Args:
+            image_CDHW: Preprocessed.
+            half: Add in half precision, as nnU-Net does: half the memory, and an error of up to 1e-3 of a logit.
+            on_device: Add on the network's device; otherwise in the machine's memory.
+            on_window: Called for each finished window, count() times.
 
         Raises:
             torch.OutOfMemoryError: One window, or the logits of one row of windows, do not fit on the device.
         """
         order = self.order(image_CDHW.shape[1:])
-        padded, own = _padded(image_CDHW, self._window)
+        padded, inside = _padded(image_CDHW, self._window)
         image = padded.to(self.network.device).permute(0, *(1 + axis for axis in order))
         window = [self._window[axis] for axis in order]
         starts = [self._starts(axis, n) for axis, n in zip(order, image.shape[1:], strict=True)]
-        place = self.network.device if self.on_device else torch.device("cpu")
+        place = self.network.device if on_device else torch.device("cpu")
         weights = [_weights(n, at, place) for n, at in zip(window, starts, strict=True)]
-        planes = _Planes(self.classes, window[0], [own[axis] for axis in order], image.shape[1:], self.half, place)
+        planes = _Planes(self.classes, window[0], [inside[axis] for axis in order], image.shape[1:], half, place)
 
         corners = list(itertools.product(range(len(starts[1])), range(len(starts[2]))))
         for row, start in enumerate(starts[0]):
@@ -91,7 +97,7 @@ class SlidingWindow:
                 for (j, k), at, logits in zip(corners, positions, self._logits(image, positions, order), strict=True):
                     weight = _product(weights[0][row], weights[1][j], weights[2][k]) / self.network.members
                     planes.add(logits, weight, at, window)
-                    self.on_window()
+                    on_window()
             yield from planes.finished(starts[0][row + 1] if row + 1 < len(starts[0]) else start + window[0])
 
     def order(self, shape: Sequence[int]) -> list[int]:
@@ -116,8 +122,8 @@ class SlidingWindow:
         back = [2 + order.index(axis) for axis in range(3)]
         done = 0
         while done < len(positions):
-            some = positions[done : done + batch]
-            parts = [image[:, z : z + window[0], y : y + window[1], x : x + window[2]] for z, y, x in some]
+            chosen = positions[done : done + batch]
+            parts = [image[:, z : z + window[0], y : y + window[1], x : x + window[2]] for z, y, x in chosen]
             windows = torch.stack(parts).permute(0, 1, *back)
             try:
                 logits = self._forward(windows) if self._batch else self._first(windows)
@@ -128,7 +134,7 @@ class SlidingWindow:
                 continue
             batch = self._batch
             yield from logits.permute(0, *(2 + axis for axis in order), 1)
-            done += len(some)
+            done += len(chosen)
 
     def _first(self, windows_BCDHW: Tensor) -> Tensor:
         """Return the logits of the first windows, and choose the batch size to use from now on."""
@@ -157,25 +163,26 @@ class _Planes:
     Args:
         classes: K.
         depth: Of a window, in planes.
-        own: Per axis, the part of the padded image that is the image.
+        inside: Per axis, the part of the padded image that is the image.
         shape: Of the padded image.
         half: Half precision.
         device: Where the logits are kept.
     """
 
     def __init__(
-        self, classes: int, depth: int, own: Sequence[slice], shape: torch.Size, half: bool, device: torch.device
+        self, classes: int, depth: int, inside: Sequence[slice], shape: torch.Size, half: bool, device: torch.device
     ) -> None:
         kind = torch.half if half else torch.float32
+        # One plane more than a window: a slab begins with the last plane of the one before, for interpolation.
         self._sums = torch.zeros((depth + 1, *shape[1:], classes), dtype=kind, device=device)
         self._first = 0  # the plane of the padded image at index 1
-        self._begin, self._end, _ = own[0].indices(shape[0])
-        self._own = own[1:]
+        self._begin, self._end, _ = inside[0].indices(shape[0])
+        self._inside = inside[1:]
 
     def add(self, logits_DHWK: Tensor, weight_DHW: Tensor, at: Sequence[int], window: Sequence[int]) -> None:
         """Add the logits of the window at this position."""
         sums = self._sums[1:, at[1] : at[1] + window[1], at[2] : at[2] + window[2]]
-        step = max(1, VALUES // sums[0].numel())
+        step = max(1, VALUES_AT_A_TIME // sums[0].numel())
         for plane in range(0, len(sums), step):
             some = slice(plane, plane + step)
             sums[some].addcmul_(logits_DHWK[some].to(sums), weight_DHW[some, ..., None].to(sums))
@@ -185,8 +192,9 @@ class _Planes:
         begin, end = max(self._first - 1, self._begin), min(following, self._end)
         if end > max(self._first, self._begin):
             at = begin - self._first + 1
-            yield Slab(begin - self._begin, self._sums[at : at + end - begin, self._own[0], self._own[1]])
+            yield Slab(begin - self._begin, self._sums[at : at + end - begin, self._inside[0], self._inside[1]])
         step, planes = following - self._first, len(self._sums)
+        # In steps, because source and target of a single copy would overlap.
         for to in range(0, planes - step, step):
             count = min(step, planes - step - to)
             self._sums[to : to + count] = self._sums[to + step : to + step + count]
@@ -197,11 +205,11 @@ class _Planes:
 def _padded(image_CDHW: Tensor, window: Sequence[int]) -> tuple[Tensor, list[slice]]:
     """Return the image, zero-padded on both sides of axes shorter than a window, and where in it the image is."""
     lacking = [max(0, edge - n) for edge, n in zip(window, image_CDHW.shape[1:], strict=True)]
-    own = [slice(lack // 2, lack // 2 + n) for lack, n in zip(lacking, image_CDHW.shape[1:], strict=True)]
+    inside = [slice(lack // 2, lack // 2 + n) for lack, n in zip(lacking, image_CDHW.shape[1:], strict=True)]
     if not any(lacking):
-        return image_CDHW, own
+        return image_CDHW, inside
     sides = [side for lack in reversed(lacking) for side in (lack // 2, lack - lack // 2)]
-    return functional.pad(image_CDHW, sides), own
+    return functional.pad(image_CDHW, sides), inside
 
 
 def _cpu_batch(patch: Sequence[int]) -> int:

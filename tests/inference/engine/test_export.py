@@ -131,13 +131,13 @@ def test_labels_do_not_depend_on_how_the_planes_are_cut(
     ends = [end for end in ends if end < source[0]]
     whole = labelled(logits, target, nearest_axis)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(export, "VOXELS", 20)
+        patch.setattr(export, "VOXELS_AT_A_TIME", 20)
         patch.setattr(export, "VALUES_CPU", 30)
         np.testing.assert_array_equal(labelled(logits, target, nearest_axis, ends=ends), whole)
 
 
 def test_half_precision_slabs_give_the_labels_of_their_values(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(export, "COPIED", 3 * 11 * 10 * 7)
+    monkeypatch.setattr(export, "COPIED_AT_A_TIME", 3 * 11 * 10 * 7)
     logits = noise((12, 11, 10), 7, sigma=1.0).half()
     np.testing.assert_array_equal(
         labelled(logits, (17, 11, 14), ends=(4, 9)), labelled(logits.float(), (17, 11, 14), ends=(4, 9))
@@ -145,7 +145,7 @@ def test_half_precision_slabs_give_the_labels_of_their_values(monkeypatch: pytes
 
 
 def test_slabs_that_are_part_of_a_larger_array_are_read_right(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(export, "COPIED", 1)
+    monkeypatch.setattr(export, "COPIED_AT_A_TIME", 1)
     logits = noise((12, 14, 16), 7, sigma=1.0)
     part = logits[:, 2:12, 3:13]
     np.testing.assert_array_equal(labelled(part, (17, 11, 14)), labelled(part.contiguous(), (17, 11, 14)))

@@ -41,12 +41,12 @@ def sliding(
     )
 
 
-def logits_of(windows: SlidingWindow, image_CDHW: Tensor) -> Tensor:
+def logits_of(windows: SlidingWindow, image_CDHW: Tensor, **options: Any) -> Tensor:
     """All slabs together, (K, D, H, W) in the axes of the image."""
     order = windows.order(image_CDHW.shape[1:])
     shape = [image_CDHW.shape[1 + axis] for axis in order]
     found, done = torch.full((*shape, windows.classes), torch.nan), 0
-    for start, logits in windows.slabs(image_CDHW):
+    for start, logits in windows.slabs(image_CDHW, **options):
         assert start == max(0, done - 1), "a slab begins with the last plane of the one before"
         if done:
             torch.testing.assert_close(logits[0].float(), found[start], atol=0, rtol=0)
@@ -115,23 +115,21 @@ def test_logits_are_nnunets_in_float64_and_never_farther_from_them_than_its_own(
 ) -> None:
     net, voxels = network(len(patch)), image(*shape)
     windows, seen = sliding([net], patch, mirror, step_size=step), []
-    windows.on_window = lambda: seen.append(1)
     expected = exact([net], voxels, patch, mirror, step)
     stock = nnunet(copy.deepcopy(net), patch, mirror, step)
-    ours, theirs = logits_of(windows, voxels), stock.predict_sliding_window_return_logits(voxels)
+    ours = logits_of(windows, voxels, on_window=lambda: seen.append(1))
+    theirs = stock.predict_sliding_window_return_logits(voxels)
     assert error(ours, expected) < 1e-5
     assert error(ours, expected) < error(theirs, expected)
     assert len(seen) == windows.count(shape)
-    halved = sliding([net], patch, mirror, step_size=step, half=True)
-    assert error(logits_of(halved, voxels), expected) < 1.5 * error(theirs, expected)
+    assert error(logits_of(windows, voxels, half=True), expected) < 1.5 * error(theirs, expected)
 
 
 def test_folds_are_averaged_and_each_window_is_counted_for_each() -> None:
     networks, voxels = [network(seed=seed) for seed in range(3)], image(18, 9, 8)
     windows, seen = sliding(networks, (8, 8, 8), (0,)), []
-    windows.on_window = lambda: seen.append(1)
     expected = exact(networks, voxels, (8, 8, 8), (0,))
-    assert error(logits_of(windows, voxels), expected) < 1e-5
+    assert error(logits_of(windows, voxels, on_window=lambda: seen.append(1)), expected) < 1e-5
     assert len(seen) == windows.count((18, 9, 8)) == 3 * sliding(networks[:1], (8, 8, 8)).count((18, 9, 8))
     assert error(logits_of(windows, voxels), expected) < 1e-5  # also when the last fold is still loaded
 
@@ -139,13 +137,13 @@ def test_folds_are_averaged_and_each_window_is_counted_for_each() -> None:
 @for_each("half", [False, True])
 @for_each("axis", [0, 1, 2])
 def test_the_memory_for_logits_does_not_grow_with_the_length_of_a_scan(axis: int, half: bool) -> None:
-    windows, kept = sliding([network()], (8, 8, 8), half=half), []
+    windows, kept = sliding([network()], (8, 8, 8)), []
     for length in (16, 64):
         shape = [10, 10, 10]
         shape[axis] = length
-        slabs = windows.slabs(image(*shape))
+        slabs = windows.slabs(image(*shape), half)
         kept.append({slab.logits_DHWK.untyped_storage().nbytes() for slab in slabs})
-        assert kept[-1] == {windows.logits_bytes(shape)}
+        assert kept[-1] == {windows.logits_bytes(shape, half)}
     assert kept[0] == kept[1]
 
 

@@ -17,7 +17,7 @@ from stunet.datasets.check import check_dataset
 from stunet.datasets.phantom import make_phantom
 from stunet.errors import DataError, WeightsError
 from stunet.files import read_json, write_json
-from stunet.labels.annotations import AnnotatedCase, Annotations, CaseSource, complete, mirrored_values
+from stunet.labels.annotations import AnnotatedCase, Annotations, CaseSource, complete_annotations, mirrored_values
 from stunet.labels.systems import load
 from stunet.plans.derive import derive
 from stunet.plans.files import plan_path, read_plan
@@ -239,7 +239,7 @@ def test_a_reused_head_is_the_pre_trained_one_until_it_is_trained(
         block = plan_entry(start, choose_heads(start, "reuse", dataset_json), is_file=True)
         assert block["classes"] == list(LEAVES)
         plans = read_plan(plan_path(parts, "STUNetPlans_T")).to_json()
-        trained = complete(dataset_json, ()).onto(LEAVES).model_description(dataset_json)
+        trained = complete_annotations(dataset_json, ()).map_to_head(LEAVES).model_description(dataset_json)
         plans = derive(plans, trained, overrides=SHORT, weights=block, finetune="full")
         assert "-reuse-" in plans["plans_name"]
         trainer = STUNetPartialTrainer(plans, "3d_fullres", 0, dataset_json, torch.device("cpu"))

@@ -10,7 +10,7 @@ import pytest
 
 from stunet.cli.models import main
 from stunet.errors import WeightsError
-from stunet.models.described import check_described
+from stunet.models.metadata import check_metadata
 from stunet.networks import build
 from stunet.weights.checkpoints import save_weights
 from stunet.weights.reading import Weights, read_weights
@@ -98,16 +98,16 @@ WRONG = [
 
 @for_each(("change", "message"), WRONG)
 def test_what_prediction_would_stumble_over_is_named(file: Path, change: Change, message: str) -> None:
-    check_described(read_weights(file))
+    check_metadata(read_weights(file))
     with pytest.raises(WeightsError, match=message) as refused:
-        check_described(changed(file, change))
+        check_metadata(changed(file, change))
     assert str(file) in refused.value.message
 
 
 @for_each("axes", [(7, 9), (0, 0), (-1,)])
 def test_mirror_axes_are_those_of_the_image(file: Path, axes: tuple[int, ...]) -> None:
     with pytest.raises(WeightsError, match="mirror axes"):
-        check_described(replace(read_weights(file), mirror_axes=axes))
+        check_metadata(replace(read_weights(file), mirror_axes=axes))
 
 
 def test_intensities_regions_and_a_previous_stage_are_right_where_they_belong(file: Path) -> None:
@@ -116,9 +116,9 @@ def test_intensities_regions_and_a_previous_stage_are_right_where_they_belong(fi
         plans["foreground_intensity_properties_per_channel"] = {"0": INTENSITIES}
         dataset |= {"labels": {"background": 0, "x": [1, 2], "y": [2], "z": 1}, "regions_class_order": [1, 2, 3]}
 
-    check_described(changed(file, whole))
+    check_metadata(changed(file, whole))
     cascade = changed(file, put("c", "previous_stage", value="3d_lowres"))
-    check_described(replace(cascade, architecture=replace(cascade.architecture, channels=3)))
+    check_metadata(replace(cascade, architecture=replace(cascade.architecture, channels=3)))
 
 
 @for_each("key", ["labels", "channel_names"])

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from stunet.weights.reading import Weights
 
 
-def check_described(weights: "Weights") -> None:
+def check_metadata(weights: "Weights") -> None:
     """Check that weights with plans have all that prediction needs; read no tensor.
 
     Raises:

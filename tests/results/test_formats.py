@@ -15,8 +15,11 @@ from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 from stunet.errors import DataError
 from stunet.nifti import check_nifti
 from stunet.results.colours import colour, unit_colour
+from stunet.results.formats.masks import write_masks
+from stunet.results.formats.seg_nrrd import write_seg_nrrd
+from stunet.results.itksnap import write_itksnap_labels
+from stunet.results.nifti_labels import write_nifti
 from stunet.results.segmentation import Segmentation
-from stunet.results.write import write_itksnap_labels, write_masks, write_nifti, write_seg_nrrd
 from tests.loops import for_each
 
 PLAIN = {"labels": {"background": 0, "liver": 1, "left kidney": 2, 'a "<&\\' + "\n" + "ü": 300}}
