@@ -88,7 +88,11 @@ def test_every_image_in_a_folder_is_a_case_or_named_as_one_that_failed(
         cases = find_cases(tmp_path, ModelFolder(tmp_path, ITK, CT, (0,), ""))
     assert [case.name for case in cases if not case.error] == ["a", "b", "c", "d", "series"]
     errors = {case.name: case.error.message for case in cases if case.error}
-    expected = {"M\udcfcller": "not UTF-8", "g": "not an image that this model's reader takes", "h": "are the same case"}
+    expected = {
+        "M\udcfcller": "not UTF-8",
+        "g": "not an image that this model's reader takes",
+        "h": "are the same case",
+    }
     expected |= dict.fromkeys(("link", "loop", "unmounted"), "broken link") | {"pipe": "neither a file nor a folder"}
     assert errors.keys() == expected.keys()
     assert all(expected[name] in message for name, message in errors.items())
