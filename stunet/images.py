@@ -23,7 +23,14 @@ import numpy as np
 import SimpleITK as sitk
 
 from stunet.errors import DataError
-from stunet.nifti_header import apply_forms, forms, has_forms, has_place, is_nifti, open_nifti
+from stunet.nifti_header import (
+    apply_forms,
+    file_has_orientation,
+    header_has_orientation,
+    is_nifti,
+    open_nifti,
+    read_forms,
+)
 from stunet.orientation import LPS_OF_RAS, NO_TURN, Turn, affine_of, orientation_code, turn, turn_image, way_back
 
 REORIENTS, REORIENTED = "WithReorient", "RAS"  # suffix of nnU-Net's readers that turn images, and what they turn to
@@ -77,24 +84,24 @@ class Reader:
         if like is None or self.orientation is None:
             return self._turned(array, properties, file)
         way = self._turn_of(like)
-        if way is not None and has_forms(file):
+        if way is not None and file_has_orientation(file):
             return self._turned(array, properties, file)
         # One of the two files does not say how its axes run. Their arrays match, so the labels are turned as the image.
         way = way or NO_TURN
-        return way.copied(array), {**properties, "spacing": [properties["spacing"][axis] for axis in way.order]}
+        return way.contiguous(array), {**properties, "spacing": [properties["spacing"][axis] for axis in way.order]}
 
     def _turn_of(self, image: str | Mapping[str, Any]) -> Turn | None:
         """Return what turns an image; None if its file does not define its orientation."""
         if isinstance(image, Mapping):
-            return way_back(image).back if has_place(image.get("nifti")) else None
+            return way_back(image).back if header_has_orientation(image.get("nifti")) else None
         own = file_orientation(Path(image), self._kind)
         return None if own is None else turn(own, str(self.orientation))
 
     def _turned(self, array: np.ndarray, properties: dict[str, Any], file: str) -> tuple[np.ndarray, dict[str, Any]]:
         if self.orientation is None:
             return array, properties
-        if not has_forms(file):
-            return array, {**properties, "nifti": forms(file)}
+        if not file_has_orientation(file):
+            return array, {**properties, "nifti": read_forms(file)}
         return turn_image(array, properties, self.orientation)
 
     def write_seg(self, labels_DHW: np.ndarray, path: str, properties: Mapping[str, Any]) -> None:
@@ -106,7 +113,7 @@ class Reader:
         # ITK and nibabel always write an orientation. Claiming one that the image does not have would make viewers show
         # the labels somewhere else.
         written = properties.get("nifti")
-        if written is not None and not has_place(written) and is_nifti(path):
+        if written is not None and not header_has_orientation(written) and is_nifti(path):
             image: Any = nibabel.load(path)
             labels = np.asarray(image.dataobj)
             apply_forms(image.header, written)
@@ -193,8 +200,8 @@ def file_orientation(path: Path, kind: str) -> str | None:
     """
     if kind.startswith("Nibabel"):
         image: Any = nibabel.load(path)
-        return orientation_code(LPS_OF_RAS @ image.affine[:3, :3]) if has_forms(path) else None
-    if not kind.startswith("SimpleITK") or not has_forms(path):
+        return orientation_code(LPS_OF_RAS @ image.affine[:3, :3]) if file_has_orientation(path) else None
+    if not kind.startswith("SimpleITK") or not file_has_orientation(path):
         return None
     header = read_header(path)
     size = len(header.size)  # 4 for a 4D image, whose first three axes are those in space
@@ -212,7 +219,7 @@ def file_geometry(path: Path, kind: str) -> tuple[np.ndarray | None, tuple[int, 
 
 def is_flat(path: Path) -> bool:
     """Return whether a file is a 2D NIfTI image that defines how its axes run."""
-    return is_nifti(path) and has_forms(path) and len(read_header(path).size) == 2
+    return is_nifti(path) and file_has_orientation(path) and len(read_header(path).size) == 2
 
 
 def count_orientations(paths: Iterable[Path], kind: str) -> dict[str, int]:

@@ -135,7 +135,7 @@ def _as_integer(value: Any) -> Any:
     return int(value) if digits or (isinstance(value, float) and value.is_integer()) else value
 
 
-def _numbered(value: Any, where: str) -> None:
+def _channel_table(value: Any, where: str) -> None:
     dict_of(_channel, least=1)(value, where)
     if set(value) != {str(i) for i in range(len(value))}:
         raise Wrong(where, f"is {value!r}, whose keys are not the numbers from 0")
@@ -161,27 +161,27 @@ def _raw_ending(value: Any, where: str) -> None:
         raise expected(value, where, "the ending of files with its dot, such as '.nii.gz'")
 
 
-def _file(value: Any, where: str) -> None:
+def _path(value: Any, where: str) -> None:
     """Check the path of a file, which may lead anywhere: it is only read."""
     text(value, where)
     if any(len(part.encode()) > NAME_MAX for part in value.split("/")) or has_control_characters(value):
         raise expected(value, where, "the path of a file")
 
 
-def _written(value: Any, where: str) -> None:
+def _stored_name(value: Any, where: str) -> None:
     """Check the name of a file that was written: that of a case, plus what is added around it."""
     name(value, where, NAME_MAX)
 
 
-def _relative(value: Any, where: str) -> None:
+def _relative_path(value: Any, where: str) -> None:
     """Check a path below a folder: names separated by /."""
     text(value, where)
     for part in value.split("/"):
-        _written(part, where)
+        _stored_name(part, where)
 
 
 _LABEL = either("an integer or a list of integers", _label, list_of(_label, least=1))
-_FILES = list_of(_file, least=1)
+_FILES = list_of(_path, least=1)
 _COUNT = integer(0)
 PITCH = number(above=0, most=LARGEST_PITCH)
 INTENSITIES = dict_of(dict_of(optional(measured)))
@@ -189,7 +189,7 @@ INTENSITIES = dict_of(dict_of(optional(measured)))
 _DATASET = {
     "labels": _labels,
     "file_ending": _ending,
-    "channel_names": _numbered,
+    "channel_names": _channel_table,
     "regions_class_order": optional(list_of(integer(0, LARGEST_LABEL))),
     "overwrite_image_reader_writer": text,
 }
@@ -199,7 +199,7 @@ def _description(*required: str, **more: Check) -> Check:
     """Return a check for a dataset.json with these keys; `modality` only matters without channel_names."""
     known = {**_DATASET, **more}
     kind = table({key: known[key] for key in required}, known, others=True)
-    older = table({}, {"modality": _numbered}, others=True)
+    older = table({}, {"modality": _channel_table}, others=True)
 
     def found(value: Any, where: str) -> None:
         kind(value, where)
@@ -216,11 +216,11 @@ RAW = _description(
     "file_ending",
     file_ending=_raw_ending,
     numTraining=number(0),
-    dataset=dict_of(table({"images": _FILES, "label": _file}, others=True), key=name),
+    dataset=dict_of(table({"images": _FILES, "label": _path}, others=True), key=name),
 )
 # A Decathlon task: the dataset.json of nnU-Net v1.
 TASK = table(
-    {"modality": _numbered, "labels": dict_of(text, key=_label, least=1)},
+    {"modality": _channel_table, "labels": dict_of(text, key=_label, least=1)},
     {"training": list_of(table({"image": text}, {"label": text}, others=True))},
     others=True,
 )
@@ -262,7 +262,7 @@ MANIFEST = table(
         "settings": dict_of(anything),
         "cases": dict_of(
             table(
-                {"raw": list_of(list_of(anything, 3, 3)), "files": dict_of(_COUNT, key=_written)},
+                {"raw": list_of(list_of(anything, 3, 3)), "files": dict_of(_COUNT, key=_stored_name)},
                 {"sha256": list_of(text)},
                 others=True,
             ),
@@ -284,7 +284,9 @@ RUN_RECORD = table(
     others=True,
 )
 # Record of a converted case, datasets/conversion.py.
-CASE_RECORD = table({"source": text, "files": dict_of(text, key=_relative), "facts": dict_of(anything)}, others=True)
+CASE_RECORD = table(
+    {"source": text, "files": dict_of(text, key=_relative_path), "facts": dict_of(anything)}, others=True
+)
 PROVENANCE = table({}, {"state": dict_of(anything)}, others=True)  # of a dataset that was extended
 # model.json of an installed model, and the checksums of first downloads.
 MODEL = table(
@@ -295,7 +297,7 @@ MODEL = table(
         "source": optional(text),
         "sha256": optional(text),
         "date": optional(text),
-        "files": dict_of(text, key=_relative),
+        "files": dict_of(text, key=_relative_path),
     },
     others=True,
 )
@@ -308,6 +310,6 @@ SUMMARY_OF_CASES = table(
     others=True,
 )
 # arms.json of stunet_experiment: what is known about each command.
-ARMS = dict_of(table({"state": text}, {"arm": text, "folder": _file, "message": text, "log": text}, True))
+ARMS = dict_of(table({"state": text}, {"arm": text, "folder": _path, "message": text, "log": text}, True))
 # File next to a TIFF: its spacing in array order.
 SPACING = table({"spacing": list_of(PITCH, least=2, most=3)}, others=True)

@@ -14,8 +14,8 @@ GB = 1e9  # bytes, in messages and for --max_memory
 GIB = 2**30  # bytes, for GPU memory, as in nnU-Net's gpu_memory_target
 SHARE = 0.9  # of the available memory, if nobody has specified how much to use
 # By version of cgroups: limit, usage, and which parts of it are cached files, which make room when memory is needed.
-V1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", ("total_inactive_file", "total_active_file"))
-V2 = ("memory.max", "memory.current", ("inactive_file", "active_file"))
+CGROUP_V1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", ("total_inactive_file", "total_active_file"))
+CGROUP_V2 = ("memory.max", "memory.current", ("inactive_file", "active_file"))
 
 
 def memory_limit(root: Path = Path("/")) -> int:
@@ -113,6 +113,6 @@ def _groups(root: Path) -> Iterator[tuple[Path, tuple[str, str, tuple[str, str]]
         with suppress(ValueError):  # the mount shows a different part of the hierarchy
             folder = top / Path(own[kind]).relative_to(words[3])
             while folder != top and top in folder.parents:
-                yield folder, V1 if kind == "cgroup" else V2
+                yield folder, CGROUP_V1 if kind == "cgroup" else CGROUP_V2
                 folder = folder.parent
-        yield top, V1 if kind == "cgroup" else V2
+        yield top, CGROUP_V1 if kind == "cgroup" else CGROUP_V2

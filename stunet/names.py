@@ -15,7 +15,7 @@ from stunet.schema import Wrong, expected
 
 SIDES = ("LR", "PA", "SI")  # pairs of sides of the patient between which an axis runs
 NAME_MAX = 255  # bytes of a file name on common file systems
-ROOM = 32  # bytes that we and nnU-Net add around a name: .part-PID-, _0000.nii.gz
+RESERVED_BYTES = 32  # bytes that we and nnU-Net add around a name: .part-PID-, _0000.nii.gz
 _REFUSED = {"Cc", "Cs", "Zl", "Zp"}  # control characters, surrogates, line and paragraph separators
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")  # starts of cells that spreadsheets compute (OWASP, CSV injection)
 
@@ -25,7 +25,7 @@ def has_control_characters(text: str) -> bool:
     return any(unicodedata.category(letter) in _REFUSED for letter in text)
 
 
-def name_problem(name: str, longest: int = NAME_MAX - ROOM) -> str | None:
+def name_problem(name: str, longest: int = NAME_MAX - RESERVED_BYTES) -> str | None:
     """Return what keeps a text from being a file name of at most `longest` bytes; None if nothing does."""
     if not name.strip():
         return "is empty"
@@ -63,7 +63,7 @@ def check_name(value: Any, what: str, where: str = "") -> str:
     return str(value)
 
 
-def name(value: Any, where: str, longest: int = NAME_MAX - ROOM) -> None:
+def name(value: Any, where: str, longest: int = NAME_MAX - RESERVED_BYTES) -> None:
     """Check that a value is a name, as a check of schema.py."""
     problem = name_problem(value, longest) if isinstance(value, str) else None
     if not isinstance(value, str):
@@ -75,7 +75,7 @@ def name(value: Any, where: str, longest: int = NAME_MAX - ROOM) -> None:
 def to_file_name(text: str) -> str:
     """Return a file name for any text, such as a class `GTV/CTV`: characters that names must not have become `_`."""
     plain = re.sub(r"[^\w.+()-]+", "_", text.encode(errors="replace").decode()).strip(".") or "_"
-    return plain.encode()[: NAME_MAX - ROOM].decode(errors="ignore")
+    return plain.encode()[: NAME_MAX - RESERVED_BYTES].decode(errors="ignore")
 
 
 def csv_cell(value: Any) -> Any:

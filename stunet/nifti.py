@@ -22,7 +22,7 @@ from stunet.nifti_header import is_nifti, open_nifti
 CHUNK = 1 << 20  # bytes, a multiple of all voxel sizes
 NIFTI1_HEADER, NIFTI2_HEADER = 348, 540  # bytes
 FLOATS = {16: "f4", 64: "f8"}  # datatype codes of nifti1.h
-OTHERS = {code: "complex numbers" for code in (32, 1792, 2048)} | {code: "colours" for code in (128, 2304)}
+NOT_NUMBERS = {code: "complex numbers" for code in (32, 1792, 2048)} | {code: "colours" for code in (128, 2304)}
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class _Header:
 
     size: int
     floats: np.dtype | None
-    others: str | None
+    not_numbers: str | None
     spacing: tuple[float, ...]
     has_spacing: bool
 
@@ -60,8 +60,10 @@ def check_nifti(path: Path) -> None:
         raise _damaged(path, "no NIfTI header")
     if header.size <= 0:
         raise DataError(f"{str(path)!r} has no voxels", "look at it in a viewer")
-    if header.others:
-        raise DataError(f"{str(path)!r} holds {header.others}, not one number per voxel", "convert it to gray values")
+    if header.not_numbers:
+        raise DataError(
+            f"{str(path)!r} holds {header.not_numbers}, not one number per voxel", "convert it to gray values"
+        )
     if not header.has_spacing:  # ITK would assume 1 mm
         spacing = " x ".join(f"{edge:g}" for edge in header.spacing)
         raise DataError(f"the voxels of {str(path)!r} are {spacing} mm large", "write the spacing into the header")
@@ -101,7 +103,7 @@ def _read_header(file: BinaryIO | gzip.GzipFile) -> _Header | None:
         file.seek(int(offset))
         floats = np.dtype(f"{order}{FLOATS[code]}") if code in FLOATS else None
         known = all(n == 1 or 0 < abs(edge) < math.inf for n, edge in zip(shape[:rank], spacing, strict=False))
-        return _Header(math.prod(shape[:rank]) * bits // 8, floats, OTHERS.get(code), spacing, known)
+        return _Header(math.prod(shape[:rank]) * bits // 8, floats, NOT_NUMBERS.get(code), spacing, known)
     return None
 
 
@@ -111,6 +113,6 @@ def _read_voxels(file: BinaryIO | gzip.GzipFile, floats: np.dtype | None) -> tup
     while chunk := file.read(CHUNK):
         size += len(chunk)
         if floats is not None and finite:
-            whole = len(chunk) // floats.itemsize * floats.itemsize
-            finite = bool(np.isfinite(np.frombuffer(chunk[:whole], floats)).all())
+            complete = len(chunk) // floats.itemsize * floats.itemsize  # a truncated file may end within a voxel
+            finite = bool(np.isfinite(np.frombuffer(chunk[:complete], floats)).all())
     return size, finite

@@ -19,12 +19,12 @@ FIELDS = (
     "qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z",
     "srow_x", "srow_y", "srow_z", "xyzt_units",
 )  # fmt: skip
-APART = 0.1  # maximum difference of the two forms anywhere in the image, in edges of a voxel
-UNEVEN = 0.01  # maximum relative difference of pixdim from the lengths of the matrix columns
-# The fields by which headers of other formats define the place of the image; without them, ITK assumes LPS.
+LARGEST_FORM_DISTANCE = 0.1  # between qform and sform, anywhere in the image, in edges of a voxel
+LARGEST_PIXDIM_ERROR = 0.01  # relative, of pixdim from the lengths of the matrix columns
+# The fields by which headers of other formats define how the axes run; without them, ITK assumes LPS.
 _NRRD, _META = (b"\nspace:", b"\nspace dimension:"), (b"\ntransformmatrix", b"\norientation", b"\nrotation")
-PLACE = {".nrrd": _NRRD, ".nhdr": _NRRD, ".mha": _META, ".mhd": _META}
-HEADER = 4096  # bytes that are searched for them
+ORIENTATION_KEYS = {".nrrd": _NRRD, ".nhdr": _NRRD, ".mha": _META, ".mhd": _META}
+SEARCHED_BYTES = 4096  # at the start of a file
 SCANNER, LABEL = 1, 1002  # codes of nifti1.h
 
 
@@ -61,33 +61,33 @@ def read_fields(path: str | Path) -> Any:
     return None
 
 
-def has_forms(path: str | Path) -> bool:
-    """Return whether a file defines its place; formats that are not examined are assumed to."""
-    if (keys := PLACE.get(Path(path).suffix.lower())) is not None:
+def file_has_orientation(path: str | Path) -> bool:
+    """Return whether a file defines how its axes run; formats that are not examined are assumed to."""
+    if (keys := ORIENTATION_KEYS.get(Path(path).suffix.lower())) is not None:
         with Path(path).open("rb") as file:
-            text = file.read(HEADER).lower()
+            text = file.read(SEARCHED_BYTES).lower()
         return any(key in text.partition(b"\n\n")[0] for key in keys)
-    return has_place(read_fields(path))
+    return header_has_orientation(read_fields(path))
 
 
-def has_place(header: Any) -> bool:
-    """Return the same for a header, or for the result of forms(); None is that of another format."""
+def header_has_orientation(header: Any) -> bool:
+    """Return whether a header, or the result of read_forms(), defines how axes run; None (other formats) does."""
     return header is None or int(header["qform_code"]) > 0 or int(header["sform_code"]) > 0
 
 
-def forms(path: str | Path) -> dict[str, Any] | None:
-    """Return what a result copies so that every reader places it like its image; None for other formats."""
+def read_forms(path: str | Path) -> dict[str, Any] | None:
+    """Return the fields that a result copies, so that every reader places it like its image; None for other formats."""
     header = read_fields(path)
     return None if header is None else header_forms(header)
 
 
 def header_forms(header: Any) -> dict[str, Any]:
-    """Return the same for a nibabel header."""
+    """Return the fields of read_forms() from a nibabel header."""
     return {**{key: header[key].tolist() for key in FIELDS}, "pixdim": header["pixdim"][:4].tolist()}
 
 
 def apply_forms(header: Any, values: Mapping[str, Any]) -> None:
-    """Write the result of forms() into the header of a result."""
+    """Write the result of read_forms() into the header of a result."""
     for key in FIELDS:
         header[key] = values[key]
     header["pixdim"][:4] = values["pixdim"]
@@ -116,10 +116,10 @@ def _oddities(header: Any, by_itk: bool) -> Iterator[str]:
     if qform is not None and sform is not None:
         corners = np.array(np.meshgrid(*([0, n - 1] for n in (*header["dim"][1:4],)), [1])).reshape(4, -1)
         apart = np.linalg.norm(((qform - sform) @ corners)[:3], axis=0).max()
-        if apart > APART * edges.min():
+        if apart > LARGEST_FORM_DISTANCE * edges.min():
             yield f"qform and sform differ by {apart:.3g} mm: the {name} is used, results carry both"
     lengths = np.linalg.norm(used[:3, :3], axis=0)
-    if not np.allclose(edges, lengths, rtol=UNEVEN):
+    if not np.allclose(edges, lengths, rtol=LARGEST_PIXDIM_ERROR):
         yield f"voxels are {_mm(edges)} by pixdim and {_mm(lengths)} by the {name}: pixdim is used"
     slope, intercept = float(header["scl_slope"]), float(header["scl_inter"])
     if not np.isfinite(slope) or not np.isfinite(intercept) or (slope == 0 and intercept != 0):

@@ -39,7 +39,7 @@ class Turn:
         one, two, three = (slice(None, None, -1 if flip else 1) for flip in self.flips)
         return array[..., one, two, three]
 
-    def copied(self, array: np.ndarray) -> np.ndarray:
+    def contiguous(self, array: np.ndarray) -> np.ndarray:
         """Return a contiguous turned copy, or the array itself if there is nothing to turn."""
         result = self(array)
         return array if result is array else np.ascontiguousarray(result)
@@ -151,7 +151,7 @@ def turn_image(
         move[:3, :3], move[:3, 3] = way.matrix, _first_voxel(way, array.shape[1:])
         # From a voxel of the turned array to the same voxel in the file, and from there to mm.
         result["nibabel_stuff"] = {"original_affine": affine, "reoriented_affine": affine @ move}
-    return way.copied(array), result
+    return way.contiguous(array), result
 
 
 def way_back(properties: Mapping[str, Any]) -> Turn:

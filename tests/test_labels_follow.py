@@ -9,7 +9,7 @@ import numpy as np
 from stunet.images import CaseReader, Reader, file_reader
 from stunet.inference.reading import InputImage, _add_previous_stage
 from stunet.merging.completing import _onto_image
-from stunet.nifti_header import has_forms
+from stunet.nifti_header import file_has_orientation
 from stunet.orientation import file_properties
 from stunet.plans.fingerprint import _OfCase
 from stunet.trainers import validation
@@ -55,7 +55,7 @@ def test_a_perfect_prediction_is_measured_as_one(kind: str, image_says: bool, la
     predicted = tmp_path / validation.FOLDER / "c.nii.gz"
     place = file_properties(Reader(kind, "PIR").read_images([image])[1], ARRAY.T.shape)
     file_reader(kind).write_seg(np.ascontiguousarray(ARRAY.T), str(predicted), place)
-    assert has_forms(predicted) is image_says
+    assert file_has_orientation(predicted) is image_says
     assert nibabel.load(predicted).get_data_dtype() == np.uint8
     np.testing.assert_array_equal(nibabel.load(predicted).dataobj, ARRAY)
     reader = CaseReader({"image_reader_writer": kind, "stunet": {"orientation": "PIR"}}, predicted.parent)

@@ -159,7 +159,7 @@ def predicted(
     case = InputCase(code, (path,))
     raw = read(case, model, orientation)
     assert orientation_of(raw.properties) == (orientation or code)
-    labels = way_back(raw.properties).copied(raw.image_CDHW[0]).astype(np.uint16)
+    labels = way_back(raw.properties).contiguous(raw.image_CDHW[0]).astype(np.uint16)
     np.testing.assert_array_equal(labels, raw.on_file_grid[0])
     place = file_properties(raw.properties, labels.shape)
     return case, Segmentation.from_properties(labels, place, dataset), place, model

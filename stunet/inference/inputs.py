@@ -19,7 +19,7 @@ from stunet.errors import DataError, UsageError
 from stunet.inference.cases import InputCase
 from stunet.inference.model import ModelFolder
 from stunet.inference.reading import InputImage, check_channels, check_voxels, from_sitk, naming_files, read
-from stunet.nifti_header import has_place, header_forms
+from stunet.nifti_header import header_forms, header_has_orientation
 from stunet.orientation import turn_image
 
 KINDS = "a file, DICOM folder, SimpleITK or nibabel image, one of these per channel, or an array and its spacing"
@@ -166,7 +166,7 @@ def from_nibabel(image: Any, channels: Sequence[str], orientation: str | None) -
 
 def reorient(raw: InputImage, orientation: str | None) -> InputImage:
     """Turn an image with the axes of its file to the model's orientation, if its file states how it lies."""
-    if not has_place(raw.properties.get("nifti")):
+    if not header_has_orientation(raw.properties.get("nifti")):
         return raw
     image, properties = turn_image(raw.image_CDHW, raw.properties, orientation)
     return raw._replace(image_CDHW=image, properties=properties)

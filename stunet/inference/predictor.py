@@ -33,7 +33,7 @@ from stunet.inference.orientation import choose_orientation
 from stunet.inference.reading import InputImage, check_grid, naming_files, read, warn_of_units
 from stunet.inference.v1_preprocessing import V1Preprocessor
 from stunet.labels.systems import LabelSystem
-from stunet.nifti_header import has_place
+from stunet.nifti_header import header_has_orientation
 from stunet.orientation import file_properties, orientation_of
 from stunet.preprocessing.case import preprocessor_of
 from stunet.provenance import check_trained
@@ -323,7 +323,7 @@ class Predictor:
     def _warn_of_unknown_orientation(self, raw: InputImage) -> None:
         """Warn the user if the orientation of the training images is unknown, but the image states its own."""
         written = raw.properties.get("nifti")
-        code = None if written and not has_place(written) else orientation_of(raw.properties)
+        code = None if written and not header_has_orientation(written) else orientation_of(raw.properties)
         if self.orientation is None and code is not None and code not in self._seen_orientations:
             others = " and ".join(sorted(self._seen_orientations))
             self._seen_orientations.add(code)

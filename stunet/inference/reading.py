@@ -24,7 +24,7 @@ from stunet.inference.cases import InputCase, count_volumes
 from stunet.inference.model import ModelFolder
 from stunet.machine import GB, memory_limit
 from stunet.nifti import check_nifti
-from stunet.nifti_header import forms, has_forms, has_place, oddities
+from stunet.nifti_header import file_has_orientation, header_has_orientation, oddities, read_forms
 from stunet.orientation import FLAT_THICKNESS, affine_of, largest_shift, turn_image, way_back
 
 # What nnU-Net, ITK, numpy and nibabel raise for files and images that they cannot handle.
@@ -96,7 +96,7 @@ def read(case: InputCase, model: ModelFolder, orientation: str | None) -> InputI
             raise DataError(f"{files} holds vectors or colours, not one number per voxel", "convert it to gray values")
         check_channels(len(image), files, channels)
         check_voxels(image, files)
-    if written := forms(case.files[0]):
+    if written := read_forms(case.files[0]):
         properties["nifti"] = written
     return _add_previous_stage(InputImage(image, files, properties), case.previous, reader)
 
@@ -211,7 +211,7 @@ def _add_previous_stage(raw: InputImage, path: Path | None, reader: Reader) -> I
         check_nifti(path)
         labels, properties = reader.read_seg(str(path), raw.properties)
         # Without forms in either header, ITK's and nibabel's ideas of the place would differ: only shapes are compared.
-        both_placed = has_forms(path) and has_place(raw.properties.get("nifti"))
+        both_placed = file_has_orientation(path) and header_has_orientation(raw.properties.get("nifti"))
     shape = raw.image_CDHW.shape[1:]
     image_affine, labels_affine = (affine_of(each) if both_placed else None for each in (raw.properties, properties))
     fits = labels.shape[1:] == shape

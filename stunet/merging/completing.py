@@ -30,7 +30,7 @@ from stunet.merging.pseudo import REST, Completion
 from stunet.merging.space import IGNORE
 from stunet.merging.splits import FILE as SPLITS
 from stunet.nifti import check_nifti
-from stunet.nifti_header import has_forms, has_place
+from stunet.nifti_header import file_has_orientation, header_has_orientation
 from stunet.orientation import NO_TURN, Turn, file_properties, orientation_of, turn
 from stunet.workers import Outcome, map_cases, raise_failed
 
@@ -147,7 +147,7 @@ def _write_label(case: RawCase, plan: Completion, target: Path, teacher: Predict
         label = combine(label, seen, confidence.values_DHW, values, limits, plan.values[IGNORE])
         voxels = {name: int((label == plan.values[name]).sum()) for name in missing}
         ignored = int((label == plan.values[IGNORE]).sum()) - before
-        label = way.back.copied(label)
+        label = way.back.contiguous(label)
     with atomic_write(target) as file:
         teacher.writer.write_seg(label, str(file), properties)
     return {"voxels": voxels, "ignored": ignored}
@@ -155,7 +155,7 @@ def _write_label(case: RawCase, plan: Completion, target: Path, teacher: Predict
 
 def _onto_image(label: Path, properties: Mapping[str, Any], raw: InputImage) -> Turn:
     """Return the turn of a label to the orientation of its image's file, if both record their orientation."""
-    if not has_forms(label) or not has_place(raw.properties.get("nifti")):
+    if not file_has_orientation(label) or not header_has_orientation(raw.properties.get("nifti")):
         return NO_TURN
     image = orientation_of(file_properties(raw.properties, raw.on_file_grid.shape[1:]))
     own = orientation_of(properties)

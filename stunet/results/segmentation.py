@@ -58,7 +58,7 @@ class Segmentation:
         Args:
             labels_DHW: In the axes of the image as the reader returned it.
             properties: The reader's: sitk_stuff, nibabel_stuff, or only `spacing` (TIFF, PNG: placed at 0); and `nifti`
-                if a header was read (nifti_header.forms).
+                if a header was read (nifti_header.read_forms).
             dataset: dataset.json with the `labels` of the values; for regions also with regions_class_order.
 
         Raises:

@@ -105,7 +105,7 @@ class Segmenter:
         elif isinstance(probabilities, Confidence):
             sure = np.ones(labels.shape, np.float32)  # outside the box everything is certainly background
             fill([OutputGrid(labels[box], spacing, confidence=(probabilities, sure[box]))])
-            probabilities.values_DHW = back.copied(sure.transpose(backward))
+            probabilities.values_DHW = back.contiguous(sure.transpose(backward))
         else:
             shape = back(labels.transpose(backward)).shape
             with plain_array(probabilities, (self.windows.classes, *shape)) as of_file:
@@ -113,7 +113,7 @@ class Segmenter:
                 if self._regions is None:
                     put(here[0], np.broadcast_to(np.float32(1), here[0].shape))  # outside the box all is background
                 fill([OutputGrid(labels[box], spacing, here[(slice(None), *box)])])
-        return back.copied(labels.transpose(backward))
+        return back.contiguous(labels.transpose(backward))
 
     def _fill(
         self,
