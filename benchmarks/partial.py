@@ -84,9 +84,9 @@ def write_fold(folder: Path, posterior: int) -> None:
 def trained(dataset: int, trainer: str, fold: int, values: list[str]) -> Path:
     """The folder with the predicted validation cases of a run, which is begun, or continued, or there already."""
     name = workspace.dataset_name(dataset)
-    plans = read_plan(plan_path(name, "STUNetPlans_T")).to_json()
+    plan = read_plan(plan_path(name, "STUNetPlans_T"))
     dataset_json = read_json(workspace.preprocessed_dataset(name) / "dataset.json")
-    plans_name = derive(plans, dataset_json, overrides=parse(values))["plans_name"]
+    plans_name = derive(plan, dataset_json, overrides=parse(values)).name
     folder = workspace.result_folder(name, plans_name, "3d_fullres", trainer) / f"fold_{fold}"
     command = [
         find_command("stunet_train"),

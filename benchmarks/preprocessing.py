@@ -27,8 +27,8 @@ from stunet.preprocessing.dataset import preprocess
 from stunet.workspace import preprocessed_dataset
 
 if __name__ == "__main__":
-    plans = read_plan(preprocessed_dataset({DATASET!r}) / "nnUNetPlans.json").to_json()
-    preprocess({DATASET!r}, plans, [{CONFIGURATION!r}], int(sys.argv[1]))
+    plan = read_plan(preprocessed_dataset({DATASET!r}) / "nnUNetPlans.json")
+    preprocess({DATASET!r}, plan, [{CONFIGURATION!r}], int(sys.argv[1]))
 """
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from stunet.errors import DataError, closest
 from stunet.plans.grid import CONFIGURATION_KEYS, problems
-from stunet.plans.resolve import resolve
+from stunet.plans.plan import HINT, Configuration, Plan
 from stunet.plans.schema import PLANS
 from stunet.schema import check
 from stunet.sizes import SIZES
@@ -25,41 +25,38 @@ _CONFIGURATION_KEYS = _REQUIRED | {
     "median_image_size_in_voxels", "batch_dice", "stunet", "inherits_from", "previous_stage", "next_stage",
 }  # fmt: skip
 _ARCHITECTURE_KEYS = {"size", "strides", "deep_supervision", "checkpointing"}
-_HINT = "correct the plans file, or make it again: stunet_plan_and_preprocess -d ... --no_pp"
 
 
-def check_plans(plans: Mapping[str, Any], configuration: str) -> dict[str, Any]:
-    """Check a plan and one of its configurations; return the configuration with the values it inherits.
+def check_plan(plan: Plan, configuration: str) -> Configuration:
+    """Check a plan and one of its configurations; return the configuration.
 
     Raises:
         DataError: Something is missing, unknown, or inconsistent; a single line names it.
     """
-    check(plans, PLANS, f"plans {plans.get('plans_name')!r}", _HINT)
-    name = plans.get("plans_name")
-    _check_keys(plans, _PLAN_KEYS, _PLAN_KEYS - {"stunet", "continue_training"}, f"plans {name!r}")
-    if "stunet" not in plans:
+    content, name = plan.content, plan.get("plans_name")
+    check(content, PLANS, f"plans {name!r}", HINT)
+    _check_keys(content, _PLAN_KEYS, _PLAN_KEYS - {"stunet", "continue_training"}, f"plans {name!r}")
+    if not plan.is_ours:
         raise DataError(f"plans {name!r} were not made by stunet", "stunet_plan_and_preprocess -d ...")
+    _require("__" not in plan.name, f"the plans name {name!r} contains '__', which nnU-Net splits folder names at")
+    ours = content["stunet"]
+    _check_keys(ours, set(ours), {"size", "mirror_axes", "plan", "train"}, "the 'stunet' block")
+    planned = plan.configuration(configuration)
+    _check_keys(planned.content, _CONFIGURATION_KEYS, _REQUIRED, f"configuration {configuration!r}")
+    network, arguments = planned.network_class, planned.network_arguments
+    _require(network == NETWORK, f"{configuration}: network {network!r} is not {NETWORK}")
+    _check_keys(arguments, _ARCHITECTURE_KEYS, {"size", "strides"}, f"{configuration}: arch_kwargs")
     _require(
-        "__" not in plans["plans_name"], f"the plans name {name!r} contains '__', which nnU-Net splits folder names at"
-    )
-    _check_keys(plans["stunet"], set(plans["stunet"]), {"size", "mirror_axes", "plan", "train"}, "the 'stunet' block")
-    resolved = resolve(plans, configuration)
-    _check_keys(resolved, _CONFIGURATION_KEYS, _REQUIRED, f"configuration {configuration!r}")
-    architecture, kwargs = resolved["architecture"], resolved["architecture"]["arch_kwargs"]
-    _require(
-        architecture["network_class_name"] == NETWORK,
-        f"{configuration}: network {architecture['network_class_name']!r} is not {NETWORK}",
-    )
-    _check_keys(kwargs, _ARCHITECTURE_KEYS, {"size", "strides"}, f"{configuration}: arch_kwargs")
-    _require(
-        isinstance(kwargs["size"], str) and kwargs["size"] in SIZES,
-        f"{configuration}: unknown size {kwargs['size']!r}; known: {', '.join(SIZES)}",
+        isinstance(arguments["size"], str) and arguments["size"] in SIZES,
+        f"{configuration}: unknown size {arguments['size']!r}; known: {', '.join(SIZES)}",
     )
     for key in ("checkpointing", "deep_supervision"):
-        _require(isinstance(kwargs.get(key, False), bool), f"{configuration}: arch_kwargs.{key} must be true or false")
-    problem = next(problems(plans, resolved, kwargs["strides"]), None)
+        _require(
+            isinstance(arguments.get(key, False), bool), f"{configuration}: arch_kwargs.{key} must be true or false"
+        )
+    problem = next(problems(plan, planned, arguments["strides"]), None)
     _require(problem is None, f"{configuration}: {problem}")
-    return resolved
+    return planned
 
 
 def _check_keys(content: Mapping[str, Any], known: set[str], required: set[str], where: str) -> None:
@@ -72,12 +69,12 @@ def _check_keys(content: Mapping[str, Any], known: set[str], required: set[str],
 
 def _require(condition: bool, message: str) -> None:
     if not condition:
-        raise DataError(message, _HINT)
+        raise DataError(message, HINT)
 
 
-def of_a_run(plans: Mapping[str, Any], configuration: str) -> dict[str, Any]:
-    """Return the part of a plan that determines what a training of the configuration computes."""
-    resolved = {key: value for key, value in resolve(plans, configuration).items() if key != "stunet"}
-    block = plans.get("stunet", {})
-    common = {key: plans.get(key) for key in ("transpose_forward", "foreground_intensity_properties_per_channel")}
-    return {**common, **resolved, **{key: block.get(key) for key in ("train", "mirror_axes", "finetune", "weights")}}
+def training_part(plan: Plan, configuration: str) -> dict[str, Any]:
+    """Return the part of a plan that determines what a training of the configuration computes, to be compared."""
+    planned = {key: value for key, value in plan.configuration(configuration).content.items() if key != "stunet"}
+    common = {key: plan.get(key) for key in ("transpose_forward", "foreground_intensity_properties_per_channel")}
+    ours = plan.get("stunet") or {}
+    return {**common, **planned, **{key: ours.get(key) for key in ("train", "mirror_axes", "finetune", "weights")}}

@@ -31,7 +31,7 @@ class Fit:
 
 
 @dataclass(frozen=True)
-class Target:
+class MemoryTarget:
     """What to fit into: GPU memory in GiB, number of stages (None: what the patch supports), correction by a probe."""
 
     memory_gb: float
@@ -40,7 +40,11 @@ class Target:
 
 
 def fit(
-    network: Network, spacing: Sequence[float], median_shape: Sequence[float], voxels_in_dataset: float, target: Target
+    network: Network,
+    spacing: Sequence[float],
+    median_shape: Sequence[float],
+    voxels_in_dataset: float,
+    target: MemoryTarget,
 ) -> Fit:
     """Return the largest patch, then the largest batch, whose training step fits into the target.
 
@@ -81,7 +85,7 @@ def initial_patch(spacing: Sequence[float], shape: Sequence[int], voxels: int | 
 
 
 def largest_batch(
-    network: Network, patch: Sequence[int], strides: Strides, voxels_in_dataset: float, target: Target
+    network: Network, patch: Sequence[int], strides: Strides, voxels_in_dataset: float, target: MemoryTarget
 ) -> int:
     """Return how many samples per step fit into the target and DATASET_SHARE of the dataset, but at least two."""
     fixed = memory.estimate(network, patch, 0, strides, target.correction)
@@ -139,7 +143,7 @@ def _shrink(
     return None
 
 
-def _advice(network: Network, patch: Sequence[int], strides: Strides, target: Target) -> str:
+def _advice(network: Network, patch: Sequence[int], strides: Strides, target: MemoryTarget) -> str:
     """Return the largest size that fits with the same patch, or the memory that even the smallest size needs."""
     offered = sorted(SIZES.keys() - {FOR_TESTS}, key=lambda size: -SIZES[size].width)
     for size in offered:

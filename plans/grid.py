@@ -7,6 +7,8 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from stunet.plans.plan import Configuration, Plan
+
 RESAMPLED = ("data", "seg", "probabilities")
 # The keys that nnU-Net reads from every plan and every configuration.
 PLAN_KEYS = (
@@ -20,16 +22,17 @@ _CLIPPING = ("mean", "std", "percentile_00_5", "percentile_99_5")  # used by CTN
 
 
 def problems(
-    plans: Mapping[str, Any], planned: Mapping[str, Any], strides: Sequence[Sequence[int]], ndim: int | None = None
+    plan: Plan, configuration: Configuration, strides: Sequence[Sequence[int]], ndim: int | None = None
 ) -> Iterator[str]:
     """Yield what is inconsistent; use only the first, because later checks rely on earlier ones having passed.
 
     Args:
-        plans: Plans that match schema.PLANS.
-        planned: The configuration with the values it inherits.
+        plan: A plan whose document matches schema.PLANS.
+        configuration: One of its configurations.
         strides: Strides of its network.
         ndim: Number of axes of its network; None: as many as the patch has.
     """
+    plans, planned = plan.content, configuration.content
     for content, keys in ((plans, PLAN_KEYS), (planned, CONFIGURATION_KEYS)):
         if missing := [key for key in keys if key not in content]:
             yield f"missing {', '.join(map(repr, missing))}"

@@ -36,8 +36,13 @@ class StartingWeights:
     head: str
     classes: Sequence[str] | None = None
 
+    @classmethod
+    def read(cls, content: Mapping[str, Any]) -> "StartingWeights":
+        """Return the weights that a plan holds in this form."""
+        return cls(content["name"], content["sha256"], content["head"], content.get("classes"))
+
     def to_json(self) -> dict[str, Any]:
-        """Return the weights as a plan holds them."""
+        """Return the weights in the form in which a plan holds them."""
         content = {"name": self.name, "sha256": self.sha256, "head": self.head}
         return content if self.classes is None else {**content, "classes": list(self.classes)}
 
@@ -83,6 +88,15 @@ class Configuration:
     def normalization(self) -> list[str]:
         """nnU-Net's normalization scheme of each channel."""
         return list(self._of("normalization_schemes"))
+
+    @property
+    def preprocessor(self) -> str:
+        """The name of nnU-Net's class that preprocesses the cases."""
+        return str(self._of("preprocessor_name"))
+
+    def resampling(self, what: str) -> str:
+        """Return the name of nnU-Net's function that resamples "data", "seg" or "probabilities"."""
+        return str(self._of(f"resampling_fn_{what}"))
 
     @property
     def previous_stage(self) -> str | None:
@@ -131,7 +145,7 @@ class Configuration:
         block = self.content.get("stunet", {})
         return block.get("measured_gb", block.get("memory_gb"))
 
-    # Three values that describe foreign weights, whose plans may lack them.
+    # Values that describe weights of other programs, whose plans may lack them.
 
     @property
     def known_spacing(self) -> list[float] | None:
@@ -145,8 +159,13 @@ class Configuration:
 
     @property
     def known_strides(self) -> Strides | None:
-        """The strides, if the plan states them, also in the form of nnU-Net 2.2 and earlier."""
-        return self.network_arguments.get("strides") or self.content.get("pool_op_kernel_sizes")
+        """The strides, if the plan states them."""
+        return self.network_arguments.get("strides")
+
+    @property
+    def pooling(self) -> Strides | None:
+        """The strides where nnU-Net 2.2 and earlier stated them, which described no network."""
+        return self.content.get("pool_op_kernel_sizes")
 
     @property
     def _architecture(self) -> Mapping[str, Any]:
@@ -259,6 +278,10 @@ class Plan:
         """Whether the plan was made by stunet."""
         return isinstance(self.content.get("stunet"), Mapping)
 
+    def states(self, key: str) -> bool:
+        """Return whether our block has a value; earlier versions did not write all of them."""
+        return key in self._ours
+
     @property
     def size(self) -> str:
         """The size of the networks, a key of SIZES."""
@@ -271,7 +294,7 @@ class Plan:
 
     @property
     def stages(self) -> int | None:
-        """The number of stages of the networks; None: as many as each patch supports."""
+        """The number of stages of the networks; None: as many as each patch supports ("auto" in the document)."""
         return None if (stages := self._of("stages")) == "auto" else stages
 
     @property
@@ -313,7 +336,12 @@ class Plan:
     def weights(self) -> StartingWeights | None:
         """The weights that training starts from."""
         block = self._ours.get("weights")
-        return StartingWeights(block["name"], block["sha256"], block["head"], block.get("classes")) if block else None
+        return StartingWeights.read(block) if block else None
+
+    @property
+    def reused_classes(self) -> Sequence[str] | None:
+        """The classes of the weights' head, if it is used whole."""
+        return self.weights.classes if self.weights else None
 
     @property
     def train(self) -> TrainSettings:
@@ -352,8 +380,8 @@ class Plan:
         return Plan({**self.content, "configurations": {**before, name: {**before.get(name, {}), **values}}})
 
     def with_network(self, name: str, **arguments: Any) -> "Plan":
-        """Return the plan with these arguments of the network that a configuration has of its own."""
-        before = self.own_values(name)["architecture"]
+        """Return the plan with these arguments of a configuration's network, which becomes its own."""
+        before = self.configuration(name).content["architecture"]
         return self.with_configuration(
             name, architecture={**before, "arch_kwargs": {**before["arch_kwargs"], **arguments}}
         )

@@ -17,21 +17,21 @@ from nnunetv2.utilities.json_export import recursive_fix_for_json_export
 from stunet import __version__
 from stunet.datasets import find_reader, training_files
 from stunet.files import write_json
-from stunet.kinds import read
 from stunet.labels.names import sides
 from stunet.networks import STUNet
 from stunet.nnunet import write_atomically
 from stunet.orientation import left_right_axis
 from stunet.plans import fit, topology
 from stunet.plans.derive import Measure, fit_configurations, target_of
+from stunet.plans.files import read_plan
 from stunet.plans.fingerprint import ORIENTATIONS, chosen, orientations
-from stunet.plans.plan import hash_of_fingerprint
-from stunet.plans.schema import PLANS
+from stunet.plans.plan import Plan, hash_of_fingerprint
 from stunet.plans.spacing import check_spacing
 from stunet.sizes import DEFAULT, SIZES
 
 write_atomically(host)
 BASE_NAME = "STUNetPlans"
+NNUNETS_CONFIGURATIONS = {"2d", "3d_fullres", "3d_lowres", "3d_cascade_fullres"}  # others in a plans file are a user's
 NORMALIZATION_TAGS = {"ZScoreNormalization": "_z", "CTNormalization": "_ct"}  # short: folder names are limited
 REFERENCE_PATCH = {3: 128**3, 2: 512**2}  # voxels; only used to decide whether and where 3d_lowres is needed
 
@@ -147,31 +147,33 @@ class STUNetPlanner(ExperimentPlanner):
         return 1.0
 
     def save_plans(self, plans: dict) -> None:
-        """Fit all configurations, add the `stunet` block, write the plans; the user's own configurations are kept."""
+        """Fit all configurations, add the `stunet` block, write the plan; the user's own configurations are kept."""
         recursive_fix_for_json_export(plans)
         kind, found = plans["image_reader_writer"], self.dataset_fingerprint.get(ORIENTATIONS)
         found = orientations(self.dataset_name)[1] if found is None else found
         orientation = chosen(kind, found)
-        plans["stunet"] = {
-            "version": __version__,
-            "size": self.size,
-            "memory_gb": self.memory_gb,
-            "stages": self.stages or "auto",
-            "mirror_axes": self.mirror_axes(plans, orientation),
-            "fingerprint": hash_of_fingerprint(self.dataset_fingerprint),
-            "plan": {},
-            "train": {},
-            **({"orientation": orientation, "orientations": found} if orientation else {}),
-        }
-        fit_configurations(plans, self.dataset_json, target_of(plans["stunet"]), self.measure)
+        plan = Plan(plans).with_ours(
+            version=__version__,
+            size=self.size,
+            memory_gb=self.memory_gb,
+            stages=self.stages or "auto",
+            mirror_axes=self.mirror_axes(plans, orientation),
+            fingerprint=hash_of_fingerprint(self.dataset_fingerprint),
+            plan={},
+            train={},
+            orientation=orientation,
+            orientations=found if orientation else None,
+        )
+        plan = fit_configurations(plan, self.dataset_json, target_of(plan), self.measure)
         path = Path(nnUNet_preprocessed) / self.dataset_name / f"{self.plans_identifier}.json"
         if path.is_file():
-            planned = {"2d", "3d_fullres", "3d_lowres", "3d_cascade_fullres"}
-            hint = "correct the file, or remove it: it is planned again"
-            own = {k: v for k, v in read(path, PLANS, hint)["configurations"].items() if k not in planned}
-            plans["configurations"].update(own)
+            before = read_plan(path, "correct the file, or remove it: it is planned again")
+            for name in before.configurations:
+                if name not in NNUNETS_CONFIGURATIONS:
+                    plan = plan.with_configuration(name, **before.own_values(name))
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, plans)
+        write_json(path, plan.to_json())
+        plans |= plan.content  # nnU-Net returns this dictionary from plan_experiment()
 
     def mirror_axes(self, plans: dict, orientation: str | None) -> list[int]:
         """Return the array axes (after transposition) that may be mirrored in training and at test time.

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from stunet.errors import DataError, closest
 from stunet.schema import (
@@ -26,6 +26,9 @@ from stunet.schema import (
     text,
 )
 from stunet.sizes import SIZES
+
+if TYPE_CHECKING:
+    from stunet.plans.plan import Plan
 
 NORMALIZATIONS = {"zscore": "ZScoreNormalization", "ct": "CTNormalization"}  # nnU-Net's classes
 
@@ -61,10 +64,11 @@ class Preset:
         own_memory = self.memory_gb if size in (None, self.size) else None
         return size or self.size, memory_gb or own_memory, stages or self.stages
 
-    def unlike(self, plans: Mapping[str, Any]) -> str:
+    def unlike(self, plan: "Plan") -> str:
         """What planning decided in another way than the preset would, for an error message; empty if nothing."""
-        planned = plans["configurations"].get("3d_fullres", {})
-        spacing, schemes = planned.get("spacing", ()), planned.get("normalization_schemes", ())
+        planned = plan.configuration("3d_fullres") if "3d_fullres" in plan.configurations else None
+        spacing, schemes = (planned.known_spacing, planned.known_normalization) if planned else (None, None)
+        spacing, schemes = spacing or [], schemes or []
         if self.spacing and sorted(spacing) != sorted(self.spacing):  # plans may have another order of axes
             return f"spacing {list(spacing)}, not {list(self.spacing)} mm"
         if self.normalization and set(schemes) != {NORMALIZATIONS[self.normalization]}:

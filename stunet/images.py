@@ -128,16 +128,11 @@ def _reader_class(kind: str) -> type:
     return recursive_find_reader_writer_by_name(kind)
 
 
-def plan_reader(plans: Mapping[str, Any]) -> Reader:
-    """Return the reader for a plan's images, which turns them to the orientation recorded there."""
-    return Reader(plans["image_reader_writer"], plans.get("stunet", {}).get("orientation"))
-
-
 class CaseReader:
     """Reader for comparing predictions with the labels of the same name, which are turned like their predictions."""
 
-    def __init__(self, plans: Mapping[str, Any], predictions: Path) -> None:
-        self._reader, self._predictions = plan_reader(plans), predictions
+    def __init__(self, reader: Reader, predictions: Path) -> None:
+        self._reader, self._predictions = reader, predictions
 
     def read_seg(self, file: str) -> tuple[np.ndarray, dict[str, Any]]:
         """Read either of them."""

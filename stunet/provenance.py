@@ -24,8 +24,7 @@ from stunet.kinds import FINGERPRINT as FINGERPRINT_KIND
 from stunet.kinds import RUN_RECORD, normalize_labels, read, read_dataset_json
 from stunet.labels.names import head_classes
 from stunet.plans.files import read_plan
-from stunet.plans.plan import hash_of_fingerprint
-from stunet.plans.resolve import resolve
+from stunet.plans.plan import Plan, hash_of_fingerprint
 from stunet.preprocessing.dataset import (
     CHANGED,
     UNKNOWN,
@@ -52,13 +51,13 @@ OF_THE_INPUT = (  # the settings that determine what the network's input values 
 )  # fmt: skip
 
 
-def check_data(dataset: str, plans: Mapping[str, Any], configuration: str) -> list[str]:
+def check_data(dataset: str, plan: Plan, configuration: str) -> list[str]:
     """Compare preprocessed data with the plans that they are for, with dataset.json and with the raw files.
 
     Args:
         dataset: Full name.
-        plans: The content of a plans file.
-        configuration: Key of its configurations.
+        plan: A plan, ours or nnU-Net's.
+        configuration: Name of one of its configurations.
 
     Returns:
         Warnings about what cannot be compared.
@@ -66,28 +65,28 @@ def check_data(dataset: str, plans: Mapping[str, Any], configuration: str) -> li
     Raises:
         DataError: Data are missing or made from something else; the message states what, its hint the remedy.
     """
-    folder = preprocessed_dataset(dataset) / resolve(plans, configuration)["data_identifier"]
-    present = set(preprocessed_cases(dataset, dict(plans), configuration))
+    folder = preprocessed_dataset(dataset) / plan.configuration(configuration).data_identifier
+    present = set(preprocessed_cases(dataset, plan, configuration))
     manifest = read_manifest(folder)
     raw, warnings = _raw(dataset)
-    replan, redo = commands(dataset, plans, configuration)
+    replan, redo = commands(dataset, plan, configuration)
     description = read_dataset_json(preprocessed_dataset(dataset) / "dataset.json")
     if raw is not None:
         changed = json_differences(_meaning(description), _meaning(raw[0]))
         if changed:
             raise DataError(f"dataset.json of {dataset} has changed since it was planned: {first_few(changed)}", replan)
-    _check_complete(dataset, plans, configuration, present, manifest, raw, replan)
+    _check_complete(dataset, plan, configuration, present, manifest, raw, replan)
     if manifest is None:
-        if len(plans.get("stunet", {}).get("orientations", ())) > 1:
-            what = f"{plans['plans_name']} turns the images of {dataset}, and the data in {str(folder)!r} do not say"
+        if len(plan.orientations) > 1:
+            what = f"{plan.name} turns the images of {dataset}, and the data in {str(folder)!r} do not say"
             raise DataError(f"{what} that they were turned", redo)
         what = f"nothing in {str(folder)!r} says what the data there were made from: only their cases are compared"
         return [*warnings, f"{what}; {redo} makes them again, with a record"]
-    stale_plan = _stale_plan(dataset, plans)
-    settings = settings_of(plans, configuration, description["labels"])
+    stale_plan = _stale_plan(dataset, plan)
+    settings = settings_of(plan, configuration, description["labels"])
     changed = json_differences(_without_version(manifest.settings), _without_version(settings))
     if changed:
-        what = f"the data in {str(folder)!r} were preprocessed with other settings than those of {plans['plans_name']}"
+        what = f"the data in {str(folder)!r} were preprocessed with other settings than those of {plan.name}"
         raise DataError(f"{what}: {first_few(changed)}", replan if stale_plan else redo)
     if damaged := changed_files(folder, manifest):
         what = f"{len(damaged)} cases in {str(folder)!r} are not as they were written (e.g. {damaged[0]!r})"
@@ -95,13 +94,11 @@ def check_data(dataset: str, plans: Mapping[str, Any], configuration: str) -> li
     if raw is not None:
         warnings += _compare_raw(dataset, raw[1], manifest, replan)
     if stale_plan:
-        warnings.append(
-            f"{plans['plans_name']} was planned from another fingerprint than today's; {replan} plans again"
-        )
+        warnings.append(f"{plan.name} was planned from another fingerprint than today's; {replan} plans again")
     return warnings
 
 
-def check_labels(dataset: str, plans: Mapping[str, Any], configuration: str, cases: Collection[str]) -> None:
+def check_labels(dataset: str, plan: Plan, configuration: str, cases: Collection[str]) -> None:
     """Check the labels in gt_segmentations against which a validation of these cases will be measured.
 
     Raises:
@@ -109,12 +106,12 @@ def check_labels(dataset: str, plans: Mapping[str, Any], configuration: str, cas
     """
     folder = preprocessed_dataset(dataset)
     ending = read_dataset_json(folder / "dataset.json")["file_ending"]
-    manifest = read_manifest(folder / resolve(plans, configuration)["data_identifier"])
+    manifest = read_manifest(folder / plan.configuration(configuration).data_identifier)
     records = manifest.cases if manifest else {}
     labels = folder / "gt_segmentations"
     entries = [*os.scandir(labels)] if labels.is_dir() else []
     sizes = {entry.name: entry.stat() for entry in entries if entry.is_file()}  # no broken links
-    _, redo = commands(dataset, plans, configuration)
+    _, redo = commands(dataset, plan, configuration)
     files = {case: f"{case}{ending}" for case in sorted(cases)}
     if missing := [case for case in files if files[case] not in sizes]:
         what = f"the labels of {len(missing)} validation cases are not in {str(labels)!r} (e.g. {missing[0]!r})"
@@ -130,17 +127,17 @@ def check_labels(dataset: str, plans: Mapping[str, Any], configuration: str, cas
             raise DataError(f"{str(path)!r} is not the label that {case!r} was preprocessed with", redo)
 
 
-def fold_of(dataset: str, plans: Mapping[str, Any], configuration: str, fold: int | str) -> Fold | None:
+def fold_of(dataset: str, plan: Plan, configuration: str, fold: int | str) -> Fold | None:
     """Return the cases of a fold of a preprocessed dataset; None if nnU-Net has not made the folds yet.
 
     Raises:
         DataError: The fold cannot be trained, or there are too few cases to make folds.
     """
-    cases = preprocessed_cases(dataset, dict(plans), configuration)
+    cases = preprocessed_cases(dataset, plan, configuration)
     path = preprocessed_dataset(dataset) / FILE
     if fold == ALL:
         return Fold(tuple(cases), tuple(cases))
-    everything = f"stunet_train {dataset_number(dataset)} {configuration} {ALL} -p {plans['plans_name']}"
+    everything = f"stunet_train {dataset_number(dataset)} {configuration} {ALL} -p {plan.name}"
     if not path.is_file():
         if len(cases) < MADE:
             what = f"{dataset} has {len(cases)} cases, too few for the {MADE} folds that nnU-Net makes"
@@ -149,24 +146,21 @@ def fold_of(dataset: str, plans: Mapping[str, Any], configuration: str, fold: in
             raise DataError(f"there is no fold {fold}: nnU-Net makes {MADE}, 0 to {MADE - 1}", "one of these, or 'all'")
         return None
     found = check_fold(read_folds(path), int(fold), frozenset(cases), path)
-    values = plans.get("stunet", {}).get("train", {})
-    return Fold(tuple(chosen(found.train, values.get("num_cases"), values.get("seed", 0), fold)), found.val)
+    return Fold(tuple(chosen(found.train, plan.train.num_cases, plan.train.seed, fold)), found.val)
 
 
-def left_out(dataset: str, plans: Mapping[str, Any], configuration: str) -> list[str]:
+def left_out(dataset: str, plan: Plan, configuration: str) -> list[str]:
     """Return the preprocessed cases in no fold of splits_final.json, which was apparently made without them."""
     path = preprocessed_dataset(dataset) / FILE
     if not path.is_file():
         return []
     named = {name for fold in read_folds(path) for name in (*fold.train, *fold.val)}
-    return sorted(set(preprocessed_cases(dataset, dict(plans), configuration)) - named)
+    return sorted(set(preprocessed_cases(dataset, plan, configuration)) - named)
 
 
-def trained_with(
-    dataset: str, plans: Mapping[str, Any], configuration: str, fold: int | str, cases: Fold
-) -> dict[str, Any]:
+def trained_with(dataset: str, plan: Plan, configuration: str, fold: int | str, cases: Fold) -> dict[str, Any]:
     """Return the record of a run, as JSON: its fold and cases, and sizes and hashes of each case's raw files."""
-    folder = preprocessed_dataset(dataset) / resolve(plans, configuration)["data_identifier"]
+    folder = preprocessed_dataset(dataset) / plan.configuration(configuration).data_identifier
     manifest = read_manifest(folder)
     records = manifest.cases if manifest else {}
     names = sorted({*cases.train, *cases.val} & records.keys())
@@ -258,7 +252,7 @@ def check_checkpoint(
 def check_trained(
     path: Path,
     arguments: Mapping[str, Any],
-    plans: Mapping[str, Any],
+    plan: Plan,
     configuration: str,
     fold: int | str,
     dataset_json: Mapping[str, Any],
@@ -271,8 +265,8 @@ def check_trained(
     Args:
         path: Path of the checkpoint.
         arguments: Its `init_args`; what is missing there is not compared.
-        plans: Those of the model folder.
-        configuration: Key of their configurations.
+        plan: That of the model folder.
+        configuration: Name of one of its configurations.
         fold: According to the folder of the checkpoint.
         dataset_json: That of the model folder.
 
@@ -285,17 +279,19 @@ def check_trained(
     warnings = []
     if (of := arguments.get("fold")) is not None and str(of) != str(fold):
         warnings.append(f"{str(path)!r} was trained as fold {of}")
-    before, hint = arguments.get("plans"), "predict with the folds of one training (-f), and train the others again"
-    if isinstance(before, Mapping) and configuration in (before.get("configurations") or ()):
-        one, other = (_without_version(settings_of(x, configuration, {})) for x in (before, plans))
+    hint = "predict with the folds of one training (-f), and train the others again"
+    content = arguments.get("plans")
+    before = Plan(content if isinstance(content, Mapping) else {})
+    if configuration in before.configurations:
+        one, other = (_without_version(settings_of(x, configuration, {})) for x in (before, plan))
         if changed := json_differences(one, other):
             what = f"{str(path)!r} was trained on data of other settings than plans.json says: {first_few(changed)}"
             if any(json_differences(one.get(key), other.get(key)) for key in OF_THE_INPUT):
                 raise WeightsError(what, hint)
             warnings.append(what)  # edited by hand, to read or resample images in another way
-    lay, lie = (_orientation(each) for each in (before, plans))
-    if lay and lie and lay != lie:
-        what = f"{str(path)!r} was trained on images turned to {lay}, and plans.json says {lie}"
+    if before.orientation and plan.orientation and before.orientation != plan.orientation:
+        what = f"{str(path)!r} was trained on images turned to {before.orientation}, and plans.json says "
+        what += plan.orientation
         raise WeightsError(what, hint)
     known = _plain(arguments.get("dataset_json"))
     labels = known.get("labels")
@@ -315,12 +311,6 @@ def check_trained(
     return warnings
 
 
-def _orientation(plans: Any) -> str | None:
-    """Return the orientation that plans turn images to; None if they do not state it."""
-    ours = plans.get("stunet") if isinstance(plans, Mapping) else None
-    return ours.get("orientation") if isinstance(ours, Mapping) else None
-
-
 def check_result(folder: Path) -> list[str]:
     """Return what has changed since a fold's result was made, as reasons why it is not one for today's data.
 
@@ -330,37 +320,37 @@ def check_result(folder: Path) -> list[str]:
     if not (folder / RECORD).is_file():
         return []
     before = read(folder / RECORD, RUN_RECORD)
-    plans = read_plan(folder.parent / "plans.json").to_json()
+    plan = read_plan(folder.parent / "plans.json")
     dataset, configuration, fold = (before[key] for key in ("dataset", "configuration", "fold"))
     try:
-        cases = fold_of(dataset, plans, configuration, fold)
+        cases = fold_of(dataset, plan, configuration, fold)
     except DataError as error:
         return [error.message]
     if cases is None:
         return []
-    manifest = read_manifest(preprocessed_dataset(dataset) / resolve(plans, configuration)["data_identifier"])
+    manifest = read_manifest(preprocessed_dataset(dataset) / plan.configuration(configuration).data_identifier)
     labels = read_dataset_json(preprocessed_dataset(dataset) / "dataset.json")["labels"]
-    one, other = settings_of(plans, configuration, labels), manifest.settings if manifest else None
+    one, other = settings_of(plan, configuration, labels), manifest.settings if manifest else None
     if other and (changed := json_differences(_without_version(one), _without_version(other))):
         return [f"{str(folder)!r} was trained on data of other settings than today's: {first_few(changed)}"]
     try:
-        return check_run(repr(str(folder)), before, trained_with(dataset, plans, configuration, fold, cases), False)
+        return check_run(repr(str(folder)), before, trained_with(dataset, plan, configuration, fold, cases), False)
     except DataError as error:
         return [error.message]
 
 
-def commands(dataset: str, plans: Mapping[str, Any], configuration: str) -> tuple[str, str]:
+def commands(dataset: str, plan: Plan, configuration: str) -> tuple[str, str]:
     """Return the command that plans and preprocesses a dataset again, and the one that preprocesses it as planned."""
-    number, block = dataset_number(dataset), plans.get("stunet", {})
-    base = str(block.get("derived_from", plans["plans_name"]))
+    number, base = dataset_number(dataset), plan.root
     found = re.fullmatch(rf"STUNetPlans_({'|'.join(SIZES)})(?:_([0-9.]+)x([0-9.]+)x([0-9.]+)mm)?", base)
     if found is None:
-        options = f"-overwrite_plans_name {base} --size {block.get('size', DEFAULT)}, with the options of its planning"
+        size = plan.size if plan.states("size") else DEFAULT
+        options = f"-overwrite_plans_name {base} --size {size}, with the options of its planning"
     else:
         spacing = " ".join(found.groups()[1:]) if found[2] else ""
         options = f"--size {found[1]}" + (f" -overwrite_target_spacing {spacing}" if spacing else "")
     start = f"stunet_plan_and_preprocess -d {number} -c {configuration}"
-    return f"{start} {options}", f"{start} -p {plans['plans_name']}"
+    return f"{start} {options}", f"{start} -p {plan.name}"
 
 
 class _Budget:
@@ -392,7 +382,7 @@ def _raw(dataset: str) -> tuple[tuple[dict, list[StampedCase]] | None, list[str]
 
 def _check_complete(
     dataset: str,
-    plans: Mapping[str, Any],
+    plan: Plan,
     configuration: str,
     present: set[str],
     manifest: Manifest | None,
@@ -406,7 +396,7 @@ def _check_complete(
     missing, extra = sorted(wanted - present), sorted(present - wanted)
     if not present or missing:
         state = f"{len(missing)} cases are missing (e.g. {missing[0]!r})" if present else "no case is there"
-        raise DataError(f"{dataset} is not preprocessed for {configuration} with {plans['plans_name']}: {state}", hint)
+        raise DataError(f"{dataset} is not preprocessed for {configuration} with {plan.name}: {state}", hint)
     if extra and raw is not None:
         what = f"{len(extra)} cases are preprocessed that {dataset} does not have any more (e.g. {extra[0]!r})"
         raise DataError(what, hint)
@@ -429,10 +419,9 @@ def _compare_raw(dataset: str, cases: Iterable[StampedCase], manifest: Manifest,
     return []
 
 
-def _stale_plan(dataset: str, plans: Mapping[str, Any]) -> bool:
+def _stale_plan(dataset: str, plan: Plan) -> bool:
     """Return whether the plans state that they were made from a fingerprint other than the current one."""
-    planned = plans.get("stunet", {}).get("fingerprint")
-    path = preprocessed_dataset(dataset) / FINGERPRINT
+    planned, path = plan.fingerprint, preprocessed_dataset(dataset) / FINGERPRINT
     return planned is not None and path.is_file() and hash_of_fingerprint(read(path, FINGERPRINT_KIND)) != planned
 
 

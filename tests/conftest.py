@@ -72,6 +72,7 @@ def planned(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A phantom dataset of six small cases, planned for size T and preprocessed; nnU-Net's variables are set to it."""
     from stunet.datasets.phantom import make_phantom
     from stunet.plans.fingerprint import extract_fingerprint
+    from stunet.plans.plan import Plan
     from stunet.plans.planner import STUNetPlanner
     from stunet.preprocessing.dataset import preprocess
 
@@ -88,5 +89,5 @@ def planned(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         patch.setenv("nnUNet_n_proc_DA", "1")  # 0 breaks nnU-Net's planning
         plans = STUNetPlanner(name, size="T").plan_experiment()
         patch.setenv("nnUNet_n_proc_DA", "0")
-        preprocess(name, plans, ["3d_fullres", "2d"], workers=1)
+        preprocess(name, Plan(plans), ["3d_fullres", "2d"], workers=1)
         yield name

@@ -33,9 +33,10 @@ from stunet.merging.recipe import load_recipe
 from stunet.merging.scan import tidy
 from stunet.models import registry
 from stunet.models.record import read_checksums, read_record
-from stunet.plans.check import check_plans, of_a_run
+from stunet.plans.check import check_plan, training_part
 from stunet.plans.derive import derive
 from stunet.plans.files import read_plan
+from stunet.plans.plan import Plan
 from stunet.preprocessing.dataset import _valid_records
 from stunet.results.statistics import read_statistics
 from stunet.weights.v2 import make_dataset, make_plans
@@ -113,11 +114,11 @@ DESCRIPTION = make_dataset("A", ["CT"], ["background", "liver", "spleen"], 2)
 
 
 def train(path: Path) -> None:
-    plans = read_plan(path).to_json()
-    derive(plans, DESCRIPTION, overrides={"num_epochs": 3, "batch_size": 4})
-    for configuration in plans["configurations"]:
-        check_plans(plans, configuration)
-        of_a_run(plans, configuration)
+    plan = read_plan(path)
+    derive(plan, DESCRIPTION, overrides={"num_epochs": 3, "batch_size": 4})
+    for configuration in plan.configurations:
+        check_plan(plan, configuration)
+        training_part(plan, configuration)
 
 
 def sound_files(folder: Path) -> Iterator[Sound]:
@@ -165,7 +166,7 @@ def sound_files(folder: Path) -> Iterator[Sound]:
     yield Sound(at("scan.jsonl"), ['[[["a", 1, 2]]]', {"shape": [1, 2, 3]}], tidy)
     yield Sound(at("union/provenance.json"), {"state": {"a": 1}}, lambda path: is_there(path.parent, {"a": 1}))
     yield Sound(at("compare.toml"), EXPERIMENT, compare)
-    yield Sound(at("preset.toml"), PRESET, lambda path: presets.load(str(path)).unlike(plans_of_ours()))
+    yield Sound(at("preset.toml"), PRESET, lambda path: presets.load(str(path)).unlike(Plan(plans_of_ours())))
     yield Sound(at("labels.toml"), LABELS, lambda path: systems.load(str(path)).from_model(DESCRIPTION["labels"]))
     yield Sound(at("models/models.toml"), tomllib.loads(TINY), lambda path: list(map(describe, registry._read(path))))
     record = {"entry": "a", "source": "x", "date": "2026-01-01", "files": {"plans.json": "0"}}

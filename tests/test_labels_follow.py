@@ -58,6 +58,6 @@ def test_a_perfect_prediction_is_measured_as_one(kind: str, image_says: bool, la
     assert file_has_orientation(predicted) is image_says
     assert nibabel.load(predicted).get_data_dtype() == np.uint8
     np.testing.assert_array_equal(nibabel.load(predicted).dataobj, ARRAY)
-    reader = CaseReader({"image_reader_writer": kind, "stunet": {"orientation": "PIR"}}, predicted.parent)
+    reader = CaseReader(Reader(kind, "PIR"), predicted.parent)
     one, other = (reader.read_seg(file)[0] for file in (label, str(predicted)))
     np.testing.assert_array_equal(one, other)

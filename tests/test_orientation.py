@@ -30,6 +30,7 @@ from stunet.orientation import (
     turn_image,
     way_back,
 )
+from stunet.plans.plan import Plan
 from stunet.results.segmentation import Segmentation
 from tests.loops import for_each
 
@@ -155,7 +156,7 @@ def predicted(
     path = save(numbered(code), folder / "in" / f"{code}.nii.gz")
     names = {str(number): number for number in range(1, 1 + np.prod(SHAPE))}
     dataset = {"labels": {"background": 0, **names}, "file_ending": ".nii.gz", "channel_names": {"0": "CT"}}
-    model = ModelFolder(folder, {"image_reader_writer": reader}, dataset, (0,), "")
+    model = ModelFolder(folder, Plan({"image_reader_writer": reader}), dataset, (0,), "")
     case = InputCase(code, (path,))
     raw = read(case, model, orientation)
     assert orientation_of(raw.properties) == (orientation or code)

@@ -9,6 +9,7 @@ from stunet import presets
 from stunet.errors import DataError
 from stunet.plans import memory, settings, topology
 from stunet.plans.memory import Network
+from stunet.plans.plan import Plan
 from tests.loops import for_each
 
 RECIPES = ["totalseg-3mm", "totalseg-b", "totalseg-h", "totalseg-l", "totalseg-s", "union-ct"]
@@ -60,13 +61,13 @@ def test_plans_of_another_spacing_or_normalization_are_told_apart() -> None:
     preset = presets.load("totalseg-b")
     configuration: dict[str, Any] = {"spacing": [1.5, 1.5, 1.5], "normalization_schemes": ["ZScoreNormalization"]}
     plans = {"configurations": {"3d_fullres": configuration}}
-    assert preset.unlike(plans) == ""
-    assert presets.load("b").unlike({"configurations": {}}) == ""
+    assert preset.unlike(Plan(plans)) == ""
+    assert presets.load("b").unlike(Plan({"configurations": {}})) == ""
     configuration["normalization_schemes"] = ["CTNormalization"]
-    assert preset.unlike(plans) == "normalization CTNormalization, not ZScoreNormalization"
+    assert preset.unlike(Plan(plans)) == "normalization CTNormalization, not ZScoreNormalization"
     configuration["spacing"] = [3, 1, 1]
-    assert preset.unlike(plans) == "spacing [3, 1, 1], not [1.5, 1.5, 1.5] mm"
-    assert "spacing" in preset.unlike({"configurations": {"2d": {}}})
+    assert preset.unlike(Plan(plans)) == "spacing [3, 1, 1], not [1.5, 1.5, 1.5] mm"
+    assert "spacing" in preset.unlike(Plan({"configurations": {"2d": {}}}))
 
 
 @for_each(

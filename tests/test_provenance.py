@@ -20,6 +20,7 @@ from stunet.errors import DataError, WeightsError
 from stunet.files import read_json, write_json
 from stunet.folds import Fold
 from stunet.plans.derive import derive
+from stunet.plans.plan import Plan
 from stunet.preprocessing.dataset import pending_cases, preprocess, read_manifest, stale_cases
 from stunet.provenance import (
     check_checkpoint,
@@ -64,7 +65,7 @@ def plans_of(pre: Path) -> dict:
 
 
 def check(pre: Path, fold: int | str = 0, plans: dict | None = None) -> list[str]:
-    return check_data(pre.name, plans or plans_of(pre), "3d_fullres", fold)
+    return check_data(pre.name, Plan(plans or plans_of(pre)), "3d_fullres", fold)
 
 
 def refused(pre: Path, message: str, hint: str, **options: Any) -> None:
@@ -80,8 +81,8 @@ def change(path: Path, **values: Any) -> None:
 def test_data_as_they_were_made_are_taken_without_a_word(pre: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert check(pre) == []
     assert check(pre, "all") == []
-    derived = derive(plans_of(pre), read_json(pre / "dataset.json"), size="S", overrides={"num_epochs": 3})
-    assert check(pre, plans=derived) == []
+    derived = derive(Plan(plans_of(pre)), read_json(pre / "dataset.json"), size="S", overrides={"num_epochs": 3})
+    assert check(pre, plans=derived.to_json()) == []
     monkeypatch.delenv("nnUNet_raw")
     assert check(pre) == []
 
@@ -141,14 +142,14 @@ def test_a_changed_image_or_label_is_noticed_and_a_copy_is_not(pre: Path, raw: P
     for path in (image, label):
         os.utime(path, ns=(10**18, 10**18))  # a copy without times
     assert check(pre) == []
-    assert pending_cases(pre.name, plans_of(pre), ["3d_fullres"]) == []
+    assert pending_cases(pre.name, Plan(plans_of(pre)), ["3d_fullres"]) == []
     content = label.read_bytes()
     label.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))  # of the same size
     refused(pre, r"the raw files of 1 cases of Dataset998_Phantom have changed .*'phantom_002'", REPLAN)
-    assert pending_cases(pre.name, plans_of(pre), ["3d_fullres"]) == [("3d_fullres", "phantom_002")]
+    assert pending_cases(pre.name, Plan(plans_of(pre)), ["3d_fullres"]) == [("3d_fullres", "phantom_002")]
     write_image(image, 0)
     refused(pre, r"the raw files of 2 cases", REPLAN)
-    [reason] = stale_cases(pre.name, plans_of(pre), ["3d_fullres"])
+    [reason] = stale_cases(pre.name, Plan(plans_of(pre)), ["3d_fullres"])
     assert "2 cases again (e.g. 'phantom_002')" in reason
 
 
@@ -231,9 +232,9 @@ def test_a_plan_of_another_fingerprint_is_said(pre: Path) -> None:
 def test_the_command_that_plans_again_has_what_the_plans_name_says(pre: Path) -> None:
     plans = {**plans_of(pre), "plans_name": "STUNetPlans_B_1.5x1.5x3mm-epochs3"}
     plans["stunet"] = {"size": "B", "derived_from": "STUNetPlans_B_1.5x1.5x3mm"}
-    assert commands(pre.name, plans, "2d")[0].endswith("-c 2d --size B -overwrite_target_spacing 1.5 1.5 3")
+    assert commands(pre.name, Plan(plans), "2d")[0].endswith("-c 2d --size B -overwrite_target_spacing 1.5 1.5 3")
     plans["stunet"]["derived_from"] = "Mine"
-    assert "-overwrite_plans_name Mine" in commands(pre.name, plans, "2d")[0]
+    assert "-overwrite_plans_name Mine" in commands(pre.name, Plan(plans), "2d")[0]
 
 
 @pytest.mark.parametrize(
@@ -291,9 +292,9 @@ def test_labels_of_the_validation_that_are_missing_or_others_are_named(pre: Path
 
 def record(pre: Path, fold: int = 0) -> dict:
     plans = plans_of(pre)
-    cases = fold_of(pre.name, plans, "3d_fullres", fold)
+    cases = fold_of(pre.name, Plan(plans), "3d_fullres", fold)
     assert cases is not None
-    return trained_with(pre.name, plans, "3d_fullres", fold, cases)
+    return trained_with(pre.name, Plan(plans), "3d_fullres", fold, cases)
 
 
 Change = Callable[[dict], None]
@@ -343,7 +344,7 @@ def test_folds_that_changed_since_a_training_began(pre: Path, edit: Change, goes
 def test_data_that_changed_since_a_training_began(pre: Path, raw: Path) -> None:
     before = record(pre)
     write_image(raw / "imagesTr" / "phantom_003_0000.nii.gz", 1)
-    preprocess(pre.name, plans_of(pre), ["3d_fullres"], workers=1)
+    preprocess(pre.name, Plan(plans_of(pre)), ["3d_fullres"], workers=1)
     assert check(pre) == []
     with pytest.raises(DataError, match=r"with other raw files of 1 cases \(e.g. 'phantom_003'\)"):
         check_run("x", before, record(pre), goes_on=True)
@@ -370,7 +371,7 @@ def test_a_checkpoint_of_another_fold_or_other_labels_is_refused(pre: Path) -> N
 def trainer_of(pre: Path, fold: int) -> STUNetTrainer:
     description = read_json(pre / "dataset.json")
     short = {"num_epochs": 1, "num_iterations_per_epoch": 1, "num_val_iterations_per_epoch": 1, "batch_size": 2}
-    plans = derive(plans_of(pre), description, stages=3, overrides=short)
+    plans = derive(Plan(plans_of(pre)), description, stages=3, overrides=short).to_json()
     return STUNetTrainer(plans, "3d_fullres", fold, description, torch.device("cpu"))
 
 
@@ -414,10 +415,10 @@ def test_a_model_predicts_with_the_plans_that_it_was_trained_with(pre: Path) -> 
 
     def warnings(plans: dict = plans, fold: int = 0, **labels: int) -> list[str]:
         now = {**description, "labels": {**description["labels"], **labels}}
-        return check_trained(path, arguments, plans, "3d_fullres", fold, now)
+        return check_trained(path, arguments, Plan(plans), "3d_fullres", fold, now)
 
     assert warnings() == []
-    assert check_trained(path, {"configuration": "3d_fullres"}, plans, "3d_fullres", 0, description) == []
+    assert check_trained(path, {"configuration": "3d_fullres"}, Plan(plans), "3d_fullres", 0, description) == []
     assert "was trained as fold 0" in warnings(fold=1)[0]
     again = json.loads(json.dumps(plans))
     again["configurations"]["3d_fullres"]["spacing"][0] = 9.0
@@ -445,10 +446,10 @@ def test_the_order_of_regions_is_that_of_the_heads_rows(pre: Path) -> None:
     path, arguments = Path("fold_0/checkpoint_final.pth"), {"fold": 0, "dataset_json": one}
     for now in (other, {**one, "regions_class_order": [2, 1]}):
         with pytest.raises(WeightsError, match="another order of regions"):
-            check_trained(path, arguments, {}, "3d_fullres", 0, now)
+            check_trained(path, arguments, Plan({}), "3d_fullres", 0, now)
         with pytest.raises(WeightsError, match=r"another dataset\.json"):
             check_checkpoint("x", arguments, 0, now)
-    assert "other labels" in check_trained(path, arguments, {}, "3d_fullres", 0, renamed)[0]
+    assert "other labels" in check_trained(path, arguments, Plan({}), "3d_fullres", 0, renamed)[0]
 
 
 def test_a_training_that_starts_again_forgets_what_it_handed_to_the_next_stage(pre: Path) -> None:
@@ -530,7 +531,7 @@ def test_a_finished_fold_is_validated_again_for_what_the_next_stage_lacks(pre: P
     assert left is not None
     assert (left.only_validate, left.resume) == (True, False)
     with pytest.raises(DataError, match=r"next needs predictions of 3d_fullres; 6 are missing") as caught:
-        check_data(pre.name, plans, "next", 0)
+        check_data(pre.name, Plan(plans), "next", 0)
     assert caught.value.hint.startswith("stunet_train 998 3d_fullres 0 -p STUNetPlans_T --val, which predicts them")
     handed_over = run.folder.parent / "predicted_next_stage" / "next"
     handed_over.mkdir(parents=True)

@@ -22,7 +22,8 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from stunet.errors import WeightsError, first_few
 from stunet.files import json_differences
-from stunet.plans.check import of_a_run
+from stunet.plans.check import training_part
+from stunet.plans.plan import Plan
 from stunet.provenance import check_checkpoint
 from stunet.trainers.distributed import sharding
 from stunet.weights.checkpoints import load_checkpoint, save_checkpoint
@@ -88,9 +89,9 @@ def check(name: str, content: dict[str, Any], trainer: "BaseTrainer") -> None:
     Raises:
         WeightsError: It was trained with another plan, is of another fold, or was trained with other labels.
     """
-    plans, configuration = trainer.plans_manager.plans, trainer.configuration_name
-    trained = of_a_run(content["init_args"]["plans"], configuration)
-    if changed := json_differences(trained, of_a_run(plans, configuration), "plans"):
+    configuration = trainer.configuration_name
+    trained = training_part(Plan(content["init_args"]["plans"]), configuration)
+    if changed := json_differences(trained, training_part(trainer.plan, configuration), "plans"):
         raise WeightsError(
             f"{name} was trained with another plan than today's ({first_few(changed)})",
             "--overwrite starts from scratch",

@@ -5,9 +5,8 @@ here until trainer_class() is called.
 """
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from stunet.errors import UsageError, closest
 from stunet.labels.annotations import FILE
@@ -17,10 +16,9 @@ from stunet.workspace import PARTIAL_TRAINER, TRAINER
 TRAINERS = {TRAINER: "stunet.trainers.supervised", PARTIAL_TRAINER: "stunet.trainers.partial.trainer"}
 
 
-def needed_trainer(folder: Path, plans: Mapping[str, Any]) -> str:
-    """Return the name of the trainer that a preprocessed dataset and a plan need."""
-    partial = (folder / FILE).is_file() or "classes" in plans["stunet"].get("weights", {})
-    return PARTIAL_TRAINER if partial else TRAINER
+def needed_trainer(folder: Path, reused_classes: Sequence[str] | None) -> str:
+    """Return the name of the trainer that a preprocessed dataset needs, and a plan that reuses a head with these."""
+    return PARTIAL_TRAINER if (folder / FILE).is_file() or reused_classes is not None else TRAINER
 
 
 def check_trainer(name: str) -> None:

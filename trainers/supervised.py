@@ -25,14 +25,13 @@ class STUNetTrainer(BaseTrainer):
         all     all, as in nnU-Net
     """
 
-    mirror = "auto"
+    mirror: str
 
     def configure_rotation_dummyDA_mirroring_and_inital_patch_size(self) -> tuple[Any, bool, Any, tuple[int, ...]]:
         """Return nnU-Net's augmentation settings with the plan's mirror axes (3D array axes; a 2D patch has 1, 2)."""
         rotation, dummy_2d, initial_patch, every = super().configure_rotation_dummyDA_mirroring_and_inital_patch_size()
         first = 3 - len(self.configuration_manager.patch_size)
-        safe = self.plans_manager.plans["stunet"]["mirror_axes"]
-        safe = tuple(axis - first for axis in safe if axis >= first)
+        safe = tuple(axis - first for axis in self.plan.mirror_axes if axis >= first)
         training = {"auto": safe, "none": (), "swap": every, "all": every}[self.mirror]
         inference = {"auto": safe, "none": (), "swap": safe, "all": every}[self.mirror]
         self.inference_allowed_mirroring_axes = inference or None  # nnU-Net's predictor refuses an empty tuple
@@ -54,7 +53,7 @@ class STUNetTrainer(BaseTrainer):
             DataError: The dataset has regions, the plan does not state which axis is left-right, or the images differ
                 in it, or a class or a case lacks its counterpart.
         """
-        fixed = {0, 1, 2} - set(self.plans_manager.plans["stunet"]["mirror_axes"])
+        fixed = {0, 1, 2} - set(self.plan.mirror_axes)
         if not fixed:
             raise DataError(f"mirror=swap: {self._unsafe_mirroring()}", PLAN_AGAIN)
         if len(fixed) > 1:
@@ -68,7 +67,7 @@ class STUNetTrainer(BaseTrainer):
     def on_train_start(self) -> None:
         """Warn about a plan that mirrors left and right classes, from before their names were recognized."""
         super().on_train_start()
-        safe = set(self.plans_manager.plans["stunet"]["mirror_axes"])
+        safe = set(self.plan.mirror_axes)
         if self.mirror == "auto" and safe == {0, 1, 2} and self.sides() and self.local_rank == 0:
             self.listener.warning(f"{self._unsafe_mirroring()}; {PLAN_AGAIN}")
 

@@ -25,6 +25,7 @@ from stunet.folds import Fold, chosen
 from stunet.losses import DeepSupervision, DiceAndEntropy, DiceCE, RegionDiceCE
 from stunet.networks import STUNet
 from stunet.nnunet import patched, write_atomically
+from stunet.plans.plan import Plan
 from stunet.provenance import RECORD, check_run, continued, fold_of, trained_with
 from stunet.trainers import checkpoint, steps
 from stunet.trainers.data import augmentation, loader
@@ -58,14 +59,13 @@ class BaseTrainer(nnUNetTrainer):
     initial_lr: float
     network: Any  # an STUNet, which nnU-Net wraps in OptimizedModule and DistributedDataParallel
 
-    # Values that nnU-Net's trainer does not have; the plan's `stunet` block sets these and nnU-Net's own, such as
-    # num_epochs (plans/settings.py lists them).
-    seed = 0
-    momentum = 0.99
-    num_cases: int | None = None  # how many of the fold's training cases are used; None: all
-    label_interpolation = "linear"
-    accumulation = 1  # micro-batches per process and step
-    precision: str | None = None  # "bf16" or "fp32"; None as in nnU-Net: fp16 with a scaled loss on CUDA, else fp32
+    # Values of the plan that nnU-Net's trainer does not have; plans/settings.py explains them, and has the defaults.
+    seed: int
+    momentum: float
+    num_cases: int | None
+    label_interpolation: str
+    accumulation: int
+    precision: str | None
 
     def __init__(
         self,
@@ -79,12 +79,13 @@ class BaseTrainer(nnUNetTrainer):
         kept = {key: value for key, value in dataset_json.items() if key != "dataset"}  # local paths, not the model's
         with patched(host, MetaLogger=Logger):
             super().__init__(plans, configuration, fold, kept, device)
-        block = self.plans_manager.plans["stunet"]
-        self.finetuning = FineTuning.from_plan(block)
+        self.plan = Plan(self.plans_manager.plans)
+        self.finetuning = FineTuning.from_plan(self.plan)
         if self.finetuning is not None:
             self.initial_lr = self.finetuning.peak_lr(default=self.initial_lr)
-        for key, value in block["train"].items():
-            setattr(self, key, value)
+        for key, value in vars(self.plan.train).items():
+            if key != "initial_lr" or value is not None:
+                setattr(self, key, value)
         if self.is_ddp:  # nnU-Net assumes CUDA, and that all processes run on one machine
             self.device = torch.device("cuda", torch.cuda.current_device()) if device.type == "cuda" else device
         if device.type != "cuda" or self.precision is not None:
@@ -202,7 +203,7 @@ class BaseTrainer(nnUNetTrainer):
             DataError: There are fewer cases, or the fold cannot be trained; nnU-Net would make a random split for a
                 missing one.
         """
-        fold_of(self.plans_manager.dataset_name, self.plans_manager.plans, self.configuration_name, self.fold)
+        fold_of(self.plan.dataset_name, self.plan, self.configuration_name, self.fold)
         with patched_splits():
             train, validation = super().do_split()
         return (train if self.num_cases is None else chosen(train, self.num_cases, self.seed, self.fold)), validation
@@ -433,7 +434,7 @@ class BaseTrainer(nnUNetTrainer):
 
     def trains_with(self) -> dict[str, Any]:
         """Return what this run would train with now: the record that its checkpoints keep."""
-        run = (self.plans_manager.dataset_name, self.plans_manager.plans, self.configuration_name, self.fold)
+        run = (self.plan.dataset_name, self.plan, self.configuration_name, self.fold)
         cases = fold_of(*run)
         if cases is None:  # nnU-Net has to make the folds first
             train, validation = self.do_split()

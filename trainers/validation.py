@@ -25,7 +25,7 @@ from nnunetv2.training.dataloading import nnunet_dataset as datasets
 from nnunetv2.utilities.label_handling.label_handling import convert_labelmap_to_one_hot
 
 from stunet.files import atomic_write, remove_staging
-from stunet.images import CaseReader, file_reader
+from stunet.images import CaseReader, Reader, file_reader
 from stunet.inference.cases import drop_channel_axis
 from stunet.inference.engine.optimized import ReadyNetwork
 from stunet.inference.engine.probabilities import PLAIN, compress
@@ -178,9 +178,9 @@ class _Results:
         manager, base = trainer.plans_manager, Path(trainer.output_folder_base)
         self._folder = Path(trainer.output_folder) / FOLDER
         self._patch = trainer.configuration_manager.patch_size
-        self._kind, self._probabilities = manager.plans["image_reader_writer"], probabilities
+        self._kind, self._probabilities = trainer.plan.reader, probabilities
         self._writer = file_reader(self._kind)
-        model = ModelFolder(base, manager.plans, trainer.dataset_json, (), "")
+        model = ModelFolder(base, trainer.plan, trainer.dataset_json, (), "")
         self._endings = Products(probabilities=probabilities).endings(model)
         endings = (*endings_of_parts(model), *(f".{ending}" for ending in datasets.file_ending_dataset_mapping))
         self._parts = {end for case in cases for end in endings_of_case(case, endings)}
@@ -268,7 +268,7 @@ def measure(trainer: "BaseTrainer", processes: int) -> None:
             str(Path(trainer.preprocessed_dataset_folder_base) / "gt_segmentations"),
             str(folder),
             str(part),
-            CaseReader(trainer.plans_manager.plans, folder),
+            CaseReader(Reader(trainer.plan.reader, trainer.plan.orientation), folder),
             trainer.dataset_json["file_ending"],
             labels.foreground_regions if labels.has_regions else labels.foreground_labels,
             labels.ignore_label,

@@ -91,21 +91,21 @@ def _command(args: argparse.Namespace) -> None:
 def _check(experiment: Experiment, weights: Mapping[str, str]) -> None:
     """Check that everything the arms need exists; download nothing."""
     from stunet.cli.train_plans import choose_trainer
-    from stunet.plans.check import check_plans
+    from stunet.plans.check import check_plan
     from stunet.runs.readiness import check_data
 
     dataset = workspace.dataset_name(experiment.dataset)
-    plans = read_plan(plan_path(dataset, experiment.plans)).to_json()
-    check_plans(plans, experiment.configuration)
+    plan = read_plan(plan_path(dataset, experiment.plans))
+    check_plan(plan, experiment.configuration)
     splits = workspace.preprocessed_dataset(dataset) / SPLITS
     folds = len(read_folds(splits)) if splits.is_file() else MADE
     if experiment.fold >= folds:
         what = f"fold {experiment.fold} is asked for, but {dataset} has {folds}"
         raise DataError(what, f"fold = N, from 0 to {folds - 1}")
-    trainer = choose_trainer(dataset, plans, None)
-    for warning in check_data(dataset, plans, experiment.configuration, experiment.fold, trainer):
+    trainer = choose_trainer(dataset, plan.to_json(), None)
+    for warning in check_data(dataset, plan, experiment.configuration, experiment.fold, trainer):
         console.warn(warning)
-    _check_weights(experiment, weights, plans["stunet"]["size"])
+    _check_weights(experiment, weights, plan.size)
 
 
 def _check_done(todo: Mapping[Arm, Sequence[str]], record: Record, only_warn: bool) -> None:

@@ -15,6 +15,7 @@ from stunet.errors import DataError, StunetError, UsageError, closest
 from stunet.kinds import FINGERPRINT, read
 from stunet.names import name_problem
 from stunet.plans.files import list_planned, list_plans, plan_path, read_plan
+from stunet.plans.plan import Plan
 from stunet.sizes import DEFAULT, SIZES
 
 CONFIGURATIONS = ("2d", "3d_fullres", "3d_lowres")
@@ -210,16 +211,16 @@ def _plan_and_preprocess(dataset: str, args: argparse.Namespace) -> None:
 
 def _planned(dataset: str, args: argparse.Namespace) -> dict[str, Any]:
     """Return the existing plans that were asked for."""
-    from stunet.plans.check import check_plans
+    from stunet.plans.check import check_plan
 
-    plans = read_plan(plan_path(dataset, args.p)).to_json()
-    asked = [name for name in args.c if name in plans["configurations"] or name not in CONFIGURATIONS]
+    plan = read_plan(plan_path(dataset, args.p))
+    asked = [name for name in args.c if name in plan.configurations or name not in CONFIGURATIONS]
     if not asked:
         what = f"the plans {args.p!r} have no configuration {' or '.join(args.c)}"
-        raise UsageError(what, f"-c {' '.join(plans['configurations'])}")
+        raise UsageError(what, f"-c {' '.join(plan.configurations)}")
     for name in asked:
-        check_plans(plans, name)
-    return plans
+        check_plan(plan, name)
+    return plan.to_json()
 
 
 def _first_fold(dataset: str, plans: dict[str, Any], configuration: str) -> int | str:
@@ -228,7 +229,7 @@ def _first_fold(dataset: str, plans: dict[str, Any], configuration: str) -> int 
     from stunet.provenance import fold_of
 
     try:
-        fold_of(dataset, plans, configuration, 0)
+        fold_of(dataset, Plan(plans), configuration, 0)
     except DataError:
         return ALL
     return 0
@@ -283,11 +284,11 @@ def _preprocess(dataset: str, plans: dict[str, Any], args: argparse.Namespace) -
             workers = args.np[position if len(args.np) > 1 else 0]
         else:
             workers = _fitting(dataset, plans, name, min(WORKERS.get(name, FEWER), _cores()))
-        todo = len(pending_cases(dataset, plans, [name]))
-        for reason in stale_cases(dataset, plans, [name]):
+        todo = len(pending_cases(dataset, Plan(plans), [name]))
+        for reason in stale_cases(dataset, Plan(plans), [name]):
             console.note(reason)
         with console.Progress(f"preprocess {name}", todo, args.no_pbar) as progress:
-            preprocess(dataset, plans, [name], workers, progress.step)
+            preprocess(dataset, Plan(plans), [name], workers, progress.step)
 
 
 def _fitting(dataset: str, plans: dict[str, Any], name: str, wanted: int) -> int:

@@ -104,7 +104,7 @@ def _run_stage(
         pipeline.remove_leftovers(None if ours and args.num_parts == 1 else cases)
         todo = _to_do(pipeline, cases, keep=args.continue_prediction and whole_folder)
         if whole_folder:
-            write_record(target, _settings(args, target), stage.made_by, stage.result_dataset, stage.model.plans)
+            write_record(target, _settings(args, target), stage.made_by, stage.result_dataset, stage.model.plan)
             pipeline.write_label_table()
         progress.total = len(todo)
         for outcome in _follow(pipeline, todo, progress, report, args, errors):

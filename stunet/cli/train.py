@@ -13,6 +13,7 @@ from stunet.errors import UsageError
 from stunet.files import write_json
 from stunet.labels.annotations import describe_trained_model
 from stunet.plans.files import list_plans
+from stunet.plans.plan import Plan
 from stunet.sizes import SIZES
 from stunet.trainers.lookup import check_trainer
 
@@ -116,15 +117,15 @@ def _prepared(args: argparse.Namespace, again: bool) -> "Run | None":
     chosen = choose_plans(dataset, args)
     plans = chosen.plans
 
-    from stunet.plans.check import check_plans
+    from stunet.plans.check import check_plan
     from stunet.runs.launch import continued, starting_point
     from stunet.runs.readiness import check_data
 
-    resolved = check_plans(plans, configuration)
+    resolved = dict(check_plan(Plan(plans), configuration).content)
     nnunet.check_nnunet()
     nnunet.limit_processes()
     args.tr = choose_trainer(dataset, plans, args.tr)
-    for warning in check_data(dataset, plans, configuration, fold, args.tr):
+    for warning in check_data(dataset, Plan(plans), configuration, fold, args.tr):
         console.warn(warning)
     _check_shares(resolved["batch_size"], args.num_gpus, plans["stunet"]["train"].get("accumulation", 1))
     from stunet.runs.room import check_room
@@ -253,8 +254,8 @@ def _describe(run: "Run", resolved: dict[str, Any]) -> None:
     from stunet.plans.memory import estimate, parameters
     from stunet.trainers.finetune import strategies
 
-    dataset_json = describe_trained_model(run.dataset, run.plans, run.trainer)
-    network = describe(run.plans, run.configuration, dataset_json)
+    dataset_json = describe_trained_model(run.dataset, Plan(run.plans).reused_classes, run.trainer)
+    network = describe(Plan(run.plans), run.configuration, dataset_json)
     strides = resolved["architecture"]["arch_kwargs"]["strides"]
     patch = "x".join(map(str, resolved["patch_size"]))
     millions = parameters(network, strides) / 1e6
@@ -289,8 +290,8 @@ def _judged(run: "Run") -> "TransferReport | None":
         return None
     from stunet.trainers.finetune.start import preview
 
-    dataset_json = describe_trained_model(run.dataset, run.plans, run.trainer)
-    return preview(run.start, run.plans, run.configuration, dataset_json)
+    dataset_json = describe_trained_model(run.dataset, Plan(run.plans).reused_classes, run.trainer)
+    return preview(run.start, Plan(run.plans), run.configuration, dataset_json)
 
 
 if __name__ == "__main__":

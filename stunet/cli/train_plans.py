@@ -17,6 +17,7 @@ from stunet.kinds import read_dataset_json
 from stunet.labels.annotations import Annotations, describe_trained_model, load_annotations
 from stunet.models import store
 from stunet.plans.files import list_planned, plan_path, read_plan
+from stunet.plans.plan import Plan
 from stunet.plans.resolve import resolve
 from stunet.trainers.lookup import check_trainer, needed_trainer
 
@@ -53,7 +54,7 @@ def choose_plans(dataset: str, args: argparse.Namespace) -> Chosen:
     options = {"size": args.size, "memory_gb": args.gpu_memory_target, "stages": settings.parse_stages(args.stages)}
     overrides = settings.parse(args.set)
     if preset:
-        if unlike := preset.unlike(plans):
+        if unlike := preset.unlike(Plan(plans)):
             raise DataError(
                 f"plans {plans['plans_name']!r} have {unlike} as of preset {args.preset!r}",
                 f"stunet_plan_and_preprocess -d {int(dataset[7:10])} --preset {args.preset}, and -p with its plans",
@@ -77,9 +78,10 @@ def choose_plans(dataset: str, args: argparse.Namespace) -> Chosen:
         resolve(plans, args.c or args.configuration)
     from stunet.plans.derive import derive
 
-    trained = {"stunet": {**plans["stunet"], **{key: x for key, x in options.items() if key == "weights" and x}}}
-    trainer = args.tr or needed_trainer(path.parent, trained)
-    derived = derive(plans, describe_trained_model(dataset, trained, trainer), overrides=overrides, **options)
+    plan = Plan(plans)
+    classes = options["weights"].classes if options.get("weights") else plan.reused_classes
+    trainer = args.tr or needed_trainer(path.parent, classes)
+    derived = derive(plan, describe_trained_model(dataset, classes, trainer), overrides=overrides, **options).to_json()
     existing = path.with_name(f"{derived['plans_name']}.json")
     if not existing.is_file():
         return Chosen(derived, True, start or _start_of(derived, args))
@@ -98,7 +100,7 @@ def _fitting(dataset: str, preset: presets.Preset) -> str | None:
     fitting = []
     for name in list_planned(dataset):
         plans = read_plan(plan_path(dataset, name)).to_json()
-        fitting += [] if preset.unlike(plans) else [name]
+        fitting += [] if preset.unlike(Plan(plans)) else [name]
     return fitting[0] if len(fitting) == 1 else None
 
 
@@ -111,7 +113,7 @@ def choose_trainer(dataset: str, plans: dict[str, Any], given: str | None) -> st
         UsageError: There is no such trainer, or it cannot train on a part of the network's classes.
     """
     folder = workspace.preprocessed_dataset(dataset)
-    needed = needed_trainer(folder, plans)
+    needed = needed_trainer(folder, Plan(plans).reused_classes)
     if given is None:
         if needed != workspace.TRAINER:
             whole = "classes" in plans["stunet"].get("weights", {})
@@ -140,16 +142,16 @@ def _from_weights(
     from stunet.trainers.finetune import strategies
     from stunet.trainers.finetune.start import choose_heads, plan_entry
 
-    before = base.get("weights", {})
-    head = "reset" if args.pretrained_weights else args.head or before.get("head")
+    before = Plan({"stunet": base}).weights
+    head = "reset" if args.pretrained_weights else args.head or (before.head if before else None)
     heads = choose_heads(start, head, *data)
-    block = plan_entry(start, heads, is_file=Path(args.pretrained or args.pretrained_weights).exists())
-    if (before.get("sha256"), before.get("head")) == (start.sha256, heads.mode):
-        block = before
+    named = plan_entry(start, heads, is_file=Path(args.pretrained or args.pretrained_weights).exists())
+    if before and (before.sha256, before.head) == (start.sha256, heads.mode):
+        named = before
     theirs = start.weights.architecture.size
     if size not in (None, theirs):
         raise UsageError(
-            f"size {size} is asked for, but the weights {block['name']!r} are of size {theirs}",
+            f"size {size} is asked for, but the weights {named.name!r} are of size {theirs}",
             f"leave the size out, or find weights of size {size}: stunet_models list",
         )
     if args.head:
@@ -158,7 +160,7 @@ def _from_weights(
     finetune = args.finetune or base.get("finetune") or strategies.DEFAULT
     return {
         "size": theirs,
-        "weights": block,
+        "weights": named,
         "finetune": None if args.pretrained_weights else finetune,
     }
 

@@ -75,7 +75,8 @@ def _left(run: "Run") -> "Run | None":
     Raises:
         DataError: It is trained and validated, but with other plans, cases or data than there are now.
     """
-    from stunet.plans.check import of_a_run
+    from stunet.plans.check import training_part
+    from stunet.plans.plan import Plan
     from stunet.provenance import check_result
     from stunet.runs.readiness import lacking_next_stage
 
@@ -83,13 +84,13 @@ def _left(run: "Run") -> "Run | None":
         return run
     if not ((run.folder / FINAL).is_file() and _summary(run).is_file()):
         return run
-    before = of_a_run(read_plan(run.folder.parent / "plans.json").to_json(), run.configuration)
-    changed = json_differences(before, of_a_run(run.plans, run.configuration), run.plans["plans_name"])
+    before = training_part(read_plan(run.folder.parent / "plans.json"), run.configuration)
+    changed = json_differences(before, training_part(Plan(run.plans), run.configuration), run.plans["plans_name"])
     reasons = [f"with other plans than today's ({first_few(changed)})"] if changed else check_result(run.folder)
     if reasons:
         hint = "--val to validate it again, where its training cases are the same; --overwrite to train anew"
         raise DataError(f"this fold is trained and validated, but {reasons[0]}", hint)
-    if lacking := lacking_next_stage(run.dataset, run.plans, run.configuration, run.fold, run.folder.parent):
+    if lacking := lacking_next_stage(run.dataset, Plan(run.plans), run.configuration, run.fold, run.folder.parent):
         console.note(f"this fold is trained; it is validated again, because {lacking}")
         return replace(run, resume=False, only_validate=True)
     console.note("this fold is trained and validated; nothing to do")

@@ -12,6 +12,7 @@ from stunet.datasets import tiff
 from stunet.errors import DataError
 from stunet.kinds import DATASET, read_dataset_json
 from stunet.plans.files import read_plan
+from stunet.plans.plan import Plan
 from stunet.workspace import FINAL, PARTIAL_TRAINER, TRAINER, trained_folds
 
 _ITK = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd", ".gipl", ".gipl.gz")
@@ -33,14 +34,14 @@ class ModelFolder:
 
     Attributes:
         folder: DATASET/TRAINER__PLANS__CONFIGURATION, or any other with the same files.
-        plans: plans.json.
+        plan: The content of plans.json.
         dataset: dataset.json.
         folds: Folds over which predictions are averaged.
         checkpoint: Name of the checkpoint in each fold.
     """
 
     folder: Path
-    plans: dict
+    plan: Plan
     dataset: dict
     folds: tuple[int | str, ...]
     checkpoint: str
@@ -53,7 +54,7 @@ class ModelFolder:
     @property
     def readable_endings(self) -> set[str]:
         """The image endings that the model's reader takes."""
-        return {self.ending, *READS.get(self.plans.get("image_reader_writer", ""), ())}
+        return {self.ending, *READS.get(self.plan.reader, ())}
 
     @property
     def channels(self) -> list[str]:
@@ -63,7 +64,7 @@ class ModelFolder:
     @property
     def has_spacing_files(self) -> bool:
         """Whether CASE.json holds the spacing of CASE_0000.tif, and a result gets such a file next to it."""
-        return self.plans.get("image_reader_writer") == tiff.READER
+        return self.plan.reader == tiff.READER
 
     @property
     def checkpoint_files(self) -> list[Path]:
@@ -82,7 +83,7 @@ def open_model(folder: Path, folds: Sequence[int | str] | None = None, checkpoin
             f"{str(folder)!r} is not a model folder: it has no plans.json",
             "give DATASET/TRAINER__PLANS__CONFIGURATION with --model, or -d and -c",
         )
-    plans = read_plan(folder / "plans.json").to_json()
+    plan = read_plan(folder / "plans.json")
     dataset = read_dataset_json(folder / "dataset.json", DATASET)
     trained = trained_folds(folder, checkpoint)
     if not trained:
@@ -91,7 +92,7 @@ def open_model(folder: Path, folds: Sequence[int | str] | None = None, checkpoin
         if fold not in trained:
             raise _missing_fold(folder, fold, trained, checkpoint)
     numbered = tuple(fold for fold in trained if fold != "all")
-    return ModelFolder(folder, plans, dataset, tuple(folds or numbered or trained), checkpoint)
+    return ModelFolder(folder, plan, dataset, tuple(folds or numbered or trained), checkpoint)
 
 
 def unfinished_folds(model: ModelFolder) -> list[str]:

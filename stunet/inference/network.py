@@ -17,7 +17,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from stunet.errors import DataError, WeightsError, closest
 from stunet.inference.model import ModelFolder
 from stunet.plans.check import NETWORK
-from stunet.plans.resolve import resolve
+from stunet.plans.plan import Plan
 
 TRUSTED = ("torch.nn.", "dynamic_network_architectures.")
 
@@ -29,11 +29,11 @@ def build(model: ModelFolder, configuration: str) -> tuple[Any, Any, torch.nn.Mo
         DataError: The plans lack the configuration, do not describe a network, or describe one of another package.
     """
     file, hint = str(model.folder / "plans.json"), "copy plans.json from the training"
-    known = list(model.plans.get("configurations", {}))
+    known = list(model.plan.configurations)
     if configuration not in known:
         raise DataError(f"no configuration {configuration!r} in {file!r}{closest(configuration, known)}", hint)
     try:
-        plans = PlansManager(model.plans)
+        plans = PlansManager(model.plan.to_json())
         manager = plans.get_configuration(configuration)
         _check_classes(manager, file)
         classes = plans.get_label_manager(model.dataset).num_segmentation_heads
@@ -77,19 +77,16 @@ def _is_trusted(name: str) -> bool:
     return found is None or (isinstance(found, type) and issubclass(found, torch.nn.Module))
 
 
-def check_strides(path: Path, checkpoint: Mapping[str, Any], plans: Mapping[str, Any], configuration: str) -> None:
+def check_strides(path: Path, checkpoint: Mapping[str, Any], plan: Plan, configuration: str) -> None:
     """Refuse weights trained with other strides: nothing would fail, but a different function would be computed.
 
     Raises:
-        WeightsError: The checkpoint's own plans have other strides than `plans`.
+        WeightsError: The checkpoint's own plans have other strides than `plan`.
     """
-    trained_with = checkpoint["init_args"].get("plans") or {}
-    if configuration not in trained_with.get("configurations", {}):
+    trained_with = Plan(checkpoint["init_args"].get("plans") or {})
+    if configuration not in trained_with.configurations:
         return
-    trained, given = (
-        resolve(each, configuration).get("architecture", {}).get("arch_kwargs", {}).get("strides")
-        for each in (trained_with, plans)
-    )
+    trained, given = (each.configuration(configuration).known_strides for each in (trained_with, plan))
     if trained is not None and given != [list(stride) for stride in trained]:
         raise WeightsError(
             f"{str(path)!r} was trained with strides {trained}, and plans.json says {given}",

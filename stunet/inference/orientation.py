@@ -33,10 +33,9 @@ def choose_orientation(model: ModelFolder, option: str | None) -> tuple[str | No
 
 def known_orientation(model: ModelFolder) -> tuple[str | None, str | None]:
     """Return the orientation (None if unknown) and what states it (None: the model's own plans)."""
-    plans = model.plans
-    if recorded := plans.get("stunet", {}).get("orientation"):
-        return str(recorded), None
-    if plans["image_reader_writer"].endswith(REORIENTS):
+    if recorded := model.plan.orientation:
+        return recorded, None
+    if model.plan.reader.endswith(REORIENTS):
         return REORIENTED, None
     if code := _of_registry(model):
         return code, "the registry"
@@ -61,9 +60,9 @@ def _of_registry(model: ModelFolder) -> str | None:
 def _of_training_images(model: ModelFolder) -> str | None:
     """Return that of the raw dataset, if it is on this machine, has the same labels, and its images agree."""
     raw = os.environ.get("nnUNet_raw")
-    folder = Path(raw or "") / str(model.plans.get("dataset_name"))
+    folder = Path(raw or "") / model.plan.dataset_name
     try:
-        if not raw or not (folder / "dataset.json").is_file():
+        if not raw or not model.plan.dataset_name or not (folder / "dataset.json").is_file():
             return None
         description = read_json(folder / "dataset.json")
         if description.get("labels") != model.dataset["labels"]:
@@ -74,7 +73,7 @@ def _of_training_images(model: ModelFolder) -> str | None:
         else:
             images = sorted((folder / "imagesTr").glob(f"*_0000{model.ending}"))
         sample = images[:: -(-len(images) // MAX_IMAGES) or 1]
-        found = count_orientations(sample, model.plans["image_reader_writer"])
+        found = count_orientations(sample, model.plan.reader)
     except (StunetError, OSError, RuntimeError, ValueError, AttributeError, LookupError, TypeError):
         return None
     return next(iter(found)) if len(found) == 1 else None

@@ -14,6 +14,7 @@ from stunet.errors import DataError
 from stunet.files import NAME_MAX, read_json, remove, shortened, staging_name, write_json
 from stunet.inference.cases import InputCase
 from stunet.nifti import check_nifti
+from stunet.plans.plan import Plan
 
 SETTINGS = "predict_from_raw_data_args.json"  # nnU-Net's name
 LONGEST_CASE = 200  # bytes of a case's name in temporary names, which also have two .part-PID- prefixes and an ending
@@ -63,7 +64,7 @@ def endings_of_case(name: str, endings: Sequence[str]) -> set[str]:
 
 
 def write_record(
-    folder: Path, settings: Mapping[str, Any], made_by: Mapping[str, Any], dataset: Mapping[str, Any], plans: Any
+    folder: Path, settings: Mapping[str, Any], made_by: Mapping[str, Any], dataset: Mapping[str, Any], plan: Plan
 ) -> None:
     """Write the three files that nnU-Net leaves next to its predictions; its post-processing reads them.
 
@@ -72,11 +73,11 @@ def write_record(
         settings: nnU-Net's own settings.
         made_by: What determines the results, as in Predictor.made_by.
         dataset: dataset.json, with the labels of the results.
-        plans: The model's plans.
+        plan: The model's plan.
     """
     write_json(folder / SETTINGS, {**settings, "stunet": made_by})
     write_json(folder / "dataset.json", dataset)
-    write_json(folder / "plans.json", plans)
+    write_json(folder / "plans.json", plan.content)
 
 
 def check_free(folder: Path) -> None:

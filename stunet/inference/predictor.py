@@ -105,9 +105,9 @@ class Predictor:
         self._plans, self._configuration, network = build(model, self.name)
         for path, checkpoint in zip(model.checkpoint_files, checkpoints, strict=True):
             check_weights(path, network, checkpoint["network_weights"])
-            check_strides(path, checkpoint, model.plans, self.name)
+            check_strides(path, checkpoint, model.plan, self.name)
         for fold, path, checkpoint in zip(model.folds, model.checkpoint_files, checkpoints, strict=True):
-            for warning in check_trained(path, checkpoint["init_args"], model.plans, self.name, fold, model.dataset):
+            for warning in check_trained(path, checkpoint["init_args"], model.plan, self.name, fold, model.dataset):
                 log.warning("warning: %s", warning)
         if self.options.v1_preprocessing and self.previous_stage:
             raise UsageError(f"--v1_preprocessing is not for a cascade such as {self.name}", "leave it out")
@@ -199,7 +199,7 @@ class Predictor:
         self._warn_of_unknown_orientation(raw)
         shape = self._network_shape(raw.image_CDHW.shape[1:], raw.properties["spacing"])
         check_grid(raw, [shape[axis] for axis in self._plans.transpose_backward])
-        warn_of_units(raw, self._configuration.normalization_schemes, self.model.plans)
+        warn_of_units(raw, self._configuration.normalization_schemes, self.model.plan)
         if self.options.v1_preprocessing:
             preprocessor: Any = V1Preprocessor(self.options.verbose)
         else:
@@ -296,7 +296,7 @@ class Predictor:
             labels = {name: table[value].tolist() for name, value in labels.items() if name != "ignore"}
         stated = {} if self._orientation_source is None else {"orientation": self.orientation}
         return {
-            "plans": sha256_of_json(self.model.plans),
+            "plans": sha256_of_json(self.model.plan.content),
             "checkpoints": checkpoints,
             "labels": labels,
             "v1_preprocessing": self.options.v1_preprocessing,
@@ -318,7 +318,7 @@ class Predictor:
     @property
     def writer(self) -> Reader:
         """nnU-Net's reader and writer for this model's files, which does not reorient them."""
-        return file_reader(self.model.plans["image_reader_writer"])
+        return file_reader(self.model.plan.reader)
 
     def _warn_of_unknown_orientation(self, raw: InputImage) -> None:
         """Warn the user if the orientation of the training images is unknown, but the image states its own."""

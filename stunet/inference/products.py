@@ -168,7 +168,7 @@ def write(
     with whole_case(folder, case.name, endings) as part:
         if products.probabilities:
             compress(Path(f"{part}{PROBABILITIES[0]}"))
-            of_nnunet = for_nnunet(properties, model.plans["image_reader_writer"])
+            of_nnunet = for_nnunet(properties, model.plan.reader)
             Path(f"{part}.pkl").write_bytes(pickle.dumps(of_nnunet))
         if products.preview:
             try:

@@ -5,7 +5,7 @@ inputs.py does the same for images that are in memory already.
 
 import logging
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,6 +26,7 @@ from stunet.machine import GB, memory_limit
 from stunet.nifti import check_nifti
 from stunet.nifti_header import file_has_orientation, header_has_orientation, oddities, read_forms
 from stunet.orientation import FLAT_THICKNESS, affine_of, largest_shift, turn_image, way_back
+from stunet.plans.plan import Plan
 
 # What nnU-Net, ITK, numpy and nibabel raise for files and images that they cannot handle.
 UNREADABLE = (
@@ -71,7 +72,7 @@ def read(case: InputCase, model: ModelFolder, orientation: str | None) -> InputI
     if case.error:
         raise case.error
     files, channels = ", ".join(str(file) for file in case.files), model.channels
-    kind = model.plans["image_reader_writer"]
+    kind = model.plan.reader
     reader = Reader(kind, orientation)
     if case.is_dicom:
         from stunet.datasets.dicom import read_series
@@ -150,15 +151,15 @@ def check_grid(raw: InputImage, network_shape: Sequence[int]) -> None:
     raise DataError(f"{what}{more}", "correct the spacing, which is in mm")
 
 
-def warn_of_units(raw: InputImage, schemes: Sequence[str], plans: Mapping[str, Any]) -> None:
+def warn_of_units(raw: InputImage, schemes: Sequence[str], plan: Plan) -> None:
     """Warn of a CT whose values are unlikely to be in the units of the training images.
 
     Args:
         raw: The image.
         schemes: How each channel is normalised.
-        plans: Plans with the intensities of the training images.
+        plan: The plan, with the intensities of the training images.
     """
-    known = plans.get("foreground_intensity_properties_per_channel") or {}
+    known = plan.intensities or {}
     for channel, scheme in enumerate(schemes):
         if scheme != "CTNormalization" or channel >= len(raw.image_CDHW):
             continue

@@ -5,7 +5,6 @@ update_bn, over patches of the target's preprocessed cases, without augmentation
 normalise each image by itself, as STU-Net does, have no such statistics.
 """
 
-import copy
 import logging
 import shutil
 from collections.abc import Callable, Iterator
@@ -25,7 +24,7 @@ from stunet.inference.model import ModelFolder, open_model
 from stunet.inference.network import build
 from stunet.models.record import RECORD
 from stunet.plans.files import read_plan
-from stunet.plans.resolve import resolve
+from stunet.plans.plan import Plan
 from stunet.preprocessing.dataset import CONFIGURATION_SETTINGS, PLAN_SETTINGS, preprocessed_cases
 from stunet.preprocessing.stored import StoredCases
 from stunet.provenance import check_data
@@ -122,16 +121,12 @@ def recollect(
 
 def _as_trained(model: ModelFolder, configuration: str, trainer: str | None) -> ModelFolder:
     """Return the model with the norm it was trained with: nnUNetTrainerBN swaps it, and the plans do not record it."""
-    described = resolve(model.plans, configuration).get("architecture")
-    if trainer != "nnUNetTrainerBN" or described is None:
+    planned = model.plan.configuration(configuration)
+    if trainer != "nnUNetTrainerBN" or not planned.has_network:
         return model
-    architecture = copy.deepcopy(described)
-    arguments = architecture["arch_kwargs"]
-    axes = arguments["conv_op"][-2:]  # torch.nn.modules.conv.Conv3d
-    arguments |= {"norm_op": f"torch.nn.BatchNorm{axes}", "norm_op_kwargs": {"eps": 1e-5, "affine": True}}
-    planned = model.plans["configurations"][configuration] | {"architecture": architecture}
-    plans = model.plans | {"configurations": model.plans["configurations"] | {configuration: planned}}
-    return replace(model, plans=plans)
+    axes = planned.network_arguments["conv_op"][-2:]  # torch.nn.modules.conv.Conv3d
+    norm = {"norm_op": f"torch.nn.BatchNorm{axes}", "norm_op_kwargs": {"eps": 1e-5, "affine": True}}
+    return replace(model, plan=model.plan.with_network(configuration, **norm))
 
 
 def _statistics(network: torch.nn.Module) -> list[str]:
@@ -146,34 +141,34 @@ def _statistics(network: torch.nn.Module) -> list[str]:
 
 def _find_cases(model: ModelFolder, name: str, dataset: str, configuration: str) -> nnUNetBaseDataset:
     """Return the dataset's cases, preprocessed as the model's plans specify."""
-    wanted, reasons = _preprocessing(model.plans, name), []
+    wanted, reasons = _preprocessing(model.plan, name), []
     for path in sorted(preprocessed_dataset(dataset).glob("*.json")):
         content = read_json(path)
-        if not isinstance(content, dict) or configuration not in (content.get("configurations") or ()):
+        if not isinstance(content, dict) or configuration not in Plan(content).configurations:
             continue
-        plans = read_plan(path).to_json()
-        if changed := json_differences(_preprocessing(plans, configuration), wanted, path.stem):
+        plan = read_plan(path)
+        if changed := json_differences(_preprocessing(plan, configuration), wanted, path.stem):
             reasons.append(first_few(changed))
-        elif names := preprocessed_cases(dataset, plans, configuration):
-            for warning in check_data(dataset, plans, configuration):
+        elif names := preprocessed_cases(dataset, plan, configuration):
+            for warning in check_data(dataset, plan, configuration):
                 log.warning("warning: %s", warning)
-            folder = str(preprocessed_dataset(dataset) / resolve(plans, configuration)["data_identifier"])
+            folder = str(preprocessed_dataset(dataset) / plan.configuration(configuration).data_identifier)
             return infer_dataset_class(folder)(folder, names)
         else:
             reasons.append(f"{path.stem} is not preprocessed")
-    plan = model.plans["plans_name"]
+    moved = model.plan.name
     raise DataError(
         f"no {configuration} data of {dataset} are preprocessed as the model's: "
         f"{'; '.join(reasons) or 'no plans have this configuration'}",
-        f"nnUNetv2_move_plans_between_datasets -s {model.plans['dataset_name']} -t {dataset} -sp {plan} "
-        f"-tp {plan}_moved, then nnUNetv2_preprocess -d {dataset[7:10]} -plans_name {plan}_moved -c {name}",
+        f"nnUNetv2_move_plans_between_datasets -s {model.plan.dataset_name} -t {dataset} -sp {moved} "
+        f"-tp {moved}_moved, then nnUNetv2_preprocess -d {dataset[7:10]} -plans_name {moved}_moved -c {name}",
     )
 
 
-def _preprocessing(plans: dict[str, Any], configuration: str) -> dict[str, Any]:
+def _preprocessing(plan: Plan, configuration: str) -> dict[str, Any]:
     """Return the settings that determine the values of preprocessed images."""
-    planned = resolve(plans, configuration)
-    return {key: plans.get(key) for key in PLAN_SETTINGS} | {key: planned.get(key) for key in CONFIGURATION_SETTINGS}
+    planned = plan.configuration(configuration)
+    return {key: plan.get(key) for key in PLAN_SETTINGS} | {key: planned.get(key) for key in CONFIGURATION_SETTINGS}
 
 
 def _patches(

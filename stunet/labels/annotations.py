@@ -225,13 +225,13 @@ def load_annotations(folder: Path) -> Annotations | None:
 
 
 def load_training_annotations(
-    folder: Path, plans: Mapping[str, Any], dataset_json: Mapping[str, Any], cases: Iterable[str] = ()
+    folder: Path, classes: Sequence[str] | None, dataset_json: Mapping[str, Any], cases: Iterable[str] = ()
 ) -> Annotations | None:
     """Return the annotations that a run of a plan trains with; None if every class is annotated in every case.
 
     Args:
         folder: Folder of the preprocessed dataset.
-        plans: If they start from weights whose whole head is used, they contain its classes.
+        classes: Those of the weights that the plan starts from, if their head is used whole.
         dataset_json: The dataset's dataset.json.
         cases: The dataset's case names, for a dataset without the file.
 
@@ -239,17 +239,16 @@ def load_training_annotations(
         DataError: As for load_annotations() and map_to_head().
     """
     annotations = load_annotations(folder)
-    classes = plans["stunet"].get("weights", {}).get("classes")
     if classes is None:
         return annotations
     return (annotations or complete_annotations(dataset_json, cases)).map_to_head(classes)
 
 
-def describe_trained_model(dataset: str, plans: Mapping[str, Any], trainer: str) -> dict[str, Any]:
-    """Return the dataset.json of the model that a run of a trainer produces."""
+def describe_trained_model(dataset: str, classes: Sequence[str] | None, trainer: str) -> dict[str, Any]:
+    """Return the dataset.json of the model that a trainer makes; `classes` as for load_training_annotations()."""
     folder = preprocessed_dataset(dataset)
     content = read_dataset_json(folder / "dataset.json")
-    annotations = load_training_annotations(folder, plans, content) if trainer == PARTIAL_TRAINER else None
+    annotations = load_training_annotations(folder, classes, content) if trainer == PARTIAL_TRAINER else None
     return annotations.model_description(content) if annotations else content
 
 

@@ -11,6 +11,7 @@ from stunet.errors import DataError, WeightsError
 from stunet.kinds import DATASET, label_values
 from stunet.labels.names import head_classes
 from stunet.plans.grid import RESAMPLED, problems
+from stunet.plans.plan import Configuration, Plan
 from stunet.plans.schema import PLANS
 from stunet.schema import check
 from stunet.weights.v2 import NORMALIZATIONS, READERS, RESAMPLINGS
@@ -29,41 +30,39 @@ def check_metadata(weights: "Weights") -> None:
     hint = "use the plans.json and dataset.json of the training that made it"
     check(plans, PLANS, weights.path, hint, WeightsError)
     check(dataset, DATASET, weights.path, hint, WeightsError)
-    planned = plans["configurations"][weights.configuration]
+    plan, planned = Plan(plans), Plan(plans).configuration(str(weights.configuration))
     try:
-        problem = next(_problems(weights, plans, planned, dataset), None)
+        problem = next(_problems(weights, plan, planned, dataset), None)
     except DataError as error:
         problem = error.message
     if problem:
         raise WeightsError(f"{str(weights.path)!r}: {problem}", hint)
 
 
-def _problems(
-    weights: "Weights", plans: Mapping[str, Any], planned: Mapping[str, Any], dataset: Mapping[str, Any]
-) -> Iterator[str]:
+def _problems(weights: "Weights", plan: Plan, planned: Configuration, dataset: Mapping[str, Any]) -> Iterator[str]:
     """Yield what is wrong; only the first is reliable, because later checks assume that earlier ones passed."""
-    yield from problems(plans, planned, weights.strides or [], weights.architecture.ndim)
+    yield from problems(plan, planned, weights.strides or [], weights.architecture.ndim)
     yield from _wrong_classes(weights, planned, dataset)
     ndim, axes = weights.architecture.ndim, weights.mirror_axes or ()
     if len({*axes}) != len(axes) or not {*axes} <= {*range(ndim)}:
         yield f"mirror axes {axes} must be different, from 0 to {ndim - 1}"
-    schemes, named = planned["normalization_schemes"], len(weights.channels or ())
+    schemes, named = planned.normalization, len(weights.channels or ())
     if not {*schemes} <= {*NORMALIZATIONS}:
         yield f"normalization_schemes is {schemes!r}; known: {', '.join(NORMALIZATIONS)}"
     if len(schemes) != named:
         yield f"normalization_schemes is {schemes!r}, for {named} channel(s)"
     names = {
-        "image_reader_writer": (plans["image_reader_writer"], READERS),
-        "label_manager": (plans["label_manager"], ("LabelManager",)),
-        "preprocessor_name": (planned["preprocessor_name"], ("DefaultPreprocessor",)),
-        **{f"resampling_fn_{what}": (planned[f"resampling_fn_{what}"], RESAMPLINGS) for what in RESAMPLED},
+        "image_reader_writer": (plan.reader, READERS),
+        "label_manager": (plan.label_manager, ("LabelManager",)),
+        "preprocessor_name": (planned.preprocessor, ("DefaultPreprocessor",)),
+        **{f"resampling_fn_{what}": (planned.resampling(what), RESAMPLINGS) for what in RESAMPLED},
     }
     for key, (name, known) in names.items():
         if name not in known:
             yield f"{key} is {name!r}, which is not one of {', '.join(known)}"
 
 
-def _wrong_classes(weights: "Weights", planned: Mapping[str, Any], dataset: Mapping[str, Any]) -> Iterator[str]:
+def _wrong_classes(weights: "Weights", planned: Configuration, dataset: Mapping[str, Any]) -> Iterator[str]:
     values = label_values(dataset["labels"], dataset.get("regions_class_order"))
     rows = head_classes(dataset["labels"])
     labels = len(values) - ("ignore" in dataset["labels"])
@@ -73,5 +72,5 @@ def _wrong_classes(weights: "Weights", planned: Mapping[str, Any], dataset: Mapp
         yield f"the head has {weights.architecture.classes} rows, and {len(rows)} classes are named"
     numbered = dataset.get("channel_names") or dataset.get("modality") or {}
     named, channels = len(numbered), weights.architecture.channels
-    if named + (labels - 1 if planned.get("previous_stage") else 0) != channels:
+    if named + (labels - 1 if planned.previous_stage else 0) != channels:
         yield f"the network takes {channels} channel(s), and {named} are named"

@@ -24,7 +24,8 @@ from nnunetv2.preprocessing.resampling.default_resampling import (
 )
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from stunet.images import Reader, plan_reader
+from stunet.images import Reader
+from stunet.plans.plan import Plan
 from stunet.resampling import resample_image, resample_labels
 
 # The defaults of resample_data_or_seg_to_shape, for what the plans do not specify.
@@ -62,7 +63,8 @@ class Plans(PlansManager):
     @property
     def image_reader_writer_class(self) -> Any:
         """Called by nnU-Net's preprocessors, and ours, to make a reader."""
-        return partial(plan_reader, self.plans)
+        plan = Plan(self.plans)
+        return partial(Reader, plan.reader, plan.orientation)
 
 
 class Preprocessor(DefaultPreprocessor):

@@ -30,7 +30,7 @@ from stunet.errors import DataError, UsageError, first_few
 from stunet.files import atomic_write, cached_sha256_of, exclusive_lock, json_differences, read_json, write_json
 from stunet.kinds import MANIFEST, normalize_labels, read, read_dataset_json
 from stunet.labels.annotations import FILE as ANNOTATIONS
-from stunet.plans.resolve import resolve
+from stunet.plans.plan import Plan
 from stunet.preprocessing.worker import OWN_FOLDER, Done, Job, names_case, run
 from stunet.workspace import planning, preprocessed_dataset, raw_dataset
 
@@ -89,7 +89,7 @@ class DataFolder:
 
 def preprocess(
     dataset: str,
-    plans: dict,
+    plan: Plan,
     configurations: Sequence[str],
     workers: int,
     on_case: Callable[[str], None] | None = None,
@@ -102,8 +102,8 @@ def preprocess(
 
     Args:
         dataset: The full name, `Dataset003_Liver`.
-        plans: The content of a plans file.
-        configurations: Names from the plans; those that share a data folder are done once.
+        plan: A plan of the dataset, ours or nnU-Net's.
+        configurations: Names of its configurations; those that share a data folder are done once.
         workers: Number of processes; each holds one case in memory and computes on one thread.
         on_case: Called with the case's name whenever one is finished; `pending_cases` tells how many there will be.
         verbose: Workers report what happens to each case.
@@ -117,8 +117,8 @@ def preprocess(
         raise UsageError(f"the number of workers must be at least 1, not {workers}", "-np 1")
     description, cases = raw_cases(dataset)
     # Twice: which folders to lock, and, once nobody else changes them, what is left to do there.
-    with _locked([folder.path for folder in _data_folders(dataset, plans, configurations, description, cases)]):
-        folders = _data_folders(dataset, plans, configurations, description, cases)
+    with _locked([folder.path for folder in _data_folders(dataset, plan, configurations, description, cases)]):
+        folders = _data_folders(dataset, plan, configurations, description, cases)
         for folder in folders:
             _clear(folder)
             folder.save()
@@ -127,7 +127,7 @@ def preprocess(
             _copy_labels(dataset, description["file_ending"], cases)
         jobs = [Job(f.configuration, f.path, c.name, c.images, c.label) for f, c in _pending(folders, cases)]
         try:
-            with closing(run(jobs, plans, description, workers, verbose)) as finished:
+            with closing(run(jobs, plan, description, workers, verbose)) as finished:
                 _record(finished, folders, cases, on_case or (lambda name: None))
         finally:
             for folder in folders:
@@ -135,34 +135,34 @@ def preprocess(
                 folder.save()
 
 
-def pending_cases(dataset: str, plans: dict, configurations: Sequence[str]) -> list[tuple[str, str]]:
+def pending_cases(dataset: str, plan: Plan, configurations: Sequence[str]) -> list[tuple[str, str]]:
     """Return what `preprocess` would do: (configuration, case), in order. Changes nothing.
 
     Raises:
         DataError: A configuration is unknown or a raw file is missing.
     """
     description, cases = raw_cases(dataset)
-    folders = _data_folders(dataset, plans, configurations, description, cases)
+    folders = _data_folders(dataset, plan, configurations, description, cases)
     return [(folder.configuration, case.name) for folder, case in _pending(folders, cases)]
 
 
-def stale_cases(dataset: str, plans: dict, configurations: Sequence[str]) -> list[str]:
+def stale_cases(dataset: str, plan: Plan, configurations: Sequence[str]) -> list[str]:
     """Return why `preprocess` would redo existing cases, a sentence for each configuration where it would.
 
     Raises:
         DataError: As for pending_cases().
     """
-    folders = _data_folders(dataset, plans, configurations, *raw_cases(dataset))
+    folders = _data_folders(dataset, plan, configurations, *raw_cases(dataset))
     return [f"{folder.configuration}: {folder.stale}" for folder in folders if folder.stale]
 
 
-def preprocessed_cases(dataset: str, plans: dict, configuration: str) -> list[str]:
+def preprocessed_cases(dataset: str, plan: Plan, configuration: str) -> list[str]:
     """Return the cases in a configuration's data folder, sorted. Needs no raw data, which clusters often lack.
 
     Raises:
         DataError: The configuration is unknown.
     """
-    folder = preprocessed_dataset(dataset) / resolve(plans, configuration)["data_identifier"]
+    folder = preprocessed_dataset(dataset) / plan.configuration(configuration).data_identifier
     present = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
     names = [name.removesuffix(".pkl") for name in present if name.endswith(".pkl")]
     return sorted(n for n in names if {f"{n}.b2nd", f"{n}_seg.b2nd"} <= present or f"{n}.npz" in present)
@@ -191,35 +191,35 @@ def _stamp(case: RawCase) -> StampedCase:
 
 
 def _data_folders(
-    dataset: str, plans: dict, configurations: Sequence[str], description: dict, cases: Sequence[StampedCase]
+    dataset: str, plan: Plan, configurations: Sequence[str], description: dict, cases: Sequence[StampedCase]
 ) -> list[DataFolder]:
     """Return the data folders of the configurations, each once."""
     found: dict[Path, DataFolder] = {}
     for name in configurations:
-        path = preprocessed_dataset(dataset) / resolve(plans, name)["data_identifier"]
+        path = preprocessed_dataset(dataset) / plan.configuration(name).data_identifier
         if path not in found:
-            settings = settings_of(plans, name, description["labels"])
+            settings = settings_of(plan, name, description["labels"])
             found[path] = DataFolder(name, path, settings, *_valid_records(path, settings, cases))
     return list(found.values())
 
 
-def settings_of(plans: Mapping[str, Any], configuration: str, labels: Mapping[str, Any]) -> dict[str, Any]:
+def settings_of(plan: Plan, configuration: str, labels: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings that determine the arrays of preprocessed cases, as JSON.
 
     Args:
-        plans: The content of a plans file.
-        configuration: Key of its configurations.
+        plan: A plan, ours or nnU-Net's.
+        configuration: Name of one of its configurations.
         labels: Values by name, from dataset.json.
 
     Raises:
         DataError: The configuration is unknown.
     """
-    values = resolve(plans, configuration)
+    planned = plan.configuration(configuration)
     settings: dict[str, Any] = {"nnunetv2": version("nnunetv2"), "labels": labels}
-    settings |= {key: plans.get(key) for key in PLAN_SETTINGS}
-    settings |= {key: values.get(key) for key in CONFIGURATION_SETTINGS}
-    if len((block := plans.get("stunet", {})).get("orientations", ())) > 1:  # otherwise nothing is turned
-        settings["orientation"] = block["orientation"]
+    settings |= {key: plan.get(key) for key in PLAN_SETTINGS}
+    settings |= {key: planned.get(key) for key in CONFIGURATION_SETTINGS}
+    if len(plan.orientations) > 1:  # otherwise nothing is turned
+        settings["orientation"] = plan.orientation
     return _decisive(json.loads(json.dumps(settings)))
 
 

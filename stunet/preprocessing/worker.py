@@ -20,6 +20,7 @@ from stunet.errors import DataError, StunetError, is_disk_full, is_out_of_memory
 from stunet.files import sha256_of
 from stunet.machine import SHARE, memory_limit
 from stunet.nifti import check_nifti
+from stunet.plans.plan import Plan
 from stunet.workers import Outcome, map_cases, raise_failed
 
 OWN_FOLDER = ".stunet"  # inside a data folder; a folder, because nnU-Net checks the endings of all files there
@@ -53,9 +54,7 @@ class Done(NamedTuple):
     sha256: list[str]
 
 
-def run(
-    jobs: Sequence[Job], plans: dict, description: dict, workers: int, verbose: bool
-) -> Generator[Done, None, None]:
+def run(jobs: Sequence[Job], plan: Plan, description: dict, workers: int, verbose: bool) -> Generator[Done, None, None]:
     """Do the jobs in worker processes; leaving the loop early, by an error or Ctrl-C, kills the workers.
 
     The workers are forked from a small server process that has loaded nnU-Net but never computes: as fast as fork, and
@@ -63,7 +62,7 @@ def run(
 
     Args:
         jobs: The jobs to do.
-        plans: The content of a plans file.
+        plan: The plan of the jobs' configurations.
         description: The content of dataset.json.
         workers: Number of processes; each holds one case in memory and computes on one thread.
         verbose: Workers report what happens to each case.
@@ -79,7 +78,7 @@ def run(
     context.set_forkserver_preload(PRELOADED)
     # As text, and without the lists of cases: all of it is pickled with every job.
     labels_only = {key: value for key, value in description.items() if key not in ("dataset", "training", "test")}
-    work = partial(_preprocess, plans=json.dumps(plans), description=json.dumps(labels_only), verbose=verbose)
+    work = partial(_preprocess, plans=json.dumps(plan.content), description=json.dumps(labels_only), verbose=verbose)
     failed: list[Outcome[Job, Done]] = []
     for outcome in map_cases(work, jobs, workers, lambda job: job.case, context):
         if outcome.error:

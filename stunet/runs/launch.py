@@ -18,6 +18,7 @@ import torch.distributed as dist
 from stunet.errors import DataError, Interrupted, OutOfMemoryError, StunetError, is_out_of_memory, last_line
 from stunet.files import exclusive_lock, remove_staging
 from stunet.kinds import RUN_RECORD, read, read_dataset_json
+from stunet.plans.plan import Plan
 from stunet.provenance import RECORD, fold_of
 from stunet.trainers.distributed.group import Member, handled, spawn
 from stunet.trainers.finetune.start import REPORT, Start, begin
@@ -150,7 +151,7 @@ def _validated(run: Run) -> list[str]:
     try:
         return list(read(run.folder / RECORD, RUN_RECORD)["val"])
     except DataError:
-        fold = fold_of(run.dataset, run.plans, run.configuration, run.fold)
+        fold = fold_of(run.dataset, Plan(run.plans), run.configuration, run.fold)
         return list(fold.val) if fold else []
 
 

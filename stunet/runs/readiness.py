@@ -5,14 +5,13 @@ Imports neither torch nor nnunetv2, so that mistakes are reported immediately.
 
 import os
 from pathlib import Path
-from typing import Any
 
 from stunet.errors import DataError, first_few
 from stunet.files import json_differences, read_json
 from stunet.folds import ALL, read_folds
 from stunet.folds import FILE as SPLITS
 from stunet.labels.annotations import FILE
-from stunet.plans.resolve import resolve
+from stunet.plans.plan import Plan
 from stunet.plans.splits import check_used_splits
 from stunet.preprocessing.dataset import preprocessed_cases
 from stunet.provenance import check_data as check_preprocessed
@@ -20,9 +19,7 @@ from stunet.provenance import check_labels, check_result, fold_of, left_out
 from stunet.workspace import HANDED_OVER, TRAINER, preprocessed_dataset, result_folder, trained_folds
 
 
-def check_data(
-    dataset: str, plans: dict[str, Any], configuration: str, fold: int | str, trainer: str = TRAINER
-) -> list[str]:
+def check_data(dataset: str, plan: Plan, configuration: str, fold: int | str, trainer: str = TRAINER) -> list[str]:
     """Check the preprocessed data against the plan, the fold for training and validation, and what a cascade needs.
 
     Returns:
@@ -31,30 +28,28 @@ def check_data(
     Raises:
         DataError: Something is missing or was made from something else; the message names it.
     """
-    warnings = check_preprocessed(dataset, plans, configuration)
+    warnings = check_preprocessed(dataset, plan, configuration)
     if fold != ALL:
         check_used_splits(dataset)
     _check_annotations(dataset)
-    cases = fold_of(dataset, plans, configuration, fold)
-    everything = preprocessed_cases(dataset, plans, configuration)
-    check_labels(dataset, plans, configuration, cases.val if cases else everything)
-    if fold != ALL and (names := left_out(dataset, plans, configuration)):
+    cases = fold_of(dataset, plan, configuration, fold)
+    everything = preprocessed_cases(dataset, plan, configuration)
+    check_labels(dataset, plan, configuration, cases.val if cases else everything)
+    if fold != ALL and (names := left_out(dataset, plan, configuration)):
         path = preprocessed_dataset(dataset) / SPLITS
         warnings.append(f"{len(names)} preprocessed cases are in no fold of {str(path)!r} (e.g. {names[0]!r})")
-    _check_previous_stage(dataset, plans, configuration, trainer, cases.all if cases else everything)
+    _check_previous_stage(dataset, plan, configuration, trainer, cases.all if cases else everything)
     return warnings
 
 
-def _check_previous_stage(
-    dataset: str, plans: dict[str, Any], configuration: str, trainer: str, cases: list[str]
-) -> None:
+def _check_previous_stage(dataset: str, plan: Plan, configuration: str, trainer: str, cases: list[str]) -> None:
     """Raise an error if a cascade lacks predictions of its previous stage; the hint tells how to make them."""
-    previous = resolve(plans, configuration).get("previous_stage")
+    previous = plan.configuration(configuration).previous_stage
     if not previous:
         return
-    model = result_folder(dataset, plans["plans_name"], previous, trainer)
+    model = result_folder(dataset, plan.name, previous, trainer)
     waiting, trained = missing_predictions(model, configuration, cases), trained_folds(model)
-    command = f"stunet_train {int(dataset[7:10])} {previous} FOLD -p {plans['plans_name']}"
+    command = f"stunet_train {int(dataset[7:10])} {previous} FOLD -p {plan.name}"
     for fold in trained:
         if reasons := check_result(model / f"fold_{fold}"):
             hint = f"{command.replace('FOLD', str(fold))} --val, where its training cases are the same, or --overwrite"
@@ -79,18 +74,15 @@ def missing_predictions(model: Path, configuration: str, cases: list[str]) -> li
     return sorted(set(cases) - {path.stem for path in (model / HANDED_OVER / configuration).glob("*")})
 
 
-def lacking_next_stage(
-    dataset: str, plans: dict[str, Any], configuration: str, fold: int | str, model: Path
-) -> str | None:
+def lacking_next_stage(dataset: str, plan: Plan, configuration: str, fold: int | str, model: Path) -> str | None:
     """Describe what a trained fold still lacks that the next stages of a cascade need from it; None if nothing.
 
     Args:
         model: The result folder, with a folder for each fold.
     """
-    stages = resolve(plans, configuration).get("next_stage") or []
-    cases = fold_of(dataset, plans, configuration, fold)
-    for stage in [stages] if isinstance(stages, str) else stages:
-        able = set(preprocessed_cases(dataset, plans, stage)) & set(cases.val if cases else ())
+    cases = fold_of(dataset, plan, configuration, fold)
+    for stage in plan.configuration(configuration).next_stages:
+        able = set(preprocessed_cases(dataset, plan, stage)) & set(cases.val if cases else ())
         if waiting := missing_predictions(model, stage, sorted(able)):
             return f"{stage} needs {len(waiting)} predictions of it that are missing (e.g. {waiting[0]!r})"
     return None

@@ -11,6 +11,7 @@ from stunet.labels.annotations import describe_trained_model
 from stunet.machine import GIB, memory_limit
 from stunet.plans.derive import describe
 from stunet.plans.memory import least
+from stunet.plans.plan import Plan
 
 if TYPE_CHECKING:
     from stunet.runs.launch import Run
@@ -26,7 +27,11 @@ def check_room(run: "Run", configuration: Mapping[str, Any]) -> None:
     Raises:
         OutOfMemoryError: A step needs more; the message names the batch that fits.
     """
-    network = describe(run.plans, run.configuration, describe_trained_model(run.dataset, run.plans, run.trainer))
+    network = describe(
+        Plan(run.plans),
+        run.configuration,
+        describe_trained_model(run.dataset, Plan(run.plans).reused_classes, run.trainer),
+    )
     patch, strides = configuration["patch_size"], configuration["architecture"]["arch_kwargs"]["strides"]
     batch, parts = configuration["batch_size"], run.plans["stunet"]["train"].get("accumulation", 1) * run.processes
     here = 1 if run.device == "cuda" else run.processes  # processes that share the memory

@@ -283,11 +283,11 @@ def test_plans_with_weights_keep_their_strategy_and_head(
 ) -> None:
     path = weights_file(tmp_path / "w.pth")
     folder = workspace.preprocessed_dataset(planned)
-    plans, start = read_plan(folder / "STUNetPlans_T.json").to_json(), Start(path)
-    block = plan_entry(start, choose_heads(start, "reset", read_json(folder / "dataset.json")), is_file=True)
-    derived = derive(plans, read_json(folder / "dataset.json"), finetune="full", weights=block)
-    file = folder / f"{derived['plans_name']}.json"
-    write_json(file, derived)
+    plan, start = read_plan(folder / "STUNetPlans_T.json"), Start(path)
+    weights = plan_entry(start, choose_heads(start, "reset", read_json(folder / "dataset.json")), is_file=True)
+    derived = derive(plan, read_json(folder / "dataset.json"), finetune="full", weights=weights)
+    file = folder / f"{derived.name}.json"
+    write_json(file, derived.to_json())
     try:
         assert main(["998", "3d_fullres", "0", "-p", file.stem, "--dry_run"]) == 4
         assert "add --pretrained with their file" in capsys.readouterr().err

@@ -10,6 +10,7 @@ from stunet.errors import DataError
 from stunet.inference.cases import InputCase, find_cases
 from stunet.inference.model import ModelFolder, open_model, unfinished_folds
 from stunet.inference.output import too_long
+from stunet.plans.plan import Plan
 from tests.dicom_files import write_series
 from tests.loops import for_each
 from tests.predictor_models import make_model
@@ -17,7 +18,7 @@ from tests.predictor_models import make_model
 
 def test_tiff_volumes_need_a_channel_number_because_their_spacing_is_found_by_it(tmp_path: Path) -> None:
     dataset = {"file_ending": ".tif", "channel_names": {"0": "MR0"}}
-    model = ModelFolder(tmp_path, {"image_reader_writer": "Tiff3DIO"}, dataset, (0,), "")
+    model = ModelFolder(tmp_path, Plan({"image_reader_writer": "Tiff3DIO"}), dataset, (0,), "")
     (tmp_path / "c.tif").touch()
     with pytest.raises(DataError, match=r"'c\.tif' has no channel number") as caught:
         find_cases(tmp_path, model)
@@ -47,7 +48,7 @@ def test_cases_are_grouped_by_name_and_channel(
     tmp_path: Path, names: list[str], channels: int, cases: dict[str, list[str]] | str
 ) -> None:
     dataset = {"file_ending": ".nii.gz", "channel_names": {str(i): f"MR{i}" for i in range(channels)}}
-    model = ModelFolder(tmp_path, {}, dataset, (0,), "")
+    model = ModelFolder(tmp_path, Plan({}), dataset, (0,), "")
     source = tmp_path / "in"
     source.mkdir()
     for name in names:
@@ -85,7 +86,7 @@ def test_every_image_in_a_folder_is_a_case_or_named_as_one_that_failed(
     (tmp_path / os.fsdecode(b"M\xfcller.nii.gz")).touch()
     os.mkfifo(tmp_path / "pipe.nii.gz")
     with caplog.at_level(logging.WARNING, "stunet"):
-        cases = find_cases(tmp_path, ModelFolder(tmp_path, ITK, CT, (0,), ""))
+        cases = find_cases(tmp_path, ModelFolder(tmp_path, Plan(ITK), CT, (0,), ""))
     assert [case.name for case in cases if not case.error] == ["a", "b", "c", "d", "series"]
     errors = {case.name: case.error.message for case in cases if case.error}
     expected = {
@@ -105,7 +106,7 @@ def test_slices_beside_images_and_a_folder_with_an_images_name_are_cases_that_fa
     for name in ("a.nii.gz", "IM1.dcm"):
         (tmp_path / name).touch()
     write_series(tmp_path / "a")
-    cases = find_cases(tmp_path, ModelFolder(tmp_path, ITK, CT, (0,), ""))
+    cases = find_cases(tmp_path, ModelFolder(tmp_path, Plan(ITK), CT, (0,), ""))
     errors = {case.files[0]: case.error.message for case in cases if case.error}
     assert "1 DICOM files lie beside images" in errors[tmp_path]
     assert "are the same case" in errors[tmp_path / "a"]
@@ -118,7 +119,9 @@ def test_a_single_image_may_have_any_ending_that_the_models_reader_takes(
 ) -> None:
     (tmp_path / name).touch()
     endings = {"NibabelIO": ".nii.gz", "Tiff3DIO": ".tif", "NaturalImage2DIO": ".png"}
-    model = ModelFolder(tmp_path, {"image_reader_writer": reader}, {**CT, "file_ending": endings[reader]}, (0,), "")
+    model = ModelFolder(
+        tmp_path, Plan({"image_reader_writer": reader}), {**CT, "file_ending": endings[reader]}, (0,), ""
+    )
     assert find_cases(tmp_path / name, model) == find_cases(tmp_path, model) == [InputCase("a", (tmp_path / name,))]
 
 
@@ -126,7 +129,7 @@ def test_a_broken_link_is_called_one(tmp_path: Path) -> None:
     (tmp_path / "a.nii.gz").symlink_to("/nowhere/a.nii.gz")
     for source in (tmp_path, tmp_path / "a.nii.gz"):
         with pytest.raises(DataError, match=r"is a broken link to '/nowhere/a\.nii\.gz'"):
-            find_cases(source, ModelFolder(tmp_path, ITK, CT, (0,), ""))
+            find_cases(source, ModelFolder(tmp_path, Plan(ITK), CT, (0,), ""))
 
 
 def test_names_that_leave_no_room_for_the_endings_of_results_are_said() -> None:
@@ -138,7 +141,7 @@ def test_a_single_file_brings_the_other_channels_of_its_case(tmp_path: Path) -> 
     dataset = {"file_ending": ".nii.gz", "channel_names": {"0": "T1", "1": "T2"}}
     for name in ("a_0000", "a_0001", "ab_0000", "b_0000"):
         (tmp_path / f"{name}.nii.gz").touch()
-    [case] = find_cases(tmp_path / "a_0001.nii.gz", ModelFolder(tmp_path, {}, dataset, (0,), ""))
+    [case] = find_cases(tmp_path / "a_0001.nii.gz", ModelFolder(tmp_path, Plan({}), dataset, (0,), ""))
     assert case == InputCase("a", (tmp_path / "a_0000.nii.gz", tmp_path / "a_0001.nii.gz"))
 
 
@@ -174,6 +177,6 @@ def test_images_beside_a_series_one_level_down_are_named(tmp_path: Path, caplog:
     write_series(tmp_path / "group" / "p1")
     (tmp_path / "group" / "p2.nii.gz").touch()
     with caplog.at_level(logging.WARNING, "stunet"):
-        [case] = find_cases(tmp_path, ModelFolder(tmp_path, ITK, CT, (0,), ""))
+        [case] = find_cases(tmp_path, ModelFolder(tmp_path, Plan(ITK), CT, (0,), ""))
     assert case.files == (tmp_path / "group" / "p1",)
     assert "are not predicted: 'p2.nii.gz'" in caplog.text

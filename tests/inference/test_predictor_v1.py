@@ -51,8 +51,8 @@ def by_hand(image: np.ndarray, forward: list[int], masked: bool) -> np.ndarray:
 def preprocessed(kind: type, folder: Path, masked: bool, seg: np.ndarray | None = None) -> tuple[np.ndarray, ...]:
     """Image and segmentation as a preprocessor makes them for the model."""
     model = open_model(folder)
-    model.plans["configurations"]["3d_fullres"]["use_mask_for_norm"] = [masked] * 2
-    plans = PlansManager(model.plans)
+    plan = model.plan.with_configuration("3d_fullres", use_mask_for_norm=[masked] * 2)
+    plans = PlansManager(plan.to_json())
     configuration = plans.get_configuration("3d_fullres")
     properties: dict[str, Any] = {"spacing": SPACING}
     return kind(False).run_case_npy(image_CDHW(), seg, properties, plans, configuration, model.dataset)[:2]

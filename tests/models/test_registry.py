@@ -9,7 +9,8 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from stunet.errors import WeightsError
 from stunet.models import registry
-from stunet.plans.check import check_plans
+from stunet.plans.check import check_plan
+from stunet.plans.plan import Plan
 from stunet.sizes import SIZES
 from stunet.weights.v2 import NORMALIZATIONS, READERS, RESAMPLINGS
 from tests.loops import for_each
@@ -80,7 +81,7 @@ def test_an_unknown_name_is_refused_with_the_closest() -> None:
 def test_plans_made_from_an_entry_are_whole(size: str) -> None:
     entry = registry.find(f"STU-Net-{size}")
     plans, dataset = registry.plans_of(entry), registry.dataset_of(entry)
-    check_plans(plans, "3d_fullres")
+    check_plan(Plan(plans), "3d_fullres")
     manager = PlansManager(plans)
     configuration = manager.get_configuration("3d_fullres")
     assert configuration.pool_op_kernel_sizes == [[1, 1, 1], *[[2, 2, 2]] * 4, [1, 1, 2]]

@@ -1,7 +1,5 @@
 """Plans made from plans: what stays, what changes, and what the name says."""
 
-import copy
-import json
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +11,10 @@ from stunet.errors import DataError, OutOfMemoryError, UsageError
 from stunet.files import json_differences
 from stunet.networks import STUNet
 from stunet.plans import memory, settings
-from stunet.plans.check import check_plans, of_a_run
+from stunet.plans.check import check_plan, training_part
 from stunet.plans.derive import derive, describe, fit_configurations
-from stunet.plans.fit import Target
-from stunet.plans.resolve import lineage, resolve
+from stunet.plans.fit import MemoryTarget
+from stunet.plans.plan import Plan, StartingWeights
 from stunet.provenance import commands
 from stunet.sizes import SIZES, Size
 from stunet.weights.architecture import recognise
@@ -49,9 +47,9 @@ def configuration(spacing: list[float], shape: list[int], **more: Any) -> dict[s
 
 
 @pytest.fixture
-def plans() -> dict[str, Any]:
+def plan() -> Plan:
     """A plan for size B with all configurations of a cascade."""
-    plans = {
+    content = {
         "dataset_name": "Dataset003_Liver",
         "plans_name": "STUNetPlans_B",
         "original_median_spacing_after_transp": [1.0, 0.8, 0.8],
@@ -78,27 +76,32 @@ def plans() -> dict[str, Any]:
             "train": {},
         },
     }
-    fit_configurations(plans, DATASET, Target(10.0, 6))
-    return json.loads(json.dumps(plans))
+    return fit_configurations(Plan(content), DATASET, MemoryTarget(10.0, 6))
+
+
+def memory_gb(plan: Plan) -> float:
+    found = plan.configuration("3d_fullres").memory_gb
+    assert found is not None
+    return found
 
 
 def test_a_size_is_one_line_in_one_table(
-    plans: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    plan: Plan, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(SIZES, "M", Size(48, 2, 20.0))
-    derived = derive(plans, DATASET, size="M")
-    assert (derived["plans_name"], derived["stunet"]["memory_gb"]) == ("STUNetPlans_M", 20.0)
-    resolved = check_plans(derived, "3d_fullres")
-    fits = resolved["stunet"]["memory_gb"]
-    assert 15 < fits <= 20
-    arguments = resolved["architecture"]["arch_kwargs"]
+    derived = derive(plan, DATASET, size="M")
+    assert (derived.name, derived.memory_gb) == ("STUNetPlans_M", 20.0)
+    planned = check_plan(derived, "3d_fullres")
+    assert planned.memory_gb is not None
+    assert 15 < planned.memory_gb <= 20
     with torch.device("meta"):
-        network = STUNet(1 + 2, 3, **arguments)  # two one-hot channels of the cascade
+        network = STUNet(1 + 2, 3, **planned.network_arguments)  # two one-hot channels of the cascade
     assert network.conv_blocks_context[0][1].conv1.weight.shape[:2] == (48, 48)  # type: ignore[index, union-attr]
-    count = memory.parameters(describe(derived, "3d_fullres", DATASET), arguments["strides"])
+    count = memory.parameters(describe(derived, "3d_fullres", DATASET), planned.strides)
     assert count == sum(parameter.numel() for parameter in network.parameters())
-    assert derive(derived, DATASET, size="B")["plans_name"] == "STUNetPlans_B"
-    assert commands("Dataset003_Liver", derived, "3d_fullres")[0].endswith("--size M")
+    assert derive(derived, DATASET, size="B").name == "STUNetPlans_B"
+    planned_for_it = derived.with_name("STUNetPlans_M").with_ours(derived_from=None)
+    assert commands("Dataset003_Liver", planned_for_it, "3d_fullres")[0].endswith("--size M")
     assert recognise(network.state_dict(), Path("x")).size == "M"
     for command in (train, plan_and_preprocess):
         with pytest.raises(SystemExit):
@@ -106,79 +109,78 @@ def test_a_size_is_one_line_in_one_table(
         assert "{T,S,B,L,H,M}" in capsys.readouterr().out
 
 
-def test_deriving_for_a_size_equals_planning_for_it(plans: dict[str, Any]) -> None:
-    planned = copy.deepcopy(plans)
-    for each in planned["configurations"].values():
-        if "architecture" in each:
-            each["architecture"]["arch_kwargs"]["size"] = "L"
-    fit_configurations(planned, DATASET, Target(32.0, 6))
-    derived = derive(plans, DATASET, size="L")
-    assert derived["plans_name"] == "STUNetPlans_L"
-    assert derived["stunet"]["derived_from"] == "STUNetPlans_B"
-    assert derived["configurations"] == planned["configurations"]
-    assert derive(derived, DATASET, size="B")["configurations"] == plans["configurations"]
+def test_deriving_for_a_size_equals_planning_for_it(plan: Plan) -> None:
+    planned = plan
+    for name in plan.configurations_with_network:
+        planned = planned.with_network(name, size="L")
+    planned = fit_configurations(planned, DATASET, MemoryTarget(32.0, 6))
+    derived = derive(plan, DATASET, size="L")
+    assert derived.name == "STUNetPlans_L"
+    assert derived.root == "STUNetPlans_B"
+    assert derived.get("configurations") == planned.get("configurations")
+    assert derive(derived, DATASET, size="B").get("configurations") == plan.get("configurations")
 
 
-def test_preprocessed_data_stay_valid(plans: dict[str, Any]) -> None:
-    derived = derive(plans, DATASET, size="S", stages="auto", memory_gb=24)
+def test_preprocessed_data_stay_valid(plan: Plan) -> None:
+    derived = derive(plan, DATASET, size="S", stages="auto", memory_gb=24)
     for name in ("2d", "3d_lowres", "3d_fullres"):
-        before, after = plans["configurations"][name], derived["configurations"][name]
-        assert all(before[key] == after[key] for key in ("data_identifier", "spacing", "normalization_schemes"))
-    assert derived["plans_name"] == "STUNetPlans_S-24gb-stagesauto"
+        before, after = plan.configuration(name), derived.configuration(name)
+        assert all(before.get(k) == after.get(k) for k in ("data_identifier", "spacing", "normalization_schemes"))
+    assert derived.name == "STUNetPlans_S-24gb-stagesauto"
 
 
-def test_deriving_changes_nothing_in_the_given_plan(plans: dict[str, Any]) -> None:
-    before = copy.deepcopy(plans)
-    derive(plans, DATASET, size="S", overrides={"num_epochs": 5, "patch_size": [64, 64, 64]})
-    assert plans == before
+def test_deriving_changes_nothing_in_the_given_plan(plan: Plan) -> None:
+    before = plan.to_json()
+    derive(plan, DATASET, size="S", overrides={"num_epochs": 5, "patch_size": [64, 64, 64]})
+    assert plan == Plan(before)
 
 
-def test_overrides_stand_in_the_plan_and_in_its_name(plans: dict[str, Any]) -> None:
+def test_overrides_stand_in_the_plan_and_in_its_name(plan: Plan) -> None:
     values = {"num_epochs": 250, "initial_lr": 1e-3, "batch_size": 4, "patch_size": [64, 128, 128]}
-    derived = derive(plans, DATASET, overrides=values)
-    assert derived["plans_name"] == "STUNetPlans_B-epochs250-lr0.001-bs4-patch64x128x128"
-    assert derived["stunet"]["train"] == {"num_epochs": 250, "initial_lr": 1e-3}
-    fullres = check_plans(derived, "3d_cascade_fullres")
-    assert (fullres["batch_size"], fullres["patch_size"]) == (4, [64, 128, 128])
-    assert derived["configurations"]["2d"]["patch_size"] == plans["configurations"]["2d"]["patch_size"]
-    assert fullres["architecture"]["arch_kwargs"]["strides"][-1] == [1, 2, 2]
+    derived = derive(plan, DATASET, overrides=values)
+    assert derived.name == "STUNetPlans_B-epochs250-lr0.001-bs4-patch64x128x128"
+    assert derived.set_for_training == {"num_epochs": 250, "initial_lr": 1e-3}
+    fullres = check_plan(derived, "3d_cascade_fullres")
+    assert (fullres.batch_size, fullres.patch_size) == (4, [64, 128, 128])
+    assert derived.configuration("2d").patch_size == plan.configuration("2d").patch_size
+    assert fullres.strides[-1] == [1, 2, 2]
 
 
-def test_a_value_that_is_set_again_stands_once_in_the_name(plans: dict[str, Any]) -> None:
-    once = derive(plans, DATASET, overrides={"num_epochs": 5, "seed": 1})
-    assert derive(once, DATASET, overrides={"num_epochs": 7})["plans_name"] == "STUNetPlans_B-epochs7-seed1"
+def test_a_value_that_is_set_again_stands_once_in_the_name(plan: Plan) -> None:
+    once = derive(plan, DATASET, overrides={"num_epochs": 5, "seed": 1})
+    assert derive(once, DATASET, overrides={"num_epochs": 7}).name == "STUNetPlans_B-epochs7-seed1"
 
 
-def test_a_name_that_is_too_long_keeps_how_training_starts(plans: dict[str, Any]) -> None:
-    weights = {"name": "a_rather_long_name.759ba9", "sha256": "0" * 64, "head": "reset"}
+def test_a_name_that_is_too_long_keeps_how_training_starts(plan: Plan) -> None:
+    weights = StartingWeights("a_rather_long_name.759ba9", "0" * 64, "reset")
     values = {"num_epochs": 250, "initial_lr": 1e-3, "batch_size": 4, "seed": 1, "weight_decay": 1e-5}
-    name = derive(plans, DATASET, overrides=values, finetune="encoder-frozen", weights=weights)["plans_name"]
+    name = derive(plan, DATASET, overrides=values, finetune="encoder-frozen", weights=weights).name
     assert name.startswith("STUNetPlans_B-encoder-frozen-a_rather_long_name.759ba9-reset-")
     assert len(name) <= 72
-    official = {**weights, "name": "STU-Net-B.totalseg", "head": "slice"}
-    assert derive(plans, DATASET, finetune="full", weights=official)["plans_name"] == "STUNetPlans_B-full-totalseg"
+    official = StartingWeights("STU-Net-B.totalseg", "0" * 64, "slice")
+    assert derive(plan, DATASET, finetune="full", weights=official).name == "STUNetPlans_B-full-totalseg"
 
 
-def test_checkpointing_gives_a_larger_patch(plans: dict[str, Any]) -> None:
-    derived = derive(plans, DATASET, overrides={"checkpointing": True})
-    before, after = plans["configurations"]["3d_fullres"], derived["configurations"]["3d_fullres"]
-    assert after["architecture"]["arch_kwargs"]["checkpointing"] is True
-    assert after["stunet"]["memory_gb"] <= 10
-    assert [n >= m for n, m in zip(after["patch_size"], before["patch_size"], strict=True)] == [True] * 3
-    assert after["patch_size"] != before["patch_size"]
+def test_checkpointing_gives_a_larger_patch(plan: Plan) -> None:
+    derived = derive(plan, DATASET, overrides={"checkpointing": True})
+    before, after = plan.configuration("3d_fullres"), derived.configuration("3d_fullres")
+    assert after.network_arguments["checkpointing"] is True
+    assert memory_gb(derived) <= 10
+    assert [n >= m for n, m in zip(after.patch_size, before.patch_size, strict=True)] == [True] * 3
+    assert after.patch_size != before.patch_size
 
 
-def test_micro_batches_need_the_memory_of_their_samples_only(plans: dict[str, Any]) -> None:
-    def memory_gb(**overrides: Any) -> float:
-        return derive(plans, DATASET, overrides=overrides)["configurations"]["3d_fullres"]["stunet"]["memory_gb"]
+def test_micro_batches_need_the_memory_of_their_samples_only(plan: Plan) -> None:
+    def needs(**overrides: Any) -> float:
+        return memory_gb(derive(plan, DATASET, overrides=overrides))
 
-    assert memory_gb(batch_size=8, accumulation=4) == memory_gb(batch_size=2) < memory_gb(batch_size=8)
+    assert needs(batch_size=8, accumulation=4) == needs(batch_size=2) < needs(batch_size=8)
     overrides = {"batch_size": 8, "accumulation": 4, "precision": "bf16"}
-    assert derive(plans, DATASET, overrides=overrides)["plans_name"] == "STUNetPlans_B-acc4-bf16-bs8"
+    assert derive(plan, DATASET, overrides=overrides).name == "STUNetPlans_B-acc4-bf16-bs8"
 
 
-def test_nothing_to_change_gives_the_same_plan(plans: dict[str, Any]) -> None:
-    assert derive(plans, DATASET) == plans
+def test_nothing_to_change_gives_the_same_plan(plan: Plan) -> None:
+    assert derive(plan, DATASET) == plan
 
 
 @for_each(
@@ -198,23 +200,24 @@ def test_nothing_to_change_gives_the_same_plan(plans: dict[str, Any]) -> None:
         ({"precision": "fp8"}, "precision='fp8' is not a valid str"),
         ({"accumulation": 0}, "accumulation=0 is not a valid int"),
     ],
-    fresh="plans",
+    fresh="plan",
 )
-def test_bad_overrides_are_refused(plans: dict[str, Any], overrides: dict[str, Any], message: str) -> None:
+def test_bad_overrides_are_refused(plan: Plan, overrides: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message) as caught:
-        derive(plans, DATASET, overrides=overrides)
+        derive(plan, DATASET, overrides=overrides)
     assert "--set" in caught.value.hint
 
 
-def test_a_size_that_does_not_fit_is_an_error(plans: dict[str, Any]) -> None:
+def test_a_size_that_does_not_fit_is_an_error(plan: Plan) -> None:
     with pytest.raises(OutOfMemoryError, match="STU-Net-H needs"):
-        derive(plans, DATASET, size="H", memory_gb=12)
+        derive(plan, DATASET, size="H", memory_gb=12)
 
 
-def test_plans_of_others_are_refused(plans: dict[str, Any]) -> None:
-    del plans["stunet"]
+def test_plans_of_others_are_refused(plan: Plan) -> None:
+    content = plan.to_json()
+    del content["stunet"]
     with pytest.raises(DataError, match="were not made by stunet"):
-        derive(plans, DATASET, size="S")
+        derive(Plan(content), DATASET, size="S")
 
 
 def test_overrides_are_read_as_json() -> None:
@@ -227,25 +230,25 @@ def test_overrides_are_read_as_json() -> None:
         settings.parse(["num_epochs"])
 
 
-def test_class_counts_follow_the_labels(plans: dict[str, Any]) -> None:
-    assert describe(plans, "3d_lowres", DATASET).classes == 3
-    assert describe(plans, "3d_fullres", DATASET).channels == 3  # the image and the one-hot labels of 3d_lowres
+def test_class_counts_follow_the_labels(plan: Plan) -> None:
+    assert describe(plan, "3d_lowres", DATASET).classes == 3
+    assert describe(plan, "3d_fullres", DATASET).channels == 3  # the image and the one-hot labels of 3d_lowres
     ignoring = {**DATASET, "labels": {**DATASET["labels"], "ignore": 3}}
-    assert describe(plans, "3d_lowres", ignoring).classes == 3
+    assert describe(plan, "3d_lowres", ignoring).classes == 3
     regions = {**DATASET, "labels": {"background": 0, "whole": [1, 2], "core": 2}}
-    assert describe(plans, "3d_lowres", regions).classes == 2
+    assert describe(plan, "3d_lowres", regions).classes == 2
 
 
-def edited(plans: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
+def edited(plan: Plan, path: str, value: Any) -> Plan:
     *keys, last = path.split("/")
-    place = plans
+    place = content = plan.to_json()
     for key in keys:
         place = place[key]
     if value is None:
         del place[last]
     else:
         place[last] = value
-    return plans
+    return Plan(content)
 
 
 @for_each(
@@ -286,43 +289,36 @@ def edited(plans: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
         ("configurations/3d_cascade_fullres/inherits_from", "3d_ful", "no configuration '3d_ful'"),
         ("configurations/3d_cascade_fullres/inherits_from", "3d_cascade_fullres", "in a circle"),
     ],
-    fresh="plans",
+    fresh="plan",
 )
-def test_plans_edited_by_hand_are_checked(plans: dict[str, Any], path: str, value: Any, message: str) -> None:
-    check_plans(plans, "3d_cascade_fullres")
+def test_plans_edited_by_hand_are_checked(plan: Plan, path: str, value: Any, message: str) -> None:
+    check_plan(plan, "3d_cascade_fullres")
     with pytest.raises(DataError, match=message) as caught:
-        check_plans(edited(plans, path, value), "3d_cascade_fullres")
+        check_plan(edited(plan, path, value), "3d_cascade_fullres")
     assert "\n" not in caught.value.message
 
 
-def test_a_configuration_has_what_it_inherits(plans: dict[str, Any]) -> None:
-    resolved = resolve(plans, "3d_cascade_fullres")
-    assert resolved["previous_stage"] == "3d_lowres"
-    assert resolved["spacing"] == [1.0, 0.8, 0.8]
-
-
-def test_what_was_set_stays_set_for_another_size(plans: dict[str, Any]) -> None:
-    small = derive(plans, DATASET, overrides={"batch_size": 4, "patch_size": [64, 64, 64], "num_epochs": 5})
+def test_what_was_set_stays_set_for_another_size(plan: Plan) -> None:
+    small = derive(plan, DATASET, overrides={"batch_size": 4, "patch_size": [64, 64, 64], "num_epochs": 5})
     large = derive(small, DATASET, size="L")
-    assert large["plans_name"] == "STUNetPlans_L-epochs5-bs4-patch64x64x64"
-    fullres = large["configurations"]["3d_fullres"]
-    assert (fullres["batch_size"], fullres["patch_size"]) == (4, [64, 64, 64])
-    assert large["stunet"]["derived_from"] == "STUNetPlans_B"
-    assert derive(large, DATASET, memory_gb=24, stages=5)["plans_name"] == (
+    assert large.name == "STUNetPlans_L-epochs5-bs4-patch64x64x64"
+    fullres = large.configuration("3d_fullres")
+    assert (fullres.batch_size, fullres.patch_size) == (4, [64, 64, 64])
+    assert large.root == "STUNetPlans_B"
+    assert derive(large, DATASET, memory_gb=24, stages=5).name == (
         "STUNetPlans_L-epochs5-bs4-patch64x64x64-24gb-stages5"
     )
 
 
-def test_the_estimate_is_that_of_the_values_that_were_set(plans: dict[str, Any]) -> None:
-    derived = derive(plans, DATASET, overrides={"batch_size": 16})
-    before = plans["configurations"]["3d_fullres"]["stunet"]["memory_gb"]
-    assert derived["configurations"]["3d_fullres"]["stunet"]["memory_gb"] > 4 * before
+def test_the_estimate_is_that_of_the_values_that_were_set(plan: Plan) -> None:
+    derived = derive(plan, DATASET, overrides={"batch_size": 16})
+    assert memory_gb(derived) > 4 * memory_gb(plan)
 
 
-def test_what_is_so_already_changes_nothing(plans: dict[str, Any]) -> None:
-    assert derive(plans, DATASET, size="B", stages="6", memory_gb=10) == plans
+def test_what_is_so_already_changes_nothing(plan: Plan) -> None:
+    assert derive(plan, DATASET, size="B", stages="6", memory_gb=10) == plan
     with pytest.raises(UsageError, match="neither a number from 2 to 9 nor 'auto'"):
-        derive(plans, DATASET, stages="six")
+        derive(plan, DATASET, stages="six")
 
 
 @for_each(
@@ -334,49 +330,45 @@ def test_what_is_so_already_changes_nothing(plans: dict[str, Any]) -> None:
         ("My_Brain", "My_Brain_L"),
         ("My-Plan_B", "My-Plan_L"),
     ],
-    fresh="plans",
+    fresh="plan",
 )
-def test_only_the_size_in_a_name_is_replaced(plans: dict[str, Any], root: str, derived: str) -> None:
-    plans["plans_name"] = root
-    assert derive(plans, DATASET, size="L")["plans_name"] == derived
+def test_only_the_size_in_a_name_is_replaced(plan: Plan, root: str, derived: str) -> None:
+    assert derive(plan.with_name(root), DATASET, size="L").name == derived
 
 
-def test_a_name_that_would_be_too_long_is_a_hash_of_the_values(plans: dict[str, Any]) -> None:
+def test_a_name_that_would_be_too_long_is_a_hash_of_the_values(plan: Plan) -> None:
     many = {"num_epochs": 10, "num_iterations_per_epoch": 100, "initial_lr": 0.001, "momentum": 0.95, "seed": 12345}
     many |= {"patch_size": [128, 128, 128], "weight_decay": 0.0001, "batch_size": 3}
-    name = derive(plans, DATASET, overrides=many)["plans_name"]
+    name = derive(plan, DATASET, overrides=many).name
     assert name.startswith("STUNetPlans_B-")
     assert len(name) == len("STUNetPlans_B-") + 8
-    assert derive(plans, DATASET, overrides=many)["plans_name"] == name
-    assert derive(plans, DATASET, overrides={**many, "seed": 1})["plans_name"] != name
+    assert derive(plan, DATASET, overrides=many).name == name
+    assert derive(plan, DATASET, overrides={**many, "seed": 1}).name != name
 
 
-def test_configurations_of_the_users_own_follow(plans: dict[str, Any]) -> None:
-    network = copy.deepcopy(plans["configurations"]["3d_fullres"]["architecture"])
-    plans["configurations"]["mine"] = {"inherits_from": "3d_fullres", "batch_size": 8}
-    plans["configurations"]["other"] = {"inherits_from": "3d_cascade_fullres", "architecture": network}
-    derived = derive(plans, DATASET, size="S", overrides={"batch_size": 3})
-    assert derived["configurations"]["mine"]["batch_size"] == 3
-    assert derived["configurations"]["other"]["architecture"]["arch_kwargs"]["size"] == "S"
-    for name in derived["configurations"]:
-        check_plans(derived, name)
-    assert lineage(plans, "other") == ["other", "3d_cascade_fullres", "3d_fullres"]
+def test_configurations_of_the_users_own_follow(plan: Plan) -> None:
+    network = plan.own_values("3d_fullres")["architecture"]
+    plan = plan.with_configuration("mine", inherits_from="3d_fullres", batch_size=8)
+    plan = plan.with_configuration("other", inherits_from="3d_cascade_fullres", architecture=network)
+    derived = derive(plan, DATASET, size="S", overrides={"batch_size": 3})
+    assert derived.configuration("mine").batch_size == 3
+    assert derived.configuration("other").size == "S"
+    for name in derived.configurations:
+        check_plan(derived, name)
+    assert plan.lineage("other") == ["other", "3d_cascade_fullres", "3d_fullres"]
 
 
-def test_slices_of_volumes_are_counted_for_the_batch_in_two_dimensions(plans: dict[str, Any]) -> None:
-    flat = copy.deepcopy(plans)
-    for name in ("3d_lowres", "3d_fullres", "3d_cascade_fullres"):
-        del flat["configurations"][name]
-    fit_configurations(flat, {**DATASET, "numTraining": 20}, Target(10.0, 6))
-    fit_configurations(plans, {**DATASET, "numTraining": 20}, Target(10.0, 6))
-    assert flat["configurations"]["2d"]["batch_size"] == 2  # a twentieth of 20 slices of 512 x 512 at most
-    assert plans["configurations"]["2d"]["batch_size"] > 10  # 20 volumes of 400 slices
+def test_slices_of_volumes_are_counted_for_the_batch_in_two_dimensions(plan: Plan) -> None:
+    flat = Plan({**plan.content, "configurations": {"2d": plan.own_values("2d")}})
+    few = {**DATASET, "numTraining": 20}
+    flat, full = (fit_configurations(each, few, MemoryTarget(10.0, 6)) for each in (flat, plan))
+    assert flat.configuration("2d").batch_size == 2  # a twentieth of 20 slices of 512 x 512 at most
+    assert full.configuration("2d").batch_size > 10  # 20 volumes of 400 slices
 
 
-def test_a_run_depends_on_its_own_configuration_only(plans: dict[str, Any]) -> None:
-    before = copy.deepcopy(of_a_run(plans, "3d_fullres"))
-    plans["configurations"]["2d"]["batch_size"] += 1
-    plans["stunet"]["version"] = "9"
-    assert json_differences(before, of_a_run(plans, "3d_fullres")) == []
-    plans["stunet"]["train"]["seed"] = 4
-    assert json_differences(before, of_a_run(plans, "3d_fullres")) == ["train.seed: nothing -> 4"]
+def test_a_run_depends_on_its_own_configuration_only(plan: Plan) -> None:
+    before = training_part(plan, "3d_fullres")
+    other = plan.with_configuration("2d", batch_size=999).with_ours(version="9")
+    assert json_differences(before, training_part(other, "3d_fullres")) == []
+    other = other.with_ours(train={"seed": 4})
+    assert json_differences(before, training_part(other, "3d_fullres")) == ["train.seed: nothing -> 4"]

@@ -64,7 +64,7 @@ def test_what_a_plan_lacks_is_named_where_it_is_needed_and_none_where_it_may_lac
     with pytest.raises(DataError, match="were not made by stunet: missing 'mirror_axes'"):
         _ = foreign.mirror_axes
     assert (planned.known_spacing, planned.known_normalization) == (None, None)
-    assert planned.known_strides == [[1, 1], [2, 2]]
+    assert (planned.known_strides, planned.pooling) == (None, [[1, 1], [2, 2]])
     assert (planned.network_class, planned.memory_gb, planned.median_shape) == (None, None, [])
     assert not foreign.is_ours
     assert (foreign.name, foreign.orientation, foreign.weights, foreign.finetune) == ("", None, None, None)

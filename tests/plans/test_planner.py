@@ -12,9 +12,10 @@ from stunet import workspace
 from stunet.cli.plan_and_preprocess import _warnings
 from stunet.errors import DataError, OutOfMemoryError
 from stunet.files import read_json
-from stunet.plans.check import check_plans
+from stunet.plans.check import check_plan
 from stunet.plans.derive import derive
 from stunet.plans.files import list_plans, plan_path
+from stunet.plans.plan import Plan
 from stunet.plans.planner import STUNetPlanner
 
 DATASET = "Dataset997_Fake"
@@ -71,7 +72,7 @@ def test_a_large_ct_gets_a_cascade_whose_spacing_does_not_depend_on_the_size(fin
     base = STUNetPlanner(DATASET, size="B").plan_experiment()
     assert list(base["configurations"]) == ["2d", "3d_lowres", "3d_fullres", "3d_cascade_fullres"]
     for name in base["configurations"]:
-        check_plans(base, name)
+        check_plan(Plan(base), name)
     assert base["plans_name"] == "STUNetPlans_B"
     fullres = base["configurations"]["3d_fullres"]
     assert fullres["spacing"] == [1.0, 0.8, 0.8]
@@ -80,7 +81,7 @@ def test_a_large_ct_gets_a_cascade_whose_spacing_does_not_depend_on_the_size(fin
     assert base["configurations"]["3d_lowres"]["spacing"][0] > 1.5
 
     small = STUNetPlanner(DATASET, size="S").plan_experiment()
-    derived = derive(base, read_json(workspace.raw_dataset(DATASET) / "dataset.json"), size="S")
+    derived = derive(Plan(base), read_json(workspace.raw_dataset(DATASET) / "dataset.json"), size="S").content
     assert derived["configurations"] == small["configurations"]
     assert plan_path(DATASET, "STUNetPlans_S").is_file()
     assert [p.name for p in workspace.preprocessed_dataset(DATASET).glob(".part-*")] == []
@@ -132,17 +133,17 @@ def test_orientations_are_on_record_and_a_mix_is_turned_to_the_most_frequent(fin
     assert (plans["stunet"]["orientation"], plans["stunet"]["orientations"]) == ("LAS", {"LAS": 1})
     assert not any("orientation" in line or "axes of" in line for line in _warnings(plans))
     dataset = read_json(workspace.raw_dataset(DATASET) / "dataset.json")
-    assert derive(plans, dataset, overrides={"batch_size": 2})["stunet"]["orientation"] == "LAS"
+    assert derive(Plan(plans), dataset, overrides={"batch_size": 2}).orientation == "LAS"
     path = workspace.preprocessed_dataset(DATASET) / "dataset_fingerprint.json"
     path.write_text(json.dumps({**read_json(path), "stunet_orientations": {"PSR": 3, "LAS": 1}}))
     plans = STUNetPlanner(DATASET, size="T").plan_experiment()
-    check_plans(plans, "3d_fullres")
+    check_plan(Plan(plans), "3d_fullres")
     assert plans["stunet"]["orientation"] == "PSR"
     assert plans["stunet"]["mirror_axes"] == [1, 2]
     assert "run in 2 ways (3 PSR, 1 LAS): 1 are turned to PSR" in _warnings(plans)[0]
     plans["stunet"]["orientation"] = "LLL"
     with pytest.raises(DataError, match=r"stunet.orientation: expected an orientation such as LPS or RAS, got 'LLL'"):
-        check_plans(plans, "3d_fullres")
+        check_plan(Plan(plans), "3d_fullres")
 
 
 def test_mirror_axes_follow_the_transposition(fingerprint: Any) -> None:

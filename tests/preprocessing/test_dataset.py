@@ -23,6 +23,7 @@ import SimpleITK as sitk
 
 from stunet.errors import DataError, OutOfMemoryError, UsageError
 from stunet.machine import SHARE, memory_limit
+from stunet.plans.plan import Plan
 from stunet.preprocessing.dataset import pending_cases, preprocess, preprocessed_cases, read_manifest
 from stunet.preprocessing.worker import PER_VOXEL, fitting_workers
 from stunet.workspace import VARIABLES, preprocessed_dataset
@@ -31,13 +32,14 @@ DATASET = "Dataset901_Tiny"
 CASES = ["case_1", "case_2", "case_3"]
 RUN = """
 import json, resource, sys
+from stunet.plans.plan import Plan
 from stunet.preprocessing import dataset
 
 if __name__ == "__main__":
     plans, limit = map(json.loads, sys.argv[1:])
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
     dataset.SAVE_INTERVAL_S = 0.0
-    dataset.preprocess("Dataset901_Tiny", plans, ["3d_fullres"], 1, lambda name: print(name, flush=True))
+    dataset.preprocess("Dataset901_Tiny", Plan(plans), ["3d_fullres"], 1, lambda name: print(name, flush=True))
 """
 
 
@@ -142,10 +144,10 @@ def _start(plans: dict, limit: int = 2**30, cases: int = 0) -> subprocess.Popen:
 def test_the_data_of_one_and_two_workers_equal_those_of_nnunets_own_run(raw: Path, plans: dict) -> None:
     from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
 
-    preprocess(DATASET, plans, ["3d_fullres"], 1)
+    preprocess(DATASET, Plan(plans), ["3d_fullres"], 1)
     one_worker = _content(_data())
     shutil.rmtree(_data())
-    preprocess(DATASET, plans, ["3d_fullres"], 2)
+    preprocess(DATASET, Plan(plans), ["3d_fullres"], 2)
     two_workers = _content(_data())
     (_data().parent / "P.json").write_text(json.dumps(plans))
     stock = DefaultPreprocessor(verbose=False)
@@ -164,7 +166,7 @@ def test_2d_data_and_the_dataset_entry_equal_nnunets_case_by_case(raw: Path, pla
     images, label = [f"imagesTr/case_2_000{channel}.nii.gz" for channel in range(2)], "labelsTr/case_2.nii.gz"
     description["dataset"] = {"other": {"images": images, "label": str(raw / label)}}
     (raw / "dataset.json").write_text(json.dumps(description))
-    preprocess(DATASET, plans, ["2d"], 1)
+    preprocess(DATASET, Plan(plans), ["2d"], 1)
 
     (tmp_path / "stock").mkdir()
     files = ([str(raw / image) for image in images], str(raw / label))
@@ -176,51 +178,51 @@ def test_2d_data_and_the_dataset_entry_equal_nnunets_case_by_case(raw: Path, pla
 
 def test_labels_are_copied_and_a_second_run_changes_nothing(raw: Path, plans: dict) -> None:
     seen: list[str] = []
-    preprocess(DATASET, plans, ["3d_fullres"], 1, seen.append)
+    preprocess(DATASET, Plan(plans), ["3d_fullres"], 1, seen.append)
     copies = _data().parent / "gt_segmentations"
     before = _times(_data()), _times(copies)
     assert [(copies / n).read_bytes() for n in before[1]] == [(raw / "labelsTr" / n).read_bytes() for n in before[1]]
     assert (copies.parent / "dataset.json").read_bytes() == (raw / "dataset.json").read_bytes()
-    assert pending_cases(DATASET, plans, ["3d_fullres"]) == []
-    preprocess(DATASET, plans, ["3d_fullres"], 1, seen.append)
+    assert pending_cases(DATASET, Plan(plans), ["3d_fullres"]) == []
+    preprocess(DATASET, Plan(plans), ["3d_fullres"], 1, seen.append)
     assert (_times(_data()), _times(copies)) == before
-    assert seen == preprocessed_cases(DATASET, plans, "3d_fullres") == CASES
+    assert seen == preprocessed_cases(DATASET, Plan(plans), "3d_fullres") == CASES
 
 
 def test_configurations_that_share_a_folder_are_done_once(plans: dict) -> None:
-    pending = pending_cases(DATASET, plans, ["3d_cascade_fullres", "3d_fullres", "2d"])
+    pending = pending_cases(DATASET, Plan(plans), ["3d_cascade_fullres", "3d_fullres", "2d"])
     assert pending == [(name, case) for name in ("3d_cascade_fullres", "2d") for case in CASES]
 
 
 def test_other_settings_make_all_cases_anew_and_another_patch_does_not(plans: dict) -> None:
-    preprocess(DATASET, plans, ["3d_fullres"], 1)
+    preprocess(DATASET, Plan(plans), ["3d_fullres"], 1)
     shape = _content(_data())["case_1"][0].shape
     plans["configurations"]["3d_fullres"]["patch_size"] = [8, 8, 8]
-    assert pending_cases(DATASET, plans, ["3d_fullres"]) == []
+    assert pending_cases(DATASET, Plan(plans), ["3d_fullres"]) == []
     plans["configurations"]["3d_fullres"]["spacing"] = [0.5, 1.0, 1.0]
-    assert len(pending_cases(DATASET, plans, ["3d_fullres"])) == 3
-    preprocess(DATASET, plans, ["3d_fullres"], 1)
+    assert len(pending_cases(DATASET, Plan(plans), ["3d_fullres"])) == 3
+    preprocess(DATASET, Plan(plans), ["3d_fullres"], 1)
     assert _content(_data())["case_1"][0].shape[1] > 2 * shape[1]
 
 
 def test_a_changed_raw_file_makes_its_case_anew_and_only_that(raw: Path, plans: dict) -> None:
-    preprocess(DATASET, plans, ["3d_fullres"], 1)
+    preprocess(DATASET, Plan(plans), ["3d_fullres"], 1)
     before, content = _times(_data()), _content(_data())
     _write(raw / "imagesTr" / "case_2_0001.nii.gz", np.random.default_rng(9).normal(size=(14, 15, 13)))
-    preprocess(DATASET, plans, ["3d_fullres"], 1)
+    preprocess(DATASET, Plan(plans), ["3d_fullres"], 1)
     changed = {name for name, time in _times(_data()).items() if time != before[name]}
     assert changed == {name for name in before if name.startswith("case_2")}
     assert not np.array_equal(_content(_data())["case_2"][0], content["case_2"][0])
 
 
 def test_removed_cases_and_foreign_files_go_and_lost_files_come_back(raw: Path, plans: dict) -> None:
-    preprocess(DATASET, plans, ["3d_fullres"], 1)
+    preprocess(DATASET, Plan(plans), ["3d_fullres"], 1)
     (_data() / "case_2_seg.b2nd").unlink()
-    assert preprocessed_cases(DATASET, plans, "3d_fullres") == ["case_1", "case_3"]
+    assert preprocessed_cases(DATASET, Plan(plans), "3d_fullres") == ["case_1", "case_3"]
     for path in (*raw.glob("imagesTr/case_1_*"), raw / "labelsTr" / "case_1.nii.gz"):
         path.unlink()
     (_data() / "old.b2nd").touch()
-    preprocess(DATASET, plans, ["3d_fullres"], 1)
+    preprocess(DATASET, Plan(plans), ["3d_fullres"], 1)
     assert _complete(_data(), CASES[1:])
     assert sorted(_times(_data().parent / "gt_segmentations")) == ["case_2.nii.gz", "case_3.nii.gz"]
 
@@ -228,20 +230,20 @@ def test_removed_cases_and_foreign_files_go_and_lost_files_come_back(raw: Path, 
 def test_a_failing_case_is_named_with_its_files_and_the_others_stay(raw: Path, plans: dict) -> None:
     _write(raw / "labelsTr" / "case_3.nii.gz", np.zeros((3, 4, 5), np.uint8))
     with pytest.raises(DataError, match=r"case 'case_3' cannot be preprocessed: .*Shape .*labelsTr/case_3"):
-        preprocess(DATASET, plans, ["3d_fullres"], 1)
+        preprocess(DATASET, Plan(plans), ["3d_fullres"], 1)
     assert _complete(_data(), CASES[:2])
     path = raw / "imagesTr" / "case_3_0001.nii.gz"
     path.write_bytes(path.read_bytes()[:-500])  # SimpleITK reads this without a word
     with pytest.raises(DataError, match=r"case 'case_3': .*case_3_0001.nii.gz', it is damaged"):
-        preprocess(DATASET, plans, ["3d_fullres"], 1)
-    assert preprocessed_cases(DATASET, plans, "3d_fullres") == CASES[:2]
+        preprocess(DATASET, Plan(plans), ["3d_fullres"], 1)
+    assert preprocessed_cases(DATASET, Plan(plans), "3d_fullres") == CASES[:2]
 
 
 def _assert_the_rest_is_done(unblock: Callable[[], None], plans: dict) -> None:
     unblock()
     before = _times(_data())
-    assert preprocessed_cases(DATASET, plans, "3d_fullres") == CASES[:2]
-    preprocess(DATASET, plans, ["3d_fullres"], 1)
+    assert preprocessed_cases(DATASET, Plan(plans), "3d_fullres") == CASES[:2]
+    preprocess(DATASET, Plan(plans), ["3d_fullres"], 1)
     assert _complete(_data(), CASES)
     assert before.items() <= _times(_data()).items()
 
@@ -260,7 +262,7 @@ def test_a_case_whose_worker_is_killed_is_named_and_the_next_run_completes(
 
     thread = threading.Thread(target=kill_twice)
     with pytest.raises(OutOfMemoryError, match="case 'case_3': its process was killed, also when it was alone"):
-        preprocess(DATASET, plans, ["3d_fullres"], 1, lambda name: thread.start() if name == "case_2" else None)
+        preprocess(DATASET, Plan(plans), ["3d_fullres"], 1, lambda name: thread.start() if name == "case_2" else None)
     thread.join()
     _assert_the_rest_is_done(unblock, plans)
 
@@ -286,7 +288,7 @@ def test_a_full_disk_is_said_and_leaves_nothing_half_written(plans: dict) -> Non
     _, messages = process.communicate(timeout=60)
     assert f"no space for case 'case_1' at '{_data()}'" in messages
     assert _complete(_data(), [])
-    preprocess(DATASET, plans, ["3d_fullres"], 1)
+    preprocess(DATASET, Plan(plans), ["3d_fullres"], 1)
     assert _complete(_data(), CASES)
 
 
@@ -306,29 +308,29 @@ def test_two_runs_on_one_folder_are_refused(plans: dict) -> None:
     with open(_data() / ".stunet" / "lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         with pytest.raises(DataError, match="another run"):
-            preprocess(DATASET, plans, ["3d_fullres"], 1)
+            preprocess(DATASET, Plan(plans), ["3d_fullres"], 1)
 
 
 def test_bad_input_is_named(raw: Path, plans: dict) -> None:
     with pytest.raises(UsageError, match="not 0"):
-        preprocess(DATASET, plans, ["3d_fullres"], 0)
+        preprocess(DATASET, Plan(plans), ["3d_fullres"], 0)
     with pytest.raises(DataError, match=r"no configuration '3d_fulres'.*'3d_fullres'"):
-        pending_cases(DATASET, plans, ["3d_fulres"])
+        pending_cases(DATASET, Plan(plans), ["3d_fulres"])
     (raw / "labelsTr" / "case_2.nii.gz").unlink()
     with pytest.raises(DataError, match=r"case 'case_2' has no readable file .*labelsTr/case_2.nii.gz"):
-        pending_cases(DATASET, plans, ["3d_fullres"])
+        pending_cases(DATASET, Plan(plans), ["3d_fullres"])
     (raw / "imagesTr" / "stray.nii.gz").touch()
     with pytest.raises(DataError, match=r"stray.nii.gz' does not end in _0000.nii.gz"):
-        pending_cases(DATASET, plans, ["3d_fullres"])
+        pending_cases(DATASET, Plan(plans), ["3d_fullres"])
 
 
 def test_the_annotations_of_a_raw_dataset_come_along_and_go_with_it(raw: Path, plans: dict) -> None:
     copy = preprocessed_dataset(DATASET) / "annotations.json"
     (raw / copy.name).write_text("{}")
-    preprocess(DATASET, plans, ["3d_fullres"], workers=1)
+    preprocess(DATASET, Plan(plans), ["3d_fullres"], workers=1)
     assert copy.read_text() == "{}"
     (raw / copy.name).unlink()
-    preprocess(DATASET, plans, ["3d_fullres"], workers=1)
+    preprocess(DATASET, Plan(plans), ["3d_fullres"], workers=1)
     assert not copy.exists()
 
 

@@ -33,8 +33,8 @@ def trainer_of(planned: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         description = read_json(workspace.preprocessed_dataset(planned) / "dataset.json") | {"labels": labels}
         if labels in (REGIONS, BOTH):
             description["regions_class_order"] = [1, 2]
-        plans = read_plan(plan_path(planned, "STUNetPlans_T")).to_json()
-        plans = derive(plans, description, stages=stages, overrides={"batch_size": 2})
+        plan = read_plan(plan_path(planned, "STUNetPlans_T"))
+        plans = derive(plan, description, stages=stages, overrides={"batch_size": 2}).to_json()
         trainer = STUNetTrainer(plans, "3d_fullres", 0, description, torch.device("cpu"))
         trainer.initialize()
         return trainer

@@ -24,8 +24,8 @@ def trainer_of(planned: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         description = read_json(workspace.preprocessed_dataset(planned) / "dataset.json")
         if labels:
             description |= {"labels": labels, "regions_class_order": [1, 2]}
-        plans = read_plan(plan_path(planned, "STUNetPlans_T")).to_json()
-        plans = derive(plans, description, overrides={"batch_size": 3, **values})
+        plan = read_plan(plan_path(planned, "STUNetPlans_T"))
+        plans = derive(plan, description, overrides={"batch_size": 3, **values}).to_json()
         trainer = STUNetTrainer(plans, configuration, 0, description, torch.device("cpu"))
         trainer.initialize()
         trainer.set_deep_supervision_enabled(trainer.enable_deep_supervision)

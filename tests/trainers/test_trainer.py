@@ -32,14 +32,14 @@ SHORT = {"num_epochs": 2, "num_iterations_per_epoch": 3, "num_val_iterations_per
 
 def make_trainer(dataset: str, results: Path, monkeypatch: pytest.MonkeyPatch, **overrides: Any) -> STUNetTrainer:
     monkeypatch.setenv("nnUNet_results", str(results))
-    plans = read_plan(plan_path(dataset, "STUNetPlans_T")).to_json()
+    plan = read_plan(plan_path(dataset, "STUNetPlans_T"))
     dataset_json = read_json(workspace.preprocessed_dataset(dataset) / "dataset.json")
     for key in ("labels", "regions_class_order"):
         if (value := overrides.pop(key, None)) is not None:
             dataset_json[key] = value
     configuration = overrides.pop("configuration", "3d_fullres")
     stages = overrides.pop("stages", None)
-    plans = derive(plans, dataset_json, stages=stages, overrides={**SHORT, **overrides})
+    plans = derive(plan, dataset_json, stages=stages, overrides={**SHORT, **overrides}).to_json()
     return STUNetTrainer(plans, configuration, 0, dataset_json, torch.device("cpu"))
 
 

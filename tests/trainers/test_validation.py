@@ -26,6 +26,7 @@ from stunet.files import read_json
 from stunet.orientation import turn_image
 from stunet.plans.derive import derive
 from stunet.plans.files import plan_path, read_plan
+from stunet.plans.plan import Plan
 from stunet.preprocessing.dataset import preprocess
 from stunet.runs.launch import _stops
 from stunet.trainers.progress import NullListener
@@ -75,7 +76,7 @@ def make(planned: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Make:
         plans = read_plan(plan_path(planned, "STUNetPlans_T")).to_json()
         plans["configurations"].update(options.pop("more", {}))
         kind = options.pop("kind", STUNetTrainer)
-        plans = derive(plans, dataset, stages=3, overrides={"batch_size": 2, "seed": SEED}, **options)
+        plans = derive(Plan(plans), dataset, stages=3, overrides={"batch_size": 2, "seed": SEED}, **options).to_json()
         trainer = kind(plans, configuration, 0, dataset, torch.device("cpu"))
         trainer.initialize()
         trainer.configure_rotation_dummyDA_mirroring_and_inital_patch_size()  # says along which axes to mirror
@@ -234,7 +235,7 @@ def test_a_cascade_gets_nnunets_labels_on_its_grid_and_takes_them(
         "fine": {"inherits_from": "3d_fullres", "previous_stage": "coarse"},
     }
     plans["configurations"].update(more)
-    preprocess(planned, plans, ["coarse"], workers=1)
+    preprocess(planned, Plan(plans), ["coarse"], workers=1)
     for name in ("ours", "stock"):
         first = make(name, "coarse", more=more)
         _ = ours(first) if name == "ours" else stock(first, monkeypatch, exact=True)

@@ -15,7 +15,8 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from stunet.errors import WeightsError
 from stunet.networks import STUNet, build
-from stunet.plans.check import check_plans
+from stunet.plans.check import check_plan
+from stunet.plans.plan import Plan
 from stunet.weights.pickles import load_pickle
 from stunet.weights.v1 import convert_plans
 from tests.loops import for_each
@@ -81,7 +82,7 @@ def test_the_released_plans_become_v2s(data: Path, size: str) -> None:
     plans, dataset, configuration, mirror_axes = convert_plans(
         load_pickle(path), path, size[0].upper(), names=list(labels.values()), channels=["CT"]
     )
-    planned = check_plans(plans, configuration)
+    planned = check_plan(Plan(plans), configuration).content
     assert (configuration, mirror_axes) == ("3d_fullres", (0, 1, 2))
     assert planned["architecture"]["arch_kwargs"] == {
         "size": size[0].upper(),

@@ -11,6 +11,7 @@ import torch
 
 from stunet.errors import WeightsError
 from stunet.networks import STUNet
+from stunet.plans.plan import Plan, StartingWeights
 from stunet.trainers.distributed import sharding
 from stunet.trainers.finetune import lora, strategies
 
@@ -28,21 +29,21 @@ class FineTuning:
         fresh: Names of the parameters that are not pre-trained; None: all of them, or nothing is loaded yet.
     """
 
-    def __init__(self, weights: Mapping[str, Any] | None, strategy: strategies.Strategy | None) -> None:
+    def __init__(self, weights: StartingWeights | None, strategy: strategies.Strategy | None) -> None:
         self.weights, self.strategy = weights, strategy
         self.fresh: frozenset[str] | None = None
         self._phase: strategies.Phase | None = None  # of the last epoch; a resumed training has to enter it again
 
     @classmethod
-    def from_plan(cls, block: Mapping[str, Any]) -> "FineTuning | None":
-        """Return what a plan's `stunet` block asks for; None if it names neither weights nor a strategy.
+    def from_plan(cls, plan: Plan) -> "FineTuning | None":
+        """Return what a plan asks for; None if it names neither weights nor a strategy.
 
         Raises:
             UsageError: The strategy is unknown.
         """
-        if "weights" not in block and "finetune" not in block:
+        if plan.weights is None and plan.finetune is None:
             return None
-        return cls(block.get("weights"), strategies.find(block["finetune"]) if "finetune" in block else None)
+        return cls(plan.weights, strategies.find(plan.finetune) if plan.finetune else None)
 
     def peak_lr(self, default: float) -> float:
         """Return the strategy's learning rate, which is higher without pre-trained weights."""
@@ -58,7 +59,7 @@ class FineTuning:
         """
         if self.weights and self.fresh is None:
             raise WeightsError(
-                f"the plan starts from {self.weights['name']!r}, and nothing was loaded",
+                f"the plan starts from {self.weights.name!r}, and nothing was loaded",
                 f"stunet_train with -p {plans_name}, and --pretrained",
             )
 

@@ -18,7 +18,7 @@ from stunet.files import sha256_of, write_json
 from stunet.labels.annotations import Annotations, complete_annotations
 from stunet.labels.names import head_classes, match_classes
 from stunet.networks import STUNet
-from stunet.plans.resolve import resolve
+from stunet.plans.plan import Plan, StartingWeights
 from stunet.trainers.trainer import BaseTrainer
 from stunet.weights.checkpoints import load_checkpoint
 from stunet.weights.heads import BACKGROUND, Heads, plan_heads
@@ -94,8 +94,8 @@ def choose_heads(
     return plan_heads(head, weights, head_classes(dataset_json["labels"]))
 
 
-def plan_entry(start: Start, heads: Heads, *, is_file: bool) -> dict[str, Any]:
-    """Return the plan's record of the weights: `stunet.weights`.
+def plan_entry(start: Start, heads: Heads, *, is_file: bool) -> StartingWeights:
+    """Return the weights as a plan names them.
 
     If the head is used whole, its classes are included: annotations.py derives the trained ones from them.
 
@@ -106,32 +106,28 @@ def plan_entry(start: Start, heads: Heads, *, is_file: bool) -> dict[str, Any]:
     """
     weights, name = start.weights, start.weights.entry
     if name is None:
-        trained_on = re.fullmatch(r"Dataset\d{3}_(.+)", str((weights.plans or {}).get("dataset_name")))
+        trained_on = re.fullmatch(r"Dataset\d{3}_(.+)", Plan(weights.plans or {}).dataset_name)
         stem = re.sub(r"[^A-Za-z0-9]+", "", trained_on[1] if trained_on else weights.path.stem)
         name = stem[:NAME_LENGTH] or "weights"
     if is_file:
         name = f"{name}.{start.sha256[:6]}"
-    entry = {"name": name, "sha256": start.sha256, "head": heads.mode}
-    if heads.mode != "reuse":
-        return entry
-    return {**entry, "classes": [name for name in weights.classes or () if name != BACKGROUND]}
+    whole = [name for name in weights.classes or () if name != BACKGROUND] if heads.mode == "reuse" else None
+    return StartingWeights(name, start.sha256, heads.mode, whole)
 
 
-def preview(
-    start: Start, plans: Mapping[str, Any], configuration: str, dataset_json: Mapping[str, Any]
-) -> TransferReport:
+def preview(start: Start, plan: Plan, configuration: str, dataset_json: Mapping[str, Any]) -> TransferReport:
     """Return what begin() will report; the weights are judged on a network without memory.
 
     Raises:
         WeightsError: As for begin().
     """
-    planned = resolve(plans, configuration)
+    planned = plan.configuration(configuration)
     classes, images = head_classes(dataset_json["labels"]), len(_channels(dataset_json))
     foreground = len(classes) - ("background" in classes)
-    one_hot = foreground if "previous_stage" in planned else 0
+    one_hot = foreground if planned.previous_stage else 0
     with torch.device("meta"):
-        network = STUNet(images + one_hot, len(classes), **planned["architecture"]["arch_kwargs"])
-    return _transfer(network, start, plans, configuration, dataset_json, load=False)
+        network = STUNet(images + one_hot, len(classes), **planned.network_arguments)
+    return _transfer(network, start, plan, configuration, dataset_json, load=False)
 
 
 def begin(trainer: BaseTrainer, start: Start) -> TransferReport:
@@ -142,9 +138,8 @@ def begin(trainer: BaseTrainer, start: Start) -> TransferReport:
             the first checkpoint unchanged.
     """
     trainer.initialize()
-    plans = trainer.plans_manager.plans
     network = trainer.new_network() if trainer.fsdp else trainer.bare_network()
-    report = _transfer(network, start, plans, trainer.configuration_name, trainer.dataset_json)
+    report = _transfer(network, start, trainer.plan, trainer.configuration_name, trainer.dataset_json)
     if trainer.fsdp:
         trainer.load_weights(network.state_dict())
     trainer.start_from(report.fresh)
@@ -159,20 +154,20 @@ def begin(trainer: BaseTrainer, start: Start) -> TransferReport:
 def _transfer(
     network: STUNet,
     start: Start,
-    plans: Mapping[str, Any],
+    plan: Plan,
     configuration: str,
     dataset_json: Mapping[str, Any],
     load: bool = True,
 ) -> TransferReport:
-    planned = plans["stunet"]["weights"]
-    if start.sha256 != planned["sha256"]:
+    named, planned = plan.weights, plan.configuration(configuration)
+    assert named is not None  # a plan without weights is not started from any
+    if start.sha256 != named.sha256:
         raise WeightsError(
             f"{str(start.path)!r} is not the file that the plan starts from: SHA-256 {start.sha256[:12]}..., "
-            f"not {planned['sha256'][:12]}...",
+            f"not {named.sha256[:12]}...",
             "give the file that the plan was derived with",
         )
     channels = _channels(dataset_json)
-    planned_for = resolve(plans, configuration)
     usual = choose_heads(start, None, dataset_json).mode
     return transfer(
         network,
@@ -180,11 +175,11 @@ def _transfer(
         classes=head_classes(dataset_json["labels"]),
         channels=channels,
         cascade_channels=network.input_channels - len(channels),
-        head=None if planned["head"] == usual else planned["head"],  # with None the report gives the reason
-        sha256=planned["sha256"],
-        normalization=planned_for["normalization_schemes"],
-        intensities=plans.get("foreground_intensity_properties_per_channel"),
-        spacing=planned_for["spacing"],
+        head=None if named.head == usual else named.head,  # with None the report gives the reason
+        sha256=named.sha256,
+        normalization=planned.normalization,
+        intensities=plan.intensities,
+        spacing=planned.spacing,
         load=load,
     )
 

@@ -20,6 +20,7 @@ from stunet.files import atomic_write, json_differences
 from stunet.labels.annotations import FILE, Annotations, load_training_annotations
 from stunet.labels.names import Sides, sides
 from stunet.losses import DiceAndEntropy, MaskedSigmoid, PartitionDiceCE
+from stunet.plans.plan import Plan
 from stunet.preprocessing.dataset import preprocessed_cases
 from stunet.trainers.partial.drawing import FEW, case_probabilities, expected_samples
 from stunet.trainers.partial.tables import CaseTables, count_annotated, count_groups
@@ -41,7 +42,7 @@ class STUNetPartialTrainer(STUNetTrainer):
         dataset_json: dict,
         device: torch.device = torch.device("cuda"),  # noqa: B008 - nnU-Net reads this signature and passes it on
     ) -> None:
-        self.annotations = _annotations(plans, configuration, dataset_json)
+        self.annotations = _annotations(Plan(plans), configuration, dataset_json)
         self.labels_of_dataset = dataset_json["labels"]
         super().__init__(plans, configuration, fold, self.annotations.model_description(dataset_json), device)
         self.training_cases: list[str] = []
@@ -159,10 +160,10 @@ class STUNetPartialTrainer(STUNetTrainer):
         super().load_network_state(weights, more)
 
 
-def _annotations(plans: dict, configuration: str, dataset_json: dict) -> Annotations:
-    dataset = plans["dataset_name"]
-    cases = preprocessed_cases(dataset, plans, configuration)
-    annotations = load_training_annotations(preprocessed_dataset(dataset), plans, dataset_json, cases)
+def _annotations(plan: Plan, configuration: str, dataset_json: dict) -> Annotations:
+    dataset = plan.dataset_name
+    cases = preprocessed_cases(dataset, plan, configuration)
+    annotations = load_training_annotations(preprocessed_dataset(dataset), plan.reused_classes, dataset_json, cases)
     if annotations is None:
         raise DataError(
             f"{dataset} has no {FILE}, so every case annotates every class", "-tr STUNetTrainer, or stunet_merge build"

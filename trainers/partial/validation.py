@@ -16,7 +16,7 @@ from nnunetv2.evaluation.evaluate_predictions import save_summary_json
 from stunet.datasets.listing import visible
 from stunet.evaluation.metrics import confusion
 from stunet.files import atomic_write, remove_staging
-from stunet.images import CaseReader
+from stunet.images import CaseReader, Reader
 from stunet.labels.annotations import Annotations
 from stunet.trainers.validation import FOLDER, SUMMARY
 
@@ -31,7 +31,7 @@ def measure(trainer: "STUNetPartialTrainer") -> None:
     folder, ending = Path(trainer.output_folder) / FOLDER, trainer.dataset_json["file_ending"]
     remove_staging(folder)
     references = Path(trainer.preprocessed_dataset_folder_base) / "gt_segmentations"
-    reader = CaseReader(trainer.plans_manager.plans, folder)
+    reader = CaseReader(Reader(trainer.plan.reader, trainer.plan.orientation), folder)
     found = predicted_values(trainer.annotations)
 
     def compared(path: Path) -> dict[str, Any]:

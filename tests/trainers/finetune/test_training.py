@@ -53,17 +53,17 @@ def make(planned: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Make:
 
     def new(folder: str, finetune: str | None = None, weights: Path | None = None, **overrides: Any) -> STUNetTrainer:
         monkeypatch.setenv("nnUNet_results", str(tmp_path / folder))
-        plans = read_plan(plan_path(planned, "STUNetPlans_T")).to_json()
+        plan = read_plan(plan_path(planned, "STUNetPlans_T"))
         dataset_json = read_json(workspace.preprocessed_dataset(planned) / "dataset.json")
-        head, block = overrides.pop("head", None), None
+        head, named = overrides.pop("head", None), None
         if weights is not None:
             start = Start(weights)
-            block = plan_entry(start, choose_heads(start, head, dataset_json), is_file=True)
+            named = plan_entry(start, choose_heads(start, head, dataset_json), is_file=True)
         stages = overrides.pop("stages", None)
-        plans = derive(
-            plans, dataset_json, finetune=finetune, weights=block, stages=stages, overrides={**SHORT, **overrides}
+        plan = derive(
+            plan, dataset_json, finetune=finetune, weights=named, stages=stages, overrides={**SHORT, **overrides}
         )
-        return STUNetTrainer(plans, "3d_fullres", 0, dataset_json, torch.device("cpu"))
+        return STUNetTrainer(plan.to_json(), "3d_fullres", 0, dataset_json, torch.device("cpu"))
 
     return new
 

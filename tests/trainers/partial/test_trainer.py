@@ -21,6 +21,7 @@ from stunet.labels.annotations import AnnotatedCase, Annotations, CaseSource, co
 from stunet.labels.systems import load
 from stunet.plans.derive import derive
 from stunet.plans.files import plan_path, read_plan
+from stunet.plans.plan import Plan
 from stunet.runs.readiness import check_data
 from stunet.trainers.finetune.start import Start, begin, choose_heads, plan_entry
 from stunet.trainers.partial.trainer import STUNetPartialTrainer
@@ -83,7 +84,7 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         patch.setenv("nnUNet_n_proc_DA", "1")
         plans = STUNetPlanner(NAME, size="T").plan_experiment()
         patch.setenv("nnUNet_n_proc_DA", "0")
-        preprocess(NAME, plans, ["3d_fullres"], workers=1)
+        preprocess(NAME, Plan(plans), ["3d_fullres"], workers=1)
         cases = sorted(found.cases)
         splits = [{"train": cases[:3], "val": cases[3:]}]
         write_json(workspace.preprocessed_dataset(NAME) / "splits_final.json", splits)
@@ -94,8 +95,8 @@ def make_trainer(results: Path, monkeypatch: pytest.MonkeyPatch, **overrides: An
     monkeypatch.setenv("nnUNet_results", str(results))
     folder = workspace.preprocessed_dataset(NAME)
     dataset_json = read_json(folder / "dataset.json")
-    plans = read_plan(plan_path(NAME, "STUNetPlans_T")).to_json()
-    plans = derive(plans, dataset_json, overrides={**SHORT, **overrides})
+    plan = read_plan(plan_path(NAME, "STUNetPlans_T"))
+    plans = derive(plan, dataset_json, overrides={**SHORT, **overrides}).to_json()
     return STUNetPartialTrainer(plans, "3d_fullres", 0, dataset_json, torch.device("cpu"))
 
 
@@ -236,11 +237,11 @@ def test_a_reused_head_is_the_pre_trained_one_until_it_is_trained(
     (folder / "annotations.json").unlink()
     try:
         start = Start(weights)
-        block = plan_entry(start, choose_heads(start, "reuse", dataset_json), is_file=True)
-        assert block["classes"] == list(LEAVES)
-        plans = read_plan(plan_path(parts, "STUNetPlans_T")).to_json()
+        named = plan_entry(start, choose_heads(start, "reuse", dataset_json), is_file=True)
+        assert named.classes == list(LEAVES)
+        plan = read_plan(plan_path(parts, "STUNetPlans_T"))
         trained = complete_annotations(dataset_json, ()).map_to_head(LEAVES).model_description(dataset_json)
-        plans = derive(plans, trained, overrides=SHORT, weights=block, finetune="full")
+        plans = derive(plan, trained, overrides=SHORT, weights=named, finetune="full").to_json()
         assert "-reuse-" in plans["plans_name"]
         trainer = STUNetPartialTrainer(plans, "3d_fullres", 0, dataset_json, torch.device("cpu"))
         report = begin(trainer, start)
@@ -282,11 +283,11 @@ def test_a_label_that_a_case_does_not_annotate_is_found_before_planning(parts: s
 def test_annotations_that_changed_after_preprocessing_are_refused(parts: str) -> None:
     plans = read_plan(plan_path(parts, "STUNetPlans_T")).to_json()
     raw = workspace.raw_dataset(parts)
-    check_data(parts, plans, "3d_fullres", 0)
+    check_data(parts, Plan(plans), "3d_fullres", 0)
     replace(annotations(), alpha=1.0).save(raw)
     try:
-        with pytest.raises(DataError, match=r"\(annotations\.json\.alpha: 1\.0 -> 0\.5\)"):
-            check_data(parts, plans, "3d_fullres", 0)
+        with pytest.raises(DataError, match=r"\(annotations\.json\.alpha: 1\.0 and 0\.5\)"):
+            check_data(parts, Plan(plans), "3d_fullres", 0)
     finally:
         annotations().save(raw)
 
