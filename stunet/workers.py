@@ -91,6 +91,34 @@ def map_cases(
     return _map_in_workers(function, cases, workers, name, context or multiprocessing.get_context("spawn"))
 
 
+def map_all(
+    function: Callable[[Item], Result],
+    cases: Sequence[Item],
+    workers: int,
+    name: Callable[[Item], str],
+    on_case: Callable[[str], None] | None = None,
+) -> list[Result]:
+    """Return the results of map_cases() in the order of the cases.
+
+    Args:
+        function: As for map_cases(), like the next three.
+        cases: All cases.
+        workers: Maximum number of processes.
+        name: Returns the name of a case.
+        on_case: Called with the name of each case that is finished, whether it failed or not: it counts progress.
+
+    Raises:
+        StunetError: Cases have failed; all others are done. Other errors as in map_cases().
+    """
+    outcomes: list[Outcome[Item, Result]] = []
+    for outcome in map_cases(function, cases, workers, name):
+        outcomes.append(outcome)
+        if on_case:
+            on_case(name(outcome.case))
+    raise_failed(outcomes)
+    return [outcome.result for outcome in sorted(outcomes, key=lambda outcome: outcome.position)]
+
+
 def raise_failed(outcomes: Iterable[Outcome[Any, Any]]) -> None:
     """Raise a single error that names the first cases that failed, in the order of the cases, and counts the others."""
     ordered = sorted(outcomes, key=lambda outcome: outcome.position)

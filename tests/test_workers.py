@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from stunet.errors import DataError, OutOfMemoryError, UsageError
-from stunet.workers import map_cases, raise_failed
+from stunet.workers import map_all, map_cases, raise_failed
 from tests.loops import for_each
 
 ITEMS = [f"case_{number}" for number in range(4)]
@@ -120,6 +120,18 @@ def test_one_worker_needs_no_other_process_and_names_what_does_not_fit(tmp_path:
     assert [outcome.error is None for outcome in outcomes] == [True, True, False, True]
     with pytest.raises(OutOfMemoryError, match="case 'case_2' does not fit"):
         raise_failed(outcomes)
+
+
+@for_each("workers", [1, 2])
+def test_results_come_in_the_order_of_the_cases_and_failures_after_all(tmp_path: Path, workers: int) -> None:
+    items = [("fine", name, str(tmp_path / name)) for name in ITEMS]
+    finished: list[str] = []
+    assert map_all(work, items, workers, lambda item: item[1], finished.append) == ITEMS
+    assert sorted(finished) == ITEMS
+    items[1] = ("fails", *items[1][1:])
+    with pytest.raises(DataError, match=r"^case_1 is damaged$"):
+        map_all(work, items, workers, lambda item: item[1], finished.append)
+    assert sorted(finished[4:]) == ITEMS
 
 
 class Unable:

@@ -23,7 +23,7 @@ from stunet.images import Reader
 from stunet.kinds import read_dataset_json
 from stunet.labels.annotations import FILE, load_annotations
 from stunet.nifti import check_nifti
-from stunet.workers import Outcome, map_cases, raise_failed
+from stunet.workers import map_all
 
 # What nnU-Net's readers raise for an unreadable file: errors of ITK, zlib, nibabel, tifffile, and their own assertions.
 UNREADABLE = (RuntimeError, OSError, EOFError, ValueError, AssertionError, zlib.error, ImageFileError)
@@ -45,15 +45,9 @@ def check_dataset(folder: Path, workers: int = 1, on_case: Callable[[str], None]
         OutOfMemoryError: A case does not fit into memory.
     """
     cases, rules = read_dataset(folder)
-    outcomes: list[Outcome[tuple[RawCase, Rules], CheckedCase]] = []
-    for outcome in map_cases(_examine, _with_rules(folder, cases, rules), workers, lambda item: item[0].name):
-        outcomes.append(outcome)
-        if on_case:
-            on_case(outcome.case[0].name)
-    raise_failed(outcomes)
-    outcomes.sort(key=lambda outcome: outcome.position)
-    contents = [outcome.result.content for outcome in outcomes]
-    units = {outcome.case[0].name: outcome.result.units for outcome in outcomes}
+    checked = map_all(_examine, _with_rules(folder, cases, rules), workers, lambda item: item[0].name, on_case)
+    contents = [case.content for case in checked]
+    units = {case.name: found.units for case, found in zip(cases, checked, strict=True)}
     description = read_dataset_json(folder / "dataset.json")
     return [
         *left_out(folder, description, cases),

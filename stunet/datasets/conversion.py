@@ -23,7 +23,7 @@ from stunet.datasets.listing import named, visible
 from stunet.errors import DataError, OutOfMemoryError, StunetError, UsageError, first_few
 from stunet.files import atomic_write, write_json, write_lock
 from stunet.names import check_name
-from stunet.workers import AGAIN, Outcome, map_cases, raise_failed
+from stunet.workers import AGAIN, map_all
 
 
 @dataclass(frozen=True)
@@ -126,13 +126,8 @@ class Conversion:
             self._folder.begin(self.step.options())
             if pending:  # until it is complete again, nothing may take the folder for a dataset
                 (self.target / "dataset.json").unlink(missing_ok=True)
-            outcomes: list[Outcome[SourceCase, None]] = []
             convert = partial(_convert, step=self.step, folder=self._folder)
-            for outcome in map_cases(convert, pending, workers, lambda source: source.name):
-                outcomes.append(outcome)
-                if on_case:
-                    on_case(outcome.case.name)
-            raise_failed(outcomes)
+            map_all(convert, pending, workers, lambda source: source.name, on_case)
             return self._complete()
 
     @property

@@ -28,7 +28,7 @@ from stunet.merging.provenance import RECORD, is_there
 from stunet.merging.space import IGNORE
 from stunet.merging.splits import FILE as SPLITS
 from stunet.merging.union import Member, Union, case_name
-from stunet.workers import Outcome, map_cases, raise_failed
+from stunet.workers import map_all
 
 NORMALISED_OTHERWISE = ("ct", "nonorm", "rescale_to_0_1", "rgb_to_0_1")  # channel names that nnU-Net knows
 
@@ -56,7 +56,7 @@ def build(checked: CheckedUnion, workers: int = 1, on_case: Callable[[str], None
     Args:
         checked: A check without fatal findings.
         workers: Number of writing processes; each holds one label in memory.
-        on_case: Called with the name of a case once it is written, or if an earlier run wrote it.
+        on_case: Called with the name of a case once it is finished, by this run or an earlier one.
 
     Raises:
         DataError: The name or number is taken, an interrupted build used another recipe, the disk is full, or cases
@@ -79,11 +79,7 @@ def build(checked: CheckedUnion, workers: int = 1, on_case: Callable[[str], None
                 on_case(job.name)
             else:
                 jobs.append(job)
-        outcomes: list[Outcome[Job, None]] = []
-        for outcome in map_cases(partial(_write_case, folder=growing), jobs, workers, lambda job: job.name):
-            outcomes.append(outcome)
-            on_case(outcome.case.name)
-        raise_failed(outcomes)
+        map_all(partial(_write_case, folder=growing), jobs, workers, lambda job: job.name, on_case)
         _finish(part, union, now)
     return target
 

@@ -32,7 +32,7 @@ from stunet.merging.splits import FILE as SPLITS
 from stunet.nifti import check_nifti
 from stunet.nifti_header import file_has_orientation, header_has_orientation
 from stunet.orientation import NO_TURN, Turn, file_properties, orientation_of, turn
-from stunet.workers import Outcome, map_cases, raise_failed
+from stunet.workers import map_all
 
 
 def complete(
@@ -49,7 +49,7 @@ def complete(
         target: nnUNet_raw/DatasetXXX_Name, which does not exist.
         teacher: The model.
         record: Description of the teacher, for provenance.json.
-        on_case: Called with a case's name once it is done.
+        on_case: Called with a case's name once it is finished, by this run or an earlier one.
 
     Raises:
         DataError: It was begun with another teacher or dataset, the disk is full, or files cannot be read; then all
@@ -65,15 +65,9 @@ def complete(
                 on_case(case.name)
             else:
                 pending.append(case)
-        failed: list[Outcome[RawCase, None]] = []
         # In this process, whatever the number of cores: the teacher is on the GPU and uses all of it.
         work = partial(_complete_case, plan=plan, folder=folder, teacher=teacher)
-        for outcome in map_cases(work, pending, 1, lambda case: case.name):
-            if outcome.error:
-                failed.append(outcome)
-            else:
-                on_case(outcome.case.name)
-        raise_failed(failed)
+        map_all(work, pending, 1, lambda case: case.name, on_case)
         _finish(plan, folder, now)
     return target
 
