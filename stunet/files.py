@@ -54,6 +54,11 @@ def staging_name(name: str, longest: int = NAME_MAX - PREFIX_MAX) -> str:
     return f".part-{os.getpid()}-{shortened(name, longest)}"
 
 
+def staging_folder(target: Path) -> Path:
+    """Return where a folder is made until it is complete: without a process id, so that the next run finds it."""
+    return target.with_name(f".part-{target.name}")
+
+
 def shortened(name: str, longest: int) -> str:
     """Return a name of at most `longest` bytes: if it is longer, a hash replaces its start, but its end stays."""
     raw = os.fsencode(name)
@@ -237,7 +242,7 @@ def atomic_folder(target: Path) -> Iterator[Path]:
     Raises:
         DataError: `target` exists, or another process is making it.
     """
-    part = target.with_name(f".part-{target.name}")  # without a process id: what a killed run left is found and removed
+    part = staging_folder(target)
     with write_lock(target):
         if target.exists():
             raise DataError(f"{str(target)!r} exists already", "take another name, or remove it")

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from stunet.errors import DataError, first_few
-from stunet.files import json_differences, remove_staging, sha256_of, write_json, write_lock
+from stunet.files import json_differences, remove_staging, sha256_of, staging_folder, write_json, write_lock
 from stunet.kinds import CASE_RECORD, read
 from stunet.schema import anything, dict_of
 
@@ -130,7 +130,7 @@ def hidden_until_complete(target: Path, options: Any) -> Iterator[GrowingFolder]
     Raises:
         DataError: It was begun from something else, or another run is working on it.
     """
-    folder = GrowingFolder(target.with_name(f".part-{target.name}"))
+    folder = GrowingFolder(staging_folder(target))
     with write_lock(target):
         if target.exists():
             raise DataError(f"{str(target)!r} was made by another run in the meantime", "nothing is left to do")

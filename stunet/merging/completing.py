@@ -68,7 +68,7 @@ def complete(
         # In this process, whatever the number of cores: the teacher is on the GPU and uses all of it.
         work = partial(_complete_case, plan=plan, folder=folder, teacher=teacher)
         map_all(work, pending, 1, lambda case: case.name, on_case)
-        _finish(plan, folder, now)
+        _finish(plan, folder, target.name[11:], now)
     return target
 
 
@@ -156,7 +156,7 @@ def _onto_image(label: Path, properties: Mapping[str, Any], raw: InputImage) -> 
     return turn(own, image) if own and image else NO_TURN
 
 
-def _finish(plan: Completion, folder: GrowingFolder, now: Mapping[str, Any]) -> None:
+def _finish(plan: Completion, folder: GrowingFolder, name: str, now: Mapping[str, Any]) -> None:
     part = folder.path
     plan.after.save(part)
     if (plan.folder / SPLITS).is_file():
@@ -171,6 +171,5 @@ def _finish(plan: Completion, folder: GrowingFolder, now: Mapping[str, Any]) -> 
     }
     channels = plan.description.get("channel_names") or plan.description["modality"]
     about = f"{plan.folder.name}, completed by a teacher: {', '.join(plan.classes)}"
-    name = part.name.removeprefix(".part-")[11:]
     numbered = {int(number): channel for number, channel in channels.items()}
     write_dataset_json(part, name, numbered, plan.values, len(plan.cases), description=about, dataset=dataset, **more)
