@@ -16,7 +16,7 @@ import yaml
 from stunet import kinds, presets
 from stunet.cli.train_run import mean_dice
 from stunet.datasets import read_dataset
-from stunet.datasets.conversion import CASE_RECORD, read
+from stunet.datasets.growing import CASE_RECORD, read
 from stunet.datasets.label_lists import read_labels
 from stunet.datasets.msd import _labels_by_name, msd_images
 from stunet.errors import StunetError
