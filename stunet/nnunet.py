@@ -252,7 +252,7 @@ NAMES: tuple[Names, ...] = (
 def check_nnunet(names: Iterable[Names] = NAMES) -> None:
     """Raise if the installed nnU-Net is one that this package cannot work with.
 
-    Takes about a fifth of a second and imports nothing: see source_lookup.py.
+    Takes about 0.3 s and imports nothing: see source_lookup.py.
 
     Raises:
         DataError: nnunetv2 is older than 2.8, newer than 2.x, or lacks some of `names`.
