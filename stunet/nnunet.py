@@ -116,8 +116,9 @@ NAMES: tuple[Names, ...] = (
     Strings(_PLANS,
             "configurations dataset_name plans_name image_reader_writer transpose_forward "
             "foreground_intensity_properties_per_channel inherits_from data_identifier preprocessor_name batch_size "
-            "patch_size spacing normalization_schemes use_mask_for_norm architecture network_class_name arch_kwargs "
-            "_kw_requires_import strides resampling_fn_probabilities resampling_fn_probabilities_kwargs",
+            "patch_size spacing median_image_size_in_voxels normalization_schemes use_mask_for_norm previous_stage "
+            "next_stage architecture network_class_name arch_kwargs _kw_requires_import strides pool_op_kernel_sizes "
+            "resampling_fn_probabilities resampling_fn_probabilities_kwargs",
             "plans inference", "keys of plans"),
     Names("utilities.label_handling.label_handling:LabelManager",
           "all_labels foreground_labels foreground_regions has_ignore_label has_regions ignore_label "

@@ -22,7 +22,7 @@ from stunet.cli.common import explain
 from stunet.errors import DataError
 from stunet.files import write_json
 from stunet.nnunet import NAMES, TESTED, Names, Patched, Strings, check_nnunet, patched, write_atomically
-from stunet.source_lookup import class_members, has_name, parse
+from stunet.source_lookup import class_members, has_name, has_string, parse
 from tests.loops import for_each
 from tests.test_structure import ROOT, modules, part
 
@@ -199,6 +199,12 @@ def test_what_the_table_lists_is_used() -> None:
             names, users = set(row.names.split()), row.used_by.split()
             assert names - set().union(*(words[user] for user in users)) == set(), row.place
             assert [user for user in users if not names & words[user]] == [], row.place
+
+
+def test_keys_of_plans_that_nnunet_knows_are_in_the_table() -> None:
+    (row,) = (row for row in NAMES if isinstance(row, Strings) and row.reason == "keys of plans")
+    keys = {str(node.value) for node in nodes("stunet.plans.plan", ast.Constant)}
+    assert {key for key in keys if has_string(row.module, key)} <= set(row.names.split())
 
 
 def test_the_installed_version_has_everything_and_python_agrees() -> None:
