@@ -71,7 +71,7 @@ def check_fold(folds: Sequence[Fold], number: int, known: Collection[str], path:
     return fold
 
 
-def chosen(train: Sequence[str], number: int | None, seed: int, fold: int | str) -> list[str]:
+def choose_cases(train: Sequence[str], number: int | None, seed: int, fold: int | str) -> list[str]:
     """Choose `number` of a fold's training cases by the seed (4 are among the 8); None: all, in their order.
 
     Raises:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from stunet import provenance, workspace
+from stunet import workspace
 from stunet.cli.plan_and_preprocess import main as plan_and_preprocess
 from stunet.cli.train_run import _left
 from stunet.errors import DataError, WeightsError
@@ -21,16 +21,11 @@ from stunet.files import read_json, write_json
 from stunet.folds import Fold
 from stunet.plans.derive import derive
 from stunet.plans.plan import Plan
+from stunet.preprocessing import checks
+from stunet.preprocessing.checks import repair_commands
 from stunet.preprocessing.dataset import pending_cases, preprocess, read_manifest, stale_cases
-from stunet.provenance import (
-    check_checkpoint,
-    check_result,
-    check_run,
-    check_trained,
-    commands,
-    fold_of,
-    trained_with,
-)
+from stunet.preprocessing.folds import find_fold
+from stunet.provenance import check_checkpoint, check_model, check_result, check_training, training_record
 from stunet.runs.launch import Run, forget
 from stunet.runs.readiness import check_data
 from stunet.trainers.supervised import STUNetTrainer
@@ -154,7 +149,7 @@ def test_a_changed_image_or_label_is_noticed_and_a_copy_is_not(pre: Path, raw: P
 
 
 def test_what_cannot_be_compared_is_a_warning(pre: Path, raw: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(provenance, "READ_BYTES", 0)
+    monkeypatch.setattr(checks, "READ_BYTES", 0)
     os.utime(raw / "imagesTr" / "phantom_003_0000.nii.gz", ns=(10**18, 10**18))
     [warning] = check(pre)
     assert "1 cases have another time of change" in warning
@@ -232,9 +227,11 @@ def test_a_plan_of_another_fingerprint_is_said(pre: Path) -> None:
 def test_the_command_that_plans_again_has_what_the_plans_name_says(pre: Path) -> None:
     plans = {**plans_of(pre), "plans_name": "STUNetPlans_B_1.5x1.5x3mm-epochs3"}
     plans["stunet"] = {"size": "B", "derived_from": "STUNetPlans_B_1.5x1.5x3mm"}
-    assert commands(pre.name, Plan(plans), "2d")[0].endswith("-c 2d --size B -overwrite_target_spacing 1.5 1.5 3")
+    assert repair_commands(pre.name, Plan(plans), "2d")[0].endswith(
+        "-c 2d --size B -overwrite_target_spacing 1.5 1.5 3"
+    )
     plans["stunet"]["derived_from"] = "Mine"
-    assert "-overwrite_plans_name Mine" in commands(pre.name, Plan(plans), "2d")[0]
+    assert "-overwrite_plans_name Mine" in repair_commands(pre.name, Plan(plans), "2d")[0]
 
 
 @pytest.mark.parametrize(
@@ -292,9 +289,9 @@ def test_labels_of_the_validation_that_are_missing_or_others_are_named(pre: Path
 
 def record(pre: Path, fold: int = 0) -> dict:
     plans = plans_of(pre)
-    cases = fold_of(pre.name, Plan(plans), "3d_fullres", fold)
+    cases = find_fold(pre.name, Plan(plans), "3d_fullres", fold)
     assert cases is not None
-    return trained_with(pre.name, Plan(plans), "3d_fullres", fold, cases)
+    return training_record(pre.name, Plan(plans), "3d_fullres", fold, cases)
 
 
 Change = Callable[[dict], None]
@@ -329,15 +326,15 @@ def _less_validation(fold: dict) -> None:
 )
 def test_folds_that_changed_since_a_training_began(pre: Path, edit: Change, goes_on: bool, message: str | None) -> None:
     before = json.loads(json.dumps(record(pre)))
-    assert check_run("x", before, record(pre), goes_on) == []
+    assert check_training("x", before, record(pre), goes_on) == []
     folds = json.loads(json.dumps(FOLDS))
     edit(folds[0])
     write_json(pre / "splits_final.json", folds)
     if message is None:
-        assert len(check_run("x", before, record(pre), goes_on)) == 1
+        assert len(check_training("x", before, record(pre), goes_on)) == 1
         return
     with pytest.raises(DataError, match=message) as caught:
-        check_run("x", before, record(pre), goes_on)
+        check_training("x", before, record(pre), goes_on)
     assert "--overwrite" in caught.value.hint
 
 
@@ -347,12 +344,12 @@ def test_data_that_changed_since_a_training_began(pre: Path, raw: Path) -> None:
     preprocess(pre.name, Plan(plans_of(pre)), ["3d_fullres"], workers=1)
     assert check(pre) == []
     with pytest.raises(DataError, match=r"with other raw files of 1 cases \(e.g. 'phantom_003'\)"):
-        check_run("x", before, record(pre), goes_on=True)
-    [warning] = check_run("x", before, record(pre), goes_on=False)
+        check_training("x", before, record(pre), goes_on=True)
+    [warning] = check_training("x", before, record(pre), goes_on=False)
     assert "'phantom_003'" in warning
     unknown = {**before, "made_from": {c: [[size, None] for size, _ in f] for c, f in record(pre)["made_from"].items()}}
-    assert check_run("x", unknown, record(pre), goes_on=True) == []
-    [warning] = check_run("x", None, record(pre), goes_on=True)
+    assert check_training("x", unknown, record(pre), goes_on=True) == []
+    [warning] = check_training("x", None, record(pre), goes_on=True)
     assert "does not say which cases" in warning
 
 
@@ -415,10 +412,10 @@ def test_a_model_predicts_with_the_plans_that_it_was_trained_with(pre: Path) -> 
 
     def warnings(plans: dict = plans, fold: int = 0, **labels: int) -> list[str]:
         now = {**description, "labels": {**description["labels"], **labels}}
-        return check_trained(path, arguments, Plan(plans), "3d_fullres", fold, now)
+        return check_model(path, arguments, Plan(plans), "3d_fullres", fold, now)
 
     assert warnings() == []
-    assert check_trained(path, {"configuration": "3d_fullres"}, Plan(plans), "3d_fullres", 0, description) == []
+    assert check_model(path, {"configuration": "3d_fullres"}, Plan(plans), "3d_fullres", 0, description) == []
     assert "was trained as fold 0" in warnings(fold=1)[0]
     again = json.loads(json.dumps(plans))
     again["configurations"]["3d_fullres"]["spacing"][0] = 9.0
@@ -446,10 +443,10 @@ def test_the_order_of_regions_is_that_of_the_heads_rows(pre: Path) -> None:
     path, arguments = Path("fold_0/checkpoint_final.pth"), {"fold": 0, "dataset_json": one}
     for now in (other, {**one, "regions_class_order": [2, 1]}):
         with pytest.raises(WeightsError, match="another order of regions"):
-            check_trained(path, arguments, Plan({}), "3d_fullres", 0, now)
+            check_model(path, arguments, Plan({}), "3d_fullres", 0, now)
         with pytest.raises(WeightsError, match=r"another dataset\.json"):
             check_checkpoint("x", arguments, 0, now)
-    assert "other labels" in check_trained(path, arguments, Plan({}), "3d_fullres", 0, renamed)[0]
+    assert "other labels" in check_model(path, arguments, Plan({}), "3d_fullres", 0, renamed)[0]
 
 
 def test_a_training_that_starts_again_forgets_what_it_handed_to_the_next_stage(pre: Path) -> None:
@@ -567,5 +564,5 @@ def test_ten_thousand_cases_take_no_time_to_compare(pre: Path) -> None:
     names = [f"case_{number}" for number in range(10_000)]
     made_from = {name: [[1, "0" * 16]] * 2 for name in names}
     run = {"fold": 0, "train": names[:8000], "val": names[8000:], "made_from": made_from}
-    assert check_run("x", run, json.loads(json.dumps(run)), goes_on=True) == []
+    assert check_training("x", run, json.loads(json.dumps(run)), goes_on=True) == []
     assert Fold(tuple(names), ()).all == sorted(names)

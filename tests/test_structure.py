@@ -35,7 +35,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "plans": {"datasets", "folds", "labels", "losses", "networks", "nnunet", "workers"},
     "weights": {"labels", "networks", "plans"},
     "models": {"labels", "networks", "plans", "weights"},
-    "preprocessing": {"datasets", "labels", "nnunet", "plans", "resampling", "weights", "workers"},
+    "preprocessing": {"datasets", "folds", "labels", "nnunet", "plans", "resampling", "weights", "workers"},
     "provenance": {"folds", "labels", "plans", "preprocessing"},
     "inference": {"datasets", "labels", "models", "plans", "preprocessing", "provenance", "results", "weights"},
     "merging": {"datasets", "inference", "labels", "workers"},

@@ -21,12 +21,13 @@ from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 
 from stunet.errors import Interrupted, StunetError
 from stunet.files import write_json
-from stunet.folds import Fold, chosen
+from stunet.folds import Fold, choose_cases
 from stunet.losses import DeepSupervision, DiceAndEntropy, DiceCE, RegionDiceCE
 from stunet.networks import STUNet
 from stunet.nnunet import patched, write_atomically
 from stunet.plans.plan import Plan
-from stunet.provenance import RECORD, check_run, continued, fold_of, trained_with
+from stunet.preprocessing.folds import find_fold
+from stunet.provenance import RECORD, check_training, continued_record, training_record
 from stunet.trainers import checkpoint, steps
 from stunet.trainers.data import augmentation, loader
 from stunet.trainers.data.batches import SeededBatches, share_of
@@ -203,10 +204,12 @@ class BaseTrainer(nnUNetTrainer):
             DataError: There are fewer cases, or the fold cannot be trained; nnU-Net would make a random split for a
                 missing one.
         """
-        fold_of(self.plan.dataset_name, self.plan, self.configuration_name, self.fold)
+        find_fold(self.plan.dataset_name, self.plan, self.configuration_name, self.fold)
         with patched_splits():
             train, validation = super().do_split()
-        return (train if self.num_cases is None else chosen(train, self.num_cases, self.seed, self.fold)), validation
+        return (
+            train if self.num_cases is None else choose_cases(train, self.num_cases, self.seed, self.fold)
+        ), validation
 
     def _settle_folds(self) -> None:
         """Let one process create missing folds before the others read them."""
@@ -393,9 +396,9 @@ class BaseTrainer(nnUNetTrainer):
         self._settle_folds()
         before: dict[str, Any] | None = content["stunet"].get("trained_with") or None
         now = self.trains_with()
-        for warning in check_run(name, before, now, not self.only_validates):
+        for warning in check_training(name, before, now, not self.only_validates):
             self.listener.warning(warning)
-        self._trained_with = continued(before, now) if before else {}  # unknown, and stays unknown
+        self._trained_with = continued_record(before, now) if before else {}  # unknown, and stays unknown
         if not self.was_initialized:
             self.initialize()
         self.load_network_state(content["network_weights"], content["stunet"])
@@ -435,11 +438,11 @@ class BaseTrainer(nnUNetTrainer):
     def trains_with(self) -> dict[str, Any]:
         """Return what this run would train with now: the record that its checkpoints keep."""
         run = (self.plan.dataset_name, self.plan, self.configuration_name, self.fold)
-        cases = fold_of(*run)
+        cases = find_fold(*run)
         if cases is None:  # nnU-Net has to make the folds first
             train, validation = self.do_split()
             cases = Fold(tuple(map(str, train)), tuple(map(str, validation)))
-        return trained_with(*run, cases)
+        return training_record(*run, cases)
 
     def trained_with(self) -> dict[str, Any]:
         """Return the record of the cases this network was trained with; empty if unknown."""

@@ -226,10 +226,10 @@ def _planned(dataset: str, args: argparse.Namespace) -> dict[str, Any]:
 def _first_fold(dataset: str, plans: dict[str, Any], configuration: str) -> int | str:
     """Return the fold to begin with: 0, or 'all' if there are too few cases to make folds."""
     from stunet.folds import ALL
-    from stunet.provenance import fold_of
+    from stunet.preprocessing.folds import find_fold
 
     try:
-        fold_of(dataset, Plan(plans), configuration, 0)
+        find_fold(dataset, Plan(plans), configuration, 0)
     except DataError:
         return ALL
     return 0

@@ -36,7 +36,7 @@ from stunet.labels.systems import LabelSystem
 from stunet.nifti_header import header_has_orientation
 from stunet.orientation import file_properties, orientation_of
 from stunet.preprocessing.case import preprocessor_of
-from stunet.provenance import check_trained
+from stunet.provenance import check_model
 from stunet.results.segmentation import Segmentation
 from stunet.results.subset import subset_dataset, subset_table
 from stunet.weights.checkpoints import check_weights, load_trained
@@ -107,7 +107,7 @@ class Predictor:
             check_weights(path, network, checkpoint["network_weights"])
             check_strides(path, checkpoint, model.plan, self.name)
         for fold, path, checkpoint in zip(model.folds, model.checkpoint_files, checkpoints, strict=True):
-            for warning in check_trained(path, checkpoint["init_args"], model.plan, self.name, fold, model.dataset):
+            for warning in check_model(path, checkpoint["init_args"], model.plan, self.name, fold, model.dataset):
                 log.warning("warning: %s", warning)
         if self.options.v1_preprocessing and self.previous_stage:
             raise UsageError(f"--v1_preprocessing is not for a cascade such as {self.name}", "leave it out")

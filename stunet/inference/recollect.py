@@ -25,9 +25,9 @@ from stunet.inference.network import build
 from stunet.models.record import RECORD
 from stunet.plans.files import read_plan
 from stunet.plans.plan import Plan
+from stunet.preprocessing.checks import check_data
 from stunet.preprocessing.dataset import CONFIGURATION_SETTINGS, PLAN_SETTINGS, preprocessed_cases
 from stunet.preprocessing.stored import StoredCases
-from stunet.provenance import check_data
 from stunet.weights.checkpoints import check_finite, check_weights, load_trained, save_checkpoint
 from stunet.weights.reading import read_weights
 from stunet.workspace import preprocessed_dataset

@@ -216,6 +216,17 @@ def head_classes(labels: Mapping[str, Any]) -> list[str]:
     return sorted(values, key=lambda name: int(values[name][0]))
 
 
+def region_values(description: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values of the rows of a head for regions, in the network's order, as `rows`; nothing without regions.
+
+    Args:
+        description: A dataset.json; its `labels` may be missing.
+    """
+    labels = description.get("labels") or {}
+    rows = [list(v) if isinstance(v := labels[name], list | tuple) else [v] for name in head_classes(labels)]
+    return {"rows": rows} if any(len(values) > 1 for values in rows) else {}
+
+
 def _resolve(name: str, known: Mapping[str, list[str]]) -> tuple[str, ...]:
     if name in known:
         return tuple(known[name]) if len(known[name]) == 1 else ()

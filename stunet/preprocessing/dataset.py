@@ -9,7 +9,7 @@ whatever is missing or out of date. A data folder holds
     .stunet/part/CASE/                   what is being written
     .stunet/lock                         held during a run
 
-Imports neither torch nor nnunetv2. Read next: worker.py, which does one case, and provenance.py, which
+Imports neither torch nor nnunetv2. Read next: worker.py, which does one case, and checks.py, which
 compares all that with what a training needs.
 """
 
@@ -221,6 +221,11 @@ def settings_of(plan: Plan, configuration: str, labels: Mapping[str, Any]) -> di
     if len(plan.orientations) > 1:  # otherwise nothing is turned
         settings["orientation"] = plan.orientation
     return _decisive(json.loads(json.dumps(settings)))
+
+
+def without_version(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings without nnU-Net's version, to be compared: other versions preprocess alike."""
+    return {key: value for key, value in settings.items() if key != "nnunetv2"}
 
 
 def _decisive(settings: dict[str, Any]) -> dict[str, Any]:

@@ -19,7 +19,8 @@ from stunet.errors import DataError, Interrupted, OutOfMemoryError, StunetError,
 from stunet.files import exclusive_lock, remove_staging
 from stunet.kinds import RUN_RECORD, read, read_dataset_json
 from stunet.plans.plan import Plan
-from stunet.provenance import RECORD, fold_of
+from stunet.preprocessing.folds import find_fold
+from stunet.provenance import RECORD
 from stunet.trainers.distributed.group import Member, handled, spawn
 from stunet.trainers.finetune.start import REPORT, Start, begin
 from stunet.trainers.lookup import trainer_class
@@ -151,7 +152,7 @@ def _validated(run: Run) -> list[str]:
     try:
         return list(read(run.folder / RECORD, RUN_RECORD)["val"])
     except DataError:
-        fold = fold_of(run.dataset, Plan(run.plans), run.configuration, run.fold)
+        fold = find_fold(run.dataset, Plan(run.plans), run.configuration, run.fold)
         return list(fold.val) if fold else []
 
 

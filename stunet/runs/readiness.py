@@ -1,4 +1,6 @@
-"""Check that everything a training needs is present, and made from what it should be. provenance.py compares.
+"""Check that everything a training needs is present, and made from what it should be.
+
+provenance.py and preprocessing/checks.py compare.
 
 Imports neither torch nor nnunetv2, so that mistakes are reported immediately.
 """
@@ -13,9 +15,11 @@ from stunet.folds import FILE as SPLITS
 from stunet.labels.annotations import FILE
 from stunet.plans.plan import Plan
 from stunet.plans.splits import check_used_splits
+from stunet.preprocessing.checks import check_data as check_preprocessed
+from stunet.preprocessing.checks import check_labels
 from stunet.preprocessing.dataset import preprocessed_cases
-from stunet.provenance import check_data as check_preprocessed
-from stunet.provenance import check_labels, check_result, fold_of, left_out
+from stunet.preprocessing.folds import find_fold, unused_cases
+from stunet.provenance import check_result
 from stunet.workspace import HANDED_OVER, TRAINER, preprocessed_dataset, result_folder, trained_folds
 
 
@@ -32,10 +36,10 @@ def check_data(dataset: str, plan: Plan, configuration: str, fold: int | str, tr
     if fold != ALL:
         check_used_splits(dataset)
     _check_annotations(dataset)
-    cases = fold_of(dataset, plan, configuration, fold)
+    cases = find_fold(dataset, plan, configuration, fold)
     everything = preprocessed_cases(dataset, plan, configuration)
     check_labels(dataset, plan, configuration, cases.val if cases else everything)
-    if fold != ALL and (names := left_out(dataset, plan, configuration)):
+    if fold != ALL and (names := unused_cases(dataset, plan, configuration)):
         path = preprocessed_dataset(dataset) / SPLITS
         warnings.append(f"{len(names)} preprocessed cases are in no fold of {str(path)!r} (e.g. {names[0]!r})")
     _check_previous_stage(dataset, plan, configuration, trainer, cases.all if cases else everything)
@@ -80,7 +84,7 @@ def lacking_next_stage(dataset: str, plan: Plan, configuration: str, fold: int |
     Args:
         model: The result folder, with a folder for each fold.
     """
-    cases = fold_of(dataset, plan, configuration, fold)
+    cases = find_fold(dataset, plan, configuration, fold)
     for stage in plan.configuration(configuration).next_stages:
         able = set(preprocessed_cases(dataset, plan, stage)) & set(cases.val if cases else ())
         if waiting := missing_predictions(model, stage, sorted(able)):

@@ -15,7 +15,7 @@ from stunet.plans.check import check_plan, training_part
 from stunet.plans.derive import derive, describe, fit_configurations
 from stunet.plans.fit import MemoryTarget
 from stunet.plans.plan import Plan, StartingWeights
-from stunet.provenance import commands
+from stunet.preprocessing.checks import repair_commands
 from stunet.sizes import SIZES, Size
 from stunet.weights.architecture import recognise
 from tests.loops import for_each
@@ -101,7 +101,7 @@ def test_a_size_is_one_line_in_one_table(
     assert count == sum(parameter.numel() for parameter in network.parameters())
     assert derive(derived, DATASET, size="B").name == "STUNetPlans_B"
     planned_for_it = derived.with_name("STUNetPlans_M").with_ours(derived_from=None)
-    assert commands("Dataset003_Liver", planned_for_it, "3d_fullres")[0].endswith("--size M")
+    assert repair_commands("Dataset003_Liver", planned_for_it, "3d_fullres")[0].endswith("--size M")
     assert recognise(network.state_dict(), Path("x")).size == "M"
     for command in (train, plan_and_preprocess):
         with pytest.raises(SystemExit):
