@@ -1,7 +1,8 @@
-"""Every name of nnU-Net's that this package patches or relies on, with the reason, and a check that it still exists.
+"""Every name in nnU-Net that this package patches or relies on, with the reason, and a check that it still exists.
 
-nnU-Net promises no stable interface below its commands. A name that a new version moves or renames is reported here, in
-one error, before a command starts work. To use another name of nnU-Net's anywhere, add it to NAMES (a test compares).
+nnU-Net promises no stable interface below its commands. Names that a new version moves or removes are reported in one
+error before a command starts work. To use another name of nnU-Net, add it to NAMES; a test compares the table with the
+code. A name that is only read can change its meaning unnoticed: the tests that compare with stock nnU-Net find that.
 """
 
 import json
@@ -26,7 +27,7 @@ SHOWN = 3  # missing names in an error message
 
 @dataclass(frozen=True)
 class Names:
-    """Names of nnU-Net's that are used for one reason.
+    """Names in nnU-Net that are used for one reason.
 
     Args:
         place: A module below nnunetv2, or a class in it as `module:Class`, which is then used as well.
@@ -82,9 +83,9 @@ _ATOMIC = "write files atomically: any command may be killed"
 NAMES: tuple[Names, ...] = (
     # Planning
     Patched(_FINGERPRINT, "save_json", "plans", _ATOMIC),
-    Patched(_FINGERPRINT, "multiprocessing", "plans", "its pool hangs, or names no case, when a process is killed"),
+    Patched(_FINGERPRINT, "multiprocessing", "plans", "when a process is killed, its pool hangs or does not name the case"),
     Patched(_FINGERPRINT, "determine_reader_writer_from_dataset_json", "plans",
-            "it tries all readers and prints a traceback for each that fails; images have to be reoriented"),
+            "it tries all readers, printing a traceback for each that fails; ours also turns the images"),
     Names(f"{_FINGERPRINT}:DatasetFingerprintExtractor", "analyze_case dataset dataset_json run show_progress_bar",
           "plans", "computes the statistics of a dataset"),
     Patched(_PLANNER, "save_json shutil", "plans", _ATOMIC),
@@ -98,7 +99,7 @@ NAMES: tuple[Names, ...] = (
           "overwrite_target_spacing determine_fullres_target_spacing",
           "plans", "what is planned, and its spacing, which is nnU-Net's"),
     Names("paths", "nnUNet_preprocessed", "plans", "where nnU-Net writes plans"),
-    Names("utilities.json_export", "recursive_fix_for_json_export", "plans", "makes plain numbers of numpy's"),
+    Names("utilities.json_export", "recursive_fix_for_json_export", "plans", "converts numpy's numbers to plain ones"),
     Names("training.loss.compound_losses", "DC_and_BCE_loss", "plans", "--probe measures a step with regions"),
     Names("training.loss.dice", "MemoryEfficientSoftDiceLoss", "plans", "--probe measures a step with regions"),
     Names(f"{_PLANS}:PlansManager",
@@ -166,7 +167,7 @@ NAMES: tuple[Names, ...] = (
     Patched(_TRAINER, "save_json shutil", "trainers", _ATOMIC),
     Patched(_TRAINER, "DDP", "trainers", "initialize() assumes CUDA; ours also wraps on the CPU, and shards (--fsdp)"),
     Patched(_TRAINER, "load_json generate_crossval_split", "trainers",
-            "do_split() searches lists of cases, minutes for 100,000; and the file of folds is checked when read"),
+            "do_split() searches lists of cases, which takes minutes for 100,000; the file is checked when it is read"),
     Patched(_TRAINER, "nnUNetDataLoader", "trainers", "draws single samples, seeded one by one, so that runs resume"),
     Patched(_TRAINER, "SingleThreadedAugmenter get_allowed_n_proc_DA", "trainers",
             "get_dataloaders() would start processes and draw a first batch; torch's DataLoader does that here"),
@@ -189,7 +190,7 @@ NAMES: tuple[Names, ...] = (
           "_build_loss _do_i_compile _set_batch_size_and_oversample build_network_architecture configure_optimizers "
           "configure_rotation_dummyDA_mirroring_and_inital_patch_size do_split get_dataloaders "
           "get_training_transforms get_validation_transforms plot_network_architecture set_deep_supervision_enabled",
-          "trainers", "overridden or called: network, loss, optimizer, data and augmentation, with the plan's values"),
+          "trainers", "overridden or called: network, loss, optimizer, data and augmentation use the plan's values"),
     Names(f"{_TRAINER}:nnUNetTrainer",
           "num_epochs num_iterations_per_epoch num_val_iterations_per_epoch initial_lr weight_decay "
           "oversample_foreground_percent",
