@@ -83,7 +83,8 @@ _ATOMIC = "write files atomically: any command may be killed"
 NAMES: tuple[Names, ...] = (
     # Planning
     Patched(_FINGERPRINT, "save_json", "plans", _ATOMIC),
-    Patched(_FINGERPRINT, "multiprocessing", "plans", "when a process is killed, its pool hangs or does not name the case"),
+    Patched(_FINGERPRINT, "multiprocessing", "plans",
+            "when a process is killed, its pool hangs or does not name the case"),
     Patched(_FINGERPRINT, "determine_reader_writer_from_dataset_json", "plans",
             "it tries all readers, printing a traceback for each that fails; ours also turns the images"),
     Names(f"{_FINGERPRINT}:DatasetFingerprintExtractor", "analyze_case dataset dataset_json run show_progress_bar",
