@@ -51,7 +51,7 @@ def problems(
         yield f"patch_size {patch} must be multiples of {steps}, the product of the strides"
     forward, backward = plans["transpose_forward"], plans["transpose_backward"]
     if sorted(forward) != [0, 1, 2] or list(backward) != [forward.index(axis) for axis in range(3)]:
-        yield f"transpose_forward {forward} and transpose_backward {backward} are no order of axes and its inverse"
+        yield f"transpose_forward {forward} and transpose_backward {backward} are not an order of axes and its inverse"
     yield from _wrong_channels(plans, planned)
 
 

@@ -57,5 +57,5 @@ def _compare(folds: Sequence[Fold], used: Path, path: Path) -> None:
     if used.is_file():
         first = read_folds(used)[: len(folds)]
         if [(set(fold.train), set(fold.val)) for fold in first] != [(set(f.train), set(f.val)) for f in folds]:
-            hint = "remove the one that shall not count: what was trained used that of nnUNet_preprocessed"
+            hint = "remove the one that should not count: trainings so far used the one in nnUNet_preprocessed"
             raise DataError(f"{str(path)!r} and {str(used)!r} have different folds", hint)

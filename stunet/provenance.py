@@ -71,14 +71,14 @@ def check_training(name: str, before: Mapping[str, Any] | None, now: Mapping[str
         what = f"{name} was trained with {len(both)} cases that {where} validates with (e.g. {both[0]!r})"
         raise DataError(
             what,
-            f"put {FILE} back as it was ({RECORD} in the folder of the fold has it), or train anew with --overwrite",
+            f"put {FILE} back as it was ({RECORD} in the folder of the fold has it), or train from scratch with --overwrite",
         )
     changed = [_changed(kind, before[kind], now[kind]) for kind in ("train", "val")]
     if changed[0] and goes_on:
         what = f"{name} was trained with other cases than {where} has: {changed[0]}"
         raise DataError(
             what,
-            f"put {FILE} back as it was ({RECORD} in the folder of the fold has it), or train anew with --overwrite",
+            f"put {FILE} back as it was ({RECORD} in the folder of the fold has it), or train from scratch with --overwrite",
         )
     other = _other_content(before, now)
     if other and goes_on:
@@ -118,7 +118,7 @@ def check_checkpoint(
         raise WeightsError(f"{name} is of fold {of}, not of fold {fold}", hint)
     before = _plain(arguments.get("dataset_json"))
     if before and (changed := json_differences(_labels(before), _labels(dataset_json))):
-        hint = "put dataset.json back as it was, or --overwrite to train anew"
+        hint = "put dataset.json back as it was, or --overwrite to train from scratch"
         raise WeightsError(f"{name} was trained with another dataset.json: {first_few(changed)}", hint)
 
 

@@ -259,7 +259,7 @@ def edited(plan: Plan, path: str, value: Any) -> Plan:
         ("stunet/train", {"num_epoch": 3}, "unknown key 'num_epoch'"),
         ("stunet/mirror_axes", None, "missing 'mirror_axes'"),
         ("stunet/mirror_axes", [3], r"stunet.mirror_axes\[0\]: expected an integer from 0 to 2, got 3"),
-        ("transpose_forward", [0, 0, 1], "no order of axes"),
+        ("transpose_forward", [0, 0, 1], "not an order of axes"),
         ("configurations/3d_fullres/bach_size", 2, "unknown key 'bach_size'; did you mean 'batch_size'"),
         (
             "configurations/3d_fullres/batch_size",

@@ -78,7 +78,7 @@ def load(network: nn.Module, merged: Mapping[str, Tensor], adapters: Mapping[str
     if expected != {name: value.shape for name, value in adapters.items()}:
         raise WeightsError(
             f"the checkpoint's {len(adapters)} tensors of adapters are not the {len(expected)} of the network",
-            "--overwrite starts anew",
+            "--overwrite starts from scratch",
         )
     adapted = {f"{name.partition(PARAMETRIZED)[0]}.weight" for name in expected}
     network.load_state_dict({name: value for name, value in merged.items() if name not in adapted} | dict(adapters))
