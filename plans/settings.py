@@ -110,7 +110,7 @@ SYNONYMS = {  # what other programs call these values
 
 
 def known_as(name: str) -> str | None:
-    """Return the key that a name stands for that other programs use, or a variant in spelling; None if there is none."""
+    """Return the key that another program's name for it, or another spelling, stands for; None if there is none."""
     plain = name.lstrip("-").lower().replace("-", "_")
     return plain if plain in KNOWN else next((key for key, names in SYNONYMS.items() if plain in names), None)
 

@@ -28,6 +28,9 @@ INPUT_SETTINGS = (  # the settings that determine what the network's input value
     "spacing", "transpose_forward", "normalization_schemes", "use_mask_for_norm", "orientation",
     "foreground_intensity_properties_per_channel",
 )  # fmt: skip
+FOLDS_HINT = (
+    f"put {FILE} back as it was ({RECORD} in the folder of the fold has it), or train from scratch with --overwrite"
+)
 NETWORK_KEYS = ("labels", "regions_class_order", "channel_names", "modality")  # of dataset.json: what a network has
 
 
@@ -69,17 +72,11 @@ def check_training(name: str, before: Mapping[str, Any] | None, now: Mapping[str
     seen, validated = set(before["train"]), set(now["val"])
     if now["fold"] != ALL and (both := sorted(seen & validated)):
         what = f"{name} was trained with {len(both)} cases that {where} validates with (e.g. {both[0]!r})"
-        raise DataError(
-            what,
-            f"put {FILE} back as it was ({RECORD} in the folder of the fold has it), or train from scratch with --overwrite",
-        )
+        raise DataError(what, FOLDS_HINT)
     changed = [_changed(kind, before[kind], now[kind]) for kind in ("train", "val")]
     if changed[0] and goes_on:
         what = f"{name} was trained with other cases than {where} has: {changed[0]}"
-        raise DataError(
-            what,
-            f"put {FILE} back as it was ({RECORD} in the folder of the fold has it), or train from scratch with --overwrite",
-        )
+        raise DataError(what, FOLDS_HINT)
     other = _other_content(before, now)
     if other and goes_on:
         what = f"{name} was trained with other raw files of {len(other)} cases (e.g. {other[0]!r})"
