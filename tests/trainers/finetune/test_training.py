@@ -133,7 +133,7 @@ def test_weights_are_read_and_hashed_once_however_often_they_are_asked(
     monkeypatch.setattr("stunet.trainers.finetune.start.read_weights", read)
     start = Start(source)
     choose_heads(start, None, trainer.dataset_json)
-    preview(start, trainer.plans_manager.plans, "3d_fullres", trainer.dataset_json)
+    preview(start, trainer.plan, "3d_fullres", trainer.dataset_json)
     begin(trainer, start)
     assert asked == [source]
     assert vars(pickle.loads(pickle.dumps(start))) == {"path": source}  # other processes read the file themselves
@@ -234,15 +234,13 @@ def test_without_weights_no_layer_is_slower_than_another(make: Make) -> None:
 
 def test_a_preview_beside_a_cascade_is_what_training_reports(make: Make, source: Path) -> None:
     trainer = make("a", "ramp", source)
-    plans = trainer.plans_manager.plans
-    plans["configurations"]["3d_lowres"] = {"inherits_from": "3d_fullres", "next_stage": "3d_cascade_fullres"}
-    cascade = {"inherits_from": "3d_fullres", "previous_stage": "3d_lowres"}
-    plans["configurations"]["3d_cascade_fullres"] = cascade
+    plan = trainer.plan.with_configuration("3d_lowres", inherits_from="3d_fullres", next_stage="3d_cascade_fullres")
+    plan = plan.with_configuration("3d_cascade_fullres", inherits_from="3d_fullres", previous_stage="3d_lowres")
     start = Start(source)
-    report = preview(start, plans, "3d_fullres", trainer.dataset_json)
+    report = preview(start, plan, "3d_fullres", trainer.dataset_json)
     assert report == begin(trainer, start)
     assert not any(fate.kind == "inflated" for fate in report.tensors)
-    of_cascade = preview(start, plans, "3d_cascade_fullres", trainer.dataset_json)
+    of_cascade = preview(start, plan, "3d_cascade_fullres", trainer.dataset_json)
     assert sum(fate.kind == "inflated" for fate in of_cascade.tensors) == 2
 
 
