@@ -15,6 +15,7 @@ benchmarks/partial.md has the result.
 
 import argparse
 import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -22,7 +23,6 @@ import numpy as np
 import SimpleITK as sitk
 
 from stunet import workspace
-from stunet.cli.common import find_command
 from stunet.console import aligned, result
 from stunet.evaluation.metrics import confusion
 from stunet.files import read_json, write_json
@@ -89,7 +89,7 @@ def trained(dataset: int, trainer: str, fold: int, values: list[str]) -> Path:
     plans_name = derive(plan, dataset_json, overrides=parse(values)).name
     folder = workspace.result_folder(name, plans_name, "3d_fullres", trainer) / f"fold_{fold}"
     command = [
-        find_command("stunet_train"),
+        str(Path(sys.executable).with_name("stunet_train")),
         str(dataset),
         "-f",
         str(fold),

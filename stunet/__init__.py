@@ -1,6 +1,65 @@
 """STU-Net on nnU-Net v2: plan, train, predict and evaluate scalable 3D segmentation networks.
 
-Read next: networks.py (the network), plans/ (what a run looks like), trainers/ (how it is trained), cli/ (commands).
+    import stunet
+
+    result = stunet.train(3, pretrained="STU-Net-B", set={"num_epochs": 100})
+
+docs/python.md has a whole example; runs/api.py the functions. They are imported when they are first used.
+Read next: networks.py (the network), plans/ (what a run looks like), trainers/ (how it is trained), runs/ (use cases).
 """
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from stunet.runs.api import evaluate, plan, predict, train
+    from stunet.runs.evaluation import EvaluationRequest, EvaluationResult
+    from stunet.runs.listener import Listener
+    from stunet.runs.planning import PlanningRequest, PlanningResult
+    from stunet.runs.prediction import PredictionRequest, PredictionResult
+    from stunet.runs.training import TrainingRequest, TrainingResult
+
 __version__ = "0.1.0"
+__all__ = [
+    "EvaluationRequest",
+    "EvaluationResult",
+    "Listener",
+    "PlanningRequest",
+    "PlanningResult",
+    "PredictionRequest",
+    "PredictionResult",
+    "TrainingRequest",
+    "TrainingResult",
+    "evaluate",
+    "plan",
+    "predict",
+    "train",
+]
+
+_MODULES = {
+    "EvaluationRequest": "stunet.runs.evaluation",
+    "EvaluationResult": "stunet.runs.evaluation",
+    "Listener": "stunet.runs.listener",
+    "PlanningRequest": "stunet.runs.planning",
+    "PlanningResult": "stunet.runs.planning",
+    "PredictionRequest": "stunet.runs.prediction",
+    "PredictionResult": "stunet.runs.prediction",
+    "TrainingRequest": "stunet.runs.training",
+    "TrainingResult": "stunet.runs.training",
+    "evaluate": "stunet.runs.api",
+    "plan": "stunet.runs.api",
+    "predict": "stunet.runs.api",
+    "train": "stunet.runs.api",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a part of the Python API when it is first used."""
+    if name not in _MODULES:
+        raise AttributeError(f"module 'stunet' has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(_MODULES[name]), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -14,7 +14,6 @@ import SimpleITK as sitk
 import yaml
 
 from stunet import kinds, presets
-from stunet.cli.train_run import mean_dice
 from stunet.datasets import read_dataset
 from stunet.datasets.growing import CASE_RECORD, read
 from stunet.datasets.label_lists import read_labels
@@ -22,7 +21,7 @@ from stunet.datasets.msd import _labels_by_name, msd_images
 from stunet.errors import StunetError
 from stunet.evaluation.folders import labels_of
 from stunet.evaluation.segmentations import read_segmentation
-from stunet.experiment.arms import arms, command, read_experiment
+from stunet.experiment.arms import arms, command, read_experiment, request
 from stunet.experiment.runs import Record, read_dice
 from stunet.inference.model import open_model
 from stunet.inference.output import SETTINGS, check_record
@@ -39,6 +38,7 @@ from stunet.plans.files import read_plan
 from stunet.plans.plan import Plan
 from stunet.preprocessing.dataset import _valid_records
 from stunet.results.statistics import read_statistics
+from stunet.runs.training import mean_dice
 from stunet.weights.v2 import make_dataset, make_plans
 from tests.labels.test_annotations import KIDNEYS
 from tests.loops import for_each
@@ -213,7 +213,7 @@ def compare(path: Path) -> None:
     experiment = read_experiment(path)
     for arm in arms(experiment):
         assert "/" not in arm.name
-        command(experiment, arm)
+        command(request(experiment, arm))
 
 
 def describe(entry: registry.Entry) -> None:

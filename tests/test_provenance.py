@@ -15,7 +15,7 @@ import torch
 
 from stunet import workspace
 from stunet.cli.plan_and_preprocess import main as plan_and_preprocess
-from stunet.cli.train_run import _left
+from stunet.cli.shown import Shown
 from stunet.errors import DataError, WeightsError
 from stunet.files import read_json, write_json
 from stunet.folds import Fold
@@ -28,6 +28,7 @@ from stunet.preprocessing.folds import find_fold
 from stunet.provenance import check_checkpoint, check_model, check_result, check_training, training_record
 from stunet.runs.launch import Run, forget
 from stunet.runs.readiness import check_data
+from stunet.runs.training import remaining
 from stunet.trainers.supervised import STUNetTrainer
 from stunet.weights.checkpoints import load_checkpoint
 
@@ -450,7 +451,7 @@ def test_the_order_of_regions_is_that_of_the_heads_rows(pre: Path) -> None:
 
 
 def test_a_training_that_starts_again_forgets_what_it_handed_to_the_next_stage(pre: Path) -> None:
-    run = Run(pre.name, plans_of(pre), "3d_fullres", 0, device="cpu")
+    run = Run(pre.name, Plan(plans_of(pre)), "3d_fullres", 0, device="cpu")
     folder = run.folder.parent / "predicted_next_stage" / "3d_cascade_fullres"
     folder.mkdir(parents=True)
     for name in CASES:
@@ -487,7 +488,7 @@ def test_results_of_data_that_were_preprocessed_again_in_another_way_are_not_tod
 
 def finished(pre: Path, plans: dict) -> Run:
     """A run whose fold is trained and validated."""
-    run = Run(pre.name, plans, "3d_fullres", 0, device="cpu", resume=True)
+    run = Run(pre.name, Plan(plans), "3d_fullres", 0, device="cpu", resume=True)
     (run.folder / "validation").mkdir(parents=True)
     (run.folder / "checkpoint_final.pth").touch()
     write_json(run.folder / "validation" / "summary.json", {})
@@ -501,21 +502,21 @@ def test_a_finished_fold_is_not_done_for_other_plans_of_the_same_name(pre: Path)
     plans = plans_of(pre)
     plans["configurations"]["3d_fullres"]["batch_size"] = 7
     with pytest.raises(DataError, match=r"with other plans than today's \(.*batch_size"):
-        _left(replace(run, plans=plans))
+        remaining(replace(run, plan=Plan(plans)), Shown())
 
 
 def test_a_finished_fold_is_done_only_for_the_folds_of_its_training(
     pre: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = finished(pre, plans_of(pre))
-    assert _left(run) is None
+    assert remaining(run, Shown()) is None
     assert "nothing to do" in capsys.readouterr().err
     write_json(pre / "splits_final.json", FOLDS[::-1])
     with pytest.raises(DataError, match=r"trained and validated, but .* was trained with 2 cases") as caught:
-        _left(run)
+        remaining(run, Shown())
     assert "--overwrite" in caught.value.hint
     forget(run)
-    assert _left(run) == run
+    assert remaining(run, Shown()) == run
     assert not (run.folder / "made_from.json").exists()
 
 
@@ -524,7 +525,7 @@ def test_a_finished_fold_is_validated_again_for_what_the_next_stage_lacks(pre: P
     plans["configurations"]["3d_fullres"]["next_stage"] = "next"
     plans["configurations"]["next"] = {"inherits_from": "3d_fullres", "previous_stage": "3d_fullres"}
     run = finished(pre, plans)
-    left = _left(run)
+    left = remaining(run, Shown())
     assert left is not None
     assert (left.only_validate, left.resume) == (True, False)
     with pytest.raises(DataError, match=r"next needs predictions of 3d_fullres; 6 are missing") as caught:
@@ -534,7 +535,7 @@ def test_a_finished_fold_is_validated_again_for_what_the_next_stage_lacks(pre: P
     handed_over.mkdir(parents=True)
     for case in CASES[4:]:
         (handed_over / f"{case}.b2nd").touch()
-    assert _left(run) is None
+    assert remaining(run, Shown()) is None
 
 
 def test_plans_that_are_there_are_preprocessed_as_they_are(

@@ -1,1 +1,1 @@
-"""The commands, one file each; common.py holds what they share."""
+"""The commands, one file each: they turn arguments into requests of runs/, and show. common.py has what they share."""

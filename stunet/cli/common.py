@@ -4,16 +4,14 @@ import argparse
 import logging
 import os
 import re
-import shutil
 import sys
 import traceback
 from collections.abc import Callable, Sequence
 from difflib import get_close_matches
-from pathlib import Path
 from typing import Any, NoReturn
 
 from stunet import __version__, console
-from stunet.errors import DataError, StunetError, UsageError, explain
+from stunet.errors import StunetError, UsageError, explain
 
 EXIT_CODES = """exit codes: 0 done, 1 unexpected, 2 usage, 3 data, plan or path missing or bad, 4 weights,
 5 out of memory, 75 interrupted and resumable, 130 Ctrl-C, 141 nobody reads its output (as with | head)"""
@@ -167,39 +165,3 @@ def raise_last(problems: Sequence[StunetError], program: str) -> None:
         console.error(program, error.message, error.hint)
     if problems:
         raise problems[-1]
-
-
-def device(requested: str | None) -> str:
-    """Return the device to use: the requested one, or "cuda" if there is one, else "cpu".
-
-    Raises:
-        UsageError: The requested device does not exist.
-    """
-    import torch
-
-    if requested is None:
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    if not available[requested]:
-        raise UsageError(f"-device {requested}: torch finds no such device here", "-device cpu")
-    return requested
-
-
-def physical_cores() -> int:
-    """Return the number of physical cores of this machine, as torch counts them."""
-    import torch
-
-    return int(torch.cpu.get_capabilities().get("num_physical_cores") or os.cpu_count() or 1)
-
-
-def find_command(name: str) -> str:
-    """Return the path of one of our commands: next to Python, as in a virtual environment, or on PATH (pip --user).
-
-    Raises:
-        DataError: It is in neither place.
-    """
-    found = shutil.which(name, path=Path(sys.executable).parent) or shutil.which(name)
-    if not found:
-        where = f"beside {sys.executable!r} or on PATH"
-        raise DataError(f"no command {name!r} {where}", "install stunet into this Python again")
-    return found

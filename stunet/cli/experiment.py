@@ -2,21 +2,22 @@
 
 import argparse
 import shlex
+import sys
 from collections.abc import Mapping, Sequence
-from itertools import combinations
+from dataclasses import replace
 from math import isnan
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from stunet import console, workspace
+from stunet import console
 from stunet.cli import common
+from stunet.cli.shown import Shown
 from stunet.errors import DataError, UsageError
-from stunet.experiment.arms import SCRATCH, Arm, Experiment, arms, command, read_experiment
+from stunet.experiment.arms import SCRATCH, Arm, arms, command, read_experiment, request
+from stunet.experiment.checks import check_done, check_experiment
+from stunet.experiment.child import MODULE, write_request
 from stunet.experiment.runs import DONE, FAILED, Record, results, run
-from stunet.folds import FILE as SPLITS
-from stunet.folds import MADE, read_folds
-from stunet.models import registry, store
-from stunet.plans.files import plan_path, read_plan
+from stunet.models import store
 
 if TYPE_CHECKING:
     from stunet.experiment.summary import Row
@@ -63,22 +64,27 @@ def _command(args: argparse.Namespace) -> None:
         raise UsageError(f"-j {args.j} must be 1 or more", "-j 1")
     if args.file.suffix != ".toml":
         raise UsageError(f"{str(args.file)!r} does not end with .toml", "see stunet_experiment --help for such a file")
-    experiment = read_experiment(args.file)
-    todo = {arm: command(experiment, arm) for arm in arms(experiment)}
+    experiment, shown = read_experiment(args.file), Shown()
+    requests = {arm: replace(request(experiment, arm), device=args.device) for arm in arms(experiment)}
+    todo = {arm: command(asked) for arm, asked in requests.items()}
     record = Record(args.o or args.file.with_suffix(""))
     left = {arm.title: arm.weights for arm, words in todo.items() if record.state(words) != DONE}
     if not args.summary_only:
-        _check(experiment, left)
-    _check_done(todo, record, args.summary_only)
+        check_experiment(experiment, left, shown)
+    check_done(todo, record, args.summary_only, shown)
     if args.dry_run:
         lines = [(shlex.join(words), record.state(words) or "to do") for words in todo.values()]
         return console.table(("command", "state"), lines, f"{len(todo)} arms")
     if not args.summary_only:
         for weights in set(left.values()) - {SCRATCH}:
             store.find_model(weights)  # downloads them, if needed, before the first arm
-        program = common.find_command("stunet_train")
-        device = ["-device", args.device] if args.device else []
-        run(todo, record, lambda words: [program, *words[1:], *device], args.j, console.note)
+
+        def start(arm: Arm, ending: Path) -> list[str]:
+            file = record.log(arm).with_suffix(".request.json")
+            write_request(requests[arm], file)
+            return [sys.executable, "-m", MODULE, str(file), str(ending)]
+
+        run(todo, record, start, args.j, console.note)
     _summarise(todo, record, args.json)
     failed = [arm for arm, words in todo.items() if record.state(words) == FAILED]
     if failed:
@@ -86,69 +92,6 @@ def _command(args: argparse.Namespace) -> None:
             f"{len(failed)} of {len(todo)} arms failed, first {failed[0].name}: {record.message(todo[failed[0]])}",
             f"see {record.log(failed[0])}, and run the same command again",
         )
-
-
-def _check(experiment: Experiment, weights: Mapping[str, str]) -> None:
-    """Check that everything the arms need exists; download nothing."""
-    from stunet.cli.train_plans import choose_trainer
-    from stunet.plans.check import check_plan
-    from stunet.runs.readiness import check_data
-
-    dataset = workspace.dataset_name(experiment.dataset)
-    plan = read_plan(plan_path(dataset, experiment.plans))
-    check_plan(plan, experiment.configuration)
-    splits = workspace.preprocessed_dataset(dataset) / SPLITS
-    folds = len(read_folds(splits)) if splits.is_file() else MADE
-    if experiment.fold >= folds:
-        what = f"fold {experiment.fold} is asked for, but {dataset} has {folds}"
-        raise DataError(what, f"fold = N, from 0 to {folds - 1}")
-    trainer = choose_trainer(dataset, plan.to_json(), None)
-    for warning in check_data(dataset, plan, experiment.configuration, experiment.fold, trainer):
-        console.warn(warning)
-    _check_weights(experiment, weights, plan.size)
-
-
-def _check_done(todo: Mapping[Arm, Sequence[str]], record: Record, only_warn: bool) -> None:
-    """Raise DataError, or warn, if a finished arm was made from other cases or data than there are now."""
-    from stunet.provenance import check_result
-
-    for arm, words in todo.items():
-        if record.state(words) != DONE or not (reasons := check_result(record.summary(words).parents[1])):
-            continue
-        what = f"the arm {arm.name} is done, but {reasons[0]}"
-        if not only_warn:
-            raise DataError(what, f"train it again: {shlex.join([*words, '--overwrite'])}, or another folder with -o")
-        console.warn(what)
-
-
-def _check_weights(experiment: Experiment, weights: Mapping[str, str], planned: str) -> None:
-    """Check that all weights are known, distinct, and of the requested size.
-
-    Warn if training from scratch is compared with weights of another size than planned.
-    """
-    found = {title: _known(text) for title, text in weights.items() if text != SCRATCH}
-    for (one, (place, _)), (other, (same, _)) in combinations(found.items(), 2):
-        if place == same:
-            raise DataError(f"{one!r} and {other!r} are the same weights", "leave one of them out")
-    unlike = {title: size for title, (_, size) in found.items() if size not in (None, experiment.size or planned)}
-    if experiment.size and unlike:
-        title, size = unlike.popitem()
-        what = f"size {experiment.size} is asked for, but the weights {title!r} are of size {size}"
-        raise DataError(what, "leave the size out, or these weights")
-    if unlike and SCRATCH in experiment.weights.values():
-        others = ", ".join(f"{title} of {size}" for title, size in unlike.items())
-        console.warn(f"training from scratch is of size {planned}, but {others}: the difference mixes size and weights")
-
-
-def _known(text: str) -> tuple[str, str | None]:
-    """Return what uniquely identifies these weights, and their size."""
-    entry = registry.look_up(text)
-    if entry and not store.find_installed(text):
-        return entry.name, entry.size
-    from stunet.weights.reading import read_weights
-
-    path = store.find_model(text, offline=True)
-    return str(path.resolve()), entry.size if entry else read_weights(path).architecture.size
 
 
 def _summarise(todo: Mapping[Arm, Sequence[str]], record: Record, as_json: bool) -> None:

@@ -6,18 +6,19 @@
 import argparse
 import textwrap
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import asdict
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from stunet import console
-from stunet.cli.common import device, new_parser, raise_last, run
+from stunet.cli.common import new_parser, raise_last, run
+from stunet.cli.shown import Shown
 from stunet.errors import StunetError, UsageError, WeightsError
 from stunet.machine import GB
 from stunet.models import registry, store
 from stunet.models.registry import Entry
+from stunet.runs.devices import choose_device
+from stunet.runs.fetching import shown_download
 from stunet.sizes import SIZES
 from stunet.workspace import dataset_name
 
@@ -36,7 +37,6 @@ SCHEMES = {
     "NoNormalization": "none",
     "RescaleTo01Normalization": "scaled to 0 to 1",
 }
-MEGABYTE = 1 << 20
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -85,26 +85,6 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
     return run(build_parser(), lambda args: args.command(args), argv)
-
-
-class ShownDownload(AbstractContextManager["ShownDownload"]):
-    """Progress of a download in MB, for store.download and store.find_model."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self._progress: console.Progress | None = None
-
-    def __call__(self, done: int, total: int | None) -> None:
-        if self._progress is None and total:
-            self._progress = console.Progress(f"download {self.name} (MB)", max(1, total // MEGABYTE)).__enter__()
-        while self._progress and self._progress.done < done // MEGABYTE:
-            self._progress.step()
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._progress:
-            self._progress.__exit__(kind, error, trace)
 
 
 def _list(args: argparse.Namespace) -> None:
@@ -160,8 +140,8 @@ def _download(args: argparse.Namespace) -> None:
             if args.offline:
                 console.result(str(store.find_model(entry.name, offline=True)))
                 continue
-            with ShownDownload(entry.name) as shown:
-                model = store.download(entry, args.keep, shown)
+            with shown_download(entry.name, Shown()) as on_bytes:
+                model = store.download(entry, args.keep, on_bytes)
         except StunetError as error:
             problems.append(error)
             continue
@@ -213,7 +193,7 @@ def _recollect(args: argparse.Namespace) -> None:
         return
     with console.Progress("statistics", args.batches * len(model.checkpoints)) as progress:
         folder = recollect(
-            model, dataset, configuration=args.c, target=args.o, batches=args.batches, device=device(None),
+            model, dataset, configuration=args.c, target=args.o, batches=args.batches, device=choose_device(None),
             on_batch=progress.step,
         )  # fmt: skip
     console.result(str(folder))

@@ -1,222 +1,149 @@
-"""stunet_predict: determine which model segments which images, and where the results go. predict_run.py runs it.
-
-Problems are looked for before the first case; a case that fails later does not stop the others.
-"""
+"""stunet_predict: segment images with a trained model. runs/prediction.py does the work."""
 
 import argparse
-import os
+import re
 from collections.abc import Sequence
-from contextlib import nullcontext
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from stunet import console
-from stunet.cli import common, predict_options, predict_run
-from stunet.cli.models import ShownDownload
-from stunet.errors import DataError, UsageError, WeightsError
-from stunet.machine import GB
+from stunet.cli import common
+from stunet.cli.shown import Shown
+from stunet.errors import DataError
+from stunet.results.formats import DEFAULT, FORMATS
+from stunet.runs.prediction import PredictionRequest, formats_by_ending, predict
 
-if TYPE_CHECKING:
-    from stunet.inference.cases import InputCase
-    from stunet.inference.model import ModelFolder
-    from stunet.inference.predictor import Predictor
-    from stunet.labels.systems import LabelSystem
-
-LOW = "3d_lowres"  # nnU-Net's low-resolution configuration
+DESCRIPTION = "Segment images with a trained model; options of nnUNetv2_predict keep their names and meaning."
+EXAMPLES = """examples:
+  stunet_predict -i imagesTs -o out -d 3 -c 3d_fullres
+  stunet_predict -i scan.nii.gz -o scan_seg.nii.gz --model STUNetTrainer__STUNetPlans__3d_fullres
+  stunet_predict -i dicom_folder -o out -d 3 -c 3d_fullres -f 0 --disable_tta
+  stunet_predict -i imagesTs -o out --model STU-Net-B --labels amos
+"""
+PRECISION = "of the network: auto is bf16 on CPUs that compute with it, fp16 on CUDA, else fp32 (default: auto)"
+ORIENTATION = "of the training images, e.g. LPS or RAS (nibabel's letters), where the model does not say it"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
-    return common.run(predict_options.new_parser(), _predict, argv)
+    return common.run(_new_parser(), _command, argv)
 
 
-def _predict(args: argparse.Namespace) -> int:
-    predict_options.check(args)
-    from stunet.inference.cases import find_cases
-    from stunet.inference.model import open_model, unfinished_folds
-    from stunet.inference.products import check_format
-    from stunet.labels import systems
-
-    system = systems.load(args.labels) if args.labels else None
-    folder = _model_folder(args)
-    model = open_model(_low_resolution(folder) if args.fast else folder, args.f, args.chk)
-    if not args.f and (unfinished := unfinished_folds(model)):
-        console.warn(f"fold {', '.join(map(str, unfinished))} is begun and has no {args.chk} yet: it is left out")
-    cases = find_cases(args.i, model, args.series)[args.part_id :: args.num_parts]
-    cases = check_format(args.format, cases)
-    if not cases:
-        console.note(f"no case is left for part {args.part_id} of {args.num_parts}")
-        return 0
-    if args.prev_stage_predictions:
-        previous = args.prev_stage_predictions
-        cases = [case if case.error else _with_previous(case, previous, model) for case in cases]
-    folder, cases = _output(args, model, cases)
-    _set_threads(args.threads)
-    stages = _stages(args, model, system)
-    if args.dry_run:
-        _describe(args, stages, cases, folder)
-        return 0
-    return predict_run.run(args, stages, cases, folder)
-
-
-def _model_folder(args: argparse.Namespace) -> Path:
-    from stunet import workspace
-
-    if args.model:
-        return _named_model(args)
-    workspace.folder("nnUNet_results")
-    return workspace.find_result(workspace.dataset_name(args.d), args.c, args.p, args.tr, args.chk)
-
-
-def _named_model(args: argparse.Namespace) -> Path:
-    """Return the folder of a model of the store, downloaded if needed, or the one that is given as a path."""
-    from stunet.models import registry, store
-
-    there = store.find_installed(args.model)
-    if entry := None if there else registry.look_up(args.model):
-        registry.plans_of(entry)  # raises, before the download, if the model cannot predict
-    with nullcontext() if args.disable_progress_bar else ShownDownload(args.model) as shown:
-        path = store.find_model(args.model, offline=args.dry_run, on_bytes=shown)
-    if path.is_file():
-        hint = f"stunet_models import {path}"
-        if there:
-            hint = f"stunet_train --pretrained {there.name}, or {hint} with the --pkl of its training and a --name"
-        raise WeightsError(f"{str(path)!r} is a file of weights, and prediction takes a model folder", hint)
-    return path
-
-
-def _with_previous(case: "InputCase", folder: Path, model: "ModelFolder") -> "InputCase":
-    file = folder / f"{case.name}{model.ending}"
-    if not file.is_file():
-        raise DataError(
-            f"no prediction of the previous stage for case {case.name!r}: no file {str(file)!r}",
-            "leave out -prev_stage_predictions, and the previous stage is predicted first",
-        )
-    return replace(case, previous=file)
-
-
-def _output(args: argparse.Namespace, model: "ModelFolder", cases: "list[InputCase]") -> "tuple[Path, list[InputCase]]":
-    """Return the folder of the results, and the cases with the names of their results."""
-    from stunet.inference.output import too_long
-    from stunet.inference.products import Products
-
-    def real(path: Path) -> Path:  # resolve() raises for a link to itself
-        return Path(os.path.realpath(path))
-
-    folder, taken = args.o, {args.i.resolve()}
-    ending = predict_options.file_ending(folder)
-    if ending is None and folder.name.endswith(model.ending) and not folder.is_dir():
-        ending = model.ending
-    if ending is not None:
-        own = Products(args.format).endings(model)[-1]
-        if len(cases) > 1:
-            raise UsageError(f"-o {str(folder)!r} is one file for {len(cases)} cases", "name a folder with -o")
-        if ending != own:
-            what = f"-o {str(folder)!r}: this model's images end with {own}"
-            raise UsageError(what, f"-o {folder.name[: -len(ending)]}{own}, or .seg.nrrd")
-        cases = [replace(cases[0], name=folder.name[: -len(ending)])]
-        folder = folder.parent
-    else:
-        taken |= {real(file).parent for case in cases for file in case.files}
-    endings = Products(args.format, args.save_probabilities, args.preview).endings(model)
-    cases = [replace(case, error=case.error or too_long(case.name, endings)) for case in cases]
-    results = {(folder / f"{case.name}{ending}").resolve() for case in cases for ending in endings}
-    inputs = {real(file) for case in cases for file in (*case.files, case.previous) if file}
-    inputs |= {parent for file in inputs for parent in file.parents}  # a folder of masks would replace it
-    if folder.resolve() in taken or results & inputs:
-        raise DataError(f"input and results would share the folder {str(folder)!r}", "another folder with -o")
-    return folder, cases
-
-
-def _stages(args: argparse.Namespace, model: "ModelFolder", system: "LabelSystem | None") -> "list[Predictor]":
-    """Return the model, whose results are in the labels of `system`, after those whose predictions it takes."""
-    stages = [_load(args, model, system, args.roi_subset)]
-    if args.prev_stage_predictions and not stages[0].previous_stage:
-        raise UsageError(f"{stages[0].name} has no previous stage", "leave out -prev_stage_predictions")
-    while stages[0].previous_stage and not args.prev_stage_predictions:
-        stages.insert(0, _load(args, _sibling(stages[0])))
-    return stages
-
-
-def _load(
-    args: argparse.Namespace,
-    model: "ModelFolder",
-    system: "LabelSystem | None" = None,
-    subset: Sequence[str] | None = None,
-) -> "Predictor":
-    from stunet.inference.predictor import Options, Predictor
-
-    options = Options(
-        device=common.device(args.device),
-        precision=args.precision,
-        step_size=args.step_size,
-        mirroring=not args.disable_tta,
-        everything_on_device=not args.not_on_device,
-        labels=system,
-        roi_subset=tuple(subset or ()),
+def _command(args: argparse.Namespace) -> int:
+    request = PredictionRequest(
+        input=args.i,
+        output=args.o,
+        model=args.model,
+        dataset=args.d,
+        configuration=args.c,
+        plans=args.p,
+        trainer=args.tr,
+        folds=args.f,
+        checkpoint=args.chk,
+        series=args.series,
+        labels=args.labels,
+        roi_subset=args.roi_subset or (),
         v1_preprocessing=args.v1_preprocessing,
         orientation=args.orientation,
+        step_size=args.step_size,
+        disable_tta=args.disable_tta,
+        precision=args.precision,
+        fast=args.fast,
+        save_probabilities=args.save_probabilities,
+        continue_prediction=args.continue_prediction,
+        prev_stage_predictions=args.prev_stage_predictions,
+        num_parts=args.num_parts,
+        part_id=args.part_id,
+        device=args.device,
+        not_on_device=args.not_on_device,
+        max_memory=args.max_memory,
+        threads=args.threads,
+        format=args.format,
+        statistics=args.statistics,
+        preview=args.preview,
+        report=args.report,
+        npp=args.npp,
+        nps=args.nps,
         verbose=args.verbose,
+        dry_run=args.dry_run,
     )
-    return Predictor(model, options)
+    errors = predict(request, Shown(not args.disable_progress_bar)).errors
+    codes = {error.exit_code for error in errors.values()}
+    return 0 if not codes else codes.pop() if len(codes) == 1 else DataError.exit_code
 
 
-def _set_threads(threads: int | None) -> None:
-    """Set the number of threads, by default at most one per physical core.
+def _new_parser() -> argparse.ArgumentParser:
+    """Return the command's parser, with nnUNetv2_predict's options and ours."""
+    parser = common.new_parser("stunet_predict", DESCRIPTION, EXAMPLES)
+    add = parser.add_argument
+    add("-i", required=True, type=Path, metavar="IN", help="folder with CASE_0000.nii.gz ..., an image or DICOM folder")
+    add("-o", required=True, type=Path, metavar="OUT", help="folder of the results; for one input also a file")
+    add("--series", metavar="UID", help="which series of a DICOM folder: its UID, number or description")
+    add("-d", metavar="DATASET", help="dataset that the model was trained on: number or name")
+    add("-c", metavar="CONFIGURATION", help="configuration, e.g. 3d_fullres")
+    add("-p", metavar="PLANS", help="plans (default: the only ones trained)")
+    add("-tr", metavar="TRAINER", help="trainer (default: that of the only model there is)")
+    add("--model", metavar="NAME|DIR", help="a model by its name in stunet_models list, or its folder; no -d -c then")
+    add("--labels", metavar="NAME|FILE", help="label system of the results: amos, btcv ... or a .toml file")
+    add("--v1_preprocessing", action="store_true", help="resample before normalising, as nnU-Net v1 did")
+    add("--orientation", metavar="CODE", help=ORIENTATION)
+    add("-f", nargs="+", type=_fold, metavar="FOLD", help="folds to average, or all (default: those that were trained)")
+    add("-chk", default="checkpoint_final.pth", metavar="FILE", help="name of the checkpoint (default: %(default)s)")
+    add(
+        "-step_size", type=float, default=0.5, metavar="X", help="step from tile to tile over their size (default: 0.5)"
+    )
+    add("--disable_tta", action="store_true", help="no mirroring: up to 8 times faster, less accurate")
+    add("--save_probabilities", action="store_true", help="also write each case's probabilities (.npz, .pkl)")
+    add("--continue_prediction", action="store_true", help="skip cases whose result is there (default: overwrite)")
+    previous = (
+        "segmentations of a cascade's previous stage (default: predicted first, into OUT/prev_stage_CONFIGURATION)"
+    )
+    add("-prev_stage_predictions", type=Path, metavar="DIR", help=previous)
+    add("-num_parts", type=int, default=1, metavar="N", help="share the cases between N runs (default: 1)")
+    add("-part_id", type=int, default=0, metavar="N", help="which of them this is, from 0")
+    add("-device", choices=["cuda", "cpu", "mps"], help="default: cuda where there is one, else cpu")
+    add("--not_on_device", action="store_true", help="keep logits in the machine's memory instead of the GPU's")
+    add("-npp", type=int, metavar="N", help="accepted as in nnU-Net, without effect: one thread preprocesses")
+    add("-nps", type=int, metavar="N", help="accepted as in nnU-Net, without effect: this process writes the results")
+    add("--precision", choices=["auto", "fp32", "bf16", "fp16"], default="auto", help=PRECISION)
+    add(
+        "--max_memory",
+        type=_gigabytes,
+        metavar="8GB",
+        help="memory that this process may take (default: 90 %% of what there is)",
+    )
+    add("--threads", type=_positive, metavar="N", help="threads on the CPU (default: one per physical core)")
+    add("--fast", action="store_true", help="use the model's 3d_lowres configuration instead")
+    add("--roi_subset", nargs="+", metavar="CLASS", help="keep these classes only, e.g. liver spleen")
+    add("--format", choices=list(FORMATS), help=_format_help())
+    add(
+        "--statistics", action="store_true", help="volume and mean intensity per class: statistics.json, statistics.csv"
+    )
+    add("--preview", action="store_true", help="a picture of each case: CASE_preview.png")
+    add("--report", type=Path, metavar="FILE", help="a JSON file with times per stage, memory, versions and hashes")
+    add("--disable_progress_bar", action="store_true", help="show no progress")
+    add("--dry_run", action="store_true", help="say what would be predicted, and write nothing")
+    return parser
 
-    Some builds of torch start twice as many, which wait for each other.
-    """
-    import torch
 
-    if threads or "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(threads or min(common.physical_cores(), torch.get_num_threads()))
-
-
-def _low_resolution(folder: Path) -> Path:
-    """Return the low-resolution model next to a model."""
-    start, separator, name = folder.resolve().name.rpartition("__")
-    low = folder.resolve().with_name(f"{start}{separator}{LOW}")
-    if name == LOW or not low.is_dir():
-        raise DataError(
-            f"{str(folder)!r} has no other model of low resolution beside it: no folder {low.name!r}",
-            f"leave out --fast, or train one: stunet_train DATASET {LOW} FOLD",
-        )
-    return low
+def _format_help() -> str:
+    *titles, last = (each.title for each in FORMATS.values())
+    implied = ", ".join(formats_by_ending())
+    return f"of the results: {', '.join(titles)}, or {last} (default: {DEFAULT}, or what -o ends with: {implied})"
 
 
-def _sibling(cascade: "Predictor") -> "ModelFolder":
-    """Return the model of the previous stage, which is next to that of the cascade."""
-    from stunet.inference.model import open_model
-
-    folder = cascade.model.folder.resolve()
-    previous = folder.with_name(f"{folder.name.rpartition('__')[0]}__{cascade.previous_stage}")
-    if not previous.is_dir():
-        raise DataError(
-            f"{cascade.name} needs predictions of {cascade.previous_stage}, and there is no model {str(previous)!r}",
-            f"train {cascade.previous_stage}, or give its predictions with -prev_stage_predictions",
-        )
-    return open_model(previous, None, cascade.model.checkpoint)
+def _fold(text: str) -> int | str:
+    if text != "all" and not text.isdigit():
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a number nor all")
+    return text if text == "all" else int(text)
 
 
-def _describe(args: argparse.Namespace, stages: "list[Predictor]", cases: "list[InputCase]", folder: Path) -> None:
-    for stage in stages:
-        console.result(f"model          {stage.model.folder}")
-        console.result(f"configuration  {stage.name}, patch {' x '.join(map(str, stage.patch))}")
-        console.result(f"folds          {', '.join(map(str, stage.model.folds))}")
-    console.result(f"orientation    {stages[-1].orientation or 'as the images have it'}")
-    console.result(f"device         {stages[-1].options.device}, {stages[-1].precision}")
-    console.result(f"results        {folder}")
-    rows = [(case.name, ", ".join(file.name for file in case.files), _memory(stages[-1], case)) for case in cases]
-    console.table(("case", "input", "memory"), rows)
+def _gigabytes(text: str) -> float:
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(GB?|MB?)?", text.strip(), re.IGNORECASE)
+    if not match or float(match[1]) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is no size such as 8GB or 500MB")
+    return float(match[1]) / (1000 if (match[2] or "G")[0].upper() == "M" else 1)
 
 
-def _memory(stage: "Predictor", case: "InputCase") -> str:
-    from stunet.inference.cases import read_geometry
-
-    if case.error:
-        return case.error.message
-    try:
-        return f"{stage.memory_need(*read_geometry(case, stage.orientation)).peak / GB:.2f} GB"
-    except DataError as error:
-        return error.message
+def _positive(text: str) -> int:
+    if not text.isdigit() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number above 0")
+    return int(text)

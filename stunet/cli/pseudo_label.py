@@ -10,6 +10,7 @@ from stunet import console, workspace
 from stunet.cli import common
 from stunet.errors import DataError, UsageError
 from stunet.models import store
+from stunet.runs.devices import choose_device
 
 EXAMPLES = """examples:
   stunet_pseudo_label -d 900 --teacher STU-Net-L --name Dataset901_Completed
@@ -59,7 +60,7 @@ def _command(args: argparse.Namespace) -> None:
     from stunet.merging.pseudo import plan_completion
 
     options = Options(
-        device=common.device(args.device),
+        device=choose_device(args.device),
         precision=args.precision,
         step_size=args.step_size,
         mirroring=not args.disable_tta,

@@ -1,25 +1,15 @@
-"""stunet_train: train an STU-Net on a planned dataset, and validate it."""
+"""stunet_train: train an STU-Net on a planned dataset, and validate it. runs/training.py does the work."""
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any
 
-from stunet import console, nnunet, presets, workspace
+from stunet import console, presets
 from stunet.cli import common
-from stunet.cli.train_plans import Chosen, choose_plans, choose_trainer
-from stunet.cli.train_run import train
+from stunet.cli.shown import Shown
 from stunet.errors import UsageError
-from stunet.files import write_json
-from stunet.labels.annotations import describe_trained_model
-from stunet.plans.files import list_plans
-from stunet.plans.plan import Plan
+from stunet.plans import settings
+from stunet.runs.training import HEAD_MODES, TrainingRequest, train
 from stunet.sizes import SIZES
-from stunet.trainers.lookup import check_trainer
-
-if TYPE_CHECKING:
-    from stunet.runs.launch import Run
-    from stunet.weights.report import TransferReport
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -68,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument(
         "--head",
-        choices=["reuse", "slice", "reset"],
+        choices=HEAD_MODES,
         help="the pre-trained head: all of it, its rows of the same classes, or none (default: slice if any)",
     )
     parser.add_argument("--list", action="store_true", help="list the fine-tuning strategies and end")
@@ -101,103 +91,40 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _command(args: argparse.Namespace) -> None:
     if args.list:
         return _list()
-    _check(args)
-    train(args, lambda again: _prepared(args, again))
+    train(_request(args), Shown())
 
 
-def _prepared(args: argparse.Namespace, again: bool) -> "Run | None":
-    """Return the run that the command line means, after checking that it can start; None if there is nothing to train.
-
-    Args:
-        again: Whether torchrun has restarted the command; it then continues, whatever its options are.
-    """
-    for variable in ("nnUNet_results", "nnUNet_preprocessed"):
-        workspace.folder(variable)
+def _request(args: argparse.Namespace) -> TrainingRequest:
     dataset, configuration, fold = _positions(args)
-    chosen = choose_plans(dataset, args)
-    plans = chosen.plans
-
-    from stunet.plans.check import check_plan
-    from stunet.runs.launch import continued, starting_point
-    from stunet.runs.readiness import check_data
-
-    resolved = dict(check_plan(Plan(plans), configuration).content)
-    nnunet.check_nnunet()
-    nnunet.limit_processes()
-    args.tr = choose_trainer(dataset, plans, args.tr)
-    for warning in check_data(dataset, Plan(plans), configuration, fold, args.tr):
-        console.warn(warning)
-    _check_shares(resolved["batch_size"], args.num_gpus, plans["stunet"]["train"].get("accumulation", 1))
-    from stunet.runs.room import check_room
-
-    run = _run(dataset, chosen, configuration, fold, args)
-    if run.fsdp:
-        _check_fsdp(run)
-    if again:
-        run = continued(run)
-        console.note(f"started anew; {'the latest checkpoint is continued' if run.resume else 'from the beginning'}")
-    else:  # raises if a training would be overwritten unasked
-        starting_point(replace(run, overwrite=args.overwrite or args.dry_run))
-    check_room(run, resolved)
-    _describe(run, resolved)
-    report = _judged(run)
-    if args.dry_run:
-        if report is not None:
-            console.TrainingProgress().loaded(report)
-        return None
-    if chosen.new:
-        with workspace.planning(dataset, wait=console.note):
-            write_json(workspace.preprocessed_dataset(dataset) / f"{plans['plans_name']}.json", plans)
-    return run
-
-
-def _check_fsdp(run: "Run") -> None:
-    from stunet.trainers.finetune import strategies
-
-    block = run.plans["stunet"]
-    if run.processes == 1:
-        raise UsageError("--fsdp deals out the network to several processes, and there is one", "-num_gpus 2, torchrun")
-    if run.device == "cuda" and "precision" not in block["train"]:
-        raise UsageError("--fsdp cannot scale the loss, as half precision needs it", "--set precision=bf16")
-    if "finetune" in block and not strategies.trains_all(strategies.find(block["finetune"])):
-        raise UsageError(f"--fsdp cannot freeze parts as {block['finetune']!r} does", "leave it out")
-
-
-def _check_shares(batch_size: int, processes: int, accumulation: int) -> None:
-    if batch_size >= processes * accumulation:
-        return
-    parts = f" and {accumulation} parts of each one's share" if accumulation > 1 else ""
-    raise UsageError(
-        f"a batch of {batch_size} cannot be shared by {processes} processes{parts}",
-        f"--set batch_size={processes * accumulation}, or less of them",
+    return TrainingRequest(
+        dataset=dataset,
+        configuration=configuration,
+        fold=fold,
+        trainer=args.tr,
+        plans=args.p,
+        size=args.size,
+        stages=args.stages,
+        gpu_memory_target=args.gpu_memory_target,
+        preset=args.preset,
+        set=settings.parse(args.set),
+        pretrained=args.pretrained,
+        finetune=args.finetune,
+        head=args.head,
+        pretrained_weights=args.pretrained_weights,
+        num_gpus=args.num_gpus,
+        fsdp=args.fsdp,
+        device=args.device,
+        npz=args.npz,
+        resume=args.resume,
+        val=args.val,
+        val_best=args.val_best,
+        disable_checkpointing=args.disable_checkpointing,
+        overwrite=args.overwrite,
+        dry_run=args.dry_run,
     )
 
 
-def _check(args: argparse.Namespace) -> None:
-    if args.resume + args.val + args.overwrite > 1:
-        raise UsageError("--c, --val and --overwrite exclude each other", "one of them")
-    if args.val_best and args.disable_checkpointing:
-        raise UsageError("--val_best needs the checkpoints that --disable_checkpointing leaves out", "one of them")
-    if args.pretrained_weights and (args.pretrained or args.finetune or args.head):
-        raise UsageError(
-            "-pretrained_weights is nnU-Net's way to start; --pretrained, --finetune and --head are ours", "one of them"
-        )
-    if args.head and not args.pretrained:
-        raise UsageError("--head says what becomes of pre-trained rows, and there are none", "add --pretrained")
-    if args.tr:
-        check_trainer(args.tr)
-    if args.num_gpus < 1:
-        raise UsageError(f"-num_gpus {args.num_gpus} must be 1 or more", "-num_gpus 1")
-
-
-def _list() -> None:
-    from stunet.trainers.finetune.strategies import STRATEGIES
-
-    for name, strategy in STRATEGIES.items():
-        console.result(f"{name:16}{strategy.title}")
-
-
-def _positions(args: argparse.Namespace) -> tuple[str, str, int | str]:
+def _positions(args: argparse.Namespace) -> tuple[str | None, str, int | str]:
     """Return dataset, configuration and fold from the positional arguments or the options."""
     given = {
         "dataset": (args.dataset, args.d),
@@ -210,88 +137,14 @@ def _positions(args: argparse.Namespace) -> tuple[str, str, int | str]:
     dataset, configuration, fold = (position if position is not None else option for position, option in given.values())
     if fold is not None and fold != "all" and not (fold.isascii() and fold.isdecimal()):
         raise UsageError(f"fold {fold!r} is neither a number nor 'all'", "stunet_train 3 3d_fullres 0")
-    return _dataset(dataset), configuration or "3d_fullres", "all" if fold == "all" else int(fold or 0)
+    return dataset, configuration or "3d_fullres", "all" if fold == "all" else int(fold or 0)
 
 
-def _dataset(given: str | None) -> str:
-    if given is not None:
-        return workspace.dataset_name(given)
-    planned = [
-        p.name for p in sorted(workspace.folder("nnUNet_preprocessed").glob(workspace.DATASETS)) if list_plans(p.name)
-    ]
-    if len(planned) == 1:
-        return planned[0]
-    known = f"planned: {', '.join(planned)}" if planned else "none is planned"
-    raise UsageError(
-        f"which dataset? {known}", "stunet_train 3 3d_fullres 0" if planned else "stunet_plan_and_preprocess -d 3"
-    )
+def _list() -> None:
+    from stunet.trainers.finetune.strategies import STRATEGIES
 
-
-def _run(dataset: str, chosen: Chosen, configuration: str, fold: int | str, args: argparse.Namespace) -> "Run":
-    from stunet.runs.launch import Run
-
-    return Run(
-        dataset=dataset,
-        plans=chosen.plans,
-        configuration=configuration,
-        fold=fold,
-        trainer=args.tr,
-        device=common.device(args.device),
-        processes=args.num_gpus,
-        resume=args.resume,
-        only_validate=args.val,
-        validate_best=args.val_best,
-        probabilities=args.npz,
-        disable_checkpointing=args.disable_checkpointing,
-        start=chosen.start,
-        overwrite=args.overwrite,
-        fsdp=args.fsdp,
-    )
-
-
-def _describe(run: "Run", resolved: dict[str, Any]) -> None:
-    from stunet.plans.derive import describe
-    from stunet.plans.memory import estimate, parameters
-    from stunet.trainers.finetune import strategies
-
-    dataset_json = describe_trained_model(run.dataset, Plan(run.plans).reused_classes, run.trainer)
-    network = describe(Plan(run.plans), run.configuration, dataset_json)
-    strides = resolved["architecture"]["arch_kwargs"]["strides"]
-    patch = "x".join(map(str, resolved["patch_size"]))
-    millions = parameters(network, strides) / 1e6
-    parts = run.processes * run.plans["stunet"]["train"].get("accumulation", 1)
-    batch, part = resolved["batch_size"], -(-resolved["batch_size"] // parts)
-    shared = f" in {parts} parts of {part} ({run.processes} processes)" if parts > 1 else ""
-    console.note(
-        f"{run.dataset}  {run.configuration}  fold {run.fold}  {run.plans['plans_name']}\n"
-        f"STU-Net-{network.size}, {millions:.1f} M parameters, {len(strides)} stages, "
-        f"patch {patch}, batch {batch}{shared}, "
-        f"about {estimate(network, resolved['patch_size'], part, strides):.1f} GB of GPU memory; "
-        f"device {run.device}\nresults: {run.folder}"
-    )
-    block = run.plans["stunet"]
-    if "finetune" in block:
-        strategy = strategies.find(block["finetune"])
-        peak = block["train"].get("initial_lr", strategy.lr if "weights" in block else strategy.scratch_lr)
-        epochs = block["train"].get("num_epochs", 1000)
-        scratch = "" if "weights" in block else " (its schedule, without weights)"
-        console.note(f"{block['finetune']}: {strategy.title}{scratch}")
-        for line in strategies.describe(strategy, epochs, peak, "weights" in block):
-            console.note(f"  {line}")
-        if not strategies.has_ramps(strategy, epochs):
-            console.warn(
-                f"{epochs} epochs are too few for the ramp of {block['finetune']!r}: it lasts one epoch or none"
-            )
-
-
-def _judged(run: "Run") -> "TransferReport | None":
-    """Return what will become of pre-trained weights, before anything is written; None without weights."""
-    if run.start is None:
-        return None
-    from stunet.trainers.finetune.start import preview
-
-    dataset_json = describe_trained_model(run.dataset, Plan(run.plans).reused_classes, run.trainer)
-    return preview(run.start, Plan(run.plans), run.configuration, dataset_json)
+    for name, strategy in STRATEGIES.items():
+        console.result(f"{name:16}{strategy.title}")
 
 
 if __name__ == "__main__":

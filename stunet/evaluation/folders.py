@@ -1,7 +1,7 @@
 """Evaluate the predictions in a folder: pair them with their references, read, compare, and summarise like nnU-Net.
 
 The summary has the structure of nnU-Net's summary.json, with additional metrics (metrics.py defines them).
-segmentations.py reads the files, cli/evaluate.py is the command.
+segmentations.py reads the files, runs/evaluation.py is the use case.
 """
 
 import csv

@@ -13,6 +13,7 @@ from typing import Any
 from stunet import names, schema
 from stunet.errors import DataError, UsageError
 from stunet.plans import settings
+from stunet.runs.training import TrainingRequest
 from stunet.schema import Check, Wrong, anything, check, dict_of, either, integer, list_of, one_of, read_toml
 from stunet.sizes import SIZES
 from stunet.trainers.finetune import strategies
@@ -142,24 +143,39 @@ def from_scratch(strategy: str) -> str:
     return next(name for name in strategies.STRATEGIES if training(name) == training(strategy))
 
 
-def command(experiment: Experiment, arm: Arm) -> list[str]:
-    """Return the command that trains and validates an arm, without what depends on the machine."""
+def request(experiment: Experiment, arm: Arm) -> TrainingRequest:
+    """Return the training of an arm, without what depends on the machine."""
     scratch = arm.weights == SCRATCH
     given = {**experiment.set, **(experiment.set_scratch if scratch else experiment.set_pretrained)}
     if arm.cases != "all":
         given["num_cases"] = arm.cases
     given["seed"] = arm.seed
+    return TrainingRequest(
+        dataset=experiment.dataset,
+        configuration=experiment.configuration,
+        fold=experiment.fold,
+        plans=experiment.plans,
+        size=experiment.size,
+        pretrained=None if scratch else arm.weights,
+        finetune=arm.strategy,
+        head=arm.head,
+        set=given,
+    )
+
+
+def command(request: TrainingRequest) -> list[str]:
+    """Return the command that trains the same: the key of an arm in arms.json, and what a user can run alone."""
     options = {
-        "-p": experiment.plans,
-        "--size": experiment.size,
-        "--pretrained": None if scratch else arm.weights,
-        "--finetune": arm.strategy,
-        "--head": arm.head,
+        "-p": request.plans,
+        "--size": request.size,
+        "--pretrained": request.pretrained,
+        "--finetune": request.finetune,
+        "--head": request.head,
     }
     return [
-        *("stunet_train", str(experiment.dataset), experiment.configuration, str(experiment.fold)),
-        *(word for option, value in options.items() if value is not None for word in (option, value)),
-        *("--set", *(f"{key}={str(value).lower().replace(' ', '')}" for key, value in given.items())),
+        *("stunet_train", str(request.dataset), request.configuration, str(request.fold)),
+        *(word for option, value in options.items() if value is not None for word in (option, str(value))),
+        *("--set", *(f"{key}={str(value).lower().replace(' ', '')}" for key, value in request.set.items())),
     ]
 
 

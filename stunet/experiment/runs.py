@@ -1,12 +1,11 @@
-"""Run the arms of an experiment as real commands, and record in a file which are done.
+"""Run the arms of an experiment, each in a process of its own, and record in a file which are done.
 
 FOLDER/arms.json identifies every arm by its command, so that no arm is ever run twice, and an arm whose values were
-changed counts as a new one. FOLDER/logs has the output of the arms. The result of an arm is an ordinary result folder
-in nnUNet_results.
+changed counts as a new one. FOLDER/logs has the output of the arms, what they were asked for, and how they ended
+(child.py). The result of an arm is an ordinary result folder in nnUNet_results.
 """
 
 import os
-import re
 import shlex
 import signal
 import subprocess
@@ -16,15 +15,13 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
-from stunet.errors import DataError, Interrupted, UsageError
+from stunet.errors import Interrupted, UsageError
 from stunet.experiment.arms import Arm
+from stunet.experiment.child import Ending, read_ending
 from stunet.files import exclusive_lock, is_held, remove_staging, write_json
 from stunet.kinds import ARMS, CLASSES, SUMMARY_OF_CASES, read
 
 DONE, BEGUN, FAILED = "done", "begun", "failed"
-RESULT = re.compile(r"^mean validation Dice \S+  (.+)$", re.MULTILINE)  # the last line that stunet_train prints
-BEGUN_BEFORE = "--c to continue"  # its hint if a fold has checkpoints
-TRAINED, LOCK = re.compile(r"another process trains in '(.+)'"), ".lock"  # its refusal, and the lock file in there
 POLL_S = 0.1
 
 
@@ -70,7 +67,7 @@ class Record:
 def run(
     todo: Mapping[Arm, Sequence[str]],
     record: Record,
-    start: Callable[[Sequence[str]], Sequence[str]],
+    start: Callable[[Arm, Path], Sequence[str]],
     jobs: int = 1,
     tell: Callable[[str], None] = lambda line: None,
 ) -> None:
@@ -79,7 +76,7 @@ def run(
     Args:
         todo: Each arm with its command.
         record: The record in their folder.
-        start: Converts a command to the words that start it on this machine.
+        start: Returns the words that start the process of an arm, which writes its ending to the given file.
         jobs: Arms at a time; on the CPU they share the cores.
         tell: Called with a message when an arm begins and ends.
 
@@ -103,7 +100,8 @@ def run(
                 arm, command = waiting.pop(0)
                 record.write(arm, command, BEGUN)
                 tell(f"{arm.name} starts; its output: {record.log(arm)}")
-                running.append(_Process(arm, command, start(command), record.log(arm), jobs, tell))
+                ending = record.log(arm).with_suffix(".ending.json")
+                running.append(_Process(arm, command, start(arm, ending), record.log(arm), ending, jobs, tell))
             new = signals[passed_on:]
             passed_on += len(new)
             for process in running:
@@ -122,9 +120,10 @@ def run(
 
 
 class _Process:
-    """A running arm; if it turns out to have been begun before, it is started again so that it continues.
+    """A running arm.
 
-    If it is still being trained, for example after its experiment was killed, that training is awaited first.
+    If it is still being trained, for example after its experiment was killed, that training is awaited, and the arm is
+    started again.
     """
 
     def __init__(
@@ -133,12 +132,13 @@ class _Process:
         command: Sequence[str],
         words: Sequence[str],
         log: Path,
+        ending: Path,
         jobs: int,
         tell: Callable[[str], None] = lambda line: None,
     ) -> None:
         self.arm, self.command, self._begun, self._tell = arm, command, time.monotonic(), tell
         self._held: Path | None = None  # the lock of the other process
-        self._words, self._log, self._resumed = list(words), log, False
+        self._words, self._log, self._ending_file, self._ending = list(words), log, ending, Ending()
         self._environment = {**os.environ}
         if jobs > 1:
             self._environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // jobs)))
@@ -146,8 +146,9 @@ class _Process:
 
     def _start(self) -> None:
         self._log.parent.mkdir(parents=True, exist_ok=True)
+        self._ending_file.unlink(missing_ok=True)
         with self._log.open("ab") as file:
-            file.write(f"$ {shlex.join(self._words)}\n".encode())
+            file.write(f"$ {shlex.join(self.command)}\n".encode())
             file.flush()
             self._offset = file.tell()
             # In its own session: a terminal sends Ctrl-C to a whole session, and on a second one an arm saves nothing.
@@ -183,31 +184,29 @@ class _Process:
                 return False
             self._held = None
             self._start()
-        code = self._popen.poll()
-        if code == DataError.exit_code and not self._stopped and (found := TRAINED.search(self._output())):
-            self._held = Path(found[1]) / LOCK
+        if self._popen.poll() is None:
+            return False
+        self._ending = read_ending(self._ending_file)
+        if self._ending.lock and not self._stopped:
+            self._held = Path(self._ending.lock)
             self._tell(f"{self.arm.name} is still being trained by another process: waiting for it")
             return False
-        if code == DataError.exit_code and not self._resumed and not self._stopped and BEGUN_BEFORE in self._output():
-            self._resumed, self._words = True, [*self._words, "--c"]
-            self._start()
-            return False
-        return code is not None
+        return True
 
     def outcome(self) -> tuple[str, dict[str, str]]:
         """Return the state it is left in, and its result folder or last message."""
-        output = self._output()
-        found = RESULT.findall(output)
-        if self._popen.returncode == 0 and found:
-            return DONE, {"folder": str(Path(found[-1]).absolute())}
-        if self._stopped or self._popen.returncode == Interrupted.exit_code:
+        code = self._popen.returncode
+        if code == 0 and self._ending.folder:
+            return DONE, {"folder": self._ending.folder}
+        if self._stopped or code == Interrupted.exit_code:
             return BEGUN, {}
-        lines = [line for line in output.splitlines() if line.strip() and not line.startswith("  try: ")]
-        code = f"exit code {self._popen.returncode}"
-        return FAILED, {"message": f"{lines[-1]} ({code})" if lines else code}
+        message = self._ending.message or self._last_line()
+        return FAILED, {"message": f"{message} (exit code {code})" if message else f"exit code {code}"}
 
-    def _output(self) -> str:
-        return self._log.read_bytes()[self._offset :].decode(errors="replace")
+    def _last_line(self) -> str:
+        """Return the last line of the log, which may tell why a process was killed; "" if it has written none."""
+        output = self._log.read_bytes()[self._offset :].decode(errors="replace")
+        return next((line for line in reversed(output.splitlines()) if line.strip()), "")
 
 
 @contextmanager
@@ -226,7 +225,7 @@ def _alone(folder: Path) -> AbstractContextManager[None]:
     """Hold the folder, so that no two commands run the same arms."""
     folder.mkdir(parents=True, exist_ok=True)
     what = f"another stunet_experiment runs in {str(folder)!r}"
-    return exclusive_lock(folder / LOCK, what, "wait for it, or -o FOLDER")
+    return exclusive_lock(folder / ".lock", what, "wait for it, or -o FOLDER")
 
 
 @contextmanager

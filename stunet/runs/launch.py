@@ -6,7 +6,7 @@ Read next: trainers/distributed/group.py.
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from glob import escape
 from pathlib import Path
@@ -21,6 +21,8 @@ from stunet.kinds import RUN_RECORD, read, read_dataset_json
 from stunet.plans.plan import Plan
 from stunet.preprocessing.folds import find_fold
 from stunet.provenance import RECORD
+from stunet.runs.isolation import is_quiet, quiet
+from stunet.runs.training import FoldInUse
 from stunet.trainers.distributed.group import Member, handled, spawn
 from stunet.trainers.finetune.start import REPORT, Start, begin
 from stunet.trainers.lookup import trainer_class
@@ -35,7 +37,7 @@ class Run:
 
     Args:
         dataset: Full name.
-        plans: Content of the plans file.
+        plan: How.
         configuration: Key of the plans' configurations.
         fold: Number of the cross-validation fold, or "all".
         trainer: Name of the trainer class.
@@ -52,7 +54,7 @@ class Run:
     """
 
     dataset: str
-    plans: dict
+    plan: Plan
     configuration: str
     fold: int | str
     trainer: str = "STUNetTrainer"
@@ -70,10 +72,7 @@ class Run:
     @property
     def folder(self) -> Path:
         """The folder for this fold's checkpoints and log."""
-        return (
-            result_folder(self.dataset, self.plans["plans_name"], self.configuration, self.trainer)
-            / f"fold_{self.fold}"
-        )
+        return result_folder(self.dataset, self.plan.name, self.configuration, self.trainer) / f"fold_{self.fold}"
 
 
 def launch(run: Run, new_listener: Callable[[], Listener] = NullListener) -> None:
@@ -94,7 +93,7 @@ def launch(run: Run, new_listener: Callable[[], Listener] = NullListener) -> Non
         else:
             if run.start is not None:
                 run.start.release()
-            spawn(_child, (run, checkpoint, new_listener), run.processes, run.device)
+            spawn(_child, (run, checkpoint, new_listener, is_quiet()), run.processes, run.device)
 
 
 def join(run: Run, checkpoint: Path | None, member: Member, new_listener: Callable[[], Listener]) -> None:
@@ -114,8 +113,11 @@ def join(run: Run, checkpoint: Path | None, member: Member, new_listener: Callab
     _train(run, checkpoint, new_listener() if member.leads else NullListener())
 
 
-def _child(member: Member, run: Run, checkpoint: Path | None, new_listener: Callable[[], Listener]) -> None:
-    _train(run, checkpoint, new_listener() if member.leads else NullListener())
+def _child(
+    member: Member, run: Run, checkpoint: Path | None, new_listener: Callable[[], Listener], in_quiet: bool
+) -> None:
+    with quiet() if in_quiet else nullcontext():
+        _train(run, checkpoint, new_listener() if member.leads else NullListener())
 
 
 @contextmanager
@@ -123,10 +125,16 @@ def reserved(run: Run) -> Iterator[Path | None]:
     """Hold the fold while it is trained, starting before anything in it is removed; yield its starting_point().
 
     Raises:
-        DataError: Another process trains the same fold, or as for starting_point().
+        FoldInUse: Another process trains the same fold.
+        DataError: As for starting_point().
     """
     what = f"another process trains in {str(run.folder)!r}"
-    with exclusive_lock(run.folder / ".lock", what, "wait for it, or end it first"):
+    lock = run.folder / ".lock"
+    with ExitStack() as held:
+        try:
+            held.enter_context(exclusive_lock(lock, what, "wait for it, or end it first"))
+        except DataError as error:
+            raise FoldInUse(error.message, error.hint, lock) from None
         if run.overwrite:
             forget(run)
         checkpoint = starting_point(run)
@@ -152,7 +160,7 @@ def _validated(run: Run) -> list[str]:
     try:
         return list(read(run.folder / RECORD, RUN_RECORD)["val"])
     except DataError:
-        fold = find_fold(run.dataset, Plan(run.plans), run.configuration, run.fold)
+        fold = find_fold(run.dataset, run.plan, run.configuration, run.fold)
         return list(fold.val) if fold else []
 
 
@@ -184,7 +192,7 @@ def starting_point(run: Run) -> Path | None:
 
 
 def continued(run: Run) -> Run:
-    """Return the run for processes restarted by torchrun: it continues from its latest checkpoint, if it has one."""
+    """Return the run as it continues from the latest checkpoint, or starts from the beginning if there is none."""
     return replace(run, resume=bool(checkpoints(run)) and not run.only_validate, overwrite=False)
 
 
@@ -194,7 +202,7 @@ def _train(run: Run, checkpoint: Path | None, listener: Listener) -> None:
     limit_threads(run)
     torch.backends.cudnn.benchmark = device.type == "cuda"
     dataset_json = read_dataset_json(preprocessed_dataset(run.dataset) / "dataset.json")
-    plans = {**run.plans, "continue_training": run.resume}
+    plans = {**run.plan.to_json(), "continue_training": run.resume}
     trainer: BaseTrainer = trainer_class(run.trainer)(plans, run.configuration, run.fold, dataset_json, device)
     trainer.configure(
         listener=listener,

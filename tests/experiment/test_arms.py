@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from stunet.errors import DataError
-from stunet.experiment.arms import Arm, arms, command, from_scratch, read_experiment
+from stunet.experiment.arms import Arm, arms, command, from_scratch, read_experiment, request
 from stunet.experiment.summary import COLOURS, MARKERS, Row, bootstrap, mean_dice, plot, summarise, to_json, write
 from stunet.files import read_json
 from tests.loops import for_each
@@ -64,7 +64,7 @@ set_scratch = { initial_lr = 0.01 }
 set_pretrained = { checkpointing = true }
 """
     experiment = read_experiment(written(tmp_path, REQUIRED + text))
-    commands = [" ".join(command(experiment, arm)) for arm in arms(experiment)]
+    commands = [" ".join(command(request(experiment, arm))) for arm in arms(experiment)]
     start = "stunet_train 4 3d_fullres 2 -p STUNetPlans_B"
     values = "--set num_epochs=3 patch_size=[16,16,16]"
     assert commands[0] == f"{start} --finetune full {values} initial_lr=0.01 num_cases=4 seed=0"

@@ -26,10 +26,10 @@ ARM = Arm(weights="none", title="scratch", strategy="ramp", head=None, cases=4, 
 ARMS = [replace(ARM, seed=seed) for seed in range(3)]
 
 
-def program(code: str, folder: Path) -> list[str]:
-    """An arm that runs this code and says where its result is, as stunet_train does."""
-    prelude = "import os, signal, sys, time; from pathlib import Path\n"
-    end = f"\nprint('mean validation Dice nan ', {str(folder)!r})"
+def program(code: str, folder: Path, ending: Path) -> list[str]:
+    """An arm that runs this code and writes where its result is, as experiment/child.py does."""
+    prelude = f"import json, os, signal, sys, time; from pathlib import Path; ending = Path({str(ending)!r})\n"
+    end = f"\nending.write_text(json.dumps({{'folder': {str(folder)!r}}}))"
     return [sys.executable, "-c", prelude + code + end]
 
 
@@ -45,12 +45,12 @@ def go(codes: list[str], result: Path, folder: Path, jobs: int = 1) -> tuple[lis
     """Runs one arm per code; returns the states and what was told."""
     todo = {arm: ["arm", str(arm.seed)] for arm in ARMS[: len(codes)]}
     record, told = Record(folder), list[str]()
-    run(todo, record, lambda words: program(codes[int(words[1])], result), jobs, told.append)
+    run(todo, record, lambda arm, ending: program(codes[arm.seed], result, ending), jobs, told.append)
     return [record.state(command) for command in todo.values()], told
 
 
 def test_an_arm_that_fails_does_not_stop_the_others(tmp_path: Path, result: Path) -> None:
-    states, told = go(["", "sys.exit('no\\n  try: yes')", ""], result, tmp_path / "e")
+    states, told = go(["", "sys.exit('what\\nno')", ""], result, tmp_path / "e")
     assert states == ["done", "failed", "done"]
     assert re.match(r"2 of 3: scratch-ramp-4-cases-seed-1 failed after \d+ s no \(exit code 1\)", told[3])
     assert "no" in (tmp_path / "e" / "logs" / "scratch-ramp-4-cases-seed-1.log").read_text()
@@ -72,11 +72,18 @@ def test_an_arm_whose_result_is_gone_is_run_again(tmp_path: Path, result: Path) 
     assert (states, len(told)) == (["done"], 2)
 
 
-def test_an_arm_that_was_begun_elsewhere_is_continued(tmp_path: Path, result: Path) -> None:
-    code = "if sys.argv[1:] != ['--c']: print('  try: --c to continue (or validate)'); sys.exit(3)"
-    assert go([code], result, tmp_path / "e")[0] == ["done"]
-    refused = "print('  try: --c to continue (or validate)'); sys.exit(3)"
-    assert go(["", refused], result, tmp_path / "e")[0] == ["done", "failed"]
+def test_what_an_arm_writes_about_its_error_is_its_message(tmp_path: Path, result: Path) -> None:
+    code = "ending.write_text(json.dumps({'message': 'stunet_train: why'})); print('noise'); sys.exit(3)"
+    states, told = go([code], result, tmp_path / "e")
+    assert states == ["failed"]
+    assert told[-1].endswith("stunet_train: why (exit code 3)")
+
+
+def test_an_arm_that_says_nothing_has_failed(tmp_path: Path, result: Path) -> None:
+    for code, said in (("os._exit(0)", "exit code 0"), ("os.kill(os.getpid(), 9)", "exit code -9")):
+        states, told = go([code], result, tmp_path / "e")
+        assert states == ["failed"]
+        assert told[-1].endswith(f" s {said}")
 
 
 def test_several_arms_run_at_a_time_with_a_share_of_the_cores_each(
@@ -128,9 +135,9 @@ def test_a_signal_is_passed_on_and_the_next_run_goes_on(tmp_path: Path, result: 
 def test_no_arm_is_left_running_when_its_experiment_breaks(tmp_path: Path, result: Path) -> None:
     ready = tmp_path / "ready"
 
-    def start(words: list[str]) -> list[str]:
-        if words == ["1"]:
-            return program(WAITS.format(ready=str(ready)), result)
+    def start(arm: Arm, ending: Path) -> list[str]:
+        if arm == ARMS[0]:
+            return program(WAITS.format(ready=str(ready)), result, ending)
         while not ready.exists():
             time.sleep(0.01)
         return [str(tmp_path / "no_such_program")]
@@ -149,7 +156,7 @@ def test_an_arm_that_somebody_else_stopped_is_not_a_failure(tmp_path: Path, resu
 def test_an_arm_that_is_still_trained_is_waited_for(tmp_path: Path, result: Path) -> None:
     fold = tmp_path / "fold_0"
     fold.mkdir()
-    refused = f"print(\"stunet_train: another process trains in '{fold}' (process 1 on here)\"); sys.exit(3)"
+    refused = f"ending.write_text(json.dumps({{'message': 'held', 'lock': {str(fold / '.lock')!r}}})); sys.exit(3)"
     code = f"ended = Path({str(tmp_path / 'ended')!r})\nif not ended.exists():\n    {refused}"
     lock = FileLock(fold / ".lock", thread_local=False)
     lock.acquire()
@@ -172,7 +179,7 @@ def test_two_commands_do_not_run_in_one_folder(tmp_path: Path, result: Path) -> 
 
 def test_arms_that_are_the_same_command_are_refused(tmp_path: Path, result: Path) -> None:
     with pytest.raises(UsageError, match="scratch-ramp-4-cases-seed-0 and scratch-ramp-4-cases-seed-1 are the same"):
-        run({arm: ["arm"] for arm in ARMS[:2]}, Record(tmp_path / "e"), lambda words: program("", result))
+        run({arm: ["arm"] for arm in ARMS[:2]}, Record(tmp_path / "e"), lambda arm, ending: program("", result, ending))
     assert not (tmp_path / "e").exists()
 
 

@@ -9,7 +9,6 @@ import pytest
 import SimpleITK as sitk
 
 from stunet import workspace
-from stunet.cli.plan_and_preprocess import _warnings
 from stunet.errors import DataError, OutOfMemoryError
 from stunet.files import read_json
 from stunet.plans.check import check_plan
@@ -17,6 +16,7 @@ from stunet.plans.derive import derive
 from stunet.plans.files import list_plans, plan_path
 from stunet.plans.plan import Plan
 from stunet.plans.planner import STUNetPlanner
+from stunet.runs.planning import warnings_of
 
 DATASET = "Dataset997_Fake"
 
@@ -131,7 +131,7 @@ def test_orientations_are_on_record_and_a_mix_is_turned_to_the_most_frequent(fin
     fingerprint([1.0, 1.0, 1.0], [64, 64, 64], ["kidney_left", "kidney_right"], "LAS")
     plans = STUNetPlanner(DATASET, size="T").plan_experiment()
     assert (plans["stunet"]["orientation"], plans["stunet"]["orientations"]) == ("LAS", {"LAS": 1})
-    assert not any("orientation" in line or "axes of" in line for line in _warnings(plans))
+    assert not any("orientation" in line or "axes of" in line for line in warnings_of(Plan(plans)))
     dataset = read_json(workspace.raw_dataset(DATASET) / "dataset.json")
     assert derive(Plan(plans), dataset, overrides={"batch_size": 2}).orientation == "LAS"
     path = workspace.preprocessed_dataset(DATASET) / "dataset_fingerprint.json"
@@ -140,7 +140,7 @@ def test_orientations_are_on_record_and_a_mix_is_turned_to_the_most_frequent(fin
     check_plan(Plan(plans), "3d_fullres")
     assert plans["stunet"]["orientation"] == "PSR"
     assert plans["stunet"]["mirror_axes"] == [1, 2]
-    assert "run in 2 ways (3 PSR, 1 LAS): 1 are turned to PSR" in _warnings(plans)[0]
+    assert "run in 2 ways (3 PSR, 1 LAS): 1 are turned to PSR" in warnings_of(Plan(plans))[0]
     plans["stunet"]["orientation"] = "LLL"
     with pytest.raises(DataError, match=r"stunet.orientation: expected an orientation such as LPS or RAS, got 'LLL'"):
         check_plan(Plan(plans), "3d_fullres")

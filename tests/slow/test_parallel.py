@@ -136,5 +136,5 @@ def test_a_killed_process_is_started_anew_and_the_training_goes_on_from_its_chec
         os.kill(int(worker), signal.SIGKILL)
         messages = [process.communicate(timeout=TIMEOUT_S)[1] for process in (one, two)]
     assert (one.returncode, two.returncode) == (0, 0), messages
-    assert sum(text.count("started anew; the latest checkpoint is continued") for text in messages) == 1, messages
+    assert sum(text.count("started again; the latest checkpoint is continued") for text in messages) == 1, messages
     check_losses(tmp_path, alone)

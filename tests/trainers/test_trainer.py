@@ -17,6 +17,7 @@ from stunet.errors import DataError, Interrupted, OutOfMemoryError, WeightsError
 from stunet.files import read_json
 from stunet.plans.derive import derive
 from stunet.plans.files import plan_path, read_plan
+from stunet.plans.plan import Plan
 from stunet.plans.settings import MIRROR
 from stunet.runs.launch import Run, _stops, checkpoints, forget, limit_threads, reserved, starting_point
 from stunet.trainers.data.batches import SeededBatches, join_batches, split_batch
@@ -272,7 +273,7 @@ def test_starting_anew_forgets_the_earlier_training(
     planned: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trainer = make_trainer(planned, tmp_path, monkeypatch)
-    run = Run(planned, trainer.plans_manager.plans, "3d_fullres", 0, resume=True)
+    run = Run(planned, Plan(trainer.plans_manager.plans), "3d_fullres", 0, resume=True)
     assert run.folder == Path(trainer.output_folder)
     for name in (FINAL, LATEST, BEST):
         (run.folder / name).touch()
@@ -316,7 +317,7 @@ def test_a_checkpoint_of_another_plan_is_refused(planned: str, tmp_path: Path, m
 
 def a_fold(folder: Path, monkeypatch: pytest.MonkeyPatch, **options: Any) -> Run:
     monkeypatch.setenv("nnUNet_results", str(folder))
-    run = Run("Dataset998_Phantom", {"plans_name": "P"}, "3d_fullres", 0, device="cpu", **options)
+    run = Run("Dataset998_Phantom", Plan({"plans_name": "P"}), "3d_fullres", 0, device="cpu", **options)
     run.folder.mkdir(parents=True)
     (run.folder / "checkpoint_latest.pth").touch()
     return run
@@ -352,7 +353,7 @@ def test_a_training_that_another_one_has_begun_meanwhile_is_not_overwritten(
 def test_processes_share_the_cores_unless_the_user_says_how_many_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(6)), raising=False)
     before = torch.get_num_threads()
-    run = Run("Dataset998_Phantom", {}, "3d_fullres", 0, device="cpu", processes=2)
+    run = Run("Dataset998_Phantom", Plan({}), "3d_fullres", 0, device="cpu", processes=2)
     try:
         monkeypatch.setenv("OMP_NUM_THREADS", str(before))
         limit_threads(run)

@@ -10,6 +10,7 @@ import os
 import signal
 import socket
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -196,7 +197,13 @@ def _forwarded_signals(pids: list[int]) -> Iterator[None]:
 
 @contextmanager
 def handled(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
-    """Handle SIGINT and SIGTERM with a function while the block runs; a child only gets SIGTERM, from its parent."""
+    """Handle SIGINT and SIGTERM with a function while the block runs; a child only gets SIGTERM, from its parent.
+
+    Only the main thread can; in another one, a program that uses the Python API keeps its own handling.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
     numbers = [signal.SIGTERM] if mp.parent_process() is not None else [signal.SIGINT, signal.SIGTERM]
     before = {number: signal.signal(number, handler) for number in numbers}
     try:

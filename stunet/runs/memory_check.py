@@ -1,8 +1,7 @@
 """Check, before anything is written, that a training step fits into the available memory: see plans/memory.py."""
 
 from bisect import bisect_right
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -11,13 +10,13 @@ from stunet.labels.annotations import describe_trained_model
 from stunet.machine import GIB, memory_limit
 from stunet.plans.derive import describe
 from stunet.plans.memory import least
-from stunet.plans.plan import Plan
+from stunet.plans.plan import Configuration
 
 if TYPE_CHECKING:
     from stunet.runs.launch import Run
 
 
-def check_room(run: "Run", configuration: Mapping[str, Any]) -> None:
+def check_memory(run: "Run", configuration: Configuration) -> None:
     """Reject a batch or patch whose step cannot fit; what might fit is left for training to try.
 
     Args:
@@ -27,15 +26,12 @@ def check_room(run: "Run", configuration: Mapping[str, Any]) -> None:
     Raises:
         OutOfMemoryError: A step needs more; the message names the batch that fits.
     """
-    network = describe(
-        Plan(run.plans),
-        run.configuration,
-        describe_trained_model(run.dataset, Plan(run.plans).reused_classes, run.trainer),
-    )
-    patch, strides = configuration["patch_size"], configuration["architecture"]["arch_kwargs"]["strides"]
-    batch, parts = configuration["batch_size"], run.plans["stunet"]["train"].get("accumulation", 1) * run.processes
+    plan = run.plan
+    network = describe(plan, run.configuration, describe_trained_model(run.dataset, plan.reused_classes, run.trainer))
+    patch, strides, batch = configuration.patch_size, configuration.strides, configuration.batch_size
+    parts = plan.train.accumulation * run.processes
     here = 1 if run.device == "cuda" else run.processes  # processes that share the memory
-    if run.fsdp or (there := _there(run.device)) is None:
+    if run.fsdp or (there := _available(run.device)) is None:
         return
 
     def needs(batch: int) -> float:
@@ -52,7 +48,7 @@ def check_room(run: "Run", configuration: Mapping[str, Any]) -> None:
     raise OutOfMemoryError(f"{what}; at most {fitting} could fit", f"--set batch_size={max(parts, fitting // 2)}, say")
 
 
-def _there(device: str) -> float | None:
+def _available(device: str) -> float | None:
     """Return the memory of a device in GiB; None if torch does not report it."""
     if device == "cpu":
         return memory_limit() / GIB

@@ -1,21 +1,22 @@
-"""Run stunet_predict through its stages and cases, and report on them.
+"""Predict through the stages of a model and its cases, and report on them.
 
 inference/pipeline.py does the work; a cascade has a low-resolution stage before its own.
 """
 
-import argparse
 import signal
-import sys
 import tempfile
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stunet import console
 from stunet.errors import DataError, Interrupted, StunetError
 from stunet.files import exclusive_lock, shared_lock
+from stunet.results.formats import DEFAULT
+from stunet.runs.listener import Listener, Progress
+from stunet.runs.prediction import PredictedCase, PredictionRequest
 
 if TYPE_CHECKING:
     from stunet.inference.cases import InputCase
@@ -26,47 +27,65 @@ if TYPE_CHECKING:
 CONTINUE = "the same command with --continue_prediction: finished cases are kept"
 
 
-def run(args: argparse.Namespace, stages: "list[Predictor]", cases: "list[InputCase]", folder: Path) -> int:
+def run_stages(
+    request: PredictionRequest,
+    stages: "list[Predictor]",
+    cases: "list[InputCase]",
+    folder: Path,
+    command: Sequence[str],
+    listener: Listener,
+) -> list[PredictedCase]:
     """Predict stage by stage; a case that failed in one stage is not in the next.
 
-    Returns:
-        The exit code.
+    Args:
+        request: What is asked for.
+        stages: The models in their order; emptied, so that one at a time is in memory.
+        cases: The cases, with the names of their results.
+        folder: Where the results of the last stage go.
+        command: The command line, for the report.
+        listener: Told of each finished case, and of those that failed at the end.
 
     Raises:
         Interrupted: SIGTERM was received; finished cases are kept.
     """
     from stunet.results.run_report import RunReport
 
-    report = RunReport(sys.argv, stages[-1].options.device, stages[-1].made_by) if args.report else None
-    if report:
-        report.write(args.report)  # fail now if it cannot be written
+    report = RunReport(command, stages[-1].options.device, stages[-1].made_by) if request.report else None
+    if report and request.report:
+        report.write(request.report)  # fail now if it cannot be written
     errors: dict[str, StunetError] = {}
+    names, ending = [case.name for case in cases], ""
     _make_writable(folder)
     try:
-        with _reserved(args, cases, folder), _terminable():
+        with _reserved(request, cases, folder), _terminable(listener):
             while stages:
                 stage = stages.pop(0)
                 target = folder / f"prev_stage_{stage.name}" if stages else folder
                 if stages:
-                    console.note(f"{stages[0].name} is a cascade: predicting {stage.name} first, into {str(target)!r}")
-                _run_stage(args, stage, cases, target, not stages, report, errors)
-                ending = stage.model.ending
+                    what = f"{stages[0].name} is a cascade: predicting {stage.name} first, into {str(target)!r}"
+                    listener.note(what)
+                ending = _run_stage(request, stage, cases, target, not stages, report, errors, listener)
+                previous = stage.model.ending
                 cases = [
-                    replace(case, previous=target / f"{case.name}{ending}") for case in cases if case.name not in errors
+                    replace(case, previous=target / f"{case.name}{previous}")
+                    for case in cases
+                    if case.name not in errors
                 ]
     finally:  # even if something else ends the run
         for name, error in errors.items():
-            console.error("stunet_predict", f"case {name!r} failed: {error.message}", error.hint)
-    codes = {error.exit_code for error in errors.values()}
-    return 0 if not codes else codes.pop() if len(codes) == 1 else DataError.exit_code
+            listener.predicted(PredictedCase(name=name, file=None, error=error))
+    return [
+        PredictedCase(name=name, file=None if name in errors else folder / f"{name}{ending}", error=errors.get(name))
+        for name in names
+    ]
 
 
 @contextmanager
-def _reserved(args: argparse.Namespace, cases: "list[InputCase]", folder: Path) -> Iterator[None]:
+def _reserved(request: PredictionRequest, cases: "list[InputCase]", folder: Path) -> Iterator[None]:
     """Lock the folder; parts of a run and runs for one file share it, and each locks its own name there."""
     what, hint = f"another process predicts into {str(folder)!r}", "wait until it is done, or another folder with -o"
-    own = None if args.o == folder and args.num_parts == 1 else f"part-{args.part_id}"
-    if args.o != folder:
+    own = None if request.output == folder and request.num_parts == 1 else f"part-{request.part_id}"
+    if request.output != folder:
         own = f"case-{cases[0].name}"  # never the name of another lock, such as that of the statistics
     if own is None:
         with exclusive_lock(folder / ".lock", what, hint):
@@ -78,48 +97,52 @@ def _reserved(args: argparse.Namespace, cases: "list[InputCase]", folder: Path) 
 
 
 def _run_stage(
-    args: argparse.Namespace,
+    request: PredictionRequest,
     stage: "Predictor",
     cases: "list[InputCase]",
     target: Path,
     last: bool,
     report: "RunReport | None",
     errors: dict[str, StunetError],
-) -> None:
-    """Predict the cases into `target`; add errors by case."""
+    listener: Listener,
+) -> str:
+    """Predict the cases into `target`; add errors by case. Return the ending of the results."""
     from stunet.inference.output import check_free, write_record, write_source
     from stunet.inference.pipeline import Pipeline
     from stunet.inference.products import Products
 
-    wanted = Products(args.format, args.save_probabilities, args.preview, args.statistics) if last else Products()
+    wanted = Products()
+    if last:
+        form = request.format or DEFAULT
+        wanted = Products(form, request.save_probabilities, request.preview, request.statistics)
     _make_writable(target)
-    quiet = args.disable_progress_bar
-    with console.Progress(f"predict {stage.name}", 0, quiet) as progress:
-        shown = _Shown(progress)
-        ours = args.o in (target, target.parent)  # false for the folder around a single requested file
+    with listener.progress(f"predict {stage.name}", 0) as progress:
+        windows = _WindowProgress(progress)
+        ours = request.output in (target, target.parent)  # false for the folder around a single requested file
         whole_folder = ours or not last
         if whole_folder:
             check_free(target)
-        pipeline = Pipeline(stage, target, wanted, args.max_memory, shown.begin, shown.window, not whole_folder)
-        pipeline.remove_leftovers(None if ours and args.num_parts == 1 else cases)
-        todo = _to_do(pipeline, cases, keep=args.continue_prediction and whole_folder)
+        pipeline = Pipeline(stage, target, wanted, request.max_memory, windows.begin, windows.window, not whole_folder)
+        pipeline.remove_leftovers(None if ours and request.num_parts == 1 else cases)
+        todo = _pending(pipeline, cases, request.continue_prediction and whole_folder, listener)
         if whole_folder:
-            write_record(target, _settings(args, target), stage.made_by, stage.result_dataset, stage.model.plan)
+            write_record(target, _settings(request, target), stage.made_by, stage.result_dataset, stage.model.plan)
             pipeline.write_label_table()
         progress.total = len(todo)
-        for outcome in _follow(pipeline, todo, progress, report, args, errors):
+        for outcome in _follow(pipeline, todo, progress, report, request, errors):
             if whole_folder:
                 write_source(target, outcome.case)
             if last:
-                console.result(str(outcome.file))
+                listener.predicted(PredictedCase(name=outcome.case.name, file=outcome.file))
+    return pipeline.ending
 
 
 def _follow(
     pipeline: "Pipeline",
     cases: "list[InputCase]",
-    progress: console.Progress,
+    progress: Progress,
     report: "RunReport | None",
-    args: argparse.Namespace,
+    request: PredictionRequest,
     errors: dict[str, StunetError],
 ) -> "Iterator[Outcome]":
     """Wait for one case after the other, and yield those that succeed."""
@@ -139,14 +162,14 @@ def _follow(
             else:
                 yield outcome
     finally:
-        if report:
-            report.write(args.report)
+        if report and request.report:
+            report.write(request.report)
 
 
-class _Shown:
+class _WindowProgress:
     """Shows the windows of the current case as a fraction of the case's step of the progress."""
 
-    def __init__(self, progress: console.Progress) -> None:
+    def __init__(self, progress: Progress) -> None:
         self._progress = progress
         self._name, self._done, self._total = "", 0, 1
 
@@ -166,7 +189,7 @@ def _known_statistics(pipeline: "Pipeline") -> dict[str, Any]:
     return read_statistics(path) if pipeline.products.statistics and path.is_file() else {}
 
 
-def _to_do(pipeline: "Pipeline", cases: "list[InputCase]", keep: bool) -> "list[InputCase]":
+def _pending(pipeline: "Pipeline", cases: "list[InputCase]", keep: bool, listener: Listener) -> "list[InputCase]":
     """Return the cases to predict, and remove earlier results of these.
 
     Those that are done already are left out if `keep`.
@@ -179,7 +202,7 @@ def _to_do(pipeline: "Pipeline", cases: "list[InputCase]", keep: bool) -> "list[
     folder, ending = pipeline.folder, pipeline.ending
     stale = {case.name for case in done if has_other_source(folder, case, folder / f"{case.name}{ending}")}
     if stale:
-        console.note(f"{len(stale)} cases again, whose input has changed since (e.g. {min(stale)!r})")
+        listener.note(f"{len(stale)} cases again, whose input has changed since (e.g. {min(stale)!r})")
     finished = {case.name for case in done} - stale
     todo = [case for case in cases if case.name not in finished]
     kept = len(cases) - len(todo)
@@ -187,7 +210,7 @@ def _to_do(pipeline: "Pipeline", cases: "list[InputCase]", keep: bool) -> "list[
     if kept or any(file.name not in new for file in visible(folder.glob(f"*{ending}")) if ending):
         check_record(folder, pipeline.predictor.made_by, kept > 0)
     if kept:
-        console.note(f"{kept} of {len(cases)} cases are done already")
+        listener.note(f"{kept} of {len(cases)} cases are done already")
     for case in todo:
         remove_source(folder, case)
     pipeline.remove(todo)
@@ -207,25 +230,31 @@ def _make_writable(folder: Path) -> None:
         raise DataError(f"cannot write into {str(folder)!r}: {error.strerror}", "another folder with -o") from None
 
 
-def _settings(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
+def _settings(request: PredictionRequest, folder: Path) -> dict[str, Any]:
     """Return what nnU-Net records about a prediction in the folder of its results."""
-    previous = args.prev_stage_predictions
+    previous = request.prev_stage_predictions
     return {
-        "list_of_lists_or_source_folder": str(args.i),
+        "list_of_lists_or_source_folder": str(request.input),
         "output_folder_or_list_of_truncated_output_files": str(folder),
-        "save_probabilities": args.save_probabilities,
-        "overwrite": not args.continue_prediction,
-        "num_processes_preprocessing": args.npp,
-        "num_processes_segmentation_export": args.nps,
+        "save_probabilities": request.save_probabilities,
+        "overwrite": not request.continue_prediction,
+        "num_processes_preprocessing": request.npp,
+        "num_processes_segmentation_export": request.nps,
         "folder_with_segs_from_prev_stage": previous and str(previous),
-        "num_parts": args.num_parts,
-        "part_id": args.part_id,
+        "num_parts": request.num_parts,
+        "part_id": request.part_id,
     }
 
 
 @contextmanager
-def _terminable() -> Iterator[None]:
-    """Make SIGTERM, which schedulers send before they kill, end the run like Ctrl-C, but as resumable."""
+def _terminable(listener: Listener) -> Iterator[None]:
+    """Make SIGTERM, which schedulers send before they kill, end the run like Ctrl-C, but as resumable.
+
+    Only the main thread can handle signals; in another one, a program that uses the Python API keeps its own handling.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
     received: list[int] = []
 
     def stop(number: int, frame: object) -> None:
@@ -238,7 +267,7 @@ def _terminable() -> Iterator[None]:
     except KeyboardInterrupt:
         if received:
             raise Interrupted("stopped by a signal", CONTINUE) from None
-        console.note(f"to go on: {CONTINUE}")
+        listener.note(f"to go on: {CONTINUE}")
         raise
     finally:
         signal.signal(signal.SIGTERM, before)

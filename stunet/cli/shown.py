@@ -1,0 +1,121 @@
+"""Show what a run reports: results on stdout, everything else on stderr."""
+
+from collections.abc import Mapping
+from math import isnan
+from typing import TYPE_CHECKING, Any
+
+from stunet import console
+from stunet.errors import DataError
+from stunet.machine import GB
+from stunet.runs.listener import Listener, Progress
+
+if TYPE_CHECKING:
+    from stunet.inference.cases import InputCase
+    from stunet.inference.predictor import Predictor
+    from stunet.plans.plan import Plan
+    from stunet.runs.evaluation import EvaluationResult
+    from stunet.runs.planning import PlanningResult
+    from stunet.runs.prediction import PredictedCase, PredictionOutline
+    from stunet.runs.training import TrainingResult
+
+
+class Shown(Listener):
+    """Shows what commands report.
+
+    Args:
+        progress: Whether loops show their progress.
+    """
+
+    def __init__(self, progress: bool = True) -> None:
+        self._progress = progress
+
+    def note(self, text: str) -> None:
+        console.note(text)
+
+    def warn(self, text: str) -> None:
+        console.warn(text)
+
+    def progress(self, title: str, total: int) -> Progress:
+        return console.Progress(title, total, disable=not self._progress)
+
+    def training(self) -> console.TrainingProgress:
+        return console.TrainingProgress()
+
+    def planned(self, result: "PlanningResult") -> None:
+        console.result(f"{result.dataset}: {result.plan.name}")
+        console.table(*_planned_table(result.plan))
+
+    def trained(self, result: "TrainingResult") -> None:
+        console.result(f"mean validation Dice {result.dice:.4f}  {result.folder}")
+
+    def evaluated(self, result: "EvaluationResult") -> None:
+        console.table(*measured_table(result.metrics))
+
+    def would_predict(self, outline: "PredictionOutline") -> None:
+        last = outline.stages[-1]
+        for stage in outline.stages:
+            console.result(f"model          {stage.model.folder}")
+            console.result(f"configuration  {stage.name}, patch {' x '.join(map(str, stage.patch))}")
+            console.result(f"folds          {', '.join(map(str, stage.model.folds))}")
+        console.result(f"orientation    {last.orientation or 'as the images have it'}")
+        console.result(f"device         {last.options.device}, {last.precision}")
+        console.result(f"results        {outline.folder}")
+        rows = [(case.name, ", ".join(file.name for file in case.files), _memory(last, case)) for case in outline.cases]
+        console.table(("case", "input", "memory"), rows)
+
+    def predicted(self, case: "PredictedCase") -> None:
+        if case.error:
+            console.error("stunet_predict", f"case {case.name!r} failed: {case.error.message}", case.error.hint)
+        else:
+            console.result(str(case.file))
+
+
+def _planned_table(plan: "Plan") -> tuple[list[str], list[list[str]]]:
+    columns = ["configuration", "spacing mm", "patch", "batch", "stages", "halvings", "GPU memory GB"]
+    rows = []
+    for name in sorted(plan.configurations_with_network):
+        configuration = plan.configuration(name)
+        strides, memory_gb = configuration.strides, configuration.memory_gb
+        halvings = [sum(s > 1 for s in axis) for axis in zip(*strides, strict=True)]
+        source = "measured" if "measured_gb" in plan.own_values(name).get("stunet", {}) else "estimated"
+        rows.append([
+            name,
+            " ".join(f"{pitch:.3g}" for pitch in configuration.spacing),
+            "x".join(map(str, configuration.patch_size)),
+            str(configuration.batch_size),
+            str(len(strides)),
+            " ".join(map(str, halvings)),
+            "-" if memory_gb is None else f"{memory_gb:.1f} {source}",
+        ])  # fmt: skip
+    return columns, rows
+
+
+def measured_table(summary: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Return columns and rows of the table of stunet_evaluate."""
+    from stunet.evaluation.metrics import METRICS
+
+    headings = {name: metric.heading.format(**summary) for name, metric in METRICS.items() if metric.heading}
+
+    def cells(values: Mapping[str, float]) -> list[str]:
+        return ["-" if isnan(values[name]) else format(values[name], METRICS[name].format) for name in headings]
+
+    rows = [
+        [summary["labels"][key], *cells(mean), str(mean["n_cases"]), str(mean["n_infinite"])]
+        for key, mean in summary["mean"].items()
+    ]
+    n_cases, n_infinite = (
+        str(sum(mean[key] for mean in summary["mean"].values())) for key in ("n_cases", "n_infinite")
+    )
+    rows.append(["foreground mean", *cells(summary["foreground_mean"]), n_cases, n_infinite])
+    return ["class", *headings.values(), "cases", "one empty"], rows
+
+
+def _memory(stage: "Predictor", case: "InputCase") -> str:
+    from stunet.inference.cases import read_geometry
+
+    if case.error:
+        return case.error.message
+    try:
+        return f"{stage.memory_need(*read_geometry(case, stage.orientation)).peak / GB:.2f} GB"
+    except DataError as error:
+        return error.message

@@ -1,0 +1,80 @@
+"""Check, before the first arm trains, that what the arms need exists, and that finished ones are what they would be."""
+
+import shlex
+from collections.abc import Mapping, Sequence
+from itertools import combinations
+
+from stunet import workspace
+from stunet.errors import DataError
+from stunet.experiment.arms import SCRATCH, Arm, Experiment
+from stunet.experiment.runs import DONE, Record
+from stunet.folds import FILE as SPLITS
+from stunet.folds import MADE, read_folds
+from stunet.models import registry, store
+from stunet.plans.files import plan_path, read_plan
+from stunet.runs.listener import Listener
+
+
+def check_experiment(experiment: Experiment, weights: Mapping[str, str], listener: Listener) -> None:
+    """Check that everything the arms need exists; download nothing."""
+    from stunet.plans.check import check_plan
+    from stunet.runs.plan_choice import choose_trainer
+    from stunet.runs.readiness import check_data
+
+    dataset = workspace.dataset_name(experiment.dataset)
+    plan = read_plan(plan_path(dataset, experiment.plans))
+    check_plan(plan, experiment.configuration)
+    splits = workspace.preprocessed_dataset(dataset) / SPLITS
+    folds = len(read_folds(splits)) if splits.is_file() else MADE
+    if experiment.fold >= folds:
+        what = f"fold {experiment.fold} is asked for, but {dataset} has {folds}"
+        raise DataError(what, f"fold = N, from 0 to {folds - 1}")
+    trainer = choose_trainer(dataset, plan, None, listener)
+    for warning in check_data(dataset, plan, experiment.configuration, experiment.fold, trainer):
+        listener.warn(warning)
+    _check_weights(experiment, weights, listener, plan.size)
+
+
+def check_done(todo: Mapping[Arm, Sequence[str]], record: Record, only_warn: bool, listener: Listener) -> None:
+    """Raise DataError, or warn, if a finished arm was made from other cases or data than there are now."""
+    from stunet.provenance import check_result
+
+    for arm, words in todo.items():
+        if record.state(words) != DONE or not (reasons := check_result(record.summary(words).parents[1])):
+            continue
+        what = f"the arm {arm.name} is done, but {reasons[0]}"
+        if not only_warn:
+            raise DataError(what, f"train it again: {shlex.join([*words, '--overwrite'])}, or another folder with -o")
+        listener.warn(what)
+
+
+def _check_weights(experiment: Experiment, weights: Mapping[str, str], listener: Listener, planned: str) -> None:
+    """Check that all weights are known, distinct, and of the requested size.
+
+    Warn if training from scratch is compared with weights of another size than planned.
+    """
+    found = {title: _known(text) for title, text in weights.items() if text != SCRATCH}
+    for (one, (place, _)), (other, (same, _)) in combinations(found.items(), 2):
+        if place == same:
+            raise DataError(f"{one!r} and {other!r} are the same weights", "leave one of them out")
+    unlike = {title: size for title, (_, size) in found.items() if size not in (None, experiment.size or planned)}
+    if experiment.size and unlike:
+        title, size = unlike.popitem()
+        what = f"size {experiment.size} is asked for, but the weights {title!r} are of size {size}"
+        raise DataError(what, "leave the size out, or these weights")
+    if unlike and SCRATCH in experiment.weights.values():
+        others = ", ".join(f"{title} of {size}" for title, size in unlike.items())
+        listener.warn(
+            f"training from scratch is of size {planned}, but {others}: the difference mixes size and weights"
+        )
+
+
+def _known(text: str) -> tuple[str, str | None]:
+    """Return what uniquely identifies these weights, and their size."""
+    entry = registry.look_up(text)
+    if entry and not store.find_installed(text):
+        return entry.name, entry.size
+    from stunet.weights.reading import read_weights
+
+    path = store.find_model(text, offline=True)
+    return str(path.resolve()), entry.size if entry else read_weights(path).architecture.size

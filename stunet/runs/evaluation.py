@@ -1,0 +1,193 @@
+"""Evaluate: measure how good predictions are. evaluation/ does the work, its metrics.py defines the numbers."""
+
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from math import isfinite
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from stunet import files, workspace
+from stunet.errors import DataError, UsageError
+from stunet.kinds import DATASET, read
+from stunet.runs.listener import Listener
+
+if TYPE_CHECKING:
+    from stunet.evaluation.folders import Labels
+
+MAX_PROCESSES = 8  # default; each process holds two volumes
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationRequest:
+    """Predictions to compare with references: the options of stunet_evaluate, with their defaults.
+
+    Args:
+        gt_folder: References: a folder or a file; None: those of the dataset.
+        pred_folder: Predictions: a folder or a file.
+        dataset: Number or name of the dataset whose labels to take (`-d`): labelsTr, labelsTs or gt_segmentations.
+        djfile: The dataset.json; None: the one beside predictions or references, or above these.
+        output: The summary (`-o`); None: summary.json in the folder of predictions, none for a single file.
+        np: Processes; None: one per core, 8 at most.
+        chill: Leave out files without a partner, and damaged ones.
+        tolerance: Distance in mm at which surfaces still agree, for NSD.
+        labels: Label system of the references, by name or as a .toml file; None: labels are those of the dataset.json.
+        csv: Also write one row per case and class here.
+    """
+
+    gt_folder: Path | None
+    pred_folder: Path
+    dataset: int | str | None = None
+    djfile: Path | None = None
+    output: Path | None = None
+    np: int | None = None
+    chill: bool = False
+    tolerance: float = 1.0
+    labels: str | None = None
+    csv: Path | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationResult:
+    """What was measured.
+
+    Attributes:
+        metrics: Content of the summary: like nnU-Net's summary.json, with further metrics and class names.
+        output: The summary's file; None if none was written.
+        left_out: Why cases were left out, by name; "" for files without a partner.
+    """
+
+    metrics: Mapping[str, Any]
+    output: Path | None
+    left_out: Mapping[str, str]
+
+    @property
+    def dice(self) -> float:
+        """The mean Dice over the classes."""
+        return float(self.metrics["foreground_mean"]["Dice"])
+
+
+def evaluate(request: EvaluationRequest, listener: Listener | None = None) -> EvaluationResult:
+    """Compare predictions with references, and write the summary.
+
+    Raises:
+        UsageError: Options contradict each other, or a value is out of range.
+        DataError: Files are missing, damaged, or do not fit each other; with `chill`, only if no case is left.
+        OutOfMemoryError: A case does not fit into memory.
+    """
+    listener = listener or Listener()
+    _check(request)
+    output = request.output or (None if request.pred_folder.is_file() else request.pred_folder / "summary.json")
+    labels, ending = _labels(request)
+    reference = request.gt_folder or _dataset_references(str(request.dataset), request.pred_folder, ending)
+
+    from stunet.datasets.listing import named
+    from stunet.evaluation import folders as evaluation
+
+    cases, unpaired = evaluation.pair(reference, request.pred_folder, ending, request.chill)
+    if unpaired:
+        names = named(map(Path, unpaired))
+        listener.warn(f"{len(unpaired)} files without a partner or content are left out: {names}")
+    bad: dict[str, str] = {}
+    leave_out = (lambda case, error: bad.update({case.name: error.message})) if request.chill else None
+    processes = min(MAX_PROCESSES, os.cpu_count() or 1) if request.np is None else request.np
+    with listener.progress("evaluate", len(cases)) as progress:
+        metrics = evaluation.evaluate(cases, labels, request.tolerance, processes, progress.step, leave_out)
+    for name, message in bad.items():
+        listener.warn(f"case {name!r} is left out: {message}")
+    if request.labels:
+        metrics["label_system"] = request.labels
+    left_out = dict.fromkeys(map(str, unpaired), "") | bad
+    result = EvaluationResult(metrics=metrics, output=output, left_out=left_out)
+    listener.evaluated(result)
+    if output:
+        files.write_json(_with_folder(output), metrics)
+        listener.note(f"wrote {output}")
+    if request.csv:
+        cases = [case for case in cases if case.name not in bad]
+        evaluation.write_csv(metrics, cases, _with_folder(request.csv))
+        listener.note(f"wrote {request.csv}")
+    return result
+
+
+def _check(request: EvaluationRequest) -> None:
+    if request.gt_folder is None and request.dataset is None:
+        raise UsageError("only one folder is given", "stunet_evaluate GT PRED, or stunet_evaluate -d ID PRED")
+    if request.np is not None and request.np < 1:
+        raise UsageError(f"-np {request.np}: at least one process is needed", "-np 1")
+    if not isfinite(request.tolerance) or request.tolerance < 0:
+        raise UsageError(f"--tolerance {request.tolerance} is not a distance in mm", "--tolerance 1")
+    if request.output and request.output.suffix != ".json":
+        raise UsageError(f"-o {str(request.output)!r} does not end with .json", f"-o {request.output / 'summary.json'}")
+    for path in filter(None, (request.gt_folder, request.pred_folder)):
+        if not path.exists():
+            raise DataError(f"no file or folder {str(path)!r}", "check the path")
+
+
+def _labels(request: EvaluationRequest) -> "tuple[Labels, str]":
+    """Return the labels and the ending of the file names."""
+    from stunet.evaluation import folders as evaluation
+    from stunet.labels import systems
+
+    if not request.labels:
+        file = _dataset_file(request)
+        dataset = _read_dataset(file)
+        return evaluation.labels_of(dataset, file), dataset["file_ending"]
+    system = systems.load(request.labels)
+    file = request.djfile or _folder(request.pred_folder) / "dataset.json"
+    if not request.djfile and not file.is_file():
+        return evaluation.labels_of_system(system), ".nii.gz"
+    dataset = _read_dataset(file)
+    evaluation.labels_of(dataset, file)  # raises an error if they are wrong
+    return evaluation.labels_of_system(system, dataset["labels"]), dataset["file_ending"]
+
+
+def _read_dataset(file: Path) -> dict[str, Any]:
+    dataset: dict[str, Any] = read(file, DATASET)
+    return dataset
+
+
+def _dataset_file(request: EvaluationRequest) -> Path:
+    if request.djfile:
+        return request.djfile
+    if request.dataset is not None:
+        name = workspace.dataset_name(request.dataset)
+        places = [workspace.folder("nnUNet_raw") / name, workspace.preprocessed_dataset(name)]
+    else:
+        assert request.gt_folder is not None  # _check() requires one of the two
+        predictions, references = _folder(request.pred_folder), _folder(request.gt_folder)
+        places = [predictions, references, references.resolve().parent]
+    for place in places:
+        if (place / "dataset.json").is_file():
+            return place / "dataset.json"
+    raise DataError(f"no dataset.json in {', '.join(repr(str(p)) for p in places)}", "-djfile /path/to/dataset.json")
+
+
+def _folder(path: Path) -> Path:
+    return path.parent if path.is_file() else path
+
+
+def _dataset_references(dataset: str, predictions: Path, ending: str) -> Path:
+    """Return a dataset's first folder of labels that has the name of a prediction, whatever their endings."""
+    from stunet.datasets.listing import ending_of, visible
+
+    def names(files: Iterable[Path]) -> set[str]:
+        ends = ((file.name, len(ending_of(file.name, ending))) for file in visible(files))
+        return {name[:-length] for name, length in ends if length}
+
+    name = workspace.dataset_name(dataset)
+    raw = workspace.folder("nnUNet_raw") / name
+    wanted = names([predictions] if predictions.is_file() else predictions.iterdir())
+    folders = [raw / "labelsTr", raw / "labelsTs", workspace.preprocessed_dataset(name) / "gt_segmentations"]
+    for folder in folders:
+        if wanted & names(folder.glob("*")):
+            return folder
+    raise DataError(
+        f"no reference of {name} has the name of a prediction in {str(predictions)!r}",
+        f"stunet_evaluate GT {predictions}, with the folder of the references",
+    )
+
+
+def _with_folder(path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path

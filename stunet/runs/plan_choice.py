@@ -1,0 +1,214 @@
+"""Choose the plans and the trainer of a training, and the weights from which it starts.
+
+Options that change a plan derive another one, whose name tells what differs; it is written when training begins.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from stunet import presets, workspace
+from stunet.errors import DataError, UsageError, WeightsError, first_few
+from stunet.files import json_differences
+from stunet.kinds import read_dataset_json
+from stunet.labels.annotations import Annotations, describe_trained_model, load_annotations
+from stunet.plans.files import list_planned, plan_path, read_plan
+from stunet.plans.plan import Plan
+from stunet.runs.fetching import fetch_model
+from stunet.runs.listener import Listener
+from stunet.trainers.lookup import check_trainer, needed_trainer
+
+if TYPE_CHECKING:
+    from stunet.runs.training import TrainingRequest
+    from stunet.trainers.finetune.start import Start
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The plan, whether it was just derived and is not on disk yet, and the weights to start from."""
+
+    plan: Plan
+    new: bool
+    start: "Start | None"
+
+
+def choose_plans(dataset: str, request: "TrainingRequest", listener: Listener) -> Choice:
+    """Return the plans that a request means.
+
+    Raises:
+        UsageError: Options contradict each other or the weights.
+        DataError: There are no plans, or different ones with the same name.
+        WeightsError: The weights cannot be read, or the plans start from weights that are not given.
+    """
+    from stunet.plans import settings
+    from stunet.trainers.finetune import strategies
+
+    if request.finetune:
+        strategies.find(request.finetune)
+    preset = presets.load(request.preset) if request.preset else None
+    path = plan_path(dataset, request.plans or (_fitting(dataset, preset) if preset else None))
+    plan = read_plan(path)
+    dataset_json = read_dataset_json(path.parent / "dataset.json")
+    size, memory_gb, stages = request.size, request.gpu_memory_target, settings.parse_stages(request.stages)
+    overrides = {key: settings.checked(key, value) for key, value in request.set.items()}
+    if preset:
+        if unlike := preset.unlike(plan):
+            raise DataError(
+                f"plans {plan.name!r} have {unlike} as of preset {request.preset!r}",
+                f"stunet_plan_and_preprocess -d {int(dataset[7:10])} --preset {request.preset}, and -p with its plans",
+            )
+        if preset.note:
+            listener.note(f"{request.preset}: {preset.note}")
+        size, memory_gb, stages = preset.complete(size, memory_gb, stages)
+        overrides = {**preset.set, **overrides}
+    options: dict[str, Any] = {"size": size, "memory_gb": memory_gb, "stages": stages}
+    annotations = None if request.trainer == workspace.TRAINER else load_annotations(path.parent)
+    start = None
+    if text := request.pretrained or request.pretrained_weights:
+        start = _given(str(text), request, listener)
+        options |= _from_weights(start, request, plan, (dataset_json, annotations), size, listener)
+    elif request.finetune:
+        options["finetune"] = request.finetune
+    if options.get("finetune") and not stages:
+        options["stages"] = _kept_stages(options["finetune"], plan)
+    if not (any(options.values()) or overrides):
+        return Choice(plan, False, _start_of(plan, request, listener))
+    plan.configuration(request.configuration)  # raises if there is none of this name
+    from stunet.plans.derive import derive
+
+    classes = options["weights"].classes if options.get("weights") else plan.reused_classes
+    trainer = request.trainer or needed_trainer(path.parent, classes)
+    derived = derive(plan, describe_trained_model(dataset, classes, trainer), overrides=overrides, **options)
+    existing = path.with_name(f"{derived.name}.json")
+    if not existing.is_file():
+        return Choice(derived, True, start or _start_of(derived, request, listener))
+    on_disk = read_plan(existing)
+    if changed := json_differences(_comparable(on_disk, derived), _comparable(derived, on_disk), "plans"):
+        raise DataError(
+            f"plans {derived.name!r} exist and differ from what would be derived ({first_few(changed)})",
+            f"-p {derived.name} to use them, or delete {existing}",
+        )
+    return Choice(on_disk, False, start or _start_of(on_disk, request, listener))
+
+
+def _fitting(dataset: str, preset: presets.Preset) -> str | None:
+    """Return the only plans of the dataset that were planned as a preset wants; None if there are none or several."""
+    fitting = []
+    for name in list_planned(dataset):
+        fitting += [] if preset.unlike(read_plan(plan_path(dataset, name))) else [name]
+    return fitting[0] if len(fitting) == 1 else None
+
+
+def choose_trainer(dataset: str, plan: Plan, given: str | None, listener: Listener) -> str:
+    """Return the trainer class: the one that is named, or the one that the data need.
+
+    The listener is told if the data need another trainer than the default one.
+
+    Raises:
+        UsageError: There is no such trainer, or it cannot train on a part of the network's classes.
+    """
+    folder = workspace.preprocessed_dataset(dataset)
+    needed = needed_trainer(folder, plan.reused_classes)
+    if given is None:
+        if needed != workspace.TRAINER:
+            more = "the head has more classes than the dataset"
+            why = more if plan.reused_classes else "cases annotate different classes"
+            listener.note(f"{needed}, because {why}")
+        return needed
+    check_trainer(given)
+    if given == workspace.TRAINER and plan.reused_classes:
+        raise UsageError(f"--head reuse trains on a part of the classes, and {given} on all", f"-tr {needed}")
+    if given == workspace.TRAINER != needed:
+        listener.warn(f"-tr {given} takes what a case does not annotate for background; without it: {needed}")
+    return given
+
+
+def _from_weights(
+    start: "Start",
+    request: "TrainingRequest",
+    base: Plan,
+    data: tuple[Mapping[str, Any], Annotations | None],
+    size: str | None,
+    listener: Listener,
+) -> dict[str, Any]:
+    """Return what of the plan follows from the weights: size, strategy and name.
+
+    If the base plan has the same weights and head, its entry is kept.
+    """
+    from stunet.trainers.finetune import strategies
+    from stunet.trainers.finetune.start import choose_heads, plan_entry
+
+    before = base.weights
+    head = "reset" if request.pretrained_weights else request.head or (before.head if before else None)
+    heads = choose_heads(start, head, *data)
+    named = plan_entry(start, heads, is_file=Path(request.pretrained or request.pretrained_weights or "").exists())
+    if before and (before.sha256, before.head) == (start.sha256, heads.mode):
+        named = before
+    theirs = start.weights.architecture.size
+    if size not in (None, theirs):
+        raise UsageError(
+            f"size {size} is asked for, but the weights {named.name!r} are of size {theirs}",
+            f"leave the size out, or find weights of size {size}: stunet_models list",
+        )
+    if request.head:
+        for text in heads.warnings:
+            listener.warn(text)
+    finetune = request.finetune or base.finetune or strategies.DEFAULT
+    return {
+        "size": theirs,
+        "weights": named,
+        "finetune": None if request.pretrained_weights else finetune,
+    }
+
+
+def _kept_stages(name: str, plan: Plan) -> int | None:
+    """Return how many of a plan's stages a strategy keeps; None for all."""
+    from stunet.trainers.finetune import strategies
+
+    strategy = strategies.find(name)
+    if strategy.depth == 1 or plan.finetune == name:
+        return None
+    stages = [len(plan.configuration(each).strides) for each in plan.configurations_with_network]
+    return strategies.kept_stages(strategy, max(stages))
+
+
+def _given(text: str, request: "TrainingRequest", listener: Listener) -> "Start":
+    """Return the weights that a request names.
+
+    A training that is continued or validated does not need them, so its error suggests leaving them out.
+    """
+    try:
+        return _find(text, request.dry_run, listener)
+    except WeightsError as error:
+        if request.resume or request.val:
+            hint = "-p with the name of the training's plans instead of --pretrained: its checkpoints have all it needs"
+            raise WeightsError(error.message, hint) from None
+        raise
+
+
+def _start_of(plan: Plan, request: "TrainingRequest", listener: Listener) -> "Start | None":
+    """Return the weights that a plan starts from if the request names none, found by name; None if not needed."""
+    if plan.weights is None or request.resume or request.val:
+        return None
+    try:
+        return _find(plan.weights.name, request.dry_run, listener)
+    except WeightsError:
+        raise WeightsError(
+            f"plans {plan.name!r} start from the weights {plan.weights.name!r}, which are not given",
+            "add --pretrained with their file",
+        ) from None
+
+
+def _find(text: str, dry_run: bool, listener: Listener) -> "Start":
+    path = fetch_model(text, listener, offline=dry_run)
+    from stunet.trainers.finetune.start import Start  # imports torch, which a wrong name must not wait for
+
+    return Start(path)
+
+
+def _comparable(plan: Plan, other: Plan) -> dict[str, Any]:
+    """Return a plan without entries that decide nothing, or that `other`, of an earlier version, does not record."""
+    ours, theirs = plan.get("stunet"), other.get("stunet")
+    left = {"derived_from", "version", "fingerprint", *({"orientation", "orientations"} - theirs.keys())}
+    return {**plan.content, "stunet": {key: value for key, value in ours.items() if key not in left}}

@@ -1,0 +1,425 @@
+"""Train: what is asked for, what has to be right before a training starts, and what comes of it.
+
+plan_choice.py chooses plans and weights, readiness.py and memory_check.py check data and memory, launch.py starts the
+processes. torch is imported only once the request is known to be sound.
+"""
+
+import math
+import os
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from stunet import nnunet, workspace
+from stunet.errors import DataError, Interrupted, UsageError, closest, first_few
+from stunet.files import json_differences, write_json
+from stunet.kinds import SUMMARY, read
+from stunet.labels.annotations import describe_trained_model
+from stunet.plans.files import list_plans, read_plan
+from stunet.plans.plan import Configuration, Plan
+from stunet.runs.devices import choose_device
+from stunet.runs.listener import Listener
+from stunet.runs.plan_choice import Choice, choose_plans, choose_trainer
+from stunet.sizes import SIZES
+from stunet.trainers.lookup import check_trainer
+
+if TYPE_CHECKING:
+    from stunet.runs.launch import Run
+    from stunet.weights.report import TransferReport
+
+HEAD_MODES = ("reuse", "slice", "reset")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingRequest:
+    """A training of one fold: the options of stunet_train, with their defaults.
+
+    Args:
+        dataset: Number or name; None: the only dataset that is planned.
+        configuration: Key of the plans' configurations.
+        fold: Number of the cross-validation fold, or "all".
+        trainer: Name of the trainer class; None: the one that the data need.
+        plans: Name of the plans; None: those of the dataset.
+        size: T, S, B, L or H; None: that of the plans, or of the weights. Other plans are derived as needed.
+        stages: Number of stages, 2 to 9, or "auto"; None: as planned.
+        gpu_memory_target: GPU memory in GiB that plans are derived for; None: as planned.
+        preset: Name or .toml file of a preset, for size, memory and values.
+        set: Values of the run, such as {"num_epochs": 250}; plans/settings.py lists them.
+        pretrained: Weights to start from: the name of a model, a file, or a folder.
+        finetune: Name of a strategy; None: "ramp" with weights.
+        head: What becomes of the pre-trained head: "reuse", "slice" or "reset"; None: "slice" if any class is known.
+        pretrained_weights: As in nnU-Net: weights with its schedule and a new head.
+        num_gpus: GPUs of this machine, or processes on the CPU.
+        fsdp: Shard the network over the processes (FSDP2) instead of copying it (DDP).
+        device: "cuda", "cpu" or "mps"; None: cuda where there is one, else cpu.
+        npz: Also save the validation's probabilities.
+        resume: Continue from the latest checkpoint (`--c`).
+        val: Validate only.
+        val_best: Validate with the best checkpoint instead of the final one.
+        disable_checkpointing: Write no checkpoints.
+        overwrite: Start from the beginning although the fold was trained before.
+        dry_run: Check everything, tell the listener what would be trained, and write nothing.
+    """
+
+    dataset: int | str | None = None
+    configuration: str = "3d_fullres"
+    fold: int | str = 0
+    trainer: str | None = None
+    plans: str | None = None
+    size: str | None = None
+    stages: int | str | None = None
+    gpu_memory_target: float | None = None
+    preset: str | None = None
+    set: Mapping[str, Any] = field(default_factory=dict)
+    pretrained: str | Path | None = None
+    finetune: str | None = None
+    head: str | None = None
+    pretrained_weights: str | Path | None = None
+    num_gpus: int = 1
+    fsdp: bool = False
+    device: str | None = None
+    npz: bool = False
+    resume: bool = False
+    val: bool = False
+    val_best: bool = False
+    disable_checkpointing: bool = False
+    overwrite: bool = False
+    dry_run: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingResult:
+    """A validated training, or what a dry run would train.
+
+    Attributes:
+        dataset: Full name.
+        configuration: Key of the plans' configurations.
+        fold: Number, or "all".
+        folder: The fold's folder, with checkpoints, log and validation.
+        plan: The plan that was used.
+        checkpoint: The finished network; None if none was written.
+        metrics: Content of the validation's summary.json; None after a dry run.
+    """
+
+    dataset: str
+    configuration: str
+    fold: int | str
+    folder: Path
+    plan: Plan
+    checkpoint: Path | None
+    metrics: Mapping[str, Any] | None
+
+    @property
+    def model(self) -> Path:
+        """The model folder, which predict() takes; it holds the folds."""
+        return self.folder.parent
+
+    @property
+    def dice(self) -> float:
+        """The mean validation Dice over the classes that occur; NaN if none does, or after a dry run."""
+        return math.nan if self.metrics is None else mean_dice(self.metrics)
+
+
+class FoldInUse(DataError):
+    """Another process trains the same fold.
+
+    Args:
+        message: One line: what happened.
+        hint: The next step.
+        lock: The file that it holds (files.is_held).
+    """
+
+    def __init__(self, message: str, hint: str, lock: Path) -> None:
+        super().__init__(message, hint)
+        self.lock = lock
+
+
+def train(request: TrainingRequest, listener: Listener | None = None, resume_if_begun: bool = False) -> TrainingResult:
+    """Check, train and validate; in this process and its children, or as one of torchrun's processes.
+
+    Args:
+        request: What to train.
+        listener: Told what happens.
+        resume_if_begun: Continue where the fold has a checkpoint, and start from the beginning where it has none.
+
+    Raises:
+        UsageError: Options contradict each other, or a value is out of range.
+        DataError: Something is missing, or not what it was when the data were made; or the fold was trained before.
+        WeightsError: Weights cannot be read, or do not fit.
+        OutOfMemoryError: A step does not fit into the memory.
+        FoldInUse: Another process trains the same fold.
+        Interrupted: A signal stopped the training, which can be resumed.
+    """
+    listener = listener or Listener()
+    _check(request)
+    if {"RANK", "WORLD_SIZE"} <= set(os.environ):
+        return _train_as_member(request, listener)
+    run = prepare(request, listener, resume_if_begun)
+    if not request.dry_run:
+        from stunet.runs.launch import launch
+
+        if left := remaining(run, listener):
+            launch(left, listener.training)
+    return _finished(run, request, listener)
+
+
+def _train_as_member(request: TrainingRequest, listener: Listener) -> TrainingResult:
+    """Train as one of torchrun's processes: the first one decides and reports, all of them train."""
+    from stunet.runs.launch import join, reserved
+    from stunet.trainers.distributed.group import decided, restarted, started_by_torchrun, together
+
+    member, device = started_by_torchrun(), choose_device(request.device)
+    if request.num_gpus not in (1, member.size):
+        what = f"-num_gpus {request.num_gpus}, but torchrun has started {member.size} processes"
+        raise UsageError(what, "leave it out")
+    request = replace(request, num_gpus=member.size)
+
+    def decide() -> tuple["Run", "Run | None", Path | None]:
+        run = prepare(request, listener, again)
+        if again:
+            how = "the latest checkpoint is continued" if run.resume else "from the beginning"
+            listener.note(f"started again; {how}")
+        left = None if request.dry_run else remaining(run, listener)
+        return run, left, held.enter_context(reserved(left)) if left else None
+
+    try:
+        with ExitStack() as held, together(member, device):
+            again = restarted(member, device)
+            run, left, checkpoint = decided(decide, member)
+            if left is not None:
+                join(left, checkpoint, member, listener.training)
+            return decided(lambda: _finished(run, request, listener), member)
+    except Interrupted as error:
+        if member.leads or error.__cause__ is not None:
+            raise
+        raise SystemExit(error.exit_code) from None  # the first process has reported it
+
+
+def prepare(request: TrainingRequest, listener: Listener, resume_if_begun: bool = False) -> "Run":
+    """Return the run that a request means, after checking that it can start; write its plans if they are new.
+
+    Args:
+        request: What to train.
+        listener: Told what will be trained.
+        resume_if_begun: Continue where there is a checkpoint, whatever is asked for.
+    """
+    for variable in ("nnUNet_results", "nnUNet_preprocessed"):
+        workspace.folder(variable)
+    dataset, configuration, fold = _dataset(request.dataset), request.configuration, request.fold
+    choice = choose_plans(dataset, request, listener)
+    plan = choice.plan
+
+    from stunet.plans.check import check_plan
+    from stunet.runs.launch import continued, starting_point
+    from stunet.runs.readiness import check_data
+
+    resolved = check_plan(plan, configuration)
+    nnunet.check_nnunet()
+    nnunet.limit_processes()
+    trainer = choose_trainer(dataset, plan, request.trainer, listener)
+    for warning in check_data(dataset, plan, configuration, fold, trainer):
+        listener.warn(warning)
+    _check_shares(resolved.batch_size, request.num_gpus, plan.train.accumulation)
+    from stunet.runs.memory_check import check_memory
+
+    run = _run(dataset, choice, trainer, request)
+    if run.fsdp:
+        _check_fsdp(run)
+    if resume_if_begun:
+        run = continued(run)
+    else:  # raises if a training would be overwritten unasked
+        starting_point(replace(run, overwrite=request.overwrite or request.dry_run))
+    check_memory(run, resolved)
+    _describe(run, resolved, listener)
+    report = _judged(run)
+    if request.dry_run:
+        if report is not None:
+            listener.training().loaded(report)
+    elif choice.new:
+        with workspace.planning(dataset, wait=listener.note):
+            write_json(workspace.preprocessed_dataset(dataset) / f"{plan.name}.json", plan.to_json())
+    return run
+
+
+def _check(request: TrainingRequest) -> None:
+    """Reject values that are out of range and options that contradict each other, before anything is read.
+
+    Raises:
+        UsageError: The first problem.
+    """
+    for option, value, known in (("--size", request.size, SIZES), ("--head", request.head, HEAD_MODES)):
+        if value is not None and value not in known:
+            raise UsageError(f"{option} {value!r}{closest(str(value), list(known))}", f"one of {', '.join(known)}")
+    if request.fold != "all" and (type(request.fold) is not int or request.fold < 0):
+        raise UsageError(f"fold {request.fold!r} is neither a number nor 'all'", "stunet_train 3 3d_fullres 0")
+    if request.resume + request.val + request.overwrite > 1:
+        raise UsageError("--c, --val and --overwrite exclude each other", "one of them")
+    if request.val_best and request.disable_checkpointing:
+        raise UsageError("--val_best needs the checkpoints that --disable_checkpointing leaves out", "one of them")
+    if request.pretrained_weights and (request.pretrained or request.finetune or request.head):
+        raise UsageError(
+            "-pretrained_weights is nnU-Net's way to start; --pretrained, --finetune and --head are ours", "one of them"
+        )
+    if request.head and not request.pretrained:
+        raise UsageError("--head says what becomes of pre-trained rows, and there are none", "add --pretrained")
+    if request.trainer:
+        check_trainer(request.trainer)
+    if request.num_gpus < 1:
+        raise UsageError(f"-num_gpus {request.num_gpus} must be 1 or more", "-num_gpus 1")
+
+
+def _dataset(given: int | str | None) -> str:
+    if given is not None:
+        return workspace.dataset_name(given)
+    planned = [
+        p.name for p in sorted(workspace.folder("nnUNet_preprocessed").glob(workspace.DATASETS)) if list_plans(p.name)
+    ]
+    if len(planned) == 1:
+        return planned[0]
+    known = f"planned: {', '.join(planned)}" if planned else "none is planned"
+    raise UsageError(
+        f"which dataset? {known}", "stunet_train 3 3d_fullres 0" if planned else "stunet_plan_and_preprocess -d 3"
+    )
+
+
+def _run(dataset: str, choice: Choice, trainer: str, request: TrainingRequest) -> "Run":
+    from stunet.runs.launch import Run
+
+    return Run(
+        dataset=dataset,
+        plan=choice.plan,
+        configuration=request.configuration,
+        fold=request.fold,
+        trainer=trainer,
+        device=choose_device(request.device),
+        processes=request.num_gpus,
+        resume=request.resume,
+        only_validate=request.val,
+        validate_best=request.val_best,
+        probabilities=request.npz,
+        disable_checkpointing=request.disable_checkpointing,
+        start=choice.start,
+        overwrite=request.overwrite,
+        fsdp=request.fsdp,
+    )
+
+
+def _check_fsdp(run: "Run") -> None:
+    from stunet.trainers.finetune import strategies
+
+    if run.processes == 1:
+        raise UsageError("--fsdp deals out the network to several processes, and there is one", "-num_gpus 2, torchrun")
+    if run.device == "cuda" and run.plan.train.precision is None:
+        raise UsageError("--fsdp cannot scale the loss, as half precision needs it", "--set precision=bf16")
+    if run.plan.finetune and not strategies.trains_all(strategies.find(run.plan.finetune)):
+        raise UsageError(f"--fsdp cannot freeze parts as {run.plan.finetune!r} does", "leave it out")
+
+
+def _check_shares(batch_size: int, processes: int, accumulation: int) -> None:
+    if batch_size >= processes * accumulation:
+        return
+    parts = f" and {accumulation} parts of each one's share" if accumulation > 1 else ""
+    raise UsageError(
+        f"a batch of {batch_size} cannot be shared by {processes} processes{parts}",
+        f"--set batch_size={processes * accumulation}, or less of them",
+    )
+
+
+def _describe(run: "Run", configuration: Configuration, listener: Listener) -> None:
+    from stunet.plans.derive import describe
+    from stunet.plans.memory import estimate, parameters
+    from stunet.trainers.finetune import strategies
+
+    plan, strides = run.plan, configuration.strides
+    network = describe(plan, run.configuration, describe_trained_model(run.dataset, plan.reused_classes, run.trainer))
+    patch = "x".join(map(str, configuration.patch_size))
+    millions = parameters(network, strides) / 1e6
+    parts = run.processes * plan.train.accumulation
+    batch, part = configuration.batch_size, -(-configuration.batch_size // parts)
+    shared = f" in {parts} parts of {part} ({run.processes} processes)" if parts > 1 else ""
+    listener.note(
+        f"{run.dataset}  {run.configuration}  fold {run.fold}  {plan.name}\n"
+        f"STU-Net-{network.size}, {millions:.1f} M parameters, {len(strides)} stages, "
+        f"patch {patch}, batch {batch}{shared}, "
+        f"about {estimate(network, configuration.patch_size, part, strides):.1f} GB of GPU memory; "
+        f"device {run.device}\nresults: {run.folder}"
+    )
+    if plan.finetune is None:
+        return
+    strategy, epochs, pretrained = strategies.find(plan.finetune), plan.train.num_epochs, plan.weights is not None
+    peak = plan.train.initial_lr
+    if peak is None:
+        peak = strategy.lr if pretrained else strategy.scratch_lr
+    scratch = "" if pretrained else " (its schedule, without weights)"
+    listener.note(f"{plan.finetune}: {strategy.title}{scratch}")
+    for line in strategies.describe(strategy, epochs, peak, pretrained):
+        listener.note(f"  {line}")
+    if not strategies.has_ramps(strategy, epochs):
+        listener.warn(f"{epochs} epochs are too few for the ramp of {plan.finetune!r}: it lasts one epoch or none")
+
+
+def _judged(run: "Run") -> "TransferReport | None":
+    """Return what will become of pre-trained weights, before anything is written; None without weights."""
+    if run.start is None:
+        return None
+    from stunet.trainers.finetune.start import preview
+
+    dataset_json = describe_trained_model(run.dataset, run.plan.reused_classes, run.trainer)
+    return preview(run.start, run.plan, run.configuration, dataset_json)
+
+
+def remaining(run: "Run", listener: Listener) -> "Run | None":
+    """Return what is left to do of a run; None if its fold is trained and validated.
+
+    Raises:
+        DataError: It is trained and validated, but with other plans, cases or data than there are now.
+    """
+    from stunet.plans.check import training_part
+    from stunet.provenance import check_result
+    from stunet.runs.readiness import lacking_next_stage
+
+    if run.only_validate or not run.resume or run.validate_best:
+        return run
+    if not ((run.folder / workspace.FINAL).is_file() and _summary(run).is_file()):
+        return run
+    before = training_part(read_plan(run.folder.parent / "plans.json"), run.configuration)
+    changed = json_differences(before, training_part(run.plan, run.configuration), run.plan.name)
+    reasons = [f"with other plans than today's ({first_few(changed)})"] if changed else check_result(run.folder)
+    if reasons:
+        hint = "--val to validate it again, where its training cases are the same; --overwrite to train from scratch"
+        raise DataError(f"this fold is trained and validated, but {reasons[0]}", hint)
+    if lacking := lacking_next_stage(run.dataset, run.plan, run.configuration, run.fold, run.folder.parent):
+        listener.note(f"this fold is trained; it is validated again, because {lacking}")
+        return replace(run, resume=False, only_validate=True)
+    listener.note("this fold is trained and validated; nothing to do")
+    return None
+
+
+def _finished(run: "Run", request: TrainingRequest, listener: Listener) -> TrainingResult:
+    checkpoint = run.folder / workspace.FINAL
+    result = TrainingResult(
+        dataset=run.dataset,
+        configuration=run.configuration,
+        fold=run.fold,
+        folder=run.folder,
+        plan=run.plan,
+        checkpoint=checkpoint if checkpoint.is_file() else None,
+        metrics=None if request.dry_run else read(_summary(run), SUMMARY),
+    )
+    if not request.dry_run:
+        listener.trained(result)
+    return result
+
+
+def _summary(run: "Run") -> Path:
+    return run.folder / "validation" / "summary.json"
+
+
+def mean_dice(summary: Mapping[str, Any]) -> float:
+    """Return the mean Dice over the classes that occur in validation; nnU-Net's is NaN if any class does not occur."""
+    if not math.isnan(overall := summary["foreground_mean"]["Dice"]):
+        return float(overall)
+    found = [mean["Dice"] for mean in summary["mean"].values() if not math.isnan(mean["Dice"])]
+    return sum(found) / len(found) if found else math.nan

@@ -1,0 +1,44 @@
+"""The examples of docs/python.md: their calls fit the functions, and the whole page runs."""
+
+import ast
+import inspect
+import re
+from pathlib import Path
+
+import pytest
+
+import stunet
+from stunet.workspace import VARIABLES
+
+PAGE = Path(__file__).parents[2] / "docs" / "python.md"
+
+
+def examples() -> list[str]:
+    return re.findall(r"^```python\n(.*?)^```$", PAGE.read_text(), re.MULTILINE | re.DOTALL)
+
+
+def test_the_calls_of_the_examples_fit_the_functions() -> None:
+    tree = ast.parse("\n".join(examples()))
+    found = set()
+    for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call)):
+        if isinstance(call.func, ast.Attribute) and getattr(call.func.value, "id", "") == "stunet":
+            signature = inspect.signature(getattr(stunet, call.func.attr))
+            signature.bind(*call.args, **{word.arg: word.value for word in call.keywords if word.arg})
+            found.add(call.func.attr)
+    assert found == {"plan", "train", "predict", "evaluate"}
+
+
+@pytest.mark.slow
+def test_the_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(tmp_path)
+    for variable in VARIABLES:
+        monkeypatch.setenv(variable, "")  # what the page sets is undone
+    monkeypatch.setenv("nnUNet_n_proc_DA", "1")
+    space = {"__name__": "example"}
+    for example in examples():
+        exec(compile(example, str(PAGE), "exec"), space)
+    out = capsys.readouterr().out
+    assert "STUNetPlans_T" in out
+    assert "this fold is trained and validated; nothing to do" in out
+    assert "DataError\nthis fold was trained to the end" in out
+    assert space["measured"].output.is_file()
