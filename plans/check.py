@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from stunet.errors import DataError, closest
+from stunet.files import json_differences
 from stunet.plans.grid import CONFIGURATION_KEYS, problems
 from stunet.plans.plan import HINT, Configuration, Plan
 from stunet.plans.schema import PLANS
@@ -70,6 +71,18 @@ def _check_keys(content: Mapping[str, Any], known: set[str], required: set[str],
 def _require(condition: bool, message: str) -> None:
     if not condition:
         raise DataError(message, HINT)
+
+
+def plan_differences(before: Plan, now: Plan) -> list[str]:
+    """Return how two plans differ, but for what decides nothing or what one of them, of an earlier version, lacks."""
+    return json_differences(_comparable(before, now), _comparable(now, before), "plans")
+
+
+def _comparable(plan: Plan, other: Plan) -> dict[str, Any]:
+    left_out = {"derived_from", "version", "fingerprint"}
+    left_out |= {key for key in ("orientation", "orientations") if not other.states(key)}
+    ours = {key: value for key, value in plan.content["stunet"].items() if key not in left_out}
+    return {**plan.content, "stunet": ours}
 
 
 def training_part(plan: Plan, configuration: str) -> dict[str, Any]:

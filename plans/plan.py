@@ -142,8 +142,12 @@ class Configuration:
     @property
     def memory_gb(self) -> float | None:
         """GPU memory of a training step: measured if a probe was made, else estimated; None if nobody knows."""
-        block = self.content.get("stunet", {})
-        return block.get("measured_gb", block.get("memory_gb"))
+        return self._memory.get("measured_gb", self._memory.get("memory_gb"))
+
+    @property
+    def is_measured(self) -> bool:
+        """Whether `memory_gb` was measured by a probe."""
+        return "measured_gb" in self._memory
 
     # Values that describe weights of other programs, whose plans may lack them.
 
@@ -166,6 +170,10 @@ class Configuration:
     def pooling(self) -> Strides | None:
         """The strides where nnU-Net 2.2 and earlier stated them, which described no network."""
         return self.content.get("pool_op_kernel_sizes")
+
+    @property
+    def _memory(self) -> Mapping[str, float]:
+        return self.content.get("stunet", {})
 
     @property
     def _architecture(self) -> Mapping[str, Any]:
@@ -250,7 +258,10 @@ class Plan:
         """
         resolved: dict[str, Any] = {}
         for each in reversed(self.lineage(name)):
-            resolved |= self.own_values(each)
+            own = self.own_values(each)
+            if "architecture" in own:
+                resolved.pop("stunet", None)  # the memory of another network
+            resolved |= own
         resolved.pop("inherits_from", None)
         return Configuration(name, self.name, resolved)
 

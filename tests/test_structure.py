@@ -127,6 +127,41 @@ def test_heavy_packages_and_the_console_are_imported_where_they_belong() -> None
             assert not [i for i in imports(path, top_only=False) if re.match(r"argparse|stunet\.console", i)], name
 
 
+# Keys of nnU-Net's plans and of our block in them. plans/ alone knows them: elsewhere a Plan has a property for each.
+PLAN_KEYS = {
+    "stunet", "configurations", "architecture", "arch_kwargs", "plans_name", "inherits_from", "network_class_name",
+    "data_identifier", "normalization_schemes", "previous_stage", "next_stage", "derived_from", "mirror_axes",
+    "image_reader_writer", "foreground_intensity_properties_per_channel",
+}  # fmt: skip
+MAY_NAME_KEYS = {  # what else they are the keys of
+    "stunet/inference/output.py": "the record of a prediction, with a block of ours",
+    "stunet/preprocessing/dataset.py": "the settings in a manifest",
+    "stunet/weights/checkpoints.py": "the metadata of a safetensors file, with a block of ours",
+    "stunet/weights/reading.py": "the metadata of files of weights, some with plans that are not whole",
+    "stunet/weights/transfer.py": "plans in such metadata",
+    "stunet/weights/v1.py": "plans of nnU-Net v1",
+    "stunet/models/folder.py": "plans in metadata of weights",
+    "trainers/trainer.py": "a checkpoint, with a block of ours",
+    "trainers/finetune/peft_export.py": "a checkpoint, with a block of ours",
+}
+
+
+def test_only_plans_name_the_keys_of_a_plan() -> None:
+    found = set()
+    for name, path in modules():
+        for node in ast.walk(ast.parse(path.read_text())):
+            keys: list[ast.expr] = [node.slice] if isinstance(node, ast.Subscript) else []
+            if (
+                isinstance(node, ast.Call)
+                and isinstance(node.func, ast.Attribute)
+                and node.func.attr in ("get", "pop", "setdefault")
+            ):
+                keys = node.args[:1]
+            if part(name) != "plans" and any(isinstance(k, ast.Constant) and k.value in PLAN_KEYS for k in keys):
+                found.add(str(path.relative_to(ROOT)))
+    assert found == set(MAY_NAME_KEYS)
+
+
 def test_files_open_with_a_docstring_and_stay_short() -> None:
     for name, path in modules():
         text = path.read_text()

@@ -77,7 +77,7 @@ def _planned_table(plan: "Plan") -> tuple[list[str], list[list[str]]]:
         configuration = plan.configuration(name)
         strides, memory_gb = configuration.strides, configuration.memory_gb
         halvings = [sum(s > 1 for s in axis) for axis in zip(*strides, strict=True)]
-        source = "measured" if "measured_gb" in plan.own_values(name).get("stunet", {}) else "estimated"
+        source = "measured" if configuration.is_measured else "estimated"
         rows.append([
             name,
             " ".join(f"{pitch:.3g}" for pitch in configuration.spacing),

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 from stunet import presets, workspace
 from stunet.errors import DataError, UsageError, WeightsError, first_few
-from stunet.files import json_differences
 from stunet.kinds import read_dataset_json
 from stunet.labels.annotations import Annotations, describe_trained_model, load_annotations
 from stunet.plans.files import list_planned, plan_path, read_plan
@@ -75,6 +74,7 @@ def choose_plans(dataset: str, request: "TrainingRequest", listener: Listener) -
     if not (any(options.values()) or overrides):
         return Choice(plan, False, _start_of(plan, request, listener))
     plan.configuration(request.configuration)  # raises if there is none of this name
+    from stunet.plans.check import plan_differences
     from stunet.plans.derive import derive
 
     classes = options["weights"].classes if options.get("weights") else plan.reused_classes
@@ -84,7 +84,7 @@ def choose_plans(dataset: str, request: "TrainingRequest", listener: Listener) -
     if not existing.is_file():
         return Choice(derived, True, start or _start_of(derived, request, listener))
     on_disk = read_plan(existing)
-    if changed := json_differences(_comparable(on_disk, derived), _comparable(derived, on_disk), "plans"):
+    if changed := plan_differences(on_disk, derived):
         raise DataError(
             f"plans {derived.name!r} exist and differ from what would be derived ({first_few(changed)})",
             f"-p {derived.name} to use them, or delete {existing}",
@@ -205,10 +205,3 @@ def _find(text: str, dry_run: bool, listener: Listener) -> "Start":
     from stunet.trainers.finetune.start import Start  # imports torch, which a wrong name must not wait for
 
     return Start(path)
-
-
-def _comparable(plan: Plan, other: Plan) -> dict[str, Any]:
-    """Return a plan without entries that decide nothing, or that `other`, of an earlier version, does not record."""
-    ours, theirs = plan.get("stunet"), other.get("stunet")
-    left = {"derived_from", "version", "fingerprint", *({"orientation", "orientations"} - theirs.keys())}
-    return {**plan.content, "stunet": {key: value for key, value in ours.items() if key not in left}}

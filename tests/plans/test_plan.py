@@ -76,6 +76,8 @@ def test_the_memory_of_a_configuration_is_measured_if_it_was() -> None:
     measured = plan().with_configuration("first", stunet={"memory_gb": 8.0, "measured_gb": 9.0})
     assert estimated.configuration("first").memory_gb == 8.0
     assert measured.configuration("first").memory_gb == 9.0
+    assert (estimated.configuration("first").is_measured, measured.configuration("second").is_measured) == (False, True)
+    assert measured.with_network("second", size="L").configuration("second").memory_gb is None  # another network
 
 
 def test_values_that_were_not_set_have_their_defaults() -> None:
