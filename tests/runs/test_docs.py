@@ -1,4 +1,4 @@
-"""The examples of docs/python.md: their calls fit the functions, and the whole page runs."""
+"""The examples of docs/python.md and of the docstrings: their calls fit the functions, and the whole page runs."""
 
 import ast
 import inspect
@@ -10,6 +10,7 @@ import pytest
 import stunet
 from stunet.workspace import VARIABLES
 
+NAMES = {"plan", "train", "predict", "evaluate"}
 PAGE = Path(__file__).parents[2] / "docs" / "python.md"
 
 
@@ -17,15 +18,20 @@ def examples() -> list[str]:
     return re.findall(r"^```python\n(.*?)^```$", PAGE.read_text(), re.MULTILINE | re.DOTALL)
 
 
+def docstring_calls() -> list[str]:
+    documents = [stunet.__doc__, *(getattr(stunet, name).__doc__ for name in NAMES)]
+    return re.findall(r"\bstunet\.\w+\(.*\)$", "\n".join(map(str, documents)), re.MULTILINE)
+
+
 def test_the_calls_of_the_examples_fit_the_functions() -> None:
-    tree = ast.parse("\n".join(examples()))
-    found = set()
-    for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call)):
-        if isinstance(call.func, ast.Attribute) and getattr(call.func.value, "id", "") == "stunet":
-            signature = inspect.signature(getattr(stunet, call.func.attr))
-            signature.bind(*call.args, **{word.arg: word.value for word in call.keywords if word.arg})
-            found.add(call.func.attr)
-    assert found == {"plan", "train", "predict", "evaluate"}
+    for source in (examples(), docstring_calls()):
+        found = set()
+        for call in (node for node in ast.walk(ast.parse("\n".join(source))) if isinstance(node, ast.Call)):
+            if isinstance(call.func, ast.Attribute) and getattr(call.func.value, "id", "") == "stunet":
+                signature = inspect.signature(getattr(stunet, call.func.attr))
+                signature.bind(*call.args, **{word.arg: word.value for word in call.keywords if word.arg})
+                found.add(call.func.attr)
+        assert found == NAMES
 
 
 @pytest.mark.slow
