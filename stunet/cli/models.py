@@ -73,7 +73,7 @@ def build_parser() -> argparse.ArgumentParser:
     form.add_argument("--peft", action="store_true", help="a folder for peft: what --finetune lora learned, alone")
     test = verb("check", "read every byte of a model, and say whether all fits together", _check)
     test.add_argument("name", metavar="NAME|PATH")
-    again = verb("bn-recollect", "count the running statistics of a BatchNorm network anew, on other data", _recollect)
+    again = verb("bn-recollect", "count the running statistics of a BatchNorm network again, on other data", _recollect)
     again.add_argument("name", metavar="MODEL", help="a model folder of nnU-Net v2, which stays as it is")
     again.add_argument("-d", required=True, metavar="DATASET", help="preprocessed as the model's plans say")
     again.add_argument("-c", metavar="CONFIGURATION", help="of the dataset's plans (default: named as the model's)")

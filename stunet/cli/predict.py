@@ -139,11 +139,11 @@ def _fold(text: str) -> int | str:
 def _gigabytes(text: str) -> float:
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(GB?|MB?)?", text.strip(), re.IGNORECASE)
     if not match or float(match[1]) == 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is no size such as 8GB or 500MB")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size such as 8GB or 500MB")
     return float(match[1]) / (1000 if (match[2] or "G")[0].upper() == "M" else 1)
 
 
 def _positive(text: str) -> int:
     if not text.isdigit() or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number above 0")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
     return int(text)

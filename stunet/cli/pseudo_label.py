@@ -86,7 +86,7 @@ def _command(args: argparse.Namespace) -> None:
 
 def _check(args: argparse.Namespace) -> None:
     if not re.fullmatch(r"Dataset[0-9]{3}_[A-Za-z0-9_-]{1,64}", args.name):
-        raise UsageError(f"--name {args.name!r} is no name of a dataset", "--name Dataset901_Completed")
+        raise UsageError(f"--name {args.name!r} is not the name of a dataset", "--name Dataset901_Completed")
     if not 0 < args.step_size <= 1:
         raise UsageError(f"-step_size {args.step_size:g} is not above 0 and at most 1", "-step_size 0.5")
     if args.name == workspace.dataset_name(args.d):

@@ -63,7 +63,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--list", action="store_true", help="list the fine-tuning strategies and end")
     parser.add_argument("--dry_run", action="store_true", help="show what would be trained; write nothing")
-    parser.add_argument("--overwrite", action="store_true", help="start anew although this fold was trained before")
+    parser.add_argument(
+        "--overwrite", action="store_true", help="start from scratch although this fold was trained before"
+    )
     parser.add_argument(
         "-pretrained_weights", metavar="FILE", help="as in nnU-Net: --pretrained with its schedule and a new head"
     )
@@ -75,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="GPUs of this machine (processes with -device cpu); torchrun, also on several machines, counts its own",
     )
     parser.add_argument(
-        "--fsdp", action="store_true", help="the processes deal out the network (FSDP2) instead of copying it (DDP)"
+        "--fsdp", action="store_true", help="the processes shard the network (FSDP2) instead of replicating it (DDP)"
     )
     parser.add_argument("-device", choices=["cuda", "cpu", "mps"], help="default: cuda where there is one, else cpu")
     parser.add_argument("--npz", action="store_true", help="also save the validation's probabilities")

@@ -125,7 +125,7 @@ def _common_names(results: Mapping[Arm, Dice]) -> tuple[list[str], list[str]]:
         one, other = list(found.values())[:2]
         raise DataError(
             f"{one.name} and {other.name} were validated on different cases or classes",
-            "train those anew that are older than the dataset's splits_final.json: stunet_train ... --overwrite",
+            "train those again that are older than the dataset's splits_final.json: stunet_train ... --overwrite",
         )
     dice = results[next(iter(results))]
     return sorted(dice), list(dict.fromkeys(name for classes in dice.values() for name in classes))

@@ -179,7 +179,7 @@ def starting_point(run: Run) -> Path | None:
     if found and not (run.resume or run.only_validate or run.overwrite):
         state = "was trained to the end" if found[0].name == FINAL else "was begun"
         raise DataError(
-            f"this fold {state}: {str(found[0])!r}", "--c to continue (or validate), --overwrite to start anew"
+            f"this fold {state}: {str(found[0])!r}", "--c to continue (or validate), --overwrite to start from scratch"
         )
     if run.resume and not found:
         raise DataError(f"nothing to continue: no checkpoint in {str(run.folder)!r}", "the same command without --c")

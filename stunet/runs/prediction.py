@@ -170,7 +170,7 @@ def predict(request: PredictionRequest, listener: Listener | None = None) -> Pre
     model = open_model(_low_resolution(folder) if request.fast else folder, request.folds, request.checkpoint)
     if not request.folds and (unfinished := unfinished_folds(model)):
         names = ", ".join(map(str, unfinished))
-        listener.warn(f"fold {names} is begun and has no {request.checkpoint} yet: it is left out")
+        listener.warn(f"fold {names} has no {request.checkpoint} yet: it is left out")
     cases = find_cases(request.input, model, request.series)[request.part_id :: request.num_parts]
     cases = check_format(request.format or DEFAULT, cases)
     if not cases:

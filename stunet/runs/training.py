@@ -100,7 +100,8 @@ class TrainingResult:
         folder: The fold's folder, with checkpoints, log and validation.
         plan: The plan that was used.
         checkpoint: The finished network; None if none was written.
-        metrics: Content of the validation's summary.json; None after a dry run.
+        metrics: Content of the validation's summary.json; None after a dry run, and in processes of torchrun other
+            than the first one.
     """
 
     dataset: str
@@ -118,7 +119,7 @@ class TrainingResult:
 
     @property
     def dice(self) -> float:
-        """The mean validation Dice over the classes that occur; NaN if none does, or after a dry run."""
+        """The mean validation Dice over the classes that occur; NaN if none does, or without metrics."""
         return math.nan if self.metrics is None else mean_dice(self.metrics)
 
 
@@ -190,7 +191,8 @@ def _train_as_member(request: TrainingRequest, listener: Listener) -> TrainingRe
             run, left, checkpoint = decided(decide, member)
             if left is not None:
                 join(left, checkpoint, member, listener.training)
-            return decided(lambda: _finished(run, request, listener), member)
+            # Not decided() together: measuring may take longer than a process waits for another one.
+            return _finished(run, request, listener) if member.leads else _result(run, metrics=None)
     except Interrupted as error:
         if member.leads or error.__cause__ is not None:
             raise
@@ -310,7 +312,7 @@ def _check_fsdp(run: "Run") -> None:
     from stunet.trainers.finetune import strategies
 
     if run.processes == 1:
-        raise UsageError("--fsdp deals out the network to several processes, and there is one", "-num_gpus 2, torchrun")
+        raise UsageError("--fsdp shards the network over several processes, and there is one", "-num_gpus 2, torchrun")
     if run.device == "cuda" and run.plan.train.precision is None:
         raise UsageError("--fsdp cannot scale the loss, as half precision needs it", "--set precision=bf16")
     if run.plan.finetune and not strategies.trains_all(strategies.find(run.plan.finetune)):
@@ -398,19 +400,25 @@ def remaining(run: "Run", listener: Listener) -> "Run | None":
 
 
 def _finished(run: "Run", request: TrainingRequest, listener: Listener) -> TrainingResult:
+    """Return the result of a run, and tell the listener of it."""
+    if request.dry_run:
+        return _result(run, metrics=None)
+    result = _result(run, read(_summary(run), SUMMARY))
+    listener.trained(result)
+    return result
+
+
+def _result(run: "Run", metrics: Mapping[str, Any] | None) -> TrainingResult:
     checkpoint = run.folder / workspace.FINAL
-    result = TrainingResult(
+    return TrainingResult(
         dataset=run.dataset,
         configuration=run.configuration,
         fold=run.fold,
         folder=run.folder,
         plan=run.plan,
         checkpoint=checkpoint if checkpoint.is_file() else None,
-        metrics=None if request.dry_run else read(_summary(run), SUMMARY),
+        metrics=metrics,
     )
-    if not request.dry_run:
-        listener.trained(result)
-    return result
 
 
 def _summary(run: "Run") -> Path:
