@@ -97,7 +97,7 @@ def test_training_starts_from_the_weights_and_says_what_it_took(make: Make, sour
     folder = Path(trainer.output_folder)
     written = json.loads((folder / REPORT).read_text())
     assert written["coverage"] == report.coverage == 1
-    assert written["sha256"] == trainer.finetuning.weights["sha256"]
+    assert written["sha256"] == trainer.finetuning.weights.sha256
     assert {row["target"]: row["sources"] for row in written["heads"]["rows"]}["spleen"] == []
     assert written["heads"]["unused"] == ["pancreas"]
     first = torch.load(folder / LATEST, weights_only=True)["network_weights"]

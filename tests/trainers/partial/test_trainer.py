@@ -286,7 +286,7 @@ def test_annotations_that_changed_after_preprocessing_are_refused(parts: str) ->
     check_data(parts, Plan(plans), "3d_fullres", 0)
     replace(annotations(), alpha=1.0).save(raw)
     try:
-        with pytest.raises(DataError, match=r"\(annotations\.json\.alpha: 1\.0 and 0\.5\)"):
+        with pytest.raises(DataError, match=r"\(annotations\.json\.alpha: 1\.0 -> 0\.5\)"):
             check_data(parts, Plan(plans), "3d_fullres", 0)
     finally:
         annotations().save(raw)
