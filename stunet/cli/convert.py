@@ -254,4 +254,4 @@ def _variable(args: argparse.Namespace) -> str | None:
 
 def _next(target: Path) -> None:
     console.result(str(target))
-    console.note(f"next: stunet_plan_and_preprocess -d {int(target.name[7:10])}")
+    console.note(f"next: stunet_plan_and_preprocess -d {workspace.dataset_number(target.name)}")

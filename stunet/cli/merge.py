@@ -150,7 +150,7 @@ def _size(number: int) -> str:
 
 def _next(recipe: "Recipe") -> list[str]:
     """Return the next commands, with the values of the recipe that a raw dataset cannot hold."""
-    number = int(recipe.name[7:10])
+    number = workspace.dataset_number(recipe.name)
     spacing = " ".join(f"{pitch:g}" for pitch in recipe.spacing or ())
     plan = f"stunet_plan_and_preprocess -d {number}" + (f" -overwrite_target_spacing {spacing}" if spacing else "")
     values = {

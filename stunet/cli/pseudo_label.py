@@ -81,7 +81,7 @@ def _command(args: argparse.Namespace) -> None:
             complete(todo, target, teacher, record, progress.step)
     if not args.dry_run:
         console.result(str(target))
-        console.note(f"next: stunet_plan_and_preprocess -d {int(args.name[7:10])}")
+        console.note(f"next: stunet_plan_and_preprocess -d {workspace.dataset_number(args.name)}")
 
 
 def _check(args: argparse.Namespace) -> None:

@@ -53,9 +53,10 @@ def choose_plans(dataset: str, request: "TrainingRequest", listener: Listener) -
     overrides = {key: settings.checked(key, value) for key, value in request.set.items()}
     if preset:
         if unlike := preset.unlike(plan):
+            number = workspace.dataset_number(dataset)
             raise DataError(
                 f"plans {plan.name!r} have {unlike} as of preset {request.preset!r}",
-                f"stunet_plan_and_preprocess -d {int(dataset[7:10])} --preset {request.preset}, and -p with its plans",
+                f"stunet_plan_and_preprocess -d {number} --preset {request.preset}, and -p with its plans",
             )
         if preset.note:
             listener.note(f"{request.preset}: {preset.note}")

@@ -366,7 +366,7 @@ def _training_command(result: PlanningResult, preset: str | None) -> str:
     only = list_planned(result.dataset) == [plan.name]
     fold = _first_fold(result.dataset, plan, first)
     chosen = ("" if only else f" -p {plan.name}") + (f" --preset {preset}" if preset else "")
-    return f"stunet_train {int(result.dataset[7:10])} {first} {fold}{chosen}"
+    return f"stunet_train {workspace.dataset_number(result.dataset)} {first} {fold}{chosen}"
 
 
 def _first_fold(dataset: str, plan: Plan, configuration: str) -> int | str:

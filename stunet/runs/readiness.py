@@ -20,7 +20,7 @@ from stunet.preprocessing.checks import check_labels
 from stunet.preprocessing.dataset import preprocessed_cases
 from stunet.preprocessing.folds import find_fold, unused_cases
 from stunet.provenance import check_result
-from stunet.workspace import HANDED_OVER, TRAINER, preprocessed_dataset, result_folder, trained_folds
+from stunet.workspace import HANDED_OVER, TRAINER, dataset_number, preprocessed_dataset, result_folder, trained_folds
 
 
 def check_data(dataset: str, plan: Plan, configuration: str, fold: int | str, trainer: str = TRAINER) -> list[str]:
@@ -53,7 +53,7 @@ def _check_previous_stage(dataset: str, plan: Plan, configuration: str, trainer:
         return
     model = result_folder(dataset, plan.name, previous, trainer)
     waiting, trained = missing_predictions(model, configuration, cases), trained_folds(model)
-    command = f"stunet_train {int(dataset[7:10])} {previous} FOLD -p {plan.name}"
+    command = f"stunet_train {dataset_number(dataset)} {previous} FOLD -p {plan.name}"
     for fold in trained:
         if reasons := check_result(model / f"fold_{fold}"):
             hint = f"{command.replace('FOLD', str(fold))} --val, where its training cases are the same, or --overwrite"
@@ -102,5 +102,5 @@ def _check_annotations(dataset: str) -> None:
     if changed := json_differences(before, now, FILE):
         raise DataError(
             f"{dataset} was preprocessed with other annotations than it has now ({first_few(changed)})",
-            f"stunet_plan_and_preprocess -d {int(dataset[7:10])}",
+            f"stunet_plan_and_preprocess -d {dataset_number(dataset)}",
         )
