@@ -14,8 +14,9 @@ import pytest
 import torch
 
 import stunet
-from stunet.errors import DataError, StunetError, UsageError
-from stunet.files import read_json
+from stunet.errors import DataError, StunetError, UsageError, WeightsError
+from stunet.files import exclusive_lock, read_json
+from stunet.runs.training import FoldInUse, train
 from stunet.trainers.progress import NullListener
 from tests.loops import for_each
 
@@ -80,6 +81,26 @@ def test_mistakes_are_exceptions(
     assert capfd.readouterr() == ("", "")
 
 
+def test_the_other_functions_raise_as_well(planned: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(DataError, match="no dataset '7'"):
+        stunet.plan(7)
+    with pytest.raises(UsageError, match="unknown configuration '3d_ful'; did you mean"):
+        stunet.plan(998, configurations=["3d_ful"])
+    with pytest.raises(UsageError, match="-np 0 must be 1 or more"):
+        stunet.plan(998, np=0)
+    with pytest.raises(UsageError, match="no model is named"):
+        stunet.predict(tmp_path, tmp_path / "out")
+    with pytest.raises(WeightsError, match="no model or file 'NoSuch'"):
+        stunet.predict(tmp_path, tmp_path / "out", model="NoSuch")
+    with pytest.raises(UsageError, match="--format 'jpg'"):
+        stunet.predict(tmp_path, tmp_path / "out", model="NoSuch", format="jpg")
+    with pytest.raises(DataError, match="no file or folder"):
+        stunet.evaluate(tmp_path / "nowhere", tmp_path)
+    with pytest.raises(UsageError, match="only one folder is given"):
+        stunet.evaluate(None, tmp_path)
+    assert capfd.readouterr() == ("", "")
+
+
 class Heard(stunet.Listener):
     """Keeps what it is told."""
 
@@ -135,6 +156,13 @@ def test_a_training_returns_its_result_and_leaves_the_process_as_it_was(
     assert heard.results == [again]
     assert heard.notes[-1] == "this fold is trained and validated; nothing to do"
     assert pickle.loads(pickle.dumps(result)) == result
+    with (
+        pytest.raises(FoldInUse, match="another process trains in") as caught,
+        exclusive_lock(result.folder / ".lock", "", ""),
+    ):
+        train(stunet.TrainingRequest(dataset=998, set=ROUND, device="cpu", val=True))
+    assert caught.value.lock == result.folder / ".lock"
+    assert train(stunet.TrainingRequest(dataset=998, set=ROUND, device="cpu"), resume_if_begun=True) == result
 
 
 class Epochs(NullListener):
