@@ -148,29 +148,29 @@ class DiceAndEntropy(torch.nn.Module):
     def _piece(self, sums: Sums) -> Totals:
         number = torch.zeros_like(sums.entropy) if sums.number is None else sums.number
         counts = _counted(number, sums.annotated.sum(), len(sums.annotated)).counts
-        return Totals(counts, self._of_dice(sums).detach() if self.batch_dice else None)
+        return Totals(counts, self._dice_sums(sums).detach() if self.batch_dice else None)
 
-    def _of_dice(self, sums: Sums) -> Tensor:
+    def _dice_sums(self, sums: Sums) -> Tensor:
         """Return right, found, true and annotated: (4, V), or (4, B, V) without batch Dice."""
         right = sums.right
         found = torch.stack([right, sums.found, sums.true.to(right), sums.annotated.to(right)])
         return found.sum(1) if self.batch_dice else found
 
     def _loss(self, sums: Sums, totals: Totals | None) -> Tensor:
-        of_dice, entropy, pairs = self._of_dice(sums), sums.entropy.sum(), None
+        dice_sums, entropy, pairs = self._dice_sums(sums), sums.entropy.sum(), None
         number = None if sums.number is None else sums.number.clamp_min(1)
         if totals is not None:
             # This piece's loss is weighted by its share of the samples when the pieces are added up, and its means are
             # over the whole batch: so what they are divided by is scaled by that share here.
-            of_all, of_pairs, samples = totals.counts
-            share = (len(sums.right) / samples).to(of_dice)
-            number = None if number is None else of_all.clamp_min(1).to(of_dice) * share
+            all_numbers, all_pairs, all_samples = totals.counts
+            share = (len(sums.right) / all_samples).to(dice_sums)
+            number = None if number is None else all_numbers.clamp_min(1).to(dice_sums) * share
             if totals.sums is not None:  # the value of the whole, with the gradient of this piece
-                of_dice = totals.sums + (of_dice - of_dice.detach()) / share
+                dice_sums = totals.sums + (dice_sums - dice_sums.detach()) / share
             elif not self.complete:
-                pairs = of_pairs.clamp_min(1).to(of_dice) * share
+                pairs = all_pairs.clamp_min(1).to(dice_sums) * share
         mean = self.ce_weight * entropy if number is None else self.ce_weight * entropy / number
-        return mean - self.dice_weight * self._dice(of_dice, pairs)
+        return mean - self.dice_weight * self._dice(dice_sums, pairs)
 
     def _dice(self, sums: Tensor, pairs: Tensor | None) -> Tensor:
         """Return soft Dice, averaged over `pairs` or, if None, what is annotated; nnU-Net's if that is everything."""

@@ -37,13 +37,13 @@ class DiceCE(DiceAndEntropy):
             DataError: A value of the target is not a class.
         """
         samples, classes = logits_BCDHW.shape[:2]
-        return self.of_groups(logits_BCDHW, target_B1DHW, [Groups.of(range(classes))] * samples, classes)
+        return self.sums_of_groups(logits_BCDHW, target_B1DHW, [Groups.from_values(range(classes))] * samples, classes)
 
     def counts(self, target_B1DHW: Tensor, *tables: Tensor) -> tuple[Tensor, Tensor | int]:
         number = target_B1DHW.new_tensor(target_B1DHW.numel(), dtype=torch.int64)
         return number if self.ignore_label is None else (target_B1DHW != self.ignore_label).sum(), len(target_B1DHW)
 
-    def of_groups(self, logits: Tensor, target: Tensor, groups: Sequence["Groups"], values: int) -> Sums:
+    def sums_of_groups(self, logits: Tensor, target: Tensor, groups: Sequence["Groups"], values: int) -> Sums:
         """Return the sums if each sample has its own groups, with values below `values`."""
         right, found, entropy, true = _Sums.apply(
             logits.flatten(2), target.flatten(1), groups, values, self.ignore_label, self.chunk
@@ -86,8 +86,8 @@ class PartitionDiceCE(DiceCE):
         """
         if groups_BC.shape != logits_BCDHW.shape[:2]:
             raise ValueError(f"groups have the shape {tuple(groups_BC.shape)}, logits {tuple(logits_BCDHW.shape)}")
-        groups = [Groups.of(row) for row in groups_BC.tolist()]
-        return self.of_groups(logits_BCDHW, target_B1DHW, groups, self.values)
+        groups = [Groups.from_values(row) for row in groups_BC.tolist()]
+        return self.sums_of_groups(logits_BCDHW, target_B1DHW, groups, self.values)
 
     def counts(self, target_B1DHW: Tensor, groups_BC: Tensor) -> tuple[Tensor, int]:  # type: ignore[override]
         pairs = sum(len({*row} - {0}) for row in groups_BC.tolist())
@@ -109,7 +109,7 @@ class Groups:
     unions: tuple[tuple[int, ...], ...] = ()
 
     @classmethod
-    def of(cls, values: Sequence[int]) -> "Groups":
+    def from_values(cls, values: Sequence[int]) -> "Groups":
         """Group the outputs that have the same value."""
         members: dict[int, list[int]] = {}
         for output, value in enumerate(values):
@@ -150,8 +150,8 @@ class _Merge:
             out.copy_(gradient)
             return
         out.index_copy_(0, self.single, gradient[: len(self.single)].to(out.dtype))
-        for union, (part, total), of_union in zip(self.unions, shares, gradient[len(self.single) :], strict=True):
-            out.index_copy_(0, union, part.mul_(of_union / total).to(out.dtype))
+        for union, (part, total), union_gradient in zip(self.unions, shares, gradient[len(self.single) :], strict=True):
+            out.index_copy_(0, union, part.mul_(union_gradient / total).to(out.dtype))
 
 
 class _Sums(torch.autograd.Function):
@@ -205,13 +205,13 @@ class _Sums(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         logits_BCN, target_BN, scale_B2N = ctx.saved_tensors
-        of_right, of_found, of_entropy, _ = gradients
+        right_gradient, found_gradient, entropy_gradient, _ = gradients
         (_, classes, voxels), device, dtype = logits_BCN.shape, logits_BCN.device, scale_B2N.dtype
         merges, ignore_label, chunk = ctx.more
         gradient_BCN = torch.empty_like(logits_BCN)
         with torch.autocast(device.type, enabled=False):
             for b, merge in enumerate(merges):
-                f = of_found[b, merge.values]
+                f = found_gradient[b, merge.values]
                 for part in chunks(voxels, classes, device, chunk):
                     value, kept, _ = read(target_BN[b, part], ignore_label, len(merge.row_of_value))
                     row = merge.row_of_value[value].clamp_min(0)[None]
@@ -220,7 +220,7 @@ class _Sums(torch.autograd.Function):
                     exponential = (z - highest).exp_()
                     p = exponential.gather(0, row)[0] * inverse
                     # The formula at the top of the file; `inverse` makes the first term 0 for ignored voxels.
-                    h = torch.where(kept, of_right[b][value] * p - of_entropy[b], 0)
+                    h = torch.where(kept, right_gradient[b][value] * p - entropy_gradient[b], 0)
                     gradient = (f[:, None] - (f @ exponential * inverse + h)).mul_(inverse).mul_(exponential)
                     gradient.scatter_add_(0, row, h[None])
                     merge.backward(gradient, shares, gradient_BCN[b, :, part])
