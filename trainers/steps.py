@@ -77,7 +77,7 @@ def _micro_batches(trainer: "BaseTrainer", batch: dict) -> Iterator[tuple[dict, 
     """
     parts = split_batch(batch, trainer.accumulation)
     for number, part in enumerate(parts, 1):
-        weight = len(part["data"]) * sharding.processes() / trainer.batch_size  # gradients are averaged over processes
+        weight = len(part["data"]) * sharding.world_size() / trainer.batch_size  # gradients are averaged over processes
         yield to_device(part, trainer.device), weight, number == len(parts)
 
 

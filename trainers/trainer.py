@@ -226,7 +226,7 @@ class BaseTrainer(nnUNetTrainer):
         with loader.patched_loaders(annotated=self.annotated_values()):
             train, validation = (augmenter.loader for augmenter in super().get_dataloaders())
         train.weigh(self.case_weights(train.indices))
-        share = share_of(self.batch_size, self.local_rank, sharding.processes())
+        share = share_of(self.batch_size, self.local_rank, sharding.world_size())
         # A stream is numbered through all epochs, so a resumed training goes on with the batch that comes next.
         start, replayed = self.current_epoch * self.num_iterations_per_epoch, len(self.to_replay)
         start_validation = self.current_epoch * self.num_val_iterations_per_epoch

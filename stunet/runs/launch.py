@@ -23,7 +23,7 @@ from stunet.preprocessing.folds import find_fold
 from stunet.provenance import RECORD
 from stunet.runs.isolation import is_quiet, quiet
 from stunet.runs.training import FoldInUse
-from stunet.trainers.distributed.group import Member, handled, spawn
+from stunet.trainers.distributed.group import Member, handle_signals, spawn
 from stunet.trainers.finetune.start import REPORT, Start, begin
 from stunet.trainers.lookup import trainer_class
 from stunet.trainers.progress import Listener, NullListener
@@ -97,7 +97,7 @@ def launch(run: Run, new_listener: Callable[[], Listener] = NullListener) -> Non
 
 
 def join(run: Run, checkpoint: Path | None, member: Member, new_listener: Callable[[], Listener]) -> None:
-    """Train and validate together with other processes that are already running; see processes.together().
+    """Train and validate together with other processes that are already running; see group.join_group().
 
     Args:
         run: What to do, the same in all processes.
@@ -270,5 +270,5 @@ def _stops(trainer: BaseTrainer) -> Iterator[None]:
                 "stopped before or after training; checkpoints are as they were", "the same command with --c"
             )
 
-    with handled(handle):
+    with handle_signals(handle):
         yield

@@ -169,9 +169,9 @@ def train(request: TrainingRequest, listener: Listener | None = None, resume_if_
 def _train_as_member(request: TrainingRequest, listener: Listener) -> TrainingResult:
     """Train as one of torchrun's processes: the first one decides and reports, all of them train."""
     from stunet.runs.launch import join, reserved
-    from stunet.trainers.distributed.group import decided, restarted, started_by_torchrun, together
+    from stunet.trainers.distributed.group import broadcast_decision, join_group, read_member, was_restarted
 
-    member, device = started_by_torchrun(), choose_device(request.device)
+    member, device = read_member(), choose_device(request.device)
     if request.num_gpus not in (1, member.size):
         what = f"-num_gpus {request.num_gpus}, but torchrun has started {member.size} processes"
         raise UsageError(what, "leave it out")
@@ -186,12 +186,12 @@ def _train_as_member(request: TrainingRequest, listener: Listener) -> TrainingRe
         return run, left, held.enter_context(reserved(left)) if left else None
 
     try:
-        with ExitStack() as held, together(member, device):
-            again = restarted(member, device)
-            run, left, checkpoint = decided(decide, member)
+        with ExitStack() as held, join_group(member, device):
+            again = was_restarted(member, device)
+            run, left, checkpoint = broadcast_decision(decide, member)
             if left is not None:
                 join(left, checkpoint, member, listener.training)
-            # Not decided() together: measuring may take longer than a process waits for another one.
+            # Not in broadcast_decision(): measuring may take longer than a process waits for another one.
             return _finished(run, request, listener) if member.leads else _result(run, metrics=None)
     except Interrupted as error:
         if member.leads or error.__cause__ is not None:

@@ -56,7 +56,7 @@ class Member:
         return self.rank == 0
 
 
-def started_by_torchrun() -> Member:
+def read_member() -> Member:
     """Return what torchrun states in the environment.
 
     Raises:
@@ -72,7 +72,7 @@ def started_by_torchrun() -> Member:
 
 
 @contextmanager
-def together(member: Member, device: str) -> Iterator[None]:
+def join_group(member: Member, device: str) -> Iterator[None]:
     """Join the process group; MASTER_ADDR and MASTER_PORT tell where to meet.
 
     Raises:
@@ -100,7 +100,7 @@ def together(member: Member, device: str) -> Iterator[None]:
             dist.destroy_process_group()
 
 
-def decided(decide: Callable[[], Decision], member: Member) -> Decision:
+def broadcast_decision(decide: Callable[[], Decision], member: Member) -> Decision:
     """Return what the leading process decides; all must call this. If it fails, the others exit with its exit code."""
     message: list[Any] = [None, 1]
     try:
@@ -116,7 +116,7 @@ def decided(decide: Callable[[], Decision], member: Member) -> Decision:
     return message[0]
 
 
-def restarted(member: Member, device: str) -> bool:
+def was_restarted(member: Member, device: str) -> bool:
     """Return whether torchrun has restarted the processes; it only counts on the machine where one has ended."""
     where = torch.device("cuda", torch.cuda.current_device()) if device == "cuda" else torch.device("cpu")
     count = torch.tensor(member.restarts, device=where)
@@ -149,7 +149,7 @@ def _child(rank: int, size: int, device: str, function: Callable[..., None], arg
     faulthandler.enable()
     member = Member(rank, rank, size)
     try:
-        with together(member, device):
+        with join_group(member, device):
             function(member, *arguments)
     except Interrupted as error:
         raise SystemExit(error.exit_code) from None
@@ -191,12 +191,12 @@ def _forwarded_signals(pids: list[int]) -> Iterator[None]:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGTERM)
 
-    with handled(forward):
+    with handle_signals(forward):
         yield
 
 
 @contextmanager
-def handled(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+def handle_signals(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
     """Handle SIGINT and SIGTERM with a function while the block runs; a child only gets SIGTERM, from its parent.
 
     Only the main thread can; in another one, a program that uses the Python API keeps its own handling.

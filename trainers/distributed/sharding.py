@@ -20,22 +20,22 @@ from torch.nn.parallel import DistributedDataParallel
 from stunet.networks import STUNet
 
 
-def processes() -> int:
+def world_size() -> int:
     """Return how many processes train together."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def mean(value: torch.Tensor) -> torch.Tensor:
     """Return the mean over all processes of a value that each of them has."""
-    if processes() > 1:
-        value = value / processes()  # a new tensor: the caller's is not reduced in place
+    if world_size() > 1:
+        value = value / world_size()  # a new tensor: the caller's is not reduced in place
         dist.all_reduce(value)
     return value
 
 
 def any_rank(flag: bool, device: torch.device) -> bool:
     """Return whether the flag is set in any process; must be called by all of them."""
-    if processes() == 1:
+    if world_size() == 1:
         return flag
     held = torch.tensor(int(flag), device=device)
     dist.all_reduce(held, dist.ReduceOp.MAX)
@@ -76,7 +76,7 @@ def without_lowest_head(weights: Sequence[float]) -> tuple[float, ...]:
 def shard(network: torch.nn.Module, device_ids: Any = None) -> torch.nn.Module:
     """Shard the network with FSDP2, stage by stage; heads and upsampling convolutions form one more group."""
     stunet = unwrap(network)
-    mesh = init_device_mesh(next(network.parameters()).device.type, (processes(),))
+    mesh = init_device_mesh(next(network.parameters()).device.type, (world_size(),))
     for stage in (*stunet.conv_blocks_context, *stunet.conv_blocks_localization):
         fully_shard(stage, mesh=mesh)
     fully_shard(stunet, mesh=mesh)  # changes the module's class in place
@@ -111,7 +111,7 @@ def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
 
     Tensors that had to be gathered are in main memory, and in the first process only.
     """
-    content, first = optimizer.state_dict(), processes() == 1 or dist.get_rank() == 0
+    content, first = optimizer.state_dict(), world_size() == 1 or dist.get_rank() == 0
 
     def gathered(value: Any) -> Any:
         if not isinstance(value, DTensor):

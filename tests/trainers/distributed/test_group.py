@@ -14,10 +14,10 @@ from stunet.trainers.distributed.group import (
     Member,
     ProcessError,
     _of_exit_code,
-    decided,
-    restarted,
-    started_by_torchrun,
-    together,
+    broadcast_decision,
+    join_group,
+    read_member,
+    was_restarted,
 )
 
 
@@ -30,16 +30,16 @@ def member(monkeypatch: pytest.MonkeyPatch) -> Iterator[Member]:
     given = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1, "MASTER_ADDR": "localhost", "MASTER_PORT": port}
     for name, value in (given | {"TORCHELASTIC_RESTART_COUNT": 1}).items():
         monkeypatch.setenv(name, str(value))
-    return started_by_torchrun()
+    return read_member()
 
 
 def test_a_group_decides_and_knows_that_it_was_started_anew(member: Member) -> None:
     assert member == Member(rank=0, local_rank=0, size=1, restarts=1)
     assert member.leads
-    with together(member, "cpu"):
-        assert restarted(member, "cpu")
-        assert decided(lambda: ("run", 3), member) == ("run", 3)
-        assert sharding.processes() == 1
+    with join_group(member, "cpu"):
+        assert was_restarted(member, "cpu")
+        assert broadcast_decision(lambda: ("run", 3), member) == ("run", 3)
+        assert sharding.world_size() == 1
     assert not torch.distributed.is_initialized()
 
 
@@ -47,16 +47,16 @@ def test_an_error_of_the_first_process_comes_out_as_it_is(member: Member) -> Non
     def refuse() -> None:
         raise DataError("no dataset", "make one")
 
-    with pytest.raises(DataError, match="no dataset"), together(member, "cpu"):
-        decided(refuse, member)
+    with pytest.raises(DataError, match="no dataset"), join_group(member, "cpu"):
+        broadcast_decision(refuse, member)
     assert not torch.distributed.is_initialized()
 
 
 def test_a_process_that_loses_another_can_be_resumed_and_other_errors_stay(member: Member) -> None:
-    with pytest.raises(Interrupted, match="process 0 of 1 lost another one") as caught, together(member, "cpu"):
+    with pytest.raises(Interrupted, match="process 0 of 1 lost another one") as caught, join_group(member, "cpu"):
         raise RuntimeError("[../gloo/pair.cc:534] Connection closed by peer [127.0.0.1]:29400")
     assert caught.value.exit_code == 75
-    with pytest.raises(RuntimeError, match="shapes differ"), together(member, "cpu"):
+    with pytest.raises(RuntimeError, match="shapes differ"), join_group(member, "cpu"):
         raise RuntimeError("shapes differ")
 
 

@@ -7,7 +7,7 @@ import torch
 
 from stunet.networks import STUNet
 from stunet.trainers.distributed import sharding
-from stunet.trainers.distributed.group import Member, together
+from stunet.trainers.distributed.group import Member, join_group
 from tests.loops import for_each
 
 STRIDES = [[1, 1, 1], [2, 2, 2], [2, 2, 2]]
@@ -17,7 +17,7 @@ STRIDES = [[1, 1, 1], [2, 2, 2], [2, 2, 2]]
 def group(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv("MASTER_ADDR", "localhost")
     monkeypatch.setenv("MASTER_PORT", "0")
-    with together(Member(0, 0, 1), "cpu"):
+    with join_group(Member(0, 0, 1), "cpu"):
         yield
 
 
