@@ -61,7 +61,7 @@ def derive(
         OutOfMemoryError: Nothing of this size fits.
     """
     _check(plan, dataset_json)
-    given = {key: settings.checked(key, value) for key, value in (overrides or {}).items()}
+    given = {key: settings.check_value(key, value) for key, value in (overrides or {}).items()}
     set_for_plan = dict(plan.set_for_plan)
     if memory_gb is not None and memory_gb != plan.memory_gb:
         set_for_plan["memory_gb"] = memory_gb
@@ -174,8 +174,8 @@ def describe(plan: Plan, configuration: str, dataset_json: Mapping[str, Any]) ->
 def _with_network_of(plan: Plan) -> Plan:
     """Return the plan with its size, and the checkpointing that was set, in every configuration."""
     arguments: dict[str, Any] = {"size": plan.size}
-    if plan.shape.checkpointing is not None:
-        arguments["checkpointing"] = plan.shape.checkpointing
+    if plan.constraints.checkpointing is not None:
+        arguments["checkpointing"] = plan.constraints.checkpointing
     for name in plan.configurations_with_network:
         plan = plan.with_network(name, **arguments)
     return plan
@@ -186,7 +186,7 @@ def _with_patch_and_batch(plan: Plan, dataset_json: Mapping[str, Any]) -> Plan:
 
     Only a configuration's own values are replaced: what it inherits is replaced where it comes from.
     """
-    patch, batch, accumulation = plan.shape.patch_size, plan.shape.batch_size, plan.train.accumulation
+    patch, batch, accumulation = plan.constraints.patch_size, plan.constraints.batch_size, plan.train.accumulation
     for name in plan.configurations:
         own, spacing = plan.own_values(name), plan.configuration(name).spacing
         if batch is not None and "batch_size" in own:

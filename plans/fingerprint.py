@@ -63,7 +63,7 @@ def extract_fingerprint(
         if kind == tiff.READER:
             for case in extractor.dataset.values():  # for which nnU-Net assumes 1 mm if there is no spacing
                 tiff.read_spacing(Path(case["images"][0]), is_image=True)
-        reader = partial(_OfCase, kind, chosen(kind, found))
+        reader = partial(_OfCase, kind, target_orientation(kind, found))
         try:
             with patched(
                 host,
@@ -100,7 +100,7 @@ def orientations(dataset: str) -> tuple[str, dict[str, int]]:
         raise DataError(f"cannot read an image of {dataset}: {last_line(error)}", "copy the file again") from error
 
 
-def chosen(kind: str, found: Any) -> str | None:
+def target_orientation(kind: str, found: Any) -> str | None:
     """Return the orientation that all images are turned to: the reader's, or the most frequent; None if none."""
     return REORIENTED if kind.endswith(REORIENTS) else next(iter(found), None)
 

@@ -360,7 +360,7 @@ class Plan:
         return TrainSettings.read(self.set_for_training)
 
     @property
-    def shape(self) -> PlanSettings:
+    def constraints(self) -> PlanSettings:
         """The values that a user set and that shape the plan."""
         return PlanSettings.read(self.set_for_plan)
 

@@ -24,7 +24,7 @@ from stunet.orientation import left_right_axis
 from stunet.plans import fit, topology
 from stunet.plans.derive import Measure, fit_configurations, target_of
 from stunet.plans.files import read_plan
-from stunet.plans.fingerprint import ORIENTATIONS, chosen, orientations
+from stunet.plans.fingerprint import ORIENTATIONS, orientations, target_orientation
 from stunet.plans.plan import Plan, hash_of_fingerprint
 from stunet.plans.spacing import check_spacing
 from stunet.sizes import DEFAULT, SIZES
@@ -149,15 +149,15 @@ class STUNetPlanner(ExperimentPlanner):
     def save_plans(self, plans: dict) -> None:
         """Fit all configurations, add the `stunet` block, write the plan; the user's own configurations are kept."""
         recursive_fix_for_json_export(plans)
-        kind, found = plans["image_reader_writer"], self.dataset_fingerprint.get(ORIENTATIONS)
+        kind, found = Plan(plans).reader, self.dataset_fingerprint.get(ORIENTATIONS)
         found = orientations(self.dataset_name)[1] if found is None else found
-        orientation = chosen(kind, found)
+        orientation = target_orientation(kind, found)
         plan = Plan(plans).with_ours(
             version=__version__,
             size=self.size,
             memory_gb=self.memory_gb,
             stages=self.stages or "auto",
-            mirror_axes=self.mirror_axes(plans, orientation),
+            mirror_axes=self.mirror_axes(Plan(plans), orientation),
             fingerprint=hash_of_fingerprint(self.dataset_fingerprint),
             plan={},
             train={},
@@ -175,7 +175,7 @@ class STUNetPlanner(ExperimentPlanner):
         write_json(path, plan.to_json())
         plans |= plan.content  # nnU-Net returns this dictionary from plan_experiment()
 
-    def mirror_axes(self, plans: dict, orientation: str | None) -> list[int]:
+    def mirror_axes(self, plan: Plan, orientation: str | None) -> list[int]:
         """Return the array axes (after transposition) that may be mirrored in training and at test time.
 
         If there are left or right classes, the left-right axis is not among them: mirroring would swap the sides of
@@ -183,5 +183,5 @@ class STUNetPlanner(ExperimentPlanner):
         """
         if not sides(self.dataset_json["labels"]):
             return [0, 1, 2]
-        side = plans["transpose_forward"].index(left_right_axis(orientation))
+        side = plan.transpose_forward.index(left_right_axis(orientation))
         return [axis for axis in range(3) if axis != side]

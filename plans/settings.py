@@ -127,9 +127,9 @@ def parse(pairs: Sequence[str]) -> dict[str, Any]:
         if not equals:
             raise UsageError(f"--set {pair!r} is not of the form key=value", "--set num_epochs=250")
         try:
-            values[key] = checked(key, json.loads(text))
+            values[key] = check_value(key, json.loads(text))
         except (ValueError, RecursionError):  # ValueError also for a number with too many digits
-            values[key] = checked(key, text)
+            values[key] = check_value(key, text)
     return values
 
 
@@ -146,7 +146,7 @@ def parse_stages(text: str | int | None) -> int | str | None:
     return int(text)
 
 
-def checked(key: str, value: Any) -> Any:
+def check_value(key: str, value: Any) -> Any:
     """Return the value converted to its type.
 
     Raises:

@@ -24,7 +24,7 @@ def test_the_values_of_a_preset_are_valid(name: str) -> None:
     preset = presets.load(name)
     assert preset.size in "SBLH"
     for key, value in preset.set.items():
-        assert settings.checked(key, value) == value
+        assert settings.check_value(key, value) == value
 
 
 @for_each("name", RECIPES)

@@ -98,7 +98,7 @@ def _checked(content: Mapping[str, Any], folder: Path) -> Experiment:
     found: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in content.items()}
     found["weights"] = _located(content["weights"], folder)
     for table in ("set", "set_scratch", "set_pretrained"):
-        found[table] = {key: settings.checked(key, value) for key, value in content.get(table, {}).items()}
+        found[table] = {key: settings.check_value(key, value) for key, value in content.get(table, {}).items()}
         for key, owner in (("seed", "seeds"), ("num_cases", "cases")):
             if key in found[table]:
                 raise UsageError(f"{key} in [{table}] would be the same for all arms", f"{owner} = [...]")

@@ -50,7 +50,7 @@ def choose_plans(dataset: str, request: "TrainingRequest", listener: Listener) -
     plan = read_plan(path)
     dataset_json = read_dataset_json(path.parent / "dataset.json")
     size, memory_gb, stages = request.size, request.gpu_memory_target, settings.parse_stages(request.stages)
-    overrides = {key: settings.checked(key, value) for key, value in request.set.items()}
+    overrides = {key: settings.check_value(key, value) for key, value in request.set.items()}
     if preset:
         if unlike := preset.unlike(plan):
             number = workspace.dataset_number(dataset)

@@ -158,7 +158,7 @@ def _completed(request: PlanningRequest, listener: Listener) -> tuple[PlanningRe
     Raises:
         UsageError: Options contradict each other, or a value is out of range.
     """
-    from stunet.plans.settings import checked, parse_stages
+    from stunet.plans.settings import check_value, parse_stages
 
     if request.plans and (other := [option for option, given in _planning_options(request).items() if given]):
         raise UsageError(f"-p {request.plans} takes plans as they are, and {other[0]} plans", "one of them")
@@ -170,7 +170,7 @@ def _completed(request: PlanningRequest, listener: Listener) -> tuple[PlanningRe
         size, memory_gb, stages = preset.complete(request.size, request.gpu_memory_target, request.stages)
         spacing = request.overwrite_target_spacing or (preset.spacing and [float(pitch) for pitch in preset.spacing])
         normalization = presets.NORMALIZATIONS.get(preset.normalization or "")
-        given = {key: checked(key, value) for key, value in preset.set.items()}
+        given = {key: check_value(key, value) for key, value in preset.set.items()}
         request = replace(
             request,
             size=size,

@@ -82,7 +82,7 @@ def test_the_memory_of_a_configuration_is_measured_if_it_was() -> None:
 
 def test_values_that_were_not_set_have_their_defaults() -> None:
     assert plan().train == replace(TrainSettings(), num_epochs=5)
-    assert plan(plan={"batch_size": 3, "memory_gb": 8}).shape == replace(PlanSettings(), batch_size=3)
+    assert plan(plan={"batch_size": 3, "memory_gb": 8}).constraints == replace(PlanSettings(), batch_size=3)
     assert TrainSettings.read({"num_epochs": 7, "of_tomorrow": 1}).num_epochs == 7
 
 
