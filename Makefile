@@ -12,7 +12,7 @@ demo: $(VENV)/installed
 	$(BIN)/stunet_demo
 
 test: $(VENV)/installed
-	$(BIN)/python -m pytest -q -n 2 -m "not slow"
+	$(BIN)/python -m pytest -q -n 2 --dist worksteal --durations=10 -m "not slow"
 
 slow: $(VENV)/installed
 	$(BIN)/python -m pytest -v -m slow --durations=0 --timeout=$(SLOW_TIMEOUT) $(SLOW_TESTS)

@@ -5,14 +5,18 @@ import os
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.once import made_once
+
 # A run in the background (nohup, CI) ignores Ctrl-C, and so would everything that tests start and interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported; pytest-xdist brings the parallelism
+os.environ["MATPLOTLIBRC"] = str(Path(__file__).with_name("matplotlibrc"))
 
 
 @pytest.fixture(autouse=True)
@@ -67,8 +71,34 @@ def peft() -> Any:
     return peft
 
 
+@pytest.fixture(scope="session", autouse=True)
+def names_are_matched_by_threads() -> Iterator[None]:
+    """nnU-Net lists a dataset's files with twelve forks, a second of CPU for a process of this size."""
+    from nnunetv2.utilities import utils
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(utils, "Pool", ThreadPool)
+        yield
+
+
 @pytest.fixture(scope="session")
-def planned(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def few_samples() -> Iterator[None]:
+    """Fingerprints of thousands of intensities, not of nnU-Net's 100 million: drawing them takes seconds."""
+    from nnunetv2.experiment_planning.dataset_fingerprint.fingerprint_extractor import DatasetFingerprintExtractor
+
+    stock = DatasetFingerprintExtractor.__init__
+
+    def start(self: Any, *args: Any, **options: Any) -> None:
+        stock(self, *args, **options)
+        self.num_foreground_voxels_for_intensitystats = 1e5
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(DatasetFingerprintExtractor, "__init__", start)
+        yield
+
+
+@pytest.fixture(scope="session")
+def planned(tmp_path_factory: pytest.TempPathFactory, few_samples: None) -> Iterator[str]:
     """A phantom dataset of six small cases, planned for size T and preprocessed; nnU-Net's variables are set to it."""
     from stunet.datasets.phantom import make_phantom
     from stunet.plans.fingerprint import extract_fingerprint
@@ -77,17 +107,24 @@ def planned(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     from stunet.preprocessing.dataset import preprocess
 
     name = "Dataset998_Phantom"
-    folder = tmp_path_factory.mktemp("nnunet")
-    with pytest.MonkeyPatch.context() as patch:
-        for variable in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
-            patch.setenv(variable, str(folder / variable))
-        patch.setenv("nnUNet_n_proc_DA", "0")
-        patch.setenv("nnUNet_def_n_proc", "1")
+
+    def make(folder: Path) -> None:
+        set_folders(patch, folder)
         (folder / "nnUNet_raw").mkdir()
         make_phantom(folder / "nnUNet_raw" / name, cases=6, seed=0, held_out=1, shape=(16, 24, 24))
         extract_fingerprint(name, workers=1)
         patch.setenv("nnUNet_n_proc_DA", "1")  # 0 breaks nnU-Net's planning
         plans = STUNetPlanner(name, size="T").plan_experiment()
-        patch.setenv("nnUNet_n_proc_DA", "0")
         preprocess(name, Plan(plans), ["3d_fullres", "2d"], workers=1)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("nnUNet_def_n_proc", "1")
+        set_folders(patch, made_once(tmp_path_factory, "planned", make))
+        patch.setenv("nnUNet_n_proc_DA", "0")
         yield name
+
+
+def set_folders(patch: pytest.MonkeyPatch, root: Path) -> None:
+    """Set nnU-Net's variables to its three folders below this one."""
+    for variable in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
+        patch.setenv(variable, str(root / variable))

@@ -3,7 +3,6 @@
 import inspect
 import shutil
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import ExitStack
 from copy import deepcopy
 from functools import wraps
 from pathlib import Path
@@ -18,13 +17,14 @@ def for_each(
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Call a test with each of the values, as `pytest.mark.parametrize` would, but as one test that stops at the first.
 
-    The error says with which values it happened. Each call has an empty `tmp_path` of its own, a `monkeypatch` that is
-    undone after it, and a `capsys` without earlier output; other fixtures are shared, so they must not be changed.
+    The error says with which values it happened. Each call finds `tmp_path` as the test's fixtures have left it, a
+    `monkeypatch` that is undone after it, and `capsys`, `capfd` and `caplog` without earlier output; other fixtures are
+    shared, so what they hold in memory must not be changed.
 
     Args:
         names: Of the test's arguments.
         values: One, or for several names a tuple, for each call.
-        fresh: A fixture, a folder or plain data, of which each call has a copy of its own.
+        fresh: A fixture of plain data, of which each call has a copy of its own.
     """
     keys = [name.strip() for name in names.split(",")] if isinstance(names, str) else list(names)
     calls = [dict(zip(keys, value if len(keys) > 1 else (value,), strict=True)) for value in values]
@@ -33,35 +33,40 @@ def for_each(
         signature = inspect.signature(test)
 
         @wraps(test)
-        def looped(**fixtures: Any) -> None:
-            for number, call in enumerate(calls):
-                with ExitStack() as stack:
-                    try:
-                        test(**{**fixtures, **_own(fixtures, number, fresh, stack)}, **call)
-                    except BaseException as error:
-                        error.add_note(f"with {call}")
-                        raise
+        def looped(tmp_path: Path, **fixtures: Any) -> None:
+            with TemporaryDirectory() as folder:
+                before = shutil.copytree(tmp_path, Path(folder) / "before", symlinks=True)
+                for number, call in enumerate(calls):
+                    if number:
+                        _restore(tmp_path, before)
+                    own = {**fixtures, "tmp_path": tmp_path}
+                    if fresh is not None:
+                        own[fresh] = deepcopy(own[fresh])
+                    for name in ("capsys", "capfd"):
+                        if name in own:
+                            own[name].readouterr()
+                    if "caplog" in own:
+                        own["caplog"].clear()
+                    with pytest.MonkeyPatch.context() as own["monkeypatch"]:
+                        try:
+                            test(**{name: own[name] for name in signature.parameters if name not in keys}, **call)
+                        except BaseException as error:
+                            error.add_note(f"with {call}")
+                            raise
 
-        fixtures = [parameter for name, parameter in signature.parameters.items() if name not in keys]
-        looped.__signature__ = signature.replace(parameters=fixtures)  # type: ignore[attr-defined]
+        fixtures = [value for name, value in signature.parameters.items() if name not in (*keys, "tmp_path")]
+        folder = inspect.Parameter("tmp_path", inspect.Parameter.POSITIONAL_OR_KEYWORD)
+        looped.__signature__ = signature.replace(parameters=[folder, *fixtures])  # type: ignore[attr-defined]
         return looped
 
     return decorate
 
 
-def _own(fixtures: dict[str, Any], number: int, fresh: str | None, stack: ExitStack) -> dict[str, Any]:
-    """The fixtures that each call has for itself."""
-    own: dict[str, Any] = {}
-    if fresh is not None and isinstance(before := fixtures[fresh], Path):
-        own[fresh] = Path(stack.enter_context(TemporaryDirectory())) / before.name
-        shutil.copytree(before, own[fresh], symlinks=True)
-    elif fresh is not None:
-        own[fresh] = deepcopy(before)
-    if "tmp_path" in fixtures:
-        own["tmp_path"] = fixtures["tmp_path"] / str(number)
-        own["tmp_path"].mkdir()
-    if "monkeypatch" in fixtures:
-        own["monkeypatch"] = stack.enter_context(pytest.MonkeyPatch.context())
-    if "capsys" in fixtures:
-        fixtures["capsys"].readouterr()
-    return own
+def _restore(folder: Path, before: Path) -> None:
+    """Bring a folder back to what a copy of it holds; the folder itself, maybe the working directory, stays."""
+    for child in folder.iterdir():
+        if child.is_dir() and not child.is_symlink():
+            shutil.rmtree(child)
+        else:
+            child.unlink()
+    shutil.copytree(before, folder, symlinks=True, dirs_exist_ok=True)

@@ -131,6 +131,7 @@ print("afterwards")
 """
 
 
+@pytest.mark.process
 @for_each("verbose", [False, True])
 def test_stdout_holds_results_only_whoever_prints(verbose: bool) -> None:
     done = subprocess.run(
@@ -141,6 +142,7 @@ def test_stdout_holds_results_only_whoever_prints(verbose: bool) -> None:
     assert sorted(done.stderr.splitlines()) == sorted(["a message", *(elsewhere if verbose else [])])
 
 
+@pytest.mark.process
 @for_each("argv", [[], ["--json"], ["--debug", "--verbose"]])
 def test_a_reader_that_is_gone_ends_a_command_quietly(argv: list[str]) -> None:
     read, write = os.pipe()

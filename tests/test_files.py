@@ -51,6 +51,7 @@ def test_a_second_holder_is_told_who_the_first_is_and_nothing_is_left(tmp_path: 
     assert not lock.exists()
 
 
+@pytest.mark.process
 def test_the_lock_of_a_killed_process_goes_with_it(tmp_path: Path) -> None:
     lock = tmp_path / ".lock"
     with subprocess.Popen([sys.executable, "-c", CODE, str(lock)], stdout=subprocess.PIPE, text=True) as other:
@@ -65,6 +66,7 @@ def test_the_lock_of_a_killed_process_goes_with_it(tmp_path: Path) -> None:
     assert not lock.exists()
 
 
+@pytest.mark.process
 def test_a_forked_child_does_not_inherit_the_lock_and_takes_nothing_from_its_parent(tmp_path: Path) -> None:
     lock = tmp_path / ".lock"
     with exclusive_lock(lock, "", ""):

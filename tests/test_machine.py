@@ -66,6 +66,7 @@ def test_what_the_process_has_already_counts(root: Path) -> None:
     assert memory_limit(root) == 9 * GIB + 512 * resource.getpagesize()
 
 
+@pytest.mark.process
 def test_the_limit_of_the_address_space_counts() -> None:
     code = (
         "import resource; from stunet.machine import memory_limit\n"

@@ -1,9 +1,6 @@
 """Does the network train in all the ways it is used: checkpointed, compiled, in half precision, distributed?"""
 
 import math
-import os
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,6 +11,7 @@ from torch.profiler import profile
 
 from stunet.networks import Size, STUNet, build
 from tests.loops import for_each
+from tests.processes import on_two_ranks
 
 SHALLOW = [(1, 1, 1), (2, 2, 2), (1, 2, 2)]
 
@@ -88,11 +86,10 @@ def test_deep_supervision_can_be_switched_and_changes_no_parameter() -> None:
     assert list(tiny(deep_supervision=False).state_dict()) == names
 
 
-@for_each("backend", ["eager", "aot_eager"])
-def test_it_compiles_into_one_graph(backend: str) -> None:
+def test_it_compiles_into_one_graph() -> None:
     network = tiny(strides=SHALLOW[:2])
     x = image(1, 2, 4, 4, 4)
-    compiled = torch.compile(network, backend=backend, fullgraph=True)
+    compiled = torch.compile(network, backend="aot_eager", fullgraph=True)
     for ours, theirs in zip(step(compiled, x), step(network, x), strict=True):
         torch.testing.assert_close(ours, theirs)
 
@@ -140,40 +137,25 @@ def test_channels_last_changes_nothing_but_the_layout() -> None:
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
-RANK = """
-import sys, torch
-from torch import distributed as dist
-from stunet.networks import STUNet
-rank, store = int(sys.argv[1]), sys.argv[2]
-dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
-torch.manual_seed(0)
-alone = STUNet(1, 2, "T", [(1, 1, 1), (2, 2, 2)])
-x = torch.randn(2, 1, 4, 4, 4)
-def gradients(network, x):
-    sum(logits.square().mean() for logits in network(x)).backward()
-    return [parameter.grad.clone() for parameter in alone.parameters()]
-expected = gradients(alone, x)
-alone.zero_grad()
-together = torch.nn.parallel.DistributedDataParallel(alone)
-for found, wanted in zip(gradients(together, x[rank : rank + 1]), expected, strict=True):
-    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-6)
-dist.destroy_process_group()
-"""
+def check_shared_gradients(rank: int) -> None:
+    torch.manual_seed(0)
+    alone = STUNet(1, 2, "T", [(1, 1, 1), (2, 2, 2)])
+    x = torch.randn(2, 1, 4, 4, 4)
+
+    def gradients(network: nn.Module, x: Tensor) -> list[Tensor]:
+        sum(logits.square().mean() for logits in network(x)).backward()
+        return [parameter.grad.clone() for parameter in alone.parameters()]
+
+    expected = gradients(alone, x)
+    alone.zero_grad()
+    together = nn.parallel.DistributedDataParallel(alone)
+    for found, wanted in zip(gradients(together, x[rank : rank + 1]), expected, strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.process
 def test_two_processes_average_to_the_gradients_of_the_whole_batch(tmp_path: Path) -> None:
-    environment = {**os.environ, "GLOO_SOCKET_IFNAME": "lo"}
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, "-c", RANK, str(rank), str(tmp_path / "store")],
-            stderr=subprocess.PIPE,
-            text=True,
-            env=environment,
-        )
-        for rank in range(2)
-    ]
-    errors = [rank.communicate(timeout=120)[1] for rank in ranks]
-    assert [rank.returncode for rank in ranks] == [0, 0], errors
+    on_two_ranks(check_shared_gradients, tmp_path / "store")
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")

@@ -262,3 +262,28 @@ def test_a_file_of_several_channels_is_turned_as_one() -> None:
     np.testing.assert_array_equal(ours, image[:, :, ::-1])
     assert of_ours["sitk_stuff"]["origin"] == (4.0, 5.0 - 2 * 4, 6.0)
     assert file_properties(of_ours, image.shape[1:])["sitk_stuff"]["origin"] == (4.0, 5.0, 6.0)
+
+
+STORED = {"RAS": 2, "LPS": 2, "LAS": 2, "PSR": 0, "ASL": 0, "SPL": 0, "SRA": 1}
+
+
+@for_each(("orientation", "axis"), STORED.items())
+@for_each("reader", ["SimpleITKIO", "NibabelIO"])
+def test_the_left_right_axis_follows_the_storage(tmp_path: Path, orientation: str, axis: int, reader: str) -> None:
+    path = save(numbered(orientation), tmp_path / "x.nii.gz")
+    assert left_right_axis(file_orientation(path, reader)) == axis
+
+
+def test_the_left_right_axis_is_the_one_along_which_a_left_half_lies(tmp_path: Path) -> None:
+    """The slow reference: the axis of the array along which physical x changes most."""
+    c, s = np.cos(0.3), np.sin(0.3)
+    tilt = np.array([[c, -s, 0], [s, c, 0], [0, 0, 1]])
+    for direction in map(np.array, itertools.permutations(np.eye(3))):
+        if np.linalg.det(direction) < 0:
+            continue
+        image = sitk.GetImageFromArray(np.zeros(SHAPE, np.uint8))
+        image.SetDirection((tilt @ direction).ravel().tolist())
+        image.SetSpacing((1, 2, 9))
+        sitk.WriteImage(image, path := tmp_path / "x.nii.gz")
+        along_x = np.array(image.GetDirection()).reshape(3, 3)[0]
+        assert left_right_axis(file_orientation(path, "SimpleITKIO")) == 2 - int(np.argmax(np.abs(along_x)))

@@ -31,6 +31,7 @@ from stunet.runs.readiness import check_data
 from stunet.runs.training import remaining
 from stunet.trainers.supervised import STUNetTrainer
 from stunet.weights.checkpoints import load_checkpoint
+from tests.loops import for_each
 
 CASES = [f"phantom_{number:03d}" for number in range(6)]
 FOLDS = [{"train": CASES[:4], "val": CASES[4:]}, {"train": CASES[2:], "val": CASES[:2]}]
@@ -83,7 +84,7 @@ def test_data_as_they_were_made_are_taken_without_a_word(pre: Path, monkeypatch:
     assert check(pre) == []
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("where", "value", "message"),
     [
         (("configurations", "3d_fullres", "spacing", 0), 9.0, r"spacing\[0\]: [0-9.]+ -> 9.0"),
@@ -235,7 +236,7 @@ def test_the_command_that_plans_again_has_what_the_plans_name_says(pre: Path) ->
     assert "-overwrite_plans_name Mine" in repair_commands(pre.name, Plan(plans), "2d")[0]
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("folds", "fold", "message"),
     [
         ({"train": CASES}, 0, "expected a list of folds"),
@@ -310,7 +311,7 @@ def _less_validation(fold: dict) -> None:
     fold["val"] = CASES[5:]
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("edit", "goes_on", "message"),
     [
         (

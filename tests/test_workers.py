@@ -59,11 +59,13 @@ def run(folder: Path, kinds: dict[str, str], workers: int = 2, done: list[str] |
     return done
 
 
+@pytest.mark.process
 def test_an_item_whose_process_is_killed_once_is_done_again(tmp_path: Path) -> None:
     assert sorted(run(tmp_path, {"case_1": "killed once"})) == ITEMS
     assert [(tmp_path / name).stat().st_size for name in ITEMS] == [1, 2, 1, 1]
 
 
+@pytest.mark.process
 @for_each(
     ("kind", "error", "message"),
     [
@@ -83,6 +85,7 @@ def test_an_item_that_fails_alone_too_is_named_after_all_others(
     assert not multiprocessing.active_children()
 
 
+@pytest.mark.process
 @for_each("workers", [1, 2])
 def test_cases_that_fail_are_named_in_order_after_all_others(tmp_path: Path, workers: int) -> None:
     done: list[str] = []
@@ -92,6 +95,7 @@ def test_cases_that_fail_are_named_in_order_after_all_others(tmp_path: Path, wor
     assert caught.value.hint == "copy it again"
 
 
+@pytest.mark.process
 def test_a_full_disk_ends_the_loop_and_names_the_case(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no space for case 'case_1' at 'x'") as caught:
         run(tmp_path, {"case_1": "full"})
@@ -99,12 +103,14 @@ def test_a_full_disk_ends_the_loop_and_names_the_case(tmp_path: Path) -> None:
     assert not multiprocessing.active_children()
 
 
+@pytest.mark.process
 def test_other_errors_end_the_loop_at_once_and_come_out_as_what_they_are(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="Odd: what where"):
         run(tmp_path, {"case_0": "wrong", "case_1": "wrong"})
     assert not multiprocessing.active_children()
 
 
+@pytest.mark.process
 def test_a_loop_that_is_left_ends_its_processes(tmp_path: Path) -> None:
     items = [("fine", name, str(tmp_path / name)) for name in ITEMS]
     loop = map_cases(work, items, 2, lambda item: item[1])
@@ -114,6 +120,7 @@ def test_a_loop_that_is_left_ends_its_processes(tmp_path: Path) -> None:
     assert not multiprocessing.active_children()
 
 
+@pytest.mark.process
 def test_one_worker_needs_no_other_process_and_names_what_does_not_fit(tmp_path: Path) -> None:
     items = [("large" if name == "case_2" else "fine", name, str(tmp_path / name)) for name in ITEMS]
     outcomes = list(map_cases(work, items, 1, lambda item: item[1]))
@@ -141,6 +148,7 @@ class Unable:
         return os._exit, (1,)
 
 
+@pytest.mark.process
 def test_processes_that_cannot_begin_are_not_blamed_on_the_data() -> None:
     with pytest.raises(UsageError, match="processes cannot be started from this script") as caught:
         list(map_cases(Unable(), ITEMS, 2, str))  # type: ignore[arg-type]

@@ -90,6 +90,7 @@ def test_commands_have_nnunets_flags_and_ours_and_no_others(command: str, capsys
     assert flags(command, capsys) == stock | set(OUR_FLAGS[command].split()) | common
 
 
+@pytest.mark.process
 @for_each("command", [*(f"{name} --help" for name in COMMANDS), "info --json", "models list", "train --list"])
 def test_commands_answer_without_loading_torch(command: str) -> None:
     name, *arguments = command.split()
@@ -135,6 +136,7 @@ sys.exit(repr(wrong) if wrong else 0)
 """
 
 
+@pytest.mark.process
 def test_wrong_command_lines_are_refused_in_two_lines_before_torch_is_loaded(tmp_path: Path) -> None:
     lines = """3 train 77
 3 train 998 3d_ful --set num_epochs=3

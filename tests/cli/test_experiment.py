@@ -100,6 +100,7 @@ def test_a_dry_run_shows_the_commands_and_writes_nothing(file: Path, capsys: pyt
     assert sorted(path.name for path in file.parent.iterdir()) == ["compare.toml"]
 
 
+@pytest.mark.process
 @pytest.mark.slow
 def test_an_experiment_stops_goes_on_grows_and_tells_what_failed(
     file: Path, capsys: pytest.CaptureFixture[str]

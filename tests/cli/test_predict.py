@@ -15,6 +15,7 @@ import torch
 
 from stunet.cli.predict import main
 from stunet.inference.predictor import Predictor
+from tests.loops import for_each
 from tests.predictor_models import make_model, write_image
 
 DATASET = "Dataset007_Test"
@@ -177,6 +178,7 @@ def test_a_cascade_predicts_its_previous_stage_first_or_takes_it(
     assert not Path("none").exists()
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
 def test_a_signal_keeps_finished_cases_and_names_the_way_on(
     place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, number: int, code: int
@@ -197,7 +199,7 @@ def test_a_signal_keeps_finished_cases_and_names_the_way_on(
     assert signal.getsignal(signal.SIGTERM) is before
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("arguments", "code", "what", "hint"),
     [
         ("-i in -o out", 2, "no model is named", "--model NAME"),

@@ -25,6 +25,7 @@ from stunet.results.formats.output_format import Origin, OutputFormat
 from stunet.results.run_report import STAGES
 from stunet.results.segmentation import Segmentation
 from tests.dicom_files import VOLUME, without, write_series
+from tests.loops import for_each
 from tests.predictor_models import make_model, write_dicom, write_image
 
 MODEL = Path("T__P__3d_fullres")
@@ -112,7 +113,7 @@ def test_statistics_that_are_asked_for_later_are_of_all_cases(capsys: pytest.Cap
     assert "no statistics in 'out/statistics.json'" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("format_", "results"), [("masks", ["a", "b"]), ("seg.nrrd", ["a.seg.nrrd", "b.seg.nrrd"])])
+@for_each(("format_", "results"), [("masks", ["a", "b"]), ("seg.nrrd", ["a.seg.nrrd", "b.seg.nrrd"])])
 def test_other_formats_hold_the_same_voxels_go_on_and_are_overwritten(
     capsys: pytest.CaptureFixture[str], format_: str, results: list[str]
 ) -> None:
@@ -160,7 +161,7 @@ def test_dicom_seg_refers_to_its_series_and_is_overwritten(capsys: pytest.Captur
     assert capsys.readouterr().err == "1 of 1 cases are done already\n"
 
 
-@pytest.mark.parametrize("format_", ["image", "masks"])
+@for_each("format_", ["image", "masks"])
 def test_a_subset_is_the_whole_result_with_the_other_classes_as_background(format_: str) -> None:
     assert predict(out="whole") == 0
     assert predict("--roi_subset", "b", "--format", format_, "--statistics") == 0
@@ -210,7 +211,7 @@ def test_threads_are_those_that_were_asked_for() -> None:
         torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("out", "mark", "start"), [("seg.dcm", b"DICM", 128), ("seg.seg.nrrd", b"NRRD", 0), ("seg.nii.gz", b"\x1f\x8b", 0)]
 )
 def test_a_file_after_o_has_the_format_of_its_ending(
@@ -223,7 +224,7 @@ def test_a_file_after_o_has_the_format_of_its_ending(
     assert Path("out", out).read_bytes()[start:].startswith(mark)
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("arguments", "out", "message"),
     [
         ((), "seg.seg.nrrd", "is one file for 2 cases"),

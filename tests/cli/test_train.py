@@ -185,6 +185,7 @@ def test_a_dry_run_shows_the_run_and_writes_nothing(
     assert everything(workspace.folder("nnUNet_preprocessed")) == before
 
 
+@pytest.mark.process
 @pytest.mark.slow
 def test_sigterm_leaves_a_state_that_c_continues_to_the_end(
     planned: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -1,12 +1,10 @@
 """Every problem of a raw dataset is found, named with its file, and comes with a next step."""
 
-import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import nibabel
 import numpy as np
 import pytest
 import SimpleITK as sitk
@@ -20,8 +18,6 @@ from stunet.datasets.check import check_dataset
 from stunet.datasets.contents import nonzero_box
 from stunet.datasets.layout import pairs_command
 from stunet.errors import DataError
-from stunet.images import file_orientation
-from stunet.orientation import left_right_axis
 from tests.loops import for_each
 
 SHAPE = (4, 5, 6)
@@ -232,7 +228,7 @@ PROBLEMS = {
 }
 
 
-@for_each(("damage", "message"), PROBLEMS.values(), fresh="folder")
+@for_each(("damage", "message"), PROBLEMS.values())
 def test_a_problem_is_named_with_its_file_when(folder: Path, damage: Damage, message: str) -> None:
     damage(folder)
     with pytest.raises(DataError, match=message) as caught:
@@ -312,7 +308,7 @@ def test_one_file_may_hold_all_channels(tmp_path: Path) -> None:
     assert read_dataset(tmp_path)[1].reader.__name__ == "NaturalImage2DIO"
 
 
-@pytest.mark.parametrize("reader", ["NibabelIO", "NibabelIOWithReorient", "SimpleITKIOWithReorient"])
+@for_each("reader", ["NibabelIO", "NibabelIOWithReorient", "SimpleITKIOWithReorient"])
 def test_geometry_is_compared_with_every_reader_of_volumes(folder: Path, reader: str) -> None:
     _set(overwrite_image_reader_writer=reader)(folder)
     check_dataset(folder)
@@ -436,35 +432,6 @@ def test_processes_find_what_one_process_finds(folder: Path) -> None:
     assert (parallel.value.message, parallel.value.hint) == (serial.value.message, serial.value.hint)
 
 
-STORED = {"RAS": {2}, "LPS": {2}, "LAS": {2}, "PSR": {0}, "ASL": {0}, "SPL": {0}, "SRA": {1}}
-
-
-@for_each(("orientation", "axes"), STORED.items())
-@for_each("reader", ["SimpleITKIO", "NibabelIO"])
-def test_the_left_right_axis_follows_the_storage(tmp_path: Path, orientation: str, axes: set[int], reader: str) -> None:
-    path = tmp_path / "x.nii.gz"
-    affine = _affine(orientation)
-    nibabel.save(nibabel.Nifti1Image(np.zeros((4, 5, 6), np.uint8), affine), path)
-    assert {left_right_axis(file_orientation(path, reader))} == axes
-
-
-def test_the_left_right_axis_is_the_one_along_which_a_left_half_lies(tmp_path: Path) -> None:
-    """The slow reference: the axis of the array along which physical x changes most."""
-    for number, (direction, shape) in enumerate(itertools.product(itertools.permutations(np.eye(3)), [(4, 5, 6)])):
-        if np.linalg.det(direction) < 0:
-            continue
-        path = tmp_path / f"{number}.nii.gz"
-        oblique = np.array(_rotation(0.3)).reshape(3, 3) @ np.array(direction)
-        _write(path, np.zeros(shape, np.uint8), direction=oblique.ravel().tolist(), spacing=(1, 2, 9))
-        image = sitk.ReadImage(path)
-        corner = np.array(image.TransformIndexToPhysicalPoint((0, 0, 0)))
-        moved = [
-            image.TransformIndexToPhysicalPoint(tuple(int(i) for i in np.eye(3)[a]))[0] - corner[0] for a in range(3)
-        ]
-        cosines = np.abs(moved) / np.array(image.GetSpacing())
-        assert left_right_axis(file_orientation(path, "SimpleITKIO")) == 2 - int(np.argmax(cosines))
-
-
 def _write(path: Path, array: np.ndarray, **geometry: Any) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     image = sitk.GetImageFromArray(array)
@@ -499,15 +466,6 @@ def _list_files(folder: Path, entries: dict[str, Any]) -> None:
         "dataset": entries,
     }
     (folder / "dataset.json").write_text(json.dumps(description))
-
-
-def _affine(orientation: str) -> np.ndarray:
-    codes = nibabel.orientations.axcodes2ornt(tuple(orientation))
-    affine = np.zeros((4, 4))
-    affine[3, 3] = 1
-    for axis, (target, sign) in enumerate(codes):
-        affine[int(target), axis] = sign * (axis + 1)
-    return affine
 
 
 def _rotation(angle: float) -> list[float]:

@@ -284,7 +284,7 @@ def test_the_series_of_the_modality_is_taken_and_this_is_said(tmp_path: Path, ca
     assert caught.value.hint == "--series 1.2.3.4 (in Python: series='1.2.3.4') takes it all the same"
 
 
-@pytest.mark.parametrize("wanted", ["1.2.3.9", "8", "Venous"])
+@for_each("wanted", ["1.2.3.9", "8", "Venous"])
 def test_of_two_phases_one_must_be_chosen(tmp_path: Path, wanted: str, caplog: pytest.LogCaptureFixture) -> None:
     write_series(tmp_path, SeriesNumber=7, SeriesDescription="arterial")
     more = {"SeriesInstanceUID": "1.2.3.9", "SeriesNumber": 8, "SeriesDescription": "venous"}

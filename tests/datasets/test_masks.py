@@ -108,10 +108,7 @@ TEXT = gzip.compress(b"no image" * 200)
 SHORT = gzip.compress(nibabel.Nifti1Image(np.ones(SHAPE, np.uint8), AFFINE).to_bytes()[:-10])
 
 
-@for_each(
-    "content",
-    [b"", b"no image", SOUND[:-20], WRONG_SUM, TEXT, SHORT],
-)
+@for_each("content", [b"", b"no image", SOUND[:-20], WRONG_SUM, TEXT, SHORT])
 def test_a_damaged_file_is_named(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "a.nii.gz").write_bytes(content)
     with pytest.raises(DataError, match=r"cannot read .*a.nii.gz', it is damaged or truncated") as caught:

@@ -173,7 +173,6 @@ def _nothing(folder: Path) -> None:
         (_no_labels, r"no image has a label: 4 files"),
         (_nothing, r"neither images nor labels"),
     ],
-    fresh="folder",
 )
 def test_incomplete_folders_are_refused(folder: Path, damage: Callable[[Path], None], message: str) -> None:
     damage(folder)
@@ -214,7 +213,6 @@ def _truncated(folder: Path) -> None:
         (_fractions, r"case 'p_2': .* holds values that are not integers: 0.5"),
         (_truncated, r"case 'p_2': cannot read .*p_2_seg.nii.gz'"),
     ],
-    fresh="folder",
 )
 def test_a_bad_label_map_is_named_and_the_others_are_kept(folder: Path, damage: Any, message: str) -> None:
     damage(folder)
@@ -317,7 +315,6 @@ def _no_channel(root: Path) -> None:
         (_no_subject, r"is no BIDS folder", "dataset_description"),
         (_no_channel, r"has 'sub-01_T1w.nii.gz', but no image that ends with _ce-GAD_T1w.nii.gz", "add the image"),
     ],
-    fresh="bids",
 )
 def test_what_is_not_clear_in_a_bids_folder_is_asked_for(bids: Path, damage: Any, message: str, hint: str) -> None:
     damage(bids)
@@ -368,7 +365,7 @@ def test_a_channel_that_is_named_twice_is_refused(folder: Path, capsys: pytest.C
     assert "--channels names 'T1' twice" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("there", "twin"), [("p_1_t1.nii.gz", "p_1_t1.nii"), ("p_2_seg.nii.gz", "p_2_seg.NII.GZ")])
+@for_each(("there", "twin"), [("p_1_t1.nii.gz", "p_1_t1.nii"), ("p_2_seg.nii.gz", "p_2_seg.NII.GZ")])
 def test_a_file_that_is_there_in_two_formats_is_asked_for(folder: Path, there: str, twin: str) -> None:
     (folder / twin).write_bytes((folder / there).read_bytes())
     with pytest.raises(DataError, match=rf"{twin[:5]}.*are the same case") as caught:
@@ -378,7 +375,7 @@ def test_a_file_that_is_there_in_two_formats_is_asked_for(folder: Path, there: s
     assert twin in caught.value.message
 
 
-@pytest.mark.parametrize("there", ["anat/sub-01_T1w.nii.gz", "anat/sub-01_space-orig_desc-manual_dseg.nii.gz"])
+@for_each("there", ["anat/sub-01_T1w.nii.gz", "anat/sub-01_space-orig_desc-manual_dseg.nii.gz"])
 def test_an_image_of_bids_that_is_there_in_two_formats_is_asked_for(bids: Path, there: str) -> None:
     path = (bids if "T1w" in there else bids / "derivatives" / "manual") / "sub-01" / there
     twin = image(path.with_name(path.name.removesuffix(".gz")))

@@ -80,9 +80,8 @@ def test_the_default_order_of_v1_is_that_of_stunets_weights_and_of_v2_the_offici
         ("smallest", ["spleen", "spleen", "liver", "aorta", "aorta", "background"]),
         ("ignore", ["spleen", "ignore", "liver", "ignore", "aorta", "background"]),
     ],
-    fresh="source",
 )
-@for_each("order", ["official", "stunet"], fresh="source")
+@for_each("order", ["official", "stunet"])
 def test_overlaps_go_by_the_official_order_whatever_the_values(
     source: Path, order: str, overlap: str, expected: list[str]
 ) -> None:
@@ -273,7 +272,6 @@ def _remove(name: str) -> Callable[[Path], object]:
         ),
         (_write("names.txt", ""), {"skip": ("s001",)}, r"no subject 's001'; did you mean 's0001'", "s0001"),
     ],
-    fresh="source",
 )
 def test_mistakes_are_named_before_anything_is_written(
     source: Path, monkeypatch: pytest.MonkeyPatch, damage: Any, options: dict[str, Any], message: str, hint: str
@@ -330,7 +328,6 @@ def _truncate_image(source: Path) -> None:
         ([_truncate_image], r"case 's0001': cannot read .*ct.nii.gz'"),
         ([_mask("s0001", b""), _mask("s0003", b"x")], r"case 's0001': .*; case 's0003'"),
     ],
-    fresh="source",
 )
 def test_a_bad_subject_is_named_and_the_others_are_converted_once(
     source: Path, damages: Sequence[Callable[[Path], object]], message: str

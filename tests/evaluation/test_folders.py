@@ -179,7 +179,7 @@ def test_wrong_values_are_named_with_what_is_wrong_about_them(array: np.ndarray,
         read_segmentation(path, frozenset({0, 1, 2}))
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("what", "value"),
     [("spacing", (1, 2, 3.01)), ("origin", (0, 0, 0.1)), ("direction", (-1, 0, 0, 0, -1, 0, 0, 0, 1))],
 )
@@ -197,7 +197,7 @@ def test_another_shape_is_an_error_and_rounding_of_the_origin_is_none(two_cases:
         summarise(two_cases)
 
 
-@pytest.mark.parametrize("spoil", [lambda whole: whole[:200], lambda whole: whole[:-9], lambda whole: b"no image"])
+@for_each("spoil", [lambda whole: whole[:200], lambda whole: whole[:-9], lambda whole: b"no image"])
 def test_a_damaged_file_is_named(spoil: Callable[[bytes], bytes], two_cases: tuple[Path, Path]) -> None:
     path = two_cases[1] / "b.nii.gz"
     path.write_bytes(spoil(path.read_bytes()))
@@ -433,7 +433,7 @@ def test_what_is_wrong_with_labels_is_said_before_anything_is_compared(
     assert not (abdomen[1] / "summary.json").exists()
 
 
-@pytest.mark.parametrize("code", ["RAS", "LPI", "PSL", "SAR"])
+@for_each("code", ["RAS", "LPI", "PSL", "SAR"])
 def test_axes_in_another_order_are_told_from_another_place(code: str, two_cases: tuple[Path, Path]) -> None:
     path = two_cases[1] / "a.nii.gz"
     tilted = (0.8, -0.6, 0, 0.6, 0.8, 0, 0, 0, 1)

@@ -1,6 +1,6 @@
 """Running arms: several at a time, failures, signals, and what is remembered of them; with programs of two lines.
 
-test_cli_experiment.py runs real trainings.
+cli/test_experiment.py runs real trainings.
 """
 
 import math
@@ -108,6 +108,7 @@ time.sleep(60)
 """
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_is_passed_on_and_the_next_run_goes_on(tmp_path: Path, result: Path, number: signal.Signals) -> None:
     ready = tmp_path / "ready"

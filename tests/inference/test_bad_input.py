@@ -14,6 +14,7 @@ import tifffile
 
 from stunet.cli.predict import main
 from stunet.datasets.listing import visible
+from tests.loops import for_each
 from tests.predictor_models import make_model, write_dicom, write_image
 
 RGB = np.dtype([("R", "u1"), ("G", "u1"), ("B", "u1")])
@@ -89,7 +90,7 @@ BROKEN = {
 
 
 @pytest.mark.filterwarnings("ignore:overflow encountered in cast")
-@pytest.mark.parametrize("name", BROKEN)
+@for_each("name", BROKEN)
 def test_a_broken_image_is_named_with_the_reason_and_the_others_are_done(
     model: Path, capfd: pytest.CaptureFixture[str], name: str
 ) -> None:
@@ -210,7 +211,7 @@ def test_a_model_of_two_channels_does_not_take_one(two_channels: Path, capsys: p
     assert "in/a_0000.nii.gz holds 1 channel(s), but the model takes 2 (MR0, MR1)" in lines[0]
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("arguments", "files"),
     [
         ("-i in -o in", ["in/a_0000.nii.gz"]),

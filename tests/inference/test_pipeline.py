@@ -155,7 +155,7 @@ def test_a_name_that_leaves_no_room_for_temporary_names_is_predicted_and_one_too
     assert names(out) == ["a.nii.gz", f"{long}.nii.gz"]
 
 
-@pytest.mark.parametrize("products", [Products(), ALL, Products("masks"), Products("seg.nrrd")])
+@for_each("products", [Products(), ALL, Products("masks"), Products("seg.nrrd")])
 def test_a_file_that_cannot_be_written_to_its_end_leaves_nothing(
     predictor: Predictor,
     cases: list[InputCase],
@@ -171,7 +171,7 @@ def test_a_file_that_cannot_be_written_to_its_end_leaves_nothing(
     assert next(Pipeline(predictor, out, products).run(cases[:1])).error is None
 
 
-@pytest.mark.parametrize("products", [Products(), ALL])
+@for_each("products", [Products(), ALL])
 def test_an_interruption_leaves_whole_cases_and_no_threads(
     predictor: Predictor, cases: list[InputCase], out: Path, products: Products
 ) -> None:

@@ -12,6 +12,7 @@ import torch
 from stunet.cli.predict import main
 from stunet.models import store
 from stunet.networks import build
+from tests.loops import for_each
 from tests.predictor_models import write_image
 from tests.tiny_model import DOWNLOADABLE, STRIDES
 
@@ -82,7 +83,7 @@ def test_weights_without_plans_are_refused_before_and_after_they_are_installed(
     assert "stunet_train --pretrained STU-Net-T.bare" in hint
 
 
-@pytest.mark.parametrize("name", ["website/tiny.model", "weights.pth", "weights.safetensors", "model.zip"])
+@for_each("name", ["website/tiny.model", "weights.pth", "weights.safetensors", "model.zip"])
 def test_a_file_is_to_be_imported_first(capsys: pytest.CaptureFixture[str], name: str) -> None:
     Path(name).touch()
     assert predict(name) == 4

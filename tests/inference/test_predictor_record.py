@@ -9,6 +9,7 @@ import pytest
 
 from stunet.cli.predict import main
 from stunet.datasets.listing import visible
+from tests.loops import for_each
 from tests.predictor_models import make_model, write_image
 
 MODEL = Path("T__P__3d_fullres")
@@ -91,7 +92,7 @@ def test_weights_that_were_trained_again_do_not_continue_what_the_old_ones_began
     assert predict() == 0  # without --continue_prediction they are overwritten
 
 
-@pytest.mark.parametrize("content", [None, "{}", "[]", '{"stunet": 1}'])
+@for_each("content", [None, "{}", "[]", '{"stunet": 1}'])
 def test_results_of_nobody_knows_what_are_not_continued(
     capsys: pytest.CaptureFixture[str], content: str | None
 ) -> None:

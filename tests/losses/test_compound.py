@@ -1,22 +1,25 @@
 """What all losses share: several resolutions, several processes, and memory."""
 
-import os
-import subprocess
-import sys
+from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from nnunetv2.training.loss.compound_losses import DC_and_CE_loss
 from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
-from torch import nn
+from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss
+from torch import distributed, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from stunet.losses import DeepSupervision, DiceCE, MaskedSigmoid, PartitionDiceCE
+from stunet.trainers.data.batches import share_of
 from tests.loops import for_each
-from tests.losses_reference import a_batch, value_and_gradient
+from tests.losses.test_pieces import KINDS, in_pieces
+from tests.losses_reference import IGNORED, a_batch, value_and_gradient
+from tests.processes import on_two_ranks
 
-ROOT = Path(__file__).parents[2]
 COMPLETE = torch.arange(6).expand(2, -1)
 REGIONS = (torch.ones(2, 6, dtype=torch.bool), torch.eye(6, dtype=torch.bool).expand(2, -1, -1))
 
@@ -77,7 +80,7 @@ def test_nothing_as_large_as_the_logits_is_made_but_their_gradient(loss: nn.Modu
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
-@pytest.mark.parametrize(
+@for_each(
     ("loss", "more"),
     [(DiceCE(True), ()), (PartitionDiceCE(6, True), (COMPLETE,)), (MaskedSigmoid(True), REGIONS)],
 )
@@ -90,57 +93,41 @@ def test_a_gpu_computes_what_the_cpu_computes(loss: nn.Module, more: tuple) -> N
         torch.testing.assert_close(ours.cpu(), theirs)
 
 
-RANK = """
-import sys, torch
-from itertools import product
-from torch import distributed as dist
-from nnunetv2.training.loss.compound_losses import DC_and_CE_loss
-from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss
-from stunet.losses import DiceCE
-from stunet.trainers.data.batches import share_of
-from tests.losses_reference import IGNORED, a_batch, value_and_gradient
-from tests.losses.test_pieces import KINDS, in_pieces
-rank, store = int(sys.argv[1]), sys.argv[2]
-dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+def check_shares(rank: int) -> None:
+    """Compare what a process computes from its share of a batch with what one process computes from all of it."""
 
-def mine(*inputs):
-    share = share_of(len(inputs[0]), rank, 2)
-    return [x[share.start : share.stop] for x in inputs]
+    def mine(*inputs: torch.Tensor) -> list[torch.Tensor]:
+        share = share_of(len(inputs[0]), rank, 2)
+        return [x[share.start : share.stop] for x in inputs]
 
-for make, criterion in KINDS.values():
-    for ignored, batch_dice, samples in product((False, True), (False, True), (2, 3)):  # one and one; two and one
-        batch, options = [x[:samples] for x in make(ignored)], (batch_dice, IGNORED if ignored else None)
-        whole, of_whole = value_and_gradient(criterion(*options), *batch)
-        share = mine(*batch)
-        sizes, weight = [1] * len(share[0]), 2 * len(share[0]) / samples
-        loss = criterion(*options, ddp=True)
-        for way in (loss, lambda *x: in_pieces(loss, x, sizes, batch_dice)):  # also in micro-batches
-            value, gradient = value_and_gradient(lambda *x: weight * way(*x), *share)
-            dist.all_reduce(value)
-            torch.testing.assert_close(value / 2, whole)
-            torch.testing.assert_close(gradient / 2, *mine(of_whole))
+    for make, criterion in KINDS.values():
+        for ignored, batch_dice, samples in product((False, True), (False, True), (2, 3)):  # one and one; two and one
+            batch, options = [x[:samples] for x in make(ignored)], (batch_dice, IGNORED if ignored else None)
+            whole, of_whole = value_and_gradient(criterion(*options), *batch)
+            share = mine(*batch)
+            sizes, weight = [1] * len(share[0]), 2 * len(share[0]) / samples
+            loss = criterion(*options, ddp=True)
+            for way in (loss, partial(_in_pieces, loss, sizes, batch_dice)):  # also in micro-batches
+                value, gradient = value_and_gradient(lambda *x, way=way, weight=weight: weight * way(*x), *share)
+                distributed.all_reduce(value)
+                torch.testing.assert_close(value / 2, whole)
+                torch.testing.assert_close(gradient / 2, *mine(of_whole))
 
-logits, target = a_batch()
-stock = {"batch_dice": True, "smooth": 1e-5, "do_bg": False, "ddp": True}
-stock = DC_and_CE_loss(stock, {}, dice_class=MemoryEfficientSoftDiceLoss)
-for ours, theirs in zip(value_and_gradient(DiceCE(True, ddp=True), *mine(logits, target)),
-                        value_and_gradient(stock, *mine(logits, target)), strict=True):
-    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-8)
-dist.destroy_process_group()
-"""
+    logits, target = a_batch()
+    stock = {"batch_dice": True, "smooth": 1e-5, "do_bg": False, "ddp": True}
+    stock = DC_and_CE_loss(stock, {}, dice_class=MemoryEfficientSoftDiceLoss)
+    for ours, theirs in zip(
+        value_and_gradient(DiceCE(True, ddp=True), *mine(logits, target)),
+        value_and_gradient(stock, *mine(logits, target)),
+        strict=True,
+    ):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-8)
 
 
+def _in_pieces(loss: Any, sizes: list[int], batch_dice: bool, *x: torch.Tensor) -> torch.Tensor:
+    return in_pieces(loss, x, sizes, batch_dice)
+
+
+@pytest.mark.process
 def test_two_processes_have_the_loss_and_the_gradients_of_the_whole_batch(tmp_path: Path) -> None:
-    environment = {**os.environ, "GLOO_SOCKET_IFNAME": "lo"}
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, "-c", RANK, str(rank), str(tmp_path / "store")],
-            stderr=subprocess.PIPE,
-            text=True,
-            env=environment,
-            cwd=ROOT,
-        )
-        for rank in range(2)
-    ]
-    errors = [rank.communicate(timeout=120)[1] for rank in ranks]
-    assert [rank.returncode for rank in ranks] == [0, 0], errors
+    on_two_ranks(check_shares, tmp_path / "store")

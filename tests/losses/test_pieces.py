@@ -5,7 +5,6 @@ from functools import reduce
 from operator import add
 from typing import Any
 
-import pytest
 import torch
 from nnunetv2.training.loss.compound_losses import DC_and_BCE_loss
 from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss
@@ -137,7 +136,7 @@ def test_a_batch_that_is_ignored_altogether_has_a_loss_in_pieces_too(kind: str, 
 
 @each_option
 @both_dice
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@for_each("dtype", [torch.float32, torch.bfloat16])
 def test_regions_have_nnunets_value_and_gradient_to_the_last_bit(
     ignored: bool, batch_dice: bool, dtype: torch.dtype
 ) -> None:

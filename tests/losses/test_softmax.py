@@ -41,7 +41,7 @@ with_and_without_ignored = for_each("ignore_label", [None, IGNORED])
 
 @both_dice
 @with_and_without_ignored
-@pytest.mark.parametrize("chunk", [None, 50])
+@for_each("chunk", [None, 50])
 def test_value_and_gradient_are_nnunets(batch_dice: bool, ignore_label: int | None, chunk: int | None) -> None:
     logits, target = a_batch()
     target = target if ignore_label is None else ignoring(target)

@@ -22,6 +22,7 @@ from stunet.merging.build import build
 from stunet.merging.check import check, open_sources
 from stunet.merging.recipe import load_recipe
 from stunet.workspace import VARIABLES
+from tests.loops import for_each
 from tests.merge_sources import BOXES, describe, make_source, read, save, write_recipe
 
 A = {"id": "a", "dataset": "Dataset001_A"}
@@ -176,7 +177,7 @@ def test_folds_are_those_of_the_sources_or_seeded(raw: Path, run: Run) -> None:
     assert [len(fold["val"]) for fold in few] == [1] * 5  # two cases are too few for five folds: always for training
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("folds", "message"),
     [
         ([{"train": ["case_0", "case_1"], "val": ["case_1"]}], "case 'case_1' is in train and in val of fold 0"),
@@ -267,8 +268,8 @@ CHANGES = {
 }
 
 
-@pytest.mark.parametrize(("change", "difference"), CHANGES.values(), ids=CHANGES)
-@pytest.mark.parametrize("finished", [False, True])
+@for_each(("change", "difference"), CHANGES.values())
+@for_each("finished", [False, True])
 def test_what_was_begun_or_built_from_something_else_is_refused_with_the_difference(
     raw: Path, run: Run, change: Callable[[Run, Path], object], difference: str, finished: bool
 ) -> None:

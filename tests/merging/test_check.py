@@ -15,11 +15,13 @@ from stunet.merging.findings import room
 from stunet.merging.recipe import load_recipe
 from stunet.merging.union import Union
 from stunet.workspace import VARIABLES
+from tests.loops import for_each
 from tests.merge_sources import AFFINE, BOXES, SHAPE, describe, make_source, read, save, write_recipe
 
 Sources = Sequence[dict[str, Any]]
 A = {"id": "a", "dataset": "Dataset001_A"}
 B = {"id": "b", "dataset": "Dataset002_B"}
+Check = Callable[..., CheckedUnion]
 BOTH_KIDNEYS = {"left kidney": ["kidney_left"], "right kidney": ["kidney_right"]}
 
 
@@ -35,7 +37,7 @@ def raw(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def checked(raw: Path, tmp_path: Path) -> Callable[..., CheckedUnion]:
+def checked(raw: Path, tmp_path: Path) -> Check:
     """Checks a recipe of these sources and keys."""
 
     def run(
@@ -73,7 +75,7 @@ def union_of(checked: CheckedUnion) -> Union:
     return checked.union
 
 
-def test_sound_sources_make_a_union_in_which_each_says_what_it_annotates(checked: Callable[..., CheckedUnion]) -> None:
+def test_sound_sources_make_a_union_in_which_each_says_what_it_annotates(checked: Check) -> None:
     found = checked()
     assert problems(found) == []
     union = union_of(found)
@@ -86,7 +88,7 @@ def test_sound_sources_make_a_union_in_which_each_says_what_it_annotates(checked
 
 
 # 1: unknown names
-def test_an_unknown_label_comes_with_the_three_nearest_classes(raw: Path, checked: Callable[..., CheckedUnion]) -> None:
+def test_an_unknown_label_comes_with_the_three_nearest_classes(raw: Path, checked: Check) -> None:
     describe(raw / "Dataset001_A", labels={"background": 0, "lever": 1, "spleen": 2})
     found = the(checked().findings, "'lever' is not a class of the union")
     assert "nearest: 'liver', " in found.message
@@ -94,17 +96,17 @@ def test_an_unknown_label_comes_with_the_three_nearest_classes(raw: Path, checke
     assert "{as: unannotated}" in found.hint
 
 
-def test_an_unknown_class_that_a_label_is_mapped_to_is_named(checked: Callable[..., CheckedUnion]) -> None:
+def test_an_unknown_class_that_a_label_is_mapped_to_is_named(checked: Check) -> None:
     found = checked([A | {"labels": {"liver": "livre"}}, B])
     assert "is 'livre', which is not a class of the union; nearest: 'liver'" in problems(found)[0]
 
 
-def test_a_mapped_label_that_the_source_does_not_have_is_named(checked: Callable[..., CheckedUnion]) -> None:
+def test_a_mapped_label_that_the_source_does_not_have_is_named(checked: Check) -> None:
     found = checked([A | {"labels": {"livre": "liver"}}, B])
     assert "no label 'livre'; did you mean 'liver'" in problems(found)[0]
 
 
-def test_unknown_labels_may_count_as_not_annotated(raw: Path, checked: Callable[..., CheckedUnion]) -> None:
+def test_unknown_labels_may_count_as_not_annotated(raw: Path, checked: Check) -> None:
     describe(raw / "Dataset001_A", labels={"background": 0, "liver": 1, "something else": 2})
     found = checked(defaults={"on_unknown_label": "unannotated"})
     assert problems(found) == []
@@ -112,12 +114,12 @@ def test_unknown_labels_may_count_as_not_annotated(raw: Path, checked: Callable[
 
 
 # 2: sets that overlap
-def test_labels_of_a_source_may_not_share_a_class(checked: Callable[..., CheckedUnion]) -> None:
+def test_labels_of_a_source_may_not_share_a_class(checked: Check) -> None:
     found = checked([A | {"labels": {"liver": ["liver", "spleen"]}}, B])
     assert "source 'a': 'liver' and 'spleen' are both spleen" in problems(found)
 
 
-def test_two_labels_of_the_same_classes_become_one(checked: Callable[..., CheckedUnion]) -> None:
+def test_two_labels_of_the_same_classes_become_one(checked: Check) -> None:
     union = union_of(
         checked(
             [A, B | {"labels": {"left kidney": "kidney_left", "right kidney": "kidney_left"}}],
@@ -128,26 +130,24 @@ def test_two_labels_of_the_same_classes_become_one(checked: Callable[..., Checke
 
 
 # 3: classes that nobody annotates
-def test_a_listed_class_that_no_source_annotates_is_a_problem(checked: Callable[..., CheckedUnion]) -> None:
+def test_a_listed_class_that_no_source_annotates_is_a_problem(checked: Check) -> None:
     found = checked(extra_classes=["pancreas"])
     assert problems(found) == ["no source annotates 'pancreas'"]
 
 
-def test_classes_of_a_system_that_no_source_annotates_are_left_out(checked: Callable[..., CheckedUnion]) -> None:
+def test_classes_of_a_system_that_no_source_annotates_are_left_out(checked: Check) -> None:
     found = checked(classes="totalsegmentator-v2")
     assert problems(found) == []
     assert "113 classes of 'totalsegmentator-v2' are annotated nowhere" in warnings(found)
     assert union_of(found).space.leaves == ("spleen", "kidney_right", "kidney_left", "liver")
 
 
-def test_a_class_of_one_source_alone_is_a_warning(checked: Callable[..., CheckedUnion]) -> None:
+def test_a_class_of_one_source_alone_is_a_warning(checked: Check) -> None:
     assert "only source 'a' annotates 'liver'" in warnings(checked())
 
 
 # 4: classes that are never told apart
-def test_classes_that_are_only_ever_in_one_label_cannot_be_learned(
-    raw: Path, checked: Callable[..., CheckedUnion]
-) -> None:
+def test_classes_that_are_only_ever_in_one_label_cannot_be_learned(raw: Path, checked: Check) -> None:
     make_source(raw, "Dataset002_B", {"kidney": ["kidney_left", "kidney_right"]}, seed=2)
     found = checked()
     assert problems(found) == [
@@ -156,9 +156,7 @@ def test_classes_that_are_only_ever_in_one_label_cannot_be_learned(
     assert union_of(found).space.sets == {"kidney": ("kidney_left", "kidney_right")}
 
 
-def test_a_coarse_label_is_fine_where_another_source_tells_its_classes_apart(
-    raw: Path, checked: Callable[..., CheckedUnion]
-) -> None:
+def test_a_coarse_label_is_fine_where_another_source_tells_its_classes_apart(raw: Path, checked: Check) -> None:
     make_source(raw, "Dataset001_A", {"liver": ["liver"], "Kidneys": ["kidney_left", "kidney_right"]}, seed=1)
     found = checked()
     assert problems(found) == []
@@ -167,9 +165,7 @@ def test_a_coarse_label_is_fine_where_another_source_tells_its_classes_apart(
     assert union.annotations.groups("a_case_0").tolist() == [0, 1, 0, 5, 5]
 
 
-def test_a_sigmoid_head_needs_a_source_for_each_class_by_itself(
-    raw: Path, checked: Callable[..., CheckedUnion]
-) -> None:
+def test_a_sigmoid_head_needs_a_source_for_each_class_by_itself(raw: Path, checked: Check) -> None:
     make_source(raw, "Dataset001_A", {"x": ["liver"], "y": ["spleen"]}, seed=1)
     make_source(raw, "Dataset002_B", {"z": ["liver"], "spleen": ["spleen"]}, seed=2)
     first = A | {"labels": {"x": ["liver", "liver_tumor"], "y": "spleen"}}
@@ -181,9 +177,7 @@ def test_a_sigmoid_head_needs_a_source_for_each_class_by_itself(
 
 
 # 5: organs and their tumours
-def test_an_organ_beside_a_tumour_of_another_source_asks_what_its_mask_includes(
-    raw: Path, checked: Callable[..., CheckedUnion]
-) -> None:
+def test_an_organ_beside_a_tumour_of_another_source_asks_what_its_mask_includes(raw: Path, checked: Check) -> None:
     make_source(raw, "Dataset002_B", {"liver": ["liver"], "liver tumour": ["liver_tumor"]}, seed=2)
     classes = ["liver", "spleen", "liver_tumor"]
     found = the(checked(classes=classes).findings, "does its mask include that?")
@@ -197,17 +191,13 @@ def test_an_organ_beside_a_tumour_of_another_source_asks_what_its_mask_includes(
 
 
 # 6: values and labels that do not belong together
-def test_a_value_that_dataset_json_does_not_know_is_named_with_its_file(
-    raw: Path, checked: Callable[..., CheckedUnion]
-) -> None:
+def test_a_value_that_dataset_json_does_not_know_is_named_with_its_file(raw: Path, checked: Check) -> None:
     path = raw / "Dataset001_A/labelsTr/case_1.nii.gz"
     save(path, np.where(read(path) == 2, 7, 0).astype(np.uint8))
     assert f"{str(path)!r} holds the values 7; dataset.json knows 0 to 2" in problems(checked())[0]
 
 
-def test_a_label_that_no_file_has_is_a_problem_or_what_the_recipe_says(
-    raw: Path, checked: Callable[..., CheckedUnion]
-) -> None:
+def test_a_label_that_no_file_has_is_a_problem_or_what_the_recipe_says(raw: Path, checked: Check) -> None:
     describe(raw / "Dataset001_A", labels={"background": 0, "liver": 1, "spleen": 2, "kidney": 3})
     assert problems(checked()) == ["source 'a': 'kidney' in none of its 2 label files"]
     kept = checked(defaults={"on_absent_label": "keep"})
@@ -218,20 +208,20 @@ def test_a_label_that_no_file_has_is_a_problem_or_what_the_recipe_says(
     assert union_of(dropped).space.labels("a") == ("liver", "spleen")
 
 
-def test_a_class_without_a_voxel_anywhere_is_a_warning(raw: Path, checked: Callable[..., CheckedUnion]) -> None:
+def test_a_class_without_a_voxel_anywhere_is_a_warning(raw: Path, checked: Check) -> None:
     describe(raw / "Dataset001_A", labels={"background": 0, "liver": 1, "spleen": 2, "aorta": 3})
     found = checked(extra_classes=["aorta"], defaults={"on_absent_label": "keep"})
     assert "no case of any source has a voxel of 'aorta', although annotated" in warnings(found)
 
 
 # 7: geometry
-def test_a_mask_on_another_grid_is_named(raw: Path, checked: Callable[..., CheckedUnion]) -> None:
+def test_a_mask_on_another_grid_is_named(raw: Path, checked: Check) -> None:
     path = raw / "Dataset001_A/labelsTr/case_0.nii.gz"
     save(path, read(path)[:-1])
     assert f"source 'a': shape of {str(path)!r}" in problems(checked())[0]
 
 
-def test_axes_that_are_not_at_right_angles_are_named(raw: Path, checked: Callable[..., CheckedUnion]) -> None:
+def test_axes_that_are_not_at_right_angles_are_named(raw: Path, checked: Check) -> None:
     path = raw / "Dataset001_A/imagesTr/case_0_0000.nii.gz"
     sheared = AFFINE.copy()
     sheared[0, 1] = 0.5
@@ -239,13 +229,13 @@ def test_axes_that_are_not_at_right_angles_are_named(raw: Path, checked: Callabl
     assert f"the axes of {str(path)!r} are not at right angles" in problems(checked())[0]
 
 
-def test_files_of_four_axes_are_named(raw: Path, checked: Callable[..., CheckedUnion]) -> None:
+def test_files_of_four_axes_are_named(raw: Path, checked: Check) -> None:
     path = raw / "Dataset001_A/imagesTr/case_0_0000.nii.gz"
     save(path, np.zeros((*SHAPE, 2), np.int16))
     assert f"{str(path)!r} has 4 axes: (12, 12, 12, 2)" in problems(checked())[0]
 
 
-def test_unreadable_and_empty_files_are_all_named(raw: Path, checked: Callable[..., CheckedUnion]) -> None:
+def test_unreadable_and_empty_files_are_all_named(raw: Path, checked: Check) -> None:
     cut = raw / "Dataset001_A/imagesTr/case_0_0000.nii.gz"
     cut.write_bytes(cut.read_bytes()[:400])
     empty = raw / "Dataset002_B/labelsTr/case_1.nii.gz"
@@ -254,7 +244,7 @@ def test_unreadable_and_empty_files_are_all_named(raw: Path, checked: Callable[.
     assert [any(f"cannot read {str(path)!r}" in text for text in texts) for path in (cut, empty)] == [True, True]
 
 
-def test_files_that_are_no_nifti_are_refused(raw: Path, checked: Callable[..., CheckedUnion]) -> None:
+def test_files_that_are_no_nifti_are_refused(raw: Path, checked: Check) -> None:
     for path in [*raw.glob("Dataset001_A/*/*.nii.gz")]:
         path.rename(path.with_name(path.name.replace(".nii.gz", ".nrrd")))
     describe(raw / "Dataset001_A", file_ending=".nrrd", overwrite_image_reader_writer="SimpleITKIO")
@@ -262,12 +252,12 @@ def test_files_that_are_no_nifti_are_refused(raw: Path, checked: Callable[..., C
 
 
 # 8: channels and modalities
-def test_another_number_of_channels_is_a_problem(raw: Path, checked: Callable[..., CheckedUnion]) -> None:
+def test_another_number_of_channels_is_a_problem(raw: Path, checked: Check) -> None:
     make_source(raw, "Dataset002_B", {"spleen": ["spleen"], **BOTH_KIDNEYS}, seed=2, channels=("T1", "T2"))
     assert "source 'b' has 2: T1, T2; 'a' has 1: CT" in problems(checked())
 
 
-def test_ct_intensities_want_ct(checked: Callable[..., CheckedUnion]) -> None:
+def test_ct_intensities_want_ct(checked: Check) -> None:
     rule = {"from": "case_id", "CT": "<1", "MR": ">=1"}
     found = checked([A, B | {"modality": rule}], intensity={"scheme": "ct"})
     assert problems(found) == ["source 'b': intensity is ct, but 'case_1' is MR"]
@@ -278,7 +268,7 @@ def test_ct_intensities_want_ct(checked: Callable[..., CheckedUnion]) -> None:
 
 
 # 9: duplicates
-def test_an_image_in_two_sources_is_refused(raw: Path, checked: Callable[..., CheckedUnion]) -> None:
+def test_an_image_in_two_sources_is_refused(raw: Path, checked: Check) -> None:
     image = "imagesTr/case_1_0000.nii.gz"
     turned = nibabel.load(raw / "Dataset001_A" / image).as_reoriented(nibabel.orientations.axcodes2ornt("LPS"))
     nibabel.save(turned, raw / "Dataset002_B" / image)
@@ -292,9 +282,7 @@ def test_an_image_in_two_sources_is_refused(raw: Path, checked: Callable[..., Ch
     assert problems(checked([A, B | {"exclude": ["case_1"]}])) == []
 
 
-def test_an_image_twice_in_a_source_is_refused_where_it_leaks_into_validation(
-    raw: Path, checked: Callable[..., CheckedUnion]
-) -> None:
+def test_an_image_twice_in_a_source_is_refused_where_it_leaks_into_validation(raw: Path, checked: Check) -> None:
     folder = make_source(raw, "Dataset001_A", {"liver": ["liver"], "spleen": ["spleen"]}, cases=3, seed=1)
     save(folder / "imagesTr/case_1_0000.nii.gz", read(folder / "imagesTr/case_0_0000.nii.gz"))
     together = [{"train": ["case_0", "case_1"], "val": ["case_2"]}]
@@ -306,7 +294,7 @@ def test_an_image_twice_in_a_source_is_refused_where_it_leaks_into_validation(
     ]
 
 
-def test_images_of_fractions_are_told_apart(raw: Path, checked: Callable[..., CheckedUnion]) -> None:
+def test_images_of_fractions_are_told_apart(raw: Path, checked: Check) -> None:
     for index in range(2):
         path = raw / f"Dataset001_A/imagesTr/case_{index}_0000.nii.gz"
         save(path, (read(path) / 1e5).astype(np.float32))
@@ -314,7 +302,7 @@ def test_images_of_fractions_are_told_apart(raw: Path, checked: Callable[..., Ch
 
 
 # 10: left and right
-def test_left_on_the_patients_right_is_a_problem(raw: Path, checked: Callable[..., CheckedUnion]) -> None:
+def test_left_on_the_patients_right_is_a_problem(raw: Path, checked: Check) -> None:
     make_source(
         raw, "Dataset002_B", {"spleen": ["spleen"], "L kidney": ["kidney_right"], "R kidney": ["kidney_left"]}, seed=2
     )
@@ -323,15 +311,13 @@ def test_left_on_the_patients_right_is_a_problem(raw: Path, checked: Callable[..
     assert "exchange the two" in found.hint
 
 
-def test_swap_is_a_problem_where_a_mirror_makes_what_has_no_name(
-    raw: Path, checked: Callable[..., CheckedUnion]
-) -> None:
+def test_swap_is_a_problem_where_a_mirror_makes_what_has_no_name(raw: Path, checked: Check) -> None:
     make_source(raw, "Dataset002_B", {"spleen": ["spleen"], "L kidney": ["kidney_left"]}, seed=2)
     text = "mirror=swap: case 'b_case_1' annotates 'kidney_left' without its mirror image"
     assert text in problems(checked(mirror="swap"))
 
 
-def test_one_odd_patient_is_a_warning(raw: Path, checked: Callable[..., CheckedUnion]) -> None:
+def test_one_odd_patient_is_a_warning(raw: Path, checked: Check) -> None:
     folder = make_source(raw, "Dataset002_B", {"spleen": ["spleen"], **BOTH_KIDNEYS}, cases=3, seed=2)
     label = read(folder / "labelsTr/case_2.nii.gz")
     save(folder / "labelsTr/case_2.nii.gz", np.array([0, 1, 3, 2], np.uint8)[label])
@@ -340,11 +326,9 @@ def test_one_odd_patient_is_a_warning(raw: Path, checked: Callable[..., CheckedU
     assert any("in 1 of 3 cases: 'case_2'" in text for text in warnings(found))
 
 
-@pytest.mark.parametrize("codes", ["LPS", "PSR", "SAL"])
-@pytest.mark.parametrize("reader", ["nibabel_reorient", "simpleitk_reorient"])
-def test_sides_are_seen_in_every_orientation_of_the_file(
-    raw: Path, checked: Callable[..., CheckedUnion], codes: str, reader: str
-) -> None:
+@for_each("codes", ["LPS", "PSR", "SAL"])
+@for_each("reader", ["nibabel_reorient", "simpleitk_reorient"])
+def test_sides_are_seen_in_every_orientation_of_the_file(raw: Path, checked: Check, codes: str, reader: str) -> None:
     for path in raw.glob("Dataset002_B/*/*.nii.gz"):
         image = nibabel.load(path)
         wanted = nibabel.orientations.axcodes2ornt(codes)
@@ -355,7 +339,7 @@ def test_sides_are_seen_in_every_orientation_of_the_file(
 
 
 # 11: many labels
-def test_more_labels_than_a_byte_holds_are_a_warning(raw: Path, checked: Callable[..., CheckedUnion]) -> None:
+def test_more_labels_than_a_byte_holds_are_a_warning(raw: Path, checked: Check) -> None:
     names = [f"part {chr(97 + i // 26)}{chr(97 + i % 26)}" for i in range(300)]
     describe(raw / "Dataset001_A", labels={"background": 0, **{name: i for i, name in enumerate(names, start=1)}})
     found = checked([A], classes=names, defaults={"on_absent_label": "keep"})
@@ -364,7 +348,7 @@ def test_more_labels_than_a_byte_holds_are_a_warning(raw: Path, checked: Callabl
 
 
 # 12: licences
-def test_a_non_commercial_licence_has_to_be_agreed_to(checked: Callable[..., CheckedUnion]) -> None:
+def test_a_non_commercial_licence_has_to_be_agreed_to(checked: Check) -> None:
     sources = [A, B | {"license": "CC BY-NC-SA 2.0"}]
     assert "source 'b' is under CC BY-NC-SA 2.0" in problems(checked(sources))[0]
     agreed = checked(sources, defaults={"allow_noncommercial": True})
@@ -372,18 +356,18 @@ def test_a_non_commercial_licence_has_to_be_agreed_to(checked: Callable[..., Che
     assert any("CC BY-NC-SA 2.0 asks for the same licence" in text for text in warnings(agreed))
 
 
-def test_a_missing_licence_is_a_warning(raw: Path, checked: Callable[..., CheckedUnion]) -> None:
+def test_a_missing_licence_is_a_warning(raw: Path, checked: Check) -> None:
     describe(raw / "Dataset001_A", licence="")
     assert any("source 'a' has no licence" in text for text in warnings(checked()))
 
 
 # 13: sampling
-def test_a_source_that_is_hardly_drawn_is_a_warning(checked: Callable[..., CheckedUnion]) -> None:
+def test_a_source_that_is_hardly_drawn_is_a_warning(checked: Check) -> None:
     assert "source 'b' has 0.50% of the draws" in warnings(checked([A, B | {"weight": 0.005}]))
 
 
 # 14: disk and memory
-def test_a_disk_without_room_is_a_problem(checked: Callable[..., CheckedUnion], tmp_path: Path) -> None:
+def test_a_disk_without_room_is_a_problem(checked: Check, tmp_path: Path) -> None:
     found = checked(images="copy")
     assert found.estimate is not None
     stored = sum(path.stat().st_size for path in tmp_path.glob("nnUNet_raw/Dataset*/*/*.nii.gz"))
@@ -395,8 +379,8 @@ def test_a_disk_without_room_is_a_problem(checked: Callable[..., CheckedUnion], 
     assert "takes about 1000000000.0 GB" in full.message
 
 
-# 15: overlapping regions; 16, another recipe on resume, is in test_merging_build.py
-def test_a_class_of_its_own_beside_the_common_one_wants_a_sigmoid_head(checked: Callable[..., CheckedUnion]) -> None:
+# 15: overlapping regions; 16, another recipe on resume, is in test_build.py
+def test_a_class_of_its_own_beside_the_common_one_wants_a_sigmoid_head(checked: Check) -> None:
     sources = [A, B | {"labels": {"spleen": {"as": "separate"}}}]
     found = checked(sources)
     assert problems(found) == []
@@ -407,13 +391,13 @@ def test_a_class_of_its_own_beside_the_common_one_wants_a_sigmoid_head(checked: 
 
 
 # what a source is
-def test_a_source_that_is_not_there_is_named_with_the_others_problems(checked: Callable[..., CheckedUnion]) -> None:
+def test_a_source_that_is_not_there_is_named_with_the_others_problems(checked: Check) -> None:
     found = checked([A | {"labels": {"liver": "livre"}}, B | {"dataset": "Dataset077_C"}])
     assert any("source 'b': no dataset 'Dataset077_C'" in text for text in problems(found))
     assert any("'livre'" in text for text in problems(found))
 
 
-def test_regions_want_to_know_what_each_value_is(raw: Path, checked: Callable[..., CheckedUnion]) -> None:
+def test_regions_want_to_know_what_each_value_is(raw: Path, checked: Check) -> None:
     labels = {"background": 0, "organ": [1, 2], "mass": 2}
     describe(raw / "Dataset001_A", labels=labels, regions_class_order=[1, 2])
     first, second = problems(checked([A], ["liver", "spleen"]))[:2]
@@ -423,11 +407,11 @@ def test_regions_want_to_know_what_each_value_is(raw: Path, checked: Callable[..
     assert problems(mapped) == []
 
 
-def test_an_excluded_case_that_is_not_there_is_named(checked: Callable[..., CheckedUnion]) -> None:
+def test_an_excluded_case_that_is_not_there_is_named(checked: Check) -> None:
     assert "no case 'case_9' to exclude; did you mean" in problems(checked([A | {"exclude": ["case_9"]}, B]))[0]
 
 
-def test_two_cases_of_one_name_are_refused(raw: Path, checked: Callable[..., CheckedUnion]) -> None:
+def test_two_cases_of_one_name_are_refused(raw: Path, checked: Check) -> None:
     for path in raw.glob("Dataset002_B/*/case_*"):
         path.rename(path.with_name(path.name.replace("case", "x_case")))
     found = checked([A | {"id": "s_x"}, B | {"id": "s"}])
@@ -435,14 +419,14 @@ def test_two_cases_of_one_name_are_refused(raw: Path, checked: Callable[..., Che
 
 
 # per-case annotations
-def test_a_table_says_what_single_cases_annotate(tmp_path: Path, checked: Callable[..., CheckedUnion]) -> None:
+def test_a_table_says_what_single_cases_annotate(tmp_path: Path, checked: Check) -> None:
     (tmp_path / "cases.csv").write_text("case;classes\ncase_1;right kidney, spleen\n")
     union = union_of(checked([A, B | {"annotated_overrides": "cases.csv"}]))
     assert union.annotations.cases["b_case_1"].labels == ("spleen", "kidney_right")
     assert union.annotations.cases["b_case_0"].labels == ("spleen", "kidney_left", "kidney_right")
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("table", "message"),
     [
         ("case,classes\n", "the first line of"),
@@ -452,17 +436,13 @@ def test_a_table_says_what_single_cases_annotate(tmp_path: Path, checked: Callab
         (None, "cannot read annotated_overrides"),
     ],
 )
-def test_what_is_wrong_with_the_table_is_named(
-    tmp_path: Path, checked: Callable[..., CheckedUnion], table: str | None, message: str
-) -> None:
+def test_what_is_wrong_with_the_table_is_named(tmp_path: Path, checked: Check, table: str | None, message: str) -> None:
     if table is not None:
         (tmp_path / "cases.csv").write_text(table)
     assert any(message in text for text in problems(checked([A, B | {"annotated_overrides": "cases.csv"}])))
 
 
-def test_a_source_that_is_a_union_itself_keeps_what_its_cases_annotate(
-    raw: Path, checked: Callable[..., CheckedUnion]
-) -> None:
+def test_a_source_that_is_a_union_itself_keeps_what_its_cases_annotate(raw: Path, checked: Check) -> None:
     folder = make_source(
         raw,
         "Dataset001_A",
@@ -485,9 +465,7 @@ def test_a_source_that_is_a_union_itself_keeps_what_its_cases_annotate(
 
 
 # the cache
-def test_what_was_read_is_not_read_again_until_a_file_changes(
-    raw: Path, tmp_path: Path, checked: Callable[..., CheckedUnion]
-) -> None:
+def test_what_was_read_is_not_read_again_until_a_file_changes(raw: Path, tmp_path: Path, checked: Check) -> None:
     first = union_of(checked())
     cache = tmp_path / "merge.scan.jsonl"
     lines = cache.read_text().splitlines()
@@ -500,7 +478,7 @@ def test_what_was_read_is_not_read_again_until_a_file_changes(
     assert len(cache.read_text().splitlines()) == 4
 
 
-def test_voxels_and_centres_are_those_of_the_boxes(checked: Callable[..., CheckedUnion]) -> None:
+def test_voxels_and_centres_are_those_of_the_boxes(checked: Check) -> None:
     scan = union_of(checked()).scans["b"]["case_0"]
     assert scan.voxels == {1: 27, 2: 45, 3: 36}
     assert scan.centre[2] == np.mean(np.arange(*BOXES["kidney_left"][0].indices(12)))

@@ -22,6 +22,7 @@ from stunet.merging.completing import combine, complete
 from stunet.merging.pseudo import plan_completion
 from stunet.weights.checkpoints import load_trained, save_checkpoint
 from stunet.workspace import VARIABLES
+from tests.loops import for_each
 from tests.merge_sources import describe, make_source, read
 from tests.predictor_models import make_model
 
@@ -122,7 +123,7 @@ PROBLEMS: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
 }
 
 
-@pytest.mark.parametrize(("labels", "options", "message"), PROBLEMS.values(), ids=PROBLEMS)
+@for_each(("labels", "options", "message"), PROBLEMS.values())
 def test_what_cannot_be_completed_is_said(
     raw: Path, teacher: Path, labels: dict[str, Any], options: dict[str, Any], message: str
 ) -> None:
@@ -144,7 +145,7 @@ def test_cases_that_annotations_do_not_know_are_refused(raw: Path, teacher: Path
         plan_completion(raw, open_model(teacher))
 
 
-@pytest.mark.parametrize("reader", ["SimpleITKIO", "NibabelIOWithReorient"])
+@for_each("reader", ["SimpleITKIO", "NibabelIOWithReorient"])
 def test_the_result_is_the_teachers_labels_where_nothing_is_annotated(raw: Path, teacher: Path, reader: str) -> None:
     plans = read_json(teacher / "plans.json") | {"image_reader_writer": reader}
     write_json(teacher / "plans.json", plans)
@@ -242,7 +243,7 @@ def test_the_command_says_what_it_completes_and_does_it_once(
     assert "thresholds.background: 0.3 -> 0.2" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("options", "code"),
     [
         (["--name", "Completed"], 2),

@@ -62,7 +62,7 @@ def stock(folder: Path) -> nnUNetPredictor:
     return predictor
 
 
-@pytest.mark.parametrize("half", [False, True])
+@for_each("half", [False, True])
 def test_stock_nnunet_runs_the_folder_and_computes_what_the_network_computes(
     weights: Weights, folder: Path, tmp_path: Path, half: bool
 ) -> None:
@@ -89,7 +89,7 @@ def test_our_predictor_runs_the_folder(folder: Path) -> None:
     assert predictor.patch == (8, 16, 16)
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("axes", "there", "read"),
     [((0, 2), {"inference_allowed_mirroring_axes": (0, 2)}, (0, 2)),
      ((), {"inference_allowed_mirroring_axes": None}, ()),
@@ -116,8 +116,8 @@ def test_the_checkpoint_holds_the_weights_and_nothing_besides(weights: Weights, 
     assert same(read_weights(folder), weights)
 
 
-@pytest.mark.parametrize("name", ["out.safetensors", "out.zip", "out"])
-@pytest.mark.parametrize("half", [False, True])
+@for_each("name", ["out.safetensors", "out.zip", "out"])
+@for_each("half", [False, True])
 def test_what_is_exported_and_imported_again_is_the_same(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, half: bool
 ) -> None:
@@ -149,7 +149,7 @@ def test_several_folds_need_an_archive(weights: Weights, tmp_path: Path) -> None
     assert (unpack(tmp_path / "out.zip", tmp_path / "back") / "fold_1" / "checkpoint_final.pth").is_file()
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("change", "message"),
     [
         ({"strides": ((1, 1, 1), (2, 2, 2))}, "of another network"),
@@ -245,7 +245,7 @@ def test_an_archive_that_means_harm_is_refused_and_writes_nothing(
     assert [path.name for path in tmp_path.rglob("*")] == ["folder", "evil.zip"]
 
 
-@pytest.mark.parametrize("compression", [zipfile.ZIP_DEFLATED, zipfile.ZIP_LZMA, zipfile.ZIP_BZIP2])
+@for_each("compression", [zipfile.ZIP_DEFLATED, zipfile.ZIP_LZMA, zipfile.ZIP_BZIP2])
 def test_a_member_that_cannot_be_unpacked_is_damaged(folder: Path, tmp_path: Path, compression: int) -> None:
     with zipfile.ZipFile(tmp_path / "model.zip", "w", compression) as archive:
         archive.write(folder / "plans.json", "m/plans.json")
@@ -257,7 +257,7 @@ def test_a_member_that_cannot_be_unpacked_is_damaged(folder: Path, tmp_path: Pat
         unpack(tmp_path / "model.zip", tmp_path / "target")
 
 
-@pytest.mark.parametrize(("field", "value"), [(0, ord("X")), (6, 99), (10, 99)])  # signature, version, method
+@for_each(("field", "value"), [(0, ord("X")), (6, 99), (10, 99)])  # signature, version, method
 def test_an_archive_with_a_broken_directory_is_damaged(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, field: int, value: int
 ) -> None:
@@ -291,7 +291,7 @@ def test_an_archive_is_named_as_the_user_named_it(
     assert ".downloads" not in refused.value.message
 
 
-@pytest.mark.parametrize("name", ["a.pth", "a.model"])
+@for_each("name", ["a.pth", "a.model"])
 def test_another_ending_is_no_folder(folder: Path, tmp_path: Path, name: str) -> None:
     with pytest.raises(UsageError, match=r"ends with '\.(pth|model)'"):
         export(folder, tmp_path / name)
@@ -327,7 +327,7 @@ def test_an_export_of_a_training_that_did_not_end_says_so(
     assert "came to its end: fold_0/checkpoint_best.pth, epoch ? of 1000, stands for it" in caplog.messages[-1]
 
 
-@pytest.mark.parametrize("name", ["out.zip", "out.safetensors", "out"])
+@for_each("name", ["out.zip", "out.safetensors", "out"])
 def test_one_process_at_a_time_exports_to_a_place(folder: Path, tmp_path: Path, name: str) -> None:
     with write_lock(tmp_path / name), pytest.raises(DataError, match=rf"another process writes .*{name}"):
         export(folder, tmp_path / name)

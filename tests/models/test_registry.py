@@ -66,7 +66,7 @@ def test_a_mirror_is_used_only_where_the_checksum_is_published() -> None:
         assert len(entry.sources) < 2 or entry.sha256
 
 
-@pytest.mark.parametrize("name", ["STU-Net-L", "stu-net-l", "STU-NET-L.TotalSeg"])
+@for_each("name", ["STU-Net-L", "stu-net-l", "STU-NET-L.TotalSeg"])
 def test_a_name_is_found_in_any_case_and_without_its_default_tag(name: str) -> None:
     assert registry.find(name).name == "STU-Net-L.totalseg"
 

@@ -22,6 +22,8 @@ from stunet.models import registry, store
 from stunet.networks import build
 from stunet.weights.checkpoints import save_checkpoint, save_weights
 from stunet.weights.reading import read_weights
+from tests.loops import for_each
+from tests.processes import in_two_processes
 from tests.tiny_model import DOWNLOADABLE, STRIDES
 
 
@@ -135,9 +137,7 @@ def test_weights_without_plans_are_installed_as_the_file_they_are(website: Path)
     assert store.find_model("STU-Net-T.bare", offline=True) == path
 
 
-@pytest.mark.parametrize(
-    ("channels", "classes", "message"), [(2, 3, "input channels 2 instead of 1"), (1, 4, "classes 4")]
-)
+@for_each(("channels", "classes", "message"), [(2, 3, "input channels 2 instead of 1"), (1, 4, "classes 4")])
 def test_a_download_that_is_of_another_network_is_refused_and_not_remembered(
     website: Path, channels: int, classes: int, message: str
 ) -> None:
@@ -160,17 +160,20 @@ def test_nan_weights_are_refused(website: Path) -> None:
     assert store.installed() == []
 
 
+def _find(_: int, folder: Path) -> Path:
+    os.environ |= {"STUNET_MODELS": str(folder), "no_proxy": "127.0.0.1"}  # a server's children have its variables
+    return store.find_model("STU-Net-T.tiny")
+
+
+@pytest.mark.process
 def test_two_processes_download_a_model_once(website: Path, tmp_path: Path, asked: list[str]) -> None:
     write_v1(website / "tiny.model")
-    code = "from stunet.models import store; print(store.find_model('STU-Net-T.tiny'))"
-    command = [sys.executable, "-c", code]
-    running = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=dict(os.environ)) for _ in range(2)]
-    outputs = [process.communicate(timeout=120)[0].strip() for process in running]
-    assert outputs == [str(tmp_path / "store" / "STU-Net-T.tiny")] * 2
-    assert [process.returncode for process in running] == [0, 0]
+    found = in_two_processes(partial(_find, folder=tmp_path / "store"))
+    assert found == [tmp_path / "store" / "STU-Net-T.tiny"] * 2
     assert asked == ["/tiny.model"]
 
 
+@pytest.mark.process
 def test_who_waits_for_another_process_is_told(website: Path, caplog: pytest.LogCaptureFixture) -> None:
     write_v1(website / "tiny.model")
     lock = registry.store() / ".locks" / "STU-Net-T.tiny.lock"
@@ -246,7 +249,7 @@ def test_the_name_of_every_model_of_nnunet_v1_says_nothing(tmp_path: Path) -> No
         store.import_file(tmp_path / "model_final_checkpoint.model")
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("key", "value", "message"),
     [
         ("labels", {"background": 0, "right": 1, "left": 2}, "labels"),
@@ -302,7 +305,7 @@ def test_one_broken_record_does_not_hide_the_other_models(website: Path, caplog:
     assert "model.json" in caplog.text
 
 
-@pytest.mark.parametrize("content", ["[]", "5", '{"STU-Net-L.totalseg": 5}'])
+@for_each("content", ["[]", "5", '{"STU-Net-L.totalseg": 5}'])
 def test_checksums_that_are_none_are_named(tmp_path: Path, content: str) -> None:
     (tmp_path / "store").mkdir()
     (tmp_path / "store" / "checksums.json").write_text(content)
@@ -310,7 +313,7 @@ def test_checksums_that_are_none_are_named(tmp_path: Path, content: str) -> None
         store.recorded_sha256(registry.find("STU-Net-L"))
 
 
-@pytest.mark.parametrize("text", ["", "~nobody_of_this_name/x", "a" * 5000, "a\0b"])
+@for_each("text", ["", "~nobody_of_this_name/x", "a" * 5000, "a\0b"])
 def test_what_cannot_be_a_path_is_no_model(text: str) -> None:
     with pytest.raises(WeightsError, match="no model or file"):
         store.find_model(text)
@@ -341,7 +344,7 @@ def test_a_file_of_another_network_is_not_imported_under_an_entrys_name(website:
         store.import_file(tmp_path / "tiny.model", "STU-Net-T.tiny")
 
 
-@pytest.mark.parametrize("how", ["beside", "given"])
+@for_each("how", ["beside", "given"])
 def test_the_plans_of_nnunet_v1_are_used_where_the_registry_has_none(data: Path, tmp_path: Path, how: str) -> None:
     torch.manual_seed(0)
     strides = [[1, 1, 1], *[[2, 2, 2]] * 4, [1, 1, 2]]

@@ -17,6 +17,7 @@ from stunet.plans.files import list_plans, plan_path
 from stunet.plans.plan import Plan
 from stunet.plans.planner import STUNetPlanner
 from stunet.runs.planning import warnings_of
+from tests.loops import for_each
 
 DATASET = "Dataset997_Fake"
 
@@ -108,7 +109,7 @@ def test_flat_images_get_two_dimensions_only(fingerprint: Any) -> None:
     assert strides(plans, "2d")[0] == [1, 1]
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("labels", "direction", "expected"),
     [
         (["kidney_left", "kidney_right"], "LPS", [0, 1]),

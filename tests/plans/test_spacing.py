@@ -17,7 +17,7 @@ def spacings(edge: float, **others: float) -> list[list[float]]:
     return [[others.get(name, edge)] * 3 for name in NAMES]
 
 
-@pytest.mark.parametrize("edge", [0.2, 1, 5])
+@for_each("edge", [0.2, 1, 5])
 def test_the_images_own_spacing_fits(edge: float, caplog: pytest.LogCaptureFixture) -> None:
     check_spacing([edge] * 3, spacings(edge), SHAPES, NAMES)
     assert caplog.text == ""
@@ -42,7 +42,7 @@ def test_what_does_not_fit_is_refused(
     assert hint in caught.value.hint
 
 
-@pytest.mark.parametrize(("edge", "unit"), [(0.001, "metres"), (1000, "micrometres")])
+@for_each(("edge", "unit"), [(0.001, "metres"), (1000, "micrometres")])
 def test_a_spacing_in_another_unit_is_warned_about(edge: float, unit: str, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING, "stunet"):
         check_spacing([edge] * 3, spacings(edge), SHAPES, NAMES)

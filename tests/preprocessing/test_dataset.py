@@ -248,6 +248,7 @@ def _assert_the_rest_is_done(unblock: Callable[[], None], plans: dict) -> None:
     assert before.items() <= _times(_data()).items()
 
 
+@pytest.mark.process
 def test_a_case_whose_worker_is_killed_is_named_and_the_next_run_completes(
     unblock: Callable[[], None], plans: dict
 ) -> None:
@@ -267,6 +268,7 @@ def test_a_case_whose_worker_is_killed_is_named_and_the_next_run_completes(
     _assert_the_rest_is_done(unblock, plans)
 
 
+@pytest.mark.process
 def test_a_killed_run_leaves_no_process_and_the_next_run_completes(unblock: Callable[[], None], plans: dict) -> None:
     process = _start(plans, cases=2)
     process.kill()
@@ -275,6 +277,7 @@ def test_a_killed_run_leaves_no_process_and_the_next_run_completes(unblock: Call
     _assert_the_rest_is_done(unblock, plans)
 
 
+@pytest.mark.process
 def test_ctrl_c_stops_a_blocked_worker_at_once(unblock: Callable[[], None], plans: dict) -> None:
     process = _start(plans, cases=2)
     process.send_signal(signal.SIGINT)
@@ -283,6 +286,7 @@ def test_ctrl_c_stops_a_blocked_worker_at_once(unblock: Callable[[], None], plan
     assert _complete(_data(), CASES[:2])
 
 
+@pytest.mark.process
 def test_a_full_disk_is_said_and_leaves_nothing_half_written(plans: dict) -> None:
     process = _start(plans, limit=8192)  # bytes that a file may have: less than an image, more than the manifest
     _, messages = process.communicate(timeout=60)

@@ -15,6 +15,7 @@ from stunet.errors import DataError
 from stunet.preprocessing.stored import StoredCases
 from stunet.trainers.data.batches import SeededBatches
 from stunet.trainers.data.loader import SampleLoader
+from tests.loops import for_each
 
 SHAPE = (12, 13, 14)
 Damage = Callable[[Path, Any], None]
@@ -92,7 +93,7 @@ OUTSIDE = {"class_locations": {1: np.array([[0, 20, 3, 3]])}}
 
 # numpy leaves a damaged archive open
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning")
-@pytest.mark.parametrize(
+@for_each(
     "damage",
     [
         cut(".[bn]*"),
@@ -111,7 +112,7 @@ def test_a_damaged_case_is_named_with_what_makes_it_again(folder: Path, kind: An
     before = {file.name: file.read_bytes() for file in folder.iterdir()}
     damage(folder, kind)
     if before == {file.name: file.read_bytes() for file in folder.iterdir()}:
-        pytest.skip("this format has no such file")
+        return  # this format has no such file
     with pytest.raises(DataError, match=r"preprocessed files of case 'case_1' in '.*Plans_3d_fullres'") as caught:
         StoredCases(kind(str(folder), ["case_1"])).check("case_1")
     assert f"rm {folder}/case_1.* {folder}/case_1_seg.*; stunet_plan_and_preprocess -d 7" in caught.value.hint

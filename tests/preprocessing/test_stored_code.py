@@ -92,7 +92,7 @@ def test_cases_of_older_versions_are_read(folder: Path) -> None:
     assert same(PROPERTIES, properties)
 
 
-@pytest.mark.parametrize("known", [False, True])
+@for_each("known", [False, True])
 def test_properties_that_ask_for_code_are_refused_and_nothing_is_executed(folder: Path, known: bool) -> None:
     cases = cases_in(folder)
     if known:

@@ -5,6 +5,7 @@ import sys
 from itertools import combinations, pairwise
 
 import numpy as np
+import pytest
 from skimage.color import rgb2lab
 
 from stunet.labels import systems
@@ -19,6 +20,7 @@ def distance(first: str, second: str) -> float:
     return float(np.linalg.norm(lab[0] - lab[1]))
 
 
+@pytest.mark.process
 def test_all_names_of_a_class_have_one_colour_in_every_process() -> None:
     assert colour("kidney_left") == colour("Left Kidney") == colour("LK") == colour("kidney")
     names = ["spleen", "rib_left_3", "something else", "hippocampus anterior"]

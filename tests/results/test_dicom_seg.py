@@ -94,7 +94,7 @@ def assert_masks(masks: dict[str, sitk.Image], made: Segmentation) -> None:
         assert sitk.GetArrayViewFromImage(mask).sum() == np.isin(made.labels_DHW, made.values(name)).sum()
 
 
-@pytest.mark.parametrize("orientation", ["as it is", "RAS", "PIR"])
+@for_each("orientation", ["as it is", "RAS", "PIR"])
 def test_voxels_are_on_the_slices_of_the_series(tmp_path: Path, series: Path, orientation: str) -> None:
     image = read_series(series)
     made = segmentation(image)
@@ -165,7 +165,7 @@ def test_an_empty_segmentation_is_refused(tmp_path: Path, series: Path) -> None:
         write_dicom_seg(segmentation(read_series(series), LABELS * 0), series, tmp_path / "x.dcm")
 
 
-@pytest.mark.parametrize("name", ["StudyInstanceUID", "FrameOfReferenceUID"])
+@for_each("name", ["StudyInstanceUID", "FrameOfReferenceUID"])
 def test_slices_that_cannot_be_referred_to_are_refused(tmp_path: Path, series: Path, name: str) -> None:
     made = segmentation(read_series(series))
     source = pydicom.dcmread(series / "a.dcm")

@@ -159,7 +159,7 @@ def test_the_same_segmentation_gives_the_same_bytes(tmp_path: Path) -> None:
         assert (tmp_path / f"a{ending}").read_bytes() == (tmp_path / f"b{ending}").read_bytes()
 
 
-@pytest.mark.parametrize("write", [write_nifti, write_seg_nrrd, write_masks, write_itksnap_labels])
+@for_each("write", [write_nifti, write_seg_nrrd, write_masks, write_itksnap_labels])
 def test_a_full_disk_is_an_error_and_leaves_nothing(
     tmp_path: Path, write: Callable[..., Any], room_for: Callable
 ) -> None:

@@ -157,6 +157,7 @@ def test_another_image_is_refused_and_a_full_disk_leaves_nothing(tmp_path: Path,
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.process
 def test_pyplot_with_its_global_state_is_not_used(tmp_path: Path) -> None:
     code = (
         "import sys, numpy as np\nfrom pathlib import Path\n"

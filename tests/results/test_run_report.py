@@ -70,6 +70,7 @@ def test_memory_is_counted_in_gigabytes() -> None:
     assert peak_gb() < 64
 
 
+@pytest.mark.process
 def test_the_memory_of_a_process_that_started_this_one_is_not_counted() -> None:
     block = b"x" * 400_000_000
     code = "from stunet.results.run_report import peak_gb; print(peak_gb())"

@@ -57,8 +57,8 @@ def in_regions(target: torch.Tensor, manager: Any) -> torch.Tensor:
     return torch.stack([convert._apply_to_segmentation(case) for case in target])
 
 
-@pytest.mark.parametrize("labels", [PLAIN, IGNORE, REGIONS, BOTH], ids=["plain", "ignore", "regions", "both"])
-@pytest.mark.parametrize("stages", [2, 3])  # without and with deep supervision
+@for_each("labels", [PLAIN, IGNORE, REGIONS, BOTH])
+@for_each("stages", [2, 3])  # without and with deep supervision
 def test_a_step_gives_what_nnunets_gives(
     trainer_of: Callable[[dict, int], STUNetTrainer], labels: dict[str, Any], stages: int
 ) -> None:

@@ -13,6 +13,7 @@ from stunet.plans.derive import derive
 from stunet.plans.files import plan_path, read_plan
 from stunet.trainers import steps
 from stunet.trainers.supervised import STUNetTrainer
+from tests.loops import for_each
 
 
 @pytest.fixture
@@ -54,7 +55,7 @@ IGNORE = {"background": 0, "spine": 1, "liver": 2, "spleen": 3, "kidney_left": 4
 REGIONS = {"background": 0, "organs": [1, 2, 3, 4], "kidney": 4, "ignore": 5}
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("configuration", "labels", "forwards"),
     [
         ("3d_fullres", None, [2, 1]),
@@ -62,7 +63,6 @@ REGIONS = {"background": 0, "organs": [1, 2, 3, 4], "kidney": 4, "ignore": 5}
         ("2d", IGNORE, [2, 1, 2, 1]),  # the Dice of a batch: outputs first, then gradients
         ("2d", REGIONS, [2, 1, 2, 1]),
     ],
-    ids=["", "ignore", "2d-ignore", "2d-regions-ignore"],
 )
 def test_micro_batches_of_any_size_add_up_to_the_batch(
     trainer_of: Any, configuration: str, labels: dict[str, Any] | None, forwards: list[int]

@@ -59,31 +59,29 @@ class StopAt(NullListener):
             trainer.request_stop()
 
 
-@for_each("stop", [("train", 1, 1), ("train", 0, 3), ("validation", 1, 1)])
-def test_a_stopped_run_continues_exactly(
-    planned: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: tuple[str, int, int]
-) -> None:
+def test_a_stopped_run_continues_exactly(planned: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = make_trainer(planned, tmp_path / "whole", monkeypatch)
     whole.run_training()
+    for stop in (("train", 1, 1), ("train", 0, 3), ("validation", 1, 1)):
+        results = tmp_path / str(stop)
+        stopped = make_trainer(planned, results, monkeypatch)
+        stopped.configure(listener=StopAt(*stop))
+        with pytest.raises(Interrupted) as caught:
+            stopped.run_training()
+        assert caught.value.exit_code == 75
+        assert not torch.equal(weights(stopped), weights(whole)) or stop[0] == "validation"
 
-    stopped = make_trainer(planned, tmp_path / "stopped", monkeypatch)
-    stopped.configure(listener=StopAt(*stop))
-    with pytest.raises(Interrupted) as caught:
-        stopped.run_training()
-    assert caught.value.exit_code == 75
-    assert not torch.equal(weights(stopped), weights(whole)) or stop[0] == "validation"
-
-    resumed = make_trainer(planned, tmp_path / "stopped", monkeypatch)
-    resumed.load_checkpoint(str(Path(resumed.output_folder) / "checkpoint_latest.pth"))
-    assert resumed.current_epoch == stop[1]
-    resumed.run_training()
-    assert torch.equal(weights(resumed), weights(whole))
-    for key in ("train_losses", "val_losses", "mean_fg_dice", "ema_fg_dice", "lrs"):
-        assert resumed.logger.get_value(key, None) == whole.logger.get_value(key, None)
-    assert sorted(p.name for p in Path(resumed.output_folder).glob("*.pth")) == [
-        "checkpoint_best.pth",
-        "checkpoint_final.pth",
-    ]
+        resumed = make_trainer(planned, results, monkeypatch)
+        resumed.load_checkpoint(str(Path(resumed.output_folder) / "checkpoint_latest.pth"))
+        assert resumed.current_epoch == stop[1]
+        resumed.run_training()
+        assert torch.equal(weights(resumed), weights(whole))
+        for key in ("train_losses", "val_losses", "mean_fg_dice", "ema_fg_dice", "lrs"):
+            assert resumed.logger.get_value(key, None) == whole.logger.get_value(key, None)
+        assert sorted(p.name for p in Path(resumed.output_folder).glob("*.pth")) == [
+            "checkpoint_best.pth",
+            "checkpoint_final.pth",
+        ]
 
 
 def test_worker_processes_change_nothing(planned: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -288,6 +286,7 @@ def test_starting_anew_forgets_the_earlier_training(
         starting_point(run)
 
 
+@pytest.mark.process
 @for_each("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_outside_training_stops_at_once_and_is_resumable(
     planned: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
@@ -425,6 +424,7 @@ class Killed:
         return f"case_{position}_{np.random.randint(100)}"
 
 
+@pytest.mark.process
 def test_a_killed_worker_is_reported_with_its_case_and_the_next_step() -> None:
     with pytest.raises(
         OutOfMemoryError, match="data loading process was killed while it loaded case 'case_1_"
@@ -444,6 +444,7 @@ class KillsLoader(NullListener):
                 process.join()
 
 
+@pytest.mark.process
 def test_a_run_whose_loader_is_killed_keeps_its_state_and_continues_exactly(
     planned: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -32,6 +32,7 @@ from stunet.runs.launch import _stops
 from stunet.trainers.progress import NullListener
 from stunet.trainers.supervised import STUNetTrainer
 from stunet.trainers.validation import make_segmenter
+from tests.loops import for_each
 from tests.predictor_models import _exact_logits
 
 SEED = 0
@@ -114,9 +115,7 @@ def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-@pytest.mark.parametrize(
-    ("configuration", "dataset"), [("3d_fullres", {}), ("3d_fullres", REGIONS), ("2d", {})], ids=["3d", "regions", "2d"]
-)
+@for_each(("configuration", "dataset"), [("3d_fullres", {}), ("3d_fullres", REGIONS), ("2d", {})])
 def test_the_files_are_nnunets_in_float64(
     make: Make, monkeypatch: pytest.MonkeyPatch, configuration: str, dataset: dict[str, Any]
 ) -> None:
@@ -257,7 +256,7 @@ def test_a_cascade_gets_nnunets_labels_on_its_grid_and_takes_them(
         assert len(np.unique(one)) > 1
 
 
-@pytest.mark.parametrize("there", [CASES[1:], [], None], ids=["but one case", "an empty folder", "nothing"])
+@for_each("there", [CASES[1:], [], None])
 def test_a_next_stage_that_is_not_preprocessed_is_logged(planned: str, make: Make, there: list[str] | None) -> None:
     more = {
         "coarse": {"inherits_from": "3d_fullres", "next_stage": "fine"},
@@ -291,7 +290,7 @@ def test_the_log_has_nnunets_lines_and_the_listener_hears_of_each_case(make: Mak
         assert line in log
 
 
-@pytest.mark.parametrize("ending", [".b2nd", ".pkl"])
+@for_each("ending", [".b2nd", ".pkl"])
 def test_a_damaged_case_is_named_and_the_ones_before_it_are_whole(planned: str, make: Make, ending: str) -> None:
     trainer = make()
     file = workspace.preprocessed_dataset(planned) / "STUNetPlans_3d_fullres" / f"{CASES[1]}{ending}"

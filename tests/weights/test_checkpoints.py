@@ -11,9 +11,20 @@ import torch
 
 from stunet.errors import DataError, WeightsError
 from stunet.networks import build
-from stunet.weights.checkpoints import check_weights, load_checkpoint, load_trained, save_checkpoint
+from stunet.weights.checkpoints import (
+    check_finite,
+    check_weights,
+    load_checkpoint,
+    load_trained,
+    save_checkpoint,
+    save_weights,
+)
 
 STRIDES = [[1, 1, 1], [2, 2, 2]]
+
+
+def state() -> dict[str, torch.Tensor]:
+    return build("T", STRIDES, 1, 3).state_dict()
 
 
 class Payload:
@@ -134,3 +145,29 @@ def test_weights_of_another_network_are_counted_with_an_example(tmp_path: Path) 
     assert "1 missing (e.g. 'conv_blocks_context.0.0.conv1.bias')" in caught.value.message
     assert "unexpected (e.g. 'conv_blocks_context.2" in caught.value.message
     assert "(4, 2, 3, 3, 3) instead of (4, 1, 3, 3, 3)" in caught.value.message
+
+
+def test_nan_and_infinite_weights_are_found(tmp_path: Path) -> None:
+    tensors = state()
+    check_finite(tensors, tmp_path)
+    for bad in (torch.nan, torch.inf, -torch.inf):
+        tensors["seg_outputs.0.bias"][1] = bad
+        with pytest.raises(WeightsError, match=r"in 1 of \d+ tensors \(e.g. 'seg_outputs.0.bias'\)"):
+            check_finite(tensors, tmp_path)
+        with pytest.raises(WeightsError, match="NaN or infinite"):
+            save_weights(tmp_path / "x", tensors, {})
+
+
+def test_an_encoder_with_a_hole_of_zeros_is_found(tmp_path: Path) -> None:
+    tensors = state()
+    tensors["conv_blocks_context.1.0.conv2.weight"].zero_()
+    with pytest.raises(WeightsError, match=r"nothing but zeros in 1 convolutions .*'conv_blocks_context\.1\.0\.conv2"):
+        check_finite(tensors, tmp_path)
+
+
+def test_what_float16_cannot_hold_is_not_exported(tmp_path: Path) -> None:
+    tensors = state()
+    tensors["seg_outputs.0.bias"][1] = 70_000
+    with pytest.raises(WeightsError, match=r"1 tensors \(e.g. 'seg_outputs.0.bias'\) have values above 65504"):
+        save_weights(tmp_path / "x", tensors, {}, half=True)
+    assert not list(tmp_path.iterdir())

@@ -8,6 +8,7 @@ import torch
 
 from stunet.weights.checkpoints import load_checkpoint, load_safetensors, save_weights
 from stunet.weights.mapped import release
+from tests.loops import for_each
 
 
 def resident() -> int:
@@ -16,7 +17,7 @@ def resident() -> int:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="pages are let go of on Linux")
-@pytest.mark.parametrize("kind", ["torch", "safetensors"])
+@for_each("kind", ["torch", "safetensors"])
 def test_a_mapped_tensor_leaves_the_memory_and_comes_back(tmp_path: Path, kind: str) -> None:
     content = {"a": torch.randn(8 << 20), "b": torch.randn(100)}
     if kind == "torch":

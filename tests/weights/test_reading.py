@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from stunet.errors import WeightsError
 from stunet.networks import SIZES, Size, STUNet, build
 from stunet.weights.architecture import Architecture, recognise
-from stunet.weights.checkpoints import check_finite, load_checkpoint, save_weights
+from stunet.weights.checkpoints import load_checkpoint, save_weights
 from stunet.weights.reading import read_weights
 from tests.loops import for_each
 
@@ -445,28 +445,10 @@ def test_gigabytes_from_a_few_bytes_are_refused(tmp_path: Path) -> None:
         read_weights(saved(tmp_path / "huge.pth", huge))
 
 
-def test_nan_and_infinite_weights_are_found(tmp_path: Path) -> None:
-    tensors = state()
-    check_finite(tensors, tmp_path)
-    for bad in (torch.nan, torch.inf, -torch.inf):
-        tensors["seg_outputs.0.bias"][1] = bad
-        with pytest.raises(WeightsError, match=r"in 1 of \d+ tensors \(e.g. 'seg_outputs.0.bias'\)"):
-            check_finite(tensors, tmp_path)
-        with pytest.raises(WeightsError, match="NaN or infinite"):
-            save_weights(tmp_path / "x", tensors, {})
-
-
-def test_an_encoder_with_a_hole_of_zeros_is_found(tmp_path: Path) -> None:
-    tensors = state()
-    tensors["conv_blocks_context.1.0.conv2.weight"].zero_()
-    with pytest.raises(WeightsError, match=r"nothing but zeros in 1 convolutions .*'conv_blocks_context\.1\.0\.conv2"):
-        check_finite(tensors, tmp_path)
-
-
 STEM = "conv_blocks_context.0.0.conv1.weight"
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("change", "message"),
     [
         (lambda value: torch.quantize_per_tensor(value, 0.1, 0, torch.qint8), "values of type qint8"),
@@ -516,11 +498,3 @@ def test_what_torch_says_of_a_damaged_pickle_comes_without_its_advice(tmp_path: 
 def test_mirror_axes_are_whole_numbers(tmp_path: Path, axes: object) -> None:
     with pytest.raises(WeightsError, match=r"metadata .* are damaged: TypeError mirror axes"):
         read_weights(saved(tmp_path / "x.pth", v2_content() | {"inference_allowed_mirroring_axes": axes}))
-
-
-def test_what_float16_cannot_hold_is_not_exported(tmp_path: Path) -> None:
-    tensors = state()
-    tensors["seg_outputs.0.bias"][1] = 70_000
-    with pytest.raises(WeightsError, match=r"1 tensors \(e.g. 'seg_outputs.0.bias'\) have values above 65504"):
-        save_weights(tmp_path / "x", tensors, {}, half=True)
-    assert not list(tmp_path.iterdir())

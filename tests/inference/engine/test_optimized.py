@@ -68,7 +68,7 @@ def error(found: Tensor, expected: Tensor) -> float:
 
 
 @torch.inference_mode()
-@pytest.mark.parametrize("name", NETWORKS)
+@for_each("name", NETWORKS)
 def test_every_network_computes_on_the_cpu_what_it_computes_in_float64(name: str) -> None:
     net = NETWORKS[name]().eval()
     inputs = windows(net)
@@ -77,15 +77,15 @@ def test_every_network_computes_on_the_cpu_what_it_computes_in_float64(name: str
     assert error(exact(inputs), expected) < 1e-5
     assert error(exact(inputs[:1]), expected[:1]) < 1e-5
     if not has_bf16():
-        pytest.skip("this processor does not compute with bfloat16")
+        return
     close = ReadyNetwork(net, [], CPU, "bf16")
     assert close(inputs).dtype == torch.bfloat16
     assert 1e-5 < error(close(inputs), expected) < BF16
 
 
 @torch.inference_mode()
-@pytest.mark.parametrize("name", ["STUNet", "STUNet of slices", "PlainConvUNet"])
-@pytest.mark.parametrize("axes", [(0,), (1,), (0, 1)])
+@for_each("name", ["STUNet", "STUNet of slices", "PlainConvUNet"])
+@for_each("axes", [(0,), (1,), (0, 1)])
 def test_mirrored_logits_are_averages_over_all_combinations_of_axes(name: str, axes: tuple[int, ...]) -> None:
     net = NETWORKS[name]().eval()
     inputs, exact = windows(net), copy.deepcopy(net).double()
@@ -100,7 +100,7 @@ def test_mirrored_logits_are_averages_over_all_combinations_of_axes(name: str, a
 
 
 @torch.inference_mode()
-@pytest.mark.parametrize("name", ["STUNet", "PlainConvUNet", "ResidualEncoderUNet"])
+@for_each("name", ["STUNet", "PlainConvUNet", "ResidualEncoderUNet"])
 def test_members_take_turns_in_one_network(name: str) -> None:
     nets = [NETWORKS[name]().eval() for _ in range(2)]
     for parameter in nets[1].parameters():

@@ -105,6 +105,7 @@ def test_a_full_disk_is_an_error_and_leaves_nothing(
         write()
 
 
+@pytest.mark.process
 @for_each("size", ["2m", "5m"])  # of 4.2 MB: the plain array does not fit, or only both do not
 def test_a_disk_that_is_really_full_ends_with_an_error_and_not_with_the_process(tmp_path: Path, size: str) -> None:
     """The kernel kills a process that writes to a map of a file for which there is no space."""

@@ -162,10 +162,10 @@ def test_all_parameters_train_with_full_ramp_shallow_and_layerwise() -> None:
 
 @for_each("name", STRATEGIES)
 def test_what_is_not_pre_trained_trains_in_every_phase(name: str) -> None:
-    stem = "conv_blocks_context.0.0.conv1.weight"
+    stem, names = "conv_blocks_context.0.0.conv1.weight", dict(network().named_parameters())
     for phase in find(name).phases:
         assert trainable(phase, stem, 6, {stem})
-        assert all(trainable(phase, n, 3, dict(network().named_parameters())) for n, _ in network().named_parameters())
+        assert all(trainable(phase, name, 3, names) for name in names)
 
 
 @for_each("stages", range(2, 9))

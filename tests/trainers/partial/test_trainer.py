@@ -56,7 +56,7 @@ def merged(label: np.ndarray, found: Annotations, case: str) -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def parts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def parts(tmp_path_factory: pytest.TempPathFactory, few_samples: None) -> Iterator[str]:
     """A dataset with annotations, planned for size T and preprocessed."""
     from stunet.plans.fingerprint import extract_fingerprint
     from stunet.plans.planner import STUNetPlanner
