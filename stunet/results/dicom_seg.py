@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 EXTRA = "pip install 'stunet[dicomseg]'"
 SERIES_NUMBER = 900  # far from those that scanners assign
 IDENTIFIERS = ("StudyInstanceUID", "SeriesInstanceUID", "SOPClassUID", "SOPInstanceUID", "FrameOfReferenceUID")
-OF_ALL = ("StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID")
+SHARED_IDENTIFIERS = ("StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID")  # the same in all slices
 LABEL_LENGTH = 64  # characters of a DICOM long string
 UTF8 = "ISO_IR 192"
 # Type 2 attributes, which must be present but may be empty, and the values that highdicom accepts in them.
@@ -63,7 +63,7 @@ def load_highdicom() -> ModuleType:
 
 
 @dataclass(frozen=True)
-class Sources:
+class ReferencedSeries:
     """The slices that a DICOM-SEG refers to.
 
     Attributes:
@@ -75,17 +75,17 @@ class Sources:
     stack: Stack
 
 
-def check_sources(folder: Path, series: str | None = None) -> None:
+def check_series(folder: Path, series: str | None = None) -> None:
     """Check, from its headers, that a DICOM-SEG can refer to a series, before it has been segmented.
 
     Raises:
         DataError: As in write_dicom_seg, except for the errors of a segmentation.
     """
-    sources = _sources(folder, series)
-    width, height, _ = sources.stack.size
+    referenced = _read_series(folder, series)
+    width, height, _ = referenced.stack.size
     frames = np.zeros((1, height, width), np.uint8)
     frames[0, 0, 0] = 1
-    _make(folder, replace(sources, datasets=sources.datasets[:1]), frames, ["tissue"], "stunet", __version__)
+    _encode(folder, replace(referenced, datasets=referenced.datasets[:1]), frames, ["tissue"], "stunet", __version__)
 
 
 @quietly()
@@ -115,21 +115,21 @@ def write_dicom_seg(
         OSError: The file cannot be written, or the disk is full.
     """
     load_highdicom()
-    sources = _sources(folder, series)
-    labels = _on_series(segmentation, sources.stack, folder)
+    referenced = _read_series(folder, series)
+    labels = _on_series(segmentation, referenced.stack, folder)
     names = _present(segmentation, labels)
     if not names:
         raise DataError(
             f"nothing is segmented in {str(folder)!r}, and a DICOM-SEG needs a segment", "look at the image"
         )
-    made = _make(folder, sources, _frames(segmentation, labels, names), names, algorithm, version)
+    encoded = _encode(folder, referenced, _frames(segmentation, labels, names), names, algorithm, version)
     with atomic_write(path) as part:
-        made.save_as(part)
+        encoded.save_as(part)
 
 
 @quietly()
-def _make(
-    folder: Path, sources: Sources, frames: np.ndarray, names: Sequence[str], algorithm: str, version: str
+def _encode(
+    folder: Path, referenced: ReferencedSeries, frames: np.ndarray, names: Sequence[str], algorithm: str, version: str
 ) -> Any:
     """Return the file in memory; `frames` are as returned by _frames."""
     highdicom = load_highdicom()
@@ -138,12 +138,12 @@ def _make(
     identity = highdicom.AlgorithmIdentificationSequence(
         name=algorithm[:LABEL_LENGTH], version=version, family=pydicom.sr.codedict.codes.cid7162.ArtificialIntelligence
     )
-    width, height, depth = sources.stack.spacing
-    thickness = numbers(sources.stack.frames[0], "SliceThickness", 1)
+    width, height, depth = referenced.stack.spacing
+    thickness = numbers(referenced.stack.frames[0], "SliceThickness", 1)
     measures = highdicom.PixelMeasuresSequence((height, width), thickness[0] if thickness else depth, depth)
     try:
         return highdicom.seg.Segmentation(
-            source_images=sources.datasets,
+            source_images=referenced.datasets,
             pixel_array=frames,
             segmentation_type=highdicom.seg.SegmentationTypeValues.BINARY,
             segment_descriptions=_descriptions(highdicom, names, identity),
@@ -164,7 +164,7 @@ def _make(
 
 
 @quietly()
-def _sources(folder: Path, series: str | None) -> Sources:
+def _read_series(folder: Path, series: str | None) -> ReferencedSeries:
     """Return the headers of a series, completed.
 
     Raises:
@@ -173,51 +173,51 @@ def _sources(folder: Path, series: str | None) -> Sources:
     load_highdicom()
     import pydicom
 
-    made = stack(choose(folder, wanted=series))
-    if made.frames[0].header.is_enhanced:
+    grid = stack(choose(folder, wanted=series))
+    if grid.frames[0].header.is_enhanced:
         what = f"{str(folder)!r} is an enhanced series, all slices in a file, which --format dicom_seg does not take"
         raise DataError(what, "--format image or seg.nrrd, or convert it to single slices")
-    files = [frame.header.file for frame in made.frames]
+    files = [frame.header.file for frame in grid.frames]
     datasets = [pydicom.dcmread(file, stop_before_pixels=True, force=True) for file in files]
     _check_identifiers(datasets, folder)
     for source in datasets:
-        _complete(source, made)
-    return Sources(tuple(datasets), made)
+        _complete(source, grid)
+    return ReferencedSeries(tuple(datasets), grid)
 
 
-def _check_identifiers(sources: "Sequence[Dataset]", folder: Path) -> None:
-    if missing := [name for name in IDENTIFIERS if not all(source.get(name) for source in sources)]:
+def _check_identifiers(headers: "Sequence[Dataset]", folder: Path) -> None:
+    if missing := [name for name in IDENTIFIERS if not all(header.get(name) for header in headers)]:
         raise DataError(
             f"slices in {str(folder)!r} have no {', '.join(missing)}, by which a DICOM-SEG refers to them",
             "anonymise so that identifiers are replaced and not removed",
         )
-    for name in OF_ALL:
-        if len(values := sorted({str(source.get(name)) for source in sources})) > 1:
+    for name in SHARED_IDENTIFIERS:
+        if len(values := sorted({str(header.get(name)) for header in headers})) > 1:
             raise DataError(
                 f"slices in {str(folder)!r} have several {name}: {', '.join(values[:2])}",
                 "a folder for each, or anonymise so that all slices keep one",
             )
-    if len({str(source.SOPInstanceUID) for source in sources}) < len(sources):
+    if len({str(header.SOPInstanceUID) for header in headers}) < len(headers):
         raise DataError(
             f"slices in {str(folder)!r} share a SOPInstanceUID, by which a DICOM-SEG refers to them",
             "anonymise so that each slice has its own",
         )
 
 
-def _complete(source: "Dataset", made: Stack) -> None:
+def _complete(source: "Dataset", grid: Stack) -> None:
     """Add what highdicom requires: values that may be empty, one orientation for all slices, text in UTF-8."""
     # Text is decoded by the character set of the file; pydicom leaves some of its escape sequences in it.
     values = {name: re.sub(r"\x1b[ -/]*[0-~]", "", str(source.get(name) or "")) for name in MAY_BE_EMPTY}
     source.SpecificCharacterSet = UTF8
     for name, value in values.items():
         setattr(source, name, value if re.fullmatch(MAY_BE_EMPTY[name], value) else "")
-    first = made.frames[0]
-    source.SliceThickness = source.get("SliceThickness") or made.spacing[2]
+    first = grid.frames[0]
+    source.SliceThickness = source.get("SliceThickness") or grid.spacing[2]
     source.ImageOrientationPatient = list(numbers(first, "ImageOrientationPatient", 6) or ())
     source.PixelSpacing = list(numbers(first, "PixelSpacing", 2) or ())
 
 
-def _on_series(segmentation: Segmentation, made: Stack, folder: Path) -> np.ndarray:
+def _on_series(segmentation: Segmentation, grid: Stack, folder: Path) -> np.ndarray:
     """Return the labels in the order of the series' slices, rows and columns.
 
     Raises:
@@ -227,8 +227,8 @@ def _on_series(segmentation: Segmentation, made: Stack, folder: Path) -> np.ndar
     labels = segmentation.to_sitk()
     if labels.GetDimension() != 3:
         raise DataError(f"the segmentation is {labels.GetDimension()}D, and {str(folder)!r} is a volume")
-    labels = sitk.DICOMOrient(labels, orientation(made.direction))
-    place = Geometry(made.size, made.spacing, made.origin, made.direction)
+    labels = sitk.DICOMOrient(labels, orientation(grid.direction))
+    place = Geometry(grid.size, grid.spacing, grid.origin, grid.direction)
     check_same_grid(Path("segmentation"), _geometry(labels), folder, place)
     return sitk.GetArrayFromImage(labels)
 

@@ -14,7 +14,7 @@ from stunet.datasets.dicom import read_series
 from stunet.errors import DataError
 from stunet.labels import systems as label_systems
 from stunet.results.colours import colour
-from stunet.results.dicom_seg import EXTRA, MAY_BE_EMPTY, check_sources, load_highdicom, write_dicom_seg
+from stunet.results.dicom_seg import EXTRA, MAY_BE_EMPTY, check_series, load_highdicom, write_dicom_seg
 from stunet.results.segmentation import Segmentation
 from tests.dicom_files import VOLUME, without, write_enhanced, write_series
 from tests.loops import for_each
@@ -223,16 +223,16 @@ def test_values_that_highdicom_refuses_are_emptied_and_cosines_made_one(tmp_path
 
 def test_what_makes_it_impossible_is_found_in_the_headers(tmp_path: Path) -> None:
     write_series(tmp_path / "good", VOLUME[:2])
-    check_sources(tmp_path / "good")
+    check_series(tmp_path / "good")
     write_series(tmp_path / "bad", VOLUME[:2], change=without("FrameOfReferenceUID"))
     with pytest.raises(DataError, match="have no FrameOfReferenceUID"):
-        check_sources(tmp_path / "bad")
+        check_series(tmp_path / "bad")
     write_series(tmp_path / "two", VOLUME[:2], change=lambda index, d: setattr(d, "StudyInstanceUID", f"1.{index + 1}"))
     with pytest.raises(DataError, match=r"several StudyInstanceUID: 1\.1, 1\.2"):
-        check_sources(tmp_path / "two")
+        check_series(tmp_path / "two")
     write_enhanced(tmp_path / "enhanced" / "x.dcm")
     with pytest.raises(DataError, match="enhanced"):
-        check_sources(tmp_path / "enhanced")
+        check_series(tmp_path / "enhanced")
 
 
 def _some_of(folder: Path, name: str = "liver") -> Segmentation:

@@ -22,9 +22,9 @@ def _check_installed() -> None:
 
 
 def _check_origin(path: Path, series: str | None) -> None:
-    from stunet.results.dicom_seg import check_sources
+    from stunet.results.dicom_seg import check_series
 
-    check_sources(path, series)
+    check_series(path, series)
 
 
 FORMAT = OutputFormat(
