@@ -26,27 +26,27 @@ from stunet.schema import dict_of, text
 
 TIMEOUT_S = (10.0, 60.0)  # to connect; without receiving a byte
 ATTEMPTS = 4  # without progress, per mirror
-FLOOR, WINDOW_S = 1 << 18, 60.0  # bytes that must arrive per window of this many seconds; less counts as stalled
+MIN_BYTES, WINDOW_S = 1 << 18, 60.0  # bytes that must arrive per window of this many seconds; less counts as stalled
 CHUNK = 1 << 16  # bytes; the last, incomplete chunk is lost when a connection breaks
 
 
-class _Broken(Exception):
+class _Interrupted(Exception):
     """The attempt failed; another one may succeed."""
 
 
-class _Slow(_Broken):
+class _TooSlow(_Interrupted):
     """Data arrived too slowly, however much of it arrived."""
 
 
-class _Useless(Exception):
+class _Unusable(Exception):
     """This source is unusable; another one may work."""
 
 
-PASSING = (
-    _Broken, requests.ConnectionError, requests.Timeout, urllib3.exceptions.ProtocolError,
+RETRYABLE = (
+    _Interrupted, requests.ConnectionError, requests.Timeout, urllib3.exceptions.ProtocolError,
     urllib3.exceptions.TimeoutError,
 )  # fmt: skip  # after which another attempt may succeed
-UNPACKED = {"", "identity", "aws-chunked"}  # harmless values of Content-Encoding; S3 keeps aws-chunked from an upload
+HARMLESS_ENCODINGS = {"", "identity", "aws-chunked"}  # of the content; S3 keeps aws-chunked from an upload
 TRY_LATER = {408, 425, 429, 500, 502, 503, 504}
 log = logging.getLogger("stunet")
 
@@ -85,7 +85,7 @@ def fetch(
             _fetch_one(source, target, sha256, size, on_bytes or (lambda done, total: None), wait_s)
             _accept(accept, source, target)
             return source
-        except _Useless as error:
+        except _Unusable as error:
             log.info("%s: %s", source, error)
             reasons.append(f"{source}: {error}")
     kept = " (what arrived is kept and continued)" if _part(target).exists() else ""
@@ -100,7 +100,7 @@ def _accept(accept: Callable[[str], None], source: str, target: Path) -> None:
         accept(source)
     except WeightsError as error:
         target.unlink()
-        raise _Useless(error.message.replace(repr(str(target)), "the file")) from None
+        raise _Unusable(error.message.replace(repr(str(target)), "the file")) from None
 
 
 def _fetch_one(url: str, target: Path, sha256: str | None, size: int | None, on_bytes: Progress, wait_s: float) -> None:
@@ -114,7 +114,7 @@ def _fetch_one(url: str, target: Path, sha256: str | None, size: int | None, on_
             return
         _forget(part)
         if not continued:  # two pieces may not fit together, but a single one must match
-            raise _Useless(f"its sha256 is {digest} instead of {sha256}: damaged, or another file")
+            raise _Unusable(f"its sha256 is {digest} instead of {sha256}: damaged, or another file")
 
 
 def _complete(url: str, part: Path, sha256: str | None, size: int | None, on_bytes: Progress, wait_s: float) -> bool:
@@ -125,15 +125,15 @@ def _complete(url: str, part: Path, sha256: str | None, size: int | None, on_byt
         try:
             return _attempt(url, part, sha256, size, on_bytes) or continued
         except requests.exceptions.SSLError as error:
-            raise _Useless(_reason(error)) from None
-        except PASSING as error:
-            reason, slow = _reason(error), isinstance(error, _Slow)
+            raise _Unusable(_reason(error)) from None
+        except RETRYABLE as error:
+            reason, slow = _reason(error), isinstance(error, _TooSlow)
         except (requests.RequestException, urllib3.exceptions.HTTPError, ValueError) as error:  # includes odd redirects
-            raise _Useless(_reason(error)) from None
+            raise _Unusable(_reason(error)) from None
         continued = True
         failures = failures + 1 if slow or _length(part) < before + CHUNK else 1
         if failures == ATTEMPTS:
-            raise _Useless(reason)
+            raise _Unusable(reason)
         pause = wait_s * 2 ** (failures - 1)
         log.warning("%s; trying again in %g s, %.1f MB have arrived", reason, pause, _length(part) / 1e6)
         time.sleep(pause)
@@ -145,28 +145,28 @@ def _attempt(url: str, part: Path, sha256: str | None, size: int | None, on_byte
     headers = {"Accept-Encoding": "identity"} | _resume_headers(url, part, bool(sha256))
     with requests.get(url, headers=headers, stream=True, timeout=TIMEOUT_S) as answer:
         if url.startswith("https:") and not answer.url.startswith("https:"):
-            raise _Useless("leads to an unencrypted address")
+            raise _Unusable("leads to an unencrypted address")
         if answer.status_code == 416 and _total(answer) == have:
             return True
         if answer.status_code == 416:
             _forget(part)
-            raise _Broken("the server's file has another length than before")
+            raise _Interrupted("the server's file has another length than before")
         if answer.status_code in TRY_LATER:
-            raise _Broken(f"the server answers {answer.status_code} {answer.reason}")
+            raise _Interrupted(f"the server answers {answer.status_code} {answer.reason}")
         if answer.status_code not in (200, 206):
-            raise _Useless(f"the server answers {answer.status_code} {answer.reason}")
+            raise _Unusable(f"the server answers {answer.status_code} {answer.reason}")
         packed = answer.headers.get("Content-Encoding", "")
-        if {word.strip().lower() for word in packed.split(",")} - UNPACKED:
-            raise _Useless(f"packed as {packed!r}, which was not asked for")
+        if {word.strip().lower() for word in packed.split(",")} - HARMLESS_ENCODINGS:
+            raise _Unusable(f"packed as {packed!r}, which was not asked for")
         if "html" in answer.headers.get("Content-Type", ""):
-            raise _Useless("a web page instead of the file")
+            raise _Unusable("a web page instead of the file")
         start = have if answer.status_code == 206 else 0
         if answer.status_code == 206 and not answer.headers.get("Content-Range", "").startswith(f"bytes {have}-"):
             _forget(part)
-            raise _Broken("the server sends another part than was asked for")
+            raise _Interrupted("the server sends another part than was asked for")
         total = _total(answer)
         if size is not None and total not in (None, size):
-            raise _Useless(f"a file of {total} bytes instead of {size}")
+            raise _Unusable(f"a file of {total} bytes instead of {size}")
         _check_room(part.parent, (total or 0) - start)
         _remember(part, url, answer)
         with part.open("r+b" if start else "wb") as file:
@@ -176,17 +176,17 @@ def _attempt(url: str, part: Path, sha256: str | None, size: int | None, on_byte
                 if total is not None and file.tell() + len(chunk) > total:
                     file.close()
                     _forget(part)
-                    raise _Useless(f"a file of more than {total} bytes")
+                    raise _Unusable(f"a file of more than {total} bytes")
                 file.write(chunk)
                 on_bytes(file.tell(), total)
         arrived = _length(part)
         if total is not None and arrived < total:
-            raise _Broken(f"the connection ended after {arrived} of {total} bytes")
+            raise _Interrupted(f"the connection ended after {arrived} of {total} bytes")
         return bool(start)
 
 
 def _chunks(answer: requests.Response) -> Iterator[bytes]:
-    """Yield the content as it arrives; each read has a timeout, and FLOOR ends a transfer that is too slow."""
+    """Yield the content as it arrives; each read has a timeout, and MIN_BYTES ends a transfer that is too slow."""
     began, came, kept = time.monotonic(), 0, bytearray()
     while piece := answer.raw.read1(CHUNK):
         kept += piece
@@ -195,8 +195,8 @@ def _chunks(answer: requests.Response) -> Iterator[bytes]:
             yield bytes(kept[:CHUNK])
             del kept[:CHUNK]
         if (now := time.monotonic()) - began > WINDOW_S:
-            if came < FLOOR:
-                raise _Slow(f"too slow: {came} bytes in {now - began:.0f} s")
+            if came < MIN_BYTES:
+                raise _TooSlow(f"too slow: {came} bytes in {now - began:.0f} s")
             began, came = now, 0
     yield bytes(kept)
 
