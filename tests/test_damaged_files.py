@@ -24,7 +24,7 @@ from stunet.evaluation.segmentations import read_segmentation
 from stunet.experiment.arms import arms, command, read_experiment, request
 from stunet.experiment.runs import Record, read_dice
 from stunet.inference.model import open_model
-from stunet.inference.output import SETTINGS, check_record
+from stunet.inference.records import SETTINGS, check_run_record
 from stunet.labels import systems
 from stunet.labels.annotations import load_annotations
 from stunet.merging.provenance import is_there
@@ -184,7 +184,7 @@ def sound_files(folder: Path) -> Iterator[Sound]:
     sitk.WriteImage(image, at("tiff/a.tif"))
     yield Sound(at("tiff/a.json"), {"spacing": [1, 2, 3.5]}, lambda path: segmentation(path.with_suffix(".tif")))
     yield Sound(at("statistics.json"), STATISTICS, read_statistics)
-    yield Sound(at(f"out/{SETTINGS}"), {"stunet": {"a": 1}}, lambda path: check_record(path.parent, {"a": 1}, True))
+    yield Sound(at(f"out/{SETTINGS}"), {"stunet": {"a": 1}}, lambda path: check_run_record(path.parent, {"a": 1}, True))
     yield Sound(at("list.json"), {"liver": 1, "spleen": 2}, lambda path: read_labels([str(path)]))
     yield Sound(at("data/.stunet/manifest.json"), MANIFEST, lambda path: _valid_records(path.parents[1], {"a": 1}, []))
 

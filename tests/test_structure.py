@@ -134,7 +134,7 @@ PLAN_KEYS = {
     "image_reader_writer", "foreground_intensity_properties_per_channel",
 }  # fmt: skip
 MAY_NAME_KEYS = {  # what else they are the keys of
-    "stunet/inference/output.py": "the record of a prediction, with a block of ours",
+    "stunet/inference/records.py": "the record of a prediction, with a block of ours",
     "stunet/preprocessing/dataset.py": "the settings in a manifest",
     "stunet/weights/checkpoints.py": "the metadata of a safetensors file, with a block of ours",
     "stunet/weights/reading.py": "the metadata of files of weights, some with plans that are not whole",

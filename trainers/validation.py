@@ -32,8 +32,8 @@ from stunet.inference.engine.probabilities import PLAIN, compress
 from stunet.inference.engine.segmenter import Segmenter
 from stunet.inference.engine.windows import SlidingWindow
 from stunet.inference.model import ModelFolder
-from stunet.inference.output import endings_of_case, part_of_case, whole_case
 from stunet.inference.products import Products, endings_of_parts
+from stunet.inference.staging import atomic_case, staging_endings, staging_of_case
 from stunet.nnunet import patched
 from stunet.orientation import file_properties, for_nnunet
 from stunet.preprocessing.stored import StoredCases
@@ -183,7 +183,7 @@ class _Results:
         model = ModelFolder(base, trainer.plan, trainer.dataset_json, (), "")
         self._endings = Products(probabilities=probabilities).endings(model)
         endings = (*endings_of_parts(model), *(f".{ending}" for ending in datasets.file_ending_dataset_mapping))
-        self._parts = {end for case in cases for end in endings_of_case(case, endings)}
+        self._parts = {end for case in cases for end in staging_endings(case, endings)}
         self.next_stages = [
             _NextStage(
                 name,
@@ -215,7 +215,7 @@ class _Results:
 
     def plain(self, case: str) -> Path | None:
         """Return where the probabilities of a case are collected; None if they are not wanted."""
-        return self._folder / f"{part_of_case(case)}{PLAIN}" if self._probabilities else None
+        return self._folder / f"{staging_of_case(case)}{PLAIN}" if self._probabilities else None
 
     def add(
         self, case: str, labels_DHW: np.ndarray, properties: dict[str, Any], grids: Mapping[_NextStage, np.ndarray]
@@ -236,7 +236,7 @@ class _Results:
         self, case: str, labels: np.ndarray, properties: dict[str, Any], grids: Mapping[_NextStage, np.ndarray]
     ) -> None:
         place = file_properties(properties, labels.shape)
-        with whole_case(self._folder, case, self._endings) as part:
+        with atomic_case(self._folder, case, self._endings) as part:
             if self._probabilities:
                 compress(Path(f"{part}.npz"), self._go_on)
                 Path(f"{part}.pkl").write_bytes(pickle.dumps(for_nnunet(place, self._kind)))

@@ -10,7 +10,8 @@
     predictor.py         all steps for one image, in memory: the Python entry point
     pipeline.py          many images into a folder, with reading, network and writing in parallel
     products.py          which files a case gets, and writing them
-    output.py            files that appear whole, and the record of what made them
+    staging.py           temporary names of a case's files, until all are there
+    records.py           what made the results, and whether results that are there were made from the same
     failures.py          errors as the user sees them
     recollect.py         adapt BatchNorm statistics to other data
 

@@ -22,9 +22,9 @@ from stunet.inference import products
 from stunet.inference.cases import InputCase, read_geometry
 from stunet.inference.engine import memory
 from stunet.inference.failures import reason
-from stunet.inference.output import endings_of_case
 from stunet.inference.predictor import NetworkInput, Predictor
 from stunet.inference.products import Products
+from stunet.inference.staging import staging_endings
 from stunet.machine import GB, SHARE, memory_limit, resident
 from stunet.orientation import file_properties
 from stunet.results.itksnap import write_itksnap_labels
@@ -136,7 +136,7 @@ class Pipeline:
     def remove_leftovers(self, cases: Sequence[InputCase] | None = None) -> None:
         """Remove temporary files of killed runs; only those of `cases` if other runs share the folder."""
         endings = products.endings_of_parts(self.predictor.model)
-        names = None if cases is None else {end for case in cases for end in endings_of_case(case.name, endings)}
+        names = None if cases is None else {end for case in cases for end in staging_endings(case.name, endings)}
         remove_staging(self.folder, names)
 
     @property

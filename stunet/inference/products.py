@@ -1,8 +1,8 @@
 """Write the files of a case so that each is there whole or not at all.
 
 The segmentation is one file in the model's format, with names and colours in its header if that is NIfTI, or a format
-that another program reads better. Next to it are the other products that were requested. output.py records what made
-them.
+that another program reads better. Next to it are the other products that were requested. records.py records what
+made them.
 """
 
 import os
@@ -19,7 +19,7 @@ from stunet.files import NAME_MAX, remove
 from stunet.inference.cases import InputCase
 from stunet.inference.engine.probabilities import PLAIN, compress
 from stunet.inference.model import ModelFolder
-from stunet.inference.output import part_of_case, whole_case
+from stunet.inference.staging import atomic_case, staging_of_case
 from stunet.names import to_file_name
 from stunet.nifti import check_nifti
 from stunet.orientation import for_nnunet
@@ -165,7 +165,7 @@ def write(
 
     endings = products.endings(model)
     errors: list[StunetError] = []
-    with whole_case(folder, case.name, endings) as part:
+    with atomic_case(folder, case.name, endings) as part:
         if products.probabilities:
             compress(Path(f"{part}{PROBABILITIES[0]}"))
             of_nnunet = for_nnunet(properties, model.plan.reader)
@@ -220,7 +220,7 @@ def endings_of_parts(model: ModelFolder) -> list[str]:
 
 def probabilities_part(case: InputCase, folder: Path) -> Path:
     """Return where the probabilities of a case are kept until write() compresses them."""
-    return folder / f"{part_of_case(case.name)}{PLAIN}"
+    return folder / f"{staging_of_case(case.name)}{PLAIN}"
 
 
 def _write_segmentation(

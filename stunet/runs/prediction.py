@@ -280,8 +280,8 @@ def _output(
     request: PredictionRequest, model: "ModelFolder", cases: "list[InputCase]"
 ) -> "tuple[Path, list[InputCase]]":
     """Return the folder of the results, and the cases with the names of their results."""
-    from stunet.inference.output import too_long
     from stunet.inference.products import Products
+    from stunet.inference.staging import name_too_long
 
     def real(path: Path) -> Path:  # resolve() raises for a link to itself
         return Path(os.path.realpath(path))
@@ -302,7 +302,7 @@ def _output(
     else:
         taken |= {real(file).parent for case in cases for file in case.files}
     endings = Products(request.format or DEFAULT, request.save_probabilities, request.preview).endings(model)
-    cases = [replace(case, error=case.error or too_long(case.name, endings)) for case in cases]
+    cases = [replace(case, error=case.error or name_too_long(case.name, endings)) for case in cases]
     results = {(folder / f"{case.name}{ending}").resolve() for case in cases for ending in endings}
     inputs = {real(file) for case in cases for file in (*case.files, case.previous) if file}
     inputs |= {parent for file in inputs for parent in file.parents}  # a folder of masks would replace it

@@ -107,9 +107,9 @@ def _run_stage(
     listener: Listener,
 ) -> str:
     """Predict the cases into `target`; add errors by case. Return the ending of the results."""
-    from stunet.inference.output import check_free, write_record, write_source
     from stunet.inference.pipeline import Pipeline
     from stunet.inference.products import Products
+    from stunet.inference.records import check_folder_is_free, write_case_record, write_run_record
 
     wanted = Products()
     if last:
@@ -121,17 +121,17 @@ def _run_stage(
         ours = request.output in (target, target.parent)  # false for the folder around a single requested file
         whole_folder = ours or not last
         if whole_folder:
-            check_free(target)
+            check_folder_is_free(target)
         pipeline = Pipeline(stage, target, wanted, request.max_memory, windows.begin, windows.window, not whole_folder)
         pipeline.remove_leftovers(None if ours and request.num_parts == 1 else cases)
         todo = _pending(pipeline, cases, request.continue_prediction and whole_folder, listener)
         if whole_folder:
-            write_record(target, _settings(request, target), stage.made_by, stage.result_dataset, stage.model.plan)
+            write_run_record(target, _settings(request, target), stage.made_by, stage.result_dataset, stage.model.plan)
             pipeline.write_label_table()
         progress.total = len(todo)
         for outcome in _follow(pipeline, todo, progress, report, request, errors):
             if whole_folder:
-                write_source(target, outcome.case)
+                write_case_record(target, outcome.case)
             if last:
                 listener.predicted(PredictedCase(name=outcome.case.name, file=outcome.file))
     return pipeline.ending
@@ -195,12 +195,12 @@ def _pending(pipeline: "Pipeline", cases: "list[InputCase]", keep: bool, listene
     Those that are done already are left out if `keep`.
     """
     from stunet.datasets.listing import visible
-    from stunet.inference.output import check_record, has_other_source, remove_source
+    from stunet.inference.records import check_run_record, is_stale, remove_case_record
 
     measured = _known_statistics(pipeline) if pipeline.products.statistics else {case.name for case in cases}
     done = [case for case in cases if keep and pipeline.is_done(case) and case.name in measured]
     folder, ending = pipeline.folder, pipeline.ending
-    stale = {case.name for case in done if has_other_source(folder, case, folder / f"{case.name}{ending}")}
+    stale = {case.name for case in done if is_stale(folder, case, folder / f"{case.name}{ending}")}
     if stale:
         listener.note(f"{len(stale)} cases again, whose input has changed since (e.g. {min(stale)!r})")
     finished = {case.name for case in done} - stale
@@ -208,11 +208,11 @@ def _pending(pipeline: "Pipeline", cases: "list[InputCase]", keep: bool, listene
     kept = len(cases) - len(todo)
     new = {f"{case.name}{ending}" for case in todo}
     if kept or any(file.name not in new for file in visible(folder.glob(f"*{ending}")) if ending):
-        check_record(folder, pipeline.predictor.made_by, kept > 0)
+        check_run_record(folder, pipeline.predictor.made_by, kept > 0)
     if kept:
         listener.note(f"{kept} of {len(cases)} cases are done already")
     for case in todo:
-        remove_source(folder, case)
+        remove_case_record(folder, case)
     pipeline.remove(todo)
     return todo
 

@@ -9,7 +9,7 @@ import pytest
 from stunet.errors import DataError
 from stunet.inference.cases import InputCase, find_cases
 from stunet.inference.model import ModelFolder, open_model, unfinished_folds
-from stunet.inference.output import too_long
+from stunet.inference.staging import name_too_long
 from stunet.plans.plan import Plan
 from tests.dicom_files import write_series
 from tests.loops import for_each
@@ -133,8 +133,8 @@ def test_a_broken_link_is_called_one(tmp_path: Path) -> None:
 
 
 def test_names_that_leave_no_room_for_the_endings_of_results_are_said() -> None:
-    assert too_long("x" * 247, [".nii.gz"]) is None
-    assert "260 bytes" in str(too_long("x" * 248, ["_preview.png", ".nii.gz"]))
+    assert name_too_long("x" * 247, [".nii.gz"]) is None
+    assert "260 bytes" in str(name_too_long("x" * 248, ["_preview.png", ".nii.gz"]))
 
 
 def test_a_single_file_brings_the_other_channels_of_its_case(tmp_path: Path) -> None:

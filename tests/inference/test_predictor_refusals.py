@@ -11,8 +11,8 @@ import pytest
 from stunet.errors import DataError, WeightsError
 from stunet.inference.model import open_model
 from stunet.inference.network import build
-from stunet.inference.output import whole_case
 from stunet.inference.predictor import Options, Predictor
+from stunet.inference.staging import atomic_case
 from stunet.weights.checkpoints import load_checkpoint, save_checkpoint
 from tests.loops import for_each
 from tests.predictor_models import SHAPE, make_model, run, write_image, write_png
@@ -70,7 +70,7 @@ def test_a_result_that_itk_truncated_in_silence_never_gets_its_name(tmp_path: Pa
     out.mkdir()
 
     def write(size: int) -> None:
-        with whole_case(out, "c", [".npz", ".nii.gz"]) as part:
+        with atomic_case(out, "c", [".npz", ".nii.gz"]) as part:
             Path(f"{part}.npz").touch()
             Path(f"{part}.nii.gz").write_bytes(data[:size])
 
