@@ -17,9 +17,11 @@ from multiprocessing import get_context
 import torch
 from torch import Tensor
 
+from stunet.architectures.base import HEADS
+from stunet.architectures.stunet import STUNET
 from stunet.networks import STUNet
 from stunet.trainers.finetune.lora import add
-from stunet.trainers.finetune.strategies import HEADS, STRATEGIES, groups, kept_stages, part_of, phase_of, set_trainable
+from stunet.trainers.finetune.strategies import STRATEGIES, groups, kept_stages, phase_of, set_trainable
 
 STAGES = 6
 CLASSES = 5
@@ -32,7 +34,7 @@ def prepared(name: str, size: str, edge: int, batch: int) -> tuple[Case, tuple[i
     strategy = STRATEGIES[name]
     strides = [(1, 1, 1)] + (kept_stages(strategy, STAGES) - 1) * [(2, 2, 2)]
     network = STUNet(1, CLASSES, size, strides)
-    fresh = {name for name, _ in network.named_parameters() if part_of(name) == HEADS}
+    fresh = {name for name, _ in network.named_parameters() if STUNET.place(name).part == HEADS}
     if strategy.lora_rank:
         add(network, strategy.lora_rank, 0, fresh)
     counts = set_trainable(network, phase_of(strategy, 0, 1000), fresh)

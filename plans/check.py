@@ -6,15 +6,13 @@ nnU-Net reads a plan without checking it; an inconsistent plan fails hours later
 from collections.abc import Mapping
 from typing import Any
 
+from stunet import architectures
 from stunet.errors import DataError, closest
 from stunet.files import json_differences
 from stunet.plans.grid import CONFIGURATION_KEYS, problems
 from stunet.plans.plan import HINT, Configuration, Plan
 from stunet.plans.schema import PLANS
 from stunet.schema import check
-from stunet.sizes import SIZES
-
-NETWORK = "stunet.networks.STUNet"
 
 _PLAN_KEYS = {
     "dataset_name", "plans_name", "original_median_spacing_after_transp", "original_median_shape_after_transp",
@@ -25,7 +23,6 @@ _REQUIRED = {*CONFIGURATION_KEYS, "data_identifier", "batch_size"}
 _CONFIGURATION_KEYS = _REQUIRED | {
     "median_image_size_in_voxels", "batch_dice", "stunet", "inherits_from", "previous_stage", "next_stage",
 }  # fmt: skip
-_ARCHITECTURE_KEYS = {"size", "strides", "deep_supervision", "checkpointing"}
 
 
 def check_plan(plan: Plan, configuration: str) -> Configuration:
@@ -44,13 +41,12 @@ def check_plan(plan: Plan, configuration: str) -> Configuration:
     _check_keys(ours, set(ours), {"size", "mirror_axes", "plan", "train"}, "the 'stunet' block")
     planned = plan.configuration(configuration)
     _check_keys(planned.content, _CONFIGURATION_KEYS, _REQUIRED, f"configuration {configuration!r}")
-    network, arguments = planned.network_class, planned.network_arguments
-    _require(network == NETWORK, f"{configuration}: network {network!r} is not {NETWORK}")
-    _check_keys(arguments, _ARCHITECTURE_KEYS, {"size", "strides"}, f"{configuration}: arch_kwargs")
-    _require(
-        isinstance(arguments["size"], str) and arguments["size"] in SIZES,
-        f"{configuration}: unknown size {arguments['size']!r}; known: {', '.join(SIZES)}",
-    )
+    arguments = planned.network_arguments
+    architecture = architectures.of_class(planned.network_class, configuration)
+    required = {*architecture.required, "strides"}
+    _check_keys(arguments, required | architecture.optional, required, f"{configuration}: arch_kwargs")
+    wrong = architecture.problem(arguments)
+    _require(wrong is None, f"{configuration}: {wrong}")
     for key in ("checkpointing", "deep_supervision"):
         _require(
             isinstance(arguments.get(key, False), bool), f"{configuration}: arch_kwargs.{key} must be true or false"

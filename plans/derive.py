@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from stunet import architectures
 from stunet.errors import DataError, UsageError
 from stunet.names import check_name
 from stunet.plans import memory, settings, topology
@@ -163,11 +164,11 @@ def describe(plan: Plan, configuration: str, dataset_json: Mapping[str, Any]) ->
     cascades = [name for name in plan.configurations if "previous_stage" in plan.own_values(name)]
     cascaded = any(configuration in plan.lineage(name) for name in cascades)
     return Network(
-        planned.size,
+        planned.network_arguments,
         channels + (len(foreground) if cascaded else 0),
         len(foreground) + (not regions),
-        planned.checkpointing,
         regions,
+        architectures.of_class(planned.network_class),
     )
 
 

@@ -6,7 +6,7 @@ planning for L gives the same as planning for B and deriving L. Read next: memor
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from stunet.errors import OutOfMemoryError
 from stunet.plans import memory, topology
@@ -68,7 +68,7 @@ def fit(
         shrunk = _shrink(patch, shape, spacing, target.stages, floor)
         if shrunk is None:
             raise OutOfMemoryError(
-                f"STU-Net-{network.size} needs {needed:.1f} GB even with its smallest patch {patch}; "
+                f"{network.label} needs {needed:.1f} GB even with its smallest patch {patch}; "
                 f"the target is {target.memory_gb:g} GB",
                 _advice(network, patch, strides, target),
             )
@@ -145,13 +145,15 @@ def _shrink(
 
 def _advice(network: Network, patch: Sequence[int], strides: Strides, target: MemoryTarget) -> str:
     """Return the largest size that fits with the same patch, or the memory that even the smallest size needs."""
+    if "size" not in network.arguments:
+        return f"a GPU with more memory than {target.memory_gb:g} GB (-gpu_memory_target)"
     offered = sorted(SIZES.keys() - {FOR_TESTS}, key=lambda size: -SIZES[size].width)
     for size in offered:
-        smaller = replace(network, size=size)
+        smaller = network.with_arguments(size=size)
         fits = memory.estimate(smaller, patch, MIN_BATCH, strides, target.correction) <= target.memory_gb
-        if fits and SIZES[size].width < SIZES[network.size].width:
+        if fits and SIZES[size].width < SIZES[network.arguments["size"]].width:
             return f"--size {size}, which fits into {target.memory_gb:g} GB"
-    smallest = replace(network, size=offered[-1], checkpointing=False)
+    smallest = network.with_arguments(size=offered[-1], checkpointing=False)
     least = memory.estimate(smallest, patch, MIN_BATCH, strides, target.correction)
     more = f"a GPU with more memory (-gpu_memory_target {math.ceil(least)})"
     return f"{more}: even size {offered[-1]} needs {least:.1f} GB here"

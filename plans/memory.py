@@ -2,12 +2,9 @@
 
     memory = OVERHEAD + PARAMETER_BYTES * parameters + ACTIVATION_FACTOR * activations + loss
 
-Activations are what autograd keeps for the backward pass in half precision, counted from the architecture:
-
-    residual block   4 tensors of its output's shape (two convolution outputs, two activations)
-    decoder stage    also the concatenation of upsampled features and skip connection
-    heads            their logits and the gradient of these; the loss works on a chunk of them at a time (losses/),
-                     but nnU-Net's for regions keeps LOSS_COPIES more of them in float32
+Activations are what autograd keeps for the backward pass in half precision. The architecture counts those of its blocks
+(Architecture.kept); here follow the heads: their logits and the gradient of these. The loss works on a chunk of them at
+a time (losses/), but nnU-Net's for regions keeps LOSS_COPIES more of them in float32.
 
 The count equals torch's saved tensors (tests). The other constants are **from published figures**, not measured by us:
 5.2, 8.8 and 26.5 GB for S, B and L (nnU-Net, documentation/resenc_presets.md; patch 128x128x128, batch 2), which the
@@ -16,13 +13,15 @@ model reproduces within 4 % for the published form of the network and nnU-Net's 
 """
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
+from stunet.architectures.base import Architecture
+from stunet.architectures.stunet import STUNET
 from stunet.losses.overlap import ELEMENTS
 from stunet.machine import GIB
 from stunet.plans.topology import Strides
-from stunet.sizes import SIZES, Size
 
 OVERHEAD_GB = 2.3  # CUDA context, cuDNN workspaces, allocator
 PARAMETER_BYTES = 14  # float32 weights, gradients and momentum, and the half-precision copy that autocast makes
@@ -38,18 +37,27 @@ class Network:
     """What the memory of a network depends on, besides patch and batch.
 
     Args:
-        size: Key of stunet.sizes.SIZES.
+        arguments: Those of its class in the plan; strides are given besides.
         channels: Input channels, including the one-hot labels of a cascade's previous stage.
         classes: Segmentation heads, including background.
-        checkpointing: Whether stages are recomputed in the backward pass.
         regions: Whether the heads are overlapping regions and the loss is nnU-Net's.
+        architecture: Which network it is.
     """
 
-    size: str
+    arguments: Mapping[str, Any]
     channels: int
     classes: int
-    checkpointing: bool = False
     regions: bool = False
+    architecture: Architecture = STUNET
+
+    @property
+    def label(self) -> str:
+        """Its name for users, such as STU-Net-B."""
+        return self.architecture.label(self.arguments)
+
+    def with_arguments(self, **arguments: Any) -> "Network":
+        """Return the network with these arguments instead of its own."""
+        return replace(self, arguments={**self.arguments, **arguments})
 
 
 def estimate(network: Network, patch: Sequence[int], batch: int, strides: Strides, correction: float = 1.0) -> float:
@@ -85,18 +93,17 @@ def least(network: Network, patch: Sequence[int], batch: int, strides: Strides, 
 
 def parameters(network: Network, strides: Strides) -> int:
     """Return the number of parameters of the network."""
-    return SIZES[network.size].parameters(network.channels, network.classes, len(strides), len(strides[0]))
+    counts = network.channels, network.classes, len(strides), len(strides[0])
+    return network.architecture.parameters(network.arguments, *counts)
 
 
 def activation_bytes(network: Network, patch: Sequence[int], strides: Strides) -> int:
     """Return the bytes per sample that autograd keeps between forward and backward pass, without the loss."""
-    size = SIZES[network.size]
-    encoder = [_stage(size, stage, voxels, False) for stage, voxels in enumerate(_voxels(patch, strides))]
-    decoder = [_stage(size, stage, voxels, True) for stage, voxels in enumerate(_voxels(patch, strides)[:-1])]
-    if not network.checkpointing:
-        return sum(kept for kept, _ in encoder + decoder)
-    kept_between = sum(output for _, output in encoder + decoder)
-    return kept_between + max(kept for kept, _ in encoder + decoder)
+    blocks = network.architecture.kept(network.arguments, _voxels(patch, strides))
+    if not network.arguments.get("checkpointing", False):
+        return HALF * sum(block.all for block in blocks)
+    # outputs of all blocks, and everything of the one that is being recomputed
+    return HALF * (sum(block.output for block in blocks) + max(block.all for block in blocks))
 
 
 def loss_bytes(network: Network, patch: Sequence[int], strides: Strides) -> int:
@@ -110,13 +117,6 @@ def loss_bytes(network: Network, patch: Sequence[int], strides: Strides) -> int:
 def chunk_bytes(network: Network, patch: Sequence[int]) -> int:
     """Return the bytes that our loss works on at a time."""
     return 0 if network.regions else CHUNK_COPIES * SINGLE * min(ELEMENTS, network.classes * math.prod(patch))
-
-
-def _stage(size: Size, stage: int, voxels: int, decoder: bool) -> tuple[int, int]:
-    """Return the bytes kept inside a stage, and those of its output, which checkpointing keeps as well."""
-    output = HALF * size.channels(stage) * voxels
-    concatenation = 2 * output if decoder else 0
-    return size.depth * 4 * output + concatenation, output
 
 
 def _voxels(patch: Sequence[int], strides: Strides) -> list[int]:

@@ -15,10 +15,10 @@ from nnunetv2.paths import nnUNet_preprocessed
 from nnunetv2.utilities.json_export import recursive_fix_for_json_export
 
 from stunet import __version__
+from stunet.architectures.stunet import STUNET
 from stunet.datasets import find_reader, training_files
 from stunet.files import write_json
 from stunet.labels.names import sides
-from stunet.networks import STUNet
 from stunet.nnunet import write_atomically
 from stunet.orientation import left_right_axis
 from stunet.plans import fit, topology
@@ -135,7 +135,7 @@ class STUNetPlanner(ExperimentPlanner):
         if self.checkpointing:
             arch_kwargs["checkpointing"] = True
         plan["architecture"] = {
-            "network_class_name": f"{STUNet.__module__}.{STUNet.__qualname__}",
+            "network_class_name": STUNET.class_name,
             "arch_kwargs": arch_kwargs,
             "_kw_requires_import": [],
         }

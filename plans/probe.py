@@ -4,7 +4,6 @@ import torch
 
 from stunet.losses import DiceCE
 from stunet.machine import GIB
-from stunet.networks import STUNet
 from stunet.plans.fit import Fit
 from stunet.plans.memory import Network
 
@@ -24,9 +23,9 @@ def _measure(network: Network, fit: Fit) -> float:
     torch.backends.cudnn.benchmark = True  # as in training: its choice of algorithms determines the workspaces
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
-    model = (
-        STUNet(network.channels, network.classes, network.size, fit.strides, True, network.checkpointing).cuda().train()
-    )
+    arguments = {**network.arguments, "strides": fit.strides}
+    model = network.architecture.build(network.channels, network.classes, arguments).cuda().train()
+    network.architecture.deeply_supervise(model, True)
     optimizer = torch.optim.SGD(model.parameters(), 1e-2, momentum=0.99, nesterov=True, weight_decay=3e-5)
     criterion = _of_regions() if network.regions else DiceCE(batch_dice=True)
     channels = network.classes if network.regions else 1

@@ -52,7 +52,7 @@ def test_the_union_fits_its_memory_as_well() -> None:
 def _fits(preset: presets.Preset, classes: int) -> None:
     patch, strides = topology.round_up(preset.set["patch_size"], [1.5, 1.5, 1.5], topology.DEFAULT_STAGES)
     assert patch == preset.set["patch_size"]
-    needed = memory.estimate(Network(preset.size, 1, classes), patch, preset.set["batch_size"], strides)
+    needed = memory.estimate(Network({"size": preset.size}, 1, classes), patch, preset.set["batch_size"], strides)
     assert preset.memory_gb
     assert needed <= preset.memory_gb
 

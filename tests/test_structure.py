@@ -25,6 +25,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "workers": set(),
     "resampling": set(),
     "networks": set(),
+    "architectures": {"networks"},
     "losses": set(),
     "nnunet": set(),
     "folds": set(),
@@ -32,14 +33,15 @@ MAY_IMPORT: dict[str, set[str]] = {
     "datasets": {"labels", "resampling", "workers"},
     "evaluation": {"datasets", "labels", "workers"},
     "results": {"datasets", "evaluation", "labels"},
-    "plans": {"datasets", "folds", "labels", "losses", "networks", "nnunet", "workers"},
-    "weights": {"labels", "networks", "plans"},
-    "models": {"labels", "networks", "plans", "weights"},
+    "plans": {"architectures", "datasets", "folds", "labels", "losses", "nnunet", "workers"},
+    "weights": {"architectures", "labels", "plans"},
+    "models": {"labels", "plans", "weights"},
     "preprocessing": {"datasets", "folds", "labels", "nnunet", "plans", "resampling", "weights", "workers"},
     "provenance": {"folds", "labels", "plans", "preprocessing"},
-    "inference": {"datasets", "labels", "models", "plans", "preprocessing", "provenance", "results", "weights"},
+    "inference": {"architectures", "datasets", "labels", "models", "plans", "preprocessing", "provenance", "results",
+                  "weights"},
     "merging": {"datasets", "inference", "labels", "workers"},
-    "trainers": {"datasets", "evaluation", "folds", "inference", "labels", "losses", "networks", "nnunet", "plans",
+    "trainers": {"architectures", "datasets", "evaluation", "folds", "inference", "labels", "losses", "nnunet", "plans",
                  "preprocessing", "provenance", "weights", "workers"},
     "nnunet_ext": {"trainers"},
     "runs": {"datasets", "evaluation", "folds", "inference", "labels", "models", "nnunet", "plans", "preprocessing",
@@ -51,8 +53,8 @@ TOP = {"cli", "stunet"}  # the commands and the Python API: they may import ever
 # Parts whose files import none of HEAVY at the top, so that --help and usage errors stay instant, and the exceptions.
 HEAVY = {"torch", "nnunetv2", "SimpleITK", "scipy"}
 LIGHT = {
-    "errors", "files", "folds", "kinds", "machine", "names", "nnunet", "provenance", "schema", "sizes", "source_lookup",
-    "workspace", "presets", "console", "preprocessing", "cli", "labels", "models", "runs", "workers",
+    "architectures", "errors", "files", "folds", "kinds", "machine", "names", "nnunet", "provenance", "schema", "sizes",
+    "source_lookup", "workspace", "presets", "console", "preprocessing", "cli", "labels", "models", "runs", "workers",
 }  # fmt: skip
 HEAVY_FILES = {
     "stunet.models.folder", "stunet.preprocessing.case", "stunet.preprocessing.stored", "stunet.runs.launch",

@@ -19,11 +19,11 @@ import torch.distributed as dist
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 
+from stunet import architectures
 from stunet.errors import Interrupted, StunetError
 from stunet.files import write_json
 from stunet.folds import Fold, choose_cases
 from stunet.losses import DeepSupervision, DiceAndEntropy, DiceCE, RegionDiceCE
-from stunet.networks import STUNet
 from stunet.nnunet import patched, write_atomically
 from stunet.plans.plan import Plan
 from stunet.preprocessing.folds import find_fold
@@ -58,7 +58,7 @@ class BaseTrainer(nnUNetTrainer):
     """
 
     initial_lr: float
-    network: Any  # an STUNet, which nnU-Net wraps in OptimizedModule and DistributedDataParallel
+    network: Any  # one of stunet.architectures, which nnU-Net wraps in OptimizedModule and DistributedDataParallel
 
     # Values of the plan that nnU-Net's trainer does not have; plans/settings.py explains them, and has the defaults.
     seed: int
@@ -178,11 +178,11 @@ class BaseTrainer(nnUNetTrainer):
         self.finetuning.start(self.bare_network(), frozenset(fresh), self.seed)
         self.optimizer, self.lr_scheduler = self.configure_optimizers()
 
-    def bare_network(self) -> STUNet:
+    def bare_network(self) -> torch.nn.Module:
         """Return the network without DDP's and torch.compile's wrapping."""
         return sharding.unwrap(self.network)
 
-    def new_network(self) -> STUNet:
+    def new_network(self) -> torch.nn.Module:
         """Build a full network like the one being trained, with other values."""
         plans, configuration, classes = self.plans_manager, self.configuration_manager, self.label_manager
         arguments = (self.num_input_channels, classes.num_segmentation_heads, self.enable_deep_supervision)
@@ -190,7 +190,8 @@ class BaseTrainer(nnUNetTrainer):
 
     def set_deep_supervision_enabled(self, enabled: bool) -> None:
         """Do what nnU-Net's method does, however the network is wrapped."""
-        self.bare_network().decoder.deep_supervision = enabled
+        network = self.bare_network()
+        architectures.of_network(network).deeply_supervise(network, enabled)
 
     def plot_network_architecture(self) -> None:
         """Do nothing: the drawing package that nnU-Net looks for is no longer one of its dependencies."""

@@ -77,4 +77,4 @@ def _known(text: str) -> tuple[str, str | None]:
     from stunet.weights.reading import read_weights
 
     path = store.find_model(text, offline=True)
-    return str(path.resolve()), entry.size if entry else read_weights(path).architecture.size
+    return str(path.resolve()), entry.size if entry else read_weights(path).network.size

@@ -1,7 +1,7 @@
 """Build the network that a model's plans describe, and check that the weights were trained with it.
 
-Plans name classes, and nnU-Net imports whatever they name. Model folders come from anywhere, so only networks from this
-package and from nnU-Net's own library are built here.
+Plans name classes, and nnU-Net imports whatever they name. Model folders come from anywhere, so only the networks of
+stunet.architectures and of nnU-Net's own library are built here.
 """
 
 import pydoc
@@ -14,9 +14,9 @@ from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
+from stunet import architectures
 from stunet.errors import DataError, WeightsError, closest
 from stunet.inference.model import ModelFolder
-from stunet.plans.check import NETWORK
 from stunet.plans.plan import Plan
 
 TRUSTED = ("torch.nn.", "dynamic_network_architectures.")
@@ -39,7 +39,7 @@ def build(model: ModelFolder, configuration: str) -> tuple[Any, Any, torch.nn.Mo
         classes = plans.get_label_manager(model.dataset).num_segmentation_heads
         inputs = determine_num_input_channels(plans, manager, model.dataset)
         # Weights are loaded next; initialising an STU-Net L first takes seconds. Others may hold more than weights.
-        ours = manager.network_arch_class_name == NETWORK
+        ours = manager.network_arch_class_name in architectures.TABLE
         with torch.device("meta") if ours else torch.random.fork_rng(devices=[]):
             network = get_network_from_plans(
                 manager.network_arch_class_name,
@@ -62,7 +62,7 @@ def _check_classes(configuration: Any, file: str) -> None:
     arguments = configuration.network_arch_init_kwargs
     parts = [arguments[key] for key in configuration.network_arch_init_kwargs_req_import]
     for name in (configuration.network_arch_class_name, *parts):
-        if name not in (None, NETWORK) and not _is_trusted(name):
+        if name is not None and name not in architectures.TABLE and not _is_trusted(name):
             raise DataError(
                 f"{file} wants {name!r} imported for its network; nothing was imported",
                 "networks of other packages: nnUNetv2_predict, if you trust where this model comes from",

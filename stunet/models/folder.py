@@ -21,7 +21,6 @@ from stunet.models.archive import pack
 from stunet.models.metadata import check_metadata
 from stunet.models.record import RECORD, read_record
 from stunet.models.registry import Entry, dataset_of, plans_of
-from stunet.networks import STUNet
 from stunet.sizes import SIZES
 from stunet.weights.checkpoints import check_finite, check_weights, save_checkpoint, save_weights, to_half
 from stunet.weights.pickles import load_pickle
@@ -52,7 +51,7 @@ def describe(weights: Weights, entry: Entry | None = None) -> Weights:
         )
     channels = entry.channels if entry and entry.channels else weights.channels
     dataset = (dataset_of(entry) if entry and planned else {}) | (weights.dataset or {}) | {"labels": classes}
-    dataset["channel_names"] = _by_number(channels or range(weights.architecture.channels))
+    dataset["channel_names"] = _by_number(channels or range(weights.network.channels))
     described = replace(
         weights,
         plans=plans,
@@ -77,7 +76,7 @@ def check_entry(weights: Weights, entry: Entry | None) -> None:
 
 def contradiction(weights: Weights, entry: Entry) -> str | None:
     """Return how the tensors, or their plans and dataset, contradict that they are an entry's; None: not at all."""
-    network = weights.architecture
+    network = weights.network
     for what, here, there in (
         ("size", network.size, entry.size),
         ("input channels", network.channels, entry.num_channels),
@@ -107,7 +106,7 @@ def with_plans(weights: Weights, pkl: Path, entry: Entry | None, name: str) -> W
     Raises:
         WeightsError: The plans cannot be read, or are for other classes or channels.
     """
-    network, classes = weights.architecture, weights.classes or (entry.classes if entry else None)
+    network, classes = weights.network, weights.classes or (entry.classes if entry else None)
     channels = weights.channels or (entry.channels if entry else None)
     plans, dataset, configuration, axes = convert_plans(
         load_pickle(pkl), pkl, network.size, network.stages, classes, channels, name
@@ -146,13 +145,14 @@ def check_fit(weights: Weights) -> None:
     Raises:
         WeightsError: Something differs, or is not described; the message names it.
     """
-    described = weights.architecture
-    if not weights.plans or not weights.strides or described.size is None:
-        what = "no plans" if described.size else f"a network of no size that stunet knows ({', '.join(SIZES)})"
+    described = weights.network
+    sized = "size" not in described.arguments or described.size is not None
+    if not weights.plans or not weights.strides or not sized:
+        what = "no plans" if sized else f"a network of no size that stunet knows ({', '.join(SIZES)})"
         raise WeightsError(f"{str(weights.path)!r} has {what}", "stunet_models info NAME lists what is needed")
     check_metadata(weights)
     with torch.device("meta"):
-        network = STUNet(described.channels, described.classes, described.size, weights.strides)
+        network = described.build(weights.strides)
     check_weights(weights.path, network, weights.tensors)
 
 

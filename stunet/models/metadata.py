@@ -41,9 +41,9 @@ def check_metadata(weights: "Weights") -> None:
 
 def _problems(weights: "Weights", plan: Plan, planned: Configuration, dataset: Mapping[str, Any]) -> Iterator[str]:
     """Yield what is wrong; only the first is reliable, because later checks assume that earlier ones passed."""
-    yield from problems(plan, planned, weights.strides or [], weights.architecture.ndim)
+    yield from problems(plan, planned, weights.strides or [], weights.network.ndim)
     yield from _wrong_classes(weights, planned, dataset)
-    ndim, axes = weights.architecture.ndim, weights.mirror_axes or ()
+    ndim, axes = weights.network.ndim, weights.mirror_axes or ()
     if len({*axes}) != len(axes) or not {*axes} <= {*range(ndim)}:
         yield f"mirror axes {axes} must be different, from 0 to {ndim - 1}"
     schemes, named = planned.normalization, len(weights.channels or ())
@@ -68,9 +68,9 @@ def _wrong_classes(weights: "Weights", planned: Configuration, dataset: Mapping[
     labels = len(values) - ("ignore" in dataset["labels"])
     if "background" in rows and len(rows) != labels:
         yield f"{len(rows)} classes share {labels} labels in dataset.json"
-    if len(rows) != weights.architecture.classes:
-        yield f"the head has {weights.architecture.classes} rows, and {len(rows)} classes are named"
+    if len(rows) != weights.network.classes:
+        yield f"the head has {weights.network.classes} rows, and {len(rows)} classes are named"
     numbered = dataset.get("channel_names") or dataset.get("modality") or {}
-    named, channels = len(numbered), weights.architecture.channels
+    named, channels = len(numbered), weights.network.channels
     if named + (labels - 1 if planned.previous_stage else 0) != channels:
         yield f"the network takes {channels} channel(s), and {named} are named"

@@ -146,7 +146,7 @@ def _from_weights(
     named = plan_entry(start, heads, is_file=Path(request.pretrained or request.pretrained_weights or "").exists())
     if before and (before.sha256, before.head) == (start.sha256, heads.mode):
         named = before
-    theirs = start.weights.architecture.size
+    theirs = start.weights.network.size
     if size not in (None, theirs):
         raise UsageError(
             f"size {size} is asked for, but the weights {named.name!r} are of size {theirs}",

@@ -343,7 +343,7 @@ def _describe(run: "Run", configuration: Configuration, listener: Listener) -> N
     shared = f" in {parts} parts of {part} ({run.processes} processes)" if parts > 1 else ""
     listener.note(
         f"{run.dataset}  {run.configuration}  fold {run.fold}  {plan.name}\n"
-        f"STU-Net-{network.size}, {millions:.1f} M parameters, {len(strides)} stages, "
+        f"{network.label}, {millions:.1f} M parameters, {len(strides)} stages, "
         f"patch {patch}, batch {batch}{shared}, "
         f"about {estimate(network, configuration.patch_size, part, strides):.1f} GB of GPU memory; "
         f"device {run.device}\nresults: {run.folder}"

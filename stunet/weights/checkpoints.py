@@ -18,6 +18,8 @@ import safetensors
 import torch
 from safetensors.torch import save_file
 
+from stunet import architectures
+from stunet.architectures.base import Architecture
 from stunet.errors import DataError, WeightsError, is_out_of_memory
 from stunet.files import atomic_write
 from stunet.weights.container import check_container, check_seal, first_line, seal
@@ -135,19 +137,26 @@ def check_weights(path: Path, network: torch.nn.Module, weights: dict[str, torch
         )
 
 
-def check_finite(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
+def check_finite(tensors: Mapping[str, torch.Tensor], path: Path, architecture: Architecture | None = None) -> None:
     """Check all values: none may be NaN or infinite, and no convolution of the encoder may consist of zeros only.
+
+    Args:
+        tensors: By name; read once each, and released again if they are mapped from a file.
+        path: Where they come from, for the message.
+        architecture: The network they belong to; None: as recognised, and zeros are let pass in unknown networks.
 
     Raises:
         WeightsError: A tensor fails the check; the message names the first one and gives their number.
     """
+    if architecture is None:
+        architecture = architectures.find_tensors({name: tuple(value.shape) for name, value in tensors.items()})
     bad, empty = [], []
     for name, value in tensors.items():
         if value.numel():
             extremes = torch.stack(torch.aminmax(value))  # no copy, unlike value.isfinite()
             if not extremes.isfinite().all():
                 bad.append(name)
-            if not extremes.any() and name.startswith("conv_blocks_context") and value.ndim > 1:
+            if value.ndim > 1 and not extremes.any() and architecture and architecture.is_encoder(name):
                 empty.append(name)
         release(value)
     if empty:

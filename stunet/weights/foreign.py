@@ -1,4 +1,4 @@
-"""Identify files that hold no STU-Net weights: people mix up files, and naming them helps more than "cannot read".
+"""Identify files that hold no weights of ours: people mix up files, and naming them helps more than "cannot read".
 
 Files are identified by their first bytes, whatever their names; networks by the names of their parameters.
 """
@@ -20,7 +20,7 @@ LEGACY = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."  # torch's magic number, 
 _STARTS = (
     (b"<!doctype", "an HTML page: the download page, not the file"),
     (b"<html", "an HTML page: the download page, not the file"),
-    (b"version https://git-lfs", "a pointer of Git LFS, not the file that it stands for"),
+    (b"version https://git-lfs", "a pointer of Git LFS, not the file itself"),
     (b"\x89hdf", "an HDF5 file"),
     (b"%pdf", "a PDF document"),
     (b"rar!", "a RAR archive; unpack it first"),

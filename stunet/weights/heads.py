@@ -49,7 +49,7 @@ class Heads:
     def lines(self) -> list[str]:
         """Describe for the console how many rows there are of each kind, then what was merged and what is new."""
         if self.mode == "reset":
-            return [f"heads: drawn anew, {self.reason}"]
+            return [f"heads: initialised at random, {self.reason}"]
         merged = [f"{row.target} = mean of {', '.join(row.sources)}" for row in self.rows if len(row.sources) > 1]
         new = [
             row.target + (f" (closest: {', '.join(row.closest)})" if row.closest else "")
@@ -84,8 +84,8 @@ def plan_heads(requested: str | None, weights: Weights, classes: Sequence[str] |
         return Heads("reset", reason="as asked for")
     rows, reason = _match(weights, classes)
     if reason:
-        warnings = (f"--head {requested} is not possible: {reason}; the heads are drawn anew",) if requested else ()
-        return Heads("reset", reason=reason, warnings=warnings)
+        warning = f"--head {requested} is not possible: {reason}; the heads are initialised at random"
+        return Heads("reset", reason=reason, warnings=(warning,) if requested else ())
     given, wanted = list(weights.classes or ()), list(classes or ())
     taken = {row.target: row.sources for row in rows}
     if BACKGROUND in given:
@@ -136,7 +136,7 @@ def take_rows(drawn_K: Tensor, given_K: Tensor, moves: Sequence[Sequence[int]]) 
 
 def _match(weights: Weights, classes: Sequence[str] | None) -> tuple[list[ClassMatch], str]:
     """Return the matched classes, or the reason why there are none."""
-    count = weights.architecture.classes
+    count = weights.network.classes
     if not count:
         return [], "the weights have no heads"
     if classes is None:

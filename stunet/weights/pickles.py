@@ -37,7 +37,7 @@ def load_pickle(path: Path) -> Any:
         size = path.stat().st_size >> 20
         raise WeightsError(
             f"{str(path)!r} has {size} MiB: no plans of nnU-Net v1, which have a few",
-            "give the X.model.pkl that stands beside X.model",
+            "give the X.model.pkl next to X.model",
         )
     try:
         content = path.read_bytes()
@@ -55,7 +55,7 @@ def load_pickle(path: Path) -> Any:
     except UNREADABLE as error:
         what = f"{type(error).__name__} {error}".splitlines()[0][:200]
         raise WeightsError(
-            f"{str(path)!r} is no whole pickle ({describe_file(path)}): {what}", "copy it again from its source"
+            f"{str(path)!r} is not a complete pickle ({describe_file(path)}): {what}", "copy it again from its source"
         ) from None
 
 
@@ -91,7 +91,7 @@ class _Type:
 
     def __init__(self, code: str, *_: object) -> None:
         if not re.fullmatch(r"[biuf]\d{1,2}", code):
-            raise ValueError(f"array of type {code!r}, which is no number")
+            raise ValueError(f"array of type {code!r}, which is not a number")
         self.code, self.order = code, "="
 
     def __setstate__(self, state: tuple) -> None:

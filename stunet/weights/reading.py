@@ -1,7 +1,7 @@
-"""Read weight files of every kind that STU-Net comes in, and determine what they mean.
+"""Read weight files of every kind that our networks come in, and determine what they mean.
 
 These are nnU-Net v1 (.model with .model.pkl), nnU-Net v2 and nnssl (.pth, a model folder), our own (safetensors) and
-bare parameters. architecture.py recognises the network, checkpoints.py reads safely, transfer.py uses the weights.
+bare parameters. recognition.py recognises the network, checkpoints.py reads safely, transfer.py uses the weights.
 """
 
 from collections.abc import Callable, Mapping
@@ -12,17 +12,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from stunet.architectures.base import Recognised
 from stunet.errors import DataError, WeightsError
 from stunet.kinds import DATASET, MODEL, read
 from stunet.labels.names import head_classes
 from stunet.names import check_name
 from stunet.plans.resolve import resolve
 from stunet.plans.schema import PLANS
-from stunet.weights.architecture import Architecture, recognise
 from stunet.weights.checkpoints import is_safetensors, load_checkpoint, load_safetensors
 from stunet.weights.pickles import load_pickle
+from stunet.weights.recognition import recognise
 from stunet.weights.v1 import convert_plans, fit_strides
-from stunet.weights.v2 import NETWORK
 
 NNUNETS_EPOCHS = 1000  # if plans do not state the number
 # How nnU-Net 2.2 and earlier described the network in a configuration.
@@ -36,14 +36,14 @@ _OLD_KEYS = {
 class Weights:
     """Parameters under their official names, memory-mapped from `path`, and what is known about them.
 
-    `kind` is a key of _READERS; `plans` has one configuration, `configuration`, with our network; `dataset` is
-    nnU-Net's dataset.json; `mirror_axes` is None if unknown, and empty if mirroring is known to be wrong.
+    `kind` is a key of _READERS; `plans` has one configuration, `configuration`, with the network of the tensors;
+    `dataset` is nnU-Net's dataset.json; `mirror_axes` is None if unknown, and empty if mirroring is known to be wrong.
     """
 
     path: Path
     kind: str
     tensors: dict[str, Tensor]
-    architecture: Architecture
+    network: Recognised
     plans: dict[str, Any] | None = None
     configuration: str | None = None
     dataset: dict[str, Any] | None = None
@@ -88,7 +88,7 @@ def read_weights(path: Path) -> Weights:
     The folder's plans.json and dataset.json determine what a checkpoint inside a model folder means.
 
     Raises:
-        WeightsError: The path holds no weights, is damaged, is not an STU-Net, or its parts contradict each other.
+        WeightsError: The path holds no weights, is damaged, holds another network, or its parts contradict each other.
     """
     path = _checkpoint_in(path) if path.is_dir() else path
     kind, raw, content = _load(path)
@@ -112,7 +112,7 @@ def _checkpoint_in(folder: Path) -> Path:
     for name in ("plans.json", "dataset.json"):
         if not (folder / name).is_file():
             raise WeightsError(
-                f"{str(folder)!r} is no model folder: it has no {name}",
+                f"{str(folder)!r} is not a model folder: it has no {name}",
                 "give DATASET/TRAINER__PLANS__CONFIGURATION, or a file of weights",
             )
     for name in ("checkpoint_final.pth", "checkpoint_best.pth"):
@@ -120,7 +120,7 @@ def _checkpoint_in(folder: Path) -> Path:
         if found:
             return found[0]
     raise WeightsError(
-        f"no fold of {str(folder)!r} has a checkpoint_final.pth", "give the folder of a training that came to its end"
+        f"no fold of {str(folder)!r} has a checkpoint_final.pth", "give the folder of a finished training"
     )
 
 
@@ -131,13 +131,13 @@ def unfinished(path: Path) -> str | None:
     ended = {file.parent.name for file in path.glob("fold_*/checkpoint_final.pth")}
     begun = {file.parent.name for file in path.glob("fold_*/checkpoint_*.pth")} - ended
     if ended:
-        return f"{', '.join(sorted(begun))} of {str(path)!r} did not come to its end: left out" if begun else None
+        return f"{', '.join(sorted(begun))} of {str(path)!r} is unfinished and left out" if begun else None
     found = _checkpoint_in(path)
     content = load_checkpoint(found)
     plans = (content.get("init_args") or {}).get("plans") or {}
     epochs = plans.get("stunet", {}).get("train", {}).get("num_epochs", NNUNETS_EPOCHS)
     done = f"epoch {content.get('current_epoch', '?')} of {epochs}"
-    return f"no training in {str(path)!r} came to its end: {found.parent.name}/{found.name}, {done}, stands for it"
+    return f"no training in {str(path)!r} is finished: {found.parent.name}/{found.name} is used, {done}"
 
 
 def _load(path: Path) -> tuple[str, Mapping[str, Any], Mapping[str, Any]]:
@@ -173,7 +173,7 @@ def _official(raw: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
         stored = stored and value.numel() * value.element_size() <= value.untyped_storage().nbytes()
         if name in tensors or not stored:
             raise WeightsError(
-                f"{str(path)!r} is damaged: {key!r} is there twice or claims more bytes than it has",
+                f"{str(path)!r} is damaged: {key!r} exists twice or claims more bytes than it has",
                 "copy it again from its source",
             )
         tensors[name] = value.detach()
@@ -184,9 +184,9 @@ def _read_v1(weights: Weights, content: Mapping[str, Any]) -> Weights:
     sidecar = weights.path.with_name(weights.path.name + ".pkl")
     if not sidecar.is_file():
         return weights
-    architecture = weights.architecture
+    network = weights.network
     plans, dataset, configuration, mirror_axes = convert_plans(
-        load_pickle(sidecar), sidecar, architecture.size, architecture.stages
+        load_pickle(sidecar), sidecar, network.size, network.stages
     )
     return replace(weights, plans=plans, dataset=dataset, configuration=configuration, mirror_axes=mirror_axes)
 
@@ -237,7 +237,7 @@ def _axes(axes: Any) -> tuple[int, ...]:
 
 
 def _described(weights: Weights, plans: Any, configuration: str | None, dataset: Any) -> Weights:
-    """Return the weights with these plans, reduced to the one configuration, and with our network in it.
+    """Return the weights with these plans, reduced to the one configuration, and with the network of the tensors in it.
 
     Plans can name any class, which nnU-Net would import; the tensors have shown which class it is.
     """
@@ -247,21 +247,23 @@ def _described(weights: Weights, plans: Any, configuration: str | None, dataset:
     planned = resolve(plans, configuration)
     described = planned.get("architecture", {})
     strides = described.get("arch_kwargs", {}).get("strides") or planned.get("pool_op_kernel_sizes")
-    architecture = weights.architecture
-    if described.get("network_class_name") != NETWORK:
-        strides = fit_strides(strides, architecture.stages) if strides else None
-    elif described["arch_kwargs"]["size"] != architecture.size:
-        raise WeightsError(
-            f"{str(weights.path)!r}: its plans say size {described['arch_kwargs']['size']!r}, but its tensors are of "
-            f"size {architecture.size!r}",
-            "put the plans.json and the checkpoint of one training together",
-        )
-    kwargs = {
-        "size": architecture.size,
-        **({"strides": [[int(s) for s in axis] for axis in strides]} if strides else {}),
-    }
+    network, class_name = weights.network, weights.network.architecture.class_name
+    strides = strides or network.strides
+    if described.get("network_class_name") != class_name:
+        strides = fit_strides(strides, network.stages) if strides else None
+    else:
+        for key, value in network.planned.items():
+            if described["arch_kwargs"][key] != value:
+                raise WeightsError(
+                    f"{str(weights.path)!r}: its plans say {key} {described['arch_kwargs'][key]!r}, but its tensors "
+                    f"are of {key} {value!r}",
+                    "put the plans.json and the checkpoint of one training together",
+                )
+    kwargs = network.planned
+    if strides:
+        kwargs["strides"] = [[int(s) for s in axis] for axis in strides]
     planned = {key: value for key, value in planned.items() if key not in _OLD_KEYS} | {
-        "architecture": {"network_class_name": NETWORK, "arch_kwargs": kwargs, "_kw_requires_import": []}
+        "architecture": {"network_class_name": class_name, "arch_kwargs": kwargs, "_kw_requires_import": []}
     }
     return replace(weights, plans={**plans, "configurations": {configuration: planned}})
 
@@ -287,16 +289,16 @@ def _of_folder(weights: Weights) -> Weights:
 
 
 def _check(weights: Weights) -> None:
-    architecture = weights.architecture
+    network = weights.network
     strides, classes, _ = weights.strides, weights.classes, weights.channels
-    if strides and (len(strides) != architecture.stages or {len(axis) for axis in strides} != {architecture.ndim}):
+    if strides and (len(strides) != network.stages or {len(axis) for axis in strides} != {network.ndim}):
         raise WeightsError(
-            f"{str(weights.path)!r} has {architecture.stages} stages in {architecture.ndim}D, and its plans say "
+            f"{str(weights.path)!r} has {network.stages} stages in {network.ndim}D, and its plans say "
             f"strides {strides}",
             "put the plans.json and the checkpoint of one training together",
         )
-    if classes and architecture.classes and len(classes) != architecture.classes:
+    if classes and network.classes and len(classes) != network.classes:
         raise WeightsError(
-            f"the head of {str(weights.path)!r} has {architecture.classes} rows, but {len(classes)} classes are named",
+            f"the head of {str(weights.path)!r} has {network.classes} rows, but {len(classes)} classes are named",
             "put the dataset.json and the checkpoint of one training together",
         )

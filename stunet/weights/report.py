@@ -11,14 +11,13 @@ Every tensor of the network and of the weights has one fate:
 transfer.py decides; heads.py has the rows of the classes.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+from stunet.architectures.base import DECODER, ENCODER, UPSAMPLING, Architecture
 from stunet.weights.heads import Heads
 
 KINDS = ("copied", "inflated", "head", "missing", "unused")
-ENCODER = "conv_blocks_context"
-PARTS = {"upsample_layers": "decoder", "conv_blocks_localization": "decoder", "seg_outputs": "heads"}
 
 
 @dataclass(frozen=True)
@@ -41,14 +40,6 @@ class Fate:
     pretrained: int = 0
     note: str = ""
 
-    @property
-    def part(self) -> str:
-        """The part of the network: "stem", "encoder 1" and so on, "decoder", "heads", or "other" for the rest."""
-        module, stage = level(self.target or self.source or "")
-        if module == ENCODER:
-            return f"encoder {stage}" if stage else "stem"
-        return PARTS.get(module, "other")
-
 
 @dataclass(frozen=True)
 class TransferReport:
@@ -62,6 +53,7 @@ class TransferReport:
         heads: What became of the classes.
         warnings: What users should know before training.
         tensors: One fate per tensor of the network, then those left over in the weights.
+        architecture: Of the network, which says where a tensor belongs.
     """
 
     weights: str
@@ -71,6 +63,7 @@ class TransferReport:
     heads: Heads
     warnings: tuple[str, ...]
     tensors: tuple[Fate, ...]
+    architecture: Architecture
 
     @property
     def fresh(self) -> frozenset[str]:
@@ -80,12 +73,18 @@ class TransferReport:
     def table(self) -> tuple[list[str], list[list[str]]]:
         """Return columns, and one row per part of the network: its size, and the number of tensors of each fate."""
         rows = []
-        for part in dict.fromkeys(fate.part for fate in self.tensors):
-            fates = [fate for fate in self.tensors if fate.part == part]
+        parts = [self.part_of(fate) for fate in self.tensors]
+        for part in dict.fromkeys(parts):
+            fates = [fate for fate, own in zip(self.tensors, parts, strict=True) if own == part]
             size = sum(fate.elements for fate in fates if fate.target)
             counts = [sum(fate.kind == kind for fate in fates) for kind in KINDS]
             rows.append([part, f"{size:,}", *(str(count or "-") for count in counts)])
         return ["part", "parameters", *KINDS], rows
+
+    def part_of(self, fate: Fate) -> str:
+        """Return the part of the network: "stem", "encoder 1" and so on, "decoder", "heads", or "other"."""
+        part, level = self.architecture.place(fate.target or fate.source or "")
+        return f"{ENCODER} {level}" if part == ENCODER else DECODER if part == UPSAMPLING else part
 
     def lines(self) -> list[str]:
         """Return what the table does not tell."""
@@ -96,11 +95,6 @@ class TransferReport:
 
     def to_json(self) -> dict[str, Any]:
         """Return the content of transfer_report.json."""
-        return asdict(self)
-
-
-def level(name: str) -> tuple[str, int]:
-    """Return the module and the level that a tensor's name begins with."""
-    module, _, rest = name.partition(".")
-    number = rest.partition(".")[0]
-    return module, int(number) if number.isdigit() else 0
+        tensors = [asdict(fate) for fate in self.tensors]
+        own = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "architecture"}
+        return {**own, "heads": asdict(self.heads), "tensors": tensors}

@@ -16,14 +16,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from stunet.architectures.base import HEADS, Architecture, Recognised
 from stunet.errors import UsageError, WeightsError
-from stunet.networks import STUNet
-from stunet.weights.architecture import Architecture, recognise
 from stunet.weights.checkpoints import check_finite
 from stunet.weights.heads import Heads, plan_heads, take_rows
 from stunet.weights.mapped import release
 from stunet.weights.reading import Weights
-from stunet.weights.report import ENCODER, Fate, TransferReport, level
+from stunet.weights.recognition import recognise
+from stunet.weights.report import Fate, TransferReport
 
 STEMS = ("repeat", "first")
 LEAST_COVERAGE = 0.9  # of the encoder; if less fits, the weights belong to something else
@@ -31,7 +31,6 @@ GAPS_SHOWN = 3
 SPACING_FACTOR = 1.5  # on any axis; beyond it, structures clearly differ in size in voxels from those of the weights
 CONTRAST = 2.0  # ratio of CT scales above which a warning is due
 ABSENT = "not in the weights"
-INPUT_CONVOLUTIONS = ("conv_blocks_context.0.0.conv1.weight", "conv_blocks_context.0.0.conv3.weight")
 
 
 def transfer(
@@ -52,7 +51,7 @@ def transfer(
     """Load whatever fits of the weights into a network; an error leaves the network unchanged.
 
     Args:
-        network: An STUNet, initialised: whatever is not loaded keeps its initialisation.
+        network: One of stunet.architectures, initialised: whatever is not loaded keeps its initialisation.
         weights: From read_weights().
         classes: Name of each row of the network's heads, background first (and absent if regions are learned).
         channels: Names of its image channels.
@@ -67,14 +66,16 @@ def transfer(
 
     Raises:
         UsageError: `head` or `stem` is unknown.
-        WeightsError: The network is not an STU-Net, or differs from the weights in size or number of axes; less than
+        WeightsError: The network is of another architecture, size or number of axes than the weights; less than
             90 % of its encoder would be loaded; the weights contain NaN or infinity.
     """
     if stem not in STEMS:
         raise UsageError(f"unknown stem {stem!r}", f"one of {', '.join(STEMS)}")
-    if not isinstance(network, STUNet):
+    architecture = weights.network.architecture
+    if not architecture.built(network):
         raise WeightsError(
-            f"the weights in {str(weights.path)!r} are an STU-Net's, the plan's network is a {type(network).__name__}",
+            f"the weights in {str(weights.path)!r} are of {architecture.title}, and the plan's network is "
+            f"{type(network).__name__}",
             "plan with stunet_plan_and_preprocess and train with those plans",
         )
     state = network.state_dict()
@@ -88,17 +89,18 @@ def transfer(
     loaded = {fate.target: fate.source for fate in fates if fate.target and fate.source}
     left = weights.tensors.keys() - set(loaded.values())
     fates += [Fate(None, name, "unused", given.numel()) for name, given in weights.tensors.items() if name in left]
-    coverage = _coverage(fates, min(target.stages, weights.architecture.stages), weights.path)
-    check_finite({source: weights.tensors[source] for source in loaded.values()}, weights.path)
+    coverage = _coverage(fates, architecture, min(target.stages, weights.network.stages), weights.path)
+    check_finite({source: weights.tensors[source] for source in loaded.values()}, weights.path, architecture)
     if load:
         _load(state, loaded, match)
     warnings = (
-        *_stride_warnings(network.strides, weights),
+        *_stride_warnings(architecture.strides(network), weights),
         *_input_warnings(weights, channels, normalization, spacing),
         *_contrast_warnings(weights, normalization, intensities),
         *heads.warnings,
     )
-    return TransferReport(str(weights.path), sha256, weights.entry, coverage, heads, warnings, tuple(fates))
+    entry = weights.entry
+    return TransferReport(str(weights.path), sha256, entry, coverage, heads, warnings, tuple(fates), architecture)
 
 
 def _load(state: Mapping[str, Tensor], loaded: Mapping[str, str], match: "_Match") -> None:
@@ -146,7 +148,7 @@ class _Match:
     """The correspondence between tensors of the network and of the weights, and the values that are loaded."""
 
     weights: Weights
-    target: Architecture
+    target: Recognised
     heads: Heads
     images: int  # channels of the network's input without one-hot channels
     stem: str
@@ -154,19 +156,24 @@ class _Match:
     @property
     def given(self) -> int:
         """Number of image channels of the weights: those with names, as a cascade's others are one-hot channels."""
-        total = self.weights.architecture.channels
+        total = self.weights.network.channels
         return min(len(self.weights.channels or ()) or total, total)
+
+    @property
+    def architecture(self) -> Architecture:
+        """Of the network and of the weights."""
+        return self.target.architecture
 
     def fate(self, name: str, drawn: Tensor) -> Fate:
         """Return what becomes of one tensor of the network."""
-        size = drawn.numel()
-        if name.startswith("seg_outputs") and self.heads.mode == "reset":
+        size, head = drawn.numel(), self.architecture.place(name).part == HEADS
+        if head and self.heads.mode == "reset":
             return Fate(name, None, "head", size, note="as drawn")
         source = self._source(name)
         value = self.weights.tensors.get(source)
         if value is None:
             return Fate(name, None, "missing", size, note=ABSENT)
-        free = 0 if name.startswith("seg_outputs") else 1 if name in INPUT_CONVOLUTIONS else None
+        free = 0 if head else 1 if name in self.architecture.inputs else None  # the axis that may differ in length
         if _besides(free, value.shape) != _besides(free, drawn.shape):
             shapes = f"{tuple(value.shape)} instead of {tuple(drawn.shape)}"
             return Fate(name, None, "missing", size, note=shapes)
@@ -181,19 +188,18 @@ class _Match:
     def value(self, name: str, source: str, drawn: Tensor) -> Tensor:
         """Return the new value of a tensor of the network, currently `drawn`."""
         value = self.weights.tensors[source]
-        if name.startswith("seg_outputs"):
+        if self.architecture.place(name).part == HEADS:
             rows = take_rows(drawn, value, self.heads.moves)
             return rows + rows.new_tensor(self.heads.added) if self.heads.added and name.endswith("bias") else rows
-        if name in INPUT_CONVOLUTIONS:
+        if name in self.architecture.inputs:
             return inflate(value[:, : self.given].to(drawn), self.images, drawn.shape[1] - self.images, self.stem)
         return value
 
     def _source(self, name: str) -> str:
-        module, own = level(name)
-        if module == ENCODER:
+        if self.architecture.is_encoder(name):
             return name
-        shifted = own + self.weights.architecture.stages - self.target.stages
-        return name.replace(f"{module}.{own}.", f"{module}.{shifted}.", 1)
+        level = self.architecture.place(name).level
+        return self.architecture.at_level(name, level + self.weights.network.stages - self.target.stages)
 
     def _inflation(self, cascade: int) -> str:
         shared = "repeated" if self.given == 1 else f"the sum of {self.given}"
@@ -206,29 +212,28 @@ def _besides(axis: int | None, shape: Sequence[int]) -> list[int]:
     return [length for n, length in enumerate(shape) if n != axis]
 
 
-def _check_same_network(target: Architecture, weights: Weights) -> None:
-    given = weights.architecture
+def _check_same_network(target: Recognised, weights: Weights) -> None:
+    given = weights.network
     if given.ndim != target.ndim:
         raise WeightsError(
             f"{str(weights.path)!r} holds {given.ndim}D weights, and the plan's network is {target.ndim}D",
             "-c 2d for 2D weights" if given.ndim == 2 else "-c 3d_fullres for 3D weights",
         )
-    if (given.width, given.depth) != (target.width, target.depth):
+    if given.arguments != target.arguments:
         raise WeightsError(
-            f"{str(weights.path)!r} holds {_size(given)}, and the plan's network is {_size(target)}",
+            f"{str(weights.path)!r} holds {given}, and the plan's network is {target}",
             (f"--size {given.size}, for plans of that size, or " if given.size else "")
             + (f"weights of size {target.size}" if target.size else "weights of the plan's size"),
         )
 
 
-def _size(architecture: Architecture) -> str:
-    name = f"size {architecture.size}" if architecture.size else "no published size"
-    return f"{name} ({architecture.width} channels in the first stage, {architecture.depth} block(s) per stage)"
-
-
-def _coverage(fates: list[Fate], stages: int, path: Path) -> float:
+def _coverage(fates: list[Fate], architecture: Architecture, stages: int, path: Path) -> float:
     """Return the loaded fraction of the encoder's first `stages` stages; raise an error if it is too small."""
-    encoder = [f for f in fates if f.target and level(f.target)[0] == ENCODER and level(f.target)[1] < stages]
+    encoder = [
+        fate
+        for fate in fates
+        if fate.target and architecture.is_encoder(fate.target) and architecture.place(fate.target).level < stages
+    ]
     gaps = sorted((f for f in encoder if not f.source), key=lambda f: -f.elements)
     coverage = 1 - sum(f.elements for f in gaps) / sum(f.elements for f in encoder)
     if coverage >= LEAST_COVERAGE:
@@ -245,9 +250,9 @@ def _coverage(fates: list[Fate], stages: int, path: Path) -> float:
 def _stride_warnings(strides: Sequence[Sequence[int]], weights: Weights) -> list[str]:
     """Warn if the weights compute something else in this network than in their own."""
     warnings = []
-    ours, theirs = len(strides), weights.architecture.stages
+    ours, theirs = len(strides), weights.network.stages
     if ours != theirs:
-        which = "the deepest of the weights are unused" if ours < theirs else "the deepest are drawn anew"
+        which = "the deepest of the weights are unused" if ours < theirs else "the deepest are initialised at random"
         warnings.append(f"the plan has {ours} stages and the weights have {theirs}: {which}")
     if weights.strides is None:
         warnings.append("the strides that the weights were trained with are unknown")

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from stunet import __version__
+from stunet.architectures.stunet import STUNET
 
-NETWORK = "stunet.networks.STUNet"
 # The classes of nnU-Net 2.8.1 that plans.json may name.
 NORMALIZATIONS = (
     "CTNormalization", "NoNormalization", "RGBTo01Normalization", "RescaleTo01Normalization", "ZScoreNormalization",
@@ -41,7 +41,7 @@ def make_plans(
     Args:
         dataset_name: The dataset that the weights were trained on.
         configuration: Name of the only configuration.
-        size: Key of SIZES, or None if unknown.
+        size: Key of stunet.sizes.SIZES, or None if unknown.
         strides: One per stage, the first all ones.
         spacing: In mm, array order.
         patch_size: In voxels.
@@ -84,7 +84,7 @@ def make_plans(
                 "resampling_fn_seg_kwargs": {"is_seg": True, "order": 1, **common},
                 "resampling_fn_probabilities_kwargs": {"is_seg": False, "order": 1, **common},
                 "architecture": {
-                    "network_class_name": NETWORK,
+                    "network_class_name": STUNET.class_name,
                     "arch_kwargs": {"size": size, "strides": [list(stride) for stride in strides]},
                     "_kw_requires_import": [],
                 },

@@ -320,11 +320,11 @@ def test_an_export_of_a_training_that_did_not_end_says_so(
     (folder / "fold_1" / "checkpoint_best.pth").touch()
     export(folder, tmp_path / "half.safetensors")
     assert "fold_1 of " in caplog.messages[-1]
-    assert "did not come to its end: left out" in caplog.messages[-1]
+    assert "is unfinished and left out" in caplog.messages[-1]
     shutil.rmtree(folder / "fold_1")
     (folder / "fold_0" / "checkpoint_final.pth").rename(folder / "fold_0" / "checkpoint_best.pth")
     export(folder, tmp_path / "best.safetensors")
-    assert "came to its end: fold_0/checkpoint_best.pth, epoch ? of 1000, stands for it" in caplog.messages[-1]
+    assert "is finished: fold_0/checkpoint_best.pth is used, epoch ? of 1000" in caplog.messages[-1]
 
 
 @for_each("name", ["out.zip", "out.safetensors", "out"])

@@ -118,7 +118,7 @@ def test_intensities_regions_and_a_previous_stage_are_right_where_they_belong(fi
 
     check_metadata(changed(file, whole))
     cascade = changed(file, put("c", "previous_stage", value="3d_lowres"))
-    check_metadata(replace(cascade, architecture=replace(cascade.architecture, channels=3)))
+    check_metadata(replace(cascade, network=replace(cascade.network, channels=3)))
 
 
 @for_each("key", ["labels", "channel_names"])

@@ -17,7 +17,7 @@ from stunet.plans.fit import MemoryTarget
 from stunet.plans.plan import Plan, StartingWeights
 from stunet.preprocessing.checks import repair_commands
 from stunet.sizes import SIZES, Size
-from stunet.weights.architecture import recognise
+from stunet.weights.recognition import recognise
 from tests.loops import for_each
 
 INTENSITIES = {"mean": 40.0, "std": 90.0, "percentile_00_5": -900.0, "percentile_99_5": 300.0}

@@ -43,7 +43,7 @@ def test_a_fit_is_divisible_not_too_small_and_within_the_target(
     checkpointing: bool,
 ) -> None:
     spacing, shape = dataset
-    network = Network(size, channels, classes, checkpointing)
+    network = Network({"size": size, "checkpointing": checkpointing}, channels, classes)
     try:
         found = fit.fit(network, spacing, shape, 100 * math.prod(shape), MemoryTarget(target_gb, depth))
     except OutOfMemoryError:
@@ -83,7 +83,7 @@ def test_strides_of_known_datasets(patch: list[int], spacing: list[float], expec
 
 
 def test_patch_grows_with_the_memory_and_then_the_batch() -> None:
-    network, spacing, shape = Network("S", 1, 3), [1.5] * 3, [96, 96, 96]
+    network, spacing, shape = Network({"size": "S"}, 1, 3), [1.5] * 3, [96, 96, 96]
     fits = [fit.fit(network, spacing, shape, 1e9, MemoryTarget(gb)) for gb in (3, 5, 8, 16)]
     volumes = [math.prod(found.patch) for found in fits]
     assert volumes == sorted(volumes)
@@ -94,15 +94,15 @@ def test_patch_grows_with_the_memory_and_then_the_batch() -> None:
 
 def test_what_does_not_fit_names_the_size_that_would() -> None:
     with pytest.raises(OutOfMemoryError, match=r"STU-Net-H needs .* the target is 10 GB") as caught:
-        fit.fit(Network("H", 1, 3), [1.0] * 3, [200] * 3, 1e9, MemoryTarget(10))
+        fit.fit(Network({"size": "H"}, 1, 3), [1.0] * 3, [200] * 3, 1e9, MemoryTarget(10))
     assert "--size L" in caught.value.hint
     with pytest.raises(OutOfMemoryError) as caught:
-        fit.fit(Network("S", 1, 3), [1.0] * 3, [200] * 3, 1e9, MemoryTarget(1))
+        fit.fit(Network({"size": "S"}, 1, 3), [1.0] * 3, [200] * 3, 1e9, MemoryTarget(1))
     assert "-gpu_memory_target 3" in caught.value.hint
 
 
 def test_a_probe_that_measures_more_makes_the_patch_smaller() -> None:
-    network = Network("S", 1, 3)
+    network = Network({"size": "S"}, 1, 3)
 
     def search(correction: float) -> fit.Fit:
         return fit.fit(network, [1.0] * 3, [160] * 3, 1e9, MemoryTarget(6, correction=correction))

@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from stunet.architectures.base import Recognised
+from stunet.architectures.stunet import STUNET
 from stunet.errors import UsageError
-from stunet.weights.architecture import Architecture
 from stunet.weights.heads import NEW_CLASS, choose_head, plan_heads, take_rows
 from stunet.weights.reading import Weights
 from tests.loops import for_each
@@ -17,7 +18,7 @@ GIVEN = ["background", "spleen", "kidney_right", "kidney_left", "liver"]
 def weights(classes: list[str] | None = GIVEN, rows: int = 5) -> Weights:
     """Weights without tensors, for the names alone matter here."""
     labels = {"labels": {name: value for value, name in enumerate(classes)}} if classes else None
-    return Weights(Path("given.pth"), "bare", {}, Architecture("T", 4, 1, 2, 1, rows, 3), dataset=labels)
+    return Weights(Path("given.pth"), "bare", {}, Recognised(STUNET, {"size": "T"}, "T", 2, 1, rows, 3), dataset=labels)
 
 
 def test_rows_are_found_by_name_whatever_the_order() -> None:
@@ -65,7 +66,7 @@ def test_heads_are_reset_with_the_reason_where_no_name_matches(
     heads = plan_heads(requested, given, classes)
     assert (heads.mode, heads.moves) == ("reset", ())
     assert reason in heads.reason
-    assert heads.lines() == [f"heads: drawn anew, {heads.reason}"]
+    assert heads.lines() == [f"heads: initialised at random, {heads.reason}"]
     assert [reason in warning for warning in heads.warnings] == ([True] if requested else [])
 
 

@@ -13,11 +13,14 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from stunet.architectures.base import Recognised
+from stunet.architectures.stunet import STUNET
 from stunet.errors import WeightsError
-from stunet.networks import SIZES, Size, STUNet, build
-from stunet.weights.architecture import Architecture, recognise
+from stunet.networks import STUNet, build
+from stunet.sizes import SIZES, Size
 from stunet.weights.checkpoints import load_checkpoint, save_weights
 from stunet.weights.reading import read_weights
+from stunet.weights.recognition import recognise
 from tests.loops import for_each
 
 STRIDES = [[1, 1, 1], [2, 2, 2], [1, 2, 2]]
@@ -99,7 +102,7 @@ def test_a_file_of_nnunet_v1_without_its_plans_is_weights_without_meaning(tmp_pa
     content = v1_content()
     weights = read_weights(saved(tmp_path / "x.model", content))
     assert weights.kind == "nnU-Net v1"
-    assert weights.architecture == Architecture("T", 4, 1, 3, 1, 3, 3)
+    assert weights.network == Recognised(STUNET, {"size": "T"}, "T", 3, 1, 3, 3)
     assert (weights.strides, weights.spacing, weights.classes, weights.channels) == (None, None, None, None)
     assert weights.tensors.keys() == content["state_dict"].keys()
     assert all(torch.equal(value, content["state_dict"][name]) for name, value in weights.tensors.items())
@@ -113,7 +116,7 @@ def test_a_released_file_gets_its_meaning_from_the_plans_beside_it(tmp_path: Pat
     saved(tmp_path / "small_ep4k.model", v1_content() | {"state_dict": network.state_dict()})
     (tmp_path / "small_ep4k.model.pkl").write_bytes((official / "small_ep4k.model.pkl").read_bytes())
     weights = read_weights(tmp_path / "small_ep4k.model")
-    assert weights.architecture == Architecture("S", 16, 1, 6, 1, 105, 3)
+    assert weights.network == Recognised(STUNET, {"size": "S"}, "S", 6, 1, 105, 3)
     assert weights.strides == [[1, 1, 1], *[[2, 2, 2]] * 4, [1, 1, 2]]
     assert weights.spacing == [1.5, 1.5, 1.5]
     assert weights.normalization == ["ZScoreNormalization"]
@@ -126,7 +129,7 @@ def test_numpy_scalars_of_both_generations_of_numpy_are_read(tmp_path: Path) -> 
         assert b"numpy._core.multiarray" in source.read("new/data.pkl")
         for name in source.namelist():
             target.writestr(name, source.read(name).replace(b"numpy._core.multiarray", b"numpy.core.multiarray"))
-    assert read_weights(new).architecture == read_weights(tmp_path / "old.model").architecture
+    assert read_weights(new).network == read_weights(tmp_path / "old.model").network
 
 
 def test_a_checkpoint_of_nnunet_v2_brings_its_meaning_along(tmp_path: Path) -> None:
@@ -173,7 +176,7 @@ def test_a_class_that_plans_name_never_gets_out_of_a_checkpoint(tmp_path: Path) 
 def test_nnssl_checkpoints_are_read_with_and_without_an_adaptation_plan(tmp_path: Path) -> None:
     content = nnssl_content()
     weights = read_weights(saved(tmp_path / "with.pth", content))
-    assert (weights.kind, weights.architecture.classes) == ("nnssl", 0)
+    assert (weights.kind, weights.network.classes) == ("nnssl", 0)
     assert (weights.strides, weights.spacing) == (STRIDES, [1, 1, 1])
     del content["nnssl_adaptation_plan"]
     weights = read_weights(saved(tmp_path / "without.pth", content))
@@ -198,7 +201,7 @@ def test_bare_parameters_and_files_of_torch_before_1_6_are_read(tmp_path: Path) 
     save_file(state(), tmp_path / "bare.safetensors")
     assert read_weights(tmp_path / "bare.safetensors").kind == "bare"
     torch.save(v1_content(), tmp_path / "old.model", _use_new_zipfile_serialization=False)
-    assert read_weights(tmp_path / "old.model").architecture.size == "T"
+    assert read_weights(tmp_path / "old.model").network.size == "T"
 
 
 @for_each("size", sorted(SIZES))
@@ -206,15 +209,14 @@ def test_bare_parameters_and_files_of_torch_before_1_6_are_read(tmp_path: Path) 
 def test_every_size_is_recognised_from_its_shapes(size: str, strides: list[list[int]]) -> None:
     with torch.device("meta"):
         tensors = STUNet(2, 7, size, strides).state_dict()
-    width, depth = SIZES[size].width, SIZES[size].depth
     found = recognise(tensors, Path("x"))
-    assert found == Architecture(size, width, depth, len(strides), 2, 7, len(strides[0]))
+    assert found == Recognised(STUNET, {"size": size}, size, len(strides), 2, 7, len(strides[0]))
 
 
 def test_a_width_of_no_size_is_recognised_without_a_name() -> None:
     with torch.device("meta"):
         tensors = STUNet(1, 2, Size(24, 2), STRIDES).state_dict()
-    assert recognise(tensors, Path("x")) == Architecture(None, 24, 2, 3, 1, 2, 3)
+    assert recognise(tensors, Path("x")) == Recognised(STUNET, {"size": Size(24, 2)}, None, 3, 1, 2, 3)
 
 
 def test_networks_of_nnunet_are_told_by_name() -> None:
@@ -441,7 +443,7 @@ def test_gigabytes_from_a_few_bytes_are_refused(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match="claims more bytes than it has; it was not unpacked"):
         load_checkpoint(tmp_path / "bomb.pth")
     huge = state() | {"seg_outputs.1.weight": torch.zeros(1, 1, 1, 1, 1).expand(10**9, 4, 1, 1, 1)}
-    with pytest.raises(WeightsError, match=r"'seg_outputs.1.weight' is there twice or claims more bytes than it has"):
+    with pytest.raises(WeightsError, match=r"'seg_outputs.1.weight' exists twice or claims more bytes than it has"):
         read_weights(saved(tmp_path / "huge.pth", huge))
 
 

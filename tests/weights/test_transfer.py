@@ -14,13 +14,14 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from stunet.architectures.stunet import STUNET
 from stunet.errors import UsageError, WeightsError
 from stunet.networks import Size, STUNet, build
-from stunet.weights.architecture import recognise
 from stunet.weights.checkpoints import save_weights
 from stunet.weights.reading import Weights, read_weights
+from stunet.weights.recognition import recognise
 from stunet.weights.report import KINDS, TransferReport
-from stunet.weights.transfer import INPUT_CONVOLUTIONS, inflate, transfer, verify
+from stunet.weights.transfer import inflate, transfer, verify
 from tests.loops import for_each
 
 NAMES = ["background", "spleen", "kidney_left", "kidney_right", "liver", "stomach"]
@@ -136,7 +137,7 @@ def assert_same(a: nn.Module, b: nn.Module) -> None:
 def test_an_encoder_alone_is_loaded_and_the_rest_is_drawn() -> None:
     weights, target = weights_of(network(seed=1)), network(seed=2)
     encoder = {name: value for name, value in weights.tensors.items() if name.startswith("conv_blocks_context")}
-    report = transfer(target, replace(weights, tensors=encoder, architecture=recognise(encoder, weights.path)))
+    report = transfer(target, replace(weights, tensors=encoder, network=recognise(encoder, weights.path)))
     assert report.coverage == 1
     assert report.fresh == {name for name in target.state_dict() if not name.startswith("conv_blocks_context")}
     assert "the weights have no heads" in report.lines()[-1]
@@ -185,8 +186,8 @@ def test_a_network_with_more_channels_and_a_cascade_starts_as_the_one_without(st
     with torch.inference_mode():
         ours = target(torch.cat([image, others, others, one_hot], 1))
         torch.testing.assert_close(ours, source(image), rtol=1e-5, atol=1e-5)
-    assert {name for name, kind in kinds(report).items() if kind == "inflated"} == set(INPUT_CONVOLUTIONS)
-    assert report.fresh == set(INPUT_CONVOLUTIONS)
+    assert {name for name, kind in kinds(report).items() if kind == "inflated"} == STUNET.inputs
+    assert report.fresh == STUNET.inputs
     assert [line for line in report.lines() if "1 -> 3 image channels" in line and "2 one-hot" in line]
 
 
@@ -196,7 +197,7 @@ def test_nothing_of_a_cascade_gets_into_a_network_without_one_nor_into_another_c
     alone, cascade = network(seed=2), network(channels=1 + 2, seed=3)
     transfer(alone, weights, classes=NAMES[:3])
     transfer(cascade, weights, classes=NAMES[:3], cascade_channels=2)
-    for name in INPUT_CONVOLUTIONS:
+    for name in STUNET.inputs:
         assert torch.equal(alone.state_dict()[name], weights.tensors[name][:, :1])
         assert torch.equal(cascade.state_dict()[name][:, :1], weights.tensors[name][:, :1])
         assert not cascade.state_dict()[name][:, 1:].any()

@@ -17,7 +17,8 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from stunet.networks import STUNet
+from stunet import architectures
+from stunet.architectures.base import HEADS
 
 
 def world_size() -> int:
@@ -42,7 +43,7 @@ def any_rank(flag: bool, device: torch.device) -> bool:
     return bool(held)
 
 
-def unwrap(network: torch.nn.Module) -> STUNet:
+def unwrap(network: torch.nn.Module) -> torch.nn.Module:
     """Return the network without DDP's and torch.compile's wrapping."""
     wrapped: Any = network.module if isinstance(network, DistributedDataParallel) else network
     return getattr(wrapped, "_orig_mod", wrapped)
@@ -53,8 +54,10 @@ def data_parallel(network: torch.nn.Module, device_ids: Any = None) -> torch.nn.
 
     The lowest head is left out: it has no weight in deep supervision, and DDP waits for gradients of all it knows of.
     """
-    device, stunet = next(network.parameters()).device, unwrap(network)
-    unused = stunet.seg_outputs[0] if stunet.decoder.deep_supervision and len(stunet.seg_outputs) > 1 else None
+    device, bare = next(network.parameters()).device, unwrap(network)
+    architecture = architectures.of_network(bare)
+    heads = architecture.modules(bare, HEADS)
+    unused = heads[0] if len(heads) > 1 and architecture.is_deeply_supervised(bare) else None
     trains = [p for p in unused.parameters() if p.requires_grad] if unused is not None else []
     for parameter in trains:  # DDP notes what needs a gradient when it is constructed, and only then
         parameter.requires_grad_(False)
@@ -74,13 +77,13 @@ def without_lowest_head(weights: Sequence[float]) -> tuple[float, ...]:
 
 
 def shard(network: torch.nn.Module, device_ids: Any = None) -> torch.nn.Module:
-    """Shard the network with FSDP2, stage by stage; heads and upsampling convolutions form one more group."""
-    stunet = unwrap(network)
+    """Shard the network with FSDP2, block by block; heads and upsampling convolutions form one more group."""
+    bare = unwrap(network)
     mesh = init_device_mesh(next(network.parameters()).device.type, (world_size(),))
-    for stage in (*stunet.conv_blocks_context, *stunet.conv_blocks_localization):
-        fully_shard(stage, mesh=mesh)
-    fully_shard(stunet, mesh=mesh)  # changes the module's class in place
-    return stunet
+    for block in architectures.of_network(bare).blocks(bare):
+        fully_shard(block, mesh=mesh)
+    fully_shard(bare, mesh=mesh)  # changes the module's class in place
+    return bare
 
 
 @contextmanager

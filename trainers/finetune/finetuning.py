@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from torch import nn
 
 from stunet.errors import WeightsError
-from stunet.networks import STUNet
 from stunet.plans.plan import Plan, StartingWeights
 from stunet.trainers.distributed import sharding
 from stunet.trainers.finetune import lora, strategies
@@ -63,14 +63,14 @@ class FineTuning:
                 f"stunet_train with -p {plans_name}, and --pretrained",
             )
 
-    def start(self, network: STUNet, fresh: frozenset[str], seed: int) -> None:
+    def start(self, network: nn.Module, fresh: frozenset[str], seed: int) -> None:
         """Note which parameters are not pre-trained, and add the strategy's adapters to the others."""
         self.fresh = fresh
         if self.strategy is not None and self.strategy.lora_rank:
             lora.add(network, self.strategy.lora_rank, seed, fresh)
 
     def optimizer(
-        self, stock: torch.optim.Optimizer, network: STUNet, epochs: int, lr: float
+        self, stock: torch.optim.Optimizer, network: nn.Module, epochs: int, lr: float
     ) -> tuple[torch.optim.Optimizer, strategies.Schedule]:
         """Return the strategy's parameter groups and schedule, with all other values of the stock optimizer."""
         assert self.strategy is not None
@@ -79,7 +79,7 @@ class FineTuning:
         optimizer = torch.optim.SGD([{**values, **group} for group in groups], lr)
         return optimizer, strategies.Schedule(optimizer, self.strategy, epochs, lr)
 
-    def enter(self, network: STUNet, epoch: int, epochs: int) -> str | None:
+    def enter(self, network: nn.Module, epoch: int, epochs: int) -> str | None:
         """Freeze and unfreeze what an epoch, counted from 0, requires; describe it if the phase is a new one."""
         if self.strategy is None:
             return None
@@ -90,15 +90,17 @@ class FineTuning:
         trained, total = strategies.set_trainable(network, phase, self._fresh(network))
         return f"{trained:,} of {total:,} parameters ({trained / total:.1%})"
 
-    def merged(self, network: STUNet) -> dict[str, torch.Tensor]:
+    def merged(self, network: nn.Module) -> dict[str, torch.Tensor]:
         """Return the network's state with the adapters merged into their weights."""
         return lora.merged_state(network)
 
-    def state(self, network: STUNet) -> dict[str, Any]:
+    def state(self, network: nn.Module) -> dict[str, Any]:
         """Return what a checkpoint needs besides merged()."""
         return {"fresh": None if self.fresh is None else sorted(self.fresh), "adapters": lora.adapters_state(network)}
 
-    def load(self, network: STUNet, merged: Mapping[str, torch.Tensor], adapters: Mapping[str, torch.Tensor]) -> None:
+    def load(
+        self, network: nn.Module, merged: Mapping[str, torch.Tensor], adapters: Mapping[str, torch.Tensor]
+    ) -> None:
         """Load what merged() and state() returned into a network that start() has prepared.
 
         Raises:
@@ -106,5 +108,5 @@ class FineTuning:
         """
         lora.load(network, sharding.shard_like(merged, network.state_dict()), adapters)
 
-    def _fresh(self, network: STUNet) -> frozenset[str]:
+    def _fresh(self, network: nn.Module) -> frozenset[str]:
         return frozenset(name for name, _ in network.named_parameters()) if self.fresh is None else self.fresh

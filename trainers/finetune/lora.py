@@ -6,7 +6,7 @@ separate convolution in parallel with the frozen one would, through rounding, gi
 merged weight. D starts with orthonormal rows and U with zeros: at first the network computes what it did without
 adapters, and its first step is the projection of the step that full fine-tuning would take.
 
-The implementation uses torch.nn.utils.parametrize; strategies.py recognizes adapters by the names that it assigns.
+The implementation uses torch.nn.utils.parametrize; strategies.py recognises adapters by the names that it assigns.
 """
 
 from collections.abc import Collection, Mapping
@@ -15,8 +15,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from stunet import architectures
+from stunet.architectures.base import HEADS
 from stunet.errors import WeightsError
-from stunet.trainers.finetune.strategies import HEADS, PARAMETRIZED, part_of
+from stunet.trainers.finetune.strategies import PARAMETRIZED
 
 
 class LowRank(nn.Module):
@@ -39,15 +41,17 @@ def add(network: nn.Module, rank: int, seed: int, fresh: Collection[str]) -> Non
     """Add an adapter to every pre-trained convolution of encoder and decoder; the seed determines its initial values.
 
     Args:
-        network: An STUNet without adapters.
+        network: A network of stunet.architectures without adapters or wrappers.
         rank: Rank of the adapters; lower where a weight has fewer rows or columns.
         seed: Seed for the rows of D.
         fresh: Names of the parameters that are not pre-trained; these are trained directly.
     """
+    architecture = architectures.of_network(network)
     generator = torch.Generator().manual_seed(seed)
     for name, module in list(network.named_modules()):
         weight = f"{name}.weight"
-        if isinstance(module, nn.Conv2d | nn.Conv3d) and weight not in fresh and part_of(weight) != HEADS:
+        pretrained = isinstance(module, nn.Conv2d | nn.Conv3d) and weight not in fresh
+        if pretrained and architecture.place(weight).part != HEADS:
             parametrize.register_parametrization(module, "weight", LowRank(module.weight, rank, generator))
 
 

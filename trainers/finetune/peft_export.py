@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from stunet import architectures
+from stunet.architectures.base import HEADS, Architecture
+from stunet.architectures.stunet import STUNET
 from stunet.errors import StunetError, UsageError, WeightsError
 from stunet.files import atomic_folder, write_json
-from stunet.networks import STUNet, build
-from stunet.trainers.finetune.strategies import HEADS, PARAMETRIZED, part_of
+from stunet.trainers.finetune.strategies import PARAMETRIZED
 from stunet.weights.checkpoints import load_checkpoint, load_safetensors, save_weights
 from stunet.weights.reading import Weights, read_weights
 from stunet.weights.transfer import transfer
@@ -55,7 +57,7 @@ def export_adapter(source: Path, target: Path) -> None:
             f"{str(weights.path)!r} holds no adapters",
             "only trainings with --pretrained NAME --finetune lora have them; export others without --peft",
         )
-    written, base = _split(weights.tensors, more)
+    written, base = _split(weights.tensors, more, weights.network.architecture)
     norms = {name: _norm(base[name.replace(DOWN, ".weight")]) for name in written if name.endswith(DOWN)}
     with atomic_folder(target) as part:
         meta = {"network": _arguments(weights), "norms": norms}
@@ -66,7 +68,7 @@ def export_adapter(source: Path, target: Path) -> None:
         _verify(peft, part, weights, base)
 
 
-def base_network(folder: Path, weights: Path) -> STUNet:
+def base_network(folder: Path, weights: Path) -> nn.Module:
     """Build the network that an exported adapter applies to, with its pre-trained weights; the adapter has the heads.
 
     Args:
@@ -79,7 +81,7 @@ def base_network(folder: Path, weights: Path) -> STUNet:
     _, meta = load_safetensors(folder / FILE)
     if not meta:
         raise WeightsError(f"{str(folder)!r} was not written by stunet", "build the network with stunet.networks")
-    network = build(**meta["network"])
+    network = _build(meta["network"])
     transfer(network, read_weights(weights), head="reset")
     state = network.state_dict()
     for name, norm in meta["norms"].items():
@@ -91,13 +93,15 @@ def base_network(folder: Path, weights: Path) -> STUNet:
     return network
 
 
-def _split(tensors: Mapping[str, Tensor], more: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+def _split(
+    tensors: Mapping[str, Tensor], more: Mapping[str, Any], architecture: Architecture
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Return the tensors to write, without peft's prefix, and the prior state, with zeros for those written in full."""
 
     def stored_in_full(name: str, value: Tensor) -> bool:
         # peft up to 0.21.2 fails to merge 3D kernels of size 1 (huggingface/peft issue 3768); they are small.
         pointwise = value.ndim == 5 and value[0, 0].numel() == 1
-        return name in more["fresh"] or part_of(name) == HEADS or pointwise
+        return name in more["fresh"] or architecture.place(name).part == HEADS or pointwise
 
     in_full = {name.rpartition(".")[0] for name, value in tensors.items() if stored_in_full(name, value)}
     written, base = {}, dict(tensors)
@@ -128,9 +132,11 @@ def _config(peft: Any, written: Mapping[str, Tensor], base: str) -> Any:
 @torch.inference_mode()
 def _verify(peft: Any, folder: Path, weights: Weights, base: Mapping[str, Tensor]) -> None:
     """Compare what peft makes of the folder with the checkpoint: the outputs of all heads, and the merged weights."""
-    network = build(**_arguments(weights)).eval()
-    network.decoder.deep_supervision = True
-    shape = (1, network.input_channels, *(2 * factor for factor in network.divisor))
+    architecture, strides = weights.network.architecture, weights.strides or []
+    network = _build(_arguments(weights)).eval()
+    architecture.deeply_supervise(network, True)
+    divisor = (math.prod(axis) for axis in zip(*strides, strict=True))
+    shape = (1, weights.network.channels, *(2 * factor for factor in divisor))
     image = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     network.load_state_dict(weights.tensors)
     expected = torch.cat([head.flatten() for head in network(image)])
@@ -149,10 +155,24 @@ def _verify(peft: Any, folder: Path, weights: Weights, base: Mapping[str, Tensor
 
 
 def _arguments(weights: Weights) -> dict[str, Any]:
-    """Return the arguments of networks.build()."""
-    found = weights.architecture
-    channels, classes = found.channels, found.classes
-    return {"size": found.size, "strides": weights.strides, "input_channels": channels, "num_classes": classes}
+    """Return what _build() needs; STU-Net, the first to be exported, goes without its class."""
+    found = weights.network
+    own = {} if found.architecture is STUNET else {"class_name": found.architecture.class_name}
+    counts = {"input_channels": found.channels, "num_classes": found.classes}
+    return {**own, **found.planned, "strides": weights.strides, **counts}
+
+
+def _build(arguments: Mapping[str, Any]) -> nn.Module:
+    """Build the network with initial values; its heads' results are full resolution alone."""
+    given = dict(arguments)
+    class_name = given.pop("class_name", STUNET.class_name)
+    architecture = architectures.find(class_name)
+    if architecture is None:
+        raise WeightsError(f"the adapter is for {class_name}, which is not known here", "pip install -U stunet")
+    network = architecture.build(given.pop("input_channels"), given.pop("num_classes"), given)
+    network.apply(network.initialize)  # type: ignore[arg-type]  # nnU-Net's convention
+    architecture.deeply_supervise(network, False)
+    return network
 
 
 def _norm(value: Tensor) -> float:

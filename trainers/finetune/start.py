@@ -13,11 +13,11 @@ from typing import Any
 
 import torch
 
+from stunet import architectures
 from stunet.errors import WeightsError
 from stunet.files import sha256_of, write_json
 from stunet.labels.annotations import Annotations, complete_annotations
 from stunet.labels.names import head_classes, match_classes
-from stunet.networks import STUNet
 from stunet.plans.plan import Plan, StartingWeights
 from stunet.trainers.trainer import BaseTrainer
 from stunet.weights.checkpoints import load_checkpoint
@@ -125,8 +125,9 @@ def preview(start: Start, plan: Plan, configuration: str, dataset_json: Mapping[
     classes, images = head_classes(dataset_json["labels"]), len(_channels(dataset_json))
     foreground = len(classes) - ("background" in classes)
     one_hot = foreground if planned.previous_stage else 0
+    architecture = architectures.of_class(planned.network_class)
     with torch.device("meta"):
-        network = STUNet(images + one_hot, len(classes), **planned.network_arguments)
+        network = architecture.build(images + one_hot, len(classes), planned.network_arguments)
     return _transfer(network, start, plan, configuration, dataset_json, load=False)
 
 
@@ -152,7 +153,7 @@ def begin(trainer: BaseTrainer, start: Start) -> TransferReport:
 
 
 def _transfer(
-    network: STUNet,
+    network: torch.nn.Module,
     start: Start,
     plan: Plan,
     configuration: str,
@@ -174,7 +175,7 @@ def _transfer(
         start.weights,
         classes=head_classes(dataset_json["labels"]),
         channels=channels,
-        cascade_channels=network.input_channels - len(channels),
+        cascade_channels=architectures.of_network(network).channels(network) - len(channels),
         head=None if named.head == usual else named.head,  # with None the report gives the reason
         sha256=named.sha256,
         normalization=planned.normalization,

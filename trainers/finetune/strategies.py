@@ -4,11 +4,13 @@ A parameter is identified by its name alone, so nothing here needs torch, and li
 Everything that is not pre-trained (`fresh`: new heads, a stem for other channels) trains in every phase. A strategy
 without weights therefore trains everything, with the same schedule: the fair baseline.
 
-    Parts      encoder, decoder, heads; adapters, if lora.py has added them
-    Blocks     along the depth: encoder stages 0 to n-1, then decoder levels n to 2n-2; the heads come last
-    Quarters   of the m = 2n-1 blocks, cut at ceil(m i / 4); the heads belong to the last. Six stages: encoder stages
-               0-2 and 3-5, decoder levels 0-2 and 3-4. This is our own definition: the study that compared quarters
-               (Khan and Fang 2023, arXiv:2307.10915) has no public code that would show theirs.
+    Parts      encoder (with its stem), decoder (with its upsampling), heads; adapters, if lora.py has added them
+    Blocks     along the depth: n encoder stages, then decoder levels, m together; the heads come last
+    Quarters   of the m blocks, cut at ceil(m i / 4); the heads belong to the last. STU-Net of six stages: encoder
+               stages 0-2 and 3-5, decoder levels 0-2 and 3-4. This is our own definition: the study that compared
+               quarters (Khan and Fang 2023, arXiv:2307.10915) has no public code that would show theirs.
+
+Which part and block a parameter belongs to, its network's architecture says (stunet/architectures).
 
 finetuning.py applies a strategy to a training; lora.py has the adapters.
 """
@@ -18,20 +20,17 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from stunet import architectures
+from stunet.architectures.base import DECODER, ENCODER, HEADS, OTHER, STEM, UPSAMPLING, Architecture, Layout
 from stunet.errors import UsageError, closest
 
 if TYPE_CHECKING:
     import torch
 
-ENCODER, DECODER, HEADS, ADAPTERS = "encoder", "decoder", "heads", "adapters"
+ADAPTERS = "adapters"
 ALL = (ENCODER, DECODER, HEADS)
 QUARTERS = tuple(f"quarter-{number}" for number in (1, 2, 3, 4))
-PARTS = {
-    "conv_blocks_context": ENCODER,
-    "upsample_layers": DECODER,
-    "conv_blocks_localization": DECODER,
-    "seg_outputs": HEADS,
-}
+COARSE = {STEM: ENCODER, UPSAMPLING: DECODER}  # what strategies do not tell apart
 PARAMETRIZED = ".parametrizations.weight."  # torch's infix in the names of the tensors that make up a weight
 RAMP = 0.05  # 50 of 1000 epochs, the best documented recipe (Wald et al. 2025, arXiv:2410.23132, table 3)
 
@@ -177,45 +176,34 @@ def has_ramps(strategy: Strategy, epochs: int) -> bool:
     return all(span.full - span.start > 1 for span in _spans(strategy, epochs) if span.phase.ramp)
 
 
-def part_of(name: str) -> str:
+def part_of(name: str, architecture: Architecture) -> str:
     """Return the part of the network that a parameter belongs to.
 
     Raises:
-        ValueError: Not a parameter of an STU-Net.
+        ValueError: Not a parameter of this architecture.
     """
-    first = name.partition(".")[0]
-    if first not in PARTS:
-        raise ValueError(f"{name!r} is no parameter of an STU-Net")
+    part = architecture.place(name).part
+    if part == OTHER:
+        raise ValueError(f"{name!r} is not a parameter of {architecture.title}")
     adapter = PARAMETRIZED in name and not name.endswith(".original")
-    return ADAPTERS if adapter else PARTS[first]
+    return ADAPTERS if adapter else COARSE.get(part, part)
 
 
-def block_of(name: str, stages: int) -> int:
-    """Return the index of a parameter's block along the depth of a network with `stages` stages; heads: 2 `stages` - 1.
-
-    Raises:
-        ValueError: Not a parameter of an STU-Net.
-    """
-    part_of(name)
-    first, index = name.split(".")[:2]
-    place = {ENCODER: 0, DECODER: stages, HEADS: 2 * stages - 1}[PARTS[first]]
-    return place if PARTS[first] == HEADS else place + int(index)
-
-
-def quarter_of(name: str, stages: int) -> str:
+def quarter_of(name: str, layout: Layout) -> str:
     """Return the quarter that a parameter belongs to.
 
     Raises:
-        ValueError: Not a parameter of an STU-Net.
+        ValueError: Not a parameter of this architecture.
     """
-    blocks = 2 * stages - 1
-    bounds = [math.ceil(blocks * number / 4) for number in (1, 2, 3)]
-    return QUARTERS[sum(block_of(name, stages) >= bound for bound in bounds)]
+    bounds = [math.ceil(layout.blocks * number / 4) for number in (1, 2, 3)]
+    return QUARTERS[sum(layout.block_of(name) >= bound for bound in bounds)]
 
 
-def trainable(phase: Phase, name: str, stages: int, fresh: Collection[str]) -> bool:
+def trainable(phase: Phase, name: str, layout: Layout, fresh: Collection[str]) -> bool:
     """Return whether a parameter trains in a phase."""
-    return name in fresh or part_of(name) in phase.trains or quarter_of(name, stages) in phase.trains
+    if name in fresh:
+        return True
+    return part_of(name, layout.architecture) in phase.trains or quarter_of(name, layout) in phase.trains
 
 
 def trains_all(strategy: Strategy) -> bool:
@@ -234,10 +222,10 @@ def set_trainable(network: "torch.nn.Module", phase: Phase, fresh: Collection[st
     Returns:
         The number of parameters that train, and the total number.
     """
-    stages = _stages(network)
+    layout = architectures.of_network(network).layout(network)
     trained = total = 0
     for name, parameter in network.named_parameters():
-        parameter.requires_grad_(trainable(phase, name, stages, fresh))
+        parameter.requires_grad_(trainable(phase, name, layout, fresh))
         if not parameter.requires_grad:
             parameter.grad = None
         total += parameter.numel()
@@ -252,9 +240,10 @@ def groups(network: "torch.nn.Module", strategy: Strategy, fresh: Collection[str
     its factor on the learning rate, and 1 for the first; what is fresh learns at the full rate wherever it is.
     """
     found: dict[int, list[torch.nn.Parameter]] = {}
-    last = 2 * _stages(network) - 1
+    layout = architectures.of_network(network).layout(network)
+    last = layout.blocks  # the heads
     for name, parameter in network.named_parameters():
-        block = last if strategy.layer_decay == 1 or name in fresh else block_of(name, _stages(network))
+        block = last if strategy.layer_decay == 1 or name in fresh else layout.block_of(name)
         found.setdefault(block, []).append(parameter)
     return [
         {"params": found[block], "scale": strategy.layer_decay ** (last - block)}
@@ -272,10 +261,6 @@ class Schedule:
         """Set the learning rates of an epoch, counted from 0."""
         for group in self.optimizer.param_groups:
             group["lr"] = self.lr * group["scale"] * rate(self.strategy, epoch, self.epochs)
-
-
-def _stages(network: "torch.nn.Module") -> int:
-    return len(network.conv_blocks_context)  # type: ignore[arg-type]  # an STUNet; naming the type would need torch
 
 
 class _Span(NamedTuple):

@@ -13,10 +13,10 @@ from typing import Any
 
 from nnunetv2.preprocessing.resampling.default_resampling import compute_new_shape
 
+from stunet import architectures
 from stunet.errors import OutOfMemoryError
 from stunet.inference.engine.windows import SlidingWindow
 from stunet.machine import GB
-from stunet.sizes import SIZES
 
 READ = 8  # bytes per voxel and channel while an image is read: as stored in the file, and in float32
 PREPROCESS = 8  # bytes per voxel and channel of the larger grid, for the image and its resampled copy
@@ -122,8 +122,8 @@ def _forward(windows: SlidingWindow, configuration: Any) -> float:
     if windows.network.device.type != "cpu":
         return 0.0
     arguments = configuration.network_arch_init_kwargs
-    size = SIZES.get(arguments.get("size"))
-    width = size.width if size else max(arguments.get("features_per_stage", [32])[:1])
+    architecture = architectures.find(configuration.network_arch_class_name)
+    width = architecture.width(arguments) if architecture else max(arguments.get("features_per_stage", [32])[:1])
     value = 4 if windows.network.precision == "fp32" else 2
     mirrored = 8 if windows.network.is_mirrored else 0  # the sum in float32, and the logits that are flipped back
     return math.prod(windows.patch) * (FEATURES * width * value + windows.classes * (2 * value + mirrored))

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from stunet import architectures
 from stunet.errors import UsageError
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -107,6 +108,8 @@ def prepare(network: nn.Module, device: torch.device, precision: str) -> nn.Modu
         precision: One of PRECISIONS: on the CPU the dtype of weights and inputs, elsewhere that of autocast.
     """
     network = network.to(device).eval().requires_grad_(False)
+    if (architecture := architectures.find_network(network)) is not None:
+        network = architecture.prepare(network, device)
     if device.type == "cpu":
         _replace_instance_norms(network)
         _pool_in_float32(network)

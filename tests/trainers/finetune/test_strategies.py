@@ -5,17 +5,17 @@ import torch
 from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
 from nnunetv2.training.lr_scheduler.warmup import Lin_incr_LRScheduler, PolyLRScheduler_offset
 
+from stunet.architectures.base import Layout
+from stunet.architectures.stunet import STUNET
 from stunet.errors import UsageError
 from stunet.networks import STUNet, build
 from stunet.trainers.finetune.strategies import (
     ADAPTERS,
     ALL,
     DEFAULT,
-    PARTS,
     QUARTERS,
     STRATEGIES,
     Schedule,
-    block_of,
     describe,
     find,
     groups,
@@ -38,6 +38,10 @@ def network(stages: int = 3) -> STUNet:
     return build("T", [(1, 1, 1)] + (stages - 1) * [(2, 2, 2)], num_classes=3)
 
 
+def layout(stages: int) -> Layout:
+    return Layout(STUNET, stages, stages - 1)
+
+
 def rates(name: str, epochs: int) -> list[float]:
     return [rate(STRATEGIES[name], epoch, epochs) for epoch in range(epochs)]
 
@@ -46,7 +50,7 @@ def trained(name: str, epoch: int = 0, stages: int = 6, fresh: tuple[str, ...] =
     """The modules (first two parts of a parameter's name) that train in an epoch of 1000."""
     phase = phase_of(find(name), epoch, 1000)
     names = [parameter for parameter, _ in network(stages).named_parameters()]
-    return {".".join(n.split(".")[:2]) for n in names if trainable(phase, n, stages, fresh)}
+    return {".".join(n.split(".")[:2]) for n in names if trainable(phase, n, layout(stages), fresh)}
 
 
 def modules(stages: int = 6, **indices: range) -> set[str]:
@@ -164,22 +168,23 @@ def test_all_parameters_train_with_full_ramp_shallow_and_layerwise() -> None:
 def test_what_is_not_pre_trained_trains_in_every_phase(name: str) -> None:
     stem, names = "conv_blocks_context.0.0.conv1.weight", dict(network().named_parameters())
     for phase in find(name).phases:
-        assert trainable(phase, stem, 6, {stem})
-        assert all(trainable(phase, name, 3, names) for name in names)
+        assert trainable(phase, stem, layout(6), {stem})
+        assert all(trainable(phase, name, layout(3), names) for name in names)
 
 
 @for_each("stages", range(2, 9))
 def test_every_parameter_has_one_quarter_and_the_encoder_is_the_first_two(stages: int) -> None:
     quarters: dict[str, set[str]] = {quarter: set() for quarter in QUARTERS}
     for name, _ in network(stages).named_parameters():
-        quarters[quarter_of(name, stages)].add(part_of(name))
+        quarters[quarter_of(name, layout(stages))].add(part_of(name, STUNET))
     assert [quarters[q] for q in QUARTERS[:2]] == [{"encoder"}] * 2
     assert quarters[QUARTERS[2]] == {"decoder"}
     assert quarters[QUARTERS[3]] == ({"decoder", "heads"} if stages > 2 else {"heads"})
 
 
 def test_upsampling_belongs_to_the_decoder_level_that_it_leads_to() -> None:
-    assert block_of("upsample_layers.1.conv.weight", 6) == block_of("conv_blocks_localization.1.0.conv1.weight", 6) == 7
+    names = "upsample_layers.1.conv.weight", "conv_blocks_localization.1.0.conv1.weight"
+    assert [layout(6).block_of(name) for name in names] == [7, 7]
 
 
 def test_three_quarters_of_six_stages_are_five() -> None:
@@ -188,8 +193,9 @@ def test_three_quarters_of_six_stages_are_five() -> None:
 
 
 def test_names_of_other_networks_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"'encoder\.stages\.0' is no parameter of an STU-Net"):
-        part_of("encoder.stages.0")
+    for call in (lambda name: part_of(name, STUNET), layout(6).block_of):
+        with pytest.raises(ValueError, match=r"'encoder\.stages\.0' is not a parameter of STU-Net"):
+            call("encoder.stages.0")
 
 
 def test_an_unknown_strategy_is_answered_with_the_closest() -> None:
@@ -207,7 +213,7 @@ def test_strategies_are_sound() -> None:
         assert all(phase.trains and set(phase.trains) <= known for phase in strategy.phases), name
         assert (strategy.lora_rank > 0) == any(ADAPTERS in phase.trains for phase in strategy.phases), name
         assert len(name) + len(strategy.title) < 100, name
-    assert set(PARTS) == {n.partition(".")[0] for n, _ in network().named_parameters()}
+    assert {part_of(name, STUNET) for name, _ in network().named_parameters()} == set(ALL)
 
 
 def test_layerwise_decays_from_the_heads_down_to_the_stem() -> None:
@@ -278,9 +284,9 @@ def test_frozen_parts_ahead_of_what_trains_keep_nothing_for_backward(name: str, 
         if module.count(".") == 1 and not module.startswith("seg_outputs"):
             child.register_forward_hook(lambda _, __, out, module=module: graphs.update({module: out.requires_grad}))
     net(torch.randn(1, 1, 16, 16, 16))
-    blocks = {block_of(n, 4) for n, _ in net.named_parameters() if trainable(phase, n, 4, ())}
+    blocks = {layout(4).block_of(n) for n, _ in net.named_parameters() if trainable(phase, n, layout(4), ())}
     assert graphs
-    assert {m: g for m, g in graphs.items() if g != (block_of(m, 4) >= min(blocks))} == {}
+    assert {m: g for m, g in graphs.items() if g != (layout(4).block_of(f"{m}.") >= min(blocks))} == {}
 
 
 def test_linear_keeps_the_features_of_the_decoder_and_nothing_else() -> None:

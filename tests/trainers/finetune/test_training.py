@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from stunet import workspace
+from stunet.architectures.stunet import STUNET
 from stunet.errors import DataError, Interrupted, UsageError, WeightsError
 from stunet.files import read_json
 from stunet.labels.names import head_classes
@@ -78,7 +79,7 @@ def state(trainer: STUNetTrainer) -> dict[str, torch.Tensor]:
 
 def changed(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor]) -> set[str]:
     """The parts of the network in which a tensor differs."""
-    return {strategies.part_of(name) for name, value in before.items() if not torch.equal(value, after[name])}
+    return {strategies.part_of(name, STUNET) for name, value in before.items() if not torch.equal(value, after[name])}
 
 
 class StopAt(NullListener):
@@ -260,7 +261,7 @@ def test_a_shallower_plan_takes_deeper_weights(make: Make, source: Path) -> None
     report = begin(trainer, Start(source))
     assert report.coverage == 1
     assert len(trainer.bare_network().conv_blocks_context) == 5
-    assert any(fate.kind == "unused" and fate.part == "encoder 5" for fate in report.tensors)
+    assert any(fate.kind == "unused" and report.part_of(fate) == "encoder 5" for fate in report.tensors)
 
 
 def test_fewer_labelled_cases_are_chosen_by_the_seed_and_nested(make: Make) -> None:

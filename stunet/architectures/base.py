@@ -1,0 +1,237 @@
+"""What the rest of the package asks of a network: its parts, their order, its memory, how to recognise and build it.
+
+One file per network answers (stunet.py is the example), and only that file knows its tensors' names. A network takes
+part with an encoder of stages, a decoder of levels, and one head per level; plans hold its class and arguments.
+Nothing here imports torch before a network is at hand.
+
+    Parts     stem, encoder, upsampling, decoder, heads. A part's modules stand in a list, whose index is their level
+    Levels    encoder stages count from the finest, 0 being the stem's; the others from the coarsest
+    Depth     encoder stages 0 to n-1, then decoder levels n to n+m-1; the heads come last
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+STEM, ENCODER, UPSAMPLING, DECODER, HEADS, OTHER = "stem", "encoder", "upsampling", "decoder", "heads", "other"
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+class Place(NamedTuple):
+    """Where a tensor belongs: one of the parts, and the level in it."""
+
+    part: str
+    level: int
+
+
+class Kept(NamedTuple):
+    """Numbers per sample that a block's backward pass needs: all, and those of its output alone."""
+
+    all: int
+    output: int
+
+
+@dataclass(frozen=True)
+class Recognised:
+    """The network that tensors belong to, as far as they tell: everything but, for most, the strides.
+
+    Attributes:
+        architecture: Which network it is.
+        arguments: Those of its class that the tensors determine.
+        size: Name of its size; None if it has none.
+        stages: Number of encoder stages.
+        channels: Input channels.
+        classes: Rows of the heads; 0 without heads.
+        ndim: Axes of space.
+        strides: Those that the shapes of transposed convolutions tell; None: the tensors do not depend on strides.
+    """
+
+    architecture: "Architecture"
+    arguments: Mapping[str, Any]
+    size: str | None
+    stages: int
+    channels: int
+    classes: int
+    ndim: int
+    strides: Sequence[Sequence[int]] | None = None
+
+    @property
+    def planned(self) -> dict[str, Any]:
+        """The arguments as plans hold them, where a size is a name or None."""
+        return {key: self.size if key == "size" else value for key, value in self.arguments.items()}
+
+    def build(self, strides: Sequence[Sequence[int]] | None = None) -> "nn.Module":
+        """Build the network with these strides, or its own, or ones if no tensor depends on them."""
+        strides = strides or self.strides or [[1] * self.ndim] * self.stages
+        return self.architecture.build(self.channels, self.classes or 1, {**self.arguments, "strides": strides})
+
+    def __str__(self) -> str:
+        return self.architecture.describe(self.arguments)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The blocks of a network in order of depth."""
+
+    architecture: "Architecture"
+    stages: int
+    levels: int
+
+    @property
+    def blocks(self) -> int:
+        """The number of blocks, and the index of the heads behind them."""
+        return self.stages + self.levels
+
+    def block_of(self, name: str) -> int:
+        """Return the index of the block that a parameter belongs to.
+
+        Raises:
+            ValueError: Not a parameter of this architecture.
+        """
+        part, level = self.architecture.place(name)
+        if part == OTHER:
+            raise ValueError(f"{name!r} is not a parameter of {self.architecture.title}")
+        return {STEM: 0, ENCODER: level, HEADS: self.blocks}.get(part, self.stages + level)
+
+
+@dataclass(frozen=True)
+class Architecture(ABC):
+    """A network that plans can name; the whole state of its modules must be in its state dict.
+
+    Attributes:
+        class_name: Its class, as in plans; nnU-Net calls it with input_channels, num_classes and the plan's arguments.
+        title: Its name for users.
+        parts: Part by name of the module list (of the module, for a stem of its own).
+        inputs: Names of the convolution weights that take the image.
+        required: Arguments of the class that a plan must give, besides strides.
+        optional: Arguments that a plan may give.
+    """
+
+    class_name: str
+    title: str
+    parts: Mapping[str, str]
+    inputs: frozenset[str]
+    required: frozenset[str]
+    optional: frozenset[str] = frozenset({"deep_supervision", "checkpointing"})
+
+    @abstractmethod
+    def owns(self, shapes: Shapes) -> bool:
+        """Return whether tensors of these names and shapes belong to this network, complete or not."""
+
+    @abstractmethod
+    def recognise(self, shapes: Shapes) -> Recognised:
+        """Return the network that tensors which it owns belong to; decoder and heads may be missing.
+
+        Raises:
+            ValueError: They contradict each other; the message continues a sentence that begins with the file.
+        """
+
+    @abstractmethod
+    def build(self, channels: int, classes: int, arguments: Mapping[str, Any]) -> "nn.Module":
+        """Build the network for these input channels, classes, and arguments of a plan, strides included."""
+
+    @abstractmethod
+    def parameters(self, arguments: Mapping[str, Any], channels: int, classes: int, stages: int, ndim: int) -> int:
+        """Return the number of parameters."""
+
+    @abstractmethod
+    def kept(self, arguments: Mapping[str, Any], voxels: Sequence[int]) -> list[Kept]:
+        """Return what autograd keeps of each block, encoder stages first.
+
+        Args:
+            arguments: Those of the class.
+            voxels: Of the feature maps of each encoder stage; the decoder's are these without the last.
+        """
+
+    @abstractmethod
+    def width(self, arguments: Mapping[str, Any]) -> int:
+        """Return the channels of the features at full resolution."""
+
+    @abstractmethod
+    def problem(self, arguments: Mapping[str, Any]) -> str | None:
+        """Return what is wrong with the arguments in a plan, besides strides; None if nothing is."""
+
+    @abstractmethod
+    def describe(self, arguments: Mapping[str, Any]) -> str:
+        """Return in words which of these networks the arguments describe, for messages."""
+
+    def label(self, arguments: Mapping[str, Any]) -> str:
+        """Return a short name, such as STU-Net-B."""
+        return self.title
+
+    def prepare(self, network: "nn.Module", device: "torch.device") -> "nn.Module":
+        """Return the network in the form that predicts fastest on a device, before optimized.py does what suits any."""
+        return network
+
+    def place(self, name: str) -> Place:
+        """Return the part and level of a tensor by its name; OTHER if it is not one of this network."""
+        found = [prefix for prefix in self.parts if name.startswith(f"{prefix}.")]
+        if not found:
+            return Place(OTHER, 0)
+        prefix = max(found, key=len)
+        number = name[len(prefix) + 1 :].partition(".")[0]
+        counts = self.parts[prefix] != STEM and number.isdigit()
+        return Place(self.parts[prefix], int(number) if counts else 0)
+
+    def is_encoder(self, name: str) -> bool:
+        """Return whether a tensor belongs to the encoder, its stem included."""
+        return self.place(name).part in (STEM, ENCODER)
+
+    def at_level(self, name: str, level: int) -> str:
+        """Return the name that a tensor has at another level of its part."""
+        prefix = max((prefix for prefix in self.parts if name.startswith(f"{prefix}.")), key=len)
+        _, dot, rest = name[len(prefix) + 1 :].partition(".")
+        return f"{prefix}.{level}{dot}{rest}"
+
+    def built(self, network: "nn.Module") -> bool:
+        """Return whether a network, without wrappers, is one of these; FSDP2 puts it into a subclass."""
+        return any(f"{each.__module__}.{each.__qualname__}" == self.class_name for each in type(network).__mro__)
+
+    def strides(self, network: Any) -> Sequence[Sequence[int]]:
+        """Return the strides of a network, one entry per stage."""
+        return network.strides
+
+    def deeply_supervise(self, network: Any, enabled: bool) -> None:
+        """Switch between the heads of all levels and the finest alone, where nnU-Net looks for the switch."""
+        network.decoder.deep_supervision = enabled
+
+    def is_deeply_supervised(self, network: Any) -> bool:
+        """Return what deeply_supervise() has set."""
+        return network.decoder.deep_supervision
+
+    def channels(self, network: "nn.Module") -> int:
+        """Return the number of input channels."""
+        return network.get_parameter(min(self.inputs)).shape[1]
+
+    def layout(self, network: "nn.Module") -> Layout:
+        """Return the order of a network's blocks."""
+        return Layout(self, len(self.modules(network, ENCODER)), len(self.modules(network, DECODER)))
+
+    def blocks(self, network: "nn.Module") -> "list[nn.Module]":
+        """Return the modules of stem, encoder and decoder in order of depth: what is gathered together in FSDP2."""
+        separate = self.modules(network, STEM)
+        encoder = self.modules(network, ENCODER)
+        return [*(stem for stem in separate if stem not in encoder), *encoder, *self.modules(network, DECODER)]
+
+    def modules(self, network: "nn.Module", part: str) -> "list[nn.Module]":
+        """Return the modules of a part by level."""
+        found: list[nn.Module] = []
+        for prefix in (prefix for prefix, own in self.parts.items() if own == part):
+            module = network.get_submodule(prefix)
+            found += [module] if part == STEM else [each for each in module.children() if each not in found]
+        return found
+
+    def features(self, network: "nn.Module", x_BCDHW: "Tensor") -> "list[Tensor]":
+        """Return the outputs of all encoder stages, finest first, each (B, C', D / s, H / s, W / s)."""
+        outputs: list[Tensor] = []
+        encoder = self.modules(network, ENCODER)
+        for module in self.blocks(network)[: -len(self.modules(network, DECODER)) or None]:
+            x_BCDHW = module(x_BCDHW)
+            if module in encoder:  # and not a stem of its own
+                outputs.append(x_BCDHW)
+        return outputs

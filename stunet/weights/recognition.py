@@ -1,0 +1,56 @@
+"""Recognise the network that tensors belong to: names and shapes determine everything but the strides.
+
+stunet/architectures knows the networks; foreign.py names those that it does not know.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from stunet import architectures
+from stunet.architectures.base import Recognised
+from stunet.errors import WeightsError
+from stunet.weights.foreign import describe_network
+
+_TYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def recognise(tensors: Mapping[str, Tensor], path: Path) -> Recognised:
+    """Return the network that the tensors belong to; the decoder and the heads may be missing.
+
+    Raises:
+        WeightsError: They belong to a network that is not in the table, which is named, or are inconsistent.
+    """
+    shapes = {name: tuple(value.shape) for name, value in tensors.items()}
+    architecture = architectures.find_tensors(shapes)
+    if architecture is None:
+        known = " or ".join(each.title for each in architectures.TABLE.values())
+        raise WeightsError(
+            f"{str(path)!r} holds {describe_network(shapes)}, not a {known}",
+            "stunet_models list shows what can be downloaded",
+        )
+    for name, value in tensors.items():
+        if value.dtype not in _TYPES or not value.numel():
+            raise WeightsError(
+                f"{str(path)!r}: {name!r} has {value.numel()} values of type {str(value.dtype).removeprefix('torch.')}",
+                "weights are float16, bfloat16, float32 or float64: use the checkpoint that training wrote",
+            )
+    try:
+        found = architecture.recognise(shapes)
+        _check_shapes(shapes, found)
+    except ValueError as error:
+        raise WeightsError(f"{str(path)!r} {error}", "copy it again from its source") from None
+    return found
+
+
+def _check_shapes(shapes: Mapping[str, tuple[int, ...]], found: Recognised) -> None:
+    with torch.device("meta"):  # no memory, however large the network
+        network = found.build()
+    for name, value in network.state_dict().items():
+        if name in shapes and shapes[name] != tuple(value.shape):
+            raise ValueError(
+                f"is not a {found.architecture.title} of {found}: {name!r} has shape {shapes[name]} instead of "
+                f"{tuple(value.shape)}"
+            )
