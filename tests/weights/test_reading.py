@@ -190,7 +190,7 @@ def test_our_own_file_keeps_everything(tmp_path: Path, half: bool) -> None:
     save_weights(tmp_path / "x.bin", first.tensors, meta | {"entry": "STU-Net-T.test"}, half)
     second = read_weights(tmp_path / "x.bin")
     assert (second.kind, second.entry) == ("stunet", "STU-Net-T.test")
-    for name in ("plans", "configuration", "dataset", "mirror_axes", "strides", "classes", "architecture"):
+    for name in ("plans", "configuration", "dataset", "mirror_axes", "strides", "classes", "network"):
         assert getattr(second, name) == getattr(first, name)
     for name, value in first.tensors.items():
         assert torch.equal(second.tensors[name], value.half() if half else value)
