@@ -21,6 +21,11 @@ from stunet.files import sha256_of_json
 from stunet.plans.settings import PlanSettings, TrainSettings
 from stunet.plans.topology import Strides
 
+# How nnU-Net 2.2 and earlier described the network in a configuration.
+_OLD_NETWORK_KEYS = {
+    "UNet_class_name", "UNet_base_num_features", "unet_max_num_features", "n_conv_per_stage_encoder",
+    "n_conv_per_stage_decoder", "num_pool_per_axis", "pool_op_kernel_sizes", "conv_kernel_sizes",
+}  # fmt: skip
 HINT = "correct the plans file, or make it again: stunet_plan_and_preprocess -d ... --no_pp"
 
 
@@ -378,7 +383,11 @@ class Plan:
 
     def with_name(self, name: str) -> "Plan":
         """Return the plan under another name."""
-        return Plan({**self.content, "plans_name": name})
+        return self.with_values(plans_name=name)
+
+    def with_values(self, **values: Any) -> "Plan":
+        """Return the plan with these values of nnU-Net's, outside of any configuration."""
+        return Plan({**self.content, **values})
 
     def with_ours(self, **values: Any) -> "Plan":
         """Return the plan with these values in our block; None removes a value."""
@@ -401,6 +410,12 @@ class Plan:
         if key not in self._ours:
             raise DataError(f"plans {self.name!r} were not made by stunet: missing {key!r}", HINT)
         return self._ours[key]
+
+    def reduced_to(self, name: str, network_class: str, arguments: Mapping[str, Any]) -> "Plan":
+        """Return the plan with a single configuration, which is complete and describes this network and no other."""
+        planned = {k: value for k, value in self.configuration(name).content.items() if k not in _OLD_NETWORK_KEYS}
+        network = {"network_class_name": network_class, "arch_kwargs": dict(arguments), "_kw_requires_import": []}
+        return Plan({**self.content, "configurations": {name: {**planned, "architecture": network}}})
 
     @property
     def _ours(self) -> Mapping[str, Any]:

@@ -39,7 +39,7 @@ from stunet.plans.plan import Plan
 from stunet.preprocessing.dataset import _valid_records
 from stunet.results.statistics import read_statistics
 from stunet.runs.training import mean_dice
-from stunet.weights.v2 import make_dataset, make_plans
+from stunet.weights.v2 import make_dataset, make_plan
 from tests.labels.test_annotations import KIDNEYS
 from tests.loops import for_each
 from tests.merge_sources import make_source
@@ -95,10 +95,10 @@ class Sound:
 
 
 def plans_of_ours() -> dict[str, Any]:
-    plans = make_plans(
+    plans = make_plan(
         "Dataset001_A", "3d_fullres", "T", strides=[[1, 1, 1], [2, 2, 2], [2, 2, 2]], spacing=[2, 1, 1.5],
         patch_size=[16, 16, 32], median_shape=[20, 30, 40], normalization=["CTNormalization"], mirror_axes=[0, 1],
-    )  # fmt: skip
+    ).to_json()  # fmt: skip
     intensities = {"mean": 40.0, "std": 90.0, "percentile_00_5": -900.0, "percentile_99_5": 300.0}
     plans["foreground_intensity_properties_per_channel"] = {"0": intensities}
     full = plans["configurations"]["3d_fullres"]
@@ -218,7 +218,7 @@ def compare(path: Path) -> None:
 
 def describe(entry: registry.Entry) -> None:
     if not entry.missing:
-        registry.plans_of(entry)
+        registry.plan_of(entry)
         registry.dataset_of(entry)
 
 

@@ -139,10 +139,8 @@ MAY_NAME_KEYS = {  # what else they are the keys of
     "stunet/inference/records.py": "the record of a prediction, with a block of ours",
     "stunet/preprocessing/dataset.py": "the settings in a manifest",
     "stunet/weights/checkpoints.py": "the metadata of a safetensors file, with a block of ours",
-    "stunet/weights/reading.py": "the metadata of files of weights, some with plans that are not whole",
-    "stunet/weights/transfer.py": "plans in such metadata",
+    "stunet/weights/reading.py": "the metadata of files of weights, and nnssl's plans",
     "stunet/weights/v1.py": "plans of nnU-Net v1",
-    "stunet/models/folder.py": "plans in metadata of weights",
     "trainers/trainer.py": "a checkpoint, with a block of ours",
     "trainers/finetune/peft_export.py": "a checkpoint, with a block of ours",
 }

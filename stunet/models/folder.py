@@ -20,7 +20,7 @@ from stunet.files import atomic_folder, sha256_of, write_json, write_lock
 from stunet.models.archive import pack
 from stunet.models.metadata import check_metadata
 from stunet.models.record import RECORD, read_record
-from stunet.models.registry import Entry, dataset_of, plans_of
+from stunet.models.registry import Entry, dataset_of, plan_of
 from stunet.sizes import SIZES
 from stunet.weights.checkpoints import check_finite, check_weights, save_checkpoint, save_weights, to_half
 from stunet.weights.pickles import load_pickle
@@ -39,12 +39,12 @@ def describe(weights: Weights, entry: Entry | None = None) -> Weights:
             belong to another network.
     """
     check_entry(weights, entry)
-    planned = plans_of(entry) if entry and not entry.missing else None
-    plans = weights.plans if weights.strides else planned
+    planned = plan_of(entry) if entry and not entry.missing else None
+    plan = weights.plan if weights.strides else planned
     classes = (weights.dataset or {}).get("labels") or _numbered(entry.classes if entry else None)
-    lacking = {} if plans else {"strides and spacing": "--pkl X.model.pkl"}
+    lacking = {} if plan else {"strides and spacing": "--pkl X.model.pkl"}
     lacking |= {} if classes else {"class names": "--dataset dataset.json"}
-    if plans is None or not classes:
+    if plan is None or not classes:
         raise WeightsError(
             f"{str(weights.path)!r} cannot become a model that predicts: unknown {' and '.join(lacking)}",
             f"import it with the {' and '.join(lacking.values())} of its training; fine-tuning takes it as it is",
@@ -54,8 +54,8 @@ def describe(weights: Weights, entry: Entry | None = None) -> Weights:
     dataset["channel_names"] = _by_number(channels or range(weights.network.channels))
     described = replace(
         weights,
-        plans=plans,
-        configuration=next(iter(plans["configurations"])),
+        plan=plan,
+        configuration=plan.configurations[0],
         dataset={"file_ending": ".nii.gz", **dataset},
         mirror_axes=entry.mirror_axes if entry and weights.mirror_axes is None else weights.mirror_axes,
         entry=entry.name if entry else None,
@@ -108,11 +108,11 @@ def with_plans(weights: Weights, pkl: Path, entry: Entry | None, name: str) -> W
     """
     network, classes = weights.network, weights.classes or (entry.classes if entry else None)
     channels = weights.channels or (entry.channels if entry else None)
-    plans, dataset, configuration, axes = convert_plans(
+    plan, dataset, configuration, axes = convert_plans(
         load_pickle(pkl), pkl, network.size, network.stages, classes, channels, name
     )
     dataset = weights.dataset or dataset
-    return replace(weights, plans=plans, dataset=dataset, configuration=configuration, mirror_axes=axes)
+    return replace(weights, plan=plan, dataset=dataset, configuration=configuration, mirror_axes=axes)
 
 
 def write_model_folder(target: Path, folds: Mapping[str, Weights], record: Mapping[str, Any]) -> Path:
@@ -127,8 +127,9 @@ def write_model_folder(target: Path, folds: Mapping[str, Weights], record: Mappi
         DataError: `target` exists, or the disk is full.
     """
     first = next(iter(folds.values()))
+    assert first.plan is not None  # described weights have one
     with atomic_folder(target) as part:
-        write_json(part / "plans.json", first.plans)
+        write_json(part / "plans.json", first.plan.content)
         write_json(part / "dataset.json", first.dataset)
         for name, weights in folds.items():
             (part / name).mkdir()
@@ -147,7 +148,7 @@ def check_fit(weights: Weights) -> None:
     """
     described = weights.network
     sized = "size" not in described.arguments or described.size is not None
-    if not weights.plans or not weights.strides or not sized:
+    if not weights.plan or not weights.strides or not sized:
         what = "no plans" if sized else f"a network of no size that stunet knows ({', '.join(SIZES)})"
         raise WeightsError(f"{str(weights.path)!r} has {what}", "stunet_models info NAME lists what is needed")
     check_metadata(weights)
@@ -201,7 +202,8 @@ def export(source: Path, target: Path, half: bool = False) -> None:
         if len(folds) > 1:
             raise WeightsError(f"{str(source)!r} has {len(folds)} folds, a .safetensors file has one", "export a .zip")
         first = next(iter(folds.values()))
-        meta = {key: getattr(first, key) for key in ("plans", "configuration", "dataset", "mirror_axes", "entry")}
+        meta = {key: getattr(first, key) for key in ("configuration", "dataset", "mirror_axes", "entry")}
+        meta = {"plans": first.plan.content if first.plan else None, **meta}
         save_weights(target, first.tensors, meta, half)
 
 

@@ -26,11 +26,11 @@ def check_metadata(weights: "Weights") -> None:
     Raises:
         WeightsError: Something is missing or wrong; the message names the first.
     """
-    plans, dataset = weights.plans or {}, weights.dataset or {}
+    plan, dataset = weights.plan or Plan({}), weights.dataset or {}
     hint = "use the plans.json and dataset.json of the training that made it"
-    check(plans, PLANS, weights.path, hint, WeightsError)
+    check(plan.content, PLANS, weights.path, hint, WeightsError)
     check(dataset, DATASET, weights.path, hint, WeightsError)
-    plan, planned = Plan(plans), Plan(plans).configuration(str(weights.configuration))
+    planned = plan.configuration(str(weights.configuration))
     try:
         problem = next(_problems(weights, plan, planned, dataset), None)
     except DataError as error:

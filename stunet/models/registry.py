@@ -17,9 +17,10 @@ from typing import Any, get_args, get_origin, get_type_hints
 from stunet.errors import DataError, WeightsError, closest
 from stunet.models.record import CHECKSUMS
 from stunet.names import is_orientation
+from stunet.plans.plan import Plan
 from stunet.schema import read_toml
 from stunet.sizes import SIZES
-from stunet.weights.v2 import NORMALIZATIONS, make_dataset, make_plans
+from stunet.weights.v2 import NORMALIZATIONS, make_dataset, make_plan
 
 DEFAULT_TAG = "totalseg"
 CONFIGURATION = "3d_fullres"
@@ -156,14 +157,14 @@ def find(name: str) -> Entry:
     raise WeightsError(f"no model {name!r}{closest(name, [e.name for e in entries()])}", "stunet_models list")
 
 
-def plans_of(entry: Entry) -> dict[str, Any]:
-    """Return a complete plans.json for nnU-Net v2 (DefaultPreprocessor, one configuration 3d_fullres).
+def plan_of(entry: Entry) -> Plan:
+    """Return a complete plan for nnU-Net v2 (DefaultPreprocessor, one configuration 3d_fullres).
 
     Raises:
         WeightsError: The entry lacks strides, spacing or something else that plans need.
     """
     _require_complete(entry)
-    return make_plans(
+    return make_plan(
         entry.name,
         CONFIGURATION,
         entry.size,
@@ -181,7 +182,7 @@ def dataset_of(entry: Entry) -> dict[str, Any]:
     """Return a complete dataset.json for nnU-Net v2.
 
     Raises:
-        WeightsError: As in plans_of.
+        WeightsError: As in plan_of.
     """
     _require_complete(entry)
     return make_dataset(entry.name, entry.channels or (), entry.classes or (), entry.cases or 0)

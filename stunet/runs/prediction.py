@@ -256,7 +256,7 @@ def _named_model(name: str, dry_run: bool, listener: Listener) -> Path:
 
     there = store.find_installed(name)
     if entry := None if there else registry.look_up(name):
-        registry.plans_of(entry)  # raises, before the download, if the model cannot predict
+        registry.plan_of(entry)  # raises, before the download, if the model cannot predict
     path = fetch_model(name, listener, offline=dry_run)
     if path.is_file():
         hint = f"stunet_models import {path}"

@@ -4,7 +4,7 @@ These are nnU-Net v1 (.model with .model.pkl), nnU-Net v2 and nnssl (.pth, a mod
 bare parameters. recognition.py recognises the network, checkpoints.py reads safely, transfer.py uses the weights.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,26 +17,19 @@ from stunet.errors import DataError, WeightsError
 from stunet.kinds import DATASET, MODEL, read
 from stunet.labels.names import head_classes
 from stunet.names import check_name
-from stunet.plans.resolve import resolve
-from stunet.plans.schema import PLANS
+from stunet.plans.files import read_plan
+from stunet.plans.plan import Configuration, Plan
 from stunet.weights.checkpoints import is_safetensors, load_checkpoint, load_safetensors
 from stunet.weights.pickles import load_pickle
 from stunet.weights.recognition import recognise
 from stunet.weights.v1 import convert_plans, fit_strides
-
-NNUNETS_EPOCHS = 1000  # if plans do not state the number
-# How nnU-Net 2.2 and earlier described the network in a configuration.
-_OLD_KEYS = {
-    "UNet_class_name", "UNet_base_num_features", "unet_max_num_features", "n_conv_per_stage_encoder",
-    "n_conv_per_stage_decoder", "num_pool_per_axis", "pool_op_kernel_sizes", "conv_kernel_sizes",
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Weights:
     """Parameters under their official names, memory-mapped from `path`, and what is known about them.
 
-    `kind` is a key of _READERS; `plans` has one configuration, `configuration`, with the network of the tensors;
+    `kind` is a key of _READERS; `plan` has one configuration, `configuration`, with the network of the tensors;
     `dataset` is nnU-Net's dataset.json; `mirror_axes` is None if unknown, and empty if mirroring is known to be wrong.
     """
 
@@ -44,7 +37,7 @@ class Weights:
     kind: str
     tensors: dict[str, Tensor]
     network: Recognised
-    plans: dict[str, Any] | None = None
+    plan: Plan | None = None
     configuration: str | None = None
     dataset: dict[str, Any] | None = None
     mirror_axes: tuple[int, ...] | None = None
@@ -53,17 +46,17 @@ class Weights:
     @property
     def strides(self) -> list[list[int]] | None:
         """The strides, one entry per stage, the first all ones."""
-        return self._planned.get("architecture", {}).get("arch_kwargs", {}).get("strides")
+        return self._planned.known_strides if self._planned else None
 
     @property
     def spacing(self) -> list[float] | None:
         """The spacing in mm, array order."""
-        return self._planned.get("spacing")
+        return self._planned.known_spacing if self._planned else None
 
     @property
     def normalization(self) -> list[str] | None:
         """nnU-Net's normalisation scheme per channel."""
-        return self._planned.get("normalization_schemes")
+        return self._planned.known_normalization if self._planned else None
 
     @property
     def channels(self) -> list[str] | None:
@@ -78,8 +71,8 @@ class Weights:
         return names if "background" in names else None
 
     @property
-    def _planned(self) -> dict[str, Any]:
-        return self.plans["configurations"][self.configuration] if self.plans else {}
+    def _planned(self) -> Configuration | None:
+        return self.plan.configuration(self.configuration) if self.plan and self.configuration else None
 
 
 def read_weights(path: Path) -> Weights:
@@ -134,9 +127,8 @@ def unfinished(path: Path) -> str | None:
         return f"{', '.join(sorted(begun))} of {str(path)!r} is unfinished and left out" if begun else None
     found = _checkpoint_in(path)
     content = load_checkpoint(found)
-    plans = (content.get("init_args") or {}).get("plans") or {}
-    epochs = plans.get("stunet", {}).get("train", {}).get("num_epochs", NNUNETS_EPOCHS)
-    done = f"epoch {content.get('current_epoch', '?')} of {epochs}"
+    plan = Plan((content.get("init_args") or {}).get("plans") or {})
+    done = f"epoch {content.get('current_epoch', '?')} of {plan.train.num_epochs}"
     return f"no training in {str(path)!r} is finished: {found.parent.name}/{found.name} is used, {done}"
 
 
@@ -185,10 +177,10 @@ def _read_v1(weights: Weights, content: Mapping[str, Any]) -> Weights:
     if not sidecar.is_file():
         return weights
     network = weights.network
-    plans, dataset, configuration, mirror_axes = convert_plans(
+    plan, dataset, configuration, mirror_axes = convert_plans(
         load_pickle(sidecar), sidecar, network.size, network.stages
     )
-    return replace(weights, plans=plans, dataset=dataset, configuration=configuration, mirror_axes=mirror_axes)
+    return replace(weights, plan=plan, dataset=dataset, configuration=configuration, mirror_axes=mirror_axes)
 
 
 def _read_v2(weights: Weights, content: Mapping[str, Any]) -> Weights:
@@ -200,15 +192,13 @@ def _read_v2(weights: Weights, content: Mapping[str, Any]) -> Weights:
 
 def _read_nnssl(weights: Weights, content: Mapping[str, Any]) -> Weights:
     adaptation = content.get("nnssl_adaptation_plan") or {}
-    plans = adaptation.get("pretrain_plan") or (content.get("init_args") or {}).get("plan")
-    if not plans or not plans.get("configurations"):
+    plan = Plan(adaptation.get("pretrain_plan") or (content.get("init_args") or {}).get("plan") or {})
+    if not plan.configurations:
         return weights
-    name = next(iter(plans["configurations"]))
-    kwargs = adaptation.get("architecture_plans", {}).get("arch_kwargs") or {}
-    architecture = {"architecture": {"arch_kwargs": kwargs}}
-    return _described(
-        weights, plans | {"configurations": {name: plans["configurations"][name] | architecture}}, name, None
-    )
+    name = plan.configurations[0]
+    arguments = adaptation.get("architecture_plans", {}).get("arch_kwargs") or {}
+    plan = plan.with_configuration(name, architecture={"arch_kwargs": arguments})
+    return _described(weights, plan.content, name, None)
 
 
 def _read_ours(weights: Weights, meta: Mapping[str, Any]) -> Weights:
@@ -244,28 +234,24 @@ def _described(weights: Weights, plans: Any, configuration: str | None, dataset:
     weights = replace(weights, configuration=configuration, dataset=dict(dataset) if dataset else None)
     if not plans or configuration is None:
         return weights
-    planned = resolve(plans, configuration)
-    described = planned.get("architecture", {})
-    strides = described.get("arch_kwargs", {}).get("strides") or planned.get("pool_op_kernel_sizes")
+    plan = Plan(plans)
+    planned = plan.configuration(configuration)
     network, class_name = weights.network, weights.network.architecture.class_name
-    strides = strides or network.strides
-    if described.get("network_class_name") != class_name:
+    strides: Sequence[Sequence[int]] | None = planned.known_strides or planned.pooling or network.strides
+    if planned.network_class != class_name:
         strides = fit_strides(strides, network.stages) if strides else None
     else:
         for key, value in network.planned.items():
-            if described["arch_kwargs"][key] != value:
+            if planned.network_arguments[key] != value:
                 raise WeightsError(
-                    f"{str(weights.path)!r}: its plans say {key} {described['arch_kwargs'][key]!r}, but its tensors "
+                    f"{str(weights.path)!r}: its plans say {key} {planned.network_arguments[key]!r}, but its tensors "
                     f"are of {key} {value!r}",
                     "put the plans.json and the checkpoint of one training together",
                 )
     kwargs = network.planned
     if strides:
         kwargs["strides"] = [[int(s) for s in axis] for axis in strides]
-    planned = {key: value for key, value in planned.items() if key not in _OLD_KEYS} | {
-        "architecture": {"network_class_name": class_name, "arch_kwargs": kwargs, "_kw_requires_import": []}
-    }
-    return replace(weights, plans={**plans, "configurations": {configuration: planned}})
+    return replace(weights, plan=plan.reduced_to(configuration, class_name, kwargs))
 
 
 def _of_folder(weights: Weights) -> Weights:
@@ -273,11 +259,11 @@ def _of_folder(weights: Weights) -> Weights:
     folder = weights.path.parent.parent
     if not weights.path.parent.name.startswith("fold_") or not (folder / "plans.json").is_file():
         return weights
-    plans, dataset = read(folder / "plans.json", PLANS), read(folder / "dataset.json", DATASET)
+    plan, dataset = read_plan(folder / "plans.json"), read(folder / "dataset.json", DATASET)
     configuration = weights.configuration
-    if configuration is None and len(plans["configurations"]) == 1:
-        configuration = next(iter(plans["configurations"]))
-    here = _described(weights, plans, configuration, dataset)
+    if configuration is None and len(plan.configurations) == 1:
+        configuration = plan.configurations[0]
+    here = _described(weights, plan.content, configuration, dataset)
     if weights.strides and here.strides != weights.strides:
         raise WeightsError(
             f"{str(folder / 'plans.json')!r} says strides {here.strides}, but {weights.path.name!r} was trained with "

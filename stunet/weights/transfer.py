@@ -301,7 +301,7 @@ def _contrast_warnings(
     weights: Weights, normalization: Sequence[str] | None, intensities: Mapping[str, Any] | None
 ) -> list[str]:
     """Warn if both normalise CT by the foreground of their datasets, and these differ much."""
-    known = (weights.plans or {}).get("foreground_intensity_properties_per_channel") or {}
+    known = (weights.plan.intensities if weights.plan else None) or {}
     warnings = []
     for channel, schemes in enumerate(zip(weights.normalization or (), normalization or (), strict=False)):
         before, now = (float((each.get(str(channel)) or {}).get("std") or 0) for each in (known, intensities or {}))

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from stunet.errors import WeightsError
-from stunet.weights.v2 import make_dataset, make_plans
+from stunet.plans.plan import Plan
+from stunet.weights.v2 import make_dataset, make_plan
 
 # v1 falls back to normalising each image by itself for schemes it does not know.
 _SCHEMES = {"CT": "CTNormalization", "noNorm": "NoNormalization", "nonCT": "ZScoreNormalization"}
@@ -23,7 +24,7 @@ MIRROR_AXES = (0, 1, 2)  # v1's default, which STU-Net's trainers did not change
 class Converted(NamedTuple):
     """v2's files; `dataset` is None if the names of the classes are unknown: v1's plans only count them."""
 
-    plans: dict[str, Any]
+    plan: Plan
     dataset: dict[str, Any] | None
     configuration: str
     mirror_axes: tuple[int, ...]
@@ -92,10 +93,10 @@ def _plans(
     configuration: str,
     dataset_name: str,
     batch_dice: bool,
-) -> dict[str, Any]:
-    """Return the plans; spacings and shapes need no reordering, as v1 also computes them after transposing the axes."""
+) -> Plan:
+    """Return the plan; spacings and shapes need no reordering, as v1 also computes them after transposing the axes."""
     channels = range(int(plans["num_modalities"]))
-    converted = make_plans(
+    converted = make_plan(
         dataset_name,
         configuration,
         size,
@@ -107,19 +108,20 @@ def _plans(
         mirror_axes=MIRROR_AXES,
     )
     if "original_spacing" in stage:
-        converted["original_median_spacing_after_transp"] = [float(x) for x in stage["original_spacing"]]
-    converted |= {
-        "transpose_forward": [int(axis) for axis in plans["transpose_forward"]],
-        "transpose_backward": [int(axis) for axis in plans["transpose_backward"]],
-        "experiment_planner_used": "nnU-Net v1",
-        "foreground_intensity_properties_per_channel": _intensities(plans, channels, path),
-    }
-    converted["configurations"][configuration] |= {
-        "batch_size": int(stage["batch_size"]),
-        "batch_dice": batch_dice,
-        "use_mask_for_norm": [bool(plans["use_mask_for_norm"][i]) for i in channels],
-    }
-    return converted
+        converted = converted.with_values(
+            original_median_spacing_after_transp=[float(x) for x in stage["original_spacing"]]
+        )
+    return converted.with_values(
+        transpose_forward=[int(axis) for axis in plans["transpose_forward"]],
+        transpose_backward=[int(axis) for axis in plans["transpose_backward"]],
+        experiment_planner_used="nnU-Net v1",
+        foreground_intensity_properties_per_channel=_intensities(plans, channels, path),
+    ).with_configuration(
+        configuration,
+        batch_size=int(stage["batch_size"]),
+        batch_dice=batch_dice,
+        use_mask_for_norm=[bool(plans["use_mask_for_norm"][i]) for i in channels],
+    )
 
 
 def _strides(pools: Sequence[Sequence[int]], stages: int, path: Path) -> list[list[int]]:

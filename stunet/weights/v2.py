@@ -9,6 +9,7 @@ from typing import Any
 
 from stunet import __version__
 from stunet.architectures.stunet import STUNET
+from stunet.plans.plan import Plan
 
 # The classes of nnU-Net 2.8.1 that plans.json may name.
 NORMALIZATIONS = (
@@ -23,7 +24,7 @@ RESAMPLINGS = (
 _RESAMPLING = "resample_data_or_seg_to_shape"
 
 
-def make_plans(
+def make_plan(
     dataset_name: str,
     configuration: str,
     size: str | None,
@@ -35,8 +36,8 @@ def make_plans(
     normalization: Sequence[str],
     mirror_axes: Sequence[int],
     orientation: str | None = None,
-) -> dict[str, Any]:
-    """Return a plans.json: no transposition, nnU-Net's default preprocessing, and the given values.
+) -> Plan:
+    """Return a plan: no transposition, nnU-Net's default preprocessing, and the given values.
 
     Args:
         dataset_name: The dataset that the weights were trained on.
@@ -51,7 +52,7 @@ def make_plans(
         orientation: Orientation of the training images; None if unknown.
     """
     common = {"order_z": 0, "force_separate_z": None}
-    return {
+    return Plan({
         "dataset_name": dataset_name,
         "plans_name": "STUNetPlans" if size is None else f"STUNetPlans_{size}",
         "original_median_spacing_after_transp": list(spacing),
@@ -90,7 +91,7 @@ def make_plans(
                 },
             }
         },
-    }  # fmt: skip
+    })  # fmt: skip
 
 
 def make_dataset(name: str, channels: Sequence[str], classes: Sequence[str], cases: int = 0) -> dict[str, Any]:

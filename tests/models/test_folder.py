@@ -127,7 +127,7 @@ def test_what_is_exported_and_imported_again_is_the_same(
     if half:
         before = replace(before, tensors={key: value.half() for key, value in before.tensors.items()})
     assert same(before, after)
-    assert (after.plans, after.dataset, after.mirror_axes) == (before.plans, before.dataset, (0, 2))
+    assert (after.plan, after.dataset, after.mirror_axes) == (before.plan, before.dataset, (0, 2))
     with pytest.raises(DataError, match="exists already"):
         export(folder, tmp_path / name)
 
@@ -351,8 +351,8 @@ def test_the_v1_plans_of_the_official_weights_and_the_registry_agree(data: Path,
 
     entry = registry.find("STU-Net-B")
     official = data / "stunet_official" / "base_ep4k.model.pkl"
-    plans = convert_plans(load_pickle(official), official, "B").plans
-    ours = registry.plans_of(entry)
+    plans = convert_plans(load_pickle(official), official, "B").plan.content
+    ours = registry.plan_of(entry).to_json()
     one, other = plans["configurations"]["3d_fullres"], ours["configurations"]["3d_fullres"]
     assert one == other
     keys = ("transpose_forward", "image_reader_writer", "foreground_intensity_properties_per_channel",

@@ -12,9 +12,10 @@ from stunet.cli.models import main
 from stunet.errors import WeightsError
 from stunet.models.metadata import check_metadata
 from stunet.networks import build
+from stunet.plans.plan import Plan
 from stunet.weights.checkpoints import save_weights
 from stunet.weights.reading import Weights, read_weights
-from stunet.weights.v2 import make_dataset, make_plans
+from stunet.weights.v2 import make_dataset, make_plan
 from tests.loops import for_each
 
 STRIDES = [[1, 1, 1], [2, 2, 2], [1, 2, 2]]
@@ -26,10 +27,10 @@ Change = Callable[[dict[str, Any], dict[str, Any], dict[str, Any]], object]
 @pytest.fixture(scope="module")
 def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A safetensors file of ours that describes itself completely."""
-    plans = make_plans(
+    plans = make_plan(
         "mine", "3d_fullres", "T", strides=STRIDES, spacing=[2, 1, 1], patch_size=[8, 16, 16], median_shape=[9, 20, 20],
         normalization=["ZScoreNormalization"], mirror_axes=[],
-    )  # fmt: skip
+    ).to_json()  # fmt: skip
     dataset = make_dataset("mine", ["CT"], ["background", "left", "right"])
     path = tmp_path_factory.mktemp("described") / "mine.safetensors"
     meta = {"plans": plans, "configuration": "3d_fullres", "dataset": dataset, "mirror_axes": ()}
@@ -40,11 +41,11 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def changed(file: Path, change: Change) -> Weights:
     """The weights of a file after `change` of its plans, the configuration in them, and its dataset."""
     weights = read_weights(file)
-    plans, dataset = copy.deepcopy(weights.plans), copy.deepcopy(weights.dataset)
-    assert plans
-    assert dataset
+    assert weights.plan
+    assert weights.dataset
+    plans, dataset = weights.plan.to_json(), copy.deepcopy(weights.dataset)
     change(plans, plans["configurations"]["3d_fullres"], dataset)
-    return replace(weights, plans=plans, dataset=dataset)
+    return replace(weights, plan=Plan(plans), dataset=dataset)
 
 
 def put(place: str, *keys: str, value: object) -> Change:
@@ -128,7 +129,7 @@ def test_import_and_check_refuse_what_is_wrong(
     monkeypatch.setenv("STUNET_MODELS", str(tmp_path / "store"))
     weights = read_weights(file)
     dataset = {**(weights.dataset or {}), key: ["CT"]}
-    meta = {"plans": weights.plans, "configuration": weights.configuration, "dataset": dataset}
+    meta = {"plans": weights.plan.content, "configuration": weights.configuration, "dataset": dataset}
     save_weights(tmp_path / "bad.safetensors", weights.tensors, meta)
     for command in (["import", "--name", "bad"], ["check"]):
         assert main([command[0], str(tmp_path / "bad.safetensors"), *command[1:]]) == 4

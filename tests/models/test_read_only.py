@@ -20,7 +20,7 @@ from stunet.networks import build
 from stunet.weights.checkpoints import save_weights
 from stunet.weights.reading import read_weights
 from stunet.weights.transfer import transfer
-from stunet.weights.v2 import make_dataset, make_plans
+from stunet.weights.v2 import make_dataset, make_plan
 
 STRIDES = [[1, 1, 1], [2, 2, 2], [1, 2, 2]]
 NAME, FILE = "mine", "tiny.safetensors"
@@ -33,10 +33,10 @@ def place(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     folder = Path(tempfile.mkdtemp())
     folder.chmod(0o755)
     monkeypatch.setenv("STUNET_MODELS", str(folder / "store"))
-    plans = make_plans(
+    plans = make_plan(
         NAME, "3d_fullres", "T", strides=STRIDES, spacing=[2, 1, 1], patch_size=[8, 16, 16], median_shape=[9, 20, 20],
         normalization=["ZScoreNormalization"], mirror_axes=[],
-    )  # fmt: skip
+    ).to_json()  # fmt: skip
     dataset = make_dataset(NAME, ["CT"], ["background", "left", "right"])
     meta = {"plans": plans, "configuration": "3d_fullres", "dataset": dataset, "mirror_axes": ()}
     save_weights(folder / FILE, build("T", STRIDES, 1, 3).state_dict(), meta)

@@ -80,7 +80,7 @@ def test_an_unknown_name_is_refused_with_the_closest() -> None:
 @for_each("size", ["S", "B", "L", "H"])
 def test_plans_made_from_an_entry_are_whole(size: str) -> None:
     entry = registry.find(f"STU-Net-{size}")
-    plans, dataset = registry.plans_of(entry), registry.dataset_of(entry)
+    plans, dataset = registry.plan_of(entry).to_json(), registry.dataset_of(entry)
     check_plan(Plan(plans), "3d_fullres")
     manager = PlansManager(plans)
     configuration = manager.get_configuration("3d_fullres")
@@ -92,7 +92,7 @@ def test_plans_made_from_an_entry_are_whole(size: str) -> None:
 
 def test_an_entry_published_without_plans_says_what_is_unknown() -> None:
     with pytest.raises(WeightsError, match="unknown channels, classes, spacing"):
-        registry.plans_of(registry.find("STU-Net-B.brats21"))
+        registry.plan_of(registry.find("STU-Net-B.brats21")).to_json()
 
 
 def test_what_plans_may_name_is_what_nnunet_has() -> None:
@@ -117,7 +117,10 @@ def test_own_entries_are_added_and_take_the_place_of_ours(own: Path) -> None:
     own.write_text(OWN + OWN.replace("mine", "totalseg"))
     added = registry.find("STU-Net-T.mine")
     assert (added.num_channels, added.num_classes, added.spacing) == (2, 3, (1, 1.5, 1.5))
-    assert PlansManager(registry.plans_of(added)).foreground_intensity_properties_per_channel == {"0": {}, "1": {}}
+    assert PlansManager(registry.plan_of(added).to_json()).foreground_intensity_properties_per_channel == {
+        "0": {},
+        "1": {},
+    }
     assert registry.find("STU-Net-T.totalseg").title == "ours"
     assert registry.find("STU-Net-B.totalseg").title != "ours"
 

@@ -262,7 +262,7 @@ def test_a_file_that_says_that_it_is_an_entry_has_to_agree_with_it(
     website: Path, tmp_path: Path, key: str, value: object, message: str
 ) -> None:
     entry = registry.find("STU-Net-T.tiny")
-    plans, dataset = registry.plans_of(entry), registry.dataset_of(entry)
+    plans, dataset = registry.plan_of(entry).to_json(), registry.dataset_of(entry)
     (dataset if key in dataset else plans["configurations"]["3d_fullres"])[key] = value
     meta = {"plans": plans, "configuration": "3d_fullres", "dataset": dataset, "entry": entry.name}
     save_weights(tmp_path / "x.safetensors", build("T", STRIDES, 1, 3).state_dict(), meta)
@@ -366,7 +366,7 @@ def test_a_model_folder_is_imported_with_all_its_folds(website: Path, tmp_path: 
     entry = registry.find("STU-Net-T.tiny")
     folder = tmp_path / "trained"
     folder.mkdir()
-    write_json(folder / "plans.json", registry.plans_of(entry))
+    write_json(folder / "plans.json", registry.plan_of(entry).to_json())
     write_json(folder / "dataset.json", registry.dataset_of(entry))
     for fold in range(2):
         (folder / f"fold_{fold}").mkdir()

@@ -139,7 +139,7 @@ def test_a_checkpoint_of_nnunet_v2_brings_its_meaning_along(tmp_path: Path) -> N
     assert weights.normalization == ["ZScoreNormalization"]
     assert (weights.classes, weights.channels) == (["background", "liver", "spleen"], ["CT"])
     assert weights.mirror_axes == (0, 1)
-    assert list(weights.plans["configurations"]) == ["own"]
+    assert list(weights.plan.content["configurations"]) == ["own"]
 
 
 @for_each("prefix", ["module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module."])
@@ -158,7 +158,7 @@ def test_plans_of_nnunet_2_2_are_understood_as_the_published_network_did(tmp_pat
     content = v2_content(plans={"configurations": {"own": old}})
     weights = read_weights(saved(tmp_path / "c.pth", content))
     assert weights.strides == STRIDES
-    assert weights.plans["configurations"]["own"] == {
+    assert weights.plan.content["configurations"]["own"] == {
         "spacing": [1, 1, 1],
         "architecture": {
             "network_class_name": NETWORK,
@@ -170,7 +170,7 @@ def test_plans_of_nnunet_2_2_are_understood_as_the_published_network_did(tmp_pat
 
 def test_a_class_that_plans_name_never_gets_out_of_a_checkpoint(tmp_path: Path) -> None:
     weights = read_weights(saved(tmp_path / "c.pth", v2_content(plans=plans(name="os.system"))))
-    assert "os.system" not in json.dumps(weights.plans)
+    assert "os.system" not in json.dumps(weights.plan.content)
 
 
 def test_nnssl_checkpoints_are_read_with_and_without_an_adaptation_plan(tmp_path: Path) -> None:
@@ -186,11 +186,12 @@ def test_nnssl_checkpoints_are_read_with_and_without_an_adaptation_plan(tmp_path
 @for_each("half", [False, True])
 def test_our_own_file_keeps_everything(tmp_path: Path, half: bool) -> None:
     first = read_weights(saved(tmp_path / "c.pth", v2_content()))
-    meta = {name: getattr(first, name) for name in ("plans", "configuration", "dataset", "mirror_axes")}
+    meta = {name: getattr(first, name) for name in ("configuration", "dataset", "mirror_axes")}
+    meta["plans"] = first.plan.to_json()
     save_weights(tmp_path / "x.bin", first.tensors, meta | {"entry": "STU-Net-T.test"}, half)
     second = read_weights(tmp_path / "x.bin")
     assert (second.kind, second.entry) == ("stunet", "STU-Net-T.test")
-    for name in ("plans", "configuration", "dataset", "mirror_axes", "strides", "classes", "network"):
+    for name in ("plan", "configuration", "dataset", "mirror_axes", "strides", "classes", "network"):
         assert getattr(second, name) == getattr(first, name)
     for name, value in first.tensors.items():
         assert torch.equal(second.tensors[name], value.half() if half else value)

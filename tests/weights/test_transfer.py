@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from stunet.architectures.stunet import STUNET
 from stunet.errors import UsageError, WeightsError
 from stunet.networks import Size, STUNet, build
+from stunet.plans.plan import Plan
 from stunet.weights.checkpoints import save_weights
 from stunet.weights.reading import Weights, read_weights
 from stunet.weights.recognition import recognise
@@ -52,8 +53,8 @@ def weights_of(source: STUNet, classes: Sequence[str] = (), channels: Sequence[s
         "channel_names": {str(n): name for n, name in enumerate(channels)},
     }
     path = Path("given.pth")
-    plans = {"configurations": {"c": planned}}
-    made = Weights(path, "nnU-Net v2", tensors, recognise(tensors, path), plans, "c", dataset)
+    plan = Plan({"configurations": {"c": planned}})
+    made = Weights(path, "nnU-Net v2", tensors, recognise(tensors, path), plan, "c", dataset)
     return replace(made, **known)
 
 
@@ -146,7 +147,7 @@ def test_an_encoder_alone_is_loaded_and_the_rest_is_drawn() -> None:
 def test_half_precision_is_cast_to_the_networks_type(tmp_path: Path) -> None:
     source, target = network(seed=1), network(seed=2)
     weights = weights_of(source, NAMES[:3])
-    meta = {"plans": {**weights.plans, "plans_name": "p"}, "configuration": "c", "dataset": weights.dataset}
+    meta = {"plans": weights.plan.with_name("p").content, "configuration": "c", "dataset": weights.dataset}
     save_weights(tmp_path / "half.safetensors", weights.tensors, meta, half=True)
     transfer(target, read_weights(tmp_path / "half.safetensors"), classes=NAMES[:3], head="slice")
     for name, value in target.state_dict().items():
@@ -246,12 +247,12 @@ def test_a_reset_leaves_all_heads_as_drawn() -> None:
 def test_other_strides_are_named_and_unknown_ones_too() -> None:
     source, target = network(), network()
     weights = weights_of(source, NAMES[:3])
-    kwargs = weights.plans["configurations"]["c"]["architecture"]["arch_kwargs"]
+    kwargs = weights.plan.content["configurations"]["c"]["architecture"]["arch_kwargs"]
     kwargs["strides"] = [[1, 1, 1], [2, 2, 2], [1, 1, 2]]
     (warning,) = transfer(target, weights, classes=NAMES[:3]).warnings
     assert "[1, 1, 2]" in warning
     assert "[2, 2, 2]]" in warning
-    (warning,) = transfer(target, replace(weights, plans=None), classes=NAMES[:3]).warnings
+    (warning,) = transfer(target, replace(weights, plan=None), classes=NAMES[:3]).warnings
     assert "unknown" in warning
 
 
@@ -283,15 +284,15 @@ def test_other_intensities_and_another_spacing_are_named(
 @for_each(("std", "warned"), [(271.5, False), (16.6, True)])
 def test_ct_that_is_normalised_by_a_much_smaller_spread_is_named(std: float, warned: bool) -> None:
     given = weights_of(network())
-    plans = {**(given.plans or {}), "foreground_intensity_properties_per_channel": {"0": {"std": 270.0}}}
+    plan = given.plan.with_values(foreground_intensity_properties_per_channel={"0": {"std": 270.0}})
     here = {"0": {"std": std}}
     schemes = ["CTNormalization"]
-    report = transfer(network(), replace(given, plans=plans), normalization=schemes, intensities=here)
+    report = transfer(network(), replace(given, plan=plan), normalization=schemes, intensities=here)
     assert [f"divided by 270 HU, the plan divides by {std:.0f}" in text for text in report.warnings] == [True] * warned
 
 
 def test_what_weights_do_not_say_of_their_images_is_passed_over() -> None:
-    bare = weights_of(network(), plans=None)
+    bare = weights_of(network(), plan=None)
     report = transfer(network(), bare, normalization=["CTNormalization"], spacing=[9.0, 9.0, 9.0])
     assert report.warnings == ("the strides that the weights were trained with are unknown",)
 

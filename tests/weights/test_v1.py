@@ -16,7 +16,6 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from stunet.errors import WeightsError
 from stunet.networks import STUNet, build
 from stunet.plans.check import check_plan
-from stunet.plans.plan import Plan
 from stunet.weights.pickles import load_pickle
 from stunet.weights.v1 import convert_plans
 from tests.loops import for_each
@@ -79,10 +78,10 @@ def convert(pkl: dict, **arguments: object) -> tuple:
 def test_the_released_plans_become_v2s(data: Path, size: str) -> None:
     path = data / "stunet_official" / f"{size}_ep4k.model.pkl"
     labels = json.loads((data / "stunet_official" / "label_orders.json").read_text())
-    plans, dataset, configuration, mirror_axes = convert_plans(
+    plan, dataset, configuration, mirror_axes = convert_plans(
         load_pickle(path), path, size[0].upper(), names=list(labels.values()), channels=["CT"]
     )
-    planned = check_plan(Plan(plans), configuration).content
+    plans, planned = plan.to_json(), check_plan(plan, configuration).content
     assert (configuration, mirror_axes) == ("3d_fullres", (0, 1, 2))
     assert planned["architecture"]["arch_kwargs"] == {
         "size": size[0].upper(),
@@ -99,8 +98,8 @@ def test_the_released_plans_become_v2s(data: Path, size: str) -> None:
 
 
 def test_nnunets_own_classes_accept_the_plans_and_build_the_network() -> None:
-    plans, dataset, configuration, _ = convert(v1_plans(), names=["background", "tumour"])
-    manager = PlansManager(plans)
+    plan, dataset, configuration, _ = convert(v1_plans(), names=["background", "tumour"])
+    manager = PlansManager(plan.to_json())
     network = nnUNetTrainer.build_network_architecture(manager, manager.get_configuration(configuration), 2, 2, True)
     assert isinstance(network, STUNet)
     expected = build("T", [[1, 1, 1], [1, 2, 2], [2, 2, 2], [2, 2, 2], [1, 1, 1], [1, 1, 1]], 2, 2)
@@ -113,7 +112,7 @@ def test_nnunets_own_classes_accept_the_plans_and_build_the_network() -> None:
 
 
 def test_values_of_ct_normalisation_get_v2s_names() -> None:
-    plans = convert(v1_plans())[0]
+    plans = convert(v1_plans()).plan.content
     assert plans["foreground_intensity_properties_per_channel"] == {
         "0": {
             "mean": 0.0, "std": 1.0, "median": 2.0, "min": 3.0, "max": 4.0,
@@ -125,12 +124,12 @@ def test_values_of_ct_normalisation_get_v2s_names() -> None:
 
 def test_the_stage_is_the_one_that_was_trained() -> None:
     pkl = v1_plans()
-    plans, _, configuration, _ = convert(pkl)
-    assert (configuration, plans["configurations"][configuration]["spacing"]) == ("3d_fullres", [3.0, 1.0, 1.0])
-    assert plans["configurations"][configuration]["batch_dice"] is True
+    plan, _, configuration, _ = convert(pkl)
+    assert (configuration, plan.configuration(configuration).spacing) == ("3d_fullres", [3.0, 1.0, 1.0])
+    assert plan.own_values(configuration)["batch_dice"] is True
     pkl["init"] = ("", 0, "", "", False, 0)
-    plans, _, configuration, _ = convert(pkl)
-    assert (configuration, plans["configurations"][configuration]["spacing"]) == ("3d_lowres", [6.0, 2.0, 2.0])
+    plan, _, configuration, _ = convert(pkl)
+    assert (configuration, plan.configuration(configuration).spacing) == ("3d_lowres", [6.0, 2.0, 2.0])
     del pkl["init"]
     assert convert(pkl)[2] == "3d_fullres"
 
@@ -150,9 +149,8 @@ def test_more_poolings_than_the_network_has_are_cut_off() -> None:
     pkl = v1_plans()
     for stage in pkl["plans"]["plans_per_stage"].values():
         stage["pool_op_kernel_sizes"] = [[1, 2, 2], *[[2, 2, 2]] * 5]
-    plans, _, configuration, _ = convert(pkl)
-    kwargs = plans["configurations"][configuration]["architecture"]["arch_kwargs"]
-    assert kwargs["strides"] == [[1, 1, 1], [1, 2, 2], *[[2, 2, 2]] * 4]
+    plan, _, configuration, _ = convert(pkl)
+    assert plan.configuration(configuration).strides == [[1, 1, 1], [1, 2, 2], *[[2, 2, 2]] * 4]
 
 
 def test_plans_that_cannot_be_converted_say_why(data: Path) -> None:

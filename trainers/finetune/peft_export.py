@@ -52,7 +52,7 @@ def export_adapter(source: Path, target: Path) -> None:
         raise UsageError(f"{str(source)!r} has {len(folds)} folds, an adapter is of one", f"give {str(folds[0])!r}")
     weights = read_weights(source)
     more = load_checkpoint(weights.path).get("stunet") if weights.kind == "nnU-Net v2" else None
-    if not more or not more.get("adapters") or not weights.plans:
+    if not more or not more.get("adapters") or not weights.plan or not weights.plan.weights:
         raise WeightsError(
             f"{str(weights.path)!r} holds no adapters",
             "only trainings with --pretrained NAME --finetune lora have them; export others without --peft",
@@ -62,8 +62,8 @@ def export_adapter(source: Path, target: Path) -> None:
     with atomic_folder(target) as part:
         meta = {"network": _arguments(weights), "norms": norms}
         save_weights(part / FILE, {PREFIX + name: value for name, value in written.items()}, meta)
-        _config(peft, written, weights.plans["stunet"]["weights"]["name"]).save_pretrained(part)
-        write_json(part / "plans.json", weights.plans)
+        _config(peft, written, weights.plan.weights.name).save_pretrained(part)
+        write_json(part / "plans.json", weights.plan.content)
         write_json(part / "dataset.json", weights.dataset)
         _verify(peft, part, weights, base)
 

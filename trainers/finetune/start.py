@@ -106,7 +106,7 @@ def plan_entry(start: Start, heads: Heads, *, is_file: bool) -> StartingWeights:
     """
     weights, name = start.weights, start.weights.entry
     if name is None:
-        trained_on = re.fullmatch(r"Dataset\d{3}_(.+)", Plan(weights.plans or {}).dataset_name)
+        trained_on = re.fullmatch(r"Dataset\d{3}_(.+)", weights.plan.dataset_name if weights.plan else "")
         stem = re.sub(r"[^A-Za-z0-9]+", "", trained_on[1] if trained_on else weights.path.stem)
         name = stem[:NAME_LENGTH] or "weights"
     if is_file:
