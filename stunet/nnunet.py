@@ -120,7 +120,9 @@ NAMES: tuple[Names, ...] = (
             "foreground_intensity_properties_per_channel inherits_from data_identifier preprocessor_name batch_size "
             "patch_size spacing median_image_size_in_voxels normalization_schemes use_mask_for_norm previous_stage "
             "next_stage architecture network_class_name arch_kwargs _kw_requires_import strides pool_op_kernel_sizes "
-            "resampling_fn_probabilities resampling_fn_probabilities_kwargs",
+            "resampling_fn_probabilities resampling_fn_probabilities_kwargs "
+            "UNet_class_name UNet_base_num_features unet_max_num_features conv_kernel_sizes num_pool_per_axis "
+            "n_conv_per_stage_encoder n_conv_per_stage_decoder",
             "plans inference", "keys of plans"),
     Names("utilities.label_handling.label_handling:LabelManager",
           "all_labels foreground_labels foreground_regions has_ignore_label has_regions ignore_label "
