@@ -43,7 +43,7 @@ STEPS = (
     (*TRAIN, "--pretrained", "FIRST", "--finetune", "sawtooth", "--set", "num_epochs=4"),
     ("stunet_predict", "-i", f"nnUNet_raw/{DATASET}/imagesTs", "-o", "out", "--model", "FIRST_MODEL",
      "--save_probabilities", "-device", "cpu", "--precision", "fp32"),
-    ("stunet_evaluate", f"nnUNet_raw/{DATASET}/labelsTs", "out", "--json", "--csv"),
+    ("stunet_evaluate", f"nnUNet_raw/{DATASET}/labelsTs", "out", "--csv", "out.csv"),
 )  # fmt: skip
 VOLATILE = re.compile(r"(?i)time|date|_s$|seconds|path|folder|file$|host|version|memory|device|progress")
 
