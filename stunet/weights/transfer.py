@@ -4,8 +4,8 @@ Every tensor of the network and of the weights has one fate, which names and sha
 what would be loaded; then it is loaded tensor by tensor, as the weights are mapped from their file and may be large.
 
 Tensors are matched by resolution: encoder stages count from the finest, everything after them from the coarsest.
-reading.py reads the file, heads.py chooses the rows; trainers/finetune/start.py calls `transfer` before the first
-epoch.
+reading.py reads the file, heads.py chooses the rows; trainers/finetune/start.py decides before anything is written, and
+loads before the first epoch.
 """
 
 from collections.abc import Mapping, Sequence
@@ -33,7 +33,17 @@ CONTRAST = 2.0  # ratio of CT scales above which a warning is due
 ABSENT = "not in the weights"
 
 
-def transfer(
+def transfer(network: nn.Module, weights: Weights, **options: Any) -> TransferReport:
+    """Load whatever fits of the weights into a network: decide() with these options, then Transfer.load().
+
+    An error leaves the network unchanged; with finite weights of a sound memory there is none after decide().
+    """
+    decision = decide(network, weights, **options)
+    decision.load(network)
+    return decision.report
+
+
+def decide(
     network: nn.Module,
     weights: Weights,
     *,
@@ -46,12 +56,11 @@ def transfer(
     head: str | None = None,
     stem: str = "repeat",
     sha256: str | None = None,
-    load: bool = True,
-) -> TransferReport:
-    """Load whatever fits of the weights into a network; an error leaves the network unchanged.
+) -> "Transfer":
+    """Decide what of the weights fits into a network, and read them through once; nothing is loaded.
 
     Args:
-        network: One of stunet.architectures, initialised: whatever is not loaded keeps its initialisation.
+        network: One of stunet.architectures; it may be on the meta device.
         weights: From read_weights().
         classes: Name of each row of the network's heads, background first (and absent if regions are learned).
         channels: Names of its image channels.
@@ -62,7 +71,6 @@ def transfer(
         head: One of heads.MODES, or None: slice if any class matches.
         stem: How to handle image channels other than the weights', one of STEMS; see `inflate`.
         sha256: Hash of the weights' file, for the report.
-        load: If False, only decide; the network may then be on the meta device.
 
     Raises:
         UsageError: `head` or `stem` is unknown.
@@ -91,8 +99,6 @@ def transfer(
     fates += [Fate(None, name, "unused", given.numel()) for name, given in weights.tensors.items() if name in left]
     coverage = _coverage(fates, architecture, min(target.stages, weights.network.stages), weights.path)
     check_finite({source: weights.tensors[source] for source in loaded.values()}, weights.path, architecture)
-    if load:
-        _load(state, loaded, match)
     warnings = (
         *_stride_warnings(architecture.strides(network), weights),
         *_input_warnings(weights, channels, normalization, spacing),
@@ -100,19 +106,34 @@ def transfer(
         *heads.warnings,
     )
     entry = weights.entry
-    return TransferReport(str(weights.path), sha256, entry, coverage, heads, warnings, tuple(fates), architecture)
+    report = TransferReport(str(weights.path), sha256, entry, coverage, heads, warnings, tuple(fates), architecture)
+    return Transfer(report, loaded, match)
 
 
-def _load(state: Mapping[str, Tensor], loaded: Mapping[str, str], match: "_Match") -> None:
-    """Copy tensor by tensor, release the file's memory, and verify what was copied."""
-    given = match.weights.tensors
-    with torch.no_grad():
-        for name, source in loaded.items():
-            state[name].copy_(match.value(name, source, state[name]))
+@dataclass(frozen=True)
+class Transfer:
+    """What will be loaded: the source of each tensor of the network that has one, and the report."""
+
+    report: TransferReport
+    sources: Mapping[str, str]
+    match: "_Match"
+
+    def load(self, network: nn.Module) -> None:
+        """Load into a network like the one that decide() saw; whatever is not loaded keeps its initialisation.
+
+        Copies tensor by tensor, releases the file's memory, and verifies what was copied.
+
+        Raises:
+            WeightsError: A tensor is not what was copied into it.
+        """
+        state, given = network.state_dict(), self.match.weights.tensors
+        with torch.no_grad():
+            for name, source in self.sources.items():
+                state[name].copy_(self.match.value(name, source, state[name]))
+                release(given[source])
+        for name, source in self.sources.items():
+            verify(name, state[name], self.match.value(name, source, state[name]))
             release(given[source])
-    for name, source in loaded.items():
-        verify(name, state[name], match.value(name, source, state[name]))
-        release(given[source])
 
 
 def inflate(weight: Tensor, images: int, cascade: int, stem: str = "repeat") -> Tensor:

@@ -24,7 +24,7 @@ from stunet.weights.checkpoints import load_checkpoint
 from stunet.weights.heads import BACKGROUND, Heads, plan_heads
 from stunet.weights.reading import Weights, read_weights, unfinished
 from stunet.weights.report import TransferReport
-from stunet.weights.transfer import transfer
+from stunet.weights.transfer import Transfer, decide
 from stunet.workspace import LATEST
 
 log = logging.getLogger("stunet")
@@ -33,7 +33,10 @@ NAME_LENGTH = 24  # of the part of the plans' name that comes from a file's name
 
 
 class Start:
-    """The weights that a training starts from, in a file or a model folder; read and hashed when first needed.
+    """The weights that a training starts from, in a file or a model folder.
+
+    Reading, hashing and judging them takes minutes of disk for gigabytes, so each is done when it is first needed, once
+    per process.
 
     Args:
         path: The result of store.find_model().
@@ -41,6 +44,7 @@ class Start:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._decided: tuple[Plan, str, Transfer] | None = None
 
     @cached_property
     def weights(self) -> Weights:
@@ -59,14 +63,27 @@ class Start:
         """SHA-256 of the file."""
         return sha256_of(self.weights.path)
 
+    def decide(
+        self, network: torch.nn.Module, plan: Plan, configuration: str, dataset_json: Mapping[str, Any]
+    ) -> Transfer:
+        """Return what will be loaded into the network of a configuration, which may be on the meta device.
+
+        Raises:
+            WeightsError: The file is not the one that the plan names, or does not fit the network.
+        """
+        if self._decided is None or self._decided[:2] != (plan, configuration):
+            self._decided = plan, configuration, _decide(self, network, plan, configuration, dataset_json)
+        return self._decided[2]
+
     def release(self) -> None:
         """Let go of the parameters, which not every kind of file lets us map: training does not need them twice."""
         self.__dict__.pop("weights", None)
+        self._decided = None
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __reduce__(self) -> tuple[Any, ...]:
         # Other processes map the file themselves: sending gigabytes of tensors takes longer. They hash it as well, as
         # on another machine it may be another file.
-        return {"path": self.path}
+        return Start, (self.path,)
 
 
 def choose_heads(
@@ -123,12 +140,11 @@ def preview(start: Start, plan: Plan, configuration: str, dataset_json: Mapping[
     """
     planned = plan.configuration(configuration)
     classes, images = head_classes(dataset_json["labels"]), len(_channels(dataset_json))
-    foreground = len(classes) - ("background" in classes)
-    one_hot = foreground if planned.previous_stage else 0
+    one_hot = _foreground_labels(dataset_json["labels"]) if planned.previous_stage else 0
     architecture = architectures.of_class(planned.network_class)
     with torch.device("meta"):
         network = architecture.build(images + one_hot, len(classes), planned.network_arguments)
-    return _transfer(network, start, plan, configuration, dataset_json, load=False)
+    return start.decide(network, plan, configuration, dataset_json).report
 
 
 def begin(trainer: BaseTrainer, start: Start) -> TransferReport:
@@ -140,7 +156,9 @@ def begin(trainer: BaseTrainer, start: Start) -> TransferReport:
     """
     trainer.initialize()
     network = trainer.new_network() if trainer.fsdp else trainer.bare_network()
-    report = _transfer(network, start, trainer.plan, trainer.configuration_name, trainer.dataset_json)
+    decision = start.decide(network, trainer.plan, trainer.configuration_name, trainer.dataset_json)
+    decision.load(network)
+    report = decision.report
     if trainer.fsdp:
         trainer.load_weights(network.state_dict())
     trainer.start_from(report.fresh)
@@ -152,14 +170,9 @@ def begin(trainer: BaseTrainer, start: Start) -> TransferReport:
     return report
 
 
-def _transfer(
-    network: torch.nn.Module,
-    start: Start,
-    plan: Plan,
-    configuration: str,
-    dataset_json: Mapping[str, Any],
-    load: bool = True,
-) -> TransferReport:
+def _decide(
+    start: Start, network: torch.nn.Module, plan: Plan, configuration: str, dataset_json: Mapping[str, Any]
+) -> Transfer:
     named, planned = plan.weights, plan.configuration(configuration)
     assert named is not None  # a plan without weights is not started from any
     if start.sha256 != named.sha256:
@@ -170,7 +183,7 @@ def _transfer(
         )
     channels = _channels(dataset_json)
     usual = choose_heads(start, None, dataset_json).mode
-    return transfer(
+    return decide(
         network,
         start.weights,
         classes=head_classes(dataset_json["labels"]),
@@ -181,12 +194,17 @@ def _transfer(
         normalization=planned.normalization,
         intensities=plan.intensities,
         spacing=planned.spacing,
-        load=load,
     )
 
 
 def _channels(dataset_json: Mapping[str, Any]) -> list[str]:
     return list((dataset_json.get("channel_names") or dataset_json["modality"]).values())
+
+
+def _foreground_labels(labels: Mapping[str, Any]) -> int:
+    """Return the number of a cascade's one-hot channels, which stand for labels also where regions are learned."""
+    values = (value for name, value in labels.items() if name != "ignore")
+    return len({label for value in values for label in (value if isinstance(value, list | tuple) else [value])} - {0})
 
 
 def _write_and_read_back(trainer: BaseTrainer) -> None:

@@ -22,7 +22,7 @@ from stunet.trainers.finetune.peft_export import base_network, export_adapter
 from stunet.trainers.finetune.start import REPORT, Start, begin, choose_heads, plan_entry, preview
 from stunet.trainers.progress import NullListener
 from stunet.trainers.supervised import STUNetTrainer
-from stunet.weights.checkpoints import load_safetensors, save_weights
+from stunet.weights.checkpoints import check_finite, load_safetensors, save_weights
 from stunet.weights.reading import Weights, read_weights
 from stunet.workspace import FINAL, LATEST
 
@@ -122,22 +122,29 @@ def test_another_file_than_the_plan_names_is_refused(make: Make, source: Path, t
         begin(trainer, Start(source))
 
 
-def test_weights_are_read_and_hashed_once_however_often_they_are_asked(
+def test_weights_are_read_hashed_and_judged_once_however_often_they_are_asked(
     make: Make, source: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    trainer, asked = make("a", "ramp", source), list[Path]()
+    trainer, asked, judged = make("a", "ramp", source), list[Path](), list[Path]()
 
     def read(path: Path) -> Weights:
         asked.append(path)
         return read_weights(path)
 
+    def check(tensors: Any, path: Path, *more: Any) -> None:
+        judged.append(path)
+        check_finite(tensors, path, *more)
+
     monkeypatch.setattr("stunet.trainers.finetune.start.read_weights", read)
+    monkeypatch.setattr("stunet.weights.transfer.check_finite", check)
     start = Start(source)
     choose_heads(start, None, trainer.dataset_json)
     preview(start, trainer.plan, "3d_fullres", trainer.dataset_json)
     begin(trainer, start)
-    assert asked == [source]
-    assert vars(pickle.loads(pickle.dumps(start))) == {"path": source}  # other processes read the file themselves
+    assert asked == judged == [source]
+    sent = pickle.dumps(start)  # other processes read the file themselves
+    assert pickle.loads(sent).path == source
+    assert len(sent) < 1000
 
 
 def test_the_plan_and_its_name_say_where_a_training_starts(make: Make, source: Path) -> None:
