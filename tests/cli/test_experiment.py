@@ -10,8 +10,14 @@ from pathlib import Path
 import pytest
 
 from stunet import workspace
+from stunet.cli import arm
 from stunet.cli.experiment import main
-from stunet.files import read_json
+from stunet.errors import DataError
+from stunet.experiment.arms import arms, command, read_experiment, request
+from stunet.experiment.child import read_ending, write_request
+from stunet.experiment.runs import DONE, FAILED, Record
+from stunet.files import read_json, write_json
+from stunet.runs.training import TrainingRequest
 from tests.loops import for_each
 
 TEXT = """
@@ -98,6 +104,41 @@ def test_a_dry_run_shows_the_commands_and_writes_nothing(file: Path, capsys: pyt
     assert [line.split("seed=")[1].split() for line in lines] == [["0", "to", "do"], ["1", "to", "do"]]
     assert lines[0].startswith("stunet_train 998 3d_fullres 0 --finetune full --set num_epochs=3")
     assert sorted(path.name for path in file.parent.iterdir()) == ["compare.toml"]
+
+
+def test_arms_that_are_done_are_compared_and_what_failed_is_named(
+    file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    experiment = read_experiment(file)
+    (first, one), (second, other) = ((arm, command(request(experiment, arm))) for arm in arms(experiment))
+    record, folder = Record(file.with_suffix("")), file.parent / "Model" / "fold_0"
+    record.folder.mkdir()
+    (folder / "validation").mkdir(parents=True)
+    write_json(folder.parent / "dataset.json", {"labels": {"background": 0, "liver": 1}})
+    dice = {"a": 0.5, "b": 0.75}
+    cases = [{"reference_file": name, "metrics": {"1": {"Dice": value}}} for name, value in dice.items()]
+    write_json(folder / "validation" / "summary.json", {"metric_per_case": cases})
+    record.write(first, one, DONE, folder=str(folder))
+    assert main([str(file), "--summary_only"]) == 0
+    printed = capsys.readouterr()
+    assert printed.out.splitlines()[-1].split()[-8:] == ["2", "1", "0.6250", *"-----"]
+    assert "1 of 2 arms are done" in printed.err
+
+    record.write(second, other, FAILED, message="stunet_train: no cases")
+    assert main([str(file), "--summary_only", "--json"]) == DataError.exit_code
+    printed = capsys.readouterr()
+    assert json.loads(printed.out)
+    assert f"1 of 2 arms failed, first {second.name}: stunet_train: no cases" in printed.err
+
+
+def test_the_process_of_an_arm_writes_how_it_ended_and_says_it_as_stunet_train(
+    planned: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_request(TrainingRequest(dataset="997"), tmp_path / "request.json")
+    assert arm.main([str(tmp_path / "request.json"), str(tmp_path / "ending.json")]) == DataError.exit_code
+    said = capsys.readouterr().err.splitlines()[0]
+    assert said.startswith("stunet_train: no dataset '997'")
+    assert read_ending(tmp_path / "ending.json").message == said
 
 
 @pytest.mark.process

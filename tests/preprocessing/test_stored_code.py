@@ -111,7 +111,7 @@ def test_properties_that_ask_for_code_are_refused_and_nothing_is_executed(folder
     [
         (b"", "exhausted"),
         (pickle.dumps(PROPERTIES)[:-20], "ValueError"),
-        (pickle.dumps({"a": np.array([{}])}), "no number"),
+        (pickle.dumps({"a": np.array([{}])}), "not a number"),
         (b"\x80\x02]r\xff\xff\xff\x7f.", "memo with gaps"),
         (pickle.dumps(PROPERTIES).replace(b"K\x02K\x04\x86", b"K\x02K\x05\x86"), "ValueError"),
     ],

@@ -1,8 +1,10 @@
 """Training on a small phantom with real nnU-Net: order of data, resume, checkpoints, deep supervision."""
 
+import io
 import multiprocessing
 import os
 import random
+import re
 import signal
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ import torch
 from filelock import FileLock
 
 from stunet import workspace
+from stunet.console import TrainingProgress
 from stunet.errors import DataError, Interrupted, OutOfMemoryError, WeightsError
 from stunet.files import read_json
 from stunet.plans.derive import derive
@@ -59,9 +62,21 @@ class StopAt(NullListener):
             trainer.request_stop()
 
 
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
 def test_a_stopped_run_continues_exactly(planned: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = make_trainer(planned, tmp_path / "whole", monkeypatch)
-    whole.run_training()
+    with monkeypatch.context() as shown:
+        shown.setattr("sys.stderr", terminal := Terminal())
+        shown.setenv("TERM", "xterm")
+        whole.configure(listener=TrainingProgress())
+        whole.run_training()
+    bars, lines = terminal.getvalue(), re.findall(r"epoch \d/2  loss \S+  validation \S+  Dice", terminal.getvalue())
+    assert [line[:9] for line in lines] == ["epoch 1/2", "epoch 2/2"]
+    assert "epoch 2/2 validation" in bars
     for stop in (("train", 1, 1), ("train", 0, 3), ("validation", 1, 1)):
         results = tmp_path / str(stop)
         stopped = make_trainer(planned, results, monkeypatch)
