@@ -62,6 +62,10 @@ class DataError(StunetError):
     exit_code = 3
 
 
+class WorkerCrashed(DataError):
+    """The process of a case crashed, also when it was tried again: by its files, a library, or the machine."""
+
+
 class WeightsError(StunetError):
     """A checkpoint cannot be read or does not fit the network."""
 
@@ -95,10 +99,21 @@ def is_disk_full(error: BaseException) -> TypeGuard[OSError]:
 
 
 def raise_first(errors: Sequence[StunetError]) -> None:
-    """Raise one error that names the first of these, counts the others, and has the hint of the first, if any."""
+    """Raise one error that names the first of these, counts the others, and has the hint of the first, if any.
+
+    Of several kinds, insufficient memory is raised and named first: its exit code tells a script that fewer processes
+    or another machine may help, which the message of a damaged file would hide.
+    """
+    kinds = {type(error) for error in errors}
+    kind: type[StunetError] = DataError
+    if len(kinds) == 1:
+        kind = kinds.pop()
+    elif OutOfMemoryError in kinds:
+        kind = OutOfMemoryError
+        memory = [error for error in errors if isinstance(error, kind)]
+        others = [error for error in errors if not isinstance(error, kind)]
+        errors = [memory[0], others[0], *memory[1:], *others[1:]]
     if errors:
-        kinds = {type(error) for error in errors}
-        kind = kinds.pop() if len(kinds) == 1 else DataError
         raise kind(first_few([error.message for error in errors]), errors[0].hint)
 
 

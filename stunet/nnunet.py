@@ -292,8 +292,7 @@ def patch(module: ModuleType, **replacements: Any) -> None:
     Raises:
         ValueError: NAMES does not list one of them as Patched.
     """
-    rows = [row for row in NAMES if isinstance(row, Patched) and row.module == module.__name__]
-    if unknown := replacements.keys() - {name for row in rows for name in row.names.split()}:
+    if unknown := replacements.keys() - _patched_in(module):
         raise ValueError(f"stunet/nnunet.py does not list {sorted(unknown)} of {module.__name__} as patched")
     for name, value in replacements.items():
         setattr(module, name, value)
@@ -319,7 +318,14 @@ def patched(module: ModuleType, **replacements: Any) -> Iterator[None]:
 def write_atomically(module: ModuleType) -> None:
     """Make one of nnU-Net's modules write JSON and copy files atomically, for as long as this process lives."""
     ours = {"save_json": _save_json, "shutil": _AtomicCopies}
-    patch(module, **{name: value for name, value in ours.items() if hasattr(module, name)})
+    # Not whatever the module has: a later nnU-Net may import shutil where it did not, for functions that ours lacks.
+    patch(module, **{name: value for name, value in ours.items() if name in _patched_in(module)})
+
+
+def _patched_in(module: ModuleType) -> set[str]:
+    """Return the names of a module that NAMES lists as Patched."""
+    rows = [row for row in NAMES if isinstance(row, Patched) and row.module == module.__name__]
+    return {name for row in rows for name in row.names.split()}
 
 
 def _save_json(content: Any, file: str, indent: int = 4, sort_keys: bool = True) -> None:

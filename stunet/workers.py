@@ -25,6 +25,7 @@ from stunet.errors import (
     OutOfMemoryError,
     StunetError,
     UsageError,
+    WorkerCrashed,
     is_disk_full,
     is_out_of_memory,
     last_line,
@@ -50,6 +51,15 @@ class Outcome(Generic[Item, Result]):
     case: Item
     value: Result | None = None
     error: StunetError | None = None
+
+    @property
+    def bad_files(self) -> DataError | None:
+        """What is wrong with the case's files, if it failed for that: whoever can do without the case may go on.
+
+        Insufficient memory and crashes are not that: their reason may be the machine, and the files may be fine.
+        """
+        error = self.error
+        return error if isinstance(error, DataError) and not isinstance(error, WorkerCrashed) else None
 
     @property
     def result(self) -> Result:
@@ -295,7 +305,7 @@ def _failure(error: Exception, name: str) -> StunetError:
             what = "its process was killed, also when it was alone, probably because the memory is not enough"
             return OutOfMemoryError(f"case {name!r}: {what}", f"{more}, {without}")
         how = signal_name(-error.code) if error.code and error.code < 0 else f"exit code {error.code}"
-        return DataError(f"case {name!r}: its process crashed twice ({how})", f"look at its files, {without}")
+        return WorkerCrashed(f"case {name!r}: its process crashed twice ({how})", f"look at its files, {without}")
     if is_out_of_memory(error):
         return OutOfMemoryError(f"case {name!r} does not fit into memory: {last_line(error)}", f"{more}, {without}")
     if is_disk_full(error):  # the next case would fail in the same way

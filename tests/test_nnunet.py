@@ -48,6 +48,14 @@ def test_json_and_copies_are_the_same_bytes(tmp_path: Path, module: Any) -> None
     assert len({path.read_bytes() for path in tmp_path.iterdir()}) == 1
 
 
+def test_a_later_version_may_import_more_than_we_replace() -> None:
+    found: Any = ModuleType("nnunetv2.experiment_planning.dataset_fingerprint.fingerprint_extractor")
+    found.save_json, found.shutil = save_json, shutil
+    write_atomically(found)
+    assert found.save_json is not save_json
+    assert found.shutil is shutil  # NAMES does not list it there
+
+
 def test_a_full_disk_leaves_nothing_and_names_the_file(tmp_path: Path, module: Any, room_for: Room) -> None:
     (tmp_path / "old.json").write_text("{}")
     save_json(CONTENT, str(tmp_path / "source.json"))

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from stunet.errors import DataError, OutOfMemoryError, UsageError
+from stunet.errors import DataError, OutOfMemoryError, UsageError, WorkerCrashed, raise_first
 from stunet.workers import map_all, map_cases, raise_failed
 from tests.loops import for_each
 
@@ -71,7 +71,7 @@ def test_an_item_whose_process_is_killed_once_is_done_again(tmp_path: Path) -> N
     [
         ("killed", OutOfMemoryError, "case 'case_1': its process was killed, also when it was alone"),
         ("large", OutOfMemoryError, "case 'case_1' does not fit into memory: Unable to allocate 3 GB"),
-        ("crashes", DataError, r"case 'case_1': its process crashed twice \(exit code 7\)"),
+        ("crashes", WorkerCrashed, r"case 'case_1': its process crashed twice \(exit code 7\)"),
     ],
 )
 def test_an_item_that_fails_alone_too_is_named_after_all_others(
@@ -93,6 +93,16 @@ def test_cases_that_fail_are_named_in_order_after_all_others(tmp_path: Path, wor
         run(tmp_path / str(workers), {"case_3": "fails", "case_1": "fails"}, workers, done)
     assert sorted(done) == ["case_0", "case_2"]
     assert caught.value.hint == "copy it again"
+
+
+def test_too_little_memory_decides_the_exit_code_and_damage_is_named_too() -> None:
+    damaged = [DataError(f"{name} is damaged", "copy it again") for name in ITEMS]
+    large = [OutOfMemoryError(f"{name} is too large", "more memory") for name in ("x", "y", "z")]
+    with pytest.raises(OutOfMemoryError, match=r"^x is too large; case_0 is damaged; y is too large; and 4 more$") as c:
+        raise_first([*damaged, *large])
+    assert c.value.hint == "more memory"
+    with pytest.raises(DataError, match=r"^case_0 is damaged; its process crashed$"):
+        raise_first([damaged[0], WorkerCrashed("its process crashed")])
 
 
 @pytest.mark.process

@@ -164,7 +164,10 @@ def _listed_cases(folder: Path, description: Mapping[str, Any]) -> list[RawCase]
     """Return the cases under `dataset` in dataset.json; files are relative paths, absolute paths or use a variable."""
 
     def path(text: str) -> Path:
-        return Path(os.path.abspath(folder / os.path.expandvars(text)))  # links stay: DataLad moves their targets
+        # As in nnU-Net. Links stay: DataLad moves their targets. An absolute path stays as it is given, since LINK/..
+        # is the folder above the link's target, not the folder that holds the link.
+        expanded = os.path.expandvars(text)
+        return Path(expanded if os.path.isabs(expanded) else os.path.abspath(folder / expanded))
 
     if not description["dataset"]:
         raise DataError(f"no training cases: dataset is {{}} in {str(folder / 'dataset.json')!r}", FORMAT_HINT)

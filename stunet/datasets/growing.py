@@ -39,18 +39,24 @@ class GrowingFolder:
         """Whether a run has begun this folder, rather than somebody else."""
         return (self._options.is_file()) or (self._cases.is_dir() and not self.recorded())
 
-    def changes(self, options: Any) -> list[str]:
+    def changes(self, options: Any, since_begun: bool = False) -> list[str]:
         """List how options differ from those of the finished cases; empty if no case is finished.
+
+        Args:
+            options: Those requested now.
+            since_begun: Also count the options that the folder was begun with and no case is finished with yet.
 
         Raises:
             DataError: There are finished cases, but their options are missing or unreadable.
         """
-        return json_differences(read(self._options, dict_of(anything)), options) if self.recorded() else []
+        if not self.recorded() and not (since_begun and self._options.is_file()):
+            return []
+        return json_differences(read(self._options, dict_of(anything)), options)
 
     def begin(self, options: Any) -> None:
         """Record the options unless finished cases have theirs; remove files that a killed run left unfinished."""
         self._cases.mkdir(parents=True, exist_ok=True)
-        for folder in (self._options.parent, self._cases, *(self.path / name for name in DATA_FOLDERS)):
+        for folder in (self._options.parent, self._cases, self.path, *(self.path / name for name in DATA_FOLDERS)):
             remove_staging(folder)
         if not self.recorded():
             write_json(self._options, options)
@@ -128,13 +134,19 @@ def hidden_until_complete(target: Path, options: Any) -> Iterator[GrowingFolder]
         options: What the dataset is made from, as JSON.
 
     Raises:
-        DataError: It was begun from something else, or another run is working on it.
+        DataError: It was begun from something else or by an earlier version, or another run is working on it.
     """
     folder = GrowingFolder(staging_folder(target))
     with write_lock(target):
         if target.exists():
             raise DataError(f"{str(target)!r} was made by another run in the meantime", "nothing is left to do")
-        if changed := folder.changes(options):
+        begun = folder.path.is_dir() and any(folder.path.iterdir())
+        if begun and not folder.is_own:
+            text = f"{str(folder.path)!r} was begun by an earlier version"
+            raise DataError(text, f"start from scratch: rm -r {folder.path}")
+        # From the beginning, not from the first finished case: all that is there at the end is the dataset, also a file
+        # that was written with other options by a run that was killed before it recorded the case.
+        if changed := folder.changes(options, since_begun=True):
             text = f"{target.name} was begun and interrupted, and since then changed {first_few(changed)}"
             raise DataError(text, f"undo that to go on with it, or start from scratch: rm -r {folder.path}")
         folder.begin(options)

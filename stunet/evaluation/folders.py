@@ -178,6 +178,7 @@ def evaluate(
     Raises:
         DataError: Files cannot be read, have other labels, or lie on another grid than their partners, and there is no
             `leave_out`; all cases have been tried. Or no case is left.
+        WorkerCrashed: The process of a case crashed twice, with `leave_out` as well.
         OutOfMemoryError: A case does not fit into memory.
     """
     compare = partial(evaluate_case, labels=labels, tolerance_mm=tolerance_mm)
@@ -190,7 +191,7 @@ def evaluate(
     if leave_out is None or not able:
         raise_failed(outcomes)
     else:
-        raise_failed(outcome for outcome in outcomes if not isinstance(outcome.error, DataError))
+        raise_failed(outcome for outcome in outcomes if not outcome.bad_files)
         for outcome in outcomes:
             if outcome.error:
                 leave_out(outcome.case, outcome.error)

@@ -65,6 +65,7 @@ def scan(
         on_case: Called with the name of a case once it is done.
 
     Raises:
+        WorkerCrashed: The process of a case crashed twice; all others are in the cache.
         OutOfMemoryError: A case does not fit into memory; all others are in the cache.
     """
     keys = [_key(case, rules) for case in cases]
@@ -83,8 +84,8 @@ def scan(
                 found[case.name] = outcome.result
                 file.write(json.dumps([_key(case, rules), asdict(outcome.result)]) + "\n")
                 file.flush()
-            elif isinstance(error, DataError):
-                found[case.name] = error
+            elif outcome.bad_files:
+                found[case.name] = outcome.bad_files
             else:
                 failed.append(outcome)
             on_case(case.name)

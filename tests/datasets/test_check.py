@@ -13,7 +13,7 @@ from nnunetv2.preprocessing.cropping.cropping import crop_to_nonzero
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 
-from stunet.datasets import label_values, read_dataset, training_files
+from stunet.datasets import label_values, list_cases, read_dataset, training_files
 from stunet.datasets.check import check_dataset
 from stunet.datasets.contents import nonzero_box
 from stunet.datasets.layout import pairs_command
@@ -277,6 +277,19 @@ def test_cases_are_found_as_nnunet_finds_them(folder: Path) -> None:
     found = get_filenames_of_train_images_and_targets(str(folder))
     cases = [(case.name, [str(path) for path in case.images], str(case.label)) for case in read_dataset(folder)[0]]
     assert cases == [(name, files["images"], files["label"]) for name, files in found.items()]
+
+
+def test_listed_paths_are_those_of_nnunet(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ELSEWHERE", str(folder / "link"))
+    (folder / "target/deep").mkdir(parents=True)
+    (folder / "link").symlink_to(folder / "target/deep")  # link/.. is target, not the folder of the link
+    (folder / "target/x.nii.gz").touch()
+    listed = [f"{folder}/link/../x.nii.gz", "$ELSEWHERE/../x.nii.gz", "imagesTr/../imagesTr/a_0000.nii.gz"]
+    description = {"dataset": {"x": {"images": listed, "label": "../x.nii.gz"}}, "file_ending": ".nii.gz"}
+    [case] = list_cases(folder, description)
+    assert all(path.is_file() for path in case.images)
+    nnunets = get_filenames_of_train_images_and_targets(str(folder), description)["x"]
+    assert [str(path) for path in (*case.images, case.label)] == [*nnunets["images"], nnunets["label"]]
 
 
 def test_listed_files_are_found_through_variables_and_relative_paths(

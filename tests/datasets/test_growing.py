@@ -63,10 +63,11 @@ def test_what_a_killed_run_was_writing_is_removed(tmp_path: Path) -> None:
     folder = GrowingFolder(tmp_path / "set")
     folder.begin({})
     write(folder, "x")
-    unfinished = folder.path / "labelsTr" / ".part-1-y.nii.gz"
-    unfinished.touch()
+    unfinished = [folder.path / "labelsTr/.part-1-y.nii.gz", folder.path / ".part-77-annotations.json"]
+    for path in unfinished:
+        path.touch()
     folder.begin({})
-    assert not unfinished.exists()
+    assert not any(path.exists() for path in unfinished)
     assert folder.is_done("x", "1")
 
 
@@ -83,6 +84,35 @@ def test_a_hidden_folder_appears_when_it_is_complete(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["Dataset900_A"]
     assert [path.name for path in target.iterdir()] == ["labelsTr"]
     with pytest.raises(DataError, match="was made by another run"), hidden_until_complete(target, {"a": 1}):
+        pass
+
+
+def test_a_hidden_folder_keeps_its_options_before_the_first_case_is_finished(tmp_path: Path) -> None:
+    target = tmp_path / "Dataset900_A"
+    with suppress(KeyboardInterrupt), hidden_until_complete(target, {"a": 1}) as folder:
+        (folder.path / "labelsTr").mkdir()
+        (folder.path / "labelsTr/x.nii.gz").touch()  # written, but killed before it was recorded
+        raise KeyboardInterrupt
+    with pytest.raises(DataError, match="since then changed a: 1 -> 2"), hidden_until_complete(target, {"a": 2}):
+        pass
+    with hidden_until_complete(target, {"a": 1}):
+        pass
+    assert target.is_dir()
+
+
+def test_a_hidden_folder_of_an_earlier_version_is_refused(tmp_path: Path) -> None:
+    target, part = tmp_path / "Dataset900_A", tmp_path / ".part-Dataset900_A"
+    part.mkdir()
+    (part / "provenance.json").write_text('{"state": {"a": 1}}')
+    with (
+        pytest.raises(DataError, match="was begun by an earlier version") as caught,
+        hidden_until_complete(target, {"a": 1}),
+    ):
+        pass
+    assert f"rm -r {part}" in caught.value.hint
+    assert [path.name for path in part.iterdir()] == ["provenance.json"]
+    (part / "provenance.json").unlink()
+    with hidden_until_complete(target, {"a": 1}):  # nothing had been written yet
         pass
 
 

@@ -14,10 +14,11 @@ import SimpleITK as sitk
 import tifffile
 
 from stunet.cli.evaluate import main
-from stunet.errors import DataError
-from stunet.evaluation import metrics
+from stunet.errors import DataError, WorkerCrashed
+from stunet.evaluation import folders, metrics
 from stunet.evaluation.folders import evaluate, labels_of, pair
 from stunet.evaluation.segmentations import read_segmentation
+from stunet.workers import Outcome
 from tests.loops import for_each
 
 SHAPE = (8, 9, 10)
@@ -482,3 +483,13 @@ def test_damaged_files_do_not_stop_the_others(two_cases: tuple[Path, Path], caps
     assert "case 'd' is left out" in capsys.readouterr().err
     assert len(json.loads((predictions / "summary.json").read_text())["metric_per_case"]) == 2
     assert len((predictions / "cases.csv").read_text().splitlines()) == 5
+
+
+def test_a_crash_is_not_what_chill_leaves_out(two_cases: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    def crash(work: Callable[..., Any], cases: Any, *_: Any) -> Any:
+        yield Outcome(1, cases[1], value=work(cases[1]))
+        yield Outcome(0, cases[0], error=WorkerCrashed("case 'a': its process crashed twice (SIGABRT)"))
+
+    monkeypatch.setattr(folders, "map_cases", crash)
+    assert main([*map(str, two_cases), "-np", "2", "--chill"]) == 3
+    assert not (two_cases[1] / "summary.json").exists()

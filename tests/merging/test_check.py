@@ -8,12 +8,14 @@ import nibabel
 import numpy as np
 import pytest
 
+from stunet.errors import WorkerCrashed
 from stunet.files import write_json
-from stunet.merging import Finding
+from stunet.merging import Finding, scan
 from stunet.merging.check import CheckedUnion, check, open_sources
 from stunet.merging.findings import room
 from stunet.merging.recipe import load_recipe
 from stunet.merging.union import Union
+from stunet.workers import Outcome
 from stunet.workspace import VARIABLES
 from tests.loops import for_each
 from tests.merge_sources import AFFINE, BOXES, SHAPE, describe, make_source, read, save, write_recipe
@@ -476,6 +478,15 @@ def test_what_was_read_is_not_read_again_until_a_file_changes(raw: Path, tmp_pat
     save(path, read(path) + np.int16(1))
     assert union_of(checked()).scans["a"]["case_0"].fingerprint != first.scans["a"]["case_0"].fingerprint
     assert len(cache.read_text().splitlines()) == 4
+
+
+def test_a_crash_ends_the_check_and_is_not_a_finding(checked: Check, monkeypatch: pytest.MonkeyPatch) -> None:
+    def crash(work: Any, cases: Any, *_: Any) -> Any:
+        yield from (Outcome(i, case, error=WorkerCrashed(f"{case.name} crashed")) for i, case in enumerate(cases))
+
+    monkeypatch.setattr(scan, "map_cases", crash)
+    with pytest.raises(WorkerCrashed, match=r"^case_0 crashed; case_1 crashed$"):
+        checked()
 
 
 def test_voxels_and_centres_are_those_of_the_boxes(checked: Check) -> None:
