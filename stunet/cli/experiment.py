@@ -80,9 +80,10 @@ def _command(args: argparse.Namespace) -> None:
             store.find_model(weights)  # downloads them, if needed, before the first arm
 
         def start(arm: Arm, ending: Path) -> list[str]:
-            file = record.log(arm).with_suffix(".request.json")
+            file = ending.with_name("request.json")
             write_request(requests[arm], file)
-            return [sys.executable, "-m", MODULE, str(file), str(ending)]
+            # -P: as in a command, a module of the same name in the current folder is not imported.
+            return [sys.executable, "-P", "-m", MODULE, str(file), str(ending)]
 
         run(todo, record, start, args.j, console.note)
     _summarise(todo, record, args.json)

@@ -32,7 +32,6 @@ class Ending:
 
 def write_request(request: TrainingRequest, path: Path) -> None:
     """Write what an arm's process reads."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, json.loads(json.dumps(asdict(request), default=str)))
 
 

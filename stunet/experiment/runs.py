@@ -1,14 +1,15 @@
 """Run the arms of an experiment, each in a process of its own, and record in a file which are done.
 
 FOLDER/arms.json identifies every arm by its command, so that no arm is ever run twice, and an arm whose values were
-changed counts as a new one. FOLDER/logs has the output of the arms, what they were asked for, and how they ended
-(child.py). The result of an arm is an ordinary result folder in nnUNet_results.
+changed counts as a new one. FOLDER/logs has the output of the arms. The result of an arm is an ordinary result folder
+in nnUNet_results.
 """
 
 import os
 import shlex
 import signal
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -76,7 +77,8 @@ def run(
     Args:
         todo: Each arm with its command.
         record: The record in their folder.
-        start: Returns the words that start the process of an arm, which writes its ending to the given file.
+        start: Returns the words that start the process of an arm, which writes its ending (child.py) to the given file;
+            the folder of that file is for this process alone.
         jobs: Arms at a time; on the CPU they share the cores.
         tell: Called with a message when an arm begins and ends.
 
@@ -90,7 +92,13 @@ def run(
         if other != arm:
             raise UsageError(f"{other.name} and {arm.name} are the same command", "leave one of them out")
     running: list[_Process] = []
-    with _alone(record.folder), _received_signals() as signals, _stopped_at_the_end(running):
+    with (
+        _alone(record.folder),
+        # Names of arms are not unique, and an arm of a killed experiment may still run: no file is shared.
+        tempfile.TemporaryDirectory(prefix="stunet_experiment-") as exchange,
+        _received_signals() as signals,
+        _stopped_at_the_end(running),
+    ):
         remove_staging(record.folder)
         record.read()
         waiting = [(arm, command) for arm, command in todo.items() if record.state(command) != DONE]
@@ -100,7 +108,8 @@ def run(
                 arm, command = waiting.pop(0)
                 record.write(arm, command, BEGUN)
                 tell(f"{arm.name} starts; its output: {record.log(arm)}")
-                ending = record.log(arm).with_suffix(".ending.json")
+                ending = Path(exchange, str(total - len(waiting)), "ending.json")
+                ending.parent.mkdir()
                 running.append(_Process(arm, command, start(arm, ending), record.log(arm), ending, jobs, tell))
             new = signals[passed_on:]
             passed_on += len(new)

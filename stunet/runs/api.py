@@ -4,7 +4,8 @@ Each function takes what the command's flags say, as keywords of the same names,
 print nothing: a `Listener` shows notes, warnings and progress, and warnings about single files go to the logger
 "stunet". Errors are those of stunet.errors; their hints name the flags of the commands.
 
-The calling process is left as it was: torch's threads, random states and environment variables are restored.
+The calling process is left as it was: torch's threads, random states and environment variables are restored. Calls from
+several threads therefore wait for each other; a server that segments in threads uses inference/predictor.py.
 """
 
 from collections.abc import Mapping, Sequence

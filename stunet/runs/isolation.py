@@ -1,12 +1,14 @@
 """Leave the calling process as it was: what a run sets for itself is restored, and what nnU-Net prints is discarded.
 
-For the Python API. A command owns its process and needs none of this.
+For the Python API. A command owns its process and needs none of this. What is set and restored belongs to the whole
+process, so calls from several threads wait for each other.
 """
 
 import logging
 import os
 import random
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from io import TextIOBase
@@ -15,13 +17,22 @@ from typing import TextIO
 PRINTERS = {"nnunetv2", "batchgenerators", "batchgeneratorsv2", "dynamic_network_architectures", "acvl_utils"}
 VARIABLES = ("nnUNet_def_n_proc", "MASTER_ADDR", "MASTER_PORT")  # set by nnunet.limit_processes() and group.spawn()
 
+_CALL = threading.RLock()  # a listener may call the API within a call
+
 
 @contextmanager
 def isolated() -> Iterator[None]:
     """Run the block, then restore torch's threads and cuDNN's choice, random states, and environment variables.
 
-    Prints of nnU-Net are discarded meanwhile; those of everybody else, listeners and other threads, appear.
+    Prints of nnU-Net are discarded meanwhile; those of everybody else, listeners and other threads, appear. A
+    second thread waits for the first.
     """
+    with _CALL, _restored(), quiet():
+        yield
+
+
+@contextmanager
+def _restored() -> Iterator[None]:
     import numpy as np
     import torch
 
@@ -30,7 +41,7 @@ def isolated() -> Iterator[None]:
     of_python, of_numpy = random.getstate(), np.random.get_state()
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
     try:
-        with torch.random.fork_rng(devices), quiet():
+        with torch.random.fork_rng(devices):
             yield
     finally:
         torch.set_num_threads(threads)
@@ -47,12 +58,13 @@ def isolated() -> Iterator[None]:
 def quiet() -> Iterator[None]:
     """Discard what nnU-Net prints, and warnings on the logger "stunet" for which no handler is set up."""
     log, handler = logging.getLogger("stunet"), logging.NullHandler()
-    log.addHandler(handler)  # otherwise Python itself would print them
-    try:
-        with redirect_stdout(_WithoutNnunet(sys.stdout)):
-            yield
-    finally:
-        log.removeHandler(handler)
+    with _CALL:
+        log.addHandler(handler)  # otherwise Python itself would print them
+        try:
+            with redirect_stdout(_WithoutNnunet(sys.stdout)):
+                yield
+        finally:
+            log.removeHandler(handler)
 
 
 def is_quiet() -> bool:

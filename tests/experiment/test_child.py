@@ -29,9 +29,9 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception | None
 
     monkeypatch.setattr(child, "train", train)
     monkeypatch.chdir(tmp_path)
-    write_request(REQUEST, tmp_path / "logs" / "request.json")
+    write_request(REQUEST, tmp_path / "request.json")
     try:
-        train_arm(tmp_path / "logs" / "request.json", tmp_path / "ending.json", Listener())
+        train_arm(tmp_path / "request.json", tmp_path / "ending.json", Listener())
     except type(error or KeyError()):
         pass
     return trained, read_ending(tmp_path / "ending.json")

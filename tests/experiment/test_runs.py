@@ -63,6 +63,23 @@ def test_what_is_done_is_not_run_again_and_what_failed_is(tmp_path: Path, result
     assert [line.split()[0] for line in told[::2]] == [arm.name for arm in ARMS[1:]]
 
 
+def test_arms_of_the_same_name_share_no_file(tmp_path: Path, result: Path) -> None:
+    alike = [replace(ARM, weights=name, title=title) for name, title in (("a", "my B"), ("b", "my-B"))]
+    assert alike[0].name == alike[1].name
+    record, endings = Record(tmp_path / "e"), list[Path]()
+
+    def start(arm: Arm, ending: Path) -> list[str]:
+        endings.append(ending)
+        asked = ending.with_name("request.json")
+        asked.write_text(arm.weights)
+        wait = f"time.sleep(1); sys.exit(Path({str(asked)!r}).read_text() != {arm.weights!r})"
+        return program(wait, result, ending)
+
+    run({arm: ["arm", arm.weights] for arm in alike}, record, start, 2)
+    assert len({ending.parent for ending in endings}) == 2
+    assert not any(ending.parent.exists() for ending in endings)
+
+
 def test_an_arm_whose_result_is_gone_is_run_again(tmp_path: Path, result: Path) -> None:
     go([""], result, tmp_path / "e")
     assert len(go([""], result, tmp_path / "e")[1]) == 0

@@ -42,6 +42,27 @@ def test_what_a_run_sets_for_itself_is_restored(monkeypatch: pytest.MonkeyPatch)
     assert sys.stdout is stdout
 
 
+def test_a_second_thread_waits_for_the_first() -> None:
+    stdout, order, inside = sys.stdout, list[str](), threading.Event()
+
+    def first() -> None:
+        with isolated(), quiet():  # again in the same thread, as from a listener
+            inside.set()
+            waiting.join(0.2)
+            order.append("first")
+
+    def second() -> None:
+        inside.wait()
+        with quiet():
+            order.append("second")
+
+    waiting, other = threading.Thread(target=second), threading.Thread(target=first)
+    waiting.start(), other.start()
+    other.join(), waiting.join()
+    assert order == ["first", "second"]
+    assert sys.stdout is stdout
+
+
 def test_nnunet_is_silent_and_everybody_else_is_not(capsys: pytest.CaptureFixture[str]) -> None:
     with quiet():
         nnunet_print()
