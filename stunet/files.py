@@ -37,6 +37,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
     The temporary name keeps the file's ending, because image writers choose the format by it.
     """
+    # In the same folder: a rename is atomic only within one file system.
     part = path.with_name(staging_name(path.name))
     try:
         yield part
@@ -130,6 +131,7 @@ def is_held(lock: Path) -> bool:
     except OSError:
         return False
     try:
+        # A shared lock is refused only if somebody holds it exclusively; closing the file gives it back.
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
@@ -185,6 +187,7 @@ def _lock(descriptor: int, kind: int, message: str, hint: str, wait: Callable[[s
 def _release(lock: Path, descriptor: int) -> None:
     """Remove the lock file while it is held, unless others share it; whoever waits for it then takes a new one."""
     with suppress(OSError):
+        # Fails while others share the lock, and then the file has to stay for them.
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if _is_at(lock, descriptor):
             lock.unlink()
@@ -207,6 +210,7 @@ def _close(descriptor: int) -> None:
 
 def _is_at(lock: Path, descriptor: int) -> bool:
     try:
+        # By inode: a file that was removed and made again has the same path, but another lock.
         return os.path.samestat(os.stat(lock), os.fstat(descriptor))
     except FileNotFoundError:
         return False
@@ -315,6 +319,7 @@ def check_depth(content: Any) -> None:
     Raises:
         ValueError: It is nested too deeply.
     """
+    # Level by level, not recursively: content that is too deep would end in a RecursionError here.
     level = [content]
     for _ in range(MAX_DEPTH):
         inside = [item.values() if isinstance(item, dict) else item for item in level if isinstance(item, dict | list)]

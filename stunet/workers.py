@@ -98,6 +98,7 @@ def map_cases(
     """
     if context is None and min(workers, len(cases)) <= 1:
         return _map_here(function, cases, name)
+    # By spawn, so that it does not matter what threads and CUDA contexts this process has.
     return _map_in_workers(function, cases, workers, name, context or multiprocessing.get_context("spawn"))
 
 
@@ -169,6 +170,7 @@ def _map_in_workers(
     team: list[_Worker] = []
     try:
         while True:
+            # Only when nobody else works any more: what it failed with may have been the memory that the others took.
             if not queue and retried and all(worker.position is None for worker in team):
                 queue, retried, last_try = retried, deque(), True
             _give(queue, cases, team, 1 if last_try else workers, lambda: _Worker(context, function))
@@ -190,6 +192,7 @@ def _map_in_workers(
                 if isinstance(error, _Ended) or is_out_of_memory(error):
                     team.remove(worker)  # a new process gives back memory that a library may still hold
                     worker.end()
+                    # Python ends with 1 if it cannot import the calling script, which spawn does before anything else.
                     unable += isinstance(error, _Ended) and error.code == 1 and not worker.began
                     if not any_began and unable == min(workers, len(cases)):
                         hint = 'put what the script does under if __name__ == "__main__":, or take one process'
@@ -220,6 +223,7 @@ class _Worker:
         self.pipe, theirs = multiprocessing.Pipe()
         self.process: Any = context.Process(target=_serve, args=(theirs, function))  # type: ignore[attr-defined]
         self.process.start()
+        # Its end belongs to the process alone: otherwise ours would not be closed with it.
         theirs.close()
 
     def begins(self) -> bool:
@@ -270,6 +274,7 @@ def _give(
 def _serve(pipe: Connection, function: Callable[[Any], Any]) -> None:
     """Answer each incoming case with the result or the error, in a worker."""
     start_worker()
+    # The parent has closed its end or is gone: there is nobody left to answer.
     with suppress(EOFError, OSError):
         pipe.send(None)  # it has started
         while True:
@@ -301,6 +306,7 @@ def _failure(error: Exception, name: str) -> StunetError:
     if isinstance(error, StunetError):
         return error
     if isinstance(error, _Ended):
+        # The signal with which Linux ends a process when memory runs out.
         if error.code == -signal.SIGKILL:
             what = "its process was killed, also when it was alone, probably because the memory is not enough"
             return OutOfMemoryError(f"case {name!r}: {what}", f"{more}, {without}")
@@ -317,4 +323,5 @@ def _failure(error: Exception, name: str) -> StunetError:
 def _end_with_parent() -> None:
     if (parent := multiprocessing.parent_process()) is not None:
         parent.join()
+        # Not sys.exit(), which would end only this thread.
         os._exit(1)

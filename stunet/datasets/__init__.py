@@ -72,9 +72,11 @@ def read_dataset(folder: Path) -> tuple[list[RawCase], Rules]:
     where = repr(str(folder / "dataset.json"))
     if "numTraining" not in description:
         raise DataError(f"{where} lacks numTraining", FORMAT_HINT)
+    # Version 1 of the format, as of the Decathlon, calls them `modality`.
     channels = description.get("channel_names") or description["modality"]
     values = label_values(description["labels"], description.get("regions_class_order"))
     cases = _find_cases(folder, description, len(channels))
+    # nnU-Net's own check asserts the same, and does not say which files it passed over.
     if description["numTraining"] != len(cases):
         raise DataError(
             "; ".join([
@@ -150,6 +152,7 @@ def _find_cases(folder: Path, description: dict[str, Any], channels: int) -> lis
             for case in cases
         }
     missing = [(name, file) for name, files in wanted.items() for file in files if not file.is_file()]
+    # expandvars() leaves a variable that is not set in the path as it is.
     if missing and (unset := re.search(r"\$\{?(\w+)", str(missing[0][1]))):
         what = f"{str(missing[0][1])!r} has the variable {unset[1]}, which is not set"
         raise DataError(what, f"export {unset[1]}=FOLDER")
@@ -218,10 +221,12 @@ def find_reader(description: dict[str, Any], image: Path) -> type:
         with contextlib.redirect_stderr(io.StringIO()):  # nnU-Net prints a traceback for each reader that fails
             reader = determine_reader_writer_from_dataset_json(description, str(image), verbose=False)
     except RuntimeError:
+        # Tiff3DIO fails at a wrong spacing as at a damaged file; this raises what is wrong with it.
         if image.suffix.lower() in tiff.ENDINGS and tiff.spacing_file(image, is_image=True).is_file():
             tiff.read_spacing(image, is_image=True)
         hint = "copy the file again, or correct file_ending in dataset.json"
         raise DataError(f"none of nnU-Net's readers can read {str(image)!r}", hint) from None
+    # nnU-Net takes any reader that can read the file if it does not know the name.
     wanted = description.get("overwrite_image_reader_writer", "None")
     if wanted not in ("None", reader.__name__):
         hint = "SimpleITKIO, SimpleITKIOWithReorient, NibabelIO, NibabelIOWithReorient, NaturalImage2DIO or Tiff3DIO"

@@ -58,6 +58,7 @@ def find_bids(source: Path, channels: Sequence[str], label: str, pipeline: Path)
     images: dict[tuple[frozenset[tuple[str, str]], str], Path] = {}
     for path in _images(source):
         name = parse(path.name)
+        # Without order, which label maps with more entities need not keep.
         key = frozenset(name.entities), name.suffix
         if not any(name.suffix == end.suffix and set(end.entities) <= key[0] for end in ends):
             continue
@@ -74,6 +75,7 @@ def find_bids(source: Path, channels: Sequence[str], label: str, pipeline: Path)
         subject = name.without(DERIVED)
         if subject in found:
             other, there = found[subject]
+            # The same entities: one label map in two formats or folders. Others differ in desc, label, ...
             if other == name:
                 raise same_case(there, path)
             hint = "say which: --label desc-manual_dseg"
@@ -134,6 +136,7 @@ def _pipeline(source: Path, chosen: str | None) -> Path:
             f"{str(source)!r} is no BIDS folder: it has no sub-*", "give the folder with dataset_description.json"
         )
     derivatives = source / "derivatives"
+    # Label maps directly in derivatives/, without a folder of a pipeline.
     if any(derivatives.glob("sub-*")) and not chosen:
         return derivatives
     there = sorted(path.name for path in derivatives.glob("*") if any(path.glob("sub-*")))

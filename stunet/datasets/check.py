@@ -75,15 +75,18 @@ def read_case(case: RawCase, rules: Rules) -> tuple[np.ndarray, np.ndarray, dict
 def _read_case(case: RawCase, rules: Rules) -> tuple[np.ndarray, np.ndarray, dict[str, Any], dict[float, int]]:
     """Like read_case, but also return the label's voxel counts by value."""
     reader = Reader(rules.reader.__name__)
+    # Before any file is read: at a name that is not UTF-8, ITK ends the whole process.
     for path in (*case.images, case.label):
         if error := unusable(path):
             raise error
+    # nnU-Net would take 1 x 1 x 1 mm if there is none.
     if rules.reader.__name__ == tiff.READER:
         tiff.read_spacing(case.images[0], is_image=True)
         tiff.read_spacing(case.label, is_image=False)
     grid: dict[str, np.ndarray] = {}
     arrays = []
     for path in case.images:
+        # Before it is read: ITK reads zeros where a compressed file has lost its end.
         check_nifti(path)
         array, properties = _read(reader.read_images, [str(path)], path)
         arrays.append(array)
@@ -104,6 +107,7 @@ def _read_case(case: RawCase, rules: Rules) -> tuple[np.ndarray, np.ndarray, dic
         raise DataError(f"{str(case.label)!r} has {len(label)} channels, and a label map has one", hint)
     _check_same_grid(case, grid, _grid(label, properties), case.label)
     voxels = _check_values(label, rules, case.label)
+    # Most cases have one file, which need not be copied.
     return arrays[0] if len(arrays) == 1 else np.concatenate(arrays), label[0], properties, voxels
 
 
@@ -136,6 +140,7 @@ class CheckedCase(NamedTuple):
 def _examine(checked: tuple[RawCase, Rules]) -> CheckedCase:
     image, label, _, voxels = _read_case(*checked)
     names = enumerate(checked[1].channels)
+    # By this name, in any case, nnU-Net chooses CTNormalization, which takes HU for granted.
     units = {channel: look_at_units(image[channel]) for channel, name in names if name.casefold() == "ct"}
     return CheckedCase(look(image, label, voxels), units)
 
@@ -145,8 +150,10 @@ def _read(read: Callable[[Any], Any], argument: Any, path: Path) -> Any:
     try:
         return read(argument)
     except UNREADABLE as error:
+        # That is not the file's fault: workers.py tries the case again, alone.
         if is_out_of_memory(error):
             raise
+        # ITK's messages start with its own source files; the reason is at the end.
         lines = str(error).strip().splitlines() or [type(error).__name__]
         hint = "copy the file again, or remove the case"
         raise DataError(f"cannot read {str(path)!r}, it is damaged or truncated: {lines[-1]}", hint) from error
@@ -160,6 +167,7 @@ def _grid(array: np.ndarray, properties: dict[str, Any]) -> dict[str, np.ndarray
         grid["origin"] = np.array(itk["origin"])[:3]
         grid["direction"] = np.reshape(itk["direction"], (ndim, ndim))[:3, :3]
     elif nifti := properties.get("nibabel_stuff"):
+        # A reader that reorients returns the array on this grid, not on that of the file.
         affine = nifti.get("reoriented_affine", nifti["original_affine"])
         grid["origin"] = affine[:3, 3]
         grid["direction"] = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
@@ -173,6 +181,7 @@ def _check_same_grid(case: RawCase, grid: dict[str, np.ndarray], other: dict[str
     """
     for key, expected in grid.items():
         value = other[key]
+        # 1e-8 is numpy's default, with which nnU-Net compares spacings.
         atol = GEOMETRY_ATOL if key in ("origin", "direction") else 1e-8
         if value.shape != expected.shape or not np.allclose(value, expected, atol=atol):
             both = f"{np.round(value, 4).tolist()}, of {case.images[0].name!r} {np.round(expected, 4).tolist()}"

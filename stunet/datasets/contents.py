@@ -45,6 +45,7 @@ def look(image_CDHW: np.ndarray, label_DHW: np.ndarray, voxels: dict[float, int]
 
 def nonzero_box(image_CDHW: np.ndarray) -> tuple[slice, ...]:
     """Return the box that nnU-Net's crop_to_nonzero keeps: from the first to the last plane with a nonzero voxel."""
+    # nnU-Net also fills holes in its mask, which does not change the box.
     box = []
     for axis in range(1, image_CDHW.ndim):
         planes = np.moveaxis(image_CDHW, axis, 0)  # from both ends: in most images the first plane decides
@@ -62,6 +63,7 @@ def count_values(label: np.ndarray) -> dict[float, int]:
     for part in np.array_split(label.ravel(), label.size // CHUNK + 1):
         if part.size == 0:
             continue
+        # bincount() takes only whole numbers from 0, and allocates one count for each up to the largest.
         if part.min() < 0 or part.max() > np.iinfo(np.uint16).max or (part != np.trunc(part)).any():
             values, numbers = np.unique(part, return_counts=True)
         else:
@@ -85,6 +87,7 @@ def judge(names: Sequence[str], contents: Sequence[Content], description: Mappin
         DataError: No case has any foreground that training could see.
     """
     labels = {name: _values(entry) for name, entry in description["labels"].items()}
+    # Neither is a class: nnU-Net does not train on them.
     ignored = {0.0, *labels.pop("ignore", set())}
     classes = {name: values - ignored for name, values in labels.items() if values - ignored}
     present = {value for content in contents for value in content.voxels}

@@ -147,6 +147,7 @@ class Conversion:
         records = {source.name: self._folder.record(source.name) for source in self.sources}
         facts = {name: record["facts"] for name, record in records.items()}
         kept = [source for source in self.sources if not facts[source.name].get("left_out")]
+        # Before records are pruned, which tell whose the links are.
         self._remove_links(self._folder.recorded())
         self._folder.prune(records.keys(), {file for source in kept for file in records[source.name]["files"]})
         strange = self._strange({file for record in records.values() for file in record["files"]})
@@ -161,11 +162,13 @@ class Conversion:
         listed = {} if self.copies else {"dataset": {source.name: self._entry(source) for source in training}}
         more = {**about.more, "file_ending": about.ending, **listed}
         channels = dict(enumerate(about.channels))
+        # 11 characters of DatasetXXX_.
         write_dataset_json(self.target, self.target.name[11:], channels, about.labels, len(training), **more)
         return [*self.warnings, *strange, *warnings]
 
     def _write_splits(self, training: Sequence[str]) -> list[str]:
         """Update splits_final.json, unless somebody has replaced it since; return warnings."""
+        # The copy of our own tells whether the file is still ours.
         path, own = self.target / "splits_final.json", self.target / OWN_FOLDER / "splits.json"
         if path.exists() and not (own.exists() and path.read_bytes() == own.read_bytes()):
             return [f"{str(path)!r} is not what this command wrote: it is kept"]
@@ -174,6 +177,7 @@ class Conversion:
         validation = [name for name in training if name in self.validation]
         if validation:
             folds = [{"train": [name for name in training if name not in self.validation], "val": validation}]
+            # The copy first: if the run is killed in between, the file would be taken for somebody else's.
             write_json(own, folds)
             write_json(path, folds)
         return []
@@ -217,6 +221,7 @@ def dataset_folder(raw: Path, dataset_id: int, name: str) -> Path:
     if not 1 <= dataset_id <= 999 or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}", name):
         raise UsageError(f"dataset {dataset_id} {name!r}", "a number from 1 to 999; a name of letters, digits, - and _")
     target = raw / f"Dataset{dataset_id:03d}_{name}"
+    # nnU-Net finds a dataset by its number, and refuses a number that two have.
     taken = sorted(path for path in raw.glob(f"{target.name[:10]}_*") if path != target)
     if taken:
         hint = "another number with -d, or remove that folder"
@@ -240,4 +245,5 @@ def _convert(source: SourceCase, step: Step, folder: GrowingFolder) -> None:
     except OutOfMemoryError:
         raise
     except StunetError as error:
+        # The same class, as the exit code of the command depends on it.
         raise type(error)(f"case {source.name!r}: {error.message}", f"{error.hint}, then {AGAIN}") from error

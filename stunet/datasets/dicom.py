@@ -113,6 +113,7 @@ def find_series(source: Path, channel: str | None = None, wanted: str | None = N
         name = "_".join(folder.relative_to(source).parts) or source.resolve().name
         try:
             series = choose(folder, _modality(channel), wanted)
+            # Whoever names the series takes it as it is.
             if wanted is None:
                 _check_slopes(series)
             found.append(Found(name, folder, series.key))
@@ -120,6 +121,7 @@ def find_series(source: Path, channel: str | None = None, wanted: str | None = N
             left_out.append(error.message)
             last = error
         except DataError as error:
+            # An error of this case only: the other folders are predicted all the same.
             found.append(Found(name, folder, None, error))
     if folders and not found:
         raise last
@@ -250,6 +252,7 @@ def stack(series: Series) -> Stack:
         raise DataError(f"PixelSpacing of {where(frames[int(spacings.min(1).argmin())])} is not above 0", EXPORT_AGAIN)
     direction = _direction(frames[0], orientations[0])
     positions = _all(frames, "ImagePositionPatient", 3)
+    # Neither file names nor InstanceNumber have to follow the position.
     distances = positions @ direction[:, 2]
     order = np.argsort(distances, kind="stable")
     frames = [frames[i] for i in order]
@@ -258,6 +261,7 @@ def stack(series: Series) -> Stack:
     return Stack(
         tuple(frames),
         (*sizes[0], len(frames)),
+        # PixelSpacing begins with the distance between rows (DICOM PS3.3, 10.7.1.3), ITK with that between columns.
         (float(spacings[0, 1]), float(spacings[0, 0]), step),
         tuple(positions[0].tolist()),
         tuple(direction.ravel().tolist()),
@@ -312,10 +316,12 @@ def _folders(source: Path) -> list[Path]:
     while ways:  # links come last, so that a folder is named by its real location if that is below `source`
         for name, names, _ in os.walk(ways.pop(0), onerror=warn):
             path, real = Path(name), os.path.realpath(name)
+            # In place: os.walk() goes on with what is left in this list.
             names[:] = [] if real in seen else sorted(below for below in names if not below.startswith("."))
             found += [] if real in seen else [path]
             seen.add(real)
             ways += [path / below for below in names if (path / below).is_symlink()]
+    # Without `source` itself, which os.walk() yields first.
     return found[1:]
 
 
@@ -375,6 +381,7 @@ def _direction(frame: Frame, orientation: np.ndarray) -> np.ndarray:
     if error > 0.02:
         raise DataError(f"ImageOrientationPatient of {where(frame)} is {_listed(orientation)}, no axes", EXPORT_AGAIN)
     if error > 1e-6:
+        # u @ v is the orthogonal matrix that is nearest to the axes.
         u, _, v = np.linalg.svd(axes)
         axes = u @ v
     return axes
@@ -385,6 +392,7 @@ def _step(frames: Sequence[Frame], positions: np.ndarray, distances: np.ndarray,
     steps = np.diff(distances)
     usual = float(np.median(steps))
     total = float(distances[-1] - distances[0])
+    # Relative to the mean: if every position is there twice, the median may be 0.
     if (double := steps <= TOLERANCE * total / len(steps)).any():
         raise _doubled(frames, distances, int(double.argmax()))
     # Positions rounded to two decimals are off by at most half the last digit; at a gap, by at least half a slice.
@@ -403,6 +411,7 @@ def _step(frames: Sequence[Frame], positions: np.ndarray, distances: np.ndarray,
             f"the slices are not stacked along their normal: {where(frame)} is shifted (tilted gantry)",
             "resample the series onto a straight grid first",
         )
+    # The rounding of single positions does not add up.
     return total / len(steps)
 
 
@@ -429,6 +438,7 @@ def _thickness(frame: Frame) -> float:
 def _rescale(frames: Sequence[Frame]) -> tuple[tuple[float, float], ...]:
     """Return slope and intercept of each frame; either all frames have the attribute, or none has."""
     columns = []
+    # A value that only some frames have is an error in _all(): that of the others would be a guess.
     for name, absent in (("RescaleSlope", 1.0), ("RescaleIntercept", 0.0)):
         if any(value(frame, name) is not None for frame in frames):
             columns.append(_all(frames, name, 1)[:, 0].tolist())

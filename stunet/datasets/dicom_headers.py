@@ -184,6 +184,7 @@ def quietly() -> Iterator[None]:
 
 def scan(folder: Path) -> Scan:
     """Read the headers of all files in a folder."""
+    # With size and time, so that a file that was copied again is not taken from the cache.
     stats = ((file, file.stat() if file.exists() else file.lstat()) for file in files_of(folder))
     return _scan(tuple((file, stat.st_size, stat.st_mtime_ns) for file, stat in stats))
 
@@ -191,6 +192,7 @@ def scan(folder: Path) -> Scan:
 def files_of(folder: Path) -> list[Path]:
     """Return the files and broken links in a folder, without hidden ones and the index of a disc, sorted by name."""
     names = (path for path in sorted(folder.iterdir()) if not path.name.startswith(".") and path.name != "DICOMDIR")
+    # A broken link stays: it is a slice that would be missing silently.
     return [path for path in names if path.is_file() or not path.exists()]
 
 
@@ -204,8 +206,10 @@ def _scan(files: tuple[tuple[Path, int, int], ...]) -> Scan:
             continue
         try:
             with file.open("rb") as stream:
+                # force: files without the preamble of 128 bytes are read, too.
                 content = pydicom.dcmread(stream, stop_before_pixels=True, force=True, specific_tags=WANTED)
                 end = stream.tell()
+            # The index of a disc under another name than DICOMDIR.
             if content.get("SOPClassUID") == MediaStorageDirectoryStorage:
                 continue
             header = Header(file, content, end)
@@ -240,6 +244,7 @@ def value(frame: Frame, name: str) -> Any:
         if group := GROUPS.get(name):
             own = content.get("PerFrameFunctionalGroupsSequence") or []
             shared = content.get("SharedFunctionalGroupsSequence") or []
+            # A slice, not an index: a file may have fewer items than frames.
             sequences = [item.get(group) for item in (*own[frame.number : frame.number + 1], *shared[:1])]
             places = [*(sequence[0] for sequence in sequences if sequence), content]
         for place in places:
@@ -288,6 +293,7 @@ def _key(header: Header) -> str:
 
 def _name_damaged(found: Scan, good: list[Path]) -> None:
     """Move files that are named like slices but hold none, such as empty ones, to `damaged`."""
+    # Files of a series usually differ only in the numbers in their names.
     patterns = {re.sub(r"\d+", "#", file.name) for file in good if re.search(r"\d", file.name)}
     for file in list(found.others):
         if file.suffix.lower() in DICOM or re.sub(r"\d+", "#", file.name) in patterns:

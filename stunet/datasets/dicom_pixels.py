@@ -42,6 +42,7 @@ def volume(frames: Sequence[Frame], rescale: Sequence[tuple[float, float]]) -> n
         stored = _stored(frames[own[0]].header)
         for place in own:
             slope, intercept = rescale[place]
+            # float64 holds all 32-bit integers exactly.
             values[place] = stored[frames[place].number].astype(np.float64) * slope + intercept
     return values
 
@@ -60,6 +61,7 @@ def _type(frames: Sequence[Frame], rescale: Sequence[tuple[float, float]]) -> ty
     for kind in TYPES if exact else ():
         if np.iinfo(kind).min <= low and high <= np.iinfo(kind).max:
             return kind
+    # The 24 bits of float32's significand are enough for 16 stored ones.
     return np.float32 if bits <= 16 else np.float64
 
 
@@ -87,6 +89,8 @@ def _stored(header: Header) -> np.ndarray:
     above = allocated - 1 - int(header.content.get("HighBit") or stored - 1)
     if stored < allocated:  # the unused bits may hold anything, such as old overlays
         values = values.astype(dtype.newbyteorder("="))
+        # To the left over what lies above the stored bits, to the right over what lies below; this also extends the
+        # sign.
         values <<= above
         values >>= allocated - stored
     return values
@@ -102,6 +106,7 @@ def _bytes(header: Header) -> tuple[bytes | None, bool]:
         head = stream.read(8 if implicit else 12)
         if len(head) < (8 if implicit else 12):
             raise _error(header, "it ends before its pixels")
+        # With explicit VR, two letters and two reserved bytes come before the length (DICOM PS3.5, 7.1.2).
         *tag, length = struct.unpack(f"{'<' if little else '>'}HH{'' if implicit else '4x'}I", head)
         if tag != [0x7FE0, 0x0010]:
             raise _error(header, "it has no PixelData")
@@ -125,6 +130,7 @@ def _decode(header: Header, shape: tuple[int, int, int]) -> np.ndarray:
             bare[name] = content[name]
     bare.NumberOfFrames = shape[0]
     bare["PixelData"] = content["PixelData"]
+    # pydicom writes compressed pixels in no other way.
     bare["PixelData"].is_undefined_length = True
     bare.SOPClassUID, bare.SOPInstanceUID = IMAGES_OF_WORDS, "1.2.3"
     bare.file_meta = pydicom.dataset.FileMetaDataset()

@@ -37,6 +37,7 @@ class GrowingFolder:
     @property
     def is_own(self) -> bool:
         """Whether a run has begun this folder, rather than somebody else."""
+        # begin() makes the folder of records before it writes the options, and may be killed in between.
         return (self._options.is_file()) or (self._cases.is_dir() and not self.recorded())
 
     def changes(self, options: Any, since_begun: bool = False) -> list[str]:
@@ -151,6 +152,7 @@ def hidden_until_complete(target: Path, options: Any) -> Iterator[GrowingFolder]
             raise DataError(text, f"undo that to go on with it, or start from scratch: rm -r {folder.path}")
         folder.begin(options)
         yield folder
+        # The records go last: a run that is killed before the rename needs them to resume.
         folder.path.rename(target)
         shutil.rmtree(target / OWN_FOLDER)
 

@@ -64,6 +64,7 @@ def _read_file(path: Path) -> list[tuple[Any, str]]:
     if path.suffix == ".json":
         return _from_json(read_json(path), path)
     try:
+        # -sig: spreadsheets begin such a file with a byte order mark.
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"cannot read {str(path)!r}: {error}", EXAMPLE) from None
@@ -91,6 +92,7 @@ def _from_table(text: str, path: Path) -> list[tuple[Any, str]]:
     except csv.Error as error:
         raise DataError(f"cannot read {str(path)!r}: {error}", EXAMPLE) from None
     header = [cell.casefold() for cell in rows[0]] if rows else []
+    # A column `label` may be either: it is the name if there is another one for the value.
     value = next((header.index(name) for name in VALUES if name in header), None)
     name = next((header.index(n) for n in NAMES if n in header and header.index(n) != value), None)
     if value is None or name is None:

@@ -47,6 +47,7 @@ def _command(folder: Path, description: Mapping[str, Any] | None, where: str) ->
         labels = list(map(str, values)) or labels
     match = re.fullmatch(r"Dataset(\d{3})_(.+)", folder.name)
     name = match[2] if match else re.sub(r"[^A-Za-z0-9]+", "", folder.name) or "NAME"
+    # A folder in nnUNet_raw keeps its number, so what it is converted to needs another one.
     number = _free_number(folder.parent) if match else "ID"
     texts = [" ".join(map(shlex.quote, words)) for words in (channels, labels)]
     return f"stunet_convert pairs {where} -d {number} --name {name} --channels {texts[0]} --labels {texts[1]}"

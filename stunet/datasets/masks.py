@@ -52,6 +52,7 @@ def merge(masks: Iterable[np.ndarray | None], count: int, size: int, overlap: st
         overlap: Which mask gets a voxel that several claim: the "last" or "first" in the order, the "smallest" in this
             case (the last of equal ones), or none, "ignore".
     """
+    # + 1 for the rank of overlaps that are ignored.
     kind = np.min_scalar_type(count + 1)
     ranks = np.zeros(size, kind)
     voxels = np.zeros(count, np.int64)
@@ -181,6 +182,7 @@ def _count_pairs(place: np.ndarray, claim: np.ndarray) -> dict[tuple[int, int], 
         same = place[distance:] == place[:-distance]
         if not same.any():
             break
+        # Both ranks in one integer, so that unique() sorts numbers instead of rows.
         pairs, found = np.unique(claim[:-distance][same] << 32 | claim[distance:][same], return_counts=True)
         for pair, number in zip(pairs.tolist(), found.tolist(), strict=True):
             key = (pair >> 32, pair & 0xFFFFFFFF)

@@ -91,6 +91,7 @@ def _files(folder: Path) -> list[Path]:
     if others := found.others([FILE_ENDING]):
         what = f"{str(folder)!r} holds images that are not {FILE_ENDING}, or cannot be read: {named(others)}"
         raise DataError(what, f"convert them to {FILE_ENDING}, or remove them")
+    # .NII.GZ counts as an image, but nnU-Net lists only names with exactly this ending.
     if other := next((image.path for image in found.images if not image.path.name.endswith(FILE_ENDING)), None):
         raise DataError(f"{str(other)!r} does not end with {FILE_ENDING}", "rename it")
     return [image.path for image in found.images]
@@ -121,6 +122,7 @@ def _number_and_name(source: Path, dataset_id: int | None, name: str | None) -> 
 
 def _labels_by_name(task: dict[str, Any], source: Path) -> dict[str, int]:
     """Invert the labels: {"0": "background", "1": "Anterior"} -> {"background": 0, "Anterior": 1}."""
+    # nnU-Net does not accept another name for 0.
     labels = {"background" if int(value) == 0 else str(name): int(value) for value, name in task["labels"].items()}
     if len(labels) < len(task["labels"]):
         raise DataError(f"two labels in {str(source / 'dataset.json')!r} have the same name", "give each its own name")
@@ -130,6 +132,7 @@ def _labels_by_name(task: dict[str, Any], source: Path) -> dict[str, int]:
 def _place_image(image: Path, folder: Path, channels: int) -> None:
     """Put the channels of an image into `folder` as CASE_0000.nii.gz, CASE_0001.nii.gz, ..."""
     try:
+        # From the header alone: a file of three axes is linked without being read.
         size = read_header(image).size
         found = size[3] if len(size) == 4 else 1
         if found != channels:

@@ -104,6 +104,7 @@ def find_pairs(images: Path, label_maps: Path, suffixes: Sequence[str], label_su
     found: dict[str, dict[str, Path]] = {}
     unmatched: list[Path] = []
     for path, stem in _volumes(images, unmatched):
+        # The longest: with the suffixes "" and _seg, CASE_seg fits both.
         end = max((end for end in ends if stem.endswith(end)), key=len, default=None)
         if end is None or stem == end:
             unmatched.append(path)
@@ -118,6 +119,7 @@ def find_pairs(images: Path, label_maps: Path, suffixes: Sequence[str], label_su
             unmatched.append(path)
     for name, files in found.items():
         lacking = [end for end in suffixes if end not in files]
+        # A case without a label is left out anyway.
         if lacking and name in masks:
             there = next(iter(files.values()))
             what = f"case {name!r} has {there.name!r}, but no image that ends with {lacking[0]!r} and its ending"
@@ -159,6 +161,7 @@ def prepare(
     if not files.cases:
         raise DataError("there are neither images nor labels", f"files that end with {', '.join(ENDINGS)}")
     paths = [path for images, label in files.cases.values() for path in (*images, label)]
+    # Reversed, so that the first file of each ending stays.
     by_ending = {ending_of(path.name, SLICER): path for path in reversed(paths)}
     if len(by_ending) > 1:
         both = " and ".join(repr(str(path)) for path in list(by_ending.values())[:2])
@@ -167,6 +170,7 @@ def prepare(
     if ending not in ENDINGS:
         raise DataError(f"{str(first)!r} is of a format that nnU-Net does not read", "convert the files to .nii.gz")
     new, _ = renumber(names)
+    # By a file that is there: a broken link may be fetched before its case is converted.
     reader = find_reader({"file_ending": ending}, next((path for path in paths if not unusable(path)), paths[0]))
     return Conversion(
         target,

@@ -99,12 +99,14 @@ def make_case(rng: np.random.Generator, shape: tuple[int, int, int]) -> tuple[np
         label[inside] = LABELS[organ.name]
     image = gaussian_filter(image, BLUR_VOXELS)
     image += rng.normal(0, NOISE_HU, shape)
+    # The range of a CT of 12 bits.
     return np.rint(image).clip(-1024, 3071).astype(np.int16), label
 
 
 def _body_coordinates(rng: np.random.Generator, shape: tuple[int, int, int]) -> tuple[np.ndarray, ...]:
     """Return the body's coordinates (d, h, w) at every voxel, for a random position, size and rotation."""
     shift, scale, angle = rng.uniform(-0.08, 0.08, 3), rng.uniform(0.92, 1.04), math.radians(rng.uniform(-8, 8))
+    # Centres of voxels, so that -1 and 1 are the borders of the volume whatever its shape.
     axes = [(2 * np.arange(n) + 1) / n - 1 for n in shape]
     d, h, w = ((x - s) / scale for x, s in zip(np.meshgrid(*axes, indexing="ij"), shift, strict=True))
     return d, *_turn(h, w, angle)
@@ -124,5 +126,6 @@ def _turn(h: np.ndarray, w: np.ndarray, angle: float) -> tuple[np.ndarray, np.nd
 def _write(path: Path, array: np.ndarray, spacing: tuple[float, float, float]) -> None:
     path.parent.mkdir(exist_ok=True)
     image = sitk.GetImageFromArray(array)
+    # ITK's order is (W, H, D).
     image.SetSpacing(spacing[::-1])
     sitk.WriteImage(image, path, useCompression=True)

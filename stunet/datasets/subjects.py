@@ -80,6 +80,7 @@ def find_release(source: Path) -> Release:
         fitting = [release for release in known if (folder / release.image).is_file()]
         masks = _mask_names(folder)
         if fitting and masks:
+            # v1 and v2 both call the image ct.nii.gz: only the classes tell them apart.
             return max(fitting, key=lambda release: len(masks & set(release.names)))
     images = sorted({release.image for release in known})
     what = f"no subject in {str(source)!r}: no folder with {' or '.join(images)} and {MASKS}"
@@ -108,6 +109,7 @@ def choose_classes(release: Release, source: Path, chosen: str | None) -> tuple[
     path = Path(chosen)
     if not path.is_file():
         raise DataError(f"--classes: no list, part or file {chosen!r}{closest(chosen, own)}", hint)
+    # Of the first subject: to list all of them would take a directory listing per subject.
     extra = sorted(_mask_names(next(iter(_subject_folders(source)))) - set(release.names))
     known = [*release.names, *extra]
     names = _read_names(path, known)
@@ -151,6 +153,7 @@ def unlisted_subjects(source: Path, release: Release, subjects: Iterable[str], s
 
 def _read_meta(path: Path) -> dict[str, str]:
     try:
+        # -sig: spreadsheets begin such a file with a byte order mark.
         with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file, delimiter=";")
             columns, rows = reader.fieldnames or [], list(reader)
@@ -166,6 +169,7 @@ def _read_meta(path: Path) -> dict[str, str]:
         raise DataError(what, f"columns separated by ';'; {META_EXAMPLE}")
     subjects: dict[str, str] = {}
     for line, row in enumerate(rows, start=2):
+        # DictReader returns None for what a short line lacks.
         name, split = (row["image_id"] or "").strip(), (row["split"] or "").strip()
         where = f"line {line} of {str(path)!r}"
         if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name):

@@ -101,6 +101,7 @@ class MergeMasks:
                 f"{str(image_path)!r} has the shape {image.shape}, not three axes", "look at it in a viewer"
             )
         absent = {path.name for path in source.labels if self.missing == "unannotated" and not path.is_file()}
+        # A generator: merge() drops each mask before the next is read.
         masks = (
             None if path.name in absent else read_mask(path, image_path, image.shape, image.affine)
             for path in source.labels
@@ -108,7 +109,9 @@ class MergeMasks:
         merged = merge(masks, len(self.classes), int(np.prod(image.shape)), self.overlap)
         if not merged.voxels.any() and _all_empty(source, image.shape):
             return [], {"left_out": True}
+        # The last rank is that of overlaps that are ignored; its value is that of the ignore label.
         lookup = np.array([0, *self.values, len(self.values) + 1])
+        # NIfTI stores the first axis fastest, as merge() got the masks.
         labels = lookup.astype(np.min_scalar_type(lookup.max()))[merged.ranks].reshape(image.shape, order="F")
         affine, files = image.affine, []
         if self.spacing_mm is not None:
@@ -143,6 +146,7 @@ class Report:
         if empty := [name for name in facts if name not in kept]:
             warnings.append(f"left out, because no mask has a voxel: {first_few(empty, SHOWN, ', ')}")
         missing = {name: fact["missing"] for name, fact in kept.items() if fact["missing"]}
+        # It may be of an earlier run, with masks missing that are there now.
         (target / ANNOTATIONS).unlink(missing_ok=True)
         if any(name in self.training for name in missing):
             self._annotations([name for name in kept if name in self.training], missing).save(target)
@@ -193,6 +197,7 @@ def prepare_totalsegmentator(source: Path, raw: Path, dataset_id: int, name: str
         for subject, split in subjects.items()
     ]
     _check_masks(cases, classes, options.missing)
+    # STU-Net's released weights number the classes of v1 alphabetically.
     by_value = sorted(classes) if (options.order or release.order) == "stunet" else list(classes)
     labels = {"background": 0, **{name: value for value, name in enumerate(by_value, start=1)}}
     if options.overlap == "ignore":
@@ -209,6 +214,7 @@ def prepare_totalsegmentator(source: Path, raw: Path, dataset_id: int, name: str
         validation,
         (options.variable, source) if options.variable else None,
         options.spacing_mm is not None,
+        # In the order of the values, which annotations.json implies by the order of its leaves.
         Report(tuple(by_value), frozenset(case.name for case in cases if case.training)),
         tuple(_warnings(release, bool(validation), unlisted_subjects(source, release, subjects, options.skip))),
     )
@@ -253,6 +259,7 @@ def _check_masks(cases: Sequence[SourceCase], classes: Sequence[str], missing: s
 
 def _absent(case: SourceCase) -> list[Path]:
     folder = case.labels[0].parent
+    # One listing instead of a look-up for each of more than a hundred masks.
     there = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
     return [path for path in case.labels if path.name not in there]
 

@@ -150,6 +150,7 @@ class Annotations:
             labels = {name: labels[name] for name in ("background", *self.outputs)}
             content["regions_class_order"] = [values[name] for name in self.outputs]
             count = 1 + len(values)
+        # nnU-Net requires that ignore is the highest value.
         if "ignore" in dataset_json["labels"]:
             labels["ignore"] = count
         return {"labels": labels, **content}
@@ -168,6 +169,7 @@ class Annotations:
             for problem in _label_problems(source.labels, parts):
                 raise DataError(f"in the classes of the head {problem}", "--head slice, or rename one of the labels")
         names = {label: found[0] if len(found) == 1 else label for label, found in parts.items()}
+        # Sets that became a single class of the head are leaves now; labels are renamed accordingly.
         moved = replace(
             self,
             leaves=leaves,
@@ -190,6 +192,7 @@ class Annotations:
     def to_json(self) -> dict[str, Any]:
         """Return the content of annotations.json."""
         cases = {
+            # What all cases of a source share is written once: a union may have ten thousand cases.
             name: {"source": case.source}
             | ({} if case.labels == self.sources[case.source].labels else {"labels": list(case.labels)})
             for name, case in self.cases.items()
@@ -280,6 +283,7 @@ def mirrored_values(annotations: Annotations) -> dict[int, int]:
     for left, right in found.images:
         opposite |= {left: right, right: left}
     values = {value: value for value in annotations.values.values()}  # a label may not be annotated by any case
+    # Each distinct set once: many cases annotate the same.
     kinds = {case.labels: name for name, case in annotations.cases.items()} or {annotations.leaves: ""}
     for labels, case in kinds.items():
         by_leaves = {frozenset(annotations.labels[label]): label for label in labels}

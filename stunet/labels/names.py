@@ -211,6 +211,7 @@ def head_classes(labels: Mapping[str, Any]) -> list[str]:
     """
     values = {name: value if isinstance(value, list | tuple) else [value] for name, value in labels.items()}
     values.pop("ignore", None)
+    # As in nnU-Net's LabelManager: only a list of several values makes regions.
     if any(len(value) > 1 for value in values.values()):
         return [name for name, value in values.items() if {int(v) for v in value} != {0}]
     return sorted(values, key=lambda name: int(values[name][0]))
@@ -229,6 +230,7 @@ def region_values(description: Mapping[str, Any]) -> dict[str, Any]:
 
 def _resolve(name: str, known: Mapping[str, list[str]]) -> tuple[str, ...]:
     if name in known:
+        # One class under two names: which one is meant is unknown.
         return tuple(known[name]) if len(known[name]) == 1 else ()
     parts = [_resolve(member, known) for member in _members(name)]
     return tuple(source for part in parts for source in part) if all(parts) else ()
@@ -269,8 +271,10 @@ def _parts(name: str) -> _Parts:
 def _tokens(name: str) -> list[str]:
     spaced = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", _CHAMBER.sub(r"\1 ", name))  # LeftKidney
     spaced = re.sub(r"(?<![A-Za-z])([LR])(?=[A-Z][a-z])", r"\1 ", spaced)  # LKidney
+    # Chinese writes the side directly before the noun: 左肾.
     spaced = re.sub(r"([左右])", r" \1 ", spaced)
     spaced = re.sub(r"[/+&|]", " and ", spaced)
+    # Th12 is T12.
     return [re.sub(r"^th(?=\d)", "t", token) for token in re.findall(r"[^\W_]+", spaced.casefold())]
 
 

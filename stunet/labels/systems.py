@@ -82,6 +82,7 @@ class LabelSystem:
         """
         values = {name: value for name, value in labels.items() if name not in NOT_CLASSES}
         for name, value in values.items():
+            # type(), because True is an int as well.
             if type(value) is not int or not 0 < value <= LARGEST_LABEL:
                 raise DataError(
                     f"labels {self.name!r}: class {name!r} of the model is {value!r}, not one label",
@@ -97,6 +98,7 @@ class LabelSystem:
         owners: dict[str, LabelClass] = {}
         missing = []
         for entry in self.classes:
+            # The name of the system itself goes first: a model of this very system need not have the parts.
             rows = match_classes([entry.name] if entry.name in names else entry.sources, names)
             missing += [row for row in rows if not row.sources]
             for source in (source for row in rows for source in row.sources):
@@ -171,6 +173,7 @@ def apply_lookup(lookup: np.ndarray, array: np.ndarray) -> np.ndarray:
             "give the dataset.json that belongs to it",
         )
     result = np.empty(array.shape, lookup.dtype)
+    # At least 2D, so that an array of one axis is one slice, not many scalars.
     for target, source in zip(np.atleast_2d(result), np.atleast_2d(array), strict=True):
         target[...] = lookup[source]
     return result

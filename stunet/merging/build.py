@@ -114,6 +114,7 @@ def write_label(source: Path, target: Path, table: np.ndarray) -> None:
     array = np.asanyarray(image.dataobj)
     array = apply_lookup(table, array if array.dtype.kind in "iu" else np.rint(array).astype(np.int32))
     header = image.header.copy()
+    # Otherwise nibabel would write the type of the source, which may be smaller.
     header.set_data_dtype(table.dtype)
     with atomic_write(target) as part:
         nibabel.save(nibabel.Nifti1Image(array, image.affine, header), part)
@@ -132,6 +133,7 @@ def _jobs(union: Union, part: Path) -> list[Job]:
     jobs = []
     for source, member in union.members.items():
         annotated = union.annotated[source]
+        # One table per set of labels, not per case: a union may have ten thousand.
         tables = {labels: lookup(union, source, labels) for labels in set(annotated.values())}
         for case in member.cases:
             name = case_name(source, case.name)
@@ -156,6 +158,7 @@ def _image_name(name: str, channel: int, path: Path) -> str:
 def _write_case(job: Job, folder: GrowingFolder) -> None:
     """Write a case in a worker: the images unless they stay where they are, and the label last."""
     before = job.signature
+    # Images that are referred to have no targets, and nothing is done here.
     for source, target in zip(job.case.images, job.images or (), strict=job.images is not None):
         with atomic_write(target) as part:
             if job.link:
@@ -169,10 +172,12 @@ def _write_case(job: Job, folder: GrowingFolder) -> None:
 def _finish(part: Path, union: Union, now: Mapping[str, Any]) -> None:
     """Write the files that describe the union, dataset.json last."""
     if union.recipe.images == "reference":
+        # Nothing was written into it.
         (part / "imagesTr").rmdir()
     union.annotations.save(part)
     write_json(part / SPLITS, union.folds)
     write_json(part / RECORD, {"stunet": __version__, **_record(union), "state": now})
+    # A dict keeps each once, in the order of the sources.
     licences = dict.fromkeys(member.licence or "unknown" for member in union.members.values())
     write_dataset_json(
         part,
@@ -202,6 +207,7 @@ def channel_names(union: Union) -> dict[int, str]:
         return {0: "CT"} if len(names) == 1 else dict(enumerate(names))
     kinds = dict.fromkeys(member.modality(case.name) for member in union.members.values() for case in member.cases)
     shown = ["/".join(kinds)] if len(names) == 1 else names
+    # With the suffix it is a name that nnU-Net does not know, and so normalises by z-score.
     return {i: f"{name} z-score" if name.casefold() in NORMALISED_OTHERWISE else name for i, name in enumerate(shown)}
 
 

@@ -71,10 +71,12 @@ def check(
     for name, member in members.items():
         scans[name], problems = _scan(member, cache_of(recipe), workers, on_case)
         findings += [Finding(f"source {name!r}: {problem.message}", problem.hint) for problem in problems]
+    # Results are appended, so those of files that have changed since are still in it.
     if cache_of(recipe).is_file():
         tidy(cache_of(recipe))
     if not all(scans.values()) or not space.leaves:
         return CheckedUnion(None, None, findings)
+    # Before anything is derived from the space: labels that no file has are not part of it.
     if recipe.on_absent == UNANNOTATED:
         space = forget(recipe, space, {name: absent_values(space.meanings[name], own) for name, own in scans.items()})
     annotated = {}

@@ -92,6 +92,7 @@ def combine(
     """
     result = truth.copy()
     of_value, of_limit = np.asarray(values, truth.dtype), np.asarray(thresholds, np.float32)
+    # Plane by plane: of a whole volume, the look-ups would be several copies.
     for plane, seen, sure in zip(result, groups, confidence, strict=True):
         new = np.where(sure >= of_limit[seen], of_value[seen], truth.dtype.type(ignore))
         plane[...] = np.where(plane == 0, new, plane)
@@ -137,6 +138,7 @@ def _write_label(case: RawCase, plan: Completion, target: Path, teacher: Predict
         names = [REST, *missing]
         values = [plan.values[name] for name in names]
         limits = [plan.thresholds[name] for name in names]
+        # What the dataset itself ignores does not count as the teacher's doubt.
         before = int((label == plan.values[IGNORE]).sum())
         label = combine(label, seen, confidence.values_DHW, values, limits, plan.values[IGNORE])
         voxels = {name: int((label == plan.values[name]).sum()) for name in missing}
@@ -163,6 +165,7 @@ def _finish(plan: Completion, folder: GrowingFolder, name: str, now: Mapping[str
         write_json(part / SPLITS, kinds.read(plan.folder / SPLITS, kinds.SPLITS))
     cases = {case.name: folder.record(case.name)["facts"] for case in plan.cases}
     write_json(part / RECORD, {"stunet": __version__, "cases": cases, "state": now})
+    # What write_dataset_json() writes itself; the rest, such as the licence, is kept.
     taken = {"name", "channel_names", "modality", "labels", "numTraining", "file_ending", "dataset", "description"}
     more = {key: value for key, value in plan.description.items() if key not in taken}
     dataset = {

@@ -21,6 +21,7 @@ from stunet.merging.union import Union, case_name
 SHOWN = 5  # names in a message
 RARE = 0.01  # fraction of the draws
 LARGEST_UINT8 = 255
+# `nc` as a word of its own, as in CC BY-NC: `licence` contains it, too. Likewise `sa`.
 NONCOMMERCIAL = re.compile(r"(?<![a-z])nc(?![a-z])|non.?commercial", re.IGNORECASE)
 SHARE_ALIKE = re.compile(r"(?<![a-z])sa(?![a-z])|share.?alike", re.IGNORECASE)
 
@@ -126,6 +127,7 @@ def single_sources(union: Union) -> Iterator[Finding]:
     for leaf in union.space.leaves:
         names = [n for n, labels in union.annotations.labels.items() if leaf in labels and union.annotating(n)]
         sources = sorted({source for name in names for source in union.annotating(name)})
+        # A class with @ is of one source because the recipe says so.
         if len(sources) == 1 and "@" not in leaf:
             owners.setdefault(sources[0], []).append(leaf)
     for source, leaves in owners.items():
@@ -191,11 +193,13 @@ def sides(union: Union) -> Iterator[Finding]:
                 centres = [_centre(scan, own) for own in values]
                 if None not in centres:
                     seen += 1
+                    # The last axis runs from the patient's left to the right (scan.py), so left has the smaller index.
                     swapped += [case] if centres[0] > centres[1] else []  # type: ignore[operator]
             if swapped:
                 text = f"source {name!r}: {left} is on the patient's right of {right}"
                 where = f"{text} in {len(swapped)} of {seen} cases: {_some(swapped)}"
                 hint = "exchange the two under labels, or correct the files' orientation; or exclude these cases"
+                # In most cases, names or orientations are wrong; in a few, it may be the patient.
                 yield Finding(where, hint, fatal=2 * len(swapped) > seen)
 
 
@@ -227,6 +231,7 @@ def same_names(union: Union) -> Iterator[Finding]:
     seen: dict[str, tuple[str, str]] = {}
     for source, scans in union.scans.items():
         for case in scans:
+            # Source `a_b` with case `c` makes the same name as source `a` with case `b_c`.
             name = case_name(source, case)
             if name in seen:
                 both = " and ".join(f"{c!r} of {s!r}" for s, c in (seen[name], (source, case)))
@@ -262,6 +267,7 @@ def wide_labels(union: Union) -> Iterator[Finding]:
 
 def room(union: Union, estimate: Estimate, target: Path) -> Iterator[Finding]:
     """Find a lack of disk space for what is going to be written."""
+    # Neither the dataset nor, perhaps, nnUNet_raw exists yet.
     place = next(parent for parent in target.parents if parent.exists())
     free = shutil.disk_usage(place).free
     if free < estimate.raw_bytes:

@@ -21,6 +21,7 @@ def is_there(target: Path, now: Mapping[str, Any]) -> bool:
     Raises:
         DataError: Another dataset has its name or its number, or it was made from something else.
     """
+    # 10 characters of DatasetXXX; nnU-Net refuses a number that two datasets have.
     taken = [path for path in target.parent.glob(f"{target.name[:10]}_*") if path.name != target.name]
     if taken:
         raise DataError(f"number {target.name[7:10]} is taken by {str(taken[0])!r}", "another number")

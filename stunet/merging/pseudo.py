@@ -76,6 +76,7 @@ class Completion:
             "classes": self.classes,
             "thresholds": self.thresholds,
         }
+        # As it is read back, to be compared.
         return json.loads(json.dumps(content))
 
 
@@ -113,6 +114,7 @@ def plan_completion(
             )
     before = load_annotations(folder) or _complete(description["labels"], cases)
     _check_cases(before, cases, folder)
+    # Without row 0, the background.
     known = head_classes(teacher.dataset["labels"])[1:]
     wanted = _wanted(before, classes)
     found = {row.target: row for row in match_classes(wanted, known)}
@@ -166,6 +168,7 @@ def _extended(before: Annotations, wanted: Sequence[str]) -> Annotations:
     leaves = (*before.leaves, *(name for name in wanted if name not in before.leaves))
     cases = {}
     for name, case in before.cases.items():
+        # A coarse label also annotates its parts: the teacher must not divide it.
         covered = {leaf for label in case.labels for leaf in before.labels[label]}
         added = tuple(leaf for leaf in wanted if leaf not in covered)
         cases[name] = replace(case, labels=(*case.labels, *added))

@@ -166,12 +166,14 @@ def _classes(path: Path, top: Mapping[str, Any]) -> tuple[tuple[str, ...], froze
     """Return the leaves, and which of them were listed one by one, so that some source must annotate them."""
     given = top.get("classes")
     if isinstance(given, str):
+        # Relative to the recipe, wherever the command is run.
         file = path.parent / _file(given, "classes")
         if given.endswith(".txt"):
             listed = tuple(line.strip() for line in text(file).splitlines() if line.strip())
             required = frozenset(listed)
         else:
             system = systems.load(str(file) if given.endswith(".toml") else given.replace("_", "-"))
+            # Nobody expects that the sources annotate all classes of a label system.
             listed, required = tuple(entry.name for entry in system.classes), frozenset()
     else:
         listed = name_list(given, "classes", "a list of names, a .txt file, or a label system: totalsegmentator-v2")
@@ -204,8 +206,10 @@ def _source(path: Path, content: Any, index: int) -> SourceRecipe:
     if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}", name):
         raise DataError(f"the id of source {index + 1} is {name!r}", "letters, digits, - and _: id: amos")
     where = f"source {name!r}"
+    # type(), because YAML's `yes` is a bool, which is an int as well.
     if type(entry.get("dataset")) not in (str, int):
         raise DataError(f"{where} has no dataset", "dataset: Dataset001_A, the name or number of a raw dataset")
+    # A known key only so that this error can name the command.
     if "pseudo" in entry:
         raise DataError(f"{where}: pseudo labels are not made here", PSEUDO_HINT)
     given = entry.get("labels", "auto")

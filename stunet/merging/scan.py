@@ -83,7 +83,9 @@ def scan(
             if error is None:
                 found[case.name] = outcome.result
                 file.write(json.dumps([_key(case, rules), asdict(outcome.result)]) + "\n")
+                # A run that is killed loses no more than the cases that it is reading.
                 file.flush()
+            # A finding, with which the check goes on; a crash or a lack of memory says nothing about the files.
             elif outcome.bad_files:
                 found[case.name] = outcome.bad_files
             else:
@@ -95,6 +97,7 @@ def scan(
 
 def tidy(cache: Path) -> None:
     """Reduce a cache to the last entry of each case."""
+    # By paths without sizes and times: a later entry of the same files replaces the earlier one.
     newest = {tuple(path for path, *_ in json.loads(key)[0]): (key, found) for key, found in _load(cache)}
     with atomic_write(cache) as part:
         part.write_text("".join(json.dumps([key, asdict(found)]) + "\n" for key, found in newest.values()))
@@ -108,6 +111,7 @@ def files_of(case: RawCase) -> list[list[Any]]:
 
 
 def _key(case: RawCase, rules: Rules) -> str:
+    # With the rules: a case that fits these need not fit others.
     return json.dumps([files_of(case), rules.reader.__name__, len(rules.channels), sorted(rules.values)])
 
 

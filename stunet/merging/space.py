@@ -125,6 +125,7 @@ def find_space(
             own[value] = found
             extra += [leaf for leaf in found.leaves if leaf not in (*recipe.classes, *extra)]
         meanings[source.id] = own
+        # The labels of a union may overlap as long as no case has both; annotated_by() looks at its cases.
         if not parts:
             findings += overlaps(source.id, {m.name: m.leaves for m in own.values()})
     return _space(recipe, meanings, ignores, extra), findings
@@ -170,6 +171,7 @@ def unasked_tumours(recipe: Recipe, space: Space) -> Iterator[Finding]:
 def _lesion_of(leaf: str, organ: str) -> bool:
     words, parts = set(leaf.lower().split("_")), set(organ.lower().split("_"))
     sides = {"left", "right"}
+    # A lesion without a side, such as kidney_tumor, may be in either kidney.
     same_side = not words & sides or words & sides == parts & sides
     return bool(words & LESIONS) and words - LESIONS - sides == parts - sides and same_side
 
@@ -215,6 +217,7 @@ def _meaning(
     unknown = [row for row in rows if not row.sources]
     if not unknown:
         leaves = {leaf for row in rows for leaf in row.sources}
+        # In the order of the recipe, so that equal sets of leaves are equal tuples.
         return Meaning(name, tuple(leaf for leaf in recipe.classes if leaf in leaves), bool(target))
     if target is None and recipe.on_unknown == UNANNOTATED:
         return Meaning(name, ())
@@ -243,6 +246,7 @@ def _space(
             if len(meaning.leaves) > 1 and meaning.leaves not in sets.values():
                 name = _spelled(meaning.name)
                 if name in (*recipe.classes, *extra, *sets, IGNORE, "background"):
+                    # Its own name is that of a class, or of another set.
                     name = "+".join(meaning.leaves)
                 sets[name] = meaning.leaves
     return Space(leaves, sets, meanings, ignores)

@@ -43,6 +43,7 @@ def _renamed(source: str, folds: list[dict[str, list[str]]]) -> list[dict[str, l
 
 def _seeded(member: Member, number: int, seed: int) -> list[dict[str, list[str]]]:
     """Return folds with every case in validation once; with fewer cases than folds, all are always in training."""
+    # Sorted, so that the folds depend on nothing but names and seed.
     names = sorted(case.name for case in member.cases)
     order = [names[i] for i in np.random.default_rng(seed).permutation(len(names))]
     folds = []
@@ -58,6 +59,7 @@ def _own(member: Member) -> list[dict[str, list[str]]]:
         return []
     places = [member.folder]
     if os.environ.get("nnUNet_preprocessed"):
+        # The folds that nnU-Net trains with go before those that came with the raw dataset.
         places.insert(0, workspace.preprocessed_dataset(member.folder.name))
     path = next((place / FILE for place in places if (place / FILE).is_file()), None)
     if path is None:
@@ -72,6 +74,7 @@ def _own(member: Member) -> list[dict[str, list[str]]]:
 
 def _checked(path: Path, content: Any, member: Member) -> list[dict[str, list[str]]]:
     taken = {case.name for case in member.cases}
+    # Folds may name cases that the recipe leaves out; the last line removes them.
     known = taken | set(member.recipe.exclude)
     for index, fold in enumerate(content):
         both = sorted(set(fold["train"]) & set(fold["val"]))

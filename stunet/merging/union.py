@@ -94,6 +94,7 @@ class Union:
         return Annotations(
             leaves=self.space.leaves,
             sets=self.space.sets,
+            # What most cases annotate: annotations.json then lists only those that differ.
             sources={n: CaseSource(_most_common(self.annotated[n]), m.recipe.weight) for n, m in self.members.items()},
             cases={
                 case_name(source, case): AnnotatedCase(source, labels)
@@ -128,6 +129,7 @@ class Union:
         found = {}
         for name, cases in self.annotated.items():
             found[name] = Counter[str]()
+            # Each distinct set of labels once: there may be ten thousand cases.
             for labels, number in Counter(cases.values()).items():
                 found[name].update(dict.fromkeys(labels, number))
         return found
@@ -148,6 +150,7 @@ def open_source(recipe: Recipe, source: SourceRecipe) -> Member:
     Raises:
         DataError: There is no such dataset, nnU-Net could not use it, or all of its cases are excluded.
     """
+    # Not at the top: importing nnU-Net takes seconds.
     from nnunetv2.imageio.reader_writer_registry import recursive_find_reader_writer_by_name
 
     folder = workspace.raw_dataset(workspace.dataset_name(source.dataset))
@@ -168,6 +171,7 @@ def open_source(recipe: Recipe, source: SourceRecipe) -> Member:
         folder=folder,
         description=description,
         cases=taken,
+        # Read as the union will be, in one orientation, not as the source's dataset.json says.
         rules=Rules(reader, rules.channels, rules.values),
         annotations=load_annotations(folder),
         sha256=sha256_of(folder / "dataset.json"),
@@ -191,6 +195,7 @@ def annotated_by(member: Member, space: Space) -> tuple[dict[str, tuple[str, ...
     if member.recipe.overrides is not None:
         try:
             for case, classes in _overrides(member.recipe.overrides):
+                # The table may use the names of the source or those of the union.
                 labels = _override(member, case, classes, own | {label: label for label in complete})
                 found[case] = tuple(label for label in complete if label in labels)
         except DataError as error:

@@ -99,6 +99,7 @@ def one_of(value: Any, choices: Sequence[Any], where: str) -> Any:
 
 def number(value: Any, valid: Callable[[float], bool], where: str, hint: str) -> float:
     """Return a finite number for which `valid` must hold."""
+    # float() is exact for integers below 2**53.
     right = type(value) in (int, float) and abs(value) < 2**53 and valid(value)  # comparing NaN is always false
     if not right:
         raise DataError(f"{where} is {short(value)}", hint)

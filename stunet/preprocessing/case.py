@@ -128,6 +128,7 @@ class Preprocessor(DefaultPreprocessor):
         grids = (compute_new_shape(old_shape, spacing, target).tolist(), spacing, target)
         if 0 in grids[0]:
             raise ValueError(f"nothing is left of {old_shape} voxels of {spacing} mm at a spacing of {target} mm")
+        # Before resampling, as in nnU-Net: a resampled mask of the nonzero region no longer fits the image exactly.
         image = self._normalize(image, labels, configuration, plans.foreground_intensity_properties_per_channel)
         labels = _resample(labels, "seg", configuration, *grids) if wants_labels else None
         image = _resample(image, "data", configuration, *grids)

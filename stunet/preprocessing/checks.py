@@ -116,6 +116,7 @@ def check_labels(dataset: str, plan: Plan, configuration: str, cases: Collection
         if (record := records.get(case)) is None:
             continue
         path, stat = labels / name, sizes[name]
+        # The label is the last of a case's raw files.
         there = StampedCase(case, (), path, [[record["raw"][-1][0], stat.st_size, stat.st_mtime_ns]])
         before = {"raw": record["raw"][-1:], "sha256": (record.get("sha256") or [])[-1:]}
         if compare_raw(before, there, budget.takes) == CHANGED:
@@ -125,6 +126,7 @@ def check_labels(dataset: str, plan: Plan, configuration: str, cases: Collection
 def repair_commands(dataset: str, plan: Plan, configuration: str) -> tuple[str, str]:
     """Return the command that plans and preprocesses a dataset again, and the one that preprocesses it as planned."""
     number, base = dataset_number(dataset), plan.root
+    # Names that our planner gives state the size and the spacing; others say nothing.
     found = re.fullmatch(rf"STUNetPlans_({'|'.join(SIZES)})(?:_([0-9.]+)x([0-9.]+)x([0-9.]+)mm)?", base)
     if found is None:
         size = plan.size if plan.states("size") else DEFAULT
@@ -156,6 +158,7 @@ def _raw(dataset: str) -> tuple[tuple[dict, list[StampedCase]] | None, list[str]
         return raw_cases(dataset), []
     except DataError as error:
         folder = Path(root) / dataset
+        # On a machine that only trains, dataset.json may be all that is left: then there is nothing to compare.
         entries = read_dataset_json(folder / "dataset.json").get("dataset")
         listed = [os.path.expandvars(file) for entry in (entries or {}).values() for file in entry["images"]]
         if any((folder / file).exists() for file in listed) or (entries is None and any(folder.glob("imagesTr/*"))):

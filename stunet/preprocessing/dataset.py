@@ -54,6 +54,7 @@ CONFIGURATION_SETTINGS = (  # without the patch: it only affects how files are c
 BY_THE_IMAGE = {"ZScoreNormalization", "NoNormalization", "RescaleTo01Normalization", "RGBTo01Normalization"}
 SAME, TOUCHED, CHANGED, UNKNOWN = "same", "touched", "changed", "unknown"  # raw files, compared with their record
 log = logging.getLogger("stunet")
+# A manifest is written whole, with a record per case: not after each of thousands.
 SAVE_INTERVAL_S = 1.0
 
 
@@ -165,6 +166,7 @@ def preprocessed_cases(dataset: str, plan: Plan, configuration: str) -> list[str
     folder = preprocessed_dataset(dataset) / plan.configuration(configuration).data_identifier
     present = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
     names = [name.removesuffix(".pkl") for name in present if name.endswith(".pkl")]
+    # .npz is the form of nnU-Net's older versions, nnUNetDatasetNumpy.
     return sorted(n for n in names if {f"{n}.b2nd", f"{n}_seg.b2nd"} <= present or f"{n}.npz" in present)
 
 
@@ -220,6 +222,7 @@ def settings_of(plan: Plan, configuration: str, labels: Mapping[str, Any]) -> di
     settings |= {key: planned.get(key) for key in CONFIGURATION_SETTINGS}
     if len(plan.orientations) > 1:  # otherwise nothing is turned
         settings["orientation"] = plan.orientation
+    # As it is read back from the manifest: tuples become lists.
     return _decisive(json.loads(json.dumps(settings)))
 
 
@@ -314,6 +317,7 @@ def _valid_records(folder: Path, settings: dict, cases: Sequence[StampedCase]) -
         if (record := manifest.cases.get(case.name)) is None:
             continue
         if case.name not in damaged and compare_raw(record, case) in (SAME, TOUCHED):
+            # With the times of today, so that the next run need not read the files again.
             valid[case.name] = {**record, "raw": case.stamps}
         else:
             again.append(case.name)
@@ -340,6 +344,7 @@ def _clear(folder: DataFolder) -> None:
     shutil.rmtree(folder.path / OWN_FOLDER / "part", ignore_errors=True)
     keep = {name for record in folder.records.values() for name in record["files"]}
     stale = [entry.name for entry in os.scandir(folder.path) if entry.is_file() and entry.name not in keep]
+    # First the file by which nnU-Net finds a case.
     for name in sorted(stale, key=names_case, reverse=True):
         (folder.path / name).unlink()
 
@@ -372,6 +377,7 @@ def _copy(source: Path, target: Path) -> None:
     def state(path: Path) -> tuple[int, int]:
         return path.stat().st_size, path.stat().st_mtime_ns
 
+    # copy2() keeps the time, so that an unchanged file is not copied again.
     if not target.exists() or state(source) != state(target):
         with atomic_write(target) as part:
             shutil.copy2(source, part)

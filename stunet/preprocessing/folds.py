@@ -16,6 +16,7 @@ def find_fold(dataset: str, plan: Plan, configuration: str, fold: int | str) -> 
     cases = preprocessed_cases(dataset, plan, configuration)
     path = preprocessed_dataset(dataset) / FILE
     if fold == ALL:
+        # As in nnU-Net, fold `all` is validated on the cases that it is trained on.
         return Fold(tuple(cases), tuple(cases))
     everything = f"stunet_train {dataset_number(dataset)} {configuration} {ALL} -p {plan.name}"
     if not path.is_file():

@@ -57,6 +57,7 @@ class StoredCases:
             for array in (data, labels, previous):
                 if not isinstance(array, PLAIN):
                     raise ValueError(f"{type(array).__name__} in place of a plain array; nothing was executed")
+            # Once: a training draws every case many times.
             if case not in self._seen:
                 _check(data, labels, previous, properties)
                 self._seen.add(case)
@@ -78,6 +79,7 @@ class StoredCases:
         """Name the case in any error that the block raises."""
         try:
             yield
+        # It names the case already: check() calls load_case() inside this block.
         except StunetError:
             raise
         except UnsafeDeserializationError as error:  # blosc2's text goes on to explain how to execute it anyway

@@ -147,6 +147,7 @@ def _write_case(job: Job, plans: str, description: str, verbose: bool) -> Done:
         raise
     names = sorted(os.listdir(part), key=names_case)
     sizes = {name: (part / name).stat().st_size for name in names}
+    # nnU-Net finds a case by the file that is moved last.
     for name in names:
         os.replace(part / name, job.folder / name)
     return Done(job, sizes, hashes)
