@@ -38,6 +38,7 @@ def check_plan(plan: Plan, configuration: str) -> Configuration:
         raise DataError(f"plans {name!r} were not made by stunet", "stunet_plan_and_preprocess -d ...")
     _require("__" not in plan.name, f"the plans name {name!r} contains '__', which nnU-Net splits folder names at")
     ours = content["stunet"]
+    # Only what is missing: unknown keys of the block were rejected with PLANS above.
     _check_keys(ours, set(ours), {"size", "mirror_axes", "plan", "train"}, "the 'stunet' block")
     planned = plan.configuration(configuration)
     _check_keys(planned.content, _CONFIGURATION_KEYS, _REQUIRED, f"configuration {configuration!r}")
@@ -83,6 +84,7 @@ def _comparable(plan: Plan, other: Plan) -> dict[str, Any]:
 
 def training_part(plan: Plan, configuration: str) -> dict[str, Any]:
     """Return the part of a plan that determines what a training of the configuration computes, to be compared."""
+    # A configuration's own block holds the memory of a step, on which no result depends.
     planned = {key: value for key, value in plan.configuration(configuration).content.items() if key != "stunet"}
     common = {key: plan.get(key) for key in ("transpose_forward", "foreground_intensity_properties_per_channel")}
     ours = plan.get("stunet") or {}

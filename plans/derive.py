@@ -64,6 +64,7 @@ def derive(
     _check(plan, dataset_json)
     given = {key: settings.check_value(key, value) for key, value in (overrides or {}).items()}
     set_for_plan = dict(plan.set_for_plan)
+    # What is planned like this already does not count as set: an equal plan would get another name.
     if memory_gb is not None and memory_gb != plan.memory_gb:
         set_for_plan["memory_gb"] = memory_gb
     if (stages := settings.parse_stages(stages)) is not None and stages != (plan.stages or "auto"):
@@ -87,6 +88,7 @@ def derive(
     )
     other_classes = weights is not None and weights.classes is not None
     other_network = (new.size, new.memory_gb, new.stages) != (plan.size, plan.memory_gb, plan.stages)
+    # The search runs only where the memory of a step changes: --set num_epochs must not move patch or batch.
     if other_network or other_classes or "checkpointing" in given:
         new = fit_configurations(_with_network_of(new), dataset_json, target_of(new))
     new = _with_patch_and_batch(new, dataset_json)
@@ -141,6 +143,7 @@ def _fit(
     """Return the fit of one configuration, and what a probe measured."""
     configuration = plan.configuration(name)
     shape, spacing = configuration.median_shape, configuration.spacing
+    # The voxels of the dataset limit the batch; for slices nnU-Net counts those of the volumes, too.
     volume = shape
     if len(shape) == 2 and "3d_fullres" in plan.configurations:  # slices of volumes
         volume = plan.configuration("3d_fullres").median_shape
@@ -160,12 +163,14 @@ def describe(plan: Plan, configuration: str, dataset_json: Mapping[str, Any]) ->
     labels = dataset_json["labels"]
     foreground = [name for name in labels if name not in ("background", "ignore")]
     regions = any(isinstance(value, list) and len(value) > 1 for value in labels.values())
+    # Both names are nnU-Net's; `modality` is that of version 1.
     channels = len(dataset_json.get("channel_names") or dataset_json["modality"])
     cascades = [name for name in plan.configurations if "previous_stage" in plan.own_values(name)]
     cascaded = any(configuration in plan.lineage(name) for name in cascades)
     return Network(
         planned.network_arguments,
         channels + (len(foreground) if cascaded else 0),
+        # Regions have a sigmoid each, and no background.
         len(foreground) + (not regions),
         regions,
         architectures.of_class(planned.network_class),
@@ -196,12 +201,15 @@ def _with_patch_and_batch(plan: Plan, dataset_json: Mapping[str, Any]) -> Plan:
             plan = plan.with_configuration(name, patch_size=patch)
             if "architecture" in own:
                 plan = plan.with_network(name, strides=_strides(plan, patch, spacing))
+    # Otherwise the planner's estimate, or what a probe measured, still holds.
     if batch is None and patch is None and accumulation == 1:
         return plan
     for name in plan.configurations_with_network:
         planned, network = plan.configuration(name), describe(plan, name, dataset_json)
+        # Only one micro-batch at a time is in memory, and rounding up gives the largest.
         share = -(-planned.batch_size // accumulation)
         estimate = memory.estimate(network, planned.patch_size, share, planned.strides)
+        # This also drops the measurement of a probe, which was of another patch or batch.
         plan = plan.with_configuration(name, stunet={"memory_gb": round(estimate, 2)})
     return plan
 
@@ -219,6 +227,7 @@ def _name(plan: Plan, root: str) -> str:
     """Return the name of the original plan, with the size and a tag for each value that was set."""
     size = plan.size
     if not re.search(rf"_{size}(?=_|$)", root):
+        # The planner puts the size before its tags for spacing and normalization; any other _L is a user's.
         pattern = rf"_({'|'.join(SIZES)})(?=(_[0-9.x]+mm)?(_z|_ct)?$)"
         root = re.sub(pattern, f"_{size}", root) if re.search(pattern, root) else f"{root}_{size}"
     start = [plan.finetune] if plan.finetune else []
@@ -228,4 +237,5 @@ def _name(plan: Plan, root: str) -> str:
     name = "-".join([root, *start, *tags])
     if len(name) <= NAME_LENGTH:
         return name
+    # Only the values become a hash: how training starts stays readable in the names of result folders.
     return "-".join([root, *start, hashlib.sha1("-".join(tags).encode()).hexdigest()[:8]])

@@ -63,6 +63,7 @@ def plan_path(dataset: str, name: str | None = None) -> Path:
 def _our_plans(dataset: str) -> dict[str, Plan]:
     """Return our plans for a dataset by the names of their files; nothing in them has been checked."""
     files = [path for path in preprocessed_dataset(dataset).glob("*.json") if path.stem not in OTHERS]
+    # Hidden files, such as macOS's ._NAME.json, are ignored everywhere.
     contents = {path.stem: _content(path) for path in files if not path.name.startswith(".")}
     plans = {name: Plan(content) for name, content in contents.items() if isinstance(content, dict)}
     return {name: plan for name, plan in plans.items() if plan.is_ours}

@@ -55,6 +55,7 @@ def extract_fingerprint(
     if before.get(SOURCE) == source and ORIENTATIONS in before:
         return path
     kind, found = orientations(dataset)
+    # A fingerprint of an earlier version, without orientations, stays valid if there is only one: nothing is turned.
     if before.get(SOURCE) != source or len(found) > 1:
         path.parent.mkdir(parents=True, exist_ok=True)
         extractor = DatasetFingerprintExtractor(dataset, workers, verbose=False)
@@ -161,6 +162,7 @@ class _Job:
         return True
 
     def get(self) -> list[Any]:
+        # nnU-Net submits one tuple of arguments per call, and takes the first item.
         return [self.result]
 
 
@@ -173,6 +175,7 @@ def _analyze(arguments: tuple[Any, ...]) -> Any:
     try:
         return DatasetFingerprintExtractor.analyze_case(*arguments)
     except UNREADABLE as error:
+        # map_cases() tries such a case again, alone, and does not report a damaged file.
         if is_out_of_memory(error):
             raise
         files = ", ".join(map(repr, (*arguments[0], arguments[1])))
@@ -187,5 +190,6 @@ def _source(dataset: str) -> list[list[str | int]]:
     description = read_dataset_json(folder / "dataset.json")
     files = [file for case in list_cases(folder, description) for file in (*case.images, case.label)]
     reader = description.get("overwrite_image_reader_writer")
+    # Another reader makes another fingerprint of the same files.
     named: list[list[str | int]] = [[reader]] if reader else []
     return named + [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files]

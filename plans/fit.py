@@ -14,7 +14,7 @@ from stunet.plans.memory import Network
 from stunet.plans.topology import Strides
 from stunet.sizes import FOR_TESTS, SIZES
 
-MIN_BATCH = 2
+MIN_BATCH = 2  # nnU-Net's UNet_min_batch_size
 MIN_PATCH = 32  # voxels: an axis is not shrunk below this; smaller images keep their own size
 LARGEST_PATCH = {3: 256**3, 2: 2048**2}  # voxels; where shrinking starts (nnU-Net's initial patch)
 DATASET_SHARE = 0.05  # maximum share of the training voxels in one batch, against overfitting (nnU-Net's rule)
@@ -88,6 +88,7 @@ def largest_batch(
     network: Network, patch: Sequence[int], strides: Strides, voxels_in_dataset: float, target: MemoryTarget
 ) -> int:
     """Return how many samples per step fit into the target and DATASET_SHARE of the dataset, but at least two."""
+    # The estimate is linear in the batch: two values give the slope, without a search.
     fixed = memory.estimate(network, patch, 0, strides, target.correction)
     per_sample = memory.estimate(network, patch, 1, strides, target.correction) - fixed
     fitting = math.floor((target.memory_gb - fixed) / per_sample)
@@ -121,6 +122,7 @@ def corrected(
             return fitted, measured, factor
         fixed = memory.estimate(network, fitted.patch, 0, fitted.strides)
         growing = memory.estimate(network, fitted.patch, fitted.batch, fitted.strides) - fixed
+        # 2 % more than measured, so that the next fit aims below the target and not at it.
         factor = 1.02 * (measured - fixed) / growing
     raise OutOfMemoryError(
         f"after {rounds} probes the step still takes {measured:.1f} GB of {target_gb:g} GB", "a smaller --size"
@@ -145,6 +147,7 @@ def _shrink(
 
 def _advice(network: Network, patch: Sequence[int], strides: Strides, target: MemoryTarget) -> str:
     """Return the largest size that fits with the same patch, or the memory that even the smallest size needs."""
+    # Only STU-Net comes in sizes; other architectures have their dimensions in the plan.
     if "size" not in network.arguments:
         return f"a GPU with more memory than {target.memory_gb:g} GB (-gpu_memory_target)"
     offered = sorted(SIZES.keys() - {FOR_TESTS}, key=lambda size: -SIZES[size].width)

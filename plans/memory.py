@@ -72,6 +72,7 @@ def estimate(network: Network, patch: Sequence[int], batch: int, strides: Stride
     """
     activations = batch * activation_bytes(network, patch, strides)
     loss = batch * loss_bytes(network, patch, strides)
+    # A probe corrects only what grows with the batch; parameters are known exactly.
     fixed = PARAMETER_BYTES * parameters(network, strides) + chunk_bytes(network, patch)
     return OVERHEAD_GB + (fixed + correction * (ACTIVATION_FACTOR * activations + loss)) / GIB
 
@@ -86,6 +87,7 @@ def least(network: Network, patch: Sequence[int], batch: int, strides: Strides, 
         strides: One entry per stage.
         single: Whether activations are kept in single precision, as on the CPU.
     """
+    # activation_bytes() counts in half precision.
     value = SINGLE // HALF if single else 1
     fixed = 3 * SINGLE * parameters(network, strides)  # weights, gradients, momentum
     return (fixed + value * batch * activation_bytes(network, patch, strides)) / GIB
@@ -111,6 +113,7 @@ def loss_bytes(network: Network, patch: Sequence[int], strides: Strides) -> int:
     per_voxel = network.classes * 2 * HALF + LOSS_KEPT * SINGLE
     if network.regions:
         per_voxel = network.classes * (HALF + LOSS_COPIES * SINGLE)
+    # Every resolution has a head except the lowest, the bottleneck.
     return sum(per_voxel * voxels for voxels in _voxels(patch, strides)[:-1])
 
 

@@ -147,6 +147,7 @@ class Configuration:
     @property
     def memory_gb(self) -> float | None:
         """GPU memory of a training step: measured if a probe was made, else estimated; None if nobody knows."""
+        # derive.py drops a measurement as soon as patch or batch are others than those that were measured.
         return self._memory.get("measured_gb", self._memory.get("memory_gb"))
 
     @property
@@ -391,6 +392,7 @@ class Plan:
 
     def with_ours(self, **values: Any) -> "Plan":
         """Return the plan with these values in our block; None removes a value."""
+        # Only a value given as None removes its key: `...` stands for keys that were not given, whatever they hold.
         block = {key: value for key, value in {**self._ours, **values}.items() if values.get(key, ...) is not None}
         return Plan({**self.content, "stunet": block})
 
@@ -413,7 +415,9 @@ class Plan:
 
     def reduced_to(self, name: str, network_class: str, arguments: Mapping[str, Any]) -> "Plan":
         """Return the plan with a single configuration, which is complete and describes this network and no other."""
+        # Without the old description: the plan would otherwise describe two networks.
         planned = {k: value for k, value in self.configuration(name).content.items() if k not in _OLD_NETWORK_KEYS}
+        # `_kw_requires_import` lists arguments that are classes, which nnU-Net imports by name; none of these is one.
         network = {"network_class_name": network_class, "arch_kwargs": dict(arguments), "_kw_requires_import": []}
         return Plan({**self.content, "configurations": {name: {**planned, "architecture": network}}})
 
@@ -425,5 +429,6 @@ class Plan:
 
 def hash_of_fingerprint(content: Mapping[str, Any]) -> str:
     """Return the hash that a plan stores of its dataset_fingerprint.json; our own keys in that are left out."""
+    # They hold sizes and times of the files, which a mere copy changes although the statistics stay the same.
     own = {key: value for key, value in content.items() if not key.startswith("stunet")}
     return sha256_of_json(own)[:16]

@@ -77,6 +77,7 @@ class STUNetPlanner(ExperimentPlanner):
         tag = spacing_tag + NORMALIZATION_TAGS.get(normalization or "", "")
         self.size, self.checkpointing, self.measure = size, checkpointing, measure
         self.stages, self.normalization = stages, normalization
+        # The size is not in it, but a spacing or normalization of one's own is: these need other data.
         self.data_prefix = plans_name or BASE_NAME + tag
         super().__init__(
             dataset_name_or_id,
@@ -128,9 +129,9 @@ class STUNetPlanner(ExperimentPlanner):
         )
         shape = [max(1, round(float(n))) for n in median_shape]
         plan["patch_size"] = fit.initial_patch(list(spacing), shape, REFERENCE_PATCH[len(spacing)])
-        plan["spacing"] = np.array(
-            spacing
-        )  # a copy: nnU-Net keeps modifying its own array while searching for 3d_lowres
+        # A copy: nnU-Net keeps modifying its own array while it searches for 3d_lowres.
+        plan["spacing"] = np.array(spacing)
+        # The strides only have the right form: save_plans() fits the real ones.
         arch_kwargs: dict[str, Any] = {"size": self.size, "strides": [[1] * len(spacing)] * 2}
         if self.checkpointing:
             arch_kwargs["checkpointing"] = True
@@ -150,6 +151,7 @@ class STUNetPlanner(ExperimentPlanner):
         """Fit all configurations, add the `stunet` block, write the plan; the user's own configurations are kept."""
         recursive_fix_for_json_export(plans)
         kind, found = Plan(plans).reader, self.dataset_fingerprint.get(ORIENTATIONS)
+        # A fingerprint that nnU-Net or an earlier version extracted does not have them.
         found = orientations(self.dataset_name)[1] if found is None else found
         orientation = target_orientation(kind, found)
         plan = Plan(plans).with_ours(
@@ -168,6 +170,7 @@ class STUNetPlanner(ExperimentPlanner):
         path = Path(nnUNet_preprocessed) / self.dataset_name / f"{self.plans_identifier}.json"
         if path.is_file():
             before = read_plan(path, "correct the file, or remove it: it is planned again")
+            # After the fit, which would replace the patch and batch that the user chose. nnU-Net keeps them as well.
             for name in before.configurations:
                 if name not in NNUNETS_CONFIGURATIONS:
                     plan = plan.with_configuration(name, **before.own_values(name))

@@ -26,6 +26,7 @@ def _measure(network: Network, fit: Fit) -> float:
     arguments = {**network.arguments, "strides": fit.strides}
     model = network.architecture.build(network.channels, network.classes, arguments).cuda().train()
     network.architecture.deeply_supervise(model, True)
+    # The values are nnU-Net's. Momentum takes as many bytes as the weights.
     optimizer = torch.optim.SGD(model.parameters(), 1e-2, momentum=0.99, nesterov=True, weight_decay=3e-5)
     criterion = _of_regions() if network.regions else DiceCE(batch_dice=True)
     channels = network.classes if network.regions else 1
@@ -40,6 +41,7 @@ def _measure(network: Network, fit: Fit) -> float:
         scaler.scale(loss).backward()
         scaler.step(optimizer)
         scaler.update()
+    # Reserved, not allocated: fragmentation has to fit, too.
     return torch.cuda.max_memory_reserved() / GIB
 
 

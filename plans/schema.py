@@ -32,6 +32,7 @@ def _value(kind: settings.Value) -> Check:
     """Return a check for a value of --set, in its type."""
 
     def found(value: Any, where: str) -> None:
+        # --set takes 2.0 for an integer and converts it; a file holds the converted value.
         if not settings.is_valid(kind, value) or (kind.type is int and type(value) is not int):
             raise expected(value, where, f"a valid {kind.type.__name__}, such as {kind.example}")
 

@@ -129,6 +129,7 @@ def parse(pairs: Sequence[str]) -> dict[str, Any]:
         try:
             values[key] = check_value(key, json.loads(text))
         except (ValueError, RecursionError):  # ValueError also for a number with too many digits
+            # Plain text, so that words need no quotes: --set mirror=none.
             values[key] = check_value(key, text)
     return values
 
@@ -181,4 +182,5 @@ def tag(key: str, value: Any) -> str:
     name = KNOWN[key].tag if key in KNOWN else key
     if isinstance(value, list):
         return name + "x".join(map(str, value))
+    # 3e-05 becomes 3em05: a minus separates the tags of a name.
     return name + (f"{value:g}".replace("-", "m") if isinstance(value, float) else str(value))

@@ -40,6 +40,7 @@ def check_spacing(
     goal, given, sizes = np.array(target, float), np.array(spacings, float), np.array(shapes, float)
     names = names if len(names) == len(given) else [f"number {i}" for i in range(len(given))]
     edges = given * sizes
+    # Rounded as in nnU-Net's compute_new_shape.
     new = np.rint(edges / goal)
     median = np.median(edges, axis=0)
     unit = _unit(median)

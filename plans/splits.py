@@ -42,6 +42,7 @@ def check_used_splits(dataset: str) -> None:
     Raises:
         DataError: They differ from those in nnUNet_preprocessed, or there are none there.
     """
+    # Not workspace.folder(), which requires the variable: training does not need the raw data.
     root = os.environ.get("nnUNet_raw")
     path, used = Path(root or "") / dataset / FILE, preprocessed_dataset(dataset) / FILE
     if not root or not path.is_file():
@@ -55,6 +56,7 @@ def check_used_splits(dataset: str) -> None:
 def _compare(folds: Sequence[Fold], used: Path, path: Path) -> None:
     """Raise an error if the file that training reads starts with other folds than the raw dataset's."""
     if used.is_file():
+        # As nnU-Net compares them: the order of cases does not count, and the file in use may have more folds.
         first = read_folds(used)[: len(folds)]
         if [(set(fold.train), set(fold.val)) for fold in first] != [(set(f.train), set(f.val)) for f in folds]:
             hint = "remove the one that should not count: trainings so far used the one in nnUNet_preprocessed"

@@ -25,8 +25,10 @@ def strides_for(patch: Sequence[int], spacing: Sequence[float], stages: int) -> 
     halvings = [0] * len(size)
     strides = [[1] * len(size)]
     for _ in range(stages - 1):
+        # These two are nnU-Net's rules (get_pool_and_conv_props), except that its depth follows from them.
         open_axes = [a for a in range(len(size)) if size[a] >= 2 * MIN_EDGE and halvings[a] < MAX_HALVINGS]
         finest_open = min((pitch[a] for a in open_axes), default=math.inf)
+        # This one is ours: an axis that cannot be halved any more counts, too, so no axis becomes far coarser than it.
         limit = 2 * min(pitch)
         stride = [
             2 if a in open_axes and pitch[a] < 2 * finest_open and pitch[a] <= limit else 1 for a in range(len(size))
@@ -64,6 +66,7 @@ def round_up(patch: Sequence[int], spacing: Sequence[float], stages: int) -> tup
         rounded = [math.ceil(n / d) * d for n, d in zip(current, divisor(strides), strict=True)]
         if rounded == current:
             return current, strides
+        # A larger patch may allow another halving, which changes its divisor: repeat until nothing changes.
         current = rounded
 
 

@@ -60,12 +60,12 @@ class Preset:
     def complete(
         self, size: str | None, memory_gb: float | None, stages: int | str | None
     ) -> tuple[str, float | None, int | str | None]:
-        """Size, memory and stages with what was not given filled in; the memory is that of the preset's own size."""
+        """Return size, memory and stages, what was not given from the preset; its memory only suits its own size."""
         own_memory = self.memory_gb if size in (None, self.size) else None
         return size or self.size, memory_gb or own_memory, stages or self.stages
 
     def unlike(self, plan: "Plan") -> str:
-        """What planning decided in another way than the preset would, for an error message; empty if nothing."""
+        """Return what a plan has that the preset would not have planned, for an error message; empty if nothing."""
         planned = plan.configuration("3d_fullres") if "3d_fullres" in plan.configurations else None
         spacing, schemes = (planned.known_spacing, planned.known_normalization) if planned else (None, None)
         spacing, schemes = spacing or [], schemes or []
@@ -77,12 +77,12 @@ class Preset:
 
 
 def names() -> list[str]:
-    """The presets that come with the package."""
+    """Return the names of the presets that come with the package."""
     return sorted(Path(p.name).stem for p in (files(__name__) / "plans").iterdir())
 
 
 def load(name_or_path: str) -> Preset:
-    """The preset of this name, or of this TOML file.
+    """Return the preset of this name, or of this TOML file.
 
     Raises:
         DataError: Unknown name, missing file, invalid TOML, or unknown or missing keys.

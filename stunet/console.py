@@ -42,6 +42,7 @@ def reserve_stdout(verbose: bool) -> Iterator[None]:
         with os.fdopen(elsewhere, "w") as target, redirect_stdout(target):
             yield
     finally:
+        # A bar that still runs would draw over the error that is shown next.
         while _bars:
             _bars.pop().stop()
         _results.flush()
@@ -193,6 +194,7 @@ class TrainingProgress:
         if not self._bar.live.is_started:
             self._bar.start()
             self._task = self._bar.add_task("", total=steps, loss="")
+        # nnU-Net counts from 0, and epoch() below is called after it has counted the finished epoch.
         text = f"epoch {trainer.current_epoch + 1}/{trainer.num_epochs} {phase}"
         self._bar.update(self._task, description=text, completed=position, total=steps, loss=f"loss {loss:.3f}")
 

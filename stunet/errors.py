@@ -81,13 +81,15 @@ class OutOfMemoryError(StunetError):
 class Interrupted(StunetError):
     """A signal stopped the run; what was done so far can be resumed."""
 
-    exit_code = 75
+    exit_code = 75  # EX_TEMPFAIL of sysexits.h: the same command may succeed later
 
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Return whether the device or the machine ran out of memory, whichever library reported it."""
+    # torch's class by its name: this module must not import torch.
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
+    # A number is unambiguous; texts are only searched where libraries pass on no number.
     if isinstance(error, OSError) and error.errno is not None:
         return error.errno == errno.ENOMEM
     return isinstance(error, RuntimeError | OSError) and any(text in str(error) for text in NO_MEMORY)

@@ -86,4 +86,5 @@ def choose_cases(train: Sequence[str], number: int | None, seed: int, fold: int 
         )
     import numpy as np
 
+    # Sorted before the draw: the choice must not depend on the order in splits_final.json.
     return sorted(map(str, np.random.default_rng(seed).permutation(sorted(train))[:number]))

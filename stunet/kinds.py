@@ -131,6 +131,7 @@ def _label(value: Any, where: str) -> None:
 
 
 def _as_integer(value: Any) -> Any:
+    # Five digits, as LARGEST_LABEL has: int() of a very long number raises an error.
     digits = isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < 6
     return int(value) if digits or (isinstance(value, float) and value.is_integer()) else value
 

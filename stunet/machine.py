@@ -100,11 +100,13 @@ def _groups(root: Path) -> Iterator[tuple[Path, tuple[str, str, tuple[str, str]]
         return
     entries, mounts = [line.split(":", 2) for line in groups], [line.split() for line in mounted]
     own = {}
+    # Lines are number:controllers:path; version 2 is the line 0::path (man 7 cgroups).
     for number, controllers, path in (entry for entry in entries if len(entry) == 3):
         if "memory" in controllers.split(","):
             own["cgroup"] = path
         elif number == "0" and not controllers:
             own["cgroup2"] = path
+    # Words 3 and 4 are the mounted part of the hierarchy and the mount point; the type follows a dash (man 5 proc).
     for words in (words for words in mounts if "-" in words[6:-1]):
         kind, options = words[words.index("-", 6) + 1], words[-1].split(",")
         if kind not in own or (kind == "cgroup" and "memory" not in options):
@@ -112,6 +114,7 @@ def _groups(root: Path) -> Iterator[tuple[Path, tuple[str, str, tuple[str, str]]
         top = root / words[4].lstrip("/")
         with suppress(ValueError):  # the mount shows a different part of the hierarchy
             folder = top / Path(own[kind]).relative_to(words[3])
+            # A limit of any ancestor applies to the process as well.
             while folder != top and top in folder.parents:
                 yield folder, CGROUP_V1 if kind == "cgroup" else CGROUP_V2
                 folder = folder.parent

@@ -281,7 +281,7 @@ def check_nnunet(names: Iterable[Names] = NAMES) -> None:
 def limit_processes() -> None:
     """Make nnU-Net start one worker per core and pool, eight at most, instead of always eight.
 
-    Must run before nnunetv2 is imported; a value that the user set in the environment is kept.
+    Must run before nnunetv2 is imported, which reads the variable once; a value that the user set is kept.
     """
     os.environ.setdefault("nnUNet_def_n_proc", str(min(8, os.cpu_count() or 1)))
 

@@ -70,6 +70,7 @@ def check_training(name: str, before: Mapping[str, Any] | None, now: Mapping[str
         return [f"{name} does not say which cases it was trained with: whether they are those of {FILE} is not known"]
     where = f"fold {now['fold']} of {FILE}" if now["fold"] != ALL else "the preprocessed dataset"
     seen, validated = set(before["train"]), set(now["val"])
+    # First, and whether training goes on or not: Dice on cases it was trained with looks normal and means nothing.
     if now["fold"] != ALL and (both := sorted(seen & validated)):
         what = f"{name} was trained with {len(both)} cases that {where} validates with (e.g. {both[0]!r})"
         raise DataError(what, FOLDS_HINT)
@@ -89,6 +90,7 @@ def check_training(name: str, before: Mapping[str, Any] | None, now: Mapping[str
 
 def continued_record(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
     """Return the record of a continued run: the training cases are those it has seen, validation is today's."""
+    # Of a case in both, the files it was trained with count.
     return {**now, "train": before["train"], "made_from": {**now["made_from"], **before["made_from"]}}
 
 
@@ -187,6 +189,7 @@ def check_result(folder: Path) -> list[str]:
     Args:
         folder: RESULT/fold_X, with the record of its training.
     """
+    # Results of nnU-Net and of earlier versions have no record, so there is nothing to compare.
     if not (folder / RECORD).is_file():
         return []
     before = read(folder / RECORD, RUN_RECORD)
@@ -196,6 +199,7 @@ def check_result(folder: Path) -> list[str]:
         cases = find_fold(dataset, plan, configuration, fold)
     except DataError as error:
         return [error.message]
+    # There is no file of folds any more, or not yet.
     if cases is None:
         return []
     manifest = read_manifest(preprocessed_dataset(dataset) / plan.configuration(configuration).data_identifier)
@@ -236,6 +240,7 @@ def _labels(description: Mapping[str, Any]) -> dict[str, Any]:
 
 def _content(record: Mapping[str, Any]) -> list[list[Any]]:
     """Return size and hash (None if unknown) of each raw file of a case."""
+    # A raw file is its name, size and time; the time is left out, because a mere copy changes it.
     hashes = record.get("sha256") or [None] * len(record["raw"])
     return [[file[1], digest and digest[:HASH_LENGTH]] for file, digest in zip(record["raw"], hashes, strict=True)]
 

@@ -62,6 +62,7 @@ def read_toml(path: Any, error: type[StunetError] = DataError) -> dict[str, Any]
         StunetError: Of the class `error`: the file is missing, unreadable or not TOML; the message names the line.
     """
     try:
+        # `path` is a Path or, for files of this package, a Traversable of importlib; both have read_bytes().
         content = tomllib.loads(path.read_bytes().decode("utf-8-sig"))  # Windows editors add a byte order mark
         check_depth(content)
         return content

@@ -57,6 +57,7 @@ def dataset_name(id_or_name: int | str) -> str:
     text = str(id_or_name)
     if text in known:
         return text
+    # isdecimal() alone also accepts digits of other scripts.
     if text.isascii() and text.isdecimal():
         matches = [name for name in known if dataset_number(name) == int(text)]
         if len(matches) == 1:
@@ -142,6 +143,7 @@ def find_result(
     found = [
         p
         for name in ((TRAINER, PARTIAL_TRAINER) if trainer is None else (trainer,))
+        # Escaped, because a name may hold characters that a pattern interprets, such as [ and *.
         for p in sorted(parent.glob(f"{escape(name)}__{escape(plans_name or '') or '*'}__{escape(configuration)}"))
         if (p / "plans.json").is_file()
     ]

@@ -62,6 +62,7 @@ def _format(formats: "argparse._SubParsersAction", name: str, text: str, named: 
         ("--verbose", "also show what the libraries print"),
         ("--debug", "show the traceback of an error"),
     ):
+        # SUPPRESS, because a default of the sub-command would replace the same flag before the format.
         parser.add_argument(flag, action="store_true", default=argparse.SUPPRESS, help=help_)
     return parser
 

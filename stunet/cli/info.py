@@ -80,6 +80,7 @@ def gpus() -> list[str]:
         return []
     query = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader"]
     try:
+        # A driver in a bad state makes nvidia-smi wait for ever.
         answer = subprocess.run(query, capture_output=True, text=True, timeout=10, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return ["nvidia-smi does not answer"]

@@ -35,6 +35,7 @@ def build_parser() -> argparse.ArgumentParser:
             ("--verbose", "also show what the libraries print"),
             ("--debug", "show the traceback of an error"),
         ):
+            # SUPPRESS, because a default of the sub-command would replace the same flag before the action.
             action.add_argument(flag, action="store_true", default=argparse.SUPPRESS, help=about)
     return parser
 

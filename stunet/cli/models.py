@@ -48,6 +48,7 @@ def build_parser() -> argparse.ArgumentParser:
         sub = verbs.add_parser(name, help=help_text, description=help_text, allow_abbrev=False)
         sub.set_defaults(command=command)
         for flag, text in (("--verbose", "also show what the libraries print"), ("--debug", "show tracebacks")):
+            # SUPPRESS, because a default of the sub-command would replace the same flag before the verb.
             sub.add_argument(flag, action="store_true", default=argparse.SUPPRESS, help=text)
         return sub
 

@@ -59,6 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _command(args: argparse.Namespace) -> None:
     request = PlanningRequest(
+        # plan_each() puts each dataset in its place.
         dataset=args.d[0],
         size=args.size,
         preset=args.preset,

@@ -149,5 +149,6 @@ def _list() -> None:
         console.result(f"{name:16}{strategy.title}")
 
 
+# For torchrun ... -m stunet.cli.train (docs/scaling.md).
 if __name__ == "__main__":
     raise SystemExit(main())

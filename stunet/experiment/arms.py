@@ -30,13 +30,17 @@ class Experiment:
         dataset: Number or name.
         weights: What trainings start from, by title; "none" for nothing.
         strategies: Names from trainers/finetune/strategies.py; from scratch, those with the same schedule and depth are
-            merged. cases: Numbers of labelled training cases, or "all". seeds: Seeds for the choice of cases, the
-            initial weights and the batches. heads: What happens to the pre-trained head; if empty, stunet_train
-            chooses. configuration: Key of the plans' configurations. fold: The fold whose validation cases are held
-            out. plans: Name of the plans; None: those of the dataset. size: Key of SIZES; None: that of the weights,
-            and from scratch that of the plans. set: Values for every arm (plans/settings.py). set_scratch: Values for
-            the arms without weights; they override `set`. set_pretrained: Values for the arms with weights; they
-            override `set`.
+            merged.
+        cases: Numbers of labelled training cases, or "all".
+        seeds: Seeds for the choice of cases, the initial weights and the batches.
+        heads: What happens to the pre-trained head; if empty, stunet_train chooses.
+        configuration: Key of the plans' configurations.
+        fold: The fold whose validation cases are held out.
+        plans: Name of the plans; None: those of the dataset.
+        size: Key of SIZES; None: that of the weights, and from scratch that of the plans.
+        set: Values for every arm (plans/settings.py).
+        set_scratch: Values for the arms without weights; they override `set`.
+        set_pretrained: Values for the arms with weights; they override `set`.
     """
 
     dataset: int | str
@@ -113,6 +117,7 @@ def _located(weights: Sequence[str] | Mapping[str, str], folder: Path) -> dict[s
         title = "scratch" if title == text == SCRATCH else title
         if title in found:
             raise UsageError(f"two weights are called {title!r}", 'weights = { one = "...", other = "..." }')
+        # A file takes precedence over a model of the same name.
         there = text != SCRATCH and (folder / text).exists()
         place = str((folder / text).resolve()) if there else text
         for other, same in found.items():
@@ -175,6 +180,7 @@ def command(request: TrainingRequest) -> list[str]:
     return [
         *("stunet_train", str(request.dataset), request.configuration, str(request.fold)),
         *(word for option, value in options.items() if value is not None for word in (option, str(value))),
+        # As JSON in one word of a command line: true for True, and lists without spaces.
         *("--set", *(f"{key}={str(value).lower().replace(' ', '')}" for key, value in request.set.items())),
     ]
 

@@ -32,6 +32,7 @@ class Ending:
 
 def write_request(request: TrainingRequest, path: Path) -> None:
     """Write what an arm's process reads."""
+    # Paths become text, which TrainingRequest takes as well.
     write_json(path, json.loads(json.dumps(asdict(request), default=str)))
 
 

@@ -150,6 +150,7 @@ class _Process:
         self._words, self._log, self._ending_file, self._ending = list(words), log, ending, Ending()
         self._environment = {**os.environ}
         if jobs > 1:
+            # Otherwise each arm would use all cores; a user's own value counts.
             self._environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // jobs)))
         self._start()
 
@@ -159,6 +160,7 @@ class _Process:
         with self._log.open("ab") as file:
             file.write(f"$ {shlex.join(self.command)}\n".encode())
             file.flush()
+            # The log keeps the output of earlier attempts; _last_line() must not quote these.
             self._offset = file.tell()
             # In its own session: a terminal sends Ctrl-C to a whole session, and on a second one an arm saves nothing.
             self._popen = subprocess.Popen(
@@ -273,7 +275,9 @@ def read_dice(summary: Path) -> dict[str, dict[str, float]]:
     Raises:
         DataError: It is not as nnU-Net writes it.
     """
+    # `summary` is MODEL/fold_X/validation/summary.json.
     labels = read(summary.parents[2] / "dataset.json", CLASSES)["labels"]
+    # nnU-Net's key for a region is the text of a tuple, such as '(1, 2)'.
     names = {str(tuple(value) if isinstance(value, list) else value): name for name, value in labels.items()}
     cases = read(summary, SUMMARY_OF_CASES, "delete it, and run again")["metric_per_case"]
     return {

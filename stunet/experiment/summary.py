@@ -80,6 +80,7 @@ def summarise(results: Mapping[Arm, Dice]) -> list[Row]:
     groups: dict[Arm, dict[int, np.ndarray]] = {}
     for arm, dice in results.items():
         table = np.array([[dice[case].get(name, math.nan) for name in names[1]] for case in names[0]])
+        # The arm without its seed identifies a row.
         groups.setdefault(replace(arm, seed=0), {})[arm.seed] = table
     return [_row(arm, by_seed, names[1], _baseline(arm, groups), groups) for arm, by_seed in groups.items()]
 
@@ -110,6 +111,7 @@ def bootstrap(
 def _mean_dice(dice_CK: np.ndarray, counts_DC: np.ndarray) -> np.ndarray:
     """Return the mean Dice of each draw D, given how often each case occurs in it; NaN for a draw without classes."""
     valid = ~np.isnan(dice_CK)
+    # One matrix product for all draws, in place of a resampled table for each.
     total, number = counts_DC @ np.where(valid, dice_CK, 0), counts_DC @ valid
     classes = np.divide(total, number, out=np.zeros_like(total), where=number > 0)
     with np.errstate(invalid="ignore"):
@@ -161,6 +163,7 @@ def _row(
         return row
     ours, theirs = (np.stack([tables[seed] for seed in common]) for tables in (by_seed, groups[baseline]))
     draws = bootstrap(ours, theirs)
+    # A draw may consist of cases that have none of the classes.
     draws = draws[~np.isnan(draws)]
     low, high = np.quantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]) if draws.size else (math.nan, math.nan)
     difference = np.mean([mean_dice(one) - mean_dice(other) for one, other in zip(ours, theirs, strict=True)])

@@ -60,6 +60,7 @@ def plan(
         DataError: The dataset is missing or damaged.
         OutOfMemoryError: The network does not fit into the memory that is planned for, or a case into this machine's.
     """
+    # Must come first: from here on, locals() holds more than the parameters.
     options = {**locals()}
     del options["listener"]
     with isolated():

@@ -156,6 +156,7 @@ def _dataset_file(request: EvaluationRequest) -> Path:
     else:
         assert request.gt_folder is not None  # _check() requires one of the two
         predictions, references = _folder(request.pred_folder), _folder(request.gt_folder)
+        # Above the references is the dataset of a labelsTr; resolved, because it may be a link.
         places = [predictions, references, references.resolve().parent]
     for place in places:
         if (place / "dataset.json").is_file():
@@ -180,6 +181,7 @@ def _dataset_references(dataset: str, predictions: Path, ending: str) -> Path:
     wanted = names([predictions] if predictions.is_file() else predictions.iterdir())
     folders = [raw / "labelsTr", raw / "labelsTs", workspace.preprocessed_dataset(name) / "gt_segmentations"]
     for folder in folders:
+        # One common name is enough: pair() says which files have no partner.
         if wanted & names(folder.glob("*")):
             return folder
     raise DataError(

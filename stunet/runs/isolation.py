@@ -39,6 +39,7 @@ def _restored() -> Iterator[None]:
     environment = {name: os.environ.get(name) for name in VARIABLES}
     threads, benchmark = torch.get_num_threads(), torch.backends.cudnn.benchmark
     of_python, of_numpy = random.getstate(), np.random.get_state()
+    # CUDA's random states only where CUDA is in use: reading them would initialize it.
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
     try:
         with torch.random.fork_rng(devices):
@@ -82,6 +83,7 @@ class _WithoutNnunet(TextIOBase):
         self._stdout = stdout
 
     def write(self, text: str) -> int:
+        # print is written in C and has no frame: the next one is that of whoever called it.
         caller = sys._getframe(1).f_globals.get("__name__", "")
         return len(text) if caller.partition(".")[0] in PRINTERS else self._stdout.write(text)
 

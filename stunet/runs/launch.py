@@ -92,6 +92,7 @@ def launch(run: Run, new_listener: Callable[[], Listener] = NullListener) -> Non
             _train(run, checkpoint, new_listener())
         else:
             if run.start is not None:
+                # The children read the file themselves (Start.__reduce__), so it would only fill this process.
                 run.start.release()
             spawn(_child, (run, checkpoint, new_listener, is_quiet()), run.processes, run.device)
 
@@ -105,6 +106,7 @@ def join(run: Run, checkpoint: Path | None, member: Member, new_listener: Callab
         member: Which process this is.
         new_listener: As for launch().
     """
+    # The first process has found it; on another machine the folder may be a local one.
     if checkpoint is not None and not checkpoint.is_file():
         raise DataError(
             f"process {member.rank} does not find {str(checkpoint)!r}",
@@ -150,6 +152,7 @@ def forget(run: Run) -> None:
     validated = [path for path in (run.folder / "validation").glob("*") if path.is_file()]
     folder = run.folder.parent / HANDED_OVER
     cases = _validated(run) if folder.is_dir() else []
+    # The pattern case_1.* also finds case_1.2.b2nd, of the case case_1.2.
     handed_over = [path for case in cases for path in folder.glob(f"*/{escape(case)}.*") if path.stem == case]
     for path in (*checkpoints(run), run.folder / REPORT, run.folder / RECORD, *validated, *handed_over):
         path.unlink(missing_ok=True)
@@ -200,8 +203,10 @@ def _train(run: Run, checkpoint: Path | None, listener: Listener) -> None:
     """Execute the run in this process."""
     device = torch.device(run.device)
     limit_threads(run)
+    # As in nnU-Net's run_training.
     torch.backends.cudnn.benchmark = device.type == "cuda"
     dataset_json = read_dataset_json(preprocessed_dataset(run.dataset) / "dataset.json")
+    # nnU-Net's trainer pops this key, and fails without it.
     plans = {**run.plan.to_json(), "continue_training": run.resume}
     trainer: BaseTrainer = trainer_class(run.trainer)(plans, run.configuration, run.fold, dataset_json, device)
     trainer.configure(
@@ -217,6 +222,7 @@ def _train(run: Run, checkpoint: Path | None, listener: Listener) -> None:
             listener.loaded(begin(trainer, run.start))
         if not run.only_validate:
             trainer.run_training()
+        # Only validation uses it: checkpoint_final is written by then.
         if run.validate_best:
             trainer.load_checkpoint(str(run.folder / BEST))
         trainer.perform_actual_validation(run.probabilities)
@@ -247,7 +253,9 @@ def limit_threads(run: Run) -> None:
     if run.device == "cuda":
         torch.set_num_threads(1)
     elif not os.environ.get("OMP_NUM_THREADS"):
+        # The cores that this process may use, which batch systems limit; macOS and Windows do not say.
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        # Under torchrun run.processes counts those of all machines, and this those of one.
         here = int(os.environ.get("LOCAL_WORLD_SIZE", run.processes))
         torch.set_num_threads(max(1, cores // here))
 

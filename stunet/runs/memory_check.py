@@ -31,6 +31,7 @@ def check_memory(run: "Run", configuration: Configuration) -> None:
     patch, strides, batch = configuration.patch_size, configuration.strides, configuration.batch_size
     parts = plan.train.accumulation * run.processes
     here = 1 if run.device == "cuda" else run.processes  # processes that share the memory
+    # least() counts the whole network, of which FSDP2 gives each process a share.
     if run.fsdp or (there := _available(run.device)) is None:
         return
 
@@ -41,10 +42,12 @@ def check_memory(run: "Run", configuration: Configuration) -> None:
         return
     shape = " x ".join(map(str, patch))
     what = f"a batch of {batch} patches of {shape} needs more than {needs(batch):.1f} GB, and there are {there:.1f} GB"
+    # Memory grows with the batch, so that bisection finds the largest that fits.
     fitting = bisect_right(range(batch), there, key=needs) - 1
     if fitting < parts:
         hint = "a smaller patch (--set patch_size=[64,64,64]), --set checkpointing=true, or a smaller --size"
         raise OutOfMemoryError(f"{what}; not even a batch of {parts} fits", hint)
+    # Half of it is suggested: least() leaves out all that is temporary, and a real step needs more.
     raise OutOfMemoryError(f"{what}; at most {fitting} could fit", f"--set batch_size={max(parts, fitting // 2)}, say")
 
 

@@ -63,6 +63,7 @@ def choose_plans(dataset: str, request: "TrainingRequest", listener: Listener) -
         size, memory_gb, stages = preset.complete(size, memory_gb, stages)
         overrides = {**preset.set, **overrides}
     options: dict[str, Any] = {"size": size, "memory_gb": memory_gb, "stages": stages}
+    # The default trainer takes every case as completely annotated.
     annotations = None if request.trainer == workspace.TRAINER else load_annotations(path.parent)
     start = None
     if text := request.pretrained or request.pretrained_weights:
@@ -81,6 +82,7 @@ def choose_plans(dataset: str, request: "TrainingRequest", listener: Listener) -
     classes = options["weights"].classes if options.get("weights") else plan.reused_classes
     trainer = request.trainer or needed_trainer(path.parent, classes)
     derived = derive(plan, describe_trained_model(dataset, classes, trainer), overrides=overrides, **options)
+    # The name of a plan says what was set, so the same request finds the plans of an earlier training.
     existing = path.with_name(f"{derived.name}.json")
     if not existing.is_file():
         return Choice(derived, True, start or _start_of(derived, request, listener))

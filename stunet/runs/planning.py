@@ -236,6 +236,7 @@ def _plan_and_preprocess(
     nnunet.limit_processes()
     from stunet.plans.splits import check_splits
 
+    # Before the files are read, which takes longest: nnU-Net would only fail after that.
     check_splits(dataset)
     planned = _planned(dataset, request) if request.plans else None
     if not request.no_check:
@@ -363,6 +364,7 @@ def _training_command(result: PlanningResult, preset: str | None) -> str:
     """Return the command that trains what was planned."""
     plan = result.plan
     first = "3d_fullres" if "3d_fullres" in plan.configurations else "2d"
+    # stunet_train finds the plans by itself if they are the only ones that were planned.
     only = list_planned(result.dataset) == [plan.name]
     fold = _first_fold(result.dataset, plan, first)
     chosen = ("" if only else f" -p {plan.name}") + (f" --preset {preset}" if preset else "")

@@ -171,6 +171,7 @@ def predict(request: PredictionRequest, listener: Listener | None = None) -> Pre
     if not request.folds and (unfinished := unfinished_folds(model)):
         names = ", ".join(map(str, unfinished))
         listener.warn(f"fold {names} has no {request.checkpoint} yet: it is left out")
+    # Every num_parts-th case, as in nnU-Net, so that parts of both programs are the same.
     cases = find_cases(request.input, model, request.series)[request.part_id :: request.num_parts]
     cases = check_format(request.format or DEFAULT, cases)
     if not cases:
@@ -288,6 +289,7 @@ def _output(
 
     folder, taken = request.output, {request.input.resolve()}
     ending = _file_ending(folder)
+    # Also a file in a format that is not among IMAGES, if it is that of the model's images.
     if ending is None and folder.name.endswith(model.ending) and not folder.is_dir():
         ending = model.ending
     if ending is not None:
@@ -358,6 +360,7 @@ def _set_threads(threads: int | None) -> None:
 def _low_resolution(folder: Path) -> Path:
     """Return the low-resolution model next to a model."""
     start, separator, name = folder.resolve().name.rpartition("__")
+    # Resolved, because the folder may be given as "." or as a link, whose name says nothing.
     low = folder.resolve().with_name(f"{start}{separator}{LOW}")
     if name == LOW or not low.is_dir():
         raise DataError(

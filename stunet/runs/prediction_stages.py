@@ -91,6 +91,7 @@ def _reserved(request: PredictionRequest, cases: "list[InputCase]", folder: Path
         with exclusive_lock(folder / ".lock", what, hint):
             yield
     else:
+        # The folder's own lock is shared among parts, and excludes a run for the whole folder.
         lock = folder / f".lock-{own}"
         with shared_lock(folder / ".lock", what, hint), exclusive_lock(lock, f"{what} ({own})", hint):
             yield
@@ -123,6 +124,7 @@ def _run_stage(
         if whole_folder:
             check_folder_is_free(target)
         pipeline = Pipeline(stage, target, wanted, request.max_memory, windows.begin, windows.window, not whole_folder)
+        # Temporary files of other parts of the same run are in use.
         pipeline.remove_leftovers(None if ours and request.num_parts == 1 else cases)
         todo = _pending(pipeline, cases, request.continue_prediction and whole_folder, listener)
         if whole_folder:
@@ -224,6 +226,7 @@ def _make_writable(folder: Path) -> None:
         raise unusable
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        # Writing is the only sure test: permission bits say nothing of a read-only file system.
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:

@@ -39,6 +39,7 @@ def check_data(dataset: str, plan: Plan, configuration: str, fold: int | str, tr
     cases = find_fold(dataset, plan, configuration, fold)
     everything = preprocessed_cases(dataset, plan, configuration)
     check_labels(dataset, plan, configuration, cases.val if cases else everything)
+    # The fold 'all' trains with every case, so none is left out.
     if fold != ALL and (names := unused_cases(dataset, plan, configuration)):
         path = preprocessed_dataset(dataset) / SPLITS
         warnings.append(f"{len(names)} preprocessed cases are in no fold of {str(path)!r} (e.g. {names[0]!r})")
@@ -55,6 +56,7 @@ def _check_previous_stage(dataset: str, plan: Plan, configuration: str, trainer:
     waiting, trained = missing_predictions(model, configuration, cases), trained_folds(model)
     command = f"stunet_train {dataset_number(dataset)} {previous} FOLD -p {plan.name}"
     for fold in trained:
+        # Even if no prediction is missing: one of other cases or data would be trained on without notice.
         if reasons := check_result(model / f"fold_{fold}"):
             hint = f"{command.replace('FOLD', str(fold))} --val, where its training cases are the same, or --overwrite"
             raise DataError(f"{configuration} needs predictions of {previous}, but {reasons[0]}", hint)
@@ -67,6 +69,7 @@ def _check_previous_stage(dataset: str, plan: Plan, configuration: str, trainer:
         hint = f"{command.replace('FOLD', str(able[0]))} --val, which predicts them"
         hint += f"; the same for {', '.join(map(str, able[1:]))}" if able[1:] else ""
     else:
+        # nnU-Net makes five folds, which need five cases.
         hint = f"{command}, for all folds, first" if len(cases) >= 5 else command.replace("FOLD", ALL)
     raise DataError(
         f"{configuration} needs predictions of {previous}; {len(waiting)} are missing (e.g. {waiting[0]!r})", hint

@@ -155,6 +155,7 @@ def train(request: TrainingRequest, listener: Listener | None = None, resume_if_
     """
     listener = listener or Listener()
     _check(request)
+    # Set by torchrun.
     if {"RANK", "WORLD_SIZE"} <= set(os.environ):
         return _train_as_member(request, listener)
     run = prepare(request, listener, resume_if_begun)
@@ -178,11 +179,13 @@ def _train_as_member(request: TrainingRequest, listener: Listener) -> TrainingRe
     request = replace(request, num_gpus=member.size)
 
     def decide() -> tuple["Run", "Run | None", Path | None]:
+        # After a restart the last checkpoint is continued, whatever the options say: --overwrite would lose it.
         run = prepare(request, listener, again)
         if again:
             how = "the latest checkpoint is continued" if run.resume else "from the beginning"
             listener.note(f"started again; {how}")
         left = None if request.dry_run else remaining(run, listener)
+        # Only the first process locks the fold, until all have trained it.
         return run, left, held.enter_context(reserved(left)) if left else None
 
     try:
@@ -232,6 +235,7 @@ def prepare(request: TrainingRequest, listener: Listener, resume_if_begun: bool 
     if resume_if_begun:
         run = continued(run)
     else:  # raises if a training would be overwritten unasked
+        # A dry run overwrites nothing, so it may show what a trained fold would do.
         starting_point(replace(run, overwrite=request.overwrite or request.dry_run))
     check_memory(run, resolved)
     _describe(run, resolved, listener)
@@ -240,6 +244,7 @@ def prepare(request: TrainingRequest, listener: Listener, resume_if_begun: bool 
         if report is not None:
             listener.training().loaded(report)
     elif choice.new:
+        # Trainings that start together, as arms of an experiment do, write their plans one after the other.
         with workspace.planning(dataset, wait=listener.note):
             write_json(workspace.preprocessed_dataset(dataset) / f"{plan.name}.json", plan.to_json())
     return run
@@ -338,6 +343,7 @@ def _describe(run: "Run", configuration: Configuration, listener: Listener) -> N
     network = describe(plan, run.configuration, describe_trained_model(run.dataset, plan.reused_classes, run.trainer))
     patch = "x".join(map(str, configuration.patch_size))
     millions = parameters(network, strides) / 1e6
+    # What a GPU holds at a time is one micro-batch, so the estimate is for the largest of them.
     parts = run.processes * plan.train.accumulation
     batch, part = configuration.batch_size, -(-configuration.batch_size // parts)
     shared = f" in {parts} parts of {part} ({run.processes} processes)" if parts > 1 else ""
