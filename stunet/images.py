@@ -207,7 +207,7 @@ def file_geometry(path: Path, kind: str) -> tuple[np.ndarray | None, tuple[int, 
     """Return affine (to mm in RAS) and shape (D, H, W) of a file as nnU-Net's reader sees it, from the header."""
     if kind.startswith("Nibabel"):
         image: Any = nibabel.load(path)
-        return image.affine, image.shape[2::-1]
+        return image.affine, image.shape[2::-1]  # without a fourth axis, the channels
     header = read_header(path)
     return affine_of({"sitk_stuff": asdict(header)}), header.size[2::-1]
 
@@ -249,6 +249,7 @@ def _straight_copy(path: Path, target: Path) -> Path:
         return path
     with open_nifti(path) as file:
         content = file.read()
+    # The first field is the header's size, 348 for NIfTI-1, in the file's byte order.
     kind = nibabel.Nifti1Header if content[:4] in (b"\x5c\x01\0\0", b"\0\0\x01\x5c") else nibabel.Nifti2Header
     header: Any = kind(content[: kind.sizeof_hdr])
     affine, degrees = nearest_straight_axes(header.get_best_affine())

@@ -36,7 +36,7 @@ def is_nifti(path: str | Path) -> bool:
 def open_nifti(path: str | Path) -> Any:
     """Open a NIfTI file, unpacking by content, not by name: browsers unpack downloads, and ITK reads both."""
     with Path(path).open("rb") as file:
-        packed = file.read(2) == b"\x1f\x8b"
+        packed = file.read(2) == b"\x1f\x8b"  # gzip's magic number
     return gzip.open(path) if packed else Path(path).open("rb")
 
 

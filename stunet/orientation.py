@@ -137,6 +137,7 @@ def turn_image(
         wanted: An orientation, or None: that of the file.
     """
     own = orientation_of(properties)
+    # Colours leave two numbers, because nnU-Net takes a fourth axis for channels; reading.py refuses them.
     if wanted is None or own is None or own == wanted or len(properties["spacing"]) != 3:
         return array, dict(properties)
     way = turn(own, wanted)

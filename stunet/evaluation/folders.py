@@ -186,11 +186,13 @@ def evaluate(
     for outcome in map_cases(compare, cases, processes, lambda case: case.name):
         outcomes.append(outcome)
         advance(outcome.case.name)
+    # Cases come in the order in which processes finish them.
     outcomes.sort(key=lambda outcome: outcome.position)
     able = [outcome for outcome in outcomes if not outcome.error]
     if leave_out is None or not able:
         raise_failed(outcomes)
     else:
+        # Only bad files may be left out: crashes and a lack of memory say nothing about a case.
         raise_failed(outcome for outcome in outcomes if not outcome.bad_files)
         for outcome in outcomes:
             if outcome.error:
@@ -223,6 +225,7 @@ def evaluate_case(case: CasePair, labels: Labels, tolerance_mm: float) -> dict[s
     if labels.lookup is None:
         prediction, geometry = read_segmentation(case.prediction, labels.known, labels.origin)
     else:
+        # The model's own labels: the table has an entry for each.
         prediction, geometry = read_segmentation(case.prediction, frozenset(range(len(labels.lookup))))
         prediction = apply_lookup(labels.lookup, prediction)
     check_same_grid(case.prediction, geometry, case.reference, expected)

@@ -190,7 +190,9 @@ def _compared_classes(
 ) -> Iterator[tuple[str, ClassComparison]]:
     """Yield the classes one after the other, so that the masks of one are freed before those of the next are made."""
     if ignore is not None:
+        # With the ignore label in both arrays, these voxels are in no class and on no surface that differs.
         prediction = np.where(reference == ignore, reference, prediction)
+    # Before single slices are dropped: a volume of one slice still has a volume.
     voxel_ml = prod(spacing) / 1000 if len(spacing) == 3 else nan
     table = confusion(reference, prediction)
     if ignore is not None and ignore < len(table):

@@ -54,7 +54,7 @@ def surface_distances(reference: np.ndarray, prediction: np.ndarray, spacing: Se
         prediction: Boolean mask of the same shape.
         spacing: mm per voxel, in array order.
     """
-    surfaces = [np.pad(mask, 1) for mask in (reference, prediction)]
+    surfaces = [np.pad(mask, 1) for mask in (reference, prediction)]  # outside the array is outside the mask
     edges = [_edges(mask) for mask in surfaces]
     points = [np.argwhere(edge) for edge in edges]
     sizes = surface_elements.sizes(spacing)
@@ -91,6 +91,7 @@ def _nearest(points: np.ndarray, others: np.ndarray, apart: np.ndarray, spacing:
 
 
 def _percentile(distances: np.ndarray, areas: np.ndarray, share: float) -> float:
+    # By distance, then area, as in surface-distance: ties in its cumulative sum are decided identically.
     order = np.lexsort((areas, distances))
     reached = np.cumsum(areas[order]) / areas[order].sum()
     return float(distances[order][min(int(np.searchsorted(reached, share)), len(order) - 1)])

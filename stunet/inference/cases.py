@@ -74,6 +74,7 @@ def find_cases(source: Path, model: ModelFolder, series: str | None = None) -> l
     """
     if not source.exists():
         missing = DataError(f"no input {str(source)!r}", "give a folder of images, an image or a DICOM folder with -i")
+        # A broken link does not exist either; it is called a broken link.
         raise (unusable(source) if source.is_symlink() else None) or missing
     if source.is_file():
         ending = ending_of(source.name, model.ending)
@@ -87,6 +88,7 @@ def find_cases(source: Path, model: ModelFolder, series: str | None = None) -> l
     found = list_images(source, model.ending)
     masks = [image for image in found.images if image.ending == SEGMENTATION != model.ending]
     cases = _group([image for image in found.images if image not in masks], model)
+    # Without images, the source itself is searched: it may be a series, or hold folders of them at any depth.
     for folder in found.series if cases else (source,):
         cases += _series_cases(folder, model, series, {case.name for case in cases})
     if found.slices and found.images:
@@ -132,6 +134,7 @@ def _series_cases(source: Path, model: ModelFolder, series: str | None, taken: s
         return [InputCase(name, (source,), error=problem)]
     try:
         found = dicom.find_series(source, channels[0], series)
+    # A folder that cannot be used is a case that failed, so that the others are predicted.
     except DataError as error:
         return [InputCase(name, (source,), error=error)]
     cases = []
@@ -180,7 +183,9 @@ def read_geometry(case: InputCase, orientation: str | None = None) -> tuple[tupl
     except RuntimeError as error:
         raise DataError(f"cannot read the header of {str(case.files[0])!r}: {str(error).splitlines()[-1]}") from None
     file = case.files[0]
+    # ITK's order is x first; reversed, a fourth axis, the channels, comes first and is cut off.
     shape, spacing = header.size[::-1][-3:], header.spacing[::-1][-3:]
+    # A TIFF states no spacing; nnU-Net reads it from CASE.json.
     if file.suffix.lower() in tiff.ENDINGS and tiff.spacing_file(file, is_image=True).is_file():
         spacing = tiff.read_spacing(file, is_image=True)
     if orientation and len(header.size) == 3:
@@ -230,10 +235,12 @@ def _group(images: list[Image], model: ModelFolder) -> list[InputCase]:
     groups: dict[str, dict[int, Path]] = defaultdict(dict)
     errors: dict[str, DataError] = {}
     same_in_other_format = []
+    # The model's own ending comes first: of CASE.nii.gz and CASE.nrrd, the former is taken and the latter named.
     for image in sorted(images, key=lambda image: (not image.path.name.endswith(ending), image.path)):
         path = image.path
         match = _CHANNEL.fullmatch(image.name)
         name, channel = image.name, 0
+        # With one channel, scan_0003 may be a whole name; a number counts only next to a _0000 of the same case.
         if match and (numbered or f"{match[1]}_0000" in stems):
             name, channel = match[1], int(match[2])
         elif numbered:
@@ -254,6 +261,7 @@ def _group(images: list[Image], model: ModelFolder) -> list[InputCase]:
         log.warning(
             "warning: left out, as there is an image %s of the same name: %s", ending, named(same_in_other_format)
         )
+    # If every case has its _0000 only, that file may hold all channels; reading.py counts them.
     if any(set(group) != {0} for name, group in groups.items() if name not in errors):
         for name in groups.keys() - errors.keys():
             if error := _wrong_channels(name, groups[name], ending, channels):

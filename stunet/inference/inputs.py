@@ -48,6 +48,7 @@ def load(
         UsageError: It is of another kind, or has a spacing, affine or series of its own.
     """
     if isinstance(image, torch.Tensor):
+        # numpy has no bfloat16, and does not see a GPU's memory.
         image = image.detach().cpu().float().numpy()
     images = list(image) if isinstance(image, list | tuple) else [image]
     are_paths = all(isinstance(each, str | os.PathLike) for each in images)
@@ -63,6 +64,7 @@ def load(
         if images and all(isinstance(each, kind) for each in images):
             # A single image may hold all channels; of several, each holds one.
             channels = model.channels if len(images) == 1 else model.channels[:1]
+            # Turned only after stacking: channels are compared with the axes of their files.
             stacked = reorient(stack_channels([make(each, channels, None) for each in images]), orientation)
             if len(stacked.image_CDHW) != len(model.channels):
                 what = f"{len(images)} images for {len(model.channels)} channel(s): {', '.join(model.channels)}"
@@ -114,6 +116,7 @@ def from_array(
     Raises:
         DataError: The shape is wrong, the spacing or affine is invalid, or voxels are not finite.
     """
+    # A copy, even of float32: preprocessing may overwrite it, and the caller keeps the original.
     array = np.array(image[None] if image.ndim == 3 else image, np.float32)
     if array.ndim != 4 or len(array) != len(channels):
         raise DataError(
@@ -153,10 +156,13 @@ def from_nibabel(image: Any, channels: Sequence[str], orientation: str | None) -
     with naming_files(files):
         array = np.asarray(image.dataobj)
         if array.dtype.kind not in "iufb" or array.ndim not in (3, 4):
+            # naming_files() makes a DataError of it.
             raise ValueError(f"{array.dtype} of shape {array.shape} is not one number per voxel")
+        # nibabel's axes run (x, y, z, channel), ours (C, D, H, W).
         array = np.ascontiguousarray(array.T, np.float32)
     array = array if array.ndim == 4 else array[None]
     check_channels(len(array), files, channels)
+    # Not turned there: nibabel has an affine even for a header with neither form; reorient() asks the header.
     raw = from_array(array, None, image.affine, channels, None)._replace(files=files)
     written = header_forms(image.header) if "qform_code" in image.header else None
     if written:

@@ -59,6 +59,7 @@ class ModelFolder:
     @property
     def channels(self) -> list[str]:
         """The names of the model's input channels, in order."""
+        # nnU-Net v1 called them modality; v2 still accepts that.
         return list((self.dataset.get("channel_names") or self.dataset["modality"]).values())
 
     @property
@@ -91,6 +92,7 @@ def open_model(folder: Path, folds: Sequence[int | str] | None = None, checkpoin
     for fold in folds or ():
         if fold not in trained:
             raise _missing_fold(folder, fold, trained, checkpoint)
+    # nnU-Net does not average fold_all with the numbered folds either.
     numbered = tuple(fold for fold in trained if fold != "all")
     return ModelFolder(folder, plan, dataset, tuple(folds or numbered or trained), checkpoint)
 
@@ -135,6 +137,7 @@ def _how_to_go_on(folder: Path, folds: Sequence[str], checkpoints: Sequence[str]
     """Return the hint on how to finish a training that was begun, or to predict with what it has."""
     trainer, _, rest = folder.resolve().name.partition("__")
     plans, _, configuration = rest.partition("__")
+    # Only a folder with the names that nnU-Net and stunet give tells which command trained it.
     number = re.fullmatch(r"Dataset(\d{3})_.+", folder.resolve().parent.name)
     command = "training goes on with --c"
     if number and configuration and trainer in (TRAINER, PARTIAL_TRAINER):

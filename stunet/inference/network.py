@@ -35,6 +35,7 @@ def build(model: ModelFolder, configuration: str) -> tuple[Any, Any, torch.nn.Mo
     try:
         plans = PlansManager(model.plan.to_json())
         manager = plans.get_configuration(configuration)
+        # Before get_network_from_plans(), which imports every name that the plans contain.
         _check_classes(manager, file)
         classes = plans.get_label_manager(model.dataset).num_segmentation_heads
         inputs = determine_num_input_channels(plans, manager, model.dataset)
@@ -51,7 +52,8 @@ def build(model: ModelFolder, configuration: str) -> tuple[Any, Any, torch.nn.Mo
                 deep_supervision=False,
             )
         if ours:
-            network.to_empty(device="cpu")
+            network.to_empty(device="cpu")  # on the meta device, nothing was allocated; loading fills it
+    # nnU-Net does not check plans: mistakes in them show as whatever the code that meets them raises.
     except (KeyError, TypeError, ValueError, ImportError, AttributeError) as error:
         what = f"{type(error).__name__} {error}"
         raise DataError(f"{file!r} does not describe the network of {configuration!r}: {what}", hint) from error
@@ -74,6 +76,7 @@ def _is_trusted(name: str) -> bool:
     if not name.startswith(TRUSTED):
         return False
     found = pydoc.locate(name)
+    # None: nnU-Net then looks for the last part of the name, in dynamic_network_architectures only.
     return found is None or (isinstance(found, type) and issubclass(found, torch.nn.Module))
 
 

@@ -26,6 +26,7 @@ def choose_orientation(model: ModelFolder, option: str | None) -> tuple[str | No
     """
     known, source = known_orientation(model)
     stated = None if option is None else parse_orientation(option)
+    # No source: the plans state it, and preprocessing turned the training images to it. It cannot be another one.
     if stated and known and source is None and stated != known:
         raise UsageError(f"orientation {stated}: the plans say that the training images are {known}", "leave it out")
     return (stated, "the user") if stated and (source or not known) else (known, source)
@@ -65,8 +66,10 @@ def _of_training_images(model: ModelFolder) -> str | None:
         if not raw or not model.plan.dataset_name or not (folder / "dataset.json").is_file():
             return None
         description = read_json(folder / "dataset.json")
+        # The name alone may be that of another dataset.
         if description.get("labels") != model.dataset["labels"]:
             return None
+        # nnU-Net lets dataset.json list its files; without a list, they lie in imagesTr.
         if "dataset" in description:
             cases = get_filenames_of_train_images_and_targets(str(folder), description)
             images = sorted(Path(case["images"][0]) for case in cases.values())
@@ -74,6 +77,7 @@ def _of_training_images(model: ModelFolder) -> str | None:
             images = sorted((folder / "imagesTr").glob(f"*_0000{model.ending}"))
         sample = images[:: -(-len(images) // MAX_IMAGES) or 1]
         found = count_orientations(sample, model.plan.reader)
+    # Whatever is wrong with a dataset that prediction does not need: the orientation stays unknown, with a warning.
     except (StunetError, OSError, RuntimeError, ValueError, AttributeError, LookupError, TypeError):
         return None
     return next(iter(found)) if len(found) == 1 else None

@@ -33,7 +33,7 @@ from stunet.results.segmentation import Segmentation, class_names
 from stunet.results.statistics import Measurement, measure
 
 FAILURES = (*products.FAILURES, OSError)  # of a single case, whatever a library raises about it
-OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
+OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)  # end the run: every further case would fail too
 ABSURD = 100  # times the memory: no real scan needs that much, only one with a wrong spacing
 log = logging.getLogger("stunet")
 
@@ -102,6 +102,7 @@ class Pipeline:
                 prepared = segmentation = None
                 try:
                     plan = self._plan(cases, number)
+                    # Not enough memory for two: the case before is written first, and freed.
                     if not plan.ahead:
                         yield from _written(unwritten, keep=0)
                     prepared = (ahead.pop(number, None) or reader.submit(self._prepare, outcome)).result()
@@ -151,7 +152,7 @@ class Pipeline:
         """Return how the case is scheduled together with its neighbours."""
         needs = [self._need(case) for case in cases[max(0, number - 1) : number + 2]]
         known = [need for need in needs if need is not None]
-        need = needs[min(number, 1)]
+        need = needs[min(number, 1)]  # the first case has none before it
         if need is None:
             return memory.Schedule(ahead=False, half=False)
         if need.prepare > ABSURD * max(self._limit, memory_limit()):
@@ -159,6 +160,7 @@ class Pipeline:
         plan = memory.schedule(need, known, self._base, self._limit, self._limit_name)
         if plan.half:
             log.warning("%s: logits are added in half precision, to keep within the memory", cases[number].name)
+        # Nothing is read ahead next to a case of unknown size: the limit could not be kept.
         return replace(plan, ahead=plan.ahead and len(known) == len(needs))
 
     def _need(self, case: InputCase) -> memory.Need | None:
@@ -181,6 +183,7 @@ class Pipeline:
         self._on_case(case, self.predictor.count_windows(prepared))
         try:
             labels = self.predictor.segment(prepared, self._on_window, file, half, outcome.report.seconds)
+        # Also after an interruption: the file has a float per class and voxel.
         except BaseException:
             if file is not None:
                 file.unlink(missing_ok=True)
@@ -189,6 +192,7 @@ class Pipeline:
 
     def _write(self, outcome: Outcome, segmentation: Segmentation, properties: dict[str, Any]) -> Outcome:
         case, model, wanted = outcome.case, self.predictor.model, self.products
+        # Of the statistics: whatever happens to them, the segmentation is still written.
         problem: Exception | None = None
         try:
             with outcome.report.stage("write"):

@@ -101,6 +101,7 @@ class Predictor:
     def __init__(self, model: ModelFolder, options: Options | None = None) -> None:
         self.model, self.options = model, options or Options()
         checkpoints = [load_trained(path) for path in model.checkpoint_files]
+        # From the checkpoint, as in nnU-Net: the folder may have any name.
         self.name: str = checkpoints[0]["init_args"]["configuration"]
         self._plans, self._configuration, network = build(model, self.name)
         for path, checkpoint in zip(model.checkpoint_files, checkpoints, strict=True):
@@ -113,6 +114,7 @@ class Predictor:
             raise UsageError(f"--v1_preprocessing is not for a cascade such as {self.name}", "leave it out")
         self.orientation, self._orientation_source = choose_orientation(model, self.options.orientation)
         self._seen_orientations: set[str] = set()  # of images, if nothing states the model's
+        # Those of the first fold, and none if it does not name any: both as in nnU-Net.
         mirror_axes = checkpoints[0].get("inference_allowed_mirroring_axes") or ()
         weights = [checkpoint["network_weights"] for checkpoint in checkpoints]
         self._windows = SlidingWindow(
@@ -135,7 +137,7 @@ class Predictor:
             self._label_table,
             self.options.everything_on_device,
         )
-        self._lock = threading.Lock()
+        self._lock = threading.Lock()  # the folds take turns in one network, whose times the segmenter keeps
 
     @classmethod
     def from_folder(
@@ -204,11 +206,13 @@ class Predictor:
             preprocessor: Any = V1Preprocessor(self.options.verbose)
         else:
             preprocessor = preprocessor_of(self._configuration, self.options.verbose, needs_mask=False)
+        # The properties are copied because nnU-Net adds to them.
         with naming_files(raw.files):
             image, previous, properties = preprocessor.run_case_npy(
                 raw.image_CDHW, raw.previous, dict(raw.properties), self._plans, self._configuration, self.model.dataset
             )
             drop_channel_axis(properties)
+        # A cascade also sees the previous stage's labels, one channel per class, as in training.
         if raw.previous is not None:
             labels = self._plans.get_label_manager(self.model.dataset).foreground_labels
             image = np.vstack((image, convert_labelmap_to_one_hot(previous[0], labels, image.dtype)))
@@ -241,12 +245,14 @@ class Predictor:
                 labels = self._segmenter.segment(
                     prepared.image_CDHW, prepared.properties, probabilities, half=half, on_window=on_window
                 )
+            # torch reports a lack of the machine's memory as an ordinary RuntimeError.
             except (MemoryError, RuntimeError) as error:
                 if not is_out_of_memory(error):
                     raise
                 raise OutOfMemoryError(
                     f"out of memory: {last_line(error)}", "--not_on_device, -device cpu, or a machine with more memory"
                 ) from error
+            # Under the lock: the next thread's case replaces the times.
             if seconds is not None:
                 seconds |= self._segmenter.seconds
         return labels
@@ -294,6 +300,7 @@ class Predictor:
         labels = self.model.dataset["labels"]
         if (table := self._label_table) is not None:
             labels = {name: table[value].tolist() for name, value in labels.items() if name != "ignore"}
+        # An orientation in the plans is part of their hash; one from elsewhere has to be recorded.
         stated = {} if self._orientation_source is None else {"orientation": self.orientation}
         return {
             "plans": sha256_of_json(self.model.plan.content),
@@ -324,6 +331,7 @@ class Predictor:
         """Warn the user if the orientation of the training images is unknown, but the image states its own."""
         written = raw.properties.get("nifti")
         code = None if written and not header_has_orientation(written) else orientation_of(raw.properties)
+        # Once per orientation, not once per image.
         if self.orientation is None and code is not None and code not in self._seen_orientations:
             others = " and ".join(sorted(self._seen_orientations))
             self._seen_orientations.add(code)
@@ -347,5 +355,6 @@ class Predictor:
             table = subset_table(wanted, self.model.dataset)
         if labels is not None:
             to_system = labels.from_model(self.model.dataset["labels"])
+            # The subset first: its names and values are those of the model.
             table = to_system if table is None else to_system[table]
         return table

@@ -94,6 +94,7 @@ class Products:
         endings = {*self.endings(model), *(() if shared else (*PROBABILITIES, PREVIEW))}
         names = [f"{case.name}{ending}" for case in cases for ending in endings]
         paths = [folder / name for name in names if len(os.fsencode(name)) <= NAME_MAX]  # longer ones cannot exist
+        # All are checked before any is removed.
         for path in paths:
             if other := next((p for p in path.glob("*") if p.name not in masks), None):
                 what = f"the folder {str(path)!r} holds {other.name!r}, which is not a mask of this model"
@@ -168,6 +169,7 @@ def write(
     with atomic_case(folder, case.name, endings) as part:
         if products.probabilities:
             compress(Path(f"{part}{PROBABILITIES[0]}"))
+            # nnUNetv2_ensemble writes with these properties, and its writer must not turn the result once more.
             of_nnunet = for_nnunet(properties, model.plan.reader)
             Path(f"{part}.pkl").write_bytes(pickle.dumps(of_nnunet))
         if products.preview:
@@ -180,7 +182,7 @@ def write(
         try:
             _write_segmentation(segmentation, properties, case, Path(f"{part}{wanted}"), products.format, writer)
         except FAILURES as error:
-            if products.format == DEFAULT:
+            if products.format == DEFAULT:  # there is no simpler format to fall back on
                 raise
             known, instead = reason(error), [".json", fallback] if model.has_spacing_files else [fallback]
             if taken := next((end for end in instead if not _is_free(case, folder, end, shared)), None):
@@ -214,6 +216,7 @@ def _write_preview(
 
 def endings_of_parts(model: ModelFolder) -> list[str]:
     """Return the endings of all temporary files that a case may have had."""
+    # All formats: the killed run may have had other options.
     formats = [each.ending for each in FORMATS.values() if each.ending is not None]
     return [*PROBABILITIES, PLAIN, PREVIEW, ".json", model.ending, *formats]
 

@@ -97,6 +97,7 @@ def read(case: InputCase, model: ModelFolder, orientation: str | None) -> InputI
             raise DataError(f"{files} holds vectors or colours, not one number per voxel", "convert it to gray values")
         check_channels(len(image), files, channels)
         check_voxels(image, files)
+    # Of the first channel, whose place nnU-Net takes for all.
     if written := read_forms(case.files[0]):
         properties["nifti"] = written
     return _add_previous_stage(InputImage(image, files, properties), case.previous, reader)
@@ -118,10 +119,11 @@ def from_sitk(
     """
     if image.GetNumberOfComponentsPerPixel() > 1:
         raise DataError(f"{files} holds vectors or colours, not one number per voxel", "convert it to gray values")
+    # GetArrayFromImage() copies; astype() does so only if it has to.
     array = sitk.GetArrayFromImage(image).astype(np.float32, copy=False)
     spacing = list(image.GetSpacing()[::-1][-3:])
     if array.ndim == 2:
-        array, spacing = array[None], [FLAT_THICKNESS * max(spacing), *spacing]
+        array, spacing = array[None], [FLAT_THICKNESS * max(spacing), *spacing]  # as SimpleITKIO does
     array = array if array.ndim == 4 else array[None]
     check_channels(len(array), files, channels)
     check_voxels(array, files)
@@ -200,6 +202,7 @@ def naming_files(files: str) -> Iterator[None]:
             raise OutOfMemoryError(
                 f"{files} does not fit into memory: {last_line(error)}", "a machine with more memory"
             ) from error
+        # nnU-Net prints how channels differ, and raises a RuntimeError without a text.
         what = last_line(error) or "the channels differ in shape or spacing"
         raise DataError(f"cannot read or preprocess {files}: {what}", "look at it in a viewer") from error
 
@@ -234,6 +237,7 @@ def _check_channels_lie_alike(files: Sequence[Path], kind: str) -> None:
     if len(files) < 2 or kind.endswith(REORIENTS):  # those readers turn each file separately
         return
     hint = "bring the channels of a case onto one grid, with SimpleITK's Resample"
+    # nnU-Net prints a warning if origins or directions differ, and goes on.
     codes = {file: code for file in files if (code := file_orientation(file, kind))}
     if not codes:
         return

@@ -105,12 +105,15 @@ def recollect(
     with atomic_folder(target) as part:
         for path, checkpoint in zip(source.model.checkpoint_files, source.checkpoints, strict=True):
             network.load_state_dict(checkpoint["network_weights"])
+            # A generator per fold, with the same seed: every fold is counted on the same patches.
             patches = _patches(cases, source.planned.patch_size, source.planned.batch_size, batches, on_batch)
+            # Resets the statistics, and averages over all batches with equal weight instead of a momentum.
             update_bn(patches, network.to(device), torch.device(device))
             state = network.cpu().state_dict()
             counted = {name: state[name] for name in source.statistics}
             check_finite(counted, path)
             (part / path.parent.name).mkdir()
+            # Only the statistics are replaced: all other tensors stay those of the file, bit by bit.
             content = checkpoint | {"network_weights": checkpoint["network_weights"] | counted}
             save_checkpoint(content, part / path.parent.name / path.name)
         for file in ("plans.json", "dataset.json"):
@@ -197,5 +200,5 @@ def _patch(image_CDHW: Any, shape: list[int], random: np.random.Generator) -> np
         start = int(random.integers(max(size - length, 0) + 1))
         cut.append(slice(start, start + length))
         missing = max(length - size, 0)
-        margins.append((missing - missing // 2, missing // 2))
+        margins.append((missing - missing // 2, missing // 2))  # the larger half first, as nnU-Net's data loader
     return np.pad(image_CDHW[tuple(cut)], margins)

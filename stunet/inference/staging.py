@@ -28,6 +28,7 @@ def atomic_case(folder: Path, name: str, endings: Sequence[str]) -> Iterator[str
     part, all_endings = folder / staging_of_case(name), list(endings)
     try:
         yield str(part)
+        # All are checked before the first is renamed: a truncated file must not leave half a case.
         for ending in endings:
             try:
                 check_nifti(Path(f"{part}{ending}"))
@@ -36,6 +37,7 @@ def atomic_case(folder: Path, name: str, endings: Sequence[str]) -> Iterator[str
         for ending in endings:
             os.replace(f"{part}{ending}", folder / f"{name}{ending}")
     finally:
+        # Also those that the block took out of `endings`, of which a part may exist.
         for ending in {*endings, *all_endings}:
             remove(Path(f"{part}{ending}"))
 

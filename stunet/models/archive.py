@@ -81,10 +81,11 @@ def _check_members(path: Path, members: list[zipfile.ZipInfo]) -> None:
     if len(members) > MAX_MEMBERS:
         raise refuse(f"it has {len(members)} members")
     for member in members:
+        # Windows' separators and drive letters are refused on every system.
         name = PurePosixPath(member.filename.replace("\\", "/"))
         if name.is_absolute() or ".." in name.parts or re.match(r"[A-Za-z]:", member.filename):
             raise refuse(f"its member {member.filename!r} would be written outside of the folder")
-        if stat.S_ISLNK(member.external_attr >> 16):
+        if stat.S_ISLNK(member.external_attr >> 16):  # the Unix mode
             raise refuse(f"its member {member.filename!r} is a link")
     total = sum(member.file_size for member in members)
     if total > MAX_RATIO * path.stat().st_size + MAX_EXTRA_BYTES:

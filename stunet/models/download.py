@@ -124,6 +124,7 @@ def _complete(url: str, part: Path, sha256: str | None, size: int | None, on_byt
         before = _length(part)
         try:
             return _attempt(url, part, sha256, size, on_bytes) or continued
+        # A subclass of ConnectionError, but a certificate that is wrong stays wrong.
         except requests.exceptions.SSLError as error:
             raise _Unusable(_reason(error)) from None
         except RETRYABLE as error:
@@ -131,6 +132,7 @@ def _complete(url: str, part: Path, sha256: str | None, size: int | None, on_byt
         except (requests.RequestException, urllib3.exceptions.HTTPError, ValueError) as error:  # includes odd redirects
             raise _Unusable(_reason(error)) from None
         continued = True
+        # Progress starts the count again, but not if it was slow: a stalling server would never be given up.
         failures = failures + 1 if slow or _length(part) < before + CHUNK else 1
         if failures == ATTEMPTS:
             raise _Unusable(reason)
@@ -142,11 +144,12 @@ def _complete(url: str, part: Path, sha256: str | None, size: int | None, on_byt
 def _attempt(url: str, part: Path, sha256: str | None, size: int | None, on_bytes: Progress) -> bool:
     """Make one request; return whether it continued an earlier part."""
     have = _length(part)
+    # Lengths, ranges and checksum are those of the file, not of a packed form of it.
     headers = {"Accept-Encoding": "identity"} | _resume_headers(url, part, bool(sha256))
     with requests.get(url, headers=headers, stream=True, timeout=TIMEOUT_S) as answer:
         if url.startswith("https:") and not answer.url.startswith("https:"):
             raise _Unusable("leads to an unencrypted address")
-        if answer.status_code == 416 and _total(answer) == have:
+        if answer.status_code == 416 and _total(answer) == have:  # nothing is left to send
             return True
         if answer.status_code == 416:
             _forget(part)
@@ -188,6 +191,7 @@ def _attempt(url: str, part: Path, sha256: str | None, size: int | None, on_byte
 def _chunks(answer: requests.Response) -> Iterator[bytes]:
     """Yield the content as it arrives; each read has a timeout, and MIN_BYTES ends a transfer that is too slow."""
     began, came, kept = time.monotonic(), 0, bytearray()
+    # read1() returns what has arrived; read() waits for a whole chunk.
     while piece := answer.raw.read1(CHUNK):
         kept += piece
         came += len(piece)
@@ -219,6 +223,7 @@ def _resume_headers(url: str, part: Path, verified: bool) -> dict[str, str]:
 
 def _remember(part: Path, url: str, answer: requests.Response) -> None:
     tag = answer.headers.get("ETag", "")
+    # If-Range does not allow weak tags: they do not promise the same bytes (RFC 9110, 13.1.5).
     validator = tag if tag and not tag.startswith("W/") else answer.headers.get("Last-Modified", "")
     _state(part).write_text(json.dumps({"url": url, "validator": validator}))
 

@@ -50,6 +50,7 @@ def describe(weights: Weights, entry: Entry | None = None) -> Weights:
             f"import it with the {' and '.join(lacking.values())} of its training; fine-tuning takes it as it is",
         )
     channels = entry.channels if entry and entry.channels else weights.channels
+    # The registry fills gaps: what the file's own dataset.json states comes later and wins.
     dataset = (dataset_of(entry) if entry and planned else {}) | (weights.dataset or {}) | {"labels": classes}
     dataset["channel_names"] = _by_number(channels or range(weights.network.channels))
     described = replace(
@@ -152,7 +153,7 @@ def check_fit(weights: Weights) -> None:
         what = "no plans" if sized else f"a network of no size that stunet knows ({', '.join(SIZES)})"
         raise WeightsError(f"{str(weights.path)!r} has {what}", "stunet_models info NAME lists what is needed")
     check_metadata(weights)
-    with torch.device("meta"):
+    with torch.device("meta"):  # shapes only: an STU-Net H takes 5.8 GB
         network = described.build(weights.strides)
     check_weights(weights.path, network, weights.tensors)
 
@@ -195,6 +196,7 @@ def export(source: Path, target: Path, half: bool = False) -> None:
         write_model_folder(target, _fitting(folds, half), {"source": str(source)})
         return
     with write_lock(target):
+        # Again: another process may have made it before this one got the lock.
         _check_free(target)
         if ending == ".zip":
             _export_zip(target, _fitting(folds, half), source)
@@ -221,6 +223,7 @@ def _fitting(folds: dict[str, Weights], half: bool) -> dict[str, Weights]:
 
 
 def _export_zip(target: Path, folds: Mapping[str, Weights], source: Path) -> None:
+    # A fixed name, under the lock of the target: what a killed export left is removed.
     folder = target.with_name(f".{target.name}.folder")
     shutil.rmtree(folder, ignore_errors=True)
     try:
@@ -259,7 +262,7 @@ def check(source: Path) -> list[str]:
 def _checkpoint(weights: Weights) -> dict[str, Any]:
     checkpoint: dict[str, Any] = {
         "network_weights": {name: _own_storage(tensor) for name, tensor in weights.tensors.items()},
-        "trainer_name": "nnUNetTrainer",
+        "trainer_name": "nnUNetTrainer",  # stock nnU-Net finds it without any variable
         "init_args": {"configuration": weights.configuration},
     }
     if weights.mirror_axes is not None:  # leave it out if unknown: nnU-Net does not mirror without the key

@@ -51,6 +51,7 @@ def _problems(weights: "Weights", plan: Plan, planned: Configuration, dataset: M
         yield f"normalization_schemes is {schemes!r}; known: {', '.join(NORMALIZATIONS)}"
     if len(schemes) != named:
         yield f"normalization_schemes is {schemes!r}, for {named} channel(s)"
+    # nnU-Net looks these names up in its own package: others would fail there, or need code of someone else.
     names = {
         "image_reader_writer": (plan.reader, READERS),
         "label_manager": (plan.label_manager, ("LabelManager",)),
@@ -70,7 +71,9 @@ def _wrong_classes(weights: "Weights", planned: Configuration, dataset: Mapping[
         yield f"{len(rows)} classes share {labels} labels in dataset.json"
     if len(rows) != weights.network.classes:
         yield f"the head has {weights.network.classes} rows, and {len(rows)} classes are named"
+    # nnU-Net v1 called them modality.
     numbered = dataset.get("channel_names") or dataset.get("modality") or {}
     named, channels = len(numbered), weights.network.channels
+    # A cascade also takes one channel for each label of the previous stage but the background.
     if named + (labels - 1 if planned.previous_stage else 0) != channels:
         yield f"the network takes {channels} channel(s), and {named} are named"

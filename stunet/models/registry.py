@@ -25,7 +25,7 @@ from stunet.weights.v2 import NORMALIZATIONS, make_dataset, make_plan
 DEFAULT_TAG = "totalseg"
 CONFIGURATION = "3d_fullres"
 OWN = "models.toml"  # in the store: entries of the user
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")  # also a folder: no separator, no dot in front
 _HEX = re.compile("[0-9a-f]{64}")
 
 
@@ -204,6 +204,7 @@ def _read(path: Any) -> list[Entry]:
         if not by_size or not all(isinstance(part, dict) for part in by_size.values()):
             what = f"[{tag}] has no table [{tag}.SIZE]"
             raise WeightsError(f"{str(path)!r}: {what}", f"SIZE is one of {', '.join(SIZES)}")
+        # What a size states replaces what its tag states for all sizes.
         shared = {key: value for key, value in table.items() if key not in SIZES}
         found += [_entry(f"STU-Net-{size}.{tag}", size, shared | part, path) for size, part in by_size.items()]
     return found
@@ -245,6 +246,7 @@ def _rules(entry: Entry) -> Iterator[tuple[str, bool, str]]:
     for key in numbers:
         yield key, all(n > 0 for n in _flat(getattr(entry, key))), "positive"
     name = entry.filename
+    # The file is kept in the model's folder, next to our .json files.
     plain = Path(name).name == name and name not in ("", "..") and "\0" not in name and not name.endswith(".json")
     yield "filename", plain, "the name of a file without its folder, and of no .json"
     for key in ("sources", "pages"):
@@ -287,4 +289,4 @@ def _fits(value: Any, kind: Any) -> bool:
         return any(_fits(value, one) for one in get_args(kind))
     if get_origin(kind) is tuple:
         return isinstance(value, tuple) and bool(value) and all(_fits(item, get_args(kind)[0]) for item in value)
-    return type(value) in ((int, float) if kind is float else (kind,))
+    return type(value) in ((int, float) if kind is float else (kind,))  # isinstance() would take True for an int

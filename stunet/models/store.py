@@ -49,6 +49,7 @@ def installed() -> list[Installed]:
     """Return the models of the store, sorted by name; skip one with a broken record, and name it in a warning."""
     found = []
     for path in sorted(registry.store().glob(f"*/{RECORD}")):
+        # Hidden folders are unfinished, or hold downloads.
         if not path.parent.name.startswith("."):
             try:
                 found.append(Installed(path.parent.name, path.parent, read_record(path.parent)))
@@ -73,6 +74,7 @@ def find_model(text: str, offline: bool = False, on_bytes: "Progress | None" = N
     """
     if model := find_installed(text):
         return model.path
+    # Before paths: a folder that happens to be called STU-Net-B does not hide the model.
     entry = registry.look_up(text)
     if entry is None:
         with suppress(RuntimeError):  # an unknown user, as in ~nobody
@@ -118,7 +120,7 @@ def download(entry: Entry, keep: bool = False, on_bytes: "Progress | None" = Non
             f"stunet_models import {entry.filename} --name {entry.name}",
         )
     with _locked(entry.name):
-        if model := find_installed(entry.name):
+        if model := find_installed(entry.name):  # by a process that this one waited for
             return model
         folder = registry.store() / ".downloads" / entry.name
         folder.mkdir(parents=True, exist_ok=True)
@@ -189,6 +191,7 @@ def import_file(path: Path, name: str | None = None, pkl: Path | None = None, da
         try:
             return _import(unpack(path, folder), path, name, pkl, dataset)
         except (WeightsError, DataError) as error:
+            # The user knows the archive, not the folder that it was unpacked to.
             raise type(error)(error.message.replace(str(folder), str(path)), error.hint) from None
         finally:
             shutil.rmtree(folder, ignore_errors=True)
@@ -232,6 +235,7 @@ def _recognised(weights: "Weights", path: Path, digest: str | None) -> Entry | N
     if not found:
         return None
     known = found[0].sha256 or recorded_sha256(found[0])
+    # A name alone proves nothing if a checksum is known and differs.
     if found is alike and known not in (None, digest):
         raise WeightsError(
             f"{str(path)!r} has the name of {found[0].name}, but the sha256 {digest} instead of {known}",
@@ -283,6 +287,7 @@ def _remember(entry: Entry, digest: str) -> None:
 def _locked(name: str) -> Iterator[None]:
     """Hold a lock of the store; wait, with a message, while another process holds it."""
     lock = exclusive_lock(_lock_of(name), f"another process is busy with {name}", "", wait=_warn_of_waiting)
+    # Only errors of taking the lock are translated; those of the block pass.
     with ExitStack() as stack:
         try:
             stack.enter_context(lock)

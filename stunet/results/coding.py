@@ -75,6 +75,7 @@ def coding(name: str) -> Coding:
     spelled = canonical(name)
     words = spelled.split("_")
     for lesion, keyword in _LESIONS.items():
+        # kidney_cyst_left is a cyst, and the left kidney is where it lies.
         if lesion in words:
             where = "_".join(word for word in words if word != lesion)
             region, side = _structure(where)

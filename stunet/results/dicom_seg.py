@@ -83,6 +83,7 @@ def check_series(folder: Path, series: str | None = None) -> None:
     """
     referenced = _read_series(folder, series)
     width, height, _ = referenced.stack.size
+    # highdicom judges the headers when it makes a file, and needs a segment for it: one voxel of one slice.
     frames = np.zeros((1, height, width), np.uint8)
     frames[0, 0, 0] = 1
     _encode(folder, replace(referenced, datasets=referenced.datasets[:1]), frames, ["tissue"], "stunet", __version__)
@@ -178,6 +179,7 @@ def _read_series(folder: Path, series: str | None) -> ReferencedSeries:
         what = f"{str(folder)!r} is an enhanced series, all slices in a file, which --format dicom_seg does not take"
         raise DataError(what, "--format image or seg.nrrd, or convert it to single slices")
     files = [frame.header.file for frame in grid.frames]
+    # force: files without DICOM's preamble are read, too.
     datasets = [pydicom.dcmread(file, stop_before_pixels=True, force=True) for file in files]
     _check_identifiers(datasets, folder)
     for source in datasets:
@@ -213,6 +215,7 @@ def _complete(source: "Dataset", grid: Stack) -> None:
         setattr(source, name, value if re.fullmatch(MAY_BE_EMPTY[name], value) else "")
     first = grid.frames[0]
     source.SliceThickness = source.get("SliceThickness") or grid.spacing[2]
+    # highdicom refuses cosines that differ even by rounding; stack() has compared them with a tolerance.
     source.ImageOrientationPatient = list(numbers(first, "ImageOrientationPatient", 6) or ())
     source.PixelSpacing = list(numbers(first, "PixelSpacing", 2) or ())
 

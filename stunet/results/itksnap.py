@@ -20,6 +20,7 @@ def write_itksnap_labels(segmentation: Segmentation, path: Path) -> None:
     rows.append('    0     0    0    0        0  0  0    "Clear Label"')
     for name, value in segmentation.names.items():
         red, green, blue = colour(name)
+        # A double quote would end the name.
         text = segmentation.header_name(value).replace('"', "'")
         rows.append(f'{value:5} {red:5} {green:4} {blue:4}        1  1  1    "{text}"')
     with atomic_write(path) as part:

@@ -79,6 +79,7 @@ class RunReport:
     command: Sequence[str]
     device: str
     made_by: Mapping[str, Any]
+    # Lambdas, because the functions are defined below.
     versions: dict[str, str] = field(default_factory=lambda: versions())
     started: str = field(default_factory=lambda: _now())
     cases: list[CaseReport] = field(default_factory=list)

@@ -107,7 +107,7 @@ class Segmentation:
         """The matrix of a NIfTI file, (4, 4): from voxel (x, y, z) to mm in RAS; a 2D image lies in the plane z = 0."""
         size = len(self.origin)
         affine = np.eye(4)
-        affine[:size, :size] = np.reshape(self.direction, (size, size)) * self.spacing[::-1][:size]
+        affine[:size, :size] = np.reshape(self.direction, (size, size)) * self.spacing[::-1][:size]  # columns are axes
         affine[:size, 3] = self.origin
         return np.diag([*np.diag(LPS_OF_RAS), 1.0]) @ affine
 
@@ -127,6 +127,7 @@ class Segmentation:
             for other, values in self.regions.items()
             if other != name and value not in values
         }
+        # Only the outermost of the regions inside are named; those within them are left out with them.
         parts = [other for other, values in inside.items() if values and not any(values < v for v in inside.values())]
         return f"{name} without {', '.join(parts)}" if parts else name
 

@@ -74,6 +74,7 @@ def measure(segmentation: Segmentation, image_CDHW: np.ndarray, channels: Sequen
         values = list(segmentation.values(name))
         voxels = int(counts[values].sum())
         means = sums[:, values].sum(axis=1) / max(voxels, 1)
+        # Rounding may leave the variance of equal values just below 0.
         variances = squares[:, values].sum(axis=1) / max(voxels, 1) - means**2
         intensity = {
             channel: Intensity(float(shift + mean), float(np.sqrt(max(variance, 0.0))))
@@ -102,6 +103,7 @@ def add_statistics(folder: Path, cases: Mapping[str, Mapping[str, Measurement]],
     """
     path = folder / JSON_FILE
     with exclusive_lock(folder / ".lock-statistics", "", "", wait=lambda what: None):
+        # Read under the lock: parts of a prediction share the folder, and each adds its own cases.
         known = read_statistics(path) if path.is_file() else {}
         write_statistics(folder, {**{name: known[name] for name in known if name not in stale}, **cases})
 
@@ -158,7 +160,7 @@ def _count(
     planes = max(1, SLAB_VOXELS // max(1, labels[:1].size))
     for start in range(0, len(labels), planes):
         slab = labels[start : start + planes].ravel().astype(np.intp)
-        counts += np.bincount(slab, minlength=length)[:length]
+        counts += np.bincount(slab, minlength=length)[:length]  # higher values belong to no class
         for channel, shift in enumerate(shifts):
             values = image_CDHW[channel, start : start + planes].ravel().astype(np.float64)
             values -= shift

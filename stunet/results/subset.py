@@ -53,6 +53,7 @@ def subset_table(wanted: Sequence[str], dataset: Mapping[str, Any]) -> np.ndarra
     names, regions = class_names(dataset)
     top = max([*names.values(), *(value for values in regions.values() for value in values)])
     table = np.zeros(top + 1, np.min_scalar_type(top))
+    # In the model's order, in which later regions overwrite earlier ones.
     for name in choose_classes(wanted, list(names)):
         table[list(regions.get(name, (names[name],)))] = names[name]
     return table

@@ -20,9 +20,7 @@ from stunet.inference.engine.interpolation import Axes, axis, between, has_rows
 VOXELS_AT_A_TIME = 2**22  # of the target grid
 VALUES_CPU = 2**19  # interpolated at a time: 2 MB, which fits into the caches
 VALUES_GPU = 2**25
-COPIED_AT_A_TIME = (
-    2**23
-)  # logits converted at a time if they cannot be read in place, because they are in half precision
+COPIED_AT_A_TIME = 2**23  # logits that cannot be read in place, because they are in half precision
 BITS = 62  # regions that one integer can encode
 
 
@@ -64,6 +62,7 @@ def label(
     for start, logits, here in _parts(slabs, axes, VOXELS_AT_A_TIME):
         labels = _decide(logits, regions)
         voxels = _where_corners_differ(labels[..., None] if regions is None else _pattern(logits), here)
+        # Where all corners agree, the label of the lower one is that of the voxel.
         for dim, each in enumerate(here):
             labels = labels.index_select(dim, each.lower)
         for some, values in _interpolated(logits, here, voxels):
@@ -78,6 +77,7 @@ def probabilities(
 
     Probabilities are the softmax over classes, or the sigmoid of each region, in float32.
     """
+    # Fewer than for labels: all classes of these voxels are in memory together.
     for start, logits, here in _parts(slabs, axes, VOXELS_AT_A_TIME // 32):
         shape = [len(each.lower) for each in here]
         voxels = torch.unravel_index(torch.arange(math.prod(shape), device=logits.device), shape)
@@ -113,6 +113,7 @@ def _decide(values: Tensor, regions: Sequence[int] | None) -> Tensor:
         return values.argmax(-1).to(torch.int16)
     labels = torch.zeros(values.shape[:-1], dtype=torch.int16, device=values.device)
     for number, region in enumerate(regions):
+        # A logit above 0 is a probability above 0.5, nnU-Net's threshold for regions.
         labels.masked_fill_(values[..., number] > 0, region)
     return labels
 
@@ -129,6 +130,7 @@ def _pattern(logits_DHWK: Tensor) -> Tensor:
 
 def _where_corners_differ(values_DHWN: Tensor, axes: Axes) -> tuple[Tensor, ...]:
     """Return the target voxels that lie between grid points of different values, as one index tensor per axis."""
+    # Minimum and maximum over the corners of each cell, one axis after the other; they are equal if all corners are.
     least = most = values_DHWN
     for dim, each in enumerate(axes):
         size = least.shape[dim]
@@ -137,6 +139,7 @@ def _where_corners_differ(values_DHWN: Tensor, axes: Axes) -> tuple[Tensor, ...]
             most = torch.maximum(most.narrow(dim, 0, size - 1), most.narrow(dim, 1, size - 1))
     differ = (least != most).any(-1)
     for dim, each in enumerate(axes):
+        # There is one cell fewer than grid points: voxels on the last point belong to the last cell.
         differ = differ.index_select(dim, each.lower.clamp(max=differ.shape[dim] - 1))
     return torch.nonzero(differ, as_tuple=True)
 

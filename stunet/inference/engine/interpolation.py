@@ -64,10 +64,12 @@ def axis(source: int, target: int, linear: bool) -> Axis:
     """
     position = ((torch.arange(target, dtype=torch.float64) + 0.5) * (source / target) - 0.5).clamp(0, source - 1)
     if not linear:
+        # Halves are rounded up, as in scipy.
         nearest = (position + 0.5).floor().long().clamp(max=source - 1)
         return Axis(nearest, nearest, torch.zeros(target))
     lower = position.floor().long()
     fraction = (position - lower).float()
+    # A plane without weight is not named as the upper one: it may be in a later slab, or not exist at all.
     return Axis(lower, torch.where(fraction > 0, lower + 1, lower), fraction)
 
 

@@ -52,7 +52,7 @@ class ReadyNetwork:
         self.precision = resolve_precision(precision, device)
         self.members = max(1, len(weights))
         self._weights = weights
-        self._loaded: int | None = None if weights else 0
+        self._loaded: int | None = None if weights else 0  # the member whose weights are in the network
         self._mirrored = [axes for n in range(len(mirror_axes)) for axes in itertools.combinations(mirror_axes, n + 1)]
         self._network = prepare(network, device, self.precision)
 
@@ -64,6 +64,7 @@ class ReadyNetwork:
     def use(self, member: int) -> None:
         """Select the member to compute with from now on."""
         if member != self._loaded:
+            # A network from torch.compile holds the original, with the original names, in _orig_mod.
             getattr(self._network, "_orig_mod", self._network).load_state_dict(self._weights[member])
             self._loaded = member
 
@@ -131,7 +132,7 @@ def resolve_precision(precision: str, device: torch.device) -> str:
     if precision == "auto":
         if device.type == "cpu":
             return "bf16" if has_bf16() else "fp32"
-        return "fp16" if device.type == "cuda" else "fp32"
+        return "fp16" if device.type == "cuda" else "fp32"  # as nnU-Net's autocast
     if precision not in PRECISIONS:
         raise UsageError(f"unknown precision {precision!r}", f"--precision auto, {', '.join(PRECISIONS)}")
     if device.type != "cuda" and precision == "fp16":
@@ -150,6 +151,7 @@ def has_bf16() -> bool:
 def _use_one_dnn(network: nn.Module) -> None:
     """Run all 3D convolutions in oneDNN; for a single small image, torch uses its own kernel, three times slower."""
     for module in network.modules():
+        # mkldnn_convolution() pads with zeros only, by numbers and not by names such as "same".
         if isinstance(module, nn.Conv3d) and module.padding_mode == "zeros" and not isinstance(module.padding, str):
             module.forward = partial(_convolve, module)  # type: ignore[method-assign]
 
@@ -177,8 +179,9 @@ def _is_3d(network: nn.Module) -> bool:
 
 def _replace_instance_norms(network: nn.Module) -> None:
     """Replace instance norms, which copy to the default layout and back, by group norms with the same weights."""
-    for module in list(network.modules()):
+    for module in list(network.modules()):  # a list, because the loop replaces modules
         for name, norm in module.named_children():
+            # With running statistics, it normalises by those in evaluation mode, which no group norm does.
             if isinstance(norm, nn.InstanceNorm2d | nn.InstanceNorm3d) and not norm.track_running_stats:
                 group = nn.GroupNorm(norm.num_features, norm.num_features, norm.eps, norm.affine)
                 group.load_state_dict(norm.state_dict())

@@ -33,6 +33,7 @@ def plain_array(path: Path, shape: Sequence[int]) -> Iterator[np.ndarray]:
         array = np.lib.format.open_memmap(path, "w+", np.float32, tuple(shape))
         _reserve(path)
         yield array
+        # What is dropped from memory stays in the file. Kept, 60 classes of 200^3 counted as 2.3 GB instead of 0.4.
         array.flush()
         array._mmap.madvise(mmap.MADV_DONTNEED)  # type: ignore[attr-defined]
     except BaseException:
@@ -54,7 +55,7 @@ def compress(path: Path, on_block: Callable[[], None] = lambda: None) -> None:
     try:
         with (
             zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive,
-            archive.open("probabilities.npy", "w", force_zip64=True) as target,
+            archive.open("probabilities.npy", "w", force_zip64=True) as target,  # may pass 4 GiB
             plain.open("rb") as source,
         ):
             while block := source.read(BLOCK):

@@ -64,7 +64,7 @@ class Segmenter:
         self.seconds = {"network": 0.0, "export": 0.0}  # of the last segment()
         labels = self.plans.get_label_manager(self.dataset)
         self._regions = list(labels.regions_class_order) if labels.has_regions else None
-        self.dtype = np.dtype(np.uint8 if len(labels.foreground_labels) < 255 else np.uint16)
+        self.dtype = np.dtype(np.uint8 if len(labels.foreground_labels) < 255 else np.uint16)  # as in nnU-Net
         if self.lookup is not None:
             self.dtype = self.lookup.dtype
 
@@ -132,7 +132,7 @@ class Segmenter:
         except torch.OutOfMemoryError:
             if not self.on_device or self.windows.network.device.type == "cpu":
                 raise
-            torch.cuda.empty_cache()
+            torch.cuda.empty_cache()  # the first attempt's blocks, for the windows of the second
             self._fill_from(self.windows.slabs(image_CDHW, half, False, on_window), grids, image_CDHW, spacing)
 
     def _timed(self, slabs: Iterator[export.Slab]) -> Iterator[export.Slab]:
@@ -211,6 +211,7 @@ class Segmenter:
         self, source: Sequence[int], target: Sequence[int], spacing: Sequence[float], target_spacing: Sequence[float]
     ) -> export.Axes | None:
         """Return what nnU-Net's resampling of probabilities does, as axes; None if axes cannot express it."""
+        # Options that plans leave out have the defaults of nnU-Net's resample_data_or_seg_to_shape().
         options = dict(self.configuration.configuration["resampling_fn_probabilities_kwargs"])
         separate = {
             "force_separate_z": options.get("force_separate_z", False),
@@ -220,6 +221,7 @@ class Segmenter:
             return None
         order = options.get("order", 3)
         is_separate, axis = determine_do_sep_z_and_axis(current_spacing=spacing, new_spacing=target_spacing, **separate)
+        # Splines of higher order overshoot: the largest logit at all corners need not be the largest between them.
         if order not in (0, 1) or (is_separate and options.get("order_z", 0) != 0):
             return None
         return export.axes_between(source, target, axis if is_separate else None, order)
@@ -229,5 +231,6 @@ def _gather(slabs: Iterator[export.Slab], order: Sequence[int]) -> Tensor:
     """Return all logits (K, D, H, W), in the machine's memory, with the image's axes."""
     parts: list[Tensor] = []
     for start, logits in slabs:
+        # Slabs overlap by a plane. Counted, not assumed: the first slab may have one plane only.
         parts.append(logits[sum(map(len, parts)) - start :].cpu().clone())
     return torch.cat(parts).permute(3, *(order.index(axis) for axis in range(3)))

@@ -56,7 +56,7 @@ class SlidingWindow:
     def logits_bytes(self, shape: Sequence[int], half: bool = False) -> int:
         """Return the memory that the logits of an image of this shape need, in bytes."""
         padded = [max(n, p) for n, p in zip(shape, self._window, strict=True)]
-        padded[self.axis(shape)] = self._window[self.axis(shape)] + 1
+        padded[self.axis(shape)] = self._window[self.axis(shape)] + 1  # what _Planes keeps
         return math.prod(padded) * self.classes * (2 if half else 4)
 
     @torch.inference_mode()
@@ -91,6 +91,7 @@ class SlidingWindow:
 
         corners = list(itertools.product(range(len(starts[1])), range(len(starts[2]))))
         for row, start in enumerate(starts[0]):
+            # Members change once per row, not per window: each change copies all weights into the network.
             for member in range(self.network.members):
                 self.network.use(member)
                 positions = [(start, starts[1][j], starts[2][k]) for j, k in corners]
@@ -111,12 +112,13 @@ class SlidingWindow:
 
     def _starts(self, axis: int, size: int) -> list[int]:
         if axis < 3 - len(self.patch):
-            return list(range(size))
+            return list(range(size))  # a 2D network sees each slice once
         edge = self._window[axis]
         return compute_steps_for_sliding_window((max(size, edge),), (edge,), self.step_size)[0]
 
     def _logits(self, image: Tensor, positions: Sequence[tuple[int, ...]], order: Sequence[int]) -> Iterator[Tensor]:
         """Yield the logits (D, H, W, K) of windows at these positions in the image, whose axes have this order."""
+        # On a GPU, the first batch is one window, by which _first() measures how many fit.
         batch = self._batch or (1 if self.network.device.type == "cuda" else _cpu_batch(self.patch))
         window = [self._window[axis] for axis in order]
         back = [2 + order.index(axis) for axis in range(3)]
@@ -146,6 +148,7 @@ class SlidingWindow:
         torch.cuda.reset_peak_memory_stats(device)
         logits = self._forward(windows_BCDHW)
         needed = max(1, torch.cuda.max_memory_allocated(device) - before)
+        # Memory that torch has reserved and does not use is free for a batch as well.
         free = torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
         free -= torch.cuda.memory_allocated(device)
         self._batch = min(LARGE_BATCH, max(1, int(FREE_SHARE * free / needed)))
@@ -218,6 +221,7 @@ def _cpu_batch(patch: Sequence[int]) -> int:
 
 def _weights(edge: int, starts: Sequence[int], device: torch.device) -> list[Tensor]:
     """Return nnU-Net's Gaussian along one axis for each window, divided by its sum over all windows, float32."""
+    # A Gaussian is the product of those along its axes, and windows form a grid: so each axis can be normalised alone.
     gaussian = compute_gaussian((edge,), dtype=torch.float64, device=torch.device("cpu"))
     total = torch.zeros(starts[-1] + edge, dtype=torch.float64)
     for start in starts:

@@ -28,6 +28,7 @@ def write_masks(segmentation: "Segmentation", folder: Path) -> list[Path]:
     from stunet.results.nifti_labels import write_volume
 
     names = {name: f"{to_file_name(name)}.nii.gz" for name in segmentation.names}
+    # On some file systems, Liver.nii.gz and liver.nii.gz are one file.
     if len({file.casefold() for file in names.values()}) < len(names):
         raise DataError(f"two classes of {folder.name!r} would share a file: {', '.join(names)}", "rename one of them")
     labels = segmentation.labels_DHW

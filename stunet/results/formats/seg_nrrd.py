@@ -24,6 +24,7 @@ def write_seg_nrrd(segmentation: "Segmentation", path: Path) -> None:
     """
     with atomic_write(path) as part, part.open("wb") as file:
         file.write("\n".join([*_nrrd_header(segmentation), "", ""]).encode())
+        # Without a name and a time, so that the same segmentation gives the same bytes.
         with gzip.GzipFile("", "wb", LEVEL, file, mtime=0) as packed:
             for plane in segmentation.labels_DHW:
                 packed.write(plane.astype(plane.dtype.newbyteorder("<")).tobytes())
@@ -32,7 +33,7 @@ def write_seg_nrrd(segmentation: "Segmentation", path: Path) -> None:
 def _nrrd_header(segmentation: "Segmentation") -> list[str]:
     """Return the lines of an NRRD header (teem.sourceforge.net/nrrd/format.html) with Slicer's fields."""
     labels = segmentation.labels_DHW
-    affine = np.diag([-1, -1, 1, 1]) @ segmentation.affine_ras
+    affine = np.diag([-1, -1, 1, 1]) @ segmentation.affine_ras  # from RAS to LPS, the header's space
     depth, height, width = labels.shape
     axes = " ".join(_vector(column) for column in affine[:3, :3].T)
     lines = ["NRRD0004", f"type: uint{8 * labels.dtype.itemsize}", "dimension: 3", "space: left-posterior-superior"]
@@ -58,7 +59,7 @@ def _nrrd_header(segmentation: "Segmentation") -> list[str]:
 
 
 def _vector(values: np.ndarray) -> str:
-    return "(" + ",".join(f"{value + 0.0:.17g}" for value in values) + ")"
+    return "(" + ",".join(f"{value + 0.0:.17g}" for value in values) + ")"  # -0 becomes 0
 
 
 FORMAT = OutputFormat(
