@@ -130,7 +130,7 @@ def _decode(header: Header, shape: tuple[int, int, int]) -> np.ndarray:
             bare[name] = content[name]
     bare.NumberOfFrames = shape[0]
     bare["PixelData"] = content["PixelData"]
-    # pydicom writes compressed pixels in no other way.
+    # As DICOM requires of compressed pixels (PS3.5, A.4).
     bare["PixelData"].is_undefined_length = True
     bare.SOPClassUID, bare.SOPInstanceUID = IMAGES_OF_WORDS, "1.2.3"
     bare.file_meta = pydicom.dataset.FileMetaDataset()

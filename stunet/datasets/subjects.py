@@ -76,6 +76,7 @@ def find_release(source: Path) -> Release:
     if not source.is_dir():
         raise DataError(f"no folder {str(source)!r}", f"unpack the archive and give the folder with {META}")
     known = releases()
+    # The first subject with image and masks decides; some may be incomplete.
     for folder in _subject_folders(source):
         fitting = [release for release in known if (folder / release.image).is_file()]
         masks = _mask_names(folder)

@@ -86,6 +86,7 @@ class Annotations:
     def values(self) -> dict[str, int]:
         """Value in label files by label, including background; the dataset may have an ignore label after them."""
         if self.numbers is not None:
+            # The files were written with the values of the classes before map_to_head().
             return {"background": 0, **self.numbers}
         return {"background": 0, **{label: value for value, label in enumerate(self.labels, start=1)}}
 
@@ -127,6 +128,7 @@ class Annotations:
         for row, leaves in enumerate(outputs.values()):
             parts = [name for name in self.cases[case].labels if set(outputs[name]) <= set(leaves)]
             annotated[row] = {leaf for name in parts for leaf in outputs[name]} == set(leaves)
+            # Of an output that is only partly annotated, no voxel is known to be outside: the loss leaves it out.
             if annotated[row]:
                 inside[row, [values[name] for name in parts]] = True
         return annotated, inside
@@ -166,6 +168,7 @@ class Annotations:
         leaves = (*classes, *(leaf for leaf in self.leaves if rows[leaf] == (leaf,) and leaf not in classes))
         parts = {label: tuple(x for leaf in given for x in rows[leaf]) for label, given in self.labels.items()}
         for source in self.sources.values():
+            # Two labels that were disjoint may share a class of the head, and then a voxel would have two meanings.
             for problem in _label_problems(source.labels, parts):
                 raise DataError(f"in the classes of the head {problem}", "--head slice, or rename one of the labels")
         names = {label: found[0] if len(found) == 1 else label for label, found in parts.items()}
@@ -262,6 +265,7 @@ def complete_annotations(dataset_json: Mapping[str, Any], cases: Iterable[str]) 
         DataError: The dataset has regions.
     """
     values = {name: value for name, value in dataset_json["labels"].items() if name not in ("background", "ignore")}
+    # Regions may overlap, whereas the labels of a case are disjoint here.
     if any(not isinstance(value, int) for value in values.values()):
         raise DataError("the classes of the dataset are regions, which may overlap", "a dataset of plain labels")
     leaves = tuple(sorted(values, key=values.__getitem__))
@@ -325,6 +329,7 @@ def _problems(annotations: Annotations) -> list[str]:
     problems = []
     if annotations.head not in HEAD_KINDS:
         problems.append(f"head is {annotations.head!r}, not one of {', '.join(HEAD_KINDS)}")
+    # `labels`, by name, silently keeps the last of two.
     if len(known) != len(annotations.leaves) + len(annotations.sets) or len(set(annotations.leaves)) < len(
         annotations.leaves
     ):

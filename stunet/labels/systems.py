@@ -130,6 +130,7 @@ def load(name_or_path: str) -> LabelSystem:
         DataError: Unknown name, missing file, or something in the file is wrong, which the message names.
     """
     is_file = name_or_path.endswith(".toml")
+    # Files in presets/labels/ are named in lower case; the user's path stays as it is.
     name = name_or_path if is_file else name_or_path.lower()
     path = Path(name) if is_file else files("stunet.presets") / "labels" / f"{name}.toml"
     if not path.is_file():

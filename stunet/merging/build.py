@@ -112,6 +112,7 @@ def write_label(source: Path, target: Path, table: np.ndarray) -> None:
     """
     image: Any = nibabel.load(source)
     array = np.asanyarray(image.dataobj)
+    # Labels that are stored as floats cannot index a table.
     array = apply_lookup(table, array if array.dtype.kind in "iu" else np.rint(array).astype(np.int32))
     header = image.header.copy()
     # Otherwise nibabel would write the type of the source, which may be smaller.

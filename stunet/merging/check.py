@@ -74,6 +74,7 @@ def check(
     # Results are appended, so those of files that have changed since are still in it.
     if cache_of(recipe).is_file():
         tidy(cache_of(recipe))
+    # What follows needs readable cases of every source, and a class.
     if not all(scans.values()) or not space.leaves:
         return CheckedUnion(None, None, findings)
     # Before anything is derived from the space: labels that no file has are not part of it.
@@ -133,6 +134,7 @@ def see_receipt(recipe: Recipe, now: Mapping[str, Any]) -> None:
         return
     before = read(receipt_of(recipe), dict_of(anything), f"stunet_merge check {recipe.path}")
     if before.get("recipe") == now["recipe"]:
+        # An edited recipe is checked again by its build; only sources that changed under the same one are refused.
         changed = json_differences(before.get("sources"), now["sources"], "sources")
         if changed:
             text = f"since {str(recipe.path)!r} was checked, this has changed: {first_few(changed)}"

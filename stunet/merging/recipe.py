@@ -145,6 +145,7 @@ def _recipe(path: Path, content: Any) -> Recipe:
         reader=READERS[one_of(geometry.get("reader", "nibabel_reorient"), tuple(READERS), "geometry.reader")],
         spacing=triple(geometry.get("spacing"), float, "geometry.spacing"),
         patch=triple(geometry.get("patch"), int, "geometry.patch"),
+        # Not CT by default: z-score takes sources of any modality.
         scheme=one_of(intensity.get("scheme", "zscore"), SCHEMES, "intensity.scheme"),
         mirror=one_of(top.get("mirror", "auto"), MIRRORS, "mirror"),
         alpha=number(sampling.get("alpha", 0.5), share, "sampling.alpha", "0.5, from 0 (by case) to 1 (by source)"),
@@ -181,6 +182,7 @@ def _classes(path: Path, top: Mapping[str, Any]) -> tuple[tuple[str, ...], froze
     extra = name_list(top.get("extra_classes", ()), "extra_classes", "extra_classes: [liver_tumor]")
     names = listed + extra
     for name in names:
+        # nnU-Net uses both names itself.
         if names.count(name) > 1 or name in ("background", "ignore"):
             reason = "is listed twice" if names.count(name) > 1 else "is not a class"
             raise DataError(f"classes: {name!r} {reason}", "every class once, without background and ignore")
@@ -215,6 +217,7 @@ def _source(path: Path, content: Any, index: int) -> SourceRecipe:
     given = entry.get("labels", "auto")
     modality = entry.get("modality", "")
     if not isinstance(modality, str):
+        # Some datasets mix modalities and number them apart: AMOS has CT below 500 and MR from there on.
         modality = _modality_rule(modality, where)
     file = entry.get("annotated_overrides")
     return SourceRecipe(

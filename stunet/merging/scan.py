@@ -190,6 +190,7 @@ def _check_axes(path: Path) -> None:
     if len(shape) != 3:
         hint = "one file of three axes per channel: CASE_0000.nii.gz, CASE_0001.nii.gz, ..."
         raise DataError(f"{str(path)!r} has {len(shape)} axes: {tuple(shape)}", hint)
+    # Columns of length 1: their products are the cosines of the angles.
     axes = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
     if not np.allclose(axes.T @ axes, np.eye(3), atol=SQUARE_ATOL):
         hint = "resample image and label onto a grid with right angles, or exclude the case"
@@ -222,7 +223,9 @@ def _fingerprint(image: np.ndarray, spacing: Sequence[float]) -> str:
     """
     sample = image[:, ::EVERY, ::EVERY, ::EVERY]
     if (sample != np.rint(sample)).any():
+        # Rounding would make all fractions below 0.5 equal, and so images that differ.
         sample = sample / np.abs(sample).max() * np.iinfo(np.int16).max
     numbers = np.rint(sample).clip(-(2**15), 2**15 - 1).astype("<i2")
+    # Rounded: the same spacing may be stored with other last digits.
     head = json.dumps([list(image.shape), [round(pitch, 3) for pitch in spacing]])
     return hashlib.sha256(head.encode() + numbers.tobytes()).hexdigest()[:32]

@@ -115,6 +115,7 @@ def find_space(
         own: dict[int, Meaning] = {}
         for value, name in known.items():
             target = source.labels.get(name, source.labels.get(value))
+            # Which classes a value lies in depends on how the regions overlap: only the recipe can say.
             if target is None and regions:
                 findings.append(_region(source, value, name))
                 continue
@@ -164,6 +165,7 @@ def unasked_tumours(recipe: Recipe, space: Space) -> Iterator[Finding]:
                     f"{text}, and nothing there is {', '.join(missing)}: does its mask include that?",
                     f"if it does: {meaning.name}: [{names}]"
                     + ("" if meaning.given else f"; if it does not: {meaning.name}: {_listed(meaning.leaves)}"),
+                    # Whoever maps the label in the recipe has decided; only a label matched by name is uncertain.
                     fatal=not meaning.given,
                 )
 
@@ -212,6 +214,7 @@ def _meaning(
     if target and target.how == UNANNOTATED:
         return Meaning(name, (), True)
     if target and target.how == SEPARATE:
+        # In the spelling of the common class, by which separate_leaves() finds the one that it competes with.
         base = rows[0].sources[0] if len(rows[0].sources) == 1 else _spelled(name)
         return Meaning(name, (f"{base}@{source.id}",), True)
     unknown = [row for row in rows if not row.sources]
@@ -244,6 +247,7 @@ def _space(
     for own in meanings.values():
         for meaning in own.values():
             if len(meaning.leaves) > 1 and meaning.leaves not in sets.values():
+                # The source's own name, such as `kidney` for both sides.
                 name = _spelled(meaning.name)
                 if name in (*recipe.classes, *extra, *sets, IGNORE, "background"):
                     # Its own name is that of a class, or of another set.

@@ -164,6 +164,7 @@ def open_source(recipe: Recipe, source: SourceRecipe) -> Member:
     taken = tuple(case for case in cases if case.name not in source.exclude)
     if not taken:
         raise DataError(f"all cases of {folder.name} are excluded", "exclude fewer, or leave the source out")
+    # The scan and write_label() read the files with nibabel, whatever reader the recipe names.
     check_endings(taken)
     reader = recursive_find_reader_writer_by_name(recipe.reader)
     return Member(
@@ -189,6 +190,7 @@ def annotated_by(member: Member, space: Space) -> tuple[dict[str, tuple[str, ...
             parts = (own[label] for label in member.annotations.cases[case].labels if label in own)
             found[case] = tuple(dict.fromkeys(parts))
     findings: list[Finding] = []
+    # A union as a source may have overlapping labels, as long as they are not in the same case.
     if member.annotations:
         for together in dict.fromkeys(found.values()):
             findings += overlaps(name, {label: space.all_labels[label] for label in together})
@@ -197,6 +199,7 @@ def annotated_by(member: Member, space: Space) -> tuple[dict[str, tuple[str, ...
             for case, classes in _overrides(member.recipe.overrides):
                 # The table may use the names of the source or those of the union.
                 labels = _override(member, case, classes, own | {label: label for label in complete})
+                # In the order of the source, so that equal sets are equal tuples and share a look-up table.
                 found[case] = tuple(label for label in complete if label in labels)
         except DataError as error:
             findings.append(Finding(error.message, error.hint))

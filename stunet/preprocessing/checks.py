@@ -72,6 +72,7 @@ def check_data(dataset: str, plan: Plan, configuration: str) -> list[str]:
             raise DataError(f"dataset.json of {dataset} has changed since it was planned: {first_few(changed)}", replan)
     _check_complete(dataset, plan, configuration, present, manifest, raw, replan)
     if manifest is None:
+        # Without a record, they may be nnU-Net's, which turns nothing.
         if len(plan.orientations) > 1:
             what = f"{plan.name} turns the images of {dataset}, and the data in {str(folder)!r} do not say"
             raise DataError(f"{what} that they were turned", redo)
@@ -87,6 +88,7 @@ def check_data(dataset: str, plan: Plan, configuration: str) -> list[str]:
         what = f"{len(damaged)} cases in {str(folder)!r} are not as they were written (e.g. {damaged[0]!r})"
         raise DataError(what, redo)
     if raw is not None:
+        # With the command that plans again, because other raw files may have another fingerprint.
         warnings += _compare_raw(dataset, raw[1], manifest, replan)
     if stale_plan:
         warnings.append(f"{plan.name} was planned from another fingerprint than today's; {replan} plans again")
