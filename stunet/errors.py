@@ -6,7 +6,7 @@ An error states what happened and where; its hint is the command or step that he
 import errno
 import os
 from collections.abc import Sequence
-from typing import TypeGuard
+from typing import Any, TypeGuard
 
 SHOWN = 80  # characters of a value in a message
 # Messages about insufficient memory from libraries without an error class of their own for it: torch on the CPU and on
@@ -48,6 +48,17 @@ class StunetError(Exception):
         super().__init__(message)
         self.message = message
         self.hint = hint
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # By default an exception is rebuilt from its args, the message alone, which loses the hint or is too few.
+        return _rebuild, (type(self), self.args, self.__dict__)
+
+
+def _rebuild(kind: type[StunetError], args: tuple[Any, ...], state: dict[str, Any]) -> StunetError:
+    """Return an error that was pickled, as between processes."""
+    error = kind.__new__(kind, *args)
+    error.__dict__.update(state)
+    return error
 
 
 class UsageError(StunetError):

@@ -20,12 +20,13 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 
 from stunet import architectures
-from stunet.errors import Interrupted, StunetError
+from stunet.errors import DataError, Interrupted, StunetError, closest
 from stunet.files import write_json
 from stunet.folds import Fold, choose_cases
 from stunet.losses import DeepSupervision, DiceAndEntropy, DiceCE, RegionDiceCE
 from stunet.nnunet import patched, write_atomically
 from stunet.plans.plan import Plan
+from stunet.plans.settings import TRAIN
 from stunet.preprocessing.folds import find_fold
 from stunet.provenance import RECORD, check_training, continued_record, training_record
 from stunet.trainers import checkpoint, steps
@@ -84,6 +85,11 @@ class BaseTrainer(nnUNetTrainer):
         self.finetuning = FineTuning.from_plan(self.plan)
         if self.finetuning is not None:
             self.initial_lr = self.finetuning.peak_lr(default=self.initial_lr)
+        if unknown := sorted(self.plan.set_for_training.keys() - TRAIN.keys()):
+            raise DataError(  # nnUNetv2_train does not check plans as stunet_train does
+                f"plans {self.plan.name!r}: unknown training value {unknown[0]!r}{closest(unknown[0], list(TRAIN))}",
+                "correct or remove it, or update stunet",
+            )
         for key, value in vars(self.plan.train).items():
             if key != "initial_lr" or value is not None:
                 setattr(self, key, value)
@@ -330,9 +336,9 @@ class BaseTrainer(nnUNetTrainer):
 
     def on_train_end(self) -> None:
         """End as nnU-Net does, with a plot of all epochs, however fast the last ones were."""
-        if self.local_rank == 0:
-            self.logger.plot(self.output_folder)
         super().on_train_end()
+        if self.local_rank == 0:  # after the checkpoint, which a plot that fails must not cost
+            self.logger.plot(self.output_folder)
 
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
         """Run nnU-Net's final validation in this process and in bounded memory: see validation.py."""

@@ -62,6 +62,16 @@ class StopAt(NullListener):
             trainer.request_stop()
 
 
+def test_a_training_value_that_nobody_knows_is_refused(
+    planned: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = make_trainer(planned, tmp_path, monkeypatch)
+    content = trainer.plan.to_json()
+    content["stunet"]["train"]["momentun"] = 0.9
+    with pytest.raises(DataError, match="unknown training value 'momentun'; did you mean 'momentum'"):
+        STUNetTrainer(content, "3d_fullres", 0, trainer.dataset_json, torch.device("cpu"))
+
+
 class Terminal(io.StringIO):
     def isatty(self) -> bool:
         return True
