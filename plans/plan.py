@@ -263,6 +263,7 @@ class Plan:
             DataError: It or one that it inherits from does not exist, or the inheritance is circular.
         """
         resolved: dict[str, Any] = {}
+        # Farthest first: a configuration's own values replace those that it inherits.
         for each in reversed(self.lineage(name)):
             own = self.own_values(each)
             if "architecture" in own:

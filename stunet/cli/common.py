@@ -91,6 +91,7 @@ class Parser(argparse.ArgumentParser):
         flags = self._all_flags()
         unknown = [word.partition("=")[0] for word in self._given if re.match(r"--?[A-Za-z]", word)]
         unknown = [word for word in unknown if word not in flags]
+        # With these words argparse already names the flag that is wrong.
         if unknown and not re.match("argument|ambiguous", message):
             meant = _meant(unknown[0], flags)
             what = f"unknown flag {unknown[0]!r}" + (f"; did you mean {meant!r}?" if meant else "")
@@ -148,7 +149,7 @@ def run(
         return 141  # 128 + SIGPIPE, as a shell reports it
     except KeyboardInterrupt:
         console.error(parser.prog, "stopped by Ctrl-C", "")
-        return 130
+        return 130  # 128 + SIGINT
     except BaseException as error:
         if isinstance(error, SystemExit | GeneratorExit):
             raise

@@ -71,6 +71,7 @@ def _run(raw: Path, predictions: Path, device: str | None) -> Mapping[str, Any]:
     _show("stunet_plan_and_preprocess", "-d", DATASET_ID, "--size", SIZE, "-c", CONFIGURATION)
     stunet.plan(DATASET_ID, size=SIZE, configurations=[CONFIGURATION], listener=shown)
 
+    # A demo that was stopped goes on; --c needs a checkpoint, and without --c training refuses a fold that has one.
     begun = any(workspace.folder("nnUNet_results").glob("*/*/fold_0/checkpoint_*.pth"))
     on = ["-device", device] if device else []
     values = [f"{key}={value}" for key, value in TRAINING.items()]

@@ -68,6 +68,7 @@ def _command(args: argparse.Namespace) -> None:
     requests = {arm: replace(request(experiment, arm), device=args.device) for arm in arms(experiment)}
     todo = {arm: command(asked) for arm, asked in requests.items()}
     record = Record(args.o or args.file.with_suffix(""))
+    # Weights of finished arms are not needed any more, and may be gone.
     left = {arm.title: arm.weights for arm, words in todo.items() if record.state(words) != DONE}
     if not args.summary_only:
         check_experiment(experiment, left, shown)

@@ -136,6 +136,7 @@ def _info(args: argparse.Namespace) -> None:
 
 def _download(args: argparse.Namespace) -> None:
     problems = []
+    # All names are looked up before the first download, which may take long.
     for entry in [registry.find(name) for name in args.names]:
         try:
             if args.offline:

@@ -66,6 +66,7 @@ def _command(args: argparse.Namespace) -> int:
         dry_run=args.dry_run,
     )
     errors = predict(request, Shown(not args.disable_progress_bar)).errors
+    # Cases fail one by one; if all failed for the same reason, the exit code says so.
     codes = {error.exit_code for error in errors.values()}
     return 0 if not codes else codes.pop() if len(codes) == 1 else DataError.exit_code
 

@@ -154,6 +154,7 @@ def request(experiment: Experiment, arm: Arm) -> TrainingRequest:
     given = {**experiment.set, **(experiment.set_scratch if scratch else experiment.set_pretrained)}
     if arm.cases != "all":
         given["num_cases"] = arm.cases
+    # The same seed chooses the same cases in every arm; those of 4 are among those of 8 (folds.choose_cases).
     given["seed"] = arm.seed
     return TrainingRequest(
         dataset=experiment.dataset,

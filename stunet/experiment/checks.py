@@ -25,6 +25,7 @@ def check_experiment(experiment: Experiment, weights: Mapping[str, str], listene
     plan = read_plan(plan_path(dataset, experiment.plans))
     check_plan(plan, experiment.configuration)
     splits = workspace.preprocessed_dataset(dataset) / SPLITS
+    # nnU-Net only makes its folds when the first of them is trained.
     folds = len(read_folds(splits)) if splits.is_file() else MADE
     if experiment.fold >= folds:
         what = f"fold {experiment.fold} is asked for, but {dataset} has {folds}"
@@ -40,6 +41,7 @@ def check_done(todo: Mapping[Arm, Sequence[str]], record: Record, only_warn: boo
     from stunet.provenance import check_result
 
     for arm, words in todo.items():
+        # The summary is FOLD/validation/summary.json; check_result() takes the folder of the fold.
         if record.state(words) != DONE or not (reasons := check_result(record.summary(words).parents[1])):
             continue
         what = f"the arm {arm.name} is done, but {reasons[0]}"

@@ -114,6 +114,7 @@ def run(
             new = signals[passed_on:]
             passed_on += len(new)
             for process in running:
+                # A second signal has to reach the arms as a second one, which ends them without saving.
                 process.stop(len(new))
             for process in [process for process in running if process.ended()]:
                 running.remove(process)
@@ -156,6 +157,7 @@ class _Process:
 
     def _start(self) -> None:
         self._log.parent.mkdir(parents=True, exist_ok=True)
+        # Of the attempt before, if this one was started again after waiting.
         self._ending_file.unlink(missing_ok=True)
         with self._log.open("ab") as file:
             file.write(f"$ {shlex.join(self.command)}\n".encode())
@@ -207,6 +209,7 @@ class _Process:
     def outcome(self) -> tuple[str, dict[str, str]]:
         """Return the state it is left in, and its result folder or last message."""
         code = self._popen.returncode
+        # Both: the file is written before the process ends, which may still fail.
         if code == 0 and self._ending.folder:
             return DONE, {"folder": self._ending.folder}
         if self._stopped or code == Interrupted.exit_code:

@@ -221,6 +221,7 @@ def evaluate(
     options = {**locals()}
     del options["listener"]
     paths = {name: _path(options[name]) for name in ("gt_folder", "pred_folder", "djfile", "output", "csv")}
+    # Not isolated(), which imports torch: evaluation changes none of what that restores.
     with quiet():
         return evaluation.evaluate(EvaluationRequest(**{**options, **paths}), listener)
 

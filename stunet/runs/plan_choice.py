@@ -61,6 +61,7 @@ def choose_plans(dataset: str, request: "TrainingRequest", listener: Listener) -
         if preset.note:
             listener.note(f"{request.preset}: {preset.note}")
         size, memory_gb, stages = preset.complete(size, memory_gb, stages)
+        # Every flag takes precedence over the preset.
         overrides = {**preset.set, **overrides}
     options: dict[str, Any] = {"size": size, "memory_gb": memory_gb, "stages": stages}
     # The default trainer takes every case as completely annotated.
@@ -146,6 +147,7 @@ def _from_weights(
     head = "reset" if request.pretrained_weights else request.head or (before.head if before else None)
     heads = choose_heads(start, head, *data)
     named = plan_entry(start, heads, is_file=Path(request.pretrained or request.pretrained_weights or "").exists())
+    # Compared by hash: the same file may have another name now, and the plans would get another one with it.
     if before and (before.sha256, before.head) == (start.sha256, heads.mode):
         named = before
     theirs = start.weights.network.size
@@ -170,6 +172,7 @@ def _kept_stages(name: str, plan: Plan) -> int | None:
     from stunet.trainers.finetune import strategies
 
     strategy = strategies.find(name)
+    # Plans of the same strategy have been cut already; a second time they would lose further stages.
     if strategy.depth == 1 or plan.finetune == name:
         return None
     stages = [len(plan.configuration(each).strides) for each in plan.configurations_with_network]
@@ -204,6 +207,7 @@ def _start_of(plan: Plan, request: "TrainingRequest", listener: Listener) -> "St
 
 
 def _find(text: str, dry_run: bool, listener: Listener) -> "Start":
+    # A dry run downloads nothing.
     path = fetch_model(text, listener, offline=dry_run)
     from stunet.trainers.finetune.start import Start  # imports torch, which a wrong name must not wait for
 

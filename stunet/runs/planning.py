@@ -111,6 +111,7 @@ def plan_each(request: PlanningRequest, datasets: Sequence[int | str], listener:
         try:
             _plan_and_preprocess(dataset, request, normalization, listener)
         except StunetError as error:
+            # Of the same class, which decides the exit code.
             problems.append(error if len(names) == 1 else type(error)(f"{dataset}: {error.message}", error.hint))
     return problems
 
@@ -160,6 +161,7 @@ def _completed(request: PlanningRequest, listener: Listener) -> tuple[PlanningRe
     """
     from stunet.plans.settings import check_value, parse_stages
 
+    # Before presets and defaults fill the request in: only what was given contradicts -p.
     if request.plans and (other := [option for option, given in _planning_options(request).items() if given]):
         raise UsageError(f"-p {request.plans} takes plans as they are, and {other[0]} plans", "one of them")
     normalization = None
@@ -190,6 +192,7 @@ def _completed(request: PlanningRequest, listener: Listener) -> tuple[PlanningRe
 
 def _check(request: PlanningRequest) -> None:
     if request.probe:
+        # Here and not above, because it takes seconds that other mistakes must not wait for.
         import torch
 
         if not torch.cuda.is_available():
@@ -263,6 +266,7 @@ def _planned(dataset: str, request: PlanningRequest) -> Plan:
     from stunet.plans.check import check_plan
 
     plan = read_plan(plan_path(dataset, request.plans))
+    # Of nnU-Net's configurations a small dataset has no 3d_lowres; any other that is named has to exist.
     asked = [name for name in request.configurations if name in plan.configurations or name not in CONFIGURATIONS]
     if not asked:
         what = f"the plans {request.plans!r} have no configuration {' or '.join(request.configurations)}"
@@ -304,6 +308,7 @@ def _plan(dataset: str, workers: int, request: PlanningRequest, normalization: s
     from stunet.plans.probe import measure_step
 
     listener.note("extract the fingerprint, plan")
+    # The number of cases is known with the first one; with an up-to-date fingerprint there is none.
     with listener.progress("fingerprint", 0) as progress:
 
         def step(name: str, cases: int) -> None:

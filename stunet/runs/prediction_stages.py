@@ -120,6 +120,7 @@ def _run_stage(
     with listener.progress(f"predict {stage.name}", 0) as progress:
         windows = _WindowProgress(progress)
         ours = request.output in (target, target.parent)  # false for the folder around a single requested file
+        # The folder around a single requested file is the user's: no records there, and nothing else is removed.
         whole_folder = ours or not last
         if whole_folder:
             check_folder_is_free(target)
@@ -130,6 +131,7 @@ def _run_stage(
         if whole_folder:
             write_run_record(target, _settings(request, target), stage.made_by, stage.result_dataset, stage.model.plan)
             pipeline.write_label_table()
+        # Not known before: what is done, and still valid, is left out.
         progress.total = len(todo)
         for outcome in _follow(pipeline, todo, progress, report, request, errors):
             if whole_folder:

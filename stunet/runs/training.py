@@ -244,7 +244,8 @@ def prepare(request: TrainingRequest, listener: Listener, resume_if_begun: bool 
         if report is not None:
             listener.training().loaded(report)
     elif choice.new:
-        # Trainings that start together, as arms of an experiment do, write their plans one after the other.
+        # Last, so that a training that is refused leaves no plans behind. Trainings that start together, as arms of an
+        # experiment do, write their plans one after the other.
         with workspace.planning(dataset, wait=listener.note):
             write_json(workspace.preprocessed_dataset(dataset) / f"{plan.name}.json", plan.to_json())
     return run
@@ -388,6 +389,7 @@ def remaining(run: "Run", listener: Listener) -> "Run | None":
     from stunet.provenance import check_result
     from stunet.runs.readiness import lacking_next_stage
 
+    # Only --c may find that nothing is left; anything else was asked for.
     if run.only_validate or not run.resume or run.validate_best:
         return run
     if not ((run.folder / workspace.FINAL).is_file() and _summary(run).is_file()):
@@ -433,6 +435,7 @@ def _summary(run: "Run") -> Path:
 
 def mean_dice(summary: Mapping[str, Any]) -> float:
     """Return the mean Dice over the classes that occur in validation; nnU-Net's is NaN if any class does not occur."""
+    # The mean over classes of the mean over cases, as in nnU-Net.
     if not math.isnan(overall := summary["foreground_mean"]["Dice"]):
         return float(overall)
     found = [mean["Dice"] for mean in summary["mean"].values() if not math.isnan(mean["Dice"])]
