@@ -78,6 +78,7 @@ def labels_of(dataset: Mapping[str, Any], path: Path) -> Labels:
     if any(len(numbers) > 1 for numbers in foreground.values()):
         keys = {name: str(tuple(e) if isinstance(e := entries[name], list) else e) for name in foreground}
     else:
+        # By value if there are no regions; regions keep the order of dataset.json.
         foreground = dict(sorted(foreground.items(), key=lambda item: item[1]))
         keys = {name: str(numbers[0]) for name, numbers in foreground.items()}
     return Labels(

@@ -214,6 +214,7 @@ def drop_channel_axis(properties: dict[str, Any]) -> None:
     """
     itk = properties.get("sitk_stuff", {})
     if len(itk.get("origin", ())) == 4:
+        # Row by row, without the last column and row of the 4 x 4 matrix.
         direction = [itk["direction"][4 * row + column] for row in range(3) for column in range(3)]
         itk |= {"spacing": itk["spacing"][:3], "origin": itk["origin"][:3], "direction": direction}
 

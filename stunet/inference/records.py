@@ -57,6 +57,7 @@ def is_stale(folder: Path, case: InputCase, result: Path) -> bool:
     """Return whether a result was made from other files than the case has now; without a record, if it is older."""
     path = _case_record(folder, case)
     try:
+        # Fingerprints are lists, because JSON has no tuples to compare with.
         return bool(read_json(path) != case.fingerprint())
     except DataError:
         return case.changed_ns() > result.stat().st_mtime_ns

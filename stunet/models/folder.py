@@ -170,6 +170,7 @@ def read_folds(path: Path) -> dict[str, Weights]:
     if not path.is_dir():
         return {"fold_0": first}
     files = sorted(path.glob(f"fold_*/{first.path.name}"))
+    # As in prediction: fold_all counts only without numbered folds.
     numbered = [file for file in files if re.fullmatch(r"fold_[0-9]{1,3}", file.parent.name)]
     return {file.parent.name: read_weights(file) for file in numbered or files}
 

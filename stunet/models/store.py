@@ -226,6 +226,7 @@ def _recognised(weights: "Weights", path: Path, digest: str | None) -> Entry | N
 
     entries = registry.entries()
     by_digest = [entry for entry in entries if digest and digest in (entry.sha256, recorded_sha256(entry))]
+    # What the file itself says; _install() checks that it does not contradict the entry.
     by_file = [entry for entry in entries if entry.name == weights.entry]
     named = [entry for entry in entries if entry.filename == path.name != V1_NAME]
     alike = [entry for entry in named if not contradiction(weights, entry)]

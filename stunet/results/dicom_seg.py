@@ -230,6 +230,7 @@ def _on_series(segmentation: Segmentation, grid: Stack, folder: Path) -> np.ndar
     labels = segmentation.to_sitk()
     if labels.GetDimension() != 3:
         raise DataError(f"the segmentation is {labels.GetDimension()}D, and {str(folder)!r} is a volume")
+    # Flips and reorders axes only; check_same_grid() refuses what would need resampling.
     labels = sitk.DICOMOrient(labels, orientation(grid.direction))
     place = Geometry(grid.size, grid.spacing, grid.origin, grid.direction)
     check_same_grid(Path("segmentation"), _geometry(labels), folder, place)

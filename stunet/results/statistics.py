@@ -73,6 +73,7 @@ def measure(segmentation: Segmentation, image_CDHW: np.ndarray, channels: Sequen
     for name in segmentation.names:
         values = list(segmentation.values(name))
         voxels = int(counts[values].sum())
+        # At least 1: a class without voxels has sums of 0, and no intensity in the end.
         means = sums[:, values].sum(axis=1) / max(voxels, 1)
         # Rounding may leave the variance of equal values just below 0.
         variances = squares[:, values].sum(axis=1) / max(voxels, 1) - means**2

@@ -195,6 +195,7 @@ class Segmenter:
         """Fill a target from logits resampled by the function that the plans name."""
         shape = target.labels_DHW.shape
         resampled = self.configuration.resampling_fn_probabilities(logits_KDHW, shape, spacing, target.spacing)
+        # On the target's grid already: axes that map it to itself only take the labels.
         slab = export.Slab(0, torch.as_tensor(resampled).float().movedim(0, -1))
         self._export(slab, target, export.axes_between(shape, shape, None, 1), (0, 1, 2))
 

@@ -155,6 +155,7 @@ class SlidingWindow:
         return logits
 
     def _forward(self, windows_BCDHW: Tensor) -> Tensor:
+        # A window of a 2D network is one slice, whose axis the network does not take.
         if len(self.patch) == 2:
             return self.network(windows_BCDHW.squeeze(2)).unsqueeze(2)
         return self.network(windows_BCDHW)
