@@ -99,10 +99,12 @@ class STUNet(nn.Module):
         for stage in self.conv_blocks_context:
             x = self._run(stage, x)
             skips.append(x)
+        # The bottleneck is x itself.
         skips.pop()
         outputs = []
         levels = zip(self.upsample_layers, self.conv_blocks_localization, self.seg_outputs, strict=True)
         for upsample, stage, head in levels:
+            # The level as a whole: with checkpointing, not even its concatenation is kept.
             x = self._run(_decode, upsample, stage, x, skips.pop())
             if self.decoder.deep_supervision:
                 outputs.append(head(x))
@@ -160,6 +162,7 @@ class ResidualBlock(nn.Module):
         self.conv3 = _conv(ndim, c_in, c_out, 1, stride) if project else None
 
     def forward(self, x: Tensor) -> Tensor:
+        # In place: the backward pass of a norm needs its input, not its output.
         y = F.leaky_relu(self.norm1(self.conv1(x)), LEAKY_SLOPE, inplace=True)
         y = self.norm2(self.conv2(y))
         y += x if self.conv3 is None else self.conv3(x)

@@ -54,6 +54,7 @@ def content_of(trainer: "BaseTrainer", epochs: int) -> dict[str, Any]:
         "inference_allowed_mirroring_axes": trainer.inference_allowed_mirroring_axes,
         "stunet": {
             "trainer": type(trainer).__name__,
+            # Those not yet replayed belong to the epoch as well: a second stop during the replay must not lose them.
             "losses": [float(output["loss"]) for output in trainer.step_outputs + trainer.to_replay],
             "trained_with": trainer.trained_with(),
             **trainer.more_state(),
@@ -69,6 +70,7 @@ def write(trainer: "BaseTrainer", path: Path, epochs: int) -> None:
         path: The file.
         epochs: How many epochs are complete.
     """
+    # In all processes, although one writes: gathering shards is a joint operation.
     content = content_of(trainer, epochs)
     if trainer.local_rank == 0:
         save_checkpoint(content, path)

@@ -39,9 +39,12 @@ def count_regions(logits: torch.Tensor, target: torch.Tensor, ignore_label: int 
     Returns:
         (3, R): true positives, false positives, false negatives; int64.
     """
+    # `x & True` is x: no mask is made where none is needed.
     annotated = True if ignore_label is None else ~target[:, -1].bool()
     counts = []
+    # One region at a time: what is made on the way is as large as one channel, not as all of them.
     for region in range(logits.shape[1]):
+        # As in nnU-Net, not `logits > 0`: the sigmoid of a tiny positive logit rounds to 0.5, which is outside.
         found, true = torch.sigmoid(logits[:, region]) > 0.5, target[:, region].bool()
         counts.append(torch.stack([(x & annotated).sum() for x in (found & true, found & ~true, true & ~found)]))
     return torch.stack(counts, dim=1)

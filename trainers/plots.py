@@ -28,6 +28,7 @@ class Logger(MetaLogger):
         """Plot now; an error leaves the earlier plot as it was."""
         self._plotted = time.monotonic()
         folder = Path(output_folder)
+        # Drawn in a folder aside: whoever opens the file in between would see half a picture.
         part = folder / staging_name("plot")
         part.mkdir()
         try:

@@ -37,6 +37,7 @@ def optimize(trainer: "BaseTrainer", batch: dict) -> dict:
         with sharding.skip_gradient_sync(trainer.network, skip=not last):  # one exchange per step, not per part
             loss = _outputs_and_loss(trainer, part, totals)[1] * weight
             (loss if scaler is None else scaler.scale(loss)).backward()
+        # Without its graph, which would be kept until the end of the step.
         losses.append(loss.detach())
     if scaler is not None:
         scaler.unscale_(optimizer)  # the norm below is that of the true gradient
@@ -57,6 +58,7 @@ def evaluate(trainer: "BaseTrainer", batch: dict) -> dict:
         losses.append(loss.detach() * weight)
         finest = (x[0] if trainer.enable_deep_supervision else x for x in (outputs, part["target"]))
         counts.append(trainer.count(*finest, *trainer.tables(part)))
+    # One copy from the device per batch; float32 is the type of nnU-Net's counts.
     counted = torch.stack(counts).sum(0).to(torch.float32).cpu().numpy()
     numbers = dict(zip(("tp_hard", "fp_hard", "fn_hard"), counted, strict=True))
     return {"loss": _mean_loss(losses), **numbers}
@@ -91,6 +93,7 @@ def _totals(trainer: "BaseTrainer", batch: dict) -> Totals | None:
     pieces = []
     with torch.no_grad(), _autocast(trainer):
         for part, _, _ in _micro_batches(trainer, batch):
+            # A second forward pass costs less memory than keeping the activations of all micro-batches.
             outputs = trainer.network(part["data"]) if trainer.configuration_manager.batch_dice else None
             pieces.append(trainer.loss.totals(outputs, part["target"], *trainer.tables(part)))
     return sum(pieces[1:], pieces[0]).all_reduce()
@@ -102,6 +105,7 @@ def _mean_loss(losses: list[torch.Tensor]) -> np.ndarray:
 
 
 def _autocast(trainer: "BaseTrainer") -> AbstractContextManager[Any]:
+    # By default nnU-Net's: half precision on CUDA only, as autocast on a CPU is slow.
     precision = trainer.precision or ("fp16" if trainer.device.type == "cuda" else "fp32")
     if precision == "fp32":
         return nullcontext()

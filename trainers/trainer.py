@@ -91,10 +91,12 @@ class BaseTrainer(nnUNetTrainer):
                 "correct or remove it, or update stunet",
             )
         for key, value in vars(self.plan.train).items():
+            # None: the strategy's rate, or nnU-Net's; setting it would hide that.
             if key != "initial_lr" or value is not None:
                 setattr(self, key, value)
         if self.is_ddp:  # nnU-Net assumes CUDA, and that all processes run on one machine
             self.device = torch.device("cuda", torch.cuda.current_device()) if device.type == "cuda" else device
+        # Only nnU-Net's own precision scales gradients: float32 and bfloat16 have the range to do without.
         if device.type != "cuda" or self.precision is not None:
             self.grad_scaler = None
         # With two stages there is a single head, whose weight would be nnU-Net's for the last head: zero.
@@ -130,6 +132,7 @@ class BaseTrainer(nnUNetTrainer):
 
     def initialize(self) -> None:
         """Initialize as nnU-Net does, with the plan's seed."""
+        # Before nnU-Net draws the initial weights: they are alike in all processes.
         torch.manual_seed(self.seed)
         with patched(host, DDP=sharding.shard if self.fsdp else sharding.data_parallel):
             super().initialize()
@@ -221,6 +224,7 @@ class BaseTrainer(nnUNetTrainer):
     def _settle_folds(self) -> None:
         """Let one process create missing folds before the others read them."""
         if self.is_ddp:
+            # nnU-Net's local_rank is the rank among all processes, on any number of machines.
             if self.local_rank == 0:
                 self.do_split()
             dist.barrier()
@@ -235,8 +239,10 @@ class BaseTrainer(nnUNetTrainer):
         train.weigh(self.case_weights(train.indices))
         share = share_of(self.batch_size, self.local_rank, sharding.world_size())
         # A stream is numbered through all epochs, so a resumed training goes on with the batch that comes next.
+        # Only training steps can be replayed: a stop during the validation repeats all of it.
         start, replayed = self.current_epoch * self.num_iterations_per_epoch, len(self.to_replay)
         start_validation = self.current_epoch * self.num_val_iterations_per_epoch
+        # Half as many processes for the validation, as in nnU-Net.
         pin, fewer = self.device.type == "cuda", min(workers, max(1, workers // 2))
         return (
             SeededBatches(train, (self.seed, 0), share, start, replayed, workers, pin),
@@ -281,6 +287,7 @@ class BaseTrainer(nnUNetTrainer):
         except StunetError:
             loaders = filter(None, (self.dataloader_train, self.dataloader_val))
             begun = self.current_epoch or self.step_outputs
+            # With several processes the others are in the middle of a step, and saving needs all of them.
             if begun and not self.is_ddp and any(loader.failed for loader in loaders):  # so no step is half done
                 self._save_between_steps()
             raise
@@ -292,6 +299,7 @@ class BaseTrainer(nnUNetTrainer):
 
     def on_train_start(self) -> None:
         """Start as nnU-Net does, and write what this run trains with next to its checkpoints."""
+        # nnU-Net's on_train_start makes the loaders, and with them missing folds, in all processes at once.
         self._settle_folds()
         super().on_train_start()
         self.write_record()
@@ -299,6 +307,7 @@ class BaseTrainer(nnUNetTrainer):
     def on_train_epoch_start(self) -> None:
         """Freeze and unfreeze what the epoch requires, then start it as nnU-Net does."""
         if self.finetuning is not None:
+            # Also after continuing: a checkpoint has the epoch, but not which parameters are frozen.
             change = self.finetuning.enter(self.bare_network(), self.current_epoch, self.num_epochs)
             if change is not None:
                 self.listener.trains(f"from epoch {self.current_epoch + 1} on: trains {change}")
@@ -309,6 +318,7 @@ class BaseTrainer(nnUNetTrainer):
 
     def train_step(self, batch: dict | None) -> dict:
         """Run one step of the optimizer; a batch of None stands for a step taken before an interruption."""
+        # Its loss still counts in the epoch's mean; weights and optimizer are already those after it.
         output = self.to_replay.pop(0) if batch is None else steps.optimize(self, batch)
         self.step_outputs.append(output)
         self.listener.step(self, "train", len(self.step_outputs), float(output["loss"]))
@@ -329,7 +339,9 @@ class BaseTrainer(nnUNetTrainer):
     def on_epoch_end(self) -> None:
         """Log and save as nnU-Net does, but the latest checkpoint by time."""
         self.step_outputs = []  # the epoch is complete: a checkpoint from here on starts with the next one
+        # Saving takes all processes, which do not get here at the same moment: they decide together.
         due = sharding.any_rank(time.monotonic() - self._saved > SAVE_INTERVAL_S, self.device)
+        # nnU-Net saves if the number of finished epochs is a multiple of this, so the larger value means not now.
         self.save_every = 1 if due else self.num_epochs + 1
         super().on_epoch_end()
         self.listener.epoch(self)
@@ -408,6 +420,7 @@ class BaseTrainer(nnUNetTrainer):
         self._trained_with = continued_record(before, now) if before else {}  # unknown, and stays unknown
         if not self.was_initialized:
             self.initialize()
+        # Before the optimizer's state: with fine-tuning, this adds the adapters and makes another optimizer.
         self.load_network_state(content["network_weights"], content["stunet"])
         sharding.load_optimizer(self.optimizer, content["optimizer_state"])
         if self.grad_scaler is not None and content["grad_scaler_state"] is not None:
@@ -438,6 +451,7 @@ class BaseTrainer(nnUNetTrainer):
     def load_weights(self, weights: dict[str, torch.Tensor]) -> None:
         """Load full tensors into the network, which may be sharded."""
         network = self.bare_network()
+        # Checkpoints hold full tensors, whatever number of processes wrote them.
         network.load_state_dict(sharding.shard_like(weights, network.state_dict()))
 
     # The record of what the network was trained with (provenance.py).

@@ -111,6 +111,7 @@ def _load(trainer: "BaseTrainer", source: StoredCases, case: str) -> tuple[torch
     """Load a preprocessed image (C, D, H, W), with the previous stage's labels for a cascade, and its properties."""
     with source.reading(case):
         data, _, previous, properties = source.load_case(case)
+        # Writable, because memory-mapped cases are not, and torch warns of sharing such memory.
         image = np.require(data[:], np.float32, ["C", "W"])
         if trainer.is_cascaded:
             classes = trainer.label_manager.foreground_labels
@@ -144,8 +145,10 @@ class _NextStage:
         options = {}
         if self.dataset_class is datasets.nnUNetDatasetBlosc2:
             blocks, chunks = datasets.comp_blosc2_params((1, *labels_DHW.shape), tuple(patch), labels_DHW.itemsize)
+            # The parameters are for images, which have an axis of channels.
             options = {"chunks_seg": chunks[1:], "blocks_seg": blocks[1:]}
         with atomic_write(self.folder / f"{case}.{ending}") as part:
+            # save_seg appends the ending itself.
             self.dataset_class.save_seg(labels_DHW, str(part.with_suffix("")), **options)
 
 
@@ -226,6 +229,7 @@ class _Results:
             OSError: The files of an earlier case could not be written.
         """
         self._unwritten.append(self._pool.submit(self._write, case, labels_DHW, properties, grids))
+        # The labels of cases that wait stay in memory: as many as there are threads, and no more.
         self._wait(keep=default_num_processes)
 
     def _wait(self, keep: int) -> None:
@@ -238,6 +242,7 @@ class _Results:
         place = file_properties(properties, labels.shape)
         with atomic_case(self._folder, case, self._endings) as part:
             if self._probabilities:
+                # It takes long enough for a signal to come in between, so it asks whether to go on.
                 compress(Path(f"{part}.npz"), self._go_on)
                 Path(f"{part}.pkl").write_bytes(pickle.dumps(for_nnunet(place, self._kind)))
             self._writer.write_seg(labels, f"{part}{self._endings[-1]}", place)
@@ -273,6 +278,7 @@ def measure(trainer: "BaseTrainer", processes: int) -> None:
             labels.foreground_regions if labels.has_regions else labels.foreground_labels,
             labels.ignore_label,
             num_processes=default_num_processes * processes,
+            # the folder of labels has all cases of the dataset, not only those of the fold
             chill=True,
         )
     for label, values in metrics["mean"].items():

@@ -173,6 +173,7 @@ class Architecture(ABC):
         found = [prefix for prefix in self.parts if name.startswith(f"{prefix}.")]
         if not found:
             return Place(OTHER, 0)
+        # The longest: a stem's name can begin with the encoder's.
         prefix = max(found, key=len)
         number = name[len(prefix) + 1 :].partition(".")[0]
         counts = self.parts[prefix] != STEM and number.isdigit()
@@ -206,6 +207,7 @@ class Architecture(ABC):
 
     def channels(self, network: "nn.Module") -> int:
         """Return the number of input channels."""
+        # Any of them, as all take the image; min() because a set has no order.
         return network.get_parameter(min(self.inputs)).shape[1]
 
     def layout(self, network: "nn.Module") -> Layout:

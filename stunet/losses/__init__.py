@@ -69,4 +69,5 @@ class DeepSupervision(torch.nn.Module):
         return Totals.stacked([self.loss.totals(x, y, *tables) for _, x, y in levels])
 
     def _levels(self, logits: Sequence[Any], target: Sequence[Tensor]) -> list[tuple[float, Any, Tensor]]:
+        # nnU-Net's weight for the lowest resolution is zero: its logits may be anything, and are not even read.
         return [level for level in zip(self.weights, logits, target, strict=True) if level[0]]

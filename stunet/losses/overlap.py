@@ -97,6 +97,7 @@ class DiceAndEntropy(torch.nn.Module):
         self,
         batch_dice: bool,
         ignore_label: int | None = None,
+        # nnU-Net's trainer's
         smooth: float = 1e-5,
         dice_weight: float = 1.0,
         ce_weight: float = 1.0,
@@ -146,6 +147,7 @@ class DiceAndEntropy(torch.nn.Module):
             return _counted(*self.counts(target, *tables), len(target))
 
     def _piece(self, sums: Sums) -> Totals:
+        # Nobody divides by it: where `number` is None, the mean has been taken.
         number = torch.zeros_like(sums.entropy) if sums.number is None else sums.number
         counts = _counted(number, sums.annotated.sum(), len(sums.annotated)).counts
         return Totals(counts, self._dice_sums(sums).detach() if self.batch_dice else None)
@@ -175,6 +177,7 @@ class DiceAndEntropy(torch.nn.Module):
     def _dice(self, sums: Tensor, pairs: Tensor | None) -> Tensor:
         """Return soft Dice, averaged over `pairs` or, if None, what is annotated; nnU-Net's if that is everything."""
         right, found, true, samples = sums
+        # The clamp is nnU-Net's, and only matters without `smooth`.
         dice = (2 * right + self.smooth) / (found + true + self.smooth).clamp_min(1e-8)
         counted = samples > 0
         return torch.where(counted, dice, 0).sum() / (counted.sum().clamp_min(1) if pairs is None else pairs)
@@ -195,6 +198,7 @@ def chunks(voxels: int, classes: int, device: torch.device, chunk: int | None) -
 
 def wide(device: torch.device) -> torch.dtype:
     """Return the type for sums over voxels: float32 has too few digits for 10^7 plus a probability."""
+    # MPS has no float64.
     return torch.float32 if device.type == "mps" else torch.float64
 
 
@@ -212,6 +216,7 @@ def read(target: Tensor, ignore_label: int | None, values: int) -> tuple[Tensor,
     value = target.long()
     kept = torch.ones_like(value, dtype=torch.bool) if ignore_label is None else value != ignore_label
     outside = kept & ((value < 0) | (value >= values))
+    # Always a valid index: on a GPU an invalid one fails before check() can say which value it is.
     return torch.where(kept & ~outside, value, 0), kept, outside
 
 

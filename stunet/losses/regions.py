@@ -29,6 +29,7 @@ class RegionDiceCE(DiceAndEntropy):
         y = (target_BRDHW if kept is None else target_BRDHW[:, :-1]).to(torch.float32)
         p, axes = torch.sigmoid(logits_BRDHW), tuple(range(2, logits_BRDHW.ndim))
         dtype = torch.promote_types(logits_BRDHW.dtype, torch.float32)
+        # Half precision sums up in float32: it cannot hold the number of voxels of a patch.
         right, found, true = ((x if kept is None else x * kept).sum(axes, dtype=dtype) for x in (p * y, p, y))
         annotated = torch.ones_like(true, dtype=torch.bool)
         if kept is None:  # nnU-Net's mean over all voxels and regions, to the last bit

@@ -48,6 +48,7 @@ class DiceCE(DiceAndEntropy):
         right, found, entropy, true = _Sums.apply(
             logits.flatten(2), target.flatten(1), groups, values, self.ignore_label, self.chunk
         )
+        # Filled on the CPU and copied once, rather than one small copy per sample.
         annotated = torch.zeros(true.shape, dtype=torch.bool)
         for sample, group in enumerate(groups):
             annotated[sample, list(group.values)] = True
@@ -86,6 +87,7 @@ class PartitionDiceCE(DiceCE):
         """
         if groups_BC.shape != logits_BCDHW.shape[:2]:
             raise ValueError(f"groups have the shape {tuple(groups_BC.shape)}, logits {tuple(logits_BCDHW.shape)}")
+        # Best on the CPU: from a GPU this would wait for all that was started before.
         groups = [Groups.from_values(row) for row in groups_BC.tolist()]
         return self.sums_of_groups(logits_BCDHW, target_B1DHW, groups, self.values)
 
@@ -187,7 +189,9 @@ class _Sums(torch.autograd.Function):
                     exponential = (z - highest).exp_()
                     total = exponential.sum(0)
                     inverse = kept / total  # 0 for ignored voxels, whose probabilities then count nowhere
+                    # Row -1 is a value of no group, which check() reports below.
                     log_p = z.gather(0, row.clamp_min(0)[None])[0] - highest - total.log()
+                    # A matrix product: the probabilities themselves, as large as the chunk, are never made.
                     found[b].index_add_(0, merge.values, (exponential @ inverse).to(found.dtype))
                     right[b].scatter_add_(0, value, torch.where(kept, log_p.exp(), 0).to(right.dtype))
                     true[b].scatter_add_(0, value, kept.to(true.dtype))

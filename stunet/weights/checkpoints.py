@@ -27,6 +27,7 @@ from stunet.weights.foreign import UNREADABLE
 from stunet.weights.mapped import release
 
 FORMAT = 1  # version of the metadata in our safetensors files, under the key "stunet"
+# numpy's unpickling function under whatever name this numpy has.
 _scalar = np.float64(0).__reduce__()[0]
 ALLOWED: list[Any] = [
     # numpy 1 and numpy 2 pickle the same function under two names
@@ -53,6 +54,7 @@ def load_checkpoint(path: Path, map_location: str | torch.device = "cpu") -> dic
         except pickle.UnpicklingError as error:
             raise _refusal(path, error) from None
         except UNREADABLE as error:
+            # Neither is the file's fault: they have messages of their own.
             if is_out_of_memory(error) or isinstance(error, PermissionError):
                 raise
             raise WeightsError(
@@ -70,6 +72,7 @@ def is_safetensors(path: Path) -> bool:
             start = file.read(9)
     except OSError:
         return False  # load_checkpoint() will report the error
+    # The library's own limit for the header is 100 MB.
     return start[8:] == b"{" and int.from_bytes(start[:8], "little") < 100_000_000
 
 
@@ -195,11 +198,13 @@ def save_weights(path: Path, tensors: Mapping[str, torch.Tensor], meta: Mapping[
         DataError: The file could not be written completely.
     """
     check_finite(tensors, path)
+    # safetensors refuses tensors that are not contiguous.
     stored = {name: value.detach().contiguous() for name, value in tensors.items()}
     if half:
         stored = to_half(stored)
     text = json.dumps({key: value for key, value in meta.items() if value is not None} | {"version": FORMAT})
     with atomic_write(path) as part, _written_to(path):
+        # Zeros hold the place of the checksum, which covers this header as well; seal() fills it in.
         save_file(stored, part, {"format": "pt", "stunet": text, "crc32": "0" * 8})
         seal(part)
 
@@ -239,6 +244,7 @@ def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {_plain(key): _plain(item) for key, item in value.items()}
     if type(value) in (list, tuple):
+        # Not for named tuples, whose constructors take their fields one by one.
         return type(value)(_plain(item) for item in value)
     return str(value) if isinstance(value, Path) else value
 

@@ -47,6 +47,7 @@ def check_container(path: Path) -> bool:
         raise WeightsError(f"cannot read {str(path)!r}: {error.strerror}") from None
     except (zipfile.BadZipFile, ValueError, NotImplementedError) as error:
         raise WeightsError(f"{str(path)!r} is damaged: {first_line(error)}", "copy it again from its source") from None
+    # As torch names it: ARCHIVE/data.pkl.
     pickles = [member for member in members if member.filename.endswith("/data.pkl")]
     if not pickles:
         first = members[0].filename if members else "nothing"
@@ -54,6 +55,7 @@ def check_container(path: Path) -> bool:
             f"{str(path)!r} is a zip archive (of {first!r} ...), not a checkpoint",
             "unpack it and give the model folder or the checkpoint in it",
         )
+    # torch never compresses; a few bytes that unpack to terabytes would.
     compressed = any(member.compress_type != zipfile.ZIP_STORED for member in members)
     if compressed or sum(member.file_size for member in members) > path.stat().st_size:
         raise WeightsError(
@@ -62,6 +64,7 @@ def check_container(path: Path) -> bool:
     for member in members:
         if not member.CRC:  # torch can be told to omit it; without the attribute zipfile compares nothing
             del member.CRC
+    # A file that is written again has another time, size or inode, and is verified again.
     if (state := _state(path)) in _verified:
         return True
     with zipfile.ZipFile(path) as archive:
@@ -120,6 +123,7 @@ def check_seal(path: Path) -> None:
     if (state := _state(path)) in _verified:
         return
     with path.open("rb") as file:
+        # Length of the JSON header, and the header.
         found = SUM.search(file.read(int.from_bytes(file.read(8), "little")))
         if found and int(found[1], 16) != _sum(file)[1]:
             raise _changed(path, "Bad CRC-32")
@@ -135,6 +139,7 @@ def _sum(file: IO[bytes]) -> tuple[int, int]:
     if found is None:
         raise ValueError("no place for a checksum")
     low, high = found.span(1)
+    # Zeros where the checksum is: it cannot contain itself.
     total = zlib.crc32(start + header[:low] + b"0" * 8 + header[high:])
     while chunk := file.read(CHUNK):
         total = zlib.crc32(chunk, total)

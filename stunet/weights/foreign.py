@@ -57,6 +57,7 @@ def describe_file(path: Path) -> str:
         return "a NIfTI image" if _is_nifti(unpacked) else "a gzip archive; unpack it first"
     if _is_nifti(start):
         return "a NIfTI image"
+    # HTML may begin with blanks and capitals, so all beginnings in the table are in small letters.
     text = start.lstrip().lower()
     return next((what for prefix, what in _STARTS if text.startswith(prefix)), "of an unknown kind")
 
@@ -72,6 +73,7 @@ def describe_network(shapes: Mapping[str, tuple[int, ...]]) -> str:
 
 
 def _is_nifti(start: bytes) -> bool:
+    # NIfTI-1 has its magic at the end of 348 bytes, NIfTI-2 behind the size of its header.
     return start[344:348] in (b"n+1\0", b"ni1\0") or start[4:8] == b"n+2\0"
 
 

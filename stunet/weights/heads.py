@@ -89,6 +89,7 @@ def plan_heads(requested: str | None, weights: Weights, classes: Sequence[str] |
     given, wanted = list(weights.classes or ()), list(classes or ())
     taken = {row.target: row.sources for row in rows}
     if BACKGROUND in given:
+        # Only classes are matched by name; the background is the same in both.
         taken[BACKGROUND] = (BACKGROUND,)
     moves = tuple(tuple(given.index(source) for source in taken.get(name, ())) for name in wanted)
     used = {BACKGROUND}.union(*(row.sources for row in rows))
@@ -127,6 +128,7 @@ def take_rows(drawn_K: Tensor, given_K: Tensor, moves: Sequence[Sequence[int]]) 
     A class that is the union of several starts from the mean of their rows. No single row can represent the union
     itself, whose probability is the sum of theirs.
     """
+    # A copy: otherwise verify() would compare the network with itself.
     result = drawn_K.clone()
     for k, sources in enumerate(moves):
         if sources:

@@ -21,6 +21,7 @@ def release(tensor: Tensor) -> None:
     first = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE  # only whole pages: the others also hold neighbours' bytes
     length = (start + size) // mmap.PAGESIZE * mmap.PAGESIZE - first
     if sys.platform == "linux" and tensor.is_cpu and length > 0 and _is_file(first, length):
+        # Python's mmap objects have madvise(), but torch does not hand out its own.
         ctypes.CDLL(None).madvise(ctypes.c_void_p(first), ctypes.c_size_t(length), mmap.MADV_DONTNEED)
 
 

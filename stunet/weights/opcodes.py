@@ -34,6 +34,7 @@ def count(file: IO[bytes] | bytes) -> set[str]:
         ValueError: It is not a complete pickle.
     """
     made, names, number = _Made(), set(), 0
+    # genops only reads: nothing is imported or made.
     for number, (code, argument, _) in enumerate(pickletools.genops(file)):
         try:
             made.follow(code, argument)
@@ -113,6 +114,7 @@ class _Made:
 def _walk(children: list[list[int]], most: int) -> None:
     """Compute sizes and depths of all containers as trees, innermost first, in whatever order they were built."""
     size, depth = [0] * len(children), [0] * len(children)
+    # With a stack of our own: the pickle determines how deep it goes, and Python's recursion would end first.
     state = bytearray(len(children))  # 1: in progress, 2: known
     for first in range(len(children)):
         pending = [first]
@@ -128,6 +130,7 @@ def _walk(children: list[list[int]], most: int) -> None:
                 state[node] = 1
                 pending.extend(unknown)
                 continue
+            # Shared children count each time, as they do for whoever walks through them.
             inner = [child for child in children[node] if child >= 0]
             size[node] = 1 + len(children[node]) + sum(size[child] for child in inner)
             depth[node] = 1 + max((depth[child] for child in inner), default=0)

@@ -90,11 +90,13 @@ class _Type:
     """Stand-in for numpy.dtype: a numeric type."""
 
     def __init__(self, code: str, *_: object) -> None:
+        # Booleans, integers and floats: an array of objects could hold anything.
         if not re.fullmatch(r"[biuf]\d{1,2}", code):
             raise ValueError(f"array of type {code!r}, which is not a number")
         self.code, self.order = code, "="
 
     def __setstate__(self, state: tuple) -> None:
+        # state[1] is the byte order; bytes and native order have "|" and "=".
         self.order = {"<": "<", ">": ">"}.get(state[1], "=")
 
     @property

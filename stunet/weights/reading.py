@@ -109,6 +109,7 @@ def _checkpoint_in(folder: Path) -> Path:
                 "give DATASET/TRAINER__PLANS__CONFIGURATION, or a file of weights",
             )
     for name in ("checkpoint_final.pth", "checkpoint_best.pth"):
+        # fold_all after the numbered folds.
         found = sorted(folder.glob(f"fold_*/{name}"), key=lambda path: (path.parent.name == "fold_all", path))
         if found:
             return found[0]
@@ -140,6 +141,7 @@ def _load(path: Path) -> tuple[str, Mapping[str, Any], Mapping[str, Any]]:
     content = load_checkpoint(path)
     if isinstance(content.get("network_weights"), dict):
         arguments = content.get("init_args")
+        # nnssl writes nnU-Net's keys, but `plan` for `plans`.
         nnssl = "nnssl_adaptation_plan" in content or (isinstance(arguments, dict) and "plan" in arguments)
         return "nnssl" if nnssl else "nnU-Net v2", content["network_weights"], content
     if isinstance(content.get("state_dict"), dict):
@@ -159,9 +161,11 @@ def _official(raw: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
         if not isinstance(value, Tensor):
             continue
         name = str(key)
+        # In either order, and repeatedly: DDP around a compiled network, or the other way round.
         while name.startswith(("module.", "_orig_mod.")):
             name = name.partition(".")[2]
         stored = value.layout == torch.strided and value.is_cpu
+        # With strides of 0, a few bytes stand for a tensor of any shape.
         stored = stored and value.numel() * value.element_size() <= value.untyped_storage().nbytes()
         if name in tensors or not stored:
             raise WeightsError(
@@ -185,6 +189,7 @@ def _read_v1(weights: Weights, content: Mapping[str, Any]) -> Weights:
 
 def _read_v2(weights: Weights, content: Mapping[str, Any]) -> Weights:
     arguments = content.get("init_args") or {}
+    # nnU-Net's None means no axes; only a missing key means that they are unknown.
     axes = content.get("inference_allowed_mirroring_axes", ...)
     weights = replace(weights, mirror_axes=None if axes is ... else _axes(axes or ()))
     return _described(weights, arguments.get("plans"), arguments.get("configuration"), arguments.get("dataset_json"))
@@ -239,6 +244,7 @@ def _described(weights: Weights, plans: Any, configuration: str | None, dataset:
     network, class_name = weights.network, weights.network.architecture.class_name
     strides: Sequence[Sequence[int]] | None = planned.known_strides or planned.pooling or network.strides
     if planned.network_class != class_name:
+        # STU-Net's trainers ignored the network in the plans, and cut or padded its strides.
         strides = fit_strides(strides, network.stages) if strides else None
     else:
         for key, value in network.planned.items():
@@ -276,6 +282,7 @@ def _of_folder(weights: Weights) -> Weights:
 
 def _check(weights: Weights) -> None:
     network = weights.network
+    # The channels are only read here: if the metadata are damaged, it shows in read_weights() and not later.
     strides, classes, _ = weights.strides, weights.classes, weights.channels
     if strides and (len(strides) != network.stages or {len(axis) for axis in strides} != {network.ndim}):
         raise WeightsError(

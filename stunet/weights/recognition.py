@@ -32,6 +32,7 @@ def recognise(tensors: Mapping[str, Tensor], path: Path) -> Recognised:
             "stunet_models list shows what can be downloaded",
         )
     for name, value in tensors.items():
+        # Quantised or integer weights would be cast to numbers that mean something else.
         if value.dtype not in _TYPES or not value.numel():
             raise WeightsError(
                 f"{str(path)!r}: {name!r} has {value.numel()} values of type {str(value.dtype).removeprefix('torch.')}",

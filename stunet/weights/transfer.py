@@ -126,12 +126,14 @@ class Transfer:
         Raises:
             WeightsError: A tensor is not what was copied into it.
         """
+        # A state dict shares its tensors with the network: copying into them loads.
         state, given = network.state_dict(), self.match.weights.tensors
         with torch.no_grad():
             for name, source in self.sources.items():
                 state[name].copy_(self.match.value(name, source, state[name]))
                 release(given[source])
         for name, source in self.sources.items():
+            # After all of it, and from the file again: its pages were released above.
             verify(name, state[name], self.match.value(name, source, state[name]))
             release(given[source])
 
@@ -199,6 +201,7 @@ class _Match:
             shapes = f"{tuple(value.shape)} instead of {tuple(drawn.shape)}"
             return Fate(name, None, "missing", size, note=shapes)
         if free == 0:
+            # New rows of a reused head come from the background's: filled, but not trained for their class.
             known = sum(map(bool, self.heads.moves)) - sum(map(bool, self.heads.added))
             return Fate(name, source, "head", size, size * known // len(drawn))
         if free == 1 and not value.shape[1] == self.given == self.images == drawn.shape[1]:
@@ -213,6 +216,7 @@ class _Match:
             rows = take_rows(drawn, value, self.heads.moves)
             return rows + rows.new_tensor(self.heads.added) if self.heads.added and name.endswith("bias") else rows
         if name in self.architecture.inputs:
+            # Without the one-hot channels of the weights' own cascade, whose labels were others.
             return inflate(value[:, : self.given].to(drawn), self.images, drawn.shape[1] - self.images, self.stem)
         return value
 

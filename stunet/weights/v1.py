@@ -67,10 +67,12 @@ def convert_plans(
         channels = channels or [str(modalities.get(i, i)) for i in range(int(plans["num_modalities"]))]
         _agree(path, "channels", int(plans["num_modalities"]), channels)
         if names is not None:
+            # v1 counts classes without the background.
             _agree(path, "classes", int(plans["num_classes"]) + 1, names)
         # init: plans file, fold, output folder, dataset folder, batch_dice, stage, ...
         *_, batch_dice, index = (*pkl.get("init", ()), *[None] * 6)[:6]
         last = max(plans["plans_per_stage"])
+        # Without a stage, or with one that is not there, v1's full resolution, which has the highest number.
         index = index if index in plans["plans_per_stage"] else last
         configuration = "3d_fullres" if index == last else "3d_lowres"
         stage = plans["plans_per_stage"][index]
@@ -103,6 +105,7 @@ def _plans(
         strides=_strides(stage["pool_op_kernel_sizes"], stages, path),
         spacing=[float(x) for x in stage["current_spacing"]],
         patch_size=[int(n) for n in stage["patch_size"]],
+        # The median of an even number of cases can end in a half.
         median_shape=[round(n) for n in stage["median_patient_size_in_voxels"]],
         normalization=[_scheme(plans["normalization_schemes"][i], path) for i in channels],
         mirror_axes=MIRROR_AXES,

@@ -62,6 +62,7 @@ def make_plan(
         "transpose_backward": [0, 1, 2],
         "experiment_planner_used": "STUNetPlanner",
         "label_manager": "LabelManager",
+        # nnU-Net looks each channel up, also where its scheme needs no values.
         "foreground_intensity_properties_per_channel": {str(i): {} for i in range(len(normalization))},
         "stunet": {
             "version": __version__, "size": size, "stages": len(strides), "mirror_axes": list(mirror_axes), "plan": {},

@@ -48,6 +48,7 @@ def build(
     with patched(host, **replaced):
         composed = stock(*args, **kwargs)
     names = [type(getattr(step, "transform", step)).__name__ for step in composed.transforms]
+    # The last of two: nnU-Net first changes the gamma of inverted images.
     place = len(names) - names[::-1].index(LAST_OF_INTENSITIES)
     added = [RandomTransform(make(), apply_probability=probability) for make, probability in ADDED]
     return ComposeTransforms([*composed.transforms[:place], *added, *composed.transforms[place:]])

@@ -174,6 +174,7 @@ class _Numbered(Dataset):
                 with self._generators(number, position):
                     samples.append(self.source.sample(position))
         except StunetError as error:
+            # In this process there is nothing to translate.
             if not get_worker_info():
                 raise
             return error
@@ -194,6 +195,7 @@ class _Numbered(Dataset):
             self.drawing[worker.id] = torch.tensor([os.getpid(), number, position])
 
     def _generators(self, number: int, position: int) -> Any:
+        # SeedSequence mixes its words: neighbouring batches and positions get unrelated streams.
         return _generators(np.random.SeedSequence([*self.seed, number, position]))
 
 
@@ -247,8 +249,10 @@ def _generators(seed: np.random.SeedSequence) -> Iterator[None]:
     """Seed the global generators of numpy, torch (CPU) and Python, and restore them afterwards."""
     of_numpy, of_python = np.random.get_state(), random.getstate()
     first, second, third = (int(word) for word in seed.generate_state(3))
+    # Without `devices`, torch would also save the generators of all GPUs, which a forked worker cannot use.
     with torch.random.fork_rng(devices=[]):
         np.random.seed(first)
+        # torch.manual_seed would also seed the GPUs.
         torch.default_generator.manual_seed(second)
         random.seed(third)
         try:

@@ -59,6 +59,7 @@ def vote(segmentation: torch.Tensor, grid: torch.Tensor, padding: float) -> torc
         corner = _flat([point.floor() for point in points], sizes, strides)
         for channel, labels in enumerate(padded):
             voted[channel] = torch.take(labels, corner)
+            # If all corners of a cell have one label, there is nothing to vote on.
             open_ = torch.take(mixed[channel], corner).nonzero()[:, 0]
             if open_.numel():
                 found = _winners(labels.view(-1), corner[open_], [p[open_] for p in points], sizes, strides)
@@ -75,6 +76,7 @@ def _flat(voxels: list[torch.Tensor], sizes: Sequence[int], strides: Sequence[in
     """Return flat indices into the padded volume for voxels given per axis as floats; those far outside are clamped."""
     index = torch.full_like(voxels[0], MARGIN * sum(strides), dtype=torch.int64)
     for voxel, size, stride in zip(voxels, sizes, strides, strict=True):
+        # In place, as callers pass what they have just made; `size` is the first voxel of the padding behind the image.
         index.add_(voxel.clamp_(-MARGIN, size).to(torch.int64), alpha=stride)
     return index
 
@@ -83,6 +85,7 @@ def _mixed(labels: torch.Tensor) -> torch.Tensor:
     """Return, at the lowest corner of each cell, whether the labels at its corners differ."""
     mixed = torch.zeros(labels.shape, dtype=torch.bool)
     for axis, size in enumerate(labels.shape):
+        # A copy, because the two views overlap.
         behind, ahead = mixed.narrow(axis, 0, size - 1), mixed.narrow(axis, 1, size - 1).clone()
         behind |= ahead
         behind |= labels.narrow(axis, 0, size - 1) != labels.narrow(axis, 1, size - 1)
@@ -111,6 +114,7 @@ def _winners(
 def _best(labels: torch.Tensor, weights: torch.Tensor, nearest: torch.Tensor) -> torch.Tensor:
     """Return the label with the largest weight; labels and weights are (corners, N), `nearest` (N,) breaks ties."""
     low, high = torch.aminmax(labels, dim=0)
+    # Two labels are the lowest and the highest; only cells with more need a score for each corner.
     of_low, of_high = _scores(torch.stack((low, high)), labels, weights)
     winner = torch.where(of_low == of_high, nearest, torch.where(of_low > of_high, low, high))
     many = ((labels != low) & (labels != high)).any(dim=0).nonzero()[:, 0]

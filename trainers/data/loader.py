@@ -31,6 +31,7 @@ class IdleAugmenter:
     def __init__(self, loader: "SampleLoader", transform: None) -> None:
         self.loader = loader
 
+    # nnU-Net's get_dataloaders() asks each augmenter for a batch, to start its processes.
     def __next__(self) -> None:
         return None
 
@@ -48,6 +49,7 @@ class SampleLoader(nnUNetDataLoader):
     ) -> None:
         super().__init__(StoredCases(data), 1, *args, **kwargs)
         if annotated is not None:
+            # The key under which preprocessing stored where any annotated voxels are.
             self.annotated_classes_key = (-1, *annotated)
         self.position, self.positions = 0, batch_size
         self.aliases: Aliases | None = None
@@ -87,6 +89,7 @@ class SampleLoader(nnUNetDataLoader):
         return [self.drawn]
 
     def _oversample_last_XX_percent(self, sample_idx: int) -> bool:
+        # nnU-Net's formula and rounding; its own index is always 0 in a batch of one.
         return self.position >= round(self.positions * (1 - self.oversample_foreground_percent))
 
 

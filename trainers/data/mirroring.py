@@ -28,6 +28,7 @@ class MirrorSides(MirrorTransform):
 
     def _apply_to_segmentation(self, segmentation: torch.Tensor, **params: Any) -> torch.Tensor:
         flipped = super()._apply_to_segmentation(segmentation, **params)
+        # Mirrored twice, what was left is on the left again.
         if len(self.sides.intersection(params["axes"])) % 2 == 0:
             return flipped
         return self.table.to(flipped.dtype)[flipped.long()]

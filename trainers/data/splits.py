@@ -25,6 +25,7 @@ class _Names(list):
     """Case names with fast lookup: nnU-Net looks up each of a fold's, which takes a minute for 100,000 with lists."""
 
     def __contains__(self, name: object) -> bool:
+        # Made on first use: most folds of a file are never asked.
         if not hasattr(self, "known"):
             self.known = frozenset(self)
         return name in self.known

@@ -79,6 +79,7 @@ def join_group(member: Member, device: str) -> Iterator[None]:
         Interrupted: A process that this one communicates with has ended.
     """
     if device == "cuda":
+        # What follows takes the current device: ranks among all processes do not number the GPUs of one machine.
         torch.cuda.set_device(member.local_rank)
     else:  # with several processes nnU-Net makes a GradScaler in each, which trainer.py discards
         warnings.filterwarnings("ignore", "torch.cuda.amp.GradScaler is enabled")
@@ -110,6 +111,7 @@ def broadcast_decision(decide: Callable[[], Decision], member: Member) -> Decisi
         message = [None, explain(error).exit_code]
         raise
     finally:
+        # Also after an error, as the others are waiting for this message.
         dist.broadcast_object_list(message)
     if message[1]:
         raise SystemExit(message[1])
@@ -132,11 +134,13 @@ def spawn(function: Callable[..., None], arguments: tuple[Any, ...], size: int, 
     """
     if device == "cuda" and torch.cuda.device_count() < size:
         raise UsageError(f"-num_gpus {size}, but there are {torch.cuda.device_count()} GPUs", "a smaller -num_gpus")
+    # The children inherit them; a user's own are kept.
     os.environ.setdefault("MASTER_ADDR", "localhost")
     os.environ.setdefault("MASTER_PORT", str(_free_port()))
     context = mp.spawn(_child, (size, device, function, arguments), nprocs=size, join=False)
     with _forwarded_signals([process.pid for process in context.processes]):
         try:
+            # Once one has failed, the others have 30 s to end by themselves, and as long from SIGTERM to SIGKILL.
             while not context.join(grace_period=30):
                 pass
         except mp.ProcessExitedException as error:
@@ -154,6 +158,7 @@ def _child(rank: int, size: int, device: str, function: Callable[..., None], arg
     except Interrupted as error:
         raise SystemExit(error.exit_code) from None
     except KeyboardInterrupt:
+        # As shells report it: 128 + SIGINT.
         raise SystemExit(130) from None
     except Exception as error:
         known = explain(error)
@@ -214,6 +219,7 @@ def handle_signals(handler: Callable[[int, FrameType | None], None]) -> Iterator
 
 
 def _free_port() -> int:
+    # Free at this moment; nothing reserves it until the first process listens there.
     with socket.socket() as free:
         free.bind(("localhost", 0))
         return free.getsockname()[1]

@@ -45,6 +45,7 @@ def any_rank(flag: bool, device: torch.device) -> bool:
 
 def unwrap(network: torch.nn.Module) -> torch.nn.Module:
     """Return the network without DDP's and torch.compile's wrapping."""
+    # nnU-Net compiles first and wraps in DDP then, so this is the order from outside.
     wrapped: Any = network.module if isinstance(network, DistributedDataParallel) else network
     return getattr(wrapped, "_orig_mod", wrapped)
 
@@ -80,6 +81,7 @@ def shard(network: torch.nn.Module, device_ids: Any = None) -> torch.nn.Module:
     """Shard the network with FSDP2, block by block; heads and upsampling convolutions form one more group."""
     bare = unwrap(network)
     mesh = init_device_mesh(next(network.parameters()).device.type, (world_size(),))
+    # From the inside out: a call takes the parameters below a module that no earlier call has taken.
     for block in architectures.of_network(bare).blocks(bare):
         fully_shard(block, mesh=mesh)
     fully_shard(bare, mesh=mesh)  # changes the module's class in place
@@ -119,6 +121,7 @@ def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     def gathered(value: Any) -> Any:
         if not isinstance(value, DTensor):
             return value
+        # All processes have to take part, including those that do not keep the result.
         tensor = value.full_tensor()
         return tensor.cpu() if first else None
 

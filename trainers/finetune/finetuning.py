@@ -74,6 +74,7 @@ class FineTuning:
     ) -> tuple[torch.optim.Optimizer, strategies.Schedule]:
         """Return the strategy's parameter groups and schedule, with all other values of the stock optimizer."""
         assert self.strategy is not None
+        # Weight decay, momentum and Nesterov stay as they are: a strategy only differs in groups and rates.
         values = {key: value for key, value in stock.param_groups[0].items() if key != "params"}
         groups = strategies.groups(network, self.strategy, self._fresh(network))
         optimizer = torch.optim.SGD([{**values, **group} for group in groups], lr)
@@ -109,4 +110,5 @@ class FineTuning:
         lora.load(network, sharding.shard_like(merged, network.state_dict()), adapters)
 
     def _fresh(self, network: nn.Module) -> frozenset[str]:
+        # Without weights there is nothing to preserve: everything is fresh, so all of it trains in every phase.
         return frozenset(name for name, _ in network.named_parameters()) if self.fresh is None else self.fresh

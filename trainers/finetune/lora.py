@@ -27,7 +27,9 @@ class LowRank(nn.Module):
     def __init__(self, weight: Tensor, rank: int, generator: torch.Generator) -> None:
         super().__init__()
         rows, columns = weight.shape[0], weight[0].numel()
+        # There are at most as many orthonormal rows as columns: the stem's shortcut has one column per input channel.
         rank = min(rank, rows, columns)
+        # On the CPU, where the generator is: the seed gives the same rows for any device.
         down = nn.init.orthogonal_(torch.empty(rank, columns), generator=generator)
         self.down = nn.Parameter(down.to(weight))
         self.up = nn.Parameter(weight.new_zeros(rows, rank))
@@ -48,6 +50,7 @@ def add(network: nn.Module, rank: int, seed: int, fresh: Collection[str]) -> Non
     """
     architecture = architectures.of_network(network)
     generator = torch.Generator().manual_seed(seed)
+    # A list, because registering adds modules to what we walk through.
     for name, module in list(network.named_modules()):
         weight = f"{name}.weight"
         pretrained = isinstance(module, nn.Conv2d | nn.Conv3d) and weight not in fresh
@@ -62,6 +65,7 @@ def merged_state(network: nn.Module) -> dict[str, Tensor]:
         module, adapted, kind = name.partition(PARAMETRIZED)
         if not adapted:
             state[name] = value
+        # Once per weight: its other two tensors are in this sum.
         elif kind == "original":
             state[f"{module}.weight"] = network.get_submodule(module).weight.detach()  # type: ignore[operator]
     return state
@@ -84,5 +88,6 @@ def load(network: nn.Module, merged: Mapping[str, Tensor], adapters: Mapping[str
             f"the checkpoint's {len(adapters)} tensors of adapters are not the {len(expected)} of the network",
             "--overwrite starts from scratch",
         )
+    # From the adapters' state, not from the merged weight: subtracting U D again would not give the last bits back.
     adapted = {f"{name.partition(PARAMETRIZED)[0]}.weight" for name in expected}
     network.load_state_dict({name: value for name, value in merged.items() if name not in adapted} | dict(adapters))

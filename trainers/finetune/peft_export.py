@@ -136,6 +136,7 @@ def _verify(peft: Any, folder: Path, weights: Weights, base: Mapping[str, Tensor
     network = _build(_arguments(weights)).eval()
     architecture.deeply_supervise(network, True)
     divisor = (math.prod(axis) for axis in zip(*strides, strict=True))
+    # Two voxels per axis in the bottleneck: a single one cannot be normalised.
     shape = (1, weights.network.channels, *(2 * factor for factor in divisor))
     image = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     network.load_state_dict(weights.tensors)
@@ -145,6 +146,7 @@ def _verify(peft: Any, folder: Path, weights: Weights, base: Mapping[str, Tensor
     error = _norm(torch.cat([head.flatten() for head in model(image)]) - expected) / _norm(expected)
     merged = model.merge_and_unload().state_dict()
     limits = {name: SAME_WEIGHT * value.abs().max() for name, value in weights.tensors.items()}
+    # `not <=` instead of `>`, here and below: NaN must fail as well.
     wrong = [name for name, value in weights.tensors.items() if not (merged[name] - value).abs().max() <= limits[name]]
     if not error <= SAME_OUTPUT or wrong:
         raise WeightsError(
@@ -182,9 +184,11 @@ def _norm(value: Tensor) -> float:
 def _peft() -> Any:
     try:
         import peft
+    # Not only ImportError: what peft imports fails in ways of its own where versions do not fit together.
     except Exception as error:
         if getattr(error, "name", None) == "peft":
             raise UsageError("--peft needs peft, which is not installed", "pip install 'stunet[peft]'") from None
+        # Lazy imports wrap the error that says what is wrong, sometimes more than once.
         cause: BaseException = error
         while cause.__cause__:
             cause = cause.__cause__

@@ -77,6 +77,7 @@ class Start:
 
     def release(self) -> None:
         """Let go of the parameters, which not every kind of file lets us map: training does not need them twice."""
+        # Where cached_property keeps its value.
         self.__dict__.pop("weights", None)
         self._decided = None
 
@@ -155,12 +156,14 @@ def begin(trainer: BaseTrainer, start: Start) -> TransferReport:
             the first checkpoint unchanged.
     """
     trainer.initialize()
+    # Tensors are matched and copied whole: a sharded network is filled from a full one.
     network = trainer.new_network() if trainer.fsdp else trainer.bare_network()
     decision = start.decide(network, trainer.plan, trainer.configuration_name, trainer.dataset_json)
     decision.load(network)
     report = decision.report
     if trainer.fsdp:
         trainer.load_weights(network.state_dict())
+    # After loading: adapters go on pre-trained weights, and the optimizer is made for the parameters there are then.
     trainer.start_from(report.fresh)
     if trainer.local_rank == 0:
         write_json(Path(trainer.output_folder) / REPORT, report.to_json())
@@ -188,6 +191,7 @@ def _decide(
         start.weights,
         classes=head_classes(dataset_json["labels"]),
         channels=channels,
+        # Whatever the network takes besides the image channels comes from the previous stage.
         cascade_channels=architectures.of_network(network).channels(network) - len(channels),
         head=None if named.head == usual else named.head,  # with None the report gives the reason
         sha256=named.sha256,
@@ -212,6 +216,7 @@ def _write_and_read_back(trainer: BaseTrainer) -> None:
     path = Path(trainer.output_folder) / LATEST
     trainer.write_checkpoint(path, epochs=0)
     state = trainer.network_state()
+    # Only the first process writes; gathering the state took all of them.
     written = load_checkpoint(path)["network_weights"] if trainer.local_rank == 0 else state
     for name, value in state.items():
         if name not in written or not torch.equal(written[name].cpu(), value.cpu()):

@@ -49,6 +49,7 @@ class Phase:
     end: float
     trains: tuple[str, ...]
     ramp: float = 0.0
+    # nnU-Net's exponent
     power: float = 0.9
 
 
@@ -68,7 +69,9 @@ class Strategy:
 
     title: str
     phases: tuple[Phase, ...]
+    # that of the published fine-tuning, a tenth of nnU-Net's
     lr: float = 1e-3
+    # nnU-Net's
     scratch_lr: float = 1e-2
     layer_decay: float = 1.0
     depth: float = 1.0
@@ -139,6 +142,7 @@ def find(name: str) -> Strategy:
 
 def kept_stages(strategy: Strategy, stages: int) -> int:
     """Return how many of a pre-trained network's stages the plan keeps: 5 of 6 for three quarters."""
+    # A network has at least two stages (networks.py).
     return max(2, math.ceil(strategy.depth * stages))
 
 
@@ -154,6 +158,7 @@ def rate(strategy: Strategy, epoch: int, epochs: int) -> float:
     """
     span = _span(strategy, epoch, epochs)
     if epoch < span.full:
+        # + 1: an epoch at a rate of 0 would train nothing.
         return (epoch - span.start + 1) / (span.full - span.start)
     return (1 - (epoch - span.full) / (span.end - span.full)) ** span.phase.power
 
@@ -246,6 +251,7 @@ def groups(network: "torch.nn.Module", strategy: Strategy, fresh: Collection[str
         block = last if strategy.layer_decay == 1 or name in fresh else layout.block_of(name)
         found.setdefault(block, []).append(parameter)
     return [
+        # The heads come first: nnU-Net logs the rate of the first group.
         {"params": found[block], "scale": strategy.layer_decay ** (last - block)}
         for block in sorted(found, reverse=True)
     ]
@@ -273,6 +279,7 @@ class _Span(NamedTuple):
 
 
 def _span(strategy: Strategy, epoch: int, epochs: int) -> _Span:
+    # nnU-Net's count goes on to `epochs` when training ends.
     return next(span for span in _spans(strategy, epochs) if min(epoch, epochs - 1) < span.end)
 
 

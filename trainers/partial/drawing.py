@@ -19,6 +19,7 @@ def case_probabilities(annotations: Annotations, cases: Sequence[str]) -> np.nda
     """Return the probability of each of these cases; they sum to 1."""
     sources = [annotations.cases[case].source for case in cases]
     sizes = Counter(sources)
+    # Per case: a source's n^(1 - alpha) is shared by its n cases.
     shares = {name: annotations.sources[name].weight * n**-annotations.alpha for name, n in sizes.items()}
     drawn = np.array([shares[name] for name in sources])
     return drawn / drawn.sum()

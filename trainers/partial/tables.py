@@ -61,10 +61,12 @@ def count_annotated(
     """Count voxels per region of a sigmoid head, (3, R), in samples that annotate it; otherwise as count_groups()."""
     true_BN = target.flatten(1).long()
     counted_BN = torch.ones_like(true_BN, dtype=torch.bool) if ignore is None else true_BN != ignore
+    # The ignore label is beyond the table: ignored voxels look up the background, and are not counted.
     true_BN = true_BN * counted_BN
     counts = []
     for region in range(logits.shape[1]):
         here = annotated_BR[:, region]
+        # Above 0 the sigmoid is above one half.
         found = logits[here, region].flatten(1) > 0
         true = inside_BRV[here, region].gather(1, true_BN[here])
         counted = counted_BN[here]

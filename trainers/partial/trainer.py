@@ -42,6 +42,7 @@ class STUNetPartialTrainer(STUNetTrainer):
         dataset_json: dict,
         device: torch.device = torch.device("cuda"),  # noqa: B008 - nnU-Net reads this signature and passes it on
     ) -> None:
+        # Before nnU-Net's constructor, whose label manager is made from what the annotations say of the model.
         self.annotations = _annotations(Plan(plans), configuration, dataset_json)
         self.labels_of_dataset = dataset_json["labels"]
         super().__init__(plans, configuration, fold, self.annotations.model_description(dataset_json), device)
@@ -91,6 +92,7 @@ class STUNetPartialTrainer(STUNetTrainer):
 
     def criterion(self) -> DiceAndEntropy:
         """Return the loss over what each sample annotates."""
+        # The label manager's ignore label is a value of the model, but targets hold those of label files.
         options = self.configuration_manager.batch_dice, self.ignore_value
         if self.label_manager.has_regions:
             return MaskedSigmoid(*options, ddp=self.is_ddp)

@@ -29,6 +29,7 @@ Label = int | tuple[int, ...]  # a class or the classes of a region of the model
 def measure(trainer: "STUNetPartialTrainer") -> None:
     """Compare the predicted validation cases with their labels, write summary.json and log the agreement."""
     folder, ending = Path(trainer.output_folder) / FOLDER, trainer.dataset_json["file_ending"]
+    # Files of processes that were killed would be taken for cases.
     remove_staging(folder)
     references = Path(trainer.preprocessed_dataset_folder_base) / "gt_segmentations"
     reader = CaseReader(Reader(trainer.plan.reader, trainer.plan.orientation), folder)
@@ -36,7 +37,9 @@ def measure(trainer: "STUNetPartialTrainer") -> None:
 
     def compared(path: Path) -> dict[str, Any]:
         files = (references / path.name, path)
+        # nnU-Net's readers return float32.
         table = confusion(*(reader.read_seg(str(file))[0][0].astype(np.uint16) for file in files))
+        # Rows are values of the label file: what it ignores counts neither for nor against the prediction.
         if trainer.ignore_value is not None:
             table[trainer.ignore_value :] = 0
         return {
@@ -85,6 +88,7 @@ def compare(
             continue
         true, guessed = np.zeros((2, len(table)), bool)
         true[: len(inside)] = inside[: len(table)]
+        # The table ends with the largest value that occurs in either file.
         values = np.atleast_1d(found[name])
         guessed[values[values < len(table)]] = True
         metrics[found[name]] = _metrics(
@@ -100,6 +104,7 @@ def summarise(
     means = {}
     for label in found.values():
         given = [case[label] for case in cases if label in case]
+        # Dice is NaN if neither labels nor prediction have a voxel; over such cases alone there is no mean.
         if any(not np.isnan(metrics["Dice"]) for metrics in given):
             means[label] = {key: float(np.nanmean([metrics[key] for metrics in given])) for key in given[0]}
     leaves = [means[label] for label in means if isinstance(label, int)]  # sets would count their leaves twice
