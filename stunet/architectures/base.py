@@ -165,7 +165,7 @@ class Architecture(ABC):
         return self.title
 
     def prepare(self, network: "nn.Module", device: "torch.device") -> "nn.Module":
-        """Return the network in the form that predicts fastest on a device, before optimized.py does what suits any."""
+        """Return the network in its fastest form for prediction on a device; optimized.py then does what suits any."""
         return network
 
     def place(self, name: str) -> Place:

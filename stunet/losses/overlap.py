@@ -97,8 +97,7 @@ class DiceAndEntropy(torch.nn.Module):
         self,
         batch_dice: bool,
         ignore_label: int | None = None,
-        # nnU-Net's trainer's
-        smooth: float = 1e-5,
+        smooth: float = 1e-5,  # as in nnU-Net's trainer
         dice_weight: float = 1.0,
         ce_weight: float = 1.0,
         ddp: bool = False,

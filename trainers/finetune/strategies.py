@@ -49,8 +49,7 @@ class Phase:
     end: float
     trains: tuple[str, ...]
     ramp: float = 0.0
-    # nnU-Net's exponent
-    power: float = 0.9
+    power: float = 0.9  # nnU-Net's exponent
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,10 +68,8 @@ class Strategy:
 
     title: str
     phases: tuple[Phase, ...]
-    # that of the published fine-tuning, a tenth of nnU-Net's
-    lr: float = 1e-3
-    # nnU-Net's
-    scratch_lr: float = 1e-2
+    lr: float = 1e-3  # that of the published fine-tuning, a tenth of nnU-Net's
+    scratch_lr: float = 1e-2  # nnU-Net's
     layer_decay: float = 1.0
     depth: float = 1.0
     lora_rank: int = 0
