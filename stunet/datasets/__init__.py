@@ -226,7 +226,7 @@ def find_reader(description: dict[str, Any], image: Path) -> type:
             tiff.read_spacing(image, is_image=True)
         hint = "copy the file again, or correct file_ending in dataset.json"
         raise DataError(f"none of nnU-Net's readers can read {str(image)!r}", hint) from None
-    # nnU-Net takes any reader that can read the file if it does not know the name.
+    # If nnU-Net does not know the name, it takes the first reader that can read the file.
     wanted = description.get("overwrite_image_reader_writer", "None")
     if wanted not in ("None", reader.__name__):
         hint = "SimpleITKIO, SimpleITKIOWithReorient, NibabelIO, NibabelIOWithReorient, NaturalImage2DIO or Tiff3DIO"

@@ -58,7 +58,6 @@ def find_bids(source: Path, channels: Sequence[str], label: str, pipeline: Path)
     images: dict[tuple[frozenset[tuple[str, str]], str], Path] = {}
     for path in _images(source):
         name = parse(path.name)
-        # Without order, which label maps with more entities need not keep.
         key = frozenset(name.entities), name.suffix
         if not any(name.suffix == end.suffix and set(end.entities) <= key[0] for end in ends):
             continue

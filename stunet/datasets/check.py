@@ -79,7 +79,7 @@ def _read_case(case: RawCase, rules: Rules) -> tuple[np.ndarray, np.ndarray, dic
     for path in (*case.images, case.label):
         if error := unusable(path):
             raise error
-    # nnU-Net would take 1 x 1 x 1 mm if there is none.
+    # Without the file that states the spacing, nnU-Net would take 1 x 1 x 1 mm.
     if rules.reader.__name__ == tiff.READER:
         tiff.read_spacing(case.images[0], is_image=True)
         tiff.read_spacing(case.label, is_image=False)

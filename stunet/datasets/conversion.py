@@ -162,7 +162,7 @@ class Conversion:
         listed = {} if self.copies else {"dataset": {source.name: self._entry(source) for source in training}}
         more = {**about.more, "file_ending": about.ending, **listed}
         channels = dict(enumerate(about.channels))
-        # 11 characters of DatasetXXX_.
+        # Without DatasetXXX_, which has 11 characters.
         write_dataset_json(self.target, self.target.name[11:], channels, about.labels, len(training), **more)
         return [*self.warnings, *strange, *warnings]
 

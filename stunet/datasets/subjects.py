@@ -110,7 +110,6 @@ def choose_classes(release: Release, source: Path, chosen: str | None) -> tuple[
     path = Path(chosen)
     if not path.is_file():
         raise DataError(f"--classes: no list, part or file {chosen!r}{closest(chosen, own)}", hint)
-    # Of the first subject: to list all of them would take a directory listing per subject.
     extra = sorted(_mask_names(next(iter(_subject_folders(source)))) - set(release.names))
     known = [*release.names, *extra]
     names = _read_names(path, known)
