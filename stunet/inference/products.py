@@ -147,7 +147,7 @@ def write(
 
     Args:
         segmentation: On the grid of the case's files.
-        properties: nnU-Net's, of the case's files, as orientation.of_file() returns them.
+        properties: nnU-Net's, of the case's files, as orientation.file_properties() returns them.
         image_DHW: The first channel, for a preview.
         case: The case whose files name the results.
         folder: Folder of the results.
