@@ -192,6 +192,18 @@ def test_progress_on_a_terminal_is_live(monkeypatch: pytest.MonkeyPatch) -> None
     assert "2/2" in terminal.getvalue()
 
 
+def test_the_final_validation_is_shown_with_what_it_has_done(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(console, "PLAIN_INTERVAL_S", 0.0)
+    progress = console.TrainingProgress()
+    progress.case("a"), progress.case("b")
+    assert capsys.readouterr().err == "validate: a\nvalidate: b, after 1 cases\n"
+    monkeypatch.setattr(console, "PLAIN_INTERVAL_S", 1e6)
+    progress.case("c")
+    assert capsys.readouterr().err == ""
+
+
 def test_a_name_that_is_not_utf8_is_printed_with_its_bytes_escaped(
     capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

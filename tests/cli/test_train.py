@@ -306,6 +306,19 @@ def test_a_head_that_cannot_be_what_was_asked_for_is_warned_of(
     assert "warning: --head slice is not possible" in planned_with(capsys, "--pretrained", str(path), "--head", "slice")
 
 
+def test_a_preset_sets_what_no_flag_sets(planned: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    preset = tmp_path / "mine.toml"
+    preset.write_text("title = 'x'\nsize = 'T'\nnote = 'takes a day'\n[set]\nnum_epochs = 7\nmomentum = 0.5\n")
+    dry = ["998", "--preset", str(preset), "--dry_run", "-device", "cpu"]
+    assert main([*dry, "--set", "num_epochs=8"]) == 0
+    said = capsys.readouterr().err
+    assert f"{preset}: takes a day" in said
+    assert "STUNetPlans_T-epochs8-mom0.5" in said
+    preset.write_text("title = 'x'\nsize = 'T'\n")
+    assert main([*dry, "--fsdp", "-num_gpus", "2"]) == 0
+    assert "in 2 parts of 1 (2 processes)" in capsys.readouterr().err
+
+
 def test_without_weights_a_strategy_is_its_schedule(planned: str, capsys: pytest.CaptureFixture[str]) -> None:
     err = planned_with(capsys, "--finetune", "linear", "--set", "num_epochs=20")
     assert "(its schedule, without weights)" in err
