@@ -65,7 +65,9 @@ def main() -> None:
     different = sorted(key for key in {*sides[0], *sides[1]} if sides[0].get(key) != sides[1].get(key))
     for key in different[:SHOWN]:
         print(f"differs: {key}: {sides[0].get(key)} and {sides[1].get(key)}")
-    dice = {key: value for key, value in sides[1].items() if key.endswith("/Dice") or key.startswith("demo")}
+    dice = {
+        key: value for key, value in sides[1].items() if key.endswith("foreground_mean/Dice") or key.startswith("demo")
+    }
     content = {
         "before": commit(args.before),
         "after": commit(args.after),
