@@ -43,7 +43,7 @@ class _Settings:
 
     @classmethod
     def read(cls, content: Mapping[str, Any]) -> Self:
-        """Return the settings of a table; keys that are unknown here, as in plans of later versions, do not count."""
+        """Return the settings of a table. Unknown keys do not count: before a training they are refused (schema.py)."""
         return cls(**{key: value for key, value in content.items() if key in cls.values()})
 
     @classmethod

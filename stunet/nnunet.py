@@ -153,7 +153,7 @@ NAMES: tuple[Names, ...] = (
           "overridden: the steps of a case, in the memory of two copies"),
     Names(f"{_PREPROCESSOR}:DefaultPreprocessor",
           "_normalize _sample_foreground_locations modify_seg_fn run_case_save verbose", "preprocessing",
-          "the steps that are nnU-Net's; v1_order.py overrides _normalize"),
+          "the steps that are nnU-Net's; v1_preprocessing.py overrides _normalize"),
 
     # Preprocessed cases
     Patched(_DATASET, "load_pickle", "preprocessing", "a .pkl file can contain code: read only plain values"),

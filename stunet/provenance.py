@@ -199,7 +199,7 @@ def check_result(folder: Path) -> list[str]:
         cases = find_fold(dataset, plan, configuration, fold)
     except DataError as error:
         return [error.message]
-    # There is no file of folds any more, or not yet.
+    # The file of folds is missing: it was removed, or nnU-Net has not made it yet.
     if cases is None:
         return []
     manifest = read_manifest(preprocessed_dataset(dataset) / plan.configuration(configuration).data_identifier)

@@ -2,6 +2,7 @@
 
 import locale
 import os
+import shutil
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -128,3 +129,27 @@ def set_folders(patch: pytest.MonkeyPatch, root: Path) -> None:
     """Set nnU-Net's variables to its three folders below this one."""
     for variable in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
         patch.setenv(variable, str(root / variable))
+
+
+@pytest.fixture
+def pre(planned: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the preprocessed phantom that a test may change; one of the raw phantom is there, too."""
+    from stunet import workspace
+    from stunet.files import write_json
+    from tests.phantom_copy import FOLDS
+
+    for variable in ("nnUNet_raw", "nnUNet_preprocessed"):
+        shutil.copytree(workspace.folder(variable) / planned, tmp_path / variable / planned)
+        monkeypatch.setenv(variable, str(tmp_path / variable))
+    monkeypatch.setenv("nnUNet_results", str(tmp_path / "results"))
+    folder = tmp_path / "nnUNet_preprocessed" / planned
+    write_json(folder / "splits_final.json", FOLDS)
+    return folder
+
+
+@pytest.fixture
+def raw(pre: Path) -> Path:
+    """The copy of the raw phantom."""
+    from stunet import workspace
+
+    return workspace.raw_dataset(pre.name)

@@ -132,7 +132,7 @@ def _pipeline(source: Path, chosen: str | None) -> Path:
     """Return the folder with the label maps."""
     if not any(source.glob("sub-*")):
         raise DataError(
-            f"{str(source)!r} is no BIDS folder: it has no sub-*", "give the folder with dataset_description.json"
+            f"{str(source)!r} is not a BIDS folder: it has no sub-*", "give the folder with dataset_description.json"
         )
     derivatives = source / "derivatives"
     # Label maps directly in derivatives/, without a folder of a pipeline.

@@ -1,4 +1,4 @@
-"""Check, before the first arm trains, that what the arms need exists, and that finished ones are what they would be."""
+"""Check, before the first arm trains, that its plans and weights exist and that finished arms fit the experiment."""
 
 import shlex
 from collections.abc import Mapping, Sequence

@@ -39,7 +39,7 @@ def read_yaml(path: Path) -> Any:
         raise DataError(f"cannot read {str(path)!r}: {error}", "give a merge.yaml, see docs/pretraining.md") from None
     except (yaml.YAMLError, *_CONSTRUCTING) as error:
         words = " ".join(str(error).split()) or type(error).__name__
-        raise DataError(f"{str(path)!r} is no YAML: {words}", "correct the line") from None
+        raise DataError(f"{str(path)!r} is not YAML: {words}", "correct the line") from None
     _check_tree(content, path)
     return content
 

@@ -66,8 +66,10 @@ class Segmentation:
         """
         names, regions = class_names(dataset)
         if labels_DHW.dtype not in (np.uint8, np.uint16):
-            top = int(labels_DHW.max(initial=0))
-            if top > np.iinfo(np.uint16).max or int(labels_DHW.min(initial=0)) < 0:
+            top, bottom = int(labels_DHW.max(initial=0)), int(labels_DHW.min(initial=0))
+            if bottom < 0:
+                raise DataError(f"the segmentation has the negative value {bottom}", "renumber the labels from 0")
+            if top > np.iinfo(np.uint16).max:
                 raise DataError(f"the segmentation has value {top}, more than 16 bits hold", "renumber the labels")
             labels_DHW = labels_DHW.astype(np.uint8 if top <= np.iinfo(np.uint8).max else np.uint16)
         return cls(labels_DHW, names, *_place(properties), regions, properties.get("nifti"))

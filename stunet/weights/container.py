@@ -33,7 +33,7 @@ def check_container(path: Path) -> bool:
         with path.open("rb") as file:
             if file.read(len(LEGACY)) == LEGACY:  # written by torch before 1.6
                 file.seek(0)
-                for _ in range(4):  # its magic number, version, system, content
+                for _ in range(5):  # its magic number, version, system, content, and the keys of its tensors' data
                     _check_pickle(path, file)
                 return False
         if not zipfile.is_zipfile(path):

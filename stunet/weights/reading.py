@@ -109,8 +109,8 @@ def _checkpoint_in(folder: Path) -> Path:
                 "give DATASET/TRAINER__PLANS__CONFIGURATION, or a file of weights",
             )
     for name in ("checkpoint_final.pth", "checkpoint_best.pth"):
-        # fold_all after the numbered folds.
-        found = sorted(folder.glob(f"fold_*/{name}"), key=lambda path: (path.parent.name == "fold_all", path))
+        # fold_all after the numbered folds, and fold_10 after fold_2.
+        found = sorted(folder.glob(f"fold_*/{name}"), key=lambda path: (len(path.parent.name), path))
         if found:
             return found[0]
     raise WeightsError(

@@ -83,7 +83,7 @@ def test_the_example_of_the_documentation_is_one(tmp_path: Path) -> None:
 
 
 PROBLEMS = {
-    "no YAML": ("name: [", r"is no YAML: .*line 1"),
+    "no YAML": ("name: [", r"is not YAML: .*line 1"),
     "a list": ("- a", r"the file is \['a'\], not a table"),
     "a key twice": (MINIMAL + "name: b\n", r"duplicate key 'name'"),
     "an unknown key": (MINIMAL + "clases: a\n", r"unknown key 'clases'; did you mean 'classes'"),

@@ -3,7 +3,6 @@
 import io
 import multiprocessing
 import os
-import random
 import re
 import signal
 from pathlib import Path
@@ -12,7 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from filelock import FileLock
 
 from stunet import workspace
 from stunet.console import TrainingProgress
@@ -20,15 +18,13 @@ from stunet.errors import DataError, Interrupted, OutOfMemoryError, WeightsError
 from stunet.files import read_json
 from stunet.plans.derive import derive
 from stunet.plans.files import plan_path, read_plan
-from stunet.plans.plan import Plan
 from stunet.plans.settings import MIRROR
-from stunet.runs.launch import Run, _stops, checkpoints, forget, limit_threads, reserved, starting_point
-from stunet.trainers.data.batches import SeededBatches, join_batches, split_batch
+from stunet.trainers.data.batches import SeededBatches
 from stunet.trainers.data.mirroring import MirrorSides
 from stunet.trainers.progress import NullListener
 from stunet.trainers.supervised import STUNetTrainer
 from stunet.trainers.trainer import BaseTrainer
-from stunet.workspace import BEST, FINAL, LATEST
+from stunet.workspace import BEST, LATEST
 from tests.loops import for_each
 
 SHORT = {"num_epochs": 2, "num_iterations_per_epoch": 3, "num_val_iterations_per_epoch": 1, "batch_size": 2}
@@ -292,42 +288,6 @@ def test_the_latest_checkpoint_is_written_by_time_whatever_the_best_does(
     assert trainer._saved > saved
 
 
-def test_starting_anew_forgets_the_earlier_training(
-    planned: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    trainer = make_trainer(planned, tmp_path, monkeypatch)
-    run = Run(planned, Plan(trainer.plans_manager.plans), "3d_fullres", 0, resume=True)
-    assert run.folder == Path(trainer.output_folder)
-    for name in (FINAL, LATEST, BEST):
-        (run.folder / name).touch()
-    earlier = run.folder / "validation" / "phantom_000.nii.gz"  # of a case that may train now
-    earlier.parent.mkdir()
-    earlier.touch()
-    assert starting_point(run) == run.folder / FINAL
-    forget(run)
-    assert not earlier.exists()
-    assert checkpoints(run) == []
-    with pytest.raises(DataError, match="nothing to continue"):
-        starting_point(run)
-
-
-@pytest.mark.process
-@for_each("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_outside_training_stops_at_once_and_is_resumable(
-    planned: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
-) -> None:
-    trainer = make_trainer(planned, tmp_path, monkeypatch)
-    with pytest.raises(Interrupted) as caught:
-        _receive(number, trainer)
-    assert caught.value.exit_code == 75
-    assert "--c" in caught.value.hint
-
-
-def _receive(number: int, trainer: STUNetTrainer) -> None:
-    with _stops(trainer):
-        os.kill(os.getpid(), number)
-
-
 def test_a_checkpoint_of_another_plan_is_refused(planned: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trainer = make_trainer(planned, tmp_path, monkeypatch)
     trainer.initialize()
@@ -337,126 +297,6 @@ def test_a_checkpoint_of_another_plan_is_refused(planned: str, tmp_path: Path, m
     other = make_trainer(planned, tmp_path, monkeypatch, initial_lr=0.5)
     with pytest.raises(WeightsError, match=r"another plan than today's \(plans"):
         other.load_checkpoint(str(file))
-
-
-def a_fold(folder: Path, monkeypatch: pytest.MonkeyPatch, **options: Any) -> Run:
-    monkeypatch.setenv("nnUNet_results", str(folder))
-    run = Run("Dataset998_Phantom", Plan({"plans_name": "P"}), "3d_fullres", 0, device="cpu", **options)
-    run.folder.mkdir(parents=True)
-    (run.folder / "checkpoint_latest.pth").touch()
-    return run
-
-
-def test_a_fold_that_is_being_trained_is_refused_before_anything_in_it_is_removed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run = a_fold(tmp_path, monkeypatch, overwrite=True)
-    with (
-        FileLock(run.folder / ".lock"),
-        pytest.raises(DataError, match="another process trains in"),
-        reserved(run),
-    ):
-        pass
-    assert checkpoints(run)
-    (run.folder / ".part-1-checkpoint_latest.pth").touch()  # as a killed run leaves it
-    with reserved(run) as checkpoint:
-        assert checkpoint is None
-        assert [path.name for path in run.folder.iterdir()] == [".lock"]
-    assert not list(run.folder.iterdir())
-
-
-def test_a_training_that_another_one_has_begun_meanwhile_is_not_overwritten(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run = a_fold(tmp_path, monkeypatch)
-    with pytest.raises(DataError, match="this fold was begun"), reserved(run):
-        pass
-    assert checkpoints(run)
-
-
-def test_processes_share_the_cores_unless_the_user_says_how_many_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(6)), raising=False)
-    before = torch.get_num_threads()
-    run = Run("Dataset998_Phantom", Plan({}), "3d_fullres", 0, device="cpu", processes=2)
-    try:
-        monkeypatch.setenv("OMP_NUM_THREADS", str(before))
-        limit_threads(run)
-        assert torch.get_num_threads() == before
-        monkeypatch.delenv("OMP_NUM_THREADS")
-        limit_threads(run)
-        assert torch.get_num_threads() == 3
-    finally:
-        torch.set_num_threads(before)
-
-
-class Numbers:
-    """Draws with all three generators."""
-
-    def sample(self, position: int) -> dict[str, Any]:
-        drawn = torch.tensor([[np.random.random(), torch.rand(1).item(), random.random()]], dtype=torch.float64)
-        return {"data": drawn, "target": [drawn[:, :1], drawn[:, 1:]], "keys": [f"case_{position}"]}
-
-    def case(self, position: int) -> str:
-        return f"case_{position}"
-
-
-ALL = range(3)  # positions of a batch
-
-
-def drawn(batch: dict[str, Any]) -> list[Any]:
-    assert torch.equal(torch.cat(batch["target"], dim=1), batch["data"])
-    return [*zip(batch["keys"], batch["data"].tolist(), strict=True)]
-
-
-@for_each("workers", [0, 2])
-def test_a_sample_is_a_function_of_seed_batch_and_position(workers: int) -> None:
-    all_of_them = SeededBatches(Numbers(), (1, 2), ALL, 0, 0, 0, False)
-    expected = [drawn(next(all_of_them)) for _ in range(6)]
-    later = SeededBatches(Numbers(), (1, 2), ALL[1:], 2, 1, workers, False)
-    assert next(later) is None
-    assert [drawn(next(later)) for _ in range(3)] == [batch[1:] for batch in expected[3:6]]
-    later.close()
-    other = drawn(next(SeededBatches(Numbers(), (1, 3), ALL, 0, 0, 0, False)))
-    assert len({str(numbers) for batch in [*expected, other] for _, numbers in batch}) == 7 * len(ALL)
-
-
-def test_drawing_a_batch_leaves_the_global_generators_alone() -> None:
-    torch.manual_seed(0)
-    np.random.seed(0)
-    expected = (torch.rand(1).item(), np.random.random())
-    torch.manual_seed(0)
-    np.random.seed(0)
-    next(SeededBatches(Numbers(), (0,), ALL, 0, 0, 0, False))
-    assert (torch.rand(1).item(), np.random.random()) == expected
-
-
-def test_parts_of_a_batch_are_those_that_it_is_joined_of() -> None:
-    batch = next(SeededBatches(Numbers(), (0,), range(5), 0, 0, 0, False))
-    parts = split_batch(batch, 2)
-    assert [part["keys"] for part in parts] == [["case_0", "case_1", "case_2"], ["case_3", "case_4"]]
-    assert drawn(join_batches(parts)) == drawn(batch)
-    assert parts[0]["data"].data_ptr() == batch["data"].data_ptr()
-
-
-class Killed:
-    """A worker process that is killed, as by the kernel when memory runs out."""
-
-    def sample(self, position: int) -> dict[str, Any]:
-        os.kill(os.getpid(), signal.SIGKILL)
-        return {}
-
-    def case(self, position: int) -> str:
-        return f"case_{position}_{np.random.randint(100)}"
-
-
-@pytest.mark.process
-def test_a_killed_worker_is_reported_with_its_case_and_the_next_step() -> None:
-    with pytest.raises(
-        OutOfMemoryError, match="data loading process was killed while it loaded case 'case_1_"
-    ) as caught:
-        next(SeededBatches(Killed(), (0,), range(1, 5), 0, 0, 1, False))
-    assert "nnUNet_n_proc_DA=1" in caught.value.hint
-    assert "--set batch_size=2" in caught.value.hint
 
 
 class KillsLoader(NullListener):
@@ -486,35 +326,3 @@ def test_a_run_whose_loader_is_killed_keeps_its_state_and_continues_exactly(
     assert (resumed.current_epoch, len(resumed.to_replay)) == (1, 1)
     resumed.run_training()
     assert torch.equal(weights(resumed), weights(whole))
-
-
-class Group:
-    """Says to which group a process belongs, which is what a terminal and torchrun send signals to."""
-
-    def sample(self, position: int) -> dict[str, Any]:
-        group = torch.tensor([os.getpgrp()])
-        return {"data": group, "target": group, "keys": [""]}
-
-    def case(self, position: int) -> str:
-        return ""
-
-
-def test_a_signal_to_the_group_of_the_trainer_leaves_its_data_loading_alone() -> None:
-    batches = SeededBatches(Group(), (0,), range(1), 0, 0, 1, False)
-    assert next(batches)["data"].item() != os.getpgrp()
-    batches.close()
-
-
-class Broken:
-    """A case that cannot be read."""
-
-    def sample(self, position: int) -> dict[str, Any]:
-        raise RuntimeError("case_7.b2nd is damaged")
-
-    def case(self, position: int) -> str:
-        return "case_7"
-
-
-def test_an_error_in_a_worker_keeps_its_own_text() -> None:
-    with pytest.raises(RuntimeError, match=r"case_7.b2nd is damaged"):
-        next(SeededBatches(Broken(), (0,), ALL, 0, 0, 1, False))

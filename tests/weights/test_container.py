@@ -16,6 +16,7 @@ import torch
 from stunet.errors import WeightsError
 from stunet.weights import container, opcodes
 from stunet.weights.checkpoints import load_checkpoint, load_safetensors, save_checkpoint, save_weights
+from stunet.weights.reading import read_weights
 from tests.loops import for_each
 
 TENSORS = {"a": torch.arange(600.0), "b": torch.ones(3, 5)}
@@ -164,3 +165,30 @@ def test_a_member_whose_header_is_damaged_is_damage(tmp_path: Path) -> None:
     (tmp_path / "d.pth").write_bytes(raw)
     with pytest.raises(WeightsError, match="is damaged"):
         load_checkpoint(tmp_path / "d.pth")
+
+
+@for_each("place", ["zip", "content", "keys"])  # of a legacy file, the fourth and the fifth pickle
+def test_a_small_pickle_does_not_get_gigabytes(tmp_path: Path, place: str) -> None:
+    huge = b"\x80\x02c__builtin__\nbytearray\n\x8a\x08" + (6 << 30).to_bytes(8, "little") + b"\x85R."
+    if place != "zip":
+        torch.save({}, tmp_path / "empty.pth", _use_new_zipfile_serialization=False)
+        start = (tmp_path / "empty.pth").read_bytes()
+        (tmp_path / "bad.pth").write_bytes(
+            start[: start.rindex(b"\x80\x02" + {"content": b"}", "keys": b"]"}[place])] + huge
+        )
+    else:
+        with zipfile.ZipFile(tmp_path / "bad.pth", "w") as archive:
+            archive.writestr("x/data.pkl", huge)
+            archive.writestr("x/version", "3\n")
+    with pytest.raises(WeightsError, match="asks for a bytearray, which no weights have; it was not read"):
+        read_weights(tmp_path / "bad.pth")
+
+
+def test_what_torch_says_of_a_damaged_pickle_comes_without_its_advice(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "bad.pth", "w") as archive:
+        archive.writestr("x/data.pkl", b"\x80\x02\xff.")
+        archive.writestr("x/version", "3\n")
+    with pytest.raises(WeightsError, match="is damaged: ") as refused:
+        read_weights(tmp_path / "bad.pth")
+    assert "PyTorch" not in refused.value.message
+    assert "Weights only" not in refused.value.message

@@ -472,31 +472,6 @@ def test_weights_of_another_kind_of_number_are_refused(tmp_path: Path, change: C
         read_weights(saved(tmp_path / "x.pth", {"network_weights": tensors}))
 
 
-@for_each("legacy", [False, True])
-def test_a_small_pickle_does_not_get_gigabytes(tmp_path: Path, legacy: bool) -> None:
-    huge = b"\x80\x02c__builtin__\nbytearray\n\x8a\x08" + (6 << 30).to_bytes(8, "little") + b"\x85R."
-    if legacy:
-        torch.save({}, tmp_path / "empty.pth", _use_new_zipfile_serialization=False)
-        start = (tmp_path / "empty.pth").read_bytes()
-        (tmp_path / "bad.pth").write_bytes(start[: start.rindex(b"\x80\x02}")] + huge)
-    else:
-        with zipfile.ZipFile(tmp_path / "bad.pth", "w") as archive:
-            archive.writestr("x/data.pkl", huge)
-            archive.writestr("x/version", "3\n")
-    with pytest.raises(WeightsError, match="asks for a bytearray, which no weights have; it was not read"):
-        read_weights(tmp_path / "bad.pth")
-
-
-def test_what_torch_says_of_a_damaged_pickle_comes_without_its_advice(tmp_path: Path) -> None:
-    with zipfile.ZipFile(tmp_path / "bad.pth", "w") as archive:
-        archive.writestr("x/data.pkl", b"\x80\x02\xff.")
-        archive.writestr("x/version", "3\n")
-    with pytest.raises(WeightsError, match="is damaged: ") as refused:
-        read_weights(tmp_path / "bad.pth")
-    assert "PyTorch" not in refused.value.message
-    assert "Weights only" not in refused.value.message
-
-
 @for_each("axes", ["01", [0.5], ["0"]])
 def test_mirror_axes_are_whole_numbers(tmp_path: Path, axes: object) -> None:
     with pytest.raises(WeightsError, match=r"metadata .* are damaged: TypeError mirror axes"):
