@@ -312,7 +312,7 @@ def _no_channel(root: Path) -> None:
         (_two_pipelines, r"2 folders of labels in .*: auto, manual", "--derivatives"),
         (_no_pipeline, r"0 folders of labels in .*: none", "--derivatives"),
         (_no_table, r"0 tables of labels", "--labels"),
-        (_no_subject, r"is no BIDS folder", "dataset_description"),
+        (_no_subject, r"is not a BIDS folder", "dataset_description"),
         (_no_channel, r"has 'sub-01_T1w.nii.gz', but no image that ends with _ce-GAD_T1w.nii.gz", "add the image"),
     ],
 )

@@ -122,3 +122,10 @@ def test_wide_integers_become_the_smallest_that_hold_them(top: int, dtype: type)
 
 def segmentation(dataset: dict[str, Any]) -> Segmentation:
     return Segmentation.from_properties(LABELS, {"spacing": (1, 1, 1)}, dataset)
+
+
+def test_a_negative_label_is_named() -> None:
+    with pytest.raises(DataError, match="the negative value -3"):
+        Segmentation.from_properties(
+            np.full((2, 2, 2), -3, np.int16), {"spacing": [1.0, 1.0, 1.0]}, {"labels": {"a": 1}}
+        )
