@@ -88,4 +88,8 @@ def training_part(plan: Plan, configuration: str) -> dict[str, Any]:
     planned = {key: value for key, value in plan.configuration(configuration).content.items() if key != "stunet"}
     common = {key: plan.get(key) for key in ("transpose_forward", "foreground_intensity_properties_per_channel")}
     ours = plan.get("stunet") or {}
-    return {**common, **planned, **{key: ours.get(key) for key in ("train", "mirror_axes", "finetune", "weights")}}
+    return {
+        **common,
+        **planned,
+        **{key: ours.get(key) for key in ("train", "mirror_axes", "finetune", "weights", "pretext", "datasets")},
+    }

@@ -351,6 +351,16 @@ class Plan:
         return self._ours.get("finetune")
 
     @property
+    def pretext(self) -> str | None:
+        """The method of self-supervised pre-training (trainers/pretexts/methods.py)."""
+        return self._ours.get("pretext")
+
+    @property
+    def more_datasets(self) -> list[str]:
+        """The full names of further datasets whose images are drawn, in a pre-training."""
+        return list(self._ours.get("datasets", ()))
+
+    @property
     def weights(self) -> StartingWeights | None:
         """The weights that training starts from."""
         block = self._ours.get("weights")

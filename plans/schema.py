@@ -82,6 +82,8 @@ _BLOCK = table(
         "train": table({}, {key: _value(kind) for key, kind in settings.TRAIN.items()}),
         "derived_from": name,
         "finetune": text,
+        "pretext": text,
+        "datasets": list_of(name, least=1),
         "weights": _WEIGHTS,
         "fingerprint": text,
         "orientation": orientation,

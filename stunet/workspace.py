@@ -15,7 +15,7 @@ from stunet.files import exclusive_lock, remove_staging
 from stunet.names import check_name
 
 VARIABLES = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
-TRAINER, PARTIAL_TRAINER = "STUNetTrainer", "STUNetPartialTrainer"
+TRAINER, PARTIAL_TRAINER, PRETRAINER = "STUNetTrainer", "STUNetPartialTrainer", "STUNetPretrainer"
 # nnU-Net's names in a result folder: the checkpoints of a fold, and what a cascade's next stage takes from a model.
 FINAL, LATEST, BEST = "checkpoint_final.pth", "checkpoint_latest.pth", "checkpoint_best.pth"
 HANDED_OVER = "predicted_next_stage"

@@ -10,10 +10,12 @@ from pathlib import Path
 
 from stunet.errors import UsageError, closest
 from stunet.labels.annotations import FILE
-from stunet.workspace import PARTIAL_TRAINER, TRAINER
+from stunet.workspace import PARTIAL_TRAINER, PRETRAINER, TRAINER
 
 # Module of each trainer class, by the name that -tr takes.
 TRAINERS = {TRAINER: "stunet.trainers.supervised", PARTIAL_TRAINER: "stunet.trainers.partial.trainer"}
+# Of stunet_pretrain, which -tr does not take
+OTHERS = {PRETRAINER: "stunet.trainers.pretraining"}
 
 
 def needed_trainer(folder: Path, reused_classes: Sequence[str] | None) -> str:
@@ -32,6 +34,7 @@ def check_trainer(name: str) -> None:
 
 
 def trainer_class(name: str) -> type:
-    """Return the trainer class that `-tr` names; see check_trainer()."""
-    check_trainer(name)
-    return getattr(importlib.import_module(TRAINERS[name]), name)
+    """Return a trainer class by its name; see check_trainer()."""
+    if name not in OTHERS:
+        check_trainer(name)
+    return getattr(importlib.import_module((TRAINERS | OTHERS)[name]), name)

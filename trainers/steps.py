@@ -32,10 +32,10 @@ def optimize(trainer: "BaseTrainer", batch: dict) -> dict:
     """
     optimizer, scaler = trainer.optimizer, trainer.grad_scaler
     optimizer.zero_grad(set_to_none=True)
-    losses, totals = [], _totals(trainer, batch)
-    for part, weight, last in _micro_batches(trainer, batch):
+    losses, whole = [], trainer.look_ahead(batch)
+    for part, weight, last in micro_batches(trainer, batch):
         with sharding.skip_gradient_sync(trainer.network, skip=not last):  # one exchange per step, not per part
-            loss = _outputs_and_loss(trainer, part, totals)[1] * weight
+            loss = trainer.outputs_and_loss(part, whole)[1] * weight
             (loss if scaler is None else scaler.scale(loss)).backward()
         # Without its graph, which would be kept until the end of the step.
         losses.append(loss.detach())
@@ -47,32 +47,33 @@ def optimize(trainer: "BaseTrainer", batch: dict) -> dict:
     else:
         scaler.step(optimizer)
         scaler.update()
-    return {"loss": _mean_loss(losses)}
+    trainer.after_step()
+    return {"loss": mean_loss(losses)}
 
 
 def evaluate(trainer: "BaseTrainer", batch: dict) -> dict:
     """Return the loss as optimize() does, and the TP, FP and FN voxels per class or region."""
-    losses, counts, totals = [], [], _totals(trainer, batch)
-    for part, weight, _ in _micro_batches(trainer, batch):
-        outputs, loss = _outputs_and_loss(trainer, part, totals)
+    losses, counts, whole = [], [], trainer.look_ahead(batch)
+    for part, weight, _ in micro_batches(trainer, batch):
+        outputs, loss = trainer.outputs_and_loss(part, whole)
         losses.append(loss.detach() * weight)
         finest = (x[0] if trainer.enable_deep_supervision else x for x in (outputs, part["target"]))
         counts.append(trainer.count(*finest, *trainer.tables(part)))
     # One copy from the device per batch; float32 is the type of nnU-Net's counts.
     counted = torch.stack(counts).sum(0).to(torch.float32).cpu().numpy()
     numbers = dict(zip(("tp_hard", "fp_hard", "fn_hard"), counted, strict=True))
-    return {"loss": _mean_loss(losses), **numbers}
+    return {"loss": mean_loss(losses), **numbers}
 
 
-def _outputs_and_loss(trainer: "BaseTrainer", part: dict, totals: Totals | None) -> tuple[Any, torch.Tensor]:
+def outputs_and_loss(trainer: "BaseTrainer", part: dict, totals: Totals | None) -> tuple[Any, torch.Tensor]:
     """Run the forward pass of a micro-batch; its loss is a piece of the whole batch's, if `totals` are given."""
-    with _autocast(trainer):
+    with autocast(trainer):
         outputs = trainer.network(part["data"])
         more = {} if totals is None else {"totals": totals}
         return outputs, trainer.loss(outputs, part["target"], *trainer.tables(part), **more)
 
 
-def _micro_batches(trainer: "BaseTrainer", batch: dict) -> Iterator[tuple[dict, float, bool]]:
+def micro_batches(trainer: "BaseTrainer", batch: dict) -> Iterator[tuple[dict, float, bool]]:
     """Yield micro-batches on the device, their weights in the loss, and whether they are the last.
 
     Processes and micro-batches may differ in size: with these weights, their losses add up to that of the batch.
@@ -83,7 +84,7 @@ def _micro_batches(trainer: "BaseTrainer", batch: dict) -> Iterator[tuple[dict, 
         yield to_device(part, trainer.device), weight, number == len(parts)
 
 
-def _totals(trainer: "BaseTrainer", batch: dict) -> Totals | None:
+def totals(trainer: "BaseTrainer", batch: dict) -> Totals | None:
     """Return what a micro-batch's loss needs to know of the others; if there are none, the loss asks the processes.
 
     Only batch Dice needs the network's outputs, so only with it is every micro-batch computed twice.
@@ -91,20 +92,20 @@ def _totals(trainer: "BaseTrainer", batch: dict) -> Totals | None:
     if trainer.accumulation == 1:
         return None
     pieces = []
-    with torch.no_grad(), _autocast(trainer):
-        for part, _, _ in _micro_batches(trainer, batch):
+    with torch.no_grad(), autocast(trainer):
+        for part, _, _ in micro_batches(trainer, batch):
             # A second forward pass costs less memory than keeping the activations of all micro-batches.
             outputs = trainer.network(part["data"]) if trainer.configuration_manager.batch_dice else None
             pieces.append(trainer.loss.totals(outputs, part["target"], *trainer.tables(part)))
     return sum(pieces[1:], pieces[0]).all_reduce()
 
 
-def _mean_loss(losses: list[torch.Tensor]) -> np.ndarray:
+def mean_loss(losses: list[torch.Tensor]) -> np.ndarray:
     loss = torch.stack(losses).sum() if len(losses) > 1 else losses[0]
     return sharding.mean(loss).cpu().numpy()
 
 
-def _autocast(trainer: "BaseTrainer") -> AbstractContextManager[Any]:
+def autocast(trainer: "BaseTrainer") -> AbstractContextManager[Any]:
     # By default nnU-Net's: half precision on CUDA only, as autocast on a CPU is slow.
     precision = trainer.precision or ("fp16" if trainer.device.type == "cuda" else "fp32")
     if precision == "fp32":

@@ -177,6 +177,17 @@ class BaseTrainer(nnUNetTrainer):
         count = count_regions if self.label_manager.has_regions else count_labels
         return count(logits, target, self.label_manager.ignore_label)
 
+    def look_ahead(self, batch: dict) -> Any:
+        """Return what the loss of a micro-batch needs to know of the whole batch; None if nothing."""
+        return steps.totals(self, batch)
+
+    def outputs_and_loss(self, part: dict, whole: Any) -> tuple[Any, torch.Tensor]:
+        """Return the network's outputs for a micro-batch, and its loss; `whole` is what look_ahead() returned."""
+        return steps.outputs_and_loss(self, part, whole)
+
+    def after_step(self) -> None:
+        """Update what no gradient does, after each step of the optimizer."""
+
     def start_from(self, fresh: Collection[str]) -> None:
         """Set up adapters and optimizer as the strategy requires, once pre-trained weights are in the network.
 
@@ -234,7 +245,7 @@ class BaseTrainer(nnUNetTrainer):
         workers = get_allowed_n_proc_DA()
         if self.device.type == "cpu" and "nnUNet_n_proc_DA" not in os.environ:
             workers = min(workers, 1)  # the network needs the cores, and one process keeps up with it
-        with loader.patched_loaders(annotated=self.annotated_values()):
+        with loader.patched_loaders(self.sample_loader()):
             train, validation = (augmenter.loader for augmenter in super().get_dataloaders())
         train.weigh(self.case_weights(train.indices))
         share = share_of(self.batch_size, self.local_rank, sharding.world_size())
@@ -252,6 +263,10 @@ class BaseTrainer(nnUNetTrainer):
     def case_weights(self, cases: Sequence[str]) -> Sequence[float] | None:
         """Return the relative frequency with which each training case is drawn; None: all equally often."""
         return None
+
+    def sample_loader(self) -> Callable[..., loader.SampleLoader]:
+        """Return what is constructed in place of nnU-Net's loader, with its arguments."""
+        return partial(loader.SampleLoader, annotated=self.annotated_values())
 
     def annotated_values(self) -> Sequence[int] | None:
         """Return the values that annotated voxels have in label files; None: those of the network's classes."""
@@ -330,11 +345,15 @@ class BaseTrainer(nnUNetTrainer):
         self._validated = 0
 
     def validation_step(self, batch: dict) -> dict:
-        output = steps.evaluate(self, batch)
+        output = self.evaluate(batch)
         self._validated += 1
         self.listener.step(self, "validation", self._validated, float(output["loss"]))
         self._stop_if_requested()
         return output
+
+    def evaluate(self, batch: dict) -> dict:
+        """Return the loss of a validation batch, and what on_validation_epoch_end() needs besides."""
+        return steps.evaluate(self, batch)
 
     def on_epoch_end(self) -> None:
         """Log and save as nnU-Net does, but the latest checkpoint by time."""

@@ -237,3 +237,23 @@ class Architecture(ABC):
             if module in encoder:  # and not a stem of its own
                 outputs.append(x_BCDHW)
         return outputs
+
+    def decode(self, network: "nn.Module", features: "Sequence[Tensor]") -> "Tensor":
+        """Return the decoder's output at full resolution, (B, C', D, H, W), without the head.
+
+        Args:
+            network: The network, without wrappers.
+            features: What features() returned, or the same shapes with other values: zeros in place of all but the
+                last take the skip connections away.
+        """
+        import torch
+
+        *skips, x = features
+        levels = zip(self.modules(network, UPSAMPLING), self.modules(network, DECODER), strict=True)
+        for (upsample, stage), skip in zip(levels, reversed(skips), strict=True):
+            x = stage(torch.cat((upsample(x), skip), 1))
+        return x
+
+    def head(self, network: "nn.Module") -> "nn.Module":
+        """Return the head at full resolution."""
+        return self.modules(network, HEADS)[-1]

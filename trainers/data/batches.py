@@ -124,9 +124,14 @@ def share_of(batch_size: int, rank: int, processes: int) -> range:
 
 
 def join_batches(batches: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Concatenate batches: `data` (B, C, D, H, W); `target`, or a list of them per level; `keys`, the case names."""
+    """Concatenate batches: `data` (B, C, D, H, W); `target`, or a list of them per level; `keys`, the case names.
+
+    Samples of unlabelled images also have a `seed`, (B,).
+    """
     target = [batch["target"] for batch in batches]
+    more = {"seed": torch.cat([batch["seed"] for batch in batches])} if "seed" in batches[0] else {}
     return {
+        **more,
         "data": torch.cat([batch["data"] for batch in batches]),
         "target": [torch.cat(level) for level in zip(*target, strict=True)]
         if isinstance(target[0], list)
@@ -145,6 +150,7 @@ def split_batch(batch: dict[str, Any], count: int) -> list[dict[str, Any]]:
             "data": batch["data"][cut],
             "target": [level[cut] for level in target] if isinstance(target, list) else target[cut],
             "keys": batch["keys"][cut],
+            **({"seed": batch["seed"][cut], "first": cut.start} if "seed" in batch else {}),
         }
         for cut in cuts
     ]

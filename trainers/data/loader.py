@@ -5,13 +5,13 @@ must show foreground is decided by its position in the batch of all processes, w
 as in nnU-Net. Read next: batches.py, which seeds the generators for each sample.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from functools import partial
 from typing import Any
 
 import nnunetv2.training.nnUNetTrainer.nnUNetTrainer as host
 import numpy as np
+import torch
 from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
 
 from stunet.errors import StunetError, is_out_of_memory
@@ -19,9 +19,8 @@ from stunet.nnunet import patched
 from stunet.preprocessing.stored import StoredCases
 
 
-def patched_loaders(annotated: Sequence[int] | None) -> AbstractContextManager[None]:
+def patched_loaders(ours: Callable[..., "SampleLoader"]) -> AbstractContextManager[None]:
     """Let nnU-Net's get_dataloaders() return our loaders, each in an IdleAugmenter, while the block runs."""
-    ours = partial(SampleLoader, annotated=annotated)
     return patched(host, nnUNetDataLoader=ours, SingleThreadedAugmenter=IdleAugmenter, get_allowed_n_proc_DA=lambda: 0)
 
 
@@ -91,6 +90,13 @@ class SampleLoader(nnUNetDataLoader):
     def _oversample_last_XX_percent(self, sample_idx: int) -> bool:
         # nnU-Net's formula and rounding; its own index is always 0 in a batch of one.
         return self.position >= round(self.positions * (1 - self.oversample_foreground_percent))
+
+
+class UnlabelledLoader(SampleLoader):
+    """Draws patches anywhere in the image; each sample has a `seed` (1,) for whatever is random about it later on."""
+
+    def sample(self, position: int) -> dict[str, Any]:
+        return {**super().sample(position), "seed": torch.from_numpy(np.random.randint(2**62, size=1))}
 
 
 class Aliases:

@@ -19,6 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from stunet import architectures
 from stunet.architectures.base import HEADS
+from stunet.trainers.pretexts.base import Pretext
 
 
 def world_size() -> int:
@@ -56,9 +57,9 @@ def data_parallel(network: torch.nn.Module, device_ids: Any = None) -> torch.nn.
     The lowest head is left out: it has no weight in deep supervision, and DDP waits for gradients of all it knows of.
     """
     device, bare = next(network.parameters()).device, unwrap(network)
-    architecture = architectures.of_network(bare)
-    heads = architecture.modules(bare, HEADS)
-    unused = heads[0] if len(heads) > 1 and architecture.is_deeply_supervised(bare) else None
+    architecture = architectures.find_network(bare)  # None for a pretext, which freezes what it does not use
+    heads = architecture.modules(bare, HEADS) if architecture else []
+    unused = heads[0] if len(heads) > 1 and architecture.is_deeply_supervised(bare) else None  # type: ignore[union-attr]
     trains = [p for p in unused.parameters() if p.requires_grad] if unused is not None else []
     for parameter in trains:  # DDP notes what needs a gradient when it is constructed, and only then
         parameter.requires_grad_(False)
@@ -78,14 +79,34 @@ def without_lowest_head(weights: Sequence[float]) -> tuple[float, ...]:
 
 
 def shard(network: torch.nn.Module, device_ids: Any = None) -> torch.nn.Module:
-    """Shard the network with FSDP2, block by block; heads and upsampling convolutions form one more group."""
-    bare = unwrap(network)
+    """Shard the network with FSDP2, block by block; whatever else it has forms one more group."""
+    bare: Any = unwrap(network)
+    core = bare.network if isinstance(bare, Pretext) else bare
     mesh = init_device_mesh(next(network.parameters()).device.type, (world_size(),))
     # From the inside out: a call takes the parameters below a module that no earlier call has taken.
-    for block in architectures.of_network(bare).blocks(bare):
+    for block in architectures.of_network(core).blocks(core):
         fully_shard(block, mesh=mesh)
     fully_shard(bare, mesh=mesh)  # changes the module's class in place
     return bare
+
+
+def gather_rows(rows: Mapping[str, torch.Tensor], shares: Sequence[int]) -> dict[str, torch.Tensor]:
+    """Return the rows of all processes' samples in their order, without gradient; must be called by all of them.
+
+    Args:
+        rows: (B, ...) each, of the samples of this process.
+        shares: How many samples each process has.
+    """
+    if world_size() == 1:
+        return dict(rows)
+    found = {}
+    for name, own in rows.items():
+        padded = own.new_zeros((max(shares), *own.shape[1:]))  # as all_gather wants equal shapes
+        padded[: len(own)] = own.detach()
+        parts = [torch.empty_like(padded) for _ in shares]
+        dist.all_gather(parts, padded)
+        found[name] = torch.cat([part[:share] for part, share in zip(parts, shares, strict=True)])
+    return found
 
 
 @contextmanager

@@ -1,0 +1,55 @@
+"""Pre-training on a small phantom with real nnU-Net: it stops, continues, and is shared by parts and processes."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from stunet.errors import Interrupted
+from stunet.trainers.pretexts.methods import METHODS
+from stunet.trainers.progress import NullListener
+from stunet.trainers.trainer import BaseTrainer
+from stunet.workspace import LATEST
+from tests.loops import for_each
+from tests.pretraining_run import everything, make_pretrainer
+
+
+class StopAt(NullListener):
+    """Asks for a stop after a step."""
+
+    def __init__(self, epoch: int, done: int) -> None:
+        self.at = epoch, done
+
+    def step(self, trainer: BaseTrainer, phase: str, done: int, loss: float) -> None:
+        if phase == "train" and (trainer.current_epoch, done) == self.at:
+            trainer.request_stop()
+
+
+@for_each("method", METHODS)
+def test_a_stopped_pretraining_continues_exactly(
+    planned: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    whole = make_pretrainer(planned, tmp_path / "whole", monkeypatch, method)
+    whole.run_training()
+    stopped = make_pretrainer(planned, tmp_path / "stopped", monkeypatch, method)
+    stopped.configure(listener=StopAt(1, 1))
+    with pytest.raises(Interrupted):
+        stopped.run_training()
+    resumed = make_pretrainer(planned, tmp_path / "stopped", monkeypatch, method)
+    resumed.load_checkpoint(str(Path(resumed.output_folder) / LATEST))
+    resumed.run_training()
+    assert torch.equal(everything(resumed), everything(whole))
+    assert resumed.summary() == whole.summary()
+
+
+@for_each("method", METHODS)
+def test_micro_batches_compute_what_a_batch_does(
+    planned: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    def train(accumulation: int) -> torch.Tensor:
+        values = {"num_epochs": 1, "batch_size": 3, "accumulation": accumulation}
+        trainer = make_pretrainer(planned, tmp_path / str(accumulation), monkeypatch, method, **values)
+        trainer.run_training()
+        return everything(trainer)
+
+    assert torch.allclose(train(2), train(1), rtol=0, atol=2e-5)

@@ -1,0 +1,184 @@
+"""What a pretext is: a module that wraps the network, and whose forward pass returns a loss without labels.
+
+    compute(images, valid, draws)   what the loss needs of each sample: tensors whose first axis is the sample's
+    loss(rows)                      the loss of samples, and measures to log
+    update(rows)                    after each step of the optimizer: teachers, queues, centres
+
+The loss is a mean over samples. Where it also depends on the other samples of the batch (`coupled`), the trainer passes
+their rows along, without gradient: the gradients of all parts of a batch then add up to those of the whole, in any
+number of micro-batches and processes (as in GradCache, Gao et al. 2021, arXiv:2101.06983). Nothing in a pretext may
+normalise over the batch, for the same reason. Read next: predictive.py for the shortest ones, methods.py for the table.
+
+Shape legend: B samples, C channels, D H W depth, height and width (2D: no D).
+"""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from stunet import architectures
+from stunet.architectures.base import HEADS
+from stunet.trainers.pretexts.draws import Draws
+
+Rows = dict[str, Tensor]
+Outcome = tuple[Tensor, Rows]  # the loss, and measures: scalars without gradient
+ENCODER, ALL = "encoder", "all"
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a pretext has to know of the plan.
+
+    Args:
+        patch: Voxels per axis.
+        spacing: In mm per axis.
+        batch_size: Samples per step, of all processes.
+        steps: Of the whole training.
+    """
+
+    patch: Sequence[int]
+    spacing: Sequence[float]
+    batch_size: int
+    steps: int
+
+    @property
+    def ndim(self) -> int:
+        """The number of axes of space."""
+        return len(self.patch)
+
+
+class Pretext(nn.Module, ABC):
+    """Trains a network without labels. Subclasses set the attributes, and are listed in methods.py.
+
+    Attributes:
+        trains: ENCODER (with the stem) or ALL: the decoder and the finest head as well.
+        measure: The name of the measure that tells how well it does on images it has not seen; higher is better.
+        coupled: Whether the loss of a sample depends on the others of the batch.
+        kept: The names of the rows that update() needs of the whole batch.
+        teacher: The network whose weights follow the trained one's, if there is one.
+
+    Args:
+        network: One of stunet.architectures, with as many classes as channels; its weights are what is pre-trained.
+        setting: What the plan says.
+
+    Raises:
+        UsageError: The plan does not suit the pretext, such as a patch that is too small.
+    """
+
+    trains: ClassVar[str] = ENCODER
+    measure: ClassVar[str]
+    coupled: ClassVar[bool] = False
+    kept: ClassVar[tuple[str, ...]] = ()
+    teacher: nn.Module | None = None
+
+    def __init__(self, network: nn.Module, setting: Setting) -> None:
+        super().__init__()
+        self.network, self.setting = network, setting
+        self.architecture = architectures.of_network(network)
+        finest = len(self.architecture.modules(network, HEADS)) - 1
+        for name, parameter in network.named_parameters():
+            place = self.architecture.place(name)
+            # DDP waits for the gradient of everything that requires one.
+            unused = self.trains == ENCODER or (place.part == HEADS and place.level != finest)
+            parameter.requires_grad_(self.architecture.is_encoder(name) or not unused)
+        self.widths = self._widths()
+
+    def _widths(self) -> list[int]:
+        """Return the channels of the encoder's stages."""
+        sides = [2 * math.prod(axis) for axis in zip(*self.architecture.strides(self.network), strict=True)]
+        with torch.no_grad():
+            image = torch.zeros(1, self.architecture.channels(self.network), *sides)
+            return [each.shape[1] for each in self.features(image)]
+
+    @property
+    @abstractmethod
+    def chance(self) -> float:
+        """What the measure is for a network that knows nothing."""
+
+    @property
+    def chance_loss(self) -> float | None:
+        """What the loss is for a network that knows nothing; None if no number can be given."""
+        return None
+
+    @abstractmethod
+    def compute(self, images: Tensor, valid: Tensor, draws: Draws) -> Rows:
+        """Return what loss() needs of each sample.
+
+        Args:
+            images: (B, C, D, H, W).
+            valid: (B, 1, D, H, W), bool: the voxels that count; not padding, nor what a mask excludes.
+            draws: A generator per sample, the only source of randomness.
+        """
+
+    @abstractmethod
+    def loss(self, rows: Rows) -> Outcome:
+        """Return the mean loss of samples, and measures of them; `self.measure` has to be one."""
+
+    def update(self, rows: Rows) -> None:
+        """Update what no gradient does, after each step of the optimizer; `rows` are those in `kept` of all samples."""
+
+    def forward(
+        self, images: Tensor, valid: Tensor, draws: Draws, complete: Callable[[Rows], tuple[Rows, int]] | None = None
+    ) -> tuple[Tensor, Rows, Rows]:
+        """Return the loss of some samples of a batch, the measures, and the rows that update() needs of them.
+
+        Args:
+            images: As for compute().
+            valid: As for compute().
+            draws: As for compute().
+            complete: Returns the rows of the whole batch and the index of the first of these samples in it, for
+                coupled losses of a part of a batch; None if the samples are the whole batch.
+        """
+        rows = self.compute(images, valid, draws)
+        kept = {name: rows[name].detach() for name in self.kept}
+        if complete is None:
+            return *self.loss(rows), kept
+        whole, first = complete({name: value.detach() for name, value in rows.items()})
+        part = slice(first, first + len(images))
+        joined = {name: torch.cat([whole[name][: part.start], rows[name], whole[name][part.stop :]]) for name in rows}
+        loss, measures = self.loss(joined)
+        # The trainer weights a part's loss by its share of the batch. The value of this one is the batch's in every
+        # part, but its gradient only flows through this part's rows, so that is weighted back.
+        scale = len(next(iter(joined.values()))) / len(images)
+        return loss.detach() + (loss - loss.detach()) * scale, measures, kept
+
+    def features(self, images: Tensor) -> list[Tensor]:
+        """Return the encoder's outputs, finest first, each (B, C', D / s, H / s, W / s)."""
+        return self.architecture.features(self.network, images)
+
+    def own_state(self) -> Rows:
+        """Return the tensors of the pretext that are not the network's: heads, teacher, queue."""
+        return {name: value for name, value in self.state_dict().items() if not name.startswith("network.")}
+
+    def load_own_state(self, state: Mapping[str, Any]) -> None:
+        """Load what own_state() returned.
+
+        Raises:
+            RuntimeError: They are not the tensors of this pretext.
+        """
+        network = {f"network.{name}": value for name, value in self.network.state_dict().items()}
+        self.load_state_dict({**network, **state})
+
+
+def pooled(features_BCDHW: Tensor) -> Tensor:
+    """Average over space: (B, C, ...) -> (B, C)."""
+    return features_BCDHW.flatten(2).mean(2)
+
+
+def mlp(*widths: int) -> nn.Sequential:
+    """Build linear layers of these widths with ReLU in between."""
+    layers: list[nn.Module] = []
+    for c_in, c_out in pairwise(widths):
+        layers += [nn.Linear(c_in, c_out), nn.ReLU(inplace=True)]
+    return nn.Sequential(*layers[:-1])
+
+
+def accuracy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return the share of samples whose highest logit is that of their label."""
+    return (logits.argmax(1) == labels).float().mean()

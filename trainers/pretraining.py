@@ -1,0 +1,253 @@
+"""Self-supervised pre-training: what differs from supervised training. The pretext (pretexts/) has the loss.
+
+Patches are drawn and turned as in supervised training, labels are not used. Held-out subjects tell how well the pretext
+is solved on images that the network has not seen. Read next: pretexts/base.py.
+"""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from stunet.errors import DataError, WeightsError
+from stunet.files import write_json
+from stunet.folds import Fold
+from stunet.kinds import read_dataset_json
+from stunet.preprocessing.dataset import preprocessed_cases
+from stunet.provenance import training_record
+from stunet.trainers import steps
+from stunet.trainers.data import loader
+from stunet.trainers.data.batches import share_of
+from stunet.trainers.data.held_out import hold_out
+from stunet.trainers.distributed import sharding
+from stunet.trainers.pretexts import methods
+from stunet.trainers.pretexts.base import Pretext, Rows, Setting
+from stunet.trainers.pretexts.draws import generators
+from stunet.trainers.trainer import BaseTrainer
+from stunet.workspace import preprocessed_dataset
+
+GEOMETRY = {"Convert3DTo2DTransform", "SpatialTransform", "Convert2DTo3DTransform", "MirrorTransform"}
+SUMMARY = "pretraining.json"  # in the folder of the run
+
+
+class STUNetPretrainer(BaseTrainer):
+    """Pre-trains an STU-Net on images, with the pretext that the plan names.
+
+    `network` is the pretext, which wraps the network; bare_network() is the network alone, whose weights are what a
+    checkpoint holds as nnU-Net's. What else the pretext has (heads, teacher, queue) stands in the checkpoint's block.
+    """
+
+    def __init__(
+        self,
+        plans: dict,
+        configuration: str,
+        fold: int | str,
+        dataset_json: dict,
+        device: torch.device = torch.device("cuda"),  # noqa: B008 - as in BaseTrainer
+    ) -> None:
+        super().__init__(plans, configuration, fold, dataset_json, device)
+        if self.plan.pretext is None:
+            raise DataError(f"plans {self.plan.name!r} name no pretext", "stunet_pretrain -d ... --method mae")
+        self.method = methods.find(self.plan.pretext)
+        self.enable_deep_supervision = False
+        self.oversample_foreground_percent = 0.0
+        self._kept: list[Rows] = []  # of the running step's micro-batches
+
+    # The network and its loss.
+
+    def build_network_architecture(
+        self,
+        plans_manager: Any,
+        configuration_manager: Any,
+        num_input_channels: int,
+        num_output_channels: int,
+        enable_deep_supervision: bool = False,
+    ) -> torch.nn.Module:
+        """Build the network, with as many classes as channels, and the pretext around it."""
+        arguments = plans_manager, configuration_manager, num_input_channels, num_input_channels, False
+        network = super().build_network_architecture(*arguments)
+        return methods.build(self.plan.pretext, network, self.setting())  # type: ignore[arg-type]
+
+    def setting(self) -> Setting:
+        """Return what the pretext has to know of the plan."""
+        planned = self.configuration_manager
+        steps_ = self.num_epochs * self.num_iterations_per_epoch
+        return Setting(tuple(planned.patch_size), tuple(planned.spacing), planned.batch_size, steps_)
+
+    def _do_i_compile(self) -> bool:
+        return False  # crops of the pretexts differ from step to step, and each would be compiled
+
+    @property
+    def pretext(self) -> Pretext:
+        """The pretext, without wrappers."""
+        return sharding.unwrap(self.network)  # type: ignore[return-value]
+
+    def bare_network(self) -> torch.nn.Module:
+        """Return the network that is pre-trained, without the pretext."""
+        return self.pretext.network
+
+    def _build_loss(self) -> Any:
+        return None  # the pretext's
+
+    def set_deep_supervision_enabled(self, enabled: bool) -> None:
+        """Do nothing: the finest head is the only one that is used."""
+
+    # One step.
+
+    def look_ahead(self, batch: dict) -> Rows | None:
+        """Return the rows of this process's samples, without gradient, if a micro-batch's loss depends on the others'.
+
+        Computing them twice costs less memory than keeping the activations of all micro-batches.
+        """
+        if not self.pretext.coupled or self.accumulation == 1:
+            return None
+        with torch.no_grad(), steps.autocast(self):
+            parts = [self.pretext.compute(*self._inputs(part)) for part, _, _ in steps.micro_batches(self, batch)]
+        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+    def outputs_and_loss(self, part: dict, whole: Rows | None) -> tuple[Rows, torch.Tensor]:
+        """Return a micro-batch's measures, and its loss."""
+        complete = None
+        if self.pretext.coupled and (self.accumulation > 1 or sharding.world_size() > 1):
+            complete = partial(self._complete, whole, part["first"])
+        with steps.autocast(self):
+            loss, measures, kept = self.network(*self._inputs(part), complete)
+        self._kept.append(kept)
+        return measures, loss
+
+    def after_step(self) -> None:
+        """Let the pretext update teachers and queues, with the rows of all processes' samples."""
+        own = {name: torch.cat([rows[name] for rows in self._kept]) for name in self.pretext.kept}
+        with torch.no_grad():
+            self.pretext.update(sharding.gather_rows(own, self._shares()))
+        self._kept = []
+
+    def validation_step(self, batch: dict) -> dict:
+        output = super().validation_step(batch)
+        self._kept = []
+        return output
+
+    def _complete(self, whole: Rows | None, first: int, own: Rows) -> tuple[Rows, int]:
+        """Return the rows of all processes' samples, and the index of a micro-batch's first one among them."""
+        shares = self._shares()
+        return sharding.gather_rows(whole or own, shares), sum(shares[: self.local_rank]) + first
+
+    def _shares(self) -> list[int]:
+        processes = sharding.world_size()
+        return [len(share_of(self.batch_size, rank, processes)) for rank in range(processes)]
+
+    @staticmethod
+    def _inputs(part: dict) -> tuple[torch.Tensor, torch.Tensor, list[torch.Generator]]:
+        return part["data"], part["target"] >= 0, generators(part["seed"])
+
+    # The data.
+
+    def do_split(self) -> tuple[list[str], list[str]]:
+        """Return the cases to train on, and those of the held-out subjects, which the seed chooses.
+
+        Raises:
+            DataError: There is only one subject.
+        """
+        cases = preprocessed_cases(self.plan.dataset_name, self.plan, self.configuration_name)
+        description = read_dataset_json(preprocessed_dataset(self.plan.dataset_name) / "dataset.json")
+        return hold_out(cases, description.get("subjects", {}), self.seed, self.plan.dataset_name)
+
+    def trains_with(self) -> dict[str, Any]:
+        train, validation = self.do_split()
+        run = (self.plan.dataset_name, self.plan, self.configuration_name, self.fold)
+        return training_record(*run, Fold(tuple(train), tuple(validation)))
+
+    def sample_loader(self) -> Callable[..., loader.SampleLoader]:
+        return loader.UnlabelledLoader
+
+    def configure_rotation_dummyDA_mirroring_and_inital_patch_size(self) -> tuple[Any, bool, Any, tuple[int, ...]]:
+        """Return nnU-Net's augmentation settings; the method decides whether patches are turned and mirrored."""
+        rotation, dummy_2d, initial_patch, axes = super().configure_rotation_dummyDA_mirroring_and_inital_patch_size()
+        self.inference_allowed_mirroring_axes = None
+        if not self.method.turns:
+            initial_patch = self.configuration_manager.patch_size
+        return rotation, dummy_2d, initial_patch, axes if self.method.mirrors else ()
+
+    def get_training_transforms(self, *args: Any, **kwargs: Any) -> Any:
+        """Return the geometric part of nnU-Net's augmentation: intensities are the pretext's business."""
+        composed = super().get_training_transforms(*args, **kwargs)
+        names = GEOMETRY if self.method.turns else {"MirrorTransform"}
+        kept = [step for step in composed.transforms if type(step).__name__ in names | self._ours(names)]
+        return type(composed)(kept)
+
+    def _ours(self, names: set[str]) -> set[str]:
+        """Return the names of the classes that stand in for these of nnU-Net's."""
+        replaced = self.replaced_transforms()
+        return {getattr(replaced[name], "func", replaced[name]).__name__ for name in names & replaced.keys()}
+
+    def get_validation_transforms(self, *args: Any, **kwargs: Any) -> None:
+        return None  # patches as they are: nnU-Net would turn the -1 of what does not count into background
+
+    # Validation: on patches of the held-out subjects.
+
+    def evaluate(self, batch: dict) -> dict:
+        """Return loss and measures of a batch of held-out patches."""
+        losses: list[torch.Tensor] = []
+        measured: dict[str, list[torch.Tensor]] = {}
+        whole = self.look_ahead(batch)
+        for part, weight, _ in steps.micro_batches(self, batch):
+            measures, loss = self.outputs_and_loss(part, whole)
+            losses.append(loss.detach() * weight)
+            for name, value in measures.items():
+                measured.setdefault(name, []).append(value.detach().float() * weight)
+        means = {name: float(steps.mean_loss(values)) for name, values in measured.items()}
+        return {"loss": steps.mean_loss(losses), **means}
+
+    def on_validation_epoch_end(self, val_outputs: list[dict]) -> None:
+        """Log the loss and the pretext's measure in place of nnU-Net's Dice, so that the best checkpoint is by it."""
+        self.measures = {name: float(np.mean([each[name] for each in val_outputs])) for name in val_outputs[0]}
+        loss = self.measures.pop("loss")
+        self.logger.log("mean_fg_dice", self.measures[self.pretext.measure], self.current_epoch)
+        self.logger.log("dice_per_class_or_region", [], self.current_epoch)
+        self.logger.log("val_losses", loss, self.current_epoch)
+
+    def perform_actual_validation(self, save_probabilities: bool = False) -> None:
+        """Write what was reached: there is no segmentation to validate."""
+        if self.local_rank == 0:
+            write_json(Path(self.output_folder) / SUMMARY, self.summary())
+        self.write_record()
+
+    def summary(self) -> dict[str, Any]:
+        """Return the method, its chance level, and loss and measure of each epoch on held-out subjects, as JSON."""
+        pretext, log = self.pretext, self.logger
+        return {
+            "method": self.plan.pretext,
+            "measure": pretext.measure,
+            "chance": pretext.chance,
+            "chance_loss": pretext.chance_loss,
+            "train_losses": list(map(float, log.get_value("train_losses", None))),
+            "val_losses": list(map(float, log.get_value("val_losses", None))),
+            "val_measures": list(map(float, log.get_value("mean_fg_dice", None))),
+        }
+
+    # Checkpoints.
+
+    def more_state(self) -> dict[str, Any]:
+        state = sharding.gather(self.pretext.own_state())
+        mine = {"method": self.plan.pretext, "transfers": self.method.transfers, "state": state}
+        return {**super().more_state(), "pretext": mine}
+
+    def load_network_state(self, weights: dict[str, torch.Tensor], more: dict[str, Any]) -> None:
+        """Load as in every training, and what the pretext has besides.
+
+        Raises:
+            WeightsError: The checkpoint was pre-trained with another method.
+        """
+        saved = more.get("pretext")
+        if not isinstance(saved, Mapping) or saved.get("method") != self.plan.pretext:
+            before = saved.get("method") if isinstance(saved, Mapping) else None
+            raise WeightsError(
+                f"the checkpoint was pre-trained with {before!r}, not {self.plan.pretext!r}",
+                "--overwrite starts from scratch",
+            )
+        super().load_network_state(weights, more)
+        state = self.pretext.state_dict()
+        self.pretext.load_own_state(sharding.shard_like(saved["state"], state))
