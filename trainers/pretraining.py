@@ -161,7 +161,7 @@ class STUNetPretrainer(BaseTrainer):
         return training_record(*run, Fold(tuple(train), tuple(validation)))
 
     def sample_loader(self) -> Callable[..., loader.SampleLoader]:
-        return loader.UnlabelledLoader
+        return partial(loader.UnlabelledLoader, patches=self.method.patches)
 
     def configure_rotation_dummyDA_mirroring_and_inital_patch_size(self) -> tuple[Any, bool, Any, tuple[int, ...]]:
         """Return nnU-Net's augmentation settings; the method decides whether patches are turned and mirrored."""

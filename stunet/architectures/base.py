@@ -254,6 +254,10 @@ class Architecture(ABC):
             x = stage(torch.cat((upsample(x), skip), 1))
         return x
 
+    def width_of(self, network: Any) -> int:
+        """Return the channels of decode()'s output."""
+        return self.head(network).in_channels  # type: ignore[return-value]
+
     def head(self, network: "nn.Module") -> "nn.Module":
         """Return the head at full resolution."""
         return self.modules(network, HEADS)[-1]

@@ -93,10 +93,25 @@ class SampleLoader(nnUNetDataLoader):
 
 
 class UnlabelledLoader(SampleLoader):
-    """Draws patches anywhere in the image; each sample has a `seed` (1,) for whatever is random about it later on."""
+    """Draws patches anywhere in the image; each sample has a `seed` (1,) for whatever is random about it later on.
+
+    Args:
+        patches: In one sample, of images drawn independently: `data` has the channels of one behind those of the other,
+            and `target` likewise.
+    """
+
+    def __init__(self, *args: Any, patches: int = 1, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.patches = patches
 
     def sample(self, position: int) -> dict[str, Any]:
-        return {**super().sample(position), "seed": torch.from_numpy(np.random.randint(2**62, size=1))}
+        drawn = [super(UnlabelledLoader, self).sample(position) for _ in range(self.patches)]
+        return {
+            "data": torch.cat([each["data"] for each in drawn], 1),
+            "target": torch.cat([each["target"] for each in drawn], 1),
+            "keys": drawn[0]["keys"],
+            "seed": torch.from_numpy(np.random.randint(2**62, size=1)),
+        }
 
 
 class Aliases:

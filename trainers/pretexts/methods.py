@@ -24,6 +24,7 @@ class Method:
         transfers: What of the network is worth transferring: "encoder" or "all".
         mirrors: Whether patches are mirrored, as part of the loader's augmentation.
         turns: Whether patches are rotated and scaled by the loader.
+        patches: Of different images in one sample, one behind the other along the channels.
         options: Arguments of the class.
     """
 
@@ -33,11 +34,20 @@ class Method:
     transfers: str = "encoder"
     mirrors: bool = True
     turns: bool = True
+    patches: int = 1
     options: Mapping[str, Any] = field(default_factory=dict)
 
 
+_NO_SKIPS, _SKIPS = {"skips": False}, {"skips": True}
 METHODS: dict[str, Method] = {
     "rot": Method("predictive", "Rotation", "recognise how a cube was turned", mirrors=False),
+    "mae": Method("restorative", "Masked", "restore hidden blocks", "all", options=_SKIPS),
+    "mae-no-skips": Method("restorative", "Masked", "the same without skip connections", "all", options=_NO_SKIPS),
+    "mg": Method("restorative", "Genesis", "restore deformed patches (Models Genesis)", "all", options=_NO_SKIPS),
+    "mg-skips": Method("restorative", "Genesis", "the same with skip connections", "all", options=_SKIPS),
+    "ae": Method("restorative", "Autoencoder", "reproduce patches", options=_NO_SKIPS),
+    "ae-skips": Method("restorative", "Autoencoder", "the same with skip connections", options=_SKIPS),
+    "fusion": Method("restorative", "VolumeFusion", "tell how two patches were mixed", "all", patches=2),
 }
 
 
