@@ -38,9 +38,17 @@ class Method:
     options: Mapping[str, Any] = field(default_factory=dict)
 
 
+_PLAIN: dict[str, Any] = {"mirrors": False, "turns": False}  # turned patches have corners that tell where a part lies
+_RKB = {"turns": True}
+_RKB_PLUS = {"turns": True, "masks": True}
 _NO_SKIPS, _SKIPS = {"skips": False}, {"skips": True}
 METHODS: dict[str, Method] = {
-    "rot": Method("predictive", "Rotation", "recognise how a cube was turned", mirrors=False),
+    "rot": Method("predictive", "Rotation", "recognise how a cube was turned", **_PLAIN),
+    "rpl": Method("predictive", "Position", "recognise where a part of a patch lies", **_PLAIN),
+    "jigsaw": Method("predictive", "Cubes", "recognise the order of eight cubes", **_PLAIN),
+    "rkb": Method("predictive", "Cubes", "the same, and which are turned (Rubik's cube)", **_PLAIN, options=_RKB),
+    "rkb-plus": Method("predictive", "Cubes", "the same, and which lack voxels", **_PLAIN, options=_RKB_PLUS),
+    "rkb-deep": Method("predictive", "Cubes", "rkb with deeper heads", **_PLAIN, options={**_RKB, "deep": True}),
     "mae": Method("restorative", "Masked", "restore hidden blocks", "all", options=_SKIPS),
     "mae-no-skips": Method("restorative", "Masked", "the same without skip connections", "all", options=_NO_SKIPS),
     "mg": Method("restorative", "Genesis", "restore deformed patches (Models Genesis)", "all", options=_NO_SKIPS),
