@@ -222,10 +222,12 @@ NAMES: tuple[Names, ...] = (
             "trainers console", "keys of the values of the epochs"),
 
     # Training: data and augmentation
-    Names("training.dataloading.data_loader:nnUNetDataLoader", "get_indices _oversample_last_XX_percent", "trainers",
-          "overridden: which case is drawn, and whether the sample must show foreground"),
     Names("training.dataloading.data_loader:nnUNetDataLoader",
-          "_data annotated_classes_key generate_train_batch indices oversample_foreground_percent transforms",
+          "get_bbox get_indices _oversample_last_XX_percent", "trainers",
+          "overridden: which case is drawn, whether the sample must show foreground, and where a patch lies"),
+    Names("training.dataloading.data_loader:nnUNetDataLoader",
+          "_data annotated_classes_key generate_train_batch indices oversample_foreground_percent patch_size_was_2d "
+          "transforms",
           "trainers", "draws a patch of a case and augments it"),
     Names(_TRAINER, "BasicTransform ComposeTransforms RandomTransform", "trainers",
           "batchgeneratorsv2's classes: nnU-Net's list of transforms, with ours added"),

@@ -24,7 +24,7 @@ from stunet.trainers.data.batches import share_of
 from stunet.trainers.data.held_out import hold_out
 from stunet.trainers.distributed import sharding
 from stunet.trainers.pretexts import methods
-from stunet.trainers.pretexts.base import Pretext, Rows, Setting
+from stunet.trainers.pretexts.base import Patches, Pretext, Rows, Setting
 from stunet.trainers.pretexts.draws import generators
 from stunet.trainers.trainer import BaseTrainer
 from stunet.workspace import preprocessed_dataset
@@ -105,7 +105,7 @@ class STUNetPretrainer(BaseTrainer):
         if not self.pretext.coupled or self.accumulation == 1:
             return None
         with torch.no_grad(), steps.autocast(self):
-            parts = [self.pretext.compute(*self._inputs(part)) for part, _, _ in steps.micro_batches(self, batch)]
+            parts = [self.pretext.compute(self._patches(part)) for part, _, _ in steps.micro_batches(self, batch)]
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
     def outputs_and_loss(self, part: dict, whole: Rows | None) -> tuple[Rows, torch.Tensor]:
@@ -114,7 +114,7 @@ class STUNetPretrainer(BaseTrainer):
         if self.pretext.coupled and (self.accumulation > 1 or sharding.world_size() > 1):
             complete = partial(self._complete, whole, part["first"])
         with steps.autocast(self):
-            loss, measures, kept = self.network(*self._inputs(part), complete)
+            loss, measures, kept = self.network(self._patches(part), complete)
         self._kept.append(kept)
         return measures, loss
 
@@ -140,8 +140,8 @@ class STUNetPretrainer(BaseTrainer):
         return [len(share_of(self.batch_size, rank, processes)) for rank in range(processes)]
 
     @staticmethod
-    def _inputs(part: dict) -> tuple[torch.Tensor, torch.Tensor, list[torch.Generator]]:
-        return part["data"], part["target"] >= 0, generators(part["seed"])
+    def _patches(part: dict) -> Patches:
+        return Patches(part["data"], part["target"] >= 0, generators(part["seed"]), part["place"])
 
     # The data.
 

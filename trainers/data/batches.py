@@ -21,6 +21,8 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from stunet.errors import DataError, OutOfMemoryError, StunetError
 
+UNLABELLED = ("seed", "place")  # what samples of unlabelled images have besides
+
 
 class SampleSource(Protocol):
     """Draws one sample: a random case and a random patch of it, augmented; as a batch of one, like nnU-Net's loader."""
@@ -126,10 +128,10 @@ def share_of(batch_size: int, rank: int, processes: int) -> range:
 def join_batches(batches: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Concatenate batches: `data` (B, C, D, H, W); `target`, or a list of them per level; `keys`, the case names.
 
-    Samples of unlabelled images also have a `seed`, (B,).
+    Samples of unlabelled images also have a `seed`, (B,), and a `place`, (B, 2).
     """
     target = [batch["target"] for batch in batches]
-    more = {"seed": torch.cat([batch["seed"] for batch in batches])} if "seed" in batches[0] else {}
+    more = {name: torch.cat([batch[name] for batch in batches]) for name in UNLABELLED if name in batches[0]}
     return {
         **more,
         "data": torch.cat([batch["data"] for batch in batches]),
@@ -141,7 +143,10 @@ def join_batches(batches: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def split_batch(batch: dict[str, Any], count: int) -> list[dict[str, Any]]:
-    """Split a batch into `count` parts that share its memory, and whose sizes differ by at most one."""
+    """Split a batch into `count` parts that share its memory, and whose sizes differ by at most one.
+
+    Each knows the index of its `first` sample.
+    """
     target = batch["target"]
     shares = [share_of(len(batch["data"]), number, count) for number in range(count)]
     cuts = [slice(share.start, share.stop) for share in shares]
@@ -150,7 +155,8 @@ def split_batch(batch: dict[str, Any], count: int) -> list[dict[str, Any]]:
             "data": batch["data"][cut],
             "target": [level[cut] for level in target] if isinstance(target, list) else target[cut],
             "keys": batch["keys"][cut],
-            **({"seed": batch["seed"][cut], "first": cut.start} if "seed" in batch else {}),
+            **{name: batch[name][cut] for name in UNLABELLED if name in batch},
+            "first": cut.start,
         }
         for cut in cuts
     ]

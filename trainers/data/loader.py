@@ -93,7 +93,10 @@ class SampleLoader(nnUNetDataLoader):
 
 
 class UnlabelledLoader(SampleLoader):
-    """Draws patches anywhere in the image; each sample has a `seed` (1,) for whatever is random about it later on.
+    """Draws patches anywhere in the image.
+
+    Each sample also has a `seed` (1,) for whatever is random about it later on, and its `place` (1, 2): where along the
+    first axis of the image the patch begins and ends, as shares of the image's side.
 
     Args:
         patches: In one sample, of images drawn independently: `data` has the channels of one behind those of the other,
@@ -111,7 +114,16 @@ class UnlabelledLoader(SampleLoader):
             "target": torch.cat([each["target"] for each in drawn], 1),
             "keys": drawn[0]["keys"],
             "seed": torch.from_numpy(np.random.randint(2**62, size=1)),
+            "place": self.place,
         }
+
+    def get_bbox(self, data_shape: Any, *args: Any, **kwargs: Any) -> Any:
+        """Return nnU-Net's bounding box, and note where it lies."""
+        lows, highs = super().get_bbox(data_shape, *args, **kwargs)
+        # Slices are volumes of one.
+        axis = 1 if self.patch_size_was_2d else 0
+        self.place = torch.tensor([[lows[axis], highs[axis]]]) / data_shape[axis]
+        return lows, highs
 
 
 class Aliases:

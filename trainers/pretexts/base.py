@@ -1,8 +1,8 @@
 """What a pretext is: a module that wraps the network, and whose forward pass returns a loss without labels.
 
-    compute(images, valid, draws)   what the loss needs of each sample: tensors whose first axis is the sample's
-    loss(rows)                      the loss of samples, and measures to log
-    update(rows)                    after each step of the optimizer: teachers, queues, centres
+    compute(patches)    what the loss needs of each sample: tensors whose first axis is the sample's
+    loss(rows)          the loss of samples, and measures to log
+    update(rows)        after each step of the optimizer: teachers, queues, centres
 
 The loss is a mean over samples. Where it also depends on the other samples of the batch (`coupled`), the trainer passes
 their rows along, without gradient: the gradients of all parts of a batch then add up to those of the whole, in any
@@ -17,7 +17,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -51,6 +51,22 @@ class Setting:
     def ndim(self) -> int:
         """The number of axes of space."""
         return len(self.patch)
+
+
+class Patches(NamedTuple):
+    """Some samples of a batch.
+
+    Attributes:
+        images: (B, C, D, H, W).
+        valid: (B, 1, D, H, W), bool: the voxels that count; not padding, nor what a mask excludes.
+        draws: A generator per sample, the only source of randomness.
+        places: (B, 2), where along the first axis of its image a patch begins and ends, as shares of the image's side.
+    """
+
+    images: Tensor
+    valid: Tensor
+    draws: Draws
+    places: Tensor
 
 
 class Pretext(nn.Module, ABC):
@@ -107,14 +123,8 @@ class Pretext(nn.Module, ABC):
         return None
 
     @abstractmethod
-    def compute(self, images: Tensor, valid: Tensor, draws: Draws) -> Rows:
-        """Return what loss() needs of each sample.
-
-        Args:
-            images: (B, C, D, H, W).
-            valid: (B, 1, D, H, W), bool: the voxels that count; not padding, nor what a mask excludes.
-            draws: A generator per sample, the only source of randomness.
-        """
+    def compute(self, patches: Patches) -> Rows:
+        """Return what loss() needs of each sample."""
 
     @abstractmethod
     def loss(self, rows: Rows) -> Outcome:
@@ -124,28 +134,26 @@ class Pretext(nn.Module, ABC):
         """Update what no gradient does, after each step of the optimizer; `rows` are those in `kept` of all samples."""
 
     def forward(
-        self, images: Tensor, valid: Tensor, draws: Draws, complete: Callable[[Rows], tuple[Rows, int]] | None = None
+        self, patches: Patches, complete: Callable[[Rows], tuple[Rows, int]] | None = None
     ) -> tuple[Tensor, Rows, Rows]:
         """Return the loss of some samples of a batch, the measures, and the rows that update() needs of them.
 
         Args:
-            images: As for compute().
-            valid: As for compute().
-            draws: As for compute().
+            patches: The samples.
             complete: Returns the rows of the whole batch and the index of the first of these samples in it, for
                 coupled losses of a part of a batch; None if the samples are the whole batch.
         """
-        rows = self.compute(images, valid, draws)
+        rows = self.compute(patches)
         kept = {name: rows[name].detach() for name in self.kept}
         if complete is None:
             return *self.loss(rows), kept
         whole, first = complete({name: value.detach() for name, value in rows.items()})
-        part = slice(first, first + len(images))
+        part = slice(first, first + len(patches.images))
         joined = {name: torch.cat([whole[name][: part.start], rows[name], whole[name][part.stop :]]) for name in rows}
         loss, measures = self.loss(joined)
         # The trainer weights a part's loss by its share of the batch. The value of this one is the batch's in every
         # part, but its gradient only flows through this part's rows, so that is weighted back.
-        scale = len(next(iter(joined.values()))) / len(images)
+        scale = len(next(iter(joined.values()))) / len(patches.images)
         return loss.detach() + (loss - loss.detach()) * scale, measures, kept
 
     def features(self, images: Tensor) -> list[Tensor]:

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from stunet.errors import UsageError
-from stunet.trainers.pretexts.base import Outcome, Pretext, Rows, Setting, accuracy, mlp, pooled
-from stunet.trainers.pretexts.draws import Draws, flags, integers
+from stunet.trainers.pretexts.base import Outcome, Patches, Pretext, Rows, Setting, accuracy, mlp, pooled
+from stunet.trainers.pretexts.draws import flags, integers
 from stunet.trainers.pretexts.views import crop, cut
 
 HIDDEN, EMBEDDED = 1024, 64  # widths of the heads
@@ -61,8 +61,9 @@ class Rotation(Pretext):
     def chance_loss(self) -> float:
         return math.log(len(self.turns))
 
-    def compute(self, images: Tensor, valid: Tensor, draws: Draws) -> Rows:
-        cubes, labels = crop(stretch(images, valid), self.size, draws), integers(draws, len(self.turns))
+    def compute(self, patches: Patches) -> Rows:
+        images, draws = patches.images, patches.draws
+        cubes, labels = crop(stretch(patches), self.size, draws), integers(draws, len(self.turns))
         turned = []
         for cube, label in zip(cubes, labels.tolist(), strict=True):
             k, plane = self.turns[label]
@@ -87,9 +88,10 @@ class _Parts(Pretext):
         self.grid = torch.tensor(list(product(range(self.cells), repeat=setting.ndim)))
         self.embed = nn.Sequential(nn.Linear(self.widths[-1], EMBEDDED), nn.LayerNorm(EMBEDDED), nn.ReLU(inplace=True))
 
-    def parts(self, images: Tensor, valid: Tensor, draws: Draws) -> Tensor:
+    def parts(self, patches: Patches) -> Tensor:
         """Return the parts, (B, cells^axes, C, *size), in the order of the grid."""
-        seen, room = stretch(images, valid), [n - m for n, m in zip(self.cell, self.size, strict=True)]
+        draws = patches.draws
+        seen, room = stretch(patches), [n - m for n, m in zip(self.cell, self.size, strict=True)]
         moved = torch.stack([integers(draws, n + 1, len(self.grid)) for n in room], -1)
         corners = self.grid * torch.tensor(self.cell) + moved
         return torch.stack([cut(seen, corners[:, place], self.size) for place in range(len(self.grid))], 1)
@@ -119,8 +121,9 @@ class Position(_Parts):
     def chance_loss(self) -> float:
         return math.log(len(self.grid) - 1)
 
-    def compute(self, images: Tensor, valid: Tensor, draws: Draws) -> Rows:
-        parts, labels = self.parts(images, valid, draws), integers(draws, len(self.grid) - 1)
+    def compute(self, patches: Patches) -> Rows:
+        images, draws = patches.images, patches.draws
+        parts, labels = self.parts(patches), integers(draws, len(self.grid) - 1)
         neighbours = labels + (labels >= self.center)
         pair = torch.stack([parts[:, self.center], parts[torch.arange(len(parts)), neighbours]], 1)
         return {"logits": self.head(self.embeddings(pair).flatten(1)), "labels": labels.to(images.device)}
@@ -171,8 +174,9 @@ class Cubes(_Parts):
         third, half = -(TURNED * math.log(TURNED) + (1 - TURNED) * math.log(1 - TURNED)), math.log(2)
         return math.log(len(self.orders)) + sum(half if name == "mask" else third for name in self.flags)
 
-    def compute(self, images: Tensor, valid: Tensor, draws: Draws) -> Rows:
-        parts, labels = self.parts(images, valid, draws), integers(draws, len(self.orders))
+    def compute(self, patches: Patches) -> Rows:
+        images, draws = patches.images, patches.draws
+        parts, labels = self.parts(patches), integers(draws, len(self.orders))
         parts = parts[torch.arange(len(parts))[:, None], self.orders.cpu()[labels]]
         targets = {}
         if "first" in self.flags:
@@ -223,12 +227,13 @@ def far_orders(count: int) -> np.ndarray:
     return every[chosen]
 
 
-def stretch(images: Tensor, valid: Tensor) -> Tensor:
+def stretch(patches: Patches) -> Tensor:
     """Return images where the outermost valid voxels continue into what lies beyond along each axis.
 
     A constant margin would tell where a part lies. The voxels beyond are replaced by the nearest valid plane of the
     patch, so a margin looks like more of the anatomy next to it.
     """
+    images, valid, *_ = patches
     if valid.all():
         return images
     stretched = []

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from stunet.trainers.pretexts import corruptions
-from stunet.trainers.pretexts.base import ALL, Outcome, Pretext, Rows, Setting
+from stunet.trainers.pretexts.base import ALL, Outcome, Patches, Pretext, Rows, Setting
 from stunet.trainers.pretexts.draws import Draws, integers
 
 MASKED = 0.75  # of the blocks, as in nnssl; S3D tried 0.6 to 0.9 (Wald et al. 2025, arXiv:2410.23132): no difference
@@ -42,7 +42,8 @@ class Restoration(Pretext):
         """Return what the network sees, and which voxels it has to restore, (B, 1, ...), bool; None for all."""
         return images, None
 
-    def compute(self, images: Tensor, valid: Tensor, draws: Draws) -> Rows:
+    def compute(self, patches: Patches) -> Rows:
+        images, valid, draws, _ = patches
         corrupted, hidden = self.corrupt(images, draws)
         return errors(self.restore(corrupted), images, valid if hidden is None else valid & hidden)
 
@@ -104,10 +105,11 @@ class VolumeFusion(Pretext):
     def chance(self) -> float:
         return 1 / len(MIXED)
 
-    def compute(self, images: Tensor, valid: Tensor, draws: Draws) -> Rows:
-        background, foreground = images.chunk(2, 1)
-        classes = torch.stack([self._mixture(draw) for draw in draws]).to(images.device)
-        shares = torch.tensor(MIXED, device=images.device)[classes][:, None]
+    def compute(self, patches: Patches) -> Rows:
+        valid, draws = patches.valid, patches.draws
+        background, foreground = patches.images.chunk(2, 1)
+        classes = torch.stack([self._mixture(draw) for draw in draws]).to(valid.device)
+        shares = torch.tensor(MIXED, device=valid.device)[classes][:, None]
         mixed = foreground * shares + background * (1 - shares)
         logits = self.classify(decoded(self, mixed, skips=True)).float()
         one_hot = F.one_hot(classes, len(MIXED)).movedim(-1, 1).to(logits.dtype) * valid.all(1, keepdim=True)

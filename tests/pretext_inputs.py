@@ -1,0 +1,36 @@
+"""A pretext around a tiny network, and patches for it, for tests."""
+
+from typing import Any
+
+import torch
+
+from stunet.networks import STUNet
+from stunet.trainers.pretexts.base import Patches, Setting
+from stunet.trainers.pretexts.methods import build
+
+STRIDES = [[1, 1, 1], [2, 2, 2], [2, 2, 2]]
+
+
+def make_pretext(
+    method: str, patch: tuple[int, ...] = (16, 16, 16), spacing: tuple[float, ...] = (1.0, 1.0, 1.0), channels: int = 1
+) -> Any:
+    torch.manual_seed(0)
+    network = STUNet(channels, channels, "T", [stride[: len(patch)] for stride in STRIDES], deep_supervision=False)
+    network.apply(network.initialize)
+    return build(method, network, Setting(patch, spacing, 4, 100))
+
+
+def make_draws(count: int) -> list[torch.Generator]:
+    return [torch.Generator().manual_seed(number) for number in range(count)]
+
+
+def make_patches(count: int, *shape: int, channels: int = 1) -> Patches:
+    """Return patches of noise."""
+    return patches_of(torch.randn(count, channels, *shape, generator=torch.Generator().manual_seed(1)))
+
+
+def patches_of(images: torch.Tensor, valid: torch.Tensor | None = None) -> Patches:
+    """Return patches of these images, of which all counts if nothing is said."""
+    everywhere = torch.ones_like(images[:, :1], dtype=torch.bool)
+    places = torch.tensor([[0.0, 1.0]]).repeat(len(images), 1)
+    return Patches(images, everywhere if valid is None else valid, make_draws(len(images)), places)
