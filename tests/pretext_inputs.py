@@ -12,12 +12,16 @@ STRIDES = [[1, 1, 1], [2, 2, 2], [2, 2, 2]]
 
 
 def make_pretext(
-    method: str, patch: tuple[int, ...] = (16, 16, 16), spacing: tuple[float, ...] = (1.0, 1.0, 1.0), channels: int = 1
+    method: str,
+    patch: tuple[int, ...] = (16, 16, 16),
+    spacing: tuple[float, ...] = (1.0, 1.0, 1.0),
+    channels: int = 1,
+    batch: int = 4,
 ) -> Any:
     torch.manual_seed(0)
     network = STUNet(channels, channels, "T", [stride[: len(patch)] for stride in STRIDES], deep_supervision=False)
     network.apply(network.initialize)
-    return build(method, network, Setting(patch, spacing, 4, 100))
+    return build(method, network, Setting(patch, spacing, batch, 100))
 
 
 def make_draws(count: int) -> list[torch.Generator]:

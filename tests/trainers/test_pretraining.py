@@ -13,6 +13,8 @@ from stunet.workspace import LATEST
 from tests.loops import for_each
 from tests.pretraining_run import everything, make_pretrainer
 
+TRIED = ("rpl", "mae", "moco", "dino")  # of each family one; the slow tests go through all
+
 
 class StopAt(NullListener):
     """Asks for a stop after a step."""
@@ -25,10 +27,18 @@ class StopAt(NullListener):
             trainer.request_stop()
 
 
-@for_each("method", METHODS)
+def test_every_family_is_tried() -> None:
+    assert {METHODS[name].family for name in TRIED} == {method.family for method in METHODS.values()}
+
+
+@for_each("method", TRIED)
 def test_a_stopped_pretraining_continues_exactly(
     planned: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
+    check_resumed(planned, tmp_path, monkeypatch, method)
+
+
+def check_resumed(planned: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str) -> None:
     whole = make_pretrainer(planned, tmp_path / "whole", monkeypatch, method)
     whole.run_training()
     stopped = make_pretrainer(planned, tmp_path / "stopped", monkeypatch, method)
@@ -42,7 +52,7 @@ def test_a_stopped_pretraining_continues_exactly(
     assert resumed.summary() == whole.summary()
 
 
-@for_each("method", METHODS)
+@for_each("method", TRIED)
 def test_micro_batches_compute_what_a_batch_does(
     planned: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
@@ -53,3 +63,11 @@ def test_micro_batches_compute_what_a_batch_does(
         return everything(trainer)
 
     assert torch.allclose(train(2), train(1), rtol=0, atol=1e-5)
+
+
+@pytest.mark.slow
+@for_each("method", METHODS)
+def test_every_method_continues_exactly(
+    planned: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    check_resumed(planned, tmp_path, monkeypatch, method)

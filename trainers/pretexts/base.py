@@ -40,12 +40,14 @@ class Setting:
         spacing: In mm per axis.
         batch_size: Samples per step, of all processes.
         steps: Of the whole training.
+        augment: How views of a patch differ: "standard", "safe" or "none" (augment.py).
     """
 
     patch: Sequence[int]
     spacing: Sequence[float]
     batch_size: int
     steps: int
+    augment: str = "standard"
 
     @property
     def ndim(self) -> int:
@@ -77,7 +79,7 @@ class Pretext(nn.Module, ABC):
         measure: The name of the measure that tells how well it does on images it has not seen; higher is better.
         coupled: Whether the loss of a sample depends on the others of the batch.
         kept: The names of the rows that update() needs of the whole batch.
-        teacher: The network whose weights follow the trained one's, if there is one.
+        teacher: The network whose weights follow the trained one's, in pretexts that have one.
 
     Args:
         network: One of stunet.architectures, with as many classes as channels; its weights are what is pre-trained.
@@ -91,7 +93,7 @@ class Pretext(nn.Module, ABC):
     measure: ClassVar[str]
     coupled: ClassVar[bool] = False
     kept: ClassVar[tuple[str, ...]] = ()
-    teacher: nn.Module | None = None
+    teacher: nn.Module
 
     def __init__(self, network: nn.Module, setting: Setting) -> None:
         super().__init__()
@@ -159,6 +161,10 @@ class Pretext(nn.Module, ABC):
     def features(self, images: Tensor) -> list[Tensor]:
         """Return the encoder's outputs, finest first, each (B, C', D / s, H / s, W / s)."""
         return self.architecture.features(self.network, images)
+
+    def find_teacher(self) -> nn.Module | None:
+        """Return the teacher; None if there is none."""
+        return getattr(self, "teacher", None)
 
     def own_state(self) -> Rows:
         """Return the tensors of the pretext that are not the network's: heads, teacher, queue."""

@@ -55,6 +55,10 @@ METHODS: dict[str, Method] = {
     "mg-skips": Method("restorative", "Genesis", "the same with skip connections", "all", options=_SKIPS),
     "ae": Method("restorative", "Autoencoder", "reproduce patches", options=_NO_SKIPS),
     "ae-skips": Method("restorative", "Autoencoder", "the same with skip connections", options=_SKIPS),
+    "simclr": Method("contrastive", "SimCLR", "find the other view of a patch among a batch"),
+    "moco": Method("contrastive", "MoCo", "the same among a queue, with a teacher"),
+    "byol": Method("contrastive", "BYOL", "predict what a teacher makes of the other view"),
+    "dino": Method("distillation", "Distillation", "answer as a teacher that sees more"),
     "fusion": Method("restorative", "VolumeFusion", "tell how two patches were mixed", "all", patches=2),
 }
 

@@ -1,0 +1,133 @@
+"""Contrastive and distilling pretexts: losses equal slow references, teachers and queues follow their formulas."""
+
+import math
+from functools import partial
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from stunet.errors import UsageError
+from stunet.trainers.pretexts import contrastive, distillation
+from stunet.trainers.pretexts.base import Rows
+from stunet.trainers.pretexts.contrastive import QUEUE, info_nce, nt_xent
+from stunet.trainers.pretexts.methods import METHODS
+from stunet.trainers.pretexts.momentum import rising, spread
+from tests.pretext_inputs import make_patches, make_pretext
+
+METHODS_HERE = [name for name, method in METHODS.items() if method.family in ("contrastive", "distillation")]
+PATCH = (16, 16, 16)
+
+
+def embeddings(count: int, size: int, seed: int) -> torch.Tensor:
+    return F.normalize(torch.randn(count, size, generator=torch.Generator().manual_seed(seed)))
+
+
+def test_nt_xent_equals_a_float64_loop() -> None:
+    one, other, temperature = embeddings(5, 7, 0), embeddings(5, 7, 1), 0.3
+    every = torch.cat([one, other]).double()
+    terms = []
+    for i in range(10):
+        scores = [math.exp(float(every[i] @ every[k]) / temperature) for k in range(10) if k != i]
+        terms.append(-math.log(math.exp(float(every[i] @ every[(i + 5) % 10]) / temperature) / sum(scores)))
+    assert float(nt_xent(one, other, temperature)[0]) == pytest.approx(sum(terms) / 10, rel=1e-6)
+
+
+def test_info_nce_equals_a_float64_loop() -> None:
+    query, key, queue, temperature = embeddings(4, 7, 0), embeddings(4, 7, 1), embeddings(9, 7, 2), 0.2
+    terms = []
+    for q, k in zip(query.double(), key.double(), strict=True):
+        positive = math.exp(float(q @ k) / temperature)
+        terms.append(
+            -math.log(positive / (positive + sum(math.exp(float(q @ n) / temperature) for n in queue.double())))
+        )
+    assert float(info_nce(query, key, queue, temperature)[0]) == pytest.approx(sum(terms) / 4, rel=1e-6)
+
+
+def test_every_weight_that_requires_a_gradient_gets_one() -> None:
+    for name in METHODS_HERE:
+        pretext = make_pretext(name)
+        pretext(make_patches(3, *PATCH))[0].backward()
+        assert {n for n, p in pretext.named_parameters() if p.requires_grad == (p.grad is None)} == set(), name
+
+
+def insert(whole: Rows, first: int, own: Rows) -> tuple[Rows, int]:
+    return whole, first
+
+
+def test_the_gradients_of_parts_add_up_to_those_of_the_batch() -> None:
+    for name in METHODS_HERE:
+        pretext = make_pretext(name).double()
+        whole = make_patches(4, *PATCH)
+        whole = whole._replace(images=whole.images.double())
+        pretext(whole)[0].backward()
+        expected = {n: p.grad.clone() for n, p in pretext.named_parameters() if p.grad is not None}
+        pretext.zero_grad()
+        with torch.no_grad():
+            rows = pretext.compute(whole._replace(draws=make_patches(4, 1).draws))
+        for part in (slice(0, 1), slice(1, 4)):
+            some = whole._replace(
+                images=whole.images[part],
+                valid=whole.valid[part],
+                draws=make_patches(4, 1).draws[part],
+                places=whole.places[part],
+            )
+            loss = pretext(some, partial(insert, rows, part.start) if pretext.coupled else None)[0]
+            (loss * len(some.images) / 4).backward()
+        for n, p in pretext.named_parameters():
+            if n in expected:
+                assert torch.allclose(p.grad, expected[n], rtol=1e-4, atol=1e-6), (name, n)
+
+
+def test_teachers_follow_and_rest_in_validation() -> None:
+    for name, momentum in (("moco", 0.999), ("byol", 0.996), ("dino", 0.996)):
+        pretext = make_pretext(name)
+        kept = pretext(make_patches(3, *PATCH))[2]
+        before = [p.clone() for p in pretext.teacher.parameters()]
+        with torch.no_grad():
+            for parameter in pretext.network.parameters():
+                parameter += 1
+        assert all(torch.equal(a, b) for a, b in zip(before, pretext.teacher.parameters(), strict=True))
+        pretext.update(kept)
+        for old, new, student in zip(before, pretext.teacher.parameters(), pretext.network.parameters(), strict=True):
+            assert torch.allclose(new, momentum * old + (1 - momentum) * student, atol=1e-6), name
+        assert not any(p.requires_grad for p in pretext.teacher.parameters())
+
+
+def test_momentum_rises_along_a_cosine() -> None:
+    assert [rising(0.996, step, 100) for step in (0, 50, 100, 200)] == pytest.approx([0.996, 0.998, 1, 1])
+
+
+def test_the_queue_takes_keys_in_turn() -> None:
+    pretext = make_pretext("moco")
+    pretext.place.fill_(QUEUE - 2)
+    keys = embeddings(3, contrastive.EMBEDDED, 4)
+    pretext.update({"key": keys})
+    assert torch.equal(pretext.queue[[QUEUE - 2, QUEUE - 1, 0]], keys)
+    assert int(pretext.place) == 1
+
+
+def test_first_losses_are_near_chance() -> None:
+    # A fresh encoder makes nearly the same of all patches, so all of them look alike.
+    patches = make_patches(4, *PATCH)
+    loss = {name: float(make_pretext(name)(patches)[0].detach()) for name in METHODS_HERE}
+    assert loss["simclr"] == pytest.approx(math.log(2 * 4 - 1), abs=0.2)
+    assert loss["dino"] == pytest.approx(make_pretext("dino").chance_loss, abs=1.0)
+
+
+def test_the_centre_follows_the_mean_answer() -> None:
+    pretext = make_pretext("dino")
+    answers = torch.randn(3, 2, distillation.PROTOTYPES)
+    pretext.update({"teacher": answers})
+    assert torch.allclose(pretext.center, 0.1 * answers.mean((0, 1)), atol=1e-6)
+
+
+def test_spread_is_one_for_even_directions_and_zero_for_equal_ones() -> None:
+    assert float(spread(embeddings(4000, 64, 0))) == pytest.approx(1, abs=0.02)
+    assert float(spread(embeddings(1, 64, 0).expand(8, -1))) == pytest.approx(0, abs=1e-6)
+
+
+def test_a_batch_of_one_is_refused() -> None:
+    for name in METHODS_HERE:
+        with pytest.raises(UsageError, match="a batch of 1"):
+            make_pretext(name, batch=1)

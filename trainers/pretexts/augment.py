@@ -1,0 +1,134 @@
+"""Two views of a patch: overlapping crops that are flipped, turned and changed in intensity, each on its own.
+
+standard    crops of 0.8 of each side, flips, and nnU-Net's changes of intensity with nnssl's probabilities
+safe        the whole patch, turned by up to 10 degrees: nothing that could hide or imitate a finding (MoCo-CXR,
+            Sowrirajan et al. 2021, arXiv:2010.05352, left out crops, blur and intensities for this reason)
+none        the crops alone
+"""
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from stunet.trainers.pretexts.base import Patches, Setting
+from stunet.trainers.pretexts.draws import Draws, flags, uniform
+from stunet.trainers.pretexts.views import crop
+
+SIDE = 0.8  # of a crop: any two have an intersection over union of at least 0.6^3 / (2 * 0.8^3 - 0.6^3) = 0.267
+DEGREES = 10.0  # of safe turns
+STANDARD, SAFE, NONE = "standard", "safe", "none"
+
+
+def two_views(patches: Patches, setting: Setting) -> tuple[Tensor, Tensor]:
+    """Return two views of each patch, of the same shape."""
+    return view(patches, setting), view(patches, setting)
+
+
+def view(patches: Patches, setting: Setting, fraction: float = SIDE) -> Tensor:
+    """Return a view of each patch: (B, C, D, H, W), with sides of a fraction of the patch's unless it is a safe one."""
+    if setting.augment == SAFE:
+        return turn(patches.images, patches.draws)
+    size = [math.ceil(fraction * n) for n in patches.images.shape[2:]]
+    cropped = crop(patches.images, size, patches.draws)
+    return disturb(flip(cropped, patches.draws), patches.draws) if setting.augment == STANDARD else cropped
+
+
+def flip(images: Tensor, draws: Draws) -> Tensor:
+    """Flip each sample along each axis with probability 0.5."""
+    axes = flags(draws, 0.5, images.ndim - 2)
+    return torch.stack([
+        image.flip([axis + 1 for axis, flipped in enumerate(chosen) if flipped])
+        for image, chosen in zip(images, axes.tolist(), strict=True)
+    ])  # fmt: skip
+
+
+def turn(images: Tensor, draws: Draws) -> Tensor:
+    """Turn each sample by up to DEGREES about each axis; what comes in from outside continues the border."""
+    ndim = images.ndim - 2
+    planes = [(a, b) for a in range(ndim) for b in range(a + 1, ndim)]
+    angles = uniform(draws, -math.radians(DEGREES), math.radians(DEGREES), len(planes))
+    # grid_sample counts in half sides, along which a turn of unequal sides would shear.
+    sides = torch.tensor(images.shape[2:][::-1], dtype=torch.float32)
+    matrices = []
+    for row in angles.tolist():
+        matrix = torch.eye(ndim)
+        for angle, (a, b) in zip(row, planes, strict=True):
+            turned = torch.eye(ndim)
+            turned[a, a] = turned[b, b] = math.cos(angle)
+            turned[a, b], turned[b, a] = -math.sin(angle), math.sin(angle)
+            matrix = matrix @ turned
+        matrices.append(torch.cat([matrix * sides[None] / sides[:, None], torch.zeros(ndim, 1)], 1))
+    grid = F.affine_grid(torch.stack(matrices).to(images.device), list(images.shape), align_corners=False)
+    return F.grid_sample(images, grid, padding_mode="border", align_corners=False)
+
+
+def disturb(images: Tensor, draws: Draws) -> Tensor:
+    """Change the intensities of each sample, and its resolution; the probabilities are nnssl's."""
+    disturbed = []
+    for image, draw in zip(images, draws, strict=True):
+        for probability, change in DISTURBANCES:
+            if _share(draw) < probability:
+                image = change(image, draw)
+        disturbed.append(image)
+    return torch.stack(disturbed)
+
+
+def add_noise(image: Tensor, draw: torch.Generator) -> Tensor:
+    """Add normal noise with a variance of up to 0.1."""
+    return image + torch.randn(image.shape, generator=draw).to(image.device) * math.sqrt(0.1 * _share(draw))
+
+
+def blur(image: Tensor, draw: torch.Generator) -> Tensor:
+    """Blur with a Gaussian whose standard deviation is 0.5 to 1 voxels."""
+    sigma = 0.5 + 0.5 * _share(draw)
+    kernel = torch.exp(-(torch.arange(-3.0, 4.0).to(image) ** 2) / (2 * sigma**2))
+    kernel /= kernel.sum()
+    for axis in range(1, image.ndim):
+        lines = image.movedim(axis, -1)
+        flat = F.pad(lines.reshape(-1, 1, lines.shape[-1]), (3, 3), mode="replicate")
+        image = F.conv1d(flat, kernel[None, None]).view(lines.shape).movedim(-1, axis)
+    return image
+
+
+def brighten(image: Tensor, draw: torch.Generator) -> Tensor:
+    """Multiply by 0.75 to 1.25."""
+    return image * (0.75 + 0.5 * _share(draw))
+
+
+def stretch_contrast(image: Tensor, draw: torch.Generator) -> Tensor:
+    """Scale the distances to the mean by 0.75 to 1.25, within the range of the image."""
+    mean = image.mean()
+    return ((image - mean) * (0.75 + 0.5 * _share(draw)) + mean).clamp(image.min(), image.max())
+
+
+def coarsen(image: Tensor, draw: torch.Generator) -> Tensor:
+    """Sample at 0.5 to 1 of the resolution and back."""
+    scale = 0.5 + 0.5 * _share(draw)
+    mode = "trilinear" if image.ndim == 4 else "bilinear"
+    low = F.interpolate(image[None], size=[max(1, round(n * scale)) for n in image.shape[1:]], mode="nearest")
+    return F.interpolate(low, size=image.shape[1:], mode=mode)[0]
+
+
+def bend_gamma(image: Tensor, draw: torch.Generator) -> Tensor:
+    """Raise intensities, scaled to [0, 1], to the power of 0.7 to 1.5; mean and standard deviation stay."""
+    low, extent = image.min(), (image.max() - image.min()).clamp_min(1e-6)
+    bent = ((image - low) / extent) ** (0.7 + 0.8 * _share(draw))
+    return (bent - bent.mean()) / bent.std().clamp_min(1e-6) * image.std() + image.mean()
+
+
+Disturbance = Callable[[Tensor, torch.Generator], Tensor]
+DISTURBANCES: Sequence[tuple[float, Disturbance]] = (
+    (0.1, add_noise),
+    (0.2, blur),
+    (0.15, brighten),
+    (0.15, stretch_contrast),
+    (0.1, coarsen),
+    (0.3, bend_gamma),
+)
+
+
+def _share(draw: torch.Generator) -> float:
+    return float(torch.rand((), generator=draw))

@@ -1,0 +1,181 @@
+"""Contrastive pretexts: find the other view of the same patch among others, or predict what a teacher makes of it.
+
+Views are overlapping crops (augment.py). Their embeddings come from all stages of the encoder, averaged over space.
+No head normalises over the batch, so LayerNorm takes BatchNorm's place; BYOL learns without it as well (Richemond et
+al. 2020, arXiv:2010.10241). Two more measures are logged: the spread of embeddings tells whether they collapse.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from stunet.errors import UsageError
+from stunet.trainers.pretexts.augment import two_views
+from stunet.trainers.pretexts.base import Outcome, Patches, Pretext, Rows, Setting, pooled
+from stunet.trainers.pretexts.momentum import follow, rising, spread, teacher_of
+
+HIDDEN, EMBEDDED = 1024, 256
+SIMCLR_TEMPERATURE = 0.5  # nnssl's
+MOCO_TEMPERATURE, MOCO_MOMENTUM = 0.2, 0.999  # MoCo-CXR's and PCRL's
+QUEUE = 4096  # keys; MoCo-CXR had 24,576 and PCRL 16,384, of many more images
+BYOL_MOMENTUM = 0.996
+
+
+class _Contrast(Pretext):
+    """What contrastive pretexts share; the measure is how often a view's nearest neighbour is its other view."""
+
+    measure = "retrieval"
+    coupled = True  # the measure, even where the loss is not
+
+    def __init__(self, network: nn.Module, setting: Setting) -> None:
+        super().__init__(network, setting)
+        if setting.batch_size < 2:
+            raise UsageError(
+                "a batch of 1: a contrastive method tells samples of a batch from each other", "--set batch_size=8"
+            )
+        self.project = head(sum(self.widths), HIDDEN, EMBEDDED)
+
+    def embed(self, images: Tensor) -> Tensor:
+        """Return the projected embeddings of images, (B, EMBEDDED)."""
+        return self.project(everywhere(self.features(images)))
+
+    @property
+    def chance(self) -> float:
+        return 1 / self.setting.batch_size
+
+
+class SimCLR(_Contrast):
+    """Both views of a patch are each other's positive, all other views in the batch are negatives."""
+
+    @property
+    def chance(self) -> float:
+        return 1 / (2 * self.setting.batch_size - 1)
+
+    def compute(self, patches: Patches) -> Rows:
+        first, second = two_views(patches, self.setting)
+        # Together, so that the encoder is called once.
+        one, other = F.normalize(self.embed(torch.cat([first, second]))).chunk(2)
+        return {"one": one, "other": other}
+
+    def loss(self, rows: Rows) -> Outcome:
+        both = torch.cat([rows["one"], rows["other"]])
+        loss, found = nt_xent(rows["one"], rows["other"], SIMCLR_TEMPERATURE)
+        return loss, {self.measure: found, "spread": spread(both.detach())}
+
+
+class MoCo(_Contrast):
+    """The key of a view, made by a teacher, is to be found among those of earlier batches in a queue."""
+
+    kept = ("key",)
+    coupled = False
+    queue: Tensor
+    place: Tensor
+
+    def __init__(self, network: nn.Module, setting: Setting) -> None:
+        super().__init__(network, setting)
+        self.teacher, self.teacher_project = teacher_of(network), teacher_of(self.project)
+        keys = torch.randn(QUEUE, EMBEDDED, generator=torch.Generator().manual_seed(0))
+        self.register_buffer("queue", F.normalize(keys))
+        self.register_buffer("place", torch.zeros((), dtype=torch.int64))
+
+    @property
+    def chance(self) -> float:
+        return 1 / (1 + QUEUE)
+
+    def compute(self, patches: Patches) -> Rows:
+        first, second = two_views(patches, self.setting)
+        with torch.no_grad():
+            key = self.teacher_project(everywhere(self.architecture.features(self.teacher, second)))
+        return {"query": F.normalize(self.embed(first)), "key": F.normalize(key)}
+
+    def loss(self, rows: Rows) -> Outcome:
+        loss, found = info_nce(rows["query"], rows["key"], self.queue, MOCO_TEMPERATURE)
+        return loss, {self.measure: found, "spread": spread(rows["query"].detach())}
+
+    def update(self, rows: Rows) -> None:
+        follow(self.teacher, self.network, MOCO_MOMENTUM)
+        follow(self.teacher_project, self.project, MOCO_MOMENTUM)
+        keys = rows["key"][-QUEUE:].to(self.queue.dtype)
+        places = (int(self.place) + torch.arange(len(keys), device=keys.device)) % QUEUE
+        self.queue[places] = keys
+        self.place.fill_((int(self.place) + len(keys)) % QUEUE)
+
+
+class BYOL(_Contrast):
+    """Predict the teacher's embedding of the other view; there are no negatives."""
+
+    step: Tensor
+
+    def __init__(self, network: nn.Module, setting: Setting) -> None:
+        super().__init__(network, setting)
+        self.predict = head(EMBEDDED, HIDDEN, EMBEDDED)
+        self.teacher, self.teacher_project = teacher_of(network), teacher_of(self.project)
+        self.register_buffer("step", torch.zeros((), dtype=torch.int64))
+
+    def compute(self, patches: Patches) -> Rows:
+        views = torch.cat(two_views(patches, self.setting))
+        with torch.no_grad():
+            targets = self.teacher_project(everywhere(self.architecture.features(self.teacher, views)))
+        one, other = F.normalize(self.predict(self.embed(views))).chunk(2)
+        target_one, target_other = F.normalize(targets).chunk(2)
+        return {"one": one, "other": other, "target one": target_one, "target other": target_other}
+
+    def loss(self, rows: Rows) -> Outcome:
+        agreement = (rows["one"] * rows["target other"] + rows["other"] * rows["target one"]).float().sum(1)
+        found = nearest(rows["one"], rows["target other"])
+        return (4 - 2 * agreement).mean(), {self.measure: found, "spread": spread(rows["one"].detach())}
+
+    def update(self, rows: Rows) -> None:
+        momentum = rising(BYOL_MOMENTUM, int(self.step), self.setting.steps)
+        follow(self.teacher, self.network, momentum)
+        follow(self.teacher_project, self.project, momentum)
+        self.step += 1
+
+
+def head(c_in: int, hidden: int, c_out: int) -> nn.Sequential:
+    """Build a projection of one hidden layer."""
+    return nn.Sequential(nn.Linear(c_in, hidden), nn.LayerNorm(hidden), nn.ReLU(inplace=True), nn.Linear(hidden, c_out))
+
+
+def everywhere(features: list[Tensor]) -> Tensor:
+    """Return all stages' features, averaged over space and concatenated: (B, sum of their channels), as in nnssl."""
+    return torch.cat([pooled(each) for each in features], 1)
+
+
+def nt_xent(one: Tensor, other: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """Return the normalised temperature-scaled cross entropy, and how often the positive is the nearest.
+
+    Chen et al. 2020 (arXiv:2002.05709), eq. 1, the mean over all 2 B views.
+
+    Args:
+        one: (B, E), normalised.
+        other: The same of the other views.
+        temperature: Divides the cosines.
+    """
+    both = torch.cat([one, other]).float()
+    similar = (both @ both.T).fill_diagonal_(-torch.inf) / temperature
+    positive = torch.arange(len(both), device=both.device).roll(len(one))
+    return F.cross_entropy(similar, positive), (similar.argmax(1) == positive).float().mean()
+
+
+def info_nce(query: Tensor, key: Tensor, queue: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """Return the cross entropy of finding each query's key among the keys of a queue, and how often it is found.
+
+    He et al. 2020 (arXiv:1911.05722), eq. 1.
+
+    Args:
+        query: (B, E), normalised.
+        key: (B, E), normalised, without gradient.
+        queue: (K, E), normalised.
+        temperature: Divides the cosines.
+    """
+    positive = (query * key).float().sum(1, keepdim=True)
+    similar = torch.cat([positive, query.float() @ queue.T.float()], 1) / temperature
+    found = torch.zeros(len(query), dtype=torch.int64, device=query.device)
+    return F.cross_entropy(similar, found), (similar.argmax(1) == found).float().mean()
+
+
+def nearest(one: Tensor, other: Tensor) -> Tensor:
+    """Return how often the nearest of the others is the one of the same patch; both (B, E), normalised."""
+    own = torch.arange(len(one), device=one.device)
+    return ((one.float() @ other.T.float()).argmax(1) == own).float().mean()
