@@ -91,6 +91,25 @@ class StopAt(NullListener):
             trainer.request_stop()
 
 
+def train_until(trainer: STUNetTrainer, listener: StopAt) -> None:
+    trainer.configure(listener=listener)
+    with pytest.raises(Interrupted):
+        trainer.run_training()
+
+
+class SaveAndStop(StopAt):
+    """Writes at one step what a stop there writes, lets the training go on, and stops it at another step."""
+
+    def __init__(self, path: Path, save: tuple[int, int], stop: tuple[int, int]) -> None:
+        super().__init__(*stop)
+        self.path, self.save = path, save
+
+    def step(self, trainer: Any, phase: str, done: int, loss: float) -> None:
+        if (trainer.current_epoch, done) == self.save and phase == "train":
+            trainer.write_checkpoint(self.path, trainer.current_epoch)
+        super().step(trainer, phase, done, loss)
+
+
 def test_training_starts_from_the_weights_and_says_what_it_took(make: Make, source: Path, planned: str) -> None:
     trainer = make("a", "ramp", source)
     report = begin(trainer, Start(source))
@@ -170,44 +189,38 @@ def test_only_what_the_strategy_names_is_trained(make: Make, source: Path, strat
     trainer = make("a", strategy, source, num_epochs=1)
     begin(trainer, Start(source))
     before = state(trainer)
-    trainer.run_training()
-    after = torch.load(Path(trainer.output_folder) / FINAL, weights_only=True)["network_weights"]
+    train_until(trainer, StopAt(0, 1))
+    after = torch.load(Path(trainer.output_folder) / LATEST, weights_only=True)["network_weights"]
     assert set(after) == set(before)
     assert changed(before, after) == parts
 
 
 def test_the_encoder_rests_in_the_first_phase_and_trains_in_the_second(make: Make, source: Path) -> None:
-    trainer = make("a", "warmup", source, num_epochs=2)
+    trainer = make("a", "warmup", source, num_epochs=2, num_iterations_per_epoch=1)
     begin(trainer, Start(source))
-    before = state(trainer)
-    trainer.configure(listener=StopAt(1, 1))
-    with pytest.raises(Interrupted):
-        trainer.run_training()
-    assert changed(before, state(trainer)) == set(strategies.ALL)
-    again = make("b", "warmup", source, num_epochs=2)
-    begin(again, Start(source))
-    again.configure(listener=StopAt(0, 2))
-    with pytest.raises(Interrupted):
-        again.run_training()
-    assert changed(before, state(again)) == {"decoder", "heads"}
+    before, seen = state(trainer), dict[int, set[str]]()
+
+    class Watch(StopAt):
+        def step(self, trainer: Any, phase: str, done: int, loss: float) -> None:
+            seen.setdefault(trainer.current_epoch, changed(before, state(trainer)))
+            super().step(trainer, phase, done, loss)
+
+    train_until(trainer, Watch(1, 1))
+    assert seen == {0: {"decoder", "heads"}, 1: set(strategies.ALL)}
 
 
 OTHERS = [pytest.param(name, marks=pytest.mark.slow) for name in ("warmup", "layerwise", "quarter-3")]
 
 
 @pytest.mark.parametrize("strategy", ["sawtooth", "lora", *OTHERS])
-def test_a_stopped_fine_tuning_continues_exactly(make: Make, source: Path, strategy: str) -> None:
+def test_a_stopped_fine_tuning_continues_exactly(make: Make, source: Path, tmp_path: Path, strategy: str) -> None:
     whole = make("whole", strategy, source)
     begin(whole, Start(source))
-    whole.run_training()
-    stopped = make("stopped", strategy, source)
-    begin(stopped, Start(source))
-    stopped.configure(listener=StopAt(2, 1))
-    with pytest.raises(Interrupted):
-        stopped.run_training()
-    resumed = make("stopped", strategy, source)
-    resumed.load_checkpoint(str(Path(resumed.output_folder) / LATEST))
-    resumed.run_training()
+    train_until(whole, SaveAndStop(tmp_path / LATEST, save=(2, 1), stop=(3, 2)))
+    resumed = make("resumed", strategy, source)
+    resumed.load_checkpoint(str(tmp_path / LATEST))
+    assert (resumed.current_epoch, len(resumed.to_replay)) == (2, 1)
+    train_until(resumed, StopAt(3, 2))
     assert not changed(state(whole), state(resumed))
     assert resumed.logger.get_value("lrs", None) == whole.logger.get_value("lrs", None)
 
@@ -215,7 +228,7 @@ def test_a_stopped_fine_tuning_continues_exactly(make: Make, source: Path, strat
 def test_what_the_adapters_learned_goes_on_the_weights_that_training_started_from(
     make: Make, source: Path, tmp_path: Path, peft: Any
 ) -> None:
-    trainer = make("a", "lora", source, num_epochs=1)
+    trainer = make("a", "lora", source, num_epochs=1, num_iterations_per_epoch=1)
     begin(trainer, Start(source))
     trainer.run_training()
     export_adapter(Path(trainer.output_folder) / FINAL, tmp_path / "adapter")
@@ -226,9 +239,9 @@ def test_what_the_adapters_learned_goes_on_the_weights_that_training_started_fro
 
 
 def test_the_logged_rates_are_those_of_the_schedule(make: Make, source: Path) -> None:
-    trainer = make("a", "layerwise", source)
+    trainer = make("a", "layerwise", source, num_iterations_per_epoch=1)
     begin(trainer, Start(source))
-    trainer.run_training()
+    train_until(trainer, StopAt(3, 1))
     strategy = strategies.find("layerwise")
     expected = [1e-3 * strategies.rate(strategy, epoch, 4) for epoch in range(4)]
     assert trainer.logger.get_value("lrs", None) == pytest.approx(expected)
@@ -253,11 +266,11 @@ def test_a_preview_beside_a_cascade_is_what_training_reports(make: Make, source:
 
 
 def test_the_same_schedule_without_weights_has_the_rate_of_training_from_scratch(make: Make) -> None:
-    trainer = make("a", "warmup", num_epochs=1)
-    assert trainer.plans_manager.plans_name == "STUNetPlans_T-warmup-epochs1-its2-valits1-bs2"
+    trainer = make("a", "warmup", num_epochs=1, num_iterations_per_epoch=1)
+    assert trainer.plans_manager.plans_name == "STUNetPlans_T-warmup-epochs1-its1-valits1-bs2"
     trainer.initialize()
     before = state(trainer)
-    trainer.run_training()
+    train_until(trainer, StopAt(0, 1))
     assert trainer.logger.get_value("lrs", None) == [1e-2]
     assert changed(before, state(trainer)) == set(strategies.ALL)  # nothing is pre-trained, so nothing is frozen
     assert make("b", "warmup", initial_lr=0.5).initial_lr == 0.5
