@@ -23,7 +23,7 @@ from stunet.plans.derive import derive
 from stunet.plans.files import plan_path, read_plan
 from stunet.plans.plan import Plan
 from stunet.runs.readiness import check_data
-from stunet.trainers.finetune.start import Start, begin, choose_heads, plan_entry
+from stunet.trainers.finetune.start import Start, choose_heads, plan_entry, start_from_weights
 from stunet.trainers.partial.trainer import STUNetPartialTrainer
 from stunet.workspace import FINAL
 
@@ -247,7 +247,7 @@ def test_a_reused_head_is_the_pre_trained_one_until_it_is_trained(
         plans = derive(plan, trained, overrides=SHORT, weights=named, finetune="full").to_json()
         assert "-reuse-" in plans["plans_name"]
         trainer = STUNetPartialTrainer(plans, "3d_fullres", 0, dataset_json, torch.device("cpu"))
-        report = begin(trainer, start)
+        report = start_from_weights(trainer, start)
         assert report.heads.mode == "reuse"
         image = torch.randn(1, 1, 16, 24, 24)
         networks = [network.bare_network().eval() for network in (given, trainer)]
