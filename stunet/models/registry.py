@@ -9,6 +9,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, dataclass, fields
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from types import UnionType
@@ -120,7 +121,7 @@ def entries() -> list[Entry]:
     Raises:
         WeightsError: The user's own file is not valid; the message names the entry and the key.
     """
-    found = {entry.name.lower(): entry for entry in _read(files("stunet.presets") / "models.toml")}
+    found = {entry.name.lower(): entry for entry in _that_come_with_stunet()}
     users_own = store() / OWN
     if users_own.is_file():
         found |= {entry.name.lower(): entry for entry in _read(users_own)}
@@ -194,6 +195,11 @@ def _require_complete(entry: Entry) -> None:
             f"{entry.name}: unknown {', '.join(entry.missing)}; it was published without its plans",
             f"fine-tune it: stunet_train --pretrained {entry.name}; or import it with the .model.pkl of its training",
         )
+
+
+@cache
+def _that_come_with_stunet() -> tuple[Entry, ...]:
+    return tuple(_read(files("stunet.presets") / "models.toml"))
 
 
 def _read(path: Any) -> list[Entry]:
