@@ -5,6 +5,8 @@ BIN    := $(VENV)/bin
 # Seconds that one slow test may take
 SLOW_TIMEOUT ?= 3600
 SLOW_TESTS   ?= tests
+# Empty is unset: containers often forbid compiled files, and then each of pytest's workers compiles all tests, 10 s.
+export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: demo test check slow build clean
 

@@ -1,4 +1,4 @@
-"""Extract the dataset's fingerprint (spacings, shapes, intensities) with nnU-Net, again whenever the data change.
+"""Extract a dataset's fingerprint (spacings, shapes, intensities) with nnU-Net, and again whenever its data change.
 
 Images are read as in preprocessing: if a dataset mixes orientations, they are reoriented to the most frequent one.
 """
@@ -55,14 +55,14 @@ def extract_fingerprint(
     if before.get(SOURCE) == source and ORIENTATIONS in before:
         return path
     kind, found = orientations(dataset)
-    # A fingerprint of an earlier version, without orientations, stays valid if there is only one: nothing is turned.
+    # Earlier versions recorded no orientations. Such a fingerprint stays valid if all images have the same.
     if before.get(SOURCE) != source or len(found) > 1:
         path.parent.mkdir(parents=True, exist_ok=True)
         extractor = DatasetFingerprintExtractor(dataset, workers, verbose=False)
         extractor.show_progress_bar = False
         extractor.dataset = training_files(raw_dataset(dataset), extractor.dataset_json)  # no hidden files
         if kind == tiff.READER:
-            for case in extractor.dataset.values():  # for which nnU-Net assumes 1 mm if there is no spacing
+            for case in extractor.dataset.values():  # nnU-Net assumes 1 mm where the spacing is missing
                 tiff.read_spacing(Path(case["images"][0]), is_image=True)
         reader = partial(_OfCase, kind, target_orientation(kind, found))
         try:
@@ -73,7 +73,7 @@ def extract_fingerprint(
             ):
                 extractor.run(overwrite_existing=True)
         except IndexError:  # numpy's percentiles of an empty array
-            hint = "look at the files in labelsTr, or leave out --no_check"
+            hint = "check the files in labelsTr, or leave out --no_check"
             raise DataError(f"no case of {dataset} has any foreground", hint) from None
         before = read_json(path)
     write_json(path, {**before, SOURCE: source, ORIENTATIONS: found})
@@ -81,7 +81,7 @@ def extract_fingerprint(
 
 
 def orientations(dataset: str) -> tuple[str, dict[str, int]]:
-    """Return the reader of a raw dataset, and how many of its images have each orientation, from all image headers.
+    """Read all image headers of a raw dataset; return its reader's name and the number of images per orientation.
 
     Raises:
         DataError: A header cannot be read.
@@ -93,21 +93,21 @@ def orientations(dataset: str) -> tuple[str, dict[str, int]]:
     try:
         odd = [text for path in images if (text := oddities(path, kind.startswith("SimpleITK")))]
         if odd:
-            log.warning("%d of %d images have a header that is odd: %s", len(odd), len(images), odd[0])
+            log.warning("%d of %d images have an odd header: %s", len(odd), len(images), odd[0])
         if len(ways := {read_header(path).direction for path in images if is_flat(path)}) > 1:
-            log.warning("the axes of the 2D images run in %d ways; 2D images are not turned", len(ways))
+            log.warning("the 2D images have %d different orientations, and 2D images are not turned", len(ways))
         return kind, count_orientations(images, kind)
     except UNREADABLE as error:
         raise DataError(f"cannot read an image of {dataset}: {last_line(error)}", "copy the file again") from error
 
 
 def target_orientation(kind: str, found: Any) -> str | None:
-    """Return the orientation that all images are turned to: the reader's, or the most frequent; None if none."""
+    """Return the orientation that all images are turned to: the reader's, or else the most frequent, if any."""
     return REORIENTED if kind.endswith(REORIENTS) else next(iter(found), None)
 
 
 class _OfCase(Reader):
-    """A reader for one case, which reads labels in the orientation of the case's image."""
+    """A reader of one case: of its image, then of its labels in the same orientation."""
 
     def read_images(self, files: Sequence[str]) -> tuple[np.ndarray, dict[str, Any]]:
         self._image = files[0]
@@ -118,9 +118,9 @@ class _OfCase(Reader):
 
 
 class _Pool:
-    """Replaces multiprocessing in nnU-Net's extractor, whose pool hangs or names no case when a process is killed.
+    """Replaces multiprocessing in nnU-Net's extractor, whose pool hangs or names no case if a process is killed.
 
-    nnU-Net submits all cases before it looks at the processes of the pool: at that point map_cases() runs them all.
+    nnU-Net submits all cases before it looks at the pool's processes; at that point map_cases() runs them all.
     """
 
     def __init__(self, workers: int, on_case: Callable[[str, int], None]) -> None:
@@ -149,7 +149,7 @@ class _Pool:
         for outcome in map_cases(_analyze, arguments, self._workers, _name):
             self._jobs[outcome.position].result = outcome.result  # ends at the first failure: all cases are needed
             self._on_case(_name(outcome.case), len(arguments))
-        return []  # processes that nnU-Net has to watch: none
+        return []  # no processes for nnU-Net to watch
 
 
 class _Job:
@@ -167,7 +167,7 @@ class _Job:
 
 
 def _name(arguments: tuple[Any, ...]) -> str:
-    return Path(arguments[1]).name  # of the label file
+    return Path(arguments[1]).name  # the label file
 
 
 def _analyze(arguments: tuple[Any, ...]) -> Any:
@@ -175,12 +175,12 @@ def _analyze(arguments: tuple[Any, ...]) -> Any:
     try:
         return DatasetFingerprintExtractor.analyze_case(*arguments)
     except UNREADABLE as error:
-        # map_cases() tries such a case again, alone, and does not report a damaged file.
+        # Not a damaged file: map_cases() tries such a case again on its own.
         if is_out_of_memory(error):
             raise
         files = ", ".join(map(repr, (*arguments[0], arguments[1])))
         raise DataError(
-            f"no fingerprint of {files}: {last_line(error)}", "look at these files; without --no_check they are checked"
+            f"cannot analyse {files}: {last_line(error)}", "leave out --no_check, to have these files checked first"
         ) from error
 
 
@@ -190,6 +190,6 @@ def _source(dataset: str) -> list[list[str | int]]:
     description = read_dataset_json(folder / "dataset.json")
     files = [file for case in list_cases(folder, description) for file in (*case.images, case.label)]
     reader = description.get("overwrite_image_reader_writer")
-    # Another reader makes another fingerprint of the same files.
+    # Another reader gives another fingerprint for the same files.
     named: list[list[str | int]] = [[reader]] if reader else []
     return named + [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files]

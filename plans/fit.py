@@ -1,7 +1,7 @@
 """Fit patch and batch to a network size and a memory target: the largest patch first, then the largest batch.
 
-Works on one configuration of a plan (spacing, median shape, ...), whatever made it, so that planner and derive() agree:
-planning for L gives the same as planning for B and deriving L. Read next: memory.py and topology.py.
+Only values of one configuration (spacing, median shape, ...) go in, so that the planner and derive() agree: planning
+for L gives the same as planning for B and deriving L. Read next: memory.py and topology.py.
 """
 
 import math
@@ -32,7 +32,7 @@ class Fit:
 
 @dataclass(frozen=True)
 class MemoryTarget:
-    """What to fit into: GPU memory in GiB, number of stages (None: what the patch supports), correction by a probe."""
+    """What to fit into: GPU memory in GiB, stages (None: all that the patch supports), correction factor of a probe."""
 
     memory_gb: float
     stages: int | None = topology.DEFAULT_STAGES
@@ -49,7 +49,7 @@ def fit(
     """Return the largest patch, then the largest batch, whose training step fits into the target.
 
     The patch starts isotropic in mm and no larger than the median image. While it is too large, the axis that is
-    longest relative to the median image shrinks. The batch only grows once the patch has all it can use.
+    longest relative to the median image shrinks. The batch grows only into memory that the patch leaves over.
 
     Args:
         network: The architecture.
@@ -87,7 +87,7 @@ def initial_patch(spacing: Sequence[float], shape: Sequence[int], voxels: int | 
 def largest_batch(
     network: Network, patch: Sequence[int], strides: Strides, voxels_in_dataset: float, target: MemoryTarget
 ) -> int:
-    """Return how many samples per step fit into the target and DATASET_SHARE of the dataset, but at least two."""
+    """Return the largest batch that fits into the target and DATASET_SHARE of the dataset, but at least MIN_BATCH."""
     # The estimate is linear in the batch: two values give the slope, without a search.
     fixed = memory.estimate(network, patch, 0, strides, target.correction)
     per_sample = memory.estimate(network, patch, 1, strides, target.correction) - fixed
@@ -125,7 +125,8 @@ def corrected(
         # 2 % more than measured, so that the next fit aims below the target and not at it.
         factor = 1.02 * (measured - fixed) / growing
     raise OutOfMemoryError(
-        f"after {rounds} probes the step still takes {measured:.1f} GB of {target_gb:g} GB", "a smaller --size"
+        f"after {rounds} probes a step still takes {measured:.1f} GB; the target is {target_gb:g} GB",
+        "a smaller --size",
     )
 
 
@@ -136,7 +137,7 @@ def _topology(patch: Sequence[int], spacing: Sequence[float], stages: int | None
 def _shrink(
     patch: list[int], shape: list[int], spacing: Sequence[float], stages: int | None, floor: list[int]
 ) -> list[int] | None:
-    """Return the patch with its relatively longest axis shrunk, or the next longest if that one is at its floor."""
+    """Shrink the axis that is longest relative to the median image, of those above their floor; None if none is."""
     depth = stages or topology.supported_stages(patch, spacing)
     for axis in sorted(range(len(patch)), key=lambda a: patch[a] / shape[a], reverse=True):
         candidate = topology.smaller(patch, axis, spacing, depth, floor[axis])
@@ -146,7 +147,7 @@ def _shrink(
 
 
 def _advice(network: Network, patch: Sequence[int], strides: Strides, target: MemoryTarget) -> str:
-    """Return the largest size that fits with the same patch, or the memory that even the smallest size needs."""
+    """Return the hint: the largest size that fits with this patch, or the memory that even the smallest size needs."""
     # Only STU-Net comes in sizes; other architectures have their dimensions in the plan.
     if "size" not in network.arguments:
         return f"a GPU with more memory than {target.memory_gb:g} GB (-gpu_memory_target)"

@@ -159,7 +159,7 @@ def _writes_to(stream: TextIO, descriptor: int) -> bool:
 class TrainingProgress:
     """Shows a training: a live bar per epoch on a terminal, one plain line per epoch elsewhere (on stderr).
 
-    Implements the Listener of trainers/progress.py without importing it, because that would import torch.
+    Implements the TrainingListener of trainers/progress.py without importing it, because that would import torch.
     """
 
     def __init__(self) -> None:

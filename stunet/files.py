@@ -332,8 +332,8 @@ def check_depth(content: Any) -> None:
 def json_differences(before: object, now: object, where: str = "") -> list[str]:
     """List the differences between two JSON documents, each as `recipe.head: "softmax" -> "sigmoid"`.
 
-    A missing key equals null, since records of older versions lack keys that newer ones write as null. A tuple equals a
-    list, as in a file, and NaN equals NaN.
+    A missing key equals null, since records of older versions lack keys that newer ones write as null; but not in a
+    table of keyword arguments (`..._kwargs`). A tuple equals a list, as in a file, and NaN equals NaN.
 
     Args:
         before: The older document.
@@ -343,7 +343,14 @@ def json_differences(before: object, now: object, where: str = "") -> list[str]:
     found: list[str] = []
     if isinstance(before, Mapping) and isinstance(now, Mapping):
         for key in sorted({*before, *now}, key=str):
-            found += json_differences(before.get(key), now.get(key), f"{where}.{key}" if where else str(key))
+            place = f"{where}.{key}" if where else str(key)
+            if where.endswith("_kwargs") and (key in before) != (key in now):
+                # A missing argument has the function's default. That of force_separate_z is False in nnU-Net's
+                # resampling, while null decides by the spacing.
+                one, other = (_as_text(values[key]) if key in values else "nothing" for values in (before, now))
+                found.append(f"{place}: {one} -> {other}")
+            else:
+                found += json_differences(before.get(key), now.get(key), place)
     elif isinstance(before, list | tuple) and isinstance(now, list | tuple) and len(before) == len(now):
         for index, (one, other) in enumerate(zip(before, now, strict=True)):
             found += json_differences(one, other, f"{where}[{index}]")
@@ -353,7 +360,11 @@ def json_differences(before: object, now: object, where: str = "") -> list[str]:
 
 
 def _short(value: object) -> str:
-    text = "nothing" if value is None else json.dumps(value, default=repr)
+    return "nothing" if value is None else _as_text(value)
+
+
+def _as_text(value: object) -> str:
+    text = json.dumps(value, default=repr)
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 

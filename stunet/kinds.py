@@ -1,8 +1,8 @@
-"""The content of nnU-Net's JSON files and ours. Each file is validated against its kind once, when it is read.
+"""Describe the content of nnU-Net's JSON files and ours; each file is validated once, when it is read.
 
 `read(path, SPLITS)` returns the content, or reports where in the file something is wrong. Anything that nnU-Net ignores
-(keys that other programs add to dataset.json or to plans) is ignored as well. What values mean in combination is
-checked where they are used: plans/check.py, labels/annotations.py. plans/schema.py has the kind of plans, schema.py the
+(keys that other programs add to dataset.json or to plans) is ignored as well. Whether values fit together is checked
+where they are used: plans/check.py, labels/annotations.py. plans/schema.py has the kind of plans, schema.py the
 checks, and names.py defines what a name is.
 """
 
@@ -38,10 +38,10 @@ LARGEST_PITCH = 100_000  # mm: larger than any person
 
 
 def read(path: Path, kind: Check, hint: str = HINT, error: type[StunetError] = DataError) -> Any:
-    """Return the content of a JSON file of a kind; that of a dataset.json in the form of normalize().
+    """Return the validated content of a JSON file; that of a dataset.json in the form of normalize().
 
     Raises:
-        StunetError: Of the class `error`: the file is missing or not JSON, or something in it is wrong, and where.
+        StunetError: Of the class `error`: the file is missing, is not JSON, or has a wrong value, which is named.
     """
     try:
         content = read_json(path)
@@ -54,9 +54,9 @@ def read(path: Path, kind: Check, hint: str = HINT, error: type[StunetError] = D
 def normalize(description: Mapping[str, Any]) -> dict[str, Any]:
     """Return a validated dataset.json in a single form, where nnU-Net accepts several.
 
-    Values of labels become integers, also from "1" or 1.0, and so does the ignore label, also from [2]. A `modality`
-    next to channel_names is removed unless it counts the same channels: nnU-Net takes the number of a network's inputs
-    from it, but reads channel_names everywhere else.
+    Label values become integers, even if given as "1" or 1.0, and an ignore label even if given as [2]. A `modality`
+    next to channel_names is removed unless both have the same number of channels: nnU-Net takes the number of a
+    network's inputs from it, but reads channel_names everywhere else.
     """
     content = {**description, "labels": normalize_labels(description["labels"])}
     channels, modality = content.get("channel_names"), content.get("modality")
@@ -66,7 +66,7 @@ def normalize(description: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def normalize_labels(labels: Mapping[str, Any]) -> dict[str, Any]:
-    """Return labels with integer values; lists of several values and of one region stay lists, invalid values stay."""
+    """Return labels with integer values; lists stay lists, except for the ignore label, and invalid values stay."""
     values = {
         name: [*map(_as_integer, v)] if isinstance(v, list | tuple) else _as_integer(v) for name, v in labels.items()
     }
@@ -80,7 +80,7 @@ def read_dataset_json(path: Path, kind: Check | None = None) -> dict[str, Any]:
 
     Args:
         path: Path of the file.
-        kind: DATASET for that of a model, whose cases do not matter; None: of a raw or preprocessed dataset.
+        kind: DATASET for the file of a model, whose cases do not matter; None for that of a dataset.
 
     Raises:
         DataError: Something in it is wrong; the message states where.
@@ -126,12 +126,12 @@ def _labels(value: Any, where: str) -> None:
 
 
 def _label(value: Any, where: str) -> None:
-    """Check an integer, or what int() converts to one, as in nnU-Net."""
+    """Check for an integer, or a text or float that int() converts to one, as in nnU-Net."""
     integer(0, LARGEST_LABEL)(_as_integer(value), where)
 
 
 def _as_integer(value: Any) -> Any:
-    # Five digits, as LARGEST_LABEL has: int() of a very long number raises an error.
+    # At most five digits, as LARGEST_LABEL has: int() of a very long number raises an error.
     digits = isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < 6
     return int(value) if digits or (isinstance(value, float) and value.is_integer()) else value
 
@@ -170,7 +170,7 @@ def _path(value: Any, where: str) -> None:
 
 
 def _stored_name(value: Any, where: str) -> None:
-    """Check the name of a file that was written: that of a case, plus what is added around it."""
+    """Check the name of a file that was written: that of a case, and whatever was added to it."""
     name(value, where, NAME_MAX)
 
 

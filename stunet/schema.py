@@ -1,4 +1,4 @@
-"""Validate the content of a file with checks that are composed like the file, and that name the place of an error.
+"""Validate a file's content with checks that mirror its structure and name the place of an error.
 
     PATCH = list_of(integer(1), least=2, most=3)
     check({"patch_size": [64, "x"]}, table({"patch_size": PATCH}), Path("plans.json"), "correct it")
@@ -18,7 +18,7 @@ from typing import Any
 from stunet.errors import DataError, StunetError, closest, short
 from stunet.files import check_depth
 
-# A check takes a value and its place in the file; it returns nothing, and raises Wrong.
+# A check takes a value and its place in the file, and raises Wrong unless the value is right.
 Check = Callable[[Any, str], None]
 
 
@@ -87,7 +87,7 @@ def boolean(value: Any, where: str) -> None:
 
 
 def text(value: Any, where: str) -> None:
-    """Check for text that is not empty and that a file can hold."""
+    """Check for text that is not blank, has no null character and can be encoded in UTF-8."""
     if not isinstance(value, str) or not value.strip() or "\0" in value or not _encodable(value):
         raise expected(value, where, "text")
 
@@ -125,7 +125,7 @@ def _number(
 
 
 def measured(value: Any, where: str) -> None:
-    """Check for a number; NaN or infinity is allowed, as nnU-Net writes if there was nothing to measure."""
+    """Check for a number, or NaN or infinity, which nnU-Net writes where there was nothing to measure."""
     if type(value) not in (int, float):
         raise expected(value, where, "a number")
 
@@ -159,7 +159,7 @@ def list_of(kind: Check, least: int = 0, most: int | None = None, name: str = "a
 
 
 def dict_of(kind: Check, key: Check = text, least: int = 0) -> Check:
-    """Return a check for a table whose values are of one kind, for any keys; `key` checks the keys."""
+    """Return a check for a table with values of one kind, under any keys that pass the check `key`."""
 
     def found(value: Any, where: str) -> None:
         if not isinstance(value, Mapping) or len(value) < least:

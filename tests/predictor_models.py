@@ -23,6 +23,7 @@ from stunet.weights.checkpoints import save_checkpoint
 STRIDES = [[1, 1, 1], [2, 2, 2], [2, 2, 2]]
 SEED = 3  # gives networks that find every class
 SHAPE = (18, 25, 21)  # voxels (D, H, W)
+SMALL = (13, 19, 16)  # the same with fewer patches
 SPACING = (1.8, 1.2, 1.5)  # mm in array order
 
 

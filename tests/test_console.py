@@ -143,11 +143,11 @@ def test_stdout_holds_results_only_whoever_prints(verbose: bool) -> None:
 
 
 @pytest.mark.process
-@for_each("argv", [[], ["--json"], ["--debug", "--verbose"]])
+@for_each("argv", [["list"], ["list", "--debug", "--verbose"]])
 def test_a_reader_that_is_gone_ends_a_command_quietly(argv: list[str]) -> None:
     read, write = os.pipe()
     os.close(read)  # as head does after its lines
-    code = f"from stunet.cli.info import main\nraise SystemExit(main({argv}))"
+    code = f"from stunet.cli.models import main\nraise SystemExit(main({argv}))"
     done = subprocess.run([sys.executable, "-c", code], stdout=write, stderr=subprocess.PIPE, text=True, check=False)
     os.close(write)
     assert (done.returncode, done.stderr) == (141, "")

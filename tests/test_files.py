@@ -169,6 +169,15 @@ def test_differences_of_json_name_the_place_and_both_values() -> None:
     assert json_differences([1], [1, 2]) == [": [1] -> [1, 2]"]
 
 
+def test_null_differs_from_a_missing_keyword_argument_only() -> None:
+    one, other = {"order": 3, "force_separate_z": None}, {"order": 3}
+    assert json_differences(one, other, "train") == []
+    before, now = {"resampling_fn_data_kwargs": one}, {"resampling_fn_data_kwargs": other}
+    place = "resampling_fn_data_kwargs.force_separate_z"
+    assert json_differences(before, now) == [f"{place}: null -> nothing"]
+    assert json_differences(now, before, "plans") == [f"plans.{place}: nothing -> null"]
+
+
 def test_the_hash_of_a_file_follows_its_content(tmp_path: Path) -> None:
     path = tmp_path / "a"
     for content in (b"", b"one", b"three"):

@@ -25,7 +25,7 @@ from stunet.results.nifti_labels import write_nifti
 from stunet.results.segmentation import Segmentation
 from tests.dicom_files import VOLUME, write_series
 from tests.loops import for_each
-from tests.predictor_models import SHAPE, make_model, run, write_dicom, write_image
+from tests.predictor_models import SHAPE, SMALL, make_model, run, write_dicom, write_image
 
 FP32 = Options(precision="fp32")
 A = np.diag([-1.5, -1.5, 2.0, 1.0])
@@ -161,7 +161,7 @@ def test_a_patient_gets_the_same_labels_in_any_orientation(model: Path, tmp_path
     predictor = Predictor.from_folder(model, FP32)
     assert predictor.orientation == "LPS"
     assert "orientation" not in predictor.made_by
-    image = sitk.DICOMOrient(sitk.ReadImage(write_image(tmp_path / "x.nii.gz")), "LPS")
+    image = sitk.DICOMOrient(sitk.ReadImage(write_image(tmp_path / "x.nii.gz", shape=SMALL)), "LPS")
     expected = predictor.predict(image)
     assert len(np.unique(expected.labels_DHW)) == 3
     unturned = Predictor.from_folder(recorded(make_model(tmp_path / "T__P__3d_fullres", mirror=None)), FP32)
@@ -190,7 +190,7 @@ def test_a_patient_gets_the_same_labels_in_any_orientation(model: Path, tmp_path
 
 def test_probabilities_lie_on_the_images_grid(model: Path, tmp_path: Path) -> None:
     path = tmp_path / "in" / "x.nii.gz"
-    image = sitk.DICOMOrient(sitk.ReadImage(write_image(tmp_path / "x.nii.gz")), "SRA")
+    image = sitk.DICOMOrient(sitk.ReadImage(write_image(tmp_path / "x.nii.gz", shape=SMALL)), "SRA")
     path.parent.mkdir()
     sitk.WriteImage(image, path)
     [outcome] = run(model, path.parent, tmp_path / "out", products=Products(probabilities=True))
@@ -202,9 +202,9 @@ def test_a_model_that_says_no_orientation_asks_once_and_takes_an_answer(
     model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("nnUNet_raw", raising=False)
-    silent = recorded(make_model(tmp_path / "T__P__3d_fullres"))
+    silent = recorded(make_model(tmp_path / "T__P__3d_fullres", mirror=None))
     predictor = Predictor.from_folder(silent, FP32)
-    image = sitk.ReadImage(write_image(tmp_path / "x.nii.gz"))
+    image = sitk.ReadImage(write_image(tmp_path / "x.nii.gz", shape=SMALL))
     array = sitk.GetArrayFromImage(image)
     with caplog.at_level(logging.WARNING):
         predictor.predict(array, spacing=(1.8, 1.2, 1.5))
@@ -251,8 +251,8 @@ def test_predict_says_what_it_takes(model: Path, tmp_path: Path) -> None:
 
 
 def test_images_of_one_channel_each_become_one_of_several(tmp_path: Path) -> None:
-    predictor = Predictor.from_folder(make_model(tmp_path / "T__P__3d_fullres", channels=2), FP32)
-    files = [write_image(tmp_path / f"c_000{n}.nii.gz", n) for n in (0, 1)]
+    predictor = Predictor.from_folder(make_model(tmp_path / "T__P__3d_fullres", channels=2, mirror=None), FP32)
+    files = [write_image(tmp_path / f"c_000{n}.nii.gz", n, SMALL) for n in (0, 1)]
     expected = predictor.predict(files).labels_DHW
     assert np.array_equal(predictor.predict([sitk.ReadImage(file) for file in files]).labels_DHW, expected)
     assert np.array_equal(predictor.predict([nibabel.load(file) for file in files]).labels_DHW, expected)

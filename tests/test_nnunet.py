@@ -24,7 +24,7 @@ from stunet.files import write_json
 from stunet.nnunet import NAMES, TESTED, Names, Patched, Strings, check_nnunet, patched, write_atomically
 from stunet.source_lookup import class_members, has_name, has_string, parse
 from tests.loops import for_each
-from tests.test_structure import ROOT, modules, part
+from tests.test_structure import ROOT, modules, nodes_of, part
 
 Room = Callable[[int], AbstractContextManager[None]]
 CONTENT = {"b": [1, 2.5, None], "a": {"x": "y" * 5000}}
@@ -104,15 +104,15 @@ MANAGERS = {  # attributes of a trainer, and what they are
 
 
 @cache
-def trees() -> dict[str, ast.Module]:
+def files() -> dict[str, Path]:
     """The modules of the package by dotted name."""
-    return {name: ast.parse(path.read_text()) for name, path in modules()}
+    return dict(modules())
 
 
 @cache
 def nodes(name: str, kind: type[ast.AST]) -> list[Any]:
     """Every node of a kind in one of our modules."""
-    return [node for node in ast.walk(trees()[name]) if isinstance(node, kind)]
+    return [node for node in nodes_of(files()[name]) if isinstance(node, kind)]
 
 
 def reads(attributes: Iterable[ast.Attribute]) -> Iterator[tuple[str, str]]:
@@ -141,7 +141,7 @@ def imports_of_nnunet(name: str) -> Iterator[tuple[str, str, str]]:
 
 def test_every_import_from_nnunet_is_in_the_table_and_the_other_way_round() -> None:
     used = set()
-    for name in trees():
+    for name in files():
         for local, module, imported in imports_of_nnunet(name):
             attributes = [attr for owner, attr in reads(nodes(name, ast.Attribute)) if owner == local]
             used |= {(module, found, part(name)) for found in ([imported] if imported else attributes)}
@@ -151,14 +151,14 @@ def test_every_import_from_nnunet_is_in_the_table_and_the_other_way_round() -> N
 
 def transforms_by_name(user: str) -> set[str]:
     """The keys of dictionaries in a part that are names of transforms."""
-    found = [node for name in trees() if part(name) == user for node in nodes(name, ast.Dict)]
+    found = [node for name in files() if part(name) == user for node in nodes(name, ast.Dict)]
     keys = {key.value for node in found for key in node.keys if isinstance(key, ast.Constant)}
     return {key for key in keys if str(key).endswith("Transform")}
 
 
 def test_every_patched_name_is_in_the_table_and_the_other_way_round() -> None:
     used = set()
-    for name in trees().keys() - {"stunet.nnunet"}:
+    for name in files().keys() - {"stunet.nnunet"}:
         aliases = {local: module for local, module, imported in imports_of_nnunet(name) if not imported}
         for call in nodes(name, ast.Call):
             function = ast.unparse(call.func) if isinstance(call.func, ast.Name) else ""
@@ -173,7 +173,7 @@ def test_every_patched_name_is_in_the_table_and_the_other_way_round() -> None:
 
 def subclasses(owner: str) -> Iterator[ast.ClassDef]:
     """Our classes that derive from one of nnU-Net's, over any number of steps."""
-    for node in (node for name in trees() for node in nodes(name, ast.ClassDef)):
+    for node in (node for name in files() for node in nodes(name, ast.ClassDef)):
         if owner in [base.id for base in node.bases if isinstance(base, ast.Name)]:
             yield node
             yield from subclasses(node.name)
@@ -187,7 +187,7 @@ def test_members_of_nnunets_classes_that_we_override_or_read_are_in_the_table() 
             used |= {node.name for node in ours.body if isinstance(node, ast.FunctionDef)}
             used |= {attr for owner, attr in reads(inside) if owner in ("self", "super")}
         receivers = {key for key, kind in MANAGERS.items() if kind == row.owner}
-        for name in trees():
+        for name in files():
             known = receivers | ({"trainer"} if (row.owner, part(name)) == ("nnUNetTrainer", "trainers") else set())
             used |= {attr for owner, attr in reads(nodes(name, ast.Attribute)) if owner in known}
         stock = {name for name in class_members(row.module, row.owner) if not name.startswith("__")}
@@ -197,8 +197,8 @@ def test_members_of_nnunets_classes_that_we_override_or_read_are_in_the_table() 
 
 def test_what_the_table_lists_is_used() -> None:
     words: dict[str, set[str]] = defaultdict(set)
-    for name in trees():
-        for node in ast.walk(trees()[name]):
+    for name in files():
+        for node in nodes_of(files()[name]):
             if name != "stunet.nnunet" or not isinstance(node, ast.Constant) or str(node.value).startswith("nnUNet_"):
                 found = [getattr(node, key, None) for key in ("attr", "id", "name", "value", "arg")]
                 words[part(name)] |= {word for text in found if isinstance(text, str) for word in text.split()}

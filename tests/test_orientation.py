@@ -95,9 +95,9 @@ def test_orientations_are_three_letters_of_different_axes() -> None:
             parse_orientation(wrong)
 
 
-@for_each("wanted", ["RAS", "LPS", "PIL"])
-def test_turned_images_of_all_orientations_lie_where_they_lay(wanted: str) -> None:
-    for code in CODES:
+@for_each(("start", "wanted"), enumerate(["RAS", "LPS", "PIL"]))
+def test_turned_images_of_all_orientations_lie_where_they_lay(start: int, wanted: str) -> None:
+    for code in CODES[start::3]:
         image = numbered(code)
         array = np.asarray(image.dataobj).T[None]
         spacing = np.linalg.norm(image.affine[:3, :3], axis=0)
@@ -121,7 +121,7 @@ def test_turned_images_of_all_orientations_lie_where_they_lay(wanted: str) -> No
 @for_each("kind", ["SimpleITKIO", "NibabelIO"])
 def test_images_of_all_orientations_are_turned_as_nnunet_turns_them(kind: str, tmp_path: Path) -> None:
     path = tmp_path / "x.nii"
-    for code in CODES[len(kind) % 2 :: 2]:
+    for code in CODES[len(kind) % 2 :: 3]:
         save(numbered(code), path)
         assert file_orientation(path, kind) == code
         array, properties = READERS[kind]().read_images([str(path)])
@@ -169,7 +169,7 @@ def predicted(
 @for_each("reader", list(READERS))
 def test_all_formats_lie_where_the_image_lies(reader: str, tmp_path: Path) -> None:
     orientation = "RAS" if reader.endswith("Reorient") else "PSL"
-    for number, code in enumerate(CODES[list(READERS).index(reader) :: 4]):
+    for number, code in enumerate(CODES[list(READERS).index(reader) :: 7]):
         case, segmentation, place, model = predicted(code, reader, orientation, tmp_path)
         folder = tmp_path / f"out{number}"
         folder.mkdir()
@@ -180,13 +180,14 @@ def test_all_formats_lie_where_the_image_lies(reader: str, tmp_path: Path) -> No
             if format_ == "image":
                 result: Any = nibabel.load(file)
                 np.testing.assert_allclose(places(result.get_fdata(), result.affine)[1:], TRUTH[1:], atol=1e-4)
-            np.testing.assert_allclose(of_sitk(sitk.ReadImage(file))[1:], TRUTH[1:], atol=1e-4)
-            assert sitk.ReadImage(file).GetSize() == sitk.ReadImage(case.files[0]).GetSize()
+            by_itk = sitk.ReadImage(file)
+            np.testing.assert_allclose(of_sitk(by_itk)[1:], TRUTH[1:], atol=1e-4)
+            assert by_itk.GetSize() == segmentation.labels_DHW.shape[::-1] == nibabel.load(case.files[0]).shape
         np.testing.assert_allclose(of_sitk(segmentation.to_sitk())[1:], TRUTH[1:], atol=1e-4)
         affine = segmentation.affine_ras
         np.testing.assert_allclose(places(segmentation.labels_DHW.T, affine)[1:], TRUTH[1:], atol=1e-4)
         # What nnU-Net's ensembling does with the .pkl beside probabilities, which lie on the same grid.
-        if number % 7:
+        if number % 4:
             continue
         theirs = pickle.loads(pickle.dumps(products.for_nnunet(place, reader)))
         READERS[reader]().write_seg(segmentation.labels_DHW % 50, str(folder / "theirs.nii.gz"), theirs)

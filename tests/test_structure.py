@@ -75,10 +75,20 @@ def modules() -> list[tuple[str, Path]]:
 
 
 @cache
+def tree_of(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
+
+
+@cache
+def nodes_of(path: Path) -> list[ast.AST]:
+    return list(ast.walk(tree_of(path)))
+
+
+@cache
 def imports(path: Path, top_only: bool) -> set[str]:
     """What a module imports; those for type checking only are left out, with `top_only` also those inside functions."""
-    tree = ast.parse(path.read_text())
-    nodes: list[ast.AST] = list(tree.body) if top_only else list(ast.walk(tree))
+    tree = tree_of(path)
+    nodes: list[ast.AST] = list(tree.body) if top_only else nodes_of(path)
     guarded = {
         id(n) for b in tree.body if isinstance(b, ast.If) and "TYPE_CHECKING" in ast.dump(b.test) for n in ast.walk(b)
     }
@@ -129,6 +139,11 @@ def test_heavy_packages_and_the_console_are_imported_where_they_belong() -> None
             assert not [i for i in imports(path, top_only=False) if re.match(r"argparse|stunet\.console", i)], name
 
 
+def test_pyplot_with_its_global_state_is_not_imported() -> None:
+    for name, path in modules():
+        assert not [i for i in imports(path, top_only=False) if i.startswith("matplotlib.pyplot")], name
+
+
 # Keys of nnU-Net's plans and of our block in them. plans/ alone knows them: elsewhere a Plan has a property for each.
 PLAN_KEYS = {
     "stunet", "configurations", "architecture", "arch_kwargs", "plans_name", "inherits_from", "network_class_name",
@@ -149,7 +164,7 @@ MAY_NAME_KEYS = {  # what else they are the keys of
 def test_only_plans_name_the_keys_of_a_plan() -> None:
     found = set()
     for name, path in modules():
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in nodes_of(path):
             keys: list[ast.expr] = [node.slice] if isinstance(node, ast.Subscript) else []
             if (
                 isinstance(node, ast.Call)
@@ -164,9 +179,8 @@ def test_only_plans_name_the_keys_of_a_plan() -> None:
 
 def test_files_open_with_a_docstring_and_stay_short() -> None:
     for name, path in modules():
-        text = path.read_text()
-        assert ast.get_docstring(ast.parse(text)), f"{name} has no docstring"
-        assert len(text.splitlines()) <= 500, name
+        assert ast.get_docstring(tree_of(path)), f"{name} has no docstring"
+        assert len(path.read_text().splitlines()) <= 500, name
 
 
 def test_the_packaged_packages_are_the_folders() -> None:

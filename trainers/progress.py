@@ -7,7 +7,7 @@ if TYPE_CHECKING:
     from stunet.weights.report import TransferReport
 
 
-class Listener(Protocol):
+class TrainingListener(Protocol):
     """Receives progress reports; given to a trainer by whatever shows the progress."""
 
     def loaded(self, report: "TransferReport") -> None:

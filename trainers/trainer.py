@@ -31,13 +31,13 @@ from stunet.preprocessing.folds import find_fold
 from stunet.provenance import RECORD, check_training, continued_record, training_record
 from stunet.trainers import checkpoint, steps
 from stunet.trainers.data import augmentation, loader
-from stunet.trainers.data.batches import SeededBatches, share_of
+from stunet.trainers.data.batches import SeededBatches, positions_of
 from stunet.trainers.data.splits import patched_splits
 from stunet.trainers.distributed import sharding
 from stunet.trainers.finetune.finetuning import NO_STATE, FineTuning
 from stunet.trainers.metrics import count_labels, count_regions
 from stunet.trainers.plots import Logger
-from stunet.trainers.progress import Listener, NullListener
+from stunet.trainers.progress import NullListener, TrainingListener
 from stunet.trainers.validation import measure, validate
 from stunet.workspace import LATEST
 
@@ -112,7 +112,7 @@ class BaseTrainer(nnUNetTrainer):
     def configure(
         self,
         *,
-        listener: Listener | None = None,
+        listener: TrainingListener | None = None,
         fsdp: bool = False,
         only_validates: bool = False,
         disable_checkpointing: bool = False,
@@ -248,7 +248,7 @@ class BaseTrainer(nnUNetTrainer):
         with loader.patched_loaders(self.sample_loader()):
             train, validation = (augmenter.loader for augmenter in super().get_dataloaders())
         train.weigh(self.case_weights(train.indices))
-        share = share_of(self.batch_size, self.local_rank, sharding.world_size())
+        positions = positions_of(self.batch_size, self.local_rank, sharding.world_size())
         # A stream is numbered through all epochs, so a resumed training goes on with the batch that comes next.
         # Only training steps can be replayed: a stop during the validation repeats all of it.
         start, replayed = self.current_epoch * self.num_iterations_per_epoch, len(self.to_replay)
@@ -256,8 +256,8 @@ class BaseTrainer(nnUNetTrainer):
         # Half as many processes for the validation, as in nnU-Net.
         pin, fewer = self.device.type == "cuda", min(workers, max(1, workers // 2))
         return (
-            SeededBatches(train, (self.seed, 0), share, start, replayed, workers, pin),
-            SeededBatches(validation, (self.seed, 1), share, start_validation, 0, fewer, pin),
+            SeededBatches(train, (self.seed, 0), positions, start, replayed, workers, pin),
+            SeededBatches(validation, (self.seed, 1), positions, start_validation, 0, fewer, pin),
         )
 
     def case_weights(self, cases: Sequence[str]) -> Sequence[float] | None:

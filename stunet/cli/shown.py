@@ -55,7 +55,7 @@ class Shown(Listener):
         last = outline.stages[-1]
         for stage in outline.stages:
             console.result(f"model          {stage.model.folder}")
-            console.result(f"configuration  {stage.name}, patch {' x '.join(map(str, stage.patch))}")
+            console.result(f"configuration  {stage.configuration_name}, patch {' x '.join(map(str, stage.patch))}")
             console.result(f"folds          {', '.join(map(str, stage.model.folds))}")
         console.result(f"orientation    {last.orientation or 'as the images have it'}")
         console.result(f"device         {last.options.device}, {last.precision}")

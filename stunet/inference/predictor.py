@@ -102,16 +102,20 @@ class Predictor:
         self.model, self.options = model, options or Options()
         checkpoints = [load_trained(path) for path in model.checkpoint_files]
         # From the checkpoint, as in nnU-Net: the folder may have any name.
-        self.name: str = checkpoints[0]["init_args"]["configuration"]
-        self._plans, self._configuration, network = build(model, self.name)
+        self.configuration_name: str = checkpoints[0]["init_args"]["configuration"]
+        self._plans, self._configuration, network = build(model, self.configuration_name)
         for path, checkpoint in zip(model.checkpoint_files, checkpoints, strict=True):
             check_weights(path, network, checkpoint["network_weights"])
-            check_strides(path, checkpoint, model.plan, self.name)
+            check_strides(path, checkpoint, model.plan, self.configuration_name)
         for fold, path, checkpoint in zip(model.folds, model.checkpoint_files, checkpoints, strict=True):
-            for warning in check_model(path, checkpoint["init_args"], model.plan, self.name, fold, model.dataset):
+            for warning in check_model(
+                path, checkpoint["init_args"], model.plan, self.configuration_name, fold, model.dataset
+            ):
                 log.warning("warning: %s", warning)
         if self.options.v1_preprocessing and self.previous_stage:
-            raise UsageError(f"--v1_preprocessing is not for a cascade such as {self.name}", "leave it out")
+            raise UsageError(
+                f"--v1_preprocessing is not for a cascade such as {self.configuration_name}", "leave it out"
+            )
         self.orientation, self._orientation_source = choose_orientation(model, self.options.orientation)
         self._seen_orientations: set[str] = set()  # of images, if nothing states the model's
         # Those of the first fold, and none if it does not name any: both as in nnU-Net.

@@ -50,14 +50,14 @@ class BatchNormModel:
 
 
 def open_batch_norm(source: Path) -> BatchNormModel | None:
-    """Open the model in a folder, with all its folds, or in a file; None if its network has no running statistics.
+    """Open the model in a file, or in a folder with all folds; None if its network has no running statistics.
 
     Raises:
         WeightsError: The weights cannot be read, or are not those of the plans.
         DataError: Not a model folder, or a cascade, whose second input is not among the preprocessed cases.
     """
     if source.is_file():
-        read_weights(source)  # returns if it is an STU-Net, raises otherwise
+        read_weights(source)  # raises unless it is an STU-Net, which has none
         return None
     model = open_model(source)
     checkpoints = [load_trained(path) for path in model.checkpoint_files]
@@ -84,7 +84,7 @@ def recollect(
     device: str = "cpu",
     on_batch: Callable[[], None] = lambda: None,
 ) -> Path:
-    """Write a model folder that has the running statistics of a dataset, and return it; the source is not changed.
+    """Write a copy of a model with the running statistics of a dataset, and return its folder.
 
     Args:
         source: From open_batch_norm().
@@ -105,9 +105,9 @@ def recollect(
     with atomic_folder(target) as part:
         for path, checkpoint in zip(source.model.checkpoint_files, source.checkpoints, strict=True):
             network.load_state_dict(checkpoint["network_weights"])
-            # A generator per fold, with the same seed: every fold is counted on the same patches.
+            # A generator per fold, with the same seed: every fold sees the same patches.
             patches = _patches(cases, source.planned.patch_size, source.planned.batch_size, batches, on_batch)
-            # Resets the statistics, and averages over all batches with equal weight instead of a momentum.
+            # It resets the statistics, and averages all batches with equal weight instead of a momentum.
             update_bn(patches, network.to(device), torch.device(device))
             state = network.cpu().state_dict()
             counted = {name: state[name] for name in source.statistics}

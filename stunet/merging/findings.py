@@ -1,6 +1,6 @@
 """Find what is wrong with a union. Each function looks for one problem and reports what, where, and how to fix it.
 
-Nothing is read here: scan.py did that. space.py finds problems of names and sets, splits.py those of folds.
+No file is read here; scan.py has done that. space.py finds problems of names and sets, splits.py those of folds.
 """
 
 import re
@@ -40,7 +40,7 @@ def find_all(union: Union, estimate: Estimate, target: Path) -> list[Finding]:
 
 
 def licences(union: Union) -> Iterator[Finding]:
-    """Find sources whose licence forbids something that others allow, or that have none."""
+    """Find sources without a licence, or with one that limits what may be done with the union."""
     known = {name: member.licence for name, member in union.members.items()}
     for name, licence in known.items():
         if not licence:
@@ -48,13 +48,13 @@ def licences(union: Union) -> Iterator[Finding]:
             yield Finding(text, "license: CC-BY-4.0, as its publisher says", fatal=False)
         elif NONCOMMERCIAL.search(licence) and not union.recipe.allow_noncommercial:
             text = (
-                f"source {name!r} is under {licence}: the union, and what is trained on it, is not for commercial use"
+                f"source {name!r} is under {licence}: the union, and what is trained on it, are not for commercial use"
             )
             yield Finding(text, "leave the source out, or agree: defaults: {allow_noncommercial: true}")
     alike = sorted({licence for licence in known.values() if SHARE_ALIKE.search(licence)})
     if alike and len(set(known.values())) > 1:
         text = (
-            f"{', '.join(alike)} asks for the same licence of what is made from it, and other sources have another one"
+            f"{', '.join(alike)} requires the same licence for what is made from it, and other sources have another one"
         )
         yield Finding(text, "share the union, if at all, only under terms that all sources allow", fatal=False)
 
@@ -68,17 +68,17 @@ def channels(union: Union) -> Iterator[Finding]:
                 f"{m.recipe.id!r} has {len(m.rules.channels)}: {', '.join(m.rules.channels)}" for m in (member, first)
             )
             yield Finding(
-                f"source {next(counts)}; {next(counts)}", "bring all sources to the same channels, or leave it out"
+                f"source {next(counts)}; {next(counts)}", "give all sources the same channels, or leave one out"
             )
 
 
 def modalities(union: Union) -> Iterator[Finding]:
-    """Find cases without a modality, and cases other than CT if intensities are taken for CT numbers."""
+    """Find cases without a modality, and cases other than CT if intensities are treated as CT numbers."""
     for name, member in union.members.items():
         kinds = {case.name: member.modality(case.name) for case in member.cases}
         unknown = [case for case, kind in kinds.items() if not kind]
         if unknown:
-            text = f"source {name!r}: no rule of its modality holds for {_some(unknown)}"
+            text = f"source {name!r}: no rule of its modality matches {_some(unknown)}"
             yield Finding(text, 'add a rule, such as MR: ">=500", or exclude them')
         other = [case for case, kind in kinds.items() if kind and kind.upper() != "CT"]
         if union.recipe.scheme == "ct" and other:
@@ -112,7 +112,7 @@ def learnable(union: Union) -> Iterator[Finding]:
 
 
 def _groups(union: Union) -> dict[str, tuple[int, ...]]:
-    """Return, by leaf, the label that it is part of in each distinct set of labels that cases annotate; 0 for none."""
+    """Return, by leaf, the number of the label that has it in each distinct set of annotated labels; 0 for none."""
     numbers = {label: number for number, label in enumerate(union.annotations.labels, start=1)}
     distinct = sorted({labels for own in union.annotated.values() for labels in own.values()})
     owners = [{leaf: numbers[n] for n in labels for leaf in union.annotations.labels[n]} for labels in distinct]
@@ -127,7 +127,7 @@ def single_sources(union: Union) -> Iterator[Finding]:
     for leaf in union.space.leaves:
         names = [n for n, labels in union.annotations.labels.items() if leaf in labels and union.annotating(n)]
         sources = sorted({source for name in names for source in union.annotating(name)})
-        # A class with @ is of one source because the recipe says so.
+        # A class with @ belongs to one source because the recipe says so.
         if len(sources) == 1 and "@" not in leaf:
             owners.setdefault(sources[0], []).append(leaf)
     for source, leaves in owners.items():
@@ -155,7 +155,7 @@ def absent_labels(union: Union) -> Iterator[Finding]:
         ]
         if absent:
             yield Finding(
-                f"source {name!r}: {_some(absent)} in none of its {len(union.scans[name])} label files",
+                f"source {name!r}: {_some(absent)} occurs in none of its {len(union.scans[name])} label files",
                 f"if it is not annotated: labels: {{{absent[0]}: {{as: unannotated}}}}, or for all sources "
                 "defaults: {on_absent_label: unannotated}; if these patients lack it: {on_absent_label: keep}",
             )
@@ -193,12 +193,12 @@ def sides(union: Union) -> Iterator[Finding]:
                 centres = [_centre(scan, own) for own in values]
                 if None not in centres:
                     seen += 1
-                    # The last axis runs from the patient's left to the right (scan.py), so left has the smaller index.
+                    # The last axis runs from the patient's left to right (scan.py), so left has the smaller index.
                     swapped += [case] if centres[0] > centres[1] else []  # type: ignore[operator]
             if swapped:
                 text = f"source {name!r}: {left} is on the patient's right of {right}"
                 where = f"{text} in {len(swapped)} of {seen} cases: {_some(swapped)}"
-                hint = "exchange the two under labels, or correct the files' orientation; or exclude these cases"
+                hint = "swap the two under labels, or correct the files' orientation; or exclude these cases"
                 # In most cases, names or orientations are wrong; in a few, it may be the patient.
                 yield Finding(where, hint, fatal=2 * len(swapped) > seen)
 
@@ -245,7 +245,7 @@ def without_fold(union: Union) -> Iterator[Finding]:
     for source, scans in union.scans.items():
         left = [case for case in scans if case_name(source, case) not in used]
         if left:
-            text = f"source {source!r}: its folds have neither for training nor for validation {_some(left)}"
+            text = f"source {source!r}: its folds leave out {_some(left)}"
             yield Finding(text, "split: seeded, to use all of them; or exclude them", fatal=False)
 
 
@@ -266,7 +266,7 @@ def wide_labels(union: Union) -> Iterator[Finding]:
 
 
 def room(union: Union, estimate: Estimate, target: Path) -> Iterator[Finding]:
-    """Find a lack of disk space for what is going to be written."""
+    """Find a lack of disk space for the union."""
     # Neither the dataset nor, perhaps, nnUNet_raw exists yet.
     place = next(parent for parent in target.parents if parent.exists())
     free = shutil.disk_usage(place).free

@@ -29,14 +29,14 @@ SQUARE_ATOL = 1e-3  # tolerance on the cosine between axes
 
 @dataclass(frozen=True)
 class CaseScan:
-    """What a case holds.
+    """What the files of a case hold.
 
     Attributes:
         shape: In voxels, (D, H, W) as the reader returns them, the last axis from the patient's left to the right.
         spacing: In mm, same order.
         channels: Number of channels.
         voxels: Voxel counts by value of the label file, without 0.
-        centre: Mean index along the last axis of the voxels of each value, by value; 0 is the patient's left.
+        centre: Mean index of each value's voxels along the last axis, by value; 0 is the patient's left.
         fingerprint: Equal for equal images.
         image_bytes: Size of its image files.
         label_bytes: Size of its label file.
@@ -83,9 +83,9 @@ def scan(
             if error is None:
                 found[case.name] = outcome.result
                 file.write(json.dumps([_key(case, rules), asdict(outcome.result)]) + "\n")
-                # A run that is killed loses no more than the cases that it is reading.
+                # A killed run loses only the cases that it is reading.
                 file.flush()
-            # A finding, with which the check goes on; a crash or a lack of memory says nothing about the files.
+            # Files that cannot be read are a finding; a crash or a lack of memory says nothing about the files.
             elif outcome.bad_files:
                 found[case.name] = outcome.bad_files
             else:
@@ -111,7 +111,7 @@ def files_of(case: RawCase) -> list[list[Any]]:
 
 
 def _key(case: RawCase, rules: Rules) -> str:
-    # With the rules: a case that fits these need not fit others.
+    # With the rules, because a case that conforms to these need not conform to others.
     return json.dumps([files_of(case), rules.reader.__name__, len(rules.channels), sorted(rules.values)])
 
 
@@ -181,7 +181,7 @@ def check_endings(cases: Iterable[RawCase]) -> None:
 
 
 def _check_axes(path: Path) -> None:
-    """Reject files without exactly three axes, or with axes that are not at right angles: readers call them damaged."""
+    """Reject files that do not have three axes at right angles to each other: readers would call them damaged."""
     try:
         header: Any = nibabel.load(path)
         shape, affine = header.shape, header.affine
@@ -223,9 +223,9 @@ def _fingerprint(image: np.ndarray, spacing: Sequence[float]) -> str:
     """
     sample = image[:, ::EVERY, ::EVERY, ::EVERY]
     if (sample != np.rint(sample)).any():
-        # Rounding would make all fractions below 0.5 equal, and so images that differ.
+        # Rounding would make all fractions below 0.5 equal, and with them images that differ.
         sample = sample / np.abs(sample).max() * np.iinfo(np.int16).max
     numbers = np.rint(sample).clip(-(2**15), 2**15 - 1).astype("<i2")
-    # Rounded: the same spacing may be stored with other last digits.
+    # Rounded, because the last digits of a stored spacing may vary.
     head = json.dumps([list(image.shape), [round(pitch, 3) for pitch in spacing]])
     return hashlib.sha256(head.encode() + numbers.tobytes()).hexdigest()[:32]

@@ -1,4 +1,4 @@
-"""List the known pre-trained weights, with what is known of each: origin, training data, input and classes.
+"""List the known pre-trained weights, with what is known about each: origin, training data, input and classes.
 
 The entries are in presets/models.toml; a user's own go into models.toml in the store, in the same format. This module
 does not import torch. Read next: store.py, which turns an entry into a model that runs.
@@ -9,6 +9,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, dataclass, fields
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from types import UnionType
@@ -42,17 +43,17 @@ class Entry:
         filename: Name of the file at its source.
         channels: Names of the input channels, in order.
         num_channels: Number of channels; follows from `channels`.
-        sources: Direct addresses, in the order in which they are tried.
-        pages: Addresses for a person with a browser.
+        sources: URLs of the file, in the order in which they are tried.
+        pages: URLs to download it by hand, in a browser.
         bytes: Exact size of the file.
         about_bytes: Size as its host lists it, if the exact one is unknown.
         sha256: Checksum as published.
         licence: Licence of the weights.
-        citation: Whom to cite.
-        note: What a user must know.
+        citation: What to cite.
+        note: What a user needs to know.
         epochs: Number of training epochs.
         cases: Number of training cases.
-        classes: Names in the order of the head, background first.
+        classes: Names in the order of the head's rows, background first.
         num_classes: Number of rows of the head; follows from `classes`.
         spacing: In mm, array order.
         patch_size: In voxels.
@@ -99,7 +100,7 @@ class Entry:
 
 
 def store() -> Path:
-    """Return the folder of installed models: $STUNET_MODELS, or else one among the user's data.
+    """Return the folder of installed models: $STUNET_MODELS, or else one in the user's data folder.
 
     Raises:
         DataError: $STUNET_MODELS is in the home of an unknown user.
@@ -120,7 +121,7 @@ def entries() -> list[Entry]:
     Raises:
         WeightsError: The user's own file is not valid; the message names the entry and the key.
     """
-    found = {entry.name.lower(): entry for entry in _read(files("stunet.presets") / "models.toml")}
+    found = {entry.name.lower(): entry for entry in _that_come_with_stunet()}
     users_own = store() / OWN
     if users_own.is_file():
         found |= {entry.name.lower(): entry for entry in _read(users_own)}
@@ -128,10 +129,10 @@ def entries() -> list[Entry]:
 
 
 def check_name(name: str) -> None:
-    """Check that a model can have this name, which is also that of its folder in the store.
+    """Raise unless a model, and its folder in the store, can have this name.
 
     Raises:
-        WeightsError: It cannot.
+        WeightsError: The name is invalid or taken by a file of the store.
     """
     if not _NAME.fullmatch(name) or name.lower() in (OWN, CHECKSUMS):
         raise WeightsError(
@@ -161,7 +162,7 @@ def plan_of(entry: Entry) -> Plan:
     """Return a complete plan for nnU-Net v2 (DefaultPreprocessor, one configuration 3d_fullres).
 
     Raises:
-        WeightsError: The entry lacks strides, spacing or something else that plans need.
+        WeightsError: The entry lacks strides, spacing or something else that a plan needs.
     """
     _require_complete(entry)
     return make_plan(
@@ -196,6 +197,11 @@ def _require_complete(entry: Entry) -> None:
         )
 
 
+@cache
+def _that_come_with_stunet() -> tuple[Entry, ...]:
+    return tuple(_read(files("stunet.presets") / "models.toml"))
+
+
 def _read(path: Any) -> list[Entry]:
     content = read_toml(path, WeightsError)
     found = []
@@ -204,7 +210,7 @@ def _read(path: Any) -> list[Entry]:
         if not by_size or not all(isinstance(part, dict) for part in by_size.values()):
             what = f"[{tag}] has no table [{tag}.SIZE]"
             raise WeightsError(f"{str(path)!r}: {what}", f"SIZE is one of {', '.join(SIZES)}")
-        # What a size states replaces what its tag states for all sizes.
+        # A value of a size overrides that of its tag, which is for all sizes.
         shared = {key: value for key, value in table.items() if key not in SIZES}
         found += [_entry(f"STU-Net-{size}.{tag}", size, shared | part, path) for size, part in by_size.items()]
     return found
@@ -218,15 +224,15 @@ def _entry(name: str, size: str, content: Mapping[str, Any], path: Any) -> Entry
         if key not in types:
             raise WeightsError(f"{where}: unknown key {key!r}{closest(key, [*types])}", f"known: {', '.join(types)}")
         if not _fits(value, types[key]):
-            raise WeightsError(
-                f"{where}: {key} = {content[key]!r} is not of the kind {types[key]}", "correct the value"
-            )
+            raise WeightsError(f"{where}: {key} = {content[key]!r} is not of type {types[key]}", "correct the value")
     missing = [f.name for f in fields(Entry) if f.default is MISSING and f.name in types and f.name not in values]
     if missing:
         raise WeightsError(f"{where}: missing {', '.join(missing)}", "add them to the file")
     for names, number in (("channels", "num_channels"), ("classes", "num_classes")):
         if names in values and values.setdefault(number, len(values[names])) != len(values[names]):
-            raise WeightsError(f"{where}: {number} = {values[number]}, and {names} names {len(values[names])}", number)
+            raise WeightsError(
+                f"{where}: {number} = {values[number]}, but {names} has {len(values[names])}", f"correct {number}"
+            )
     entry = Entry(name=name, size=size, **values)
     try:
         check_name(name)
@@ -241,39 +247,39 @@ def _entry(name: str, size: str, content: Mapping[str, Any], path: Any) -> Entry
 
 
 def _rules(entry: Entry) -> Iterator[tuple[str, bool, str]]:
-    """Yield each key, whether its value, if known, is valid, and what it must be."""
+    """Yield, for each rule, the key, whether its value is valid if known, and what it must be."""
     numbers = ("bytes", "about_bytes", "epochs", "cases", "num_channels", "num_classes", "patch_size", "median_shape")
     for key in numbers:
         yield key, all(n > 0 for n in _flat(getattr(entry, key))), "positive"
     name = entry.filename
     # The file is kept in the model's folder, next to our .json files.
     plain = Path(name).name == name and name not in ("", "..") and "\0" not in name and not name.endswith(".json")
-    yield "filename", plain, "the name of a file without its folder, and of no .json"
+    yield "filename", plain, "a file name without a folder, not ending in .json"
     for key in ("sources", "pages"):
         web = all(address.startswith(("https://", "http://")) for address in getattr(entry, key))
-        yield key, web, "addresses that start with https:// or http://"
+        yield key, web, "URLs that start with https:// or http://"
     yield "sha256", bool(_HEX.fullmatch(entry.sha256 or "")), "64 digits 0-9a-f"
     classes = entry.classes or ()
     unique = len({*classes}) == len(classes) and classes[:1] == ("background",)
-    yield "classes", unique, "different names, the first of them 'background'"
+    yield "classes", unique, "distinct names, the first 'background'"
     yield "spacing", all(0 < pitch < math.inf for pitch in _flat(entry.spacing)), "positive"
     strides = entry.strides or ((),)
     steps = len(strides) > 1 and {*strides[0]} == {1} and all(step > 0 for step in _flat(strides))
-    yield "strides", steps, "positive, those of the first stage 1"
+    yield "strides", steps, "positive, and 1 in the first stage"
     known = {*(entry.normalization or ())} <= {*NORMALIZATIONS}
-    yield "normalization", known, f"of {', '.join(NORMALIZATIONS)}"
+    yield "normalization", known, f"among {', '.join(NORMALIZATIONS)}"
     counted = entry.num_channels in (None, len(entry.normalization or ()))
-    yield "normalization", counted, "one for each channel"
+    yield "normalization", counted, "one per channel"
     axes = len(entry.spacing or entry.patch_size or strides[0]) or 3
     for key in ("spacing", "patch_size", "median_shape"):
         yield key, len(getattr(entry, key) or ()) == axes, f"one number for each of {axes} axes"
     yield "strides", all(len(stride) == axes for stride in strides), f"one number for each of {axes} axes"
-    yield "orientation", is_orientation(entry.orientation or "LPS"), "one letter of LR, PA and SI for each axis"
+    yield "orientation", is_orientation(entry.orientation or "LPS"), "one letter of each of LR, PA and SI"
     yield "mirror_axes", {*(entry.mirror_axes or ())} <= {*range(axes)}, f"axes from 0 to {axes - 1}"
 
 
 def _flat(value: Any) -> list[Any]:
-    """Return the numbers in an entry's value; None holds no number."""
+    """Return the numbers in a nested value of an entry; none for None."""
     if isinstance(value, tuple):
         return [number for item in value for number in _flat(item)]
     return [] if value is None else [value]
@@ -284,7 +290,7 @@ def _frozen(value: Any) -> Any:
 
 
 def _fits(value: Any, kind: Any) -> bool:
-    """Return whether a value has a type of Entry's fields: str, int, float, tuples of these, or one of them or None."""
+    """Return whether a value has the type of a field: str, int, float, a tuple of one of these, or a union."""
     if isinstance(kind, UnionType):
         return any(_fits(value, one) for one in get_args(kind))
     if get_origin(kind) is tuple:

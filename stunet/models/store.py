@@ -2,7 +2,7 @@
 
 The store is a folder ($STUNET_MODELS). Each model in it is an nnU-Net v2 model folder under its name; weights that
 were published without plans are kept there as the original file. Checksums of first downloads stay in checksums.json.
-torch is needed only to read weights. registry.py has the entries, folder.py the folders.
+Only reading weights needs torch. registry.py has the entries, folder.py the folders.
 """
 
 import logging
@@ -40,13 +40,13 @@ class Installed:
 
     @property
     def path(self) -> Path:
-        """Path for read_weights: the model folder, or the file of weights that have no plans."""
+        """Path for read_weights: the model folder, or the file of weights without plans."""
         weights = self.record.get("weights")
         return self.folder / weights if weights else self.folder
 
 
 def installed() -> list[Installed]:
-    """Return the models of the store, sorted by name; skip one with a broken record, and name it in a warning."""
+    """Return the models of the store, sorted by name; skip those whose record is broken, with a warning."""
     found = []
     for path in sorted(registry.store().glob(f"*/{RECORD}")):
         # Hidden folders are unfinished, or hold downloads.
@@ -65,12 +65,12 @@ def find_installed(name: str) -> Installed | None:
 
 
 def find_model(text: str, offline: bool = False, on_bytes: "Progress | None" = None) -> Path:
-    """Return the path for read_weights that `text` names: a model of the store, one that is downloaded now, or a path.
+    """Return the path for read_weights that `text` names: an installed model, one to be downloaded first, or a path.
 
     `offline` forbids the download; `on_bytes` is called with its progress.
 
     Raises:
-        WeightsError: Nothing has this name; or a download is needed, and it is not possible or forbidden by `offline`.
+        WeightsError: Nothing has this name, or it needs a download that fails or is forbidden.
     """
     if model := find_installed(text):
         return model.path
@@ -86,7 +86,7 @@ def find_model(text: str, offline: bool = False, on_bytes: "Progress | None" = N
     if offline:
         raise WeightsError(
             f"{entry.name} is not installed in {str(registry.store())!r}, and nothing may be downloaded",
-            f"stunet_models download {entry.name} where there is a network, and copy the folder {entry.name} there",
+            f"stunet_models download {entry.name} where there is a network, then copy its folder to this store",
         )
     return download(entry, on_bytes=on_bytes).path
 
@@ -99,7 +99,7 @@ def _exists(path: Path) -> bool:
 
 
 def download(entry: Entry, keep: bool = False, on_bytes: "Progress | None" = None, wait_s: float = 1.0) -> Installed:
-    """Install an entry of the registry; a second process that wants the same waits, and finds it installed.
+    """Install an entry of the registry; a second process that asks for the same one waits, and finds it installed.
 
     Args:
         entry: From registry.find().
@@ -108,14 +108,14 @@ def download(entry: Entry, keep: bool = False, on_bytes: "Progress | None" = Non
         wait_s: Seconds before a second attempt.
 
     Raises:
-        WeightsError: There is no direct source, none works, or the file is not what it was or should be.
+        WeightsError: No URL is known, none works, or the file differs from the one published or downloaded before.
         DataError: The disk is full, or the store is not writable.
     """
     from stunet.models.download import fetch
 
     if not entry.sources:
         raise WeightsError(
-            f"{entry.name} cannot be downloaded by a program: {', '.join(entry.pages) or 'no address is known'}",
+            f"{entry.name} cannot be downloaded automatically: {', '.join(entry.pages) or 'no address is known'}",
             f"download {entry.filename} and its .pkl with a browser, then: "
             f"stunet_models import {entry.filename} --name {entry.name}",
         )
@@ -132,7 +132,7 @@ def download(entry: Entry, keep: bool = False, on_bytes: "Progress | None" = Non
             if not entry.sha256:
                 _remember(entry, digest)
 
-        if file.is_file() and known in (None, sha256_of(file)):  # left by an earlier run that ended too soon
+        if file.is_file() and known in (None, sha256_of(file)):  # left by an interrupted run
             with suppress(WeightsError):
                 install(None)
         try:
@@ -161,7 +161,7 @@ def download(entry: Entry, keep: bool = False, on_bytes: "Progress | None" = Non
 
 
 def recorded_sha256(entry: Entry) -> str | None:
-    """Return the checksum of an entry's first download, which is recorded if none was published."""
+    """Return the checksum recorded at an entry's first download, or None; it is recorded if none was published."""
     return read_checksums(registry.store()).get(entry.name, {}).get("sha256")
 
 
@@ -170,7 +170,7 @@ def import_file(path: Path, name: str | None = None, pkl: Path | None = None, da
 
     Args:
         path: The weights; they are not changed.
-        name: Name to install them under; by default that of the entry they are recognised as.
+        name: Name to install them under; by default that of the entry that they are recognised as.
         pkl: nnU-Net v1's plans, if they are not next to the file.
         dataset: The dataset.json of their training, for files without class names.
 
@@ -198,7 +198,7 @@ def import_file(path: Path, name: str | None = None, pkl: Path | None = None, da
 
 
 def _remove_dead_imports(downloads: Path) -> None:
-    """Remove what killed imports have unpacked; running ones hold a lock with the folder's name."""
+    """Remove what killed imports unpacked; a running one holds a lock with the folder's name."""
     for part in (*downloads.glob("import-*"), *downloads.glob(".part-import-*")):
         if not is_held(_lock_of(part.name.removeprefix(".part-"))):
             shutil.rmtree(part, ignore_errors=True)
@@ -216,12 +216,12 @@ def _import(path: Path, origin: Path, name: str | None, pkl: Path | None, datase
     with _locked(chosen):
         if model := find_installed(chosen):
             hint = f"remove {str(model.folder)!r}, or give another --name"
-            raise DataError(f"{model.name} is installed already", hint)
+            raise DataError(f"{model.name} is already installed", hint)
         return _install(chosen, entry, path, {"source": str(origin.resolve()), "sha256": digest}, pkl, dataset)
 
 
 def _recognised(weights: "Weights", path: Path, digest: str | None) -> Entry | None:
-    """Return the entry of unnamed weights, if known: by checksum, as the file states, or by network and file name."""
+    """Return the entry of unnamed weights, if any: by checksum, by what the file says, or by network and file name."""
     from stunet.models.folder import contradiction
 
     entries = registry.entries()
@@ -239,8 +239,8 @@ def _recognised(weights: "Weights", path: Path, digest: str | None) -> Entry | N
     # A name alone proves nothing if a checksum is known and differs.
     if found is alike and known not in (None, digest):
         raise WeightsError(
-            f"{str(path)!r} has the name of {found[0].name}, but the sha256 {digest} instead of {known}",
-            f"--name {found[0].name} if it is that model all the same, or another --name",
+            f"{str(path)!r} is named like {found[0].name}, but its sha256 is {digest}, not {known}",
+            f"--name {found[0].name} if it is that model nevertheless, or another --name",
         )
     return found[0]
 
@@ -253,7 +253,7 @@ def _install(
     pkl: Path | None = None,
     dataset: Path | None = None,
 ) -> Installed:
-    """Make the folder of a model; if neither the weights nor their entry have plans, it holds the original file."""
+    """Create a model's folder, with the original file if neither the weights nor their entry have plans."""
     from stunet.models.folder import check_entry, describe, read_folds, with_plans, write_model_folder
     from stunet.weights.checkpoints import check_finite
 
@@ -288,7 +288,7 @@ def _remember(entry: Entry, digest: str) -> None:
 def _locked(name: str) -> Iterator[None]:
     """Hold a lock of the store; wait, with a message, while another process holds it."""
     lock = exclusive_lock(_lock_of(name), f"another process is busy with {name}", "", wait=_warn_of_waiting)
-    # Only errors of taking the lock are translated; those of the block pass.
+    # Translate only errors of taking the lock; those of the block pass through.
     with ExitStack() as stack:
         try:
             stack.enter_context(lock)

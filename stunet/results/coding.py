@@ -1,7 +1,7 @@
-"""Find the SNOMED CT codes for a class, from DICOM's own lists, by the name of the class.
+"""Look up the SNOMED CT codes of a class by its name, in DICOM's own lists.
 
-pydicom holds the lists of PS3.16; context group 7192 has the anatomical structures that segments may be. A name in none
-of them gets the general code for an anatomical structure, and the segment's label has to tell the rest. Needs pydicom.
+pydicom contains the lists of PS3.16; the anatomical structures are in context group 7192. A name that no list has gets
+the general code for an anatomical structure, and only the segment's label says which one it is. Needs pydicom.
 """
 
 import re
@@ -69,7 +69,7 @@ class Coding:
 
 
 def coding(name: str) -> Coding:
-    """Return the codes of a class; all names of a class have the same codes."""
+    """Return the codes of a class, which are the same for all of its names."""
     from pydicom.sr.codedict import codes
 
     spelled = canonical(name)
@@ -92,7 +92,7 @@ def _structure(spelled: str) -> "tuple[Code | None, Code | None]":
 
     if found := _listed(spelled):
         return found, None
-    base, _, side = re.sub(r"_\d+$", "", spelled).rpartition("_")  # the number of a rib is in the label
+    base, _, side = re.sub(r"_\d+$", "", spelled).rpartition("_")  # a rib's number is only in the label
     if side in _SIDES:
         return _listed(base), getattr(codes.SCT, _SIDES[side])
     return _listed(re.sub(r"_\d+$", "", spelled)), None

@@ -1,6 +1,6 @@
-"""Draw a picture of three planes through a segmentation, oriented as in radiology, to see whether it worked.
+"""Draw three planes through a segmentation, oriented as in radiology, to show at a glance whether it worked.
 
-The patient's right is on the left of the picture, anterior or superior is up; letters at the edges indicate it. Voxels
+The patient's right is on the left of the picture, anterior or superior is up; letters at the edges say so. Voxels
 keep their shape in mm, and all planes have the same scale. planes.py cuts and colours the planes.
 """
 
@@ -20,9 +20,9 @@ from stunet.results.segmentation import Segmentation
 
 SIDE = 560  # pixels of the longest side of a plane
 GAP, TOP, HEAD = 26, 40, 36  # pixels: around planes, above all of them, above each one for its name
-ROW, COLUMN = 17, 210  # pixels: of the legend
+ROW, COLUMN = 17, 210  # pixels: a line and a column of the legend
 LEAST_ROWS, LEAST_WIDTH = 8, 130  # minimum lines of the legend, minimum pixels for the name of a plane
-LEGEND = 60  # maximum number of classes in it
+LEGEND = 60  # maximum number of classes in the legend
 DPI = 100
 SOFT_TISSUE, LUNG = (-160.0, 240.0), (-1350.0, 150.0)  # HU: width 400 at 40, width 1500 at -600
 PERCENTILES = 1.0, 99.5
@@ -32,7 +32,7 @@ WHITE, GREY = "#f0f0f0", "#9a9a9a"
 def write_preview(
     segmentation: Segmentation, image_DHW: np.ndarray, path: Path, is_ct: bool = False, title: str = ""
 ) -> None:
-    """Write a PNG with a plane of each direction where most is segmented; a single slice gives one plane.
+    """Write a PNG with the plane of each direction in which most is segmented; a single slice gives one plane.
 
     Args:
         segmentation: May be empty: the planes are then in the middle.
@@ -133,7 +133,7 @@ def _columns(heights: Sequence[int]) -> list[list[int]]:
 
 
 def _window(planes: Sequence[Plane], is_ct: bool) -> tuple[float, float]:
-    """Return the intensities that are shown black and white."""
+    """Return the intensities that are shown as black and as white."""
     values = np.concatenate([plane.image.ravel() for plane in planes])
     if is_ct:
         inside = values[np.concatenate([plane.labels.ravel() for plane in planes]) > 0]

@@ -24,9 +24,9 @@ from stunet.provenance import RECORD
 from stunet.runs.isolation import is_quiet, quiet
 from stunet.runs.training import FoldInUse
 from stunet.trainers.distributed.group import Member, handle_signals, spawn
-from stunet.trainers.finetune.start import REPORT, Start, begin
+from stunet.trainers.finetune.start import REPORT, Start, start_from_weights
 from stunet.trainers.lookup import trainer_class
-from stunet.trainers.progress import Listener, NullListener
+from stunet.trainers.progress import NullListener, TrainingListener
 from stunet.trainers.trainer import BaseTrainer
 from stunet.workspace import BEST, FINAL, HANDED_OVER, LATEST, preprocessed_dataset, result_folder
 
@@ -75,7 +75,7 @@ class Run:
         return result_folder(self.dataset, self.plan.name, self.configuration, self.trainer) / f"fold_{self.fold}"
 
 
-def launch(run: Run, new_listener: Callable[[], Listener] = NullListener) -> None:
+def launch(run: Run, new_listener: Callable[[], TrainingListener] = NullListener) -> None:
     """Train and validate.
 
     Args:
@@ -97,7 +97,7 @@ def launch(run: Run, new_listener: Callable[[], Listener] = NullListener) -> Non
             spawn(_child, (run, checkpoint, new_listener, is_quiet()), run.processes, run.device)
 
 
-def join(run: Run, checkpoint: Path | None, member: Member, new_listener: Callable[[], Listener]) -> None:
+def join(run: Run, checkpoint: Path | None, member: Member, new_listener: Callable[[], TrainingListener]) -> None:
     """Train and validate together with other processes that are already running; see group.join_group().
 
     Args:
@@ -116,7 +116,7 @@ def join(run: Run, checkpoint: Path | None, member: Member, new_listener: Callab
 
 
 def _child(
-    member: Member, run: Run, checkpoint: Path | None, new_listener: Callable[[], Listener], in_quiet: bool
+    member: Member, run: Run, checkpoint: Path | None, new_listener: Callable[[], TrainingListener], in_quiet: bool
 ) -> None:
     with quiet() if in_quiet else nullcontext():
         _train(run, checkpoint, new_listener() if member.leads else NullListener())
@@ -199,7 +199,7 @@ def continued(run: Run) -> Run:
     return replace(run, resume=bool(checkpoints(run)) and not run.only_validate, overwrite=False)
 
 
-def _train(run: Run, checkpoint: Path | None, listener: Listener) -> None:
+def _train(run: Run, checkpoint: Path | None, listener: TrainingListener) -> None:
     """Execute the run in this process."""
     device = torch.device(run.device)
     limit_threads(run)
@@ -219,7 +219,7 @@ def _train(run: Run, checkpoint: Path | None, listener: Listener) -> None:
         if checkpoint is not None:
             trainer.load_checkpoint(str(checkpoint))
         elif run.start is not None:
-            listener.loaded(begin(trainer, run.start))
+            listener.loaded(start_from_weights(trainer, run.start))
         if not run.only_validate:
             trainer.run_training()
         # Only validation uses it: checkpoint_final is written by then.

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from stunet.runs.planning import PlanningResult
     from stunet.runs.prediction import PredictedCase, PredictionOutline
     from stunet.runs.training import TrainingResult
-    from stunet.trainers.progress import Listener as TrainingListener
+    from stunet.trainers.progress import TrainingListener
 
 
 class Progress(Protocol):

@@ -317,7 +317,7 @@ def _stages(request: PredictionRequest, model: "ModelFolder", system: "LabelSyst
     """Return the model, whose results are in the labels of `system`, after those whose predictions it takes."""
     stages = [_load(request, model, system, request.roi_subset)]
     if request.prev_stage_predictions and not stages[0].previous_stage:
-        raise UsageError(f"{stages[0].name} has no previous stage", "leave out -prev_stage_predictions")
+        raise UsageError(f"{stages[0].configuration_name} has no previous stage", "leave out -prev_stage_predictions")
     while stages[0].previous_stage and not request.prev_stage_predictions:
         stages.insert(0, _load(request, _sibling(stages[0])))
     return stages
@@ -374,11 +374,11 @@ def _sibling(cascade: "Predictor") -> "ModelFolder":
     """Return the model of the previous stage, which is next to that of the cascade."""
     from stunet.inference.model import open_model
 
-    folder = cascade.model.folder.resolve()
+    folder, name = cascade.model.folder.resolve(), cascade.configuration_name
     previous = folder.with_name(f"{folder.name.rpartition('__')[0]}__{cascade.previous_stage}")
     if not previous.is_dir():
         raise DataError(
-            f"{cascade.name} needs predictions of {cascade.previous_stage}, and there is no model {str(previous)!r}",
+            f"{name} needs predictions of {cascade.previous_stage}, and there is no model {str(previous)!r}",
             f"train {cascade.previous_stage}, or give its predictions with -prev_stage_predictions",
         )
     return open_model(previous, None, cascade.model.checkpoint)

@@ -60,10 +60,11 @@ def run_stages(
         with _reserved(request, cases, folder), _terminable(listener):
             while stages:
                 stage = stages.pop(0)
-                target = folder / f"prev_stage_{stage.name}" if stages else folder
+                name = stage.configuration_name
+                target = folder / f"prev_stage_{name}" if stages else folder
                 if stages:
-                    what = f"{stages[0].name} is a cascade: predicting {stage.name} first, into {str(target)!r}"
-                    listener.note(what)
+                    cascade = stages[0].configuration_name
+                    listener.note(f"{cascade} is a cascade: predicting {name} first, into {str(target)!r}")
                 ending = _run_stage(request, stage, cases, target, not stages, report, errors, listener)
                 previous = stage.model.ending
                 cases = [
@@ -117,7 +118,7 @@ def _run_stage(
         form = request.format or DEFAULT
         wanted = Products(form, request.save_probabilities, request.preview, request.statistics)
     _make_writable(target)
-    with listener.progress(f"predict {stage.name}", 0) as progress:
+    with listener.progress(f"predict {stage.configuration_name}", 0) as progress:
         windows = _WindowProgress(progress)
         ours = request.output in (target, target.parent)  # false for the folder around a single requested file
         # The folder around a single requested file is the user's: no records there, and nothing else is removed.

@@ -83,7 +83,7 @@ def test_a_model_is_imported_shown_checked_and_exported(
     [
         (["info", "STU-Net-X"], 4, "no model 'STU-Net-X'; did you mean"),
         (["download", "STU-Net-B", "--offline"], 4, "is not installed"),
-        (["download", "STU-Net-T.tiny"], 4, "cannot be downloaded by a program"),
+        (["download", "STU-Net-T.tiny"], 4, "cannot be downloaded automatically"),
         (["check", "STU-Net-B"], 4, "is not installed"),
         (["import", "a" * 5000], 4, "no file 'aaa"),
         (["import", "nothing.model"], 4, "no file 'nothing.model'"),

@@ -16,7 +16,7 @@ import torch
 from stunet.cli.predict import main
 from stunet.inference.predictor import Predictor
 from tests.loops import for_each
-from tests.predictor_models import make_model, write_image
+from tests.predictor_models import SMALL, make_model, write_image
 
 DATASET = "Dataset007_Test"
 MODEL = "STUNetTrainer__STUNetPlans__3d_fullres"
@@ -30,7 +30,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         monkeypatch.setenv(variable, str(tmp_path / variable))
     make_model(tmp_path / "nnUNet_results" / DATASET / MODEL, mirror=None)
     for seed, name in enumerate("ab"):
-        write_image(tmp_path / f"in/{name}_0000.nii.gz", seed)
+        write_image(tmp_path / f"in/{name}_0000.nii.gz", seed, SMALL)
     monkeypatch.setenv("STUNET_MODELS", str(tmp_path / "store"))
     monkeypatch.chdir(tmp_path)
     return tmp_path

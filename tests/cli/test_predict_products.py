@@ -26,7 +26,7 @@ from stunet.results.run_report import STAGES
 from stunet.results.segmentation import Segmentation
 from tests.dicom_files import VOLUME, without, write_series
 from tests.loops import for_each
-from tests.predictor_models import make_model, write_dicom, write_image
+from tests.predictor_models import SMALL, make_model, write_dicom, write_image
 
 MODEL = Path("T__P__3d_fullres")
 RUN = {".stunet", "dataset.json", "plans.json", "predict_from_raw_data_args.json", "itksnap_labels.txt"}
@@ -38,7 +38,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     make_model(MODEL, mirror=None)
     for seed, name in enumerate("ab"):
-        write_image(Path(f"in/{name}_0000.nii.gz"), seed)
+        write_image(Path(f"in/{name}_0000.nii.gz"), seed, SMALL)
 
 
 def predict(*more: Any, source: str = "in", out: str = "out", model: Path = MODEL) -> int:

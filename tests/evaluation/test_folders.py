@@ -2,6 +2,7 @@
 
 import csv
 import json
+import multiprocessing.dummy
 import pickle
 from collections.abc import Callable
 from math import isnan
@@ -18,7 +19,7 @@ from stunet.errors import DataError, WorkerCrashed
 from stunet.evaluation import folders, metrics
 from stunet.evaluation.folders import evaluate, labels_of, pair
 from stunet.evaluation.segmentations import read_segmentation
-from stunet.workers import Outcome
+from stunet.workers import Outcome, map_cases
 from tests.loops import for_each
 
 SHAPE = (8, 9, 10)
@@ -71,9 +72,14 @@ def assert_same_numbers(ours: dict, theirs: dict) -> None:
         assert ours[metric] == pytest.approx(value, nan_ok=True), metric
 
 
-def test_numbers_equal_those_of_nnunet_on_a_folder(two_cases: tuple[Path, Path], tmp_path: Path) -> None:
+def test_numbers_equal_those_of_nnunet_on_a_folder(
+    two_cases: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from nnunetv2.evaluation.evaluate_predictions import compute_metrics_on_folder, load_summary_json
     from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
+
+    # Its pool of one process, which imports nnU-Net for seconds, becomes one of a thread.
+    monkeypatch.setattr(multiprocessing, "get_context", lambda method: multiprocessing.dummy)
 
     references, predictions = map(str, two_cases)
     theirs_file, ours_file = tmp_path / "theirs.json", tmp_path / "ours.json"
@@ -132,7 +138,12 @@ def test_surfaces_are_measured_in_the_spacing_of_the_file(tmp_path: Path) -> Non
     assert entries[0]["metrics"]["1"]["ref_ml"] == pytest.approx(64 * 6 / 1000)
 
 
-def test_several_processes_give_the_same_summary(two_cases: tuple[Path, Path]) -> None:
+def test_several_processes_give_the_same_summary(two_cases: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    def map_forked(compare: Callable[..., Any], *others: Any) -> Any:
+        """Spawned processes import for seconds; what they are started with has to be picklable."""
+        return map_cases(pickle.loads(pickle.dumps(compare)), *others, multiprocessing.get_context("fork"))
+
+    monkeypatch.setattr(folders, "map_cases", map_forked)
     done: list[str] = []
     assert summarise(two_cases, processes=2, advance=done.append) == summarise(two_cases)
     assert sorted(done) == ["a", "b"]

@@ -18,6 +18,7 @@ import pytest
 from filelock import FileLock
 
 from stunet.errors import DataError, Interrupted, UsageError
+from stunet.experiment import runs
 from stunet.experiment.arms import Arm
 from stunet.experiment.runs import Record, read_dice, run
 from stunet.files import read_json, write_json
@@ -30,7 +31,12 @@ def program(code: str, folder: Path, ending: Path) -> list[str]:
     """An arm that runs this code and writes where its result is, as experiment/child.py does."""
     prelude = f"import json, os, signal, sys, time; from pathlib import Path; ending = Path({str(ending)!r})\n"
     end = f"\nending.write_text(json.dumps({{'folder': {str(folder)!r}}}))"
-    return [sys.executable, "-c", prelude + code + end]
+    return [sys.executable, "-S", "-c", prelude + code + end]
+
+
+@pytest.fixture(autouse=True)
+def looks_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runs, "POLL_S", 0.01)
 
 
 @pytest.fixture
@@ -72,8 +78,9 @@ def test_arms_of_the_same_name_share_no_file(tmp_path: Path, result: Path) -> No
         endings.append(ending)
         asked = ending.with_name("request.json")
         asked.write_text(arm.weights)
-        wait = f"time.sleep(1); sys.exit(Path({str(asked)!r}).read_text() != {arm.weights!r})"
-        return program(wait, result, ending)
+        here, there = (str(tmp_path / weights) for weights in (arm.weights, "ba"[arm.weights == "b"]))
+        meet = f"Path({here!r}).touch()\nwhile not Path({there!r}).exists(): time.sleep(0.01)\n"
+        return program(meet + f"sys.exit(Path({str(asked)!r}).read_text() != {arm.weights!r})", result, ending)
 
     run({arm: ["arm", arm.weights] for arm in alike}, record, start, 2)
     assert len({ending.parent for ending in endings}) == 2
@@ -183,9 +190,14 @@ def test_an_arm_that_is_still_trained_is_waited_for(tmp_path: Path, result: Path
         (tmp_path / "ended").touch()
         lock.release()
 
-    threading.Timer(1, end).start()
-    states, told = go([code], result, tmp_path / "e")
-    assert states == ["done"]
+    def tell(line: str) -> None:
+        told.append(line)
+        if len(told) == 2:  # it has been refused
+            threading.Timer(0.1, end).start()
+
+    record, told = Record(tmp_path / "e"), list[str]()
+    run({ARM: ["arm"]}, record, lambda arm, ending: program(code, result, ending), tell=tell)
+    assert record.state(["arm"]) == "done"
     assert "is still being trained by another process: waiting for it" in told[1]
 
 

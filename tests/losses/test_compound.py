@@ -14,7 +14,7 @@ from torch import distributed, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from stunet.losses import DeepSupervision, DiceCE, MaskedSigmoid, PartitionDiceCE
-from stunet.trainers.data.batches import share_of
+from stunet.trainers.data.batches import positions_of
 from tests.loops import for_each
 from tests.losses.test_pieces import KINDS, in_pieces
 from tests.losses_reference import IGNORED, a_batch, value_and_gradient
@@ -97,8 +97,8 @@ def check_shares(rank: int) -> None:
     """Compare what a process computes from its share of a batch with what one process computes from all of it."""
 
     def mine(*inputs: torch.Tensor) -> list[torch.Tensor]:
-        share = share_of(len(inputs[0]), rank, 2)
-        return [x[share.start : share.stop] for x in inputs]
+        positions = positions_of(len(inputs[0]), rank, 2)
+        return [x[positions.start : positions.stop] for x in inputs]
 
     for make, criterion in KINDS.values():
         for ignored, batch_dice, samples in product((False, True), (False, True), (2, 3)):  # one and one; two and one

@@ -200,7 +200,7 @@ def test_cases_that_no_fold_has_are_a_warning(raw: Path, tmp_path: Path) -> None
     recipe = load_recipe(write_recipe(tmp_path / "merge.yaml", [A], classes=["liver", "spleen"]))
     members, _ = open_sources(recipe)
     messages = [finding.message for finding in check(recipe, members).findings if not finding.fatal]
-    assert "source 'a': its folds have neither for training nor for validation 'case_2'" in messages
+    assert "source 'a': its folds leave out 'case_2'" in messages
 
 
 def test_the_record_says_what_the_union_was_made_from(run: Run) -> None:

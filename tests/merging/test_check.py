@@ -201,7 +201,7 @@ def test_a_value_that_dataset_json_does_not_know_is_named_with_its_file(raw: Pat
 
 def test_a_label_that_no_file_has_is_a_problem_or_what_the_recipe_says(raw: Path, checked: Check) -> None:
     describe(raw / "Dataset001_A", labels={"background": 0, "liver": 1, "spleen": 2, "kidney": 3})
-    assert problems(checked()) == ["source 'a': 'kidney' in none of its 2 label files"]
+    assert problems(checked()) == ["source 'a': 'kidney' occurs in none of its 2 label files"]
     kept = checked(defaults={"on_absent_label": "keep"})
     assert problems(kept) == []
     assert union_of(kept).space.labels("a") == ("liver", "spleen", "kidney")
@@ -265,7 +265,7 @@ def test_ct_intensities_want_ct(checked: Check) -> None:
     assert problems(found) == ["source 'b': intensity is ct, but 'case_1' is MR"]
     assert problems(checked([A, B | {"modality": rule}])) == []
     assert (
-        "no rule of its modality holds for 'case_1'" in problems(checked([A, B | {"modality": rule | {"MR": ">5"}}]))[0]
+        "no rule of its modality matches 'case_1'" in problems(checked([A, B | {"modality": rule | {"MR": ">5"}}]))[0]
     )
 
 
@@ -310,7 +310,7 @@ def test_left_on_the_patients_right_is_a_problem(raw: Path, checked: Check) -> N
     )
     found = the(checked().findings, "kidney_left is on the patient's right of kidney_right in 2 of 2 cases")
     assert found.fatal
-    assert "exchange the two" in found.hint
+    assert "swap the two" in found.hint
 
 
 def test_swap_is_a_problem_where_a_mirror_makes_what_has_no_name(raw: Path, checked: Check) -> None:
@@ -355,7 +355,7 @@ def test_a_non_commercial_licence_has_to_be_agreed_to(checked: Check) -> None:
     assert "source 'b' is under CC BY-NC-SA 2.0" in problems(checked(sources))[0]
     agreed = checked(sources, defaults={"allow_noncommercial": True})
     assert problems(agreed) == []
-    assert any("CC BY-NC-SA 2.0 asks for the same licence" in text for text in warnings(agreed))
+    assert any("CC BY-NC-SA 2.0 requires the same licence" in text for text in warnings(agreed))
 
 
 def test_a_missing_licence_is_a_warning(raw: Path, checked: Check) -> None:

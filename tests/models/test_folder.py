@@ -85,7 +85,7 @@ def test_stock_nnunet_runs_the_folder_and_computes_what_the_network_computes(
 
 def test_our_predictor_runs_the_folder(folder: Path) -> None:
     predictor = Predictor(open_model(folder), Options())
-    assert predictor.name == "3d_fullres"
+    assert predictor.configuration_name == "3d_fullres"
     assert predictor.patch == (8, 16, 16)
 
 

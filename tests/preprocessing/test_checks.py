@@ -49,6 +49,12 @@ def test_plans_that_the_data_were_not_made_by_are_refused(pre: Path, where: tupl
     refused(pre, f"preprocessed with other settings than those of STUNetPlans_T: .*{message}", REDO, plans=plans)
 
 
+def test_a_missing_resampling_option_is_not_null(pre: Path) -> None:
+    plans = plans_of(pre)
+    del plans["configurations"]["3d_fullres"]["resampling_fn_data_kwargs"]["force_separate_z"]
+    refused(pre, "data_kwargs.force_separate_z: null -> nothing", REDO, plans=plans)
+
+
 def test_intensities_count_where_a_normalization_looks_at_them(pre: Path) -> None:
     plans, manifest = plans_of(pre), pre / "STUNetPlans_3d_fullres" / ".stunet" / "manifest.json"
     scheme = plans["configurations"]["3d_fullres"]["normalization_schemes"]

@@ -1,16 +1,18 @@
 """Is the picture what a radiologist expects: right side on the left, anterior and superior up, true proportions?"""
 
-import subprocess
+import runpy
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import matplotlib
 import numpy as np
 import pytest
 import SimpleITK as sitk
 from matplotlib.image import imread
 
 from stunet.errors import DataError
+from stunet.results import preview
 from stunet.results.colours import unit_colour
 from stunet.results.planes import Plane, cut, overlay
 from stunet.results.preview import LUNG, SOFT_TISSUE, _window, write_preview
@@ -115,8 +117,9 @@ def test_ct_has_a_window_and_others_percentiles() -> None:
     assert high == pytest.approx(2.58, abs=0.4)
 
 
-@for_each("shape", [(1, 40, 30), (40, 1, 30), (300, 4, 4), (4, 300, 300)])
-@for_each("value", [0, 1])
+@for_each(
+    ("shape", "value"), [((1, 40, 30), 0), ((1, 40, 30), 1), ((40, 1, 30), 1), ((300, 4, 4), 1), ((4, 300, 300), 0)]
+)
 def test_pictures_of_any_shape_are_of_bounded_size(tmp_path: Path, shape: tuple[int, ...], value: int) -> None:
     made = Segmentation.from_properties(np.full(shape, value, np.uint8), {"spacing": (1, 1, 1)}, DATASET)
     write_preview(made, np.zeros(shape, np.float32), tmp_path / "x.png", title="case")
@@ -139,13 +142,13 @@ def test_a_2d_image_is_shown_as_it_is_stored(tmp_path: Path) -> None:
 def test_more_classes_than_fit_are_counted(tmp_path: Path) -> None:
     """Where the legend ends, another class changes the number, and the picture does not grow."""
     sizes = []
-    for count in (50, 200, 400):
+    for count in (200, 400):
         labels = (np.arange(24**3).reshape(24, 24, 24) % (count + 1)).astype(np.uint16)
         dataset = {"labels": {"background": 0, **{f"class {i}": i for i in range(1, count + 1)}}}
         made = Segmentation.from_properties(labels, {"spacing": (1, 1, 1)}, dataset)
         write_preview(made, labels.astype(np.float32), tmp_path / "x.png")
         sizes.append(imread(tmp_path / "x.png").shape)
-    assert sizes[1] == sizes[2]
+    assert sizes[0] == sizes[1]
 
 
 def test_another_image_is_refused_and_a_full_disk_leaves_nothing(tmp_path: Path, room_for: Callable) -> None:
@@ -157,15 +160,10 @@ def test_another_image_is_refused_and_a_full_disk_leaves_nothing(tmp_path: Path,
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.process
-def test_pyplot_with_its_global_state_is_not_used(tmp_path: Path) -> None:
-    code = (
-        "import sys, numpy as np\nfrom pathlib import Path\n"
-        "from stunet.results.preview import write_preview\nfrom stunet.results.segmentation import Segmentation\n"
-        "labels = np.ones((4, 5, 6), np.uint8)\n"
-        "made = Segmentation.from_properties(labels, {'spacing': (1, 1, 1)}, {'labels': {'background': 0, 'a': 1}})\n"
-        f"write_preview(made, labels * 1.0, Path({str(tmp_path / 'x.png')!r}))\n"
-        "raise SystemExit('matplotlib.pyplot' in sys.modules)"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True)
+def test_pyplot_with_its_global_state_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)  # from now on, to import it is an error
+    monkeypatch.delattr(matplotlib, "pyplot", raising=False)
+    again = runpy.run_path(preview.__file__)
+    made, image = body()
+    again["write_preview"](made, image, tmp_path / "x.png")
     assert (tmp_path / "x.png").exists()

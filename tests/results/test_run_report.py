@@ -64,7 +64,7 @@ def test_unknown_stages_are_a_mistake_of_ours() -> None:
 def test_memory_is_counted_in_gigabytes() -> None:
     if not Path("/proc/self/status").exists():
         pytest.skip("the kernel's own number is Linux's")
-    block = b"x" * 400_000_000
+    block = b"x" * 200_000_000
     kernel = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
     assert len(block) / 1e9 < int(kernel[1]) * 1024 / 1e9 <= peak_gb() * 1.05
     assert peak_gb() < 64
@@ -72,7 +72,7 @@ def test_memory_is_counted_in_gigabytes() -> None:
 
 @pytest.mark.process
 def test_the_memory_of_a_process_that_started_this_one_is_not_counted() -> None:
-    block = b"x" * 400_000_000
+    block = b"x" * 200_000_000
     code = "from stunet.results.run_report import peak_gb; print(peak_gb())"
     started = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert float(started.stdout) < len(block) / 1e9

@@ -26,7 +26,7 @@ def trainer_of(planned: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         if labels:
             description |= {"labels": labels, "regions_class_order": [1, 2]}
         plan = read_plan(plan_path(planned, "STUNetPlans_T"))
-        plans = derive(plan, description, overrides={"batch_size": 3, **values}).to_json()
+        plans = derive(plan, description, stages=3, overrides={"batch_size": 3, **values}).to_json()
         trainer = STUNetTrainer(plans, configuration, 0, description, torch.device("cpu"))
         trainer.initialize()
         trainer.set_deep_supervision_enabled(trainer.enable_deep_supervision)

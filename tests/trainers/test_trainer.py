@@ -27,7 +27,7 @@ from stunet.trainers.trainer import BaseTrainer
 from stunet.workspace import BEST, LATEST
 from tests.loops import for_each
 
-SHORT = {"num_epochs": 2, "num_iterations_per_epoch": 3, "num_val_iterations_per_epoch": 1, "batch_size": 2}
+SHORT = {"num_epochs": 2, "num_iterations_per_epoch": 2, "num_val_iterations_per_epoch": 1, "batch_size": 2}
 
 
 def make_trainer(dataset: str, results: Path, monkeypatch: pytest.MonkeyPatch, **overrides: Any) -> STUNetTrainer:
@@ -58,6 +58,13 @@ class StopAt(NullListener):
             trainer.request_stop()
 
 
+def stop_at(trainer: BaseTrainer, phase: str, epoch: int, done: int) -> None:
+    trainer.configure(listener=StopAt(phase, epoch, done))
+    with pytest.raises(Interrupted) as caught:
+        trainer.run_training()
+    assert caught.value.exit_code == 75
+
+
 def test_a_training_value_that_nobody_knows_is_refused(
     planned: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -73,45 +80,56 @@ class Terminal(io.StringIO):
         return True
 
 
-def test_a_stopped_run_continues_exactly(planned: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = make_trainer(planned, tmp_path / "whole", monkeypatch)
-    with monkeypatch.context() as shown:
-        shown.setattr("sys.stderr", terminal := Terminal())
-        shown.setenv("TERM", "xterm")
-        whole.configure(listener=TrainingProgress())
-        whole.run_training()
-    bars, lines = terminal.getvalue(), re.findall(r"epoch \d/2  loss \S+  validation \S+  Dice", terminal.getvalue())
+@pytest.fixture(scope="module")
+def shown_run(planned: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[STUNetTrainer, str]:
+    """A trainer after its whole training, and what the training wrote on a terminal."""
+    with pytest.MonkeyPatch.context() as patch:
+        trainer = make_trainer(planned, tmp_path_factory.mktemp("whole"), patch)
+        patch.setattr("sys.stderr", terminal := Terminal())
+        patch.setenv("TERM", "xterm")
+        trainer.configure(listener=TrainingProgress())
+        trainer.run_training()
+    return trainer, terminal.getvalue()
+
+
+@pytest.fixture
+def whole(shown_run: tuple[STUNetTrainer, str]) -> STUNetTrainer:
+    return shown_run[0]
+
+
+def test_a_terminal_shows_the_bars_and_a_line_for_each_epoch(shown_run: tuple[STUNetTrainer, str]) -> None:
+    lines = re.findall(r"epoch \d/2  loss \S+  validation \S+  Dice", shown_run[1])
     assert [line[:9] for line in lines] == ["epoch 1/2", "epoch 2/2"]
-    assert "epoch 2/2 validation" in bars
-    for stop in (("train", 1, 1), ("train", 0, 3), ("validation", 1, 1)):
-        results = tmp_path / str(stop)
-        stopped = make_trainer(planned, results, monkeypatch)
-        stopped.configure(listener=StopAt(*stop))
-        with pytest.raises(Interrupted) as caught:
-            stopped.run_training()
-        assert caught.value.exit_code == 75
-        assert not torch.equal(weights(stopped), weights(whole)) or stop[0] == "validation"
-
-        resumed = make_trainer(planned, results, monkeypatch)
-        resumed.load_checkpoint(str(Path(resumed.output_folder) / "checkpoint_latest.pth"))
-        assert resumed.current_epoch == stop[1]
-        resumed.run_training()
-        assert torch.equal(weights(resumed), weights(whole))
-        for key in ("train_losses", "val_losses", "mean_fg_dice", "ema_fg_dice", "lrs"):
-            assert resumed.logger.get_value(key, None) == whole.logger.get_value(key, None)
-        assert sorted(p.name for p in Path(resumed.output_folder).glob("*.pth")) == [
-            "checkpoint_best.pth",
-            "checkpoint_final.pth",
-        ]
+    assert "epoch 2/2 validation" in shown_run[1]
 
 
-def test_worker_processes_change_nothing(planned: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    alone = make_trainer(planned, tmp_path / "0", monkeypatch, num_epochs=1)
-    alone.run_training()
+def test_a_stopped_run_continues_exactly(
+    planned: str, whole: STUNetTrainer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = make_trainer(planned, tmp_path, monkeypatch)
+    for stop in (("train", 0, 2), ("train", 1, 1), ("validation", 1, 1)):
+        stop_at(trainer, *stop)
+        assert not torch.equal(weights(trainer), weights(whole)) or stop[0] == "validation"
+        trainer = make_trainer(planned, tmp_path, monkeypatch)
+        trainer.load_checkpoint(str(Path(trainer.output_folder) / "checkpoint_latest.pth"))
+        assert trainer.current_epoch == stop[1]
+    trainer.run_training()
+    assert torch.equal(weights(trainer), weights(whole))
+    for key in ("train_losses", "val_losses", "mean_fg_dice", "ema_fg_dice", "lrs"):
+        assert trainer.logger.get_value(key, None) == whole.logger.get_value(key, None)
+    assert sorted(p.name for p in Path(trainer.output_folder).glob("*.pth")) == [
+        "checkpoint_best.pth",
+        "checkpoint_final.pth",
+    ]
+
+
+def test_worker_processes_change_nothing(
+    planned: str, whole: STUNetTrainer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("nnUNet_n_proc_DA", "2")
-    helped = make_trainer(planned, tmp_path / "2", monkeypatch, num_epochs=1)
-    helped.run_training()
-    assert torch.equal(weights(helped), weights(alone))
+    helped = make_trainer(planned, tmp_path, monkeypatch)
+    stop_at(helped, "validation", 1, 1)
+    assert torch.equal(weights(helped), weights(whole))
 
 
 def test_another_seed_is_another_run(planned: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -130,7 +148,7 @@ def test_checkpoints_need_no_pickle_and_no_trainer_of_ours(
 ) -> None:
     from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
-    trainer = make_trainer(planned, tmp_path, monkeypatch, num_epochs=1)
+    trainer = make_trainer(planned, tmp_path, monkeypatch, num_epochs=1, num_iterations_per_epoch=1)
     trainer.run_training()
     file = Path(trainer.output_folder) / "checkpoint_final.pth"
     content = torch.load(file, weights_only=True)  # without any allow-list
@@ -259,13 +277,11 @@ def test_every_head_has_its_target_for_any_number_of_stages(
 def test_a_second_stop_whileto_replay_steps_are_replayed_loses_none(
     planned: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = make_trainer(planned, tmp_path, monkeypatch)
-    first.configure(listener=StopAt("train", 0, 2))
-    with pytest.raises(Interrupted):
-        first.run_training()
+    first = make_trainer(planned, tmp_path, monkeypatch, num_iterations_per_epoch=3)
+    stop_at(first, "train", 0, 2)
     file = Path(first.output_folder) / LATEST
     before = torch.load(file, weights_only=True)
-    again = make_trainer(planned, tmp_path, monkeypatch)
+    again = make_trainer(planned, tmp_path, monkeypatch, num_iterations_per_epoch=3)
     again.load_checkpoint(str(file))
     again.request_stop()
     with pytest.raises(Interrupted):
@@ -311,10 +327,8 @@ class KillsLoader(NullListener):
 
 @pytest.mark.process
 def test_a_run_whose_loader_is_killed_keeps_its_state_and_continues_exactly(
-    planned: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    planned: str, whole: STUNetTrainer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = make_trainer(planned, tmp_path / "whole", monkeypatch)
-    whole.run_training()
     with monkeypatch.context() as patch:
         patch.setenv("nnUNet_n_proc_DA", "1")
         killed = make_trainer(planned, tmp_path / "killed", monkeypatch)
@@ -324,5 +338,5 @@ def test_a_run_whose_loader_is_killed_keeps_its_state_and_continues_exactly(
     resumed = make_trainer(planned, tmp_path / "killed", monkeypatch)
     resumed.load_checkpoint(str(Path(resumed.output_folder) / LATEST))
     assert (resumed.current_epoch, len(resumed.to_replay)) == (1, 1)
-    resumed.run_training()
+    stop_at(resumed, "validation", 1, 1)
     assert torch.equal(weights(resumed), weights(whole))

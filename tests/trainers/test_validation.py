@@ -256,7 +256,7 @@ def test_a_cascade_gets_nnunets_labels_on_its_grid_and_takes_them(
         assert len(np.unique(one)) > 1
 
 
-@for_each("there", [CASES[1:], [], None])
+@for_each("there", [CASES[1:], None])
 def test_a_next_stage_that_is_not_preprocessed_is_logged(planned: str, make: Make, there: list[str] | None) -> None:
     more = {
         "coarse": {"inherits_from": "3d_fullres", "next_stage": "fine"},

@@ -6,6 +6,7 @@ import os
 import pickle
 import zipfile
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -38,7 +39,13 @@ class Payload:
 
 
 def state(classes: int = 3, channels: int = 1, strides: list[list[int]] = STRIDES) -> dict[str, torch.Tensor]:
-    return build("T", strides, channels, classes).state_dict()
+    drawn = _drawn(classes, channels, tuple(map(tuple, strides)))
+    return {name: value.clone() for name, value in drawn.items()}
+
+
+@cache
+def _drawn(classes: int, channels: int, strides: tuple[tuple[int, ...], ...]) -> dict[str, torch.Tensor]:
+    return build("T", [list(stride) for stride in strides], channels, classes).state_dict()
 
 
 def plans(strides: list[list[int]] = STRIDES, name: str = NETWORK) -> dict:

@@ -118,7 +118,7 @@ class SeededBatches:
         self._iterator = None
 
 
-def share_of(batch_size: int, rank: int, processes: int) -> range:
+def positions_of(batch_size: int, rank: int, processes: int) -> range:
     """Return the positions of a batch that one process computes: the first ones get one more, as in nnU-Net."""
     each, more = divmod(batch_size, processes)
     start = rank * each + min(rank, more)
@@ -148,8 +148,8 @@ def split_batch(batch: dict[str, Any], count: int) -> list[dict[str, Any]]:
     Each knows the index of its `first` sample.
     """
     target = batch["target"]
-    shares = [share_of(len(batch["data"]), number, count) for number in range(count)]
-    cuts = [slice(share.start, share.stop) for share in shares]
+    parts = [positions_of(len(batch["data"]), number, count) for number in range(count)]
+    cuts = [slice(part.start, part.stop) for part in parts]
     return [
         {
             "data": batch["data"][cut],

@@ -1,7 +1,8 @@
 """Start a training from pre-trained weights: adapt them to the network, write them, and read them back.
 
 A Start is what a user names. It is read once in each process: `choose_heads` and `plan_entry` serve the plan, `preview`
-says what will be loaded before anything is written, and `begin` loads it into a trainer. Read next: finetuning.py.
+says what will be loaded before anything is written, and `start_from_weights` loads it into a trainer. Read next:
+finetuning.py.
 """
 
 import logging
@@ -134,10 +135,10 @@ def plan_entry(start: Start, heads: Heads, *, is_file: bool) -> StartingWeights:
 
 
 def preview(start: Start, plan: Plan, configuration: str, dataset_json: Mapping[str, Any]) -> TransferReport:
-    """Return what begin() will report; the weights are judged on a network without memory.
+    """Return what start_from_weights() will report; the weights are judged on a network without memory.
 
     Raises:
-        WeightsError: As for begin().
+        WeightsError: As for start_from_weights().
     """
     planned = plan.configuration(configuration)
     classes, images = head_classes(dataset_json["labels"]), len(_channels(dataset_json))
@@ -148,7 +149,7 @@ def preview(start: Start, plan: Plan, configuration: str, dataset_json: Mapping[
     return start.decide(network, plan, configuration, dataset_json).report
 
 
-def begin(trainer: BaseTrainer, start: Start) -> TransferReport:
+def start_from_weights(trainer: BaseTrainer, start: Start) -> TransferReport:
     """Start a trainer from the weights that its plan names; write the report and a first checkpoint to its folder.
 
     Raises:

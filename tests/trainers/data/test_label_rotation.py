@@ -45,7 +45,7 @@ def test_labels_equal_those_of_the_stock_transform(
     shape: tuple[int, ...], patch: tuple[int, ...], classes: int, changes: dict[str, Any]
 ) -> None:
     different, voxels = 0, 0
-    for seed in range(4):
+    for seed in range(2):
         sample = {"image": torch.randn(1, *shape[1:]), "segmentation": blobs(shape, classes, seed)}
         theirs, ours = (applied(transform, seed, **sample) for transform in transforms(patch, **changes))
         assert torch.equal(ours["image"], theirs["image"])
@@ -94,7 +94,7 @@ def test_the_whole_augmentation_gives_what_nnunets_gives(channels: int, more: di
     both = [stock(*arguments, **more), augmentation.build(stock, augmentation.REPLACED, *arguments, **more)]
     assert [type(t).__name__ for t in both[1].transforms].count("CornerVote") == 1
     moved = 0
-    for seed in range(12):
+    for seed in range(6):
         shape = (16, 30, 26) if dummy_2d else (22, 30, 26)
         sample = {"image": torch.randn(1, *shape), "segmentation": blobs((channels, *shape), 6, seed).clamp_(-1, 4)}
         theirs, ours = (applied(transform, seed, **sample) for transform in both)

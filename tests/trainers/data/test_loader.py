@@ -8,7 +8,7 @@ import pytest
 from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
 from nnunetv2.training.nnUNetTrainer import nnUNetTrainer as host
 
-from stunet.trainers.data.batches import share_of
+from stunet.trainers.data.batches import positions_of
 from stunet.trainers.data.loader import Aliases, SampleLoader
 from tests.loops import for_each
 
@@ -33,7 +33,7 @@ def test_each_process_shows_as_much_foreground_as_with_nnunet(
             trainer = SimpleNamespace(is_ddp=True, configuration_manager=plan, oversample_foreground_percent=share)
             host.nnUNetTrainer._set_batch_size_and_oversample(trainer)  # type: ignore[arg-type]
             theirs = loader(nnUNetDataLoader, trainer.batch_size, trainer.oversample_foreground_percent)
-            positions = share_of(batch_size, rank, processes)
+            positions = positions_of(batch_size, rank, processes)
             assert len(positions) == trainer.batch_size
             decided = []
             for ours.position in positions:

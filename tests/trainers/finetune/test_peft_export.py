@@ -1,7 +1,9 @@
 """Adapters as a PEFT folder: peft makes the trained network of it and the old weights, or it is not written."""
 
 import sys
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
@@ -53,6 +55,19 @@ def pretrained(path: Path, ndim: int = 3, seed: int = 0) -> STUNet:
 
 def trained(folder: Path, ndim: int = 3, fresh: tuple[str, ...] = HEADS) -> Path:
     """The checkpoint of three steps with adapters from base.safetensors, which is written as well."""
+    for name, content in _trained(ndim, fresh).items():
+        (folder / name).write_bytes(content)
+    return folder / "checkpoint.pth"
+
+
+@cache
+def _trained(ndim: int, fresh: tuple[str, ...]) -> dict[str, bytes]:
+    with TemporaryDirectory() as made:
+        train(Path(made), ndim, fresh)
+        return {path.name: path.read_bytes() for path in Path(made).iterdir()}
+
+
+def train(folder: Path, ndim: int, fresh: tuple[str, ...]) -> None:
     network = pretrained(folder / "base.safetensors", ndim)
     lora.add(network, 8, 0, fresh)  # 8 is more than the 4 channels of the first stage
     strategy = find("lora")
@@ -70,7 +85,6 @@ def trained(folder: Path, ndim: int = 3, fresh: tuple[str, ...] = HEADS) -> Path
         "stunet": {"fresh": list(fresh), "adapters": lora.adapters_state(network)},
     }
     save_checkpoint(content, folder / "checkpoint.pth")
-    return folder / "checkpoint.pth"
 
 
 @for_each(("ndim", "fresh"), [(3, HEADS), (2, HEADS), (3, (*HEADS, STEM, BIAS))])

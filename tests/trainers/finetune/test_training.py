@@ -19,7 +19,7 @@ from stunet.plans.derive import derive
 from stunet.plans.files import plan_path, read_plan
 from stunet.trainers.finetune import lora, strategies
 from stunet.trainers.finetune.peft_export import base_network, export_adapter
-from stunet.trainers.finetune.start import REPORT, Start, begin, choose_heads, plan_entry, preview
+from stunet.trainers.finetune.start import REPORT, Start, choose_heads, plan_entry, preview, start_from_weights
 from stunet.trainers.progress import NullListener
 from stunet.trainers.supervised import STUNetTrainer
 from stunet.weights.checkpoints import check_finite, load_safetensors, save_weights
@@ -91,9 +91,28 @@ class StopAt(NullListener):
             trainer.request_stop()
 
 
+def train_until(trainer: STUNetTrainer, listener: StopAt) -> None:
+    trainer.configure(listener=listener)
+    with pytest.raises(Interrupted):
+        trainer.run_training()
+
+
+class SaveAndStop(StopAt):
+    """Writes at one step what a stop there writes, lets the training go on, and stops it at another step."""
+
+    def __init__(self, path: Path, save: tuple[int, int], stop: tuple[int, int]) -> None:
+        super().__init__(*stop)
+        self.path, self.save = path, save
+
+    def step(self, trainer: Any, phase: str, done: int, loss: float) -> None:
+        if (trainer.current_epoch, done) == self.save and phase == "train":
+            trainer.write_checkpoint(self.path, trainer.current_epoch)
+        super().step(trainer, phase, done, loss)
+
+
 def test_training_starts_from_the_weights_and_says_what_it_took(make: Make, source: Path, planned: str) -> None:
     trainer = make("a", "ramp", source)
-    report = begin(trainer, Start(source))
+    report = start_from_weights(trainer, Start(source))
     given = state(trainer)
     folder = Path(trainer.output_folder)
     written = json.loads((folder / REPORT).read_text())
@@ -119,7 +138,7 @@ def test_another_file_than_the_plan_names_is_refused(make: Make, source: Path, t
     tensors, meta = load_safetensors(source)
     save_weights(source, {name: tensor + 1 for name, tensor in tensors.items()}, meta)
     with pytest.raises(WeightsError, match="is not the file that the plan starts from"):
-        begin(trainer, Start(source))
+        start_from_weights(trainer, Start(source))
 
 
 def test_weights_are_read_hashed_and_judged_once_however_often_they_are_asked(
@@ -140,7 +159,7 @@ def test_weights_are_read_hashed_and_judged_once_however_often_they_are_asked(
     start = Start(source)
     choose_heads(start, None, trainer.dataset_json)
     preview(start, trainer.plan, "3d_fullres", trainer.dataset_json)
-    begin(trainer, start)
+    start_from_weights(trainer, start)
     assert asked == judged == [source]
     sent = pickle.dumps(start)  # other processes read the file themselves
     assert pickle.loads(sent).path == source
@@ -168,46 +187,40 @@ def test_the_plan_and_its_name_say_where_a_training_starts(make: Make, source: P
 )
 def test_only_what_the_strategy_names_is_trained(make: Make, source: Path, strategy: str, parts: set[str]) -> None:
     trainer = make("a", strategy, source, num_epochs=1)
-    begin(trainer, Start(source))
+    start_from_weights(trainer, Start(source))
     before = state(trainer)
-    trainer.run_training()
-    after = torch.load(Path(trainer.output_folder) / FINAL, weights_only=True)["network_weights"]
+    train_until(trainer, StopAt(0, 1))
+    after = torch.load(Path(trainer.output_folder) / LATEST, weights_only=True)["network_weights"]
     assert set(after) == set(before)
     assert changed(before, after) == parts
 
 
 def test_the_encoder_rests_in_the_first_phase_and_trains_in_the_second(make: Make, source: Path) -> None:
-    trainer = make("a", "warmup", source, num_epochs=2)
-    begin(trainer, Start(source))
-    before = state(trainer)
-    trainer.configure(listener=StopAt(1, 1))
-    with pytest.raises(Interrupted):
-        trainer.run_training()
-    assert changed(before, state(trainer)) == set(strategies.ALL)
-    again = make("b", "warmup", source, num_epochs=2)
-    begin(again, Start(source))
-    again.configure(listener=StopAt(0, 2))
-    with pytest.raises(Interrupted):
-        again.run_training()
-    assert changed(before, state(again)) == {"decoder", "heads"}
+    trainer = make("a", "warmup", source, num_epochs=2, num_iterations_per_epoch=1)
+    start_from_weights(trainer, Start(source))
+    before, seen = state(trainer), dict[int, set[str]]()
+
+    class Watch(StopAt):
+        def step(self, trainer: Any, phase: str, done: int, loss: float) -> None:
+            seen.setdefault(trainer.current_epoch, changed(before, state(trainer)))
+            super().step(trainer, phase, done, loss)
+
+    train_until(trainer, Watch(1, 1))
+    assert seen == {0: {"decoder", "heads"}, 1: set(strategies.ALL)}
 
 
 OTHERS = [pytest.param(name, marks=pytest.mark.slow) for name in ("warmup", "layerwise", "quarter-3")]
 
 
 @pytest.mark.parametrize("strategy", ["sawtooth", "lora", *OTHERS])
-def test_a_stopped_fine_tuning_continues_exactly(make: Make, source: Path, strategy: str) -> None:
+def test_a_stopped_fine_tuning_continues_exactly(make: Make, source: Path, tmp_path: Path, strategy: str) -> None:
     whole = make("whole", strategy, source)
-    begin(whole, Start(source))
-    whole.run_training()
-    stopped = make("stopped", strategy, source)
-    begin(stopped, Start(source))
-    stopped.configure(listener=StopAt(2, 1))
-    with pytest.raises(Interrupted):
-        stopped.run_training()
-    resumed = make("stopped", strategy, source)
-    resumed.load_checkpoint(str(Path(resumed.output_folder) / LATEST))
-    resumed.run_training()
+    start_from_weights(whole, Start(source))
+    train_until(whole, SaveAndStop(tmp_path / LATEST, save=(2, 1), stop=(3, 2)))
+    resumed = make("resumed", strategy, source)
+    resumed.load_checkpoint(str(tmp_path / LATEST))
+    assert (resumed.current_epoch, len(resumed.to_replay)) == (2, 1)
+    train_until(resumed, StopAt(3, 2))
     assert not changed(state(whole), state(resumed))
     assert resumed.logger.get_value("lrs", None) == whole.logger.get_value("lrs", None)
 
@@ -215,8 +228,8 @@ def test_a_stopped_fine_tuning_continues_exactly(make: Make, source: Path, strat
 def test_what_the_adapters_learned_goes_on_the_weights_that_training_started_from(
     make: Make, source: Path, tmp_path: Path, peft: Any
 ) -> None:
-    trainer = make("a", "lora", source, num_epochs=1)
-    begin(trainer, Start(source))
+    trainer = make("a", "lora", source, num_epochs=1, num_iterations_per_epoch=1)
+    start_from_weights(trainer, Start(source))
     trainer.run_training()
     export_adapter(Path(trainer.output_folder) / FINAL, tmp_path / "adapter")
     network = base_network(tmp_path / "adapter", source)
@@ -226,9 +239,9 @@ def test_what_the_adapters_learned_goes_on_the_weights_that_training_started_fro
 
 
 def test_the_logged_rates_are_those_of_the_schedule(make: Make, source: Path) -> None:
-    trainer = make("a", "layerwise", source)
-    begin(trainer, Start(source))
-    trainer.run_training()
+    trainer = make("a", "layerwise", source, num_iterations_per_epoch=1)
+    start_from_weights(trainer, Start(source))
+    train_until(trainer, StopAt(3, 1))
     strategy = strategies.find("layerwise")
     expected = [1e-3 * strategies.rate(strategy, epoch, 4) for epoch in range(4)]
     assert trainer.logger.get_value("lrs", None) == pytest.approx(expected)
@@ -246,18 +259,18 @@ def test_a_preview_beside_a_cascade_is_what_training_reports(make: Make, source:
     plan = plan.with_configuration("3d_cascade_fullres", inherits_from="3d_fullres", previous_stage="3d_lowres")
     start = Start(source)
     report = preview(start, plan, "3d_fullres", trainer.dataset_json)
-    assert report == begin(trainer, start)
+    assert report == start_from_weights(trainer, start)
     assert not any(fate.kind == "inflated" for fate in report.tensors)
     of_cascade = preview(start, plan, "3d_cascade_fullres", trainer.dataset_json)
     assert sum(fate.kind == "inflated" for fate in of_cascade.tensors) == 2
 
 
 def test_the_same_schedule_without_weights_has_the_rate_of_training_from_scratch(make: Make) -> None:
-    trainer = make("a", "warmup", num_epochs=1)
-    assert trainer.plans_manager.plans_name == "STUNetPlans_T-warmup-epochs1-its2-valits1-bs2"
+    trainer = make("a", "warmup", num_epochs=1, num_iterations_per_epoch=1)
+    assert trainer.plans_manager.plans_name == "STUNetPlans_T-warmup-epochs1-its1-valits1-bs2"
     trainer.initialize()
     before = state(trainer)
-    trainer.run_training()
+    train_until(trainer, StopAt(0, 1))
     assert trainer.logger.get_value("lrs", None) == [1e-2]
     assert changed(before, state(trainer)) == set(strategies.ALL)  # nothing is pre-trained, so nothing is frozen
     assert make("b", "warmup", initial_lr=0.5).initial_lr == 0.5
@@ -265,7 +278,7 @@ def test_the_same_schedule_without_weights_has_the_rate_of_training_from_scratch
 
 def test_a_shallower_plan_takes_deeper_weights(make: Make, source: Path) -> None:
     trainer = make("a", "shallow", source, stages=5)
-    report = begin(trainer, Start(source))
+    report = start_from_weights(trainer, Start(source))
     assert report.coverage == 1
     assert len(trainer.bare_network().conv_blocks_context) == 5
     assert any(fate.kind == "unused" and report.part_of(fate) == "encoder 5" for fate in report.tensors)

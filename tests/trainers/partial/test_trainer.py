@@ -23,12 +23,13 @@ from stunet.plans.derive import derive
 from stunet.plans.files import plan_path, read_plan
 from stunet.plans.plan import Plan
 from stunet.runs.readiness import check_data
-from stunet.trainers.finetune.start import Start, begin, choose_heads, plan_entry
+from stunet.trainers.finetune.start import Start, choose_heads, plan_entry, start_from_weights
 from stunet.trainers.partial.trainer import STUNetPartialTrainer
+from stunet.workspace import FINAL
 
 LEAVES = ("spine", "liver", "spleen", "kidney_left", "kidney_right")
 KIDNEY = ("kidney_left", "kidney_right")
-SHORT = {"num_epochs": 1, "num_iterations_per_epoch": 2, "num_val_iterations_per_epoch": 2, "batch_size": 2}
+SHORT = {"num_epochs": 1, "num_iterations_per_epoch": 1, "num_val_iterations_per_epoch": 1, "batch_size": 2}
 NAME = "Dataset997_Parts"
 IGNORE = 7  # in label files: after five leaves and a set
 
@@ -220,7 +221,9 @@ def test_a_reused_head_is_the_pre_trained_one_until_it_is_trained(
     parts: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given = make_trainer(tmp_path / "given", monkeypatch)
-    given.run_training()
+    given.initialize()
+    given.on_train_start()  # writes what describes the model
+    given.save_checkpoint(str(Path(given.output_folder) / FINAL))
     weights = Path(given.output_folder_base)
     folder = workspace.preprocessed_dataset(parts)
     labels = {
@@ -244,7 +247,7 @@ def test_a_reused_head_is_the_pre_trained_one_until_it_is_trained(
         plans = derive(plan, trained, overrides=SHORT, weights=named, finetune="full").to_json()
         assert "-reuse-" in plans["plans_name"]
         trainer = STUNetPartialTrainer(plans, "3d_fullres", 0, dataset_json, torch.device("cpu"))
-        report = begin(trainer, start)
+        report = start_from_weights(trainer, start)
         assert report.heads.mode == "reuse"
         image = torch.randn(1, 1, 16, 24, 24)
         networks = [network.bare_network().eval() for network in (given, trainer)]
