@@ -20,7 +20,7 @@ from stunet.preprocessing.dataset import preprocessed_cases
 from stunet.provenance import training_record
 from stunet.trainers import steps
 from stunet.trainers.data import loader
-from stunet.trainers.data.batches import share_of
+from stunet.trainers.data.batches import positions_of
 from stunet.trainers.data.held_out import hold_out
 from stunet.trainers.distributed import sharding
 from stunet.trainers.pretexts import methods
@@ -137,7 +137,7 @@ class STUNetPretrainer(BaseTrainer):
 
     def _shares(self) -> list[int]:
         processes = sharding.world_size()
-        return [len(share_of(self.batch_size, rank, processes)) for rank in range(processes)]
+        return [len(positions_of(self.batch_size, rank, processes)) for rank in range(processes)]
 
     @staticmethod
     def _patches(part: dict) -> Patches:
