@@ -232,7 +232,7 @@ def _name(plan: Plan, root: str) -> str:
         root = re.sub(pattern, f"_{size}", root) if re.search(pattern, root) else f"{root}_{size}"
     start = [plan.finetune] if plan.finetune else []
     if weights := plan.weights:  # STU-Net-B.totalseg becomes totalseg: the name contains the size already
-        start += [weights.name.removeprefix(f"STU-Net-{size}.")] + [weights.head] * (weights.head != "slice")
+        start += [weights.name.removeprefix(f"STU-Net-{size}."), *weights.tags]
     tags = [settings.tag(key, value) for key, value in {**plan.set_for_training, **plan.set_for_plan}.items()]
     name = "-".join([root, *start, *tags])
     if len(name) <= NAME_LENGTH:

@@ -27,29 +27,50 @@ _OLD_NETWORK_KEYS = {
     "n_conv_per_stage_decoder", "num_pool_per_axis", "pool_op_kernel_sizes", "conv_kernel_sizes",
 }  # fmt: skip
 HINT = "correct the plans file, or make it again: stunet_plan_and_preprocess -d ... --no_pp"
+ENCODER_ALONE, WHOLE = "encoder", "all"
+TRANSFERS = (ENCODER_ALONE, WHOLE)  # what of pre-trained weights is taken: stem and encoder, or whatever fits
+CENTRE, AVERAGE = "centre", "average"
+INFLATIONS = (CENTRE, AVERAGE)  # how 2D kernels become 3D ones (weights/inflation.py)
 
 
 @dataclass(frozen=True)
 class StartingWeights:
     """The weights that training starts from: their name, and the SHA-256 of their file.
 
-    `head` is "slice" (its rows of the same classes), "reset", or "reuse": all of it, with its `classes`.
+    `head` is "slice" (its rows of the same classes), "reset", or "reuse": all of it, with its `classes`. `pretext` is
+    the method that trained them without labels. `transfer` is one of TRANSFERS; None: all, or for weights of a pretext
+    what their file says. `inflate` is one of INFLATIONS for 2D weights in a 3D network.
     """
 
     name: str
     sha256: str
     head: str
     classes: Sequence[str] | None = None
+    pretext: str | None = None
+    transfer: str | None = None
+    inflate: str | None = None
 
     @classmethod
     def read(cls, content: Mapping[str, Any]) -> "StartingWeights":
         """Return the weights that a plan holds in this form."""
-        return cls(content["name"], content["sha256"], content["head"], content.get("classes"))
+        optional = {key: content.get(key) for key in ("classes", "pretext", "transfer", "inflate")}
+        return cls(content["name"], content["sha256"], content["head"], **optional)
 
     def to_json(self) -> dict[str, Any]:
         """Return the weights in the form in which a plan holds them."""
-        content = {"name": self.name, "sha256": self.sha256, "head": self.head}
-        return content if self.classes is None else {**content, "classes": list(self.classes)}
+        content: dict[str, Any] = {"name": self.name, "sha256": self.sha256, "head": self.head}
+        if self.classes is not None:
+            content["classes"] = list(self.classes)
+        optional = {"pretext": self.pretext, "transfer": self.transfer, "inflate": self.inflate}
+        return content | {key: value for key, value in optional.items() if value is not None}
+
+    @property
+    def tags(self) -> list[str]:
+        """The parts of a plan's name that tell what is unusual about the weights and what is taken of them."""
+        # The heads of a pretext, or with the encoder alone, are new in any case: that is not worth a tag.
+        head = [] if self.head == "slice" or self.pretext or self.transfer == ENCODER_ALONE else [self.head]
+        inflate = [f"inflate-{self.inflate}"] if self.inflate else []
+        return [*filter(None, (self.pretext, self.transfer)), *head, *inflate]
 
 
 @dataclass(frozen=True)

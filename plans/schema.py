@@ -8,6 +8,7 @@ from typing import Any
 from stunet.kinds import INTENSITIES, ORIENTATIONS, PITCH, orientation
 from stunet.names import name
 from stunet.plans import settings
+from stunet.plans.plan import INFLATIONS, TRANSFERS
 from stunet.schema import (
     Check,
     anything,
@@ -65,7 +66,13 @@ _CONFIGURATION = table(
     others=True,
 )
 _WEIGHTS = table(
-    {"name": name, "sha256": text, "head": one_of("slice", "reset", "reuse")}, {"classes": list_of(text, least=1)}
+    {"name": name, "sha256": text, "head": one_of("slice", "reset", "reuse")},
+    {
+        "classes": list_of(text, least=1),
+        "pretext": name,
+        "transfer": one_of(*TRANSFERS),
+        "inflate": one_of(*INFLATIONS),
+    },
 )
 _TARGET = {
     "memory_gb": number(above=0, most=10_000),

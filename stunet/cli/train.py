@@ -8,6 +8,7 @@ from stunet.cli import common
 from stunet.cli.shown import Shown
 from stunet.errors import UsageError
 from stunet.plans import settings
+from stunet.plans.plan import INFLATIONS, TRANSFERS
 from stunet.runs.training import HEAD_MODES, TrainingRequest, train
 from stunet.sizes import SIZES
 
@@ -61,6 +62,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         choices=HEAD_MODES,
         help="the pre-trained head: all of it, its rows of the same classes, or none (default: slice if any)",
     )
+    parser.add_argument(
+        "--transfer",
+        choices=TRANSFERS,
+        help="what of the weights is taken, the encoder alone or all (default: all, or what their pre-training says)",
+    )
+    parser.add_argument(
+        "--inflate", choices=INFLATIONS, help="make 2D weights 3D: the kernel in the middle slice, or in all of them"
+    )
     parser.add_argument("--list", action="store_true", help="list the fine-tuning strategies and end")
     parser.add_argument("--dry_run", action="store_true", help="show what would be trained; write nothing")
     parser.add_argument(
@@ -112,6 +121,8 @@ def _request(args: argparse.Namespace) -> TrainingRequest:
         pretrained=args.pretrained,
         finetune=args.finetune,
         head=args.head,
+        transfer=args.transfer,
+        inflate=args.inflate,
         pretrained_weights=args.pretrained_weights,
         num_gpus=args.num_gpus,
         fsdp=args.fsdp,

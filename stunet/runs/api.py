@@ -82,6 +82,8 @@ def train(
     pretrained: str | Path | None = None,
     finetune: str | None = None,
     head: str | None = None,
+    transfer: str | None = None,
+    inflate: str | None = None,
     pretrained_weights: str | Path | None = None,
     num_gpus: int = 1,
     fsdp: bool = False,

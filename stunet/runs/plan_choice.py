@@ -4,7 +4,7 @@ Options that change a plan derive another one, whose name tells what differs; it
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,7 @@ from stunet.errors import DataError, UsageError, WeightsError, first_few
 from stunet.kinds import read_dataset_json
 from stunet.labels.annotations import Annotations, describe_trained_model, load_annotations
 from stunet.plans.files import list_planned, plan_path, read_plan
-from stunet.plans.plan import Plan
+from stunet.plans.plan import ENCODER_ALONE, Plan
 from stunet.runs.fetching import fetch_model
 from stunet.runs.listener import Listener
 from stunet.trainers.lookup import check_trainer, needed_trainer
@@ -145,10 +145,16 @@ def _from_weights(
 
     before = base.weights
     head = "reset" if request.pretrained_weights else request.head or (before.head if before else None)
-    heads = choose_heads(start, head, *data)
-    named = plan_entry(start, heads, is_file=Path(request.pretrained or request.pretrained_weights or "").exists())
+    transfer, inflate = request.transfer, request.inflate
+    if before and before.sha256 == start.sha256:
+        transfer, inflate = transfer or before.transfer, inflate or before.inflate
+    if (transfer or start.weights.transfers) == ENCODER_ALONE and not request.head:
+        head = None  # that of the base plan is not transferred
+    heads = choose_heads(start, head, *data, transfer)
+    is_file = Path(request.pretrained or request.pretrained_weights or "").exists()
+    named = plan_entry(start, heads, is_file=is_file, transfer=transfer, inflate=inflate)
     # Compared by hash: the same file may have another name now, and the plans would get another one with it.
-    if before and (before.sha256, before.head) == (start.sha256, heads.mode):
+    if before and replace(before, name=named.name, classes=named.classes) == named:
         named = before
     theirs = start.weights.network.size
     if size not in (None, theirs):

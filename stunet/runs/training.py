@@ -18,7 +18,7 @@ from stunet.files import json_differences, write_json
 from stunet.kinds import SUMMARY, read
 from stunet.labels.annotations import describe_trained_model
 from stunet.plans.files import list_plans, read_plan
-from stunet.plans.plan import Configuration, Plan
+from stunet.plans.plan import ENCODER_ALONE, INFLATIONS, TRANSFERS, Configuration, Plan
 from stunet.runs.devices import choose_device
 from stunet.runs.listener import Listener
 from stunet.runs.plan_choice import Choice, choose_plans, choose_trainer
@@ -50,6 +50,8 @@ class TrainingRequest:
         pretrained: Weights to start from: the name of a model, a file, or a folder.
         finetune: Name of a strategy; None: "ramp" with weights.
         head: What becomes of the pre-trained head: "reuse", "slice" or "reset"; None: "slice" if any class is known.
+        transfer: What of the weights is taken: "encoder" (and stem) or "all"; None: all, or what their pretext says.
+        inflate: How 2D weights become 3D ones: "centre" or "average"; None: they do not.
         pretrained_weights: As in nnU-Net: weights with its schedule and a new head.
         num_gpus: GPUs of this machine, or processes on the CPU.
         fsdp: Shard the network over the processes (FSDP2) instead of copying it (DDP).
@@ -76,6 +78,8 @@ class TrainingRequest:
     pretrained: str | Path | None = None
     finetune: str | None = None
     head: str | None = None
+    transfer: str | None = None
+    inflate: str | None = None
     pretrained_weights: str | Path | None = None
     num_gpus: int = 1
     fsdp: bool = False
@@ -257,7 +261,12 @@ def _check(request: TrainingRequest) -> None:
     Raises:
         UsageError: The first problem.
     """
-    for option, value, known in (("--size", request.size, SIZES), ("--head", request.head, HEAD_MODES)):
+    for option, value, known in (
+        ("--size", request.size, SIZES),
+        ("--head", request.head, HEAD_MODES),
+        ("--transfer", request.transfer, TRANSFERS),
+        ("--inflate", request.inflate, INFLATIONS),
+    ):
         if value is not None and value not in known:
             raise UsageError(f"{option} {value!r}{closest(str(value), list(known))}", f"one of {', '.join(known)}")
     if request.fold != "all" and (type(request.fold) is not int or request.fold < 0):
@@ -272,6 +281,13 @@ def _check(request: TrainingRequest) -> None:
         )
     if request.head and not request.pretrained:
         raise UsageError("--head says what becomes of pre-trained rows, and there are none", "add --pretrained")
+    for option, asked in (("--transfer", request.transfer), ("--inflate", request.inflate)):
+        if asked and not (request.pretrained or request.pretrained_weights):
+            raise UsageError(
+                f"{option} says what becomes of pre-trained weights, and there are none", "add --pretrained"
+            )
+    if request.transfer == ENCODER_ALONE and request.head not in (None, "reset"):
+        raise UsageError(f"--head {request.head} takes pre-trained rows, and --transfer encoder none", "one of them")
     if request.trainer:
         check_trainer(request.trainer)
     if request.num_gpus < 1:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from stunet.errors import UsageError, closest
 from stunet.labels.names import ClassMatch, match_classes
+from stunet.plans.plan import ENCODER_ALONE
 from stunet.weights.reading import Weights
 
 BACKGROUND = "background"
@@ -67,19 +68,27 @@ class Heads:
         return lines + [f"  {kind}: {'; '.join(found)}" for kind, found in (("merged", merged), ("new", new)) if found]
 
 
-def plan_heads(requested: str | None, weights: Weights, classes: Sequence[str] | None) -> Heads:
+def plan_heads(
+    requested: str | None, weights: Weights, classes: Sequence[str] | None, transfer: str | None = None
+) -> Heads:
     """Decide what `transfer` does with the heads.
 
     Args:
         requested: One of MODES, or None: slice if any class matches.
         classes: Name of each row of the network's heads; with a softmax, the background is first. To reuse a head, it
             must contain all of its classes.
+        transfer: What of the weights is taken, one of TRANSFERS; None: what they say.
 
     Raises:
-        UsageError: `requested` is not one of MODES, or the head to reuse does not fit the network.
+        UsageError: `requested` is not one of MODES, the head to reuse does not fit the network, or there are no rows of
+            classes to slice or reuse.
     """
     if requested is not None and requested not in MODES:
         raise UsageError(f"--head {requested!r} is unknown{closest(requested, list(MODES))}", ", ".join(MODES))
+    if why := _without_rows(weights, transfer or weights.transfers):
+        if requested not in (None, "reset"):
+            raise UsageError(f"--head {requested}, but {why}", "leave it out: the heads are new")
+        return Heads("reset", reason=f"as {why}")
     if requested == "reset":
         return Heads("reset", reason="as asked for")
     rows, reason = _match(weights, classes)
@@ -102,6 +111,13 @@ def plan_heads(requested: str | None, weights: Weights, classes: Sequence[str] |
         tuple(name for name in given if name not in used),
         warnings=tuple(_doubts(wanted)),
     )
+
+
+def _without_rows(weights: Weights, transfer: str) -> str | None:
+    """Return why no row is taken, whatever the classes; None if rows may be."""
+    if weights.pretext:
+        return f"the heads of {weights.pretext!r}, which trained the weights without labels, are of no classes"
+    return "only the encoder is transferred" if transfer == ENCODER_ALONE else None
 
 
 def _whole(rows: list[ClassMatch], moves: tuple[tuple[int, ...], ...], given: list[str], wanted: list[str]) -> Heads:

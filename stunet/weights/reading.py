@@ -18,7 +18,8 @@ from stunet.kinds import DATASET, MODEL, read
 from stunet.labels.names import head_classes
 from stunet.names import check_name
 from stunet.plans.files import read_plan
-from stunet.plans.plan import Configuration, Plan
+from stunet.plans.plan import WHOLE, Configuration, Plan
+from stunet.weights import nnssl
 from stunet.weights.checkpoints import is_safetensors, load_checkpoint, load_safetensors
 from stunet.weights.pickles import load_pickle
 from stunet.weights.recognition import recognise
@@ -31,6 +32,8 @@ class Weights:
 
     `kind` is a key of _READERS; `plan` has one configuration, `configuration`, with the network of the tensors;
     `dataset` is nnU-Net's dataset.json; `mirror_axes` is None if unknown, and empty if mirroring is known to be wrong.
+    `pretext` is the method that trained them without labels, whose heads are of no classes; None: labels did.
+    `transfers` is what such a method is meant to give, one of TRANSFERS.
     """
 
     path: Path
@@ -42,6 +45,8 @@ class Weights:
     dataset: dict[str, Any] | None = None
     mirror_axes: tuple[int, ...] | None = None
     entry: str | None = None
+    pretext: str | None = None
+    transfers: str = WHOLE
 
     @property
     def strides(self) -> list[list[int]] | None:
@@ -66,7 +71,12 @@ class Weights:
 
     @property
     def classes(self) -> list[str] | None:
-        """Class names in the order of the head's rows, background first; None for regions, which have no such row."""
+        """Class names in the order of the head's rows, background first.
+
+        None for regions, which have no such row, and for a pretext, whose rows are of no classes.
+        """
+        if self.pretext:
+            return None
         names = head_classes((self.dataset or {}).get("labels") or {})
         return names if "background" in names else None
 
@@ -86,6 +96,8 @@ def read_weights(path: Path) -> Weights:
     path = _checkpoint_in(path) if path.is_dir() else path
     kind, raw, content = _load(path)
     tensors = _official(raw, path)
+    if kind == "nnssl":
+        tensors = nnssl.unwrapped(tensors, content, path)
     weights = Weights(path, kind, tensors, recognise(tensors, path))
     try:
         weights = _READERS[kind](weights, content)
@@ -192,18 +204,20 @@ def _read_v2(weights: Weights, content: Mapping[str, Any]) -> Weights:
     # nnU-Net's None means no axes; only a missing key means that they are unknown.
     axes = content.get("inference_allowed_mirroring_axes", ...)
     weights = replace(weights, mirror_axes=None if axes is ... else _axes(axes or ()))
+    if "pretext" in (own := content.get("stunet") or {}):
+        pretext = nnssl.read_pretext(own["pretext"])
+        weights = replace(weights, pretext=pretext.method, transfers=pretext.transfers)
     return _described(weights, arguments.get("plans"), arguments.get("configuration"), arguments.get("dataset_json"))
 
 
 def _read_nnssl(weights: Weights, content: Mapping[str, Any]) -> Weights:
-    adaptation = content.get("nnssl_adaptation_plan") or {}
-    plan = Plan(adaptation.get("pretrain_plan") or (content.get("init_args") or {}).get("plan") or {})
-    if not plan.configurations:
-        return weights
-    name = plan.configurations[0]
-    arguments = adaptation.get("architecture_plans", {}).get("arch_kwargs") or {}
-    plan = plan.with_configuration(name, architecture={"arch_kwargs": arguments})
-    return _described(weights, plan.content, name, None)
+    own = content.get("stunet") or {}
+    pretext = nnssl.read_pretext(own["pretext"]) if own else nnssl.pretext_of_trainer(content.get("trainer_name"))
+    weights = replace(weights, pretext=pretext.method, transfers=pretext.transfers)
+    channels = {str(i): name for i, name in enumerate(own.get("channels") or ())}
+    planned = nnssl.pretrain_plan(content)
+    plan, name = planned or (Plan({}), None)
+    return _described(weights, plan.content, name, {"channel_names": channels} if channels else None)
 
 
 def _read_ours(weights: Weights, meta: Mapping[str, Any]) -> Weights:
@@ -263,6 +277,8 @@ def _described(weights: Weights, plans: Any, configuration: str | None, dataset:
 def _of_folder(weights: Weights) -> Weights:
     """Return the weights with the meaning given by the model folder around the file, if there is one."""
     folder = weights.path.parent.parent
+    if weights.kind == "nnssl":
+        return weights  # it is complete, and names its configuration in another way than the plans around it
     if not weights.path.parent.name.startswith("fold_") or not (folder / "plans.json").is_file():
         return weights
     plan, dataset = read_plan(folder / "plans.json"), read(folder / "dataset.json", DATASET)

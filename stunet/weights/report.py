@@ -3,9 +3,9 @@
 Every tensor of the network and of the weights has one fate:
 
     copied     unchanged
-    inflated   input convolutions whose number of channels differs
+    inflated   input convolutions whose number of channels differs, and 2D kernels that became 3D ones
     head       rows by class name, or as initialised
-    missing    keeps its initialisation: not in the weights, or of another shape
+    missing    keeps its initialisation: not in the weights, of another shape, or not to be transferred
     unused     only in the weights
 
 transfer.py decides; heads.py has the rows of the classes.
@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from stunet.architectures.base import DECODER, ENCODER, UPSAMPLING, Architecture
+from stunet.plans.plan import ENCODER_ALONE, WHOLE
 from stunet.weights.heads import Heads
 
 KINDS = ("copied", "inflated", "head", "missing", "unused")
@@ -54,6 +55,9 @@ class TransferReport:
         warnings: What users should know before training.
         tensors: One fate per tensor of the network, then those left over in the weights.
         architecture: Of the network, which says where a tensor belongs.
+        origin: How a pretext trained the weights; None for others.
+        transfer: What was taken, one of TRANSFERS.
+        inflate: How 2D kernels became 3D ones, one of INFLATIONS.
     """
 
     weights: str
@@ -64,6 +68,9 @@ class TransferReport:
     warnings: tuple[str, ...]
     tensors: tuple[Fate, ...]
     architecture: Architecture
+    origin: str | None = None
+    transfer: str = WHOLE
+    inflate: str | None = None
 
     @property
     def fresh(self) -> frozenset[str]:
@@ -90,11 +97,20 @@ class TransferReport:
         """Return what the table does not tell."""
         name = f"{self.entry}, " if self.entry else ""
         loaded = f"weights: {name}{self.weights}; {self.coverage:.1%} of the encoder loaded"
-        notes = dict.fromkeys(fate.note for fate in self.tensors if fate.kind == "inflated")
-        return [loaded, *(f"input: {note}" for note in notes), *self.heads.lines()]
+        lines = [loaded, f"pre-training: {self.origin}"] if self.origin else [loaded]
+        if self.transfer == ENCODER_ALONE:
+            lines.append("transferred: stem and encoder; decoder and upsampling are initialised at random")
+        if self.inflate:
+            lines.append(f"kernels: 2D, made 3D by {self.inflate!r}")
+        # Only those of the input have a note.
+        notes = dict.fromkeys(fate.note for fate in self.tensors if fate.kind == "inflated" and fate.note)
+        return [*lines, *(f"input: {note}" for note in notes), *self.heads.lines()]
 
     def to_json(self) -> dict[str, Any]:
         """Return the content of transfer_report.json."""
         tensors = [asdict(fate) for fate in self.tensors]
         own = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "architecture"}
+        # Reports of weights that labels trained are as they were before there were others.
+        usual = {"origin": None, "transfer": WHOLE, "inflate": None}
+        own = {key: value for key, value in own.items() if key not in usual or value != usual[key]}
         return {**own, "heads": asdict(self.heads), "tensors": tensors}

@@ -18,8 +18,10 @@ from torch import Tensor, nn
 
 from stunet.architectures.base import HEADS, Architecture, Recognised
 from stunet.errors import UsageError, WeightsError
+from stunet.plans.plan import ENCODER_ALONE, INFLATIONS, TRANSFERS
 from stunet.weights.checkpoints import check_finite
 from stunet.weights.heads import Heads, plan_heads, take_rows
+from stunet.weights.inflation import inflate_depth, inflated_shape, of_slice
 from stunet.weights.mapped import release
 from stunet.weights.reading import Weights
 from stunet.weights.recognition import recognise
@@ -31,6 +33,7 @@ GAPS_SHOWN = 3
 SPACING_FACTOR = 1.5  # on any axis; beyond it, structures clearly differ in size in voxels from those of the weights
 CONTRAST = 2.0  # ratio of CT scales above which a warning is due
 ABSENT = "not in the weights"
+LEFT_OUT = "not transferred"
 
 
 def transfer(network: nn.Module, weights: Weights, **options: Any) -> TransferReport:
@@ -55,6 +58,8 @@ def decide(
     cascade_channels: int = 0,
     head: str | None = None,
     stem: str = "repeat",
+    transfer: str | None = None,
+    inflate: str | None = None,
     sha256: str | None = None,
 ) -> "Transfer":
     """Decide what of the weights fits into a network, and read them through once; nothing is loaded.
@@ -69,16 +74,24 @@ def decide(
         spacing: The plan's, in mm, array order.
         cascade_channels: One-hot channels in its input, after the image channels; their weights start as zeros.
         head: One of heads.MODES, or None: slice if any class matches.
-        stem: How to handle image channels other than the weights', one of STEMS; see `inflate`.
+        stem: How to handle image channels other than the weights', one of STEMS; see `inflate_channels`.
+        transfer: What is taken: "encoder" (with its stem), or "all" that fits; None: what the weights say.
+        inflate: How 2D weights become 3D ones, one of INFLATIONS; None: they do not.
         sha256: Hash of the weights' file, for the report.
 
     Raises:
-        UsageError: `head` or `stem` is unknown.
+        UsageError: `head`, `stem`, `transfer` or `inflate` is unknown, or is not possible with these weights.
         WeightsError: The network is of another architecture, size or number of axes than the weights; less than
             90 % of its encoder would be loaded; the weights contain NaN or infinity.
     """
-    if stem not in STEMS:
-        raise UsageError(f"unknown stem {stem!r}", f"one of {', '.join(STEMS)}")
+    for what, value, known in (
+        ("stem", stem, STEMS),
+        ("transfer", transfer, TRANSFERS),
+        ("inflate", inflate, INFLATIONS),
+    ):
+        if value is not None and value not in known:
+            raise UsageError(f"unknown {what} {value!r}", f"one of {', '.join(known)}")
+    transfer = transfer or weights.transfers
     architecture = weights.network.architecture
     if not architecture.built(network):
         raise WeightsError(
@@ -90,23 +103,37 @@ def decide(
     target = recognise(state, weights.path)
     if classes is not None and len(classes) != target.classes:
         raise ValueError(f"{len(classes)} names for the {target.classes} rows of the network's heads")
-    _check_same_network(target, weights)
-    heads = plan_heads(head, weights, classes)
-    match = _Match(weights, target, heads, target.channels - cascade_channels, stem)
+    _check_same_network(target, weights, inflate)
+    heads = plan_heads(head, weights, classes, transfer)
+    match = _Match(weights, target, heads, target.channels - cascade_channels, stem, transfer, inflate)
     fates = [match.fate(name, drawn) for name, drawn in state.items()]
     loaded = {fate.target: fate.source for fate in fates if fate.target and fate.source}
     left = weights.tensors.keys() - set(loaded.values())
     fates += [Fate(None, name, "unused", given.numel()) for name, given in weights.tensors.items() if name in left]
     coverage = _coverage(fates, architecture, min(target.stages, weights.network.stages), weights.path)
     check_finite({source: weights.tensors[source] for source in loaded.values()}, weights.path, architecture)
+    strides = architecture.strides(network)
+    if inflate:  # nothing that 2D weights have learned depends on the depth
+        strides, spacing = of_slice(strides), spacing[1:] if spacing else None
     warnings = (
-        *_stride_warnings(architecture.strides(network), weights),
+        *_stride_warnings(strides, weights),
         *_input_warnings(weights, channels, normalization, spacing),
         *_contrast_warnings(weights, normalization, intensities),
         *heads.warnings,
     )
-    entry = weights.entry
-    report = TransferReport(str(weights.path), sha256, entry, coverage, heads, warnings, tuple(fates), architecture)
+    report = TransferReport(
+        str(weights.path),
+        sha256,
+        weights.entry,
+        coverage,
+        heads,
+        warnings,
+        tuple(fates),
+        architecture,
+        _origin(weights),
+        transfer,
+        inflate,
+    )
     return Transfer(report, loaded, match)
 
 
@@ -138,7 +165,17 @@ class Transfer:
             release(given[source])
 
 
-def inflate(weight: Tensor, images: int, cascade: int, stem: str = "repeat") -> Tensor:
+def _origin(weights: Weights) -> str | None:
+    """Return what is known of a training without labels: its method, and the images that it saw."""
+    if weights.pretext is None:
+        return None
+    channels = ", ".join(weights.channels or ()) or f"{weights.network.channels} channel(s)"
+    spacing = f"at {' x '.join(f'{pitch:g}' for pitch in weights.spacing)} mm" if weights.spacing else ""
+    schemes = ", ".join(dict.fromkeys(weights.normalization or ()))
+    return ", ".join(filter(None, (weights.pretext, f"images of {channels}", spacing, schemes)))
+
+
+def inflate_channels(weight: Tensor, images: int, cascade: int, stem: str = "repeat") -> Tensor:
     """Turn weights (C', C, ...) of an input convolution into (C', images + cascade, ...), zeros for one-hot channels.
 
     With "repeat", every image channel gets the sum over C divided by the number of image channels. If all channels show
@@ -175,6 +212,8 @@ class _Match:
     heads: Heads
     images: int  # channels of the network's input without one-hot channels
     stem: str
+    transfer: str
+    inflate: str | None
 
     @property
     def given(self) -> int:
@@ -192,13 +231,16 @@ class _Match:
         size, head = drawn.numel(), self.architecture.place(name).part == HEADS
         if head and self.heads.mode == "reset":
             return Fate(name, None, "head", size, note="as drawn")
+        if self.transfer == ENCODER_ALONE and not self.architecture.is_encoder(name):
+            return Fate(name, None, "missing", size, note=LEFT_OUT)
         source = self._source(name)
         value = self.weights.tensors.get(source)
         if value is None:
             return Fate(name, None, "missing", size, note=ABSENT)
+        shape = inflated_shape(value.shape) if self.inflate else value.shape
         free = 0 if head else 1 if name in self.architecture.inputs else None  # the axis that may differ in length
-        if _besides(free, value.shape) != _besides(free, drawn.shape):
-            shapes = f"{tuple(value.shape)} instead of {tuple(drawn.shape)}"
+        if _besides(free, shape) != _besides(free, drawn.shape):
+            shapes = f"{tuple(shape)} instead of {tuple(drawn.shape)}"
             return Fate(name, None, "missing", size, note=shapes)
         if free == 0:
             # New rows of a reused head come from the background's: filled, but not trained for their class.
@@ -207,17 +249,24 @@ class _Match:
         if free == 1 and not value.shape[1] == self.given == self.images == drawn.shape[1]:
             known = size * min(self.given, self.images) // drawn.shape[1]
             return Fate(name, source, "inflated", size, known, self._inflation(drawn.shape[1] - self.images))
+        if shape != value.shape:
+            # Trained for what they do, so a strategy that keeps what is pre-trained keeps them.
+            return Fate(name, source, "inflated", size, size)
         return Fate(name, source, "copied", size, size)
 
     def value(self, name: str, source: str, drawn: Tensor) -> Tensor:
         """Return the new value of a tensor of the network, currently `drawn`."""
         value = self.weights.tensors[source]
+        if self.inflate:
+            value = inflate_depth(value.to(drawn), self.inflate)
         if self.architecture.place(name).part == HEADS:
             rows = take_rows(drawn, value, self.heads.moves)
             return rows + rows.new_tensor(self.heads.added) if self.heads.added and name.endswith("bias") else rows
         if name in self.architecture.inputs:
             # Without the one-hot channels of the weights' own cascade, whose labels were others.
-            return inflate(value[:, : self.given].to(drawn), self.images, drawn.shape[1] - self.images, self.stem)
+            return inflate_channels(
+                value[:, : self.given].to(drawn), self.images, drawn.shape[1] - self.images, self.stem
+            )
         return value
 
     def _source(self, name: str) -> str:
@@ -237,12 +286,16 @@ def _besides(axis: int | None, shape: Sequence[int]) -> list[int]:
     return [length for n, length in enumerate(shape) if n != axis]
 
 
-def _check_same_network(target: Recognised, weights: Weights) -> None:
-    given = weights.network
-    if given.ndim != target.ndim:
+def _check_same_network(target: Recognised, weights: Weights, inflate: str | None) -> None:
+    given, what = weights.network, f"{str(weights.path)!r} holds {weights.network.ndim}D weights"
+    if inflate and (given.ndim, target.ndim) != (2, 3):
+        raise UsageError(
+            f"--inflate makes 2D weights 3D, but {what}, and the plan's network is {target.ndim}D", "leave it out"
+        )
+    if given.ndim != target.ndim and not inflate:
         raise WeightsError(
-            f"{str(weights.path)!r} holds {given.ndim}D weights, and the plan's network is {target.ndim}D",
-            "-c 2d for 2D weights" if given.ndim == 2 else "-c 3d_fullres for 3D weights",
+            f"{what}, and the plan's network is {target.ndim}D",
+            "--inflate average makes them 3D, or -c 2d" if given.ndim == 2 else "-c 3d_fullres for 3D weights",
         )
     if given.arguments != target.arguments:
         raise WeightsError(

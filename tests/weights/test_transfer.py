@@ -22,7 +22,7 @@ from stunet.weights.checkpoints import save_weights
 from stunet.weights.reading import Weights, read_weights
 from stunet.weights.recognition import recognise
 from stunet.weights.report import KINDS, TransferReport
-from stunet.weights.transfer import inflate, transfer, verify
+from stunet.weights.transfer import inflate_channels, transfer, verify
 from tests.loops import for_each
 
 NAMES = ["background", "spleen", "kidney_left", "kidney_right", "liver", "stomach"]
@@ -166,16 +166,16 @@ def test_the_response_to_equal_channels_survives_any_way_of_channel_numbers(chan
     x = torch.randn(2, 1, 6, 6, 6, dtype=torch.float64, generator=generator)
     expected = F.conv3d(x.expand(-1, channels[0], -1, -1, -1), weight)
     for count in channels[1:]:
-        weight = inflate(weight, count, 0)
+        weight = inflate_channels(weight, count, 0)
         torch.testing.assert_close(F.conv3d(x.expand(-1, count, -1, -1, -1), weight), expected)
 
 
 def test_first_keeps_the_first_channels_and_adds_zeros() -> None:
     weight = torch.randn(4, 2, 3, 3, 3)
-    more = inflate(weight, 3, 0, "first")
+    more = inflate_channels(weight, 3, 0, "first")
     assert torch.equal(more[:, :2], weight)
     assert not more[:, 2].any()
-    assert torch.equal(inflate(weight, 1, 0, "first"), weight[:, :1])
+    assert torch.equal(inflate_channels(weight, 1, 0, "first"), weight[:, :1])
 
 
 @for_each("stem", ["repeat", "first"])

@@ -61,6 +61,8 @@ def export_adapter(source: Path, target: Path) -> None:
     norms = {name: _norm(base[name.replace(DOWN, ".weight")]) for name in written if name.endswith(DOWN)}
     with atomic_folder(target) as part:
         meta = {"network": _arguments(weights), "norms": norms}
+        if way := weights.plan.weights.inflate:
+            meta["inflate"] = way
         save_weights(part / FILE, {PREFIX + name: value for name, value in written.items()}, meta)
         _config(peft, written, weights.plan.weights.name).save_pretrained(part)
         write_json(part / "plans.json", weights.plan.content)
@@ -82,7 +84,8 @@ def base_network(folder: Path, weights: Path) -> nn.Module:
     if not meta:
         raise WeightsError(f"{str(folder)!r} was not written by stunet", "build the network with stunet.networks")
     network = _build(meta["network"])
-    transfer(network, read_weights(weights), head="reset")
+    # All of it, and what training did not take is replaced: the adapter holds those tensors whole.
+    transfer(network, read_weights(weights), head="reset", transfer="all", inflate=meta.get("inflate"))
     state = network.state_dict()
     for name, norm in meta["norms"].items():
         if not math.isclose(_norm(state[name.replace(DOWN, ".weight")]), norm, rel_tol=SAME_NORM):

@@ -89,7 +89,11 @@ class Start:
 
 
 def choose_heads(
-    start: Start, head: str | None, dataset_json: Mapping[str, Any], annotations: Annotations | None = None
+    start: Start,
+    head: str | None,
+    dataset_json: Mapping[str, Any],
+    annotations: Annotations | None = None,
+    transfer: str | None = None,
 ) -> Heads:
     """Return what becomes of the weights' heads.
 
@@ -98,9 +102,11 @@ def choose_heads(
         head: "reuse", "slice", "reset", or None for what suits the classes.
         dataset_json: nnU-Net's description of the dataset to train on.
         annotations: The dataset's annotations, if its cases annotate different classes.
+        transfer: What of the weights is taken, one of TRANSFERS; None: what they say.
 
     Raises:
         WeightsError: The weights cannot be read.
+        UsageError: The weights have no rows of classes to slice or reuse.
         DataError: The classes of the dataset cannot be expressed in those of the weights.
     """
     weights = start.weights
@@ -110,10 +116,12 @@ def choose_heads(
             annotations = annotations.map_to_head([name for name in weights.classes if name != BACKGROUND])
     if annotations is not None:
         dataset_json = annotations.model_description(dataset_json)
-    return plan_heads(head, weights, head_classes(dataset_json["labels"]))
+    return plan_heads(head, weights, head_classes(dataset_json["labels"]), transfer)
 
 
-def plan_entry(start: Start, heads: Heads, *, is_file: bool) -> StartingWeights:
+def plan_entry(
+    start: Start, heads: Heads, *, is_file: bool, transfer: str | None = None, inflate: str | None = None
+) -> StartingWeights:
     """Return the weights as a plan names them.
 
     If the head is used whole, its classes are included: annotations.py derives the trained ones from them.
@@ -122,6 +130,8 @@ def plan_entry(start: Start, heads: Heads, *, is_file: bool) -> StartingWeights:
         start: The weights.
         heads: The result of choose_heads().
         is_file: The user named a file, of which others may share the name.
+        transfer: What of the weights is taken, one of TRANSFERS; None: what they say.
+        inflate: How 2D weights become 3D ones, one of INFLATIONS.
     """
     weights, name = start.weights, start.weights.entry
     if name is None:
@@ -131,7 +141,9 @@ def plan_entry(start: Start, heads: Heads, *, is_file: bool) -> StartingWeights:
     if is_file:
         name = f"{name}.{start.sha256[:6]}"
     whole = [name for name in weights.classes or () if name != BACKGROUND] if heads.mode == "reuse" else None
-    return StartingWeights(name, start.sha256, heads.mode, whole)
+    # What the weights say anyway is left out, so that the same training has the same plan, asked for or not.
+    unusual = None if transfer == weights.transfers else transfer
+    return StartingWeights(name, start.sha256, heads.mode, whole, weights.pretext, unusual, inflate)
 
 
 def preview(start: Start, plan: Plan, configuration: str, dataset_json: Mapping[str, Any]) -> TransferReport:
@@ -186,7 +198,7 @@ def _decide(
             "give the file that the plan was derived with",
         )
     channels = _channels(dataset_json)
-    usual = choose_heads(start, None, dataset_json).mode
+    usual = choose_heads(start, None, dataset_json, transfer=named.transfer).mode
     return decide(
         network,
         start.weights,
@@ -199,6 +211,8 @@ def _decide(
         normalization=planned.normalization,
         intensities=plan.intensities,
         spacing=planned.spacing,
+        transfer=named.transfer,
+        inflate=named.inflate,
     )
 
 

@@ -1,0 +1,226 @@
+"""Write and read nnssl's files of pre-trained networks, which carry the plan for adapting them to a dataset.
+
+nnssl (Wald et al., github.com/MIC-DKFZ/nnssl) saves a checkpoint with an `nnssl_adaptation_plan`: the network, how its
+images were preprocessed, and under which names encoder, stem and input convolutions stand. nnU-Net's commands for
+pre-trained weights read it with torch.load(weights_only=True) and no map_location, so a file that any machine can load
+holds tensors of the CPU and plain values only. reading.py reads the rest of the file; transfer.py uses it.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from stunet import architectures
+from stunet.architectures.base import ENCODER, STEM, Architecture
+from stunet.errors import WeightsError
+from stunet.plans.plan import ENCODER_ALONE, TRANSFERS, Configuration, Plan
+from stunet.weights.checkpoints import save_checkpoint
+
+ADAPTATION = "nnssl_adaptation_plan"
+NOT_RESAMPLED = "no_resampling_hack"  # nnU-Net's function for plans that keep the spacing of each image
+# Its parts become part of a plan's name: no path, no "__", which nnU-Net splits folder names at.
+_METHOD = re.compile(r"[A-Za-z0-9.+]+([_-][A-Za-z0-9.+]+)*")
+_LONGEST = 40  # letters of a method
+
+
+class Pretext(NamedTuple):
+    """What pre-trained a network without labels: the method, and which part of the network it is meant to give."""
+
+    method: str
+    transfers: str
+
+
+def read_pretext(content: Any) -> Pretext:
+    """Return the pretext that a checkpoint of ours names in this form: {"method": ..., "transfers": ...}.
+
+    Raises:
+        ValueError: It is not in this form.
+    """
+    method, transfers = content["method"], content["transfers"]
+    if not isinstance(method, str) or len(method) > _LONGEST or not _METHOD.fullmatch(method):
+        raise ValueError(f"pretext {str(method)[:_LONGEST]!r}")
+    if transfers not in TRANSFERS:
+        raise ValueError(f"transfers {transfers!r}")
+    return Pretext(method, transfers)
+
+
+def pretext_of_trainer(name: Any) -> Pretext:
+    """Return the pretext that one of nnssl's trainers stands for: BaseMAETrainer_BS8 for "mae".
+
+    nnssl and nnU-Net transfer stem and encoder, whatever the method.
+    """
+    stem = str(name or "").partition("_")[0]
+    method = re.sub(r"Base|Trainer|[^A-Za-z0-9]", "", stem).lower()[:_LONGEST]
+    return Pretext(method or "nnssl", ENCODER_ALONE)
+
+
+def pretrain_plan(content: Mapping[str, Any]) -> tuple[Plan, str] | None:
+    """Return the plan of the pre-training in a file of nnssl and its configuration, with the network's arguments.
+
+    Without an adaptation plan, which not all of nnssl's trainers write, it is the plan that the trainer was given.
+    """
+    adaptation = content.get(ADAPTATION) or {}
+    plan = Plan(adaptation.get("pretrain_plan") or (content.get("init_args") or {}).get("plan") or {})
+    if not plan.configurations:
+        return None
+    name = plan.configurations[0]
+    arguments = (adaptation.get("architecture_plans") or {}).get("arch_kwargs") or {}
+    return plan.with_configuration(name, architecture={"arch_kwargs": arguments}), name
+
+
+def unwrapped(tensors: Mapping[str, Tensor], content: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
+    """Return the tensors of the network in a module that wraps it, as nnssl's methods with heads do.
+
+    Args:
+        tensors: By name, without the prefixes of DDP and torch.compile.
+        content: Of the file; its adaptation plan tells which of several networks is meant.
+        path: The file, for messages.
+
+    Raises:
+        WeightsError: There are several networks, and nothing says which one is meant.
+    """
+    inputs = [min(each.inputs) for each in architectures.TABLE.values()]
+    prefixes = {name.removesuffix(end) for name in tensors for end in inputs if name == end or name.endswith(f".{end}")}
+    if not prefixes or "" in prefixes:
+        return dict(tensors)
+    adaptation = content.get(ADAPTATION)
+    meant = str(adaptation.get("key_to_encoder")) if isinstance(adaptation, Mapping) else ""
+    named = [prefix for prefix in prefixes if meant.startswith(prefix)] if len(prefixes) > 1 else [*prefixes]
+    if not named:
+        raise WeightsError(
+            f"{str(path)!r} holds several networks: {', '.join(sorted(prefixes))}",
+            "save the tensors of one of them under network_weights",
+        )
+    prefix = max(named, key=len)
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+
+def write_nnssl(
+    path: Path,
+    state_dict: Mapping[str, Tensor],
+    plan: Plan,
+    configuration: str,
+    channels: Sequence[str],
+    method: str,
+    citations: Sequence[Mapping[str, Any]] = (),
+    transfers: str = ENCODER_ALONE,
+) -> None:
+    """Write a pre-trained network as nnssl does; the file appears whole or not at all.
+
+    Args:
+        path: The file.
+        state_dict: The network's tensors, under its own names.
+        plan: The plan of the pre-training.
+        configuration: The configuration that was trained.
+        channels: Names of the image channels.
+        method: Name of the pretext.
+        citations: As nnssl has them: {"type": ..., "name": ..., "apa_citations": [...]}, shown by whoever fine-tunes.
+        transfers: What the method is meant to give, one of TRANSFERS; nnU-Net takes stem and encoder in any case.
+
+    Raises:
+        DataError: The plan lacks what nnssl's has, or the file could not be written completely.
+    """
+    planned = plan.configuration(configuration)
+    architecture = architectures.of_class(planned.network_class, configuration)
+    arguments = {
+        key: value for key, value in planned.network_arguments.items() if key in {*architecture.required, "strides"}
+    }
+    content = {
+        "network_weights": {name: _alone(value) for name, value in state_dict.items()},
+        ADAPTATION: {
+            "architecture_plans": {
+                "arch_class_name": architecture.class_name.rpartition(".")[2],
+                "arch_kwargs": arguments,
+                "arch_kwargs_requiring_import": None,
+            },
+            "pretrain_plan": _pretrain_plan(plan, planned),
+            "pretrain_num_input_channels": len(channels),
+            "recommended_downstream_patchsize": planned.patch_size,
+            **_keys(architecture),
+        },
+        "citations": [dict(each) for each in citations],
+        "trainer_name": "STUNetPretrainer",
+        "stunet": {"pretext": {"method": method, "transfers": transfers}, "channels": list(channels)},
+    }
+    save_checkpoint(content, path)
+
+
+def _pretrain_plan(plan: Plan, planned: Configuration) -> dict[str, Any]:
+    """Return a plan with the fields of nnssl's, and the one configuration that was trained."""
+    style = _spacing_style(planned)
+    configuration = {
+        "data_identifier": planned.data_identifier,
+        "preprocessor_name": planned.preprocessor,
+        "spacing_style": style,
+        "normalization_schemes": planned.normalization,
+        "use_mask_for_norm": planned.get("use_mask_for_norm"),
+        "resampling_fn_data": planned.resampling("data"),
+        "resampling_fn_data_kwargs": planned.get("resampling_fn_data_kwargs"),
+        "resampling_fn_mask": planned.resampling("seg"),
+        "resampling_fn_mask_kwargs": planned.get("resampling_fn_seg_kwargs"),
+        "spacing": None if style == "noresample" else planned.spacing,
+        "patch_size": planned.patch_size,
+    }
+    common = ("original_median_spacing_after_transp", "transpose_forward", "transpose_backward")
+    return {
+        "dataset_name": plan.dataset_name,
+        "plans_name": plan.name,
+        **{key: plan.get(key) for key in common},
+        "image_reader_writer": plan.reader,
+        "experiment_planner_used": plan.get("experiment_planner_used"),
+        "configurations": {style: configuration},
+    }
+
+
+def _spacing_style(planned: Configuration) -> str:
+    """Return nnssl's name for how the images were resampled, which also names the configuration."""
+    if planned.resampling("data") == NOT_RESAMPLED:
+        return "noresample"
+    return "onemmiso" if set(planned.spacing) == {1} else "median"
+
+
+def _keys(architecture: Architecture) -> dict[str, Any]:
+    """Return under which names nnssl's readers find the parts of the network."""
+    prefixes = {part: prefix for prefix, part in architecture.parts.items()}
+    return {
+        "key_to_encoder": prefixes[ENCODER],
+        "key_to_stem": prefixes.get(STEM, f"{prefixes[ENCODER]}.0"),
+        "keys_to_in_proj": sorted(name.removesuffix(".weight") for name in architecture.inputs),
+        "key_to_lpe": None,  # of transformers
+    }
+
+
+def _alone(value: Tensor) -> Tensor:
+    """Return a tensor of the CPU with nothing else in its storage, because torch writes the whole storage."""
+    return value.detach().to("cpu", memory_format=torch.contiguous_format, copy=True)
+
+
+def check_written(path: Path, state_dict: Mapping[str, Tensor]) -> None:
+    """Load a file of write_nnssl() into a new network with other heads, as fine-tuning will, and compare the tensors.
+
+    Called before the first epoch: a file that nobody can use should not cost a week of training first.
+
+    Args:
+        path: The file.
+        state_dict: What was written.
+
+    Raises:
+        WeightsError: It cannot be read, does not fit, or a tensor is not what was written.
+    """
+    # reading.py imports this file.
+    from stunet.weights.reading import read_weights
+    from stunet.weights.transfer import transfer, verify
+
+    weights = read_weights(path)
+    recognised = weights.network
+    arguments = {**recognised.arguments, "strides": weights.strides}
+    network = recognised.architecture.build(recognised.channels, recognised.classes + 1, arguments)
+    report = transfer(network, weights)
+    state = network.state_dict()
+    for fate in report.tensors:
+        if fate.target and fate.source:
+            verify(fate.target, state[fate.target].cpu(), state_dict[fate.source].detach().cpu())
