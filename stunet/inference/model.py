@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from stunet.datasets import tiff
-from stunet.errors import DataError
+from stunet.errors import DataError, WeightsError
 from stunet.kinds import DATASET, read_dataset_json
 from stunet.plans.files import read_plan
 from stunet.plans.plan import Plan
@@ -78,6 +78,7 @@ def open_model(folder: Path, folds: Sequence[int | str] | None = None, checkpoin
 
     Raises:
         DataError: The folder, its plans.json or dataset.json, or a fold's checkpoint is missing or bad.
+        WeightsError: The model was trained without labels.
     """
     if not (folder / "plans.json").is_file():
         raise DataError(
@@ -85,6 +86,11 @@ def open_model(folder: Path, folds: Sequence[int | str] | None = None, checkpoin
             "give DATASET/TRAINER__PLANS__CONFIGURATION with --model, or -d and -c",
         )
     plan = read_plan(folder / "plans.json")
+    if plan.pretext:
+        raise WeightsError(
+            f"{str(folder)!r} was pre-trained by {plan.pretext!r} without labels: it has no head for classes",
+            f"fine-tune it first: stunet_train DATASET --pretrained {folder}",
+        )
     dataset = read_dataset_json(folder / "dataset.json", DATASET)
     trained = trained_folds(folder, checkpoint)
     if not trained:

@@ -35,10 +35,11 @@ def describe(weights: Weights, entry: Entry | None = None) -> Weights:
     """Return the weights with complete plans and dataset: their own, and from the registry what they lack.
 
     Raises:
-        WeightsError: Strides, spacing or class names are in neither, the two contradict each other, or the tensors
-            belong to another network.
+        WeightsError: Strides, spacing or class names are in neither, the two contradict each other, the tensors belong
+            to another network, or a pretext trained them.
     """
     check_entry(weights, entry)
+    check_segments(weights)
     planned = plan_of(entry) if entry and not entry.missing else None
     plan = weights.plan if weights.strides else planned
     classes = (weights.dataset or {}).get("labels") or _numbered(entry.classes if entry else None)
@@ -63,6 +64,19 @@ def describe(weights: Weights, entry: Entry | None = None) -> Weights:
     )
     check_fit(described)
     return described
+
+
+def check_segments(weights: Weights) -> None:
+    """Check that weights are not those of a pretext, which have no head for classes.
+
+    Raises:
+        WeightsError: They are.
+    """
+    if weights.pretext:
+        raise WeightsError(
+            f"{str(weights.path)!r} was pre-trained by {weights.pretext!r} without labels: it has no head for classes",
+            f"fine-tune it, as it is: stunet_train DATASET --pretrained {weights.path}",
+        )
 
 
 def check_entry(weights: Weights, entry: Entry | None) -> None:
@@ -205,6 +219,7 @@ def export(source: Path, target: Path, half: bool = False) -> None:
         if len(folds) > 1:
             raise WeightsError(f"{str(source)!r} has {len(folds)} folds, a .safetensors file has one", "export a .zip")
         first = next(iter(folds.values()))
+        check_segments(first)
         meta = {key: getattr(first, key) for key in ("configuration", "dataset", "mirror_axes", "entry")}
         meta = {"plans": first.plan.content if first.plan else None, **meta}
         save_weights(target, first.tensors, meta, half)
@@ -217,6 +232,7 @@ def _check_free(target: Path) -> None:
 
 def _fitting(folds: dict[str, Weights], half: bool) -> dict[str, Weights]:
     for weights in folds.values():
+        check_segments(weights)
         check_fit(weights)
     return {
         name: replace(weights, tensors=to_half(weights.tensors)) if half else weights for name, weights in folds.items()
@@ -253,9 +269,13 @@ def check(source: Path) -> list[str]:
         found.append(f"files: {len(files)}, with the checksums of their installation")
     for name, weights in read_folds(source).items():
         check_finite(weights.tensors, weights.path)
-        if weights.strides:
+        if weights.pretext:
+            fit = f"pre-trained by {weights.pretext!r} without labels: for fine-tuning only"
+        elif weights.strides:
             check_fit(weights)
-        fit = "they fit the plans" if weights.strides else "without plans: for fine-tuning only"
+            fit = "they fit the plans"
+        else:
+            fit = "without plans: for fine-tuning only"
         found.append(f"{name}: {len(weights.tensors)} tensors, none with NaN; {fit}")
     return found
 

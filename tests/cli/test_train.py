@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import shutil
 import signal
 import subprocess
@@ -20,6 +21,7 @@ from stunet.plans.derive import derive
 from stunet.plans.files import read_plan
 from stunet.trainers.finetune import strategies
 from stunet.trainers.finetune.start import Start, choose_heads, plan_entry
+from stunet.weights.checkpoints import save_checkpoint
 from tests.loops import for_each
 
 STUNET_TRAIN = Path(sys.executable).with_name("stunet_train")
@@ -95,6 +97,9 @@ def everything(folder: Path) -> set[Path]:
         (["998", "--finetune", "sawtoth"], 2, "did you mean 'sawtooth'", "--finetune takes full"),
         (["998", "--head", "slice"], 2, "there are none", "add --pretrained"),
         (["998", "-pretrained_weights", "a", "--finetune", "full"], 2, "nnU-Net's way to start", "one of them"),
+        (["998", "--transfer", "encoder"], 2, "--transfer says what becomes of", "add --pretrained"),
+        (["998", "--inflate", "centre"], 2, "--inflate says what becomes of", "add --pretrained"),
+        (["998", "--pretrained", "x", "--transfer", "encoder", "--head", "slice"], 2, "takes pre-trained", "one of"),
     ],
 )
 def test_mistakes_end_in_one_line(
@@ -224,6 +229,14 @@ def weights_file(path: Path, spoil: Callable[[dict[str, torch.Tensor]], None] | 
     return path
 
 
+def pretext_file(path: Path, transfers: str) -> Path:
+    """The same as a checkpoint of a pre-training without labels."""
+    state = torch.load(weights_file(path), weights_only=True)
+    mine = {"method": "mae", "transfers": transfers, "state": {}}
+    save_checkpoint({"network_weights": state, "init_args": {}, "stunet": {"pretext": mine}}, path)
+    return path
+
+
 def with_nan(state: dict[str, torch.Tensor]) -> None:
     state["conv_blocks_context.1.0.conv1.weight"].view(-1)[3] = float("nan")
 
@@ -304,6 +317,35 @@ def test_a_head_that_cannot_be_what_was_asked_for_is_warned_of(
 ) -> None:
     path = weights_file(tmp_path / "w.pth")
     assert "warning: --head slice is not possible" in planned_with(capsys, "--pretrained", str(path), "--head", "slice")
+
+
+def test_the_plan_says_the_pretext_and_what_of_it_is_transferred(
+    planned: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = pretext_file(tmp_path / "w.pth", "all")
+    err = planned_with(capsys, "--pretrained", str(path))
+    assert re.search(r"  STUNetPlans_T-ramp-w\.\w{6}-mae\n", err)
+    assert "pre-training: mae" in err
+    assert "as the heads of 'mae', which trained the weights without labels, are of no classes" in err
+    err = planned_with(capsys, "--pretrained", str(path), "--transfer", "encoder", "--finetune", "encoder-frozen")
+    assert re.search(r"  STUNetPlans_T-encoder-frozen-w\.\w{6}-mae-encoder\n", err)
+    assert "transferred: stem and encoder; decoder and upsampling are initialised at random" in err
+    for head in ("reuse", "slice"):
+        err = fails(capsys, 2, "998", "-device", "cpu", "--pretrained", str(path), "--head", head, "--dry_run")
+        assert f"--head {head}, but the heads of 'mae'" in err
+
+
+def test_2d_weights_start_a_3d_training_when_asked_to(
+    planned: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = weights_file(tmp_path / "w.pth", ndim=2)
+    err = planned_with(capsys, "--pretrained", str(path), "--inflate", "centre")
+    assert re.search(r"  STUNetPlans_T-ramp-w\.\w{6}-reset-inflate-centre\n", err)
+    assert "kernels: 2D, made 3D by 'centre'" in err
+    assert "--inflate average" in fails(capsys, 4, "998", "-device", "cpu", "--pretrained", str(path), "--dry_run")
+    path = weights_file(tmp_path / "3d.pth")
+    err = fails(capsys, 2, "998", "-device", "cpu", "--pretrained", str(path), "--inflate", "centre", "--dry_run")
+    assert "--inflate makes 2D weights 3D, but" in err
 
 
 def test_a_preset_sets_what_no_flag_sets(planned: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -157,3 +157,12 @@ def test_weights_trained_with_other_strides_are_refused(tmp_path: Path) -> None:
     edit(folder / "plans.json", {"arch_kwargs": {"size": "T", "strides": [[1, 1, 1], [2, 2, 2], [1, 2, 2]]}})
     with pytest.raises(WeightsError, match=r"trained with strides .*2, 2\]\], and plans.json says .*1, 2, 2\]\]"):
         Predictor(open_model(folder), Options())
+
+
+def test_a_pretext_segments_nothing(tmp_path: Path) -> None:
+    folder = make_model(tmp_path / "T__P__3d_fullres")
+    plans = json.loads((folder / "plans.json").read_text())
+    (folder / "plans.json").write_text(json.dumps({**plans, "stunet": {"pretext": "mae"}}))
+    with pytest.raises(WeightsError, match="pre-trained by 'mae' without labels: it has no head for classes") as caught:
+        open_model(folder)
+    assert "stunet_train DATASET --pretrained" in caught.value.hint

@@ -21,6 +21,7 @@ from stunet.models import registry, store
 from stunet.models.archive import is_packed_model, pack, unpack
 from stunet.models.folder import check, describe, export, write_model_folder
 from stunet.networks import build
+from stunet.weights.checkpoints import save_checkpoint
 from stunet.weights.reading import Weights, read_weights
 from tests.loops import for_each
 
@@ -176,6 +177,21 @@ def test_check_says_what_is_right(folder: Path, weights: Weights) -> None:
     assert check(weights.path) == [
         f"fold_0: {len(weights.tensors)} tensors, none with NaN; without plans: for fine-tuning only"
     ]
+
+
+def test_weights_of_a_pretext_are_checked_but_are_no_model(folder: Path, tmp_path: Path) -> None:
+    file = folder / "fold_0/checkpoint_final.pth"
+    content = torch.load(file, weights_only=True)
+    content["stunet"] = {"pretext": {"method": "mae", "transfers": "all", "state": {}}}
+    save_checkpoint(content, file)
+    (folder / "model.json").unlink()
+    assert check(folder)[-1].endswith("pre-trained by 'mae' without labels: for fine-tuning only")
+    for name in ("x.safetensors", "x.zip", "x"):
+        with pytest.raises(WeightsError, match="pre-trained by 'mae' without labels: it has no head for classes"):
+            export(file, tmp_path / name)
+    with pytest.raises(WeightsError, match="it has no head for classes") as caught:
+        describe(read_weights(file), ENTRY)
+    assert "stunet_train DATASET --pretrained" in caught.value.hint
 
 
 def test_check_finds_a_file_that_changed(folder: Path) -> None:

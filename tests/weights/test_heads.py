@@ -1,5 +1,6 @@
 """Which rows of a head go where: by the classes' names, and never by their numbers."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -98,3 +99,14 @@ def test_regions_get_rows_without_a_background_and_a_warning() -> None:
 def test_another_word_is_refused_with_the_nearest() -> None:
     with pytest.raises(UsageError, match="did you mean 'slice'"):
         plan_heads("slices", weights(), GIVEN)
+
+
+@for_each("requested", ["slice", "reuse"])
+@for_each(("pretext", "transfer", "why"), [("mae", None, "the heads of 'mae'"), (None, "encoder", "only the encoder")])
+def test_without_rows_of_classes_none_can_be_sliced_or_reused(
+    pretext: str | None, transfer: str | None, why: str, requested: str
+) -> None:
+    given = replace(weights(), pretext=pretext)
+    with pytest.raises(UsageError, match=f"--head {requested}, but {why}"):
+        plan_heads(requested, given, GIVEN, transfer)
+    assert plan_heads(None, given, GIVEN, transfer).mode == plan_heads("reset", given, GIVEN, transfer).mode == "reset"

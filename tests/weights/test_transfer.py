@@ -144,6 +144,36 @@ def test_an_encoder_alone_is_loaded_and_the_rest_is_drawn() -> None:
     assert "the weights have no heads" in report.lines()[-1]
 
 
+@for_each(
+    ("known", "asked"),
+    [({}, "encoder"), ({"pretext": "rot", "transfers": "encoder"}, None), ({"pretext": "mae"}, "encoder")],
+)
+def test_of_the_encoder_alone_nothing_else_is_taken(known: dict[str, Any], asked: str | None) -> None:
+    source, target = network(seed=1), network(seed=2)
+    before = copy_of(target.state_dict())
+    report = transfer(target, weights_of(source, NAMES[:3], **known), classes=NAMES[:3], transfer=asked)
+    for name, value in target.state_dict().items():
+        assert torch.equal(value, source.state_dict()[name] if STUNET.is_encoder(name) else before[name])
+    assert report.coverage == 1
+    assert report.fresh == {name for name in before if not STUNET.is_encoder(name)}
+    assert {fate.source for fate in report.tensors if fate.kind == "unused"} == report.fresh
+    assert any(line.startswith("transferred: stem and encoder; decoder") for line in report.lines())
+    assert report.to_json()["transfer"] == "encoder"
+
+
+@for_each("asked", [None, "all"])
+def test_of_a_pretext_that_trains_all_the_decoder_is_taken_and_its_heads_never_are(asked: str | None) -> None:
+    # Volume fusion has a head of five rows, and a file may say that these are classes.
+    source, target = network(seed=1), network(seed=2)
+    before = copy_of(target.state_dict())
+    weights = weights_of(source, NAMES[:3], pretext="vf", transfers="encoder" if asked else "all")
+    report = transfer(target, weights, classes=NAMES[:3], transfer=asked)
+    for name, value in target.state_dict().items():
+        assert torch.equal(value, before[name] if name.startswith("seg_outputs") else source.state_dict()[name])
+    assert "as the heads of 'vf', which trained the weights without labels, are of no classes" in report.lines()[-1]
+    assert report.lines()[1].startswith("pre-training: vf, images of 1 channel(s), at 3 x 1.5 x 1.5 mm")
+
+
 def test_half_precision_is_cast_to_the_networks_type(tmp_path: Path) -> None:
     source, target = network(seed=1), network(seed=2)
     weights = weights_of(source, NAMES[:3])
@@ -303,6 +333,7 @@ def test_the_report_is_json_with_everything_in_it() -> None:
     assert (document["sha256"], document["entry"], document["coverage"]) == ("ab", "X", 1)
     assert len(document["tensors"]) == len(report.tensors)
     assert document["heads"]["rows"][1] == {"target": "kidney_left", "sources": ["kidney_left"], "closest": []}
+    assert list(document) == ["weights", "sha256", "entry", "coverage", "heads", "warnings", "tensors"]
 
 
 # Bad input
@@ -371,6 +402,8 @@ def test_weights_without_a_common_name_are_refused() -> None:
 def test_unknown_stems_and_a_wrong_number_of_classes_are_refused() -> None:
     with pytest.raises(UsageError, match="'mean'"):
         transfer(network(), weights_of(network()), stem="mean")
+    with pytest.raises(UsageError, match="unknown transfer 'decoder'"):
+        transfer(network(), weights_of(network()), transfer="decoder")
     with pytest.raises(ValueError, match="2 names for the 3 rows"):
         transfer(network(), weights_of(network()), classes=NAMES[:2])
 

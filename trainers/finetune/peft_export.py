@@ -60,7 +60,7 @@ def export_adapter(source: Path, target: Path) -> None:
     written, base = _split(weights.tensors, more, weights.network.architecture)
     norms = {name: _norm(base[name.replace(DOWN, ".weight")]) for name in written if name.endswith(DOWN)}
     with atomic_folder(target) as part:
-        meta = {"network": _arguments(weights), "norms": norms}
+        meta: dict[str, Any] = {"network": _arguments(weights), "norms": norms}
         if way := weights.plan.weights.inflate:
             meta["inflate"] = way
         save_weights(part / FILE, {PREFIX + name: value for name, value in written.items()}, meta)

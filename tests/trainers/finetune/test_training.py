@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,12 +18,13 @@ from stunet.labels.names import head_classes
 from stunet.networks import build
 from stunet.plans.derive import derive
 from stunet.plans.files import plan_path, read_plan
+from stunet.plans.plan import StartingWeights
 from stunet.trainers.finetune import lora, strategies
 from stunet.trainers.finetune.peft_export import base_network, export_adapter
 from stunet.trainers.finetune.start import REPORT, Start, choose_heads, plan_entry, preview, start_from_weights
 from stunet.trainers.progress import NullListener
 from stunet.trainers.supervised import STUNetTrainer
-from stunet.weights.checkpoints import check_finite, load_safetensors, save_weights
+from stunet.weights.checkpoints import check_finite, load_safetensors, save_checkpoint, save_weights
 from stunet.weights.reading import Weights, read_weights
 from stunet.workspace import FINAL, LATEST
 
@@ -57,9 +59,11 @@ def make(planned: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Make:
         plan = read_plan(plan_path(planned, "STUNetPlans_T"))
         dataset_json = read_json(workspace.preprocessed_dataset(planned) / "dataset.json")
         head, named = overrides.pop("head", None), None
+        ways = {key: overrides.pop(key) for key in ("transfer", "inflate") if key in overrides}
         if weights is not None:
             start = Start(weights)
-            named = plan_entry(start, choose_heads(start, head, dataset_json), is_file=True)
+            heads = choose_heads(start, head, dataset_json, transfer=ways.get("transfer"))
+            named = plan_entry(start, heads, is_file=True, **ways)
         stages = overrides.pop("stages", None)
         plan = derive(
             plan, dataset_json, finetune=finetune, weights=named, stages=stages, overrides={**SHORT, **overrides}
@@ -172,6 +176,51 @@ def test_the_plan_and_its_name_say_where_a_training_starts(make: Make, source: P
     assert name.startswith(f"STUNetPlans_T-sawtooth-Phantom.{block['weights']['sha256'][:6]}-reset-epochs4")
     assert block["weights"]["head"] == "reset"
     assert block["finetune"] == "sawtooth"
+
+
+def pretrained_by(source: Path, method: str, transfers: str) -> Path:
+    """A checkpoint of a pre-training without labels, with the weights and plans of `source`."""
+    tensors, meta = load_safetensors(source)
+    mine = {"method": method, "transfers": transfers, "state": {"head.weight": torch.ones(2)}}
+    arguments = {
+        "plans": meta["plans"],
+        "configuration": "3d_fullres",
+        "dataset_json": {**meta["dataset"], "labels": {"background": 0}},
+    }
+    path = source.with_name(f"{method}.pth")
+    save_checkpoint({"network_weights": tensors, "init_args": arguments, "stunet": {"pretext": mine}}, path)
+    return path
+
+
+def test_a_pretext_gives_what_its_file_says_unless_something_else_is_asked_for(make: Make, source: Path) -> None:
+    rot, mae = pretrained_by(source, "rot", "encoder"), pretrained_by(source, "mae", "all")
+    for path, asked, tags, transferred in (
+        (rot, None, "rot", {"encoder"}),
+        (rot, "encoder", "rot", {"encoder"}),  # the same plan as without the option
+        (rot, "all", "rot-all", {"encoder", "decoder"}),
+        (mae, None, "mae", {"encoder", "decoder"}),
+        (mae, "encoder", "mae-encoder", {"encoder"}),
+        (source, "encoder", "encoder", {"encoder"}),
+    ):
+        trainer = make("a", "ramp", path, transfer=asked)
+        name = trainer.plans_manager.plans_name
+        assert re.fullmatch(rf"STUNetPlans_T-ramp-Phantom\.[0-9a-f]{{6}}-{tags}-epochs4-its2-valits1-bs2", name), name
+        report = preview(Start(path), trainer.plan, "3d_fullres", trainer.dataset_json)
+        parts = {strategies.part_of(fate.target, STUNET) for fate in report.tensors if fate.target and fate.source}
+        assert parts == transferred, tags
+        assert StartingWeights.read(trainer.plan.weights.to_json()) == trainer.plan.weights
+
+
+@pytest.mark.parametrize("strategy", ["linear", "lora", "warmup"])
+def test_a_fresh_decoder_is_trained_whatever_the_strategy_freezes(make: Make, source: Path, strategy: str) -> None:
+    trainer = make("a", strategy, pretrained_by(source, "rot", "encoder"), num_epochs=1)
+    report = begin(trainer, Start(source.with_name("rot.pth")))
+    before = state(trainer)
+    trainer.run_training()
+    after = torch.load(Path(trainer.output_folder) / FINAL, weights_only=True)["network_weights"]
+    encoder = {"encoder"} if strategy != "linear" else set[str]()
+    assert changed(before, after) == {"decoder", "heads"} | encoder
+    assert json.loads((Path(trainer.output_folder) / REPORT).read_text())["transfer"] == report.transfer == "encoder"
 
 
 @pytest.mark.parametrize(
