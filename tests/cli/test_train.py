@@ -342,10 +342,11 @@ def test_2d_weights_start_a_3d_training_when_asked_to(
     err = planned_with(capsys, "--pretrained", str(path), "--inflate", "centre")
     assert re.search(r"  STUNetPlans_T-ramp-w\.\w{6}-reset-inflate-centre\n", err)
     assert "kernels: 2D, made 3D by 'centre'" in err
-    assert "--inflate average" in fails(capsys, 4, "998", "-device", "cpu", "--pretrained", str(path), "--dry_run")
-    path = weights_file(tmp_path / "3d.pth")
-    err = fails(capsys, 2, "998", "-device", "cpu", "--pretrained", str(path), "--inflate", "centre", "--dry_run")
-    assert "--inflate makes 2D weights 3D, but" in err
+    dry = ["998", "3d_fullres", "0", "-device", "cpu", "--dry_run", "--pretrained"]
+    assert main([*dry, str(path)]) == 4
+    assert "--inflate average makes them 3D" in capsys.readouterr().err
+    assert main([*dry, str(weights_file(tmp_path / "3d.pth")), "--inflate", "centre"]) == 2
+    assert "--inflate makes 2D weights 3D, but" in capsys.readouterr().err
 
 
 def test_a_preset_sets_what_no_flag_sets(planned: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
