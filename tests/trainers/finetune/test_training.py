@@ -214,7 +214,7 @@ def test_a_pretext_gives_what_its_file_says_unless_something_else_is_asked_for(m
 @pytest.mark.parametrize("strategy", ["linear", "lora", "warmup"])
 def test_a_fresh_decoder_is_trained_whatever_the_strategy_freezes(make: Make, source: Path, strategy: str) -> None:
     trainer = make("a", strategy, pretrained_by(source, "rot", "encoder"), num_epochs=1)
-    report = begin(trainer, Start(source.with_name("rot.pth")))
+    report = start_from_weights(trainer, Start(source.with_name("rot.pth")))
     before = state(trainer)
     trainer.run_training()
     after = torch.load(Path(trainer.output_folder) / FINAL, weights_only=True)["network_weights"]
