@@ -1,10 +1,13 @@
 """Extract a dataset's fingerprint (spacings, shapes, intensities) with nnU-Net, and again whenever its data change.
 
 Images are read as in preprocessing: if a dataset mixes orientations, they are reoriented to the most frequent one.
+
+nnU-Net takes the intensities of CT normalisation from what is labelled. Where nothing is labelled, they are those of
+the voxels that are brighter than the mean of their image: the body in a CT, the head in an MR image of it.
 """
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -42,7 +45,7 @@ def extract_fingerprint(
         dataset: Full name.
         workers: Number of processes.
         clean: Extract even if the existing one is up to date.
-        on_case: Called with the label file name of each finished case, and the number of cases.
+        on_case: Called with the name of each finished case's last file, and the number of cases.
 
     Raises:
         DataError: A case cannot be read, no case has foreground, or a 3D TIFF has no spacing.
@@ -58,13 +61,18 @@ def extract_fingerprint(
     # Earlier versions recorded no orientations. Such a fingerprint stays valid if all images have the same.
     if before.get(SOURCE) != source or len(found) > 1:
         path.parent.mkdir(parents=True, exist_ok=True)
-        extractor = DatasetFingerprintExtractor(dataset, workers, verbose=False)
+        # Of our listing: without hidden files, and also of images without labels.
+        with patched(host, get_filenames_of_train_images_and_targets=nnunets_listing):
+            extractor = DatasetFingerprintExtractor(dataset, workers, verbose=False)
         extractor.show_progress_bar = False
-        extractor.dataset = training_files(raw_dataset(dataset), extractor.dataset_json)  # no hidden files
+        labelled = all(case["label"] for case in extractor.dataset.values())
+        if not labelled:  # in its place stands the mask, which nnU-Net passes to the reader
+            for case in list_cases(raw_dataset(dataset), extractor.dataset_json):
+                extractor.dataset[case.name]["label"] = case.mask and str(case.mask)
         if kind == tiff.READER:
-            for case in extractor.dataset.values():  # nnU-Net assumes 1 mm where the spacing is missing
-                tiff.read_spacing(Path(case["images"][0]), is_image=True)
-        reader = partial(_OfCase, kind, target_orientation(kind, found))
+            for files in extractor.dataset.values():  # nnU-Net assumes 1 mm where the spacing is missing
+                tiff.read_spacing(Path(files["images"][0]), is_image=True)
+        reader = partial(_OfCase if labelled else _WithoutLabels, kind, target_orientation(kind, found))
         try:
             with patched(
                 host,
@@ -73,11 +81,17 @@ def extract_fingerprint(
             ):
                 extractor.run(overwrite_existing=True)
         except IndexError:  # numpy's percentiles of an empty array
-            hint = "check the files in labelsTr, or leave out --no_check"
-            raise DataError(f"no case of {dataset} has any foreground", hint) from None
+            what = "has any foreground" if labelled else "has a voxel that is brighter than the image's mean"
+            hint = f"check the {'files in labelsTr' if labelled else 'images'}, or leave out --no_check"
+            raise DataError(f"no case of {dataset} {what}", hint) from None
         before = read_json(path)
     write_json(path, {**before, SOURCE: source, ORIENTATIONS: found})
     return path
+
+
+def nnunets_listing(folder: str, description: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Replaces nnU-Net's function of this purpose: training_files() of a folder given as text."""
+    return training_files(Path(folder), description)
 
 
 def orientations(dataset: str) -> tuple[str, dict[str, int]]:
@@ -115,6 +129,26 @@ class _OfCase(Reader):
 
     def read_seg(self, file: str, like: Any = None) -> tuple[np.ndarray, dict[str, Any]]:
         return super().read_seg(file, like or self._image)
+
+
+class _WithoutLabels(_OfCase):
+    """A reader for one case without labels, whose label map is 1 where a voxel is brighter than its channel's mean.
+
+    Of several channels, one is enough. What the case's mask leaves out neither counts for the mean nor is taken.
+    """
+
+    def read_images(self, files: Sequence[str]) -> tuple[np.ndarray, dict[str, Any]]:
+        self._channels, self._properties = super().read_images(files)
+        return self._channels, self._properties
+
+    def read_seg(self, file: str | None, like: Any = None) -> tuple[np.ndarray, dict[str, Any]]:
+        counted = np.ones(self._channels.shape[1:], bool)
+        if file is not None:
+            counted = super().read_seg(file, like)[0][0] <= 0
+        bright = np.zeros_like(counted)
+        for channel in self._channels if counted.any() else ():
+            bright |= channel > channel[counted].mean(dtype=np.float64)
+        return (bright & counted)[None].astype(np.int8), self._properties
 
 
 class _Pool:
@@ -167,7 +201,8 @@ class _Job:
 
 
 def _name(arguments: tuple[Any, ...]) -> str:
-    return Path(arguments[1]).name  # the label file
+    images, label, *_ = arguments
+    return Path(label or images[-1]).name
 
 
 def _analyze(arguments: tuple[Any, ...]) -> Any:
@@ -178,7 +213,7 @@ def _analyze(arguments: tuple[Any, ...]) -> Any:
         # Not a damaged file: map_cases() tries such a case again on its own.
         if is_out_of_memory(error):
             raise
-        files = ", ".join(map(repr, (*arguments[0], arguments[1])))
+        files = ", ".join(map(repr, filter(None, (*arguments[0], arguments[1]))))
         raise DataError(
             f"cannot analyse {files}: {last_line(error)}", "leave out --no_check, to have these files checked first"
         ) from error
@@ -188,7 +223,7 @@ def _source(dataset: str) -> list[list[str | int]]:
     """Return name, size in bytes and modification time of the source files, and the reader named in dataset.json."""
     folder = raw_dataset(dataset)
     description = read_dataset_json(folder / "dataset.json")
-    files = [file for case in list_cases(folder, description) for file in (*case.images, case.label)]
+    files = [file for case in list_cases(folder, description) for file in case.files]
     reader = description.get("overwrite_image_reader_writer")
     # Another reader gives another fingerprint for the same files.
     named: list[list[str | int]] = [[reader]] if reader else []

@@ -16,15 +16,15 @@ from nnunetv2.utilities.json_export import recursive_fix_for_json_export
 
 from stunet import __version__
 from stunet.architectures.stunet import STUNET
-from stunet.datasets import find_reader, training_files
+from stunet.datasets import find_reader
 from stunet.files import write_json
 from stunet.labels.names import sides
-from stunet.nnunet import write_atomically
+from stunet.nnunet import patched, write_atomically
 from stunet.orientation import left_right_axis
 from stunet.plans import fit, topology
 from stunet.plans.derive import Measure, fit_configurations, target_of
 from stunet.plans.files import read_plan
-from stunet.plans.fingerprint import ORIENTATIONS, orientations, target_orientation
+from stunet.plans.fingerprint import ORIENTATIONS, nnunets_listing, orientations, target_orientation
 from stunet.plans.plan import Plan, hash_of_fingerprint
 from stunet.plans.spacing import check_spacing
 from stunet.sizes import DEFAULT, SIZES
@@ -79,15 +79,16 @@ class STUNetPlanner(ExperimentPlanner):
         self.stages, self.normalization = stages, normalization
         # The size is not in it, but a spacing or normalization of one's own is: these need other data.
         self.data_prefix = plans_name or BASE_NAME + tag
-        super().__init__(
-            dataset_name_or_id,
-            self.memory_gb,
-            preprocessor_name,
-            plans_name or f"{BASE_NAME}_{size}{tag}",
-            overwrite_target_spacing,
-            suppress_transpose,
-        )
-        self.dataset = training_files(Path(self.raw_dataset_folder), self.dataset_json)  # no hidden files
+        # Of our listing: without hidden files, and also of images without labels.
+        with patched(host, get_filenames_of_train_images_and_targets=nnunets_listing):
+            super().__init__(
+                dataset_name_or_id,
+                self.memory_gb,
+                preprocessor_name,
+                plans_name or f"{BASE_NAME}_{size}{tag}",
+                overwrite_target_spacing,
+                suppress_transpose,
+            )
 
     def determine_reader_writer(self) -> type:
         """Return nnU-Net's reader, without the tracebacks of the readers that it tries."""

@@ -75,6 +75,11 @@ def normalize_labels(labels: Mapping[str, Any]) -> dict[str, Any]:
     return values
 
 
+def has_classes(description: Mapping[str, Any]) -> bool:
+    """Return whether a dataset.json names classes: one of images without labels only has the background."""
+    return any(name != "background" for name in description.get("labels", ()))
+
+
 def read_dataset_json(path: Path, kind: Check | None = None) -> dict[str, Any]:
     """Return a dataset.json of nnU-Net v2, in the form of normalize().
 
@@ -181,6 +186,13 @@ def _relative_path(value: Any, where: str) -> None:
         _stored_name(part, where)
 
 
+def _entry(value: Any, where: str) -> None:
+    """Check the files of a case: images, and a label or none; `mask` only counts without a label."""
+    table({"images": _FILES}, {"label": _path}, others=True)(value, where)
+    if "label" not in value:
+        table({}, {"mask": optional(_path)}, others=True)(value, where)
+
+
 _LABEL = either("an integer or a list of integers", _label, list_of(_label, least=1))
 _FILES = list_of(_path, least=1)
 _COUNT = integer(0)
@@ -217,7 +229,8 @@ RAW = _description(
     "file_ending",
     file_ending=_raw_ending,
     numTraining=number(0),
-    dataset=dict_of(table({"images": _FILES, "label": _path}, others=True), key=name),
+    dataset=dict_of(_entry, key=name),
+    subjects=optional(dict_of(text)),
 )
 # A Decathlon task: the dataset.json of nnU-Net v1.
 TASK = table(
@@ -225,6 +238,20 @@ TASK = table(
     {"training": list_of(table({"image": text}, {"label": text}, others=True))},
     others=True,
 )
+# nnssl's pretrain_data.json: its images by dataset, subject and session.
+_MASKS = table({}, {"anonymization_mask": optional(_path), "anatomy_mask": optional(_path)}, others=True)
+_SESSION = table(
+    {
+        "images": list_of(
+            table(
+                {"image_path": _path}, {"modality": optional(text), "associated_masks": optional(_MASKS)}, others=True
+            )
+        )
+    },
+    others=True,
+)
+_SUBJECT = table({"sessions": dict_of(_SESSION)}, others=True)
+NNSSL = table({"datasets": dict_of(table({"subjects": dict_of(_SUBJECT)}, others=True))}, others=True)
 SPLITS = list_of(table({"train": list_of(name), "val": list_of(name)}, others=True), least=1, name="a list of folds")
 
 

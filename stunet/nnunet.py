@@ -87,16 +87,19 @@ NAMES: tuple[Names, ...] = (
             "when a process is killed, its pool hangs or does not name the case"),
     Patched(_FINGERPRINT, "determine_reader_writer_from_dataset_json", "plans",
             "it tries all readers, printing a traceback for each that fails; ours also turns the images"),
+    Patched(_FINGERPRINT, "get_filenames_of_train_images_and_targets", "plans",
+            "takes a label for granted, starts 12 processes to list a folder, and lists hidden files"),
     Names(f"{_FINGERPRINT}:DatasetFingerprintExtractor", "analyze_case dataset dataset_json run show_progress_bar",
           "plans", "computes the statistics of a dataset"),
     Patched(_PLANNER, "save_json shutil", "plans", _ATOMIC),
+    Patched(_PLANNER, "get_filenames_of_train_images_and_targets", "plans", "as for the fingerprint"),
     Names(f"{_PLANNER}:ExperimentPlanner",
           "determine_reader_writer generate_data_identifier plan_experiment determine_transpose "
           "determine_normalization_scheme_and_whether_mask_is_used_for_norm get_plans_for_configuration "
           "static_estimate_VRAM_usage save_plans",
           "plans", "overridden: patch, batch, strides and normalisation are ours"),
     Names(f"{_PLANNER}:ExperimentPlanner",
-          "dataset dataset_fingerprint dataset_json dataset_name plans_identifier raw_dataset_folder "
+          "dataset dataset_fingerprint dataset_json dataset_name plans_identifier "
           "overwrite_target_spacing determine_fullres_target_spacing",
           "plans", "what is planned, and its spacing, which is nnU-Net's"),
     Names("paths", "nnUNet_preprocessed", "plans", "where nnU-Net writes plans"),
@@ -136,7 +139,7 @@ NAMES: tuple[Names, ...] = (
           "the files of each case of a raw dataset"),
     Names("imageio.reader_writer_registry", "determine_reader_writer_from_dataset_json", "datasets",
           "the reader of a dataset"),
-    Names("imageio.reader_writer_registry", "recursive_find_reader_writer_by_name", "images merging",
+    Names("imageio.reader_writer_registry", "recursive_find_reader_writer_by_name", "datasets images merging",
           "the reader that a plan or dataset.json names"),
 
     # Preprocessing

@@ -4,7 +4,7 @@ import argparse
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from stunet import console, workspace
 from stunet.cli.common import new_parser, run
@@ -19,6 +19,9 @@ EXAMPLES = """examples:
   stunet_convert totalsegmentator -i Totalsegmentator_dataset_v201 -d 102 --name Organs --classes organs -np 8
   stunet_convert pairs -i ct -l masks -d 103 --name Liver --channels CT --labels liver tumour --label_suffix _seg
   stunet_convert bids -i ds000001 -d 104 --name Brain --channels T1w FLAIR --labels labels.txt
+without labels, for stunet_pretrain:
+  stunet_convert images -i scans dicom -d 50 --name Unlabelled --skip_bad
+  stunet_convert nnssl -i pretrain_data.json -d 51 --name OpenMind --modalities T1w
 """
 
 
@@ -31,6 +34,8 @@ def build_parser() -> argparse.ArgumentParser:
     _add_totalsegmentator(formats)
     _add_pairs(formats)
     _add_bids(formats)
+    _add_images(formats)
+    _add_nnssl(formats)
     return parser
 
 
@@ -39,11 +44,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     return run(build_parser(), lambda args: args.command(args), argv)
 
 
-def _format(formats: "argparse._SubParsersAction", name: str, text: str, named: bool = True) -> argparse.ArgumentParser:
-    """Add a format's parser, with the options of all formats; `named`: its data define no number and name."""
+def _format(
+    formats: "argparse._SubParsersAction", name: str, text: str, named: bool = True, several: bool = False
+) -> argparse.ArgumentParser:
+    """Add a format's parser, with the options of all formats.
+
+    Args:
+        formats: What parsers are added to.
+        name: Of the format.
+        text: What it converts.
+        named: Whether its data define no number and name.
+        several: Whether it takes several folders.
+    """
     parser = formats.add_parser(name, help=text, description=f"Convert {text}.", allow_abbrev=False)
     default = "" if named else " (default: the task's)"
-    parser.add_argument("-i", dest="source", type=Path, required=True, metavar="FOLDER", help="where the data are")
+    many: dict[str, Any] = {"nargs": "+"} if several else {}
+    parser.add_argument(
+        "-i", dest="source", type=Path, required=True, metavar="FOLDER", help="where the data are", **many
+    )
     parser.add_argument(
         "-d", dest="dataset_id", type=int, required=named, metavar="ID", help=f"number of the dataset{default}"
     )
@@ -149,6 +167,57 @@ def _add_bids(formats: "argparse._SubParsersAction") -> None:
     parser.set_defaults(command=_convert_bids)
 
 
+def _add_images(formats: "argparse._SubParsersAction") -> None:
+    parser = _format(formats, "images", "images without labels, in folders of any layout", several=True)
+    parser.add_argument(
+        "--channels",
+        nargs="+",
+        metavar="NAME[=SUFFIX]",
+        help="channels, and how names of their files end: CT, or T1=_t1 FLAIR=_flair (default: one channel, named by "
+        "DICOM or BIDS)",
+    )
+    parser.add_argument(
+        "--masks",
+        metavar="FOLDER|SUFFIX",
+        help="masks, above 0 where losses do not count, such as removed faces: a folder with files named as the "
+        "images, or how names of masks beside them end, such as _facemask",
+    )
+    parser.add_argument(
+        "--rois",
+        metavar="FOLDER|SUFFIX",
+        help="masks, above 0 where losses count, such as of the body; found as those of --masks",
+    )
+    _add_skip_bad(parser)
+    parser.set_defaults(command=_convert_images)
+
+
+def _add_nnssl(formats: "argparse._SubParsersAction") -> None:
+    parser = _format(formats, "nnssl", "the images that nnssl's pretrain_data.json lists")
+    parser.add_argument(
+        "--modalities", nargs="+", default=[], metavar="NAME", help="take images of these only (default: all)"
+    )
+    parser.add_argument(
+        "--masks",
+        choices=["both", "anonymization", "anatomy", "none"],
+        default="both",
+        help="which masks losses respect: what was anonymised does not count, what is not anatomy neither "
+        "(default: both)",
+    )
+    parser.add_argument(
+        "--channels", metavar="NAME", help="name of the channel (default: the modality, if there is only one)"
+    )
+    _add_skip_bad(parser)
+    parser.set_defaults(command=_convert_nnssl)
+
+
+def _add_skip_bad(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--skip_bad",
+        action="store_true",
+        help="leave out scans that are broken, constant, flat or of another number of channels (default: an error)",
+    )
+
+
 def _add_labels(parser: argparse.ArgumentParser, required: bool) -> None:
     parser.add_argument(
         "--labels",
@@ -213,6 +282,26 @@ def _convert_bids(args: argparse.Namespace) -> None:
     _run(chosen, args.np)
 
 
+def _convert_images(args: argparse.Namespace) -> None:
+    from stunet.datasets.unlabelled import prepare_images
+
+    where = (args.source, _raw(args), args.dataset_id, args.name)
+    channels = _channels(args.channels) if args.channels else None
+    if args.variable and len(args.source) == 1:
+        _check_variable(args.variable, args.source[0])
+    _run(prepare_images(*where, channels, args.masks, args.rois, args.skip_bad, args.variable), args.np)
+
+
+def _convert_nnssl(args: argparse.Namespace) -> None:
+    from stunet.datasets.nnssl import prepare_nnssl
+
+    if args.variable:
+        what = f"--variable {args.variable}: nnssl's file says itself which variables its paths begin with"
+        raise UsageError(what, "leave it out")
+    where = (args.source, _raw(args), args.dataset_id, args.name)
+    _run(prepare_nnssl(*where, args.modalities, args.masks, args.channels, args.skip_bad), args.np)
+
+
 def _channels(texts: Sequence[str]) -> dict[str, str]:
     """Return the text after the = by channel name, or an empty text."""
     channels: dict[str, str] = {}
@@ -235,6 +324,9 @@ def _run(conversion: "Conversion", workers: int | None) -> None:
         warnings = conversion.run(pending, workers or min(8, os.cpu_count() or 1), progress.step)
     for warning in warnings:
         console.warn(warning)
+    if not conversion.labelled:
+        subjects = len({source.subject for source in conversion.sources})
+        console.note(f"{len(conversion.sources)} scans found, of {subjects} subjects")
     _next(conversion.target)
 
 
@@ -244,13 +336,18 @@ def _raw(args: argparse.Namespace) -> Path:
 
 def _variable(args: argparse.Namespace) -> str | None:
     """Return the variable of --variable, which must be the folder of the data, or paths would lead nowhere."""
-    name = args.variable
-    if name and Path(os.environ.get(name, "")).resolve() != args.source.resolve():
-        raise UsageError(
-            f"--variable {name}: {name} is {os.environ.get(name)!r}, not {str(args.source)!r}",
-            f"export {name}={args.source.resolve()}",
-        )
+    name: str | None = args.variable
+    if name:
+        _check_variable(name, args.source)
     return name
+
+
+def _check_variable(name: str, source: Path) -> None:
+    if Path(os.environ.get(name, "")).resolve() != source.resolve():
+        raise UsageError(
+            f"--variable {name}: {name} is {os.environ.get(name)!r}, not {str(source)!r}",
+            f"export {name}={source.resolve()}",
+        )
 
 
 def _next(target: Path) -> None:

@@ -18,7 +18,7 @@ from stunet.datasets.layout import pairs_command
 from stunet.datasets.listing import list_images, named, unusable, visible
 from stunet.errors import DataError, raise_first
 from stunet.files import write_json
-from stunet.kinds import FORMAT_HINT, label_values, read_dataset_json
+from stunet.kinds import FORMAT_HINT, has_classes, label_values, read_dataset_json
 from stunet.names import check_name
 
 FILE_ENDING = ".nii.gz"  # of the files we write
@@ -28,11 +28,28 @@ log = logging.getLogger("stunet")
 
 @dataclass(frozen=True)
 class RawCase:
-    """A training case: its image files (one per channel, or one that holds several channels) and its label file."""
+    """A training case: its image files (one per channel, or one that holds several channels), and its label file.
+
+    A case of a dataset without labels, for self-supervised pre-training, has no label. It may have a mask instead:
+    losses leave out voxels where it is above 0.
+    """
 
     name: str
     images: tuple[Path, ...]
-    label: Path
+    label: Path | None
+    mask: Path | None = None
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """All files; the label, or the mask, is the last one."""
+        return (*self.images, *(path for path in (self.label, self.mask) if path))
+
+    @property
+    def needed_label(self) -> Path:
+        """The label file; raises DataError if the case has none."""
+        if self.label is None:
+            raise DataError(f"case {self.name!r} has no label", "a dataset with labels")
+        return self.label
 
 
 @dataclass(frozen=True)
@@ -100,21 +117,32 @@ def list_cases(folder: Path, description: Mapping[str, Any]) -> list[RawCase]:
         description: The content of its dataset.json.
 
     Raises:
-        DataError: A file name has no channel number, a case has a name that no dataset can have, or there are no cases.
+        DataError: A file name has no channel number, a case has a name that no dataset can have, there are no cases, or
+            some have a label and some have none.
     """
-    return (_listed_cases if "dataset" in description else _stored_cases)(folder, description)
+    cases = (_listed_cases if "dataset" in description else _stored_cases)(folder, description)
+    _check_labelled(folder, description, cases)
+    return cases
+
+
+def require_labels(dataset: str, cases: Sequence[RawCase]) -> None:
+    """Raise DataError if a dataset is one without labels."""
+    if any(case.label is None for case in cases):
+        what = f"{dataset} has images without labels, which only self-supervised pre-training takes"
+        raise DataError(what, "a dataset with labels")
 
 
 def training_files(folder: Path, description: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Return the training cases as nnU-Net holds them.
+    """Return the training cases as nnU-Net holds them; the label is None in a dataset without labels.
 
     Raises:
         DataError: As for list_cases(), or a file is unusable whatever it contains.
     """
     cases = list_cases(folder, description)
-    files = (path for case in cases for path in (*case.images, case.label))
-    raise_first([error for path in files if (error := unusable(path))])
-    return {case.name: {"images": list(map(str, case.images)), "label": str(case.label)} for case in cases}
+    raise_first([error for case in cases for path in case.files if (error := unusable(path))])
+    return {
+        case.name: {"images": list(map(str, case.images)), "label": case.label and str(case.label)} for case in cases
+    }
 
 
 def left_out(folder: Path, description: dict[str, Any], cases: Sequence[RawCase]) -> list[str]:
@@ -122,7 +150,7 @@ def left_out(folder: Path, description: dict[str, Any], cases: Sequence[RawCase]
     if "dataset" in description:
         return []
     ending = description["file_ending"]
-    used = {path for case in cases for path in (*case.images, case.label)}
+    used = {path for case in cases for path in case.files}
     warnings = []
     for name in ("imagesTr", "labelsTr"):
         found = list_images(folder / name, ending)
@@ -158,9 +186,21 @@ def _find_cases(folder: Path, description: dict[str, Any], channels: int) -> lis
         raise DataError(what, f"export {unset[1]}=FOLDER")
     hint = "add the file, or remove the case"
     raise_first([DataError(f"case {name!r} lacks the image {str(file)!r}", hint) for name, file in missing])
-    unlabelled = [case for case in cases if not case.label.is_file()]
+    unlabelled = [case for case in cases if case.label and not case.label.is_file()]
     raise_first([DataError(f"case {case.name!r} has no label {str(case.label)!r}", hint) for case in unlabelled])
+    unmasked = [case for case in cases if case.mask and not case.mask.is_file()]
+    raise_first([DataError(f"case {case.name!r} lacks its mask {str(case.mask)!r}", hint) for case in unmasked])
     return cases
+
+
+def _check_labelled(folder: Path, description: Mapping[str, Any], cases: Sequence[RawCase]) -> None:
+    """Raise DataError if cases lack a label although others have one, or although dataset.json names classes."""
+    lacking = [case.name for case in cases if case.label is None]
+    classes = [name for name in description.get("labels", ()) if name != "background"]
+    if lacking and (classes or len(lacking) < len(cases)):
+        others = f"dataset.json names {classes[0]!r}" if classes else f"{len(cases) - len(lacking)} others have one"
+        what = f"{len(lacking)} cases of {str(folder)!r} have no label (e.g. {lacking[0]!r}), and {others}"
+        raise DataError(what, 'add the labels; a dataset without any has "labels": {"background": 0}')
 
 
 def _listed_cases(folder: Path, description: Mapping[str, Any]) -> list[RawCase]:
@@ -177,11 +217,21 @@ def _listed_cases(folder: Path, description: Mapping[str, Any]) -> list[RawCase]
     for name in description["dataset"]:
         check_name(name, "case", repr(str(folder / "dataset.json")))
     listed = description["dataset"].items()
-    return [RawCase(name, tuple(map(path, entry["images"])), path(entry["label"])) for name, entry in listed]
+    cases = []
+    for name, entry in listed:
+        images = tuple(map(path, entry["images"]))
+        if "label" in entry:
+            cases.append(RawCase(name, images, path(entry["label"])))
+        else:
+            cases.append(RawCase(name, images, None, path(entry["mask"]) if entry.get("mask") else None))
+    return cases
 
 
 def _stored_cases(folder: Path, description: Mapping[str, Any]) -> list[RawCase]:
-    """Return the cases in imagesTr: CASE_0000.nii.gz, CASE_0001.nii.gz, ..., with labelsTr/CASE.nii.gz."""
+    """Return the cases in imagesTr: CASE_0000.nii.gz, CASE_0001.nii.gz, ..., with labelsTr/CASE.nii.gz.
+
+    Where dataset.json names no class and there is no labelsTr, they have no labels.
+    """
     images, ending = folder / "imagesTr", description["file_ending"]
     files = visible(images.glob("*"))
     fitting = [path for path in files if path.name.endswith(ending) and not path.is_dir()]
@@ -202,8 +252,11 @@ def _stored_cases(folder: Path, description: Mapping[str, Any]) -> list[RawCase]
     if wrong and not cases and (command := pairs_command(folder, description)):
         raise DataError(wrong[0].message, command)
     raise_first(wrong)
+    labels = folder / "labelsTr"
+    labelled = has_classes(description) or labels.is_dir()
     return [
-        RawCase(name, tuple(paths), folder / "labelsTr" / f"{name}{ending}") for name, paths in sorted(cases.items())
+        RawCase(name, tuple(paths), labels / f"{name}{ending}" if labelled else None)
+        for name, paths in sorted(cases.items())
     ]
 
 

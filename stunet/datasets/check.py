@@ -6,7 +6,7 @@ with the reader that nnU-Net will use. datasets/__init__.py reads dataset.json a
 
 import zlib
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -60,6 +60,21 @@ def check_dataset(folder: Path, workers: int = 1, on_case: Callable[[str], None]
     ]
 
 
+@dataclass(frozen=True)
+class CheckedImages:
+    """The images of a case, which are sound.
+
+    Attributes:
+        channels: (C, D, H, W).
+        properties: Of the reader.
+        grid: Shape and spacing in array order, and where the reader knows them, origin and direction.
+    """
+
+    channels: np.ndarray
+    properties: dict[str, Any]
+    grid: dict[str, np.ndarray]
+
+
 def read_case(case: RawCase, rules: Rules) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
     """Read and check the images and the label of a case.
 
@@ -67,23 +82,31 @@ def read_case(case: RawCase, rules: Rules) -> tuple[np.ndarray, np.ndarray, dict
         The channels (C, D, H, W), the label (D, H, W), and the reader's properties of the label file.
 
     Raises:
-        DataError: Something is wrong with the case; the error names the first problem.
+        DataError: Something is wrong with the case, or it has no label; the error names the first problem.
     """
-    return _read_case(case, rules)[:3]
+    images = read_images(case, rules)
+    label, properties, _ = _read_label(case, rules, images.grid)
+    return images.channels, label, properties
 
 
-def _read_case(case: RawCase, rules: Rules) -> tuple[np.ndarray, np.ndarray, dict[str, Any], dict[float, int]]:
-    """Like read_case, but also return the label's voxel counts by value."""
+def read_images(case: RawCase, rules: Rules) -> CheckedImages:
+    """Read and check the images of a case.
+
+    Raises:
+        DataError: A file is missing or damaged, holds NaN, lies on another grid, or there are too few or many channels.
+    """
     reader = Reader(rules.reader.__name__)
     # Before any file is read: at a name that is not UTF-8, ITK ends the whole process.
-    for path in (*case.images, case.label):
+    for path in case.files:
         if error := unusable(path):
             raise error
     # Without the file that states the spacing, nnU-Net would take 1 x 1 x 1 mm.
     if rules.reader.__name__ == tiff.READER:
         tiff.read_spacing(case.images[0], is_image=True)
-        tiff.read_spacing(case.label, is_image=False)
+        for path in case.files[len(case.images) :]:
+            tiff.read_spacing(path, is_image=False)
     grid: dict[str, np.ndarray] = {}
+    about: dict[str, Any] = {}
     arrays = []
     for path in case.images:
         # Before it is read: ITK reads zeros where a compressed file has lost its end.
@@ -92,7 +115,7 @@ def _read_case(case: RawCase, rules: Rules) -> tuple[np.ndarray, np.ndarray, dic
         arrays.append(array)
         found = _grid(array, properties)
         _check_same_grid(case, grid or found, found, path)
-        grid = grid or found
+        grid, about = grid or found, about or properties
         if not np.isfinite(array).all():
             raise DataError(f"{str(path)!r} holds NaN or infinity", "replace these values, for example by those of air")
     channels = sum(map(len, arrays))
@@ -100,15 +123,42 @@ def _read_case(case: RawCase, rules: Rules) -> tuple[np.ndarray, np.ndarray, dic
         hint = "correct the names of channels, or add the files that are missing (CASE_0000, CASE_0001, ...)"
         names = f"{len(rules.channels)}: {', '.join(rules.channels)}"
         raise DataError(f"case {case.name!r} has {channels} channels, {rules.origin} names {names}", hint)
-    check_nifti(case.label)
-    label, properties = _read(reader.read_seg, str(case.label), case.label)
-    if len(label) != 1:
-        hint = "one value per voxel: of one-hot channels the number of the largest, of colours one channel"
-        raise DataError(f"{str(case.label)!r} has {len(label)} channels, and a label map has one", hint)
-    _check_same_grid(case, grid, _grid(label, properties), case.label)
-    voxels = _check_values(label, rules, case.label)
     # Most cases have one file, which need not be copied.
-    return arrays[0] if len(arrays) == 1 else np.concatenate(arrays), label[0], properties, voxels
+    return CheckedImages(arrays[0] if len(arrays) == 1 else np.concatenate(arrays), about, grid)
+
+
+def read_mask(case: RawCase, rules: Rules, grid: dict[str, np.ndarray], path: Path) -> np.ndarray:
+    """Read and check a mask (D, H, W) of a case, which must lie on the grid of its images.
+
+    Raises:
+        DataError: It does not, is damaged or holds NaN.
+    """
+    mask, _ = _read_map(case, rules, grid, path)
+    if not np.isfinite(mask).all():
+        raise DataError(f"{str(path)!r} holds NaN or infinity", "a mask is 0, or more where voxels do not count")
+    return mask
+
+
+def _read_label(
+    case: RawCase, rules: Rules, grid: dict[str, np.ndarray]
+) -> tuple[np.ndarray, dict[str, Any], dict[float, int]]:
+    """Return the label (D, H, W), the reader's properties of its file, and the voxel counts by value."""
+    label, properties = _read_map(case, rules, grid, case.needed_label)
+    return label, properties, _check_values(label, rules, case.needed_label)
+
+
+def _read_map(
+    case: RawCase, rules: Rules, grid: dict[str, np.ndarray], path: Path
+) -> tuple[np.ndarray, dict[str, Any]]:
+    """Read a file with one value per voxel, on the grid of the images."""
+    check_nifti(path)
+    array, properties = _read(Reader(rules.reader.__name__).read_seg, str(path), path)
+    if len(array) != 1:
+        hint = "one value per voxel: of one-hot channels the number of the largest, of colours one channel"
+        kind = "a mask" if path == case.mask else "a label map"
+        raise DataError(f"{str(path)!r} has {len(array)} channels, and {kind} has one", hint)
+    _check_same_grid(case, grid, _grid(array, properties), path)
+    return array[0], properties
 
 
 def _with_rules(folder: Path, cases: list[RawCase], rules: Rules) -> list[tuple[RawCase, Rules]]:
@@ -138,11 +188,25 @@ class CheckedCase(NamedTuple):
 
 
 def _examine(checked: tuple[RawCase, Rules]) -> CheckedCase:
-    image, label, _, voxels = _read_case(*checked)
-    names = enumerate(checked[1].channels)
+    case, rules = checked
+    images = read_images(case, rules)
+    image, label = images.channels, None
+    voxels: dict[float, int] = {}
+    if case.label is not None:
+        label, _, voxels = _read_label(case, rules, images.grid)
+    elif case.mask is not None:
+        check_leaves_voxels(read_mask(case, rules, images.grid, case.mask), case.mask)
+    names = enumerate(rules.channels)
     # By this name, in any case, nnU-Net chooses CTNormalization, which takes HU for granted.
     units = {channel: look_at_units(image[channel]) for channel, name in names if name.casefold() == "ct"}
     return CheckedCase(look(image, label, voxels), units)
+
+
+def check_leaves_voxels(mask_DHW: np.ndarray, path: Path) -> None:
+    """Raise DataError if a mask leaves no voxel for losses, as one that was meant the other way round may."""
+    if (mask_DHW > 0).all():
+        hint = "a mask is above 0 where voxels do not count, and 0 where they do"
+        raise DataError(f"the mask {str(path)!r} leaves out every voxel", hint)
 
 
 def _read(read: Callable[[Any], Any], argument: Any, path: Path) -> Any:

@@ -21,7 +21,7 @@ class Content:
     """What a case holds.
 
     Attributes:
-        voxels: Voxel counts of the label map by value.
+        voxels: Voxel counts of the label map by value; empty if there is none.
         cut: How many of these lie outside the box that nnU-Net crops the case to, by nonzero value.
         constant: Indices of channels that hold a single value.
     """
@@ -31,14 +31,14 @@ class Content:
     constant: tuple[int, ...]
 
 
-def look(image_CDHW: np.ndarray, label_DHW: np.ndarray, voxels: dict[float, int]) -> Content:
-    """Return what a case holds; `voxels` is the result of count_values()."""
-    box = nonzero_box(image_CDHW)
-    inside = label_DHW[box]
+def look(image_CDHW: np.ndarray, label_DHW: np.ndarray | None, voxels: dict[float, int]) -> Content:
+    """Return what a case holds; `voxels` is the result of count_values(), empty without a label."""
     cut = {}
-    if inside.shape != label_DHW.shape:
-        left = count_values(inside)
-        cut = {value: n - left.get(value, 0) for value, n in voxels.items() if value and n > left.get(value, 0)}
+    if label_DHW is not None:
+        inside = label_DHW[nonzero_box(image_CDHW)]
+        if inside.shape != label_DHW.shape:
+            left = count_values(inside)
+            cut = {value: n - left.get(value, 0) for value, n in voxels.items() if value and n > left.get(value, 0)}
     constant = tuple(number for number, channel in enumerate(image_CDHW) if _is_constant(channel))
     return Content(voxels, cut, constant)
 
@@ -84,8 +84,27 @@ def judge(names: Sequence[str], contents: Sequence[Content], description: Mappin
         description: Parsed dataset.json.
 
     Raises:
-        DataError: No case has any foreground that training could see.
+        DataError: No case has any foreground that training could see; or of a dataset without labels, all images are
+            constant.
     """
+    labelled = any(content.voxels for content in contents)
+    if not labelled and all(content.constant for content in contents):
+        raise DataError(f"all {len(contents)} images hold one value only, nothing to learn from", "other images")
+    warnings = _judge_labels(names, contents, description) if labelled else []
+    channels = list(description.get("channel_names", description.get("modality", {})).values())
+    constant = [
+        f"{name!r} ({channels[number] if number < len(channels) else number})"
+        for name, content in zip(names, contents, strict=True)
+        for number in content.constant
+    ]
+    if constant:
+        warnings.append(
+            f"{len(constant)} images hold one value only, nothing to learn from: {first_few(constant, separator=', ')}"
+        )
+    return warnings
+
+
+def _judge_labels(names: Sequence[str], contents: Sequence[Content], description: Mapping[str, Any]) -> list[str]:
     labels = {name: _values(entry) for name, entry in description["labels"].items()}
     # Neither is a class: nnU-Net does not train on them.
     ignored = {0.0, *labels.pop("ignore", set())}
@@ -105,16 +124,6 @@ def judge(names: Sequence[str], contents: Sequence[Content], description: Mappin
         named = ", ".join(map(repr, absent))
         warnings.append(
             f"no case has {named}: it cannot be learned, and validation has no Dice of it; see dataset.json"
-        )
-    channels = list(description.get("channel_names", description.get("modality", {})).values())
-    constant = [
-        f"{name!r} ({channels[number] if number < len(channels) else number})"
-        for name, content in zip(names, contents, strict=True)
-        for number in content.constant
-    ]
-    if constant:
-        warnings.append(
-            f"{len(constant)} images hold one value only, nothing to learn from: {first_few(constant, separator=', ')}"
         )
     return warnings
 

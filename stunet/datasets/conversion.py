@@ -1,10 +1,13 @@
 """Convert many cases to a raw dataset, such that a run may be killed and repeated at any moment.
 
-A format defines which cases there are and what is done with each (totalsegmentator.py, pairs.py, bids.py). Images stay
-where they are: dataset.json refers to them. A dataset folder holds
+A format defines which cases there are and what is done with each (totalsegmentator.py, pairs.py, bids.py, and without
+labels unlabelled.py, nnssl.py). Images stay where they are: dataset.json refers to them. A dataset folder holds
 
     labelsTr/CASE.nii.gz, labelsTs/CASE.nii.gz  each appears only once it is complete
+    imagesTr/CASE_0000.nii.gz                   images that nnU-Net's readers could not read where they are
     imagesTs/CASE_0000.nii.gz                   links to the images of test cases, for stunet_predict
+    masksTr/CASE.nii.gz                         masks that had to be combined, of images without labels
+    left_out.json                               why cases were left out (skip_bad)
     .stunet/                                    records of the finished cases (growing.py)
     splits_final.json, dataset.json             written last: until then the folder is not taken for a dataset
 """
@@ -23,17 +26,30 @@ from stunet.datasets.listing import named, visible
 from stunet.errors import DataError, OutOfMemoryError, StunetError, UsageError, first_few
 from stunet.files import atomic_write, write_json, write_lock
 from stunet.names import check_name
-from stunet.workers import AGAIN, map_all
+from stunet.workers import AGAIN, Outcome, map_cases, raise_failed
+
+LEFT_OUT = "left_out.json"
 
 
 @dataclass(frozen=True)
 class SourceCase:
-    """A case before conversion: its images, one per channel, and the files that its label is made from."""
+    """A case before conversion.
+
+    Attributes:
+        name: Of the case.
+        images: One per channel.
+        labels: The files that its label is made from; empty for images without labels.
+        training: Whether it is for training, not for tests.
+        subject: Whose scan it is; empty: not known.
+        mask: Of images without labels: where it is above 0, losses do not count.
+    """
 
     name: str
     images: tuple[Path, ...]
-    labels: tuple[Path, ...]
+    labels: tuple[Path, ...] = ()
     training: bool = True
+    subject: str = ""
+    mask: Path | None = None
 
     @property
     def subset(self) -> str:
@@ -53,7 +69,10 @@ class Step(Protocol):
         """Return everything that determines the output, as JSON."""
 
     def __call__(self, source: SourceCase, folder: Path) -> tuple[list[Path], dict[str, Any]]:
-        """Write the files of a case into a dataset folder; return them, and facts for reports, as JSON."""
+        """Write the files of a case into a dataset folder; return them, and facts for reports, as JSON.
+
+        Of images without labels the facts `images` and `mask` name the files, as dataset.json will, that were written.
+        """
 
 
 @dataclass(frozen=True)
@@ -80,6 +99,8 @@ class Conversion:
         copies: Whether the step writes images, too.
         report: Writes the format's reports from the facts of the cases; returns warnings.
         warnings: Warnings so far.
+        labelled: Whether the step writes labels.
+        skip_bad: Leave out cases whose files are bad, instead of ending with an error.
     """
 
     target: Path
@@ -91,6 +112,8 @@ class Conversion:
     copies: bool = False
     report: Callable[[Path, Mapping[str, dict[str, Any]]], list[str]] = lambda target, facts: []
     warnings: tuple[str, ...] = ()
+    labelled: bool = True
+    skip_bad: bool = False
 
     def __post_init__(self) -> None:
         """Raise DataError, before anything is converted, if a case has a name that no dataset can have."""
@@ -117,8 +140,8 @@ class Conversion:
             on_case: Called with a case's name once it is finished, converted or not: it counts progress.
 
         Raises:
-            DataError: Cases cannot be converted (the others have been), the disk is full, or another run is working on
-                the same folder.
+            DataError: Cases cannot be converted (the others have been) and are not to be left out, the disk is full, or
+                another run is working on the same folder.
             OutOfMemoryError: A case does not fit into memory.
         """
         with write_lock(self.target):
@@ -126,9 +149,21 @@ class Conversion:
             self._folder.begin(self.step.options())
             if pending:  # until it is complete again, nothing may take the folder for a dataset
                 (self.target / "dataset.json").unlink(missing_ok=True)
-            convert = partial(_convert, step=self.step, folder=self._folder)
-            map_all(convert, pending, workers, lambda source: source.name, on_case)
-            return self._complete()
+            return self._complete(self._convert_all(pending, workers, on_case))
+
+    def _convert_all(
+        self, pending: Sequence[SourceCase], workers: int, on_case: Callable[[str], None] | None
+    ) -> dict[str, str]:
+        """Convert cases; return why some are left out, by name."""
+        convert = partial(_convert, step=self.step, folder=self._folder)
+        outcomes: list[Outcome[SourceCase, None]] = []
+        for outcome in map_cases(convert, pending, workers, lambda source: source.name):
+            outcomes.append(outcome)
+            if on_case:
+                on_case(outcome.case.name)
+        bad = {one.case.name: one.bad_files.message for one in outcomes if self.skip_bad and one.bad_files}
+        raise_failed(outcome for outcome in outcomes if outcome.case.name not in bad)
+        return dict(sorted(bad.items()))
 
     @property
     def _folder(self) -> GrowingFolder:
@@ -142,29 +177,43 @@ class Conversion:
             hint = "another number with -d, or remove that folder, or the same options as then"
             raise DataError(f"{str(self.target)!r} was converted with other options: {first_few(changed)}", hint)
 
-    def _complete(self) -> list[str]:
+    def _complete(self, bad: Mapping[str, str]) -> list[str]:
         """Write the files that accompany the cases, dataset.json last; return warnings."""
-        records = {source.name: self._folder.record(source.name) for source in self.sources}
+        records = {source.name: self._folder.record(source.name) for source in self.sources if source.name not in bad}
         facts = {name: record["facts"] for name, record in records.items()}
-        kept = [source for source in self.sources if not facts[source.name].get("left_out")]
+        kept = [source for source in self.sources if source.name in facts and not facts[source.name].get("left_out")]
         # Before records are pruned, which tell whose the links are.
         self._remove_links(self._folder.recorded())
         self._folder.prune(records.keys(), {file for source in kept for file in records[source.name]["files"]})
         strange = self._strange({file for record in records.values() for file in record["files"]})
         training = [source for source in kept if source.training]
+        if not training and bad:
+            raise DataError(f"no case is left: {first_few(list(bad.values()))}", "other images")
         if not training:
             raise DataError("no training case is left", "look at the subjects and their split")
-        warnings = self.report(self.target, facts)
+        warnings = self._write_left_out(bad) + self.report(self.target, facts)
         warnings += self._write_splits([source.name for source in training])
         if not self.copies:
             self._link_test_images([source for source in kept if not source.training])
         about = self.description
-        listed = {} if self.copies else {"dataset": {source.name: self._entry(source) for source in training}}
+        entries = {source.name: self._entry(source, facts[source.name]) for source in training}
+        listed: dict[str, Any] = {} if self.copies else {"dataset": entries}
+        if subjects := {source.name: source.subject for source in training if source.subject}:
+            listed["subjects"] = subjects
         more = {**about.more, "file_ending": about.ending, **listed}
         channels = dict(enumerate(about.channels))
         # Without DatasetXXX_, which has 11 characters.
         write_dataset_json(self.target, self.target.name[11:], channels, about.labels, len(training), **more)
         return [*self.warnings, *strange, *warnings]
+
+    def _write_left_out(self, bad: Mapping[str, str]) -> list[str]:
+        """Update left_out.json; return a warning if cases are left out."""
+        path = self.target / LEFT_OUT
+        path.unlink(missing_ok=True)
+        if not bad:
+            return []
+        write_json(path, dict(bad))
+        return [f"{len(bad)} cases are left out, which {LEFT_OUT} lists: {first_few(list(bad.values()))}"]
 
     def _write_splits(self, training: Sequence[str]) -> list[str]:
         """Update splits_final.json, unless somebody has replaced it since; return warnings."""
@@ -191,7 +240,7 @@ class Conversion:
 
     def _strange(self, files: set[str]) -> list[str]:
         """Return a warning about training files that this command did not write: nnU-Net would take them for cases."""
-        folders = ("imagesTr", "labelsTr")
+        folders = ("imagesTr", "labelsTr", "masksTr")
         strange = [p for f in folders for p in visible((self.target / f).glob("*")) if f"{f}/{p.name}" not in files]
         what = f"{len(strange)} in {str(self.target)!r} are not of this conversion, and kept: {named(strange)}"
         return [what] if strange else []
@@ -203,12 +252,21 @@ class Conversion:
                 link.parent.mkdir(exist_ok=True)
                 link.symlink_to(os.path.abspath(image))
 
-    def _entry(self, source: SourceCase) -> dict[str, Any]:
-        images = [os.path.abspath(image) for image in source.images]  # keep links: DataLad moves their targets
-        if self.variable:
+    def _entry(self, source: SourceCase, facts: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the entry of a case in dataset.json: its files, by reference unless they were written."""
+        entry = {"images": facts.get("images") or [self._reference(image) for image in source.images]}
+        if self.labelled:
+            return {**entry, "label": f"labelsTr/{source.name}{self.description.ending}"}
+        mask = facts.get("mask") or (source.mask and self._reference(source.mask))
+        return {**entry, **({"mask": mask} if mask else {})}
+
+    def _reference(self, path: Path) -> str:
+        """Return a path as dataset.json refers to it; links stay, because DataLad moves their targets."""
+        whole = os.path.abspath(path)
+        if self.variable and Path(whole).is_relative_to(os.path.abspath(self.variable[1])):
             name, root = self.variable
-            images = [f"${name}/{os.path.relpath(image, root)}" for image in images]
-        return {"images": images, "label": f"labelsTr/{source.name}{self.description.ending}"}
+            return f"${name}/{os.path.relpath(whole, root)}"
+        return whole
 
 
 def dataset_folder(raw: Path, dataset_id: int, name: str) -> Path:

@@ -106,13 +106,13 @@ def find_series(source: Path, channel: str | None = None, wanted: str | None = N
     Raises:
         DataError: There are slices but no series can be taken, or two cases would have the same name.
     """
-    folders = [path for path in (source, *_folders(source)) if _holds_slices(path)]
+    folders = [path for path in (source, *folders_below(source)) if _holds_slices(path)]
     found: list[Found] = []
     left_out: list[str] = []
     for folder in folders:
         name = "_".join(folder.relative_to(source).parts) or source.resolve().name
         try:
-            series = choose(folder, _modality(channel), wanted)
+            series = choose(folder, modality_of(channel), wanted)
             # Whoever names the series takes it as it is.
             if wanted is None:
                 _check_slopes(series)
@@ -305,7 +305,7 @@ def _holds_slices(path: Path) -> bool:
     return path.is_dir() and any(file.suffix.lower() in DICOM or begins_as_dicom(file) for file in files_of(path))
 
 
-def _folders(source: Path) -> list[Path]:
+def folders_below(source: Path) -> list[Path]:
     """Return all folders below a folder, also through links, each once and without hidden ones."""
 
     def warn(error: OSError) -> None:
@@ -325,7 +325,7 @@ def _folders(source: Path) -> list[Path]:
     return found[1:]
 
 
-def _modality(channel: str | None) -> str | None:
+def modality_of(channel: str | None) -> str | None:
     for modality, names in MODALITIES.items():
         if channel and re.match(names, channel.strip(), re.IGNORECASE):
             return modality

@@ -52,7 +52,8 @@ OF_PIXELS = (
     "HighBit", "PixelRepresentation",
 )  # fmt: skip
 WANTED = [
-    "SpecificCharacterSet", "SOPClassUID", "Modality", "SeriesInstanceUID", "SeriesNumber", "SeriesDescription",
+    "SpecificCharacterSet", "SOPClassUID", "Modality", "PatientID", "SeriesInstanceUID", "SeriesNumber",
+    "SeriesDescription",
     "ModalityLUTSequence", "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence", *OF_PIXELS, *GROUPS,
     *DISTINCTIONS,
 ]  # fmt: skip

@@ -24,7 +24,7 @@ from stunet.kinds import CASE_RECORD, read
 from stunet.schema import anything, dict_of
 
 OWN_FOLDER = ".stunet"
-DATA_FOLDERS = ("imagesTr", "labelsTr", "imagesTs", "labelsTs")
+DATA_FOLDERS = ("imagesTr", "labelsTr", "imagesTs", "labelsTs", "masksTr")
 _OWN_FILE = re.compile(rf"({'|'.join(DATA_FOLDERS)})/[^/\\]+")
 
 

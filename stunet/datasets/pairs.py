@@ -56,21 +56,26 @@ class Renumber:
         path = folder / f"labels{source.subset}" / f"{source.name}{self.ending}"
         path.parent.mkdir(exist_ok=True)
         with atomic_write(path) as part:
-            self._write(systems.apply_lookup(table, label.astype(np.intp)), part, properties)
+            write_map(self.reader(), systems.apply_lookup(table, label.astype(np.intp)), part, properties)
         return [path], {}
 
-    def _write(self, label_DHW: np.ndarray, path: Path, properties: dict[str, Any]) -> None:
-        """Write a label map and read it back: ITK hardly reports a full disk, and for compressed NIfTI not at all."""
-        reader = self.reader()
-        try:
-            reader.write_seg(label_DHW, str(path), properties)
-            check_nifti(path)
-            same = np.array_equal(reader.read_seg(str(path))[0][0], label_DHW)
-        except (*UNREADABLE, DataError):
-            same = False
-        if not same:
-            path.write_bytes(bytes(2**20))  # raises the real reason, such as a full disk
-            raise DataError(f"{str(path)!r} is not what was written", "look at the disk's health")
+
+def write_map(reader: Any, labels_DHW: np.ndarray, path: Path, properties: dict[str, Any]) -> None:
+    """Write a label map or mask and read it back: ITK hardly reports a full disk, for compressed NIfTI not at all.
+
+    Raises:
+        OSError: The disk is full.
+        DataError: What was read back is something else.
+    """
+    try:
+        reader.write_seg(labels_DHW, str(path), properties)
+        check_nifti(path)
+        same = np.array_equal(reader.read_seg(str(path))[0][0], labels_DHW)
+    except (*UNREADABLE, DataError):
+        same = False
+    if not same:
+        path.write_bytes(bytes(2**20))  # raises the real reason, such as a full disk
+        raise DataError(f"{str(path)!r} is not what was written", "look at the disk's health")
 
 
 @dataclass(frozen=True)

@@ -47,7 +47,7 @@ class Job:
     @property
     def signature(self) -> str:
         """Hash of the state of the files that it is made from."""
-        return signature((*self.case.images, self.case.label))
+        return signature(self.case.files)
 
 
 def build(checked: CheckedUnion, workers: int = 1, on_case: Callable[[str], None] = lambda name: None) -> Path:
@@ -166,7 +166,7 @@ def _write_case(job: Job, folder: GrowingFolder) -> None:
                 part.symlink_to(source.absolute())
             else:
                 shutil.copyfile(source, part)
-    write_label(job.case.label, job.label, job.lookup)
+    write_label(job.case.needed_label, job.label, job.lookup)
     folder.save(job.name, before, [job.label], {})  # not the images: to hash copies takes as long as to copy them
 
 

@@ -100,7 +100,7 @@ def combine(
 
 
 def _signature(case: RawCase) -> str:
-    return signature((*case.images, case.label))
+    return signature(case.files)
 
 
 def _complete_case(case: RawCase, plan: Completion, folder: GrowingFolder, teacher: Predictor) -> None:
@@ -116,8 +116,9 @@ def _complete_case(case: RawCase, plan: Completion, folder: GrowingFolder, teach
 
 def _write_label(case: RawCase, plan: Completion, target: Path, teacher: Predictor) -> dict[str, Any]:
     """Write the label, read and written like the teacher's images, so that both are on one grid; return the counts."""
-    check_nifti(case.label)  # ITK reads zeros where a compressed file has lost its end
-    truth, properties = teacher.writer.read_seg(str(case.label))
+    own = case.needed_label
+    check_nifti(own)  # ITK reads zeros where a compressed file has lost its end
+    truth, properties = teacher.writer.read_seg(str(own))
     label = apply_lookup(plan.lookup(), np.rint(truth[0]).astype(np.int32))
     missing = plan.missing(case.name)
     voxels, ignored = {}, 0
@@ -126,15 +127,13 @@ def _write_label(case: RawCase, plan: Completion, target: Path, teacher: Predict
         groups = [owner.get(name, 0) for name in head_classes(teacher.model.dataset["labels"])]
         confidence = Confidence(groups)
         raw = teacher.read(InputCase(case.name, case.images))
-        way = _onto_image(case.label, properties, raw)  # a reader that reorients both allows different files
+        way = _onto_image(own, properties, raw)  # a reader that reorients both allows different files
         label = way(label)
         seen = np.asarray(groups, np.min_scalar_type(len(missing)))[
             teacher.segment(teacher.preprocess(raw), probabilities=confidence)
         ]
         if seen.shape != label.shape:
-            raise DataError(
-                f"{str(case.label)!r} has another shape than its image", "stunet_plan_and_preprocess checks"
-            )
+            raise DataError(f"{str(own)!r} has another shape than its image", "stunet_plan_and_preprocess checks")
         names = [REST, *missing]
         values = [plan.values[name] for name in names]
         limits = [plan.thresholds[name] for name in names]

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from stunet.datasets import RawCase, read_dataset, warn_left_out
+from stunet.datasets import RawCase, read_dataset, require_labels, warn_left_out
 from stunet.errors import DataError, UsageError
 from stunet.files import sha256_of, sha256_of_json
 from stunet.inference.model import ModelFolder
@@ -101,6 +101,7 @@ def plan_completion(
         UsageError: A threshold is not a probability, or is given for an unknown class.
     """
     cases, rules = read_dataset(folder)
+    require_labels(folder.name, cases)
     check_endings(cases)
     description = read_dataset_json(folder / "dataset.json")
     warn_left_out(folder, description, cases)

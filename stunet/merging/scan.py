@@ -105,9 +105,7 @@ def tidy(cache: Path) -> None:
 
 def files_of(case: RawCase) -> list[list[Any]]:
     """Return path, size in bytes and modification time in ns of each file of a case."""
-    return [
-        [str(path), stat.st_size, stat.st_mtime_ns] for path in (*case.images, case.label) for stat in [path.stat()]
-    ]
+    return [[str(path), stat.st_size, stat.st_mtime_ns] for path in case.files for stat in [path.stat()]]
 
 
 def _key(case: RawCase, rules: Rules) -> str:
@@ -151,7 +149,7 @@ _SCAN = table({
 
 
 def _scan(case: RawCase, rules: Rules) -> CaseScan:
-    for path in (*case.images, case.label):
+    for path in case.files:
         _check_axes(path)
     image, label, properties = read_case(case, rules)
     voxels, centre = _voxels(label)
@@ -164,7 +162,7 @@ def _scan(case: RawCase, rules: Rules) -> CaseScan:
         centre=centre,
         fingerprint=_fingerprint(image, spacing),
         image_bytes=sum(path.stat().st_size for path in case.images),
-        label_bytes=case.label.stat().st_size,
+        label_bytes=case.needed_label.stat().st_size,
     )
 
 
@@ -175,7 +173,7 @@ def check_endings(cases: Iterable[RawCase]) -> None:
         DataError: A file is not.
     """
     for case in cases:
-        for path in (*case.images, case.label):
+        for path in case.files:
             if not path.name.endswith(NIFTI):
                 raise DataError(f"{str(path)!r} is not a NIfTI file", "convert the dataset to .nii.gz first")
 

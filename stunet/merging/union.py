@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from stunet import workspace
-from stunet.datasets import RawCase, Rules, read_dataset, warn_left_out
+from stunet.datasets import RawCase, Rules, read_dataset, require_labels, warn_left_out
 from stunet.errors import DataError, closest
 from stunet.files import sha256_of
 from stunet.kinds import read_dataset_json
@@ -155,6 +155,7 @@ def open_source(recipe: Recipe, source: SourceRecipe) -> Member:
 
     folder = workspace.raw_dataset(workspace.dataset_name(source.dataset))
     cases, rules = read_dataset(folder)
+    require_labels(folder.name, cases)
     description = read_dataset_json(folder / "dataset.json")
     warn_left_out(folder, description, cases)
     names = [case.name for case in cases]

@@ -24,6 +24,7 @@ from nnunetv2.preprocessing.resampling.default_resampling import (
 )
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
+from stunet.errors import DataError
 from stunet.images import Reader
 from stunet.plans.plan import Plan
 from stunet.resampling import resample_image, resample_labels
@@ -44,16 +45,25 @@ ORDERS = {"data": (0, 1, 3), "seg": (1,)}  # the ones that resampling.py support
 log = logging.getLogger("stunet")
 
 
-def preprocessor_of(configuration: Any, verbose: bool = False, needs_mask: bool = True) -> DefaultPreprocessor:
+def preprocessor_of(
+    configuration: Any, verbose: bool = False, needs_mask: bool = True, labelled: bool = True
+) -> DefaultPreprocessor:
     """Return the preprocessor that a configuration names: ours if that is nnU-Net's default.
 
     Args:
         configuration: nnU-Net's ConfigurationManager.
         verbose: Report what happens to a case.
         needs_mask: Whether a case without labels needs what nnU-Net makes for it, the mask of the nonzero region.
+        labelled: Whether the training cases have labels.
+
+    Raises:
+        DataError: It is another one, and the cases have no labels.
     """
     if configuration.preprocessor_name == DefaultPreprocessor.__name__:
-        return Preprocessor(verbose, needs_mask)
+        return Preprocessor(verbose, needs_mask) if labelled else WithoutLabels(verbose)
+    if not labelled:
+        what = f"the preprocessor {configuration.preprocessor_name!r} of the plans needs labels"
+        raise DataError(what, f"plan with -preprocessor_name {DefaultPreprocessor.__name__}")
     return configuration.preprocessor_class(verbose=verbose)
 
 
@@ -81,11 +91,18 @@ class Preprocessor(DefaultPreprocessor):
         self, image_files: list[str], seg_file: str | None, plans: Any, configuration: Any, dataset: dict
     ) -> tuple[np.ndarray, Any, dict]:
         """Run as in nnU-Net; the labels are read first, and kept in as few bytes as they need."""
+        image, labels, properties = self._read(image_files, seg_file, plans)
+        return self.run_case_npy(image, labels, properties, plans, configuration, dataset)
+
+    def _read(
+        self, image_files: list[str], seg_file: str | None, plans: Any
+    ) -> tuple[np.ndarray, np.ndarray | None, dict]:
+        """Return the image (C, D, H, W), its labels or mask (1, D, H, W), and the reader's properties."""
         reader = plans.image_reader_writer_class()
         like = {"like": image_files[0]} if isinstance(reader, Reader) else {}  # nnU-Net's readers do not accept this
         labels = None if seg_file is None else _smallest(reader.read_seg(seg_file, **like)[0])
         image, properties = reader.read_images(image_files)
-        return self.run_case_npy(image, labels, properties, plans, configuration, dataset)
+        return image, labels, properties
 
     def run_case_npy(
         self, data: np.ndarray, seg: np.ndarray | None, properties: dict, plans: Any, configuration: Any, dataset: dict
@@ -130,6 +147,7 @@ class Preprocessor(DefaultPreprocessor):
             raise ValueError(f"nothing is left of {old_shape} voxels of {spacing} mm at a spacing of {target} mm")
         # Before resampling, as in nnU-Net: a resampled mask of the nonzero region no longer fits the image exactly.
         image = self._normalize(image, labels, configuration, plans.foreground_intensity_properties_per_channel)
+        self._leave_out(labels, axes, box)  # after normalisation, which does not touch what is left out
         labels = _resample(labels, "seg", configuration, *grids) if wants_labels else None
         image = _resample(image, "data", configuration, *grids)
         if self.verbose:
@@ -141,6 +159,32 @@ class Preprocessor(DefaultPreprocessor):
         if labels is not None:
             labels = labels.astype(np.int16 if labels.max() > 127 else np.int8, copy=False)
         return image, labels, properties
+
+    def _leave_out(self, labels_1DHW: np.ndarray, axes: Sequence[int], box: list[list[int]]) -> None:
+        """Set labels to -1 where losses must not count; of a case with labels, nowhere."""
+
+
+class WithoutLabels(Preprocessor):
+    """The preprocessor of training cases without labels: 0 where losses count, -1 elsewhere.
+
+    Elsewhere is outside of the nonzero region, as in nnU-Net, and what the case's mask leaves out. There are no
+    classes, so no locations of any are listed.
+    """
+
+    def run_case(
+        self, image_files: list[str], seg_file: str | None, plans: Any, configuration: Any, dataset: dict
+    ) -> tuple[np.ndarray, Any, dict]:
+        """Run as for a case with labels; `seg_file` is the mask, or None."""
+        image, self._excluded, properties = self._read(image_files, seg_file, plans)
+        if self._excluded is not None and self._excluded.shape != (1, *image.shape[1:]):
+            what = f"the image has {image.shape[1:]} voxels, its mask {self._excluded.shape}"
+            raise ValueError(f"Shape mismatch: {what}")
+        image, labels, properties = self.run_case_npy(image, None, properties, plans, configuration, dataset)
+        return image, labels, {**properties, "class_locations": {}}
+
+    def _leave_out(self, labels_1DHW: np.ndarray, axes: Sequence[int], box: list[list[int]]) -> None:
+        if self._excluded is not None:
+            labels_1DHW[self._excluded.transpose(axes)[:, *bounding_box_to_slice(box)] > 0] = -1
 
 
 def places_of(labels_1DHW: np.ndarray, classes: Sequence[Any]) -> dict[Any, np.ndarray]:

@@ -119,7 +119,7 @@ def check_labels(dataset: str, plan: Plan, configuration: str, cases: Collection
             continue
         path, stat = labels / name, sizes[name]
         # The label is the last of a case's raw files.
-        there = StampedCase(case, (), path, [[record["raw"][-1][0], stat.st_size, stat.st_mtime_ns]])
+        there = StampedCase(case, (), path, stamps=[[record["raw"][-1][0], stat.st_size, stat.st_mtime_ns]])
         before = {"raw": record["raw"][-1:], "sha256": (record.get("sha256") or [])[-1:]}
         if compare_raw(before, there, budget.takes) == CHANGED:
             raise DataError(f"{str(path)!r} is not the label that {case!r} was preprocessed with", redo)

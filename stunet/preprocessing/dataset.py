@@ -4,7 +4,8 @@ The arrays are nnU-Net's: labels are identical, images are equal up to rounding 
 appears in its data folder only when it is complete, and a manifest records what it was made from; a repeated run does
 whatever is missing or out of date. A data folder holds
 
-    CASE.b2nd  CASE_seg.b2nd  CASE.pkl   the same files that nnU-Net's preprocessor writes
+    CASE.b2nd  CASE_seg.b2nd  CASE.pkl   the same files that nnU-Net's preprocessor writes; case.py says what they hold
+                                         of a case without labels
     .stunet/manifest.json                the settings, and per case the raw files, their SHA-256 and the written files
     .stunet/part/CASE/                   what is being written
     .stunet/lock                         held during a run
@@ -58,9 +59,9 @@ log = logging.getLogger("stunet")
 SAVE_INTERVAL_S = 1.0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class StampedCase(RawCase):
-    """A training case; `stamps` are name, size in bytes and modification time in ns of its images and its label."""
+    """A training case; `stamps` are name, size in bytes and modification time in ns of its files."""
 
     stamps: list[list[Any]]
 
@@ -126,7 +127,7 @@ def preprocess(
         # All configurations share these files, and a planning in another process writes some of them: wait for it.
         with planning(dataset, wait=lambda what: None):
             _copy_labels(dataset, description["file_ending"], cases)
-        jobs = [Job(f.configuration, f.path, c.name, c.images, c.label) for f, c in _pending(folders, cases)]
+        jobs = [Job(f.configuration, f.path, c.name, c.images, c.label, c.mask) for f, c in _pending(folders, cases)]
         try:
             with closing(run(jobs, plan, description, workers, verbose)) as finished:
                 _record(finished, folders, cases, on_case or (lambda name: None))
@@ -182,14 +183,13 @@ def raw_cases(dataset: str) -> tuple[dict, list[StampedCase]]:
 
 
 def _stamp(case: RawCase) -> StampedCase:
-    files = (*case.images, case.label)
     try:
-        stats = [os.stat(path) for path in files]
+        stats = [os.stat(path) for path in case.files]
     except OSError as error:
         message = f"case {case.name!r} has no readable file {str(error.filename)!r}: {error.strerror}"
         raise DataError(message, "add the file, or take the case out of the dataset") from None
-    stamps = [[path.name, stat.st_size, stat.st_mtime_ns] for path, stat in zip(files, stats, strict=True)]
-    return StampedCase(case.name, case.images, case.label, stamps)
+    stamps = [[path.name, stat.st_size, stat.st_mtime_ns] for path, stat in zip(case.files, stats, strict=True)]
+    return StampedCase(case.name, case.images, case.label, case.mask, stamps=stamps)
 
 
 def _data_folders(
@@ -284,7 +284,7 @@ def compare_raw(
     hashes = record.get("sha256") or []
     if len(hashes) != len(before):
         return UNKNOWN
-    for old, new, path, digest in zip(before, case.stamps, (*case.images, case.label), hashes, strict=True):
+    for old, new, path, digest in zip(before, case.stamps, case.files, hashes, strict=True):
         if old != new:
             if not may_read(new[1]):
                 return UNKNOWN
@@ -352,8 +352,9 @@ def _clear(folder: DataFolder) -> None:
 def _copy_labels(dataset: str, ending: str, cases: Sequence[StampedCase]) -> None:
     """Bring dataset.json and gt_segmentations up to date; labels of removed cases are removed."""
     folder = preprocessed_dataset(dataset)
-    labels = {f"{case.name}{ending}": case.label for case in cases}
-    (folder / "gt_segmentations").mkdir(exist_ok=True)
+    labels = {f"{case.name}{ending}": case.label for case in cases if case.label}
+    if labels:
+        (folder / "gt_segmentations").mkdir(exist_ok=True)
     for path in (folder / "gt_segmentations").glob(f"*{ending}"):
         if path.name not in labels:  # also what a killed run was copying
             path.unlink(missing_ok=True)

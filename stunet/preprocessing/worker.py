@@ -43,11 +43,17 @@ class Job:
     folder: Path
     case: str
     images: tuple[Path, ...]
-    label: Path
+    label: Path | None
+    mask: Path | None = None
+
+    @property
+    def files(self) -> list[Path]:
+        """All raw files, in the order of RawCase.files."""
+        return [*self.images, *(path for path in (self.label, self.mask) if path)]
 
 
 class Done(NamedTuple):
-    """A finished job: its files' sizes in bytes by name, and the SHA-256 of the raw files, with the label last."""
+    """A finished job: its files' sizes in bytes by name, and the SHA-256 of the raw files in the order of job.files."""
 
     job: Job
     files: dict[str, int]
@@ -130,15 +136,15 @@ def _preprocess(job: Job, plans: str, description: str, verbose: bool) -> Done:
 
 def _write_case(job: Job, plans: str, description: str, verbose: bool) -> Done:
     """Write the case to a separate folder and move it to the data."""
-    files = [*job.images, job.label]
-    for path in files:
+    for path in job.files:
         check_nifti(path)
-    hashes = [sha256_of(path) for path in files]  # now, just before they are read: the disk is only accessed once
-    preprocessor, plans_manager, configuration = _loaded(plans, job.configuration, verbose)
+    hashes = [sha256_of(path) for path in job.files]  # now, just before they are read: the disk is only accessed once
+    preprocessor, plans_manager, configuration = _loaded(plans, job.configuration, job.label is not None, verbose)
     part = job.folder / OWN_FOLDER / "part" / job.case
     shutil.rmtree(part, ignore_errors=True)  # left by a worker that was killed
     part.mkdir(parents=True)
-    what = ([str(path) for path in job.images], str(job.label), plans_manager, configuration, json.loads(description))
+    images, second = [str(path) for path in job.images], job.label or job.mask
+    what = (images, second and str(second), plans_manager, configuration, json.loads(description))
     try:
         preprocessor.run_case_save(str(part / job.case), *what)
     except RuntimeError as error:  # blosc2 reports a full disk as nothing more specific; the probe finds the reason
@@ -154,7 +160,7 @@ def _write_case(job: Job, plans: str, description: str, verbose: bool) -> Done:
 
 
 @lru_cache(maxsize=8)
-def _loaded(plans: str, configuration: str, verbose: bool) -> tuple[Any, Any, Any]:
+def _loaded(plans: str, configuration: str, labelled: bool, verbose: bool) -> tuple[Any, Any, Any]:
     """Return the preprocessor, nnU-Net's plans and the configuration."""
     from stunet.preprocessing.case import Plans, preprocessor_of
 
@@ -162,7 +168,7 @@ def _loaded(plans: str, configuration: str, verbose: bool) -> tuple[Any, Any, An
         logging.basicConfig(level=logging.INFO, format="%(message)s")
     manager = Plans(json.loads(plans))
     chosen = manager.get_configuration(configuration)
-    return preprocessor_of(chosen, verbose), manager, chosen
+    return preprocessor_of(chosen, verbose, labelled=labelled), manager, chosen
 
 
 def _explain(error: Exception, job: Job) -> StunetError:
@@ -170,7 +176,7 @@ def _explain(error: Exception, job: Job) -> StunetError:
     text = " ".join(str(error).split()) or type(error).__name__
     if isinstance(error, StunetError):
         return type(error)(f"case {job.case!r}: {text}", error.hint)
-    files = ", ".join(repr(str(path)) for path in (*job.images, job.label))
+    files = ", ".join(repr(str(path)) for path in job.files)
     return DataError(
         f"case {job.case!r} cannot be preprocessed: {type(error).__name__}: {text} (files: {files})",
         "check these files, or take the case out of the dataset",

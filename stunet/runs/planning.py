@@ -11,7 +11,7 @@ from typing import Any
 
 from stunet import nnunet, presets, workspace
 from stunet.errors import DataError, StunetError, UsageError, closest
-from stunet.kinds import FINGERPRINT, read
+from stunet.kinds import FINGERPRINT, has_classes, read, read_dataset_json
 from stunet.names import name_problem
 from stunet.plans.files import list_planned, list_plans, plan_path, read_plan
 from stunet.plans.plan import Plan
@@ -367,13 +367,15 @@ def _fitting(dataset: str, plan: Plan, name: str, wanted: int, listener: Listene
 
 def _training_command(result: PlanningResult, preset: str | None) -> str:
     """Return the command that trains what was planned."""
-    plan = result.plan
+    plan, number = result.plan, workspace.dataset_number(result.dataset)
+    if not has_classes(read_dataset_json(workspace.raw_dataset(result.dataset) / "dataset.json")):
+        return f"stunet_pretrain -d {number}"
     first = "3d_fullres" if "3d_fullres" in plan.configurations else "2d"
     # stunet_train finds the plans by itself if they are the only ones that were planned.
     only = list_planned(result.dataset) == [plan.name]
     fold = _first_fold(result.dataset, plan, first)
     chosen = ("" if only else f" -p {plan.name}") + (f" --preset {preset}" if preset else "")
-    return f"stunet_train {workspace.dataset_number(result.dataset)} {first} {fold}{chosen}"
+    return f"stunet_train {number} {first} {fold}{chosen}"
 
 
 def _first_fold(dataset: str, plan: Plan, configuration: str) -> int | str:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from stunet import nnunet, workspace
 from stunet.errors import DataError, Interrupted, UsageError, closest, first_few
 from stunet.files import json_differences, write_json
-from stunet.kinds import SUMMARY, read
+from stunet.kinds import SUMMARY, has_classes, read, read_dataset_json
 from stunet.labels.annotations import describe_trained_model
 from stunet.plans.files import list_plans, read_plan
 from stunet.plans.plan import ENCODER_ALONE, INFLATIONS, TRANSFERS, Configuration, Plan
@@ -217,6 +217,7 @@ def prepare(request: TrainingRequest, listener: Listener, resume_if_begun: bool 
     for variable in ("nnUNet_results", "nnUNet_preprocessed"):
         workspace.folder(variable)
     dataset, configuration, fold = _dataset(request.dataset), request.configuration, request.fold
+    _check_labelled(dataset)
     choice = choose_plans(dataset, request, listener)
     plan = choice.plan
 
@@ -306,6 +307,14 @@ def _dataset(given: int | str | None) -> str:
     raise UsageError(
         f"which dataset? {known}", "stunet_train 3 3d_fullres 0" if planned else "stunet_plan_and_preprocess -d 3"
     )
+
+
+def _check_labelled(dataset: str) -> None:
+    """Raise DataError if a preprocessed dataset has no classes to learn."""
+    path = workspace.preprocessed_dataset(dataset) / "dataset.json"
+    if path.is_file() and not has_classes(read_dataset_json(path)):
+        number = workspace.dataset_number(dataset)
+        raise DataError(f"{dataset} has no labels to train with", f"stunet_pretrain -d {number}, which needs none")
 
 
 def _run(dataset: str, choice: Choice, trainer: str, request: TrainingRequest) -> "Run":

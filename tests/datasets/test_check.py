@@ -219,7 +219,10 @@ PROBLEMS = {
         r"there are 2 training cases; 1 in .*imagesTr' belong to no training case .*c_0000.NII.GZ.*'c.nii.gz'",
     ),
     "listed cases are no dictionary": (_set(dataset=[]), r"dataset: expected a table, got \[\]"),
-    "a listed case has no label": (_set(dataset={"a": {"images": ["x"]}}), r"dataset.a: missing 'label'"),
+    "a listed case has no label": (
+        _set(dataset={"a": {"images": ["x"]}}),
+        r"have no label .e.g. 'a'., and dataset.json names 'organ'",
+    ),
     "no case is listed": (_set(dataset={}), r"no training cases"),
     "a listed file is missing": (
         _set(dataset={"q": {"images": ["x.nii.gz"], "label": "y"}}),

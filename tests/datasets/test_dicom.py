@@ -363,7 +363,7 @@ def test_the_index_of_a_disc_hides_no_series(tmp_path: Path) -> None:
     [("CT", "CT"), ("ct", "CT"), ("T2w", "MR"), ("FLAIR", "MR"), ("MRI", "MR"), ("PET", "PT"), ("noise", None)],
 )
 def test_a_channel_has_a_modality_by_its_name(channel: str, modality: str | None) -> None:
-    assert dicom._modality(channel) == modality
+    assert dicom.modality_of(channel) == modality
 
 
 def test_folders_without_dicom_files_are_told_apart(tmp_path: Path) -> None:
