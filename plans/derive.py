@@ -13,14 +13,16 @@ from dataclasses import replace
 from typing import Any
 
 from stunet import architectures
-from stunet.errors import DataError, UsageError
+from stunet.errors import DataError, OutOfMemoryError, UsageError
 from stunet.names import check_name
 from stunet.plans import memory, settings, topology
 from stunet.plans.check import check_plan
-from stunet.plans.fit import Fit, MemoryTarget, corrected, fit
+from stunet.plans.demand import Demand
+from stunet.plans.fit import Fit, MemoryTarget, corrected, fit, largest_batch
 from stunet.plans.memory import Network
 from stunet.plans.plan import Plan, StartingWeights
 from stunet.sizes import SIZES
+from stunet.workspace import dataset_number
 
 NAME_LENGTH = 72  # characters: nnU-Net joins two plans' names in one folder name, which is limited to 255
 
@@ -38,6 +40,9 @@ def derive(
     overrides: Mapping[str, Any] | None = None,
     finetune: str | None = None,
     weights: StartingWeights | None = None,
+    pretext: str | None = None,
+    demand: Demand | None = None,
+    datasets: Sequence[str] | None = None,
 ) -> Plan:
     """Return a plan for another size, memory target (GiB), number of stages (or 'auto'), set of values or start.
 
@@ -55,6 +60,9 @@ def derive(
         finetune: Name of a strategy (trainers/finetune/strategies.py).
         weights: What training starts from; with the classes of a head that is used whole, `dataset_json` has those of
             the network.
+        pretext: Name of a method of pre-training (trainers/pretexts/methods.py); needs its demand.
+        demand: What the method asks for; the patch stays as it was planned, and the batch is fitted to the memory.
+        datasets: Full names of further datasets that a pre-training draws from.
 
     Raises:
         UsageError: Unknown size or key, or a value that is invalid or does not fit.
@@ -85,13 +93,17 @@ def derive(
         stages=set_for_plan.get("stages", plan.stages or "auto"),
         finetune=finetune or plan.finetune,
         weights=start.to_json() if start else None,
+        pretext=pretext or plan.pretext,
+        datasets=(list(datasets) if datasets is not None else plan.more_datasets) or None,
     )
     other_classes = weights is not None and weights.classes is not None
     other_network = (new.size, new.memory_gb, new.stages) != (plan.size, plan.memory_gb, plan.stages)
     # The search runs only where the memory of a step changes: --set num_epochs must not move patch or batch.
     if other_network or other_classes or "checkpointing" in given:
         new = fit_configurations(_with_network_of(new), dataset_json, target_of(new))
-    new = _with_patch_and_batch(new, dataset_json)
+    new = _with_patch_and_batch(new, dataset_json, demand)
+    if demand and (other_network or new.pretext != plan.pretext or given.keys() & {"patch_size", "checkpointing"}):
+        new = _with_batch_for(new, dataset_json, demand)
     name = check_name(_name(new, plan.root), "plans name")
     new = new.with_name(name).with_ours(derived_from=None)
     return new if name == plan.root else new.with_ours(derived_from=plan.root)  # the last entry of the block
@@ -142,14 +154,13 @@ def _fit(
 ) -> tuple[Fit, dict[str, float]]:
     """Return the fit of one configuration, and what a probe measured."""
     configuration = plan.configuration(name)
-    shape, spacing = configuration.median_shape, configuration.spacing
-    # The voxels of the dataset limit the batch; for slices nnU-Net counts those of the volumes, too.
-    volume = shape
-    if len(shape) == 2 and "3d_fullres" in plan.configurations:  # slices of volumes
-        volume = plan.configuration("3d_fullres").median_shape
+    voxels = _voxels(plan, name, cases)
+    shape: Sequence[float] = configuration.median_shape
+    if network.demand:
+        shape = plan.contained_shapes.get(name, shape)
 
     def search(correction: float) -> Fit:
-        return fit(network, spacing, shape, math.prod(volume) * cases, replace(target, correction=correction))
+        return fit(network, configuration.spacing, shape, voxels, replace(target, correction=correction))
 
     if measure is None:
         return search(1.0), {}
@@ -157,14 +168,28 @@ def _fit(
     return fitted, {"measured_gb": round(measured_gb, 2), "correction": round(correction, 3)}
 
 
-def describe(plan: Plan, configuration: str, dataset_json: Mapping[str, Any]) -> Network:
-    """Return what a configuration's memory depends on, with the one-hot channels of a cascade that inherits from it."""
+def _voxels(plan: Plan, name: str, cases: int) -> float:
+    """Return the voxels of the dataset, which limit the batch; for slices nnU-Net counts those of the volumes, too."""
+    shape = plan.configuration(name).median_shape
+    if len(shape) == 2 and "3d_fullres" in plan.configurations:  # slices of volumes
+        shape = plan.configuration("3d_fullres").median_shape
+    return math.prod(shape) * cases
+
+
+def describe(plan: Plan, configuration: str, dataset_json: Mapping[str, Any], demand: Demand | None = None) -> Network:
+    """Return what a configuration's memory depends on, with the one-hot channels of a cascade that inherits from it.
+
+    Without `demand`, that of training to segment, or of the default pre-training if the dataset has no labels.
+    """
     planned = plan.configuration(configuration)
     labels = dataset_json["labels"]
     foreground = [name for name in labels if name not in ("background", "ignore")]
     regions = any(isinstance(value, list) and len(value) > 1 for value in labels.values())
     # Both names are nnU-Net's; `modality` is that of version 1.
     channels = len(dataset_json.get("channel_names") or dataset_json["modality"])
+    if demand or not (foreground or regions):
+        network = Network(planned.network_arguments, channels, channels, demand=demand or Demand())
+        return replace(network, architecture=architectures.of_class(planned.network_class))
     cascades = [name for name in plan.configurations if "previous_stage" in plan.own_values(name)]
     cascaded = any(configuration in plan.lineage(name) for name in cascades)
     return Network(
@@ -187,7 +212,7 @@ def _with_network_of(plan: Plan) -> Plan:
     return plan
 
 
-def _with_patch_and_batch(plan: Plan, dataset_json: Mapping[str, Any]) -> Plan:
+def _with_patch_and_batch(plan: Plan, dataset_json: Mapping[str, Any], demand: Demand | None) -> Plan:
     """Return the plan with the patch (where it has the right dimension) and batch that were set, and their memory.
 
     Only a configuration's own values are replaced: what it inherits is replaced where it comes from.
@@ -205,12 +230,35 @@ def _with_patch_and_batch(plan: Plan, dataset_json: Mapping[str, Any]) -> Plan:
     if batch is None and patch is None and accumulation == 1:
         return plan
     for name in plan.configurations_with_network:
-        planned, network = plan.configuration(name), describe(plan, name, dataset_json)
+        planned, network = plan.configuration(name), describe(plan, name, dataset_json, demand)
         # Only one micro-batch at a time is in memory, and rounding up gives the largest.
         share = -(-planned.batch_size // accumulation)
         estimate = memory.estimate(network, planned.patch_size, share, planned.strides)
         # This also drops the measurement of a probe, which was of another patch or batch.
         plan = plan.with_configuration(name, stunet={"memory_gb": round(estimate, 2)})
+    return plan
+
+
+def _with_batch_for(plan: Plan, dataset_json: Mapping[str, Any], demand: Demand) -> Plan:
+    """Return the plan with the largest batch that a pre-training's memory allows, unless one was set, and its memory.
+
+    Raises:
+        OutOfMemoryError: Not even the smallest batch fits.
+    """
+    target, accumulation = target_of(plan), plan.train.accumulation
+    for name in plan.configurations_with_network:
+        network, planned = describe(plan, name, dataset_json, demand), plan.configuration(name)
+        patch, strides, batch = planned.patch_size, planned.strides, plan.constraints.batch_size
+        if batch is None:
+            batch = largest_batch(network, patch, strides, _voxels(plan, name, dataset_json["numTraining"]), target)
+        needed = memory.estimate(network, patch, -(-batch // accumulation), strides)
+        if plan.constraints.batch_size is None and needed > target.memory_gb:
+            raise OutOfMemoryError(
+                f"{name}: {plan.pretext} needs {needed:.1f} GB with a patch of {patch}; the target is "
+                f"{target.memory_gb:g} GB",
+                f"a smaller --set patch_size, or -gpu_memory_target {math.ceil(needed)}",
+            )
+        plan = plan.with_configuration(name, batch_size=batch, stunet={"memory_gb": round(needed, 2)})
     return plan
 
 
@@ -230,7 +278,9 @@ def _name(plan: Plan, root: str) -> str:
         # The planner puts the size before its tags for spacing and normalization; any other _L is a user's.
         pattern = rf"_({'|'.join(SIZES)})(?=(_[0-9.x]+mm)?(_z|_ct)?$)"
         root = re.sub(pattern, f"_{size}", root) if re.search(pattern, root) else f"{root}_{size}"
-    start = [plan.finetune] if plan.finetune else []
+    start = [plan.pretext] if plan.pretext else []
+    start += ["with" + "and".join(str(dataset_number(name)) for name in plan.more_datasets)] * bool(plan.more_datasets)
+    start += [plan.finetune] if plan.finetune else []
     if weights := plan.weights:  # STU-Net-B.totalseg becomes totalseg: the name contains the size already
         start += [weights.name.removeprefix(f"STU-Net-{size}."), *weights.tags]
     tags = [settings.tag(key, value) for key, value in {**plan.set_for_training, **plan.set_for_plan}.items()]

@@ -17,6 +17,7 @@ from stunet.sizes import FOR_TESTS, SIZES
 MIN_BATCH = 2  # nnU-Net's UNet_min_batch_size
 MIN_PATCH = 32  # voxels: an axis is not shrunk below this; smaller images keep their own size
 LARGEST_PATCH = {3: 256**3, 2: 2048**2}  # voxels; where shrinking starts (nnU-Net's initial patch)
+MOST_COMPARED = 128  # samples per step, where they are compared with each other (Zhang et al. 2022, arXiv:2209.12157)
 DATASET_SHARE = 0.05  # maximum share of the training voxels in one batch, against overfitting (nnU-Net's rule)
 
 
@@ -49,12 +50,13 @@ def fit(
     """Return the largest patch, then the largest batch, whose training step fits into the target.
 
     The patch starts isotropic in mm and no larger than the median image. While it is too large, the axis that is
-    longest relative to the median image shrinks. The batch grows only into memory that the patch leaves over.
+    longest relative to the median image shrinks. The batch grows only into memory that the patch leaves over. In
+    pre-training the patch is never larger than `median_shape`, not even to be divisible: padding teaches nothing.
 
     Args:
         network: The architecture.
         spacing: mm per axis.
-        median_shape: Voxels per axis of the median image at this spacing.
+        median_shape: Voxels per axis of the median image at this spacing; in pre-training, of what scans contain.
         voxels_in_dataset: Total number of training voxels, which limits the batch.
         target: Memory and stages.
 
@@ -62,7 +64,8 @@ def fit(
         OutOfMemoryError: Not even the smallest patch fits; the message names the size that would.
     """
     shape = [max(1, round(n)) for n in median_shape]
-    patch, strides = _topology(initial_patch(spacing, shape), spacing, target.stages)
+    rounded = topology.round_down if network.demand else topology.round_up
+    patch, strides = _topology(initial_patch(spacing, shape), spacing, target.stages, rounded)
     floor = [min(MIN_PATCH, n) for n in patch]
     while (needed := memory.estimate(network, patch, MIN_BATCH, strides, target.correction)) > target.memory_gb:
         shrunk = _shrink(patch, shape, spacing, target.stages, floor)
@@ -72,7 +75,7 @@ def fit(
                 f"the target is {target.memory_gb:g} GB",
                 _advice(network, patch, strides, target),
             )
-        patch, strides = _topology(shrunk, spacing, target.stages)
+        patch, strides = _topology(shrunk, spacing, target.stages, rounded)
     batch = largest_batch(network, patch, strides, voxels_in_dataset, target)
     return Fit(patch, batch, strides, memory.estimate(network, patch, batch, strides, target.correction))
 
@@ -87,12 +90,18 @@ def initial_patch(spacing: Sequence[float], shape: Sequence[int], voxels: int | 
 def largest_batch(
     network: Network, patch: Sequence[int], strides: Strides, voxels_in_dataset: float, target: MemoryTarget
 ) -> int:
-    """Return the largest batch that fits into the target and DATASET_SHARE of the dataset, but at least MIN_BATCH."""
+    """Return the largest batch that fits into the target and DATASET_SHARE of the dataset, but at least MIN_BATCH.
+
+    Where a pre-training compares samples with each other, all of the dataset may be in a batch, up to MOST_COMPARED.
+    """
     # The estimate is linear in the batch: two values give the slope, without a search.
     fixed = memory.estimate(network, patch, 0, strides, target.correction)
     per_sample = memory.estimate(network, patch, 1, strides, target.correction) - fixed
     fitting = math.floor((target.memory_gb - fixed) / per_sample)
-    share = round(voxels_in_dataset * DATASET_SHARE / math.prod(patch))
+    patches = voxels_in_dataset / math.prod(patch)
+    share = round(DATASET_SHARE * patches)
+    if network.demand and network.demand.compares:
+        share = min(MOST_COMPARED, round(patches))
     return max(MIN_BATCH, min(fitting, share))
 
 
@@ -130,8 +139,13 @@ def corrected(
     )
 
 
-def _topology(patch: Sequence[int], spacing: Sequence[float], stages: int | None) -> tuple[list[int], Strides]:
-    return topology.round_up(patch, spacing, stages or topology.supported_stages(patch, spacing))
+def _topology(
+    patch: Sequence[int],
+    spacing: Sequence[float],
+    stages: int | None,
+    rounded: Callable[[Sequence[int], Sequence[float], int], tuple[list[int], Strides]],
+) -> tuple[list[int], Strides]:
+    return rounded(patch, spacing, stages or topology.supported_stages(patch, spacing))
 
 
 def _shrink(

@@ -6,6 +6,9 @@ Activations are what autograd keeps for the backward pass in half precision. The
 (Architecture.kept); here follow the heads: their logits and the gradient of these. The loss works on a chunk of them at
 a time (losses/), but nnU-Net's for regions keeps LOSS_COPIES more of them in float32.
 
+In self-supervised pre-training, views of the patch take its place, each a share of it (demand.py), and what is not
+trained takes no gradient or momentum. A teacher computes without keeping anything but the block that it is in.
+
 The count equals torch's saved tensors (tests). The other constants are **from published figures**, not measured by us:
 5.2, 8.8 and 26.5 GB for S, B and L (nnU-Net, documentation/resenc_presets.md; patch 128x128x128, batch 2), which the
 model reproduces within 4 % for the published form of the network and nnU-Net's loss. `stunet_plan_and_preprocess
@@ -21,6 +24,7 @@ from stunet.architectures.base import Architecture
 from stunet.architectures.stunet import STUNET
 from stunet.losses.overlap import ELEMENTS
 from stunet.machine import GIB
+from stunet.plans.demand import Demand
 from stunet.plans.topology import Strides
 
 OVERHEAD_GB = 2.3  # CUDA context, cuDNN workspaces, allocator
@@ -29,6 +33,7 @@ ACTIVATION_FACTOR = 1.3  # temporary gradients and fragmentation on top of what 
 LOSS_COPIES = 5  # float32 copies of the logits in nnU-Net's Dice and cross entropy, including one-hot targets
 LOSS_KEPT = 2  # float32 numbers per voxel that our loss keeps
 CHUNK_COPIES = 4  # float32 copies of a chunk of the logits in our loss
+RESTORED_COPIES = 3  # float32 copies of restored images in a loss on voxels: difference, square, mask
 HALF, SINGLE = 2, 4  # bytes
 
 
@@ -42,6 +47,7 @@ class Network:
         classes: Segmentation heads, including background.
         regions: Whether the heads are overlapping regions and the loss is nnU-Net's.
         architecture: Which network it is.
+        demand: What its self-supervised pre-training asks for; None: it is trained to segment.
     """
 
     arguments: Mapping[str, Any]
@@ -49,6 +55,7 @@ class Network:
     classes: int
     regions: bool = False
     architecture: Architecture = STUNET
+    demand: Demand | None = None
 
     @property
     def label(self) -> str:
@@ -73,7 +80,7 @@ def estimate(network: Network, patch: Sequence[int], batch: int, strides: Stride
     activations = batch * activation_bytes(network, patch, strides)
     loss = batch * loss_bytes(network, patch, strides)
     # A probe corrects only what grows with the batch; parameters are known exactly.
-    fixed = PARAMETER_BYTES * parameters(network, strides) + chunk_bytes(network, patch)
+    fixed = _fixed(network, patch, strides, PARAMETER_BYTES) + chunk_bytes(network, patch)
     return OVERHEAD_GB + (fixed + correction * (ACTIVATION_FACTOR * activations + loss)) / GIB
 
 
@@ -89,7 +96,7 @@ def least(network: Network, patch: Sequence[int], batch: int, strides: Strides, 
     """
     # activation_bytes() counts in half precision.
     value = SINGLE // HALF if single else 1
-    fixed = 3 * SINGLE * parameters(network, strides)  # weights, gradients, momentum
+    fixed = _fixed(network, patch, strides, 3 * SINGLE)  # weights, gradients, momentum
     return (fixed + value * batch * activation_bytes(network, patch, strides)) / GIB
 
 
@@ -101,15 +108,27 @@ def parameters(network: Network, strides: Strides) -> int:
 
 def activation_bytes(network: Network, patch: Sequence[int], strides: Strides) -> int:
     """Return the bytes per sample that autograd keeps between forward and backward pass, without the loss."""
-    blocks = network.architecture.kept(network.arguments, _voxels(patch, strides))
+    voxels = _voxels(patch, strides)
+    blocks = network.architecture.kept(network.arguments, voxels)
+    # How often each block computes, in shares of the patch.
+    shares = [1.0] * len(blocks)
+    if demand := network.demand:
+        shares = [sum(demand.encoded)] * len(voxels) + [sum(demand.decoded)] * (len(blocks) - len(voxels))
+    counted = list(zip(blocks, shares, strict=True))
     if not network.arguments.get("checkpointing", False):
-        return HALF * sum(block.all for block in blocks)
+        return round(HALF * sum(block.all * share for block, share in counted))
     # outputs of all blocks, and everything of the one that is being recomputed
-    return HALF * (sum(block.output for block in blocks) + max(block.all for block in blocks))
+    return round(HALF * (sum(b.output * share for b, share in counted) + max(b.all * min(1, s) for b, s in counted)))
 
 
 def loss_bytes(network: Network, patch: Sequence[int], strides: Strides) -> int:
-    """Return the bytes per sample of all heads' logits, and of their gradient or of the copies in nnU-Net's loss."""
+    """Return the bytes per sample of all heads' logits, and of their gradient or of the copies in nnU-Net's loss.
+
+    In pre-training those of the decoder's outputs, of the loss on them, and of the views of the image.
+    """
+    if demand := network.demand:
+        outputs = (demand.outputs or network.channels) * sum(demand.decoded) * (2 * HALF + RESTORED_COPIES * SINGLE)
+        return round(math.prod(patch) * (outputs + network.channels * sum(demand.encoded) * SINGLE))
     per_voxel = network.classes * 2 * HALF + LOSS_KEPT * SINGLE
     if network.regions:
         per_voxel = network.classes * (HALF + LOSS_COPIES * SINGLE)
@@ -119,7 +138,28 @@ def loss_bytes(network: Network, patch: Sequence[int], strides: Strides) -> int:
 
 def chunk_bytes(network: Network, patch: Sequence[int]) -> int:
     """Return the bytes that our loss works on at a time."""
-    return 0 if network.regions else CHUNK_COPIES * SINGLE * min(ELEMENTS, network.classes * math.prod(patch))
+    return (
+        0
+        if network.regions or network.demand
+        else CHUNK_COPIES * SINGLE * min(ELEMENTS, network.classes * math.prod(patch))
+    )
+
+
+def _fixed(network: Network, patch: Sequence[int], strides: Strides, each: int) -> float:
+    """Return the bytes that do not depend on the batch, `each` per parameter that is trained."""
+    everything, demand = parameters(network, strides), network.demand
+    if demand is None:
+        return each * everything
+    encoder = network.architecture.encoder_parameters(
+        network.arguments, network.channels, len(strides), len(strides[0])
+    )
+    trained = (everything if demand.decoded else encoder) + demand.parameters
+    own = each * trained + SINGLE * (everything + demand.parameters - trained + demand.stored)
+    if not demand.teacher:
+        return own
+    blocks = network.architecture.kept(network.arguments, _voxels(patch, strides))
+    # Its weights, also in half precision, and one sample at a time in its largest block: the rest is in the batch's.
+    return own + (SINGLE + HALF) * trained + HALF * demand.teacher * max(block.all for block in blocks)
 
 
 def _voxels(patch: Sequence[int], strides: Strides) -> list[int]:

@@ -382,6 +382,11 @@ class Plan:
         return list(self._ours.get("datasets", ()))
 
     @property
+    def contained_shapes(self) -> Mapping[str, Sequence[int]]:
+        """By configuration, the voxels per axis that 90 % of the scans contain, of datasets without labels."""
+        return dict(self._ours.get("contained_shapes", {}))
+
+    @property
     def weights(self) -> StartingWeights | None:
         """The weights that training starts from."""
         block = self._ours.get("weights")

@@ -91,6 +91,7 @@ _BLOCK = table(
         "finetune": text,
         "pretext": text,
         "datasets": list_of(name, least=1),
+        "contained_shapes": dict_of(list_of(integer(1, 100_000), least=2, most=3), key=name),
         "weights": _WEIGHTS,
         "fingerprint": text,
         "orientation": orientation,

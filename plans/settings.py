@@ -12,6 +12,7 @@ from typing import Any, Self
 from stunet.errors import UsageError, closest, short
 
 LARGEST = 2**62  # upper bound for any value of a run
+AUGMENT = ("standard", "safe", "none")  # explained in trainers/pretexts/base.py
 MIRROR = ("auto", "none", "swap", "all")  # explained in trainers/supervised.py
 
 
@@ -74,6 +75,9 @@ class TrainSettings(_Settings):
     precision: str | None = _value(None, "", str, lambda text: text in ("bf16", "fp32"), "bf16")
     # None: all of the fold's training cases; otherwise the seed chooses them
     num_cases: int | None = _value(None, "cases", int, _positive, "16")
+    # of a pre-training: how strongly images are changed, and how often those of each dataset are drawn: n^(1 - alpha)
+    augment: str = _value("standard", "aug", str, lambda text: text in AUGMENT, "safe")
+    alpha: float = _value(0.5, "alpha", float, lambda x: 0 <= x <= 1, "0.5")
 
 
 @dataclass(frozen=True)
@@ -91,6 +95,8 @@ class PlanSettings(_Settings):
 TRAIN = TrainSettings.values()
 PLAN = PlanSettings.values()
 KNOWN = TRAIN | PLAN
+OF_TRAINING = {"oversample_foreground_percent", "label_interpolation", "mirror"}  # without meaning in a pre-training
+OF_PRETRAINING = {"augment", "alpha"}  # without meaning in any other training
 SYNONYMS = {  # what other programs call these values
     "initial_lr": ("lr", "learning_rate", "learningrate", "base_lr", "initial_learning_rate", "max_lr"),
     "num_epochs": ("epoch", "epochs", "max_epochs", "n_epochs", "train_epochs"),
@@ -105,6 +111,7 @@ SYNONYMS = {  # what other programs call these values
     "accumulation": ("accumulate", "gradient_accumulation", "grad_accum", "accumulate_grad_batches", "micro_batches"),
     "precision": ("amp", "dtype", "mixed_precision", "bf16", "fp32", "half"),
     "num_cases": ("cases", "n_cases", "num_samples", "train_cases", "subset"),
+    "augment": ("augmentation", "augmentations", "transforms", "da"),
     "checkpointing": ("gradient_checkpointing", "grad_checkpointing", "activation_checkpointing"),
 }
 

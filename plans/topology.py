@@ -70,6 +70,17 @@ def round_up(patch: Sequence[int], spacing: Sequence[float], stages: int) -> tup
         current = rounded
 
 
+def round_down(patch: Sequence[int], spacing: Sequence[float], stages: int) -> tuple[list[int], Strides]:
+    """Return a patch that is not above `patch` and divisible by its own strides, with those strides."""
+    current = list(patch)
+    while True:
+        strides = strides_for(current, spacing, stages)
+        rounded = [n // d * d for n, d in zip(current, divisor(strides), strict=True)]
+        if rounded == current:
+            return current, strides
+        current = rounded
+
+
 def smaller(patch: Sequence[int], axis: int, spacing: Sequence[float], stages: int, floor: int) -> list[int] | None:
     """Return the patch with `axis` at its next smaller size that the strides divide, or None at the floor (voxels)."""
     for size in range(patch[axis] - 1, floor - 1, -1):

@@ -1,4 +1,4 @@
-"""STU-Net on nnU-Net v2: plan, train, predict and evaluate scalable 3D segmentation networks.
+"""STU-Net on nnU-Net v2: plan, train, pre-train, predict and evaluate scalable 3D segmentation networks.
 
     import stunet
 
@@ -12,11 +12,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from stunet.runs.api import evaluate, plan, predict, train
+    from stunet.runs.api import evaluate, plan, predict, pretrain, train
     from stunet.runs.evaluation import EvaluationRequest, EvaluationResult
     from stunet.runs.listener import Listener
     from stunet.runs.planning import PlanningRequest, PlanningResult
     from stunet.runs.prediction import PredictionRequest, PredictionResult
+    from stunet.runs.pretraining import PretrainingRequest, PretrainingResult
     from stunet.runs.training import TrainingRequest, TrainingResult
 
 __version__ = "0.1.0"
@@ -28,11 +29,14 @@ __all__ = [
     "PlanningResult",
     "PredictionRequest",
     "PredictionResult",
+    "PretrainingRequest",
+    "PretrainingResult",
     "TrainingRequest",
     "TrainingResult",
     "evaluate",
     "plan",
     "predict",
+    "pretrain",
     "train",
 ]
 
@@ -44,11 +48,14 @@ _MODULES = {
     "PlanningResult": "stunet.runs.planning",
     "PredictionRequest": "stunet.runs.prediction",
     "PredictionResult": "stunet.runs.prediction",
+    "PretrainingRequest": "stunet.runs.pretraining",
+    "PretrainingResult": "stunet.runs.pretraining",
     "TrainingRequest": "stunet.runs.training",
     "TrainingResult": "stunet.runs.training",
     "evaluate": "stunet.runs.api",
     "plan": "stunet.runs.api",
     "predict": "stunet.runs.api",
+    "pretrain": "stunet.runs.api",
     "train": "stunet.runs.api",
 }
 

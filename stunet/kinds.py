@@ -299,6 +299,23 @@ MANIFEST = table(
     },
     others=True,
 )
+# What is known of preprocessed scans, preprocessing/scans.py.
+SCANS = dict_of(
+    table(
+        {
+            "files": list_of(list_of(integer(0), 2, 2)),
+            "shape": list_of(integer(1)),
+            "problem": either("text", text, one_of("")),
+        }
+    ),
+    key=name,
+)
+# Scans that a pre-training leaves out, with the reason, runs/pretraining.py.
+LEFT_OUT = dict_of(text, key=name)
+# Summary of a pre-training, trainers/pretraining.py.
+PRETRAINING = table(
+    {"method": name, "measure": text, "chance": measured, "val_measures": list_of(measured)}, others=True
+)
 # Record of a training, provenance.py: sizes and hashes of the raw files of each of its cases.
 RUN_RECORD = table(
     {

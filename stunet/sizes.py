@@ -30,21 +30,28 @@ class Size:
 
     def parameters(self, channels: int = 1, classes: int = CLASSES, stages: int = STAGES, ndim: int = 3) -> int:
         """Return the number of parameters of a network with so many input channels, classes, stages and axes."""
-        kernel = 3**ndim
         widths = [self.channels(stage) for stage in range(stages)]
-
-        def blocks(c_in: int, c_out: int) -> int:
-            # two convolutions, the 1x1x1 of the shortcut, three biases and two norms of two values per channel
-            first = kernel * c_in * c_out + c_in * c_out + kernel * c_out * c_out + 7 * c_out
-            further = 2 * kernel * c_out * c_out + 6 * c_out
-            return first + (self.depth - 1) * further
-
-        encoder = sum(map(blocks, [channels, *widths[:-1]], widths))
         # per level: upsampling by a 1x1x1 convolution, blocks after the concatenation, head
         decoder = sum(
-            low * high + high + blocks(2 * high, high) + (high + 1) * classes for high, low in pairwise(widths)
+            low * high + high + self._blocks(2 * high, high, ndim) + (high + 1) * classes
+            for high, low in pairwise(widths)
         )
-        return encoder + decoder
+        return self.encoder_parameters(channels, stages, ndim) + decoder
+
+    def encoder_parameters(self, channels: int = 1, stages: int = STAGES, ndim: int = 3) -> int:
+        """Return the number of parameters of its encoder."""
+        widths = [self.channels(stage) for stage in range(stages)]
+        return sum(
+            self._blocks(c_in, c_out, ndim) for c_in, c_out in zip([channels, *widths[:-1]], widths, strict=True)
+        )
+
+    def _blocks(self, c_in: int, c_out: int, ndim: int) -> int:
+        """Return the number of parameters of a stage."""
+        kernel = 3**ndim
+        # two convolutions, the 1x1x1 of the shortcut, three biases and two norms of two values per channel
+        first = kernel * c_in * c_out + c_in * c_out + kernel * c_out * c_out + 7 * c_out
+        further = 2 * kernel * c_out * c_out + 6 * c_out
+        return first + (self.depth - 1) * further
 
 
 # S, B, L and H are published: 14.6, 58.3, 440 and 1457 M parameters. Targets leave room for the published patch of

@@ -18,6 +18,7 @@ VARIABLES = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
 TRAINER, PARTIAL_TRAINER, PRETRAINER = "STUNetTrainer", "STUNetPartialTrainer", "STUNetPretrainer"
 # nnU-Net's names in a result folder: the checkpoints of a fold, and what a cascade's next stage takes from a model.
 FINAL, LATEST, BEST = "checkpoint_final.pth", "checkpoint_latest.pth", "checkpoint_best.pth"
+PRETRAINING = "pretraining.json"  # ours: loss and measure per epoch of a pre-training
 HANDED_OVER = "predicted_next_stage"
 DATASETS = "Dataset[0-9][0-9][0-9]_*"  # the folders that nnU-Net recognizes as datasets
 

@@ -4,7 +4,7 @@ import pickle
 from pathlib import Path
 
 from stunet.errors import DataError
-from stunet.runs.training import FoldInUse
+from stunet.runs.execution import FoldInUse
 from stunet.trainers.distributed.group import ProcessError
 
 

@@ -14,7 +14,7 @@ import torch
 
 from stunet.errors import DataError, WeightsError
 from stunet.files import write_json
-from stunet.folds import Fold
+from stunet.folds import Fold, choose_cases
 from stunet.kinds import read_dataset_json
 from stunet.preprocessing.dataset import preprocessed_cases
 from stunet.provenance import training_record
@@ -27,10 +27,9 @@ from stunet.trainers.pretexts import methods
 from stunet.trainers.pretexts.base import Patches, Pretext, Rows, Setting
 from stunet.trainers.pretexts.draws import generators
 from stunet.trainers.trainer import BaseTrainer
-from stunet.workspace import preprocessed_dataset
+from stunet.workspace import PRETRAINING, preprocessed_dataset
 
 GEOMETRY = {"Convert3DTo2DTransform", "SpatialTransform", "Convert2DTo3DTransform", "MirrorTransform"}
-SUMMARY = "pretraining.json"  # in the folder of the run
 
 
 class STUNetPretrainer(BaseTrainer):
@@ -75,7 +74,7 @@ class STUNetPretrainer(BaseTrainer):
         """Return what the pretext has to know of the plan."""
         planned = self.configuration_manager
         steps_ = self.num_epochs * self.num_iterations_per_epoch
-        return Setting(tuple(planned.patch_size), tuple(planned.spacing), planned.batch_size, steps_)
+        return Setting(tuple(planned.patch_size), tuple(planned.spacing), planned.batch_size, steps_, self.augment)
 
     def _do_i_compile(self) -> bool:
         return False  # crops of the pretexts differ from step to step, and each would be compiled
@@ -146,14 +145,16 @@ class STUNetPretrainer(BaseTrainer):
     # The data.
 
     def do_split(self) -> tuple[list[str], list[str]]:
-        """Return the cases to train on, and those of the held-out subjects, which the seed chooses.
+        """Return the cases to train on, of which the seed picks `num_cases`, and those of held-out subjects.
 
         Raises:
             DataError: There is only one subject.
         """
-        cases = preprocessed_cases(self.plan.dataset_name, self.plan, self.configuration_name)
-        description = read_dataset_json(preprocessed_dataset(self.plan.dataset_name) / "dataset.json")
-        return hold_out(cases, description.get("subjects", {}), self.seed, self.plan.dataset_name)
+        dataset = self.plan.dataset_name
+        cases = [c for c in preprocessed_cases(dataset, self.plan, self.configuration_name) if c not in self.left_out]
+        description = read_dataset_json(preprocessed_dataset(dataset) / "dataset.json")
+        train, validation = hold_out(cases, description.get("subjects", {}), self.seed, dataset)
+        return choose_cases(train, self.num_cases, self.seed, self.fold), validation
 
     def trains_with(self) -> dict[str, Any]:
         train, validation = self.do_split()
@@ -167,16 +168,20 @@ class STUNetPretrainer(BaseTrainer):
         """Return nnU-Net's augmentation settings; the method decides whether patches are turned and mirrored."""
         rotation, dummy_2d, initial_patch, axes = super().configure_rotation_dummyDA_mirroring_and_inital_patch_size()
         self.inference_allowed_mirroring_axes = None
-        if not self.method.turns:
+        if not self._turns:
             initial_patch = self.configuration_manager.patch_size
-        return rotation, dummy_2d, initial_patch, axes if self.method.mirrors else ()
+        return rotation, dummy_2d, initial_patch, axes if self.method.mirrors and self.augment != "none" else ()
 
     def get_training_transforms(self, *args: Any, **kwargs: Any) -> Any:
         """Return the geometric part of nnU-Net's augmentation: intensities are the pretext's business."""
         composed = super().get_training_transforms(*args, **kwargs)
-        names = GEOMETRY if self.method.turns else {"MirrorTransform"}
+        names = GEOMETRY if self._turns else {"MirrorTransform"}
         kept = [step for step in composed.transforms if type(step).__name__ in names | self._ours(names)]
         return type(composed)(kept)
+
+    @property
+    def _turns(self) -> bool:
+        return self.method.turns and self.augment != "none"
 
     def _ours(self, names: set[str]) -> set[str]:
         """Return the names of the classes that stand in for these of nnU-Net's."""
@@ -212,7 +217,7 @@ class STUNetPretrainer(BaseTrainer):
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
         """Write what was reached: there is no segmentation to validate."""
         if self.local_rank == 0:
-            write_json(Path(self.output_folder) / SUMMARY, self.summary())
+            write_json(Path(self.output_folder) / PRETRAINING, self.summary())
         self.write_record()
 
     def summary(self) -> dict[str, Any]:

@@ -68,6 +68,8 @@ class BaseTrainer(nnUNetTrainer):
     label_interpolation: str
     accumulation: int
     precision: str | None
+    augment: str
+    alpha: float
 
     def __init__(
         self,
@@ -116,6 +118,7 @@ class BaseTrainer(nnUNetTrainer):
         fsdp: bool = False,
         only_validates: bool = False,
         disable_checkpointing: bool = False,
+        left_out: Collection[str] = (),
     ) -> None:
         """Set what is the run's and not the plan's; call it once, before anything else.
 
@@ -124,7 +127,9 @@ class BaseTrainer(nnUNetTrainer):
             fsdp: Several processes shard the network (distributed/sharding.py) instead of replicating it.
             only_validates: The network is validated and not trained any further.
             disable_checkpointing: Write no checkpoints.
+            left_out: Cases that a pre-training cannot use.
         """
+        self.left_out = frozenset(left_out)
         self.listener = listener or NullListener()
         self.fsdp, self.only_validates, self.disable_checkpointing = fsdp, only_validates, disable_checkpointing
 

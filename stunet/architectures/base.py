@@ -139,6 +139,10 @@ class Architecture(ABC):
     def parameters(self, arguments: Mapping[str, Any], channels: int, classes: int, stages: int, ndim: int) -> int:
         """Return the number of parameters."""
 
+    def encoder_parameters(self, arguments: Mapping[str, Any], channels: int, stages: int, ndim: int) -> int:
+        """Return the number of parameters of the encoder, or a larger one if that is not known."""
+        return self.parameters(arguments, channels, 1, stages, ndim)
+
     @abstractmethod
     def kept(self, arguments: Mapping[str, Any], voxels: Sequence[int]) -> list[Kept]:
         """Return what autograd keeps of each block, encoder stages first.

@@ -38,6 +38,9 @@ class _STUNet(Architecture):
     def parameters(self, arguments: Mapping[str, Any], channels: int, classes: int, stages: int, ndim: int) -> int:
         return _size(arguments).parameters(channels, classes, stages, ndim)
 
+    def encoder_parameters(self, arguments: Mapping[str, Any], channels: int, stages: int, ndim: int) -> int:
+        return _size(arguments).encoder_parameters(channels, stages, ndim)
+
     def kept(self, arguments: Mapping[str, Any], voxels: Sequence[int]) -> list[Kept]:
         size = _size(arguments)
         # A residual block keeps 4 tensors of its output's shape: the outputs of two convolutions and two activations.

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from stunet.runs.evaluation import EvaluationResult
     from stunet.runs.planning import PlanningResult
     from stunet.runs.prediction import PredictedCase, PredictionOutline
+    from stunet.runs.pretraining import PretrainingResult
     from stunet.runs.training import TrainingResult
 
 
@@ -47,6 +48,11 @@ class Shown(Listener):
 
     def trained(self, result: "TrainingResult") -> None:
         console.result(f"mean validation Dice {result.dice:.4f}  {result.folder}")
+
+    def pretrained(self, result: "PretrainingResult") -> None:
+        assert result.metrics is not None
+        name, chance = result.metrics["measure"], result.metrics["chance"]
+        console.result(f"held-out {name} {result.measure:.4f} (chance {chance:.4g})  {result.folder}")
 
     def evaluated(self, result: "EvaluationResult") -> None:
         console.table(*measured_table(result.metrics))

@@ -9,8 +9,9 @@ from pathlib import Path
 
 from stunet.errors import StunetError, explain
 from stunet.files import read_json, write_json
+from stunet.runs.execution import FoldInUse
 from stunet.runs.listener import Listener
-from stunet.runs.training import FoldInUse, TrainingRequest, train
+from stunet.runs.training import TrainingRequest, train
 
 MODULE = "stunet.cli.arm"  # shows what the training reports, which goes to the arm's log
 

@@ -1,4 +1,4 @@
-"""The Python API: stunet.plan, train, predict and evaluate.
+"""The Python API: stunet.plan, train, pretrain, predict and evaluate.
 
 Each function takes what the command's flags say, as keywords of the same names, and returns what came of it. They
 print nothing: a `Listener` shows notes, warnings and progress, and warnings about single files go to the logger
@@ -12,12 +12,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from stunet.runs import evaluation, planning, prediction, training
+from stunet.runs import evaluation, planning, prediction, pretraining, training
 from stunet.runs.evaluation import EvaluationRequest, EvaluationResult
 from stunet.runs.isolation import isolated, quiet
 from stunet.runs.listener import Listener
 from stunet.runs.planning import CONFIGURATIONS, PlanningRequest, PlanningResult
 from stunet.runs.prediction import PredictionRequest, PredictionResult
+from stunet.runs.pretraining import PretrainingRequest, PretrainingResult
 from stunet.runs.training import TrainingRequest, TrainingResult
 from stunet.workspace import FINAL
 
@@ -120,6 +121,54 @@ def train(
     del options["listener"]
     with isolated():
         return training.train(TrainingRequest(**{**options, "set": set or {}}), listener)
+
+
+def pretrain(
+    dataset: int | str | Sequence[int | str],
+    method: str | None = None,
+    configuration: str = "3d_fullres",
+    *,
+    plans: str | None = None,
+    size: str | None = None,
+    stages: int | str | None = None,
+    gpu_memory_target: float | None = None,
+    preset: str | None = None,
+    set: Mapping[str, Any] | None = None,
+    augment: str | None = None,
+    skip_bad: bool = False,
+    num_gpus: int = 1,
+    fsdp: bool = False,
+    device: str | None = None,
+    resume: bool = False,
+    disable_checkpointing: bool = False,
+    overwrite: bool = False,
+    dry_run: bool = False,
+    listener: Listener | None = None,
+) -> PretrainingResult:
+    """Pre-train a network on images without labels, as stunet_pretrain does.
+
+        result = stunet.pretrain(50, "mae", set={"num_epochs": 100})
+        print(result.measure, result.metrics["chance"])
+        stunet.train(3, pretrained=result.model)
+
+    Ctrl-C and SIGTERM end it as they do train().
+
+    Args:
+        dataset: Number or name, or several; labels are ignored. PretrainingRequest documents the other options.
+        listener: Shows the progress. With num_gpus > 1 it has to be picklable: its class is defined in a module.
+
+    Raises:
+        UsageError: Options contradict each other, or the plan does not suit the method.
+        DataError: Something is missing, or is not what the data were made from; scans cannot be used; or it was trained
+            before.
+        WeightsError: The checkpoint to continue from is of another method or network.
+        OutOfMemoryError: A step does not fit into the memory.
+        Interrupted: A signal stopped the training.
+    """
+    options = {**locals()}
+    del options["listener"]
+    with isolated():
+        return pretraining.pretrain(PretrainingRequest(**{**options, "set": set or {}}), listener)
 
 
 def predict(

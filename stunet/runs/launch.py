@@ -5,9 +5,9 @@ Read next: trainers/distributed/group.py.
 """
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from glob import escape
 from pathlib import Path
 from types import FrameType
@@ -16,19 +16,21 @@ import torch
 import torch.distributed as dist
 
 from stunet.errors import DataError, Interrupted, OutOfMemoryError, StunetError, is_out_of_memory, last_line
-from stunet.files import exclusive_lock, remove_staging
+from stunet.files import exclusive_lock, remove_staging, write_json
 from stunet.kinds import RUN_RECORD, read, read_dataset_json
 from stunet.plans.plan import Plan
 from stunet.preprocessing.folds import find_fold
 from stunet.provenance import RECORD
+from stunet.runs.execution import FoldInUse
 from stunet.runs.isolation import is_quiet, quiet
-from stunet.runs.training import FoldInUse
 from stunet.trainers.distributed.group import Member, handle_signals, spawn
 from stunet.trainers.finetune.start import REPORT, Start, start_from_weights
 from stunet.trainers.lookup import trainer_class
 from stunet.trainers.progress import NullListener, TrainingListener
 from stunet.trainers.trainer import BaseTrainer
-from stunet.workspace import BEST, FINAL, HANDED_OVER, LATEST, preprocessed_dataset, result_folder
+from stunet.workspace import BEST, FINAL, HANDED_OVER, LATEST, PRETRAINING, preprocessed_dataset, result_folder
+
+LEFT_OUT_FILE = "left_out.json"  # in the folder of a pre-training: its Run.left_out, which holds for a resumed run, too
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,7 @@ class Run:
         start: The weights that the plan starts from; only a new training needs them.
         overwrite: Remove what an earlier training of the fold has left.
         fsdp: Shard the network over several processes instead of replicating it.
+        left_out: Scans that a pre-training leaves out, with the reason.
     """
 
     dataset: str
@@ -68,6 +71,7 @@ class Run:
     start: Start | None = None
     overwrite: bool = False
     fsdp: bool = False
+    left_out: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def folder(self) -> Path:
@@ -141,6 +145,8 @@ def reserved(run: Run) -> Iterator[Path | None]:
             forget(run)
         checkpoint = starting_point(run)
         remove_staging(run.folder)
+        if run.left_out and checkpoint is None:
+            write_json(run.folder / LEFT_OUT_FILE, dict(run.left_out))
         yield checkpoint
 
 
@@ -154,7 +160,8 @@ def forget(run: Run) -> None:
     cases = _validated(run) if folder.is_dir() else []
     # The pattern case_1.* also finds case_1.2.b2nd, of the case case_1.2.
     handed_over = [path for case in cases for path in folder.glob(f"*/{escape(case)}.*") if path.stem == case]
-    for path in (*checkpoints(run), run.folder / REPORT, run.folder / RECORD, *validated, *handed_over):
+    records = [run.folder / name for name in (REPORT, RECORD, LEFT_OUT_FILE, PRETRAINING)]
+    for path in (*checkpoints(run), *records, *validated, *handed_over):
         path.unlink(missing_ok=True)
 
 
@@ -214,6 +221,7 @@ def _train(run: Run, checkpoint: Path | None, listener: TrainingListener) -> Non
         fsdp=run.fsdp,
         only_validates=run.only_validate,
         disable_checkpointing=run.disable_checkpointing,
+        left_out=run.left_out,
     )
     with _stops(trainer), _memory_named(trainer):
         if checkpoint is not None:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from stunet.runs.evaluation import EvaluationResult
     from stunet.runs.planning import PlanningResult
     from stunet.runs.prediction import PredictedCase, PredictionOutline
+    from stunet.runs.pretraining import PretrainingResult
     from stunet.runs.training import TrainingResult
     from stunet.trainers.progress import TrainingListener
 
@@ -83,6 +84,9 @@ class Listener:
 
     def trained(self, result: "TrainingResult") -> None:
         """Handle that a training is done and validated."""
+
+    def pretrained(self, result: "PretrainingResult") -> None:
+        """Handle that a pre-training is done."""
 
     def evaluated(self, result: "EvaluationResult") -> None:
         """Handle that predictions are measured; the summary is written next."""

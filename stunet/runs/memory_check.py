@@ -9,8 +9,9 @@ from stunet.errors import OutOfMemoryError
 from stunet.labels.annotations import describe_trained_model
 from stunet.machine import GIB, memory_limit
 from stunet.plans.derive import describe
-from stunet.plans.memory import least
+from stunet.plans.memory import Network, least
 from stunet.plans.plan import Configuration
+from stunet.trainers.pretexts.methods import find
 
 if TYPE_CHECKING:
     from stunet.runs.launch import Run
@@ -27,7 +28,7 @@ def check_memory(run: "Run", configuration: Configuration) -> None:
         OutOfMemoryError: A step needs more; the message names the batch that fits.
     """
     plan = run.plan
-    network = describe(plan, run.configuration, describe_trained_model(run.dataset, plan.reused_classes, run.trainer))
+    network = network_of(run)
     patch, strides, batch = configuration.patch_size, configuration.strides, configuration.batch_size
     parts = plan.train.accumulation * run.processes
     here = 1 if run.device == "cuda" else run.processes  # processes that share the memory
@@ -49,6 +50,13 @@ def check_memory(run: "Run", configuration: Configuration) -> None:
         raise OutOfMemoryError(f"{what}; not even a batch of {parts} fits", hint)
     # Half of it is suggested: least() leaves out all that is temporary, and a real step needs more.
     raise OutOfMemoryError(f"{what}; at most {fitting} could fit", f"--set batch_size={max(parts, fitting // 2)}, say")
+
+
+def network_of(run: "Run") -> Network:
+    """Return what the memory of a run depends on."""
+    plan = run.plan
+    model = describe_trained_model(run.dataset, plan.reused_classes, run.trainer)
+    return describe(plan, run.configuration, model, find(plan.pretext).demand if plan.pretext else None)
 
 
 def _available(device: str) -> float | None:

@@ -1,4 +1,4 @@
-"""Choose the plans and the trainer of a training, and the weights from which it starts.
+"""Choose the plans and the trainer of a training or pre-training, and the weights from which it starts.
 
 Options that change a plan derive another one, whose name tells what differs; it is written when training begins.
 """
@@ -19,6 +19,7 @@ from stunet.runs.listener import Listener
 from stunet.trainers.lookup import check_trainer, needed_trainer
 
 if TYPE_CHECKING:
+    from stunet.runs.pretraining import PretrainingRequest
     from stunet.runs.training import TrainingRequest
     from stunet.trainers.finetune.start import Start
 
@@ -40,7 +41,6 @@ def choose_plans(dataset: str, request: "TrainingRequest", listener: Listener) -
         DataError: There are no plans, or different ones with the same name.
         WeightsError: The weights cannot be read, or the plans start from weights that are not given.
     """
-    from stunet.plans import settings
     from stunet.trainers.finetune import strategies
 
     if request.finetune:
@@ -49,6 +49,71 @@ def choose_plans(dataset: str, request: "TrainingRequest", listener: Listener) -
     path = plan_path(dataset, request.plans or (_fitting(dataset, preset) if preset else None))
     plan = read_plan(path)
     dataset_json = read_dataset_json(path.parent / "dataset.json")
+    options, overrides = _requested(dataset, request, plan, preset, listener)
+    stages, size = options["stages"], options["size"]
+    # The default trainer takes every case as completely annotated.
+    annotations = None if request.trainer == workspace.TRAINER else load_annotations(path.parent)
+    start = None
+    if text := request.pretrained or request.pretrained_weights:
+        start = _given(str(text), request, listener)
+        options |= _from_weights(start, request, plan, (dataset_json, annotations), size, listener)
+    elif request.finetune:
+        options["finetune"] = request.finetune
+    if options.get("finetune") and not stages:
+        options["stages"] = _kept_stages(options["finetune"], plan)
+    if not (any(options.values()) or overrides):
+        return Choice(plan, False, _start_of(plan, request, listener))
+    plan.configuration(request.configuration)  # raises if there is none of this name
+    from stunet.plans.derive import derive
+
+    classes = options["weights"].classes if options.get("weights") else plan.reused_classes
+    trainer = request.trainer or needed_trainer(path.parent, classes)
+    derived = derive(plan, describe_trained_model(dataset, classes, trainer), overrides=overrides, **options)
+    chosen, new = _as_on_disk(derived, path)
+    return Choice(chosen, new, start or _start_of(chosen, request, listener))
+
+
+def choose_pretraining_plans(dataset: str, request: "PretrainingRequest", listener: Listener) -> Choice:
+    """Return the plans that a request for pre-training means, which name the method and the datasets.
+
+    Raises:
+        UsageError: Options contradict each other, or there is no such method.
+        DataError: There are no plans, or different ones with the same name.
+    """
+    from stunet.plans import settings
+    from stunet.trainers.pretexts import methods
+
+    if request.method:
+        methods.find(request.method)
+    preset = presets.load(request.preset) if request.preset else None
+    path = plan_path(dataset, request.plans or (_fitting(dataset, preset) if preset else None))
+    plan = read_plan(path)
+    options, overrides = _requested(dataset, request, plan, preset, listener)
+    if request.augment:
+        overrides["augment"] = settings.check_value("augment", request.augment)
+    plan.configuration(request.configuration)  # raises if there is none of this name
+    if plan.weights or plan.finetune:
+        raise UsageError(f"plans {plan.name!r} are those of a fine-tuning", f"-p {plan.root}")
+    from stunet.plans.derive import derive
+
+    name = request.method or plan.pretext or methods.DEFAULT
+    more = [workspace.dataset_name(each) for each in request.datasets[1:]] or None
+    description = read_dataset_json(path.parent / "dataset.json")
+    demand = methods.find(name).demand
+    derived = derive(plan, description, **options, overrides=overrides, pretext=name, demand=demand, datasets=more)
+    return Choice(*_as_on_disk(derived, path), None)
+
+
+def _requested(
+    dataset: str,
+    request: "TrainingRequest | PretrainingRequest",
+    plan: Plan,
+    preset: presets.Preset | None,
+    listener: Listener,
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return size, memory and stages that a request and its preset ask for, and the values that they set."""
+    from stunet.plans import settings
+
     size, memory_gb, stages = request.size, request.gpu_memory_target, settings.parse_stages(request.stages)
     overrides = {key: settings.check_value(key, value) for key, value in request.set.items()}
     if preset:
@@ -63,37 +128,26 @@ def choose_plans(dataset: str, request: "TrainingRequest", listener: Listener) -
         size, memory_gb, stages = preset.complete(size, memory_gb, stages)
         # Every flag takes precedence over the preset.
         overrides = {**preset.set, **overrides}
-    options: dict[str, Any] = {"size": size, "memory_gb": memory_gb, "stages": stages}
-    # The default trainer takes every case as completely annotated.
-    annotations = None if request.trainer == workspace.TRAINER else load_annotations(path.parent)
-    start = None
-    if text := request.pretrained or request.pretrained_weights:
-        start = _given(str(text), request, listener)
-        options |= _from_weights(start, request, plan, (dataset_json, annotations), size, listener)
-    elif request.finetune:
-        options["finetune"] = request.finetune
-    if options.get("finetune") and not stages:
-        options["stages"] = _kept_stages(options["finetune"], plan)
-    if not (any(options.values()) or overrides):
-        return Choice(plan, False, _start_of(plan, request, listener))
-    plan.configuration(request.configuration)  # raises if there is none of this name
-    from stunet.plans.check import plan_differences
-    from stunet.plans.derive import derive
+    return {"size": size, "memory_gb": memory_gb, "stages": stages}, overrides
 
-    classes = options["weights"].classes if options.get("weights") else plan.reused_classes
-    trainer = request.trainer or needed_trainer(path.parent, classes)
-    derived = derive(plan, describe_trained_model(dataset, classes, trainer), overrides=overrides, **options)
-    # The name of a plan says what was set, so the same request finds the plans of an earlier training.
+
+def _as_on_disk(derived: Plan, path: Path) -> tuple[Plan, bool]:
+    """Return a derived plan as it is on disk beside the one at `path`, or as it is and True if it is new.
+
+    The name of a plan says what was set, so the same request finds the plans of an earlier training.
+    """
+    from stunet.plans.check import plan_differences
+
     existing = path.with_name(f"{derived.name}.json")
     if not existing.is_file():
-        return Choice(derived, True, start or _start_of(derived, request, listener))
+        return derived, True
     on_disk = read_plan(existing)
     if changed := plan_differences(on_disk, derived):
         raise DataError(
             f"plans {derived.name!r} exist and differ from what would be derived ({first_few(changed)})",
             f"-p {derived.name} to use them, or delete {existing}",
         )
-    return Choice(on_disk, False, start or _start_of(on_disk, request, listener))
+    return on_disk, False
 
 
 def _fitting(dataset: str, preset: presets.Preset) -> str | None:

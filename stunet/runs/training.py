@@ -5,21 +5,29 @@ processes. torch is imported only once the request is known to be sound.
 """
 
 import math
-import os
 from collections.abc import Mapping
-from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stunet import nnunet, workspace
-from stunet.errors import DataError, Interrupted, UsageError, closest, first_few
-from stunet.files import json_differences, write_json
+from stunet.errors import DataError, UsageError, closest, first_few
+from stunet.files import json_differences
 from stunet.kinds import SUMMARY, has_classes, read, read_dataset_json
 from stunet.labels.annotations import describe_trained_model
 from stunet.plans.files import list_plans, read_plan
-from stunet.plans.plan import ENCODER_ALONE, INFLATIONS, TRANSFERS, Configuration, Plan
+from stunet.plans.plan import ENCODER_ALONE, INFLATIONS, TRANSFERS, Plan
+from stunet.plans.settings import OF_PRETRAINING
 from stunet.runs.devices import choose_device
+from stunet.runs.execution import (
+    Procedure,
+    check_fsdp,
+    check_options,
+    check_shares,
+    execute,
+    headline,
+    write_new_plan,
+)
 from stunet.runs.listener import Listener
 from stunet.runs.plan_choice import Choice, choose_plans, choose_trainer
 from stunet.sizes import SIZES
@@ -127,20 +135,6 @@ class TrainingResult:
         return math.nan if self.metrics is None else mean_dice(self.metrics)
 
 
-class FoldInUse(DataError):
-    """Another process trains the same fold.
-
-    Args:
-        message: One line: what happened.
-        hint: The next step.
-        lock: The file that it holds (files.is_held).
-    """
-
-    def __init__(self, message: str, hint: str, lock: Path) -> None:
-        super().__init__(message, hint)
-        self.lock = lock
-
-
 def train(request: TrainingRequest, listener: Listener | None = None, resume_if_begun: bool = False) -> TrainingResult:
     """Check, train and validate; in this process and its children, or as one of torchrun's processes.
 
@@ -159,51 +153,8 @@ def train(request: TrainingRequest, listener: Listener | None = None, resume_if_
     """
     listener = listener or Listener()
     _check(request)
-    # Set by torchrun.
-    if {"RANK", "WORLD_SIZE"} <= set(os.environ):
-        return _train_as_member(request, listener)
-    run = prepare(request, listener, resume_if_begun)
-    if not request.dry_run:
-        from stunet.runs.launch import launch
-
-        if left := remaining(run, listener):
-            launch(left, listener.training)
-    return _finished(run, request, listener)
-
-
-def _train_as_member(request: TrainingRequest, listener: Listener) -> TrainingResult:
-    """Train as one of torchrun's processes: the first one decides and reports, all of them train."""
-    from stunet.runs.launch import join, reserved
-    from stunet.trainers.distributed.group import broadcast_decision, join_group, read_member, was_restarted
-
-    member, device = read_member(), choose_device(request.device)
-    if request.num_gpus not in (1, member.size):
-        what = f"-num_gpus {request.num_gpus}, but torchrun has started {member.size} processes"
-        raise UsageError(what, "leave it out")
-    request = replace(request, num_gpus=member.size)
-
-    def decide() -> tuple["Run", "Run | None", Path | None]:
-        # After a restart the last checkpoint is continued, whatever the options say: --overwrite would lose it.
-        run = prepare(request, listener, again)
-        if again:
-            how = "the latest checkpoint is continued" if run.resume else "from the beginning"
-            listener.note(f"started again; {how}")
-        left = None if request.dry_run else remaining(run, listener)
-        # Only the first process locks the fold, until all have trained it.
-        return run, left, held.enter_context(reserved(left)) if left else None
-
-    try:
-        with ExitStack() as held, join_group(member, device):
-            again = was_restarted(member, device)
-            run, left, checkpoint = broadcast_decision(decide, member)
-            if left is not None:
-                join(left, checkpoint, member, listener.training)
-            # Not in broadcast_decision(): measuring may take longer than a process waits for another one.
-            return _finished(run, request, listener) if member.leads else _result(run, metrics=None)
-    except Interrupted as error:
-        if member.leads or error.__cause__ is not None:
-            raise
-        raise SystemExit(error.exit_code) from None  # the first process has reported it
+    procedure = Procedure(prepare, remaining, _finished, lambda run: _result(run, metrics=None))
+    return execute(procedure, request, listener, resume_if_begun)
 
 
 def prepare(request: TrainingRequest, listener: Listener, resume_if_begun: bool = False) -> "Run":
@@ -220,6 +171,8 @@ def prepare(request: TrainingRequest, listener: Listener, resume_if_begun: bool 
     _check_labelled(dataset)
     choice = choose_plans(dataset, request, listener)
     plan = choice.plan
+    if plan.pretext:
+        raise UsageError(f"plans {plan.name!r} are those of a pre-training", f"-p {plan.root}, or stunet_pretrain")
 
     from stunet.plans.check import check_plan
     from stunet.runs.launch import continued, starting_point
@@ -231,28 +184,25 @@ def prepare(request: TrainingRequest, listener: Listener, resume_if_begun: bool 
     trainer = choose_trainer(dataset, plan, request.trainer, listener)
     for warning in check_data(dataset, plan, configuration, fold, trainer):
         listener.warn(warning)
-    _check_shares(resolved.batch_size, request.num_gpus, plan.train.accumulation)
+    check_shares(resolved.batch_size, request.num_gpus, plan.train.accumulation)
     from stunet.runs.memory_check import check_memory
 
     run = _run(dataset, choice, trainer, request)
     if run.fsdp:
-        _check_fsdp(run)
+        check_fsdp(run)
     if resume_if_begun:
         run = continued(run)
     else:  # raises if a training would be overwritten unasked
         # A dry run overwrites nothing, so it may show what a trained fold would do.
         starting_point(replace(run, overwrite=request.overwrite or request.dry_run))
     check_memory(run, resolved)
-    _describe(run, resolved, listener)
+    _describe(run, listener)
     report = _judged(run)
     if request.dry_run:
         if report is not None:
             listener.training().loaded(report)
-    elif choice.new:
-        # Last, so that a training that is refused leaves no plans behind. Trainings that start together, as arms of an
-        # experiment do, write their plans one after the other.
-        with workspace.planning(dataset, wait=listener.note):
-            write_json(workspace.preprocessed_dataset(dataset) / f"{plan.name}.json", plan.to_json())
+    else:
+        write_new_plan(dataset, choice, listener)
     return run
 
 
@@ -291,8 +241,9 @@ def _check(request: TrainingRequest) -> None:
         raise UsageError(f"--head {request.head} takes pre-trained rows, and --transfer encoder none", "one of them")
     if request.trainer:
         check_trainer(request.trainer)
-    if request.num_gpus < 1:
-        raise UsageError(f"-num_gpus {request.num_gpus} must be 1 or more", "-num_gpus 1")
+    if other := sorted(OF_PRETRAINING & request.set.keys()):
+        raise UsageError(f"--set {other[0]} is a value of pre-training", "leave it out, or stunet_pretrain")
+    check_options(request)
 
 
 def _dataset(given: int | str | None) -> str:
@@ -339,47 +290,11 @@ def _run(dataset: str, choice: Choice, trainer: str, request: TrainingRequest) -
     )
 
 
-def _check_fsdp(run: "Run") -> None:
+def _describe(run: "Run", listener: Listener) -> None:
     from stunet.trainers.finetune import strategies
 
-    if run.processes == 1:
-        raise UsageError("--fsdp shards the network over several processes, and there is one", "-num_gpus 2, torchrun")
-    if run.device == "cuda" and run.plan.train.precision is None:
-        raise UsageError("--fsdp cannot scale the loss, as half precision needs it", "--set precision=bf16")
-    if run.plan.finetune and not strategies.trains_all(strategies.find(run.plan.finetune)):
-        raise UsageError(f"--fsdp cannot freeze parts as {run.plan.finetune!r} does", "leave it out")
-
-
-def _check_shares(batch_size: int, processes: int, accumulation: int) -> None:
-    if batch_size >= processes * accumulation:
-        return
-    parts = f" and {accumulation} parts of each one's share" if accumulation > 1 else ""
-    raise UsageError(
-        f"a batch of {batch_size} cannot be shared by {processes} processes{parts}",
-        f"--set batch_size={processes * accumulation}, or less of them",
-    )
-
-
-def _describe(run: "Run", configuration: Configuration, listener: Listener) -> None:
-    from stunet.plans.derive import describe
-    from stunet.plans.memory import estimate, parameters
-    from stunet.trainers.finetune import strategies
-
-    plan, strides = run.plan, configuration.strides
-    network = describe(plan, run.configuration, describe_trained_model(run.dataset, plan.reused_classes, run.trainer))
-    patch = "x".join(map(str, configuration.patch_size))
-    millions = parameters(network, strides) / 1e6
-    # What a GPU holds at a time is one micro-batch, so the estimate is for the largest of them.
-    parts = run.processes * plan.train.accumulation
-    batch, part = configuration.batch_size, -(-configuration.batch_size // parts)
-    shared = f" in {parts} parts of {part} ({run.processes} processes)" if parts > 1 else ""
-    listener.note(
-        f"{run.dataset}  {run.configuration}  fold {run.fold}  {plan.name}\n"
-        f"{network.label}, {millions:.1f} M parameters, {len(strides)} stages, "
-        f"patch {patch}, batch {batch}{shared}, "
-        f"about {estimate(network, configuration.patch_size, part, strides):.1f} GB of GPU memory; "
-        f"device {run.device}\nresults: {run.folder}"
-    )
+    plan = run.plan
+    listener.note(headline(run))
     if plan.finetune is None:
         return
     strategy, epochs, pretrained = strategies.find(plan.finetune), plan.train.num_epochs, plan.weights is not None

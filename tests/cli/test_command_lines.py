@@ -23,6 +23,7 @@ COMMANDS = (
     "models",
     "plan_and_preprocess",
     "predict",
+    "pretrain",
     "pseudo_label",
     "train",
 )
@@ -71,6 +72,8 @@ OUR_FLAGS = {
     "plan_and_preprocess": "-p --size --preset --stages --checkpointing --probe --dry_run --no_check",
     "train": "-d -c -f --size --stages -gpu_memory_target --preset --set --dry_run --overwrite --pretrained --finetune "
     "--head --list --fsdp",
+    "pretrain": "-d --method --list -c -p --size --stages -gpu_memory_target --preset --set --augment --skip_bad "
+    "--dry_run --overwrite -num_gpus --fsdp -device --c --disable_checkpointing",
     "predict": "--model --series --labels --v1_preprocessing --orientation --precision --max_memory --threads --fast "
     "--roi_subset --format --statistics --preview --report --dry_run",
     "evaluate": "-d --tolerance --labels --csv --json",
@@ -105,6 +108,7 @@ for line in sys.stdin.read().splitlines():
 @pytest.mark.process
 def test_commands_answer_without_loading_torch() -> None:
     lines = [*(f"{name} --help" for name in COMMANDS), "info --json", "models list", "train --list"]
+    lines.append("pretrain --list")
     done = subprocess.run(
         [sys.executable, "-c", ANSWERS], input="\n".join(lines), capture_output=True, text=True, check=False
     )

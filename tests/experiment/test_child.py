@@ -9,8 +9,9 @@ from stunet.errors import DataError
 from stunet.experiment import child
 from stunet.experiment.child import Ending, read_ending, train_arm, write_request
 from stunet.plans.plan import Plan
+from stunet.runs.execution import FoldInUse
 from stunet.runs.listener import Listener
-from stunet.runs.training import FoldInUse, TrainingRequest, TrainingResult
+from stunet.runs.training import TrainingRequest, TrainingResult
 
 REQUEST = TrainingRequest(dataset=998, fold=1, pretrained=Path("w.pth"), set={"num_epochs": 3, "patch_size": [8, 8, 8]})
 

@@ -16,7 +16,8 @@ import torch
 import stunet
 from stunet.errors import DataError, StunetError, UsageError, WeightsError
 from stunet.files import exclusive_lock, read_json
-from stunet.runs.training import FoldInUse, train
+from stunet.runs.execution import FoldInUse
+from stunet.runs.training import train
 from stunet.trainers.progress import NullListener
 from tests.loops import for_each
 
@@ -28,6 +29,7 @@ ROUND = {"num_epochs": 1, "num_iterations_per_epoch": 2, "num_val_iterations_per
     [
         ("plan", stunet.PlanningRequest),
         ("train", stunet.TrainingRequest),
+        ("pretrain", stunet.PretrainingRequest),
         ("predict", stunet.PredictionRequest),
         ("evaluate", stunet.EvaluationRequest),
     ],

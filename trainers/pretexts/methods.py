@@ -5,10 +5,11 @@ Does not import torch. base.py says what a class has to provide.
 
 import importlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from stunet.errors import UsageError, closest
+from stunet.plans.demand import Demand
 
 DEFAULT = "mae"
 
@@ -25,6 +26,7 @@ class Method:
         mirrors: Whether patches are mirrored, as part of the loader's augmentation.
         turns: Whether patches are rotated and scaled by the loader.
         patches: Of different images in one sample, one behind the other along the channels.
+        demand: What it takes of memory and batch, for planning; the default is that of `mae`.
         options: Arguments of the class.
     """
 
@@ -35,16 +37,25 @@ class Method:
     mirrors: bool = True
     turns: bool = True
     patches: int = 1
+    demand: Demand = field(default_factory=Demand)
     options: Mapping[str, Any] = field(default_factory=dict)
 
 
-_PLAIN: dict[str, Any] = {"mirrors": False, "turns": False}  # turned patches have corners that tell where a part lies
+# Turned patches have corners that tell where a part lies.
+_PLAIN: dict[str, Any] = {"mirrors": False, "turns": False, "demand": Demand(decoded=())}
+_PAIR: dict[str, Any] = {**_PLAIN, "demand": Demand(encoded=(1 / 27,) * 2, decoded=())}
 _RKB = {"turns": True}
 _RKB_PLUS = {"turns": True, "masks": True}
 _NO_SKIPS, _SKIPS = {"skips": False}, {"skips": True}
+_FIVE = Demand(outputs=5)
+# Crops of 0.8 of each side, heads of size B, and teachers that see both crops at a time.
+_VIEWS = Demand(encoded=(0.8**3,) * 2, decoded=(), parameters=1_800_000, compares=True)
+_QUEUE = replace(_VIEWS, encoded=(0.8**3,), teacher=0.8**3, stored=4096 * 256)
+_TAUGHT = replace(_VIEWS, teacher=2 * 0.8**3, parameters=2_400_000)
+_CROPS = replace(_TAUGHT, encoded=(0.8**3,) * 2 + (0.5**3,) * 4, parameters=3_100_000)
 METHODS: dict[str, Method] = {
     "rot": Method("predictive", "Rotation", "recognise how a cube was turned", **_PLAIN),
-    "rpl": Method("predictive", "Position", "recognise where a part of a patch lies", **_PLAIN),
+    "rpl": Method("predictive", "Position", "recognise where a part of a patch lies", **_PAIR),
     "jigsaw": Method("predictive", "Cubes", "recognise the order of eight cubes", **_PLAIN),
     "rkb": Method("predictive", "Cubes", "the same, and which are turned (Rubik's cube)", **_PLAIN, options=_RKB),
     "rkb-plus": Method("predictive", "Cubes", "the same, and which lack voxels", **_PLAIN, options=_RKB_PLUS),
@@ -55,11 +66,11 @@ METHODS: dict[str, Method] = {
     "mg-skips": Method("restorative", "Genesis", "the same with skip connections", "all", options=_SKIPS),
     "ae": Method("restorative", "Autoencoder", "reproduce patches", options=_NO_SKIPS),
     "ae-skips": Method("restorative", "Autoencoder", "the same with skip connections", options=_SKIPS),
-    "simclr": Method("contrastive", "SimCLR", "find the other view of a patch among a batch"),
-    "moco": Method("contrastive", "MoCo", "the same among a queue, with a teacher"),
-    "byol": Method("contrastive", "BYOL", "predict what a teacher makes of the other view"),
-    "dino": Method("distillation", "Distillation", "answer as a teacher that sees more"),
-    "fusion": Method("restorative", "VolumeFusion", "tell how two patches were mixed", "all", patches=2),
+    "simclr": Method("contrastive", "SimCLR", "find the other view of a patch among a batch", demand=_VIEWS),
+    "moco": Method("contrastive", "MoCo", "the same among a queue, with a teacher", demand=_QUEUE),
+    "byol": Method("contrastive", "BYOL", "predict what a teacher makes of the other view", demand=_TAUGHT),
+    "dino": Method("distillation", "Distillation", "answer as a teacher that sees more", demand=_CROPS),
+    "fusion": Method("restorative", "VolumeFusion", "tell how two patches were mixed", "all", patches=2, demand=_FIVE),
 }
 
 
@@ -72,6 +83,14 @@ def find(name: str) -> Method:
     if name not in METHODS:
         raise UsageError(f"unknown method {name!r}{closest(name, list(METHODS))}", f"one of {', '.join(METHODS)}")
     return METHODS[name]
+
+
+def demand_of(name: str, augment: str) -> Demand:
+    """Return what a method takes of memory and batch; views that may not be cropped are whole patches."""
+    demand = find(name).demand
+    if augment != "safe" or not demand.compares:
+        return demand
+    return replace(demand, encoded=(1.0,) * len(demand.encoded), teacher=demand.teacher and 2.0)
 
 
 def build(name: str, network: Any, setting: Any) -> Any:

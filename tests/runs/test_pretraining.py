@@ -1,0 +1,142 @@
+"""Pre-training from the command line and the API, on the labelled phantom: what is refused, what is left out."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import blosc2
+import numpy as np
+import pytest
+
+import stunet
+from stunet import workspace
+from stunet.cli.pretrain import main
+from stunet.errors import DataError, StunetError, UsageError
+from stunet.files import read_json
+from stunet.plans.files import read_plan
+from stunet.runs.pretraining import PretrainingRequest, pretrain
+from tests.loops import for_each
+
+STEPS = {"num_epochs": 2, "num_iterations_per_epoch": 2, "num_val_iterations_per_epoch": 1, "batch_size": 2}
+PATCH = {"patch_size": [16, 16, 16]}
+ROUND = {**STEPS, **PATCH}
+
+
+def everything(folder: Path) -> set[Path]:
+    return set(folder.rglob("*"))
+
+
+@for_each(
+    ("given", "error", "message", "hint"),
+    [
+        ({"dataset": []}, UsageError, "no dataset", "stunet_pretrain -d 50"),
+        ({"dataset": 7}, DataError, "no dataset '7'", "stunet_convert"),
+        ({"method": "rott"}, UsageError, "unknown method 'rott'; did you mean 'rot'", "one of"),
+        ({"plans": "X"}, DataError, "no plans 'X'", "stunet_plan_and_preprocess -d 998"),
+        ({"configuration": "3d"}, DataError, "no configuration '3d'", "one of"),
+        ({"size": "Q"}, UsageError, "--size 'Q'", "one of T"),
+        ({"augment": "strong"}, UsageError, "--augment 'strong'", "one of standard"),
+        ({"augment": "safe", "set": {"augment": "none"}}, UsageError, "given twice", "one of them"),
+        ({"resume": True, "overwrite": True}, UsageError, "exclude each other", "one of them"),
+        ({"set": {"mirror": "none"}}, UsageError, "--set mirror has no meaning", "leave it out"),
+        ({"num_gpus": 0}, UsageError, "-num_gpus 0 must be 1 or more", "-num_gpus 1"),
+        ({"set": {**ROUND, "batch_size": 1}, "num_gpus": 2}, UsageError, "cannot be shared by 2", "batch_size=2"),
+        ({"fsdp": True, "set": ROUND}, UsageError, "there is one", "-num_gpus 2"),
+        ({"set": ROUND, "resume": True}, DataError, "nothing to continue", "without --c"),
+        ({"set": STEPS | {"patch_size": [24, 24, 24]}}, DataError, "smaller than the patch: 16 x 24 x 24",
+         "--set patch_size=[16,24,24], which most of them contain"),
+        ({"set": STEPS | {"patch_size": [8, 8, 8]}, "stages": 6}, UsageError, "", ""),
+        ({"set": STEPS | {"patch_size": [512, 512, 512], "batch_size": 20000}}, StunetError, "a batch of 20000", ""),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_is_refused_with_the_next_step(
+    planned: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: dict, error: type, message: str, hint: str
+) -> None:
+    monkeypatch.setenv("nnUNet_results", str(tmp_path / "results"))
+    before = everything(workspace.preprocessed_dataset(planned)) | {
+        workspace.preprocessed_dataset(planned) / "STUNetPlans_3d_fullres" / ".stunet" / "scans.json"
+    }
+    with pytest.raises(error, match=message) as caught:
+        pretrain(PretrainingRequest(**{"dataset": 998, "method": "rot", "device": "cpu", **given}))
+    assert hint in caught.value.hint
+    assert everything(workspace.preprocessed_dataset(planned)) <= before
+
+
+class Heard(stunet.Listener):
+    """Keeps notes and warnings."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.said.append(text)
+
+    warn = note
+
+
+def test_a_pretraining_runs_resumes_and_tells_its_result(
+    planned: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("nnUNet_results", str(tmp_path))
+    argv = ["-d", "998", "--method", "rot", "-device", "cpu", "--set", "patch_size=[16,16,16]"]
+    argv += [f"{key}={value}" for key, value in STEPS.items()]
+    try:
+        assert main([*argv, "--dry_run"]) == 0
+        assert not any(tmp_path.iterdir())
+        capsys.readouterr()
+        assert main(argv) == 0
+        out, err = capsys.readouterr()
+        folder = next(tmp_path.glob("*/STUNetPretrainer__STUNetPlans_T-rot-*__3d_fullres/fold_all"))
+        assert out.startswith("held-out accuracy ")
+        assert f"(chance 0.1)  {folder}" in out
+        assert "batch 2, about" in err
+        result = stunet.pretrain(998, "rot", set=ROUND, device="cpu", resume=True, listener=(heard := Heard()))
+        assert heard.said[-1] == "this pre-training is finished; nothing to do"
+        assert result.folder == folder
+        assert result.model == folder.parent
+        assert result.checkpoint == folder / workspace.FINAL
+        assert result.metrics == read_json(folder / "pretraining.json")
+        assert result.measure == result.metrics["val_measures"][-1]
+        plan = read_plan(folder.parent / "plans.json")
+        assert (plan.pretext, plan.name) == ("rot", result.plan.name)
+        with pytest.raises(DataError, match="was trained to the end"):
+            stunet.pretrain(998, "rot", set=ROUND, device="cpu")
+        # Its plans alone mean the same run; a training refuses them.
+        again = stunet.pretrain(998, plans=plan.name, device="cpu", resume=True)
+        assert again == result
+        with pytest.raises(UsageError, match="are those of a pre-training"):
+            stunet.train(998, plans=plan.name, device="cpu", dry_run=True)
+    finally:
+        for path in workspace.preprocessed_dataset(planned).glob("STUNetPlans_T-rot*"):
+            path.unlink()
+
+
+def spoil(folder: Path, case: str, image: np.ndarray[Any, Any]) -> None:
+    """Replace a preprocessed image."""
+    (folder / f"{case}.b2nd").unlink()
+    blosc2.asarray(image.astype(np.float32), urlpath=str(folder / f"{case}.b2nd"))
+
+
+def test_bad_scans_are_named_and_left_out_as_long_as_the_run_lives(pre: Path) -> None:
+    folder = pre / "STUNetPlans_3d_fullres"
+    record = folder / ".stunet" / "manifest.json"
+    small, constant, broken = "phantom_001", "phantom_002", "phantom_003"
+    shape = blosc2.open(str(folder / f"{small}.b2nd")).shape
+    spoil(folder, constant, np.ones(shape))
+    spoil(folder, broken, np.full(shape, np.nan))
+    record.unlink()  # it has the files' sizes
+    request = PretrainingRequest(dataset=998, method="rot", set=ROUND, device="cpu")
+    with pytest.raises(DataError, match=r"2 of 6 scans of Dataset998_Phantom cannot be used.*is constant") as caught:
+        pretrain(request)
+    assert caught.value.hint == "--skip_bad goes on without them"
+    result = pretrain(PretrainingRequest(dataset=998, method="rot", set=ROUND, device="cpu", skip_bad=True))
+    left_out = read_json(result.folder / "left_out.json")
+    assert left_out == {constant: "is constant", broken: "has values that are not finite"}
+    made_from = read_json(result.folder / "made_from.json")
+    assert {*made_from["train"], *made_from["val"]} == {f"phantom_{n:03d}" for n in (0, 1, 4, 5)}
+    # What was left out then is left out now, whatever the scans have become.
+    shutil.copy(folder / "phantom_000.b2nd", folder / f"{constant}.b2nd")
+    (result.folder / workspace.FINAL).rename(result.folder / workspace.LATEST)
+    heard = Heard()
+    assert pretrain(PretrainingRequest(**{**vars(request), "resume": True}), heard).metrics == result.metrics
+    assert [line for line in heard.said if "without 2 scans" in line]
