@@ -14,7 +14,6 @@ from typing import Any, TextIO
 from stunet.machine import GB, GIB, peak_resident
 
 PLAIN_INTERVAL_S = 30.0
-CLASSES_SHOWN = 10  # the maximum number of classes for which an epoch's line lists Dice
 
 _results: TextIO | None = None  # the real stdout while reserve_stdout() holds it
 _bars: list[Any] = []  # live bars, which have to leave the terminal before an error is shown on it
@@ -211,11 +210,9 @@ class TrainingProgress:
         # Over ten epochs: the first one is longer (compiling, cold files), and validation varies.
         self._epoch_times = [*self._epoch_times[-9:], seconds]
         left = (trainer.num_epochs - trainer.current_epoch) * sum(self._epoch_times) / len(self._epoch_times)
-        classes = last("dice_per_class_or_region")
-        dice = f" [{' '.join(f'{value:.3f}' for value in classes)}]" if len(classes) <= CLASSES_SHOWN else ""
         note(
             f"epoch {trainer.current_epoch}/{trainer.num_epochs}  loss {last('train_losses'):.4f}  "
-            f"validation {last('val_losses'):.4f}  Dice {last('mean_fg_dice'):.3f}{dice}  lr {last('lrs'):.2g}  "
+            f"validation {last('val_losses'):.4f}  {trainer.epoch_results()}  lr {last('lrs'):.2g}  "
             f"{seconds:.1f} s  {_peak_memory(trainer.device)}  {_clock(left)} left"
         )
 

@@ -1,4 +1,4 @@
-"""nnU-Net's logger, with a progress.png that appears whole and is not drawn after every epoch."""
+"""nnU-Net's logger, with a progress.png that appears whole and is not drawn after every epoch; one for pre-training."""
 
 import os
 import time
@@ -32,8 +32,49 @@ class Logger(MetaLogger):
         part = folder / staging_name("plot")
         part.mkdir()
         try:
-            super().plot_progress_png(str(part))
+            self.draw(part)
             for file in part.iterdir():
                 os.replace(file, folder / file.name)
         finally:
             remove(part)
+
+    def draw(self, folder: Path) -> None:
+        """Draw progress.png into a folder."""
+        super().plot_progress_png(str(folder))
+
+
+class PretrainingLogger(Logger):
+    """Plots loss and measure of a pre-training beside what they are for a network that knows nothing.
+
+    Attributes:
+        measure: Name of the measure, which is logged as nnU-Net's Dice.
+        chance: What it is by chance.
+        chance_loss: What the loss is by chance; None if that is not known.
+    """
+
+    measure = ""
+    chance = 0.0
+    chance_loss: float | None = None
+
+    def draw(self, folder: Path) -> None:
+        from matplotlib.figure import Figure  # takes half a second
+
+        names = ("train_losses", "val_losses", "mean_fg_dice", "lrs")
+        values = {name: self.get_value(name, None) for name in names}
+        epochs = range(1, min(map(len, values.values())) + 1)
+        figure = Figure(figsize=(10, 12), layout="constrained")
+        losses, measures, rates = figure.subplots(3, 1, sharex=True)
+        losses.plot(epochs, values["train_losses"][: len(epochs)], label="training")
+        losses.plot(epochs, values["val_losses"][: len(epochs)], label="held-out subjects")
+        if self.chance_loss is not None:
+            losses.axhline(self.chance_loss, color="gray", linestyle="--", label="chance")
+        measures.plot(epochs, values["mean_fg_dice"][: len(epochs)], color="tab:orange", label="held-out subjects")
+        measures.axhline(self.chance, color="gray", linestyle="--", label="chance")
+        rates.plot(epochs, values["lrs"][: len(epochs)], color="tab:green")
+        rates.set_xlabel("epoch")
+        for axes, name in ((losses, "loss"), (measures, self.measure), (rates, "learning rate")):
+            axes.set_ylabel(name)
+            axes.grid(alpha=0.3)
+        losses.legend()
+        measures.legend()
+        figure.savefig(folder / "progress.png")

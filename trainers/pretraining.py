@@ -4,7 +4,8 @@ Patches are drawn and turned as in supervised training, labels are not used. Hel
 is solved on images that the network has not seen. Read next: pretexts/base.py.
 """
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from stunet.trainers.data import loader
 from stunet.trainers.data.batches import positions_of
 from stunet.trainers.data.held_out import hold_out
 from stunet.trainers.distributed import sharding
+from stunet.trainers.plots import PretrainingLogger
 from stunet.trainers.pretexts import methods
 from stunet.trainers.pretexts.base import Patches, Pretext, Rows, Setting
 from stunet.trainers.pretexts.draws import generators
@@ -30,6 +32,7 @@ from stunet.trainers.trainer import BaseTrainer
 from stunet.workspace import PRETRAINING, preprocessed_dataset
 
 GEOMETRY = {"Convert3DTo2DTransform", "SpatialTransform", "Convert2DTo3DTransform", "MirrorTransform"}
+EARLY, LEAST_EPOCHS = 0.1, 2  # when a measure at chance is warned of: share of the epochs, and their least number
 
 
 class STUNetPretrainer(BaseTrainer):
@@ -38,6 +41,11 @@ class STUNetPretrainer(BaseTrainer):
     `network` is the pretext, which wraps the network; bare_network() is the network alone, whose weights are what a
     checkpoint holds as nnU-Net's. What else the pretext has (heads, teacher, queue) stands in the checkpoint's block.
     """
+
+    logger_class = PretrainingLogger
+    logger: Any
+    augment: str
+    alpha: float
 
     def __init__(
         self,
@@ -54,6 +62,16 @@ class STUNetPretrainer(BaseTrainer):
         self.enable_deep_supervision = False
         self.oversample_foreground_percent = 0.0
         self._kept: list[Rows] = []  # of the running step's micro-batches
+
+    def configure(self, *, left_out: Collection[str] = (), **options: Any) -> None:
+        """Set what is the run's, as in every training, and the scans that are left out."""
+        super().configure(**options)
+        self.left_out = frozenset(left_out)
+
+    def initialize(self) -> None:
+        super().initialize()
+        pretext, logger = self.pretext, self.logger
+        logger.measure, logger.chance, logger.chance_loss = pretext.measure, pretext.chance, pretext.chance_loss
 
     # The network and its loss.
 
@@ -213,6 +231,32 @@ class STUNetPretrainer(BaseTrainer):
         self.logger.log("mean_fg_dice", self.measures[self.pretext.measure], self.current_epoch)
         self.logger.log("dice_per_class_or_region", [], self.current_epoch)
         self.logger.log("val_losses", loss, self.current_epoch)
+
+    def on_epoch_end(self) -> None:
+        super().on_epoch_end()
+        if self.current_epoch == max(LEAST_EPOCHS, math.ceil(EARLY * self.num_epochs)) and self._is_at_chance():
+            self.listener.warning(
+                f"after {self.current_epoch} epochs the {self.pretext.measure} on held-out subjects is still at its "
+                f"chance level of {self.pretext.chance:.3g}: a smaller or larger --set initial_lr, or another --method"
+            )
+
+    def _is_at_chance(self) -> bool:
+        """Return whether the epochs so far cannot be told from answers by chance, by two standard errors."""
+        values, chance = self.logger.get_value("mean_fg_dice", None), self.pretext.chance
+        samples = len(values) * self.num_val_iterations_per_epoch * self.batch_size
+        # Of a share of right answers; other measures have their chance level at 0.
+        error = math.sqrt(max(0.0, chance * (1 - chance)) / samples)
+        return float(np.mean(values)) <= chance + 2 * error
+
+    def epoch_results(self) -> str:
+        """Return the measure, its chance level, and how many patches a second have passed through the network."""
+        value, start, end = (
+            self.logger.get_value(key, step=-1)
+            for key in ("mean_fg_dice", "epoch_start_timestamps", "epoch_end_timestamps")
+        )
+        steps_ = self.num_iterations_per_epoch + self.num_val_iterations_per_epoch
+        rate = steps_ * self.batch_size / max(end - start, 1e-9)
+        return f"{self.pretext.measure} {value:.3f} (chance {self.pretext.chance:.3g})  {rate:.1f} samples/s"
 
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
         """Write what was reached: there is no segmentation to validate."""

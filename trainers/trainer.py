@@ -35,7 +35,7 @@ from stunet.trainers.data.batches import SeededBatches, positions_of
 from stunet.trainers.data.splits import patched_splits
 from stunet.trainers.distributed import sharding
 from stunet.trainers.finetune.finetuning import NO_STATE, FineTuning
-from stunet.trainers.metrics import count_labels, count_regions
+from stunet.trainers.metrics import count_labels, count_regions, dice_text
 from stunet.trainers.plots import Logger
 from stunet.trainers.progress import NullListener, TrainingListener
 from stunet.trainers.validation import measure, validate
@@ -58,6 +58,7 @@ class BaseTrainer(nnUNetTrainer):
         more_state, load_network_state                      what else a checkpoint holds
     """
 
+    logger_class: type[Logger] = Logger
     initial_lr: float
     network: Any  # one of stunet.architectures, which nnU-Net wraps in OptimizedModule and DistributedDataParallel
 
@@ -68,8 +69,6 @@ class BaseTrainer(nnUNetTrainer):
     label_interpolation: str
     accumulation: int
     precision: str | None
-    augment: str
-    alpha: float
 
     def __init__(
         self,
@@ -81,7 +80,7 @@ class BaseTrainer(nnUNetTrainer):
     ) -> None:
         plans.setdefault("continue_training", False)  # nnU-Net pops it
         kept = {key: value for key, value in dataset_json.items() if key != "dataset"}  # local paths, not the model's
-        with patched(host, MetaLogger=Logger):
+        with patched(host, MetaLogger=self.logger_class):
             super().__init__(plans, configuration, fold, kept, device)
         self.plan = Plan(self.plans_manager.plans)
         self.finetuning = FineTuning.from_plan(self.plan)
@@ -118,7 +117,6 @@ class BaseTrainer(nnUNetTrainer):
         fsdp: bool = False,
         only_validates: bool = False,
         disable_checkpointing: bool = False,
-        left_out: Collection[str] = (),
     ) -> None:
         """Set what is the run's and not the plan's; call it once, before anything else.
 
@@ -127,9 +125,7 @@ class BaseTrainer(nnUNetTrainer):
             fsdp: Several processes shard the network (distributed/sharding.py) instead of replicating it.
             only_validates: The network is validated and not trained any further.
             disable_checkpointing: Write no checkpoints.
-            left_out: Cases that a pre-training cannot use.
         """
-        self.left_out = frozenset(left_out)
         self.listener = listener or NullListener()
         self.fsdp, self.only_validates, self.disable_checkpointing = fsdp, only_validates, disable_checkpointing
 
@@ -313,9 +309,8 @@ class BaseTrainer(nnUNetTrainer):
             raise
         finally:
             self.running = False
-            for batches in (self.dataloader_train, self.dataloader_val):
-                if batches is not None:
-                    batches.close()
+            for batches in filter(None, (self.dataloader_train, self.dataloader_val)):
+                batches.close()
 
     def on_train_start(self) -> None:
         """Start as nnU-Net does, and write what this run trains with next to its checkpoints."""
@@ -369,6 +364,10 @@ class BaseTrainer(nnUNetTrainer):
         self.save_every = 1 if due else self.num_epochs + 1
         super().on_epoch_end()
         self.listener.epoch(self)
+
+    def epoch_results(self) -> str:
+        """Return what is shown of a finished epoch besides its losses."""
+        return dice_text(self.logger)
 
     def on_train_end(self) -> None:
         """End as nnU-Net does, with a plot of all epochs, however fast the last ones were."""

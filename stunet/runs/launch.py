@@ -221,7 +221,7 @@ def _train(run: Run, checkpoint: Path | None, listener: TrainingListener) -> Non
         fsdp=run.fsdp,
         only_validates=run.only_validate,
         disable_checkpointing=run.disable_checkpointing,
-        left_out=run.left_out,
+        **({"left_out": run.left_out} if run.left_out else {}),  # STUNetPretrainer's
     )
     with _stops(trainer), _memory_named(trainer):
         if checkpoint is not None:
