@@ -103,7 +103,7 @@ def derive(
         new = fit_configurations(_with_network_of(new), dataset_json, target_of(new))
     new = _with_patch_and_batch(new, dataset_json, demand)
     if demand and (other_network or new.pretext != plan.pretext or given.keys() & {"patch_size", "checkpointing"}):
-        new = _with_batch_for(new, dataset_json, demand)
+        new = with_batch_for(new, dataset_json, demand)
     name = check_name(_name(new, plan.root), "plans name")
     new = new.with_name(name).with_ours(derived_from=None)
     return new if name == plan.root else new.with_ours(derived_from=plan.root)  # the last entry of the block
@@ -239,7 +239,7 @@ def _with_patch_and_batch(plan: Plan, dataset_json: Mapping[str, Any], demand: D
     return plan
 
 
-def _with_batch_for(plan: Plan, dataset_json: Mapping[str, Any], demand: Demand) -> Plan:
+def with_batch_for(plan: Plan, dataset_json: Mapping[str, Any], demand: Demand) -> Plan:
     """Return the plan with the largest batch that a pre-training's memory allows, unless one was set, and its memory.
 
     Raises:
@@ -275,8 +275,8 @@ def _name(plan: Plan, root: str) -> str:
     """Return the name of the original plan, with the size and a tag for each value that was set."""
     size = plan.size
     if not re.search(rf"_{size}(?=_|$)", root):
-        # The planner puts the size before its tags for spacing and normalization; any other _L is a user's.
-        pattern = rf"_({'|'.join(SIZES)})(?=(_[0-9.x]+mm)?(_z|_ct)?$)"
+        # The planner puts the size before its tags for spacing, normalization and likeness; any other _L is a user's.
+        pattern = rf"_({'|'.join(SIZES)})(?=(_[0-9.x]+mm|_median|_native)?(_z|_ct)?(_like[0-9]+)?$)"
         root = re.sub(pattern, f"_{size}", root) if re.search(pattern, root) else f"{root}_{size}"
     start = [plan.pretext] if plan.pretext else []
     start += ["with" + "and".join(str(dataset_number(name)) for name in plan.more_datasets)] * bool(plan.more_datasets)

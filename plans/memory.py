@@ -7,7 +7,7 @@ Activations are what autograd keeps for the backward pass in half precision. The
 a time (losses/), but nnU-Net's for regions keeps LOSS_COPIES more of them in float32.
 
 In self-supervised pre-training, views of the patch take its place, each a share of it (demand.py), and what is not
-trained takes no gradient or momentum. A teacher computes without keeping anything but the block that it is in.
+trained takes no gradient or momentum.
 
 The count equals torch's saved tensors (tests). The other constants are **from published figures**, not measured by us:
 5.2, 8.8 and 26.5 GB for S, B and L (nnU-Net, documentation/resenc_presets.md; patch 128x128x128, batch 2), which the
@@ -80,7 +80,7 @@ def estimate(network: Network, patch: Sequence[int], batch: int, strides: Stride
     activations = batch * activation_bytes(network, patch, strides)
     loss = batch * loss_bytes(network, patch, strides)
     # A probe corrects only what grows with the batch; parameters are known exactly.
-    fixed = _fixed(network, patch, strides, PARAMETER_BYTES) + chunk_bytes(network, patch)
+    fixed = _fixed(network, strides, PARAMETER_BYTES) + chunk_bytes(network, patch)
     return OVERHEAD_GB + (fixed + correction * (ACTIVATION_FACTOR * activations + loss)) / GIB
 
 
@@ -96,7 +96,7 @@ def least(network: Network, patch: Sequence[int], batch: int, strides: Strides, 
     """
     # activation_bytes() counts in half precision.
     value = SINGLE // HALF if single else 1
-    fixed = _fixed(network, patch, strides, 3 * SINGLE)  # weights, gradients, momentum
+    fixed = _fixed(network, strides, 3 * SINGLE)  # weights, gradients, momentum
     return (fixed + value * batch * activation_bytes(network, patch, strides)) / GIB
 
 
@@ -124,11 +124,14 @@ def activation_bytes(network: Network, patch: Sequence[int], strides: Strides) -
 def loss_bytes(network: Network, patch: Sequence[int], strides: Strides) -> int:
     """Return the bytes per sample of all heads' logits, and of their gradient or of the copies in nnU-Net's loss.
 
-    In pre-training those of the decoder's outputs, of the loss on them, and of the views of the image.
+    In pre-training those of the decoder's outputs, of the loss on them, of the views of the image, and of a teacher.
     """
     if demand := network.demand:
         outputs = (demand.outputs or network.channels) * sum(demand.decoded) * (2 * HALF + RESTORED_COPIES * SINGLE)
-        return round(math.prod(patch) * (outputs + network.channels * sum(demand.encoded) * SINGLE))
+        own = math.prod(patch) * (outputs + network.channels * sum(demand.encoded) * SINGLE)
+        blocks = network.architecture.kept(network.arguments, _voxels(patch, strides))
+        # A teacher only has the block at a time that it is in.
+        return round(own + HALF * demand.teacher * max(block.all for block in blocks))
     per_voxel = network.classes * 2 * HALF + LOSS_KEPT * SINGLE
     if network.regions:
         per_voxel = network.classes * (HALF + LOSS_COPIES * SINGLE)
@@ -145,7 +148,7 @@ def chunk_bytes(network: Network, patch: Sequence[int]) -> int:
     )
 
 
-def _fixed(network: Network, patch: Sequence[int], strides: Strides, each: int) -> float:
+def _fixed(network: Network, strides: Strides, each: int) -> float:
     """Return the bytes that do not depend on the batch, `each` per parameter that is trained."""
     everything, demand = parameters(network, strides), network.demand
     if demand is None:
@@ -154,12 +157,10 @@ def _fixed(network: Network, patch: Sequence[int], strides: Strides, each: int) 
         network.arguments, network.channels, len(strides), len(strides[0])
     )
     trained = (everything if demand.decoded else encoder) + demand.parameters
-    own = each * trained + SINGLE * (everything + demand.parameters - trained + demand.stored)
-    if not demand.teacher:
-        return own
-    blocks = network.architecture.kept(network.arguments, _voxels(patch, strides))
-    # Its weights, also in half precision, and one sample at a time in its largest block: the rest is in the batch's.
-    return own + (SINGLE + HALF) * trained + HALF * demand.teacher * max(block.all for block in blocks)
+    # Of what is not trained, and of a teacher, the weights; a teacher's in half precision as well.
+    still = everything + demand.parameters - trained
+    teacher = (SINGLE + HALF) * trained if demand.teacher else 0
+    return each * trained + SINGLE * (still + demand.stored) + teacher
 
 
 def _voxels(patch: Sequence[int], strides: Strides) -> list[int]:

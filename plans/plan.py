@@ -125,6 +125,11 @@ class Configuration:
         return str(self._of(f"resampling_fn_{what}"))
 
     @property
+    def resamples(self) -> bool:
+        """Whether images are resampled to the spacing, which is otherwise their median."""
+        return self.resampling("data") != "no_resampling_hack"
+
+    @property
     def previous_stage(self) -> str | None:
         """The configuration whose predictions this one takes as input, in a cascade."""
         return self.content.get("previous_stage")

@@ -4,7 +4,7 @@ Spacing, normalisation and data identifier do not depend on the size of the netw
 serves all sizes (also 3d_lowres: its spacing follows from a reference patch of 128^3 voxels). Read next: fit.py.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +12,19 @@ import numpy as np
 from nnunetv2.experiment_planning.experiment_planners import default_experiment_planner as host
 from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
 from nnunetv2.paths import nnUNet_preprocessed
+from nnunetv2.preprocessing.resampling.no_resampling import no_resampling_hack
 from nnunetv2.utilities.json_export import recursive_fix_for_json_export
 
 from stunet import __version__
 from stunet.architectures.stunet import STUNET
 from stunet.datasets import find_reader
 from stunet.files import write_json
+from stunet.kinds import has_classes
 from stunet.labels.names import sides
 from stunet.nnunet import patched, write_atomically
 from stunet.orientation import left_right_axis
 from stunet.plans import fit, topology
+from stunet.plans.contained import largest_contained, resampled_shapes
 from stunet.plans.derive import Measure, fit_configurations, target_of
 from stunet.plans.files import read_plan
 from stunet.plans.fingerprint import ORIENTATIONS, nnunets_listing, orientations, target_orientation
@@ -33,6 +36,7 @@ write_atomically(host)
 BASE_NAME = "STUNetPlans"
 NNUNETS_CONFIGURATIONS = {"2d", "3d_fullres", "3d_lowres", "3d_cascade_fullres"}  # others in a plans file are a user's
 NORMALIZATION_TAGS = {"ZScoreNormalization": "_z", "CTNormalization": "_ct"}  # short: folder names are limited
+MEDIAN, NATIVE = "median", "native"  # spacings that are those of the images; both are tags in the plans' name
 REFERENCE_PATCH = {3: 128**3, 2: 512**2}  # voxels; only used to decide whether and where 3d_lowres is needed
 
 
@@ -50,8 +54,12 @@ class STUNetPlanner(ExperimentPlanner):
         stages: Number of stages; None takes what the patch supports (4 to 7).
         checkpointing: Recompute activations in the backward pass: less memory, more time.
         normalization: nnU-Net's class for all channels, without a mask; None: by the channels' names.
+        spacing: MEDIAN: that of the images, per axis; NATIVE: images are not resampled, and the plan's spacing is the
+            median; None: `overwrite_target_spacing`, or nnU-Net's rule.
         measure: Runs one real training step and returns its peak GiB (`--probe`); None trusts the estimate.
     """
+
+    dataset_fingerprint: Any
 
     def __init__(
         self,
@@ -66,6 +74,7 @@ class STUNetPlanner(ExperimentPlanner):
         stages: int | None = topology.DEFAULT_STAGES,
         checkpointing: bool = False,
         normalization: str | None = None,
+        spacing: str | None = None,
         measure: Measure | None = None,
     ) -> None:
         self.memory_gb = gpu_memory_target_in_gb or SIZES[size].target_gb
@@ -74,6 +83,8 @@ class STUNetPlanner(ExperimentPlanner):
             if overwrite_target_spacing is None
             else "_" + "x".join(f"{s:g}" for s in overwrite_target_spacing) + "mm"
         )
+        self.kept_spacing = spacing
+        spacing_tag += f"_{spacing}" if spacing else ""
         tag = spacing_tag + NORMALIZATION_TAGS.get(normalization or "", "")
         self.size, self.checkpointing, self.measure = size, checkpointing, measure
         self.stages, self.normalization = stages, normalization
@@ -89,6 +100,7 @@ class STUNetPlanner(ExperimentPlanner):
                 overwrite_target_spacing,
                 suppress_transpose,
             )
+        self.fingerprint = self.dataset_fingerprint
 
     def determine_reader_writer(self) -> type:
         """Return nnU-Net's reader, without the tracebacks of the readers that it tries."""
@@ -102,8 +114,31 @@ class STUNetPlanner(ExperimentPlanner):
         """
         found = self.dataset_fingerprint
         target, chosen = self.determine_fullres_target_spacing(), self.overwrite_target_spacing is not None
-        check_spacing(target, found["spacings"], found["shapes_after_crop"], list(self.dataset), chosen)
+        if self.kept_spacing == NATIVE:
+            self.lowres_creation_threshold = 0  # there is no 3d_lowres of images that are not resampled
+            # The median of the shapes as they are, which nnU-Net computes at the target spacing.
+            self.dataset_fingerprint = {**found, "spacings": [list(target)] * len(found["spacings"])}
+        else:
+            check_spacing(target, found["spacings"], found["shapes_after_crop"], list(self.dataset), chosen)
         return super().plan_experiment()
+
+    def determine_fullres_target_spacing(self) -> Any:
+        """Return nnU-Net's choice, or the median of the images along each axis."""
+        if self.kept_spacing is None:
+            return super().determine_fullres_target_spacing()
+        return np.median(np.vstack(self.dataset_fingerprint["spacings"]), axis=0)
+
+    def determine_resampling(self, *args: Any, **kwargs: Any) -> Any:
+        """Return nnU-Net's functions for images and labels with their arguments."""
+        if self.kept_spacing == NATIVE:
+            return no_resampling_hack, {}, no_resampling_hack, {}
+        return super().determine_resampling(*args, **kwargs)
+
+    def determine_segmentation_softmax_export_fn(self, *args: Any, **kwargs: Any) -> Any:
+        """Return nnU-Net's function for probabilities with its arguments."""
+        if self.kept_spacing == NATIVE:
+            return no_resampling_hack, {}
+        return super().determine_segmentation_softmax_export_fn(*args, **kwargs)
 
     def generate_data_identifier(self, configuration_name: str) -> str:
         """Return the folder name of the preprocessed cases: without the size, because they do not depend on it."""
@@ -151,7 +186,8 @@ class STUNetPlanner(ExperimentPlanner):
     def save_plans(self, plans: dict) -> None:
         """Fit all configurations, add the `stunet` block, write the plan; the user's own configurations are kept."""
         recursive_fix_for_json_export(plans)
-        kind, found = Plan(plans).reader, self.dataset_fingerprint.get(ORIENTATIONS)
+        kind, fingerprint = Plan(plans).reader, self.fingerprint
+        found = fingerprint.get(ORIENTATIONS)
         # A fingerprint that nnU-Net or an earlier version extracted does not have them.
         found = orientations(self.dataset_name)[1] if found is None else found
         orientation = target_orientation(kind, found)
@@ -161,12 +197,14 @@ class STUNetPlanner(ExperimentPlanner):
             memory_gb=self.memory_gb,
             stages=self.stages or "auto",
             mirror_axes=self.mirror_axes(Plan(plans), orientation),
-            fingerprint=hash_of_fingerprint(self.dataset_fingerprint),
+            fingerprint=hash_of_fingerprint(fingerprint),
             plan={},
             train={},
             orientation=orientation,
             orientations=found if orientation else None,
         )
+        if not has_classes(self.dataset_json):
+            plan = plan.with_ours(contained_shapes=contained_shapes(plan, fingerprint))
         plan = fit_configurations(plan, self.dataset_json, target_of(plan), self.measure)
         path = Path(nnUNet_preprocessed) / self.dataset_name / f"{self.plans_identifier}.json"
         if path.is_file():
@@ -189,3 +227,13 @@ class STUNetPlanner(ExperimentPlanner):
             return [0, 1, 2]
         side = plan.transpose_forward.index(left_right_axis(orientation))
         return [axis for axis in range(3) if axis != side]
+
+
+def contained_shapes(plan: Plan, fingerprint: Mapping[str, Any]) -> dict[str, list[int]]:
+    """Return, for each configuration with a network, the shape that most scans contain as the network sees them."""
+    found = {}
+    for name in plan.configurations_with_network:
+        planned = plan.configuration(name)
+        shapes = resampled_shapes(fingerprint, planned.spacing, plan.transpose_forward, planned.resamples)
+        found[name] = largest_contained(shapes)
+    return found

@@ -96,11 +96,11 @@ NAMES: tuple[Names, ...] = (
     Names(f"{_PLANNER}:ExperimentPlanner",
           "determine_reader_writer generate_data_identifier plan_experiment determine_transpose "
           "determine_normalization_scheme_and_whether_mask_is_used_for_norm get_plans_for_configuration "
-          "static_estimate_VRAM_usage save_plans",
+          "determine_resampling determine_segmentation_softmax_export_fn static_estimate_VRAM_usage save_plans",
           "plans", "overridden: patch, batch, strides and normalisation are ours"),
     Names(f"{_PLANNER}:ExperimentPlanner",
           "dataset dataset_fingerprint dataset_json dataset_name plans_identifier "
-          "overwrite_target_spacing determine_fullres_target_spacing",
+          "overwrite_target_spacing determine_fullres_target_spacing lowres_creation_threshold",
           "plans", "what is planned, and its spacing, which is nnU-Net's"),
     Names("paths", "nnUNet_preprocessed", "plans", "where nnU-Net writes plans"),
     Names("utilities.json_export", "recursive_fix_for_json_export", "plans", "converts numpy's numbers to plain ones"),
@@ -158,6 +158,9 @@ NAMES: tuple[Names, ...] = (
           "_normalize _sample_foreground_locations modify_seg_fn run_case_save verbose", "preprocessing",
           "the steps that are nnU-Net's; v1_preprocessing.py overrides _normalize"),
 
+    Names("preprocessing.resampling.no_resampling", "no_resampling_hack", "plans preprocessing",
+          "images that keep their own spacing"),
+
     # Preprocessed cases
     Patched(_DATASET, "load_pickle", "preprocessing", "a .pkl file can contain code: read only plain values"),
     Names(_DATASET, "infer_dataset_class", "inference trainers", "the format of a folder of preprocessed cases"),
@@ -195,6 +198,7 @@ NAMES: tuple[Names, ...] = (
     Names(f"{_TRAINER}:nnUNetTrainer",
           "_build_loss _do_i_compile _set_batch_size_and_oversample build_network_architecture configure_optimizers "
           "configure_rotation_dummyDA_mirroring_and_inital_patch_size do_split get_dataloaders "
+          "get_tr_and_val_datasets "
           "get_training_transforms get_validation_transforms plot_network_architecture set_deep_supervision_enabled",
           "trainers", "overridden or called: network, loss, optimizer, data and augmentation use the plan's values"),
     Names(f"{_TRAINER}:nnUNetTrainer",

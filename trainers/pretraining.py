@@ -5,8 +5,8 @@ is solved on images that the network has not seen. Read next: pretexts/base.py.
 """
 
 import math
-from collections.abc import Callable, Collection, Mapping
-from functools import partial
+from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -16,20 +16,17 @@ import torch
 from stunet.errors import DataError, WeightsError
 from stunet.files import write_json
 from stunet.folds import Fold, choose_cases
-from stunet.kinds import read_dataset_json
-from stunet.preprocessing.dataset import preprocessed_cases
-from stunet.provenance import training_record
 from stunet.trainers import steps
 from stunet.trainers.data import loader
 from stunet.trainers.data.batches import positions_of
-from stunet.trainers.data.held_out import hold_out
+from stunet.trainers.data.sources import Source, frequencies, record_of, sources_of, split, union
 from stunet.trainers.distributed import sharding
 from stunet.trainers.plots import PretrainingLogger
 from stunet.trainers.pretexts import methods
 from stunet.trainers.pretexts.base import Patches, Pretext, Rows, Setting
 from stunet.trainers.pretexts.draws import generators
 from stunet.trainers.trainer import BaseTrainer
-from stunet.workspace import PRETRAINING, preprocessed_dataset
+from stunet.workspace import PRETRAINING
 
 GEOMETRY = {"Convert3DTo2DTransform", "SpatialTransform", "Convert2DTo3DTransform", "MirrorTransform"}
 EARLY, LEAST_EPOCHS = 0.1, 2  # when a measure at chance is warned of: share of the epochs, and their least number
@@ -162,22 +159,32 @@ class STUNetPretrainer(BaseTrainer):
 
     # The data.
 
+    @cached_property
+    def sources(self) -> list[Source]:
+        """The datasets that are drawn from, the plan's own first."""
+        return sources_of(self.plan, self.configuration_name)
+
+    def get_tr_and_val_datasets(self) -> tuple[Any, Any]:
+        """Return nnU-Net's datasets of training and validation cases, or their unions."""
+        if len(self.sources) == 1:
+            return super().get_tr_and_val_datasets()
+        train, validation = (union(self.sources, self.configuration_name, names) for names in self.do_split())
+        return train, validation
+
+    def case_weights(self, cases: Sequence[str]) -> Any:
+        return frequencies(self.sources, cases, self.alpha)
+
     def do_split(self) -> tuple[list[str], list[str]]:
         """Return the cases to train on, of which the seed picks `num_cases`, and those of held-out subjects.
 
         Raises:
             DataError: There is only one subject.
         """
-        dataset = self.plan.dataset_name
-        cases = [c for c in preprocessed_cases(dataset, self.plan, self.configuration_name) if c not in self.left_out]
-        description = read_dataset_json(preprocessed_dataset(dataset) / "dataset.json")
-        train, validation = hold_out(cases, description.get("subjects", {}), self.seed, dataset)
+        train, validation = split(self.sources, self.configuration_name, self.seed, self.left_out)
         return choose_cases(train, self.num_cases, self.seed, self.fold), validation
 
     def trains_with(self) -> dict[str, Any]:
-        train, validation = self.do_split()
-        run = (self.plan.dataset_name, self.plan, self.configuration_name, self.fold)
-        return training_record(*run, Fold(tuple(train), tuple(validation)))
+        return record_of(self.sources, self.configuration_name, self.fold, Fold(*map(tuple, self.do_split())))
 
     def sample_loader(self) -> Callable[..., loader.SampleLoader]:
         return partial(loader.UnlabelledLoader, patches=self.method.patches)

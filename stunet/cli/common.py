@@ -62,7 +62,7 @@ HABITS = {
     "--verify_dataset_integrity": "verify check check_dataset integrity",
     "--no_check": "skip_check no_verify skip_verification",
     "--no_pp": "plan_only no_preprocessing no_preprocess",
-    "-overwrite_target_spacing": "spacing target_spacing resolution",
+    "-overwrite_target_spacing": "target_spacing resolution",
     "-overwrite_plans_name": "plans_name name",
     "--save_probabilities": "probabilities softmax npz save_softmax save_npz",
     "--npz": "probabilities save_probabilities softmax",

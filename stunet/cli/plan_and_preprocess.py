@@ -33,6 +33,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--no_check", action="store_true", help="do not read the dataset once to find broken files")
     parser.add_argument("-gpu_memory_target", type=float, metavar="GB", help="GPU memory to plan for (default by size)")
     parser.add_argument("-overwrite_target_spacing", nargs=3, type=float, metavar="MM", help="spacing of 3d_fullres")
+    parser.add_argument(
+        "--spacing",
+        nargs="+",
+        metavar="MM",
+        help="the same: 1mm or three numbers; median: that of the images per axis; none: every image keeps its own",
+    )
+    parser.add_argument(
+        "--like",
+        metavar="ID[:PLANS]",
+        help="plan as another dataset was: same spacing, normalization, patch and strides; for pre-training",
+    )
     parser.add_argument("-p", metavar="PLANS", help="preprocess as these plans say, which are there; plan nothing")
     parser.add_argument("-overwrite_plans_name", metavar="NAME", help="default STUNetPlans_<size>")
     parser.add_argument("-c", nargs="+", default=CONFIGURATIONS, metavar="CONFIGURATION", help="what to preprocess")
@@ -66,6 +77,8 @@ def _command(args: argparse.Namespace) -> None:
         stages=args.stages,
         gpu_memory_target=args.gpu_memory_target,
         overwrite_target_spacing=args.overwrite_target_spacing,
+        spacing=args.spacing,
+        like=args.like,
         checkpointing=args.checkpointing,
         probe=args.probe,
         plans=args.p,

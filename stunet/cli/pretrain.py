@@ -28,6 +28,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--list", action="store_true", help="list the methods and end")
     parser.add_argument("-c", default="3d_fullres", metavar="CONFIGURATION", help="default 3d_fullres")
     parser.add_argument("-p", metavar="PLANS", help="name of the plans (default: those of the dataset)")
+    parser.add_argument(
+        "--like",
+        metavar="ID[:PLANS]",
+        help="plans with the input and patch of another dataset's, for fine-tuning on it",
+    )
     parser.add_argument("--size", choices=list(SIZES), help="network size; other plans are derived as needed")
     parser.add_argument("--stages", metavar="N|auto", help="number of stages; other plans are derived")
     parser.add_argument("-gpu_memory_target", type=float, metavar="GB", help="other plans are derived for this memory")
@@ -82,6 +87,7 @@ def _request(args: argparse.Namespace) -> PretrainingRequest:
         method=args.method,
         configuration=args.c,
         plans=args.p,
+        like=args.like,
         size=args.size,
         stages=args.stages,
         gpu_memory_target=args.gpu_memory_target,

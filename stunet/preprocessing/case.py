@@ -22,6 +22,7 @@ from nnunetv2.preprocessing.resampling.default_resampling import (
     determine_do_sep_z_and_axis,
     resample_data_or_seg_to_shape,
 )
+from nnunetv2.preprocessing.resampling.no_resampling import no_resampling_hack
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from stunet.errors import DataError
@@ -142,6 +143,8 @@ class Preprocessor(DefaultPreprocessor):
         properties["bbox_used_for_cropping"] = box
         old_shape = properties["shape_after_cropping_and_before_resampling"] = image.shape[1:]
         target = [*spacing[: 3 - len(configuration.spacing)], *configuration.spacing]  # 2D plans keep the slices
+        if configuration.configuration["resampling_fn_data"] == no_resampling_hack.__name__:
+            target = spacing
         grids = (compute_new_shape(old_shape, spacing, target).tolist(), spacing, target)
         if 0 in grids[0]:
             raise ValueError(f"nothing is left of {old_shape} voxels of {spacing} mm at a spacing of {target} mm")

@@ -129,13 +129,20 @@ def repair_commands(dataset: str, plan: Plan, configuration: str) -> tuple[str, 
     """Return the command that plans and preprocesses a dataset again, and the one that preprocesses it as planned."""
     number, base = dataset_number(dataset), plan.root
     # Names that our planner gives state the size and the spacing; others say nothing.
-    found = re.fullmatch(rf"STUNetPlans_({'|'.join(SIZES)})(?:_([0-9.]+)x([0-9.]+)x([0-9.]+)mm)?", base)
+    sizes, numbers = "|".join(SIZES), r"_(?P<mm>[0-9.]+x[0-9.]+x[0-9.]+)mm"
+    if like := re.fullmatch(r"(.*)_like([0-9]+)", base):
+        start = f"stunet_plan_and_preprocess -d {number} -c {configuration}"
+        return f"{start} --like {like[2]}:{like[1]}", f"{start} -p {plan.name}"
+    found = re.fullmatch(rf"STUNetPlans_(?P<size>{sizes})(?:{numbers}|_(?P<kept>median|native))?", base)
     if found is None:
         size = plan.size if plan.states("size") else DEFAULT
         options = f"-overwrite_plans_name {base} --size {size}, with the options of its planning"
     else:
-        spacing = " ".join(found.groups()[1:]) if found[2] else ""
-        options = f"--size {found[1]}" + (f" -overwrite_target_spacing {spacing}" if spacing else "")
+        options = f"--size {found['size']}"
+        if found["mm"]:
+            options += f" -overwrite_target_spacing {found['mm'].replace('x', ' ')}"
+        if found["kept"]:
+            options += " --spacing " + ("none" if found["kept"] == "native" else "median")
     start = f"stunet_plan_and_preprocess -d {number} -c {configuration}"
     return f"{start} {options}", f"{start} -p {plan.name}"
 

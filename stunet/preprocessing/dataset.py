@@ -220,7 +220,8 @@ def settings_of(plan: Plan, configuration: str, labels: Mapping[str, Any]) -> di
     settings: dict[str, Any] = {"nnunetv2": version("nnunetv2"), "labels": labels}
     settings |= {key: plan.get(key) for key in PLAN_SETTINGS}
     settings |= {key: planned.get(key) for key in CONFIGURATION_SETTINGS}
-    if len(plan.orientations) > 1:  # otherwise nothing is turned
+    known = plan.orientations
+    if len(known) > 1 or (known and plan.orientation not in known):  # otherwise nothing is turned
         settings["orientation"] = plan.orientation
     # As it is read back from the manifest: tuples become lists.
     return _decisive(json.loads(json.dumps(settings)))

@@ -85,18 +85,6 @@ def look_at_scans(
     return {case: Scan(tuple(found[case]["shape"]), found[case]["problem"]) for case in cases}
 
 
-def largest_contained(shapes: Sequence[Sequence[int]], share: float = 0.9) -> list[int]:
-    """Return, per axis, voxels that at least this share of shapes contain along all axes at once."""
-    ordered = [sorted(axis) for axis in zip(*shapes, strict=True)]
-    # The more scans an axis leaves out, the larger the patch; together they may leave out 1 - share.
-    for left_out in range(int((1 - share) * len(shapes) + 1e-9), 0, -1):
-        size = [axis[left_out] for axis in ordered]
-        contained = sum(all(n >= m for n, m in zip(shape, size, strict=True)) for shape in shapes)
-        if contained >= share * len(shapes):
-            return size
-    return [axis[0] for axis in ordered]
-
-
 def _look_at(case: str, folder: str) -> tuple[list[int], str]:
     """Read a scan; return its shape with channels, and why it cannot be used."""
     import numpy as np

@@ -11,7 +11,7 @@ from stunet.machine import GIB, memory_limit
 from stunet.plans.derive import describe
 from stunet.plans.memory import Network, least
 from stunet.plans.plan import Configuration
-from stunet.trainers.pretexts.methods import find
+from stunet.trainers.pretexts.methods import demand_of
 
 if TYPE_CHECKING:
     from stunet.runs.launch import Run
@@ -56,7 +56,8 @@ def network_of(run: "Run") -> Network:
     """Return what the memory of a run depends on."""
     plan = run.plan
     model = describe_trained_model(run.dataset, plan.reused_classes, run.trainer)
-    return describe(plan, run.configuration, model, find(plan.pretext).demand if plan.pretext else None)
+    demand = demand_of(plan.pretext, plan.train.augment) if plan.pretext else None
+    return describe(plan, run.configuration, model, demand)
 
 
 def _available(device: str) -> float | None:

@@ -86,7 +86,8 @@ def choose_pretraining_plans(dataset: str, request: "PretrainingRequest", listen
     if request.method:
         methods.find(request.method)
     preset = presets.load(request.preset) if request.preset else None
-    path = plan_path(dataset, request.plans or (_fitting(dataset, preset) if preset else None))
+    given = request.plans or (_fitting(dataset, preset) if preset else None)
+    path = plan_path(dataset, given if request.like is None else _named_like(dataset, request.like, request))
     plan = read_plan(path)
     options, overrides = _requested(dataset, request, plan, preset, listener)
     if request.augment:
@@ -99,9 +100,39 @@ def choose_pretraining_plans(dataset: str, request: "PretrainingRequest", listen
     name = request.method or plan.pretext or methods.DEFAULT
     more = [workspace.dataset_name(each) for each in request.datasets[1:]] or None
     description = read_dataset_json(path.parent / "dataset.json")
-    demand = methods.find(name).demand
+    demand = methods.demand_of(name, overrides.get("augment", plan.train.augment))
     derived = derive(plan, description, **options, overrides=overrides, pretext=name, demand=demand, datasets=more)
     return Choice(*_as_on_disk(derived, path), None)
+
+
+def model_plan(like: int | str) -> Plan:
+    """Return the plan that another one is like: `3`, `Dataset003_Liver` or `3:PLANS`."""
+    dataset, _, name = str(like).partition(":")
+    return read_plan(plan_path(workspace.dataset_name(dataset), name or None))
+
+
+def _named_like(dataset: str, like: int | str, request: "PretrainingRequest") -> str:
+    """Return the name of the dataset's plan that has the input and the patch of another dataset's.
+
+    Raises:
+        UsageError: Plans are named as well.
+        DataError: There is none.
+    """
+    from stunet.preprocessing.like import input_differences
+
+    if request.plans:
+        raise UsageError("-p and --like both choose plans", "one of them")
+    model, name = model_plan(like), request.configuration
+    wanted = model.configuration(name)
+    for each in list_planned(dataset):
+        plan = read_plan(plan_path(dataset, each))
+        found = plan.configuration(name) if name in plan.configurations else None
+        same = found and (found.patch_size, found.strides) == (wanted.patch_size, wanted.strides)
+        if same and not input_differences(model, plan, name):
+            return each
+    number = workspace.dataset_number(dataset)
+    what = f"no plans of {dataset} have the input and patch of {model.name} of {model.dataset_name}"
+    raise DataError(what, f"stunet_plan_and_preprocess -d {number} --like {like} -c {name}")
 
 
 def _requested(

@@ -11,11 +11,13 @@ from typing import Any
 
 from stunet import nnunet, presets, workspace
 from stunet.errors import DataError, StunetError, UsageError, closest
+from stunet.files import write_json
 from stunet.kinds import FINGERPRINT, has_classes, read, read_dataset_json
 from stunet.names import name_problem
 from stunet.plans.files import list_planned, list_plans, plan_path, read_plan
 from stunet.plans.plan import Plan
 from stunet.runs.listener import Listener
+from stunet.runs.plan_choice import model_plan
 from stunet.sizes import DEFAULT, SIZES
 
 CONFIGURATIONS = ("2d", "3d_fullres", "3d_lowres")
@@ -36,6 +38,9 @@ class PlanningRequest:
         stages: Number of stages, 2 to 9, or "auto": what the patch supports; None: that of the preset, or 6.
         gpu_memory_target: GPU memory in GiB to plan for; None: the default of the size.
         overwrite_target_spacing: Spacing of 3d_fullres in mm; None: nnU-Net's rule.
+        spacing: The same in other words: "1mm" or three numbers; "median": that of the images per axis; "none": every
+            image keeps its own.
+        like: Plan like another dataset: its number or name, and if it has several plans, `3:PLANS`.
         checkpointing: Compute activations again in the backward pass: larger patches, slower steps.
         probe: Measure the memory of a training step on the GPU instead of estimating it.
         plans: Preprocess as these plans say, and plan nothing; None: plan.
@@ -56,6 +61,8 @@ class PlanningRequest:
     stages: int | str | None = None
     gpu_memory_target: float | None = None
     overwrite_target_spacing: Sequence[float] | None = None
+    spacing: str | Sequence[str | float] | None = None
+    like: int | str | None = None
     checkpointing: bool = False
     probe: bool = False
     plans: str | None = None
@@ -164,13 +171,15 @@ def _completed(request: PlanningRequest, listener: Listener) -> tuple[PlanningRe
     # Before presets and defaults fill the request in: only what was given contradicts -p.
     if request.plans and (other := [option for option, given in _planning_options(request).items() if given]):
         raise UsageError(f"-p {request.plans} takes plans as they are, and {other[0]} plans", "one of them")
-    normalization = None
+    request, normalization = _with_spacing(request), None
     if request.preset:
         preset = presets.load(request.preset)
         if preset.note:
             listener.note(f"{request.preset}: {preset.note}")
         size, memory_gb, stages = preset.complete(request.size, request.gpu_memory_target, request.stages)
-        spacing = request.overwrite_target_spacing or (preset.spacing and [float(pitch) for pitch in preset.spacing])
+        spacing = request.overwrite_target_spacing
+        if spacing is None and request.spacing is None and preset.spacing:
+            spacing = [float(pitch) for pitch in preset.spacing]
         normalization = presets.NORMALIZATIONS.get(preset.normalization or "")
         given = {key: check_value(key, value) for key, value in preset.set.items()}
         request = replace(
@@ -190,7 +199,39 @@ def _completed(request: PlanningRequest, listener: Listener) -> tuple[PlanningRe
     return request, normalization
 
 
+def _with_spacing(request: PlanningRequest) -> PlanningRequest:
+    """Return the request with numbers in `overwrite_target_spacing`, and nothing or a word in `spacing`.
+
+    Raises:
+        UsageError: It is neither numbers nor one of the words, or given twice.
+    """
+    given = request.spacing
+    if given is None:
+        return request
+    if request.overwrite_target_spacing:
+        raise UsageError("--spacing and -overwrite_target_spacing say the same", "one of them")
+    words = [given] if isinstance(given, str) else [str(word) for word in given]
+    if words in (["median"], ["none"]):
+        return replace(request, spacing=words[0])
+    if words == ["1mm"]:
+        words = ["1", "1", "1"]
+    try:
+        numbers = [float(word.removesuffix("mm")) for word in words]
+    except ValueError:
+        numbers = []
+    if len(numbers) != 3:
+        what = f"--spacing {' '.join(words)} is neither three numbers in mm nor 1mm, median or none"
+        raise UsageError(what, "--spacing 1mm")
+    return replace(request, spacing=None, overwrite_target_spacing=numbers)
+
+
 def _check(request: PlanningRequest) -> None:
+    if request.like is not None:
+        options = {key: value for key, value in _planning_options(request).items() if key not in ("--like", "--no_pp")}
+        # Size and stages have their defaults by now.
+        other = [key for key, value in options.items() if value and key not in ("--size", "--stages")]
+        if other:
+            raise UsageError(f"--like takes another dataset's plan as it is, and {other[0]} plans", "one of them")
     if request.probe:
         # Here and not above, because it takes seconds that other mistakes must not wait for.
         import torch
@@ -224,7 +265,7 @@ def _workers(request: PlanningRequest) -> tuple[int, ...]:
 
 def _planning_options(request: PlanningRequest) -> dict[str, Any]:
     """Return the options that define how to plan, by their flags."""
-    names = ("size", "preset", "stages", "checkpointing", "probe", "no_pp")
+    names = ("size", "preset", "stages", "checkpointing", "probe", "no_pp", "spacing", "like")
     of_nnunet = ("gpu_memory_target", "overwrite_target_spacing", "overwrite_plans_name")
     return {f"--{name}": getattr(request, name) for name in names} | {
         f"-{name}": getattr(request, name) for name in of_nnunet
@@ -244,9 +285,10 @@ def _plan_and_preprocess(
     planned = _planned(dataset, request) if request.plans else None
     if not request.no_check:
         _check_files(dataset, readers, listener)
+    model = None if request.like is None else model_plan(request.like)  # before dry runs change the folder
     if planned is None:
         with _scratch(request.dry_run), workspace.planning(dataset):
-            planned = _plan(dataset, readers, request, normalization, listener)
+            planned = _plan(dataset, readers, request, normalization, model, listener)
     path = None if request.dry_run else workspace.preprocessed_dataset(dataset) / f"{planned.name}.json"
     result = PlanningResult(dataset=dataset, plan=planned, path=path)
     listener.planned(result)
@@ -302,9 +344,16 @@ def _scratch(wanted: bool) -> Iterator[None]:
             os.environ["nnUNet_preprocessed"] = before
 
 
-def _plan(dataset: str, workers: int, request: PlanningRequest, normalization: str | None, listener: Listener) -> Plan:
+def _plan(
+    dataset: str,
+    workers: int,
+    request: PlanningRequest,
+    normalization: str | None,
+    model: Plan | None,
+    listener: Listener,
+) -> Plan:
     from stunet.plans.fingerprint import extract_fingerprint
-    from stunet.plans.planner import STUNetPlanner
+    from stunet.plans.planner import MEDIAN, NATIVE, STUNetPlanner
     from stunet.plans.probe import measure_step
 
     listener.note("extract the fingerprint, plan")
@@ -315,7 +364,9 @@ def _plan(dataset: str, workers: int, request: PlanningRequest, normalization: s
             progress.total = cases
             progress.step(name)
 
-        extract_fingerprint(dataset, workers, request.clean, step)
+        fingerprint = extract_fingerprint(dataset, workers, request.clean, step)
+    if model is not None:
+        return _plan_like(model, dataset, fingerprint, listener)
     planner = STUNetPlanner(
         dataset,
         request.gpu_memory_target,
@@ -326,9 +377,26 @@ def _plan(dataset: str, workers: int, request: PlanningRequest, normalization: s
         stages=None if request.stages in (None, "auto") else int(request.stages),
         checkpointing=request.checkpointing,
         normalization=normalization,
+        spacing={"median": MEDIAN, "none": NATIVE}.get(str(request.spacing)),
         measure=measure_step if request.probe else None,
     )
     return Plan(planner.plan_experiment())
+
+
+def _plan_like(model: Plan, dataset: str, fingerprint: Path, listener: Listener) -> Plan:
+    """Plan a dataset like another one's plan, and write the plan beside its fingerprint."""
+    from stunet.plans.fingerprint import orientations
+    from stunet.plans.like import plan_like
+
+    raw, folder = workspace.raw_dataset(dataset), fingerprint.parent
+    description = read_dataset_json(raw / "dataset.json")
+    found = read(fingerprint, FINGERPRINT)
+    plan, warnings = plan_like(model, dataset, description, orientations(dataset)[0], found)
+    for warning in warnings:
+        listener.warn(warning)
+    write_json(folder / "dataset.json", description)
+    write_json(folder / f"{plan.name}.json", plan.to_json())
+    return plan
 
 
 def _preprocess(dataset: str, plan: Plan, request: PlanningRequest, listener: Listener) -> None:

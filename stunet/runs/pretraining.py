@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from stunet import nnunet, workspace
 from stunet.errors import DataError, UsageError, closest, first_few
 from stunet.folds import ALL
-from stunet.kinds import LEFT_OUT, PRETRAINING, read, read_dataset_json
+from stunet.kinds import LEFT_OUT, PRETRAINING, read
 from stunet.plans.plan import Plan
 from stunet.plans.settings import AUGMENT, OF_TRAINING
 from stunet.runs.devices import choose_device
@@ -27,7 +27,7 @@ from stunet.runs.execution import (
     headline,
     write_new_plan,
 )
-from stunet.runs.listener import Listener
+from stunet.runs.listener import Listener, Progress
 from stunet.runs.plan_choice import Choice, choose_pretraining_plans
 from stunet.sizes import SIZES
 from stunet.trainers.pretexts import methods
@@ -35,6 +35,7 @@ from stunet.trainers.pretexts import methods
 if TYPE_CHECKING:
     from stunet.preprocessing.scans import Scan
     from stunet.runs.launch import Run
+    from stunet.trainers.data.sources import Source
 
 WORKERS = 4  # processes that read scans, each of which holds one
 SMALL = "smaller than the patch"
@@ -49,6 +50,7 @@ class PretrainingRequest:
         method: Name of the method (trainers/pretexts/methods.py); None: that of the plans, or "mae".
         configuration: Key of the plans' configurations.
         plans: Name of the plans; None: those of the dataset.
+        like: The dataset, or `3:PLANS`, whose input and patch the plans must have; None: whatever they have.
         size: T, S, B, L or H; None: that of the plans. Other plans are derived as needed.
         stages: Number of stages, 2 to 9, or "auto"; None: as planned.
         gpu_memory_target: GPU memory in GiB that plans are derived for; None: as planned.
@@ -69,6 +71,7 @@ class PretrainingRequest:
     method: str | None = None
     configuration: str = "3d_fullres"
     plans: str | None = None
+    like: int | str | None = None
     size: str | None = None
     stages: int | str | None = None
     gpu_memory_target: float | None = None
@@ -171,8 +174,12 @@ def prepare(request: PretrainingRequest, listener: Listener, resume_if_begun: bo
     resolved = check_plan(plan, request.configuration)
     nnunet.check_nnunet()
     nnunet.limit_processes()
-    for warning in check_data(dataset, plan, request.configuration):
-        listener.warn(warning)
+    from stunet.trainers.data.sources import sources_of, split
+
+    sources = sources_of(plan, request.configuration)
+    for source in sources:
+        for warning in check_data(source.dataset, source.plan, request.configuration):
+            listener.warn(warning)
     check_shares(resolved.batch_size, request.num_gpus, plan.train.accumulation)
     from stunet.runs.memory_check import check_memory
     from stunet.trainers.pretexts.checks import check_method
@@ -188,8 +195,9 @@ def prepare(request: PretrainingRequest, listener: Listener, resume_if_begun: bo
         starting_point(replace(run, overwrite=request.overwrite or request.dry_run))
     check_memory(run, resolved)
     goes_on = run.resume and bool(checkpoints(run))
-    run = replace(run, left_out=_stored(run) if goes_on else _unusable(run, request.skip_bad, listener))
-    _check_subjects(run)
+    run = replace(run, left_out=_stored(run) if goes_on else _unusable(run, sources, request.skip_bad, listener))
+    # Raises if a dataset has no subject to hold out.
+    split(sources, run.configuration, plan.train.seed, run.left_out)
     listener.note(headline(run))
     if run.left_out:
         listener.note(f"without {len(run.left_out)} scans: {_listed(run.left_out)}")
@@ -242,37 +250,41 @@ def _run(dataset: str, choice: Choice, request: PretrainingRequest) -> "Run":
     )
 
 
-def _unusable(run: "Run", skip_bad: bool, listener: Listener) -> dict[str, str]:
+def _unusable(run: "Run", sources: "Sequence[Source]", skip_bad: bool, listener: Listener) -> dict[str, str]:
     """Return the scans that cannot be used, with the reason.
 
     Raises:
-        DataError: There are some, and they shall not be skipped; or there are no others.
+        DataError: There are some, and they shall not be skipped; or a dataset has no others.
     """
     from stunet.preprocessing.scans import look_at_scans
 
     planned = run.plan.configuration(run.configuration)
     patch, channels = planned.patch_size, len(planned.normalization)
-    with listener.progress("check scans", 0) as progress:
+    unusable: dict[str, str] = {}
+    for source in sources:
+        with listener.progress(f"check the scans of {source.dataset}", 0) as progress:
 
-        def step(name: str, scans: int) -> None:
-            progress.total = scans
-            progress.step(name)
+            def step(name: str, scans: int, progress: Progress = progress) -> None:
+                progress.total = scans
+                progress.step(name)
 
-        scans = look_at_scans(run.dataset, run.plan, run.configuration, min(WORKERS, os.cpu_count() or 1), step)
-    bad = {case: why for case, scan in scans.items() if (why := scan.unusable(patch, channels))}
-    if len(bad) == len(scans):
-        what = f"no scan of {run.dataset} can be used: {_listed(bad)}"
-        raise DataError(what, _remedy(bad, list(scans.values()), run, skips=False))
-    if bad and not skip_bad:
-        what = f"{len(bad)} of {len(scans)} scans of {run.dataset} cannot be used: {_listed(bad)}"
-        raise DataError(what, _remedy(bad, list(scans.values()), run, skips=True))
-    return bad
+            workers = min(WORKERS, os.cpu_count() or 1)
+            scans = look_at_scans(source.dataset, source.plan, run.configuration, workers, step)
+        bad = {case: why for case, scan in scans.items() if (why := scan.unusable(patch, channels))}
+        if len(bad) == len(scans):
+            what = f"no scan of {source.dataset} can be used: {_listed(bad)}"
+            raise DataError(what, _remedy(bad, list(scans.values()), run, skips=False))
+        if bad and not skip_bad:
+            what = f"{len(bad)} of {len(scans)} scans of {source.dataset} cannot be used: {_listed(bad)}"
+            raise DataError(what, _remedy(bad, list(scans.values()), run, skips=True))
+        unusable |= {f"{source.prefix}{case}": why for case, why in bad.items()}
+    return unusable
 
 
 def _remedy(bad: Mapping[str, str], scans: "Sequence[Scan]", run: "Run", skips: bool) -> str:
     """Return the next step where scans cannot be used: a patch that most of them contain, or to skip them."""
+    from stunet.plans.contained import largest_contained
     from stunet.plans.topology import round_down
-    from stunet.preprocessing.scans import largest_contained
 
     planned = run.plan.configuration(run.configuration)
     small = [case for case, why in bad.items() if SMALL in why]
@@ -292,20 +304,6 @@ def _stored(run: "Run") -> dict[str, str]:
 
     path = run.folder / LEFT_OUT_FILE
     return dict(read(path, LEFT_OUT)) if path.is_file() else {}
-
-
-def _check_subjects(run: "Run") -> None:
-    """Check that there is a subject to hold out.
-
-    Raises:
-        DataError: There is not.
-    """
-    from stunet.preprocessing.dataset import preprocessed_cases
-    from stunet.trainers.data.held_out import hold_out
-
-    cases = [c for c in preprocessed_cases(run.dataset, run.plan, run.configuration) if c not in run.left_out]
-    description = read_dataset_json(workspace.preprocessed_dataset(run.dataset) / "dataset.json")
-    hold_out(cases, description.get("subjects", {}), run.plan.train.seed, run.dataset)
 
 
 def _listed(bad: Mapping[str, str]) -> str:

@@ -69,11 +69,11 @@ NNUNET = {
 }
 # Ours. A new flag is added here, to the docs and to the changelog in one commit.
 OUR_FLAGS = {
-    "plan_and_preprocess": "-p --size --preset --stages --checkpointing --probe --dry_run --no_check",
+    "plan_and_preprocess": "-p --size --preset --stages --spacing --like --checkpointing --probe --dry_run --no_check",
     "train": "-d -c -f --size --stages -gpu_memory_target --preset --set --dry_run --overwrite --pretrained --finetune "
     "--head --list --fsdp",
-    "pretrain": "-d --method --list -c -p --size --stages -gpu_memory_target --preset --set --augment --skip_bad "
-    "--dry_run --overwrite -num_gpus --fsdp -device --c --disable_checkpointing",
+    "pretrain": "-d --method --list -c -p --like --size --stages -gpu_memory_target --preset --set --augment "
+    "--skip_bad --dry_run --overwrite -num_gpus --fsdp -device --c --disable_checkpointing",
     "predict": "--model --series --labels --v1_preprocessing --orientation --precision --max_memory --threads --fast "
     "--roi_subset --format --statistics --preview --report --dry_run",
     "evaluate": "-d --tolerance --labels --csv --json",

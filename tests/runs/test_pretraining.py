@@ -11,7 +11,7 @@ import pytest
 import stunet
 from stunet import workspace
 from stunet.cli.pretrain import main
-from stunet.errors import DataError, StunetError, UsageError
+from stunet.errors import DataError, OutOfMemoryError, UsageError
 from stunet.files import read_json
 from stunet.plans.files import read_plan
 from stunet.runs.pretraining import PretrainingRequest, pretrain
@@ -45,8 +45,8 @@ def everything(folder: Path) -> set[Path]:
         ({"set": ROUND, "resume": True}, DataError, "nothing to continue", "without --c"),
         ({"set": STEPS | {"patch_size": [24, 24, 24]}}, DataError, "smaller than the patch: 16 x 24 x 24",
          "--set patch_size=[16,24,24], which most of them contain"),
-        ({"set": STEPS | {"patch_size": [8, 8, 8]}, "stages": 6}, UsageError, "", ""),
-        ({"set": STEPS | {"patch_size": [512, 512, 512], "batch_size": 20000}}, StunetError, "a batch of 20000", ""),
+        ({"set": STEPS | {"patch_size": [8, 8, 8]}, "method": "rpl"}, UsageError, "strides leave one", "larger sides"),
+        ({"set": ROUND | {"batch_size": 2000000}}, OutOfMemoryError, "a batch of 2000000", "--set batch_size="),
     ],
 )  # fmt: skip
 def test_what_cannot_be_is_refused_with_the_next_step(

@@ -17,6 +17,7 @@ from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
 from stunet.errors import StunetError, is_out_of_memory
 from stunet.nnunet import patched
 from stunet.preprocessing.stored import StoredCases
+from stunet.trainers.data.sources import UnionOfCases
 
 
 def patched_loaders(ours: Callable[..., "SampleLoader"]) -> AbstractContextManager[None]:
@@ -46,7 +47,7 @@ class SampleLoader(nnUNetDataLoader):
     def __init__(
         self, data: Any, batch_size: int, *args: Any, annotated: Sequence[int] | None = None, **kwargs: Any
     ) -> None:
-        super().__init__(StoredCases(data), 1, *args, **kwargs)
+        super().__init__(data if isinstance(data, UnionOfCases) else StoredCases(data), 1, *args, **kwargs)
         if annotated is not None:
             # The key under which preprocessing stored where any annotated voxels are.
             self.annotated_classes_key = (-1, *annotated)

@@ -1,0 +1,87 @@
+"""Plan a dataset like another one's plan: the same input to the same network, so that weights fit.
+
+Spacing, transposition, orientation, normalisation and its intensities, patch and strides are those of the other plan;
+only the batch is fitted, to the memory of pre-training. preprocessing/like.py compares plans by what they do to images.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from stunet import __version__
+from stunet.errors import DataError, UsageError
+from stunet.plans.contained import SHARE, largest_contained, resampled_shapes
+from stunet.plans.demand import Demand
+from stunet.plans.derive import with_batch_for
+from stunet.plans.fingerprint import ORIENTATIONS
+from stunet.plans.plan import Plan, hash_of_fingerprint
+from stunet.workspace import dataset_number
+
+
+def plan_like(
+    model: Plan, dataset: str, description: Mapping[str, Any], reader: str, found: Mapping[str, Any]
+) -> tuple[Plan, list[str]]:
+    """Return the plan, and warnings.
+
+    Args:
+        model: The plan that is followed.
+        dataset: Full name of the dataset to plan.
+        description: Its dataset.json.
+        reader: Name of nnU-Net's class that reads its images.
+        found: Its fingerprint.
+
+    Raises:
+        UsageError: It has another number of channels.
+        DataError: The plan was not made by stunet.
+    """
+    names = [name for name in model.configurations if not model.configuration(name).previous_stage]
+    names = [name for name in names if not model.lineage(name)[1:]]
+    if not model.is_ours:
+        raise DataError(f"plans {model.name!r} were not made by stunet", f"stunet_plan_and_preprocess -d {dataset}")
+    channels = len(description.get("channel_names") or description["modality"])
+    theirs = len(model.configuration(names[0]).normalization)
+    if channels != theirs:
+        what = f"{dataset} has {channels} channels, and {model.name} of {model.dataset_name} is for {theirs}"
+        raise UsageError(what, "a dataset with the same channels, or no --like")
+    suffix = f"_like{dataset_number(model.dataset_name)}"
+    plan = model.with_values(
+        dataset_name=dataset,
+        plans_name=f"{model.root}{suffix}",
+        image_reader_writer=reader,
+        configurations={name: model.own_values(name) for name in names},
+    )
+    plan = plan.with_ours(
+        version=__version__,
+        fingerprint=hash_of_fingerprint(found),
+        mirror_axes=[0, 1, 2],
+        plan={},
+        train={},
+        orientations=found.get(ORIENTATIONS) if model.orientation else None,
+        **dict.fromkeys(("derived_from", "finetune", "weights", "pretext", "datasets", "contained_shapes")),
+    )
+    contained, warnings = {}, []
+    for name in names:
+        planned = plan.configuration(name)
+        shapes = resampled_shapes(found, planned.spacing, plan.transpose_forward, planned.resamples)
+        contained[name] = largest_contained(shapes)
+        plan = plan.with_configuration(
+            name,
+            data_identifier=f"{_base(planned.data_identifier, name)}{suffix}_{name}",
+            median_image_size_in_voxels=np.median(shapes, axis=0).tolist(),
+        )
+        share = float((np.array(shapes) >= planned.patch_size).all(axis=1).mean())
+        if share < SHARE:
+            patch = " x ".join(map(str, planned.patch_size))
+            warnings.append(
+                f"{name}: {math.floor(100 * share)} % of the scans contain the patch of {patch}, which is that of "
+                f"{model.name}"
+            )
+    plan = plan.with_ours(contained_shapes=contained)
+    return with_batch_for(plan, {**description, "numTraining": len(found["spacings"])}, Demand()), warnings
+
+
+def _base(identifier: str, configuration: str) -> str:
+    """Return the part of a data folder's name that says how images were preprocessed."""
+    return identifier.removesuffix(f"_{configuration}")

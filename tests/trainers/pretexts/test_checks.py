@@ -1,0 +1,41 @@
+"""What a method asks of a plan is checked on a small network, before data are read."""
+
+from dataclasses import replace
+
+import pytest
+
+from stunet.errors import UsageError
+from stunet.plans.demand import Demand
+from stunet.plans.files import plan_path, read_plan
+from stunet.plans.plan import Plan
+from stunet.trainers.pretexts import methods
+from stunet.trainers.pretexts.checks import check_method
+
+
+def plan_with(dataset: str, **values: object) -> Plan:
+    plan = read_plan(plan_path(dataset, "STUNetPlans_T")).with_ours(pretext="rot")
+    return plan.with_configuration("3d_fullres", **values)
+
+
+def test_a_patch_that_leaves_one_voxel_at_the_bottom_is_refused(planned: str) -> None:
+    plan = plan_with(planned, patch_size=[4, 4, 1]).with_network("3d_fullres", strides=[[1, 1, 1], [4, 4, 1]])
+    with pytest.raises(UsageError, match="4 x 4 x 1 leaves one voxel at the bottom") as caught:
+        check_method(plan, "3d_fullres", 1)
+    assert caught.value.hint == "--set patch_size=[8,8,1], or --stages 1"
+
+
+def test_a_method_that_compares_samples_needs_two(planned: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    compares = replace(methods.METHODS["rot"], demand=Demand(compares=True))
+    monkeypatch.setitem(methods.METHODS, "rot", compares)
+    with pytest.raises(UsageError, match="rot compares the samples of a batch, and the batch is 1"):
+        check_method(plan_with(planned, batch_size=1), "3d_fullres", 1)
+    check_method(plan_with(planned, batch_size=2), "3d_fullres", 1)
+
+
+def test_methods_that_compare_samples_say_so() -> None:
+    from stunet.trainers.pretexts import base
+
+    for name, method in methods.METHODS.items():
+        found = getattr(__import__(f"stunet.trainers.pretexts.{method.family}", fromlist=["x"]), method.pretext)
+        assert method.demand.compares or not found.coupled, name
+        assert bool(method.demand.decoded) == (found.trains == base.ALL), name
