@@ -10,7 +10,7 @@ Nothing here imports torch before a network is at hand.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -237,7 +237,7 @@ class Architecture(ABC):
         outputs: list[Tensor] = []
         encoder = self.modules(network, ENCODER)
         for module in self.blocks(network)[: -len(self.modules(network, DECODER)) or None]:
-            x_BCDHW = module(x_BCDHW)
+            x_BCDHW = self.run(network, module, x_BCDHW)
             if module in encoder:  # and not a stem of its own
                 outputs.append(x_BCDHW)
         return outputs
@@ -250,13 +250,15 @@ class Architecture(ABC):
             features: What features() returned, or the same shapes with other values: zeros in place of all but the
                 last take the skip connections away.
         """
-        import torch
-
         *skips, x = features
         levels = zip(self.modules(network, UPSAMPLING), self.modules(network, DECODER), strict=True)
         for (upsample, stage), skip in zip(levels, reversed(skips), strict=True):
-            x = stage(torch.cat((upsample(x), skip), 1))
+            x = self.run(network, _decode, upsample, stage, x, skip)
         return x
+
+    def run(self, network: "nn.Module", function: "Callable[..., Tensor]", *inputs: Any) -> "Tensor":
+        """Call a part of a network, which a network that recomputes activations does in its own way."""
+        return function(*inputs)
 
     def width_of(self, network: Any) -> int:
         """Return the channels of decode()'s output."""
@@ -265,3 +267,9 @@ class Architecture(ABC):
     def head(self, network: "nn.Module") -> "nn.Module":
         """Return the head at full resolution."""
         return self.modules(network, HEADS)[-1]
+
+
+def _decode(upsample: "nn.Module", stage: "nn.Module", x_BCDHW: "Tensor", skip_BCDHW: "Tensor") -> "Tensor":
+    import torch
+
+    return stage(torch.cat((upsample(x_BCDHW), skip_BCDHW), 1))

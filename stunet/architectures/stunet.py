@@ -1,14 +1,14 @@
 """STU-Net: the names of its tensors, its memory, and how to recognise it. networks.py has the network itself."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from stunet.architectures.base import DECODER, ENCODER, HEADS, STEM, UPSAMPLING, Architecture, Kept, Recognised, Shapes
 from stunet.sizes import SIZES, Size
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
 _INPUT = "conv_blocks_context.0.0.conv1.weight"
 _BLOCK = re.compile(r"conv_blocks_context\.([0-9]{1,2})\.([0-9]{1,2})\.")
@@ -40,6 +40,9 @@ class _STUNet(Architecture):
 
     def encoder_parameters(self, arguments: Mapping[str, Any], channels: int, stages: int, ndim: int) -> int:
         return _size(arguments).encoder_parameters(channels, stages, ndim)
+
+    def run(self, network: Any, function: "Callable[..., Tensor]", *inputs: Any) -> "Tensor":
+        return network._run(function, *inputs)
 
     def kept(self, arguments: Mapping[str, Any], voxels: Sequence[int]) -> list[Kept]:
         size = _size(arguments)

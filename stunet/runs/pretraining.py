@@ -172,6 +172,8 @@ def prepare(request: PretrainingRequest, listener: Listener, resume_if_begun: bo
     from stunet.runs.launch import checkpoints, continued, starting_point
 
     resolved = check_plan(plan, request.configuration)
+    if resolved.previous_stage:
+        raise UsageError(f"{request.configuration} takes labels, which a pre-training does without", "-c 3d_fullres")
     nnunet.check_nnunet()
     nnunet.limit_processes()
     from stunet.trainers.data.sources import sources_of, split

@@ -12,6 +12,7 @@ from stunet.files import json_differences
 from stunet.networks import STUNet
 from stunet.plans import memory, settings
 from stunet.plans.check import check_plan, training_part
+from stunet.plans.demand import Demand
 from stunet.plans.derive import derive, describe, fit_configurations
 from stunet.plans.fit import MemoryTarget
 from stunet.plans.plan import Plan, StartingWeights
@@ -372,3 +373,27 @@ def test_a_run_depends_on_its_own_configuration_only(plan: Plan) -> None:
     assert json_differences(before, training_part(other, "3d_fullres")) == []
     other = other.with_ours(train={"seed": 4})
     assert json_differences(before, training_part(other, "3d_fullres")) == ["train.seed: nothing -> 4"]
+
+
+def test_a_plan_for_a_pretraining_keeps_the_patch_and_fits_the_batch(plan: Plan) -> None:
+    base = plan
+    mae = derive(base, DATASET, pretext="mae", demand=Demand())
+    more, compares = ["Dataset051_More", "Dataset003_Target"], Demand((0.5, 0.5), (), compares=True)
+    simclr = derive(base, DATASET, pretext="simclr", demand=compares, datasets=more)
+    patch = base.configuration("3d_fullres").patch_size
+    for derived in (mae, simclr):
+        check_plan(derived, "3d_fullres")
+        assert derived.configuration("3d_fullres").patch_size == patch
+        assert (derived.configuration("3d_fullres").memory_gb or 99) <= base.memory_gb
+    assert (mae.pretext, mae.name) == ("mae", f"{base.name}-mae")
+    assert simclr.name == f"{base.name}-simclr-with51and3"
+    assert simclr.more_datasets == more
+    assert simclr.configuration("3d_fullres").batch_size > mae.configuration("3d_fullres").batch_size
+    # What is set stays set, and what is not set does not move.
+    small = derive(mae, DATASET, pretext="mae", demand=Demand(), overrides={"batch_size": 3})
+    longer = derive(small, DATASET, pretext="mae", demand=Demand(), overrides={"num_epochs": 5})
+    assert longer.configuration("3d_fullres").batch_size == 3
+    assert longer.name == f"{base.name}-mae-epochs5-bs3"
+    with pytest.raises(OutOfMemoryError, match=r"mae needs [0-9.]+ GB with a patch") as caught:
+        derive(base, DATASET, pretext="mae", demand=Demand(), overrides={"patch_size": [256, 256, 256]})
+    assert "a smaller --set patch_size" in caught.value.hint

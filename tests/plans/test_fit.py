@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from stunet.errors import OutOfMemoryError
 from stunet.plans import fit, memory, topology
+from stunet.plans.demand import Demand
 from stunet.plans.fit import MemoryTarget
 from stunet.plans.memory import Network
 from tests.loops import for_each
@@ -117,3 +118,17 @@ def test_a_probe_that_measures_more_makes_the_patch_smaller() -> None:
     assert measured[0] > 6 >= gigabytes == measured[-1]
     assert math.prod(found.patch) < math.prod(search(1.0).patch)
     assert correction > 1
+
+
+def test_a_pretraining_fits_its_patch_into_the_scans_and_its_batch_into_the_memory() -> None:
+    def found(demand: Demand, shape: list[int], cases: int = 200) -> fit.Fit:
+        network = Network({"size": "S"}, 1, 1, demand=demand)
+        return fit.fit(network, [1.0] * 3, shape, cases * math.prod(shape), MemoryTarget(6))
+
+    restores, compares = found(Demand(), [37, 50, 35]), found(Demand(decoded=(), compares=True), [37, 50, 35])
+    assert restores.patch == compares.patch == [32, 48, 32]
+    assert restores.batch < compares.batch == fit.MOST_COMPARED
+    assert restores.memory_gb <= 6
+    large = found(Demand(), [300, 300, 300])
+    assert math.prod(large.patch) > 100**3
+    assert large.memory_gb <= 6

@@ -1,17 +1,21 @@
 """The memory model: its counts against torch, its total against published figures."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 
+from stunet.architectures.stunet import STUNET
 from stunet.networks import SIZES, STUNet
 from stunet.plans import memory
+from stunet.plans.demand import Demand
 from stunet.plans.memory import Network
 from tests.loops import for_each
 
 ISOTROPIC = [[1, 1, 1]] + [[2, 2, 2]] * 5
 
 
-def saved_bytes(network: STUNet, shape: tuple[int, ...]) -> int:
+def saved_bytes(network: STUNet, shape: tuple[int, ...], call: Callable[[torch.Tensor], object] | None = None) -> int:
     """Bytes of distinct tensors that autograd keeps, without parameters and without the statistics of the norms."""
     kept: dict[int, int] = {}
     parameters = {p.data_ptr() for p in network.parameters()}
@@ -22,7 +26,7 @@ def saved_bytes(network: STUNet, shape: tuple[int, ...]) -> int:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        outputs = network(torch.zeros(shape))
+        outputs = (call or network)(torch.zeros(shape))
         total = sum(kept.values())
         del outputs
     return total
@@ -36,6 +40,40 @@ def test_counted_activations_equal_what_autograd_keeps(size: str, strides: list[
     counted = memory.activation_bytes(Network({"size": size}, 1, 3), patch, strides) * memory.SINGLE // memory.HALF
     image = 4 * 16 * 32 * 32  # the input, which the stem's two convolutions keep
     assert saved_bytes(network, (1, 1, *patch)) == pytest.approx(counted + image, rel=0.01)
+
+
+@for_each("demand", [Demand(), Demand(decoded=()), Demand(encoded=(0.25, 0.25), decoded=())])
+@for_each("checkpointing", [False, True])
+def test_what_a_pretext_keeps_is_counted(demand: Demand, checkpointing: bool) -> None:
+    """Views of a quarter of the patch: half of it along two axes."""
+    strides, patch = ISOTROPIC[:4], (16, 32, 32)
+    network = STUNet(1, 1, "S", strides, checkpointing=checkpointing)
+    size = patch if demand.encoded[0] == 1 else (16, 16, 16)
+
+    def passed(image: torch.Tensor) -> object:
+        features = [STUNET.features(network, image) for _ in demand.encoded]
+        return STUNET.decode(network, features[0]) if demand.decoded else [each[-1] for each in features]
+
+    counted = memory.activation_bytes(
+        Network({"size": "S", "checkpointing": checkpointing}, 1, 1, demand=demand), patch, strides
+    )
+    image = 4 * 16 * size[1] * size[2]
+    found = saved_bytes(network, (1, 1, *size), passed)
+    if not checkpointing:  # which recomputes one stage at a time: its activations are not there yet
+        assert found == pytest.approx(2 * counted + image, rel=0.01)
+    assert found <= 1.01 * (2 * counted + image)
+
+
+def test_what_is_not_trained_takes_less_and_a_teacher_takes_more() -> None:
+    def gb(demand: Demand, batch: int = 0) -> float:
+        return memory.estimate(Network({"size": "H"}, 1, 1, demand=demand), (64,) * 3, batch, ISOTROPIC)
+
+    encoder = SIZES["H"].encoder_parameters()
+    decoder = SIZES["H"].parameters(1, 1) - encoder
+    assert gb(Demand()) - gb(Demand(decoded=())) == pytest.approx(10 * decoder / memory.GIB)
+    assert gb(Demand(decoded=(), teacher=1.0)) - gb(Demand(decoded=())) == pytest.approx(6 * encoder / memory.GIB)
+    assert gb(Demand(teacher=1.0), 2) > gb(Demand(), 2) + gb(Demand(teacher=1.0)) - gb(Demand())
+    assert gb(Demand(parameters=10**8, stored=10**8)) - gb(Demand()) == pytest.approx(18e8 / memory.GIB)
 
 
 @for_each(("size", "published_gb"), [("S", 5.2), ("B", 8.8), ("L", 26.5)])

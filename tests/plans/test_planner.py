@@ -207,3 +207,36 @@ def test_a_probe_decides_and_is_recorded(fingerprint: Any) -> None:
     block = probed["configurations"]["3d_fullres"]["stunet"]
     assert block["measured_gb"] <= 6 < 1.33 * estimated["configurations"]["3d_fullres"]["stunet"]["memory_gb"]
     assert block["correction"] > 1
+
+
+def test_a_dataset_without_labels_is_planned_for_its_pretraining(fingerprint: Any) -> None:
+    fingerprint([1.0, 1.0, 1.0], [37, 50, 36], [])
+    plan = Plan(STUNetPlanner(DATASET, size="B").plan_experiment())
+    planned = plan.configuration("3d_fullres")
+    check_plan(plan, "3d_fullres")
+    assert plan.contained_shapes == {"2d": [50, 36], "3d_fullres": [37, 50, 36]}
+    assert planned.patch_size == [32, 48, 32]  # with labels it is rounded up, beyond the images
+    assert planned.batch_size > 2
+    whole = derive(plan, {"channel_names": {"0": "CT"}, "labels": {"background": 0}, "numTraining": 100}, size="S")
+    assert whole.configuration("3d_fullres").patch_size == [32, 48, 32]
+
+
+def test_images_may_keep_their_spacing_or_take_its_median(fingerprint: Any) -> None:
+    fingerprint([5.0, 0.8, 0.8], [60, 256, 256], [])
+    path = workspace.preprocessed_dataset(DATASET) / "dataset_fingerprint.json"
+    content = read_json(path)
+    content["spacings"][:40] = [[1.0, 0.5, 0.5]] * 40
+    path.write_text(json.dumps(content))
+    median = Plan(STUNetPlanner(DATASET, spacing="median").plan_experiment())
+    assert median.name == "STUNetPlans_B_median"
+    assert median.configuration("3d_fullres").spacing == [5.0, 0.8, 0.8]  # nnU-Net's rule would take 1.0 along D
+    native = Plan(STUNetPlanner(DATASET, spacing="native", normalization="ZScoreNormalization").plan_experiment())
+    assert native.name == "STUNetPlans_B_native_z"
+    assert set(native.configurations) == {"2d", "3d_fullres"}
+    planned = native.configuration("3d_fullres")
+    check_plan(native, "3d_fullres")
+    assert planned.median_shape == [60, 256, 256]
+    assert not planned.resamples
+    assert planned.data_identifier == "STUNetPlans_native_z_3d_fullres"
+    assert native.contained_shapes["3d_fullres"] == [60, 256, 256]
+    assert planned.get("resampling_fn_seg") == planned.get("resampling_fn_probabilities") == "no_resampling_hack"

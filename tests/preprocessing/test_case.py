@@ -259,3 +259,13 @@ def test_an_image_in_another_orientation_than_the_plans_becomes_the_same(tmp_pat
     expected = sitk.ReadImage(tmp_path / "PIR_labels.nii.gz")
     np.testing.assert_allclose(written.GetOrigin(), expected.GetOrigin(), atol=1e-5)
     np.testing.assert_array_equal(sitk.GetArrayFromImage(written), sitk.GetArrayFromImage(expected))
+
+
+def test_images_that_keep_their_spacing_are_not_resampled() -> None:
+    kept = {f"resampling_fn_{kind}": "no_resampling_hack" for kind in ("data", "seg")}
+    kept |= {f"resampling_fn_{kind}_kwargs": {} for kind in ("data", "seg")}
+    image, labels = case()
+    plan = plans(spacing=[90.0, 90.0, 90.0], **kept)  # at which nothing would be left
+    theirs, ours = both(plan, labels, image)
+    assert_same(theirs, ours)
+    assert ours[0].shape[1:] == tuple(ours[2]["shape_after_cropping_and_before_resampling"])

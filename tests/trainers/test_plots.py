@@ -40,3 +40,13 @@ def test_nnunet_plots_after_every_epoch_and_we_only_when_it_is_time(
     monkeypatch.setattr(plots, "INTERVAL_S", 0.0)
     logger.plot_progress_png(str(tmp_path))
     assert list(tmp_path.iterdir())
+
+
+def test_a_pretraining_is_plotted_against_chance(tmp_path: Path) -> None:
+    logger = plots.PretrainingLogger(str(tmp_path), False)
+    logger.measure, logger.chance, logger.chance_loss = "accuracy", 0.1, 2.3
+    for epoch in range(3):
+        for key in ("train_losses", "val_losses", "mean_fg_dice", "lrs"):
+            logger.log(key, 1 / (epoch + 1), epoch)
+    logger.plot(str(tmp_path))
+    assert (tmp_path / "progress.png").read_bytes().startswith(b"\x89PNG")

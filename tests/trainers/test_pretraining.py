@@ -71,3 +71,31 @@ def test_every_method_continues_exactly(
     planned: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
     check_resumed(planned, tmp_path, monkeypatch, method)
+
+
+class Warned(NullListener):
+    """Keeps warnings."""
+
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+
+    def warning(self, text: str) -> None:
+        self.texts.append(text)
+
+
+def test_a_measure_at_chance_is_warned_of_once(planned: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = make_pretrainer(planned, tmp_path, monkeypatch, "rot", num_epochs=30)
+    trainer.configure(listener=(warned := Warned()))
+    trainer.initialize()
+    logged = {"train_losses": 2.0, "val_losses": 2.0, "dice_per_class_or_region": [], "lrs": 0.01}
+    monkeypatch.setattr(trainer, "write_checkpoint", lambda *_: None)
+    for epoch in range(4):
+        for key, value in {**logged, "mean_fg_dice": 0.1, "epoch_start_timestamps": 0.0}.items():
+            trainer.logger.log(key, value, epoch)
+        trainer.on_epoch_end()
+    # After 10 % of 30 epochs.
+    assert [text.split(" on ")[0] for text in warned.texts] == ["after 3 epochs the accuracy"]
+    assert "(chance 0.1)" in trainer.epoch_results()
+    assert "samples/s" in trainer.epoch_results()
+    trainer.logger.local_logger.my_fantastic_logging["mean_fg_dice"] = [0.1, 0.9, 0.9, 0.9]
+    assert not trainer._is_at_chance()

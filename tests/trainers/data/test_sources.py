@@ -1,0 +1,72 @@
+"""Several datasets in one pre-training: their cases, how often they are drawn, and the record of the run."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from stunet.errors import DataError
+from stunet.files import read_json
+from stunet.folds import Fold
+from stunet.plans.files import plan_path, read_plan
+from stunet.plans.plan import Plan
+from stunet.trainers.data.sources import frequencies, record_of, sources_of, split, union
+from tests.phantom_copy import change
+
+OTHER = "Dataset051_Other"
+ALL = [f"phantom_{n:03d}" for n in range(6)]
+
+
+@pytest.fixture
+def two(pre: Path) -> Plan:
+    """The phantom's plan, which also draws from a copy with four of its cases."""
+    copy = pre.with_name(OTHER)
+    shutil.copytree(pre, copy)
+    for path in copy.glob("STUNetPlans_3d_fullres/phantom_00[45]*"):
+        path.unlink()
+    change(copy / "STUNetPlans_T.json", dataset_name=OTHER)
+    return read_plan(plan_path(pre.name)).with_ours(pretext="rot", datasets=[OTHER])
+
+
+def test_one_dataset_keeps_the_names_of_its_cases(pre: Path) -> None:
+    sources = sources_of(read_plan(plan_path(pre.name)), "3d_fullres")
+    train, held_out = split(sources, "3d_fullres", 0, ["phantom_002"])
+    assert sorted([*train, *held_out]) == [case for case in ALL if case != "phantom_002"]
+    assert len(held_out) == 1
+    assert frequencies(sources, train, 0.5) is None
+    record = record_of(sources, "3d_fullres", "all", Fold(tuple(train), tuple(held_out)))
+    assert record["made_from"].keys() == {*train, *held_out}
+
+
+def test_cases_of_several_are_held_out_drawn_and_recorded_per_dataset(two: Plan, pre: Path) -> None:
+    sources = sources_of(two, "3d_fullres")
+    train, held_out = split(sources, "3d_fullres", 0, [f"{OTHER}.phantom_000"])
+    assert sorted(case.split(".")[0] for case in held_out) == [OTHER, pre.name]
+    assert len(train) == 5 + 2
+    weights = frequencies(sources, train, 0.5)
+    assert weights is not None
+    drawn = {name: weights[[case.startswith(name) for case in train]].sum() for name in (pre.name, OTHER)}
+    assert drawn[pre.name] / drawn[OTHER] == pytest.approx((5 / 2) ** 0.5)
+    assert np.allclose(frequencies(sources, train, 0.0), 1)
+    record = record_of(sources, "3d_fullres", "all", Fold(tuple(train), tuple(held_out)))
+    assert record["datasets"] == [pre.name, OTHER]
+    assert record["train"] == train
+    assert record["made_from"].keys() == {*train, *held_out}
+
+
+def test_cases_are_loaded_from_their_own_folders_and_named_when_damaged(two: Plan, pre: Path) -> None:
+    names = [f"{pre.name}.phantom_001", f"{OTHER}.phantom_001"]
+    cases = union(sources_of(two, "3d_fullres"), "3d_fullres", names)
+    assert cases.identifiers == names
+    images = [cases.load_case(name)[0][:] for name in names]
+    assert np.array_equal(*images)
+    file = pre.with_name(OTHER) / "STUNetPlans_3d_fullres" / "phantom_001.b2nd"
+    file.write_bytes(file.read_bytes()[:-200])
+    cases = union(sources_of(two, "3d_fullres"), "3d_fullres", names)
+    cases.check(names[0])
+    with pytest.raises(DataError, match=f"phantom_001.*{OTHER}"):
+        cases.check(names[1])
+    with pytest.raises(DataError, match="phantom_001"), cases.reading(names[1]):
+        raise ValueError("torn")
+    assert read_json(pre / "STUNetPlans_T.json")["dataset_name"] == pre.name
