@@ -92,7 +92,7 @@ def test_abbreviated_flags_are_refused(capsys: pytest.CaptureFixture[str]) -> No
         ("predict", "-i a -o b --folds 0", "-f"),
         ("predict", "-i a -o b --gpu 0", "-device"),
         ("evaluate", "a b --workers 4", "-np"),
-        ("plan_and_preprocess", "-d 3 --spacing 1 1 1", "-overwrite_target_spacing"),
+        ("plan_and_preprocess", "-d 3 --resolution 1 1 1", "-overwrite_target_spacing"),
         ("models", "download X --kep", "--keep"),
         ("convert", "pairs --input a", "-i"),
     ],
