@@ -45,7 +45,8 @@ class PlanningRequest:
         probe: Measure the memory of a training step on the GPU instead of estimating it.
         plans: Preprocess as these plans say, and plan nothing; None: plan.
         overwrite_plans_name: Name of the plans; None: STUNetPlans_<size>.
-        configurations: What is preprocessed; those that the plans don't have are left out.
+        configurations: What is preprocessed; those that the plans don't have are left out. By default all or, of
+            images without labels, 3d_fullres.
         np: Processes for preprocessing, one number or one per configuration; None: by cores and memory.
         npfp: Processes for checks and fingerprint; None: by cores, 8 at most.
         preprocessor_name: Name of nnU-Net's preprocessor class.
@@ -402,8 +403,12 @@ def _plan_like(model: Plan, dataset: str, fingerprint: Path, listener: Listener)
 def _preprocess(dataset: str, plan: Plan, request: PlanningRequest, listener: Listener) -> None:
     from stunet.preprocessing.dataset import pending_cases, preprocess, stale_cases
 
-    asked = _workers(request)
-    for position, name in enumerate(request.configurations):
+    asked, wanted = _workers(request), request.configurations
+    if wanted is CONFIGURATIONS and not has_classes(read_dataset_json(workspace.raw_dataset(dataset) / "dataset.json")):
+        # A pre-training takes one, and images without labels are many.
+        wanted = [next(name for name in ("3d_fullres", "2d") if name in plan.configurations)]
+        listener.note(f"{wanted[0]} is preprocessed; -c names others")
+    for position, name in enumerate(wanted):
         if name not in plan.configurations and name in CONFIGURATIONS:
             continue  # this dataset needs no 3d_lowres, or has no third dimension
         if asked:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from stunet.files import read_json
+from stunet.files import read_json, write_json
 
 if TYPE_CHECKING:
     from tests.slow.conftest import Place
@@ -51,3 +51,25 @@ def test_several_processes_compute_what_one_does(
     ours, theirs = (torch.load(file, weights_only=True)["network_weights"] for file in files)
     for name, weight in ours.items():
         torch.testing.assert_close(weight, theirs[name], rtol=0, atol=2e-5)
+
+
+def test_images_without_labels_are_pretrained_on_and_the_result_is_finetuned(place: "Place", tmp_path: Path) -> None:
+    raw = place.raw.with_name("Dataset050_Images")
+    (raw / "imagesTr").mkdir(parents=True)
+    for path in (place.raw / "imagesTr").iterdir():
+        (raw / "imagesTr" / path.name).symlink_to(path)
+    description = read_json(place.raw / "dataset.json")
+    write_json(raw / "dataset.json", {**description, "labels": {"background": 0}})
+    for options, name in ((["--size", "T", "--spacing", "none"], "T_native"), (["--like", 997], "T_like997")):
+        out = place.run("stunet_plan_and_preprocess", "-d", 50, *options)
+        assert f"STUNetPlans_{name}" in out
+    values = ["num_epochs=2", "num_iterations_per_epoch=2", "num_val_iterations_per_epoch=1", "batch_size=2"]
+    pretrain = ["stunet_pretrain", "-d", 50, "--like", 997, "-device", "cpu"]
+    out = place.run(*pretrain, "--set", *values, nnUNet_results=tmp_path)
+    assert out.startswith("held-out explained variance ")
+    both = ["stunet_pretrain", "-d", 50, 997, "-p", "STUNetPlans_T_like997", "-device", "cpu", "--set", *values]
+    place.run(*both, nnUNet_results=tmp_path)
+    models = sorted(tmp_path.glob("*/STUNetPretrainer__*"))
+    assert len(models) == 2
+    train = ["stunet_train", 997, "3d_fullres", 0, "-device", "cpu", "--pretrained", models[0], "--set", *values]
+    place.run(*train, nnUNet_results=tmp_path)
