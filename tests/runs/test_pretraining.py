@@ -159,3 +159,10 @@ def test_several_datasets_are_drawn_from_and_recorded(pre: Path) -> None:
     with pytest.raises(DataError, match=f"{copy.name} is not preprocessed like STUNetPlans_T") as caught:
         pretrain(replace(request, overwrite=True))
     assert caught.value.hint == "stunet_plan_and_preprocess -d 51 --like 998:STUNetPlans_T -c 3d_fullres"
+
+
+def test_a_dataset_of_one_subject_is_refused(pre: Path) -> None:
+    change(pre / "dataset.json", subjects={f"phantom_{n:03d}": "one" for n in range(6)})
+    with pytest.raises(DataError, match="has 6 preprocessed scans of 1 subject") as caught:
+        pretrain(PretrainingRequest(dataset=998, method="rot", set=ROUND, device="cpu"))
+    assert caught.value.hint.startswith("add scans of other subjects")

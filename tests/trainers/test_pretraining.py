@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from stunet.errors import Interrupted
+from stunet.errors import Interrupted, WeightsError
+from stunet.trainers import checkpoint
 from stunet.trainers.pretexts.methods import METHODS
 from stunet.trainers.progress import NullListener
 from stunet.trainers.trainer import BaseTrainer
@@ -99,3 +100,17 @@ def test_a_measure_at_chance_is_warned_of_once(planned: str, tmp_path: Path, mon
     assert "samples/s" in trainer.epoch_results()
     trainer.logger.local_logger.my_fantastic_logging["mean_fg_dice"] = [0.1, 0.9, 0.9, 0.9]
     assert not trainer._is_at_chance()
+
+
+def test_a_checkpoint_of_another_method_is_refused(
+    planned: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = make_pretrainer(planned, tmp_path, monkeypatch, "rot")
+    trainer.initialize()
+    saved = checkpoint.content_of(trainer, 1)
+    other = make_pretrainer(planned, tmp_path, monkeypatch, "jigsaw")
+    with pytest.raises(WeightsError, match=r"another plan than today's \(.*pretext.*rot.*jigsaw"):
+        other.load_checkpoint(saved)
+    trainer.load_checkpoint(saved)
+    with pytest.raises(WeightsError, match="was pre-trained with 'moco', not 'rot'"):
+        trainer.load_network_state(saved["network_weights"], {"pretext": {"method": "moco"}})
