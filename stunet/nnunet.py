@@ -163,7 +163,7 @@ NAMES: tuple[Names, ...] = (
 
     # Preprocessed cases
     Patched(_DATASET, "load_pickle", "preprocessing", "a .pkl file can contain code: read only plain values"),
-    Names(_DATASET, "infer_dataset_class", "inference trainers", "the format of a folder of preprocessed cases"),
+    Names(_DATASET, "infer_dataset_class", "inference preprocessing trainers", "the format of a folder of preprocessed cases"),
     Names(_DATASET, "nnUNetBaseDataset", "inference", "type of a dataset"),
     Names(_DATASET, "comp_blosc2_params file_ending_dataset_mapping nnUNetDatasetBlosc2", "trainers",
           "writes the labels that the next stage of a cascade takes"),
@@ -221,7 +221,7 @@ NAMES: tuple[Names, ...] = (
             "predicted_next_stage gt_segmentations",
             "trainers workspace", "files and folders of a result"),
     Names("training.logging.nnunet_logger:MetaLogger",
-          "get_checkpoint load_checkpoint log_summary plot_progress_png", "trainers",
+          "get_checkpoint get_value load_checkpoint log_summary plot_progress_png", "trainers",
           "the values of the epochs and their plot"),
     Strings("training.logging.nnunet_logger",
             "dice_per_class_or_region ema_fg_dice epoch_end_timestamps epoch_start_timestamps lrs mean_fg_dice "

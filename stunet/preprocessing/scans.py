@@ -51,7 +51,12 @@ class Scan:
 
 
 def look_at_scans(
-    dataset: str, plan: Plan, configuration: str, workers: int, on_case: Callable[[str, int], None]
+    dataset: str,
+    plan: Plan,
+    configuration: str,
+    workers: int,
+    on_case: Callable[[str, int], None] = lambda name, scans: None,
+    keeps: bool = True,
 ) -> dict[str, Scan]:
     """Return what is known about each preprocessed scan, after reading those that are new.
 
@@ -61,6 +66,7 @@ def look_at_scans(
         configuration: Of the plan.
         workers: Number of processes, for many scans.
         on_case: Called with the name of each scan that was read, and their number.
+        keeps: Whether what was found is kept.
     """
     folder = preprocessed_dataset(dataset) / plan.configuration(configuration).data_identifier
     cases = preprocessed_cases(dataset, plan, configuration)
@@ -80,7 +86,7 @@ def look_at_scans(
             found[outcome.case] = {"files": stamps[outcome.case], "shape": shape, "problem": problem}
             on_case(outcome.case, len(new))
     finally:
-        if new and (folder / OWN_FOLDER).is_dir():  # without it, the data are nnU-Net's
+        if keeps and new and (folder / OWN_FOLDER).is_dir():  # without it, the data are nnU-Net's
             write_json(folder / OWN_FOLDER / FILE, found)
     return {case: Scan(tuple(found[case]["shape"]), found[case]["problem"]) for case in cases}
 

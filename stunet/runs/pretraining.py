@@ -197,7 +197,7 @@ def prepare(request: PretrainingRequest, listener: Listener, resume_if_begun: bo
         starting_point(replace(run, overwrite=request.overwrite or request.dry_run))
     check_memory(run, resolved)
     goes_on = run.resume and bool(checkpoints(run))
-    run = replace(run, left_out=_stored(run) if goes_on else _unusable(run, sources, request.skip_bad, listener))
+    run = replace(run, left_out=_stored(run) if goes_on else _unusable(run, sources, request, listener))
     # Raises if a dataset has no subject to hold out.
     split(sources, run.configuration, plan.train.seed, run.left_out)
     listener.note(headline(run))
@@ -252,7 +252,9 @@ def _run(dataset: str, choice: Choice, request: PretrainingRequest) -> "Run":
     )
 
 
-def _unusable(run: "Run", sources: "Sequence[Source]", skip_bad: bool, listener: Listener) -> dict[str, str]:
+def _unusable(
+    run: "Run", sources: "Sequence[Source]", request: PretrainingRequest, listener: Listener
+) -> dict[str, str]:
     """Return the scans that cannot be used, with the reason.
 
     Raises:
@@ -271,12 +273,13 @@ def _unusable(run: "Run", sources: "Sequence[Source]", skip_bad: bool, listener:
                 progress.step(name)
 
             workers = min(WORKERS, os.cpu_count() or 1)
-            scans = look_at_scans(source.dataset, source.plan, run.configuration, workers, step)
+            keeps = not request.dry_run
+            scans = look_at_scans(source.dataset, source.plan, run.configuration, workers, step, keeps)
         bad = {case: why for case, scan in scans.items() if (why := scan.unusable(patch, channels))}
         if len(bad) == len(scans):
             what = f"no scan of {source.dataset} can be used: {_listed(bad)}"
             raise DataError(what, _remedy(bad, list(scans.values()), run, skips=False))
-        if bad and not skip_bad:
+        if bad and not request.skip_bad:
             what = f"{len(bad)} of {len(scans)} scans of {source.dataset} cannot be used: {_listed(bad)}"
             raise DataError(what, _remedy(bad, list(scans.values()), run, skips=True))
         unusable |= {f"{source.prefix}{case}": why for case, why in bad.items()}

@@ -80,8 +80,8 @@ def test_a_pretraining_runs_resumes_and_tells_its_result(
     planned: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("nnUNet_results", str(tmp_path))
-    argv = ["-d", "998", "--method", "rot", "-device", "cpu", "--set", "patch_size=[16,16,16]"]
-    argv += [f"{key}={value}" for key, value in STEPS.items()]
+    argv = ["-d", "998", "--method", "rot", "-device", "cpu", "--set"]
+    argv += [*(f"{key}={value}" for key, value in STEPS.items()), "patch_size=[16,16,16]"]
     try:
         assert main([*argv, "--dry_run"]) == 0
         assert not any(tmp_path.iterdir())
