@@ -163,7 +163,8 @@ NAMES: tuple[Names, ...] = (
 
     # Preprocessed cases
     Patched(_DATASET, "load_pickle", "preprocessing", "a .pkl file can contain code: read only plain values"),
-    Names(_DATASET, "infer_dataset_class", "inference preprocessing trainers", "the format of a folder of preprocessed cases"),
+    Names(_DATASET, "infer_dataset_class", "inference preprocessing trainers",
+          "the format of a folder of preprocessed cases"),
     Names(_DATASET, "nnUNetBaseDataset", "inference", "type of a dataset"),
     Names(_DATASET, "comp_blosc2_params file_ending_dataset_mapping nnUNetDatasetBlosc2", "trainers",
           "writes the labels that the next stage of a cascade takes"),
