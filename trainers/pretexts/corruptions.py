@@ -66,26 +66,35 @@ def _deform(image_CDHW: Tensor, draw: torch.Generator) -> Tensor:
 def shuffle(image_CDHW: Tensor, draw: torch.Generator) -> Tensor:
     """Shuffle the voxels within 10,000 random windows; where windows overlap, the last one counts.
 
-    The published code goes through the windows in a loop. Here all are shuffled by one sort: a window's voxels are
-    consecutive, and random numbers in [0, 1) added to the window's number order them within it.
+    The published code goes through the windows in a loop. Here one sort shuffles all of them: their voxels stand one
+    window behind the other, and random numbers in [0, 1) added to a window's number order them within it.
     """
     shape = image_CDHW.shape[1:]
+    depth, height, width = (1, *shape) if len(shape) == 2 else shape
     random = np.random.default_rng(int(torch.randint(2**62, (), generator=draw)))
-    windows = np.arange(WINDOWS)
-    sides = [random.integers(1, max(2, n // LARGEST + 1), WINDOWS) for n in shape]
-    firsts = [random.integers(0, n - side + 1) for n, side in zip(shape, sides, strict=True)]
-    sizes = np.prod(sides, axis=0)
-    window = np.repeat(windows, sizes)
-    within = np.arange(len(window)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-    place, stride = np.zeros(len(window), np.int64), 1
-    for n, side, first in reversed(list(zip(shape, sides, firsts, strict=True))):
-        place += stride * (first[window] + within % side[window])
-        within //= side[window]
-        stride *= n
-    source = np.arange(math.prod(shape))
+    sides = [random.integers(1, max(2, n // LARGEST + 1), WINDOWS, dtype=np.int32) for n in (depth, height, width)]
+    firsts = [
+        random.integers(0, n - side + 1, dtype=np.int32) for n, side in zip((depth, height, width), sides, strict=True)
+    ]
+    # By rows along the last axis, of which there are far fewer than voxels.
+    rows = sides[0] * sides[1]
+    window = np.repeat(np.arange(WINDOWS, dtype=np.int32), rows)
+    row = np.arange(len(window), dtype=np.int32) - np.repeat(_starts(rows), rows)
+    z, y = np.divmod(row, sides[1][window])
+    first = ((firsts[0][window] + z) * height + firsts[1][window] + y) * width + firsts[2][window]
+    lengths = sides[2][window]
+    total = int(lengths.sum())
+    place = np.arange(total, dtype=np.int32) + np.repeat(first - _starts(lengths), lengths)
+    order = np.argsort(np.repeat(window.astype(np.float64), lengths) + random.random(total))
+    source = np.arange(depth * height * width)
     # Of several values for one voxel numpy keeps the last.
-    source[place] = place[np.argsort(window + random.random(len(window)))]
+    source[place] = place[order]
     return image_CDHW.flatten(1)[:, torch.from_numpy(source).to(image_CDHW.device)].view_as(image_CDHW)
+
+
+def _starts(lengths: np.ndarray) -> np.ndarray:
+    """Return where each of several consecutive ranges of these lengths begins."""
+    return (np.cumsum(lengths) - lengths).astype(np.int32)
 
 
 def bend(image_CDHW: Tensor, draw: torch.Generator) -> Tensor:

@@ -1,0 +1,179 @@
+"""What does each method of pre-training cost beside its network, and beside supervised training of the same patch?
+
+    OMP_NUM_THREADS=2 OMP_WAIT_POLICY=PASSIVE python benchmarks/pretexts.py methods --size S --edge 64
+    OMP_NUM_THREADS=2 OMP_WAIT_POLICY=PASSIVE python benchmarks/pretexts.py shuffle
+
+`methods` takes one training step per method (forward, backward, the pretext's update) and separately what of it is the
+pretext's own work: the same compute() with an encoder and decoder that cost nothing. Each method runs in a process of
+its own, whose peak memory is compared with that of a supervised step with two classes. `shuffle` compares Models
+Genesis' shuffle with its published loop. benchmarks/selfsupervised.md has the results.
+"""
+
+import argparse
+import resource
+import statistics
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from typing import Any
+
+import numpy as np
+import torch
+
+from stunet.console import table
+from stunet.losses import DeepSupervision, DiceCE
+from stunet.networks import STUNet
+from stunet.trainers.pretexts.base import Patches, Setting
+from stunet.trainers.pretexts.corruptions import LARGEST, WINDOWS, shuffle
+from stunet.trainers.pretexts.methods import METHODS, build
+
+STRIDES = [[1, 1, 1]] + 5 * [[2, 2, 2]]
+SUPERVISED = "supervised"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    each = commands.add_parser("methods")
+    each.add_argument("--size", default="S")
+    each.add_argument("--edge", type=int, default=64)
+    each.add_argument("--batch", type=int, default=2)
+    each.add_argument("--repeats", type=int, default=3)
+    each.add_argument("--methods", nargs="+", default=list(METHODS))
+    commands.add_parser("shuffle")
+    args = parser.parse_args()
+    if args.command == "shuffle":
+        compare_shuffles()
+    else:
+        compare_methods(args)
+
+
+def compare_methods(args: argparse.Namespace) -> None:
+    context = get_context("spawn")
+    measured = {}
+    for name in (SUPERVISED, *args.methods):
+        with ProcessPoolExecutor(1, context) as pool:
+            measured[name] = pool.submit(measure, name, args.size, args.edge, args.batch, args.repeats).result()
+    step, _, peak = measured[SUPERVISED]
+    rows = [
+        [
+            name,
+            f"{whole:.2f}",
+            f"{whole / step:.2f}",
+            f"{args.batch / whole:.2f}",
+            "-" if own is None else f"{own:.3f}",
+            "-" if own is None else f"{own / whole:.0%}",
+            f"{memory / 2**20:.0f}",
+            f"{memory / peak:.2f}",
+        ]
+        for name, (whole, own, memory) in measured.items()
+    ]
+    columns = ("method", "step CPU s", "ratio", "samples/CPU s", "own CPU s", "share", "peak MiB", "ratio")
+    table(columns, rows)
+
+
+def measure(name: str, size: str, edge: int, batch: int, repeats: int) -> tuple[float, float | None, int]:
+    """Returns the CPU seconds of a step and of the pretext's own part of it, and the bytes that training takes."""
+    torch.manual_seed(0)
+    empty = peak_bytes()
+    if name == SUPERVISED:
+        return cpu_seconds(supervised_step(size, edge, batch), repeats), None, peak_bytes() - empty
+    pretext, samples = make(name, size, edge, batch), patches(name, edge, batch)
+
+    def step() -> None:
+        loss, _, kept = pretext(samples())
+        loss.backward()
+        with torch.no_grad():
+            pretext.update(kept)
+
+    whole, peak = cpu_seconds(step, repeats), peak_bytes() - empty
+    pretext.architecture = Free(pretext.architecture)
+    with torch.no_grad():
+        return whole, cpu_seconds(lambda: pretext.compute(samples()), repeats), peak
+
+
+def supervised_step(size: str, edge: int, batch: int) -> Callable[[], object]:
+    """Returns a step with two classes and deep supervision."""
+    network = STUNet(1, 3, size, STRIDES)
+    loss = DeepSupervision(DiceCE(False), [1 / 2**level for level in range(len(STRIDES) - 1)])
+    images, sides = torch.randn(batch, 1, edge, edge, edge), [edge // 2**level for level in range(len(STRIDES) - 1)]
+    targets = [torch.randint(3, (batch, 1, n, n, n)).to(torch.int16) for n in sides]
+    return lambda: loss(network(images), targets).backward()
+
+
+def make(name: str, size: str, edge: int, batch: int) -> Any:
+    """Returns a method's pretext around a fresh network."""
+    network = STUNet(1, 1, size, STRIDES, deep_supervision=False)
+    network.apply(network.initialize)
+    return build(name, network, Setting((edge,) * 3, (1.0, 1.0, 1.0), batch, 1000))
+
+
+def patches(name: str, edge: int, batch: int) -> Callable[[], Patches]:
+    """Returns a function that returns the same patches of noise, with new generators."""
+    images = torch.randn(batch, METHODS[name].patches, edge, edge, edge)
+    valid = torch.ones_like(images, dtype=torch.bool)
+    places = torch.tensor([[0.0, 0.5]]).repeat(batch, 1)
+    return lambda: Patches(images, valid, [torch.Generator().manual_seed(n) for n in range(batch)], places)
+
+
+class Free:
+    """An architecture whose encoder and decoder cost nothing, so that what is left is the pretext's own work."""
+
+    def __init__(self, architecture: Any) -> None:
+        self.architecture = architecture
+
+    def features(self, network: Any, images: torch.Tensor) -> list[torch.Tensor]:
+        widths = [stage[0].conv1.out_channels for stage in network.conv_blocks_context]
+        return [images.new_zeros(len(images), width, *images.shape[2:]) for width in widths[:1]] + [
+            images.new_zeros(len(images), width, 1, 1, 1) for width in widths[1:]
+        ]
+
+    def decode(self, network: Any, features: list[torch.Tensor]) -> torch.Tensor:
+        return features[0]
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.architecture, name)
+
+
+def compare_shuffles() -> None:
+    rows = []
+    for shape in ((64, 64, 32), (96, 96, 96), (160, 160, 160)):
+        image = torch.rand(1, *shape)
+        ours = cpu_seconds(lambda image=image: shuffle(image, torch.Generator().manual_seed(0)), 5)
+        theirs = cpu_seconds(lambda image=image: published_shuffle(image[0].numpy()), 3)
+        rows.append([" x ".join(map(str, shape)), f"{theirs:.3f}", f"{ours:.4f}", f"{theirs / ours:.1f}"])
+    table(("patch", "loop CPU s", "ours CPU s", "ratio"), rows)
+
+
+def published_shuffle(image: np.ndarray) -> np.ndarray:
+    """The loop of Models Genesis over windows, restated."""
+    random, shuffled = np.random.default_rng(0), image.copy()
+    for _ in range(WINDOWS):
+        sides = [random.integers(1, n // LARGEST + 1) for n in image.shape]
+        firsts = [random.integers(0, n - side + 1) for n, side in zip(image.shape, sides, strict=True)]
+        box = tuple(slice(first, first + side) for first, side in zip(firsts, sides, strict=True))
+        window = image[box].flatten()
+        random.shuffle(window)
+        shuffled[box] = window.reshape(sides)
+    return shuffled
+
+
+def cpu_seconds(step: Callable[[], object], repeats: int) -> float:
+    """Returns the median CPU time of a step, after one that does not count."""
+    step()
+    times = []
+    for _ in range(repeats):
+        before = time.process_time()
+        step()
+        times.append(time.process_time() - before)
+    return statistics.median(times)
+
+
+def peak_bytes() -> int:
+    """Returns the largest memory that this process has had."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+if __name__ == "__main__":
+    main()
