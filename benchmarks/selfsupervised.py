@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 from finetuning import write_splits
-from stunet.runs.pretraining import PretrainingRequest, pretrain
 
 import stunet
 from stunet import workspace
@@ -26,6 +25,7 @@ from stunet.cli.shown import Shown
 from stunet.console import TrainingProgress, note, table
 from stunet.datasets import read_dataset
 from stunet.files import read_json, write_json
+from stunet.runs.pretraining import PretrainingRequest, pretrain
 from stunet.trainers.pretexts.methods import METHODS
 
 RESULTS = Path(__file__).parent / "results" / "selfsupervised.json"

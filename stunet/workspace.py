@@ -19,6 +19,7 @@ TRAINER, PARTIAL_TRAINER, PRETRAINER = "STUNetTrainer", "STUNetPartialTrainer", 
 # nnU-Net's names in a result folder: the checkpoints of a fold, and what a cascade's next stage takes from a model.
 FINAL, LATEST, BEST = "checkpoint_final.pth", "checkpoint_latest.pth", "checkpoint_best.pth"
 PRETRAINING = "pretraining.json"  # ours: loss and measure per epoch of a pre-training
+PRETRAINED, PRETRAINED_TEACHER = "pretrained.pth", "pretrained_teacher.pth"  # its networks, in nnssl's format
 HANDED_OVER = "predicted_next_stage"
 DATASETS = "Dataset[0-9][0-9][0-9]_*"  # the folders that nnU-Net recognizes as datasets
 

@@ -26,7 +26,8 @@ from stunet.trainers.pretexts import methods
 from stunet.trainers.pretexts.base import Patches, Pretext, Rows, Setting
 from stunet.trainers.pretexts.draws import generators
 from stunet.trainers.trainer import BaseTrainer
-from stunet.workspace import PRETRAINING
+from stunet.weights.nnssl import check_written, write_nnssl
+from stunet.workspace import PRETRAINED, PRETRAINED_TEACHER, PRETRAINING
 
 GEOMETRY = {"Convert3DTo2DTransform", "SpatialTransform", "Convert2DTo3DTransform", "MirrorTransform"}
 EARLY, LEAST_EPOCHS = 0.1, 2  # when a measure at chance is warned of: share of the epochs, and their least number
@@ -239,6 +240,16 @@ class STUNetPretrainer(BaseTrainer):
         self.logger.log("dice_per_class_or_region", [], self.current_epoch)
         self.logger.log("val_losses", loss, self.current_epoch)
 
+    def on_train_start(self) -> None:
+        """Start as every training, and write what will be fine-tuned once: a week later it must be readable."""
+        super().on_train_start()
+        self.export(check=True)
+
+    def on_train_end(self) -> None:
+        """End as every training, with the network that was pre-trained in a file of its own."""
+        super().on_train_end()
+        self.export()
+
     def on_epoch_end(self) -> None:
         super().on_epoch_end()
         if self.current_epoch == max(LEAST_EPOCHS, math.ceil(EARLY * self.num_epochs)) and self._is_at_chance():
@@ -290,6 +301,29 @@ class STUNetPretrainer(BaseTrainer):
         state = sharding.gather(self.pretext.own_state())
         mine = {"method": self.plan.pretext, "transfers": self.method.transfers, "state": state}
         return {**super().more_state(), "pretext": mine}
+
+    def export(self, check: bool = False) -> None:
+        """Write the network, and the teacher if there is one, in nnssl's format; all processes must call this.
+
+        Args:
+            check: Load the files into new networks, as fine-tuning will.
+
+        Raises:
+            WeightsError: A file is not what was written.
+        """
+        if self.disable_checkpointing:
+            return
+        states = {PRETRAINED: self.network_state()}
+        if (teacher := self.pretext.find_teacher()) is not None:
+            states[PRETRAINED_TEACHER] = sharding.gather(teacher.state_dict())
+        if self.local_rank != 0:
+            return
+        run = self.plan, self.configuration_name, list(self.dataset_json["channel_names"].values())
+        for name, state in states.items():
+            path = Path(self.output_folder) / name
+            write_nnssl(path, state, *run, str(self.plan.pretext), transfers=self.method.transfers)
+            if check:
+                check_written(path, state)
 
     def load_network_state(self, weights: dict[str, torch.Tensor], more: dict[str, Any]) -> None:
         """Load as in every training, and what the pretext has besides.

@@ -15,6 +15,7 @@ from types import FrameType
 import torch
 import torch.distributed as dist
 
+from stunet import workspace
 from stunet.errors import DataError, Interrupted, OutOfMemoryError, StunetError, is_out_of_memory, last_line
 from stunet.files import exclusive_lock, remove_staging, write_json
 from stunet.kinds import RUN_RECORD, read, read_dataset_json
@@ -28,7 +29,7 @@ from stunet.trainers.finetune.start import REPORT, Start, start_from_weights
 from stunet.trainers.lookup import trainer_class
 from stunet.trainers.progress import NullListener, TrainingListener
 from stunet.trainers.trainer import BaseTrainer
-from stunet.workspace import BEST, FINAL, HANDED_OVER, LATEST, PRETRAINING, preprocessed_dataset, result_folder
+from stunet.workspace import BEST, FINAL, HANDED_OVER, LATEST, preprocessed_dataset, result_folder
 
 LEFT_OUT_FILE = "left_out.json"  # in the folder of a pre-training: its Run.left_out, which holds for a resumed run, too
 
@@ -160,7 +161,8 @@ def forget(run: Run) -> None:
     cases = _validated(run) if folder.is_dir() else []
     # The pattern case_1.* also finds case_1.2.b2nd, of the case case_1.2.
     handed_over = [path for case in cases for path in folder.glob(f"*/{escape(case)}.*") if path.stem == case]
-    records = [run.folder / name for name in (REPORT, RECORD, LEFT_OUT_FILE, PRETRAINING)]
+    pretrained = workspace.PRETRAINING, workspace.PRETRAINED, workspace.PRETRAINED_TEACHER
+    records = [run.folder / name for name in (REPORT, RECORD, LEFT_OUT_FILE, *pretrained)]
     for path in (*checkpoints(run), *records, *validated, *handed_over):
         path.unlink(missing_ok=True)
 
