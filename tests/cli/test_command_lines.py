@@ -71,7 +71,7 @@ NNUNET = {
 OUR_FLAGS = {
     "plan_and_preprocess": "-p --size --preset --stages --spacing --like --checkpointing --probe --dry_run --no_check",
     "train": "-d -c -f --size --stages -gpu_memory_target --preset --set --dry_run --overwrite --pretrained --finetune "
-    "--head --list --fsdp",
+    "--head --list --fsdp --transfer --inflate",
     "pretrain": "-d --method --list -c -p --like --size --stages -gpu_memory_target --preset --set --augment "
     "--skip_bad --dry_run --overwrite -num_gpus --fsdp -device --c --disable_checkpointing",
     "predict": "--model --series --labels --v1_preprocessing --orientation --precision --max_memory --threads --fast "
