@@ -97,7 +97,7 @@ def test_a_measure_at_chance_is_warned_of_once(planned: str, tmp_path: Path, mon
         trainer.on_epoch_end()
     # After 10 % of 30 epochs.
     assert [text.split(" on ")[0] for text in warned.texts] == ["after 3 epochs the accuracy"]
-    assert "(chance 0.1)" in trainer.epoch_results()
+    assert "(chance 0.25)" in trainer.epoch_results()
     assert "samples/s" in trainer.epoch_results()
     trainer.logger.local_logger.my_fantastic_logging["mean_fg_dice"] = [0.1, 0.9, 0.9, 0.9]
     assert not trainer._is_at_chance()
