@@ -30,9 +30,9 @@ from stunet.trainers.pretexts.methods import METHODS
 
 RESULTS = Path(__file__).parent / "results" / "selfsupervised.json"
 HELD_OUT = 20  # of fold 0's validation cases, which no pre-training sees
-# Within nearly every scan (the smallest has 31 x 40 x 24 voxels), so that patches are not padded.
+# The patch is inside every scan (the smallest has 24 x 40 x 31 voxels), so nothing is padded.
 SET = {
-    "patch_size": [32, 40, 24],
+    "patch_size": [24, 40, 24],
     "batch_size": 8,
     "num_epochs": 30,
     "num_iterations_per_epoch": 50,
