@@ -31,6 +31,7 @@ EXAMPLE = """example: a FILE.toml
   seeds = [0, 1, 2]                         # each chooses its cases, the same ones in every arm
   # and what may be left out:
   heads = ["slice", "reset"]                # as of stunet_train --head
+  transfers = ["encoder", "all"]            # as of stunet_train --transfer
   configuration = "3d_fullres"
   fold = 0                                  # its validation cases are the held-out ones
   plans = "STUNetPlans_B"                   # as of stunet_train -p

@@ -4,7 +4,7 @@ cli/experiment.py shows such a file, runs.py runs the arms, summary.py compares 
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from itertools import product
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import Any
 from stunet import names, schema
 from stunet.errors import DataError, UsageError
 from stunet.plans import settings
+from stunet.plans.plan import ENCODER_ALONE, TRANSFERS
 from stunet.runs.training import TrainingRequest
 from stunet.schema import Check, Wrong, anything, check, dict_of, either, integer, list_of, one_of, read_toml
 from stunet.sizes import SIZES
@@ -34,6 +35,7 @@ class Experiment:
         cases: Numbers of labelled training cases, or "all".
         seeds: Seeds for the choice of cases, the initial weights and the batches.
         heads: What happens to the pre-trained head; if empty, stunet_train chooses.
+        transfers: What of the weights is taken; if empty, stunet_train chooses.
         configuration: Key of the plans' configurations.
         fold: The fold whose validation cases are held out.
         plans: Name of the plans; None: those of the dataset.
@@ -49,6 +51,7 @@ class Experiment:
     cases: tuple[int | str, ...]
     seeds: tuple[int, ...]
     heads: tuple[str, ...] = ()
+    transfers: tuple[str, ...] = ()
     configuration: str = "3d_fullres"
     fold: int = 0
     plans: str | None = None
@@ -60,7 +63,7 @@ class Experiment:
 
 @dataclass(frozen=True, kw_only=True)
 class Arm:
-    """One training. `title` names its weights in tables; `head` is None if stunet_train chooses."""
+    """One training. `title` names its weights in tables; `head` and `transfer` are None if stunet_train chooses."""
 
     title: str
     weights: str
@@ -68,11 +71,12 @@ class Arm:
     head: str | None
     cases: int | str
     seed: int
+    transfer: str | None = None
 
     @property
     def line(self) -> str:
-        """What is compared across the numbers of cases: weights, strategy and head."""
-        return " ".join(filter(None, (self.title, self.strategy, self.head)))
+        """What is compared across the numbers of cases: weights, strategy, head, and what is transferred."""
+        return " ".join(filter(None, (self.title, self.strategy, self.head, self.transfer)))
 
     @property
     def name(self) -> str:
@@ -99,6 +103,8 @@ def _checked(content: Mapping[str, Any], folder: Path) -> Experiment:
     """Build the experiment, with lists as tuples, values converted to their types, and located weights."""
     for name in content["strategies"]:
         strategies.find(name)
+    if ENCODER_ALONE in content.get("transfers", ()) and "slice" in content.get("heads", ()):
+        raise UsageError("heads 'slice' takes pre-trained rows, and transfers 'encoder' none", "leave heads out")
     found: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in content.items()}
     found["weights"] = _located(content["weights"], folder)
     for table in ("set", "set_scratch", "set_pretrained"):
@@ -132,9 +138,14 @@ def arms(experiment: Experiment) -> list[Arm]:
     scratch = tuple(dict.fromkeys(map(from_scratch, experiment.strategies)))
     found = []
     for seed, cases, (title, weights) in product(experiment.seeds, experiment.cases, experiment.weights.items()):
-        ways, heads = (scratch, ()) if weights == SCRATCH else (experiment.strategies, experiment.heads)
-        for way, head in product(ways, heads or (None,)):
-            found.append(Arm(title=title, weights=weights, strategy=way, head=head, cases=cases, seed=seed))
+        if weights == SCRATCH:
+            choices: Iterable[tuple[str, str | None, str | None]] = ((way, None, None) for way in scratch)
+        else:
+            choices = product(experiment.strategies, experiment.heads or (None,), experiment.transfers or (None,))
+        for way, head, part in choices:
+            found.append(
+                Arm(title=title, weights=weights, strategy=way, head=head, transfer=part, cases=cases, seed=seed)
+            )
     return found
 
 
@@ -165,6 +176,7 @@ def request(experiment: Experiment, arm: Arm) -> TrainingRequest:
         pretrained=None if scratch else arm.weights,
         finetune=arm.strategy,
         head=arm.head,
+        transfer=arm.transfer,
         set=given,
     )
 
@@ -177,6 +189,7 @@ def command(request: TrainingRequest) -> list[str]:
         "--pretrained": request.pretrained,
         "--finetune": request.finetune,
         "--head": request.head,
+        "--transfer": request.transfer,
     }
     return [
         *("stunet_train", str(request.dataset), request.configuration, str(request.fold)),
@@ -207,6 +220,7 @@ _KEYS: dict[str, Check] = {
     "cases": _once(either('a number or "all"', integer(1), one_of("all"))),
     "seeds": _once(integer(0, settings.LARGEST)),
     "heads": _once(one_of(*HEAD_MODES)),
+    "transfers": _once(one_of(*TRANSFERS)),
     "configuration": names.name,
     "fold": integer(0),  # with "all", no case would be held out
     "plans": names.name,

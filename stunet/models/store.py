@@ -254,11 +254,12 @@ def _install(
     dataset: Path | None = None,
 ) -> Installed:
     """Create a model's folder, with the original file if neither the weights nor their entry have plans."""
-    from stunet.models.folder import check_entry, describe, read_folds, with_plans, write_model_folder
+    from stunet.models.folder import check_entry, check_segments, describe, read_folds, with_plans, write_model_folder
     from stunet.weights.checkpoints import check_finite
 
     folds = read_folds(path)
     for weights in folds.values():
+        check_segments(weights)
         check_finite(weights.tensors, weights.path)
     if dataset:
         content = read(dataset, CLASSES, "give the dataset.json of the training")

@@ -45,6 +45,17 @@ def test_the_arms_are_the_product_with_each_schedule_once_from_scratch(tmp_path:
     assert all(re.fullmatch(r"[\w.-]+", arm.name) for arm in found)
 
 
+def test_what_is_transferred_is_a_dimension_but_from_scratch(tmp_path: Path) -> None:
+    text = REQUIRED.replace('["full", "linear"]', '["full"]') + 'transfers = ["encoder", "all"]'
+    experiment = read_experiment(written(tmp_path, text))
+    found = [arm for arm in arms(experiment) if (arm.cases, arm.seed) == (4, 0)]
+    assert [arm.line for arm in found] == ["scratch full", "STU-Net-B full encoder", "STU-Net-B full all"]
+    assert command(request(experiment, found[1]))[-5:-3] == ["--transfer", "encoder"]
+    assert "--transfer" not in command(request(experiment, found[0]))
+    with pytest.raises(DataError, match="'slice' takes pre-trained rows"):
+        read_experiment(written(tmp_path, text + '\nheads = ["reset", "slice"]'))
+
+
 def test_from_scratch_a_strategy_is_its_schedule() -> None:
     assert [from_scratch(name) for name in ("full", "ramp", "sawtooth", "warmup", "linear", "quarter-4", "lora")] == [
         *("full", "ramp", "sawtooth", "warmup", "ramp", "ramp", "ramp")
@@ -128,6 +139,7 @@ def test_weights_have_titles_and_files_are_found_beside_the_experiment(
             "heads[0]: expected one of 'slice'",
             "--help",
         ),
+        ("dataset = 4", "dataset = 4\ntransfers = ['decoder']", "transfers[0]: expected one of 'encoder'", "--help"),
         ('["none", "STU-Net-B"]', '{ a = "none", b = "none" }', "'a' and 'b' are the same weights 'none'", "leave one"),
         ("dataset = 4", "dataset = 4\nset = {num_epoch = 1}", "did you mean 'num_epochs'", "--set takes"),
         ("dataset = 4", "dataset = 4\nset_scratch = {momentum = 2}", "momentum=2 is not a valid", "momentum=0.9"),

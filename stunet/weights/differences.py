@@ -1,0 +1,92 @@
+"""Say what pre-trained weights have seen, and how that differs from what the network will see: for the report.
+
+transfer.py decides what is loaded; none of these differences keeps it from being loaded.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from stunet.weights.reading import Weights
+
+SPACING_FACTOR = 1.5  # on any axis; beyond it, structures clearly differ in size in voxels from those of the weights
+CONTRAST = 2.0  # ratio of CT scales above which a warning is due
+
+
+def origin(weights: Weights) -> str | None:
+    """Return what is known of a training without labels: its method, and the images that it saw."""
+    if weights.pretext is None:
+        return None
+    channels = ", ".join(weights.channels or ()) or f"{weights.network.channels} channel(s)"
+    spacing = f"at {' x '.join(f'{pitch:g}' for pitch in weights.spacing)} mm" if weights.spacing else ""
+    schemes = ", ".join(dict.fromkeys(weights.normalization or ()))
+    return ", ".join(filter(None, (weights.pretext, f"images of {channels}", spacing, schemes)))
+
+
+def stride_warnings(strides: Sequence[Sequence[int]], weights: Weights) -> list[str]:
+    """Warn if the weights compute something else in this network than in their own."""
+    warnings = []
+    ours, theirs = len(strides), weights.network.stages
+    if ours != theirs:
+        which = "the deepest of the weights are unused" if ours < theirs else "the deepest are initialised at random"
+        warnings.append(f"the plan has {ours} stages and the weights have {theirs}: {which}")
+    if weights.strides is None:
+        warnings.append("the strides that the weights were trained with are unknown")
+    else:
+        common = min(ours, theirs)
+        there, here = ([list(stride) for stride in given[:common]] for given in (weights.strides, strides))
+        if there != here:
+            warnings.append(
+                f"the weights were trained with strides {there}, the plan has {here}: "
+                "fine for training further, but until then they compute another function"
+            )
+    return warnings
+
+
+def input_warnings(
+    weights: Weights,
+    channels: Sequence[str] | None,
+    normalization: Sequence[str] | None,
+    spacing: Sequence[float] | None,
+) -> list[str]:
+    """Warn if the network will see other images than the weights were trained with; ignore what is unknown."""
+    warnings = []
+    named = [name.casefold() for name in weights.channels or ()], [name.casefold() for name in channels or ()]
+    if len(named[0]) == len(named[1]) and named[0] != named[1]:
+        warnings.append(
+            f"the weights' input channels are {', '.join(weights.channels or ())}, "
+            f"the dataset's {', '.join(channels or ())}: they are taken in this order"
+        )
+    there, here = (list(dict.fromkeys(schemes or ())) for schemes in (weights.normalization, normalization))
+    if there and here and there != here:
+        warnings.append(
+            f"the weights were trained with images normalised by {', '.join(there)}, the plan normalises by "
+            f"{', '.join(here)}: the first layers see other intensities than they know"
+        )
+    factors = [theirs / ours for theirs, ours in zip(weights.spacing or (), spacing or (), strict=False)]
+    if any(max(factor, 1 / factor) > SPACING_FACTOR for factor in factors):
+        given = (" x ".join(f"{pitch:g}" for pitch in each or ()) for each in (weights.spacing, spacing))
+        warnings.append(
+            "the weights were trained at a spacing of {} mm, the plan has {} mm: "
+            "they know the same structures in another size".format(*given)
+        )
+    return warnings
+
+
+def contrast_warnings(
+    weights: Weights, normalization: Sequence[str] | None, intensities: Mapping[str, Any] | None
+) -> list[str]:
+    """Warn if both normalise CT by the foreground of their datasets, and these differ much."""
+    known = (weights.plan.intensities if weights.plan else None) or {}
+    warnings = []
+    for channel, schemes in enumerate(zip(weights.normalization or (), normalization or (), strict=False)):
+        before, now = (float((each.get(str(channel)) or {}).get("std") or 0) for each in (known, intensities or {}))
+        if (
+            set(schemes) == {"CTNormalization"}
+            and min(before, now) > 0
+            and max(before, now) > CONTRAST * min(before, now)
+        ):
+            warnings.append(
+                f"the weights were trained with CT divided by {before:.0f} HU, the plan divides by {now:.0f}: "
+                "the first layers see another contrast than they know"
+            )
+    return warnings
