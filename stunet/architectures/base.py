@@ -242,17 +242,18 @@ class Architecture(ABC):
                 outputs.append(x_BCDHW)
         return outputs
 
-    def decode(self, network: "nn.Module", features: "Sequence[Tensor]") -> "Tensor":
+    def decode(self, network: "nn.Module", features: "Sequence[Tensor]", levels: int | None = None) -> "Tensor":
         """Return the decoder's output at full resolution, (B, C', D, H, W), without the head.
 
         Args:
             network: The network, without wrappers.
             features: What features() returned, or the same shapes with other values: zeros in place of all but the
                 last take the skip connections away.
+            levels: Decode that many levels only, the coarsest ones; the output has the last one's resolution.
         """
         *skips, x = features
-        levels = zip(self.modules(network, UPSAMPLING), self.modules(network, DECODER), strict=True)
-        for (upsample, stage), skip in zip(levels, reversed(skips), strict=True):
+        modules = zip(self.modules(network, UPSAMPLING), self.modules(network, DECODER), strict=True)
+        for (upsample, stage), skip in list(zip(modules, reversed(skips), strict=True))[:levels]:
             x = self.run(network, _decode, upsample, stage, x, skip)
         return x
 

@@ -15,7 +15,7 @@ from stunet.workspace import LATEST, PRETRAINED, PRETRAINED_TEACHER
 from tests.loops import for_each
 from tests.pretraining_run import everything, make_pretrainer
 
-TRIED = ("rpl", "mae", "moco", "dino")  # of each family one; the slow tests go through all
+TRIED = ("rpl", "mae", "moco", "dino", "global", "pcrl")  # of each family one; the slow tests go through all
 
 
 class StopAt(NullListener):

@@ -29,11 +29,17 @@ def two_views(patches: Patches, setting: Setting) -> tuple[Tensor, Tensor]:
 
 def view(patches: Patches, setting: Setting, fraction: float = SIDE) -> Tensor:
     """Return a view of each patch: (B, C, D, H, W), with sides of a fraction of the patch's unless it is a safe one."""
+    moved = move(patches, setting, fraction)
+    return disturb(moved, patches.draws) if setting.augment == STANDARD else moved
+
+
+def move(patches: Patches, setting: Setting, fraction: float = SIDE) -> Tensor:
+    """Return a view of each patch without the changes of intensity."""
     if setting.augment == SAFE:
         return turn(patches.images, patches.draws)
     size = [math.ceil(fraction * n) for n in patches.images.shape[2:]]
     cropped = crop(patches.images, size, patches.draws)
-    return disturb(flip(cropped, patches.draws), patches.draws) if setting.augment == STANDARD else cropped
+    return flip(cropped, patches.draws) if setting.augment == STANDARD else cropped
 
 
 def flip(images: Tensor, draws: Draws) -> Tensor:

@@ -23,12 +23,13 @@ import torch
 from torch import Tensor, nn
 
 from stunet import architectures
-from stunet.architectures.base import HEADS
+from stunet.architectures.base import ENCODER as STAGES
+from stunet.architectures.base import HEADS, STEM, Place
 from stunet.trainers.pretexts.draws import Draws
 
 Rows = dict[str, Tensor]
 Outcome = tuple[Tensor, Rows]  # the loss, and measures: scalars without gradient
-ENCODER, ALL = "encoder", "all"
+ENCODER, DECODER, ALL = "encoder", "decoder", "all"
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,8 @@ class Pretext(nn.Module, ABC):
     """Trains a network without labels. Subclasses set the attributes, and are listed in methods.py.
 
     Attributes:
-        trains: ENCODER (with the stem) or ALL: the decoder and the finest head as well.
+        trains: ENCODER (with the stem), DECODER (its first levels alone), or ALL (encoder, decoder, the finest head).
+        levels: How many levels of the decoder are trained at most, from the coarsest on.
         measure: The name of the measure that tells how well it does on images it has not seen; higher is better.
         coupled: Whether the loss of a sample depends on the others of the batch.
         kept: The names of the rows that update() needs of the whole batch.
@@ -90,6 +92,7 @@ class Pretext(nn.Module, ABC):
     """
 
     trains: ClassVar[str] = ENCODER
+    levels: ClassVar[int | None] = None
     measure: ClassVar[str]
     coupled: ClassVar[bool] = False
     kept: ClassVar[tuple[str, ...]] = ()
@@ -101,11 +104,17 @@ class Pretext(nn.Module, ABC):
         self.architecture = architectures.of_network(network)
         finest = len(self.architecture.modules(network, HEADS)) - 1
         for name, parameter in network.named_parameters():
-            place = self.architecture.place(name)
             # DDP waits for the gradient of everything that requires one.
-            unused = self.trains == ENCODER or (place.part == HEADS and place.level != finest)
-            parameter.requires_grad_(self.architecture.is_encoder(name) or not unused)
+            parameter.requires_grad_(self._is_trained(self.architecture.place(name), finest))
         self.widths = self._widths()
+
+    def _is_trained(self, place: Place, finest: int) -> bool:
+        """Return whether the pretext trains what lies there; `finest` is the level of the finest head."""
+        if place.part in (STEM, STAGES):
+            return self.trains != DECODER
+        if place.part == HEADS:
+            return self.trains == ALL and place.level == finest
+        return self.trains != ENCODER and (self.levels is None or place.level < self.levels)
 
     def _widths(self) -> list[int]:
         """Return the channels of the encoder's stages."""
@@ -134,6 +143,10 @@ class Pretext(nn.Module, ABC):
 
     def update(self, rows: Rows) -> None:
         """Update what no gradient does, after each step of the optimizer; `rows` are those in `kept` of all samples."""
+
+    def pictures(self, images: Tensor, draws: Draws) -> Rows:
+        """Return what a person wants to see of some samples, by title, of the images' shape each; empty if nothing."""
+        return {}
 
     def forward(
         self, patches: Patches, complete: Callable[[Rows], tuple[Rows, int]] | None = None

@@ -21,7 +21,7 @@ QUEUE = 4096  # keys; MoCo-CXR had 24,576 and PCRL 16,384, of many more images
 BYOL_MOMENTUM = 0.996
 
 
-class _Contrast(Pretext):
+class Contrast(Pretext):
     """What contrastive pretexts share; the measure is how often a view's nearest neighbour is its other view."""
 
     measure = "retrieval"
@@ -44,7 +44,7 @@ class _Contrast(Pretext):
         return 1 / self.setting.batch_size
 
 
-class SimCLR(_Contrast):
+class SimCLR(Contrast):
     """Both views of a patch are each other's positive, all other views in the batch are negatives."""
 
     @property
@@ -63,7 +63,7 @@ class SimCLR(_Contrast):
         return loss, {self.measure: found, "spread": spread(both.detach())}
 
 
-class MoCo(_Contrast):
+class MoCo(Contrast):
     """The key of a view, made by a teacher, is to be found among those of earlier batches in a queue."""
 
     kept = ("key",)
@@ -84,9 +84,18 @@ class MoCo(_Contrast):
 
     def compute(self, patches: Patches) -> Rows:
         first, second = two_views(patches, self.setting)
+        return self.pair(self.features(first), self.taught(second))
+
+    @torch.no_grad()
+    def taught(self, images: Tensor) -> list[Tensor]:
+        """Return the features of the teacher's encoder."""
+        return self.architecture.features(self.teacher, images)
+
+    def pair(self, features: list[Tensor], taught: list[Tensor]) -> Rows:
+        """Return the embeddings of one view's features, and of the other's, which are the teacher's."""
         with torch.no_grad():
-            key = self.teacher_project(everywhere(self.architecture.features(self.teacher, second)))
-        return {"query": F.normalize(self.embed(first)), "key": F.normalize(key)}
+            key = F.normalize(self.teacher_project(everywhere(taught)))
+        return {"query": F.normalize(self.project(everywhere(features))), "key": key}
 
     def loss(self, rows: Rows) -> Outcome:
         loss, found = info_nce(rows["query"], rows["key"], self.queue, MOCO_TEMPERATURE)
@@ -101,7 +110,7 @@ class MoCo(_Contrast):
         self.place.fill_((int(self.place) + len(keys)) % QUEUE)
 
 
-class BYOL(_Contrast):
+class BYOL(Contrast):
     """Predict the teacher's embedding of the other view; there are no negatives."""
 
     step: Tensor

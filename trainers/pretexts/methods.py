@@ -53,6 +53,12 @@ _VIEWS = Demand(encoded=(0.8**3,) * 2, decoded=(), parameters=1_800_000, compare
 _QUEUE = replace(_VIEWS, encoded=(0.8**3,), teacher=0.8**3, stored=4096 * 256)
 _TAUGHT = replace(_VIEWS, teacher=2 * 0.8**3, parameters=2_400_000)
 _CROPS = replace(_TAUGHT, encoded=(0.8**3,) * 2 + (0.5**3,) * 4, parameters=3_100_000)
+_RESTORED = replace(_QUEUE, encoded=(1.0,), decoded=(1.0,) * 2, teacher=1.0)
+_CELLS = replace(_VIEWS, encoded=(1.0, 4 / 27), teacher=1 + 4 / 27, compares=False)
+# The parts of a volume are along its first axis: patches that were mirrored or turned would be of another part.
+_SLABS: dict[str, Any] = {**_PLAIN, "demand": replace(_VIEWS, encoded=(0.8**3 / 4,) * 4)}
+# The encoder is not trained, so like a teacher it only has a block at a time; the first levels are the small ones.
+_REGIONS = Demand(encoded=(), decoded=(1 / 16,) * 2, teacher=2.0)
 METHODS: dict[str, Method] = {
     "rot": Method("predictive", "Rotation", "recognise how a cube was turned", **_PLAIN),
     "rpl": Method("predictive", "Position", "recognise where a part of a patch lies", **_PAIR),
@@ -70,6 +76,10 @@ METHODS: dict[str, Method] = {
     "moco": Method("contrastive", "MoCo", "the same among a queue, with a teacher", demand=_QUEUE),
     "byol": Method("contrastive", "BYOL", "predict what a teacher makes of the other view", demand=_TAUGHT),
     "dino": Method("distillation", "Distillation", "answer as a teacher that sees more", demand=_CROPS),
+    "pcrl": Method("combined", "PCRL", "moco, and restore views from its features", "all", demand=_RESTORED),
+    "voco": Method("regional", "VoCo", "tell how much crops overlap the cells of a grid", demand=_CELLS),
+    "global": Method("regional", "Global", "find slabs of the same part of aligned volumes", **_SLABS),
+    "local": Method("regional", "Local", "find regions in the decoder, after global (--pretrained)", "all", demand=_REGIONS),
     "fusion": Method("restorative", "VolumeFusion", "tell how two patches were mixed", "all", patches=2, demand=_FIVE),
 }
 

@@ -9,6 +9,7 @@ have the heads and the numbers below.
 """
 
 import math
+from collections.abc import Sequence
 from functools import lru_cache
 from itertools import permutations, product
 
@@ -253,9 +254,7 @@ def check_size(pretext: Pretext, size: list[int], what: str) -> None:
     Raises:
         UsageError: The patch is too small for the network's strides.
     """
-    strides = zip(*pretext.architecture.strides(pretext.network), strict=True)
-    left = [_after(n, axis) for n, axis in zip(size, strides, strict=True)]
-    if math.prod(left) < 2 or min(size) < 1:
+    if math.prod(bottleneck(pretext, size)) < 2 or min(size) < 1:
         shape = " x ".join(map(str, size))
         raise UsageError(
             f"patch {' x '.join(map(str, pretext.setting.patch))}: {what} has {shape} voxels, of which the network's "
@@ -264,11 +263,12 @@ def check_size(pretext: Pretext, size: list[int], what: str) -> None:
         )
 
 
-def _after(size: int, strides: tuple[int, ...]) -> int:
-    """Return what padded strided convolutions leave of an axis."""
-    for stride in strides:
-        size = -(-size // stride)
-    return size
+def bottleneck(pretext: Pretext, size: Sequence[int]) -> list[int]:
+    """Return the voxels per axis that padded strided convolutions leave of these in the last stage."""
+    left = list(size)
+    for strides in pretext.architecture.strides(pretext.network):
+        left = [-(-n // stride) for n, stride in zip(left, strides, strict=True)]
+    return left
 
 
 def _where(chosen: Tensor, these: Tensor, others: Tensor) -> Tensor:

@@ -52,12 +52,9 @@ class Restoration(Pretext):
         return self.architecture.head(self.network)(decoded(self, images, self.skips))
 
     def loss(self, rows: Rows) -> Outcome:
-        explained = 1 - rows["error"] / rows["variance"].clamp_min(EPSILON)
-        # A patch of air has no variance to explain.
-        return rows["error"].mean(), {self.measure: explained.clamp(-1, 1).mean()}
+        return rows["error"].mean(), {self.measure: explained_variance(rows)}
 
-    def pictures(self, images: Tensor, draws: Draws) -> dict[str, Tensor]:
-        """Return what a person wants to see of some samples, by title; of the images' shape each."""
+    def pictures(self, images: Tensor, draws: Draws) -> Rows:
         corrupted, hidden = self.corrupt(images, draws)
         output = self.restore(corrupted)
         if hidden is not None:  # what is visible is not the network's work
@@ -168,3 +165,9 @@ def errors(restored: Tensor, images: Tensor, counts: Tensor) -> Rows:
 
     center = mean(images)[(slice(None), *(None,) * (images.ndim - 1))]
     return {"error": mean((restored.float() - images) ** 2), "variance": mean((images - center) ** 2)}
+
+
+def explained_variance(rows: Rows) -> Tensor:
+    """Return the mean share of the samples' variance that is explained, from what errors() returned."""
+    explained = 1 - rows["error"] / rows["variance"].clamp_min(EPSILON)
+    return explained.clamp(-1, 1).mean()  # a patch of air has no variance to explain

@@ -15,7 +15,9 @@ from stunet.trainers.pretexts.methods import METHODS
 from stunet.trainers.pretexts.momentum import rising, spread
 from tests.pretext_inputs import make_patches, make_pretext
 
-METHODS_HERE = [name for name, method in METHODS.items() if method.family in ("contrastive", "distillation")]
+FAMILIES = ("contrastive", "distillation", "regional", "combined")
+METHODS_HERE = [name for name, method in METHODS.items() if method.family in FAMILIES]
+COMPARING = [name for name in METHODS_HERE if name not in ("voco", "local")]  # samples with each other
 PATCH = (16, 16, 16)
 
 
@@ -42,6 +44,18 @@ def test_info_nce_equals_a_float64_loop() -> None:
             -math.log(positive / (positive + sum(math.exp(float(q @ n) / temperature) for n in queue.double())))
         )
     assert float(info_nce(query, key, queue, temperature)[0]) == pytest.approx(sum(terms) / 4, rel=1e-6)
+
+
+def test_losses_equal_those_of_lightly() -> None:
+    # lightly 1.6.0 with torch 2.13.0, in an environment of its own, where NTXentLoss is lightly.loss.NTXentLoss:
+    #     float(NTXentLoss(temperature=0.5)(embeddings(5, 7, 0), embeddings(5, 7, 1)))
+    #     loss = NTXentLoss(temperature=0.2, memory_bank_size=(9, 7)); loss.memory_bank.bank = embeddings(9, 7, 2)
+    #     float(loss(embeddings(4, 7, 0), embeddings(4, 7, 1)))
+    # MONAI 1.6.1 has 1.57604146 for the first: ContrastiveLoss(temperature=0.5) of monai.losses.
+    one, other = embeddings(5, 7, 0), embeddings(5, 7, 1)
+    assert float(nt_xent(one, other, 0.5)[0]) == pytest.approx(1.5760412216186523, rel=1e-6)
+    found = info_nce(embeddings(4, 7, 0), embeddings(4, 7, 1), embeddings(9, 7, 2), 0.2)[0]
+    assert float(found) == pytest.approx(4.786539554595947, rel=1e-6)
 
 
 def test_every_weight_that_requires_a_gradient_gets_one() -> None:
@@ -128,6 +142,6 @@ def test_spread_is_one_for_even_directions_and_zero_for_equal_ones() -> None:
 
 
 def test_a_batch_of_one_is_refused() -> None:
-    for name in METHODS_HERE:
+    for name in COMPARING:
         with pytest.raises(UsageError, match="a batch of 1"):
             make_pretext(name, batch=1)

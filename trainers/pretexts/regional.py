@@ -1,0 +1,296 @@
+"""Regional pretexts: tell which part of a patch, of an image, or of a feature map something comes from.
+
+VoCo contrasts crops by their overlap with the cells of a grid. Global and local contrast (Chaitanya et al. 2020,
+arXiv:2006.10511) are two steps: the encoder learns to tell the parts of a volume from each other, then the decoder, on
+top of that encoder, to tell regions of its own feature maps from each other.
+"""
+
+import math
+from collections.abc import Sequence
+from itertools import product
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from stunet.errors import UsageError
+from stunet.trainers.pretexts.augment import STANDARD, brighten, disturb, stretch_contrast, two_views
+from stunet.trainers.pretexts.base import DECODER, Outcome, Patches, Pretext, Rows, Setting
+from stunet.trainers.pretexts.contrastive import Contrast, everywhere, head, nt_xent
+from stunet.trainers.pretexts.draws import integers, permutations
+from stunet.trainers.pretexts.momentum import follow, spread, teacher_of
+from stunet.trainers.pretexts.predictive import bottleneck, check_size
+from stunet.trainers.pretexts.views import corners, cut
+
+HIDDEN, EMBEDDED = 1024, 256
+BASES, TARGETS = 4, 4  # per axis at most; random crops per patch, as in nnssl
+MOMENTUM = 0.9  # VoCo's
+EPSILON = 1e-6
+PARTITIONS = 4  # of a volume along its first axis
+SLABS, THICKNESS = 2, 0.25  # per patch, in two views each; share of the patch's side: together as many voxels as it has
+TEMPERATURE = 0.1
+LEVELS, REGIONS, SIDE = 3, 13, 3  # of the decoder; of a feature map; voxels of a region's side
+LOCAL_WIDTH = 64
+
+
+class VoCo(Pretext):
+    """Tell by how much a crop overlaps each base, a cell of a grid over the patch (VoCo).
+
+    Wu et al. 2024 (arXiv:2402.17300), with the losses of its published code. A teacher takes part in each comparison:
+    without one the loss did not fall (MIC-DKFZ/nnssl, issue 22). The measure is how often the base with the largest
+    overlap is the most similar one.
+    """
+
+    measure = "accuracy"
+
+    def __init__(self, network: nn.Module, setting: Setting) -> None:
+        super().__init__(network, setting)
+        self.cells = [self._cells(axis) for axis in range(setting.ndim)]
+        self.size = [n // cells for n, cells in zip(setting.patch, self.cells, strict=True)]
+        check_size(self, self.size, "a base crop")
+        if math.prod(self.cells) < 2:
+            raise UsageError(
+                f"patch {' x '.join(map(str, setting.patch))}: the network's strides leave room for a single base crop",
+                "--set patch_size with larger sides, --stages with fewer, or --method mae",
+            )
+        # What is left beside the grid is on both sides of it.
+        margins = [(n - m * c) // 2 for n, m, c in zip(setting.patch, self.size, self.cells, strict=True)]
+        self.margins = torch.tensor(margins)
+        self.bases = torch.tensor(list(product(*map(range, self.cells)))) * torch.tensor(self.size) + self.margins
+        self.project = head(sum(self.widths), HIDDEN, EMBEDDED)
+        self.teacher, self.teacher_project = teacher_of(network), teacher_of(self.project)
+
+    def _cells(self, axis: int) -> int:
+        """Return how many bases an axis has: at most BASES, and each leaves more than one voxel in the last stage."""
+        for cells in range(BASES, 1, -1):
+            size = [n // cells for n in self.setting.patch]
+            if bottleneck(self, size)[axis] > 1:
+                return cells
+        return 1
+
+    @property
+    def chance(self) -> float:
+        """The accuracy of whoever always answers with the base that most crops are closest to."""
+        shares = []
+        for cells, side in zip(self.cells, self.size, strict=True):
+            distances = (torch.arange((cells - 1) * side + 1)[:, None] - torch.arange(cells) * side).abs()
+            closest = distances == distances.amin(1, keepdim=True)
+            shares.append(float(closest.float().mean(0).max()))
+        return math.prod(shares)
+
+    def compute(self, patches: Patches) -> Rows:
+        images, draws = patches.images, patches.draws
+        room = [(cells - 1) * side for cells, side in zip(self.cells, self.size, strict=True)]
+        targets = torch.stack([corners(draws, room) + self.margins for _ in range(TARGETS)], 1)
+        places = torch.cat([targets, self.bases.expand(len(images), -1, -1)], 1)
+        crops = [cut(images, places[:, crop], self.size) for crop in range(places.shape[1])]
+        if self.setting.augment == STANDARD:
+            crops = [disturb(crop, draws) for crop in crops]
+        seen = torch.stack(crops, 1)
+        student = self._embeddings(self.network, self.project, seen)
+        with torch.no_grad():
+            teacher = self._embeddings(self.teacher, self.teacher_project, seen)
+        ours, our_bases = student[:, :TARGETS], student[:, TARGETS:]
+        theirs, their_bases = teacher[:, :TARGETS], teacher[:, TARGETS:]
+        similar = (overlap(ours, their_bases) + overlap(theirs, our_bases)) / 2
+        shares = shared(targets, self.bases, self.size).to(similar)
+        best = shares.gather(2, similar.argmax(2, keepdim=True))[..., 0]
+        return {
+            "loss": position_loss(similar, shares) + separation_loss(our_bases),
+            "found": (best == shares.amax(2)).float().mean(1),
+            "crops": ours.detach(),
+        }
+
+    def loss(self, rows: Rows) -> Outcome:
+        measures = {self.measure: rows["found"].mean(), "spread": spread(rows["crops"].flatten(0, 1))}
+        return rows["loss"].mean(), measures
+
+    def update(self, rows: Rows) -> None:
+        follow(self.teacher, self.network, MOMENTUM)
+        follow(self.teacher_project, self.project, MOMENTUM)
+
+    def _embeddings(self, network: nn.Module, project: nn.Module, crops: Tensor) -> Tensor:
+        """Return the normalised embeddings of crops, (B, N, C, ...) -> (B, N, EMBEDDED)."""
+        embedded = project(everywhere(self.architecture.features(network, crops.flatten(0, 1))))
+        return F.normalize(embedded.float()).unflatten(0, crops.shape[:2])
+
+
+class Global(Contrast):
+    """Slabs of the same part of a volume are alike, whatever the image; those of other parts are not (G^D).
+
+    The images have to be aligned roughly: the parts are quarters of the first axis. The measure is how often the
+    slab of another sample that is the most similar one is of the same part.
+    """
+
+    def __init__(self, network: nn.Module, setting: Setting) -> None:
+        super().__init__(network, setting)
+        self.thickness = max(1, round(THICKNESS * setting.patch[0]))
+        check_size(self, [self.thickness, *setting.patch[1:]], "a slab")
+
+    @property
+    def chance(self) -> float:
+        """Of slabs that are drawn evenly from all parts."""
+        return 1 / PARTITIONS
+
+    def compute(self, patches: Patches) -> Rows:
+        size, still = [self.thickness, *patches.images.shape[3:]], [0] * (self.setting.ndim - 1)
+        embedded, parts = [], []
+        for _ in range(SLABS):
+            firsts, part = self._places(patches)
+            slabs = cut(patches.images, torch.tensor([[first, *still] for first in firsts]), size)
+            views = torch.cat(two_views(patches._replace(images=slabs), self.setting))
+            embedded.append(torch.stack(F.normalize(self.embed(views)).chunk(2), 1))
+            parts.append(part)
+        return {"slabs": torch.stack(embedded, 1), "parts": torch.stack(parts, 1).to(patches.images.device)}
+
+    def _places(self, patches: Patches) -> tuple[list[int], Tensor]:
+        """Draw a slab of each patch, from the parts that it has evenly: its first voxel, and its part, (B,)."""
+        side = self.setting.patch[0]
+        offsets = torch.arange(side - self.thickness + 1)
+        firsts, parts = [], []
+        for draw, (low, high) in zip(patches.draws, patches.places.tolist(), strict=True):
+            part = ((low + (offsets + self.thickness / 2) / side * (high - low)) * PARTITIONS).floor().long()
+            present = part[(part >= 0) & (part < PARTITIONS)].unique()  # and not in the padding around the image
+            chosen = present[int(integers([draw], len(present)))]
+            having = offsets[part == chosen]
+            firsts.append(int(having[int(integers([draw], len(having)))]))
+            parts.append(chosen)
+        return firsts, torch.stack(parts)
+
+    def loss(self, rows: Rows) -> Outcome:
+        slabs = rows["slabs"].float()
+        samples, (count, views) = len(slabs), slabs.shape[1:3]
+        flat = slabs.flatten(0, 2)
+        part = rows["parts"].repeat_interleave(views, 1).flatten()
+        sample = torch.arange(samples, device=flat.device).repeat_interleave(count * views)
+        found = (flat @ flat.T).masked_fill(sample[:, None] == sample, -torch.inf).argmax(1)
+        measures = {self.measure: (part[found] == part).float().mean(), "spread": spread(flat.detach())}
+        return partition_loss(flat, part, TEMPERATURE), measures
+
+
+class Local(Pretext):
+    """Regions of the decoder's feature map are to be recognised after a change of intensity (L^R).
+
+    The encoder stays as it is, which should be that of Global. Positives are the same region of the same image;
+    negatives are its other regions. Only the decoder's first levels are trained. Augmentations that leave intensities
+    alone make both images equal; regions still have to differ from each other. The measure is how often the region is
+    found among those of both images.
+    """
+
+    trains = DECODER
+    levels = LEVELS
+    measure = "retrieval"
+
+    def __init__(self, network: nn.Module, setting: Setting) -> None:
+        super().__init__(network, setting)
+        convolution = nn.Conv3d if setting.ndim == 3 else nn.Conv2d
+        with torch.no_grad():
+            shape = self._map(torch.zeros(1, self.architecture.channels(network), *setting.patch)).shape
+        self.sides = [min(SIDE, max(1, n // 2)) for n in shape[2:]]
+        self.regions = min(REGIONS, math.prod(n // side for n, side in zip(shape[2:], self.sides, strict=True)))
+        if self.regions < 2:
+            raise UsageError(
+                f"patch {' x '.join(map(str, setting.patch))}: a single voxel is left at the decoder's level {LEVELS}",
+                "--set patch_size with larger sides, or --method global",
+            )
+        self.project = nn.Sequential(
+            convolution(shape[1], LOCAL_WIDTH, 1), nn.ReLU(inplace=True), convolution(LOCAL_WIDTH, LOCAL_WIDTH, 1)
+        )
+
+    @property
+    def chance(self) -> float:
+        return 1 / (2 * self.regions - 1)
+
+    def compute(self, patches: Patches) -> Rows:
+        images, valid, draws, _ = patches
+        pair = [images, images]
+        if self.setting.augment == STANDARD:
+            pair = [change(each, draws) for each in pair]
+        maps = self.project(self._map(torch.cat(pair)))
+        chosen = self._choose(valid, maps.shape[2:], draws)
+        rows = torch.arange(len(images))[:, None]
+        one, other = (F.normalize(cells(each, self.sides)[rows, chosen].float(), dim=2) for each in maps.chunk(2))
+        losses, found = zip(*(nt_xent(a, b, TEMPERATURE) for a, b in zip(one, other, strict=True)), strict=True)
+        return {"loss": torch.stack(losses), "found": torch.stack(found), "regions": one.detach()}
+
+    def loss(self, rows: Rows) -> Outcome:
+        measures = {self.measure: rows["found"].mean(), "spread": spread(rows["regions"].flatten(0, 1))}
+        return rows["loss"].mean(), measures
+
+    def _map(self, images: Tensor) -> Tensor:
+        """Return the output of the last level of the decoder that is trained."""
+        with torch.no_grad():
+            features = self.features(images)
+        return self.architecture.decode(self.network, features, self.levels)
+
+    def _choose(self, valid: Tensor, shape: Sequence[int], draws: Sequence[torch.Generator]) -> Tensor:
+        """Draw regions of each sample, (B, R): those without a valid voxel come last, as they look alike."""
+        pool = F.adaptive_max_pool3d if self.setting.ndim == 3 else F.adaptive_max_pool2d
+        counts = cells(pool(valid.float(), tuple(shape)), self.sides).amax(2).cpu() > 0
+        order = permutations(draws, counts.shape[1])
+        last = (~counts.gather(1, order)).int()
+        return order.gather(1, last.argsort(dim=1, stable=True))[:, : self.regions]
+
+
+def overlap(crops: Tensor, bases: Tensor) -> Tensor:
+    """Return how similar normalised crops (B, T, E) and bases (B, N, E) are: cosines, zero if negative; (B, T, N)."""
+    return (crops @ bases.transpose(1, 2)).relu()
+
+
+def shared(targets: Tensor, bases: Tensor, size: Sequence[int]) -> Tensor:
+    """Return the share of each crop that lies in each base: corners (B, T, axes) and (N, axes) -> (B, T, N)."""
+    sides = torch.tensor(size)
+    common = (sides - (targets[:, :, None] - bases).abs()).clamp_min(0)
+    return (common / sides).prod(-1)
+
+
+def position_loss(similar: Tensor, shares: Tensor) -> Tensor:
+    """Return VoCo's loss of similarities that should equal the shares of overlap; (B, T, N) each -> (B,).
+
+    Where there is an overlap, -log(1 - |difference|), weighted by it; elsewhere the square.
+    """
+    similar, shares = similar.flatten(1), shares.flatten(1)
+    positive = -shares * torch.log(1 - (shares - similar).abs() + EPSILON)
+    apart = (shares == 0).float()
+    negative = apart * similar**2
+    return positive.sum(1) / (shares.sum(1) + EPSILON) + negative.sum(1) / (apart.sum(1) + EPSILON)
+
+
+def separation_loss(bases: Tensor) -> Tensor:
+    """Return the mean squared similarity of any two bases, (B, N, E) -> (B,); of two, the second has no gradient."""
+    first, second = torch.triu_indices(bases.shape[1], bases.shape[1], 1, device=bases.device)
+    return overlap(bases, bases.detach())[:, first, second].square().mean(1)
+
+
+def partition_loss(embeddings: Tensor, part: Tensor, temperature: float) -> Tensor:
+    """Return the contrastive loss in which all of the same part are positives, and the others negatives.
+
+    Chaitanya et al. 2020, eq. 2 and 3: positives do not compete with each other.
+
+    Args:
+        embeddings: (N, E), normalised; each part that occurs does so twice at least.
+        part: (N,), int64.
+        temperature: Divides the cosines.
+    """
+    similar = embeddings @ embeddings.T / temperature
+    same = part[:, None] == part
+    others = similar.masked_fill(same, -torch.inf).logsumexp(1, keepdim=True)
+    positive = same.float().fill_diagonal_(0)
+    losses = (torch.logaddexp(similar, others) - similar) * positive
+    return (losses.sum(1) / positive.sum(1)).mean()
+
+
+def cells(maps: Tensor, sides: Sequence[int]) -> Tensor:
+    """Return the values of each cell of a grid over feature maps: (B, C, D, H, W) -> (B, cells, C * voxels)."""
+    for axis, side in enumerate(sides, 2):
+        maps = maps.narrow(axis, 0, maps.shape[axis] // side * side)
+    for axis, side in enumerate(sides):
+        maps = maps.unfold(axis + 2, side, side)
+    ndim = len(sides)
+    return maps.movedim(1, 1 + ndim).flatten(1, ndim).flatten(2)
+
+
+def change(images: Tensor, draws: Sequence[torch.Generator]) -> Tensor:
+    """Change brightness and contrast of each sample: nothing moves."""
+    pairs = zip(images, draws, strict=True)
+    return torch.stack([stretch_contrast(brighten(image, draw), draw) for image, draw in pairs])
