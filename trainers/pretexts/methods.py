@@ -79,7 +79,9 @@ METHODS: dict[str, Method] = {
     "pcrl": Method("combined", "PCRL", "moco, and restore views from its features", "all", demand=_RESTORED),
     "voco": Method("regional", "VoCo", "tell how much crops overlap the cells of a grid", demand=_CELLS),
     "global": Method("regional", "Global", "find slabs of the same part of aligned volumes", **_SLABS),
-    "local": Method("regional", "Local", "find regions in the decoder, after global (--pretrained)", "all", demand=_REGIONS),
+    "local": Method(
+        "regional", "Local", "find regions in the decoder, after global (--pretrained)", "all", demand=_REGIONS
+    ),
     "fusion": Method("restorative", "VolumeFusion", "tell how two patches were mixed", "all", patches=2, demand=_FIVE),
 }
 
