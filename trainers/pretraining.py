@@ -16,9 +16,9 @@ import torch
 from stunet.errors import DataError, WeightsError
 from stunet.files import write_json
 from stunet.folds import Fold, choose_cases
-from stunet.trainers import steps
+from stunet.trainers import pictures, steps
 from stunet.trainers.data import loader
-from stunet.trainers.data.batches import positions_of
+from stunet.trainers.data.batches import positions_of, to_device
 from stunet.trainers.data.sources import Source, frequencies, record_of, sources_of, split, union
 from stunet.trainers.distributed import sharding
 from stunet.trainers.plots import PretrainingLogger
@@ -31,6 +31,7 @@ from stunet.workspace import PRETRAINED, PRETRAINED_TEACHER, PRETRAINING
 
 GEOMETRY = {"Convert3DTo2DTransform", "SpatialTransform", "Convert2DTo3DTransform", "MirrorTransform"}
 EARLY, LEAST_EPOCHS = 0.1, 2  # when a measure at chance is warned of: share of the epochs, and their least number
+COLLAPSED = {"spread": 0.05, "entropy": 0.1}  # measures, and the values below which a collapse is warned of
 
 
 class STUNetPretrainer(BaseTrainer):
@@ -60,6 +61,8 @@ class STUNetPretrainer(BaseTrainer):
         self.enable_deep_supervision = False
         self.oversample_foreground_percent = 0.0
         self._kept: list[Rows] = []  # of the running step's micro-batches
+        self.measures: dict[str, float] = {}  # of the last epoch, on held-out subjects
+        self._collapsed = False  # whether that was said
 
     def configure(self, *, left_out: Collection[str] = (), **options: Any) -> None:
         """Set what is the run's, as in every training, and the scans that are left out."""
@@ -117,10 +120,13 @@ class STUNetPretrainer(BaseTrainer):
 
         Computing them twice costs less memory than keeping the activations of all micro-batches.
         """
-        if not self.pretext.coupled or self.accumulation == 1:
-            return None
+        return self._rows(batch) if self.pretext.coupled and self.accumulation > 1 else None
+
+    def _rows(self, batch: dict) -> Rows:
         with torch.no_grad(), steps.autocast(self):
-            parts = [self.pretext.compute(self._patches(part)) for part, _, _ in steps.micro_batches(self, batch)]
+            parts = [
+                self.network(self._patches(part), only="compute") for part, _, _ in steps.micro_batches(self, batch)
+            ]
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
     def outputs_and_loss(self, part: dict, whole: Rows | None) -> tuple[Rows, torch.Tensor]:
@@ -139,11 +145,6 @@ class STUNetPretrainer(BaseTrainer):
         with torch.no_grad():
             self.pretext.update(sharding.gather_rows(own, self._shares()))
         self._kept = []
-
-    def validation_step(self, batch: dict) -> dict:
-        output = super().validation_step(batch)
-        self._kept = []
-        return output
 
     def _complete(self, whole: Rows | None, first: int, own: Rows) -> tuple[Rows, int]:
         """Return the rows of all processes' samples, and the index of a micro-batch's first one among them."""
@@ -220,17 +221,11 @@ class STUNetPretrainer(BaseTrainer):
     # Validation: on patches of the held-out subjects.
 
     def evaluate(self, batch: dict) -> dict:
-        """Return loss and measures of a batch of held-out patches."""
-        losses: list[torch.Tensor] = []
-        measured: dict[str, list[torch.Tensor]] = {}
-        whole = self.look_ahead(batch)
-        for part, weight, _ in steps.micro_batches(self, batch):
-            measures, loss = self.outputs_and_loss(part, whole)
-            losses.append(loss.detach() * weight)
-            for name, value in measures.items():
-                measured.setdefault(name, []).append(value.detach().float() * weight)
-        means = {name: float(steps.mean_loss(values)) for name, values in measured.items()}
-        return {"loss": steps.mean_loss(losses), **means}
+        """Return loss and measures of a batch of held-out patches, of all micro-batches and processes."""
+        rows = sharding.gather_rows(self._rows(batch), self._shares())
+        with torch.no_grad(), steps.autocast(self):
+            loss, measures = self.pretext.loss(rows)
+        return {"loss": loss.cpu().numpy(), **{name: float(value) for name, value in measures.items()}}
 
     def on_validation_epoch_end(self, val_outputs: list[dict]) -> None:
         """Log the loss and the pretext's measure in place of nnU-Net's Dice, so that the best checkpoint is by it."""
@@ -252,11 +247,40 @@ class STUNetPretrainer(BaseTrainer):
 
     def on_epoch_end(self) -> None:
         super().on_epoch_end()
-        if self.current_epoch == max(LEAST_EPOCHS, math.ceil(EARLY * self.num_epochs)) and self._is_at_chance():
+        if self.pretext.has_pictures and pictures.are_due(self.current_epoch, self.num_epochs):
+            self._draw()
+        self._warn_of_collapse()
+        if self.current_epoch == self._early and self._is_at_chance():
             self.listener.warning(
                 f"after {self.current_epoch} epochs the {self.pretext.measure} on held-out subjects is still at its "
                 f"chance level of {self.pretext.chance:.3g}: a smaller or larger --set initial_lr, or another --method"
             )
+
+    def _draw(self) -> None:
+        """Draw what the network makes of the first held-out patches; with FSDP2 all processes have to take part."""
+        part = to_device(self.dataloader_val.batch(0), self.device)
+        with torch.no_grad(), steps.autocast(self):
+            shown = self.network(self._patches(part), only="pictures")
+        if self.local_rank == 0:
+            pictures.write(shown, Path(self.output_folder), self.current_epoch)
+
+    def _warn_of_collapse(self) -> None:
+        """Say once if embeddings or answers have become the same for all images."""
+        low = [name for name, least in COLLAPSED.items() if self.measures.get(name, math.inf) < least]
+        if self._collapsed or not low or self.current_epoch < self._early:
+            return
+        self._collapsed = True
+        value, least = self.measures[low[0]], COLLAPSED[low[0]]
+        self.listener.warning(
+            f"after {self.current_epoch} epochs the {low[0]} on held-out subjects is {value:.3f}, below {least}: the "
+            "network makes the same of all images; a smaller --set initial_lr, a larger --set batch_size, or another "
+            "--method"
+        )
+
+    @property
+    def _early(self) -> int:
+        """How many epochs have to be complete before a warning."""
+        return max(LEAST_EPOCHS, math.ceil(EARLY * self.num_epochs))
 
     def _is_at_chance(self) -> bool:
         """Return whether the epochs so far cannot be told from answers by chance, by two standard errors."""

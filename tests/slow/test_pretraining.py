@@ -29,12 +29,12 @@ def run_folder(results: Path) -> Path:
     return model / "fold_all"
 
 
-@pytest.mark.parametrize("method", ["rot", "simclr"])
+@pytest.mark.parametrize("method", ["rot", "simclr", "moco", "byol", "dino", "mae"])
 @pytest.mark.parametrize(
     ("start", "values"),
     [
         (["torchrun", "--nproc_per_node", 2, "-m", "stunet.cli.pretrain"], ["accumulation=2"]),
-        (["stunet_pretrain", "-num_gpus", 2, "--fsdp"], []),
+        (["stunet_pretrain", "-num_gpus", 2, "--fsdp"], ["accumulation=2"]),
     ],
     ids=["torchrun, micro-batches", "FSDP2"],
 )
@@ -48,9 +48,12 @@ def test_several_processes_compute_what_one_does(
     for key in ("train_losses", "val_losses"):
         np.testing.assert_allclose(one[key], two[key], rtol=0, atol=2e-5, err_msg=key)
     files = [run_folder(tmp_path / name) / "checkpoint_final.pth" for name in ("one", "two")]
-    ours, theirs = (torch.load(file, weights_only=True)["network_weights"] for file in files)
-    for name, weight in ours.items():
-        torch.testing.assert_close(weight, theirs[name], rtol=0, atol=2e-5)
+    ours, theirs = (torch.load(file, weights_only=True) for file in files)
+    torch.testing.assert_close(theirs["network_weights"], ours["network_weights"], rtol=0, atol=2e-5)
+    # Teachers, queues and heads are whole, too.
+    whole, gathered = ours["stunet"]["pretext"], theirs["stunet"]["pretext"]
+    assert whole.keys() == gathered.keys()
+    torch.testing.assert_close(gathered["state"], whole["state"], rtol=0, atol=2e-5)
 
 
 def test_images_without_labels_are_pretrained_on_and_the_result_is_finetuned(place: "Place", tmp_path: Path) -> None:

@@ -103,6 +103,31 @@ def test_a_measure_at_chance_is_warned_of_once(planned: str, tmp_path: Path, mon
     assert not trainer._is_at_chance()
 
 
+def test_measures_are_of_the_whole_batch_however_it_is_split(
+    planned: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = []
+    for accumulation in (1, 3):  # of single samples, whose embeddings have no spread
+        values = {"num_epochs": 1, "num_iterations_per_epoch": 1, "batch_size": 3, "accumulation": accumulation}
+        trainer = make_pretrainer(planned, tmp_path / str(accumulation), monkeypatch, "moco", **values)
+        trainer.run_training()
+        found.append(trainer.measures)
+    assert found[0] == pytest.approx(found[1], abs=1e-5)
+    assert found[0]["spread"] > 0
+
+
+def test_pictures_are_of_the_same_patches_in_all_epochs(
+    planned: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = make_pretrainer(planned, tmp_path, monkeypatch, "mae")
+    trainer.run_training()
+    folder = Path(trainer.output_folder) / "pictures"
+    assert sorted(path.name for path in folder.iterdir()) == ["epoch_0001.png", "epoch_0002.png"]
+    first, again = (trainer.dataloader_val.batch(0) for _ in range(2))
+    assert torch.equal(first["data"], again["data"])
+    assert torch.equal(first["seed"], again["seed"])
+
+
 def test_a_checkpoint_of_another_method_is_refused(
     planned: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -98,6 +98,12 @@ class SeededBatches:
         self.failed = False
         return batch
 
+    def batch(self, number: int) -> dict[str, Any]:
+        """Return a batch by its number, drawn in this process and aside from the order."""
+        batch = self._numbered[number]
+        assert not isinstance(batch, StunetError)  # which is raised, and not returned, in this process
+        return batch
+
     def _killed(self, text: str) -> StunetError:
         """Return the error for the death of a worker, from torch's message about it."""
         pid = int(found[1]) if (found := re.search(r"pid\D*(\d+)", text)) else -1

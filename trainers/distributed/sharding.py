@@ -84,8 +84,10 @@ def shard(network: torch.nn.Module, device_ids: Any = None) -> torch.nn.Module:
     core = bare.network if isinstance(bare, Pretext) else bare
     mesh = init_device_mesh(next(network.parameters()).device.type, (world_size(),))
     # From the inside out: a call takes the parameters below a module that no earlier call has taken.
-    for block in architectures.of_network(core).blocks(core):
-        fully_shard(block, mesh=mesh)
+    teacher = bare.find_teacher() if isinstance(bare, Pretext) else None
+    for one in filter(None, (core, teacher)):
+        for block in architectures.of_network(one).blocks(one):
+            fully_shard(block, mesh=mesh)
     fully_shard(bare, mesh=mesh)  # changes the module's class in place
     return bare
 

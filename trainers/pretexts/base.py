@@ -139,25 +139,37 @@ class Pretext(nn.Module, ABC):
 
     @abstractmethod
     def loss(self, rows: Rows) -> Outcome:
-        """Return the mean loss of samples, and measures of them; `self.measure` has to be one."""
+        """Return the mean loss of samples, and measures of them; `self.measure` has to be one.
+
+        Trained weights take no part, only in compute(): with FSDP2 they are not whole at other times.
+        """
 
     def update(self, rows: Rows) -> None:
         """Update what no gradient does, after each step of the optimizer; `rows` are those in `kept` of all samples."""
 
-    def pictures(self, images: Tensor, draws: Draws) -> Rows:
-        """Return what a person wants to see of some samples, by title, of the images' shape each; empty if nothing."""
+    @property
+    def has_pictures(self) -> bool:
+        """Whether pictures() shows something."""
+        return type(self).pictures is not Pretext.pictures
+
+    def pictures(self, patches: Patches) -> Rows:
+        """Return what a person wants to see of some samples, by title, of the images' shape each; the target last."""
         return {}
 
     def forward(
-        self, patches: Patches, complete: Callable[[Rows], tuple[Rows, int]] | None = None
-    ) -> tuple[Tensor, Rows, Rows]:
+        self, patches: Patches, complete: Callable[[Rows], tuple[Rows, int]] | None = None, only: str | None = None
+    ) -> Any:
         """Return the loss of some samples of a batch, the measures, and the rows that update() needs of them.
 
         Args:
             patches: The samples.
             complete: Returns the rows of the whole batch and the index of the first of these samples in it, for
                 coupled losses of a part of a batch; None if the samples are the whole batch.
+            only: The name of a method, "compute" or "pictures", whose result is returned instead: a call of the module
+                is all that its wrappers notice, and FSDP2 has to gather the weights.
         """
+        if only is not None:
+            return getattr(self, only)(patches)
         rows = self.compute(patches)
         kept = {name: rows[name].detach() for name in self.kept}
         if complete is None:

@@ -56,11 +56,9 @@ class PCRL(MoCo):
         restoration = (rows["error"] + rows["mixed error"]).mean() / 2
         return contrast + restoration, {**measures, "explained variance": explained_variance(rows)}
 
-    def pictures(self, images: Tensor, draws: Draws) -> Rows:
-        everywhere = torch.ones_like(images[:, :1], dtype=torch.bool)
-        patches = Patches(images, everywhere, draws, images.new_tensor([[0.0, 1.0]]).repeat(len(images), 1))
+    def pictures(self, patches: Patches) -> Rows:
         seen, target, _ = self._view(patches)
-        changes = self._changes(draws)
+        changes = self._changes(patches.draws)
         output = self._restored(self._modulated(self.features(seen), changes))
         return {"input": seen, "output": output, "target": change(target, changes)}
 

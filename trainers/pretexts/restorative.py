@@ -54,8 +54,9 @@ class Restoration(Pretext):
     def loss(self, rows: Rows) -> Outcome:
         return rows["error"].mean(), {self.measure: explained_variance(rows)}
 
-    def pictures(self, images: Tensor, draws: Draws) -> Rows:
-        corrupted, hidden = self.corrupt(images, draws)
+    def pictures(self, patches: Patches) -> Rows:
+        images = patches.images
+        corrupted, hidden = self.corrupt(images, patches.draws)
         output = self.restore(corrupted)
         if hidden is not None:  # what is visible is not the network's work
             output = torch.where(hidden, output, images)

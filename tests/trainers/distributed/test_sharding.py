@@ -9,6 +9,7 @@ from stunet.networks import STUNet
 from stunet.trainers.distributed import sharding
 from stunet.trainers.distributed.group import Member, join_group
 from tests.loops import for_each
+from tests.pretext_inputs import make_patches, make_pretext
 
 STRIDES = [[1, 1, 1], [2, 2, 2], [2, 2, 2]]
 
@@ -72,6 +73,26 @@ def test_states_go_from_one_network_to_one_dealt_otherwise() -> None:
     step(alone, first)
     step(dealt, second)
     torch.testing.assert_close(sharding.gather(dealt.state_dict()), dict(alone.state_dict()), rtol=0, atol=1e-6)
+
+
+def test_a_sharded_pretext_learns_what_the_whole_one_does_and_its_teacher_follows() -> None:
+    for method in ("mae", "byol", "dino", "pcrl", "local"):
+        alone, sharded = make_pretext(method), make_pretext(method)
+        sharding.shard(sharded)
+        for pretext in (alone, sharded):
+            sgd = optimizer(pretext)
+            for _ in range(2):
+                sgd.zero_grad()
+                loss, _, kept = pretext(make_patches(2, 16, 16, 16))
+                loss.backward()
+                sgd.step()
+                with torch.no_grad():
+                    pretext.update(kept)
+                    pretext(make_patches(2, 16, 16, 16), only="compute")  # as in the validation, or in micro-batches
+        ours, theirs = sharding.gather(sharded.own_state()), alone.own_state()
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
+        weights = sharding.gather(sharded.network.state_dict())
+        torch.testing.assert_close(weights, dict(alone.network.state_dict()), rtol=0, atol=1e-5)
 
 
 @for_each("wrap", [sharding.data_parallel, sharding.shard])

@@ -6,7 +6,7 @@ import torch
 from stunet.trainers.pretexts.base import Setting
 from stunet.trainers.pretexts.combined import change, mix
 from stunet.trainers.pretexts.methods import METHODS
-from tests.pretext_inputs import make_draws, make_patches, make_pretext
+from tests.pretext_inputs import make_patches, make_pretext
 
 PATCH = (16, 16, 16)
 
@@ -51,12 +51,12 @@ def test_only_voxels_that_count_are_restored() -> None:
 
 
 def test_safe_views_are_restored_as_they_are() -> None:
-    pretext, images = make_pretext("pcrl"), make_patches(2, *PATCH).images
-    shown = pretext.pictures(images, make_draws(2))
+    pretext = make_pretext("pcrl")
+    shown = pretext.pictures(make_patches(2, *PATCH))
     assert list(shown) == ["input", "output", "target"]
     assert not torch.equal(shown["input"], shown["target"])
     pretext.setting = Setting(PATCH, (1.0,) * 3, 2, 100, "safe")
-    shown = pretext.pictures(images, make_draws(2))
+    shown = pretext.pictures(make_patches(2, *PATCH))
     assert torch.allclose(shown["input"], shown["target"], atol=1e-5)
 
 

@@ -56,7 +56,7 @@ def test_fusion_starts_at_chance_and_has_all_classes() -> None:
 
 
 def test_pictures_show_what_the_network_saw_and_answered() -> None:
-    shown = make_pretext("mae").pictures(make_patches(2, *PATCH).images, make_draws(2))
+    shown = make_pretext("mae").pictures(make_patches(2, *PATCH))
     assert list(shown) == ["input", "output", "target"]
     visible = shown["input"] != 0
     assert torch.equal(shown["output"][visible], shown["target"][visible])
