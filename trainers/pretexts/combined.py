@@ -73,7 +73,7 @@ class PCRL(MoCo):
     def _changes(self, draws: Draws) -> Tensor:
         """Draw how targets are changed: (B, CHANGES) in [-1, 1]; not at all unless intensities may change."""
         drawn = uniform(draws, -1, 1, CHANGES)
-        return (drawn if self.setting.augment == STANDARD else torch.zeros_like(drawn)).to(self.queue.device)
+        return (drawn if self.setting.augment == STANDARD else torch.zeros_like(drawn)).to(self.queue)
 
     def _modulated(self, features: list[Tensor], changes: Tensor) -> list[Tensor]:
         weights = self.modulate(changes)[(..., *(None,) * self.setting.ndim)]

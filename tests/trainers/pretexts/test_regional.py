@@ -103,8 +103,8 @@ def test_slabs_that_are_all_of_one_part_have_neither_loss_nor_a_broken_gradient(
 
 def test_the_part_of_a_slab_is_that_of_its_middle_in_the_volume() -> None:
     pretext = make_pretext("global")
-    patches = make_patches(60, *PATCH)
-    places = torch.tensor([[0.0, 1.0], [0.25, 0.75], [-0.5, 1.5]]).repeat(20, 1)
+    patches = make_patches(300, 1, 1, 1)
+    places = torch.tensor([[0.0, 1.0], [0.25, 0.75], [-0.5, 1.5]]).repeat(100, 1)
     firsts, parts = pretext._places(patches._replace(places=places))
     assert pretext.thickness == 4
     for first, part, (low, high) in zip(firsts, parts.tolist(), places.tolist(), strict=True):
