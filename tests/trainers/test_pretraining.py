@@ -103,6 +103,17 @@ def test_a_measure_at_chance_is_warned_of_once(planned: str, tmp_path: Path, mon
     assert not trainer._is_at_chance()
 
 
+def test_a_collapse_is_warned_of_once(planned: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # No negatives hold BYOL's embeddings apart: a rate that is far too high makes all of them the same.
+    values = {"num_epochs": 3, "num_iterations_per_epoch": 2, "initial_lr": 100.0}
+    trainer = make_pretrainer(planned, tmp_path, monkeypatch, "byol", **values)
+    trainer.configure(listener=(warned := Warned()))
+    trainer.run_training()
+    assert trainer.measures["spread"] < 0.05
+    (text,) = [text for text in warned.texts if "spread" in text]
+    assert text.startswith("after 2 epochs the spread on held-out subjects is 0.0")
+
+
 def test_measures_are_of_the_whole_batch_however_it_is_split(
     planned: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
