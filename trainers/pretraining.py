@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from stunet.errors import DataError, WeightsError
-from stunet.files import write_json
+from stunet.files import staging_name, write_json
 from stunet.folds import Fold, choose_cases
 from stunet.trainers import pictures, steps
 from stunet.trainers.data import loader
@@ -236,9 +236,9 @@ class STUNetPretrainer(BaseTrainer):
         self.logger.log("val_losses", loss, self.current_epoch)
 
     def on_train_start(self) -> None:
-        """Start as every training, and write what will be fine-tuned once: a week later it must be readable."""
+        """Start as every training, and see that what will be exported at the end can be read back."""
         super().on_train_start()
-        self.export(check=True)
+        self.export(rehearse=True)
 
     def on_train_end(self) -> None:
         """End as every training, with the network that was pre-trained in a file of its own."""
@@ -326,11 +326,12 @@ class STUNetPretrainer(BaseTrainer):
         mine = {"method": self.plan.pretext, "transfers": self.method.transfers, "state": state}
         return {**super().more_state(), "pretext": mine}
 
-    def export(self, check: bool = False) -> None:
+    def export(self, rehearse: bool = False) -> None:
         """Write the network, and the teacher if there is one, in nnssl's format; all processes must call this.
 
         Args:
-            check: Load the files into new networks, as fine-tuning will.
+            rehearse: Load the files into new networks, as fine-tuning will, and remove them: until the last epoch,
+                nobody may take them for what was pre-trained.
 
         Raises:
             WeightsError: A file is not what was written.
@@ -344,10 +345,14 @@ class STUNetPretrainer(BaseTrainer):
             return
         run = self.plan, self.configuration_name, list(self.dataset_json["channel_names"].values())
         for name, state in states.items():
-            path = Path(self.output_folder) / name
-            write_nnssl(path, state, *run, str(self.plan.pretext), transfers=self.method.transfers)
-            if check:
-                check_written(path, state)
+            path = Path(self.output_folder) / (staging_name(name) if rehearse else name)
+            try:
+                write_nnssl(path, state, *run, str(self.plan.pretext), transfers=self.method.transfers)
+                if rehearse:
+                    check_written(path, state)
+            finally:
+                if rehearse:
+                    path.unlink(missing_ok=True)
 
     def load_network_state(self, weights: dict[str, torch.Tensor], more: dict[str, Any]) -> None:
         """Load as in every training, and what the pretext has besides.

@@ -146,8 +146,10 @@ def reserved(run: Run) -> Iterator[Path | None]:
             forget(run)
         checkpoint = starting_point(run)
         remove_staging(run.folder)
-        if run.left_out and checkpoint is None:
-            write_json(run.folder / LEFT_OUT_FILE, dict(run.left_out))
+        if checkpoint is None:  # what a run that was killed before its first checkpoint left out does not count
+            (run.folder / LEFT_OUT_FILE).unlink(missing_ok=True)
+            if run.left_out:
+                write_json(run.folder / LEFT_OUT_FILE, dict(run.left_out))
         yield checkpoint
 
 
