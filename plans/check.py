@@ -52,6 +52,11 @@ def check_plan(plan: Plan, configuration: str) -> Configuration:
         _require(
             isinstance(arguments.get(key, False), bool), f"{configuration}: arch_kwargs.{key} must be true or false"
         )
+    weights, encoders = len(plan.weights), arguments.get("encoders", 1)
+    _require(
+        weights in (0, 1, encoders),
+        f"{configuration}: the plan starts from {weights} weights, and its network has {encoders} encoder(s)",
+    )
     problem = next(problems(plan, planned, arguments["strides"]), None)
     _require(problem is None, f"{configuration}: {problem}")
     return planned

@@ -20,7 +20,7 @@ from stunet.plans.check import check_plan
 from stunet.plans.demand import Demand
 from stunet.plans.fit import Fit, MemoryTarget, corrected, fit, largest_batch
 from stunet.plans.memory import Network
-from stunet.plans.plan import Plan, StartingWeights
+from stunet.plans.plan import ENCODER_ALONE, Plan, StartingWeights
 from stunet.sizes import SIZES
 from stunet.workspace import dataset_number
 
@@ -39,10 +39,11 @@ def derive(
     stages: int | str | None = None,
     overrides: Mapping[str, Any] | None = None,
     finetune: str | None = None,
-    weights: StartingWeights | None = None,
+    weights: Sequence[StartingWeights] = (),
     pretext: str | None = None,
     demand: Demand | None = None,
     datasets: Sequence[str] | None = None,
+    encoders: int | None = None,
 ) -> Plan:
     """Return a plan for another size, memory target (GiB), number of stages (or 'auto'), set of values or start.
 
@@ -63,6 +64,7 @@ def derive(
         pretext: Name of a method of pre-training (trainers/pretexts/methods.py); needs its demand.
         demand: What the method asks for; the patch stays as it was planned, and the batch is fitted to the memory.
         datasets: Full names of further datasets that a pre-training draws from.
+        encoders: Number of encoders; without it, as many as there are `weights` if several, or as planned.
 
     Raises:
         UsageError: Unknown size or key, or a value that is invalid or does not fit.
@@ -84,7 +86,6 @@ def derive(
         if size not in SIZES:
             raise UsageError(f"unknown size {size!r}; known: {', '.join(SIZES)}")
         target_gb = SIZES[size].target_gb
-    start = weights or plan.weights
     new = plan.with_ours(
         plan=set_for_plan,
         train=set_for_training,
@@ -92,12 +93,16 @@ def derive(
         memory_gb=set_for_plan.get("memory_gb", target_gb),
         stages=set_for_plan.get("stages", plan.stages or "auto"),
         finetune=finetune or plan.finetune,
-        weights=start.to_json() if start else None,
         pretext=pretext or plan.pretext,
         datasets=(list(datasets) if datasets is not None else plan.more_datasets) or None,
     )
-    other_classes = weights is not None and weights.classes is not None
+    # In any case, to be where it was in the block.
+    new = new.with_weights(weights or plan.weights)
+    other_classes = any(each.classes is not None for each in weights)
     other_network = (new.size, new.memory_gb, new.stages) != (plan.size, plan.memory_gb, plan.stages)
+    if encoders or len(weights) > 1:
+        new, before = _with_encoders(new, encoders or len(weights)), new
+        other_network |= new != before
     # The search runs only where the memory of a step changes: --set num_epochs must not move patch or batch.
     if other_network or other_classes or "checkpointing" in given:
         new = fit_configurations(_with_network_of(new), dataset_json, target_of(new))
@@ -212,6 +217,16 @@ def _with_network_of(plan: Plan) -> Plan:
     return plan
 
 
+def _with_encoders(plan: Plan, encoders: int) -> Plan:
+    """Return the plan with so many encoders in the network of every configuration."""
+    for name in plan.configurations_with_network:
+        planned = plan.configuration(name)
+        architecture = architectures.of_class(planned.network_class, name)
+        other, arguments = architectures.with_encoders(architecture, planned.network_arguments, encoders)
+        plan = plan.with_network_class(name, other.class_name, arguments)
+    return plan
+
+
 def _with_patch_and_batch(plan: Plan, dataset_json: Mapping[str, Any], demand: Demand | None) -> Plan:
     """Return the plan with the patch (where it has the right dimension) and batch that were set, and their memory.
 
@@ -281,8 +296,12 @@ def _name(plan: Plan, root: str) -> str:
     start = [plan.pretext] if plan.pretext else []
     start += ["with" + "and".join(str(dataset_number(name)) for name in plan.more_datasets)] * bool(plan.more_datasets)
     start += [plan.finetune] if plan.finetune else []
-    if weights := plan.weights:  # STU-Net-B.totalseg becomes totalseg: the name contains the size already
-        start += [weights.name.removeprefix(f"STU-Net-{size}."), *weights.tags]
+    for weights in plan.weights:
+        # Of several weights it is always the encoder alone.
+        several = [ENCODER_ALONE] if len(plan.weights) > 1 else []
+        # STU-Net-B.totalseg becomes totalseg: the name contains the size already.
+        name = weights.name.removeprefix(f"STU-Net-{size}.")
+        start += [name, *(tag for tag in weights.tags if tag not in several)]
     tags = [settings.tag(key, value) for key, value in {**plan.set_for_training, **plan.set_for_plan}.items()]
     name = "-".join([root, *start, *tags])
     if len(name) <= NAME_LENGTH:

@@ -392,15 +392,15 @@ class Plan:
         return dict(self._ours.get("contained_shapes", {}))
 
     @property
-    def weights(self) -> StartingWeights | None:
-        """The weights that training starts from."""
-        block = self._ours.get("weights")
-        return StartingWeights.read(block) if block else None
+    def weights(self) -> tuple[StartingWeights, ...]:
+        """The weights that training starts from, one for each encoder; empty if it starts from none."""
+        block = self._ours.get("weights") or ()
+        return tuple(map(StartingWeights.read, [block] if isinstance(block, Mapping) else block))
 
     @property
     def reused_classes(self) -> Sequence[str] | None:
         """The classes of the weights' head, if it is used whole."""
-        return self.weights.classes if self.weights else None
+        return self.weights[0].classes if len(self.weights) == 1 else None
 
     @property
     def train(self) -> TrainSettings:
@@ -449,6 +449,17 @@ class Plan:
         return self.with_configuration(
             name, architecture={**before, "arch_kwargs": {**before["arch_kwargs"], **arguments}}
         )
+
+    def with_network_class(self, name: str, network_class: str, arguments: Mapping[str, Any]) -> "Plan":
+        """Return the plan with another network in a configuration."""
+        before = self.configuration(name).content["architecture"]
+        network = {**before, "network_class_name": network_class, "arch_kwargs": dict(arguments)}
+        return self.with_configuration(name, architecture=network)
+
+    def with_weights(self, weights: Sequence[StartingWeights]) -> "Plan":
+        """Return the plan with these weights to start from."""
+        entries = [each.to_json() for each in weights]
+        return self.with_ours(weights=entries if len(entries) > 1 else entries[0] if entries else None)
 
     def _of(self, key: str) -> Any:
         if key not in self._ours:

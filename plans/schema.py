@@ -92,7 +92,7 @@ _BLOCK = table(
         "pretext": text,
         "datasets": list_of(name, least=1),
         "contained_shapes": dict_of(list_of(integer(1, 100_000), least=2, most=3), key=name),
-        "weights": _WEIGHTS,
+        "weights": either("a table, or a list of tables", _WEIGHTS, list_of(_WEIGHTS, least=2)),
         "fingerprint": text,
         "orientation": orientation,
         "orientations": ORIENTATIONS,

@@ -4,13 +4,13 @@ from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from stunet.trainers.trainer import BaseTrainer
-    from stunet.weights.report import TransferReport
+    from stunet.weights.report import JointReport, TransferReport
 
 
 class TrainingListener(Protocol):
     """Receives progress reports; given to a trainer by whatever shows the progress."""
 
-    def loaded(self, report: "TransferReport") -> None:
+    def loaded(self, report: "TransferReport | JointReport") -> None:
         """Handle that pre-trained weights have been put into the network."""
 
     def trains(self, text: str) -> None:
@@ -32,7 +32,7 @@ class TrainingListener(Protocol):
 class NullListener:
     """A listener that shows nothing."""
 
-    def loaded(self, report: "TransferReport") -> None:
+    def loaded(self, report: "TransferReport | JointReport") -> None:
         return
 
     def trains(self, text: str) -> None:

@@ -4,16 +4,19 @@ base.py states what such a file answers. Everything that depends on a network as
 network itself, or by the tensors in a file. Does not import torch.
 """
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from stunet.architectures.base import Architecture, Shapes
+from stunet.architectures.multi_encoder import MULTI_ENCODER
 from stunet.architectures.stunet import STUNET
-from stunet.errors import DataError
+from stunet.errors import DataError, UsageError
 
 if TYPE_CHECKING:
     from torch import nn
 
-TABLE: dict[str, Architecture] = {each.class_name: each for each in (STUNET,)}  # in the order they are recognised
+# In the order they are recognised.
+TABLE: dict[str, Architecture] = {each.class_name: each for each in (STUNET, MULTI_ENCODER)}
 
 
 def find(class_name: str) -> Architecture | None:
@@ -55,3 +58,19 @@ def of_network(network: "nn.Module") -> Architecture:
 def find_tensors(shapes: Shapes) -> Architecture | None:
     """Return the architecture that tensors belong to, by names and shapes; None if it is not in the table."""
     return next((each for each in TABLE.values() if each.owns(shapes)), None)
+
+
+def with_encoders(
+    architecture: Architecture, arguments: Mapping[str, Any], encoders: int
+) -> tuple[Architecture, dict[str, Any]]:
+    """Return the architecture and its arguments in a plan, for the same network with so many encoders.
+
+    Raises:
+        UsageError: There is none with several.
+    """
+    if encoders == arguments.get("encoders", 1):
+        return architecture, dict(arguments)
+    if architecture not in (STUNET, MULTI_ENCODER):
+        raise UsageError(f"a {architecture.title} has one encoder, not {encoders}", "one --pretrained")
+    others = {key: value for key, value in arguments.items() if key != "encoders"}
+    return (STUNET, others) if encoders == 1 else (MULTI_ENCODER, {**others, "encoders": encoders})

@@ -4,7 +4,8 @@ One file per network answers (stunet.py is the example), and only that file know
 part with an encoder of stages, a decoder of levels, and one head per level; plans hold its class and arguments.
 Nothing here imports torch before a network is at hand.
 
-    Parts     stem, encoder, upsampling, decoder, heads. A part's modules stand in a list, whose index is their level
+    Parts     stem, encoder, upsampling, decoder, heads; with several encoders, also fusion, which has a module per
+              encoder stage. A part's modules stand in a list, whose index is their level
     Levels    encoder stages count from the finest, 0 being the stem's; the others from the coarsest
     Depth     encoder stages 0 to n-1, then decoder levels n to n+m-1; the heads come last
 """
@@ -18,7 +19,8 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-STEM, ENCODER, UPSAMPLING, DECODER, HEADS, OTHER = "stem", "encoder", "upsampling", "decoder", "heads", "other"
+STEM, ENCODER, FUSION, UPSAMPLING = "stem", "encoder", "fusion", "upsampling"
+DECODER, HEADS, OTHER = "decoder", "heads", "other"
 Shapes = Mapping[str, tuple[int, ...]]
 
 
@@ -96,7 +98,9 @@ class Layout:
         part, level = self.architecture.place(name)
         if part == OTHER:
             raise ValueError(f"{name!r} is not a parameter of {self.architecture.title}")
-        return {STEM: 0, ENCODER: level, HEADS: self.blocks}.get(part, self.stages + level)
+        # The first fusion, of the bottlenecks, and the second one both feed the first decoder level.
+        blocks = {STEM: 0, ENCODER: level, FUSION: self.stages + max(level - 1, 0), HEADS: self.blocks}
+        return blocks.get(part, self.stages + level)
 
 
 @dataclass(frozen=True)
@@ -241,6 +245,13 @@ class Architecture(ABC):
             if module in encoder:  # and not a stem of its own
                 outputs.append(x_BCDHW)
         return outputs
+
+    def sources(self, network: "nn.Module") -> "list[nn.Module]":
+        """Return the networks that pre-trained weights are loaded into, one per encoder: the network itself, or views.
+
+        A view shares the parameters of its encoder with the network.
+        """
+        return [network]
 
     def decode(self, network: "nn.Module", features: "Sequence[Tensor]", levels: int | None = None) -> "Tensor":
         """Return the decoder's output at full resolution, (B, C', D, H, W), without the head.

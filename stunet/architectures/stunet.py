@@ -36,16 +36,16 @@ class _STUNet(Architecture):
         return STUNet(channels, classes, **arguments)
 
     def parameters(self, arguments: Mapping[str, Any], channels: int, classes: int, stages: int, ndim: int) -> int:
-        return _size(arguments).parameters(channels, classes, stages, ndim)
+        return size_of(arguments).parameters(channels, classes, stages, ndim)
 
     def encoder_parameters(self, arguments: Mapping[str, Any], channels: int, stages: int, ndim: int) -> int:
-        return _size(arguments).encoder_parameters(channels, stages, ndim)
+        return size_of(arguments).encoder_parameters(channels, stages, ndim)
 
     def run(self, network: Any, function: "Callable[..., Tensor]", *inputs: Any) -> "Tensor":
         return network._run(function, *inputs)
 
     def kept(self, arguments: Mapping[str, Any], voxels: Sequence[int]) -> list[Kept]:
-        size = _size(arguments)
+        size = size_of(arguments)
         # A residual block keeps 4 tensors of its output's shape: the outputs of two convolutions and two activations.
         # A decoder level also keeps the concatenation of upsampled features and skip connection, two more.
         outputs = [size.channels(stage) * count for stage, count in enumerate(voxels)]
@@ -53,7 +53,7 @@ class _STUNet(Architecture):
         return encoder + [Kept(4 * size.depth * output + 2 * output, output) for output in outputs[:-1]]
 
     def width(self, arguments: Mapping[str, Any]) -> int:
-        return _size(arguments).width
+        return size_of(arguments).width
 
     def problem(self, arguments: Mapping[str, Any]) -> str | None:
         size = arguments["size"]
@@ -61,7 +61,7 @@ class _STUNet(Architecture):
         return None if known else f"unknown size {size!r}; known: {', '.join(SIZES)}"
 
     def describe(self, arguments: Mapping[str, Any]) -> str:
-        size, given = _size(arguments), arguments["size"]
+        size, given = size_of(arguments), arguments["size"]
         name = f"size {given}" if isinstance(given, str) else "no published size"
         return f"{name} ({size.width} channels in the first stage, {size.depth} block(s) per stage)"
 
@@ -69,7 +69,8 @@ class _STUNet(Architecture):
         return f"{self.title}-{arguments['size']}"
 
 
-def _size(arguments: Mapping[str, Any]) -> Size:
+def size_of(arguments: Mapping[str, Any]) -> Size:
+    """Return the size that a plan names, or that tensors have."""
     size = arguments["size"]
     return size if isinstance(size, Size) else SIZES[size]
 

@@ -52,7 +52,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="values of the run, e.g. num_epochs=250 batch_size=4; kept in the plans and their name",
     )
     parser.add_argument(
-        "--pretrained", metavar="NAME|FILE|DIR", help="weights to start from: a model of stunet_models list, or a file"
+        "--pretrained",
+        action="append",
+        metavar="NAME|FILE|DIR",
+        help="weights to start from: a model of stunet_models list, or a file; several times: one encoder for each",
     )
     parser.add_argument(
         "--finetune", metavar="STRATEGY", help="how to fine-tune (default with --pretrained: ramp); --list shows all"

@@ -82,7 +82,7 @@ def train(
     gpu_memory_target: float | None = None,
     preset: str | None = None,
     set: Mapping[str, Any] | None = None,
-    pretrained: str | Path | None = None,
+    pretrained: str | Path | Sequence[str | Path] | None = None,
     finetune: str | None = None,
     head: str | None = None,
     transfer: str | None = None,

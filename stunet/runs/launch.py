@@ -25,6 +25,7 @@ from stunet.provenance import RECORD
 from stunet.runs.execution import FoldInUse
 from stunet.runs.isolation import is_quiet, quiet
 from stunet.trainers.distributed.group import Member, handle_signals, spawn
+from stunet.trainers.finetune.joint import JointStart
 from stunet.trainers.finetune.start import REPORT, Start, start_from_weights
 from stunet.trainers.lookup import trainer_class
 from stunet.trainers.progress import NullListener, TrainingListener
@@ -69,7 +70,7 @@ class Run:
     validate_best: bool = False
     probabilities: bool = False
     disable_checkpointing: bool = False
-    start: Start | None = None
+    start: Start | JointStart | None = None
     overwrite: bool = False
     fsdp: bool = False
     left_out: Mapping[str, str] = field(default_factory=dict)

@@ -3,7 +3,7 @@
 Options that change a plan derive another one, whose name tells what differs; it is written when training begins.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +13,7 @@ from stunet.errors import DataError, UsageError, WeightsError, first_few
 from stunet.kinds import read_dataset_json
 from stunet.labels.annotations import Annotations, describe_trained_model, load_annotations
 from stunet.plans.files import list_planned, plan_path, read_plan
-from stunet.plans.plan import ENCODER_ALONE, Plan
+from stunet.plans.plan import ENCODER_ALONE, Plan, StartingWeights
 from stunet.runs.fetching import fetch_model
 from stunet.runs.listener import Listener
 from stunet.trainers.lookup import check_trainer, needed_trainer
@@ -21,6 +21,7 @@ from stunet.trainers.lookup import check_trainer, needed_trainer
 if TYPE_CHECKING:
     from stunet.runs.pretraining import PretrainingRequest
     from stunet.runs.training import TrainingRequest
+    from stunet.trainers.finetune.joint import JointStart
     from stunet.trainers.finetune.start import Start
 
 
@@ -30,7 +31,7 @@ class Choice:
 
     plan: Plan
     new: bool
-    start: "Start | None"
+    start: "Start | JointStart | None"
 
 
 def choose_plans(dataset: str, request: "TrainingRequest", listener: Listener) -> Choice:
@@ -54,8 +55,8 @@ def choose_plans(dataset: str, request: "TrainingRequest", listener: Listener) -
     # The default trainer takes every case as completely annotated.
     annotations = None if request.trainer == workspace.TRAINER else load_annotations(path.parent)
     start = None
-    if text := request.pretrained or request.pretrained_weights:
-        start = _given(str(text), request, listener)
+    if request.sources:
+        start = _given(request, listener)
         options |= _from_weights(start, request, plan, (dataset_json, annotations), size, listener)
     elif request.finetune:
         options["finetune"] = request.finetune
@@ -66,7 +67,8 @@ def choose_plans(dataset: str, request: "TrainingRequest", listener: Listener) -
     plan.configuration(request.configuration)  # raises if there is none of this name
     from stunet.plans.derive import derive
 
-    classes = options["weights"].classes if options.get("weights") else plan.reused_classes
+    weights = options.get("weights") or plan.weights
+    classes = weights[0].classes if len(weights) == 1 else None
     trainer = request.trainer or needed_trainer(path.parent, classes)
     derived = derive(plan, describe_trained_model(dataset, classes, trainer), overrides=overrides, **options)
     chosen, new = _as_on_disk(derived, path)
@@ -214,21 +216,53 @@ def choose_trainer(dataset: str, plan: Plan, given: str | None, listener: Listen
 
 
 def _from_weights(
-    start: "Start",
+    start: "Start | JointStart",
     request: "TrainingRequest",
     base: Plan,
     data: tuple[Mapping[str, Any], Annotations | None],
     size: str | None,
     listener: Listener,
 ) -> dict[str, Any]:
-    """Return what of the plan follows from the weights: size, strategy and name.
+    """Return what of the plan follows from the weights: size, encoders, strategy and name.
 
     If the base plan has the same weights and head, its entry is kept.
     """
     from stunet.trainers.finetune import strategies
+    from stunet.trainers.finetune.joint import JointStart
+
+    if isinstance(start, JointStart):
+        network, encoders = start.starts[0].weights.network, len(start.starts)
+        named = _entries_of_several(start, request, base.weights, data)
+    else:
+        network = start.weights.network
+        encoders = network.arguments.get("encoders", 1)
+        named = (_entry(start, request, base.weights, data, listener),)
+    if size not in (None, network.size):
+        names = " and ".join(repr(each.name) for each in named)
+        raise UsageError(
+            f"size {size} is asked for, but the weights {names} are of size {network.size}",
+            f"leave the size out, or find weights of size {size}: stunet_models list",
+        )
+    finetune = request.finetune or base.finetune or strategies.DEFAULT
+    return {
+        "size": network.size,
+        "encoders": encoders,
+        "weights": named,
+        "finetune": None if request.pretrained_weights else finetune,
+    }
+
+
+def _entry(
+    start: "Start",
+    request: "TrainingRequest",
+    base: Sequence[StartingWeights],
+    data: tuple[Mapping[str, Any], Annotations | None],
+    listener: Listener,
+) -> StartingWeights:
+    """Return what a plan holds about the weights; warn of a head that cannot be what was asked for."""
     from stunet.trainers.finetune.start import choose_heads, plan_entry
 
-    before = base.weights
+    before = base[0] if len(base) == 1 else None
     head = "reset" if request.pretrained_weights else request.head or (before.head if before else None)
     transfer, inflate = request.transfer, request.inflate
     if before and before.sha256 == start.sha256:
@@ -236,26 +270,26 @@ def _from_weights(
     if (transfer or start.weights.transfers) == ENCODER_ALONE and not request.head:
         head = None  # that of the base plan is not transferred
     heads = choose_heads(start, head, *data, transfer)
-    is_file = Path(request.pretrained or request.pretrained_weights or "").exists()
-    named = plan_entry(start, heads, is_file=is_file, transfer=transfer, inflate=inflate)
-    # Compared by hash: the same file may have another name now, and the plans would get another one with it.
-    if before and replace(before, name=named.name, classes=named.classes) == named:
-        named = before
-    theirs = start.weights.network.size
-    if size not in (None, theirs):
-        raise UsageError(
-            f"size {size} is asked for, but the weights {named.name!r} are of size {theirs}",
-            f"leave the size out, or find weights of size {size}: stunet_models list",
-        )
+    named = plan_entry(start, heads, is_file=Path(request.sources[0]).exists(), transfer=transfer, inflate=inflate)
     if request.head:
         for text in heads.warnings:
             listener.warn(text)
-    finetune = request.finetune or base.finetune or strategies.DEFAULT
-    return {
-        "size": theirs,
-        "weights": named,
-        "finetune": None if request.pretrained_weights else finetune,
-    }
+    # Compared by hash: the same file may have another name now, and the plans would get another one with it.
+    return before if before and replace(before, name=named.name, classes=named.classes) == named else named
+
+
+def _entries_of_several(
+    start: "JointStart",
+    request: "TrainingRequest",
+    base: Sequence[StartingWeights],
+    data: tuple[Mapping[str, Any], Annotations | None],
+) -> tuple[StartingWeights, ...]:
+    same = [each.sha256 for each in base] == [each.sha256 for each in start.starts]
+    inflate = request.inflate or (base[0].inflate if same else None)
+    named = start.plan_entries([Path(text).exists() for text in request.sources], *data, inflate)
+    # As for one, named as before.
+    unchanged = same and all(replace(before, name=now.name) == now for before, now in zip(base, named, strict=True))
+    return tuple(base) if unchanged else named
 
 
 def _kept_stages(name: str, plan: Plan) -> int | None:
@@ -270,13 +304,13 @@ def _kept_stages(name: str, plan: Plan) -> int | None:
     return strategies.kept_stages(strategy, max(stages))
 
 
-def _given(text: str, request: "TrainingRequest", listener: Listener) -> "Start":
+def _given(request: "TrainingRequest", listener: Listener) -> "Start | JointStart":
     """Return the weights that a request names.
 
     A training that is continued or validated does not need them, so its error suggests leaving them out.
     """
     try:
-        return _find(text, request.dry_run, listener)
+        return _find(request.sources, request.dry_run, listener)
     except WeightsError as error:
         if request.resume or request.val:
             hint = "-p with the name of the training's plans instead of --pretrained: its checkpoints have all it needs"
@@ -284,22 +318,26 @@ def _given(text: str, request: "TrainingRequest", listener: Listener) -> "Start"
         raise
 
 
-def _start_of(plan: Plan, request: "TrainingRequest", listener: Listener) -> "Start | None":
+def _start_of(plan: Plan, request: "TrainingRequest", listener: Listener) -> "Start | JointStart | None":
     """Return the weights that a plan starts from if the request names none, found by name; None if not needed."""
-    if plan.weights is None or request.resume or request.val:
+    if not plan.weights or request.resume or request.val:
         return None
     try:
-        return _find(plan.weights.name, request.dry_run, listener)
+        return _find([each.name for each in plan.weights], request.dry_run, listener)
     except WeightsError:
+        names = " and ".join(repr(each.name) for each in plan.weights)
         raise WeightsError(
-            f"plans {plan.name!r} start from the weights {plan.weights.name!r}, which are not given",
-            "add --pretrained with their file",
+            f"plans {plan.name!r} start from the weights {names}, which are not given",
+            "add --pretrained with their file" if len(plan.weights) == 1 else "add --pretrained for each of them",
         ) from None
 
 
-def _find(text: str, dry_run: bool, listener: Listener) -> "Start":
+def _find(texts: Sequence[str], dry_run: bool, listener: Listener) -> "Start | JointStart":
     # A dry run downloads nothing.
-    path = fetch_model(text, listener, offline=dry_run)
-    from stunet.trainers.finetune.start import Start  # imports torch, which a wrong name must not wait for
+    paths = [fetch_model(text, listener, offline=dry_run) for text in texts]
+    # These import torch, which a wrong name must not wait for.
+    from stunet.trainers.finetune.joint import JointStart
+    from stunet.trainers.finetune.start import Start
 
-    return Start(path)
+    starts = [Start(path) for path in paths]
+    return starts[0] if len(starts) == 1 else JointStart(starts)

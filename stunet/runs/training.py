@@ -5,7 +5,7 @@ processes. torch is imported only once the request is known to be sound.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,7 @@ from stunet.files import json_differences
 from stunet.kinds import SUMMARY, has_classes, read, read_dataset_json
 from stunet.labels.annotations import describe_trained_model
 from stunet.plans.files import list_plans, read_plan
-from stunet.plans.plan import ENCODER_ALONE, INFLATIONS, TRANSFERS, Plan
+from stunet.plans.plan import ENCODER_ALONE, INFLATIONS, TRANSFERS, WHOLE, Plan
 from stunet.plans.settings import OF_PRETRAINING
 from stunet.runs.devices import choose_device
 from stunet.runs.execution import (
@@ -35,7 +35,7 @@ from stunet.trainers.lookup import check_trainer
 
 if TYPE_CHECKING:
     from stunet.runs.launch import Run
-    from stunet.weights.report import TransferReport
+    from stunet.weights.report import JointReport, TransferReport
 
 HEAD_MODES = ("reuse", "slice", "reset")
 
@@ -55,7 +55,8 @@ class TrainingRequest:
         gpu_memory_target: GPU memory in GiB that plans are derived for; None: as planned.
         preset: Name or .toml file of a preset, for size, memory and values.
         set: Values of the run, such as {"num_epochs": 250}; plans/settings.py lists them.
-        pretrained: Weights to start from: the name of a model, a file, or a folder.
+        pretrained: Weights to start from: the name of a model, a file, or a folder; or several of these, one for each
+            encoder of the network.
         finetune: Name of a strategy; None: "ramp" with weights.
         head: What becomes of the pre-trained head: "reuse", "slice" or "reset"; None: "slice" if any class is known.
         transfer: What of the weights is taken: "encoder" (and stem) or "all"; None: all, or what their pretext says.
@@ -83,7 +84,7 @@ class TrainingRequest:
     gpu_memory_target: float | None = None
     preset: str | None = None
     set: Mapping[str, Any] = field(default_factory=dict)
-    pretrained: str | Path | None = None
+    pretrained: str | Path | Sequence[str | Path] | None = None
     finetune: str | None = None
     head: str | None = None
     transfer: str | None = None
@@ -99,6 +100,12 @@ class TrainingRequest:
     disable_checkpointing: bool = False
     overwrite: bool = False
     dry_run: bool = False
+
+    @property
+    def sources(self) -> list[str]:
+        """All that is given as weights to start from."""
+        given = self.pretrained or self.pretrained_weights or []
+        return [str(given)] if isinstance(given, str | Path) else list(map(str, given))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -239,6 +246,12 @@ def _check(request: TrainingRequest) -> None:
             )
     if request.transfer == ENCODER_ALONE and request.head not in (None, "reset"):
         raise UsageError(f"--head {request.head} takes pre-trained rows, and --transfer encoder none", "one of them")
+    if (several := len(request.sources)) > 1:
+        if request.head in ("reuse", "slice") or request.transfer == WHOLE:
+            option = f"--transfer {WHOLE}" if request.transfer == WHOLE else f"--head {request.head}"
+            raise UsageError(
+                f"{option}, but of {several} --pretrained only the encoders are taken", "leave it out, or one of them"
+            )
     if request.trainer:
         check_trainer(request.trainer)
     if other := sorted(OF_PRETRAINING & request.set.keys()):
@@ -297,7 +310,7 @@ def _describe(run: "Run", listener: Listener) -> None:
     listener.note(headline(run))
     if plan.finetune is None:
         return
-    strategy, epochs, pretrained = strategies.find(plan.finetune), plan.train.num_epochs, plan.weights is not None
+    strategy, epochs, pretrained = strategies.find(plan.finetune), plan.train.num_epochs, bool(plan.weights)
     peak = plan.train.initial_lr
     if peak is None:
         peak = strategy.lr if pretrained else strategy.scratch_lr
@@ -309,7 +322,7 @@ def _describe(run: "Run", listener: Listener) -> None:
         listener.warn(f"{epochs} epochs are too few for the ramp of {plan.finetune!r}: it lasts one epoch or none")
 
 
-def _judged(run: "Run") -> "TransferReport | None":
+def _judged(run: "Run") -> "TransferReport | JointReport | None":
     """Return what will become of pre-trained weights, before anything is written; None without weights."""
     if run.start is None:
         return None

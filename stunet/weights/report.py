@@ -42,8 +42,36 @@ class Fate:
     note: str = ""
 
 
+class _Tensors:
+    """What follows from the fates of the tensors alone."""
+
+    tensors: tuple[Fate, ...]
+    architecture: Architecture
+
+    @property
+    def fresh(self) -> frozenset[str]:
+        """Tensors of the network that are not pre-trained, or not in all their classes or input channels."""
+        return frozenset(fate.target for fate in self.tensors if fate.target and fate.pretrained < fate.elements)
+
+    def table(self) -> tuple[list[str], list[list[str]]]:
+        """Return columns, and one row per part of the network: its size, and the number of tensors of each fate."""
+        rows = []
+        parts = [self.part_of(fate) for fate in self.tensors]
+        for part in dict.fromkeys(parts):
+            fates = [fate for fate, own in zip(self.tensors, parts, strict=True) if own == part]
+            size = sum(fate.elements for fate in fates if fate.target)
+            counts = [sum(fate.kind == kind for fate in fates) for kind in KINDS]
+            rows.append([part, f"{size:,}", *(str(count or "-") for count in counts)])
+        return ["part", "parameters", *KINDS], rows
+
+    def part_of(self, fate: Fate) -> str:
+        """Return the part of the network: "stem", "encoder 1" and so on, "decoder", "heads", or "other"."""
+        part, level = self.architecture.place(fate.target or fate.source or "")
+        return f"{ENCODER} {level}" if part == ENCODER else DECODER if part == UPSAMPLING else part
+
+
 @dataclass(frozen=True)
-class TransferReport:
+class TransferReport(_Tensors):
     """What was loaded into a network, and from where.
 
     Attributes:
@@ -72,39 +100,21 @@ class TransferReport:
     transfer: str = WHOLE
     inflate: str | None = None
 
-    @property
-    def fresh(self) -> frozenset[str]:
-        """Tensors of the network that are not pre-trained, or not in all their classes or input channels."""
-        return frozenset(fate.target for fate in self.tensors if fate.target and fate.pretrained < fate.elements)
-
-    def table(self) -> tuple[list[str], list[list[str]]]:
-        """Return columns, and one row per part of the network: its size, and the number of tensors of each fate."""
-        rows = []
-        parts = [self.part_of(fate) for fate in self.tensors]
-        for part in dict.fromkeys(parts):
-            fates = [fate for fate, own in zip(self.tensors, parts, strict=True) if own == part]
-            size = sum(fate.elements for fate in fates if fate.target)
-            counts = [sum(fate.kind == kind for fate in fates) for kind in KINDS]
-            rows.append([part, f"{size:,}", *(str(count or "-") for count in counts)])
-        return ["part", "parameters", *KINDS], rows
-
-    def part_of(self, fate: Fate) -> str:
-        """Return the part of the network: "stem", "encoder 1" and so on, "decoder", "heads", or "other"."""
-        part, level = self.architecture.place(fate.target or fate.source or "")
-        return f"{ENCODER} {level}" if part == ENCODER else DECODER if part == UPSAMPLING else part
-
     def lines(self) -> list[str]:
         """Return what the table does not tell."""
+        part = ["transferred: stem and encoder; decoder and upsampling are initialised at random"]
+        return [*self.own_lines(), *(part if self.transfer == ENCODER_ALONE else ()), *self.heads.lines()]
+
+    def own_lines(self) -> list[str]:
+        """Return the part of lines() that is about the weights, and not about what is left as it is."""
         name = f"{self.entry}, " if self.entry else ""
         loaded = f"weights: {name}{self.weights}; {self.coverage:.1%} of the encoder loaded"
         lines = [loaded, f"pre-training: {self.origin}"] if self.origin else [loaded]
-        if self.transfer == ENCODER_ALONE:
-            lines.append("transferred: stem and encoder; decoder and upsampling are initialised at random")
         if self.inflate:
             lines.append(f"kernels: 2D, made 3D by {self.inflate!r}")
         # Only those of the input have a note.
         notes = dict.fromkeys(fate.note for fate in self.tensors if fate.kind == "inflated" and fate.note)
-        return [*lines, *(f"input: {note}" for note in notes), *self.heads.lines()]
+        return [*lines, *(f"input: {note}" for note in notes)]
 
     def to_json(self) -> dict[str, Any]:
         """Return the content of transfer_report.json."""
@@ -114,3 +124,34 @@ class TransferReport:
         usual = {"origin": None, "transfer": WHOLE, "inflate": None}
         own = {key: value for key, value in own.items() if key not in usual or value != usual[key]}
         return {**own, "heads": asdict(self.heads), "tensors": tensors}
+
+
+@dataclass(frozen=True)
+class JointReport(_Tensors):
+    """What was loaded into a network with several encoders.
+
+    Attributes:
+        reports: One per encoder, as of a network with that encoder alone.
+        tensors: One fate per tensor of the network, then those left over in each of the weights.
+        architecture: Of the network.
+    """
+
+    reports: tuple[TransferReport, ...]
+    tensors: tuple[Fate, ...]
+    architecture: Architecture
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What users should know before training, of all weights; what they have in common comes once."""
+        return tuple(dict.fromkeys(text for report in self.reports for text in report.warnings))
+
+    def lines(self) -> list[str]:
+        """Return what the table does not tell, with the number of the encoder."""
+        return [f"encoder {n}: {line}" for n, report in enumerate(self.reports, 1) for line in report.own_lines()] + [
+            "fusion: starts as the mean of the encoders; decoder, upsampling and heads are initialised at random"
+        ]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the content of transfer_report.json: under `encoders` that of each, without its tensors."""
+        encoders = [{key: value for key, value in each.to_json().items() if key != "tensors"} for each in self.reports]
+        return {"encoders": encoders, "tensors": [asdict(fate) for fate in self.tensors]}

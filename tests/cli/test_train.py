@@ -20,6 +20,7 @@ from stunet.networks import build
 from stunet.plans.derive import derive
 from stunet.plans.files import read_plan
 from stunet.trainers.finetune import strategies
+from stunet.trainers.finetune.joint import JointStart
 from stunet.trainers.finetune.start import Start, choose_heads, plan_entry
 from stunet.weights.checkpoints import save_checkpoint
 from tests.loops import for_each
@@ -100,6 +101,8 @@ def everything(folder: Path) -> set[Path]:
         (["998", "--transfer", "encoder"], 2, "--transfer says what becomes of", "add --pretrained"),
         (["998", "--inflate", "centre"], 2, "--inflate says what becomes of", "add --pretrained"),
         (["998", "--pretrained", "x", "--transfer", "encoder", "--head", "slice"], 2, "takes pre-trained", "one of"),
+        (["998", "--pretrained", "x", "--pretrained", "y", "--head", "slice"], 2, "only the encoders", "leave it out"),
+        (["998", "--pretrained", "x", "--pretrained", "y", "--transfer", "all"], 2, "only the encoders", "leave it"),
     ],
 )
 def test_mistakes_end_in_one_line(
@@ -299,7 +302,7 @@ def test_plans_with_weights_keep_their_strategy_and_head(
     folder = workspace.preprocessed_dataset(planned)
     plan, start = read_plan(folder / "STUNetPlans_T.json"), Start(path)
     weights = plan_entry(start, choose_heads(start, "reset", read_json(folder / "dataset.json")), is_file=True)
-    derived = derive(plan, read_json(folder / "dataset.json"), finetune="full", weights=weights)
+    derived = derive(plan, read_json(folder / "dataset.json"), finetune="full", weights=[weights])
     file = folder / f"{derived.name}.json"
     write_json(file, derived.to_json())
     try:
@@ -333,6 +336,36 @@ def test_the_plan_says_the_pretext_and_what_of_it_is_transferred(
     for head in ("reuse", "slice"):
         err = fails(capsys, 2, "998", "-device", "cpu", "--pretrained", str(path), "--head", head, "--dry_run")
         assert f"--head {head}, but the heads of 'mae'" in err
+
+
+def test_several_weights_start_a_network_with_an_encoder_for_each(
+    planned: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one, other = pretext_file(tmp_path / "one.pth", "all"), tmp_path / "two.pth"
+    torch.manual_seed(1)
+    given = ["--pretrained", str(one), "--pretrained", str(weights_file(other))]
+    err = planned_with(capsys, *given)
+    assert re.search(r"  STUNetPlans_T-ramp-one\.\w{6}-mae-two\.\w{6}\n", err)
+    assert "STU-Net-T with 2 encoders" in err
+    assert f"encoder 1: weights: {one}; 100.0% of the encoder loaded" in err
+    assert "encoder 1: pre-training: mae" in err
+    assert f"encoder 2: weights: {other}; 100.0% of the encoder loaded" in err
+    assert main(["998", "--dry_run", "--size", "S", *given]) == 2
+    assert "but the weights 'one." in capsys.readouterr().err
+    folder = workspace.preprocessed_dataset(planned)
+    plan, description = read_plan(folder / "STUNetPlans_T.json"), read_json(folder / "dataset.json")
+    weights = JointStart([Start(one), Start(other)]).plan_entries([True, True], description)
+    derived = derive(plan, description, finetune="ramp", weights=weights)
+    file = folder / f"{derived.name}.json"
+    write_json(file, derived.to_json())
+    try:
+        assert main(["998", "3d_fullres", "0", "-p", file.stem, "--dry_run"]) == 4
+        assert "add --pretrained for each of them" in capsys.readouterr().err
+        assert f"  {file.stem}\n" in planned_with(capsys, "-p", file.stem, *given)
+        alone = planned_with(capsys, "-p", file.stem, "--pretrained", str(other))
+        assert re.search(r"  STUNetPlans_T-ramp-two\.\w{6}-reset\nSTU-Net-T, ", alone)
+    finally:
+        file.unlink()
 
 
 def test_2d_weights_start_a_3d_training_when_asked_to(

@@ -155,11 +155,11 @@ def test_a_value_that_is_set_again_stands_once_in_the_name(plan: Plan) -> None:
 def test_a_name_that_is_too_long_keeps_how_training_starts(plan: Plan) -> None:
     weights = StartingWeights("a_rather_long_name.759ba9", "0" * 64, "reset")
     values = {"num_epochs": 250, "initial_lr": 1e-3, "batch_size": 4, "seed": 1, "weight_decay": 1e-5}
-    name = derive(plan, DATASET, overrides=values, finetune="encoder-frozen", weights=weights).name
+    name = derive(plan, DATASET, overrides=values, finetune="encoder-frozen", weights=[weights]).name
     assert name.startswith("STUNetPlans_B-encoder-frozen-a_rather_long_name.759ba9-reset-")
     assert len(name) <= 72
     official = StartingWeights("STU-Net-B.totalseg", "0" * 64, "slice")
-    assert derive(plan, DATASET, finetune="full", weights=official).name == "STUNetPlans_B-full-totalseg"
+    assert derive(plan, DATASET, finetune="full", weights=[official]).name == "STUNetPlans_B-full-totalseg"
 
 
 def test_checkpointing_gives_a_larger_patch(plan: Plan) -> None:

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from torch import nn
 
 from stunet.architectures.stunet import STUNET
 from stunet.networks import SIZES, STUNet
@@ -15,14 +16,18 @@ from tests.loops import for_each
 ISOTROPIC = [[1, 1, 1]] + [[2, 2, 2]] * 5
 
 
-def saved_bytes(network: STUNet, shape: tuple[int, ...], call: Callable[[torch.Tensor], object] | None = None) -> int:
+def saved_bytes(
+    network: nn.Module, shape: tuple[int, ...], call: Callable[[torch.Tensor], object] | None = None
+) -> int:
     """Bytes of distinct tensors that autograd keeps, without parameters and without the statistics of the norms."""
     kept: dict[int, int] = {}
-    parameters = {p.data_ptr() for p in network.parameters()}
+    parameters = {p.untyped_storage().data_ptr() for p in network.parameters()}
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:
-        if tensor.data_ptr() not in parameters and tensor.ndim == len(shape):
-            kept[tensor.data_ptr()] = tensor.numel() * tensor.element_size()
+        # By storage: as matrix products, 1x1x1 convolutions keep a view with a single axis of space.
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in parameters and tensor.ndim >= 3:
+            kept[storage.data_ptr()] = storage.nbytes()
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):

@@ -67,7 +67,7 @@ def test_what_a_plan_lacks_is_named_where_it_is_needed_and_none_where_it_may_lac
     assert (planned.known_strides, planned.pooling) == (None, [[1, 1], [2, 2]])
     assert (planned.network_class, planned.memory_gb, planned.median_shape) == (None, None, [])
     assert not foreign.is_ours
-    assert (foreign.name, foreign.orientation, foreign.weights, foreign.finetune) == ("", None, None, None)
+    assert (foreign.name, foreign.orientation, foreign.weights, foreign.finetune) == ("", None, (), None)
     assert foreign.train == TrainSettings()
 
 
@@ -107,8 +107,8 @@ def test_our_block_is_typed() -> None:
     assert (derived.stages, plan().stages) == (None, 6)
     assert (derived.root, plan().root) == ("Q", "P")
     assert (derived.is_derived, plan().is_derived) == (True, False)
-    assert derived.weights == StartingWeights("W", "0", "reuse", ["background", "a"])
-    assert derived.weights.to_json() == weights
+    assert derived.weights == (StartingWeights("W", "0", "reuse", ["background", "a"]),)
+    assert derived.with_weights(derived.weights) == derived
     assert (derived.finetune, derived.orientations) == ("ramp", {"LPS": 2, "RAS": 1})
 
 
@@ -122,7 +122,7 @@ def test_plans_with_other_values_leave_the_first_as_it_was() -> None:
         .with_network("first", size="L", checkpointing=True)
     )
     assert first == plan(weights={"name": "W"})
-    assert (other.name, other.size, other.weights, other.root) == ("Q", "L", None, "P")
+    assert (other.name, other.size, other.weights, other.root) == ("Q", "L", (), "P")
     second = other.configuration("second")
     assert (second.batch_size, second.size, second.strides, second.checkpointing) == (4, "L", [[1, 1], [2, 2]], True)
     assert other.configuration("fourth").batch_size == 4

@@ -4,7 +4,7 @@ A trainer has this only if its plan names weights or a strategy. start.py loads 
 say what a strategy is.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -22,14 +22,14 @@ class FineTuning:
     """The fine-tuning of one training.
 
     Args:
-        weights: The plan's record of the weights to start from; None: the strategy's schedule, without weights.
+        weights: The plan's record of the weights to start from; empty: the strategy's schedule, without weights.
         strategy: None: the weights with nnU-Net's own schedule.
 
     Attributes:
         fresh: Names of the parameters that are not pre-trained; None: all of them, or nothing is loaded yet.
     """
 
-    def __init__(self, weights: StartingWeights | None, strategy: strategies.Strategy | None) -> None:
+    def __init__(self, weights: Sequence[StartingWeights], strategy: strategies.Strategy | None) -> None:
         self.weights, self.strategy = weights, strategy
         self.fresh: frozenset[str] | None = None
         self._phase: strategies.Phase | None = None  # of the last epoch; a resumed training has to enter it again
@@ -41,7 +41,7 @@ class FineTuning:
         Raises:
             UsageError: The strategy is unknown.
         """
-        if plan.weights is None and plan.finetune is None:
+        if not plan.weights and plan.finetune is None:
             return None
         return cls(plan.weights, strategies.find(plan.finetune) if plan.finetune else None)
 
@@ -58,8 +58,9 @@ class FineTuning:
             WeightsError: None are loaded.
         """
         if self.weights and self.fresh is None:
+            names = " and ".join(repr(each.name) for each in self.weights)
             raise WeightsError(
-                f"the plan starts from {self.weights.name!r}, and nothing was loaded",
+                f"the plan starts from {names}, and nothing was loaded",
                 f"stunet_train with -p {plans_name}, and --pretrained",
             )
 

@@ -57,14 +57,20 @@ def export_adapter(source: Path, target: Path) -> None:
             f"{str(weights.path)!r} holds no adapters",
             "only trainings with --pretrained NAME --finetune lora have them; export others without --peft",
         )
+    if len(weights.plan.weights) > 1:
+        raise WeightsError(
+            f"{str(weights.path)!r} has adapters on {len(weights.plan.weights)} weights, and peft takes those on one",
+            "without --peft the whole network is exported",
+        )
+    started = weights.plan.weights[0]
     written, base = _split(weights.tensors, more, weights.network.architecture)
     norms = {name: _norm(base[name.replace(DOWN, ".weight")]) for name in written if name.endswith(DOWN)}
     with atomic_folder(target) as part:
         meta: dict[str, Any] = {"network": _arguments(weights), "norms": norms}
-        if way := weights.plan.weights.inflate:
+        if way := started.inflate:
             meta["inflate"] = way
         save_weights(part / FILE, {PREFIX + name: value for name, value in written.items()}, meta)
-        _config(peft, written, weights.plan.weights.name).save_pretrained(part)
+        _config(peft, written, started.name).save_pretrained(part)
         write_json(part / "plans.json", weights.plan.content)
         write_json(part / "dataset.json", weights.dataset)
         _verify(peft, part, weights, base)

@@ -2,7 +2,7 @@
 
 A Start is what a user names. It is read once in each process: `choose_heads` and `plan_entry` serve the plan, `preview`
 says what will be loaded before anything is written, and `start_from_weights` loads it into a trainer. Read next:
-finetuning.py.
+finetuning.py; joint.py for networks with several encoders.
 """
 
 import logging
@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -24,9 +24,12 @@ from stunet.trainers.trainer import BaseTrainer
 from stunet.weights.checkpoints import load_checkpoint
 from stunet.weights.heads import BACKGROUND, Heads, plan_heads
 from stunet.weights.reading import Weights, read_weights, unfinished
-from stunet.weights.report import TransferReport
+from stunet.weights.report import JointReport, TransferReport
 from stunet.weights.transfer import Transfer, decide
 from stunet.workspace import LATEST
+
+if TYPE_CHECKING:
+    from stunet.trainers.finetune.joint import JointStart
 
 log = logging.getLogger("stunet")
 REPORT = "transfer_report.json"
@@ -73,7 +76,13 @@ class Start:
             WeightsError: The file is not the one that the plan names, or does not fit the network.
         """
         if self._decided is None or self._decided[:2] != (plan, configuration):
-            self._decided = plan, configuration, _decide(self, network, plan, configuration, dataset_json)
+            if len(plan.weights) != 1:
+                raise WeightsError(
+                    f"one file of weights is given, and plans {plan.name!r} start from {len(plan.weights)}",
+                    "as many --pretrained as the plans were derived with",
+                )
+            judged = judge(self, plan.weights[0], network, plan, configuration, dataset_json)
+            self._decided = plan, configuration, judged
         return self._decided[2]
 
     def release(self) -> None:
@@ -120,7 +129,13 @@ def choose_heads(
 
 
 def plan_entry(
-    start: Start, heads: Heads, *, is_file: bool, transfer: str | None = None, inflate: str | None = None
+    start: Start,
+    heads: Heads,
+    *,
+    is_file: bool,
+    transfer: str | None = None,
+    inflate: str | None = None,
+    length: int = NAME_LENGTH,
 ) -> StartingWeights:
     """Return the weights as a plan names them.
 
@@ -132,12 +147,13 @@ def plan_entry(
         is_file: The user named a file, of which others may share the name.
         transfer: What of the weights is taken, one of TRANSFERS; None: what they say.
         inflate: How 2D weights become 3D ones, one of INFLATIONS.
+        length: Of the part of the name that comes from a file's name.
     """
     weights, name = start.weights, start.weights.entry
     if name is None:
         trained_on = re.fullmatch(r"Dataset\d{3}_(.+)", weights.plan.dataset_name if weights.plan else "")
         stem = re.sub(r"[^A-Za-z0-9]+", "", trained_on[1] if trained_on else weights.path.stem)
-        name = stem[:NAME_LENGTH] or "weights"
+        name = stem[:length] or "weights"
     if is_file:
         name = f"{name}.{start.sha256[:6]}"
     whole = [name for name in weights.classes or () if name != BACKGROUND] if heads.mode == "reuse" else None
@@ -146,7 +162,9 @@ def plan_entry(
     return StartingWeights(name, start.sha256, heads.mode, whole, weights.pretext, unusual, inflate)
 
 
-def preview(start: Start, plan: Plan, configuration: str, dataset_json: Mapping[str, Any]) -> TransferReport:
+def preview(
+    start: "Start | JointStart", plan: Plan, configuration: str, dataset_json: Mapping[str, Any]
+) -> TransferReport | JointReport:
     """Return what start_from_weights() will report; the weights are judged on a network without memory.
 
     Raises:
@@ -161,7 +179,7 @@ def preview(start: Start, plan: Plan, configuration: str, dataset_json: Mapping[
     return start.decide(network, plan, configuration, dataset_json).report
 
 
-def start_from_weights(trainer: BaseTrainer, start: Start) -> TransferReport:
+def start_from_weights(trainer: BaseTrainer, start: "Start | JointStart") -> TransferReport | JointReport:
     """Start a trainer from the weights that its plan names; write the report and a first checkpoint to its folder.
 
     Raises:
@@ -186,11 +204,20 @@ def start_from_weights(trainer: BaseTrainer, start: Start) -> TransferReport:
     return report
 
 
-def _decide(
-    start: Start, network: torch.nn.Module, plan: Plan, configuration: str, dataset_json: Mapping[str, Any]
+def judge(
+    start: Start,
+    named: StartingWeights,
+    network: torch.nn.Module,
+    plan: Plan,
+    configuration: str,
+    dataset_json: Mapping[str, Any],
 ) -> Transfer:
-    named, planned = plan.weights, plan.configuration(configuration)
-    assert named is not None  # a plan without weights is not started from any
+    """Return what will be loaded of weights that a plan names into a network with one encoder.
+
+    Raises:
+        WeightsError: The file is not the one that the plan names, or does not fit the network.
+    """
+    planned = plan.configuration(configuration)
     if start.sha256 != named.sha256:
         raise WeightsError(
             f"{str(start.path)!r} is not the file that the plan starts from: SHA-256 {start.sha256[:12]}..., "

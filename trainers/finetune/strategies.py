@@ -4,7 +4,7 @@ A parameter is identified by its name alone, so nothing here needs torch, and li
 Everything that is not pre-trained (`fresh`: new heads, a stem for other channels) trains in every phase. A strategy
 without weights therefore trains everything, with the same schedule: the fair baseline.
 
-    Parts      encoder (with its stem), decoder (with its upsampling), heads; adapters, if lora.py has added them
+    Parts      encoder (with its stem), decoder (with upsampling and fusion), heads; adapters, if lora.py has added them
     Blocks     along the depth: n encoder stages, then decoder levels, m together; the heads come last
     Quarters   of the m blocks, cut at ceil(m i / 4); the heads belong to the last. STU-Net of six stages: encoder
                stages 0-2 and 3-5, decoder levels 0-2 and 3-4. This is our own definition: the study that compared
@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from stunet import architectures
-from stunet.architectures.base import DECODER, ENCODER, HEADS, OTHER, STEM, UPSAMPLING, Architecture, Layout
+from stunet.architectures.base import DECODER, ENCODER, FUSION, HEADS, OTHER, STEM, UPSAMPLING, Architecture, Layout
 from stunet.errors import UsageError, closest
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 ADAPTERS = "adapters"
 ALL = (ENCODER, DECODER, HEADS)
 QUARTERS = tuple(f"quarter-{number}" for number in (1, 2, 3, 4))
-COARSE = {STEM: ENCODER, UPSAMPLING: DECODER}  # what strategies do not tell apart
+COARSE = {STEM: ENCODER, FUSION: DECODER, UPSAMPLING: DECODER}  # what strategies do not tell apart
 PARAMETRIZED = ".parametrizations.weight."  # torch's infix in the names of the tensors that make up a weight
 RAMP = 0.05  # 50 of 1000 epochs, the best documented recipe (Wald et al. 2025, arXiv:2410.23132, table 3)
 

@@ -18,7 +18,6 @@ from stunet.labels.names import head_classes
 from stunet.networks import build
 from stunet.plans.derive import derive
 from stunet.plans.files import plan_path, read_plan
-from stunet.plans.plan import StartingWeights
 from stunet.trainers.finetune import lora, strategies
 from stunet.trainers.finetune.peft_export import base_network, export_adapter
 from stunet.trainers.finetune.start import REPORT, Start, choose_heads, plan_entry, preview, start_from_weights
@@ -58,12 +57,12 @@ def make(planned: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Make:
         monkeypatch.setenv("nnUNet_results", str(tmp_path / folder))
         plan = read_plan(plan_path(planned, "STUNetPlans_T"))
         dataset_json = read_json(workspace.preprocessed_dataset(planned) / "dataset.json")
-        head, named = overrides.pop("head", None), None
+        head, named = overrides.pop("head", None), []
         ways = {key: overrides.pop(key) for key in ("transfer", "inflate") if key in overrides}
         if weights is not None:
             start = Start(weights)
             heads = choose_heads(start, head, dataset_json, transfer=ways.get("transfer"))
-            named = plan_entry(start, heads, is_file=True, **ways)
+            named = [plan_entry(start, heads, is_file=True, **ways)]
         stages = overrides.pop("stages", None)
         plan = derive(
             plan, dataset_json, finetune=finetune, weights=named, stages=stages, overrides={**SHORT, **overrides}
@@ -121,7 +120,7 @@ def test_training_starts_from_the_weights_and_says_what_it_took(make: Make, sour
     folder = Path(trainer.output_folder)
     written = json.loads((folder / REPORT).read_text())
     assert written["coverage"] == report.coverage == 1
-    assert written["sha256"] == trainer.finetuning.weights.sha256
+    assert written["sha256"] == trainer.finetuning.weights[0].sha256
     assert {row["target"]: row["sources"] for row in written["heads"]["rows"]}["spleen"] == []
     assert written["heads"]["unused"] == ["pancreas"]
     first = torch.load(folder / LATEST, weights_only=True)["network_weights"]
@@ -208,7 +207,7 @@ def test_a_pretext_gives_what_its_file_says_unless_something_else_is_asked_for(m
         report = preview(Start(path), trainer.plan, "3d_fullres", trainer.dataset_json)
         parts = {strategies.part_of(fate.target, STUNET) for fate in report.tensors if fate.target and fate.source}
         assert parts == transferred, tags
-        assert StartingWeights.read(trainer.plan.weights.to_json()) == trainer.plan.weights
+        assert trainer.plan.with_weights(trainer.plan.weights) == trainer.plan
 
 
 @pytest.mark.parametrize("strategy", ["linear", "lora", "warmup"])

@@ -244,7 +244,7 @@ def test_a_reused_head_is_the_pre_trained_one_until_it_is_trained(
         assert named.classes == list(LEAVES)
         plan = read_plan(plan_path(parts, "STUNetPlans_T"))
         trained = complete_annotations(dataset_json, ()).map_to_head(LEAVES).model_description(dataset_json)
-        plans = derive(plan, trained, overrides=SHORT, weights=named, finetune="full").to_json()
+        plans = derive(plan, trained, overrides=SHORT, weights=[named], finetune="full").to_json()
         assert "-reuse-" in plans["plans_name"]
         trainer = STUNetPartialTrainer(plans, "3d_fullres", 0, dataset_json, torch.device("cpu"))
         report = start_from_weights(trainer, start)
