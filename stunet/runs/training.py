@@ -246,12 +246,9 @@ def _check(request: TrainingRequest) -> None:
             )
     if request.transfer == ENCODER_ALONE and request.head not in (None, "reset"):
         raise UsageError(f"--head {request.head} takes pre-trained rows, and --transfer encoder none", "one of them")
-    if (several := len(request.sources)) > 1:
-        if request.head in ("reuse", "slice") or request.transfer == WHOLE:
-            option = f"--transfer {WHOLE}" if request.transfer == WHOLE else f"--head {request.head}"
-            raise UsageError(
-                f"{option}, but of {several} --pretrained only the encoders are taken", "leave it out, or one of them"
-            )
+    if len(request.sources) > 1 and (request.head in ("reuse", "slice") or request.transfer == WHOLE):
+        option = f"--transfer {WHOLE}" if request.transfer == WHOLE else f"--head {request.head}"
+        raise UsageError(f"{option}, but of several --pretrained only the encoders are taken", "leave it out")
     if request.trainer:
         check_trainer(request.trainer)
     if other := sorted(OF_PRETRAINING & request.set.keys()):

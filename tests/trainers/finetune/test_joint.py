@@ -173,6 +173,9 @@ def test_nnunet_predicts_the_result_as_we_do(make: Make, sources: list[Path], tm
     assert found.network.planned == {"size": "T", "encoders": 2}
     assert found.strides == [list(stride) for stride in trainer.bare_network().strides]
     image = write_image(tmp_path / "in" / "case_0000.nii.gz")
+    turned = sitk.ReadImage(image)  # to the orientation of the training, which nnU-Net does not see to
+    turned.SetDirection(np.eye(3).ravel())
+    sitk.WriteImage(turned, image)
     theirs = reference(model, [[image]], tmp_path / "theirs")
     (outcome,) = run(model, tmp_path / "in", tmp_path / "ours")
     assert not outcome.error
