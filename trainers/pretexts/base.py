@@ -26,6 +26,7 @@ from stunet import architectures
 from stunet.architectures.base import ENCODER as STAGES
 from stunet.architectures.base import HEADS, STEM, Place
 from stunet.trainers.pretexts.draws import Draws
+from stunet.trainers.pretexts.momentum import follow
 
 Rows = dict[str, Tensor]
 Outcome = tuple[Tensor, Rows]  # the loss, and measures: scalars without gradient
@@ -190,6 +191,15 @@ class Pretext(nn.Module, ABC):
     def find_teacher(self) -> nn.Module | None:
         """Return the teacher; None if there is none."""
         return getattr(self, "teacher", None)
+
+    def teachers(self) -> list[tuple[nn.Module, nn.Module]]:
+        """Return each module that is a teacher, and the one whose weights it follows."""
+        return []
+
+    def restart(self) -> None:
+        """Copy the teachers again, once weights to start from are in the network."""
+        for teacher, student in self.teachers():
+            follow(teacher, student, 0)
 
     def own_state(self) -> Rows:
         """Return the tensors of the pretext that are not the network's: heads, teacher, queue."""

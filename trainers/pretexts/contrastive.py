@@ -101,9 +101,12 @@ class MoCo(Contrast):
         loss, found = info_nce(rows["query"], rows["key"], self.queue, MOCO_TEMPERATURE)
         return loss, {self.measure: found, "spread": spread(rows["query"].detach())}
 
+    def teachers(self) -> list[tuple[nn.Module, nn.Module]]:
+        return [(self.teacher, self.network), (self.teacher_project, self.project)]
+
     def update(self, rows: Rows) -> None:
-        follow(self.teacher, self.network, MOCO_MOMENTUM)
-        follow(self.teacher_project, self.project, MOCO_MOMENTUM)
+        for teacher, student in self.teachers():
+            follow(teacher, student, MOCO_MOMENTUM)
         keys = rows["key"][-QUEUE:].to(self.queue.dtype)
         places = (int(self.place) + torch.arange(len(keys), device=keys.device)) % QUEUE
         self.queue[places] = keys
@@ -134,10 +137,13 @@ class BYOL(Contrast):
         found = nearest(rows["one"], rows["target other"])
         return (4 - 2 * agreement).mean(), {self.measure: found, "spread": spread(rows["one"].detach())}
 
+    def teachers(self) -> list[tuple[nn.Module, nn.Module]]:
+        return [(self.teacher, self.network), (self.teacher_project, self.project)]
+
     def update(self, rows: Rows) -> None:
         momentum = rising(BYOL_MOMENTUM, int(self.step), self.setting.steps)
-        follow(self.teacher, self.network, momentum)
-        follow(self.teacher_project, self.project, momentum)
+        for teacher, student in self.teachers():
+            follow(teacher, student, momentum)
         self.step += 1
 
 

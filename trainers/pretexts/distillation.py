@@ -91,13 +91,16 @@ class Distillation(Pretext):
             "entropy": entropy,
         }
 
-    def update(self, rows: Rows) -> None:
-        momentum = rising(MOMENTUM, int(self.step), self.setting.steps)
-        for teacher, student in (
+    def teachers(self) -> list[tuple[nn.Module, nn.Module]]:
+        return [
             (self.teacher, self.network),
             (self.teacher_project, self.project),
             (self.teacher_prototypes, self.prototypes),
-        ):
+        ]
+
+    def update(self, rows: Rows) -> None:
+        momentum = rising(MOMENTUM, int(self.step), self.setting.steps)
+        for teacher, student in self.teachers():
             follow(teacher, student, momentum)
         self.center.lerp_(rows["teacher"].float().flatten(0, 1).mean(0), 1 - CENTER_MOMENTUM)
         self.step += 1

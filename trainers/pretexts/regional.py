@@ -105,9 +105,12 @@ class VoCo(Pretext):
         measures = {self.measure: rows["found"].mean(), "spread": spread(rows["crops"].flatten(0, 1))}
         return rows["loss"].mean(), measures
 
+    def teachers(self) -> list[tuple[nn.Module, nn.Module]]:
+        return [(self.teacher, self.network), (self.teacher_project, self.project)]
+
     def update(self, rows: Rows) -> None:
-        follow(self.teacher, self.network, MOMENTUM)
-        follow(self.teacher_project, self.project, MOMENTUM)
+        for teacher, student in self.teachers():
+            follow(teacher, student, MOMENTUM)
 
     def _embeddings(self, network: nn.Module, project: nn.Module, crops: Tensor) -> Tensor:
         """Return the normalised embeddings of crops, (B, N, C, ...) -> (B, N, EMBEDDED)."""

@@ -108,6 +108,20 @@ def test_teachers_follow_and_rest_in_validation() -> None:
         assert not any(p.requires_grad for p in pretext.teacher.parameters())
 
 
+def test_teachers_are_copied_again_once_other_weights_are_in_the_network() -> None:
+    for name in ("moco", "byol", "dino", "voco", "pcrl"):
+        pretext = make_pretext(name)
+        with torch.no_grad():
+            for parameter in pretext.parameters():
+                parameter += torch.randn(parameter.shape, generator=torch.Generator().manual_seed(2))
+        pretext.restart()
+        students = {teacher: student for teacher, student in pretext.teachers()}
+        assert set(students) == {module for part, module in pretext.named_children() if part.startswith("teacher")}
+        for teacher, student in students.items():
+            ours = student.state_dict()
+            assert all(torch.equal(value, ours[key]) for key, value in teacher.state_dict().items()), name
+
+
 def test_momentum_rises_along_a_cosine() -> None:
     assert [rising(0.996, step, 100) for step in (0, 50, 100, 200)] == pytest.approx([0.996, 0.998, 1, 1])
 
