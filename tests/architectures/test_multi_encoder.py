@@ -25,9 +25,11 @@ STRIDES = [[1, 1, 1], [2, 2, 2], [1, 2, 2]]
 ARGUMENTS = {"size": "T", "strides": STRIDES, "encoders": 2}
 
 
-def network(encoders: int = 2, initialised: bool = True, **arguments: bool) -> MultiEncoderSTUNet:
+def network(
+    encoders: int = 2, initialised: bool = True, strides: list[list[int]] = STRIDES, **arguments: bool
+) -> MultiEncoderSTUNet:
     torch.manual_seed(0)
-    made = MultiEncoderSTUNet(1, 3, "T", STRIDES, encoders, **arguments)
+    made = MultiEncoderSTUNet(1, 3, "T", strides, encoders, **arguments)
     if initialised:
         made.apply(made.initialize)
     return made
@@ -65,10 +67,10 @@ def test_it_starts_as_the_mean_of_its_encoders() -> None:
 
 
 def test_checkpointing_and_compilation_change_nothing() -> None:
-    x = image(2, 1, 8, 8, 8)
-    expected = step(network(), x)
-    compiled = torch.compile(network(), backend="eager", fullgraph=True)
-    for other in (step(network(checkpointing=True), x), step(compiled, x)):
+    x = image(1, 1, 4, 4, 4)
+    expected = step(network(strides=STRIDES[:2]), x)
+    compiled = torch.compile(network(strides=STRIDES[:2]), backend="eager", fullgraph=True)
+    for other in (step(network(strides=STRIDES[:2], checkpointing=True), x), step(compiled, x)):
         for ours, theirs in zip(other, expected, strict=True):
             torch.testing.assert_close(ours, theirs)
 

@@ -133,8 +133,6 @@ def test_the_report_is_of_both_and_counts_every_tensor_once(make: Make, sources:
     ("strategy", "parts"),
     [
         ("encoder-frozen", {"decoder", "heads"}),
-        ("linear", {"decoder", "heads"}),  # they are new
-        ("quarter-1", {"encoders.0", "encoders.1", "decoder", "heads"}),
         ("lora", {"encoders.0", "encoders.1", "decoder", "heads"}),
     ],
 )
