@@ -301,7 +301,7 @@ def _name(plan: Plan, root: str) -> str:
         several = [ENCODER_ALONE] if len(plan.weights) > 1 else []
         # STU-Net-B.totalseg becomes totalseg: the name contains the size already.
         name = weights.name.removeprefix(f"STU-Net-{size}.")
-        start += [name, *(tag for tag in weights.tags if tag not in several)]
+        start += [name, *(tag for tag in weights.tags(bool(plan.pretext)) if tag not in several)]
     tags = [settings.tag(key, value) for key, value in {**plan.set_for_training, **plan.set_for_plan}.items()]
     name = "-".join([root, *start, *tags])
     if len(name) <= NAME_LENGTH:

@@ -64,11 +64,15 @@ class StartingWeights:
         optional = {"pretext": self.pretext, "transfer": self.transfer, "inflate": self.inflate}
         return content | {key: value for key, value in optional.items() if value is not None}
 
-    @property
-    def tags(self) -> list[str]:
-        """The parts of a plan's name that tell what is unusual about the weights and what is taken of them."""
-        # The heads of a pretext, or with the encoder alone, are new in any case: that is not worth a tag.
-        head = [] if self.head == "slice" or self.pretext or self.transfer == ENCODER_ALONE else [self.head]
+    def tags(self, pretraining: bool) -> list[str]:
+        """Return the parts of a plan's name that tell what is unusual about the weights and what is taken of them.
+
+        Args:
+            pretraining: The plan is that of a pre-training.
+        """
+        # There, as with the heads of a pretext or the encoder alone, heads are new in any case: not worth a tag.
+        new = pretraining or self.pretext or self.transfer == ENCODER_ALONE
+        head = [] if self.head == "slice" or new else [self.head]
         inflate = [f"inflate-{self.inflate}"] if self.inflate else []
         return [*filter(None, (self.pretext, self.transfer)), *head, *inflate]
 

@@ -107,6 +107,14 @@ class STUNetPretrainer(BaseTrainer):
         """Return the network that is pre-trained, without the pretext."""
         return self.pretext.network
 
+    def new_network(self) -> torch.nn.Module:
+        return super().new_network().network  # type: ignore[return-value]
+
+    def start_from(self, fresh: Collection[str]) -> None:
+        """Start teachers and optimizer from the weights that are in the network now."""
+        self.pretext.restart()
+        super().start_from(fresh)
+
     def _build_loss(self) -> Any:
         return None  # the pretext's
 

@@ -204,10 +204,10 @@ class BaseTrainer(nnUNetTrainer):
         return sharding.unwrap(self.network)
 
     def new_network(self) -> torch.nn.Module:
-        """Build a full network like the one being trained, with other values."""
-        plans, configuration, classes = self.plans_manager, self.configuration_manager, self.label_manager
-        arguments = (self.num_input_channels, classes.num_segmentation_heads, self.enable_deep_supervision)
-        return self.build_network_architecture(plans, configuration, *arguments)
+        """Build a full network with the initial values of the one being trained."""
+        torch.manual_seed(self.seed)  # as in initialize()
+        planned, heads = (self.plans_manager, self.configuration_manager), self.label_manager.num_segmentation_heads
+        return self.build_network_architecture(*planned, self.num_input_channels, heads, self.enable_deep_supervision)
 
     def set_deep_supervision_enabled(self, enabled: bool) -> None:
         """Do what nnU-Net's method does, however the network is wrapped."""
@@ -296,7 +296,7 @@ class BaseTrainer(nnUNetTrainer):
             DataError: A preprocessed case is damaged; saved likewise.
         """
         if self.finetuning is not None:
-            self.finetuning.check_started(self.plans_manager.plans_name)
+            self.finetuning.check_started(self.plan)
         self.running = True
         try:
             super().run_training()

@@ -7,6 +7,7 @@ from stunet import console, presets
 from stunet.cli import common
 from stunet.cli.shown import Shown
 from stunet.plans import settings
+from stunet.plans.plan import INFLATIONS, TRANSFERS
 from stunet.runs.pretraining import PretrainingRequest, pretrain
 from stunet.sizes import SIZES
 from stunet.trainers.pretexts.methods import DEFAULT, METHODS
@@ -19,6 +20,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "Pre-trains an STU-Net on planned images; their labels, if any, are ignored.",
         "examples: stunet_pretrain -d 50 --method mae\n"
         "          stunet_pretrain -d 50 51 3 --method simclr --size L --set num_epochs=250\n"
+        "          stunet_pretrain -d 50 --method simclr --pretrained STU-Net-B\n"
         "          stunet_train 3 3d_fullres 0 --pretrained RESULT",
     )
     parser.add_argument(
@@ -48,6 +50,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         default=[],
         metavar="KEY=VALUE",
         help="values of the run, e.g. num_epochs=250 batch_size=4; kept in the plans and their name",
+    )
+    parser.add_argument(
+        "--pretrained", metavar="NAME|FILE|DIR", help="weights to start from (default: a random network)"
+    )
+    parser.add_argument(
+        "--transfer",
+        choices=TRANSFERS,
+        help="what of the weights is taken, the encoder alone or all (default: all, or what their pre-training says)",
+    )
+    parser.add_argument(
+        "--inflate", choices=INFLATIONS, help="make 2D weights 3D: the kernel in the middle slice, or in all of them"
     )
     parser.add_argument(
         "--augment", choices=settings.AUGMENT, help="how strongly images are changed (default standard)"
@@ -93,6 +106,9 @@ def _request(args: argparse.Namespace) -> PretrainingRequest:
         gpu_memory_target=args.gpu_memory_target,
         preset=args.preset,
         set=settings.parse(args.set),
+        pretrained=args.pretrained,
+        transfer=args.transfer,
+        inflate=args.inflate,
         augment=args.augment,
         skip_bad=args.skip_bad,
         num_gpus=args.num_gpus,

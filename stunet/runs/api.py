@@ -137,6 +137,9 @@ def pretrain(
     gpu_memory_target: float | None = None,
     preset: str | None = None,
     set: Mapping[str, Any] | None = None,
+    pretrained: str | Path | None = None,
+    transfer: str | None = None,
+    inflate: str | None = None,
     augment: str | None = None,
     skip_bad: bool = False,
     num_gpus: int = 1,
@@ -164,7 +167,8 @@ def pretrain(
         UsageError: Options contradict each other, or the plan does not suit the method.
         DataError: Something is missing, or is not what the data were made from; scans cannot be used; or it was trained
             before.
-        WeightsError: The checkpoint to continue from is of another method or network.
+        WeightsError: The checkpoint to continue from is of another method or network; weights to start from cannot be
+            read, or do not fit.
         OutOfMemoryError: A step does not fit into the memory.
         Interrupted: A signal stopped the training.
     """

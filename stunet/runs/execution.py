@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from stunet import workspace
 from stunet.errors import DataError, Interrupted, UsageError
 from stunet.files import write_json
+from stunet.labels.annotations import describe_trained_model
 from stunet.runs.devices import choose_device
 from stunet.runs.listener import Listener
 
@@ -141,6 +142,19 @@ def check_options(request: Any) -> None:
         raise UsageError(f"-num_gpus {request.num_gpus} must be 1 or more", "-num_gpus 1")
 
 
+def check_ways(request: Any) -> None:
+    """Reject ways to take pre-trained weights where none are given.
+
+    Raises:
+        UsageError: The first such option.
+    """
+    for option, asked in (("--transfer", request.transfer), ("--inflate", request.inflate)):
+        if asked and not request.sources:
+            raise UsageError(
+                f"{option} says what becomes of pre-trained weights, and there are none", "add --pretrained"
+            )
+
+
 def check_fsdp(run: "Run") -> None:
     """Reject what FSDP2 cannot do.
 
@@ -179,8 +193,26 @@ def headline(run: "Run") -> str:
     )
 
 
-def write_new_plan(dataset: str, choice: "Choice", listener: Listener) -> None:
-    """Write plans that were just derived; last, so that a training that is refused leaves no plans behind."""
+def conclude(run: "Run", choice: "Choice", dry_run: bool, listener: Listener) -> None:
+    """Judge the weights to start from; then write plans that are new, or show in a dry run what would be loaded.
+
+    It comes last, so that a training that is refused leaves no plans behind.
+
+    Raises:
+        WeightsError: The weights are not those that the plan names, or do not fit the network.
+    """
+    if run.start is not None:
+        from stunet.trainers.finetune.start import preview
+
+        dataset_json = describe_trained_model(run.dataset, run.plan.reused_classes, run.trainer)
+        report = preview(run.start, run.plan, run.configuration, dataset_json)
+        if dry_run:
+            listener.training().loaded(report)
+    if not dry_run:
+        _write_new_plan(run.dataset, choice, listener)
+
+
+def _write_new_plan(dataset: str, choice: "Choice", listener: Listener) -> None:
     if not choice.new:
         return
     # Trainings that start together, as arms of an experiment do, write their plans one after the other.

@@ -6,7 +6,7 @@ Options that change a plan derive another one, whose name tells what differs; it
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from stunet import presets, workspace
 from stunet.errors import DataError, UsageError, WeightsError, first_few
@@ -76,11 +76,12 @@ def choose_plans(dataset: str, request: "TrainingRequest", listener: Listener) -
 
 
 def choose_pretraining_plans(dataset: str, request: "PretrainingRequest", listener: Listener) -> Choice:
-    """Return the plans that a request for pre-training means, which name the method and the datasets.
+    """Return the plans that a request for pre-training means, which name the method, the datasets and the weights.
 
     Raises:
-        UsageError: Options contradict each other, or there is no such method.
+        UsageError: Options contradict each other or the weights, or there is no such method.
         DataError: There are no plans, or different ones with the same name.
+        WeightsError: The weights cannot be read, or the plans start from weights that are not given.
     """
     from stunet.plans import settings
     from stunet.trainers.pretexts import methods
@@ -95,7 +96,7 @@ def choose_pretraining_plans(dataset: str, request: "PretrainingRequest", listen
     if request.augment:
         overrides["augment"] = settings.check_value("augment", request.augment)
     plan.configuration(request.configuration)  # raises if there is none of this name
-    if plan.weights or plan.finetune:
+    if plan.finetune or (plan.weights and not plan.pretext):
         raise UsageError(f"plans {plan.name!r} are those of a fine-tuning", f"-p {plan.root}")
     from stunet.plans.derive import derive
 
@@ -103,8 +104,12 @@ def choose_pretraining_plans(dataset: str, request: "PretrainingRequest", listen
     more = [workspace.dataset_name(each) for each in request.datasets[1:]] or None
     description = read_dataset_json(path.parent / "dataset.json")
     demand = methods.demand_of(name, overrides.get("augment", plan.train.augment))
+    start = _given(request, listener) if request.sources else None
+    if start is not None:
+        options |= _from_weights_of_one(cast("Start", start), request, plan, options["size"], listener)
     derived = derive(plan, description, **options, overrides=overrides, pretext=name, demand=demand, datasets=more)
-    return Choice(*_as_on_disk(derived, path), None)
+    chosen, new = _as_on_disk(derived, path)
+    return Choice(chosen, new, start or _start_of(chosen, request, listener))
 
 
 def model_plan(like: int | str) -> Plan:
@@ -236,13 +241,9 @@ def _from_weights(
     else:
         network = start.weights.network
         encoders = network.arguments.get("encoders", 1)
-        named = (_entry(start, request, base.weights, data, listener),)
-    if size not in (None, network.size):
-        names = " and ".join(repr(each.name) for each in named)
-        raise UsageError(
-            f"size {size} is asked for, but the weights {names} are of size {network.size}",
-            f"leave the size out, or find weights of size {size}: stunet_models list",
-        )
+        head = "reset" if request.pretrained_weights else request.head
+        named = (_entry(start, request, head, base.weights, data, listener),)
+    _check_size(size, network.size, named)
     finetune = request.finetune or base.finetune or strategies.DEFAULT
     return {
         "size": network.size,
@@ -252,26 +253,46 @@ def _from_weights(
     }
 
 
+def _from_weights_of_one(
+    start: "Start", request: "PretrainingRequest", base: Plan, size: str | None, listener: Listener
+) -> dict[str, Any]:
+    """Return what of a pre-training's plan follows from weights: size and name. Its heads are new in any case."""
+    named = (_entry(start, request, None, base.weights, (None, None), listener),)
+    _check_size(size, theirs := start.weights.network.size, named)
+    return {"size": theirs, "weights": named}
+
+
+def _check_size(asked: str | None, theirs: str | None, named: Sequence[StartingWeights]) -> None:
+    if asked in (None, theirs):
+        return
+    names = " and ".join(repr(each.name) for each in named)
+    raise UsageError(
+        f"size {asked} is asked for, but the weights {names} are of size {theirs}",
+        f"leave the size out, or find weights of size {asked}: stunet_models list",
+    )
+
+
 def _entry(
     start: "Start",
-    request: "TrainingRequest",
+    request: "TrainingRequest | PretrainingRequest",
+    asked: str | None,
     base: Sequence[StartingWeights],
-    data: tuple[Mapping[str, Any], Annotations | None],
+    data: tuple[Mapping[str, Any] | None, Annotations | None],
     listener: Listener,
 ) -> StartingWeights:
     """Return what a plan holds about the weights; warn of a head that cannot be what was asked for."""
     from stunet.trainers.finetune.start import choose_heads, plan_entry
 
     before = base[0] if len(base) == 1 else None
-    head = "reset" if request.pretrained_weights else request.head or (before.head if before else None)
+    head = asked or (before.head if before else None)
     transfer, inflate = request.transfer, request.inflate
     if before and before.sha256 == start.sha256:
         transfer, inflate = transfer or before.transfer, inflate or before.inflate
-    if (transfer or start.weights.transfers) == ENCODER_ALONE and not request.head:
+    if (transfer or start.weights.transfers) == ENCODER_ALONE and not asked:
         head = None  # that of the base plan is not transferred
     heads = choose_heads(start, head, *data, transfer)
     named = plan_entry(start, heads, is_file=Path(request.sources[0]).exists(), transfer=transfer, inflate=inflate)
-    if request.head:
+    if asked:
         for text in heads.warnings:
             listener.warn(text)
     # Compared by hash: the same file may have another name now, and the plans would get another one with it.
@@ -304,7 +325,7 @@ def _kept_stages(name: str, plan: Plan) -> int | None:
     return strategies.kept_stages(strategy, max(stages))
 
 
-def _given(request: "TrainingRequest", listener: Listener) -> "Start | JointStart":
+def _given(request: "TrainingRequest | PretrainingRequest", listener: Listener) -> "Start | JointStart":
     """Return the weights that a request names.
 
     A training that is continued or validated does not need them, so its error suggests leaving them out.
@@ -312,15 +333,17 @@ def _given(request: "TrainingRequest", listener: Listener) -> "Start | JointStar
     try:
         return _find(request.sources, request.dry_run, listener)
     except WeightsError as error:
-        if request.resume or request.val:
+        if not request.needs_weights:
             hint = "-p with the name of the training's plans instead of --pretrained: its checkpoints have all it needs"
             raise WeightsError(error.message, hint) from None
         raise
 
 
-def _start_of(plan: Plan, request: "TrainingRequest", listener: Listener) -> "Start | JointStart | None":
+def _start_of(
+    plan: Plan, request: "TrainingRequest | PretrainingRequest", listener: Listener
+) -> "Start | JointStart | None":
     """Return the weights that a plan starts from if the request names none, found by name; None if not needed."""
-    if not plan.weights or request.resume or request.val:
+    if not plan.weights or not request.needs_weights:
         return None
     try:
         return _find([each.name for each in plan.weights], request.dry_run, listener)

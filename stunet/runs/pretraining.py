@@ -15,7 +15,7 @@ from stunet import nnunet, workspace
 from stunet.errors import DataError, UsageError, closest, first_few
 from stunet.folds import ALL
 from stunet.kinds import LEFT_OUT, PRETRAINING, read
-from stunet.plans.plan import Plan
+from stunet.plans.plan import INFLATIONS, TRANSFERS, Plan
 from stunet.plans.settings import AUGMENT, OF_TRAINING
 from stunet.runs.devices import choose_device
 from stunet.runs.execution import (
@@ -23,9 +23,10 @@ from stunet.runs.execution import (
     check_fsdp,
     check_options,
     check_shares,
+    check_ways,
+    conclude,
     execute,
     headline,
-    write_new_plan,
 )
 from stunet.runs.listener import Listener, Progress
 from stunet.runs.plan_choice import Choice, choose_pretraining_plans
@@ -56,6 +57,9 @@ class PretrainingRequest:
         gpu_memory_target: GPU memory in GiB that plans are derived for; None: as planned.
         preset: Name or .toml file of a preset, for size, memory and values.
         set: Values of the run, such as {"num_epochs": 250}; plans/settings.py lists them.
+        pretrained: Weights to start from: the name of a model, a file, or a folder; None: a random network.
+        transfer: What of the weights is taken: "encoder" (and stem) or "all"; None: all, or what their pretext says.
+        inflate: How 2D weights become 3D ones: "centre" or "average"; None: they do not.
         augment: How strongly images are changed: "standard", "safe" or "none"; None: "standard".
         skip_bad: Leave out scans that cannot be used: broken, constant, or smaller than the patch.
         num_gpus: GPUs of this machine, or processes on the CPU.
@@ -77,6 +81,9 @@ class PretrainingRequest:
     gpu_memory_target: float | None = None
     preset: str | None = None
     set: Mapping[str, Any] = field(default_factory=dict)
+    pretrained: str | Path | None = None
+    transfer: str | None = None
+    inflate: str | None = None
     augment: str | None = None
     skip_bad: bool = False
     num_gpus: int = 1
@@ -91,6 +98,16 @@ class PretrainingRequest:
     def datasets(self) -> list[int | str]:
         """The datasets, as they are given."""
         return [self.dataset] if isinstance(self.dataset, int | str) else list(self.dataset)
+
+    @property
+    def sources(self) -> list[str]:
+        """All that is given as weights to start from: one, or none."""
+        return [str(self.pretrained)] if self.pretrained else []
+
+    @property
+    def needs_weights(self) -> bool:
+        """Whether it starts from the weights: the checkpoints of what is continued have all it needs."""
+        return not self.resume
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,7 +159,8 @@ def pretrain(
         UsageError: Options contradict each other, or the plan does not suit the method.
         DataError: Something is missing, or not what it was when the data were made; scans cannot be used; or it was
             trained before.
-        WeightsError: The checkpoint to continue from is of another method or network.
+        WeightsError: The checkpoint to continue from is of another method or network; weights to start from cannot be
+            read, or do not fit.
         OutOfMemoryError: A step does not fit into the memory.
         FoldInUse: Another process trains the same.
         Interrupted: A signal stopped the training, which can be resumed.
@@ -203,8 +221,7 @@ def prepare(request: PretrainingRequest, listener: Listener, resume_if_begun: bo
     listener.note(headline(run))
     if run.left_out:
         listener.note(f"without {len(run.left_out)} scans: {_listed(run.left_out)}")
-    if not request.dry_run:
-        write_new_plan(dataset, choice, listener)
+    conclude(run, choice, request.dry_run, listener)
     return run
 
 
@@ -219,6 +236,8 @@ def _check(request: PretrainingRequest) -> None:
     known: tuple[tuple[str, str | None, Any], ...] = (
         ("--size", request.size, SIZES),
         ("--augment", request.augment, AUGMENT),
+        ("--transfer", request.transfer, TRANSFERS),
+        ("--inflate", request.inflate, INFLATIONS),
     )
     for option, value, values in known:
         if value is not None and value not in values:
@@ -231,6 +250,7 @@ def _check(request: PretrainingRequest) -> None:
         raise UsageError(f"--set {other[0]} has no meaning in a pre-training", "leave it out")
     if request.method:
         methods.find(request.method)
+    check_ways(request)
     check_options(request)
 
 
@@ -247,6 +267,7 @@ def _run(dataset: str, choice: Choice, request: PretrainingRequest) -> "Run":
         processes=request.num_gpus,
         resume=request.resume,
         disable_checkpointing=request.disable_checkpointing,
+        start=choice.start,
         overwrite=request.overwrite,
         fsdp=request.fsdp,
     )

@@ -14,7 +14,6 @@ from stunet import nnunet, workspace
 from stunet.errors import DataError, UsageError, closest, first_few
 from stunet.files import json_differences
 from stunet.kinds import SUMMARY, has_classes, read, read_dataset_json
-from stunet.labels.annotations import describe_trained_model
 from stunet.plans.files import list_plans, read_plan
 from stunet.plans.plan import ENCODER_ALONE, INFLATIONS, TRANSFERS, WHOLE, Plan
 from stunet.plans.settings import OF_PRETRAINING
@@ -24,9 +23,10 @@ from stunet.runs.execution import (
     check_fsdp,
     check_options,
     check_shares,
+    check_ways,
+    conclude,
     execute,
     headline,
-    write_new_plan,
 )
 from stunet.runs.listener import Listener
 from stunet.runs.plan_choice import Choice, choose_plans, choose_trainer
@@ -35,7 +35,6 @@ from stunet.trainers.lookup import check_trainer
 
 if TYPE_CHECKING:
     from stunet.runs.launch import Run
-    from stunet.weights.report import JointReport, TransferReport
 
 HEAD_MODES = ("reuse", "slice", "reset")
 
@@ -106,6 +105,11 @@ class TrainingRequest:
         """All that is given as weights to start from."""
         given = self.pretrained or self.pretrained_weights or []
         return [str(given)] if isinstance(given, str | Path) else list(map(str, given))
+
+    @property
+    def needs_weights(self) -> bool:
+        """Whether it starts from the weights: the checkpoints of what is continued or validated have all it needs."""
+        return not (self.resume or self.val)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -204,12 +208,7 @@ def prepare(request: TrainingRequest, listener: Listener, resume_if_begun: bool 
         starting_point(replace(run, overwrite=request.overwrite or request.dry_run))
     check_memory(run, resolved)
     _describe(run, listener)
-    report = _judged(run)
-    if request.dry_run:
-        if report is not None:
-            listener.training().loaded(report)
-    else:
-        write_new_plan(dataset, choice, listener)
+    conclude(run, choice, request.dry_run, listener)
     return run
 
 
@@ -239,11 +238,7 @@ def _check(request: TrainingRequest) -> None:
         )
     if request.head and not request.pretrained:
         raise UsageError("--head says what becomes of pre-trained rows, and there are none", "add --pretrained")
-    for option, asked in (("--transfer", request.transfer), ("--inflate", request.inflate)):
-        if asked and not (request.pretrained or request.pretrained_weights):
-            raise UsageError(
-                f"{option} says what becomes of pre-trained weights, and there are none", "add --pretrained"
-            )
+    check_ways(request)
     if request.transfer == ENCODER_ALONE and request.head not in (None, "reset"):
         raise UsageError(f"--head {request.head} takes pre-trained rows, and --transfer encoder none", "one of them")
     if len(request.sources) > 1 and (request.head in ("reuse", "slice") or request.transfer == WHOLE):
@@ -317,16 +312,6 @@ def _describe(run: "Run", listener: Listener) -> None:
         listener.note(f"  {line}")
     if not strategies.has_ramps(strategy, epochs):
         listener.warn(f"{epochs} epochs are too few for the ramp of {plan.finetune!r}: it lasts one epoch or none")
-
-
-def _judged(run: "Run") -> "TransferReport | JointReport | None":
-    """Return what will become of pre-trained weights, before anything is written; None without weights."""
-    if run.start is None:
-        return None
-    from stunet.trainers.finetune.start import preview
-
-    dataset_json = describe_trained_model(run.dataset, run.plan.reused_classes, run.trainer)
-    return preview(run.start, run.plan, run.configuration, dataset_json)
 
 
 def remaining(run: "Run", listener: Listener) -> "Run | None":

@@ -76,7 +76,7 @@ def plan_heads(
     Args:
         requested: One of MODES, or None: slice if any class matches.
         classes: Name of each row of the network's heads; with a softmax, the background is first. To reuse a head, it
-            must contain all of its classes.
+            must contain all of its classes. None: unknown; empty: the rows are those of a pre-training without labels.
         transfer: What of the weights is taken, one of TRANSFERS; None: what they say.
 
     Raises:
@@ -85,7 +85,7 @@ def plan_heads(
     """
     if requested is not None and requested not in MODES:
         raise UsageError(f"--head {requested!r} is unknown{closest(requested, list(MODES))}", ", ".join(MODES))
-    if why := _without_rows(weights, transfer or weights.transfers):
+    if why := _without_rows(weights, classes, transfer or weights.transfers):
         if requested not in (None, "reset"):
             raise UsageError(f"--head {requested}, but {why}", "leave it out: the heads are new")
         return Heads("reset", reason=f"as {why}")
@@ -113,8 +113,10 @@ def plan_heads(
     )
 
 
-def _without_rows(weights: Weights, transfer: str) -> str | None:
-    """Return why no row is taken, whatever the classes; None if rows may be."""
+def _without_rows(weights: Weights, classes: Sequence[str] | None, transfer: str) -> str | None:
+    """Return why no row is taken, whatever the names; None if rows may be."""
+    if classes is not None and not classes:
+        return "those of a pre-training are of no classes"
     if weights.pretext:
         return f"the heads of {weights.pretext!r}, which trained the weights without labels, are of no classes"
     return "only the encoder is transferred" if transfer == ENCODER_ALONE else None

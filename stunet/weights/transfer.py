@@ -66,7 +66,8 @@ def decide(
     Args:
         network: One of stunet.architectures; it may be on the meta device.
         weights: From read_weights().
-        classes: Name of each row of the network's heads, background first (and absent if regions are learned).
+        classes: Name of each row of the network's heads, background first (and absent if regions are learned); empty if
+            the rows are those of a pre-training without labels.
         channels: Names of its image channels.
         normalization: How the plan normalises them: nnU-Net's scheme per channel.
         intensities: The plan's foreground_intensity_properties_per_channel, by which CT is normalised.
@@ -100,7 +101,7 @@ def decide(
         )
     state = network.state_dict()
     target = recognise(state, weights.path)
-    if classes is not None and len(classes) != target.classes:
+    if classes and len(classes) != target.classes:
         raise ValueError(f"{len(classes)} names for the {target.classes} rows of the network's heads")
     _check_same_network(target, weights, inflate)
     heads = plan_heads(head, weights, classes, transfer)

@@ -73,7 +73,8 @@ OUR_FLAGS = {
     "train": "-d -c -f --size --stages -gpu_memory_target --preset --set --dry_run --overwrite --pretrained --finetune "
     "--head --list --fsdp --transfer --inflate",
     "pretrain": "-d --method --list -c -p --like --size --stages -gpu_memory_target --preset --set --augment "
-    "--skip_bad --dry_run --overwrite -num_gpus --fsdp -device --c --disable_checkpointing",
+    "--skip_bad --dry_run --overwrite -num_gpus --fsdp -device --c --disable_checkpointing --pretrained --transfer "
+    "--inflate",
     "predict": "--model --series --labels --v1_preprocessing --orientation --precision --max_memory --threads --fast "
     "--roi_subset --format --statistics --preview --report --dry_run",
     "evaluate": "-d --tolerance --labels --csv --json",

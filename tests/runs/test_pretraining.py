@@ -12,12 +12,13 @@ import pytest
 import stunet
 from stunet import workspace
 from stunet.cli.pretrain import main
-from stunet.errors import DataError, OutOfMemoryError, UsageError
+from stunet.errors import DataError, OutOfMemoryError, UsageError, WeightsError
 from stunet.files import read_json
 from stunet.plans.files import read_plan
 from stunet.runs.pretraining import PretrainingRequest, pretrain
 from tests.loops import for_each
 from tests.phantom_copy import change
+from tests.pretraining_run import write_weights
 
 STEPS = {"num_epochs": 2, "num_iterations_per_epoch": 2, "num_val_iterations_per_epoch": 1, "batch_size": 2}
 PATCH = {"patch_size": [16, 16, 16]}
@@ -41,6 +42,9 @@ def everything(folder: Path) -> set[Path]:
         ({"augment": "safe", "set": {"augment": "none"}}, UsageError, "given twice", "one of them"),
         ({"resume": True, "overwrite": True}, UsageError, "exclude each other", "one of them"),
         ({"set": {"mirror": "none"}}, UsageError, "--set mirror has no meaning", "leave it out"),
+        ({"transfer": "encoder"}, UsageError, "--transfer says what becomes of", "add --pretrained"),
+        ({"pretrained": "NoSuch"}, WeightsError, "no model or file 'NoSuch'", "stunet_models list"),
+        ({"method": "local", "set": ROUND}, UsageError, "no weights are given", "--method global first"),
         ({"num_gpus": 0}, UsageError, "-num_gpus 0 must be 1 or more", "-num_gpus 1"),
         ({"set": {**ROUND, "batch_size": 1}, "num_gpus": 2}, UsageError, "cannot be shared by 2", "batch_size=2"),
         ({"fsdp": True, "set": ROUND}, UsageError, "there is one", "-num_gpus 2"),
@@ -110,6 +114,38 @@ def test_a_pretraining_runs_resumes_and_tells_its_result(
             stunet.train(998, plans=plan.name, device="cpu", dry_run=True)
     finally:
         for path in workspace.preprocessed_dataset(planned).glob("STUNetPlans_T-rot*"):
+            path.unlink()
+
+
+def test_a_pretraining_starts_from_weights_that_its_plan_names(
+    planned: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("nnUNet_results", str(tmp_path / "results"))
+    weights = write_weights(planned, tmp_path / "weights.pth", "global")
+    argv = ["-d", "998", "--method", "local", "--pretrained", str(weights), "-device", "cpu", "--set"]
+    argv += [*(f"{key}={value}" for key, value in STEPS.items()), "patch_size=[16,16,16]"]
+    before = everything(workspace.preprocessed_dataset(planned))
+    try:
+        assert main([*argv, "--dry_run"]) == 0
+        assert "100.0% of the encoder loaded" in capsys.readouterr().err
+        assert not any((tmp_path / "results").iterdir())
+        assert everything(workspace.preprocessed_dataset(planned)) == before
+        assert main(argv) == 0
+        assert "pre-training: global, images of CT" in capsys.readouterr().err
+        (folder,) = (tmp_path / "results").glob("*/STUNetPretrainer__STUNetPlans_T-local-Phantom.*-global-*/fold_all")
+        report = read_json(folder / "transfer_report.json")
+        plan = read_plan(folder.parent / "plans.json")
+        assert plan.weights[0].sha256 == report["sha256"]
+        weights.unlink()
+        # Its plans name the weights, which only a new run needs.
+        assert stunet.pretrain(998, plans=plan.name, device="cpu", resume=True).folder == folder
+        with pytest.raises(WeightsError, match=r"start from the weights 'Phantom.*', which are not given"):
+            stunet.pretrain(998, plans=plan.name, device="cpu", overwrite=True)
+        with pytest.raises(WeightsError) as caught:
+            stunet.pretrain(998, "local", pretrained=weights, device="cpu", resume=True)
+        assert "-p with the name of the training's plans" in caught.value.hint
+    finally:
+        for path in workspace.preprocessed_dataset(planned).glob("STUNetPlans_T-local*"):
             path.unlink()
 
 

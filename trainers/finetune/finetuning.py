@@ -1,7 +1,8 @@
 """What pre-trained weights and a fine-tuning strategy add to a training: which parameters train when, and how fast.
 
-A trainer has this only if its plan names weights or a strategy. start.py loads the weights; strategies.py and lora.py
-say what a strategy is.
+A trainer has this only if its plan names weights or a strategy. A pre-training that starts from weights has no
+strategy: all that its pretext trains is trained from the first step on. start.py loads the weights; strategies.py and
+lora.py say what a strategy is.
 """
 
 from collections.abc import Mapping, Sequence
@@ -51,7 +52,7 @@ class FineTuning:
             return default
         return self.strategy.lr if self.weights else self.strategy.scratch_lr
 
-    def check_started(self, plans_name: str) -> None:
+    def check_started(self, plan: Plan) -> None:
         """Raise if the plan starts from weights and none are loaded: a random network would be trained in their name.
 
         Raises:
@@ -61,7 +62,7 @@ class FineTuning:
             names = " and ".join(repr(each.name) for each in self.weights)
             raise WeightsError(
                 f"the plan starts from {names}, and nothing was loaded",
-                f"stunet_train with -p {plans_name}, and --pretrained",
+                f"{'stunet_pretrain' if plan.pretext else 'stunet_train'} with -p {plan.name}, and --pretrained",
             )
 
     def start(self, network: nn.Module, fresh: frozenset[str], seed: int) -> None:

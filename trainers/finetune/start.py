@@ -1,4 +1,4 @@
-"""Start a training from pre-trained weights: adapt them to the network, write them, and read them back.
+"""Start a training or pre-training from weights: adapt them to the network, write them, and read them back.
 
 A Start is what a user names. It is read once in each process: `choose_heads` and `plan_entry` serve the plan, `preview`
 says what will be loaded before anything is written, and `start_from_weights` loads it into a trainer. Read next:
@@ -100,7 +100,7 @@ class Start:
 def choose_heads(
     start: Start,
     head: str | None,
-    dataset_json: Mapping[str, Any],
+    dataset_json: Mapping[str, Any] | None,
     annotations: Annotations | None = None,
     transfer: str | None = None,
 ) -> Heads:
@@ -109,7 +109,7 @@ def choose_heads(
     Args:
         start: The weights.
         head: "reuse", "slice", "reset", or None for what suits the classes.
-        dataset_json: nnU-Net's description of the dataset to train on.
+        dataset_json: nnU-Net's description of the dataset to train on; None: it is a pre-training, without classes.
         annotations: The dataset's annotations, if its cases annotate different classes.
         transfer: What of the weights is taken, one of TRANSFERS; None: what they say.
 
@@ -119,6 +119,8 @@ def choose_heads(
         DataError: The classes of the dataset cannot be expressed in those of the weights.
     """
     weights = start.weights
+    if dataset_json is None:
+        return plan_heads(head, weights, (), transfer)
     if head == "reuse" and weights.classes:
         annotations = annotations or complete_annotations(dataset_json, ())
         if any(row.sources for row in match_classes(annotations.leaves, weights.classes)):
@@ -171,11 +173,12 @@ def preview(
         WeightsError: As for start_from_weights().
     """
     planned = plan.configuration(configuration)
-    classes, images = head_classes(dataset_json["labels"]), len(_channels(dataset_json))
+    classes, images = _classes(plan, dataset_json), len(_channels(dataset_json))
     one_hot = _foreground_labels(dataset_json["labels"]) if planned.previous_stage else 0
     architecture = architectures.of_class(planned.network_class)
     with torch.device("meta"):
-        network = architecture.build(images + one_hot, len(classes), planned.network_arguments)
+        # A pre-training's network has as many rows as the images have channels.
+        network = architecture.build(images + one_hot, len(classes) or images, planned.network_arguments)
     return start.decide(network, plan, configuration, dataset_json).report
 
 
@@ -224,12 +227,12 @@ def judge(
             f"not {named.sha256[:12]}...",
             "give the file that the plan was derived with",
         )
-    channels = _channels(dataset_json)
-    usual = choose_heads(start, None, dataset_json, transfer=named.transfer).mode
+    channels, classes = _channels(dataset_json), _classes(plan, dataset_json)
+    usual = choose_heads(start, None, None if plan.pretext else dataset_json, transfer=named.transfer).mode
     return decide(
         network,
         start.weights,
-        classes=head_classes(dataset_json["labels"]),
+        classes=classes,
         channels=channels,
         # Whatever the network takes besides the image channels comes from the previous stage.
         cascade_channels=architectures.of_network(network).channels(network) - len(channels),
@@ -241,6 +244,11 @@ def judge(
         transfer=named.transfer,
         inflate=named.inflate,
     )
+
+
+def _classes(plan: Plan, dataset_json: Mapping[str, Any]) -> list[str]:
+    """Return the name of each row of the network's heads; a pre-training's are of no classes."""
+    return [] if plan.pretext else head_classes(dataset_json["labels"])
 
 
 def _channels(dataset_json: Mapping[str, Any]) -> list[str]:

@@ -20,10 +20,14 @@ def check_method(plan: Plan, configuration: str, channels: int) -> None:
         channels: Of the images.
 
     Raises:
-        UsageError: The batch is too small, or the patch is.
+        UsageError: The batch is too small, or the patch is; or the method trains a part of the network on top of
+            others, and the plan names no weights for these.
     """
     assert plan.pretext is not None
     planned, method, name = plan.configuration(configuration), find(plan.pretext), plan.pretext
+    if method.after and not plan.weights:
+        first = f"stunet_pretrain --method {method.after} first, then --method {name} --pretrained with its result"
+        raise UsageError(f"{name} trains on top of an encoder that stays as it is, and no weights are given", first)
     patch, batch, strides = planned.patch_size, planned.batch_size, planned.strides
     if batch < method.demand.least_batch:
         what = f"{name} compares the samples of a batch, and the batch is {batch}"

@@ -28,6 +28,7 @@ class Method:
         patches: Of different images in one sample, one behind the other along the channels.
         demand: What it takes of memory and batch, for planning; the default is that of `mae`.
         options: Arguments of the class.
+        after: The method whose result it has to start from; None: it may start from a random network.
     """
 
     family: str
@@ -39,6 +40,7 @@ class Method:
     patches: int = 1
     demand: Demand = field(default_factory=Demand)
     options: Mapping[str, Any] = field(default_factory=dict)
+    after: str | None = None
 
 
 # Turned patches have corners that tell where a part lies.
@@ -80,7 +82,12 @@ METHODS: dict[str, Method] = {
     "voco": Method("regional", "VoCo", "tell how much crops overlap the cells of a grid", demand=_CELLS),
     "global": Method("regional", "Global", "find slabs of the same part of aligned volumes", **_SLABS),
     "local": Method(
-        "regional", "Local", "find regions in the decoder, after global (--pretrained)", "all", demand=_REGIONS
+        "regional",
+        "Local",
+        "find regions in the decoder, with the encoder of global (--pretrained)",
+        "all",
+        demand=_REGIONS,
+        after="global",
     ),
     "fusion": Method("restorative", "VolumeFusion", "tell how two patches were mixed", "all", patches=2, demand=_FIVE),
 }

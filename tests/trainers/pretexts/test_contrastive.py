@@ -115,7 +115,7 @@ def test_teachers_are_copied_again_once_other_weights_are_in_the_network() -> No
             for parameter in pretext.parameters():
                 parameter += torch.randn(parameter.shape, generator=torch.Generator().manual_seed(2))
         pretext.restart()
-        students = {teacher: student for teacher, student in pretext.teachers()}
+        students = dict(pretext.teachers())
         assert set(students) == {module for part, module in pretext.named_children() if part.startswith("teacher")}
         for teacher, student in students.items():
             ours = student.state_dict()
