@@ -325,8 +325,12 @@ def _run(conversion: "Conversion", workers: int | None) -> None:
     for warning in warnings:
         console.warn(warning)
     if not conversion.labelled:
-        subjects = len({source.subject for source in conversion.sources})
-        console.note(f"{len(conversion.sources)} scans found, of {subjects} subjects")
+        from stunet.datasets.scan_names import describe_subjects
+
+        said, doubt = describe_subjects([source.subject for source in conversion.sources])
+        console.note(said)
+        if doubt:
+            console.warn(doubt)
     _next(conversion.target)
 
 

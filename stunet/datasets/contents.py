@@ -13,6 +13,7 @@ import numpy as np
 from stunet.errors import DataError, first_few
 
 EVERY = 7  # stride of a sparse sample, which is enough to show that most images are not constant
+LABELS = 32  # an image of fewer whole numbers is a label map: noise alone takes more
 CHUNK = 2**18  # voxels counted at a time; they fit into the cache, several times faster than numpy.unique
 
 
@@ -73,6 +74,16 @@ def count_values(label: np.ndarray) -> dict[float, int]:
         for value, number in zip(values.tolist(), numbers.tolist(), strict=True):
             found[value] = found.get(value, 0) + number
     return found
+
+
+def is_like_label_map(channel_DHW: np.ndarray) -> bool:
+    """Return whether an image holds only a few whole numbers, as label maps and masks do."""
+    # A sparse sample shows it of most images that they are none.
+    sample = channel_DHW[tuple(slice(None, None, EVERY) for _ in channel_DHW.shape)]
+    if len(np.unique(sample)) >= LABELS:
+        return False
+    values = count_values(channel_DHW)
+    return len(values) < LABELS and all(value == int(value) for value in values)
 
 
 def judge(names: Sequence[str], contents: Sequence[Content], description: Mapping[str, Any]) -> list[str]:

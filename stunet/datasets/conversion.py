@@ -71,7 +71,7 @@ class Step(Protocol):
     def __call__(self, source: SourceCase, folder: Path) -> tuple[list[Path], dict[str, Any]]:
         """Write the files of a case into a dataset folder; return them, and facts for reports, as JSON.
 
-        Of images without labels the facts `images` and `mask` name the files, as dataset.json will, that were written.
+        Of images without labels the facts `images` and `mask` name the files that were written; None: it was not.
         """
 
 
@@ -124,7 +124,7 @@ class Conversion:
         """Return the cases that are not converted yet, or whose files have changed since.
 
         Raises:
-            DataError: The target was made with other options, or is not a conversion.
+            DataError: The target was made with other options or of other cases, or is not a conversion.
         """
         self._check_options()
         return [source for source in self.sources if not self._folder.is_done(source.name, source.signature)]
@@ -176,12 +176,17 @@ class Conversion:
         if changed := self._folder.changes(self.step.options()):
             hint = "another number with -d, or remove that folder, or the same options as then"
             raise DataError(f"{str(self.target)!r} was converted with other options: {first_few(changed)}", hint)
+        before = self._folder.recorded()
+        if before and not {source.name for source in self.sources} & set(before):
+            what = f"{str(self.target)!r} has {len(before)} cases (e.g. {before[0]!r}), of which none is found now"
+            raise DataError(what, "another number with -d, or remove that folder; or give the same data as then")
 
     def _complete(self, bad: Mapping[str, str]) -> list[str]:
         """Write the files that accompany the cases, dataset.json last; return warnings."""
         records = {source.name: self._folder.record(source.name) for source in self.sources if source.name not in bad}
         facts = {name: record["facts"] for name, record in records.items()}
         kept = [source for source in self.sources if source.name in facts and not facts[source.name].get("left_out")]
+        gone = sorted(set(self._folder.recorded()) - {source.name for source in self.sources})
         # Before records are pruned, which tell whose the links are.
         self._remove_links(self._folder.recorded())
         self._folder.prune(records.keys(), {file for source in kept for file in records[source.name]["files"]})
@@ -204,6 +209,9 @@ class Conversion:
         channels = dict(enumerate(about.channels))
         # Without DatasetXXX_, which has 11 characters.
         write_dataset_json(self.target, self.target.name[11:], channels, about.labels, len(training), **more)
+        if gone:
+            removed = first_few([repr(name) for name in gone], separator=", ")
+            warnings.append(f"{len(gone)} cases that were here before are not found now, and are removed: {removed}")
         return [*self.warnings, *strange, *warnings]
 
     def _write_left_out(self, bad: Mapping[str, str]) -> list[str]:
@@ -254,7 +262,9 @@ class Conversion:
 
     def _entry(self, source: SourceCase, facts: Mapping[str, Any]) -> dict[str, Any]:
         """Return the entry of a case in dataset.json: its files, by reference unless they were written."""
-        entry = {"images": facts.get("images") or [self._reference(image) for image in source.images]}
+        written = facts.get("images") or [None] * len(source.images)
+        images = zip(written, source.images, strict=True)
+        entry: dict[str, Any] = {"images": [file or self._reference(image) for file, image in images]}
         if self.labelled:
             return {**entry, "label": f"labelsTr/{source.name}{self.description.ending}"}
         mask = facts.get("mask") or (source.mask and self._reference(source.mask))

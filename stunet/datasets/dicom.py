@@ -115,7 +115,7 @@ def find_series(source: Path, channel: str | None = None, wanted: str | None = N
             series = choose(folder, modality_of(channel), wanted)
             # Whoever names the series takes it as it is.
             if wanted is None:
-                _check_slopes(series)
+                check_slopes(series, f"--series {_quoted(series)} reads each slice with its own")
             found.append(Found(name, folder, series.key))
         except _NothingToTakeError as error:
             left_out.append(error.message)
@@ -274,17 +274,21 @@ class _NothingToTakeError(DataError):
 
 
 @quietly()
-def _check_slopes(series: Series) -> None:
+def check_slopes(series: Series, remedy: str) -> None:
     """Raise DataError if RescaleSlope differs between the slices of a CT.
 
     A scanner writes one slope for all slices of a CT; software that scales each slice by itself rarely keeps HU.
+
+    Args:
+        series: Of any modality.
+        remedy: What to do if it is in HU all the same.
     """
     frames = [Frame(header, number) for header in series.headers for number in range(header.frames)]
     slopes = {slope[0] for frame in frames if (slope := numbers(frame, "RescaleSlope", 1))}
     if series.modality == "CT" and len(slopes) > 1:
         what = f"RescaleSlope differs from slice to slice in {series} in {str(series.folder)!r}"
-        hint = f"check that it is in HU; --series {_quoted(series)} reads each slice with its own"
-        raise DataError(f"{what}: {min(slopes):g} to {max(slopes):g}, where scanners write one for a CT", hint)
+        what += f": {min(slopes):g} to {max(slopes):g}, where scanners write one for a CT"
+        raise DataError(what, f"check that it is in HU; {remedy}")
 
 
 def _warn_of_parts(found: Sequence[Found]) -> None:

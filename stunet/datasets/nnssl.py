@@ -104,7 +104,7 @@ def prepare_nnssl(
         raise DataError(f"no image of {str(path)!r} can be read: {found.warnings()[0]}", "files as NIfTI, NRRD or MHA")
     kinds = list(found.kinds)
     own = channel or (kinds[0] if len(kinds) == 1 and kinds[0] else UNKNOWN)
-    return prepare_scans(target, found, (own,), skip_bad, _variable(taken))
+    return prepare_scans(target, found, (own,), "nnssl", skip_bad, _variable(taken))
 
 
 def _images(content: Mapping[str, Any]) -> Iterator[Listed]:

@@ -1,19 +1,16 @@
-"""Find scans in folders of any layout: what is taken for one, which case it becomes, and whose it is.
+"""Find scans in folders of any layout: what is taken for one, and which masks belong to it.
 
-Taken is every file of a volume and every original DICOM series, at any depth. Left out, by name, is what is obviously
-not an image: label maps and masks (labelsTr, BIDS derivatives, CASE_seg.nii.gz), localizers, and series that were
-derived from others.
+Taken is every file of a volume and every original DICOM series, at any depth, each once. Left out, by name, is what is
+obviously not an image: label maps and masks, localizers, and series that were derived from others.
 
-A case is named after its path below the folder that was given: `p1/ct.nii.gz` is p1_ct, `sub-01/anat/sub-01_T1w.nii.gz`
-is sub-01_T1w. A subject is, in this order: the PatientID of DICOM (as a hash: dataset.json ends up in checkpoints), the
-sub-XX of BIDS, the first folder below the one that was given whose name is not general (imagesTr, train, ct), the name
-of the file. The same name in two of the given folders is taken for the same subject: of two people with one name, at
-most one too many is held out; of one person with two names, a scan in training would show what validation asks for.
+Masks that lie beside their images have their names with a suffix. Those in a folder of their own have the path of the
+image below the folder that was given, with or without that folder's name; or only its name, if a single image has it.
 
-Read next: unlabelled.py, which makes a dataset of them.
+Read next: scan_names.py, which tells names of cases and subjects from paths; unlabelled.py, which makes a dataset.
 """
 
 import hashlib
+import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,30 +19,24 @@ from pathlib import Path
 
 from stunet.datasets.conversion import SourceCase
 from stunet.datasets.dicom import OPEN, folders_below, modality_of
-from stunet.datasets.dicom_headers import Series, scan
+from stunet.datasets.dicom_headers import WITHOUT_UID, Series, scan
 from stunet.datasets.growing import signature
 from stunet.datasets.listing import HEADERS, ending_of, is_dicom, is_hidden, named
+from stunet.datasets.scan_names import (
+    BIDS_SUBJECT,
+    Names,
+    Place,
+    is_label_folder,
+    is_label_map,
+    numbers_channels,
+    subjects_of,
+)
 from stunet.errors import DataError, first_few
-from stunet.names import NAME_MAX, RESERVED_BYTES, to_file_name
 
 REFERRED = (".nii.gz", ".nii", ".nrrd", ".mha", ".gipl")  # ITK reads them where they are, from a single file
 BY_ITK = (".nhdr", ".mhd", ".hdr", ".gipl.gz")  # rewritten as NIfTI: most are a header next to a file of voxels
 BY_NIBABEL = (".mgz", ".mgh")
 SLICER = ".seg.nrrd"  # ending of its segmentations
-LABEL_FOLDER = re.compile(
-    r"derivatives|labels?(tr|ts|va)?|masks?(tr|ts)?|seg|segs|segmentations?|gt|gts|ground_?truths?|annotations?|rois?",
-    re.IGNORECASE,
-)
-LABEL_FILE = re.compile(
-    r"(.*[._-])?(d?seg|segmentations?|labels?|labelmap|masks?|probseg|gt|ground_?truth|annotations?|rois?)",
-    re.IGNORECASE,
-)
-GENERAL = re.compile(
-    r"images?(tr|ts|va)?|train(ing)?|test(ing)?|val(idation)?|data|raw|nifti|niftis|dicoms?|scans?|volumes?|cts?|mrs?|mris?"
-    r"|pets?|anat|sourcedata|rawdata",
-    re.IGNORECASE,
-)
-BIDS_SUBJECT = re.compile(r"sub-[A-Za-z0-9]+")
 NOBODY = re.compile(r"\W*|0*|x*|n/?a|none|unknown|removed|anon(ymous|ymi[sz]ed)?|de-?identified|patient", re.IGNORECASE)
 SHOWN = 3
 
@@ -68,7 +59,9 @@ class Scan(SourceCase):
     def signature(self) -> str:
         """Hash of the state of its files, and of how they are used."""
         masks = [path for path in (self.mask, self.roi) if path]
-        return signature((*self.images, *self.parts, *masks), self.series, bool(self.mask), bool(self.roi))
+        # Images of different folders are often called the same, and what is written does not say which one it was.
+        where = [os.path.abspath(path) for path in (*self.images, *masks)]
+        return signature((*self.images, *self.parts, *masks), self.series, bool(self.mask), bool(self.roi), where)
 
 
 @dataclass
@@ -79,75 +72,22 @@ class Found:
         scans: In the order of the folders.
         kinds: Of the images: modalities of DICOM (CT, MR), suffixes of BIDS (T1w); empty where nothing tells.
         left_out: What is not taken, by reason.
+        doubts: What else is to be said.
     """
 
     scans: list[Scan] = field(default_factory=list)
     kinds: Counter[str] = field(default_factory=Counter)
     left_out: dict[str, list[Path]] = field(default_factory=dict)
+    doubts: list[str] = field(default_factory=list)
 
     def leave_out(self, reason: str, path: Path) -> None:
         """Record a file or folder that is not taken."""
         self.left_out.setdefault(reason, []).append(path)
 
     def warnings(self) -> list[str]:
-        """Return what is not taken, a sentence for each reason."""
-        return [
-            f"{len(paths)} {reason} are left out: {named(paths)}" for reason, paths in sorted(self.left_out.items())
-        ]
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where an image lies: a folder that was given, the folders below it, and the name without ending."""
-
-    root: Path
-    folders: tuple[str, ...]
-    stem: str
-
-    def subject(self) -> str:
-        """Return whose scan it is, by the rule above."""
-        for number, name in enumerate(self.folders):
-            if BIDS_SUBJECT.fullmatch(name):
-                return "/".join(self.folders[: number + 1])
-        if match := BIDS_SUBJECT.match(self.stem):
-            return match[0]
-        special = [name for name in self.folders if not GENERAL.fullmatch(name)]
-        return special[0] if special else re.sub(r"_\d{4}$", "", self.stem)
-
-    def names(self) -> Iterator[str]:
-        """Yield names for the case, the best first: of BIDS that of the file; the path; that with the root's name."""
-        whole = "_".join((*self.folders, self.stem))
-        if BIDS_SUBJECT.match(self.stem):
-            yield self.stem
-        yield whole
-        yield f"{self.root.resolve().name}_{whole}"
-
-
-class Names:
-    """Gives each case a name of its own, also where file systems take upper and lower case for the same."""
-
-    def __init__(self) -> None:
-        self._taken: set[str] = set()
-
-    def give(self, wanted: Iterator[str]) -> str:
-        """Return the first name that is free, made a file name; or the last one with a number."""
-        name = "case"
-        for text in wanted:
-            name = to_file_name(text)
-            # A case CASE_seg would look like the labels of CASE; the rest is room for a number.
-            name = f"{name}-scan" if name.endswith("_seg") else name
-            name = name.encode()[: NAME_MAX - RESERVED_BYTES - 8].decode(errors="ignore")
-            if self._is_free(name):
-                return name
-        number = 2
-        while not self._is_free(f"{name}-{number}"):
-            number += 1
-        return f"{name}-{number}"
-
-    def _is_free(self, name: str) -> bool:
-        free = name.casefold() not in self._taken
-        self._taken.add(name.casefold())
-        return free
+        """Return what is not taken, a sentence for each reason, and the doubts."""
+        reasons = sorted(self.left_out.items())
+        return [*(f"{len(paths)} {reason} are left out: {named(paths)}" for reason, paths in reasons), *self.doubts]
 
 
 @dataclass(frozen=True)
@@ -171,44 +111,52 @@ class Masks:
             return stem.endswith(self.where)
         return path.resolve().is_relative_to(self.folder.resolve())
 
-    def of(self, known: Mapping[str, list[Path]], place: Place, folder: Path) -> Path | None:
-        """Return the mask of an image, if it has one.
+    def assign(self, roots: Sequence[Path], images: Sequence[tuple[Place, Path]]) -> list[Path | None]:
+        """Return the mask of each image; None if it has none, or if nothing tells which.
 
         Args:
-            known: The result of list().
-            place: That of the image.
-            folder: That of the image.
+            roots: The folders that were given.
+            images: Place and folder of each.
 
         Raises:
-            DataError: Several files could be it.
+            DataError: Several files could be the mask of an image.
         """
-        keys = [f"{folder.resolve()}/{place.stem}"]
-        if self.folder is not None:
-            keys = ["/".join((*place.folders, place.stem)), f"name:{place.stem}"]
-        for key in keys:
-            fitting = known.get(key, [])
-            if len(fitting) > 1:
-                both = " and ".join(repr(str(path)) for path in fitting[:2])
-                raise DataError(
-                    f"{both} could be the mask of {place.stem!r}", "put masks into folders as the images are"
-                )
-            if fitting:
-                return fitting[0]
-        return None
-
-    def list(self, roots: Sequence[Path]) -> dict[str, list[Path]]:
-        """Return all masks by keys that of() looks for."""
-        known: dict[str, list[Path]] = {}
-        for root in [self.folder] if self.folder else roots:
-            for folder, path, stem, _ in _files(root):
-                if self.folder is None:
-                    if stem.endswith(self.where):
-                        known.setdefault(f"{folder.resolve()}/{stem.removesuffix(self.where)}", []).append(path)
+        found: list[Path | None] = [None] * len(images)
+        for of_image, of_mask in self._keys(roots, images):
+            counts = Counter(of_image)
+            taken = set(found)
+            for number, key in enumerate(of_image):
+                fitting = [path for path in of_mask.get(key, []) if path not in taken]
+                if found[number] or counts[key] > 1 or not fitting:
                     continue
-                below = "/".join((*folder.relative_to(root).parts, stem))
-                for key in (below, f"name:{stem}"):
-                    known.setdefault(key, []).append(path)
-        return known
+                if len(fitting) > 1:
+                    both = " and ".join(repr(str(path)) for path in fitting[:2])
+                    what = f"{both} could be the mask of {images[number][0].stem!r}"
+                    raise DataError(what, "put masks into folders as the images are")
+                found[number] = fitting[0]
+        return found
+
+    def _keys(
+        self, roots: Sequence[Path], images: Sequence[tuple[Place, Path]]
+    ) -> Iterator[tuple[list[str], dict[str, list[Path]]]]:
+        """Yield the keys of the images, and the masks by key, the most certain first."""
+        if self.folder is None:
+            beside: dict[str, list[Path]] = {}
+            for folder, path, stem, ending in (file for root in roots for file in _files(root)):
+                key = f"{folder.resolve()}/{stem.removesuffix(self.where)}"
+                if ending and stem.endswith(self.where) and path not in beside.setdefault(key, []):
+                    beside[key].append(path)
+            yield [f"{folder.resolve()}/{place.stem}" for place, folder in images], beside
+            return
+        masks = [(folder, path, stem) for folder, path, stem, ending in _files(self.folder) if ending]
+        below: dict[str, list[Path]] = {}
+        by_name: dict[str, list[Path]] = {}
+        for folder, path, stem in masks:
+            below.setdefault("/".join((*folder.relative_to(self.folder).parts, stem)), []).append(path)
+            by_name.setdefault(stem, []).append(path)
+        yield ["/".join((place.root.resolve().name, *place.folders, place.stem)) for place, _ in images], below
+        yield ["/".join((*place.folders, place.stem)) for place, _ in images], below
+        yield [place.stem for place, _ in images], by_name
 
 
 def find_scans(
@@ -236,12 +184,13 @@ def find_scans(
     search = _Search(roots, tuple(suffixes), channel, masks, rois)
     for root in roots:
         search.look_into(root)
+    search.finish()
     _check(search.found, roots, masks, rois)
     return search.found
 
 
 class _Search:
-    """A search through several folders; `found` is what it has found so far."""
+    """A search through several folders; `found` has what there is once it is finished."""
 
     def __init__(
         self,
@@ -252,22 +201,25 @@ class _Search:
         rois: Masks | None,
     ) -> None:
         self.found = Found()
-        self._suffixes, self._channel = suffixes, channel
-        self._masks = [(kind, kind.list(roots)) if kind else None for kind in (masks, rois)]
-        self._names, self._seen = Names(), set[Path]()
+        self._roots, self._suffixes, self._channel = roots, suffixes, channel
+        self._masks, self._rois = masks, rois
+        self._names, self._seen, self._targets = Names(), set[str](), set[str]()
+        self._places: list[tuple[Place, Path]] = []  # of each scan, and its folder
+        self._of_people: list[Place] = []  # the same, without the numbers of series
+        self._numbered: set[tuple[Path, tuple[str, ...]]] = set()  # folders whose images end in a channel's number
 
     def look_into(self, root: Path) -> None:
         """Add the scans in a folder and the folders below it."""
         groups: dict[tuple[Path, str], dict[str, Path]] = {}
         for folder, path, stem, ending in _files(root):
-            # One of the given folders may lie in another one.
-            if path.absolute() in self._seen or any(kind and kind[0].is_mask(path, stem) for kind in self._masks):
+            if self._is_known(folder, path) or any(
+                kind and kind.is_mask(path, stem) for kind in (self._masks, self._rois)
+            ):
                 continue
-            self._seen.add(path.absolute())
             end = max((end for end in self._suffixes if end and stem.endswith(end)), key=len, default="")
             group = groups.setdefault((folder, stem.removesuffix(end)), {}) if ending else {}
-            by_name = ending and not end and (ending == SLICER or LABEL_FILE.fullmatch(stem))
-            if by_name or any(map(LABEL_FOLDER.fullmatch, folder.relative_to(root).parts)):
+            by_name = ending and not end and (ending == SLICER or is_label_map(stem))
+            if by_name or any(map(is_label_folder, folder.relative_to(root).parts)):
                 self.found.leave_out("label maps and masks, by their names,", path)
             elif not ending:
                 self._add_series(root, folder)
@@ -279,11 +231,49 @@ class _Search:
                 self.found.leave_out("files of the same name in another format", path)
             else:
                 group[end] = path
+        stems: dict[Path, set[str]] = {}
         for (folder, stem), files in groups.items():
             if len(files) == len(self._suffixes):
                 self._add_files(Place(root, folder.relative_to(root).parts, stem), folder, files)
+                stems.setdefault(folder, set()).add(stem)
             for path in files.values() if len(files) < len(self._suffixes) else ():
                 self.found.leave_out("files of scans that lack a channel", path)
+        for folder, names in stems.items():
+            if numbers_channels(names):
+                self._numbered.add((root, folder.relative_to(root).parts))
+
+    def finish(self) -> None:
+        """Give scans their subjects and masks, for which all of them have to be known."""
+        subjects = subjects_of(self._of_people, self._numbered)
+        masks, rois = (
+            kind.assign(self._roots, self._places) if kind else [None] * len(subjects)
+            for kind in (self._masks, self._rois)
+        )
+        of_series: dict[str, tuple[str, Path]] = {}
+        copies = []
+        for number, one in enumerate(self.found.scans):
+            subject, folder = one.subject or subjects[number], one.images[0]
+            if one.series and not one.series.startswith(WITHOUT_UID):
+                # Copies, or parts, of a series are of the same patient, wherever they lie.
+                of_first, first = of_series.setdefault(one.series, (subject, folder))
+                subject = one.subject or of_first
+                copies += [f"{str(first)!r} and {str(folder)!r}"] if first != folder else []
+            self.found.scans[number] = replace(one, subject=subject, mask=masks[number], roi=rois[number])
+        if copies:
+            what = f"{len(copies)} DICOM series are in two folders, and are taken twice: {first_few(copies)}"
+            self.found.doubts.append(what)
+
+    def _is_known(self, folder: Path, path: Path) -> bool:
+        """Return whether a file was seen before: one of the given folders may lie in another one, or link to it."""
+        place, target = f"{folder.resolve()}/{path.name}", os.path.realpath(path)
+        if place in self._seen:
+            return True
+        self._seen.add(place)
+        if target in self._targets:
+            self.found.leave_out("files that are others by a link", path)
+            return True
+        self._targets.add(target)
+        return False
 
     def _add_files(self, place: Place, folder: Path, files: Mapping[str, Path]) -> None:
         is_bids = BIDS_SUBJECT.match(place.stem) and "_" in place.stem
@@ -309,14 +299,22 @@ class _Search:
             self.found.kinds[series.modality] += 1
             number = series.headers[0].content.get("SeriesNumber") or "series"
             own = Place(root, place.folders, place.stem if len(taken) == 1 else f"{place.stem}_{number}")
-            self._add(own, (folder,), folder, series)
+            self._add(own, (folder,), folder, series, place)
 
-    def _add(self, place: Place, images: tuple[Path, ...], folder: Path, series: Series | None = None) -> None:
-        mask, roi = (kind and kind[0].of(kind[1], place, folder) for kind in self._masks)
-        one = Scan(self._names.give(place.names()), images, subject=place.subject(), mask=mask, roi=roi)
+    def _add(
+        self,
+        place: Place,
+        images: tuple[Path, ...],
+        folder: Path,
+        series: Series | None = None,
+        of_person: Place | None = None,
+    ) -> None:
+        one = Scan(self._names.give(place.names()), images)
         if series:
             parts = tuple(header.file for header in series.headers)
-            one = replace(one, subject=_patient(series) or one.subject, series=series.key, parts=parts)
+            one = replace(one, subject=_patient(series) or "", series=series.key, parts=parts)
+        self._places.append((place, folder))
+        self._of_people.append(of_person or place)
         self.found.scans.append(one)
 
 
@@ -358,6 +356,10 @@ def _check(found: Found, roots: Sequence[Path], masks: Masks | None, rois: Masks
         why = f"; {first_few(found.warnings())}" if found.left_out else ""
         raise DataError(f"no images in {where}{why}", "NIfTI, NRRD, MHA or folders of DICOM series; see --channels")
     for given, used in ((masks, [one.mask for one in found.scans]), (rois, [one.roi for one in found.scans])):
+        lacking = [repr(one.name) for one, path in zip(found.scans, used, strict=True) if given and path is None]
         if given and not any(used):
             hint = "files named as the images in that folder, or what names of masks have in addition: _mask"
             raise DataError(f"no image in {where} has a mask in {given.where!r}", hint)
+        if given and lacking:
+            what = f"{len(lacking)} of {len(used)} images have no mask in {given.where!r}, and count everywhere"
+            found.doubts.append(f"{what}: {first_few(lacking, separator=', ')}")

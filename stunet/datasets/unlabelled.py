@@ -2,10 +2,12 @@
 
 Images stay where they are. What nnU-Net's reader would not read as one file, DICOM series above all, is written as
 NIfTI, with the geometry of the source. Every image is read once: broken, constant and flat ones, and those with another
-number of channels, are an error, or are left out. dataset.json names the reader, ITK, so files of several formats can
-be in one dataset. Read next: scans.py, which finds the scans and defines names and subjects; nnssl.py.
+number of channels, are an error, or are left out. So are images of a few whole numbers, which are label maps, and a CT
+whose slices have slopes of their own. dataset.json names the reader, ITK, so files of several
+formats can be in one dataset. Read next: scans.py, which finds the scans and defines names and subjects; nnssl.py.
 """
 
+import gzip
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -23,8 +25,9 @@ from stunet.datasets.check import (
     read_images,
     read_mask,
 )
-from stunet.datasets.contents import look
+from stunet.datasets.contents import is_like_label_map, look
 from stunet.datasets.conversion import Conversion, Description, SourceCase, dataset_folder
+from stunet.datasets.dicom_headers import scan as scan_series
 from stunet.datasets.listing import ending_of, unusable
 from stunet.datasets.pairs import write_map
 from stunet.datasets.scans import BY_ITK, BY_NIBABEL, REFERRED, Found, Masks, Scan, find_scans
@@ -44,13 +47,15 @@ class TakeScan:
 
     Attributes:
         channels: Names of the channels.
+        format: Name of the format in which the scans are listed: "images" or "nnssl".
     """
 
     channels: tuple[str, ...]
+    format: str
 
     def options(self) -> dict[str, Any]:
         # Not their names, which only dataset.json has: whoever named them wrongly need not start from scratch.
-        return {"format": "images", "channels": len(self.channels)}
+        return {"format": self.format, "channels": len(self.channels)}
 
     def __call__(self, source: SourceCase, folder: Path) -> tuple[list[Path], dict[str, Any]]:
         assert isinstance(source, Scan)
@@ -68,9 +73,7 @@ class TakeScan:
         facts: dict[str, Any] = {}
         images = tuple(_readable(scan, number, folder, written) for number in range(len(scan.images)))
         if images != scan.images:
-            facts["images"] = [
-                path.relative_to(folder).as_posix() if path in written else str(path.absolute()) for path in images
-            ]
+            facts["images"] = [path.relative_to(folder).as_posix() if path in written else None for path in images]
         rules = Rules(_reader(), self.channels, frozenset(), "--channels")
         case = RawCase(scan.name, images, None, scan.mask)
         checked = read_images(case, rules)
@@ -134,6 +137,7 @@ def prepare_images(
         target,
         found,
         tuple(channels) if channels else (_channel(found),),
+        "images",
         skip_bad,
         (variable, roots[0]) if variable else None,
     )
@@ -143,6 +147,7 @@ def prepare_scans(
     target: Path,
     found: Found,
     channels: tuple[str, ...],
+    format: str,
     skip_bad: bool,
     variable: tuple[str, Path] | None = None,
 ) -> Conversion:
@@ -152,6 +157,7 @@ def prepare_scans(
         target: nnUNet_raw/DatasetXXX_Name.
         found: The scans.
         channels: Names of the channels.
+        format: As in TakeScan.
         skip_bad: As for prepare_images().
         variable: As in Conversion.
     """
@@ -162,7 +168,7 @@ def prepare_scans(
     return Conversion(
         target,
         tuple(found.scans),
-        TakeScan(channels),
+        TakeScan(channels, format),
         Description(channels, {"background": 0}, {"overwrite_image_reader_writer": READER}, ending),
         variable=variable,
         report=_Report(channels),
@@ -203,6 +209,9 @@ def _readable(scan: Scan, number: int, folder: Path, written: list[Path]) -> Pat
     target.parent.mkdir(exist_ok=True)
     written.append(target)
     if source.is_dir():
+        for series in scan_series(source).series:
+            if series.key == scan.series:
+                dicom.check_slopes(series, "if it is, convert it to NIfTI yourself")
         dicom.to_nifti(source, target, scan.series)
         return target
     if problem := unusable(source):
@@ -212,10 +221,11 @@ def _readable(scan: Scan, number: int, folder: Path, written: list[Path]) -> Pat
             if ending in BY_ITK:
                 write_sitk(read_sitk(source), part)
             elif ending in BY_NIBABEL:
-                image: Any = nibabel.load(source)
+                content = source.read_bytes()  # nibabel.load() leaves such a file open
+                image: Any = nibabel.MGHImage.from_bytes(gzip.decompress(content) if ending == ".mgz" else content)
                 nibabel.save(nibabel.Nifti1Image(np.asanyarray(image.dataobj), image.affine), part)
                 check_nifti(part)
-    except UNREADABLE as error:
+    except (*UNREADABLE, KeyError, TypeError) as error:  # the last two are of nibabel's MGH
         if is_out_of_memory(error) or is_disk_full(error):
             raise
         what = f"cannot read {str(source)!r}, it is damaged or truncated: {last_line(error)}"
@@ -231,6 +241,9 @@ def _check_content(name: str, checked: CheckedImages) -> None:
     if constant := look(checked.channels, None, {}).constant:
         which = f"channel {constant[0]} of image" if len(checked.channels) > 1 else "image"
         raise DataError(f"{which} {name!r} holds one value only, nothing to learn from", "take it out of the folder")
+    if any(map(is_like_label_map, checked.channels)):
+        what = f"image {name!r} holds a few whole numbers only, as label maps and masks do"
+        raise DataError(what, "take it out of the folder")
 
 
 @cache

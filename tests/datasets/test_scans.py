@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from stunet.datasets.scans import Found, Masks, Place, find_scans
+from stunet.datasets.scans import Found, Masks, find_scans
 from stunet.errors import DataError
 from stunet.names import name_problem
 from tests.dicom_files import VOLUME, write_series
@@ -31,7 +31,7 @@ def cases(found: Found) -> dict[str, str]:
         (["train/MR/p1/t1.nii", "val/p2/t1.nii"], {"train_MR_p1_t1": "p1", "val_p2_t1": "p2"}),
         (
             ["sub-1/ses-1/anat/sub-1_ses-1_T1w.nii.gz", "sub-1/anat/sub-1_FLAIR.nii.gz", "ds2/sub-1/sub-1_T1w.nii.gz"],
-            {"sub-1_ses-1_T1w": "sub-1", "sub-1_FLAIR": "sub-1", "sub-1_T1w": "ds2/sub-1"},
+            {"sub-1_ses-1_T1w": "sub-1", "sub-1_FLAIR": "sub-1", "sub-1_T1w": "sub-1"},
         ),
         (["sub-1_T1w.nii.gz", "sub-1_T2w.nii.gz"], {"sub-1_T1w": "sub-1", "sub-1_T2w": "sub-1"}),
         (["a/x.nii", "a_x.nii"], {"a_x": "a_x", "data_a_x": "a"}),
@@ -96,9 +96,30 @@ def test_masks_lie_beside_the_images_or_in_a_folder_of_their_own(tmp_path: Path)
     assert found.scans[0].signature != find_scans([tmp_path / "data"]).scans[0].signature
     with pytest.raises(DataError, match="has a mask in '_no'"):
         find_scans([tmp_path / "data"], masks=Masks("_no"))
-    touch(tmp_path / "other", "x/t1.nii.gz", "y/t1.nii.gz")
-    with pytest.raises(DataError, match="could be the mask of 't1'"):
-        find_scans([tmp_path / "data"], masks=Masks(str(tmp_path / "other")))
+
+
+def test_a_mask_belongs_to_no_image_if_it_could_belong_to_another(tmp_path: Path) -> None:
+    touch(tmp_path, "a/p1/ct.nii.gz", "a/p2/ct.nii.gz", "a/p3/mr.nii.gz", "b/p1/ct.nii.gz", "b/p1/pet.nii.gz")
+    touch(
+        tmp_path, "masks/p1/ct.nii.gz", "masks/b/p1/pet.nii.gz", "masks/mr.nii.gz", "twice/x/mr.nii", "twice/y/mr.nii"
+    )
+
+    def masks(*roots: str, where: str = "masks") -> tuple[Found, dict[str, str]]:
+        found = find_scans([tmp_path / root for root in roots], masks=Masks(str(tmp_path / where)))
+        paths = {one.name: one.mask and one.mask.relative_to(tmp_path / where).as_posix() for one in found.scans}
+        return found, {name: path for name, path in paths.items() if path}
+
+    found, of = masks("a")
+    assert of == {"p1_ct": "p1/ct.nii.gz", "p3_mr": "mr.nii.gz"}
+    assert [text for text in found.warnings() if "no mask" in text] == [
+        f"1 of 3 images have no mask in {str(tmp_path / 'masks')!r}, and count everywhere: 'p2_ct'"
+    ]
+    # The mask of a/p1 may as well be that of b/p1; a folder with the name of the one that was given tells.
+    assert masks("a", "b")[1] == {"p3_mr": "mr.nii.gz", "p1_pet": "b/p1/pet.nii.gz"}
+    touch(tmp_path, "masks/a/p1/ct.nii.gz")
+    assert masks("a", "b")[1]["p1_ct"] == "a/p1/ct.nii.gz"
+    with pytest.raises(DataError, match="could be the mask of 'mr'"):
+        masks("a", where="twice")
 
 
 def test_dicom_series_are_scans_whose_subject_is_a_hash_of_the_patient(tmp_path: Path) -> None:
@@ -106,7 +127,7 @@ def test_dicom_series_are_scans_whose_subject_is_a_hash_of_the_patient(tmp_path:
     write_series(tmp_path / "a" / "ct", PatientID="Doe^Jane", SeriesInstanceUID="1.2", SeriesNumber="5", names="ghijkl")
     write_series(tmp_path / "b", PatientID="Doe^Jane", ImageType=["ORIGINAL", "PRIMARY"], Modality="MR")
     write_series(tmp_path / "c", VOLUME[:2], PatientID="anonymous", ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"])
-    write_series(tmp_path / "d", PatientID="ANONYMIZED", ImageType=["DERIVED", "SECONDARY"])
+    write_series(tmp_path / "d", PatientID="ANONYMIZED", ImageType=["DERIVED", "SECONDARY"], SeriesInstanceUID="1.3")
     found = find_scans([tmp_path])
     assert [one.name for one in found.scans] == ["a_ct_4", "a_ct_5", "b", "d"]
     assert len({one.subject for one in found.scans[:3]}) == 1
@@ -118,6 +139,31 @@ def test_dicom_series_are_scans_whose_subject_is_a_hash_of_the_patient(tmp_path:
     assert [one.name for one in find_scans([tmp_path], channel="MRI").scans] == ["b"]
     with pytest.raises(DataError, match="folders of DICOM series, which have one channel,"):
         find_scans([tmp_path], ["_t1", "_t2"])
+
+
+def test_series_without_a_patient_are_of_whom_their_folder_is_and_copies_of_the_same(tmp_path: Path) -> None:
+    for number, name in ((1, "abcdef"), (2, "ghijkl")):
+        uid = f"1.{number}"
+        write_series(tmp_path / "p1", PatientID="", SeriesInstanceUID=uid, SeriesNumber=str(number), names=name)
+    write_series(tmp_path / "p2" / "copy", PatientID="", SeriesInstanceUID="1.2")
+    write_series(tmp_path / "p3", PatientID="", SeriesInstanceUID="1.3")
+    found = find_scans([tmp_path])
+    assert cases(found) == {"p1_1": "p1", "p1_2": "p1", "p2_copy": "p1", "p3": "p3"}
+    assert found.warnings() == [
+        "1 DICOM series are in two folders, and are taken twice: "
+        f"{str(tmp_path / 'p1')!r} and {str(tmp_path / 'p2' / 'copy')!r}"
+    ]
+
+
+def test_a_scan_is_taken_once_however_it_is_reached(tmp_path: Path) -> None:
+    touch(tmp_path / "g", "p1/ct.nii.gz", "p2/ct.nii.gz")
+    (tmp_path / "link").symlink_to(tmp_path / "g")
+    for other in (tmp_path / "g" / ".." / "g", tmp_path / "link", tmp_path / "g" / "p1"):
+        found = find_scans([tmp_path / "g", other])
+        assert (len(found.scans), found.warnings()) == (2, [])
+    (tmp_path / "g" / "p3").mkdir()
+    (tmp_path / "g" / "p3" / "x.nii.gz").symlink_to(tmp_path / "g" / "p1" / "ct.nii.gz")
+    assert find_scans([tmp_path / "g"]).warnings() == ["1 files that are others by a link are left out: 'x.nii.gz'"]
 
 
 @for_each(
@@ -132,7 +178,3 @@ def test_folders_without_images_are_named(tmp_path: Path, make: Callable[[Path],
     make(tmp_path / "data")
     with pytest.raises(DataError, match=message):
         find_scans([tmp_path / "data"])
-
-
-def test_general_folders_are_nobody() -> None:
-    assert Place(Path("r"), ("imagesTr", "Scans"), "x_0001").subject() == "x"

@@ -1,6 +1,7 @@
 """Scans of any format become a sound dataset without labels; bad ones end the conversion, or are left out."""
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -127,6 +128,10 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
     "flat": (lambda path: write(path, np.arange(42.0).reshape(1, 6, 7)), "is flat, 1 x 6 x 7 voxels"),
     "4D": (lambda path: write(path, np.ones((3, *SHAPE))), "has 3 channels, --channels names 1: image"),
     "NaN": (lambda path: write(path, np.full(SHAPE, np.nan)), "NaN"),
+    "labels": (
+        lambda path: write(path, np.arange(210.0).reshape(SHAPE) // 20),
+        "few whole numbers only, as label maps",
+    ),
 }
 
 
@@ -161,8 +166,58 @@ def test_nothing_of_a_bad_series_stays(tmp_path: Path) -> None:
     assert repr(last.name) in warning
     assert [path.name for path in (conversion.target / "imagesTr").iterdir()] == ["p1_0000.nii.gz"]
     shutil.rmtree(tmp_path / "data" / "p1")
+    write_series(tmp_path / "data" / "p1", np.zeros((6, 8, 9), np.int16), SeriesInstanceUID="1.1")
     with pytest.raises(DataError, match="no case is left"):
         run(images(tmp_path / "data", skip_bad=True))
+
+
+def test_a_ct_that_was_scaled_slice_by_slice_is_bad(tmp_path: Path) -> None:
+    write_series(tmp_path / "data" / "p1", SeriesInstanceUID="1.1", slope=[1, 1, 1, 2, 1, 1])
+    write_series(tmp_path / "data" / "p2", SeriesInstanceUID="1.2", slope=[1, 1, 1, 2, 1, 1], Modality="PT")
+    with pytest.raises(DataError, match=r"RescaleSlope differs from slice to slice in series .*: 1 to 2") as caught:
+        run(images(tmp_path / "data"))
+    assert "--series" not in caught.value.hint
+
+
+def test_images_of_another_folder_are_not_taken_for_those_of_the_same_name(tmp_path: Path) -> None:
+    for number, root in enumerate("AB"):
+        file = tmp_path / root / "p1.mgh"
+        file.parent.mkdir()
+        values = np.random.default_rng(number).normal(size=SHAPE).astype(np.float32)
+        nibabel.save(nibabel.MGHImage(values, np.eye(4)), file)
+        os.utime(file, (1, 1))
+    first = tmp_path / "raw" / "Dataset050_Unlabelled" / "imagesTr" / "p1_0000.nii.gz"
+    run(images(tmp_path / "A", tmp_path / "B"))
+    before = nibabel.load(first).get_fdata()
+    run(images(tmp_path / "B", tmp_path / "A"))
+    assert not np.array_equal(nibabel.load(first).get_fdata(), before)
+    for content in (b"", b"no image" * 99):
+        (tmp_path / "B" / "p1.mgh").write_bytes(content)
+        with pytest.raises(DataError, match=r"cannot read .*p1.mgh', it is damaged"):
+            run(images(tmp_path / "B", tmp_path / "A"))
+
+
+def test_cases_that_are_not_found_any_more_are_named_and_all_of_them_refused(folder: Path) -> None:
+    run(images(folder))
+    write(folder / "p3.nii.gz")
+    shutil.rmtree(folder / "p1")
+    assert run(images(folder)) == ["2 cases that were here before are not found now, and are removed: 'p1_a', 'p1_b'"]
+    other = write(folder.parent / "other" / "x.nii.gz").parent
+    with pytest.raises(DataError, match=r"has 2 cases .*, of which none is found now"):
+        prepare_images([other], folder.parent / "raw", 50, "Unlabelled").pending()
+    assert list(description(folder)["dataset"]) == ["p3", "p2_a"]
+
+
+def test_a_variable_stands_for_all_images_of_a_scan_of_which_one_was_written(tmp_path: Path) -> None:
+    for suffix, ending in (("t1", ".nii.gz"), ("flair", ".mhd")):
+        write(tmp_path / "data" / f"p1_{suffix}{ending}")
+    options = {"channels": {"T1": "_t1", "FLAIR": "_flair"}}
+    run(images(tmp_path / "data", **options))
+    run(images(tmp_path / "data", **options, variable="DATA"))
+    assert description(tmp_path / "data")["dataset"]["p1"]["images"] == [
+        "$DATA/p1_t1.nii.gz",
+        "imagesTr/p1_0001.nii.gz",
+    ]
 
 
 def test_masks_are_referred_to_and_regions_are_turned_into_masks(folder: Path) -> None:
