@@ -4,8 +4,8 @@ A data folder has a manifest (dataset.py): the settings that determine what its 
 and the written ones. Differences are an error, with the command that resolves them; what cannot be compared, such as
 raw files on another machine, is a warning.
 
-Raw files are the same if name, size and modification time are; if only the time differs, as in a copy, their content is
-compared.
+Raw files are the same if name, size and modification time are; if only the time differs, as in a copy, or the folder
+that dataset.json names, their content is compared.
 
 Imports neither torch nor nnunetv2. provenance.py does the same for trained networks.
 """
@@ -46,13 +46,14 @@ FINGERPRINT = "dataset_fingerprint.json"
 READ_BYTES = 2**30  # limit per check for reading raw files whose time has changed: a second or two
 
 
-def check_data(dataset: str, plan: Plan, configuration: str) -> list[str]:
+def check_data(dataset: str, plan: Plan, configuration: str, subjects: bool = False) -> list[str]:
     """Compare preprocessed data with the plans that they are for, with dataset.json and with the raw files.
 
     Args:
         dataset: Full name.
         plan: A plan, ours or nnU-Net's.
         configuration: Name of one of its configurations.
+        subjects: Whether it matters which scans are of the same subject.
 
     Returns:
         Warnings about what cannot be compared.
@@ -70,6 +71,10 @@ def check_data(dataset: str, plan: Plan, configuration: str) -> list[str]:
         changed = json_differences(_meaning(description), _meaning(raw[0]))
         if changed:
             raise DataError(f"dataset.json of {dataset} has changed since it was planned: {first_few(changed)}", replan)
+        before, now = (_subjects(one, present) for one in (description, raw[0]))
+        if subjects and (changed := json_differences(before, now)):
+            what = f"dataset.json of {dataset} has changed since it was preprocessed: {first_few(changed)}"
+            raise DataError(what, redo)
     _check_complete(dataset, plan, configuration, present, manifest, raw, replan)
     if manifest is None:
         # Without a record, they may be nnU-Net's, which turns nothing.
@@ -218,6 +223,12 @@ def _stale_plan(dataset: str, plan: Plan) -> bool:
     """Return whether the plans state that they were made from a fingerprint other than the current one."""
     planned, path = plan.fingerprint, preprocessed_dataset(dataset) / FINGERPRINT
     return planned is not None and path.is_file() and hash_of_fingerprint(read(path, FINGERPRINT_KIND)) != planned
+
+
+def _subjects(description: Mapping[str, Any], cases: Collection[str]) -> dict[str, Any]:
+    """Return of which subject cases are, as far as a dataset.json tells; other entries may be somebody else's."""
+    given = description.get("subjects")
+    return {"subjects": {case: given[case] for case in cases if case in given} if isinstance(given, Mapping) else {}}
 
 
 def _meaning(description: Mapping[str, Any]) -> dict[str, Any]:

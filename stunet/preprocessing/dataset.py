@@ -61,7 +61,10 @@ SAVE_INTERVAL_S = 1.0
 
 @dataclass(frozen=True, kw_only=True)
 class StampedCase(RawCase):
-    """A training case; `stamps` are name, size in bytes and modification time in ns of its files."""
+    """A training case; `stamps` are name, size in bytes and modification time in ns of its files.
+
+    The name of a file that dataset.json lists is its path as it stands there.
+    """
 
     stamps: list[list[Any]]
 
@@ -179,16 +182,21 @@ def raw_cases(dataset: str) -> tuple[dict, list[StampedCase]]:
     """
     folder = raw_dataset(dataset)
     description = read_dataset_json(folder / "dataset.json")
-    return description, [_stamp(case) for case in sorted(list_cases(folder, description), key=lambda case: case.name)]
+    listed: Mapping[str, Any] = description.get("dataset") or {}
+    cases = sorted(list_cases(folder, description), key=lambda case: case.name)
+    return description, [_stamp(case, listed.get(case.name)) for case in cases]
 
 
-def _stamp(case: RawCase) -> StampedCase:
+def _stamp(case: RawCase, entry: Mapping[str, Any] | None) -> StampedCase:
     try:
         stats = [os.stat(path) for path in case.files]
     except OSError as error:
         message = f"case {case.name!r} has no readable file {str(error.filename)!r}: {error.strerror}"
         raise DataError(message, "add the file, or take the case out of the dataset") from None
-    stamps = [[path.name, stat.st_size, stat.st_mtime_ns] for path, stat in zip(case.files, stats, strict=True)]
+    names = [path.name for path in case.files]
+    if entry:  # files of several folders may be called the same
+        names = [*entry["images"], *(entry[key] for key in ("label", "mask") if getattr(case, key))]
+    stamps = [[name, stat.st_size, stat.st_mtime_ns] for name, stat in zip(names, stats, strict=True)]
     return StampedCase(case.name, case.images, case.label, case.mask, stamps=stamps)
 
 
@@ -274,18 +282,22 @@ def compare_raw(
         may_read: Returns whether a file of this many bytes may be read to compare its content.
 
     Returns:
-        SAME by name, size and modification time; TOUCHED if the content is the same but the time is not, as in a copy;
-        CHANGED; or UNKNOWN if only the times differ and the content cannot be compared.
+        SAME by name, size and modification time; TOUCHED if the content is the same but the time or folder is not, as
+        in a copy; CHANGED; or UNKNOWN if only these differ and the content cannot be compared.
     """
-    before = record["raw"]
-    if before == case.stamps:
-        return SAME
-    if [file[:2] for file in before] != [file[:2] for file in case.stamps]:
+    before = [[Path(name).name, size, time] for name, size, time in record["raw"]]
+    now = [[Path(name).name, size, time] for name, size, time in case.stamps]
+    if [file[:2] for file in before] != [file[:2] for file in now]:
         return CHANGED
+    # Earlier versions recorded no folders.
+    before = [old if "/" in old[0] else bare for old, bare in zip(record["raw"], before, strict=True)]
+    now = [new if "/" in old[0] else bare for old, new, bare in zip(before, case.stamps, now, strict=True)]
+    if before == now:
+        return SAME
     hashes = record.get("sha256") or []
     if len(hashes) != len(before):
         return UNKNOWN
-    for old, new, path, digest in zip(before, case.stamps, case.files, hashes, strict=True):
+    for old, new, path, digest in zip(before, now, case.files, hashes, strict=True):
         if old != new:
             if not may_read(new[1]):
                 return UNKNOWN

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stunet import nnunet, workspace
+from stunet.datasets.scan_names import HELD_OUT
 from stunet.errors import DataError, UsageError, closest, first_few
 from stunet.folds import ALL
 from stunet.kinds import LEFT_OUT, PRETRAINING, read
@@ -198,7 +199,7 @@ def prepare(request: PretrainingRequest, listener: Listener, resume_if_begun: bo
 
     sources = sources_of(plan, request.configuration)
     for source in sources:
-        for warning in check_data(source.dataset, source.plan, request.configuration):
+        for warning in check_data(source.dataset, source.plan, request.configuration, subjects=True):
             listener.warn(warning)
     check_shares(resolved.batch_size, request.num_gpus, plan.train.accumulation)
     from stunet.runs.memory_check import check_memory
@@ -217,8 +218,12 @@ def prepare(request: PretrainingRequest, listener: Listener, resume_if_begun: bo
     goes_on = run.resume and bool(checkpoints(run))
     run = replace(run, left_out=_stored(run) if goes_on else _unusable(run, sources, request, listener))
     # Raises if a dataset has no subject to hold out.
-    split(sources, run.configuration, plan.train.seed, run.left_out)
+    train, held_out = split(sources, run.configuration, plan.train.seed, run.left_out)
     listener.note(headline(run))
+    listener.note(f"{len(train)} scans to train on, {len(held_out)} of held-out subjects")
+    if len(held_out) > max(len(sources), HELD_OUT * (len(train) + len(held_out))):
+        whose = "with few subjects, or one of many scans"
+        listener.warn(f"more than {HELD_OUT:.0%} of the scans are held out, {whose}: see `subjects` in dataset.json")
     if run.left_out:
         listener.note(f"without {len(run.left_out)} scans: {_listed(run.left_out)}")
     conclude(run, choice, request.dry_run, listener)

@@ -10,13 +10,22 @@ import pytest
 
 from stunet.cli.plan_and_preprocess import main as plan_and_preprocess
 from stunet.errors import DataError
-from stunet.files import read_json, write_json
+from stunet.files import read_json, sha256_of, write_json
 from stunet.folds import Fold
 from stunet.plans.derive import derive
 from stunet.plans.plan import Plan
 from stunet.preprocessing import checks
 from stunet.preprocessing.checks import repair_commands
-from stunet.preprocessing.dataset import pending_cases, read_manifest, stale_cases
+from stunet.preprocessing.dataset import (
+    CHANGED,
+    SAME,
+    TOUCHED,
+    StampedCase,
+    compare_raw,
+    pending_cases,
+    read_manifest,
+    stale_cases,
+)
 from stunet.provenance import check_training
 from tests.loops import for_each
 from tests.phantom_copy import CASES, FOLDS, REDO, REPLAN, change, check, plans_of, refused, write_image
@@ -67,6 +76,32 @@ def test_intensities_count_where_a_normalization_looks_at_them(pre: Path) -> Non
             refused(pre, r"per_channel.0.mean: ", REDO, plans=plans)
         else:
             assert check(pre, plans=plans) == []
+
+
+def test_subjects_that_changed_are_refused_where_they_matter(pre: Path, raw: Path) -> None:
+    change(raw / "dataset.json", subjects={case: "one" for case in CASES})
+    assert check(pre) == []
+    with pytest.raises(DataError, match=r"has changed since it was preprocessed: subjects\.") as caught:
+        checks.check_data(pre.name, Plan(plans_of(pre)), "3d_fullres", subjects=True)
+    assert caught.value.hint == REDO
+    change(raw / "dataset.json", subjects={})
+    assert checks.check_data(pre.name, Plan(plans_of(pre)), "3d_fullres", subjects=True) == []
+
+
+def test_images_of_the_same_name_in_other_folders_are_compared(tmp_path: Path) -> None:
+    def case(folder: str, size: int = 4, time: int = 1) -> StampedCase:
+        path = tmp_path / folder / "ct.nii"
+        return StampedCase("p1_ct", (path,), None, stamps=[[f"{tmp_path}/{folder}/ct.nii", size, time]])
+
+    for folder, content in (("a", "here"), ("b", "else"), ("c", "here")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "ct.nii").write_text(content)
+    record = {"raw": case("a").stamps, "sha256": [sha256_of(tmp_path / "a" / "ct.nii")]}
+    states = [compare_raw(record, case(folder)) for folder in "abc"]
+    assert states == [SAME, CHANGED, TOUCHED]
+    assert compare_raw(record, case("a", size=5)) == CHANGED
+    older = {**record, "raw": [["ct.nii", 4, 1]]}
+    assert [compare_raw(older, case("a", time=time)) for time in (1, 2)] == [SAME, TOUCHED]
 
 
 def test_labels_that_changed_are_refused_in_raw_and_in_preprocessed_data(pre: Path, raw: Path) -> None:

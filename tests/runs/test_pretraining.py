@@ -199,8 +199,12 @@ def test_several_datasets_are_drawn_from_and_recorded(pre: Path) -> None:
     assert caught.value.hint == "stunet_plan_and_preprocess -d 51 --like 998:STUNetPlans_T -c 3d_fullres"
 
 
-def test_a_dataset_of_one_subject_is_refused(pre: Path) -> None:
-    change(pre / "dataset.json", subjects={f"phantom_{n:03d}": "one" for n in range(6)})
+def test_a_dataset_of_one_subject_is_refused(pre: Path, raw: Path) -> None:
+    for folder in (pre, raw):
+        change(folder / "dataset.json", subjects={f"phantom_{n:03d}": "one" for n in range(6)})
     with pytest.raises(DataError, match="has 6 preprocessed scans of 1 subject") as caught:
         pretrain(PretrainingRequest(dataset=998, method="rot", set=ROUND, device="cpu"))
     assert caught.value.hint.startswith("add scans of other subjects")
+    change(raw / "dataset.json", subjects={})  # somebody has corrected it
+    with pytest.raises(DataError, match="has changed since it was preprocessed"):
+        pretrain(PretrainingRequest(dataset=998, method="rot", set=ROUND, device="cpu"))

@@ -1,6 +1,6 @@
-"""Hold out subjects of an unlabelled dataset, to measure how well a pretext is solved on images never seen."""
+"""Hold out subjects of unlabelled datasets, to measure how well a pretext is solved on images never seen."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -10,23 +10,32 @@ SHARE = 0.05  # of the subjects; nnssl holds out 1 %, of a hundred times as many
 MOST = 50
 
 
-def hold_out(cases: Sequence[str], subjects: Mapping[str, str], seed: int, dataset: str) -> tuple[list[str], list[str]]:
-    """Return the cases to train on, and those of the subjects that the seed holds out; all of a subject on one side.
+def held_out_subjects(datasets: Mapping[str, Mapping[str, str]], seed: int, hint: str) -> set[str]:
+    """Return the subjects that the seed holds out, in each dataset about the same share.
+
+    A subject of several datasets is the same in all of them, and counts in all.
 
     Args:
-        cases: Names.
-        subjects: Of which subject each case is; one that is missing is a subject of its own.
+        datasets: Subject by case, by full name of the dataset.
         seed: Chooses.
-        dataset: Full name, for messages.
+        hint: How subjects are corrected, for messages.
 
     Raises:
-        DataError: There is no case, or a single subject.
+        DataError: A dataset has no case or a single subject, or is left without one to train on.
     """
-    of = {case: subjects.get(case, case) for case in sorted(cases)}
-    everyone = sorted(set(of.values()))
-    if len(everyone) < 2:
-        what = f"{dataset} has {len(of)} preprocessed scans of {len(everyone)} subject(s): one has to be held out"
-        raise DataError(what, "add scans of other subjects, or correct `subjects` in dataset.json")
-    count = min(MOST, max(1, round(SHARE * len(everyone))))
-    chosen = set(np.random.default_rng(seed).permutation(everyone)[:count].tolist())
-    return [case for case in of if of[case] not in chosen], [case for case in of if of[case] in chosen]
+    chosen: set[str] = set()
+    everyone = {dataset: sorted(set(of.values())) for dataset, of in datasets.items()}
+    for dataset, subjects in everyone.items():
+        if len(subjects) < 2:
+            scans = len(datasets[dataset])
+            what = f"{dataset} has {scans} preprocessed scans of {len(subjects)} subject(s): one has to be held out"
+            raise DataError(what, f"add scans of other subjects, or {hint}")
+        count = min(MOST, max(1, round(SHARE * len(subjects))))
+        order = np.random.default_rng(seed).permutation(subjects).tolist()
+        lacking = max(0, count - len(chosen & set(subjects)))
+        chosen |= set([subject for subject in order if subject not in chosen][:lacking])
+    for dataset, subjects in everyone.items():
+        if chosen >= set(subjects):
+            what = f"all subjects of {dataset} are held out, as they are of other datasets, too"
+            raise DataError(what, f"another seed, fewer datasets, or {hint}")
+    return chosen

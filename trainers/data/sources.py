@@ -16,10 +16,11 @@ import numpy as np
 from stunet.folds import Fold
 from stunet.kinds import read_dataset_json
 from stunet.plans.plan import Plan
+from stunet.preprocessing.checks import repair_commands
 from stunet.preprocessing.dataset import preprocessed_cases
 from stunet.preprocessing.like import find_like
 from stunet.provenance import training_record
-from stunet.trainers.data.held_out import hold_out
+from stunet.trainers.data.held_out import held_out_subjects
 from stunet.workspace import preprocessed_dataset
 
 
@@ -57,20 +58,25 @@ def sources_of(plan: Plan, configuration: str) -> list[Source]:
 def split(
     sources: Sequence[Source], configuration: str, seed: int, left_out: Collection[str]
 ) -> tuple[list[str], list[str]]:
-    """Return the cases to train on, and those of the subjects of each dataset that the seed holds out.
+    """Return the cases to train on, and those of the subjects that the seed holds out, in all datasets.
 
     Raises:
         DataError: A dataset has a single subject.
     """
-    train, held_out = [], []
+    of: dict[str, dict[str, str]] = {}
     for source in sources:
         cases = preprocessed_cases(source.dataset, source.plan, configuration)
         kept = [case for case in cases if f"{source.prefix}{case}" not in left_out]
         description = read_dataset_json(preprocessed_dataset(source.dataset) / "dataset.json")
-        parts = hold_out(kept, description.get("subjects", {}), seed, source.dataset)
-        train += [f"{source.prefix}{case}" for case in parts[0]]
-        held_out += [f"{source.prefix}{case}" for case in parts[1]]
-    return train, held_out
+        known = description.get("subjects") or {}
+        # A case whose subject is not known is a subject of its own.
+        of[source.dataset] = {case: known.get(case, case) for case in sorted(kept)}
+    commands = [repair_commands(source.dataset, source.plan, configuration)[1] for source in sources]
+    files = " and ".join(f"nnUNet_raw/{source.dataset}/dataset.json" for source in sources)
+    chosen = held_out_subjects(of, seed, f"correct `subjects` in {files}, then {'; '.join(commands)}")
+    cases_of = [(source.prefix, case, subject) for source in sources for case, subject in of[source.dataset].items()]
+    train = [f"{prefix}{case}" for prefix, case, subject in cases_of if subject not in chosen]
+    return train, [f"{prefix}{case}" for prefix, case, subject in cases_of if subject in chosen]
 
 
 def frequencies(sources: Sequence[Source], cases: Sequence[str], alpha: float) -> np.ndarray | None:

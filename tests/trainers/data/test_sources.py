@@ -41,6 +41,7 @@ def test_one_dataset_keeps_the_names_of_its_cases(pre: Path) -> None:
 
 def test_cases_of_several_are_held_out_drawn_and_recorded_per_dataset(two: Plan, pre: Path) -> None:
     sources = sources_of(two, "3d_fullres")
+    change(pre.with_name(OTHER) / "dataset.json", subjects={case: f"other-{case}" for case in ALL})
     train, held_out = split(sources, "3d_fullres", 0, [f"{OTHER}.phantom_000"])
     assert sorted(case.split(".")[0] for case in held_out) == [OTHER, pre.name]
     assert len(train) == 5 + 2
@@ -53,6 +54,21 @@ def test_cases_of_several_are_held_out_drawn_and_recorded_per_dataset(two: Plan,
     assert record["datasets"] == [pre.name, OTHER]
     assert record["train"] == train
     assert record["made_from"].keys() == {*train, *held_out}
+
+
+def test_a_subject_of_several_datasets_is_on_one_side_in_all_of_them(two: Plan, pre: Path) -> None:
+    sources = sources_of(two, "3d_fullres")
+    for seed in range(8):
+        train, held_out = split(sources, "3d_fullres", seed, [])
+        sides = [{case.split(".")[1] for case in cases} for cases in (train, held_out)]
+        assert not sides[0] & sides[1]
+        assert {case.split(".")[0] for case in held_out} == {OTHER, pre.name}
+    change(pre.with_name(OTHER) / "dataset.json", subjects=dict.fromkeys(ALL, "one"))
+    with pytest.raises(DataError, match=f"{OTHER} has 4 preprocessed scans of 1 subject") as caught:
+        split(sources, "3d_fullres", 0, [])
+    assert f"nnUNet_raw/{OTHER}/dataset.json" in caught.value.hint
+    change(pre.with_name(OTHER) / "dataset.json", subjects=None)
+    assert len(split(sources, "3d_fullres", 0, [])[1]) == 2
 
 
 def test_cases_are_loaded_from_their_own_folders_and_named_when_damaged(two: Plan, pre: Path) -> None:
