@@ -106,8 +106,13 @@ def measure(dataset: int, method: str, size: str, values: dict[str, Any]) -> Non
     found = read_json(RESULTS) if RESULTS.is_file() else {}
     if found.get(method, {}).get("values") == values and found[method]["size"] == size:
         return
+    start = None
+    if after := METHODS[method].after:
+        measure(dataset, after, size, values)
+        name = read_json(RESULTS)[after]["model"]
+        start = workspace.folder("nnUNet_results") / workspace.dataset_name(dataset) / name
     watching, before, started = Watching(), cpu_seconds(), time.monotonic()
-    request = PretrainingRequest(dataset=dataset, method=method, size=size, device="cpu", set=values)
+    request = PretrainingRequest(dataset=dataset, method=method, pretrained=start, size=size, device="cpu", set=values)
     reached = pretrain(request, watching, resume_if_begun=True)
     assert reached.metrics is not None
     found = read_json(RESULTS) if RESULTS.is_file() else {}

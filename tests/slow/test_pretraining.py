@@ -44,6 +44,11 @@ def test_several_processes_compute_what_one_does(
     place.run("stunet_pretrain", *command(method), nnUNet_results=tmp_path / "one")
     out = place.run(*start, *command(method, values=values), nnUNet_results=tmp_path / "two")
     assert out.count("held-out ") == 1
+    check_same(tmp_path)
+
+
+def check_same(tmp_path: Path) -> None:
+    """Compare the results below `one` and `two`."""
     one, two = (read_json(run_folder(tmp_path / name) / "pretraining.json") for name in ("one", "two"))
     for key in ("train_losses", "val_losses"):  # mae's begin at 6, and grow apart by rounding
         np.testing.assert_allclose(one[key], two[key], rtol=1e-4, atol=2e-5, err_msg=key)
@@ -54,6 +59,20 @@ def test_several_processes_compute_what_one_does(
     whole, gathered = ours["stunet"]["pretext"], theirs["stunet"]["pretext"]
     assert whole.keys() == gathered.keys()
     torch.testing.assert_close(gathered["state"], whole["state"], rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("options", [["-num_gpus", 2], ["-num_gpus", 2, "--fsdp"]], ids=["DDP", "FSDP2"])
+def test_several_processes_start_from_weights_as_one_does(
+    place: "Place", tmp_path: Path, options: Sequence[Any]
+) -> None:
+    place.run("stunet_pretrain", *command("rot"), nnUNet_results=tmp_path / "first")
+    further = command("byol", "--pretrained", run_folder(tmp_path / "first").parent)
+    place.run("stunet_pretrain", *further, nnUNet_results=tmp_path / "one")
+    place.run("stunet_pretrain", *options, *further, nnUNet_results=tmp_path / "two")
+    check_same(tmp_path)
+    one, two = (read_json(run_folder(tmp_path / name) / "transfer_report.json") for name in ("one", "two"))
+    assert one == two
+    assert (one["coverage"], one["transfer"]) == (1, "encoder")
 
 
 def test_images_without_labels_are_pretrained_on_and_the_result_is_finetuned(place: "Place", tmp_path: Path) -> None:
