@@ -55,7 +55,7 @@ def preview_of(path: Path, plan: Plan, dataset_json: dict) -> tuple[str, bool]:
     """Return the name of the plans of a fine-tuning, and whether it starts with the decoder of the weights."""
     start = Start(path)
     named = plan_entry(start, choose_heads(start, None, dataset_json), is_file=True)
-    derived = derive(plan, dataset_json, finetune="ramp", weights=named)
+    derived = derive(plan, dataset_json, finetune="ramp", weights=[named])
     report = preview(start, derived, "3d_fullres", dataset_json)
     assert (report.coverage, report.warnings) == (1, ())
     decoder = [
