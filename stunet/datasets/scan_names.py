@@ -12,9 +12,10 @@ A subject is the first of these that there is:
 1. the PatientID of DICOM, as a hash, because dataset.json ends up in checkpoints (scans.py);
 2. the sub-XX of BIDS;
 3. the first folder below the one that was given, or else the file's name, of which something is left without general
-   words: imagesTr, train, data; modalities such as CT, T1w, FLAIR; visits such as ses-2, baseline, followup1; dates,
-   and years if they are folders. At both ends of a name they are removed: p1_T1 and p1_T2 are of p1. The numbers 0000
-   to 0009 at the end of a name are channels if all images of a folder have them, and each name has 0000;
+   words: imagesTr, train, data, patients, part1, Task01_X; modalities such as CT, T1w, FLAIR; visits such as ses-2,
+   baseline, followup1; dates, and years if they are folders. At both ends of a name they are removed: p1_T1, p1_MR2 and
+   CT_p1 are of p1. The numbers 0000 to 0009 at the end of a name are channels if all images of a folder have them, and
+   each name has 0000;
 4. the name, general words removed, of the folder that was given, or of the next one above it.
 
 One exception to 3: if most of the next names occur below several of these folders, and there are more than ten such
@@ -33,7 +34,7 @@ from pathlib import Path
 from stunet.errors import first_few
 from stunet.names import NAME_MAX, RESERVED_BYTES, to_file_name
 
-BETWEEN = r"[-_. ]"  # what stands between the words of a name
+BETWEEN = r"[-_. +]"  # what stands between the words of a name
 LABEL = re.compile(
     r"[a-z0-9]*?(seg|masks?|labels?|labelmap)|segs|segmentations?|gts?|ground_?truths?|annotations?|rois?",
     re.IGNORECASE,
@@ -47,9 +48,15 @@ _KIND = (
 )
 _VISIT = rf"(ses|session|visit|time-?point|tp|follow-?up|fu|week|month|day){BETWEEN}?\d+|bl"
 _DATE = rf"(19|20)\d\d{BETWEEN}?[01]\d{BETWEEN}?[0-3]\d"
-GENERAL = re.compile(rf"{_KIND}|{_VISIT}|{_DATE}", re.IGNORECASE)
+_HOLDS_PEOPLE = (
+    r"patients?|subjects?|cases?|controls?|sets?|(task|dataset)\d+([-_].*)?"
+    rf"|(part|batch|subset|fold|site|cent(er|re)){BETWEEN}?\d+"
+)
+GENERAL = re.compile(rf"{_KIND}|{_VISIT}|{_DATE}|{_HOLDS_PEOPLE}", re.IGNORECASE)
 AT_START = re.compile(rf"({_KIND}|{_VISIT}){BETWEEN}(?P<rest>.+)", re.IGNORECASE)
-AT_END = re.compile(rf"(?P<rest>.+?){BETWEEN}({_KIND}|{_VISIT}|{_DATE}|(scan|run|series){BETWEEN}?\d+)", re.IGNORECASE)
+AT_END = re.compile(
+    rf"(?P<rest>.+?){BETWEEN}({_KIND}|{_VISIT}|{_DATE}|(scan|run|series|ct|mr|pet)\d\d?)", re.IGNORECASE
+)
 YEAR = re.compile(r"(19|20)\d\d")
 CHANNEL = re.compile(r"(.+)_000\d")
 BIDS_SUBJECT = re.compile(r"sub-[A-Za-z0-9]+")
@@ -106,8 +113,11 @@ def subjects_of(places: Sequence[Place], numbered: Collection[tuple[Path, tuple[
         bids = next((match[0] for part in parts if (match := BIDS_SUBJECT.match(part))), None)
         special.append([] if bids else [part for part in parts if _who(part)])
         found.append(bids or next(map(_who, special[-1]), None) or _root_name(place))
-    for root in {place.root for place in places}:
-        own = [number for number, place in enumerate(places) if place.root == root and len(special[number]) > 1]
+    longer: dict[Path, list[int]] = {}
+    for number, place in enumerate(places):
+        if len(special[number]) > 1:
+            longer.setdefault(place.root, []).append(number)
+    for own in longer.values():
         if _next_are_people([special[number] for number in own]):
             for number in own:
                 found[number] = _who(special[number][1])

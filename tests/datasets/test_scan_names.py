@@ -19,9 +19,7 @@ def subjects(*files: str, roots: int = 0) -> list[str]:
 
 
 def test_label_maps_and_masks_are_told_by_the_first_or_last_word() -> None:
-    maps = (
-        "segmentation-0 labels-1 label0001 mask_001 sub-01_mod-T1w_defacemask p1_brainmask liver_seg1 p1-label seg_p1"
-    )
+    maps = "segmentation-0 labels-1 label0001 mask_001 sub-01_mod-T1w_defacemask p1_brainmask liver_seg1 seg_p1 aparc+aseg"
     assert [name for name in maps.split() if not is_label_map(name)] == []
     others = "masked p1_masked volume-0 amos_0001 sub-01_T1w 0001 a p1 segthor_01 segmented_ct roi3d_x LUNG1-001 1 _"
     assert [name for name in others.split() if is_label_map(name)] == []
@@ -49,7 +47,15 @@ def test_general_words_are_nobody() -> None:
         (("amos_0001", "amos_0002", "img_1999"), ["amos_0001", "amos_0002", "1999"]),
         (("train/MR/p1/t1", "imagesTr/Scans/p2/scan_1"), ["p1", "p2"]),
         (("sub-01/anat/sub-01_T1w", "sourcedata/sub-01/x", "ds/sub-01_T2w"), ["sub-01"] * 3),
-        (("p1/2001-01-30/ct", "p1/x/y/z"), ["p1", "p1"]),
+        (
+            ("p1/2001-01-30/ct", "p1/x/y/z", "patients/p1/x", "part1/p1", "Task01_X/imagesTr/p1", "test_set/p1"),
+            ["p1"] * 6,
+        ),
+        (("OAS_0001_MR1/a", "OAS_0001_MR2/b", "OAS_0002_MR1/c"), ["OAS_0001", "OAS_0001", "OAS_0002"]),
+        (
+            ("brain_scan_001", "case_00000/imaging", "1.2.3/1", "p1_scan2"),
+            ["brain_scan_001", "case_00000", "1.2.3", "p1"],
+        ),
     ):
         assert subjects(*files) == whose
 
