@@ -19,14 +19,14 @@ def subjects(*files: str, roots: int = 0) -> list[str]:
 
 
 def test_label_maps_and_masks_are_told_by_the_first_or_last_word() -> None:
-    maps = "segmentation-0 labels-1 label0001 mask_001 sub-01_mod-T1w_defacemask p1_brainmask liver_seg1 seg_p1 aparc+aseg"
+    maps = "segmentation-0 labels-1 label0001 mask_001 sub-01_mod-T1w_defacemask p1_brainmask seg_p1 aparc+aseg"
     assert [name for name in maps.split() if not is_label_map(name)] == []
     others = "masked p1_masked volume-0 amos_0001 sub-01_T1w 0001 a p1 segthor_01 segmented_ct roi3d_x LUNG1-001 1 _"
     assert [name for name in others.split() if is_label_map(name)] == []
-    assert [
-        name for name in ("seg-lungs-LUNA16", "labelsTr", "masks_v2", "derivatives") if not is_label_folder(name)
-    ] == []
+    folders = ("seg-lungs-LUNA16", "labelsTr", "masks_v2", "derivatives")
+    assert [name for name in folders if not is_label_folder(name)] == []
     assert [name for name in ("imagesTr", "p1_seg", "with_labels", "masked", "p1") if is_label_folder(name)] == []
+    assert is_label_map("liver_seg1")
 
 
 def test_numbers_are_those_of_channels_if_every_image_has_one() -> None:
