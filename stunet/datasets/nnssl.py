@@ -15,7 +15,8 @@ from typing import Any
 
 from stunet.datasets.conversion import Conversion, dataset_folder
 from stunet.datasets.listing import ending_of
-from stunet.datasets.scans import BY_ITK, BY_NIBABEL, REFERRED, Found, Names, Scan
+from stunet.datasets.scan_names import Names
+from stunet.datasets.scans import BY_ITK, BY_NIBABEL, REFERRED, Found, Scan
 from stunet.datasets.unlabelled import UNKNOWN, prepare_scans
 from stunet.errors import DataError, closest
 from stunet.kinds import NNSSL, read
@@ -78,7 +79,7 @@ def prepare_nnssl(
     taken = [image for image in listed if not modalities or image.modality in modalities]
     if not taken:
         raise DataError(f"{str(path)!r} lists no images", HINT)
-    found, names = Found(), Names()
+    found, names, files = Found(), Names(), set[str]()
     several = len(content["datasets"]) > 1
     for image in taken:
         file = _path(image.entry["image_path"], path)
@@ -86,6 +87,10 @@ def prepare_nnssl(
         if ending not in (*REFERRED, *BY_ITK, *BY_NIBABEL):
             found.leave_out(f"files of a format that is not read ({ending or file.suffix or 'no ending'})", file)
             continue
+        if os.path.realpath(file) in files:
+            found.leave_out("images that are listed twice", file)
+            continue
+        files.add(os.path.realpath(file))
         parts = [image.dataset] if several else []
         stem = file.name[: len(file.name) - len(ending)]
         parts += [part for part in (image.subject, image.session) if part not in stem]

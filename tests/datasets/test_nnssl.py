@@ -100,6 +100,13 @@ def test_modalities_and_masks_may_be_chosen(file: Path) -> None:
     assert "mask" not in content["dataset"]["ds1_ses-DEFAULT_sub-1_T1w"]
 
 
+def test_an_image_that_two_subjects_have_is_taken_once(file: Path) -> None:
+    _replace("ds2/sub-1", "ds1/sub-1")(file)
+    conversion = prepare_nnssl(file, file.parent / "nnunet", 51, "Listed")
+    assert [one.subject for one in conversion.sources] == ["ds1/sub-1"] * 2
+    assert "1 images that are listed twice are left out" in conversion.warnings[0]
+
+
 def _replace(old: str, new: str) -> Callable[[Path], object]:
     return lambda file: file.write_text(file.read_text().replace(old, new))
 
