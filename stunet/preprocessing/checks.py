@@ -214,8 +214,8 @@ def _compare_raw(dataset: str, cases: Iterable[StampedCase], manifest: Manifest,
         what = f"the raw files of {len(changed)} cases of {dataset} have changed since they were preprocessed"
         raise DataError(f"{what} (e.g. {changed[0]!r})", hint)
     if unknown := [name for name, state in found.items() if state == UNKNOWN]:
-        what = f"the raw files of {len(unknown)} cases have another time of change (e.g. {unknown[0]!r}), the same size"
-        return [f"{what}, and are taken for unchanged; {hint} compares them"]
+        what = f"the raw files of {len(unknown)} cases have another time of change (e.g. {unknown[0]!r})"
+        return [f"{what} or folder, the same size, and are taken for unchanged; {hint} compares them"]
     return []
 
 
