@@ -19,6 +19,8 @@ from stunet.nnunet import patched
 from stunet.preprocessing.stored import StoredCases
 from stunet.trainers.data.sources import UnionOfCases
 
+REDRAWS = 100  # of a case; of two that are drawn evenly, one is drawn as often in a row once in 1e30
+
 
 def patched_loaders(ours: Callable[..., "SampleLoader"]) -> AbstractContextManager[None]:
     """Let nnU-Net's get_dataloaders() return our loaders, each in an IdleAugmenter, while the block runs."""
@@ -100,16 +102,23 @@ class UnlabelledLoader(SampleLoader):
     first axis of the image the patch begins and ends, as shares of the image's side.
 
     Args:
-        patches: In one sample, of images drawn independently: `data` has the channels of one behind those of the other,
+        patches: In one sample, each of another image: `data` has the channels of one behind those of the other,
             and `target` likewise.
     """
 
     def __init__(self, *args: Any, patches: int = 1, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.patches = patches
+        self.before: list[str] = []  # the cases of the sample's patches so far
+        # nnU-Net draws around annotated voxels where a dataset has an ignore label.
+        self.has_ignore = False
 
     def sample(self, position: int) -> dict[str, Any]:
-        drawn = [super(UnlabelledLoader, self).sample(position) for _ in range(self.patches)]
+        self.before, drawn = [], []
+        for _ in range(self.patches):
+            drawn.append(super().sample(position))
+            self.before.append(self.drawn)
+        self.before = []
         return {
             "data": torch.cat([each["data"] for each in drawn], 1),
             "target": torch.cat([each["target"] for each in drawn], 1),
@@ -117,6 +126,14 @@ class UnlabelledLoader(SampleLoader):
             "seed": torch.from_numpy(np.random.randint(2**62, size=1)),
             "place": self.place,
         }
+
+    def get_indices(self) -> list[str]:
+        """Return a case, as a list of one, that none of the sample's other patches is of, if there is one."""
+        for _ in range(REDRAWS if len(self.indices) > len(self.before) else 1):
+            drawn = super().get_indices()
+            if self.drawn not in self.before:
+                break
+        return drawn
 
     def get_bbox(self, data_shape: Any, *args: Any, **kwargs: Any) -> Any:
         """Return nnU-Net's bounding box, and note where it lies."""

@@ -9,13 +9,13 @@ from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
 from nnunetv2.training.nnUNetTrainer import nnUNetTrainer as host
 
 from stunet.trainers.data.batches import positions_of
-from stunet.trainers.data.loader import Aliases, SampleLoader
+from stunet.trainers.data.loader import Aliases, SampleLoader, UnlabelledLoader
 from tests.loops import for_each
 
 
-def loader(kind: type, batch_size: int, share: float, cases: int = 3) -> Any:
+def loader(kind: type, batch_size: int, share: float, cases: int = 3, ignores: bool = False) -> Any:
     data = SimpleNamespace(identifiers=[f"case_{number}" for number in range(cases)])
-    labels = SimpleNamespace(all_labels=[0, 1], has_ignore_label=False)
+    labels = SimpleNamespace(all_labels=[0, 1], has_ignore_label=ignores)
     return kind(data, batch_size, (8, 8, 8), (8, 8, 8), labels, oversample_foreground_percent=share)
 
 
@@ -51,6 +51,25 @@ def test_cases_are_drawn_equally_often_or_as_the_weights_say() -> None:
     names, counts = np.unique([samples.get_indices()[0] for _ in range(4000)], return_counts=True)
     assert names.tolist() == ["case_0", "case_2", "case_3"]
     np.testing.assert_allclose(counts / 4000, [0.375, 0.125, 0.5], atol=0.03)
+
+
+def test_patches_of_one_sample_are_of_different_cases_if_there_are() -> None:
+    np.random.seed(0)
+    for cases in (2, 1):
+        samples = loader(UnlabelledLoader, 2, 0.0, cases=cases)
+        for _ in range(50):
+            first = samples.get_indices()
+            samples.before = first
+            assert (samples.get_indices() != first) == (cases > 1)
+            samples.before = []
+
+
+def test_images_without_labels_are_drawn_from_anywhere_even_if_voxels_are_ignored() -> None:
+    np.random.seed(0)
+    samples = loader(UnlabelledLoader, 2, 0.0, ignores=True)
+    annotated = {samples.annotated_classes_key: np.array([[0, 10, 10, 10]])}
+    corners = {tuple(samples.get_bbox(np.array([100, 100, 100]), False, annotated)[0]) for _ in range(20)}
+    assert len(corners) == 20
 
 
 @for_each("count", [1, 2, 7, 500])
