@@ -46,8 +46,10 @@ def plan_like(
         what = f"{dataset} has {channels} channels, and {model.name} of {model.dataset_name} is for {theirs}"
         raise UsageError(what, "a dataset with the same channels, or no --like")
     suffix = f"_like{dataset_number(model.dataset_name)}"
+    spacings = np.array(found["spacings"], float)[:, list(model.transpose_forward)]
     plan = model.with_values(
         dataset_name=dataset,
+        original_median_spacing_after_transp=np.median(spacings, axis=0).tolist(),
         plans_name=f"{model.root}{suffix}",
         image_reader_writer=reader,
         configurations={name: model.own_values(name) for name in names},

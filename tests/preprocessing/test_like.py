@@ -10,6 +10,7 @@ from stunet.cli.plan_and_preprocess import main
 from stunet.errors import DataError
 from stunet.files import read_json, write_json
 from stunet.plans.files import plan_path, read_plan
+from stunet.plans.like import plan_like
 from stunet.preprocessing.dataset import preprocessed_cases
 from stunet.preprocessing.like import find_like, input_differences
 from tests.phantom_copy import change
@@ -57,6 +58,13 @@ def test_a_dataset_is_planned_and_preprocessed_like_another(
     write_json(folder / "STUNetPlans_T_like998.json", moved.to_json())
     with pytest.raises(DataError, match="spacing"):
         find_like(OTHER, model, "3d_fullres")
+
+
+def test_how_thick_slices_were_is_said_of_the_dataset_itself(pre: Path) -> None:
+    found = read_json(pre / "dataset_fingerprint.json")
+    found["spacings"] = [[5.0, 1.0, 1.0]] * len(found["spacings"])
+    plan, _ = plan_like(read_plan(plan_path(pre.name)), OTHER, read_json(pre / "dataset.json"), "SimpleITKIO", found)
+    assert (plan.median_spacing(3), plan.median_spacing(2)) == ((5.0, 1.0, 1.0), (1.0, 1.0))
 
 
 def test_what_cannot_be_planned_alike_is_refused(pre: Path, other: Path, capsys: pytest.CaptureFixture[str]) -> None:
