@@ -17,11 +17,12 @@ def make_pretext(
     spacing: tuple[float, ...] = (1.0, 1.0, 1.0),
     channels: int = 1,
     batch: int = 4,
+    **setting: Any,
 ) -> Any:
     torch.manual_seed(0)
     network = STUNet(channels, channels, "T", [stride[: len(patch)] for stride in STRIDES], deep_supervision=False)
     network.apply(network.initialize)
-    return build(method, network, Setting(patch, spacing, batch, 100))
+    return build(method, network, Setting(patch, spacing, batch, 100, **setting))
 
 
 def make_draws(count: int) -> list[torch.Generator]:

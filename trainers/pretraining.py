@@ -18,7 +18,7 @@ from stunet.files import staging_name, write_json
 from stunet.folds import Fold, choose_cases
 from stunet.trainers import pictures, steps
 from stunet.trainers.data import loader
-from stunet.trainers.data.batches import positions_of, to_device
+from stunet.trainers.data.batches import positions_of
 from stunet.trainers.data.sources import Source, frequencies, record_of, sources_of, split, union
 from stunet.trainers.distributed import sharding
 from stunet.trainers.plots import PretrainingLogger
@@ -31,7 +31,8 @@ from stunet.workspace import PRETRAINED, PRETRAINED_TEACHER, PRETRAINING
 
 GEOMETRY = {"Convert3DTo2DTransform", "SpatialTransform", "Convert2DTo3DTransform", "MirrorTransform"}
 EARLY, LEAST_EPOCHS = 0.1, 2  # when a measure at chance is warned of: share of the epochs, and their least number
-COLLAPSED = {"spread": 0.05, "entropy": 0.1}  # measures, and the values below which a collapse is warned of
+# Measures, and the values below which a collapse is warned of.
+COLLAPSED = {"spread": 0.05, "entropy": 0.1, "sharpness": 0.01}
 
 
 class STUNetPretrainer(BaseTrainer):
@@ -93,7 +94,8 @@ class STUNetPretrainer(BaseTrainer):
         """Return what the pretext has to know of the plan."""
         planned = self.configuration_manager
         steps_ = self.num_epochs * self.num_iterations_per_epoch
-        return Setting(tuple(planned.patch_size), tuple(planned.spacing), planned.batch_size, steps_, self.augment)
+        patch, acquired = tuple(planned.patch_size), self.plan.median_spacing(len(planned.patch_size))
+        return Setting(patch, tuple(planned.spacing), planned.batch_size, steps_, self.augment, acquired)
 
     def _do_i_compile(self) -> bool:
         return False  # crops of the pretexts differ from step to step, and each would be compiled
@@ -132,9 +134,7 @@ class STUNetPretrainer(BaseTrainer):
 
     def _rows(self, batch: dict) -> Rows:
         with torch.no_grad(), steps.autocast(self):
-            parts = [
-                self.network(self._patches(part), only="compute") for part, _, _ in steps.micro_batches(self, batch)
-            ]
+            parts = [self.network(self._patches(part), only="rows") for part, _, _ in steps.micro_batches(self, batch)]
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
     def outputs_and_loss(self, part: dict, whole: Rows | None) -> tuple[Rows, torch.Tensor]:
@@ -231,8 +231,8 @@ class STUNetPretrainer(BaseTrainer):
     def evaluate(self, batch: dict) -> dict:
         """Return loss and measures of a batch of held-out patches, of all micro-batches and processes."""
         rows = sharding.gather_rows(self._rows(batch), self._shares())
-        with torch.no_grad(), steps.autocast(self):
-            loss, measures = self.pretext.loss(rows)
+        with torch.no_grad():
+            loss, measures = self.pretext.judge(rows)
         return {"loss": loss.cpu().numpy(), **{name: float(value) for name, value in measures.items()}}
 
     def on_validation_epoch_end(self, val_outputs: list[dict]) -> None:
@@ -266,7 +266,8 @@ class STUNetPretrainer(BaseTrainer):
 
     def _draw(self) -> None:
         """Draw what the network makes of the first held-out patches; with FSDP2 all processes have to take part."""
-        part = to_device(self.dataloader_val.batch(0), self.device)
+        # Of a part that memory suffices for.
+        part, *_ = next(steps.micro_batches(self, self.dataloader_val.batch(0)))
         with torch.no_grad(), steps.autocast(self):
             shown = self.network(self._patches(part), only="pictures")
         if self.local_rank == 0:
@@ -291,12 +292,12 @@ class STUNetPretrainer(BaseTrainer):
         return max(LEAST_EPOCHS, math.ceil(EARLY * self.num_epochs))
 
     def _is_at_chance(self) -> bool:
-        """Return whether the epochs so far cannot be told from answers by chance, by two standard errors."""
-        values, chance = self.logger.get_value("mean_fg_dice", None), self.pretext.chance
-        samples = len(values) * self.num_val_iterations_per_epoch * self.batch_size
+        """Return whether the last epoch cannot be told from answers by chance, by two standard errors."""
+        value, chance = self.logger.get_value("mean_fg_dice", step=-1), self.pretext.chance
+        samples = self.num_val_iterations_per_epoch * self.batch_size
         # Of a share of right answers; other measures have their chance level at 0.
         error = math.sqrt(max(0.0, chance * (1 - chance)) / samples)
-        return float(np.mean(values)) <= chance + 2 * error
+        return bool(value <= chance + 2 * error)
 
     def epoch_results(self) -> str:
         """Return the measure, its chance level, and how many patches a second have passed through the network."""

@@ -1,5 +1,8 @@
 """Two views of a patch: overlapping crops that are flipped, turned and changed in intensity, each on its own.
 
+Crops lie inside the box around the voxels that count, where it has room for them. Padding and what a mask excludes may
+be seen otherwise, as part of both views.
+
 standard    crops of 0.8 of each side, flips, and nnU-Net's changes of intensity with nnssl's probabilities
 safe        the whole patch, turned by up to 10 degrees: nothing that could hide or imitate a finding (MoCo-CXR,
             Sowrirajan et al. 2021, arXiv:2010.05352, left out crops, blur and intensities for this reason)
@@ -13,9 +16,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from stunet.trainers.pretexts.base import Patches, Setting
+from stunet.trainers.pretexts.base import Patches, Setting, full_precision
 from stunet.trainers.pretexts.draws import Draws, flags, uniform
-from stunet.trainers.pretexts.views import crop
+from stunet.trainers.pretexts.views import cut, inside
 
 SIDE = 0.8  # of a crop: any two have an intersection over union of at least 0.6^3 / (2 * 0.8^3 - 0.6^3) = 0.267
 DEGREES = 10.0  # of safe turns
@@ -35,11 +38,18 @@ def view(patches: Patches, setting: Setting, fraction: float = SIDE) -> Tensor:
 
 def move(patches: Patches, setting: Setting, fraction: float = SIDE) -> Tensor:
     """Return a view of each patch without the changes of intensity."""
+    images, valid, draws, _ = patches
     if setting.augment == SAFE:
-        return turn(patches.images, patches.draws)
-    size = [math.ceil(fraction * n) for n in patches.images.shape[2:]]
-    cropped = crop(patches.images, size, patches.draws)
-    return flip(cropped, patches.draws) if setting.augment == STANDARD else cropped
+        with full_precision(images):
+            return turn(images, draws, setting.spacing)
+    size = size_of_view(images.shape[2:], setting, fraction)
+    cropped = cut(images, inside(valid, size, draws)[0], size)
+    return flip(cropped, draws) if setting.augment == STANDARD else cropped
+
+
+def size_of_view(patch: Sequence[int], setting: Setting, fraction: float = SIDE) -> list[int]:
+    """Return the voxels per axis of a view of a patch."""
+    return list(patch) if setting.augment == SAFE else [math.ceil(fraction * n) for n in patch]
 
 
 def flip(images: Tensor, draws: Draws) -> Tensor:
@@ -51,13 +61,19 @@ def flip(images: Tensor, draws: Draws) -> Tensor:
     ])  # fmt: skip
 
 
-def turn(images: Tensor, draws: Draws) -> Tensor:
-    """Turn each sample by up to DEGREES about each axis; what comes in from outside continues the border."""
+def turn(images: Tensor, draws: Draws, spacing: Sequence[float]) -> Tensor:
+    """Turn each sample by up to DEGREES about each axis; what comes in from outside continues the border.
+
+    Args:
+        images: (B, C, D, H, W).
+        draws: A generator per sample.
+        spacing: In mm: turns are those of the body, not of the grid of voxels.
+    """
     ndim = images.ndim - 2
     planes = [(a, b) for a in range(ndim) for b in range(a + 1, ndim)]
     angles = uniform(draws, -math.radians(DEGREES), math.radians(DEGREES), len(planes))
     # grid_sample counts in half sides, along which a turn of unequal sides would shear.
-    sides = torch.tensor(images.shape[2:][::-1], dtype=torch.float32)
+    sides = torch.tensor([n * mm for n, mm in zip(images.shape[2:], spacing, strict=True)][::-1])
     matrices = []
     for row in angles.tolist():
         matrix = torch.eye(ndim)
@@ -67,18 +83,19 @@ def turn(images: Tensor, draws: Draws) -> Tensor:
             turned[a, b], turned[b, a] = -math.sin(angle), math.sin(angle)
             matrix = matrix @ turned
         matrices.append(torch.cat([matrix * sides[None] / sides[:, None], torch.zeros(ndim, 1)], 1))
-    grid = F.affine_grid(torch.stack(matrices).to(images.device), list(images.shape), align_corners=False)
+    grid = F.affine_grid(torch.stack(matrices).to(images), list(images.shape), align_corners=False)
     return F.grid_sample(images, grid, padding_mode="border", align_corners=False)
 
 
 def disturb(images: Tensor, draws: Draws) -> Tensor:
     """Change the intensities of each sample, and its resolution; the probabilities are nnssl's."""
     disturbed = []
-    for image, draw in zip(images, draws, strict=True):
-        for probability, change in DISTURBANCES:
-            if _share(draw) < probability:
-                image = change(image, draw)
-        disturbed.append(image)
+    with full_precision(images):
+        for image, draw in zip(images, draws, strict=True):
+            for probability, change in DISTURBANCES:
+                if _share(draw) < probability:
+                    image = change(image, draw)
+            disturbed.append(image)
     return torch.stack(disturbed)
 
 
@@ -105,9 +122,9 @@ def brighten(image: Tensor, draw: torch.Generator) -> Tensor:
 
 
 def stretch_contrast(image: Tensor, draw: torch.Generator) -> Tensor:
-    """Scale the distances to the mean by 0.75 to 1.25, within the range of the image."""
-    mean = image.mean()
-    return ((image - mean) * (0.75 + 0.5 * _share(draw)) + mean).clamp(image.min(), image.max())
+    """Scale the distances to each channel's mean by 0.75 to 1.25, within its range."""
+    mean, low, high = _statistics(image)
+    return ((image - mean) * (0.75 + 0.5 * _share(draw)) + mean).clamp(low, high)
 
 
 def coarsen(image: Tensor, draw: torch.Generator) -> Tensor:
@@ -119,10 +136,17 @@ def coarsen(image: Tensor, draw: torch.Generator) -> Tensor:
 
 
 def bend_gamma(image: Tensor, draw: torch.Generator) -> Tensor:
-    """Raise intensities, scaled to [0, 1], to the power of 0.7 to 1.5; mean and standard deviation stay."""
-    low, extent = image.min(), (image.max() - image.min()).clamp_min(1e-6)
-    bent = ((image - low) / extent) ** (0.7 + 0.8 * _share(draw))
-    return (bent - bent.mean()) / bent.std().clamp_min(1e-6) * image.std() + image.mean()
+    """Raise each channel's intensities, scaled to [0, 1], to the power of 0.7 to 1.5; mean and deviation stay."""
+    mean, low, high = _statistics(image)
+    bent = ((image - low) / (high - low).clamp_min(1e-6)) ** (0.7 + 0.8 * _share(draw))
+    deviation, bent_deviation = (each.flatten(1).std(1).view_as(mean) for each in (image, bent))
+    return (bent - _statistics(bent)[0]) / bent_deviation.clamp_min(1e-6) * deviation + mean
+
+
+def _statistics(image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the mean, the minimum and the maximum of each channel, (C, 1, 1, 1) each."""
+    space = tuple(range(1, image.ndim))
+    return image.mean(space, keepdim=True), image.amin(space, keepdim=True), image.amax(space, keepdim=True)
 
 
 Disturbance = Callable[[Tensor, torch.Generator], Tensor]

@@ -4,10 +4,11 @@
     loss(rows)          the loss of samples, and measures to log
     update(rows)        after each step of the optimizer: teachers, queues, centres
 
-The loss is a mean over samples. Where it also depends on the other samples of the batch (`coupled`), the trainer passes
-their rows along, without gradient: the gradients of all parts of a batch then add up to those of the whole, in any
-number of micro-batches and processes (as in GradCache, Gao et al. 2021, arXiv:2101.06983). Nothing in a pretext may
-normalise over the batch, for the same reason. Read next: predictive.py for the shortest ones, methods.py for the table.
+The loss is a mean over samples; a row named COUNTS says which of them count. Where it also depends on the other samples
+of the batch (`coupled`), the trainer passes their rows along, without gradient: the gradients of all parts of a batch
+then add up to those of the whole, in any number of micro-batches and processes (as in GradCache, Gao et al. 2021,
+arXiv:2101.06983). Nothing in a pretext may normalise over the batch, for the same reason. Read next: predictive.py for
+the shortest ones, methods.py for the table.
 
 Shape legend: B samples, C channels, D H W depth, height and width (2D: no D).
 """
@@ -25,10 +26,13 @@ from torch import Tensor, nn
 from stunet import architectures
 from stunet.architectures.base import ENCODER as STAGES
 from stunet.architectures.base import HEADS, STEM, Place
+from stunet.errors import UsageError
 from stunet.trainers.pretexts.draws import Draws
 from stunet.trainers.pretexts.momentum import follow
 
 Rows = dict[str, Tensor]
+COUNTS = "counts"  # (B,), 1 for samples that count in loss and measures, otherwise 0
+HALVES = torch.float16, torch.bfloat16
 Outcome = tuple[Tensor, Rows]  # the loss, and measures: scalars without gradient
 ENCODER, DECODER, ALL = "encoder", "decoder", "all"
 
@@ -43,6 +47,7 @@ class Setting:
         batch_size: Samples per step, of all processes.
         steps: Of the whole training.
         augment: How views of a patch differ: "standard", "safe" or "none" (augment.py).
+        acquired: The median spacing of the scans before they were resampled; None: it is that of the plan.
     """
 
     patch: Sequence[int]
@@ -50,6 +55,7 @@ class Setting:
     batch_size: int
     steps: int
     augment: str = "standard"
+    acquired: Sequence[float] | None = None
 
     @property
     def ndim(self) -> int:
@@ -166,23 +172,35 @@ class Pretext(nn.Module, ABC):
             patches: The samples.
             complete: Returns the rows of the whole batch and the index of the first of these samples in it, for
                 coupled losses of a part of a batch; None if the samples are the whole batch.
-            only: The name of a method, "compute" or "pictures", whose result is returned instead: a call of the module
-                is all that its wrappers notice, and FSDP2 has to gather the weights.
+            only: The name of a method, "rows" or "pictures", whose result is returned instead: a call of the module is
+                all that its wrappers notice, and FSDP2 has to gather the weights.
         """
         if only is not None:
             return getattr(self, only)(patches)
-        rows = self.compute(patches)
+        rows = self.rows(patches)
         kept = {name: rows[name].detach() for name in self.kept}
         if complete is None:
-            return *self.loss(rows), kept
+            return *self.judge(rows), kept
         whole, first = complete({name: value.detach() for name, value in rows.items()})
         part = slice(first, first + len(patches.images))
         joined = {name: torch.cat([whole[name][: part.start], rows[name], whole[name][part.stop :]]) for name in rows}
-        loss, measures = self.loss(joined)
+        loss, measures = self.judge(joined)
         # The trainer weights a part's loss by its share of the batch. The value of this one is the batch's in every
         # part, but its gradient only flows through this part's rows, so that is weighted back.
-        scale = len(next(iter(joined.values()))) / len(patches.images)
-        return loss.detach() + (loss - loss.detach()) * scale, measures, kept
+        return _scaled(loss, len(next(iter(joined.values()))) / len(patches.images)), measures, kept
+
+    def rows(self, patches: Patches) -> Rows:
+        """Return what compute() does, in single precision at least."""
+        rows = self.compute(patches)
+        return {name: value.float() if value.dtype in HALVES else value for name, value in rows.items()}
+
+    def judge(self, rows: Rows) -> Outcome:
+        """Return what loss() does, in the precision of the rows."""
+        with full_precision(next(iter(rows.values()))):
+            loss, measures = self.loss(rows)
+        # Each part of a batch has the mean of its samples that count. Gradients are those of a mean over all samples:
+        # otherwise a sample would weigh more in a part where few count.
+        return _scaled(loss, rows[COUNTS].mean()) if COUNTS in rows else loss, measures
 
     def features(self, images: Tensor) -> list[Tensor]:
         """Return the encoder's outputs, finest first, each (B, C', D / s, H / s, W / s)."""
@@ -228,6 +246,40 @@ def mlp(*widths: int) -> nn.Sequential:
     return nn.Sequential(*layers[:-1])
 
 
-def accuracy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return the share of samples whose highest logit is that of their label."""
-    return (logits.argmax(1) == labels).float().mean()
+def average(values: Tensor, counts: Tensor, otherwise: float = 0.0) -> Tensor:
+    """Return the mean of the values (N,) where `counts` (N,) is 1, not 0; `otherwise` if it is nowhere."""
+    mean = (values * counts).sum() / counts.sum().clamp_min(1)
+    return torch.where(counts.any(), mean, otherwise)
+
+
+def full_precision(tensor: Tensor) -> torch.autocast:
+    """Switch autocast off: half precision is too coarse for coordinates, intensities and similarities."""
+    return torch.autocast(tensor.device.type, enabled=False)
+
+
+def check_size(pretext: Pretext, size: Sequence[int], what: str) -> None:
+    """Raise if what the encoder sees is so small that the last stage has a single voxel, which cannot be normalised.
+
+    Raises:
+        UsageError: The patch is too small for the network's strides.
+    """
+    if math.prod(bottleneck(pretext, size)) < 2 or min(size) < 1:
+        shape = " x ".join(map(str, size))
+        raise UsageError(
+            f"patch {' x '.join(map(str, pretext.setting.patch))}: {what} has {shape} voxels, of which the network's "
+            "strides leave one, and that cannot be normalised",
+            "--set patch_size with larger sides, --stages with fewer, or --method mae",
+        )
+
+
+def bottleneck(pretext: Pretext, size: Sequence[int]) -> list[int]:
+    """Return the voxels per axis that padded strided convolutions leave of these in the last stage."""
+    left = list(size)
+    for strides in pretext.architecture.strides(pretext.network):
+        left = [-(-n // stride) for n, stride in zip(left, strides, strict=True)]
+    return left
+
+
+def _scaled(loss: Tensor, scale: Tensor | float) -> Tensor:
+    """Return the loss, with a gradient that is `scale` times as large."""
+    return loss.detach() + (loss - loss.detach()) * scale

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from stunet.trainers.pretexts.augment import STANDARD, disturb, move
-from stunet.trainers.pretexts.base import ALL, Outcome, Patches, Rows, Setting
+from stunet.trainers.pretexts.base import ALL, COUNTS, Outcome, Patches, Rows, Setting
 from stunet.trainers.pretexts.contrastive import MoCo
 from stunet.trainers.pretexts.draws import Draws, uniform
 from stunet.trainers.pretexts.restorative import errors, explained_variance
@@ -22,10 +22,12 @@ class PCRL(MoCo):
     from a mix of those with the teacher's of the other view, whose target is the mix of both targets. A target is
     changed in brightness and contrast, and the numbers of that change modulate the channels of the last stage. The
     published code mirrors and turns its targets instead, in seven numbers, but what skip connections deliver stays
-    where it is. Crops are scaled back to the size of the patch, which the decoder's strides divide.
+    where it is. Crops are scaled back to the size of the patch, which the decoder's strides divide. The measure is the
+    mean of MoCo's and of the explained variance.
     """
 
     trains = ALL
+    measure = "score"
 
     def __init__(self, network: nn.Module, setting: Setting) -> None:
         super().__init__(network, setting)
@@ -33,6 +35,13 @@ class PCRL(MoCo):
         self.modulate = nn.Sequential(
             nn.Linear(CHANGES, MODULATOR), nn.ReLU(inplace=True), nn.Linear(MODULATOR, width), nn.Sigmoid()
         )
+
+    @property
+    def chance(self) -> float:
+        return super().chance / 2
+
+    def view_size(self) -> list[int]:
+        return list(self.setting.patch)
 
     def compute(self, patches: Patches) -> Rows:
         draws = patches.draws
@@ -49,12 +58,15 @@ class PCRL(MoCo):
         mixed = [mix(ours, theirs, share) for ours, theirs in zip(student, teacher, strict=True)]
         alone = errors(self._restored(student), target_one, valid_one)
         both = errors(self._restored(mixed), mix(target_one, target_other, share), valid_one & valid_other)
+        del alone[COUNTS]  # all samples count in the contrast
         return {**rows, **alone, "mixed error": both["error"]}
 
     def loss(self, rows: Rows) -> Outcome:
         contrast, measures = super().loss(rows)
         restoration = (rows["error"] + rows["mixed error"]).mean() / 2
-        return contrast + restoration, {**measures, "explained variance": explained_variance(rows)}
+        restored = explained_variance(rows)
+        score = (measures["retrieval"] + restored) / 2
+        return contrast + restoration, {self.measure: score, **measures, "explained variance": restored}
 
     def pictures(self, patches: Patches) -> Rows:
         seen, target, _ = self._view(patches)
@@ -84,9 +96,9 @@ class PCRL(MoCo):
 
 
 def change(images: Tensor, changes: Tensor) -> Tensor:
-    """Change brightness and contrast of each sample; (B, CHANGES) in [-1, 1], of which 0 changes nothing."""
+    """Change brightness and contrast of each sample's channels; (B, CHANGES) in [-1, 1], of which 0 changes nothing."""
     brightness, contrast = ((1 + EXTENT) ** changes)[(..., *(None,) * (images.ndim - 1))].unbind(1)
-    mean = images.flatten(1).mean(1)[(..., *(None,) * (images.ndim - 1))]
+    mean = images.mean(tuple(range(2, images.ndim)), keepdim=True)
     return ((images - mean) * contrast + mean) * brightness
 
 

@@ -10,8 +10,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from stunet.errors import UsageError
-from stunet.trainers.pretexts.augment import two_views
-from stunet.trainers.pretexts.base import Outcome, Patches, Pretext, Rows, Setting, pooled
+from stunet.trainers.pretexts.augment import size_of_view, two_views
+from stunet.trainers.pretexts.base import (
+    Outcome,
+    Patches,
+    Pretext,
+    Rows,
+    Setting,
+    check_size,
+    full_precision,
+    pooled,
+)
 from stunet.trainers.pretexts.momentum import follow, rising, spread, teacher_of
 
 HIDDEN, EMBEDDED = 1024, 256
@@ -33,7 +42,12 @@ class Contrast(Pretext):
             raise UsageError(
                 "a batch of 1: a contrastive method tells samples of a batch from each other", "--set batch_size=8"
             )
+        check_size(self, self.view_size(), "a view")
         self.project = head(sum(self.widths), HIDDEN, EMBEDDED)
+
+    def view_size(self) -> list[int]:
+        """Return the voxels per axis of what the encoder sees."""
+        return size_of_view(self.setting.patch, self.setting)
 
     def embed(self, images: Tensor) -> Tensor:
         """Return the projected embeddings of images, (B, EMBEDDED)."""
@@ -64,23 +78,21 @@ class SimCLR(Contrast):
 
 
 class MoCo(Contrast):
-    """The key of a view, made by a teacher, is to be found among those of earlier batches in a queue."""
+    """The key of a view, made by a teacher, is to be found among those of earlier batches in a queue.
+
+    The queue is empty at first, so the loss starts at zero and rises as it fills. The measure is among the batch.
+    """
 
     kept = ("key",)
     coupled = False
     queue: Tensor
-    place: Tensor
+    taken: Tensor  # how many keys the queue took in all
 
     def __init__(self, network: nn.Module, setting: Setting) -> None:
         super().__init__(network, setting)
         self.teacher, self.teacher_project = teacher_of(network), teacher_of(self.project)
-        keys = torch.randn(QUEUE, EMBEDDED, generator=torch.Generator().manual_seed(0))
-        self.register_buffer("queue", F.normalize(keys))
-        self.register_buffer("place", torch.zeros((), dtype=torch.int64))
-
-    @property
-    def chance(self) -> float:
-        return 1 / (1 + QUEUE)
+        self.register_buffer("queue", torch.zeros(QUEUE, EMBEDDED))
+        self.register_buffer("taken", torch.zeros((), dtype=torch.int64))
 
     def compute(self, patches: Patches) -> Rows:
         first, second = two_views(patches, self.setting)
@@ -98,8 +110,9 @@ class MoCo(Contrast):
         return {"query": F.normalize(self.project(everywhere(features))), "key": key}
 
     def loss(self, rows: Rows) -> Outcome:
-        loss, found = info_nce(rows["query"], rows["key"], self.queue, MOCO_TEMPERATURE)
-        return loss, {self.measure: found, "spread": spread(rows["query"].detach())}
+        query, key = rows["query"], rows["key"]
+        loss = info_nce(query, key, self.queue[: int(self.taken)], MOCO_TEMPERATURE)
+        return loss, {"retrieval": nearest(query.detach(), key), "spread": spread(query.detach())}
 
     def teachers(self) -> list[tuple[nn.Module, nn.Module]]:
         return [(self.teacher, self.network), (self.teacher_project, self.project)]
@@ -108,9 +121,9 @@ class MoCo(Contrast):
         for teacher, student in self.teachers():
             follow(teacher, student, MOCO_MOMENTUM)
         keys = rows["key"][-QUEUE:].to(self.queue.dtype)
-        places = (int(self.place) + torch.arange(len(keys), device=keys.device)) % QUEUE
+        places = (int(self.taken) + torch.arange(len(keys), device=keys.device)) % QUEUE
         self.queue[places] = keys
-        self.place.fill_((int(self.place) + len(keys)) % QUEUE)
+        self.taken += len(keys)
 
 
 class BYOL(Contrast):
@@ -167,14 +180,14 @@ def nt_xent(one: Tensor, other: Tensor, temperature: float) -> tuple[Tensor, Ten
         other: The same of the other views.
         temperature: Divides the cosines.
     """
-    both = torch.cat([one, other]).float()
-    similar = (both @ both.T).fill_diagonal_(-torch.inf) / temperature
+    both = torch.cat([one, other])
+    similar = similarities(both, both).fill_diagonal_(-torch.inf) / temperature
     positive = torch.arange(len(both), device=both.device).roll(len(one))
-    return F.cross_entropy(similar, positive), (similar.argmax(1) == positive).float().mean()
+    return F.cross_entropy(similar, positive), hits(similar.detach(), positive)
 
 
-def info_nce(query: Tensor, key: Tensor, queue: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """Return the cross entropy of finding each query's key among the keys of a queue, and how often it is found.
+def info_nce(query: Tensor, key: Tensor, queue: Tensor, temperature: float) -> Tensor:
+    """Return the cross entropy of finding each query's key among the keys of a queue.
 
     He et al. 2020 (arXiv:1911.05722), eq. 1.
 
@@ -185,12 +198,22 @@ def info_nce(query: Tensor, key: Tensor, queue: Tensor, temperature: float) -> t
         temperature: Divides the cosines.
     """
     positive = (query * key).float().sum(1, keepdim=True)
-    similar = torch.cat([positive, query.float() @ queue.T.float()], 1) / temperature
-    found = torch.zeros(len(query), dtype=torch.int64, device=query.device)
-    return F.cross_entropy(similar, found), (similar.argmax(1) == found).float().mean()
+    similar = torch.cat([positive, similarities(query, queue)], 1) / temperature
+    return F.cross_entropy(similar, torch.zeros(len(query), dtype=torch.int64, device=query.device))
 
 
 def nearest(one: Tensor, other: Tensor) -> Tensor:
     """Return how often the nearest of the others is the one of the same patch; both (B, E), normalised."""
-    own = torch.arange(len(one), device=one.device)
-    return ((one.float() @ other.T.float()).argmax(1) == own).float().mean()
+    return hits(similarities(one, other), torch.arange(len(one), device=one.device))
+
+
+def hits(similar: Tensor, own: Tensor) -> Tensor:
+    """Return how often column `own` (N,) of `similar` (N, M) is above all others; in a collapse all are equal."""
+    own = own[:, None]
+    return (similar.gather(1, own)[:, 0] > similar.scatter(1, own, -torch.inf).amax(1)).float().mean()
+
+
+def similarities(one: Tensor, other: Tensor) -> Tensor:
+    """Return the cosines of normalised embeddings, (..., N, E) and (..., M, E) -> (..., N, M), in single precision."""
+    with full_precision(one):
+        return one.float() @ other.float().transpose(-1, -2)

@@ -1,7 +1,8 @@
 """Self-distillation: a student that sees any part of a patch answers as a teacher that sees most of it (DINO).
 
 Caron et al. 2021 (arXiv:2104.14294), with the encoder of a convolutional network. Centring keeps one answer from
-winning, sharpening keeps the answers from becoming even: together they prevent a collapse, which the entropy shows.
+winning, which the entropy of the mean answer shows: 1 is even, 0 a single one. Sharpening keeps the answers from
+becoming even, which their sharpness shows: 1 is certain, 0 even.
 """
 
 import math
@@ -11,9 +12,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from stunet.errors import UsageError
-from stunet.trainers.pretexts.augment import view
-from stunet.trainers.pretexts.base import Outcome, Patches, Pretext, Rows, Setting
-from stunet.trainers.pretexts.contrastive import everywhere, nearest
+from stunet.trainers.pretexts.augment import size_of_view, view
+from stunet.trainers.pretexts.base import Outcome, Patches, Pretext, Rows, Setting, check_size
+from stunet.trainers.pretexts.contrastive import everywhere, nearest, similarities
 from stunet.trainers.pretexts.momentum import follow, rising, spread, teacher_of
 
 PROTOTYPES = 1024  # answers; 65,536 for a million photographs
@@ -40,6 +41,8 @@ class Distillation(Pretext):
         super().__init__(network, setting)
         if setting.batch_size < 2:
             raise UsageError("a batch of 1: the centre of the answers is that of a batch", "--set batch_size=8")
+        for fraction, what in ((GLOBAL, "a global crop"), (LOCAL, "a local crop")):
+            check_size(self, size_of_view(setting.patch, setting, fraction), what)
         width = sum(self.widths)
         self.project = nn.Sequential(
             nn.Linear(width, HIDDEN), nn.GELU(), nn.Linear(HIDDEN, HIDDEN), nn.GELU(), nn.Linear(HIDDEN, BOTTLENECK)
@@ -83,12 +86,12 @@ class Distillation(Pretext):
             for other in range(students.shape[1])
             if one != other
         ]
-        mean = teachers.flatten(0, 1).mean(0)
-        entropy = -(mean * mean.clamp_min(1e-12).log()).sum() / math.log(PROTOTYPES)
+        teachers = teachers.flatten(0, 1)
         return torch.stack(pairs).mean(), {
             self.measure: nearest(rows["one"].detach(), rows["other"]),
             "spread": spread(rows["one"].detach()),
-            "entropy": entropy,
+            "entropy": evenness(teachers.mean(0)),
+            "sharpness": 1 - evenness(teachers).mean(),
         }
 
     def teachers(self) -> list[tuple[nn.Module, nn.Module]]:
@@ -113,4 +116,9 @@ class Distillation(Pretext):
 
 def answer(prototypes: nn.Linear, embeddings: Tensor) -> Tensor:
     """Return the cosines of embeddings (B, E) with prototypes (K, E): (B, K)."""
-    return F.linear(embeddings, F.normalize(prototypes.weight))
+    return similarities(embeddings, F.normalize(prototypes.weight))
+
+
+def evenness(probabilities: Tensor) -> Tensor:
+    """Return the entropy of answers (..., K) as a share of the largest possible one, (...)."""
+    return -(probabilities * probabilities.clamp_min(1e-12).log()).sum(-1) / math.log(probabilities.shape[-1])

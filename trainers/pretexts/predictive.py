@@ -2,29 +2,40 @@
 
 Only the encoder is trained. Patches are not mirrored by the trainer: with mirroring a rotation by 180 degrees could not
 be recognised, and left and right of the anatomy tell where a part lies. Short-cuts are taken away: parts neither touch
-nor lie on a fixed grid, so edges that continue give nothing away, and nor does padding (see stretch()).
+nor lie on a fixed grid, so edges that continue give nothing away. Nor does padding: they lie inside the box around the
+voxels that count, and a patch whose box has no room for them takes no part.
 
 Zhang et al. 2022, "Dive into the details of self-supervised learning for medical image analysis" (arXiv:2209.12157),
 have the heads and the numbers below.
 """
 
 import math
-from collections.abc import Sequence
 from functools import lru_cache
-from itertools import permutations, product
+from itertools import combinations, permutations, product
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from stunet.errors import UsageError
-from stunet.trainers.pretexts.base import Outcome, Patches, Pretext, Rows, Setting, accuracy, mlp, pooled
+from stunet.trainers.pretexts.base import (
+    COUNTS,
+    Outcome,
+    Patches,
+    Pretext,
+    Rows,
+    Setting,
+    average,
+    check_size,
+    mlp,
+    pooled,
+)
 from stunet.trainers.pretexts.draws import flags, integers
-from stunet.trainers.pretexts.views import crop, cut
+from stunet.trainers.pretexts.views import bounds, corners, cut, inside
 
 HIDDEN, EMBEDDED = 1024, 64  # widths of the heads
 NEAR_ISOTROPIC = 1.25  # ratio of spacings up to which the blur does not tell along which axis a cube lies
+NEAR_CUBIC = 1.5  # ratio of a patch's sides up to which a plane of equal sides leaves out little of it
 ORDERS, DISTANCE = 100, 5  # orders of eight cubes, and in how many places any two differ at least (of 8)
 JITTER = 0.25  # of a cell's side: how much smaller a part is than its cell, so that it has room to move
 TURNED = 1 / 3  # of the cubes about each of two axes
@@ -34,22 +45,22 @@ NOISY, DROPPED = 0.5, 0.5  # share of the cubes that are masked, and of their vo
 class Rotation(Pretext):
     """Recognise by which multiple of 90 degrees a cube was turned (ROT): 10 classes, or 4 in the plane of the slices.
 
-    The classes are no turn, and 90, 180 and 270 degrees about each axis. Where the spacing along an axis differs, its
-    blur would give the turn away, so only turns about that axis remain.
+    The classes are no turn, and 90, 180 and 270 degrees about each axis. Where the spacing along an axis differs, that
+    of the plan or that of the scans, its blur would give the turn away, so only turns about that axis remain. Where no
+    plane has two similar axes, only half turns do.
     """
 
     measure = "accuracy"
 
     def __init__(self, network: nn.Module, setting: Setting) -> None:
         super().__init__(network, setting)
-        axes = range(setting.ndim)
-        across = max(axes, key=lambda axis: setting.spacing[axis])  # the slices
-        isotropic = setting.ndim == 2 or max(setting.spacing) <= NEAR_ISOTROPIC * min(setting.spacing)
-        planes = [(a, b) for a in axes for b in axes if a < b and (isotropic or across not in (a, b))]
-        self.turns = [(0, planes[0]), *((k, plane) for plane in planes for k in (1, 2, 3))]
-        # Planes of turns have equal sides.
-        turned = {axis for plane in planes for axis in plane}
-        side = min(setting.patch[axis] for axis in turned)
+        planes = list(combinations(range(setting.ndim), 2))
+        quarters = [plane for plane in planes if _similar(setting, plane)]
+        planes = quarters or planes
+        self.turns = [(0, planes[0]), *((k, plane) for plane in planes for k in ((1, 2, 3) if quarters else (2,)))]
+        # Planes of quarter turns have equal sides.
+        turned = {axis for plane in quarters for axis in plane}
+        side = min((setting.patch[axis] for axis in turned), default=0)
         self.size = [side if axis in turned else n for axis, n in enumerate(setting.patch)]
         check_size(self, self.size, "a cube")
         self.head = mlp(self.widths[-1], HIDDEN, len(self.turns))
@@ -64,38 +75,48 @@ class Rotation(Pretext):
 
     def compute(self, patches: Patches) -> Rows:
         images, draws = patches.images, patches.draws
-        cubes, labels = crop(stretch(patches), self.size, draws), integers(draws, len(self.turns))
-        turned = []
-        for cube, label in zip(cubes, labels.tolist(), strict=True):
+        places, counts = inside(patches.valid, self.size, draws)
+        labels, turned = integers(draws, len(self.turns)), []
+        for cube, label in zip(cut(images, places, self.size), labels.tolist(), strict=True):
             k, plane = self.turns[label]
             turned.append(torch.rot90(cube, k, (plane[0] + 1, plane[1] + 1)))
-        return {"logits": self.head(pooled(self.features(torch.stack(turned))[-1])), "labels": labels.to(images.device)}
+        logits = self.head(pooled(self.features(torch.stack(turned))[-1]))
+        return {"logits": logits, "labels": labels.to(images.device), COUNTS: counts.to(logits)}
 
     def loss(self, rows: Rows) -> Outcome:
-        logits, labels = rows["logits"], rows["labels"]
-        return F.cross_entropy(logits, labels), {self.measure: accuracy(logits, labels)}
+        loss, accuracy = cross_entropy(rows, self.chance)
+        return loss, {self.measure: accuracy}
 
 
 class _Parts(Pretext):
-    """Cuts a part out of each cell of a grid of `cells` per axis; it can move in its cell, so parts rarely touch."""
+    """Cuts a part out of each cell of a grid of `cells` per axis; it can move in its cell, so parts rarely touch.
+
+    The grid is that of the box around the voxels that count. Parts have the same size in all samples: in a smaller box
+    they have less room to move.
+    """
 
     cells: int
 
     def __init__(self, network: nn.Module, setting: Setting) -> None:
         super().__init__(network, setting)
-        self.cell = [n // self.cells for n in setting.patch]
-        self.size = [n - max(1, round(JITTER * n)) for n in self.cell]
+        cell = [n // self.cells for n in setting.patch]
+        self.size = [n - max(1, round(JITTER * n)) for n in cell]
         check_size(self, self.size, f"one of {self.cells} parts per axis")
         self.grid = torch.tensor(list(product(range(self.cells), repeat=setting.ndim)))
         self.embed = nn.Sequential(nn.Linear(self.widths[-1], EMBEDDED), nn.LayerNorm(EMBEDDED), nn.ReLU(inplace=True))
 
-    def parts(self, patches: Patches) -> Tensor:
-        """Return the parts, (B, cells^axes, C, *size), in the order of the grid."""
-        draws = patches.draws
-        seen, room = stretch(patches), [n - m for n, m in zip(self.cell, self.size, strict=True)]
-        moved = torch.stack([integers(draws, n + 1, len(self.grid)) for n in room], -1)
-        corners = self.grid * torch.tensor(self.cell) + moved
-        return torch.stack([cut(seen, corners[:, place], self.size) for place in range(len(self.grid))], 1)
+    def parts(self, patches: Patches) -> tuple[Tensor, Tensor]:
+        """Return the parts, (B, cells^axes, C, *size), in the order of the grid, and which samples count, (B,)."""
+        images, valid, draws, _ = patches
+        lows, highs = bounds(valid)
+        cell, size = (highs - lows) // self.cells, torch.tensor(self.size)
+        counts = (cell > size).all(1)
+        # The others are cut from anywhere.
+        lows = lows * counts[:, None]
+        cell = torch.where(counts[:, None], cell, torch.tensor(images.shape[2:]) // self.cells)
+        places = (lows[:, None] + self.grid * cell[:, None]) + corners(draws, cell - size, len(self.grid))
+        parts = [cut(images, places[:, place], self.size) for place in range(len(self.grid))]
+        return torch.stack(parts, 1), counts.to(images)
 
     def embeddings(self, parts: Tensor) -> Tensor:
         """Return what the encoder makes of parts: (B, N, C, ...) -> (B, N, EMBEDDED)."""
@@ -124,14 +145,15 @@ class Position(_Parts):
 
     def compute(self, patches: Patches) -> Rows:
         images, draws = patches.images, patches.draws
-        parts, labels = self.parts(patches), integers(draws, len(self.grid) - 1)
+        (parts, counts), labels = self.parts(patches), integers(draws, len(self.grid) - 1)
         neighbours = labels + (labels >= self.center)
         pair = torch.stack([parts[:, self.center], parts[torch.arange(len(parts)), neighbours]], 1)
-        return {"logits": self.head(self.embeddings(pair).flatten(1)), "labels": labels.to(images.device)}
+        logits = self.head(self.embeddings(pair).flatten(1))
+        return {"logits": logits, "labels": labels.to(images.device), COUNTS: counts}
 
     def loss(self, rows: Rows) -> Outcome:
-        logits, labels = rows["logits"], rows["labels"]
-        return F.cross_entropy(logits, labels), {self.measure: accuracy(logits, labels)}
+        loss, accuracy = cross_entropy(rows, self.chance)
+        return loss, {self.measure: accuracy}
 
 
 class Cubes(_Parts):
@@ -177,7 +199,7 @@ class Cubes(_Parts):
 
     def compute(self, patches: Patches) -> Rows:
         images, draws = patches.images, patches.draws
-        parts, labels = self.parts(patches), integers(draws, len(self.orders))
+        (parts, counts), labels = self.parts(patches), integers(draws, len(self.orders))
         parts = parts[torch.arange(len(parts))[:, None], self.orders.cpu()[labels]]
         targets = {}
         if "first" in self.flags:
@@ -193,18 +215,19 @@ class Cubes(_Parts):
             lacking = flags(draws, DROPPED, parts.shape[1], 1, *self.size).to(parts.device)
             parts = _where(targets["mask"], parts.masked_fill(lacking, 0), parts)
         embedded = self.embeddings(parts).flatten(1)
-        rows = {"logits": self.order(embedded), "labels": labels.to(images.device)}
+        rows = {"logits": self.order(embedded), "labels": labels.to(images.device), COUNTS: counts}
         for name, target in targets.items():
             rows |= {f"{name} logits": self.heads[name](embedded), f"{name} labels": target.float().to(images.device)}
         return rows
 
     def loss(self, rows: Rows) -> Outcome:
-        logits, labels = rows["logits"], rows["labels"]
-        loss, measures = F.cross_entropy(logits, labels), {self.measure: accuracy(logits, labels)}
+        loss, accuracy = cross_entropy(rows, self.chance)
+        measures = {self.measure: accuracy}
         for name in self.flags:
             answer, target = rows[f"{name} logits"], rows[f"{name} labels"]
-            loss = loss + F.binary_cross_entropy_with_logits(answer, target)
-            measures[name] = ((answer > 0) == target.bool()).float().mean()
+            entropy = F.binary_cross_entropy_with_logits(answer, target, reduction="none")
+            loss = loss + average(entropy.mean(1), rows[COUNTS])
+            measures[name] = average(((answer > 0) == target.bool()).float().mean(1), rows[COUNTS])
         return loss, measures
 
 
@@ -228,47 +251,19 @@ def far_orders(count: int) -> np.ndarray:
     return every[chosen]
 
 
-def stretch(patches: Patches) -> Tensor:
-    """Return images where the outermost valid voxels continue into what lies beyond along each axis.
-
-    A constant margin would tell where a part lies. The voxels beyond are replaced by the nearest valid plane of the
-    patch, so a margin looks like more of the anatomy next to it.
-    """
-    images, valid, *_ = patches
-    if valid.all():
-        return images
-    stretched = []
-    for image, inside in zip(images, valid, strict=True):
-        for axis in range(1, image.ndim):
-            planes = inside.transpose(0, axis).flatten(1).any(1).nonzero().flatten()
-            if len(planes) and len(planes) < image.shape[axis]:
-                index = torch.arange(image.shape[axis], device=image.device).clamp(planes[0], planes[-1])
-                image = image.index_select(axis, index)
-        stretched.append(image)
-    return torch.stack(stretched)
+def cross_entropy(rows: Rows, chance: float) -> tuple[Tensor, Tensor]:
+    """Return the cross entropy of `logits` and `labels`, and the accuracy, of the samples that count."""
+    logits, labels, counts = rows["logits"], rows["labels"], rows[COUNTS]
+    right = (logits.argmax(1) == labels).float()
+    return average(F.cross_entropy(logits, labels, reduction="none"), counts), average(right, counts, chance)
 
 
-def check_size(pretext: Pretext, size: list[int], what: str) -> None:
-    """Raise if a part of a patch is so small that the last stage has a single voxel, which cannot be normalised.
-
-    Raises:
-        UsageError: The patch is too small for the network's strides.
-    """
-    if math.prod(bottleneck(pretext, size)) < 2 or min(size) < 1:
-        shape = " x ".join(map(str, size))
-        raise UsageError(
-            f"patch {' x '.join(map(str, pretext.setting.patch))}: {what} has {shape} voxels, of which the network's "
-            "strides leave one, and that cannot be normalised",
-            "--set patch_size with larger sides, --stages with fewer, or --method mae",
-        )
-
-
-def bottleneck(pretext: Pretext, size: Sequence[int]) -> list[int]:
-    """Return the voxels per axis that padded strided convolutions leave of these in the last stage."""
-    left = list(size)
-    for strides in pretext.architecture.strides(pretext.network):
-        left = [-(-n // stride) for n, stride in zip(left, strides, strict=True)]
-    return left
+def _similar(setting: Setting, plane: tuple[int, int]) -> bool:
+    """Return whether a quarter turn in a plane cannot be told from the spacing, and leaves out little of the patch."""
+    spacings = [setting.spacing, *([setting.acquired] if setting.acquired else [])]
+    limits = [*((spacing, NEAR_ISOTROPIC) for spacing in spacings), (setting.patch, NEAR_CUBIC)]
+    pairs = [(sorted(values[axis] for axis in plane), limit) for values, limit in limits]
+    return all(high <= limit * low for (low, high), limit in pairs)
 
 
 def _where(chosen: Tensor, these: Tensor, others: Tensor) -> Tensor:

@@ -14,13 +14,23 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from stunet.errors import UsageError
-from stunet.trainers.pretexts.augment import STANDARD, brighten, disturb, stretch_contrast, two_views
-from stunet.trainers.pretexts.base import DECODER, Outcome, Patches, Pretext, Rows, Setting
-from stunet.trainers.pretexts.contrastive import Contrast, everywhere, head, nt_xent
+from stunet.trainers.pretexts.augment import STANDARD, brighten, disturb, size_of_view, stretch_contrast, two_views
+from stunet.trainers.pretexts.base import (
+    COUNTS,
+    DECODER,
+    Outcome,
+    Patches,
+    Pretext,
+    Rows,
+    Setting,
+    average,
+    bottleneck,
+    check_size,
+)
+from stunet.trainers.pretexts.contrastive import Contrast, everywhere, head, nt_xent, similarities
 from stunet.trainers.pretexts.draws import integers, permutations
 from stunet.trainers.pretexts.momentum import follow, spread, teacher_of
-from stunet.trainers.pretexts.predictive import bottleneck, check_size
-from stunet.trainers.pretexts.views import corners, cut
+from stunet.trainers.pretexts.views import corners, cut, inside
 
 HIDDEN, EMBEDDED = 1024, 256
 BASES, TARGETS = 4, 4  # per axis at most; random crops per patch, as in nnssl
@@ -38,7 +48,8 @@ class VoCo(Pretext):
 
     Wu et al. 2024 (arXiv:2402.17300), with the losses of its published code. A teacher takes part in each comparison:
     without one the loss did not fall (MIC-DKFZ/nnssl, issue 22). The measure is how often the base with the largest
-    overlap is the most similar one.
+    overlap is the most similar one. The grid lies inside the box around the voxels that count: a patch whose box has no
+    room for it takes no part, since its padding would tell the cells.
     """
 
     measure = "accuracy"
@@ -53,10 +64,7 @@ class VoCo(Pretext):
                 f"patch {' x '.join(map(str, setting.patch))}: the network's strides leave room for a single base crop",
                 "--set patch_size with larger sides, --stages with fewer, or --method mae",
             )
-        # What is left beside the grid is on both sides of it.
-        margins = [(n - m * c) // 2 for n, m, c in zip(setting.patch, self.size, self.cells, strict=True)]
-        self.margins = torch.tensor(margins)
-        self.bases = torch.tensor(list(product(*map(range, self.cells)))) * torch.tensor(self.size) + self.margins
+        self.bases = torch.tensor(list(product(*map(range, self.cells)))) * torch.tensor(self.size)
         self.project = head(sum(self.widths), HIDDEN, EMBEDDED)
         self.teacher, self.teacher_project = teacher_of(network), teacher_of(self.project)
 
@@ -80,9 +88,10 @@ class VoCo(Pretext):
 
     def compute(self, patches: Patches) -> Rows:
         images, draws = patches.images, patches.draws
-        room = [(cells - 1) * side for cells, side in zip(self.cells, self.size, strict=True)]
-        targets = torch.stack([corners(draws, room) + self.margins for _ in range(TARGETS)], 1)
-        places = torch.cat([targets, self.bases.expand(len(images), -1, -1)], 1)
+        grid = [cells * side for cells, side in zip(self.cells, self.size, strict=True)]
+        first, counts = inside(patches.valid, grid, draws)
+        targets = corners(draws, torch.tensor(grid) - torch.tensor(self.size), TARGETS)
+        places = first[:, None] + torch.cat([targets, self.bases.expand(len(images), -1, -1)], 1)
         crops = [cut(images, places[:, crop], self.size) for crop in range(places.shape[1])]
         if self.setting.augment == STANDARD:
             crops = [disturb(crop, draws) for crop in crops]
@@ -99,11 +108,13 @@ class VoCo(Pretext):
             "loss": position_loss(similar, shares) + separation_loss(our_bases),
             "found": (best == shares.amax(2)).float().mean(1),
             "crops": ours.detach(),
+            COUNTS: counts.to(similar),
         }
 
     def loss(self, rows: Rows) -> Outcome:
-        measures = {self.measure: rows["found"].mean(), "spread": spread(rows["crops"].flatten(0, 1))}
-        return rows["loss"].mean(), measures
+        found = average(rows["found"], rows[COUNTS], self.chance)
+        measures = {self.measure: found, "spread": spread(rows["crops"].flatten(0, 1))}
+        return average(rows["loss"], rows[COUNTS]), measures
 
     def teachers(self) -> list[tuple[nn.Module, nn.Module]]:
         return [(self.teacher, self.network), (self.teacher_project, self.project)]
@@ -122,26 +133,34 @@ class Global(Contrast):
     """Slabs of the same part of a volume are alike, whatever the image; those of other parts are not (G^D).
 
     The images have to be aligned roughly: the parts are quarters of the first axis. The measure is how often the
-    slab of another sample that is the most similar one is of the same part.
+    slab of another sample that is the most similar one is of the same part, as Cohen's kappa: 0 is as often as by
+    chance. That depends on the batch, since patches that are smaller than the image show its middle more often.
     """
 
-    def __init__(self, network: nn.Module, setting: Setting) -> None:
-        super().__init__(network, setting)
-        self.thickness = max(1, round(THICKNESS * setting.patch[0]))
-        check_size(self, [self.thickness, *setting.patch[1:]], "a slab")
+    measure = "kappa"
+
+    @property
+    def thickness(self) -> int:
+        """The voxels of a slab along the first axis."""
+        return max(1, round(THICKNESS * self.setting.patch[0]))
 
     @property
     def chance(self) -> float:
-        """Of slabs that are drawn evenly from all parts."""
-        return 1 / PARTITIONS
+        return 0.0
+
+    def view_size(self) -> list[int]:
+        return size_of_view([self.thickness, *self.setting.patch[1:]], self.setting)
 
     def compute(self, patches: Patches) -> Rows:
         size, still = [self.thickness, *patches.images.shape[3:]], [0] * (self.setting.ndim - 1)
         embedded, parts = [], []
         for _ in range(SLABS):
             firsts, part = self._places(patches)
-            slabs = cut(patches.images, torch.tensor([[first, *still] for first in firsts]), size)
-            views = torch.cat(two_views(patches._replace(images=slabs), self.setting))
+            slabs, valid = (
+                cut(each, torch.tensor([[first, *still] for first in firsts]), size)
+                for each in (patches.images, patches.valid)
+            )
+            views = torch.cat(two_views(patches._replace(images=slabs, valid=valid), self.setting))
             embedded.append(torch.stack(F.normalize(self.embed(views)).chunk(2), 1))
             parts.append(part)
         return {"slabs": torch.stack(embedded, 1), "parts": torch.stack(parts, 1).to(patches.images.device)}
@@ -166,9 +185,11 @@ class Global(Contrast):
         flat = slabs.flatten(0, 2)
         part = rows["parts"].repeat_interleave(views, 1).flatten()
         sample = torch.arange(samples, device=flat.device).repeat_interleave(count * views)
-        found = (flat @ flat.T).masked_fill(sample[:, None] == sample, -torch.inf).argmax(1)
-        measures = {self.measure: (part[found] == part).float().mean(), "spread": spread(flat.detach())}
-        return partition_loss(flat, part, TEMPERATURE), measures
+        others, same = sample[:, None] != sample, part[:, None] == part
+        found = similarities(flat, flat).masked_fill(~others, -torch.inf).argmax(1)
+        right, chance = (part[found] == part).float().mean(), (same & others).sum() / others.sum()
+        kappa = (right - chance) / (1 - chance).clamp_min(EPSILON)
+        return partition_loss(flat, part, TEMPERATURE), {self.measure: kappa, "spread": spread(flat.detach())}
 
 
 class Local(Pretext):
@@ -237,7 +258,7 @@ class Local(Pretext):
 
 def overlap(crops: Tensor, bases: Tensor) -> Tensor:
     """Return how similar normalised crops (B, T, E) and bases (B, N, E) are: cosines, zero if negative; (B, T, N)."""
-    return (crops @ bases.transpose(1, 2)).relu()
+    return similarities(crops, bases).relu()
 
 
 def shared(targets: Tensor, bases: Tensor, size: Sequence[int]) -> Tensor:
@@ -275,7 +296,7 @@ def partition_loss(embeddings: Tensor, part: Tensor, temperature: float) -> Tens
         part: (N,), int64.
         temperature: Divides the cosines.
     """
-    similar = embeddings @ embeddings.T / temperature
+    similar = similarities(embeddings, embeddings) / temperature
     same = part[:, None] == part
     others = similar.masked_fill(same, -torch.inf).logsumexp(1, keepdim=True)
     positive = same.float().fill_diagonal_(0)

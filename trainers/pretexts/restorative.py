@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from stunet.trainers.pretexts import corruptions
-from stunet.trainers.pretexts.base import ALL, Outcome, Patches, Pretext, Rows, Setting
+from stunet.trainers.pretexts.base import ALL, COUNTS, Outcome, Patches, Pretext, Rows, Setting, average
 from stunet.trainers.pretexts.draws import Draws, integers
 
 MASKED = 0.75  # of the blocks, as in nnssl; S3D tried 0.6 to 0.9 (Wald et al. 2025, arXiv:2410.23132): no difference
@@ -24,7 +24,8 @@ EPSILON = 1e-5
 class Restoration(Pretext):
     """Restore patches. Subclasses corrupt them, and say which voxels count.
 
-    The measure is the share of the variance that is explained, which is 0 for whoever answers with the mean.
+    The measure is the share of the variance that is explained, which is 0 for whoever answers with the mean of each
+    channel.
     """
 
     trains = ALL
@@ -52,7 +53,7 @@ class Restoration(Pretext):
         return self.architecture.head(self.network)(decoded(self, images, self.skips))
 
     def loss(self, rows: Rows) -> Outcome:
-        return rows["error"].mean(), {self.measure: explained_variance(rows)}
+        return average(rows["error"], rows[COUNTS]), {self.measure: explained_variance(rows)}
 
     def pictures(self, patches: Patches) -> Rows:
         images = patches.images
@@ -114,17 +115,20 @@ class VolumeFusion(Pretext):
         probabilities = logits.softmax(1) * valid.all(1, keepdim=True)
         overlap, sizes = (probabilities * one_hot).flatten(2).sum(2), (probabilities + one_hot).flatten(2).sum(2)
         dice = ((2 * overlap + EPSILON) / (sizes + EPSILON)).mean(1)
-        entropy = (F.cross_entropy(logits, classes, reduction="none") * valid[:, 0]).flatten(1).sum(1)
+        count = valid.all(1).flatten(1).sum(1)
+        entropy = (F.cross_entropy(logits, classes, reduction="none") * valid.all(1)).flatten(1).sum(1)
         hit = one_hot * (logits.argmax(1) == classes)[:, None]
         return {
-            "loss": entropy / valid[:, 0].flatten(1).sum(1).clamp_min(1) - dice,
+            "loss": entropy / count.clamp_min(1) - dice,
             "hits": hit.flatten(2).sum(2),
             "voxels": one_hot.flatten(2).sum(2),
+            COUNTS: (count > 0).to(logits),
         }
 
     def loss(self, rows: Rows) -> Outcome:
-        recall = rows["hits"].sum(0) / rows["voxels"].sum(0).clamp_min(1)
-        return rows["loss"].mean(), {self.measure: recall.mean()}
+        hits, voxels = rows["hits"].sum(0), rows["voxels"].sum(0)
+        recall = average(hits / voxels.clamp_min(1), (voxels > 0).to(hits), self.chance)
+        return average(rows["loss"], rows[COUNTS]), {self.measure: recall}
 
     def _mixture(self, draw: torch.Generator) -> Tensor:
         """Draw boxes with a class each; (D, H, W), int64; later boxes lie on earlier ones."""
@@ -151,24 +155,35 @@ def decoded(pretext: Pretext, images: Tensor, skips: bool) -> Tensor:
     return pretext.architecture.decode(pretext.network, features)
 
 
-def errors(restored: Tensor, images: Tensor, counts: Tensor) -> Rows:
-    """Return the mean squared error of each sample, and the variance of what was to be restored, over some voxels.
+def errors(restored: Tensor, images: Tensor, valid: Tensor) -> Rows:
+    """Return the mean squared error of each sample, and what explained_variance() needs.
 
     Args:
         restored: (B, C, D, H, W).
         images: The same.
-        counts: (B, 1, D, H, W), bool: the voxels that count; a sample without any has no error.
+        valid: (B, 1, D, H, W), bool: the voxels that count; a sample without any does not count.
     """
-    voxels = (counts.flatten(1).sum(1) * images.shape[1]).clamp_min(1)
+    voxels = valid.flatten(1).sum(1)
 
-    def mean(values: Tensor) -> Tensor:
-        return (values * counts).flatten(1).sum(1) / voxels
+    def total(values: Tensor) -> Tensor:
+        return (values * valid).flatten(1).sum(1)
 
-    center = mean(images)[(slice(None), *(None,) * (images.ndim - 1))]
-    return {"error": mean((restored.float() - images) ** 2), "variance": mean((images - center) ** 2)}
+    sums = (images * valid).flatten(2).sum(2)
+    center = (sums / voxels.clamp_min(1)[:, None])[(..., *(None,) * (images.ndim - 2))]
+    residual = total((restored.float() - images) ** 2)
+    return {
+        "error": residual / (voxels * images.shape[1]).clamp_min(1),
+        "residual": residual,
+        "deviation": total((images - center) ** 2),
+        COUNTS: (voxels > 0).to(images),
+    }
 
 
 def explained_variance(rows: Rows) -> Tensor:
-    """Return the mean share of the samples' variance that is explained, from what errors() returned."""
-    explained = 1 - rows["error"] / rows["variance"].clamp_min(EPSILON)
-    return explained.clamp(-1, 1).mean()  # a patch of air has no variance to explain
+    """Return the share of the samples' common variance that is explained, from what errors() returned; -1 at least.
+
+    Common, so that a patch of air, which has hardly any, hardly counts.
+    """
+    residual, deviation = rows["residual"].sum(), rows["deviation"].sum()
+    explained = 1 - residual / deviation.clamp_min(torch.finfo(deviation.dtype).tiny)
+    return torch.where(deviation > 0, explained.clamp_min(-1), 0.0)

@@ -1,12 +1,11 @@
-"""Crops, turns and grids of patches, each drawn for its sample: (B, C, D, H, W) in and out."""
+"""Boxes in patches, each drawn for its sample, and what lies in them; (B, C, D, H, W) in and out."""
 
-import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from stunet.trainers.pretexts.draws import Draws, integers
+from stunet.trainers.pretexts.draws import Draws, uniform
 
 
 def cut(images: Tensor, corners: Tensor, size: Sequence[int]) -> Tensor:
@@ -26,16 +25,37 @@ def cut(images: Tensor, corners: Tensor, size: Sequence[int]) -> Tensor:
     return torch.stack(boxes)
 
 
-def corners(draws: Draws, room: Sequence[int]) -> Tensor:
-    """Draw the first voxel of a box that can move by `room` voxels along each axis; (B, axes)."""
-    return torch.stack([integers(draws, n + 1) for n in room], 1)
+def corners(draws: Draws, room: Tensor, *shape: int) -> Tensor:
+    """Draw the first voxel of boxes that can move by `room` (axes,) or (B, axes) voxels; (B, *shape, axes), int64."""
+    room = room[(..., *(None,) * len(shape), slice(None))]
+    drawn = uniform(draws, 0, 1, *shape, room.shape[-1])
+    return (drawn * (room + 1)).long().minimum(room)
 
 
-def crop(images: Tensor, size: Sequence[int], draws: Draws) -> Tensor:
-    """Cut a box of this size out of each sample, at a random place."""
-    return cut(images, corners(draws, [n - m for n, m in zip(images.shape[2:], size, strict=True)]), size)
+def bounds(valid: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the first voxel of the box around the valid ones, and the one after its last: (B, axes) each, on the CPU.
+
+    Args:
+        valid: (B, 1, D, H, W), bool; a sample without any has a box without voxels.
+    """
+    lows, highs = [], []
+    for axis in range(2, valid.ndim):
+        planes = valid.transpose(1, axis).flatten(2).any(2)
+        before, after = (each.int().cumsum(1).eq(0).sum(1) for each in (planes, planes.flip(1)))
+        lows.append(before)
+        highs.append((valid.shape[axis] - after).maximum(before))
+    return torch.stack(lows, 1).cpu(), torch.stack(highs, 1).cpu()
 
 
-def side_of(shape: Sequence[int], fraction: float) -> list[int]:
-    """Return this fraction of each axis, at least one voxel."""
-    return [max(1, math.floor(n * fraction)) for n in shape]
+def inside(valid: Tensor, size: Sequence[int], draws: Draws) -> tuple[Tensor, Tensor]:
+    """Draw a box of this size inside the one around the valid voxels.
+
+    Returns:
+        The first voxel of each, (B, axes), and whether there is room, (B,), bool. Along axes that have none, the box
+        lies anywhere in the patch.
+    """
+    lows, highs = bounds(valid)
+    sides, shape = torch.tensor(size), torch.tensor(valid.shape[2:])
+    fits = highs - lows >= sides
+    room = torch.where(fits, highs - lows, shape) - sides
+    return lows * fits + corners(draws, room), fits.all(1)

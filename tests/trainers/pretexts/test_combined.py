@@ -2,9 +2,11 @@
 
 import pytest
 import torch
+from torch.nn import functional as F
 
 from stunet.trainers.pretexts.base import Setting
 from stunet.trainers.pretexts.combined import change, mix
+from stunet.trainers.pretexts.contrastive import EMBEDDED
 from stunet.trainers.pretexts.methods import METHODS
 from tests.pretext_inputs import make_patches, make_pretext
 
@@ -13,12 +15,16 @@ PATCH = (16, 16, 16)
 
 def test_the_loss_is_mocos_and_half_of_each_restorations() -> None:
     pretext, moco = make_pretext("pcrl"), make_pretext("moco")
+    for each in (pretext, moco):
+        each.update({"key": F.normalize(torch.randn(4, EMBEDDED, generator=torch.Generator().manual_seed(2)))})
     rows = pretext.compute(make_patches(3, *PATCH))
     loss, measures = pretext.loss(rows)
     expected = moco.loss({"query": rows["query"], "key": rows["key"]})[0]
     expected = expected + (rows["error"].mean() + rows["mixed error"].mean()) / 2
     assert torch.allclose(loss, expected)
-    assert set(measures) == {"retrieval", "spread", "explained variance"}
+    assert set(measures) == {"score", "retrieval", "spread", "explained variance"}
+    assert torch.allclose(measures["score"], (measures["retrieval"] + measures["explained variance"]) / 2)
+    assert pretext.chance == moco.chance / 2
     assert METHODS["pcrl"].transfers == "all"
 
 

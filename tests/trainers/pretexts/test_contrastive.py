@@ -43,7 +43,7 @@ def test_info_nce_equals_a_float64_loop() -> None:
         terms.append(
             -math.log(positive / (positive + sum(math.exp(float(q @ n) / temperature) for n in queue.double())))
         )
-    assert float(info_nce(query, key, queue, temperature)[0]) == pytest.approx(sum(terms) / 4, rel=1e-6)
+    assert float(info_nce(query, key, queue, temperature)) == pytest.approx(sum(terms) / 4, rel=1e-6)
 
 
 def test_losses_equal_those_of_lightly() -> None:
@@ -54,7 +54,7 @@ def test_losses_equal_those_of_lightly() -> None:
     # MONAI 1.6.1 has 1.57604146 for the first: ContrastiveLoss(temperature=0.5) of monai.losses.
     one, other = embeddings(5, 7, 0), embeddings(5, 7, 1)
     assert float(nt_xent(one, other, 0.5)[0]) == pytest.approx(1.5760412216186523, rel=1e-6)
-    found = info_nce(embeddings(4, 7, 0), embeddings(4, 7, 1), embeddings(9, 7, 2), 0.2)[0]
+    found = info_nce(embeddings(4, 7, 0), embeddings(4, 7, 1), embeddings(9, 7, 2), 0.2)
     assert float(found) == pytest.approx(4.786539554595947, rel=1e-6)
 
 
@@ -72,6 +72,8 @@ def insert(whole: Rows, first: int, own: Rows) -> tuple[Rows, int]:
 def test_the_gradients_of_parts_add_up_to_those_of_the_batch() -> None:
     for name in METHODS_HERE:
         pretext = make_pretext(name).double()
+        if "key" in pretext.kept:  # an empty queue has no gradient
+            pretext.update({"key": embeddings(5, contrastive.EMBEDDED, 3)})
         whole = make_patches(4, *PATCH)
         whole = whole._replace(images=whole.images.double())
         pretext(whole)[0].backward()
@@ -128,11 +130,59 @@ def test_momentum_rises_along_a_cosine() -> None:
 
 def test_the_queue_takes_keys_in_turn() -> None:
     pretext = make_pretext("moco")
-    pretext.place.fill_(QUEUE - 2)
+    pretext.taken.fill_(QUEUE - 2)
     keys = embeddings(3, contrastive.EMBEDDED, 4)
     pretext.update({"key": keys})
     assert torch.equal(pretext.queue[[QUEUE - 2, QUEUE - 1, 0]], keys)
-    assert int(pretext.place) == 1
+    assert int(pretext.taken) == QUEUE + 1
+
+
+def test_mocos_queue_has_only_keys_and_its_measure_is_among_the_batch() -> None:
+    for name in ("moco", "pcrl"):
+        pretext = make_pretext(name)
+        rows = pretext.compute(make_patches(4, *PATCH))
+        keys = embeddings(3, contrastive.EMBEDDED, 4)
+        pretext.update({"key": keys})
+        rows["query"], rows["key"] = embeddings(4, contrastive.EMBEDDED, 0), embeddings(4, contrastive.EMBEDDED, 1)
+        expected = info_nce(rows["query"], rows["key"], keys, contrastive.MOCO_TEMPERATURE)
+        assert torch.allclose(contrastive.MoCo.loss(pretext, rows)[0], expected)
+        rows["query"] = rows["key"][[0, 1, 3, 2]]
+        assert float(pretext.loss(rows)[1]["retrieval"]) == 0.5
+    assert make_pretext("moco", batch=5).chance == 1 / 5
+
+
+def test_equal_embeddings_are_no_hit() -> None:
+    same = embeddings(1, 7, 0).expand(4, -1)
+    assert float(contrastive.nearest(same, same)) == 0
+    assert float(nt_xent(same, same, 0.5)[1]) == 0
+
+
+def test_similarities_have_full_precision_inside_of_autocast() -> None:
+    one, other = embeddings(5, 64, 0), embeddings(5, 64, 1)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert (one @ other.T).dtype == torch.bfloat16
+        inside = contrastive.similarities(one, other), nt_xent(one, other, 0.5)[0]
+        rows = make_pretext("simclr").rows(make_patches(3, *PATCH))
+    assert torch.equal(inside[0], one @ other.T)
+    assert torch.equal(inside[1], nt_xent(one, other, 0.5)[0])
+    assert {value.dtype for value in rows.values()} == {torch.float32}
+
+
+def test_crops_that_leave_one_voxel_are_refused() -> None:
+    for name, patch in (("dino", (8, 8, 8)), ("simclr", (5, 5, 5)), ("moco", (5, 5, 5)), ("global", (16, 5, 5))):
+        with pytest.raises(UsageError, match="of which the network's strides leave one"):
+            make_pretext(name, patch)
+
+
+def test_answers_that_are_all_even_are_not_sharp_and_a_single_winner_has_no_entropy() -> None:
+    pretext = make_pretext("dino")
+    rows = pretext.compute(make_patches(3, *PATCH))
+    rows["teacher"] = torch.zeros_like(rows["teacher"])
+    even = pretext.loss(rows)[1]
+    assert (float(even["entropy"]), float(even["sharpness"])) == pytest.approx((1, 0), abs=1e-3)
+    rows["teacher"][..., 5] = 1
+    one = pretext.loss(rows)[1]
+    assert (float(one["entropy"]), float(one["sharpness"])) == pytest.approx((0, 1), abs=1e-3)
 
 
 def test_first_losses_are_near_chance() -> None:

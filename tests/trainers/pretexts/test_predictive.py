@@ -1,13 +1,15 @@
 """Predictive pretexts: labels are what was done to the image, first losses are at chance, and padding tells nothing."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 
 from stunet.errors import UsageError
 from stunet.trainers.pretexts.methods import METHODS
-from stunet.trainers.pretexts.predictive import DISTANCE, ORDERS, far_orders, stretch
-from stunet.trainers.pretexts.views import crop
+from stunet.trainers.pretexts.predictive import DISTANCE, ORDERS, far_orders
+from stunet.trainers.pretexts.views import cut, inside
 from tests.pretext_inputs import make_draws, make_patches, make_pretext, patches_of
 
 PREDICTIVE = {name: method for name, method in METHODS.items() if method.family == "predictive"}
@@ -33,7 +35,7 @@ def test_turning_back_by_the_label_gives_the_cube() -> None:
     pretext.features = lambda cubes: (seen.append(cubes), [cubes.expand(-1, pretext.widths[-1], -1, -1, -1)])[1]
     patches = make_patches(12, *PATCH)
     labels = pretext.compute(patches)["labels"]
-    cubes = crop(patches.images, pretext.size, make_draws(12))
+    cubes = cut(patches.images, inside(patches.valid, pretext.size, make_draws(12))[0], pretext.size)
     for turned, cube, label in zip(seen[0], cubes, labels.tolist(), strict=True):
         k, plane = pretext.turns[label]
         assert torch.equal(torch.rot90(turned, -k, (plane[0] + 1, plane[1] + 1)), cube)
@@ -50,6 +52,20 @@ def test_turns_stay_in_the_plane_where_the_slices_are_thick() -> None:
     assert len(make_pretext("rot", (24, 20), (1.0, 1.0)).turns) == 4
 
 
+def test_only_turns_that_nothing_but_the_anatomy_tells_are_asked_for() -> None:
+    def planes(*arguments: Any, **more: Any) -> set[tuple[int, tuple[int, int]]]:
+        return set(make_pretext("rot", *arguments, **more).turns[1:])
+
+    in_plane, halves = {(k, (1, 2)) for k in (1, 2, 3)}, {(2, plane) for plane in ((0, 1), (0, 2), (1, 2))}
+    thick = {"acquired": (5.0, 1.0, 1.0)}
+    assert planes(PATCH, **thick) == in_plane, "thick slices, resampled: their blur lies along the first axis"
+    assert planes((16, 32, 32)) == in_plane, "a cube would leave out most of the patch"
+    assert planes(PATCH, (5.0, 1.0, 3.0)) == halves
+    pretext = make_pretext("rot", (24, 20), (3.0, 1.0))
+    assert (pretext.turns, pretext.size) == ([(0, (0, 1)), (2, (0, 1))], [24, 20])
+    assert float(pretext(make_patches(2, 24, 20))[0].detach()) == pytest.approx(pretext.chance_loss, abs=0.2)
+
+
 def test_orders_differ_in_at_least_five_places() -> None:
     orders = far_orders(8)
     assert orders.shape == (ORDERS, 8)
@@ -63,7 +79,7 @@ def test_cubes_are_in_the_order_of_their_label_and_turned_as_their_flags_say() -
     pretext, seen = make_pretext("rkb", PATCH), []
     pretext.embeddings = lambda parts: (seen.append(parts), torch.zeros(len(parts), 8, 64))[1]
     rows = pretext.compute(make_patches(4, *PATCH))
-    before = pretext.parts(make_patches(4, *PATCH))
+    before, _ = pretext.parts(make_patches(4, *PATCH))
     for sample in range(4):
         order = pretext.orders[rows["labels"][sample]]
         for place in range(8):
@@ -89,15 +105,47 @@ def test_the_neighbour_is_where_its_label_says() -> None:
     assert torch.equal(seen[0][:, 1, 0, 0, 0, 0], (labels + (labels >= 13)).float())
 
 
-def test_margins_look_like_the_anatomy_next_to_them() -> None:
-    patches = make_patches(1, 8, 8, 8)
-    found, inside = patches.images, torch.zeros_like(patches.valid)
-    inside[..., 2:6, :, 3:] = True
-    stretched = stretch(patches_of(found * inside, inside))
-    assert torch.equal(stretched[..., 2:6, :, 3:], found[..., 2:6, :, 3:])
-    assert torch.equal(stretched[..., 0, :, 3:], found[..., 2, :, 3:])
-    assert torch.equal(stretched[..., 7, :, 0], found[..., 5, :, 3])
-    assert stretch(patches) is found
+def test_parts_lie_inside_the_box_around_the_voxels_that_count() -> None:
+    padding = 1000.0
+    for name, shape in (("rot", (24, 24, 28)), ("rpl", PATCH), ("jigsaw", PATCH)):
+        pretext, seen = make_pretext(name, shape), []
+        features = pretext.features
+        pretext.features = lambda images, seen=seen, features=features: (seen.append(images), features(images))[1]
+        patches = make_patches(20, *shape)
+        patches.valid[..., :2], patches.valid[..., shape[2] - 1 :] = False, False
+        patches.images[~patches.valid] = padding
+        counts = pretext.compute(patches)["counts"]
+        assert counts.all(), name
+        assert (seen[0] != padding).all(), name
+
+
+def test_a_patch_whose_box_is_too_small_takes_no_part() -> None:
+    for name in PREDICTIVE:
+        pretext, patches = make_pretext(name, PATCH), make_patches(4, *PATCH)
+        patches.valid[[1, 3], :, :, 14:] = False
+        patches.valid[3] = False
+        rows = pretext.compute(patches)
+        assert rows["counts"].tolist() == [1, 0, 1, 0]
+        loss, measures = pretext.loss(rows)
+        alone, alone_measures = pretext.loss({key: value[[0, 2]] for key, value in rows.items()})
+        assert torch.allclose(loss, alone), name
+        assert measures == alone_measures, name
+        loss, measures = pretext.loss({key: value[[1, 3]] for key, value in rows.items()})
+        assert float(loss.detach()) == 0
+        assert float(measures["accuracy"]) == pytest.approx(pretext.chance)
+
+
+def test_gradients_of_parts_add_up_where_samples_do_not_count() -> None:
+    pretext, patches = make_pretext("rpl", PATCH), make_patches(4, *PATCH)
+    patches.valid[1] = False
+    pretext(patches)[0].backward()
+    expected = pretext.head[0].weight.grad.clone()
+    pretext.zero_grad()
+    for part in (slice(0, 1), slice(1, 2), slice(2, 4)):
+        draws = make_draws(4)[part]
+        some = patches._replace(images=patches.images[part], valid=patches.valid[part], draws=draws)
+        (pretext(some)[0] * len(draws) / 4).backward()
+    assert torch.allclose(pretext.head[0].weight.grad, expected, atol=1e-6)
 
 
 def test_a_patch_whose_parts_leave_one_voxel_is_refused() -> None:

@@ -41,7 +41,6 @@ def test_vocos_losses_equal_loops_over_their_formulas() -> None:
 def test_a_crop_shares_its_voxels_among_the_bases() -> None:
     pretext = make_pretext("voco")
     assert (pretext.cells, pretext.size) == ([3, 3, 3], [5, 5, 5])
-    assert not bool(pretext.margins.any())
     crop = torch.tensor([[[5, 8, 0]]])
     found = shared(crop, pretext.bases, pretext.size)[0, 0]
     expected = [
@@ -119,8 +118,30 @@ def test_the_nearest_slab_of_another_sample_is_what_counts() -> None:
     one, other = embeddings(2, 6)
     slabs = torch.stack([torch.stack([v, v]) for v in (one, other)])  # two slabs, in two views each
     rows = {"slabs": torch.stack([slabs, slabs]), "parts": torch.tensor([[0, 1], [0, 1]])}
-    assert float(pretext.loss(rows)[1]["retrieval"]) == 1
-    assert float(pretext.loss({**rows, "parts": torch.tensor([[0, 1], [1, 0]])})[1]["retrieval"]) == 0
+    assert float(pretext.loss(rows)[1]["kappa"]) == 1
+    # Half of the others is of the same part.
+    assert float(pretext.loss({**rows, "parts": torch.tensor([[0, 1], [1, 0]])})[1]["kappa"]) == -1
+    assert float(pretext.loss({**rows, "parts": torch.zeros(2, 2, dtype=torch.int64)})[1]["kappa"]) == 0
+
+
+def test_kappa_is_zero_by_chance_however_parts_are_distributed() -> None:
+    pretext, found = make_pretext("global"), []
+    for seed in range(40):
+        random = torch.Generator().manual_seed(seed)
+        slabs = F.normalize(torch.randn(8, 2, 2, 16, generator=random), dim=-1)
+        parts = torch.multinomial(torch.tensor([1.0, 3, 3, 1]), 16, True, generator=random).view(8, 2)
+        found.append(float(pretext.loss({"slabs": slabs, "parts": parts})[1]["kappa"]))
+    assert sum(found) / 40 == pytest.approx(pretext.chance, abs=0.05)
+
+
+def test_vocos_grid_lies_where_voxels_count_or_the_patch_takes_no_part() -> None:
+    pretext, patches = make_pretext("voco"), make_patches(6, *PATCH)
+    patches.valid[:, :, :1], patches.valid[0, :, :3] = False, False
+    seen, embedded = [], pretext._embeddings
+    pretext._embeddings = lambda network, project, crops: (seen.append(crops), embedded(network, project, crops))[1]
+    rows = pretext.compute(patches._replace(images=patches.images.masked_fill(~patches.valid, torch.nan)))
+    assert rows["counts"].tolist() == [0, 1, 1, 1, 1, 1]
+    assert bool(seen[0][1:].isfinite().all())
 
 
 def test_local_contrast_trains_the_first_levels_of_the_decoder_alone() -> None:

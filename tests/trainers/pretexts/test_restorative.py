@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from stunet.trainers.pretexts.methods import METHODS
-from stunet.trainers.pretexts.restorative import MIXED, errors
+from stunet.trainers.pretexts.restorative import MIXED, errors, explained_variance
 from tests.pretext_inputs import make_draws, make_patches, make_pretext
 
 PATCH = (16, 16, 16)
@@ -30,6 +30,37 @@ def test_the_measure_is_zero_for_the_mean_and_one_for_the_image() -> None:
     assert float(pretext.loss(errors(mean, seen, ~everywhere))[0]) == 0
 
 
+def test_the_measure_weights_voxels_by_what_there_is_to_explain() -> None:
+    everywhere = torch.ones(2, 1, 8, 8, 8, dtype=torch.bool)
+    images = torch.randn(2, 2, 8, 8, 8, generator=torch.Generator().manual_seed(0))
+    images[:, 1] += 3  # a channel's mean explains nothing of its voxels
+    mean = images.mean((2, 3, 4), keepdim=True).expand_as(images)
+    assert float(explained_variance(errors(mean, images, everywhere))) == pytest.approx(0, abs=1e-5)
+    images[1] = 0  # air
+    rows = errors(images + 0.01, images, everywhere)
+    assert float(explained_variance(rows)) > 0.99
+    air = {name: value[1:] for name, value in rows.items()}
+    assert float(explained_variance(air)) == 0
+
+
+def test_a_sample_without_voxels_takes_no_part() -> None:
+    for name, method in RESTORATIVE.items():
+        pretext, patches = make_pretext(name), make_patches(2, *PATCH, channels=method.patches)
+        valid = torch.ones_like(patches.images, dtype=torch.bool)  # of each of the sample's patches
+        valid[1] = False
+        rows = pretext.compute(patches._replace(valid=valid))
+        assert rows["counts"].tolist() == [1, 0]
+        loss, measures = pretext.loss(rows)
+        alone, alone_measures = pretext.loss({key: value[:1] for key, value in rows.items()})
+        assert torch.allclose(loss, alone), name
+        assert measures == alone_measures, name
+
+
+def test_a_decoder_that_never_saw_skip_connections_is_not_transferred() -> None:
+    for name, method in RESTORATIVE.items():
+        assert method.options.get("skips", True) or method.transfers == "encoder", name
+
+
 def test_without_skips_the_decoder_sees_the_last_stage_only() -> None:
     for name, method in RESTORATIVE.items():
         pretext, seen = make_pretext(name), []
@@ -53,6 +84,9 @@ def test_fusion_starts_at_chance_and_has_all_classes() -> None:
     assert set(pretext._mixture(make_draws(1)[0]).unique().tolist()) == set(range(len(MIXED)))
     measures = pretext(make_patches(2, *PATCH, channels=2))[1]
     assert float(measures["recall"]) == pytest.approx(pretext.chance, abs=0.1)
+    perfect = torch.tensor([[0.0, 10, 10, 10, 10]])  # of a batch that lacks a class
+    rows = {"loss": torch.zeros(1), "counts": torch.ones(1), "hits": perfect, "voxels": perfect}
+    assert float(pretext.loss(rows)[1]["recall"]) == 1
 
 
 def test_pictures_show_what_the_network_saw_and_answered() -> None:
