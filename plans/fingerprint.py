@@ -20,10 +20,11 @@ from stunet.datasets import find_reader, list_cases, tiff, training_files
 from stunet.datasets.check import UNREADABLE
 from stunet.errors import DataError, is_out_of_memory, last_line
 from stunet.files import read_json, write_json
-from stunet.images import REORIENTED, REORIENTS, Reader, count_orientations, is_flat, read_header
+from stunet.images import Reader, count_orientations, is_flat, read_header
 from stunet.kinds import FINGERPRINT, read, read_dataset_json
 from stunet.nifti_header import oddities
 from stunet.nnunet import patched, write_atomically
+from stunet.orientation import REORIENTED, REORIENTS
 from stunet.workers import map_cases
 from stunet.workspace import dataset_number, preprocessed_dataset, raw_dataset
 

@@ -38,8 +38,8 @@ class StartingWeights:
     """The weights that training starts from: their name, and the SHA-256 of their file.
 
     `head` is "slice" (its rows of the same classes), "reset", or "reuse": all of it, with its `classes`. `pretext` is
-    the method that trained them without labels. `transfer` is one of TRANSFERS; None: all, or for weights of a pretext
-    what their file says. `inflate` is one of INFLATIONS for 2D weights in a 3D network.
+    the method that trained them without labels. `transfer` is one of TRANSFERS, or None where nothing unusual is asked
+    for (see `taken`). `inflate` is one of INFLATIONS for 2D weights in a 3D network.
     """
 
     name: str
@@ -63,6 +63,14 @@ class StartingWeights:
             content["classes"] = list(self.classes)
         optional = {"pretext": self.pretext, "transfer": self.transfer, "inflate": self.inflate}
         return content | {key: value for key, value in optional.items() if value is not None}
+
+    @property
+    def taken(self) -> str | None:
+        """What of the weights is taken, one of TRANSFERS; None: what the file of a pretext says.
+
+        Without a pretext it is all, also of the weights of a pretext: plans of earlier versions did not name it.
+        """
+        return self.transfer or (None if self.pretext else WHOLE)
 
     def tags(self, pretraining: bool) -> list[str]:
         """Return the parts of a plan's name that tell what is unusual about the weights and what is taken of them.

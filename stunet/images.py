@@ -31,9 +31,18 @@ from stunet.nifti_header import (
     open_nifti,
     read_forms,
 )
-from stunet.orientation import LPS_OF_RAS, NO_TURN, Turn, affine_of, orientation_code, turn, turn_image, way_back
+from stunet.orientation import (
+    LPS_OF_RAS,
+    NO_TURN,
+    REORIENTS,
+    Turn,
+    affine_of,
+    orientation_code,
+    turn,
+    turn_image,
+    way_back,
+)
 
-REORIENTS, REORIENTED = "WithReorient", "RAS"  # suffix of nnU-Net's readers that turn images, and what they turn to
 LEAST_SHEAR, LARGEST_SHEAR = 1e-4, 1.0  # degrees from perpendicular: 0.5 µm and 5 mm at the far end of 300 mm
 
 Read = TypeVar("Read")

@@ -230,7 +230,6 @@ RAW = _description(
     file_ending=_raw_ending,
     numTraining=number(0),
     dataset=dict_of(_entry, key=name),
-    subjects=optional(dict_of(text)),
 )
 # A Decathlon task: the dataset.json of nnU-Net v1.
 TASK = table(

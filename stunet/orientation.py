@@ -19,6 +19,7 @@ import numpy as np
 from stunet.errors import UsageError
 from stunet.names import SIDES, is_orientation
 
+REORIENTS, REORIENTED = "WithReorient", "RAS"  # suffix of nnU-Net's readers that turn images, and what they turn to
 FLAT_THICKNESS = 999  # times the spacing: how readers mark the single slice of a 2D image
 LPS_OF_RAS = np.diag([-1.0, -1.0, 1.0])  # nibabel's world is RAS, that of ITK and DICOM is LPS
 

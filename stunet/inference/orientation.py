@@ -7,9 +7,9 @@ from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 
 from stunet.errors import StunetError, UsageError
 from stunet.files import read_json
-from stunet.images import REORIENTED, REORIENTS, count_orientations
+from stunet.images import count_orientations
 from stunet.inference.model import ModelFolder
-from stunet.orientation import parse_orientation
+from stunet.orientation import REORIENTED, REORIENTS, parse_orientation
 
 MAX_IMAGES = 20  # training images whose headers are read
 

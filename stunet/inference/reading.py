@@ -19,13 +19,13 @@ from stunet.datasets import tiff
 from stunet.datasets.listing import unusable
 from stunet.datasets.units import unlike_plan
 from stunet.errors import DataError, OutOfMemoryError, is_out_of_memory, last_line
-from stunet.images import REORIENTS, Reader, file_geometry, file_orientation
+from stunet.images import Reader, file_geometry, file_orientation
 from stunet.inference.cases import InputCase, count_volumes
 from stunet.inference.model import ModelFolder
 from stunet.machine import GB, memory_limit
 from stunet.nifti import check_nifti
 from stunet.nifti_header import file_has_orientation, header_has_orientation, oddities, read_forms
-from stunet.orientation import FLAT_THICKNESS, affine_of, largest_shift, turn_image, way_back
+from stunet.orientation import FLAT_THICKNESS, REORIENTS, affine_of, largest_shift, turn_image, way_back
 from stunet.plans.plan import Plan
 
 # What nnU-Net, ITK, numpy and nibabel raise for files and images that they cannot handle.

@@ -31,6 +31,7 @@ from stunet.errors import DataError, UsageError, first_few
 from stunet.files import atomic_write, cached_sha256_of, exclusive_lock, json_differences, read_json, write_json
 from stunet.kinds import MANIFEST, normalize_labels, read, read_dataset_json
 from stunet.labels.annotations import FILE as ANNOTATIONS
+from stunet.orientation import REORIENTS
 from stunet.plans.plan import Plan
 from stunet.preprocessing.worker import OWN_FOLDER, Done, Job, names_case, run
 from stunet.workspace import planning, preprocessed_dataset, raw_dataset
@@ -229,7 +230,8 @@ def settings_of(plan: Plan, configuration: str, labels: Mapping[str, Any]) -> di
     settings |= {key: plan.get(key) for key in PLAN_SETTINGS}
     settings |= {key: planned.get(key) for key in CONFIGURATION_SETTINGS}
     known = plan.orientations
-    if len(known) > 1 or (known and plan.orientation not in known):  # otherwise nothing is turned
+    foreign = known and plan.orientation not in known and not plan.reader.endswith(REORIENTS)
+    if len(known) > 1 or foreign:  # otherwise nothing is turned, except by the reader
         settings["orientation"] = plan.orientation
     # As it is read back from the manifest: tuples become lists.
     return _decisive(json.loads(json.dumps(settings)))

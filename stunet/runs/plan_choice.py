@@ -287,7 +287,7 @@ def _entry(
     head = asked or (before.head if before else None)
     transfer, inflate = request.transfer, request.inflate
     if before and before.sha256 == start.sha256:
-        transfer, inflate = transfer or before.transfer, inflate or before.inflate
+        transfer, inflate = transfer or before.taken, inflate or before.inflate
     if (transfer or start.weights.transfers) == ENCODER_ALONE and not asked:
         head = None  # that of the base plan is not transferred
     heads = choose_heads(start, head, *data, transfer)
@@ -296,7 +296,8 @@ def _entry(
         for text in heads.warnings:
             listener.warn(text)
     # Compared by hash: the same file may have another name now, and the plans would get another one with it.
-    return before if before and replace(before, name=named.name, classes=named.classes) == named else named
+    compared = ("sha256", "head", "taken", "inflate")
+    return before if before and all(getattr(before, key) == getattr(named, key) for key in compared) else named
 
 
 def _entries_of_several(

@@ -4,11 +4,14 @@ transfer.py decides what is loaded; none of these differences keeps it from bein
 """
 
 from collections.abc import Mapping, Sequence
+from itertools import permutations
 from typing import Any
 
+from stunet.names import SIDES, is_orientation
 from stunet.weights.reading import Weights
 
 SPACING_FACTOR = 1.5  # on any axis; beyond it, structures clearly differ in size in voxels from those of the weights
+ORDERS = [list(order) for order in permutations(range(3))]  # of the axes of an array
 CONTRAST = 2.0  # ratio of CT scales above which a warning is due
 
 
@@ -70,6 +73,46 @@ def input_warnings(
             "they know the same structures in another size".format(*given)
         )
     return warnings
+
+
+def axes_warnings(weights: Weights, transposition: Sequence[int] | None, orientation: str | None) -> list[str]:
+    """Warn if the axes of the network's input run otherwise than in what the weights know; ignore what is unknown.
+
+    Args:
+        weights: Their plan has their axes. Mirroring along an axis has taught them both of its directions.
+        transposition: The plan's order of axes.
+        orientation: The plan's, that of the images.
+    """
+    if weights.plan is None or transposition is None:
+        return []
+    orders = weights.plan.get("transpose_forward"), list(transposition)
+    if any(order not in ORDERS for order in orders):
+        return []
+    codes = [str(code or "") for code in (weights.plan.orientation, orientation)]
+    if not all(map(is_orientation, codes)):
+        if orders[0] == orders[1]:
+            return []
+        return [
+            f"the weights were trained with axes in the order {orders[0]}, the plan has {orders[1]}: "
+            "they know the same structures from another side"
+        ]
+    # A code is of the file's axes, which an array has in the opposite order.
+    there, here = ([code[::-1][axis] for axis in order] for code, order in zip(codes, orders, strict=True))
+    turned = [_side(letter) for letter in there] != [_side(letter) for letter in here]
+    # Which way a pretext mirrors, its checkpoints do not say.
+    mirrored = range(3) if weights.mirror_axes is None or weights.pretext else weights.mirror_axes
+    if not turned and all(there[axis] == here[axis] for axis in range(3) if axis not in mirrored):
+        return []
+    how = "from another side" if turned else "mirrored"
+    return [
+        f"the weights were trained with axes that run towards {', '.join(there)}, those of the plan run towards "
+        f"{', '.join(here)}: they know the same structures {how}"
+    ]
+
+
+def _side(letter: str) -> int:
+    """Return which pair of SIDES a letter is of."""
+    return next(number for number, pair in enumerate(SIDES) if letter in pair)
 
 
 def contrast_warnings(

@@ -17,7 +17,9 @@ from torch import Tensor
 from stunet import architectures
 from stunet.architectures.base import ENCODER, STEM, Architecture
 from stunet.errors import WeightsError
+from stunet.kinds import INTENSITIES, orientation
 from stunet.plans.plan import ENCODER_ALONE, TRANSFERS, Configuration, Plan
+from stunet.schema import check, optional, table
 from stunet.weights.checkpoints import save_checkpoint
 
 ADAPTATION = "nnssl_adaptation_plan"
@@ -25,6 +27,7 @@ NOT_RESAMPLED = "no_resampling_hack"  # nnU-Net's function for plans that keep t
 # Its parts become part of a plan's name: no path, no "__", which nnU-Net splits folder names at.
 _METHOD = re.compile(r"[A-Za-z0-9.+]+([_-][A-Za-z0-9.+]+)*")
 _LONGEST = 40  # letters of a method
+_OWN = table({}, {"intensities": optional(INTENSITIES), "orientation": optional(orientation)}, others=True)
 
 
 class Pretext(NamedTuple):
@@ -62,14 +65,29 @@ def pretrain_plan(content: Mapping[str, Any]) -> tuple[Plan, str] | None:
     """Return the plan of the pre-training in a file of nnssl and its configuration, with the network's arguments.
 
     Without an adaptation plan, which not all of nnssl's trainers write, it is the plan that the trainer was given.
+    Of several configurations it is the one that the trainer was given; nnssl's planner writes one for each spacing.
     """
-    adaptation = content.get(ADAPTATION) or {}
-    plan = Plan(adaptation.get("pretrain_plan") or (content.get("init_args") or {}).get("plan") or {})
+    adaptation, given = content.get(ADAPTATION) or {}, content.get("init_args") or {}
+    plan = Plan(adaptation.get("pretrain_plan") or given.get("plan") or {})
     if not plan.configurations:
         return None
-    name = plan.configurations[0]
+    named = given.get("configuration_name")
+    name = named if named in plan.configurations else plan.configurations[0]
     arguments = (adaptation.get("architecture_plans") or {}).get("arch_kwargs") or {}
-    return plan.with_configuration(name, architecture={"arch_kwargs": arguments}), name
+    return _with_own(plan.with_configuration(name, architecture={"arch_kwargs": arguments}), content), name
+
+
+def _with_own(plan: Plan, content: Mapping[str, Any]) -> Plan:
+    """Return the plan with what write_nnssl() adds: nnssl's plans have neither intensities nor an orientation.
+
+    Raises:
+        DataError: It is damaged.
+    """
+    own = content.get("stunet") or {}
+    check(own, _OWN, "stunet", "copy the file again from its source")
+    if own.get("intensities"):
+        plan = plan.with_values(foreground_intensity_properties_per_channel=own["intensities"])
+    return plan.with_ours(orientation=own["orientation"]) if own.get("orientation") else plan
 
 
 def unwrapped(tensors: Mapping[str, Tensor], content: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
@@ -144,7 +162,12 @@ def write_nnssl(
         },
         "citations": [dict(each) for each in citations],
         "trainer_name": "STUNetPretrainer",
-        "stunet": {"pretext": {"method": method, "transfers": transfers}, "channels": list(channels)},
+        "stunet": {
+            "pretext": {"method": method, "transfers": transfers},
+            "channels": list(channels),
+            "intensities": plan.get("foreground_intensity_properties_per_channel"),
+            "orientation": plan.orientation,
+        },
     }
     save_checkpoint(content, path)
 

@@ -20,7 +20,7 @@ from stunet.architectures.base import HEADS, Architecture, Recognised
 from stunet.errors import UsageError, WeightsError
 from stunet.plans.plan import ENCODER_ALONE, INFLATIONS, TRANSFERS
 from stunet.weights.checkpoints import check_finite
-from stunet.weights.differences import contrast_warnings, input_warnings, origin, stride_warnings
+from stunet.weights.differences import axes_warnings, contrast_warnings, input_warnings, origin, stride_warnings
 from stunet.weights.heads import Heads, plan_heads, take_rows
 from stunet.weights.inflation import inflate_depth, inflated_shape, of_slice
 from stunet.weights.mapped import release
@@ -54,6 +54,8 @@ def decide(
     normalization: Sequence[str] | None = None,
     intensities: Mapping[str, Any] | None = None,
     spacing: Sequence[float] | None = None,
+    transposition: Sequence[int] | None = None,
+    orientation: str | None = None,
     cascade_channels: int = 0,
     head: str | None = None,
     stem: str = "repeat",
@@ -72,6 +74,8 @@ def decide(
         normalization: How the plan normalises them: nnU-Net's scheme per channel.
         intensities: The plan's foreground_intensity_properties_per_channel, by which CT is normalised.
         spacing: The plan's, in mm, array order.
+        transposition: The plan's transpose_forward.
+        orientation: The plan's, such as "LPS"; None: unknown.
         cascade_channels: One-hot channels in its input, after the image channels; their weights start as zeros.
         head: One of heads.MODES, or None: slice if any class matches.
         stem: How to handle image channels other than the weights', one of STEMS; see `inflate_channels`.
@@ -118,6 +122,7 @@ def decide(
     warnings = (
         *stride_warnings(strides, weights),
         *input_warnings(weights, channels, normalization, spacing),
+        *axes_warnings(weights, transposition, orientation),
         *contrast_warnings(weights, normalization, intensities),
         *heads.warnings,
     )

@@ -24,7 +24,7 @@ import SimpleITK as sitk
 from stunet.errors import DataError, OutOfMemoryError, UsageError
 from stunet.machine import SHARE, memory_limit
 from stunet.plans.plan import Plan
-from stunet.preprocessing.dataset import pending_cases, preprocess, preprocessed_cases, read_manifest
+from stunet.preprocessing.dataset import pending_cases, preprocess, preprocessed_cases, read_manifest, settings_of
 from stunet.preprocessing.worker import PER_VOXEL, fitting_workers
 from stunet.workspace import VARIABLES, preprocessed_dataset
 
@@ -203,6 +203,18 @@ def test_other_settings_make_all_cases_anew_and_another_patch_does_not(plans: di
     assert len(pending_cases(DATASET, Plan(plans), ["3d_fullres"])) == 3
     preprocess(DATASET, Plan(plans), ["3d_fullres"], 1)
     assert _content(_data())["case_1"][0].shape[1] > 2 * shape[1]
+
+
+def test_the_orientation_is_a_setting_only_where_images_are_turned_to_it(plans: dict) -> None:
+    for reader, orientation, known, expected in (
+        ("SimpleITKIO", "LPS", {"LPS": 3}, None),
+        ("SimpleITKIO", "LPS", {"LPS": 2, "RAS": 1}, "LPS"),
+        ("SimpleITKIO", "RAS", {"LPS": 3}, "RAS"),  # that of another dataset's plan
+        ("NibabelIOWithReorient", "RAS", {"LPS": 3}, None),  # by the reader, as ever
+    ):
+        block = {"orientation": orientation, "orientations": known}
+        plan = Plan({**plans, "image_reader_writer": reader, "stunet": block})
+        assert settings_of(plan, "3d_fullres", {}).get("orientation") == expected, (reader, known)
 
 
 def test_a_changed_raw_file_makes_its_case_anew_and_only_that(raw: Path, plans: dict) -> None:

@@ -88,6 +88,36 @@ def test_what_was_written_is_read_with_its_meaning_also_beside_the_plans_of_its_
     assert all(torch.equal(value, state()[name]) for name, value in weights.tensors.items())
 
 
+def test_what_nnssls_plan_lacks_is_read_back_as_well(tmp_path: Path) -> None:
+    """The intensities by which CT is normalised, and which way the axes run."""
+    intensities = {"0": {"mean": 40.0, "std": 270.0}}
+    given = plan(normalization_schemes=["CTNormalization"]).with_ours(orientation="RAS")
+    given = given.with_values(foreground_intensity_properties_per_channel=intensities, transpose_forward=[1, 0, 2])
+    write_nnssl(tmp_path / "x.pth", state(), given, "3d_fullres", ["CT"], "mae")
+    weights = read_weights(tmp_path / "x.pth")
+    found = weights.plan
+    assert found is not None
+    assert (found.intensities, found.orientation, found.transpose_forward) == (intensities, "RAS", [1, 0, 2])
+    other = {"0": {"std": 17.0}}
+    options = {"normalization": ["CTNormalization"], "intensities": other, "transposition": [0, 1, 2]}
+    contrast, axes = sorted(transfer(build("T", STRIDES, 1, 4), weights, **options).warnings)[::-1]
+    assert "divided by 270 HU" in axes + contrast
+    assert "axes in the order [1, 0, 2]" in axes + contrast
+    for damaged in ({"orientation": "LLL"}, {"intensities": [1]}):
+        content = {**of_nnssl(state()), "stunet": {"pretext": {"method": "mae", "transfers": "all"}, **damaged}}
+        with pytest.raises(WeightsError, match=next(iter(damaged))):
+            read_weights(saved(tmp_path / "y.pth", content))
+
+
+def test_of_several_configurations_the_one_that_was_trained_is_read(tmp_path: Path) -> None:
+    content = of_nnssl(state())
+    other = {"spacing": [2, 2, 2], "normalization_schemes": ["NoNormalization"], "patch_size": [16] * 3}
+    content[ADAPTATION]["pretrain_plan"]["configurations"] |= {"median": other}
+    for named, spacing in (("median", [2, 2, 2]), ("onemmiso", [1, 1, 1]), ("gone", [1, 1, 1]), (None, [1, 1, 1])):
+        content["init_args"] = {"configuration_name": named} if named else {}
+        assert read_weights(saved(tmp_path / "x.pth", content)).spacing == spacing, named
+
+
 @for_each(
     ("values", "style", "spacing"),
     [

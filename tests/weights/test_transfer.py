@@ -321,6 +321,36 @@ def test_ct_that_is_normalised_by_a_much_smaller_spread_is_named(std: float, war
     assert [f"divided by 270 HU, the plan divides by {std:.0f}" in text for text in report.warnings] == [True] * warned
 
 
+def test_axes_that_run_another_way_are_named() -> None:
+    for transposed, orientation, mirrored, expected in (
+        ([0, 1, 2], "LPS", (), None),
+        (None, None, (), None),
+        ([0, 1, 2], None, (), None),
+        ([1, 0, 2], None, (), "axes in the order [0, 1, 2], the plan has [1, 0, 2]"),
+        (
+            [1, 0, 2],
+            "LPS",
+            (),
+            "those of the plan run towards P, S, L: they know the same structures from another side",
+        ),
+        ([1, 0, 2], "LSP", (), None),  # the same in the end
+        (
+            [0, 1, 2],
+            "RAS",
+            (),
+            "towards S, P, L, those of the plan run towards S, A, R: they know the same",
+        ),
+        ([0, 1, 2], "RAS", (1, 2), None),
+        ([0, 1, 2], "RAS", (2,), "mirrored"),
+        ([0, 1, 2], "RAS", None, None),
+    ):
+        given = weights_of(network(), mirror_axes=mirrored)
+        plan = given.plan.with_values(transpose_forward=[0, 1, 2]).with_ours(orientation="LPS")
+        known = {"transposition": transposed, "orientation": orientation}
+        found = transfer(network(), replace(given, plan=plan), **known).warnings
+        assert [expected in text for text in found] == [True] * bool(expected), (known, found)
+
+
 def test_what_weights_do_not_say_of_their_images_is_passed_over() -> None:
     bare = weights_of(network(), plan=None)
     report = transfer(network(), bare, normalization=["CTNormalization"], spacing=[9.0, 9.0, 9.0])

@@ -1,6 +1,8 @@
 """Hold out subjects of unlabelled datasets, to measure how well a pretext is solved on images never seen."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -8,6 +10,28 @@ from stunet.errors import DataError
 
 SHARE = 0.05  # of the subjects; nnssl holds out 1 %, of a hundred times as many
 MOST = 50
+
+
+def subjects_of(description: Mapping[str, Any], cases: Collection[str], path: Path) -> dict[str, str]:
+    """Return the subject of each of these cases; a case whose subject is not known is a subject of its own.
+
+    In a labelled dataset `subjects` may be a key of somebody else: only the entries of these cases count.
+
+    Args:
+        description: The dataset.json.
+        cases: Names.
+        path: Of the file, for messages.
+
+    Raises:
+        DataError: The subject of a case is neither a text nor a number.
+    """
+    given = description.get("subjects")
+    known = {case: given.get(case, case) if isinstance(given, Mapping) else case for case in sorted(cases)}
+    for case, subject in known.items():
+        if type(subject) not in (str, int) or subject == "":
+            what = f"{str(path)!r}: subjects.{case} is {subject!r}, which names no subject"
+            raise DataError(what, f'"subjects": {{"{case}": "NAME"}}')
+    return {case: str(subject) for case, subject in known.items()}
 
 
 def held_out_subjects(datasets: Mapping[str, Mapping[str, str]], seed: int, hint: str) -> set[str]:

@@ -20,7 +20,7 @@ from stunet.preprocessing.checks import repair_commands
 from stunet.preprocessing.dataset import preprocessed_cases
 from stunet.preprocessing.like import find_like
 from stunet.provenance import training_record
-from stunet.trainers.data.held_out import held_out_subjects
+from stunet.trainers.data.held_out import held_out_subjects, subjects_of
 from stunet.workspace import preprocessed_dataset
 
 
@@ -67,10 +67,8 @@ def split(
     for source in sources:
         cases = preprocessed_cases(source.dataset, source.plan, configuration)
         kept = [case for case in cases if f"{source.prefix}{case}" not in left_out]
-        description = read_dataset_json(preprocessed_dataset(source.dataset) / "dataset.json")
-        known = description.get("subjects") or {}
-        # A case whose subject is not known is a subject of its own.
-        of[source.dataset] = {case: known.get(case, case) for case in sorted(kept)}
+        path = preprocessed_dataset(source.dataset) / "dataset.json"
+        of[source.dataset] = subjects_of(read_dataset_json(path), kept, path)
     commands = [repair_commands(source.dataset, source.plan, configuration)[1] for source in sources]
     files = " and ".join(f"nnUNet_raw/{source.dataset}/dataset.json" for source in sources)
     chosen = held_out_subjects(of, seed, f"correct `subjects` in {files}, then {'; '.join(commands)}")

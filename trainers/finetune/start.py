@@ -228,7 +228,7 @@ def judge(
             "give the file that the plan was derived with",
         )
     channels, classes = _channels(dataset_json), _classes(plan, dataset_json)
-    usual = choose_heads(start, None, None if plan.pretext else dataset_json, transfer=named.transfer).mode
+    usual = choose_heads(start, None, None if plan.pretext else dataset_json, transfer=named.taken).mode
     return decide(
         network,
         start.weights,
@@ -241,7 +241,9 @@ def judge(
         normalization=planned.normalization,
         intensities=plan.intensities,
         spacing=planned.spacing,
-        transfer=named.transfer,
+        transposition=plan.transpose_forward,
+        orientation=plan.orientation,
+        transfer=named.taken,
         inflate=named.inflate,
     )
 

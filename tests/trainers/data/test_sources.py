@@ -39,6 +39,19 @@ def test_one_dataset_keeps_the_names_of_its_cases(pre: Path) -> None:
     assert record["made_from"].keys() == {*train, *held_out}
 
 
+def test_subjects_of_somebody_else_do_not_matter_and_those_of_cases_must_be_names(pre: Path) -> None:
+    path, sources = pre / "dataset.json", sources_of(read_plan(plan_path(pre.name)), "3d_fullres")
+    for given in (200, None, ["a"], {"count": 200}):
+        change(path, subjects=given)
+        assert len(split(sources, "3d_fullres", 0, [])[1]) == 1
+    change(path, subjects={case: int(case[-1]) // 3 for case in ALL})  # numbers are as good as names
+    assert len(split(sources, "3d_fullres", 0, [])[1]) == 3
+    change(path, subjects={ALL[1]: ["a"]})
+    with pytest.raises(DataError, match=r"dataset.json': subjects.phantom_001 is \['a'\]") as caught:
+        split(sources, "3d_fullres", 0, [])
+    assert caught.value.hint == '"subjects": {"phantom_001": "NAME"}'
+
+
 def test_cases_of_several_are_held_out_drawn_and_recorded_per_dataset(two: Plan, pre: Path) -> None:
     sources = sources_of(two, "3d_fullres")
     change(pre.with_name(OTHER) / "dataset.json", subjects={case: f"other-{case}" for case in ALL})

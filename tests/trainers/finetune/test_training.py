@@ -13,11 +13,15 @@ import torch
 from stunet import workspace
 from stunet.architectures.stunet import STUNET
 from stunet.errors import DataError, Interrupted, UsageError, WeightsError
-from stunet.files import read_json
+from stunet.files import read_json, write_json
 from stunet.labels.names import head_classes
 from stunet.networks import build
 from stunet.plans.derive import derive
 from stunet.plans.files import plan_path, read_plan
+from stunet.plans.plan import StartingWeights
+from stunet.runs.listener import Listener
+from stunet.runs.plan_choice import choose_plans
+from stunet.runs.training import TrainingRequest
 from stunet.trainers.finetune import lora, strategies
 from stunet.trainers.finetune.peft_export import base_network, export_adapter
 from stunet.trainers.finetune.start import REPORT, Start, choose_heads, plan_entry, preview, start_from_weights
@@ -208,6 +212,23 @@ def test_a_pretext_gives_what_its_file_says_unless_something_else_is_asked_for(m
         parts = {strategies.part_of(fate.target, STUNET) for fate in report.tensors if fate.target and fate.source}
         assert parts == transferred, tags
         assert trainer.plan.with_weights(trainer.plan.weights) == trainer.plan
+
+
+def test_a_plan_that_knows_no_pretext_takes_everything_as_ever(source: Path, pre: Path) -> None:
+    """As plans that earlier versions derived from the weights of nnssl."""
+    rot = pretrained_by(source, "rot", "encoder")
+    plan, dataset_json = read_plan(plan_path(pre.name)), read_json(pre / "dataset.json")
+    named = StartingWeights("x", Start(rot).sha256, "reset")
+    old = derive(plan, dataset_json, finetune="ramp", weights=[named])
+    assert old.name == "STUNetPlans_T-ramp-x-reset"
+    report = preview(Start(rot), old, "3d_fullres", dataset_json)
+    parts = {strategies.part_of(fate.target, STUNET) for fate in report.tensors if fate.target and fate.source}
+    assert (report.transfer, parts) == ("all", {"encoder", "decoder"})
+    write_json(pre / f"{old.name}.json", old.to_json())
+    for asked, name in ((None, old.name), ("all", old.name), ("encoder", rf"{plan.name}-ramp-Phantom\.\w{{6}}-rot")):
+        request = TrainingRequest(dataset=998, plans=old.name, pretrained=rot, transfer=asked)
+        chosen = choose_plans(pre.name, request, Listener()).plan
+        assert re.fullmatch(name, chosen.name), chosen.name
 
 
 @pytest.mark.parametrize("strategy", ["linear", "lora", "warmup"])
