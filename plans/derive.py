@@ -44,12 +44,13 @@ def derive(
     demand: Demand | None = None,
     datasets: Sequence[str] | None = None,
     encoders: int | None = None,
+    like: str | None = None,
 ) -> Plan:
     """Return a plan for another size, memory target (GiB), number of stages (or 'auto'), set of values or start.
 
     Spacing, normalisation and data identifiers stay the same, so nothing has to be preprocessed again. The new plan's
     name states what differs from the one that was planned: `STUNetPlans_L`, `STUNetPlans_B-ramp-totalseg-epochs250`.
-    Values that were set before stay set.
+    Values that were set before stay set. Of a plan that follows another dataset's, patch and strides stay, too.
 
     Args:
         plan: A plan made by stunet.
@@ -65,6 +66,7 @@ def derive(
         demand: What the method asks for; the patch stays as it was planned, and the batch is fitted to the memory.
         datasets: Full names of further datasets that a pre-training draws from.
         encoders: Number of encoders; without it, as many as there are `weights` if several, or as planned.
+        like: The plan that this one has to be like, as `3:PLANS`; None: as planned.
 
     Raises:
         UsageError: Unknown size or key, or a value that is invalid or does not fit.
@@ -95,6 +97,7 @@ def derive(
         finetune=finetune or plan.finetune,
         pretext=pretext or plan.pretext,
         datasets=(list(datasets) if datasets is not None else plan.more_datasets) or None,
+        like=plan.like or like,
     )
     # In any case, to be where it was in the block.
     new = new.with_weights(weights or plan.weights)
@@ -104,9 +107,13 @@ def derive(
         new, before = _with_encoders(new, encoders or len(weights)), new
         other_network |= new != before
     # The search runs only where the memory of a step changes: --set num_epochs must not move patch or batch.
-    if other_network or other_classes or "checkpointing" in given:
-        new = fit_configurations(_with_network_of(new), dataset_json, target_of(new))
+    other_step = other_network or other_classes or "checkpointing" in given
+    if other_step:
+        new = _with_network_of(new)
+        new = _with_stages(new, plan) if new.like else fit_configurations(new, dataset_json, target_of(new))
     new = _with_patch_and_batch(new, dataset_json, demand)
+    if other_step and new.like and demand is None:
+        new = with_batch_for(new, dataset_json)
     if demand and (other_network or new.pretext != plan.pretext or given.keys() & {"patch_size", "checkpointing"}):
         new = with_batch_for(new, dataset_json, demand)
     name = check_name(_name(new, plan.root), "plans name")
@@ -227,6 +234,23 @@ def _with_encoders(plan: Plan, encoders: int) -> Plan:
     return plan
 
 
+def _with_stages(plan: Plan, before: Plan) -> Plan:
+    """Return a plan that is like another dataset's with the first of its stages, if fewer are asked for than before.
+
+    Raises:
+        UsageError: More are asked for, whose strides the other plan does not have.
+    """
+    if plan.stages == before.stages:
+        return plan
+    for name in plan.configurations_with_network:
+        strides = plan.configuration(name).strides
+        if plan.stages is None or plan.stages > len(strides):
+            what = f"{name} has the {len(strides)} stages of the plan that it is like, {plan.like}"
+            raise UsageError(what, f"--stages {len(strides)} or fewer, or plans that are like no others")
+        plan = plan.with_network(name, strides=strides[: plan.stages])
+    return plan
+
+
 def _with_patch_and_batch(plan: Plan, dataset_json: Mapping[str, Any], demand: Demand | None) -> Plan:
     """Return the plan with the patch (where it has the right dimension) and batch that were set, and their memory.
 
@@ -254,8 +278,10 @@ def _with_patch_and_batch(plan: Plan, dataset_json: Mapping[str, Any], demand: D
     return plan
 
 
-def with_batch_for(plan: Plan, dataset_json: Mapping[str, Any], demand: Demand) -> Plan:
-    """Return the plan with the largest batch that a pre-training's memory allows, unless one was set, and its memory.
+def with_batch_for(plan: Plan, dataset_json: Mapping[str, Any], demand: Demand | None = None) -> Plan:
+    """Return the plan with the largest batch that the memory allows, unless one was set, and its memory.
+
+    Without `demand`, the memory is that of training to segment; see describe().
 
     Raises:
         OutOfMemoryError: Not even the smallest batch fits.
@@ -269,7 +295,7 @@ def with_batch_for(plan: Plan, dataset_json: Mapping[str, Any], demand: Demand) 
         needed = memory.estimate(network, patch, -(-batch // accumulation), strides)
         if plan.constraints.batch_size is None and needed > target.memory_gb:
             raise OutOfMemoryError(
-                f"{name}: {plan.pretext} needs {needed:.1f} GB with a patch of {patch}; the target is "
+                f"{name}: {plan.pretext or 'training'} needs {needed:.1f} GB with a patch of {patch}; the target is "
                 f"{target.memory_gb:g} GB",
                 f"a smaller --set patch_size, or -gpu_memory_target {math.ceil(needed)}",
             )
@@ -291,7 +317,7 @@ def _name(plan: Plan, root: str) -> str:
     size = plan.size
     if not re.search(rf"_{size}(?=_|$)", root):
         # The planner puts the size before its tags for spacing, normalization and likeness; any other _L is a user's.
-        pattern = rf"_({'|'.join(SIZES)})(?=(_[0-9.x]+mm|_median|_native)?(_z|_ct)?(_like[0-9]+)?$)"
+        pattern = rf"_({'|'.join(SIZES)})(?=(_[0-9.x]+mm|_median|_native)?(_z|_ct)?(_like[0-9]+(-.*)?)?$)"
         root = re.sub(pattern, f"_{size}", root) if re.search(pattern, root) else f"{root}_{size}"
     start = [plan.pretext] if plan.pretext else []
     start += ["with" + "and".join(str(dataset_number(name)) for name in plan.more_datasets)] * bool(plan.more_datasets)

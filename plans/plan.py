@@ -399,6 +399,11 @@ class Plan:
         return self._ours.get("pretext")
 
     @property
+    def like(self) -> str | None:
+        """The plan of another dataset whose input, patch and strides this one has, as `3:PLANS` (like.py)."""
+        return self._ours.get("like")
+
+    @property
     def more_datasets(self) -> list[str]:
         """The full names of further datasets whose images are drawn, in a pre-training."""
         return list(self._ours.get("datasets", ()))

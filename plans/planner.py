@@ -196,7 +196,7 @@ class STUNetPlanner(ExperimentPlanner):
             size=self.size,
             memory_gb=self.memory_gb,
             stages=self.stages or "auto",
-            mirror_axes=self.mirror_axes(Plan(plans), orientation),
+            mirror_axes=mirror_axes(self.dataset_json["labels"], Plan(plans).transpose_forward, orientation),
             fingerprint=hash_of_fingerprint(fingerprint),
             plan={},
             train={},
@@ -217,16 +217,17 @@ class STUNetPlanner(ExperimentPlanner):
         write_json(path, plan.to_json())
         plans |= plan.content  # nnU-Net returns this dictionary from plan_experiment()
 
-    def mirror_axes(self, plan: Plan, orientation: str | None) -> list[int]:
-        """Return the array axes (after transposition) that may be mirrored in training and at test time.
 
-        If there are left or right classes, the left-right axis is not among them: mirroring would swap the sides of
-        the image but not those of the labels.
-        """
-        if not sides(self.dataset_json["labels"]):
-            return [0, 1, 2]
-        side = plan.transpose_forward.index(left_right_axis(orientation))
-        return [axis for axis in range(3) if axis != side]
+def mirror_axes(labels: Mapping[str, Any], transposition: Sequence[int], orientation: str | None) -> list[int]:
+    """Return the array axes (after transposition) that may be mirrored in training and at test time.
+
+    If there are left or right classes, the left-right axis is not among them: mirroring would swap the sides of the
+    image but not those of the labels.
+    """
+    if not sides(labels):
+        return [0, 1, 2]
+    side = list(transposition).index(left_right_axis(orientation))
+    return [axis for axis in range(3) if axis != side]
 
 
 def contained_shapes(plan: Plan, fingerprint: Mapping[str, Any]) -> dict[str, list[int]]:

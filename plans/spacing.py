@@ -5,6 +5,7 @@ resampled to more voxels than any machine can hold. Both are reported before any
 """
 
 import logging
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -14,6 +15,7 @@ from stunet.errors import DataError
 FEWEST_VOXELS = 4  # along the longest axis of the median image: the least that a network can work with
 MOST_VOXELS = 2**36  # per image, 256 GiB in float32
 USUAL_MM = (1.0, 3000.0)  # edge length of an image: smaller ones are perhaps in metres, larger ones in micrometres
+REVERSED_FACTOR = 2.0  # by which the axis that fits worst fits better if the order of axes is reversed
 SHOWN = 3  # cases that a message names
 log = logging.getLogger("stunet")
 
@@ -25,7 +27,7 @@ def check_spacing(
     names: Sequence[str],
     chosen: bool = False,
 ) -> None:
-    """Reject a target spacing that does not suit the images; warn if their spacing seems to be in another unit.
+    """Reject a target spacing that does not suit the images; warn if the unit or the order of axes seems another one.
 
     Args:
         target: Target spacing of 3d_fullres, in mm, in the order of the images' arrays.
@@ -63,8 +65,20 @@ def check_spacing(
     if chosen and np.median(new, axis=0).max() < FEWEST_VOXELS:
         what = f"{asked} leaves {_times(np.median(new, axis=0))} voxels of the median image"
         raise DataError(f"{what}, which is {_times(median)} mm large{unit}", coarser)
+    if chosen and _is_reversed(goal, np.median(given, axis=0)):
+        log.warning(
+            "warning: %s is meant in the order of the arrays, z y x, in which the images have %s mm",
+            asked,
+            _times(np.median(given, axis=0)),
+        )
     if unit:
         log.warning("warning: the median image is %s mm large%s", _times(median), unit)
+
+
+def _is_reversed(goal: np.ndarray, median: np.ndarray) -> bool:
+    """Return whether a target in the order x y z would be much nearer to the images' spacing."""
+    as_given, reversed_ = (np.abs(np.log(each / median)).max() for each in (goal, goal[::-1]))
+    return bool(as_given > reversed_ + math.log(REVERSED_FACTOR))
 
 
 def _unit(median_mm: np.ndarray) -> str:

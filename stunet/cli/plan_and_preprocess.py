@@ -32,12 +32,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--dry_run", action="store_true", help="show the plan; write nothing")
     parser.add_argument("--no_check", action="store_true", help="do not read the dataset once to find broken files")
     parser.add_argument("-gpu_memory_target", type=float, metavar="GB", help="GPU memory to plan for (default by size)")
-    parser.add_argument("-overwrite_target_spacing", nargs=3, type=float, metavar="MM", help="spacing of 3d_fullres")
+    parser.add_argument(
+        "-overwrite_target_spacing", nargs=3, type=float, metavar=("Z", "Y", "X"), help="spacing of 3d_fullres, in mm"
+    )
     parser.add_argument(
         "--spacing",
         nargs="+",
         metavar="MM",
-        help="the same: 1mm or three numbers; median: that of the images per axis; none: every image keeps its own",
+        help="the same: 1mm, or three numbers in that order; median: that of the images per axis; none: every image "
+        "keeps its own",
     )
     parser.add_argument(
         "--like",

@@ -135,9 +135,9 @@ def repair_commands(dataset: str, plan: Plan, configuration: str) -> tuple[str, 
     number, base = dataset_number(dataset), plan.root
     # Names that our planner gives state the size and the spacing; others say nothing.
     sizes, numbers = "|".join(SIZES), r"_(?P<mm>[0-9.]+x[0-9.]+x[0-9.]+)mm"
-    if like := re.fullmatch(r"(.*)_like([0-9]+)", base):
-        start = f"stunet_plan_and_preprocess -d {number} -c {configuration}"
-        return f"{start} --like {like[2]}:{like[1]}", f"{start} -p {plan.name}"
+    start = f"stunet_plan_and_preprocess -d {number} -c {configuration}"
+    if plan.like and re.search(r"_like[0-9]+(-|$)", base):
+        return f"{start} --like {plan.like}", f"{start} -p {plan.name}"
     found = re.fullmatch(rf"STUNetPlans_(?P<size>{sizes})(?:{numbers}|_(?P<kept>median|native))?", base)
     if found is None:
         size = plan.size if plan.states("size") else DEFAULT
@@ -148,7 +148,6 @@ def repair_commands(dataset: str, plan: Plan, configuration: str) -> tuple[str, 
             options += f" -overwrite_target_spacing {found['mm'].replace('x', ' ')}"
         if found["kept"]:
             options += " --spacing " + ("none" if found["kept"] == "native" else "median")
-    start = f"stunet_plan_and_preprocess -d {number} -c {configuration}"
     return f"{start} {options}", f"{start} -p {plan.name}"
 
 

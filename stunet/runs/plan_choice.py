@@ -89,8 +89,10 @@ def choose_pretraining_plans(dataset: str, request: "PretrainingRequest", listen
     if request.method:
         methods.find(request.method)
     preset = presets.load(request.preset) if request.preset else None
-    given = request.plans or (_fitting(dataset, preset) if preset else None)
-    path = plan_path(dataset, given if request.like is None else _named_like(dataset, request.like, request))
+    given, model = request.plans or (_fitting(dataset, preset) if preset else None), None
+    if request.like is not None:
+        given, model = _named_like(dataset, request.like, request, listener)
+    path = plan_path(dataset, given)
     plan = read_plan(path)
     options, overrides = _requested(dataset, request, plan, preset, listener)
     if request.augment:
@@ -107,36 +109,52 @@ def choose_pretraining_plans(dataset: str, request: "PretrainingRequest", listen
     start = _given(request, listener) if request.sources else None
     if start is not None:
         options |= _from_weights_of_one(cast("Start", start), request, plan, options["size"], listener)
-    derived = derive(plan, description, **options, overrides=overrides, pretext=name, demand=demand, datasets=more)
+    like = f"{workspace.dataset_number(model.dataset_name)}:{model.name}" if model else None
+    method = {"pretext": name, "demand": demand}
+    derived = derive(plan, description, **options, overrides=overrides, **method, datasets=more, like=like)
+    if model and _network_input(derived, request.configuration) != _network_input(model, request.configuration):
+        what = f"--like {request.like} keeps the patch and strides of {model.name}, and other options change them"
+        raise UsageError(what, "no --set patch_size or --stages, or no --like")
     chosen, new = _as_on_disk(derived, path)
     return Choice(chosen, new, start or _start_of(chosen, request, listener))
 
 
-def model_plan(like: int | str) -> Plan:
-    """Return the plan that another one is like: `3`, `Dataset003_Liver` or `3:PLANS`."""
-    dataset, _, name = str(like).partition(":")
-    return read_plan(plan_path(workspace.dataset_name(dataset), name or None))
+def model_plan(like: int | str) -> tuple[str, Plan]:
+    """Return the plan that another one is like, `3`, `Dataset003_Liver` or `3:PLANS`, and the name of its dataset."""
+    given, _, name = str(like).partition(":")
+    dataset = workspace.dataset_name(given)
+    return dataset, read_plan(plan_path(dataset, name or None))
 
 
-def _named_like(dataset: str, like: int | str, request: "PretrainingRequest") -> str:
-    """Return the name of the dataset's plan that has the input and the patch of another dataset's.
+def _network_input(plan: Plan, configuration: str) -> tuple[list[int], Any]:
+    """Return the patch and the strides of a configuration."""
+    planned = plan.configuration(configuration)
+    return planned.patch_size, planned.strides
+
+
+def _named_like(dataset: str, like: int | str, request: "PretrainingRequest", listener: Listener) -> tuple[str, Plan]:
+    """Return the name of the dataset's plan that has the input and the patch of another dataset's, and that plan.
 
     Raises:
         UsageError: Plans are named as well.
-        DataError: There is none.
+        DataError: There is none, or the channels have another order.
     """
-    from stunet.preprocessing.like import input_differences
+    from stunet.preprocessing.like import channel_warning, input_differences
 
     if request.plans:
         raise UsageError("-p and --like both choose plans", "one of them")
-    model, name = model_plan(like), request.configuration
-    wanted = model.configuration(name)
+    (other, model), name = model_plan(like), request.configuration
+    described = [
+        (each, read_dataset_json(workspace.preprocessed_dataset(each) / "dataset.json")) for each in (dataset, other)
+    ]
+    if warning := channel_warning(*described[0], *described[1]):
+        listener.warn(warning)
+    wanted = _network_input(model, name)
     for each in list_planned(dataset):
         plan = read_plan(plan_path(dataset, each))
-        found = plan.configuration(name) if name in plan.configurations else None
-        same = found and (found.patch_size, found.strides) == (wanted.patch_size, wanted.strides)
+        same = name in plan.configurations and _network_input(plan, name) == wanted
         if same and not input_differences(model, plan, name):
-            return each
+            return each, model
     number = workspace.dataset_number(dataset)
     what = f"no plans of {dataset} have the input and patch of {model.name} of {model.dataset_name}"
     raise DataError(what, f"stunet_plan_and_preprocess -d {number} --like {like} -c {name}")

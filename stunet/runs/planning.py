@@ -3,7 +3,7 @@
 import math
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -37,7 +37,7 @@ class PlanningRequest:
         preset: Name or .toml file of a preset, for size, memory, spacing and normalization.
         stages: Number of stages, 2 to 9, or "auto": what the patch supports; None: that of the preset, or 6.
         gpu_memory_target: GPU memory in GiB to plan for; None: the default of the size.
-        overwrite_target_spacing: Spacing of 3d_fullres in mm; None: nnU-Net's rule.
+        overwrite_target_spacing: Spacing of 3d_fullres in mm, in the order of arrays (z, y, x); None: nnU-Net's rule.
         spacing: The same in other words: "1mm" or three numbers; "median": that of the images per axis; "none": every
             image keeps its own.
         like: Plan like another dataset: its number or name, and if it has several plans, `3:PLANS`.
@@ -286,7 +286,7 @@ def _plan_and_preprocess(
     planned = _planned(dataset, request) if request.plans else None
     if not request.no_check:
         _check_files(dataset, readers, listener)
-    model = None if request.like is None else model_plan(request.like)  # before dry runs change the folder
+    model = None if request.like is None else _to_follow(request.like)  # before dry runs change the folder
     if planned is None:
         with _scratch(request.dry_run), workspace.planning(dataset):
             planned = _plan(dataset, readers, request, normalization, model, listener)
@@ -350,7 +350,7 @@ def _plan(
     workers: int,
     request: PlanningRequest,
     normalization: str | None,
-    model: Plan | None,
+    model: tuple[Plan, Mapping[str, Any]] | None,
     listener: Listener,
 ) -> Plan:
     from stunet.plans.fingerprint import extract_fingerprint
@@ -367,7 +367,7 @@ def _plan(
 
         fingerprint = extract_fingerprint(dataset, workers, request.clean, step)
     if model is not None:
-        return _plan_like(model, dataset, fingerprint, listener)
+        return _plan_like(*model, dataset, fingerprint, listener)
     planner = STUNetPlanner(
         dataset,
         request.gpu_memory_target,
@@ -384,16 +384,27 @@ def _plan(
     return Plan(planner.plan_experiment())
 
 
-def _plan_like(model: Plan, dataset: str, fingerprint: Path, listener: Listener) -> Plan:
+def _to_follow(like: int | str) -> tuple[Plan, Mapping[str, Any]]:
+    """Return the plan that a dataset is planned like, and the dataset.json that belongs to it."""
+    from stunet.preprocessing.like import model_to_follow
+
+    return model_to_follow(*model_plan(like))
+
+
+def _plan_like(
+    model: Plan, model_description: Mapping[str, Any], dataset: str, fingerprint: Path, listener: Listener
+) -> Plan:
     """Plan a dataset like another one's plan, and write the plan beside its fingerprint."""
     from stunet.plans.fingerprint import orientations
     from stunet.plans.like import plan_like
+    from stunet.preprocessing.like import channel_warning
 
     raw, folder = workspace.raw_dataset(dataset), fingerprint.parent
     description = read_dataset_json(raw / "dataset.json")
     found = read(fingerprint, FINGERPRINT)
     plan, warnings = plan_like(model, dataset, description, orientations(dataset)[0], found)
-    for warning in warnings:
+    other = channel_warning(dataset, description, model.dataset_name, model_description)
+    for warning in [*warnings, *([other] if other else [])]:
         listener.warn(warning)
     write_json(folder / "dataset.json", description)
     write_json(folder / f"{plan.name}.json", plan.to_json())
@@ -441,14 +452,15 @@ def _fitting(dataset: str, plan: Plan, name: str, wanted: int, listener: Listene
 def _training_command(result: PlanningResult, preset: str | None) -> str:
     """Return the command that trains what was planned."""
     plan, number = result.plan, workspace.dataset_number(result.dataset)
-    if not has_classes(read_dataset_json(workspace.raw_dataset(result.dataset) / "dataset.json")):
-        return f"stunet_pretrain -d {number}"
     first = "3d_fullres" if "3d_fullres" in plan.configurations else "2d"
-    # stunet_train finds the plans by itself if they are the only ones that were planned.
-    only = list_planned(result.dataset) == [plan.name]
+    # Both commands find the plans by themselves if they are the only ones that were planned.
+    chosen = "" if list_planned(result.dataset) == [plan.name] else f" -p {plan.name}"
+    pretrain = f"stunet_pretrain -d {number}" + (f" -c {first}" if first != "3d_fullres" else "") + chosen
+    if not has_classes(read_dataset_json(workspace.raw_dataset(result.dataset) / "dataset.json")):
+        return pretrain
     fold = _first_fold(result.dataset, plan, first)
-    chosen = ("" if only else f" -p {plan.name}") + (f" --preset {preset}" if preset else "")
-    return f"stunet_train {number} {first} {fold}{chosen}"
+    train = f"stunet_train {number} {first} {fold}{chosen}" + (f" --preset {preset}" if preset else "")
+    return f"{pretrain}, or on its labels {train}" if plan.like else train
 
 
 def _first_fold(dataset: str, plan: Plan, configuration: str) -> int | str:

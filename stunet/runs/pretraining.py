@@ -195,9 +195,11 @@ def prepare(request: PretrainingRequest, listener: Listener, resume_if_begun: bo
         raise UsageError(f"{request.configuration} takes labels, which a pre-training does without", "-c 3d_fullres")
     nnunet.check_nnunet()
     nnunet.limit_processes()
-    from stunet.trainers.data.sources import sources_of, split
+    from stunet.trainers.data.sources import channel_warnings, sources_of, split
 
     sources = sources_of(plan, request.configuration)
+    for warning in channel_warnings(sources):
+        listener.warn(warning)
     for source in sources:
         for warning in check_data(source.dataset, source.plan, request.configuration, subjects=True):
             listener.warn(warning)

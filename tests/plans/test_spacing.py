@@ -49,6 +49,18 @@ def test_a_spacing_in_another_unit_is_warned_about(edge: float, unit: str, caplo
     assert f"in {unit}" in caplog.text
 
 
+def test_a_target_in_the_order_of_the_files_axes_is_warned_about(caplog: pytest.LogCaptureFixture) -> None:
+    images, shapes = [[5.0, 0.8, 0.8]] * 6, [[20, 200, 200]] * 6
+    for target, chosen in (([5, 0.8, 0.8], True), ([3, 1, 1], True), ([1, 1, 1], True), ([1, 1, 1.5], True),
+                           ([0.8, 0.8, 5], False)):  # fmt: skip
+        check_spacing(target, images, shapes, NAMES, chosen)
+    assert caplog.text == ""
+    check_spacing([0.8, 0.8, 5], images, shapes, NAMES, chosen=True)
+    assert "0.8 x 0.8 x 5 mm is meant in the order of the arrays, z y x, in which the images have 5 x 0.8 x 0.8 mm" in (
+        caplog.text
+    )
+
+
 def test_slices_of_another_thickness_fit() -> None:
     check_spacing([5, 1, 1], [[5, 1, 1], [5, 1, 1], [1, 1, 1]], [[1, 20, 20]] * 3, ["a", "b", "c"])
 

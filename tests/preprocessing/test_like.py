@@ -12,7 +12,7 @@ from stunet.files import read_json, write_json
 from stunet.plans.files import plan_path, read_plan
 from stunet.plans.like import plan_like
 from stunet.preprocessing.dataset import preprocessed_cases
-from stunet.preprocessing.like import find_like, input_differences
+from stunet.preprocessing.like import channel_warning, find_like, input_differences, model_to_follow
 from tests.phantom_copy import change
 
 OTHER = "Dataset051_Other"
@@ -39,7 +39,9 @@ def test_a_dataset_is_planned_and_preprocessed_like_another(
     words = caught.value.hint.split()
     assert words == ["stunet_plan_and_preprocess", "-d", "51", "--like", "998:STUNetPlans_T", "-c", "3d_fullres"]
     assert main([*words[1:], "-np", "1", "-npfp", "1"]) == 0
-    assert "STUNetPlans_T_like998" in capsys.readouterr().out
+    out, err = capsys.readouterr()
+    assert "STUNetPlans_T_like998" in out
+    assert "next: stunet_pretrain -d 51, or on its labels stunet_train 51 3d_fullres all" in err
     found = find_like(OTHER, model, "3d_fullres")
     assert found.name == "STUNetPlans_T_like998"
     assert preprocessed_cases(OTHER, found, "3d_fullres") == ["phantom_000", "phantom_001"]
@@ -84,3 +86,35 @@ def test_what_cannot_be_planned_alike_is_refused(pre: Path, other: Path, capsys:
         shutil.copy(path, path.with_name(path.name.replace("_0000", "_0001")))
     assert main(["-d", "51", "--like", "998", "--no_check", "-npfp", "1"]) == 2
     assert f"{OTHER} has 2 channels, and STUNetPlans_T of {pre.name} is for 1" in capsys.readouterr().err
+
+
+def test_the_orientation_of_an_older_plan_is_that_of_its_fingerprint_or_it_is_planned_again(pre: Path) -> None:
+    plan = read_plan(plan_path(pre.name))
+    older = plan.with_ours(orientation=None, orientations=None)
+    assert model_to_follow(pre.name, older)[0].orientation == plan.orientation
+    assert not input_differences(older, plan, "3d_fullres")
+    path = pre / "dataset_fingerprint.json"
+    for known in ({"LPS": 5, "RAS": 1}, None):  # which that version did not turn; which it did not look at
+        if known:
+            change(path, stunet_orientations=known)
+        else:
+            path.unlink()
+        with pytest.raises(DataError, match="do not say which way the axes of its images run") as caught:
+            model_to_follow(pre.name, older)
+        assert caught.value.hint.startswith("stunet_plan_and_preprocess -d 998 -c ")
+        assert input_differences(older, plan, "3d_fullres")
+    assert model_to_follow(pre.name, plan)[0] == plan
+
+
+def test_channels_are_compared_by_their_names() -> None:
+    def compare(one: list[str], other: list[str]) -> str | None:
+        named = [{"channel_names": {str(n): name for n, name in enumerate(names)}} for names in (one, other)]
+        return channel_warning("Dataset001_A", named[0], "Dataset002_B", named[1])
+
+    for one, other in ((["T1", "ct"], ["t1", "CT"]), (["image"], ["CT"]), (["image", "T1"], ["T2", "T1"])):
+        assert compare(one, other) is None
+    said = compare(["PET"], ["CT"])
+    assert said == "the channels of Dataset001_A are PET, those of Dataset002_B CT: they are taken for the same"
+    with pytest.raises(DataError, match="of Dataset001_A are T1, T2, those of Dataset002_B T2, T1") as caught:
+        compare(["T1", "T2"], ["T2", "T1"])
+    assert caught.value.hint.startswith("the same order in both")

@@ -13,8 +13,10 @@ import stunet
 from stunet import workspace
 from stunet.cli.pretrain import main
 from stunet.errors import DataError, OutOfMemoryError, UsageError, WeightsError
-from stunet.files import read_json
+from stunet.files import read_json, write_json
+from stunet.plans.derive import derive
 from stunet.plans.files import read_plan
+from stunet.runs.plan_choice import choose_pretraining_plans
 from stunet.runs.pretraining import PretrainingRequest, pretrain
 from tests.loops import for_each
 from tests.phantom_copy import change
@@ -52,6 +54,8 @@ def everything(folder: Path) -> set[Path]:
         ({"set": STEPS | {"patch_size": [24, 24, 24]}}, DataError, "smaller than the patch: 16 x 24 x 24",
          "--set patch_size=[16,24,24], which most of them contain"),
         ({"set": STEPS | {"patch_size": [8, 8, 8]}, "method": "rpl"}, UsageError, "strides leave one", "larger sides"),
+        ({"like": 998, "set": ROUND}, UsageError, "--like 998 keeps the patch and strides of STUNet", "no --set"),
+        ({"like": 998, "stages": 2}, UsageError, "--like 998 keeps the patch and strides of STUNet", "no --set"),
         ({"set": ROUND | {"batch_size": 900000}}, OutOfMemoryError, "a batch of 900000", "--set batch_size="),
     ],
 )  # fmt: skip
@@ -147,6 +151,17 @@ def test_a_pretraining_starts_from_weights_that_its_plan_names(
     finally:
         for path in workspace.preprocessed_dataset(planned).glob("STUNetPlans_T-local*"):
             path.unlink()
+
+
+def test_a_plan_that_has_to_be_like_another_keeps_its_patch_at_every_size(pre: Path) -> None:
+    plan = read_plan(pre / "STUNetPlans_T.json")
+    smaller = derive(plan, read_json(pre / "dataset.json"), overrides={"patch_size": [8, 16, 16]}, stages=3)
+    write_json(pre / "STUNetPlans_T.json", smaller.with_ours(plan={}, derived_from=None).with_name(plan.name).to_json())
+    for like in (998, None):
+        request = PretrainingRequest(dataset=998, method="mae", like=like, size="S")
+        chosen = choose_pretraining_plans(pre.name, request, stunet.Listener()).plan.configuration("3d_fullres")
+        assert chosen.size == "S"
+        assert (chosen.patch_size == [8, 16, 16]) == bool(like)
 
 
 def spoil(folder: Path, case: str, image: np.ndarray[Any, Any]) -> None:

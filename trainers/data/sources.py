@@ -18,7 +18,7 @@ from stunet.kinds import read_dataset_json
 from stunet.plans.plan import Plan
 from stunet.preprocessing.checks import repair_commands
 from stunet.preprocessing.dataset import preprocessed_cases
-from stunet.preprocessing.like import find_like
+from stunet.preprocessing.like import channel_warning, find_like
 from stunet.provenance import training_record
 from stunet.trainers.data.held_out import held_out_subjects, subjects_of
 from stunet.workspace import preprocessed_dataset
@@ -53,6 +53,19 @@ def sources_of(plan: Plan, configuration: str) -> list[Source]:
         return [Source(plan.dataset_name, plan, "")]
     plans = {plan.dataset_name: plan} | {name: find_like(name, plan, configuration) for name in plan.more_datasets}
     return [Source(name, own, f"{name}.") for name, own in plans.items()]
+
+
+def channel_warnings(sources: Sequence[Source]) -> list[str]:
+    """Return what is doubtful about the channels of several datasets, which are drawn as if they were the same.
+
+    Raises:
+        DataError: The channels of one have another order than those of the first.
+    """
+    named = [
+        (source.dataset, read_dataset_json(preprocessed_dataset(source.dataset) / "dataset.json")) for source in sources
+    ]
+    warnings = (channel_warning(*other, *named[0]) for other in named[1:])
+    return [warning for warning in warnings if warning]
 
 
 def split(

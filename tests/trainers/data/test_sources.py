@@ -11,7 +11,7 @@ from stunet.files import read_json
 from stunet.folds import Fold
 from stunet.plans.files import plan_path, read_plan
 from stunet.plans.plan import Plan
-from stunet.trainers.data.sources import frequencies, record_of, sources_of, split, union
+from stunet.trainers.data.sources import channel_warnings, frequencies, record_of, sources_of, split, union
 from tests.phantom_copy import change
 
 OTHER = "Dataset051_Other"
@@ -82,6 +82,14 @@ def test_a_subject_of_several_datasets_is_on_one_side_in_all_of_them(two: Plan, 
     assert f"nnUNet_raw/{OTHER}/dataset.json" in caught.value.hint
     change(pre.with_name(OTHER) / "dataset.json", subjects=None)
     assert len(split(sources, "3d_fullres", 0, [])[1]) == 2
+
+
+def test_channels_of_other_names_are_warned_of(two: Plan, pre: Path) -> None:
+    sources = sources_of(two, "3d_fullres")
+    assert channel_warnings(sources) == channel_warnings(sources[:1]) == []
+    change(pre.with_name(OTHER) / "dataset.json", channel_names={"0": "PET"})
+    (said,) = channel_warnings(sources)
+    assert said.startswith(f"the channels of {OTHER} are PET, those of {pre.name} CT")
 
 
 def test_cases_are_loaded_from_their_own_folders_and_named_when_damaged(two: Plan, pre: Path) -> None:
