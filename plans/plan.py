@@ -38,8 +38,8 @@ class StartingWeights:
     """The weights that training starts from: their name, and the SHA-256 of their file.
 
     `head` is "slice" (its rows of the same classes), "reset", or "reuse": all of it, with its `classes`. `pretext` is
-    the method that trained them without labels. `transfer` is one of TRANSFERS, or None where nothing unusual is asked
-    for (see `taken`). `inflate` is one of INFLATIONS for 2D weights in a 3D network.
+    the method that trained them without labels. `transfer` is one of TRANSFERS, None where it goes without saying;
+    `taken` says it. `inflate` is one of INFLATIONS for 2D weights in a 3D network.
     """
 
     name: str
@@ -58,18 +58,14 @@ class StartingWeights:
 
     def to_json(self) -> dict[str, Any]:
         """Return the weights in the form in which a plan holds them."""
-        content: dict[str, Any] = {"name": self.name, "sha256": self.sha256, "head": self.head}
-        if self.classes is not None:
-            content["classes"] = list(self.classes)
-        optional = {"pretext": self.pretext, "transfer": self.transfer, "inflate": self.inflate}
-        return content | {key: value for key, value in optional.items() if value is not None}
+        classes = None if self.classes is None else list(self.classes)
+        known = {"name": self.name, "sha256": self.sha256, "head": self.head, "classes": classes}
+        known |= {"pretext": self.pretext, "transfer": self.transfer, "inflate": self.inflate}
+        return {key: value for key, value in known.items() if value is not None}
 
     @property
     def taken(self) -> str | None:
-        """What of the weights is taken, one of TRANSFERS; None: what the file of a pretext says.
-
-        Without a pretext it is all, also of the weights of a pretext: plans of earlier versions did not name it.
-        """
+        """What is taken, of TRANSFERS, or None: what the pretext's file says. Older plans name none, and take all."""
         return self.transfer or (None if self.pretext else WHOLE)
 
     def tags(self, pretraining: bool) -> list[str]:
@@ -456,7 +452,7 @@ class Plan:
 
     def with_ours(self, **values: Any) -> "Plan":
         """Return the plan with these values in our block; None removes a value."""
-        # Only a value given as None removes its key: `...` stands for keys that were not given, whatever they hold.
+        # Only a value given as None removes its key: `...` stands for those that were not given.
         block = {key: value for key, value in {**self._ours, **values}.items() if values.get(key, ...) is not None}
         return Plan({**self.content, "stunet": block})
 

@@ -109,9 +109,9 @@ def choose_pretraining_plans(dataset: str, request: "PretrainingRequest", listen
     start = _given(request, listener) if request.sources else None
     if start is not None:
         options |= _from_weights_of_one(cast("Start", start), request, plan, options["size"], listener)
-    like = f"{workspace.dataset_number(model.dataset_name)}:{model.name}" if model else None
-    method = {"pretext": name, "demand": demand}
-    derived = derive(plan, description, **options, overrides=overrides, **method, datasets=more, like=like)
+    if model:
+        options["like"] = f"{workspace.dataset_number(model.dataset_name)}:{model.name}"
+    derived = derive(plan, description, **options, overrides=overrides, pretext=name, demand=demand, datasets=more)
     if model and _network_input(derived, request.configuration) != _network_input(model, request.configuration):
         what = f"--like {request.like} keeps the patch and strides of {model.name}, and other options change them"
         raise UsageError(what, "no --set patch_size or --stages, or no --like")
