@@ -1,11 +1,12 @@
 """Find and read the plans of a preprocessed dataset. Imports neither torch nor nnunetv2."""
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from stunet.errors import DataError, closest
-from stunet.files import read_json
+from stunet.files import read_json, sha256_of_json
 from stunet.kinds import HINT, read
 from stunet.plans.plan import Plan
 from stunet.plans.schema import PLANS
@@ -58,6 +59,13 @@ def plan_path(dataset: str, name: str | None = None) -> Path:
             f"stunet_plan_and_preprocess -d {number}",
         )
     return path
+
+
+def hash_of_fingerprint(content: Mapping[str, Any]) -> str:
+    """Return the hash that a plan stores of its dataset_fingerprint.json; our own keys in that are left out."""
+    # They hold sizes and times of the files, which a mere copy changes although the statistics stay the same.
+    own = {key: value for key, value in content.items() if not key.startswith("stunet")}
+    return sha256_of_json(own)[:16]
 
 
 def _our_plans(dataset: str) -> dict[str, Plan]:

@@ -19,8 +19,9 @@ from stunet.orientation import REORIENTED, REORIENTS
 from stunet.plans.contained import SHARE, largest_contained, resampled_shapes
 from stunet.plans.demand import Demand
 from stunet.plans.derive import NAME_LENGTH, with_batch_for
+from stunet.plans.files import hash_of_fingerprint
 from stunet.plans.fingerprint import ORIENTATIONS, target_orientation
-from stunet.plans.plan import Plan, hash_of_fingerprint
+from stunet.plans.plan import Plan
 from stunet.plans.planner import mirror_axes
 from stunet.workspace import dataset_number
 

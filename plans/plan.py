@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from stunet.errors import DataError, closest
-from stunet.files import sha256_of_json
 from stunet.plans.settings import PlanSettings, TrainSettings
 from stunet.plans.topology import Strides
 
@@ -371,7 +370,7 @@ class Plan:
 
     @property
     def fingerprint(self) -> str | None:
-        """The hash (hash_of_fingerprint) of the fingerprint that the dataset was planned from."""
+        """The hash (files.py) of the fingerprint that the dataset was planned from."""
         return self._ours.get("fingerprint")
 
     @property
@@ -496,10 +495,3 @@ class Plan:
     def _ours(self) -> Mapping[str, Any]:
         block = self.content.get("stunet")
         return block if isinstance(block, Mapping) else {}  # anything may be there in a checkpoint from elsewhere
-
-
-def hash_of_fingerprint(content: Mapping[str, Any]) -> str:
-    """Return the hash that a plan stores of its dataset_fingerprint.json; our own keys in that are left out."""
-    # They hold sizes and times of the files, which a mere copy changes although the statistics stay the same.
-    own = {key: value for key, value in content.items() if not key.startswith("stunet")}
-    return sha256_of_json(own)[:16]

@@ -26,9 +26,9 @@ from stunet.orientation import left_right_axis
 from stunet.plans import fit, topology
 from stunet.plans.contained import largest_contained, resampled_shapes
 from stunet.plans.derive import Measure, fit_configurations, target_of
-from stunet.plans.files import read_plan
+from stunet.plans.files import hash_of_fingerprint, read_plan
 from stunet.plans.fingerprint import ORIENTATIONS, nnunets_listing, orientations, target_orientation
-from stunet.plans.plan import Plan, hash_of_fingerprint
+from stunet.plans.plan import Plan
 from stunet.plans.spacing import check_spacing
 from stunet.sizes import DEFAULT, SIZES
 

@@ -21,7 +21,8 @@ from stunet.files import json_differences
 from stunet.kinds import FINGERPRINT as FINGERPRINT_KIND
 from stunet.kinds import read, read_dataset_json
 from stunet.labels.names import region_values
-from stunet.plans.plan import Plan, hash_of_fingerprint
+from stunet.plans.files import hash_of_fingerprint
+from stunet.plans.plan import Plan
 from stunet.preprocessing.dataset import (
     CHANGED,
     UNKNOWN,
