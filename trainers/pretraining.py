@@ -23,7 +23,7 @@ from stunet.trainers.data.sources import Source, frequencies, record_of, sources
 from stunet.trainers.distributed import sharding
 from stunet.trainers.plots import PretrainingLogger
 from stunet.trainers.pretexts import methods
-from stunet.trainers.pretexts.base import Patches, Pretext, Rows, Setting
+from stunet.trainers.pretexts.base import COUNTED, Patches, Pretext, Rows, Setting
 from stunet.trainers.pretexts.draws import generators
 from stunet.trainers.trainer import BaseTrainer
 from stunet.weights.nnssl import check_written, write_nnssl
@@ -31,6 +31,7 @@ from stunet.workspace import PRETRAINED, PRETRAINED_TEACHER, PRETRAINING
 
 GEOMETRY = {"Convert3DTo2DTransform", "SpatialTransform", "Convert2DTo3DTransform", "MirrorTransform"}
 EARLY, LEAST_EPOCHS = 0.1, 2  # when a measure at chance is warned of: share of the epochs, and their least number
+LEAST_COUNTED = 0.5  # of the held-out patches; fewer are warned of
 # Measures, and the values below which a collapse is warned of.
 COLLAPSED = {"spread": 0.05, "entropy": 0.1, "sharpness": 0.01}
 
@@ -258,6 +259,11 @@ class STUNetPretrainer(BaseTrainer):
         if self.pretext.has_pictures and pictures.are_due(self.current_epoch, self.num_epochs):
             self._draw()
         self._warn_of_collapse()
+        if self.current_epoch == 1 and (share := self.measures.get(COUNTED, 1.0)) < LEAST_COUNTED:
+            self.listener.warning(
+                f"only {share:.0%} of the held-out patches count, too much of the others is padding or masked: a "
+                "smaller --set patch_size, or another --method"
+            )
         if self.current_epoch == self._early and self._is_at_chance():
             self.listener.warning(
                 f"after {self.current_epoch} epochs the {self.pretext.measure} on held-out subjects is still at its "

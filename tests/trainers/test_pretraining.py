@@ -7,7 +7,9 @@ import torch
 
 from stunet.errors import Interrupted, WeightsError
 from stunet.trainers import checkpoint, pictures, pretraining
+from stunet.trainers.pretexts.base import Patches
 from stunet.trainers.pretexts.methods import METHODS
+from stunet.trainers.pretraining import STUNetPretrainer
 from stunet.trainers.progress import NullListener
 from stunet.trainers.trainer import BaseTrainer
 from stunet.weights.nnssl import check_written
@@ -114,6 +116,20 @@ def test_a_collapse_is_warned_of_once(planned: str, tmp_path: Path, monkeypatch:
     assert trainer.measures["spread"] < 0.05
     (text,) = [text for text in warned.texts if "spread" in text]
     assert text.startswith("after 2 epochs the spread on held-out subjects is 0.0")
+
+
+def test_patches_that_do_not_count_are_warned_of(planned: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = make_pretrainer(planned, tmp_path, monkeypatch, "rot", num_epochs=1, num_iterations_per_epoch=1)
+    trainer.configure(listener=(warned := Warned()))
+    monkeypatch.setattr(trainer, "_patches", lambda part: all_padding(STUNetPretrainer._patches(part)))
+    trainer.run_training()
+    (text,) = warned.texts
+    assert text.startswith("only 0% of the held-out patches count")
+    assert trainer.measures["accuracy"] == pytest.approx(trainer.pretext.chance)
+
+
+def all_padding(patches: Patches) -> Patches:
+    return patches._replace(valid=torch.zeros_like(patches.valid))
 
 
 def test_measures_are_of_the_whole_batch_however_it_is_split(

@@ -32,6 +32,7 @@ from stunet.trainers.pretexts.momentum import follow
 
 Rows = dict[str, Tensor]
 COUNTS = "counts"  # (B,), 1 for samples that count in loss and measures, otherwise 0
+COUNTED = "counted"  # the measure that is their share
 HALVES = torch.float16, torch.bfloat16
 Outcome = tuple[Tensor, Rows]  # the loss, and measures: scalars without gradient
 ENCODER, DECODER, ALL = "encoder", "decoder", "all"
@@ -198,9 +199,12 @@ class Pretext(nn.Module, ABC):
         """Return what loss() does, in the precision of the rows."""
         with full_precision(next(iter(rows.values()))):
             loss, measures = self.loss(rows)
+        if COUNTS not in rows:
+            return loss, measures
         # Each part of a batch has the mean of its samples that count. Gradients are those of a mean over all samples:
         # otherwise a sample would weigh more in a part where few count.
-        return _scaled(loss, rows[COUNTS].mean()) if COUNTS in rows else loss, measures
+        counted = rows[COUNTS].mean()
+        return _scaled(loss, counted), {**measures, COUNTED: counted}
 
     def features(self, images: Tensor) -> list[Tensor]:
         """Return the encoder's outputs, finest first, each (B, C', D / s, H / s, W / s)."""
