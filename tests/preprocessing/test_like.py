@@ -34,6 +34,7 @@ def test_a_dataset_is_planned_and_preprocessed_like_another(
     pre: Path, other: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model = read_plan(plan_path(pre.name))
+    change(other / "dataset.json", channel_names={"0": "PET"})
     with pytest.raises(DataError, match=f"{OTHER} is not preprocessed like STUNetPlans_T of {pre.name}") as caught:
         find_like(OTHER, model, "3d_fullres")
     words = caught.value.hint.split()
@@ -41,6 +42,7 @@ def test_a_dataset_is_planned_and_preprocessed_like_another(
     assert main([*words[1:], "-np", "1", "-npfp", "1"]) == 0
     out, err = capsys.readouterr()
     assert "STUNetPlans_T_like998" in out
+    assert f"the channels of {OTHER} are PET, those of {pre.name} CT: they are taken for the same" in err
     assert "next: stunet_pretrain -d 51, or on its labels stunet_train 51 3d_fullres all" in err
     found = find_like(OTHER, model, "3d_fullres")
     assert found.name == "STUNetPlans_T_like998"
