@@ -107,7 +107,7 @@ NAMES: tuple[Names, ...] = (
     Names("training.loss.compound_losses", "DC_and_BCE_loss", "plans", "--probe measures a step with regions"),
     Names("training.loss.dice", "MemoryEfficientSoftDiceLoss", "plans", "--probe measures a step with regions"),
     Names(f"{_PLANS}:PlansManager",
-          "plans plans_name dataset_name get_configuration get_label_manager transpose_forward transpose_backward "
+          "plans dataset_name get_configuration get_label_manager transpose_forward transpose_backward "
           "foreground_intensity_properties_per_channel",
           "inference preprocessing trainers", "what a plan contains"),
     Names(f"{_PLANS}:PlansManager", "image_reader_writer_class", "preprocessing",
@@ -119,7 +119,8 @@ NAMES: tuple[Names, ...] = (
           "use_mask_for_norm",
           "inference preprocessing trainers", "what a configuration of a plan contains"),
     Strings(_PLANS,
-            "configurations dataset_name plans_name image_reader_writer transpose_forward "
+            "configurations dataset_name plans_name image_reader_writer original_median_spacing_after_transp "
+            "transpose_forward "
             "foreground_intensity_properties_per_channel inherits_from data_identifier preprocessor_name batch_size "
             "patch_size spacing median_image_size_in_voxels normalization_schemes use_mask_for_norm previous_stage "
             "next_stage architecture network_class_name arch_kwargs _kw_requires_import strides pool_op_kernel_sizes "
@@ -234,8 +235,8 @@ NAMES: tuple[Names, ...] = (
           "get_bbox get_indices _oversample_last_XX_percent", "trainers",
           "overridden: which case is drawn, whether the sample must show foreground, and where a patch lies"),
     Names("training.dataloading.data_loader:nnUNetDataLoader",
-          "_data annotated_classes_key generate_train_batch indices oversample_foreground_percent patch_size_was_2d "
-          "transforms",
+          "_data annotated_classes_key generate_train_batch has_ignore indices oversample_foreground_percent "
+          "patch_size_was_2d transforms",
           "trainers", "draws a patch of a case and augments it"),
     Names(_TRAINER, "BasicTransform ComposeTransforms RandomTransform", "trainers",
           "batchgeneratorsv2's classes: nnU-Net's list of transforms, with ours added"),

@@ -154,6 +154,10 @@ def check_model(
     hint = "predict with the folds of one training (-f), and train the others again"
     content = arguments.get("plans")
     before = Plan(content if isinstance(content, Mapping) else {})
+    if before.orientation and plan.orientation and before.orientation != plan.orientation:
+        what = f"{str(path)!r} was trained on images turned to {before.orientation}, and plans.json says "
+        what += plan.orientation
+        raise WeightsError(what, hint)
     if configuration in before.configurations:
         one, other = (without_version(settings_of(x, configuration, {})) for x in (before, plan))
         if changed := json_differences(one, other):
@@ -161,10 +165,6 @@ def check_model(
             if any(json_differences(one.get(key), other.get(key)) for key in INPUT_SETTINGS):
                 raise WeightsError(what, hint)
             warnings.append(what)  # edited by hand, to read or resample images in another way
-    if before.orientation and plan.orientation and before.orientation != plan.orientation:
-        what = f"{str(path)!r} was trained on images turned to {before.orientation}, and plans.json says "
-        what += plan.orientation
-        raise WeightsError(what, hint)
     known = _plain(arguments.get("dataset_json"))
     labels = known.get("labels")
     if labels is not None and (changed := json_differences(labels, dict(dataset_json["labels"]))):
