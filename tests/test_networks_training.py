@@ -87,7 +87,7 @@ def test_deep_supervision_can_be_switched_and_changes_no_parameter() -> None:
 
 
 def test_it_compiles_into_one_graph() -> None:
-    network = tiny(strides=SHALLOW[:2])
+    network = STUNet(2, 3, Size(4, 1), SHALLOW[:2])
     x = image(1, 2, 4, 4, 4)
     compiled = torch.compile(network, backend="aot_eager", fullgraph=True)
     for ours, theirs in zip(step(compiled, x), step(network, x), strict=True):

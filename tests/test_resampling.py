@@ -30,7 +30,7 @@ def assert_equal_up_to_rounding(ours: np.ndarray, theirs: np.ndarray, image: np.
     np.testing.assert_allclose(ours, theirs, rtol=0, atol=max(1e-6 * image.std(), 1.01 * ulp))
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(SHAPES, SHAPES, AXES, ORDERS, st.integers(0, 2**32 - 1), st.data())
 def test_labels_equal_nnunets_bit_by_bit(
     shape: tuple[int, ...], new: tuple[int, ...], axis: int | None, order: list[int], seed: int, data: Any
@@ -52,20 +52,21 @@ def test_ties_between_smooth_labels_are_settled_as_in_nnunet(
     kind: type, classes: int, factor: int, axis: int | None
 ) -> None:
     generator = np.random.default_rng(factor)
-    labels = generator.integers(0, classes, (2, 6, 5, 7)).astype(kind).repeat(2, axis=1).repeat(3, axis=3)
+    some = generator.choice(classes, min(classes, 24), replace=False)  # nnU-Net resizes each label by itself
+    labels = generator.choice(some, (2, 6, 5, 7)).astype(kind).repeat(2, axis=1).repeat(3, axis=3)
     new = tuple(factor * n for n in labels.shape[1:])
     np.testing.assert_array_equal(resample_labels(labels, new, axis), stock(labels, new, axis, 1, is_seg=True))
 
 
 def test_weights_beyond_the_border_and_on_single_slices_are_scipys_to_the_last_bit() -> None:
     generator = np.random.default_rng(0)
-    for _ in range(150):
+    for _ in range(80):
         labels = generator.integers(-1, 3, (1, *generator.integers(1, 5, 3)))
         new = tuple(3 * n for n in labels.shape[1:])
         np.testing.assert_array_equal(resample_labels(labels, new), stock(labels, new, None, 1, is_seg=True))
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(
     st.tuples(*[st.integers(1, 40)] * 3), st.tuples(*[st.integers(1, 50)] * 3), AXES, ORDERS,
     st.sampled_from([0, 1, 3]), st.sampled_from([0.1, 1, 1000]), st.integers(0, 2**32 - 1),
@@ -87,9 +88,9 @@ def test_images_equal_nnunets_up_to_the_rounding_of_the_result(
 
 
 @for_each("axis", [None, 0, 1, 2])
-@for_each("new", [(70, 9, 200), (131, 40, 33)])
+@for_each("new", [(70, 9, 200), (131, 12, 33)])
 def test_axes_longer_than_a_block_equal_nnunets_voxel_by_voxel(new: tuple[int, ...], axis: int | None) -> None:
-    image = np.random.default_rng(0).normal(size=(1, 90, 21, 140)).astype(np.float32)
+    image = np.random.default_rng(0).normal(size=(1, 90, 7, 140)).astype(np.float32)
     ours, theirs = resample_image(image, new, axis), stock(image, new, axis, 3)
     assert (ours != theirs).mean() < 1e-4
     assert_equal_up_to_rounding(ours, theirs, image)
@@ -113,13 +114,13 @@ def test_the_same_shape_gives_back_what_was_given() -> None:
 
 def test_memory_beyond_the_result_does_not_grow_with_the_volume() -> None:
     def beyond_result_mb(depth: int, kind: str) -> float:
-        image = np.random.default_rng(0).integers(0, 50, (1, depth, 64, 64)).astype(kind)
+        image = np.random.default_rng(0).integers(0, 50, (1, depth, 32, 32)).astype(kind)
         resample = resample_image if kind == "float32" else resample_labels
         tracemalloc.start()
-        result = resample(image, (depth * 3 // 2, 80, 80))
+        result = resample(image, (depth * 3 // 2, 40, 40))
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         return (peak - result.nbytes) / 1e6
 
     for kind in ("float32", "int16"):
-        assert beyond_result_mb(160, kind) < 1.2 * beyond_result_mb(80, kind) < 7
+        assert beyond_result_mb(160, kind) < 1.2 * beyond_result_mb(80, kind) < 1.75

@@ -3,7 +3,9 @@
 import errno
 import multiprocessing
 import os
+import select
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,8 @@ def work(item: tuple[str, str, str]) -> str:
         os.kill(os.getpid(), signal.SIGKILL)
     if kind == "full":
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "x")
+    if kind == "waits":
+        time.sleep(120)
     if kind == "crashes":
         os._exit(7)
     if kind == "large":
@@ -123,11 +127,28 @@ def test_other_errors_end_the_loop_at_once_and_come_out_as_what_they_are(tmp_pat
 @pytest.mark.process
 def test_a_loop_that_is_left_ends_its_processes(tmp_path: Path) -> None:
     items = [("fine", name, str(tmp_path / name)) for name in ITEMS]
-    loop = map_cases(work, items, 2, lambda item: item[1])
+    loop = map_cases(work, items, 2, lambda item: item[1], multiprocessing.get_context("fork"))
     next(loop)
     assert len(multiprocessing.active_children()) == 2
     loop.close()
     assert not multiprocessing.active_children()
+
+
+@pytest.mark.process
+def test_processes_end_with_the_one_that_started_them_however_it_ends(tmp_path: Path) -> None:
+    items = [("waits", name, str(tmp_path / name)) for name in ITEMS]
+    context: Any = multiprocessing.get_context("fork")
+    ours, theirs = os.pipe()
+    parent = context.Process(target=lambda: list(map_cases(work, items, 2, str, context)))
+    parent.start()
+    os.close(theirs)
+    while len(list(tmp_path.iterdir())) < 2:
+        assert parent.is_alive()
+        time.sleep(0.01)
+    parent.kill()
+    parent.join()
+    assert select.select([ours], [], [], 60)[0]  # ends when the last process that holds the other end is gone
+    os.close(ours)
 
 
 @pytest.mark.process

@@ -1,4 +1,4 @@
-"""Small folders in the layouts of the TotalSegmentator data set: v1, v2 and MRI, every mask of the real class list."""
+"""Small folders in the layouts of the TotalSegmentator data set: v1, v2 and MRI, with the masks of their classes."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -27,8 +27,10 @@ def write_mask(path: Path, *boxes: Box, shape: Sequence[int] = SHAPE, affine: np
     nibabel.save(nibabel.Nifti1Image(mask, affine), path)
 
 
-def write_subject(folder: Path, release: Release, masks: Mapping[str, Sequence[Box]], seed: int = 0) -> None:
-    """A subject with an image of noise and all masks of the release; those that are not given are empty."""
+def write_subject(
+    folder: Path, release: Release, masks: Mapping[str, Sequence[Box]], seed: int = 0, names: Sequence[str] = ()
+) -> None:
+    """A subject with an image of noise and these masks, or all of the release; those without boxes are empty."""
     folder.mkdir(parents=True)
     image = np.random.default_rng(seed).integers(-1000, 1000, SHAPE).astype(np.int16)
     nibabel.save(nibabel.Nifti1Image(image, AFFINE), folder / release.image)
@@ -36,7 +38,7 @@ def write_subject(folder: Path, release: Release, masks: Mapping[str, Sequence[B
     write_mask(empty.with_suffix(".nii.gz"))
     content = empty.with_suffix(".nii.gz").read_bytes()
     empty.with_suffix(".nii.gz").unlink()
-    for name in release.names:
+    for name in names or release.names:
         path = folder / "segmentations" / f"{name}.nii.gz"
         if name in masks:
             write_mask(path, *masks[name])
@@ -44,10 +46,16 @@ def write_subject(folder: Path, release: Release, masks: Mapping[str, Sequence[B
             path.write_bytes(content)
 
 
-def write_release(source: Path, name: str, subjects: Mapping[str, str], masks: Mapping[str, Sequence[Box]]) -> Path:
+def write_release(
+    source: Path,
+    name: str,
+    subjects: Mapping[str, str],
+    masks: Mapping[str, Sequence[Box]],
+    names: Sequence[str] = (),
+) -> Path:
     """A folder of a release with meta.csv as upstream writes it: with a byte order mark, and more columns."""
     for seed, subject in enumerate(subjects):
-        write_subject(source / subject, RELEASES[name], masks, seed)
+        write_subject(source / subject, RELEASES[name], masks, seed, names)
     lines = [
         "image_id;age;gender;institute;study_type;split",
         *(f"{s};60;m;A;ct;{split}" for s, split in subjects.items()),

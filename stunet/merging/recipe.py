@@ -225,7 +225,7 @@ def _source(path: Path, content: Any, index: int) -> SourceRecipe:
         dataset=str(entry["dataset"]),
         labels={} if given == "auto" else _targets(given, where),
         modality=modality,
-        licence=str(entry.get("license", "")),
+        licence=str(entry.get("license") or ""),
         split=one_of(entry.get("split", "auto"), ("auto", "dataset", "seeded"), f"{where}: split"),
         weight=number(entry.get("weight", 1.0), lambda x: x > 0, f"{where}: weight", "a number above 0"),
         overrides=None if file is None else path.parent / _file(file, where),

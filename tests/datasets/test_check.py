@@ -19,6 +19,7 @@ from stunet.datasets.contents import nonzero_box
 from stunet.datasets.layout import pairs_command
 from stunet.errors import DataError
 from tests.loops import for_each
+from tests.processes import forked_from_the_server
 
 SHAPE = (4, 5, 6)
 Damage = Callable[[Path], object]
@@ -443,7 +444,7 @@ def test_processes_find_what_one_process_finds(folder: Path) -> None:
     _fill("labelsTr/b.nii.gz", 7)(folder)
     with pytest.raises(DataError) as serial:
         check_dataset(folder)
-    with pytest.raises(DataError) as parallel:
+    with forked_from_the_server(), pytest.raises(DataError) as parallel:
         check_dataset(folder, workers=2)
     assert (parallel.value.message, parallel.value.hint) == (serial.value.message, serial.value.hint)
 

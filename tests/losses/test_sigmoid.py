@@ -73,10 +73,10 @@ def test_partial_labels_give_what_is_written_plainly(batch_dice: bool, ignore_la
 @with_and_without_ignored
 def test_gradients_are_those_of_the_value(batch_dice: bool, ignore_label: int | None) -> None:
     logits, target, annotated, inside = a_partial_batch()
-    logits, target = logits[..., :1, :2, :3].clone().requires_grad_(), target[..., :1, :2, :3].clone()
+    logits, target = logits[..., :1, :1, :3].clone().requires_grad_(), target[..., :1, :1, :3].clone()
     if ignore_label is not None:
         target[0, ..., 1] = ignore_label
-    loss = MaskedSigmoid(batch_dice, ignore_label, chunk=4)
+    loss = MaskedSigmoid(batch_dice, ignore_label, chunk=2)
     assert torch.autograd.gradcheck(lambda x: loss(x, target, annotated, inside), logits)
 
 

@@ -79,14 +79,14 @@ def test_logits_that_no_exponential_can_hold_give_what_nnunet_gives() -> None:
 @both_dice
 @with_and_without_ignored
 def test_gradients_are_those_of_the_value(batch_dice: bool, ignore_label: int | None) -> None:
-    logits, target = (x[..., :1, :2, :3] for x in a_batch(dtype=torch.float64))
+    logits, target = (x[..., :1, :1, :3] for x in a_batch(dtype=torch.float64))
     if ignore_label is not None:
         target[0, ..., 1] = ignore_label
     logits = logits.clone().requires_grad_()
-    plain = DiceCE(batch_dice, ignore_label, chunk=5)
+    plain = DiceCE(batch_dice, ignore_label, chunk=2)
     assert torch.autograd.gradcheck(lambda x: plain(x, target), logits)
     target = torch.where(target == IGNORED, IGNORED, labelled(target.clamp_max(5)))
-    partition = PartitionDiceCE(VALUES, batch_dice, ignore_label, chunk=5)
+    partition = PartitionDiceCE(VALUES, batch_dice, ignore_label, chunk=2)
     assert torch.autograd.gradcheck(lambda x: partition(x, target, GROUPS), logits)
 
 

@@ -24,6 +24,7 @@ from stunet.merging.recipe import load_recipe
 from stunet.workspace import VARIABLES
 from tests.loops import for_each
 from tests.merge_sources import BOXES, describe, make_source, read, save, write_recipe
+from tests.processes import forked_from_the_server
 
 A = {"id": "a", "dataset": "Dataset001_A"}
 B = {"id": "b", "dataset": "Dataset002_B"}
@@ -257,19 +258,20 @@ def _touch(run: Run, raw: Path) -> None:
     run()
 
 
-CHANGES = {
-    "another head": (_edit(head="sigmoid"), r"recipe.head: nothing -> \"sigmoid\""),
-    "more classes": (_edit(classes=[*CLASSES[::-1]]), r"classes\[0\]: \"liver\" -> \"kidney_right\""),
-    "another weight": (
-        _edit(sources=[A | {"weight": 2}, B, {"id": "c", "dataset": "3"}]),
-        r"recipe.sources\[0\].weight: nothing -> 2",
-    ),
-    "another file": (_touch, r"sources.b.files: "),
-}
-
-
-@for_each(("change", "difference"), CHANGES.values())
-@for_each("finished", [False, True])
+@for_each(
+    ("change", "difference", "finished"),
+    [
+        (_edit(head="sigmoid"), r"recipe.head: nothing -> \"sigmoid\"", False),
+        (_edit(classes=[*CLASSES[::-1]]), r"classes\[0\]: \"liver\" -> \"kidney_right\"", True),
+        (
+            _edit(sources=[A | {"weight": 2}, B, {"id": "c", "dataset": "3"}]),
+            r"recipe.sources\[0\].weight: nothing -> 2",
+            True,
+        ),
+        (_touch, r"sources.b.files: ", False),
+        (_touch, r"sources.b.files: ", True),
+    ],
+)
 def test_what_was_begun_or_built_from_something_else_is_refused_with_the_difference(
     raw: Path, run: Run, change: Callable[[Run, Path], object], difference: str, finished: bool
 ) -> None:
@@ -321,6 +323,8 @@ def test_a_full_disk_names_the_case_and_what_is_finished_stays(
 
 
 def test_several_processes_write_the_same(run: Run) -> None:
-    one, two = run(), run(name="Dataset901_Two", workers=2)
+    one = run()
+    with forked_from_the_server():
+        two = run(name="Dataset901_Two", workers=2)
     for path in one.glob("labelsTr/*"):
         np.testing.assert_array_equal(read(path), read(two / "labelsTr" / path.name))

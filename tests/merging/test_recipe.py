@@ -127,6 +127,11 @@ def test_what_is_wrong_is_named(tmp_path: Path, text: str, message: str) -> None
     assert caught.value.hint
 
 
+def test_an_empty_licence_is_no_licence(tmp_path: Path) -> None:
+    recipe = _load(tmp_path, MINIMAL.replace("dataset: Dataset001_A", "dataset: Dataset001_A, license: null"))
+    assert recipe.sources[0].licence == ""
+
+
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"cannot read .*none.yaml"):
         load_recipe(tmp_path / "none.yaml")

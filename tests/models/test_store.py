@@ -24,7 +24,7 @@ from stunet.weights.checkpoints import save_checkpoint, save_weights
 from stunet.weights.reading import read_weights
 from tests.loops import for_each
 from tests.processes import in_two_processes
-from tests.tiny_model import DOWNLOADABLE, STRIDES
+from tests.tiny_model import DOWNLOADABLE, STRIDES, TINY
 
 
 class Handler(SimpleHTTPRequestHandler):
@@ -243,8 +243,10 @@ def test_a_file_with_an_entrys_name_and_another_checksum_is_not_that_entry(websi
 
 
 def test_the_name_of_every_model_of_nnunet_v1_says_nothing(tmp_path: Path) -> None:
-    strides = [[1, 1, 1], *[[2, 2, 2]] * 5]
-    torch.save({"state_dict": build("S", strides, 1, 10).state_dict()}, tmp_path / "model_final_checkpoint.model")
+    (tmp_path / "store").mkdir()
+    own = TINY.replace("tiny.model", "model_final_checkpoint.model")
+    (tmp_path / "store" / "models.toml").write_text(own)
+    write_v1(tmp_path / "model_final_checkpoint.model")
     with pytest.raises(WeightsError, match="not a model that the registry knows"):
         store.import_file(tmp_path / "model_final_checkpoint.model")
 

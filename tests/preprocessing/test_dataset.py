@@ -27,19 +27,19 @@ from stunet.plans.plan import Plan
 from stunet.preprocessing.dataset import pending_cases, preprocess, preprocessed_cases, read_manifest, settings_of
 from stunet.preprocessing.worker import PER_VOXEL, fitting_workers
 from stunet.workspace import VARIABLES, preprocessed_dataset
+from tests.processes import forked_from_the_server, in_two_processes
 
 DATASET = "Dataset901_Tiny"
 CASES = ["case_1", "case_2", "case_3"]
 RUN = """
-import json, resource, sys
+import json, sys
 from stunet.plans.plan import Plan
 from stunet.preprocessing import dataset
 
 if __name__ == "__main__":
-    plans, limit = map(json.loads, sys.argv[1:])
-    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
     dataset.SAVE_INTERVAL_S = 0.0
-    dataset.preprocess("Dataset901_Tiny", Plan(plans), ["3d_fullres"], 1, lambda name: print(name, flush=True))
+    plan = Plan(json.loads(sys.argv[1]))
+    dataset.preprocess("Dataset901_Tiny", plan, ["3d_fullres"], 1, lambda name: print(name, flush=True))
 """
 
 
@@ -133,15 +133,7 @@ def _complete(folder: Path, cases: list[str]) -> bool:
     return set(_times(folder)) == expected and not (folder / ".stunet" / "part").exists()
 
 
-def _start(plans: dict, limit: int = 2**30, cases: int = 0) -> subprocess.Popen:
-    """`preprocess` with one worker in a process of its own; returns when that many cases are done."""
-    command = [sys.executable, "-c", RUN, json.dumps(plans), str(limit)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    assert [process.stdout.readline().strip() for _ in range(cases) if process.stdout] == CASES[:cases]
-    return process
-
-
-def test_the_data_of_one_and_two_workers_equal_those_of_nnunets_own_run(raw: Path, plans: dict) -> None:
+def test_the_data_of_one_and_two_workers_equal_those_of_nnunets_own_run(plans: dict) -> None:
     from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
 
     preprocess(DATASET, Plan(plans), ["3d_fullres"], 1)
@@ -152,7 +144,8 @@ def test_the_data_of_one_and_two_workers_equal_those_of_nnunets_own_run(raw: Pat
     (_data().parent / "P.json").write_text(json.dumps(plans))
     stock = DefaultPreprocessor(verbose=False)
     stock.show_progress_bar = False
-    stock.run(DATASET, "3d_fullres", "P", num_processes=1)  # removes our folder and fills its own
+    with forked_from_the_server():
+        stock.run(DATASET, "3d_fullres", "P", num_processes=1)  # removes our folder and fills its own
     np.testing.assert_equal(one_worker, _content(_data()))
     np.testing.assert_equal(two_workers, one_worker)
     assert list(one_worker) == CASES
@@ -281,8 +274,12 @@ def test_a_case_whose_worker_is_killed_is_named_and_the_next_run_completes(
 
 
 @pytest.mark.process
+@pytest.mark.slow  # a process of its own has another server, too: ten seconds. test_workers.py has it without a server
 def test_a_killed_run_leaves_no_process_and_the_next_run_completes(unblock: Callable[[], None], plans: dict) -> None:
-    process = _start(plans, cases=2)
+    command = [sys.executable, "-c", RUN, json.dumps(plans)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout
+    assert [process.stdout.readline().strip() for _ in CASES[:2]] == CASES[:2]
     process.kill()
     process.communicate(timeout=20)  # ends when the last process that holds the pipe is gone: no worker is left
     (_data() / ".stunet" / "part" / "case_3").mkdir(parents=True)  # as if it had been killed while writing
@@ -290,19 +287,36 @@ def test_a_killed_run_leaves_no_process_and_the_next_run_completes(unblock: Call
 
 
 @pytest.mark.process
-def test_ctrl_c_stops_a_blocked_worker_at_once(unblock: Callable[[], None], plans: dict) -> None:
-    process = _start(plans, cases=2)
-    process.send_signal(signal.SIGINT)
-    _, messages = process.communicate(timeout=20)
-    assert messages.rstrip().endswith("KeyboardInterrupt")
+def test_ctrl_c_stops_a_blocked_worker_at_once_and_the_next_run_completes(
+    unblock: Callable[[], None], plans: dict
+) -> None:
+    def interrupt(name: str) -> None:
+        if name == "case_2":  # a little later, when the last case is waited for
+            threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT)).start()
+
+    with pytest.raises(KeyboardInterrupt):
+        preprocess(DATASET, Plan(plans), ["3d_fullres"], 1, interrupt)
+    assert not multiprocessing.active_children()
     assert _complete(_data(), CASES[:2])
+    (_data() / ".stunet" / "part" / "case_3").mkdir(parents=True)  # as if it had been killed while writing
+    _assert_the_rest_is_done(unblock, plans)
+
+
+def _parent(_: int) -> int:
+    return os.getppid()
 
 
 @pytest.mark.process
 def test_a_full_disk_is_said_and_leaves_nothing_half_written(plans: dict) -> None:
-    process = _start(plans, limit=8192)  # bytes that a file may have: less than an image, more than the manifest
-    _, messages = process.communicate(timeout=60)
-    assert f"no space for case 'case_1' at '{_data()}'" in messages
+    resource = pytest.importorskip("resource")
+    server, size = in_two_processes(_parent)[0], resource.RLIMIT_FSIZE
+    before = resource.prlimit(server, size)
+    resource.prlimit(server, size, (8192, before[1]))  # bytes that a file of a worker may have: less than an image
+    try:
+        with pytest.raises(DataError, match=f"no space for case 'case_1' at '{_data()}'"):
+            preprocess(DATASET, Plan(plans), ["3d_fullres"], 1)
+    finally:
+        resource.prlimit(server, size, before)
     assert _complete(_data(), [])
     preprocess(DATASET, Plan(plans), ["3d_fullres"], 1)
     assert _complete(_data(), CASES)

@@ -118,7 +118,7 @@ def test_a_damaged_case_is_named_with_what_makes_it_again(folder: Path, kind: An
     assert f"rm {folder}/case_1.* {folder}/case_1_seg.*; stunet_plan_and_preprocess -d 7" in caught.value.hint
     with pytest.raises(DataError, match="files of case 'case_1'"):
         next(SeededBatches(loader(kind, folder), (0,), range(2), 0, 0, 0, False))
-    gc.collect(1)  # while the warnings are ignored
+    gc.collect()  # while the warnings are ignored
 
 
 def test_whole_cases_are_read_as_nnunet_reads_them(folder: Path, kind: Any) -> None:

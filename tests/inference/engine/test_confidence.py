@@ -14,7 +14,7 @@ from tests.predictor_models import make_model, write_image
 
 @for_each("groups", [(0, 1, 2), (0, 1, 1), (0, 0, 1)])
 def test_confidence_is_the_probability_of_the_labels_group(tmp_path: Path, groups: tuple[int, ...]) -> None:
-    folder = make_model(tmp_path / "T__P__3d_fullres")
+    folder = make_model(tmp_path / "T__P__3d_fullres", mirror=None)
     predictor = Predictor(open_model(folder), Options(precision="fp32"))
     prepared = predictor.preprocess(predictor.read(InputCase("c", (write_image(tmp_path / "c_0000.nii.gz", 1),))))
     confidence = Confidence(groups)

@@ -87,7 +87,7 @@ sizes = st.tuples(*[st.integers(1, 9)] * 3)
 cuts = st.lists(st.integers(1, 8), max_size=4, unique=True).map(sorted)
 
 
-@settings(deadline=None, max_examples=120)
+@settings(deadline=None, max_examples=100)
 @given(
     sizes,
     st.tuples(*[st.integers(1, 14)] * 3),
@@ -108,12 +108,14 @@ def test_labels_are_those_of_nnunets_resampling_in_float64(
         np.testing.assert_array_equal(labels, values.argmax(0))
 
 
-@for_each("sigma", [0.0, 2.0])
-@for_each(("target", "nearest_axis"), [((31, 26, 35), None), ((9, 11, 12), None), ((30, 23, 37), 0)])
+@for_each(
+    ("sigma", "target", "nearest_axis"),
+    [(0.0, (27, 23, 29), None), (2.0, (27, 23, 29), None), (2.0, (8, 10, 11), None), (2.0, (26, 20, 31), 0)],
+)
 def test_only_voxels_that_are_ties_in_float32_differ_and_hardly_any_is(
     sigma: float, target: Shape, nearest_axis: int | None
 ) -> None:
-    logits = noise((18, 17, 20), 105, sigma=sigma)
+    logits = noise((16, 15, 17), 105, sigma=sigma)
     labels, values = labelled(logits, target, nearest_axis), resampled(logits, target, nearest_axis)
     top = np.sort(values, axis=0)
     ties = top[-1] - top[-2] <= EPSILON * np.abs(values).max()
@@ -122,7 +124,7 @@ def test_only_voxels_that_are_ties_in_float32_differ_and_hardly_any_is(
     assert len(np.unique(labels)) > 50
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=40)
 @given(st.tuples(*[st.integers(2, 9)] * 3), st.tuples(*[st.integers(1, 14)] * 3), st.sampled_from([None, 0, 1]), cuts)
 def test_labels_do_not_depend_on_how_the_planes_are_cut(
     source: Shape, target: Shape, nearest_axis: int | None, ends: list[int]
@@ -217,8 +219,8 @@ def test_probabilities_are_softmax_or_sigmoid_of_the_interpolated_logits(
 
 def test_network_like_logits_agree_with_nnunets_export_up_to_its_half_precision() -> None:
     """nnU-Net resamples logits to half precision: two that are equal there may differ by four roundings of 2^-11."""
-    logits = network_like((40, 44, 36), 25)
-    target = (60, 66, 54)
+    logits = network_like((30, 33, 27), 25)
+    target = (45, 50, 41)
     labels = labelled(logits, target)
     stock = resample_data_or_seg(logits.permute(3, 0, 1, 2).half().numpy(), target, order=1)
     assert stock.dtype == np.half
