@@ -274,7 +274,7 @@ def test_every_head_has_its_target_for_any_number_of_stages(
     assert not torch.equal(weights(trainer), before)
 
 
-def test_a_second_stop_whileto_replay_steps_are_replayed_loses_none(
+def test_a_second_stop_while_steps_are_replayed_loses_none(
     planned: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = make_trainer(planned, tmp_path, monkeypatch, num_iterations_per_epoch=3)
