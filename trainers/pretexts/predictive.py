@@ -103,7 +103,8 @@ class _Parts(Pretext):
         self.size = [n - max(1, round(JITTER * n)) for n in cell]
         check_size(self, self.size, f"one of {self.cells} parts per axis")
         self.grid = torch.tensor(list(product(range(self.cells), repeat=setting.ndim)))
-        self.embed = nn.Sequential(nn.Linear(self.widths[-1], EMBEDDED), nn.LayerNorm(EMBEDDED), nn.ReLU(inplace=True))
+        linear = nn.Linear(self.widths[-1], EMBEDDED, bias=False)
+        self.embed = nn.Sequential(linear, nn.LayerNorm(EMBEDDED), nn.ReLU(inplace=True))
 
     def parts(self, patches: Patches) -> tuple[Tensor, Tensor]:
         """Return the parts, (B, cells^axes, C, *size), in the order of the grid, and which samples count, (B,)."""
@@ -119,9 +120,13 @@ class _Parts(Pretext):
         return torch.stack(parts, 1), counts.to(images)
 
     def embeddings(self, parts: Tensor) -> Tensor:
-        """Return what the encoder makes of parts: (B, N, C, ...) -> (B, N, EMBEDDED)."""
-        flat = self.features(parts.flatten(0, 1))[-1]
-        return self.embed(pooled(flat)).unflatten(0, parts.shape[:2])
+        """Return what the encoder makes of parts: (B, N, C, ...) -> (B, N, EMBEDDED).
+
+        What all parts of a sample have in common is subtracted: at first it is nearly everything, and Jigsaw does not
+        learn. The published heads normalise over the batch instead, which would couple samples.
+        """
+        features = pooled(self.features(parts.flatten(0, 1))[-1]).unflatten(0, parts.shape[:2])
+        return self.embed(features - features.mean(1, keepdim=True))
 
 
 class Position(_Parts):

@@ -20,7 +20,8 @@ def test_first_losses_are_at_chance() -> None:
     for name, expected in (("rot", 2.303), ("rpl", 3.258), ("jigsaw", 4.605), ("rkb", 5.878), ("rkb-plus", 6.571)):
         pretext = make_pretext(name, PATCH)
         assert pretext.chance_loss == pytest.approx(expected, abs=1e-3)
-        assert float(pretext(make_patches(8, *PATCH))[0].detach()) == pytest.approx(expected, abs=0.15), name
+        # Flags begin at 0.693, and their chance is 0.637: that a third is set has to be learned.
+        assert float(pretext(make_patches(8, *PATCH))[0].detach()) == pytest.approx(expected, abs=0.2), name
 
 
 def test_every_weight_that_requires_a_gradient_gets_one() -> None:
