@@ -1,12 +1,13 @@
 """Check, before the first arm trains, that its plans and weights exist and that finished arms fit the experiment."""
 
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations
+from pathlib import Path
 
 from stunet import workspace
 from stunet.errors import DataError
-from stunet.experiment.arms import SCRATCH, Arm, Experiment
+from stunet.experiment.arms import Arm, Experiment
 from stunet.experiment.runs import DONE, Record
 from stunet.folds import FILE as SPLITS
 from stunet.folds import MADE, read_folds
@@ -15,7 +16,7 @@ from stunet.plans.files import plan_path, read_plan
 from stunet.runs.listener import Listener
 
 
-def check_experiment(experiment: Experiment, weights: Mapping[str, str], listener: Listener) -> None:
+def check_experiment(experiment: Experiment, weights: Mapping[str, Sequence[str]], listener: Listener) -> None:
     """Check that everything the arms need exists; download nothing."""
     from stunet.plans.check import check_plan
     from stunet.runs.plan_choice import choose_trainer
@@ -50,21 +51,29 @@ def check_done(todo: Mapping[Arm, Sequence[str]], record: Record, only_warn: boo
         listener.warn(what)
 
 
-def _check_weights(experiment: Experiment, weights: Mapping[str, str], listener: Listener, planned: str) -> None:
+def _check_weights(
+    experiment: Experiment, weights: Mapping[str, Sequence[str]], listener: Listener, planned: str
+) -> None:
     """Check that all weights are known, distinct, and of the requested size.
 
     Warn if training from scratch is compared with weights of another size than planned.
     """
-    found = {title: _known(text) for title, text in weights.items() if text != SCRATCH}
-    for (one, (place, _)), (other, (same, _)) in combinations(found.items(), 2):
-        if place == same:
+    found = {title: dict(map(_known, texts)) for title, texts in weights.items() if texts}
+    for (one, known), (other, same) in combinations(found.items(), 2):
+        if known.keys() == same.keys():
             raise DataError(f"{one!r} and {other!r} are the same weights", "leave one of them out")
-    unlike = {title: size for title, (_, size) in found.items() if size not in (None, experiment.size or planned)}
+    for title, known in found.items():
+        if len(known) < len(weights[title]):
+            raise DataError(f"{title!r} names the same weights twice", "other weights for each encoder")
+        if len(known) > 1:
+            _check_encoders(known)
+    sizes = [(title, size) for title, known in found.items() for size in known.values()]
+    unlike = {title: size for title, size in sizes if size not in (None, experiment.size or planned)}
     if experiment.size and unlike:
         title, size = unlike.popitem()
         what = f"size {experiment.size} is asked for, but the weights {title!r} are of size {size}"
         raise DataError(what, "leave the size out, or these weights")
-    if unlike and SCRATCH in experiment.weights.values():
+    if unlike and () in experiment.weights.values():
         others = ", ".join(f"{title} of {size}" for title, size in unlike.items())
         listener.warn(
             f"training from scratch is of size {planned}, but {others}: the difference mixes size and weights"
@@ -80,3 +89,11 @@ def _known(text: str) -> tuple[str, str | None]:
 
     path = store.find_model(text, offline=True)
     return str(path.resolve()), entry.size if entry else read_weights(path).network.size
+
+
+def _check_encoders(places: Iterable[str]) -> None:
+    """Check that weights can be those of the encoders of one network, as far as they are on this machine."""
+    from stunet.trainers.finetune.joint import JointStart
+    from stunet.trainers.finetune.start import Start
+
+    JointStart([Start(path) for path in map(Path, places) if path.is_absolute()])
