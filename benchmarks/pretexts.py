@@ -6,9 +6,9 @@
 
 `methods` takes one training step per method (forward, backward, the pretext's update) and separately what of it is the
 pretext's own work: the same compute() with an encoder and decoder that cost nothing. Each method runs in a process of
-its own, whose peak memory is compared with that of a supervised step with two classes. `data` draws samples of a planned
-dataset as the training does: reading, cropping, turning, mirroring. `shuffle` compares Models Genesis' shuffle with its
-published loop. benchmarks/selfsupervised.md has the results.
+its own, whose peak memory is compared with that of a supervised step with two classes. `data` draws samples of a
+planned dataset as the training does: reading, cropping, turning, mirroring. `shuffle` compares Models Genesis' shuffle
+with its published loop. benchmarks/selfsupervised.md has the results.
 """
 
 import argparse
