@@ -184,6 +184,7 @@ def prepare(request: TrainingRequest, listener: Listener, resume_if_begun: bool 
     plan = choice.plan
     if plan.pretext:
         raise UsageError(f"plans {plan.name!r} are those of a pre-training", f"-p {plan.root}, or stunet_pretrain")
+    _check_augmentation(plan)
 
     from stunet.plans.check import check_plan
     from stunet.runs.launch import continued, starting_point
@@ -249,6 +250,15 @@ def _check(request: TrainingRequest) -> None:
     if other := sorted(OF_PRETRAINING & request.set.keys()):
         raise UsageError(f"--set {other[0]} is a value of pre-training", "leave it out, or stunet_pretrain")
     check_options(request)
+
+
+def _check_augmentation(plan: Plan) -> None:
+    """Raise UsageError if the plan's way to change images is that of a pre-training, or contradicts itself."""
+    augment, mirror = plan.train.augment, plan.train.mirror
+    if augment == "safe":
+        raise UsageError("augment=safe is for pre-training", "--set augment=standard, or none")
+    if augment == "none" and mirror in ("swap", "all"):
+        raise UsageError(f"augment=none mirrors nothing, and mirror={mirror} does", "--set mirror=none, or no augment")
 
 
 def _dataset(given: int | str | None) -> str:
