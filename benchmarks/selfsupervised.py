@@ -34,7 +34,7 @@ HELD_OUT = 20  # of fold 0's validation cases, which no pre-training sees
 SET = {
     "patch_size": [24, 40, 24],
     "batch_size": 8,
-    "num_epochs": 20,
+    "num_epochs": 12,
     "num_iterations_per_epoch": 50,
     "num_val_iterations_per_epoch": 4,
     "momentum": 0.9,
