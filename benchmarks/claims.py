@@ -1,0 +1,149 @@
+"""Do published claims on self-supervised pre-training hold for the fine-tunings in benchmarks/selfsupervised/?
+
+    python benchmarks/claims.py collect FOLDER     # Dice by case of what stunet_experiment ... -o FOLDER has finished
+    python benchmarks/claims.py table              # each claim with its difference, interval and verdict
+
+`collect` adds to benchmarks/results/selfsupervised_arms.json, from which `table` computes. Differences are paired by
+seed and held-out case, and their intervals those of stunet_experiment (stunet/experiment/summary.py).
+"""
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from stunet.console import note, table
+from stunet.experiment.arms import arms, command, read_experiment, request
+from stunet.experiment.runs import Record, results
+from stunet.experiment.summary import bootstrap, mean_dice
+from stunet.files import read_json, write_json
+from stunet.weights.checkpoints import load_checkpoint
+
+HERE = Path(__file__).parent
+FINISHED = HERE / "results" / "selfsupervised_arms.json"
+SHARES = (0.1, 0.25, 0.5, 1.0)  # of the steps, for the speed of convergence
+WINDOW = 4  # epochs whose Dice is averaged there
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A claim that the arms `more` have a higher Dice than `less`, the mean over `cases`; arms are FILE:LINE.
+
+    With four arms it is that the difference of the first two is larger than that of the last two.
+    """
+
+    text: str
+    source: str
+    arms: Sequence[str]
+    cases: Sequence[int] = (8,)
+
+
+ALL = (4, 8, 16)
+ZHANG, KHAN, WALD = "Zhang 2022", "Khan 2023", "Wald 2025"
+CLAIMS = [
+    Claim("AE: without skip connections is better", ZHANG, ("few_cases:ae full", "few_cases:ae-skips full"), ALL),
+    Claim("MG: the same", ZHANG, ("few_cases:mg full", "transfer:mg-skips full encoder"), ALL),
+    Claim("MAE: the same", "-", ("few_cases:mae-no-skips full", "transfer:mae full encoder"), ALL),
+    Claim("MAE: the encoder alone is better", ZHANG, ("transfer:mae full encoder", "few_cases:mae full"), ALL),
+    Claim("MG: the same", ZHANG, ("transfer:mg-skips full encoder", "few_cases:mg-skips full"), ALL),
+    Claim("MAE: with the decoder is better", WALD, ("few_cases:mae full", "transfer:mae full encoder"), ALL),
+    Claim("MAE: full beats frozen warm-up", ZHANG, ("strategies:mae full", "strategies:mae warmup")),
+    Claim("SimCLR: the same", ZHANG, ("strategies:simclr full", "strategies:simclr warmup")),
+    Claim("MAE: a ramp is better", WALD, ("strategies:mae ramp", "strategies:mae full")),
+    Claim("SimCLR: 25-50 % beats 50-75 %", KHAN, ("strategies:simclr quarter-2", "strategies:simclr quarter-3")),
+    Claim("MoCo: the same", KHAN, ("strategies:moco quarter-2", "strategies:moco quarter-3")),
+    Claim("MAE: 50-75 % beats 25-50 %", KHAN, ("strategies:mae quarter-3", "strategies:mae quarter-2")),
+    Claim("MG: the same", KHAN, ("strategies:mg quarter-3", "strategies:mg quarter-2")),
+    Claim("MAE: 0-75 % beats end-to-end", KHAN, ("strategies:mae shallow", "strategies:mae full")),
+    Claim("SimCLR: the same", KHAN, ("strategies:simclr shallow", "strategies:simclr full")),
+    *(
+        Claim(
+            f"{title}: augmentation lowers the gain",
+            ZHANG,
+            (
+                f"no_augmentation:{name} full",
+                "no_augmentation:scratch full",
+                f"strategies:{name} full",
+                "strategies:scratch full",
+            ),
+        )
+        for title, name in (("MAE", "mae"), ("SimCLR", "simclr"))
+    ),
+    Claim("BYOL: online beats teacher", ZHANG, ("few_cases:byol full", "teacher:byol-teacher full"), ALL),
+    Claim("MAE and SimCLR together beat MAE", KHAN, ("multi:both full", "few_cases:mae full"), ALL),
+    Claim("and SimCLR", KHAN, ("multi:both full", "few_cases:simclr full"), ALL),
+]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("collect").add_argument("folder", type=Path)
+    commands.add_parser("table")
+    args = parser.parse_args()
+    if args.command == "collect":
+        collect(args.folder)
+    else:
+        show(read_json(FINISHED))
+
+
+def collect(folder: Path) -> None:
+    """Adds the finished arms: Dice by class and case, and the Dice on patches at some shares of the steps."""
+    record, found = Record(folder), read_json(FINISHED) if FINISHED.is_file() else {}
+    for file in sorted((HERE / "selfsupervised").glob("*.toml")):
+        experiment = read_experiment(folder / file.name)
+        todo = {arm: command(request(experiment, arm)) for arm in arms(experiment)}
+        for arm, dice in results(todo, record).items():
+            fold = record.summary(todo[arm]).parents[1]
+            epochs = load_checkpoint(fold / "checkpoint_final.pth")["logging"]["mean_fg_dice"]
+            ends = [round(share * len(epochs)) for share in SHARES]
+            found.setdefault(f"{file.stem}:{arm.line}", {}).setdefault(str(arm.cases), {})[str(arm.seed)] = {
+                "dice": {case: {name: round(value, 4) for name, value in each.items()} for case, each in dice.items()},
+                "on_patches": [round(float(np.mean(epochs[max(0, end - WINDOW) : end])), 4) for end in ends],
+            }
+    write_json(FINISHED, found)
+    note(f"{sum(len(seeds) for line in found.values() for seeds in line.values())} arms in {FINISHED.name}")
+
+
+def show(found: dict[str, Any]) -> None:
+    rows = []
+    for claim in CLAIMS:
+        if any(str(cases) not in found.get(arm, {}) for arm in claim.arms for cases in claim.cases):
+            rows.append([claim.text, claim.source, "-", "-", "not run yet"])
+            continue
+        difference, low, high = compare(found, claim)
+        verdict = "holds" if low > 0 else "does not hold" if high < 0 else "cannot be told"
+        rows.append([claim.text, claim.source, f"{difference:+.3f}", f"{low:+.3f} to {high:+.3f}", verdict])
+    table(("claim", "source", "difference", "95 % interval", "verdict"), rows)
+    lines = [line for line in found if line.startswith("few_cases:") and str(8) in found[line]]
+    curves = {line: np.mean([run["on_patches"] for run in found[line]["8"].values()], 0) for line in lines}
+    columns = ("8 cases, Dice on held-out patches after", *(f"{share:.0%} of the steps" for share in SHARES))
+    table(columns, [[line.partition(":")[2], *(f"{dice:.3f}" for dice in curve)] for line, curve in curves.items()])
+
+
+def compare(found: dict[str, Any], claim: Claim) -> tuple[float, float, float]:
+    """Returns the mean difference of a claim's arms and its interval; all of them have the same seeds and cases."""
+    draws, difference = np.zeros(1), 0.0
+    for sign, more, less in zip((1, -1), claim.arms[::2], claim.arms[1::2], strict=False):
+        for cases in claim.cases:
+            runs = [found[arm][str(cases)] for arm in (more, less)]
+            seeds = sorted(set.intersection(*map(set, runs)))
+            one, other = (np.stack([_dice(run[seed]) for seed in seeds]) for run in runs)
+            # Without a generator, all of them draw the same seeds and cases.
+            draws = draws + sign * bootstrap(one, other) / len(claim.cases)
+            means = [mean_dice(a) - mean_dice(b) for a, b in zip(one, other, strict=True)]
+            difference += sign * float(np.mean(means)) / len(claim.cases)
+    low, high = np.nanquantile(draws, [0.025, 0.975])
+    return difference, float(low), float(high)
+
+
+def _dice(run: dict[str, Any]) -> np.ndarray:
+    """Returns the Dice by case and class, both in order of their names."""
+    return np.array([[each[name] for name in sorted(each)] for _, each in sorted(run["dice"].items())])
+
+
+if __name__ == "__main__":
+    main()
