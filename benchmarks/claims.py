@@ -30,7 +30,7 @@ WINDOW = 4  # epochs whose Dice is averaged there
 
 @dataclass(frozen=True)
 class Claim:
-    """A claim that the arms `more` have a higher Dice than `less`, the mean over `cases`; arms are FILE:LINE.
+    """A claim that the first of two arms has a higher Dice, the mean over `cases`; arms are FILE:LINE, or FILE:LINE@CLASS.
 
     With four arms it is that the difference of the first two is larger than that of the last two.
     """
@@ -72,6 +72,15 @@ CLAIMS = [
         )
         for title, name in (("MAE", "mae"), ("SimCLR", "simclr"))
     ),
+    *(
+        Claim(
+            f"{title}: the rare class gains more{how}",
+            ZHANG,
+            tuple(f"{file}:{line} full@{part}" for part in ("Posterior", "Anterior") for line in (name, "scratch")),
+        )
+        for title, name in (("MAE", "mae"), ("SimCLR", "simclr"))
+        for file, how in (("rare", ""), ("rare_oversampled", ", with oversampling"))
+    ),
     Claim("BYOL: online beats teacher", ZHANG, ("few_cases:byol full", "teacher:byol-teacher full"), ALL),
     Claim("MAE and SimCLR together beat MAE", KHAN, ("multi:both full", "few_cases:mae full"), ALL),
     Claim("and SimCLR", KHAN, ("multi:both full", "few_cases:simclr full"), ALL),
@@ -111,7 +120,8 @@ def collect(folder: Path) -> None:
 def show(found: dict[str, Any]) -> None:
     rows = []
     for claim in CLAIMS:
-        if any(str(cases) not in found.get(arm, {}) for arm in claim.arms for cases in claim.cases):
+        lines = [arm.partition("@")[0] for arm in claim.arms]
+        if any(str(cases) not in found.get(line, {}) for line in lines for cases in claim.cases):
             rows.append([claim.text, claim.source, "-", "-", "not run yet"])
             continue
         difference, low, high = compare(found, claim)
@@ -125,13 +135,11 @@ def show(found: dict[str, Any]) -> None:
 
 
 def compare(found: dict[str, Any], claim: Claim) -> tuple[float, float, float]:
-    """Returns the mean difference of a claim's arms and its interval; all of them have the same seeds and cases."""
+    """Returns the mean difference of a claim's arms and its interval; all must have the same seeds."""
     draws, difference = np.zeros(1), 0.0
     for sign, more, less in zip((1, -1), claim.arms[::2], claim.arms[1::2], strict=False):
         for cases in claim.cases:
-            runs = [found[arm][str(cases)] for arm in (more, less)]
-            seeds = sorted(set.intersection(*map(set, runs)))
-            one, other = (np.stack([_dice(run[seed]) for seed in seeds]) for run in runs)
+            one, other = (_dice(found, arm, cases) for arm in (more, less))
             # Without a generator, all of them draw the same seeds and cases.
             draws = draws + sign * bootstrap(one, other) / len(claim.cases)
             means = [mean_dice(a) - mean_dice(b) for a, b in zip(one, other, strict=True)]
@@ -140,9 +148,13 @@ def compare(found: dict[str, Any], claim: Claim) -> tuple[float, float, float]:
     return difference, float(low), float(high)
 
 
-def _dice(run: dict[str, Any]) -> np.ndarray:
-    """Returns the Dice by case and class, both in order of their names."""
-    return np.array([[each[name] for name in sorted(each)] for _, each in sorted(run["dice"].items())])
+def _dice(found: dict[str, Any], arm: str, cases: int) -> np.ndarray:
+    """Returns the Dice of an arm by seed, case and class, each in order; of one class alone if the arm names it."""
+    line, _, only = arm.partition("@")
+    runs = [run["dice"] for _, run in sorted(found[line][str(cases)].items())]
+    return np.array([
+        [[each[name] for name in sorted(each) if only in ("", name)] for _, each in sorted(run.items())] for run in runs
+    ])  # fmt: skip
 
 
 if __name__ == "__main__":
