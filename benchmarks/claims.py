@@ -30,7 +30,7 @@ WINDOW = 4  # epochs whose Dice is averaged there
 
 @dataclass(frozen=True)
 class Claim:
-    """A claim that the first of two arms has a higher Dice, the mean over `cases`; arms are FILE:LINE, or FILE:LINE@CLASS.
+    """A claim that the first of two arms has a higher Dice, the mean over `cases`; arms are FILE:LINE[@CLASS].
 
     With four arms it is that the difference of the first two is larger than that of the last two.
     """
