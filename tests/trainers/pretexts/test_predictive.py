@@ -93,9 +93,9 @@ def test_cubes_are_in_the_order_of_their_label_and_turned_as_their_flags_say() -
     assert not (rows["first labels"] * rows["last labels"]).any()
 
 
-def test_the_neighbour_is_where_its_label_says() -> None:
+def test_neighbours_are_where_their_labels_say() -> None:
     pretext, seen = make_pretext("rpl", PATCH), []
-    pretext.embeddings = lambda pair: (seen.append(pair), torch.zeros(len(pair), 2, 64))[1]
+    pretext.embeddings = lambda parts: (seen.append(parts), torch.zeros(*parts.shape[:2], 64))[1]
     # Each voxel holds the number of its cell.
     cells = torch.arange(27.0).view(3, 3, 3)
     for axis in range(3):
@@ -103,7 +103,8 @@ def test_the_neighbour_is_where_its_label_says() -> None:
     found = cells.expand(30, 1, 24, 24, 24)
     labels = pretext.compute(patches_of(found))["labels"]
     assert (seen[0][:, 0] == 13).all()
-    assert torch.equal(seen[0][:, 1, 0, 0, 0, 0], (labels + (labels >= 13)).float())
+    assert torch.equal(seen[0][:, 1:, 0, 0, 0, 0], (labels + (labels >= 13)).float())
+    assert all(len(set(each.tolist())) == 8 for each in labels)
 
 
 def test_parts_lie_inside_the_box_around_the_voxels_that_count() -> None:
