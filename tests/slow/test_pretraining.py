@@ -36,7 +36,7 @@ def run_folder(results: Path) -> Path:
         (["torchrun", "--nproc_per_node", 2, "-m", "stunet.cli.pretrain"], ["accumulation=2"]),
         (["stunet_pretrain", "-num_gpus", 2, "--fsdp"], ["accumulation=2"]),
     ],
-    ids=["torchrun, micro-batches", "FSDP2"],
+    ids=["torchrun", "FSDP2"],
 )
 def test_several_processes_compute_what_one_does(
     place: "Place", tmp_path: Path, method: str, start: Sequence[Any], values: Sequence[str]
