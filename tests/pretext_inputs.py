@@ -39,3 +39,9 @@ def patches_of(images: torch.Tensor, valid: torch.Tensor | None = None) -> Patch
     everywhere = torch.ones_like(images[:, :1], dtype=torch.bool)
     places = torch.tensor([[0.0, 1.0]]).repeat(len(images), 1)
     return Patches(images, everywhere if valid is None else valid, make_draws(len(images)), places)
+
+
+def kept_rows(pretext: Any, **given: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Return rows for update(): these, and features of noise."""
+    generator, width = torch.Generator().manual_seed(4), sum(pretext.widths)
+    return {name: torch.randn(4, 2, width, generator=generator) for name in ("features", "taught")} | given

@@ -1,9 +1,12 @@
 """Contrastive pretexts: find the other view of the same patch among others, or predict what a teacher makes of it.
 
 Views are overlapping crops (augment.py). Their embeddings come from all stages of the encoder, averaged over space.
-No head normalises over the batch, so LayerNorm takes BatchNorm's place; BYOL learns without it as well (Richemond et
-al. 2020, arXiv:2010.10241). Two more measures are logged: the spread of embeddings tells whether they collapse.
+No head normalises over the batch: running statistics and LayerNorm take BatchNorm's place (momentum.py); BYOL learns
+without it as well (Richemond et al. 2020, arXiv:2010.10241). The spread of embeddings tells whether they collapse.
 """
+
+from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +24,7 @@ from stunet.trainers.pretexts.base import (
     full_precision,
     pooled,
 )
-from stunet.trainers.pretexts.momentum import follow, rising, spread, teacher_of
+from stunet.trainers.pretexts.momentum import Projection, follow, rising, spread, teacher_of
 
 HIDDEN, EMBEDDED = 1024, 256
 SIMCLR_TEMPERATURE = 0.5  # nnssl's
@@ -35,6 +38,7 @@ class Contrast(Pretext):
 
     measure = "retrieval"
     coupled = True  # the measure, even where the loss is not
+    kept: ClassVar[tuple[str, ...]] = ("features",)
 
     def __init__(self, network: nn.Module, setting: Setting) -> None:
         super().__init__(network, setting)
@@ -43,15 +47,21 @@ class Contrast(Pretext):
                 "a batch of 1: a contrastive method tells samples of a batch from each other", "--set batch_size=8"
             )
         check_size(self, self.view_size(), "a view")
-        self.project = head(sum(self.widths), HIDDEN, EMBEDDED)
+        self.project = Projection(sum(self.widths), *head(sum(self.widths), HIDDEN, EMBEDDED))
 
     def view_size(self) -> list[int]:
         """Return the voxels per axis of what the encoder sees."""
         return size_of_view(self.setting.patch, self.setting)
 
-    def embed(self, images: Tensor) -> Tensor:
-        """Return the projected embeddings of images, (B, EMBEDDED)."""
-        return self.project(everywhere(self.features(images)))
+    def embed(self, views: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
+        """Return each view's normalised embeddings, (B, EMBEDDED), and the features they are made of, (B, views, F)."""
+        # Together, so that the encoder is called once.
+        features = everywhere(self.features(torch.cat(list(views))))
+        embedded = F.normalize(self.project(features)).chunk(len(views))
+        return list(embedded), by_sample(features, len(views))
+
+    def update(self, rows: Rows) -> None:
+        self.project.observe(rows["features"])
 
     @property
     def chance(self) -> float:
@@ -66,10 +76,8 @@ class SimCLR(Contrast):
         return 1 / (2 * self.setting.batch_size - 1)
 
     def compute(self, patches: Patches) -> Rows:
-        first, second = two_views(patches, self.setting)
-        # Together, so that the encoder is called once.
-        one, other = F.normalize(self.embed(torch.cat([first, second]))).chunk(2)
-        return {"one": one, "other": other}
+        (one, other), features = self.embed(two_views(patches, self.setting))
+        return {"one": one, "other": other, "features": features}
 
     def loss(self, rows: Rows) -> Outcome:
         both = torch.cat([rows["one"], rows["other"]])
@@ -83,7 +91,7 @@ class MoCo(Contrast):
     The queue is empty at first, so the loss starts at zero and rises as it fills. The measure is among the batch.
     """
 
-    kept = ("key",)
+    kept = ("features", "taught", "key")
     coupled = False
     queue: Tensor
     taken: Tensor  # how many keys the queue took in all
@@ -105,9 +113,11 @@ class MoCo(Contrast):
 
     def pair(self, features: list[Tensor], taught: list[Tensor]) -> Rows:
         """Return the embeddings of one view's features, and of the other's, which are the teacher's."""
+        ours, theirs = everywhere(features), everywhere(taught)
         with torch.no_grad():
-            key = F.normalize(self.teacher_project(everywhere(taught)))
-        return {"query": F.normalize(self.project(everywhere(features))), "key": key}
+            key = F.normalize(self.teacher_project(theirs))
+        query = F.normalize(self.project(ours))
+        return {"query": query, "key": key, "features": ours.detach(), "taught": theirs.detach()}
 
     def loss(self, rows: Rows) -> Outcome:
         query, key = rows["query"], rows["key"]
@@ -118,6 +128,8 @@ class MoCo(Contrast):
         return [(self.teacher, self.network), (self.teacher_project, self.project)]
 
     def update(self, rows: Rows) -> None:
+        super().update(rows)
+        self.teacher_project.observe(rows["taught"])
         for teacher, student in self.teachers():
             follow(teacher, student, MOCO_MOMENTUM)
         keys = rows["key"][-QUEUE:].to(self.queue.dtype)
@@ -129,6 +141,7 @@ class MoCo(Contrast):
 class BYOL(Contrast):
     """Predict the teacher's embedding of the other view; there are no negatives."""
 
+    kept = ("features", "taught")
     step: Tensor
 
     def __init__(self, network: nn.Module, setting: Setting) -> None:
@@ -139,11 +152,15 @@ class BYOL(Contrast):
 
     def compute(self, patches: Patches) -> Rows:
         views = torch.cat(two_views(patches, self.setting))
+        features = everywhere(self.features(views))
         with torch.no_grad():
-            targets = self.teacher_project(everywhere(self.architecture.features(self.teacher, views)))
-        one, other = F.normalize(self.predict(self.embed(views))).chunk(2)
-        target_one, target_other = F.normalize(targets).chunk(2)
-        return {"one": one, "other": other, "target one": target_one, "target other": target_other}
+            taught = everywhere(self.architecture.features(self.teacher, views))
+            target_one, target_other = F.normalize(self.teacher_project(taught)).chunk(2)
+        one, other = F.normalize(self.predict(self.project(features))).chunk(2)
+        return {
+            **{"one": one, "other": other, "target one": target_one, "target other": target_other},
+            **{"features": by_sample(features, 2), "taught": by_sample(taught, 2)},
+        }
 
     def loss(self, rows: Rows) -> Outcome:
         agreement = (rows["one"] * rows["target other"] + rows["other"] * rows["target one"]).float().sum(1)
@@ -154,6 +171,8 @@ class BYOL(Contrast):
         return [(self.teacher, self.network), (self.teacher_project, self.project)]
 
     def update(self, rows: Rows) -> None:
+        super().update(rows)
+        self.teacher_project.observe(rows["taught"])
         momentum = rising(BYOL_MOMENTUM, int(self.step), self.setting.steps)
         for teacher, student in self.teachers():
             follow(teacher, student, momentum)
@@ -163,6 +182,11 @@ class BYOL(Contrast):
 def head(c_in: int, hidden: int, c_out: int) -> nn.Sequential:
     """Build a projection of one hidden layer."""
     return nn.Sequential(nn.Linear(c_in, hidden), nn.LayerNorm(hidden), nn.ReLU(inplace=True), nn.Linear(hidden, c_out))
+
+
+def by_sample(features: Tensor, views: int) -> Tensor:
+    """Return the features of views by sample, without gradient: (views * B, F) -> (B, views, F)."""
+    return torch.stack(features.detach().chunk(views), 1)
 
 
 def everywhere(features: list[Tensor]) -> Tensor:

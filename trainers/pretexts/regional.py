@@ -29,7 +29,7 @@ from stunet.trainers.pretexts.base import (
 )
 from stunet.trainers.pretexts.contrastive import Contrast, everywhere, head, nt_xent, similarities
 from stunet.trainers.pretexts.draws import integers, permutations
-from stunet.trainers.pretexts.momentum import follow, spread, teacher_of
+from stunet.trainers.pretexts.momentum import Projection, follow, spread, teacher_of
 from stunet.trainers.pretexts.views import corners, cut, inside
 
 HIDDEN, EMBEDDED = 1024, 256
@@ -53,6 +53,7 @@ class VoCo(Pretext):
     """
 
     measure = "accuracy"
+    kept = ("features", "taught")
 
     def __init__(self, network: nn.Module, setting: Setting) -> None:
         super().__init__(network, setting)
@@ -65,7 +66,7 @@ class VoCo(Pretext):
                 "--set patch_size with larger sides, --stages with fewer, or --method mae",
             )
         self.bases = torch.tensor(list(product(*map(range, self.cells)))) * torch.tensor(self.size)
-        self.project = head(sum(self.widths), HIDDEN, EMBEDDED)
+        self.project = Projection(sum(self.widths), *head(sum(self.widths), HIDDEN, EMBEDDED))
         self.teacher, self.teacher_project = teacher_of(network), teacher_of(self.project)
 
     def _cells(self, axis: int) -> int:
@@ -96,9 +97,9 @@ class VoCo(Pretext):
         if self.setting.augment == STANDARD:
             crops = [disturb(crop, draws) for crop in crops]
         seen = torch.stack(crops, 1)
-        student = self._embeddings(self.network, self.project, seen)
+        student, features = self._embeddings(self.network, self.project, seen)
         with torch.no_grad():
-            teacher = self._embeddings(self.teacher, self.teacher_project, seen)
+            teacher, taught = self._embeddings(self.teacher, self.teacher_project, seen)
         ours, our_bases = student[:, :TARGETS], student[:, TARGETS:]
         theirs, their_bases = teacher[:, :TARGETS], teacher[:, TARGETS:]
         similar = (overlap(ours, their_bases) + overlap(theirs, our_bases)) / 2
@@ -108,6 +109,8 @@ class VoCo(Pretext):
             "loss": position_loss(similar, shares) + separation_loss(our_bases),
             "found": (best == shares.amax(2)).float().mean(1),
             "crops": ours.detach(),
+            "features": features,
+            "taught": taught,
             COUNTS: counts.to(similar),
         }
 
@@ -120,13 +123,16 @@ class VoCo(Pretext):
         return [(self.teacher, self.network), (self.teacher_project, self.project)]
 
     def update(self, rows: Rows) -> None:
+        self.project.observe(rows["features"])
+        self.teacher_project.observe(rows["taught"])
         for teacher, student in self.teachers():
             follow(teacher, student, MOMENTUM)
 
-    def _embeddings(self, network: nn.Module, project: nn.Module, crops: Tensor) -> Tensor:
-        """Return the normalised embeddings of crops, (B, N, C, ...) -> (B, N, EMBEDDED)."""
-        embedded = project(everywhere(self.architecture.features(network, crops.flatten(0, 1))))
-        return F.normalize(embedded.float()).unflatten(0, crops.shape[:2])
+    def _embeddings(self, network: nn.Module, project: nn.Module, crops: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the normalised embeddings of crops, (B, N, C, ...) -> (B, N, EMBEDDED), and their features."""
+        features = everywhere(self.architecture.features(network, crops.flatten(0, 1)))
+        embedded = F.normalize(project(features).float())
+        return embedded.unflatten(0, crops.shape[:2]), features.detach().unflatten(0, crops.shape[:2])
 
 
 class Global(Contrast):
@@ -153,17 +159,19 @@ class Global(Contrast):
 
     def compute(self, patches: Patches) -> Rows:
         size, still = [self.thickness, *patches.images.shape[3:]], [0] * (self.setting.ndim - 1)
-        embedded, parts = [], []
+        embedded, features, parts = [], [], []
         for _ in range(SLABS):
             firsts, part = self._places(patches)
             slabs, valid = (
                 cut(each, torch.tensor([[first, *still] for first in firsts]), size)
                 for each in (patches.images, patches.valid)
             )
-            views = torch.cat(two_views(patches._replace(images=slabs, valid=valid), self.setting))
-            embedded.append(torch.stack(F.normalize(self.embed(views)).chunk(2), 1))
+            views, pooled = self.embed(two_views(patches._replace(images=slabs, valid=valid), self.setting))
+            embedded.append(torch.stack(views, 1))
+            features.append(pooled)
             parts.append(part)
-        return {"slabs": torch.stack(embedded, 1), "parts": torch.stack(parts, 1).to(patches.images.device)}
+        labels = torch.stack(parts, 1).to(patches.images.device)
+        return {"slabs": torch.stack(embedded, 1), "parts": labels, "features": torch.cat(features, 1)}
 
     def _places(self, patches: Patches) -> tuple[list[int], Tensor]:
         """Draw a slab of each patch, from the parts that it has evenly: its first voxel, and its part, (B,)."""

@@ -5,6 +5,7 @@ from functools import partial
 
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional as F
 
 from stunet.errors import UsageError
@@ -12,8 +13,8 @@ from stunet.trainers.pretexts import contrastive, distillation
 from stunet.trainers.pretexts.base import Rows
 from stunet.trainers.pretexts.contrastive import QUEUE, info_nce, nt_xent
 from stunet.trainers.pretexts.methods import METHODS
-from stunet.trainers.pretexts.momentum import rising, spread
-from tests.pretext_inputs import make_patches, make_pretext
+from stunet.trainers.pretexts.momentum import Projection, rising, spread
+from tests.pretext_inputs import kept_rows, make_patches, make_pretext
 
 FAMILIES = ("contrastive", "distillation", "regional", "combined")
 METHODS_HERE = [name for name, method in METHODS.items() if method.family in FAMILIES]
@@ -73,7 +74,7 @@ def test_the_gradients_of_parts_add_up_to_those_of_the_batch() -> None:
     for name in METHODS_HERE:
         pretext = make_pretext(name).double()
         if "key" in pretext.kept:  # an empty queue has no gradient
-            pretext.update({"key": embeddings(5, contrastive.EMBEDDED, 3)})
+            pretext.update(kept_rows(pretext, key=embeddings(5, contrastive.EMBEDDED, 3)))
         whole = make_patches(4, *PATCH)
         whole = whole._replace(images=whole.images.double())
         pretext(whole)[0].backward()
@@ -93,6 +94,19 @@ def test_the_gradients_of_parts_add_up_to_those_of_the_batch() -> None:
         for n, p in pretext.named_parameters():
             if n in expected:
                 assert torch.allclose(p.grad, expected[n], rtol=1e-4, atol=1e-6), (name, n)
+
+
+def test_projections_take_away_what_all_features_have_in_common() -> None:
+    layers = Projection(6, nn.Linear(6, 6, bias=False))
+    own, common = torch.randn(40, 6, generator=torch.Generator().manual_seed(0)), 100.0
+    features = 0.01 * own + common
+    assert spread(F.normalize(layers(features))) < 0.001
+    layers.observe(features[:20].unflatten(0, (10, 2)))
+    assert torch.allclose(layers.mean, features[:20].mean(0))
+    assert spread(F.normalize(layers(features[20:]))) > 0.5
+    assert torch.allclose(layers(features[20:])[:1], layers(features[20:21]))  # whatever else is in the batch
+    layers.observe(features[20:] + 1)
+    assert torch.allclose(layers.mean, 0.9 * features[:20].mean(0) + 0.1 * (features[20:].mean(0) + 1))
 
 
 def test_teachers_follow_and_rest_in_validation() -> None:
@@ -132,7 +146,7 @@ def test_the_queue_takes_keys_in_turn() -> None:
     pretext = make_pretext("moco")
     pretext.taken.fill_(QUEUE - 2)
     keys = embeddings(3, contrastive.EMBEDDED, 4)
-    pretext.update({"key": keys})
+    pretext.update(kept_rows(pretext, key=keys))
     assert torch.equal(pretext.queue[[QUEUE - 2, QUEUE - 1, 0]], keys)
     assert int(pretext.taken) == QUEUE + 1
 
@@ -142,7 +156,7 @@ def test_mocos_queue_has_only_keys_and_its_measure_is_among_the_batch() -> None:
         pretext = make_pretext(name)
         rows = pretext.compute(make_patches(4, *PATCH))
         keys = embeddings(3, contrastive.EMBEDDED, 4)
-        pretext.update({"key": keys})
+        pretext.update(kept_rows(pretext, key=keys))
         rows["query"], rows["key"] = embeddings(4, contrastive.EMBEDDED, 0), embeddings(4, contrastive.EMBEDDED, 1)
         expected = info_nce(rows["query"], rows["key"], keys, contrastive.MOCO_TEMPERATURE)
         assert torch.allclose(contrastive.MoCo.loss(pretext, rows)[0], expected)
@@ -196,7 +210,7 @@ def test_first_losses_are_near_chance() -> None:
 def test_the_centre_follows_the_mean_answer() -> None:
     pretext = make_pretext("dino")
     answers = torch.randn(3, 2, distillation.PROTOTYPES)
-    pretext.update({"teacher": answers})
+    pretext.update(kept_rows(pretext, teacher=answers))
     assert torch.allclose(pretext.center, 0.1 * answers.mean((0, 1)), atol=1e-6)
 
 
