@@ -84,6 +84,7 @@ CLAIMS = [
     Claim("BYOL: online beats teacher", ZHANG, ("few_cases:byol full", "teacher:byol-teacher full"), ALL),
     Claim("MAE and SimCLR together beat MAE", KHAN, ("multi:both full", "few_cases:mae full"), ALL),
     Claim("and SimCLR", KHAN, ("multi:both full", "few_cases:simclr full"), ALL),
+    Claim("and the ensemble of both", "-", ("multi:both full", "ensemble:mae + simclr full"), ALL),
 ]
 
 
@@ -113,6 +114,16 @@ def collect(folder: Path) -> None:
                 "dice": {case: {name: round(value, 4) for name, value in each.items()} for case, each in dice.items()},
                 "on_patches": [round(float(np.mean(epochs[max(0, end - WINDOW) : end])), 4) for end in ends],
             }
+    for path in sorted(folder.glob("ensembles/*/summary.json")):  # of ensemble.py
+        run = read_json(path)
+        found.setdefault(f"ensemble:{run['arm']}", {}).setdefault(run["cases"], {})[run["seed"]] = {
+            "dice": {
+                Path(case["reference_file"]).name: {
+                    run["labels"][key]: round(value["Dice"], 4) for key, value in case["metrics"].items()
+                }
+                for case in run["metric_per_case"]
+            }
+        }
     write_json(FINISHED, found)
     note(f"{sum(len(seeds) for line in found.values() for seeds in line.values())} arms in {FINISHED.name}")
 
