@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 EXAMPLE = """example: a FILE.toml
   dataset = 4                               # number or name
   weights = ["none", "STU-Net-B"]           # as of stunet_train --pretrained; "none": training from scratch;
-                                            # or with titles: { scratch = "none", ours = "folder/model.pth",
-                                            #   both = ["a.pth", "b.pth"] }, a network with an encoder for each
+                                            # or with titles: { scratch = "none", ours = "folder/model.pth" };
+                                            # { both = ["a.pth", "b.pth"] }: a network with an encoder for each
   strategies = ["full", "ramp", "linear"]   # as of stunet_train --finetune; from scratch each schedule once
   cases = [4, 8, "all"]                     # labelled training cases of the fold
   seeds = [0, 1, 2]                         # each chooses its cases, the same ones in every arm
