@@ -42,6 +42,7 @@ def patches_of(images: torch.Tensor, valid: torch.Tensor | None = None) -> Patch
 
 
 def kept_rows(pretext: Any, **given: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Return rows for update(): these, and features of noise."""
+    """Return rows for update(): these, and features of noise, which all count."""
     generator, width = torch.Generator().manual_seed(4), sum(pretext.widths)
-    return {name: torch.randn(4, 2, width, generator=generator) for name in ("features", "taught")} | given
+    rows = {name: torch.randn(4, 2, width, generator=generator) for name in ("features", "taught")}
+    return {**rows, "counts": torch.ones(4), **given}

@@ -23,7 +23,7 @@ from stunet.trainers.data.sources import Source, frequencies, record_of, sources
 from stunet.trainers.distributed import sharding
 from stunet.trainers.plots import PretrainingLogger
 from stunet.trainers.pretexts import methods
-from stunet.trainers.pretexts.base import COUNTED, Patches, Pretext, Rows, Setting
+from stunet.trainers.pretexts.base import COUNTED, COUNTS, Patches, Pretext, Rows, Setting
 from stunet.trainers.pretexts.draws import generators
 from stunet.trainers.trainer import BaseTrainer
 from stunet.weights.nnssl import check_written, write_nnssl
@@ -148,12 +148,18 @@ class STUNetPretrainer(BaseTrainer):
         self._kept.append(kept)
         return measures, loss
 
-    def after_step(self) -> None:
-        """Let the pretext update teachers and queues, with the rows of all processes' samples."""
-        own = {name: torch.cat([rows[name] for rows in self._kept]) for name in self.pretext.kept}
-        with torch.no_grad():
-            self.pretext.update(sharding.gather_rows(own, self._shares()))
+    def after_step(self, loss: np.ndarray) -> np.ndarray:
+        """Let the pretext update teachers and queues, with the rows of all processes' samples; return the loss to log.
+
+        Not with values that are not finite, as of a step that half precision has skipped: averages would keep them.
+        """
+        own = {name: torch.cat([rows[name] for rows in self._kept]) for name in self._kept[0]}
         self._kept = []
+        rows = sharding.gather_rows(own, self._shares())
+        if all(bool(value.isfinite().all()) for value in rows.values()):
+            with torch.no_grad():
+                self.pretext.update(rows)
+        return loss / _share(rows)
 
     def _complete(self, whole: Rows | None, first: int, own: Rows) -> tuple[Rows, int]:
         """Return the rows of all processes' samples, and the index of a micro-batch's first one among them."""
@@ -234,11 +240,18 @@ class STUNetPretrainer(BaseTrainer):
         rows = sharding.gather_rows(self._rows(batch), self._shares())
         with torch.no_grad():
             loss, measures = self.pretext.judge(rows)
-        return {"loss": loss.cpu().numpy(), **{name: float(value) for name, value in measures.items()}}
+        return {"loss": loss.cpu().numpy() / _share(rows), **{name: float(value) for name, value in measures.items()}}
 
     def on_validation_epoch_end(self, val_outputs: list[dict]) -> None:
         """Log the loss and the pretext's measure in place of nnU-Net's Dice, so that the best checkpoint is by it."""
-        self.measures = {name: float(np.mean([each[name] for each in val_outputs])) for name in val_outputs[0]}
+        # A batch of which nothing counts has no loss.
+        weights = np.array([each.get(COUNTED, 1.0) for each in val_outputs])
+        self.measures = {
+            name: float(np.average([each[name] for each in val_outputs], weights=weights if weights.any() else None))
+            for name in val_outputs[0]
+        }
+        if COUNTED in self.measures:
+            self.measures[COUNTED] = float(weights.mean())
         loss = self.measures.pop("loss")
         self.logger.log("mean_fg_dice", self.measures[self.pretext.measure], self.current_epoch)
         self.logger.log("dice_per_class_or_region", [], self.current_epoch)
@@ -259,6 +272,11 @@ class STUNetPretrainer(BaseTrainer):
         if self.pretext.has_pictures and pictures.are_due(self.current_epoch, self.num_epochs):
             self._draw()
         self._warn_of_collapse()
+        if not math.isfinite(self.logger.get_value("train_losses", step=-1)):
+            self.listener.warning(
+                f"the loss of epoch {self.current_epoch} is not finite: --set precision=bf16 or fp32, or a smaller "
+                "initial_lr"
+            )
         if self.current_epoch == 1 and (share := self.measures.get(COUNTED, 1.0)) < LEAST_COUNTED:
             self.listener.warning(
                 f"only {share:.0%} of the held-out patches count, too much of the others is padding or masked: a "
@@ -385,3 +403,8 @@ class STUNetPretrainer(BaseTrainer):
         super().load_network_state(weights, more)
         state = self.pretext.state_dict()
         self.pretext.load_own_state(sharding.shard_like(saved["state"], state))
+
+
+def _share(rows: Rows) -> float:
+    """Return the share of a batch's samples that count, 1 if none does."""
+    return float(rows[COUNTS].mean()) or 1.0 if COUNTS in rows else 1.0

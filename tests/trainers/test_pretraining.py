@@ -1,13 +1,16 @@
 """Pre-training on a small phantom with real nnU-Net: it stops, continues, and is shared by parts and processes."""
 
+import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from stunet.errors import Interrupted, WeightsError
 from stunet.trainers import checkpoint, pictures, pretraining
 from stunet.trainers.pretexts.base import Patches
+from stunet.trainers.pretexts.contrastive import EMBEDDED
 from stunet.trainers.pretexts.methods import METHODS
 from stunet.trainers.pretraining import STUNetPretrainer
 from stunet.trainers.progress import NullListener
@@ -16,6 +19,7 @@ from stunet.weights.nnssl import check_written
 from stunet.weights.reading import read_weights
 from stunet.workspace import LATEST, PRETRAINED, PRETRAINED_TEACHER
 from tests.loops import for_each
+from tests.pretext_inputs import kept_rows
 from tests.pretraining_run import everything, make_pretrainer
 
 # With the most state, and with losses of both kinds; the slow tests go through all methods.
@@ -145,6 +149,39 @@ def test_measures_are_of_the_whole_batch_however_it_is_split(
         found.append(trainer.measures)
     assert found[0] == pytest.approx(found[1], abs=1e-5)
     assert found[0]["spread"] > 0
+
+
+def test_the_logged_losses_are_the_mean_of_what_counts_however_a_batch_is_split(
+    planned: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def without_the_first(part: dict) -> Patches:
+        patches = STUNetPretrainer._patches(part)
+        numbers = part["first"] + torch.arange(len(patches.valid))
+        return patches._replace(valid=patches.valid & (numbers > 0)[:, None, None, None, None])
+
+    found = []
+    for accumulation in (1, 3):
+        values = {"num_epochs": 1, "num_iterations_per_epoch": 1, "batch_size": 3, "accumulation": accumulation}
+        trainer = make_pretrainer(planned, tmp_path / str(accumulation), monkeypatch, "jigsaw", **values)
+        trainer.configure(listener=Warned())
+        monkeypatch.setattr(trainer, "_patches", without_the_first)
+        trainer.run_training()
+        found.append(trainer.summary())
+    for key in ("train_losses", "val_losses"):
+        assert found[0][key] == pytest.approx(found[1][key], abs=1e-5)
+        assert found[0][key][0] == pytest.approx(trainer.pretext.chance_loss, abs=0.5)
+
+
+def test_values_that_are_not_finite_do_not_last(planned: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = make_pretrainer(planned, tmp_path, monkeypatch, "moco", num_epochs=1)
+    trainer.initialize()
+    before = everything(trainer)
+    trainer._kept = [kept_rows(trainer.pretext, key=torch.full((4, EMBEDDED), math.nan))]
+    trainer.after_step(np.array(math.nan))
+    assert torch.equal(everything(trainer), before)
+    trainer._kept = [kept_rows(trainer.pretext, key=torch.ones(4, EMBEDDED))]
+    trainer.after_step(np.array(1.0))
+    assert not torch.equal(everything(trainer), before)
 
 
 def test_pictures_are_of_the_same_patches_in_all_epochs(

@@ -179,7 +179,8 @@ class Pretext(nn.Module, ABC):
         if only is not None:
             return getattr(self, only)(patches)
         rows = self.rows(patches)
-        kept = {name: rows[name].detach() for name in self.kept}
+        # How many samples count is asked for with the loss.
+        kept = {name: rows[name].detach() for name in (*self.kept, COUNTS) if name in rows}
         if complete is None:
             return *self.judge(rows), kept
         whole, first = complete({name: value.detach() for name, value in rows.items()})
@@ -196,15 +197,17 @@ class Pretext(nn.Module, ABC):
         return {name: value.float() if value.dtype in HALVES else value for name, value in rows.items()}
 
     def judge(self, rows: Rows) -> Outcome:
-        """Return what loss() does, in the precision of the rows."""
+        """Return what loss() does, in the precision of the rows, and the loss times the share of samples that count.
+
+        That of a part of a batch is then its part of the batch's: otherwise a sample would weigh more in a part where
+        few count. Divided by the share of the whole batch, it is the mean of what counts.
+        """
         with full_precision(next(iter(rows.values()))):
             loss, measures = self.loss(rows)
         if COUNTS not in rows:
             return loss, measures
-        # Each part of a batch has the mean of its samples that count. Gradients are those of a mean over all samples:
-        # otherwise a sample would weigh more in a part where few count.
         counted = rows[COUNTS].mean()
-        return _scaled(loss, counted), {**measures, COUNTED: counted}
+        return loss * counted, {**measures, COUNTED: counted}
 
     def features(self, images: Tensor) -> list[Tensor]:
         """Return the encoder's outputs, finest first, each (B, C', D / s, H / s, W / s)."""

@@ -123,8 +123,9 @@ class VoCo(Pretext):
         return [(self.teacher, self.network), (self.teacher_project, self.project)]
 
     def update(self, rows: Rows) -> None:
-        self.project.observe(rows["features"])
-        self.teacher_project.observe(rows["taught"])
+        if (counted := rows[COUNTS] > 0).any():
+            self.project.observe(rows["features"][counted])
+            self.teacher_project.observe(rows["taught"][counted])
         for teacher, student in self.teachers():
             follow(teacher, student, MOMENTUM)
 

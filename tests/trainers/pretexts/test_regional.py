@@ -80,6 +80,13 @@ def test_vocos_teacher_takes_part_and_follows_fast() -> None:
     assert float(overlap(embeddings(1, 1, 3), -embeddings(1, 1, 3))) == 0
 
 
+def test_vocos_statistics_are_of_what_counts() -> None:
+    pretext = make_pretext("voco")
+    rows = kept_rows(pretext, counts=torch.tensor([1.0, 0.0, 1.0, 0.0]))
+    pretext.update(rows)
+    assert torch.allclose(pretext.project.mean, rows["features"][::2].flatten(0, 1).mean(0))
+
+
 def test_the_loss_of_partitions_equals_a_float64_loop() -> None:
     vectors, part, temperature = embeddings(7, 5), torch.tensor([0, 1, 0, 1, 2, 2, 2]), 0.3
     scores = [[math.exp(float(a @ b) / temperature) for b in vectors.double()] for a in vectors.double()]
