@@ -26,6 +26,7 @@ HERE = Path(__file__).parent
 FINISHED = HERE / "results" / "selfsupervised_arms.json"
 SHARES = (0.1, 0.25, 0.5, 1.0)  # of the steps, for the speed of convergence
 WINDOW = 4  # epochs whose Dice is averaged there
+SEEDS = 3  # with fewer there is no verdict
 
 
 @dataclass(frozen=True)
@@ -131,11 +132,10 @@ def collect(folder: Path) -> None:
 def show(found: dict[str, Any]) -> None:
     rows = []
     for claim in CLAIMS:
-        lines = [arm.partition("@")[0] for arm in claim.arms]
-        if any(str(cases) not in found.get(line, {}) for line in lines for cases in claim.cases):
-            rows.append([claim.text, claim.source, "-", "-", "not run yet"])
+        if len(seeds := common_seeds(found, claim)) < SEEDS:
+            rows.append([claim.text, claim.source, "-", "-", f"{len(seeds)} of {SEEDS} seeds run"])
             continue
-        difference, low, high = compare(found, claim)
+        difference, low, high = compare(found, claim, seeds)
         verdict = "holds" if low > 0 else "does not hold" if high < 0 else "cannot be told"
         rows.append([claim.text, claim.source, f"{difference:+.3f}", f"{low:+.3f} to {high:+.3f}", verdict])
     table(("claim", "source", "difference", "95 % interval", "verdict"), rows)
@@ -145,12 +145,18 @@ def show(found: dict[str, Any]) -> None:
     table(columns, [[line.partition(":")[2], *(f"{dice:.3f}" for dice in curve)] for line, curve in curves.items()])
 
 
-def compare(found: dict[str, Any], claim: Claim) -> tuple[float, float, float]:
-    """Returns the mean difference of a claim's arms and its interval; all must have the same seeds."""
+def common_seeds(found: dict[str, Any], claim: Claim) -> list[str]:
+    """Returns the seeds that all arms of a claim have been run with."""
+    lines = [found.get(arm.partition("@")[0], {}) for arm in claim.arms]
+    return sorted(set.intersection(*(set(line.get(str(cases), {})) for line in lines for cases in claim.cases)))
+
+
+def compare(found: dict[str, Any], claim: Claim, seeds: Sequence[str]) -> tuple[float, float, float]:
+    """Returns the mean difference of a claim's arms and its interval."""
     draws, difference = np.zeros(1), 0.0
     for sign, more, less in zip((1, -1), claim.arms[::2], claim.arms[1::2], strict=False):
         for cases in claim.cases:
-            one, other = (_dice(found, arm, cases) for arm in (more, less))
+            one, other = (_dice(found, arm, cases, seeds) for arm in (more, less))
             # Without a generator, all of them draw the same seeds and cases.
             draws = draws + sign * bootstrap(one, other) / len(claim.cases)
             means = [mean_dice(a) - mean_dice(b) for a, b in zip(one, other, strict=True)]
@@ -159,10 +165,11 @@ def compare(found: dict[str, Any], claim: Claim) -> tuple[float, float, float]:
     return difference, float(low), float(high)
 
 
-def _dice(found: dict[str, Any], arm: str, cases: int) -> np.ndarray:
+def _dice(found: dict[str, Any], arm: str, cases: int, seeds: Sequence[str]) -> np.ndarray:
     """Returns the Dice of an arm by seed, case and class, each in order; of one class alone if the arm names it."""
     line, _, only = arm.partition("@")
-    runs = [run["dice"] for _, run in sorted(found[line][str(cases)].items())]
+    runs = [found[line][str(cases)][seed]["dice"] for seed in seeds]
+    assert len({tuple(sorted(run)) for run in runs}) == 1, f"{line}: held-out cases differ"
     return np.array([
         [[each[name] for name in sorted(each) if only in ("", name)] for _, each in sorted(run.items())] for run in runs
     ])  # fmt: skip

@@ -19,7 +19,7 @@ from stunet.folds import Fold, choose_cases
 from stunet.trainers import pictures, steps
 from stunet.trainers.data import loader
 from stunet.trainers.data.batches import positions_of
-from stunet.trainers.data.sources import Source, frequencies, record_of, sources_of, split, union
+from stunet.trainers.data.sources import Source, acquired_spacings, frequencies, record_of, sources_of, split, union
 from stunet.trainers.distributed import sharding
 from stunet.trainers.plots import PretrainingLogger
 from stunet.trainers.pretexts import methods
@@ -95,7 +95,7 @@ class STUNetPretrainer(BaseTrainer):
         """Return what the pretext has to know of the plan."""
         planned = self.configuration_manager
         steps_ = self.num_epochs * self.num_iterations_per_epoch
-        patch, acquired = tuple(planned.patch_size), self.plan.median_spacing(len(planned.patch_size))
+        patch, acquired = tuple(planned.patch_size), acquired_spacings(self.sources, len(planned.patch_size))
         return Setting(patch, tuple(planned.spacing), planned.batch_size, steps_, self.augment, acquired)
 
     def _do_i_compile(self) -> bool:

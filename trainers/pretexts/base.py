@@ -48,7 +48,7 @@ class Setting:
         batch_size: Samples per step, of all processes.
         steps: Of the whole training.
         augment: How views of a patch differ: "standard", "safe" or "none" (augment.py).
-        acquired: The median spacing of the scans before they were resampled; None: it is that of the plan.
+        acquired: The spacings of the scans before they were resampled; none where all are the plan's.
     """
 
     patch: Sequence[int]
@@ -56,7 +56,7 @@ class Setting:
     batch_size: int
     steps: int
     augment: str = "standard"
-    acquired: Sequence[float] | None = None
+    acquired: Sequence[Sequence[float]] = ()
 
     @property
     def ndim(self) -> int:

@@ -10,6 +10,7 @@ have the heads and the numbers below.
 """
 
 import math
+from collections.abc import Sequence
 from functools import lru_cache
 from itertools import combinations, product
 from itertools import permutations as every_order
@@ -36,6 +37,7 @@ from stunet.trainers.pretexts.views import bounds, corners, cut, inside
 
 HIDDEN, EMBEDDED = 1024, 64  # widths of the heads
 NEAR_ISOTROPIC = 1.25  # ratio of spacings up to which the blur does not tell along which axis a cube lies
+MOST_ALIKE = 0.95  # of the scans have to be so
 NEAR_CUBIC = 1.5  # ratio of a patch's sides up to which a plane of equal sides leaves out little of it
 NEIGHBOURS = 8  # of the central part, that are asked about in each patch
 ORDERS, DISTANCE = 100, 5  # orders of eight cubes, and in how many places any two differ at least (of 8)
@@ -275,10 +277,14 @@ def cross_entropy(rows: Rows, chance: float) -> tuple[Tensor, Tensor]:
 
 def _similar(setting: Setting, plane: tuple[int, int]) -> bool:
     """Return whether a quarter turn in a plane cannot be told from the spacing, and leaves out little of the patch."""
-    spacings = [setting.spacing, *([setting.acquired] if setting.acquired else [])]
-    limits = [*((spacing, NEAR_ISOTROPIC) for spacing in spacings), (setting.patch, NEAR_CUBIC)]
-    pairs = [(sorted(values[axis] for axis in plane), limit) for values, limit in limits]
-    return all(high <= limit * low for (low, high), limit in pairs)
+
+    def alike(values: Sequence[float], limit: float) -> bool:
+        low, high = sorted(values[axis] for axis in plane)
+        return high <= limit * low
+
+    acquired = [alike(spacing, NEAR_ISOTROPIC) for spacing in setting.acquired]
+    planned = alike(setting.spacing, NEAR_ISOTROPIC) and alike(setting.patch, NEAR_CUBIC)
+    return planned and sum(acquired) >= MOST_ALIKE * len(acquired)
 
 
 def _where(chosen: Tensor, these: Tensor, others: Tensor) -> Tensor:

@@ -58,8 +58,10 @@ def test_only_turns_that_nothing_but_the_anatomy_tells_are_asked_for() -> None:
         return set(make_pretext("rot", *arguments, **more).turns[1:])
 
     in_plane, halves = {(k, (1, 2)) for k in (1, 2, 3)}, {(2, plane) for plane in ((0, 1), (0, 2), (1, 2))}
-    thick = {"acquired": (5.0, 1.0, 1.0)}
-    assert planes(PATCH, **thick) == in_plane, "thick slices, resampled: their blur lies along the first axis"
+    thick, thin = (5.0, 1.0, 1.0), (1.0, 1.0, 1.0)
+    assert planes(PATCH, acquired=[thick] * 3) == in_plane, "resampled: their blur lies along the first axis"
+    assert planes(PATCH, acquired=[thin] * 9 + [thick]) == in_plane, "a tenth of the scans"
+    assert len(planes(PATCH, acquired=[thin] * 39 + [thick])) == 9
     assert planes((16, 32, 32)) == in_plane, "a cube would leave out most of the patch"
     assert planes(PATCH, (5.0, 1.0, 3.0)) == halves
     pretext = make_pretext("rot", (24, 20), (3.0, 1.0))
