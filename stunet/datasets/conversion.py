@@ -128,8 +128,8 @@ class Conversion:
         """Return the cases that are not converted yet, or whose files have changed since.
 
         Raises:
-            DataError: The target was made with other options or of other cases, or is not a conversion; or it holds what
-                was written for cases that are not found now.
+            DataError: The target was made with other options or of other cases, or is not a conversion; or it holds
+                files of cases that are not found now.
         """
         self._check_options()
         return [source for source in self.sources if not self._folder.is_done(source.name, source.signature)]

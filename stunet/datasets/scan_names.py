@@ -20,9 +20,9 @@ A subject is the first of these that there is:
 
 Two exceptions to 3. If most of the next names occur below several of these folders, and there are more than ten such
 names for each further folder, they are the subjects (siteA/001, siteB/001; IXI-T1/IXI002, IXI-T2/IXI002). And names
-that differ in their last words only are one subject (p001_V1, p001_V2; BraTS-GLI-00000-000, -001) if what they share has
-a digit and begins at most ten names, and there are at least as many such beginnings as the most frequent one has names.
-So amos_0001 and amos_0002, LUNG1-001 and LUNG1-002 are two people each.
+that differ in their last words only are one subject (p001_V1, p001_V2; BraTS-GLI-00000-000, -001) if what they share
+has a digit and begins at most ten names, and there are at least as many such beginnings as the most frequent one has
+names. So amos_0001 and amos_0002, LUNG1-001 and LUNG1-002 are two people each.
 
 The same name is taken for the same subject wherever it occurs. Of two people with one name, at most one too many is
 held out; of one person with two names, a scan in training would show what validation asks for.
@@ -46,7 +46,8 @@ LABEL_FOLDER = re.compile(r"derivatives|(labels?|masks?)(tr|ts|va)", re.IGNORECA
 _KIND = (
     r"images?(tr|ts|va)?|imgs?|train(ing)?|test(ing)?|val(idation)?|data|raw(data)?|sourcedata|nii|niftis?|dcm|dicoms?"
     r"|scans?|vol(ume)?s?|anat|original|input"
-    r"|cts?|cta|cbct|mrs?|mris?|mra|pets?|pt|us|t1|t1w|t1c|t1ce|t1gd|t1n|mprage|t2|t2w|t2f|t2star|flair|pd|pdw|adc|dwi|swi|asl"
+    r"|cts?|cta|cbct|mrs?|mris?|mra|pets?|pt|us|adc|dwi|swi|asl"
+    r"|t1|t1w|t1c|t1ce|t1gd|t1n|mprage|t2|t2w|t2f|t2star|flair|pd|pdw"
     r"|baseline|follow-?up|pre|post|arterial|portal|venous|delayed"
 )
 _VISIT = rf"(ses|session|visit|time-?point|tp|follow-?up|fu|week|month|day){BETWEEN}?\d+|bl"
