@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from stunet import nnunet, workspace
 from stunet.errors import DataError, UsageError, closest, first_few
 from stunet.files import json_differences
+from stunet.folds import ALL
 from stunet.kinds import SUMMARY, has_classes, read, read_dataset_json
 from stunet.plans.files import list_plans, read_plan
 from stunet.plans.plan import ENCODER_ALONE, INFLATIONS, TRANSFERS, WHOLE, Plan
@@ -27,6 +28,7 @@ from stunet.runs.execution import (
     conclude,
     execute,
     headline,
+    warn_of_seen,
 )
 from stunet.runs.listener import Listener
 from stunet.runs.plan_choice import Choice, choose_plans, choose_trainer
@@ -187,6 +189,7 @@ def prepare(request: TrainingRequest, listener: Listener, resume_if_begun: bool 
     _check_augmentation(plan)
 
     from stunet.plans.check import check_plan
+    from stunet.preprocessing.folds import find_fold
     from stunet.runs.launch import continued, starting_point
     from stunet.runs.readiness import check_data
 
@@ -209,6 +212,9 @@ def prepare(request: TrainingRequest, listener: Listener, resume_if_begun: bool 
         starting_point(replace(run, overwrite=request.overwrite or request.dry_run))
     check_memory(run, resolved)
     _describe(run, listener)
+    if fold != ALL and (cases := find_fold(dataset, plan, configuration, fold)):
+        way = "give weights that were trained without the validation cases of this fold"
+        warn_of_seen(run, {dataset: cases.val}, way, listener)
     conclude(run, choice, request.dry_run, listener)
     return run
 
