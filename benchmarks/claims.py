@@ -16,9 +16,10 @@ from typing import Any
 import numpy as np
 
 from stunet.console import note, table
+from stunet.evaluation.bootstrap import mean_dice
 from stunet.experiment.arms import arms, command, read_experiment, request
 from stunet.experiment.runs import Record, results
-from stunet.experiment.summary import bootstrap, mean_dice
+from stunet.experiment.summary import bootstrap
 from stunet.files import read_json, write_json
 from stunet.weights.checkpoints import load_checkpoint
 

@@ -357,5 +357,33 @@ SUMMARY_OF_CASES = table(
 )
 # arms.json of stunet_experiment: what is known about each command.
 ARMS = dict_of(table({"state": text}, {"arm": text, "folder": _path, "message": text, "log": text}, True))
+# scores.json of stunet_rank: scores of candidates for each target, higher is better; ranking/formats.py has the format.
+_SCORED = table(
+    {},
+    {
+        "score": optional(number()),
+        "low": optional(number()),
+        "high": optional(number()),
+        "draws": optional(list_of(number())),
+        "error": optional(text),
+    },
+    others=True,
+)
+_SCORES = dict_of(dict_of(optional(either("a number or a table", number(), _SCORED))), least=1)
+_CANDIDATE = table({}, {"architecture": optional(text), "weights": optional(text)}, others=True)
+SCORES = table(
+    {"targets": dict_of(table({"scores": _SCORES}, others=True), least=1)},
+    {"candidates": dict_of(_CANDIDATE)},
+    others=True,
+)
+# results.json: Dice of fine-tuned candidates for each target, by seed, case and class where known.
+_DICE = number(0, 1)
+_OF_CASE = either("a Dice from 0 to 1, or those by class", _DICE, dict_of(optional(_DICE), least=1))
+_OF_SEED = either("a Dice from 0 to 1, or those by case", _DICE, dict_of(_OF_CASE, least=1))
+_OF_CANDIDATE = either("a Dice from 0 to 1, or those by seed", _DICE, dict_of(_OF_SEED, least=1))
+RESULTS = table(
+    {"targets": dict_of(dict_of(table({"dice": optional(_OF_CANDIDATE)}, others=True), least=1), least=1)},
+    others=True,
+)
 # File next to a TIFF: its spacing in array order.
 SPACING = table({"spacing": list_of(PITCH, least=2, most=3)}, others=True)

@@ -44,9 +44,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "trainers": {"architectures", "datasets", "evaluation", "folds", "inference", "labels", "losses", "nnunet", "plans",
                  "preprocessing", "provenance", "weights", "workers"},
     "nnunet_ext": {"trainers"},
+    "ranking": {"evaluation"},
     "runs": {"datasets", "evaluation", "folds", "inference", "labels", "models", "nnunet", "plans", "preprocessing",
              "provenance", "results", "trainers"},
-    "experiment": {"folds", "models", "plans", "provenance", "runs", "trainers", "weights"},
+    "experiment": {"evaluation", "folds", "models", "plans", "provenance", "ranking", "runs", "trainers",
+                   "weights"},
 }
 # fmt: on
 TOP = {"cli", "stunet"}  # the commands and the Python API: they may import everything, and nothing imports them

@@ -5,7 +5,7 @@ cli/experiment.py shows such a file, runs.py runs the arms, summary.py compares 
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -207,6 +207,30 @@ def command(request: TrainingRequest) -> list[str]:
         # As JSON in one word of a command line: true for True, and lists without spaces.
         *("--set", *(f"{key}={str(value).lower().replace(' ', '')}" for key, value in request.set.items())),
     ]
+
+
+def arm_of(words: Sequence[str], name: str) -> Arm:
+    """Return the arm of a command that command() made, with the title as the arm's name has it.
+
+    Raises:
+        ValueError: It is not such a command.
+    """
+    first = words.index("--set")
+    options = list(zip(words[4:first:2], words[5:first:2], strict=True))
+    single, values = dict(options), dict(word.split("=", 1) for word in words[first + 1 :])
+    if "--finetune" not in single or "seed" not in values:
+        raise ValueError("neither strategy nor seed")
+    cases = values.get("num_cases", "all")
+    arm = Arm(
+        title="x",
+        weights=tuple(value for option, value in options if option == "--pretrained"),
+        strategy=single["--finetune"],
+        head=single.get("--head"),
+        transfer=single.get("--transfer"),
+        cases=cases if cases == "all" else int(cases),
+        seed=int(values["seed"]),
+    )
+    return replace(arm, title=name.removesuffix(arm.name[1:]))
 
 
 def _once(kind: Check) -> Check:

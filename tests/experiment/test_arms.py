@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from stunet.errors import DataError
+from stunet.evaluation.bootstrap import mean_dice
 from stunet.experiment.arms import Arm, arms, command, from_scratch, read_experiment, request
-from stunet.experiment.summary import COLOURS, MARKERS, Row, bootstrap, mean_dice, plot, summarise, to_json, write
+from stunet.experiment.summary import COLOURS, MARKERS, Row, bootstrap, plot, summarise, to_json, write
 from stunet.files import read_json
 from tests.loops import for_each
 
