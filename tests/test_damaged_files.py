@@ -37,6 +37,8 @@ from stunet.plans.derive import derive
 from stunet.plans.files import read_plan
 from stunet.plans.plan import Plan
 from stunet.preprocessing.dataset import _valid_records
+from stunet.ranking.formats import read_results, read_scores
+from stunet.ranking.judging import judge
 from stunet.results.statistics import read_statistics
 from stunet.runs.training import mean_dice
 from stunet.weights.v2 import make_dataset, make_plan
@@ -74,6 +76,18 @@ STATISTICS = {
         }
     }
 }
+RANKED: dict[str, Any] = {
+    "targets": {
+        "A": {
+            "scores": {
+                "x": {"a": {"score": 1, "draws": [1, 3]}, "b": {"score": 2, "draws": [1, 2]}, "c": None},
+                "static": {"a": 1, "b": 0},
+            }
+        }
+    },
+    "candidates": {"a": {"architecture": "STU-Net", "weights": "a.pth"}, "b": {}},
+}
+REACHED = {"targets": {"A": {"a": {"dice": {"0": {"p": {"l": 0.5}}}}, "b": {"dice": {"0": {"p": {"l": 1}}}}}}}
 TASK = {
     "name": "Heart",
     "modality": {"0": "MRI"},
@@ -180,12 +194,18 @@ def sound_files(folder: Path) -> Iterator[Sound]:
     yield Sound(at("results/fold_0/validation/summary.json"), SUMMARY, read_dice)
     known = {"stunet_train 1": {"state": "done", "folder": "x", "message": "y"}}
     yield Sound(at("arms.json"), known, lambda path: Record(path.parent).summary(["stunet_train", "1"]).is_file())
+    reached = at("results.json")
+    reached.write_bytes(dump(REACHED, ".json"))
     image = sitk.GetImageFromArray(np.zeros((3, 4, 5), np.uint8))
     sitk.WriteImage(image, at("tiff/a.tif"))
     yield Sound(at("tiff/a.json"), {"spacing": [1, 2, 3.5]}, lambda path: segmentation(path.with_suffix(".tif")))
     yield Sound(at("statistics.json"), STATISTICS, read_statistics)
     yield Sound(at(f"out/{SETTINGS}"), {"stunet": {"a": 1}}, lambda path: check_run_record(path.parent, {"a": 1}, True))
     yield Sound(at("list.json"), {"liver": 1, "spleen": 2}, lambda path: read_labels([str(path)]))
+    yield Sound(at("scores.json"), RANKED, lambda path: judge(read_scores(path), read_results(reached), permutations=9))
+    yield Sound(
+        reached, REACHED, lambda path: judge(read_scores(at("scores.json")), read_results(path), permutations=9)
+    )
     yield Sound(at("data/.stunet/manifest.json"), MANIFEST, lambda path: _valid_records(path.parents[1], {"a": 1}, []))
 
 

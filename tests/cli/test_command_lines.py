@@ -25,6 +25,7 @@ COMMANDS = (
     "predict",
     "pretrain",
     "pseudo_label",
+    "rank",
     "train",
 )
 
