@@ -1,7 +1,8 @@
 """Named starting points for a plan, as TOML files in plans/. `load("b")` or `load("my.toml")`.
 
 What else is data stands beside them: models.toml (stunet/models/registry.py), aliases.toml (stunet/labels/names.py),
-labels/ (stunet/labels/systems.py) and totalsegmentator.toml (stunet/datasets/subjects.py).
+labels/ (stunet/labels/systems.py), totalsegmentator.toml (stunet/datasets/subjects.py) and known_results.toml
+(stunet/ranking/scores/static.py).
 """
 
 from collections.abc import Mapping, Sequence

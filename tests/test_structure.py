@@ -200,7 +200,7 @@ def test_every_package_imported_is_a_dependency_and_the_other_way_round() -> Non
     extras = project["optional-dependencies"]
     declared = project["dependencies"] + extras["dicomseg"] + extras["peft"]
     used = {i.split(".")[0] for _, path in modules() for i in imports(path, top_only=False)}
-    imported_as = {"PyYAML": "yaml"}
+    imported_as = {"PyYAML": "yaml", "scikit-learn": "sklearn"}
     names = (re.split(r"[^\w-]", name)[0] for name in declared)
     assert used - sys.stdlib_module_names - {"stunet"} == {imported_as.get(name, name) for name in names}
 
