@@ -149,11 +149,17 @@ def turn_image(
         result["sitk_stuff"] = {**moved, "original_orientation": own, "original": of_space}
     else:
         affine = np.asarray(properties["nibabel_stuff"]["original_affine"])
-        move = np.eye(4)
-        move[:3, :3], move[:3, 3] = way.matrix, _first_voxel(way, array.shape[1:])
-        # From a voxel of the turned array to the same voxel in the file, and from there to mm.
-        result["nibabel_stuff"] = {"original_affine": affine, "reoriented_affine": affine @ move}
+        turned = turned_affine(affine, way, array.shape[1:])
+        result["nibabel_stuff"] = {"original_affine": affine, "reoriented_affine": turned}
     return way.contiguous(array), result
+
+
+def turned_affine(affine: np.ndarray, way: Turn, shape: Sequence[int]) -> np.ndarray:
+    """Return the affine of the turned array, (4, 4); `shape` (D, H, W) is that of the file, as is `affine`."""
+    move = np.eye(4)
+    # From a voxel of the turned array to the same voxel in the file, and from there to mm.
+    move[:3, :3], move[:3, 3] = way.matrix, _first_voxel(way, shape)
+    return affine @ move
 
 
 def way_back(properties: Mapping[str, Any]) -> Turn:

@@ -57,7 +57,7 @@ def read_segmentation(
     channels = image.GetNumberOfComponentsPerPixel()
     if image.GetDimension() not in (2, 3) or channels != 1:
         raise DataError(f"{str(path)!r} is not a segmentation: size {image.GetSize()}, {channels} channels")
-    labels = _as_labels(sitk.GetArrayViewFromImage(image), known, path, listed_in)
+    labels = as_labels(sitk.GetArrayViewFromImage(image), known, path, listed_in)
     return labels, Geometry(image.GetSize(), _spacing(image, path), image.GetOrigin(), image.GetDirection())
 
 
@@ -82,7 +82,8 @@ def check_same_grid(path: Path, geometry: Geometry, reference: Path, expected: G
     )
 
 
-def _as_labels(array: np.ndarray, known: frozenset[int], path: Path, listed_in: str) -> np.ndarray:
+def as_labels(array: np.ndarray, known: frozenset[int], path: Path, listed_in: str = "dataset.json") -> np.ndarray:
+    """Return labels that were read as any type in the smallest integer type; arguments and errors as above."""
     labels = np.empty(array.shape, np.min_scalar_type(max(known)))
     listed = np.zeros(np.iinfo(labels.dtype).max + 1, dtype=bool)
     listed[list(known)] = True

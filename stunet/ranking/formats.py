@@ -9,7 +9,7 @@ is better. Only "score" is needed, or a number in place of the table; a candidat
         "static": {"mae": 2, "simclr": 1}}}},
      "candidates": {"mae": {"architecture": "STU-Net", "weights": "ssl/mae.pth"}}}
 
-"low" and "high" are the bounds of a 95 % interval. "draws" are values of the bootstrap from which it comes; the n-th of
+"low" and "high" are the bounds of an interval. "draws" are values of the bootstrap from which it comes; the n-th of
 all candidates belong together. "candidates" and other keys may be left out.
 
 results.json: for each target and candidate the Dice, from 0 to 1, that fine-tuning reached on held-out cases: the mean;

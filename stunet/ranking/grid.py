@@ -1,0 +1,51 @@
+"""Find points, in mm, in the array of a case that a plan has preprocessed; and what preprocessing keeps of a case.
+
+Preprocessing turns the image to the orientation of the plan, transposes it, crops it to the box of what is not 0, and
+resamples it; a voxel of the result is not the voxel at the same index times the spacing, since shapes are rounded.
+points.py draws points.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from stunet.orientation import affine_of
+
+
+def to_grid(
+    world: np.ndarray, properties: Mapping[str, Any], transpose: Sequence[int], shape: Sequence[int]
+) -> np.ndarray:
+    """Return where points lie in a preprocessed image.
+
+    Args:
+        world: (P, 3) mm in RAS; for images without a geometry, voxels (x, y, z).
+        properties: Of the preprocessed case, as nnU-Net writes them.
+        transpose: `transpose_forward` of the plan.
+        shape: (D, H, W) of the preprocessed image.
+
+    Returns:
+        (P, 3) float64 in voxels (D, H, W), 0 being the centre of the first. Points that were cropped lie beyond
+        -0.5 or shape - 0.5.
+    """
+    affine = affine_of(properties)
+    voxels = np.asarray(world, float)
+    if affine is not None:
+        voxels = np.linalg.solve(affine[:3, :3], (voxels - affine[:3, 3]).T).T
+    cropped = voxels[:, ::-1][:, list(transpose)] - [low for low, _ in properties["bbox_used_for_cropping"]]
+    # As skimage resizes, whose edges of the first and last voxel stay in place.
+    scale = np.array(shape) / properties["shape_after_cropping_and_before_resampling"]
+    return (cropped + 0.5) * scale - 0.5
+
+
+def kept_box(properties: Mapping[str, Any], transpose: Sequence[int]) -> np.ndarray:
+    """Return the centres of the first and the last voxel that preprocessing keeps, (2, 3) mm in RAS.
+
+    Args:
+        properties: Of a preprocessed case; the box is the same for all plans of its image.
+        transpose: `transpose_forward` of the plan.
+    """
+    corners = np.array([[low, high - 1] for low, high in properties["bbox_used_for_cropping"]], float).T
+    voxels = corners[:, np.argsort(transpose)][:, ::-1]
+    affine = affine_of(properties)
+    return voxels if affine is None else voxels @ affine[:3, :3].T + affine[:3, 3]
