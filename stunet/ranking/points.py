@@ -75,7 +75,7 @@ class Classes:
         size = 1 + max(*(value for values in self.values for value in values), self.ignore or 0)
         if annotations:
             size = max(size, 1 + max(annotations.values.values()))
-        table = np.full(size, UNKNOWN, np.int16)
+        table = np.full(size, UNKNOWN, np.int16 if len(self.values) < 2**15 else np.int32)
         for index, values in enumerate(self.values):
             table[list(values)] = index
         if annotations:
