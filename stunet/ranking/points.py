@@ -107,7 +107,7 @@ def classes_of(description: Mapping[str, Any], annotations: Annotations | None =
     labels = {name: value for name, value in description["labels"].items() if name != "background"}
     ignore = labels.pop("ignore", None)
     if annotations:
-        listed = [(leaf, (annotations.values[leaf],)) for leaf in annotations.leaves]
+        listed: list[tuple[str, tuple[int, ...]]] = [(leaf, (annotations.values[leaf],)) for leaf in annotations.leaves]
     else:
         sets = {name: set(value if isinstance(value, list | tuple) else [value]) for name, value in labels.items()}
         inside: dict[frozenset[str], list[int]] = {}
