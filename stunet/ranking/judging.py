@@ -110,6 +110,9 @@ def judge(
 
 
 def _common_targets(scores: Scores, results: Results, notes: list[str]) -> list[str]:
+    for name in (STATIC, RANDOM):
+        if any(name in tables for tables in scores.targets.values()):
+            raise DataError(f"a score is called {name!r}, as a row that is always there", "another name for it")
     names = [name for name in scores.targets if name in results.targets]
     if not names:
         ours, theirs = (first_few(sorted(found), separator=", ") for found in (scores.targets, results.targets))

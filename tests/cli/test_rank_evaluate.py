@@ -8,6 +8,7 @@ import pytest
 
 from stunet.cli.rank import main
 from stunet.files import write_json
+from tests.experiment.test_finetuned import make
 from tests.loops import for_each
 
 DICE = {"a": 0.9, "b": 0.8, "c": 0.7, "d": 0.6}
@@ -56,6 +57,23 @@ def test_the_other_tau_takes_the_place_of_scipys(files: list[str], capsys: pytes
     assert found["rows"][0]["topote_tau"] == 1
     assert not any("weighted_tau" in row for row in found["rows"])
     assert found["rows"][0]["target"] == "A"
+
+
+def test_an_experiment_in_place_of_results(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    experiment = make(tmp_path, left=2)
+    table = {"scratch": 0, "ours (best)": 1, "third": 2}
+    content = {
+        "targets": {"Dataset004_Hippocampus": {"scores": {"x": table}}},
+        "candidates": {"third": {"weights": "other.pth"}},
+    }
+    write_json(tmp_path / "scores.json", content)
+    for path in (experiment, experiment.with_suffix("")):
+        assert main(["evaluate", str(tmp_path / "scores.json"), str(path), "--json"]) == 0
+        out, err = capsys.readouterr()
+        row = json.loads(out)["rows"][0]
+        assert (row["first"], row["candidates"], row["regret_1"]) == (["third"], "3", 0)
+        assert "4 of 6 arms are done" in err
+        assert "only seeds that all candidates have count (0)" in err
 
 
 @for_each(

@@ -187,3 +187,5 @@ def test_what_is_missing_is_said_and_nothing_in_common_is_an_error() -> None:
         judge(scored({"x": FIVE}), means({"B": FIVE}))
     with pytest.raises(DataError, match="two candidates"):
         judge(scored({"x": FIVE}), means({"A": {"a": 0.5, "z": 0.4}}))
+    with pytest.raises(DataError, match="called 'random order'"):
+        judge(scored({RANDOM: FIVE}), means({"A": FIVE}))
