@@ -8,11 +8,12 @@ pool.py draws, and puts the scores of several candidates side by side.
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from threadpoolctl import threadpool_limits
+from threadpoolctl import ThreadpoolController
 
 from stunet.errors import DataError
 from stunet.ranking.sample import Sample
@@ -125,4 +126,10 @@ def undefined(name: str) -> DataError:
 
 def one_thread() -> AbstractContextManager[Any]:
     """Keep linear algebra to one thread: the same digits whatever the machine, and small matrices are faster by far."""
-    return threadpool_limits(1)
+    return _libraries().limit(limits=1)
+
+
+@cache
+def _libraries() -> ThreadpoolController:
+    """The libraries that scores compute with, which are loaded by now; to find them takes longer than some scores."""
+    return ThreadpoolController()

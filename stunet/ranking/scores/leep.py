@@ -47,7 +47,7 @@ def nce(sample: Sample) -> Prepared:
         total = table.sum((1, 2))
         columns = np.broadcast_to(table.sum(1, keepdims=True), table.shape)
         logs = np.log(np.divide(table, columns, out=np.ones_like(table), where=table > 0))
-        return np.asarray((table * logs).sum((1, 2)) / total)
+        return np.where((table.sum(2) > 0).sum(1) > 1, (table * logs).sum((1, 2)) / total, np.nan)
 
     return Prepared(sample.cases, terms, {"source classes found": float(len(np.unique(found)))}, "head")
 
@@ -97,10 +97,11 @@ def _expected_log(sample: Sample, q: Array, read: str) -> Prepared:
             for i in range(cases):
                 for y in range(number):
                     if len(rows[i][y]):
-                        drawn = np.flatnonzero(chosen[:, i])
-                        logs = np.log(np.maximum(rows[i][y] @ known[drawn, y].T, LEAST)).sum(0)
-                        result[start + drawn] += chosen[drawn, i] * logs
-        return result / (counts @ points).sum(1)
+                        those = np.flatnonzero(chosen[:, i])
+                        logs = np.log(np.maximum(rows[i][y] @ known[those, y].T, LEAST)).sum(0)
+                        result[start + those] += chosen[those, i] * logs
+        drawn = counts @ points
+        return np.where((drawn > 0).sum(1) > 1, result / drawn.sum(1), np.nan)  # a single class is no question
 
     return Prepared(sample.cases, terms, {"source classes": float(q.shape[1])}, read)
 
