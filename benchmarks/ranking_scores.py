@@ -32,7 +32,7 @@ RECIPES = {  # points of a class and channels of each layer, 20 cases and 4 clas
     "nnunet": [(100, 320), (100, 256), (100, 128), (200, 64), (400, 32)],
 }
 CASES, CLASSES, SEED = 20, 4, 7
-POINTS = 700  # of a class and case, for all scores
+POINTS = 1000  # of a class and case, for all scores
 DECODER_WIDTHS, ENCODER_WIDTHS = (256, 128, 64, 32, 16), (256, 256, 128, 64, 32, 16)  # STU-Net S, coarse to fine
 HEAD = 105
 Features = NDArray[np.float32]  # (case, class, point, channel), background first
@@ -102,7 +102,7 @@ def compare(name: str) -> dict[str, float]:
 
 
 def candidate() -> Sample:
-    """One size-S candidate with a head of 105 classes, at 3500 points of each of 20 cases."""
+    """One size-S candidate with a head of 105 classes, at 5000 points of each of 20 cases."""
     rs = np.random.RandomState(SEED)
     labels = np.repeat(np.arange(CLASSES + 1), POINTS)
     points = {str(c): Points(labels, np.where(np.arange(len(labels)) % 2, BOUNDARY, INTERIOR)) for c in range(CASES)}

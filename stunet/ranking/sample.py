@@ -59,7 +59,7 @@ class Facts:
 
     Args:
         network: As in presets/known_results.toml, such as ResEnc-L.
-        method: How it was pre-trained: supervised, random, or a self-supervised method such as mae.
+        method: How it was pre-trained: supervised, random, or a name of trainers/pretexts/methods.py such as mae.
         parameters: Of the network.
         cases: Images it was pre-trained on.
         target: The target, if it is one of known_results.toml, whose results on it must not count.

@@ -38,7 +38,7 @@ def test_equal_candidates_share_the_first_place() -> None:
 
 def test_static_lists_rank_by_what_is_known_and_put_a_method_first() -> None:
     facts = [
-        Facts("STU-Net", "supervised", 14_600_000, 1204), Facts("ResEnc-L", "mae", 102_000_000, 114_000),
+        Facts("STU-Net", "supervised", 14_600_000, 1204), Facts("ResEnc-L", "mae-no-skips", 102_000_000, 114_000),
         Facts("ResEnc-L", "voco", 102_000_000, 114_000), Facts("STU-Net", "random", 58_000_000, 0), Facts(),
     ]  # fmt: skip
     pool = [random_sample(facts=f, cases=2) for f in facts]

@@ -11,7 +11,8 @@ F and C have the same unit, so T does not change if the features of a layer are 
 over pairs here: the same ranking wherever all cases have equally many points, since log L(L - 1) is then a constant,
 and no case with few points outweighs the others. `energy_sum=True` has the equation to the letter.
 
-Ours, where the paper says nothing: a class counts in the cases that have at least two points of it, and in at least two
+Ours: E is over all points that were drawn, of every class equally many, where the paper draws from the whole case. And
+where it says nothing: a class counts in the cases that have at least two points of it, and in at least two
 of them; coinciding points are FLOOR apart, so that E stays finite; E of more than LARGEST points is that of LARGEST.
 `official` and `debiased` are the variants; wasserstein.py has W2.
 """

@@ -28,7 +28,8 @@ def static(sample: Sample, first: str = "") -> Prepared:
     """Prepare the terms that `fuse` ranks: known results, parameters, images, and whether the method comes first."""
     facts = sample.facts
     known = known_result(facts, (facts.target,) if facts.target else ())
-    row = [known, facts.parameters, facts.cases, float(bool(first) and facts.method == first)]
+    comes_first = bool(first) and facts.method is not None and _stem(facts.method) == first
+    row = [known, facts.parameters, facts.cases, float(comes_first)]
     values = np.array([np.nan if value is None else float(value) for value in row])
     names = ("known results", "parameters", "images")
     parts = {name: float(value) for name, value in zip(names, values, strict=False) if np.isfinite(value)}
@@ -63,10 +64,11 @@ def known_result(facts: Facts, leave_out: tuple[str, ...] = ()) -> float | None:
         return None
     found = {}
     for network, rows in tables["networks"].items():
-        if facts.method in rows:
+        method = facts.method if facts.method in rows else _stem(facts.method)
+        if method in rows:
             values = np.array([list(row) for row in rows.values()])[:, targets]
             z = (values - values.mean(0)) / values.std(0)
-            found[network] = float(z[list(rows).index(facts.method)].mean())
+            found[network] = float(z[list(rows).index(method)].mean())
     if not found:
         return None
     return found.get(facts.network or "", sum(found.values()) / len(found))
@@ -75,6 +77,11 @@ def known_result(facts: Facts, leave_out: tuple[str, ...] = ()) -> float | None:
 @cache
 def _known_results() -> dict[str, Any]:
     return tomllib.loads((files("stunet.presets") / "known_results.toml").read_text())
+
+
+def _stem(method: str) -> str:
+    """The method without its variant: mae of mae-no-skips."""
+    return method.split("-")[0]
 
 
 def _ranks(values: Array) -> Array:

@@ -15,12 +15,14 @@ def test_known_results_are_of_the_network_or_else_of_the_method() -> None:
     assert known_result(Facts("STU-Net", "simmim")) == known_result(Facts("Primus-M", "simmim"))
     assert known_result(Facts("STU-Net", "supervised")) is known_result(Facts()) is None
     assert known_result(Facts("ResEnc-L", "mae"), ("KIT",)) != cnn
+    assert known_result(Facts("ResEnc-L", "mae-no-skips")) == cnn
 
 
 def test_mae_is_first_of_the_self_supervised_on_both_networks() -> None:
     for network in ("ResEnc-L", "Primus-M"):
         mae, *others = (
-            known_result(Facts(network, method)) for method in ("mae", "voco", "swinunetr", "simclr", "vf", "mg", "s3d")
+            known_result(Facts(network, method))
+            for method in ("mae", "voco", "swinunetr", "simclr", "fusion", "mg", "s3d")
         )
         assert mae is not None
         assert all(other is not None and (other < mae) for other in others)
