@@ -79,6 +79,17 @@ def test_scores_of_the_public_code() -> None:
             assert p.parts[f"{layer}: w"] == pytest.approx(w, rel=1e-7)
 
 
+@pytest.mark.slow
+def test_the_score_of_the_public_code_for_20_cases_and_4_classes() -> None:
+    features = make(7, 20, 4, {"0": (100, 256), "1": (200, 128), "2": (400, 64)})
+    prepared = [official(one_layer(features, layer)) for layer in features]
+    assert sum(score(p) for p in prepared) == pytest.approx(-24.60140436605105, abs=1e-6)
+    for p, layer, w in zip(
+        prepared, features, [3704.5655724510634, 2536.187961226364, 1744.4395224517548], strict=True
+    ):
+        assert p.parts[f"{layer}: w"] == pytest.approx(w, rel=1e-7)
+
+
 def test_varieties_of_the_public_code() -> None:
     for rows, expected in (
         (np.random.RandomState(4).standard_normal((20, 64)), 0.09161649354716124),
@@ -93,11 +104,21 @@ def test_varieties_of_the_public_code() -> None:
 
 
 def test_scores_of_the_paper() -> None:
-    for name, (summed, mean, _) in PAPER.items():
+    def unit(rows: NDArray[Any]) -> NDArray[Any]:
+        return rows / np.linalg.norm(rows.astype(np.float64), axis=1, keepdims=True)
+
+    for name, (summed, mean, of_unit_vectors) in PAPER.items():
         features = features_of(name)
         samples = [one_layer(features, layer) for layer in features]
+        prepared = [paper(sample) for sample in samples]
+        assert np.mean([score(p) for p in prepared]) == pytest.approx(mean, rel=1e-8), name
         assert np.mean([score(paper(s, energy_sum=True)) for s in samples]) == pytest.approx(summed, rel=1e-9), name
-        assert np.mean([score(paper(s)) for s in samples]) == pytest.approx(mean, rel=1e-8), name
+        ratios = [
+            np.mean([1 / energy(unit(rows)) for rows in s.layers[0].features.values()])
+            / p.parts[f"{layer}: consistency"]
+            for s, p, layer in zip(samples, prepared, features, strict=True)
+        ]
+        assert np.mean(np.log(ratios)) == pytest.approx(of_unit_vectors, rel=1e-9), name
 
 
 def test_parts_of_the_paper() -> None:
