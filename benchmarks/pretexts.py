@@ -26,7 +26,8 @@ import numpy as np
 import torch
 
 from stunet import workspace
-from stunet.console import table
+from stunet.console import note, table
+from stunet.errors import UsageError
 from stunet.files import read_json
 from stunet.losses import DeepSupervision, DiceCE
 from stunet.networks import STUNet
@@ -36,7 +37,7 @@ from stunet.trainers.pretexts.base import Patches, Setting
 from stunet.trainers.pretexts.corruptions import LARGEST, WINDOWS, shuffle
 from stunet.trainers.pretexts.methods import METHODS, build
 
-STRIDES = [[1, 1, 1]] + 5 * [[2, 2, 2]]
+STRIDES = [[1, 1, 1]] + 4 * [[2, 2, 2]] + [[1, 1, 1]]  # as planned for patches of 64 voxels
 SUPERVISED = "supervised"
 
 
@@ -67,8 +68,11 @@ def compare_methods(args: argparse.Namespace) -> None:
     context = get_context("spawn")
     measured = {}
     for name in (SUPERVISED, *args.methods):
-        with ProcessPoolExecutor(1, context) as pool:
-            measured[name] = pool.submit(measure, name, args.size, args.edge, args.batch, args.repeats).result()
+        try:
+            with ProcessPoolExecutor(1, context) as pool:
+                measured[name] = pool.submit(measure, name, args.size, args.edge, args.batch, args.repeats).result()
+        except UsageError as error:
+            note(f"{name}: {error}")
     step, _, peak = measured[SUPERVISED]
     rows = [
         [
@@ -144,7 +148,7 @@ class Free:
             images.new_zeros(len(images), width, 1, 1, 1) for width in widths[1:]
         ]
 
-    def decode(self, network: Any, features: list[torch.Tensor]) -> torch.Tensor:
+    def decode(self, network: Any, features: list[torch.Tensor], levels: int | None = None) -> torch.Tensor:
         return features[0]
 
     def __getattr__(self, name: str) -> Any:
