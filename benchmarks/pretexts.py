@@ -143,13 +143,14 @@ class Free:
         self.architecture = architecture
 
     def features(self, network: Any, images: torch.Tensor) -> list[torch.Tensor]:
-        widths = [stage[0].conv1.out_channels for stage in network.conv_blocks_context]
-        return [images.new_zeros(len(images), width, *images.shape[2:]) for width in widths[:1]] + [
-            images.new_zeros(len(images), width, 1, 1, 1) for width in widths[1:]
-        ]
+        sides, features = list(images.shape[2:]), []
+        for stage, strides in zip(network.conv_blocks_context, STRIDES, strict=True):
+            sides = [-(-side // stride) for side, stride in zip(sides, strides, strict=True)]
+            features.append(images.new_zeros(1).expand(len(images), stage[0].conv1.out_channels, *sides))
+        return features
 
     def decode(self, network: Any, features: list[torch.Tensor], levels: int | None = None) -> torch.Tensor:
-        return features[0]
+        return features[0 if levels is None else len(features) - 1 - levels]
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.architecture, name)
