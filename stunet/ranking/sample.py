@@ -155,6 +155,16 @@ class Sample:
         layers = self.levels()
         return layers[-1] if layers[-1].part == DECODER else layers[max(0, len(layers) - 1 - len(layers) // 2)]
 
+    def head(self) -> Mapping[str, Floats]:
+        """The predictions.
+
+        Raises:
+            DataError: The candidate has no head.
+        """
+        if self.predictions is None:
+            raise DataError("this candidate has no head", "leave the score out; nleep needs none")
+        return self.predictions
+
     def labels(self, case: str) -> Integers:
         return self.points[case].labels
 

@@ -81,10 +81,10 @@ class Score:
         Raises:
             DataError: The sample lacks what the score needs, or the score is not defined for it.
         """
-        if self.needs == PREDICTIONS and sample.predictions is None:
-            raise DataError(f"{self.name}: this candidate has no head", "leave the score out, or take nleep")
         with one_thread():
-            return self.statistics(sample)
+            prepared = self.statistics(sample)
+        self.scores([prepared], everyone(prepared))  # one candidate's undefined score must not stop a pool later
+        return prepared
 
     def compute(self, sample: Sample) -> Value:
         """Score one candidate at all its cases; a score that a pool fuses is fused over this candidate alone.

@@ -1,16 +1,16 @@
 """Probe: Dice of a linear classifier on the features, trained and tested on different cases.
 
 Linear discriminant analysis with the covariance shrunk by Ledoit and Wolf (scikit-learn), in FOLDS folds of cases; the
-score is the mean over cases and foreground classes of Dice at points that the classifier has not seen. Classes are as
-frequent as `Points.weights` say, and Dice counts points with them. A bootstrap draws held-out cases; classifiers are
-not trained again.
+score is the mean over foreground classes of Dice at points of cases that the classifier has not seen. Classes are as
+frequent as `Points.weights` say, Dice counts points with them, and pools all cases (zero_shot.py has the reason). A
+bootstrap draws held-out cases; classifiers are not trained again.
 """
 
 import numpy as np
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
 from stunet.errors import DataError
-from stunet.ranking.sample import BACKGROUND, Integers, Sample
+from stunet.ranking.sample import BACKGROUND, Sample
 from stunet.ranking.scores.base import SAME, Array, Counts, Prepared
 
 FOLDS = 5
@@ -26,7 +26,7 @@ def probe(sample: Sample) -> Prepared:
     if len(cases) < 2:
         raise DataError("probe: one case leaves none to test on", "two labelled cases or more")
     classes = [label for label in sample.classes if label != BACKGROUND]
-    dice = np.full((len(cases), len(classes)), np.nan)
+    both, total, labelled = (np.zeros((len(cases), len(classes))) for _ in range(3))
     fold_of = np.arange(len(cases)) % min(FOLDS, len(cases))
     for fold in range(fold_of.max() + 1):
         training = [case for case, of in zip(cases, fold_of, strict=True) if of != fold]
@@ -45,24 +45,29 @@ def probe(sample: Sample) -> Prepared:
         model.fit((rows[:, varying] - centre) / scale, labels)
         for i in np.flatnonzero(fold_of == fold):
             found = model.predict((layer.features[cases[i]][:, varying] - centre) / scale)
-            dice[i] = _dice(found, sample.labels(cases[i]), sample.weights(cases[i]), classes)
-    known = np.isfinite(dice)
-    values = np.where(known, dice, 0)
+            own, weight = sample.labels(cases[i]), sample.weights(cases[i])
+            for k, label in enumerate(classes):
+                both[i, k] = weight[(found == label) & (own == label)].sum()
+                labelled[i, k] = weight[own == label].sum()
+                total[i, k] = labelled[i, k] + weight[found == label].sum()
+
+    def dice(counts: Counts) -> Array:
+        """Dice of each class in draws (B, K); nan where a draw has no points of it."""
+        return np.divide(
+            2 * counts @ both,
+            counts @ total,
+            out=np.full((len(counts), len(classes)), np.nan),
+            where=counts @ labelled > 0,
+        )
 
     def terms(counts: Counts) -> Array:
-        weights = (counts @ known).sum(1)
-        totals = (counts @ values).sum(1)
-        return np.divide(totals, weights, out=np.full(len(counts), np.nan), where=weights > 0)
+        values = dice(counts)
+        known = np.isfinite(values)
+        return np.divide(
+            np.where(known, values, 0).sum(1), known.sum(1), out=np.full(len(counts), np.nan), where=known.any(1)
+        )
 
-    means = {f"class {label}": float(values[:, k].sum() / known[:, k].sum()) for k, label in enumerate(classes)}
-    return Prepared(cases, terms, means, layer.part)
-
-
-def _dice(found: Integers, labels: Integers, weights: Array, classes: list[int]) -> list[float]:
-    """Return the Dice of each class that the case has points of; nan for the others."""
-    result = []
-    for label in classes:
-        there, here = found == label, labels == label
-        total = weights[there].sum() + weights[here].sum()
-        result.append(float(2 * weights[there & here].sum() / total) if here.any() else float("nan"))
-    return result
+    parts = {
+        f"class {label}": float(value) for label, value in zip(classes, dice(np.ones((1, len(cases))))[0], strict=True)
+    }
+    return Prepared(cases, terms, parts, layer.part)

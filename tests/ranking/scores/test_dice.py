@@ -38,6 +38,12 @@ def test_weights_make_it_the_dice_of_voxels() -> None:
     assert SCORES["zero-shot"].compute(weighted).score == pytest.approx(2 * 5 / (10 + 15))
 
 
+def test_predictions_where_a_case_lacks_the_class_count_against_it() -> None:
+    sample = head([0, 0, 1, 1], [0, 1, 1, 1], classes=2)
+    lacking = replace(sample, points={**sample.points, "b": points_of(np.array([0, 0, 0, 0]))})
+    assert SCORES["zero-shot"].compute(lacking).score == pytest.approx(2 * 2 / (2 + 6))
+
+
 def test_a_probe_separates_classes_that_are_apart_in_all_cases() -> None:
     apart, shifted = (SCORES["probe"].compute(random_sample(case_shift=s, separation=5.0)) for s in (0.1, 6.0))
     assert apart.score > 0.99
@@ -50,5 +56,6 @@ def test_a_probe_needs_two_cases_and_two_classes() -> None:
         probe(random_sample().only(["case0"]))
     sample = random_sample()
     background = {case: points_of(np.zeros_like(points.labels)) for case, points in sample.points.items()}
+    assert SCORES["probe"].scores([probe(sample)], np.array([[2.0, 1, 1, 0, 0, 1]])).shape == (1, 1)
     with pytest.raises(DataError, match="one class"):
         probe(replace(sample, points=background))
