@@ -123,7 +123,7 @@ def candidate() -> Sample:
 
 def all_scores() -> dict[str, dict[str, float]]:
     """CPU seconds of each score: of the statistics, and of DRAWS draws of cases."""
-    sample, counts, rows = candidate(), draw_cases(CASES), {}
+    sample, counts, rows = candidate(), draw_cases(CASES), {}  # scores share what more than one needs
     for name, score in SCORES.items():
         start = time.process_time()
         prepared = score.prepare(sample)

@@ -4,9 +4,9 @@ Arrays of numpy only, so that scores know nothing of networks, images and files.
 Layers are ordered from coarse to fine. scores/base.py says what a score is.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,7 @@ REGIONS = ("interior", "boundary", "background near", "background far")
 ENCODER, DECODER = "encoder", "decoder"
 LEVELS = 3  # CC-FV reads the three finest, as the configurations of its public code do
 
+T = TypeVar("T")
 Floats = NDArray[np.floating[Any]]
 Integers = NDArray[np.integer[Any]]
 
@@ -91,6 +92,7 @@ class Sample:
     layers: Sequence[Layer] = ()
     predictions: Mapping[str, Floats] | None = None
     facts: Facts = field(default_factory=Facts)
+    _known: dict[Any, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if not self.points:
@@ -154,6 +156,12 @@ class Sample:
         """
         layers = self.levels()
         return layers[-1] if layers[-1].part == DECODER else layers[max(0, len(layers) - 1 - len(layers) // 2)]
+
+    def once(self, key: Any, compute: Callable[[], T]) -> T:
+        """Return what several scores need of this sample, computed when the first asks."""
+        if key not in self._known:
+            self._known[key] = compute()
+        return self._known[key]
 
     def head(self) -> Mapping[str, Floats]:
         """The predictions.

@@ -18,7 +18,7 @@ of them; coinciding points are FLOOR apart, so that E stays finite; E of more th
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,7 +26,7 @@ import numpy as np
 from stunet.errors import DataError
 from stunet.ranking.sample import BACKGROUND, Floats, Layer, Sample
 from stunet.ranking.scores.base import SAME, Array, Counts, Prepared
-from stunet.ranking.scores.wasserstein import Gaussian, fit, squared_distances
+from stunet.ranking.scores.wasserstein import fit, squared_distances
 
 log = logging.getLogger("stunet")
 
@@ -39,28 +39,30 @@ LEAST_SHARE = 0.01  # of W2^2 that debiasing leaves of it
 
 @dataclass(frozen=True)
 class Consistency:
-    """W2^2 (K, N, N) between cases for each foreground class of a layer, nan where a case has too few points of it.
+    """How far the foreground classes of a layer are apart between cases.
 
-    `halves` (K, N) has W2^2 between two halves of a case's points, or zeros; `points` is the median of points.
+    Attributes:
+        labels: Of the K classes.
+        squares: (K, N, N) W2^2, nan where a case has too few points of a class.
+        points: Median of the points of a class in a case.
     """
 
+    labels: Sequence[int]
     squares: Array
-    halves: Array
     points: float
 
-    def per_class(self, counts: Counts, debias: bool = False) -> Array:
-        """Return the mean W2 (B, K) over pairs of different cases in draws; nan where a class has no pair."""
-        if not debias:
-            return self._means(np.sqrt(self.squares), counts)
-        noise = (self.halves[:, :, None] + self.halves[:, None, :]) / 4
-        raw = self._means(self.squares, counts)
-        return np.sqrt(np.maximum(self._means(self.squares - noise, counts), LEAST_SHARE * raw))
+    def per_class(self, counts: Counts, halves: Array | None = None) -> Array:
+        """Return the mean W2 (B, K) over pairs of different cases in draws; nan where a class has no pair.
 
-    def _means(self, values: Array, counts: Counts) -> Array:
-        pairs = np.isfinite(self.squares) & ~np.eye(values.shape[1], dtype=bool)
-        totals = np.stack([_over_pairs(v, counts) for v in np.where(pairs, values, 0)], 1)
-        weights = np.stack([_over_pairs(v, counts) for v in pairs.astype(np.float64)], 1)
-        return np.divide(totals, weights, out=np.full_like(totals, np.nan), where=weights > 0)
+        Args:
+            counts: (B, N).
+            halves: (K, N) W2^2 between two halves of a case's points, to take out their noise; nan: too few points.
+        """
+        if halves is None:
+            return _means(np.sqrt(self.squares), counts)
+        without_noise = self.squares - (halves[:, :, None] + halves[:, None, :]) / 4
+        raw = np.where(np.isfinite(without_noise), self.squares, np.nan)
+        return np.sqrt(np.maximum(_means(without_noise, counts), LEAST_SHARE * _means(raw, counts)))
 
 
 def paper(sample: Sample, energy_sum: bool = False, debias: bool = False) -> Prepared:
@@ -71,17 +73,18 @@ def paper(sample: Sample, energy_sum: bool = False, debias: bool = False) -> Pre
     """
 
     def prepare(layer: Layer) -> tuple[Callable[[Counts], Array], dict[str, float]]:
-        consistency = measure(layer, sample, debias)
-        inverse = np.array([_inverse_energy(layer.features[case], energy_sum) for case in sample.cases])
+        consistency = measure(layer, sample)
+        halves = between_halves(layer, sample, consistency.labels) if debias else None
+        inverse = _inverse_energies(layer, sample, energy_sum)
         known = np.isfinite(inverse)
 
         def log_ratio(counts: Counts) -> Array:
             weights = (counts * known).sum(1)
             variety = np.divide(counts @ np.where(known, inverse, 0), weights, where=weights > 0, out=_nans(counts))
-            return _log(variety) - _log(_sum_of_classes(consistency.per_class(counts, debias)))
+            return _log(variety) - _log(_sum_of_classes(consistency.per_class(counts, halves)))
 
         parts = {
-            "consistency": float(consistency.per_class(_once(sample), debias).sum(1)[0]),
+            "consistency": float(_sum_of_classes(consistency.per_class(_once(sample), halves))[0]),
             "variety": float(inverse[known].mean()) if known.any() else 0.0,
         }
         return log_ratio, parts | {"points": consistency.points, "channels": float(_channels(layer))}
@@ -137,32 +140,50 @@ def official(sample: Sample) -> Prepared:
     return _over_layers(sample, prepare, np.sum)
 
 
-def measure(layer: Layer, sample: Sample, halve: bool = False) -> Consistency:
-    """Compute W2^2 between all cases for each foreground class that two cases have points of.
+def measure(layer: Layer, sample: Sample) -> Consistency:
+    """Compute W2^2 between all cases for each foreground class that two cases have two points of.
 
     Raises:
         DataError: There is no such class.
     """
-    squares, halves, points, left_out = [], [], [], 0
-    least = 4 if halve else 2
+    return sample.once(("W2", layer.part, layer.name), lambda: _measure(layer, sample))
+
+
+def _measure(layer: Layer, sample: Sample) -> Consistency:
+    labels, squares, points, left_out = [], [], [], 0
     for label in sample.classes:
         if label == BACKGROUND:
             continue
         rows = [layer.features[case][sample.labels(case) == label] for case in sample.cases]
-        enough = [len(r) >= least for r in rows]
+        enough = [len(r) >= 2 for r in rows]
         left_out += len(rows) - sum(enough)
         if sum(enough) < 2:
             continue
+        labels.append(label)
         squares.append(squared_distances([fit(r) if ok else None for r, ok in zip(rows, enough, strict=True)]))
-        halves.append([_between_halves(r) if halve and ok else 0.0 for r, ok in zip(rows, enough, strict=True)])
         points += [len(r) for r, ok in zip(rows, enough, strict=True) if ok]
     if not squares:
-        raise DataError(
-            f"no foreground class has {least} points or more in two cases", "more cases, or more points for each class"
-        )
+        raise DataError("no foreground class has two points in two cases", "more cases, or more points of each class")
     if left_out:
         log.info("CC-FV, layer %s: %d times, a case had too few points of a class", layer.name, left_out)
-    return Consistency(np.stack(squares), np.array(halves), float(np.median(points)))
+    return Consistency(labels, np.stack(squares), float(np.median(points)))
+
+
+def between_halves(layer: Layer, sample: Sample, labels: Sequence[int]) -> Array:
+    """Compute W2^2 (K, N) between two halves of each case's points of each class; nan for fewer than four.
+
+    Which points are in a half is random, because their order has a meaning.
+    """
+
+    def of_case(rows: Floats) -> float:
+        if len(rows) < 4:
+            return float("nan")
+        mixed = rows[np.random.RandomState(len(rows)).permutation(len(rows))]
+        middle = len(rows) // 2
+        return float(squared_distances([fit(mixed[:middle]), fit(mixed[middle:])])[0, 1])
+
+    cases = sample.cases
+    return np.array([[of_case(layer.features[c][sample.labels(c) == label]) for c in cases] for label in labels])
 
 
 def energy(rows: Floats, s: float = 1) -> float:
@@ -187,20 +208,15 @@ def energy(rows: Floats, s: float = 1) -> float:
     return float(total / (count * (count - 1)))
 
 
-def _inverse_energy(rows: Floats, energy_sum: bool) -> float:
-    """Return 1 / E of a case; nan if it has one point only."""
-    if len(rows) < 2:
-        return float("nan")
-    pairs = len(rows) * (len(rows) - 1) if energy_sum else 1
-    return 1 / (pairs * energy(rows))
+def _inverse_energies(layer: Layer, sample: Sample, energy_sum: bool) -> Array:
+    """Return 1 / E of each case; nan for one point only."""
+    rows = [layer.features[case] for case in sample.cases]
 
+    def energies() -> Array:
+        return np.array([energy(r) if len(r) > 1 else np.nan for r in rows])
 
-def _between_halves(rows: Floats) -> float:
-    """Return W2^2 between two halves of the points; which points is random, because their order has a meaning."""
-    mixed = rows[np.random.RandomState(len(rows)).permutation(len(rows))]
-    middle = len(rows) // 2
-    pair: list[Gaussian | None] = [fit(mixed[:middle]), fit(mixed[middle:])]
-    return float(squared_distances(pair)[0, 1])
+    pairs = np.array([len(r) * (len(r) - 1) if energy_sum else 1 for r in rows])
+    return 1 / (pairs * sample.once(("energy", layer.part, layer.name), energies))
 
 
 def _over_layers(
@@ -227,6 +243,14 @@ def _sum_of_classes(per_class: Array) -> Array:
     known = np.isfinite(per_class)
     totals, classes = np.where(known, per_class, 0).sum(1), known.sum(1)
     return np.divide(totals * per_class.shape[1], classes, where=classes > 0, out=_nans(per_class))
+
+
+def _means(values: Array, counts: Counts) -> Array:
+    """Return the means (B, K) of values (K, N, N) over pairs of different cases in draws, nan if there are none."""
+    pairs = np.isfinite(values) & ~np.eye(values.shape[1], dtype=bool)
+    totals = np.stack([_over_pairs(v, counts) for v in np.where(pairs, values, 0)], 1)
+    weights = np.stack([_over_pairs(v, counts) for v in pairs.astype(np.float64)], 1)
+    return np.divide(totals, weights, out=np.full_like(totals, np.nan), where=weights > 0)
 
 
 def _over_pairs(values: Array, counts: Counts) -> Array:

@@ -19,6 +19,8 @@ leaks nothing; a candidate alone is fused without N. S changes with the candidat
 self-supervised model is mostly random: then GRTD is of the encoder and a random map.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -28,6 +30,10 @@ from stunet.ranking.scores.base import Array, Counts, Prepared
 
 POINTS, ANCHORS, NEIGHBOURS = 200, 50, 16
 DECODER_WIDTH, ENCODER_WIDTH = 0.8, 0.9
+Indices = NDArray[np.intp]
+
+
+GRAPHS = 8  # whose distances are in memory at a time
 
 
 def topology(sample: Sample) -> Prepared:
@@ -36,6 +42,10 @@ def topology(sample: Sample) -> Prepared:
     Raises:
         DataError: No decoder levels, no encoder stages, or no foreground point at a boundary.
     """
+    return sample.once("topology", lambda: _topology(sample))
+
+
+def _topology(sample: Sample) -> Prepared:
     decoder, encoder = sample.of(DECODER), sample.of(ENCODER)
     if not decoder or not encoder:
         missing = ENCODER if decoder else DECODER
@@ -44,7 +54,8 @@ def topology(sample: Sample) -> Prepared:
     if foreground == 0:
         raise DataError("topology: no case has foreground points", "check the labels")
     cases = sample.cases
-    of_trees = np.array([[tree_divergence(layer.features[c], sample.labels(c)) for c in cases] for layer in decoder])
+    labels = [sample.labels(case) for case in cases]
+    of_trees = np.array([tree_divergences([layer.features[c] for c in cases], labels) for layer in decoder])
     of_boundaries = np.array([[_leakage(layer, sample, c) for c in cases] for layer in encoder])
     grtd = -(_decoder_weights(len(decoder)) @ of_trees)
     lbtc = 1 - _encoder_weights(len(encoder)) @ of_boundaries
@@ -77,27 +88,40 @@ def fuse_corrected(terms: Array) -> Array:
     return fuse(terms * np.array([-1, 1, 1]))
 
 
-def tree_divergence(rows: Floats, labels: Integers) -> float:
-    """Return the mean over classes of d_c for the points of a case; nan for one point, or if all coincide."""
-    chosen = np.concatenate([_evenly(np.flatnonzero(labels == label), POINTS) for label in np.unique(labels)])
-    rows, labels = rows[chosen], labels[chosen]
-    if len(rows) < 2:
-        return float("nan")
-    distances = _distances(rows[None])
-    starts, ends = spanning_trees(distances)
-    lengths = distances[0, starts[0], ends[0]]
-    median = np.median(distances[0][np.triu_indices(len(rows), 1)])
-    across = np.where(labels[starts[0]] == labels[ends[0]], 0, np.minimum(lengths, median))
+def tree_divergences(features: Sequence[Floats], labels: Sequence[Integers]) -> Array:
+    """Return the mean over classes of d_c for the points of each case; nan for one point, or if all coincide."""
+    chosen = [
+        np.concatenate([_evenly(np.flatnonzero(own == label), POINTS) for label in np.unique(own)]) for own in labels
+    ]
+    result = np.full(len(labels), np.nan)
+    for size in {len(c) for c in chosen} - {1}:
+        same = [i for i, c in enumerate(chosen) if len(c) == size]  # trees of one size are grown together
+        for start in range(0, len(same), GRAPHS):
+            group = same[start : start + GRAPHS]
+            distances = _distances(np.stack([features[i][chosen[i]] for i in group]))
+            starts, ends = spanning_trees(distances)
+            for k, i in enumerate(group):
+                result[i] = _divergence(distances[k], starts[k], ends[k], labels[i][chosen[i]])
+    return result
+
+
+def _divergence(distances: Array, starts: Indices, ends: Indices, labels: Integers) -> float:
+    """Return the mean of d_c over the classes of one tree."""
+    lengths = distances[starts, ends]
+    most = lengths.max()
+    if np.count_nonzero(distances < most) > distances.size / 2:  # else no edge is longer than the median
+        most = np.median(distances[np.triu_indices(len(distances), 1)])
+    across = np.where(labels[starts] == labels[ends], 0, np.minimum(lengths, most))
     divergences = []
     for label in np.unique(labels):
-        touching = (labels[starts[0]] == label) | (labels[ends[0]] == label)
+        touching = (labels[starts] == label) | (labels[ends] == label)
         total = lengths[touching].sum()
         if total > 0:
             divergences.append((total - across[touching].sum()) / total)
     return float(np.mean(divergences)) if divergences else float("nan")
 
 
-def spanning_trees(distances: Array) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+def spanning_trees(distances: Array) -> tuple[Indices, Indices]:
     """Grow a minimum spanning tree in each of G complete graphs (G, V, V): ends of its edges, (G, V - 1) each.
 
     Prim's algorithm, for all graphs in step. scipy's takes a distance of 0 for no edge.
@@ -116,8 +140,8 @@ def spanning_trees(distances: Array) -> tuple[NDArray[np.intp], NDArray[np.intp]
         outside[every, added] = False
         rows = distances[every, added]
         closer = outside & (rows < nearest)
-        nearest = np.where(closer, rows, nearest)
-        parents[closer] = np.broadcast_to(added[:, None], parents.shape)[closer]
+        np.copyto(nearest, rows, where=closer)
+        np.copyto(parents, added[:, None], where=closer)
         nearest[every, added] = np.inf
     return starts, ends
 
@@ -132,7 +156,7 @@ def _leakage(layer: Layer, sample: Sample, case: str) -> float:
     norms = np.square(rows).sum(1)
     squares = norms[anchors, None] + norms - 2 * rows[anchors] @ rows.T
     count = min(NEIGHBOURS, len(rows))
-    nearest = np.argsort(squares, axis=1, kind="stable")[:, :count]
+    nearest = np.sort(np.argpartition(squares, count - 1, axis=1)[:, :count], axis=1)
     mixed = nearest[np.ptp(labels[nearest], axis=1) > 0]
     if len(mixed) == 0:
         return 0.0
@@ -153,7 +177,7 @@ def _distances(rows: Floats) -> Array:
     return np.sqrt(squares)
 
 
-def _evenly(indices: NDArray[np.intp], most: int) -> NDArray[np.intp]:
+def _evenly(indices: Indices, most: int) -> Indices:
     return indices[np.linspace(0, len(indices) - 1, min(len(indices), most)).astype(int)]
 
 

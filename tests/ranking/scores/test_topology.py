@@ -15,7 +15,7 @@ from stunet.ranking.scores.topology import (
     fuse_corrected,
     spanning_trees,
     topology,
-    tree_divergence,
+    tree_divergences,
 )
 from tests.ranking.samples import points_of, random_sample
 
@@ -33,9 +33,13 @@ def test_trees_are_scipys() -> None:
 def test_the_divergence_of_points_on_a_line() -> None:
     rows = np.array([[0.0], [1], [3], [6], [6]])
     labels = np.array([0, 0, 1, 1, 1])  # edges of 1 (inside 0), 2 (across), 3 and 0 (inside 1); median distance 3
-    assert tree_divergence(rows, labels) == pytest.approx((1 / 3 + 3 / 5) / 2)
-    assert np.isnan(tree_divergence(np.zeros((4, 2)), np.array([0, 1, 0, 1])))
-    assert np.isnan(tree_divergence(rows[:1], labels[:1]))
+    far = np.array([[0.0], [1], [100], [101]])  # the edge across is longer than the median, 99.5, and counts as that
+    found = tree_divergences([rows, np.zeros((4, 1)), rows[:1], far], [labels, labels[1:], labels[:1], labels[1:]])
+    assert found[0] == pytest.approx((1 / 3 + 3 / 5) / 2)
+    assert np.isnan(found[1:3]).all()
+    far_labels = np.array([0, 0, 1, 1])
+    (found_far,) = tree_divergences([far], [far_labels])
+    assert found_far == pytest.approx((100 - 99) / 100)
 
 
 def test_layer_weights_are_the_published_ones() -> None:
