@@ -32,7 +32,7 @@ log = logging.getLogger("stunet")
 
 FLOOR = 1e-6  # of the mean squared distance between points of a case: the least squared distance that counts
 LARGEST = 2000  # points of a case in E, whose cost is quadratic; evenly chosen from all
-BLOCK = 256
+BLOCK = 128
 OFFICIAL_EPSILON = 1e-3
 LEAST_SHARE = 0.01  # of W2^2 that debiasing leaves of it
 
@@ -199,10 +199,12 @@ def energy(rows: Floats, s: float = 1) -> float:
     floor = FLOOR * 2 * norms.sum() / (count - 1)
     total = 0.0
     for start in range(0, count, BLOCK):
-        block = values[start : start + BLOCK]
-        squares = norms[start : start + BLOCK, None] + norms[start:] - 2 * block @ values[start:].T
-        np.maximum(squares, floor, out=squares)
-        terms = -0.5 * np.log(squares) if s == 0 else 1 / np.sqrt(squares) ** s
+        block = -2 * values[start : start + BLOCK]
+        terms = block @ values[start:].T
+        terms += norms[start:]
+        terms += norms[start : start + BLOCK, None]
+        np.sqrt(np.maximum(terms, floor, out=terms), out=terms)
+        terms = -np.log(terms) if s == 0 else np.reciprocal(terms, out=terms) ** s
         size = len(block)
         total += 2 * terms[:, size:].sum() + terms[:, :size].sum() - np.trace(terms[:, :size])
     return float(total / (count * (count - 1)))

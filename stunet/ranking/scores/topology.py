@@ -28,12 +28,12 @@ from stunet.errors import DataError
 from stunet.ranking.sample import BACKGROUND, BOUNDARY, DECODER, ENCODER, Floats, Integers, Layer, Sample
 from stunet.ranking.scores.base import Array, Counts, Prepared
 
-POINTS, ANCHORS, NEIGHBOURS = 200, 50, 16
+POINTS, ANCHORS, NEIGHBOURS = 150, 50, 16
 DECODER_WIDTH, ENCODER_WIDTH = 0.8, 0.9
 Indices = NDArray[np.intp]
 
 
-GRAPHS = 8  # whose distances are in memory at a time
+GRAPHS = 10  # whose distances are in memory at a time
 
 
 def topology(sample: Sample) -> Prepared:
@@ -98,19 +98,19 @@ def tree_divergences(features: Sequence[Floats], labels: Sequence[Integers]) -> 
         same = [i for i, c in enumerate(chosen) if len(c) == size]  # trees of one size are grown together
         for start in range(0, len(same), GRAPHS):
             group = same[start : start + GRAPHS]
-            distances = _distances(np.stack([features[i][chosen[i]] for i in group]))
-            starts, ends = spanning_trees(distances)
+            squares = _squared_distances(np.stack([features[i][chosen[i]] for i in group]))
+            starts, ends = spanning_trees(squares)
             for k, i in enumerate(group):
-                result[i] = _divergence(distances[k], starts[k], ends[k], labels[i][chosen[i]])
+                result[i] = _divergence(squares[k], starts[k], ends[k], labels[i][chosen[i]])
     return result
 
 
-def _divergence(distances: Array, starts: Indices, ends: Indices, labels: Integers) -> float:
+def _divergence(squares: Array, starts: Indices, ends: Indices, labels: Integers) -> float:
     """Return the mean of d_c over the classes of one tree."""
-    lengths = distances[starts, ends]
+    lengths = np.sqrt(squares[starts, ends])
     most = lengths.max()
-    if np.count_nonzero(distances < most) > distances.size / 2:  # else no edge is longer than the median
-        most = np.median(distances[np.triu_indices(len(distances), 1)])
+    if np.count_nonzero(squares < most**2) > (squares.size - len(squares)) / 2:  # else no edge exceeds the median
+        most = np.median(np.sqrt(squares[np.triu_indices(len(squares), 1)]))
     across = np.where(labels[starts] == labels[ends], 0, np.minimum(lengths, most))
     divergences = []
     for label in np.unique(labels):
@@ -123,6 +123,8 @@ def _divergence(distances: Array, starts: Indices, ends: Indices, labels: Intege
 
 def spanning_trees(distances: Array) -> tuple[Indices, Indices]:
     """Grow a minimum spanning tree in each of G complete graphs (G, V, V): ends of its edges, (G, V - 1) each.
+
+    Squared distances have the same tree.
 
     Prim's algorithm, for all graphs in step. scipy's takes a distance of 0 for no edge.
     """
@@ -160,21 +162,26 @@ def _leakage(layer: Layer, sample: Sample, case: str) -> float:
     mixed = nearest[np.ptp(labels[nearest], axis=1) > 0]
     if len(mixed) == 0:
         return 0.0
-    starts, ends = spanning_trees(_distances(rows[mixed]))
+    starts, ends = spanning_trees(_squared_distances(rows[mixed]))
     own = labels[mixed]
     across = np.take_along_axis(own, starts, 1) != np.take_along_axis(own, ends, 1)
     return float(across.mean())
 
 
-def _distances(rows: Floats) -> Array:
-    """Distances (G, V, V) between the points of each of G sets (G, V, D)."""
+def _squared_distances(rows: Floats) -> Array:
+    """Squared distances (G, V, V) between the points of each of G sets (G, V, D)."""
     values = rows.astype(np.float64)
-    values = values - values.mean(1, keepdims=True)
+    values -= values.mean(1, keepdims=True)
     norms = np.square(values).sum(-1)
-    squares = norms[:, :, None] + norms[:, None] - 2 * values @ values.swapaxes(1, 2)
+    squares = np.empty((*norms.shape, norms.shape[1]))
+    for square, value in zip(squares, values, strict=True):
+        np.matmul(value, value.T, out=square)  # one by one, BLAS computes half of a symmetric product
+    squares *= -2
+    squares += norms[:, :, None]
+    squares += norms[:, None]
     # Equal points are at distance 0 in exact arithmetic; products leave some 1e-16 of their norms.
-    squares[squares < 1e-14 * (norms[:, :, None] + norms[:, None])] = 0
-    return np.sqrt(squares)
+    np.copyto(squares, 0, where=squares < 1e-14 * norms.max(1)[:, None, None])
+    return squares
 
 
 def _evenly(indices: Indices, most: int) -> Indices:
