@@ -102,8 +102,7 @@ def least(network: Network, patch: Sequence[int], batch: int, strides: Strides, 
 
 def parameters(network: Network, strides: Strides) -> int:
     """Return the number of parameters of the network."""
-    counts = network.channels, network.classes, len(strides), len(strides[0])
-    return network.architecture.parameters(network.arguments, *counts)
+    return network.architecture.parameters(network.arguments, network.channels, network.classes, strides)
 
 
 def activation_bytes(network: Network, patch: Sequence[int], strides: Strides) -> int:
@@ -153,9 +152,7 @@ def _fixed(network: Network, strides: Strides, each: int) -> float:
     everything, demand = parameters(network, strides), network.demand
     if demand is None:
         return each * everything
-    encoder = network.architecture.encoder_parameters(
-        network.arguments, network.channels, len(strides), len(strides[0])
-    )
+    encoder = network.architecture.encoder_parameters(network.arguments, network.channels, strides)
     trained = (everything if demand.decoded else encoder) + demand.parameters
     # Of what is not trained, and of a teacher, the weights; a teacher's in half precision as well.
     still = everything + demand.parameters - trained

@@ -39,20 +39,22 @@ def build(model: ModelFolder, configuration: str) -> tuple[Any, Any, torch.nn.Mo
         _check_classes(manager, file)
         classes = plans.get_label_manager(model.dataset).num_segmentation_heads
         inputs = determine_num_input_channels(plans, manager, model.dataset)
-        # Weights are loaded next; initialising an STU-Net L first takes seconds. Others may hold more than weights.
-        ours = manager.network_arch_class_name in architectures.TABLE
-        with torch.device("meta") if ours else torch.random.fork_rng(devices=[]):
-            network = get_network_from_plans(
-                manager.network_arch_class_name,
-                manager.network_arch_init_kwargs,
-                manager.network_arch_init_kwargs_req_import,
-                inputs,
-                classes,
-                allow_init=False,
-                deep_supervision=False,
-            )
-        if ours:
-            network.to_empty(device="cpu")  # on the meta device, nothing was allocated; loading fills it
+        if architecture := architectures.find(manager.network_arch_class_name):
+            arguments = {**manager.network_arch_init_kwargs, "deep_supervision": False}
+            with torch.device("meta"):  # weights are loaded next; initialising an STU-Net L first takes seconds
+                network = architecture.build(inputs, classes, arguments)
+            network.to_empty(device="cpu")  # nothing was allocated; loading fills it
+        else:
+            with torch.random.fork_rng(devices=[]):  # on the CPU, as it may hold more than weights
+                network = get_network_from_plans(
+                    manager.network_arch_class_name,
+                    manager.network_arch_init_kwargs,
+                    manager.network_arch_init_kwargs_req_import,
+                    inputs,
+                    classes,
+                    allow_init=False,
+                    deep_supervision=False,
+                )
     # nnU-Net does not check plans: mistakes in them show as whatever the code that meets them raises.
     except (KeyError, TypeError, ValueError, ImportError, AttributeError) as error:
         what = f"{type(error).__name__} {error}"

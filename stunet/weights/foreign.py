@@ -32,11 +32,9 @@ _STARTS = (
 # Parameter names that identify a network; the first pattern that matches decides.
 _NETWORKS = (
     (r"conv_blocks_context\.0\.blocks\.0\.conv\.weight$", "nnU-Net v1's own network, Generic_UNet"),
-    (r"encoder\.stages\.\d+\.blocks\.\d+\.conv1\.conv\.weight$", "nnU-Net's ResidualEncoderUNet"),
-    (
-        r"encoder\.stages\.\d+\.0\.convs\.0\.conv\.weight$",
-        "nnU-Net's PlainConvUNet (TotalSegmentator's own models are of this kind)",
-    ),
+    (r"decoder\.stages\.\d+\.blocks\.\d+\.conv1\.conv\.weight$", "nnU-Net's ResidualUNet"),
+    (r"encoder\.stages\.\d+\.blocks\.\d+\.conv1\.conv\.weight$", "a part of nnU-Net's ResidualEncoderUNet"),
+    (r"encoder\.stages\.\d+\.0\.convs\.\d+\.conv\.weight$", "a part of nnU-Net's PlainConvUNet"),
     (r"swinViT\.", "SwinUNETR"),
     (r"(enc_block_0|dec_block_0)\.\d+\.conv1\.weight$", "MedNeXt"),
     (r"eva\.blocks\.\d+\.", "Primus, a transformer"),

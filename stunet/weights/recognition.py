@@ -15,6 +15,7 @@ from stunet.errors import WeightsError
 from stunet.weights.foreign import describe_network
 
 _TYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_COUNTER = ".num_batches_tracked"  # of a norm with running statistics, the only integer in a network
 
 
 def recognise(tensors: Mapping[str, Tensor], path: Path) -> Recognised:
@@ -26,14 +27,15 @@ def recognise(tensors: Mapping[str, Tensor], path: Path) -> Recognised:
     shapes = {name: tuple(value.shape) for name, value in tensors.items()}
     architecture = architectures.find_tensors(shapes)
     if architecture is None:
-        known = " or ".join(each.title for each in architectures.TABLE.values())
+        *titles, last = (each.title for each in architectures.TABLE.values())
         raise WeightsError(
-            f"{str(path)!r} holds {describe_network(shapes)}, not a {known}",
+            f"{str(path)!r} holds {describe_network(shapes)}, not a {', '.join(titles)} or {last}",
             "stunet_models list shows what can be downloaded",
         )
     for name, value in tensors.items():
         # Quantised or integer weights would be cast to numbers that mean something else.
-        if value.dtype not in _TYPES or not value.numel():
+        is_weight = value.dtype in _TYPES or (value.dtype == torch.int64 and name.endswith(_COUNTER))
+        if not is_weight or not value.numel():
             raise WeightsError(
                 f"{str(path)!r}: {name!r} has {value.numel()} values of type {str(value.dtype).removeprefix('torch.')}",
                 "weights are float16, bfloat16, float32 or float64: use the checkpoint that training wrote",

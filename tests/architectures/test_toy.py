@@ -71,7 +71,7 @@ def test_its_tensors_are_recognised_and_those_of_others_still_are() -> None:
     wrong = network().state_dict() | {"merge.0.0.weight": torch.zeros(3)}
     with pytest.raises(WeightsError, match=r"is not a ToyNet of width 4: 'merge\.0\.0\.weight' has shape \(3,\)"):
         recognise(wrong, Path("x"))
-    with pytest.raises(WeightsError, match="not a STU-Net or multi-encoder STU-Net or ToyNet"):
+    with pytest.raises(WeightsError, match=r"not a STU-Net, .* or ToyNet"):
         recognise({"encoder.x": torch.zeros(1)}, Path("x"))
 
 

@@ -227,26 +227,15 @@ def test_a_width_of_no_size_is_recognised_without_a_name() -> None:
     assert recognise(tensors, Path("x")) == Recognised(STUNET, {"size": Size(24, 2)}, None, 3, 1, 2, 3)
 
 
-def test_networks_of_nnunet_are_told_by_name() -> None:
-    from dynamic_network_architectures.architectures.unet import PlainConvUNet, ResidualEncoderUNet
-
-    for ndim, where in ((3, ""), (2, ", in 2D")):
-        conv = torch.nn.Conv3d if ndim == 3 else torch.nn.Conv2d
-        common = (1, 2, (4, 8), conv, 3, [[1] * ndim, [2] * ndim])
-        plain = PlainConvUNet(*common, n_conv_per_stage=1, num_classes=2, n_conv_per_stage_decoder=1)
-        residual = ResidualEncoderUNet(*common, n_blocks_per_stage=1, num_classes=2, n_conv_per_stage_decoder=1)
-        with pytest.raises(WeightsError, match=rf"PlainConvUNet \(.*\){where}, not a STU-Net"):
-            recognise(plain.state_dict(), Path("x"))
-        with pytest.raises(WeightsError, match=rf"ResidualEncoderUNet{where}, not a STU-Net"):
-            recognise(residual.state_dict(), Path("x"))
-
-
 @for_each(
     ("name", "what"),
     [
         ("conv_blocks_context.0.blocks.0.conv.weight", "Generic_UNet"),
         ("swinViT.patch_embed.proj.weight", "SwinUNETR"),
         ("enc_block_0.0.conv1.weight", "MedNeXt"),
+        ("encoder.stages.0.blocks.0.conv1.conv.weight", "a part of nnU-Net's ResidualEncoderUNet"),
+        ("encoder.stages.1.0.convs.0.conv.weight", "a part of nnU-Net's PlainConvUNet"),
+        ("decoder.stages.0.blocks.0.conv1.conv.weight", "nnU-Net's ResidualUNet"),
         ("a.weight", r"a network with 1 tensors of other names \('a.weight'\)"),
     ],
 )
