@@ -75,6 +75,7 @@ HABITS = {
     "--like": "as target downstream",
     "--augment": "augmentation aug da transforms",
     "--skip_bad": "ignore_bad skip_broken skip_errors ignore_errors",
+    "--accept_licence": "accept_license licence license accept agree",
     "--dry_run": "dryrun simulate test n no_write",
     "--disable_progress_bar": "no_pbar quiet no_progress q silent",
     "--no_pbar": "disable_progress_bar quiet no_progress q silent",
@@ -135,6 +136,15 @@ def _meant(flag: str, flags: Sequence[str]) -> str | None:
     words = {known.lstrip("-").lower(): known for known in flags}
     near = get_close_matches(word, [known for known in words if len(known) > 1], n=1, cutoff=0.6)
     return words[near[0]] if near else None
+
+
+def add_licence_flag(parser: argparse.ArgumentParser) -> None:
+    """Add the flag that accepts the licence of a model that is downloaded."""
+    parser.add_argument(
+        "--accept_licence",
+        action="store_true",
+        help="accept the licence of a model that may not be used commercially, before its first download",
+    )
 
 
 def run(

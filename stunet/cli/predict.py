@@ -63,6 +63,7 @@ def _command(args: argparse.Namespace) -> int:
         npp=args.npp,
         nps=args.nps,
         verbose=args.verbose,
+        accept_licence=args.accept_licence,
         dry_run=args.dry_run,
     )
     errors = predict(request, Shown(not args.disable_progress_bar)).errors
@@ -121,6 +122,7 @@ def _new_parser() -> argparse.ArgumentParser:
     add("--preview", action="store_true", help="a picture of each case: CASE_preview.png")
     add("--report", type=Path, metavar="FILE", help="a JSON file with times per stage, memory, versions and hashes")
     add("--disable_progress_bar", action="store_true", help="show no progress")
+    common.add_licence_flag(parser)
     add("--dry_run", action="store_true", help="say what would be predicted, and write nothing")
     return parser
 

@@ -70,6 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         action="store_true",
         help="leave out scans that are broken, constant or smaller than the patch",
     )
+    common.add_licence_flag(parser)
     parser.add_argument("--dry_run", action="store_true", help="show what would be trained; write nothing")
     parser.add_argument("--overwrite", action="store_true", help="start from scratch although this was trained before")
     parser.add_argument(
@@ -117,6 +118,7 @@ def _request(args: argparse.Namespace) -> PretrainingRequest:
         resume=args.resume,
         disable_checkpointing=args.disable_checkpointing,
         overwrite=args.overwrite,
+        accept_licence=args.accept_licence,
         dry_run=args.dry_run,
     )
 

@@ -44,6 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--disable_tta", action="store_true", help="no mirroring: up to 8 times faster, less accurate")
     add("-device", choices=["cuda", "cpu", "mps"], help="default: cuda where there is one, else cpu")
     add("--precision", choices=["auto", "fp32", "bf16", "fp16"], default="auto", help="of the network (default: auto)")
+    common.add_licence_flag(parser)
     add("--dry_run", action="store_true", help="say what would be completed, and write nothing")
     return common.run(parser, _command, argv)
 
@@ -52,7 +53,9 @@ def _command(args: argparse.Namespace) -> None:
     _check(args)
     folder = workspace.raw_dataset(workspace.dataset_name(args.d))
     target = workspace.folder("nnUNet_raw") / args.name
-    model = Path(args.teacher) if Path(args.teacher).is_dir() else store.find_model(args.teacher)
+    model = Path(args.teacher)
+    if not model.is_dir():
+        model = store.find_model(args.teacher, accept_licence=args.accept_licence)
 
     from stunet.inference.predictor import Options, Predictor
     from stunet.merging.completing import complete

@@ -74,6 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--inflate", choices=INFLATIONS, help="make 2D weights 3D: the kernel in the middle slice, or in all of them"
     )
     parser.add_argument("--list", action="store_true", help="list the fine-tuning strategies and end")
+    common.add_licence_flag(parser)
     parser.add_argument("--dry_run", action="store_true", help="show what would be trained; write nothing")
     parser.add_argument(
         "--overwrite", action="store_true", help="start from scratch although this fold was trained before"
@@ -136,6 +137,7 @@ def _request(args: argparse.Namespace) -> TrainingRequest:
         val_best=args.val_best,
         disable_checkpointing=args.disable_checkpointing,
         overwrite=args.overwrite,
+        accept_licence=args.accept_licence,
         dry_run=args.dry_run,
     )
 

@@ -18,9 +18,10 @@ import torch
 from stunet.errors import DataError, UsageError, WeightsError
 from stunet.files import atomic_folder, sha256_of, write_json, write_lock
 from stunet.models.archive import pack
+from stunet.models.entry import NETWORKS, Entry
 from stunet.models.metadata import check_metadata
 from stunet.models.record import RECORD, read_record
-from stunet.models.registry import Entry, dataset_of, plan_of
+from stunet.models.registry import dataset_of, plan_of
 from stunet.sizes import SIZES
 from stunet.weights.checkpoints import check_finite, check_weights, save_checkpoint, save_weights, to_half
 from stunet.weights.pickles import load_pickle
@@ -40,7 +41,7 @@ def describe(weights: Weights, entry: Entry | None = None) -> Weights:
     """
     check_entry(weights, entry)
     check_segments(weights)
-    planned = plan_of(entry) if entry and not entry.missing else None
+    planned = plan_of(entry) if entry and not entry.missing and not entry.has_plans else None
     plan = weights.plan if weights.strides else planned
     classes = (weights.dataset or {}).get("labels") or _numbered(entry.classes if entry else None)
     lacking = {} if plan else {"strides and spacing": "--pkl X.model.pkl"}
@@ -92,16 +93,21 @@ def check_entry(weights: Weights, entry: Entry | None) -> None:
 def contradiction(weights: Weights, entry: Entry) -> str | None:
     """Return how the tensors, or their plans and dataset, contradict that they are an entry's; None: not at all."""
     network = weights.network
-    for what, here, there in (
+    pairs: list[tuple[str, Any, Any]] = [
+        ("network", network.architecture.class_name.rpartition(".")[2], NETWORKS[entry.network].rpartition(".")[2]),
         ("size", network.size, entry.size),
         ("input channels", network.channels, entry.num_channels),
         ("classes", network.classes, entry.num_classes),
-        ("channels", weights.channels, entry.channels),
-        ("labels", weights.classes, entry.classes),
-        ("strides", weights.strides, entry.strides),
-        ("spacing", weights.spacing, entry.spacing),
-        ("normalisation", weights.normalization, entry.normalization),
-    ):
+    ]
+    if entry.size:  # published without plans, so the entry is what tells; elsewhere the file knows better
+        pairs += [
+            ("channels", weights.channels, entry.channels),
+            ("labels", weights.classes, entry.classes),
+            ("strides", weights.strides, entry.strides),
+            ("spacing", weights.spacing, entry.spacing),
+            ("normalisation", weights.normalization, entry.normalization),
+        ]
+    for what, here, there in pairs:
         if here is not None and there is not None and not _same(here, there):
             return f"{what} {here} instead of {there}" if len(str(there)) < 100 else f"other {what}"
     return None
@@ -175,15 +181,17 @@ def check_fit(weights: Weights) -> None:
 def read_folds(path: Path) -> dict[str, Weights]:
     """Read the weights of a file, as fold_0, or of every fold of a model folder: the numbered ones, else fold_all.
 
+    Of a folder without folds, as Hugging Face has them, they are those that read_weights() finds.
+
     Raises:
         WeightsError: As in read_weights.
     """
     first = read_weights(path)
     if what := unfinished(path):
         log.warning(what)
-    if not path.is_dir():
+    if not path.is_dir() or not first.path.parent.name.startswith("fold_"):
         return {"fold_0": first}
-    files = sorted(path.glob(f"fold_*/{first.path.name}"))
+    files = sorted(first.path.parent.parent.glob(f"fold_*/{first.path.name}"))
     # As in prediction: fold_all counts only without numbered folds.
     numbered = [file for file in files if re.fullmatch(r"fold_[0-9]{1,3}", file.parent.name)]
     return {file.parent.name: read_weights(file) for file in numbered or files}

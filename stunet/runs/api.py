@@ -97,6 +97,7 @@ def train(
     val_best: bool = False,
     disable_checkpointing: bool = False,
     overwrite: bool = False,
+    accept_licence: bool = False,
     dry_run: bool = False,
     listener: Listener | None = None,
 ) -> TrainingResult:
@@ -148,6 +149,7 @@ def pretrain(
     resume: bool = False,
     disable_checkpointing: bool = False,
     overwrite: bool = False,
+    accept_licence: bool = False,
     dry_run: bool = False,
     listener: Listener | None = None,
 ) -> PretrainingResult:
@@ -214,6 +216,7 @@ def predict(
     npp: int | None = None,
     nps: int | None = None,
     verbose: bool = False,
+    accept_licence: bool = False,
     dry_run: bool = False,
     listener: Listener | None = None,
 ) -> PredictionResult:

@@ -350,7 +350,7 @@ def _given(request: "TrainingRequest | PretrainingRequest", listener: Listener) 
     A training that is continued or validated does not need them, so its error suggests leaving them out.
     """
     try:
-        return _find(request.sources, request.dry_run, listener)
+        return _find(request.sources, request, listener)
     except WeightsError as error:
         if not request.needs_weights:
             hint = "-p with the name of the training's plans instead of --pretrained: its checkpoints have all it needs"
@@ -365,7 +365,7 @@ def _start_of(
     if not plan.weights or not request.needs_weights:
         return None
     try:
-        return _find([each.name for each in plan.weights], request.dry_run, listener)
+        return _find([each.name for each in plan.weights], request, listener)
     except WeightsError:
         names = " and ".join(repr(each.name) for each in plan.weights)
         raise WeightsError(
@@ -374,9 +374,11 @@ def _start_of(
         ) from None
 
 
-def _find(texts: Sequence[str], dry_run: bool, listener: Listener) -> "Start | JointStart":
+def _find(
+    texts: Sequence[str], request: "TrainingRequest | PretrainingRequest", listener: Listener
+) -> "Start | JointStart":
     # A dry run downloads nothing.
-    paths = [fetch_model(text, listener, offline=dry_run) for text in texts]
+    paths = [fetch_model(text, listener, request.dry_run, request.accept_licence) for text in texts]
     # These import torch, which a wrong name must not wait for.
     from stunet.trainers.finetune.joint import JointStart
     from stunet.trainers.finetune.start import Start

@@ -67,6 +67,7 @@ class PredictionRequest:
         npp: Recorded as nnU-Net does, without effect: one thread preprocesses.
         nps: Recorded as nnU-Net does, without effect: this process writes the results.
         verbose: Let nnU-Net print what it does.
+        accept_licence: Accept the licence of weights that have to be downloaded and may not be used commercially.
         dry_run: Tell the listener what would be predicted, and write nothing.
     """
 
@@ -104,6 +105,7 @@ class PredictionRequest:
     npp: int | None = None
     nps: int | None = None
     verbose: bool = False
+    accept_licence: bool = False
     dry_run: bool = False
 
 
@@ -244,21 +246,21 @@ def _file_ending(output: Path) -> str | None:
 
 def _model_folder(request: PredictionRequest, listener: Listener) -> Path:
     if request.model:
-        return _named_model(str(request.model), request.dry_run, listener)
+        return _named_model(request, str(request.model), listener)
     assert request.dataset is not None and request.configuration is not None  # noqa: PT018 - _checked() requires them
     workspace.folder("nnUNet_results")
     dataset = workspace.dataset_name(request.dataset)
     return workspace.find_result(dataset, request.configuration, request.plans, request.trainer, request.checkpoint)
 
 
-def _named_model(name: str, dry_run: bool, listener: Listener) -> Path:
+def _named_model(request: PredictionRequest, name: str, listener: Listener) -> Path:
     """Return the folder of a model of the store, downloaded if needed, or the one that is given as a path."""
     from stunet.models import registry, store
 
     there = store.find_installed(name)
     if entry := None if there else registry.look_up(name):
-        registry.plan_of(entry)  # raises, before the download, if the model cannot predict
-    path = fetch_model(name, listener, offline=dry_run)
+        registry.check_complete(entry)  # before the download
+    path = fetch_model(name, listener, request.dry_run, request.accept_licence)
     if path.is_file():
         hint = f"stunet_models import {path}"
         if there:

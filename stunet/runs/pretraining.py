@@ -69,6 +69,7 @@ class PretrainingRequest:
         resume: Continue from the latest checkpoint (`--c`).
         disable_checkpointing: Write no checkpoints.
         overwrite: Start from the beginning although it was trained before.
+        accept_licence: Accept the licence of weights that have to be downloaded and may not be used commercially.
         dry_run: Check everything, tell the listener what would be trained, and write nothing.
     """
 
@@ -93,6 +94,7 @@ class PretrainingRequest:
     resume: bool = False
     disable_checkpointing: bool = False
     overwrite: bool = False
+    accept_licence: bool = False
     dry_run: bool = False
 
     @property

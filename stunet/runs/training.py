@@ -70,6 +70,7 @@ class TrainingRequest:
         val_best: Validate with the best checkpoint instead of the final one.
         disable_checkpointing: Write no checkpoints.
         overwrite: Start from the beginning although the fold was trained before.
+        accept_licence: Accept the licence of weights that have to be downloaded and may not be used commercially.
         dry_run: Check everything, tell the listener what would be trained, and write nothing.
     """
 
@@ -98,6 +99,7 @@ class TrainingRequest:
     val_best: bool = False
     disable_checkpointing: bool = False
     overwrite: bool = False
+    accept_licence: bool = False
     dry_run: bool = False
 
     @property

@@ -19,11 +19,15 @@ from stunet.labels.names import head_classes
 from stunet.names import check_name
 from stunet.plans.files import read_plan
 from stunet.plans.plan import WHOLE, Configuration, Plan
+from stunet.schema import anything, dict_of
 from stunet.weights import nnssl
 from stunet.weights.checkpoints import is_safetensors, load_checkpoint, load_safetensors
+from stunet.weights.folders import ADAPTATION_FILE, checkpoint_in, model_folder
 from stunet.weights.pickles import load_pickle
 from stunet.weights.recognition import recognise
 from stunet.weights.v1 import convert_plans, fit_strides
+
+_NESTED = ("net", "model", "model_state_dict")  # where other training programs keep the parameters
 
 
 @dataclass(frozen=True)
@@ -86,14 +90,15 @@ class Weights:
 
 
 def read_weights(path: Path) -> Weights:
-    """Return the weights in a file, or in a model folder of nnU-Net v2 (its lowest fold, else fold_all).
+    """Return the weights in a file, or in a folder (folders.py): of a model, its lowest fold, else fold_all.
 
-    The folder's plans.json and dataset.json determine what a checkpoint inside a model folder means.
+    The plans.json and dataset.json of a model folder determine what a checkpoint in it means, and adaptation_plan.json
+    what the file beside it means, if that does not say so itself.
 
     Raises:
         WeightsError: The path holds no weights, is damaged, holds another network, or its parts contradict each other.
     """
-    path = _checkpoint_in(path) if path.is_dir() else path
+    path = checkpoint_in(path) if path.is_dir() else path
     kind, raw, content = _load(path)
     tensors = _official(raw, path)
     if kind == "nnssl":
@@ -113,32 +118,16 @@ def read_weights(path: Path) -> Weights:
     return weights
 
 
-def _checkpoint_in(folder: Path) -> Path:
-    for name in ("plans.json", "dataset.json"):
-        if not (folder / name).is_file():
-            raise WeightsError(
-                f"{str(folder)!r} is not a model folder: it has no {name}",
-                "give DATASET/TRAINER__PLANS__CONFIGURATION, or a file of weights",
-            )
-    for name in ("checkpoint_final.pth", "checkpoint_best.pth"):
-        # fold_all after the numbered folds, and fold_10 after fold_2.
-        found = sorted(folder.glob(f"fold_*/{name}"), key=lambda path: (len(path.parent.name), path))
-        if found:
-            return found[0]
-    raise WeightsError(
-        f"no fold of {str(folder)!r} has a checkpoint_final.pth", "give the folder of a finished training"
-    )
-
-
 def unfinished(path: Path) -> str | None:
     """Describe which trainings in a model folder are unfinished and what is used; None for files and whole folders."""
-    if not path.is_dir():
+    path = model_folder(path)
+    if not path.is_dir() or not any(path.glob("fold_*/checkpoint_*.pth")):
         return None
     ended = {file.parent.name for file in path.glob("fold_*/checkpoint_final.pth")}
     begun = {file.parent.name for file in path.glob("fold_*/checkpoint_*.pth")} - ended
     if ended:
         return f"{', '.join(sorted(begun))} of {str(path)!r} is unfinished and left out" if begun else None
-    found = _checkpoint_in(path)
+    found = checkpoint_in(path)
     content = load_checkpoint(found)
     plan = Plan((content.get("init_args") or {}).get("plans") or {})
     done = f"epoch {content.get('current_epoch', '?')} of {plan.train.num_epochs}"
@@ -146,7 +135,16 @@ def unfinished(path: Path) -> str | None:
 
 
 def _load(path: Path) -> tuple[str, Mapping[str, Any], Mapping[str, Any]]:
-    """Return the kind of the file, its parameters, and everything in it that determines what they mean."""
+    """Return the kind of the weights, their parameters, and everything that determines what they mean."""
+    kind, raw, content = _load_file(path)
+    plan = path.with_name(ADAPTATION_FILE)
+    planned = nnssl.ADAPTATION in content or (kind == "nnU-Net v2" and (content.get("init_args") or {}).get("plans"))
+    if kind in ("bare", "nnssl", "nnU-Net v2") and not planned and plan.is_file():
+        return "nnssl", raw, {**content, nnssl.ADAPTATION: read(plan, dict_of(anything))}
+    return kind, raw, content
+
+
+def _load_file(path: Path) -> tuple[str, Mapping[str, Any], Mapping[str, Any]]:
     if is_safetensors(path):
         tensors, meta = load_safetensors(path)
         return "stunet" if meta else "bare", tensors, meta
@@ -154,10 +152,13 @@ def _load(path: Path) -> tuple[str, Mapping[str, Any], Mapping[str, Any]]:
     if isinstance(content.get("network_weights"), dict):
         arguments = content.get("init_args")
         # nnssl writes nnU-Net's keys, but `plan` for `plans`.
-        nnssl = "nnssl_adaptation_plan" in content or (isinstance(arguments, dict) and "plan" in arguments)
-        return "nnssl" if nnssl else "nnU-Net v2", content["network_weights"], content
+        by_nnssl = nnssl.ADAPTATION in content or (isinstance(arguments, dict) and "plan" in arguments)
+        return "nnssl" if by_nnssl else "nnU-Net v2", content["network_weights"], content
     if isinstance(content.get("state_dict"), dict):
         return "nnU-Net v1", content["state_dict"], content
+    for key in _NESTED:
+        if isinstance(content.get(key), dict) and any(isinstance(value, Tensor) for value in content[key].values()):
+            return "bare", content[key], {}
     if not any(isinstance(value, Tensor) for value in content.values()):
         there = ", ".join(map(repr, list(content)[:3])) or "nothing"
         optimizer = "param_groups" in content or any("optimizer" in str(key) for key in content)

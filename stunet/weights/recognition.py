@@ -28,10 +28,8 @@ def recognise(tensors: Mapping[str, Tensor], path: Path) -> Recognised:
     architecture = architectures.find_tensors(shapes)
     if architecture is None:
         *titles, last = (each.title for each in architectures.TABLE.values())
-        raise WeightsError(
-            f"{str(path)!r} holds {describe_network(shapes)}, not a {', '.join(titles)} or {last}",
-            "stunet_models list shows what can be downloaded",
-        )
+        what, instead = describe_network(shapes)
+        raise WeightsError(f"{str(path)!r} holds {what}, not a {', '.join(titles)} or {last}", instead)
     for name, value in tensors.items():
         # Quantised or integer weights would be cast to numbers that mean something else.
         is_weight = value.dtype in _TYPES or (value.dtype == torch.int64 and name.endswith(_COUNTER))
