@@ -11,6 +11,8 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
+from stunet.architectures.plain_unet import PLAIN_UNET
+from stunet.architectures.resenc import RESENC
 from stunet.architectures.stunet import STUNET
 from stunet.errors import WeightsError, closest
 from stunet.models.record import STORE_FILES
@@ -21,10 +23,8 @@ from stunet.weights.v2 import NORMALIZATIONS
 # Class of each network that an entry can name.
 NETWORKS = {
     **{f"stunet-{size.lower()}": STUNET.class_name for size in SIZES},
-    "plain": "dynamic_network_architectures.architectures.unet.PlainConvUNet",
-    **dict.fromkeys(
-        ("resenc-m", "resenc-l", "resenc-xl"), "dynamic_network_architectures.architectures.unet.ResidualEncoderUNet"
-    ),
+    "plain": PLAIN_UNET.class_name,
+    **dict.fromkeys(("resenc-m", "resenc-l", "resenc-xl"), RESENC.class_name),
 }
 _SIZES = {f"stunet-{size.lower()}": size for size in SIZES}
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")  # also a folder: no separator, no dot in front
