@@ -53,7 +53,7 @@ def derive(
     Values that were set before stay set. Of a plan that follows another dataset's, patch and strides stay, too.
 
     Args:
-        plan: A plan made by stunet.
+        plan: A plan, of stunet or of nnU-Net's own planners. What of these is not set stays as it was planned.
         dataset_json: nnU-Net's description of the dataset.
         size: Key of stunet.sizes.SIZES; the memory target becomes that size's default unless it was set.
         memory_gb: GPU memory that a training step may take.
@@ -69,8 +69,8 @@ def derive(
         like: The plan that this one has to be like, as `3:PLANS`; None: as planned.
 
     Raises:
-        UsageError: Unknown size or key, or a value that is invalid or does not fit.
-        DataError: The plan was not made by stunet.
+        UsageError: Unknown size or key, a value that is invalid or does not fit, or a network that has no such value.
+        DataError: The plan is inconsistent.
         OutOfMemoryError: Nothing of this size fits.
     """
     _check(plan, dataset_json)
@@ -84,16 +84,19 @@ def derive(
     set_for_plan |= {key: value for key, value in given.items() if key in settings.PLAN}
     set_for_training = {**plan.set_for_training, **{k: value for k, value in given.items() if k in settings.TRAIN}}
     size, target_gb = size or plan.size, plan.memory_gb
-    if size != plan.size:
+    if size is not None and size != plan.size:
         if size not in SIZES:
             raise UsageError(f"unknown size {size!r}; known: {', '.join(SIZES)}")
+        _check_has(plan, "size", f"--size {size}")
         target_gb = SIZES[size].target_gb
+    if given.get("checkpointing"):
+        _check_has(plan, "checkpointing", "checkpointing=true")
     new = plan.with_ours(
         plan=set_for_plan,
         train=set_for_training,
         size=size,
         memory_gb=set_for_plan.get("memory_gb", target_gb),
-        stages=set_for_plan.get("stages", plan.stages or "auto"),
+        stages=set_for_plan.get("stages", plan.stages or ("auto" if plan.states("stages") else None)),
         finetune=finetune or plan.finetune,
         pretext=pretext or plan.pretext,
         datasets=(list(datasets) if datasets is not None else plan.more_datasets) or None,
@@ -110,7 +113,9 @@ def derive(
     other_step = other_network or other_classes or "checkpointing" in given
     if other_step:
         new = _with_network_of(new)
-        new = _with_stages(new, plan) if new.like else fit_configurations(new, dataset_json, target_of(new))
+        # What is like another plan, or was fitted by other rules than ours, stays as it is but for its depth.
+        stays = new.like or new.memory_gb is None
+        new = _with_stages(new, plan) if stays else fit_configurations(new, dataset_json, target_of(new))
     new = _with_patch_and_batch(new, dataset_json, demand)
     if other_step and new.like and demand is None:
         new = with_batch_for(new, dataset_json)
@@ -130,15 +135,27 @@ def _check(plan: Plan, dataset_json: Mapping[str, Any]) -> None:
                 f"{name}: median_image_size_in_voxels must be {len(configuration.spacing)} numbers",
                 "stunet_plan_and_preprocess -d ... --no_pp",
             )
-    missing = [key for key in ("memory_gb", "stages") if not plan.states(key)]
+    missing = [key for key in ("memory_gb", "stages") if plan.is_planned_by_us and not plan.states(key)]
     missing += ["numTraining of dataset.json"] * ("numTraining" not in dataset_json)
     if missing:
         what = f"plans {plan.name!r}: missing {', '.join(missing)}"
         raise DataError(what, "stunet_plan_and_preprocess -d ... --no_pp")
 
 
+def _check_has(plan: Plan, argument: str, option: str) -> None:
+    """Reject a value of which the networks of a plan know nothing."""
+    for name in plan.configurations_with_network:
+        planned = plan.configuration(name)
+        architecture = architectures.of_class(planned.network_class, name)
+        if argument not in architecture.required | architecture.optional:
+            label = architecture.label(planned.network_arguments)
+            what = f"{option} is for STU-Net, and plans {plan.name!r} are for a {label}"
+            raise UsageError(what, "leave it out, or -p with plans of an STU-Net: stunet_plan_and_preprocess -d ...")
+
+
 def target_of(plan: Plan) -> MemoryTarget:
-    """Return what the networks of a plan are fitted into."""
+    """Return what the networks of a plan are fitted into; it must state its memory."""
+    assert plan.memory_gb is not None
     return MemoryTarget(plan.memory_gb, plan.stages)
 
 
@@ -152,7 +169,7 @@ def fit_configurations(
     for name in plan.configurations_with_network:
         network = describe(plan, name, dataset_json)
         fitted, measured = _fit(network, plan, name, dataset_json["numTraining"], target, measure)
-        plan = plan.with_network(name, strides=fitted.strides).with_configuration(
+        plan = plan.with_network(name, **fitted.arguments).with_configuration(
             name,
             patch_size=fitted.patch,
             batch_size=fitted.batch,
@@ -216,7 +233,7 @@ def describe(plan: Plan, configuration: str, dataset_json: Mapping[str, Any], de
 
 def _with_network_of(plan: Plan) -> Plan:
     """Return the plan with its size, and the checkpointing that was set, in every configuration."""
-    arguments: dict[str, Any] = {"size": plan.size}
+    arguments: dict[str, Any] = {"size": plan.size} if plan.size else {}
     if plan.constraints.checkpointing is not None:
         arguments["checkpointing"] = plan.constraints.checkpointing
     for name in plan.configurations_with_network:
@@ -235,19 +252,23 @@ def _with_encoders(plan: Plan, encoders: int) -> Plan:
 
 
 def _with_stages(plan: Plan, before: Plan) -> Plan:
-    """Return a plan that is like another dataset's with the first of its stages, if fewer are asked for than before.
+    """Return a plan whose patches stay, with the first of its stages if fewer are asked for than before.
 
     Raises:
-        UsageError: More are asked for, whose strides the other plan does not have.
+        UsageError: More are asked for, whose strides nobody planned.
     """
     if plan.stages == before.stages:
         return plan
-    for name in plan.configurations_with_network:
-        strides = plan.configuration(name).strides
-        if plan.stages is None or plan.stages > len(strides):
-            what = f"{name} has the {len(strides)} stages of the plan that it is like, {plan.like}"
-            raise UsageError(what, f"--stages {len(strides)} or fewer, or plans that are like no others")
-        plan = plan.with_network(name, strides=strides[: plan.stages])
+    most = {name: len(plan.configuration(name).strides) for name in plan.configurations_with_network}
+    if plan.stages is None or plan.stages > max(most.values()):
+        name, number = max(most.items(), key=lambda item: item[1])
+        of = f"the plan that it is like, {plan.like}" if plan.like else f"{plan.root}, which is not planned here"
+        raise UsageError(f"{name} has the {number} stages of {of}", f"--stages {number} or fewer, or plans of its own")
+    for name in most:
+        planned = plan.configuration(name)
+        architecture = architectures.of_class(planned.network_class, name)
+        kept = architecture.laid_out(planned.network_arguments, planned.strides[: plan.stages])
+        plan = plan.with_network(name, **kept)
     return plan
 
 
@@ -264,7 +285,7 @@ def _with_patch_and_batch(plan: Plan, dataset_json: Mapping[str, Any], demand: D
         if patch is not None and len(patch) == len(spacing) and "patch_size" in own:
             plan = plan.with_configuration(name, patch_size=patch)
             if "architecture" in own:
-                plan = plan.with_network(name, strides=_strides(plan, patch, spacing))
+                plan = plan.with_network(name, strides=_strides(plan, name, patch))
     # Otherwise the planner's estimate, or what a probe measured, still holds.
     if batch is None and patch is None and accumulation == 1:
         return plan
@@ -286,10 +307,13 @@ def with_batch_for(plan: Plan, dataset_json: Mapping[str, Any], demand: Demand |
     Raises:
         OutOfMemoryError: Not even the smallest batch fits.
     """
-    target, accumulation = target_of(plan), plan.train.accumulation
+    accumulation = plan.train.accumulation
     for name in plan.configurations_with_network:
         network, planned = describe(plan, name, dataset_json, demand), plan.configuration(name)
         patch, strides, batch = planned.patch_size, planned.strides, plan.constraints.batch_size
+        # Without a target, that of a training as it was planned.
+        trained = describe(plan, name, dataset_json), patch, planned.batch_size, strides
+        target = MemoryTarget(plan.memory_gb or memory.estimate(*trained), plan.stages)
         if batch is None:
             batch = largest_batch(network, patch, strides, _voxels(plan, name, dataset_json["numTraining"]), target)
         needed = memory.estimate(network, patch, -(-batch // accumulation), strides)
@@ -303,9 +327,20 @@ def with_batch_for(plan: Plan, dataset_json: Mapping[str, Any], demand: Demand |
     return plan
 
 
-def _strides(plan: Plan, patch: Sequence[int], spacing: Sequence[float]) -> topology.Strides:
-    depth = plan.stages or topology.supported_stages(patch, spacing)
-    possible, strides = topology.round_up(patch, spacing, depth)
+def _strides(plan: Plan, configuration: str, patch: Sequence[int]) -> topology.Strides:
+    """Return the strides for a patch that was set; networks whose weights depend on strides keep theirs.
+
+    Raises:
+        UsageError: The patch is not divisible by them, or the last stage is left with a single voxel.
+    """
+    planned = plan.configuration(configuration)
+    if architectures.of_class(planned.network_class, configuration).depth_by_patch:
+        strides, steps = planned.strides, topology.divisor(planned.strides)
+        possible = [-(-n // step) * step for n, step in zip(patch, steps, strict=True)]
+        if possible == steps:  # instance norm needs more than one voxel
+            possible[possible.index(max(possible))] *= 2
+    else:
+        possible, strides = topology.round_up(patch, planned.spacing, plan.stages)
     if possible != list(patch):
         hint = json.dumps(possible, separators=(",", ":"))
         raise UsageError(f"patch_size {patch} does not fit the strides of the network", f"--set patch_size={hint}")
@@ -315,7 +350,7 @@ def _strides(plan: Plan, patch: Sequence[int], spacing: Sequence[float]) -> topo
 def _name(plan: Plan, root: str) -> str:
     """Return the name of the original plan, with the size and a tag for each value that was set."""
     size = plan.size
-    if not re.search(rf"_{size}(?=_|$)", root):
+    if size and not re.search(rf"_{size}(?=_|$)", root):
         # The planner puts the size before its tags for spacing, normalization and likeness; any other _L is a user's.
         pattern = rf"_({'|'.join(SIZES)})(?=(_[0-9.x]+mm|_median|_native)?(_z|_ct)?(_like[0-9]+(-.*)?)?$)"
         root = re.sub(pattern, f"_{size}", root) if re.search(pattern, root) else f"{root}_{size}"

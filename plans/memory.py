@@ -25,7 +25,7 @@ from stunet.architectures.stunet import STUNET
 from stunet.losses.overlap import ELEMENTS
 from stunet.machine import GIB
 from stunet.plans.demand import Demand
-from stunet.plans.topology import Strides
+from stunet.plans.topology import Strides, kernels_for
 
 OVERHEAD_GB = 2.3  # CUDA context, cuDNN workspaces, allocator
 PARAMETER_BYTES = 14  # float32 weights, gradients and momentum, and the half-precision copy that autocast makes
@@ -65,6 +65,11 @@ class Network:
     def with_arguments(self, **arguments: Any) -> "Network":
         """Return the network with these arguments instead of its own."""
         return replace(self, arguments={**self.arguments, **arguments})
+
+    def laid_out(self, strides: Strides, spacing: Sequence[float]) -> "Network":
+        """Return the network with these strides, and kernels that suit the spacing where its architecture has some."""
+        kernels = kernels_for(strides, spacing) if self.architecture.depth_by_patch else None
+        return replace(self, arguments=self.architecture.laid_out(self.arguments, strides, kernels))
 
 
 def estimate(network: Network, patch: Sequence[int], batch: int, strides: Strides, correction: float = 1.0) -> float:

@@ -83,6 +83,7 @@ _BLOCK = table(
     {
         "version": text,
         "size": optional(text),
+        "network": name,
         **_TARGET,
         "mirror_axes": list_of(integer(0, 2), most=3),
         "plan": table({}, {key: _value(kind) for key, kind in settings.PLAN.items()} | _TARGET),

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from stunet.runs.api import evaluate, plan, predict, pretrain, train
     from stunet.runs.evaluation import EvaluationRequest, EvaluationResult
     from stunet.runs.listener import Listener
-    from stunet.runs.planning import PlanningRequest, PlanningResult
+    from stunet.runs.planning import PlanningResult
+    from stunet.runs.planning_request import PlanningRequest
     from stunet.runs.prediction import PredictionRequest, PredictionResult
     from stunet.runs.pretraining import PretrainingRequest, PretrainingResult
     from stunet.runs.training import TrainingRequest, TrainingResult
@@ -44,7 +45,7 @@ _MODULES = {
     "EvaluationRequest": "stunet.runs.evaluation",
     "EvaluationResult": "stunet.runs.evaluation",
     "Listener": "stunet.runs.listener",
-    "PlanningRequest": "stunet.runs.planning",
+    "PlanningRequest": "stunet.runs.planning_request",
     "PlanningResult": "stunet.runs.planning",
     "PredictionRequest": "stunet.runs.prediction",
     "PredictionResult": "stunet.runs.prediction",

@@ -102,6 +102,8 @@ NAMES: tuple[Names, ...] = (
           "dataset dataset_fingerprint dataset_json dataset_name plans_identifier "
           "overwrite_target_spacing determine_fullres_target_spacing lowres_creation_threshold",
           "plans", "what is planned, and its spacing, which is nnU-Net's"),
+    Names("experiment_planning.experiment_planners.residual_unets.residual_encoder_unet_planners",
+          "nnUNetPlannerResEncM nnUNetPlannerResEncL nnUNetPlannerResEncXL", "plans", "nnU-Net's own planners (-pl)"),
     Names("paths", "nnUNet_preprocessed", "plans", "where nnU-Net writes plans"),
     Names("utilities.json_export", "recursive_fix_for_json_export", "plans", "converts numpy's numbers to plain ones"),
     Names("training.loss.compound_losses", "DC_and_BCE_loss", "plans", "--probe measures a step with regions"),

@@ -117,6 +117,8 @@ class Architecture(ABC):
         required: Arguments of the class that a plan must give, besides strides.
         optional: Arguments that a plan may give.
         imports: Those of them that are classes, which plans hold as dotted strings.
+        depth_by_patch: Whether the number of stages follows from the patch, and kernels along coarse axes from the
+            spacing, as nnU-Net plans its own networks (plans/topology.py); otherwise the stages are chosen.
     """
 
     class_name: str
@@ -126,6 +128,7 @@ class Architecture(ABC):
     required: frozenset[str]
     optional: frozenset[str] = frozenset({"deep_supervision", "checkpointing"})
     imports: tuple[str, ...] = ()
+    depth_by_patch: bool = False
 
     @abstractmethod
     def owns(self, shapes: Shapes) -> bool:
@@ -161,6 +164,29 @@ class Architecture(ABC):
             arguments: Those of the class.
             voxels: Of the feature maps of each encoder stage; the decoder's are these without the last.
         """
+
+    def usual(self, ndim: int) -> dict[str, Any]:
+        """Return the arguments that nnU-Net's planners give it, but for what laid_out() adds.
+
+        Raises:
+            ValueError: They have no such network.
+        """
+        raise ValueError(f"nnU-Net plans no {self.title}")
+
+    def laid_out(
+        self,
+        arguments: Mapping[str, Any],
+        strides: Sequence[Sequence[int]],
+        kernels: Sequence[Sequence[int]] | None = None,
+    ) -> dict[str, Any]:
+        """Return a plan's arguments for the same network with other strides, and what else there is per stage.
+
+        Args:
+            arguments: Those of the class.
+            strides: One entry per stage; fewer than before take the deepest stages away.
+            kernels: Sizes of the convolutions' kernels, one entry per stage; None: those of the arguments.
+        """
+        return {**arguments, "strides": [list(stride) for stride in strides]}
 
     @abstractmethod
     def width(self, arguments: Mapping[str, Any]) -> int:

@@ -12,11 +12,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from stunet.plans.plan import PLANNER
 from stunet.runs import evaluation, planning, prediction, pretraining, training
 from stunet.runs.evaluation import EvaluationRequest, EvaluationResult
 from stunet.runs.isolation import isolated, quiet
 from stunet.runs.listener import Listener
-from stunet.runs.planning import CONFIGURATIONS, PlanningRequest, PlanningResult
+from stunet.runs.planning import PlanningResult
+from stunet.runs.planning_request import CONFIGURATIONS, PlanningRequest
 from stunet.runs.prediction import PredictionRequest, PredictionResult
 from stunet.runs.pretraining import PretrainingRequest, PretrainingResult
 from stunet.runs.training import TrainingRequest, TrainingResult
@@ -26,6 +28,7 @@ from stunet.workspace import FINAL
 def plan(
     dataset: int | str,
     *,
+    network: str | None = None,
     size: str | None = None,
     preset: str | None = None,
     stages: int | str | None = None,
@@ -36,6 +39,7 @@ def plan(
     checkpointing: bool = False,
     probe: bool = False,
     plans: str | None = None,
+    planner: str = PLANNER,
     overwrite_plans_name: str | None = None,
     configurations: Sequence[str] = CONFIGURATIONS,
     np: int | Sequence[int] | None = None,

@@ -61,7 +61,7 @@ def choose_plans(dataset: str, request: "TrainingRequest", listener: Listener) -
     elif request.finetune:
         options["finetune"] = request.finetune
     if options.get("finetune") and not stages:
-        options["stages"] = _kept_stages(options["finetune"], plan)
+        options["stages"] = _kept_stages(options["finetune"], plan, request.configuration)
     if not (any(options.values()) or overrides):
         return Choice(plan, False, _start_of(plan, request, listener))
     plan.configuration(request.configuration)  # raises if there is none of this name
@@ -332,16 +332,15 @@ def _entries_of_several(
     return tuple(base) if unchanged else named
 
 
-def _kept_stages(name: str, plan: Plan) -> int | None:
-    """Return how many of a plan's stages a strategy keeps; None for all."""
+def _kept_stages(name: str, plan: Plan, configuration: str) -> int | None:
+    """Return how many of a configuration's stages a strategy keeps; None for all."""
     from stunet.trainers.finetune import strategies
 
     strategy = strategies.find(name)
     # Plans of the same strategy have been cut already; a second time they would lose further stages.
     if strategy.depth == 1 or plan.finetune == name:
         return None
-    stages = [len(plan.configuration(each).strides) for each in plan.configurations_with_network]
-    return strategies.kept_stages(strategy, max(stages))
+    return strategies.kept_stages(strategy, len(plan.configuration(configuration).strides))
 
 
 def _given(request: "TrainingRequest | PretrainingRequest", listener: Listener) -> "Start | JointStart":
