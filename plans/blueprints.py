@@ -21,6 +21,9 @@ OF_NNUNET = {  # tag in the plans' name, architecture, memory target in GiB
     "resenc-l": ("ResEncL", RESENC, 24.0),
     "resenc-xl": ("ResEncXL", RESENC, 40.0),
 }
+# The same networks where pre-trained weights brought them, with other widths or depths: name in a plan, and tag.
+NAMES = {PLAIN_UNET.class_name: "plain", RESENC.class_name: "resenc"}
+TAGS = {"resenc": "ResEnc", **{name: tag for name, (tag, *_) in OF_NNUNET.items()}}
 # nnU-Net's own planners that `-pl` takes, with the names that they give to plans.
 STOCK_PLANS = {
     "ExperimentPlanner": "nnUNetPlans",

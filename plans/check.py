@@ -57,6 +57,12 @@ def check_plan(plan: Plan, configuration: str) -> Configuration:
         _require(
             isinstance(arguments.get(key, False), bool), f"{configuration}: arch_kwargs.{key} must be true or false"
         )
+    classes = {key for key in architecture.imports if arguments.get(key) is not None}
+    listed = set((planned.get("architecture") or {}).get("_kw_requires_import") or ())
+    _require(  # nnU-Net imports whatever these arguments name
+        classes <= listed <= {*architecture.imports} & {*arguments},
+        f"{configuration}: _kw_requires_import must be {sorted(classes)}, not {sorted(listed)}",
+    )
     weights, encoders = len(plan.weights), arguments.get("encoders", 1)
     _require(
         weights in (0, 1, encoders),

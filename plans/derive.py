@@ -13,9 +13,11 @@ from dataclasses import replace
 from typing import Any
 
 from stunet import architectures
+from stunet.architectures.base import Recognised
 from stunet.errors import DataError, OutOfMemoryError, UsageError
 from stunet.names import check_name
 from stunet.plans import memory, settings, topology
+from stunet.plans.blueprints import NAMES, TAGS
 from stunet.plans.check import check_plan
 from stunet.plans.demand import Demand
 from stunet.plans.fit import Fit, MemoryTarget, corrected, fit, largest_batch
@@ -35,6 +37,7 @@ def derive(
     dataset_json: Mapping[str, Any],
     *,
     size: str | None = None,
+    network: Recognised | None = None,
     memory_gb: float | None = None,
     stages: int | str | None = None,
     overrides: Mapping[str, Any] | None = None,
@@ -56,6 +59,7 @@ def derive(
         plan: A plan, of stunet or of nnU-Net's own planners. What of these is not set stays as it was planned.
         dataset_json: nnU-Net's description of the dataset.
         size: Key of stunet.sizes.SIZES; the memory target becomes that size's default unless it was set.
+        network: Another network, with its strides if they are known; None: that of the plan, in this size.
         memory_gb: GPU memory that a training step may take.
         stages: Number of stages or "auto".
         overrides: Values as in settings.py.
@@ -83,11 +87,12 @@ def derive(
         set_for_plan["stages"] = stages
     set_for_plan |= {key: value for key, value in given.items() if key in settings.PLAN}
     set_for_training = {**plan.set_for_training, **{k: value for k, value in given.items() if k in settings.TRAIN}}
-    size, target_gb = size or plan.size, plan.memory_gb
+    size, target_gb = network.size if network else size or plan.size, plan.memory_gb
     if size is not None and size != plan.size:
         if size not in SIZES:
             raise UsageError(f"unknown size {size!r}; known: {', '.join(SIZES)}")
-        _check_has(plan, "size", f"--size {size}")
+        if network is None:
+            _check_has(plan, "size", f"--size {size}")
         target_gb = SIZES[size].target_gb
     if given.get("checkpointing"):
         _check_has(plan, "checkpointing", "checkpointing=true")
@@ -95,8 +100,9 @@ def derive(
         plan=set_for_plan,
         train=set_for_training,
         size=size,
+        network=NAMES.get(network.architecture.class_name) if network else plan.network,
         memory_gb=set_for_plan.get("memory_gb", target_gb),
-        stages=set_for_plan.get("stages", plan.stages or ("auto" if plan.states("stages") else None)),
+        stages=set_for_plan.get("stages", _stages(plan, network)),
         finetune=finetune or plan.finetune,
         pretext=pretext or plan.pretext,
         datasets=(list(datasets) if datasets is not None else plan.more_datasets) or None,
@@ -106,16 +112,21 @@ def derive(
     new = new.with_weights(weights or plan.weights)
     other_classes = any(each.classes is not None for each in weights)
     other_network = (new.size, new.memory_gb, new.stages) != (plan.size, plan.memory_gb, plan.stages)
+    if network:
+        new = _with_network(new, network)
     if encoders or len(weights) > 1:
         new, before = _with_encoders(new, encoders or len(weights)), new
         other_network |= new != before
     # The search runs only where the memory of a step changes: --set num_epochs must not move patch or batch.
-    other_step = other_network or other_classes or "checkpointing" in given
+    other_step = other_network or other_classes or "checkpointing" in given or network is not None
     if other_step:
         new = _with_network_of(new)
-        # What is like another plan, or was fitted by other rules than ours, stays as it is but for its depth.
-        stays = new.like or new.memory_gb is None
-        new = _with_stages(new, plan) if stays else fit_configurations(new, dataset_json, target_of(new))
+        # A plan that is like another one keeps its strides, and networks whose weights depend on them as well.
+        other_stages = "stages" in set_for_plan if network else new.stages != plan.stages
+        if other_stages and (new.like or _keeps_strides(new)):
+            new = _with_stages(new)
+        if not new.like and new.memory_gb is not None:
+            new = fit_configurations(new, dataset_json, target_of(new), keeps=True)
     new = _with_patch_and_batch(new, dataset_json, demand)
     if other_step and new.like and demand is None:
         new = with_batch_for(new, dataset_json)
@@ -160,15 +171,27 @@ def target_of(plan: Plan) -> MemoryTarget:
 
 
 def fit_configurations(
-    plan: Plan, dataset_json: Mapping[str, Any], target: MemoryTarget, measure: Measure | None = None
+    plan: Plan,
+    dataset_json: Mapping[str, Any],
+    target: MemoryTarget,
+    measure: Measure | None = None,
+    keeps: bool = False,
 ) -> Plan:
     """Fit patch, batch and strides of every configuration that has a network of its own.
 
     Each configuration's `stunet` block records the estimate (`memory_gb`) and, with a probe, its measurement.
+
+    Args:
+        plan: The plan.
+        dataset_json: nnU-Net's description of the dataset.
+        target: What to fit into.
+        measure: Runs a training step; None: the estimate decides.
+        keeps: Keep the strides of networks whose weights depend on them.
     """
     for name in plan.configurations_with_network:
         network = describe(plan, name, dataset_json)
-        fitted, measured = _fit(network, plan, name, dataset_json["numTraining"], target, measure)
+        strides = plan.configuration(name).strides if keeps and network.architecture.depth_by_patch else None
+        fitted, measured = _fit(network, plan, name, dataset_json["numTraining"], target, measure, strides)
         plan = plan.with_network(name, **fitted.arguments).with_configuration(
             name,
             patch_size=fitted.patch,
@@ -179,7 +202,13 @@ def fit_configurations(
 
 
 def _fit(
-    network: Network, plan: Plan, name: str, cases: int, target: MemoryTarget, measure: Measure | None
+    network: Network,
+    plan: Plan,
+    name: str,
+    cases: int,
+    target: MemoryTarget,
+    measure: Measure | None,
+    strides: topology.Strides | None,
 ) -> tuple[Fit, dict[str, float]]:
     """Return the fit of one configuration, and what a probe measured."""
     configuration = plan.configuration(name)
@@ -189,7 +218,7 @@ def _fit(
         shape = plan.contained_shapes.get(name, shape)
 
     def search(correction: float) -> Fit:
-        return fit(network, configuration.spacing, shape, voxels, replace(target, correction=correction))
+        return fit(network, configuration.spacing, shape, voxels, replace(target, correction=correction), strides)
 
     if measure is None:
         return search(1.0), {}
@@ -241,6 +270,44 @@ def _with_network_of(plan: Plan) -> Plan:
     return plan
 
 
+def _stages(plan: Plan, network: Recognised | None) -> int | str | None:
+    """Return the number of stages that a plan, or a plan for another network, states where none is asked for."""
+    if network:
+        return "auto" if network.architecture.depth_by_patch else network.stages
+    return plan.stages or ("auto" if plan.states("stages") else None)
+
+
+def _keeps_strides(plan: Plan) -> bool:
+    """Return whether the weights of a plan's networks depend on their strides."""
+    classes = {plan.configuration(name).network_class for name in plan.configurations_with_network}
+    return any(architectures.of_class(each).depth_by_patch for each in classes)
+
+
+def _with_network(plan: Plan, network: Recognised) -> Plan:
+    """Return the plan with another network in the configurations with as many axes, and without the others.
+
+    Patches become divisible by its strides.
+    """
+    architecture, stages = network.architecture, network.stages
+    kept = [name for name in plan.configurations if len(plan.configuration(name).spacing) == network.ndim]
+    plan = plan.with_values(configurations={name: plan.own_values(name) for name in kept})
+    for name in plan.configurations_with_network:
+        planned = plan.configuration(name)
+        patch, strides = planned.patch_size, network.strides
+        if strides is None:
+            found = topology.rule_for(architecture.depth_by_patch)(patch, planned.spacing, stages)
+            strides = [*found, *[[1] * network.ndim] * (stages - len(found))]
+        arguments = architecture.laid_out(network.planned, strides)
+        plan = plan.with_network_class(
+            name, architecture.class_name, arguments, [key for key in architecture.imports if key in arguments]
+        )
+        steps = topology.divisor(arguments["strides"])
+        plan = plan.with_configuration(
+            name, patch_size=[-(-n // step) * step for n, step in zip(patch, steps, strict=True)]
+        )
+    return plan
+
+
 def _with_encoders(plan: Plan, encoders: int) -> Plan:
     """Return the plan with so many encoders in the network of every configuration."""
     for name in plan.configurations_with_network:
@@ -251,14 +318,12 @@ def _with_encoders(plan: Plan, encoders: int) -> Plan:
     return plan
 
 
-def _with_stages(plan: Plan, before: Plan) -> Plan:
-    """Return a plan whose patches stay, with the first of its stages if fewer are asked for than before.
+def _with_stages(plan: Plan) -> Plan:
+    """Return a plan whose strides stay, with the first of them where it is for fewer stages.
 
     Raises:
         UsageError: More are asked for, whose strides nobody planned.
     """
-    if plan.stages == before.stages:
-        return plan
     most = {name: len(plan.configuration(name).strides) for name in plan.configurations_with_network}
     if plan.stages is None or plan.stages > max(most.values()):
         name, number = max(most.items(), key=lambda item: item[1])
@@ -349,11 +414,12 @@ def _strides(plan: Plan, configuration: str, patch: Sequence[int]) -> topology.S
 
 def _name(plan: Plan, root: str) -> str:
     """Return the name of the original plan, with the size and a tag for each value that was set."""
-    size = plan.size
-    if size and not re.search(rf"_{size}(?=_|$)", root):
-        # The planner puts the size before its tags for spacing, normalization and likeness; any other _L is a user's.
-        pattern = rf"_({'|'.join(SIZES)})(?=(_[0-9.x]+mm|_median|_native)?(_z|_ct)?(_like[0-9]+(-.*)?)?$)"
-        root = re.sub(pattern, f"_{size}", root) if re.search(pattern, root) else f"{root}_{size}"
+    size, tag = plan.size, plan.size or TAGS.get(plan.network or "")
+    if tag and not re.search(rf"_{tag}(?=_|$)", root):
+        # The planner puts the tag before those for spacing, normalization and likeness; any other _L is a user's.
+        own = "|".join([*SIZES, *TAGS.values()])
+        pattern = rf"_({own})(?=(_[0-9.x]+mm|_median|_native)?(_z|_ct)?(_like[0-9]+(-.*)?)?$)"
+        root = re.sub(pattern, f"_{tag}", root) if re.search(pattern, root) else f"{root}_{tag}"
     start = [plan.pretext] if plan.pretext else []
     start += ["with" + "and".join(str(dataset_number(name)) for name in plan.more_datasets)] * bool(plan.more_datasets)
     start += [plan.finetune] if plan.finetune else []

@@ -51,6 +51,7 @@ def fit(
     median_shape: Sequence[float],
     voxels_in_dataset: float,
     target: MemoryTarget,
+    strides: Strides | None = None,
 ) -> Fit:
     """Return the largest patch, then the largest batch, whose training step fits into the target.
 
@@ -64,15 +65,16 @@ def fit(
         median_shape: Voxels per axis of the median image at this spacing; in pre-training, of what scans contain.
         voxels_in_dataset: Total number of training voxels, which limits the batch.
         target: Memory and stages.
+        strides: Those of the network, where they must stay; None: those that suit the patch.
 
     Raises:
         OutOfMemoryError: Not even the smallest patch fits; the message names the size that would.
     """
     shape = [max(1, round(n)) for n in median_shape]
     rounded = topology.round_down if network.demand else topology.round_up
-    rule = topology.rule_for(network.architecture.depth_by_patch)
+    stays, rule = strides is not None, topology.rule_for(network.architecture.depth_by_patch, strides)
     patch, strides = rounded(initial_patch(spacing, shape), spacing, target.stages, rule)
-    network = network.laid_out(strides, spacing)
+    network = network if stays else network.laid_out(strides, spacing)
     floor = [min(MIN_PATCH, n) for n in patch]
     while (needed := memory.estimate(network, patch, MIN_BATCH, strides, target.correction)) > target.memory_gb:
         shrunk = _shrink(patch, shape, spacing, target.stages, floor, rule)
@@ -83,7 +85,7 @@ def fit(
                 _advice(network, patch, strides, target),
             )
         patch, strides = rounded(shrunk, spacing, target.stages, rule)
-        network = network.laid_out(strides, spacing)
+        network = network if stays else network.laid_out(strides, spacing)
     batch = largest_batch(network, patch, strides, voxels_in_dataset, target)
     needed = memory.estimate(network, patch, batch, strides, target.correction)
     return Fit(patch, batch, strides, needed, network.arguments)

@@ -473,11 +473,12 @@ class Plan:
             name, architecture={**before, "arch_kwargs": {**before["arch_kwargs"], **arguments}}
         )
 
-    def with_network_class(self, name: str, network_class: str, arguments: Mapping[str, Any]) -> "Plan":
-        """Return the plan with another network in a configuration."""
-        before = self.configuration(name).content["architecture"]
-        network = {**before, "network_class_name": network_class, "arch_kwargs": dict(arguments)}
-        return self.with_configuration(name, architecture=network)
+    def with_network_class(
+        self, name: str, network_class: str, arguments: Mapping[str, Any], imports: Sequence[str] = ()
+    ) -> "Plan":
+        """Return the plan with another network in a configuration; `imports` are those of its arguments for nnU-Net."""
+        network = {"network_class_name": network_class, "arch_kwargs": dict(arguments)}
+        return self.with_configuration(name, architecture={**network, "_kw_requires_import": list(imports)})
 
     def with_weights(self, weights: Sequence[StartingWeights]) -> "Plan":
         """Return the plan with these weights to start from."""

@@ -91,8 +91,10 @@ def kernels_for(strides: Strides, spacing: Sequence[float]) -> list[list[int]]:
     return [*kernels, [3] * len(pitch)]
 
 
-def rule_for(depth_by_patch: bool) -> Rule:
-    """Return the rule for an architecture (Architecture.depth_by_patch)."""
+def rule_for(depth_by_patch: bool, strides: Strides | None = None) -> Rule:
+    """Return the rule for an architecture (Architecture.depth_by_patch), or one that always gives these strides."""
+    if strides:
+        return lambda patch, spacing, stages: strides
     return strides_by_patch if depth_by_patch else strides_for
 
 

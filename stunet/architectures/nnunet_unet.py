@@ -52,6 +52,8 @@ _FROM_OUTPUT = {"ReLU", "LeakyReLU", "ELU"}  # computed in place, these need the
 _ALIAS = re.compile(r"\.all_modules\.([0-9])\.")
 _LEVEL = re.compile(r"decoder\.stages\.([0-9]{1,2})\.convs\.([0-9]{1,2})\.conv\.weight")
 MOST_STAGES = 20
+USUAL_WIDTH = 32  # channels of the first stage in nnU-Net's plans; they double per stage
+MOST_WIDTH = {2: 512, 3: 320}  # by the number of axes: where they stop doubling
 PARTS = {"decoder.transpconvs": UPSAMPLING, "decoder.stages": DECODER, "decoder.seg_layers": HEADS}
 
 
@@ -100,6 +102,7 @@ class NNUNet(Architecture):
     """One of the two; `repeats` is the argument for what an encoder stage is made of."""
 
     repeats: ClassVar[str]
+    usual_repeats: ClassVar[tuple[int, ...]]  # in nnU-Net's plans; the last one is that of all further stages
     usual_decoder: ClassVar[int]  # convolutions per level in nnU-Net's plans
 
     @abstractmethod
@@ -221,6 +224,57 @@ class NNUNet(Architecture):
             Kept((2 + own.kept * convolutions) * output, output)
             for output, convolutions in zip(outputs[:-1], reversed(own.decoder), strict=True)
         ]
+
+    def usual(self, ndim: int) -> dict[str, Any]:
+        return {
+            "n_stages": 1,
+            "features_per_stage": [USUAL_WIDTH],
+            CONV: f"torch.nn.modules.conv.Conv{ndim}d",
+            "kernel_sizes": [[3] * ndim],
+            "strides": [[1] * ndim],
+            self.repeats: [self.usual_repeats[0]],
+            "n_conv_per_stage_decoder": [],
+            "conv_bias": True,
+            NORM: f"torch.nn.modules.instancenorm.InstanceNorm{ndim}d",
+            "norm_op_kwargs": {"eps": 1e-5, "affine": True},
+            DROPOUT: None,
+            "dropout_op_kwargs": None,
+            NONLIN: "torch.nn.LeakyReLU",
+            "nonlin_kwargs": {"inplace": True},
+        }
+
+    def laid_out(
+        self,
+        arguments: Mapping[str, Any],
+        strides: Sequence[Sequence[int]],
+        kernels: Sequence[Sequence[int]] | None = None,
+    ) -> dict[str, Any]:
+        """Return a plan's arguments for other strides; widths and blocks of further stages go on as nnU-Net's do."""
+        before, stages, ndim = arguments["n_stages"], len(strides), _ndim(arguments)
+        features = _each(arguments["features_per_stage"], before)
+        most = max(MOST_WIDTH[ndim], *features)
+        while len(features) < stages:
+            features.append(min(2 * features[-1], most))
+        repeats, usual = _each(arguments[self.repeats], before), [*self.usual_repeats]
+        usual += usual[-1:] * max(stages, before)
+        repeats += usual[before:stages] if repeats == usual[:before] else repeats[-1:] * (stages - before)
+        # Coarsest first: further levels come, and fewer go, at the front.
+        decoder = _each(arguments["n_conv_per_stage_decoder"], before - 1)
+        decoder = (decoder[:1] or [self.usual_decoder]) * (stages - before) + decoder
+        if kernels is None:
+            kernels = [_each(kernel, ndim) for kernel in _each(arguments["kernel_sizes"], before)]
+        found = {
+            **arguments,
+            "n_stages": stages,
+            "features_per_stage": features[:stages],
+            "kernel_sizes": [list(kernel) for kernel in kernels[:stages]],
+            "strides": [list(stride) for stride in strides],
+            self.repeats: repeats[:stages],
+            "n_conv_per_stage_decoder": decoder[len(decoder) - stages + 1 :],
+        }
+        if isinstance(widths := arguments.get("bottleneck_channels"), list | tuple):
+            found["bottleneck_channels"] = [*widths, *widths[-1:] * stages][:stages]
+        return found
 
     def width(self, arguments: Mapping[str, Any]) -> int:
         return _each(arguments["features_per_stage"], 1)[0]

@@ -30,6 +30,7 @@ _CONVOLUTION = re.compile(r"encoder\.stages\.([0-9]{1,2})\.0\.convs\.([0-9]{1,2}
 
 class _PlainUNet(NNUNet):
     repeats = "n_conv_per_stage"
+    usual_repeats = (2,)
     usual_decoder = 2
 
     def network_class(self) -> "type[nn.Module]":
@@ -75,4 +76,5 @@ PLAIN_UNET = _PlainUNet(
         "deep_supervision",
     }),
     imports=(CONV, NORM, DROPOUT, NONLIN),
+    depth_by_patch=True,
 )  # fmt: skip

@@ -40,6 +40,7 @@ _SHORTCUT = re.compile(r"(encoder\.stages\.[0-9]{1,2}\.blocks\.0\.skip)\.[01]\."
 
 class _ResEnc(NNUNet):
     repeats = "n_blocks_per_stage"
+    usual_repeats = (1, 3, 4, 6)
     usual_decoder = 1
 
     def network_class(self) -> "type[nn.Module]":
@@ -168,4 +169,5 @@ RESENC = _ResEnc(
         "bottleneck_channels", "stem_channels", "deep_supervision",
     }),
     imports=(CONV, NORM, DROPOUT, NONLIN, BLOCK),
+    depth_by_patch=True,
 )  # fmt: skip

@@ -71,6 +71,8 @@ def choose_plans(dataset: str, request: "TrainingRequest", listener: Listener) -
     classes = weights[0].classes if len(weights) == 1 else None
     trainer = request.trainer or needed_trainer(path.parent, classes)
     derived = derive(plan, describe_trained_model(dataset, classes, trainer), overrides=overrides, **options)
+    if options.get("network"):
+        listener.note(f"{derived.name} is for the weights' network: {options['network']}")
     chosen, new = _as_on_disk(derived, path)
     return Choice(chosen, new, start or _start_of(chosen, request, listener))
 
@@ -264,11 +266,22 @@ def _from_weights(
     _check_size(size, network.size, named)
     finetune = request.finetune or base.finetune or strategies.DEFAULT
     return {
-        "size": network.size,
+        **_network_of(start, base, request.configuration),
         "encoders": encoders,
         "weights": named,
         "finetune": None if request.pretrained_weights else finetune,
     }
+
+
+def _network_of(start: "Start | JointStart", base: Plan, configuration: str) -> dict[str, Any]:
+    """Return the size of the weights, or their network if the plan's is another one that they do not fit."""
+    from stunet.trainers.finetune.joint import JointStart
+    from stunet.trainers.finetune.start import other_network
+
+    one = start.starts[0] if isinstance(start, JointStart) else start
+    if other := other_network(one, base, configuration):
+        return {"network": other}
+    return {"size": one.weights.network.size}
 
 
 def _from_weights_of_one(
@@ -276,16 +289,17 @@ def _from_weights_of_one(
 ) -> dict[str, Any]:
     """Return what of a pre-training's plan follows from weights: size and name. Its heads are new in any case."""
     named = (_entry(start, request, None, base.weights, (None, None), listener),)
-    _check_size(size, theirs := start.weights.network.size, named)
-    return {"size": theirs, "weights": named}
+    _check_size(size, start.weights.network.size, named)
+    return {**_network_of(start, base, request.configuration), "weights": named}
 
 
 def _check_size(asked: str | None, theirs: str | None, named: Sequence[StartingWeights]) -> None:
     if asked in (None, theirs):
         return
     names = " and ".join(repr(each.name) for each in named)
+    of = f"of size {theirs}" if theirs else "of a network without sizes"
     raise UsageError(
-        f"size {asked} is asked for, but the weights {names} are of size {theirs}",
+        f"size {asked} is asked for, but the weights {names} are {of}",
         f"leave the size out, or find weights of size {asked}: stunet_models list",
     )
 

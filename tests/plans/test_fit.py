@@ -6,6 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from nnunetv2.experiment_planning.experiment_planners.network_topology import get_pool_and_conv_props
+
 from stunet.errors import OutOfMemoryError
 from stunet.plans import fit, memory, topology
 from stunet.plans.demand import Demand
@@ -55,6 +57,19 @@ def test_a_fit_is_divisible_not_too_small_and_within_the_target(
     assert found.batch >= fit.MIN_BATCH
     assert len(found.strides) == depth or (depth is None and 4 <= len(found.strides) <= 7)
     assert topology.strides_for(found.patch, spacing, len(found.strides)) == found.strides
+
+
+@given(datasets())
+def test_strides_and_kernels_of_nnunets_networks_are_nnunets(dataset: tuple[list[float], list[int]]) -> None:
+    spacing, shape = dataset
+    _, theirs, kernels, _, _ = get_pool_and_conv_props(spacing, shape, topology.MIN_EDGE, 999)
+    strides = topology.strides_by_patch(shape, spacing)
+    if len(theirs) == 1:  # of which nnU-Net cannot build a network
+        assert strides == [[1] * len(shape)] * 2
+        return
+    assert strides == [list(stride) for stride in theirs]
+    assert topology.kernels_for(strides, spacing) == [list(kernel) for kernel in kernels]
+    assert topology.strides_by_patch(shape, spacing, 2) == strides[:2]
 
 
 @given(datasets(), st.integers(2, 8))

@@ -75,7 +75,7 @@ def test_patch_and_strides_stay_whatever_network_is_asked_for(model: Plan) -> No
         for method in methods:
             derived = derive(plan, description, **options, **method).configuration(NAME)
             assert (derived.patch_size, derived.strides) == (wanted.patch_size, wanted.strides), options
-            assert derived.size == options.get("size", "T")
+            assert derived.network_arguments["size"] == options.get("size", "T")
     unmarked = plan.with_ours(like=None)
     assert derive(unmarked, description, size="S").configuration(NAME).patch_size != PATCH
     assert derive(unmarked, description, size="S", like="1:P").configuration(NAME).patch_size == PATCH

@@ -8,6 +8,7 @@ finetuning.py; joint.py for networks with several encoders.
 import logging
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,10 +16,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from stunet import architectures
+from stunet.architectures.base import Recognised
 from stunet.errors import WeightsError
 from stunet.files import sha256_of, write_json
 from stunet.labels.annotations import Annotations, complete_annotations
 from stunet.labels.names import head_classes, match_classes
+from stunet.plans.check import check_plan
 from stunet.plans.plan import Plan, StartingWeights
 from stunet.trainers.trainer import BaseTrainer
 from stunet.weights.checkpoints import load_checkpoint
@@ -162,6 +165,29 @@ def plan_entry(
     # What the weights say anyway is left out, so that the same training has the same plan, asked for or not.
     unusual = None if transfer == weights.transfers else transfer
     return StartingWeights(name, start.sha256, heads.mode, whole, weights.pretext, unusual, inflate)
+
+
+def other_network(start: Start, plan: Plan, configuration: str) -> Recognised | None:
+    """Return the weights' network, with their strides, if they do not fit a plan's, which then has to take it.
+
+    None also for another size of STU-Net, which plans derive by its name, and for weights of another number of axes.
+
+    Raises:
+        WeightsError: The weights cannot be read.
+        DataError: The plan lacks the configuration, or it is inconsistent.
+    """
+    planned = check_plan(plan, configuration)
+    given, own = start.weights.network, architectures.of_class(planned.network_class, configuration)
+    sized = "size" in given.architecture.required
+    if given.ndim != len(planned.spacing) or (sized and plan.size):
+        return None
+    if own is given.architecture:
+        with torch.device("meta"):
+            network = own.build(given.channels, given.classes or 1, planned.network_arguments)
+        shapes = {own.canonical(name): tuple(value.shape) for name, value in network.state_dict().items()}
+        if own.difference(given, own.recognise(shapes)) is None:
+            return None
+    return replace(given, strides=None if sized else start.weights.strides or given.strides)
 
 
 def preview(
