@@ -64,9 +64,7 @@ class Blueprint:
 
 def blueprints() -> Mapping[str, Blueprint]:
     """Return the networks by name."""
-    found = [
-        Blueprint(f"stunet-{size.lower()}", size, STUNET, known.target_gb, size) for size, known in SIZES.items()
-    ]
+    found = [Blueprint(f"stunet-{size.lower()}", size, STUNET, known.target_gb, size) for size, known in SIZES.items()]
     found += [Blueprint(name, *row) for name, row in OF_NNUNET.items()]
     return {each.name: each for each in found}
 

@@ -356,7 +356,7 @@ class Plan:
 
     @property
     def mirror_axes(self) -> list[int]:
-        """Array axes, after the transposition, that are mirrored: all, as in nnU-Net, if the plan does not state them."""
+        """Array axes, after the transposition, that are mirrored; all, as in nnU-Net, if the plan states none."""
         return list(self._ours.get("mirror_axes", range(3)))
 
     @property

@@ -27,7 +27,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--preset", metavar="NAME|FILE", help=f"start from a preset: {', '.join(presets.names())}, or a .toml file"
     )
     parser.add_argument(
-        "--stages", metavar="N|auto", help="stages of the network (default 6; auto, and of nnU-Net's: what the patch supports)"
+        "--stages",
+        metavar="N|auto",
+        help="stages of the network (default 6, of nnU-Net's auto: what the patch supports)",
     )
     parser.add_argument(
         "--checkpointing", action="store_true", help="recompute activations: larger patches, slower steps"
@@ -35,7 +37,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--probe", action="store_true", help="measure the memory of a real training step on the GPU")
     parser.add_argument("--dry_run", action="store_true", help="show the plan; write nothing")
     parser.add_argument("--no_check", action="store_true", help="do not read the dataset once to find broken files")
-    parser.add_argument("-gpu_memory_target", type=float, metavar="GB", help="GPU memory to plan for (default by network)")
+    parser.add_argument(
+        "-gpu_memory_target", type=float, metavar="GB", help="GPU memory to plan for (default: the network's)"
+    )
     parser.add_argument(
         "-overwrite_target_spacing", nargs=3, type=float, metavar=("Z", "Y", "X"), help="spacing of 3d_fullres, in mm"
     )

@@ -50,7 +50,7 @@ def check_done(todo: Mapping[Arm, Sequence[str]], record: Record, only_warn: boo
         listener.warn(what)
 
 
-def _check_weights(experiment: Experiment, weights: Mapping[str, str], listener: Listener, planned: str) -> None:
+def _check_weights(experiment: Experiment, weights: Mapping[str, str], listener: Listener, planned: str | None) -> None:
     """Check that all weights are known, distinct, and of the requested size.
 
     Warn if training from scratch is compared with weights of another size than planned.
@@ -67,7 +67,8 @@ def _check_weights(experiment: Experiment, weights: Mapping[str, str], listener:
     if unlike and SCRATCH in experiment.weights.values():
         others = ", ".join(f"{title} of {size}" for title, size in unlike.items())
         listener.warn(
-            f"training from scratch is of size {planned}, but {others}: the difference mixes size and weights"
+            f"training from scratch is of {f'size {planned}' if planned else 'a network without sizes'}, but {others}: "
+            "the difference mixes network and weights"
         )
 
 

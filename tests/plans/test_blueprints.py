@@ -5,15 +5,14 @@ from typing import Any
 import pytest
 
 from stunet import workspace
-from stunet.errors import UsageError
 from stunet.files import read_json
 from stunet.plans import memory, topology
 from stunet.plans.blueprints import STOCK_PLANS, blueprints
 from stunet.plans.check import check_plan
-from stunet.plans.derive import derive, describe
+from stunet.plans.derive import describe
 from stunet.plans.plan import Plan
 from stunet.plans.planner import STUNetPlanner
-from stunet.plans.stock import PLANNERS, plan_as_stock
+from stunet.plans.stock import plan_as_stock
 from stunet.preprocessing.checks import repair_commands
 from tests.loops import for_each
 from tests.plans.conftest import DATASET

@@ -1,12 +1,10 @@
 """The planner on fingerprints of known kinds of data, with real nnU-Net and real image headers."""
 
 import json
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import SimpleITK as sitk
 
 from stunet import workspace
 from stunet.errors import DataError, OutOfMemoryError
@@ -19,6 +17,7 @@ from stunet.plans.planner import STUNetPlanner
 from stunet.runs.planning import warnings_of
 from tests.loops import for_each
 from tests.plans.conftest import DATASET
+
 
 def strides(plans: dict[str, Any], configuration: str) -> list[list[int]]:
     return plans["configurations"][configuration]["architecture"]["arch_kwargs"]["strides"]

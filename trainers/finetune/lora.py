@@ -20,7 +20,6 @@ from stunet.architectures.base import HEADS
 from stunet.errors import WeightsError
 from stunet.trainers.finetune.strategies import PARAMETRIZED
 
-
 CONVOLUTIONS = (nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
