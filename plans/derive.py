@@ -298,9 +298,7 @@ def _with_network(plan: Plan, network: Recognised) -> Plan:
             found = topology.rule_for(architecture.depth_by_patch)(patch, planned.spacing, stages)
             strides = [*found, *[[1] * network.ndim] * (stages - len(found))]
         arguments = architecture.laid_out(network.planned, strides)
-        plan = plan.with_network_class(
-            name, architecture.class_name, arguments, [key for key in architecture.imports if key in arguments]
-        )
+        plan = plan.with_network_class(name, architecture.class_name, arguments, architecture.imports)
         steps = topology.divisor(arguments["strides"])
         plan = plan.with_configuration(
             name, patch_size=[-(-n // step) * step for n, step in zip(patch, steps, strict=True)]

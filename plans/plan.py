@@ -476,9 +476,10 @@ class Plan:
     def with_network_class(
         self, name: str, network_class: str, arguments: Mapping[str, Any], imports: Sequence[str] = ()
     ) -> "Plan":
-        """Return the plan with another network in a configuration; `imports` are those of its arguments for nnU-Net."""
+        """Return the plan with another network in a configuration; see reduced_to() for `imports`."""
         network = {"network_class_name": network_class, "arch_kwargs": dict(arguments)}
-        return self.with_configuration(name, architecture={**network, "_kw_requires_import": list(imports)})
+        network["_kw_requires_import"] = [key for key in imports if key in arguments]
+        return self.with_configuration(name, architecture=network)
 
     def with_weights(self, weights: Sequence[StartingWeights]) -> "Plan":
         """Return the plan with these weights to start from."""

@@ -187,7 +187,13 @@ def other_network(start: Start, plan: Plan, configuration: str) -> Recognised | 
         shapes = {own.canonical(name): tuple(value.shape) for name, value in network.state_dict().items()}
         if own.difference(given, own.recognise(shapes)) is None:
             return None
-    return replace(given, strides=None if sized else start.weights.strides or given.strides)
+    if sized:
+        return replace(given, strides=None)
+    known, described = dict(given.arguments), start.weights
+    if described.plan and described.configuration:  # it knows more of the network than the tensors tell
+        known = described.plan.configuration(described.configuration).network_arguments
+    strides = known.pop("strides", None) or given.strides
+    return replace(given, arguments=known, strides=strides)
 
 
 def preview(
