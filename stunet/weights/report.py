@@ -16,6 +16,7 @@ from typing import Any
 
 from stunet.architectures.base import DECODER, ENCODER, UPSAMPLING, Architecture
 from stunet.plans.plan import ENCODER_ALONE, WHOLE
+from stunet.weights.changes import Change
 from stunet.weights.heads import Heads
 
 KINDS = ("copied", "inflated", "head", "missing", "unused")
@@ -47,6 +48,7 @@ class _Tensors:
 
     tensors: tuple[Fate, ...]
     architecture: Architecture
+    changes: tuple[Change, ...] = ()
 
     @property
     def fresh(self) -> frozenset[str]:
@@ -86,6 +88,7 @@ class TransferReport(_Tensors):
         origin: How a pretext trained the weights; None for others.
         transfer: What was taken, one of TRANSFERS.
         inflate: How 2D kernels became 3D ones, one of INFLATIONS.
+        changes: In what the training differs from that of the weights: what, there, and here.
     """
 
     weights: str
@@ -99,6 +102,7 @@ class TransferReport(_Tensors):
     origin: str | None = None
     transfer: str = WHOLE
     inflate: str | None = None
+    changes: tuple[Change, ...] = ()
 
     def lines(self) -> list[str]:
         """Return what the table does not tell."""
@@ -121,7 +125,7 @@ class TransferReport(_Tensors):
         tensors = [asdict(fate) for fate in self.tensors]
         own = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "architecture"}
         # Reports of weights that labels trained are as they were before there were others.
-        usual = {"origin": None, "transfer": WHOLE, "inflate": None}
+        usual = {"origin": None, "transfer": WHOLE, "inflate": None, "changes": ()}
         own = {key: value for key, value in own.items() if key not in usual or value != usual[key]}
         return {**own, "heads": asdict(self.heads), "tensors": tensors}
 

@@ -24,6 +24,7 @@ from stunet.labels.names import head_classes, match_classes
 from stunet.plans.check import check_plan
 from stunet.plans.plan import Plan, StartingWeights
 from stunet.trainers.trainer import BaseTrainer
+from stunet.weights.changes import changes
 from stunet.weights.checkpoints import load_checkpoint
 from stunet.weights.heads import BACKGROUND, Heads, plan_heads
 from stunet.weights.reading import Weights, read_weights, unfinished
@@ -261,7 +262,7 @@ def judge(
         )
     channels, classes = _channels(dataset_json), _classes(plan, dataset_json)
     usual = choose_heads(start, None, None if plan.pretext else dataset_json, transfer=named.taken).mode
-    return decide(
+    found = decide(
         network,
         start.weights,
         classes=classes,
@@ -278,6 +279,8 @@ def judge(
         transfer=named.taken,
         inflate=named.inflate,
     )
+    changed = () if plan.pretext else changes(start.weights, plan, configuration, classes)
+    return replace(found, report=replace(found.report, changes=changed))
 
 
 def _classes(plan: Plan, dataset_json: Mapping[str, Any]) -> list[str]:
