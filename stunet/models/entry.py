@@ -11,22 +11,15 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
-from stunet.architectures.plain_unet import PLAIN_UNET
-from stunet.architectures.resenc import RESENC
-from stunet.architectures.stunet import STUNET
 from stunet.errors import WeightsError, closest
 from stunet.models.record import STORE_FILES
 from stunet.names import is_orientation
-from stunet.sizes import SIZES
+from stunet.plans.blueprints import blueprints
 from stunet.weights.v2 import NORMALIZATIONS
 
-# Class of each network that an entry can name.
-NETWORKS = {
-    **{f"stunet-{size.lower()}": STUNET.class_name for size in SIZES},
-    "plain": PLAIN_UNET.class_name,
-    **dict.fromkeys(("resenc-m", "resenc-l", "resenc-xl"), RESENC.class_name),
-}
-_SIZES = {f"stunet-{size.lower()}": size for size in SIZES}
+# Class of each network that an entry can name, and its size.
+NETWORKS = {name: each.architecture.class_name for name, each in blueprints().items()}
+_SIZES = {name: each.size for name, each in blueprints().items()}
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")  # also a folder: no separator, no dot in front
 _HEX = re.compile("[0-9a-f]{64}")
 _NON_COMMERCIAL = re.compile(r"\bNC\b|non-? ?commercial|not? (be used |for )?commercial", re.IGNORECASE)

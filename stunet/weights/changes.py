@@ -33,19 +33,20 @@ def changes(weights: Weights, plan: Plan, configuration: str, classes: Sequence[
     if weights.plan is None or weights.configuration is None or weights.pretext:
         return ()
     before, now = weights.plan.configuration(weights.configuration), plan.configuration(configuration)
-    pairs = [(title, before.get(key), now.get(key)) for key, title in _VALUES.items()]
-    networks = before.network_arguments, now.network_arguments
-    pairs += [(title, *(each.get(key) for each in networks)) for key, title in _OF_NETWORK.items()]
+    pairs: list[tuple[str, Any, Any]] = [(title, before.get(key), now.get(key)) for key, title in _VALUES.items()]
+    there, here = before.network_arguments, now.network_arguments
+    pairs += [(title, there.get(key), here.get(key)) for key, title in _OF_NETWORK.items()]
     pairs.append(("order of axes", weights.plan.get("transpose_forward"), plan.transpose_forward))
     pairs.append(("orientation", weights.plan.orientation, plan.orientation))
     if weights.mirror_axes is not None:
         first = 3 - len(now.patch_size)
         axes = {"none": [], "all": [0, 1, 2]}.get(plan.train.mirror, plan.mirror_axes)
-        here = [axis - first for axis in axes if axis >= first]
-        pairs.append(("mirrored axes at test time", sorted(weights.mirror_axes), here))
+        allowed = [axis - first for axis in axes if axis >= first]
+        pairs.append(("mirrored axes at test time", sorted(weights.mirror_axes), allowed))
     pairs.append(("classes", weights.classes, list(classes)))
-    known = [pair for pair in pairs if pair[1] is not None]
-    return tuple((title, _text(there), _text(here)) for title, there, here in known if not _same(there, here))
+    return tuple(
+        (title, _text(one), _text(two)) for title, one, two in pairs if one is not None and not _same(one, two)
+    )
 
 
 def _same(one: Any, other: Any) -> bool:
