@@ -121,8 +121,8 @@ NAMES: tuple[Names, ...] = (
           "use_mask_for_norm",
           "inference preprocessing trainers", "what a configuration of a plan contains"),
     Strings(_PLANS,
-            "configurations dataset_name plans_name image_reader_writer original_median_spacing_after_transp "
-            "transpose_forward "
+            "configurations dataset_name plans_name image_reader_writer experiment_planner_used "
+            "original_median_spacing_after_transp transpose_forward "
             "foreground_intensity_properties_per_channel inherits_from data_identifier preprocessor_name batch_size "
             "patch_size spacing median_image_size_in_voxels normalization_schemes use_mask_for_norm previous_stage "
             "next_stage architecture network_class_name arch_kwargs _kw_requires_import strides pool_op_kernel_sizes "

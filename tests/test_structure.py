@@ -35,7 +35,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "results": {"datasets", "evaluation", "labels"},
     "plans": {"architectures", "datasets", "folds", "labels", "losses", "nnunet", "workers"},
     "weights": {"architectures", "labels", "plans"},
-    "models": {"architectures", "labels", "plans", "weights"},
+    "models": {"labels", "plans", "weights"},
     "preprocessing": {"datasets", "folds", "labels", "nnunet", "plans", "resampling", "weights", "workers"},
     "provenance": {"folds", "labels", "plans", "preprocessing"},
     "inference": {"architectures", "datasets", "labels", "models", "plans", "preprocessing", "provenance", "results",
