@@ -380,10 +380,10 @@ def with_batch_for(plan: Plan, dataset_json: Mapping[str, Any], demand: Demand |
         if batch is None:
             batch = largest_batch(network, patch, strides, _voxels(plan, name, dataset_json["numTraining"]), target)
         needed = memory.estimate(network, patch, -(-batch // accumulation), strides)
-        if plan.constraints.batch_size is None and needed > target.memory_gb:
+        if plan.constraints.batch_size is None and plan.memory_gb is not None and needed > plan.memory_gb:
             raise OutOfMemoryError(
                 f"{name}: {plan.pretext or 'training'} needs {needed:.1f} GB with a patch of {patch}; the target is "
-                f"{target.memory_gb:g} GB",
+                f"{plan.memory_gb:g} GB",
                 f"a smaller --set patch_size, or -gpu_memory_target {math.ceil(needed)}",
             )
         plan = plan.with_configuration(name, batch_size=batch, stunet={"memory_gb": round(needed, 2)})
