@@ -486,12 +486,17 @@ class Plan:
         entries = [each.to_json() for each in weights]
         return self.with_ours(weights=entries if len(entries) > 1 else entries[0] if entries else None)
 
-    def reduced_to(self, name: str, network_class: str, arguments: Mapping[str, Any]) -> "Plan":
-        """Return the plan with a single configuration, which is complete and describes this network and no other."""
+    def reduced_to(
+        self, name: str, network_class: str, arguments: Mapping[str, Any], imports: Sequence[str] = ()
+    ) -> "Plan":
+        """Return the plan with a single configuration, which is complete and describes this network and no other.
+
+        `imports` are those of its arguments that nnU-Net imports by name, as they are classes.
+        """
         # Without the old description: the plan would otherwise describe two networks.
         planned = {k: value for k, value in self.configuration(name).content.items() if k not in _OLD_NETWORK_KEYS}
-        # `_kw_requires_import` lists arguments that are classes, which nnU-Net imports by name; none of these is one.
-        network = {"network_class_name": network_class, "arch_kwargs": dict(arguments), "_kw_requires_import": []}
+        network = {"network_class_name": network_class, "arch_kwargs": dict(arguments)}
+        network["_kw_requires_import"] = [key for key in imports if key in arguments]
         return Plan({**self.content, "configurations": {name: {**planned, "architecture": network}}})
 
     @property

@@ -119,6 +119,7 @@ class Architecture(ABC):
         imports: Those of them that are classes, which plans hold as dotted strings.
         depth_by_patch: Whether the number of stages follows from the patch, and kernels along coarse axes from the
             spacing, as nnU-Net plans its own networks (plans/topology.py); otherwise the stages are chosen.
+        encoder_prefix: What names of the encoder begin with, and files of an encoder alone may leave out.
     """
 
     class_name: str
@@ -129,10 +130,15 @@ class Architecture(ABC):
     optional: frozenset[str] = frozenset({"deep_supervision", "checkpointing"})
     imports: tuple[str, ...] = ()
     depth_by_patch: bool = False
+    encoder_prefix: str = ""
 
     @abstractmethod
     def owns(self, shapes: Shapes) -> bool:
         """Return whether tensors of these names and shapes belong to this network, complete or not."""
+
+    def misfits(self, shapes: Shapes) -> set[str]:
+        """Return the names of tensors that only look like this network's, among those that it owns."""
+        return set()
 
     @abstractmethod
     def recognise(self, shapes: Shapes) -> Recognised:
@@ -208,6 +214,18 @@ class Architecture(ABC):
         """Return what tensors tell of the arguments in a plan, in one form, whatever form the plan has them in."""
         return {key: arguments[key] for key in self.required}
 
+    def settled(self, arguments: Mapping[str, Any], found: Recognised) -> dict[str, Any]:
+        """Return a plan's arguments for the network that tensors belong to, without strides.
+
+        Raises:
+            ValueError: The plan has another network; the text continues "its plans ".
+        """
+        told = self.comparable(arguments)
+        for key, value in self.comparable(found.planned).items():
+            if key not in found.assumed and told[key] != value:
+                raise ValueError(f"say {key} {told[key]!r}, but its tensors are of {key} {value!r}")
+        return found.planned
+
     def difference(self, given: Recognised, target: Recognised) -> str | None:
         """Return why weights of this architecture do not fit a network of it; None if transfer.py bridges what differs.
 
@@ -218,6 +236,14 @@ class Architecture(ABC):
     def canonical(self, name: str) -> str:
         """Return the one official name of a tensor, which a state dict may hold under several."""
         return name
+
+    def single(self, network: "nn.Module") -> dict[str, str]:
+        """Take all names but one from each module of a network that has several, and return the others' place.
+
+        It computes what it did before, through the names that are left. Returns, by its official name, what a tensor
+        is called then.
+        """
+        return {name: name for name in network.state_dict()}
 
     def matching(self, name: str) -> str:
         """Return what two networks' tensors at the same place have in common: the canonical name, or a part of it."""

@@ -49,6 +49,7 @@ _OPTIONS = {
     NONLIN: {"inplace", "negative_slope", "alpha", "approximate"},
 }
 _FROM_OUTPUT = {"ReLU", "LeakyReLU", "ELU"}  # computed in place, these need their output alone for the backward pass
+_TWICE = re.compile(r"(^|\.)decoder\.encoder\.")
 _ALIAS = re.compile(r"\.all_modules\.([0-9])\.")
 _LEVEL = re.compile(r"decoder\.stages\.([0-9]{1,2})\.convs\.([0-9]{1,2})\.conv\.weight")
 MOST_STAGES = 20
@@ -130,9 +131,24 @@ class NNUNet(Architecture):
         return None
 
     def canonical(self, name: str) -> str:
-        if name.startswith("decoder.encoder."):
-            name = name.removeprefix("decoder.")
+        name = _TWICE.sub(r"\1encoder.", name)
         return _ALIAS.sub(lambda found: ".conv." if found[1] == "0" else ".norm.", name)
+
+    def single(self, network: Any) -> dict[str, str]:
+        """Leave the names by which forward() calls modules: those of all_modules, and the encoder's own."""
+        del network.decoder.encoder
+        for module in list(network.modules()):
+            if hasattr(module, "all_modules"):
+                for name in [name for name, _ in module.named_children() if name != "all_modules"]:
+                    delattr(module, name)
+        return {self.canonical(name): name for name in network.state_dict()}
+
+    def misfits(self, shapes: Shapes) -> set[str]:
+        """Return the names of a decoder without skip connections, as nnssl's NoSkipResEncL has it."""
+        lift, first = (shapes.get(f"decoder.{name}.weight") for name in ("transpconvs.0", "stages.0.convs.0.conv"))
+        if not lift or not first or lift[1] != first[1]:
+            return set()
+        return {name for name in shapes if self.place(name).part in PARTS.values()}
 
     def recognise(self, shapes: Shapes) -> Recognised:
         shapes = {self.canonical(name): shape for name, shape in shapes.items()}
@@ -301,6 +317,29 @@ class NNUNet(Architecture):
             "conv_bias": own.bias,
             NORM: norm,
         }
+
+    def settled(self, arguments: Mapping[str, Any], found: Recognised) -> dict[str, Any]:
+        """Return a plan's own arguments; the norm may be another one, as trainers swap it (nnUNetTrainerBN)."""
+        unknown = sorted(arguments.keys() - self.required - self.optional - {"strides"})
+        if wrong := f"name unknown arguments: {', '.join(unknown)}" if unknown else self.problem(arguments):
+            raise ValueError(f"describe no {self.title}: {wrong}")
+        own = {key: value for key, value in arguments.items() if key not in ("strides", "deep_supervision")}
+        if self.comparable(arguments)[NORM] != self.comparable(found.arguments)[NORM]:
+            own |= {key: found.arguments[key] for key in (NORM, "norm_op_kwargs")}
+        super().settled(own, found)
+        return own
+
+    def difference(self, given: Recognised, target: Recognised) -> str | None:
+        """Return which of the stages that both have differ, but for kernels and biases, or which norm."""
+        here, there = self.comparable(given.arguments), self.comparable(target.arguments)
+        common = min(given.stages, target.stages)
+        for key, value in here.items():
+            if key in ("n_stages", "n_conv_per_stage_decoder", "conv_bias", "kernel_sizes"):
+                continue  # transfer.py matches levels and kernels; a bias before a norm has no effect
+            pair = [each[:common] if isinstance(each, list) else each for each in (value, there[key])]
+            if pair[0] != pair[1]:
+                return f"{given}, and the plan's network is {target}: other {key}"
+        return None
 
     def strides(self, network: Any) -> Sequence[Sequence[int]]:
         return network.encoder.strides

@@ -75,6 +75,7 @@ PLAIN_UNET = _PlainUNet(
         "conv_bias", NORM, "norm_op_kwargs", DROPOUT, "dropout_op_kwargs", NONLIN, "nonlin_kwargs", "nonlin_first",
         "deep_supervision",
     }),
+    encoder_prefix="encoder.",
     imports=(CONV, NORM, DROPOUT, NONLIN),
     depth_by_patch=True,
 )  # fmt: skip

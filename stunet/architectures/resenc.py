@@ -168,6 +168,7 @@ RESENC = _ResEnc(
         "conv_bias", NORM, "norm_op_kwargs", DROPOUT, "dropout_op_kwargs", NONLIN, "nonlin_kwargs", BLOCK,
         "bottleneck_channels", "stem_channels", "deep_supervision",
     }),
+    encoder_prefix="encoder.",
     imports=(CONV, NORM, DROPOUT, NONLIN, BLOCK),
     depth_by_patch=True,
 )  # fmt: skip

@@ -24,6 +24,7 @@ from stunet.models.record import RECORD, read_record
 from stunet.models.registry import dataset_of, plan_of
 from stunet.sizes import SIZES
 from stunet.weights.checkpoints import check_finite, check_weights, save_checkpoint, save_weights, to_half
+from stunet.weights.naming import all_names
 from stunet.weights.pickles import load_pickle
 from stunet.weights.reading import Weights, read_weights, unfinished
 from stunet.weights.v1 import convert_plans
@@ -173,9 +174,24 @@ def check_fit(weights: Weights) -> None:
         what = "no plans" if sized else f"a network of no size that stunet knows ({', '.join(SIZES)})"
         raise WeightsError(f"{str(weights.path)!r} has {what}", "stunet_models info NAME lists what is needed")
     check_metadata(weights)
-    with torch.device("meta"):  # shapes only: an STU-Net H takes 5.8 GB
-        network = described.build(weights.strides)
-    check_weights(weights.path, network, weights.tensors)
+    network = _described_network(weights)
+    check_weights(weights.path, network, _all_names(weights, network))
+
+
+def _described_network(weights: Weights) -> torch.nn.Module:
+    """Return the network of the plans, without memory."""
+    assert weights.plan is not None  # described weights have one
+    found, planned = weights.network, weights.plan.configuration(str(weights.configuration))
+    try:
+        with torch.device("meta"):  # shapes only: an STU-Net H takes 5.8 GB
+            return found.architecture.build(found.channels, found.classes or 1, planned.network_arguments)
+    except ValueError as error:
+        what = f"{str(weights.path)!r}: no network can be built as its plans say: {error}"
+        raise WeightsError(what, "use the plans.json of the training that made it") from None
+
+
+def _all_names(weights: Weights, network: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return all_names(weights.tensors, network.state_dict(), weights.network.architecture)
 
 
 def read_folds(path: Path) -> dict[str, Weights]:
@@ -289,8 +305,9 @@ def check(source: Path) -> list[str]:
 
 
 def _checkpoint(weights: Weights) -> dict[str, Any]:
+    alone = replace(weights, tensors={name: _own_storage(tensor) for name, tensor in weights.tensors.items()})
     checkpoint: dict[str, Any] = {
-        "network_weights": {name: _own_storage(tensor) for name, tensor in weights.tensors.items()},
+        "network_weights": _all_names(alone, _described_network(weights)),
         "trainer_name": "nnUNetTrainer",  # stock nnU-Net finds it without any variable
         "init_args": {"configuration": weights.configuration},
     }

@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from stunet.architectures.base import Recognised
@@ -23,11 +22,13 @@ from stunet.schema import anything, dict_of
 from stunet.weights import nnssl
 from stunet.weights.checkpoints import is_safetensors, load_checkpoint, load_safetensors
 from stunet.weights.folders import ADAPTATION_FILE, checkpoint_in, model_folder
+from stunet.weights.naming import official_tensors
 from stunet.weights.pickles import load_pickle
 from stunet.weights.recognition import recognise
 from stunet.weights.v1 import convert_plans, fit_strides
 
 _NESTED = ("net", "model", "model_state_dict")  # where other training programs keep the parameters
+_ONE_TRAINING = "put the plans.json and the checkpoint of one training together"
 
 
 @dataclass(frozen=True)
@@ -100,9 +101,7 @@ def read_weights(path: Path) -> Weights:
     """
     path = checkpoint_in(path) if path.is_dir() else path
     kind, raw, content = _load(path)
-    tensors = _official(raw, path)
-    if kind == "nnssl":
-        tensors = nnssl.unwrapped(tensors, content, path)
+    tensors = official_tensors(raw, path, nnssl.encoder_of(content) if kind == "nnssl" else None)
     weights = Weights(path, kind, tensors, recognise(tensors, path))
     try:
         weights = _READERS[kind](weights, content)
@@ -167,31 +166,9 @@ def _load_file(path: Path) -> tuple[str, Mapping[str, Any], Mapping[str, Any]]:
     return "bare", content, {}
 
 
-def _official(raw: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
-    """Return the tensors under the network's own names, without the prefixes of DDP and torch.compile."""
-    tensors: dict[str, Tensor] = {}
-    for key, value in raw.items():
-        if not isinstance(value, Tensor):
-            continue
-        name = str(key)
-        # In either order, and repeatedly: DDP around a compiled network, or the other way round.
-        while name.startswith(("module.", "_orig_mod.")):
-            name = name.partition(".")[2]
-        stored = value.layout == torch.strided and value.is_cpu
-        # With strides of 0, a few bytes stand for a tensor of any shape.
-        stored = stored and value.numel() * value.element_size() <= value.untyped_storage().nbytes()
-        if name in tensors or not stored:
-            raise WeightsError(
-                f"{str(path)!r} is damaged: {key!r} exists twice or claims more bytes than it has",
-                "copy it again from its source",
-            )
-        tensors[name] = value.detach()
-    return tensors
-
-
 def _read_v1(weights: Weights, content: Mapping[str, Any]) -> Weights:
     sidecar = weights.path.with_name(weights.path.name + ".pkl")
-    if not sidecar.is_file():
+    if not sidecar.is_file() or "size" not in weights.network.arguments:  # v1 has no plans for other networks
         return weights
     network = weights.network
     plan, dataset, configuration, mirror_axes = convert_plans(
@@ -256,23 +233,22 @@ def _described(weights: Weights, plans: Any, configuration: str | None, dataset:
         return weights
     plan = Plan(plans)
     planned = plan.configuration(configuration)
-    network, class_name = weights.network, weights.network.architecture.class_name
+    network, architecture = weights.network, weights.network.architecture
     strides: Sequence[Sequence[int]] | None = planned.known_strides or planned.pooling or network.strides
-    if planned.network_class != class_name:
+    arguments = network.planned
+    if planned.network_class == architecture.class_name:
+        try:
+            arguments = architecture.settled(planned.network_arguments, network)
+        except ValueError as error:
+            raise WeightsError(f"{str(weights.path)!r}: its plans {error}", _ONE_TRAINING) from None
+    elif strides and not network.strides:
         # STU-Net's trainers ignored the network in the plans, and cut or padded its strides.
-        strides = fit_strides(strides, network.stages) if strides else None
-    else:
-        for key, value in network.planned.items():
-            if planned.network_arguments[key] != value:
-                raise WeightsError(
-                    f"{str(weights.path)!r}: its plans say {key} {planned.network_arguments[key]!r}, but its tensors "
-                    f"are of {key} {value!r}",
-                    "put the plans.json and the checkpoint of one training together",
-                )
-    kwargs = network.planned
+        strides = fit_strides(strides, network.stages)
     if strides:
-        kwargs["strides"] = [[int(s) for s in axis] for axis in strides]
-    return replace(weights, plan=plan.reduced_to(configuration, class_name, kwargs))
+        arguments = {**arguments, "strides": [[int(s) for s in axis] for axis in strides]}
+    return replace(
+        weights, plan=plan.reduced_to(configuration, architecture.class_name, arguments, architecture.imports)
+    )
 
 
 def _of_folder(weights: Weights) -> Weights:
@@ -291,7 +267,7 @@ def _of_folder(weights: Weights) -> Weights:
         raise WeightsError(
             f"{str(folder / 'plans.json')!r} says strides {here.strides}, but {weights.path.name!r} was trained with "
             f"{weights.strides}",
-            "put the plans.json and the checkpoint of one training together",
+            _ONE_TRAINING,
         )
     note = folder / "model.json"
     return replace(here, entry=read(note, MODEL).get("entry") if note.is_file() else here.entry)
@@ -305,7 +281,12 @@ def _check(weights: Weights) -> None:
         raise WeightsError(
             f"{str(weights.path)!r} has {network.stages} stages in {network.ndim}D, and its plans say "
             f"strides {strides}",
-            "put the plans.json and the checkpoint of one training together",
+            _ONE_TRAINING,
+        )
+    if strides and network.strides and strides != network.strides:
+        raise WeightsError(
+            f"{str(weights.path)!r} has tensors for strides {network.strides}, and its plans say {strides}",
+            _ONE_TRAINING,
         )
     if classes and network.classes and len(classes) != network.classes:
         raise WeightsError(

@@ -3,7 +3,7 @@
 Every tensor of the network and of the weights has one fate:
 
     copied     unchanged
-    inflated   input convolutions whose number of channels differs, and 2D kernels that became 3D ones
+    inflated   input convolutions whose number of channels differs, and kernels of other lengths, as of 2D in 3D
     head       rows by class name, or as initialised
     missing    keeps its initialisation: not in the weights, of another shape, or not to be transferred
     unused     only in the weights
@@ -11,6 +11,7 @@ Every tensor of the network and of the weights has one fate:
 transfer.py decides; heads.py has the rows of the classes.
 """
 
+from collections import Counter
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -116,9 +117,12 @@ class TransferReport(_Tensors):
         lines = [loaded, f"pre-training: {self.origin}"] if self.origin else [loaded]
         if self.inflate:
             lines.append(f"kernels: 2D, made 3D by {self.inflate!r}")
-        # Only those of the input have a note.
-        notes = dict.fromkeys(fate.note for fate in self.tensors if fate.kind == "inflated" and fate.note)
-        return [*lines, *(f"input: {note}" for note in notes)]
+        notes = [
+            (fate.target in self.architecture.inputs, fate.note) for fate in self.tensors if fate.kind == "inflated"
+        ]
+        lines += [f"input: {note}" for note in dict.fromkeys(note for is_input, note in notes if is_input and note)]
+        others = Counter(note for is_input, note in notes if note and not is_input)
+        return lines + [f"kernels: {note} in {count} convolutions" for note, count in others.items()]
 
     def to_json(self) -> dict[str, Any]:
         """Return the content of transfer_report.json."""

@@ -1,0 +1,132 @@
+"""Model folders of nnU-Net's networks: checked, exported and installed, and stock nnU-Net reads what is written."""
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+from torch import nn
+
+from stunet.architectures.nnunet_unet import NNUNet
+from stunet.errors import WeightsError
+from stunet.files import read_json, write_json
+from stunet.inference.model import open_model
+from stunet.inference.predictor import Options, Predictor
+from stunet.models import store
+from stunet.models.folder import check, export
+from stunet.weights.checkpoints import load_checkpoint, save_checkpoint
+from stunet.weights.reading import read_weights
+from tests.loops import for_each
+from tests.nnunet_networks import BOTH, arguments, network
+from tests.predictor_models import make_model
+
+IMPORTS = ["conv_op", "norm_op", "dropout_op", "nonlin"]
+
+
+def model(folder: Path, architecture: NNUNet, folds: tuple[int, ...] = (0,), **others: Any) -> Path:
+    """A folder that stock nnU-Net has trained, cut down to one configuration."""
+    make_model(folder, folds)
+    plans = read_json(folder / "plans.json")
+    planned = plans["configurations"]["3d_fullres"]
+    planned["architecture"] = {
+        "network_class_name": architecture.class_name,
+        "arch_kwargs": arguments(architecture, **others),
+        "_kw_requires_import": IMPORTS,
+    }
+    plans["configurations"] = {"3d_fullres": planned}
+    write_json(folder / "plans.json", plans)
+    for fold in folds:
+        content = {
+            "network_weights": trained(architecture, fold, **others).state_dict(),
+            "trainer_name": "nnUNetTrainer_250epochs",
+            "init_args": {"configuration": "3d_fullres", "plans": plans, "dataset_json": {}, "fold": fold},
+            "inference_allowed_mirroring_axes": (0, 1, 2),
+        }
+        save_checkpoint(content, folder / f"fold_{fold}" / "checkpoint_final.pth")
+    return folder
+
+
+def trained(architecture: NNUNet, fold: int = 0, **others: Any) -> nn.Module:
+    made = network(architecture, seed=fold, **others)
+    for parameter in made.parameters():
+        nn.init.normal_(parameter, std=0.2)
+    return made.eval()
+
+
+def stock(folder: Path) -> nnUNetPredictor:
+    predictor = nnUNetPredictor(device=torch.device("cpu"), perform_everything_on_device=False, allow_tqdm=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # nnU-Net looks through its trainers
+        predictor.initialize_from_trained_model_folder(str(folder), (0,), "checkpoint_final.pth")
+    predictor.use_mirroring = predictor.use_gaussian = False
+    return predictor
+
+
+@for_each("architecture", BOTH)
+def test_a_model_is_checked_and_exported_and_stock_nnunet_computes_the_same(
+    tmp_path: Path, architecture: NNUNet
+) -> None:
+    folder = model(tmp_path / "nnUNetTrainer__nnUNetPlans__3d_fullres", architecture, (0, 1))
+    count = len(list(network(architecture).parameters()))
+    assert check(folder)[0] == f"fold_0: {count} tensors, none with NaN; they fit the plans"
+    export(folder, tmp_path / "copy")
+    written = load_checkpoint(tmp_path / "copy/fold_0/checkpoint_final.pth")["network_weights"]
+    assert written.keys() == network(architecture).state_dict().keys()
+    given = folder / "fold_0/checkpoint_final.pth"
+    assert (tmp_path / "copy/fold_0/checkpoint_final.pth").stat().st_size < 1.2 * given.stat().st_size
+    assert (
+        read_json(tmp_path / "copy/plans.json")["configurations"]["3d_fullres"]["architecture"]
+        == (read_json(folder / "plans.json")["configurations"]["3d_fullres"]["architecture"])
+    )
+    image = torch.randn(1, 16, 16, 16)
+    logits = stock(tmp_path / "copy").predict_logits_from_preprocessed_data(image)
+    with torch.inference_mode():
+        expected = trained(architecture)(image[None])[0]
+    torch.testing.assert_close(logits.float(), expected, rtol=2e-3, atol=2e-3)  # nnU-Net's are float16
+    assert Predictor(open_model(tmp_path / "copy"), Options()).patch == (16, 16, 16)
+
+
+@for_each("architecture", BOTH)
+def test_one_fold_becomes_a_safetensors_file_with_each_tensor_once(tmp_path: Path, architecture: NNUNet) -> None:
+    folder = model(tmp_path / "nnUNetTrainer__nnUNetPlans__3d_fullres", architecture)
+    export(folder, tmp_path / "x.safetensors")
+    parameters = sum(4 * p.numel() for p in network(architecture).parameters())
+    assert parameters < (tmp_path / "x.safetensors").stat().st_size < parameters + 40_000
+    one, other = read_weights(tmp_path / "x.safetensors"), read_weights(folder)
+    assert one.tensors.keys() == other.tensors.keys()
+    assert all(torch.equal(value, other.tensors[name]) for name, value in one.tensors.items())
+    assert one.plan == other.plan
+    export(tmp_path / "x.safetensors", tmp_path / "back")
+    assert check(tmp_path / "back")[1].endswith("they fit the plans")
+    export(folder, tmp_path / "half", half=True)
+    assert read_weights(tmp_path / "half").tensors.keys() == one.tensors.keys()
+
+
+@for_each("architecture", BOTH)
+def test_a_model_is_installed_under_a_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, architecture: NNUNet
+) -> None:
+    monkeypatch.setenv("STUNET_MODELS", str(tmp_path / "store"))
+    own = {"norm_op": "torch.nn.BatchNorm3d", "norm_op_kwargs": {"eps": 1e-5}}
+    folder = model(tmp_path / "nnUNetTrainer__nnUNetPlans__3d_fullres", architecture, **own)
+    installed = store.import_file(folder, "Theirs")
+    assert read_weights(installed.path).network.architecture is architecture
+    assert check(installed.path)[0].startswith("files:")
+    image = torch.randn(1, 1, 16, 16, 16)
+    state = load_checkpoint(installed.path / "fold_0/checkpoint_final.pth")["network_weights"]
+    copy = network(architecture, **own).eval()
+    copy.load_state_dict(state)
+    assert torch.equal(copy(image), trained(architecture, **own)(image))
+
+
+def test_a_tensor_that_the_plans_do_not_have_is_named(tmp_path: Path) -> None:
+    architecture = BOTH[0]
+    folder = model(tmp_path / "nnUNetTrainer__nnUNetPlans__3d_fullres", architecture)
+    file = folder / "fold_0/checkpoint_final.pth"
+    content = load_checkpoint(file)
+    weights = {name: value.clone() for name, value in content["network_weights"].items()}
+    save_checkpoint({**content, "network_weights": weights | {"more.weight": torch.ones(1)}}, file)
+    with pytest.raises(WeightsError, match=r"1 unexpected \(e\.g\. 'more.weight'\)"):
+        check(folder)
