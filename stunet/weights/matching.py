@@ -83,10 +83,11 @@ class Match:
             return Fate(name, source, "head", size, size * known // len(drawn))
         # That all kernels of a 2D network get a depth is said once (report.py).
         kernels = change(given, wanted) if given != wanted and len(given) == len(wanted) else ""
+        kernels = f"kernel {kernels}" if kernels and free == 1 else kernels
         if free == 1 and not value.shape[1] == self.given == self.images == drawn.shape[1]:
             known = size * min(self.given, self.images) // drawn.shape[1]
-            notes = (self._inflation(drawn.shape[1] - self.images), f"kernel {kernels}" if kernels else "")
-            return Fate(name, source, "inflated", size, known, "; ".join(filter(None, notes)))
+            notes = filter(None, (self._inflation(drawn.shape[1] - self.images), kernels))
+            return Fate(name, source, "inflated", size, known, "; ".join(notes))
         if given != wanted:
             # Trained for what they do, so a strategy that keeps what is pre-trained keeps them.
             return Fate(name, source, "inflated", size, size, kernels)

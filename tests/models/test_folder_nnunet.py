@@ -14,8 +14,8 @@ from stunet.errors import WeightsError
 from stunet.files import read_json, write_json
 from stunet.inference.model import open_model
 from stunet.inference.predictor import Options, Predictor
-from stunet.models import store
 from stunet.models.folder import check, export
+from stunet.models.installing import import_file
 from stunet.weights.checkpoints import load_checkpoint, save_checkpoint
 from stunet.weights.reading import read_weights
 from tests.loops import for_each
@@ -111,7 +111,7 @@ def test_a_model_is_installed_under_a_name(
     monkeypatch.setenv("STUNET_MODELS", str(tmp_path / "store"))
     own = {"norm_op": "torch.nn.BatchNorm3d", "norm_op_kwargs": {"eps": 1e-5}}
     folder = model(tmp_path / "nnUNetTrainer__nnUNetPlans__3d_fullres", architecture, **own)
-    installed = store.import_file(folder, "Theirs")
+    installed = import_file(folder, "Theirs")
     assert read_weights(installed.path).network.architecture is architecture
     assert check(installed.path)[0].startswith("files:")
     image = torch.randn(1, 1, 16, 16, 16)

@@ -97,7 +97,7 @@ def test_plans_that_contradict_the_tensors_are_refused(tmp_path: Path, architect
         (deeper, "its plans say n_stages 4, but its tensors are of n_stages 3"),
         (
             {"features_per_stage": [4, 8, 16]},
-            r"features_per_stage \\[4, 8, 16\\], but its tensors are of .* \\[4, 8, 8\\]",
+            r"features_per_stage \[4, 8, 16\], but its tensors are of .* \[4, 8, 8\]",
         ),
         ({"kernel_sizes": [[3, 3, 3]] * 3}, "its plans say kernel_sizes"),
         ({architecture.repeats: [1, 1, 1]}, f"its plans say {architecture.repeats}"),

@@ -65,8 +65,7 @@ def test_the_same_network_becomes_a_copy_and_each_tensor_has_one_fate(architectu
 
 
 @for_each("architecture", BOTH)
-def test_kernels_along_a_thin_axis_keep_the_function_of_what_is_constant_along_it(architecture: NNUNet) -> None:
-    """Means where there are no borders: replicated instead of padded, as zeros are not constant."""
+def test_kernels_become_means_along_a_thin_axis_and_the_report_counts_them(architecture: NNUNet) -> None:
     source, target = drawn(architecture, 1, **CUBES), drawn(architecture, 2, strides=STRIDES)
     report = transfer(target, weights_of(source, architecture), classes=NAMES)
     assert report.coverage == 1
