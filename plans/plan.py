@@ -489,15 +489,11 @@ class Plan:
     def reduced_to(
         self, name: str, network_class: str, arguments: Mapping[str, Any], imports: Sequence[str] = ()
     ) -> "Plan":
-        """Return the plan with a single configuration, which is complete and describes this network and no other.
-
-        `imports` are those of its arguments that nnU-Net imports by name, as they are classes.
-        """
+        """Return the plan with a single configuration, which is complete and describes this network and no other."""
         # Without the old description: the plan would otherwise describe two networks.
         planned = {k: value for k, value in self.configuration(name).content.items() if k not in _OLD_NETWORK_KEYS}
-        network = {"network_class_name": network_class, "arch_kwargs": dict(arguments)}
-        network["_kw_requires_import"] = [key for key in imports if key in arguments]
-        return Plan({**self.content, "configurations": {name: {**planned, "architecture": network}}})
+        alone = Plan({**self.content, "configurations": {name: planned}})
+        return alone.with_network_class(name, network_class, arguments, imports)
 
     @property
     def _ours(self) -> Mapping[str, Any]:
