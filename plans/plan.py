@@ -476,24 +476,25 @@ class Plan:
     def with_network_class(
         self, name: str, network_class: str, arguments: Mapping[str, Any], imports: Sequence[str] = ()
     ) -> "Plan":
-        """Return the plan with another network in a configuration; see reduced_to() for `imports`."""
+        """Return the plan with another network in a configuration; nnU-Net imports those of `imports` by name."""
         network = {"network_class_name": network_class, "arch_kwargs": dict(arguments)}
         network["_kw_requires_import"] = [key for key in imports if key in arguments]
         return self.with_configuration(name, architecture=network)
 
     def with_weights(self, weights: Sequence[StartingWeights]) -> "Plan":
         """Return the plan with these weights to start from."""
-        entries = [each.to_json() for each in weights]
-        return self.with_ours(weights=entries if len(entries) > 1 else entries[0] if entries else None)
+        entries: list[Any] = [each.to_json() for each in weights] or [None]
+        return self.with_ours(weights=entries if len(entries) > 1 else entries[0])
 
     def reduced_to(
         self, name: str, network_class: str, arguments: Mapping[str, Any], imports: Sequence[str] = ()
     ) -> "Plan":
         """Return the plan with a single configuration, which is complete and describes this network and no other."""
-        # Without the old description: the plan would otherwise describe two networks.
+        # Without the old description, which would be that of a second network.
         planned = {k: value for k, value in self.configuration(name).content.items() if k not in _OLD_NETWORK_KEYS}
-        alone = Plan({**self.content, "configurations": {name: planned}})
-        return alone.with_network_class(name, network_class, arguments, imports)
+        return self.with_values(configurations={name: planned}).with_network_class(
+            name, network_class, arguments, imports
+        )
 
     @property
     def _ours(self) -> Mapping[str, Any]:

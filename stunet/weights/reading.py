@@ -246,8 +246,8 @@ def _described(weights: Weights, plans: Any, configuration: str | None, dataset:
         strides = fit_strides(strides, network.stages)
     if strides:
         arguments = {**arguments, "strides": [[int(s) for s in axis] for axis in strides]}
-    imports = [key for key in architecture.imports if key in arguments]
-    return replace(weights, plan=plan.reduced_to(configuration, architecture.class_name, arguments, imports))
+    plan = plan.reduced_to(configuration, architecture.class_name, arguments, architecture.imports)
+    return replace(weights, plan=plan)
 
 
 def _of_folder(weights: Weights) -> Weights:
