@@ -483,18 +483,13 @@ class Plan:
 
     def with_weights(self, weights: Sequence[StartingWeights]) -> "Plan":
         """Return the plan with these weights to start from."""
-        entries: list[Any] = [each.to_json() for each in weights] or [None]
-        return self.with_ours(weights=entries if len(entries) > 1 else entries[0])
+        entries = [each.to_json() for each in weights]
+        return self.with_ours(weights=entries if len(entries) > 1 else entries[0] if entries else None)
 
-    def reduced_to(
-        self, name: str, network_class: str, arguments: Mapping[str, Any], imports: Sequence[str] = ()
-    ) -> "Plan":
-        """Return the plan with a single configuration, which is complete and describes this network and no other."""
-        # Without the old description, which would be that of a second network.
+    def reduced_to(self, name: str) -> "Plan":
+        """Return the plan with a single configuration, complete but for the network if nnU-Net 2.2 described that."""
         planned = {k: value for k, value in self.configuration(name).content.items() if k not in _OLD_NETWORK_KEYS}
-        return self.with_values(configurations={name: planned}).with_network_class(
-            name, network_class, arguments, imports
-        )
+        return self.with_values(configurations={name: planned})
 
     @property
     def _ours(self) -> Mapping[str, Any]:

@@ -246,8 +246,9 @@ def _described(weights: Weights, plans: Any, configuration: str | None, dataset:
         strides = fit_strides(strides, network.stages)
     if strides:
         arguments = {**arguments, "strides": [[int(s) for s in axis] for axis in strides]}
-    plan = plan.reduced_to(configuration, architecture.class_name, arguments, architecture.imports)
-    return replace(weights, plan=plan)
+    reduced = plan.reduced_to(configuration)
+    described = reduced.with_network_class(configuration, architecture.class_name, arguments, architecture.imports)
+    return replace(weights, plan=described)
 
 
 def _of_folder(weights: Weights) -> Weights:
