@@ -1,8 +1,7 @@
-"""What nnU-Net's two U-Nets have in common: the names of their tensors, their decoder, and the arguments in plans.
+"""What nnU-Net's two U-Nets have in common: the names of their tensors, and their decoder.
 
 plain_unet.py and resenc.py add the encoder. The networks are those of dynamic_network_architectures, and plans describe
-them as nnU-Net writes it: lists with one entry per stage, and classes as dotted strings. These are looked up in a fixed
-table, and nothing is imported by the name that a file gives.
+them as nnU-Net writes it (nnunet_arguments.py).
 
     Encoder      encoder.stages.{0..n-1}        stage k: stride strides[k]
     Upsampling   decoder.transpconvs.{0..n-2}   0 = from the bottleneck; the kernel is the stride, so shapes tell it
@@ -16,45 +15,28 @@ encoder as well.
 import math
 import re
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from stunet.architectures.base import DECODER, HEADS, UPSAMPLING, Architecture, Kept, Recognised, Shapes
+from stunet.architectures.nnunet_arguments import (
+    CLASSES,
+    MOST_WIDTH,
+    NORM,
+    Dimensions,
+    dimensions,
+    each,
+    ndim_of,
+    problems,
+    usual,
+)
 
 if TYPE_CHECKING:
     from torch import nn
 
-CONV, NORM, DROPOUT, NONLIN = "conv_op", "norm_op", "dropout_op", "nonlin"
-# The classes that plans may name, by argument: the module of torch that defines them, and their names.
-_TORCH: dict[str, dict[str, tuple[str, ...]]] = {
-    CONV: {"conv": ("Conv2d", "Conv3d")},
-    NORM: {"instancenorm": ("InstanceNorm2d", "InstanceNorm3d"), "batchnorm": ("BatchNorm2d", "BatchNorm3d")},
-    DROPOUT: {"dropout": ("Dropout", "Dropout2d", "Dropout3d")},
-    NONLIN: {"activation": ("ReLU", "LeakyReLU", "ELU", "GELU", "SiLU", "Mish")},
-}
-CLASSES: dict[str, dict[str, str]] = {
-    key: {
-        dotted: name
-        for module, names in modules.items()
-        for name in names
-        for dotted in (f"torch.nn.{name}", f"torch.nn.modules.{module}.{name}")
-    }
-    for key, modules in _TORCH.items()
-}
-# What may be given to them.
-_OPTIONS = {
-    NORM: {"eps", "momentum", "affine", "track_running_stats"},
-    DROPOUT: {"p", "inplace"},
-    NONLIN: {"inplace", "negative_slope", "alpha", "approximate"},
-}
-_FROM_OUTPUT = {"ReLU", "LeakyReLU", "ELU"}  # computed in place, these need their output alone for the backward pass
 _TWICE = re.compile(r"(^|\.)decoder\.encoder\.")
 _ALIAS = re.compile(r"\.all_modules\.([0-9])\.")
 _LEVEL = re.compile(r"decoder\.stages\.([0-9]{1,2})\.convs\.([0-9]{1,2})\.conv\.weight")
-MOST_STAGES = 20
-USUAL_WIDTH = 32  # channels of the first stage in nnU-Net's plans; they double per stage
-MOST_WIDTH = {2: 512, 3: 320}  # by the number of axes: where they stop doubling
 PARTS = {"decoder.transpconvs": UPSAMPLING, "decoder.stages": DECODER, "decoder.seg_layers": HEADS}
 
 
@@ -64,39 +46,6 @@ class Stage(NamedTuple):
     features: int
     kernel: tuple[int, ...]
     repeats: int
-
-
-@dataclass(frozen=True)
-class Dimensions:
-    """The arguments of a plan that shapes or memory depend on, with one entry per stage.
-
-    Attributes:
-        features: Channels.
-        kernels: Voxels per axis.
-        repeats: Convolutions or residual blocks of the encoder.
-        decoder: Convolutions per level, coarsest first.
-        bias: Whether convolutions have one.
-        norm: Whether there are norms.
-        affine: Whether norms have parameters.
-        tracked: Whether norms have running statistics.
-        kept: Tensors of its output's shape that autograd keeps of a convolution with norm and activation: the input of
-            the norm, that of the activation unless it works in place, and its output.
-    """
-
-    features: tuple[int, ...]
-    kernels: tuple[tuple[int, ...], ...]
-    repeats: tuple[int, ...]
-    decoder: tuple[int, ...]
-    bias: bool
-    norm: bool
-    affine: bool
-    tracked: bool
-    kept: int
-
-    def convolution(self, c_in: int, c_out: int, kernel: Sequence[int] = (), bias: bool | None = None) -> int:
-        """Return the number of parameters of a convolution, one of size 1 by default, and the norm behind it."""
-        has_bias = self.bias if bias is None else bias
-        return math.prod(kernel) * c_in * c_out + c_out * has_bias + 2 * c_out * self.affine
 
 
 class NNUNet(Architecture):
@@ -162,22 +111,18 @@ class NNUNet(Architecture):
         stem = min(self.inputs).removesuffix("conv.weight")
         tracked, ndim = f"{stem}norm.running_mean" in shapes, len(first)
         arguments = {
+            **{key: value for key, value in self.usual(ndim).items() if key != "strides"},
             "n_stages": len(stages),
             "features_per_stage": [stage.features for stage in stages],
-            CONV: f"torch.nn.modules.conv.Conv{ndim}d",
             "kernel_sizes": [list(stage.kernel) for stage in stages],
             self.repeats: [stage.repeats for stage in stages],
             "n_conv_per_stage_decoder": decoder or [self.usual_decoder] * (len(stages) - 1),
             "conv_bias": f"{stem}conv.bias" in shapes,
-            # Running statistics tell the norm, and what has neither them nor parameters is taken for a norm as well.
-            NORM: f"torch.nn.modules.{'batchnorm.Batch' if tracked else 'instancenorm.Instance'}Norm{ndim}d",
             "norm_op_kwargs": {"eps": 1e-5, "affine": f"{stem}norm.weight" in shapes},
-            DROPOUT: None,
-            "dropout_op_kwargs": None,
-            NONLIN: "torch.nn.LeakyReLU",
-            "nonlin_kwargs": {"inplace": True},
             **self.own_arguments(shapes),
         }
+        if tracked:  # what has neither statistics nor parameters is taken for an instance norm as well
+            arguments[NORM] = f"torch.nn.modules.batchnorm.BatchNorm{ndim}d"
         classes = shapes.get(f"decoder.seg_layers.{len(stages) - 2}.weight", (0,))[0]
         assumed = frozenset() if decoder else frozenset({"n_conv_per_stage_decoder"})
         return Recognised(self, arguments, None, len(stages), channels, classes, ndim, strides, assumed)
@@ -198,25 +143,8 @@ class NNUNet(Architecture):
         return None if dotted is None else getattr(nn, CLASSES[key][dotted])
 
     def dimensions(self, arguments: Mapping[str, Any], stages: int | None = None) -> Dimensions:
-        """Return what counts depend on, of the first `stages` stages: a plan's lists may be of the deepest network."""
-        count = stages or arguments["n_stages"]
-        ndim = _ndim(arguments)
-        norm, options = _named(NORM, arguments.get(NORM)), arguments.get("norm_op_kwargs") or {}
-        nonlin, inplace = _named(NONLIN, arguments.get(NONLIN)), (arguments.get("nonlin_kwargs") or {}).get("inplace")
-        is_batch = norm is not None and norm.startswith("Batch")
-        # What is computed elsewhere than in place needs its input, too; of ReLU that is known from the output.
-        also = nonlin is not None and nonlin != "ReLU" and not (inplace and nonlin in _FROM_OUTPUT)
-        return Dimensions(
-            tuple(_each(arguments["features_per_stage"], count)),
-            tuple(tuple(_each(kernel, ndim)) for kernel in _each(arguments["kernel_sizes"], count)),
-            tuple(_each(arguments[self.repeats], count)),
-            tuple(_each(arguments["n_conv_per_stage_decoder"], count - 1)),
-            bool(arguments.get("conv_bias", False)),
-            norm is not None,
-            norm is not None and bool(options.get("affine", is_batch)),
-            norm is not None and bool(options.get("track_running_stats", is_batch)),
-            1 + (norm is not None) + also,
-        )
+        """Return what counts depend on, of the first `stages` stages."""
+        return dimensions(arguments, self.repeats, stages)
 
     def parameters(
         self, arguments: Mapping[str, Any], channels: int, classes: int, strides: Sequence[Sequence[int]]
@@ -242,22 +170,7 @@ class NNUNet(Architecture):
         ]
 
     def usual(self, ndim: int) -> dict[str, Any]:
-        return {
-            "n_stages": 1,
-            "features_per_stage": [USUAL_WIDTH],
-            CONV: f"torch.nn.modules.conv.Conv{ndim}d",
-            "kernel_sizes": [[3] * ndim],
-            "strides": [[1] * ndim],
-            self.repeats: [self.usual_repeats[0]],
-            "n_conv_per_stage_decoder": [],
-            "conv_bias": True,
-            NORM: f"torch.nn.modules.instancenorm.InstanceNorm{ndim}d",
-            "norm_op_kwargs": {"eps": 1e-5, "affine": True},
-            DROPOUT: None,
-            "dropout_op_kwargs": None,
-            NONLIN: "torch.nn.LeakyReLU",
-            "nonlin_kwargs": {"inplace": True},
-        }
+        return usual(ndim, self.repeats, self.usual_repeats[0])
 
     def laid_out(
         self,
@@ -266,19 +179,19 @@ class NNUNet(Architecture):
         kernels: Sequence[Sequence[int]] | None = None,
     ) -> dict[str, Any]:
         """Return a plan's arguments for other strides; widths and blocks of further stages go on as nnU-Net's do."""
-        before, stages, ndim = arguments["n_stages"], len(strides), _ndim(arguments)
-        features = _each(arguments["features_per_stage"], before)
+        before, stages, ndim = arguments["n_stages"], len(strides), ndim_of(arguments)
+        features = each(arguments["features_per_stage"], before)
         most = max(MOST_WIDTH[ndim], *features)
         while len(features) < stages:
             features.append(min(2 * features[-1], most))
-        repeats, usual = _each(arguments[self.repeats], before), [*self.usual_repeats]
-        usual += usual[-1:] * max(stages, before)
-        repeats += usual[before:stages] if repeats == usual[:before] else repeats[-1:] * (stages - before)
+        repeats, planned = each(arguments[self.repeats], before), [*self.usual_repeats]
+        planned += planned[-1:] * max(stages, before)
+        repeats += planned[before:stages] if repeats == planned[:before] else repeats[-1:] * (stages - before)
         # Coarsest first: further levels come, and fewer go, at the front.
-        decoder = _each(arguments["n_conv_per_stage_decoder"], before - 1)
+        decoder = each(arguments["n_conv_per_stage_decoder"], before - 1)
         decoder = (decoder[:1] or [self.usual_decoder]) * (stages - before) + decoder
         if kernels is None:
-            kernels = [_each(kernel, ndim) for kernel in _each(arguments["kernel_sizes"], before)]
+            kernels = [each(kernel, ndim) for kernel in each(arguments["kernel_sizes"], before)]
         found = {
             **arguments,
             "n_stages": stages,
@@ -293,14 +206,16 @@ class NNUNet(Architecture):
         return found
 
     def width(self, arguments: Mapping[str, Any]) -> int:
-        return _each(arguments["features_per_stage"], 1)[0]
+        return each(arguments["features_per_stage"], 1)[0]
 
     def problem(self, arguments: Mapping[str, Any]) -> str | None:
-        return next(self._problems(arguments), None)
+        known = {key: self.known(key) for key in self.imports}
+        wrong = next(problems(arguments, self.repeats, known), None)
+        return wrong or self.own_problem(arguments, arguments["n_stages"])
 
     def describe(self, arguments: Mapping[str, Any]) -> str:
         own = self.dimensions(arguments)
-        features, repeats = ("-".join(map(str, each)) for each in (own.features, own.repeats))
+        features, repeats = ("-".join(map(str, values)) for values in (own.features, own.repeats))
         what = self.repeats.split("_")[1].replace("conv", "convolutions")
         norm = "batch norm" if own.tracked else "instance norm" if own.norm else "no norm"
         return f"{len(own.features)} stages of {features} channels and {repeats} {what}, {norm}"
@@ -336,7 +251,7 @@ class NNUNet(Architecture):
         for key, value in here.items():
             if key in ("n_stages", "n_conv_per_stage_decoder", "conv_bias", "kernel_sizes"):
                 continue  # transfer.py matches levels and kernels; a bias before a norm has no effect
-            pair = [each[:common] if isinstance(each, list) else each for each in (value, there[key])]
+            pair = [one[:common] if isinstance(one, list) else one for one in (value, there[key])]
             if pair[0] != pair[1]:
                 return f"{given}, and the plan's network is {target}: other {key}"
         return None
@@ -344,39 +259,7 @@ class NNUNet(Architecture):
     def strides(self, network: Any) -> Sequence[Sequence[int]]:
         return network.encoder.strides
 
-    def _problems(self, arguments: Mapping[str, Any]) -> Iterator[str]:
-        """Yield what is wrong; only the first is of use, as later checks rely on earlier ones."""
-        stages = arguments["n_stages"]
-        if type(stages) is not int or not 2 <= stages <= MOST_STAGES:
-            yield f"n_stages {stages!r} must be 2 to {MOST_STAGES}"
-        for key in self.imports:
-            if (value := arguments.get(key)) not in (known := self.known(key)) and (value is not None or key == CONV):
-                names = ", ".join(sorted(known, key=len)[: len(known) // 2 or 1])
-                yield f"{key} {value!r} is not one of the classes that are known here: {names}"
-        ndim = _ndim(arguments)
-        for key, count in (
-            ("features_per_stage", stages), (self.repeats, stages), ("n_conv_per_stage_decoder", stages - 1),
-        ):  # fmt: skip
-            if not _are_counts(arguments[key], count):
-                yield f"{key} {arguments[key]!r} must be {count} positive integers"
-        kernels = arguments["kernel_sizes"]
-        given = kernels if isinstance(kernels, list | tuple) else [kernels] * stages
-        if len(given) != stages or not all(_are_counts(one, ndim, odd=True) for one in given):
-            yield f"kernel_sizes {kernels!r} must be {stages} entries of {ndim} odd numbers"
-        if (strides := arguments.get("strides")) is not None and len(strides) != stages:
-            yield f"strides {strides!r} must have an entry for each of {stages} stages"
-        if not isinstance(arguments.get("conv_bias", False), bool):
-            yield f"conv_bias {arguments['conv_bias']!r} must be true or false"
-        if (norm := _named(NORM, arguments.get(NORM))) and not norm.endswith(f"{ndim}d"):
-            yield f"norm_op {arguments[NORM]!r} is not for {ndim}D"
-        for key, known_options in _OPTIONS.items():
-            options = arguments.get(f"{key}_kwargs")
-            if options is not None and not _are_plain(options, known_options):
-                yield f"{key}_kwargs {options!r} must be numbers by the names {', '.join(sorted(known_options))}"
-        if wrong := self.own_problem(arguments, stages):
-            yield wrong
-
-    def known(self, key: str) -> Mapping[str, Any]:
+    def known(self, key: str) -> Mapping[str, str]:
         """Return the dotted strings that an argument may have."""
         return CLASSES[key]
 
@@ -406,30 +289,3 @@ def count_repeats(found: set[tuple[int, int]]) -> list[int]:
     if found != {(stage, number) for stage, count in enumerate(repeats) for number in range(count)} or not all(repeats):
         raise ValueError(f"lacks parts of its encoder: {len(found)} blocks in {stages} stages")
     return repeats
-
-
-def _ndim(arguments: Mapping[str, Any]) -> int:
-    return int(CLASSES[CONV][arguments[CONV]].removeprefix("Conv")[0])
-
-
-def _named(key: str, dotted: str | None) -> str | None:
-    """Return the name of a class in torch.nn."""
-    return None if dotted is None else CLASSES[key][dotted]
-
-
-def _each(value: Any, count: int) -> list[Any]:
-    """Return one value per stage or axis; a single one is for all."""
-    return list(value[:count]) if isinstance(value, list | tuple) else [value] * count
-
-
-def _are_counts(value: Any, count: int, odd: bool = False) -> bool:
-    """Return whether a value is a positive integer, or as many of them."""
-    given = value if isinstance(value, list | tuple) else [value] * count
-    return len(given) == count and all(type(one) is int and one > 0 and (one % 2 or not odd) for one in given)
-
-
-def _are_plain(options: Any, known: set[str]) -> bool:
-    return isinstance(options, Mapping) and all(
-        key in known and (value is None or isinstance(value, bool | int | float | str))
-        for key, value in options.items()
-    )

@@ -13,17 +13,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from stunet.architectures.base import ENCODER, STEM, Shapes
-from stunet.architectures.nnunet_unet import (
-    CONV,
-    DROPOUT,
-    NONLIN,
-    NORM,
-    PARTS,
-    Dimensions,
-    NNUNet,
-    Stage,
-    count_repeats,
-)
+from stunet.architectures.nnunet_arguments import CONV, DROPOUT, NONLIN, NORM, Dimensions
+from stunet.architectures.nnunet_unet import PARTS, NNUNet, Stage, count_repeats
 
 if TYPE_CHECKING:
     from torch import nn
@@ -55,7 +46,7 @@ class _ResEnc(NNUNet):
 
         return getattr(residual, _BLOCKS[dotted])
 
-    def known(self, key: str) -> Mapping[str, Any]:
+    def known(self, key: str) -> Mapping[str, str]:
         return _BLOCKS if key == BLOCK else super().known(key)
 
     def owns(self, shapes: Shapes) -> bool:

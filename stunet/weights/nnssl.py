@@ -36,22 +36,7 @@ _FIXED = ("ResEncL", "NoSkipResEncL")
 _NAMES = dict.fromkeys(_FIXED, RESENC) | {
     each.class_name.rpartition(".")[2]: each for each in (RESENC, PLAIN_UNET, STUNET, MULTI_ENCODER)
 }
-RESENC_L: dict[str, Any] = {
-    "n_stages": 6,
-    "features_per_stage": [32, 64, 128, 256, 320, 320],
-    "conv_op": "torch.nn.modules.conv.Conv3d",
-    "kernel_sizes": [[3, 3, 3]] * 6,
-    "strides": [[1, 1, 1], *[[2, 2, 2]] * 5],
-    "n_blocks_per_stage": [1, 3, 4, 6, 6, 6],
-    "n_conv_per_stage_decoder": [1] * 5,
-    "conv_bias": True,
-    "norm_op": "torch.nn.modules.instancenorm.InstanceNorm3d",
-    "norm_op_kwargs": {"eps": 1e-5, "affine": True},
-    "dropout_op": None,
-    "dropout_op_kwargs": None,
-    "nonlin": "torch.nn.LeakyReLU",
-    "nonlin_kwargs": {"inplace": True},
-}
+RESENC_L = RESENC.laid_out(RESENC.usual(3), [[1, 1, 1], *[[2, 2, 2]] * 5], [[3, 3, 3]] * 6)
 _OWN = table({}, {"intensities": optional(INTENSITIES), "orientation": optional(orientation)}, others=True)
 
 
