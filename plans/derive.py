@@ -312,7 +312,7 @@ def _with_encoders(plan: Plan, encoders: int) -> Plan:
         planned = plan.configuration(name)
         architecture = architectures.of_class(planned.network_class, name)
         other, arguments = architectures.with_encoders(architecture, planned.network_arguments, encoders)
-        plan = plan.with_network_class(name, other.class_name, arguments)
+        plan = plan.with_network_class(name, other.class_name, arguments, other.imports)
     return plan
 
 

@@ -71,8 +71,9 @@ def choose_plans(dataset: str, request: "TrainingRequest", listener: Listener) -
     classes = weights[0].classes if len(weights) == 1 else None
     trainer = request.trainer or needed_trainer(path.parent, classes)
     derived = derive(plan, describe_trained_model(dataset, classes, trainer), overrides=overrides, **options)
-    if options.get("network"):
-        listener.note(f"{derived.name} is for the weights' network: {options['network']}")
+    if network := options.get("network"):
+        label = network.architecture.label(network.arguments)
+        listener.note(f"{derived.name} is for the network of the weights, a {label}: {network}")
     chosen, new = _as_on_disk(derived, path)
     return Choice(chosen, new, start or _start_of(chosen, request, listener))
 
