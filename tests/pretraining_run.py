@@ -33,7 +33,7 @@ def make_pretrainer(
     monkeypatch.setenv("nnUNet_results", str(results))
     plan = Plan(stock_plans(dataset, network)) if network else read_plan(plan_path(dataset, "STUNetPlans_T"))
     dataset_json = read_json(workspace.preprocessed_dataset(dataset) / "dataset.json")
-    plan = plan.with_ours(pretext=method)  # so that the batch remains
+    plan = plan.with_ours(plan={}, train={}, pretext=method)  # so that the batch remains
     derived = derive(plan, dataset_json, overrides={**SHORT, **overrides}, weights=[weights] if weights else ())
     return STUNetPretrainer(derived.to_json(), "3d_fullres", "all", dataset_json, torch.device("cpu"))
 
