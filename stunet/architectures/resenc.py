@@ -8,6 +8,7 @@ nnunet_unet.py has what it shares with the plain one. Its stem is a convolution 
               the first number, then a convolution of size 1 where the channels change
 """
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,7 @@ from stunet.architectures.nnunet_arguments import CONV, DROPOUT, NONLIN, NORM, D
 from stunet.architectures.nnunet_unet import PARTS, NNUNet, Stage, count_repeats
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
 BLOCK = "block"
 _BLOCKS = {
@@ -48,6 +49,19 @@ class _ResEnc(NNUNet):
 
     def known(self, key: str) -> Mapping[str, str]:
         return _BLOCKS if key == BLOCK else super().known(key)
+
+    def features(self, network: "nn.Module", x_BCDHW: "Tensor") -> "list[Tensor]":
+        """Return the outputs of all encoder stages as of an image whose sides are multiples of the strides' product.
+
+        Others are filled up by their border: shortcuts pool, which rounds down where convolutions round up.
+        """
+        from torch.nn import functional as F
+
+        steps = (math.prod(axis) for axis in zip(*self.strides(network), strict=True))
+        lacking = [-n % step for n, step in zip(x_BCDHW.shape[2:], steps, strict=True)]
+        if any(lacking):  # F.pad begins with the last axis
+            x_BCDHW = F.pad(x_BCDHW, [n for missing in reversed(lacking) for n in (0, missing)], mode="replicate")
+        return super().features(network, x_BCDHW)
 
     def owns(self, shapes: Shapes) -> bool:
         # ResidualUNet has the same encoder, and residual blocks in its decoder, too.
