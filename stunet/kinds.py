@@ -338,6 +338,7 @@ MODEL = table(
     {
         "entry": optional(name),
         "weights": optional(name),
+        "pretext": optional(name),
         "source": optional(text),
         "sha256": optional(text),
         "date": optional(text),

@@ -230,7 +230,7 @@ def _make(
     target, record = registry.store() / name, {**origin, "date": datetime.now(UTC).date().isoformat()}
     first = next(iter(folds.values()))
     if first.pretext or (entry and _lacks(first, entry)):
-        _keep(target, first.path, {"entry": entry.name if entry else None, **record})
+        _keep(target, first, entry, record)
     else:
         write_model_folder(target, {fold: describe(weights, entry) for fold, weights in folds.items()}, record)
     return Installed(name, target, read_record(target))
@@ -243,12 +243,15 @@ def _lacks(weights: "Weights", entry: Entry) -> bool:
     return not weights.strides or not weights.classes or not weights.network.classes
 
 
-def _keep(target: Path, file: Path, record: Mapping[str, Any]) -> None:
-    """Make a folder with a file of weights as it is, and the plan for adapting it beside it, if there is one."""
+def _keep(target: Path, weights: "Weights", entry: Entry | None, record: Mapping[str, Any]) -> None:
+    """Make a folder with a file of weights as it is, and the plan for adapting it: the published one or the entry's."""
+    file = weights.path
     with atomic_folder(target) as part:
-        files = {}
-        for each in (file, file.with_name(ADAPTATION_FILE)):
-            if each.is_file():
-                shutil.copyfile(each, part / each.name)
-                files[each.name] = sha256_of(part / each.name)
-        write_json(part / RECORD, {**record, "weights": file.name, "files": files})
+        shutil.copyfile(file, part / file.name)
+        if (plan := file.with_name(ADAPTATION_FILE)).is_file():
+            shutil.copyfile(plan, part / plan.name)
+        elif entry and not weights.plan and (known := registry.adaptation_of(entry)):
+            write_json(part / ADAPTATION_FILE, known)
+        files = {each.name: sha256_of(each) for each in sorted(part.iterdir())}
+        said = {"entry": entry.name, "pretext": entry.pretext} if entry else {}
+        write_json(part / RECORD, {**record, **said, "weights": file.name, "files": files})

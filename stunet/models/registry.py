@@ -117,6 +117,25 @@ def dataset_of(entry: Entry) -> dict[str, Any]:
     return make_dataset(entry.name, entry.channels or (), entry.classes or (), entry.cases or 0)
 
 
+def adaptation_of(entry: Entry) -> dict[str, Any] | None:
+    """Return what an entry says of the images of a pre-trained ResEnc-L, as an adaptation plan of nnssl; None: nothing.
+
+    For files that were published without one; weights/nnssl.py reads it.
+    """
+    if entry.network != "resenc-l" or not entry.pretext or not entry.spacing or not entry.normalization:
+        return None
+    configuration = {
+        "spacing": entry.spacing,
+        "normalization_schemes": entry.normalization,
+        **({"patch_size": entry.patch_size} if entry.patch_size else {}),
+    }
+    return {
+        "architecture_plans": {"arch_class_name": "ResEncL", "arch_kwargs": None, "arch_kwargs_requiring_import": None},
+        "pretrain_plan": {"plans_name": "nnsslPlans", "configurations": {"pretraining": configuration}},
+        "pretrain_num_input_channels": entry.num_channels,
+    }
+
+
 def check_complete(entry: Entry) -> None:
     """Check that a model can run as it is, before it is downloaded for that.
 

@@ -31,6 +31,7 @@ NOT_RESAMPLED = "no_resampling_hack"  # nnU-Net's function for plans that keep t
 # Its parts become part of a plan's name: no path, no "__", which nnU-Net splits folder names at.
 _METHOD = re.compile(r"[A-Za-z0-9.+]+([_-][A-Za-z0-9.+]+)*")
 _LONGEST = 40  # letters of a method
+UNNAMED = "nnssl"  # stands for a method that a file does not name
 # The networks by nnssl's names. Two have no arguments in its plans, and are always the same one.
 _FIXED = ("ResEncL", "NoSkipResEncL")
 _NAMES = dict.fromkeys(_FIXED, RESENC) | {
@@ -68,7 +69,7 @@ def pretext_of_trainer(name: Any) -> Pretext:
     """
     stem = str(name or "").partition("_")[0]
     method = re.sub(r"Base|Trainer|[^A-Za-z0-9]", "", stem).lower()[:_LONGEST]
-    return Pretext(method or "nnssl", ENCODER_ALONE)
+    return Pretext(method or UNNAMED, ENCODER_ALONE)
 
 
 def pretrain_plan(content: Mapping[str, Any]) -> tuple[Plan, str] | None:

@@ -17,7 +17,7 @@ from stunet.kinds import DATASET, MODEL, read
 from stunet.labels.names import head_classes
 from stunet.names import check_name
 from stunet.plans.files import read_plan
-from stunet.plans.plan import WHOLE, Configuration, Plan
+from stunet.plans.plan import ENCODER_ALONE, WHOLE, Configuration, Plan
 from stunet.schema import anything, dict_of
 from stunet.weights import nnssl
 from stunet.weights.checkpoints import is_safetensors, load_checkpoint, load_safetensors
@@ -105,7 +105,7 @@ def read_weights(path: Path) -> Weights:
     weights = Weights(path, kind, tensors, recognise(tensors, path))
     try:
         weights = _READERS[kind](weights, content)
-        weights = _of_folder(weights)
+        weights = _of_store(_of_folder(weights))
         _check(weights)
     except DataError as error:
         raise WeightsError(f"{str(path)!r}: {error.message}", error.hint) from None
@@ -271,6 +271,19 @@ def _of_folder(weights: Weights) -> Weights:
         )
     note = folder / "model.json"
     return replace(here, entry=read(note, MODEL).get("entry") if note.is_file() else here.entry)
+
+
+def _of_store(weights: Weights) -> Weights:
+    """Return the weights with what models/installing.py recorded of a file that it keeps as it is, if it is one."""
+    note = weights.path.with_name("model.json")
+    record = read(note, MODEL) if note.is_file() else {}
+    if record.get("weights") != weights.path.name:
+        return weights
+    weights = replace(weights, entry=record.get("entry"))
+    if record.get("pretext") and weights.pretext in (None, nnssl.UNNAMED):
+        given = nnssl.read_pretext({"method": record["pretext"], "transfers": ENCODER_ALONE})
+        weights = replace(weights, pretext=given.method, transfers=given.transfers)
+    return weights
 
 
 def _check(weights: Weights) -> None:

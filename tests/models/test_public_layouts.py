@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from stunet.architectures.nnunet_unet import NNUNet
@@ -16,11 +17,13 @@ from stunet.files import write_json
 from stunet.inference.model import open_model
 from stunet.inference.predictor import Options, Predictor
 from stunet.models import registry, store
-from stunet.models.folder import check
+from stunet.models.folder import check, check_entry
 from stunet.models.installing import import_file, import_models
 from stunet.plans.plan import Plan
+from stunet.weights import nnssl
 from stunet.weights.checkpoints import save_checkpoint
 from stunet.weights.reading import read_weights
+from stunet.weights.transfer import transfer
 from stunet.weights.v2 import make_dataset, make_plan
 from tests.loops import for_each
 from tests.nnunet_networks import STRIDES, arguments, network
@@ -126,7 +129,7 @@ def test_the_nnunet_of_voco_is_kept_as_the_file_that_it_is(tmp_path: Path) -> No
     assert "for fine-tuning only" in check(model.path)[-1]
     torch.save(network(RESENC, classes=21).state_dict(), tmp_path / "other.pt")
     with pytest.raises(WeightsError, match="network ResidualEncoderUNet instead of PlainConvUNet"):
-        import_file(tmp_path / "other.pt", "VoComni-nnUNet")
+        check_entry(read_weights(tmp_path / "other.pt"), registry.find("VoComni-nnUNet"))
 
 
 def multitalent(tmp_path: Path) -> Path:
@@ -154,7 +157,33 @@ def test_one_model_of_multitalents_archive_is_taken_without_its_heads(tmp_path: 
     assert model.path.name == "checkpoint_final.pth"
     assert (read.network.architecture, read.network.classes) == (RESENC, 0)
     assert (read.spacing, read.normalization) == ([1, 1, 1], [f"{scheme}Normalization"])
-    assert not any("seg_layers" in tensor for tensor in read.tensors)
+    target = network(RESENC, classes=4, seed=1)
+    report = transfer(target, read)
+    assert report.coverage == 1
+    assert torch.equal(target.encoder.stem.convs[0].conv.weight, read.tensors["encoder.stem.convs.0.conv.weight"])
+    assert "the weights have no heads" in report.lines()[-1]
+
+
+@for_each("prefix", ["encoder.", ""])
+def test_an_encoder_without_a_plan_has_what_its_entry_says_of_the_images(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, prefix: str
+) -> None:
+    """As ResEncL-T1-MAE: nobody says how its file is called, and it holds an encoder alone."""
+    monkeypatch.setattr(nnssl, "RESENC_L", arguments(RESENC))
+    folder = tmp_path / "download"
+    folder.mkdir()
+    encoder = {f"{prefix}{name}": value for name, value in network(RESENC).encoder.state_dict().items()}
+    save_file({name: value.clone() for name, value in encoder.items()}, folder / "encoder.safetensors")
+    (folder / "config.json").write_text("{}")
+    model = import_file(folder, "ResEncL-T1-MAE")
+    read = read_weights(model.path)
+    assert (read.entry, read.pretext, read.transfers) == ("ResEncL-T1-MAE", "mae", "encoder")
+    assert (read.spacing, read.normalization, read.strides) == ([1, 1, 1], ["ZScoreNormalization"], STRIDES)
+    bare = read_weights(folder)
+    assert (bare.entry, bare.pretext, bare.spacing, bare.strides) == (None, None, None, None)
+    assert "strides that the weights were trained with are unknown" in " ".join(
+        transfer(network(RESENC), bare).warnings
+    )
 
 
 def test_an_adaptation_plan_that_names_another_network_is_refused_by_name(tmp_path: Path) -> None:
