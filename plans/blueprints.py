@@ -5,13 +5,14 @@ are one network, planned for 8, 24 and 40 GB. Patch, batch and depth follow from
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from stunet.architectures.base import Architecture
+from stunet.architectures.base import Architecture, Recognised
 from stunet.architectures.plain_unet import PLAIN_UNET
 from stunet.architectures.resenc import RESENC
 from stunet.architectures.stunet import STUNET
+from stunet.plans.topology import DEFAULT_STAGES
 from stunet.sizes import DEFAULT as DEFAULT_SIZE
 from stunet.sizes import SIZES
 
@@ -41,20 +42,29 @@ class Blueprint:
         name: As in `--network`.
         tag: Part of the plans' name: STUNetPlans_<tag>.
         architecture: Which network it is.
-        target_gb: GPU memory in GiB that a training step may take, unless another is asked for.
+        target_gb: GPU memory in GiB that a training step may take, unless another is asked for; None: as planned.
         size: Its size; None for networks without sizes.
+        found: The network of pre-trained weights, with their strides if these matter; None: the usual one.
     """
 
     name: str
     tag: str
     architecture: Architecture
-    target_gb: float
+    target_gb: float | None
     size: str | None = None
+    found: Recognised | None = None
 
     def arguments(self, ndim: int) -> dict[str, Any]:
         """Return a plan's arguments for two stages; what follows from the strides is laid out for the real ones."""
         given = {"size": self.size} if self.size else self.architecture.usual(ndim)
         return self.architecture.laid_out(given, [[1] * ndim] * 2, [[3] * ndim] * 2)
+
+    @property
+    def stages(self) -> int | str:
+        """The number of stages that a plan states, unless another is asked for."""
+        if self.architecture.depth_by_patch:
+            return "auto"
+        return self.found.stages if self.found else DEFAULT_STAGES
 
     @property
     def option(self) -> str:
@@ -67,6 +77,18 @@ def blueprints() -> Mapping[str, Blueprint]:
     found = [Blueprint(f"stunet-{size.lower()}", size, STUNET, known.target_gb, size) for size, known in SIZES.items()]
     found += [Blueprint(name, *row) for name, row in OF_NNUNET.items()]
     return {each.name: each for each in found}
+
+
+def of_weights(network: Recognised) -> Blueprint:
+    """Return the network of pre-trained weights, for plans that take it.
+
+    Args:
+        network: With strides, if these matter and are known.
+    """
+    if network.size:
+        return replace(of_size(network.size), found=network)
+    name = NAMES[network.architecture.class_name]
+    return Blueprint(name, TAGS[name], network.architecture, None, None, network)
 
 
 def of_size(size: str = DEFAULT_SIZE) -> Blueprint:

@@ -13,11 +13,10 @@ from dataclasses import replace
 from typing import Any
 
 from stunet import architectures
-from stunet.architectures.base import Recognised
 from stunet.errors import DataError, OutOfMemoryError, UsageError
 from stunet.names import check_name
 from stunet.plans import memory, settings, topology
-from stunet.plans.blueprints import NAMES, TAGS
+from stunet.plans.blueprints import TAGS, Blueprint
 from stunet.plans.check import check_plan
 from stunet.plans.demand import Demand
 from stunet.plans.fit import Fit, MemoryTarget, corrected, fit, largest_batch
@@ -37,7 +36,7 @@ def derive(
     dataset_json: Mapping[str, Any],
     *,
     size: str | None = None,
-    network: Recognised | None = None,
+    network: Blueprint | None = None,
     memory_gb: float | None = None,
     stages: int | str | None = None,
     overrides: Mapping[str, Any] | None = None,
@@ -59,7 +58,7 @@ def derive(
         plan: A plan, of stunet or of nnU-Net's own planners. What of these is not set stays as it was planned.
         dataset_json: nnU-Net's description of the dataset.
         size: Key of stunet.sizes.SIZES; the memory target becomes that size's default unless it was set.
-        network: Another network, with its strides if they are known; None: that of the plan, in this size.
+        network: Another network than the plan's; None: that one, in this size.
         memory_gb: GPU memory that a training step may take.
         stages: Number of stages or "auto".
         overrides: Values as in settings.py.
@@ -87,22 +86,24 @@ def derive(
         set_for_plan["stages"] = stages
     set_for_plan |= {key: value for key, value in given.items() if key in settings.PLAN}
     set_for_training = {**plan.set_for_training, **{k: value for k, value in given.items() if k in settings.TRAIN}}
-    size, target_gb = network.size if network else size or plan.size, plan.memory_gb
-    if size is not None and size != plan.size:
-        if size not in SIZES:
-            raise UsageError(f"unknown size {size!r}; known: {', '.join(SIZES)}")
-        if network is None:
-            _check_has(plan, "size", f"--size {size}")
+    if network:
+        size, target_gb = network.size, network.target_gb or plan.memory_gb
+    elif size is None or size == plan.size:
+        size, target_gb = plan.size, plan.memory_gb
+    elif size in SIZES:
+        _check_has(plan, "size", f"--size {size}")
         target_gb = SIZES[size].target_gb
+    else:
+        raise UsageError(f"unknown size {size!r}; known: {', '.join(SIZES)}")
     if given.get("checkpointing"):
         _check_has(plan, "checkpointing", "checkpointing=true")
     new = plan.with_ours(
         plan=set_for_plan,
         train=set_for_training,
         size=size,
-        network=NAMES.get(network.architecture.class_name) if network else plan.network,
+        network=(None if network.size else network.name) if network else plan.network,
         memory_gb=set_for_plan.get("memory_gb", target_gb),
-        stages=set_for_plan.get("stages", _stages(plan, network)),
+        stages=set_for_plan.get("stages", network.stages if network else _stages(plan)),
         finetune=finetune or plan.finetune,
         pretext=pretext or plan.pretext,
         datasets=(list(datasets) if datasets is not None else plan.more_datasets) or None,
@@ -113,12 +114,13 @@ def derive(
     other_classes = any(each.classes is not None for each in weights)
     other_network = (new.size, new.memory_gb, new.stages) != (plan.size, plan.memory_gb, plan.stages)
     if network:
+        other_network = True
         new = _with_network(new, network)
     if encoders or len(weights) > 1:
         new, before = _with_encoders(new, encoders or len(weights)), new
         other_network |= new != before
     # The search runs only where the memory of a step changes: --set num_epochs must not move patch or batch.
-    other_step = other_network or other_classes or "checkpointing" in given or network is not None
+    other_step = other_network or other_classes or "checkpointing" in given
     if other_step:
         new = _with_network_of(new)
         # A plan that is like another one keeps its strides, and networks whose weights depend on them as well.
@@ -126,7 +128,8 @@ def derive(
         if other_stages and (new.like or _keeps_strides(new)):
             new = _with_stages(new)
         if not new.like and new.memory_gb is not None:
-            new = fit_configurations(new, dataset_json, target_of(new), keeps=True)
+            keeps = network is None or network.found is not None
+            new = fit_configurations(new, dataset_json, target_of(new), keeps=keeps)
     new = _with_patch_and_batch(new, dataset_json, demand)
     if other_step and new.like and demand is None:
         new = with_batch_for(new, dataset_json)
@@ -161,7 +164,7 @@ def _check_has(plan: Plan, argument: str, option: str) -> None:
         if argument not in architecture.required | architecture.optional:
             label = architecture.label(planned.network_arguments)
             what = f"{option} is for STU-Net, and plans {plan.name!r} are for a {label}"
-            raise UsageError(what, "leave it out, or -p with plans of an STU-Net: stunet_plan_and_preprocess -d ...")
+            raise UsageError(what, "leave it out, or --network stunet-b for an STU-Net on the same data")
 
 
 def target_of(plan: Plan) -> MemoryTarget:
@@ -270,10 +273,8 @@ def _with_network_of(plan: Plan) -> Plan:
     return plan
 
 
-def _stages(plan: Plan, network: Recognised | None) -> int | str | None:
-    """Return the number of stages that a plan, or a plan for another network, states where none is asked for."""
-    if network:
-        return "auto" if network.architecture.depth_by_patch else network.stages
+def _stages(plan: Plan) -> int | str | None:
+    """Return the number of stages as a plan states it; None if it does not."""
     return plan.stages or ("auto" if plan.states("stages") else None)
 
 
@@ -283,26 +284,28 @@ def _keeps_strides(plan: Plan) -> bool:
     return any(architectures.of_class(each).depth_by_patch for each in classes)
 
 
-def _with_network(plan: Plan, network: Recognised) -> Plan:
-    """Return the plan with another network in the configurations with as many axes, and without the others.
+def _with_network(plan: Plan, network: Blueprint) -> Plan:
+    """Return the plan with another network; patches become divisible by its strides.
 
-    Patches become divisible by its strides.
+    The network of weights is for the configurations with as many axes, and the others are left out.
     """
-    architecture, stages = network.architecture, network.stages
-    kept = [name for name in plan.configurations if len(plan.configuration(name).spacing) == network.ndim]
-    plan = plan.with_values(configurations={name: plan.own_values(name) for name in kept})
+    architecture, found = network.architecture, network.found
+    names = [name for name in plan.configurations if not found or found.ndim == len(plan.configuration(name).spacing)]
+    plan = plan.with_values(configurations={name: plan.own_values(name) for name in names})
     for name in plan.configurations_with_network:
         planned = plan.configuration(name)
-        patch, strides = planned.patch_size, network.strides
+        patch, ndim = planned.patch_size, len(planned.spacing)
+        stages = found.stages if found else None if architecture.depth_by_patch else topology.DEFAULT_STAGES
+        strides, kernels = found.strides if found else None, None
         if strides is None:
-            found = topology.rule_for(architecture.depth_by_patch)(patch, planned.spacing, stages)
-            strides = [*found, *[[1] * network.ndim] * (stages - len(found))]
-        arguments = architecture.laid_out(network.planned, strides)
+            strides = topology.rule_for(architecture.depth_by_patch)(patch, planned.spacing, stages)
+            strides += [[1] * ndim] * ((stages or 0) - len(strides))
+            kernels = None if found else topology.kernels_for(strides, planned.spacing)
+        given = found.planned if found else network.arguments(ndim)
+        arguments = architecture.laid_out(given, strides, kernels)
         plan = plan.with_network_class(name, architecture.class_name, arguments, architecture.imports)
         steps = topology.divisor(arguments["strides"])
-        plan = plan.with_configuration(
-            name, patch_size=[-(-n // step) * step for n, step in zip(patch, steps, strict=True)]
-        )
+        plan = plan.with_configuration(name, patch_size=[-(-n // d) * d for n, d in zip(patch, steps, strict=True)])
     return plan
 
 

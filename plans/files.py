@@ -47,7 +47,8 @@ def plan_path(dataset: str, name: str | None = None) -> Path:
         if len(base) > 1:
             raise DataError(f"{dataset} has {len(base)} plans: {', '.join(base)}", f"add -p {base[0]}")
         if not base:
-            others = [f"-p {other} for those of nnU-Net's planner, or " for other in list_plans(dataset)[:1]]
+            stock = sorted(name for name, plan in _plans(dataset).items() if not plan.is_ours)
+            others = [f"-p {name} for those of nnU-Net's planner, or " for name in stock[:1]]
             raise DataError(
                 f"no plans {'of stunet ' if others else ''}for {dataset} in {str(preprocessed_dataset(dataset))!r}",
                 f"{''.join(others)}stunet_plan_and_preprocess -d {number}",

@@ -7,6 +7,7 @@ from stunet import console, presets
 from stunet.cli import common
 from stunet.cli.shown import Shown
 from stunet.plans import settings
+from stunet.plans.blueprints import blueprints
 from stunet.plans.plan import INFLATIONS, TRANSFERS
 from stunet.runs.pretraining import PretrainingRequest, pretrain
 from stunet.sizes import SIZES
@@ -35,7 +36,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         metavar="ID[:PLANS]",
         help="plans with the input and patch of another dataset's, for fine-tuning on it",
     )
-    parser.add_argument("--size", choices=list(SIZES), help="network size; other plans are derived as needed")
+    parser.add_argument("--size", choices=list(SIZES), help="size of STU-Net; other plans are derived as needed")
+    parser.add_argument("--network", choices=list(blueprints()), help="the network; other plans are derived as needed")
     parser.add_argument("--stages", metavar="N|auto", help="number of stages; other plans are derived")
     parser.add_argument("-gpu_memory_target", type=float, metavar="GB", help="other plans are derived for this memory")
     parser.add_argument(
@@ -103,6 +105,7 @@ def _request(args: argparse.Namespace) -> PretrainingRequest:
         plans=args.p,
         like=args.like,
         size=args.size,
+        network=args.network,
         stages=args.stages,
         gpu_memory_target=args.gpu_memory_target,
         preset=args.preset,

@@ -8,6 +8,7 @@ from stunet.cli import common
 from stunet.cli.shown import Shown
 from stunet.errors import UsageError
 from stunet.plans import settings
+from stunet.plans.blueprints import blueprints
 from stunet.plans.plan import INFLATIONS, TRANSFERS
 from stunet.runs.training import HEAD_MODES, TrainingRequest, train
 from stunet.sizes import SIZES
@@ -35,7 +36,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="trainer class (default STUNetTrainer; STUNetPartialTrainer where cases annotate different classes)",
     )
     parser.add_argument("-p", metavar="PLANS", help="name of the plans (default: those of the dataset)")
-    parser.add_argument("--size", choices=list(SIZES), help="network size; other plans are derived as needed")
+    parser.add_argument("--size", choices=list(SIZES), help="size of STU-Net; other plans are derived as needed")
+    parser.add_argument("--network", choices=list(blueprints()), help="the network; other plans are derived as needed")
     parser.add_argument("--stages", metavar="N|auto", help="number of stages; other plans are derived")
     parser.add_argument("-gpu_memory_target", type=float, metavar="GB", help="other plans are derived for this memory")
     parser.add_argument(
@@ -118,6 +120,7 @@ def _request(args: argparse.Namespace) -> TrainingRequest:
         trainer=args.tr,
         plans=args.p,
         size=args.size,
+        network=args.network,
         stages=args.stages,
         gpu_memory_target=args.gpu_memory_target,
         preset=args.preset,

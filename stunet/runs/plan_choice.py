@@ -12,6 +12,7 @@ from stunet import presets, workspace
 from stunet.errors import DataError, UsageError, WeightsError, first_few
 from stunet.kinds import read_dataset_json
 from stunet.labels.annotations import Annotations, describe_trained_model, load_annotations
+from stunet.plans.blueprints import blueprints
 from stunet.plans.files import list_planned, plan_path, read_plan
 from stunet.plans.plan import ENCODER_ALONE, Plan, StartingWeights
 from stunet.runs.fetching import fetch_model
@@ -71,9 +72,8 @@ def choose_plans(dataset: str, request: "TrainingRequest", listener: Listener) -
     classes = weights[0].classes if len(weights) == 1 else None
     trainer = request.trainer or needed_trainer(path.parent, classes)
     derived = derive(plan, describe_trained_model(dataset, classes, trainer), overrides=overrides, **options)
-    if network := options.get("network"):
-        label = network.architecture.label(network.arguments)
-        listener.note(f"{derived.name} is for the network of the weights, a {label}: {network}")
+    if (network := options.get("network")) and network.found:
+        listener.note(f"{derived.name} is for a {network.architecture.title}, as the weights are: {network.found}")
     chosen, new = _as_on_disk(derived, path)
     return Choice(chosen, new, start or _start_of(chosen, request, listener))
 
@@ -170,7 +170,7 @@ def _requested(
     preset: presets.Preset | None,
     listener: Listener,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return size, memory and stages that a request and its preset ask for, and the values that they set."""
+    """Return size, network, memory and stages that a request and its preset ask for, and the values that they set."""
     from stunet.plans import settings
 
     size, memory_gb, stages = request.size, request.gpu_memory_target, settings.parse_stages(request.stages)
@@ -187,7 +187,10 @@ def _requested(
         size, memory_gb, stages = preset.complete(size, memory_gb, stages)
         # Every flag takes precedence over the preset.
         overrides = {**preset.set, **overrides}
-    return {"size": size, "memory_gb": memory_gb, "stages": stages}, overrides
+    network = blueprints()[request.network] if request.network else None
+    if network and (plan.size, plan.network) == (network.size, None if network.size else network.name):
+        network = None  # it is the plan's
+    return {"size": size, "network": network, "memory_gb": memory_gb, "stages": stages}, overrides
 
 
 def _as_on_disk(derived: Plan, path: Path) -> tuple[Plan, bool]:

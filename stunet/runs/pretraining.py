@@ -16,12 +16,14 @@ from stunet.datasets.scan_names import HELD_OUT
 from stunet.errors import DataError, UsageError, closest, first_few
 from stunet.folds import ALL
 from stunet.kinds import LEFT_OUT, PRETRAINING, read
+from stunet.plans.blueprints import blueprints
 from stunet.plans.plan import INFLATIONS, TRANSFERS, Plan
 from stunet.plans.settings import AUGMENT, OF_TRAINING
 from stunet.runs.devices import choose_device
 from stunet.runs.execution import (
     Procedure,
     check_fsdp,
+    check_network,
     check_options,
     check_shares,
     check_ways,
@@ -54,6 +56,8 @@ class PretrainingRequest:
         plans: Name of the plans; None: those of the dataset.
         like: The dataset, or `3:PLANS`, whose input and patch the plans must have; None: whatever they have.
         size: T, S, B, L or H; None: that of the plans. Other plans are derived as needed.
+        network: "stunet-b", "plain", "resenc-l", ... (plans/blueprints.py); None: that of the plans, or of the weights.
+            Other plans are derived as needed.
         stages: Number of stages, 2 to 9, or "auto"; None: as planned.
         gpu_memory_target: GPU memory in GiB that plans are derived for; None: as planned.
         preset: Name or .toml file of a preset, for size, memory and values.
@@ -79,6 +83,7 @@ class PretrainingRequest:
     plans: str | None = None
     like: int | str | None = None
     size: str | None = None
+    network: str | None = None
     stages: int | str | None = None
     gpu_memory_target: float | None = None
     preset: str | None = None
@@ -244,6 +249,7 @@ def _check(request: PretrainingRequest) -> None:
         raise UsageError("no dataset", "stunet_pretrain -d 50")
     known: tuple[tuple[str, str | None, Any], ...] = (
         ("--size", request.size, SIZES),
+        ("--network", request.network, blueprints()),
         ("--augment", request.augment, AUGMENT),
         ("--transfer", request.transfer, TRANSFERS),
         ("--inflate", request.inflate, INFLATIONS),
@@ -259,6 +265,7 @@ def _check(request: PretrainingRequest) -> None:
         raise UsageError(f"--set {other[0]} has no meaning in a pre-training", "leave it out")
     if request.method:
         methods.find(request.method)
+    check_network(request)
     check_ways(request)
     check_options(request)
 

@@ -14,6 +14,7 @@ from stunet import nnunet, workspace
 from stunet.errors import DataError, UsageError, closest, first_few
 from stunet.files import json_differences
 from stunet.kinds import SUMMARY, has_classes, read, read_dataset_json
+from stunet.plans.blueprints import blueprints
 from stunet.plans.files import list_plans, read_plan
 from stunet.plans.plan import ENCODER_ALONE, INFLATIONS, TRANSFERS, WHOLE, Plan
 from stunet.plans.settings import OF_PRETRAINING
@@ -21,6 +22,7 @@ from stunet.runs.devices import choose_device
 from stunet.runs.execution import (
     Procedure,
     check_fsdp,
+    check_network,
     check_options,
     check_shares,
     check_ways,
@@ -50,6 +52,8 @@ class TrainingRequest:
         trainer: Name of the trainer class; None: the one that the data need.
         plans: Name of the plans; None: those of the dataset.
         size: T, S, B, L or H; None: that of the plans, or of the weights. Other plans are derived as needed.
+        network: "stunet-b", "plain", "resenc-l", ... (plans/blueprints.py); None: that of the plans, or of the weights.
+            Other plans are derived as needed.
         stages: Number of stages, 2 to 9, or "auto"; None: as planned.
         gpu_memory_target: GPU memory in GiB that plans are derived for; None: as planned.
         preset: Name or .toml file of a preset, for size, memory and values.
@@ -80,6 +84,7 @@ class TrainingRequest:
     trainer: str | None = None
     plans: str | None = None
     size: str | None = None
+    network: str | None = None
     stages: int | str | None = None
     gpu_memory_target: float | None = None
     preset: str | None = None
@@ -222,6 +227,7 @@ def _check(request: TrainingRequest) -> None:
     """
     for option, value, known in (
         ("--size", request.size, SIZES),
+        ("--network", request.network, blueprints()),
         ("--head", request.head, HEAD_MODES),
         ("--transfer", request.transfer, TRANSFERS),
         ("--inflate", request.inflate, INFLATIONS),
@@ -240,6 +246,7 @@ def _check(request: TrainingRequest) -> None:
         )
     if request.head and not request.pretrained:
         raise UsageError("--head says what becomes of pre-trained rows, and there are none", "add --pretrained")
+    check_network(request)
     check_ways(request)
     if request.transfer == ENCODER_ALONE and request.head not in (None, "reset"):
         raise UsageError(f"--head {request.head} takes pre-trained rows, and --transfer encoder none", "one of them")

@@ -71,18 +71,18 @@ NNUNET = {
 OUR_FLAGS = {
     "plan_and_preprocess": "-p --size --network --preset --stages --spacing --like --checkpointing --probe --dry_run "
     "--no_check",
-    "train": "-d -c -f --size --stages -gpu_memory_target --preset --set --dry_run --overwrite --pretrained --finetune "
-    "--head --list --fsdp --transfer --inflate",
-    "pretrain": "-d --method --list -c -p --like --size --stages -gpu_memory_target --preset --set --augment "
+    "train": "-d -c -f --size --network --stages -gpu_memory_target --preset --set --dry_run --overwrite --pretrained "
+    "--finetune --head --list --fsdp --transfer --inflate --accept_licence",
+    "pretrain": "-d --method --list -c -p --like --size --network --stages -gpu_memory_target --preset --set --augment "
     "--skip_bad --dry_run --overwrite -num_gpus --fsdp -device --c --disable_checkpointing --pretrained --transfer "
-    "--inflate",
+    "--inflate --accept_licence",
     "predict": "--model --series --labels --v1_preprocessing --orientation --precision --max_memory --threads --fast "
-    "--roi_subset --format --statistics --preview --report --dry_run",
+    "--roi_subset --format --statistics --preview --report --dry_run --accept_licence",
     "evaluate": "-d --tolerance --labels --csv --json",
-    "experiment": "-o --dry_run --summary_only -j -device --json",
+    "experiment": "-o --dry_run --summary_only -j -device --json --accept_licence",
     "info": "--json",
     "pseudo_label": "-d --teacher --name --classes --min_confidence --confidence --orientation -f -chk -step_size "
-    "--disable_tta -device --precision --dry_run",
+    "--disable_tta -device --precision --dry_run --accept_licence",
     "demo": "-o -device",
 }
 

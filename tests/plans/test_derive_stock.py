@@ -11,6 +11,7 @@ from stunet.architectures.resenc import RESENC
 from stunet.architectures.stunet import STUNET
 from stunet.errors import DataError, UsageError
 from stunet.plans import memory, topology
+from stunet.plans.blueprints import blueprints, of_weights
 from stunet.plans.check import check_plan, plan_differences, training_part
 from stunet.plans.demand import Demand
 from stunet.plans.derive import derive, describe
@@ -143,7 +144,7 @@ def recognised(plan: Plan) -> Recognised:
 
 def test_plans_take_another_network_on_the_same_data(plan: Plan) -> None:
     base, network = ours(plan), recognised(plan)
-    derived = derive(base, DESCRIPTION, network=network, weights=WEIGHTS)
+    derived = derive(base, DESCRIPTION, network=of_weights(network), weights=WEIGHTS)
     assert derived.name == "STUNetPlans_ResEnc-MultiTalent-ResEncL-reset"
     assert (derived.size, derived.network, derived.root) == (None, "resenc", "STUNetPlans_B")
     assert "2d" not in derived.configurations
@@ -155,7 +156,7 @@ def test_plans_take_another_network_on_the_same_data(plan: Plan) -> None:
     # And back, also from a plan of nnU-Net's, where strides and depth are STU-Net's again.
     size = Recognised(STUNET, {"size": "L"}, "L", 6, 1, 4, 3)
     for start, name in ((derived, "STUNetPlans_L"), (plan, "nnUNetResEncUNetMPlans_L")):
-        back = derive(start, DESCRIPTION, network=size)
+        back = derive(start, DESCRIPTION, network=of_weights(size))
         assert (back.name.partition("-")[0], back.size, back.memory_gb) == (name, "L", 32.0)
         assert len(check_plan(back, NAME).strides) == 6
 
@@ -165,9 +166,25 @@ def test_a_stock_plan_that_takes_another_network_keeps_its_batch_and_about_its_p
     arguments = dict(network.arguments)
     arguments["n_conv_per_stage"] = arguments.pop("n_blocks_per_stage")
     isotropic = [[1, 1, 1], *[[2, 2, 2]] * (network.stages - 1)]
-    derived = derive(plan, DESCRIPTION, network=replace(network, arguments=arguments, strides=isotropic))
+    known = of_weights(replace(network, arguments=arguments, strides=isotropic))
+    derived = derive(plan, DESCRIPTION, network=known)
     before, now = plan.configuration(NAME), check_plan(derived, NAME)
     assert (derived.name, now.batch_size) == ("nnUNetResEncUNetMPlans_Plain", before.batch_size)
     assert all(0 <= n - m < 2**5 for n, m in zip(now.patch_size, before.patch_size, strict=True))
-    unknown = derive(plan, DESCRIPTION, network=replace(network, arguments=arguments, strides=None))
+    unknown = derive(plan, DESCRIPTION, network=of_weights(replace(network, arguments=arguments, strides=None)))
     assert len(check_plan(unknown, NAME).strides) == network.stages
+
+
+@for_each("name", ["plain", "resenc-l"])
+def test_deriving_for_a_network_equals_planning_for_it(name: str, plan: Plan) -> None:
+    planned = Plan(STUNetPlanner(DATASET, network=name, stages=None).plan_experiment())
+    other = "resenc-m" if name == "plain" else "stunet-s"
+    for start in (ours(plan), Plan(STUNetPlanner(DATASET, network=other, stages=None).plan_experiment())):
+        derived = derive(start, DESCRIPTION, network=blueprints()[name])
+        assert (derived.name, derived.root) == (planned.name, start.name)
+        assert plan_differences(derived, planned) == []
+        back = derive(derived, DESCRIPTION, network=blueprints()["stunet-b"])
+        assert plan_differences(back, ours(plan)) == []
+    stock = derive(plan, DESCRIPTION, network=blueprints()[name])
+    assert stock.name == f"nnUNetResEncUNetMPlans_{blueprints()[name].tag}"
+    assert stock.get("configurations") == planned.get("configurations")

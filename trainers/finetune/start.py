@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from stunet import architectures
-from stunet.architectures.base import Recognised
 from stunet.errors import WeightsError
 from stunet.files import sha256_of, write_json
 from stunet.labels.annotations import Annotations, complete_annotations
 from stunet.labels.names import head_classes, match_classes
+from stunet.plans.blueprints import Blueprint, of_weights
 from stunet.plans.check import check_plan
 from stunet.plans.plan import Plan, StartingWeights
 from stunet.trainers.trainer import BaseTrainer
@@ -168,7 +168,7 @@ def plan_entry(
     return StartingWeights(name, start.sha256, heads.mode, whole, weights.pretext, unusual, inflate)
 
 
-def other_network(start: Start, plan: Plan, configuration: str) -> Recognised | None:
+def other_network(start: Start, plan: Plan, configuration: str) -> Blueprint | None:
     """Return the weights' network, with their strides, if they do not fit a plan's, which then has to take it.
 
     None also for another size of STU-Net, which plans derive by its name, and for weights of another number of axes.
@@ -180,7 +180,7 @@ def other_network(start: Start, plan: Plan, configuration: str) -> Recognised | 
     planned = check_plan(plan, configuration)
     given, own = start.weights.network, architectures.of_class(planned.network_class, configuration)
     sized = "size" in given.architecture.required
-    if given.ndim != len(planned.spacing) or (sized and plan.size):
+    if given.ndim != len(planned.spacing) or (sized and (plan.size or not given.size)):
         return None
     if own is given.architecture:
         with torch.device("meta"):
@@ -189,12 +189,12 @@ def other_network(start: Start, plan: Plan, configuration: str) -> Recognised | 
         if own.difference(given, own.recognise(shapes)) is None:
             return None
     if sized:
-        return replace(given, strides=None)
+        return of_weights(replace(given, strides=None))
     known, described = dict(given.arguments), start.weights
     if described.plan and described.configuration:  # it knows more of the network than the tensors tell
         known = described.plan.configuration(described.configuration).network_arguments
     strides = known.pop("strides", None) or given.strides
-    return replace(given, arguments=known, strides=strides)
+    return of_weights(replace(given, arguments=known, strides=strides))
 
 
 def preview(

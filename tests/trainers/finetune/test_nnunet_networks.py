@@ -132,7 +132,7 @@ def test_a_plan_of_ours_takes_the_network_of_the_weights(pre: Path, checkpoint: 
     result = stunet.train(998, pretrained=folder, set={**SHORT, "num_epochs": 1}, device="cpu", listener=heard)
     assert result.plan.name.startswith("STUNetPlans_ResEnc-ramp-Phantom.")
     assert (result.plan.size, result.plan.network, result.plan.root) == (None, "resenc", "STUNetPlans_T")
-    assert any("is for the network of the weights, a ResEnc U-Net: 3 stages" in note for note in heard.notes)
+    assert any("is for a ResEnc U-Net, as the weights are: 3 stages" in note for note in heard.notes)
     before = read_plan(folder / "plans.json").configuration("3d_fullres")
     assert result.plan.configuration("3d_fullres").network_arguments == before.network_arguments
     report = read_json(result.folder / "transfer_report.json")
