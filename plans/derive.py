@@ -95,8 +95,6 @@ def derive(
         target_gb = SIZES[size].target_gb
     else:
         raise UsageError(f"unknown size {size!r}; known: {', '.join(SIZES)}")
-    if given.get("checkpointing"):
-        _check_has(plan, "checkpointing", "checkpointing=true")
     new = plan.with_ours(
         plan=set_for_plan,
         train=set_for_training,
@@ -116,6 +114,8 @@ def derive(
     if network:
         other_network = True
         new = _with_network(new, network)
+    if new.constraints.checkpointing:
+        _check_has(new, "checkpointing", "checkpointing=true")
     if encoders or len(weights) > 1:
         new, before = _with_encoders(new, encoders or len(weights)), new
         other_network |= new != before
