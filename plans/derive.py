@@ -163,7 +163,7 @@ def _check_has(plan: Plan, argument: str, option: str) -> None:
         architecture = architectures.of_class(planned.network_class, name)
         if argument not in architecture.required | architecture.optional:
             label = architecture.label(planned.network_arguments)
-            what = f"{option} is for STU-Net, and plans {plan.name!r} are for a {label}"
+            what = f"{option} is for STU-Net, not for a {label}"
             raise UsageError(what, "leave it out, or --network stunet-b for an STU-Net on the same data")
 
 

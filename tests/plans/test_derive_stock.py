@@ -99,7 +99,7 @@ def test_a_patch_must_fit_the_strides_which_stay(plan: Plan) -> None:
 
 @for_each("overrides", [{"size": "L"}, {"overrides": {"checkpointing": True}}])
 def test_what_only_stunet_has_is_refused(overrides: dict[str, Any], plan: Plan) -> None:
-    with pytest.raises(UsageError, match="for STU-Net, and plans 'nnUNetResEncUNetMPlans' are for a ResEnc U-Net"):
+    with pytest.raises(UsageError, match="is for STU-Net, not for a ResEnc U-Net"):
         derive(plan, DESCRIPTION, **overrides)
 
 

@@ -65,7 +65,7 @@ def test_they_are_taken_only_if_they_are_named(stock: Path) -> None:
     with pytest.raises(DataError, match="no plans of stunet") as caught:
         stunet.train(998, device="cpu", dry_run=True)
     assert caught.value.hint.startswith("-p nnUNetPlans for those of nnU-Net's planner")
-    with pytest.raises(UsageError, match="--size L is for STU-Net, and plans 'nnUNetPlans' are for a plain U-Net"):
+    with pytest.raises(UsageError, match="--size L is for STU-Net, not for a plain U-Net"):
         stunet.train(998, plans="nnUNetPlans", size="L", device="cpu", dry_run=True)
     with pytest.raises(DataError, match="did you mean 'nnUNetPlans'"):
         stunet.train(998, plans="nnUNetPlan", device="cpu", dry_run=True)
