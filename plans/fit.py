@@ -147,7 +147,7 @@ def corrected(
         factor = 1.02 * (measured - fixed) / growing
     raise OutOfMemoryError(
         f"after {rounds} probes a step still takes {measured:.1f} GB; the target is {target_gb:g} GB",
-        "a smaller --size",
+        "a smaller network",
     )
 
 

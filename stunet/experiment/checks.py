@@ -11,6 +11,8 @@ from stunet.experiment.runs import DONE, Record
 from stunet.folds import FILE as SPLITS
 from stunet.folds import MADE, read_folds
 from stunet.models import registry, store
+from stunet.models.entry import NETWORKS
+from stunet.plans.blueprints import NAMES
 from stunet.plans.files import plan_path, read_plan
 from stunet.runs.listener import Listener
 
@@ -23,7 +25,7 @@ def check_experiment(experiment: Experiment, weights: Mapping[str, str], listene
 
     dataset = workspace.dataset_name(experiment.dataset)
     plan = read_plan(plan_path(dataset, experiment.plans))
-    check_plan(plan, experiment.configuration)
+    planned = check_plan(plan, experiment.configuration)
     splits = workspace.preprocessed_dataset(dataset) / SPLITS
     # nnU-Net only makes its folds when the first of them is trained.
     folds = len(read_folds(splits)) if splits.is_file() else MADE
@@ -33,7 +35,7 @@ def check_experiment(experiment: Experiment, weights: Mapping[str, str], listene
     trainer = choose_trainer(dataset, plan, None, listener)
     for warning in check_data(dataset, plan, experiment.configuration, experiment.fold, trainer):
         listener.warn(warning)
-    _check_weights(experiment, weights, listener, plan.size)
+    _check_weights(experiment, weights, listener, str(_named(plan.size, planned.network_class)))
 
 
 def check_done(todo: Mapping[Arm, Sequence[str]], record: Record, only_warn: bool, listener: Listener) -> None:
@@ -50,34 +52,41 @@ def check_done(todo: Mapping[Arm, Sequence[str]], record: Record, only_warn: boo
         listener.warn(what)
 
 
-def _check_weights(experiment: Experiment, weights: Mapping[str, str], listener: Listener, planned: str | None) -> None:
+def _check_weights(experiment: Experiment, weights: Mapping[str, str], listener: Listener, planned: str) -> None:
     """Check that all weights are known, distinct, and of the requested size.
 
-    Warn if training from scratch is compared with weights of another size than planned.
+    Warn if training from scratch is compared with weights of another network than `planned`, or another size.
     """
     found = {title: _known(text) for title, text in weights.items() if text != SCRATCH}
     for (one, (place, _)), (other, (same, _)) in combinations(found.items(), 2):
         if place == same:
             raise DataError(f"{one!r} and {other!r} are the same weights", "leave one of them out")
-    unlike = {title: size for title, (_, size) in found.items() if size not in (None, experiment.size or planned)}
-    if experiment.size and unlike:
-        title, size = unlike.popitem()
-        what = f"size {experiment.size} is asked for, but the weights {title!r} are of size {size}"
+    asked = f"size {experiment.size}" if experiment.size else None
+    unlike = {title: network for title, (_, network) in found.items() if network not in (None, asked or planned)}
+    if asked and unlike:
+        title, network = unlike.popitem()
+        what = f"{asked} is asked for, but the weights {title!r} are of {network}"
         raise DataError(what, "leave the size out, or these weights")
     if unlike and SCRATCH in experiment.weights.values():
-        others = ", ".join(f"{title} of {size}" for title, size in unlike.items())
-        listener.warn(
-            f"training from scratch is of {f'size {planned}' if planned else 'a network without sizes'}, but {others}: "
-            "the difference mixes network and weights"
-        )
+        others = ", ".join(f"{title} of {network}" for title, network in unlike.items())
+        listener.warn(f"training from scratch is of {planned}, but {others}: the difference mixes network and weights")
 
 
 def _known(text: str) -> tuple[str, str | None]:
-    """Return what uniquely identifies these weights, and their size."""
+    """Return what uniquely identifies these weights, and their network as _named() calls it; None if unknown."""
     entry = registry.look_up(text)
     if entry and not store.find_installed(text):
-        return entry.name, entry.size
+        return entry.name, _named(entry.size, NETWORKS[entry.network])
     from stunet.weights.reading import read_weights
 
     path = store.find_model(text, offline=True)
-    return str(path.resolve()), entry.size if entry else read_weights(path).network.size
+    if entry:
+        return str(path.resolve()), _named(entry.size, NETWORKS[entry.network])
+    network = read_weights(path).network
+    return str(path.resolve()), _named(network.size, network.architecture.class_name)
+
+
+def _named(size: str | None, network_class: str | None) -> str | None:
+    """Return a network's size or, without one, its name: those of different widths are not told apart."""
+    known = NAMES.get(network_class or "")
+    return f"size {size}" if size else f"network {known}" if known else None

@@ -36,7 +36,11 @@ def everything(folder: Path) -> set[Path]:
         (["-d", "998", "--preset", "giant"], 3, "no preset 'giant'"),
         (["-d", "998", "--network", "plain", "--size", "B"], 2, "--network plain and --size B both name a network"),
         (["-d", "998", "--network", "plain", "--checkpointing"], 2, "is for STU-Net, not for a plain U-Net"),
-        (["-d", "998", "-pl", "nnUNetPlannerResEncL", "--stages", "5"], 2, "nnU-Net's planner, which knows no --stages"),
+        (
+            ["-d", "998", "-pl", "nnUNetPlannerResEncL", "--stages", "5"],
+            2,
+            "nnU-Net's planner, which knows no",
+        ),
         (["-d", "998", "--size", "H", "-gpu_memory_target", "8", "--no_check"], 5, "STU-Net-H needs"),
     ],
 )
