@@ -257,7 +257,7 @@ def _memory_named(trainer: BaseTrainer) -> Iterator[None]:
         raise OutOfMemoryError(
             f"a batch of {size} does not fit into the memory of device {trainer.device.type}: {last_line(error)}",
             f"a new run with --set batch_size={max(1, size // 2)}, accumulation=2 or checkpointing=true, or a smaller "
-            "--size",
+            "network",
         ) from error
 
 
