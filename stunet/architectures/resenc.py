@@ -72,6 +72,15 @@ class _ResEnc(NNUNet):
         """Return the name without the number of a shortcut's convolution, which is behind a pooling if there is one."""
         return _SHORTCUT.sub(r"\1.", name)
 
+    def for_any_shape(self, network: "nn.Module") -> "nn.Module":
+        """Return the network with poolings in its shortcuts that round up, as the convolutions beside them do."""
+        from torch import nn
+
+        for module in network.modules():
+            if isinstance(module, nn.AvgPool2d | nn.AvgPool3d):
+                module.ceil_mode = True
+        return network
+
     def stages(self, shapes: Shapes) -> list[Stage]:
         repeats = count_repeats({(int(m[1]), int(m[2])) for m in map(_MAIN.fullmatch, shapes) if m})
         last, wide = (3, 2) if _bottlenecks(shapes, 0) else (2, 1)

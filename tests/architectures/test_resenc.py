@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from stunet.architectures.resenc import RESENC
 from stunet.errors import WeightsError
@@ -59,3 +60,14 @@ def test_bottlenecks_of_which_convolutions_are_missing_are_refused() -> None:
 def test_openminds_residual_encoder_is_described_in_words() -> None:
     given = arguments(RESENC, strides=[*STRIDES, [2, 2, 2], [2, 2, 2]])
     assert RESENC.describe(given) == "5 stages of 4-8-8-8-8 channels and 1-2-2-2-2 blocks, instance norm"
+
+
+def test_a_shape_that_is_no_multiple_of_the_strides_is_taken_and_others_as_before() -> None:
+    net, odd = network(RESENC), torch.randn(1, 1, 7, 11, 13)
+    even = torch.randn(1, 1, 8, 16, 16)
+    before = RESENC.features(net, even)
+    with pytest.raises(RuntimeError, match="must match"):
+        RESENC.features(net, odd)
+    net = RESENC.for_any_shape(net)
+    assert [tuple(each.shape[2:]) for each in RESENC.features(net, odd)] == [(7, 11, 13), (7, 6, 7), (4, 3, 4)]
+    assert all(torch.equal(one, other) for one, other in zip(RESENC.features(net, even), before, strict=True))
