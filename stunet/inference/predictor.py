@@ -40,6 +40,7 @@ from stunet.provenance import check_model
 from stunet.results.segmentation import Segmentation
 from stunet.results.subset import subset_dataset, subset_table
 from stunet.weights.checkpoints import check_weights, load_trained
+from stunet.weights.folders import model_folder
 
 log = logging.getLogger("stunet")
 
@@ -153,15 +154,16 @@ class Predictor:
     ) -> "Predictor":
         """Open the model of a result folder TRAINER__PLANS__CONFIGURATION, or one listed by `stunet_models list`.
 
+        The folder of a dataset stands for the only model in it.
+
         Raises:
             DataError: The folder is not a model folder, or lacks a file.
             WeightsError: There is no such model.
         """
-        folder = Path(folder_or_name)
-        if not folder.is_dir():
-            from stunet.models.store import find_model
+        from stunet.models.store import find_model
 
-            folder = find_model(str(folder_or_name))
+        given = Path(folder_or_name)
+        folder = model_folder(given) if given.is_dir() else find_model(str(folder_or_name))
         return cls(open_model(folder, folds, checkpoint), options)
 
     def predict(

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from stunet.cli.models import main
 from stunet.errors import WeightsError
 from stunet.files import write_json
 from stunet.models import registry, store
@@ -187,6 +188,25 @@ def test_half_of_the_parts_are_refused_by_name(own: Path, tmp_path: Path) -> Non
     assert "stunet_models download Whole-part2" in refused.value.hint
     assert store.installed() == []
     assert [model.name for model in import_models(results / "Dataset001_One")] == ["Whole-part1"]
+
+
+def test_a_zip_is_downloaded_and_becomes_a_model_folder(website: Path, tmp_path: Path) -> None:
+    own = tmp_path / "store" / "models.toml"
+    url = own.read_text().partition('sources = ["')[2].partition("/tiny.model")[0]
+    own.write_text(TINY)
+    parts = PARTS
+    for name in ("Dataset001_One", "Dataset002_Two"):
+        parts = parts.replace(f'"{name}.zip"', f'"{name}.zip"\nsources = ["{url}/{name}.zip"]')
+        pack(write_model(website / name / TRAINER).parent, website / f"{name}.zip")
+    own.write_text(TINY + parts)
+    assert main(["download", "whole"]) == 0
+    for part in ("Whole-part1", "Whole-part2"):
+        folder = store.find_model(part, offline=True)
+        assert read_weights(folder).classes == ["background", "left", "right"]
+        record = json.loads((folder / "model.json").read_text())
+        assert record["source"].startswith(url)
+        assert record["sha256"] == store.recorded_sha256(registry.find(part))
+    assert not [*(tmp_path / "store" / ".downloads").iterdir()]
 
 
 def test_a_zip_of_a_task_is_recognised_by_its_name_whatever_the_trainer(own: Path, tmp_path: Path) -> None:
