@@ -324,10 +324,6 @@ class Architecture(ABC):
                 outputs.append(x_BCDHW)
         return outputs
 
-    def for_any_shape(self, network: "nn.Module") -> "nn.Module":
-        """Return the network, changed so that its encoder takes parts of patches: sides that strides do not divide."""
-        return network
-
     def sources(self, network: "nn.Module") -> "list[nn.Module]":
         """Return the networks that pre-trained weights are loaded into, one per encoder: the network itself, or views.
 

@@ -8,7 +8,6 @@ nnunet_unet.py has what it shares with the plain one. Its stem is a convolution 
               the first number, then a convolution of size 1 where the channels change
 """
 
-import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -51,16 +50,16 @@ class _ResEnc(NNUNet):
         return _BLOCKS if key == BLOCK else super().known(key)
 
     def features(self, network: "nn.Module", x_BCDHW: "Tensor") -> "list[Tensor]":
-        """Return the outputs of all encoder stages as of an image whose sides are multiples of the strides' product.
+        """Return the outputs of all encoder stages; sides that strides do not divide are rounded up.
 
-        Others are filled up by their border: shortcuts pool, which rounds down where convolutions round up.
+        Convolutions do that, and the poolings in the shortcuts beside them round down until they are told otherwise,
+        which changes nothing for other sides.
         """
-        from torch.nn import functional as F
+        from torch import nn
 
-        steps = (math.prod(axis) for axis in zip(*self.strides(network), strict=True))
-        lacking = [-n % step for n, step in zip(x_BCDHW.shape[2:], steps, strict=True)]
-        if any(lacking):  # F.pad begins with the last axis
-            x_BCDHW = F.pad(x_BCDHW, [n for missing in reversed(lacking) for n in (0, missing)], mode="replicate")
+        for module in network.modules():
+            if isinstance(module, nn.AvgPool2d | nn.AvgPool3d) and not module.ceil_mode:
+                module.ceil_mode = True
         return super().features(network, x_BCDHW)
 
     def owns(self, shapes: Shapes) -> bool:
@@ -71,15 +70,6 @@ class _ResEnc(NNUNet):
     def matching(self, name: str) -> str:
         """Return the name without the number of a shortcut's convolution, which is behind a pooling if there is one."""
         return _SHORTCUT.sub(r"\1.", name)
-
-    def for_any_shape(self, network: "nn.Module") -> "nn.Module":
-        """Return the network with poolings in its shortcuts that round up, as the convolutions beside them do."""
-        from torch import nn
-
-        for module in network.modules():
-            if isinstance(module, nn.AvgPool2d | nn.AvgPool3d):
-                module.ceil_mode = True
-        return network
 
     def stages(self, shapes: Shapes) -> list[Stage]:
         repeats = count_repeats({(int(m[1]), int(m[2])) for m in map(_MAIN.fullmatch, shapes) if m})

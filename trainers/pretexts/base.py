@@ -108,8 +108,8 @@ class Pretext(nn.Module, ABC):
 
     def __init__(self, network: nn.Module, setting: Setting) -> None:
         super().__init__()
+        self.network, self.setting = network, setting
         self.architecture = architectures.of_network(network)
-        self.network, self.setting = self.architecture.for_any_shape(network), setting
         finest = len(self.architecture.modules(network, HEADS)) - 1
         for name, parameter in network.named_parameters():
             # DDP waits for the gradient of everything that requires one.
