@@ -1,4 +1,4 @@
-"""stunet_pretrain: pre-train an STU-Net on images without labels. runs/pretraining.py does the work."""
+"""stunet_pretrain: pre-train a network on images without labels. runs/pretraining.py does the work."""
 
 import argparse
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
     parser = common.new_parser(
         "stunet_pretrain",
-        "Pre-trains an STU-Net on planned images; their labels, if any, are ignored.",
+        "Pre-trains the network of a plan on its images; their labels, if any, are ignored.",
         "examples: stunet_pretrain -d 50 --method mae\n"
         "          stunet_pretrain -d 50 51 3 --method simclr --size L --set num_epochs=250\n"
         "          stunet_pretrain -d 50 --method simclr --pretrained STU-Net-B\n"

@@ -1,4 +1,4 @@
-"""stunet_train: train an STU-Net on a planned dataset, and validate it. runs/training.py does the work."""
+"""stunet_train: train a network on a planned dataset, and validate it. runs/training.py does the work."""
 
 import argparse
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
     parser = common.new_parser(
         "stunet_train",
-        "Trains an STU-Net on a planned dataset (all of nnUNetv2_train's flags), then validates it.",
+        "Trains the network of a plan on its dataset (all of nnUNetv2_train's flags), then validates it.",
         "examples: stunet_train 3 3d_fullres 0\n"
         "          stunet_train -d 3 -c 3d_fullres -f all --size L --set num_epochs=250",
     )
