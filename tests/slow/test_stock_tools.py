@@ -6,6 +6,7 @@ They need no variables but nnU-Net's three, with one exception: training with a 
 import os
 import shutil
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -130,6 +131,21 @@ def test_nnunet_trains_our_trainer_to_the_same_weights(place: "Place", tmp_path:
     assert_equal(
         place.read(tmp_path / "ours" / fold / "validation"), place.read(tmp_path / "stock" / fold / "validation")
     )
+
+
+def test_what_nnunet_planned_and_preprocessed_trains_here_and_predicts_there(place: "Place", tmp_path: Path) -> None:
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text(OPERATORS)
+    own = replace(place, root=tmp_path / "own", plans="nnUNetResEncUNetMPlans-epochs1-its2-valits1-bs2")
+    shutil.copytree(place.raw, own.raw)
+    planning = ["-d", 997, "-pl", "nnUNetPlannerResEncM", "-c", "3d_fullres", "-np", 1, "-npfp", 1]
+    own.run("nnUNetv2_plan_and_preprocess", *planning)
+    own.run(*own.training("3d_fullres", 0), "-p", "nnUNetResEncUNetMPlans")
+    own.run(*ours(own, "3d_fullres"), "-p", own.plans, "-f", 0, "-o", tmp_path / "ours")
+    own.run(
+        *(*stock(own, "3d_fullres"), "-f", 0, *ALONE, "-o", tmp_path / "stock"), PYTHONPATH=tmp_path / "site"
+    )  # fmt: skip
+    assert_agree(own.read(tmp_path / "ours"), own.read(tmp_path / "stock"))
 
 
 def test_cross_validation_is_accumulated_and_scored_as_we_score_it(trained: "Place", tmp_path: Path) -> None:
