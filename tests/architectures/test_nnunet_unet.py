@@ -213,3 +213,14 @@ def test_arguments_that_no_network_has_are_a_problem(architecture: NNUNet) -> No
     assert isinstance(network(architecture, **single), torch.nn.Module)
     with pytest.raises(ValueError, match="inplace"):
         architecture.build(1, 2, arguments(architecture, nonlin="torch.nn.GELU"))
+
+
+@for_each("architecture", BOTH)
+def test_the_training_graph_is_compiled_without_a_break(architecture: NNUNet) -> None:
+    net, image = network(architecture, deep_supervision=True, strides=STRIDES[:2]), torch.randn(2, 1, 8, 8, 8)
+    compiled = torch.compile(net, backend="eager", fullgraph=True)
+    for ours, theirs in zip(compiled(image), net(image), strict=True):
+        torch.testing.assert_close(ours, theirs)
+    sum(head.square().mean() for head in compiled(image)).backward()
+    assert all(parameter.grad is not None for parameter in net.parameters())
+    assert architectures.of_network(compiled._orig_mod) is architecture
