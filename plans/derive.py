@@ -1,4 +1,4 @@
-"""Derive a plan from another: different size, memory target, number of stages or values, same preprocessed data.
+"""Derive a plan from another: other network, size, memory target, number of stages or values, same preprocessed data.
 
 Plans never change; every function here returns a new one. Read next: fit.py; settings.py for what can be set; check.py
 for what makes a plan valid.
