@@ -128,7 +128,8 @@ def patches(name: str, edge: int, batch: int) -> Callable[[], Patches]:
     images = torch.randn(batch, METHODS[name].patches, edge, edge, edge)
     valid = torch.ones_like(images, dtype=torch.bool)
     places = torch.tensor([[0.0, 0.5]]).repeat(batch, 1)
-    return lambda: Patches(images, valid, [torch.Generator().manual_seed(n) for n in range(batch)], places)
+    cases = torch.arange(batch)
+    return lambda: Patches(images, valid, [torch.Generator().manual_seed(n) for n in range(batch)], places, cases)
 
 
 class Free:

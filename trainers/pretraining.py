@@ -18,7 +18,7 @@ from stunet.files import staging_name, write_json
 from stunet.folds import Fold, choose_cases
 from stunet.trainers import pictures, steps
 from stunet.trainers.data import loader
-from stunet.trainers.data.batches import positions_of
+from stunet.trainers.data.batches import SeededBatches, numbers_of, positions_of
 from stunet.trainers.data.sources import Source, acquired_spacings, frequencies, record_of, sources_of, split, union
 from stunet.trainers.distributed import sharding
 from stunet.trainers.plots import PretrainingLogger
@@ -96,7 +96,8 @@ class STUNetPretrainer(BaseTrainer):
         planned = self.configuration_manager
         steps_ = self.num_epochs * self.num_iterations_per_epoch
         patch, acquired = tuple(planned.patch_size), acquired_spacings(self.sources, len(planned.patch_size))
-        return Setting(patch, tuple(planned.spacing), planned.batch_size, steps_, self.augment, acquired)
+        held_out = len(self.do_split()[1])
+        return Setting(patch, tuple(planned.spacing), planned.batch_size, steps_, self.augment, acquired, held_out)
 
     def _do_i_compile(self) -> bool:
         return False  # crops of the pretexts differ from step to step, and each would be compiled
@@ -172,7 +173,8 @@ class STUNetPretrainer(BaseTrainer):
 
     @staticmethod
     def _patches(part: dict) -> Patches:
-        return Patches(part["data"], part["target"] >= 0, generators(part["seed"]), part["place"])
+        draws, cases = generators(part["seed"]), numbers_of(part["keys"])
+        return Patches(part["data"], part["target"] >= 0, draws, part["place"], cases)
 
     # The data.
 
@@ -202,6 +204,13 @@ class STUNetPretrainer(BaseTrainer):
 
     def trains_with(self) -> dict[str, Any]:
         return record_of(self.sources, self.configuration_name, self.fold, Fold(*map(tuple, self.do_split())))
+
+    def get_dataloaders(self) -> tuple[SeededBatches, SeededBatches]:
+        """Return those of every training, but held-out cases take turns, as methods tell them from each other."""
+        train, validation = super().get_dataloaders()
+        assert isinstance(validation.source, loader.UnlabelledLoader)
+        validation.source.take_turns(self.seed)  # before the processes start, which have copies
+        return train, validation
 
     def sample_loader(self) -> Callable[..., loader.SampleLoader]:
         return partial(loader.UnlabelledLoader, patches=self.method.patches)
@@ -260,6 +269,11 @@ class STUNetPretrainer(BaseTrainer):
     def on_train_start(self) -> None:
         """Start as every training, and see that what will be exported at the end can be read back."""
         super().on_train_start()
+        if self._is_alone:
+            self.listener.warning(
+                f"a single scan is held out, and {self.plan.pretext} tells scans from each other: its "
+                f"{self.pretext.measure} and checkpoint_best.pth mean nothing; more subjects, or another --method"
+            )
         self.export(rehearse=True)
 
     def on_train_end(self) -> None:
@@ -282,7 +296,7 @@ class STUNetPretrainer(BaseTrainer):
                 f"only {share:.0%} of the held-out patches count, too much of the others is padding or masked: a "
                 "smaller --set patch_size, or another --method"
             )
-        if self.current_epoch == self._early and self._is_at_chance():
+        if self.current_epoch == self._early and not self._is_alone and self._is_at_chance():
             self.listener.warning(
                 f"after {self.current_epoch} epochs the {self.pretext.measure} on held-out subjects is still at its "
                 f"chance level of {self.pretext.chance:.3g}: a smaller or larger --set initial_lr, or another --method"
@@ -314,6 +328,11 @@ class STUNetPretrainer(BaseTrainer):
     def _early(self) -> int:
         """How many epochs have to be complete before a warning."""
         return max(LEAST_EPOCHS, math.ceil(EARLY * self.num_epochs))
+
+    @property
+    def _is_alone(self) -> bool:
+        """Whether held-out patches have none of another scan that they could be told from."""
+        return self.method.demand.compares and self.pretext.setting.held_out == 1
 
     def _is_at_chance(self) -> bool:
         """Return whether the last epoch cannot be told from answers by chance, by two standard errors."""

@@ -113,6 +113,26 @@ def test_a_measure_at_chance_is_warned_of_once(planned: str, tmp_path: Path, mon
     assert not trainer._is_at_chance()
 
 
+def test_held_out_scans_are_told_from_each_other_or_a_single_one_is_warned_of(
+    planned: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for held_out, chance in ((1, 1), (2, 1 / 3)):
+        values = {"num_epochs": 2, "num_iterations_per_epoch": 1, "batch_size": 4, "patch_size": [16, 16, 16]}
+        trainer = make_pretrainer(planned, tmp_path / str(held_out), monkeypatch, "byol", **values)
+        trainer.configure(listener=(warned := Warned()))
+        divided = trainer.do_split()
+        if held_out == 2:
+            divided = divided[0][1:], [*divided[1], divided[0][0]]
+        monkeypatch.setattr(trainer, "do_split", lambda divided=divided: divided)
+        trainer.initialize()
+        trainer.on_train_start()
+        assert len(set(trainer.dataloader_val.batch(3)["keys"])) == held_out
+        assert trainer.pretext.chance == pytest.approx(chance)
+        assert trainer._is_alone == (held_out == 1)
+        told = [text for text in warned.texts if text.startswith("a single scan is held out, and byol tells scans")]
+        assert len(told) == (held_out == 1)
+
+
 def test_a_collapse_is_warned_of_once(planned: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # No negatives hold BYOL's embeddings apart: a rate that is far too high makes all of them the same.
     values = {"num_epochs": 3, "num_iterations_per_epoch": 2, "initial_lr": 100.0}

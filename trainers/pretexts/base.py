@@ -32,6 +32,7 @@ from stunet.trainers.pretexts.momentum import follow
 
 Rows = dict[str, Tensor]
 COUNTS = "counts"  # (B,), 1 for samples that count in loss and measures, otherwise 0
+CASE = "case"  # (B,), Patches.cases, in the rows of every pretext
 COUNTED = "counted"  # the measure that is their share
 HALVES = torch.float16, torch.bfloat16
 Outcome = tuple[Tensor, Rows]  # the loss, and measures: scalars without gradient
@@ -49,6 +50,7 @@ class Setting:
         steps: Of the whole training.
         augment: How views of a patch differ: "standard", "safe" or "none" (augment.py).
         acquired: The spacings of the scans before they were resampled; none where all are the plan's.
+        held_out: Images of which held-out batches have about equally many patches; None: as many as samples.
     """
 
     patch: Sequence[int]
@@ -57,6 +59,7 @@ class Setting:
     steps: int
     augment: str = "standard"
     acquired: Sequence[Sequence[float]] = ()
+    held_out: int | None = None
 
     @property
     def ndim(self) -> int:
@@ -72,12 +75,14 @@ class Patches(NamedTuple):
         valid: (B, 1, D, H, W), bool: the voxels that count; not padding, nor what a mask excludes.
         draws: A generator per sample, the only source of randomness.
         places: (B, 2), where along the first axis of its image a patch begins and ends, as shares of the image's side.
+        cases: (B,), int64: equal numbers are patches of the same image, which are not to be told from each other.
     """
 
     images: Tensor
     valid: Tensor
     draws: Draws
     places: Tensor
+    cases: Tensor
 
 
 class Pretext(nn.Module, ABC):
@@ -192,8 +197,8 @@ class Pretext(nn.Module, ABC):
         return _scaled(loss, len(next(iter(joined.values()))) / len(patches.images)), measures, kept
 
     def rows(self, patches: Patches) -> Rows:
-        """Return what compute() does, in single precision at least."""
-        rows = self.compute(patches)
+        """Return what compute() does, in single precision at least, and which image each sample is of."""
+        rows = {**self.compute(patches), CASE: patches.cases.to(patches.images.device)}
         return {name: value.float() if value.dtype in HALVES else value for name, value in rows.items()}
 
     def judge(self, rows: Rows) -> Outcome:

@@ -3,6 +3,7 @@
 Views are overlapping crops (augment.py). Their embeddings come from all stages of the encoder, averaged over space.
 No head normalises over the batch: running statistics and LayerNorm take BatchNorm's place (momentum.py); BYOL learns
 without it as well (Richemond et al. 2020, arXiv:2010.10241). The spread of embeddings tells whether they collapse.
+Patches of the same image are neither negatives nor candidates of each other: often a patch is nearly all of it.
 """
 
 from collections.abc import Sequence
@@ -15,6 +16,7 @@ from torch.nn import functional as F
 from stunet.errors import UsageError
 from stunet.trainers.pretexts.augment import size_of_view, two_views
 from stunet.trainers.pretexts.base import (
+    CASE,
     Outcome,
     Patches,
     Pretext,
@@ -65,7 +67,7 @@ class Contrast(Pretext):
 
     @property
     def chance(self) -> float:
-        return 1 / self.setting.batch_size
+        return chance_among(self.setting)
 
 
 class SimCLR(Contrast):
@@ -73,7 +75,7 @@ class SimCLR(Contrast):
 
     @property
     def chance(self) -> float:
-        return 1 / (2 * self.setting.batch_size - 1)
+        return chance_among(self.setting, views=2)
 
     def compute(self, patches: Patches) -> Rows:
         (one, other), features = self.embed(two_views(patches, self.setting))
@@ -81,7 +83,7 @@ class SimCLR(Contrast):
 
     def loss(self, rows: Rows) -> Outcome:
         both = torch.cat([rows["one"], rows["other"]])
-        loss, found = nt_xent(rows["one"], rows["other"], SIMCLR_TEMPERATURE)
+        loss, found = nt_xent(rows["one"], rows["other"], SIMCLR_TEMPERATURE, rows[CASE])
         return loss, {self.measure: found, "spread": spread(both.detach())}
 
 
@@ -91,15 +93,17 @@ class MoCo(Contrast):
     The queue is empty at first, so the loss starts at zero and rises as it fills. The measure is among the batch.
     """
 
-    kept = ("features", "taught", "key")
+    kept = ("features", "taught", "key", CASE)
     coupled = False
     queue: Tensor
+    queued_cases: Tensor  # of the keys
     taken: Tensor  # how many keys the queue took in all
 
     def __init__(self, network: nn.Module, setting: Setting) -> None:
         super().__init__(network, setting)
         self.teacher, self.teacher_project = teacher_of(network), teacher_of(self.project)
         self.register_buffer("queue", torch.zeros(QUEUE, EMBEDDED))
+        self.register_buffer("queued_cases", torch.zeros(QUEUE, dtype=torch.int64))
         self.register_buffer("taken", torch.zeros((), dtype=torch.int64))
 
     def compute(self, patches: Patches) -> Rows:
@@ -120,9 +124,10 @@ class MoCo(Contrast):
         return {"query": query, "key": key, "features": ours.detach(), "taught": theirs.detach()}
 
     def loss(self, rows: Rows) -> Outcome:
-        query, key = rows["query"], rows["key"]
-        loss = info_nce(query, key, self.queue[: int(self.taken)], MOCO_TEMPERATURE)
-        return loss, {"retrieval": nearest(query.detach(), key), "spread": spread(query.detach())}
+        query, key, case, taken = rows["query"], rows["key"], rows[CASE], int(self.taken)
+        same = case[:, None] == self.queued_cases[:taken]
+        loss = info_nce(query, key, self.queue[:taken], MOCO_TEMPERATURE, same)
+        return loss, {"retrieval": nearest(query.detach(), key, case), "spread": spread(query.detach())}
 
     def teachers(self) -> list[tuple[nn.Module, nn.Module]]:
         return [(self.teacher, self.network), (self.teacher_project, self.project)]
@@ -134,7 +139,7 @@ class MoCo(Contrast):
             follow(teacher, student, MOCO_MOMENTUM)
         keys = rows["key"][-QUEUE:].to(self.queue.dtype)
         places = (int(self.taken) + torch.arange(len(keys), device=keys.device)) % QUEUE
-        self.queue[places] = keys
+        self.queue[places], self.queued_cases[places] = keys, rows[CASE][-QUEUE:]
         self.taken += len(keys)
 
 
@@ -164,7 +169,7 @@ class BYOL(Contrast):
 
     def loss(self, rows: Rows) -> Outcome:
         agreement = (rows["one"] * rows["target other"] + rows["other"] * rows["target one"]).float().sum(1)
-        found = nearest(rows["one"], rows["target other"])
+        found = nearest(rows["one"], rows["target other"], rows[CASE])
         return (4 - 2 * agreement).mean(), {self.measure: found, "spread": spread(rows["one"].detach())}
 
     def teachers(self) -> list[tuple[nn.Module, nn.Module]]:
@@ -194,7 +199,20 @@ def everywhere(features: list[Tensor]) -> Tensor:
     return torch.cat([pooled(each) for each in features], 1)
 
 
-def nt_xent(one: Tensor, other: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+def chance_among(setting: Setting, views: int = 1) -> float:
+    """Return how often the positive is found by chance: the mean over samples of a share of the candidates.
+
+    Args:
+        setting: Says how many images are held out: batches take their patches from them in turn.
+        views: Candidates per sample of another image.
+    """
+    samples = setting.batch_size
+    images = min(setting.held_out or samples, samples)
+    patches = [len(range(image, samples, images)) for image in range(images)]
+    return sum(count / (views * (samples - count) + 1) for count in patches) / samples
+
+
+def nt_xent(one: Tensor, other: Tensor, temperature: float, case: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Return the normalised temperature-scaled cross entropy, and how often the positive is the nearest.
 
     Chen et al. 2020 (arXiv:2002.05709), eq. 1, the mean over all 2 B views.
@@ -203,14 +221,16 @@ def nt_xent(one: Tensor, other: Tensor, temperature: float) -> tuple[Tensor, Ten
         one: (B, E), normalised.
         other: The same of the other views.
         temperature: Divides the cosines.
+        case: (B,), of which the same are no negatives of each other; None: all differ.
     """
     both = torch.cat([one, other])
-    similar = similarities(both, both).fill_diagonal_(-torch.inf) / temperature
-    positive = torch.arange(len(both), device=both.device).roll(len(one))
+    rows = torch.arange(len(both), device=both.device)
+    positive, case = rows.roll(len(one)), (rows[: len(one)] if case is None else case).repeat(2)
+    similar = without(similarities(both, both), case[:, None] == case, positive) / temperature
     return F.cross_entropy(similar, positive), hits(similar.detach(), positive)
 
 
-def info_nce(query: Tensor, key: Tensor, queue: Tensor, temperature: float) -> Tensor:
+def info_nce(query: Tensor, key: Tensor, queue: Tensor, temperature: float, same: Tensor | None = None) -> Tensor:
     """Return the cross entropy of finding each query's key among the keys of a queue.
 
     He et al. 2020 (arXiv:1911.05722), eq. 1.
@@ -220,15 +240,24 @@ def info_nce(query: Tensor, key: Tensor, queue: Tensor, temperature: float) -> T
         key: (B, E), normalised, without gradient.
         queue: (K, E), normalised.
         temperature: Divides the cosines.
+        same: (B, K), bool: which keys are of the query's image, and thus no negatives; None: none.
     """
-    positive = (query * key).float().sum(1, keepdim=True)
-    similar = torch.cat([positive, similarities(query, queue)], 1) / temperature
+    positive, negatives = (query * key).float().sum(1, keepdim=True), similarities(query, queue)
+    if same is not None:
+        negatives = negatives.masked_fill(same, -torch.inf)
+    similar = torch.cat([positive, negatives], 1) / temperature
     return F.cross_entropy(similar, torch.zeros(len(query), dtype=torch.int64, device=query.device))
 
 
-def nearest(one: Tensor, other: Tensor) -> Tensor:
-    """Return how often the nearest of the others is the one of the same patch; both (B, E), normalised."""
-    return hits(similarities(one, other), torch.arange(len(one), device=one.device))
+def nearest(one: Tensor, other: Tensor, case: Tensor) -> Tensor:
+    """Return how often a patch's other view is nearer than those of other images; (B, E) normalised twice, and (B,)."""
+    own = torch.arange(len(one), device=one.device)
+    return hits(without(similarities(one, other), case[:, None] == case, own), own)
+
+
+def without(similar: Tensor, same: Tensor, own: Tensor) -> Tensor:
+    """Return similarities (N, M) with -inf where `same` (N, M), bool, but not in column `own` (N,) of each row."""
+    return similar.masked_fill(same.scatter(1, own[:, None], False), -torch.inf)
 
 
 def hits(similar: Tensor, own: Tensor) -> Tensor:

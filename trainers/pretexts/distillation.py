@@ -13,8 +13,8 @@ from torch.nn import functional as F
 
 from stunet.errors import UsageError
 from stunet.trainers.pretexts.augment import size_of_view, view
-from stunet.trainers.pretexts.base import Outcome, Patches, Pretext, Rows, Setting, check_size
-from stunet.trainers.pretexts.contrastive import by_sample, everywhere, nearest, similarities
+from stunet.trainers.pretexts.base import CASE, Outcome, Patches, Pretext, Rows, Setting, check_size
+from stunet.trainers.pretexts.contrastive import by_sample, chance_among, everywhere, nearest, similarities
 from stunet.trainers.pretexts.momentum import Projection, follow, rising, spread, teacher_of
 
 PROTOTYPES = 1024  # answers; 65,536 for a million photographs
@@ -58,7 +58,7 @@ class Distillation(Pretext):
 
     @property
     def chance(self) -> float:
-        return 1 / self.setting.batch_size
+        return chance_among(self.setting)
 
     @property
     def chance_loss(self) -> float:
@@ -92,7 +92,7 @@ class Distillation(Pretext):
         ]
         teachers = teachers.flatten(0, 1)
         return torch.stack(pairs).mean(), {
-            self.measure: nearest(rows["one"].detach(), rows["other"]),
+            self.measure: nearest(rows["one"].detach(), rows["other"], rows[CASE]),
             "spread": spread(rows["one"].detach()),
             "entropy": evenness(teachers.mean(0)),
             "sharpness": 1 - evenness(teachers).mean(),

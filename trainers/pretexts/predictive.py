@@ -112,7 +112,7 @@ class _Parts(Pretext):
 
     def parts(self, patches: Patches) -> tuple[Tensor, Tensor]:
         """Return the parts, (B, cells^axes, C, *size), in the order of the grid, and which samples count, (B,)."""
-        images, valid, draws, _ = patches
+        images, valid, draws, *_ = patches
         lows, highs = bounds(valid)
         cell, size = (highs - lows) // self.cells, torch.tensor(self.size)
         counts = (cell > size).all(1)

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from stunet.errors import UsageError
 from stunet.trainers.pretexts.augment import STANDARD, brighten, disturb, size_of_view, stretch_contrast, two_views
 from stunet.trainers.pretexts.base import (
+    CASE,
     COUNTS,
     DECODER,
     Outcome,
@@ -140,7 +141,7 @@ class Global(Contrast):
     """Slabs of the same part of a volume are alike, whatever the image; those of other parts are not (G^D).
 
     The images have to be aligned roughly: the parts are quarters of the first axis. The measure is how often the
-    slab of another sample that is the most similar one is of the same part, as Cohen's kappa: 0 is as often as by
+    slab of another image that is the most similar one is of the same part, as Cohen's kappa: 0 is as often as by
     chance. That depends on the batch, since patches that are smaller than the image show its middle more often.
     """
 
@@ -190,13 +191,15 @@ class Global(Contrast):
 
     def loss(self, rows: Rows) -> Outcome:
         slabs = rows["slabs"].float()
-        samples, (count, views) = len(slabs), slabs.shape[1:3]
+        count, views = slabs.shape[1:3]
         flat = slabs.flatten(0, 2)
         part = rows["parts"].repeat_interleave(views, 1).flatten()
-        sample = torch.arange(samples, device=flat.device).repeat_interleave(count * views)
-        others, same = sample[:, None] != sample, part[:, None] == part
+        case = rows[CASE].repeat_interleave(count * views)
+        others, same = case[:, None] != case, part[:, None] == part
         found = similarities(flat, flat).masked_fill(~others, -torch.inf).argmax(1)
-        right, chance = (part[found] == part).float().mean(), (same & others).sum() / others.sum()
+        compared = others.any(1).float()
+        right = average((part[found] == part).float(), compared)
+        chance = average((same & others).sum(1) / others.sum(1).clamp_min(1), compared)
         kappa = (right - chance) / (1 - chance).clamp_min(EPSILON)
         return partition_loss(flat, part, TEMPERATURE), {self.measure: kappa, "spread": spread(flat.detach())}
 
@@ -235,7 +238,7 @@ class Local(Pretext):
         return 1 / (2 * self.regions - 1)
 
     def compute(self, patches: Patches) -> Rows:
-        images, valid, draws, _ = patches
+        images, valid, draws, *_ = patches
         pair = [images, images]
         if self.setting.augment == STANDARD:
             pair = [change(each, draws) for each in pair]

@@ -18,9 +18,9 @@ def test_the_loss_is_mocos_and_half_of_each_restorations() -> None:
     for each in (pretext, moco):
         keys = F.normalize(torch.randn(4, EMBEDDED, generator=torch.Generator().manual_seed(2)))
         each.update(kept_rows(each, key=keys))
-    rows = pretext.compute(make_patches(3, *PATCH))
+    rows = pretext.rows(make_patches(3, *PATCH))
     loss, measures = pretext.loss(rows)
-    expected = moco.loss({"query": rows["query"], "key": rows["key"]})[0]
+    expected = moco.loss({name: rows[name] for name in ("query", "key", "case")})[0]
     expected = expected + (rows["error"].mean() + rows["mixed error"].mean()) / 2
     assert torch.allclose(loss, expected)
     assert set(measures) == {"score", "retrieval", "spread", "explained variance"}
@@ -53,7 +53,7 @@ def test_the_mix_has_more_of_the_student_and_a_share_per_sample() -> None:
 def test_only_voxels_that_count_are_restored() -> None:
     pretext, patches = make_pretext("pcrl"), make_patches(2, *PATCH)
     patches.valid.zero_()
-    rows = pretext.compute(patches)
+    rows = pretext.rows(patches)
     assert not bool(rows["error"].any() | rows["mixed error"].any())
 
 

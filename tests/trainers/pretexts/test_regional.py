@@ -124,11 +124,16 @@ def test_the_nearest_slab_of_another_sample_is_what_counts() -> None:
     pretext = make_pretext("global", batch=2)
     one, other = embeddings(2, 6)
     slabs = torch.stack([torch.stack([v, v]) for v in (one, other)])  # two slabs, in two views each
-    rows = {"slabs": torch.stack([slabs, slabs]), "parts": torch.tensor([[0, 1], [0, 1]])}
+    rows = {"slabs": torch.stack([slabs, slabs]), "parts": torch.tensor([[0, 1], [0, 1]]), "case": torch.arange(2)}
     assert float(pretext.loss(rows)[1]["kappa"]) == 1
     # Half of the others is of the same part.
     assert float(pretext.loss({**rows, "parts": torch.tensor([[0, 1], [1, 0]])})[1]["kappa"]) == -1
     assert float(pretext.loss({**rows, "parts": torch.zeros(2, 2, dtype=torch.int64)})[1]["kappa"]) == 0
+    # Samples of the same image are none of the others.
+    assert float(pretext.loss({**rows, "case": torch.zeros(2, dtype=torch.int64)})[1]["kappa"]) == 0
+    three = {name: torch.cat([value, value[:1]]) for name, value in rows.items()}
+    three["parts"][2] = torch.tensor([1, 0])
+    assert float(pretext.loss(three)[1]["kappa"]) == pytest.approx(1 / 3)
 
 
 def test_kappa_is_zero_by_chance_however_parts_are_distributed() -> None:
@@ -137,7 +142,8 @@ def test_kappa_is_zero_by_chance_however_parts_are_distributed() -> None:
         random = torch.Generator().manual_seed(seed)
         slabs = F.normalize(torch.randn(8, 2, 2, 16, generator=random), dim=-1)
         parts = torch.multinomial(torch.tensor([1.0, 3, 3, 1]), 16, True, generator=random).view(8, 2)
-        found.append(float(pretext.loss({"slabs": slabs, "parts": parts})[1]["kappa"]))
+        rows = {"slabs": slabs, "parts": parts, "case": torch.arange(8) // 2}
+        found.append(float(pretext.loss(rows)[1]["kappa"]))
     assert sum(found) / 40 == pytest.approx(pretext.chance, abs=0.05)
 
 
