@@ -10,6 +10,7 @@ import torch
 from stunet.errors import Interrupted, WeightsError
 from stunet.trainers import checkpoint, pictures, pretraining
 from stunet.trainers.pretexts.base import Patches
+from stunet.trainers.pretexts.combined import PCRL
 from stunet.trainers.pretexts.contrastive import EMBEDDED
 from stunet.trainers.pretexts.methods import METHODS
 from stunet.trainers.pretraining import STUNetPretrainer
@@ -131,6 +132,30 @@ def test_held_out_scans_are_told_from_each_other_or_a_single_one_is_warned_of(
         assert trainer._is_alone == (held_out == 1)
         told = [text for text in warned.texts if text.startswith("a single scan is held out, and byol tells scans")]
         assert len(told) == (held_out == 1)
+
+
+def test_what_an_untrained_network_reaches_is_the_level_to_exceed_and_measuring_it_changes_nothing(
+    planned: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained = []
+    for measured in (False, True):
+        values = {"num_epochs": 1, "num_iterations_per_epoch": 1, "accumulation": 1 + measured}
+        trainer = make_pretrainer(planned, tmp_path / str(measured), monkeypatch, "pcrl", **values)
+        monkeypatch.setattr(PCRL, "above_chance", measured)
+        trainer.run_training()
+        assert (trainer.summary()["untrained"] is not None) == measured
+        trained.append(everything(trainer))
+    assert torch.allclose(*trained, rtol=0, atol=1e-5)
+    first = trainer.untrained
+    trainer.initialize()
+    trainer.current_epoch = 0
+    trainer.on_train_start()
+    assert trainer.untrained == first
+    for untrained, name in ((0.9, "untrained 0.9"), (0.4, "chance 0.5"), (None, "chance 0.5")):
+        trainer.untrained = untrained
+        assert name in trainer.epoch_results()
+        trainer.logger.local_logger.my_fantastic_logging["mean_fg_dice"] = [0.85]
+        assert trainer._is_at_chance() == (untrained == 0.9)
 
 
 def test_a_collapse_is_warned_of_once(planned: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

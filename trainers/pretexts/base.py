@@ -92,6 +92,8 @@ class Pretext(nn.Module, ABC):
         trains: ENCODER (with the stem), DECODER (its first levels alone), or ALL (encoder, decoder, the finest head).
         levels: How many levels of the decoder are trained at most, from the coarsest on.
         measure: The name of the measure that tells how well it does on images it has not seen; higher is better.
+        above_chance: Whether a network that was never trained is above chance, as its features differ between images.
+            What it reaches is then measured before the first step.
         coupled: Whether the loss of a sample depends on the others of the batch.
         kept: The names of the rows that update() needs of the whole batch.
         teacher: The network whose weights follow the trained one's, in pretexts that have one.
@@ -107,6 +109,7 @@ class Pretext(nn.Module, ABC):
     trains: ClassVar[str] = ENCODER
     levels: ClassVar[int | None] = None
     measure: ClassVar[str]
+    above_chance: ClassVar[bool] = False
     coupled: ClassVar[bool] = False
     kept: ClassVar[tuple[str, ...]] = ()
     teacher: nn.Module

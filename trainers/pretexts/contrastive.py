@@ -39,6 +39,7 @@ class Contrast(Pretext):
     """What contrastive pretexts share; the measure is how often a view's nearest neighbour is its other view."""
 
     measure = "retrieval"
+    above_chance = True
     coupled = True  # the measure, even where the loss is not
     kept: ClassVar[tuple[str, ...]] = ("features",)
 

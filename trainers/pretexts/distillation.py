@@ -31,6 +31,7 @@ class Distillation(Pretext):
     """
 
     measure = "retrieval"
+    above_chance = True
     coupled = True  # the measure
     kept = ("teacher", "features", "taught")
     center: Tensor
