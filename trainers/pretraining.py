@@ -269,8 +269,8 @@ class STUNetPretrainer(BaseTrainer):
                 self.pretext.update(rows)  # teachers equal their students, so this only changes buffers
             for name, value in self.pretext.named_buffers():
                 value.copy_(before[name])
-        value = _averages(found[1:])[self.pretext.measure]
-        return value if math.isfinite(value) else None
+        reached = _averages(found[1:])[self.pretext.measure]
+        return reached if math.isfinite(reached) else None
 
     def on_validation_epoch_end(self, val_outputs: list[dict]) -> None:
         """Log the loss and the pretext's measure in place of nnU-Net's Dice, so that the best checkpoint is by it."""
@@ -402,8 +402,7 @@ class STUNetPretrainer(BaseTrainer):
     def more_state(self) -> dict[str, Any]:
         state = sharding.gather(self.pretext.own_state())
         mine = {"method": self.plan.pretext, "transfers": self.method.transfers, "state": state}
-        mine["untrained"] = self.untrained
-        return {**super().more_state(), "pretext": mine}
+        return {**super().more_state(), "pretext": {**mine, "untrained": self.untrained}}
 
     def export(self, rehearse: bool = False) -> None:
         """Write the network, and the teacher if there is one, in nnssl's format; all processes must call this.
