@@ -98,7 +98,7 @@ def main() -> None:
     if args.command == "collect":
         collect(args.folder)
     else:
-        show(read_json(FINISHED))
+        show(read_json(FINISHED) if FINISHED.is_file() else {})
 
 
 def collect(folder: Path) -> None:
