@@ -1,29 +1,37 @@
 """What does each method of pre-training cost beside its network, and beside supervised training of the same patch?
 
     OMP_NUM_THREADS=2 OMP_WAIT_POLICY=PASSIVE python benchmarks/pretexts.py methods --size S --edge 64
+    OMP_NUM_THREADS=1 python benchmarks/pretexts.py data 50 --edge 64
     OMP_NUM_THREADS=2 OMP_WAIT_POLICY=PASSIVE python benchmarks/pretexts.py shuffle
 
 `methods` takes one training step per method (forward, backward, the pretext's update) and separately what of it is the
 pretext's own work: the same compute() with an encoder and decoder that cost nothing. Each method runs in a process of
-its own, whose peak memory is compared with that of a supervised step with two classes. `shuffle` compares Models
-Genesis' shuffle with its published loop. benchmarks/selfsupervised.md has the results.
+its own, whose peak memory is compared with that of a supervised step with two classes. `data` draws samples of a
+planned dataset as the training does: reading, cropping, turning, mirroring. `shuffle` compares Models Genesis' shuffle
+with its published loop. benchmarks/selfsupervised.md has the results.
 """
 
 import argparse
+import os
 import resource
 import statistics
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import torch
 
+from stunet import workspace
 from stunet.console import table
+from stunet.files import read_json
 from stunet.losses import DeepSupervision, DiceCE
 from stunet.networks import STUNet
+from stunet.plans.derive import derive
+from stunet.plans.files import plan_path, read_plan
 from stunet.trainers.pretexts.base import Patches, Setting
 from stunet.trainers.pretexts.corruptions import LARGEST, WINDOWS, shuffle
 from stunet.trainers.pretexts.methods import METHODS, build
@@ -41,10 +49,16 @@ def main() -> None:
     each.add_argument("--batch", type=int, default=2)
     each.add_argument("--repeats", type=int, default=3)
     each.add_argument("--methods", nargs="+", default=list(METHODS))
+    data = commands.add_parser("data")
+    data.add_argument("dataset", type=int)
+    data.add_argument("--edge", type=int, default=64)
+    data.add_argument("--batches", type=int, default=20)
     commands.add_parser("shuffle")
     args = parser.parse_args()
     if args.command == "shuffle":
         compare_shuffles()
+    elif args.command == "data":
+        compare_data(args.dataset, args.edge, args.batches)
     else:
         compare_methods(args)
 
@@ -114,7 +128,8 @@ def patches(name: str, edge: int, batch: int) -> Callable[[], Patches]:
     images = torch.randn(batch, METHODS[name].patches, edge, edge, edge)
     valid = torch.ones_like(images, dtype=torch.bool)
     places = torch.tensor([[0.0, 0.5]]).repeat(batch, 1)
-    return lambda: Patches(images, valid, [torch.Generator().manual_seed(n) for n in range(batch)], places)
+    cases = torch.arange(batch)
+    return lambda: Patches(images, valid, [torch.Generator().manual_seed(n) for n in range(batch)], places, cases)
 
 
 class Free:
@@ -134,6 +149,39 @@ class Free:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.architecture, name)
+
+
+def compare_data(dataset: int, edge: int, batches: int) -> None:
+    """Prints what a sample costs before any network sees it, for methods whose patches are drawn alike."""
+    os.environ["nnUNet_n_proc_DA"] = "0"  # in this process, whose time is taken
+    alike: dict[tuple[bool, bool, int], list[str]] = {}
+    for name, method in METHODS.items():
+        alike.setdefault((method.turns, method.mirrors, method.patches), []).append(name)
+    rows = []
+    with TemporaryDirectory() as results:
+        os.environ["nnUNet_results"] = results
+        for (turns, mirrors, patches), names in alike.items():
+            loader, size = make_loader(dataset, names[0], edge)
+            # The mean: few samples are turned, and these take the time.
+            per_batch = cpu_seconds(lambda loader=loader: next(loader), batches, statistics.mean)
+            what = ", ".join(["turned"] * turns + ["mirrored"] * mirrors) or "as they are"
+            rows.append(
+                [what, str(patches), f"{1000 * per_batch / size:.1f}", f"{size / per_batch:.0f}", " ".join(names)]
+            )
+    table(("patches", "per sample", "CPU ms per sample", "samples/CPU s", "methods"), rows)
+
+
+def make_loader(dataset: int, method: str, edge: int) -> tuple[Any, int]:
+    """Returns the batches of a pre-training's trainer, and the samples in one."""
+    from stunet.trainers.pretraining import STUNetPretrainer
+
+    name = workspace.dataset_name(dataset)
+    dataset_json = read_json(workspace.preprocessed_dataset(name) / "dataset.json")
+    plan = derive(read_plan(plan_path(name, None)).with_ours(pretext=method), dataset_json)
+    plan = plan.with_configuration("3d_fullres", patch_size=[edge] * 3, batch_size=2)
+    trainer = STUNetPretrainer(plan.to_json(), "3d_fullres", "all", dataset_json, torch.device("cpu"))
+    trainer.initialize()
+    return iter(trainer.get_dataloaders()[0]), trainer.batch_size
 
 
 def compare_shuffles() -> None:
@@ -159,15 +207,17 @@ def published_shuffle(image: np.ndarray) -> np.ndarray:
     return shuffled
 
 
-def cpu_seconds(step: Callable[[], object], repeats: int) -> float:
-    """Returns the median CPU time of a step, after one that does not count."""
+def cpu_seconds(
+    step: Callable[[], object], repeats: int, average: Callable[[list[float]], float] = statistics.median
+) -> float:
+    """Returns the average CPU time of a step, after one that does not count."""
     step()
     times = []
     for _ in range(repeats):
         before = time.process_time()
         step()
         times.append(time.process_time() - before)
-    return statistics.median(times)
+    return average(times)
 
 
 def peak_bytes() -> int:

@@ -3,6 +3,7 @@
     python benchmarks/selfsupervised.py prepare 4 50     # dataset 4 planned (size T); 50: its images without labels
     python benchmarks/selfsupervised.py pretrain 50      # every method, one after the other; goes on where it stopped
     python benchmarks/selfsupervised.py table            # what benchmarks/results/selfsupervised.json says
+    python benchmarks/selfsupervised.py link FOLDER      # links to the models by method, for selfsupervised/*.toml
 
 `prepare` links the images that fold 0 does not hold out (finetuning.py writes that fold) into dataset 50. `pretrain`
 runs stunet_pretrain for each method with the same steps, patch and batch, and adds to the results after each.
@@ -34,11 +35,11 @@ HELD_OUT = 20  # of fold 0's validation cases, which no pre-training sees
 SET = {
     "patch_size": [24, 40, 24],
     "batch_size": 8,
-    "num_epochs": 20,
+    "num_epochs": 12,
     "num_iterations_per_epoch": 50,
     "num_val_iterations_per_epoch": 4,
     "momentum": 0.9,
-    "initial_lr": 0.02,
+    "initial_lr": 0.1,  # with this momentum the same as nnU-Net's 0.01 with 0.99
 }
 
 
@@ -76,6 +77,7 @@ def main() -> None:
     pretraining.add_argument("--size", default="T")
     pretraining.add_argument("--set", nargs="+", default=[], help="other values, e.g. num_epochs=2 for a trial")
     commands.add_parser("table")
+    commands.add_parser("link").add_argument("folder", type=Path)
     args = parser.parse_args()
     if args.command == "prepare":
         prepare(args.source, args.target)
@@ -83,6 +85,8 @@ def main() -> None:
         given = {key: json.loads(value) for key, value in (pair.split("=", 1) for pair in args.set)}
         for method in args.methods:
             measure(args.dataset, method, args.size, {**SET, **given})
+    elif args.command == "link":
+        link(args.folder)
     else:
         show()
 
@@ -127,6 +131,15 @@ def measure(dataset: int, method: str, size: str, values: dict[str, Any]) -> Non
         "stunet": stunet.__version__,
     }
     write_json(RESULTS, found)
+
+
+def link(folder: Path) -> None:
+    """Links each method's model folder into a folder, under the method's name."""
+    results = workspace.folder("nnUNet_results")
+    for method, run in read_json(RESULTS).items():
+        (found,) = results.glob(f"*/{run['model']}")
+        if not (folder / method).is_symlink():
+            (folder / method).symlink_to(found)
 
 
 def cpu_seconds() -> float:

@@ -369,11 +369,6 @@ class Plan:
         """How many images of the dataset have each orientation; images are turned if there are several."""
         return dict(self._ours.get("orientations", {}))
 
-    def median_spacing(self, ndim: int) -> tuple[float, ...] | None:
-        """Return the median spacing of the images before resampling, of the last axes, in mm; None if unknown."""
-        found = self.get("original_median_spacing_after_transp")
-        return tuple(map(float, found[-ndim:])) if found else None
-
     @property
     def fingerprint(self) -> str | None:
         """The hash (files.py) of the fingerprint that the dataset was planned from."""

@@ -12,7 +12,7 @@ from typing import Any, Self
 from stunet.errors import UsageError, closest, short
 
 LARGEST = 2**62  # upper bound for any value of a run
-AUGMENT = ("standard", "safe", "none")  # explained in trainers/pretexts/base.py
+AUGMENT = ("standard", "safe", "none")  # explained in trainers/supervised.py and trainers/pretexts/augment.py
 MIRROR = ("auto", "none", "swap", "all")  # explained in trainers/supervised.py
 
 
@@ -75,8 +75,8 @@ class TrainSettings(_Settings):
     precision: str | None = _value(None, "", str, lambda text: text in ("bf16", "fp32"), "bf16")
     # None: all of the fold's training cases; otherwise the seed chooses them
     num_cases: int | None = _value(None, "cases", int, _positive, "16")
-    # of a pre-training: how strongly images are changed, and how often those of each dataset are drawn: n^(1 - alpha)
-    augment: str = _value("standard", "aug", str, lambda text: text in AUGMENT, "safe")
+    augment: str = _value("standard", "aug", str, lambda text: text in AUGMENT, "none")
+    # of a pre-training: how often images of each dataset are drawn: n^(1 - alpha)
     alpha: float = _value(0.5, "alpha", float, lambda x: 0 <= x <= 1, "0.5")
 
 
@@ -96,7 +96,7 @@ TRAIN = TrainSettings.values()
 PLAN = PlanSettings.values()
 KNOWN = TRAIN | PLAN
 OF_TRAINING = {"oversample_foreground_percent", "label_interpolation", "mirror"}  # without meaning in a pre-training
-OF_PRETRAINING = {"augment", "alpha"}  # without meaning in any other training
+OF_PRETRAINING = {"alpha"}  # without meaning in any other training
 SYNONYMS = {  # what other programs call these values
     "initial_lr": ("lr", "learning_rate", "learningrate", "base_lr", "initial_learning_rate", "max_lr"),
     "num_epochs": ("epoch", "epochs", "max_epochs", "n_epochs", "train_epochs"),

@@ -313,7 +313,9 @@ SCANS = dict_of(
 LEFT_OUT = dict_of(text, key=name)
 # Summary of a pre-training, trainers/pretraining.py.
 PRETRAINING = table(
-    {"method": name, "measure": text, "chance": measured, "val_measures": list_of(measured)}, others=True
+    {"method": name, "measure": text, "chance": measured, "val_measures": list_of(measured)},
+    {"untrained": optional(measured)},
+    others=True,
 )
 # Record of a training, provenance.py: sizes and hashes of the raw files of each of its cases.
 RUN_RECORD = table(

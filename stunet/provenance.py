@@ -94,6 +94,22 @@ def continued_record(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[
     return {**now, "train": before["train"], "made_from": {**now["made_from"], **before["made_from"]}}
 
 
+def seen_in_training(weights: Path, cases: Mapping[str, Iterable[str]]) -> list[str]:
+    """Return which of these cases some weights were trained on, sorted; none if no record lies beside their file.
+
+    Args:
+        weights: The file.
+        cases: By full name of their dataset.
+    """
+    try:
+        record = read(weights.parent / RECORD, RUN_RECORD)
+    except DataError:
+        return []
+    prefix = "" if "datasets" in record else f"{record['dataset']}."  # of several datasets, the names have it already
+    seen = {f"{prefix}{case}" for case in record["train"]}
+    return sorted(case for dataset, names in cases.items() for case in names if f"{dataset}.{case}" in seen)
+
+
 def check_checkpoint(
     name: str,
     arguments: Mapping[str, Any],

@@ -38,7 +38,15 @@ def make_patches(count: int, *shape: int, channels: int = 1) -> Patches:
 
 
 def patches_of(images: torch.Tensor, valid: torch.Tensor | None = None) -> Patches:
-    """Return patches of these images, of which all counts if nothing is said."""
-    everywhere = torch.ones_like(images[:, :1], dtype=torch.bool)
-    places = torch.tensor([[0.0, 1.0]]).repeat(len(images), 1)
-    return Patches(images, everywhere if valid is None else valid, make_draws(len(images)), places)
+    """Return patches of these images, of which all counts if nothing is said; each is of another case."""
+    count, everywhere = len(images), torch.ones_like(images[:, :1], dtype=torch.bool)
+    places = torch.tensor([[0.0, 1.0]]).repeat(count, 1)
+    return Patches(images, everywhere if valid is None else valid, make_draws(count), places, torch.arange(count))
+
+
+def kept_rows(pretext: Any, **given: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Return rows for update(): these, and features of noise, which all count; they are of one case."""
+    generator, width = torch.Generator().manual_seed(4), sum(pretext.widths)
+    rows = {name: torch.randn(4, 2, width, generator=generator) for name in ("features", "taught")}
+    cases = torch.zeros(len(given.get("key", ())), dtype=torch.int64)
+    return {**rows, "counts": torch.ones(4), "case": cases, **given}

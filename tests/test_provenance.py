@@ -15,7 +15,14 @@ from stunet.plans.derive import derive
 from stunet.plans.plan import Plan
 from stunet.preprocessing.dataset import preprocess
 from stunet.preprocessing.folds import find_fold
-from stunet.provenance import check_checkpoint, check_model, check_result, check_training, training_record
+from stunet.provenance import (
+    check_checkpoint,
+    check_model,
+    check_result,
+    check_training,
+    seen_in_training,
+    training_record,
+)
 from stunet.runs.launch import Run, forget
 from stunet.runs.readiness import check_data
 from stunet.runs.training import remaining
@@ -30,6 +37,20 @@ def record(pre: Path, fold: int = 0) -> dict:
     cases = find_fold(pre.name, Plan(plans), "3d_fullres", fold)
     assert cases is not None
     return training_record(pre.name, Plan(plans), "3d_fullres", fold, cases)
+
+
+def test_weights_tell_which_cases_they_were_trained_on(tmp_path: Path) -> None:
+    weights, cases = tmp_path / "checkpoint_final.pth", {"Dataset050_A": ["p1", "p2"], "Dataset051_B": ["p1", "p3"]}
+    assert seen_in_training(weights, cases) == []
+    own = {"dataset": "Dataset050_A", "configuration": "3d_fullres", "fold": "all", "val": [], "made_from": {}}
+    for content, seen in (
+        ({"train": ["p2", "p3"]}, ["p2"]),
+        ({"train": ["Dataset050_A.p2", "Dataset051_B.p1"], "datasets": list(cases)}, ["p1", "p2"]),
+    ):
+        write_json(tmp_path / "made_from.json", {**own, **content})
+        assert seen_in_training(weights, cases) == seen
+    (tmp_path / "made_from.json").write_text("{}")  # somebody else's
+    assert seen_in_training(weights, cases) == []
 
 
 Change = Callable[[dict], None]

@@ -49,11 +49,13 @@ class PretrainingLogger(Logger):
     Attributes:
         measure: Name of the measure, which is logged as nnU-Net's Dice.
         chance: What it is by chance.
+        untrained: What it was before the first step; None if that is by chance.
         chance_loss: What the loss is by chance; None if that is not known.
     """
 
     measure = ""
     chance = 0.0
+    untrained: float | None = None
     chance_loss: float | None = None
 
     def draw(self, folder: Path) -> None:
@@ -70,6 +72,8 @@ class PretrainingLogger(Logger):
             losses.axhline(self.chance_loss, color="gray", linestyle="--", label="chance")
         measures.plot(epochs, values["mean_fg_dice"][: len(epochs)], color="tab:orange", label="held-out subjects")
         measures.axhline(self.chance, color="gray", linestyle="--", label="chance")
+        if self.untrained is not None:
+            measures.axhline(self.untrained, color="gray", linestyle=":", label="untrained")
         rates.plot(epochs, values["lrs"][: len(epochs)], color="tab:green")
         rates.set_xlabel("epoch")
         for axes, name in ((losses, "loss"), (measures, self.measure), (rates, "learning rate")):

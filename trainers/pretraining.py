@@ -18,12 +18,12 @@ from stunet.files import staging_name, write_json
 from stunet.folds import Fold, choose_cases
 from stunet.trainers import pictures, steps
 from stunet.trainers.data import loader
-from stunet.trainers.data.batches import positions_of
-from stunet.trainers.data.sources import Source, frequencies, record_of, sources_of, split, union
+from stunet.trainers.data.batches import SeededBatches, numbers_of, positions_of
+from stunet.trainers.data.sources import Source, acquired_spacings, frequencies, record_of, sources_of, split, union
 from stunet.trainers.distributed import sharding
 from stunet.trainers.plots import PretrainingLogger
 from stunet.trainers.pretexts import methods
-from stunet.trainers.pretexts.base import COUNTED, Patches, Pretext, Rows, Setting
+from stunet.trainers.pretexts.base import COUNTED, COUNTS, Patches, Pretext, Rows, Setting
 from stunet.trainers.pretexts.draws import generators
 from stunet.trainers.trainer import BaseTrainer
 from stunet.weights.nnssl import check_written, write_nnssl
@@ -64,6 +64,7 @@ class STUNetPretrainer(BaseTrainer):
         self.oversample_foreground_percent = 0.0
         self._kept: list[Rows] = []  # of the running step's micro-batches
         self.measures: dict[str, float] = {}  # of the last epoch, on held-out subjects
+        self.untrained: float | None = None  # the pretext's measure before the first step, where that is above chance
         self._collapsed = False  # whether that was said
 
     def configure(self, *, left_out: Collection[str] = (), **options: Any) -> None:
@@ -95,8 +96,9 @@ class STUNetPretrainer(BaseTrainer):
         """Return what the pretext has to know of the plan."""
         planned = self.configuration_manager
         steps_ = self.num_epochs * self.num_iterations_per_epoch
-        patch, acquired = tuple(planned.patch_size), self.plan.median_spacing(len(planned.patch_size))
-        return Setting(patch, tuple(planned.spacing), planned.batch_size, steps_, self.augment, acquired)
+        patch, acquired = tuple(planned.patch_size), acquired_spacings(self.sources, len(planned.patch_size))
+        held_out = len(self.do_split()[1])
+        return Setting(patch, tuple(planned.spacing), planned.batch_size, steps_, self.augment, acquired, held_out)
 
     def _do_i_compile(self) -> bool:
         return False  # crops of the pretexts differ from step to step, and each would be compiled
@@ -148,12 +150,18 @@ class STUNetPretrainer(BaseTrainer):
         self._kept.append(kept)
         return measures, loss
 
-    def after_step(self) -> None:
-        """Let the pretext update teachers and queues, with the rows of all processes' samples."""
-        own = {name: torch.cat([rows[name] for rows in self._kept]) for name in self.pretext.kept}
-        with torch.no_grad():
-            self.pretext.update(sharding.gather_rows(own, self._shares()))
+    def after_step(self, loss: np.ndarray) -> np.ndarray:
+        """Let the pretext update teachers and queues, with the rows of all processes' samples; return the loss to log.
+
+        Not with values that are not finite, as of a step that half precision has skipped: averages would keep them.
+        """
+        own = {name: torch.cat([rows[name] for rows in self._kept]) for name in self._kept[0]}
         self._kept = []
+        rows = sharding.gather_rows(own, self._shares())
+        if all(bool(value.isfinite().all()) for value in rows.values()):
+            with torch.no_grad():
+                self.pretext.update(rows)
+        return loss / _share(rows)
 
     def _complete(self, whole: Rows | None, first: int, own: Rows) -> tuple[Rows, int]:
         """Return the rows of all processes' samples, and the index of a micro-batch's first one among them."""
@@ -166,7 +174,8 @@ class STUNetPretrainer(BaseTrainer):
 
     @staticmethod
     def _patches(part: dict) -> Patches:
-        return Patches(part["data"], part["target"] >= 0, generators(part["seed"]), part["place"])
+        draws, cases = generators(part["seed"]), numbers_of(part["keys"])
+        return Patches(part["data"], part["target"] >= 0, draws, part["place"], cases)
 
     # The data.
 
@@ -196,6 +205,13 @@ class STUNetPretrainer(BaseTrainer):
 
     def trains_with(self) -> dict[str, Any]:
         return record_of(self.sources, self.configuration_name, self.fold, Fold(*map(tuple, self.do_split())))
+
+    def get_dataloaders(self) -> tuple[SeededBatches, SeededBatches]:
+        """Return those of every training, but held-out cases take turns, as methods tell them from each other."""
+        train, validation = super().get_dataloaders()
+        assert isinstance(validation.source, loader.UnlabelledLoader)
+        validation.source.take_turns(self.seed)  # before the processes start, which have copies
+        return train, validation
 
     def sample_loader(self) -> Callable[..., loader.SampleLoader]:
         return partial(loader.UnlabelledLoader, patches=self.method.patches)
@@ -231,14 +247,34 @@ class STUNetPretrainer(BaseTrainer):
 
     def evaluate(self, batch: dict) -> dict:
         """Return loss and measures of a batch of held-out patches, of all micro-batches and processes."""
-        rows = sharding.gather_rows(self._rows(batch), self._shares())
+        return self._judged(sharding.gather_rows(self._rows(batch), self._shares()))
+
+    def _judged(self, rows: Rows) -> dict:
         with torch.no_grad():
             loss, measures = self.pretext.judge(rows)
-        return {"loss": loss.cpu().numpy(), **{name: float(value) for name, value in measures.items()}}
+        return {"loss": loss.cpu().numpy() / _share(rows), **{name: float(value) for name, value in measures.items()}}
+
+    def _before_training(self) -> float | None:
+        """Return the measure on the first held-out batches, before the first step; all processes must call this.
+
+        Statistics by which features are standardised have settled then, as they do in the first steps. Nothing changes.
+        """
+        self.network.eval()
+        before = {name: value.clone() for name, value in self.pretext.named_buffers()}
+        found = []
+        with torch.no_grad():
+            for number in (0, *range(self.num_val_iterations_per_epoch)):
+                rows = sharding.gather_rows(self._rows(self.dataloader_val.batch(number)), self._shares())
+                found.append(self._judged(rows))
+                self.pretext.update(rows)  # teachers equal their students, so this only changes buffers
+            for name, value in self.pretext.named_buffers():
+                value.copy_(before[name])
+        reached = _averages(found[1:])[self.pretext.measure]
+        return reached if math.isfinite(reached) else None
 
     def on_validation_epoch_end(self, val_outputs: list[dict]) -> None:
         """Log the loss and the pretext's measure in place of nnU-Net's Dice, so that the best checkpoint is by it."""
-        self.measures = {name: float(np.mean([each[name] for each in val_outputs])) for name in val_outputs[0]}
+        self.measures = _averages(val_outputs)
         loss = self.measures.pop("loss")
         self.logger.log("mean_fg_dice", self.measures[self.pretext.measure], self.current_epoch)
         self.logger.log("dice_per_class_or_region", [], self.current_epoch)
@@ -247,7 +283,15 @@ class STUNetPretrainer(BaseTrainer):
     def on_train_start(self) -> None:
         """Start as every training, and see that what will be exported at the end can be read back."""
         super().on_train_start()
+        if self._is_alone:
+            self.listener.warning(
+                f"a single scan is held out, and {self.plan.pretext} tells scans from each other: its "
+                f"{self.pretext.measure} and checkpoint_best.pth mean nothing; more subjects, or another --method"
+            )
         self.export(rehearse=True)
+        if self.pretext.above_chance and not (self.current_epoch or self.to_replay):
+            self.untrained = self._before_training()
+        self.logger.untrained = self.untrained
 
     def on_train_end(self) -> None:
         """End as every training, with the network that was pre-trained in a file of its own."""
@@ -259,15 +303,22 @@ class STUNetPretrainer(BaseTrainer):
         if self.pretext.has_pictures and pictures.are_due(self.current_epoch, self.num_epochs):
             self._draw()
         self._warn_of_collapse()
+        if not math.isfinite(self.logger.get_value("train_losses", step=-1)):
+            self.listener.warning(
+                f"the loss of epoch {self.current_epoch} is not finite: --set precision=bf16 or fp32, or a smaller "
+                "initial_lr"
+            )
         if self.current_epoch == 1 and (share := self.measures.get(COUNTED, 1.0)) < LEAST_COUNTED:
             self.listener.warning(
                 f"only {share:.0%} of the held-out patches count, too much of the others is padding or masked: a "
                 "smaller --set patch_size, or another --method"
             )
-        if self.current_epoch == self._early and self._is_at_chance():
+        if self.current_epoch == self._early and not self._is_alone and self._is_at_chance():
+            name, level = self._level()
+            what = "chance" if name == "chance" else "what it was before training"
             self.listener.warning(
-                f"after {self.current_epoch} epochs the {self.pretext.measure} on held-out subjects is still at its "
-                f"chance level of {self.pretext.chance:.3g}: a smaller or larger --set initial_lr, or another --method"
+                f"after {self.current_epoch} epochs the {self.pretext.measure} on held-out subjects is still no better "
+                f"than {what}, {level:.3g}: a smaller or larger --set initial_lr, or another --method"
             )
 
     def _draw(self) -> None:
@@ -297,23 +348,34 @@ class STUNetPretrainer(BaseTrainer):
         """How many epochs have to be complete before a warning."""
         return max(LEAST_EPOCHS, math.ceil(EARLY * self.num_epochs))
 
+    @property
+    def _is_alone(self) -> bool:
+        """Whether held-out patches have none of another scan that they could be told from."""
+        return self.method.demand.compares and self.pretext.setting.held_out == 1
+
+    def _level(self) -> tuple[str, float]:
+        """Return what the measure has to exceed, and its name: chance, or what it was before training."""
+        chance, untrained = self.pretext.chance, self.untrained
+        return ("untrained", untrained) if untrained is not None and untrained > chance else ("chance", chance)
+
     def _is_at_chance(self) -> bool:
-        """Return whether the last epoch cannot be told from answers by chance, by two standard errors."""
-        value, chance = self.logger.get_value("mean_fg_dice", step=-1), self.pretext.chance
+        """Return whether the last epoch cannot be told from the level to exceed, by two standard errors."""
+        value, chance = self.logger.get_value("mean_fg_dice", step=-1), self._level()[1]
         samples = self.num_val_iterations_per_epoch * self.batch_size
         # Of a share of right answers; other measures have their chance level at 0.
         error = math.sqrt(max(0.0, chance * (1 - chance)) / samples)
         return bool(value <= chance + 2 * error)
 
     def epoch_results(self) -> str:
-        """Return the measure, its chance level, and how many patches a second have passed through the network."""
+        """Return the measure, the level to exceed, and how many patches a second have passed through the network."""
         value, start, end = (
             self.logger.get_value(key, step=-1)
             for key in ("mean_fg_dice", "epoch_start_timestamps", "epoch_end_timestamps")
         )
         steps_ = self.num_iterations_per_epoch + self.num_val_iterations_per_epoch
         rate = steps_ * self.batch_size / max(end - start, 1e-9)
-        return f"{self.pretext.measure} {value:.3f} (chance {self.pretext.chance:.3g})  {rate:.1f} samples/s"
+        name, level = self._level()
+        return f"{self.pretext.measure} {value:.3f} ({name} {level:.3g})  {rate:.1f} samples/s"
 
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
         """Write what was reached: there is no segmentation to validate."""
@@ -322,12 +384,13 @@ class STUNetPretrainer(BaseTrainer):
         self.write_record()
 
     def summary(self) -> dict[str, Any]:
-        """Return the method, its chance level, and loss and measure of each epoch on held-out subjects, as JSON."""
+        """Return the method, chance levels, and loss and measure of each epoch on held-out subjects, as JSON."""
         pretext, log = self.pretext, self.logger
         return {
             "method": self.plan.pretext,
             "measure": pretext.measure,
             "chance": pretext.chance,
+            "untrained": self.untrained,
             "chance_loss": pretext.chance_loss,
             "train_losses": list(map(float, log.get_value("train_losses", None))),
             "val_losses": list(map(float, log.get_value("val_losses", None))),
@@ -339,7 +402,7 @@ class STUNetPretrainer(BaseTrainer):
     def more_state(self) -> dict[str, Any]:
         state = sharding.gather(self.pretext.own_state())
         mine = {"method": self.plan.pretext, "transfers": self.method.transfers, "state": state}
-        return {**super().more_state(), "pretext": mine}
+        return {**super().more_state(), "pretext": {**mine, "untrained": self.untrained}}
 
     def export(self, rehearse: bool = False) -> None:
         """Write the network, and the teacher if there is one, in nnssl's format; all processes must call this.
@@ -385,3 +448,20 @@ class STUNetPretrainer(BaseTrainer):
         super().load_network_state(weights, more)
         state = self.pretext.state_dict()
         self.pretext.load_own_state(sharding.shard_like(saved["state"], state))
+        self.untrained = saved.get("untrained")
+
+
+def _averages(found: Sequence[dict]) -> dict[str, float]:
+    """Return the averages of loss and measures over batches."""
+    # A batch of which nothing counts has no loss.
+    weights = np.array([each.get(COUNTED, 1.0) for each in found])
+    averages = {
+        name: float(np.average([each[name] for each in found], weights=weights if weights.any() else None))
+        for name in found[0]
+    }
+    return {**averages, **({COUNTED: float(weights.mean())} if COUNTED in averages else {})}
+
+
+def _share(rows: Rows) -> float:
+    """Return the share of a batch's samples that count, 1 if none does."""
+    return float(rows[COUNTS].mean()) or 1.0 if COUNTS in rows else 1.0

@@ -47,8 +47,7 @@ def optimize(trainer: "BaseTrainer", batch: dict) -> dict:
     else:
         scaler.step(optimizer)
         scaler.update()
-    trainer.after_step()
-    return {"loss": mean_loss(losses)}
+    return {"loss": trainer.after_step(mean_loss(losses))}
 
 
 def evaluate(trainer: "BaseTrainer", batch: dict) -> dict:

@@ -23,19 +23,38 @@ class STUNetTrainer(BaseTrainer):
         none    none
         swap    all, and left and right classes change sides with the image; at test time as with auto
         all     all, as in nnU-Net
+
+    With the plan's value `augment`, patches are changed as nnU-Net does ("standard"), or are the preprocessed data as
+    they are ("none", as in nnUNetTrainerNoDA), and nothing is mirrored.
     """
 
     mirror: str
+    augment: str
 
     def configure_rotation_dummyDA_mirroring_and_inital_patch_size(self) -> tuple[Any, bool, Any, tuple[int, ...]]:
         """Return nnU-Net's augmentation settings with the plan's mirror axes (3D array axes; a 2D patch has 1, 2)."""
         rotation, dummy_2d, initial_patch, every = super().configure_rotation_dummyDA_mirroring_and_inital_patch_size()
         first = 3 - len(self.configuration_manager.patch_size)
         safe = tuple(axis - first for axis in self.plan.mirror_axes if axis >= first)
-        training = {"auto": safe, "none": (), "swap": every, "all": every}[self.mirror]
-        inference = {"auto": safe, "none": (), "swap": safe, "all": every}[self.mirror]
+        training = {"auto": safe, "none": (), "swap": every, "all": every}[self.mirrored]
+        inference = {"auto": safe, "none": (), "swap": safe, "all": every}[self.mirrored]
         self.inference_allowed_mirroring_axes = inference or None  # nnU-Net's predictor refuses an empty tuple
+        if self.augment == "none":
+            initial_patch = self.configuration_manager.patch_size  # nothing is rotated into the patch
         return rotation, dummy_2d, initial_patch, tuple(training)
+
+    @property
+    def mirrored(self) -> str:
+        """The value of `mirror` that counts."""
+        return "none" if self.augment == "none" else self.mirror
+
+    def get_training_transforms(self, *args: Any, **kwargs: Any) -> Any:
+        """Return the augmentation as in every training; without, what prepares labels, as for validation patches."""
+        if self.augment != "none":
+            return super().get_training_transforms(*args, **kwargs)
+        _patch, _rotation, scales, *_ = args
+        # The mask restores zeros outside of the image, which only an augmentation changes.
+        return self.get_validation_transforms(scales, **{k: v for k, v in kwargs.items() if k != "use_mask_for_norm"})
 
     def replaced_transforms(self) -> dict[str, Callable[..., Any]]:
         """Replace as in every training; with mirror=swap, labels change sides where an image is mirrored."""
@@ -68,7 +87,7 @@ class STUNetTrainer(BaseTrainer):
         """Warn about a plan that mirrors left and right classes, from before their names were recognized."""
         super().on_train_start()
         safe = set(self.plan.mirror_axes)
-        if self.mirror == "auto" and safe == {0, 1, 2} and self.sides() and self.local_rank == 0:
+        if self.mirrored == "auto" and safe == {0, 1, 2} and self.sides() and self.local_rank == 0:
             self.listener.warning(f"{self._unsafe_mirroring()}; {PLAN_AGAIN}")
 
     def sides(self) -> Sides:

@@ -186,8 +186,9 @@ class BaseTrainer(nnUNetTrainer):
         """Return the network's outputs for a micro-batch, and its loss; `whole` is what look_ahead() returned."""
         return steps.outputs_and_loss(self, part, whole)
 
-    def after_step(self) -> None:
-        """Update what no gradient does, after each step of the optimizer."""
+    def after_step(self, loss: np.ndarray) -> np.ndarray:
+        """Update what no gradient does, after a step of the optimizer; return the loss to log."""
+        return loss
 
     def start_from(self, fresh: Collection[str]) -> None:
         """Set up adapters and optimizer as the strategy requires, once pre-trained weights are in the network.
@@ -250,8 +251,7 @@ class BaseTrainer(nnUNetTrainer):
             train, validation = (augmenter.loader for augmenter in super().get_dataloaders())
         train.weigh(self.case_weights(train.indices))
         positions = positions_of(self.batch_size, self.local_rank, sharding.world_size())
-        # A stream is numbered through all epochs, so a resumed training goes on with the batch that comes next.
-        # Only training steps can be replayed: a stop during the validation repeats all of it.
+        # Numbered through all epochs: a resumed training goes on with the next batch, and repeats a stopped validation.
         start, replayed = self.current_epoch * self.num_iterations_per_epoch, len(self.to_replay)
         start_validation = self.current_epoch * self.num_val_iterations_per_epoch
         # Half as many processes for the validation, as in nnU-Net.

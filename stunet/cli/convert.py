@@ -3,6 +3,7 @@
 import argparse
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -75,6 +76,11 @@ def _format(
             "--variable",
             metavar="NAME",
             help="refer to images as $NAME/..., for data that lie elsewhere on other machines (default: absolute path)",
+        )
+        parser.add_argument(
+            "--remove_missing",
+            action="store_true",
+            help="remove what an earlier run wrote for cases whose sources are gone now (default: an error)",
         )
     for flag, help_ in (
         ("--verbose", "also show what the libraries print"),
@@ -256,7 +262,7 @@ def _convert_totalsegmentator(args: argparse.Namespace) -> None:
         spacing_mm=args.spacing,
         variable=_variable(args),
     )
-    _run(prepare_totalsegmentator(args.source, _raw(args), args.dataset_id, args.name, options), args.np)
+    _run(prepare_totalsegmentator(args.source, _raw(args), args.dataset_id, args.name, options), args)
 
 
 def _convert_pairs(args: argparse.Namespace) -> None:
@@ -266,7 +272,7 @@ def _convert_pairs(args: argparse.Namespace) -> None:
     channels = _channels(args.channels)
     where = (args.source, args.label_folder or args.source, _raw(args), args.dataset_id, args.name)
     names = read_labels(args.labels)
-    _run(prepare_pairs(*where, channels, names, args.label_suffix, args.unmatched, _variable(args)), args.np)
+    _run(prepare_pairs(*where, channels, names, args.label_suffix, args.unmatched, _variable(args)), args)
 
 
 def _convert_bids(args: argparse.Namespace) -> None:
@@ -279,7 +285,7 @@ def _convert_bids(args: argparse.Namespace) -> None:
     chosen = prepare_bids(
         *where, channels, args.label, args.derivatives, names, args.unmatched, variable=_variable(args)
     )
-    _run(chosen, args.np)
+    _run(chosen, args)
 
 
 def _convert_images(args: argparse.Namespace) -> None:
@@ -289,7 +295,7 @@ def _convert_images(args: argparse.Namespace) -> None:
     channels = _channels(args.channels) if args.channels else None
     if args.variable and len(args.source) == 1:
         _check_variable(args.variable, args.source[0])
-    _run(prepare_images(*where, channels, args.masks, args.rois, args.skip_bad, args.variable), args.np)
+    _run(prepare_images(*where, channels, args.masks, args.rois, args.skip_bad, args.variable), args)
 
 
 def _convert_nnssl(args: argparse.Namespace) -> None:
@@ -299,7 +305,7 @@ def _convert_nnssl(args: argparse.Namespace) -> None:
         what = f"--variable {args.variable}: nnssl's file says itself which variables its paths begin with"
         raise UsageError(what, "leave it out")
     where = (args.source, _raw(args), args.dataset_id, args.name)
-    _run(prepare_nnssl(*where, args.modalities, args.masks, args.channels, args.skip_bad), args.np)
+    _run(prepare_nnssl(*where, args.modalities, args.masks, args.channels, args.skip_bad), args)
 
 
 def _channels(texts: Sequence[str]) -> dict[str, str]:
@@ -313,7 +319,9 @@ def _channels(texts: Sequence[str]) -> dict[str, str]:
     return channels
 
 
-def _run(conversion: "Conversion", workers: int | None) -> None:
+def _run(conversion: "Conversion", args: argparse.Namespace) -> None:
+    workers: int | None = args.np
+    conversion = replace(conversion, remove_missing=args.remove_missing)
     if workers is not None and workers < 1:
         raise UsageError(f"-np {workers} must be 1 or more", "-np 1")
     pending = conversion.pending()

@@ -13,7 +13,7 @@ from stunet import console
 from stunet.cli import common
 from stunet.cli.shown import Shown
 from stunet.errors import DataError, UsageError
-from stunet.experiment.arms import SCRATCH, Arm, arms, command, read_experiment, request
+from stunet.experiment.arms import Arm, arms, command, read_experiment, request
 from stunet.experiment.checks import check_done, check_experiment
 from stunet.experiment.child import MODULE, write_request
 from stunet.experiment.runs import DONE, FAILED, Record, results, run
@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 EXAMPLE = """example: a FILE.toml
   dataset = 4                               # number or name
   weights = ["none", "STU-Net-B"]           # as of stunet_train --pretrained; "none": training from scratch;
-                                            # or with titles: { scratch = "none", ours = "folder/model.pth" }
+                                            # or with titles: { scratch = "none", ours = "folder/model.pth" };
+                                            # { both = ["a.pth", "b.pth"] }: a network with an encoder for each
   strategies = ["full", "ramp", "linear"]   # as of stunet_train --finetune; from scratch each schedule once
   cases = [4, 8, "all"]                     # labelled training cases of the fold
   seeds = [0, 1, 2]                         # each chooses its cases, the same ones in every arm
@@ -79,7 +80,7 @@ def _command(args: argparse.Namespace) -> None:
         lines = [(shlex.join(words), record.state(words) or "to do") for words in todo.values()]
         return console.table(("command", "state"), lines, f"{len(todo)} arms")
     if not args.summary_only:
-        for weights in set(left.values()) - {SCRATCH}:
+        for weights in {each for texts in left.values() for each in texts}:
             # Downloads them, if needed, before the first arm.
             store.find_model(weights, accept_licence=args.accept_licence)
 

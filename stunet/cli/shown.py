@@ -51,8 +51,9 @@ class Shown(Listener):
 
     def pretrained(self, result: "PretrainingResult") -> None:
         assert result.metrics is not None
-        name, chance = result.metrics["measure"], result.metrics["chance"]
-        console.result(f"held-out {name} {result.measure:.4f} (chance {chance:.4g})  {result.folder}")
+        name, chance, untrained = (result.metrics.get(key) for key in ("measure", "chance", "untrained"))
+        before = "" if untrained is None else f", untrained {untrained:.4g}"
+        console.result(f"held-out {name} {result.measure:.4f} (chance {chance:.4g}{before})  {result.folder}")
 
     def evaluated(self, result: "EvaluationResult") -> None:
         console.table(*measured_table(result.metrics))

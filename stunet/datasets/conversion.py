@@ -101,6 +101,8 @@ class Conversion:
         warnings: Warnings so far.
         labelled: Whether the step writes labels.
         skip_bad: Leave out cases whose files are bad, instead of ending with an error.
+        skipped: Cases that were taken out by name, and are removed.
+        remove_missing: Remove what was written for cases whose sources are gone or bad now, instead of refusing.
     """
 
     target: Path
@@ -114,6 +116,8 @@ class Conversion:
     warnings: tuple[str, ...] = ()
     labelled: bool = True
     skip_bad: bool = False
+    skipped: frozenset[str] = frozenset()
+    remove_missing: bool = False
 
     def __post_init__(self) -> None:
         """Raise DataError, before anything is converted, if a case has a name that no dataset can have."""
@@ -124,7 +128,8 @@ class Conversion:
         """Return the cases that are not converted yet, or whose files have changed since.
 
         Raises:
-            DataError: The target was made with other options or of other cases, or is not a conversion.
+            DataError: The target was made with other options or of other cases, or is not a conversion; or it holds
+                files of cases that are not found now.
         """
         self._check_options()
         return [source for source in self.sources if not self._folder.is_done(source.name, source.signature)]
@@ -180,6 +185,23 @@ class Conversion:
         if before and not {source.name for source in self.sources} & set(before):
             what = f"{str(self.target)!r} has {len(before)} cases (e.g. {before[0]!r}), of which none is found now"
             raise DataError(what, "another number with -d, or remove that folder; or give the same data as then")
+        self._check_lost({source.name for source in self.sources}, "not found now")
+
+    def _check_lost(self, kept: Collection[str], why: str) -> None:
+        """Raise DataError if files would be removed of which this dataset may hold the only copy.
+
+        Args:
+            kept: Names of the cases that stay.
+            why: What is wrong with the others.
+        """
+        folder = self._folder
+        gone = set(folder.recorded()) - set(kept) - self.skipped
+        lost = [name for name in sorted(gone) if any((folder.path / file).exists() for file in folder.files(name))]
+        if lost and not self.remove_missing:
+            shown = first_few([repr(name) for name in lost], separator=", ")
+            what = f"{str(self.target)!r} holds files of {len(lost)} cases whose sources are {why}: {shown}"
+            way = "put the sources back as they were, or give the others another number with -d"
+            raise DataError(what, f"{way}; --remove_missing removes these cases")
 
     def _complete(self, bad: Mapping[str, str]) -> list[str]:
         """Write the files that accompany the cases, dataset.json last; return warnings."""
@@ -187,15 +209,17 @@ class Conversion:
         facts = {name: record["facts"] for name, record in records.items()}
         kept = [source for source in self.sources if source.name in facts and not facts[source.name].get("left_out")]
         gone = sorted(set(self._folder.recorded()) - {source.name for source in self.sources})
-        # Before records are pruned, which tell whose the links are.
-        self._remove_links(self._folder.recorded())
-        self._folder.prune(records.keys(), {file for source in kept for file in records[source.name]["files"]})
-        strange = self._strange({file for record in records.values() for file in record["files"]})
         training = [source for source in kept if source.training]
+        # Before anything is removed.
         if not training and bad:
             raise DataError(f"no case is left: {first_few(list(bad.values()))}", "other images")
         if not training:
             raise DataError("no training case is left", "look at the subjects and their split")
+        self._check_lost({*records, *gone}, "bad now")
+        # Before records are pruned, which tell whose the links are.
+        self._remove_links(self._folder.recorded())
+        self._folder.prune(records.keys(), {file for source in kept for file in records[source.name]["files"]})
+        strange = self._strange({file for record in records.values() for file in record["files"]})
         warnings = self._write_left_out(bad) + self.report(self.target, facts)
         warnings += self._write_splits([source.name for source in training])
         if not self.copies:

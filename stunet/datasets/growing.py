@@ -84,6 +84,14 @@ class GrowingFolder:
         record: dict[str, Any] = read(self._record(case), CASE_RECORD, "run the same command again")
         return record
 
+    def files(self, case: str) -> set[str]:
+        """Return the files that a record names, as imagesTr/CASE_0000.nii.gz; empty if it cannot be read."""
+        try:
+            files = self.record(case)["files"]
+        except DataError:
+            return set()
+        return {file for file in files if _OWN_FILE.fullmatch(file)}  # a record is no permission to remove other files
+
     def save(self, case: str, source: str, files: Iterable[Path], facts: Mapping[str, Any]) -> None:
         """Record a case whose files are written, and remove those that an earlier run wrote for it elsewhere.
 
@@ -94,14 +102,14 @@ class GrowingFolder:
             facts: For reports, as JSON.
         """
         hashes = {path.relative_to(self.path).as_posix(): sha256_of(path) for path in files}
-        for file in self._files(case) - hashes.keys():
+        for file in self.files(case) - hashes.keys():
             (self.path / file).unlink(missing_ok=True)
         write_json(self._record(case), {"source": source, "files": hashes, "facts": facts})
 
     def prune(self, cases: Collection[str], files: Collection[str]) -> None:
         """Remove the files that records name, except `files`, and all records but those of `cases`."""
         for case in self.recorded():
-            for file in self._files(case) - set(files):
+            for file in self.files(case) - set(files):
                 (self.path / file).unlink(missing_ok=True)
             if case not in cases:
                 self._record(case).unlink()
@@ -116,14 +124,6 @@ class GrowingFolder:
 
     def _record(self, case: str) -> Path:
         return self._cases / f"{case}.json"
-
-    def _files(self, case: str) -> set[str]:
-        """Return the files that a record names, as imagesTr/CASE_0000.nii.gz; empty if it cannot be read."""
-        try:
-            files = self.record(case)["files"]
-        except DataError:
-            return set()
-        return {file for file in files if _OWN_FILE.fullmatch(file)}  # a record is no permission to remove other files
 
 
 @contextmanager

@@ -18,8 +18,11 @@ A subject is the first of these that there is:
    each name has 0000;
 4. the name, general words removed, of the folder that was given, or of the next one above it.
 
-One exception to 3: if most of the next names occur below several of these folders, and there are more than ten such
-names for each further folder, they are the subjects (siteA/001, siteB/001; IXI-T1/IXI002, IXI-T2/IXI002).
+Two exceptions to 3. If most of the next names occur below several of these folders, and there are more than ten such
+names for each further folder, they are the subjects (siteA/001, siteB/001; IXI-T1/IXI002, IXI-T2/IXI002). And names
+that differ in their last words only are one subject (p001_V1, p001_V2; BraTS-GLI-00000-000, -001) if what they share
+has a digit and begins at most ten names, and there are at least as many such beginnings as the most frequent one has
+names. So amos_0001 and amos_0002, LUNG1-001 and LUNG1-002 are two people each.
 
 The same name is taken for the same subject wherever it occurs. Of two people with one name, at most one too many is
 held out; of one person with two names, a scan in training would show what validation asks for.
@@ -43,8 +46,9 @@ LABEL_FOLDER = re.compile(r"derivatives|(labels?|masks?)(tr|ts|va)", re.IGNORECA
 _KIND = (
     r"images?(tr|ts|va)?|imgs?|train(ing)?|test(ing)?|val(idation)?|data|raw(data)?|sourcedata|nii|niftis?|dcm|dicoms?"
     r"|scans?|vol(ume)?s?|anat|original|input"
-    r"|cts?|cta|cbct|mrs?|mris?|mra|pets?|us|t1|t1w|t1c|t1ce|t1gd|t1n|mprage|t2|t2w|t2f|t2star|flair|pd|pdw|adc|dwi|swi|asl"
-    r"|baseline|follow-?up|pre|post"
+    r"|cts?|cta|cbct|mrs?|mris?|mra|pets?|pt|us|adc|dwi|swi|asl"
+    r"|t1|t1w|t1c|t1ce|t1gd|t1n|mprage|t2|t2w|t2f|t2star|flair|pd|pdw"
+    r"|baseline|follow-?up|pre|post|arterial|portal|venous|delayed"
 )
 _VISIT = rf"(ses|session|visit|time-?point|tp|follow-?up|fu|week|month|day){BETWEEN}?\d+|bl"
 _DATE = rf"(19|20)\d\d{BETWEEN}?[01]\d{BETWEEN}?[0-3]\d"
@@ -55,11 +59,13 @@ _HOLDS_PEOPLE = (
 GENERAL = re.compile(rf"{_KIND}|{_VISIT}|{_DATE}|{_HOLDS_PEOPLE}", re.IGNORECASE)
 AT_START = re.compile(rf"({_KIND}|{_VISIT}){BETWEEN}(?P<rest>.+)", re.IGNORECASE)
 AT_END = re.compile(
-    rf"(?P<rest>.+?){BETWEEN}({_KIND}|{_VISIT}|{_DATE}|(scan|run|series|ct|mr|pet)\d\d?)", re.IGNORECASE
+    rf"(?P<rest>.+?){BETWEEN}+({_KIND}|{_VISIT}|{_DATE}|(scan|run|series|ct|mr|pet)\d\d?)", re.IGNORECASE
 )
 YEAR = re.compile(r"(19|20)\d\d")
 CHANNEL = re.compile(r"(.+)_000\d")
 BIDS_SUBJECT = re.compile(r"sub-[A-Za-z0-9]+")
+BEGINNING = re.compile(rf"(?P<rest>.*\d.*?){BETWEEN}+[^-_. +]+")  # of a name of a scan, which may be a person
+SCANS_MAX = 10  # names that begin alike; more are people of one study
 NAMES_PER_FOLDER = 10  # more than that many names for each further folder: the names are people
 HELD_OUT = 0.1  # share of the scans above which a held-out part is much larger than what is meant to be held out
 
@@ -121,7 +127,7 @@ def subjects_of(places: Sequence[Place], numbered: Collection[tuple[Path, tuple[
         if _next_are_people([special[number] for number in own]):
             for number in own:
                 found[number] = _who(special[number][1])
-    return found
+    return _without_scans(found)
 
 
 def describe_subjects(subjects: Sequence[str]) -> tuple[str, str | None]:
@@ -197,3 +203,16 @@ def _next_are_people(paths: Sequence[Sequence[str]]) -> bool:
     recurring = sum(len(places) > 1 for places in firsts.values())
     folders = {_who(first) for first, *_ in paths}
     return 2 * recurring > len(firsts) > NAMES_PER_FOLDER * (len(folders) - 1)
+
+
+def _without_scans(names: Sequence[str]) -> list[str]:
+    """Return names without the last words by which only scans of one person differ: the second exception above."""
+    best = now = list(names)
+    while True:
+        rests = {name: match["rest"] for name in set(now) if (match := BEGINNING.fullmatch(name))}
+        few = {rest: number for rest, number in Counter(rests.values()).items() if number <= SCANS_MAX}
+        if len(few) < max(few.values(), default=1):
+            return best
+        now = [rests[name] if rests.get(name) in few else name for name in now]
+        if len(set(now)) < len(set(best)):  # otherwise these words may belong to the person's name
+            best = now

@@ -217,6 +217,7 @@ def prepare_totalsegmentator(source: Path, raw: Path, dataset_id: int, name: str
         # In the order of the values, which annotations.json implies by the order of its leaves.
         Report(tuple(by_value), frozenset(case.name for case in cases if case.training)),
         tuple(_warnings(release, bool(validation), unlisted_subjects(source, release, subjects, options.skip))),
+        skipped=frozenset(options.skip),
     )
 
 

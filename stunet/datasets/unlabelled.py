@@ -207,12 +207,12 @@ def _readable(scan: Scan, number: int, folder: Path, written: list[Path]) -> Pat
         return source
     target = folder / "imagesTr" / f"{scan.name}_{number:04d}{FILE_ENDING}"
     target.parent.mkdir(exist_ok=True)
-    written.append(target)
     if source.is_dir():
         for series in scan_series(source).series:
             if series.key == scan.series:
                 dicom.check_slopes(series, "if it is, convert it to NIfTI yourself")
         dicom.to_nifti(source, target, scan.series)
+        written.append(target)
         return target
     if problem := unusable(source):
         raise problem
@@ -230,6 +230,7 @@ def _readable(scan: Scan, number: int, folder: Path, written: list[Path]) -> Pat
             raise
         what = f"cannot read {str(source)!r}, it is damaged or truncated: {last_line(error)}"
         raise DataError(what, "copy the file again, or remove it") from error
+    written.append(target)  # only now: of a source that cannot be read any more, an earlier run's copy stays
     return target
 
 

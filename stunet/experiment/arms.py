@@ -4,7 +4,7 @@ cli/experiment.py shows such a file, runs.py runs the arms, summary.py compares 
 """
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from itertools import product
 from pathlib import Path
@@ -29,13 +29,14 @@ class Experiment:
 
     Args:
         dataset: Number or name.
-        weights: What trainings start from, by title; "none" for nothing.
+        weights: What trainings start from, by title: nothing, one, or one for each encoder of the network.
         strategies: Names from trainers/finetune/strategies.py; from scratch, those with the same schedule and depth are
             merged.
         cases: Numbers of labelled training cases, or "all".
         seeds: Seeds for the choice of cases, the initial weights and the batches.
         heads: What happens to the pre-trained head; if empty, stunet_train chooses.
-        transfers: What of the weights is taken; if empty, stunet_train chooses.
+        transfers: What of the weights is taken; if empty, stunet_train chooses. Of several weights only the encoders
+            are taken, whatever heads and transfers say.
         configuration: Key of the plans' configurations.
         fold: The fold whose validation cases are held out.
         plans: Name of the plans; None: those of the dataset.
@@ -46,7 +47,7 @@ class Experiment:
     """
 
     dataset: int | str
-    weights: Mapping[str, str]
+    weights: Mapping[str, tuple[str, ...]]
     strategies: tuple[str, ...]
     cases: tuple[int | str, ...]
     seeds: tuple[int, ...]
@@ -63,10 +64,13 @@ class Experiment:
 
 @dataclass(frozen=True, kw_only=True)
 class Arm:
-    """One training. `title` names its weights in tables; `head` and `transfer` are None if stunet_train chooses."""
+    """One training. `title` names its weights in tables; `head` and `transfer` are None if stunet_train chooses.
+
+    `weights` is empty from scratch, and has one entry for each encoder of the network otherwise.
+    """
 
     title: str
-    weights: str
+    weights: tuple[str, ...]
     strategy: str
     head: str | None
     cases: int | str
@@ -115,22 +119,30 @@ def _checked(content: Mapping[str, Any], folder: Path) -> Experiment:
     return Experiment(**found)
 
 
-def _located(weights: Sequence[str] | Mapping[str, str], folder: Path) -> dict[str, str]:
+def _located(weights: Sequence[str] | Mapping[str, str | Sequence[str]], folder: Path) -> dict[str, tuple[str, ...]]:
     """Return the weights by title, with files located in the folder; the title of a list's item is its file name."""
     pairs = weights.items() if isinstance(weights, Mapping) else [(Path(text).name, text) for text in weights]
-    found: dict[str, str] = {}
-    for title, text in pairs:
-        title = "scratch" if title == text == SCRATCH else title
+    found: dict[str, tuple[str, ...]] = {}
+    for title, given in pairs:
+        title = "scratch" if title == given == SCRATCH else title
         if title in found:
             raise UsageError(f"two weights are called {title!r}", 'weights = { one = "...", other = "..." }')
-        # A file takes precedence over a model of the same name.
-        there = text != SCRATCH and (folder / text).exists()
-        place = str((folder / text).resolve()) if there else text
+        texts = (given,) if isinstance(given, str) else given
+        if SCRATCH in texts and given != SCRATCH:
+            raise UsageError(f"{title!r} has {SCRATCH!r} among its weights", f'{title} = "{SCRATCH}", or leave it out')
+        places = tuple(_place(text, folder) for text in texts if text != SCRATCH)
+        if len(set(places)) < len(places):
+            raise UsageError(f"{title!r} names the same weights twice", "other weights for each encoder")
         for other, same in found.items():
-            if same == place:
-                raise UsageError(f"{other!r} and {title!r} are the same weights {text!r}", "leave one of them out")
-        found[title] = place
+            if set(same) == set(places):  # in another order they are those of other encoders, which changes nothing
+                raise UsageError(f"{other!r} and {title!r} are the same weights {given!r}", "leave one of them out")
+        found[title] = places
     return found
+
+
+def _place(text: str, folder: Path) -> str:
+    # A file takes precedence over a model of the same name.
+    return str((folder / text).resolve()) if (folder / text).exists() else text
 
 
 def arms(experiment: Experiment) -> list[Arm]:
@@ -138,11 +150,10 @@ def arms(experiment: Experiment) -> list[Arm]:
     scratch = tuple(dict.fromkeys(map(from_scratch, experiment.strategies)))
     found = []
     for seed, cases, (title, weights) in product(experiment.seeds, experiment.cases, experiment.weights.items()):
-        if weights == SCRATCH:
-            choices: Iterable[tuple[str, str | None, str | None]] = ((way, None, None) for way in scratch)
-        else:
-            choices = product(experiment.strategies, experiment.heads or (None,), experiment.transfers or (None,))
-        for way, head, part in choices:
+        one = len(weights) == 1
+        ways = experiment.strategies if weights else scratch
+        heads, parts = ((one and given) or (None,) for given in (experiment.heads, experiment.transfers))
+        for way, head, part in product(ways, heads, parts):
             found.append(
                 Arm(title=title, weights=weights, strategy=way, head=head, transfer=part, cases=cases, seed=seed)
             )
@@ -161,8 +172,7 @@ def from_scratch(strategy: str) -> str:
 
 def request(experiment: Experiment, arm: Arm) -> TrainingRequest:
     """Return the training of an arm, without what depends on the machine."""
-    scratch = arm.weights == SCRATCH
-    given = {**experiment.set, **(experiment.set_scratch if scratch else experiment.set_pretrained)}
+    given = {**experiment.set, **(experiment.set_pretrained if arm.weights else experiment.set_scratch)}
     if arm.cases != "all":
         given["num_cases"] = arm.cases
     # The same seed chooses the same cases in every arm; those of 4 are among those of 8 (folds.choose_cases).
@@ -173,7 +183,7 @@ def request(experiment: Experiment, arm: Arm) -> TrainingRequest:
         fold=experiment.fold,
         plans=experiment.plans,
         size=experiment.size,
-        pretrained=None if scratch else arm.weights,
+        pretrained=arm.weights or None,
         finetune=arm.strategy,
         head=arm.head,
         transfer=arm.transfer,
@@ -183,17 +193,17 @@ def request(experiment: Experiment, arm: Arm) -> TrainingRequest:
 
 def command(request: TrainingRequest) -> list[str]:
     """Return the command that trains the same: the key of an arm in arms.json, and what a user can run alone."""
-    options = {
-        "-p": request.plans,
-        "--size": request.size,
-        "--pretrained": request.pretrained,
-        "--finetune": request.finetune,
-        "--head": request.head,
-        "--transfer": request.transfer,
-    }
+    options = [
+        ("-p", request.plans),
+        ("--size", request.size),
+        *(("--pretrained", weights) for weights in request.sources),
+        ("--finetune", request.finetune),
+        ("--head", request.head),
+        ("--transfer", request.transfer),
+    ]
     return [
         *("stunet_train", str(request.dataset), request.configuration, str(request.fold)),
-        *(word for option, value in options.items() if value is not None for word in (option, str(value))),
+        *(word for option, value in options if value is not None for word in (option, str(value))),
         # As JSON in one word of a command line: true for True, and lists without spaces.
         *("--set", *(f"{key}={str(value).lower().replace(' ', '')}" for key, value in request.set.items())),
     ]
@@ -211,7 +221,9 @@ def _once(kind: Check) -> Check:
 
 
 _WEIGHTS = either(
-    f'a list like ["{SCRATCH}", "STU-Net-B"], or a table', _once(schema.text), dict_of(schema.text, least=1)
+    f'a list like ["{SCRATCH}", "STU-Net-B"], or a table',
+    _once(schema.text),
+    dict_of(either("text, or a list of it", schema.text, _once(schema.text)), least=1),
 )
 _KEYS: dict[str, Check] = {
     "dataset": either("a number or a name", integer(0), names.name),

@@ -1,12 +1,13 @@
 """Check, before the first arm trains, that its plans and weights exist and that finished arms fit the experiment."""
 
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations
+from pathlib import Path
 
 from stunet import workspace
 from stunet.errors import DataError
-from stunet.experiment.arms import SCRATCH, Arm, Experiment
+from stunet.experiment.arms import Arm, Experiment
 from stunet.experiment.runs import DONE, Record
 from stunet.folds import FILE as SPLITS
 from stunet.folds import MADE, read_folds
@@ -17,7 +18,7 @@ from stunet.plans.files import plan_path, read_plan
 from stunet.runs.listener import Listener
 
 
-def check_experiment(experiment: Experiment, weights: Mapping[str, str], listener: Listener) -> None:
+def check_experiment(experiment: Experiment, weights: Mapping[str, Sequence[str]], listener: Listener) -> None:
     """Check that everything the arms need exists; download nothing."""
     from stunet.plans.check import check_plan
     from stunet.runs.plan_choice import choose_trainer
@@ -52,22 +53,30 @@ def check_done(todo: Mapping[Arm, Sequence[str]], record: Record, only_warn: boo
         listener.warn(what)
 
 
-def _check_weights(experiment: Experiment, weights: Mapping[str, str], listener: Listener, planned: str) -> None:
+def _check_weights(
+    experiment: Experiment, weights: Mapping[str, Sequence[str]], listener: Listener, planned: str
+) -> None:
     """Check that all weights are known, distinct, and of the requested size.
 
     Warn if training from scratch is compared with weights of another network than `planned`, or another size.
     """
-    found = {title: _known(text) for title, text in weights.items() if text != SCRATCH}
-    for (one, (place, _)), (other, (same, _)) in combinations(found.items(), 2):
-        if place == same:
+    found = {title: dict(map(_known, texts)) for title, texts in weights.items() if texts}
+    for (one, known), (other, same) in combinations(found.items(), 2):
+        if known.keys() == same.keys():
             raise DataError(f"{one!r} and {other!r} are the same weights", "leave one of them out")
+    for title, known in found.items():
+        if len(known) < len(weights[title]):
+            raise DataError(f"{title!r} names the same weights twice", "other weights for each encoder")
+        if len(known) > 1:
+            _check_encoders(known)
+    networks = [(title, network) for title, known in found.items() for network in known.values()]
     asked = f"size {experiment.size}" if experiment.size else None
-    unlike = {title: network for title, (_, network) in found.items() if network not in (None, asked or planned)}
+    unlike = {title: network for title, network in networks if network not in (None, asked or planned)}
     if asked and unlike:
         title, network = unlike.popitem()
         what = f"{asked} is asked for, but the weights {title!r} are of {network}"
         raise DataError(what, "leave the size out, or these weights")
-    if unlike and SCRATCH in experiment.weights.values():
+    if unlike and () in experiment.weights.values():
         others = ", ".join(f"{title} of {network}" for title, network in unlike.items())
         listener.warn(f"training from scratch is of {planned}, but {others}: the difference mixes network and weights")
 
@@ -90,3 +99,11 @@ def _named(size: str | None, network_class: str | None) -> str | None:
     """Return a network's size or, without one, its name: those of different widths are not told apart."""
     known = NAMES.get(network_class or "")
     return f"size {size}" if size else f"network {known}" if known else None
+
+
+def _check_encoders(places: Iterable[str]) -> None:
+    """Check that weights can be those of the encoders of one network, as far as they are on this machine."""
+    from stunet.trainers.finetune.joint import JointStart
+    from stunet.trainers.finetune.start import Start
+
+    JointStart([Start(path) for path in map(Path, places) if path.is_absolute()])

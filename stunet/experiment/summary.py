@@ -45,7 +45,7 @@ class Row:
 
     Attributes:
         line: Title of the weights, strategy and head.
-        weights: What training started from.
+        weights: What training started from; of several encoders with a + between them.
         cases: Number of labelled training cases, or "all".
         dice: Mean over the seeds; `seeds` has it by seed, `classes` by class.
         sd: Standard deviation over the seeds; NaN for a single one.
@@ -134,9 +134,9 @@ def _common_names(results: Mapping[Arm, Dice]) -> tuple[list[str], list[str]]:
 
 
 def _baseline(arm: Arm, groups: Iterable[Arm]) -> Arm | None:
-    wanted = (SCRATCH, from_scratch(arm.strategy), arm.cases)
+    wanted = ((), from_scratch(arm.strategy), arm.cases)
     same = (other for other in groups if (other.weights, other.strategy, other.cases) == wanted)
-    return None if arm.weights == SCRATCH else next(same, None)
+    return next(same, None) if arm.weights else None
 
 
 def _row(
@@ -151,7 +151,7 @@ def _row(
     by_class = [mean_dice(np.concatenate([dice[:, [k]] for dice in by_seed.values()])) for k in range(len(names))]
     row = Row(
         line=arm.line,
-        weights=arm.weights,
+        weights=" + ".join(arm.weights) or SCRATCH,
         cases=arm.cases,
         dice=float(np.mean(means)),
         sd=float(np.std(means, ddof=1)) if len(means) > 1 else math.nan,

@@ -5,7 +5,7 @@ once the request is known to be sound.
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -204,6 +204,27 @@ def headline(run: "Run") -> str:
         f"about {estimate(network, planned.patch_size, part, strides):.1f} GB of GPU memory; "
         f"device {run.device}\nresults: {run.folder}"
     )
+
+
+def warn_of_seen(run: "Run", cases: Mapping[str, Collection[str]], way: str, listener: Listener) -> None:
+    """Warn if the weights to start from were trained on cases that measure the new training.
+
+    Args:
+        run: That starts from weights, or not.
+        cases: That measure it, by full name of their dataset.
+        way: How that is avoided.
+        listener: Told of it.
+    """
+    if run.start is None:
+        return
+    from stunet.provenance import seen_in_training
+    from stunet.trainers.finetune.joint import JointStart
+
+    for start in run.start.starts if isinstance(run.start, JointStart) else (run.start,):
+        if seen := seen_in_training(start.weights.path, cases):
+            number = f"{len(seen)} of the {sum(map(len, cases.values()))} scans"
+            what = f"{str(start.weights.path)!r} was trained on {number} that measure this training (e.g. {seen[0]!r})"
+            listener.warn(f"{what}: its results will look too good; to avoid that, {way}")
 
 
 def conclude(run: "Run", choice: "Choice", dry_run: bool, listener: Listener) -> None:

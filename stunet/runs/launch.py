@@ -147,8 +147,9 @@ def reserved(run: Run) -> Iterator[Path | None]:
             forget(run)
         checkpoint = starting_point(run)
         remove_staging(run.folder)
-        if checkpoint is None:  # what a run that was killed before its first checkpoint left out does not count
-            (run.folder / LEFT_OUT_FILE).unlink(missing_ok=True)
+        if checkpoint is None:  # what a run that was killed before its first checkpoint wrote does not count
+            for path in (run.folder / LEFT_OUT_FILE, run.folder / REPORT, *_drawn(run)):
+                path.unlink(missing_ok=True)
             if run.left_out:
                 write_json(run.folder / LEFT_OUT_FILE, dict(run.left_out))
         yield checkpoint
@@ -157,7 +158,7 @@ def reserved(run: Run) -> Iterator[Path | None]:
 def forget(run: Run) -> None:
     """Remove what an earlier training of the fold left, for one that starts from the beginning.
 
-    That is its checkpoints, its validation, and its predictions for the next stages of a cascade.
+    That is its checkpoints, its validation, its pictures, and its predictions for the next stages of a cascade.
     """
     validated = [path for path in (run.folder / "validation").glob("*") if path.is_file()]
     folder = run.folder.parent / HANDED_OVER
@@ -166,8 +167,12 @@ def forget(run: Run) -> None:
     handed_over = [path for case in cases for path in folder.glob(f"*/{escape(case)}.*") if path.stem == case]
     pretrained = workspace.PRETRAINING, workspace.PRETRAINED, workspace.PRETRAINED_TEACHER
     records = [run.folder / name for name in (REPORT, RECORD, LEFT_OUT_FILE, *pretrained)]
-    for path in (*checkpoints(run), *records, *validated, *handed_over):
+    for path in (*checkpoints(run), *records, *validated, *_drawn(run), *handed_over):
         path.unlink(missing_ok=True)
+
+
+def _drawn(run: Run) -> list[Path]:
+    return [path for pattern in workspace.DRAWN for path in run.folder.glob(pattern)]
 
 
 def _validated(run: Run) -> list[str]:

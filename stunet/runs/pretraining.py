@@ -30,6 +30,7 @@ from stunet.runs.execution import (
     conclude,
     execute,
     headline,
+    warn_of_seen,
 )
 from stunet.runs.listener import Listener, Progress
 from stunet.runs.plan_choice import Choice, choose_pretraining_plans
@@ -235,6 +236,11 @@ def prepare(request: PretrainingRequest, listener: Listener, resume_if_begun: bo
         listener.warn(f"more than {HELD_OUT:.0%} of the scans are held out, {whose}: see `subjects` in dataset.json")
     if run.left_out:
         listener.note(f"without {len(run.left_out)} scans: {_listed(run.left_out)}")
+    cases = {
+        source.dataset: [case.removeprefix(source.prefix) for case in held_out if case.startswith(source.prefix)]
+        for source in sources
+    }
+    warn_of_seen(run, cases, "give the datasets, --set seed and --skip_bad of that training", listener)
     conclude(run, choice, request.dry_run, listener)
     return run
 

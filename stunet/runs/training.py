@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from stunet import nnunet, workspace
 from stunet.errors import DataError, UsageError, closest, first_few
 from stunet.files import json_differences
+from stunet.folds import ALL
 from stunet.kinds import SUMMARY, has_classes, read, read_dataset_json
 from stunet.plans.blueprints import blueprints
 from stunet.plans.files import list_plans, read_plan
@@ -29,6 +30,7 @@ from stunet.runs.execution import (
     conclude,
     execute,
     headline,
+    warn_of_seen,
 )
 from stunet.runs.listener import Listener
 from stunet.runs.plan_choice import Choice, choose_plans, choose_trainer
@@ -191,8 +193,10 @@ def prepare(request: TrainingRequest, listener: Listener, resume_if_begun: bool 
     plan = choice.plan
     if plan.pretext:
         raise UsageError(f"plans {plan.name!r} are those of a pre-training", f"-p {plan.root}, or stunet_pretrain")
+    _check_augmentation(plan)
 
     from stunet.plans.check import check_plan
+    from stunet.preprocessing.folds import find_fold
     from stunet.runs.launch import continued, starting_point
     from stunet.runs.readiness import check_data
 
@@ -215,6 +219,9 @@ def prepare(request: TrainingRequest, listener: Listener, resume_if_begun: bool 
         starting_point(replace(run, overwrite=request.overwrite or request.dry_run))
     check_memory(run, resolved)
     _describe(run, listener)
+    if fold != ALL and (cases := find_fold(dataset, plan, configuration, fold)):
+        way = "give weights that were trained without the validation cases of this fold"
+        warn_of_seen(run, {dataset: cases.val}, way, listener)
     conclude(run, choice, request.dry_run, listener)
     return run
 
@@ -258,6 +265,15 @@ def _check(request: TrainingRequest) -> None:
     if other := sorted(OF_PRETRAINING & request.set.keys()):
         raise UsageError(f"--set {other[0]} is a value of pre-training", "leave it out, or stunet_pretrain")
     check_options(request)
+
+
+def _check_augmentation(plan: Plan) -> None:
+    """Raise UsageError if the plan's way to change images is that of a pre-training, or contradicts itself."""
+    augment, mirror = plan.train.augment, plan.train.mirror
+    if augment == "safe":
+        raise UsageError("augment=safe is for pre-training", "--set augment=standard, or none")
+    if augment == "none" and mirror in ("swap", "all"):
+        raise UsageError(f"augment=none mirrors nothing, and mirror={mirror} does", "--set mirror=none, or no augment")
 
 
 def _dataset(given: int | str | None) -> str:

@@ -116,6 +116,13 @@ def everything(folder: Path) -> set[Path]:
         (["998", "--pretrained", "x", "--transfer", "encoder", "--head", "slice"], 2, "takes pre-trained", "one of"),
         (["998", "--pretrained", "x", "--pretrained", "y", "--head", "slice"], 2, "only the encoders", "leave it out"),
         (["998", "--pretrained", "x", "--pretrained", "y", "--transfer", "all"], 2, "only the encoders", "leave it"),
+        (["998", "--set", "augment=safe"], 2, "augment=safe is for pre-training", "--set augment=standard, or none"),
+        (
+            ["998", "--set", "augment=none", "mirror=all"],
+            2,
+            "mirrors nothing, and mirror=all does",
+            "--set mirror=none",
+        ),
     ],
 )
 def test_mistakes_end_in_one_line(

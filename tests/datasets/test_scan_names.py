@@ -76,6 +76,29 @@ def test_names_that_recur_in_a_few_folders_are_people() -> None:
     assert set(subjects(*(f"p1/{n}" for n in range(12)))) == {"p1"}
 
 
+def test_scans_of_one_person_are_told_by_what_their_names_share() -> None:
+    for scans in (
+        ("BraTS-GLI-{:05d}-000/x", "BraTS-GLI-{:05d}-001/x"),
+        ("OAS3{:04d}_MR_d0129/anat1/x", "OAS3{:04d}_MR_d0757/anat1/x", "OAS3{:04d}_CT_d0339/x"),
+        ("1000{:03d}_20252_2_0/T1/T1", "1000{:03d}_20252_3_0/T1/T1"),
+        ("patient{:03d}_frame01", "patient{:03d}_frame12"),
+        ("patient{:03d}_frame01_0000", "patient{:03d}_frame12_0000"),
+        ("CHUM-{:03d}__CT", "CHUM-{:03d}__PT"),
+        ("train_{}_a_1", "train_{}_a_2", "train_{}_b_1"),
+        ("p{:03d}_V1", "p{:03d}_V2"),
+        ("c{:03d}_arterial", "c{:03d}_portal"),
+    ):
+        for people in (3, 30):
+            found = subjects(*(scan.format(n) for n in range(people) for scan in scans))
+            assert found == [name for name in found[:: len(scans)] for _ in scans], scans
+            assert len(set(found)) == people
+    some = subjects(*(f"p{n:03d}_{scan}" for n in range(30) for scan in range(1 + (n == 7))))  # one was seen twice
+    assert len(set(some)) == 30
+    for name in ("amos_{:04d}", "amos_{:04d}_0000", "LUNG1-{:03d}", "IXI{:03d}-Guys-0{:03d}", "C3L-{}", "1.2.840.{}"):
+        for people in (8, 80):
+            assert len(set(subjects(*(name.format(n, n) for n in range(people))))) == people, name
+
+
 def test_a_split_that_people_would_not_make_is_said() -> None:
     assert describe_subjects([f"p{n}" for n in range(3)]) == ("3 scans found, of 3 subjects", None)
     assert describe_subjects([f"p{n % 20}" for n in range(40)])[1] is None

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -189,7 +190,8 @@ def test_images_of_another_folder_are_not_taken_for_those_of_the_same_name(tmp_p
     first = tmp_path / "raw" / "Dataset050_Unlabelled" / "imagesTr" / "p1_0000.nii.gz"
     run(images(tmp_path / "A", tmp_path / "B"))
     before = nibabel.load(first).get_fdata()
-    run(images(tmp_path / "B", tmp_path / "A"))
+    # What is called B_p1 at first is called p1 then.
+    run(replace(images(tmp_path / "B", tmp_path / "A"), remove_missing=True))
     assert not np.array_equal(nibabel.load(first).get_fdata(), before)
     for content in (b"", b"no image" * 99):
         (tmp_path / "B" / "p1.mgh").write_bytes(content)
@@ -206,6 +208,31 @@ def test_cases_that_are_not_found_any_more_are_named_and_all_of_them_refused(fol
     with pytest.raises(DataError, match=r"has 2 cases .*, of which none is found now"):
         prepare_images([other], folder.parent / "raw", 50, "Unlabelled").pending()
     assert list(description(folder)["dataset"]) == ["p3", "p2_a"]
+
+
+def test_what_was_written_stays_if_its_source_is_gone_or_bad_unless_that_is_asked_for(tmp_path: Path) -> None:
+    """Whoever archives DICOM series after their conversion may have no other copy at hand."""
+    for case in "abc":
+        write(tmp_path / "data" / f"{case}.mhd")
+    run(images(tmp_path / "data"))
+    folder = images(tmp_path / "data").target
+    before = {path: path.read_bytes() for path in folder.rglob("*.*") if path.is_file()}
+    (tmp_path / "data" / "a.mhd").unlink()
+    write(tmp_path / "data" / "d.mhd")
+    with pytest.raises(DataError, match=r"Unlabelled' holds files of 1 cases whose .* not found now: 'a'$") as said:
+        images(tmp_path / "data").pending()
+    assert "--remove_missing" in said.value.hint
+    assert {path: path.read_bytes() for path in folder.rglob("*.*") if path.is_file()} == before
+    write(tmp_path / "data" / "a.mhd")
+    (tmp_path / "data" / "b.raw").write_bytes(b"cut")
+    (tmp_path / "data" / "b.mhd").write_text((tmp_path / "data" / "b.mhd").read_text() + "\n")
+    with pytest.raises(DataError, match=r"sources are bad now: 'b'$"):
+        run(images(tmp_path / "data", skip_bad=True))
+    assert all(path.read_bytes() == content for path, content in before.items() if path.parent.name == "imagesTr")
+    (tmp_path / "data" / "c.mhd").unlink()
+    *_, removed = run(replace(images(tmp_path / "data", skip_bad=True), remove_missing=True))
+    assert removed == "1 cases that were here before are not found now, and are removed: 'c'"
+    assert sorted(path.name[0] for path in (folder / "imagesTr").iterdir()) == ["a", "d"]
 
 
 def test_a_variable_stands_for_all_images_of_a_scan_of_which_one_was_written(tmp_path: Path) -> None:

@@ -23,8 +23,8 @@ strategies = ["full", "linear"]
 cases = [4, "all"]
 seeds = [0, 1]
 """
-ARM = Arm(weights="STU-Net-B", title="STU-Net-B", strategy="ramp", head=None, cases=4, seed=0)
-SCRATCH = replace(ARM, weights="none", title="scratch")
+ARM = Arm(weights=("STU-Net-B",), title="STU-Net-B", strategy="ramp", head=None, cases=4, seed=0)
+SCRATCH = replace(ARM, weights=(), title="scratch")
 
 
 def written(folder: Path, text: str) -> Path:
@@ -54,6 +54,18 @@ def test_what_is_transferred_is_a_dimension_but_from_scratch(tmp_path: Path) -> 
     assert "--transfer" not in command(request(experiment, found[0]))
     with pytest.raises(DataError, match="'slice' takes pre-trained rows"):
         read_experiment(written(tmp_path, text + '\nheads = ["reset", "slice"]'))
+
+
+def test_several_weights_are_one_arm_whatever_of_single_ones_is_taken(tmp_path: Path) -> None:
+    weights = 'weights = { mae = "a.pth", both = ["a.pth", "b.pth"] }'
+    text = REQUIRED.replace('weights = ["none", "STU-Net-B"]', weights).replace('["full", "linear"]', '["full"]')
+    experiment = read_experiment(written(tmp_path, text + 'heads = ["reset"]\ntransfers = ["encoder", "all"]'))
+    found = [arm for arm in arms(experiment) if (arm.cases, arm.seed) == (4, 0)]
+    assert [arm.line for arm in found] == ["mae full reset encoder", "mae full reset all", "both full"]
+    words = command(request(experiment, found[-1]))
+    assert words[4:10] == ["--pretrained", "a.pth", "--pretrained", "b.pth", "--finetune", "full"]
+    assert "--head" not in words
+    assert "--transfer" not in words
 
 
 def test_from_scratch_a_strategy_is_its_schedule() -> None:
@@ -87,9 +99,13 @@ set_pretrained = { checkpointing = true }
 @for_each(
     ("weights", "expected"),
     [
-        ('["none", "a/model.pth", "STU-Net-B"]', {"scratch": "none", "model.pth": "{}/a/model.pth", "STU-Net-B": ""}),
-        ('{ ours = "a/model.pth", a = "./a", base = "none" }', {"ours": "{}/a/model.pth", "a": "{}/a", "base": "none"}),
-        ('{ none = "a/model.pth", base = "none" }', {"none": "{}/a/model.pth", "base": "none"}),
+        (
+            '["none", "a/model.pth", "STU-Net-B"]',
+            {"scratch": "", "model.pth": "{}/a/model.pth", "STU-Net-B": "STU-Net-B"},
+        ),
+        ('{ ours = "a/model.pth", a = "./a", base = "none" }', {"ours": "{}/a/model.pth", "a": "{}/a", "base": ""}),
+        ('{ none = "a/model.pth", base = "none" }', {"none": "{}/a/model.pth", "base": ""}),
+        ('{ both = ["a/model.pth", "STU-Net-B"], a = ["a"] }', {"both": "{}/a/model.pth STU-Net-B", "a": "{}/a"}),
     ],
 )
 def test_weights_have_titles_and_files_are_found_beside_the_experiment(
@@ -98,7 +114,7 @@ def test_weights_have_titles_and_files_are_found_beside_the_experiment(
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "model.pth").touch()
     experiment = read_experiment(written(tmp_path, REQUIRED.replace('["none", "STU-Net-B"]', weights)))
-    assert experiment.weights == {title: text.format(tmp_path) or title for title, text in expected.items()}
+    assert experiment.weights == {title: tuple(text.format(tmp_path).split()) for title, text in expected.items()}
     assert list(dict.fromkeys(arm.title for arm in arms(experiment))) == list(expected)
 
 
@@ -117,7 +133,18 @@ def test_weights_have_titles_and_files_are_found_beside_the_experiment(
         ('"all"', "0", 'cases[1]: expected a number or "all", got 0', "--help"),
         ('"STU-Net-B"', '"a/x.pth", "b/x.pth"', "two weights are called 'x.pth'", "weights = { one = "),
         ('"STU-Net-B"', "1", "weights[1]: expected text, got 1", "--help"),
-        ('["none", "STU-Net-B"]', "{ a = 1 }", "weights.a: expected text, got 1", "--help"),
+        ('["none", "STU-Net-B"]', "{ a = 1 }", "weights.a: expected text, or a list of it, got 1", "--help"),
+        ('["none", "STU-Net-B"]', "{ a = ['b', 1] }", "weights.a[1]: expected text, got 1", "--help"),
+        ('["none", "STU-Net-B"]', "{ a = [] }", "weights.a: expected text, or a list of it, got []", "--help"),
+        ('["none", "STU-Net-B"]', "{ a = ['b', 'b'] }", "weights.a: ['b', 'b'] has a value twice", "--help"),
+        ('["none", "STU-Net-B"]', "{ a = ['.', './'] }", "'a' names the same weights twice", "other weights"),
+        ('["none", "STU-Net-B"]', "{ a = ['b', 'none'] }", "'a' has 'none' among its weights", 'a = "none", or'),
+        (
+            '["none", "STU-Net-B"]',
+            "{ a = ['b', 'c'], d = ['c', 'b'] }",
+            "'a' and 'd' are the same weights",
+            "leave one",
+        ),
         ('["none", "STU-Net-B"]', "{}", "weights: expected a list like", "--help"),
         ('"linear"', '"linaer"', "unknown fine-tuning strategy 'linaer'; did you mean 'linear'", "--finetune takes"),
         ("dataset = 4", "dataset = 4\nfold = 'all'", "fold: expected an integer of at least 0, got 'all'", "--help"),

@@ -23,7 +23,7 @@ from stunet.experiment.arms import Arm
 from stunet.experiment.runs import Record, read_dice, run
 from stunet.files import read_json, write_json
 
-ARM = Arm(weights="none", title="scratch", strategy="ramp", head=None, cases=4, seed=0)
+ARM = Arm(weights=(), title="scratch", strategy="ramp", head=None, cases=4, seed=0)
 ARMS = [replace(ARM, seed=seed) for seed in range(3)]
 
 
@@ -70,19 +70,20 @@ def test_what_is_done_is_not_run_again_and_what_failed_is(tmp_path: Path, result
 
 
 def test_arms_of_the_same_name_share_no_file(tmp_path: Path, result: Path) -> None:
-    alike = [replace(ARM, weights=name, title=title) for name, title in (("a", "my B"), ("b", "my-B"))]
+    alike = [replace(ARM, weights=(name,), title=title) for name, title in (("a", "my B"), ("b", "my-B"))]
     assert alike[0].name == alike[1].name
     record, endings = Record(tmp_path / "e"), list[Path]()
 
     def start(arm: Arm, ending: Path) -> list[str]:
         endings.append(ending)
         asked = ending.with_name("request.json")
-        asked.write_text(arm.weights)
-        here, there = (str(tmp_path / weights) for weights in (arm.weights, "ba"[arm.weights == "b"]))
+        (weights,) = arm.weights
+        asked.write_text(weights)
+        here, there = (str(tmp_path / name) for name in (weights, "ba"[weights == "b"]))
         meet = f"Path({here!r}).touch()\nwhile not Path({there!r}).exists(): time.sleep(0.01)\n"
-        return program(meet + f"sys.exit(Path({str(asked)!r}).read_text() != {arm.weights!r})", result, ending)
+        return program(meet + f"sys.exit(Path({str(asked)!r}).read_text() != {weights!r})", result, ending)
 
-    run({arm: ["arm", arm.weights] for arm in alike}, record, start, 2)
+    run({arm: ["arm", *arm.weights] for arm in alike}, record, start, 2)
     assert len({ending.parent for ending in endings}) == 2
     assert not any(ending.parent.exists() for ending in endings)
 

@@ -12,6 +12,7 @@ from filelock import FileLock
 from stunet.errors import DataError, Interrupted
 from stunet.plans.plan import Plan
 from stunet.runs.launch import Run, _stops, checkpoints, forget, limit_threads, reserved, starting_point
+from stunet.trainers.finetune.start import REPORT
 from stunet.trainers.supervised import STUNetTrainer
 from stunet.workspace import BEST, FINAL, LATEST
 from tests.loops import for_each
@@ -26,12 +27,16 @@ def test_starting_anew_forgets_the_earlier_training(
     assert run.folder == Path(trainer.output_folder)
     for name in (FINAL, LATEST, BEST):
         (run.folder / name).touch()
-    earlier = run.folder / "validation" / "phantom_000.nii.gz"  # of a case that may train now
-    earlier.parent.mkdir()
-    earlier.touch()
+    # A case that may train now, and drawings that would look like the later course of the new training.
+    earlier = [
+        run.folder / name for name in ("validation/phantom_000.nii.gz", "progress.png", "pictures/epoch_0003.png")
+    ]
+    for path in earlier:
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
     assert starting_point(run) == run.folder / FINAL
     forget(run)
-    assert not earlier.exists()
+    assert not any(path.exists() for path in earlier)
     assert checkpoints(run) == []
     with pytest.raises(DataError, match="nothing to continue"):
         starting_point(run)
@@ -78,6 +83,15 @@ def test_a_fold_that_is_being_trained_is_refused_before_anything_in_it_is_remove
         assert checkpoint is None
         assert [path.name for path in run.folder.iterdir()] == [".lock"]
     assert not list(run.folder.iterdir())
+
+
+def test_what_a_run_without_a_checkpoint_left_does_not_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = a_fold(tmp_path, monkeypatch)
+    (run.folder / LATEST).unlink()
+    for name in ("progress.png", "left_out.json", REPORT):
+        (run.folder / name).touch()
+    with reserved(run):
+        assert [path.name for path in run.folder.iterdir()] == [".lock"]
 
 
 def test_a_training_that_another_one_has_begun_meanwhile_is_not_overwritten(

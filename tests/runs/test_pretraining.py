@@ -19,7 +19,7 @@ from stunet.plans.files import read_plan
 from stunet.runs.plan_choice import choose_pretraining_plans
 from stunet.runs.pretraining import PretrainingRequest, pretrain
 from tests.loops import for_each
-from tests.phantom_copy import change
+from tests.phantom_copy import CASES, change
 from tests.pretraining_run import write_weights
 
 STEPS = {"num_epochs": 2, "num_iterations_per_epoch": 2, "num_val_iterations_per_epoch": 1, "batch_size": 2}
@@ -151,6 +151,23 @@ def test_a_pretraining_starts_from_weights_that_its_plan_names(
     finally:
         for path in workspace.preprocessed_dataset(planned).glob("STUNetPlans_T-local*"):
             path.unlink()
+
+
+def test_weights_that_have_seen_what_measures_the_training_are_warned_of(
+    pre: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("nnUNet_results", str(tmp_path / "results"))
+    weights = write_weights(pre.name, tmp_path / "weights.pth", "global")
+    record = {"dataset": pre.name, "configuration": "3d_fullres", "fold": "all", "val": [], "made_from": {}}
+    common: dict[str, Any] = {"pretrained": weights, "device": "cpu", "dry_run": True}
+    for train, number in ((CASES, 1), ([], 0)):
+        write_json(tmp_path / "made_from.json", {**record, "train": train})
+        stunet.pretrain(998, "local", set=ROUND, listener=(heard := Heard()), **common)
+        warned = [text for text in heard.said if "that measure this training" in text]
+        assert len(warned) == number
+        assert all("was trained on 1 of the 1 scans" in text and "--set seed" in text for text in warned)
+        stunet.train(998, "3d_fullres", 0, listener=(heard := Heard()), **common)
+        assert len([text for text in heard.said if "validation cases of this fold" in text]) == number
 
 
 def test_a_plan_that_has_to_be_like_another_keeps_its_patch_at_every_size(pre: Path) -> None:

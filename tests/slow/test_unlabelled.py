@@ -39,7 +39,7 @@ def test_six_hippocampi_are_preprocessed_as_with_labels(
         plan = read_plan(preprocessed / "STUNetPlans_T.json")
         configuration = plan.configuration("3d_fullres")
         found.append((configuration, nnUNetDatasetBlosc2(str(preprocessed / configuration.data_identifier))))
-    for key in ("spacing", "normalization_schemes", "use_mask_for_norm", "patch_size"):
+    for key in ("spacing", "normalization_schemes", "use_mask_for_norm"):  # patches differ: one is for restoring
         assert found[0][0].get(key) == found[1][0].get(key), key
     for case in CASES:
         (image, labels, *_), (own, region, _, properties) = (cases.load_case(case) for _, cases in found)

@@ -7,6 +7,7 @@ import torch
 from matplotlib.image import imread
 
 from stunet.trainers.pictures import are_due, write
+from stunet.workspace import DRAWN
 
 
 def test_about_ten_are_drawn_the_first_and_the_last_among_them() -> None:
@@ -19,7 +20,7 @@ def test_about_ten_are_drawn_the_first_and_the_last_among_them() -> None:
 def test_rows_are_slices_of_patches_and_columns_are_titles(tmp_path: Path) -> None:
     images = torch.rand(3, 2, 8, 12, 10, generator=torch.Generator().manual_seed(0))
     write({"input": torch.zeros_like(images), "output": images, "target": images}, tmp_path, 10)
-    (file,) = (tmp_path / "pictures").iterdir()
+    (file,) = tmp_path.glob(DRAWN[1])  # where a new training looks for what to remove
     assert file.name == "epoch_0010.png"
     picture = imread(file)[..., 0]  # (H, W), in [0, 1]
     height, width = picture.shape

@@ -45,6 +45,7 @@ def test_nnunet_plots_after_every_epoch_and_we_only_when_it_is_time(
 def test_a_pretraining_is_plotted_against_chance(tmp_path: Path) -> None:
     logger = plots.PretrainingLogger(str(tmp_path), False)
     logger.measure, logger.chance, logger.chance_loss = "accuracy", 0.1, 2.3
+    logger.untrained = 0.2
     for epoch in range(3):
         for key in ("train_losses", "val_losses", "mean_fg_dice", "lrs"):
             logger.log(key, 1 / (epoch + 1), epoch)

@@ -5,6 +5,7 @@ a batch is the same on one GPU as when shared by many. The work is done by nnU-N
 (loader.py); the processes are those of torch's DataLoader, which reports a worker that died.
 """
 
+import hashlib
 import os
 import random
 import re
@@ -27,10 +28,10 @@ UNLABELLED = ("seed", "place")  # what samples of unlabelled images have besides
 class SampleSource(Protocol):
     """Draws one sample: a random case and a random patch of it, augmented; as a batch of one, like nnU-Net's loader."""
 
-    def sample(self, position: int) -> dict[str, Any]:
+    def sample(self, position: int, number: int) -> dict[str, Any]:
         """Return the sample at this position of a batch, drawn with numpy's, torch's and Python's global generators."""
 
-    def case(self, position: int) -> str:
+    def case(self, position: int, number: int) -> str:
         """Return the name of the case of that sample."""
 
 
@@ -57,6 +58,7 @@ class SeededBatches:
         workers: int,
         pin_memory: bool,
     ) -> None:
+        self.source = source
         self._numbered = _Numbered(source, seed, positions, workers)
         self._loader: DataLoader = DataLoader(
             self._numbered,
@@ -168,6 +170,12 @@ def split_batch(batch: dict[str, Any], count: int) -> list[dict[str, Any]]:
     ]
 
 
+def numbers_of(cases: Sequence[str]) -> torch.Tensor:
+    """Return a number for each name of a case, (N,), int64: the same in all processes and runs."""
+    digests = [hashlib.blake2b(case.encode(), digest_size=8).digest() for case in cases]
+    return torch.tensor([int.from_bytes(digest, "little", signed=True) for digest in digests], dtype=torch.int64)
+
+
 def to_device(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
     """Return the batch with its tensors on a device."""
     target = batch["target"]
@@ -190,7 +198,7 @@ class _Numbered(Dataset):
             for position in self.positions:
                 self._note(number, position)
                 with self._generators(number, position):
-                    samples.append(self.source.sample(position))
+                    samples.append(self.source.sample(position, number))
         except StunetError as error:
             # In this process there is nothing to translate.
             if not get_worker_info():
@@ -205,7 +213,7 @@ class _Numbered(Dataset):
         for process, number, position in () if self.drawing is None else self.drawing.tolist():
             if process == pid and number >= 0:
                 with self._generators(number, position):
-                    return self.source.case(position)
+                    return self.source.case(position, number)
         return None
 
     def _note(self, number: int, position: int) -> None:

@@ -53,21 +53,21 @@ class SampleLoader(nnUNetDataLoader):
         if annotated is not None:
             # The key under which preprocessing stored where any annotated voxels are.
             self.annotated_classes_key = (-1, *annotated)
-        self.position, self.positions = 0, batch_size
+        self.position, self.positions, self.number = 0, batch_size, 0
         self.aliases: Aliases | None = None
 
     def weigh(self, weights: Sequence[float] | None) -> None:
         """Set how often each case of `indices` is drawn relative to the others; None: all equally often."""
         self.aliases = None if weights is None else Aliases(weights)
 
-    def sample(self, position: int) -> dict[str, Any]:
-        """Return the sample at this position of a batch, as a batch of one: `data`, `target` and `keys`.
+    def sample(self, position: int, number: int = 0) -> dict[str, Any]:
+        """Return the sample at this position of batch `number`, as a batch of one: `data`, `target` and `keys`.
 
         Raises:
             DataError: The files of the case are damaged.
             OutOfMemoryError: The case does not fit into memory.
         """
-        self.position = position
+        self.position, self.number = position, number
         try:
             return self.generate_train_batch()
         except StunetError:
@@ -79,9 +79,9 @@ class SampleLoader(nnUNetDataLoader):
             self._data.check(self.drawn)  # only part of the case is read for a patch: read it all to find damage
             raise
 
-    def case(self, position: int) -> str:
+    def case(self, position: int, number: int = 0) -> str:
         """Return the case that sample() would draw with the same generators."""
-        self.position = position
+        self.position, self.number = position, number
         return self.get_indices()[0]
 
     def get_indices(self) -> list[str]:
@@ -110,13 +110,18 @@ class UnlabelledLoader(SampleLoader):
         super().__init__(*args, **kwargs)
         self.patches = patches
         self.before: list[str] = []  # the cases of the sample's patches so far
+        self.order: np.ndarray | None = None  # of the cases, if they take turns
         # nnU-Net draws around annotated voxels where a dataset has an ignore label.
         self.has_ignore = False
 
-    def sample(self, position: int) -> dict[str, Any]:
+    def take_turns(self, seed: int) -> None:
+        """Let the cases take turns, in an order of the seed's: a batch then has as many of them as it can."""
+        self.order = np.random.default_rng(seed).permutation(len(self.indices))
+
+    def sample(self, position: int, number: int = 0) -> dict[str, Any]:
         self.before, drawn = [], []
         for _ in range(self.patches):
-            drawn.append(super().sample(position))
+            drawn.append(super().sample(position, number))
             self.before.append(self.drawn)
         self.before = []
         return {
@@ -129,6 +134,10 @@ class UnlabelledLoader(SampleLoader):
 
     def get_indices(self) -> list[str]:
         """Return a case, as a list of one, that none of the sample's other patches is of, if there is one."""
+        if self.order is not None:
+            turn = self.number * self.positions + self.position + len(self.before)
+            self.drawn = self.indices[self.order[turn % len(self.order)]]
+            return [self.drawn]
         for _ in range(REDRAWS if len(self.indices) > len(self.before) else 1):
             drawn = super().get_indices()
             if self.drawn not in self.before:

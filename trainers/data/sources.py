@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 
 from stunet.folds import Fold
-from stunet.kinds import read_dataset_json
+from stunet.kinds import FINGERPRINT, read, read_dataset_json
 from stunet.plans.plan import Plan
+from stunet.preprocessing.checks import FINGERPRINT as FILE
 from stunet.preprocessing.checks import repair_commands
 from stunet.preprocessing.dataset import preprocessed_cases
 from stunet.preprocessing.like import channel_warning, find_like
@@ -53,6 +54,16 @@ def sources_of(plan: Plan, configuration: str) -> list[Source]:
         return [Source(plan.dataset_name, plan, "")]
     plans = {plan.dataset_name: plan} | {name: find_like(name, plan, configuration) for name in plan.more_datasets}
     return [Source(name, own, f"{name}.") for name, own in plans.items()]
+
+
+def acquired_spacings(sources: Sequence[Source], ndim: int) -> list[list[float]]:
+    """Return the spacings of all scans before they were resampled, of the last axes, in mm."""
+    found = []
+    for source in sources:
+        fingerprint = read(preprocessed_dataset(source.dataset) / FILE, FINGERPRINT)
+        order = source.plan.transpose_forward[-ndim:]
+        found += [[spacing[axis] for axis in order] for spacing in fingerprint["spacings"]]
+    return found
 
 
 def channel_warnings(sources: Sequence[Source]) -> list[str]:

@@ -38,7 +38,7 @@ def view(patches: Patches, setting: Setting, fraction: float = SIDE) -> Tensor:
 
 def move(patches: Patches, setting: Setting, fraction: float = SIDE) -> Tensor:
     """Return a view of each patch without the changes of intensity."""
-    images, valid, draws, _ = patches
+    images, valid, draws, *_ = patches
     if setting.augment == SAFE:
         with full_precision(images):
             return turn(images, draws, setting.spacing)

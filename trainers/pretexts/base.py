@@ -32,6 +32,7 @@ from stunet.trainers.pretexts.momentum import follow
 
 Rows = dict[str, Tensor]
 COUNTS = "counts"  # (B,), 1 for samples that count in loss and measures, otherwise 0
+CASE = "case"  # (B,), Patches.cases, in the rows of every pretext
 COUNTED = "counted"  # the measure that is their share
 HALVES = torch.float16, torch.bfloat16
 Outcome = tuple[Tensor, Rows]  # the loss, and measures: scalars without gradient
@@ -48,7 +49,8 @@ class Setting:
         batch_size: Samples per step, of all processes.
         steps: Of the whole training.
         augment: How views of a patch differ: "standard", "safe" or "none" (augment.py).
-        acquired: The median spacing of the scans before they were resampled; None: it is that of the plan.
+        acquired: The spacings of the scans before they were resampled; none where all are the plan's.
+        held_out: Images of which held-out batches have about equally many patches; None: as many as samples.
     """
 
     patch: Sequence[int]
@@ -56,7 +58,8 @@ class Setting:
     batch_size: int
     steps: int
     augment: str = "standard"
-    acquired: Sequence[float] | None = None
+    acquired: Sequence[Sequence[float]] = ()
+    held_out: int | None = None
 
     @property
     def ndim(self) -> int:
@@ -72,12 +75,14 @@ class Patches(NamedTuple):
         valid: (B, 1, D, H, W), bool: the voxels that count; not padding, nor what a mask excludes.
         draws: A generator per sample, the only source of randomness.
         places: (B, 2), where along the first axis of its image a patch begins and ends, as shares of the image's side.
+        cases: (B,), int64: equal numbers are patches of the same image, which are not to be told from each other.
     """
 
     images: Tensor
     valid: Tensor
     draws: Draws
     places: Tensor
+    cases: Tensor
 
 
 class Pretext(nn.Module, ABC):
@@ -87,6 +92,8 @@ class Pretext(nn.Module, ABC):
         trains: ENCODER (with the stem), DECODER (its first levels alone), or ALL (encoder, decoder, the finest head).
         levels: How many levels of the decoder are trained at most, from the coarsest on.
         measure: The name of the measure that tells how well it does on images it has not seen; higher is better.
+        above_chance: Whether a network that was never trained is above chance, as its features differ between images.
+            What it reaches is then measured before the first step.
         coupled: Whether the loss of a sample depends on the others of the batch.
         kept: The names of the rows that update() needs of the whole batch.
         teacher: The network whose weights follow the trained one's, in pretexts that have one.
@@ -102,6 +109,7 @@ class Pretext(nn.Module, ABC):
     trains: ClassVar[str] = ENCODER
     levels: ClassVar[int | None] = None
     measure: ClassVar[str]
+    above_chance: ClassVar[bool] = False
     coupled: ClassVar[bool] = False
     kept: ClassVar[tuple[str, ...]] = ()
     teacher: nn.Module
@@ -179,7 +187,8 @@ class Pretext(nn.Module, ABC):
         if only is not None:
             return getattr(self, only)(patches)
         rows = self.rows(patches)
-        kept = {name: rows[name].detach() for name in self.kept}
+        # How many samples count is asked for with the loss.
+        kept = {name: rows[name].detach() for name in (*self.kept, COUNTS) if name in rows}
         if complete is None:
             return *self.judge(rows), kept
         whole, first = complete({name: value.detach() for name, value in rows.items()})
@@ -191,20 +200,22 @@ class Pretext(nn.Module, ABC):
         return _scaled(loss, len(next(iter(joined.values()))) / len(patches.images)), measures, kept
 
     def rows(self, patches: Patches) -> Rows:
-        """Return what compute() does, in single precision at least."""
-        rows = self.compute(patches)
+        """Return what compute() does, in single precision at least, and which image each sample is of."""
+        rows = {**self.compute(patches), CASE: patches.cases.to(patches.images.device)}
         return {name: value.float() if value.dtype in HALVES else value for name, value in rows.items()}
 
     def judge(self, rows: Rows) -> Outcome:
-        """Return what loss() does, in the precision of the rows."""
+        """Return what loss() does, in the precision of the rows, and the loss times the share of samples that count.
+
+        That of a part of a batch is then its part of the batch's: otherwise a sample would weigh more in a part where
+        few count. Divided by the share of the whole batch, it is the mean of what counts.
+        """
         with full_precision(next(iter(rows.values()))):
             loss, measures = self.loss(rows)
         if COUNTS not in rows:
             return loss, measures
-        # Each part of a batch has the mean of its samples that count. Gradients are those of a mean over all samples:
-        # otherwise a sample would weigh more in a part where few count.
         counted = rows[COUNTS].mean()
-        return _scaled(loss, counted), {**measures, COUNTED: counted}
+        return loss * counted, {**measures, COUNTED: counted}
 
     def features(self, images: Tensor) -> list[Tensor]:
         """Return the encoder's outputs, finest first, each (B, C', D / s, H / s, W / s)."""

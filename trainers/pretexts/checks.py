@@ -43,5 +43,4 @@ def check_method(plan: Plan, configuration: str, channels: int) -> None:
     network = architectures.of_class(planned.network_class).build(channels, channels, arguments)
     train = plan.train
     steps_ = train.num_epochs * train.num_iterations_per_epoch
-    acquired = plan.median_spacing(len(patch))
-    build(name, network, Setting(tuple(patch), tuple(planned.spacing), batch, steps_, train.augment, acquired))
+    build(name, network, Setting(tuple(patch), tuple(planned.spacing), batch, steps_, train.augment))

@@ -76,7 +76,7 @@ class PCRL(MoCo):
 
     def _view(self, patches: Patches) -> tuple[Tensor, Tensor, Tensor]:
         """Return what the network sees, the same before its intensities changed, and which voxels count."""
-        images, valid, draws, _ = patches
+        images, valid, draws, *_ = patches
         moved = move(patches._replace(images=torch.cat([images, valid.to(images)], 1)), self.setting)
         linear = "trilinear" if self.setting.ndim == 3 else "bilinear"
         clean, counts = F.interpolate(moved, tuple(self.setting.patch), mode=linear).split([images.shape[1], 1], 1)

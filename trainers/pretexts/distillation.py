@@ -13,9 +13,9 @@ from torch.nn import functional as F
 
 from stunet.errors import UsageError
 from stunet.trainers.pretexts.augment import size_of_view, view
-from stunet.trainers.pretexts.base import Outcome, Patches, Pretext, Rows, Setting, check_size
-from stunet.trainers.pretexts.contrastive import everywhere, nearest, similarities
-from stunet.trainers.pretexts.momentum import follow, rising, spread, teacher_of
+from stunet.trainers.pretexts.base import CASE, Outcome, Patches, Pretext, Rows, Setting, check_size
+from stunet.trainers.pretexts.contrastive import by_sample, chance_among, everywhere, nearest, similarities
+from stunet.trainers.pretexts.momentum import Projection, follow, rising, spread, teacher_of
 
 PROTOTYPES = 1024  # answers; 65,536 for a million photographs
 HIDDEN, BOTTLENECK = 1024, 256
@@ -31,8 +31,9 @@ class Distillation(Pretext):
     """
 
     measure = "retrieval"
+    above_chance = True
     coupled = True  # the measure
-    kept = ("teacher",)
+    kept = ("teacher", "features", "taught")
     center: Tensor
     step: Tensor
     teacher_prototypes: nn.Linear
@@ -44,8 +45,10 @@ class Distillation(Pretext):
         for fraction, what in ((GLOBAL, "a global crop"), (LOCAL, "a local crop")):
             check_size(self, size_of_view(setting.patch, setting, fraction), what)
         width = sum(self.widths)
-        self.project = nn.Sequential(
-            nn.Linear(width, HIDDEN), nn.GELU(), nn.Linear(HIDDEN, HIDDEN), nn.GELU(), nn.Linear(HIDDEN, BOTTLENECK)
+        self.project = Projection(
+            width,
+            *(nn.Linear(width, HIDDEN), nn.GELU(), nn.Linear(HIDDEN, HIDDEN), nn.GELU()),
+            nn.Linear(HIDDEN, BOTTLENECK),
         )
         self.prototypes = nn.Linear(BOTTLENECK, PROTOTYPES, bias=False)
         self.teacher = teacher_of(network)
@@ -56,7 +59,7 @@ class Distillation(Pretext):
 
     @property
     def chance(self) -> float:
-        return 1 / self.setting.batch_size
+        return chance_among(self.setting)
 
     @property
     def chance_loss(self) -> float:
@@ -66,15 +69,17 @@ class Distillation(Pretext):
         wide = [view(patches, self.setting, GLOBAL) for _ in range(2)]
         narrow = [view(patches, self.setting, LOCAL) for _ in range(LOCALS)]
         # Crops of one size go through the encoder together.
-        seen = [
-            *self._bottlenecks(self.network, self.project, wide),
-            *self._bottlenecks(self.network, self.project, narrow),
-        ]
+        (seen, features), (more, others) = (
+            self._bottlenecks(self.network, self.project, crops) for crops in (wide, narrow)
+        )
         with torch.no_grad():
-            taught = self._bottlenecks(self.teacher, self.teacher_project, wide)
+            taught, theirs = self._bottlenecks(self.teacher, self.teacher_project, wide)
             answers = torch.stack([answer(self.teacher_prototypes, each) for each in taught], 1)
-        students = torch.stack([answer(self.prototypes, each) for each in seen], 1)
-        return {"students": students, "teacher": answers, "one": seen[0], "other": taught[1]}
+        students = torch.stack([answer(self.prototypes, each) for each in (*seen, *more)], 1)
+        return {
+            **{"students": students, "teacher": answers, "one": seen[0], "other": taught[1]},
+            **{"features": torch.cat([features, others], 1), "taught": theirs},
+        }
 
     def loss(self, rows: Rows) -> Outcome:
         students = (rows["students"].float() / STUDENT_TEMPERATURE).log_softmax(-1)
@@ -88,7 +93,7 @@ class Distillation(Pretext):
         ]
         teachers = teachers.flatten(0, 1)
         return torch.stack(pairs).mean(), {
-            self.measure: nearest(rows["one"].detach(), rows["other"]),
+            self.measure: nearest(rows["one"].detach(), rows["other"], rows[CASE]),
             "spread": spread(rows["one"].detach()),
             "entropy": evenness(teachers.mean(0)),
             "sharpness": 1 - evenness(teachers).mean(),
@@ -102,16 +107,18 @@ class Distillation(Pretext):
         ]
 
     def update(self, rows: Rows) -> None:
+        self.project.observe(rows["features"])
+        self.teacher_project.observe(rows["taught"])
         momentum = rising(MOMENTUM, int(self.step), self.setting.steps)
         for teacher, student in self.teachers():
             follow(teacher, student, momentum)
         self.center.lerp_(rows["teacher"].float().flatten(0, 1).mean(0), 1 - CENTER_MOMENTUM)
         self.step += 1
 
-    def _bottlenecks(self, network: nn.Module, project: nn.Module, crops: list[Tensor]) -> list[Tensor]:
-        """Return the normalised embeddings of crops of the same size, (B, BOTTLENECK) each."""
-        embedded = project(everywhere(self.architecture.features(network, torch.cat(crops))))
-        return list(F.normalize(embedded).chunk(len(crops)))
+    def _bottlenecks(self, network: nn.Module, project: nn.Module, crops: list[Tensor]) -> tuple[list[Tensor], Tensor]:
+        """Return the normalised embeddings of crops of the same size, (B, BOTTLENECK) each, and their features."""
+        features = everywhere(self.architecture.features(network, torch.cat(crops)))
+        return list(F.normalize(project(features)).chunk(len(crops))), by_sample(features, len(crops))
 
 
 def answer(prototypes: nn.Linear, embeddings: Tensor) -> Tensor:

@@ -45,7 +45,7 @@ class Method:
 
 # Turned patches have corners that tell where a part lies.
 _PLAIN: dict[str, Any] = {"mirrors": False, "turns": False, "demand": Demand(decoded=())}
-_PAIR: dict[str, Any] = {**_PLAIN, "demand": Demand(encoded=(1 / 27,) * 2, decoded=())}
+_CENTRED: dict[str, Any] = {**_PLAIN, "demand": Demand(encoded=(1 / 27,) * 9, decoded=())}
 _RKB = {"turns": True}
 _RKB_PLUS = {"turns": True, "masks": True}
 # What of a decoder's weights sees the skip connections is not trained without them: such a decoder is not transferred.
@@ -64,7 +64,7 @@ _SLABS: dict[str, Any] = {**_PLAIN, "demand": replace(_VIEWS, encoded=(0.8**3 / 
 _REGIONS = Demand(encoded=(), decoded=(1 / 16,) * 2, teacher=2.0)
 METHODS: dict[str, Method] = {
     "rot": Method("predictive", "Rotation", "recognise how a cube was turned", **_PLAIN),
-    "rpl": Method("predictive", "Position", "recognise where a part of a patch lies", **_PAIR),
+    "rpl": Method("predictive", "Position", "recognise where a part of a patch lies", **_CENTRED),
     "jigsaw": Method("predictive", "Cubes", "recognise the order of eight cubes", **_PLAIN),
     "rkb": Method("predictive", "Cubes", "the same, and which are turned (Rubik's cube)", **_PLAIN, options=_RKB),
     "rkb-plus": Method("predictive", "Cubes", "the same, and which lack voxels", **_PLAIN, options=_RKB_PLUS),

@@ -10,8 +10,10 @@ have the heads and the numbers below.
 """
 
 import math
+from collections.abc import Sequence
 from functools import lru_cache
-from itertools import combinations, permutations, product
+from itertools import combinations, product
+from itertools import permutations as every_order
 
 import numpy as np
 import torch
@@ -30,12 +32,14 @@ from stunet.trainers.pretexts.base import (
     mlp,
     pooled,
 )
-from stunet.trainers.pretexts.draws import flags, integers
+from stunet.trainers.pretexts.draws import flags, integers, permutations
 from stunet.trainers.pretexts.views import bounds, corners, cut, inside
 
 HIDDEN, EMBEDDED = 1024, 64  # widths of the heads
 NEAR_ISOTROPIC = 1.25  # ratio of spacings up to which the blur does not tell along which axis a cube lies
+MOST_ALIKE = 0.95  # of the scans have to be so
 NEAR_CUBIC = 1.5  # ratio of a patch's sides up to which a plane of equal sides leaves out little of it
+NEIGHBOURS = 8  # of the central part, that are asked about in each patch
 ORDERS, DISTANCE = 100, 5  # orders of eight cubes, and in how many places any two differ at least (of 8)
 JITTER = 0.25  # of a cell's side: how much smaller a part is than its cell, so that it has room to move
 TURNED = 1 / 3  # of the cubes about each of two axes
@@ -103,11 +107,12 @@ class _Parts(Pretext):
         self.size = [n - max(1, round(JITTER * n)) for n in cell]
         check_size(self, self.size, f"one of {self.cells} parts per axis")
         self.grid = torch.tensor(list(product(range(self.cells), repeat=setting.ndim)))
-        self.embed = nn.Sequential(nn.Linear(self.widths[-1], EMBEDDED), nn.LayerNorm(EMBEDDED), nn.ReLU(inplace=True))
+        linear = nn.Linear(self.widths[-1], EMBEDDED, bias=False)
+        self.embed = nn.Sequential(linear, nn.LayerNorm(EMBEDDED), nn.ReLU(inplace=True))
 
     def parts(self, patches: Patches) -> tuple[Tensor, Tensor]:
         """Return the parts, (B, cells^axes, C, *size), in the order of the grid, and which samples count, (B,)."""
-        images, valid, draws, _ = patches
+        images, valid, draws, *_ = patches
         lows, highs = bounds(valid)
         cell, size = (highs - lows) // self.cells, torch.tensor(self.size)
         counts = (cell > size).all(1)
@@ -119,13 +124,20 @@ class _Parts(Pretext):
         return torch.stack(parts, 1), counts.to(images)
 
     def embeddings(self, parts: Tensor) -> Tensor:
-        """Return what the encoder makes of parts: (B, N, C, ...) -> (B, N, EMBEDDED)."""
-        flat = self.features(parts.flatten(0, 1))[-1]
-        return self.embed(pooled(flat)).unflatten(0, parts.shape[:2])
+        """Return what the encoder makes of parts: (B, N, C, ...) -> (B, N, EMBEDDED).
+
+        What all parts of a sample have in common is subtracted: at first it is nearly everything, and Jigsaw does not
+        learn. The published heads normalise over the batch instead, which would couple samples.
+        """
+        features = pooled(self.features(parts.flatten(0, 1))[-1]).unflatten(0, parts.shape[:2])
+        return self.embed(features - features.mean(1, keepdim=True))
 
 
 class Position(_Parts):
-    """Recognise which of the neighbours of the central part another part is (RPL): 26 classes in 3D, 8 in 2D."""
+    """Recognise which of the neighbours of the central part another part is (RPL): 26 classes in 3D, 8 in 2D.
+
+    Each patch is asked about NEIGHBOURS of them; the published method asks about one, and learns more slowly.
+    """
 
     measure = "accuracy"
     cells = 3
@@ -145,10 +157,11 @@ class Position(_Parts):
 
     def compute(self, patches: Patches) -> Rows:
         images, draws = patches.images, patches.draws
-        (parts, counts), labels = self.parts(patches), integers(draws, len(self.grid) - 1)
-        neighbours = labels + (labels >= self.center)
-        pair = torch.stack([parts[:, self.center], parts[torch.arange(len(parts)), neighbours]], 1)
-        logits = self.head(self.embeddings(pair).flatten(1))
+        (parts, counts), labels = self.parts(patches), permutations(draws, len(self.grid) - 1)[:, :NEIGHBOURS]
+        chosen = torch.cat([torch.full_like(labels[:, :1], self.center), labels + (labels >= self.center)], 1)
+        embedded = self.embeddings(parts[torch.arange(len(parts))[:, None], chosen])
+        centers = embedded[:, :1].expand(-1, NEIGHBOURS, -1)
+        logits = self.head(torch.cat([centers, embedded[:, 1:]], 2))
         return {"logits": logits, "labels": labels.to(images.device), COUNTS: counts}
 
     def loss(self, rows: Rows) -> Outcome:
@@ -237,7 +250,7 @@ def far_orders(count: int) -> np.ndarray:
 
     Greedily: each is one of those that are farthest from all before it (Noroozi and Favaro 2016, arXiv:1603.09246).
     """
-    every = np.array(list(permutations(range(count))), dtype=np.int64)
+    every = np.array(list(every_order(range(count))), dtype=np.int64)
     chosen, distance = [0], (every != every[0]).sum(1)
     total = distance.copy()
     while len(chosen) < ORDERS:
@@ -252,18 +265,26 @@ def far_orders(count: int) -> np.ndarray:
 
 
 def cross_entropy(rows: Rows, chance: float) -> tuple[Tensor, Tensor]:
-    """Return the cross entropy of `logits` and `labels`, and the accuracy, of the samples that count."""
+    """Return the cross entropy of `logits` and `labels`, and the accuracy, of the samples that count.
+
+    Logits are (B, classes), or for several answers per sample (B, N, classes); labels are without the last axis.
+    """
     logits, labels, counts = rows["logits"], rows["labels"], rows[COUNTS]
-    right = (logits.argmax(1) == labels).float()
-    return average(F.cross_entropy(logits, labels, reduction="none"), counts), average(right, counts, chance)
+    entropy = F.cross_entropy(logits.flatten(0, -2), labels.flatten(), reduction="none").reshape(len(labels), -1)
+    right = (logits.argmax(-1) == labels).float().reshape(len(labels), -1)
+    return average(entropy.mean(1), counts), average(right.mean(1), counts, chance)
 
 
 def _similar(setting: Setting, plane: tuple[int, int]) -> bool:
     """Return whether a quarter turn in a plane cannot be told from the spacing, and leaves out little of the patch."""
-    spacings = [setting.spacing, *([setting.acquired] if setting.acquired else [])]
-    limits = [*((spacing, NEAR_ISOTROPIC) for spacing in spacings), (setting.patch, NEAR_CUBIC)]
-    pairs = [(sorted(values[axis] for axis in plane), limit) for values, limit in limits]
-    return all(high <= limit * low for (low, high), limit in pairs)
+
+    def alike(values: Sequence[float], limit: float) -> bool:
+        low, high = sorted(values[axis] for axis in plane)
+        return high <= limit * low
+
+    acquired = [alike(spacing, NEAR_ISOTROPIC) for spacing in setting.acquired]
+    planned = alike(setting.spacing, NEAR_ISOTROPIC) and alike(setting.patch, NEAR_CUBIC)
+    return planned and sum(acquired) >= MOST_ALIKE * len(acquired)
 
 
 def _where(chosen: Tensor, these: Tensor, others: Tensor) -> Tensor:

@@ -44,7 +44,7 @@ class Restoration(Pretext):
         return images, None
 
     def compute(self, patches: Patches) -> Rows:
-        images, valid, draws, _ = patches
+        images, valid, draws, *_ = patches
         corrupted, hidden = self.corrupt(images, draws)
         return errors(self.restore(corrupted), images, valid if hidden is None else valid & hidden)
 

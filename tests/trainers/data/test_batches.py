@@ -17,11 +17,11 @@ from tests.loops import for_each
 class Numbers:
     """Draws with all three generators."""
 
-    def sample(self, position: int) -> dict[str, Any]:
+    def sample(self, position: int, number: int) -> dict[str, Any]:
         drawn = torch.tensor([[np.random.random(), torch.rand(1).item(), random.random()]], dtype=torch.float64)
         return {"data": drawn, "target": [drawn[:, :1], drawn[:, 1:]], "keys": [f"case_{position}"]}
 
-    def case(self, position: int) -> str:
+    def case(self, position: int, number: int) -> str:
         return f"case_{position}"
 
 
@@ -66,11 +66,11 @@ def test_parts_of_a_batch_are_those_that_it_is_joined_of() -> None:
 class Killed:
     """A worker process that is killed, as by the kernel when memory runs out."""
 
-    def sample(self, position: int) -> dict[str, Any]:
+    def sample(self, position: int, number: int) -> dict[str, Any]:
         os.kill(os.getpid(), signal.SIGKILL)
         return {}
 
-    def case(self, position: int) -> str:
+    def case(self, position: int, number: int) -> str:
         return f"case_{position}_{np.random.randint(100)}"
 
 
@@ -87,11 +87,11 @@ def test_a_killed_worker_is_reported_with_its_case_and_the_next_step() -> None:
 class Group:
     """Says to which group a process belongs, which is what a terminal and torchrun send signals to."""
 
-    def sample(self, position: int) -> dict[str, Any]:
+    def sample(self, position: int, number: int) -> dict[str, Any]:
         group = torch.tensor([os.getpgrp()])
         return {"data": group, "target": group, "keys": [""]}
 
-    def case(self, position: int) -> str:
+    def case(self, position: int, number: int) -> str:
         return ""
 
 
@@ -104,10 +104,10 @@ def test_a_signal_to_the_group_of_the_trainer_leaves_its_data_loading_alone() ->
 class Broken:
     """A case that cannot be read."""
 
-    def sample(self, position: int) -> dict[str, Any]:
+    def sample(self, position: int, number: int) -> dict[str, Any]:
         raise RuntimeError("case_7.b2nd is damaged")
 
-    def case(self, position: int) -> str:
+    def case(self, position: int, number: int) -> str:
         return "case_7"
 
 

@@ -64,6 +64,22 @@ def test_patches_of_one_sample_are_of_different_cases_if_there_are() -> None:
             samples.before = []
 
 
+def test_cases_that_take_turns_are_all_seen_and_as_many_in_a_batch_as_there_are() -> None:
+    for cases, patches in ((7, 1), (2, 1), (7, 2), (1, 2)):
+        samples = loader(UnlabelledLoader, 4, 0.0, cases=cases)
+        samples.patches = patches
+        samples.take_turns(3)
+        batches = [[samples.case(position, number) for position in range(4)] for number in range(7)]
+        assert {len(set(batch)) for batch in batches} == {min(cases, 4)}
+        counts = [sum(batch.count(case) for batch in batches) for case in samples.indices]
+        assert set(counts) == {28 // cases}
+        # The same whoever draws it, and whatever was drawn before.
+        samples.before = [samples.case(2, 5)]
+        assert (samples.case(2, 5) == samples.before[0]) == (cases == 1)
+        samples.before = []
+        assert samples.case(2, 5) == batches[5][2]
+
+
 def test_images_without_labels_are_drawn_from_anywhere_even_if_voxels_are_ignored() -> None:
     np.random.seed(0)
     samples = loader(UnlabelledLoader, 2, 0.0, ignores=True)

@@ -11,7 +11,15 @@ from stunet.files import read_json
 from stunet.folds import Fold
 from stunet.plans.files import plan_path, read_plan
 from stunet.plans.plan import Plan
-from stunet.trainers.data.sources import channel_warnings, frequencies, record_of, sources_of, split, union
+from stunet.trainers.data.sources import (
+    acquired_spacings,
+    channel_warnings,
+    frequencies,
+    record_of,
+    sources_of,
+    split,
+    union,
+)
 from tests.phantom_copy import change
 
 OTHER = "Dataset051_Other"
@@ -90,6 +98,16 @@ def test_channels_of_other_names_are_warned_of(two: Plan, pre: Path) -> None:
     change(pre.with_name(OTHER) / "dataset.json", channel_names={"0": "PET"})
     (said,) = channel_warnings(sources)
     assert said.startswith(f"the channels of {OTHER} are PET, those of {pre.name} CT")
+
+
+def test_spacings_are_those_of_all_scans_in_the_order_of_the_patches(two: Plan, pre: Path) -> None:
+    count = len(read_json(pre / "dataset_fingerprint.json")["spacings"])
+    change(pre.with_name(OTHER) / "dataset_fingerprint.json", spacings=[[5.0, 1.0, 0.9]] * count)
+    change(pre.with_name(OTHER) / "STUNetPlans_T.json", transpose_forward=[2, 0, 1], transpose_backward=[1, 2, 0])
+    turned = two.with_values(transpose_forward=[2, 0, 1], transpose_backward=[1, 2, 0])
+    sources = sources_of(turned, "3d_fullres")
+    assert acquired_spacings(sources, 3)[count:] == [[0.9, 5.0, 1.0]] * count
+    assert acquired_spacings(sources, 2)[-1] == [5.0, 1.0]
 
 
 def test_cases_are_loaded_from_their_own_folders_and_named_when_damaged(two: Plan, pre: Path) -> None:

@@ -175,6 +175,22 @@ def test_each_batch_is_judged_by_what_its_cases_annotate(
     assert {label for label, count in enumerate(counts, start=1) if count} <= annotated
 
 
+def test_without_augmentation_patches_and_the_values_of_label_files_stay(
+    head: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = make_trainer(tmp_path, monkeypatch, augment="none")
+    trainer.initialize()
+    source = trainer.get_dataloaders()[0]._loader.dataset.source  # type: ignore[attr-defined]
+    samples = []
+    for transforms in (source.transforms, None):
+        source.transforms = transforms
+        np.random.seed(0)
+        samples.append(source.sample(1))
+    prepared, plain = samples
+    assert torch.equal(prepared["data"], plain["data"])
+    assert torch.equal(prepared["target"][0], plain["target"].clamp(min=0))
+
+
 def test_a_checkpoint_of_other_annotations_is_refused_with_the_difference(
     parts: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

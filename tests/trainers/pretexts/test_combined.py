@@ -8,7 +8,7 @@ from stunet.trainers.pretexts.base import Setting
 from stunet.trainers.pretexts.combined import change, mix
 from stunet.trainers.pretexts.contrastive import EMBEDDED
 from stunet.trainers.pretexts.methods import METHODS
-from tests.pretext_inputs import make_patches, make_pretext
+from tests.pretext_inputs import kept_rows, make_patches, make_pretext
 
 PATCH = (16, 16, 16)
 
@@ -16,10 +16,11 @@ PATCH = (16, 16, 16)
 def test_the_loss_is_mocos_and_half_of_each_restorations() -> None:
     pretext, moco = make_pretext("pcrl"), make_pretext("moco")
     for each in (pretext, moco):
-        each.update({"key": F.normalize(torch.randn(4, EMBEDDED, generator=torch.Generator().manual_seed(2)))})
-    rows = pretext.compute(make_patches(3, *PATCH))
+        keys = F.normalize(torch.randn(4, EMBEDDED, generator=torch.Generator().manual_seed(2)))
+        each.update(kept_rows(each, key=keys))
+    rows = pretext.rows(make_patches(3, *PATCH))
     loss, measures = pretext.loss(rows)
-    expected = moco.loss({"query": rows["query"], "key": rows["key"]})[0]
+    expected = moco.loss({name: rows[name] for name in ("query", "key", "case")})[0]
     expected = expected + (rows["error"].mean() + rows["mixed error"].mean()) / 2
     assert torch.allclose(loss, expected)
     assert set(measures) == {"score", "retrieval", "spread", "explained variance"}
@@ -52,7 +53,7 @@ def test_the_mix_has_more_of_the_student_and_a_share_per_sample() -> None:
 def test_only_voxels_that_count_are_restored() -> None:
     pretext, patches = make_pretext("pcrl"), make_patches(2, *PATCH)
     patches.valid.zero_()
-    rows = pretext.compute(patches)
+    rows = pretext.rows(patches)
     assert not bool(rows["error"].any() | rows["mixed error"].any())
 
 

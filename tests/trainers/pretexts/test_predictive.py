@@ -20,7 +20,8 @@ def test_first_losses_are_at_chance() -> None:
     for name, expected in (("rot", 2.303), ("rpl", 3.258), ("jigsaw", 4.605), ("rkb", 5.878), ("rkb-plus", 6.571)):
         pretext = make_pretext(name, PATCH)
         assert pretext.chance_loss == pytest.approx(expected, abs=1e-3)
-        assert float(pretext(make_patches(8, *PATCH))[0].detach()) == pytest.approx(expected, abs=0.15), name
+        # Flags begin at 0.693, and their chance is 0.637: that a third is set has to be learned.
+        assert float(pretext(make_patches(8, *PATCH))[0].detach()) == pytest.approx(expected, abs=0.2), name
 
 
 def test_every_weight_that_requires_a_gradient_gets_one() -> None:
@@ -57,8 +58,10 @@ def test_only_turns_that_nothing_but_the_anatomy_tells_are_asked_for() -> None:
         return set(make_pretext("rot", *arguments, **more).turns[1:])
 
     in_plane, halves = {(k, (1, 2)) for k in (1, 2, 3)}, {(2, plane) for plane in ((0, 1), (0, 2), (1, 2))}
-    thick = {"acquired": (5.0, 1.0, 1.0)}
-    assert planes(PATCH, **thick) == in_plane, "thick slices, resampled: their blur lies along the first axis"
+    thick, thin = (5.0, 1.0, 1.0), (1.0, 1.0, 1.0)
+    assert planes(PATCH, acquired=[thick] * 3) == in_plane, "resampled: their blur lies along the first axis"
+    assert planes(PATCH, acquired=[thin] * 9 + [thick]) == in_plane, "a tenth of the scans"
+    assert len(planes(PATCH, acquired=[thin] * 39 + [thick])) == 9
     assert planes((16, 32, 32)) == in_plane, "a cube would leave out most of the patch"
     assert planes(PATCH, (5.0, 1.0, 3.0)) == halves
     pretext = make_pretext("rot", (24, 20), (3.0, 1.0))
@@ -92,9 +95,9 @@ def test_cubes_are_in_the_order_of_their_label_and_turned_as_their_flags_say() -
     assert not (rows["first labels"] * rows["last labels"]).any()
 
 
-def test_the_neighbour_is_where_its_label_says() -> None:
+def test_neighbours_are_where_their_labels_say() -> None:
     pretext, seen = make_pretext("rpl", PATCH), []
-    pretext.embeddings = lambda pair: (seen.append(pair), torch.zeros(len(pair), 2, 64))[1]
+    pretext.embeddings = lambda parts: (seen.append(parts), torch.zeros(*parts.shape[:2], 64))[1]
     # Each voxel holds the number of its cell.
     cells = torch.arange(27.0).view(3, 3, 3)
     for axis in range(3):
@@ -102,7 +105,8 @@ def test_the_neighbour_is_where_its_label_says() -> None:
     found = cells.expand(30, 1, 24, 24, 24)
     labels = pretext.compute(patches_of(found))["labels"]
     assert (seen[0][:, 0] == 13).all()
-    assert torch.equal(seen[0][:, 1, 0, 0, 0, 0], (labels + (labels >= 13)).float())
+    assert torch.equal(seen[0][:, 1:, 0, 0, 0, 0], (labels + (labels >= 13)).float())
+    assert all(len(set(each.tolist())) == 8 for each in labels)
 
 
 def test_parts_lie_inside_the_box_around_the_voxels_that_count() -> None:

@@ -1,0 +1,179 @@
+"""Do published claims on self-supervised pre-training hold for the fine-tunings in benchmarks/selfsupervised/?
+
+    python benchmarks/claims.py collect FOLDER     # Dice by case of what stunet_experiment ... -o FOLDER has finished
+    python benchmarks/claims.py table              # each claim with its difference, interval and verdict
+
+`collect` adds to benchmarks/results/selfsupervised_arms.json, from which `table` computes. Differences are paired by
+seed and held-out case, and their intervals those of stunet_experiment (stunet/experiment/summary.py).
+"""
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from stunet.console import note, table
+from stunet.experiment.arms import arms, command, read_experiment, request
+from stunet.experiment.runs import Record, results
+from stunet.experiment.summary import bootstrap, mean_dice
+from stunet.files import read_json, write_json
+from stunet.weights.checkpoints import load_checkpoint
+
+HERE = Path(__file__).parent
+FINISHED = HERE / "results" / "selfsupervised_arms.json"
+SHARES = (0.1, 0.25, 0.5, 1.0)  # of the steps, for the speed of convergence
+WINDOW = 4  # epochs whose Dice is averaged there
+SEEDS = 3  # with fewer there is no verdict
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A claim that the first of two arms has a higher Dice, the mean over `cases`; arms are FILE:LINE[@CLASS].
+
+    With four arms it is that the difference of the first two is larger than that of the last two.
+    """
+
+    text: str
+    source: str
+    arms: Sequence[str]
+    cases: Sequence[int] = (8,)
+
+
+ALL = (4, 8, 16)
+ZHANG, KHAN, WALD = "Zhang 2022", "Khan 2023", "Wald 2025"
+CLAIMS = [
+    Claim("AE: without skip connections is better", ZHANG, ("few_cases:ae full", "few_cases:ae-skips full"), ALL),
+    Claim("MG: the same", ZHANG, ("few_cases:mg full", "transfer:mg-skips full encoder"), ALL),
+    Claim("MAE: the same", "-", ("few_cases:mae-no-skips full", "transfer:mae full encoder"), ALL),
+    Claim("MAE: the encoder alone is better", ZHANG, ("transfer:mae full encoder", "few_cases:mae full"), ALL),
+    Claim("MG: the same", ZHANG, ("transfer:mg-skips full encoder", "few_cases:mg-skips full"), ALL),
+    Claim("MAE: with the decoder is better", WALD, ("few_cases:mae full", "transfer:mae full encoder"), ALL),
+    Claim("MAE: full beats frozen warm-up", ZHANG, ("strategies:mae full", "strategies:mae warmup")),
+    Claim("SimCLR: the same", ZHANG, ("strategies:simclr full", "strategies:simclr warmup")),
+    Claim("MAE: a ramp is better", WALD, ("strategies:mae ramp", "strategies:mae full")),
+    Claim("SimCLR: 25-50 % beats 50-75 %", KHAN, ("strategies:simclr quarter-2", "strategies:simclr quarter-3")),
+    Claim("MoCo: the same", KHAN, ("strategies:moco quarter-2", "strategies:moco quarter-3")),
+    Claim("MAE: 50-75 % beats 25-50 %", KHAN, ("strategies:mae quarter-3", "strategies:mae quarter-2")),
+    Claim("MG: the same", KHAN, ("strategies:mg quarter-3", "strategies:mg quarter-2")),
+    Claim("MAE: 0-75 % beats end-to-end", KHAN, ("strategies:mae shallow", "strategies:mae full")),
+    Claim("SimCLR: the same", KHAN, ("strategies:simclr shallow", "strategies:simclr full")),
+    *(
+        Claim(
+            f"{title}: augmentation lowers the gain",
+            ZHANG,
+            (
+                f"no_augmentation:{name} full",
+                "no_augmentation:scratch full",
+                f"strategies:{name} full",
+                "strategies:scratch full",
+            ),
+        )
+        for title, name in (("MAE", "mae"), ("SimCLR", "simclr"))
+    ),
+    *(
+        Claim(
+            f"{title}: the rare class gains more{how}",
+            ZHANG,
+            tuple(f"{file}:{line} full@{part}" for part in ("Posterior", "Anterior") for line in (name, "scratch")),
+        )
+        for title, name in (("MAE", "mae"), ("SimCLR", "simclr"))
+        for file, how in (("rare", ""), ("rare_oversampled", ", with oversampling"))
+    ),
+    Claim("BYOL: online beats teacher", ZHANG, ("few_cases:byol full", "teacher:byol-teacher full"), ALL),
+    Claim("MAE and SimCLR together beat MAE", KHAN, ("multi:both full", "few_cases:mae full"), ALL),
+    Claim("and SimCLR", KHAN, ("multi:both full", "few_cases:simclr full"), ALL),
+    Claim("and the ensemble of both", "-", ("multi:both full", "ensemble:mae + simclr full"), ALL),
+]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("collect").add_argument("folder", type=Path)
+    commands.add_parser("table")
+    args = parser.parse_args()
+    if args.command == "collect":
+        collect(args.folder)
+    else:
+        show(read_json(FINISHED) if FINISHED.is_file() else {})
+
+
+def collect(folder: Path) -> None:
+    """Adds the finished arms: Dice by class and case, and the Dice on patches at some shares of the steps."""
+    record, found = Record(folder), read_json(FINISHED) if FINISHED.is_file() else {}
+    for file in sorted((HERE / "selfsupervised").glob("*.toml")):
+        experiment = read_experiment(folder / file.name)
+        todo = {arm: command(request(experiment, arm)) for arm in arms(experiment)}
+        for arm, dice in results(todo, record).items():
+            fold = record.summary(todo[arm]).parents[1]
+            epochs = load_checkpoint(fold / "checkpoint_final.pth")["logging"]["mean_fg_dice"]
+            ends = [round(share * len(epochs)) for share in SHARES]
+            found.setdefault(f"{file.stem}:{arm.line}", {}).setdefault(str(arm.cases), {})[str(arm.seed)] = {
+                "dice": {case: {name: round(value, 4) for name, value in each.items()} for case, each in dice.items()},
+                "on_patches": [round(float(np.mean(epochs[max(0, end - WINDOW) : end])), 4) for end in ends],
+            }
+    for path in sorted(folder.glob("ensembles/*/summary.json")):  # of ensemble.py
+        run = read_json(path)
+        found.setdefault(f"ensemble:{run['arm']}", {}).setdefault(run["cases"], {})[run["seed"]] = {
+            "dice": {
+                Path(case["reference_file"]).name: {
+                    run["labels"][key]: round(value["Dice"], 4) for key, value in case["metrics"].items()
+                }
+                for case in run["metric_per_case"]
+            }
+        }
+    write_json(FINISHED, found)
+    note(f"{sum(len(seeds) for line in found.values() for seeds in line.values())} arms in {FINISHED.name}")
+
+
+def show(found: dict[str, Any]) -> None:
+    rows = []
+    for claim in CLAIMS:
+        if len(seeds := common_seeds(found, claim)) < SEEDS:
+            rows.append([claim.text, claim.source, "-", "-", f"{len(seeds)} of {SEEDS} seeds run"])
+            continue
+        difference, low, high = compare(found, claim, seeds)
+        verdict = "holds" if low > 0 else "does not hold" if high < 0 else "cannot be told"
+        rows.append([claim.text, claim.source, f"{difference:+.3f}", f"{low:+.3f} to {high:+.3f}", verdict])
+    table(("claim", "source", "difference", "95 % interval", "verdict"), rows)
+    lines = [line for line in found if line.startswith("few_cases:") and str(8) in found[line]]
+    curves = {line: np.mean([run["on_patches"] for run in found[line]["8"].values()], 0) for line in lines}
+    columns = ("8 cases, Dice on held-out patches after", *(f"{share:.0%} of the steps" for share in SHARES))
+    table(columns, [[line.partition(":")[2], *(f"{dice:.3f}" for dice in curve)] for line, curve in curves.items()])
+
+
+def common_seeds(found: dict[str, Any], claim: Claim) -> list[str]:
+    """Returns the seeds that all arms of a claim have been run with."""
+    lines = [found.get(arm.partition("@")[0], {}) for arm in claim.arms]
+    return sorted(set.intersection(*(set(line.get(str(cases), {})) for line in lines for cases in claim.cases)))
+
+
+def compare(found: dict[str, Any], claim: Claim, seeds: Sequence[str]) -> tuple[float, float, float]:
+    """Returns the mean difference of a claim's arms and its interval."""
+    draws, difference = np.zeros(1), 0.0
+    for sign, more, less in zip((1, -1), claim.arms[::2], claim.arms[1::2], strict=False):
+        for cases in claim.cases:
+            one, other = (_dice(found, arm, cases, seeds) for arm in (more, less))
+            # Without a generator, all of them draw the same seeds and cases.
+            draws = draws + sign * bootstrap(one, other) / len(claim.cases)
+            means = [mean_dice(a) - mean_dice(b) for a, b in zip(one, other, strict=True)]
+            difference += sign * float(np.mean(means)) / len(claim.cases)
+    low, high = np.nanquantile(draws, [0.025, 0.975])
+    return difference, float(low), float(high)
+
+
+def _dice(found: dict[str, Any], arm: str, cases: int, seeds: Sequence[str]) -> np.ndarray:
+    """Returns the Dice of an arm by seed, case and class, each in order; of one class alone if the arm names it."""
+    line, _, only = arm.partition("@")
+    runs = [found[line][str(cases)][seed]["dice"] for seed in seeds]
+    assert len({tuple(sorted(run)) for run in runs}) == 1, f"{line}: held-out cases differ"
+    return np.array([
+        [[each[name] for name in sorted(each) if only in ("", name)] for _, each in sorted(run.items())] for run in runs
+    ])  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
