@@ -32,9 +32,12 @@ EXAMPLES = """examples:
   stunet_models import model_final_checkpoint.model --name STU-Net-B.abdomenatlas
   stunet_models import ~/.totalsegmentator/nnunet/results
   stunet_models export STU-Net-B -o stunet_b.safetensors --half
+  stunet_models export STU-Net-B -o stunet_b.zip --format nnunet
+  stunet_models export nnUNetTrainer__nnUNetResEncUNetLPlans__3d_fullres -o e.pth --format nnssl
   stunet_models export STUNetTrainer__STUNetPlans_B-lora__3d_fullres/fold_0/checkpoint_final.pth -o adapter --peft
   stunet_models bn-recollect nnUNetTrainerBN__nnUNetPlans__3d_fullres -d 3
 """
+FORMATS = ("nnunet", "nnssl")  # of models/exporting.py, which imports torch
 SCHEMES = {
     "ZScoreNormalization": "z-score of each image",
     "CTNormalization": "clipped and scaled by the training data's intensities",
@@ -73,9 +76,15 @@ def build_parser() -> argparse.ArgumentParser:
     take.add_argument("--name", help="of the model (default: the entry that it is recognised as)")
     take.add_argument("--pkl", type=Path, metavar="FILE", help="nnU-Net v1's .model.pkl (default: that beside FILE)")
     take.add_argument("--dataset", type=Path, metavar="FILE", help="the training's dataset.json, for names of classes")
-    give = verb("export", "write a model as one file or as a model folder of nnU-Net v2", _export)
+    give = verb("export", "write a model as one file, as a model folder of nnU-Net v2, or for nnssl", _export)
     give.add_argument("name", metavar="NAME|PATH")
-    give.add_argument("-o", required=True, type=Path, metavar="OUT", help="OUT.safetensors, OUT.zip, or a folder")
+    give.add_argument(
+        "-o", required=True, type=Path, metavar="OUT", help="OUT.safetensors, OUT.zip, a folder, or OUT.pth for nnssl"
+    )
+    give.add_argument(
+        "--format", choices=FORMATS, help="nnunet: a folder or zip that stock nnU-Net runs (the default of these two); "
+        "nnssl: a file for nnU-Net's and nnssl's fine-tuning",
+    )  # fmt: skip
     add_licence_flag(give)
     form = give.add_mutually_exclusive_group()
     form.add_argument("--half", action="store_true", help="float16: half the size")
@@ -173,17 +182,22 @@ def _import(args: argparse.Namespace) -> None:
 
 
 def _export(args: argparse.Namespace) -> None:
+    if args.peft and args.format:
+        raise UsageError("--peft is a form of its own", "leave --format out")
     # Published models have no adapters.
     source = store.find_model(args.name, offline=args.peft, accept_licence=args.accept_licence)
     if args.peft:
         from stunet.trainers.finetune.peft_export import export_adapter
 
         export_adapter(source, args.o)
+        notes = []
     else:
-        from stunet.models.folder import export
+        from stunet.models.exporting import export
 
-        export(source, args.o, args.half)
+        notes = export(source, args.o, args.half, args.format)
     console.result(str(args.o))
+    for note in notes:
+        console.note(note)
 
 
 def _check(args: argparse.Namespace) -> None:

@@ -1,6 +1,6 @@
 """Pack a model folder into a zip, and unpack a zip from any source without writing what it should not.
 
-The zip is what nnUNetv2_export_model_to_zip writes, or ours. store.py imports models, folder.py exports them.
+The zip is what nnUNetv2_export_model_to_zip writes, or ours. installing.py imports models, exporting.py exports them.
 """
 
 import errno
@@ -25,12 +25,12 @@ _MODEL = re.compile(rf"(?P<root>(.*/)?)(plans\.json|{CHECKPOINT})")
 MAX_RATIO, MAX_EXTRA_BYTES, MAX_MEMBERS = 20, 16 << 20, 10_000
 
 
-def pack(folder: Path, archive: Path) -> None:
-    """Write a model folder as a zip, uncompressed, because weights do not compress."""
+def pack(folder: Path, archive: Path, place: str) -> None:
+    """Write a model folder as a zip, uncompressed, because weights do not compress; it is called `place` in there."""
     with atomic_write(archive) as part, zipfile.ZipFile(part, "w", zipfile.ZIP_STORED) as target:
         for path in sorted(folder.rglob("*")):
             if path.is_file():
-                target.write(path, f"{archive.stem}/{path.relative_to(folder).as_posix()}")
+                target.write(path, f"{place}/{path.relative_to(folder).as_posix()}")
 
 
 def is_packed_model(path: Path) -> bool:

@@ -38,6 +38,7 @@ _NAMES = dict.fromkeys(_FIXED, RESENC) | {
     each.class_name.rpartition(".")[2]: each for each in (RESENC, PLAIN_UNET, STUNET, MULTI_ENCODER)
 }
 RESENC_L = RESENC.laid_out(RESENC.usual(3), [[1, 1, 1], *[[2, 2, 2]] * 5], [[3, 3, 3]] * 6)
+_LABELS = ("labels", "regions_class_order")  # what dataset.json says of the head
 _OWN = table({}, {"intensities": optional(INTENSITIES), "orientation": optional(orientation)}, others=True)
 
 
@@ -137,9 +138,10 @@ def write_nnssl(
     plan: Plan,
     configuration: str,
     channels: Sequence[str],
-    method: str,
+    method: str | None,
     citations: Sequence[Mapping[str, Any]] = (),
     transfers: str = ENCODER_ALONE,
+    dataset: Mapping[str, Any] | None = None,
 ) -> None:
     """Write a pre-trained network as nnssl does; the file appears whole or not at all.
 
@@ -149,9 +151,10 @@ def write_nnssl(
         plan: The plan of the pre-training.
         configuration: The configuration that was trained.
         channels: Names of the image channels.
-        method: Name of the pretext.
+        method: Name of the pretext; None: labels trained it.
         citations: As nnssl has them: {"type": ..., "name": ..., "apa_citations": [...]}, shown by whoever fine-tunes.
         transfers: What the method is meant to give, one of TRANSFERS; nnU-Net takes stem and encoder in any case.
+        dataset: The dataset.json of labels that trained it.
 
     Raises:
         DataError: The plan lacks what nnssl's has, or the file could not be written completely.
@@ -183,8 +186,9 @@ def write_nnssl(
         "citations": [dict(each) for each in citations],
         "trainer_name": "STUNetPretrainer",
         "stunet": {
-            "pretext": {"method": method, "transfers": transfers},
+            "pretext": {"method": method, "transfers": transfers} if method else None,
             "channels": list(channels),
+            "labels": {key: dataset[key] for key in _LABELS if key in dataset} if dataset else None,
             "intensities": plan.get("foreground_intensity_properties_per_channel"),
             "orientation": plan.orientation,
         },

@@ -190,12 +190,14 @@ def _read_v2(weights: Weights, content: Mapping[str, Any]) -> Weights:
 
 def _read_nnssl(weights: Weights, content: Mapping[str, Any]) -> Weights:
     own = content.get("stunet") or {}
-    pretext = nnssl.read_pretext(own["pretext"]) if own else nnssl.pretext_of_trainer(content.get("trainer_name"))
-    weights = replace(weights, pretext=pretext.method, transfers=pretext.transfers)
+    if not own or own["pretext"] is not None:  # None: labels trained it
+        pretext = nnssl.read_pretext(own["pretext"]) if own else nnssl.pretext_of_trainer(content.get("trainer_name"))
+        weights = replace(weights, pretext=pretext.method, transfers=pretext.transfers)
     channels = {str(i): name for i, name in enumerate(own.get("channels") or ())}
     planned = nnssl.pretrain_plan(content)
     plan, name = planned or (Plan({}), None)
-    return _described(weights, plan.content, name, {"channel_names": channels} if channels else None)
+    dataset = {"channel_names": channels, **(own.get("labels") or {})} if channels else None
+    return _described(weights, plan.content, name, dataset)
 
 
 def _read_ours(weights: Weights, meta: Mapping[str, Any]) -> Weights:

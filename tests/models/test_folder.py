@@ -20,7 +20,8 @@ from stunet.inference.predictor import Options, Predictor
 from stunet.models import installing, registry
 from stunet.models.archive import is_packed_model, pack, unpack
 from stunet.models.entry import Entry
-from stunet.models.folder import check, describe, export, write_model_folder
+from stunet.models.exporting import export
+from stunet.models.folder import check, describe, write_model_folder
 from stunet.networks import build
 from stunet.weights.checkpoints import save_checkpoint
 from stunet.weights.reading import Weights, read_weights

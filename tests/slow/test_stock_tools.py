@@ -237,6 +237,22 @@ def test_an_exported_model_predicts_the_same_where_it_is_installed(
     assert_equal(trained.read(tmp_path / "ours"), expected)
 
 
+def test_nnunet_installs_and_predicts_what_stunet_models_exports(
+    trained: "Place", predicted: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text(OPERATORS)
+    archive, model = tmp_path / "model.zip", trained.model("3d_fullres")
+    trained.run("stunet_models", "export", model, "-o", archive, "--format", "nnunet", STUNET_MODELS=tmp_path)
+    elsewhere = {"nnUNet_results": tmp_path / "installed", "nnUNet_raw": tmp_path, "nnUNet_preprocessed": tmp_path}
+    (tmp_path / "installed").mkdir()
+    trained.run("nnUNetv2_install_pretrained_model_from_zip", archive, **elsewhere)
+    predict = ["nnUNetv2_predict", *_model(trained, "3d_fullres"), "-p", trained.plans, "-f", 0, 1, *ALONE]
+    predict[predict.index("-d") + 1] = trained.dataset  # its name, which elsewhere no number stands for
+    trained.run(*predict, "-o", tmp_path / "stock", PYTHONPATH=tmp_path / "site", **elsewhere)
+    assert_agree(trained.read(tmp_path / "stock"), trained.read(predicted / "ours_3d_fullres"))
+
+
 def test_both_predict_the_same_with_a_cascade(place: "Place", tmp_path: Path) -> None:
     place.run_all(*(place.training("3d_half", fold) for fold in (0, 1)))
     handed_over = place.model("3d_half") / "predicted_next_stage" / "3d_cascade_half"
