@@ -224,7 +224,7 @@ def test_a_zip_by_nnunet_is_read_with_its_deeper_folders(folder: Path, tmp_path:
 
 
 def test_a_checkpoint_is_no_packed_model(weights: Weights, folder: Path, tmp_path: Path) -> None:
-    pack(folder, tmp_path / "model.zip")
+    pack(folder, tmp_path / "model.zip", "model")
     assert is_packed_model(tmp_path / "model.zip")
     assert not is_packed_model(weights.path)
     assert not is_packed_model(folder / "plans.json")
@@ -279,7 +279,7 @@ def test_an_archive_with_a_broken_directory_is_damaged(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, field: int, value: int
 ) -> None:
     monkeypatch.setenv("STUNET_MODELS", str(tmp_path / "store"))
-    pack(folder, tmp_path / "model.zip")
+    pack(folder, tmp_path / "model.zip", "model")
     content = bytearray((tmp_path / "model.zip").read_bytes())
     end = content.rfind(b"PK\5\6")
     content[int.from_bytes(content[end + 16 : end + 20], "little") + field] = value
@@ -289,7 +289,7 @@ def test_an_archive_with_a_broken_directory_is_damaged(
 
 
 def test_only_folds_with_plain_numbers_and_short_names_are_unpacked(folder: Path, tmp_path: Path) -> None:
-    pack(folder, tmp_path / "model.zip")
+    pack(folder, tmp_path / "model.zip", "model")
     with zipfile.ZipFile(tmp_path / "model.zip", "a") as archive:
         archive.writestr("model/fold_\N{ARABIC-INDIC DIGIT THREE}/checkpoint_final.pth", "")
         archive.writestr(f"model/fold_0/checkpoint_{'a' * 300}.pth", "")
@@ -302,7 +302,7 @@ def test_an_archive_is_named_as_the_user_named_it(
 ) -> None:
     monkeypatch.setenv("STUNET_MODELS", str(tmp_path / "store"))
     (folder / "fold_0" / "checkpoint_final.pth").unlink()
-    pack(folder, tmp_path / "model.zip")
+    pack(folder, tmp_path / "model.zip", "model")
     with pytest.raises(WeightsError, match=r"model\.zip' has a checkpoint_final") as refused:
         installing.import_file(tmp_path / "model.zip", "mine")
     assert ".downloads" not in refused.value.message
@@ -353,7 +353,7 @@ def test_one_process_at_a_time_exports_to_a_place(folder: Path, tmp_path: Path, 
 
 
 def test_a_damaged_archive_is_refused(folder: Path, tmp_path: Path) -> None:
-    pack(folder, tmp_path / "model.zip")
+    pack(folder, tmp_path / "model.zip", "model")
     content = bytearray((tmp_path / "model.zip").read_bytes())
     content[len(content) // 2] ^= 1
     (tmp_path / "model.zip").write_bytes(content)
