@@ -57,8 +57,8 @@ LIGHT = {
     "source_lookup", "workspace", "presets", "console", "preprocessing", "cli", "labels", "models", "runs", "workers",
 }  # fmt: skip
 HEAVY_FILES = {
-    "stunet.models.folder", "stunet.preprocessing.case", "stunet.preprocessing.stored", "stunet.runs.launch",
-    "stunet.runs.memory_check",
+    "stunet.models.folder", "stunet.models.onnx_export", "stunet.preprocessing.case",
+    "stunet.preprocessing.stored", "stunet.runs.launch", "stunet.runs.memory_check",
 }  # fmt: skip
 
 
@@ -196,7 +196,7 @@ def test_the_packaged_packages_are_the_folders() -> None:
 def test_every_package_imported_is_a_dependency_and_the_other_way_round() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
-    declared = project["dependencies"] + extras["dicomseg"] + extras["peft"]
+    declared = project["dependencies"] + extras["dicomseg"] + extras["onnx"] + extras["peft"]
     used = {i.split(".")[0] for _, path in modules() for i in imports(path, top_only=False)}
     imported_as = {"PyYAML": "yaml"}
     names = (re.split(r"[^\w-]", name)[0] for name in declared)

@@ -249,6 +249,10 @@ class Architecture(ABC):
         """Return what two networks' tensors at the same place have in common: the canonical name, or a part of it."""
         return name
 
+    def portable(self, network: "nn.Module") -> "nn.Module":
+        """Return the network, which may be modified, with layers of torch that other programs know."""
+        return network
+
     def prepare(self, network: "nn.Module", device: "torch.device") -> "nn.Module":
         """Return the network in its fastest form for prediction on a device; optimized.py then does what suits any."""
         return network

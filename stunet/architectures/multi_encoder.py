@@ -60,6 +60,9 @@ class _MultiEncoder(Architecture):
     def encoder_parameters(self, arguments: Mapping[str, Any], channels: int, strides: Sequence[Sequence[int]]) -> int:
         return arguments["encoders"] * STUNET.encoder_parameters(arguments, channels, strides)
 
+    def portable(self, network: Any) -> "nn.Module":
+        return STUNET.portable(network)
+
     def kept(self, arguments: Mapping[str, Any], voxels: Sequence[int]) -> list[Kept]:
         encoders, one = arguments["encoders"], STUNET.kept(arguments, voxels)
         # Fusion also keeps the concatenation; what it makes of the bottlenecks is kept for the upsampling, and with

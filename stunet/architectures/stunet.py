@@ -46,6 +46,11 @@ class _STUNet(Architecture):
     def run(self, network: Any, function: "Callable[..., Tensor]", *inputs: Any) -> "Tensor":
         return network._run(function, *inputs)
 
+    def portable(self, network: Any) -> "nn.Module":
+        from stunet.networks import with_layers_of_torch
+
+        return with_layers_of_torch(network)
+
     def kept(self, arguments: Mapping[str, Any], voxels: Sequence[int]) -> list[Kept]:
         size = size_of(arguments)
         # A residual block keeps 4 tensors of its output's shape: the outputs of two convolutions and two activations.

@@ -37,7 +37,7 @@ EXAMPLES = """examples:
   stunet_models export STUNetTrainer__STUNetPlans_B-lora__3d_fullres/fold_0/checkpoint_final.pth -o adapter --peft
   stunet_models bn-recollect nnUNetTrainerBN__nnUNetPlans__3d_fullres -d 3
 """
-FORMATS = ("nnunet", "nnssl")  # of models/exporting.py, which imports torch
+FORMATS = ("nnunet", "nnssl", "onnx")  # of models/exporting.py, which imports torch
 SCHEMES = {
     "ZScoreNormalization": "z-score of each image",
     "CTNormalization": "clipped and scaled by the training data's intensities",
@@ -79,11 +79,11 @@ def build_parser() -> argparse.ArgumentParser:
     give = verb("export", "write a model as one file, as a model folder of nnU-Net v2, or for nnssl", _export)
     give.add_argument("name", metavar="NAME|PATH")
     give.add_argument(
-        "-o", required=True, type=Path, metavar="OUT", help="OUT.safetensors, OUT.zip, a folder, or OUT.pth for nnssl"
+        "-o", required=True, type=Path, metavar="OUT", help="OUT.safetensors, OUT.zip, a folder, OUT.pth, OUT.onnx"
     )
     give.add_argument(
         "--format", choices=FORMATS, help="nnunet: a folder or zip that stock nnU-Net runs (the default of these two); "
-        "nnssl: a file for nnU-Net's and nnssl's fine-tuning",
+        "nnssl: a file for nnU-Net's and nnssl's fine-tuning; onnx: the network alone, for OpenVINO (stunet[onnx])",
     )  # fmt: skip
     add_licence_flag(give)
     form = give.add_mutually_exclusive_group()

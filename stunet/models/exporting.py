@@ -1,6 +1,6 @@
-"""Pass a model on: as our one file, as a model folder or zip of nnU-Net v2, or as nnssl's file.
+"""Pass a model on: as our one file, as a model folder or zip of nnU-Net v2, as nnssl's file, or as ONNX.
 
-folder.py writes the folders, archive.py packs them, weights/nnssl.py writes nnssl's files.
+folder.py writes the folders, archive.py packs them, weights/nnssl.py and onnx_export.py write the other files.
 """
 
 import shlex
@@ -20,18 +20,20 @@ from stunet.models.folder import (
     state_dict,
     write_model_folder,
 )
+from stunet.models.onnx_export import write_onnx
 from stunet.names import check_name
 from stunet.plans.plan import WHOLE
 from stunet.weights.checkpoints import check_finite, save_weights, to_half
 from stunet.weights.nnssl import write_nnssl
 from stunet.weights.reading import Weights
 
-NNUNET, NNSSL = "nnunet", "nnssl"
+NNUNET, NNSSL, ONNX = "nnunet", "nnssl", "onnx"
 # The endings that each form can have; without a form they decide.
 ENDINGS: dict[str | None, tuple[str, ...]] = {
     None: (".safetensors", ".zip", ""),
     NNUNET: (".zip", ""),
     NNSSL: (".pth",),
+    ONNX: (".onnx",),
 }
 _TRAINER = "nnUNetTrainer"  # in the checkpoints that folder.py writes
 _NORMALIZATION = "ZScoreNormalization"  # what nnU-Net's commands for nnssl's files take for every channel
@@ -44,7 +46,7 @@ def export(source: Path, target: Path, half: bool = False, form: str | None = No
         source: A file or model folder that read_weights accepts.
         target: Without a form the ending decides: .safetensors, .zip, or none for a folder.
         half: Write float16, half the size; all our readers and nnU-Net convert it back to float32.
-        form: NNUNET, NNSSL, or None.
+        form: NNUNET, NNSSL, ONNX, or None.
 
     Returns:
         What to do next, and what the programs that read it do otherwise than ours.
@@ -53,12 +55,14 @@ def export(source: Path, target: Path, half: bool = False, form: str | None = No
         WeightsError: The weights cannot be read, have no plans, are not of the kind that the form holds, or float16
             cannot hold them.
         DataError: `target` exists.
-        UsageError: `target` has another ending.
+        UsageError: `target` has another ending, or ONNX is asked for in float16 or without its packages.
     """
     endings, ending = ENDINGS[form], target.suffix.lower()
     if ending not in endings:
         hint = ", ".join(f"OUT{each}" if each else "a folder OUT" for each in endings)
         raise UsageError(f"{str(target)!r} ends with {target.suffix!r}", f"-o {hint.replace(', ', ' or ')}")
+    if form == ONNX and half:
+        raise UsageError("--half: ONNX files are written in float32", "leave it out")
     _check_free(target)
     folds = read_folds(source)
     if not ending:
@@ -78,6 +82,8 @@ def export(source: Path, target: Path, half: bool = False, form: str | None = No
         first = next(iter(folds.values()))
         if form == NNSSL:
             return _write_nnssl(target, first, half)
+        if form == ONNX:
+            return write_onnx(target, _fitting({"": first}, half)[""])
         check_segments(first)
         meta = {key: getattr(first, key) for key in ("configuration", "dataset", "mirror_axes", "entry")}
         meta = {"plans": first.plan.content if first.plan else None, **meta}
@@ -156,6 +162,8 @@ def _write_nnssl(target: Path, weights: Weights, half: bool) -> list[str]:
         WeightsError: The weights have no plan, or are of a kind that nnssl has not.
     """
     plan, network = weights.plan, weights.network
+    if weights.kind == NNSSL:  # its plan has fields that ours has not, and names whom to cite
+        raise WeightsError(f"{str(weights.path)!r} is in nnssl's format already", "copy it as it is")
     if plan is None or not weights.strides or not weights.spacing or weights.configuration is None:
         raise WeightsError(
             f"{str(weights.path)!r} has no plans, and nnssl's files hold spacing, normalisation and patch",

@@ -146,6 +146,9 @@ def test_networks_that_nnssl_has_not_are_refused(tmp_path: Path) -> None:
         folder = make_model(tmp_path / f"nnUNetTrainer__nnUNetPlans__{configuration}")
         with pytest.raises(WeightsError, match=what):
             export(folder, tmp_path / "x.pth", form=NNSSL)
+    export(model(tmp_path / NAME, RESENC), tmp_path / "first.pth", form=NNSSL)
+    with pytest.raises(WeightsError, match="nnssl's format already"):
+        export(tmp_path / "first.pth", tmp_path / "x.pth", form=NNSSL)
     torch.save(trained(RESENC).state_dict(), tmp_path / "bare.pth")
     with pytest.raises(WeightsError, match="no plans"):
         export(tmp_path / "bare.pth", tmp_path / "x.pth", form=NNSSL)

@@ -114,7 +114,7 @@ def prepare(network: nn.Module, device: torch.device, precision: str) -> nn.Modu
     if device.type == "cpu":
         _replace_instance_norms(network)
         _pool_in_float32(network)
-        if torch.backends.mkldnn.is_available():
+        if torch.backends.mkldnn.is_available() and (precision != "bf16" or _one_dnn_has_bf16()):
             _use_one_dnn(network)
         layout = torch.channels_last_3d if _is_3d(network) else torch.channels_last
         return network.to(PRECISIONS[precision]).to(memory_format=layout)  # type: ignore[call-overload]
@@ -146,6 +146,11 @@ def has_bf16() -> bool:
     """Return whether this processor multiplies in bfloat16 natively; emulated, it is slower than float32."""
     able = torch.cpu.get_capabilities()
     return bool(able.get("avx512_bf16") or able.get("amx_bf16") or able.get("bf16"))
+
+
+def _one_dnn_has_bf16() -> bool:
+    """Return whether oneDNN convolves in bfloat16 here, natively or not; otherwise torch's own kernels do, slowly."""
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def _use_one_dnn(network: nn.Module) -> None:
