@@ -22,6 +22,7 @@ OF_NNUNET = {  # tag in the plans' name, architecture, memory target in GiB
     "resenc-l": ("ResEncL", RESENC, 24.0),
     "resenc-xl": ("ResEncXL", RESENC, 40.0),
 }
+DEFAULT_GB = {"plain": 8.0, "resenc": 24.0}  # for those that pre-trained weights bring
 # The same networks where pre-trained weights brought them, with other widths or depths: name in a plan, and tag.
 NAMES = {PLAIN_UNET.class_name: "plain", RESENC.class_name: "resenc"}
 TAGS = {"resenc": "ResEnc", **{name: tag for name, (tag, *_) in OF_NNUNET.items()}}

@@ -92,7 +92,7 @@ def plan_differences(before: Plan, now: Plan) -> list[str]:
 
 
 def _comparable(plan: Plan, other: Plan) -> dict[str, Any]:
-    left_out = {"derived_from", "version", "fingerprint", "like"}
+    left_out = {"derived_from", "version", "fingerprint", "like", "planned_with"}
     left_out |= {key for key in ("orientation", "orientations") if not other.states(key)}
     ours = {key: value for key, value in (plan.get("stunet") or {}).items() if key not in left_out}
     return {**plan.content, "stunet": ours}

@@ -113,7 +113,7 @@ def derive(
     other_network = (new.size, new.memory_gb, new.stages) != (plan.size, plan.memory_gb, plan.stages)
     if network:
         other_network = True
-        new = _with_network(new, network)
+        new = with_network(new, network)
     if new.constraints.checkpointing:
         _check_has(new, "checkpointing", "checkpointing=true")
     if encoders or len(weights) > 1:
@@ -284,7 +284,7 @@ def _keeps_strides(plan: Plan) -> bool:
     return any(architectures.of_class(each).depth_by_patch for each in classes)
 
 
-def _with_network(plan: Plan, network: Blueprint) -> Plan:
+def with_network(plan: Plan, network: Blueprint) -> Plan:
     """Return the plan with another network; patches become divisible by its strides.
 
     The network of weights is for the configurations with as many axes, and the others are left out.
@@ -419,7 +419,7 @@ def _name(plan: Plan, root: str) -> str:
     if tag and not re.search(rf"_{tag}(?=_|$)", root):
         # The planner puts the tag before those for spacing, normalization and likeness; any other _L is a user's.
         own = "|".join([*SIZES, *TAGS.values()])
-        pattern = rf"_({own})(?=(_[0-9.x]+mm|_median|_native)?(_z|_ct)?(_like[0-9]+(-.*)?)?$)"
+        pattern = rf"_({own})(?=(_[0-9.x]+mm|_median|_native)?(_z|_ct)?(_like([0-9]+(-.*)?|-.+))?$)"
         root = re.sub(pattern, f"_{tag}", root) if re.search(pattern, root) else f"{root}_{tag}"
     start = [plan.pretext] if plan.pretext else []
     start += ["with" + "and".join(str(dataset_number(name)) for name in plan.more_datasets)] * bool(plan.more_datasets)

@@ -400,6 +400,11 @@ class Plan:
         return self._ours.get("like")
 
     @property
+    def planned_with(self) -> str | None:
+        """The options of a planning for pre-trained weights (pretrained.py), for messages."""
+        return self._ours.get("planned_with")
+
+    @property
     def more_datasets(self) -> list[str]:
         """The full names of further datasets whose images are drawn, in a pre-training."""
         return list(self._ours.get("datasets", ()))

@@ -21,9 +21,9 @@ from stunet.files import write_json
 from stunet.kinds import has_classes
 from stunet.labels.names import sides
 from stunet.nnunet import patched, write_atomically
-from stunet.orientation import left_right_axis
+from stunet.orientation import REORIENTED, REORIENTS, left_right_axis
 from stunet.plans import fit, topology
-from stunet.plans.blueprints import blueprints, of_size
+from stunet.plans.blueprints import Blueprint, blueprints, of_size
 from stunet.plans.contained import largest_contained, resampled_shapes
 from stunet.plans.derive import Measure, fit_configurations, target_of
 from stunet.plans.files import hash_of_fingerprint, read_plan
@@ -51,7 +51,7 @@ class STUNetPlanner(ExperimentPlanner):
         overwrite_target_spacing: mm, in the order of the images' arrays.
         suppress_transpose: Keep the order of axes.
         size: Key of stunet.sizes.SIZES.
-        network: Name of another network (blueprints.py); None: STU-Net.
+        network: Another network, or its name (blueprints.py); None: STU-Net.
         stages: Number of stages; None takes what the patch supports, for STU-Net 4 to 7.
         checkpointing: Recompute activations in the backward pass: less memory, more time.
         normalization: nnU-Net's class for all channels, without a mask; None: by the channels' names.
@@ -61,6 +61,7 @@ class STUNetPlanner(ExperimentPlanner):
     """
 
     dataset_fingerprint: Any
+    overwrite_target_spacing: Any
 
     def __init__(
         self,
@@ -72,14 +73,15 @@ class STUNetPlanner(ExperimentPlanner):
         suppress_transpose: bool = False,
         *,
         size: str = DEFAULT,
-        network: str | None = None,
+        network: str | Blueprint | None = None,
         stages: int | None = topology.DEFAULT_STAGES,
         checkpointing: bool = False,
         normalization: str | None = None,
         spacing: str | None = None,
         measure: Measure | None = None,
     ) -> None:
-        self.blueprint = blueprints()[network] if network else of_size(size)
+        named = blueprints()[network] if isinstance(network, str) else network
+        self.blueprint = named or of_size(size)
         self.memory_gb = gpu_memory_target_in_gb or self.blueprint.target_gb
         spacing_tag = (
             ""
@@ -182,6 +184,18 @@ class STUNetPlanner(ExperimentPlanner):
         }
         return plan
 
+    def determine_orientation(self, kind: str, found: Mapping[str, int]) -> str | None:
+        """Return what the images are turned to; see target_orientation()."""
+        return target_orientation(kind, found)
+
+    def described(self, plan: Plan) -> Plan:
+        """Return the plan with all but what is fitted to the memory."""
+        return plan
+
+    def fitted(self, plan: Plan) -> Plan:
+        """Return the plan with patch, batch and strides."""
+        return fit_configurations(plan, self.dataset_json, target_of(plan), self.measure)
+
     @staticmethod
     def static_estimate_VRAM_usage(*args: Any, **kwargs: Any) -> float:
         """Return a constant, so nnU-Net's own loop has nothing to shrink: fit.py decides with this network's model."""
@@ -194,7 +208,9 @@ class STUNetPlanner(ExperimentPlanner):
         found = fingerprint.get(ORIENTATIONS)
         # A fingerprint that nnU-Net or an earlier version extracted does not have them.
         found = orientations(self.dataset_name)[1] if found is None else found
-        orientation = target_orientation(kind, found)
+        orientation = self.determine_orientation(kind, found)
+        if orientation != REORIENTED:
+            plans["image_reader_writer"] = kind.removesuffix(REORIENTS)  # which would turn them to that one
         plan = Plan(plans).with_ours(
             version=__version__,
             size=self.blueprint.size,
@@ -208,9 +224,10 @@ class STUNetPlanner(ExperimentPlanner):
             orientation=orientation,
             orientations=found if orientation else None,
         )
+        plan = self.described(plan)
         if not has_classes(self.dataset_json):
-            plan = plan.with_ours(contained_shapes=contained_shapes(plan, fingerprint))
-        plan = fit_configurations(plan, self.dataset_json, target_of(plan), self.measure)
+            plan = plan.with_ours(contained_shapes=contained_shapes(plan, self.dataset_fingerprint))
+        plan = self.fitted(plan)
         path = Path(nnUNet_preprocessed) / self.dataset_name / f"{self.plans_identifier}.json"
         if path.is_file():
             before = read_plan(path, "correct the file, or remove it: it is planned again")

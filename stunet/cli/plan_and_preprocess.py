@@ -48,8 +48,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         nargs="+",
         metavar="MM",
         help="the same: 1mm, or three numbers in that order; median: that of the images per axis; none: every image "
-        "keeps its own",
+        "keeps its own; dataset: nnU-Net's rule (default); pretrained: that of the weights (default with --pretrained)",
     )
+    parser.add_argument(
+        "--pretrained",
+        metavar="NAME|FILE|DIR",
+        help="plan for pre-trained weights: their network and normalization, their spacing unless another is given",
+    )
+    common.add_licence_flag(parser)
     parser.add_argument(
         "--like",
         metavar="ID[:PLANS]",
@@ -92,6 +98,8 @@ def _command(args: argparse.Namespace) -> None:
         gpu_memory_target=args.gpu_memory_target,
         overwrite_target_spacing=args.overwrite_target_spacing,
         spacing=args.spacing,
+        pretrained=args.pretrained,
+        accept_licence=args.accept_licence,
         like=args.like,
         checkpointing=args.checkpointing,
         probe=args.probe,

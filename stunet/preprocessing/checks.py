@@ -142,6 +142,8 @@ def repair_commands(dataset: str, plan: Plan, configuration: str) -> tuple[str, 
     start = f"stunet_plan_and_preprocess -d {number} -c {configuration}"
     if plan.like and re.search(r"_like[0-9]+(-|$)", base):
         return f"{start} --like {plan.like}", f"{start} -p {plan.name}"
+    if plan.planned_with:
+        return f"{start} {plan.planned_with}", f"{start} -p {plan.name}"
     if not plan.is_planned_by_us:
         planner = str(plan.get("experiment_planner_used"))
         name = "" if base == STOCK_PLANS.get(planner) else f" -overwrite_plans_name {base}"

@@ -35,6 +35,8 @@ def plan(
     gpu_memory_target: float | None = None,
     overwrite_target_spacing: Sequence[float] | None = None,
     spacing: str | Sequence[str | float] | None = None,
+    pretrained: str | Path | None = None,
+    accept_licence: bool = False,
     like: int | str | None = None,
     checkpointing: bool = False,
     probe: bool = False,
@@ -65,6 +67,7 @@ def plan(
     Raises:
         UsageError: Options contradict each other, or a value is out of range.
         DataError: The dataset is missing or damaged.
+        WeightsError: Weights to plan for cannot be read, or nothing says what images they know.
         OutOfMemoryError: The network does not fit into the memory that is planned for, or a case into this machine's.
     """
     # Must come first: from here on, locals() holds more than the parameters.

@@ -5,20 +5,18 @@ planning_request.py says what can be asked for.
 
 import os
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from stunet import nnunet, workspace
 from stunet.errors import DataError, StunetError, UsageError, closest
-from stunet.files import write_json
 from stunet.kinds import FINGERPRINT, has_classes, read, read_dataset_json
 from stunet.plans.files import list_planned, list_plans, plan_path, read_plan
-from stunet.plans.plan import PLANNER, Plan
+from stunet.plans.plan import Plan
 from stunet.runs.listener import Listener
-from stunet.runs.plan_choice import model_plan
+from stunet.runs.planner_choice import Followed, find_followed, make_plan
 from stunet.runs.planning_request import CONFIGURATIONS, PlanningRequest, complete, workers_of
 
 CASCADE = "3d_cascade_fullres"
@@ -120,12 +118,12 @@ def _plan_and_preprocess(
     # Before the files are read, which takes longest: nnU-Net would only fail after that.
     check_splits(dataset)
     planned = _planned(dataset, request) if request.plans else None
+    followed = find_followed(request, listener)  # before dry runs change the folder
     if not request.no_check:
         _check_files(dataset, readers, listener)
-    model = None if request.like is None else _to_follow(request.like)  # before dry runs change the folder
     if planned is None:
         with _scratch(request.dry_run), workspace.planning(dataset):
-            planned = _plan(dataset, readers, request, normalization, model, listener)
+            planned = _plan(dataset, readers, request, normalization, followed, listener)
     path = None if request.dry_run else workspace.preprocessed_dataset(dataset) / f"{planned.name}.json"
     result = PlanningResult(dataset=dataset, plan=planned, path=path)
     listener.planned(result)
@@ -136,7 +134,7 @@ def _plan_and_preprocess(
     listener.note(f"plans: {path}")
     if not request.no_pp:
         _preprocess(dataset, planned, request, listener)
-        listener.note(f"next: {_training_command(result, request.preset)}")
+        listener.note(f"next: {_training_command(result, request)}")
     return result
 
 
@@ -186,12 +184,10 @@ def _plan(
     workers: int,
     request: PlanningRequest,
     normalization: str | None,
-    model: tuple[Plan, Mapping[str, Any]] | None,
+    followed: Followed,
     listener: Listener,
 ) -> Plan:
     from stunet.plans.fingerprint import extract_fingerprint
-    from stunet.plans.planner import MEDIAN, NATIVE, STUNetPlanner
-    from stunet.plans.probe import measure_step
 
     listener.note("extract the fingerprint, plan")
     # The number of cases is known with the first one; with an up-to-date fingerprint there is none.
@@ -202,56 +198,7 @@ def _plan(
             progress.step(name)
 
         fingerprint = extract_fingerprint(dataset, workers, request.clean, step)
-    if model is not None:
-        return _plan_like(*model, dataset, fingerprint, listener)
-    given = (
-        request.gpu_memory_target,
-        request.preprocessor_name,
-        request.overwrite_plans_name,
-        request.overwrite_target_spacing,
-    )
-    if request.planner != PLANNER:
-        from stunet.plans.stock import plan_as_stock
-
-        return plan_as_stock(request.planner, dataset, *given)
-    planner = STUNetPlanner(
-        dataset,
-        *given,
-        network=request.network,
-        stages=None if request.stages in (None, "auto") else int(request.stages),
-        checkpointing=request.checkpointing,
-        normalization=normalization,
-        spacing={"median": MEDIAN, "none": NATIVE}.get(str(request.spacing)),
-        measure=measure_step if request.probe else None,
-    )
-    return Plan(planner.plan_experiment())
-
-
-def _to_follow(like: int | str) -> tuple[Plan, Mapping[str, Any]]:
-    """Return the plan that a dataset is planned like, and the dataset.json that belongs to it."""
-    from stunet.preprocessing.like import model_to_follow
-
-    return model_to_follow(*model_plan(like))
-
-
-def _plan_like(
-    model: Plan, model_description: Mapping[str, Any], dataset: str, fingerprint: Path, listener: Listener
-) -> Plan:
-    """Plan a dataset like another one's plan, and write the plan beside its fingerprint."""
-    from stunet.plans.fingerprint import orientations
-    from stunet.plans.like import plan_like
-    from stunet.preprocessing.like import channel_warning
-
-    raw, folder = workspace.raw_dataset(dataset), fingerprint.parent
-    description = read_dataset_json(raw / "dataset.json")
-    found = read(fingerprint, FINGERPRINT)
-    plan, warnings = plan_like(model, dataset, description, orientations(dataset)[0], found)
-    other = channel_warning(dataset, description, model.dataset_name, model_description)
-    for warning in [*warnings, *([other] if other else [])]:
-        listener.warn(warning)
-    write_json(folder / "dataset.json", description)
-    write_json(folder / f"{plan.name}.json", plan.to_json())
-    return plan
+    return make_plan(dataset, fingerprint, request, normalization, followed, listener)
 
 
 def _preprocess(dataset: str, plan: Plan, request: PlanningRequest, listener: Listener) -> None:
@@ -292,17 +239,18 @@ def _fitting(dataset: str, plan: Plan, name: str, wanted: int, listener: Listene
     return workers
 
 
-def _training_command(result: PlanningResult, preset: str | None) -> str:
+def _training_command(result: PlanningResult, request: PlanningRequest) -> str:
     """Return the command that trains what was planned."""
     plan, number = result.plan, workspace.dataset_number(result.dataset)
     first = "3d_fullres" if "3d_fullres" in plan.configurations else "2d"
     # Both commands find the plans by themselves if they are the only ones that were planned.
     chosen = "" if list_planned(result.dataset) == [plan.name] else f" -p {plan.name}"
+    chosen += f" --pretrained {request.pretrained}" if request.pretrained else ""
     pretrain = f"stunet_pretrain -d {number}" + (f" -c {first}" if first != "3d_fullres" else "") + chosen
     if not has_classes(read_dataset_json(workspace.raw_dataset(result.dataset) / "dataset.json")):
         return pretrain
     fold = _first_fold(result.dataset, plan, first)
-    train = f"stunet_train {number} {first} {fold}{chosen}" + (f" --preset {preset}" if preset else "")
+    train = f"stunet_train {number} {first} {fold}{chosen}" + (f" --preset {request.preset}" if request.preset else "")
     return f"{pretrain}, or on its labels {train}" if plan.like else train
 
 

@@ -6,6 +6,7 @@ planning.py does what is asked for.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from stunet import presets
@@ -17,6 +18,7 @@ from stunet.runs.listener import Listener
 from stunet.sizes import DEFAULT, SIZES
 
 CONFIGURATIONS = ("2d", "3d_fullres", "3d_lowres")
+OF_DATASET, AS_PRETRAINED, MEDIAN, NONE = "dataset", "pretrained", "median", "none"  # words for --spacing
 STAGES = 6  # of STU-Net, in the published weights too
 
 
@@ -35,7 +37,10 @@ class PlanningRequest:
         gpu_memory_target: GPU memory in GiB to plan for; None: the default of the network.
         overwrite_target_spacing: Spacing of 3d_fullres in mm, in the order of arrays (z, y, x); None: nnU-Net's rule.
         spacing: The same in other words: "1mm" or three numbers; "median": that of the images per axis; "none": every
-            image keeps its own.
+            image keeps its own; "dataset": nnU-Net's rule; "pretrained": that of the weights.
+        pretrained: Plan for pre-trained weights, the name of a model, a file or a folder: their network, and unless
+            `spacing` is "dataset" their normalization; their spacing if no other is given.
+        accept_licence: Accept the licence of weights that have to be downloaded and may not be used commercially.
         like: Plan like another dataset: its number or name, and if it has several plans, `3:PLANS`.
         checkpointing: Compute activations again in the backward pass: larger patches, slower steps.
         probe: Measure the memory of a training step on the GPU instead of estimating it.
@@ -61,6 +66,8 @@ class PlanningRequest:
     gpu_memory_target: float | None = None
     overwrite_target_spacing: Sequence[float] | None = None
     spacing: str | Sequence[str | float] | None = None
+    pretrained: str | Path | None = None
+    accept_licence: bool = False
     like: int | str | None = None
     checkpointing: bool = False
     probe: bool = False
@@ -75,6 +82,11 @@ class PlanningRequest:
     clean: bool = False
     no_pp: bool = False
     dry_run: bool = False
+
+    @property
+    def follows_weights(self) -> bool:
+        """Whether images are given to the network as weights know them."""
+        return self.pretrained is not None and self.spacing != OF_DATASET
 
 
 def complete(request: PlanningRequest, listener: Listener) -> tuple[PlanningRequest, str | None]:
@@ -93,6 +105,10 @@ def complete(request: PlanningRequest, listener: Listener) -> tuple[PlanningRequ
         return _for_nnunet(request, given), None
     _check_network(request)
     request, normalization = _with_spacing(request), None
+    named = [f"--{key}" for key in ("network", "size", "preset", "stages") if getattr(request, key)]
+    if request.follows_weights and named:
+        what = f"--pretrained plans the network of the weights, and {named[0]} another"
+        raise UsageError(what, "one of them; with --spacing dataset both")
     if request.preset:
         preset = presets.load(request.preset)
         if preset.note:
@@ -170,7 +186,9 @@ def _with_spacing(request: PlanningRequest) -> PlanningRequest:
     if request.overwrite_target_spacing:
         raise UsageError("--spacing and -overwrite_target_spacing say the same", "one of them")
     words = [given] if isinstance(given, str) else [str(word) for word in given]
-    if words in (["median"], ["none"]):
+    if words == [AS_PRETRAINED] and request.pretrained is None:
+        raise UsageError("--spacing pretrained is that of weights, and none are given", "add --pretrained")
+    if words in ([OF_DATASET], [AS_PRETRAINED], [MEDIAN], [NONE]):
         return replace(request, spacing=words[0])
     if words == ["1mm"]:
         words = ["1", "1", "1"]
@@ -179,7 +197,8 @@ def _with_spacing(request: PlanningRequest) -> PlanningRequest:
     except ValueError:
         numbers = []
     if len(numbers) != 3:
-        what = f"--spacing {' '.join(words)} is neither three numbers in mm nor 1mm, median or none"
+        known = f"1mm, {', '.join((MEDIAN, NONE, OF_DATASET, AS_PRETRAINED))}"
+        what = f"--spacing {' '.join(words)} is neither three numbers in mm nor one of {known}"
         raise UsageError(what, "--spacing 1mm")
     return replace(request, spacing=None, overwrite_target_spacing=numbers)
 
@@ -224,7 +243,7 @@ def workers_of(request: PlanningRequest) -> tuple[int, ...]:
 
 def _planning_options(request: PlanningRequest) -> dict[str, Any]:
     """Return the options that define how to plan, by their flags."""
-    names = ("network", "size", "preset", "stages", "checkpointing", "probe", "no_pp", "spacing", "like")
+    names = ("network", "size", "preset", "stages", "checkpointing", "probe", "no_pp", "spacing", "like", "pretrained")
     of_nnunet = ("gpu_memory_target", "overwrite_target_spacing", "overwrite_plans_name")
     return {f"--{name}": getattr(request, name) for name in names} | {
         f"-{name}": getattr(request, name) for name in of_nnunet

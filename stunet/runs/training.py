@@ -216,7 +216,9 @@ def prepare(request: TrainingRequest, listener: Listener, resume_if_begun: bool 
         run = continued(run)
     else:  # raises if a training would be overwritten unasked
         # A dry run overwrites nothing, so it may show what a trained fold would do.
-        starting_point(replace(run, overwrite=request.overwrite or request.dry_run))
+        begun = starting_point(replace(run, overwrite=request.overwrite or request.dry_run))
+        if begun and begun.parent != run.folder:
+            listener.note(f"goes on with the training of nnUNetv2_train in {str(begun)!r}, which stays as it is")
     check_memory(run, resolved)
     _describe(run, listener)
     if fold != ALL and (cases := find_fold(dataset, plan, configuration, fold)):

@@ -20,10 +20,11 @@ from stunet.errors import WeightsError
 from stunet.files import sha256_of, write_json
 from stunet.labels.annotations import Annotations, complete_annotations
 from stunet.labels.names import head_classes, match_classes
-from stunet.plans.blueprints import Blueprint, of_weights
+from stunet.plans.blueprints import Blueprint
 from stunet.plans.check import check_plan
 from stunet.plans.plan import Plan, StartingWeights
 from stunet.trainers.trainer import BaseTrainer
+from stunet.weights.blueprint import blueprint_of
 from stunet.weights.changes import changes
 from stunet.weights.checkpoints import load_checkpoint
 from stunet.weights.heads import BACKGROUND, Heads, plan_heads
@@ -155,17 +156,21 @@ def plan_entry(
         inflate: How 2D weights become 3D ones, one of INFLATIONS.
         length: Of the part of the name that comes from a file's name.
     """
+    weights, name = start.weights, name_of(start, is_file, length)
+    whole = [name for name in weights.classes or () if name != BACKGROUND] if heads.mode == "reuse" else None
+    # What the weights say anyway is left out, so that the same training has the same plan, asked for or not.
+    unusual = None if transfer == weights.transfers else transfer
+    return StartingWeights(name, start.sha256, heads.mode, whole, weights.pretext, unusual, inflate)
+
+
+def name_of(start: Start, is_file: bool, length: int = NAME_LENGTH) -> str:
+    """Return the name of weights as part of a plan's name; the arguments are those of plan_entry()."""
     weights, name = start.weights, start.weights.entry
     if name is None:
         trained_on = re.fullmatch(r"Dataset\d{3}_(.+)", weights.plan.dataset_name if weights.plan else "")
         stem = re.sub(r"[^A-Za-z0-9]+", "", trained_on[1] if trained_on else weights.path.stem)
         name = stem[:length] or "weights"
-    if is_file:
-        name = f"{name}.{start.sha256[:6]}"
-    whole = [name for name in weights.classes or () if name != BACKGROUND] if heads.mode == "reuse" else None
-    # What the weights say anyway is left out, so that the same training has the same plan, asked for or not.
-    unusual = None if transfer == weights.transfers else transfer
-    return StartingWeights(name, start.sha256, heads.mode, whole, weights.pretext, unusual, inflate)
+    return f"{name}.{start.sha256[:6]}" if is_file else name
 
 
 def other_network(start: Start, plan: Plan, configuration: str) -> Blueprint | None:
@@ -188,13 +193,7 @@ def other_network(start: Start, plan: Plan, configuration: str) -> Blueprint | N
         shapes = {own.canonical(name): tuple(value.shape) for name, value in network.state_dict().items()}
         if own.difference(given, own.recognise(shapes)) is None:
             return None
-    if sized:
-        return of_weights(replace(given, strides=None))
-    known, described = dict(given.arguments), start.weights
-    if described.plan and described.configuration:  # it knows more of the network than the tensors tell
-        known = described.plan.configuration(described.configuration).network_arguments
-    strides = known.pop("strides", None) or given.strides
-    return of_weights(replace(given, arguments=known, strides=strides))
+    return blueprint_of(start.weights)
 
 
 def preview(

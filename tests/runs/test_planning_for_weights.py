@@ -1,0 +1,240 @@
+"""Planning for pre-trained weights: their network, on images as they know them, in preprocessing and training alike."""
+
+import copy
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import blosc2
+import numpy as np
+import pytest
+import torch
+
+import stunet
+from stunet.architectures.nnunet_unet import NNUNet
+from stunet.architectures.plain_unet import PLAIN_UNET
+from stunet.architectures.resenc import RESENC
+from stunet.errors import StunetError, UsageError, WeightsError
+from stunet.files import read_json
+from stunet.plans.files import read_plan
+from stunet.weights.nnssl import ADAPTATION
+from tests.loops import for_each
+from tests.nnunet_networks import arguments, network
+from tests.stock_plans import stock_plans
+
+NAME = "3d_fullres"
+CT = {"mean": 50.0, "std": 20.0, "percentile_00_5": -5.0, "percentile_99_5": 110.0}
+STRIDES = [[1, 1, 1], [2, 2, 2], [2, 2, 2]]
+
+
+class Heard(stunet.Listener):
+    """Keeps notes and warnings."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+        self.warnings: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+    def warn(self, text: str) -> None:
+        self.warnings.append(text)
+
+
+def write_checkpoint(
+    path: Path,
+    dataset: str,
+    architecture: NNUNet = RESENC,
+    ndim: int = 3,
+    channels: Sequence[str] = ("CT",),
+    order: Sequence[int] = (0, 1, 2),
+    intensities: dict[str, Any] = CT,
+    **values: Any,
+) -> Path:
+    """A checkpoint as nnU-Net writes it, of a network of three stages that was trained at another spacing."""
+    shape = {"strides": [step[:ndim] for step in STRIDES], "kernel_sizes": [[3] * ndim] * 3}
+    plans = copy.deepcopy(stock_plans(dataset, architecture))
+    name = NAME if ndim == 3 else "2d"
+    planned = plans["configurations"][name] | {
+        "spacing": [1.5] * ndim,
+        "patch_size": [16] * ndim,
+        "normalization_schemes": ["CTNormalization"] * len(channels),
+        "use_mask_for_norm": [False] * len(channels),
+        **values,
+    }
+    planned["architecture"]["arch_kwargs"] = arguments(architecture, **shape)
+    planned["architecture"]["_kw_requires_import"] = [*architecture.imports]
+    planned["architecture"]["_kw_requires_import"].remove("dropout_op")
+    plans |= {
+        "dataset_name": "Dataset007_Theirs",
+        "configurations": {name: planned},
+        "foreground_intensity_properties_per_channel": {str(i): intensities for i in range(len(channels))},
+        "transpose_forward": list(order),
+        "transpose_backward": [list(order).index(axis) for axis in range(3)],
+    }
+    dataset_json = {
+        "channel_names": {str(i): channel for i, channel in enumerate(channels)},
+        "labels": {"background": 0, "left kidney": 1, "spleen": 2},
+        "numTraining": 3,
+        "file_ending": ".nii.gz",
+    }
+    content = {
+        "network_weights": network(architecture, channels=len(channels), **shape).state_dict(),
+        "init_args": {"plans": plans, "configuration": name, "dataset_json": dataset_json, "fold": 0},
+        "trainer_name": "nnUNetTrainer",
+        "inference_allowed_mirroring_axes": tuple(range(ndim)),
+    }
+    torch.save(content, path)
+    return path
+
+
+def write_adaptation(path: Path, **values: Any) -> Path:
+    """A file as nnssl writes it, with the plan for adapting it."""
+    planned = {"spacing": [1, 1, 1], "normalization_schemes": ["ZScoreNormalization"], **values}
+    adaptation = {
+        "architecture_plans": {"arch_class_name": "ResidualEncoderUNet", "arch_kwargs": arguments(RESENC)},
+        "pretrain_plan": {"dataset_name": "Dataset745_OpenMind", "configurations": {"onemmiso": planned}},
+        "pretrain_num_input_channels": 1,
+    }
+    content = {
+        "network_weights": network(RESENC).state_dict(),
+        ADAPTATION: adaptation,
+        "trainer_name": "BaseMAETrainer",
+    }
+    torch.save(content, path)
+    return path
+
+
+def planned_for(path: Path | str, **options: Any) -> tuple[stunet.PlanningResult, Heard]:
+    heard = Heard()
+    given = {"no_check": True, "np": 1, "npfp": 1, "no_pp": True, **options}
+    return stunet.plan(998, pretrained=path, listener=heard, **given), heard
+
+
+def test_images_are_preprocessed_and_the_network_is_planned_as_the_weights_know_them(pre: Path, tmp_path: Path) -> None:
+    path = write_checkpoint(tmp_path / "theirs.pth", pre.name)
+    result, heard = planned_for(path, configurations=[NAME], no_pp=False)
+    plan, planned = result.plan, result.plan.configuration(NAME)
+    assert plan == read_plan(pre / f"{plan.name}.json")
+    assert plan.configurations == (NAME,)
+    assert plan.name.startswith("STUNetPlans_ResEnc_like-Theirs.")
+    assert (planned.spacing, planned.normalization) == ([1.5, 1.5, 1.5], ["CTNormalization"])
+    assert plan.intensities == {"0": CT}
+    assert (planned.strides, planned.patch_size) == (STRIDES, [16, 16, 16])
+    assert plan.mirror_axes == [0, 1]  # the phantom has two kidneys, whatever their training mirrored
+    told = next(text for text in heard.notes if text.startswith("as Theirs."))
+    assert "spacing 1.5 x 1.5 x 1.5 mm (by itself " in told
+    assert "the intensities of Theirs." in told
+    assert heard.notes[-1].endswith(f"-p {plan.name} --pretrained {path}")
+    # The arrays are clipped and scaled by the intensities of the weights' training.
+    array = blosc2.open(str(pre / planned.data_identifier / "phantom_000.b2nd"))[:]
+    assert array.min() >= (CT["percentile_00_5"] - CT["mean"]) / CT["std"] - 1e-4
+    assert array.max() <= (CT["percentile_99_5"] - CT["mean"]) / CT["std"] + 1e-4
+    # Training on them starts from the weights, with nothing to warn of.
+    values = {"num_epochs": 1, "num_iterations_per_epoch": 1, "num_val_iterations_per_epoch": 1, "batch_size": 2}
+    trained = stunet.train(998, plans=plan.name, pretrained=path, set=values, device="cpu", listener=(other := Heard()))
+    assert trained.plan.configuration(NAME).patch_size == [16, 16, 16]
+    assert trained.plan.intensities == {"0": CT}
+    report = read_json(trained.folder / "transfer_report.json")
+    assert report["coverage"] == 1
+    assert report["warnings"] == []
+    assert {what for what, *_ in report["changes"]} == {"batch", "mirrored axes at test time", "classes"}
+    assert not [text for text in other.warnings if "weights" in text]
+
+
+def test_weights_that_know_the_same_images_share_data_and_others_do_not(pre: Path, tmp_path: Path) -> None:
+    folders, names = [], []
+    for number, (architecture, values) in enumerate((
+        (PLAIN_UNET, {}),
+        (RESENC, {}),
+        (RESENC, {"intensities": CT | {"std": 21.0}}),
+        (RESENC, {"spacing": [1.5, 1.5, 1.6]}),
+        (RESENC, {"order": (1, 0, 2)}),
+        (RESENC, {"normalization_schemes": ["ZScoreNormalization"]}),
+        (RESENC, {"normalization_schemes": ["ZScoreNormalization"], "use_mask_for_norm": [True]}),
+    )):  # fmt: skip
+        path = write_checkpoint(tmp_path / f"{number}.pth", pre.name, architecture, **values)
+        plan = planned_for(path)[0].plan
+        folders.append(plan.configuration(NAME).data_identifier)
+        names.append(plan.name)
+    assert folders[0] == folders[1]
+    assert len({*folders, "STUNetPlans_3d_fullres"}) == len(folders)
+    assert len({*names}) == len(names)
+
+
+def test_the_order_of_axes_is_that_of_the_weights_and_shapes_follow(pre: Path, tmp_path: Path) -> None:
+    path = write_checkpoint(tmp_path / "a.pth", pre.name, order=(2, 0, 1), spacing=[3.0, 1.0, 2.0], patch_size=[7] * 3)
+    plan = planned_for(path)[0].plan
+    planned, found = plan.configuration(NAME), read_json(pre / "dataset_fingerprint.json")
+    assert (plan.transpose_forward, plan.get("transpose_backward")) == ([2, 0, 1], [1, 2, 0])
+    assert planned.spacing == [3.0, 1.0, 2.0]
+    edges = np.median(np.array(found["spacings"]) * np.array(found["shapes_after_crop"]), axis=0)[[2, 0, 1]]
+    np.testing.assert_allclose(np.array(planned.median_shape) * planned.spacing, edges, atol=3)
+    assert plan.mirror_axes == [1, 2]
+    assert planned.patch_size != [7, 7, 7]  # which the strides do not divide
+
+
+def test_what_nnssl_pretrained_is_planned_by_its_adaptation_plan(pre: Path, tmp_path: Path) -> None:
+    plan = planned_for(write_adaptation(tmp_path / "mae.pth"))[0].plan
+    planned = plan.configuration(NAME)
+    assert (planned.spacing, planned.normalization, planned.resamples) == ([1, 1, 1], ["ZScoreNormalization"], True)
+    assert planned.network_arguments["n_stages"] == 3
+    native = write_adaptation(tmp_path / "native.pth", spacing=None, resampling_fn_data="no_resampling_hack")
+    assert not planned_for(native)[0].plan.configuration(NAME).resamples
+    # Another spacing, with their normalisation.
+    plan = planned_for(tmp_path / "mae.pth", spacing=["2", "1", "1"])[0].plan
+    planned = plan.configuration(NAME)
+    assert (planned.spacing, planned.normalization) == ([2, 1, 1], ["ZScoreNormalization"])
+    # Or as without them; training takes their network all the same.
+    result, heard = planned_for(tmp_path / "mae.pth", spacing="dataset", size="T")
+    assert result.plan.name == "STUNetPlans_T"
+    assert result.plan.configuration(NAME).normalization == ["CTNormalization"]
+
+
+def test_2d_weights_are_for_the_slices(pre: Path, tmp_path: Path) -> None:
+    plan = planned_for(write_checkpoint(tmp_path / "a.pth", pre.name, ndim=2))[0].plan
+    planned = plan.configuration("2d")
+    assert plan.configurations == ("2d",)
+    assert (planned.spacing, planned.patch_size) == ([1.5, 1.5], [16, 16])
+
+
+@for_each(
+    ("make", "options", "error", "message", "hint"),
+    [
+        ({"spacing": None}, {}, WeightsError, "nothing says at which spacing Theirs", "--spacing dataset or 1mm"),
+        ({"spacing": [0, 1, 1]}, {}, WeightsError, r"spacing\[0\]: expected", "--spacing dataset"),
+        ({"spacing": [1, 1]}, {}, WeightsError, "spacing: expected 3 numbers in mm", "--spacing dataset"),
+        ({"order": (0, 0, 1)}, {}, WeightsError, "transposition", "--spacing dataset"),
+        ({"normalization_schemes": ["os.system"]}, {}, WeightsError, r"normalization\[0\]", "--spacing dataset"),
+        ({}, {"size": "B"}, UsageError, "plans the network of the weights, and --size another", "one of them"),
+        ({}, {"like": 998}, UsageError, "--like takes another dataset's plan as it is, and --pretrained", "one of"),
+        ({}, {"planner": "ExperimentPlanner"}, UsageError, "which knows no --pretrained", "one of"),
+        ({}, {"spacing": "pretrained", "pretrained": None}, UsageError, "and none are given", "add --pretrained"),
+    ],
+)  # fmt: skip
+def test_what_nothing_says_or_cannot_be_is_one_line(
+    pre: Path, tmp_path: Path, make: dict, options: dict, error: type[StunetError], message: str, hint: str
+) -> None:
+    path, before = write_checkpoint(tmp_path / "a.pth", pre.name, **make), {*pre.rglob("*.json")}
+    with pytest.raises(error, match=message) as caught:
+        stunet.plan(998, **{"pretrained": path, "no_check": True, "npfp": 1, "no_pp": True, **options})
+    assert hint in caught.value.hint
+    assert "\n" not in caught.value.message
+    assert {*pre.rglob("*.json")} == before
+
+
+def test_a_dataset_of_their_channels_and_more_is_normalised_by_name(pre: Path, tmp_path: Path) -> None:
+    path = write_checkpoint(
+        tmp_path / "a.pth",
+        pre.name,
+        channels=("T1", "CT"),
+        normalization_schemes=["ZScoreNormalization", "CTNormalization"],
+    )
+    content = torch.load(path, weights_only=False)
+    content["init_args"]["plans"]["foreground_intensity_properties_per_channel"]["0"] = {"mean": 0.0}
+    torch.save(content, path)
+    plan = planned_for(path)[0].plan
+    assert plan.configuration(NAME).normalization == ["CTNormalization"]
+    assert plan.intensities == {"0": CT}
+    change = read_json(pre / "dataset.json")
+    assert list(change["channel_names"].values()) == ["CT"]
