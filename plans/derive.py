@@ -403,8 +403,7 @@ def _strides(plan: Plan, configuration: str, patch: Sequence[int]) -> topology.S
     if architectures.of_class(planned.network_class, configuration).depth_by_patch:
         strides, steps = planned.strides, topology.divisor(planned.strides)
         possible = [-(-n // step) * step for n, step in zip(patch, steps, strict=True)]
-        if possible == steps:  # instance norm needs more than one voxel
-            possible[possible.index(max(possible))] *= 2
+        possible = topology.larger_than_one(possible, strides)
     else:
         possible, strides = topology.round_up(patch, planned.spacing, plan.stages)
     if possible != list(patch):

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from stunet.errors import OutOfMemoryError
+from stunet.errors import DataError, OutOfMemoryError
 from stunet.plans import memory, topology
 from stunet.plans.memory import Network
 from stunet.plans.topology import Strides
@@ -69,16 +69,23 @@ def fit(
 
     Raises:
         OutOfMemoryError: Not even the smallest patch fits; the message names the size that would.
+        DataError: In pre-training, scans are smaller than strides that must stay allow.
     """
     shape = [max(1, round(n)) for n in median_shape]
     rounded = topology.round_down if network.demand else topology.round_up
     stays, rule = strides is not None, topology.rule_for(network.architecture.depth_by_patch, strides)
     patch, strides = rounded(initial_patch(spacing, shape), spacing, target.stages, rule)
+    if not all(patch):
+        raise DataError(
+            f"the strides of the {network.label} need {topology.divisor(strides)} voxels, and scans have {shape}",
+            "a finer spacing, or weights of a network with fewer stages",
+        )
+    patch = topology.larger_than_one(patch, strides) if stays else patch
     network = network if stays else network.laid_out(strides, spacing)
     floor = [min(MIN_PATCH, n) for n in patch]
     while (needed := memory.estimate(network, patch, MIN_BATCH, strides, target.correction)) > target.memory_gb:
         shrunk = _shrink(patch, shape, spacing, target.stages, floor, rule)
-        if shrunk is None:
+        if shrunk is None or (stays and topology.larger_than_one(shrunk, strides) != shrunk):
             raise OutOfMemoryError(
                 f"{network.label} needs {needed:.1f} GB even with its smallest patch {patch}; "
                 f"the target is {target.memory_gb:g} GB",

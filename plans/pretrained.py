@@ -77,6 +77,9 @@ class PretrainedPlanner(STUNetPlanner):
         )
         self.known, self.own_name, self.options = known, name, options
         self.lowres_creation_threshold = 0  # the weights know one resolution
+        # Flat images are their own slices, whichever way the weights' volumes were cut.
+        flat = all(shape[0] == 1 for shape in self.dataset_fingerprint["shapes_after_crop"])
+        self.order = [0, 1, 2] if flat else list(known.transposition)
         kind = self.determine_reader_writer().__name__
         own = target_orientation(kind, self.dataset_fingerprint.get(ORIENTATIONS) or {})
         self.dataset_fingerprint, order = turned(self.dataset_fingerprint, own, known.orientation)
@@ -87,13 +90,13 @@ class PretrainedPlanner(STUNetPlanner):
         else:
             # Of 2D weights, slices keep their distance.
             target = np.median(np.vstack(self.dataset_fingerprint["spacings"]), axis=0).tolist()
-            for axis, pitch in zip(list(known.transposition)[-known.ndim :], known.spacing or (), strict=True):
+            for axis, pitch in zip(self.order[-known.ndim :], known.spacing or (), strict=True):
                 target[axis] = pitch
         self.overwrite_target_spacing = list(map(float, target))
 
     def determine_transpose(self) -> tuple[list[int], list[int]]:
         """Return the weights' order of axes."""
-        forward = list(self.known.transposition)
+        forward = self.order
         return forward, [forward.index(axis) for axis in range(3)]
 
     def determine_normalization_scheme_and_whether_mask_is_used_for_norm(self) -> tuple[list[str], list[bool]]:
@@ -109,10 +112,9 @@ class PretrainedPlanner(STUNetPlanner):
 
     def changes(self) -> list[str]:
         """Return, in sentences, what images the network gets, and where the dataset's own plan has others."""
-        forward = list(self.known.transposition)
         target, own = self.determine_fullres_target_spacing(), self.own_spacing()
         here, there = (
-            [f"{pitch:.3g}" for pitch in np.array(each)[forward][-self.known.ndim :]] for each in (target, own)
+            [f"{pitch:.3g}" for pitch in np.array(each)[self.order][-self.known.ndim :]] for each in (target, own)
         )
         schemes = self.normalized().schemes
         others = STUNetPlanner.determine_normalization_scheme_and_whether_mask_is_used_for_norm(self)[0]
@@ -176,8 +178,9 @@ class PretrainedPlanner(STUNetPlanner):
         strides = strides or topology.strides_for(patch, planned.spacing, plan.stages)
         steps = topology.divisor(strides)
         # Along an axis that is shorter than the patch, the network would learn from padding.
-        image = [-(-round(size) // step) * step for size, step in zip(planned.median_shape, steps, strict=True)]
-        if any(n % step or n > size for n, step, size in zip(patch, steps, image, strict=True)):
+        shape = plan.contained_shapes.get(name)
+        image = shape or [-(-round(n) // step) * step for n, step in zip(planned.median_shape, steps, strict=True)]
+        if patch == steps or any(n % step or n > size for n, step, size in zip(patch, steps, image, strict=True)):
             return plan
         try:
             kept = plan.with_configuration(name, patch_size=patch).with_network(name, strides=strides)

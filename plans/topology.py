@@ -103,6 +103,17 @@ def divisor(strides: Strides) -> list[int]:
     return [math.prod(axis) for axis in zip(*strides, strict=True)]
 
 
+def larger_than_one(patch: Sequence[int], strides: Strides) -> list[int]:
+    """Return the patch, twice as long along its longest axis if the last stage is left with a single voxel.
+
+    Instance norm needs more than one.
+    """
+    if list(patch) != divisor(strides):
+        return list(patch)
+    longest = max(range(len(patch)), key=lambda axis: patch[axis])
+    return [2 * n if axis == longest else n for axis, n in enumerate(patch)]
+
+
 def minimum(strides: Strides) -> list[int]:
     """Return the smallest patch these strides are meant for: MIN_EDGE bottleneck voxels along every halved axis."""
     return [d * MIN_EDGE if d > 1 else 1 for d in divisor(strides)]

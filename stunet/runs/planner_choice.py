@@ -130,12 +130,11 @@ def _plan_for(start: "Start", dataset: str, request: PlanningRequest, listener: 
         # Without the path: plans are passed on.
         options=f"--pretrained {given.name if given.exists() else given} --spacing {_spacing(request)}",
     )
-    plan = Plan(planner.plan_experiment())
     for text in planner.changes():
         listener.note(text)
     for text in planner.normalized().warnings:
         listener.warn(text)
-    return plan
+    return Plan(planner.plan_experiment())
 
 
 def _kept(request: PlanningRequest) -> str | None:

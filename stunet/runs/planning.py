@@ -4,6 +4,7 @@ planning_request.py says what can be asked for.
 """
 
 import os
+import shlex
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -48,8 +49,8 @@ def plan(request: PlanningRequest, listener: Listener | None = None) -> Planning
         OutOfMemoryError: The network does not fit into the memory that is planned for, or a case into this machine's.
     """
     listener = listener or Listener()
-    (dataset,), request, normalization = _prepared(request, [request.dataset], listener)
-    return _plan_and_preprocess(dataset, request, normalization, listener)
+    (dataset,), request, normalization, followed = _prepared(request, [request.dataset], listener)
+    return _plan_and_preprocess(dataset, request, normalization, followed, listener)
 
 
 def plan_each(request: PlanningRequest, datasets: Sequence[int | str], listener: Listener) -> list[StunetError]:
@@ -59,11 +60,11 @@ def plan_each(request: PlanningRequest, datasets: Sequence[int | str], listener:
         UsageError: As for plan(); nothing is planned.
         DataError: A dataset is missing; nothing is planned.
     """
-    names, request, normalization = _prepared(request, datasets, listener)
+    names, request, normalization, followed = _prepared(request, datasets, listener)
     problems: list[StunetError] = []
     for dataset in names:
         try:
-            _plan_and_preprocess(dataset, request, normalization, listener)
+            _plan_and_preprocess(dataset, request, normalization, followed, listener)
         except StunetError as error:
             # Of the same class, which decides the exit code.
             problems.append(error if len(names) == 1 else type(error)(f"{dataset}: {error.message}", error.hint))
@@ -72,13 +73,13 @@ def plan_each(request: PlanningRequest, datasets: Sequence[int | str], listener:
 
 def _prepared(
     request: PlanningRequest, datasets: Sequence[int | str], listener: Listener
-) -> tuple[list[str], PlanningRequest, str | None]:
-    """Return the full names of the datasets, the request with its preset's values, and the preset's normalization."""
+) -> tuple[list[str], PlanningRequest, str | None, Followed]:
+    """Return names of datasets, the request with its preset's values, the preset's normalization, what is followed."""
     names = [_raw_dataset(dataset) for dataset in datasets]
     workspace.folder("nnUNet_preprocessed")
     request, normalization = complete(request, listener)
     _check_configurations(names, request.configurations)
-    return names, request, normalization
+    return names, request, normalization, find_followed(request, listener)
 
 
 def _raw_dataset(number_or_name: int | str) -> str:
@@ -108,7 +109,7 @@ def _check_configurations(datasets: Sequence[str], configurations: Sequence[str]
 
 
 def _plan_and_preprocess(
-    dataset: str, request: PlanningRequest, normalization: str | None, listener: Listener
+    dataset: str, request: PlanningRequest, normalization: str | None, followed: Followed, listener: Listener
 ) -> PlanningResult:
     nnunet.check_nnunet()
     readers = request.npfp or min(8, _cores())
@@ -118,7 +119,6 @@ def _plan_and_preprocess(
     # Before the files are read, which takes longest: nnU-Net would only fail after that.
     check_splits(dataset)
     planned = _planned(dataset, request) if request.plans else None
-    followed = find_followed(request, listener)  # before dry runs change the folder
     if not request.no_check:
         _check_files(dataset, readers, listener)
     if planned is None:
@@ -245,7 +245,7 @@ def _training_command(result: PlanningResult, request: PlanningRequest) -> str:
     first = "3d_fullres" if "3d_fullres" in plan.configurations else "2d"
     # Both commands find the plans by themselves if they are the only ones that were planned.
     chosen = "" if list_planned(result.dataset) == [plan.name] else f" -p {plan.name}"
-    chosen += f" --pretrained {request.pretrained}" if request.pretrained else ""
+    chosen += f" --pretrained {shlex.quote(str(request.pretrained))}" if request.pretrained else ""
     pretrain = f"stunet_pretrain -d {number}" + (f" -c {first}" if first != "3d_fullres" else "") + chosen
     if not has_classes(read_dataset_json(workspace.raw_dataset(result.dataset) / "dataset.json")):
         return pretrain

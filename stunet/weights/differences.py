@@ -12,6 +12,8 @@ from stunet.weights.reading import Weights
 
 SPACING_FACTOR = 1.5  # on any axis; beyond it, structures clearly differ in size in voxels from those of the weights
 ORDERS = [list(order) for order in permutations(range(3))]  # of the axes of an array
+# Of images, which can be planned as the weights know them.
+WAY = "stunet_plan_and_preprocess --pretrained preprocesses as theirs"
 CONTRAST = 2.0  # ratio of CT scales above which a warning is due
 
 
@@ -63,14 +65,14 @@ def input_warnings(
     if there and here and there != here:
         warnings.append(
             f"the weights were trained with images normalised by {', '.join(there)}, the plan normalises by "
-            f"{', '.join(here)}: the first layers see other intensities than they know"
+            f"{', '.join(here)}: the first layers see other intensities than they know ({WAY})"
         )
     factors = [theirs / ours for theirs, ours in zip(weights.spacing or (), spacing or (), strict=False)]
     if any(max(factor, 1 / factor) > SPACING_FACTOR for factor in factors):
         given = (" x ".join(f"{pitch:g}" for pitch in each or ()) for each in (weights.spacing, spacing))
         warnings.append(
             "the weights were trained at a spacing of {} mm, the plan has {} mm: "
-            "they know the same structures in another size".format(*given)
+            "they know the same structures in another size ({})".format(*given, WAY)
         )
     return warnings
 
@@ -130,6 +132,6 @@ def contrast_warnings(
         ):
             warnings.append(
                 f"the weights were trained with CT divided by {before:.0f} HU, the plan divides by {now:.0f}: "
-                "the first layers see another contrast than they know"
+                f"the first layers see another contrast than they know ({WAY})"
             )
     return warnings

@@ -104,6 +104,21 @@ def test_each_plan_that_is_followed_gives_a_name_of_its_own(model: Plan) -> None
     assert again == f"stunet_plan_and_preprocess -d 51 -c {NAME} --like 998:{names[2]}"
 
 
+def test_shapes_are_those_of_the_turned_images(model: Plan) -> None:
+    straight, turned = (
+        planned_like(model.with_ours(orientation=orientation), labels=NO_LABELS)[0]
+        for orientation in (model.orientation, str(model.orientation)[::-1])
+    )
+    for key in ("original_median_spacing_after_transp",):
+        assert turned.get(key) == straight.get(key)[::-1]
+    spacing = model.configuration(NAME).spacing
+    edges = [
+        [n * pitch for n, pitch in zip(plan.configuration(NAME).median_shape, spacing, strict=True)]
+        for plan in (straight, turned)
+    ]
+    assert edges[1] == pytest.approx(edges[0][::-1], abs=max(spacing))
+
+
 def test_images_are_turned_to_the_orientation_of_the_plan_whatever_the_reader_does(model: Plan) -> None:
     found = str(model.orientation)
     for orientation, reader, expected in (

@@ -14,6 +14,7 @@ import stunet
 from stunet.architectures.nnunet_unet import NNUNet
 from stunet.architectures.plain_unet import PLAIN_UNET
 from stunet.architectures.resenc import RESENC
+from stunet.architectures.stunet import STUNET
 from stunet.errors import StunetError, UsageError, WeightsError
 from stunet.files import read_json
 from stunet.plans.files import read_plan
@@ -186,9 +187,30 @@ def test_what_nnssl_pretrained_is_planned_by_its_adaptation_plan(pre: Path, tmp_
     planned = plan.configuration(NAME)
     assert (planned.spacing, planned.normalization) == ([2, 1, 1], ["ZScoreNormalization"])
     # Or as without them; training takes their network all the same.
-    result, heard = planned_for(tmp_path / "mae.pth", spacing="dataset", size="T")
-    assert result.plan.name == "STUNetPlans_T"
-    assert result.plan.configuration(NAME).normalization == ["CTNormalization"]
+    plan = planned_for(tmp_path / "mae.pth", spacing="dataset", size="T")[0].plan
+    assert plan.name == "STUNetPlans_T"
+    assert plan.configuration(NAME).normalization == ["CTNormalization"]
+
+
+def test_a_stunet_keeps_its_size_and_its_strides_with_its_patch(pre: Path, tmp_path: Path) -> None:
+    plans = copy.deepcopy(read_plan(pre / "STUNetPlans_T.json").to_json())
+    planned = plans["configurations"][NAME]
+    strides = [[1, 1, 1], [2, 2, 2], [1, 1, 2]]  # which no patch of this shape would be planned with
+    planned |= {"spacing": [1.5, 1.5, 1.5], "patch_size": [16, 16, 16]}
+    planned["architecture"]["arch_kwargs"] = {"size": "T", "strides": strides}
+    plans |= {"dataset_name": "Dataset007_Theirs", "configurations": {NAME: planned}}
+    network_weights = STUNET.build(1, 3, {"size": "T", "strides": strides}).state_dict()
+    content = {"network_weights": network_weights, "init_args": {"plans": plans, "configuration": NAME}}
+    torch.save(content, tmp_path / "a.pth")
+    plan = planned_for(tmp_path / "a.pth")[0].plan
+    kept = plan.configuration(NAME)
+    assert plan.name.startswith("STUNetPlans_T_like-Theirs.")
+    assert (plan.size, plan.stages) == ("T", 3)
+    assert (kept.strides, kept.patch_size) == (strides, [16, 16, 16])
+    # If the images are smaller, the patch is fitted, and the strides are those that it supports.
+    plan = planned_for(tmp_path / "a.pth", spacing=["3", "3", "3"])[0].plan
+    assert plan.configuration(NAME).patch_size != [16, 16, 16]
+    assert len(plan.configuration(NAME).strides) == 3
 
 
 def test_2d_weights_are_for_the_slices(pre: Path, tmp_path: Path) -> None:
@@ -223,18 +245,9 @@ def test_what_nothing_says_or_cannot_be_is_one_line(
     assert {*pre.rglob("*.json")} == before
 
 
-def test_a_dataset_of_their_channels_and_more_is_normalised_by_name(pre: Path, tmp_path: Path) -> None:
-    path = write_checkpoint(
-        tmp_path / "a.pth",
-        pre.name,
-        channels=("T1", "CT"),
-        normalization_schemes=["ZScoreNormalization", "CTNormalization"],
-    )
-    content = torch.load(path, weights_only=False)
-    content["init_args"]["plans"]["foreground_intensity_properties_per_channel"]["0"] = {"mean": 0.0}
-    torch.save(content, path)
+def test_a_channel_is_normalised_as_theirs_of_the_same_name(pre: Path, tmp_path: Path) -> None:
+    schemes = ["ZScoreNormalization", "CTNormalization"]
+    path = write_checkpoint(tmp_path / "a.pth", pre.name, channels=("T1", "CT"), normalization_schemes=schemes)
     plan = planned_for(path)[0].plan
     assert plan.configuration(NAME).normalization == ["CTNormalization"]
     assert plan.intensities == {"0": CT}
-    change = read_json(pre / "dataset.json")
-    assert list(change["channel_names"].values()) == ["CT"]

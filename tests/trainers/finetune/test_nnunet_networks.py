@@ -162,6 +162,63 @@ def test_a_plan_of_nnunets_takes_weights_of_stunet_and_of_its_other_network(pre:
     assert plan_path(pre.name, "STUNetPlans_T").is_file()
 
 
+@for_each("architecture", [PLAIN_UNET, RESENC])
+def test_kernels_channels_and_depth_are_bridged_in_a_training(
+    architecture: NNUNet, pre: Path, checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Weights of three channels and kernels of 3 train on a plan of one, with thin kernels and a stage more or less."""
+    name = write_stock_plans(pre.name, architecture, NAMES[architecture.title])
+    path = pre / f"{name}.json"
+    content = read_json(path)
+    planned = content["configurations"]["3d_fullres"]
+    given = planned["architecture"]["arch_kwargs"]
+    strides = [[1, 1, 1], [1, 2, 2], [2, 2, 2], [2, 2, 2]]
+    planned["patch_size"] = [16, 24, 24]
+    deep = architecture.laid_out(given, strides, [[1, 3, 3], *[[3, 3, 3]] * 3])
+    planned["architecture"]["arch_kwargs"] = deep
+    write_json(path, content)
+
+    wide = architecture.laid_out(given, strides[:3], [[3, 3, 3]] * 3)
+    weights = architecture.build(3, 2, wide).state_dict()
+    theirs = {**content, "plans_name": "Theirs", "configurations": {"3d_fullres": {**planned}}}
+    theirs["configurations"]["3d_fullres"] |= {
+        "architecture": {**planned["architecture"], "arch_kwargs": wide},
+        "normalization_schemes": ["ZScoreNormalization"] * 3,
+        "use_mask_for_norm": [False] * 3,
+    }
+    description = {
+        "channel_names": {"0": "T1", "1": "T2", "2": "FLAIR"},
+        "labels": {"background": 0, "liver": 1},
+        "numTraining": 3,
+        "file_ending": ".nii.gz",
+    }
+    arguments = {"plans": theirs, "configuration": "3d_fullres", "dataset_json": description, "fold": 0}
+    file = pre.parent / "theirs.pth"
+    torch.save({"network_weights": weights, "init_args": arguments, "trainer_name": "nnUNetTrainer"}, file)
+    values = {**SHORT, "num_epochs": 1, "num_iterations_per_epoch": 1}
+    result = stunet.train(998, plans=name, pretrained=file, set=values, device="cpu")
+    assert result.plan.configuration("3d_fullres").network_arguments == deep  # the plan's network stays
+    report = read_json(result.folder / "transfer_report.json")
+    assert report["coverage"] == 1  # of the stages that both have
+    stem = min(architecture.inputs)
+    fates = {fate["target"]: fate for fate in report["tensors"] if fate["target"]}
+    assert fates[stem]["kind"] == "inflated"
+    assert {what for what, *_ in report["changes"]} >= {"stages", "strides", "kernels", "normalisation", "classes"}
+    # The mean over the kernel's thin axis, of the sum over channels, as the first checkpoint was read back.
+    assert any("have 3 stages" in text or "the weights have 3" in text for text in report["warnings"])
+
+    # A shallower plan takes the first stages.
+    shallow = architecture.laid_out(given, strides[:2], [[1, 3, 3], [3, 3, 3]])
+    planned["architecture"]["arch_kwargs"] = shallow
+    write_json(path, content | {"plans_name": "Shallow"})
+    write_json(path.with_name("Shallow.json"), content | {"plans_name": "Shallow"})
+    trainer = trainer_of(pre.name, TrainingRequest(dataset=998, plans="Shallow", pretrained=file, set=SHORT))
+    found = start_from_weights(trainer, Start(file))
+    assert found.coverage == 1
+    own, other = state(trainer)[stem], weights[stem]
+    torch.testing.assert_close(own, other.sum(1, keepdim=True).mean(2, keepdim=True))
+
+
 def test_the_whole_head_is_kept_where_cases_annotate_a_part_of_it(pre: Path, checkpoint: Checkpoint) -> None:
     folder = checkpoint(RESENC)
     write_stock_plans(pre.name, RESENC, NAMES[RESENC.title])
