@@ -33,7 +33,6 @@ class KnownInput:
         orientation: What images have to be turned to for that; None: they are as they should be, or it is unknown.
         patch: In voxels.
         strides: One entry per stage.
-        memory_gb: GPU memory in GiB that their plan was fitted to.
     """
 
     name: str
@@ -48,7 +47,6 @@ class KnownInput:
     orientation: str | None = None
     patch: Sequence[int] | None = None
     strides: Strides | None = None
-    memory_gb: float | None = None
 
     @property
     def ndim(self) -> int:

@@ -8,6 +8,7 @@ another dataset was planned.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -31,7 +32,7 @@ class PretrainedPlanner(STUNetPlanner):
         known: What the weights know.
         spacing: In mm, in the order of the images' arrays, or one of the planner's MEDIAN and NATIVE; None: that of the
             weights.
-        memory_gb: GPU memory in GiB that a training step may take; None: that of the weights' plan, or the network's.
+        memory_gb: GPU memory in GiB that a training step may take; None: the network's default.
         preprocessor: nnU-Net's preprocessor class.
         name: Of the plans; None: one with the name of the weights.
         checkpointing: As for STUNetPlanner.
@@ -62,24 +63,27 @@ class PretrainedPlanner(STUNetPlanner):
                 f"nothing says at which spacing {known.name} was trained",
                 "--spacing dataset or 1mm; or the plans.json or adaptation_plan.json of its training beside the file",
             )
+        # Of another spacing, another plan.
+        tag = f"_{spacing}" if isinstance(spacing, str) and known.resamples else ""
+        tag = f"_{'x'.join(f'{pitch:g}' for pitch in spacing)}mm" if spacing and not isinstance(spacing, str) else tag
         network = known.network
         stages = None if network.architecture.depth_by_patch or network.found is None else network.found.stages
         super().__init__(
             dataset,
-            memory_gb or network.target_gb or known.memory_gb or DEFAULT_GB[network.name],
+            memory_gb or network.target_gb or DEFAULT_GB[network.name],
             preprocessor,
-            name or f"{BASE_NAME}_{network.tag}_like-{known.name}",
+            name or f"{BASE_NAME}_{network.tag}{tag}_like-{known.name}",
             network=network,
             stages=stages,
             checkpointing=checkpointing,
             spacing=spacing if isinstance(spacing, str) else None,
             measure=measure,
         )
+        if all(shape[0] == 1 for shape in self.dataset_fingerprint["shapes_after_crop"]):
+            # Flat images are their own slices, whichever way the weights' volumes were cut.
+            known = replace(known, transposition=(0, 1, 2), orientation=None)
         self.known, self.own_name, self.options = known, name, options
         self.lowres_creation_threshold = 0  # the weights know one resolution
-        # Flat images are their own slices, whichever way the weights' volumes were cut.
-        flat = all(shape[0] == 1 for shape in self.dataset_fingerprint["shapes_after_crop"])
-        self.order = [0, 1, 2] if flat else list(known.transposition)
         kind = self.determine_reader_writer().__name__
         own = target_orientation(kind, self.dataset_fingerprint.get(ORIENTATIONS) or {})
         self.dataset_fingerprint, order = turned(self.dataset_fingerprint, own, known.orientation)
@@ -90,13 +94,13 @@ class PretrainedPlanner(STUNetPlanner):
         else:
             # Of 2D weights, slices keep their distance.
             target = np.median(np.vstack(self.dataset_fingerprint["spacings"]), axis=0).tolist()
-            for axis, pitch in zip(self.order[-known.ndim :], known.spacing or (), strict=True):
+            for axis, pitch in zip(known.transposition[-known.ndim :], known.spacing or (), strict=True):
                 target[axis] = pitch
         self.overwrite_target_spacing = list(map(float, target))
 
     def determine_transpose(self) -> tuple[list[int], list[int]]:
         """Return the weights' order of axes."""
-        forward = self.order
+        forward = list(self.known.transposition)
         return forward, [forward.index(axis) for axis in range(3)]
 
     def determine_normalization_scheme_and_whether_mask_is_used_for_norm(self) -> tuple[list[str], list[bool]]:
@@ -113,8 +117,9 @@ class PretrainedPlanner(STUNetPlanner):
     def changes(self) -> list[str]:
         """Return, in sentences, what images the network gets, and where the dataset's own plan has others."""
         target, own = self.determine_fullres_target_spacing(), self.own_spacing()
+        order = list(self.known.transposition)
         here, there = (
-            [f"{pitch:.3g}" for pitch in np.array(each)[self.order][-self.known.ndim :]] for each in (target, own)
+            [f"{pitch:.3g}" for pitch in np.array(each)[order][-self.known.ndim :]] for each in (target, own)
         )
         schemes = self.normalized().schemes
         others = STUNetPlanner.determine_normalization_scheme_and_whether_mask_is_used_for_norm(self)[0]

@@ -67,7 +67,6 @@ def known_input(weights: "Weights", name: str, orientation: str | None) -> Known
         orientation=plan.orientation if orientation and axes_warnings(weights, order, orientation) else None,
         patch=told("patch_size", "patch_size"),
         strides=[list(stride) for stride in strides] if strides else None,
-        memory_gb=plan.memory_gb,
     )
     _check(known, weights)
     return known

@@ -3,6 +3,7 @@
 planning.py checks the files before, and preprocesses after.
 """
 
+import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,7 +49,8 @@ def find_followed(request: PlanningRequest, listener: Listener) -> Followed:
     from stunet.trainers.finetune.start import Start
 
     start = Start(path)
-    start.weights  # noqa: B018  # read it now: a broken file is to be told before the fingerprint takes its time
+    # Reads it: a broken file is to be told before the fingerprint takes its time.
+    listener.note(f"{request.pretrained}: {start.weights.network}")
     return Followed(start=start)
 
 
@@ -116,7 +118,10 @@ def _plan_for(start: "Start", dataset: str, request: PlanningRequest, listener: 
     from stunet.plans.pretrained import PretrainedPlanner
     from stunet.trainers.finetune.start import name_of
 
-    given = Path(str(request.pretrained))
+    given, name = Path(str(request.pretrained)), request.overwrite_plans_name
+    # Without the path: plans are passed on.
+    words = ["--pretrained", given.name if given.exists() else str(given), "--spacing", *_spacing(request)]
+    words += ["-overwrite_plans_name", name] if name else []
     known = known_input(start.weights, name_of(start, given.exists()), target_orientation(*orientations(dataset)))
     planner = PretrainedPlanner(
         dataset,
@@ -124,11 +129,10 @@ def _plan_for(start: "Start", dataset: str, request: PlanningRequest, listener: 
         spacing=request.overwrite_target_spacing or _kept(request),
         memory_gb=request.gpu_memory_target,
         preprocessor=request.preprocessor_name,
-        name=request.overwrite_plans_name,
+        name=name,
         checkpointing=request.checkpointing,
         measure=_measure(request),
-        # Without the path: plans are passed on.
-        options=f"--pretrained {given.name if given.exists() else given} --spacing {_spacing(request)}",
+        options=shlex.join(words),
     )
     for text in planner.changes():
         listener.note(text)
@@ -150,7 +154,7 @@ def _measure(request: PlanningRequest) -> "Callable[..., float] | None":
     return measure_step if request.probe else None
 
 
-def _spacing(request: PlanningRequest) -> str:
-    """Return what stands for the spacing behind --spacing."""
+def _spacing(request: PlanningRequest) -> list[str]:
+    """Return what stands behind --spacing."""
     numbers = request.overwrite_target_spacing
-    return " ".join(f"{pitch:g}" for pitch in numbers) if numbers else str(request.spacing or AS_PRETRAINED)
+    return [f"{pitch:g}" for pitch in numbers] if numbers else [str(request.spacing or AS_PRETRAINED)]

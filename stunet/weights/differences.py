@@ -102,7 +102,9 @@ def axes_warnings(weights: Weights, transposition: Sequence[int] | None, orienta
     there, here = ([code[::-1][axis] for axis in order] for code, order in zip(codes, orders, strict=True))
     turned = [_side(letter) for letter in there] != [_side(letter) for letter in here]
     # Which way a pretext mirrors, its checkpoints do not say.
-    mirrored = range(3) if weights.mirror_axes is None or weights.pretext else weights.mirror_axes
+    first = 3 - weights.network.ndim  # the order of slices is nothing to a 2D network
+    known = weights.mirror_axes is not None and not weights.pretext
+    mirrored = [*range(first), *(axis + first for axis in weights.mirror_axes or ())] if known else range(3)
     if not turned and all(there[axis] == here[axis] for axis in range(3) if axis not in mirrored):
         return []
     how = "from another side" if turned else "mirrored"

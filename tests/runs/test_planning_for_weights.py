@@ -18,6 +18,7 @@ from stunet.architectures.stunet import STUNET
 from stunet.errors import StunetError, UsageError, WeightsError
 from stunet.files import read_json
 from stunet.plans.files import read_plan
+from stunet.preprocessing.checks import repair_commands
 from stunet.weights.nnssl import ADAPTATION
 from tests.loops import for_each
 from tests.nnunet_networks import arguments, network
@@ -127,6 +128,8 @@ def test_images_are_preprocessed_and_the_network_is_planned_as_the_weights_know_
     assert "spacing 1.5 x 1.5 x 1.5 mm (by itself " in told
     assert "the intensities of Theirs." in told
     assert heard.notes[-1].endswith(f"-p {plan.name} --pretrained {path}")
+    again, _ = repair_commands(pre.name, plan, NAME)
+    assert again == f"stunet_plan_and_preprocess -d 998 -c {NAME} --pretrained theirs.pth --spacing pretrained"
     # The arrays are clipped and scaled by the intensities of the weights' training.
     array = blosc2.open(str(pre / planned.data_identifier / "phantom_000.b2nd"))[:]
     assert array.min() >= (CT["percentile_00_5"] - CT["mean"]) / CT["std"] - 1e-4
@@ -186,6 +189,7 @@ def test_what_nnssl_pretrained_is_planned_by_its_adaptation_plan(pre: Path, tmp_
     plan = planned_for(tmp_path / "mae.pth", spacing=["2", "1", "1"])[0].plan
     planned = plan.configuration(NAME)
     assert (planned.spacing, planned.normalization) == ([2, 1, 1], ["ZScoreNormalization"])
+    assert plan.name.startswith("STUNetPlans_ResEnc_2x1x1mm_like-OpenMind.")
     # Or as without them; training takes their network all the same.
     plan = planned_for(tmp_path / "mae.pth", spacing="dataset", size="T")[0].plan
     assert plan.name == "STUNetPlans_T"
