@@ -79,12 +79,6 @@ def derive(
     _check(plan, dataset_json)
     given = {key: settings.check_value(key, value) for key, value in (overrides or {}).items()}
     set_for_plan = dict(plan.set_for_plan)
-    # What is planned like this already does not count as set: an equal plan would get another name.
-    if memory_gb is not None and memory_gb != plan.memory_gb:
-        set_for_plan["memory_gb"] = memory_gb
-    if (stages := settings.parse_stages(stages)) is not None and stages != (plan.stages or "auto"):
-        set_for_plan["stages"] = stages
-    set_for_plan |= {key: value for key, value in given.items() if key in settings.PLAN}
     set_for_training = {**plan.set_for_training, **{k: value for k, value in given.items() if k in settings.TRAIN}}
     if network:
         size, target_gb = network.size, network.target_gb or plan.memory_gb
@@ -95,6 +89,14 @@ def derive(
         target_gb = SIZES[size].target_gb
     else:
         raise UsageError(f"unknown size {size!r}; known: {', '.join(SIZES)}")
+    # What is planned like this already does not count as set: an equal plan would get another name. Another network
+    # has defaults of its own, which may differ from what is asked for although the plan's values do not.
+    if memory_gb is not None and {memory_gb} != {plan.memory_gb, target_gb}:
+        set_for_plan["memory_gb"] = memory_gb
+    usual = network.stages if network else plan.stages or "auto"
+    if (stages := settings.parse_stages(stages)) is not None and {stages} != {plan.stages or "auto", usual}:
+        set_for_plan["stages"] = stages
+    set_for_plan |= {key: value for key, value in given.items() if key in settings.PLAN}
     new = plan.with_ours(
         plan=set_for_plan,
         train=set_for_training,
@@ -264,11 +266,12 @@ def describe(plan: Plan, configuration: str, dataset_json: Mapping[str, Any], de
 
 
 def _with_network_of(plan: Plan) -> Plan:
-    """Return the plan with its size, and the checkpointing that was set, in every configuration."""
-    arguments: dict[str, Any] = {"size": plan.size} if plan.size else {}
-    if plan.constraints.checkpointing is not None:
-        arguments["checkpointing"] = plan.constraints.checkpointing
+    """Return the plan with its size, and the checkpointing that was set, in every configuration that knows of it."""
     for name in plan.configurations_with_network:
+        arguments: dict[str, Any] = {"size": plan.size} if plan.size else {}
+        optional = architectures.of_class(plan.configuration(name).network_class, name).optional
+        if plan.constraints.checkpointing is not None and "checkpointing" in optional:
+            arguments["checkpointing"] = plan.constraints.checkpointing
         plan = plan.with_network(name, **arguments)
     return plan
 

@@ -25,6 +25,26 @@ def read_plan(path: Path, hint: str = HINT) -> Plan:
     return Plan(read(path, PLANS, hint))
 
 
+def read_dataset_plan(path: Path) -> Plan:
+    """Read the plans file of a preprocessed dataset: one whose data and results nnU-Net will look for where we do.
+
+    Raises:
+        DataError: Something in it is wrong, or it is a copy that still has another dataset's name or other plans'.
+    """
+    plan, dataset = read_plan(path), path.parent.name
+    if plan.dataset_name not in ("", dataset):
+        raise DataError(
+            f"{str(path)!r} are plans of {plan.dataset_name}: its data would be taken, and its results replaced",
+            "nnUNetv2_move_plans_between_datasets, which adapts the names in a copy",
+        )
+    if plan.name not in ("", path.stem) and path.with_name(f"{plan.name}.json").is_file():
+        raise DataError(
+            f"{str(path)!r} has the plans_name {plan.name!r}, as {plan.name}.json has: their results would be mixed",
+            f'"plans_name": "{path.stem}" in it',
+        )
+    return plan
+
+
 def list_plans(dataset: str) -> list[str]:
     """Return the names of all plans for a dataset, ours and those of nnU-Net's planners, sorted."""
     return sorted(_plans(dataset))

@@ -1,4 +1,4 @@
-"""Plan a dataset with one of nnU-Net's own planners (`-pl`): its plans are left exactly as it writes them.
+"""Plan a dataset with one of nnU-Net's own planners (`-pl`): its plans are left as it writes them.
 
 The fingerprint and the reader are found as for our plans. Read next: blueprints.py, which lists the planners.
 """
@@ -30,6 +30,9 @@ PLANNERS = {
 }
 
 
+DEFAULT = "DefaultPreprocessor"
+
+
 class _Reader:
     """Finds the reader without the tracebacks of those that nnU-Net tries."""
 
@@ -40,11 +43,16 @@ class _Reader:
         return find_reader(self.dataset_json, Path(next(iter(self.dataset.values()))["images"][0]))
 
 
+def _own_folder(planner: ExperimentPlanner, configuration: str) -> str:
+    """Return the folder of other data than nnU-Net's usual, which ResEnc planners would put in that of nnUNetPlans."""
+    return f"{planner.plans_identifier}_{configuration}"
+
+
 def plan_as_stock(
     planner: str,
     dataset: str,
     memory_gb: float | None = None,
-    preprocessor: str = "DefaultPreprocessor",
+    preprocessor: str = DEFAULT,
     name: str | None = None,
     spacing: Sequence[float] | None = None,
 ) -> Plan:
@@ -60,8 +68,9 @@ def plan_as_stock(
     """
     options = {"gpu_memory_target_in_gb": memory_gb, "plans_name": name}
     given = {key: value for key, value in options.items() if value is not None}
+    own = {} if spacing is None and preprocessor == DEFAULT else {"generate_data_identifier": _own_folder}
     # nnU-Net records the name of the class.
-    kind: Any = type(planner, (_Reader, PLANNERS[planner]), {})
+    kind: Any = type(planner, (_Reader, PLANNERS[planner]), own)
     with patched(host, get_filenames_of_train_images_and_targets=nnunets_listing), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of presets for other memory, which was asked for
         made = kind(

@@ -14,7 +14,8 @@ from stunet.folds import MADE, read_folds
 from stunet.models import registry, store
 from stunet.models.entry import NETWORKS
 from stunet.plans.blueprints import NAMES
-from stunet.plans.files import plan_path, read_plan
+from stunet.plans.files import plan_path, read_dataset_plan
+from stunet.plans.plan import Plan
 from stunet.runs.listener import Listener
 
 
@@ -25,7 +26,7 @@ def check_experiment(experiment: Experiment, weights: Mapping[str, Sequence[str]
     from stunet.runs.readiness import check_data
 
     dataset = workspace.dataset_name(experiment.dataset)
-    plan = read_plan(plan_path(dataset, experiment.plans))
+    plan = read_dataset_plan(plan_path(dataset, experiment.plans))
     planned = check_plan(plan, experiment.configuration)
     splits = workspace.preprocessed_dataset(dataset) / SPLITS
     # nnU-Net only makes its folds when the first of them is trained.
@@ -36,7 +37,7 @@ def check_experiment(experiment: Experiment, weights: Mapping[str, Sequence[str]
     trainer = choose_trainer(dataset, plan, None, listener)
     for warning in check_data(dataset, plan, experiment.configuration, experiment.fold, trainer):
         listener.warn(warning)
-    _check_weights(experiment, weights, listener, str(_named(plan.size, planned.network_class)))
+    _check_weights(experiment, weights, listener, plan, str(_named(plan.size, planned.network_class)))
 
 
 def check_done(todo: Mapping[Arm, Sequence[str]], record: Record, only_warn: bool, listener: Listener) -> None:
@@ -54,13 +55,17 @@ def check_done(todo: Mapping[Arm, Sequence[str]], record: Record, only_warn: boo
 
 
 def _check_weights(
-    experiment: Experiment, weights: Mapping[str, Sequence[str]], listener: Listener, planned: str
+    experiment: Experiment, weights: Mapping[str, Sequence[str]], listener: Listener, plan: Plan, planned: str
 ) -> None:
     """Check that all weights are known, distinct, and of the requested size.
 
     Warn if training from scratch is compared with weights of another network than `planned`, or another size.
     """
-    found = {title: dict(map(_known, texts)) for title, texts in weights.items() if texts}
+    found = {
+        title: dict(_known(text, plan, experiment.configuration) for text in texts)
+        for title, texts in weights.items()
+        if texts
+    }
     for (one, known), (other, same) in combinations(found.items(), 2):
         if known.keys() == same.keys():
             raise DataError(f"{one!r} and {other!r} are the same weights", "leave one of them out")
@@ -81,22 +86,27 @@ def _check_weights(
         listener.warn(f"training from scratch is of {planned}, but {others}: the difference mixes network and weights")
 
 
-def _known(text: str) -> tuple[str, str | None]:
-    """Return what uniquely identifies these weights, and their network as _named() calls it; None if unknown."""
+def _known(text: str, plan: Plan, configuration: str) -> tuple[str, str | None]:
+    """Return what uniquely identifies these weights, and their network as _named() calls it; None if unknown.
+
+    Networks of one name may differ in width: of weights on this machine it is said if the plan takes theirs for that.
+    """
     entry = registry.look_up(text)
     if entry and not store.find_installed(text):
         return entry.name, _named(entry.size, NETWORKS[entry.network])
-    from stunet.weights.reading import read_weights
+    from stunet.trainers.finetune.start import Start, other_network
 
     path = store.find_model(text, offline=True)
-    if entry:
-        return str(path.resolve()), _named(entry.size, NETWORKS[entry.network])
-    network = read_weights(path).network
-    return str(path.resolve()), _named(network.size, network.architecture.class_name)
+    start = Start(path)
+    network = start.weights.network
+    known = _named(network.size, network.architecture.class_name)
+    if known == _named(plan.size, plan.configuration(configuration).network_class) and not network.size:
+        known = f"{known}, but with {network}" if other_network(start, plan, configuration) else known
+    return str(path.resolve()), known
 
 
 def _named(size: str | None, network_class: str | None) -> str | None:
-    """Return a network's size or, without one, its name: those of different widths are not told apart."""
+    """Return a network's size or, without one, its name."""
     known = NAMES.get(network_class or "")
     return f"size {size}" if size else f"network {known}" if known else None
 

@@ -146,7 +146,8 @@ def repair_commands(dataset: str, plan: Plan, configuration: str) -> tuple[str, 
         return f"{start} {plan.planned_with}", f"{start} -p {plan.name}"
     if not plan.is_planned_by_us:
         planner = str(plan.get("experiment_planner_used"))
-        name = "" if base == STOCK_PLANS.get(planner) else f" -overwrite_plans_name {base}"
+        named = f" -overwrite_plans_name {base}, with the options of its planning"
+        name = "" if base == STOCK_PLANS.get(planner) else named
         command = f"{start} -pl" if planner in STOCK_PLANS else f"nnUNetv2_plan_and_preprocess -d {number} -pl"
         return f"{command} {planner}{name}", f"{start} -p {plan.name}"
     found = re.fullmatch(rf"STUNetPlans_(?P<tag>{'|'.join(tags)})(?:{numbers}|_(?P<kept>median|native))?", base)

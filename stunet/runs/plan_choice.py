@@ -12,8 +12,8 @@ from stunet import presets, workspace
 from stunet.errors import DataError, UsageError, WeightsError, first_few
 from stunet.kinds import read_dataset_json
 from stunet.labels.annotations import Annotations, describe_trained_model, load_annotations
-from stunet.plans.blueprints import blueprints
-from stunet.plans.files import list_planned, plan_path, read_plan
+from stunet.plans.blueprints import Blueprint, blueprints
+from stunet.plans.files import list_planned, plan_path, read_dataset_plan, read_plan
 from stunet.plans.plan import ENCODER_ALONE, Plan, StartingWeights
 from stunet.runs.fetching import fetch_model
 from stunet.runs.listener import Listener
@@ -49,7 +49,7 @@ def choose_plans(dataset: str, request: "TrainingRequest", listener: Listener) -
         strategies.find(request.finetune)
     preset = presets.load(request.preset) if request.preset else None
     path = plan_path(dataset, request.plans or (_fitting(dataset, preset) if preset else None))
-    plan = read_plan(path)
+    plan = read_dataset_plan(path)
     dataset_json = read_dataset_json(path.parent / "dataset.json")
     options, overrides = _requested(dataset, request, plan, preset, listener)
     stages, size = options["stages"], options["size"]
@@ -62,7 +62,7 @@ def choose_plans(dataset: str, request: "TrainingRequest", listener: Listener) -
     elif request.finetune:
         options["finetune"] = request.finetune
     if options.get("finetune") and not stages:
-        options["stages"] = _kept_stages(options["finetune"], plan, request.configuration)
+        options["stages"] = _kept_stages(options["finetune"], plan, request.configuration, options["network"])
     if not (any(options.values()) or overrides):
         return Choice(plan, False, _start_of(plan, request, listener))
     plan.configuration(request.configuration)  # raises if there is none of this name
@@ -96,7 +96,7 @@ def choose_pretraining_plans(dataset: str, request: "PretrainingRequest", listen
     if request.like is not None:
         given, model = _named_like(dataset, request.like, request, listener)
     path = plan_path(dataset, given)
-    plan = read_plan(path)
+    plan = read_dataset_plan(path)
     options, overrides = _requested(dataset, request, plan, preset, listener)
     if request.augment:
         overrides["augment"] = settings.check_value("augment", request.augment)
@@ -126,7 +126,7 @@ def model_plan(like: int | str) -> tuple[str, Plan]:
     """Return the plan that another one is like, `3`, `Dataset003_Liver` or `3:PLANS`, and the name of its dataset."""
     given, _, name = str(like).partition(":")
     dataset = workspace.dataset_name(given)
-    return dataset, read_plan(plan_path(dataset, name or None))
+    return dataset, read_dataset_plan(plan_path(dataset, name or None))
 
 
 def _network_input(plan: Plan, configuration: str) -> tuple[list[int], Any]:
@@ -188,7 +188,9 @@ def _requested(
         # Every flag takes precedence over the preset.
         overrides = {**preset.set, **overrides}
     network = blueprints()[request.network] if request.network else None
-    if network and (plan.size, plan.network) == (network.size, None if network.size else network.name):
+    if network and network.size and plan.size:  # the same network in a size, which has an option of its own
+        size, network = network.size, None
+    elif network and plan.network == network.name:
         network = None  # it is the plan's
     return {"size": size, "network": network, "memory_gb": memory_gb, "stages": stages}, overrides
 
@@ -350,15 +352,25 @@ def _entries_of_several(
     return tuple(base) if unchanged else named
 
 
-def _kept_stages(name: str, plan: Plan, configuration: str) -> int | None:
-    """Return how many of a configuration's stages a strategy keeps; None for all."""
+def _kept_stages(name: str, plan: Plan, configuration: str, network: Blueprint | None) -> int | None:
+    """Return how many of a configuration's stages, or of another network's from weights, a strategy keeps; None: all.
+
+    Raises:
+        UsageError: The network is another one, whose number of stages is not known yet.
+    """
     from stunet.trainers.finetune import strategies
 
-    strategy = strategies.find(name)
+    strategy, found = strategies.find(name), network and network.found
     # Plans of the same strategy have been cut already; a second time they would lose further stages.
-    if strategy.depth == 1 or plan.finetune == name:
+    if strategy.depth == 1 or (plan.finetune == name and not network):
         return None
-    return strategies.kept_stages(strategy, len(plan.configuration(configuration).strides))
+    if network and not found and network.stages == "auto":
+        raise UsageError(
+            f"{name!r} leaves stages out, and how many --network {network.name} has is not planned yet",
+            f"--stages with their number, or -p with plans of the network: stunet_plan_and_preprocess {network.option}",
+        )
+    stages = len(plan.configuration(configuration).strides)
+    return strategies.kept_stages(strategy, found.stages if found else int(network.stages) if network else stages)
 
 
 def _given(request: "TrainingRequest | PretrainingRequest", listener: Listener) -> "Start | JointStart":

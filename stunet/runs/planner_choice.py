@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from stunet import workspace
 from stunet.files import write_json
 from stunet.kinds import FINGERPRINT, read, read_dataset_json
+from stunet.orientation import REORIENTS
 from stunet.plans.plan import PLANNER, Plan
 from stunet.runs.fetching import fetch_model
 from stunet.runs.listener import Listener
@@ -74,9 +75,13 @@ def make_plan(
         request.overwrite_target_spacing,
     )
     if request.planner != PLANNER:
+        from stunet.plans.fingerprint import ORIENTATIONS
         from stunet.plans.stock import plan_as_stock
 
-        return plan_as_stock(request.planner, dataset, *given)
+        plan = plan_as_stock(request.planner, dataset, *given)
+        if warning := not_turned(plan, read(fingerprint, FINGERPRINT).get(ORIENTATIONS) or {}):
+            listener.warn(warning)
+        return plan
     from stunet.plans.planner import STUNetPlanner
 
     planner = STUNetPlanner(
@@ -158,3 +163,18 @@ def _spacing(request: PlanningRequest) -> list[str]:
     """Return what stands behind --spacing."""
     numbers = request.overwrite_target_spacing
     return [f"{pitch:g}" for pitch in numbers] if numbers else [str(request.spacing or AS_PRETRAINED)]
+
+
+def not_turned(plan: Plan, counts: Mapping[str, int]) -> str | None:
+    """Return a warning that a plan of nnU-Net's turns no image, if those of its dataset run in several ways."""
+    if len(counts) < 2 or plan.reader.endswith(REORIENTS):
+        return None
+    return (
+        f"the axes of the images run in {len(counts)} ways ({shown(counts)}): {plan.get('experiment_planner_used')} "
+        f"turns none, and {PLANNER} all to one"
+    )
+
+
+def shown(counts: Mapping[str, int]) -> str:
+    """Return numbers of images by orientation, for messages."""
+    return ", ".join(f"{count} {code}" for code, count in counts.items())

@@ -14,10 +14,10 @@ from pathlib import Path
 from stunet import nnunet, workspace
 from stunet.errors import DataError, StunetError, UsageError, closest
 from stunet.kinds import FINGERPRINT, has_classes, read, read_dataset_json
-from stunet.plans.files import list_planned, list_plans, plan_path, read_plan
-from stunet.plans.plan import Plan
+from stunet.plans.files import list_planned, list_plans, plan_path, read_dataset_plan, read_plan
+from stunet.plans.plan import PLANNER, Plan
 from stunet.runs.listener import Listener
-from stunet.runs.planner_choice import Followed, find_followed, make_plan
+from stunet.runs.planner_choice import Followed, find_followed, make_plan, shown
 from stunet.runs.planning_request import CONFIGURATIONS, PlanningRequest, complete, workers_of
 
 CASCADE = "3d_cascade_fullres"
@@ -119,6 +119,7 @@ def _plan_and_preprocess(
     # Before the files are read, which takes longest: nnU-Net would only fail after that.
     check_splits(dataset)
     planned = _planned(dataset, request) if request.plans else None
+    _check_name(dataset, request)
     if not request.no_check:
         _check_files(dataset, readers, listener)
     if planned is None:
@@ -142,7 +143,7 @@ def _planned(dataset: str, request: PlanningRequest) -> Plan:
     """Return the existing plan that was asked for."""
     from stunet.plans.check import check_plan
 
-    plan = read_plan(plan_path(dataset, request.plans))
+    plan = read_dataset_plan(plan_path(dataset, request.plans))
     # Of nnU-Net's configurations a small dataset has no 3d_lowres; any other that is named has to exist.
     asked = [name for name in request.configurations if name in plan.configurations or name not in CONFIGURATIONS]
     if not asked:
@@ -151,6 +152,14 @@ def _planned(dataset: str, request: PlanningRequest) -> Plan:
     for name in asked:
         check_plan(plan, name)
     return plan
+
+
+def _check_name(dataset: str, request: PlanningRequest) -> None:
+    """Raise UsageError if plans that another program made have the name that is asked for: they would be replaced."""
+    name, is_ours = request.overwrite_plans_name, request.planner == PLANNER
+    if name in list_plans(dataset) and read_plan(plan_path(dataset, name)).is_planned_by_us != is_ours:
+        whose = "nnU-Net's" if is_ours else "stunet's"
+        raise UsageError(f"-overwrite_plans_name {name}, and plans of this name are {whose}", "another name")
 
 
 def _check_files(dataset: str, workers: int, listener: Listener) -> None:
@@ -271,10 +280,9 @@ def warnings_of(plan: Plan) -> list[str]:
     found = []
     counts = plan.orientations
     if len(counts) > 1:
-        shown = ", ".join(f"{count} {code}" for code, count in counts.items())
         turned = sum(counts.values()) - counts.get(plan.orientation or "", 0)
         found.append(
-            f"the axes of the images run in {len(counts)} ways ({shown}): {turned} are turned to "
+            f"the axes of the images run in {len(counts)} ways ({shown(counts)}): {turned} are turned to "
             f"{plan.orientation} in preprocessing, as every image is in prediction"
         )
     fixed = [axis for axis in range(3) if axis not in plan.mirror_axes]

@@ -97,12 +97,14 @@ def complete(request: PlanningRequest, listener: Listener) -> tuple[PlanningRequ
     """
     from stunet.plans.settings import check_value, parse_stages
 
-    # Before presets and defaults fill the request in: only what was given contradicts -p, -pl or --network.
+    # Before presets and defaults fill the request in: only what was given contradicts -p, -pl, --like or --network.
     given = [option for option, value in _planning_options(request).items() if value]
     if request.plans and given:
         raise UsageError(f"-p {request.plans} takes plans as they are, and {given[0]} plans", "one of them")
     if request.planner != PLANNER:
         return _for_nnunet(request, given), None
+    if request.like is not None and (other := [option for option in given if option not in ("--like", "--no_pp")]):
+        raise UsageError(f"--like takes another dataset's plan as it is, and {other[0]} plans", "one of them")
     _check_network(request)
     request, normalization = _with_spacing(request), None
     named = [f"--{key}" for key in ("network", "size", "preset", "stages") if getattr(request, key)]
@@ -170,6 +172,12 @@ def _for_nnunet(request: PlanningRequest, given: Sequence[str]) -> PlanningReque
     theirs = {"-gpu_memory_target", "-overwrite_target_spacing", "-overwrite_plans_name", "--no_pp"}
     if other := [option for option in given if option not in theirs]:
         raise UsageError(f"-pl {request.planner} is nnU-Net's planner, which knows no {other[0]}", "one of them")
+    other_data = ["-overwrite_target_spacing"] if request.overwrite_target_spacing else []
+    other_data += ["-preprocessor_name"] if request.preprocessor_name != PlanningRequest.preprocessor_name else []
+    if other_data and not request.overwrite_plans_name:
+        name = STOCK_PLANS[request.planner]
+        what = f"{other_data[0]} makes other data than those of {name}, which they would replace"
+        raise UsageError(what, "-overwrite_plans_name with another name")
     _check(request)
     return request
 
@@ -204,12 +212,6 @@ def _with_spacing(request: PlanningRequest) -> PlanningRequest:
 
 
 def _check(request: PlanningRequest) -> None:
-    if request.like is not None:
-        options = {key: value for key, value in _planning_options(request).items() if key not in ("--like", "--no_pp")}
-        # Network, size and stages have their defaults by now.
-        other = [key for key, value in options.items() if value and key not in ("--network", "--size", "--stages")]
-        if other:
-            raise UsageError(f"--like takes another dataset's plan as it is, and {other[0]} plans", "one of them")
     if request.probe:
         # Here and not above, because it takes seconds that other mistakes must not wait for.
         import torch

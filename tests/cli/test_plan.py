@@ -41,6 +41,18 @@ def everything(folder: Path) -> set[Path]:
             2,
             "nnU-Net's planner, which knows no",
         ),
+        (
+            ["-d", "998", "-pl", "nnUNetPlannerResEncL", "-overwrite_target_spacing", "1", "1", "1"],
+            2,
+            "makes other data than those of nnUNetResEncUNetLPlans, which they would replace",
+        ),
+        (
+            ["-d", "998", "-pl", "ExperimentPlanner", "-overwrite_plans_name", "STUNetPlans_T"],
+            2,
+            "plans of this name are stunet's",
+        ),
+        (["-d", "998", "--like", "998", "--network", "plain"], 2, "and --network plans"),
+        (["-d", "998", "--like", "998", "--size", "L"], 2, "and --size plans"),
         (["-d", "998", "--size", "H", "-gpu_memory_target", "8", "--no_check"], 5, "STU-Net-H needs"),
     ],
 )

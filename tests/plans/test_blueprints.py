@@ -14,6 +14,7 @@ from stunet.plans.plan import Plan
 from stunet.plans.planner import STUNetPlanner
 from stunet.plans.stock import plan_as_stock
 from stunet.preprocessing.checks import repair_commands
+from stunet.runs.planner_choice import not_turned
 from tests.loops import for_each
 from tests.plans.conftest import DATASET
 
@@ -66,3 +67,23 @@ def test_what_follows_from_the_patch_is_what_nnunets_planner_writes(
         usual = blueprint.architecture.usual(len(planned.spacing))
         assert blueprint.architecture.laid_out(usual, strides, kernels) == planned.network_arguments
     assert repair_commands(DATASET, plan, "2d")[0].endswith(f"-c 2d -pl {planner}")
+
+
+def test_other_data_than_usual_have_folders_of_their_own(fingerprint: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("nnUNet_n_proc_DA", "1")
+    fingerprint(*FLAT, ["organ"])
+    usual = plan_as_stock("nnUNetPlannerResEncM", DATASET)
+    assert usual.configuration("2d").data_identifier == "nnUNetPlans_2d"
+    for more in ({"spacing": [5.0, 2.0, 2.0]}, {"preprocessor": "Other"}):
+        other = plan_as_stock("nnUNetPlannerResEncM", DATASET, name="Mine", **more)
+        for name in other.configurations:
+            assert other.configuration(name).data_identifier == f"Mine_{name}"
+    assert "-overwrite_plans_name Mine, with the options of its planning" in repair_commands(DATASET, other, "2d")[0]
+
+
+def test_images_that_nnunets_plans_do_not_turn_are_warned_of() -> None:
+    plan = Plan({"image_reader_writer": "SimpleITKIO", "experiment_planner_used": "ExperimentPlanner"})
+    assert not_turned(plan, {"LPS": 3}) is None
+    assert not_turned(plan.with_values(image_reader_writer="NibabelIOWithReorient"), {"LPS": 3, "RAS": 1}) is None
+    warning = not_turned(plan, {"LPS": 3, "RAS": 1}) or ""
+    assert "run in 2 ways (3 LPS, 1 RAS): ExperimentPlanner turns none, and STUNetPlanner all to one" in warning

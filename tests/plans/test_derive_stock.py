@@ -188,3 +188,19 @@ def test_deriving_for_a_network_equals_planning_for_it(name: str, plan: Plan) ->
     stock = derive(plan, DESCRIPTION, network=blueprints()[name])
     assert stock.name == f"nnUNetResEncUNetMPlans_{blueprints()[name].tag}"
     assert stock.get("configurations") == planned.get("configurations")
+
+
+def test_what_is_asked_for_counts_also_where_it_is_the_value_of_the_network_before(plan: Plan) -> None:
+    base, known = ours(plan), blueprints()
+    assert (base.memory_gb, base.stages) == (10, 6)
+    derived = derive(base, DESCRIPTION, network=known["resenc-l"], memory_gb=10, stages=6)
+    planned = check_plan(derived, NAME)
+    assert (derived.name, derived.memory_gb, derived.stages) == ("STUNetPlans_ResEncL-10gb-stages6", 10, 6)
+    assert planned.memory_gb is not None
+    assert planned.memory_gb <= 10
+    assert len(planned.strides) <= 6
+    assert derive(base, DESCRIPTION, size="S", memory_gb=10).memory_gb == 10
+    back = derive(plan, DESCRIPTION, network=known["stunet-b"], stages="auto")
+    assert (back.stages, back.name) == (None, "nnUNetResEncUNetMPlans_B-stagesauto")
+    off = derive(base, DESCRIPTION, overrides={"checkpointing": False})
+    check_plan(derive(off, DESCRIPTION, network=known["plain"]), NAME)

@@ -11,7 +11,7 @@ import stunet
 from stunet.architectures.plain_unet import PLAIN_UNET
 from stunet.architectures.resenc import RESENC
 from stunet.errors import DataError, UsageError
-from stunet.files import read_json
+from stunet.files import read_json, write_json
 from tests.stock_plans import write_stock_plans
 
 ROUND = {"num_epochs": 1, "num_iterations_per_epoch": 2, "num_val_iterations_per_epoch": 1}
@@ -69,6 +69,9 @@ def test_they_are_taken_only_if_they_are_named(stock: Path) -> None:
         stunet.train(998, plans="nnUNetPlans", size="L", device="cpu", dry_run=True)
     with pytest.raises(DataError, match="did you mean 'nnUNetPlans'"):
         stunet.train(998, plans="nnUNetPlan", device="cpu", dry_run=True)
+    write_json(stock / "Copied.json", {**read_json(stock / "nnUNetPlans.json"), "dataset_name": "Dataset001_Other"})
+    with pytest.raises(DataError, match="are plans of Dataset001_Other"):
+        stunet.train(998, plans="Copied", device="cpu", dry_run=True)
 
 
 def test_a_pretraining_takes_them_too(stock: Path) -> None:

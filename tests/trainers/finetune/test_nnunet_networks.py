@@ -13,6 +13,8 @@ from stunet.architectures.nnunet_unet import NNUNet
 from stunet.architectures.plain_unet import PLAIN_UNET
 from stunet.architectures.resenc import RESENC
 from stunet.errors import Interrupted, UsageError
+from stunet.experiment.arms import Experiment
+from stunet.experiment.checks import check_experiment
 from stunet.files import read_json, write_json
 from stunet.plans.check import check_plan
 from stunet.plans.files import plan_path, read_plan
@@ -38,9 +40,13 @@ class Heard(Listener):
 
     def __init__(self) -> None:
         self.notes: list[str] = []
+        self.warnings: list[str] = []
 
     def note(self, text: str) -> None:
         self.notes.append(text)
+
+    def warn(self, text: str) -> None:
+        self.warnings.append(text)
 
 
 class StopAt(NullListener):
@@ -232,3 +238,26 @@ def test_the_whole_head_is_kept_where_cases_annotate_a_part_of_it(pre: Path, che
     assert len(plan.reused_classes) == 5
     planned, stock = plan.configuration("3d_fullres"), read_plan(plan_path(pre.name, NAMES[RESENC.title]))
     assert planned.patch_size == stock.configuration("3d_fullres").patch_size
+
+
+def test_a_strategy_that_leaves_stages_out_counts_those_of_the_weights(pre: Path, checkpoint: Checkpoint) -> None:
+    source = checkpoint(RESENC)
+    stages = len(read_plan(source / "plans.json").configuration("3d_fullres").strides)
+    request = TrainingRequest(dataset=998, pretrained=source, finetune="shallow", device="cpu")
+    plan = choose_plans(pre.name, request, Heard()).plan
+    kept = strategies.kept_stages(strategies.find("shallow"), stages)
+    assert len(plan.configuration("3d_fullres").strides) == kept
+    again = TrainingRequest(dataset=998, network="resenc-m", finetune="shallow", device="cpu")
+    with pytest.raises(UsageError, match="how many --network resenc-m has is not planned yet"):
+        choose_plans(pre.name, again, Heard())
+
+
+def test_arms_are_warned_of_weights_whose_network_has_other_channels(pre: Path, checkpoint: Checkpoint) -> None:
+    weights, heard = {"scratch": (), "theirs": (str(checkpoint(RESENC)),)}, Heard()
+    for width, warned in ((4, 0), (6, 1)):
+        plans = write_stock_plans(pre.name, RESENC, NAMES[RESENC.title], width)
+        experiment = Experiment(dataset=998, weights=weights, strategies=("full",), cases=(2,), seeds=(0,), plans=plans)
+        check_experiment(experiment, weights, heard)
+        mixed = [text for text in heard.warnings if "mixes network and weights" in text]
+        assert len(mixed) == warned
+    assert "theirs of network resenc, but with" in mixed[0]
