@@ -17,7 +17,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from stunet import architectures
 from stunet.errors import DataError, WeightsError, closest
 from stunet.inference.model import ModelFolder
-from stunet.plans.plan import Plan
+from stunet.plans.plan import Configuration, Plan
 
 TRUSTED = ("torch.nn.", "dynamic_network_architectures.")
 
@@ -82,18 +82,31 @@ def _is_trusted(name: str) -> bool:
     return found is None or (isinstance(found, type) and issubclass(found, torch.nn.Module))
 
 
-def check_strides(path: Path, checkpoint: Mapping[str, Any], plan: Plan, configuration: str) -> None:
-    """Refuse weights trained with other strides: nothing would fail, but a different function would be computed.
+def check_function(path: Path, checkpoint: Mapping[str, Any], plan: Plan, configuration: str) -> None:
+    """Refuse weights trained in a network of the same shapes that computes something else: nothing would fail.
 
     Raises:
-        WeightsError: The checkpoint's own plans have other strides than `plan`.
+        WeightsError: The checkpoint's own plans have other strides, activations or norms than `plan`.
     """
     trained_with = Plan(checkpoint["init_args"].get("plans") or {})
     if configuration not in trained_with.configurations:
         return
-    trained, given = (each.configuration(configuration).known_strides for each in (trained_with, plan))
-    if trained is not None and given != [list(stride) for stride in trained]:
-        raise WeightsError(
-            f"{str(path)!r} was trained with strides {trained}, and plans.json says {given}",
-            "put the plans.json and the checkpoint of one training together",
-        )
+    trained, given = (_shapeless(each.configuration(configuration)) for each in (trained_with, plan))
+    for key, value in trained.items():
+        if value is not None and given[key] != value:
+            raise WeightsError(
+                f"{str(path)!r} was trained with {key} {value}, and plans.json says {given[key]}",
+                "put the plans.json and the checkpoint of one training together",
+            )
+
+
+def _shapeless(planned: Configuration) -> dict[str, Any]:
+    """Return the arguments of a network that its tensors' shapes do not tell; None where the plan does not state it."""
+    arguments, strides = planned.network_arguments, planned.known_strides
+    found: dict[str, Any] = {"strides": strides and [list(stride) for stride in strides]}
+    for key in ("nonlin", "norm_op"):  # STU-Net's are fixed
+        options = arguments.get(f"{key}_kwargs") or {}
+        kept = {name: value for name, value in options.items() if name not in ("inplace", "affine")}
+        found[key] = str(arguments[key]).rpartition(".")[2] if key in arguments else None
+        found[f"{key}_kwargs"] = kept if key in arguments else None
+    return found

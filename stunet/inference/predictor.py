@@ -28,7 +28,7 @@ from stunet.inference.engine.segmenter import Segmenter
 from stunet.inference.engine.windows import SlidingWindow
 from stunet.inference.inputs import load
 from stunet.inference.model import ModelFolder, open_model
-from stunet.inference.network import build, check_strides
+from stunet.inference.network import build, check_function
 from stunet.inference.orientation import choose_orientation
 from stunet.inference.reading import InputImage, check_grid, naming_files, read, warn_of_units
 from stunet.inference.v1_preprocessing import V1Preprocessor
@@ -107,7 +107,7 @@ class Predictor:
         self._plans, self._configuration, network = build(model, self.configuration_name)
         for path, checkpoint in zip(model.checkpoint_files, checkpoints, strict=True):
             check_weights(path, network, checkpoint["network_weights"])
-            check_strides(path, checkpoint, model.plan, self.configuration_name)
+            check_function(path, checkpoint, model.plan, self.configuration_name)
         for fold, path, checkpoint in zip(model.folds, model.checkpoint_files, checkpoints, strict=True):
             for warning in check_model(
                 path, checkpoint["init_args"], model.plan, self.configuration_name, fold, model.dataset
