@@ -46,7 +46,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "nnunet_ext": {"trainers"},
     "runs": {"datasets", "evaluation", "folds", "inference", "labels", "models", "nnunet", "plans", "preprocessing",
              "provenance", "results", "trainers"},
-    "experiment": {"folds", "models", "plans", "provenance", "runs", "trainers", "weights"},
+    "experiment": {"folds", "models", "plans", "provenance", "runs", "trainers"},
 }
 # fmt: on
 TOP = {"cli", "stunet"}  # the commands and the Python API: they may import everything, and nothing imports them

@@ -332,7 +332,7 @@ def _unusable(
 def _remedy(bad: Mapping[str, str], scans: "Sequence[Scan]", run: "Run", skips: bool) -> str:
     """Return the next step where scans cannot be used: a patch that most of them contain, or to skip them."""
     from stunet.plans.contained import largest_contained
-    from stunet.plans.topology import round_down
+    from stunet.plans.topology import round_down, rule_for
 
     planned = run.plan.configuration(run.configuration)
     small = [case for case, why in bad.items() if SMALL in why]
@@ -340,7 +340,9 @@ def _remedy(bad: Mapping[str, str], scans: "Sequence[Scan]", run: "Run", skips: 
     if small:
         shapes = [scan.shape[-len(planned.patch_size) :] for scan in scans if not scan.problem]
         contained = [min(sizes) for sizes in zip(planned.patch_size, largest_contained(shapes), strict=True)]
-        size, _ = round_down(contained, planned.spacing, len(planned.strides))
+        # Networks without sizes keep their strides, whatever the patch.
+        rule = rule_for(False, None if "size" in planned.network_arguments else planned.strides)
+        size, _ = round_down(contained, planned.spacing, len(planned.strides), rule)
         patch = ",".join(map(str, size))
         steps.insert(0, f"--set patch_size=[{patch}], which most of them contain")
     return "; or ".join(steps) or "look at these files, and preprocess them again"
