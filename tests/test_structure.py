@@ -29,6 +29,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "losses": set(),
     "nnunet": set(),
     "folds": set(),
+    "probing": set(),
     "labels": set(),
     "datasets": {"labels", "resampling", "workers"},
     "evaluation": {"datasets", "labels", "workers"},
@@ -45,13 +46,13 @@ MAY_IMPORT: dict[str, set[str]] = {
                  "preprocessing", "provenance", "weights", "workers"},
     "nnunet_ext": {"trainers"},
     "runs": {"datasets", "evaluation", "folds", "inference", "labels", "models", "nnunet", "plans", "preprocessing",
-             "provenance", "results", "trainers"},
+             "probing", "provenance", "results", "trainers"},
     "experiment": {"folds", "models", "plans", "provenance", "runs", "trainers"},
 }
 # fmt: on
 TOP = {"cli", "stunet"}  # the commands and the Python API: they may import everything, and nothing imports them
 # Parts whose files import none of HEAVY at the top, so that --help and usage errors stay instant, and the exceptions.
-HEAVY = {"torch", "nnunetv2", "SimpleITK", "scipy"}
+HEAVY = {"torch", "nnunetv2", "SimpleITK", "scipy", "sklearn"}
 LIGHT = {
     "architectures", "errors", "files", "folds", "kinds", "machine", "names", "nnunet", "provenance", "schema", "sizes",
     "source_lookup", "workspace", "presets", "console", "preprocessing", "cli", "labels", "models", "runs", "workers",
@@ -198,7 +199,7 @@ def test_every_package_imported_is_a_dependency_and_the_other_way_round() -> Non
     extras = project["optional-dependencies"]
     declared = project["dependencies"] + extras["dicomseg"] + extras["onnx"] + extras["peft"]
     used = {i.split(".")[0] for _, path in modules() for i in imports(path, top_only=False)}
-    imported_as = {"PyYAML": "yaml"}
+    imported_as = {"PyYAML": "yaml", "scikit-learn": "sklearn"}
     names = (re.split(r"[^\w-]", name)[0] for name in declared)
     assert used - sys.stdlib_module_names - {"stunet"} == {imported_as.get(name, name) for name in names}
 

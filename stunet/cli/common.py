@@ -147,6 +147,20 @@ def add_licence_flag(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def fold(text: str) -> int | str:
+    """Return the fold that a flag names."""
+    if text != "all" and not text.isdigit():
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a number nor all")
+    return text if text == "all" else int(text)
+
+
+def positive(text: str) -> int:
+    """Return the number above 0 that a flag gives."""
+    if not text.isdigit() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
+    return int(text)
+
+
 def run(
     parser: argparse.ArgumentParser, command: Callable[[argparse.Namespace], int | None], argv: Sequence[str] | None
 ) -> int:

@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     add("--confidence", nargs="+", type=_pair, default=(), metavar="CLASS=P", help="the same for single classes")
     add("--orientation", metavar="CODE", help="of the teacher's training images, e.g. LPS, where it does not say it")
-    add("-f", nargs="+", type=_fold, metavar="FOLD", help="folds of the teacher to average (default: all)")
+    add("-f", nargs="+", type=common.fold, metavar="FOLD", help="folds of the teacher to average (default: all)")
     add("-chk", default="checkpoint_final.pth", metavar="FILE", help="its checkpoint (default: %(default)s)")
     add("-step_size", type=float, default=0.5, metavar="X", help="as in stunet_predict (default: 0.5)")
     add("--disable_tta", action="store_true", help="no mirroring: up to 8 times faster, less accurate")
@@ -105,9 +105,3 @@ def _pair(text: str) -> tuple[str, float]:
     if not name or number is None:
         raise argparse.ArgumentTypeError(f"{text!r} is not of the form CLASS=0.8")
     return name, number
-
-
-def _fold(text: str) -> int | str:
-    if text != "all" and not text.isdigit():
-        raise argparse.ArgumentTypeError(f"{text!r} is neither a number nor all")
-    return text if text == "all" else int(text)

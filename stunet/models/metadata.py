@@ -39,13 +39,33 @@ def check_metadata(weights: "Weights") -> None:
         raise WeightsError(f"{str(weights.path)!r}: {problem}", hint)
 
 
+def check_input(weights: "Weights") -> None:
+    """Check that weights with plans say how images become the network's input; read no tensor.
+
+    Raises:
+        WeightsError: Something is missing or wrong; the message names the first.
+    """
+    plan, hint = weights.plan or Plan({}), "use the plans.json of the training that made it"
+    check(plan.content, PLANS, weights.path, hint, WeightsError)
+    try:
+        problem = next(_wrong_input(weights, plan, plan.configuration(str(weights.configuration))), None)
+    except DataError as error:
+        problem = error.message
+    if problem:
+        raise WeightsError(f"{str(weights.path)!r}: {problem}", hint)
+
+
 def _problems(weights: "Weights", plan: Plan, planned: Configuration, dataset: Mapping[str, Any]) -> Iterator[str]:
     """Yield what is wrong; only the first is reliable, because later checks assume that earlier ones passed."""
-    yield from problems(plan, planned, weights.strides or [], weights.network.ndim)
+    yield from _wrong_input(weights, plan, planned)
     yield from _wrong_classes(weights, planned, dataset)
     ndim, axes = weights.network.ndim, weights.mirror_axes or ()
     if len({*axes}) != len(axes) or not {*axes} <= {*range(ndim)}:
         yield f"mirror axes {axes} must be different, from 0 to {ndim - 1}"
+
+
+def _wrong_input(weights: "Weights", plan: Plan, planned: Configuration) -> Iterator[str]:
+    yield from problems(plan, planned, weights.strides or [], weights.network.ndim)
     schemes, named = planned.normalization, len(weights.channels or ())
     if not {*schemes} <= {*NORMALIZATIONS}:
         yield f"normalization_schemes is {schemes!r}; known: {', '.join(NORMALIZATIONS)}"

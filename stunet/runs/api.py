@@ -1,4 +1,4 @@
-"""The Python API: stunet.plan, train, pretrain, predict and evaluate.
+"""The Python API: stunet.plan, train, pretrain, predict, evaluate and features.
 
 Each function takes what the command's flags say, as keywords of the same names, and returns what came of it. They
 print nothing: a `Listener` shows notes, warnings and progress, and warnings about single files go to the logger
@@ -14,7 +14,9 @@ from typing import Any
 
 from stunet.plans.plan import PLANNER
 from stunet.runs import evaluation, planning, prediction, pretraining, training
+from stunet.runs import features as extraction
 from stunet.runs.evaluation import EvaluationRequest, EvaluationResult
+from stunet.runs.features import FeaturesRequest, FeaturesResult
 from stunet.runs.isolation import isolated, quiet
 from stunet.runs.listener import Listener
 from stunet.runs.planning import PlanningResult
@@ -294,6 +296,61 @@ def evaluate(
     # Not isolated(), which imports torch: evaluation changes none of what that restores.
     with quiet():
         return evaluation.evaluate(EvaluationRequest(**{**options, **paths}), listener)
+
+
+def features(
+    input: str | Path,
+    output: str | Path,
+    *,
+    model: str | Path | None = None,
+    dataset: int | str | None = None,
+    configuration: str | None = None,
+    plans: str | None = None,
+    trainer: str | None = None,
+    fold: int | str | None = None,
+    checkpoint: str = FINAL,
+    series: str | None = None,
+    labels: str | Path | None = None,
+    points: str | Path | None = None,
+    world: str = "RAS",
+    pools: Sequence[str] | None = None,
+    stages: Sequence[int] | None = None,
+    probe: str | Path | None = None,
+    targets: Sequence[str] = (),
+    task: str | None = None,
+    seed: int = 0,
+    orientation: str | None = None,
+    step_size: float = 0.5,
+    precision: str = "auto",
+    device: str | None = None,
+    threads: int | None = None,
+    overwrite: bool = False,
+    accept_licence: bool = False,
+    listener: Listener | None = None,
+) -> FeaturesResult:
+    """Compute features of images with any encoder, as stunet_features does. For one image see stunet.Model.
+
+        result = stunet.features("imagesTr", "features", model="STU-Net-B", labels="labelsTr", probe="diagnosis.csv")
+        print(result.files, [probe.probed.scores for probe in result.probes])
+
+    A case that fails does not stop the others; its error is in the result. Cases that are done are kept.
+
+    Args:
+        input: Folder with CASE_0000.nii.gz ..., an image, or a folder of DICOM files.
+        output: Folder of the features. FeaturesRequest documents the other options.
+        model: A model by its name, its folder, or its weights; or `dataset` and `configuration` look one up.
+        listener: Shows the progress.
+
+    Raises:
+        UsageError: Options contradict each other, or a value is out of range.
+        DataError: The images, labels or tables are missing or do not fit each other.
+        WeightsError: The weights cannot be read, or do not say how images are preprocessed.
+    """
+    options = {**locals()}
+    del options["listener"]
+    paths = {name: _path(options[name]) for name in ("input", "output", "labels", "points", "probe")}
+    with isolated():
+        return extraction.features(FeaturesRequest(**{**options, **paths}), listener)
 
 
 def _path(given: str | Path | None) -> Path | None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from stunet import workspace
 from stunet.errors import DataError, StunetError, UsageError, WeightsError
 from stunet.results.formats import DEFAULT, FORMATS
-from stunet.runs.devices import choose_device, physical_cores
+from stunet.runs.devices import choose_device, set_threads
 from stunet.runs.fetching import fetch_model
 from stunet.runs.listener import Listener
 from stunet.workspace import FINAL
@@ -182,7 +182,7 @@ def predict(request: PredictionRequest, listener: Listener | None = None) -> Pre
     if previous := request.prev_stage_predictions:
         cases = [case if case.error else _with_previous(case, previous, model) for case in cases]
     folder, cases = _output(request, model, cases)
-    _set_threads(request.threads)
+    set_threads(request.threads)
     stages = _stages(request, model, system)
     if request.dry_run:
         listener.would_predict(PredictionOutline(stages=stages, cases=cases, folder=folder))
@@ -346,17 +346,6 @@ def _load(
         verbose=request.verbose,
     )
     return Predictor(model, options)
-
-
-def _set_threads(threads: int | None) -> None:
-    """Set the number of threads, by default at most one per physical core.
-
-    Some builds of torch start twice as many, which wait for each other.
-    """
-    import torch
-
-    if threads or "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(threads or min(physical_cores(), torch.get_num_threads()))
 
 
 def _low_resolution(folder: Path) -> Path:

@@ -18,6 +18,7 @@ COMMANDS = (
     "demo",
     "evaluate",
     "experiment",
+    "features",
     "info",
     "merge",
     "models",
@@ -80,6 +81,9 @@ OUR_FLAGS = {
     "--roi_subset --format --statistics --preview --report --dry_run --accept_licence",
     "evaluate": "-d --tolerance --labels --csv --json",
     "experiment": "-o --dry_run --summary_only -j -device --json --accept_licence",
+    "features": "-i -o --model -d -c -p -tr -f -chk --pool --labels --points --world --stages --probe --target --task "
+    "--seed --series --orientation -step_size -device --precision --threads --overwrite --disable_progress_bar "
+    "--accept_licence",
     "info": "--json",
     "pseudo_label": "-d --teacher --name --classes --min_confidence --confidence --orientation -f -chk -step_size "
     "--disable_tta -device --precision --dry_run --accept_licence",

@@ -7,8 +7,9 @@ as in nnU-Net.
 """
 
 import itertools
+import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from typing import Any
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from stunet import architectures
+from stunet.architectures.base import Architecture
 from stunet.errors import UsageError
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -64,8 +66,7 @@ class ReadyNetwork:
     def use(self, member: int) -> None:
         """Select the member to compute with from now on."""
         if member != self._loaded:
-            # A network from torch.compile holds the original, with the original names, in _orig_mod.
-            getattr(self._network, "_orig_mod", self._network).load_state_dict(self._weights[member])
+            self._plain.load_state_dict(self._weights[member])
             self._loaded = member
 
     def __call__(self, windows_BCDHW: Tensor) -> Tensor:
@@ -79,16 +80,35 @@ class ReadyNetwork:
             _add_mirrored(logits, self._forward(windows_BCDHW.flip(dims)), dims)
         return logits.div_(1 + len(self._mirrored))
 
-    def _forward(self, windows: Tensor) -> Tensor:
+    def features(self, windows_BCDHW: Tensor) -> list[Tensor]:
+        """Return the outputs of all encoder stages, finest first, each (B, C', D / s, H / s, W / s)."""
+        return self._forward(windows_BCDHW, partial(self._architecture.features, self._plain))
+
+    def blocks(self) -> list[tuple[int, ...]]:
+        """Return how many voxels of a window a value of each encoder stage stands for, per axis."""
+        strides = self._architecture.strides(self._plain)
+        return [tuple(math.prod(axis) for axis in zip(*strides[: n + 1], strict=True)) for n in range(len(strides))]
+
+    @property
+    def _plain(self) -> nn.Module:
+        """The network without torch.compile, which holds it, with its own names, in _orig_mod."""
+        return getattr(self._network, "_orig_mod", self._network)
+
+    @property
+    def _architecture(self) -> Architecture:
+        return architectures.of_network(self._plain)
+
+    def _forward(self, windows: Tensor, function: Callable[[Tensor], Any] | None = None) -> Any:
+        function = function or self._network
         if self.device.type == "cpu":
             layout = torch.channels_last_3d if windows.ndim == 5 else torch.channels_last
-            return self._network(windows.to(PRECISIONS[self.precision], memory_format=layout))
+            return function(windows.to(PRECISIONS[self.precision], memory_format=layout))
         with ExitStack() as stack:
             if self.precision != "fp32":
                 stack.enter_context(torch.autocast(self.device.type, PRECISIONS[self.precision]))
             if self.device.type == "cuda":  # windows have one shape, so benchmarking algorithms pays off
                 stack.enter_context(torch.backends.cudnn.flags(enabled=True, benchmark=True))
-            return self._network(windows.contiguous())
+            return function(windows.contiguous())
 
 
 def _add_mirrored(sums: Tensor, logits: Tensor, dims: list[int]) -> None:
