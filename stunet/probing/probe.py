@@ -136,7 +136,8 @@ def _folds(target: Array, groups: Array, task: str, number: int, seed: int) -> l
     from sklearn.model_selection import GroupKFold, StratifiedGroupKFold
 
     kind = StratifiedGroupKFold if task == CLASSIFICATION else GroupKFold
-    return list(kind(number, shuffle=True, random_state=seed).split(target, target, groups))
+    folds = kind(number, shuffle=True, random_state=seed).split(target, target, groups)
+    return [(train, test) for train, test in folds if len(test)]
 
 
 def _predict(
@@ -165,6 +166,10 @@ def _penalty(features: Array, target: Array, groups: Array, task: str, classes: 
     if fewest < 2:
         return USUAL_PENALTY
     folds = _folds(target, groups, task, min(INNER_FOLDS, fewest), seed)
+    # Where subjects have rows of several classes, a part may be left with one of them.
+    folds = [(train, test) for train, test in folds if len(np.unique(target[train])) > 1]
+    if not folds:
+        return USUAL_PENALTY
     losses = [0.0] * len(PENALTIES)
     for n, penalty in enumerate(PENALTIES):
         for train, test in folds:

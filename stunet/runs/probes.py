@@ -61,9 +61,8 @@ def probe_all(
     from stunet.inference.features.stored import read_features
     from stunet.probing.probe import probe
 
-    stored = [
-        read_features(files[case]) for case in sorted({case for each in targets for case in each.cases} & {*files})
-    ]
+    cases = {case for each in targets for case in each.cases} & {*files}
+    stored = [read_features(files[case]) for case in sorted(cases)]
     results = []
     for target in targets:
         if failed := sorted(case for case in target.cases if case in errors):

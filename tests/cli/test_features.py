@@ -63,12 +63,12 @@ def test_cases_become_files_and_one_table_and_python_gives_the_same(
     assert capsys.readouterr().out.splitlines()[0] == "out/p1_V1.safetensors"
     assert sorted(file.name for file in Path("out").iterdir())[-2:] == ["p4_V1.safetensors", "p5_V1.safetensors"]
     tensors = load_file("out/p1_V2.safetensors")
-    assert {name: values.shape for name, values in tensors.items()} == {"stage_0": (3, 8), "stage_2": (3, 32)}
+    assert {name: values.shape for name, values in tensors.items()} == {"stage_0": (3, 4), "stage_2": (3, 16)}
     with Path("out/features.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [row["name"] for row in rows[:5]] == ["case", "a", "case", "a", "b"]  # the first has no b
     assert [row["subject"] for row in rows[:5]] == ["p1"] * 5
-    assert float(rows[3]["stage2_31"]) == pytest.approx(tensors["stage_2"][1, 31], rel=1e-6)
+    assert float(rows[3]["stage2_15"]) == pytest.approx(tensors["stage_2"][1, 15], rel=1e-6)
     model = Model("model", precision="fp32")
     image, labels = place / "raw/imagesTr/p1_V2_0000.nii.gz", place / "raw/labelsTr/p1_V2.nii.gz"
     found = model.features(image, labels=labels, pools=["case", "class"], classes={"a": [1], "b": [2]}, stages=[0, 2])
@@ -137,7 +137,7 @@ def test_points_of_a_table_are_rows_with_targets_of_their_own(place: Path, capsy
     Path("t.csv").write_text("\n".join(targets))
     assert run("--points", "points.csv", "--world", "LPS", "--probe", "t.csv") == 0
     assert "kind: classification, 12 rows of 5 subjects (6 a, 6 b)" in capsys.readouterr().out
-    assert load_file("out/p1_V1.safetensors")["stage_0"].shape == (2, 8)
+    assert load_file("out/p1_V1.safetensors")["stage_0"].shape == (2, 4)
 
 
 def test_mistakes_are_one_line_with_the_next_step(place: Path, capsys: pytest.CaptureFixture[str]) -> None:

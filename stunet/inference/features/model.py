@@ -85,7 +85,7 @@ class Model:
         >>> model = Model(folder)
         >>> features = model.features(array, spacing=(1.8, 1.2, 1.5))  # or features("ct.nii.gz")
         >>> {stage: tuple(values.shape) for stage, values in features.items()}
-        {0: (1, 8), 1: (1, 16), 2: (1, 32)}
+        {0: (1, 4), 1: (1, 8), 2: (1, 16)}
         >>> regions = model.features(array, labels=array > 0, spacing=(1.8, 1.2, 1.5))
         >>> [(row.pool, row.name) for row in regions.rows]
         [('class', '1')]
@@ -214,7 +214,7 @@ class Model:
             rows += [Row(POINT, name, 1) for name in called]
         if not rows:
             raise DataError(f"{raw.files}: none of the classes has a voxel in its label map", "another label map")
-        means = self._pool(prepared.image_CDHW, made, on_window)
+        means = self.pooled(prepared.image_CDHW, made, on_window)
         return Features(rows, {stage: torch.cat([of_pool[stage] for of_pool in means]) for stage in kept})
 
     def checked_stages(self, stages: Sequence[int] | None) -> list[int]:
@@ -228,9 +228,18 @@ class Model:
             raise UsageError(f"{self.name} has no stage {unknown[0]}: it has 0 to {known[-1]}", "--stages 0 1 2")
         return known if stages is None else sorted({*stages})
 
-    def _pool(
-        self, image_CDHW: Tensor, pools: Sequence[Pool], on_window: Callable[[int, int], None]
+    def pooled(
+        self,
+        image_CDHW: Tensor,
+        pools: Sequence[Pool],
+        on_window: Callable[[int, int], None] = lambda done, total: None,
     ) -> list[list[Tensor]]:
+        """Return, per pool, the means (rows, C) of all stages, of an image that is preprocessed as the plan says.
+
+        Raises:
+            DataError: Features are NaN or infinite.
+            OutOfMemoryError: The image does not fit into memory.
+        """
         total = self._windows.count(image_CDHW.shape[1:])
         done = iter(range(1, total + 1))
         with self._lock:

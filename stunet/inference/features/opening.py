@@ -61,15 +61,12 @@ def open_encoder(path: Path, fold: int | str | None = None, checkpoint: str = FI
         DataError: The fold or the checkpoint does not exist.
         WeightsError: Weights cannot be read, are incomplete, or nothing says how their images were preprocessed.
     """
-    weights = _planned(read_weights(_file(path, fold, checkpoint)))
+    weights = read_weights(_file(path, fold, checkpoint))
+    _refuse_cascade(weights)
+    weights = _planned(weights)
     assert weights.plan is not None
     assert weights.configuration is not None
     planned = weights.plan.configuration(weights.configuration)
-    if planned.previous_stage:
-        raise WeightsError(
-            f"{str(weights.path)!r} is the second stage of a cascade, whose input is also the first one's segmentation",
-            f"the model of {planned.previous_stage}, or of another configuration",
-        )
     check_input(weights)
     labels = {"labels": {}, "file_ending": ".nii.gz"}
     dataset = {**labels, **{key: value for key, value in (weights.dataset or {}).items() if value is not None}}
@@ -96,9 +93,19 @@ def _file(path: Path, fold: int | str | None, checkpoint: str) -> Path:
         known = " ".join(file.parent.name.removeprefix("fold_") for file in there)
         others = sorted({file.name for file in path.glob("fold_*/*.pth")})
         hint = f"-f {known.split()[0]}" if known else f"-chk {others[0]}" if others else "give a trained model"
-        what = "no fold" if fold is None else f"fold {fold}"
-        raise DataError(f"{what} of {str(path)!r} has a {checkpoint} (folds: {known or 'none'})", hint)
+        which, has = ("no fold", "a") if fold is None else (f"fold {fold}", "no")
+        raise DataError(f"{which} of {str(path)!r} has {has} {checkpoint} (trained: {known or 'none'})", hint)
     return found[0]
+
+
+def _refuse_cascade(weights: Weights) -> None:
+    if not weights.plan or not weights.configuration:
+        return
+    if previous := weights.plan.configuration(weights.configuration).previous_stage:
+        raise WeightsError(
+            f"{str(weights.path)!r} is the second stage of a cascade, whose input is also the first one's segmentation",
+            f"the model of {previous}, or of another configuration",
+        )
 
 
 def _planned(weights: Weights) -> Weights:
@@ -143,6 +150,11 @@ def _planned(weights: Weights) -> Weights:
     own = _given(defaults.own_values(configuration)) | _given(planned.content) | {"spacing": values["spacing"]}
     whole = Plan({**_without_ours(defaults), **_given(plan.content)}).with_configuration(configuration, **own)
     channels = weights.channels or [str(n) for n in range(weights.network.channels)]
+    if len(channels) != weights.network.channels:
+        raise WeightsError(
+            f"{str(weights.path)!r} takes {weights.network.channels} channel(s), and {len(channels)} are named",
+            "use the dataset.json of the training that made it",
+        )
     dataset = {**(weights.dataset or {}), "channel_names": {str(n): name for n, name in enumerate(channels)}}
     return replace(weights, plan=whole.reduced_to(configuration), dataset=dataset)
 

@@ -39,7 +39,7 @@ def test_of_a_file_an_image_and_an_array_features_are_the_same(model: Model, tmp
     path = write_image(tmp_path / "a.nii.gz")
     image = sitk.ReadImage(str(path))
     of_file = model.features(path)
-    assert [tuple(values.shape) for values in of_file.values()] == [(1, 8), (1, 16), (1, 32)]
+    assert [tuple(values.shape) for values in of_file.values()] == [(1, 4), (1, 8), (1, 16)]
     array = sitk.GetArrayFromImage(image)
     affine = nibabel.load(path).affine
     for other in (model.features(image), model.features(array, affine=affine), model.features(nibabel.load(path))):
@@ -88,9 +88,9 @@ def test_labels_lie_where_the_image_does_however_it_is_turned_and_resampled(
     found = model.features(tmp_path / "image.nii.gz", labels=tmp_path / "labels.nii.gz", pools=["case", "class"])
     assert [(row.pool, row.name, row.voxels) for row in found.rows[1:]] == [("class", "1", 80), ("class", "2", 240)]
     case, one, two = found[0][:, 0].tolist()
-    assert abs(case - values.mean()) < 0.05
-    assert 8.5 < one < 10.5  # a spline blurs the borders
-    assert 18 < two < 21
+    assert abs(case - values.mean()) < 0.1
+    assert 8 < one < 10.5  # a spline blurs the borders
+    assert 16.5 < two < 21
     array = model.features(tmp_path / "image.nii.gz", labels=labels, classes={"both": [1, 2]})
     assert array.rows[0].name == "both"
     np.testing.assert_allclose(array[0][0, 0], (80 * one + 240 * two) / 320, rtol=1e-5)
@@ -137,7 +137,7 @@ def test_no_module_of_the_decoder_is_called(model: Model, tmp_path: Path) -> Non
 
 def test_an_incomplete_encoder_and_other_mistakes_are_named(tmp_path: Path) -> None:
     folder = make_model(tmp_path / "T__P__3d_fullres", (0, 2))
-    with pytest.raises(DataError, match=r"fold 1 of .* \(folds: 0 2\)"):
+    with pytest.raises(DataError, match=r"fold 1 of .* has no .* \(trained: 0 2\)"):
         open_encoder(folder, 1)
     with pytest.raises(WeightsError, match="no model or file 'NoSuch'"):
         Model("NoSuch")
@@ -148,8 +148,9 @@ def test_an_incomplete_encoder_and_other_mistakes_are_named(tmp_path: Path) -> N
     with pytest.raises(WeightsError):
         open_encoder(folder)
     assert open_encoder(folder, 2).model.folds == ("2",)
+    content = torch.load(folder / "fold_2/checkpoint_final.pth", weights_only=False)
     torch.save({"network_weights": content["network_weights"]}, tmp_path / "bare.pth")
-    with pytest.raises(WeightsError):
+    with pytest.raises(WeightsError, match="does not say how its images were preprocessed: unknown strides, spacing"):
         Model(tmp_path / "bare.pth")
     (folder / "fold_0/checkpoint_final.pth").unlink()
     (folder / "fold_2/checkpoint_final.pth").unlink()
