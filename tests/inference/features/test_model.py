@@ -182,5 +182,5 @@ def test_bad_input_is_named(model: Model, tmp_path: Path) -> None:
     for error, message, options in wrong:
         with pytest.raises(error, match=message):
             model.features(path, **options)  # type: ignore[arg-type]
-    with pytest.raises(DataError, match="2 channel"):
+    with pytest.raises(DataError, match="takes 1 channel"):
         model.features(np.zeros((2, 9, 9, 9), np.float32), spacing=(1, 1, 1))
