@@ -15,10 +15,13 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from stunet.architectures.base import ENCODER, FUSION, STEM
 from stunet.errors import DataError, WeightsError
 from stunet.inference.model import ModelFolder
+from stunet.inference.network import check_function
 from stunet.models.metadata import check_input
 from stunet.models.registry import CONFIGURATION, look_up, plan_of
+from stunet.plans.files import read_plan
 from stunet.plans.plan import Plan
-from stunet.weights.checkpoints import check_finite
+from stunet.provenance import check_model
+from stunet.weights.checkpoints import check_finite, load_trained
 from stunet.weights.folders import model_folder
 from stunet.weights.naming import all_names
 from stunet.weights.reading import Weights, read_weights, unfinished
@@ -74,6 +77,7 @@ def open_encoder(path: Path, fold: int | str | None = None, checkpoint: str = FI
     name = weights.path.parent.name.removeprefix("fold_")
     model = ModelFolder(folder, weights.plan, dataset, (name,), weights.path.name)
     plans = PlansManager(weights.plan.to_json())
+    _check_training(weights, model)
     title = weights.network.architecture.label(planned.network_arguments)
     return Encoder(weights.path, model, plans, plans.get_configuration(weights.configuration), _network(weights), title)
 
@@ -96,6 +100,21 @@ def _file(path: Path, fold: int | str | None, checkpoint: str) -> Path:
         which, has = ("no fold", "a") if fold is None else (f"fold {fold}", "no")
         raise DataError(f"{which} of {str(path)!r} has {has} {checkpoint} (trained: {known or 'none'})", hint)
     return found[0]
+
+
+def _check_training(weights: Weights, model: ModelFolder) -> None:
+    """Refuse a checkpoint of a model folder whose plans.json is that of another training, as prediction does.
+
+    Raises:
+        WeightsError: Images would be preprocessed, or the network computed, in another way than in training.
+    """
+    plans = model.folder / "plans.json"
+    if weights.kind != "nnU-Net v2" or not weights.path.parent.name.startswith("fold_") or not plans.is_file():
+        return
+    content, configuration, plan = load_trained(weights.path), str(weights.configuration), read_plan(plans)
+    check_function(weights.path, content, plan, configuration)
+    for warning in check_model(weights.path, content["init_args"], plan, configuration, model.folds[0], model.dataset):
+        log.warning("warning: %s", warning)
 
 
 def _refuse_cascade(weights: Weights) -> None:

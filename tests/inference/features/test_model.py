@@ -158,6 +158,19 @@ def test_an_incomplete_encoder_and_other_mistakes_are_named(tmp_path: Path) -> N
         Model(folder)
 
 
+def test_a_checkpoint_of_other_plans_than_those_beside_it_is_refused(tmp_path: Path) -> None:
+    folder = make_model(tmp_path / "T__P__3d_fullres")
+    plans = json.loads((folder / "plans.json").read_text())
+    content = torch.load(folder / "fold_0/checkpoint_final.pth", weights_only=False)
+    content["init_args"]["plans"] = json.loads(json.dumps(plans))
+    torch.save(content, folder / "fold_0/checkpoint_final.pth")
+    assert open_encoder(folder).name == "STU-Net-T"
+    plans["configurations"]["3d_fullres"]["spacing"] = [3.0, 3.0, 3.0]
+    (folder / "plans.json").write_text(json.dumps(plans))
+    with pytest.raises(WeightsError, match="trained on data of other settings than plans.json says: spacing"):
+        open_encoder(folder)
+
+
 def test_a_cascades_second_stage_is_refused(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match="second stage of a cascade"):
         Model(make_model(tmp_path / "T__P__3d_cascade_fullres"))
