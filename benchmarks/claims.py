@@ -2,24 +2,30 @@
 
     python benchmarks/claims.py collect FOLDER     # Dice by case of what stunet_experiment ... -o FOLDER has finished
     python benchmarks/claims.py table              # each claim with its difference, interval and verdict
+    python benchmarks/claims.py methods            # each method's Dice, and what it gains; writes a plot
 
-`collect` adds to benchmarks/results/selfsupervised_arms.json, from which `table` computes. Differences are paired by
+`collect` adds to benchmarks/results/selfsupervised_arms.json, from which the others compute. Differences are paired by
 seed and held-out case, and their intervals those of stunet_experiment (stunet/experiment/summary.py).
 """
 
 import argparse
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 
 from stunet.console import note, table
 from stunet.experiment.arms import arms, command, read_experiment, request
 from stunet.experiment.runs import Record, results
 from stunet.experiment.summary import bootstrap, mean_dice
 from stunet.files import read_json, write_json
+from stunet.trainers.pretexts.methods import METHODS
 from stunet.weights.checkpoints import load_checkpoint
 
 HERE = Path(__file__).parent
@@ -54,10 +60,10 @@ CLAIMS = [
     Claim("MAE: full beats frozen warm-up", ZHANG, ("strategies:mae full", "strategies:mae warmup")),
     Claim("SimCLR: the same", ZHANG, ("strategies:simclr full", "strategies:simclr warmup")),
     Claim("MAE: a ramp is better", WALD, ("strategies:mae ramp", "strategies:mae full")),
-    Claim("SimCLR: 25-50 % beats 50-75 %", KHAN, ("strategies:simclr quarter-2", "strategies:simclr quarter-3")),
-    Claim("MoCo: the same", KHAN, ("strategies:moco quarter-2", "strategies:moco quarter-3")),
-    Claim("MAE: 50-75 % beats 25-50 %", KHAN, ("strategies:mae quarter-3", "strategies:mae quarter-2")),
-    Claim("MG: the same", KHAN, ("strategies:mg quarter-3", "strategies:mg quarter-2")),
+    Claim("SimCLR: 25-50 % beats 50-75 %", KHAN, ("quarters:simclr quarter-2", "quarters:simclr quarter-3")),
+    Claim("MoCo: the same", KHAN, ("quarters:moco quarter-2", "quarters:moco quarter-3")),
+    Claim("MAE: 50-75 % beats 25-50 %", KHAN, ("quarters:mae quarter-3", "quarters:mae quarter-2")),
+    Claim("MG: the same", KHAN, ("quarters:mg quarter-3", "quarters:mg quarter-2")),
     Claim("MAE: 0-75 % beats end-to-end", KHAN, ("strategies:mae shallow", "strategies:mae full")),
     Claim("SimCLR: the same", KHAN, ("strategies:simclr shallow", "strategies:simclr full")),
     *(
@@ -94,11 +100,16 @@ def main() -> None:
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("collect").add_argument("folder", type=Path)
     commands.add_parser("table")
+    commands.add_parser("methods")
     args = parser.parse_args()
     if args.command == "collect":
-        collect(args.folder)
+        return collect(args.folder)
+    found = read_json(FINISHED) if FINISHED.is_file() else {}
+    if args.command == "table":
+        show(found)
     else:
-        show(read_json(FINISHED) if FINISHED.is_file() else {})
+        show_methods(found)
+        plot(found)
 
 
 def collect(folder: Path) -> None:
@@ -143,6 +154,53 @@ def show(found: dict[str, Any]) -> None:
     curves = {line: np.mean([run["on_patches"] for run in found[line]["8"].values()], 0) for line in lines}
     columns = ("8 cases, Dice on held-out patches after", *(f"{share:.0%} of the steps" for share in SHARES))
     table(columns, [[line.partition(":")[2], *(f"{dice:.3f}" for dice in curve)] for line, curve in curves.items()])
+
+
+def show_methods(found: dict[str, Any]) -> None:
+    """Prints each method's Dice by number of cases, and its gain over scratch and over weights made with labels."""
+    rows = []
+    for name in (name for name in ("scratch", "anterior", *METHODS) if f"few_cases:{name} full" in found):
+        row = [name, *(f"{np.mean(list(_means(found, name, cases))):.3f}" for cases in ALL)]
+        for other in ("scratch", "anterior"):
+            claim = Claim("", "", (f"few_cases:{name} full", f"few_cases:{other} full"), ALL)
+            if name == other or len(seeds := common_seeds(found, claim)) < SEEDS:
+                row.append("-")
+                continue
+            difference, low, high = compare(found, claim, seeds)
+            row.append(f"{difference:+.3f} ({low:+.3f} to {high:+.3f})")
+        rows.append(row)
+    columns = ("weights", *(f"{cases} cases" for cases in ALL), "gain over scratch", "over anterior")
+    table(columns, rows)
+
+
+def plot(found: dict[str, Any]) -> None:
+    """Plots Dice against the number of cases: a panel per family, a line per method, in each also without weights."""
+    families = sorted({method.family for method in METHODS.values()})
+    figure = Figure(figsize=(11, 3.6 * math.ceil(len(families) / 3)), layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(math.ceil(len(families) / 3), 3, sharex=True, sharey=True, squeeze=False).flat
+    for family, axes in zip_longest(families, panels):
+        axes.set_visible(family is not None)
+        methods = [name for name, method in METHODS.items() if method.family == family]
+        for number, name in enumerate(("scratch", "anterior", *methods)):
+            if f"few_cases:{name} full" not in found:
+                continue
+            dice = [np.mean(list(_means(found, name, cases))) for cases in ALL]
+            known = number < 2
+            colour, style = "0.4" if known else f"C{number - 2}", ("--", ":", "-")[min(number, 2)]
+            axes.plot(range(len(ALL)), dice, style, marker="osDv^P"[number % 6], color=colour, label=name)
+        axes.set(title=family, xticks=range(len(ALL)), xticklabels=ALL)
+        axes.grid(axis="y", color="0.9")
+        axes.legend(frameon=False, fontsize=8)
+    figure.supxlabel("labelled training cases")
+    figure.supylabel("mean Dice on 20 held-out cases")
+    figure.savefig(FINISHED.with_suffix(".png"), dpi=110)
+
+
+def _means(found: dict[str, Any], name: str, cases: int) -> Iterator[float]:
+    """Yields the mean Dice of each seed."""
+    for run in found[f"few_cases:{name} full"].get(str(cases), {}).values():
+        yield mean_dice(np.array([[each[label] for label in sorted(each)] for each in run["dice"].values()]))
 
 
 def common_seeds(found: dict[str, Any], claim: Claim) -> list[str]:

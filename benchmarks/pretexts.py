@@ -26,7 +26,8 @@ import numpy as np
 import torch
 
 from stunet import workspace
-from stunet.console import table
+from stunet.console import note, table
+from stunet.errors import UsageError
 from stunet.files import read_json
 from stunet.losses import DeepSupervision, DiceCE
 from stunet.networks import STUNet
@@ -36,7 +37,7 @@ from stunet.trainers.pretexts.base import Patches, Setting
 from stunet.trainers.pretexts.corruptions import LARGEST, WINDOWS, shuffle
 from stunet.trainers.pretexts.methods import METHODS, build
 
-STRIDES = [[1, 1, 1]] + 5 * [[2, 2, 2]]
+STRIDES = [[1, 1, 1]] + 4 * [[2, 2, 2]] + [[1, 1, 1]]  # as planned for patches of 64 voxels
 SUPERVISED = "supervised"
 
 
@@ -67,8 +68,11 @@ def compare_methods(args: argparse.Namespace) -> None:
     context = get_context("spawn")
     measured = {}
     for name in (SUPERVISED, *args.methods):
-        with ProcessPoolExecutor(1, context) as pool:
-            measured[name] = pool.submit(measure, name, args.size, args.edge, args.batch, args.repeats).result()
+        try:
+            with ProcessPoolExecutor(1, context) as pool:
+                measured[name] = pool.submit(measure, name, args.size, args.edge, args.batch, args.repeats).result()
+        except UsageError as error:
+            note(f"{name}: {error}")
     step, _, peak = measured[SUPERVISED]
     rows = [
         [
@@ -139,13 +143,14 @@ class Free:
         self.architecture = architecture
 
     def features(self, network: Any, images: torch.Tensor) -> list[torch.Tensor]:
-        widths = [stage[0].conv1.out_channels for stage in network.conv_blocks_context]
-        return [images.new_zeros(len(images), width, *images.shape[2:]) for width in widths[:1]] + [
-            images.new_zeros(len(images), width, 1, 1, 1) for width in widths[1:]
-        ]
+        sides, features = list(images.shape[2:]), []
+        for stage, strides in zip(network.conv_blocks_context, STRIDES, strict=True):
+            sides = [-(-side // stride) for side, stride in zip(sides, strides, strict=True)]
+            features.append(images.new_zeros(1).expand(len(images), stage[0].conv1.out_channels, *sides))
+        return features
 
-    def decode(self, network: Any, features: list[torch.Tensor]) -> torch.Tensor:
-        return features[0]
+    def decode(self, network: Any, features: list[torch.Tensor], levels: int | None = None) -> torch.Tensor:
+        return features[0 if levels is None else len(features) - 1 - levels]
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.architecture, name)

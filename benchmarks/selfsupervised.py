@@ -151,19 +151,20 @@ def cpu_seconds() -> float:
 def show() -> None:
     """Prints the table: the held-out measure is the mean of the last three epochs."""
     found = read_json(RESULTS)
-    columns = ("method", "measure", "chance", "first loss", "at chance", "last loss", "held out", "steps", "CPU s")
+    losses = ("first loss", "its chance", "last loss")
+    columns = ("method", "measure", "chance", "untrained", *losses, "held out", "CPU s")
     rows = []
     for method in (name for name in METHODS if name in found):
         run = found[method]
         last = run["val_measures"][-3:]
-        numbers = (run["first_loss"], run["chance_loss"], run["train_losses"][-1])
+        # "untrained" is there where a network with random weights may be above chance.
+        numbers = (run.get("untrained"), run["first_loss"], run["chance_loss"], run["train_losses"][-1])
         rows.append([
             method,
             run["measure"],
             f"{run['chance']:.4f}",
             *("-" if number is None else f"{number:.3f}" for number in numbers),
             f"{sum(last) / len(last):.3f}",
-            str(len(run["train_losses"]) * run["values"]["num_iterations_per_epoch"]),
             f"{run['cpu_s']:.0f}",
         ])  # fmt: skip
     table(columns, rows)
