@@ -72,7 +72,7 @@ def write_checkpoint(
         "configurations": {name: planned},
         "foreground_intensity_properties_per_channel": {str(i): intensities for i in range(len(channels))},
         "transpose_forward": list(order),
-        "transpose_backward": [list(order).index(axis) for axis in range(3)],
+        "transpose_backward": np.argsort(order).tolist(),
     }
     dataset_json = {
         "channel_names": {str(i): channel for i, channel in enumerate(channels)},
@@ -142,7 +142,7 @@ def test_images_are_preprocessed_and_the_network_is_planned_as_the_weights_know_
     report = read_json(trained.folder / "transfer_report.json")
     assert report["coverage"] == 1
     assert report["warnings"] == []
-    assert {what for what, *_ in report["changes"]} == {"batch", "mirrored axes at test time", "classes"}
+    assert {what for what, *_ in report["changes"]} == {"mirrored axes at test time", "classes"}
     assert not [text for text in other.warnings if "weights" in text]
 
 
