@@ -149,6 +149,13 @@ def test_a_plan_of_ours_takes_the_network_of_the_weights(pre: Path, checkpoint: 
     request = TrainingRequest(dataset=998, pretrained=folder, set={**SHORT, "num_epochs": 1})
     choice = choose_plans(pre.name, request, Listener())
     assert (choice.new, choice.plan.name) == (False, result.plan.name)
+    # A bare file tells the same by its tensors.
+    content = torch.load(folder / "fold_0" / "checkpoint_final.pth", weights_only=False)
+    torch.save(content["network_weights"], bare := pre.parent / "bare.pth")
+    request = TrainingRequest(dataset=998, pretrained=bare, set={**SHORT, "num_epochs": 1})
+    planned = check_plan(choose_plans(pre.name, request, Listener()).plan, "3d_fullres")
+    for key in ("strides", "kernel_sizes", "features_per_stage", "n_blocks_per_stage"):
+        assert planned.network_arguments[key] == before.network_arguments[key]
     with pytest.raises(UsageError, match=r"size L is asked for, but the weights .* are of a network without sizes"):
         stunet.train(998, pretrained=folder, size="L", device="cpu", dry_run=True)
 
