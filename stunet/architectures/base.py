@@ -214,6 +214,10 @@ class Architecture(ABC):
         """Return what tensors tell of the arguments in a plan, in one form, whatever form the plan has them in."""
         return {key: arguments[key] for key in self.required}
 
+    def untold(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        """Return those of the arguments in a plan that change what it computes and no tensor, by name for users."""
+        return {}
+
     def settled(self, arguments: Mapping[str, Any], found: Recognised) -> dict[str, Any]:
         """Return a plan's arguments for the network that tensors belong to, without strides.
 

@@ -77,8 +77,8 @@ def dimensions(arguments: Mapping[str, Any], repeats: str, stages: int | None = 
     before = arguments["n_stages"]
     count = stages or before
     ndim = ndim_of(arguments)
-    norm, options = _named(NORM, arguments.get(NORM)), arguments.get("norm_op_kwargs") or {}
-    nonlin, inplace = _named(NONLIN, arguments.get(NONLIN)), (arguments.get("nonlin_kwargs") or {}).get("inplace")
+    norm, options = named(NORM, arguments.get(NORM)), arguments.get("norm_op_kwargs") or {}
+    nonlin, inplace = named(NONLIN, arguments.get(NONLIN)), (arguments.get("nonlin_kwargs") or {}).get("inplace")
     is_batch = norm is not None and norm.startswith("Batch")
     # What is computed elsewhere than in place needs its input, too; of ReLU that is known from the output.
     also = nonlin is not None and nonlin != "ReLU" and not (inplace and nonlin in _FROM_OUTPUT)
@@ -146,7 +146,7 @@ def problems(arguments: Mapping[str, Any], repeats: str, known: Mapping[str, Map
         yield f"strides {strides!r} must have an entry for each of {stages} stages"
     if not isinstance(arguments.get("conv_bias", False), bool):
         yield f"conv_bias {arguments['conv_bias']!r} must be true or false"
-    if (norm := _named(NORM, arguments.get(NORM))) and not norm.endswith(f"{ndim}d"):
+    if (norm := named(NORM, arguments.get(NORM))) and not norm.endswith(f"{ndim}d"):
         yield f"norm_op {arguments[NORM]!r} is not for {ndim}D"
     for key, known_options in _OPTIONS.items():
         options = arguments.get(f"{key}_kwargs")
@@ -164,7 +164,7 @@ def each(value: Any, count: int) -> list[Any]:
     return list(value[:count]) if isinstance(value, list | tuple) else [value] * count
 
 
-def _named(key: str, dotted: str | None) -> str | None:
+def named(key: str, dotted: str | None) -> str | None:
     """Return the name of a class in torch.nn."""
     return None if dotted is None else CLASSES[key][dotted]
 

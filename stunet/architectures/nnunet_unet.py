@@ -22,10 +22,12 @@ from stunet.architectures.base import DECODER, HEADS, UPSAMPLING, Architecture, 
 from stunet.architectures.nnunet_arguments import (
     CLASSES,
     MOST_WIDTH,
+    NONLIN,
     NORM,
     Dimensions,
     dimensions,
     each,
+    named,
     ndim_of,
     problems,
     usual,
@@ -231,6 +233,19 @@ class NNUNet(Architecture):
             "n_conv_per_stage_decoder": list(own.decoder),
             "conv_bias": own.bias,
             NORM: norm,
+        }
+
+    def untold(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        options = {key: arguments.get(f"{key}_kwargs") or {} for key in (NONLIN, NORM)}
+        activation = named(NONLIN, arguments.get(NONLIN))
+        numbers = {key: value for key, value in options[NONLIN].items() if key != "inplace" and value is not None}
+        if activation == "LeakyReLU":
+            numbers.setdefault("negative_slope", 0.01)  # torch's
+        return {
+            "activation": " ".join([str(activation), *(f"{key}={value}" for key, value in sorted(numbers.items()))]),
+            "activation before the norm": bool(arguments.get("nonlin_first")),
+            "norm": (named(NORM, arguments.get(NORM)) or "none")[:-2],  # without the number of axes
+            "eps of the norm": options[NORM].get("eps", 1e-5),
         }
 
     def settled(self, arguments: Mapping[str, Any], found: Recognised) -> dict[str, Any]:

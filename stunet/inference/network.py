@@ -16,8 +16,9 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from stunet import architectures
 from stunet.errors import DataError, WeightsError, closest
+from stunet.files import json_differences
 from stunet.inference.model import ModelFolder
-from stunet.plans.plan import Configuration, Plan
+from stunet.plans.plan import Plan
 
 TRUSTED = ("torch.nn.", "dynamic_network_architectures.")
 
@@ -91,22 +92,15 @@ def check_function(path: Path, checkpoint: Mapping[str, Any], plan: Plan, config
     trained_with = Plan(checkpoint["init_args"].get("plans") or {})
     if configuration not in trained_with.configurations:
         return
-    trained, given = (_shapeless(each.configuration(configuration)) for each in (trained_with, plan))
-    for key, value in trained.items():
-        if value is not None and given[key] != value:
+    before, now = (each.configuration(configuration) for each in (trained_with, plan))
+    pairs = [("strides", before.known_strides, now.known_strides)]
+    architecture = architectures.find(str(before.network_class))
+    if architecture and before.network_class == now.network_class:
+        one, other = map(architecture.untold, (before.network_arguments, now.network_arguments))
+        pairs += [(what, one[what], other[what]) for what in one]
+    for what, trained, given in pairs:
+        if trained is not None and json_differences(trained, given):
             raise WeightsError(
-                f"{str(path)!r} was trained with {key} {value}, and plans.json says {given[key]}",
+                f"{str(path)!r} was trained with {what} {trained}, and plans.json says {given}",
                 "put the plans.json and the checkpoint of one training together",
             )
-
-
-def _shapeless(planned: Configuration) -> dict[str, Any]:
-    """Return the arguments of a network that its tensors' shapes do not tell; None where the plan does not state it."""
-    arguments, strides = planned.network_arguments, planned.known_strides
-    found: dict[str, Any] = {"strides": strides and [list(stride) for stride in strides]}
-    for key in ("nonlin", "norm_op"):  # STU-Net's are fixed
-        options = arguments.get(f"{key}_kwargs") or {}
-        kept = {name: value for name, value in options.items() if name not in ("inplace", "affine")}
-        found[key] = str(arguments[key]).rpartition(".")[2] if key in arguments else None
-        found[f"{key}_kwargs"] = kept if key in arguments else None
-    return found

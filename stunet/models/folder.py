@@ -23,6 +23,7 @@ from stunet.models.record import RECORD, read_record
 from stunet.models.registry import dataset_of, plan_of
 from stunet.sizes import SIZES
 from stunet.weights.checkpoints import check_finite, check_weights, save_checkpoint
+from stunet.weights.heads import BACKGROUND
 from stunet.weights.naming import all_names
 from stunet.weights.pickles import load_pickle
 from stunet.weights.reading import Weights, read_weights, unfinished
@@ -51,7 +52,7 @@ def describe(weights: Weights, entry: Entry | None = None) -> Weights:
             f"{str(weights.path)!r} cannot become a model that predicts: unknown {' and '.join(lacking)}",
             f"import it with the {' and '.join(lacking.values())} of its training; fine-tuning takes it as it is",
         )
-    channels = entry.channels if entry and entry.channels else weights.channels
+    channels = weights.channels or (entry.channels if entry else None)
     # The registry fills gaps: what the file's own dataset.json states comes later and wins.
     dataset = (dataset_of(entry) if entry and planned else {}) | (weights.dataset or {}) | {"labels": classes}
     dataset["channel_names"] = _by_number(channels or range(weights.network.channels))
@@ -110,6 +111,10 @@ def contradiction(weights: Weights, entry: Entry) -> str | None:
     for what, here, there in pairs:
         if here is not None and there is not None and not _same(here, there):
             return f"{what} {here} instead of {there}" if len(str(there)) < 100 else f"other {what}"
+    # Its names may be spelled in another way, but those of another part of a whole are all different.
+    here, there = (set(names or ()) - {BACKGROUND} for names in (weights.classes, entry.classes))
+    if here and there and not here & there:
+        return f"labels {min(here)} ... instead of {min(there)} ..."
     return None
 
 

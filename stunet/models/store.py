@@ -140,15 +140,20 @@ def download(
         folder.mkdir(parents=True, exist_ok=True)
         file, known = folder / str(entry.filename), entry.sha256 or recorded_sha256(entry)
 
-        def accept(source: str | None) -> None:
+        def get_companions(source: str) -> None:
+            # First, as they are small: without them what is large would have come in vain.
             for name in entry.companions:
-                fetch([urljoin(source or entry.sources[0], name)], folder / name, wait_s=wait_s)
+                fetch([urljoin(source, name)], folder / name, wait_s=wait_s)
+
+        def accept(source: str | None) -> None:
             digest = known or sha256_of(file)
             install(entry.name, entry, file, {"source": source, "sha256": digest})
             if not entry.sha256:
                 _remember(entry, digest)
 
-        if file.is_file() and known in (None, sha256_of(file)):  # left by an interrupted run
+        companions = [folder / name for name in entry.companions]
+        # Left by an interrupted run.
+        if all(path.is_file() for path in (file, *companions)) and known in (None, sha256_of(file)):
             with suppress(WeightsError):
                 accept(None)
         try:
@@ -159,6 +164,7 @@ def download(
                     sha256=known,
                     size=entry.bytes,
                     on_bytes=on_bytes,
+                    before=get_companions,
                     accept=accept,
                     wait_s=wait_s,
                 )

@@ -34,17 +34,35 @@ def stride_warnings(strides: Sequence[Sequence[int]], weights: Weights) -> list[
     if ours != theirs:
         which = "the deepest of the weights are unused" if ours < theirs else "the deepest are initialised at random"
         warnings.append(f"the plan has {ours} stages and the weights have {theirs}: {which}")
-    if weights.strides is None:
+    if (trained := weights.strides or weights.network.strides) is None:
         warnings.append("the strides that the weights were trained with are unknown")
     else:
         common = min(ours, theirs)
-        there, here = ([list(stride) for stride in given[:common]] for given in (weights.strides, strides))
+        there, here = ([list(stride) for stride in given[:common]] for given in (trained, strides))
         if there != here:
             warnings.append(
                 f"the weights were trained with strides {there}, the plan has {here}: "
                 "fine for training further, but until then they compute another function"
             )
     return warnings
+
+
+def function_warnings(weights: Weights, arguments: Mapping[str, Any] | None) -> list[str]:
+    """Warn if the plan's network computes something else than the weights' by what no tensor tells.
+
+    Args:
+        weights: Their plan may say it.
+        arguments: Those of the network in the plan; None: unknown.
+    """
+    if arguments is None or weights.arguments is None:
+        return []
+    there, here = map(weights.network.architecture.untold, (weights.arguments, arguments))
+    return [
+        f"the weights were trained with {what} {there[what]}, the plan has {here[what]}: "
+        "fine for training further, but until then they compute another function"
+        for what in there
+        if there[what] != here[what]
+    ]
 
 
 def input_warnings(

@@ -2,8 +2,8 @@
 
 nnU-Net plans kernels of 1 along axes where voxels are much longer than along the others, and of 3 everywhere else.
 
-    3 to 1   The mean along the axis: on what is constant along it a third of the response, and the norm behind the
-             convolution takes factors away. nnU-Net's own reader of pre-trained weights does the same.
+    3 to 1   The sum along the axis: the same response to what is constant along it, whatever follows. nnU-Net's reader
+             takes the mean, a third of that, which only an instance norm behind it makes the same.
     1 to 3   In the middle, with zeros around it: the same function.
 
 The kernel of a transposed convolution is its stride, a weight for each of the voxels that one becomes: longer ones
@@ -63,7 +63,7 @@ def _lift(kernel: Tensor, axis: int, length: int) -> Tensor:
 
 def _convolve(kernel: Tensor, axis: int, length: int) -> Tensor:
     if length == 1:
-        return kernel.mean(axis, keepdim=True)
+        return kernel.sum(axis, keepdim=True)
     given = kernel.shape[axis]
     result = kernel.new_zeros([length if n == axis else size for n, size in enumerate(kernel.shape)])
     result.narrow(axis, (length - given) // 2, given).copy_(kernel)

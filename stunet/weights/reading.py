@@ -4,6 +4,7 @@ These are nnU-Net v1 (.model with .model.pkl), nnU-Net v2 and nnssl (.pth, a mod
 bare parameters. recognition.py recognises the network, checkpoints.py reads safely, transfer.py uses the weights.
 """
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,6 +29,7 @@ from stunet.weights.recognition import recognise
 from stunet.weights.v1 import convert_plans, fit_strides
 
 _NESTED = ("net", "model", "model_state_dict")  # where other training programs keep the parameters
+log = logging.getLogger("stunet")
 _ONE_TRAINING = "put the plans.json and the checkpoint of one training together"
 
 
@@ -57,6 +59,11 @@ class Weights:
     def strides(self) -> list[list[int]] | None:
         """The strides, one entry per stage, the first all ones."""
         return self._planned.known_strides if self._planned else None
+
+    @property
+    def arguments(self) -> dict[str, Any] | None:
+        """The arguments of the network in the plan."""
+        return self._planned.network_arguments if self._planned else None
 
     @property
     def spacing(self) -> list[float] | None:
@@ -265,14 +272,57 @@ def _of_folder(weights: Weights) -> Weights:
     if configuration is None and len(plan.configurations) == 1:
         configuration = plan.configurations[0]
     here = _described(weights, plan.content, configuration, dataset)
-    if weights.strides and here.strides != weights.strides:
-        raise WeightsError(
-            f"{str(folder / 'plans.json')!r} says strides {here.strides}, but {weights.path.name!r} was trained with "
-            f"{weights.strides}",
-            _ONE_TRAINING,
-        )
+    _check_one_training(weights, here, folder)
     note = folder / "model.json"
     return replace(here, entry=read(note, MODEL).get("entry") if note.is_file() else here.entry)
+
+
+def _check_one_training(weights: Weights, here: Weights, folder: Path) -> None:
+    """Compare what a checkpoint says of itself with the model folder around it, which is what counts from here on.
+
+    Raises:
+        WeightsError: It was trained with other inputs, it computed another function, or a class has another row.
+    """
+    trained, said = (_inputs(each) for each in (weights, here))
+    for what, value in trained.items():
+        if value not in (None, []) and said.get(what) != value:
+            raise WeightsError(
+                f"{str(folder / 'plans.json')!r} says {what} {said.get(what)}, but {weights.path.name!r} was trained "
+                f"with {value}",
+                _ONE_TRAINING,
+            )
+    before, now = (head_classes((each.dataset or {}).get("labels") or {}) for each in (weights, here))
+    if not before or before == now:
+        return
+    # Classes may get other names, but no name may get the row of another class.
+    moved = [name for row, name in enumerate(now) if name in before and before.index(name) != row]
+    if moved or len(before) != len(now):
+        name = (moved or [name for name in before if name not in now])[0]
+        raise WeightsError(
+            f"{str(weights.path)!r} was trained with other classes than {str(folder / 'dataset.json')!r} names, or in "
+            f"another order (e.g. {name!r})",
+            _ONE_TRAINING,
+        )
+    names = ", ".join(name for name in before if name not in now)
+    log.warning("%s was trained with other names of classes than dataset.json has: %s", weights.path, names[:100])
+
+
+def _inputs(weights: Weights) -> dict[str, Any]:
+    """Return what determines what a network computes of an image, besides tensors, as far as the weights say it."""
+    plan, schemes = weights.plan or Plan({}), weights.normalization or ()
+    intensities = plan.intensities or {}
+    return {
+        "strides": weights.strides,
+        **(weights.network.architecture.untold(weights.arguments) if weights.arguments else {}),
+        "spacing": weights.spacing,
+        "normalisation": weights.normalization,
+        "order of axes": plan.get("transpose_forward"),
+        "intensities of CT": [
+            intensities[str(channel)]
+            for channel, scheme in enumerate(schemes)
+            if scheme == "CTNormalization" and intensities.get(str(channel))
+        ],
+    }
 
 
 def _of_store(weights: Weights) -> Weights:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from stunet import architectures
-from stunet.architectures.base import Recognised
+from stunet.architectures.base import ENCODER, STEM, Recognised
 from stunet.errors import WeightsError
 from stunet.weights.foreign import describe_network
 
@@ -49,9 +49,22 @@ def recognise(tensors: Mapping[str, Tensor], path: Path) -> Recognised:
 def _check_shapes(shapes: Mapping[str, tuple[int, ...]], found: Recognised) -> None:
     with torch.device("meta"):  # no memory, however large the network
         network = found.build()
-    for name, value in network.state_dict().items():
+    own, architecture = network.state_dict(), found.architecture
+    places = {architecture.matching(architecture.canonical(name)) for name in own}
+    # What the network has no place for would be left out, and the rest of the encoder compute something else.
+    more = [
+        name
+        for name in shapes
+        if architecture.place(name).part in (STEM, ENCODER)
+        and architecture.matching(architecture.canonical(name)) not in places
+    ]
+    if more:
+        raise ValueError(
+            f"is not a {architecture.title} of {found}: {len(more)} more tensors in its encoder (e.g. {more[0]!r})"
+        )
+    for name, value in own.items():
         if name in shapes and shapes[name] != tuple(value.shape):
             raise ValueError(
-                f"is not a {found.architecture.title} of {found}: {name!r} has shape {shapes[name]} instead of "
+                f"is not a {architecture.title} of {found}: {name!r} has shape {shapes[name]} instead of "
                 f"{tuple(value.shape)}"
             )

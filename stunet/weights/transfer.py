@@ -20,7 +20,14 @@ from stunet.architectures.base import Architecture, Recognised
 from stunet.errors import UsageError, WeightsError
 from stunet.plans.plan import INFLATIONS, TRANSFERS
 from stunet.weights.checkpoints import check_finite
-from stunet.weights.differences import axes_warnings, contrast_warnings, input_warnings, origin, stride_warnings
+from stunet.weights.differences import (
+    axes_warnings,
+    contrast_warnings,
+    function_warnings,
+    input_warnings,
+    origin,
+    stride_warnings,
+)
 from stunet.weights.heads import plan_heads
 from stunet.weights.inflation import of_slice
 from stunet.weights.mapped import release
@@ -55,6 +62,7 @@ def decide(
     spacing: Sequence[float] | None = None,
     transposition: Sequence[int] | None = None,
     orientation: str | None = None,
+    arguments: Mapping[str, Any] | None = None,
     cascade_channels: int = 0,
     head: str | None = None,
     stem: str = "repeat",
@@ -75,6 +83,7 @@ def decide(
         spacing: The plan's, in mm, array order.
         transposition: The plan's transpose_forward.
         orientation: The plan's, such as "LPS"; None: unknown.
+        arguments: Those of the network in the plan, which say more than its tensors; None: unknown.
         cascade_channels: One-hot channels in its input, after the image channels; their weights start as zeros.
         head: One of heads.MODES, or None: slice if any class matches.
         stem: How to handle image channels other than the weights', one of STEMS; see `inflate_channels`.
@@ -121,6 +130,7 @@ def decide(
         strides, spacing = of_slice(strides), spacing[1:] if spacing else None
     warnings = (
         *stride_warnings(strides, weights),
+        *function_warnings(weights, arguments),
         *input_warnings(weights, channels, normalization, spacing),
         *axes_warnings(weights, transposition, orientation),
         *contrast_warnings(weights, normalization, intensities),

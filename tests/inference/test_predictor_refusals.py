@@ -175,9 +175,10 @@ def test_a_pretext_segments_nothing(tmp_path: Path) -> None:
 @for_each(
     ("change", "message"),
     [
-        ({"nonlin": "torch.nn.ReLU"}, "trained with nonlin LeakyReLU, and plans.json says ReLU"),
-        ({"nonlin_kwargs": {"negative_slope": 0.2}}, "trained with nonlin_kwargs {}, and plans.json says"),
-        ({"norm_op_kwargs": {"eps": 0.1, "affine": True}}, "trained with norm_op_kwargs"),
+        ({"nonlin": "torch.nn.ReLU"}, "with activation LeakyReLU negative_slope=0.01, and plans.json says ReLU"),
+        ({"nonlin_kwargs": {"negative_slope": 0.2}}, "and plans.json says LeakyReLU negative_slope=0.2"),
+        ({"norm_op_kwargs": {"eps": 0.1, "affine": True}}, "trained with eps of the norm 1e-05, and plans.json says 0.1"),
+        ({"nonlin_first": True}, "trained with activation before the norm False, and plans.json says True"),
     ],
 )
 def test_weights_of_a_network_that_computes_something_else_are_refused(

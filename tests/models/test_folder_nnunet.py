@@ -1,5 +1,6 @@
 """Model folders of nnU-Net's networks: checked, exported and installed, and stock nnU-Net reads what is written."""
 
+import tomllib
 import warnings
 from pathlib import Path
 
@@ -9,11 +10,12 @@ from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
 from stunet.architectures.nnunet_unet import NNUNet
 from stunet.errors import WeightsError
-from stunet.files import read_json
+from stunet.files import read_json, write_json
 from stunet.inference.model import open_model
 from stunet.inference.predictor import Options, Predictor
+from stunet.models.entry import make_entry
 from stunet.models.exporting import export
-from stunet.models.folder import check
+from stunet.models.folder import check, describe
 from stunet.models.installing import import_file
 from stunet.weights.checkpoints import load_checkpoint, save_checkpoint
 from stunet.weights.reading import read_weights
@@ -97,3 +99,37 @@ def test_a_tensor_that_the_plans_do_not_have_is_named(tmp_path: Path) -> None:
     save_checkpoint({**content, "network_weights": weights | {"more.weight": torch.ones(1)}}, file)
     with pytest.raises(WeightsError, match=r"1 unexpected \(e\.g\. 'more.weight'\)"):
         check(folder)
+
+
+@for_each("architecture", BOTH)
+def test_names_of_one_tensor_that_differ_are_not_predicted_with(tmp_path: Path, architecture: NNUNet) -> None:
+    """nnU-Net takes whichever comes last."""
+    folder = model(tmp_path / "nnUNetTrainer__nnUNetPlans__3d_fullres", architecture)
+    file = folder / "fold_0/checkpoint_final.pth"
+    content = load_checkpoint(file)
+    weights = {name: value.clone() for name, value in content["network_weights"].items()}
+    name = next(name for name in weights if name.startswith("decoder.encoder."))
+    save_checkpoint({**content, "network_weights": weights}, file)
+    Predictor(open_model(folder), Options())  # equal, and not in one place
+    weights[name] += 1
+    save_checkpoint({**content, "network_weights": weights}, file)
+    with pytest.raises(WeightsError, match=r"'encoder\..*' and 'decoder\.encoder\..*' are names of one tensor"):
+        Predictor(open_model(folder), Options())
+
+
+def test_another_activation_than_in_training_is_neither_read_nor_predicted_with(tmp_path: Path) -> None:
+    folder = model(tmp_path / "nnUNetTrainer__nnUNetPlans__3d_fullres", BOTH[1])
+    plans = read_json(folder / "plans.json")
+    plans["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"]["nonlin"] = "torch.nn.ReLU"
+    write_json(folder / "plans.json", plans)
+    with pytest.raises(WeightsError, match=r"plans\.json' says activation ReLU, but .* with LeakyReLU"):
+        read_weights(folder)
+    with pytest.raises(WeightsError, match=r"trained with activation LeakyReLU .*, and plans\.json says ReLU"):
+        Predictor(open_model(folder), Options())
+
+
+def test_the_order_of_channels_is_that_of_the_file_whatever_the_entry_says(tmp_path: Path) -> None:
+    own = 'title = "x"\ndata = "x"\nmodality = "MR"\nhas_plans = true\nnum_channels = 1\nchannels = ["T1"]\n'
+    entry = make_entry("Mine", {"network": "plain", **tomllib.loads(own)}, "models.toml")
+    weights = read_weights(model(tmp_path / "nnUNetTrainer__nnUNetPlans__3d_fullres", BOTH[0]))
+    assert (weights.channels, describe(weights, entry).channels) == (["MR0"], ["MR0"])

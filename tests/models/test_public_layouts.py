@@ -119,6 +119,12 @@ def test_a_folder_that_is_named_like_a_task_and_has_other_classes_is_not_that_ta
         import_file(other, "TotalSegmentator-total-part1")
 
 
+def test_a_part_is_not_taken_for_another_one_with_as_many_classes(tmp_path: Path) -> None:
+    task = write_task(tmp_path, "TotalSegmentator-total-part5")
+    with pytest.raises(WeightsError, match=r"not TotalSegmentator-total-part2: labels costal_.* instead of sacrum"):
+        import_file(task, "TotalSegmentator-total-part2")
+
+
 def test_the_nnunet_of_voco_is_kept_as_the_file_that_it_is(tmp_path: Path) -> None:
     weights = network(PLAIN_UNET, classes=21).state_dict()
     torch.save(weights, tmp_path / "VoComni_nnunet.pt")

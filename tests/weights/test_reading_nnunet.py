@@ -11,10 +11,11 @@ from stunet.architectures.nnunet_unet import NNUNet
 from stunet.architectures.plain_unet import PLAIN_UNET
 from stunet.architectures.resenc import RESENC
 from stunet.errors import WeightsError
+from stunet.files import write_json
 from stunet.weights import nnssl
 from stunet.weights.checkpoints import save_weights
 from stunet.weights.nnssl import check_written, write_nnssl
-from stunet.weights.reading import read_weights
+from stunet.weights.reading import Weights, read_weights
 from stunet.weights.recognition import recognise
 from tests.loops import for_each
 from tests.nnunet_networks import BOTH, STRIDES, arguments, network
@@ -247,3 +248,48 @@ def test_what_we_write_for_nnssl_has_each_tensor_once_and_is_read_back(tmp_path:
     assert set(keys[2]) == set(net.keys_to_in_proj)
     weights = read_weights(path)
     assert (weights.strides, weights.spacing, weights.pretext) == (STRIDES, [3.0, 1.0, 1.0], "mae")
+
+
+def test_a_residual_encoder_with_more_than_the_network_has_is_not_taken_for_it(tmp_path: Path) -> None:
+    more = {"encoder.stages.0.blocks.0.squeeze_excitation.conv1.weight": torch.ones(2, 4, 1, 1, 1)}
+    for prefix in ("", "module."):
+        named = {f"{prefix}{name}": value for name, value in (network(RESENC).state_dict() | more).items()}
+        with pytest.raises(WeightsError, match=r"1 more tensors in its encoder \(e\.g\. '.*squeeze_excitation"):
+            read_weights(saved(tmp_path / "x.pth", named))
+    flat = {"strides": [[1, 1, 1], [1, 1, 1], [2, 2, 2]]}  # its shortcut is where another one's pooling is
+    alone = {f"encoder.{name}": value for name, value in network(RESENC, **flat).encoder.state_dict().items()}
+    assert read_weights(saved(tmp_path / "x.pth", alone)).network.stages == 3
+
+
+def test_a_checkpoint_of_another_training_is_not_that_of_the_folder_around_it(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "fold_0").mkdir()
+    state, plan = dict(network(PLAIN_UNET).state_dict()), plans(PLAIN_UNET)
+    plan |= {"transpose_forward": [0, 1, 2], "foreground_intensity_properties_per_channel": {"0": {"mean": 1.0}}}
+    saved(tmp_path / "fold_0" / "checkpoint_final.pth", content(state, plan))
+
+    def described(labels: dict[str, int], **changes: Any) -> Weights:
+        configuration = plan["configurations"]["3d_fullres"]
+        own = {key: value for key, value in changes.items() if key in configuration}
+        others = {key: value for key, value in changes.items() if key not in configuration}
+        write_json(tmp_path / "plans.json", {**plan, **others, "configurations": {"3d_fullres": configuration | own}})
+        write_json(tmp_path / "dataset.json", {**DATASET, "labels": labels})
+        return read_weights(tmp_path)
+
+    labels = {"background": 0, "liver": 1, "spleen": 2}
+    assert described(labels).classes == [*labels]
+    for changes, message in (
+        ({"spacing": [2.0, 1.0, 1.0]}, r"says spacing \[2.0, 1.0, 1.0\], but .* was trained with \[3.0, 1.0, 1.0\]"),
+        ({"normalization_schemes": ["ZScoreNormalization"]}, "says normalisation"),
+        ({"transpose_forward": [1, 0, 2]}, "says order of axes"),
+        ({"foreground_intensity_properties_per_channel": {"0": {"mean": 2.0}}}, "says intensities of CT"),
+    ):
+        with pytest.raises(WeightsError, match=message):
+            described(labels, **changes)
+    for other in ({"background": 0, "spleen": 1, "liver": 2}, {"background": 0, "liver": 1, "spleen": 2, "aorta": 3}):
+        with pytest.raises(WeightsError, match=r"was trained with other classes than .*dataset\.json"):
+            described(other)
+    assert not caplog.messages
+    assert described({"background": 0, "Leber": 1, "Milz": 2}).classes == ["background", "Leber", "Milz"]
+    assert caplog.messages[0].endswith("other names of classes than dataset.json has: liver, spleen")

@@ -65,7 +65,7 @@ def test_the_same_network_becomes_a_copy_and_each_tensor_has_one_fate(architectu
 
 
 @for_each("architecture", BOTH)
-def test_kernels_become_means_along_a_thin_axis_and_the_report_counts_them(architecture: NNUNet) -> None:
+def test_kernels_become_sums_along_a_thin_axis_and_the_report_counts_them(architecture: NNUNet) -> None:
     source, target = drawn(architecture, 1, **CUBES), drawn(architecture, 2, strides=STRIDES)
     report = transfer(target, weights_of(source, architecture), classes=NAMES)
     assert report.coverage == 1
@@ -77,7 +77,25 @@ def test_kernels_become_means_along_a_thin_axis_and_the_report_counts_them(archi
     assert not report.fresh  # trained for what they do
     one = next(name for name in source.state_dict() if name in architecture.inputs)
     given, found = source.state_dict()[one], target.state_dict()[one]
-    assert torch.equal(found, given.mean(2, keepdim=True))
+    assert torch.equal(found, given.sum(2, keepdim=True))
+
+
+@for_each("architecture", BOTH)
+@for_each("norm", [{}, {"norm_op": "torch.nn.BatchNorm3d"}, {"norm_op": None, "norm_op_kwargs": None}])
+def test_shorter_kernels_compute_the_same_on_what_is_constant_along_their_axis(
+    architecture: NNUNet, norm: dict[str, Any]
+) -> None:
+    thin = {"strides": [[1, 1, 1], [1, 2, 2], [1, 2, 2]], **norm}
+    source, target = (
+        drawn(architecture, seed, kernel_sizes=[[depth, 3, 3]] * 3, **thin) for seed, depth in ((1, 3), (2, 1))
+    )
+    if norm.get("norm_op"):
+        for _ in range(20):
+            source(torch.randn(2, 1, 4, 16, 16))  # a norm with statistics of its own
+    transfer(target, weights_of(source, architecture), classes=NAMES)
+    image = torch.randn(1, 1, 1, 16, 16).expand(-1, -1, 24, -1, -1)
+    one, other = (net.eval()(image)[:, :, 12] for net in (source, target))  # far from padding
+    assert (one - other).norm() < 0.05 * one.norm()
 
 
 @for_each("architecture", BOTH)
@@ -217,3 +235,18 @@ def test_arguments_that_shapes_do_not_show_make_no_difference() -> None:
     target = RESENC.build(1, 3, arguments(RESENC, nonlin="torch.nn.ReLU"))
     transfer(target, weights_of(source, RESENC), classes=NAMES)
     assert all(torch.equal(value, source.state_dict()[name]) for name, value in tensors_of(target).items())
+
+
+def test_what_no_tensor_tells_of_the_function_is_a_warning() -> None:
+    given = weights_of(drawn(PLAIN_UNET, 1), PLAIN_UNET)
+    assert not transfer(drawn(PLAIN_UNET, 2), given, classes=NAMES, arguments=arguments(PLAIN_UNET)).warnings
+    for changes, message in (
+        ({"nonlin": "torch.nn.modules.activation.ReLU"}, "activation LeakyReLU negative_slope=0.01, the plan has ReLU"),
+        ({"nonlin_kwargs": {"negative_slope": 0.2}}, "the plan has LeakyReLU negative_slope=0.2"),
+        ({"nonlin_first": True}, "activation before the norm False, the plan has True"),
+        ({"norm_op_kwargs": {"eps": 1e-3, "affine": True}}, "eps of the norm 1e-05, the plan has 0.001"),
+    ):
+        planned = arguments(PLAIN_UNET, **changes)
+        target = drawn(PLAIN_UNET, 2, **changes)
+        (warning,) = transfer(target, given, classes=NAMES, arguments=planned).warnings
+        assert message in warning

@@ -275,6 +275,7 @@ def judge(
         spacing=planned.spacing,
         transposition=plan.transpose_forward,
         orientation=plan.orientation,
+        arguments=planned.network_arguments,
         transfer=named.taken,
         inflate=named.inflate,
     )
