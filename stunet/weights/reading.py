@@ -297,7 +297,7 @@ def _check_one_training(weights: Weights, here: Weights, folder: Path) -> None:
     # Classes may get other names, but no name may get the row of another class.
     moved = [name for row, name in enumerate(now) if name in before and before.index(name) != row]
     if moved or len(before) != len(now):
-        name = (moved or [name for name in before if name not in now])[0]
+        name = (moved + [name for name in (*before, *now) if (name in before) != (name in now)])[0]
         raise WeightsError(
             f"{str(weights.path)!r} was trained with other classes than {str(folder / 'dataset.json')!r} names, or in "
             f"another order (e.g. {name!r})",
