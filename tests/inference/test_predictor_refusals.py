@@ -177,7 +177,10 @@ def test_a_pretext_segments_nothing(tmp_path: Path) -> None:
     [
         ({"nonlin": "torch.nn.ReLU"}, "with activation LeakyReLU negative_slope=0.01, and plans.json says ReLU"),
         ({"nonlin_kwargs": {"negative_slope": 0.2}}, "and plans.json says LeakyReLU negative_slope=0.2"),
-        ({"norm_op_kwargs": {"eps": 0.1, "affine": True}}, "trained with eps of the norm 1e-05, and plans.json says 0.1"),
+        (
+            {"norm_op_kwargs": {"eps": 0.1, "affine": True}},
+            "trained with eps of the norm 1e-05, and plans.json says 0.1",
+        ),
         ({"nonlin_first": True}, "trained with activation before the norm False, and plans.json says True"),
     ],
 )
