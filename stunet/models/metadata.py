@@ -5,6 +5,7 @@ compares the tensors with them; plans/check.py is equally strict with the plans 
 """
 
 from collections.abc import Iterator, Mapping
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from stunet.errors import DataError, WeightsError
@@ -48,7 +49,9 @@ def check_input(weights: "Weights") -> None:
     plan, hint = weights.plan or Plan({}), "use the plans.json of the training that made it"
     check(plan.content, PLANS, weights.path, hint, WeightsError)
     try:
-        problem = next(_wrong_input(weights, plan, plan.configuration(str(weights.configuration))), None)
+        planned = plan.configuration(str(weights.configuration))
+        wrong = problems(plan, planned, weights.strides or [], weights.network.ndim)
+        problem = next(chain(wrong, _wrong_input(weights, plan, planned)), None)
     except DataError as error:
         problem = error.message
     if problem:
@@ -57,15 +60,15 @@ def check_input(weights: "Weights") -> None:
 
 def _problems(weights: "Weights", plan: Plan, planned: Configuration, dataset: Mapping[str, Any]) -> Iterator[str]:
     """Yield what is wrong; only the first is reliable, because later checks assume that earlier ones passed."""
-    yield from _wrong_input(weights, plan, planned)
+    yield from problems(plan, planned, weights.strides or [], weights.network.ndim)
     yield from _wrong_classes(weights, planned, dataset)
+    yield from _wrong_input(weights, plan, planned)
     ndim, axes = weights.network.ndim, weights.mirror_axes or ()
     if len({*axes}) != len(axes) or not {*axes} <= {*range(ndim)}:
         yield f"mirror axes {axes} must be different, from 0 to {ndim - 1}"
 
 
 def _wrong_input(weights: "Weights", plan: Plan, planned: Configuration) -> Iterator[str]:
-    yield from problems(plan, planned, weights.strides or [], weights.network.ndim)
     schemes, named = planned.normalization, len(weights.channels or ())
     if not {*schemes} <= {*NORMALIZATIONS}:
         yield f"normalization_schemes is {schemes!r}; known: {', '.join(NORMALIZATIONS)}"
