@@ -181,7 +181,6 @@ def test_a_pretext_segments_nothing(tmp_path: Path) -> None:
             {"norm_op_kwargs": {"eps": 0.1, "affine": True}},
             "trained with eps of the norm 1e-05, and plans.json says 0.1",
         ),
-        ({"nonlin_first": True}, "trained with activation before the norm False, and plans.json says True"),
     ],
 )
 def test_weights_of_a_network_that_computes_something_else_are_refused(
