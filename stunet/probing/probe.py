@@ -153,7 +153,8 @@ def _predict(
     predicted = np.full((len(target), max(classes, 1)), np.nan)
     for train, test in folds:
         penalty = _penalty(features[train], target[train], groups[train], task, classes, seed)
-        predicted[test] = _fitted(features[train], target[train], features[test], penalty, task, classes)
+        here, there = _standardised(features[train], features[test])
+        predicted[test] = _fitted(here, target[train], there, penalty, task, classes)
     return predicted
 
 
@@ -171,9 +172,10 @@ def _penalty(features: Array, target: Array, groups: Array, task: str, classes: 
     if not folds:
         return USUAL_PENALTY
     losses = [0.0] * len(PENALTIES)
-    for n, penalty in enumerate(PENALTIES):
-        for train, test in folds:
-            predicted = _fitted(features[train], target[train], features[test], penalty, task, classes)
+    for train, test in folds:
+        here, there = _standardised(features[train], features[test])
+        for n, penalty in enumerate(PENALTIES):
+            predicted = _fitted(here, target[train], there, penalty, task, classes)
             if task == CLASSIFICATION:
                 likely = predicted[np.arange(len(test)), target[test]]
                 frequency = np.bincount(target, minlength=classes)[target[test]]
@@ -184,21 +186,30 @@ def _penalty(features: Array, target: Array, groups: Array, task: str, classes: 
     return max(penalty for penalty, loss in zip(PENALTIES, losses, strict=True) if loss <= min(losses))
 
 
-def _fitted(features: Array, target: Array, others: Array, penalty: float, task: str, classes: int) -> Array:
-    """Return what a model of these rows predicts of others, (N, K) or (N, 1)."""
-    from sklearn.exceptions import ConvergenceWarning
-    from sklearn.linear_model import LogisticRegression, Ridge
-
+def _standardised(features: Array, others: Array) -> tuple[Array, Array]:
+    """Return rows to learn from, and others, by mean and deviation of the first; in as few columns as that allows."""
     mean, scale = features.mean(0), features.std(0)
     scale[scale < 1e-9 * (1 + np.abs(mean))] = np.inf  # constant: says nothing
     train, test = (features - mean) / scale, (others - mean) / scale
+    if train.shape[1] <= len(train):
+        return train, test
+    # More columns than rows: the models' squared weights are the same in the space that the rows span.
+    axes = np.linalg.svd(train, full_matrices=False)[2]
+    return train @ axes.T, test @ axes.T
+
+
+def _fitted(train: Array, target: Array, test: Array, penalty: float, task: str, classes: int) -> Array:
+    """Return what a model of standardised rows predicts of others, (N, K) or (N, 1)."""
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import LogisticRegression, Ridge
+
     if task != CLASSIFICATION:
         return Ridge(penalty).fit(train, target).predict(test)[:, None]
     model = LogisticRegression(C=1 / penalty, class_weight="balanced", max_iter=1000)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # with a small penalty, which is then not chosen
         model.fit(train, target)
-    predicted = np.zeros((len(others), classes))
+    predicted = np.zeros((len(test), classes))
     predicted[:, model.classes_] = model.predict_proba(test)
     return predicted
 

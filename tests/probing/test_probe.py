@@ -66,16 +66,28 @@ def test_scans_of_a_subject_are_never_on_both_sides() -> None:
     assert apart.scores[0].value > 0.95
 
 
-def test_nothing_of_the_tested_part_gets_into_standardisation() -> None:
-    # Were the outlier standardised with, the other values would shrink to nothing.
+def test_rows_are_standardised_by_those_that_are_learnt_from() -> None:
     rng = np.random.default_rng(0)
-    x = rng.normal(size=(30, 1))
-    target = x[:, 0] * 2
-    x[0] = 1e6
-    model = module._fitted(x[1:], target[1:], x[:1], 1.0, REGRESSION, 0)
-    same = module._fitted(x[1:], target[1:], x[:1].copy(), 1.0, REGRESSION, 0)
-    assert model == same
-    assert module._fitted(x[1:], target[1:], x[1:2], 1.0, REGRESSION, 0)[0, 0] == pytest.approx(target[1], abs=0.2)
+    features, others = rng.normal(3, 2, size=(20, 4)), np.full((2, 4), 1e6)
+    features[:, 3] = 7  # constant
+    train, test = module._standardised(features, others)
+    np.testing.assert_allclose(train[:, :3].mean(0), 0, atol=1e-12)
+    np.testing.assert_allclose(train[:, :3].std(0), 1)
+    assert (train[:, 3] == 0).all()
+    assert (test[:, 3] == 0).all()
+    np.testing.assert_allclose(test[:, :3] * features[:, :3].std(0), others[:, :3] - features[:, :3].mean(0))
+
+
+def test_fewer_columns_give_the_same_models() -> None:
+    rng = np.random.default_rng(0)
+    features, others, values = rng.normal(size=(12, 40)), rng.normal(size=(5, 40)), rng.normal(size=12)
+    mean, scale = features.mean(0), features.std(0)
+    whole = (features - mean) / scale, (others - mean) / scale
+    short = module._standardised(features, others)
+    assert short[0].shape == (12, 12)
+    for task, target, classes in ((REGRESSION, values, 0), (CLASSIFICATION, (values > 0).astype(int), 2)):
+        one, other = (module._fitted(a, target, b, 10.0, task, classes) for a, b in (whole, short))
+        np.testing.assert_allclose(one, other, atol=1e-4)
 
 
 def test_targets_that_cannot_be_probed_are_named() -> None:
