@@ -153,7 +153,6 @@ PLAN_KEYS = {
 }  # fmt: skip
 MAY_NAME_KEYS = {  # what else they are the keys of
     "stunet/inference/features/stored.py": "the metadata of a file of features, with a block of ours",
-    "stunet/inference/features/stored.py": "the metadata of a file of features",
     "stunet/inference/records.py": "the record of a prediction, with a block of ours",
     "stunet/preprocessing/dataset.py": "the settings in a manifest",
     "stunet/weights/checkpoints.py": "the metadata of a safetensors file, with a block of ours",

@@ -7,7 +7,6 @@
     export.py         logits to labels; interpolates only where labels may change
     interpolation.py  positions of one grid on another
     probabilities.py  probabilities that are too large for memory
-    pooling.py        features of scans and regions, averaged while windows pass by
     confidence.py     how sure the network is of its labels
     memory.py         how much memory a case needs, and what runs at a time
 
