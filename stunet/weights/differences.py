@@ -12,6 +12,8 @@ from stunet.weights.reading import Weights
 
 SPACING_FACTOR = 1.5  # on any axis; beyond it, structures clearly differ in size in voxels from those of the weights
 ORDERS = [list(order) for order in permutations(range(3))]  # of the axes of an array
+# Of images, which can be planned as the weights know them.
+WAY = "stunet_plan_and_preprocess --pretrained preprocesses as theirs"
 CONTRAST = 2.0  # ratio of CT scales above which a warning is due
 
 
@@ -32,17 +34,35 @@ def stride_warnings(strides: Sequence[Sequence[int]], weights: Weights) -> list[
     if ours != theirs:
         which = "the deepest of the weights are unused" if ours < theirs else "the deepest are initialised at random"
         warnings.append(f"the plan has {ours} stages and the weights have {theirs}: {which}")
-    if weights.strides is None:
+    if (trained := weights.strides or weights.network.strides) is None:
         warnings.append("the strides that the weights were trained with are unknown")
     else:
         common = min(ours, theirs)
-        there, here = ([list(stride) for stride in given[:common]] for given in (weights.strides, strides))
+        there, here = ([list(stride) for stride in given[:common]] for given in (trained, strides))
         if there != here:
             warnings.append(
                 f"the weights were trained with strides {there}, the plan has {here}: "
                 "fine for training further, but until then they compute another function"
             )
     return warnings
+
+
+def function_warnings(weights: Weights, arguments: Mapping[str, Any] | None) -> list[str]:
+    """Warn if the plan's network computes something else than the weights' by what no tensor tells.
+
+    Args:
+        weights: Their plan may say it.
+        arguments: Those of the network in the plan; None: unknown.
+    """
+    if arguments is None or weights.arguments is None:
+        return []
+    there, here = map(weights.network.architecture.untold, (weights.arguments, arguments))
+    return [
+        f"the weights were trained with {what} {there[what]}, the plan has {here[what]}: "
+        "fine for training further, but until then they compute another function"
+        for what in there
+        if there[what] != here[what]
+    ]
 
 
 def input_warnings(
@@ -63,14 +83,14 @@ def input_warnings(
     if there and here and there != here:
         warnings.append(
             f"the weights were trained with images normalised by {', '.join(there)}, the plan normalises by "
-            f"{', '.join(here)}: the first layers see other intensities than they know"
+            f"{', '.join(here)}: the first layers see other intensities than they know ({WAY})"
         )
     factors = [theirs / ours for theirs, ours in zip(weights.spacing or (), spacing or (), strict=False)]
     if any(max(factor, 1 / factor) > SPACING_FACTOR for factor in factors):
         given = (" x ".join(f"{pitch:g}" for pitch in each or ()) for each in (weights.spacing, spacing))
         warnings.append(
             "the weights were trained at a spacing of {} mm, the plan has {} mm: "
-            "they know the same structures in another size".format(*given)
+            "they know the same structures in another size ({})".format(*given, WAY)
         )
     return warnings
 
@@ -100,7 +120,9 @@ def axes_warnings(weights: Weights, transposition: Sequence[int] | None, orienta
     there, here = ([code[::-1][axis] for axis in order] for code, order in zip(codes, orders, strict=True))
     turned = [_side(letter) for letter in there] != [_side(letter) for letter in here]
     # Which way a pretext mirrors, its checkpoints do not say.
-    mirrored = range(3) if weights.mirror_axes is None or weights.pretext else weights.mirror_axes
+    first = 3 - weights.network.ndim  # the order of slices is nothing to a 2D network
+    known = weights.mirror_axes is not None and not weights.pretext
+    mirrored = [*range(first), *(axis + first for axis in weights.mirror_axes or ())] if known else range(3)
     if not turned and all(there[axis] == here[axis] for axis in range(3) if axis not in mirrored):
         return []
     how = "from another side" if turned else "mirrored"
@@ -130,6 +152,6 @@ def contrast_warnings(
         ):
             warnings.append(
                 f"the weights were trained with CT divided by {before:.0f} HU, the plan divides by {now:.0f}: "
-                "the first layers see another contrast than they know"
+                f"the first layers see another contrast than they know ({WAY})"
             )
     return warnings

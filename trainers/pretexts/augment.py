@@ -87,13 +87,19 @@ def turn(images: Tensor, draws: Draws, spacing: Sequence[float]) -> Tensor:
     return F.grid_sample(images, grid, padding_mode="border", align_corners=False)
 
 
-def disturb(images: Tensor, draws: Draws) -> Tensor:
-    """Change the intensities of each sample, and its resolution; the probabilities are nnssl's."""
+def disturb(images: Tensor, draws: Draws, always: bool = False) -> Tensor:
+    """Change the intensities of each sample, and its resolution: nothing moves.
+
+    Args:
+        images: (B, C, D, H, W).
+        draws: A generator per sample.
+        always: Change them in all ways, in place of each with a probability, which is nnssl's.
+    """
     disturbed = []
     with full_precision(images):
         for image, draw in zip(images, draws, strict=True):
             for probability, change in DISTURBANCES:
-                if _share(draw) < probability:
+                if always or _share(draw) < probability:
                     image = change(image, draw)
             disturbed.append(image)
     return torch.stack(disturbed)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from stunet.errors import UsageError
-from stunet.trainers.pretexts.augment import DISTURBANCES, STANDARD, disturb, size_of_view, two_views
+from stunet.trainers.pretexts.augment import STANDARD, disturb, size_of_view, two_views
 from stunet.trainers.pretexts.base import (
     CASE,
     COUNTS,
@@ -27,7 +27,6 @@ from stunet.trainers.pretexts.base import (
     average,
     bottleneck,
     check_size,
-    full_precision,
 )
 from stunet.trainers.pretexts.contrastive import Contrast, everywhere, head, hits, nt_xent, similarities
 from stunet.trainers.pretexts.draws import integers, permutations
@@ -246,7 +245,7 @@ class Local(Pretext):
         images, valid, draws, *_ = patches
         pair = [images, images]
         if self.setting.augment == STANDARD:
-            pair = [change(each, draws) for each in pair]
+            pair = [disturb(each, draws, always=True) for each in pair]
         maps = self.project(self._map(torch.cat(pair)))
         chosen = self._choose(valid, maps.shape[2:], draws)
         rows = torch.arange(len(images))[:, None]
@@ -332,14 +331,3 @@ def cells(maps: Tensor, sides: Sequence[int]) -> Tensor:
         maps = maps.unfold(axis + 2, side, side)
     ndim = len(sides)
     return maps.movedim(1, 1 + ndim).flatten(1, ndim).flatten(2)
-
-
-def change(images: Tensor, draws: Sequence[torch.Generator]) -> Tensor:
-    """Change the intensities of each sample in all ways that disturb() knows: nothing moves."""
-    changed = []
-    with full_precision(images):
-        for image, draw in zip(images, draws, strict=True):
-            for _, disturbance in DISTURBANCES:
-                image = disturbance(image, draw)
-            changed.append(image)
-    return torch.stack(changed)

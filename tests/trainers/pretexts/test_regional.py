@@ -8,9 +8,9 @@ from torch.nn import functional as F
 
 from stunet.errors import UsageError
 from stunet.trainers.pretexts import regional
+from stunet.trainers.pretexts.augment import disturb
 from stunet.trainers.pretexts.regional import (
     cells,
-    change,
     overlap,
     partition_loss,
     position_loss,
@@ -178,7 +178,7 @@ def test_regions_are_cells_of_the_map_and_padding_comes_last() -> None:
 
 def test_a_change_of_intensity_moves_nothing_and_a_map_of_one_cell_is_refused() -> None:
     images = smooth(2)
-    changed = change(images, make_draws(2))
+    changed = disturb(images, make_draws(2), always=True)
     assert not torch.equal(changed, images)
     alike = [
         float(F.cosine_similarity(images.flatten(), changed.roll(step, -1).flatten(), dim=0)) for step in range(-3, 4)
