@@ -45,7 +45,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "trainers": {"architectures", "datasets", "evaluation", "folds", "inference", "labels", "losses", "nnunet", "plans",
                  "preprocessing", "provenance", "weights", "workers"},
     "nnunet_ext": {"trainers"},
-    "ranking": {"datasets", "evaluation", "labels"},
+    "ranking": {"datasets", "evaluation", "inference", "labels"},
     "runs": {"datasets", "evaluation", "folds", "inference", "labels", "models", "nnunet", "plans", "preprocessing",
              "probing", "provenance", "results", "trainers"},
     "experiment": {"evaluation", "folds", "models", "plans", "provenance", "ranking", "runs", "trainers"},

@@ -11,7 +11,7 @@ Nothing here imports torch before a network is at hand.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -348,11 +348,20 @@ class Architecture(ABC):
                 last take the skip connections away.
             levels: Decode that many levels only, the coarsest ones; the output has the last one's resolution.
         """
+        x = features[-1]
+        for x in self.decoded(network, features, levels):  # noqa: B007
+            pass
+        return x
+
+    def decoded(
+        self, network: "nn.Module", features: "Sequence[Tensor]", levels: int | None = None
+    ) -> "Iterator[Tensor]":
+        """Yield the outputs of the decoder's levels, coarsest first; see decode()."""
         *skips, x = features
         modules = zip(self.modules(network, UPSAMPLING), self.modules(network, DECODER), strict=True)
         for (upsample, stage), skip in list(zip(modules, reversed(skips), strict=True))[:levels]:
             x = self.run(network, _decode, upsample, stage, x, skip)
-        return x
+            yield x
 
     def run(self, network: "nn.Module", function: "Callable[..., Tensor]", *inputs: Any) -> "Tensor":
         """Call a part of a network, which a network that recomputes activations does in its own way."""

@@ -1,4 +1,4 @@
-"""Find points, in mm, in the array of a case that a plan has preprocessed; and what preprocessing keeps of a case.
+"""Find points, in mm, in the array of a case that a plan has preprocessed.
 
 Preprocessing turns the image to the orientation of the plan, transposes it, crops it to the box of what is not 0, and
 resamples it; a voxel of the result is not the voxel at the same index times the spacing, since shapes are rounded.
@@ -36,16 +36,3 @@ def to_grid(
     # As skimage resizes, whose edges of the first and last voxel stay in place.
     scale = np.array(shape) / properties["shape_after_cropping_and_before_resampling"]
     return (cropped + 0.5) * scale - 0.5
-
-
-def kept_box(properties: Mapping[str, Any], transpose: Sequence[int]) -> np.ndarray:
-    """Return the centres of the first and the last voxel that preprocessing keeps, (2, 3) mm in RAS.
-
-    Args:
-        properties: Of a preprocessed case; the box is the same for all plans of its image.
-        transpose: `transpose_forward` of the plan.
-    """
-    corners = np.array([[low, high - 1] for low, high in properties["bbox_used_for_cropping"]], float).T
-    voxels = corners[:, np.argsort(transpose)][:, ::-1]
-    affine = affine_of(properties)
-    return voxels if affine is None else voxels @ affine[:3, :3].T + affine[:3, 3]

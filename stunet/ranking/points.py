@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from stunet.datasets import RawCase
+from stunet.datasets.contents import nonzero_box
 from stunet.errors import DataError
 from stunet.evaluation.segmentations import as_labels
 from stunet.images import Reader, file_geometry, file_orientation
@@ -130,18 +131,16 @@ def draw_points(
     kind: str,
     description: Mapping[str, Any],
     annotations: Annotations | None = None,
-    box: np.ndarray | None = None,
     number: int = NUMBER,
     seed: int = 0,
 ) -> DrawnPoints:
-    """Draw the points of a case of a raw dataset.
+    """Draw the points of a case of a raw dataset, in the part of it that preprocessing keeps.
 
     Args:
         case: With its label file.
         kind: Reader of the dataset, such as SimpleITKIO.
         description: The dataset's dataset.json.
         annotations: What its cases annotate; None: everything.
-        box: (2, 3) mm in RAS, opposite corners of what preprocessing keeps (grid.py); None: all of it.
         number: Points of each class.
         seed: Beside the name of the case.
 
@@ -150,12 +149,16 @@ def draw_points(
             in it is annotated.
     """
     labels, affine = read_reference(case, kind, description)
+    image, _ = Reader(kind.removesuffix(REORIENTS), REFERENCE).read_images([str(path) for path in case.images])
+    kept = nonzero_box(image)
+    del image
     table = classes_of(description, annotations).table(case.name, annotations)
     if labels.max() >= len(table):
         table = np.pad(table, (0, int(labels.max()) + 1 - len(table)), constant_values=UNKNOWN)
     found = table[labels]
-    if box is not None:
-        _leave_out(found, affine, box)
+    inside = np.zeros(found.shape, bool)
+    inside[kept] = True
+    found[~inside] = IGNORED
     return draw(found, affine, case.name, number, seed)
 
 
@@ -185,15 +188,6 @@ def read_reference(case: RawCase, kind: str, description: Mapping[str, Any]) -> 
         what = f"{str(path)!r} has {labels.shape} voxels, its image {tuple(shape)}"
         raise DataError(what, "stunet_plan_and_preprocess checks all cases")
     return labels, affine
-
-
-def _leave_out(classes: np.ndarray, affine: np.ndarray, box: np.ndarray) -> None:
-    """Set what lies outside of a box, given by the centres of its first and last voxel, to IGNORED."""
-    corners = (np.concatenate([box, np.ones((2, 1))], axis=1) @ np.linalg.inv(affine).T)[:, 2::-1]
-    low, high = np.rint(corners.min(axis=0)).astype(int), np.rint(corners.max(axis=0)).astype(int)
-    inside = np.zeros(classes.shape, bool)
-    inside[tuple(slice(max(a, 0), b + 1) for a, b in zip(low, high, strict=True))] = True
-    classes[~inside] = IGNORED
 
 
 def draw(classes_DHW: np.ndarray, affine: np.ndarray, case: str, number: int = NUMBER, seed: int = 0) -> DrawnPoints:

@@ -348,7 +348,7 @@ def _compute(
                 files[name] = file
                 listener.featured(name, file, None)
             except (StunetError, MemoryError, *UNREADABLE) as error:
-                errors[name] = reason(error)
+                errors[name] = reason(error, "computing features")
             progress.step(name)
     order = [task.case.name for task in tasks]
     return {name: files[name] for name in order if name in files}, errors

@@ -17,7 +17,7 @@ from stunet.errors import DataError
 from stunet.images import Reader
 from stunet.labels.annotations import AnnotatedCase, Annotations, CaseSource
 from stunet.preprocessing.case import Plans, Preprocessor
-from stunet.ranking.grid import kept_box, to_grid
+from stunet.ranking.grid import to_grid
 from stunet.ranking.points import IGNORED, UNKNOWN, Classes, classes_of, draw, draw_points, proportional
 from stunet.ranking.sample import BOUNDARY, FAR, INTERIOR, NEAR
 
@@ -151,7 +151,7 @@ def test_points_are_found_where_preprocessing_puts_an_image_of_coordinates(tmp_p
             nibabel.save(nibabel.Nifti1Image(values.astype(np.float32), matrix), tmp_path / f"case_{axis:04d}.nii.gz")
         case = replace(case, images=tuple(tmp_path / f"case_{axis:04d}.nii.gz" for axis in range(3)))
         image, _, properties = preprocess(case, spacing, orientation, transpose, kind)
-        drawn = draw_points(case, kind, DESCRIPTION, box=kept_box(properties, transpose))
+        drawn = draw_points(case, kind, DESCRIPTION)
         where = to_grid(drawn.world, properties, transpose, image.shape[1:])
         assert (where > -0.51).all()
         assert (where < np.array(image.shape[1:]) - 0.49).all()
@@ -171,8 +171,7 @@ def test_nothing_outside_of_the_kept_box_is_drawn_and_its_border_is_no_boundary(
     image = np.zeros(labels.shape)
     image[6:16, 3:14, 4:11] = 1
     case = write(tmp_path, labels, matrix, image)
-    _, _, properties = preprocess(case, [1.0, 1.0, 1.0], "LPS", [1, 0, 2], "SimpleITKIO")
-    drawn = draw_points(case, "SimpleITKIO", DESCRIPTION, box=kept_box(properties, [1, 0, 2]), number=10**6)
+    drawn = draw_points(case, "SimpleITKIO", DESCRIPTION, number=10**6)
     inside = np.zeros(labels.shape, bool)
     inside[6:16, 3:14, 4:11] = True
     assert len(drawn.labels) == inside.sum()

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from stunet import architectures
-from stunet.architectures.base import Architecture
+from stunet.architectures.base import ENCODER, HEADS, Architecture
 from stunet.errors import UsageError
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -80,14 +80,29 @@ class ReadyNetwork:
             _add_mirrored(logits, self._forward(windows_BCDHW.flip(dims)), dims)
         return logits.div_(1 + len(self._mirrored))
 
-    def features(self, windows_BCDHW: Tensor) -> list[Tensor]:
-        """Return the outputs of all encoder stages, finest first, each (B, C', D / s, H / s, W / s)."""
-        return self._forward(windows_BCDHW, partial(self._architecture.features, self._plain))
+    def features(self, windows_BCDHW: Tensor, until: str = ENCODER) -> list[Tensor]:
+        """Return what the parts of the network compute, each (B, C', D / s, H / s, W / s).
 
-    def blocks(self) -> list[tuple[int, ...]]:
-        """Return how many voxels of a window a value of each encoder stage stands for, per axis."""
+        Args:
+            windows_BCDHW: The network's input.
+            until: ENCODER: the outputs of its stages, finest first; DECODER: also those of the levels, coarsest first;
+                HEADS: also the logits.
+        """
+        return self._forward(windows_BCDHW, partial(self._features, until=until))
+
+    def _features(self, windows: Tensor, until: str) -> list[Tensor]:
+        found = self._architecture.features(self._plain, windows)
+        if until != ENCODER:
+            found += list(self._architecture.decoded(self._plain, found))
+        if until == HEADS:
+            found.append(self._architecture.head(self._plain)(found[-1]))
+        return found
+
+    def blocks(self, until: str = ENCODER) -> list[tuple[int, ...]]:
+        """Return how many voxels of a window a value of features() stands for, per axis."""
         strides = self._architecture.strides(self._plain)
-        return [tuple(math.prod(axis) for axis in zip(*strides[: n + 1], strict=True)) for n in range(len(strides))]
+        stages = [tuple(math.prod(axis) for axis in zip(*strides[: n + 1], strict=True)) for n in range(len(strides))]
+        return stages + (stages[-2::-1] if until != ENCODER else []) + (stages[:1] if until == HEADS else [])
 
     @property
     def _plain(self) -> nn.Module:

@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from stunet.architectures.base import ENCODER
 from stunet.errors import DataError
 from stunet.inference.engine.windows import VALUES_AT_A_TIME, SlidingWindow, Window
 
@@ -43,7 +44,11 @@ class Pool(Protocol):
 
 
 def pool(
-    windows: SlidingWindow, image_CDHW: Tensor, pools: Sequence[Pool], on_window: Callable[[], None] = lambda: None
+    windows: SlidingWindow,
+    image_CDHW: Tensor,
+    pools: Sequence[Pool],
+    on_window: Callable[[], None] = lambda: None,
+    until: str = ENCODER,
 ) -> None:
     """Add all windows of an image to the pools; windows that none of them sees are not computed.
 
@@ -52,18 +57,19 @@ def pool(
         image_CDHW: Preprocessed.
         pools: What is averaged.
         on_window: Called for each window.
+        until: ENCODER, DECODER or HEADS; see ReadyNetwork.features().
 
     Raises:
         DataError: Features are NaN or infinite.
     """
-    blocks = windows.network.blocks()
+    blocks = windows.network.blocks(until)
     missing = 3 - len(windows.patch)
     blocks = [(1,) * missing + block for block in blocks]
 
     def wanted(place: Sequence[slice]) -> bool:
         return any(each.sees(place) for each in pools)
 
-    for window in windows.features(image_CDHW, wanted, on_window):
+    for window in windows.features(image_CDHW, wanted, on_window, until):
         for each in pools:
             if len(pools) == 1 or each.sees(window.place):
                 each.add(window, blocks)
@@ -175,11 +181,11 @@ class Points:
         self._sums: list[Tensor] = []
 
     def sees(self, place: Sequence[slice]) -> bool:
-        return bool(self._inside(place).any())
+        return bool(_inside(self._at, place).any())
 
     def add(self, window: Window, blocks: Sequence[Block]) -> None:
         self._sums = self._sums or _zeros(len(self._at), window.stages_CDHW)
-        inside = np.flatnonzero(self._inside(window.place))
+        inside = np.flatnonzero(_inside(self._at, window.place))
         at = [self._at[inside, axis] - place.start for axis, place in enumerate(window.place)]
         weights = torch.from_numpy(_product(window, at))[:, None]
         for sums, stage, block in zip(self._sums, window.stages_CDHW, blocks, strict=True):
@@ -189,8 +195,36 @@ class Points:
     def means(self) -> list[Tensor]:
         return [sums.float() for sums in self._sums]
 
-    def _inside(self, place: Sequence[slice]) -> np.ndarray:
-        return np.all([(part.start <= n) & (n < part.stop) for part, n in zip(place, self._at.T, strict=True)], axis=0)
+
+class Interpolated:
+    """The features at places between voxels: linear between the centres of the blocks of a window.
+
+    At the centre of a voxel this is what interpolating the whole map of a window to its shape gives there.
+
+    Args:
+        places_N3: In voxels of the preprocessed image, whole numbers being their centres.
+    """
+
+    def __init__(self, places_N3: np.ndarray) -> None:
+        self._at = np.asarray(places_N3, np.float64)
+        self._voxels = np.floor(self._at + 0.5).astype(np.int64)
+        self._sums: list[Tensor] = []
+
+    def sees(self, place: Sequence[slice]) -> bool:
+        return bool(_inside(self._voxels, place).any())
+
+    def add(self, window: Window, blocks: Sequence[Block]) -> None:
+        self._sums = self._sums or _zeros(len(self._at), window.stages_CDHW)
+        inside = np.flatnonzero(_inside(self._voxels, window.place))
+        begin = np.array([place.start for place in window.place])
+        share = _product(window, list((self._voxels[inside] - begin).T))
+        at = self._at[inside] - begin + window.corner
+        rows = torch.from_numpy(inside)
+        for sums, stage, block in zip(self._sums, window.stages_CDHW, blocks, strict=True):
+            sums[rows] += _interpolated(stage, (at + 0.5) / block - 0.5) * torch.from_numpy(share)[:, None]
+
+    def means(self) -> list[Tensor]:
+        return [sums.float() for sums in self._sums]
 
 
 SLOTS = 2**16  # values of labels
@@ -200,9 +234,23 @@ def _zeros(rows: int, stages: Sequence[Tensor]) -> list[Tensor]:
     return [torch.zeros(rows, len(stage), dtype=torch.float64) for stage in stages]
 
 
-def _shares(corner: int, weights: Tensor, block: int, size: int) -> Tensor:
-    """Return what the values of a stage count along an axis."""
-    return torch.from_numpy(np.bincount((corner + np.arange(len(weights))) // block, weights, minlength=size)).float()
+def _inside(voxels_N3: np.ndarray, place: Sequence[slice]) -> np.ndarray:
+    return np.all([(part.start <= n) & (n < part.stop) for part, n in zip(place, voxels_N3.T, strict=True)], axis=0)
+
+
+def _interpolated(stage_CDHW: Tensor, at_N3: np.ndarray) -> Tensor:
+    """Return a map's values at places in its own voxels, (N, C) in float64; beyond its edge those of the edge."""
+    sides = np.array(stage_CDHW.shape[1:])
+    at = np.clip(at_N3, 0, sides - 1)
+    low = np.minimum(np.floor(at).astype(np.int64), np.maximum(sides - 2, 0))
+    share = at - low
+    total = torch.zeros(len(at), len(stage_CDHW), dtype=torch.float64)
+    for corner in np.ndindex(2, 2, 2):
+        weights = np.where(corner, share, 1 - share).prod(axis=1)
+        if weights.any():
+            cells = np.ravel_multi_index(tuple(np.minimum(low + corner, sides - 1).T), tuple(sides))
+            total += _values(stage_CDHW, cells).cpu().double() * torch.from_numpy(weights)[:, None]
+    return total
 
 
 def _product(window: Window, at: Sequence[np.ndarray]) -> np.ndarray:

@@ -13,6 +13,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -20,6 +21,7 @@ from nnunetv2.inference.sliding_window_prediction import compute_gaussian, compu
 from torch import Tensor
 from torch.nn import functional
 
+from stunet.architectures.base import ENCODER
 from stunet.inference.engine.export import Slab
 from stunet.inference.engine.optimized import ReadyNetwork
 
@@ -36,7 +38,7 @@ class Window(NamedTuple):
         place: The part of the image that it sees, per axis.
         weights_DHW: Per axis, what each of these voxels counts; the product, summed over all windows, is 1 everywhere.
         corner: The window's voxel at which that part begins: not 0 only where the image is padded.
-        stages_CDHW: The features, finest first; each value belongs to a block of the window's voxels.
+        stages_CDHW: The features of each stage; each value belongs to a block of the window's voxels.
     """
 
     place: Sequence[slice]
@@ -124,13 +126,15 @@ class SlidingWindow:
         image_CDHW: Tensor,
         wanted: Callable[[Sequence[slice]], bool] = lambda place: True,
         on_window: Callable[[], None] = lambda: None,
+        until: str = ENCODER,
     ) -> "Iterator[Window]":
-        """Yield the encoder's features window by window; no decoder is computed.
+        """Yield the network's features window by window.
 
         Args:
             image_CDHW: Preprocessed.
             wanted: Whether a window is to be computed, by the part of the image that it sees.
             on_window: Called for each window, also for those that are left out: count() times with one member.
+            until: ENCODER, DECODER or HEADS; see ReadyNetwork.features().
         """
         padded, inside = _padded(image_CDHW, self._window)
         padded, shape = padded.to(self.network.device), image_CDHW.shape[1:]
@@ -150,7 +154,8 @@ class SlidingWindow:
             else:
                 on_window()
         rest = iter(chosen)
-        for stages in self._batches(padded, [each[0] for each in chosen], (0, 1, 2), self.network.features):
+        function = partial(self.network.features, until=until)
+        for stages in self._batches(padded, [each[0] for each in chosen], (0, 1, 2), function):
             for sample, (_, place, own, corner) in zip(range(len(stages[0])), rest, strict=False):
                 yield Window(place, own, corner, [stage[sample] for stage in stages])
                 on_window()

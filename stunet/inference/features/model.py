@@ -6,6 +6,7 @@ region is.
 """
 
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from stunet.architectures.base import ENCODER, HEADS
 from stunet.errors import DataError, OutOfMemoryError, UsageError, is_out_of_memory, last_line
 from stunet.files import sha256_of, sha256_of_json
 from stunet.images import Reader
@@ -25,10 +27,11 @@ from stunet.inference.engine.pooling import Labelled, Points, Pool, Whole, pool
 from stunet.inference.engine.windows import SlidingWindow
 from stunet.inference.features.opening import open_encoder
 from stunet.inference.features.regions import WORLDS, NetworkGrid, as_labels, to_voxels
-from stunet.inference.preparation import Preparation
+from stunet.inference.preparation import NetworkInput, Preparation
 from stunet.inference.reading import InputImage, read_labels
 from stunet.nifti_header import header_has_orientation
 from stunet.orientation import way_back
+from stunet.preprocessing.dataset import settings_of
 from stunet.workspace import FINAL
 
 CASE, CLASS, POINT = "case", "class", "point"
@@ -81,6 +84,12 @@ class Model:
             are fewer with a larger one: 1 is up to 8 times faster than 0.5.
         orientation: That of the training images, such as LPS, if the model does not state it.
 
+    Attributes:
+        path: The file of the weights.
+        weights: What is known about them.
+        trained: Until where the network was trained: ENCODER, DECODER or HEADS of architectures/base.py.
+        name: What the network is, such as STU-Net-B.
+
     Examples:
         >>> model = Model(folder)
         >>> features = model.features(array, spacing=(1.8, 1.2, 1.5))  # or features("ct.nii.gz")
@@ -113,6 +122,7 @@ class Model:
             raise UsageError(f"step_size {step_size:g} is not above 0 and at most 1", "0.5")
         encoder = open_encoder(find_model(str(source)), fold, checkpoint)
         self.path, self.model, self.name = encoder.path, encoder.model, encoder.name
+        self.weights, self.trained = encoder.weights, encoder.trained
         self._forward = encoder.plans.transpose_forward
         self._preparation = Preparation(self.model, encoder.plans, encoder.configuration, orientation)
         self.orientation = self._preparation.orientation
@@ -130,6 +140,17 @@ class Model:
         """The precision that the network computes in: fp32, bf16 or fp16."""
         return self._windows.network.precision
 
+    @property
+    def transpose(self) -> Sequence[int]:
+        """The order of axes in which the plan wants images."""
+        return self._forward
+
+    @cached_property
+    def preprocessing(self) -> str:
+        """SHA-256 of what determines a preprocessed image, besides its files."""
+        settings = settings_of(self.model.plan, str(self.weights.configuration), {})
+        return sha256_of_json([settings, self.orientation, self.model.channels])
+
     @cached_property
     def made_by(self) -> dict[str, Any]:
         """What determines features, besides the image: SHA-256 of plan and weights, and options."""
@@ -142,6 +163,19 @@ class Model:
             "precision": self.precision,
             **stated,
         }
+
+    def seconds_per_window(self) -> float:
+        """Return how long the whole network, decoder and head included, takes for a window here, in s."""
+        window = torch.zeros(
+            1, self.weights.network.channels, *self._windows.patch, device=self._windows.network.device
+        )
+        taken = []
+        with self._lock, torch.inference_mode():
+            for _ in range(2):  # the first one also prepares
+                start = time.perf_counter()
+                float(network.features(window, HEADS)[-1].float().sum())
+                taken.append(time.perf_counter() - start)
+        return min(taken)
 
     def cases(self, source: Path, series: str | None = None) -> list[InputCase]:
         """Return the cases in a folder; see cases.find_cases()."""
@@ -228,13 +262,28 @@ class Model:
             raise UsageError(f"{self.name} has no stage {unknown[0]}: it has 0 to {known[-1]}", "--stages 0 1 2")
         return known if stages is None else sorted({*stages})
 
+    def prepare(self, case: InputCase) -> NetworkInput:
+        """Return a case as the network takes it.
+
+        Raises:
+            DataError: The images cannot be read, or not be preprocessed.
+        """
+        return self._preparation.preprocess(self._preparation.read(case))
+
     def pooled(
         self,
         image_CDHW: Tensor,
         pools: Sequence[Pool],
         on_window: Callable[[int, int], None] = lambda done, total: None,
+        until: str = ENCODER,
     ) -> list[list[Tensor]]:
         """Return, per pool, the means (rows, C) of all stages, of an image that is preprocessed as the plan says.
+
+        Args:
+            image_CDHW: From prepare().
+            pools: What is averaged.
+            on_window: As of features().
+            until: ENCODER, DECODER or HEADS, and not beyond `trained`: what ReadyNetwork.features() computes.
 
         Raises:
             DataError: Features are NaN or infinite.
@@ -244,7 +293,7 @@ class Model:
         done = iter(range(1, total + 1))
         with self._lock:
             try:
-                pool(self._windows, image_CDHW, pools, lambda: on_window(next(done), total))
+                pool(self._windows, image_CDHW, pools, lambda: on_window(next(done), total), until)
             # torch reports a lack of the machine's memory as an ordinary RuntimeError.
             except (MemoryError, RuntimeError) as error:
                 if not is_out_of_memory(error):

@@ -1,6 +1,7 @@
-"""Open weights of any kind for their encoder: its network, and the plan that says how images are preprocessed.
+"""Open weights of any kind for their features: the network, and the plan that says how images are preprocessed.
 
-The head may be of a pretext, of other classes, or missing, and so may the decoder. weights/reading.py reads the file.
+The head may be of a pretext, of other classes, or missing, and so may the decoder: the encoder is needed.
+weights/reading.py reads the file.
 """
 
 import logging
@@ -12,14 +13,14 @@ from typing import Any
 import torch
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from stunet.architectures.base import ENCODER, FUSION, STEM
+from stunet.architectures.base import DECODER, ENCODER, FUSION, HEADS, STEM, UPSAMPLING
 from stunet.errors import DataError, WeightsError
 from stunet.inference.model import ModelFolder
 from stunet.inference.network import check_function
 from stunet.models.metadata import check_input
 from stunet.models.registry import CONFIGURATION, look_up, plan_of
 from stunet.plans.files import read_plan
-from stunet.plans.plan import Plan
+from stunet.plans.plan import ENCODER_ALONE, Plan
 from stunet.provenance import check_model
 from stunet.weights.checkpoints import check_finite, load_trained
 from stunet.weights.folders import model_folder
@@ -40,8 +41,10 @@ class Encoder:
         model: How images are found and read.
         plans: nnU-Net's PlansManager.
         configuration: nnU-Net's ConfigurationManager.
-        network: The network; only its encoder has weights.
+        network: The network; what has no weights is zero.
         name: What the network is, such as STU-Net-B.
+        weights: What is known about them.
+        trained: Until where the network was trained: ENCODER, DECODER, or HEADS, on classes.
     """
 
     path: Path
@@ -50,6 +53,8 @@ class Encoder:
     configuration: Any
     network: torch.nn.Module
     name: str
+    weights: Weights
+    trained: str
 
 
 def open_encoder(path: Path, fold: int | str | None = None, checkpoint: str = FINAL) -> Encoder:
@@ -79,7 +84,17 @@ def open_encoder(path: Path, fold: int | str | None = None, checkpoint: str = FI
     plans = PlansManager(weights.plan.to_json())
     _check_training(weights, model)
     title = weights.network.architecture.label(planned.network_arguments)
-    return Encoder(weights.path, model, plans, plans.get_configuration(weights.configuration), _network(weights), title)
+    network, lacking = _network(weights)
+    return Encoder(
+        weights.path,
+        model,
+        plans,
+        plans.get_configuration(weights.configuration),
+        network,
+        title,
+        weights,
+        _trained(weights, lacking),
+    )
 
 
 def _file(path: Path, fold: int | str | None, checkpoint: str) -> Path:
@@ -186,8 +201,8 @@ def _without_ours(plan: Plan) -> dict[str, Any]:
     return {key: value for key, value in plan.content.items() if key != "stunet"}
 
 
-def _network(weights: Weights) -> torch.nn.Module:
-    """Return the network with the weights of its encoder; the memory of its other parts is not initialised.
+def _network(weights: Weights) -> tuple[torch.nn.Module, set[str]]:
+    """Return the network with its weights, and the parts of it that lack some, which are zero.
 
     Raises:
         WeightsError: The encoder is incomplete, or not that of the plan.
@@ -202,21 +217,27 @@ def _network(weights: Weights) -> torch.nn.Module:
     except ValueError as error:
         what = f"{str(weights.path)!r}: no network can be built as its plans say: {error}"
         raise WeightsError(what, "use the plans.json of the training that made it") from None
-    needed = {name: value for name, value in network.state_dict().items() if _is_encoder(architecture.place(name).part)}
+    needed = network.state_dict()
     given = all_names(weights.tensors, needed, architecture)
-    tensors = {name: given[name] for name in needed if name in given}
-    lacking = sorted(name for name in needed if name not in tensors or tensors[name].shape != needed[name].shape)
-    if lacking:
+    parts = {name: architecture.place(name).part for name in needed}
+    missing = sorted(name for name in needed if name not in given or given[name].shape != needed[name].shape)
+    if lacking := [name for name in missing if parts[name] in (STEM, ENCODER, FUSION)]:
+        total = sum(part in (STEM, ENCODER, FUSION) for part in parts.values())
         raise WeightsError(
-            f"{str(weights.path)!r} has no complete encoder: {len(lacking)} of {len(needed)} tensors are missing or of "
+            f"{str(weights.path)!r} has no complete encoder: {len(lacking)} of {total} tensors are missing or of "
             f"another shape, such as {lacking[0]!r}",
             "the checkpoint and the plans of one training",
         )
+    incomplete = {parts[name] for name in missing}
+    tensors = {name: given[name] for name, part in parts.items() if part not in incomplete}
     check_finite(tensors, weights.path, architecture)
     network.to_empty(device="cpu")
-    network.load_state_dict(tensors, strict=False)
-    return network
+    network.load_state_dict({name: tensors.get(name, torch.zeros(())).expand(needed[name].shape) for name in needed})
+    return network, incomplete
 
 
-def _is_encoder(part: str) -> bool:
-    return part in (STEM, ENCODER, FUSION)
+def _trained(weights: Weights, lacking: set[str]) -> str:
+    """Return until where the network was trained, if these parts of it lack weights."""
+    if lacking & {UPSAMPLING, DECODER} or (weights.pretext and weights.transfers == ENCODER_ALONE):
+        return ENCODER
+    return DECODER if weights.pretext or HEADS in lacking else HEADS

@@ -9,9 +9,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from stunet.architectures.base import HEADS
+from stunet.architectures.plain_unet import PLAIN_UNET
 from stunet.errors import DataError
 from stunet.inference.engine.optimized import ReadyNetwork
-from stunet.inference.engine.pooling import Labelled, Points, Pool, Whole, pool
+from stunet.inference.engine.pooling import Interpolated, Labelled, Points, Pool, Whole, pool
 from stunet.inference.engine.windows import SlidingWindow
 from stunet.networks import STUNet
 from tests.loops import for_each
@@ -27,7 +29,7 @@ class Local(ReadyNetwork):
         super().__init__(STUNet(1, 2, "T", STRIDES), (), torch.device("cpu"), "fp32")
         self.seen = 0
 
-    def features(self, windows_BCDHW: Tensor) -> list[Tensor]:
+    def features(self, windows_BCDHW: Tensor, until: str = "encoder") -> list[Tensor]:
         self.seen += len(windows_BCDHW)
         return [functional.avg_pool3d(torch.cat((windows_BCDHW, windows_BCDHW**2), 1), block) for block in BLOCKS]
 
@@ -147,3 +149,47 @@ def test_slices_of_a_2d_network_are_pooled() -> None:
 def test_nan_is_refused() -> None:
     with pytest.raises(DataError, match="NaN or infinite"):
         pool(SlidingWindow(Local(), (8, 16, 16), 0), torch.full((1, 8, 16, 16), torch.nan), [Whole((8, 16, 16))])
+
+
+def plain_unet() -> torch.nn.Module:
+    arguments = {
+        **PLAIN_UNET.usual(3), "n_stages": 3, "features_per_stage": [4, 8, 16], "kernel_sizes": [[3, 3, 3]] * 3,
+        "strides": STRIDES, "n_conv_per_stage": [1] * 3, "n_conv_per_stage_decoder": [1] * 2,
+    }  # fmt: skip
+    return PLAIN_UNET.build(1, 2, arguments)
+
+
+@pytest.mark.parametrize("architecture", ["stunet", "plain"])
+def test_places_between_voxels_get_what_interpolated_maps_have_there(architecture: str) -> None:
+    torch.manual_seed(0)
+    shape = (8, 16, 16)
+    network = STUNet(1, 2, "T", STRIDES) if architecture == "stunet" else plain_unet()
+    ready = ReadyNetwork(network, (), torch.device("cpu"), "fp32")
+    image = torch.randn(1, *shape)
+    voxels = np.array(list(itertools.product((0, 3, 7), (0, 5, 15), (0, 8, 15))))
+    windows = SlidingWindow(ready, shape, 0)
+    pooled = Interpolated(voxels)
+    pool(windows, image, [pooled], until=HEADS)
+    with torch.inference_mode():
+        dense = ready.features(image[None], HEADS)
+    assert len(pooled.means()) == len(dense) == len(ready.blocks(HEADS))
+    for found, stage in zip(pooled.means(), dense, strict=True):
+        whole = functional.interpolate(stage, shape, mode="trilinear")[0]
+        expected = whole[:, voxels[:, 0], voxels[:, 1], voxels[:, 2]].T
+        torch.testing.assert_close(found, expected, atol=1e-6 * float(whole.abs().max()), rtol=0)
+    between = Interpolated(np.array([[3.5, 4.25, 0.0]]))
+    pool(windows, image, [between], until=HEADS)
+    finest = dense[0][0]
+    expected = 0.5 * (finest[:, 3:5, 4, 0].sum(1) * 0.75 + finest[:, 3:5, 5, 0].sum(1) * 0.25)
+    torch.testing.assert_close(between.means()[0][0], expected, atol=1e-5, rtol=1e-5)
+    assert between.means()[-1].shape == (1, 2)
+
+
+def test_a_place_that_several_windows_see_is_averaged_with_their_weights_and_others_are_not_computed() -> None:
+    image = torch.randn(1, 8, 16, 40)
+    network = Local()
+    windows = SlidingWindow(network, (8, 16, 16), 0)
+    found = Interpolated(np.array([[2.0, 7.0, 11.0]]))
+    pool(windows, image, [found])
+    assert network.seen == 2  # of four
+    torch.testing.assert_close(found.means()[0][0], torch.stack([image[0, 2, 7, 11], image[0, 2, 7, 11] ** 2]))

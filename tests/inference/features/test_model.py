@@ -29,8 +29,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
 def identity(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the only stage be the preprocessed image itself, which is not normalised."""
     ready = model._windows.network
-    monkeypatch.setattr(type(ready), "features", lambda self, windows: [windows])
-    monkeypatch.setattr(type(ready), "blocks", lambda self: [(1, 1, 1)])
+    monkeypatch.setattr(type(ready), "features", lambda self, windows, until: [windows])
+    monkeypatch.setattr(type(ready), "blocks", lambda self, until: [(1, 1, 1)])
     plan = model._preparation._configuration.configuration
     monkeypatch.setitem(plan, "normalization_schemes", ["NoNormalization"])
 
