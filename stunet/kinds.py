@@ -359,7 +359,7 @@ SUMMARY_OF_CASES = table(
 )
 # arms.json of stunet_experiment: what is known about each command.
 ARMS = dict_of(table({"state": text}, {"arm": text, "folder": _path, "message": text, "log": text}, True))
-# scores.json of stunet_rank: scores of candidates for each target, higher is better; ranking/formats.py has the format.
+# rank.json of stunet_rank: scores of candidates for each target, higher is better; ranking/formats.py has the format.
 _SCORED = table(
     {},
     {

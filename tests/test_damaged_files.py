@@ -202,10 +202,8 @@ def sound_files(folder: Path) -> Iterator[Sound]:
     yield Sound(at("statistics.json"), STATISTICS, read_statistics)
     yield Sound(at(f"out/{SETTINGS}"), {"stunet": {"a": 1}}, lambda path: check_run_record(path.parent, {"a": 1}, True))
     yield Sound(at("list.json"), {"liver": 1, "spleen": 2}, lambda path: read_labels([str(path)]))
-    yield Sound(at("scores.json"), RANKED, lambda path: judge(read_scores(path), read_results(reached), permutations=9))
-    yield Sound(
-        reached, REACHED, lambda path: judge(read_scores(at("scores.json")), read_results(path), permutations=9)
-    )
+    yield Sound(at("rank.json"), RANKED, lambda path: judge(read_scores(path), read_results(reached), permutations=9))
+    yield Sound(reached, REACHED, lambda path: judge(read_scores(at("rank.json")), read_results(path), permutations=9))
     yield Sound(at("data/.stunet/manifest.json"), MANIFEST, lambda path: _valid_records(path.parents[1], {"a": 1}, []))
 
 

@@ -47,7 +47,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "nnunet_ext": {"trainers"},
     "ranking": {"datasets", "evaluation", "inference", "labels"},
     "runs": {"datasets", "evaluation", "folds", "inference", "labels", "models", "nnunet", "plans", "preprocessing",
-             "probing", "provenance", "results", "trainers"},
+             "probing", "provenance", "ranking", "results", "trainers"},
     "experiment": {"evaluation", "folds", "models", "plans", "provenance", "ranking", "runs", "trainers"},
 }
 # fmt: on

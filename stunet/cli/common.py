@@ -8,6 +8,7 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any, NoReturn
 
 from stunet import __version__, console
@@ -32,6 +33,7 @@ def new_parser(program: str, description: str, examples: str = "") -> argparse.A
     return parser
 
 
+BEST_OF = "best-of"  # in front of a rank.json: the model that is best there
 # By flag, the names that people may use for it instead, out of habit from other programs.
 HABITS = {
     "--c": "continue resume continue_training restart go_on last_checkpoint",
@@ -169,13 +171,14 @@ def run(
     parser: argparse.ArgumentParser, command: Callable[[argparse.Namespace], int | None], argv: Sequence[str] | None
 ) -> int:
     """Parse, run the command and return its exit code; a known error ends in one line and a hint."""
-    args = parser.parse_args(argv)
+    args = parser.parse_args(_joined(sys.argv[1:] if argv is None else argv))
     logging.basicConfig(level=logging.INFO if args.verbose else logging.WARNING, format="%(message)s")
     os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
     # Threads that spin while waiting slow each other down up to 20 times on a shared machine (benchmarks/startup.md).
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         with console.reserve_stdout(args.verbose):
+            _choose_best(args)
             return command(args) or 0
     except console.OutputClosed:
         return 141  # 128 + SIGPIPE, as a shell reports it
@@ -190,6 +193,36 @@ def run(
         known = explain(error)
         console.error(parser.prog, known.message, known.hint)
         return known.exit_code
+
+
+def _joined(words: Sequence[str]) -> list[str]:
+    """Return the words with `best-of FILE` as one, since --pretrained takes one, and others may follow."""
+    joined: list[str] = []
+    for word in words:
+        if joined[-2:] == ["--pretrained", BEST_OF]:
+            joined[-1] = f"{BEST_OF} {word}"
+        else:
+            joined.append(word)
+    return joined
+
+
+def _choose_best(args: argparse.Namespace) -> None:
+    """Replace `--pretrained best-of rank.json` by the weights that are best there."""
+    given = getattr(args, "pretrained", None)
+    texts = [str(text) for text in (given if isinstance(given, list) else [given])]
+    if not any(text.split(" ")[0] == BEST_OF for text in texts):
+        return
+    from stunet.ranking.outcome import best_of
+
+    chosen = []
+    for text in texts:
+        word, _, path = text.partition(" ")
+        if word == BEST_OF and not path:
+            raise UsageError(f"--pretrained {BEST_OF} lacks a file", f"--pretrained {BEST_OF} rank.json")
+        chosen.append(best_of(Path(path)) if word == BEST_OF else text)
+        if word == BEST_OF:
+            console.note(f"best of {path}: {chosen[-1]}")
+    args.pretrained = chosen if isinstance(given, list) else chosen[0]
 
 
 def raise_last(problems: Sequence[StunetError], program: str) -> None:

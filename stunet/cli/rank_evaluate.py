@@ -13,11 +13,11 @@ if TYPE_CHECKING:
     from stunet.ranking.formats import Results, Scores
 
 EXAMPLES = """examples:
-  stunet_rank evaluate scores.json results.json -o judged
-  stunet_rank evaluate ranks/scores.json hippocampus.toml --cases 8
-  stunet_rank evaluate a/scores.json a/results.json b/scores.json b/results.json --tau topote
+  stunet_rank evaluate rank.json results.json -o judged
+  stunet_rank evaluate ranks/rank.json hippocampus.toml --cases 8
+  stunet_rank evaluate a/rank.json a/results.json b/rank.json b/results.json --tau topote
 
-scores.json, from stunet_rank: values by target (dataset), score and candidate, higher is better:
+rank.json, from stunet_rank: values by target (dataset), score and candidate, higher is better:
   {"targets": {"Dataset004_Hippocampus": {"scores": {"ccfv": {"mae": -0.42, "simclr": {"error": "no decoder"}}}}},
    "candidates": {"mae": {"architecture": "STU-Net"}}}
 In place of a number may stand {"score": -0.42, "low": -0.49, "high": -0.36, "draws": [-0.41, -0.44]}.

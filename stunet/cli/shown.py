@@ -1,10 +1,11 @@
 """Show what a run reports: results on stdout, everything else on stderr."""
 
+import shlex
 from collections.abc import Mapping
 from math import isnan
 from typing import TYPE_CHECKING, Any
 
-from stunet import console
+from stunet import console, workspace
 from stunet.errors import DataError
 from stunet.machine import GB
 from stunet.runs.listener import Listener, Progress
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from stunet.runs.planning import PlanningResult
     from stunet.runs.prediction import PredictedCase, PredictionOutline
     from stunet.runs.pretraining import PretrainingResult
+    from stunet.runs.ranking import RankingResult
     from stunet.runs.training import TrainingResult
 
 
@@ -98,6 +100,22 @@ class Shown(Listener):
                 for s in found.scores
             ]
             console.table(columns, rows, f"{title} ({classes})" if classes else title)
+
+    def failed(self, candidate: str, error: "StunetError") -> None:
+        console.error("stunet_rank", f"candidate {candidate!r}: {error.message}", error.hint)
+
+    def ranked(self, result: "RankingResult") -> None:
+        from stunet.ranking import tables
+
+        outcome = result.outcome
+        count = f"{len(outcome.cases)} cases, {len(outcome.classes) - 1} classes"
+        where = f", read at the {outcome.read}" if outcome.read else ""
+        console.table(*tables.table(outcome), f"{outcome.target}: {count}{where}; higher is better")
+        console.result(outcome.verdict())
+        number = workspace.dataset_number(result.dataset)
+        console.result(f"next: stunet_train {number} 3d_fullres 0 --pretrained {shlex.quote(result.best)}")
+        for path in result.files:
+            console.note(f"wrote {path}")
 
 
 def _planned_table(plan: "Plan") -> tuple[list[str], list[list[str]]]:

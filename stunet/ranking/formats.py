@@ -1,6 +1,6 @@
 """Scores of candidates, and what they reached when they were fine-tuned, in two JSON files; judging.py compares them.
 
-scores.json, which stunet_rank writes: for each target (a dataset), and each score, the value of every candidate, higher
+rank.json, which stunet_rank writes: for each target (a dataset), and each score, the value of every candidate, higher
 is better. Only "score" is needed, or a number in place of the table; a candidate without a score has null or an error.
 
     {"targets": {"Dataset004_Hippocampus": {"scores": {
@@ -87,12 +87,12 @@ class Results:
 
 
 def read_scores(path: Path) -> Scores:
-    """Read a scores.json, or that in a folder.
+    """Read a rank.json, or that in a folder.
 
     Raises:
         DataError: It is missing, or something in it is wrong; the message states where.
     """
-    path = path / "scores.json" if path.is_dir() else path
+    path = path / "rank.json" if path.is_dir() else path
     content = read(path, SCORES, HINT)
     targets: dict[str, dict[str, dict[str, Scored]]] = {}
     failed: dict[tuple[str, str, str], str] = {}

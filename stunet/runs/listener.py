@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from stunet.runs.planning import PlanningResult
     from stunet.runs.prediction import PredictedCase, PredictionOutline
     from stunet.runs.pretraining import PretrainingResult
+    from stunet.runs.ranking import RankingResult
     from stunet.runs.training import TrainingResult
     from stunet.trainers.progress import TrainingListener
 
@@ -106,3 +107,9 @@ class Listener:
 
     def probed(self, result: "FeaturesResult") -> None:
         """Handle that features were probed."""
+
+    def failed(self, candidate: str, error: "StunetError") -> None:
+        """Handle that a candidate of a ranking cannot be read; the others go on."""
+
+    def ranked(self, result: "RankingResult") -> None:
+        """Handle that models are ranked, and the ranking is written."""

@@ -22,13 +22,13 @@ def files(tmp_path: Path) -> list[str]:
         "targets": {"A": {"scores": {"ccfv": table, "leep": {"a": 1, "b": 2, "c": {"error": "no head"}}}}},
         "candidates": {"a": {"architecture": "=STU-Net"}, "b": {"architecture": "=STU-Net"}},
     }
-    write_json(tmp_path / "scores.json", content)
+    write_json(tmp_path / "rank.json", content)
     results = {
         name: {"dice": {str(seed): {str(case): value - 0.1 * case for case in range(2)} for seed in range(2)}}
         for name, value in DICE.items()
     }
     write_json(tmp_path / "results.json", {"targets": {"A": results}})
-    return [str(tmp_path / "scores.json"), str(tmp_path / "results.json")]
+    return [str(tmp_path / "rank.json"), str(tmp_path / "results.json")]
 
 
 def test_one_table_one_plot_and_a_csv_file(
@@ -66,9 +66,9 @@ def test_an_experiment_in_place_of_results(tmp_path: Path, capsys: pytest.Captur
         "targets": {"Dataset004_Hippocampus": {"scores": {"x": table}}},
         "candidates": {"third": {"weights": "other.pth"}},
     }
-    write_json(tmp_path / "scores.json", content)
+    write_json(tmp_path / "rank.json", content)
     for path in (experiment, experiment.with_suffix("")):
-        assert main(["evaluate", str(tmp_path / "scores.json"), str(path), "--json"]) == 0
+        assert main(["evaluate", str(tmp_path / "rank.json"), str(path), "--json"]) == 0
         out, err = capsys.readouterr()
         row = json.loads(out)["rows"][0]
         assert (row["first"], row["candidates"], row["regret_1"]) == (["third"], "3", 0)
@@ -79,12 +79,12 @@ def test_an_experiment_in_place_of_results(tmp_path: Path, capsys: pytest.Captur
 @for_each(
     ("argv", "code", "message"),
     [
-        (["scores.json"], 2, "1 files are not pairs"),
-        (["scores.json", "none.json"], 3, "none.json"),
-        (["scores.json", "scores.json"], 3, "scores.json"),
+        (["rank.json"], 2, "1 files are not pairs"),
+        (["rank.json", "none.json"], 3, "none.json"),
+        (["rank.json", "rank.json"], 3, "rank.json"),
         (["results.json", "results.json"], 3, "missing 'scores'"),
-        (["scores.json", "none.toml"], 3, "none.toml"),
-        (["scores.json", "results.json", "scores.json", "results.json"], 3, "two files have scores of A"),
+        (["rank.json", "none.toml"], 3, "none.toml"),
+        (["rank.json", "results.json", "rank.json", "results.json"], 3, "two files have scores of A"),
     ],
 )
 def test_mistakes_end_in_one_line(

@@ -34,7 +34,7 @@ def test_scores_are_numbers_or_tables_and_may_be_missing_with_a_reason(tmp_path:
         "targets": {"A": {"scores": {"ccfv": table, "static": {"a": 2}}, "seconds": 3}},
         "candidates": {"a": {"architecture": "STU-Net", "weights": "x/a.pth", "licence": "MIT"}, "b": {}},
     }
-    write_json(tmp_path / "scores.json", content)
+    write_json(tmp_path / "rank.json", content)
     found = read_scores(tmp_path)
     assert found.targets["A"] == {
         "ccfv": {"a": Scored(1, (1, 1.5)), "b": Scored(0.5, (0.4, 0.6))},
@@ -112,7 +112,7 @@ def test_wrong_results_are_an_error_that_names_the_place(tmp_path: Path, target:
     ],
 )
 def test_wrong_scores_are_an_error_that_names_the_place(tmp_path: Path, table: Any, message: str) -> None:
-    path = tmp_path / "scores.json"
+    path = tmp_path / "rank.json"
     path.write_text(json.dumps({"targets": {"A": {"scores": {"x": table}}}}))
     with pytest.raises(DataError) as caught:
         read_scores(path)
@@ -130,6 +130,6 @@ def test_a_target_is_in_one_file_only(tmp_path: Path) -> None:
     one = read_results(results(tmp_path, {"a": {"dice": 0.5}}))
     with pytest.raises(DataError, match="two files have results of A"):
         merge_results([one, one])
-    write_json(tmp_path / "scores.json", {"targets": {"A": {"scores": {"x": {"a": 1}}}}})
+    write_json(tmp_path / "rank.json", {"targets": {"A": {"scores": {"x": {"a": 1}}}}})
     with pytest.raises(DataError, match="two files have scores of A"):
         merge_scores([read_scores(tmp_path)] * 2)

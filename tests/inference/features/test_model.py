@@ -30,7 +30,7 @@ def identity(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the only stage be the preprocessed image itself, which is not normalised."""
     ready = model._windows.network
     monkeypatch.setattr(type(ready), "features", lambda self, windows, until: [windows])
-    monkeypatch.setattr(type(ready), "blocks", lambda self, until: [(1, 1, 1)])
+    monkeypatch.setattr(type(ready), "blocks", lambda self, until="encoder": [(1, 1, 1)])
     plan = model._preparation._configuration.configuration
     monkeypatch.setitem(plan, "normalization_schemes", ["NoNormalization"])
 

@@ -1,0 +1,103 @@
+"""Show and write a ranking: a table, a CSV file, a plot."""
+
+import csv
+from math import isfinite
+from pathlib import Path
+from typing import Any
+
+from stunet.files import atomic_write, write_json
+from stunet.names import csv_cells
+from stunet.ranking.outcome import FILE, Candidate, Outcome, Result
+
+BLUE, GREY = "#0072B2", "0.6"
+
+
+def table(outcome: Outcome) -> tuple[list[str], list[list[str]]]:
+    """Return columns and rows: the ranked candidates, then the others with the reason."""
+    more = list(outcome.scores)[1:]
+    columns = ["rank", "model", outcome.first, "95 % interval", "P(best)", *more]
+    columns += ["network", "parameters", "hours", "licence", "against"]
+    ranked = outcome.order
+    rows = []
+    for number, name in enumerate([*ranked, *(name for name in outcome.candidates if name not in ranked)], start=1):
+        candidate, found = outcome.candidates[name], outcome.scores[outcome.first].get(name)
+        if isinstance(found, Result):
+            first = [str(number), name, _number(found.score), _interval(found), f"{found.p_best:.2f}"]
+        else:
+            first = ["-", name, "-", "-", "-"]
+        others = [outcome.scores[score].get(name) for score in more]
+        rows.append([
+            *first,
+            *(_number(other.score) if isinstance(other, Result) else "-" for other in others),
+            *_cells(candidate),
+        ])  # fmt: skip
+    return columns, rows
+
+
+def _cells(candidate: Candidate) -> list[str]:
+    facts = candidate.facts
+    return [
+        facts.network or "-",
+        f"{facts.parameters / 1e6:.1f} M" if facts.parameters else "-",
+        "-" if candidate.hours is None else _hours(candidate.hours),
+        candidate.licence or "-",
+        candidate.error or "; ".join(candidate.against) or "-",
+    ]
+
+
+def _hours(hours: float) -> str:
+    return f"{hours:.2f}" if hours < 1 else f"{hours:.1f}" if hours < 100 else f"{hours:,.0f}"
+
+
+def _number(value: float) -> str:
+    return f"{value:.4g}"
+
+
+def _interval(result: Result) -> str:
+    return f"{_number(result.low)} to {_number(result.high)}" if isfinite(result.low) else "-"
+
+
+def write(outcome: Outcome, folder: Path) -> list[Path]:
+    """Write rank.json, rank.csv and rank.png; return their paths."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / FILE, folder / "rank.csv", folder / "rank.png"]
+    write_json(paths[0], outcome.to_json())
+    with atomic_write(paths[1]) as part, part.open("w", newline="") as file:
+        lines: list[list[Any]] = [["score", "candidate", "value", "low", "high", "p_best", "error"]]
+        for score, results in outcome.scores.items():
+            for name, found in results.items():
+                if isinstance(found, Result):
+                    lines.append([score, name, found.score, found.low, found.high, found.p_best, ""])
+                else:
+                    lines.append([score, name, "", "", "", "", found])
+        csv.writer(file).writerows(map(csv_cells, lines))
+    with atomic_write(paths[2]) as part:
+        plot(outcome, part)
+    return paths
+
+
+def plot(outcome: Outcome, path: Path) -> None:
+    """Plot each score of each candidate with its interval, in the order of the first; blue: not told from the best."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    names = outcome.order[::-1]  # from the top
+    same = set(outcome.not_worse()) if names else set()
+    figure = Figure(figsize=(3 + 3 * len(outcome.scores), 1.4 + 0.3 * max(len(names), 1)), layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(1, len(outcome.scores), sharey=True, squeeze=False)[0]
+    for axes, (score, results) in zip(panels, outcome.scores.items(), strict=True):
+        for y, name in enumerate(names):
+            found = results.get(name)
+            if not isinstance(found, Result):
+                continue
+            colour = BLUE if name in same else GREY
+            axes.plot([found.low, found.high], [y, y], color=colour, linewidth=1.5)
+            axes.plot(found.score, y, "o", color=colour, markersize=5)
+        axes.set_xlabel(score)
+        axes.grid(axis="x", color="0.93")
+        axes.spines[["top", "right"]].set_visible(False)
+    panels[0].set_yticks(range(len(names)), names)
+    panels[0].set_ylim(-0.7, len(names) - 0.3)
+    figure.suptitle(f"{outcome.target}: {len(outcome.cases)} cases, higher is better", fontsize=10)
+    figure.savefig(path, dpi=130)

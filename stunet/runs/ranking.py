@@ -1,0 +1,448 @@
+"""Rank pre-trained models for a labelled dataset: which models, which cases, their features, their scores.
+
+ranking/ has all that; a candidate that fails does not stop the others. torch is imported once the dataset is known to
+be usable.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from stunet import workspace
+from stunet.datasets import RawCase, list_cases, require_labels
+from stunet.errors import DataError, StunetError, UsageError, first_few
+from stunet.files import sha256_of
+from stunet.folds import FILE as SPLITS
+from stunet.folds import check_fold, read_folds
+from stunet.kinds import read_dataset_json
+from stunet.plans.settings import TrainSettings
+from stunet.runs.devices import choose_device, set_threads
+from stunet.runs.fetching import fetch_model
+from stunet.runs.listener import Listener
+
+if TYPE_CHECKING:
+    from stunet.inference.features.model import Model
+    from stunet.ranking.bank import Bank
+    from stunet.ranking.cases import Target
+    from stunet.ranking.outcome import Candidate, Outcome, Result
+    from stunet.ranking.reading import Place
+    from stunet.ranking.sample import Sample
+    from stunet.ranking.scores import Prepared, Score
+
+ALL_INSTALLED = "all-installed"
+AUTO, ENCODER, DECODER = "auto", "encoder", "decoder"
+LAYERS = (AUTO, ENCODER, DECODER)
+FOLDER = "ranking"  # beside the dataset's models
+FORWARDS = 3  # that a training step takes, about: forward, and backward of inputs and weights
+SPACING_FACTOR = 1.5  # beyond which structures have another size for the network
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankingRequest:
+    """A ranking: the options of stunet_rank, with their defaults.
+
+    Args:
+        dataset: Number or name of a raw dataset with labels.
+        models: Names of `stunet_models list`, files of weights, model folders, TITLE=PATH, or "all-installed".
+        scores: Names of ranking/scores; the first one decides. Empty: ccfv and static.
+        cases: How many labelled cases are looked at; they are chosen to span the dataset.
+        fold: Only training cases of this fold of the dataset's splits; None: all.
+        points: Of each class in a case; None: 1000, or fewer where classes are many.
+        layers: "encoder" or "decoder": where features are read; "auto": the decoder, if all candidates have one.
+        seed: Of the points and of the draws of cases.
+        output: Folder of the bank and of rank.json; None: DATASET/ranking in nnUNet_results.
+        step_size: Step from window to window over their size, above 0 and at most 1.
+        precision: Of the networks, as in prediction.
+        device: "cuda", "cpu" or "mps"; None: cuda where there is one, else cpu.
+        threads: Threads on the CPU; None: one per physical core.
+        accept_licence: Accept licences of weights that have to be downloaded and may not be used commercially.
+    """
+
+    dataset: int | str
+    models: Sequence[str | Path]
+    scores: Sequence[str] = ()
+    cases: int = 20
+    fold: int | None = None
+    points: int | None = None
+    layers: str = AUTO
+    seed: int = 0
+    output: Path | None = None
+    step_size: float = 0.5
+    precision: str = "auto"
+    device: str | None = None
+    threads: int | None = None
+    accept_licence: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankingResult:
+    """A ranking that is written.
+
+    Attributes:
+        dataset: Full name.
+        folder: With rank.json, rank.csv, rank.png and the feature bank.
+        files: The first three.
+        outcome: What was found.
+        errors: The errors of candidates that could not be read, by name.
+    """
+
+    dataset: str
+    folder: Path
+    files: Sequence[Path]
+    outcome: "Outcome"
+    errors: Mapping[str, StunetError]
+
+    @property
+    def best(self) -> str:
+        """What `pretrained` of a training takes: the weights of the best candidate."""
+        return self.outcome.best.weights
+
+
+@dataclass(frozen=True)
+class _Read:
+    """A candidate whose features are in the bank."""
+
+    candidate: "Candidate"
+    folder: Path
+    made_from: Mapping[str, Mapping[str, Any]]
+
+
+def rank(request: RankingRequest, listener: Listener | None = None) -> RankingResult:
+    """Rank candidates. One that fails does not stop the others, whose ranking is written without it.
+
+    Raises:
+        UsageError: Options are out of range, or there is no such score.
+        DataError: The dataset has no labels, too few cases, or no class in two of them; or no candidate has a score.
+        StunetError: All candidates failed; it is the first one's error.
+    """
+    listener = listener or Listener()
+    _check(request)
+    from stunet.ranking.scores import DEFAULT, find
+    from stunet.ranking.scores.base import FACTS
+
+    scores = [find(name) for name in dict.fromkeys(request.scores or (DEFAULT, "static"))]
+    named = _named(request.models)
+    dataset = workspace.dataset_name(request.dataset)
+    target, cases = _target(dataset, request)
+    folder = request.output or workspace.folder("nnUNet_results") / dataset / FOLDER
+    if folder.is_file():
+        raise UsageError(f"-o {str(folder)!r} is a file", "a folder")
+    from stunet.ranking.bank import Bank
+
+    bank = Bank(folder / "bank")
+    places, notes = _places(target, cases, bank, request, listener)
+    for note in notes:
+        listener.warn(note)
+    set_threads(request.threads)
+    candidates, read, errors = _read(
+        named, places, target, bank, request, listener, any(score.needs != FACTS for score in scores)
+    )
+    if not read:
+        raise next(iter(errors.values()))
+    outcome = _score(scores, candidates, read, places, target, dataset, request, listener)
+    outcome = replace(outcome, notes=(*notes, *outcome.notes))
+    if not outcome.order:
+        raise DataError(f"no candidate has the score {outcome.first}: {_reason(outcome)}", "another score, or models")
+    from stunet.ranking import tables
+
+    result = RankingResult(
+        dataset=dataset, folder=folder, files=tables.write(outcome, folder), outcome=outcome, errors=errors
+    )
+    listener.ranked(result)
+    return result
+
+
+def _check(request: RankingRequest) -> None:
+    if not request.models:
+        raise UsageError("no candidate is named", f"--models STU-Net-S STU-Net-B, or --models {ALL_INSTALLED}")
+    if request.cases < 2:
+        raise UsageError(f"--cases {request.cases}: a ranking compares cases", "--cases 20")
+    if request.points is not None and request.points < 2:
+        raise UsageError(f"--points {request.points} is fewer than 2", "--points 1000")
+    if request.layers not in LAYERS:
+        raise UsageError(f"--layers {request.layers!r} is not {', '.join(LAYERS)}", "--layers auto")
+    if not 0 < request.step_size <= 1:
+        raise UsageError(f"-step_size {request.step_size:g} is not above 0 and at most 1", "-step_size 0.5")
+
+
+def _named(models: Sequence[str | Path]) -> dict[str, str]:
+    """Return what each candidate is, by a name for tables that no two share.
+
+    Raises:
+        UsageError: Two have the same title, or none is installed.
+    """
+    from stunet.models import store
+
+    given: list[str] = []
+    for model in map(str, models):
+        given += [each.name for each in store.installed()] if model == ALL_INSTALLED else [model]
+    if not given:
+        raise UsageError("no model is installed", "stunet_models download STU-Net-B, or name files and folders")
+    found: dict[str, str] = {}
+    for text in dict.fromkeys(given):
+        title, equals, path = text.partition("=")
+        name, weights = (title, path) if equals and title and path and not Path(text).exists() else ("", text)
+        if name in found:
+            raise UsageError(f"two candidates are called {name!r}", "another title: TITLE=PATH")
+        # rank.json may be read from another folder.
+        place = str(Path(weights).expanduser().absolute()) if Path(weights).expanduser().exists() else weights
+        found[name or _title(weights, found)] = place
+    return found
+
+
+def _title(weights: str, taken: Mapping[str, str]) -> str:
+    """Return a short name: the last parts of a path, as many as are needed to tell it from the others."""
+    parts = Path(weights).parts or (weights,)
+    for count in range(1, len(parts) + 1):
+        name = "/".join(parts[-count:])
+        if name not in taken:
+            return name
+    return f"{weights} {len(taken)}"
+
+
+def _target(dataset: str, request: RankingRequest) -> tuple["Target", list[RawCase]]:
+    """Return the dataset, and the labelled cases that may be looked at."""
+    from stunet.datasets import find_reader
+    from stunet.labels.annotations import load_annotations
+    from stunet.ranking.cases import Target
+
+    folder = workspace.raw_dataset(dataset)
+    description = read_dataset_json(folder / "dataset.json")
+    cases = list_cases(folder, description)
+    require_labels(dataset, cases)
+    if request.fold is not None:
+        path = workspace.preprocessed_dataset(dataset) / SPLITS
+        if not path.is_file():
+            raise DataError(f"-f {request.fold} needs the folds of the dataset, {str(path)!r}", "leave out -f")
+        train = check_fold(read_folds(path), request.fold, [case.name for case in cases], path).train
+        cases = [case for case in cases if case.name in train]
+    kind = find_reader(description, cases[0].images[0]).__name__
+    return Target(kind, description, load_annotations(folder), request.seed, request.points), cases
+
+
+def _places(
+    target: "Target", cases: Sequence[RawCase], bank: "Bank", request: RankingRequest, listener: Listener
+) -> tuple[list["Place"], list[str]]:
+    """Return the cases that are looked at, with their points, and what limits the ranking."""
+    from stunet.ranking.cases import check_classes, choose, cover
+    from stunet.ranking.points import DrawnPoints
+    from stunet.ranking.reading import Place
+
+    notes: list[str] = []
+    points: dict[str, DrawnPoints] = {}
+    order = choose(cases, target.kind, min(request.cases, len(cases)))
+    with listener.progress("draw points", min(request.cases, len(cases))) as progress:
+
+        def classes_in(case: RawCase) -> set[int]:
+            try:
+                points[case.name] = target.draw(case, bank)
+            except StunetError as error:
+                notes.append(f"case {case.name!r} is left out: {error.message}")
+                return set()
+            progress.step(case.name)
+            return set(points[case.name].labels.tolist()) - {0}
+
+        chosen = cover(order, request.cases, range(1, len(target.classes)), classes_in)
+    places = [Place(case, points[case.name]) for case in chosen if case.name in points]
+    notes += check_classes({place.case.name: place.drawn for place in places}, target.classes)
+    return places, notes
+
+
+def _read(
+    named: Mapping[str, str],
+    places: Sequence["Place"],
+    target: "Target",
+    bank: "Bank",
+    request: RankingRequest,
+    listener: Listener,
+    features: bool,
+) -> tuple[dict[str, "Candidate"], dict[str, _Read], dict[str, StunetError]]:
+    """Read all candidates, and return what is known of them, those that could be read, and the others' errors."""
+    from stunet.inference.failures import reason
+    from stunet.inference.features.model import Model
+    from stunet.inference.reading import UNREADABLE
+    from stunet.ranking.outcome import Candidate
+    from stunet.ranking.reading import made_of, prepared_images, read_candidate
+
+    candidates: dict[str, Candidate] = {}
+    read: dict[str, _Read] = {}
+    errors: dict[str, StunetError] = {}
+    device = choose_device(request.device)
+    with prepared_images(bank, len(named) > 1) as prepared:
+        for name, weights in named.items():
+            try:
+                path = fetch_model(weights, listener, accept_licence=request.accept_licence)
+                model = Model(path, device=device, precision=request.precision, step_size=request.step_size)
+                candidates[name] = candidate = _candidate(name, weights, model, places, target)
+                if features:
+                    with listener.progress(f"features of {name}", len(places)) as progress:
+                        folder = read_candidate(
+                            model, name, places, bank, prepared, listener.note,
+                            lambda case, share: progress.step(case) if share == 1 else progress.part(share, case),
+                        )  # fmt: skip
+                    made_from = {place.case.name: made_of(model, place) for place in places}
+                    candidates[name] = candidate = replace(candidate, hours=_hours(model))
+                else:
+                    folder, made_from = bank.folder, {}
+                read[name] = _Read(candidate, folder, made_from)
+            except (StunetError, MemoryError, *UNREADABLE) as error:
+                errors[name] = reason(error, "reading it")
+                candidates[name] = replace(candidates.get(name) or Candidate(name, weights), error=errors[name].message)
+                listener.failed(name, errors[name])
+    return candidates, read, errors
+
+
+def _candidate(name: str, weights: str, model: "Model", places: Sequence["Place"], target: "Target") -> "Candidate":
+    """Return what is known of a candidate, and what speaks against it for this dataset.
+
+    Raises:
+        DataError: It takes other channels than the dataset has.
+    """
+    from stunet.models.registry import look_up
+    from stunet.ranking.outcome import Candidate
+    from stunet.ranking.sample import Facts
+
+    entry = look_up(model.weights.entry) if model.weights.entry else None
+    channels = list((target.description.get("channel_names") or target.description["modality"]).values())
+    if len(channels) != model.weights.network.channels:
+        what = f"takes {model.weights.network.channels} channel(s), and the dataset has {len(channels)}"
+        raise DataError(
+            what, "weights for as many channels; fine-tuning can add or leave out channels, features cannot"
+        )
+    cases = entry.cases if entry else (model.weights.dataset or {}).get("numTraining")
+    facts = Facts(
+        network=model.name,
+        method=model.weights.pretext or "supervised",
+        parameters=model.parameters,
+        cases=cases if isinstance(cases, int) else None,
+    )
+    licence = entry.licence if entry else None
+    return Candidate(
+        name,
+        weights,
+        facts,
+        str(model.path.absolute()),
+        sha256_of(model.path),
+        licence,
+        tuple(_against(model, places, channels, bool(entry and entry.non_commercial))),
+        model.trained,
+    )
+
+
+def _against(model: "Model", places: Sequence["Place"], channels: Sequence[str], non_commercial: bool) -> list[str]:
+    found = []
+    schemes = set(model.weights.normalization or ())
+    is_ct = any(str(channel).casefold() == "ct" for channel in channels)
+    if schemes and ("CTNormalization" in schemes) != is_ct:
+        found.append("trained on CT" if not is_ct else "not trained on CT")
+    spacing, here = model.weights.spacing, _spacing(places)
+    if spacing and here and len(spacing) == len(here):
+        factors = [max(a, b) / min(a, b) for a, b in zip(sorted(spacing), sorted(here), strict=True)]
+        if max(factors) > SPACING_FACTOR:
+            given = (" x ".join(f"{pitch:.2g}" for pitch in sorted(each)) for each in (spacing, here))
+            found.append("trained at {} mm, these have {}".format(*given))
+    if non_commercial:
+        found.append("not for commercial use")
+    return found
+
+
+def _spacing(places: Sequence["Place"]) -> list[float] | None:
+    """Return the median spacing in mm, its axes in no order that plans know."""
+    import numpy as np
+
+    from stunet.images import file_geometry
+
+    found = []
+    for place in places:
+        try:
+            affine, shape = file_geometry(place.case.images[0], "SimpleITKIO")
+        except (RuntimeError, OSError, ValueError):
+            return None
+        if affine is None or len(shape) != 3:
+            return None
+        found.append(np.linalg.norm(affine[:3, :3], axis=0))
+    return [float(pitch) for pitch in np.median(found, axis=0)]
+
+
+def _hours(model: "Model") -> float:
+    """Return about how long fine-tuning with the default schedule and the weights' own patch takes here."""
+    defaults = TrainSettings()
+    steps = defaults.num_epochs * defaults.num_iterations_per_epoch
+    return FORWARDS * model.seconds_per_window() * model.batch_size * steps / 3600
+
+
+def _score(
+    scores: Sequence["Score"],
+    candidates: Mapping[str, "Candidate"],
+    read: Mapping[str, _Read],
+    places: Sequence["Place"],
+    target: "Target",
+    dataset: str,
+    request: RankingRequest,
+    listener: Listener,
+) -> "Outcome":
+    from stunet.ranking.outcome import Outcome, results_of
+    from stunet.ranking.pool import draw_cases, score_pool
+    from stunet.ranking.scores.base import FACTS
+
+    notes = []
+    part = request.layers
+    reads = any(score.needs != FACTS for score in scores)
+    without = [name for name, each in read.items() if each.candidate.layers == ENCODER]
+    if reads and part == AUTO:
+        part = ENCODER if without else DECODER
+        if without and len(without) < len(read):
+            named = first_few(without, separator=", ")
+            what = f"all candidates are compared by their encoders: {named} have no trained decoder"
+            notes.append(f"{what} (--layers decoder compares the others)")
+            listener.note(notes[-1])
+    prepared: dict[str, dict[str, Prepared]] = {score.name: {} for score in scores}
+    found: dict[str, dict[str, Result | str]] = {score.name: {} for score in scores}
+    with listener.progress("score", len(read)) as progress:
+        for name, each in read.items():
+            sample = _sample(each, places, part if reads else None)
+            for score in scores:
+                try:
+                    if isinstance(sample, StunetError) and score.needs != FACTS:
+                        raise sample
+                    usable = _facts_only(each, places) if isinstance(sample, StunetError) else sample
+                    prepared[score.name][name] = score.prepare(usable)
+                except StunetError as error:
+                    found[score.name][name] = error.message
+            progress.step(name)
+    counts = draw_cases(len(places), seed=request.seed)
+    for score in scores:
+        pool = prepared[score.name]
+        if pool:
+            try:
+                found[score.name] |= results_of(list(pool), score_pool(score, list(pool.values()), counts))
+            except DataError as error:
+                found[score.name] |= dict.fromkeys(pool, error.message)
+    failed = {name: candidate.error for name, candidate in candidates.items() if candidate.error}
+    for values in found.values():
+        values |= {name: str(error) for name, error in failed.items() if name not in values}
+    names = tuple(place.case.name for place in places)
+    return Outcome(dataset, names, target.classes, part if reads else None, candidates, found, tuple(notes))
+
+
+def _sample(read: _Read, places: Sequence["Place"], part: str | None) -> "Sample | StunetError":
+    """Return what scores are computed from, with the layers of one part; without a part, the facts."""
+    from stunet.ranking.reading import load_sample
+
+    if part is None:
+        return _facts_only(read, places)
+    if part == DECODER and read.candidate.layers == ENCODER:
+        return DataError("no trained decoder", "--layers encoder")
+    sample = load_sample(read.folder, read.made_from, places, read.candidate.facts)
+    return replace(sample, layers=sample.of(part))
+
+
+def _facts_only(read: _Read, places: Sequence["Place"]) -> "Sample":
+    from stunet.ranking.sample import Sample
+
+    return Sample({place.case.name: place.drawn.points for place in places}, facts=read.candidate.facts)
+
+
+def _reason(outcome: "Outcome") -> str:
+    return next(text for text in outcome.scores[outcome.first].values() if isinstance(text, str))
