@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from stunet.inference.features.model import Model
-    from stunet.runs.api import evaluate, features, plan, predict, pretrain, train
+    from stunet.runs.api import evaluate, features, plan, predict, pretrain, rank, train
     from stunet.runs.evaluation import EvaluationRequest, EvaluationResult
     from stunet.runs.features import FeaturesRequest, FeaturesResult
     from stunet.runs.listener import Listener
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from stunet.runs.planning_request import PlanningRequest
     from stunet.runs.prediction import PredictionRequest, PredictionResult
     from stunet.runs.pretraining import PretrainingRequest, PretrainingResult
+    from stunet.runs.ranking import RankingRequest, RankingResult
     from stunet.runs.training import TrainingRequest, TrainingResult
 
 __version__ = "0.1.0"
@@ -37,6 +38,8 @@ __all__ = [
     "PredictionResult",
     "PretrainingRequest",
     "PretrainingResult",
+    "RankingRequest",
+    "RankingResult",
     "TrainingRequest",
     "TrainingResult",
     "evaluate",
@@ -44,6 +47,7 @@ __all__ = [
     "plan",
     "predict",
     "pretrain",
+    "rank",
     "train",
 ]
 
@@ -60,6 +64,8 @@ _MODULES = {
     "PredictionResult": "stunet.runs.prediction",
     "PretrainingRequest": "stunet.runs.pretraining",
     "PretrainingResult": "stunet.runs.pretraining",
+    "RankingRequest": "stunet.runs.ranking",
+    "RankingResult": "stunet.runs.ranking",
     "TrainingRequest": "stunet.runs.training",
     "TrainingResult": "stunet.runs.training",
     "evaluate": "stunet.runs.api",
@@ -67,6 +73,7 @@ _MODULES = {
     "plan": "stunet.runs.api",
     "predict": "stunet.runs.api",
     "pretrain": "stunet.runs.api",
+    "rank": "stunet.runs.api",
     "train": "stunet.runs.api",
 }
 

@@ -56,25 +56,24 @@ class Target:
         Raises:
             DataError: They cannot be drawn.
         """
-        annotated = self.annotations.cases[case.name].labels if self.annotations else None
-        stamps = [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in case.files]
-        made_from = {
-            "files": stamps,
-            "labels": self.description["labels"],
-            "annotated": annotated,
-            "number": self.per_class,
-            "seed": self.seed,
-        }
-        path = bank.folder / POINTS / f"{case.name}{ENDING}"
-        if (found := read_arrays(path, made_from)) is None:
-            try:
+        try:
+            stamps = [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in case.files]
+            made_from = {
+                "files": stamps,
+                "labels": self.description["labels"],
+                "annotated": self.annotations.cases[case.name].labels if self.annotations else None,
+                "number": self.per_class,
+                "seed": self.seed,
+            }
+            path = bank.folder / POINTS / f"{case.name}{ENDING}"
+            if (found := read_arrays(path, made_from)) is None:
                 drawn = draw_points(
                     case, self.kind, self.description, self.annotations, number=self.per_class, seed=self.seed
                 )
-            except UNREADABLE as error:
-                raise reason(error, f"reading case {case.name!r}") from None
-            found = {name: getattr(drawn, name) for name in ("labels", "regions", "weights", "voxels", "world")}
-            write_arrays(path, found, made_from)
+                found = {name: getattr(drawn, name) for name in ("labels", "regions", "weights", "voxels", "world")}
+                write_arrays(path, found, made_from)
+        except UNREADABLE as error:
+            raise reason(error, f"reading case {case.name!r}") from None
         return DrawnPoints(**found)
 
     def values(self, case: RawCase) -> set[int]:
@@ -140,11 +139,10 @@ def cover(
         if not lacking:
             break
         own = set(classes_in(case))
-        if not own & lacking:
-            continue
-        # The last one that no class needs gives way.
+        # The last one gives way that no class needs, and that lacks what this one brings.
         for other in reversed(chosen):
-            if all(count(label) > wanted or label in own for label in found[other.name] & set(classes)):
+            before = found[other.name] & set(classes)
+            if (own & lacking) - before and all(count(label) > wanted for label in before - own):
                 chosen[chosen.index(other)] = case
                 found[case.name] = own
                 break

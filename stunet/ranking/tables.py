@@ -9,6 +9,7 @@ from stunet.files import atomic_write, write_json
 from stunet.names import csv_cells
 from stunet.ranking.outcome import FILE, Candidate, Outcome, Result
 
+COLUMNS = 4  # of panels
 BLUE, GREY = "#0072B2", "0.6"
 
 
@@ -83,10 +84,17 @@ def plot(outcome: Outcome, path: Path) -> None:
 
     names = outcome.order[::-1]  # from the top
     same = set(outcome.not_worse()) if names else set()
-    figure = Figure(figsize=(3 + 3 * len(outcome.scores), 1.4 + 0.3 * max(len(names), 1)), layout="constrained")
+    shown = {
+        score: found for score, found in outcome.scores.items() if any(isinstance(r, Result) for r in found.values())
+    }
+    columns = min(COLUMNS, len(shown))
+    rows = -(-len(shown) // columns)
+    figure = Figure(figsize=(2 + 2.8 * columns, 0.5 + rows * (0.9 + 0.28 * len(names))), layout="constrained")
     FigureCanvasAgg(figure)
-    panels = figure.subplots(1, len(outcome.scores), sharey=True, squeeze=False)[0]
-    for axes, (score, results) in zip(panels, outcome.scores.items(), strict=True):
+    panels = figure.subplots(rows, columns, sharey=True, squeeze=False).ravel()
+    for axes in panels[len(shown) :]:
+        axes.set_axis_off()
+    for axes, (score, results) in zip(panels, shown.items(), strict=False):
         for y, name in enumerate(names):
             found = results.get(name)
             if not isinstance(found, Result):

@@ -1,4 +1,4 @@
-"""The Python API: stunet.plan, train, pretrain, predict, evaluate and features.
+"""The Python API: stunet.plan, train, pretrain, predict, evaluate, features and rank.
 
 Each function takes what the command's flags say, as keywords of the same names, and returns what came of it. They
 print nothing: a `Listener` shows notes, warnings and progress, and warnings about single files go to the logger
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from stunet.plans.plan import PLANNER
-from stunet.runs import evaluation, planning, prediction, pretraining, training
+from stunet.runs import evaluation, planning, prediction, pretraining, ranking, training
 from stunet.runs import features as extraction
 from stunet.runs.evaluation import EvaluationRequest, EvaluationResult
 from stunet.runs.features import FeaturesRequest, FeaturesResult
@@ -23,6 +23,7 @@ from stunet.runs.planning import PlanningResult
 from stunet.runs.planning_request import CONFIGURATIONS, PlanningRequest
 from stunet.runs.prediction import PredictionRequest, PredictionResult
 from stunet.runs.pretraining import PretrainingRequest, PretrainingResult
+from stunet.runs.ranking import RankingRequest, RankingResult
 from stunet.runs.training import TrainingRequest, TrainingResult
 from stunet.workspace import FINAL
 
@@ -351,6 +352,48 @@ def features(
     paths = {name: _path(options[name]) for name in ("input", "output", "labels", "points", "probe")}
     with isolated():
         return extraction.features(FeaturesRequest(**{**options, **paths}), listener)
+
+
+def rank(
+    dataset: int | str,
+    models: Sequence[str | Path],
+    scores: Sequence[str] = (),
+    *,
+    cases: int = 20,
+    fold: int | None = None,
+    points: int | None = None,
+    layers: str = "auto",
+    seed: int = 0,
+    output: str | Path | None = None,
+    step_size: float = 0.5,
+    precision: str = "auto",
+    device: str | None = None,
+    threads: int | None = None,
+    accept_licence: bool = False,
+    listener: Listener | None = None,
+) -> RankingResult:
+    """Rank pre-trained models for a labelled dataset, as stunet_rank does.
+
+        ranking = stunet.rank(3, ["STU-Net-S", "STU-Net-B", "weights.pth"], ["ccfv", "probe", "static"])
+        print(ranking.outcome.order, ranking.outcome.verdict())
+        stunet.train(3, pretrained=ranking.best)
+
+    A candidate that fails does not stop the others; its error is in the result. Features are kept in `output`.
+
+    Args:
+        dataset: Number or name of a raw dataset with labels.
+        models: Names, files of weights or model folders. RankingRequest documents the other options.
+        scores: The first one decides; empty: ccfv and static.
+        listener: Shows the progress.
+
+    Raises:
+        UsageError: Options are out of range, or there is no such score.
+        DataError: The dataset has no labels, too few cases, or no class in two of them; or no candidate has a score.
+    """
+    options = {**locals()}
+    del options["listener"]
+    with isolated():
+        return ranking.rank(RankingRequest(**{**options, "output": _path(output)}), listener)
 
 
 def _path(given: str | Path | None) -> Path | None:

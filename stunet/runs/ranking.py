@@ -132,8 +132,6 @@ def rank(request: RankingRequest, listener: Listener | None = None) -> RankingRe
 
     bank = Bank(folder / "bank")
     places, notes = _places(target, cases, bank, request, listener)
-    for note in notes:
-        listener.warn(note)
     set_threads(request.threads)
     candidates, read, errors = _read(
         named, places, target, bank, request, listener, any(score.needs != FACTS for score in scores)
@@ -239,14 +237,17 @@ def _places(
                 points[case.name] = target.draw(case, bank)
             except StunetError as error:
                 notes.append(f"case {case.name!r} is left out: {error.message}")
+                listener.warn(notes[-1])
                 return set()
             progress.step(case.name)
             return set(points[case.name].labels.tolist()) - {0}
 
         chosen = cover(order, request.cases, range(1, len(target.classes)), classes_in)
     places = [Place(case, points[case.name]) for case in chosen if case.name in points]
-    notes += check_classes({place.case.name: place.drawn for place in places}, target.classes)
-    return places, notes
+    limits = check_classes({place.case.name: place.drawn for place in places}, target.classes)
+    for limit in limits:
+        listener.warn(limit)
+    return places, notes + limits
 
 
 def _read(
@@ -427,7 +428,7 @@ def _score(
 
 
 def _sample(read: _Read, places: Sequence["Place"], part: str | None) -> "Sample | StunetError":
-    """Return what scores are computed from, with the layers of one part; without a part, the facts."""
+    """Return what scores are computed from, without the decoder if it is not to be read; without a part, the facts."""
     from stunet.ranking.reading import load_sample
 
     if part is None:
@@ -435,7 +436,8 @@ def _sample(read: _Read, places: Sequence["Place"], part: str | None) -> "Sample
     if part == DECODER and read.candidate.layers == ENCODER:
         return DataError("no trained decoder", "--layers encoder")
     sample = load_sample(read.folder, read.made_from, places, read.candidate.facts)
-    return replace(sample, layers=sample.of(part))
+    # With a decoder, scores take that of it, and what they need of the encoder.
+    return replace(sample, layers=sample.of(part)) if part == ENCODER else sample
 
 
 def _facts_only(read: _Read, places: Sequence["Place"]) -> "Sample":

@@ -19,6 +19,7 @@ COMMANDS = (
     "evaluate",
     "experiment",
     "features",
+    "rank",
     "info",
     "merge",
     "models",
@@ -82,6 +83,8 @@ OUR_FLAGS = {
     "--roi_subset --format --statistics --preview --report --dry_run --accept_licence",
     "evaluate": "-d --tolerance --labels --csv --json",
     "experiment": "-o --dry_run --summary_only -j -device --json --accept_licence",
+    "rank": "-d --models --scores --cases -f --points --layers --seed -o -step_size -device --precision --threads "
+    "--finetune --set -c -p -j --json --disable_progress_bar --accept_licence",
     "features": "-i -o --model -d -c -p -tr -f -chk --pool --labels --points --world --stages --probe --target --task "
     "--seed --series --orientation -step_size -device --precision --threads --overwrite --disable_progress_bar "
     "--accept_licence",

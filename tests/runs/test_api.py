@@ -33,6 +33,7 @@ ROUND = {"num_epochs": 1, "num_iterations_per_epoch": 2, "num_val_iterations_per
         ("predict", stunet.PredictionRequest),
         ("evaluate", stunet.EvaluationRequest),
         ("features", stunet.FeaturesRequest),
+        ("rank", stunet.RankingRequest),
     ],
 )
 def test_a_function_takes_what_its_request_holds(name: str, request_class: type) -> None:
