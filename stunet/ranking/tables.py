@@ -10,6 +10,7 @@ from stunet.names import csv_cells
 from stunet.ranking.outcome import FILE, Candidate, Outcome, Result
 
 COLUMNS = 4  # of panels
+LONGEST = 40  # letters of a name in the plot
 BLUE, GREY = "#0072B2", "0.6"
 
 
@@ -77,6 +78,10 @@ def write(outcome: Outcome, folder: Path) -> list[Path]:
     return paths
 
 
+def _label(name: str) -> str:
+    return name if len(name) <= LONGEST else f"{name[: LONGEST // 2]}...{name[-LONGEST // 2 :]}"
+
+
 def plot(outcome: Outcome, path: Path) -> None:
     """Plot each score of each candidate with its interval, in the order of the first; blue: not told from the best."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -89,7 +94,8 @@ def plot(outcome: Outcome, path: Path) -> None:
     }
     columns = min(COLUMNS, len(shown))
     rows = -(-len(shown) // columns)
-    figure = Figure(figsize=(2 + 2.8 * columns, 0.5 + rows * (0.9 + 0.28 * len(names))), layout="constrained")
+    wide = 0.08 * max(map(len, map(_label, names)))
+    figure = Figure(figsize=(0.5 + wide + 2.8 * columns, 0.5 + rows * (0.9 + 0.28 * len(names))), layout="constrained")
     FigureCanvasAgg(figure)
     panels = figure.subplots(rows, columns, sharey=True, squeeze=False).ravel()
     for axes in panels[len(shown) :]:
@@ -105,7 +111,7 @@ def plot(outcome: Outcome, path: Path) -> None:
         axes.set_xlabel(score)
         axes.grid(axis="x", color="0.93")
         axes.spines[["top", "right"]].set_visible(False)
-    panels[0].set_yticks(range(len(names)), names)
+    panels[0].set_yticks(range(len(names)), map(_label, names))
     panels[0].set_ylim(-0.7, len(names) - 0.3)
     figure.suptitle(f"{outcome.target}: {len(outcome.cases)} cases, higher is better", fontsize=10)
     figure.savefig(path, dpi=130)

@@ -190,8 +190,13 @@ def _named(models: Sequence[str | Path]) -> dict[str, str]:
 
 
 def _title(weights: str, taken: Mapping[str, str]) -> str:
-    """Return a short name: the last parts of a path, as many as are needed to tell it from the others."""
-    parts = Path(weights).parts or (weights,)
+    """Return a short name: the last parts of a path, as many as are needed to tell it from the others.
+
+    Of TRAINER__PLANS__CONFIGURATION it is the plans.
+    """
+    *parents, last = Path(weights).parts or (weights,)
+    trainer_plans = last.split("__")
+    parts = [*parents, trainer_plans[1] if len(trainer_plans) == 3 else last]
     for count in range(1, len(parts) + 1):
         name = "/".join(parts[-count:])
         if name not in taken:

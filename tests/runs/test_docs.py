@@ -10,7 +10,7 @@ import pytest
 import stunet
 from stunet.workspace import VARIABLES
 
-NAMES = {"plan", "train", "pretrain", "predict", "evaluate", "features"}
+NAMES = {"plan", "train", "pretrain", "predict", "evaluate", "features", "rank"}
 PAGE = Path(__file__).parents[2] / "docs" / "python.md"
 
 

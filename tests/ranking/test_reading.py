@@ -1,0 +1,111 @@
+"""Features are read where the points are, however files and plans turn, crop and resample images."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+import torch
+from scipy.spatial.transform import Rotation
+
+from stunet.architectures.base import ENCODER
+from stunet.datasets import RawCase
+from stunet.files import exclusive_lock
+from stunet.inference.features.model import Model
+from stunet.ranking.bank import Bank
+from stunet.ranking.cases import Target
+from stunet.ranking.reading import LOCK, Place, load_sample, made_of, prepared_images, read_candidate
+from stunet.ranking.sample import Facts
+from tests.loops import for_each
+from tests.predictor_models import make_model
+
+DESCRIPTION = {"labels": {"background": 0, "a": 1}, "channel_names": {"0": "MR"}, "file_ending": ".nii.gz"}
+WAYS = {"as it is": ((0, 1, 2), (1, 1, 1)), "turned": ((2, 0, 1), (1, -1, 1)), "mirrored": ((1, 0, 2), (-1, 1, -1))}
+
+
+def write(folder: Path, order: tuple[int, ...], flips: tuple[int, ...]) -> tuple[RawCase, Callable]:
+    """A case whose intensity is linear in mm, with empty planes around it, and that function."""
+    shape = (26, 21, 18)
+    labels = np.zeros(shape, np.uint8)
+    labels[7:16, 6:15, 5:13] = 1
+    affine = np.eye(4)
+    affine[:3, :3] = Rotation.from_rotvec([0.1, -0.05, 0.08]).as_matrix() @ np.diag([1.1, 1.4, 1.7])
+    affine[:3, 3] = 5, -30, 12
+    world = nibabel.affines.apply_affine(affine, np.stack(np.meshgrid(*map(np.arange, shape), indexing="ij"), -1))
+
+    def intensity(points: np.ndarray) -> np.ndarray:
+        return points @ [1.0, 0.7, -0.4] + 200
+
+    image = intensity(world)
+    image[:2] = image[:, :1] = image[..., -3:] = 0
+    ways = np.array([[order.index(axis), flip] for axis, flip in enumerate(flips)])
+    paths = folder / "c_0000.nii.gz", folder / "c.nii.gz"
+    for array, path in zip((image.astype(np.float32), labels), paths, strict=True):
+        nibabel.save(nibabel.Nifti1Image(array, affine).as_reoriented(ways), path)
+    return RawCase("c", (paths[0],), paths[1]), intensity
+
+
+def blind(model: Model, monkeypatch: pytest.MonkeyPatch) -> Model:
+    """Let the only stage be the preprocessed image itself, which is not normalised."""
+    ready = model._windows.network
+    monkeypatch.setattr(type(ready), "features", lambda self, windows, until: [windows])
+    monkeypatch.setattr(type(ready), "blocks", lambda self, until=ENCODER: [(1, 1, 1)])
+    monkeypatch.setitem(model._preparation._configuration.configuration, "normalization_schemes", ["NoNormalization"])
+    model.trained = ENCODER
+    return model
+
+
+@for_each("way", list(WAYS))
+def test_what_is_read_at_a_point_is_the_image_there(way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    case, intensity = write(tmp_path, *WAYS[way])
+    bank = Bank(tmp_path / "bank")
+    drawn = Target("SimpleITKIO", DESCRIPTION, number=60).draw(case, bank)
+    place = Place(case, drawn)
+    for forward in ((0, 1, 2), (2, 0, 1)):
+        folder = make_model(tmp_path / f"{forward[0]}" / "T__P__3d_fullres", forward=forward)
+        model = blind(Model(folder, precision="fp32", orientation="LPS"), monkeypatch)
+        with prepared_images(bank, True) as prepared:
+            found = read_candidate(model, "x", [place], bank, prepared, lambda text: None)
+        sample = load_sample(found, {"c": made_of(model, place)}, [place], Facts())
+        values = sample.layers[0].features["c"][:, 0]
+        # Interpolation is linear but near the edges of what preprocessing keeps.
+        box = drawn.voxels.min(0), drawn.voxels.max(0)
+        inner = ((drawn.voxels >= box[0] + 3) & (drawn.voxels <= box[1] - 3)).all(1)
+        assert inner.sum() > 40
+        np.testing.assert_allclose(values[inner], intensity(drawn.world[inner]), atol=0.05)
+        np.testing.assert_allclose(values, intensity(drawn.world), atol=3)
+
+
+def test_a_candidate_that_another_process_reads_is_waited_for(tmp_path: Path) -> None:
+    case, _ = write(tmp_path, *WAYS["turned"])
+    bank = Bank(tmp_path / "bank")
+    place = Place(case, Target("SimpleITKIO", DESCRIPTION, number=20).draw(case, bank))
+    model = Model(make_model(tmp_path / "m" / "T__P__3d_fullres"), precision="fp32", orientation="LPS")
+    said: list[str] = []
+    with prepared_images(bank, False) as prepared:
+        lock = exclusive_lock(bank.of("x", model.made_by) / LOCK, "", "")
+        lock.__enter__()
+
+        def wait(text: str) -> None:
+            said.append(text)
+            lock.__exit__(None, None, None)
+
+        found = read_candidate(model, "x", [place], bank, prepared, wait)
+    assert said[0].startswith("another process reads x (")
+    sample = load_sample(found, {"c": made_of(model, place)}, [place], Facts())
+    assert [layer.features["c"].shape[1] for layer in sample.layers] == [16, 8, 4, 8, 4]
+    assert sample.predictions is not None
+    torch.testing.assert_close(torch.from_numpy(sample.predictions["c"].sum(1)), torch.ones(len(place.drawn.labels)))
+
+
+def test_images_of_processes_that_were_killed_are_removed_and_those_of_others_are_not(tmp_path: Path) -> None:
+    bank = Bank(tmp_path)
+    dead, alive = tmp_path / ".prepared/dead", tmp_path / ".prepared/alive"
+    dead.mkdir(parents=True)
+    (dead / LOCK).touch()
+    with exclusive_lock(alive / LOCK, "", ""), prepared_images(bank, True):
+        assert not dead.exists()
+        assert alive.exists()
+        assert len(list((tmp_path / ".prepared").iterdir())) == 2
+    assert not list((tmp_path / ".prepared").glob("[!a]*"))
