@@ -17,7 +17,7 @@ FOLDERS = {"stunet": ROOT / "stunet", **{f"stunet.{name}": ROOT / name for name 
 # nothing leads back up. Each may import those of BASE that stand above it; the others import what their line lists.
 BASE = (
     "errors", "sizes", "machine", "source_lookup", "files", "schema", "names", "kinds", "presets", "nifti_header",
-    "nifti", "orientation", "images", "workspace",
+    "nifti", "orientation", "images", "workspace", "plots",
 )  # fmt: skip
 # fmt: off
 MAY_IMPORT: dict[str, set[str]] = {

@@ -26,6 +26,7 @@ from stunet.evaluation.bootstrap import draw_counts, mean_dice, mean_dice_of_dra
 from stunet.experiment.arms import SCRATCH, Arm, from_scratch
 from stunet.files import atomic_write, write_json
 from stunet.names import csv_cells
+from stunet.plots import plotted
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -179,8 +180,7 @@ def write(rows: Sequence[Row], folder: Path) -> list[Path]:
         columns = list(dict.fromkeys(key for line in table for key in line))
         lines = [columns, *([line.get(key, "") for key in columns] for line in table)]
         csv.writer(file).writerows(map(csv_cells, lines))
-    with atomic_write(paths[2]) as part:
-        plot(rows, part)
+    plot(rows, paths[2])
     return paths
 
 
@@ -198,23 +198,20 @@ def _flat(row: Mapping[str, Any]) -> dict[str, Any]:
 
 def plot(rows: Sequence[Row], path: Path) -> None:
     """Plot Dice against the number of labelled cases: a line per arm; bands of one standard deviation over seeds."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     lines = list(dict.fromkeys(row.line for row in rows))
     width = 6 + 0.09 * max(map(len, lines))  # inches, with room for the legend
-    figure = Figure(figsize=(width, max(4.5, 1.2 + 0.25 * len(lines))), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
     ticks = sorted({row.cases for row in rows}, key=lambda n: math.inf if n == "all" else float(n))
-    for number, line in enumerate(lines):
-        _draw(axes, [row for row in rows if row.line == line], ticks, number, len(lines))
-    axes.set_xticks(range(len(ticks)), [str(n) for n in ticks])
-    axes.set(xlim=(-0.5, len(ticks) - 0.5), xlabel="labelled training cases", ylabel="mean Dice on the held-out cases")
-    axes.grid(axis="y", color="0.9")
-    axes.spines[["top", "right"]].set_visible(False)
-    figure.legend(loc="outside right upper", frameon=False)
-    figure.savefig(path, dpi=150)
+    with plotted(path, width, max(4.5, 1.2 + 0.25 * len(lines))) as figure:
+        axes = figure.add_subplot()
+        for number, line in enumerate(lines):
+            _draw(axes, [row for row in rows if row.line == line], ticks, number, len(lines))
+        axes.set_xticks(range(len(ticks)), [str(n) for n in ticks])
+        axes.set(
+            xlim=(-0.5, len(ticks) - 0.5), xlabel="labelled training cases", ylabel="mean Dice on the held-out cases"
+        )
+        axes.grid(axis="y", color="0.9")
+        axes.spines[["top", "right"]].set_visible(False)
+        figure.legend(loc="outside right upper", frameon=False)
 
 
 def _draw(axes: "Axes", rows: Sequence[Row], ticks: list[int | str], number: int, lines: int) -> None:

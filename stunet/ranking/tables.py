@@ -7,6 +7,7 @@ from typing import Any
 
 from stunet.files import atomic_write, write_json
 from stunet.names import csv_cells
+from stunet.plots import plotted
 from stunet.ranking.outcome import FILE, Candidate, Outcome, Result
 
 COLUMNS = 4  # of panels
@@ -73,8 +74,7 @@ def write(outcome: Outcome, folder: Path) -> list[Path]:
                 else:
                     lines.append([score, name, "", "", "", "", found])
         csv.writer(file).writerows(map(csv_cells, lines))
-    with atomic_write(paths[2]) as part:
-        plot(outcome, part)
+    plot(outcome, paths[2])
     return paths
 
 
@@ -84,9 +84,6 @@ def _label(name: str) -> str:
 
 def plot(outcome: Outcome, path: Path) -> None:
     """Plot each score of each candidate with its interval, in the order of the first; blue: not told from the best."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     names = outcome.order[::-1]  # from the top
     same = set(outcome.not_worse()) if names else set()
     shown = {
@@ -95,23 +92,19 @@ def plot(outcome: Outcome, path: Path) -> None:
     columns = min(COLUMNS, len(shown))
     rows = -(-len(shown) // columns)
     wide = 0.08 * max(map(len, map(_label, names)))
-    figure = Figure(figsize=(0.5 + wide + 2.8 * columns, 0.5 + rows * (0.9 + 0.28 * len(names))), layout="constrained")
-    FigureCanvasAgg(figure)
-    panels = figure.subplots(rows, columns, sharey=True, squeeze=False).ravel()
-    for axes in panels[len(shown) :]:
-        axes.set_axis_off()
-    for axes, (score, results) in zip(panels, shown.items(), strict=False):
-        for y, name in enumerate(names):
-            found = results.get(name)
-            if not isinstance(found, Result):
-                continue
-            colour = BLUE if name in same else GREY
-            axes.plot([found.low, found.high], [y, y], color=colour, linewidth=1.5)
-            axes.plot(found.score, y, "o", color=colour, markersize=5)
-        axes.set_xlabel(score)
-        axes.grid(axis="x", color="0.93")
-        axes.spines[["top", "right"]].set_visible(False)
-    panels[0].set_yticks(range(len(names)), map(_label, names))
-    panels[0].set_ylim(-0.7, len(names) - 0.3)
-    figure.suptitle(f"{outcome.target}: {len(outcome.cases)} cases, higher is better", fontsize=10)
-    figure.savefig(path, dpi=130)
+    with plotted(path, 0.5 + wide + 2.8 * columns, 0.5 + rows * (0.9 + 0.28 * len(names))) as figure:
+        panels = figure.subplots(rows, columns, sharey=True, squeeze=False).ravel()
+        for axes in panels[len(shown) :]:
+            axes.set_axis_off()
+        for axes, (score, results) in zip(panels, shown.items(), strict=False):
+            for y, name in enumerate(names):
+                if isinstance(found := results.get(name), Result):
+                    colour = BLUE if name in same else GREY
+                    axes.plot([found.low, found.high], [y, y], color=colour, linewidth=1.5)
+                    axes.plot(found.score, y, "o", color=colour, markersize=5)
+            axes.set_xlabel(score)
+            axes.grid(axis="x", color="0.93")
+            axes.spines[["top", "right"]].set_visible(False)
+        panels[0].set_yticks(range(len(names)), map(_label, names))
+        panels[0].set_ylim(-0.7, len(names) - 0.3)
+        figure.suptitle(f"{outcome.target}: {len(outcome.cases)} cases, higher is better", fontsize=10)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from stunet.files import atomic_write, write_json
 from stunet.names import csv_cells
+from stunet.plots import plotted
 from stunet.ranking.agreement import Measure
 from stunet.ranking.judging import BASELINES, Judgement, Row
 
@@ -85,8 +86,7 @@ def write(judgement: Judgement, folder: Path) -> list[Path]:
     with atomic_write(paths[1]) as part, part.open("w", newline="") as file:
         lines = [list(content["rows"][0]), *(map(_cell, row.values()) for row in content["rows"])]
         csv.writer(file).writerows(map(csv_cells, lines))
-    with atomic_write(paths[2]) as part:
-        plot(judgement, part)
+    plot(judgement, paths[2])
     return paths
 
 
@@ -98,19 +98,14 @@ def _cell(value: Any) -> Any:
 
 def plot(judgement: Judgement, path: Path) -> None:
     """Plot the weighted tau and the regret of every score in every pool, with intervals; baselines are grey."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     rows = main_rows(judgement)[::-1]  # from the top
-    figure = Figure(figsize=(10, 1.5 + 0.28 * len(rows)), layout="constrained")
-    FigureCanvasAgg(figure)
     shown = [judgement.measures[0], *(m for m in judgement.measures[1:] if m.name in WITH_INTERVAL)]
-    panels = figure.subplots(1, len(shown), sharey=True)
-    for axes, measure in zip(panels, shown, strict=True):
-        _draw(axes, rows, measure)
-    panels[0].set_yticks(range(len(rows)), [f"{_pool(row)}: {row.score}" for row in rows])
-    panels[0].set_ylim(-0.7, len(rows) - 0.3)
-    figure.savefig(path, dpi=150)
+    with plotted(path, 10, 1.5 + 0.28 * len(rows)) as figure:
+        panels = figure.subplots(1, len(shown), sharey=True)
+        for axes, measure in zip(panels, shown, strict=True):
+            _draw(axes, rows, measure)
+        panels[0].set_yticks(range(len(rows)), [f"{_pool(row)}: {row.score}" for row in rows])
+        panels[0].set_ylim(-0.7, len(rows) - 0.3)
 
 
 def _draw(axes: "Axes", rows: Sequence[Row], measure: Measure) -> None:
