@@ -14,7 +14,7 @@ formats.py reads the files, agreement.py defines the measures, verdicts.py write
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from zlib import crc32
 
 import numpy as np
@@ -48,6 +48,8 @@ class Row:
         low, high: Bounds of the interval by measure, NaN if there is none.
         p: Of the weighted tau; NaN where that is undefined.
         first: Candidates with the highest score; empty for a mean.
+        gain: Weighted tau minus that of the static list, and the bounds of its interval; NaN without a list.
+        draws: Of the weighted tau, the mean of targets; empty if there are none.
     """
 
     pool: str
@@ -61,6 +63,8 @@ class Row:
     high: Mapping[str, float]
     p: float
     first: Sequence[str] = ()
+    gain: tuple[float, float, float] = (np.nan, np.nan, np.nan)
+    draws: np.ndarray = field(default_factory=lambda: np.empty(0), repr=False, compare=False)
 
 
 @dataclass(frozen=True)
@@ -226,9 +230,25 @@ def _judge_pool(
             )
         tables[RANDOM] = {name: {c: Scored(0) for c in those} for name, those in kept.items()}
         without = _without(lacking, candidates)
-        for score, table in tables.items():
-            rows += _judge_score(score, table, kept, found, pool, without, measures, permutations, notes)
+        own = [
+            row
+            for score, table in tables.items()
+            for row in _judge_score(score, table, kept, found, pool, without, measures, permutations, notes)
+        ]
+        lists = {
+            row.target: row for row in own if row.score == next((n for n in (STATIC, "static") if n in tables), "")
+        }
+        rows += [replace(row, gain=_gain(row, lists[row.target], measures[0])) if lists else row for row in own]
     return rows
+
+
+def _gain(row: Row, static: Row, tau: Measure) -> tuple[float, float, float]:
+    """Return the weighted tau minus that of the static list, and its interval, in draws of the same cases and seeds."""
+    if row.score == static.score:
+        return np.nan, np.nan, np.nan
+    both = row.draws.size and row.draws.shape == static.draws.shape
+    low, high = _bounds(row.draws - static.draws) if both else (np.nan, np.nan)
+    return row.values[tau.name] - static.values[tau.name], low, high
 
 
 def _without(lacking: Missing, candidates: Mapping[str, Sequence[str]]) -> list[str]:
@@ -295,7 +315,7 @@ def _judge_score(
         for measure in measures:
             key, own = measure.name, [name for name in names if name in defined[measure.name]]
             means[key] = float(np.mean([values[name][key] for name in own])) if own else np.nan
-            low[key], high[key] = _interval([draws[name].get(key) for name in own])
+            low[key], high[key] = _bounds(_mean_draws([draws[name].get(key) for name in own]))
         own = [name for name in names if name in defined[tau.name]]
         numbers = [len(kept[name]) for name in names]
         x = pairs[names[0]][0]
@@ -313,6 +333,7 @@ def _judge_score(
             if own
             else np.nan,
             first=[c for c, value in zip(kept[names[0]], x, strict=True) if value == x.max()] if target else (),
+            draws=_mean_draws([draws[name].get(tau.name) for name in own]),
         )
 
     each = [row([name], name) for name in kept]
@@ -335,15 +356,19 @@ def _draws(
     return (x[valid], y[valid]) if valid.any() else None
 
 
-def _interval(draws: Sequence[np.ndarray | None]) -> tuple[float, float]:
-    """Return the bounds of the mean of targets; NaN if one of them has no draws. Undefined draws do not count."""
+def _mean_draws(draws: Sequence[np.ndarray | None]) -> np.ndarray:
+    """Return draws of the mean of targets; none if one of them has none."""
     found = [d for d in draws if d is not None]
     if not found or len(found) < len(draws):
-        return np.nan, np.nan
+        return np.empty(0)
     size = min(map(len, found))  # some draws of a target may be left out
-    means = np.mean([d[:size] for d in found], axis=0)
-    means = means[~np.isnan(means)]
-    if not means.size:
+    return np.asarray(np.mean([d[:size] for d in found], axis=0))
+
+
+def _bounds(draws: np.ndarray) -> tuple[float, float]:
+    """Return the bounds of an interval, NaN without draws. Undefined draws do not count."""
+    draws = draws[~np.isnan(draws)]
+    if not draws.size:
         return np.nan, np.nan
-    low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    low, high = np.quantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return float(low), float(high)

@@ -25,7 +25,7 @@ def table(judgement: Judgement) -> tuple[list[str], list[list[str]]]:
     columns = ["pool", "score", "candidates"]
     for measure in judgement.measures:
         columns += [measure.heading, *["95 % interval"] * (measure.name in WITH_INTERVAL)]
-        columns += ["p"] * (measure is judgement.measures[0])
+        columns += ["p", "minus static", "95 % interval"] * (measure is judgement.measures[0])
     return columns, [_cells(row, judgement.measures) for row in main_rows(judgement)]
 
 
@@ -47,6 +47,9 @@ def _cells(row: Row, measures: Sequence[Measure]) -> list[str]:
             cells.append("-" if isnan(low) else f"{low:.{measure.places}f} to {high:.{measure.places}f}")
         if measure is measures[0]:
             cells.append("-" if isnan(row.p) else f"{row.p:.2g}")
+            gain, low, high = row.gain
+            cells.append("-" if isnan(gain) else f"{gain:+.3f}")
+            cells.append("-" if isnan(low) else f"{low:+.3f} to {high:+.3f}")
     return cells
 
 
@@ -69,6 +72,7 @@ def _record(row: Row, measures: Sequence[Measure]) -> dict[str, Any]:
         "candidates": row.candidates,
         "first": list(row.first),
         "p": row.p,
+        **dict(zip(("minus_static", "minus_static_low", "minus_static_high"), row.gain, strict=True)),
     }
     for measure in measures:
         record[measure.name] = row.values[measure.name]

@@ -189,3 +189,20 @@ def test_what_is_missing_is_said_and_nothing_in_common_is_an_error() -> None:
         judge(scored({"x": FIVE}), means({"A": {"a": 0.5, "z": 0.4}}))
     with pytest.raises(DataError, match="called 'random order'"):
         judge(scored({RANDOM: FIVE}), means({"A": FIVE}))
+
+
+def test_what_a_score_gains_over_the_static_list_is_paired() -> None:
+    random = np.random.default_rng(0)
+    dice = {c: {"0": {f"case{n}": {"a": float(v + random.normal(0, 0.1))} for n in range(12)}} for c, v in FIVE.items()}
+    names = {"same": FIVE, "static": FIVE, "reversed": {c: -v for c, v in FIVE.items()}}
+    found = judge(scored(names), to_results({"A": dice}, "x"), draws=400, permutations=9)
+    pool = next(iter(found.rows)).pool
+    assert row(found, "same", pool).gain == (0, 0, 0)  # although each has an interval of its own
+    assert row(found, "same", pool).high["weighted_tau"] > row(found, "same", pool).low["weighted_tau"]
+    gain, low, high = row(found, "reversed", pool).gain
+    assert gain == pytest.approx(
+        row(found, "reversed", pool).values["weighted_tau"] - row(found, "static", pool).values["weighted_tau"]
+    )
+    assert low <= gain <= high < 0
+    assert np.isnan(row(found, "static", pool).gain).all()
+    assert np.isnan(row(judge(scored({"only": FIVE}), means({"A": FIVE})), "only", pool).gain).all()
