@@ -29,9 +29,10 @@ or an experiment of stunet_experiment: its folder, or its .toml file. Candidates
 
 Regret is in Dice points: what the best of the first one or three loses to the best of all. Intervals resample held-out
 cases and seeds, which adds noise: those of a high correlation or a low regret may lie beside the value. p is that of a
-random order to reach this weighted tau. "minus static" is what it gains over the static list, in the same draws. Beside the scores stand a random order and, with results of other targets, a
-static list: the mean standardised Dice on these. Fewer than four candidates have no correlations. The two definitions
-of the weighted tau give different numbers: never compare one with the other.
+random order to reach this weighted tau. "minus static" is what it gains over the static list, in the same draws. Beside
+the scores stand a random order and, with results of other targets, a static list: the mean standardised Dice on these.
+Fewer than four candidates have no correlations. The two definitions of the weighted tau give different numbers: never
+compare one with the other.
 """
 
 
