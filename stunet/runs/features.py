@@ -226,9 +226,7 @@ def _tasks(
         check_cases(points, names, request.points, request.input)
     if request.probe:
         check_cases({case for target in targets for case in target.cases}, names, request.probe, request.input)
-    subjects = _subjects(request.input, names)
-    for target in targets:
-        subjects |= target.subjects
+    subjects = _subjects(request.input, cases, targets)
     labels = _labels(request, names, model.model.ending) if request.labels else {}
     tasks = []
     for case in cases:
@@ -246,17 +244,30 @@ def _tasks(
     return tasks
 
 
-def _subjects(source: Path, names: Sequence[str]) -> dict[str, str]:
-    """Return whose scan each case is: as the dataset.json beside the images says, else by their names."""
+def _subjects(source: Path, cases: "Sequence[InputCase]", targets: Sequence[Target]) -> dict[str, str]:
+    """Return whose scan each case is: by the targets, the dataset.json beside the images, DICOM, or else its name."""
     from stunet.datasets.scan_names import Place, subjects_of
 
-    folder = source if source.is_dir() else source.parent
+    names, folder = [case.name for case in cases], source if source.is_dir() else source.parent
     found = dict(zip(names, subjects_of([Place(folder, (), name) for name in names]), strict=True))
+    given = [{case.name: patient for case in cases if case.is_dicom and (patient := _patient(case))}]
     beside = folder.resolve().parent / "dataset.json"
-    given = content.get("subjects") if beside.is_file() and isinstance(content := read_json(beside), Mapping) else None
-    if isinstance(given, Mapping):  # a key of others, too
-        found |= {name: str(given[name]) for name in names if isinstance(given.get(name), str | int)}
+    content = read_json(beside) if beside.is_file() else None
+    said = content.get("subjects") if isinstance(content, Mapping) else None
+    if isinstance(said, Mapping):  # a key of others, too
+        given.append({name: str(said[name]) for name in names if isinstance(said.get(name), str | int)})
+    for better in (*given, *(target.subjects for target in targets)):
+        # What is said of one of a person's scans holds for those of which nothing is said.
+        known = {found[name]: subject for name, subject in better.items()}
+        found = {name: better.get(name, known.get(subject, subject)) for name, subject in found.items()}
     return found
+
+
+def _patient(case: "InputCase") -> str | None:
+    from stunet.datasets.dicom_headers import scan
+    from stunet.datasets.scans import patient_of
+
+    return next((patient_of(each) for each in scan(case.files[0]).series if each.key == case.series), None)
 
 
 def _description(folder: Path) -> dict[str, Any] | None:
