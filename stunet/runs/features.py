@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from stunet.inference.features.stored import StoredFeatures
 
 TABLE, PROBES = "features.csv", "probe.csv"
+OF_FILES = ("image", "labels", "points")  # of what features were made from; the rest is model and options
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -330,6 +331,13 @@ def _compute(
 
     files: dict[str, Path] = {}
     errors: dict[str, StunetError] = {task.case.name: task.error for task in tasks if task.error}
+    names = {task.case.name for task in tasks}
+    for file in sorted(request.output.glob(f"*{ENDING}")):
+        if file.name.removesuffix(ENDING) not in names:
+            _check_made_by(file, options, "another folder with -o, or remove it")
+    if request.overwrite:  # tables of what is replaced now
+        for name in (TABLE, PROBES):
+            (request.output / name).unlink(missing_ok=True)
     todo = []
     for task in tasks:
         file = request.output / f"{task.case.name}{ENDING}"
@@ -388,12 +396,20 @@ def _is_done(file: Path, options: Mapping[str, Any], made_from: Mapping[str, Any
     """
     if request.overwrite or not file.exists():
         return False
+    before = _check_made_by(file, options, "another folder with -o, or --overwrite")
+    return all(before.get(key) == made_from.get(key) for key in OF_FILES)
+
+
+def _check_made_by(file: Path, options: Mapping[str, Any], hint: str) -> Mapping[str, Any]:
+    """Return what a case's features were made from.
+
+    Raises:
+        DataError: They were made by another model, or with other options, or are damaged.
+    """
     before = _read(file).made_from
-    of_files = ("image", "labels", "points")
-    if changed := json_differences({k: v for k, v in before.items() if k not in of_files}, dict(options)):
-        what = f"the features in {str(request.output)!r} were made by another model or with other options: {changed[0]}"
-        raise DataError(what, "another folder with -o, or --overwrite")
-    return all(before.get(key) == made_from.get(key) for key in of_files)
+    if changed := json_differences({k: v for k, v in before.items() if k not in OF_FILES}, dict(options)):
+        raise DataError(f"{str(file)!r} was made by another model or with other options: {changed[0]}", hint)
+    return before
 
 
 def _read(file: Path) -> "StoredFeatures":

@@ -94,7 +94,13 @@ def test_what_is_done_is_kept_unless_something_changed(place: Path, capsys: pyte
     assert {name for name in after if after[name] != before[name]} == {"p2_V1.safetensors", "p3_V1.safetensors"}
     assert run("-step_size", 1) == 3
     assert "made by another model or with other options" in error(capsys)[0]
+    first = write_image(place / "more/q1_0000.nii.gz", 5, SMALL)
+    for more in ((), ("--overwrite",)):  # the others stay, and are not of the same features
+        assert run("-i", first, "-step_size", 1, *more) == 3
+        assert "p1_V1.safetensors' was made by another model or with other options" in error(capsys)[0]
+    Path("out/probe.csv").write_text("of what is replaced")
     assert run("-step_size", 1, "--overwrite") == 0
+    assert not Path("out/probe.csv").exists()
     Path("out/p3_V1.safetensors").write_bytes(b"nothing")
     assert run("-step_size", 1) == 3
     assert "does not hold features of stunet, or is damaged" in error(capsys)[0]
