@@ -55,7 +55,9 @@ class InputCase:
 
     def _all_files(self) -> list[Path]:
         """Return its files and folders, what the folders hold, and the files with the spacing of TIFFs."""
-        spacings = [tiff.spacing_file(path, is_image=True) for path in self.files if path.suffix.lower() in tiff.ENDINGS]
+        spacings = [
+            tiff.spacing_file(path, is_image=True) for path in self.files if path.suffix.lower() in tiff.ENDINGS
+        ]
         paths = [path for path in (*self.files, *spacings, self.previous) if path]
         return [file for path in paths for file in (path, *sorted(path.glob("*")))]
 

@@ -108,7 +108,7 @@ def axes_warnings(weights: Weights, transposition: Sequence[int] | None, orienta
     orders = weights.plan.get("transpose_forward"), list(transposition)
     if any(order not in ORDERS for order in orders):
         return []
-    codes = [str(code or "") for code in (weights.plan.orientation, orientation)]
+    codes = [str(code or "") for code in (weights.orientation, orientation)]
     if not all(map(is_orientation, codes)):
         if orders[0] == orders[1]:
             return []
