@@ -1,6 +1,7 @@
 """Validate plans: reject, with a reason, what was edited by hand or made by something else and is inconsistent.
 
-nnU-Net reads a plan without checking it; an inconsistent plan fails hours later or computes something else.
+nnU-Net reads a plan without checking it; an inconsistent plan fails hours later or computes something else. Plans of
+nnU-Net's own planners are checked alike, but keys that other programs add to them are left alone.
 """
 
 from collections.abc import Mapping
@@ -33,17 +34,21 @@ def check_plan(plan: Plan, configuration: str) -> Configuration:
     """
     content, name = plan.content, plan.get("plans_name")
     check(content, PLANS, f"plans {name!r}", HINT)
-    _check_keys(content, _PLAN_KEYS, _PLAN_KEYS - {"stunet", "continue_training"}, f"plans {name!r}")
-    if not plan.is_ours:
-        raise DataError(f"plans {name!r} were not made by stunet", "stunet_plan_and_preprocess -d ...")
+    required = _PLAN_KEYS - {"stunet", "continue_training"}
+    _check_keys(content, _PLAN_KEYS if plan.is_planned_by_us else {*content}, required, f"plans {name!r}")
     _require("__" not in plan.name, f"the plans name {name!r} contains '__', which nnU-Net splits folder names at")
-    ours = content["stunet"]
-    # Only what is missing: unknown keys of the block were rejected with PLANS above.
-    _check_keys(ours, set(ours), {"size", "mirror_axes", "plan", "train"}, "the 'stunet' block")
     planned = plan.configuration(configuration)
-    _check_keys(planned.content, _CONFIGURATION_KEYS, _REQUIRED, f"configuration {configuration!r}")
+    known = _CONFIGURATION_KEYS if plan.is_planned_by_us else {*planned.content}
+    _check_keys(planned.content, known, _REQUIRED, f"configuration {configuration!r}")
     arguments = planned.network_arguments
     architecture = architectures.of_class(planned.network_class, configuration)
+    if plan.is_ours:
+        ours = content["stunet"]
+        required = {"plan", "train", *({"mirror_axes"} if plan.is_planned_by_us else ())}
+        # Only what is missing: unknown keys of the block were rejected with PLANS above.
+        _check_keys(ours, set(ours), required | (architecture.required & {"size"}), "the 'stunet' block")
+    elif "size" in architecture.required:
+        raise DataError(f"plans {name!r} were not made by stunet", "stunet_plan_and_preprocess -d ...")
     required = {*architecture.required, "strides"}
     _check_keys(arguments, required | architecture.optional, required, f"{configuration}: arch_kwargs")
     wrong = architecture.problem(arguments)
@@ -52,6 +57,12 @@ def check_plan(plan: Plan, configuration: str) -> Configuration:
         _require(
             isinstance(arguments.get(key, False), bool), f"{configuration}: arch_kwargs.{key} must be true or false"
         )
+    classes = {key for key in architecture.imports if arguments.get(key) is not None}
+    listed = set((planned.get("architecture") or {}).get("_kw_requires_import") or ())
+    _require(  # nnU-Net imports whatever these arguments name
+        classes <= listed <= {*architecture.imports} & {*arguments},
+        f"{configuration}: _kw_requires_import must be {sorted(classes)}, not {sorted(listed)}",
+    )
     weights, encoders = len(plan.weights), arguments.get("encoders", 1)
     _require(
         weights in (0, 1, encoders),
@@ -81,9 +92,9 @@ def plan_differences(before: Plan, now: Plan) -> list[str]:
 
 
 def _comparable(plan: Plan, other: Plan) -> dict[str, Any]:
-    left_out = {"derived_from", "version", "fingerprint", "like"}
+    left_out = {"derived_from", "version", "fingerprint", "like", "planned_with"}
     left_out |= {key for key in ("orientation", "orientations") if not other.states(key)}
-    ours = {key: value for key, value in plan.content["stunet"].items() if key not in left_out}
+    ours = {key: value for key, value in (plan.get("stunet") or {}).items() if key not in left_out}
     return {**plan.content, "stunet": ours}
 
 

@@ -1,4 +1,4 @@
-"""Derive a plan from another: different size, memory target, number of stages or values, same preprocessed data.
+"""Derive a plan from another: other network, size, memory target, number of stages or values, same preprocessed data.
 
 Plans never change; every function here returns a new one. Read next: fit.py; settings.py for what can be set; check.py
 for what makes a plan valid.
@@ -16,6 +16,7 @@ from stunet import architectures
 from stunet.errors import DataError, OutOfMemoryError, UsageError
 from stunet.names import check_name
 from stunet.plans import memory, settings, topology
+from stunet.plans.blueprints import TAGS, Blueprint
 from stunet.plans.check import check_plan
 from stunet.plans.demand import Demand
 from stunet.plans.fit import Fit, MemoryTarget, corrected, fit, largest_batch
@@ -35,6 +36,7 @@ def derive(
     dataset_json: Mapping[str, Any],
     *,
     size: str | None = None,
+    network: Blueprint | None = None,
     memory_gb: float | None = None,
     stages: int | str | None = None,
     overrides: Mapping[str, Any] | None = None,
@@ -53,9 +55,10 @@ def derive(
     Values that were set before stay set. Of a plan that follows another dataset's, patch and strides stay, too.
 
     Args:
-        plan: A plan made by stunet.
+        plan: A plan, of stunet or of nnU-Net's own planners. What of these is not set stays as it was planned.
         dataset_json: nnU-Net's description of the dataset.
         size: Key of stunet.sizes.SIZES; the memory target becomes that size's default unless it was set.
+        network: Another network than the plan's; None: that one, in this size.
         memory_gb: GPU memory that a training step may take.
         stages: Number of stages or "auto".
         overrides: Values as in settings.py.
@@ -69,31 +72,38 @@ def derive(
         like: The plan that this one has to be like, as `3:PLANS`; None: as planned.
 
     Raises:
-        UsageError: Unknown size or key, or a value that is invalid or does not fit.
-        DataError: The plan was not made by stunet.
+        UsageError: Unknown size or key, a value that is invalid or does not fit, or a network that has no such value.
+        DataError: The plan is inconsistent.
         OutOfMemoryError: Nothing of this size fits.
     """
     _check(plan, dataset_json)
     given = {key: settings.check_value(key, value) for key, value in (overrides or {}).items()}
     set_for_plan = dict(plan.set_for_plan)
-    # What is planned like this already does not count as set: an equal plan would get another name.
-    if memory_gb is not None and memory_gb != plan.memory_gb:
+    set_for_training = {**plan.set_for_training, **{k: value for k, value in given.items() if k in settings.TRAIN}}
+    if network:
+        size, target_gb = network.size, network.target_gb or plan.memory_gb
+    elif size is None or size == plan.size:
+        size, target_gb = plan.size, plan.memory_gb
+    elif size in SIZES:
+        _check_has(plan, "size", f"--size {size}")
+        target_gb = SIZES[size].target_gb
+    else:
+        raise UsageError(f"unknown size {size!r}; known: {', '.join(SIZES)}")
+    # What is planned like this already does not count as set: an equal plan would get another name. Another network
+    # has defaults of its own, which may differ from what is asked for although the plan's values do not.
+    if memory_gb is not None and {memory_gb} != {plan.memory_gb, target_gb}:
         set_for_plan["memory_gb"] = memory_gb
-    if (stages := settings.parse_stages(stages)) is not None and stages != (plan.stages or "auto"):
+    usual = network.stages if network else plan.stages or "auto"
+    if (stages := settings.parse_stages(stages)) is not None and {stages} != {plan.stages or "auto", usual}:
         set_for_plan["stages"] = stages
     set_for_plan |= {key: value for key, value in given.items() if key in settings.PLAN}
-    set_for_training = {**plan.set_for_training, **{k: value for k, value in given.items() if k in settings.TRAIN}}
-    size, target_gb = size or plan.size, plan.memory_gb
-    if size != plan.size:
-        if size not in SIZES:
-            raise UsageError(f"unknown size {size!r}; known: {', '.join(SIZES)}")
-        target_gb = SIZES[size].target_gb
     new = plan.with_ours(
         plan=set_for_plan,
         train=set_for_training,
         size=size,
+        network=(None if network.size else network.name) if network else plan.network,
         memory_gb=set_for_plan.get("memory_gb", target_gb),
-        stages=set_for_plan.get("stages", plan.stages or "auto"),
+        stages=set_for_plan.get("stages", network.stages if network else _stages(plan)),
         finetune=finetune or plan.finetune,
         pretext=pretext or plan.pretext,
         datasets=(list(datasets) if datasets is not None else plan.more_datasets) or None,
@@ -103,6 +113,11 @@ def derive(
     new = new.with_weights(weights or plan.weights)
     other_classes = any(each.classes is not None for each in weights)
     other_network = (new.size, new.memory_gb, new.stages) != (plan.size, plan.memory_gb, plan.stages)
+    if network:
+        other_network = True
+        new = with_network(new, network)
+    if new.constraints.checkpointing:
+        _check_has(new, "checkpointing", "checkpointing=true")
     if encoders or len(weights) > 1:
         new, before = _with_encoders(new, encoders or len(weights)), new
         other_network |= new != before
@@ -110,7 +125,13 @@ def derive(
     other_step = other_network or other_classes or "checkpointing" in given
     if other_step:
         new = _with_network_of(new)
-        new = _with_stages(new, plan) if new.like else fit_configurations(new, dataset_json, target_of(new))
+        # A plan that is like another one keeps its strides, and networks whose weights depend on them as well.
+        other_stages = "stages" in set_for_plan if network else new.stages != plan.stages
+        if other_stages and (new.like or _keeps_strides(new)):
+            new = _with_stages(new)
+        if not new.like and new.memory_gb is not None:
+            keeps = network is None or network.found is not None
+            new = fit_configurations(new, dataset_json, target_of(new), keeps=keeps)
     new = _with_patch_and_batch(new, dataset_json, demand)
     if other_step and new.like and demand is None:
         new = with_batch_for(new, dataset_json)
@@ -130,29 +151,53 @@ def _check(plan: Plan, dataset_json: Mapping[str, Any]) -> None:
                 f"{name}: median_image_size_in_voxels must be {len(configuration.spacing)} numbers",
                 "stunet_plan_and_preprocess -d ... --no_pp",
             )
-    missing = [key for key in ("memory_gb", "stages") if not plan.states(key)]
+    missing = [key for key in ("memory_gb", "stages") if plan.is_planned_by_us and not plan.states(key)]
     missing += ["numTraining of dataset.json"] * ("numTraining" not in dataset_json)
     if missing:
         what = f"plans {plan.name!r}: missing {', '.join(missing)}"
         raise DataError(what, "stunet_plan_and_preprocess -d ... --no_pp")
 
 
+def _check_has(plan: Plan, argument: str, option: str) -> None:
+    """Reject a value of which the networks of a plan know nothing."""
+    for name in plan.configurations_with_network:
+        planned = plan.configuration(name)
+        architecture = architectures.of_class(planned.network_class, name)
+        if argument not in architecture.required | architecture.optional:
+            label = architecture.label(planned.network_arguments)
+            what = f"{option} is for STU-Net, not for a {label}"
+            raise UsageError(what, "leave it out, or --network stunet-b for an STU-Net on the same data")
+
+
 def target_of(plan: Plan) -> MemoryTarget:
-    """Return what the networks of a plan are fitted into."""
+    """Return what the networks of a plan are fitted into; it must state its memory."""
+    assert plan.memory_gb is not None
     return MemoryTarget(plan.memory_gb, plan.stages)
 
 
 def fit_configurations(
-    plan: Plan, dataset_json: Mapping[str, Any], target: MemoryTarget, measure: Measure | None = None
+    plan: Plan,
+    dataset_json: Mapping[str, Any],
+    target: MemoryTarget,
+    measure: Measure | None = None,
+    keeps: bool = False,
 ) -> Plan:
     """Fit patch, batch and strides of every configuration that has a network of its own.
 
     Each configuration's `stunet` block records the estimate (`memory_gb`) and, with a probe, its measurement.
+
+    Args:
+        plan: The plan.
+        dataset_json: nnU-Net's description of the dataset.
+        target: What to fit into.
+        measure: Runs a training step; None: the estimate decides.
+        keeps: Keep the strides of networks whose weights depend on them.
     """
     for name in plan.configurations_with_network:
         network = describe(plan, name, dataset_json)
-        fitted, measured = _fit(network, plan, name, dataset_json["numTraining"], target, measure)
-        plan = plan.with_network(name, strides=fitted.strides).with_configuration(
+        strides = plan.configuration(name).strides if keeps and network.architecture.depth_by_patch else None
+        fitted, measured = _fit(network, plan, name, dataset_json["numTraining"], target, measure, strides)
+        plan = plan.with_network(name, **fitted.arguments).with_configuration(
             name,
             patch_size=fitted.patch,
             batch_size=fitted.batch,
@@ -162,7 +207,13 @@ def fit_configurations(
 
 
 def _fit(
-    network: Network, plan: Plan, name: str, cases: int, target: MemoryTarget, measure: Measure | None
+    network: Network,
+    plan: Plan,
+    name: str,
+    cases: int,
+    target: MemoryTarget,
+    measure: Measure | None,
+    strides: topology.Strides | None,
 ) -> tuple[Fit, dict[str, float]]:
     """Return the fit of one configuration, and what a probe measured."""
     configuration = plan.configuration(name)
@@ -172,7 +223,7 @@ def _fit(
         shape = plan.contained_shapes.get(name, shape)
 
     def search(correction: float) -> Fit:
-        return fit(network, configuration.spacing, shape, voxels, replace(target, correction=correction))
+        return fit(network, configuration.spacing, shape, voxels, replace(target, correction=correction), strides)
 
     if measure is None:
         return search(1.0), {}
@@ -215,12 +266,49 @@ def describe(plan: Plan, configuration: str, dataset_json: Mapping[str, Any], de
 
 
 def _with_network_of(plan: Plan) -> Plan:
-    """Return the plan with its size, and the checkpointing that was set, in every configuration."""
-    arguments: dict[str, Any] = {"size": plan.size}
-    if plan.constraints.checkpointing is not None:
-        arguments["checkpointing"] = plan.constraints.checkpointing
+    """Return the plan with its size, and the checkpointing that was set, in every configuration that knows of it."""
     for name in plan.configurations_with_network:
+        arguments: dict[str, Any] = {"size": plan.size} if plan.size else {}
+        optional = architectures.of_class(plan.configuration(name).network_class, name).optional
+        if plan.constraints.checkpointing is not None and "checkpointing" in optional:
+            arguments["checkpointing"] = plan.constraints.checkpointing
         plan = plan.with_network(name, **arguments)
+    return plan
+
+
+def _stages(plan: Plan) -> int | str | None:
+    """Return the number of stages as a plan states it; None if it does not."""
+    return plan.stages or ("auto" if plan.states("stages") else None)
+
+
+def _keeps_strides(plan: Plan) -> bool:
+    """Return whether the weights of a plan's networks depend on their strides."""
+    classes = {plan.configuration(name).network_class for name in plan.configurations_with_network}
+    return any(architectures.of_class(each).depth_by_patch for each in classes)
+
+
+def with_network(plan: Plan, network: Blueprint) -> Plan:
+    """Return the plan with another network; patches become divisible by its strides.
+
+    The network of weights is for the configurations with as many axes, and the others are left out.
+    """
+    architecture, found = network.architecture, network.found
+    names = [name for name in plan.configurations if not found or found.ndim == len(plan.configuration(name).spacing)]
+    plan = plan.with_values(configurations={name: plan.own_values(name) for name in names})
+    for name in plan.configurations_with_network:
+        planned = plan.configuration(name)
+        patch, ndim = planned.patch_size, len(planned.spacing)
+        stages = found.stages if found else None if architecture.depth_by_patch else topology.DEFAULT_STAGES
+        strides, kernels = found.strides if found else None, None
+        if strides is None:
+            strides = topology.rule_for(architecture.depth_by_patch)(patch, planned.spacing, stages)
+            strides += [[1] * ndim] * ((stages or 0) - len(strides))
+            kernels = None if found else topology.kernels_for(strides, planned.spacing)
+        given = found.planned if found else network.arguments(ndim)
+        arguments = architecture.laid_out(given, strides, kernels)
+        plan = plan.with_network_class(name, architecture.class_name, arguments, architecture.imports)
+        steps = topology.divisor(arguments["strides"])
+        plan = plan.with_configuration(name, patch_size=[-(-n // d) * d for n, d in zip(patch, steps, strict=True)])
     return plan
 
 
@@ -230,24 +318,26 @@ def _with_encoders(plan: Plan, encoders: int) -> Plan:
         planned = plan.configuration(name)
         architecture = architectures.of_class(planned.network_class, name)
         other, arguments = architectures.with_encoders(architecture, planned.network_arguments, encoders)
-        plan = plan.with_network_class(name, other.class_name, arguments)
+        plan = plan.with_network_class(name, other.class_name, arguments, other.imports)
     return plan
 
 
-def _with_stages(plan: Plan, before: Plan) -> Plan:
-    """Return a plan that is like another dataset's with the first of its stages, if fewer are asked for than before.
+def _with_stages(plan: Plan) -> Plan:
+    """Return a plan whose strides stay, with the first of them where it is for fewer stages.
 
     Raises:
-        UsageError: More are asked for, whose strides the other plan does not have.
+        UsageError: More are asked for, whose strides nobody planned.
     """
-    if plan.stages == before.stages:
-        return plan
-    for name in plan.configurations_with_network:
-        strides = plan.configuration(name).strides
-        if plan.stages is None or plan.stages > len(strides):
-            what = f"{name} has the {len(strides)} stages of the plan that it is like, {plan.like}"
-            raise UsageError(what, f"--stages {len(strides)} or fewer, or plans that are like no others")
-        plan = plan.with_network(name, strides=strides[: plan.stages])
+    most = {name: len(plan.configuration(name).strides) for name in plan.configurations_with_network}
+    if plan.stages is None or plan.stages > max(most.values()):
+        name, number = max(most.items(), key=lambda item: item[1])
+        of = f"the plan that it is like, {plan.like}" if plan.like else f"{plan.root}, which is not planned here"
+        raise UsageError(f"{name} has the {number} stages of {of}", f"--stages {number} or fewer, or plans of its own")
+    for name in most:
+        planned = plan.configuration(name)
+        architecture = architectures.of_class(planned.network_class, name)
+        kept = architecture.laid_out(planned.network_arguments, planned.strides[: plan.stages])
+        plan = plan.with_network(name, **kept)
     return plan
 
 
@@ -264,7 +354,7 @@ def _with_patch_and_batch(plan: Plan, dataset_json: Mapping[str, Any], demand: D
         if patch is not None and len(patch) == len(spacing) and "patch_size" in own:
             plan = plan.with_configuration(name, patch_size=patch)
             if "architecture" in own:
-                plan = plan.with_network(name, strides=_strides(plan, patch, spacing))
+                plan = plan.with_network(name, strides=_strides(plan, name, patch))
     # Otherwise the planner's estimate, or what a probe measured, still holds.
     if batch is None and patch is None and accumulation == 1:
         return plan
@@ -286,26 +376,39 @@ def with_batch_for(plan: Plan, dataset_json: Mapping[str, Any], demand: Demand |
     Raises:
         OutOfMemoryError: Not even the smallest batch fits.
     """
-    target, accumulation = target_of(plan), plan.train.accumulation
+    accumulation = plan.train.accumulation
     for name in plan.configurations_with_network:
         network, planned = describe(plan, name, dataset_json, demand), plan.configuration(name)
         patch, strides, batch = planned.patch_size, planned.strides, plan.constraints.batch_size
+        # Without a target, that of a training as it was planned.
+        trained = describe(plan, name, dataset_json), patch, planned.batch_size, strides
+        target = MemoryTarget(plan.memory_gb or memory.estimate(*trained), plan.stages)
         if batch is None:
             batch = largest_batch(network, patch, strides, _voxels(plan, name, dataset_json["numTraining"]), target)
         needed = memory.estimate(network, patch, -(-batch // accumulation), strides)
-        if plan.constraints.batch_size is None and needed > target.memory_gb:
+        if plan.constraints.batch_size is None and plan.memory_gb is not None and needed > plan.memory_gb:
             raise OutOfMemoryError(
                 f"{name}: {plan.pretext or 'training'} needs {needed:.1f} GB with a patch of {patch}; the target is "
-                f"{target.memory_gb:g} GB",
+                f"{plan.memory_gb:g} GB",
                 f"a smaller --set patch_size, or -gpu_memory_target {math.ceil(needed)}",
             )
         plan = plan.with_configuration(name, batch_size=batch, stunet={"memory_gb": round(needed, 2)})
     return plan
 
 
-def _strides(plan: Plan, patch: Sequence[int], spacing: Sequence[float]) -> topology.Strides:
-    depth = plan.stages or topology.supported_stages(patch, spacing)
-    possible, strides = topology.round_up(patch, spacing, depth)
+def _strides(plan: Plan, configuration: str, patch: Sequence[int]) -> topology.Strides:
+    """Return the strides for a patch that was set; networks whose weights depend on strides keep theirs.
+
+    Raises:
+        UsageError: The patch is not divisible by them, or the last stage is left with a single voxel.
+    """
+    planned = plan.configuration(configuration)
+    if architectures.of_class(planned.network_class, configuration).depth_by_patch:
+        strides, steps = planned.strides, topology.divisor(planned.strides)
+        possible = [-(-n // step) * step for n, step in zip(patch, steps, strict=True)]
+        possible = topology.larger_than_one(possible, strides)
+    else:
+        possible, strides = topology.round_up(patch, planned.spacing, plan.stages)
     if possible != list(patch):
         hint = json.dumps(possible, separators=(",", ":"))
         raise UsageError(f"patch_size {patch} does not fit the strides of the network", f"--set patch_size={hint}")
@@ -314,11 +417,12 @@ def _strides(plan: Plan, patch: Sequence[int], spacing: Sequence[float]) -> topo
 
 def _name(plan: Plan, root: str) -> str:
     """Return the name of the original plan, with the size and a tag for each value that was set."""
-    size = plan.size
-    if not re.search(rf"_{size}(?=_|$)", root):
-        # The planner puts the size before its tags for spacing, normalization and likeness; any other _L is a user's.
-        pattern = rf"_({'|'.join(SIZES)})(?=(_[0-9.x]+mm|_median|_native)?(_z|_ct)?(_like[0-9]+(-.*)?)?$)"
-        root = re.sub(pattern, f"_{size}", root) if re.search(pattern, root) else f"{root}_{size}"
+    size, tag = plan.size, plan.size or TAGS.get(plan.network or "")
+    if tag and not re.search(rf"_{tag}(?=_|$)", root):
+        # The planner puts the tag before those for spacing, normalization and likeness; any other _L is a user's.
+        own = "|".join([*SIZES, *TAGS.values()])
+        pattern = rf"_({own})(?=(_[0-9.x]+mm|_median|_native)?(_z|_ct)?(_like([0-9]+(-.*)?|-.+))?$)"
+        root = re.sub(pattern, f"_{tag}", root) if re.search(pattern, root) else f"{root}_{tag}"
     start = [plan.pretext] if plan.pretext else []
     start += ["with" + "and".join(str(dataset_number(name)) for name in plan.more_datasets)] * bool(plan.more_datasets)
     start += [plan.finetune] if plan.finetune else []

@@ -25,14 +25,34 @@ def read_plan(path: Path, hint: str = HINT) -> Plan:
     return Plan(read(path, PLANS, hint))
 
 
+def read_dataset_plan(path: Path) -> Plan:
+    """Read the plans file of a preprocessed dataset: one whose data and results nnU-Net will look for where we do.
+
+    Raises:
+        DataError: Something in it is wrong, or it is a copy that still has another dataset's name or other plans'.
+    """
+    plan, dataset = read_plan(path), path.parent.name
+    if plan.dataset_name not in ("", dataset):
+        raise DataError(
+            f"{str(path)!r} are plans of {plan.dataset_name}: its data would be taken, and its results replaced",
+            "nnUNetv2_move_plans_between_datasets, which adapts the names in a copy",
+        )
+    if plan.name not in ("", path.stem) and path.with_name(f"{plan.name}.json").is_file():
+        raise DataError(
+            f"{str(path)!r} has the plans_name {plan.name!r}, as {plan.name}.json has: their results would be mixed",
+            f'"plans_name": "{path.stem}" in it',
+        )
+    return plan
+
+
 def list_plans(dataset: str) -> list[str]:
-    """Return the names of our plans for a dataset, sorted."""
-    return sorted(_our_plans(dataset))
+    """Return the names of all plans for a dataset, ours and those of nnU-Net's planners, sorted."""
+    return sorted(_plans(dataset))
 
 
 def list_planned(dataset: str) -> list[str]:
     """Return the names of our plans for a dataset that were planned, not derived from another one."""
-    return sorted(name for name, plan in _our_plans(dataset).items() if not plan.is_derived)
+    return sorted(name for name, plan in _plans(dataset).items() if plan.is_ours and not plan.is_derived)
 
 
 def plan_path(dataset: str, name: str | None = None) -> Path:
@@ -47,9 +67,11 @@ def plan_path(dataset: str, name: str | None = None) -> Path:
         if len(base) > 1:
             raise DataError(f"{dataset} has {len(base)} plans: {', '.join(base)}", f"add -p {base[0]}")
         if not base:
+            stock = sorted(name for name, plan in _plans(dataset).items() if not plan.is_ours)
+            others = [f"-p {name} for those of nnU-Net's planner, or " for name in stock[:1]]
             raise DataError(
-                f"no plans for {dataset} in {str(preprocessed_dataset(dataset))!r}",
-                f"stunet_plan_and_preprocess -d {number}",
+                f"no plans {'of stunet ' if others else ''}for {dataset} in {str(preprocessed_dataset(dataset))!r}",
+                f"{''.join(others)}stunet_plan_and_preprocess -d {number}",
             )
         name = base[0]
     path = preprocessed_dataset(dataset) / f"{name}.json"
@@ -68,13 +90,13 @@ def hash_of_fingerprint(content: Mapping[str, Any]) -> str:
     return sha256_of_json(own)[:16]
 
 
-def _our_plans(dataset: str) -> dict[str, Plan]:
-    """Return our plans for a dataset by the names of their files; nothing in them has been checked."""
+def _plans(dataset: str) -> dict[str, Plan]:
+    """Return the plans for a dataset by the names of their files; nothing in them has been checked."""
     files = [path for path in preprocessed_dataset(dataset).glob("*.json") if path.stem not in OTHERS]
     # Hidden files, such as macOS's ._NAME.json, are ignored everywhere.
     contents = {path.stem: _content(path) for path in files if not path.name.startswith(".")}
     plans = {name: Plan(content) for name, content in contents.items() if isinstance(content, dict)}
-    return {name: plan for name, plan in plans.items() if plan.is_ours}
+    return {name: plan for name, plan in plans.items() if plan.is_ours or plan.get("configurations")}
 
 
 def _content(path: Path) -> Any:

@@ -24,7 +24,7 @@ from stunet.images import Reader, count_orientations, is_flat, read_header
 from stunet.kinds import FINGERPRINT, read, read_dataset_json
 from stunet.nifti_header import oddities
 from stunet.nnunet import patched, write_atomically
-from stunet.orientation import REORIENTED, REORIENTS
+from stunet.orientation import REORIENTED, REORIENTS, turn
 from stunet.workers import map_cases
 from stunet.workspace import dataset_number, preprocessed_dataset, raw_dataset
 
@@ -119,6 +119,13 @@ def orientations(dataset: str) -> tuple[str, dict[str, int]]:
 def target_orientation(kind: str, found: Any) -> str | None:
     """Return the orientation that all images are turned to: the reader's, or else the most frequent, if any."""
     return REORIENTED if kind.endswith(REORIENTS) else next(iter(found), None)
+
+
+def turned(found: Mapping[str, Any], own: str | None, wanted: str | None) -> tuple[dict[str, Any], tuple[int, ...]]:
+    """Return a fingerprint as of images that are turned, and the axis of their arrays before for each one after."""
+    order = turn(own, wanted).order if own and wanted else (0, 1, 2)
+    axes = {key: [[each[axis] for axis in order] for each in found[key]] for key in ("spacings", "shapes_after_crop")}
+    return {**found, **axes}, order
 
 
 class _OfCase(Reader):

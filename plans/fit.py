@@ -5,10 +5,11 @@ for L gives the same as planning for B and deriving L. Read next: memory.py and 
 """
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
-from stunet.errors import OutOfMemoryError
+from stunet.errors import DataError, OutOfMemoryError
 from stunet.plans import memory, topology
 from stunet.plans.memory import Network
 from stunet.plans.topology import Strides
@@ -23,12 +24,16 @@ DATASET_SHARE = 0.05  # maximum share of the training voxels in one batch, again
 
 @dataclass(frozen=True)
 class Fit:
-    """Patch (voxels per axis), batch (samples) and strides that fit, and their estimated memory in GiB."""
+    """Patch (voxels per axis), batch (samples) and strides that fit, and their estimated memory in GiB.
+
+    `arguments` are the network's in the plan, strides included.
+    """
 
     patch: list[int]
     batch: int
     strides: Strides
     memory_gb: float
+    arguments: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -46,6 +51,7 @@ def fit(
     median_shape: Sequence[float],
     voxels_in_dataset: float,
     target: MemoryTarget,
+    strides: Strides | None = None,
 ) -> Fit:
     """Return the largest patch, then the largest batch, whose training step fits into the target.
 
@@ -59,25 +65,37 @@ def fit(
         median_shape: Voxels per axis of the median image at this spacing; in pre-training, of what scans contain.
         voxels_in_dataset: Total number of training voxels, which limits the batch.
         target: Memory and stages.
+        strides: Those of the network, where they must stay; None: those that suit the patch.
 
     Raises:
         OutOfMemoryError: Not even the smallest patch fits; the message names the size that would.
+        DataError: In pre-training, scans are smaller than strides that must stay allow.
     """
     shape = [max(1, round(n)) for n in median_shape]
     rounded = topology.round_down if network.demand else topology.round_up
-    patch, strides = _topology(initial_patch(spacing, shape), spacing, target.stages, rounded)
+    stays, rule = strides is not None, topology.rule_for(network.architecture.depth_by_patch, strides)
+    patch, strides = rounded(initial_patch(spacing, shape), spacing, target.stages, rule)
+    if not all(patch):
+        raise DataError(
+            f"the strides of the {network.label} need {topology.divisor(strides)} voxels, and scans have {shape}",
+            "a finer spacing, or weights of a network with fewer stages",
+        )
+    patch = topology.larger_than_one(patch, strides) if stays else patch
+    network = network if stays else network.laid_out(strides, spacing)
     floor = [min(MIN_PATCH, n) for n in patch]
     while (needed := memory.estimate(network, patch, MIN_BATCH, strides, target.correction)) > target.memory_gb:
-        shrunk = _shrink(patch, shape, spacing, target.stages, floor)
-        if shrunk is None:
+        shrunk = _shrink(patch, shape, spacing, target.stages, floor, rule)
+        if shrunk is None or (stays and topology.larger_than_one(shrunk, strides) != shrunk):
             raise OutOfMemoryError(
                 f"{network.label} needs {needed:.1f} GB even with its smallest patch {patch}; "
                 f"the target is {target.memory_gb:g} GB",
                 _advice(network, patch, strides, target),
             )
-        patch, strides = _topology(shrunk, spacing, target.stages, rounded)
+        patch, strides = rounded(shrunk, spacing, target.stages, rule)
+        network = network if stays else network.laid_out(strides, spacing)
     batch = largest_batch(network, patch, strides, voxels_in_dataset, target)
-    return Fit(patch, batch, strides, memory.estimate(network, patch, batch, strides, target.correction))
+    needed = memory.estimate(network, patch, batch, strides, target.correction)
+    return Fit(patch, batch, strides, needed, network.arguments)
 
 
 def initial_patch(spacing: Sequence[float], shape: Sequence[int], voxels: int | None = None) -> list[int]:
@@ -129,32 +147,28 @@ def corrected(
         measured = measure(fitted)
         if measured <= target_gb:
             return fitted, measured, factor
+        network = replace(network, arguments=fitted.arguments)
         fixed = memory.estimate(network, fitted.patch, 0, fitted.strides)
         growing = memory.estimate(network, fitted.patch, fitted.batch, fitted.strides) - fixed
         # 2 % more than measured, so that the next fit aims below the target and not at it.
         factor = 1.02 * (measured - fixed) / growing
     raise OutOfMemoryError(
         f"after {rounds} probes a step still takes {measured:.1f} GB; the target is {target_gb:g} GB",
-        "a smaller --size",
+        "a smaller network",
     )
 
 
-def _topology(
-    patch: Sequence[int],
+def _shrink(
+    patch: list[int],
+    shape: list[int],
     spacing: Sequence[float],
     stages: int | None,
-    rounded: Callable[[Sequence[int], Sequence[float], int], tuple[list[int], Strides]],
-) -> tuple[list[int], Strides]:
-    return rounded(patch, spacing, stages or topology.supported_stages(patch, spacing))
-
-
-def _shrink(
-    patch: list[int], shape: list[int], spacing: Sequence[float], stages: int | None, floor: list[int]
+    floor: list[int],
+    rule: topology.Rule,
 ) -> list[int] | None:
     """Shrink the axis that is longest relative to the median image, of those above their floor; None if none is."""
-    depth = stages or topology.supported_stages(patch, spacing)
     for axis in sorted(range(len(patch)), key=lambda a: patch[a] / shape[a], reverse=True):
-        candidate = topology.smaller(patch, axis, spacing, depth, floor[axis])
+        candidate = topology.smaller(patch, axis, spacing, stages, floor[axis], rule)
         if candidate is not None:
             return candidate
     return None

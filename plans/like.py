@@ -20,7 +20,7 @@ from stunet.plans.contained import SHARE, largest_contained, resampled_shapes
 from stunet.plans.demand import Demand
 from stunet.plans.derive import NAME_LENGTH, with_batch_for
 from stunet.plans.files import hash_of_fingerprint
-from stunet.plans.fingerprint import ORIENTATIONS, target_orientation
+from stunet.plans.fingerprint import ORIENTATIONS, target_orientation, turned
 from stunet.plans.plan import Plan
 from stunet.plans.planner import mirror_axes
 from stunet.workspace import dataset_number
@@ -53,11 +53,13 @@ def plan_like(
         what = f"{dataset} has {channels} channels, and {model.name} of {model.dataset_name} is for {theirs}"
         raise UsageError(what, "a dataset with the same channels, or no --like")
     # Of pictures nobody knows it; then at least all images of the dataset are alike.
-    orientation = model.orientation or target_orientation(reader, found.get(ORIENTATIONS) or {})
+    own = target_orientation(reader, found.get(ORIENTATIONS) or {})
+    orientation = model.orientation or own
     if orientation != REORIENTED:
         reader = reader.removesuffix(REORIENTS)  # which would turn them to that one
     number = dataset_number(model.dataset_name)
-    spacings = np.array(found["spacings"], float)[:, list(model.transpose_forward)]
+    seen, _ = turned(found, own, orientation)
+    spacings = np.array(seen["spacings"], float)[:, list(model.transpose_forward)]
     plan = model.with_values(
         dataset_name=dataset,
         original_median_spacing_after_transp=np.median(spacings, axis=0).tolist(),
@@ -74,12 +76,14 @@ def plan_like(
         orientation=orientation,
         orientations=found.get(ORIENTATIONS) if orientation else None,
         like=f"{number}:{model.name}",
-        **dict.fromkeys(("derived_from", "finetune", "weights", "pretext", "datasets", "contained_shapes")),
+        **dict.fromkeys(
+            ("derived_from", "finetune", "weights", "pretext", "datasets", "contained_shapes", "planned_with")
+        ),
     )
     contained, warnings = {}, []
     for name in names:
         planned = plan.configuration(name)
-        shapes = resampled_shapes(found, planned.spacing, plan.transpose_forward, planned.resamples)
+        shapes = resampled_shapes(seen, planned.spacing, plan.transpose_forward, planned.resamples)
         contained[name] = largest_contained(shapes)
         plan = plan.with_configuration(
             name,

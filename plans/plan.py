@@ -25,6 +25,7 @@ _OLD_NETWORK_KEYS = {
     "UNet_class_name", "UNet_base_num_features", "unet_max_num_features", "n_conv_per_stage_encoder",
     "n_conv_per_stage_decoder", "num_pool_per_axis", "pool_op_kernel_sizes", "conv_kernel_sizes",
 }  # fmt: skip
+PLANNER = "STUNetPlanner"  # the name of ours in a plan
 HINT = "correct the plans file, or make it again: stunet_plan_and_preprocess -d ... --no_pp"
 ENCODER_ALONE, WHOLE = "encoder", "all"
 TRANSFERS = (ENCODER_ALONE, WHOLE)  # what of pre-trained weights is taken: stem and encoder, or whatever fits
@@ -161,11 +162,6 @@ class Configuration:
     def network_arguments(self) -> dict[str, Any]:
         """The arguments of the network's class, besides channels and classes."""
         return dict(self._architecture.get("arch_kwargs") or {})
-
-    @property
-    def size(self) -> str:
-        """The network's size, a key of SIZES."""
-        return self._of_network("size")
 
     @property
     def strides(self) -> Strides:
@@ -326,32 +322,42 @@ class Plan:
 
     @property
     def is_ours(self) -> bool:
-        """Whether the plan was made by stunet."""
+        """Whether the plan was made, or derived from another program's, by stunet."""
         return isinstance(self.content.get("stunet"), Mapping)
+
+    @property
+    def is_planned_by_us(self) -> bool:
+        """Whether stunet planned it, or what it was derived from: other programs' plans may have keys of theirs."""
+        return self.is_ours and self.content.get("experiment_planner_used", PLANNER) == PLANNER
 
     def states(self, key: str) -> bool:
         """Return whether our block has a value; earlier versions did not write all of them."""
         return key in self._ours
 
     @property
-    def size(self) -> str:
-        """The size of the networks, a key of SIZES."""
-        return self._of("size")
+    def size(self) -> str | None:
+        """The size of the networks, a key of SIZES; None for networks without sizes."""
+        return self._ours.get("size")
 
     @property
-    def memory_gb(self) -> float:
-        """GPU memory that a training step may take, in GiB."""
-        return self._of("memory_gb")
+    def network(self) -> str | None:
+        """The network that was planned (plans/blueprints.py), of those without sizes; None if the plan names none."""
+        return self._ours.get("network")
+
+    @property
+    def memory_gb(self) -> float | None:
+        """GPU memory in GiB that patch and batch are fitted to; None: they are another program's, and stay."""
+        return self._ours.get("memory_gb")
 
     @property
     def stages(self) -> int | None:
         """The number of stages of the networks; None: as many as each patch supports ("auto" in the document)."""
-        return None if (stages := self._of("stages")) == "auto" else stages
+        return None if (stages := self._ours.get("stages")) == "auto" else stages
 
     @property
     def mirror_axes(self) -> list[int]:
-        """Array axes, after the transposition, along which mirroring does not swap left and right classes."""
-        return list(self._of("mirror_axes"))
+        """Array axes, after the transposition, that are mirrored; all, as in nnU-Net, if the plan states none."""
+        return list(self._ours.get("mirror_axes", range(3)))
 
     @property
     def orientation(self) -> str | None:
@@ -392,6 +398,11 @@ class Plan:
     def like(self) -> str | None:
         """The plan of another dataset whose input, patch and strides this one has, as `3:PLANS` (like.py)."""
         return self._ours.get("like")
+
+    @property
+    def planned_with(self) -> str | None:
+        """The options of a planning for pre-trained weights (pretrained.py), for messages."""
+        return self._ours.get("planned_with")
 
     @property
     def more_datasets(self) -> list[str]:
@@ -462,10 +473,12 @@ class Plan:
             name, architecture={**before, "arch_kwargs": {**before["arch_kwargs"], **arguments}}
         )
 
-    def with_network_class(self, name: str, network_class: str, arguments: Mapping[str, Any]) -> "Plan":
-        """Return the plan with another network in a configuration."""
-        before = self.configuration(name).content["architecture"]
-        network = {**before, "network_class_name": network_class, "arch_kwargs": dict(arguments)}
+    def with_network_class(
+        self, name: str, network_class: str, arguments: Mapping[str, Any], imports: Sequence[str] = ()
+    ) -> "Plan":
+        """Return the plan with another network in a configuration; nnU-Net imports those of `imports` by name."""
+        network = {"network_class_name": network_class, "arch_kwargs": dict(arguments)}
+        network["_kw_requires_import"] = [key for key in imports if key in arguments]
         return self.with_configuration(name, architecture=network)
 
     def with_weights(self, weights: Sequence[StartingWeights]) -> "Plan":
@@ -473,18 +486,10 @@ class Plan:
         entries = [each.to_json() for each in weights]
         return self.with_ours(weights=entries if len(entries) > 1 else entries[0] if entries else None)
 
-    def _of(self, key: str) -> Any:
-        if key not in self._ours:
-            raise DataError(f"plans {self.name!r} were not made by stunet: missing {key!r}", HINT)
-        return self._ours[key]
-
-    def reduced_to(self, name: str, network_class: str, arguments: Mapping[str, Any]) -> "Plan":
-        """Return the plan with a single configuration, which is complete and describes this network and no other."""
-        # Without the old description: the plan would otherwise describe two networks.
+    def reduced_to(self, name: str) -> "Plan":
+        """Return the plan with a single configuration, complete but for the network if nnU-Net 2.2 described that."""
         planned = {k: value for k, value in self.configuration(name).content.items() if k not in _OLD_NETWORK_KEYS}
-        # `_kw_requires_import` lists arguments that are classes, which nnU-Net imports by name; none of these is one.
-        network = {"network_class_name": network_class, "arch_kwargs": dict(arguments), "_kw_requires_import": []}
-        return Plan({**self.content, "configurations": {name: {**planned, "architecture": network}}})
+        return self.with_values(configurations={name: planned})
 
     @property
     def _ours(self) -> Mapping[str, Any]:

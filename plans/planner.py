@@ -1,7 +1,7 @@
 """Plan a dataset: nnU-Net's planner decides spacing and normalisation, ours patch, batch and strides.
 
-Spacing, normalisation and data identifier do not depend on the size of the network, so that one preprocessed dataset
-serves all sizes (also 3d_lowres: its spacing follows from a reference patch of 128^3 voxels). Read next: fit.py.
+Spacing, normalisation and data identifier do not depend on the network, so that one preprocessed dataset serves all
+networks and sizes (also 3d_lowres: its spacing follows from a reference patch of 128^3 voxels). Read next: fit.py.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,21 +16,21 @@ from nnunetv2.preprocessing.resampling.no_resampling import no_resampling_hack
 from nnunetv2.utilities.json_export import recursive_fix_for_json_export
 
 from stunet import __version__
-from stunet.architectures.stunet import STUNET
 from stunet.datasets import find_reader
 from stunet.files import write_json
 from stunet.kinds import has_classes
 from stunet.labels.names import sides
 from stunet.nnunet import patched, write_atomically
-from stunet.orientation import left_right_axis
+from stunet.orientation import REORIENTED, REORIENTS, left_right_axis
 from stunet.plans import fit, topology
+from stunet.plans.blueprints import Blueprint, blueprints, of_size
 from stunet.plans.contained import largest_contained, resampled_shapes
 from stunet.plans.derive import Measure, fit_configurations, target_of
 from stunet.plans.files import hash_of_fingerprint, read_plan
 from stunet.plans.fingerprint import ORIENTATIONS, nnunets_listing, orientations, target_orientation
 from stunet.plans.plan import Plan
 from stunet.plans.spacing import check_spacing
-from stunet.sizes import DEFAULT, SIZES
+from stunet.sizes import DEFAULT
 
 write_atomically(host)
 BASE_NAME = "STUNetPlans"
@@ -41,17 +41,18 @@ REFERENCE_PATCH = {3: 128**3, 2: 512**2}  # voxels; only used to decide whether 
 
 
 class STUNetPlanner(ExperimentPlanner):
-    """Plans STU-Net for a dataset whose fingerprint has been extracted.
+    """Plans STU-Net, or one of nnU-Net's networks, for a dataset whose fingerprint has been extracted.
 
     Args:
         dataset_name_or_id: As in nnU-Net.
-        gpu_memory_target_in_gb: GPU memory that a training step may take; default by size.
+        gpu_memory_target_in_gb: GPU memory that a training step may take; default by network.
         preprocessor_name: nnU-Net's preprocessor class.
-        plans_name: Default `STUNetPlans_<size>`.
+        plans_name: Default `STUNetPlans_<tag>`, where the tag of STU-Net is its size.
         overwrite_target_spacing: mm, in the order of the images' arrays.
         suppress_transpose: Keep the order of axes.
         size: Key of stunet.sizes.SIZES.
-        stages: Number of stages; None takes what the patch supports (4 to 7).
+        network: Another network, or its name (blueprints.py); None: STU-Net.
+        stages: Number of stages; None takes what the patch supports, for STU-Net 4 to 7.
         checkpointing: Recompute activations in the backward pass: less memory, more time.
         normalization: nnU-Net's class for all channels, without a mask; None: by the channels' names.
         spacing: MEDIAN: that of the images, per axis; NATIVE: images are not resampled, and the plan's spacing is the
@@ -60,6 +61,7 @@ class STUNetPlanner(ExperimentPlanner):
     """
 
     dataset_fingerprint: Any
+    overwrite_target_spacing: Any
 
     def __init__(
         self,
@@ -71,13 +73,16 @@ class STUNetPlanner(ExperimentPlanner):
         suppress_transpose: bool = False,
         *,
         size: str = DEFAULT,
+        network: str | Blueprint | None = None,
         stages: int | None = topology.DEFAULT_STAGES,
         checkpointing: bool = False,
         normalization: str | None = None,
         spacing: str | None = None,
         measure: Measure | None = None,
     ) -> None:
-        self.memory_gb = gpu_memory_target_in_gb or SIZES[size].target_gb
+        named = blueprints()[network] if isinstance(network, str) else network
+        self.blueprint = named or of_size(size)
+        self.memory_gb = gpu_memory_target_in_gb or self.blueprint.target_gb
         spacing_tag = (
             ""
             if overwrite_target_spacing is None
@@ -86,9 +91,9 @@ class STUNetPlanner(ExperimentPlanner):
         self.kept_spacing = spacing
         spacing_tag += f"_{spacing}" if spacing else ""
         tag = spacing_tag + NORMALIZATION_TAGS.get(normalization or "", "")
-        self.size, self.checkpointing, self.measure = size, checkpointing, measure
+        self.checkpointing, self.measure = checkpointing, measure
         self.stages, self.normalization = stages, normalization
-        # The size is not in it, but a spacing or normalization of one's own is: these need other data.
+        # The network is not in it, but a spacing or normalization of one's own is: these need other data.
         self.data_prefix = plans_name or BASE_NAME + tag
         # Of our listing: without hidden files, and also of images without labels.
         with patched(host, get_filenames_of_train_images_and_targets=nnunets_listing):
@@ -96,7 +101,7 @@ class STUNetPlanner(ExperimentPlanner):
                 dataset_name_or_id,
                 self.memory_gb,
                 preprocessor_name,
-                plans_name or f"{BASE_NAME}_{size}{tag}",
+                plans_name or f"{BASE_NAME}_{self.blueprint.tag}{tag}",
                 overwrite_target_spacing,
                 suppress_transpose,
             )
@@ -141,7 +146,7 @@ class STUNetPlanner(ExperimentPlanner):
         return super().determine_segmentation_softmax_export_fn(*args, **kwargs)
 
     def generate_data_identifier(self, configuration_name: str) -> str:
-        """Return the folder name of the preprocessed cases: without the size, because they do not depend on it."""
+        """Return the folder name of the preprocessed cases: without the network, because they do not depend on it."""
         return f"{self.data_prefix}_{configuration_name}"
 
     def determine_normalization_scheme_and_whether_mask_is_used_for_norm(self) -> tuple[list[str], list[bool]]:
@@ -168,15 +173,28 @@ class STUNetPlanner(ExperimentPlanner):
         # A copy: nnU-Net keeps modifying its own array while it searches for 3d_lowres.
         plan["spacing"] = np.array(spacing)
         # The strides only have the right form: save_plans() fits the real ones.
-        arch_kwargs: dict[str, Any] = {"size": self.size, "strides": [[1] * len(spacing)] * 2}
+        arch_kwargs = self.blueprint.arguments(len(spacing))
         if self.checkpointing:
             arch_kwargs["checkpointing"] = True
+        architecture = self.blueprint.architecture
         plan["architecture"] = {
-            "network_class_name": STUNET.class_name,
+            "network_class_name": architecture.class_name,
             "arch_kwargs": arch_kwargs,
-            "_kw_requires_import": [],
+            "_kw_requires_import": [key for key in architecture.imports if key in arch_kwargs],
         }
         return plan
+
+    def determine_orientation(self, kind: str, found: Mapping[str, int]) -> str | None:
+        """Return what the images are turned to; see target_orientation()."""
+        return target_orientation(kind, found)
+
+    def described(self, plan: Plan) -> Plan:
+        """Return the plan with all but what is fitted to the memory."""
+        return plan
+
+    def fitted(self, plan: Plan) -> Plan:
+        """Return the plan with patch, batch and strides."""
+        return fit_configurations(plan, self.dataset_json, target_of(plan), self.measure)
 
     @staticmethod
     def static_estimate_VRAM_usage(*args: Any, **kwargs: Any) -> float:
@@ -190,10 +208,13 @@ class STUNetPlanner(ExperimentPlanner):
         found = fingerprint.get(ORIENTATIONS)
         # A fingerprint that nnU-Net or an earlier version extracted does not have them.
         found = orientations(self.dataset_name)[1] if found is None else found
-        orientation = target_orientation(kind, found)
+        orientation = self.determine_orientation(kind, found)
+        if orientation != REORIENTED:
+            plans["image_reader_writer"] = kind.removesuffix(REORIENTS)  # which would turn them to that one
         plan = Plan(plans).with_ours(
             version=__version__,
-            size=self.size,
+            size=self.blueprint.size,
+            network=None if self.blueprint.size else self.blueprint.name,
             memory_gb=self.memory_gb,
             stages=self.stages or "auto",
             mirror_axes=mirror_axes(self.dataset_json["labels"], Plan(plans).transpose_forward, orientation),
@@ -203,9 +224,10 @@ class STUNetPlanner(ExperimentPlanner):
             orientation=orientation,
             orientations=found if orientation else None,
         )
+        plan = self.described(plan)
         if not has_classes(self.dataset_json):
-            plan = plan.with_ours(contained_shapes=contained_shapes(plan, fingerprint))
-        plan = fit_configurations(plan, self.dataset_json, target_of(plan), self.measure)
+            plan = plan.with_ours(contained_shapes=contained_shapes(plan, self.dataset_fingerprint))
+        plan = self.fitted(plan)
         path = Path(nnUNet_preprocessed) / self.dataset_name / f"{self.plans_identifier}.json"
         if path.is_file():
             before = read_plan(path, "correct the file, or remove it: it is planned again")

@@ -23,8 +23,7 @@ def _measure(network: Network, fit: Fit) -> float:
     torch.backends.cudnn.benchmark = True  # as in training: its choice of algorithms determines the workspaces
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
-    arguments = {**network.arguments, "strides": fit.strides}
-    model = network.architecture.build(network.channels, network.classes, arguments).cuda().train()
+    model = network.architecture.build(network.channels, network.classes, fit.arguments).cuda().train()
     network.architecture.deeply_supervise(model, True)
     # The values are nnU-Net's. Momentum takes as many bytes as the weights.
     optimizer = torch.optim.SGD(model.parameters(), 1e-2, momentum=0.99, nesterov=True, weight_decay=3e-5)

@@ -83,6 +83,7 @@ _BLOCK = table(
     {
         "version": text,
         "size": optional(text),
+        "network": name,
         **_TARGET,
         "mirror_axes": list_of(integer(0, 2), most=3),
         "plan": table({}, {key: _value(kind) for key, kind in settings.PLAN.items()} | _TARGET),
@@ -91,6 +92,7 @@ _BLOCK = table(
         "finetune": text,
         "pretext": text,
         "like": text,
+        "planned_with": text,
         "datasets": list_of(name, least=1),
         "contained_shapes": dict_of(list_of(integer(1, 100_000), least=2, most=3), key=name),
         "weights": either("a table, or a list of tables", _WEIGHTS, list_of(_WEIGHTS, least=2)),

@@ -12,10 +12,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from stunet.runs.api import evaluate, plan, predict, pretrain, train
+    from stunet.inference.features.model import Model
+    from stunet.runs.api import evaluate, features, plan, predict, pretrain, train
     from stunet.runs.evaluation import EvaluationRequest, EvaluationResult
+    from stunet.runs.features import FeaturesRequest, FeaturesResult
     from stunet.runs.listener import Listener
-    from stunet.runs.planning import PlanningRequest, PlanningResult
+    from stunet.runs.planning import PlanningResult
+    from stunet.runs.planning_request import PlanningRequest
     from stunet.runs.prediction import PredictionRequest, PredictionResult
     from stunet.runs.pretraining import PretrainingRequest, PretrainingResult
     from stunet.runs.training import TrainingRequest, TrainingResult
@@ -24,7 +27,10 @@ __version__ = "0.1.0"
 __all__ = [
     "EvaluationRequest",
     "EvaluationResult",
+    "FeaturesRequest",
+    "FeaturesResult",
     "Listener",
+    "Model",
     "PlanningRequest",
     "PlanningResult",
     "PredictionRequest",
@@ -34,6 +40,7 @@ __all__ = [
     "TrainingRequest",
     "TrainingResult",
     "evaluate",
+    "features",
     "plan",
     "predict",
     "pretrain",
@@ -43,8 +50,11 @@ __all__ = [
 _MODULES = {
     "EvaluationRequest": "stunet.runs.evaluation",
     "EvaluationResult": "stunet.runs.evaluation",
+    "FeaturesRequest": "stunet.runs.features",
+    "FeaturesResult": "stunet.runs.features",
     "Listener": "stunet.runs.listener",
-    "PlanningRequest": "stunet.runs.planning",
+    "Model": "stunet.inference.features.model",
+    "PlanningRequest": "stunet.runs.planning_request",
     "PlanningResult": "stunet.runs.planning",
     "PredictionRequest": "stunet.runs.prediction",
     "PredictionResult": "stunet.runs.prediction",
@@ -53,6 +63,7 @@ _MODULES = {
     "TrainingRequest": "stunet.runs.training",
     "TrainingResult": "stunet.runs.training",
     "evaluate": "stunet.runs.api",
+    "features": "stunet.runs.api",
     "plan": "stunet.runs.api",
     "predict": "stunet.runs.api",
     "pretrain": "stunet.runs.api",

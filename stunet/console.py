@@ -173,6 +173,9 @@ class TrainingProgress:
         """Show that pre-trained weights have been put into the network."""
         for line in (*report.lines(), *aligned(*report.table())):
             note(line)
+        if report.changes:
+            for line in aligned(("changed", "in the weights' training", "here"), report.changes):
+                note(line)
         for text in report.warnings:
             warn(text)
 

@@ -141,7 +141,7 @@ def explain(error: BaseException) -> StunetError:
     if is_out_of_memory(error):
         return OutOfMemoryError(
             f"out of memory: {last_line(error)}",
-            "less at a time: --set batch_size=2 or a smaller --size in training, fewer processes (-np 1), "
+            "less at a time: --set batch_size=2 or a smaller network in training, fewer processes (-np 1), "
             "-device cpu in prediction",
         )
     number = error.errno if isinstance(error, OSError) else None

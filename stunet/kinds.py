@@ -334,12 +334,14 @@ CASE_RECORD = table(
     {"source": text, "files": dict_of(text, key=_relative_path), "facts": dict_of(anything)}, others=True
 )
 PROVENANCE = table({}, {"state": dict_of(anything)}, others=True)  # of a dataset that was extended
-# model.json of an installed model, and the checksums of first downloads.
+# model.json of an installed model, the checksums of first downloads, and the licences that were accepted.
 MODEL = table(
     {},
     {
         "entry": optional(name),
         "weights": optional(name),
+        "pretext": optional(name),
+        "orientation": optional(orientation),
         "source": optional(text),
         "sha256": optional(text),
         "date": optional(text),
@@ -348,6 +350,7 @@ MODEL = table(
     others=True,
 )
 CHECKSUMS = dict_of(table({}, {"sha256": text, "date": text}, True))
+LICENCES = dict_of(table({}, {"licence": text, "date": text}, True))
 _METRICS = table({"Dice": measured}, others=True)
 # summary.json of an evaluation: its means, and its cases.
 SUMMARY = table({"foreground_mean": _METRICS, "mean": dict_of(_METRICS)}, others=True)

@@ -303,6 +303,22 @@ class Pointwise3d(nn.Conv3d):
         return torch.baddbmm(bias, weight, x.flatten(2)).unflatten(2, x.shape[2:])
 
 
+def with_layers_of_torch(network: _UNet) -> nn.Module:
+    """Return the network, modified, with torch's own norms and convolutions in place of those made fast for the CPU."""
+    for module in list(network.modules()):  # a list, because the loop replaces modules
+        for name, child in module.named_children():
+            if isinstance(child, InstanceNorm):
+                norm = nn.InstanceNorm3d if network.ndim == 3 else nn.InstanceNorm2d
+                layer: nn.Module = norm(child.num_channels, eps=child.eps, affine=True)
+            elif isinstance(child, Pointwise3d):
+                layer = nn.Conv3d(child.in_channels, child.out_channels, 1)
+            else:
+                continue
+            layer.load_state_dict(child.state_dict())
+            setattr(module, name, layer)
+    return network
+
+
 def build(
     size: str | Size, strides: Sequence[Sequence[int]], input_channels: int = 1, num_classes: int = 105
 ) -> STUNet:

@@ -102,6 +102,8 @@ NAMES: tuple[Names, ...] = (
           "dataset dataset_fingerprint dataset_json dataset_name plans_identifier "
           "overwrite_target_spacing determine_fullres_target_spacing lowres_creation_threshold",
           "plans", "what is planned, and its spacing, which is nnU-Net's"),
+    Names("experiment_planning.experiment_planners.residual_unets.residual_encoder_unet_planners",
+          "nnUNetPlannerResEncM nnUNetPlannerResEncL nnUNetPlannerResEncXL", "plans", "nnU-Net's own planners (-pl)"),
     Names("paths", "nnUNet_preprocessed", "plans", "where nnU-Net writes plans"),
     Names("utilities.json_export", "recursive_fix_for_json_export", "plans", "converts numpy's numbers to plain ones"),
     Names("training.loss.compound_losses", "DC_and_BCE_loss", "plans", "--probe measures a step with regions"),
@@ -119,8 +121,8 @@ NAMES: tuple[Names, ...] = (
           "use_mask_for_norm",
           "inference preprocessing trainers", "what a configuration of a plan contains"),
     Strings(_PLANS,
-            "configurations dataset_name plans_name image_reader_writer original_median_spacing_after_transp "
-            "transpose_forward "
+            "configurations dataset_name plans_name image_reader_writer experiment_planner_used "
+            "original_median_spacing_after_transp transpose_forward "
             "foreground_intensity_properties_per_channel inherits_from data_identifier preprocessor_name batch_size "
             "patch_size spacing median_image_size_in_voxels normalization_schemes use_mask_for_norm previous_stage "
             "next_stage architecture network_class_name arch_kwargs _kw_requires_import strides pool_op_kernel_sizes "

@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch
+from torch import nn
 
 from stunet.networks import STUNet
 from stunet.trainers.pretexts.base import Patches, Setting
@@ -17,11 +18,13 @@ def make_pretext(
     spacing: tuple[float, ...] = (1.0, 1.0, 1.0),
     channels: int = 1,
     batch: int = 4,
+    network: nn.Module | None = None,
     **setting: Any,
 ) -> Any:
     torch.manual_seed(0)
-    network = STUNet(channels, channels, "T", [stride[: len(patch)] for stride in STRIDES], deep_supervision=False)
-    network.apply(network.initialize)
+    if network is None:
+        network = STUNet(channels, channels, "T", [stride[: len(patch)] for stride in STRIDES], deep_supervision=False)
+        network.apply(network.initialize)
     return build(method, network, Setting(patch, spacing, batch, 100, **setting))
 
 

@@ -7,13 +7,15 @@ import pytest
 import torch
 
 from stunet import workspace
+from stunet.architectures.nnunet_unet import NNUNet
 from stunet.files import read_json
 from stunet.networks import build
 from stunet.plans.derive import derive
 from stunet.plans.files import plan_path, read_plan
-from stunet.plans.plan import StartingWeights
+from stunet.plans.plan import Plan, StartingWeights
 from stunet.trainers.pretraining import STUNetPretrainer
 from stunet.weights.checkpoints import save_checkpoint
+from tests.stock_plans import stock_plans
 
 SHORT = {"num_epochs": 2, "num_iterations_per_epoch": 3, "num_val_iterations_per_epoch": 1, "batch_size": 2}
 
@@ -24,12 +26,14 @@ def make_pretrainer(
     monkeypatch: pytest.MonkeyPatch,
     method: str,
     weights: StartingWeights | None = None,
+    network: NNUNet | None = None,
     **overrides: Any,
 ) -> STUNetPretrainer:
+    """A pre-training of STU-Net-T, or of one of nnU-Net's networks as nnU-Net plans it."""
     monkeypatch.setenv("nnUNet_results", str(results))
-    plan = read_plan(plan_path(dataset, "STUNetPlans_T"))
+    plan = Plan(stock_plans(dataset, network)) if network else read_plan(plan_path(dataset, "STUNetPlans_T"))
     dataset_json = read_json(workspace.preprocessed_dataset(dataset) / "dataset.json")
-    plan = plan.with_ours(pretext=method)  # so that the batch remains
+    plan = plan.with_ours(plan={}, train={}, pretext=method)  # so that the batch remains
     derived = derive(plan, dataset_json, overrides={**SHORT, **overrides}, weights=[weights] if weights else ())
     return STUNetPretrainer(derived.to_json(), "3d_fullres", "all", dataset_json, torch.device("cpu"))
 

@@ -16,7 +16,18 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from stunet.networks import SIZES, InstanceNorm, Pointwise3d, ResidualBlock, ShapeError, Size, STUNet, Upsample, build
+from stunet.networks import (
+    SIZES,
+    InstanceNorm,
+    Pointwise3d,
+    ResidualBlock,
+    ShapeError,
+    Size,
+    STUNet,
+    Upsample,
+    build,
+    with_layers_of_torch,
+)
 from tests.loops import for_each
 
 ISOTROPIC = [(1, 1, 1)] + 5 * [(2, 2, 2)]
@@ -273,3 +284,17 @@ def test_strides_that_are_no_strides_are_refused(strides: Sequence, says: str) -
 def test_an_unknown_size_is_refused_with_the_known_ones() -> None:
     with pytest.raises(ValueError, match="unknown size 'M'; known: T, S, B, L, H"):
         STUNet(1, 2, "M", SHALLOW)
+
+
+@for_each("ndim", [2, 3])
+def test_with_layers_of_torch_a_network_computes_the_same(ndim: int) -> None:
+    strides = [[1] * ndim, [2] * ndim, [2] * ndim]
+    network, image = build("T", strides, 1, 3).eval(), torch.randn(1, 1, *[16] * ndim)
+    for norm in (module for module in network.modules() if isinstance(module, InstanceNorm)):
+        torch.nn.init.normal_(norm.weight)
+        torch.nn.init.normal_(norm.bias)
+    with torch.inference_mode():
+        expected = network(image)
+        found = with_layers_of_torch(network)
+        torch.testing.assert_close(found(image), expected, rtol=1e-4, atol=1e-4)
+    assert not [module for module in found.modules() if isinstance(module, InstanceNorm | Pointwise3d)]

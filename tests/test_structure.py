@@ -29,6 +29,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "losses": set(),
     "nnunet": set(),
     "folds": set(),
+    "probing": set(),
     "labels": set(),
     "datasets": {"labels", "resampling", "workers"},
     "evaluation": {"datasets", "labels", "workers"},
@@ -45,20 +46,20 @@ MAY_IMPORT: dict[str, set[str]] = {
                  "preprocessing", "provenance", "weights", "workers"},
     "nnunet_ext": {"trainers"},
     "runs": {"datasets", "evaluation", "folds", "inference", "labels", "models", "nnunet", "plans", "preprocessing",
-             "provenance", "results", "trainers"},
-    "experiment": {"folds", "models", "plans", "provenance", "runs", "trainers", "weights"},
+             "probing", "provenance", "results", "trainers"},
+    "experiment": {"folds", "models", "plans", "provenance", "runs", "trainers"},
 }
 # fmt: on
 TOP = {"cli", "stunet"}  # the commands and the Python API: they may import everything, and nothing imports them
 # Parts whose files import none of HEAVY at the top, so that --help and usage errors stay instant, and the exceptions.
-HEAVY = {"torch", "nnunetv2", "SimpleITK", "scipy"}
+HEAVY = {"torch", "nnunetv2", "SimpleITK", "scipy", "sklearn"}
 LIGHT = {
     "architectures", "errors", "files", "folds", "kinds", "machine", "names", "nnunet", "provenance", "schema", "sizes",
     "source_lookup", "workspace", "presets", "console", "preprocessing", "cli", "labels", "models", "runs", "workers",
 }  # fmt: skip
 HEAVY_FILES = {
-    "stunet.models.folder", "stunet.preprocessing.case", "stunet.preprocessing.stored", "stunet.runs.launch",
-    "stunet.runs.memory_check",
+    "stunet.models.folder", "stunet.models.onnx_export", "stunet.preprocessing.case",
+    "stunet.preprocessing.stored", "stunet.runs.launch", "stunet.runs.memory_check",
 }  # fmt: skip
 
 
@@ -151,6 +152,7 @@ PLAN_KEYS = {
     "image_reader_writer", "foreground_intensity_properties_per_channel",
 }  # fmt: skip
 MAY_NAME_KEYS = {  # what else they are the keys of
+    "stunet/inference/features/stored.py": "the metadata of a file of features, with a block of ours",
     "stunet/inference/records.py": "the record of a prediction, with a block of ours",
     "stunet/preprocessing/dataset.py": "the settings in a manifest",
     "stunet/weights/checkpoints.py": "the metadata of a safetensors file, with a block of ours",
@@ -196,9 +198,9 @@ def test_the_packaged_packages_are_the_folders() -> None:
 def test_every_package_imported_is_a_dependency_and_the_other_way_round() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
-    declared = project["dependencies"] + extras["dicomseg"] + extras["peft"]
+    declared = project["dependencies"] + extras["dicomseg"] + extras["onnx"] + extras["peft"]
     used = {i.split(".")[0] for _, path in modules() for i in imports(path, top_only=False)}
-    imported_as = {"PyYAML": "yaml"}
+    imported_as = {"PyYAML": "yaml", "scikit-learn": "sklearn"}
     names = (re.split(r"[^\w-]", name)[0] for name in declared)
     assert used - sys.stdlib_module_names - {"stunet"} == {imported_as.get(name, name) for name in names}
 

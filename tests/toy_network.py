@@ -77,8 +77,10 @@ class _Toy(Architecture):
     def build(self, channels: int, classes: int, arguments: Mapping[str, Any]) -> nn.Module:
         return ToyNet(channels, classes, **arguments)
 
-    def parameters(self, arguments: Mapping[str, Any], channels: int, classes: int, stages: int, ndim: int) -> int:
-        widths = [arguments["width"] * 2**stage for stage in range(stages)]
+    def parameters(
+        self, arguments: Mapping[str, Any], channels: int, classes: int, strides: Sequence[Sequence[int]]
+    ) -> int:
+        widths = [arguments["width"] * 2**stage for stage, _ in enumerate(strides)]
         encoder = sum(27 * c_in * c_out + c_out for c_in, c_out in zip([widths[0], *widths], widths, strict=False))
         decoder = sum(8 * 2 * c * c + c + 27 * 2 * c * c + c + (c + 1) * classes for c in widths[:-1])  # strides of 2
         return 27 * channels * widths[0] + widths[0] + encoder + decoder

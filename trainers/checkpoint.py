@@ -10,6 +10,9 @@ on any number of processes:
         fresh, adapters what finetune/finetuning.py restores
         annotations     what partial/trainer.py compares
 
+A checkpoint of nnU-Net's own trainer lacks the block: its training goes on from the end of an epoch, with the same
+optimizer, schedule and log; which cases it has seen, nobody recorded.
+
 weights/checkpoints.py writes and reads the file. Read next: load_checkpoint() in trainer.py, which restores the state.
 """
 
@@ -30,6 +33,13 @@ from stunet.weights.checkpoints import load_checkpoint, save_checkpoint
 
 if TYPE_CHECKING:
     from stunet.trainers.trainer import BaseTrainer
+
+
+# What nnU-Net's trainer needs to go on.
+_OF_TRAINING = {
+    "network_weights", "optimizer_state", "grad_scaler_state", "logging", "_best_ema", "current_epoch", "init_args",
+    "inference_allowed_mirroring_axes",
+}  # fmt: skip
 
 
 def content_of(trainer: "BaseTrainer", epochs: int) -> dict[str, Any]:
@@ -82,7 +92,24 @@ def read(source: str | dict[str, Any], device: torch.device) -> tuple[str, dict[
     Raises:
         WeightsError: It cannot be read.
     """
-    return (source, load_checkpoint(Path(source), device)) if isinstance(source, str) else ("the checkpoint", source)
+    if not isinstance(source, str):
+        return "the checkpoint", source
+    content = load_checkpoint(Path(source), device)
+    return source, content if "stunet" in content else _of_nnunet(source, content)
+
+
+def _of_nnunet(name: str, content: dict[str, Any]) -> dict[str, Any]:
+    """Return a checkpoint of nnU-Net's trainer with the block of ours.
+
+    Raises:
+        WeightsError: It is of another trainer, whose settings only that one knows, or not of a training.
+    """
+    hint = f"--pretrained {name} in place of --c, for a new training that starts from its weights"
+    if (trainer := content.get("trainer_name")) != nnUNetTrainer.__name__:
+        raise WeightsError(f"{name} was trained by {str(trainer)[:60]!r}, whose settings stunet does not have", hint)
+    if lacking := sorted(_OF_TRAINING - content.keys()):
+        raise WeightsError(f"{name} lacks {', '.join(lacking)}, without which no training goes on", hint)
+    return {**content, "stunet": {"trainer": trainer, "losses": []}}
 
 
 def check(name: str, content: dict[str, Any], trainer: "BaseTrainer") -> None:

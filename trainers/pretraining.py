@@ -37,7 +37,7 @@ COLLAPSED = {"spread": 0.05, "entropy": 0.1, "sharpness": 0.01}
 
 
 class STUNetPretrainer(BaseTrainer):
-    """Pre-trains an STU-Net on images, with the pretext that the plan names.
+    """Pre-trains a network on images, with the pretext that the plan names.
 
     `network` is the pretext, which wraps the network; bare_network() is the network alone, whose weights are what a
     checkpoint holds as nnU-Net's. What else the pretext has (heads, teacher, queue) stands in the checkpoint's block.

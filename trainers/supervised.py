@@ -14,7 +14,7 @@ PLAN_AGAIN = "plan the dataset again (stunet_plan_and_preprocess), or --set mirr
 
 
 class STUNetTrainer(BaseTrainer):
-    """Trains an STU-Net on completely labelled data.
+    """Trains a network on completely labelled data.
 
     Deep supervision follows the plan's strides for any number of stages. The plan's value `mirror` determines which
     axes are mirrored, and with that what a checkpoint allows at test time:

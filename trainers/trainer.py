@@ -456,8 +456,8 @@ class BaseTrainer(nnUNetTrainer):
 
     def network_state(self) -> dict[str, torch.Tensor]:
         """Return the full weights for a checkpoint, under their official names; must be called by all processes."""
-        network = self.bare_network()
-        return sharding.gather(network.state_dict() if self.finetuning is None else self.finetuning.merged(network))
+        network, tuning = self.bare_network(), self.finetuning
+        return sharding.full_state(network, network.state_dict() if tuning is None else tuning.merged(network))
 
     def more_state(self) -> dict[str, Any]:
         """Return what else is needed to continue: entries of a checkpoint's `stunet` block."""

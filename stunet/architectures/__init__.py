@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from stunet.architectures.base import Architecture, Shapes
 from stunet.architectures.multi_encoder import MULTI_ENCODER
+from stunet.architectures.plain_unet import PLAIN_UNET
+from stunet.architectures.resenc import RESENC
 from stunet.architectures.stunet import STUNET
 from stunet.errors import DataError, UsageError
 
@@ -16,7 +18,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 # In the order they are recognised.
-TABLE: dict[str, Architecture] = {each.class_name: each for each in (STUNET, MULTI_ENCODER)}
+TABLE: dict[str, Architecture] = {each.class_name: each for each in (STUNET, MULTI_ENCODER, RESENC, PLAIN_UNET)}
 
 
 def find(class_name: str) -> Architecture | None:
@@ -57,7 +59,10 @@ def of_network(network: "nn.Module") -> Architecture:
 
 def find_tensors(shapes: Shapes) -> Architecture | None:
     """Return the architecture that tensors belong to, by names and shapes; None if it is not in the table."""
-    return next((each for each in TABLE.values() if each.owns(shapes)), None)
+    for each in TABLE.values():
+        if each.owns({each.canonical(name): shape for name, shape in shapes.items()}):
+            return each
+    return None
 
 
 def with_encoders(

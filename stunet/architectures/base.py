@@ -51,6 +51,7 @@ class Recognised:
         classes: Rows of the heads; 0 without heads.
         ndim: Axes of space.
         strides: Those that the shapes of transposed convolutions tell; None: the tensors do not depend on strides.
+        assumed: Names of those arguments that these tensors do not tell, because they have no decoder: the usual ones.
     """
 
     architecture: "Architecture"
@@ -61,6 +62,7 @@ class Recognised:
     classes: int
     ndim: int
     strides: Sequence[Sequence[int]] | None = None
+    assumed: frozenset[str] = frozenset()
 
     @property
     def planned(self) -> dict[str, Any]:
@@ -68,8 +70,8 @@ class Recognised:
         return {key: self.size if key == "size" else value for key, value in self.arguments.items()}
 
     def build(self, strides: Sequence[Sequence[int]] | None = None) -> "nn.Module":
-        """Build the network with these strides, or its own, or ones if no tensor depends on them."""
-        strides = strides or self.strides or [[1] * self.ndim] * self.stages
+        """Build the network with these strides, or its own, or the usual ones if no tensor depends on them."""
+        strides = strides or self.strides or [[1] * self.ndim, *[[2] * self.ndim] * (self.stages - 1)]
         return self.architecture.build(self.channels, self.classes or 1, {**self.arguments, "strides": strides})
 
     def __str__(self) -> str:
@@ -114,6 +116,10 @@ class Architecture(ABC):
         inputs: Names of the convolution weights that take the image.
         required: Arguments of the class that a plan must give, besides strides.
         optional: Arguments that a plan may give.
+        imports: Those of them that are classes, which plans hold as dotted strings.
+        depth_by_patch: Whether the number of stages follows from the patch, and kernels along coarse axes from the
+            spacing, as nnU-Net plans its own networks (plans/topology.py); otherwise the stages are chosen.
+        encoder_prefix: What names of the encoder begin with, and files of an encoder alone may leave out.
     """
 
     class_name: str
@@ -122,10 +128,17 @@ class Architecture(ABC):
     inputs: frozenset[str]
     required: frozenset[str]
     optional: frozenset[str] = frozenset({"deep_supervision", "checkpointing"})
+    imports: tuple[str, ...] = ()
+    depth_by_patch: bool = False
+    encoder_prefix: str = ""
 
     @abstractmethod
     def owns(self, shapes: Shapes) -> bool:
         """Return whether tensors of these names and shapes belong to this network, complete or not."""
+
+    def misfits(self, shapes: Shapes) -> set[str]:
+        """Return the names of tensors that only look like this network's, among those that it owns."""
+        return set()
 
     @abstractmethod
     def recognise(self, shapes: Shapes) -> Recognised:
@@ -140,12 +153,14 @@ class Architecture(ABC):
         """Build the network for these input channels, classes, and arguments of a plan, strides included."""
 
     @abstractmethod
-    def parameters(self, arguments: Mapping[str, Any], channels: int, classes: int, stages: int, ndim: int) -> int:
-        """Return the number of parameters."""
+    def parameters(
+        self, arguments: Mapping[str, Any], channels: int, classes: int, strides: Sequence[Sequence[int]]
+    ) -> int:
+        """Return the number of parameters with these strides, whatever those in the arguments are."""
 
-    def encoder_parameters(self, arguments: Mapping[str, Any], channels: int, stages: int, ndim: int) -> int:
+    def encoder_parameters(self, arguments: Mapping[str, Any], channels: int, strides: Sequence[Sequence[int]]) -> int:
         """Return the number of parameters of the encoder, or a larger one if that is not known."""
-        return self.parameters(arguments, channels, 1, stages, ndim)
+        return self.parameters(arguments, channels, 1, strides)
 
     @abstractmethod
     def kept(self, arguments: Mapping[str, Any], voxels: Sequence[int]) -> list[Kept]:
@@ -155,6 +170,29 @@ class Architecture(ABC):
             arguments: Those of the class.
             voxels: Of the feature maps of each encoder stage; the decoder's are these without the last.
         """
+
+    def usual(self, ndim: int) -> dict[str, Any]:
+        """Return the arguments that nnU-Net's planners give it, but for what laid_out() adds.
+
+        Raises:
+            ValueError: They have no such network.
+        """
+        raise ValueError(f"nnU-Net plans no {self.title}")
+
+    def laid_out(
+        self,
+        arguments: Mapping[str, Any],
+        strides: Sequence[Sequence[int]],
+        kernels: Sequence[Sequence[int]] | None = None,
+    ) -> dict[str, Any]:
+        """Return a plan's arguments for the same network with other strides, and what else there is per stage.
+
+        Args:
+            arguments: Those of the class.
+            strides: One entry per stage; fewer than before take the deepest stages away.
+            kernels: Sizes of the convolutions' kernels, one entry per stage; None: those of the arguments.
+        """
+        return {**arguments, "strides": [list(stride) for stride in strides]}
 
     @abstractmethod
     def width(self, arguments: Mapping[str, Any]) -> int:
@@ -172,12 +210,60 @@ class Architecture(ABC):
         """Return a short name, such as STU-Net-B."""
         return self.title
 
+    def comparable(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        """Return what tensors tell of the arguments in a plan, in one form, whatever form the plan has them in."""
+        return {key: arguments[key] for key in self.required}
+
+    def untold(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        """Return those of the arguments in a plan that change what it computes and no tensor, by name for users."""
+        return {}
+
+    def settled(self, arguments: Mapping[str, Any], found: Recognised) -> dict[str, Any]:
+        """Return a plan's arguments for the network that tensors belong to, without strides.
+
+        Raises:
+            ValueError: The plan has another network; the text continues "its plans ".
+        """
+        told = self.comparable(arguments)
+        for key, value in self.comparable(found.planned).items():
+            if key not in found.assumed and told[key] != value:
+                raise ValueError(f"say {key} {told[key]!r}, but its tensors are of {key} {value!r}")
+        return found.planned
+
+    def difference(self, given: Recognised, target: Recognised) -> str | None:
+        """Return why weights of this architecture do not fit a network of it; None if transfer.py bridges what differs.
+
+        The text names both, and the network is the plan's.
+        """
+        return None if given.arguments == target.arguments else f"{given}, and the plan's network is {target}"
+
+    def canonical(self, name: str) -> str:
+        """Return the one official name of a tensor, which a state dict may hold under several."""
+        return name
+
+    def single(self, network: "nn.Module") -> dict[str, str]:
+        """Take all names but one from each module of a network that has several, and return the others' place.
+
+        It computes what it did before, through the names that are left. Returns, by its official name, what a tensor
+        is called then.
+        """
+        return {name: name for name in network.state_dict()}
+
+    def matching(self, name: str) -> str:
+        """Return what two networks' tensors at the same place have in common: the canonical name, or a part of it."""
+        return name
+
+    def portable(self, network: "nn.Module") -> "nn.Module":
+        """Return the network, which may be modified, with layers of torch that other programs know."""
+        return network
+
     def prepare(self, network: "nn.Module", device: "torch.device") -> "nn.Module":
         """Return the network in its fastest form for prediction on a device; optimized.py then does what suits any."""
         return network
 
     def place(self, name: str) -> Place:
         """Return the part and level of a tensor by its name; OTHER if it is not one of this network."""
+        name = self.canonical(name)
         found = [prefix for prefix in self.parts if name.startswith(f"{prefix}.")]
         if not found:
             return Place(OTHER, 0)

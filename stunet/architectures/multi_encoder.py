@@ -49,14 +49,19 @@ class _MultiEncoder(Architecture):
 
         return MultiEncoderSTUNet(channels, classes, **arguments)
 
-    def parameters(self, arguments: Mapping[str, Any], channels: int, classes: int, stages: int, ndim: int) -> int:
-        encoders, one = arguments["encoders"], STUNET.encoder_parameters(arguments, channels, stages, ndim)
-        widths = [size_of(arguments).channels(stage) for stage in range(stages)]
+    def parameters(
+        self, arguments: Mapping[str, Any], channels: int, classes: int, strides: Sequence[Sequence[int]]
+    ) -> int:
+        encoders, one = arguments["encoders"], STUNET.encoder_parameters(arguments, channels, strides)
+        widths = [size_of(arguments).channels(stage) for stage, _ in enumerate(strides)]
         fusion = sum(encoders * width * width + width for width in widths)
-        return STUNET.parameters(arguments, channels, classes, stages, ndim) + (encoders - 1) * one + fusion
+        return STUNET.parameters(arguments, channels, classes, strides) + (encoders - 1) * one + fusion
 
-    def encoder_parameters(self, arguments: Mapping[str, Any], channels: int, stages: int, ndim: int) -> int:
-        return arguments["encoders"] * STUNET.encoder_parameters(arguments, channels, stages, ndim)
+    def encoder_parameters(self, arguments: Mapping[str, Any], channels: int, strides: Sequence[Sequence[int]]) -> int:
+        return arguments["encoders"] * STUNET.encoder_parameters(arguments, channels, strides)
+
+    def portable(self, network: Any) -> "nn.Module":
+        return STUNET.portable(network)
 
     def kept(self, arguments: Mapping[str, Any], voxels: Sequence[int]) -> list[Kept]:
         encoders, one = arguments["encoders"], STUNET.kept(arguments, voxels)

@@ -35,14 +35,21 @@ class _STUNet(Architecture):
 
         return STUNet(channels, classes, **arguments)
 
-    def parameters(self, arguments: Mapping[str, Any], channels: int, classes: int, stages: int, ndim: int) -> int:
-        return size_of(arguments).parameters(channels, classes, stages, ndim)
+    def parameters(
+        self, arguments: Mapping[str, Any], channels: int, classes: int, strides: Sequence[Sequence[int]]
+    ) -> int:
+        return size_of(arguments).parameters(channels, classes, len(strides), len(strides[0]))
 
-    def encoder_parameters(self, arguments: Mapping[str, Any], channels: int, stages: int, ndim: int) -> int:
-        return size_of(arguments).encoder_parameters(channels, stages, ndim)
+    def encoder_parameters(self, arguments: Mapping[str, Any], channels: int, strides: Sequence[Sequence[int]]) -> int:
+        return size_of(arguments).encoder_parameters(channels, len(strides), len(strides[0]))
 
     def run(self, network: Any, function: "Callable[..., Tensor]", *inputs: Any) -> "Tensor":
         return network._run(function, *inputs)
+
+    def portable(self, network: Any) -> "nn.Module":
+        from stunet.networks import with_layers_of_torch
+
+        return with_layers_of_torch(network)
 
     def kept(self, arguments: Mapping[str, Any], voxels: Sequence[int]) -> list[Kept]:
         size = size_of(arguments)

@@ -66,6 +66,10 @@ HABITS = {
     "-overwrite_plans_name": "plans_name name",
     "--save_probabilities": "probabilities softmax npz save_softmax save_npz",
     "--npz": "probabilities save_probabilities softmax",
+    "--pool": "pooling per by rows",
+    "--points": "landmarks coordinates lesions nodules",
+    "--world": "space frame coordinate_system lps ras",
+    "--target": "column y outcome",
     "--roi_subset": "classes organs labels_subset roi only",
     "--tolerance": "tau nsd_tolerance surface_tolerance",
     "--json": "as_json format",
@@ -75,6 +79,7 @@ HABITS = {
     "--like": "as target downstream",
     "--augment": "augmentation aug da transforms",
     "--skip_bad": "ignore_bad skip_broken skip_errors ignore_errors",
+    "--accept_licence": "accept_license licence license accept agree",
     "--dry_run": "dryrun simulate test n no_write",
     "--disable_progress_bar": "no_pbar quiet no_progress q silent",
     "--no_pbar": "disable_progress_bar quiet no_progress q silent",
@@ -135,6 +140,29 @@ def _meant(flag: str, flags: Sequence[str]) -> str | None:
     words = {known.lstrip("-").lower(): known for known in flags}
     near = get_close_matches(word, [known for known in words if len(known) > 1], n=1, cutoff=0.6)
     return words[near[0]] if near else None
+
+
+def add_licence_flag(parser: argparse.ArgumentParser) -> None:
+    """Add the flag that accepts the licence of a model that is downloaded."""
+    parser.add_argument(
+        "--accept_licence",
+        action="store_true",
+        help="accept the licence of a model that may not be used commercially, before its first download",
+    )
+
+
+def fold(text: str) -> int | str:
+    """Return the fold that a flag names."""
+    if text != "all" and not text.isdigit():
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a number nor all")
+    return text if text == "all" else int(text)
+
+
+def positive(text: str) -> int:
+    """Return the number above 0 that a flag gives."""
+    if not text.isdigit() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
+    return int(text)
 
 
 def run(

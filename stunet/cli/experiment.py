@@ -53,6 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("file", type=Path, metavar="FILE.toml", help="what to compare; see below")
     parser.add_argument("-o", type=Path, metavar="FOLDER", help="for logs and summary (default: FILE)")
+    common.add_licence_flag(parser)
     parser.add_argument("--dry_run", action="store_true", help="show the arms and their commands; write nothing")
     parser.add_argument("--summary_only", action="store_true", help="compare what is done; train nothing")
     parser.add_argument("-j", type=int, default=1, metavar="N", help="arms at a time (default 1)")
@@ -80,7 +81,8 @@ def _command(args: argparse.Namespace) -> None:
         return console.table(("command", "state"), lines, f"{len(todo)} arms")
     if not args.summary_only:
         for weights in {each for texts in left.values() for each in texts}:
-            store.find_model(weights)  # downloads them, if needed, before the first arm
+            # Downloads them, if needed, before the first arm.
+            store.find_model(weights, accept_licence=args.accept_licence)
 
         def start(arm: Arm, ending: Path) -> list[str]:
             file = ending.with_name("request.json")

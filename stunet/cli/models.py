@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from stunet import console
-from stunet.cli.common import new_parser, raise_last, run
+from stunet.cli.common import add_licence_flag, new_parser, raise_last, run
 from stunet.cli.shown import Shown
 from stunet.errors import StunetError, UsageError, WeightsError
 from stunet.machine import GB
 from stunet.models import registry, store
-from stunet.models.registry import Entry
+from stunet.models.entry import Entry
+from stunet.models.installing import import_models
+from stunet.models.licences import is_accepted
 from stunet.runs.devices import choose_device
 from stunet.runs.fetching import shown_download
 from stunet.sizes import SIZES
@@ -25,12 +27,17 @@ from stunet.workspace import dataset_name
 EXAMPLES = """examples:
   stunet_models list
   stunet_models download STU-Net-B
+  stunet_models download TotalSegmentator-total
   stunet_models import base_ep4k.model
   stunet_models import model_final_checkpoint.model --name STU-Net-B.abdomenatlas
+  stunet_models import ~/.totalsegmentator/nnunet/results
   stunet_models export STU-Net-B -o stunet_b.safetensors --half
+  stunet_models export STU-Net-B -o stunet_b.zip --format nnunet
+  stunet_models export nnUNetTrainer__nnUNetResEncUNetLPlans__3d_fullres -o e.pth --format nnssl
   stunet_models export STUNetTrainer__STUNetPlans_B-lora__3d_fullres/fold_0/checkpoint_final.pth -o adapter --peft
   stunet_models bn-recollect nnUNetTrainerBN__nnUNetPlans__3d_fullres -d 3
 """
+FORMATS = ("nnunet", "nnssl", "onnx")  # of models/exporting.py, which imports torch
 SCHEMES = {
     "ZScoreNormalization": "z-score of each image",
     "CTNormalization": "clipped and scaled by the training data's intensities",
@@ -58,17 +65,27 @@ def build_parser() -> argparse.ArgumentParser:
     for sub in (listing, about):
         sub.add_argument("--json", action="store_true", help="one JSON document")
     get = verb("download", "download models and make them nnU-Net v2 model folders", _download)
-    get.add_argument("names", nargs="+", metavar="NAME")
+    get.add_argument("names", nargs="+", metavar="NAME", help="one model, or all parts of TotalSegmentator-total")
     get.add_argument("--keep", action="store_true", help="keep the published file in the model's folder as well")
     get.add_argument("--offline", action="store_true", help="download nothing: say what is missing")
+    add_licence_flag(get)
     take = verb("import", "install weights that are here already", _import)
-    take.add_argument("file", type=Path, metavar="FILE", help="of nnU-Net v1 or v2, ours, a model folder or its zip")
+    take.add_argument(
+        "file", type=Path, metavar="PATH", help="a file of nnU-Net v1, v2, nnssl or ours, a folder of them, or a zip"
+    )
     take.add_argument("--name", help="of the model (default: the entry that it is recognised as)")
     take.add_argument("--pkl", type=Path, metavar="FILE", help="nnU-Net v1's .model.pkl (default: that beside FILE)")
     take.add_argument("--dataset", type=Path, metavar="FILE", help="the training's dataset.json, for names of classes")
-    give = verb("export", "write a model as one file or as a model folder of nnU-Net v2", _export)
+    give = verb("export", "write a model as one file, as a model folder of nnU-Net v2, or for nnssl", _export)
     give.add_argument("name", metavar="NAME|PATH")
-    give.add_argument("-o", required=True, type=Path, metavar="OUT", help="OUT.safetensors, OUT.zip, or a folder")
+    give.add_argument(
+        "-o", required=True, type=Path, metavar="OUT", help="OUT.safetensors, OUT.zip, a folder, OUT.pth, OUT.onnx"
+    )
+    give.add_argument(
+        "--format", choices=FORMATS, help="nnunet: a folder or zip that stock nnU-Net runs (the default of these two); "
+        "nnssl: a file for nnU-Net's and nnssl's fine-tuning; onnx: the network alone, for OpenVINO (stunet[onnx])",
+    )  # fmt: skip
+    add_licence_flag(give)
     form = give.add_mutually_exclusive_group()
     form.add_argument("--half", action="store_true", help="float16: half the size")
     form.add_argument("--peft", action="store_true", help="a folder for peft: what --finetune lora learned, alone")
@@ -98,8 +115,8 @@ def _list(args: argparse.Namespace) -> None:
     rows = [
         (
             entry.name,
-            f"{_millions(entry):.1f} M",
-            _text(entry.num_classes),
+            entry.network,
+            "-" if entry.pretext else _text(entry.num_classes),
             _size(entry),
             _text(entry.licence),
             "yes" if entry.name in there else "no" if entry.sources else "no, by hand",
@@ -109,7 +126,7 @@ def _list(args: argparse.Namespace) -> None:
     ]
     rows += [(name, *["-"] * 4, "yes", there[name].record.get("source", "")) for name in there if name not in entries]
     width = max(len(row[-1]) for row in rows)
-    head = ("model", "parameters", "classes", "download", "licence", "installed", "trained on".ljust(width))
+    head = ("model", "network", "classes", "download", "licence", "installed", "trained on".ljust(width))
     console.table(head, [(*row[:-1], row[-1].ljust(width)) for row in rows])
     console.note(f"installed models are in {str(registry.store())!r}")
 
@@ -137,13 +154,13 @@ def _info(args: argparse.Namespace) -> None:
 def _download(args: argparse.Namespace) -> None:
     problems = []
     # All names are looked up before the first download, which may take long.
-    for entry in [registry.find(name) for name in args.names]:
+    for entry in [entry for name in args.names for entry in registry.parts_of(name) or [registry.find(name)]]:
         try:
             if args.offline:
                 console.result(str(store.find_model(entry.name, offline=True)))
                 continue
             with shown_download(entry.name, Shown()) as on_bytes:
-                model = store.download(entry, args.keep, on_bytes)
+                model = store.download(entry, args.keep, on_bytes, accept_licence=args.accept_licence)
         except StunetError as error:
             problems.append(error)
             continue
@@ -155,24 +172,32 @@ def _download(args: argparse.Namespace) -> None:
 def _import(args: argparse.Namespace) -> None:
     if (args.pkl or args.dataset) and args.file.is_dir():
         raise UsageError("--pkl and --dataset belong to a file of weights, not to a folder", "leave them out")
-    model = store.import_file(args.file, args.name, args.pkl, args.dataset)
-    known = model.record.get("entry") == model.name
-    console.note(f"{args.file} is {model.name}" if known else f"installed as {model.name}, which the registry lacks")
-    console.result(str(model.folder))
-    _next(model)
+    for model in import_models(args.file, args.name, args.pkl, args.dataset):
+        known = model.record.get("entry") == model.name
+        console.note(
+            f"{args.file} is {model.name}" if known else f"installed as {model.name}, which the registry lacks"
+        )
+        console.result(str(model.folder))
+        _next(model)
 
 
 def _export(args: argparse.Namespace) -> None:
-    source = store.find_model(args.name, offline=args.peft)  # published models have no adapters
+    if args.peft and args.format:
+        raise UsageError("--peft is a form of its own", "leave --format out")
+    # Published models have no adapters.
+    source = store.find_model(args.name, offline=args.peft, accept_licence=args.accept_licence)
     if args.peft:
         from stunet.trainers.finetune.peft_export import export_adapter
 
         export_adapter(source, args.o)
+        notes = []
     else:
-        from stunet.models.folder import export
+        from stunet.models.exporting import export
 
-        export(source, args.o, args.half)
+        notes = export(source, args.o, args.half, args.format)
     console.result(str(args.o))
+    for note in notes:
+        console.note(note)
 
 
 def _check(args: argparse.Namespace) -> None:
@@ -207,23 +232,25 @@ def _next(model: store.Installed) -> None:
             f"next: stunet_predict --model {model.name} -i IN -o OUT, or stunet_train --pretrained {model.name}"
         )
     else:
-        console.note(f"next: stunet_train --pretrained {model.name}; there are no plans, so it cannot predict as it is")
+        console.note(f"next: stunet_train --pretrained {model.name}; it has no plans or no head, so it cannot predict")
 
 
 def _document(entry: Entry) -> dict[str, Any]:
     there = store.find_installed(entry.name)
     return {
         **asdict(entry),
+        "size": entry.size,
         "parameters_million": _millions(entry),
         "missing": entry.missing,
+        "non_commercial": entry.non_commercial,
         "recorded_sha256": store.recorded_sha256(entry),
         "installed": str(there.folder) if there else None,
     }
 
 
-def _millions(entry: Entry) -> float:
-    """Return how many million parameters the network has with TotalSegmentator's 105 classes, as its authors count."""
-    return round(SIZES[entry.size].parameters() / 1e6, 1)
+def _millions(entry: Entry) -> float | None:
+    """Return how many million parameters an STU-Net has with TotalSegmentator's 105 classes, as its authors count."""
+    return round(SIZES[entry.size].parameters() / 1e6, 1) if entry.size else None
 
 
 def _words(entry: Entry) -> dict[str, Any]:
@@ -237,8 +264,9 @@ def _words(entry: Entry) -> dict[str, Any]:
     return {
         "name": entry.name,
         "title": entry.title,
-        "size": f"{entry.size}, {_millions(entry):.1f} M parameters",
+        "network": f"STU-Net-{entry.size}, {_millions(entry):.1f} M parameters" if entry.size else entry.network,
         "trained on": entry.data,
+        "trained by": f"{entry.pretext}, without labels" if entry.pretext else "labels",
         "epochs": _text(entry.epochs),
         "note": entry.note or "-",
         "modality": entry.modality,
@@ -248,16 +276,23 @@ def _words(entry: Entry) -> dict[str, Any]:
         "patch": _text(entry.patch_size and _by(entry.patch_size)),
         "strides": _text(entry.strides and [_by(stride) for stride in entry.strides]),
         "mirror axes": _text(axes if axes is None else axes or "none"),
-        "classes": entry.classes or f"{_text(entry.num_classes)}, names unknown",
-        "licence": _text(entry.licence),
+        "classes": "none" if entry.pretext else entry.classes or f"{_text(entry.num_classes)}, names unknown",
+        "one part of": entry.whole or "-",
+        "licence": _licence(entry),
         "citation": _text(entry.citation),
-        "file": entry.filename,
+        "file": _text(entry.filename),
         "download": _size(entry),
         "sha256": sha256,
         "sources": entry.sources or "none that a program can use",
         "pages": entry.pages or "-",
         "installed": there.folder if there else "no",
     }
+
+
+def _licence(entry: Entry) -> str:
+    if not entry.non_commercial:
+        return _text(entry.licence)
+    return f"{entry.licence}: not for commercial use; {'accepted' if is_accepted(entry) else 'not yet accepted'}"
 
 
 def _size(entry: Entry) -> str:

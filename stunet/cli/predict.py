@@ -63,6 +63,7 @@ def _command(args: argparse.Namespace) -> int:
         npp=args.npp,
         nps=args.nps,
         verbose=args.verbose,
+        accept_licence=args.accept_licence,
         dry_run=args.dry_run,
     )
     errors = predict(request, Shown(not args.disable_progress_bar)).errors
@@ -86,7 +87,13 @@ def _new_parser() -> argparse.ArgumentParser:
     add("--labels", metavar="NAME|FILE", help="label system of the results: amos, btcv ... or a .toml file")
     add("--v1_preprocessing", action="store_true", help="resample before normalising, as nnU-Net v1 did")
     add("--orientation", metavar="CODE", help=ORIENTATION)
-    add("-f", nargs="+", type=_fold, metavar="FOLD", help="folds to average, or all (default: those that were trained)")
+    add(
+        "-f",
+        nargs="+",
+        type=common.fold,
+        metavar="FOLD",
+        help="folds to average, or all (default: those that were trained)",
+    )
     add("-chk", default="checkpoint_final.pth", metavar="FILE", help="name of the checkpoint (default: %(default)s)")
     add(
         "-step_size", type=float, default=0.5, metavar="X", help="step from tile to tile over their size (default: 0.5)"
@@ -111,7 +118,7 @@ def _new_parser() -> argparse.ArgumentParser:
         metavar="8GB",
         help="memory that this process may take (default: 90 %% of what there is)",
     )
-    add("--threads", type=_positive, metavar="N", help="threads on the CPU (default: one per physical core)")
+    add("--threads", type=common.positive, metavar="N", help="threads on the CPU (default: one per physical core)")
     add("--fast", action="store_true", help="use the model's 3d_lowres configuration instead")
     add("--roi_subset", nargs="+", metavar="CLASS", help="keep these classes only, e.g. liver spleen")
     add("--format", choices=list(FORMATS), help=_format_help())
@@ -121,6 +128,7 @@ def _new_parser() -> argparse.ArgumentParser:
     add("--preview", action="store_true", help="a picture of each case: CASE_preview.png")
     add("--report", type=Path, metavar="FILE", help="a JSON file with times per stage, memory, versions and hashes")
     add("--disable_progress_bar", action="store_true", help="show no progress")
+    common.add_licence_flag(parser)
     add("--dry_run", action="store_true", help="say what would be predicted, and write nothing")
     return parser
 
@@ -131,20 +139,8 @@ def _format_help() -> str:
     return f"of the results: {', '.join(titles)}, or {last} (default: {DEFAULT}, or what -o ends with: {implied})"
 
 
-def _fold(text: str) -> int | str:
-    if text != "all" and not text.isdigit():
-        raise argparse.ArgumentTypeError(f"{text!r} is neither a number nor all")
-    return text if text == "all" else int(text)
-
-
 def _gigabytes(text: str) -> float:
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(GB?|MB?)?", text.strip(), re.IGNORECASE)
     if not match or float(match[1]) == 0:
         raise argparse.ArgumentTypeError(f"{text!r} is not a size such as 8GB or 500MB")
     return float(match[1]) / (1000 if (match[2] or "G")[0].upper() == "M" else 1)
-
-
-def _positive(text: str) -> int:
-    if not text.isdigit() or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
-    return int(text)

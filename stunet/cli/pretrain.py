@@ -1,4 +1,4 @@
-"""stunet_pretrain: pre-train an STU-Net on images without labels. runs/pretraining.py does the work."""
+"""stunet_pretrain: pre-train a network on images without labels. runs/pretraining.py does the work."""
 
 import argparse
 from collections.abc import Sequence
@@ -7,6 +7,7 @@ from stunet import console, presets
 from stunet.cli import common
 from stunet.cli.shown import Shown
 from stunet.plans import settings
+from stunet.plans.blueprints import blueprints
 from stunet.plans.plan import INFLATIONS, TRANSFERS
 from stunet.runs.pretraining import PretrainingRequest, pretrain
 from stunet.sizes import SIZES
@@ -17,7 +18,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
     parser = common.new_parser(
         "stunet_pretrain",
-        "Pre-trains an STU-Net on planned images; their labels, if any, are ignored.",
+        "Pre-trains the network of a plan on its images; their labels, if any, are ignored.",
         "examples: stunet_pretrain -d 50 --method mae\n"
         "          stunet_pretrain -d 50 51 3 --method simclr --size L --set num_epochs=250\n"
         "          stunet_pretrain -d 50 --method simclr --pretrained STU-Net-B\n"
@@ -35,7 +36,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         metavar="ID[:PLANS]",
         help="plans with the input and patch of another dataset's, for fine-tuning on it",
     )
-    parser.add_argument("--size", choices=list(SIZES), help="network size; other plans are derived as needed")
+    parser.add_argument("--size", choices=list(SIZES), help="size of STU-Net; other plans are derived as needed")
+    parser.add_argument("--network", choices=list(blueprints()), help="the network; other plans are derived as needed")
     parser.add_argument("--stages", metavar="N|auto", help="number of stages; other plans are derived")
     parser.add_argument("-gpu_memory_target", type=float, metavar="GB", help="other plans are derived for this memory")
     parser.add_argument(
@@ -70,6 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         action="store_true",
         help="leave out scans that are broken, constant or smaller than the patch",
     )
+    common.add_licence_flag(parser)
     parser.add_argument("--dry_run", action="store_true", help="show what would be trained; write nothing")
     parser.add_argument("--overwrite", action="store_true", help="start from scratch although this was trained before")
     parser.add_argument(
@@ -102,6 +105,7 @@ def _request(args: argparse.Namespace) -> PretrainingRequest:
         plans=args.p,
         like=args.like,
         size=args.size,
+        network=args.network,
         stages=args.stages,
         gpu_memory_target=args.gpu_memory_target,
         preset=args.preset,
@@ -117,6 +121,7 @@ def _request(args: argparse.Namespace) -> PretrainingRequest:
         resume=args.resume,
         disable_checkpointing=args.disable_checkpointing,
         overwrite=args.overwrite,
+        accept_licence=args.accept_licence,
         dry_run=args.dry_run,
     )
 

@@ -38,12 +38,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     add("--confidence", nargs="+", type=_pair, default=(), metavar="CLASS=P", help="the same for single classes")
     add("--orientation", metavar="CODE", help="of the teacher's training images, e.g. LPS, where it does not say it")
-    add("-f", nargs="+", type=_fold, metavar="FOLD", help="folds of the teacher to average (default: all)")
+    add("-f", nargs="+", type=common.fold, metavar="FOLD", help="folds of the teacher to average (default: all)")
     add("-chk", default="checkpoint_final.pth", metavar="FILE", help="its checkpoint (default: %(default)s)")
     add("-step_size", type=float, default=0.5, metavar="X", help="as in stunet_predict (default: 0.5)")
     add("--disable_tta", action="store_true", help="no mirroring: up to 8 times faster, less accurate")
     add("-device", choices=["cuda", "cpu", "mps"], help="default: cuda where there is one, else cpu")
     add("--precision", choices=["auto", "fp32", "bf16", "fp16"], default="auto", help="of the network (default: auto)")
+    common.add_licence_flag(parser)
     add("--dry_run", action="store_true", help="say what would be completed, and write nothing")
     return common.run(parser, _command, argv)
 
@@ -52,7 +53,9 @@ def _command(args: argparse.Namespace) -> None:
     _check(args)
     folder = workspace.raw_dataset(workspace.dataset_name(args.d))
     target = workspace.folder("nnUNet_raw") / args.name
-    model = Path(args.teacher) if Path(args.teacher).is_dir() else store.find_model(args.teacher)
+    model = Path(args.teacher)
+    if not model.is_dir():
+        model = store.find_model(args.teacher, accept_licence=args.accept_licence)
 
     from stunet.inference.predictor import Options, Predictor
     from stunet.merging.completing import complete
@@ -102,9 +105,3 @@ def _pair(text: str) -> tuple[str, float]:
     if not name or number is None:
         raise argparse.ArgumentTypeError(f"{text!r} is not of the form CLASS=0.8")
     return name, number
-
-
-def _fold(text: str) -> int | str:
-    if text != "all" and not text.isdigit():
-        raise argparse.ArgumentTypeError(f"{text!r} is neither a number nor all")
-    return text if text == "all" else int(text)

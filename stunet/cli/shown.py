@@ -10,10 +10,14 @@ from stunet.machine import GB
 from stunet.runs.listener import Listener, Progress
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    from stunet.errors import StunetError
     from stunet.inference.cases import InputCase
     from stunet.inference.predictor import Predictor
     from stunet.plans.plan import Plan
     from stunet.runs.evaluation import EvaluationResult
+    from stunet.runs.features import FeaturesResult
     from stunet.runs.planning import PlanningResult
     from stunet.runs.prediction import PredictedCase, PredictionOutline
     from stunet.runs.pretraining import PretrainingResult
@@ -75,6 +79,25 @@ class Shown(Listener):
             console.error("stunet_predict", f"case {case.name!r} failed: {case.error.message}", case.error.hint)
         else:
             console.result(str(case.file))
+
+    def featured(self, case: str, file: "Path | None", error: "StunetError | None") -> None:
+        if error:
+            console.error("stunet_features", f"case {case!r} failed: {error.message}", error.hint)
+        else:
+            console.result(str(file))
+
+    def probed(self, result: "FeaturesResult") -> None:
+        for probe in result.probes:
+            found = probe.probed
+            classes = ", ".join(f"{count} {name}" for name, count in found.classes.items())
+            of = f" of {probe.name}" if probe.name else ""
+            title = f"{probe.target}{of}: {probe.task}, {found.rows} rows of {found.subjects} subjects"
+            columns = ["features", "measure", "value", "95 % interval", "chance"]
+            rows = [
+                [s.stage, s.metric, f"{s.value:.3f}", f"{s.low:.3f} to {s.high:.3f}", f"{s.chance:.3g}"]
+                for s in found.scores
+            ]
+            console.table(columns, rows, f"{title} ({classes})" if classes else title)
 
 
 def _planned_table(plan: "Plan") -> tuple[list[str], list[list[str]]]:

@@ -1,4 +1,4 @@
-"""stunet_train: train an STU-Net on a planned dataset, and validate it. runs/training.py does the work."""
+"""stunet_train: train a network on a planned dataset, and validate it. runs/training.py does the work."""
 
 import argparse
 from collections.abc import Sequence
@@ -8,6 +8,7 @@ from stunet.cli import common
 from stunet.cli.shown import Shown
 from stunet.errors import UsageError
 from stunet.plans import settings
+from stunet.plans.blueprints import blueprints
 from stunet.plans.plan import INFLATIONS, TRANSFERS
 from stunet.runs.training import HEAD_MODES, TrainingRequest, train
 from stunet.sizes import SIZES
@@ -17,7 +18,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
     parser = common.new_parser(
         "stunet_train",
-        "Trains an STU-Net on a planned dataset (all of nnUNetv2_train's flags), then validates it.",
+        "Trains the network of a plan on its dataset (all of nnUNetv2_train's flags), then validates it.",
         "examples: stunet_train 3 3d_fullres 0\n"
         "          stunet_train -d 3 -c 3d_fullres -f all --size L --set num_epochs=250",
     )
@@ -35,7 +36,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="trainer class (default STUNetTrainer; STUNetPartialTrainer where cases annotate different classes)",
     )
     parser.add_argument("-p", metavar="PLANS", help="name of the plans (default: those of the dataset)")
-    parser.add_argument("--size", choices=list(SIZES), help="network size; other plans are derived as needed")
+    parser.add_argument("--size", choices=list(SIZES), help="size of STU-Net; other plans are derived as needed")
+    parser.add_argument("--network", choices=list(blueprints()), help="the network; other plans are derived as needed")
     parser.add_argument("--stages", metavar="N|auto", help="number of stages; other plans are derived")
     parser.add_argument("-gpu_memory_target", type=float, metavar="GB", help="other plans are derived for this memory")
     parser.add_argument(
@@ -74,6 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--inflate", choices=INFLATIONS, help="make 2D weights 3D: the kernel in the middle slice, or in all of them"
     )
     parser.add_argument("--list", action="store_true", help="list the fine-tuning strategies and end")
+    common.add_licence_flag(parser)
     parser.add_argument("--dry_run", action="store_true", help="show what would be trained; write nothing")
     parser.add_argument(
         "--overwrite", action="store_true", help="start from scratch although this fold was trained before"
@@ -117,6 +120,7 @@ def _request(args: argparse.Namespace) -> TrainingRequest:
         trainer=args.tr,
         plans=args.p,
         size=args.size,
+        network=args.network,
         stages=args.stages,
         gpu_memory_target=args.gpu_memory_target,
         preset=args.preset,
@@ -136,6 +140,7 @@ def _request(args: argparse.Namespace) -> TrainingRequest:
         val_best=args.val_best,
         disable_checkpointing=args.disable_checkpointing,
         overwrite=args.overwrite,
+        accept_licence=args.accept_licence,
         dry_run=args.dry_run,
     )
 

@@ -7,6 +7,7 @@
     inputs.py            the same for images in memory, of any kind
     v1_preprocessing.py  preprocess as nnU-Net v1 did
     network.py           build the network of a model's plans
+    preparation.py       read and preprocess an image as the plans say
     predictor.py         all steps for one image, in memory: the Python entry point
     pipeline.py          many images into a folder, with reading, network and writing in parallel
     products.py          which files a case gets, and writing them

@@ -16,6 +16,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from stunet import architectures
 from stunet.errors import DataError, WeightsError, closest
+from stunet.files import json_differences
 from stunet.inference.model import ModelFolder
 from stunet.plans.plan import Plan
 
@@ -39,20 +40,22 @@ def build(model: ModelFolder, configuration: str) -> tuple[Any, Any, torch.nn.Mo
         _check_classes(manager, file)
         classes = plans.get_label_manager(model.dataset).num_segmentation_heads
         inputs = determine_num_input_channels(plans, manager, model.dataset)
-        # Weights are loaded next; initialising an STU-Net L first takes seconds. Others may hold more than weights.
-        ours = manager.network_arch_class_name in architectures.TABLE
-        with torch.device("meta") if ours else torch.random.fork_rng(devices=[]):
-            network = get_network_from_plans(
-                manager.network_arch_class_name,
-                manager.network_arch_init_kwargs,
-                manager.network_arch_init_kwargs_req_import,
-                inputs,
-                classes,
-                allow_init=False,
-                deep_supervision=False,
-            )
-        if ours:
-            network.to_empty(device="cpu")  # on the meta device, nothing was allocated; loading fills it
+        if architecture := architectures.find(manager.network_arch_class_name):
+            arguments = {**manager.network_arch_init_kwargs, "deep_supervision": False}
+            with torch.device("meta"):  # weights are loaded next; initialising an STU-Net L first takes seconds
+                network = architecture.build(inputs, classes, arguments)
+            network.to_empty(device="cpu")  # nothing was allocated; loading fills it
+        else:
+            with torch.random.fork_rng(devices=[]):  # on the CPU, as it may hold more than weights
+                network = get_network_from_plans(
+                    manager.network_arch_class_name,
+                    manager.network_arch_init_kwargs,
+                    manager.network_arch_init_kwargs_req_import,
+                    inputs,
+                    classes,
+                    allow_init=False,
+                    deep_supervision=False,
+                )
     # nnU-Net does not check plans: mistakes in them show as whatever the code that meets them raises.
     except (KeyError, TypeError, ValueError, ImportError, AttributeError) as error:
         what = f"{type(error).__name__} {error}"
@@ -80,18 +83,24 @@ def _is_trusted(name: str) -> bool:
     return found is None or (isinstance(found, type) and issubclass(found, torch.nn.Module))
 
 
-def check_strides(path: Path, checkpoint: Mapping[str, Any], plan: Plan, configuration: str) -> None:
-    """Refuse weights trained with other strides: nothing would fail, but a different function would be computed.
+def check_function(path: Path, checkpoint: Mapping[str, Any], plan: Plan, configuration: str) -> None:
+    """Refuse weights trained in a network of the same shapes that computes something else: nothing would fail.
 
     Raises:
-        WeightsError: The checkpoint's own plans have other strides than `plan`.
+        WeightsError: The checkpoint's own plans have other strides, activations or norms than `plan`.
     """
     trained_with = Plan(checkpoint["init_args"].get("plans") or {})
     if configuration not in trained_with.configurations:
         return
-    trained, given = (each.configuration(configuration).known_strides for each in (trained_with, plan))
-    if trained is not None and given != [list(stride) for stride in trained]:
-        raise WeightsError(
-            f"{str(path)!r} was trained with strides {trained}, and plans.json says {given}",
-            "put the plans.json and the checkpoint of one training together",
-        )
+    before, now = (each.configuration(configuration) for each in (trained_with, plan))
+    pairs = [("strides", before.known_strides, now.known_strides)]
+    architecture = architectures.find(str(before.network_class))
+    if architecture and before.network_class == now.network_class:
+        one, other = map(architecture.untold, (before.network_arguments, now.network_arguments))
+        pairs += [(what, one[what], other[what]) for what in one]
+    for what, trained, given in pairs:
+        if trained is not None and json_differences(trained, given):
+            raise WeightsError(
+                f"{str(path)!r} was trained with {what} {trained}, and plans.json says {given}",
+                "put the plans.json and the checkpoint of one training together",
+            )

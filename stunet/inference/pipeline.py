@@ -22,7 +22,8 @@ from stunet.inference import products
 from stunet.inference.cases import InputCase, read_geometry
 from stunet.inference.engine import memory
 from stunet.inference.failures import reason
-from stunet.inference.predictor import NetworkInput, Predictor
+from stunet.inference.predictor import Predictor
+from stunet.inference.preparation import NetworkInput
 from stunet.inference.products import Products
 from stunet.inference.staging import staging_endings
 from stunet.machine import GB, SHARE, memory_limit, resident

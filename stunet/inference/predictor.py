@@ -11,35 +11,31 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
-from nnunetv2.utilities.label_handling.label_handling import convert_labelmap_to_one_hot
 
 from stunet.errors import OutOfMemoryError, UsageError, is_out_of_memory, last_line
 from stunet.files import sha256_of, sha256_of_json
 from stunet.images import Reader, file_reader
-from stunet.inference.cases import InputCase, drop_channel_axis
+from stunet.inference.cases import InputCase
 from stunet.inference.engine import memory
 from stunet.inference.engine.confidence import Confidence
 from stunet.inference.engine.optimized import ReadyNetwork
 from stunet.inference.engine.segmenter import Segmenter
 from stunet.inference.engine.windows import SlidingWindow
-from stunet.inference.inputs import load
 from stunet.inference.model import ModelFolder, open_model
-from stunet.inference.network import build, check_strides
-from stunet.inference.orientation import choose_orientation
-from stunet.inference.reading import InputImage, check_grid, naming_files, read, warn_of_units
-from stunet.inference.v1_preprocessing import V1Preprocessor
+from stunet.inference.network import build, check_function
+from stunet.inference.preparation import NetworkInput, Preparation
+from stunet.inference.reading import InputImage
 from stunet.labels.systems import LabelSystem
-from stunet.nifti_header import header_has_orientation
-from stunet.orientation import file_properties, orientation_of
-from stunet.preprocessing.case import preprocessor_of
+from stunet.orientation import file_properties
 from stunet.provenance import check_model
 from stunet.results.segmentation import Segmentation
 from stunet.results.subset import subset_dataset, subset_table
 from stunet.weights.checkpoints import check_weights, load_trained
+from stunet.weights.folders import model_folder
 
 log = logging.getLogger("stunet")
 
@@ -73,13 +69,6 @@ class Options:
     verbose: bool = False
 
 
-class NetworkInput(NamedTuple):
-    """A preprocessed case: image (C, D, H, W) in float32, and the properties needed to return to its file's grid."""
-
-    image_CDHW: torch.Tensor
-    properties: dict[str, Any]
-
-
 class Predictor:
     """A loaded and checked model. It may be shared between threads: the network takes their images in turn.
 
@@ -106,7 +95,7 @@ class Predictor:
         self._plans, self._configuration, network = build(model, self.configuration_name)
         for path, checkpoint in zip(model.checkpoint_files, checkpoints, strict=True):
             check_weights(path, network, checkpoint["network_weights"])
-            check_strides(path, checkpoint, model.plan, self.configuration_name)
+            check_function(path, checkpoint, model.plan, self.configuration_name)
         for fold, path, checkpoint in zip(model.folds, model.checkpoint_files, checkpoints, strict=True):
             for warning in check_model(
                 path, checkpoint["init_args"], model.plan, self.configuration_name, fold, model.dataset
@@ -116,8 +105,14 @@ class Predictor:
             raise UsageError(
                 f"--v1_preprocessing is not for a cascade such as {self.configuration_name}", "leave it out"
             )
-        self.orientation, self._orientation_source = choose_orientation(model, self.options.orientation)
-        self._seen_orientations: set[str] = set()  # of images, if nothing states the model's
+        self._preparation = Preparation(
+            model,
+            self._plans,
+            self._configuration,
+            self.options.orientation,
+            self.options.v1_preprocessing,
+            self.options.verbose,
+        )
         # Those of the first fold, and none if it does not name any: both as in nnU-Net.
         mirror_axes = checkpoints[0].get("inference_allowed_mirroring_axes") or ()
         weights = [checkpoint["network_weights"] for checkpoint in checkpoints]
@@ -153,15 +148,16 @@ class Predictor:
     ) -> "Predictor":
         """Open the model of a result folder TRAINER__PLANS__CONFIGURATION, or one listed by `stunet_models list`.
 
+        The folder of a dataset stands for the only model in it.
+
         Raises:
             DataError: The folder is not a model folder, or lacks a file.
             WeightsError: There is no such model.
         """
-        folder = Path(folder_or_name)
-        if not folder.is_dir():
-            from stunet.models.store import find_model
+        from stunet.models.store import find_model
 
-            folder = find_model(str(folder_or_name))
+        given = Path(folder_or_name)
+        folder = model_folder(given) if given.is_dir() else find_model(str(folder_or_name))
         return cls(open_model(folder, folds, checkpoint), options)
 
     def predict(
@@ -189,12 +185,12 @@ class Predictor:
             OutOfMemoryError: The image does not fit into memory.
             UsageError: The image is of another type.
         """
-        prepared = self.preprocess(load(image, self.model, self.orientation, spacing, affine, series))
+        prepared = self.preprocess(self._preparation.load(image, spacing, affine, series))
         return self.to_segmentation(self.segment(prepared, on_window), prepared)
 
     def read(self, case: InputCase) -> InputImage:
         """Read a case; see reading.read()."""
-        return read(case, self.model, self.orientation)
+        return self._preparation.read(case)
 
     def preprocess(self, raw: InputImage) -> NetworkInput:
         """Preprocess a case; its array may be overwritten.
@@ -202,27 +198,7 @@ class Predictor:
         Raises:
             DataError: The image cannot be preprocessed, or the previous stage has a different shape.
         """
-        self._warn_of_unknown_orientation(raw)
-        shape = self._network_shape(raw.image_CDHW.shape[1:], raw.properties["spacing"])
-        check_grid(raw, [shape[axis] for axis in self._plans.transpose_backward])
-        warn_of_units(raw, self._configuration.normalization_schemes, self.model.plan)
-        if self.options.v1_preprocessing:
-            preprocessor: Any = V1Preprocessor(self.options.verbose)
-        else:
-            preprocessor = preprocessor_of(self._configuration, self.options.verbose, needs_mask=False)
-        # The properties are copied because nnU-Net adds to them.
-        with naming_files(raw.files):
-            image, previous, properties = preprocessor.run_case_npy(
-                raw.image_CDHW, raw.previous, dict(raw.properties), self._plans, self._configuration, self.model.dataset
-            )
-            drop_channel_axis(properties)
-        # A cascade also sees the previous stage's labels, one channel per class, as in training.
-        if raw.previous is not None:
-            labels = self._plans.get_label_manager(self.model.dataset).foreground_labels
-            image = np.vstack((image, convert_labelmap_to_one_hot(previous[0], labels, image.dtype)))
-        return NetworkInput(
-            torch.from_numpy(image).to(torch.float32, memory_format=torch.contiguous_format), properties
-        )
+        return self._preparation.preprocess(raw)
 
     def segment(
         self,
@@ -278,8 +254,13 @@ class Predictor:
             shape: In voxels, array order.
             spacing: In mm, array order.
         """
-        network_shape = self._network_shape(shape, spacing)
+        network_shape = self._preparation.network_shape(shape, spacing)
         return memory.need(shape, network_shape, len(self.model.channels), self._windows, self._configuration)
+
+    @property
+    def orientation(self) -> str | None:
+        """That of the training images; None if unknown."""
+        return self._preparation.orientation
 
     @property
     def previous_stage(self) -> str | None:
@@ -305,7 +286,7 @@ class Predictor:
         if (table := self._label_table) is not None:
             labels = {name: table[value].tolist() for name, value in labels.items() if name != "ignore"}
         # An orientation in the plans is part of their hash; one from elsewhere has to be recorded.
-        stated = {} if self._orientation_source is None else {"orientation": self.orientation}
+        stated = {} if self._preparation.orientation_source is None else {"orientation": self.orientation}
         return {
             "plans": sha256_of_json(self.model.plan.content),
             "checkpoints": checkpoints,
@@ -330,26 +311,6 @@ class Predictor:
     def writer(self) -> Reader:
         """nnU-Net's reader and writer for this model's files, which does not reorient them."""
         return file_reader(self.model.plan.reader)
-
-    def _warn_of_unknown_orientation(self, raw: InputImage) -> None:
-        """Warn the user if the orientation of the training images is unknown, but the image states its own."""
-        written = raw.properties.get("nifti")
-        code = None if written and not header_has_orientation(written) else orientation_of(raw.properties)
-        # Once per orientation, not once per image.
-        if self.orientation is None and code is not None and code not in self._seen_orientations:
-            others = " and ".join(sorted(self._seen_orientations))
-            self._seen_orientations.add(code)
-            what = f"the axes of {raw.files} run {code}" + (f", those of others {others}" if others else "")
-            log.warning(
-                "%s; nothing says how those of the training images ran, and if they ran otherwise, labels are wrong: "
-                "state it with --orientation CODE (in Python: Options.orientation)",
-                what,
-            )
-
-    def _network_shape(self, shape: Sequence[int], spacing: Sequence[float]) -> list[int]:
-        """Return the shape of an uncropped image on the network's grid, in the plan's order of axes."""
-        forward = self._plans.transpose_forward
-        return memory.network_shape([shape[i] for i in forward], [spacing[i] for i in forward], self._configuration)
 
     @property
     def _label_table(self) -> np.ndarray | None:

@@ -208,23 +208,41 @@ def naming_files(files: str) -> Iterator[None]:
 
 
 def _add_previous_stage(raw: InputImage, path: Path | None, reader: Reader) -> InputImage:
-    """Add the previous stage's labels in the model's orientation, whatever the orientation of their file."""
     if path is None:
         return raw
+    hint = "-prev_stage_predictions with a folder of predictions of these images"
+    return raw._replace(previous=read_labels(raw, path, reader, "the previous stage's labels", hint))
+
+
+def read_labels(raw: InputImage, path: Path, reader: Reader, what: str, hint: str) -> np.ndarray:
+    """Return labels (1, D, H, W) of an image in the model's orientation, whatever the orientation of their file.
+
+    Args:
+        raw: The image.
+        path: The file of the labels.
+        reader: Of the image.
+        what: What they are called in messages.
+        hint: What helps if they do not lie where the image does.
+
+    Raises:
+        DataError: They cannot be read, have several channels, or do not lie where the image does.
+    """
     with naming_files(str(path)):
         check_nifti(path)
         labels, properties = reader.read_seg(str(path), raw.properties)
         # Without forms in either header, ITK's and nibabel's ideas of the place would differ: only shapes are compared.
         both_placed = file_has_orientation(path) and header_has_orientation(raw.properties.get("nifti"))
+    if len(labels) != 1:
+        one = "of one-hot channels the number of the largest, of colours one channel"
+        raise DataError(f"{what} {str(path)!r} have {len(labels)} channels instead of one value per voxel", one)
     shape = raw.image_CDHW.shape[1:]
     image_affine, labels_affine = (affine_of(each) if both_placed else None for each in (raw.properties, properties))
     fits = labels.shape[1:] == shape
     if fits and image_affine is not None and labels_affine is not None:
         fits = not _are_apart(image_affine, labels_affine, shape)
     if not fits:
-        what = f"the previous stage's labels {str(path)!r} do not lie where the image {raw.files} does"
-        raise DataError(what, "-prev_stage_predictions with a folder of predictions of these images")
-    return raw._replace(previous=labels)
+        raise DataError(f"{what} {str(path)!r} do not lie where the image {raw.files} does", hint)
+    return labels
 
 
 def _are_apart(one: np.ndarray, other: np.ndarray, shape: Sequence[int]) -> bool:

@@ -18,7 +18,7 @@ from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.swa_utils import update_bn
 
-from stunet.errors import DataError, first_few
+from stunet.errors import DataError, WeightsError, first_few
 from stunet.files import atomic_folder, json_differences, read_json, write_json
 from stunet.inference.model import ModelFolder, open_model
 from stunet.inference.network import build
@@ -57,7 +57,11 @@ def open_batch_norm(source: Path) -> BatchNormModel | None:
         DataError: Not a model folder, or a cascade, whose second input is not among the preprocessed cases.
     """
     if source.is_file():
-        read_weights(source)  # raises unless it is an STU-Net, which has none
+        if any(name.endswith("running_mean") for name in read_weights(source).tensors):
+            raise WeightsError(
+                f"{str(source)!r} has running statistics, and they are collected for a whole model",
+                "give the model folder, with plans.json and dataset.json",
+            )
         return None
     model = open_model(source)
     checkpoints = [load_trained(path) for path in model.checkpoint_files]

@@ -60,6 +60,7 @@ def fetch(
     sha256: str | None = None,
     size: int | None = None,
     on_bytes: Progress | None = None,
+    before: Callable[[str], None] = lambda source: None,
     accept: Callable[[str], None] = lambda source: None,
     wait_s: float = 1.0,
 ) -> str:
@@ -71,6 +72,8 @@ def fetch(
         sha256: Checksum of the file, if known.
         size: Size in bytes, if known.
         on_bytes: Called as the file grows.
+        before: Called with the source before anything is downloaded from it; if it raises WeightsError, the next one is
+            tried.
         accept: Called with the source once `target` exists; if it raises WeightsError, `target` is removed and the next
             source is tried.
         wait_s: Seconds before the second attempt; doubles with each further one.
@@ -82,6 +85,7 @@ def fetch(
     reasons = []
     for source in sources:
         try:
+            _use(before, source)
             _fetch_one(source, target, sha256, size, on_bytes or (lambda done, total: None), wait_s)
             _accept(accept, source, target)
             return source
@@ -93,6 +97,13 @@ def fetch(
         f"could not download {target.name!r}: {'; '.join(reasons)}",
         f"run the same command again{kept}, or download it with a browser: stunet_models import FILE",
     )
+
+
+def _use(before: Callable[[str], None], source: str) -> None:
+    try:
+        before(source)
+    except WeightsError as error:
+        raise _Unusable(error.message) from None
 
 
 def _accept(accept: Callable[[str], None], source: str, target: Path) -> None:

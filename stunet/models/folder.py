@@ -1,13 +1,13 @@
 """Write weights as a model folder that stock nnU-Net v2 runs, and check whether a model is consistent.
 
 A model folder is plans.json, dataset.json and fold_X/checkpoint_final.pth; ours also holds model.json, with the origin
-of the weights and the checksums of the files. weights/reading.py reads files and folders, store.py decides which.
+of the weights and the checksums of the files. weights/reading.py reads files and folders, store.py decides which, and
+exporting.py passes them on.
 """
 
 import logging
 import math
 import re
-import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,14 +15,16 @@ from typing import Any
 
 import torch
 
-from stunet.errors import DataError, UsageError, WeightsError
-from stunet.files import atomic_folder, sha256_of, write_json, write_lock
-from stunet.models.archive import pack
+from stunet.errors import WeightsError
+from stunet.files import atomic_folder, sha256_of, write_json
+from stunet.models.entry import NETWORKS, Entry
 from stunet.models.metadata import check_metadata
 from stunet.models.record import RECORD, read_record
-from stunet.models.registry import Entry, dataset_of, plan_of
+from stunet.models.registry import dataset_of, plan_of
 from stunet.sizes import SIZES
-from stunet.weights.checkpoints import check_finite, check_weights, save_checkpoint, save_weights, to_half
+from stunet.weights.checkpoints import check_finite, check_weights, save_checkpoint
+from stunet.weights.heads import BACKGROUND
+from stunet.weights.naming import all_names
 from stunet.weights.pickles import load_pickle
 from stunet.weights.reading import Weights, read_weights, unfinished
 from stunet.weights.v1 import convert_plans
@@ -40,7 +42,7 @@ def describe(weights: Weights, entry: Entry | None = None) -> Weights:
     """
     check_entry(weights, entry)
     check_segments(weights)
-    planned = plan_of(entry) if entry and not entry.missing else None
+    planned = plan_of(entry) if entry and not entry.missing and not entry.has_plans else None
     plan = weights.plan if weights.strides else planned
     classes = (weights.dataset or {}).get("labels") or _numbered(entry.classes if entry else None)
     lacking = {} if plan else {"strides and spacing": "--pkl X.model.pkl"}
@@ -50,7 +52,7 @@ def describe(weights: Weights, entry: Entry | None = None) -> Weights:
             f"{str(weights.path)!r} cannot become a model that predicts: unknown {' and '.join(lacking)}",
             f"import it with the {' and '.join(lacking.values())} of its training; fine-tuning takes it as it is",
         )
-    channels = entry.channels if entry and entry.channels else weights.channels
+    channels = weights.channels or (entry.channels if entry else None)
     # The registry fills gaps: what the file's own dataset.json states comes later and wins.
     dataset = (dataset_of(entry) if entry and planned else {}) | (weights.dataset or {}) | {"labels": classes}
     dataset["channel_names"] = _by_number(channels or range(weights.network.channels))
@@ -92,18 +94,27 @@ def check_entry(weights: Weights, entry: Entry | None) -> None:
 def contradiction(weights: Weights, entry: Entry) -> str | None:
     """Return how the tensors, or their plans and dataset, contradict that they are an entry's; None: not at all."""
     network = weights.network
-    for what, here, there in (
+    pairs: list[tuple[str, Any, Any]] = [
+        ("network", network.architecture.class_name.rpartition(".")[2], NETWORKS[entry.network].rpartition(".")[2]),
         ("size", network.size, entry.size),
         ("input channels", network.channels, entry.num_channels),
         ("classes", network.classes, entry.num_classes),
-        ("channels", weights.channels, entry.channels),
-        ("labels", weights.classes, entry.classes),
-        ("strides", weights.strides, entry.strides),
-        ("spacing", weights.spacing, entry.spacing),
-        ("normalisation", weights.normalization, entry.normalization),
-    ):
+    ]
+    if entry.size:  # published without plans, so the entry is what tells; elsewhere the file knows better
+        pairs += [
+            ("channels", weights.channels, entry.channels),
+            ("labels", weights.classes, entry.classes),
+            ("strides", weights.strides, entry.strides),
+            ("spacing", weights.spacing, entry.spacing),
+            ("normalisation", weights.normalization, entry.normalization),
+        ]
+    for what, here, there in pairs:
         if here is not None and there is not None and not _same(here, there):
             return f"{what} {here} instead of {there}" if len(str(there)) < 100 else f"other {what}"
+    # Its names may be spelled in another way, but those of another part of a whole are all different.
+    here, there = (set(names or ()) - {BACKGROUND} for names in (weights.classes, entry.classes))
+    if here and there and not here & there:
+        return f"labels {min(here)} ... instead of {min(there)} ..."
     return None
 
 
@@ -167,13 +178,35 @@ def check_fit(weights: Weights) -> None:
         what = "no plans" if sized else f"a network of no size that stunet knows ({', '.join(SIZES)})"
         raise WeightsError(f"{str(weights.path)!r} has {what}", "stunet_models info NAME lists what is needed")
     check_metadata(weights)
-    with torch.device("meta"):  # shapes only: an STU-Net H takes 5.8 GB
-        network = described.build(weights.strides)
-    check_weights(weights.path, network, weights.tensors)
+    network = described_network(weights)
+    check_weights(weights.path, network, state_dict(weights, network))
+
+
+def described_network(weights: Weights) -> torch.nn.Module:
+    """Return the network of the plans, without memory.
+
+    Raises:
+        WeightsError: The plans describe none.
+    """
+    assert weights.plan is not None  # described weights have one
+    found, planned = weights.network, weights.plan.configuration(str(weights.configuration))
+    try:
+        with torch.device("meta"):  # shapes only: an STU-Net H takes 5.8 GB
+            return found.architecture.build(found.channels, found.classes or 1, planned.network_arguments)
+    except ValueError as error:
+        what = f"{str(weights.path)!r}: no network can be built as its plans say: {error}"
+        raise WeightsError(what, "use the plans.json of the training that made it") from None
+
+
+def state_dict(weights: Weights, network: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Return the tensors under all names that a network has for them."""
+    return all_names(weights.tensors, network.state_dict(), weights.network.architecture)
 
 
 def read_folds(path: Path) -> dict[str, Weights]:
     """Read the weights of a file, as fold_0, or of every fold of a model folder: the numbered ones, else fold_all.
+
+    Of a folder without folds, as Hugging Face has them, they are those that read_weights() finds.
 
     Raises:
         WeightsError: As in read_weights.
@@ -181,72 +214,12 @@ def read_folds(path: Path) -> dict[str, Weights]:
     first = read_weights(path)
     if what := unfinished(path):
         log.warning(what)
-    if not path.is_dir():
+    if not path.is_dir() or not first.path.parent.name.startswith("fold_"):
         return {"fold_0": first}
-    files = sorted(path.glob(f"fold_*/{first.path.name}"))
+    files = sorted(first.path.parent.parent.glob(f"fold_*/{first.path.name}"))
     # As in prediction: fold_all counts only without numbered folds.
     numbered = [file for file in files if re.fullmatch(r"fold_[0-9]{1,3}", file.parent.name)]
     return {file.parent.name: read_weights(file) for file in numbered or files}
-
-
-def export(source: Path, target: Path, half: bool = False) -> None:
-    """Write weights as a self-describing safetensors file, a zip of a model folder, or a model folder.
-
-    Args:
-        source: A file or model folder that read_weights accepts.
-        target: The ending decides: .safetensors, .zip, or none for a folder.
-        half: Write float16, half the size; all our readers and nnU-Net convert it back to float32.
-
-    Raises:
-        WeightsError: The weights cannot be read, have no plans, or float16 cannot hold them.
-        DataError: `target` exists.
-        UsageError: `target` has another ending.
-    """
-    ending = target.suffix.lower()
-    if ending not in (".safetensors", ".zip", ""):
-        raise UsageError(f"{str(target)!r} ends with {target.suffix!r}", "OUT.safetensors, OUT.zip, or a folder OUT")
-    _check_free(target)
-    folds = read_folds(source)
-    if not ending:
-        write_model_folder(target, _fitting(folds, half), {"source": str(source)})
-        return
-    with write_lock(target):
-        # Again: another process may have made it before this one got the lock.
-        _check_free(target)
-        if ending == ".zip":
-            _export_zip(target, _fitting(folds, half), source)
-            return
-        if len(folds) > 1:
-            raise WeightsError(f"{str(source)!r} has {len(folds)} folds, a .safetensors file has one", "export a .zip")
-        first = next(iter(folds.values()))
-        check_segments(first)
-        meta = {key: getattr(first, key) for key in ("configuration", "dataset", "mirror_axes", "entry")}
-        meta = {"plans": first.plan.content if first.plan else None, **meta}
-        save_weights(target, first.tensors, meta, half)
-
-
-def _check_free(target: Path) -> None:
-    if target.exists():
-        raise DataError(f"{str(target)!r} exists already", "take another name, or remove it")
-
-
-def _fitting(folds: dict[str, Weights], half: bool) -> dict[str, Weights]:
-    for weights in folds.values():
-        check_segments(weights)
-        check_fit(weights)
-    return {
-        name: replace(weights, tensors=to_half(weights.tensors)) if half else weights for name, weights in folds.items()
-    }
-
-
-def _export_zip(target: Path, folds: Mapping[str, Weights], source: Path) -> None:
-    # A fixed name, under the lock of the target: what a killed export left is removed.
-    folder = target.with_name(f".{target.name}.folder")
-    shutil.rmtree(folder, ignore_errors=True)
-    try:
-        pack(write_model_folder(folder, folds, {"source": str(source)}), target)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def check(source: Path) -> list[str]:
@@ -281,8 +254,9 @@ def check(source: Path) -> list[str]:
 
 
 def _checkpoint(weights: Weights) -> dict[str, Any]:
+    alone = replace(weights, tensors={name: _own_storage(tensor) for name, tensor in weights.tensors.items()})
     checkpoint: dict[str, Any] = {
-        "network_weights": {name: _own_storage(tensor) for name, tensor in weights.tensors.items()},
+        "network_weights": state_dict(alone, described_network(weights)),
         "trainer_name": "nnUNetTrainer",  # stock nnU-Net finds it without any variable
         "init_args": {"configuration": weights.configuration},
     }

@@ -5,6 +5,7 @@ compares the tensors with them; plans/check.py is equally strict with the plans 
 """
 
 from collections.abc import Iterator, Mapping
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from stunet.errors import DataError, WeightsError
@@ -39,13 +40,35 @@ def check_metadata(weights: "Weights") -> None:
         raise WeightsError(f"{str(weights.path)!r}: {problem}", hint)
 
 
+def check_input(weights: "Weights") -> None:
+    """Check that weights with plans say how images become the network's input; read no tensor.
+
+    Raises:
+        WeightsError: Something is missing or wrong; the message names the first.
+    """
+    plan, hint = weights.plan or Plan({}), "use the plans.json of the training that made it"
+    check(plan.content, PLANS, weights.path, hint, WeightsError)
+    try:
+        planned = plan.configuration(str(weights.configuration))
+        wrong = problems(plan, planned, weights.strides or [], weights.network.ndim)
+        problem = next(chain(wrong, _wrong_input(weights, plan, planned)), None)
+    except DataError as error:
+        problem = error.message
+    if problem:
+        raise WeightsError(f"{str(weights.path)!r}: {problem}", hint)
+
+
 def _problems(weights: "Weights", plan: Plan, planned: Configuration, dataset: Mapping[str, Any]) -> Iterator[str]:
     """Yield what is wrong; only the first is reliable, because later checks assume that earlier ones passed."""
     yield from problems(plan, planned, weights.strides or [], weights.network.ndim)
     yield from _wrong_classes(weights, planned, dataset)
+    yield from _wrong_input(weights, plan, planned)
     ndim, axes = weights.network.ndim, weights.mirror_axes or ()
     if len({*axes}) != len(axes) or not {*axes} <= {*range(ndim)}:
         yield f"mirror axes {axes} must be different, from 0 to {ndim - 1}"
+
+
+def _wrong_input(weights: "Weights", plan: Plan, planned: Configuration) -> Iterator[str]:
     schemes, named = planned.normalization, len(weights.channels or ())
     if not {*schemes} <= {*NORMALIZATIONS}:
         yield f"normalization_schemes is {schemes!r}; known: {', '.join(NORMALIZATIONS)}"

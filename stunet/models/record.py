@@ -1,7 +1,7 @@
 """Read what the store records about its models.
 
 A folder is a model if it has a model.json, which holds its entry, origin and checksums. checksums.json holds the
-checksums of first downloads.
+checksums of first downloads, licences.json the licences that the user accepted (licences.py).
 """
 
 from pathlib import Path
@@ -9,7 +9,9 @@ from typing import Any
 
 from stunet import kinds
 
-RECORD, CHECKSUMS = "model.json", "checksums.json"
+RECORD, CHECKSUMS, LICENCES = "model.json", "checksums.json", "licences.json"
+OWN = "models.toml"  # the user's own entries
+STORE_FILES = (OWN, CHECKSUMS, LICENCES)  # beside the folders of models
 
 
 def read_record(folder: Path) -> dict[str, Any]:

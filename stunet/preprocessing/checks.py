@@ -21,6 +21,7 @@ from stunet.files import json_differences
 from stunet.kinds import FINGERPRINT as FINGERPRINT_KIND
 from stunet.kinds import read, read_dataset_json
 from stunet.labels.names import region_values
+from stunet.plans.blueprints import STOCK_PLANS, blueprints, of_size
 from stunet.plans.files import hash_of_fingerprint
 from stunet.plans.plan import Plan
 from stunet.preprocessing.dataset import (
@@ -36,7 +37,7 @@ from stunet.preprocessing.dataset import (
     settings_of,
     without_version,
 )
-from stunet.sizes import DEFAULT, SIZES
+from stunet.sizes import DEFAULT
 from stunet.workspace import dataset_number, preprocessed_dataset
 
 # The keys of dataset.json that say what images and labels mean; the others, such as a licence, may change.
@@ -134,17 +135,27 @@ def check_labels(dataset: str, plan: Plan, configuration: str, cases: Collection
 def repair_commands(dataset: str, plan: Plan, configuration: str) -> tuple[str, str]:
     """Return the command that plans and preprocesses a dataset again, and the one that preprocesses it as planned."""
     number, base = dataset_number(dataset), plan.root
-    # Names that our planner gives state the size and the spacing; others say nothing.
-    sizes, numbers = "|".join(SIZES), r"_(?P<mm>[0-9.]+x[0-9.]+x[0-9.]+)mm"
+    # Names that our planner gives state the network and the spacing; others say nothing.
+    known = blueprints()
+    tags = {each.tag: each.option for each in known.values()}
+    numbers = r"_(?P<mm>[0-9.]+x[0-9.]+x[0-9.]+)mm"
     start = f"stunet_plan_and_preprocess -d {number} -c {configuration}"
     if plan.like and re.search(r"_like[0-9]+(-|$)", base):
         return f"{start} --like {plan.like}", f"{start} -p {plan.name}"
-    found = re.fullmatch(rf"STUNetPlans_(?P<size>{sizes})(?:{numbers}|_(?P<kept>median|native))?", base)
+    if plan.planned_with:
+        return f"{start} {plan.planned_with}", f"{start} -p {plan.name}"
+    if not plan.is_planned_by_us:
+        planner = str(plan.get("experiment_planner_used"))
+        named = f" -overwrite_plans_name {base}, with the options of its planning"
+        name = "" if base == STOCK_PLANS.get(planner) else named
+        command = f"{start} -pl" if planner in STOCK_PLANS else f"nnUNetv2_plan_and_preprocess -d {number} -pl"
+        return f"{command} {planner}{name}", f"{start} -p {plan.name}"
+    found = re.fullmatch(rf"STUNetPlans_(?P<tag>{'|'.join(tags)})(?:{numbers}|_(?P<kept>median|native))?", base)
     if found is None:
-        size = plan.size if plan.states("size") else DEFAULT
-        options = f"-overwrite_plans_name {base} --size {size}, with the options of its planning"
+        network = known.get(plan.network or "") or of_size(plan.size or DEFAULT)
+        options = f"-overwrite_plans_name {base} {network.option}, with the options of its planning"
     else:
-        options = f"--size {found['size']}"
+        options = tags[found["tag"]]
         if found["mm"]:
             options += f" -overwrite_target_spacing {found['mm'].replace('x', ' ')}"
         if found["kept"]:

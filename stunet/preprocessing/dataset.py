@@ -32,6 +32,7 @@ from stunet.files import atomic_write, cached_sha256_of, exclusive_lock, json_di
 from stunet.kinds import MANIFEST, normalize_labels, read, read_dataset_json
 from stunet.labels.annotations import FILE as ANNOTATIONS
 from stunet.orientation import REORIENTS
+from stunet.plans.known_input import BY_THE_IMAGE
 from stunet.plans.plan import Plan
 from stunet.preprocessing.worker import OWN_FOLDER, Done, Job, names_case, run
 from stunet.workspace import planning, preprocessed_dataset, raw_dataset
@@ -52,8 +53,6 @@ CONFIGURATION_SETTINGS = (  # without the patch: it only affects how files are c
     "resampling_fn_seg_kwargs",
     "preprocessor_name",
 )
-# nnU-Net's schemes that only use the image itself, so that the dataset's intensities do not matter.
-BY_THE_IMAGE = {"ZScoreNormalization", "NoNormalization", "RescaleTo01Normalization", "RGBTo01Normalization"}
 SAME, TOUCHED, CHANGED, UNKNOWN = "same", "touched", "changed", "unknown"  # raw files, compared with their record
 log = logging.getLogger("stunet")
 # A manifest is written whole, with a record per case: not after each of thousands.

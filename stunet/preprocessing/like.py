@@ -7,6 +7,7 @@ from stunet.errors import DataError, first_few
 from stunet.files import json_differences
 from stunet.kinds import FINGERPRINT, read, read_dataset_json
 from stunet.plans.files import list_plans, plan_path, read_plan
+from stunet.plans.known_input import UNNAMED
 from stunet.plans.plan import Plan
 from stunet.preprocessing.checks import FINGERPRINT as FINGERPRINT_FILE
 from stunet.preprocessing.checks import repair_commands
@@ -15,7 +16,6 @@ from stunet.workspace import dataset_number, preprocessed_dataset
 
 # Settings that say how files are read, or what labels are, and nothing about images as the network sees them.
 OF_FILES = ("labels", "image_reader_writer", "label_manager", "orientation")
-UNNAMED = "image"  # the name of a channel of which nothing says what it is (datasets/unlabelled.py)
 
 
 def input_differences(one: Plan, other: Plan, configuration: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""The Python API: stunet.plan, train, pretrain, predict and evaluate.
+"""The Python API: stunet.plan, train, pretrain, predict, evaluate and features.
 
 Each function takes what the command's flags say, as keywords of the same names, and returns what came of it. They
 print nothing: a `Listener` shows notes, warnings and progress, and warnings about single files go to the logger
@@ -12,11 +12,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from stunet.plans.plan import PLANNER
 from stunet.runs import evaluation, planning, prediction, pretraining, training
+from stunet.runs import features as extraction
 from stunet.runs.evaluation import EvaluationRequest, EvaluationResult
+from stunet.runs.features import FeaturesRequest, FeaturesResult
 from stunet.runs.isolation import isolated, quiet
 from stunet.runs.listener import Listener
-from stunet.runs.planning import CONFIGURATIONS, PlanningRequest, PlanningResult
+from stunet.runs.planning import PlanningResult
+from stunet.runs.planning_request import CONFIGURATIONS, PlanningRequest
 from stunet.runs.prediction import PredictionRequest, PredictionResult
 from stunet.runs.pretraining import PretrainingRequest, PretrainingResult
 from stunet.runs.training import TrainingRequest, TrainingResult
@@ -26,16 +30,20 @@ from stunet.workspace import FINAL
 def plan(
     dataset: int | str,
     *,
+    network: str | None = None,
     size: str | None = None,
     preset: str | None = None,
     stages: int | str | None = None,
     gpu_memory_target: float | None = None,
     overwrite_target_spacing: Sequence[float] | None = None,
     spacing: str | Sequence[str | float] | None = None,
+    pretrained: str | Path | None = None,
+    accept_licence: bool = False,
     like: int | str | None = None,
     checkpointing: bool = False,
     probe: bool = False,
     plans: str | None = None,
+    planner: str = PLANNER,
     overwrite_plans_name: str | None = None,
     configurations: Sequence[str] = CONFIGURATIONS,
     np: int | Sequence[int] | None = None,
@@ -61,6 +69,7 @@ def plan(
     Raises:
         UsageError: Options contradict each other, or a value is out of range.
         DataError: The dataset is missing or damaged.
+        WeightsError: Weights to plan for cannot be read, or nothing says what images they know.
         OutOfMemoryError: The network does not fit into the memory that is planned for, or a case into this machine's.
     """
     # Must come first: from here on, locals() holds more than the parameters.
@@ -78,6 +87,7 @@ def train(
     trainer: str | None = None,
     plans: str | None = None,
     size: str | None = None,
+    network: str | None = None,
     stages: int | str | None = None,
     gpu_memory_target: float | None = None,
     preset: str | None = None,
@@ -97,6 +107,7 @@ def train(
     val_best: bool = False,
     disable_checkpointing: bool = False,
     overwrite: bool = False,
+    accept_licence: bool = False,
     dry_run: bool = False,
     listener: Listener | None = None,
 ) -> TrainingResult:
@@ -133,6 +144,7 @@ def pretrain(
     plans: str | None = None,
     like: int | str | None = None,
     size: str | None = None,
+    network: str | None = None,
     stages: int | str | None = None,
     gpu_memory_target: float | None = None,
     preset: str | None = None,
@@ -148,6 +160,7 @@ def pretrain(
     resume: bool = False,
     disable_checkpointing: bool = False,
     overwrite: bool = False,
+    accept_licence: bool = False,
     dry_run: bool = False,
     listener: Listener | None = None,
 ) -> PretrainingResult:
@@ -214,6 +227,7 @@ def predict(
     npp: int | None = None,
     nps: int | None = None,
     verbose: bool = False,
+    accept_licence: bool = False,
     dry_run: bool = False,
     listener: Listener | None = None,
 ) -> PredictionResult:
@@ -282,6 +296,61 @@ def evaluate(
     # Not isolated(), which imports torch: evaluation changes none of what that restores.
     with quiet():
         return evaluation.evaluate(EvaluationRequest(**{**options, **paths}), listener)
+
+
+def features(
+    input: str | Path,
+    output: str | Path,
+    *,
+    model: str | Path | None = None,
+    dataset: int | str | None = None,
+    configuration: str | None = None,
+    plans: str | None = None,
+    trainer: str | None = None,
+    fold: int | str | None = None,
+    checkpoint: str = FINAL,
+    series: str | None = None,
+    labels: str | Path | None = None,
+    points: str | Path | None = None,
+    world: str = "RAS",
+    pools: Sequence[str] | None = None,
+    stages: Sequence[int] | None = None,
+    probe: str | Path | None = None,
+    targets: Sequence[str] = (),
+    task: str | None = None,
+    seed: int = 0,
+    orientation: str | None = None,
+    step_size: float = 0.5,
+    precision: str = "auto",
+    device: str | None = None,
+    threads: int | None = None,
+    overwrite: bool = False,
+    accept_licence: bool = False,
+    listener: Listener | None = None,
+) -> FeaturesResult:
+    """Compute features of images with any encoder, as stunet_features does. For one image see stunet.Model.
+
+        result = stunet.features("imagesTr", "features", model="STU-Net-B", labels="labelsTr", probe="diagnosis.csv")
+        print(result.files, [probe.probed.scores for probe in result.probes])
+
+    A case that fails does not stop the others; its error is in the result. Cases that are done are kept.
+
+    Args:
+        input: Folder with CASE_0000.nii.gz ..., an image, or a folder of DICOM files.
+        output: Folder of the features. FeaturesRequest documents the other options.
+        model: A model by its name, its folder, or its weights; or `dataset` and `configuration` look one up.
+        listener: Shows the progress.
+
+    Raises:
+        UsageError: Options contradict each other, or a value is out of range.
+        DataError: The images, labels or tables are missing or do not fit each other.
+        WeightsError: The weights cannot be read, or do not say how images are preprocessed.
+    """
+    options = {**locals()}
+    del options["listener"]
+    paths = {name: _path(options[name]) for name in ("input", "output", "labels", "points", "probe")}
+    with isolated():
+        return extraction.features(FeaturesRequest(**{**options, **paths}), listener)
 
 
 def _path(given: str | Path | None) -> Path | None:

@@ -28,3 +28,14 @@ def physical_cores() -> int:
     import torch
 
     return int(torch.cpu.get_capabilities().get("num_physical_cores") or os.cpu_count() or 1)
+
+
+def set_threads(threads: int | None) -> None:
+    """Set the number of threads, by default at most one per physical core.
+
+    Some builds of torch start twice as many, which wait for each other.
+    """
+    import torch
+
+    if threads or "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(threads or min(physical_cores(), torch.get_num_threads()))

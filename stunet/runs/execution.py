@@ -142,6 +142,19 @@ def check_options(request: Any) -> None:
         raise UsageError(f"-num_gpus {request.num_gpus} must be 1 or more", "-num_gpus 1")
 
 
+def check_network(request: Any) -> None:
+    """Reject options that name a network besides the one that is asked for.
+
+    Raises:
+        UsageError: The first such option.
+    """
+    for option, given in (("--size", request.size), ("--preset", request.preset), ("--pretrained", request.sources)):
+        if request.network and given:
+            shown = given if isinstance(given, str) else given[0]
+            what = f"--network {request.network} and {option} {shown} both bring a network"
+            raise UsageError(what, "one of them, or -p with plans of the network")
+
+
 def check_ways(request: Any) -> None:
     """Reject ways to take pre-trained weights where none are given.
 

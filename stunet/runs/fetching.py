@@ -10,14 +10,16 @@ from stunet.runs.listener import Listener, Progress
 MEGABYTE = 1 << 20
 
 
-def fetch_model(text: str, listener: Listener, offline: bool = False) -> Path:
+def fetch_model(text: str, listener: Listener, offline: bool = False, accept_licence: bool = False) -> Path:
     """Return the path of the model that a text names; download it if needed, unless `offline`.
+
+    `accept_licence` accepts a licence that asks for it (models/licences.py).
 
     Raises:
         WeightsError: There is no such model or file, or it cannot be downloaded.
     """
     with shown_download(text, listener) as on_bytes:
-        return store.find_model(text, offline=offline, on_bytes=on_bytes)
+        return store.find_model(text, offline, on_bytes, accept_licence)
 
 
 @contextmanager

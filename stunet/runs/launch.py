@@ -32,6 +32,7 @@ from stunet.trainers.progress import NullListener, TrainingListener
 from stunet.trainers.trainer import BaseTrainer
 from stunet.workspace import BEST, FINAL, HANDED_OVER, LATEST, preprocessed_dataset, result_folder
 
+NNUNETS_TRAINER = "nnUNetTrainer"
 LEFT_OUT_FILE = "left_out.json"  # in the folder of a pre-training: its Run.left_out, which holds for a resumed run, too
 
 
@@ -201,6 +202,8 @@ def starting_point(run: Run) -> Path | None:
         raise DataError(
             f"this fold {state}: {str(found[0])!r}", "--c to continue (or validate), --overwrite to start from scratch"
         )
+    if run.resume and not found and (begun := of_nnunet(run)):
+        return begun
     if run.resume and not found:
         raise DataError(f"nothing to continue: no checkpoint in {str(run.folder)!r}", "the same command without --c")
     if run.only_validate and run.folder / FINAL not in found:
@@ -209,6 +212,24 @@ def starting_point(run: Run) -> Path | None:
             "the same command with --c instead of --val",
         )
     return found[0] if run.resume or run.only_validate else None
+
+
+def of_nnunet(run: Run) -> Path | None:
+    """Return the checkpoint of a training that nnUNetv2_train has begun with the same plans; None: there is none.
+
+    Raises:
+        DataError: It is finished.
+    """
+    if run.plan.is_ours:  # nnU-Net's trainer does otherwise than our plans say
+        return None
+    folder = result_folder(run.dataset, run.plan.name, run.configuration, NNUNETS_TRAINER) / run.folder.name
+    if (folder / FINAL).is_file():
+        raise DataError(
+            f"nnUNetv2_train has trained this fold to the end: {str(folder / FINAL)!r}",
+            f"--pretrained {folder.parent} in place of --c, for a new training that starts from its weights",
+        )
+    # As nnU-Net does: the latest is written every 50 epochs.
+    return next((folder / name for name in (LATEST, BEST) if (folder / name).is_file()), None)
 
 
 def continued(run: Run) -> Run:
@@ -262,7 +283,7 @@ def _memory_named(trainer: BaseTrainer) -> Iterator[None]:
         raise OutOfMemoryError(
             f"a batch of {size} does not fit into the memory of device {trainer.device.type}: {last_line(error)}",
             f"a new run with --set batch_size={max(1, size // 2)}, accumulation=2 or checkpointing=true, or a smaller "
-            "--size",
+            "network",
         ) from error
 
 

@@ -15,7 +15,11 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Protocol, Self
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    from stunet.errors import StunetError
     from stunet.runs.evaluation import EvaluationResult
+    from stunet.runs.features import FeaturesResult
     from stunet.runs.planning import PlanningResult
     from stunet.runs.prediction import PredictedCase, PredictionOutline
     from stunet.runs.pretraining import PretrainingResult
@@ -96,3 +100,9 @@ class Listener:
 
     def predicted(self, case: "PredictedCase") -> None:
         """Handle that a case is done; those that failed are told of after all others."""
+
+    def featured(self, case: str, file: "Path | None", error: "StunetError | None") -> None:
+        """Handle that a case's features are written, or why there are none; errors are told of after all others."""
+
+    def probed(self, result: "FeaturesResult") -> None:
+        """Handle that features were probed."""

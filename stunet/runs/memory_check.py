@@ -46,7 +46,7 @@ def check_memory(run: "Run", configuration: Configuration) -> None:
     # Memory grows with the batch, so that bisection finds the largest that fits.
     fitting = bisect_right(range(batch), there, key=needs) - 1
     if fitting < parts:
-        hint = "a smaller patch (--set patch_size=[64,64,64]), --set checkpointing=true, or a smaller --size"
+        hint = "a smaller patch (--set patch_size=[64,64,64]), --set checkpointing=true, or a smaller network"
         raise OutOfMemoryError(f"{what}; not even a batch of {parts} fits", hint)
     # Half of it is suggested: least() leaves out all that is temporary, and a real step needs more.
     raise OutOfMemoryError(f"{what}; at most {fitting} could fit", f"--set batch_size={max(parts, fitting // 2)}, say")

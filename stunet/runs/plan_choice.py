@@ -12,7 +12,8 @@ from stunet import presets, workspace
 from stunet.errors import DataError, UsageError, WeightsError, first_few
 from stunet.kinds import read_dataset_json
 from stunet.labels.annotations import Annotations, describe_trained_model, load_annotations
-from stunet.plans.files import list_planned, plan_path, read_plan
+from stunet.plans.blueprints import Blueprint, blueprints
+from stunet.plans.files import list_planned, plan_path, read_dataset_plan, read_plan
 from stunet.plans.plan import ENCODER_ALONE, Plan, StartingWeights
 from stunet.runs.fetching import fetch_model
 from stunet.runs.listener import Listener
@@ -48,7 +49,7 @@ def choose_plans(dataset: str, request: "TrainingRequest", listener: Listener) -
         strategies.find(request.finetune)
     preset = presets.load(request.preset) if request.preset else None
     path = plan_path(dataset, request.plans or (_fitting(dataset, preset) if preset else None))
-    plan = read_plan(path)
+    plan = read_dataset_plan(path)
     dataset_json = read_dataset_json(path.parent / "dataset.json")
     options, overrides = _requested(dataset, request, plan, preset, listener)
     stages, size = options["stages"], options["size"]
@@ -61,7 +62,7 @@ def choose_plans(dataset: str, request: "TrainingRequest", listener: Listener) -
     elif request.finetune:
         options["finetune"] = request.finetune
     if options.get("finetune") and not stages:
-        options["stages"] = _kept_stages(options["finetune"], plan)
+        options["stages"] = _kept_stages(options["finetune"], plan, request.configuration, options["network"])
     if not (any(options.values()) or overrides):
         return Choice(plan, False, _start_of(plan, request, listener))
     plan.configuration(request.configuration)  # raises if there is none of this name
@@ -71,6 +72,8 @@ def choose_plans(dataset: str, request: "TrainingRequest", listener: Listener) -
     classes = weights[0].classes if len(weights) == 1 else None
     trainer = request.trainer or needed_trainer(path.parent, classes)
     derived = derive(plan, describe_trained_model(dataset, classes, trainer), overrides=overrides, **options)
+    if (network := options.get("network")) and network.found:
+        listener.note(f"{derived.name} is for a {network.architecture.title}, as the weights are: {network.found}")
     chosen, new = _as_on_disk(derived, path)
     return Choice(chosen, new, start or _start_of(chosen, request, listener))
 
@@ -93,7 +96,7 @@ def choose_pretraining_plans(dataset: str, request: "PretrainingRequest", listen
     if request.like is not None:
         given, model = _named_like(dataset, request.like, request, listener)
     path = plan_path(dataset, given)
-    plan = read_plan(path)
+    plan = read_dataset_plan(path)
     options, overrides = _requested(dataset, request, plan, preset, listener)
     if request.augment:
         overrides["augment"] = settings.check_value("augment", request.augment)
@@ -123,7 +126,7 @@ def model_plan(like: int | str) -> tuple[str, Plan]:
     """Return the plan that another one is like, `3`, `Dataset003_Liver` or `3:PLANS`, and the name of its dataset."""
     given, _, name = str(like).partition(":")
     dataset = workspace.dataset_name(given)
-    return dataset, read_plan(plan_path(dataset, name or None))
+    return dataset, read_dataset_plan(plan_path(dataset, name or None))
 
 
 def _network_input(plan: Plan, configuration: str) -> tuple[list[int], Any]:
@@ -167,7 +170,7 @@ def _requested(
     preset: presets.Preset | None,
     listener: Listener,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return size, memory and stages that a request and its preset ask for, and the values that they set."""
+    """Return size, network, memory and stages that a request and its preset ask for, and the values that they set."""
     from stunet.plans import settings
 
     size, memory_gb, stages = request.size, request.gpu_memory_target, settings.parse_stages(request.stages)
@@ -184,7 +187,12 @@ def _requested(
         size, memory_gb, stages = preset.complete(size, memory_gb, stages)
         # Every flag takes precedence over the preset.
         overrides = {**preset.set, **overrides}
-    return {"size": size, "memory_gb": memory_gb, "stages": stages}, overrides
+    network = blueprints()[request.network] if request.network else None
+    if network and network.size and plan.size:  # the same network in a size, which has an option of its own
+        size, network = network.size, None
+    elif network and plan.network == network.name:
+        network = None  # it is the plan's
+    return {"size": size, "network": network, "memory_gb": memory_gb, "stages": stages}, overrides
 
 
 def _as_on_disk(derived: Plan, path: Path) -> tuple[Plan, bool]:
@@ -264,11 +272,22 @@ def _from_weights(
     _check_size(size, network.size, named)
     finetune = request.finetune or base.finetune or strategies.DEFAULT
     return {
-        "size": network.size,
+        **_network_of(start, base, request.configuration),
         "encoders": encoders,
         "weights": named,
         "finetune": None if request.pretrained_weights else finetune,
     }
+
+
+def _network_of(start: "Start | JointStart", base: Plan, configuration: str) -> dict[str, Any]:
+    """Return the size of the weights, or their network if the plan's is another one that they do not fit."""
+    from stunet.trainers.finetune.joint import JointStart
+    from stunet.trainers.finetune.start import other_network
+
+    one = start.starts[0] if isinstance(start, JointStart) else start
+    if other := other_network(one, base, configuration):
+        return {"network": other}
+    return {"size": one.weights.network.size}
 
 
 def _from_weights_of_one(
@@ -276,16 +295,17 @@ def _from_weights_of_one(
 ) -> dict[str, Any]:
     """Return what of a pre-training's plan follows from weights: size and name. Its heads are new in any case."""
     named = (_entry(start, request, None, base.weights, (None, None), listener),)
-    _check_size(size, theirs := start.weights.network.size, named)
-    return {"size": theirs, "weights": named}
+    _check_size(size, start.weights.network.size, named)
+    return {**_network_of(start, base, request.configuration), "weights": named}
 
 
 def _check_size(asked: str | None, theirs: str | None, named: Sequence[StartingWeights]) -> None:
     if asked in (None, theirs):
         return
     names = " and ".join(repr(each.name) for each in named)
+    of = f"of size {theirs}" if theirs else "of a network without sizes"
     raise UsageError(
-        f"size {asked} is asked for, but the weights {names} are of size {theirs}",
+        f"size {asked} is asked for, but the weights {names} are {of}",
         f"leave the size out, or find weights of size {asked}: stunet_models list",
     )
 
@@ -332,16 +352,25 @@ def _entries_of_several(
     return tuple(base) if unchanged else named
 
 
-def _kept_stages(name: str, plan: Plan) -> int | None:
-    """Return how many of a plan's stages a strategy keeps; None for all."""
+def _kept_stages(name: str, plan: Plan, configuration: str, network: Blueprint | None) -> int | None:
+    """Return how many of a configuration's stages, or of another network's from weights, a strategy keeps; None: all.
+
+    Raises:
+        UsageError: The network is another one, whose number of stages is not known yet.
+    """
     from stunet.trainers.finetune import strategies
 
-    strategy = strategies.find(name)
+    strategy, found = strategies.find(name), network and network.found
     # Plans of the same strategy have been cut already; a second time they would lose further stages.
-    if strategy.depth == 1 or plan.finetune == name:
+    if strategy.depth == 1 or (plan.finetune == name and not network):
         return None
-    stages = [len(plan.configuration(each).strides) for each in plan.configurations_with_network]
-    return strategies.kept_stages(strategy, max(stages))
+    if network and not found and network.stages == "auto":
+        raise UsageError(
+            f"{name!r} leaves stages out, and how many --network {network.name} has is not planned yet",
+            f"--stages with their number, or -p with plans of the network: stunet_plan_and_preprocess {network.option}",
+        )
+    stages = len(plan.configuration(configuration).strides)
+    return strategies.kept_stages(strategy, found.stages if found else int(network.stages) if network else stages)
 
 
 def _given(request: "TrainingRequest | PretrainingRequest", listener: Listener) -> "Start | JointStart":
@@ -350,7 +379,7 @@ def _given(request: "TrainingRequest | PretrainingRequest", listener: Listener) 
     A training that is continued or validated does not need them, so its error suggests leaving them out.
     """
     try:
-        return _find(request.sources, request.dry_run, listener)
+        return _find(request.sources, request, listener)
     except WeightsError as error:
         if not request.needs_weights:
             hint = "-p with the name of the training's plans instead of --pretrained: its checkpoints have all it needs"
@@ -365,7 +394,7 @@ def _start_of(
     if not plan.weights or not request.needs_weights:
         return None
     try:
-        return _find([each.name for each in plan.weights], request.dry_run, listener)
+        return _find([each.name for each in plan.weights], request, listener)
     except WeightsError:
         names = " and ".join(repr(each.name) for each in plan.weights)
         raise WeightsError(
@@ -374,9 +403,11 @@ def _start_of(
         ) from None
 
 
-def _find(texts: Sequence[str], dry_run: bool, listener: Listener) -> "Start | JointStart":
+def _find(
+    texts: Sequence[str], request: "TrainingRequest | PretrainingRequest", listener: Listener
+) -> "Start | JointStart":
     # A dry run downloads nothing.
-    paths = [fetch_model(text, listener, offline=dry_run) for text in texts]
+    paths = [fetch_model(text, listener, request.dry_run, request.accept_licence) for text in texts]
     # These import torch, which a wrong name must not wait for.
     from stunet.trainers.finetune.joint import JointStart
     from stunet.trainers.finetune.start import Start

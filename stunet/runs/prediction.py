@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from stunet import workspace
 from stunet.errors import DataError, StunetError, UsageError, WeightsError
 from stunet.results.formats import DEFAULT, FORMATS
-from stunet.runs.devices import choose_device, physical_cores
+from stunet.runs.devices import choose_device, set_threads
 from stunet.runs.fetching import fetch_model
 from stunet.runs.listener import Listener
 from stunet.workspace import FINAL
@@ -67,6 +67,7 @@ class PredictionRequest:
         npp: Recorded as nnU-Net does, without effect: one thread preprocesses.
         nps: Recorded as nnU-Net does, without effect: this process writes the results.
         verbose: Let nnU-Net print what it does.
+        accept_licence: Accept the licence of weights that have to be downloaded and may not be used commercially.
         dry_run: Tell the listener what would be predicted, and write nothing.
     """
 
@@ -104,6 +105,7 @@ class PredictionRequest:
     npp: int | None = None
     nps: int | None = None
     verbose: bool = False
+    accept_licence: bool = False
     dry_run: bool = False
 
 
@@ -180,7 +182,7 @@ def predict(request: PredictionRequest, listener: Listener | None = None) -> Pre
     if previous := request.prev_stage_predictions:
         cases = [case if case.error else _with_previous(case, previous, model) for case in cases]
     folder, cases = _output(request, model, cases)
-    _set_threads(request.threads)
+    set_threads(request.threads)
     stages = _stages(request, model, system)
     if request.dry_run:
         listener.would_predict(PredictionOutline(stages=stages, cases=cases, folder=folder))
@@ -244,21 +246,21 @@ def _file_ending(output: Path) -> str | None:
 
 def _model_folder(request: PredictionRequest, listener: Listener) -> Path:
     if request.model:
-        return _named_model(str(request.model), request.dry_run, listener)
+        return _named_model(request, str(request.model), listener)
     assert request.dataset is not None and request.configuration is not None  # noqa: PT018 - _checked() requires them
     workspace.folder("nnUNet_results")
     dataset = workspace.dataset_name(request.dataset)
     return workspace.find_result(dataset, request.configuration, request.plans, request.trainer, request.checkpoint)
 
 
-def _named_model(name: str, dry_run: bool, listener: Listener) -> Path:
+def _named_model(request: PredictionRequest, name: str, listener: Listener) -> Path:
     """Return the folder of a model of the store, downloaded if needed, or the one that is given as a path."""
     from stunet.models import registry, store
 
     there = store.find_installed(name)
     if entry := None if there else registry.look_up(name):
-        registry.plan_of(entry)  # raises, before the download, if the model cannot predict
-    path = fetch_model(name, listener, offline=dry_run)
+        registry.check_complete(entry)  # before the download
+    path = fetch_model(name, listener, request.dry_run, request.accept_licence)
     if path.is_file():
         hint = f"stunet_models import {path}"
         if there:
@@ -344,17 +346,6 @@ def _load(
         verbose=request.verbose,
     )
     return Predictor(model, options)
-
-
-def _set_threads(threads: int | None) -> None:
-    """Set the number of threads, by default at most one per physical core.
-
-    Some builds of torch start twice as many, which wait for each other.
-    """
-    import torch
-
-    if threads or "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(threads or min(physical_cores(), torch.get_num_threads()))
 
 
 def _low_resolution(folder: Path) -> Path:

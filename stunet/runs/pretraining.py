@@ -16,12 +16,14 @@ from stunet.datasets.scan_names import HELD_OUT
 from stunet.errors import DataError, UsageError, closest, first_few
 from stunet.folds import ALL
 from stunet.kinds import LEFT_OUT, PRETRAINING, read
+from stunet.plans.blueprints import blueprints
 from stunet.plans.plan import INFLATIONS, TRANSFERS, Plan
 from stunet.plans.settings import AUGMENT, OF_TRAINING
 from stunet.runs.devices import choose_device
 from stunet.runs.execution import (
     Procedure,
     check_fsdp,
+    check_network,
     check_options,
     check_shares,
     check_ways,
@@ -55,6 +57,8 @@ class PretrainingRequest:
         plans: Name of the plans; None: those of the dataset.
         like: The dataset, or `3:PLANS`, whose input and patch the plans must have; None: whatever they have.
         size: T, S, B, L or H; None: that of the plans. Other plans are derived as needed.
+        network: "stunet-b", "plain", "resenc-l", ... (plans/blueprints.py); None: that of the plans, or of the weights.
+            Other plans are derived as needed.
         stages: Number of stages, 2 to 9, or "auto"; None: as planned.
         gpu_memory_target: GPU memory in GiB that plans are derived for; None: as planned.
         preset: Name or .toml file of a preset, for size, memory and values.
@@ -70,6 +74,7 @@ class PretrainingRequest:
         resume: Continue from the latest checkpoint (`--c`).
         disable_checkpointing: Write no checkpoints.
         overwrite: Start from the beginning although it was trained before.
+        accept_licence: Accept the licence of weights that have to be downloaded and may not be used commercially.
         dry_run: Check everything, tell the listener what would be trained, and write nothing.
     """
 
@@ -79,6 +84,7 @@ class PretrainingRequest:
     plans: str | None = None
     like: int | str | None = None
     size: str | None = None
+    network: str | None = None
     stages: int | str | None = None
     gpu_memory_target: float | None = None
     preset: str | None = None
@@ -94,6 +100,7 @@ class PretrainingRequest:
     resume: bool = False
     disable_checkpointing: bool = False
     overwrite: bool = False
+    accept_licence: bool = False
     dry_run: bool = False
 
     @property
@@ -248,6 +255,7 @@ def _check(request: PretrainingRequest) -> None:
         raise UsageError("no dataset", "stunet_pretrain -d 50")
     known: tuple[tuple[str, str | None, Any], ...] = (
         ("--size", request.size, SIZES),
+        ("--network", request.network, blueprints()),
         ("--augment", request.augment, AUGMENT),
         ("--transfer", request.transfer, TRANSFERS),
         ("--inflate", request.inflate, INFLATIONS),
@@ -263,6 +271,7 @@ def _check(request: PretrainingRequest) -> None:
         raise UsageError(f"--set {other[0]} has no meaning in a pre-training", "leave it out")
     if request.method:
         methods.find(request.method)
+    check_network(request)
     check_ways(request)
     check_options(request)
 
@@ -323,7 +332,7 @@ def _unusable(
 def _remedy(bad: Mapping[str, str], scans: "Sequence[Scan]", run: "Run", skips: bool) -> str:
     """Return the next step where scans cannot be used: a patch that most of them contain, or to skip them."""
     from stunet.plans.contained import largest_contained
-    from stunet.plans.topology import round_down
+    from stunet.plans.topology import round_down, rule_for
 
     planned = run.plan.configuration(run.configuration)
     small = [case for case, why in bad.items() if SMALL in why]
@@ -331,7 +340,9 @@ def _remedy(bad: Mapping[str, str], scans: "Sequence[Scan]", run: "Run", skips: 
     if small:
         shapes = [scan.shape[-len(planned.patch_size) :] for scan in scans if not scan.problem]
         contained = [min(sizes) for sizes in zip(planned.patch_size, largest_contained(shapes), strict=True)]
-        size, _ = round_down(contained, planned.spacing, len(planned.strides))
+        # Networks without sizes keep their strides, whatever the patch.
+        rule = rule_for(False, None if "size" in planned.network_arguments else planned.strides)
+        size, _ = round_down(contained, planned.spacing, len(planned.strides), rule)
         patch = ",".join(map(str, size))
         steps.insert(0, f"--set patch_size=[{patch}], which most of them contain")
     return "; or ".join(steps) or "look at these files, and preprocess them again"

@@ -15,6 +15,7 @@ from stunet.errors import DataError, UsageError, closest, first_few
 from stunet.files import json_differences
 from stunet.folds import ALL
 from stunet.kinds import SUMMARY, has_classes, read, read_dataset_json
+from stunet.plans.blueprints import blueprints
 from stunet.plans.files import list_plans, read_plan
 from stunet.plans.plan import ENCODER_ALONE, INFLATIONS, TRANSFERS, WHOLE, Plan
 from stunet.plans.settings import OF_PRETRAINING
@@ -22,6 +23,7 @@ from stunet.runs.devices import choose_device
 from stunet.runs.execution import (
     Procedure,
     check_fsdp,
+    check_network,
     check_options,
     check_shares,
     check_ways,
@@ -52,6 +54,8 @@ class TrainingRequest:
         trainer: Name of the trainer class; None: the one that the data need.
         plans: Name of the plans; None: those of the dataset.
         size: T, S, B, L or H; None: that of the plans, or of the weights. Other plans are derived as needed.
+        network: "stunet-b", "plain", "resenc-l", ... (plans/blueprints.py); None: that of the plans, or of the weights.
+            Other plans are derived as needed.
         stages: Number of stages, 2 to 9, or "auto"; None: as planned.
         gpu_memory_target: GPU memory in GiB that plans are derived for; None: as planned.
         preset: Name or .toml file of a preset, for size, memory and values.
@@ -72,6 +76,7 @@ class TrainingRequest:
         val_best: Validate with the best checkpoint instead of the final one.
         disable_checkpointing: Write no checkpoints.
         overwrite: Start from the beginning although the fold was trained before.
+        accept_licence: Accept the licence of weights that have to be downloaded and may not be used commercially.
         dry_run: Check everything, tell the listener what would be trained, and write nothing.
     """
 
@@ -81,6 +86,7 @@ class TrainingRequest:
     trainer: str | None = None
     plans: str | None = None
     size: str | None = None
+    network: str | None = None
     stages: int | str | None = None
     gpu_memory_target: float | None = None
     preset: str | None = None
@@ -100,6 +106,7 @@ class TrainingRequest:
     val_best: bool = False
     disable_checkpointing: bool = False
     overwrite: bool = False
+    accept_licence: bool = False
     dry_run: bool = False
 
     @property
@@ -209,7 +216,9 @@ def prepare(request: TrainingRequest, listener: Listener, resume_if_begun: bool 
         run = continued(run)
     else:  # raises if a training would be overwritten unasked
         # A dry run overwrites nothing, so it may show what a trained fold would do.
-        starting_point(replace(run, overwrite=request.overwrite or request.dry_run))
+        begun = starting_point(replace(run, overwrite=request.overwrite or request.dry_run))
+        if begun and begun.parent != run.folder:
+            listener.note(f"goes on with the training of nnUNetv2_train in {str(begun)!r}, which stays as it is")
     check_memory(run, resolved)
     _describe(run, listener)
     if fold != ALL and (cases := find_fold(dataset, plan, configuration, fold)):
@@ -227,6 +236,7 @@ def _check(request: TrainingRequest) -> None:
     """
     for option, value, known in (
         ("--size", request.size, SIZES),
+        ("--network", request.network, blueprints()),
         ("--head", request.head, HEAD_MODES),
         ("--transfer", request.transfer, TRANSFERS),
         ("--inflate", request.inflate, INFLATIONS),
@@ -245,6 +255,7 @@ def _check(request: TrainingRequest) -> None:
         )
     if request.head and not request.pretrained:
         raise UsageError("--head says what becomes of pre-trained rows, and there are none", "add --pretrained")
+    check_network(request)
     check_ways(request)
     if request.transfer == ENCODER_ALONE and request.head not in (None, "reset"):
         raise UsageError(f"--head {request.head} takes pre-trained rows, and --transfer encoder none", "one of them")

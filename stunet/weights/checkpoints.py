@@ -25,6 +25,7 @@ from stunet.files import atomic_write
 from stunet.weights.container import check_container, check_seal, first_line, seal
 from stunet.weights.foreign import UNREADABLE
 from stunet.weights.mapped import release
+from stunet.weights.naming import is_same
 
 FORMAT = 1  # version of the metadata in our safetensors files, under the key "stunet"
 # numpy's unpickling function under whatever name this numpy has.
@@ -116,7 +117,7 @@ def load_trained(path: Path) -> dict[str, Any]:
 
 
 def check_weights(path: Path, network: torch.nn.Module, weights: dict[str, torch.Tensor]) -> None:
-    """Check that the weights read from `path` are those of the network, name by name and shape by shape.
+    """Check that the weights read from `path` are those of the network: names, shapes, one value for all names of one.
 
     Raises:
         WeightsError: They are not; the message counts the differences and gives an example of each kind.
@@ -138,6 +139,17 @@ def check_weights(path: Path, network: torch.nn.Module, weights: dict[str, torch
             f"{str(path)!r} is of another network than plans.json describes; tensors: {', '.join(problems)}",
             "put the plans.json and the checkpoint of one training together",
         )
+    known: dict[int, str] = {}
+    for name, value in (
+        *network.named_parameters(remove_duplicate=False),
+        *network.named_buffers(remove_duplicate=False),
+    ):
+        first = known.setdefault(id(value), name)
+        if name in weights and first in weights and not is_same(weights[first], weights[name]):
+            raise WeightsError(
+                f"{str(path)!r} is damaged: {first!r} and {name!r} are names of one tensor, and differ",
+                "use the checkpoint that training wrote",
+            )
 
 
 def check_finite(tensors: Mapping[str, torch.Tensor], path: Path, architecture: Architecture | None = None) -> None:

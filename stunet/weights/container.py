@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import IO
 
 from stunet.errors import WeightsError
-from stunet.weights.foreign import LEGACY, describe_file
+from stunet.weights.foreign import LEGACY, LFS_POINTER, describe_file
 from stunet.weights.opcodes import Excessive, count
 
 CHUNK = 1 << 20
@@ -37,10 +37,11 @@ def check_container(path: Path) -> bool:
                     _check_pickle(path, file)
                 return False
         if not zipfile.is_zipfile(path):
-            raise WeightsError(
-                f"{str(path)!r} is not a whole checkpoint: {describe_file(path)}",
-                "copy it again, and compare its size or sha256sum with the original",
-            )
+            what = describe_file(path)
+            hint = "copy it again, and compare its size or sha256sum with the original"
+            if what == LFS_POINTER:
+                hint = "git lfs pull in its repository, or download the file itself from its page"
+            raise WeightsError(f"{str(path)!r} is not a whole checkpoint: {what}", hint)
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()
     except OSError as error:

@@ -1,7 +1,8 @@
 """Make 3D kernels out of 2D ones, so that a 3D network starts from the weights of a 2D one.
 
 A 2D network segments slices along the first axis of space, so a kernel (C', C, h, w) gets a depth: (C', C, d, h, w)
-with d = w. On a volume that is constant along that axis, every slice of which is the 2D network's image:
+with the d that the network's kernel has. On a volume that is constant along that axis, every slice of which is the 2D
+network's image:
 
     centre    The kernel stands in the middle slice, with zeros around it. The 3D network computes for every slice what
               the 2D network computes for the image, at the border as well, for any strides along the depth: what is
@@ -12,7 +13,7 @@ with d = w. On a volume that is constant along that axis, every slice of which i
               slices a little as well. With the border repeated instead of zeros, the function is preserved everywhere.
 
 The rule is that of inflated networks (Carreira and Zisserman 2017, arXiv:1705.07750; `centre` as in TransSeg, Zhang et
-al. 2022). transfer.py applies it tensor by tensor.
+al. 2022). kernels.py applies it.
 """
 
 from collections.abc import Sequence
@@ -21,29 +22,23 @@ from torch import Tensor
 
 from stunet.plans.plan import CENTRE
 
-KERNEL = 4  # axes of a 2D convolution's weight; biases and norms have one, and stay as they are
 
-
-def inflated_shape(shape: Sequence[int]) -> tuple[int, ...]:
-    """Return the shape of a tensor of a 2D network after inflation."""
-    return (*shape[:2], shape[-1], *shape[2:]) if len(shape) == KERNEL else tuple(shape)
-
-
-def inflate_depth(value: Tensor, way: str) -> Tensor:
-    """Return a tensor of a 2D network as one of the 3D network.
+def inflate_depth(kernel: Tensor, way: str, depth: int, lifts: bool = False) -> Tensor:
+    """Return a kernel (C', C, h, w) of a 2D network as one of the 3D network, (C', C, d, h, w).
 
     Args:
-        value: A kernel (C', C, h, w), which becomes (C', C, w, h, w); others are returned unchanged.
+        kernel: The weight of a convolution.
         way: One of INFLATIONS.
+        depth: d; 1 leaves the function alone, whatever the way.
+        lifts: It is a transposed convolution, each of whose d slices is what the 2D one gives.
     """
-    if value.ndim != KERNEL:
-        return value
-    depth = value.shape[-1]
+    if lifts:
+        return kernel.unsqueeze(2).repeat(1, 1, depth, 1, 1)
     if way == CENTRE:
-        result = value.new_zeros(inflated_shape(value.shape))
-        result[:, :, depth // 2] = value
+        result = kernel.new_zeros((*kernel.shape[:2], depth, *kernel.shape[2:]))
+        result[:, :, depth // 2] = kernel
         return result
-    return (value / depth).unsqueeze(2).repeat(1, 1, depth, 1, 1)
+    return (kernel / depth).unsqueeze(2).repeat(1, 1, depth, 1, 1)
 
 
 def of_slice(strides: Sequence[Sequence[int]]) -> list[list[int]]:

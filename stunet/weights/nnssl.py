@@ -7,7 +7,7 @@ holds tensors of the CPU and plain values only. reading.py reads the rest of the
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +16,11 @@ from torch import Tensor
 
 from stunet import architectures
 from stunet.architectures.base import ENCODER, STEM, Architecture
-from stunet.errors import WeightsError
+from stunet.architectures.multi_encoder import MULTI_ENCODER
+from stunet.architectures.plain_unet import PLAIN_UNET
+from stunet.architectures.resenc import RESENC
+from stunet.architectures.stunet import STUNET
+from stunet.errors import DataError
 from stunet.kinds import INTENSITIES, orientation
 from stunet.plans.plan import ENCODER_ALONE, TRANSFERS, Configuration, Plan
 from stunet.schema import check, optional, table
@@ -27,6 +31,14 @@ NOT_RESAMPLED = "no_resampling_hack"  # nnU-Net's function for plans that keep t
 # Its parts become part of a plan's name: no path, no "__", which nnU-Net splits folder names at.
 _METHOD = re.compile(r"[A-Za-z0-9.+]+([_-][A-Za-z0-9.+]+)*")
 _LONGEST = 40  # letters of a method
+UNNAMED = "nnssl"  # stands for a method that a file does not name
+# The networks by nnssl's names. Two have no arguments in its plans, and are always the same one.
+_FIXED = ("ResEncL", "NoSkipResEncL")
+_NAMES = dict.fromkeys(_FIXED, RESENC) | {
+    each.class_name.rpartition(".")[2]: each for each in (RESENC, PLAIN_UNET, STUNET, MULTI_ENCODER)
+}
+RESENC_L = RESENC.laid_out(RESENC.usual(3), [[1, 1, 1], *[[2, 2, 2]] * 5], [[3, 3, 3]] * 6)
+_LABELS = ("labels", "regions_class_order")  # what dataset.json says of the head
 _OWN = table({}, {"intensities": optional(INTENSITIES), "orientation": optional(orientation)}, others=True)
 
 
@@ -58,7 +70,7 @@ def pretext_of_trainer(name: Any) -> Pretext:
     """
     stem = str(name or "").partition("_")[0]
     method = re.sub(r"Base|Trainer|[^A-Za-z0-9]", "", stem).lower()[:_LONGEST]
-    return Pretext(method or "nnssl", ENCODER_ALONE)
+    return Pretext(method or UNNAMED, ENCODER_ALONE)
 
 
 def pretrain_plan(content: Mapping[str, Any]) -> tuple[Plan, str] | None:
@@ -73,8 +85,31 @@ def pretrain_plan(content: Mapping[str, Any]) -> tuple[Plan, str] | None:
         return None
     named = given.get("configuration_name")
     name = named if named in plan.configurations else plan.configurations[0]
-    arguments = (adaptation.get("architecture_plans") or {}).get("arch_kwargs") or {}
-    return _with_own(plan.with_configuration(name, architecture={"arch_kwargs": arguments}), content), name
+    network = _network_of(adaptation.get("architecture_plans") or {})
+    return _with_own(plan.with_configuration(name, architecture=network), content), name
+
+
+def _network_of(planned: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a configuration's `architecture` for the network that an adaptation plan names.
+
+    Raises:
+        DataError: It is not one of those known here.
+    """
+    name, arguments = planned.get("arch_class_name"), dict(planned.get("arch_kwargs") or {})
+    if name is None:
+        return {"arch_kwargs": arguments}
+    if name not in _NAMES:
+        known = ", ".join(_NAMES)
+        raise DataError(
+            f"its adaptation plan names the network {str(name)[:60]!r}, which is not one of {known}",
+            "correct the adaptation plan, if the tensors are those of one of them",
+        )
+    if name in _FIXED:
+        arguments = {**RESENC_L, **arguments}
+    if _NAMES[name] is PLAIN_UNET and "n_blocks_per_stage" in arguments:
+        arguments["n_conv_per_stage"] = arguments.pop("n_blocks_per_stage")  # nnssl has one field for both
+    # Without arguments, tensors tell what they can.
+    return {"network_class_name": _NAMES[name].class_name, "arch_kwargs": arguments} if arguments else {}
 
 
 def _with_own(plan: Plan, content: Mapping[str, Any]) -> Plan:
@@ -90,31 +125,11 @@ def _with_own(plan: Plan, content: Mapping[str, Any]) -> Plan:
     return plan.with_ours(orientation=own["orientation"]) if own.get("orientation") else plan
 
 
-def unwrapped(tensors: Mapping[str, Tensor], content: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
-    """Return the tensors of the network in a module that wraps it, as nnssl's methods with heads do.
-
-    Args:
-        tensors: By name, without the prefixes of DDP and torch.compile.
-        content: Of the file; its adaptation plan tells which of several networks is meant.
-        path: The file, for messages.
-
-    Raises:
-        WeightsError: There are several networks, and nothing says which one is meant.
-    """
-    inputs = [min(each.inputs) for each in architectures.TABLE.values()]
-    prefixes = {name.removesuffix(end) for name in tensors for end in inputs if name == end or name.endswith(f".{end}")}
-    if not prefixes or "" in prefixes:
-        return dict(tensors)
+def encoder_of(content: Mapping[str, Any]) -> str | None:
+    """Return what names of the encoder begin with, as the adaptation plan says; None if there is none."""
     adaptation = content.get(ADAPTATION)
-    meant = str(adaptation.get("key_to_encoder")) if isinstance(adaptation, Mapping) else ""
-    named = [prefix for prefix in prefixes if meant.startswith(prefix)] if len(prefixes) > 1 else [*prefixes]
-    if not named:
-        raise WeightsError(
-            f"{str(path)!r} holds several networks: {', '.join(sorted(prefixes))}",
-            "save the tensors of one of them under network_weights",
-        )
-    prefix = max(named, key=len)
-    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+    key = adaptation.get("key_to_encoder") if isinstance(adaptation, Mapping) else None
+    return str(key) if key else None
 
 
 def write_nnssl(
@@ -123,9 +138,11 @@ def write_nnssl(
     plan: Plan,
     configuration: str,
     channels: Sequence[str],
-    method: str,
+    method: str | None,
     citations: Sequence[Mapping[str, Any]] = (),
     transfers: str = ENCODER_ALONE,
+    dataset: Mapping[str, Any] | None = None,
+    mirror_axes: Sequence[int] | None = None,
 ) -> None:
     """Write a pre-trained network as nnssl does; the file appears whole or not at all.
 
@@ -135,9 +152,11 @@ def write_nnssl(
         plan: The plan of the pre-training.
         configuration: The configuration that was trained.
         channels: Names of the image channels.
-        method: Name of the pretext.
+        method: Name of the pretext; None: labels trained it.
         citations: As nnssl has them: {"type": ..., "name": ..., "apa_citations": [...]}, shown by whoever fine-tunes.
         transfers: What the method is meant to give, one of TRANSFERS; nnU-Net takes stem and encoder in any case.
+        dataset: The dataset.json of labels that trained it.
+        mirror_axes: Axes that this training mirrored; None: unknown.
 
     Raises:
         DataError: The plan lacks what nnssl's has, or the file could not be written completely.
@@ -145,28 +164,36 @@ def write_nnssl(
     planned = plan.configuration(configuration)
     architecture = architectures.of_class(planned.network_class, configuration)
     arguments = {
-        key: value for key, value in planned.network_arguments.items() if key in {*architecture.required, "strides"}
+        key: value
+        for key, value in planned.network_arguments.items()
+        if key not in ("deep_supervision", "checkpointing")  # of a training
     }
+    stored: dict[str, Tensor] = {}
+    for name, value in state_dict.items():  # all names of a tensor share it, in the file as well
+        if (official := architecture.canonical(name)) not in stored:
+            stored[official] = _alone(value)
     content = {
-        "network_weights": {name: _alone(value) for name, value in state_dict.items()},
+        "network_weights": {name: stored[architecture.canonical(name)] for name in state_dict},
         ADAPTATION: {
             "architecture_plans": {
                 "arch_class_name": architecture.class_name.rpartition(".")[2],
                 "arch_kwargs": arguments,
-                "arch_kwargs_requiring_import": None,
+                "arch_kwargs_requiring_import": [key for key in architecture.imports if arguments.get(key)] or None,
             },
             "pretrain_plan": _pretrain_plan(plan, planned),
             "pretrain_num_input_channels": len(channels),
             "recommended_downstream_patchsize": planned.patch_size,
-            **_keys(architecture),
+            **_keys(architecture, state_dict),
         },
         "citations": [dict(each) for each in citations],
         "trainer_name": "STUNetPretrainer",
         "stunet": {
-            "pretext": {"method": method, "transfers": transfers},
+            "pretext": {"method": method, "transfers": transfers} if method else None,
             "channels": list(channels),
+            "labels": {key: dataset[key] for key in _LABELS if key in dataset} if dataset else None,
             "intensities": plan.get("foreground_intensity_properties_per_channel"),
             "orientation": plan.orientation,
+            "mirror_axes": None if mirror_axes is None else list(mirror_axes),
         },
     }
     save_checkpoint(content, path)
@@ -206,13 +233,14 @@ def _spacing_style(planned: Configuration) -> str:
     return "onemmiso" if set(planned.spacing) == {1} else "median"
 
 
-def _keys(architecture: Architecture) -> dict[str, Any]:
-    """Return under which names nnssl's readers find the parts of the network."""
+def _keys(architecture: Architecture, names: Iterable[str]) -> dict[str, Any]:
+    """Return under which names nnssl's readers find the parts of the network; they copy one input into its aliases."""
+    inputs = [name for name in names if architecture.canonical(name) in architecture.inputs]
     prefixes = {part: prefix for prefix, part in architecture.parts.items()}
     return {
         "key_to_encoder": prefixes[ENCODER],
         "key_to_stem": prefixes.get(STEM, f"{prefixes[ENCODER]}.0"),
-        "keys_to_in_proj": sorted(name.removesuffix(".weight") for name in architecture.inputs),
+        "keys_to_in_proj": [name.removesuffix(".weight") for name in inputs if not name.startswith("decoder.")],
         "key_to_lpe": None,  # of transformers
     }
 

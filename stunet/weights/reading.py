@@ -4,12 +4,12 @@ These are nnU-Net v1 (.model with .model.pkl), nnU-Net v2 and nnssl (.pth, a mod
 bare parameters. recognition.py recognises the network, checkpoints.py reads safely, transfer.py uses the weights.
 """
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from stunet.architectures.base import Recognised
@@ -17,13 +17,21 @@ from stunet.errors import DataError, WeightsError
 from stunet.kinds import DATASET, MODEL, read
 from stunet.labels.names import head_classes
 from stunet.names import check_name
+from stunet.orientation import REORIENTED, REORIENTS
 from stunet.plans.files import read_plan
-from stunet.plans.plan import WHOLE, Configuration, Plan
+from stunet.plans.plan import ENCODER_ALONE, WHOLE, Configuration, Plan
+from stunet.schema import anything, dict_of
 from stunet.weights import nnssl
 from stunet.weights.checkpoints import is_safetensors, load_checkpoint, load_safetensors
+from stunet.weights.folders import ADAPTATION_FILE, checkpoint_in, model_folder
+from stunet.weights.naming import official_tensors
 from stunet.weights.pickles import load_pickle
 from stunet.weights.recognition import recognise
 from stunet.weights.v1 import convert_plans, fit_strides
+
+_NESTED = ("net", "model", "model_state_dict")  # where other training programs keep the parameters
+log = logging.getLogger("stunet")
+_ONE_TRAINING = "put the plans.json and the checkpoint of one training together"
 
 
 @dataclass(frozen=True)
@@ -33,7 +41,8 @@ class Weights:
     `kind` is a key of _READERS; `plan` has one configuration, `configuration`, with the network of the tensors;
     `dataset` is nnU-Net's dataset.json; `mirror_axes` is None if unknown, and empty if mirroring is known to be wrong.
     `pretext` is the method that trained them without labels, whose heads are of no classes; None: labels did.
-    `transfers` is what such a method is meant to give, one of TRANSFERS.
+    `transfers` is what such a method is meant to give, one of TRANSFERS. `recorded_orientation` is that of the training
+    images by the record of an installed model.
     """
 
     path: Path
@@ -47,11 +56,17 @@ class Weights:
     entry: str | None = None
     pretext: str | None = None
     transfers: str = WHOLE
+    recorded_orientation: str | None = None
 
     @property
     def strides(self) -> list[list[int]] | None:
         """The strides, one entry per stage, the first all ones."""
         return self._planned.known_strides if self._planned else None
+
+    @property
+    def arguments(self) -> dict[str, Any] | None:
+        """The arguments of the network in the plan."""
+        return self._planned.network_arguments if self._planned else None
 
     @property
     def spacing(self) -> list[float] | None:
@@ -62,6 +77,13 @@ class Weights:
     def normalization(self) -> list[str] | None:
         """nnU-Net's normalisation scheme per channel."""
         return self._planned.known_normalization if self._planned else None
+
+    @property
+    def orientation(self) -> str | None:
+        """The orientation of the training images: the plan's, that to which its reader turns, or the recorded one."""
+        plan = self.plan or Plan({})
+        turns = str(plan.get("image_reader_writer") or "").endswith(REORIENTS)
+        return plan.orientation or (REORIENTED if turns else self.recorded_orientation)
 
     @property
     def channels(self) -> list[str] | None:
@@ -86,22 +108,21 @@ class Weights:
 
 
 def read_weights(path: Path) -> Weights:
-    """Return the weights in a file, or in a model folder of nnU-Net v2 (its lowest fold, else fold_all).
+    """Return the weights in a file, or in a folder (folders.py): of a model, its lowest fold, else fold_all.
 
-    The folder's plans.json and dataset.json determine what a checkpoint inside a model folder means.
+    The plans.json and dataset.json of a model folder determine what a checkpoint in it means, and adaptation_plan.json
+    what the file beside it means, if that does not say so itself.
 
     Raises:
         WeightsError: The path holds no weights, is damaged, holds another network, or its parts contradict each other.
     """
-    path = _checkpoint_in(path) if path.is_dir() else path
+    path = checkpoint_in(path) if path.is_dir() else path
     kind, raw, content = _load(path)
-    tensors = _official(raw, path)
-    if kind == "nnssl":
-        tensors = nnssl.unwrapped(tensors, content, path)
+    tensors = official_tensors(raw, path, nnssl.encoder_of(content) if kind == "nnssl" else None)
     weights = Weights(path, kind, tensors, recognise(tensors, path))
     try:
         weights = _READERS[kind](weights, content)
-        weights = _of_folder(weights)
+        weights = _of_store(_of_folder(weights))
         _check(weights)
     except DataError as error:
         raise WeightsError(f"{str(path)!r}: {error.message}", error.hint) from None
@@ -113,32 +134,16 @@ def read_weights(path: Path) -> Weights:
     return weights
 
 
-def _checkpoint_in(folder: Path) -> Path:
-    for name in ("plans.json", "dataset.json"):
-        if not (folder / name).is_file():
-            raise WeightsError(
-                f"{str(folder)!r} is not a model folder: it has no {name}",
-                "give DATASET/TRAINER__PLANS__CONFIGURATION, or a file of weights",
-            )
-    for name in ("checkpoint_final.pth", "checkpoint_best.pth"):
-        # fold_all after the numbered folds, and fold_10 after fold_2.
-        found = sorted(folder.glob(f"fold_*/{name}"), key=lambda path: (len(path.parent.name), path))
-        if found:
-            return found[0]
-    raise WeightsError(
-        f"no fold of {str(folder)!r} has a checkpoint_final.pth", "give the folder of a finished training"
-    )
-
-
 def unfinished(path: Path) -> str | None:
     """Describe which trainings in a model folder are unfinished and what is used; None for files and whole folders."""
-    if not path.is_dir():
+    path = model_folder(path)
+    if not path.is_dir() or not any(path.glob("fold_*/checkpoint_*.pth")):
         return None
     ended = {file.parent.name for file in path.glob("fold_*/checkpoint_final.pth")}
     begun = {file.parent.name for file in path.glob("fold_*/checkpoint_*.pth")} - ended
     if ended:
         return f"{', '.join(sorted(begun))} of {str(path)!r} is unfinished and left out" if begun else None
-    found = _checkpoint_in(path)
+    found = checkpoint_in(path)
     content = load_checkpoint(found)
     plan = Plan((content.get("init_args") or {}).get("plans") or {})
     done = f"epoch {content.get('current_epoch', '?')} of {plan.train.num_epochs}"
@@ -146,7 +151,16 @@ def unfinished(path: Path) -> str | None:
 
 
 def _load(path: Path) -> tuple[str, Mapping[str, Any], Mapping[str, Any]]:
-    """Return the kind of the file, its parameters, and everything in it that determines what they mean."""
+    """Return the kind of the weights, their parameters, and everything that determines what they mean."""
+    kind, raw, content = _load_file(path)
+    plan = path.with_name(ADAPTATION_FILE)
+    planned = nnssl.ADAPTATION in content or (kind == "nnU-Net v2" and (content.get("init_args") or {}).get("plans"))
+    if kind in ("bare", "nnssl", "nnU-Net v2") and not planned and plan.is_file():
+        return "nnssl", raw, {**content, nnssl.ADAPTATION: read(plan, dict_of(anything))}
+    return kind, raw, content
+
+
+def _load_file(path: Path) -> tuple[str, Mapping[str, Any], Mapping[str, Any]]:
     if is_safetensors(path):
         tensors, meta = load_safetensors(path)
         return "stunet" if meta else "bare", tensors, meta
@@ -154,10 +168,13 @@ def _load(path: Path) -> tuple[str, Mapping[str, Any], Mapping[str, Any]]:
     if isinstance(content.get("network_weights"), dict):
         arguments = content.get("init_args")
         # nnssl writes nnU-Net's keys, but `plan` for `plans`.
-        nnssl = "nnssl_adaptation_plan" in content or (isinstance(arguments, dict) and "plan" in arguments)
-        return "nnssl" if nnssl else "nnU-Net v2", content["network_weights"], content
+        by_nnssl = nnssl.ADAPTATION in content or (isinstance(arguments, dict) and "plan" in arguments)
+        return "nnssl" if by_nnssl else "nnU-Net v2", content["network_weights"], content
     if isinstance(content.get("state_dict"), dict):
         return "nnU-Net v1", content["state_dict"], content
+    for key in _NESTED:
+        if isinstance(content.get(key), dict) and any(isinstance(value, Tensor) for value in content[key].values()):
+            return "bare", content[key], {}
     if not any(isinstance(value, Tensor) for value in content.values()):
         there = ", ".join(map(repr, list(content)[:3])) or "nothing"
         optimizer = "param_groups" in content or any("optimizer" in str(key) for key in content)
@@ -166,31 +183,9 @@ def _load(path: Path) -> tuple[str, Mapping[str, Any], Mapping[str, Any]]:
     return "bare", content, {}
 
 
-def _official(raw: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
-    """Return the tensors under the network's own names, without the prefixes of DDP and torch.compile."""
-    tensors: dict[str, Tensor] = {}
-    for key, value in raw.items():
-        if not isinstance(value, Tensor):
-            continue
-        name = str(key)
-        # In either order, and repeatedly: DDP around a compiled network, or the other way round.
-        while name.startswith(("module.", "_orig_mod.")):
-            name = name.partition(".")[2]
-        stored = value.layout == torch.strided and value.is_cpu
-        # With strides of 0, a few bytes stand for a tensor of any shape.
-        stored = stored and value.numel() * value.element_size() <= value.untyped_storage().nbytes()
-        if name in tensors or not stored:
-            raise WeightsError(
-                f"{str(path)!r} is damaged: {key!r} exists twice or claims more bytes than it has",
-                "copy it again from its source",
-            )
-        tensors[name] = value.detach()
-    return tensors
-
-
 def _read_v1(weights: Weights, content: Mapping[str, Any]) -> Weights:
     sidecar = weights.path.with_name(weights.path.name + ".pkl")
-    if not sidecar.is_file():
+    if not sidecar.is_file() or "size" not in weights.network.arguments:  # v1 has no plans for other networks
         return weights
     network = weights.network
     plan, dataset, configuration, mirror_axes = convert_plans(
@@ -212,12 +207,16 @@ def _read_v2(weights: Weights, content: Mapping[str, Any]) -> Weights:
 
 def _read_nnssl(weights: Weights, content: Mapping[str, Any]) -> Weights:
     own = content.get("stunet") or {}
-    pretext = nnssl.read_pretext(own["pretext"]) if own else nnssl.pretext_of_trainer(content.get("trainer_name"))
-    weights = replace(weights, pretext=pretext.method, transfers=pretext.transfers)
+    if (axes := own.get("mirror_axes")) is not None:
+        weights = replace(weights, mirror_axes=_axes(axes))
+    if not own or own["pretext"] is not None:  # None: labels trained it
+        pretext = nnssl.read_pretext(own["pretext"]) if own else nnssl.pretext_of_trainer(content.get("trainer_name"))
+        weights = replace(weights, pretext=pretext.method, transfers=pretext.transfers)
     channels = {str(i): name for i, name in enumerate(own.get("channels") or ())}
     planned = nnssl.pretrain_plan(content)
     plan, name = planned or (Plan({}), None)
-    return _described(weights, plan.content, name, {"channel_names": channels} if channels else None)
+    dataset = {"channel_names": channels, **(own.get("labels") or {})} if channels else None
+    return _described(weights, plan.content, name, dataset)
 
 
 def _read_ours(weights: Weights, meta: Mapping[str, Any]) -> Weights:
@@ -255,23 +254,22 @@ def _described(weights: Weights, plans: Any, configuration: str | None, dataset:
         return weights
     plan = Plan(plans)
     planned = plan.configuration(configuration)
-    network, class_name = weights.network, weights.network.architecture.class_name
+    network, architecture = weights.network, weights.network.architecture
     strides: Sequence[Sequence[int]] | None = planned.known_strides or planned.pooling or network.strides
-    if planned.network_class != class_name:
+    arguments = network.planned
+    if planned.network_class == architecture.class_name:
+        try:
+            arguments = architecture.settled(planned.network_arguments, network)
+        except ValueError as error:
+            raise WeightsError(f"{str(weights.path)!r}: its plans {error}", _ONE_TRAINING) from None
+    elif strides and not network.strides:
         # STU-Net's trainers ignored the network in the plans, and cut or padded its strides.
-        strides = fit_strides(strides, network.stages) if strides else None
-    else:
-        for key, value in network.planned.items():
-            if planned.network_arguments[key] != value:
-                raise WeightsError(
-                    f"{str(weights.path)!r}: its plans say {key} {planned.network_arguments[key]!r}, but its tensors "
-                    f"are of {key} {value!r}",
-                    "put the plans.json and the checkpoint of one training together",
-                )
-    kwargs = network.planned
+        strides = fit_strides(strides, network.stages)
     if strides:
-        kwargs["strides"] = [[int(s) for s in axis] for axis in strides]
-    return replace(weights, plan=plan.reduced_to(configuration, class_name, kwargs))
+        arguments = {**arguments, "strides": [[int(s) for s in axis] for axis in strides]}
+    reduced = plan.reduced_to(configuration)
+    described = reduced.with_network_class(configuration, architecture.class_name, arguments, architecture.imports)
+    return replace(weights, plan=described)
 
 
 def _of_folder(weights: Weights) -> Weights:
@@ -286,14 +284,72 @@ def _of_folder(weights: Weights) -> Weights:
     if configuration is None and len(plan.configurations) == 1:
         configuration = plan.configurations[0]
     here = _described(weights, plan.content, configuration, dataset)
-    if weights.strides and here.strides != weights.strides:
+    _check_one_training(weights, here, folder)
+    if not (note := folder / "model.json").is_file():
+        return here
+    record = read(note, MODEL)
+    return replace(here, entry=record.get("entry"), recorded_orientation=record.get("orientation"))
+
+
+def _check_one_training(weights: Weights, here: Weights, folder: Path) -> None:
+    """Compare what a checkpoint says of itself with the model folder around it, which is what counts from here on.
+
+    Raises:
+        WeightsError: It was trained with other inputs, it computed another function, or a class has another row.
+    """
+    trained, said = (_inputs(each) for each in (weights, here))
+    for what, value in trained.items():
+        if value not in (None, []) and said.get(what) != value:
+            raise WeightsError(
+                f"{str(folder / 'plans.json')!r} says {what} {said.get(what)}, but {weights.path.name!r} was trained "
+                f"with {value}",
+                _ONE_TRAINING,
+            )
+    before, now = (head_classes((each.dataset or {}).get("labels") or {}) for each in (weights, here))
+    if not before or before == now:
+        return
+    # Classes may get other names, but no name may get the row of another class.
+    moved = [name for row, name in enumerate(now) if name in before and before.index(name) != row]
+    if moved or len(before) != len(now):
+        name = (moved + [name for name in (*before, *now) if (name in before) != (name in now)])[0]
         raise WeightsError(
-            f"{str(folder / 'plans.json')!r} says strides {here.strides}, but {weights.path.name!r} was trained with "
-            f"{weights.strides}",
-            "put the plans.json and the checkpoint of one training together",
+            f"{str(weights.path)!r} was trained with other classes than {str(folder / 'dataset.json')!r} names, or in "
+            f"another order (e.g. {name!r})",
+            _ONE_TRAINING,
         )
-    note = folder / "model.json"
-    return replace(here, entry=read(note, MODEL).get("entry") if note.is_file() else here.entry)
+    names = ", ".join(name for name in before if name not in now)
+    log.warning("%s was trained with other names of classes than dataset.json has: %s", weights.path, names[:100])
+
+
+def _inputs(weights: Weights) -> dict[str, Any]:
+    """Return what determines what a network computes of an image, besides tensors, as far as the weights say it."""
+    plan, schemes = weights.plan or Plan({}), weights.normalization or ()
+    intensities = plan.intensities or {}
+    return {
+        "strides": weights.strides,
+        **(weights.network.architecture.untold(weights.arguments) if weights.arguments else {}),
+        "spacing": weights.spacing,
+        "normalisation": weights.normalization,
+        "order of axes": plan.get("transpose_forward"),
+        "intensities of CT": [
+            intensities[str(channel)]
+            for channel, scheme in enumerate(schemes)
+            if scheme == "CTNormalization" and intensities.get(str(channel))
+        ],
+    }
+
+
+def _of_store(weights: Weights) -> Weights:
+    """Return the weights with what models/installing.py recorded of a file that it keeps as it is, if it is one."""
+    note = weights.path.with_name("model.json")
+    record = read(note, MODEL) if note.is_file() else {}
+    if record.get("weights") != weights.path.name:
+        return weights
+    weights = replace(weights, entry=record.get("entry"), recorded_orientation=record.get("orientation"))
+    if record.get("pretext") and weights.pretext in (None, nnssl.UNNAMED):
+        given = nnssl.read_pretext({"method": record["pretext"], "transfers": ENCODER_ALONE})
+        weights = replace(weights, pretext=given.method, transfers=given.transfers)
+    return weights
 
 
 def _check(weights: Weights) -> None:
@@ -304,7 +360,12 @@ def _check(weights: Weights) -> None:
         raise WeightsError(
             f"{str(weights.path)!r} has {network.stages} stages in {network.ndim}D, and its plans say "
             f"strides {strides}",
-            "put the plans.json and the checkpoint of one training together",
+            _ONE_TRAINING,
+        )
+    if strides and network.strides and strides != network.strides:
+        raise WeightsError(
+            f"{str(weights.path)!r} has tensors for strides {network.strides}, and its plans say {strides}",
+            _ONE_TRAINING,
         )
     if classes and network.classes and len(classes) != network.classes:
         raise WeightsError(

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from stunet import architectures
-from stunet.architectures.base import Recognised
+from stunet.architectures.base import ENCODER, STEM, Recognised
 from stunet.errors import WeightsError
 from stunet.weights.foreign import describe_network
 
 _TYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_COUNTER = ".num_batches_tracked"  # of a norm with running statistics, the only integer in a network
 
 
 def recognise(tensors: Mapping[str, Tensor], path: Path) -> Recognised:
@@ -26,14 +27,13 @@ def recognise(tensors: Mapping[str, Tensor], path: Path) -> Recognised:
     shapes = {name: tuple(value.shape) for name, value in tensors.items()}
     architecture = architectures.find_tensors(shapes)
     if architecture is None:
-        known = " or ".join(each.title for each in architectures.TABLE.values())
-        raise WeightsError(
-            f"{str(path)!r} holds {describe_network(shapes)}, not a {known}",
-            "stunet_models list shows what can be downloaded",
-        )
+        *titles, last = (each.title for each in architectures.TABLE.values())
+        what, instead = describe_network(shapes)
+        raise WeightsError(f"{str(path)!r} holds {what}, not a {', '.join(titles)} or {last}", instead)
     for name, value in tensors.items():
         # Quantised or integer weights would be cast to numbers that mean something else.
-        if value.dtype not in _TYPES or not value.numel():
+        is_weight = value.dtype in _TYPES or (value.dtype == torch.int64 and name.endswith(_COUNTER))
+        if not is_weight or not value.numel():
             raise WeightsError(
                 f"{str(path)!r}: {name!r} has {value.numel()} values of type {str(value.dtype).removeprefix('torch.')}",
                 "weights are float16, bfloat16, float32 or float64: use the checkpoint that training wrote",
@@ -49,9 +49,22 @@ def recognise(tensors: Mapping[str, Tensor], path: Path) -> Recognised:
 def _check_shapes(shapes: Mapping[str, tuple[int, ...]], found: Recognised) -> None:
     with torch.device("meta"):  # no memory, however large the network
         network = found.build()
-    for name, value in network.state_dict().items():
+    own, architecture = network.state_dict(), found.architecture
+    places = {architecture.matching(architecture.canonical(name)) for name in own}
+    # What the network has no place for would be left out, and the rest of the encoder compute something else.
+    more = [
+        name
+        for name in shapes
+        if architecture.place(name).part in (STEM, ENCODER)
+        and architecture.matching(architecture.canonical(name)) not in places
+    ]
+    if more:
+        raise ValueError(
+            f"is not a {architecture.title} of {found}: {len(more)} more tensors in its encoder (e.g. {more[0]!r})"
+        )
+    for name, value in own.items():
         if name in shapes and shapes[name] != tuple(value.shape):
             raise ValueError(
-                f"is not a {found.architecture.title} of {found}: {name!r} has shape {shapes[name]} instead of "
+                f"is not a {architecture.title} of {found}: {name!r} has shape {shapes[name]} instead of "
                 f"{tuple(value.shape)}"
             )

@@ -3,7 +3,7 @@
 Every tensor of the network and of the weights has one fate:
 
     copied     unchanged
-    inflated   input convolutions whose number of channels differs, and 2D kernels that became 3D ones
+    inflated   input convolutions whose number of channels differs, and kernels of other lengths, as of 2D in 3D
     head       rows by class name, or as initialised
     missing    keeps its initialisation: not in the weights, of another shape, or not to be transferred
     unused     only in the weights
@@ -11,11 +11,13 @@ Every tensor of the network and of the weights has one fate:
 transfer.py decides; heads.py has the rows of the classes.
 """
 
+from collections import Counter
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from stunet.architectures.base import DECODER, ENCODER, UPSAMPLING, Architecture
 from stunet.plans.plan import ENCODER_ALONE, WHOLE
+from stunet.weights.changes import Change
 from stunet.weights.heads import Heads
 
 KINDS = ("copied", "inflated", "head", "missing", "unused")
@@ -47,6 +49,7 @@ class _Tensors:
 
     tensors: tuple[Fate, ...]
     architecture: Architecture
+    changes: tuple[Change, ...] = ()
 
     @property
     def fresh(self) -> frozenset[str]:
@@ -86,6 +89,7 @@ class TransferReport(_Tensors):
         origin: How a pretext trained the weights; None for others.
         transfer: What was taken, one of TRANSFERS.
         inflate: How 2D kernels became 3D ones, one of INFLATIONS.
+        changes: In what the training differs from that of the weights: what, there, and here.
     """
 
     weights: str
@@ -99,6 +103,7 @@ class TransferReport(_Tensors):
     origin: str | None = None
     transfer: str = WHOLE
     inflate: str | None = None
+    changes: tuple[Change, ...] = ()
 
     def lines(self) -> list[str]:
         """Return what the table does not tell."""
@@ -112,16 +117,19 @@ class TransferReport(_Tensors):
         lines = [loaded, f"pre-training: {self.origin}"] if self.origin else [loaded]
         if self.inflate:
             lines.append(f"kernels: 2D, made 3D by {self.inflate!r}")
-        # Only those of the input have a note.
-        notes = dict.fromkeys(fate.note for fate in self.tensors if fate.kind == "inflated" and fate.note)
-        return [*lines, *(f"input: {note}" for note in notes)]
+        notes = [
+            (fate.target in self.architecture.inputs, fate.note) for fate in self.tensors if fate.kind == "inflated"
+        ]
+        lines += [f"input: {note}" for note in dict.fromkeys(note for is_input, note in notes if is_input and note)]
+        others = Counter(note for is_input, note in notes if note and not is_input)
+        return lines + [f"kernels: {note} in {count} convolutions" for note, count in others.items()]
 
     def to_json(self) -> dict[str, Any]:
         """Return the content of transfer_report.json."""
         tensors = [asdict(fate) for fate in self.tensors]
         own = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "architecture"}
         # Reports of weights that labels trained are as they were before there were others.
-        usual = {"origin": None, "transfer": WHOLE, "inflate": None}
+        usual = {"origin": None, "transfer": WHOLE, "inflate": None, "changes": ()}
         own = {key: value for key, value in own.items() if key not in usual or value != usual[key]}
         return {**own, "heads": asdict(self.heads), "tensors": tensors}
 

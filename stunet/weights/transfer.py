@@ -1,11 +1,11 @@
-"""Load the weights of a file into a network that differs in depth, input channels or classes.
+"""Load the weights of a file into a network that differs in depth, input channels, kernels or classes.
 
 Every tensor of the network and of the weights has one fate, which names and shapes alone determine. First it is decided
 what would be loaded; then it is loaded tensor by tensor, as the weights are mapped from their file and may be large.
 
 Tensors are matched by resolution: encoder stages count from the finest, everything after them from the coarsest.
-reading.py reads the file, heads.py chooses the rows; trainers/finetune/start.py decides before anything is written, and
-loads before the first epoch.
+reading.py reads the file, matching.py matches and adapts tensors, heads.py chooses the rows; trainers/finetune/start.py
+decides before anything is written, and loads before the first epoch.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,14 +16,23 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from stunet.architectures.base import HEADS, Architecture, Recognised
+from stunet.architectures.base import Architecture, Recognised
 from stunet.errors import UsageError, WeightsError
-from stunet.plans.plan import ENCODER_ALONE, INFLATIONS, TRANSFERS
+from stunet.plans.plan import INFLATIONS, TRANSFERS
 from stunet.weights.checkpoints import check_finite
-from stunet.weights.differences import axes_warnings, contrast_warnings, input_warnings, origin, stride_warnings
-from stunet.weights.heads import Heads, plan_heads, take_rows
-from stunet.weights.inflation import inflate_depth, inflated_shape, of_slice
+from stunet.weights.differences import (
+    axes_warnings,
+    channel_order,
+    contrast_warnings,
+    function_warnings,
+    input_warnings,
+    origin,
+    stride_warnings,
+)
+from stunet.weights.heads import plan_heads
+from stunet.weights.inflation import of_slice
 from stunet.weights.mapped import release
+from stunet.weights.matching import ABSENT, Match
 from stunet.weights.reading import Weights
 from stunet.weights.recognition import recognise
 from stunet.weights.report import Fate, TransferReport
@@ -31,8 +40,6 @@ from stunet.weights.report import Fate, TransferReport
 STEMS = ("repeat", "first")
 LEAST_COVERAGE = 0.9  # of the encoder; if less fits, the weights belong to something else
 GAPS_SHOWN = 3
-ABSENT = "not in the weights"
-LEFT_OUT = "not transferred"
 
 
 def transfer(network: nn.Module, weights: Weights, **options: Any) -> TransferReport:
@@ -56,6 +63,7 @@ def decide(
     spacing: Sequence[float] | None = None,
     transposition: Sequence[int] | None = None,
     orientation: str | None = None,
+    arguments: Mapping[str, Any] | None = None,
     cascade_channels: int = 0,
     head: str | None = None,
     stem: str = "repeat",
@@ -76,6 +84,7 @@ def decide(
         spacing: The plan's, in mm, array order.
         transposition: The plan's transpose_forward.
         orientation: The plan's, such as "LPS"; None: unknown.
+        arguments: Those of the network in the plan, which say more than its tensors; None: unknown.
         cascade_channels: One-hot channels in its input, after the image channels; their weights start as zeros.
         head: One of heads.MODES, or None: slice if any class matches.
         stem: How to handle image channels other than the weights', one of STEMS; see `inflate_channels`.
@@ -103,13 +112,15 @@ def decide(
             f"{type(network).__name__}",
             "plan with stunet_plan_and_preprocess and train with those plans",
         )
-    state = network.state_dict()
+    # Each tensor once, under its official name; loading one name of a network's tensor loads all.
+    state = {name: value for name, value in network.state_dict().items() if architecture.canonical(name) == name}
     target = recognise(state, weights.path)
     if classes and len(classes) != target.classes:
         raise ValueError(f"{len(classes)} names for the {target.classes} rows of the network's heads")
     _check_same_network(target, weights, inflate)
     heads = plan_heads(head, weights, classes, transfer)
-    match = _Match(weights, target, heads, target.channels - cascade_channels, stem, transfer, inflate)
+    order = channel_order(weights.channels, channels)
+    match = Match(weights, target, heads, target.channels - cascade_channels, stem, transfer, inflate, order)
     fates = [match.fate(name, drawn) for name, drawn in state.items()]
     loaded = {fate.target: fate.source for fate in fates if fate.target and fate.source}
     left = weights.tensors.keys() - set(loaded.values())
@@ -121,9 +132,10 @@ def decide(
         strides, spacing = of_slice(strides), spacing[1:] if spacing else None
     warnings = (
         *stride_warnings(strides, weights),
+        *function_warnings(weights, arguments),
         *input_warnings(weights, channels, normalization, spacing),
         *axes_warnings(weights, transposition, orientation),
-        *contrast_warnings(weights, normalization, intensities),
+        *contrast_warnings(weights, normalization, intensities, order),
         *heads.warnings,
     )
     report = TransferReport(
@@ -148,7 +160,7 @@ class Transfer:
 
     report: TransferReport
     sources: Mapping[str, str]
-    match: "_Match"
+    match: "Match"
 
     def load(self, network: nn.Module) -> None:
         """Load into a network like the one that decide() saw; whatever is not loaded keeps its initialisation.
@@ -170,22 +182,6 @@ class Transfer:
             release(given[source])
 
 
-def inflate_channels(weight: Tensor, images: int, cascade: int, stem: str = "repeat") -> Tensor:
-    """Turn weights (C', C, ...) of an input convolution into (C', images + cascade, ...), zeros for one-hot channels.
-
-    With "repeat", every image channel gets the sum over C divided by the number of image channels. If all channels show
-    the same, the response is therefore that of the original weights, from any number of channels to any other, and back
-    again. With "first", the first image channels keep the weights of the first of C, and the others get zeros.
-    """
-    given = weight.shape[1]
-    result = weight.new_zeros(len(weight), images + cascade, *weight.shape[2:])
-    if given == images or stem == "first":
-        result[:, : min(given, images)] = weight[:, :images]
-    else:
-        result[:, :images] = weight.sum(1, keepdim=True) / images
-    return result
-
-
 def verify(name: str, there: Tensor, expected: Tensor) -> None:
     """Check that a tensor of the network equals what it should, to the last bit of the network's own dtype.
 
@@ -196,89 +192,6 @@ def verify(name: str, there: Tensor, expected: Tensor) -> None:
         raise WeightsError(
             f"{name!r} in the network is not what was loaded into it", "check the memory of this machine"
         )
-
-
-@dataclass(frozen=True)
-class _Match:
-    """The correspondence between tensors of the network and of the weights, and the values that are loaded."""
-
-    weights: Weights
-    target: Recognised
-    heads: Heads
-    images: int  # channels of the network's input without one-hot channels
-    stem: str
-    transfer: str
-    inflate: str | None
-
-    @property
-    def given(self) -> int:
-        """Number of image channels of the weights: those with names, as a cascade's others are one-hot channels."""
-        total = self.weights.network.channels
-        return min(len(self.weights.channels or ()) or total, total)
-
-    @property
-    def architecture(self) -> Architecture:
-        """Of the network and of the weights."""
-        return self.target.architecture
-
-    def fate(self, name: str, drawn: Tensor) -> Fate:
-        """Return what becomes of one tensor of the network."""
-        size, head = drawn.numel(), self.architecture.place(name).part == HEADS
-        if head and self.heads.mode == "reset":
-            return Fate(name, None, "head", size, note="as drawn")
-        if self.transfer == ENCODER_ALONE and not self.architecture.is_encoder(name):
-            return Fate(name, None, "missing", size, note=LEFT_OUT)
-        source = self._source(name)
-        value = self.weights.tensors.get(source)
-        if value is None:
-            return Fate(name, None, "missing", size, note=ABSENT)
-        shape = inflated_shape(value.shape) if self.inflate else value.shape
-        free = 0 if head else 1 if name in self.architecture.inputs else None  # the axis that may differ in length
-        if _besides(free, shape) != _besides(free, drawn.shape):
-            shapes = f"{tuple(shape)} instead of {tuple(drawn.shape)}"
-            return Fate(name, None, "missing", size, note=shapes)
-        if free == 0:
-            # New rows of a reused head come from the background's: filled, but not trained for their class.
-            known = sum(map(bool, self.heads.moves)) - sum(map(bool, self.heads.added))
-            return Fate(name, source, "head", size, size * known // len(drawn))
-        if free == 1 and not value.shape[1] == self.given == self.images == drawn.shape[1]:
-            known = size * min(self.given, self.images) // drawn.shape[1]
-            return Fate(name, source, "inflated", size, known, self._inflation(drawn.shape[1] - self.images))
-        if shape != value.shape:
-            # Trained for what they do, so a strategy that keeps what is pre-trained keeps them.
-            return Fate(name, source, "inflated", size, size)
-        return Fate(name, source, "copied", size, size)
-
-    def value(self, name: str, source: str, drawn: Tensor) -> Tensor:
-        """Return the new value of a tensor of the network, currently `drawn`."""
-        value = self.weights.tensors[source]
-        if self.inflate:
-            value = inflate_depth(value.to(drawn), self.inflate)
-        if self.architecture.place(name).part == HEADS:
-            rows = take_rows(drawn, value, self.heads.moves)
-            return rows + rows.new_tensor(self.heads.added) if self.heads.added and name.endswith("bias") else rows
-        if name in self.architecture.inputs:
-            # Without the one-hot channels of the weights' own cascade, whose labels were others.
-            return inflate_channels(
-                value[:, : self.given].to(drawn), self.images, drawn.shape[1] - self.images, self.stem
-            )
-        return value
-
-    def _source(self, name: str) -> str:
-        if self.architecture.is_encoder(name):
-            return name
-        level = self.architecture.place(name).level
-        return self.architecture.at_level(name, level + self.weights.network.stages - self.target.stages)
-
-    def _inflation(self, cascade: int) -> str:
-        shared = "repeated" if self.given == 1 else f"the sum of {self.given}"
-        way = "the first kept" if self.stem == "first" else f"{shared} / {self.images}"
-        images = f"{self.given} -> {self.images} image channels, {way}" if self.given != self.images else ""
-        return "; ".join(filter(None, (images, f"{cascade} one-hot channels begin with zeros" if cascade else "")))
-
-
-def _besides(axis: int | None, shape: Sequence[int]) -> list[int]:
-    return [length for n, length in enumerate(shape) if n != axis]
 
 
 def _check_same_network(target: Recognised, weights: Weights, inflate: str | None) -> None:
@@ -292,12 +205,10 @@ def _check_same_network(target: Recognised, weights: Weights, inflate: str | Non
             f"{what}, and the plan's network is {target.ndim}D",
             "--inflate average makes them 3D, or -c 2d" if given.ndim == 2 else "-c 3d_fullres for 3D weights",
         )
-    if given.arguments != target.arguments:
-        raise WeightsError(
-            f"{str(weights.path)!r} holds {given}, and the plan's network is {target}",
-            (f"--size {given.size}, for plans of that size, or " if given.size else "")
-            + (f"weights of size {target.size}" if target.size else "weights of the plan's size"),
-        )
+    if differs := given.architecture.difference(given, target):
+        own = f"--size {given.size}, for plans of that size, or " if given.size else ""
+        other = f"weights of size {target.size}" if target.size else "weights of a network like the plan's"
+        raise WeightsError(f"{str(weights.path)!r} holds {differs}", own + other)
 
 
 def _coverage(fates: list[Fate], architecture: Architecture, stages: int, path: Path) -> float:

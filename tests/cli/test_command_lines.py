@@ -18,6 +18,7 @@ COMMANDS = (
     "demo",
     "evaluate",
     "experiment",
+    "features",
     "info",
     "merge",
     "models",
@@ -69,19 +70,23 @@ NNUNET = {
 }
 # Ours. A new flag is added here, to the docs and to the changelog in one commit.
 OUR_FLAGS = {
-    "plan_and_preprocess": "-p --size --preset --stages --spacing --like --checkpointing --probe --dry_run --no_check",
-    "train": "-d -c -f --size --stages -gpu_memory_target --preset --set --dry_run --overwrite --pretrained --finetune "
-    "--head --list --fsdp --transfer --inflate",
-    "pretrain": "-d --method --list -c -p --like --size --stages -gpu_memory_target --preset --set --augment "
+    "plan_and_preprocess": "-p --size --network --preset --stages --spacing --pretrained --accept_licence --like "
+    "--checkpointing --probe --dry_run --no_check",
+    "train": "-d -c -f --size --network --stages -gpu_memory_target --preset --set --dry_run --overwrite --pretrained "
+    "--finetune --head --list --fsdp --transfer --inflate --accept_licence",
+    "pretrain": "-d --method --list -c -p --like --size --network --stages -gpu_memory_target --preset --set --augment "
     "--skip_bad --dry_run --overwrite -num_gpus --fsdp -device --c --disable_checkpointing --pretrained --transfer "
-    "--inflate",
+    "--inflate --accept_licence",
     "predict": "--model --series --labels --v1_preprocessing --orientation --precision --max_memory --threads --fast "
-    "--roi_subset --format --statistics --preview --report --dry_run",
+    "--roi_subset --format --statistics --preview --report --dry_run --accept_licence",
     "evaluate": "-d --tolerance --labels --csv --json",
-    "experiment": "-o --dry_run --summary_only -j -device --json",
+    "experiment": "-o --dry_run --summary_only -j -device --json --accept_licence",
+    "features": "-i -o --model -d -c -p -tr -f -chk --pool --labels --points --world --stages --probe --target --task "
+    "--seed --series --orientation -step_size -device --precision --threads --overwrite --disable_progress_bar "
+    "--accept_licence",
     "info": "--json",
     "pseudo_label": "-d --teacher --name --classes --min_confidence --confidence --orientation -f -chk -step_size "
-    "--disable_tta -device --precision --dry_run",
+    "--disable_tta -device --precision --dry_run --accept_licence",
     "demo": "-o -device",
 }
 

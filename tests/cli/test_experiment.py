@@ -83,7 +83,7 @@ def test_weights_of_another_size_than_the_plans_are_warned_of(file: Path, capsys
     file.write_text(TEXT.replace('["none"]', weights))
     assert main([str(file), "--dry_run"]) == 0
     err = capsys.readouterr().err
-    assert "training from scratch is of size T, but STU-Net-B of B, STU-Net-S of S" in err
+    assert "training from scratch is of size T, but STU-Net-B of size B, STU-Net-S of size S" in err
     file.write_text(TEXT.replace('["none"]', weights) + 'size = "B"')
     assert main([str(file), "--dry_run"]) == 3
     assert "size B is asked for, but the weights 'STU-Net-S' are of size S" in capsys.readouterr().err

@@ -72,6 +72,11 @@ def test_a_model_is_imported_shown_checked_and_exported(
     assert main(["check", "stu-net-t.tiny"]) == 0
     assert "none with NaN; they fit the plans" in capsys.readouterr().out
     assert main(["export", "STU-Net-T.tiny", "-o", str(tmp_path / "t.safetensors"), "--half"]) == 0
+    capsys.readouterr()
+    assert main(["export", "STU-Net-T.tiny", "-o", str(tmp_path / "t.zip"), "--format", "nnunet"]) == 0
+    shown = capsys.readouterr()
+    assert shown.out.strip() == str(tmp_path / "t.zip")
+    assert "nnUNetv2_predict_from_modelfolder -m $nnUNet_results/STU-Net-T.tiny/nnUNetTrainer__" in shown.err
     assert main(["import", str(tmp_path / "t.safetensors"), "--name", "half"]) == 0
     assert "which the registry lacks" in capsys.readouterr().err
     assert main(["info", "half"]) == 0
@@ -88,6 +93,7 @@ def test_a_model_is_imported_shown_checked_and_exported(
         (["import", "a" * 5000], 4, "no file 'aaa"),
         (["import", "nothing.model"], 4, "no file 'nothing.model'"),
         (["export", "STU-Net-T.tiny", "-o", "x"], 4, "cannot be downloaded"),
+        (["export", "STU-Net-T.tiny", "-o", "x", "--peft", "--format", "nnunet"], 2, "--peft is a form of its own"),
         (["import", ".", "--pkl", "x.pkl"], 2, "--pkl and --dataset belong to a file"),
     ],
 )

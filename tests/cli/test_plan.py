@@ -34,6 +34,25 @@ def everything(folder: Path) -> set[Path]:
         ),
         (["-d", "998", "-overwrite_plans_name", "a__b"], 2, "nnU-Net splits folder names at '__'"),
         (["-d", "998", "--preset", "giant"], 3, "no preset 'giant'"),
+        (["-d", "998", "--network", "plain", "--size", "B"], 2, "--network plain and --size B both name a network"),
+        (["-d", "998", "--network", "plain", "--checkpointing"], 2, "is for STU-Net, not for a plain U-Net"),
+        (
+            ["-d", "998", "-pl", "nnUNetPlannerResEncL", "--stages", "5"],
+            2,
+            "nnU-Net's planner, which knows no",
+        ),
+        (
+            ["-d", "998", "-pl", "nnUNetPlannerResEncL", "-overwrite_target_spacing", "1", "1", "1"],
+            2,
+            "makes other data than those of nnUNetResEncUNetLPlans, which they would replace",
+        ),
+        (
+            ["-d", "998", "-pl", "ExperimentPlanner", "-overwrite_plans_name", "STUNetPlans_T"],
+            2,
+            "plans of this name are stunet's",
+        ),
+        (["-d", "998", "--like", "998", "--network", "plain"], 2, "and --network plans"),
+        (["-d", "998", "--like", "998", "--size", "L"], 2, "and --size plans"),
         (["-d", "998", "--size", "H", "-gpu_memory_target", "8", "--no_check"], 5, "STU-Net-H needs"),
     ],
 )

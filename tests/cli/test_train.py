@@ -81,6 +81,19 @@ def everything(folder: Path) -> set[Path]:
         (["998", "--c"], 3, "nothing to continue: no checkpoint in", "without --c"),
         (["998", "--val"], 3, "no finished training to validate", "--c instead of --val"),
         (["998", "--size", "H", "-gpu_memory_target", "9"], 5, "STU-Net-H needs", "--size"),
+        (["998", "--network", "resenc-m", "-gpu_memory_target", "2"], 5, "ResEnc U-Net needs", "more memory than 2 GB"),
+        (
+            ["998", "--network", "plain", "--size", "B"],
+            2,
+            "--network plain and --size B both bring a network",
+            "one of",
+        ),
+        (
+            ["998", "--network", "plain", "--set", "checkpointing=true"],
+            2,
+            "is for STU-Net, not for a plain",
+            "leave it out",
+        ),
         (["998", "--set", "batch_size=900000", "-device", "cpu"], 5, "a batch of 900000 patches", "--set batch_size="),
         (
             ["998", "--set", "patch_size=[4096,4096,4096]", "-device", "cpu"],

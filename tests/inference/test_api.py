@@ -187,5 +187,9 @@ def use_unet(folder: Path) -> None:
     plans["configurations"]["3d_fullres"]["architecture"] |= UNET
     (folder / "plans.json").write_text(json.dumps(plans))
     content = load_checkpoint(folder / "fold_0/checkpoint_final.pth")
-    content["network_weights"] = build(open_model(folder), "3d_fullres")[2].state_dict()
+    network = build(open_model(folder), "3d_fullres")[2]
+    for module in network.modules():
+        if hasattr(module, "reset_parameters"):
+            module.reset_parameters()  # build() leaves that to who loads weights
+    content["network_weights"] = network.state_dict()
     save_checkpoint(content, folder / "fold_0/checkpoint_final.pth")

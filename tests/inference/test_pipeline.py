@@ -16,7 +16,8 @@ from stunet.inference.cases import InputCase, find_cases, read_geometry
 from stunet.inference.engine import memory
 from stunet.inference.model import open_model
 from stunet.inference.pipeline import Outcome, Pipeline
-from stunet.inference.predictor import NetworkInput, Options, Predictor
+from stunet.inference.predictor import Options, Predictor
+from stunet.inference.preparation import NetworkInput
 from stunet.inference.products import Products
 from stunet.results.run_report import STAGES
 from tests.loops import for_each

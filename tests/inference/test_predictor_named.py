@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from stunet.cli.predict import main
-from stunet.models import store
+from stunet.models import installing, store
 from stunet.networks import build
 from tests.loops import for_each
 from tests.predictor_models import write_image
@@ -76,7 +76,7 @@ def test_weights_without_plans_are_refused_before_and_after_they_are_installed(
 ) -> None:
     assert predict("STU-Net-T.bare") == 4
     assert "was published without its plans" in capsys.readouterr().err
-    model = store.import_file(Path("website/tiny.model"), "STU-Net-T.bare")
+    model = installing.import_file(Path("website/tiny.model"), "STU-Net-T.bare")
     assert predict("STU-Net-T.bare") == 4
     message, hint = capsys.readouterr().err.splitlines()
     assert f"{str(model.path)!r} is a file of weights" in message

@@ -1,6 +1,7 @@
 """Tests of inference/: what is wrong with a case or a model is said, and never becomes a result."""
 
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -8,13 +9,16 @@ from typing import Any
 import numpy as np
 import pytest
 
+from stunet.architectures.plain_unet import PLAIN_UNET
 from stunet.errors import DataError, WeightsError
 from stunet.inference.model import open_model
 from stunet.inference.network import build
 from stunet.inference.predictor import Options, Predictor
 from stunet.inference.staging import atomic_case
+from stunet.plans.plan import Plan
 from stunet.weights.checkpoints import load_checkpoint, save_checkpoint
 from tests.loops import for_each
+from tests.nnunet_networks import arguments, network
 from tests.predictor_models import SHAPE, make_model, run, write_image, write_png
 
 
@@ -166,3 +170,36 @@ def test_a_pretext_segments_nothing(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match="pre-trained by 'mae' without labels: it has no head for classes") as caught:
         open_model(folder)
     assert "stunet_train DATASET --pretrained" in caught.value.hint
+
+
+@for_each(
+    ("change", "message"),
+    [
+        ({"nonlin": "torch.nn.ReLU"}, "with activation LeakyReLU negative_slope=0.01, and plans.json says ReLU"),
+        ({"nonlin_kwargs": {"negative_slope": 0.2}}, "and plans.json says LeakyReLU negative_slope=0.2"),
+        (
+            {"norm_op_kwargs": {"eps": 0.1, "affine": True}},
+            "trained with eps of the norm 1e-05, and plans.json says 0.1",
+        ),
+    ],
+)
+def test_weights_of_a_network_that_computes_something_else_are_refused(
+    tmp_path: Path, change: dict[str, Any], message: str
+) -> None:
+    folder = make_model(tmp_path / "T__P__3d_fullres")
+    given = arguments(PLAIN_UNET)
+    described = {"network_class_name": PLAIN_UNET.class_name, "_kw_requires_import": list(PLAIN_UNET.imports)}
+    edit(folder / "plans.json", {**described, "arch_kwargs": given})
+    plans = json.loads((folder / "plans.json").read_text())
+    spelt = {**given, "nonlin": "torch.nn.modules.activation.LeakyReLU", "nonlin_kwargs": None}
+    trained = Plan(plans).with_network("3d_fullres", **spelt).to_json()
+    file = folder / "fold_0/checkpoint_final.pth"
+    content = load_checkpoint(file)
+    content["init_args"]["plans"] = trained
+    content["network_weights"] = network(PLAIN_UNET, classes=3).state_dict()
+    save_checkpoint(content, tmp_path / "other.pth")
+    (tmp_path / "other.pth").replace(file)
+    Predictor(open_model(folder), Options())
+    edit(folder / "plans.json", {"arch_kwargs": given | change})
+    with pytest.raises(WeightsError, match=re.escape(message)):
+        Predictor(open_model(folder), Options())

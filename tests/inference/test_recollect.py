@@ -253,7 +253,7 @@ def test_models_that_cannot_be_recollected_are_refused_before_any_work(planned: 
     write_json(other / "plans.json", plans)
     with pytest.raises(WeightsError, match=r"running_mean"):
         open_batch_norm(other)
-    with pytest.raises(WeightsError, match="not a STU-Net"):
+    with pytest.raises(WeightsError, match="has running statistics"):
         open_batch_norm(tmp_path / "other" / "fold_0" / "checkpoint_final.pth")
 
 

@@ -17,18 +17,20 @@ from stunet.errors import DataError, UsageError, WeightsError
 from stunet.files import read_json, write_json, write_lock
 from stunet.inference.model import open_model
 from stunet.inference.predictor import Options, Predictor
-from stunet.models import registry, store
+from stunet.models import installing, registry
 from stunet.models.archive import is_packed_model, pack, unpack
-from stunet.models.folder import check, describe, export, write_model_folder
+from stunet.models.entry import Entry
+from stunet.models.exporting import export
+from stunet.models.folder import check, describe, write_model_folder
 from stunet.networks import build
 from stunet.weights.checkpoints import save_checkpoint
 from stunet.weights.reading import Weights, read_weights
 from tests.loops import for_each
 
 STRIDES = ((1, 1, 1), (2, 2, 2), (1, 2, 2))
-ENTRY = registry.Entry(
-    name="STU-Net-T.tiny", size="T", title="", data="", modality="CT", filename="tiny.model", channels=("CT",),
-    num_channels=1, classes=("background", "left", "right"), num_classes=3, spacing=(2.0, 1.0, 1.0),
+ENTRY = Entry(
+    name="STU-Net-T.tiny", network="stunet-t", title="", data="", modality="CT", filename="tiny.model",
+    channels=("CT",), num_channels=1, classes=("background", "left", "right"), num_classes=3, spacing=(2.0, 1.0, 1.0),
     patch_size=(8, 16, 16), strides=STRIDES, normalization=("ZScoreNormalization",), mirror_axes=(0, 2),
 )  # fmt: skip
 
@@ -123,7 +125,7 @@ def test_what_is_exported_and_imported_again_is_the_same(
 ) -> None:
     monkeypatch.setenv("STUNET_MODELS", str(tmp_path / "store"))
     export(folder, tmp_path / name, half)
-    before, after = read_weights(folder), read_weights(store.import_file(tmp_path / name, "again").path)
+    before, after = read_weights(folder), read_weights(installing.import_file(tmp_path / name, "again").path)
     if half:
         before = replace(before, tensors={key: value.half() for key, value in before.tensors.items()})
     assert same(before, after)
@@ -222,7 +224,7 @@ def test_a_zip_by_nnunet_is_read_with_its_deeper_folders(folder: Path, tmp_path:
 
 
 def test_a_checkpoint_is_no_packed_model(weights: Weights, folder: Path, tmp_path: Path) -> None:
-    pack(folder, tmp_path / "model.zip")
+    pack(folder, tmp_path / "model.zip", "model")
     assert is_packed_model(tmp_path / "model.zip")
     assert not is_packed_model(weights.path)
     assert not is_packed_model(folder / "plans.json")
@@ -277,17 +279,17 @@ def test_an_archive_with_a_broken_directory_is_damaged(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, field: int, value: int
 ) -> None:
     monkeypatch.setenv("STUNET_MODELS", str(tmp_path / "store"))
-    pack(folder, tmp_path / "model.zip")
+    pack(folder, tmp_path / "model.zip", "model")
     content = bytearray((tmp_path / "model.zip").read_bytes())
     end = content.rfind(b"PK\5\6")
     content[int.from_bytes(content[end + 16 : end + 20], "little") + field] = value
     (tmp_path / "model.zip").write_bytes(content)
     with pytest.raises(WeightsError, match=r"model\.zip' is damaged"):
-        store.import_file(tmp_path / "model.zip", "mine")
+        installing.import_file(tmp_path / "model.zip", "mine")
 
 
 def test_only_folds_with_plain_numbers_and_short_names_are_unpacked(folder: Path, tmp_path: Path) -> None:
-    pack(folder, tmp_path / "model.zip")
+    pack(folder, tmp_path / "model.zip", "model")
     with zipfile.ZipFile(tmp_path / "model.zip", "a") as archive:
         archive.writestr("model/fold_\N{ARABIC-INDIC DIGIT THREE}/checkpoint_final.pth", "")
         archive.writestr(f"model/fold_0/checkpoint_{'a' * 300}.pth", "")
@@ -300,9 +302,9 @@ def test_an_archive_is_named_as_the_user_named_it(
 ) -> None:
     monkeypatch.setenv("STUNET_MODELS", str(tmp_path / "store"))
     (folder / "fold_0" / "checkpoint_final.pth").unlink()
-    pack(folder, tmp_path / "model.zip")
+    pack(folder, tmp_path / "model.zip", "model")
     with pytest.raises(WeightsError, match=r"model\.zip' has a checkpoint_final") as refused:
-        store.import_file(tmp_path / "model.zip", "mine")
+        installing.import_file(tmp_path / "model.zip", "mine")
     assert ".downloads" not in refused.value.message
 
 
@@ -351,7 +353,7 @@ def test_one_process_at_a_time_exports_to_a_place(folder: Path, tmp_path: Path, 
 
 
 def test_a_damaged_archive_is_refused(folder: Path, tmp_path: Path) -> None:
-    pack(folder, tmp_path / "model.zip")
+    pack(folder, tmp_path / "model.zip", "model")
     content = bytearray((tmp_path / "model.zip").read_bytes())
     content[len(content) // 2] ^= 1
     (tmp_path / "model.zip").write_bytes(content)

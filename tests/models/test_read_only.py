@@ -14,7 +14,7 @@ import torch
 from stunet.cli.models import main
 from stunet.inference.model import open_model
 from stunet.inference.predictor import Options, Predictor
-from stunet.models import store
+from stunet.models import installing, store
 from stunet.models.folder import check
 from stunet.networks import build
 from stunet.weights.checkpoints import save_weights
@@ -40,7 +40,7 @@ def place(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     dataset = make_dataset(NAME, ["CT"], ["background", "left", "right"])
     meta = {"plans": plans, "configuration": "3d_fullres", "dataset": dataset, "mirror_axes": ()}
     save_weights(folder / FILE, build("T", STRIDES, 1, 3).state_dict(), meta)
-    store.import_file(folder / FILE, NAME)
+    installing.import_file(folder / FILE, NAME)
     yield folder
     shutil.rmtree(folder)
 

@@ -7,66 +7,23 @@ import shutil
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
 from stunet.errors import DataError, WeightsError
 from stunet.files import write_json
-from stunet.models import registry, store
+from stunet.models import installing, registry, store
 from stunet.networks import build
 from stunet.weights.checkpoints import save_checkpoint, save_weights
 from stunet.weights.reading import read_weights
 from tests.loops import for_each
 from tests.processes import in_two_processes
-from tests.tiny_model import DOWNLOADABLE, STRIDES, TINY
+from tests.tiny_model import STRIDES, TINY
 
-
-class Handler(SimpleHTTPRequestHandler):
-    """Serves a folder and remembers what it was asked for."""
-
-    def __init__(self, *args: Any, asked: list[str], **more: Any) -> None:
-        self.asked = asked
-        super().__init__(*args, **more)
-
-    def log_request(self, *_: object) -> None:
-        self.asked.append(self.path)
-
-    def log_message(self, *_: object) -> None:
-        pass
-
-
-@pytest.fixture
-def asked() -> list[str]:
-    """What the website was asked for."""
-    return []
-
-
-@pytest.fixture
-def website(tmp_path: Path, asked: list[str]) -> Iterator[Path]:
-    """A folder that a server on this machine shows; the store and its registry know the address."""
-    folder = tmp_path / "website"
-    folder.mkdir()
-    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=folder, asked=asked))
-    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
-    (tmp_path / "store").mkdir()
-    text = DOWNLOADABLE.replace("URL", f"http://127.0.0.1:{server.server_address[1]}")
-    (tmp_path / "store" / "models.toml").write_text(text)
-    yield folder
-    server.shutdown()
-    server.server_close()
-
-
-@pytest.fixture(autouse=True)
-def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("STUNET_MODELS", str(tmp_path / "store"))
-    for variable in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
-        monkeypatch.delenv(variable, raising=False)
+pytestmark = pytest.mark.usefixtures("environment")
 
 
 def write_v1(path: Path, channels: int = 1, classes: int = 3) -> dict[str, torch.Tensor]:
@@ -217,12 +174,12 @@ def test_a_store_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: py
 def test_a_file_is_imported_as_the_entry_that_it_is_recognised_as(website: Path, tmp_path: Path) -> None:
     weights = write_v1(tmp_path / "tiny.model")
     with pytest.raises(WeightsError, match=r"may be STU-Net-T.tiny or STU-Net-T.bare"):
-        store.import_file(tmp_path / "tiny.model")
-    model = store.import_file(tmp_path / "tiny.model", "stu-net-t.tiny")  # any case, as everywhere
+        installing.import_file(tmp_path / "tiny.model")
+    model = installing.import_file(tmp_path / "tiny.model", "stu-net-t.tiny")  # any case, as everywhere
     assert (model.name, model.record["entry"]) == ("STU-Net-T.tiny", "STU-Net-T.tiny")
     assert same(read_weights(model.path).tensors, weights)
     with pytest.raises(DataError, match="already installed"):
-        store.import_file(tmp_path / "tiny.model", "STU-Net-T.tiny")
+        installing.import_file(tmp_path / "tiny.model", "STU-Net-T.tiny")
     assert (tmp_path / "tiny.model").is_file()
 
 
@@ -230,7 +187,7 @@ def test_a_file_is_recognised_by_its_checksum_under_any_name(website: Path, tmp_
     write_v1(website / "tiny.model")
     shutil.rmtree(store.download(registry.find("STU-Net-T.tiny")).folder)
     shutil.copy(website / "tiny.model", tmp_path / "renamed.model")
-    assert store.import_file(tmp_path / "renamed.model").name == "STU-Net-T.tiny"
+    assert installing.import_file(tmp_path / "renamed.model").name == "STU-Net-T.tiny"
 
 
 def test_a_file_with_an_entrys_name_and_another_checksum_is_not_that_entry(website: Path, tmp_path: Path) -> None:
@@ -238,8 +195,8 @@ def test_a_file_with_an_entrys_name_and_another_checksum_is_not_that_entry(websi
     own = registry.store() / "models.toml"
     own.write_text(own.read_text().partition("[bare]")[0] + f'sha256 = "{"0" * 64}"')
     with pytest.raises(WeightsError, match=r"is named like STU-Net-T.tiny, but its sha256 is [0-9a-f]{64}, not 0"):
-        store.import_file(tmp_path / "tiny.model")
-    assert store.import_file(tmp_path / "tiny.model", "STU-Net-T.tiny").name == "STU-Net-T.tiny"
+        installing.import_file(tmp_path / "tiny.model")
+    assert installing.import_file(tmp_path / "tiny.model", "STU-Net-T.tiny").name == "STU-Net-T.tiny"
 
 
 def test_the_name_of_every_model_of_nnunet_v1_says_nothing(tmp_path: Path) -> None:
@@ -248,7 +205,7 @@ def test_the_name_of_every_model_of_nnunet_v1_says_nothing(tmp_path: Path) -> No
     (tmp_path / "store" / "models.toml").write_text(own)
     write_v1(tmp_path / "model_final_checkpoint.model")
     with pytest.raises(WeightsError, match="not a model that the registry knows"):
-        store.import_file(tmp_path / "model_final_checkpoint.model")
+        installing.import_file(tmp_path / "model_final_checkpoint.model")
 
 
 @for_each(
@@ -269,8 +226,8 @@ def test_a_file_that_says_that_it_is_an_entry_has_to_agree_with_it(
     meta = {"plans": plans, "configuration": "3d_fullres", "dataset": dataset, "entry": entry.name}
     save_weights(tmp_path / "x.safetensors", build("T", STRIDES, 1, 3).state_dict(), meta)
     with pytest.raises(WeightsError, match=f"is not STU-Net-T.tiny: {message}"):
-        store.import_file(tmp_path / "x.safetensors")
-    assert read_weights(store.import_file(tmp_path / "x.safetensors", "mine").path).entry is None
+        installing.import_file(tmp_path / "x.safetensors")
+    assert read_weights(installing.import_file(tmp_path / "x.safetensors", "mine").path).entry is None
 
 
 def test_class_names_come_from_a_dataset_json_where_the_weights_have_none(data: Path, tmp_path: Path) -> None:
@@ -279,11 +236,11 @@ def test_class_names_come_from_a_dataset_json_where_the_weights_have_none(data: 
     )
     shutil.copy(data / "stunet_official" / "small_ep4k.model.pkl", tmp_path / "x.model.pkl")
     with pytest.raises(WeightsError, match="unknown class names") as refused:
-        store.import_file(tmp_path / "x.model", "mine")
+        installing.import_file(tmp_path / "x.model", "mine")
     assert refused.value.hint.startswith("import it with the --dataset dataset.json of its training")
     names = ["background", *(f"class {i}" for i in range(104))]
     write_json(tmp_path / "d.json", {"labels": {name: i for i, name in enumerate(names)}, "channel_names": {"0": "CT"}})
-    model = store.import_file(tmp_path / "x.model", "mine", dataset=tmp_path / "d.json")
+    model = installing.import_file(tmp_path / "x.model", "mine", dataset=tmp_path / "d.json")
     assert read_weights(model.path).classes == names
 
 
@@ -293,7 +250,7 @@ def test_the_classes_that_a_file_names_stay_where_its_plans_are_given(data: Path
     weights = build("T", [[1] * 3, *[[2] * 3] * 4, [1, 1, 2]], 1, 105).state_dict()
     save_weights(tmp_path / "x.safetensors", weights, {"dataset": {"labels": labels, "channel_names": {"0": "CT"}}})
     pkl = data / "stunet_official" / "small_ep4k.model.pkl"
-    assert read_weights(store.import_file(tmp_path / "x.safetensors", "mine", pkl).path).classes == [*labels]
+    assert read_weights(installing.import_file(tmp_path / "x.safetensors", "mine", pkl).path).classes == [*labels]
 
 
 def test_one_broken_record_does_not_hide_the_other_models(website: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -330,20 +287,20 @@ def test_a_store_in_nobodys_home_is_named(monkeypatch: pytest.MonkeyPatch) -> No
 def test_a_file_that_no_entry_fits_needs_a_name_and_its_meaning(tmp_path: Path) -> None:
     write_v1(tmp_path / "my.model")
     with pytest.raises(WeightsError, match="not a model that the registry knows"):
-        store.import_file(tmp_path / "my.model")
+        installing.import_file(tmp_path / "my.model")
     with pytest.raises(WeightsError, match="unknown strides and spacing and class names"):
-        store.import_file(tmp_path / "my.model", "mine")
+        installing.import_file(tmp_path / "my.model", "mine")
     with pytest.raises(WeightsError, match="cannot be a model's name"):
-        store.import_file(tmp_path / "my.model", "../mine")
+        installing.import_file(tmp_path / "my.model", "../mine")
     with pytest.raises(WeightsError, match="no file"):
-        store.import_file(tmp_path / "other.model")
+        installing.import_file(tmp_path / "other.model")
     assert store.installed() == []
 
 
 def test_a_file_of_another_network_is_not_imported_under_an_entrys_name(website: Path, tmp_path: Path) -> None:
     write_v1(tmp_path / "tiny.model", classes=5)
     with pytest.raises(WeightsError, match=r"is not STU-Net-T.tiny: classes 5 instead of 3"):
-        store.import_file(tmp_path / "tiny.model", "STU-Net-T.tiny")
+        installing.import_file(tmp_path / "tiny.model", "STU-Net-T.tiny")
 
 
 @for_each("how", ["beside", "given"])
@@ -358,7 +315,7 @@ def test_the_plans_of_nnunet_v1_are_used_where_the_registry_has_none(data: Path,
     official = data / "stunet_official" / "small_ep4k.model.pkl"
     if how == "beside":
         shutil.copy(official, tmp_path / "weights.model.pkl")
-    model = store.import_file(tmp_path / "weights.model", "STU-Net-T.v1", official if how == "given" else None)
+    model = installing.import_file(tmp_path / "weights.model", "STU-Net-T.v1", official if how == "given" else None)
     read = read_weights(model.path)
     assert (read.strides, read.spacing, read.normalization) == (strides, [1.5] * 3, ["ZScoreNormalization"])
     assert read.classes == classes
@@ -375,7 +332,7 @@ def test_a_model_folder_is_imported_with_all_its_folds(website: Path, tmp_path: 
         weights = build("T", STRIDES, 1, 3).state_dict()
         content = {"network_weights": weights, "init_args": {"configuration": "3d_fullres"}, "optimizer_state": {}}
         save_checkpoint(content, folder / f"fold_{fold}" / "checkpoint_final.pth")
-    model = store.import_file(folder, "mine")
+    model = installing.import_file(folder, "mine")
     assert model.path == tmp_path / "store" / "mine"
     for fold in range(2):
         one, other = (read_weights(path / f"fold_{fold}" / "checkpoint_final.pth") for path in (folder, model.path))

@@ -353,7 +353,7 @@ def test_configurations_of_the_users_own_follow(plan: Plan) -> None:
     plan = plan.with_configuration("other", inherits_from="3d_cascade_fullres", architecture=network)
     derived = derive(plan, DATASET, size="S", overrides={"batch_size": 3})
     assert derived.configuration("mine").batch_size == 3
-    assert derived.configuration("other").size == "S"
+    assert derived.configuration("other").network_arguments["size"] == "S"
     for name in derived.configurations:
         check_plan(derived, name)
     assert plan.lineage("other") == ["other", "3d_cascade_fullres", "3d_fullres"]

@@ -7,7 +7,7 @@ import pytest
 from stunet import workspace
 from stunet.errors import DataError
 from stunet.files import write_json
-from stunet.plans.files import list_planned, list_plans, plan_path, read_plan
+from stunet.plans.files import list_planned, list_plans, plan_path, read_dataset_plan, read_plan
 
 DATASET = "Dataset004_Hippocampus"
 
@@ -60,3 +60,17 @@ def test_what_is_wrong_in_a_plan_is_named_when_it_is_read(folder: Path) -> None:
     write_json(folder / "P.json", {"configurations": {"2d": {"batch_size": "many"}}})
     with pytest.raises(DataError, match=r"configurations\.2d.batch_size: expected an integer"):
         read_plan(folder / "P.json")
+
+
+def test_a_copy_with_the_names_of_others_is_refused(folder: Path) -> None:
+    content = {"plans_name": "P", "dataset_name": DATASET, "configurations": {"2d": {"batch_size": 2}}}
+    for name in ("P", "Q"):
+        write_json(folder / f"{name}.json", content)
+    assert read_dataset_plan(folder / "P.json").name == "P"
+    with pytest.raises(DataError, match=r"has the plans_name 'P', as P\.json has: their results would be mixed"):
+        read_dataset_plan(folder / "Q.json")
+    (folder / "P.json").unlink()
+    assert read_dataset_plan(folder / "Q.json").name == "P"
+    write_json(folder / "Q.json", {**content, "dataset_name": "Dataset001_Other"})
+    with pytest.raises(DataError, match="are plans of Dataset001_Other: its data would be taken"):
+        read_dataset_plan(folder / "Q.json")

@@ -1,12 +1,15 @@
 """Strides, patch and batch: properties that must hold for any dataset."""
 
 import math
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from nnunetv2.experiment_planning.experiment_planners.network_topology import get_pool_and_conv_props
 
-from stunet.errors import OutOfMemoryError
+from stunet.architectures.resenc import RESENC
+from stunet.errors import DataError, OutOfMemoryError
 from stunet.plans import fit, memory, topology
 from stunet.plans.demand import Demand
 from stunet.plans.fit import MemoryTarget
@@ -55,6 +58,19 @@ def test_a_fit_is_divisible_not_too_small_and_within_the_target(
     assert found.batch >= fit.MIN_BATCH
     assert len(found.strides) == depth or (depth is None and 4 <= len(found.strides) <= 7)
     assert topology.strides_for(found.patch, spacing, len(found.strides)) == found.strides
+
+
+@given(datasets())
+def test_strides_and_kernels_of_nnunets_networks_are_nnunets(dataset: tuple[list[float], list[int]]) -> None:
+    spacing, shape = dataset
+    _, theirs, kernels, _, _ = get_pool_and_conv_props(spacing, shape, topology.MIN_EDGE, 999)
+    strides = topology.strides_by_patch(shape, spacing)
+    if len(theirs) == 1:  # of which nnU-Net cannot build a network
+        assert strides == [[1] * len(shape)] * 2
+        return
+    assert strides == [list(stride) for stride in theirs]
+    assert topology.kernels_for(strides, spacing) == [list(kernel) for kernel in kernels]
+    assert topology.strides_by_patch(shape, spacing, 2) == strides[:2]
 
 
 @given(datasets(), st.integers(2, 8))
@@ -132,3 +148,18 @@ def test_a_pretraining_fits_its_patch_into_the_scans_and_its_batch_into_the_memo
     large = found(Demand(), [300, 300, 300])
     assert math.prod(large.patch) > 100**3
     assert large.memory_gb <= 6
+
+
+def test_strides_that_stay_leave_the_last_stage_more_than_one_voxel() -> None:
+    strides = [[1, 1, 1], *[[2, 2, 2]] * 5]
+    arguments = RESENC.laid_out(RESENC.usual(3), strides, [[3, 3, 3]] * 6)
+    network = Network(arguments, 1, 2, architecture=RESENC)
+    small = fit.fit(network, [1, 1, 1], [16, 24, 30], 1e7, MemoryTarget(24, None), strides)
+    assert sorted(small.patch) == [32, 32, 64]
+    tight = fit.fit(network, [1, 1, 1], [100, 100, 100], 1e7, MemoryTarget(6, None), strides)
+    assert math.prod(tight.patch) > 32**3
+    with pytest.raises(OutOfMemoryError, match="even with its smallest patch"):
+        fit.fit(network, [1, 1, 1], [100, 100, 100], 1e7, MemoryTarget(2.5, None), strides)
+    # A pre-training learns nothing from padding.
+    with pytest.raises(DataError, match=r"need \[32, 32, 32\] voxels, and scans have \[16, 24, 30\]"):
+        fit.fit(replace(network, demand=Demand()), [1, 1, 1], [16, 24, 30], 1e7, MemoryTarget(24, None), strides)

@@ -75,7 +75,7 @@ def test_patch_and_strides_stay_whatever_network_is_asked_for(model: Plan) -> No
         for method in methods:
             derived = derive(plan, description, **options, **method).configuration(NAME)
             assert (derived.patch_size, derived.strides) == (wanted.patch_size, wanted.strides), options
-            assert derived.size == options.get("size", "T")
+            assert derived.network_arguments["size"] == options.get("size", "T")
     unmarked = plan.with_ours(like=None)
     assert derive(unmarked, description, size="S").configuration(NAME).patch_size != PATCH
     assert derive(unmarked, description, size="S", like="1:P").configuration(NAME).patch_size == PATCH
@@ -102,6 +102,21 @@ def test_each_plan_that_is_followed_gives_a_name_of_its_own(model: Plan) -> None
     assert derived.name == "STUNetPlans_S_like998-ramp"
     again, _ = repair_commands(OTHER, derived, NAME)
     assert again == f"stunet_plan_and_preprocess -d 51 -c {NAME} --like 998:{names[2]}"
+
+
+def test_shapes_are_those_of_the_turned_images(model: Plan) -> None:
+    straight, turned = (
+        planned_like(model.with_ours(orientation=orientation), labels=NO_LABELS)[0]
+        for orientation in (model.orientation, str(model.orientation)[::-1])
+    )
+    for key in ("original_median_spacing_after_transp",):
+        assert turned.get(key) == straight.get(key)[::-1]
+    spacing = model.configuration(NAME).spacing
+    edges = [
+        [n * pitch for n, pitch in zip(plan.configuration(NAME).median_shape, spacing, strict=True)]
+        for plan in (straight, turned)
+    ]
+    assert edges[1] == pytest.approx(edges[0][::-1], abs=max(spacing))
 
 
 def test_images_are_turned_to_the_orientation_of_the_plan_whatever_the_reader_does(model: Plan) -> None:

@@ -8,7 +8,8 @@ from torch import nn
 
 from stunet.architectures.stunet import STUNET
 from stunet.networks import SIZES, STUNet
-from stunet.plans import memory
+from stunet.plans import memory, topology
+from stunet.plans.blueprints import blueprints
 from stunet.plans.demand import Demand
 from stunet.plans.memory import Network
 from tests.loops import for_each
@@ -92,6 +93,23 @@ def test_published_memory_is_reproduced(size: str, published_gb: float) -> None:
     published_form = with_nnunets_loss + memory.ACTIVATION_FACTOR * 2 * upsampled / memory.GIB
     assert published_form == pytest.approx(published_gb, rel=0.04)
     assert ours < with_nnunets_loss
+
+
+@for_each(
+    ("name", "patch", "published_gb"),
+    [
+        ("plain", (128, 128, 128), 7.7),
+        ("resenc-m", (128, 128, 128), 9.1),
+        ("resenc-l", (192, 192, 192), 22.7),
+        ("resenc-xl", (224, 256, 224), 36.6),
+    ],
+)
+def test_published_memory_of_nnunets_networks_is_met(name: str, patch: tuple[int, ...], published_gb: float) -> None:
+    """With the patches that nnU-Net's planners give LiTS; which ones the figures are of is not published."""
+    blueprint, spacing = blueprints()[name], [1.0, 0.77, 0.77]
+    strides = topology.strides_by_patch(patch, spacing)
+    network = Network(blueprint.arguments(3), 1, 3, architecture=blueprint.architecture).laid_out(strides, spacing)
+    assert memory.estimate(network, patch, 2, strides) == pytest.approx(published_gb, rel=0.07)
 
 
 def test_checkpointing_needs_less_and_more_classes_need_more() -> None:

@@ -41,7 +41,8 @@ def test_a_configuration_has_what_it_inherits() -> None:
     assert (second.spacing, second.patch_size, second.batch_size) == ([1.0, 0.5], [8, 16], 2)
     assert (second.previous_stage, second.next_stages) == ("first", ())
     assert plan().configuration("first").next_stages == ("second",)
-    assert (second.size, second.strides, second.checkpointing) == ("B", [[1, 1], [2, 2]], False)
+    assert second.network_arguments == {"size": "B", "strides": [[1, 1], [2, 2]]}
+    assert (second.strides, second.checkpointing) == ([[1, 1], [2, 2]], False)
     assert plan().lineage("second") == ["second", "first"]
     assert plan().configurations_with_network == ("first",)
     assert "inherits_from" not in second.content
@@ -59,15 +60,14 @@ def test_what_a_plan_lacks_is_named_where_it_is_needed_and_none_where_it_may_lac
     planned = foreign.configuration("2d")
     with pytest.raises(DataError, match="configuration '2d' of plans '': missing 'patch_size'"):
         _ = planned.patch_size
-    with pytest.raises(DataError, match=r"missing arch_kwargs\.size"):
-        _ = planned.size
-    with pytest.raises(DataError, match="were not made by stunet: missing 'mirror_axes'"):
-        _ = foreign.mirror_axes
+    with pytest.raises(DataError, match=r"missing arch_kwargs\.strides"):
+        _ = planned.strides
     assert (planned.known_spacing, planned.known_normalization) == (None, None)
     assert (planned.known_strides, planned.pooling) == (None, [[1, 1], [2, 2]])
     assert (planned.network_class, planned.memory_gb, planned.median_shape) == (None, None, [])
     assert not foreign.is_ours
     assert (foreign.name, foreign.orientation, foreign.weights, foreign.finetune) == ("", None, (), None)
+    assert (foreign.size, foreign.memory_gb, foreign.stages, foreign.mirror_axes) == (None, None, None, [0, 1, 2])
     assert foreign.train == TrainSettings()
 
 
@@ -124,7 +124,8 @@ def test_plans_with_other_values_leave_the_first_as_it_was() -> None:
     assert first == plan(weights={"name": "W"})
     assert (other.name, other.size, other.weights, other.root) == ("Q", "L", (), "P")
     second = other.configuration("second")
-    assert (second.batch_size, second.size, second.strides, second.checkpointing) == (4, "L", [[1, 1], [2, 2]], True)
+    assert (second.batch_size, second.strides, second.checkpointing) == (4, [[1, 1], [2, 2]], True)
+    assert second.network_arguments["size"] == "L"
     assert other.configuration("fourth").batch_size == 4
     assert other.content["of_tomorrow"] == 1
 

@@ -76,7 +76,7 @@ def test_what_cannot_be_planned_alike_is_refused(pre: Path, other: Path, capsys:
         (["--like", "7"], 3, "no dataset '7'"),
         (["--like", "998:X"], 3, "no plans 'X'"),
         (["--like", "998", "--spacing", "1mm"], 2, "--like takes another dataset's plan as it is"),
-        (["--spacing", "1", "2"], 2, "--spacing 1 2 is neither three numbers in mm nor"),
+        (["--spacing", "1", "2"], 2, "--spacing 1 2 is neither three numbers in mm nor one"),
         (["--spacing", "1mm", "-overwrite_target_spacing", "1", "1", "1"], 2, "say the same"),
         (["-p", "STUNetPlans_T", "--like", "998"], 2, "takes plans as they are, and --like plans"),
     ):

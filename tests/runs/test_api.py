@@ -32,6 +32,7 @@ ROUND = {"num_epochs": 1, "num_iterations_per_epoch": 2, "num_val_iterations_per
         ("pretrain", stunet.PretrainingRequest),
         ("predict", stunet.PredictionRequest),
         ("evaluate", stunet.EvaluationRequest),
+        ("features", stunet.FeaturesRequest),
     ],
 )
 def test_a_function_takes_what_its_request_holds(name: str, request_class: type) -> None:

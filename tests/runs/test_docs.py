@@ -10,7 +10,7 @@ import pytest
 import stunet
 from stunet.workspace import VARIABLES
 
-NAMES = {"plan", "train", "pretrain", "predict", "evaluate"}
+NAMES = {"plan", "train", "pretrain", "predict", "evaluate", "features"}
 PAGE = Path(__file__).parents[2] / "docs" / "python.md"
 
 
@@ -31,7 +31,7 @@ def test_the_calls_of_the_examples_fit_the_functions() -> None:
                 signature = inspect.signature(getattr(stunet, call.func.attr))
                 signature.bind(*call.args, **{word.arg: word.value for word in call.keywords if word.arg})
                 found.add(call.func.attr)
-        assert found == NAMES
+        assert found - {"Model"} == NAMES
 
 
 @pytest.mark.slow

@@ -177,7 +177,7 @@ def test_a_plan_that_has_to_be_like_another_keeps_its_patch_at_every_size(pre: P
     for like in (998, None):
         request = PretrainingRequest(dataset=998, method="mae", like=like, size="S")
         chosen = choose_pretraining_plans(pre.name, request, stunet.Listener()).plan.configuration("3d_fullres")
-        assert chosen.size == "S"
+        assert chosen.network_arguments["size"] == "S"
         assert (chosen.patch_size == [8, 16, 16]) == bool(like)
 
 

@@ -6,6 +6,7 @@ They need no variables but nnU-Net's three, with one exception: training with a 
 import os
 import shutil
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,15 @@ HELD_OUT = {"phantom_008", "phantom_009"}
 # multiples of up to 1 there. These images are one window.
 HALF = 1.0  # of a logit
 RIM = 0.02  # share of the voxels
+# A trainer of somebody else, with few steps.
+SHORT_TRAINER = """
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+
+class nnUNetTrainerShort(nnUNetTrainer):
+    def __init__(self, plans, configuration, fold, dataset_json, device):
+        super().__init__(plans, configuration, fold, dataset_json, device)
+        self.num_epochs, self.num_iterations_per_epoch, self.num_val_iterations_per_epoch = 1, 3, 1
+"""
 ALONE = ("-npp", 0, "-nps", 0)  # nnU-Net then starts no processes, which take longer than the work
 # nnU-Net's look-up of a trainer imports all of its own, one of them timm and with it torchvision. A torchvision of
 # another build than torch fails to import for lack of two operators, which nothing here calls.
@@ -132,6 +142,53 @@ def test_nnunet_trains_our_trainer_to_the_same_weights(place: "Place", tmp_path:
     )
 
 
+def test_what_nnunet_planned_and_preprocessed_trains_here_and_predicts_there(place: "Place", tmp_path: Path) -> None:
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text(OPERATORS)
+    own = replace(place, root=tmp_path / "own", plans="nnUNetResEncUNetMPlans-epochs1-its2-valits1-bs2")
+    shutil.copytree(place.raw, own.raw)
+    planning = ["-d", 997, "-pl", "nnUNetPlannerResEncM", "-c", "3d_fullres", "-np", 1, "-npfp", 1]
+    own.run("nnUNetv2_plan_and_preprocess", *planning)
+    own.run(*own.training("3d_fullres", 0), "-p", "nnUNetResEncUNetMPlans")
+    own.run(*ours(own, "3d_fullres"), "-p", own.plans, "-f", 0, "-o", tmp_path / "ours")
+    own.run(
+        *(*stock(own, "3d_fullres"), "-f", 0, *ALONE, "-o", tmp_path / "stock"), PYTHONPATH=tmp_path / "site"
+    )  # fmt: skip
+    assert_agree(own.read(tmp_path / "ours"), own.read(tmp_path / "stock"))
+
+
+def test_what_nnunet_trained_goes_on_here_with_a_table_of_what_changed(place: "Place", tmp_path: Path) -> None:
+    for name, text in (("site/sitecustomize.py", OPERATORS), ("trainers/short.py", SHORT_TRAINER)):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_text(text)
+    own = replace(place, root=tmp_path / "own")
+    shutil.copytree(place.raw, own.raw)
+    own.run("nnUNetv2_plan_and_preprocess", "-d", 997, "-c", "3d_fullres", "-np", 1, "-npfp", 1)
+    own.run(
+        *("nnUNetv2_train", 997, "3d_fullres", 0, "-tr", "nnUNetTrainerShort", "-device", "cpu"),
+        nnUNet_extTrainer=tmp_path / "trainers",
+        PYTHONPATH=tmp_path / "site",
+    )
+    model = own.results / "nnUNetTrainerShort__nnUNetPlans__3d_fullres"
+    start = [*own.training("3d_fullres", 0), "-p", "nnUNetPlans", "--pretrained", model]
+    own.run(*start)
+    fold = next(own.results.glob("STUNetTrainer__nnUNetPlans-ramp-*__3d_fullres")) / "fold_0"
+    report = read_json(fold / "transfer_report.json")
+    assert report["coverage"] == 1
+    assert {fate["kind"] for fate in report["tensors"]} == {"copied", "head"}
+    assert {what for what, *_ in report.get("changes", [])} <= {"batch"}  # which this training sets
+    assert (fold / "validation" / "summary.json").is_file()
+    # On images of another spacing than theirs, and as they know them.
+    own.run("stunet_plan_and_preprocess", "-d", 997, "-c", "3d_fullres", "--size", "T", "--spacing", 6, 6, 6)
+    own.run("stunet_plan_and_preprocess", "-d", 997, "-c", "3d_fullres", "--pretrained", model)
+    (known,) = (path.stem for path in own.preprocessed.glob("STUNetPlans_Plain_like-*.json"))
+    for plans, changed in (("STUNetPlans_T_6x6x6mm", True), (known, False)):
+        own.run(*start[:-4], "-p", plans, "--pretrained", model)
+        (fold,) = own.results.glob(f"STUNetTrainer__{plans.replace('_T_', '_Plain_')}-ramp-*__3d_fullres/fold_0")
+        changes = {what for what, *_ in read_json(fold / "transfer_report.json").get("changes", [])}
+        assert ("spacing in mm" in changes) == changed
+
+
 def test_cross_validation_is_accumulated_and_scored_as_we_score_it(trained: "Place", tmp_path: Path) -> None:
     trained.run(
         *("nnUNetv2_accumulate_crossval_results", 997, *_trained_as(trained)),
@@ -219,6 +276,22 @@ def test_an_exported_model_predicts_the_same_where_it_is_installed(
     expected = trained.read(predicted / "ours_3d_fullres")
     assert_agree(trained.read(tmp_path / "stock"), expected)
     assert_equal(trained.read(tmp_path / "ours"), expected)
+
+
+def test_nnunet_installs_and_predicts_what_stunet_models_exports(
+    trained: "Place", predicted: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text(OPERATORS)
+    archive, model = tmp_path / "model.zip", trained.model("3d_fullres")
+    trained.run("stunet_models", "export", model, "-o", archive, "--format", "nnunet", STUNET_MODELS=tmp_path)
+    elsewhere = {"nnUNet_results": tmp_path / "installed", "nnUNet_raw": tmp_path, "nnUNet_preprocessed": tmp_path}
+    (tmp_path / "installed").mkdir()
+    trained.run("nnUNetv2_install_pretrained_model_from_zip", archive, **elsewhere)
+    predict = ["nnUNetv2_predict", *_model(trained, "3d_fullres"), "-p", trained.plans, "-f", 0, 1, *ALONE]
+    predict[predict.index("-d") + 1] = trained.dataset  # its name, which elsewhere no number stands for
+    trained.run(*predict, "-o", tmp_path / "stock", PYTHONPATH=tmp_path / "site", **elsewhere)
+    assert_agree(trained.read(tmp_path / "stock"), trained.read(predicted / "ours_3d_fullres"))
 
 
 def test_both_predict_the_same_with_a_cascade(place: "Place", tmp_path: Path) -> None:

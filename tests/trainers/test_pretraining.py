@@ -2,11 +2,15 @@
 
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from stunet.architectures.nnunet_unet import NNUNet
+from stunet.architectures.plain_unet import PLAIN_UNET
+from stunet.architectures.resenc import RESENC
 from stunet.errors import Interrupted, WeightsError
 from stunet.trainers import checkpoint, pictures, pretraining
 from stunet.trainers.pretexts.base import Patches
@@ -45,18 +49,32 @@ def test_a_stopped_pretraining_continues_exactly(
     check_resumed(planned, tmp_path, monkeypatch, method)
 
 
-def check_resumed(planned: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str) -> None:
-    whole = make_pretrainer(planned, tmp_path / "whole", monkeypatch, method)
+@for_each(("method", "network"), [("mae", RESENC), ("simclr", RESENC), ("dino", RESENC), ("mae", PLAIN_UNET)])
+def test_nnunets_networks_are_pretrained_and_continue_exactly(
+    planned: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str, network: NNUNet
+) -> None:
+    trainer = check_resumed(planned, tmp_path, monkeypatch, method, network=network)
+    weights = read_weights(Path(trainer.output_folder) / PRETRAINED)
+    assert (weights.network.architecture, weights.pretext) == (network, method)
+    state = trainer.bare_network().state_dict()
+    assert all(torch.equal(value, state[name]) for name, value in weights.tensors.items())
+
+
+def check_resumed(
+    planned: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str, **options: Any
+) -> STUNetPretrainer:
+    whole = make_pretrainer(planned, tmp_path / "whole", monkeypatch, method, **options)
     whole.run_training()
-    stopped = make_pretrainer(planned, tmp_path / "stopped", monkeypatch, method)
+    stopped = make_pretrainer(planned, tmp_path / "stopped", monkeypatch, method, **options)
     stopped.configure(listener=StopAt(1, 1))
     with pytest.raises(Interrupted):
         stopped.run_training()
-    resumed = make_pretrainer(planned, tmp_path / "stopped", monkeypatch, method)
+    resumed = make_pretrainer(planned, tmp_path / "stopped", monkeypatch, method, **options)
     resumed.load_checkpoint(str(Path(resumed.output_folder) / LATEST))
     resumed.run_training()
     assert torch.equal(everything(resumed), everything(whole))
     assert resumed.summary() == whole.summary()
+    return resumed
 
 
 @for_each("method", SPLIT)

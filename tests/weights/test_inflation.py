@@ -13,7 +13,7 @@ from stunet.architectures.stunet import STUNET
 from stunet.errors import UsageError, WeightsError
 from stunet.networks import STUNet, build
 from stunet.plans.plan import Plan
-from stunet.weights.inflation import inflate_depth, inflated_shape
+from stunet.weights.inflation import inflate_depth
 from stunet.weights.reading import Weights
 from stunet.weights.recognition import recognise
 from stunet.weights.transfer import transfer
@@ -94,18 +94,19 @@ def test_with_average_a_convolution_is_that_of_the_image_away_from_the_border(st
     expected = F.conv2d(image, kernel, padding=1)[:, :, None]
     volume = image[:, :, None].expand(-1, -1, 10, -1, -1)
     for way, inside in (("average", slice(1, -1 if stride == 1 else None)), ("centre", slice(None))):
-        found = F.conv3d(volume, inflate_depth(kernel, way), padding=1, stride=(stride, 1, 1))[:, :, inside]
+        found = F.conv3d(volume, inflate_depth(kernel, way, 3), padding=1, stride=(stride, 1, 1))[:, :, inside]
         torch.testing.assert_close(found, expected.expand_as(found))
 
 
-def test_kernels_get_a_depth_and_nothing_else_changes() -> None:
-    for shape, expected in (((4, 2, 3, 3), (4, 2, 3, 3, 3)), ((4, 2, 1, 1), (4, 2, 1, 1, 1)), ((4,), (4,))):
-        value = torch.randn(shape)
+def test_kernels_get_the_depth_that_is_asked_for() -> None:
+    value = torch.randn(4, 2, 3, 3)
+    for depth in (1, 3):
         for way in ("centre", "average"):
-            made = inflate_depth(value, way)
-            assert made.shape == inflated_shape(shape) == expected
-            torch.testing.assert_close(made.sum(2) if made.ndim == 5 else made, value)
-    assert not inflate_depth(torch.ones(1, 1, 3, 3), "centre")[:, :, [0, 2]].any()
+            made = inflate_depth(value, way, depth)
+            assert made.shape == (4, 2, depth, 3, 3)
+            torch.testing.assert_close(made.sum(2), value)
+    assert not inflate_depth(value, "centre", 3)[:, :, [0, 2]].any()
+    assert torch.equal(inflate_depth(value, "average", 2, lifts=True), torch.stack([value, value], 2))
 
 
 def test_the_report_says_how_kernels_were_inflated_and_what_is_pre_trained() -> None:

@@ -201,7 +201,6 @@ def test_the_method_is_read_from_the_name_of_nnssls_trainer(trainer: Any, method
     ("name", "shape", "network"),
     [
         ("encoder.stages.0.blocks.0.conv1.conv.weight", (8, 8, 3, 3, 3), "ResidualEncoderUNet"),
-        ("encoder.stages.0.0.convs.0.conv.weight", (8, 1, 3, 3, 3), "PlainConvUNet"),
         ("eva.blocks.0.norm1.weight", (8,), "Primus"),
     ],
 )

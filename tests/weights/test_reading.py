@@ -227,26 +227,20 @@ def test_a_width_of_no_size_is_recognised_without_a_name() -> None:
     assert recognise(tensors, Path("x")) == Recognised(STUNET, {"size": Size(24, 2)}, None, 3, 1, 2, 3)
 
 
-def test_networks_of_nnunet_are_told_by_name() -> None:
-    from dynamic_network_architectures.architectures.unet import PlainConvUNet, ResidualEncoderUNet
-
-    for ndim, where in ((3, ""), (2, ", in 2D")):
-        conv = torch.nn.Conv3d if ndim == 3 else torch.nn.Conv2d
-        common = (1, 2, (4, 8), conv, 3, [[1] * ndim, [2] * ndim])
-        plain = PlainConvUNet(*common, n_conv_per_stage=1, num_classes=2, n_conv_per_stage_decoder=1)
-        residual = ResidualEncoderUNet(*common, n_blocks_per_stage=1, num_classes=2, n_conv_per_stage_decoder=1)
-        with pytest.raises(WeightsError, match=rf"PlainConvUNet \(.*\){where}, not a STU-Net"):
-            recognise(plain.state_dict(), Path("x"))
-        with pytest.raises(WeightsError, match=rf"ResidualEncoderUNet{where}, not a STU-Net"):
-            recognise(residual.state_dict(), Path("x"))
-
-
 @for_each(
     ("name", "what"),
     [
         ("conv_blocks_context.0.blocks.0.conv.weight", "Generic_UNet"),
-        ("swinViT.patch_embed.proj.weight", "SwinUNETR"),
+        ("swinViT.patch_embed.proj.weight", "SwinUNETR, as VoCo and SuPreM publish it"),
+        ("backbone.swinViT.layers1.0.blocks.0.norm1.weight", "SwinUNETR"),
+        ("backbone.convInit.conv.weight", "SegResNet, as SuPreM"),
+        ("conv_init.weight", "SegResEncoder, as CT-FM"),
+        ("encoder.conv_init.weight", "SegResEncoder, as CT-FM"),
+        ("backbone.down_tr64.ops.0.conv1.weight", "the U-Net of Models Genesis, as SuPreM"),
         ("enc_block_0.0.conv1.weight", "MedNeXt"),
+        ("encoder.stages.0.blocks.0.conv1.conv.weight", "a part of nnU-Net's ResidualEncoderUNet"),
+        ("encoder.stages.1.0.convs.0.conv.weight", "a part of nnU-Net's PlainConvUNet"),
+        ("decoder.stages.0.blocks.0.conv1.conv.weight", "nnU-Net's ResidualUNet"),
         ("a.weight", r"a network with 1 tensors of other names \('a.weight'\)"),
     ],
 )
@@ -384,7 +378,6 @@ def test_a_pickle_in_the_metadata_of_a_safetensors_file_stays_text(tmp_path: Pat
     [
         (b"", "an empty file"),
         (b"\n<!DOCTYPE html><html>", "an HTML page: the download page, not the file"),
-        (b"version https://git-lfs.github.com/spec/v1", "a pointer of Git LFS"),
         (gzip.compress(bytes(344) + b"n+1\0", mtime=0), "a NIfTI image"),
         (bytes(344) + b"n+1\0", "a NIfTI image"),
         (gzip.compress(b"tar", mtime=0), "a gzip archive; unpack it first"),
@@ -398,6 +391,28 @@ def test_a_file_of_another_kind_is_told_by_its_content(tmp_path: Path, content: 
     (tmp_path / "x.model").write_bytes(content)
     with pytest.raises(WeightsError, match=f"not a whole checkpoint: .*{what}"):
         read_weights(tmp_path / "x.model")
+
+
+@for_each("name", ["x.pth", "x.safetensors"])
+def test_a_pointer_of_git_lfs_is_named_with_what_gets_the_file(tmp_path: Path, name: str) -> None:
+    """Also in a folder, as cloning from Hugging Face without Git LFS leaves it."""
+    (tmp_path / name).write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0d92\nsize 124920555\n")
+    (tmp_path / "adaptation_plan.json").write_text("{}")
+    for path in (tmp_path / name, tmp_path):
+        with pytest.raises(WeightsError, match=f"{name}.* is not a whole checkpoint: a pointer of Git LFS") as refused:
+            read_weights(path)
+        assert "git lfs pull" in refused.value.hint
+
+
+@for_each("key", ["net", "model", "model_state_dict"])
+def test_parameters_that_other_programs_keep_under_a_name_are_found(tmp_path: Path, key: str) -> None:
+    wrapped = {f"module.{name}": value for name, value in state().items()}
+    read = read_weights(saved(tmp_path / "x.pth", {"epoch": 3, key: wrapped, "optimizer": {}}))
+    assert read.tensors.keys() == state().keys()
+    swin = {"module.backbone.swinViT.patch_embed.proj.weight": torch.zeros(2, 1, 2, 2, 2)}
+    with pytest.raises(WeightsError, match="SwinUNETR") as refused:
+        read_weights(saved(tmp_path / "y.pth", {key: swin}))
+    assert "VoComni-nnUNet" in refused.value.hint
 
 
 def test_truncated_and_missing_files_are_told(tmp_path: Path) -> None:

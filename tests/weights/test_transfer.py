@@ -19,10 +19,11 @@ from stunet.errors import UsageError, WeightsError
 from stunet.networks import Size, STUNet, build
 from stunet.plans.plan import Plan
 from stunet.weights.checkpoints import save_weights
+from stunet.weights.matching import inflate_channels
 from stunet.weights.reading import Weights, read_weights
 from stunet.weights.recognition import recognise
 from stunet.weights.report import KINDS, TransferReport
-from stunet.weights.transfer import inflate_channels, transfer, verify
+from stunet.weights.transfer import transfer, verify
 from tests.loops import for_each
 
 NAMES = ["background", "spleen", "kidney_left", "kidney_right", "liver", "stomach"]
@@ -236,10 +237,23 @@ def test_nothing_of_a_cascade_gets_into_a_network_without_one_nor_into_another_c
 
 def test_channels_of_another_name_are_warned_of() -> None:
     weights = weights_of(network(channels=2), NAMES[:3], ["T1", "FLAIR"])
-    report = transfer(network(channels=2), weights, classes=NAMES[:3], channels=["flair", "T1"])
+    report = transfer(network(channels=2), weights, classes=NAMES[:3], channels=["flair", "T2"])
     assert len(report.warnings) == 1
-    assert "T1, FLAIR" in report.warnings[0]
-    assert "flair, T1" in report.warnings[0]
+    assert "are T1, FLAIR, the dataset's flair, T2: they are taken in this order" in report.warnings[0]
+
+
+def test_channels_take_the_weights_of_their_names_in_whatever_order() -> None:
+    source, target = network(channels=3, seed=1).eval(), network(channels=3, seed=2).eval()
+    weights = weights_of(source, NAMES[:3], ["CT", "PET", "T1"])
+    assert weights.plan
+    plan = weights.plan.with_configuration("c", normalization_schemes=["CTNormalization", "A", "B"])
+    weights = replace(weights, plan=plan)
+    schemes = ["B", "CTNormalization", "A"]
+    report = transfer(target, weights, classes=NAMES[:3], channels=["t1", "CT", "PET"], normalization=schemes)
+    assert [text.rpartition(": ")[2] for text in report.warnings] == ["each takes the weights of its name"]
+    image = torch.randn(1, 3, 16, 16, 16)
+    with torch.inference_mode():
+        torch.testing.assert_close(target(image[:, [2, 0, 1]]), source(image))
 
 
 # Heads
@@ -413,9 +427,9 @@ def test_too_little_of_the_encoder_is_refused_with_the_largest_gaps() -> None:
 
 def test_tensors_of_another_shape_are_missing_and_both_shapes_are_named() -> None:
     weights = weights_of(network(seed=1))
-    weights.tensors["conv_blocks_context.2.0.conv2.weight"] = torch.randn(16, 16, 1, 3, 3)
+    weights.tensors["conv_blocks_context.2.0.conv2.weight"] = torch.randn(16, 8, 3, 3, 3)
     message = refused(network(seed=2), weights, "other convolutions").message
-    assert "(16, 16, 1, 3, 3) instead of (16, 16, 3, 3, 3)" in message
+    assert "(16, 8, 3, 3, 3) instead of (16, 16, 3, 3, 3)" in message
     weights = weights_of(network(seed=1))
     weights.tensors["upsample_layers.0.conv.bias"] = torch.randn(3)
     report = transfer(network(seed=2), weights)

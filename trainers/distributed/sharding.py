@@ -129,6 +129,13 @@ def gather(state: Mapping[Any, Any]) -> dict[Any, Any]:
     return {name: value.full_tensor() if isinstance(value, DTensor) else value for name, value in state.items()}
 
 
+def full_state(network: torch.nn.Module, state: Mapping[str, Any]) -> dict[str, Any]:
+    """Return gather(state) of a network, in which a tensor that has several names is gathered, and stored, once."""
+    official = architectures.of_network(network).canonical
+    full = gather({official(name): value for name, value in state.items()})
+    return {name: full[official(name)] for name in state}
+
+
 def shard_like(state: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
     """Reverse gather(): shard the tensors the way those of the same name in `own` are sharded."""
     return {name: _shard_like(value, own.get(name)) for name, value in state.items()}

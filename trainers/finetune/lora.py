@@ -20,9 +20,14 @@ from stunet.architectures.base import HEADS
 from stunet.errors import WeightsError
 from stunet.trainers.finetune.strategies import PARAMETRIZED
 
+CONVOLUTIONS = (nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+
 
 class LowRank(nn.Module):
-    """Adds a low-rank matrix to a convolution's weight (C', C, k...), viewed as a matrix with C' rows."""
+    """Adds a low-rank matrix to a convolution's weight (C', C, k...), viewed as a matrix with C' rows.
+
+    The weight of a transposed one is (C, C', k...), and the matrix has C rows.
+    """
 
     def __init__(self, weight: Tensor, rank: int, generator: torch.Generator) -> None:
         super().__init__()
@@ -53,21 +58,24 @@ def add(network: nn.Module, rank: int, seed: int, fresh: Collection[str]) -> Non
     # A list, because registering adds modules to what we walk through.
     for name, module in list(network.named_modules()):
         weight = f"{name}.weight"
-        pretrained = isinstance(module, nn.Conv2d | nn.Conv3d) and weight not in fresh
+        pretrained = isinstance(module, CONVOLUTIONS) and weight not in fresh
         if pretrained and architecture.place(weight).part != HEADS:
             parametrize.register_parametrization(module, "weight", LowRank(module.weight, rank, generator))
 
 
 def merged_state(network: nn.Module) -> dict[str, Tensor]:
     """Return the network's state as it would be without adapters, with the adapters added to their weights."""
-    state = {}
+    state, sums = {}, {}
     for name, value in network.state_dict().items():
         module, adapted, kind = name.partition(PARAMETRIZED)
         if not adapted:
             state[name] = value
         # Once per weight: its other two tensors are in this sum.
         elif kind == "original":
-            state[f"{module}.weight"] = network.get_submodule(module).weight.detach()  # type: ignore[operator]
+            # A weight that stands under several names is one tensor, which a checkpoint then holds once.
+            if value.data_ptr() not in sums:
+                sums[value.data_ptr()] = network.get_submodule(module).weight.detach()  # type: ignore[operator]
+            state[f"{module}.weight"] = sums[value.data_ptr()]
     return state
 
 

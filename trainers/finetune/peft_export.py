@@ -1,8 +1,11 @@
 """Export a training with adapters to a folder that peft can load, a few per cent of the checkpoint's size.
 
 The layout is PEFT's: `down` is lora_A, a convolution to r channels; `up` is lora_B, a convolution with kernel size 1.
-Heads and all other modules that were trained directly are stored in full. plans.json and dataset.json record what the
-network is for. lora.py defines the adapters.
+Heads and all other modules that were trained directly are stored in full, as are those that peft has no adapters for.
+plans.json and dataset.json record what the network is for. lora.py defines the adapters.
+
+peft puts a module of its own in the place of one that has an adapter, under one name. A network whose modules have
+several is therefore stripped of all but those by which it calls them (Architecture.single).
 """
 
 import math
@@ -15,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from stunet import architectures
-from stunet.architectures.base import HEADS, Architecture
+from stunet.architectures.base import HEADS
 from stunet.architectures.stunet import STUNET
 from stunet.errors import StunetError, UsageError, WeightsError
 from stunet.files import atomic_folder, write_json
@@ -28,6 +31,7 @@ FILE, PREFIX = "adapter_model.safetensors", "base_model.model."  # PEFT's names
 DOWN, UP = ".lora_A.weight", ".lora_B.weight"
 # Rounding tolerances, relative to a tensor's largest value and to the output's norm: W x + U D x is not (W + U D) x.
 SAME_WEIGHT, SAME_OUTPUT = 1e-5, 1e-4
+_TRANSPOSED = (nn.ConvTranspose2d, nn.ConvTranspose3d)
 SAME_NORM = 1e-3  # relative tolerance for a pre-trained weight, which may have been exported with --half
 
 
@@ -63,7 +67,7 @@ def export_adapter(source: Path, target: Path) -> None:
             "without --peft the whole network is exported",
         )
     started = weights.plan.weights[0]
-    written, base = _split(weights.tensors, more, weights.network.architecture)
+    written, base = _split(weights, more)
     norms = {name: _norm(base[name.replace(DOWN, ".weight")]) for name in written if name.endswith(DOWN)}
     with atomic_folder(target) as part:
         meta: dict[str, Any] = {"network": _arguments(weights), "norms": norms}
@@ -92,6 +96,7 @@ def base_network(folder: Path, weights: Path) -> nn.Module:
     network = _build(meta["network"])
     # All of it, and what training did not take is replaced: the adapter holds those tensors whole.
     transfer(network, read_weights(weights), head="reset", transfer="all", inflate=meta.get("inflate"))
+    architectures.of_network(network).single(network)
     state = network.state_dict()
     for name, norm in meta["norms"].items():
         if not math.isclose(_norm(state[name.replace(DOWN, ".weight")]), norm, rel_tol=SAME_NORM):
@@ -102,27 +107,33 @@ def base_network(folder: Path, weights: Path) -> nn.Module:
     return network
 
 
-def _split(
-    tensors: Mapping[str, Tensor], more: Mapping[str, Any], architecture: Architecture
-) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+def _split(weights: Weights, more: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Return the tensors to write, without peft's prefix, and the prior state, with zeros for those written in full."""
+    architecture, network = weights.network.architecture, _build(_arguments(weights))
+    called = architecture.single(network)
 
     def stored_in_full(name: str, value: Tensor) -> bool:
         # peft up to 0.21.2 fails to merge 3D kernels of size 1 (huggingface/peft issue 3768); they are small.
         pointwise = value.ndim == 5 and value[0, 0].numel() == 1
-        return name in more["fresh"] or architecture.place(name).part == HEADS or pointwise
+        module = name.rpartition(".")[0]
+        transposed = isinstance(network.get_submodule(called[name].rpartition(".")[0]), _TRANSPOSED)
+        counts = f"{module}.running_mean" in called  # its statistics follow the images, frozen or not
+        direct = name in more["fresh"] or architecture.place(name).part == HEADS
+        return direct or pointwise or transposed or counts
 
+    tensors = {name: value for name, value in weights.tensors.items() if name in called}
     in_full = {name.rpartition(".")[0] for name, value in tensors.items() if stored_in_full(name, value)}
-    written, base = {}, dict(tensors)
+    written, base = {}, {called[name]: value for name, value in tensors.items()}
     for name, value in tensors.items():
         module, _, kind = name.rpartition(".")
-        adapter = f"{module}{PARAMETRIZED}"
+        adapter, own = f"{module}{PARAMETRIZED}", called[name]
         if module in in_full:
-            written[name], base[name] = value, torch.zeros_like(value)
+            written[own], base[own] = value, torch.zeros_like(value)
         elif kind == "weight" and f"{adapter}original" in more["adapters"]:
-            base[name], up, down = (more["adapters"][adapter + kind] for kind in ("original", "0.up", "0.down"))
-            written[module + DOWN] = down.view(-1, *value.shape[1:])
-            written[module + UP] = up.view(*up.shape, *[1] * (value.ndim - 2))
+            base[own], up, down = (more["adapters"][adapter + kind] for kind in ("original", "0.up", "0.down"))
+            place = own.rpartition(".")[0]
+            written[place + DOWN] = down.view(-1, *value.shape[1:])
+            written[place + UP] = up.view(*up.shape, *[1] * (value.ndim - 2))
     return written, base
 
 
@@ -148,15 +159,17 @@ def _verify(peft: Any, folder: Path, weights: Weights, base: Mapping[str, Tensor
     # Two voxels per axis in the bottleneck: a single one cannot be normalised.
     shape = (1, weights.network.channels, *(2 * factor for factor in divisor))
     image = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-    network.load_state_dict(weights.tensors)
+    called = architecture.single(network)
+    tensors = {called[name]: value for name, value in weights.tensors.items() if name in called}
+    network.load_state_dict(tensors)
     expected = torch.cat([head.flatten() for head in network(image)])
     network.load_state_dict(base)
     model = peft.PeftModel.from_pretrained(network, folder).eval()
     error = _norm(torch.cat([head.flatten() for head in model(image)]) - expected) / _norm(expected)
     merged = model.merge_and_unload().state_dict()
-    limits = {name: SAME_WEIGHT * value.abs().max() for name, value in weights.tensors.items()}
+    limits = {name: SAME_WEIGHT * value.abs().max() for name, value in tensors.items()}
     # `not <=` instead of `>`, here and below: NaN must fail as well.
-    wrong = [name for name, value in weights.tensors.items() if not (merged[name] - value).abs().max() <= limits[name]]
+    wrong = [name for name, value in tensors.items() if not (merged[name] - value).abs().max() <= limits[name]]
     if not error <= SAME_OUTPUT or wrong:
         raise WeightsError(
             f"peft {peft.__version__} computes something else than {str(weights.path)!r}: outputs differ by "
@@ -167,10 +180,11 @@ def _verify(peft: Any, folder: Path, weights: Weights, base: Mapping[str, Tensor
 
 def _arguments(weights: Weights) -> dict[str, Any]:
     """Return what _build() needs; STU-Net, the first to be exported, goes without its class."""
-    found = weights.network
+    assert weights.plan is not None  # export_adapter() has checked it
+    found, planned = weights.network, weights.plan.configuration(str(weights.configuration))
     own = {} if found.architecture is STUNET else {"class_name": found.architecture.class_name}
     counts = {"input_channels": found.channels, "num_classes": found.classes}
-    return {**own, **found.planned, "strides": weights.strides, **counts}
+    return {**own, **planned.network_arguments, **counts}
 
 
 def _build(arguments: Mapping[str, Any]) -> nn.Module:

@@ -8,6 +8,7 @@ finetuning.py; joint.py for networks with several encoders.
 import logging
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,8 +20,12 @@ from stunet.errors import WeightsError
 from stunet.files import sha256_of, write_json
 from stunet.labels.annotations import Annotations, complete_annotations
 from stunet.labels.names import head_classes, match_classes
+from stunet.plans.blueprints import Blueprint
+from stunet.plans.check import check_plan
 from stunet.plans.plan import Plan, StartingWeights
 from stunet.trainers.trainer import BaseTrainer
+from stunet.weights.blueprint import blueprint_of
+from stunet.weights.changes import changes
 from stunet.weights.checkpoints import load_checkpoint
 from stunet.weights.heads import BACKGROUND, Heads, plan_heads
 from stunet.weights.reading import Weights, read_weights, unfinished
@@ -151,17 +156,44 @@ def plan_entry(
         inflate: How 2D weights become 3D ones, one of INFLATIONS.
         length: Of the part of the name that comes from a file's name.
     """
+    weights, name = start.weights, name_of(start, is_file, length)
+    whole = [name for name in weights.classes or () if name != BACKGROUND] if heads.mode == "reuse" else None
+    # What the weights say anyway is left out, so that the same training has the same plan, asked for or not.
+    unusual = None if transfer == weights.transfers else transfer
+    return StartingWeights(name, start.sha256, heads.mode, whole, weights.pretext, unusual, inflate)
+
+
+def name_of(start: Start, is_file: bool, length: int = NAME_LENGTH) -> str:
+    """Return the name of weights as part of a plan's name; the arguments are those of plan_entry()."""
     weights, name = start.weights, start.weights.entry
     if name is None:
         trained_on = re.fullmatch(r"Dataset\d{3}_(.+)", weights.plan.dataset_name if weights.plan else "")
         stem = re.sub(r"[^A-Za-z0-9]+", "", trained_on[1] if trained_on else weights.path.stem)
         name = stem[:length] or "weights"
-    if is_file:
-        name = f"{name}.{start.sha256[:6]}"
-    whole = [name for name in weights.classes or () if name != BACKGROUND] if heads.mode == "reuse" else None
-    # What the weights say anyway is left out, so that the same training has the same plan, asked for or not.
-    unusual = None if transfer == weights.transfers else transfer
-    return StartingWeights(name, start.sha256, heads.mode, whole, weights.pretext, unusual, inflate)
+    return f"{name}.{start.sha256[:6]}" if is_file else name
+
+
+def other_network(start: Start, plan: Plan, configuration: str) -> Blueprint | None:
+    """Return the weights' network, with their strides, if they do not fit a plan's, which then has to take it.
+
+    None also for another size of STU-Net, which plans derive by its name, and for weights of another number of axes.
+
+    Raises:
+        WeightsError: The weights cannot be read.
+        DataError: The plan lacks the configuration, or it is inconsistent.
+    """
+    planned = check_plan(plan, configuration)
+    given, own = start.weights.network, architectures.of_class(planned.network_class, configuration)
+    sized = "size" in given.architecture.required
+    if given.ndim != len(planned.spacing) or (sized and (plan.size or not given.size)):
+        return None
+    if own is given.architecture:
+        with torch.device("meta"):
+            network = own.build(given.channels, given.classes or 1, planned.network_arguments)
+        shapes = {own.canonical(name): tuple(value.shape) for name, value in network.state_dict().items()}
+        if own.difference(given, own.recognise(shapes)) is None:
+            return None
+    return blueprint_of(start.weights)
 
 
 def preview(
@@ -229,7 +261,7 @@ def judge(
         )
     channels, classes = _channels(dataset_json), _classes(plan, dataset_json)
     usual = choose_heads(start, None, None if plan.pretext else dataset_json, transfer=named.taken).mode
-    return decide(
+    found = decide(
         network,
         start.weights,
         classes=classes,
@@ -243,9 +275,12 @@ def judge(
         spacing=planned.spacing,
         transposition=plan.transpose_forward,
         orientation=plan.orientation,
+        arguments=planned.network_arguments,
         transfer=named.taken,
         inflate=named.inflate,
     )
+    changed = () if plan.pretext else changes(start.weights, plan, configuration, classes)
+    return replace(found, report=replace(found.report, changes=changed))
 
 
 def _classes(plan: Plan, dataset_json: Mapping[str, Any]) -> list[str]:

@@ -2,6 +2,7 @@
 
     segmenter.py      the entry: a preprocessed image in, labels out
     windows.py        run the network window by window; yield logits a slab of planes at a time
+    pooling.py        from the features of windows to means over regions
     optimized.py      the form and precision of the network that are fastest on a device
     export.py         logits to labels; interpolates only where labels may change
     interpolation.py  positions of one grid on another

@@ -7,8 +7,9 @@ as in nnU-Net.
 """
 
 import itertools
+import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from typing import Any
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from stunet import architectures
+from stunet.architectures.base import Architecture
 from stunet.errors import UsageError
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -64,8 +66,7 @@ class ReadyNetwork:
     def use(self, member: int) -> None:
         """Select the member to compute with from now on."""
         if member != self._loaded:
-            # A network from torch.compile holds the original, with the original names, in _orig_mod.
-            getattr(self._network, "_orig_mod", self._network).load_state_dict(self._weights[member])
+            self._plain.load_state_dict(self._weights[member])
             self._loaded = member
 
     def __call__(self, windows_BCDHW: Tensor) -> Tensor:
@@ -79,16 +80,35 @@ class ReadyNetwork:
             _add_mirrored(logits, self._forward(windows_BCDHW.flip(dims)), dims)
         return logits.div_(1 + len(self._mirrored))
 
-    def _forward(self, windows: Tensor) -> Tensor:
+    def features(self, windows_BCDHW: Tensor) -> list[Tensor]:
+        """Return the outputs of all encoder stages, finest first, each (B, C', D / s, H / s, W / s)."""
+        return self._forward(windows_BCDHW, partial(self._architecture.features, self._plain))
+
+    def blocks(self) -> list[tuple[int, ...]]:
+        """Return how many voxels of a window a value of each encoder stage stands for, per axis."""
+        strides = self._architecture.strides(self._plain)
+        return [tuple(math.prod(axis) for axis in zip(*strides[: n + 1], strict=True)) for n in range(len(strides))]
+
+    @property
+    def _plain(self) -> nn.Module:
+        """The network without torch.compile, which holds it, with its own names, in _orig_mod."""
+        return getattr(self._network, "_orig_mod", self._network)
+
+    @property
+    def _architecture(self) -> Architecture:
+        return architectures.of_network(self._plain)
+
+    def _forward(self, windows: Tensor, function: Callable[[Tensor], Any] | None = None) -> Any:
+        function = function or self._network
         if self.device.type == "cpu":
             layout = torch.channels_last_3d if windows.ndim == 5 else torch.channels_last
-            return self._network(windows.to(PRECISIONS[self.precision], memory_format=layout))
+            return function(windows.to(PRECISIONS[self.precision], memory_format=layout))
         with ExitStack() as stack:
             if self.precision != "fp32":
                 stack.enter_context(torch.autocast(self.device.type, PRECISIONS[self.precision]))
             if self.device.type == "cuda":  # windows have one shape, so benchmarking algorithms pays off
                 stack.enter_context(torch.backends.cudnn.flags(enabled=True, benchmark=True))
-            return self._network(windows.contiguous())
+            return function(windows.contiguous())
 
 
 def _add_mirrored(sums: Tensor, logits: Tensor, dims: list[int]) -> None:
@@ -114,7 +134,7 @@ def prepare(network: nn.Module, device: torch.device, precision: str) -> nn.Modu
     if device.type == "cpu":
         _replace_instance_norms(network)
         _pool_in_float32(network)
-        if torch.backends.mkldnn.is_available():
+        if torch.backends.mkldnn.is_available() and (precision != "bf16" or _one_dnn_has_bf16()):
             _use_one_dnn(network)
         layout = torch.channels_last_3d if _is_3d(network) else torch.channels_last
         return network.to(PRECISIONS[precision]).to(memory_format=layout)  # type: ignore[call-overload]
@@ -146,6 +166,11 @@ def has_bf16() -> bool:
     """Return whether this processor multiplies in bfloat16 natively; emulated, it is slower than float32."""
     able = torch.cpu.get_capabilities()
     return bool(able.get("avx512_bf16") or able.get("amx_bf16") or able.get("bf16"))
+
+
+def _one_dnn_has_bf16() -> bool:
+    """Return whether oneDNN convolves in bfloat16 here, natively or not; otherwise torch's own kernels do, slowly."""
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def _use_one_dnn(network: nn.Module) -> None:

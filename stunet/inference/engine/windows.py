@@ -13,6 +13,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import torch
 from nnunetv2.inference.sliding_window_prediction import compute_gaussian, compute_steps_for_sliding_window
@@ -26,6 +27,22 @@ VALUES_AT_A_TIME = 2**23  # converted and added: bounds the memory for it
 SMALL_BATCH = 64**3  # voxels in a batch of windows on the CPU; larger batches gain nothing there
 LARGE_BATCH = 8  # windows at most in a batch on a GPU
 FREE_SHARE = 0.7  # of a GPU's free memory that a batch may take
+
+
+class Window(NamedTuple):
+    """The features of a window.
+
+    Attributes:
+        place: The part of the image that it sees, per axis.
+        weights_DHW: Per axis, what each of these voxels counts; the product, summed over all windows, is 1 everywhere.
+        corner: The window's voxel at which that part begins: not 0 only where the image is padded.
+        stages_CDHW: The features, finest first; each value belongs to a block of the window's voxels.
+    """
+
+    place: Sequence[slice]
+    weights_DHW: Sequence[Tensor]
+    corner: Sequence[int]
+    stages_CDHW: Sequence[Tensor]
 
 
 @dataclass
@@ -101,6 +118,43 @@ class SlidingWindow:
                     on_window()
             yield from planes.finished(starts[0][row + 1] if row + 1 < len(starts[0]) else start + window[0])
 
+    @torch.inference_mode()
+    def features(
+        self,
+        image_CDHW: Tensor,
+        wanted: Callable[[Sequence[slice]], bool] = lambda place: True,
+        on_window: Callable[[], None] = lambda: None,
+    ) -> "Iterator[Window]":
+        """Yield the encoder's features window by window; no decoder is computed.
+
+        Args:
+            image_CDHW: Preprocessed.
+            wanted: Whether a window is to be computed, by the part of the image that it sees.
+            on_window: Called for each window, also for those that are left out: count() times with one member.
+        """
+        padded, inside = _padded(image_CDHW, self._window)
+        padded, shape = padded.to(self.network.device), image_CDHW.shape[1:]
+        starts = [self._starts(axis, n) for axis, n in enumerate(shape)]
+        weights = [_weights(n, at, torch.device("cpu")) for n, at in zip(self._window, starts, strict=True)]
+        chosen = []
+        for number in itertools.product(*map(range, map(len, starts))):
+            place, own, corner = [], [], []
+            for axis, index in enumerate(number):
+                start, edge, first = starts[axis][index], self._window[axis], inside[axis].start
+                begin, end = max(0, start - first), min(shape[axis], start - first + edge)
+                place.append(slice(begin, end))
+                own.append(weights[axis][index][begin + first - start : end + first - start])
+                corner.append(begin + first - start)
+            if wanted(place):
+                chosen.append((tuple(starts[axis][index] for axis, index in enumerate(number)), place, own, corner))
+            else:
+                on_window()
+        rest = iter(chosen)
+        for stages in self._batches(padded, [each[0] for each in chosen], (0, 1, 2), self.network.features):
+            for sample, (_, place, own, corner) in zip(range(len(stages[0])), rest, strict=False):
+                yield Window(place, own, corner, [stage[sample] for stage in stages])
+                on_window()
+
     def order(self, shape: Sequence[int]) -> list[int]:
         """Return the order of an image's axes in its slabs: axis() comes first."""
         first = self.axis(shape)
@@ -118,6 +172,17 @@ class SlidingWindow:
 
     def _logits(self, image: Tensor, positions: Sequence[tuple[int, ...]], order: Sequence[int]) -> Iterator[Tensor]:
         """Yield the logits (D, H, W, K) of windows at these positions in the image, whose axes have this order."""
+        for logits in self._batches(image, positions, order, self.network):
+            yield from logits.permute(0, *(2 + axis for axis in order), 1)
+
+    def _batches(
+        self,
+        image: Tensor,
+        positions: Sequence[tuple[int, ...]],
+        order: Sequence[int],
+        function: Callable[[Tensor], Any],
+    ) -> Iterator[Any]:
+        """Yield what the function makes of windows (B, C, D, H, W), some at a time, with one axis more if it is 2D."""
         # On a GPU, the first batch is one window, by which _first() measures how many fit.
         batch = self._batch or (1 if self.network.device.type == "cuda" else _cpu_batch(self.patch))
         window = [self._window[axis] for axis in order]
@@ -128,37 +193,38 @@ class SlidingWindow:
             parts = [image[:, z : z + window[0], y : y + window[1], x : x + window[2]] for z, y, x in chosen]
             windows = torch.stack(parts).permute(0, 1, *back)
             try:
-                logits = self._forward(windows) if self._batch else self._first(windows)
+                outputs = self._forward(windows, function) if self._batch else self._first(windows, function)
             except torch.OutOfMemoryError:
                 if batch == 1:
                     raise
                 batch = self._batch = batch // 2
                 continue
             batch = self._batch
-            yield from logits.permute(0, *(2 + axis for axis in order), 1)
+            yield outputs
             done += len(chosen)
 
-    def _first(self, windows_BCDHW: Tensor) -> Tensor:
-        """Return the logits of the first windows, and choose the batch size to use from now on."""
+    def _first(self, windows_BCDHW: Tensor, function: Callable[[Tensor], Any]) -> Any:
+        """Return the outputs of the first windows, and choose the batch size to use from now on."""
         device = self.network.device
         if device.type != "cuda":
             self._batch = _cpu_batch(self.patch)
-            return self._forward(windows_BCDHW)
+            return self._forward(windows_BCDHW, function)
         before = torch.cuda.memory_allocated(device)
         torch.cuda.reset_peak_memory_stats(device)
-        logits = self._forward(windows_BCDHW)
+        outputs = self._forward(windows_BCDHW, function)
         needed = max(1, torch.cuda.max_memory_allocated(device) - before)
         # Memory that torch has reserved and does not use is free for a batch as well.
         free = torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
         free -= torch.cuda.memory_allocated(device)
         self._batch = min(LARGE_BATCH, max(1, int(FREE_SHARE * free / needed)))
-        return logits
+        return outputs
 
-    def _forward(self, windows_BCDHW: Tensor) -> Tensor:
+    def _forward(self, windows_BCDHW: Tensor, function: Callable[[Tensor], Any]) -> Any:
         # A window of a 2D network is one slice, whose axis the network does not take.
-        if len(self.patch) == 2:
-            return self.network(windows_BCDHW.squeeze(2)).unsqueeze(2)
-        return self.network(windows_BCDHW)
+        if len(self.patch) == 3:
+            return function(windows_BCDHW)
+        outputs = function(windows_BCDHW.squeeze(2))
+        return outputs.unsqueeze(2) if isinstance(outputs, Tensor) else [each.unsqueeze(2) for each in outputs]
 
 
 class _Planes:

@@ -76,8 +76,7 @@ def test_every_network_computes_on_the_cpu_what_it_computes_in_float64(name: str
     exact = ReadyNetwork(copy.deepcopy(net), [], CPU, "fp32")
     assert error(exact(inputs), expected) < 1e-5
     assert error(exact(inputs[:1]), expected[:1]) < 1e-5
-    if not has_bf16():
-        return
+    # On any processor, however slowly.
     close = ReadyNetwork(net, [], CPU, "bf16")
     assert close(inputs).dtype == torch.bfloat16
     assert 1e-5 < error(close(inputs), expected) < BF16

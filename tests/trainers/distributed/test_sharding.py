@@ -5,10 +5,13 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+from stunet.architectures.nnunet_unet import NNUNet
 from stunet.networks import STUNet
 from stunet.trainers.distributed import sharding
 from stunet.trainers.distributed.group import Member, join_group
+from tests import nnunet_networks
 from tests.loops import for_each
+from tests.nnunet_networks import BOTH
 from tests.pretext_inputs import make_patches, make_pretext
 
 STRIDES = [[1, 1, 1], [2, 2, 2], [2, 2, 2]]
@@ -62,6 +65,25 @@ def test_a_dealt_network_trains_and_is_saved_as_the_whole_one() -> None:
     ours, theirs = sharding.optimizer_state(second), sharding.optimizer_state(first)
     assert ours["param_groups"] == theirs["param_groups"]
     torch.testing.assert_close(ours["state"], theirs["state"], rtol=0, atol=1e-6)
+
+
+@for_each("architecture", BOTH)
+def test_a_network_whose_tensors_have_several_names_is_gathered_and_stored_once(architecture: NNUNet) -> None:
+    alone, dealt, replica = (nnunet_networks.network(architecture, deep_supervision=True) for _ in range(3))
+    sharded, wrapped = sharding.shard(dealt), sharding.data_parallel(replica)
+    for module in (alone, sharded, wrapped):
+        sgd = optimizer(module)
+        for _ in range(2):
+            step(module, sgd)
+    found, expected = sharding.full_state(sharded, sharded.state_dict()), dict(alone.state_dict())
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
+    torch.testing.assert_close(dict(replica.state_dict()), expected, rtol=0, atol=0)
+    for state in (found, sharding.full_state(replica, replica.state_dict())):
+        sizes = {value.untyped_storage().data_ptr(): value.untyped_storage().nbytes() for value in state.values()}
+        assert sum(sizes.values()) == sum(4 * parameter.numel() for parameter in alone.parameters())
+    other = nnunet_networks.network(architecture, seed=1)
+    sharding.shard(other).load_state_dict(sharding.shard_like(found, other.state_dict()))
+    torch.testing.assert_close(sharding.full_state(other, other.state_dict()), found, rtol=0, atol=0)
 
 
 def test_states_go_from_one_network_to_one_dealt_otherwise() -> None:

@@ -4,11 +4,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from stunet.architectures.nnunet_unet import NNUNet
 from stunet.errors import WeightsError
 from stunet.networks import STUNet, build
 from stunet.trainers.finetune.lora import adapters_state, add, load, merged_state
 from stunet.trainers.finetune.strategies import find, groups, set_trainable
+from tests import nnunet_networks
 from tests.loops import for_each
+from tests.nnunet_networks import BOTH
 
 STRIDES = [(1, 1, 1), (2, 2, 2), (2, 2, 2)]
 STEM = "conv_blocks_context.0.0.conv1.weight"
@@ -103,6 +106,32 @@ def test_a_resumed_training_is_bit_for_bit_the_uninterrupted_one() -> None:
     steps(*resumed, 2)
     expected, found = whole[0].state_dict(), resumed[0].state_dict()
     assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+@for_each("architecture", BOTH)
+def test_a_weight_with_several_names_has_one_adapter_and_one_sum(architecture: NNUNet) -> None:
+    def make() -> tuple[nn.Module, torch.optim.SGD]:
+        net = nnunet_networks.network(architecture)
+        add(net, 2, 0, ())
+        set_trainable(net, LORA.phases[0], ())
+        return net, torch.optim.SGD(groups(net, LORA, ()), 0.05, momentum=0.9)
+
+    net, optimizer = make()
+    adapters = [name for name, _ in net.named_parameters() if name.endswith(".down")]
+    upsampling = [name for name in adapters if name.startswith("decoder.transpconvs")]
+    assert len(upsampling) == 2
+    assert all(architecture.canonical(name) == name for name in adapters)
+    before, stock = net(image()).detach(), nnunet_networks.network(architecture)
+    steps(net, optimizer, 2)
+    merged = merged_state(net)
+    assert merged.keys() == stock.state_dict().keys()
+    stock.load_state_dict(merged)
+    assert torch.equal(stock(image()), net(image()))
+    assert not torch.equal(before, net(image()))
+    assert len({value.data_ptr() for value in merged.values()}) == len(list(stock.parameters()))
+    resumed, _ = make()
+    load(resumed, merged, adapters_state(net))
+    assert torch.equal(resumed(image()), net(image()))
 
 
 def test_the_same_seed_gives_the_same_adapters_whatever_was_drawn_before() -> None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from stunet.architectures.nnunet_unet import NNUNet
 from stunet.cli.models import main
 from stunet.errors import DataError, StunetError, UsageError, WeightsError
 from stunet.files import read_json
@@ -18,7 +19,9 @@ from stunet.trainers.finetune import lora
 from stunet.trainers.finetune.peft_export import FILE, base_network, export_adapter
 from stunet.trainers.finetune.strategies import find, groups, set_trainable
 from stunet.weights.checkpoints import load_checkpoint, save_checkpoint, save_weights
+from tests import nnunet_networks
 from tests.loops import for_each
+from tests.nnunet_networks import BOTH
 
 HEADS = ("seg_outputs.0.weight", "seg_outputs.1.weight")
 STEM = "conv_blocks_context.0.0.conv1.weight"
@@ -105,6 +108,43 @@ def test_peft_computes_what_was_trained_before_and_after_merging(
     assert merged.keys() == weights.keys()
     for name, value in weights.items():
         torch.testing.assert_close(merged[name], value, rtol=1e-5, atol=1e-6)
+
+
+@for_each("architecture", BOTH)
+@for_each("own", [{}, {"norm_op": "torch.nn.BatchNorm3d", "norm_op_kwargs": {"eps": 1e-5}}])
+def test_peft_computes_what_nnunets_networks_were_trained_to(
+    peft: Any, tmp_path: Path, architecture: NNUNet, own: dict[str, Any]
+) -> None:
+    fresh = [f"decoder.seg_layers.{level}.{kind}" for level in (0, 1) for kind in ("weight", "bias")]
+    network, image = nnunet_networks.network(architecture, **own), torch.randn(2, 1, 8, 16, 16)
+    plans = described(3)["plans"]
+    plans["configurations"]["fullres"]["architecture"] = {
+        "network_class_name": architecture.class_name,
+        "arch_kwargs": nnunet_networks.arguments(architecture, **own),
+    }
+    torch.save(network.state_dict(), tmp_path / "base.pth")
+    lora.add(network, 4, 0, fresh)
+    set_trainable(network, find("lora").phases[0], fresh)
+    optimizer = torch.optim.SGD(groups(network, find("lora"), fresh), 0.05, momentum=0.9)
+    for _ in range(2):
+        optimizer.zero_grad()
+        network(image).square().mean().backward()
+        optimizer.step()
+    merged = lora.merged_state(network)
+    content = {
+        "network_weights": merged,
+        "init_args": described(3) | {"plans": plans},
+        "stunet": {"fresh": fresh, "adapters": lora.adapters_state(network)},
+    }
+    save_checkpoint(content, tmp_path / "checkpoint.pth")
+    export_adapter(tmp_path / "checkpoint.pth", tmp_path / "adapter")
+    assert (tmp_path / "adapter" / FILE).stat().st_size < (tmp_path / "checkpoint.pth").stat().st_size / 1.5
+    expected = nnunet_networks.network(architecture, **own).eval()
+    expected.load_state_dict(merged)
+    base = base_network(tmp_path / "adapter", tmp_path / "base.pth").eval()
+    assert not torch.allclose(base(image), expected(image), rtol=0.1, atol=0.1)
+    model = peft.PeftModel.from_pretrained(base, tmp_path / "adapter").eval()
+    torch.testing.assert_close(model(image), expected(image), rtol=1e-4, atol=1e-4)
 
 
 def test_the_folder_is_pefts_small_and_says_what_it_is_for(peft: Any, tmp_path: Path) -> None:

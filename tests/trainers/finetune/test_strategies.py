@@ -6,6 +6,8 @@ from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
 from nnunetv2.training.lr_scheduler.warmup import Lin_incr_LRScheduler, PolyLRScheduler_offset
 
 from stunet.architectures.base import Layout
+from stunet.architectures.nnunet_unet import NNUNet
+from stunet.architectures.resenc import RESENC
 from stunet.architectures.stunet import STUNET
 from stunet.errors import UsageError
 from stunet.networks import STUNet, build
@@ -28,7 +30,9 @@ from stunet.trainers.finetune.strategies import (
     set_trainable,
     trainable,
 )
+from tests import nnunet_networks
 from tests.loops import for_each
+from tests.nnunet_networks import BOTH
 
 HEADS = tuple(f"seg_outputs.{level}.{kind}" for level in (0, 1) for kind in ("weight", "bias"))
 
@@ -307,3 +311,42 @@ def test_linear_keeps_the_features_of_the_decoder_and_nothing_else() -> None:
     features = 2 * 4 * (4 * 16**3 + 8 * 8**3)  # batch, bytes of float32, width and voxels of both levels
     assert sum(kept.values()) == features
     assert len(outputs) == 2
+
+
+# nnU-Net's networks of three stages: five blocks, of which the quarters are 0-1, 2, 3 and 4.
+UPPER = {"encoder.stem", "encoder.stages.0", "encoder.stages.1"}
+COARSE_LEVEL, FINE_LEVEL = ({f"decoder.{part}.{n}" for part in ("transpconvs", "stages")} for n in (0, 1))
+BOTH_HEADS = {"decoder.seg_layers.0", "decoder.seg_layers.1"}
+DECODER = COARSE_LEVEL | FINE_LEVEL
+EVERYTHING = UPPER | {"encoder.stages.2"} | DECODER | BOTH_HEADS
+
+
+@for_each("architecture", BOTH)
+@for_each("fresh", [(), ("decoder.seg_layers.1.weight",)])
+def test_strategies_train_the_same_parts_of_nnunets_networks(architecture: NNUNet, fresh: tuple[str, ...]) -> None:
+    first = {
+        "full": EVERYTHING, "ramp": EVERYTHING, "shallow": EVERYTHING, "layerwise": EVERYTHING,
+        "sawtooth": DECODER | BOTH_HEADS, "warmup": DECODER | BOTH_HEADS, "encoder-frozen": DECODER | BOTH_HEADS,
+        "linear": BOTH_HEADS, "decoder": DECODER, "quarter-1": UPPER, "quarter-2": {"encoder.stages.2"},
+        "quarter-3": COARSE_LEVEL, "quarter-4": FINE_LEVEL | BOTH_HEADS, "lora": BOTH_HEADS,
+    }  # fmt: skip
+    assert first.keys() == STRATEGIES.keys()
+    net = nnunet_networks.network(architecture)
+    for name, expected in first.items():
+        counted = set_trainable(net, find(name).phases[0], fresh)
+        trains = {n: p for n, p in net.named_parameters() if p.requires_grad}
+        modules = {".".join(n.split(".")[: 2 if n.startswith("encoder.stem") else 3]) for n in trains if n not in fresh}
+        assert modules == {m for m in expected if architecture is RESENC or m != "encoder.stem"}, name
+        assert set(fresh) <= trains.keys()
+        assert counted == (sum(p.numel() for p in trains.values()), sum(p.numel() for p in net.parameters()))
+        assert set_trainable(net, find(name).phases[-1], fresh)[0] >= counted[0]
+
+
+@for_each("architecture", BOTH)
+def test_layers_of_nnunets_networks_decay_down_to_the_stem(architecture: NNUNet) -> None:
+    net = nnunet_networks.network(architecture)
+    found = groups(net, find("layerwise"), set())
+    assert [group["scale"] for group in found] == pytest.approx([0.75**n for n in range(6)])
+    stem = [*architecture.modules(net, "stem"), net.encoder.stages[0]]
+    assert {id(p) for p in found[-1]["params"]} == {id(p) for module in stem for p in module.parameters()}
+    assert sorted(id(p) for g in found for p in g["params"]) == sorted(id(p) for p in net.parameters())

@@ -12,6 +12,8 @@ import SimpleITK as sitk
 import torch
 
 from stunet import workspace
+from stunet.architectures.nnunet_unet import NNUNet
+from stunet.architectures.resenc import RESENC
 from stunet.cli.train import main
 from stunet.datasets.check import check_dataset
 from stunet.datasets.phantom import make_phantom
@@ -26,6 +28,7 @@ from stunet.runs.readiness import check_data
 from stunet.trainers.finetune.start import Start, choose_heads, plan_entry, start_from_weights
 from stunet.trainers.partial.trainer import STUNetPartialTrainer
 from stunet.workspace import FINAL
+from tests.stock_plans import stock_plans
 
 LEAVES = ("spine", "liver", "spleen", "kidney_left", "kidney_right")
 KIDNEY = ("kidney_left", "kidney_right")
@@ -92,11 +95,14 @@ def parts(tmp_path_factory: pytest.TempPathFactory, few_samples: None) -> Iterat
         yield NAME
 
 
-def make_trainer(results: Path, monkeypatch: pytest.MonkeyPatch, **overrides: Any) -> STUNetPartialTrainer:
+def make_trainer(
+    results: Path, monkeypatch: pytest.MonkeyPatch, network: NNUNet | None = None, **overrides: Any
+) -> STUNetPartialTrainer:
+    """A trainer of STU-Net-T, or of one of nnU-Net's networks as nnU-Net plans it."""
     monkeypatch.setenv("nnUNet_results", str(results))
     folder = workspace.preprocessed_dataset(NAME)
     dataset_json = read_json(folder / "dataset.json")
-    plan = read_plan(plan_path(NAME, "STUNetPlans_T"))
+    plan = Plan(stock_plans(NAME, network)) if network else read_plan(plan_path(NAME, "STUNetPlans_T"))
     plans = derive(plan, dataset_json, overrides={**SHORT, **overrides}).to_json()
     return STUNetPartialTrainer(plans, "3d_fullres", 0, dataset_json, torch.device("cpu"))
 
@@ -137,6 +143,16 @@ def test_a_model_of_partial_labels_trains_and_validates_as_nnunets(
     ours = sitk.GetArrayFromImage(sitk.ReadImage(case))
     assert (predicted == ours).mean() > 0.98  # almost untrained: near ties are everywhere
     assert set(np.unique(ours)) <= set(range(7 if head == "sigmoid" else 6))
+
+
+def test_a_network_of_nnunets_learns_from_partial_labels(
+    parts: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = make_trainer(tmp_path, monkeypatch, RESENC)
+    trainer.run_training()
+    trainer.perform_actual_validation()
+    summary = read_json(Path(trainer.output_folder) / "validation" / "summary.json")
+    assert [len(case["metrics"]) for case in summary["metric_per_case"]] == [6, 2, 2]
 
 
 def test_each_batch_is_judged_by_what_its_cases_annotate(

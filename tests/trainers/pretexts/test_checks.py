@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import pytest
+import torch
 
 from stunet.errors import UsageError
 from stunet.plans.demand import Demand
@@ -10,6 +11,9 @@ from stunet.plans.files import plan_path, read_plan
 from stunet.plans.plan import Plan
 from stunet.trainers.pretexts import methods
 from stunet.trainers.pretexts.checks import check_method
+from tests.loops import for_each
+from tests.nnunet_networks import BOTH, network
+from tests.pretext_inputs import STRIDES, make_patches, make_pretext
 
 
 def plan_with(dataset: str, **values: object) -> Plan:
@@ -30,6 +34,21 @@ def test_a_method_that_compares_samples_needs_two(planned: str, monkeypatch: pyt
     with pytest.raises(UsageError, match="rot compares the samples of a batch, and the batch is 1"):
         check_method(plan_with(planned, batch_size=1), "3d_fullres", 1)
     check_method(plan_with(planned, batch_size=2), "3d_fullres", 1)
+
+
+@for_each("name", [*{method.family: name for name, method in methods.METHODS.items()}.values(), "jigsaw", "mae"])
+def test_every_family_of_pretexts_trains_nnunets_networks(name: str) -> None:
+    """All that it says it trains gets a gradient, and what it kept of the batch is taken in."""
+    for architecture in BOTH if name == "mae" else BOTH[1:]:
+        net = network(architecture, classes=1, strides=STRIDES, kernel_sizes=[[3, 3, 3]] * 3)
+        pretext = make_pretext(name, (24, 24, 24), batch=2, network=net)
+        patches = make_patches(2, 24, 24, 24, channels=methods.METHODS[name].patches)
+        loss, measures, kept = pretext(patches)
+        loss.backward()
+        lacks = [own for own, p in pretext.named_parameters() if p.requires_grad and p.grad is None]
+        assert (lacks, bool(torch.isfinite(loss)), pretext.measure in measures) == ([], True, True), name
+        pretext.update(kept)
+        pretext.load_own_state(pretext.own_state())
 
 
 def test_methods_that_compare_samples_say_so() -> None:
