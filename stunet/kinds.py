@@ -341,6 +341,7 @@ MODEL = table(
         "entry": optional(name),
         "weights": optional(name),
         "pretext": optional(name),
+        "orientation": optional(orientation),
         "source": optional(text),
         "sha256": optional(text),
         "date": optional(text),

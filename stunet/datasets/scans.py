@@ -312,7 +312,7 @@ class _Search:
         one = Scan(self._names.give(place.names()), images)
         if series:
             parts = tuple(header.file for header in series.headers)
-            one = replace(one, subject=_patient(series) or "", series=series.key, parts=parts)
+            one = replace(one, subject=patient_of(series) or "", series=series.key, parts=parts)
         self._places.append((place, folder))
         self._of_people.append(of_person or place)
         self.found.scans.append(one)
@@ -344,7 +344,7 @@ def _files(root: Path) -> Iterator[tuple[Path, Path, str, str]]:
                 yield folder, path, folder.name, ""
 
 
-def _patient(series: Series) -> str | None:
+def patient_of(series: Series) -> str | None:
     """Return a hash of the PatientID; None if it is missing or means nobody."""
     patient = str(series.headers[0].content.get("PatientID") or "").strip()
     return None if NOBODY.fullmatch(patient) else f"patient-{hashlib.sha256(patient.encode()).hexdigest()[:12]}"

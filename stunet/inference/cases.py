@@ -54,8 +54,11 @@ class InputCase:
         return max((file.stat().st_mtime_ns for file in self._all_files() if file.exists()), default=0)
 
     def _all_files(self) -> list[Path]:
-        """Return its files and folders, and what the folders hold."""
-        paths = [path for path in (*self.files, self.previous) if path]
+        """Return its files and folders, what the folders hold, and the files with the spacing of TIFFs."""
+        spacings = [
+            tiff.spacing_file(path, is_image=True) for path in self.files if path.suffix.lower() in tiff.ENDINGS
+        ]
+        paths = [path for path in (*self.files, *spacings, self.previous) if path]
         return [file for path in paths for file in (path, *sorted(path.glob("*")))]
 
 

@@ -225,13 +225,16 @@ def read_labels(raw: InputImage, path: Path, reader: Reader, what: str, hint: st
         hint: What helps if they do not lie where the image does.
 
     Raises:
-        DataError: They cannot be read, or do not lie where the image does.
+        DataError: They cannot be read, have several channels, or do not lie where the image does.
     """
     with naming_files(str(path)):
         check_nifti(path)
         labels, properties = reader.read_seg(str(path), raw.properties)
         # Without forms in either header, ITK's and nibabel's ideas of the place would differ: only shapes are compared.
         both_placed = file_has_orientation(path) and header_has_orientation(raw.properties.get("nifti"))
+    if len(labels) != 1:
+        one = "of one-hot channels the number of the largest, of colours one channel"
+        raise DataError(f"{what} {str(path)!r} have {len(labels)} channels instead of one value per voxel", one)
     shape = raw.image_CDHW.shape[1:]
     image_affine, labels_affine = (affine_of(each) if both_placed else None for each in (raw.properties, properties))
     fits = labels.shape[1:] == shape

@@ -150,8 +150,8 @@ def _for_nnunet(folds: Mapping[str, Weights], target: Path) -> list[str]:
     name = weights.network.architecture.class_name
     if name.startswith("stunet."):
         notes.append(f"nnU-Net imports {name}: install stunet beside it, nothing has to be copied or set")
-    if plan.orientation:
-        notes.append(f"nnU-Net does not turn images: give it images in the orientation {plan.orientation}")
+    if turned_to := plan.orientation or weights.recorded_orientation:
+        notes.append(f"nnU-Net does not turn images: give it images in the orientation {turned_to}")
     return notes
 
 
@@ -177,9 +177,10 @@ def _write_nnssl(target: Path, weights: Weights, half: bool) -> list[str]:
     tensors = to_half(weights.tensors) if half else weights.tensors
     state = state_dict(replace(weights, tensors=tensors), described_network(weights))
     transfers = weights.transfers if weights.pretext else WHOLE
+    plan = plan.with_ours(orientation=weights.orientation) if weights.orientation else plan
     write_nnssl(
         target, state, plan, weights.configuration, channels, weights.pretext, transfers=transfers,
-        dataset=None if weights.pretext else weights.dataset,
+        dataset=None if weights.pretext else weights.dataset, mirror_axes=weights.mirror_axes,
     )  # fmt: skip
     architecture, given = network.architecture, weights.normalization or []
     if architecture.class_name.startswith("stunet."):

@@ -228,6 +228,8 @@ def _make(
     for weights in folds.values():
         check_entry(weights, entry)
     target, record = registry.store() / name, {**origin, "date": datetime.now(UTC).date().isoformat()}
+    if entry and entry.orientation:  # plans of nnU-Net do not say it
+        record["orientation"] = entry.orientation
     first = next(iter(folds.values()))
     if first.pretext or (entry and _lacks(first, entry)):
         _keep(target, first, entry, record)

@@ -4,6 +4,7 @@ The plan is that of a model folder, of a checkpoint, or nnssl's adaptation plan.
 """
 
 import re
+from dataclasses import replace
 from itertools import permutations
 from typing import TYPE_CHECKING, Any
 
@@ -43,6 +44,8 @@ def known_input(weights: "Weights", name: str, orientation: str | None) -> Known
         what = "has several encoders" if found.size else f"is of no size that stunet knows ({', '.join(SIZES)})"
         raise WeightsError(f"the network in {str(weights.path)!r} {what}", "--spacing dataset")
     entry = registry.look_up(weights.entry) if weights.entry else None
+    if entry and weights.orientation is None:
+        weights = replace(weights, recorded_orientation=entry.orientation)
     planned = weights.plan.configuration(weights.configuration) if weights.plan and weights.configuration else None
 
     def told(key: str, of_entry: str) -> Any:
@@ -64,7 +67,7 @@ def known_input(weights: "Weights", name: str, orientation: str | None) -> Known
         intensities=plan.intensities,
         channels=weights.channels or getattr(entry, "channels", None),
         transposition=tuple(order) if isinstance(order, list | tuple) else order,
-        orientation=plan.orientation if orientation and axes_warnings(weights, order, orientation) else None,
+        orientation=weights.orientation if orientation and axes_warnings(weights, order, orientation) else None,
         patch=told("patch_size", "patch_size"),
         strides=[list(stride) for stride in strides] if strides else None,
     )

@@ -66,10 +66,10 @@ def write_onnx(target: Path, weights: Weights) -> list[str]:
                 "largest logit",
                 "--format nnunet",
             )
-    shape = " x ".join(map(str, image.shape))
+    shape, last = " x ".join(map(str, image.shape)), "softmax" if weights.classes else "sigmoid of each region"
     return [
         f"input {IMAGE!r}: {shape} in float32, preprocessed as the plans under 'stunet' in its metadata say; "
-        f"output {LOGITS!r}, before the softmax",
+        f"output {LOGITS!r}, before the {last}",
         "it computes one window: windows, mirroring, resampling and labels are for the program that runs it",
     ]
 

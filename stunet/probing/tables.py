@@ -15,6 +15,7 @@ CLASSIFICATION, REGRESSION = "classification", "regression"
 TASKS = (CLASSIFICATION, REGRESSION)
 MOST_CLASSES = 10  # different whole numbers that are still taken for classes
 OF_A_LINE = ("case", "subject", "name")  # columns that say what a line is of
+MISSING = ("", "na", "n/a", "nan", "null")  # how R, pandas and databases write a value that is not there
 TARGETS_EXAMPLE = "case,diagnosis, then one line per case: scan_001,benign"
 POINTS_EXAMPLE = "case,x,y,z (and name, if points have names), then one line per point, in mm"
 
@@ -67,7 +68,7 @@ def read_targets(path: Path, columns: Sequence[str] = (), task: str | None = Non
     subjects: dict[str, str] = {}
     for number, line in lines:
         case, subject = line["case"], line.get("subject", "")
-        if subject and subjects.setdefault(case, subject) != subject:
+        if subject.lower() not in MISSING and subjects.setdefault(case, subject) != subject:
             what = f"line {number} of {str(path)!r}: case {case!r} is of {subject!r} and of {subjects[case]!r}"
             raise DataError(what, "one subject per case")
     found = []
@@ -75,7 +76,7 @@ def read_targets(path: Path, columns: Sequence[str] = (), task: str | None = Non
         texts: dict[tuple[str, str], str] = {}
         for number, line in lines:
             key = (line["case"], line.get("name", ""))
-            if line[column] and texts.setdefault(key, line[column]) != line[column]:
+            if line[column].lower() not in MISSING and texts.setdefault(key, line[column]) != line[column]:
                 what = f"line {number} of {str(path)!r}: {' '.join(filter(None, key))!r} has two values of {column!r}"
                 raise DataError(what, "remove one of the lines; a column `name` tells rows of one case apart")
         if not texts:

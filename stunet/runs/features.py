@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from stunet.inference.features.stored import StoredFeatures
 
 TABLE, PROBES = "features.csv", "probe.csv"
+OF_FILES = ("image", "labels", "points")  # of what features were made from; the rest is model and options
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -226,9 +227,7 @@ def _tasks(
         check_cases(points, names, request.points, request.input)
     if request.probe:
         check_cases({case for target in targets for case in target.cases}, names, request.probe, request.input)
-    subjects = _subjects(request.input, names)
-    for target in targets:
-        subjects |= target.subjects
+    subjects = _subjects(request.input, cases, targets)
     labels = _labels(request, names, model.model.ending) if request.labels else {}
     tasks = []
     for case in cases:
@@ -246,17 +245,30 @@ def _tasks(
     return tasks
 
 
-def _subjects(source: Path, names: Sequence[str]) -> dict[str, str]:
-    """Return whose scan each case is: as the dataset.json beside the images says, else by their names."""
+def _subjects(source: Path, cases: "Sequence[InputCase]", targets: Sequence[Target]) -> dict[str, str]:
+    """Return whose scan each case is: by the targets, the dataset.json beside the images, DICOM, or else its name."""
     from stunet.datasets.scan_names import Place, subjects_of
 
-    folder = source if source.is_dir() else source.parent
+    names, folder = [case.name for case in cases], source if source.is_dir() else source.parent
     found = dict(zip(names, subjects_of([Place(folder, (), name) for name in names]), strict=True))
+    given = [{case.name: patient for case in cases if case.is_dicom and (patient := _patient(case))}]
     beside = folder.resolve().parent / "dataset.json"
-    given = content.get("subjects") if beside.is_file() and isinstance(content := read_json(beside), Mapping) else None
-    if isinstance(given, Mapping):  # a key of others, too
-        found |= {name: str(given[name]) for name in names if isinstance(given.get(name), str | int)}
+    content = read_json(beside) if beside.is_file() else None
+    said = content.get("subjects") if isinstance(content, Mapping) else None
+    if isinstance(said, Mapping):  # a key of others, too
+        given.append({name: str(said[name]) for name in names if isinstance(said.get(name), str | int)})
+    for better in (*given, *(target.subjects for target in targets)):
+        # What is said of one of a person's scans holds for those of which nothing is said.
+        known = {found[name]: subject for name, subject in better.items()}
+        found = {name: better.get(name, known.get(subject, subject)) for name, subject in found.items()}
     return found
+
+
+def _patient(case: "InputCase") -> str | None:
+    from stunet.datasets.dicom_headers import scan
+    from stunet.datasets.scans import patient_of
+
+    return next((patient_of(each) for each in scan(case.files[0]).series if each.key == case.series), None)
 
 
 def _description(folder: Path) -> dict[str, Any] | None:
@@ -319,6 +331,13 @@ def _compute(
 
     files: dict[str, Path] = {}
     errors: dict[str, StunetError] = {task.case.name: task.error for task in tasks if task.error}
+    names = {task.case.name for task in tasks}
+    for file in sorted(request.output.glob(f"*{ENDING}")):
+        if file.name.removesuffix(ENDING) not in names:
+            _check_made_by(file, options, "another folder with -o, or remove it")
+    if request.overwrite:  # tables of what is replaced now
+        for name in (TABLE, PROBES):
+            (request.output / name).unlink(missing_ok=True)
     todo = []
     for task in tasks:
         file = request.output / f"{task.case.name}{ENDING}"
@@ -377,12 +396,20 @@ def _is_done(file: Path, options: Mapping[str, Any], made_from: Mapping[str, Any
     """
     if request.overwrite or not file.exists():
         return False
+    before = _check_made_by(file, options, "another folder with -o, or --overwrite")
+    return all(before.get(key) == made_from.get(key) for key in OF_FILES)
+
+
+def _check_made_by(file: Path, options: Mapping[str, Any], hint: str) -> Mapping[str, Any]:
+    """Return what a case's features were made from.
+
+    Raises:
+        DataError: They were made by another model, or with other options, or are damaged.
+    """
     before = _read(file).made_from
-    of_files = ("image", "labels", "points")
-    if changed := json_differences({k: v for k, v in before.items() if k not in of_files}, dict(options)):
-        what = f"the features in {str(request.output)!r} were made by another model or with other options: {changed[0]}"
-        raise DataError(what, "another folder with -o, or --overwrite")
-    return all(before.get(key) == made_from.get(key) for key in of_files)
+    if changed := json_differences({k: v for k, v in before.items() if k not in OF_FILES}, dict(options)):
+        raise DataError(f"{str(file)!r} was made by another model or with other options: {changed[0]}", hint)
+    return before
 
 
 def _read(file: Path) -> "StoredFeatures":

@@ -48,7 +48,7 @@ def probe_all(
     Args:
         targets: What is predicted.
         files: Of the features, by case.
-        subjects: By case, where targets do not say it.
+        subjects: By case.
         errors: Of the cases that have no features.
         seed: Chooses the folds.
         listener: Warned of what is not probed, and of what makes scores doubtful.
@@ -74,7 +74,7 @@ def probe_all(
                 f"stage {stage}": np.stack([one.features[stage][number].numpy() for one, number, _ in chosen])
                 for stage in stored[0].features
             }
-            of = [target.subjects.get(one.case, subjects[one.case]) for one, _, _ in chosen]
+            of = [subjects[one.case] for one, _, _ in chosen]
             try:
                 probed = probe(stages, [value for *_, value in chosen], of, target.task, seed)
             except DataError as error:
@@ -98,16 +98,20 @@ def _rows(
     """Return the rows of features that have a value of the target: case, number of the row, value; by what is probed.
 
     Raises:
-        DataError: There is none, or a row with a target does not exist.
+        DataError: There is none, a row with a target does not exist, or classes and points share a name.
     """
     found: dict[str, list[tuple[StoredFeatures, int, str | float]]] = {}
     known = set()
+    pools: dict[str, str] = {}
     for one in stored:
         for number, row in enumerate(one.features.rows):
             of_case = row.pool == "case"
             key = (one.case, row.name if target.by_row else "")
             if target.by_row and of_case:
                 continue
+            if not of_case and pools.setdefault(row.name, row.pool) != row.pool:
+                what = f"{target.name}: rows called {row.name!r} are those of a class and of a point"
+                raise DataError(what, "other names for the points, in their column `name`")
             known.add(key)
             if key in target.values:
                 name = "" if target.by_row or of_case else row.name

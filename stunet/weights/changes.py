@@ -37,7 +37,7 @@ def changes(weights: Weights, plan: Plan, configuration: str, classes: Sequence[
     there, here = before.network_arguments, now.network_arguments
     pairs += [(title, there.get(key), here.get(key)) for key, title in _OF_NETWORK.items()]
     pairs.append(("order of axes", weights.plan.get("transpose_forward"), plan.transpose_forward))
-    pairs.append(("orientation", weights.plan.orientation, plan.orientation))
+    pairs.append(("orientation", weights.orientation, plan.orientation))
     if weights.mirror_axes is not None:
         first = 3 - len(now.patch_size)
         axes = {"none": [], "all": [0, 1, 2]}.get(plan.train.mirror, plan.mirror_axes)

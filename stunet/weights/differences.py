@@ -65,6 +65,14 @@ def function_warnings(weights: Weights, arguments: Mapping[str, Any] | None) -> 
     ]
 
 
+def channel_order(given: Sequence[str] | None, wanted: Sequence[str] | None) -> list[int] | None:
+    """Return which of the weights' channels each of a dataset is, by their names; None if these are not the same."""
+    there, here = ([name.casefold() for name in names or ()] for names in (given, wanted))
+    return (
+        [there.index(name) for name in here] if sorted({*there}) == sorted(here) and len(there) == len(here) else None
+    )
+
+
 def input_warnings(
     weights: Weights,
     channels: Sequence[str] | None,
@@ -73,13 +81,16 @@ def input_warnings(
 ) -> list[str]:
     """Warn if the network will see other images than the weights were trained with; ignore what is unknown."""
     warnings = []
-    named = [name.casefold() for name in weights.channels or ()], [name.casefold() for name in channels or ()]
-    if len(named[0]) == len(named[1]) and named[0] != named[1]:
+    order = channel_order(weights.channels, channels)
+    taken = "they are taken in this order" if order is None else "each takes the weights of its name"
+    if len(weights.channels or ()) == len(channels or ()) and order != [*range(len(channels or ()))]:
         warnings.append(
             f"the weights' input channels are {', '.join(weights.channels or ())}, "
-            f"the dataset's {', '.join(channels or ())}: they are taken in this order"
+            f"the dataset's {', '.join(channels or ())}: {taken}"
         )
-    there, here = (list(dict.fromkeys(schemes or ())) for schemes in (weights.normalization, normalization))
+    known = weights.normalization or []
+    known = [known[channel] for channel in order or range(len(known)) if channel < len(known)]
+    there, here = (list(dict.fromkeys(schemes or ())) for schemes in (known, normalization))
     if there and here and there != here:
         warnings.append(
             f"the weights were trained with images normalised by {', '.join(there)}, the plan normalises by "
@@ -108,7 +119,7 @@ def axes_warnings(weights: Weights, transposition: Sequence[int] | None, orienta
     orders = weights.plan.get("transpose_forward"), list(transposition)
     if any(order not in ORDERS for order in orders):
         return []
-    codes = [str(code or "") for code in (weights.plan.orientation, orientation)]
+    codes = [str(code or "") for code in (weights.orientation, orientation)]
     if not all(map(is_orientation, codes)):
         if orders[0] == orders[1]:
             return []
@@ -138,15 +149,20 @@ def _side(letter: str) -> int:
 
 
 def contrast_warnings(
-    weights: Weights, normalization: Sequence[str] | None, intensities: Mapping[str, Any] | None
+    weights: Weights,
+    normalization: Sequence[str] | None,
+    intensities: Mapping[str, Any] | None,
+    order: Sequence[int] | None = None,
 ) -> list[str]:
     """Warn if both normalise CT by the foreground of their datasets, and these differ much."""
     known = (weights.plan.intensities if weights.plan else None) or {}
     warnings = []
-    for channel, schemes in enumerate(zip(weights.normalization or (), normalization or (), strict=False)):
-        before, now = (float((each.get(str(channel)) or {}).get("std") or 0) for each in (known, intensities or {}))
+    given = weights.normalization or []
+    for channel, (theirs, scheme) in enumerate(zip(order or range(len(given)), normalization or (), strict=False)):
+        pair = (known, theirs), (intensities or {}, channel)
+        before, now = (float((each.get(str(number)) or {}).get("std") or 0) for each, number in pair)
         if (
-            set(schemes) == {"CTNormalization"}
+            {*given[theirs : theirs + 1], scheme} == {"CTNormalization"}
             and min(before, now) > 0
             and max(before, now) > CONTRAST * min(before, now)
         ):

@@ -48,6 +48,7 @@ class Match:
     stem: str
     transfer: str
     inflate: str | None
+    order: Sequence[int] | None = None  # the weights' channel for each of the images'; None: as they come
 
     @property
     def given(self) -> int:
@@ -103,9 +104,8 @@ class Match:
             return rows + rows.new_tensor(self.heads.added) if self.heads.added and name.endswith("bias") else rows
         if name in self.architecture.inputs:
             # Without the one-hot channels of the weights' own cascade, whose labels were others.
-            return inflate_channels(
-                value[:, : self.given].to(drawn), self.images, drawn.shape[1] - self.images, self.stem
-            )
+            value = value[:, list(self.order or range(self.given))].to(drawn)
+            return inflate_channels(value, self.images, drawn.shape[1] - self.images, self.stem)
         return value
 
     @cached_property

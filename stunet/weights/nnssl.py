@@ -142,6 +142,7 @@ def write_nnssl(
     citations: Sequence[Mapping[str, Any]] = (),
     transfers: str = ENCODER_ALONE,
     dataset: Mapping[str, Any] | None = None,
+    mirror_axes: Sequence[int] | None = None,
 ) -> None:
     """Write a pre-trained network as nnssl does; the file appears whole or not at all.
 
@@ -155,6 +156,7 @@ def write_nnssl(
         citations: As nnssl has them: {"type": ..., "name": ..., "apa_citations": [...]}, shown by whoever fine-tunes.
         transfers: What the method is meant to give, one of TRANSFERS; nnU-Net takes stem and encoder in any case.
         dataset: The dataset.json of labels that trained it.
+        mirror_axes: Axes that this training mirrored; None: unknown.
 
     Raises:
         DataError: The plan lacks what nnssl's has, or the file could not be written completely.
@@ -191,6 +193,7 @@ def write_nnssl(
             "labels": {key: dataset[key] for key in _LABELS if key in dataset} if dataset else None,
             "intensities": plan.get("foreground_intensity_properties_per_channel"),
             "orientation": plan.orientation,
+            "mirror_axes": None if mirror_axes is None else list(mirror_axes),
         },
     }
     save_checkpoint(content, path)

@@ -17,6 +17,7 @@ from stunet.errors import DataError, WeightsError
 from stunet.kinds import DATASET, MODEL, read
 from stunet.labels.names import head_classes
 from stunet.names import check_name
+from stunet.orientation import REORIENTED, REORIENTS
 from stunet.plans.files import read_plan
 from stunet.plans.plan import ENCODER_ALONE, WHOLE, Configuration, Plan
 from stunet.schema import anything, dict_of
@@ -40,7 +41,8 @@ class Weights:
     `kind` is a key of _READERS; `plan` has one configuration, `configuration`, with the network of the tensors;
     `dataset` is nnU-Net's dataset.json; `mirror_axes` is None if unknown, and empty if mirroring is known to be wrong.
     `pretext` is the method that trained them without labels, whose heads are of no classes; None: labels did.
-    `transfers` is what such a method is meant to give, one of TRANSFERS.
+    `transfers` is what such a method is meant to give, one of TRANSFERS. `recorded_orientation` is that of the training
+    images by the record of an installed model.
     """
 
     path: Path
@@ -54,6 +56,7 @@ class Weights:
     entry: str | None = None
     pretext: str | None = None
     transfers: str = WHOLE
+    recorded_orientation: str | None = None
 
     @property
     def strides(self) -> list[list[int]] | None:
@@ -74,6 +77,13 @@ class Weights:
     def normalization(self) -> list[str] | None:
         """nnU-Net's normalisation scheme per channel."""
         return self._planned.known_normalization if self._planned else None
+
+    @property
+    def orientation(self) -> str | None:
+        """The orientation of the training images: the plan's, that to which its reader turns, or the recorded one."""
+        plan = self.plan or Plan({})
+        turns = str(plan.get("image_reader_writer") or "").endswith(REORIENTS)
+        return plan.orientation or (REORIENTED if turns else self.recorded_orientation)
 
     @property
     def channels(self) -> list[str] | None:
@@ -197,6 +207,8 @@ def _read_v2(weights: Weights, content: Mapping[str, Any]) -> Weights:
 
 def _read_nnssl(weights: Weights, content: Mapping[str, Any]) -> Weights:
     own = content.get("stunet") or {}
+    if (axes := own.get("mirror_axes")) is not None:
+        weights = replace(weights, mirror_axes=_axes(axes))
     if not own or own["pretext"] is not None:  # None: labels trained it
         pretext = nnssl.read_pretext(own["pretext"]) if own else nnssl.pretext_of_trainer(content.get("trainer_name"))
         weights = replace(weights, pretext=pretext.method, transfers=pretext.transfers)
@@ -273,8 +285,10 @@ def _of_folder(weights: Weights) -> Weights:
         configuration = plan.configurations[0]
     here = _described(weights, plan.content, configuration, dataset)
     _check_one_training(weights, here, folder)
-    note = folder / "model.json"
-    return replace(here, entry=read(note, MODEL).get("entry") if note.is_file() else here.entry)
+    if not (note := folder / "model.json").is_file():
+        return here
+    record = read(note, MODEL)
+    return replace(here, entry=record.get("entry"), recorded_orientation=record.get("orientation"))
 
 
 def _check_one_training(weights: Weights, here: Weights, folder: Path) -> None:
@@ -331,7 +345,7 @@ def _of_store(weights: Weights) -> Weights:
     record = read(note, MODEL) if note.is_file() else {}
     if record.get("weights") != weights.path.name:
         return weights
-    weights = replace(weights, entry=record.get("entry"))
+    weights = replace(weights, entry=record.get("entry"), recorded_orientation=record.get("orientation"))
     if record.get("pretext") and weights.pretext in (None, nnssl.UNNAMED):
         given = nnssl.read_pretext({"method": record["pretext"], "transfers": ENCODER_ALONE})
         weights = replace(weights, pretext=given.method, transfers=given.transfers)

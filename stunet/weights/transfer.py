@@ -22,6 +22,7 @@ from stunet.plans.plan import INFLATIONS, TRANSFERS
 from stunet.weights.checkpoints import check_finite
 from stunet.weights.differences import (
     axes_warnings,
+    channel_order,
     contrast_warnings,
     function_warnings,
     input_warnings,
@@ -118,7 +119,8 @@ def decide(
         raise ValueError(f"{len(classes)} names for the {target.classes} rows of the network's heads")
     _check_same_network(target, weights, inflate)
     heads = plan_heads(head, weights, classes, transfer)
-    match = Match(weights, target, heads, target.channels - cascade_channels, stem, transfer, inflate)
+    order = channel_order(weights.channels, channels)
+    match = Match(weights, target, heads, target.channels - cascade_channels, stem, transfer, inflate, order)
     fates = [match.fate(name, drawn) for name, drawn in state.items()]
     loaded = {fate.target: fate.source for fate in fates if fate.target and fate.source}
     left = weights.tensors.keys() - set(loaded.values())
@@ -133,7 +135,7 @@ def decide(
         *function_warnings(weights, arguments),
         *input_warnings(weights, channels, normalization, spacing),
         *axes_warnings(weights, transposition, orientation),
-        *contrast_warnings(weights, normalization, intensities),
+        *contrast_warnings(weights, normalization, intensities, order),
         *heads.warnings,
     )
     report = TransferReport(

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pydicom
 import pytest
 import SimpleITK as sitk
 import torch
@@ -16,7 +17,7 @@ import stunet
 from stunet.cli.features import main
 from stunet.inference.features.model import Model
 from stunet.probing import probe as probing
-from tests.predictor_models import SMALL, make_model, write_image
+from tests.predictor_models import SMALL, make_model, write_dicom, write_image
 
 
 @pytest.fixture
@@ -93,7 +94,13 @@ def test_what_is_done_is_kept_unless_something_changed(place: Path, capsys: pyte
     assert {name for name in after if after[name] != before[name]} == {"p2_V1.safetensors", "p3_V1.safetensors"}
     assert run("-step_size", 1) == 3
     assert "made by another model or with other options" in error(capsys)[0]
+    first = write_image(place / "more/q1_0000.nii.gz", 5, SMALL)
+    for more in ((), ("--overwrite",)):  # the others stay, and are not of the same features
+        assert run("-i", first, "-step_size", 1, *more) == 3
+        assert "p1_V1.safetensors' was made by another model or with other options" in error(capsys)[0]
+    Path("out/probe.csv").write_text("of what is replaced")
     assert run("-step_size", 1, "--overwrite") == 0
+    assert not Path("out/probe.csv").exists()
     Path("out/p3_V1.safetensors").write_bytes(b"nothing")
     assert run("-step_size", 1) == 3
     assert "does not hold features of stunet, or is damaged" in error(capsys)[0]
@@ -123,6 +130,44 @@ def test_a_probe_shows_scores_with_chance_and_says_when_cases_are_few(
     assert [row["features"] for row in rows] == ["stage 0", "stage 1", "stage 2", "all"]
     assert {row["metric"] for row in rows} == {"R2"}
     assert {row["chance"] for row in rows} == {"0.0"}
+
+
+def test_scans_of_a_person_stay_together_if_a_subject_is_given_for_one_of_them(place: Path) -> None:
+    ages = "".join(f"{name},{n}.5,{'X' * (n == 0)}\n" for n, name in enumerate(["p1_V1", "p1_V2", "p2_V1", "p3_V1"]))
+    Path("t.csv").write_text(f"case,age,subject\n{ages}")
+    assert run("--probe", "t.csv") == 3
+    with Path("out/features.csv").open() as file:
+        assert [row["subject"] for row in csv.DictReader(file)] == ["X", "X", "p2", "p3", "p4", "p5"]
+
+
+def test_dicom_says_whose_scans_are(place: Path) -> None:
+    for number, name in enumerate(("a", "b")):
+        for file in write_dicom(place / name):
+            content = pydicom.dcmread(file)
+            content.PatientID, content.SeriesInstanceUID = "P17", f"1.2.{number}"
+            (place / "scans" / name).mkdir(parents=True, exist_ok=True)
+            content.save_as(place / "scans" / name / file.name)
+    assert run("-i", "scans") == 0
+    with Path("out/features.csv").open() as file:
+        subjects = [row["subject"] for row in csv.DictReader(file)]
+    assert len(subjects) == 2
+    assert len({*subjects}) == 1
+
+
+def test_classes_and_points_of_one_name_are_not_probed_together(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (place / "raw/dataset.json").unlink()  # classes are called by their values, and points by their numbers
+    lines, kinds = ["case,x,y,z"], ["case,kind"]
+    for number, name in enumerate(["p1_V1", "p1_V2", "p2_V1", "p3_V1", "p4_V1", "p5_V1"]):
+        image = sitk.ReadImage(f"raw/imagesTr/{name}_0000.nii.gz")
+        lines.append(",".join(map(str, (name, *image.TransformIndexToPhysicalPoint((5, 6, 7))))))
+        kinds.append(f"{name},{'ab'[number % 2]}")
+    Path("points.csv").write_text("\n".join(lines))
+    Path("t.csv").write_text("\n".join(kinds))
+    arguments = ("--labels", "raw/labelsTr", "--points", "points.csv", "--world", "LPS", "--probe", "t.csv")
+    assert run(*arguments) == 3
+    assert "rows called '1' are those of a class and of a point" in error(capsys)[0]
 
 
 def test_points_of_a_table_are_rows_with_targets_of_their_own(place: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -116,6 +116,9 @@ def test_tiff_volumes_keep_the_spacing_that_stands_beside_them(tmp_path: Path) -
     np.testing.assert_array_equal(ours, theirs)
     pipeline = Pipeline(Predictor(open_model(folder)), out)
     assert pipeline.is_done(outcome.case)
+    before = outcome.case.fingerprint()
+    (tmp_path / "in/c.json").write_text(json.dumps({"spacing": [9.5, 1.0, 1.0]}))
+    assert outcome.case.fingerprint() != before  # a result with the other spacing is stale
     (out / "c.json").rename(out / ".part-1-c.json")
     assert not pipeline.is_done(outcome.case)
     pipeline.remove_leftovers([outcome.case])

@@ -100,6 +100,7 @@ def test_weights_that_labels_trained_stay_so_in_a_file_of_nnssl(tmp_path: Path, 
     assert (after.kind, after.pretext, after.transfers) == ("nnssl", None, "all")
     assert (after.classes, after.channels) == (before.classes, before.channels) == (["background", "a", "b"], ["MR0"])
     assert (after.strides, after.spacing) == (before.strides, before.spacing)
+    assert after.mirror_axes == before.mirror_axes is not None
     assert all(torch.equal(value.half(), after.tensors[name]) for name, value in before.tensors.items())
     report = transfer(network(architecture, classes=4, seed=5), after, classes=["background", "b", "c", "a"])
     assert report.coverage == 1

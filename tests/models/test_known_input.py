@@ -66,6 +66,16 @@ def test_images_are_turned_only_to_what_the_weights_know(own: Any, axes: Any, th
     assert found.orientation == (own if turned else None)
 
 
+def test_plans_of_nnunet_know_the_orientation_by_their_reader_or_the_registry() -> None:
+    stock = {"transpose_forward": [0, 1, 2], "image_reader_writer": "NibabelIOWithReorient"}
+    assert known_input(weights(stock, mirror_axes=()), "W", "LPS").orientation == "RAS"
+    stock["image_reader_writer"] = "SimpleITKIO"
+    assert known_input(weights(stock, mirror_axes=()), "W", "LPS").orientation is None
+    theirs = weights(stock, mirror_axes=(), entry="TotalSegmentator-total-part1")
+    assert known_input(theirs, "W", "LPS").orientation == "RAS"
+    assert known_input(theirs, "W", "RAS").orientation is None  # they run so already
+
+
 def test_networks_that_cannot_be_planned_are_refused() -> None:
     for arguments, message in (({"size": None}, "is of no size"), ({"size": "T", "encoders": 2}, "several encoders")):
         state = STUNET.build(1, 2, {"size": "T", "strides": [[1, 1, 1], [2, 2, 2]]}).state_dict()

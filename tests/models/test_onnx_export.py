@@ -8,6 +8,7 @@ import torch
 
 from stunet.architectures.nnunet_unet import NNUNet
 from stunet.errors import DataError, UsageError, WeightsError
+from stunet.files import write_json
 from stunet.models import onnx_export
 from stunet.models.exporting import ONNX, export
 from stunet.networks import STUNet
@@ -48,6 +49,10 @@ def test_onnx_runtime_computes_the_logits_of_a_window(tmp_path: Path, architectu
     assert content["plans"]["configurations"]["3d_fullres"]["patch_size"] == [16, 16, 16]
     with pytest.raises(DataError, match="exists already"):
         export(folder, tmp_path / "x.onnx", form=ONNX)
+    assert notes[0].endswith("before the softmax")
+    regions = content["dataset"] | {"labels": {"background": 0, "a": [1, 2], "b": 2, "c": 3}}
+    write_json(folder / "dataset.json", regions | {"regions_class_order": [1, 2, 3]})
+    assert export(folder, tmp_path / "y.onnx", form=ONNX)[0].endswith("before the sigmoid of each region")
 
 
 def test_a_file_that_computes_something_else_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -89,6 +89,7 @@ def test_a_task_of_totalsegmentator_is_recognised_and_runs(tmp_path: Path, how: 
     assert model.name == "TotalSegmentator-total-part3"
     read = read_weights(model.path)
     assert (read.network.architecture, read.spacing, read.mirror_axes) == (PLAIN_UNET, [1.5] * 3, ())
+    assert read.orientation == "RAS"  # which their plans do not say
     assert tuple(read.classes or ()) == registry.find(model.name).classes
     assert check(model.path)[-1].endswith("they fit the plans")
     predictor = Predictor(open_model(model.path), Options())

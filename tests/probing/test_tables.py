@@ -25,6 +25,14 @@ def test_targets_are_classes_or_numbers_by_their_values(tmp_path: Path) -> None:
     assert [target.name for target in read_targets(path, ["Grade"], REGRESSION)] == ["grade"]
 
 
+def test_a_value_that_is_missing_is_no_class(tmp_path: Path) -> None:
+    path = written(tmp_path / "t.csv", "case,subject,grade,age\na,NA,1,nan\nb,p,NA,3.5\nc,p,0,\n")
+    grade, age = read_targets(path)
+    assert grade.values == {("a", ""): "1", ("c", ""): "0"}
+    assert (age.task, age.values) == (REGRESSION, {("b", ""): 3.5})
+    assert grade.subjects == {"b": "p", "c": "p"}
+
+
 def test_what_is_wrong_with_a_table_is_named(tmp_path: Path) -> None:
     for text, message in (
         ("", "no column 'case'"),

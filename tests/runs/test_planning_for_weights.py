@@ -17,9 +17,11 @@ from stunet.architectures.resenc import RESENC
 from stunet.architectures.stunet import STUNET
 from stunet.errors import StunetError, UsageError, WeightsError
 from stunet.files import read_json
+from stunet.inference.features.model import Model
 from stunet.plans.files import read_plan
 from stunet.preprocessing.checks import repair_commands
 from stunet.weights.nnssl import ADAPTATION
+from stunet.workspace import raw_dataset
 from tests.loops import for_each
 from tests.nnunet_networks import arguments, network
 from tests.stock_plans import stock_plans
@@ -176,6 +178,32 @@ def test_the_order_of_axes_is_that_of_the_weights_and_shapes_follow(pre: Path, t
     np.testing.assert_allclose(np.array(planned.median_shape) * planned.spacing, edges, atol=3)
     assert plan.mirror_axes == [1, 2]
     assert planned.patch_size != [7, 7, 7]  # which the strides do not divide
+
+
+@for_each(
+    ("order", "orientation", "reader", "turned"),
+    [
+        ((1, 2, 0), "PIR", "SimpleITKIO", "PIR"),
+        ((1, 0, 2), None, "NibabelIOWithReorient", "RAS"),  # as that reader turns them
+    ],
+)
+def test_preprocessed_images_are_what_the_weights_own_plan_makes_of_them(
+    pre: Path, tmp_path: Path, order: Sequence[int], orientation: str | None, reader: str, turned: str
+) -> None:
+    path = write_checkpoint(tmp_path / "a.pth", pre.name, order=order, spacing=[1.5, 2.5, 2.0])
+    content = torch.load(path, weights_only=False)
+    content["inference_allowed_mirroring_axes"] = None  # none: they know only one direction of each axis
+    content["init_args"]["plans"]["image_reader_writer"] = reader
+    if orientation:
+        content["init_args"]["plans"]["stunet"] = {"orientation": orientation}
+    torch.save(content, path)
+    plan = planned_for(path, configurations=[NAME], no_pp=False)[0].plan
+    assert plan.orientation == turned
+    assert plan.mirror_axes == [0, 1]
+    found = blosc2.open(str(pre / plan.configuration(NAME).data_identifier / "phantom_000.b2nd"))[:]
+    prepare = Model(path)._preparation
+    raw = prepare.load(raw_dataset(pre.name) / "imagesTr/phantom_000_0000.nii.gz")
+    np.testing.assert_array_equal(found, prepare.preprocess(raw).image_CDHW.numpy())
 
 
 def test_what_nnssl_pretrained_is_planned_by_its_adaptation_plan(pre: Path, tmp_path: Path) -> None:

@@ -237,10 +237,23 @@ def test_nothing_of_a_cascade_gets_into_a_network_without_one_nor_into_another_c
 
 def test_channels_of_another_name_are_warned_of() -> None:
     weights = weights_of(network(channels=2), NAMES[:3], ["T1", "FLAIR"])
-    report = transfer(network(channels=2), weights, classes=NAMES[:3], channels=["flair", "T1"])
+    report = transfer(network(channels=2), weights, classes=NAMES[:3], channels=["flair", "T2"])
     assert len(report.warnings) == 1
-    assert "T1, FLAIR" in report.warnings[0]
-    assert "flair, T1" in report.warnings[0]
+    assert "are T1, FLAIR, the dataset's flair, T2: they are taken in this order" in report.warnings[0]
+
+
+def test_channels_take_the_weights_of_their_names_in_whatever_order() -> None:
+    source, target = network(channels=3, seed=1).eval(), network(channels=3, seed=2).eval()
+    weights = weights_of(source, NAMES[:3], ["CT", "PET", "T1"])
+    assert weights.plan
+    plan = weights.plan.with_configuration("c", normalization_schemes=["CTNormalization", "A", "B"])
+    weights = replace(weights, plan=plan)
+    schemes = ["B", "CTNormalization", "A"]
+    report = transfer(target, weights, classes=NAMES[:3], channels=["t1", "CT", "PET"], normalization=schemes)
+    assert [text.rpartition(": ")[2] for text in report.warnings] == ["each takes the weights of its name"]
+    image = torch.randn(1, 3, 16, 16, 16)
+    with torch.inference_mode():
+        torch.testing.assert_close(target(image[:, [2, 0, 1]]), source(image))
 
 
 # Heads

@@ -211,8 +211,8 @@ class Local(Pretext):
     The encoder stays as it is, which should be that of Global. Positives are the same region of the same image;
     negatives are its other regions. Only the decoder's first levels are trained. Augmentations that leave intensities
     alone make both images equal; regions still have to differ from each other. The measure is how often the region is
-    the most similar of all cells of the other image. Changes of brightness and contrast alone, as in the paper, are
-    taken away by the network's norms, so that one that was never trained found 95 % of the regions.
+    the most similar of all cells of the other image. All ways of changing intensities are used: with brightness and
+    contrast alone, as in the paper, the loss before the first step is half as high on hippocampi, and the measure 1.
     """
 
     trains = DECODER

@@ -125,7 +125,7 @@ class Labelled:
         found = np.zeros(SLOTS, np.int64)
         for plane in labels_DHW:
             found += np.bincount(plane.reshape(-1), minlength=SLOTS)
-        voxels = {name: int(found[[v for v in own if v < SLOTS]].sum()) for name, own in values.items()}
+        voxels = {name: int(found[[v for v in {*own} if v < SLOTS]].sum()) for name, own in values.items()}
         self.voxels = {name: count for name, count in voxels.items() if count}
         self._tables = []
         for name in self.voxels:

@@ -20,7 +20,7 @@ from torch import Tensor
 from stunet.architectures.base import ENCODER, HEADS
 from stunet.errors import DataError, OutOfMemoryError, UsageError, is_out_of_memory, last_line
 from stunet.files import sha256_of, sha256_of_json
-from stunet.images import Reader
+from stunet.images import Reader, file_reader
 from stunet.inference.cases import InputCase, find_cases
 from stunet.inference.engine.optimized import ReadyNetwork
 from stunet.inference.engine.pooling import Labelled, Points, Pool, Whole, pool
@@ -30,7 +30,7 @@ from stunet.inference.features.regions import WORLDS, NetworkGrid, as_labels, to
 from stunet.inference.preparation import NetworkInput, Preparation
 from stunet.inference.reading import InputImage, read_labels
 from stunet.nifti_header import header_has_orientation
-from stunet.orientation import way_back
+from stunet.orientation import orientation_of, way_back
 from stunet.preprocessing.dataset import settings_of
 from stunet.workspace import FINAL
 
@@ -317,7 +317,9 @@ class Model:
     def _labels(self, labels: Any, raw: InputImage) -> np.ndarray:
         """Return labels (D, H, W) with the axes of the image in the model's orientation."""
         if isinstance(labels, str | Path):
-            reader = Reader(self.model.plan.reader, self.orientation)
+            kind = self.model.plan.reader
+            # An array without an affine was not turned, and its labels have the same axes.
+            reader = Reader(kind, self.orientation) if orientation_of(raw.properties) else file_reader(kind)
             hint = "resample the label map onto the image's grid with nearest neighbours, or give that of this image"
             return as_labels(read_labels(raw, Path(labels), reader, "the labels", hint)[0], repr(str(labels)))
         if not isinstance(labels, np.ndarray | Tensor):

@@ -58,7 +58,7 @@ def test_with_one_window_it_is_the_mean_over_the_dense_maps() -> None:
     image, labels = torch.randn(1, *shape), labels_of(shape)
     with torch.inference_mode():
         dense = ready.features(image[None])
-    classes = {"one": [1], "two or three": [2, 3], "none": [9]}
+    classes = {"one": [1, 1], "two or three": [2, 3], "none": [9]}
     at = np.array([[0, 0, 0], [7, 15, 3], [3, 4, 11]])
     whole, labelled, points = Whole(shape), Labelled(labels, own_grid(shape), classes), Points(at)
     pool(SlidingWindow(ready, shape, 0), image, [whole, labelled, points])

@@ -96,6 +96,21 @@ def test_labels_lie_where_the_image_does_however_it_is_turned_and_resampled(
     np.testing.assert_allclose(array[0][0, 0], (80 * one + 240 * two) / 320, rtol=1e-5)
 
 
+def test_an_array_that_nothing_turns_has_labels_with_its_own_axes(tmp_path: Path) -> None:
+    folder = make_model(tmp_path / "T__P__3d_fullres")
+    array = sitk.GetArrayFromImage(sitk.ReadImage(str(write_image(tmp_path / "a.nii.gz"))))
+    labels = np.zeros(SHAPE, np.uint8)
+    labels[5:9, 3:7, 10:15] = 1
+    image = sitk.GetImageFromArray(labels)  # whose axes run LPS
+    image.SetSpacing(SPACING[::-1])
+    sitk.WriteImage(image, str(tmp_path / "labels.nii.gz"))
+    turning = Model(folder, precision="fp32", orientation="RAS")
+    expected = turning.features(array, labels=labels, spacing=SPACING)
+    found = turning.features(array, labels=tmp_path / "labels.nii.gz", spacing=SPACING)
+    for stage, values in expected.items():
+        torch.testing.assert_close(found[stage], values)
+
+
 @for_each("architecture", BOTH)
 def test_every_architecture_gives_features_without_a_decoder(architecture: Architecture, tmp_path: Path) -> None:
     folder = make_model(tmp_path / "T__P__3d_fullres")
@@ -179,7 +194,9 @@ def test_a_cascades_second_stage_is_refused(tmp_path: Path) -> None:
 def test_bad_input_is_named(model: Model, tmp_path: Path) -> None:
     path = write_image(tmp_path / "a.nii.gz")
     other = write_image(tmp_path / "b.nii.gz", shape=(9, 9, 9))
+    several = write_image(tmp_path / "c.nii.gz", values=np.ones((2, *SHAPE), np.float32))
     wrong = [
+        (DataError, "have 2 channels instead of one value per voxel", {"labels": several}),
         (DataError, "do not lie where the image", {"labels": other}),
         (DataError, "labels of shape", {"labels": np.zeros((2, 2, 2))}),
         (DataError, "no whole numbers", {"labels": np.full(SHAPE, 0.5)}),
