@@ -98,8 +98,10 @@ def points() -> dict[str, Any]:
     return found
 
 
-def make_candidate(folder: Path, seed: int, description: dict[str, Any], shape: Sequence[int], spacing: float) -> str:
-    """Writes a model folder with an STU-Net S of random weights, whose window has this shape; returns its path."""
+def make_candidate(
+    folder: Path, seed: int, description: dict[str, Any], shape: Sequence[int], spacing: float, size: str = "S"
+) -> str:
+    """Writes a model folder with an STU-Net of random weights, whose window has this shape; returns its path."""
     import torch
 
     from stunet.files import write_json
@@ -109,14 +111,14 @@ def make_candidate(folder: Path, seed: int, description: dict[str, Any], shape: 
 
     strides = [[1] * 3, *([2 if n >= 8 * 2**stage else 1 for n in shape] for stage in range(5))]
     plan = make_plan(
-        "Dataset001_Random", "3d_fullres", "S", strides=strides, spacing=[spacing] * 3, patch_size=list(shape),
+        "Dataset001_Random", "3d_fullres", size, strides=strides, spacing=[spacing] * 3, patch_size=list(shape),
         median_shape=list(shape), normalization=["ZScoreNormalization"], mirror_axes=(),
     ).to_json()  # fmt: skip
     (folder / "fold_0").mkdir(parents=True)
     write_json(folder / "plans.json", plan)
     write_json(folder / "dataset.json", description)
     torch.manual_seed(seed)
-    network = STUNet(1, len(description["labels"]), "S", strides)
+    network = STUNet(1, len(description["labels"]), size, strides)
     network.apply(network.initialize)
     content = {
         "network_weights": network.state_dict(),

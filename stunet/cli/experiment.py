@@ -45,6 +45,15 @@ EXAMPLE = """example: a FILE.toml
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
+    return common.run(_new_parser(), _command, argv)
+
+
+def compare(words: Sequence[str]) -> None:
+    """Do what the command does with these arguments, as a part of another one."""
+    _command(_new_parser().parse_args(words))
+
+
+def _new_parser() -> argparse.ArgumentParser:
     parser = common.new_parser(
         "stunet_experiment",
         "Trains every combination of weights, strategies, numbers of labelled cases and seeds that a TOML file names,\n"
@@ -59,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("-j", type=int, default=1, metavar="N", help="arms at a time (default 1)")
     parser.add_argument("-device", choices=["cuda", "cpu", "mps"], help="as of stunet_train")
     parser.add_argument("--json", action="store_true", help="the summary as JSON instead of a table")
-    return common.run(parser, _command, argv)
+    return parser
 
 
 def _command(args: argparse.Namespace) -> None:

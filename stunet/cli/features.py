@@ -98,3 +98,7 @@ def _new_parser() -> argparse.ArgumentParser:
     add("--disable_progress_bar", action="store_true", help="show no progress")
     common.add_licence_flag(parser)
     return parser
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

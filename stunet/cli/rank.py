@@ -62,7 +62,8 @@ def _command(args: argparse.Namespace) -> int:
     file = write_finetuning(result, args.finetune, args.f or 0, args.c, args.p, chosen)
     console.note(f"fine-tune: stunet_experiment {file}")
     words = [str(file), "-j", str(args.j or 1), *(["-device", args.device] if args.device else [])]
-    return experiment.main([*words, *(["--json"] if args.json else [])]) or code
+    experiment.compare([*words, *(["--json"] if args.json else [])])
+    return code
 
 
 class _Shown(Shown):
