@@ -54,7 +54,10 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Result:
-    """A candidate's score: with all cases, and in draws of them; `low` and `high` bound 95 % of these."""
+    """A candidate's score: with all cases, and in draws of them; `low` and `high` bound 95 % of these.
+
+    Where cases are too few for draws, there are none, and bounds and `p_best` are NaN.
+    """
 
     score: float
     low: float
@@ -198,9 +201,10 @@ def _scores(found: Mapping[str, Result | str]) -> dict[str, Any]:
         if isinstance(result, str)
         else {
             "score": result.score,
-            "low": result.low,
-            "high": result.high,
-            "p_best": result.p_best,
+            **{
+                key: None if math.isnan(value) else value
+                for key, value in (("low", result.low), ("high", result.high), ("p_best", result.p_best))
+            },
             "draws": result.draws.tolist(),
         }
         for name, result in found.items()

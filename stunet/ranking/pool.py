@@ -15,7 +15,7 @@ from stunet.ranking.scores.base import Array, Counts, Prepared, Score, everyone
 
 DRAWS = 500
 LEVEL = 0.95  # as of judgements and experiments
-WORTH = 0.5  # of the draws have to be defined
+WORTH = 0.5  # of the draws have to be defined, else intervals would be of chosen cases
 
 
 @dataclass(frozen=True)
@@ -24,19 +24,23 @@ class Pooled:
 
     Attributes:
         scores: (M,) with all cases.
-        draws: (M, B) in the draws in which the score is defined for all candidates.
+        draws: (M, B) in the draws in which the score is defined for all candidates; none if it is so for few of them.
     """
 
     scores: Array
     draws: Array
 
     def intervals(self, level: float = LEVEL) -> Array:
-        """Return the limits (M, 2) between which `level` of the draws are."""
+        """Return the limits (M, 2) between which `level` of the draws are; NaN without draws."""
+        if not self.draws.size:
+            return np.full((len(self.scores), 2), np.nan)
         tail = (1 - level) / 2
         return np.quantile(self.draws, [tail, 1 - tail], axis=1).T
 
     def chance_of_best(self) -> Array:
-        """Return the share of draws (M,) in which each candidate is the best; equal ones share a draw."""
+        """Return the share of draws (M,) in which each candidate is the best; equal ones share a draw. NaN without."""
+        if not self.draws.size:
+            return np.full(len(self.scores), np.nan)
         best = self.draws == self.draws.max(0)
         return np.asarray((best / best.sum(0)).mean(1))
 
@@ -50,8 +54,7 @@ def score_pool(score: Score, pool: Sequence[Prepared], counts: Counts | None = N
     """Score candidates that were prepared by `score.prepare`, with all cases and in draws of them.
 
     Raises:
-        DataError: Candidates have other cases or were read at other parts of the network, the score is not defined, or
-            not for half of the draws.
+        DataError: Candidates have other cases or were read at other parts of the network, or the score is not defined.
     """
     if len({prepared.cases for prepared in pool}) > 1:
         raise DataError(f"{score.name}: candidates have features of other cases", "Sample.only() the common ones")
@@ -64,5 +67,5 @@ def score_pool(score: Score, pool: Sequence[Prepared], counts: Counts | None = N
     draws = score.scores(list(pool), counts)
     draws = draws[:, np.isfinite(draws).all(0)]
     if draws.shape[1] < WORTH * len(counts):
-        raise DataError(f"{score.name}: too few cases for a bootstrap", "more cases, or scores without intervals")
+        draws = draws[:, :0]
     return Pooled(scores, draws)

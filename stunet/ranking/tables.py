@@ -25,7 +25,7 @@ def table(outcome: Outcome) -> tuple[list[str], list[list[str]]]:
     for number, name in enumerate([*ranked, *(name for name in outcome.candidates if name not in ranked)], start=1):
         candidate, found = outcome.candidates[name], outcome.scores[outcome.first].get(name)
         if isinstance(found, Result):
-            first = [str(number), name, _number(found.score), _interval(found), f"{found.p_best:.2f}"]
+            first = [str(number), name, _number(found.score), _interval(found), _share(found.p_best)]
         else:
             first = ["-", name, "-", "-", "-"]
         others = [outcome.scores[score].get(name) for score in more]
@@ -56,6 +56,10 @@ def _number(value: float) -> str:
     return f"{value:.4g}"
 
 
+def _share(value: float) -> str:
+    return f"{value:.2f}" if isfinite(value) else "-"
+
+
 def _interval(result: Result) -> str:
     return f"{_number(result.low)} to {_number(result.high)}" if isfinite(result.low) else "-"
 
@@ -70,7 +74,8 @@ def write(outcome: Outcome, folder: Path) -> list[Path]:
         for score, results in outcome.scores.items():
             for name, found in results.items():
                 if isinstance(found, Result):
-                    lines.append([score, name, found.score, found.low, found.high, found.p_best, ""])
+                    bounds = [value if isfinite(value) else "" for value in (found.low, found.high, found.p_best)]
+                    lines.append([score, name, found.score, *bounds, ""])
                 else:
                     lines.append([score, name, "", "", "", "", found])
         csv.writer(file).writerows(map(csv_cells, lines))

@@ -129,6 +129,14 @@ def test_a_further_candidate_or_case_costs_only_itself_and_what_is_damaged_is_re
     assert not list(Path("out/bank/.prepared").glob("*"))
 
 
+def test_two_cases_give_scores_without_intervals(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("--models", "one", "two", "--cases", 2) == 0
+    assert "one and two cannot be told apart" in capsys.readouterr().out.replace("two and one", "one and two")
+    found = json.loads(Path("out/rank.json").read_text(), parse_constant=pytest.fail)
+    assert found["targets"][DATASET]["scores"]["ccfv"]["one"]["low"] is None
+    assert read_scores(Path("out")).targets[DATASET]["ccfv"]["one"].draws == ()
+
+
 def test_candidates_are_compared_at_the_part_that_all_have(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("--models", "one", "encoder", "--scores", "ccfv", "leep") == 0
     captured = capsys.readouterr()

@@ -61,7 +61,10 @@ def test_candidates_of_other_cases_or_other_parts_are_not_compared() -> None:
             score_pool(score, [score.prepare(sample), score.prepare(other)])
 
 
-def test_too_few_cases_for_a_bootstrap_are_an_error() -> None:
+def test_with_too_few_cases_for_a_bootstrap_there_are_scores_without_intervals() -> None:
     score, sample = SCORES["ccfv"], random_sample(cases=2)
-    with pytest.raises(DataError, match="bootstrap"):
-        score_pool(score, [score.prepare(sample)], np.array([[2.0, 0], [0, 2], [2, 0], [1, 1]]))
+    found = score_pool(score, [score.prepare(sample)], np.array([[2.0, 0], [0, 2], [2, 0], [1, 1]]))
+    assert np.isfinite(found.scores).all()
+    assert found.draws.shape == (1, 0)
+    assert np.isnan(found.intervals()).all()
+    assert np.isnan(found.chance_of_best()).all()
