@@ -68,9 +68,9 @@ class Preparation:
         """Return any kind of image as the model takes it; see inputs.load()."""
         return load(image, self.model, self.orientation, spacing, affine, series)
 
-    def read(self, case: InputCase) -> InputImage:
+    def read(self, case: InputCase, kind: str | None = None) -> InputImage:
         """Read a case; see reading.read()."""
-        return read(case, self.model, self.orientation)
+        return read(case, self.model, self.orientation, kind)
 
     def preprocess(self, raw: InputImage) -> NetworkInput:
         """Preprocess a case; its array may be overwritten.

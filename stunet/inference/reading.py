@@ -58,13 +58,14 @@ class InputImage(NamedTuple):
         return way_back(self.properties)(self.image_CDHW)
 
 
-def read(case: InputCase, model: ModelFolder, orientation: str | None) -> InputImage:
+def read(case: InputCase, model: ModelFolder, orientation: str | None, kind: str | None = None) -> InputImage:
     """Read a case whose files are images, or a DICOM folder.
 
     Args:
         case: The case with its files.
-        model: The model whose channels are expected, and whose reader is used.
+        model: The model whose channels are expected.
         orientation: The model's; None: images are not turned.
+        kind: nnU-Net's reader; None: the model's.
 
     Raises:
         DataError: A file cannot be read, or is not a finite image with the model's channels.
@@ -72,7 +73,7 @@ def read(case: InputCase, model: ModelFolder, orientation: str | None) -> InputI
     if case.error:
         raise case.error
     files, channels = ", ".join(str(file) for file in case.files), model.channels
-    kind = model.plan.reader
+    kind = kind or model.plan.reader
     reader = Reader(kind, orientation)
     if case.is_dicom:
         from stunet.datasets.dicom import read_series
@@ -87,7 +88,7 @@ def read(case: InputCase, model: ModelFolder, orientation: str | None) -> InputI
             check_nifti(file)
             if odd := oddities(file, by_itk=kind.startswith("SimpleITK")):
                 log.warning("%s", odd)
-        if model.has_spacing_files:
+        if kind == tiff.READER:
             tiff.read_spacing(case.files[0], is_image=True)
         _check_channels_lie_alike(case.files, kind)
         if (found := sum(map(count_volumes, case.files))) > len(case.files):

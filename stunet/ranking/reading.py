@@ -25,6 +25,7 @@ from stunet.inference.engine.pooling import Interpolated
 from stunet.inference.failures import reason
 from stunet.inference.features.model import Model
 from stunet.inference.reading import UNREADABLE
+from stunet.orientation import REORIENTS
 from stunet.ranking.bank import ENDING, Bank, read_arrays, write_arrays
 from stunet.ranking.grid import to_grid
 from stunet.ranking.points import DrawnPoints
@@ -36,10 +37,15 @@ LOCK = ".lock"
 
 @dataclass(frozen=True)
 class Place:
-    """A case with its points."""
+    """A case with its points, and the dataset's reader.
+
+    Candidates get the image from that reader as well: readers differ in where a NIfTI image lies whose qform is not its
+    sform, and in the spacing of a TIFF.
+    """
 
     case: RawCase
     drawn: DrawnPoints
+    kind: str
 
     @property
     def input(self) -> InputCase:
@@ -66,7 +72,7 @@ class Prepared:
         """
         path = self._folder / model.preprocessing[:16] / f"{place.case.name}{ENDING}"
         if (found := read_arrays(path, {})) is None:
-            image, properties = model.prepare(place.input)
+            image, properties = model.prepare(place.input, place.kind.removesuffix(REORIENTS))
             at = to_grid(place.drawn.world, properties, model.transpose, image.shape[1:])
             if ((at < -0.51) | (at > np.array(image.shape[1:]) - 0.49)).any():
                 what = f"points of {place.case.name!r} lie outside of what its plan preprocesses"
@@ -137,7 +143,8 @@ def read_candidate(
 def made_of(model: Model, place: Place) -> dict[str, Any]:
     """Return what determines the features of a case."""
     points = hashlib.sha256(place.drawn.world.tobytes() + place.drawn.labels.tobytes()).hexdigest()
-    return {"by": model.made_by, "image": place.input.fingerprint(), "points": points}
+    other = {} if place.kind == model.model.plan.reader else {"reader": place.kind}
+    return {"by": model.made_by, "image": place.input.fingerprint(), "points": points, **other}
 
 
 def _read(

@@ -248,7 +248,7 @@ def _places(
             return set(points[case.name].labels.tolist()) - {0}
 
         chosen = cover(order, request.cases, range(1, len(target.classes)), classes_in)
-    places = [Place(case, points[case.name]) for case in chosen if case.name in points]
+    places = [Place(case, points[case.name], target.kind) for case in chosen if case.name in points]
     limits = check_classes({place.case.name: place.drawn for place in places}, target.classes)
     for limit in limits:
         listener.warn(limit)

@@ -61,7 +61,7 @@ def test_what_is_read_at_a_point_is_the_image_there(way: str, tmp_path: Path, mo
     case, intensity = write(tmp_path, *WAYS[way])
     bank = Bank(tmp_path / "bank")
     drawn = Target("SimpleITKIO", DESCRIPTION, number=60).draw(case, bank)
-    place = Place(case, drawn)
+    place = Place(case, drawn, "SimpleITKIO")
     for forward in ((0, 1, 2), (2, 0, 1)):
         folder = make_model(tmp_path / f"{forward[0]}" / "T__P__3d_fullres", forward=forward)
         model = blind(Model(folder, precision="fp32", orientation="LPS"), monkeypatch)
@@ -80,7 +80,7 @@ def test_what_is_read_at_a_point_is_the_image_there(way: str, tmp_path: Path, mo
 def test_a_candidate_that_another_process_reads_is_waited_for(tmp_path: Path) -> None:
     case, _ = write(tmp_path, *WAYS["turned"])
     bank = Bank(tmp_path / "bank")
-    place = Place(case, Target("SimpleITKIO", DESCRIPTION, number=20).draw(case, bank))
+    place = Place(case, Target("SimpleITKIO", DESCRIPTION, number=20).draw(case, bank), "SimpleITKIO")
     model = Model(make_model(tmp_path / "m" / "T__P__3d_fullres"), precision="fp32", orientation="LPS")
     said: list[str] = []
     with prepared_images(bank, False) as prepared:
@@ -109,3 +109,24 @@ def test_images_of_processes_that_were_killed_are_removed_and_those_of_others_ar
         assert alive.exists()
         assert len(list((tmp_path / ".prepared").iterdir())) == 2
     assert not list((tmp_path / ".prepared").glob("[!a]*"))
+
+
+def test_candidates_with_other_readers_see_the_same_anatomy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """ITK takes the qform, nibabel the sform, and these are mirror images of each other."""
+    labels = np.zeros((20, 17, 14), np.uint8)
+    labels[3:9, 4:11, 5:10] = 1
+    paths = tmp_path / "c_0000.nii.gz", tmp_path / "c.nii.gz"
+    for array, path in zip((labels + 1.0, labels), paths, strict=True):
+        image = nibabel.Nifti1Image(array, np.diag([1.5, 1.5, 1.5, 1]))
+        image.set_qform(np.array([[-1.5, 0, 0, 28.5], [0, 1.5, 0, 0], [0, 0, 1.5, 0], [0, 0, 0, 1]]), 1)
+        image.header["sform_code"] = 2
+        nibabel.save(image, path)
+    case, bank = RawCase("c", (paths[0],), paths[1]), Bank(tmp_path / "bank")
+    place = Place(case, Target("SimpleITKIO", DESCRIPTION, number=60).draw(case, bank), "SimpleITKIO")
+    for reader in ("SimpleITKIO", "NibabelIO", "NibabelIOWithReorient", "Tiff3DIO"):
+        folder = make_model(tmp_path / reader / "T__P__3d_fullres", reader=reader)
+        model = blind(Model(folder, precision="fp32"), monkeypatch)
+        with prepared_images(bank, True) as prepared:
+            found = read_candidate(model, reader, [place], bank, prepared, lambda text: None)
+        sample = load_sample(found, {"c": made_of(model, place)}, [place], Facts())
+        np.testing.assert_allclose(sample.layers[0].features["c"][:, 0], place.drawn.labels + 1, atol=1e-3)

@@ -273,13 +273,17 @@ class Model:
             raise UsageError(f"{self.name} has no stage {unknown[0]}: it has 0 to {known[-1]}", "--stages 0 1 2")
         return known if stages is None else sorted({*stages})
 
-    def prepare(self, case: InputCase) -> NetworkInput:
+    def prepare(self, case: InputCase, kind: str | None = None) -> NetworkInput:
         """Return a case as the network takes it.
+
+        Args:
+            case: With its files.
+            kind: nnU-Net's reader of these, which turns nothing itself; None: the model's.
 
         Raises:
             DataError: The images cannot be read, or not be preprocessed.
         """
-        return self._preparation.preprocess(self._preparation.read(case))
+        return self._preparation.preprocess(self._preparation.read(case, kind))
 
     def pooled(
         self,
