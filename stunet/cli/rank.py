@@ -1,6 +1,7 @@
 """stunet_rank: which pre-trained model to fine-tune. runs/ranking.py ranks; rank_evaluate.py judges a ranking."""
 
 import argparse
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,7 +10,7 @@ from stunet import console
 from stunet.cli import common, experiment, rank_evaluate
 from stunet.cli.shown import Shown
 from stunet.errors import DataError, UsageError
-from stunet.experiment.ranked import write_finetuning
+from stunet.experiment.ranked import check_finetuning, write_finetuning
 from stunet.plans import settings
 from stunet.runs.ranking import ALL_INSTALLED, LAYERS, RankingRequest, RankingResult, rank
 
@@ -54,29 +55,29 @@ def _command(args: argparse.Namespace) -> int:
     )
     if args.finetune is None and (args.set or args.c or args.p or args.j):
         raise UsageError("--set, -c, -p and -j are for --finetune", "--finetune 3")
-    chosen = settings.parse(args.set)
-    result = rank(request, _Shown(not args.disable_progress_bar, args.json))
-    code = DataError.exit_code if result.errors else 0
-    if args.finetune is None:
-        return code
-    file = write_finetuning(result, args.finetune, args.f or 0, args.c, args.p, chosen)
-    console.note(f"fine-tune: stunet_experiment {file}")
-    words = [str(file), "-j", str(args.j or 1), *(["-device", args.device] if args.device else [])]
-    experiment.compare([*words, *(["--json"] if args.json else [])])
-    return code
+    chosen, shown = settings.parse(args.set), _Shown(not args.disable_progress_bar, args.json, args.finetune is None)
+    configuration = check_finetuning(args.d, args.f, args.c, args.p, chosen, shown) if args.finetune is not None else ""
+    result = rank(request, shown)
+    if args.finetune:
+        file = write_finetuning(result, args.finetune, configuration, args.p, chosen)
+        console.note(f"fine-tune: stunet_experiment {shlex.quote(str(file))}")
+        words = [str(file), "-j", str(args.j or 1), *(["-device", args.device] if args.device else [])]
+        experiment.compare([*words, *(["--json"] if args.json else [])])
+    return DataError.exit_code if result.errors else 0
 
 
 class _Shown(Shown):
-    """Shows a ranking, or prints it as JSON."""
+    """Shows a ranking; as JSON if it is the last that the command shows, since stdout takes one document."""
 
-    def __init__(self, progress: bool, as_json: bool) -> None:
+    def __init__(self, progress: bool, as_json: bool, last: bool) -> None:
         super().__init__(progress)
-        self._json = as_json
+        self._json, self._last = as_json, last
 
     def ranked(self, result: RankingResult) -> None:
-        if self._json:
-            return console.result_json(result.outcome.to_json())
-        super().ranked(result)
+        if not self._json:
+            super().ranked(result)
+        elif self._last:
+            console.result_json(result.outcome.to_json())
 
 
 def _new_parser() -> argparse.ArgumentParser:
@@ -103,10 +104,10 @@ def _new_parser() -> argparse.ArgumentParser:
     add("--threads", type=common.positive, metavar="N", help="threads on the CPU (default: one per physical core)")
     add("--finetune", type=common.positive, metavar="N", help="then fine-tune the best N, train from scratch, compare")
     add("--set", nargs="+", default=[], metavar="KEY=VALUE", help="of --finetune: as of stunet_train")
-    add("-c", metavar="CONFIGURATION", help="of --finetune (default: 3d_fullres)")
+    add("-c", metavar="CONFIGURATION", help="of --finetune (default: 3d_fullres, of 2D images 2d)")
     add("-p", metavar="PLANS", help="of --finetune (default: those of the dataset)")
     add("-j", type=common.positive, metavar="N", help="of --finetune: trainings at a time (default: 1)")
-    add("--json", action="store_true", help="the ranking as JSON in place of the table")
+    add("--json", action="store_true", help="the ranking, with --finetune the comparison, as JSON")
     add("--disable_progress_bar", action="store_true", help="show no progress")
     common.add_licence_flag(parser)
     return parser

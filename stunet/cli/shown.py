@@ -113,7 +113,8 @@ class Shown(Listener):
         console.table(*tables.table(outcome), f"{outcome.target}: {count}{where}; higher is better")
         console.result(outcome.verdict())
         number = workspace.dataset_number(result.dataset)
-        console.result(f"next: stunet_train {number} 3d_fullres 0 --pretrained {shlex.quote(result.best)}")
+        where = f"{number} {result.configuration} {result.fold}"
+        console.result(f"next: stunet_train {where} --pretrained {shlex.quote(result.best)}")
         for path in result.files:
             console.note(f"wrote {path}")
 

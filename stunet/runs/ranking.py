@@ -85,6 +85,8 @@ class RankingResult:
         files: The first three.
         outcome: What was found.
         errors: The errors of candidates that could not be read, by name.
+        configuration: That would be fine-tuned: 3d_fullres, or 2d of images of one slice.
+        fold: That would be, whose validation cases were not looked at if it was asked for.
     """
 
     dataset: str
@@ -92,6 +94,8 @@ class RankingResult:
     files: Sequence[Path]
     outcome: "Outcome"
     errors: Mapping[str, StunetError]
+    configuration: str = "3d_fullres"
+    fold: int = 0
 
     @property
     def best(self) -> str:
@@ -144,8 +148,15 @@ def rank(request: RankingRequest, listener: Listener | None = None) -> RankingRe
         raise DataError(f"no candidate has the score {outcome.first}: {_reason(outcome)}", "another score, or models")
     from stunet.ranking import tables
 
+    flat = all((place.drawn.voxels[:, 0] == 0).all() for place in places)
     result = RankingResult(
-        dataset=dataset, folder=folder, files=tables.write(outcome, folder), outcome=outcome, errors=errors
+        dataset=dataset,
+        folder=folder,
+        files=tables.write(outcome, folder),
+        outcome=outcome,
+        errors=errors,
+        configuration="2d" if flat else "3d_fullres",
+        fold=request.fold or 0,
     )
     listener.ranked(result)
     return result
