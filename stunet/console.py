@@ -233,9 +233,10 @@ def _new_bar(last_column: str) -> Any:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    console = Console(stderr=True)
-    _bars.append(Progress(*columns, TextColumn(last_column), console=console, transient=True, redirect_stdout=False))
+    # No markup: names may have brackets.
+    columns = TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    last, console = TextColumn(last_column, markup=False), Console(stderr=True)
+    _bars.append(Progress(*columns, last, console=console, transient=True, redirect_stdout=False))
     return _bars[-1]
 
 

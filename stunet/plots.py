@@ -22,6 +22,7 @@ def plotted(path: Path, width: float, height: float) -> "Iterator[Figure]":
 
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
+        matplotlib.rcParams["text.parse_math"] = False  # names may have dollars
         figure = Figure(figsize=(width, height), layout="constrained")
         FigureCanvasAgg(figure)
         yield figure

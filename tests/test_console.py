@@ -10,6 +10,7 @@ import sys
 
 import numpy as np
 import pytest
+import rich.console
 
 from stunet import console
 from stunet.cli import common
@@ -211,3 +212,12 @@ def test_a_name_that_is_not_utf8_is_printed_with_its_bytes_escaped(
         monkeypatch.setattr(sys, "stdout", stdout)
         console.result("out/M\udcfcller.nii.gz")
     assert capfd.readouterr().out == "out/M\\udcfcller.nii.gz\n"
+
+
+def test_a_bar_takes_names_with_brackets_as_they_are() -> None:
+    bar, out = console._new_bar("{task.fields[name]}"), io.StringIO()
+    console._bars.remove(bar)
+    bar.add_task("features of a[/b]", total=2, name="[red]c")
+    rich.console.Console(file=out, width=200).print(bar.get_renderable())
+    assert "features of a[/b]" in out.getvalue()
+    assert "[red]c" in out.getvalue()
