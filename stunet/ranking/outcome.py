@@ -16,8 +16,10 @@ from stunet.errors import DataError, WeightsError
 from stunet.files import sha256_of
 from stunet.kinds import SCORES as RANK
 from stunet.kinds import read
+from stunet.models.store import find_model
 from stunet.ranking.pool import LEVEL, Pooled
 from stunet.ranking.sample import Facts
+from stunet.weights.folders import checkpoint_in
 
 FILE = "rank.json"
 MUCH = 0.9  # of another's parameters: what is not worth mentioning as smaller
@@ -187,11 +189,16 @@ def best_of(path: Path) -> str:
     weights = found.get("weights")
     if not isinstance(weights, str):
         raise DataError(f"{str(path)!r} does not say what {ranking[0]!r} is", hint)
-    if isinstance(file := found.get("path"), str) and found.get("sha256"):
-        if not Path(file).is_file():
-            raise WeightsError(f"the weights of {ranking[0]!r}, {file!r}, have gone", "rank again")
-        if sha256_of(Path(file)) != found["sha256"]:
-            raise WeightsError(f"the weights of {ranking[0]!r}, {file!r}, have changed since the ranking", "rank again")
+    if known := found.get("sha256"):
+        try:
+            file = find_model(weights, offline=True)
+            # What a training reads there today: another fold than was ranked may be the lowest by now.
+            file = checkpoint_in(file) if file.is_dir() else file
+        except WeightsError as error:
+            raise WeightsError(f"the weights of {ranking[0]!r} have gone: {error.message}", "rank again") from None
+        if sha256_of(file) != known:
+            what = f"the weights of {ranking[0]!r}, {str(file)!r}, are not those that were ranked"
+            raise WeightsError(what, "rank again")
     return weights
 
 

@@ -28,11 +28,14 @@ def table(outcome: Outcome) -> tuple[list[str], list[list[str]]]:
             first = [str(number), name, _number(found.score), _interval(found), _share(found.p_best)]
         else:
             first = ["-", name, "-", "-", "-"]
+        # The reason that it has no rank, and else what speaks against it.
+        why = candidate.error or ("; ".join(candidate.against) if isinstance(found, Result) else found)
         others = [outcome.scores[score].get(name) for score in more]
         rows.append([
             *first,
             *(_number(other.score) if isinstance(other, Result) else "-" for other in others),
             *_cells(candidate),
+            why or "-",
         ])  # fmt: skip
     return columns, rows
 
@@ -44,7 +47,6 @@ def _cells(candidate: Candidate) -> list[str]:
         f"{facts.parameters / 1e6:.1f} M" if facts.parameters else "-",
         "-" if candidate.hours is None else _hours(candidate.hours),
         candidate.licence or "-",
-        candidate.error or "; ".join(candidate.against) or "-",
     ]
 
 
