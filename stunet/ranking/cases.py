@@ -15,7 +15,7 @@ from stunet.inference.failures import reason
 from stunet.labels.annotations import Annotations
 from stunet.orientation import REORIENTS
 from stunet.ranking.bank import ENDING, POINTS, Bank, read_arrays, write_arrays
-from stunet.ranking.points import NUMBER, DrawnPoints, classes_of, draw_points, read_reference
+from stunet.ranking.points import NUMBER, DrawnPoints, classes_of, draw_points
 
 LEAST = 5  # of the chosen cases should have each class
 LOOK = 100  # further cases whose labels are read for classes that fewer have
@@ -46,6 +46,12 @@ class Target:
         return classes_of(self.description, self.annotations).names
 
     @property
+    def channels(self) -> tuple[str, ...]:
+        """The names of the images' channels."""
+        names = self.description.get("channel_names") or self.description["modality"]
+        return tuple(str(names[str(channel)]) for channel in range(len(names)))
+
+    @property
     def per_class(self) -> int:
         """The number of points of each class in a case."""
         return self.number or max(1, min(NUMBER, MOST // len(self.classes)))
@@ -55,32 +61,30 @@ class Target:
 
         Raises:
             DataError: They cannot be drawn.
+            OSError: They cannot be written.
         """
         try:
             stamps = [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in case.files]
+            classes = classes_of(self.description, self.annotations)
             made_from = {
                 "files": stamps,
+                "reader": self.kind,
                 "labels": self.description["labels"],
-                "annotated": self.annotations.cases[case.name].labels if self.annotations else None,
+                "classes": classes.table(case.name, self.annotations).tolist(),
                 "number": self.per_class,
                 "seed": self.seed,
             }
             path = bank.folder / POINTS / f"{case.name}{ENDING}"
-            if (found := read_arrays(path, made_from)) is None:
-                drawn = draw_points(
-                    case, self.kind, self.description, self.annotations, number=self.per_class, seed=self.seed
-                )
-                found = {name: getattr(drawn, name) for name in ("labels", "regions", "weights", "voxels", "world")}
-                write_arrays(path, found, made_from)
+            if (found := read_arrays(path, made_from)) is not None:
+                return DrawnPoints(**found)
+            drawn = draw_points(
+                case, self.kind, self.description, self.annotations, number=self.per_class, seed=self.seed
+            )
         except UNREADABLE as error:
             raise reason(error, f"reading case {case.name!r}") from None
-        return DrawnPoints(**found)
-
-    def values(self, case: RawCase) -> set[int]:
-        """Return the classes whose label values are in the file of a case."""
-        labels, _ = read_reference(case, self.kind, self.description)
-        table = classes_of(self.description, self.annotations).table(case.name, self.annotations)
-        return {int(table[value]) for value in np.unique(labels) if value < len(table) and table[value] >= 0}
+        names = ("labels", "regions", "weights", "voxels", "world")
+        write_arrays(path, {name: getattr(drawn, name) for name in names}, made_from)
+        return drawn
 
 
 def choose(cases: Sequence[RawCase], kind: str, number: int) -> list[RawCase]:
@@ -106,7 +110,10 @@ def _extent(case: RawCase, kind: str) -> list[float]:
     kind = kind.removesuffix(REORIENTS)
     if not kind.startswith(("SimpleITK", "Nibabel")):
         return [0.0] * 6
-    affine, shape = file_geometry(case.images[0], kind)
+    try:
+        affine, shape = file_geometry(case.images[0], kind)
+    except UNREADABLE:  # draw() says why
+        return [0.0] * 6
     if affine is None or len(shape) != 3:
         return [0.0] * 6
     spacing = np.linalg.norm(affine[:3, :3], axis=0)

@@ -8,7 +8,7 @@ are never enlarged, and those of a whole image never exist. bank.py keeps them.
 import hashlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,7 @@ LOCK = ".lock"
 
 @dataclass(frozen=True)
 class Place:
-    """A case with its points, and the dataset's reader.
+    """A case with its points, the dataset's reader, and the names of its channels.
 
     Candidates get the image from that reader as well: readers differ in where a NIfTI image lies whose qform is not its
     sform, and in the spacing of a TIFF.
@@ -46,6 +46,7 @@ class Place:
     case: RawCase
     drawn: DrawnPoints
     kind: str
+    channels: tuple[str, ...]
 
     @property
     def input(self) -> InputCase:
@@ -72,7 +73,7 @@ class Prepared:
         """
         path = self._folder / model.preprocessing[:16] / f"{place.case.name}{ENDING}"
         if (found := read_arrays(path, {})) is None:
-            image, properties = model.prepare(place.input, place.kind.removesuffix(REORIENTS))
+            image, properties = model.prepare(place.input, place.kind.removesuffix(REORIENTS), place.channels)
             at = to_grid(place.drawn.world, properties, model.transpose, image.shape[1:])
             if ((at < -0.51) | (at > np.array(image.shape[1:]) - 0.49)).any():
                 what = f"points of {place.case.name!r} lie outside of what its plan preprocesses"
@@ -87,16 +88,17 @@ class Prepared:
 def prepared_images(bank: Bank, keep: bool) -> Iterator[Prepared]:
     """Yield Prepared, in a folder that is removed at the end; those of processes that were killed are as well."""
     parent = bank.folder / PREPARED
-    for other in parent.glob("*"):
-        if not is_held(other / LOCK):
-            remove(other)
-    folder = parent / f"{time.time_ns():x}"
-    folder.mkdir(parents=True)
-    try:
-        with exclusive_lock(folder / LOCK, "", ""):
-            yield Prepared(folder, keep)
-    finally:
-        remove(folder)
+    with ExitStack() as stack:
+        # One process at a time: between a folder and its lock, another one would take it for one of the dead.
+        with exclusive_lock(parent / LOCK, "another process begins", "", lambda text: None):
+            for other in parent.glob("[!.]*"):
+                if not is_held(other / LOCK):
+                    with suppress(OSError):  # another user's
+                        remove(other)
+            folder = parent / f"{time.time_ns():x}"
+            stack.enter_context(exclusive_lock(folder / LOCK, "", ""))
+            stack.callback(remove, folder)
+        yield Prepared(folder, keep)
 
 
 def read_candidate(
@@ -143,8 +145,15 @@ def read_candidate(
 def made_of(model: Model, place: Place) -> dict[str, Any]:
     """Return what determines the features of a case."""
     points = hashlib.sha256(place.drawn.world.tobytes() + place.drawn.labels.tobytes()).hexdigest()
-    other = {} if place.kind == model.model.plan.reader else {"reader": place.kind}
-    return {"by": model.made_by, "image": place.input.fingerprint(), "points": points, **other}
+    return {
+        "by": model.made_by,
+        "until": model.trained,
+        "regions": _has_regions(model),
+        "image": place.input.fingerprint(),
+        "reader": place.kind,
+        "channels": place.channels,
+        "points": points,
+    }
 
 
 def _read(
@@ -166,10 +175,14 @@ def _read(
 
 def _probabilities(model: Model, logits: torch.Tensor) -> np.ndarray:
     """Return the distribution over the head's classes at each point, background first."""
-    classes = model.model.dataset.get("labels") or {}
-    if any(isinstance(value, list | tuple) and len(value) > 1 for value in classes.values()):
+    if _has_regions(model):
         return distribution(logits.double().sigmoid().numpy())
     return logits.double().softmax(1).numpy()
+
+
+def _has_regions(model: Model) -> bool:
+    classes = model.model.dataset.get("labels") or {}
+    return any(isinstance(value, list | tuple) and len(value) > 1 for value in classes.values())
 
 
 def load_sample(

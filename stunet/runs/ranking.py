@@ -20,6 +20,7 @@ from stunet.plans.settings import TrainSettings
 from stunet.runs.devices import choose_device, set_threads
 from stunet.runs.fetching import fetch_model
 from stunet.runs.listener import Listener
+from stunet.workspace import FINAL
 
 if TYPE_CHECKING:
     from stunet.inference.features.model import Model
@@ -173,6 +174,8 @@ def _check(request: RankingRequest) -> None:
         raise UsageError(f"--layers {request.layers!r} is not {', '.join(LAYERS)}", "--layers auto")
     if not 0 < request.step_size <= 1:
         raise UsageError(f"-step_size {request.step_size:g} is not above 0 and at most 1", "-step_size 0.5")
+    if request.seed < 0:
+        raise UsageError(f"--seed {request.seed} is negative", "--seed 0")
 
 
 def _named(models: Sequence[str | Path]) -> dict[str, str]:
@@ -182,6 +185,7 @@ def _named(models: Sequence[str | Path]) -> dict[str, str]:
         UsageError: Two have the same title, or none is installed.
     """
     from stunet.models import store
+    from stunet.models.registry import look_up
 
     given: list[str] = []
     for model in map(str, models):
@@ -194,8 +198,9 @@ def _named(models: Sequence[str | Path]) -> dict[str, str]:
         name, weights = (title, path) if equals and title and path and not Path(text).exists() else ("", text)
         if name in found:
             raise UsageError(f"two candidates are called {name!r}", "another title: TITLE=PATH")
-        # rank.json may be read from another folder.
-        place = str(Path(weights).expanduser().absolute()) if Path(weights).expanduser().exists() else weights
+        # rank.json may be read from another folder. As in store.find_model(), a name comes before a path.
+        is_path = not store.find_installed(weights) and not look_up(weights) and Path(weights).expanduser().exists()
+        place = str(Path(weights).expanduser().absolute()) if is_path else weights
         found[name or _title(weights, found)] = place
     return found
 
@@ -259,7 +264,7 @@ def _places(
             return set(points[case.name].labels.tolist()) - {0}
 
         chosen = cover(order, request.cases, range(1, len(target.classes)), classes_in)
-    places = [Place(case, points[case.name], target.kind) for case in chosen if case.name in points]
+    places = [Place(case, points[case.name], target.kind, target.channels) for case in chosen if case.name in points]
     limits = check_classes({place.case.name: place.drawn for place in places}, target.classes)
     for limit in limits:
         listener.warn(limit)
@@ -321,7 +326,7 @@ def _candidate(name: str, weights: str, model: "Model", places: Sequence["Place"
     from stunet.ranking.sample import Facts
 
     entry = look_up(model.weights.entry) if model.weights.entry else None
-    channels = list((target.description.get("channel_names") or target.description["modality"]).values())
+    channels = target.channels
     if len(channels) != model.weights.network.channels:
         what = f"takes {model.weights.network.channels} channel(s), and the dataset has {len(channels)}"
         raise DataError(
@@ -349,10 +354,17 @@ def _candidate(name: str, weights: str, model: "Model", places: Sequence["Place"
 
 def _against(model: "Model", places: Sequence["Place"], channels: Sequence[str], non_commercial: bool) -> list[str]:
     found = []
-    schemes = set(model.weights.normalization or ())
-    is_ct = any(str(channel).casefold() == "ct" for channel in channels)
-    if schemes and ("CTNormalization" in schemes) != is_ct:
+    schemes, names = model.weights.normalization or (), model.weights.channels or ()
+    # By name first: TotalSegmentator's weights for CT normalise each image by itself.
+    of_ct, is_ct = (any(name.casefold() == "ct" for name in each) for each in (names, channels))
+    if (of_ct or "CTNormalization" in schemes) != is_ct:
         found.append("trained on CT" if not is_ct else "not trained on CT")
+    if len(channels) > 1 and {name.casefold() for name in names} != {name.casefold() for name in channels}:
+        found.append(f"trained on channels {', '.join(names)}, in this order")
+    if model.path.parent.name.startswith("fold_") and model.path.name != FINAL:
+        found.append("its training is not finished")
+    if model.orientation is None:
+        found.append("how the axes of its images ran is unknown")
     spacing, here = model.weights.spacing, _spacing(places)
     if spacing and here and len(spacing) == len(here):
         factors = [max(a, b) / min(a, b) for a, b in zip(sorted(spacing), sorted(here), strict=True)]
@@ -411,7 +423,7 @@ def _score(
         part = ENCODER if without else DECODER
         if without and len(without) < len(read):
             named = first_few(without, separator=", ")
-            what = f"all candidates are compared by their encoders: {named} have no trained decoder"
+            what = f"all candidates are compared by their encoders; without a trained decoder: {named}"
             notes.append(f"{what} (--layers decoder compares the others)")
             listener.note(notes[-1])
     prepared: dict[str, dict[str, Prepared]] = {score.name: {} for score in scores}
@@ -451,7 +463,10 @@ def _sample(read: _Read, places: Sequence["Place"], part: str | None) -> "Sample
         return _facts_only(read, places)
     if part == DECODER and read.candidate.layers == ENCODER:
         return DataError("no trained decoder", "--layers encoder")
-    sample = load_sample(read.folder, read.made_from, places, read.candidate.facts)
+    try:
+        sample = load_sample(read.folder, read.made_from, places, read.candidate.facts)
+    except DataError as error:  # such as another process with other points, in the same bank
+        return error
     # With a decoder, scores take that of it, and what they need of the encoder.
     return replace(sample, layers=sample.of(part)) if part == ENCODER else sample
 

@@ -1,7 +1,11 @@
 """Features are read where the points are, however files and plans turn, crop and resample images."""
 
+import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from threading import Event, Thread
+from types import SimpleNamespace
 
 import nibabel
 import numpy as np
@@ -9,12 +13,13 @@ import pytest
 import torch
 from scipy.spatial.transform import Rotation
 
-from stunet.architectures.base import ENCODER
+from stunet.architectures.base import DECODER, ENCODER, HEADS
 from stunet.datasets import RawCase
 from stunet.files import exclusive_lock
 from stunet.inference.features.model import Model
 from stunet.ranking.bank import Bank
 from stunet.ranking.cases import Target
+from stunet.ranking.points import DrawnPoints
 from stunet.ranking.reading import LOCK, Place, load_sample, made_of, prepared_images, read_candidate
 from stunet.ranking.sample import Facts
 from tests.loops import for_each
@@ -61,7 +66,7 @@ def test_what_is_read_at_a_point_is_the_image_there(way: str, tmp_path: Path, mo
     case, intensity = write(tmp_path, *WAYS[way])
     bank = Bank(tmp_path / "bank")
     drawn = Target("SimpleITKIO", DESCRIPTION, number=60).draw(case, bank)
-    place = Place(case, drawn, "SimpleITKIO")
+    place = Place(case, drawn, "SimpleITKIO", ("MR",))
     for forward in ((0, 1, 2), (2, 0, 1)):
         folder = make_model(tmp_path / f"{forward[0]}" / "T__P__3d_fullres", forward=forward)
         model = blind(Model(folder, precision="fp32", orientation="LPS"), monkeypatch)
@@ -80,7 +85,7 @@ def test_what_is_read_at_a_point_is_the_image_there(way: str, tmp_path: Path, mo
 def test_a_candidate_that_another_process_reads_is_waited_for(tmp_path: Path) -> None:
     case, _ = write(tmp_path, *WAYS["turned"])
     bank = Bank(tmp_path / "bank")
-    place = Place(case, Target("SimpleITKIO", DESCRIPTION, number=20).draw(case, bank), "SimpleITKIO")
+    place = Place(case, Target("SimpleITKIO", DESCRIPTION, number=20).draw(case, bank), "SimpleITKIO", ("MR",))
     model = Model(make_model(tmp_path / "m" / "T__P__3d_fullres"), precision="fp32", orientation="LPS")
     said: list[str] = []
     with prepared_images(bank, False) as prepared:
@@ -122,7 +127,7 @@ def test_candidates_with_other_readers_see_the_same_anatomy(tmp_path: Path, monk
         image.header["sform_code"] = 2
         nibabel.save(image, path)
     case, bank = RawCase("c", (paths[0],), paths[1]), Bank(tmp_path / "bank")
-    place = Place(case, Target("SimpleITKIO", DESCRIPTION, number=60).draw(case, bank), "SimpleITKIO")
+    place = Place(case, Target("SimpleITKIO", DESCRIPTION, number=60).draw(case, bank), "SimpleITKIO", ("MR",))
     for reader in ("SimpleITKIO", "NibabelIO", "NibabelIOWithReorient", "Tiff3DIO"):
         folder = make_model(tmp_path / reader / "T__P__3d_fullres", reader=reader)
         model = blind(Model(folder, precision="fp32"), monkeypatch)
@@ -130,3 +135,60 @@ def test_candidates_with_other_readers_see_the_same_anatomy(tmp_path: Path, monk
             found = read_candidate(model, reader, [place], bank, prepared, lambda text: None)
         sample = load_sample(found, {"c": made_of(model, place)}, [place], Facts())
         np.testing.assert_allclose(sample.layers[0].features["c"][:, 0], place.drawn.labels + 1, atol=1e-3)
+
+
+def test_channels_of_the_same_names_are_taken_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    labels = np.zeros((9, 8, 7), np.uint8)
+    labels[3:6, 2:6, 2:5] = 1
+    paths = [tmp_path / name for name in ("c_0000.nii.gz", "c_0001.nii.gz", "c.nii.gz")]
+    for array, path in zip((labels + 1.0, labels + 7.0, labels), paths, strict=True):
+        nibabel.save(nibabel.Nifti1Image(array, np.diag([1.5, 1.5, 1.5, 1])), path)
+    case, bank = RawCase("c", tuple(paths[:2]), paths[2]), Bank(tmp_path / "bank")
+    drawn = Target("SimpleITKIO", DESCRIPTION, number=9).draw(case, bank)
+    folder = make_model(tmp_path / "T__P__3d_fullres", channels=2)  # MR0, MR1
+    model = blind(Model(folder, precision="fp32", orientation="LPS"), monkeypatch)
+    monkeypatch.setitem(
+        model._preparation._configuration.configuration, "normalization_schemes", ["NoNormalization"] * 2
+    )
+    for channels, added in ((("MR1", "mr0"), [7, 1]), (("MR0", "MR1"), [1, 7]), (("x", "y"), [1, 7])):
+        place = Place(case, drawn, "SimpleITKIO", channels)
+        with prepared_images(bank, False) as prepared:
+            found = read_candidate(model, "x", [place], bank, prepared, lambda text: None)
+        values = load_sample(found, {"c": made_of(model, place)}, [place], Facts()).layers[0].features["c"]
+        np.testing.assert_allclose(values, drawn.labels[:, None] + added, atol=1e-3)
+
+
+def test_features_are_those_of_what_the_network_was_trained_for_and_of_its_head(tmp_path: Path) -> None:
+    drawn = DrawnPoints(*[np.zeros(1)] * 3, np.zeros((1, 3)), np.zeros((1, 3)))
+    place = Place(RawCase("c", (tmp_path / "c_0000.nii.gz",), None), drawn, "SimpleITKIO", ("MR",))
+
+    def made(trained: str, value: object, at: Place = place) -> str:
+        model = SimpleNamespace(made_by={}, trained=trained, model=SimpleNamespace(dataset={"labels": {"a": value}}))
+        return json.dumps(made_of(model, at))
+
+    others = [replace(place, kind="NibabelIO"), replace(place, channels=("CT",))]
+    found = [made(HEADS, 1), made(HEADS, [1, 2]), made(DECODER, 1), *(made(HEADS, 1, other) for other in others)]
+    assert len({*found}) == len(found)
+
+
+def test_processes_that_begin_wait_for_each_other(tmp_path: Path) -> None:
+    """A folder whose lock is not taken yet is like that of a process that was killed."""
+    began, bank = Event(), Bank(tmp_path)
+
+    def begin() -> None:
+        with prepared_images(bank, True):
+            began.set()
+
+    with exclusive_lock(tmp_path / ".prepared" / LOCK, "", ""):
+        young = tmp_path / ".prepared/young"
+        young.mkdir()
+        thread = Thread(target=begin)
+        thread.start()
+        assert not began.wait(0.2)
+        assert young.exists()
+        lock = exclusive_lock(young / LOCK, "", "")
+        lock.__enter__()
+    thread.join()
+    assert began.is_set()
+    assert young.exists()
+    lock.__exit__(None, None, None)

@@ -32,6 +32,7 @@ from stunet.inference.reading import InputImage, read_labels
 from stunet.nifti_header import header_has_orientation
 from stunet.orientation import orientation_of, way_back
 from stunet.preprocessing.dataset import settings_of
+from stunet.weights.differences import channel_order
 from stunet.workspace import FINAL
 
 CASE, CLASS, POINT = "case", "class", "point"
@@ -273,17 +274,23 @@ class Model:
             raise UsageError(f"{self.name} has no stage {unknown[0]}: it has 0 to {known[-1]}", "--stages 0 1 2")
         return known if stages is None else sorted({*stages})
 
-    def prepare(self, case: InputCase, kind: str | None = None) -> NetworkInput:
+    def prepare(self, case: InputCase, kind: str | None = None, channels: Sequence[str] | None = None) -> NetworkInput:
         """Return a case as the network takes it.
 
         Args:
             case: With its files.
             kind: nnU-Net's reader of these, which turns nothing itself; None: the model's.
+            channels: Names of their channels. If the model's have the same names in another order, it is brought to
+                that; None: they are the model's.
 
         Raises:
             DataError: The images cannot be read, or not be preprocessed.
         """
-        return self._preparation.preprocess(self._preparation.read(case, kind))
+        raw = self._preparation.read(case, kind)
+        order = channel_order(channels, self.weights.channels) or []
+        if order != sorted(order):
+            raw = raw._replace(image_CDHW=raw.image_CDHW[order])
+        return self._preparation.preprocess(raw)
 
     def pooled(
         self,
