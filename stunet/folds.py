@@ -52,7 +52,7 @@ def check_fold(folds: Sequence[Fold], number: int, known: Collection[str], path:
     Raises:
         DataError: There is no such fold, a part of it is empty, or it validates a case twice or has an unknown one.
     """
-    if number >= len(folds):
+    if not 0 <= number < len(folds):
         there = "1 fold, 0" if len(folds) == 1 else f"{len(folds)} folds, 0 to {len(folds) - 1}"
         raise DataError(f"there is no fold {number} in {str(path)!r}: it has {there}", "one of these, or 'all'")
     fold, where = folds[number], f"fold {number} of {str(path)!r}"

@@ -146,7 +146,8 @@ def rank(request: RankingRequest, listener: Listener | None = None) -> RankingRe
     outcome = _score(scores, candidates, read, places, target, dataset, request, listener)
     outcome = replace(outcome, notes=(*notes, *outcome.notes))
     if not outcome.order:
-        raise DataError(f"no candidate has the score {outcome.first}: {_reason(outcome)}", "another score, or models")
+        hint = "more cases, another score, or other models"
+        raise DataError(f"no candidate has the score {outcome.first}: {_reason(outcome)}", hint)
     from stunet.ranking import tables
 
     flat = all((place.drawn.voxels[:, 0] == 0).all() for place in places)

@@ -9,6 +9,7 @@ import pytest
 
 from stunet.datasets import RawCase
 from stunet.errors import DataError
+from stunet.folds import Fold, check_fold
 from stunet.ranking.outcome import Candidate
 from stunet.ranking.points import DrawnPoints
 from stunet.ranking.reading import Place
@@ -48,3 +49,8 @@ def test_what_speaks_against_a_candidate_follows_from_what_it_was_trained_on() -
 def test_features_that_have_gone_are_the_error_of_their_candidate(tmp_path: Path) -> None:
     read = _Read(Candidate("x", "x", layers="encoder"), tmp_path, {"c": {}})
     assert isinstance(_sample(read, [PLACE], "encoder"), DataError)
+
+
+def test_a_negative_fold_is_not_counted_from_the_end() -> None:
+    with pytest.raises(DataError, match="there is no fold -1"):
+        check_fold([Fold(("a",), ("b",))], -1, ["a", "b"], Path("splits_final.json"))
