@@ -33,6 +33,7 @@ GEOMETRY = {"Convert3DTo2DTransform", "SpatialTransform", "Convert2DTo3DTransfor
 EARLY, LEAST_EPOCHS = 0.1, 2  # when a measure at chance is warned of: share of the epochs, and their least number
 LEAST_COUNTED = 0.5  # of the held-out patches; fewer are warned of
 # Measures, and the values below which a collapse is warned of.
+SCALE = 100.0  # of the features of a stage, or 1 over it, beyond which is warned
 COLLAPSED = {"spread": 0.05, "entropy": 0.1, "sharpness": 0.01}
 
 
@@ -279,6 +280,8 @@ class STUNetPretrainer(BaseTrainer):
         self.logger.log("mean_fg_dice", self.measures[self.pretext.measure], self.current_epoch)
         self.logger.log("dice_per_class_or_region", [], self.current_epoch)
         self.logger.log("val_losses", loss, self.current_epoch)
+        if self.current_epoch + 1 in (self._early, self.num_epochs):
+            self._warn_of_scale()
 
     def on_train_start(self) -> None:
         """Start as every training, and see that what will be exported at the end can be read back."""
@@ -319,6 +322,21 @@ class STUNetPretrainer(BaseTrainer):
             self.listener.warning(
                 f"after {self.current_epoch} epochs the {self.pretext.measure} on held-out subjects is still no better "
                 f"than {what}, {level:.3g}: a smaller or larger --set initial_lr, or another --method"
+            )
+
+    def _warn_of_scale(self) -> None:
+        """Say if features have lost their scale: nothing holds it where a loss compares directions of features.
+
+        With FSDP2 all processes have to take part.
+        """
+        part, *_ = next(steps.micro_batches(self, self.dataloader_val.batch(0)))
+        with torch.no_grad(), steps.autocast(self):
+            found = self.network(self._patches(part), only="scales").tolist()
+        stage = max(range(len(found)), key=lambda n: abs(math.log(max(found[n], 1e-30))))
+        if not 1 / SCALE < found[stage] < SCALE:
+            self.listener.warning(
+                f"epoch {self.current_epoch + 1}: the features of encoder stage {stage} are {found[stage]:.2g} on "
+                "average, and of an untrained network about 1: fine-tuning may diverge; a smaller --set initial_lr"
             )
 
     def _draw(self) -> None:

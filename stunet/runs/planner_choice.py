@@ -127,7 +127,9 @@ def _plan_for(start: "Start", dataset: str, request: PlanningRequest, listener: 
     # Without the path: plans are passed on.
     words = ["--pretrained", given.name if given.exists() else str(given), "--spacing", *_spacing(request)]
     words += ["-overwrite_plans_name", name] if name else []
-    known = known_input(start.weights, name_of(start, given.exists()), target_orientation(*orientations(dataset)))
+    # Of weights that are not in the registry, others may share the name.
+    called = name_of(start, given.exists() or start.weights.entry is None)
+    known = known_input(start.weights, called, target_orientation(*orientations(dataset)))
     planner = PretrainedPlanner(
         dataset,
         known,

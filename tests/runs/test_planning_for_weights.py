@@ -18,6 +18,7 @@ from stunet.architectures.stunet import STUNET
 from stunet.errors import StunetError, UsageError, WeightsError
 from stunet.files import read_json
 from stunet.inference.features.model import Model
+from stunet.models.installing import import_file
 from stunet.plans.files import read_plan
 from stunet.preprocessing.checks import repair_commands
 from stunet.weights.nnssl import ADAPTATION
@@ -204,6 +205,21 @@ def test_preprocessed_images_are_what_the_weights_own_plan_makes_of_them(
     prepare = Model(path)._preparation
     raw = prepare.load(raw_dataset(pre.name) / "imagesTr/phantom_000_0000.nii.gz")
     np.testing.assert_array_equal(found, prepare.preprocess(raw).image_CDHW.numpy())
+
+
+def test_installed_weights_of_two_trainings_on_one_dataset_do_not_share_plans(
+    pre: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STUNET_MODELS", str(tmp_path / "store"))
+    names = set()
+    for number, name in enumerate(("one", "two")):
+        path = write_checkpoint(tmp_path / f"{name}.pth", pre.name, spacing=[1.5, 1.5, 1.5 + number])
+        content = torch.load(path, weights_only=False)
+        content["network_weights"]["decoder.seg_layers.0.bias"] += number
+        torch.save(content, path)
+        import_file(path, name)
+        names.add(planned_for(name)[0].plan.name)
+    assert len(names) == 2
 
 
 def test_what_nnssl_pretrained_is_planned_by_its_adaptation_plan(pre: Path, tmp_path: Path) -> None:

@@ -187,6 +187,23 @@ def test_a_collapse_is_warned_of_once(planned: str, tmp_path: Path, monkeypatch:
     assert text.startswith("after 2 epochs the spread on held-out subjects is 0.0")
 
 
+def test_features_that_have_lost_their_scale_are_warned_of(
+    planned: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = {"num_epochs": 2, "num_iterations_per_epoch": 1, "initial_lr": 1e-9}
+    trainer = make_pretrainer(planned, tmp_path, monkeypatch, "rot", **values)
+    trainer.configure(listener=(warned := Warned()))
+    trainer.on_train_start()
+    trainer._warn_of_scale()
+    assert not warned.texts
+    with torch.no_grad():
+        for parameter in trainer.pretext.network.parameters():
+            parameter *= 1000
+    trainer._warn_of_scale()
+    (text,) = warned.texts
+    assert text.startswith("epoch 1: the features of encoder stage")
+
+
 def test_patches_that_do_not_count_are_warned_of(planned: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trainer = make_pretrainer(planned, tmp_path, monkeypatch, "rot", num_epochs=1, num_iterations_per_epoch=1)
     trainer.configure(listener=(warned := Warned()))

@@ -172,6 +172,10 @@ class Pretext(nn.Module, ABC):
         """Return what a person wants to see of some samples, by title, of the images' shape each; the target last."""
         return {}
 
+    def scales(self, patches: Patches) -> Tensor:
+        """Return the root mean square of the features of each encoder stage, finest first."""
+        return torch.stack([each.float().square().mean().sqrt() for each in self.features(patches.images)])
+
     def forward(
         self, patches: Patches, complete: Callable[[Rows], tuple[Rows, int]] | None = None, only: str | None = None
     ) -> Any:
@@ -181,8 +185,8 @@ class Pretext(nn.Module, ABC):
             patches: The samples.
             complete: Returns the rows of the whole batch and the index of the first of these samples in it, for
                 coupled losses of a part of a batch; None if the samples are the whole batch.
-            only: The name of a method, "rows" or "pictures", whose result is returned instead: a call of the module is
-                all that its wrappers notice, and FSDP2 has to gather the weights.
+            only: The name of a method, "rows", "pictures" or "scales", whose result is returned instead: a call of the
+                module is all that its wrappers notice, and FSDP2 has to gather the weights.
         """
         if only is not None:
             return getattr(self, only)(patches)
