@@ -45,7 +45,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "trainers": {"architectures", "datasets", "evaluation", "folds", "inference", "labels", "losses", "nnunet", "plans",
                  "preprocessing", "provenance", "weights", "workers"},
     "nnunet_ext": {"trainers"},
-    "ranking": {"architectures", "datasets", "evaluation", "inference", "labels", "models", "weights"},
+    "ranking": {"architectures", "datasets", "evaluation", "inference", "labels", "models", "plans", "weights"},
     "runs": {"datasets", "evaluation", "folds", "inference", "labels", "models", "nnunet", "plans", "preprocessing",
              "probing", "provenance", "ranking", "results", "trainers"},
     "experiment": {"evaluation", "folds", "models", "plans", "provenance", "ranking", "runs", "trainers"},

@@ -57,7 +57,7 @@ class Target:
         return self.number or max(1, min(NUMBER, MOST // len(self.classes)))
 
     def draw(self, case: RawCase, bank: Bank) -> DrawnPoints:
-        """Return the points of a case, as the bank has them or drawn anew.
+        """Return the points of a case: those in the bank, or new ones.
 
         Raises:
             DataError: They cannot be drawn.
@@ -107,17 +107,24 @@ def choose(cases: Sequence[RawCase], kind: str, number: int) -> list[RawCase]:
 
 
 def _extent(case: RawCase, kind: str) -> list[float]:
+    if (found := spacing_and_size(case, kind)) is None:
+        return [0.0] * 6
+    return np.log(np.maximum(np.concatenate(found), 1e-6)).tolist()
+
+
+def spacing_and_size(case: RawCase, kind: str) -> tuple[np.ndarray, np.ndarray] | None:
+    """Return pitches and sides of a case's image in mm (x, y, z), as the dataset's reader sees it; None: unknown."""
     kind = kind.removesuffix(REORIENTS)
     if not kind.startswith(("SimpleITK", "Nibabel")):
-        return [0.0] * 6
+        return None
     try:
         affine, shape = file_geometry(case.images[0], kind)
     except UNREADABLE:  # draw() says why
-        return [0.0] * 6
+        return None
     if affine is None or len(shape) != 3:
-        return [0.0] * 6
+        return None
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
-    return np.log(np.maximum([*spacing * shape[::-1], *spacing], 1e-6)).tolist()
+    return spacing, spacing * shape[::-1]
 
 
 def cover(

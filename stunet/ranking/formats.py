@@ -222,7 +222,7 @@ def _to_arrays(values: Mapping[str, BySeed], where: str, notes: list[str], targe
             values = {name: _means(by_seed, what) for name, by_seed in values.items()}
     seeds = [seed for seed in next(iter(values.values())) if all(seed in by_seed for by_seed in values.values())]
     if not seeds:
-        raise DataError(f"{where}: there is no seed that all candidates have", "the same seeds for all, or only means")
+        raise DataError(f"{where}: the candidates have no seed in common", "the same seeds for all, or only means")
     more = [name for name, by_seed in values.items() if len(by_seed) > len(seeds)]
     if more:
         listed, others = first_few(seeds, separator=", "), first_few(more, separator=", ")

@@ -1,15 +1,11 @@
-"""Find points, in mm, in the array of a case that a plan has preprocessed.
-
-Preprocessing turns the image to the orientation of the plan, transposes it, crops it to the box of what is not 0, and
-resamples it; a voxel of the result is not the voxel at the same index times the spacing, since shapes are rounded.
-points.py draws points.
-"""
+"""Find points, in mm, in the array of a case that a plan has preprocessed. points.py draws points."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from stunet.inference.features.regions import NetworkGrid
 from stunet.orientation import affine_of
 
 
@@ -32,7 +28,4 @@ def to_grid(
     voxels = np.asarray(world, float)
     if affine is not None:
         voxels = np.linalg.solve(affine[:3, :3], (voxels - affine[:3, 3]).T).T
-    cropped = voxels[:, ::-1][:, list(transpose)] - [low for low, _ in properties["bbox_used_for_cropping"]]
-    # As skimage resizes, whose edges of the first and last voxel stay in place.
-    scale = np.array(shape) / properties["shape_after_cropping_and_before_resampling"]
-    return (cropped + 0.5) * scale - 0.5
+    return NetworkGrid.of(properties, transpose, shape).between(voxels[:, ::-1])

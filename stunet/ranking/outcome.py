@@ -111,7 +111,9 @@ class Outcome:
         """
         if not self.order:
             reasons = [result for result in self.scores[self.first].values() if isinstance(result, str)]
-            raise DataError(f"no candidate has the score {self.first}: {reasons[0]}", "another score or other models")
+            raise DataError(
+                f"no candidate has the score {self.first}: {reasons[0]}", "more cases, another score, or other models"
+            )
         return self.candidates[self.order[0]]
 
     def not_worse(self) -> list[str]:

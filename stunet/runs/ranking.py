@@ -12,18 +12,15 @@ from typing import TYPE_CHECKING, Any
 from stunet import workspace
 from stunet.datasets import RawCase, list_cases, require_labels
 from stunet.errors import DataError, StunetError, UsageError, first_few
-from stunet.files import sha256_of
 from stunet.folds import FILE as SPLITS
 from stunet.folds import check_fold, read_folds
 from stunet.kinds import read_dataset_json
-from stunet.plans.settings import TrainSettings
+from stunet.ranking.sample import DECODER, ENCODER
 from stunet.runs.devices import choose_device, set_threads
 from stunet.runs.fetching import fetch_model
 from stunet.runs.listener import Listener
-from stunet.workspace import FINAL
 
 if TYPE_CHECKING:
-    from stunet.inference.features.model import Model
     from stunet.ranking.bank import Bank
     from stunet.ranking.cases import Target
     from stunet.ranking.outcome import Candidate, Outcome, Result
@@ -32,11 +29,9 @@ if TYPE_CHECKING:
     from stunet.ranking.scores import Prepared, Score
 
 ALL_INSTALLED = "all-installed"
-AUTO, ENCODER, DECODER = "auto", "encoder", "decoder"
+AUTO = "auto"
 LAYERS = (AUTO, ENCODER, DECODER)
 FOLDER = "ranking"  # beside the dataset's models
-FORWARDS = 3  # that a training step takes, about: forward, and backward of inputs and weights
-SPACING_FACTOR = 1.5  # beyond which structures have another size for the network
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +80,7 @@ class RankingResult:
         folder: With rank.json, rank.csv, rank.png and the feature bank.
         files: The first three.
         outcome: What was found.
+        best: What `pretrained` of a training takes: the weights of the best candidate.
         errors: The errors of candidates that could not be read, by name.
         configuration: That would be fine-tuned: 3d_fullres, or 2d of images of one slice.
         fold: That would be, whose validation cases were not looked at if it was asked for.
@@ -94,14 +90,10 @@ class RankingResult:
     folder: Path
     files: Sequence[Path]
     outcome: "Outcome"
+    best: str
     errors: Mapping[str, StunetError]
     configuration: str = "3d_fullres"
     fold: int = 0
-
-    @property
-    def best(self) -> str:
-        """What `pretrained` of a training takes: the weights of the best candidate."""
-        return self.outcome.best.weights
 
 
 @dataclass(frozen=True)
@@ -145,9 +137,7 @@ def rank(request: RankingRequest, listener: Listener | None = None) -> RankingRe
         raise next(iter(errors.values()))
     outcome = _score(scores, candidates, read, places, target, dataset, request, listener)
     outcome = replace(outcome, notes=(*notes, *outcome.notes))
-    if not outcome.order:
-        hint = "more cases, another score, or other models"
-        raise DataError(f"no candidate has the score {outcome.first}: {_reason(outcome)}", hint)
+    best = outcome.best.weights
     from stunet.ranking import tables
 
     flat = all((place.drawn.voxels[:, 0] == 0).all() for place in places)
@@ -156,6 +146,7 @@ def rank(request: RankingRequest, listener: Listener | None = None) -> RankingRe
         folder=folder,
         files=tables.write(outcome, folder),
         outcome=outcome,
+        best=best,
         errors=errors,
         configuration="2d" if flat else "3d_fullres",
         fold=request.fold or 0,
@@ -285,6 +276,7 @@ def _read(
     from stunet.inference.failures import reason
     from stunet.inference.features.model import Model
     from stunet.inference.reading import UNREADABLE
+    from stunet.ranking.candidates import describe, hours_of
     from stunet.ranking.outcome import Candidate
     from stunet.ranking.reading import made_of, prepared_images, read_candidate
 
@@ -297,7 +289,7 @@ def _read(
             try:
                 path = fetch_model(weights, listener, accept_licence=request.accept_licence)
                 model = Model(path, device=device, precision=request.precision, step_size=request.step_size)
-                candidates[name] = candidate = _candidate(name, weights, model, places, target)
+                candidates[name] = candidate = describe(name, weights, model, places, target)
                 if features:
                     with listener.progress(f"features of {name}", len(places)) as progress:
                         folder = read_candidate(
@@ -305,7 +297,7 @@ def _read(
                             lambda case, share: progress.step(case) if share == 1 else progress.part(share, case),
                         )  # fmt: skip
                     made_from = {place.case.name: made_of(model, place) for place in places}
-                    candidates[name] = candidate = replace(candidate, hours=_hours(model))
+                    candidates[name] = candidate = replace(candidate, hours=hours_of(model))
                 else:
                     folder, made_from = bank.folder, {}
                 read[name] = _Read(candidate, folder, made_from)
@@ -314,92 +306,6 @@ def _read(
                 candidates[name] = replace(candidates.get(name) or Candidate(name, weights), error=errors[name].message)
                 listener.failed(name, errors[name])
     return candidates, read, errors
-
-
-def _candidate(name: str, weights: str, model: "Model", places: Sequence["Place"], target: "Target") -> "Candidate":
-    """Return what is known of a candidate, and what speaks against it for this dataset.
-
-    Raises:
-        DataError: It takes other channels than the dataset has.
-    """
-    from stunet.models.registry import look_up
-    from stunet.ranking.outcome import Candidate
-    from stunet.ranking.sample import Facts
-
-    entry = look_up(model.weights.entry) if model.weights.entry else None
-    channels = target.channels
-    if len(channels) != model.weights.network.channels:
-        what = f"takes {model.weights.network.channels} channel(s), and the dataset has {len(channels)}"
-        raise DataError(
-            what, "weights for as many channels; fine-tuning can add or leave out channels, features cannot"
-        )
-    cases = entry.cases if entry else (model.weights.dataset or {}).get("numTraining")
-    facts = Facts(
-        network=model.name,
-        method=model.weights.pretext or "supervised",
-        parameters=model.parameters,
-        cases=cases if isinstance(cases, int) else None,
-    )
-    licence = entry.licence if entry else None
-    return Candidate(
-        name,
-        weights,
-        facts,
-        str(model.path.absolute()),
-        sha256_of(model.path),
-        licence,
-        tuple(_against(model, places, channels, bool(entry and entry.non_commercial))),
-        model.trained,
-    )
-
-
-def _against(model: "Model", places: Sequence["Place"], channels: Sequence[str], non_commercial: bool) -> list[str]:
-    found = []
-    schemes, names = model.weights.normalization or (), model.weights.channels or ()
-    # By name first: TotalSegmentator's weights for CT normalise each image by itself.
-    of_ct, is_ct = (any(name.casefold() == "ct" for name in each) for each in (names, channels))
-    if (of_ct or "CTNormalization" in schemes) != is_ct:
-        found.append("trained on CT" if not is_ct else "not trained on CT")
-    if len(channels) > 1 and {name.casefold() for name in names} != {name.casefold() for name in channels}:
-        found.append(f"trained on channels {', '.join(names)}, in this order")
-    if model.path.parent.name.startswith("fold_") and model.path.name != FINAL:
-        found.append("its training is not finished")
-    if model.orientation is None:
-        found.append("how the axes of its images ran is unknown")
-    spacing, here = model.weights.spacing, _spacing(places)
-    if spacing and here and len(spacing) == len(here):
-        factors = [max(a, b) / min(a, b) for a, b in zip(sorted(spacing), sorted(here), strict=True)]
-        if max(factors) > SPACING_FACTOR:
-            given = (" x ".join(f"{pitch:.2g}" for pitch in sorted(each)) for each in (spacing, here))
-            found.append("trained at {} mm, these have {}".format(*given))
-    if non_commercial:
-        found.append("not for commercial use")
-    return found
-
-
-def _spacing(places: Sequence["Place"]) -> list[float] | None:
-    """Return the median spacing in mm, its axes in no order that plans know."""
-    import numpy as np
-
-    from stunet.images import file_geometry
-
-    found = []
-    for place in places:
-        try:
-            affine, shape = file_geometry(place.case.images[0], "SimpleITKIO")
-        except (RuntimeError, OSError, ValueError):
-            return None
-        if affine is None or len(shape) != 3:
-            return None
-        found.append(np.linalg.norm(affine[:3, :3], axis=0))
-    return [float(pitch) for pitch in np.median(found, axis=0)]
-
-
-def _hours(model: "Model") -> float:
-    """Return about how long fine-tuning with the default schedule and the weights' own patch takes here."""
-    defaults = TrainSettings()
-    steps = defaults.num_epochs * defaults.num_iterations_per_epoch
-    return FORWARDS * model.seconds_per_window() * model.batch_size * steps / 3600
 
 
 def _score(
@@ -476,7 +382,3 @@ def _facts_only(read: _Read, places: Sequence["Place"]) -> "Sample":
     from stunet.ranking.sample import Sample
 
     return Sample({place.case.name: place.drawn.points for place in places}, facts=read.candidate.facts)
-
-
-def _reason(outcome: "Outcome") -> str:
-    return next(text for text in outcome.scores[outcome.first].values() if isinstance(text, str))

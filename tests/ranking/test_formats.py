@@ -89,7 +89,7 @@ def test_only_common_seeds_count_and_null_is_no_result(tmp_path: Path) -> None:
         ({"a": {}}, "missing 'dice'"),
         ({"a": {"dice": {"0": {"p": {"x": None}}}}}, "'a' has no Dice for one of its seeds"),
         ({"a": {"dice": None}}, "has no results"),
-        ({"a": {"dice": {"0": 0.5}}, "b": {"dice": {"1": 0.5}}}, "no seed that all candidates have"),
+        ({"a": {"dice": {"0": 0.5}}, "b": {"dice": {"1": 0.5}}}, "no seed in common"),
         ({"a": {"dice": {"0": {"p": 0.5}}}, "b": {"dice": {"0": {"q": 0.5}}}}, "'a' and 'b' have other cases"),
         ({"a": {"dice": {"0": {"p": 0.5}, "1": {"q": 0.5}}}}, "seeds of 'a' have other cases"),
     ],

@@ -177,54 +177,52 @@ class Points:
     """
 
     def __init__(self, voxels_N3: np.ndarray) -> None:
-        self._at = voxels_N3
+        self._voxels = voxels_N3
         self._sums: list[Tensor] = []
 
     def sees(self, place: Sequence[slice]) -> bool:
-        return bool(_inside(self._at, place).any())
+        return bool(self._inside(place).any())
 
     def add(self, window: Window, blocks: Sequence[Block]) -> None:
-        self._sums = self._sums or _zeros(len(self._at), window.stages_CDHW)
-        inside = np.flatnonzero(_inside(self._at, window.place))
-        at = [self._at[inside, axis] - place.start for axis, place in enumerate(window.place)]
-        weights = torch.from_numpy(_product(window, at))[:, None]
+        self._sums = self._sums or _zeros(len(self._voxels), window.stages_CDHW)
+        rows = np.flatnonzero(self._inside(window.place))
+        begin = np.array([place.start for place in window.place])
+        weights = torch.from_numpy(_product(window, list((self._voxels[rows] - begin).T)))[:, None]
         for sums, stage, block in zip(self._sums, window.stages_CDHW, blocks, strict=True):
-            found = _values(stage, _cells(window, stage, block, at))
-            sums[torch.from_numpy(inside)] += found.cpu().double() * weights
+            sums[torch.from_numpy(rows)] += self._read(stage, block, window, rows).cpu().double() * weights
 
     def means(self) -> list[Tensor]:
         return [sums.float() for sums in self._sums]
 
+    def _read(self, stage_CDHW: Tensor, block: Block, window: Window, rows: np.ndarray) -> Tensor:
+        """Return a stage's values at some of the points, (N, C)."""
+        at = [self._voxels[rows, axis] - place.start for axis, place in enumerate(window.place)]
+        return _values(stage_CDHW, _cells(window, stage_CDHW, block, at))
 
-class Interpolated:
+    def _inside(self, place: Sequence[slice]) -> np.ndarray:
+        return np.all(
+            [(part.start <= n) & (n < part.stop) for part, n in zip(place, self._voxels.T, strict=True)], axis=0
+        )
+
+
+class Interpolated(Points):
     """The features at places between voxels: linear between the centres of the blocks of a window.
 
-    At the centre of a voxel this is what interpolating the whole map of a window to its shape gives there.
+    At the centre of a voxel this is what interpolating the whole map of a window to its shape gives there. A place
+    counts with the weight of the voxel that it lies in.
 
     Args:
         places_N3: In voxels of the preprocessed image, whole numbers being their centres.
     """
 
     def __init__(self, places_N3: np.ndarray) -> None:
-        self._at = np.asarray(places_N3, np.float64)
-        self._voxels = np.floor(self._at + 0.5).astype(np.int64)
-        self._sums: list[Tensor] = []
+        self._places = np.asarray(places_N3, np.float64)
+        super().__init__(np.floor(self._places + 0.5).astype(np.int64))
 
-    def sees(self, place: Sequence[slice]) -> bool:
-        return bool(_inside(self._voxels, place).any())
-
-    def add(self, window: Window, blocks: Sequence[Block]) -> None:
-        self._sums = self._sums or _zeros(len(self._at), window.stages_CDHW)
-        inside = np.flatnonzero(_inside(self._voxels, window.place))
+    def _read(self, stage_CDHW: Tensor, block: Block, window: Window, rows: np.ndarray) -> Tensor:
         begin = np.array([place.start for place in window.place])
-        share = _product(window, list((self._voxels[inside] - begin).T))
-        at = self._at[inside] - begin + window.corner
-        rows = torch.from_numpy(inside)
-        for sums, stage, block in zip(self._sums, window.stages_CDHW, blocks, strict=True):
-            sums[rows] += _interpolated(stage, (at + 0.5) / block - 0.5) * torch.from_numpy(share)[:, None]
-
-    def means(self) -> list[Tensor]:
-        return [sums.float() for sums in self._sums]
+        at = self._places[rows] - begin + window.corner
+        return _interpolated(stage_CDHW, (at + 0.5) / block - 0.5)
 
 
 SLOTS = 2**16  # values of labels
@@ -232,10 +230,6 @@ SLOTS = 2**16  # values of labels
 
 def _zeros(rows: int, stages: Sequence[Tensor]) -> list[Tensor]:
     return [torch.zeros(rows, len(stage), dtype=torch.float64) for stage in stages]
-
-
-def _inside(voxels_N3: np.ndarray, place: Sequence[slice]) -> np.ndarray:
-    return np.all([(part.start <= n) & (n < part.stop) for part, n in zip(place, voxels_N3.T, strict=True)], axis=0)
 
 
 def _interpolated(stage_CDHW: Tensor, at_N3: np.ndarray) -> Tensor:

@@ -90,6 +90,9 @@ class Model:
         weights: What is known about them.
         trained: Until where the network was trained: ENCODER, DECODER or HEADS of architectures/base.py.
         name: What the network is, such as STU-Net-B.
+        parameters: Of the whole network.
+        batch_size: That the plan trains with.
+        transpose: The order of axes in which the plan wants images.
 
     Examples:
         >>> model = Model(folder)
@@ -124,14 +127,14 @@ class Model:
         encoder = open_encoder(find_model(str(source)), fold, checkpoint)
         self.path, self.model, self.name = encoder.path, encoder.model, encoder.name
         self.weights, self.trained = encoder.weights, encoder.trained
-        self._forward = encoder.plans.transpose_forward
+        self.transpose: Sequence[int] = encoder.plans.transpose_forward
         self._preparation = Preparation(self.model, encoder.plans, encoder.configuration, orientation)
         self.orientation = self._preparation.orientation
         network = ReadyNetwork(encoder.network, (), torch.device(device), precision)
         self._windows = SlidingWindow(network, tuple(encoder.configuration.patch_size), 0, step_size)
         self._lock = threading.Lock()
-        self._parameters = sum(each.numel() for each in encoder.network.parameters())
-        self._batch_size = encoder.configuration.configuration.get("batch_size")
+        self.parameters = sum(each.numel() for each in encoder.network.parameters())
+        self.batch_size = int(encoder.configuration.configuration.get("batch_size") or 2)
 
     @property
     def stages(self) -> int:
@@ -142,21 +145,6 @@ class Model:
     def precision(self) -> str:
         """The precision that the network computes in: fp32, bf16 or fp16."""
         return self._windows.network.precision
-
-    @property
-    def parameters(self) -> int:
-        """The number of parameters of the whole network."""
-        return self._parameters
-
-    @property
-    def batch_size(self) -> int:
-        """The batch size that the plan trains with."""
-        return int(self._batch_size or 2)
-
-    @property
-    def transpose(self) -> Sequence[int]:
-        """The order of axes in which the plan wants images."""
-        return self._forward
 
     @cached_property
     def preprocessing(self) -> str:
@@ -248,7 +236,7 @@ class Model:
         turned = self._labels(labels, raw) if CLASS in chosen else None
         at = _place(points, raw, world, affine is None and spacing is not None) if POINT in chosen else None
         prepared = self._preparation.preprocess(raw)
-        grid = NetworkGrid.of(prepared.properties, self._forward, prepared.image_CDHW.shape[1:])
+        grid = NetworkGrid.of(prepared.properties, self.transpose, prepared.image_CDHW.shape[1:])
         rows: list[Row] = []
         made: list[Pool] = []
         if CASE in chosen:

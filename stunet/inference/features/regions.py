@@ -53,10 +53,23 @@ class NetworkGrid:
         Args:
             at_N3: (D, H, W) in voxels of the image; whole numbers are centres of voxels.
         """
-        moved = at_N3[:, list(self.forward)] - [box.start for box in self.box]
-        lengths = np.array([box.stop - box.start for box in self.box])
+        moved, lengths = self._moved(at_N3)
         inside = ((moved >= -0.5) & (moved < lengths - 0.5)).all(axis=1)
-        return np.stack([self._place(at, axis) for axis, at in enumerate(moved.T)], axis=1), inside
+        return np.stack([self._place(at, axis) for axis, at in enumerate(moved.T)], axis=1), np.asarray(inside)
+
+    def between(self, at_N3: np.ndarray) -> NDArray[np.float64]:
+        """Return where places in the image are in the preprocessed one, (N, 3): whole numbers are centres of voxels.
+
+        Args:
+            at_N3: (D, H, W) in voxels of the image. What was cropped lies beyond -0.5 or shape - 0.5.
+        """
+        moved, lengths = self._moved(at_N3)
+        return np.asarray((moved + 0.5) * self.shape / lengths - 0.5)
+
+    def _moved(self, at_N3: np.ndarray) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+        """Return places in the cropped image, with its axes, and its shape."""
+        moved = at_N3[:, list(self.forward)] - [box.start for box in self.box]
+        return np.asarray(moved, np.float64), np.array([box.stop - box.start for box in self.box])
 
     def _place(self, at: np.ndarray, axis: int) -> NDArray[np.int64]:
         # Resampling keeps the outer edges: voxel i covers from i to i + 1 of n, whatever n is.
