@@ -80,7 +80,6 @@ class RankingResult:
         folder: With rank.json, rank.csv, rank.png and the feature bank.
         files: The first three.
         outcome: What was found.
-        best: What `pretrained` of a training takes: the weights of the best candidate.
         errors: The errors of candidates that could not be read, by name.
         configuration: That would be fine-tuned: 3d_fullres, or 2d of images of one slice.
         fold: That would be, whose validation cases were not looked at if it was asked for.
@@ -90,10 +89,14 @@ class RankingResult:
     folder: Path
     files: Sequence[Path]
     outcome: "Outcome"
-    best: str
     errors: Mapping[str, StunetError]
     configuration: str = "3d_fullres"
     fold: int = 0
+
+    @property
+    def best(self) -> str:
+        """What `pretrained` of a training takes: the weights of the best candidate."""
+        return self.outcome.best.weights
 
 
 @dataclass(frozen=True)
@@ -137,7 +140,7 @@ def rank(request: RankingRequest, listener: Listener | None = None) -> RankingRe
         raise next(iter(errors.values()))
     outcome = _score(scores, candidates, read, places, target, dataset, request, listener)
     outcome = replace(outcome, notes=(*notes, *outcome.notes))
-    best = outcome.best.weights
+    _ = outcome.best  # nothing is written if no candidate has a score
     from stunet.ranking import tables
 
     flat = all((place.drawn.voxels[:, 0] == 0).all() for place in places)
@@ -146,7 +149,6 @@ def rank(request: RankingRequest, listener: Listener | None = None) -> RankingRe
         folder=folder,
         files=tables.write(outcome, folder),
         outcome=outcome,
-        best=best,
         errors=errors,
         configuration="2d" if flat else "3d_fullres",
         fold=request.fold or 0,

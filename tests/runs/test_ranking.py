@@ -1,8 +1,6 @@
-"""What is known of candidates before and beside their scores."""
+"""Which candidates are ranked, on which cases, and what becomes of those whose features have gone."""
 
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +11,7 @@ from stunet.folds import Fold, check_fold
 from stunet.ranking.outcome import Candidate
 from stunet.ranking.points import DrawnPoints
 from stunet.ranking.reading import Place
-from stunet.runs.ranking import _against, _named, _Read, _sample
+from stunet.runs.ranking import _named, _Read, _sample
 
 DRAWN = DrawnPoints(*[np.zeros(1)] * 3, np.zeros((1, 3)), np.zeros((1, 3)))
 PLACE = Place(RawCase("c", (Path("none.nii.gz"),), None), DRAWN, "SimpleITKIO", ("MR",))
@@ -26,24 +24,6 @@ def test_a_name_of_a_model_comes_before_a_folder_of_that_name(tmp_path: Path, mo
         Path(name).mkdir()
     expected = {"STU-Net-B": "STU-Net-B", "mine": str(tmp_path / "mine"), "x": str(tmp_path / "mine")}
     assert _named(["STU-Net-B", "mine", "x=mine"]) == expected
-
-
-def test_what_speaks_against_a_candidate_follows_from_what_it_was_trained_on() -> None:
-    def against(names: list[str], schemes: list[str], here: list[str], **more: Any) -> list[str]:
-        weights = SimpleNamespace(channels=names, normalization=schemes, spacing=None)
-        model = {"weights": weights, "path": Path("fold_0/checkpoint_final.pth"), "orientation": "LPS", **more}
-        return _against(SimpleNamespace(**model), [PLACE], here, False)
-
-    z = "ZScoreNormalization"
-    # As of TotalSegmentator: of CT, and normalised by the image.
-    assert against(["CT"], [z], ["CT"]) == []
-    assert against(["CT"], [z], ["MR"]) == ["trained on CT"]
-    assert against(["0"], ["CTNormalization"], ["MR"]) == ["trained on CT"]
-    assert against(["T1"], [z], ["ct"]) == ["not trained on CT"]
-    assert against(["T1", "T2"], [z, z], ["t2", "t1"]) == []
-    assert against(["T1", "T2"], [z, z], ["T1", "FLAIR"]) == ["trained on channels T1, T2, in this order"]
-    begun = {"path": Path("fold_0/checkpoint_best.pth"), "orientation": None}
-    assert len(against(["MR"], [z], ["MR"], **begun)) == 2
 
 
 def test_features_that_have_gone_are_the_error_of_their_candidate(tmp_path: Path) -> None:
