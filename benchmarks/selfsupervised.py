@@ -39,7 +39,7 @@ SET = {
     "num_iterations_per_epoch": 50,
     "num_val_iterations_per_epoch": 4,
     "momentum": 0.9,
-    "initial_lr": 0.1,  # with this momentum the same as nnU-Net's 0.01 with 0.99
+    "initial_lr": 0.1,  # times the method's own share; with this momentum the same as nnU-Net's 0.01 with 0.99
 }
 
 
@@ -84,7 +84,8 @@ def main() -> None:
     elif args.command == "pretrain":
         given = {key: json.loads(value) for key, value in (pair.split("=", 1) for pair in args.set)}
         for method in args.methods:
-            measure(args.dataset, method, args.size, {**SET, **given})
+            rate = SET["initial_lr"] * METHODS[method].rate
+            measure(args.dataset, method, args.size, {**SET, "initial_lr": rate, **given})
     elif args.command == "link":
         link(args.folder)
     else:

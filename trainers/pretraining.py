@@ -61,6 +61,8 @@ class STUNetPretrainer(BaseTrainer):
         if self.plan.pretext is None:
             raise DataError(f"plans {self.plan.name!r} name no pretext", "stunet_pretrain -d ... --method mae")
         self.method = methods.find(self.plan.pretext)
+        if self.plan.train.initial_lr is None:
+            self.initial_lr *= self.method.rate
         self.enable_deep_supervision = False
         self.oversample_foreground_percent = 0.0
         self._kept: list[Rows] = []  # of the running step's micro-batches

@@ -187,6 +187,17 @@ def test_a_collapse_is_warned_of_once(planned: str, tmp_path: Path, monkeypatch:
     assert text.startswith("after 2 epochs the spread on held-out subjects is 0.0")
 
 
+def test_a_method_has_its_own_share_of_the_rate_unless_one_is_set(
+    planned: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rates = {
+        (method, *values.values()): make_pretrainer(planned, tmp_path, monkeypatch, method, **values).initial_lr
+        for method in ("mae", "moco")
+        for values in ({}, {"initial_lr": 0.02})
+    }
+    assert rates == {("mae",): 0.01, ("moco",): 0.003, ("mae", 0.02): 0.02, ("moco", 0.02): 0.02}
+
+
 def test_features_that_have_lost_their_scale_are_warned_of(
     planned: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

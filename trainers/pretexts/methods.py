@@ -29,6 +29,7 @@ class Method:
         demand: What it takes of memory and batch, for planning; the default is that of `mae`.
         options: Arguments of the class.
         after: The method whose result it has to start from; None: it may start from a random network.
+        rate: Share of nnU-Net's learning rate that it is trained with unless another one is set.
     """
 
     family: str
@@ -41,6 +42,7 @@ class Method:
     demand: Demand = field(default_factory=Demand)
     options: Mapping[str, Any] = field(default_factory=dict)
     after: str | None = None
+    rate: float = 1.0
 
 
 # Turned patches have corners that tell where a part lies.
@@ -53,6 +55,8 @@ _NO_SKIPS, _SKIPS = {"skips": False}, {"skips": True}
 _FIVE = Demand(outputs=5)
 # Crops of 0.8 of each side, heads of size B, and teachers that see both crops at a time.
 _VIEWS = Demand(encoded=(0.8**3,) * 2, decoded=(), parameters=1_800_000, compares=True)
+# At nnU-Net's rate the features grow a thousandfold, as only their directions matter (benchmarks/selfsupervised.md).
+_SLOW = 0.3
 _QUEUE = replace(_VIEWS, encoded=(0.8**3,), teacher=0.8**3, stored=4096 * 256)
 _TAUGHT = replace(_VIEWS, teacher=2 * 0.8**3, parameters=2_400_000)
 _CROPS = replace(_TAUGHT, encoded=(0.8**3,) * 2 + (0.5**3,) * 4, parameters=3_100_000)
@@ -76,10 +80,12 @@ METHODS: dict[str, Method] = {
     "ae": Method("restorative", "Autoencoder", "reproduce patches", options=_NO_SKIPS),
     "ae-skips": Method("restorative", "Autoencoder", "the same with skip connections", options=_SKIPS),
     "simclr": Method("contrastive", "SimCLR", "find the other view of a patch among a batch", demand=_VIEWS),
-    "moco": Method("contrastive", "MoCo", "the same among a queue, with a teacher", demand=_QUEUE),
+    "moco": Method("contrastive", "MoCo", "the same among a queue, with a teacher", demand=_QUEUE, rate=_SLOW),
     "byol": Method("contrastive", "BYOL", "predict what a teacher makes of the other view", demand=_TAUGHT),
     "dino": Method("distillation", "Distillation", "answer as a teacher that sees more", demand=_CROPS),
-    "pcrl": Method("combined", "PCRL", "moco, and restore views from its features", "all", demand=_RESTORED),
+    "pcrl": Method(
+        "combined", "PCRL", "moco, and restore views from its features", "all", demand=_RESTORED, rate=_SLOW
+    ),
     "voco": Method("regional", "VoCo", "tell how much crops overlap the cells of a grid", demand=_CELLS),
     "global": Method("regional", "Global", "find slabs of the same part of aligned volumes", **_SLABS),
     "local": Method(
