@@ -100,6 +100,7 @@ CLAIMS = [
         for title, name in (("MAE", "mae"), ("SimCLR", "simclr"))
         for file, how in (("rare", ""), ("rare_oversampled", ", with oversampling"))
     ),
+    Claim("RKB: one hidden layer beats two", ZHANG, ("few_cases:rkb full", "few_cases:rkb-deep full"), ALL),
     Claim("BYOL: online beats teacher", ZHANG, ("few_cases:byol full", "teacher:byol-teacher full"), ALL),
     Claim("MAE and SimCLR together beat MAE", KHAN, ("multi:both full", "few_cases:mae full"), ALL),
     Claim("and SimCLR", KHAN, ("multi:both full", "few_cases:simclr full"), ALL),
@@ -162,10 +163,27 @@ def show(found: dict[str, Any]) -> None:
         verdict = "holds" if low > 0 else "does not hold" if high < 0 else "cannot be told"
         rows.append([claim.text, claim.source, f"{difference:+.3f}", f"{low:+.3f} to {high:+.3f}", verdict])
     table(("claim", "source", "difference", "95 % interval", "verdict"), rows)
-    lines = [line for line in found if line.startswith("few_cases:") and str(8) in found[line]]
-    curves = {line: np.mean([run["on_patches"] for run in found[line]["8"].values()], 0) for line in lines}
-    columns = ("8 cases, Dice on held-out patches after", *(f"{share:.0%} of the steps" for share in SHARES))
-    table(columns, [[line.partition(":")[2], *(f"{dice:.3f}" for dice in curve)] for line, curve in curves.items()])
+    show_convergence(found)
+
+
+def show_convergence(found: dict[str, Any]) -> None:
+    """Prints what each arm is ahead of scratch by after some of the steps, in Dice on patches of held-out cases."""
+    scratch = "few_cases:scratch full"
+    rows = []
+    for line in (line for line in found if line.startswith("few_cases:") or line == "transfer:mae full encoder"):
+        claim = Claim("", "", (line, scratch), ALL)
+        if line == scratch or len(seeds := common_seeds(found, claim)) < SEEDS:
+            continue
+        row = [line.partition(":")[2]]
+        for share in range(len(SHARES)):
+            one, other = (
+                np.array([[[found[arm][str(cases)][seed]["on_patches"][share]] for cases in ALL] for seed in seeds])
+                for arm in claim.arms
+            )
+            low, high = np.nanquantile(bootstrap(one, other), [0.025, 0.975])
+            row.append(f"{float((one - other).mean()):+.3f} ({low:+.3f} to {high:+.3f})")
+        rows.append(row)
+    table(("ahead of scratch after", *(f"{share:.0%} of the steps" for share in SHARES)), rows)
 
 
 def show_methods(found: dict[str, Any]) -> None:

@@ -22,8 +22,9 @@ from finetuning import write_splits
 
 import stunet
 from stunet import workspace
+from stunet.cli.live import TrainingProgress
 from stunet.cli.shown import Shown
-from stunet.console import TrainingProgress, note, table
+from stunet.console import note, table
 from stunet.datasets import read_dataset
 from stunet.files import read_json, write_json
 from stunet.runs.pretraining import PretrainingRequest, pretrain

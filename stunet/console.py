@@ -1,22 +1,14 @@
-"""User output: results on stdout; progress, messages and errors on stderr. Used by stunet.cli only.
-
-On a terminal, progress is live; elsewhere it is one plain line per epoch, or per 30 seconds of a long loop.
-"""
+"""User output: results on stdout, messages and errors on stderr. Used by stunet.cli only; live.py shows progress."""
 
 import json
 import os
 import sys
-import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from typing import Any, TextIO
 
-from stunet.machine import GB, GIB, peak_resident
-
-PLAIN_INTERVAL_S = 30.0
-
 _results: TextIO | None = None  # the real stdout while reserve_stdout() holds it
-_bars: list[Any] = []  # live bars, which have to leave the terminal before an error is shown on it
+bars: list[Any] = []  # rich's bars (live.py), which make way for every line
 
 
 class OutputClosed(Exception):
@@ -42,8 +34,8 @@ def reserve_stdout(verbose: bool) -> Iterator[None]:
             yield
     finally:
         # A bar that still runs would draw over the error that is shown next.
-        while _bars:
-            _bars.pop().stop()
+        while bars:
+            bars.pop().stop()
         _results.flush()
         if not captured:
             _results.close()
@@ -96,56 +88,33 @@ def aligned(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
     ]
 
 
-class Progress:
-    """Progress of a loop with a known number of steps: `with Progress("preprocess", 200) as p: p.step("case_1")`."""
-
-    def __init__(self, title: str, total: int, disable: bool = False) -> None:
-        self.title, self.total, self.disable = title, total, disable
-        self.done = 0
-        self.started = self.last = time.monotonic()
-        self._bar: Any = None
-
-    def __enter__(self) -> "Progress":
-        if not self.disable and sys.stderr.isatty():
-            self._bar = _new_bar("{task.fields[name]}")
-            self._bar.start()
-            self._task = self._bar.add_task(self.title, total=self.total, name="")
-        return self
-
-    def step(self, name: str = "") -> None:
-        """Report that one more step is done; `name` identifies it."""
-        self.done += 1
-        now = time.monotonic()
-        if self._bar is not None:
-            self._bar.update(self._task, completed=self.done, name=name)
-        elif not self.disable and now - self.last > PLAIN_INTERVAL_S and self.done < self.total:
-            self.last = now
-            left = (now - self.started) / self.done * (self.total - self.done)
-            note(f"{self.title}: {self.done} of {self.total}, about {left:.0f} s left")
-
-    def part(self, share: float, name: str = "") -> None:
-        """Report the share of the next step that is done; only shown on a terminal."""
-        if self._bar is not None:
-            self._bar.update(self._task, completed=self.done + share, name=name)
-
-    def __exit__(self, *error: object) -> None:
-        if self._bar is not None:
-            self._bar.stop()
-        if not self.disable and error[0] is None and self.total:
-            note(f"{self.title}: {self.done} of {self.total} in {time.monotonic() - self.started:.1f} s")
+@contextmanager
+def _without_bars() -> Iterator[None]:
+    """Take the bars off the terminal, on which something is written."""
+    live = [bar for bar in bars if bar.live.is_started]
+    for bar in live:
+        bar.stop()
+    yield
+    for bar in live:
+        bar.start()
 
 
 def _write(text: str, stream: TextIO) -> None:
     try:
-        try:
-            print(text, file=stream, flush=True)
-        except UnicodeEncodeError:  # a name that is not UTF-8, or a terminal that is not
-            encoding = stream.encoding or "ascii"
-            print(text.encode(encoding, "backslashreplace").decode(encoding), file=stream, flush=True)
+        with _without_bars() if stream.isatty() else nullcontext():
+            _print(text, stream)
     except BrokenPipeError:
         with open(os.devnull, "w") as nowhere:  # for what the stream still buffers, which Python writes on exit
             os.dup2(nowhere.fileno(), stream.fileno())
         raise OutputClosed from None
+
+
+def _print(text: str, stream: TextIO) -> None:
+    try:
+        print(text, file=stream, flush=True)
+    except UnicodeEncodeError:  # a name that is not UTF-8, or a terminal that is not
+        encoding = stream.encoding or "ascii"
+        print(text.encode(encoding, "backslashreplace").decode(encoding), file=stream, flush=True)
 
 
 def _writes_to(stream: TextIO, descriptor: int) -> bool:
@@ -153,103 +122,3 @@ def _writes_to(stream: TextIO, descriptor: int) -> bool:
         return stream.fileno() == descriptor
     except (OSError, ValueError):  # io.UnsupportedOperation of in-memory streams is both
         return False
-
-
-class TrainingProgress:
-    """Shows a training: a live bar per epoch on a terminal, one plain line per epoch elsewhere (on stderr).
-
-    Implements the TrainingListener of trainers/progress.py without importing it, because that would import torch.
-    """
-
-    def __init__(self) -> None:
-        self._bar: Any = None
-        self._epoch_times: list[float] = []
-        self._validated = 0
-        self._last = 0.0
-        if sys.stderr.isatty():
-            self._bar = _new_bar("{task.fields[loss]}")
-
-    def loaded(self, report: Any) -> None:
-        """Show that pre-trained weights have been put into the network."""
-        for line in (*report.lines(), *aligned(*report.table())):
-            note(line)
-        if report.changes:
-            for line in aligned(("changed", "in the weights' training", "here"), report.changes):
-                note(line)
-        for text in report.warnings:
-            warn(text)
-
-    def trains(self, text: str) -> None:
-        """Show what is trained from now on."""
-        note(text)
-
-    def warning(self, text: str) -> None:
-        """Show a warning; the training continues."""
-        warn(text)
-
-    def step(self, trainer: Any, phase: str, done: int, loss: float) -> None:
-        """Show that a step of an epoch is finished."""
-        if self._bar is None:
-            return
-        steps = trainer.num_iterations_per_epoch + trainer.num_val_iterations_per_epoch
-        position = done + (trainer.num_iterations_per_epoch if phase == "validation" else 0)
-        if not self._bar.live.is_started:
-            self._bar.start()
-            self._task = self._bar.add_task("", total=steps, loss="")
-        # nnU-Net counts from 0, and epoch() below is called after it has counted the finished epoch.
-        text = f"epoch {trainer.current_epoch + 1}/{trainer.num_epochs} {phase}"
-        self._bar.update(self._task, description=text, completed=position, total=steps, loss=f"loss {loss:.3f}")
-
-    def epoch(self, trainer: Any) -> None:
-        """Show a permanent line for a finished epoch."""
-        if self._bar is not None and self._bar.live.is_started:
-            self._bar.stop()
-            self._bar.remove_task(self._task)
-
-        def last(key: str) -> Any:
-            return trainer.logger.get_value(key, step=-1)
-
-        seconds = last("epoch_end_timestamps") - last("epoch_start_timestamps")
-        # Over ten epochs: the first one is longer (compiling, cold files), and validation varies.
-        self._epoch_times = [*self._epoch_times[-9:], seconds]
-        left = (trainer.num_epochs - trainer.current_epoch) * sum(self._epoch_times) / len(self._epoch_times)
-        note(
-            f"epoch {trainer.current_epoch}/{trainer.num_epochs}  loss {last('train_losses'):.4f}  "
-            f"validation {last('val_losses'):.4f}  {trainer.epoch_results()}  lr {last('lrs'):.2g}  "
-            f"{seconds:.1f} s  {_peak_memory(trainer.device)}  {_clock(left)} left"
-        )
-
-    def case(self, name: str) -> None:
-        """Show that the final validation moves on to this case."""
-        now = time.monotonic()
-        if now - self._last > PLAIN_INTERVAL_S:
-            self._last = now
-            note(f"validate: {name}" + (f", after {self._validated} cases" if self._validated else ""))
-        self._validated += 1
-
-
-def _new_bar(last_column: str) -> Any:
-    """Return a live bar on stderr that vanishes when it stops; it leaves stdout, and nnU-Net's output there, alone."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    # No markup: names may have brackets.
-    columns = TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    last, console = TextColumn(last_column, markup=False), Console(stderr=True)
-    _bars.append(Progress(*columns, last, console=console, transient=True, redirect_stdout=False))
-    return _bars[-1]
-
-
-def _peak_memory(device: Any) -> str:
-    if device.type == "cuda":
-        import torch
-
-        # Reserved, not allocated: this is what has to fit, and what nvidia-smi shows.
-        return f"{torch.cuda.max_memory_reserved(device) / GIB:.1f} GiB GPU"
-    return f"{peak_resident() / GB:.1f} GB"
-
-
-def _clock(seconds: float) -> str:
-    minutes, seconds = divmod(int(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{seconds:02d}"

@@ -3,18 +3,16 @@
 import argparse
 import errno
 import importlib
-import io
 import os
 import subprocess
 import sys
 
 import numpy as np
 import pytest
-import rich.console
 
 from stunet import console
 from stunet.cli import common
-from stunet.errors import DataError, StunetError
+from stunet.errors import DataError
 from tests.loops import for_each
 
 
@@ -159,52 +157,6 @@ def test_tables_are_aligned(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == "class  Dice\n-----  ----\nliver   0.9\na      0.95\n"
 
 
-def test_progress_without_a_terminal_is_a_plain_line(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with console.Progress("read", 2) as progress:
-        progress.step("a")
-        progress.step("b")
-    assert capsys.readouterr().err.startswith("read: 2 of 2 in ")
-    monkeypatch.setattr(console, "PLAIN_INTERVAL_S", 0.0)
-    with pytest.raises(StunetError):
-        _one_step_and_an_error()
-    assert capsys.readouterr().err == "read: 1 of 3, about 0 s left\n"
-
-
-def _one_step_and_an_error() -> None:
-    with console.Progress("read", 3) as progress:
-        progress.step("a")
-        raise StunetError("x")
-
-
-def test_progress_on_a_terminal_is_live(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Terminal(io.StringIO):
-        def isatty(self) -> bool:
-            return True
-
-    terminal = Terminal()
-    monkeypatch.setattr(sys, "stderr", terminal)
-    monkeypatch.setenv("TERM", "xterm")
-    with console.Progress("read", 2) as progress:
-        progress.step("case_1")
-        progress.step("case_2")
-    assert "case_2" in terminal.getvalue()
-    assert "2/2" in terminal.getvalue()
-
-
-def test_the_final_validation_is_shown_with_what_it_has_done(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(console, "PLAIN_INTERVAL_S", 0.0)
-    progress = console.TrainingProgress()
-    progress.case("a"), progress.case("b")
-    assert capsys.readouterr().err == "validate: a\nvalidate: b, after 1 cases\n"
-    monkeypatch.setattr(console, "PLAIN_INTERVAL_S", 1e6)
-    progress.case("c")
-    assert capsys.readouterr().err == ""
-
-
 def test_a_name_that_is_not_utf8_is_printed_with_its_bytes_escaped(
     capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -212,12 +164,3 @@ def test_a_name_that_is_not_utf8_is_printed_with_its_bytes_escaped(
         monkeypatch.setattr(sys, "stdout", stdout)
         console.result("out/M\udcfcller.nii.gz")
     assert capfd.readouterr().out == "out/M\\udcfcller.nii.gz\n"
-
-
-def test_a_bar_takes_names_with_brackets_as_they_are() -> None:
-    bar, out = console._new_bar("{task.fields[name]}"), io.StringIO()
-    console._bars.remove(bar)
-    bar.add_task("features of a[/b]", total=2, name="[red]c")
-    rich.console.Console(file=out, width=200).print(bar.get_renderable())
-    assert "features of a[/b]" in out.getvalue()
-    assert "[red]c" in out.getvalue()

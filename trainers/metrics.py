@@ -4,11 +4,7 @@ nnU-Net converts the prediction to one-hot, and from that makes six more arrays 
 are obtained by counting; a test compares them with nnU-Net's. Read next: steps.py.
 """
 
-from typing import Any
-
 import torch
-
-CLASSES_SHOWN = 10  # the maximum number of classes for which an epoch's line lists Dice
 
 
 def count_labels(logits: torch.Tensor, target: torch.Tensor, ignore_label: int | None) -> torch.Tensor:
@@ -52,10 +48,3 @@ def count_regions(logits: torch.Tensor, target: torch.Tensor, ignore_label: int 
         found, true = torch.sigmoid(logits[:, region]) > 0.5, target[:, region].bool()
         counts.append(torch.stack([(x & annotated).sum() for x in (found & true, found & ~true, true & ~found)]))
     return torch.stack(counts, dim=1)
-
-
-def dice_text(logger: Any) -> str:
-    """Return the mean Dice of a log's last epoch, and that of each class unless there are many, in a few words."""
-    classes, mean = (logger.get_value(key, step=-1) for key in ("dice_per_class_or_region", "mean_fg_dice"))
-    each = f" [{' '.join(f'{value:.3f}' for value in classes)}]" if len(classes) <= CLASSES_SHOWN else ""
-    return f"Dice {mean:.3f}{each}"

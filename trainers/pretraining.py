@@ -386,7 +386,7 @@ class STUNetPretrainer(BaseTrainer):
         error = math.sqrt(max(0.0, chance * (1 - chance)) / samples)
         return bool(value <= chance + 2 * error)
 
-    def epoch_results(self) -> str:
+    def epoch_results(self) -> tuple[dict[str, str], dict[str, float]]:
         """Return the measure, the level to exceed, and how many patches a second have passed through the network."""
         value, start, end = (
             self.logger.get_value(key, step=-1)
@@ -395,7 +395,7 @@ class STUNetPretrainer(BaseTrainer):
         steps_ = self.num_iterations_per_epoch + self.num_val_iterations_per_epoch
         rate = steps_ * self.batch_size / max(end - start, 1e-9)
         name, level = self._level()
-        return f"{self.pretext.measure} {value:.3f} ({name} {level:.3g})  {rate:.1f} samples/s"
+        return {self.pretext.measure: f"{value:.3f}", name: f"{level:.3g}", "samples/s": f"{rate:.1f}"}, {}
 
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
         """Write what was reached: there is no segmentation to validate."""

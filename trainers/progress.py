@@ -25,8 +25,11 @@ class TrainingListener(Protocol):
     def epoch(self, trainer: "BaseTrainer") -> None:
         """Handle that an epoch is finished and logged; `trainer.current_epoch` counts it."""
 
-    def case(self, name: str) -> None:
-        """Handle that the final validation moves on to this case."""
+    def case(self, name: str, number: int, count: int) -> None:
+        """Handle that the final validation moves on to this case, the `number`-th (from 1) of `count`."""
+
+    def validated(self) -> None:
+        """Handle that the final validation has predicted all cases; it measures them next."""
 
 
 class NullListener:
@@ -47,5 +50,8 @@ class NullListener:
     def epoch(self, trainer: "BaseTrainer") -> None:
         return
 
-    def case(self, name: str) -> None:
+    def case(self, name: str, number: int, count: int) -> None:
+        return
+
+    def validated(self) -> None:
         return

@@ -4,6 +4,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import numpy as np
+
 from stunet.errors import DataError
 from stunet.labels.annotations import Annotations, complete_annotations, mirrored_values
 from stunet.labels.names import Sides, sides
@@ -82,6 +84,18 @@ class STUNetTrainer(BaseTrainer):
         if self.is_cascaded and space.numbers:  # the previous stage's labels have the head's values, the targets others
             raise DataError("mirror=swap: not for a cascade whose whole head is reused", "--set mirror=auto")
         return partial(MirrorSides, sides={axis - first for axis in fixed}, values=mirrored_values(space))
+
+    def epoch_results(self) -> tuple[dict[str, str], dict[str, float]]:
+        """Return the Dice on patches of validation cases: the mean, as text, and that of each class."""
+        mean, each = (self.logger.get_value(key, step=-1) for key in ("mean_fg_dice", "dice_per_class_or_region"))
+        return {"Dice": f"{mean:.3f}"}, dict(zip(self.class_names(), each, strict=True))
+
+    def class_names(self) -> list[str]:
+        """Return the names of the classes or regions that validation counts, in its order."""
+        labels = self.label_manager
+        names = {tuple(np.atleast_1d(value)): name for name, value in self.dataset_json["labels"].items()}
+        counted = labels.foreground_regions if labels.has_regions else labels.foreground_labels
+        return [names[tuple(np.atleast_1d(value))] for value in counted]
 
     def on_train_start(self) -> None:
         """Warn about a plan that mirrors left and right classes, from before their names were recognized."""

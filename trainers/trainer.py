@@ -35,7 +35,7 @@ from stunet.trainers.data.batches import SeededBatches, positions_of
 from stunet.trainers.data.splits import patched_splits
 from stunet.trainers.distributed import sharding
 from stunet.trainers.finetune.finetuning import NO_STATE, FineTuning
-from stunet.trainers.metrics import count_labels, count_regions, dice_text
+from stunet.trainers.metrics import count_labels, count_regions
 from stunet.trainers.plots import Logger
 from stunet.trainers.progress import NullListener, TrainingListener
 from stunet.trainers.validation import measure, validate
@@ -365,9 +365,9 @@ class BaseTrainer(nnUNetTrainer):
         super().on_epoch_end()
         self.listener.epoch(self)
 
-    def epoch_results(self) -> str:
-        """Return what is shown of a finished epoch besides its losses."""
-        return dice_text(self.logger)
+    def epoch_results(self) -> tuple[dict[str, str], dict[str, float]]:
+        """Return what is shown of a finished epoch besides its losses, by name, and the Dice of each class."""
+        return {}, {}
 
     def on_train_end(self) -> None:
         """End as nnU-Net does, with a plot of all epochs, however fast the last ones were."""

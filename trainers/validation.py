@@ -70,7 +70,7 @@ def validate(trainer: "BaseTrainer", probabilities: bool) -> None:
     with _Results(trainer, own, probabilities) as results:
         for number, case in enumerate(own):
             trainer.print_to_log_file(f"predicting {case}")
-            trainer.listener.case(case)
+            trainer.listener.case(case, number + 1, len(own))
             image, properties = _load(trainer, source, case)
             trainer.print_to_log_file(f"{case}, shape {image.shape}, rank {trainer.local_rank}")
             grids = _grids(trainer, results.next_stages, case, segmenter.dtype)
@@ -78,6 +78,7 @@ def validate(trainer: "BaseTrainer", probabilities: bool) -> None:
             results.add(case, labels, properties, grids)
             if trainer.is_ddp and number < last_barrier and (number + 1) % BARRIER_EVERY == 0:
                 dist.barrier()
+    trainer.listener.validated()
     if trainer.is_ddp:
         dist.barrier()
     if trainer.local_rank == 0:

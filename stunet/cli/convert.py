@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stunet import console, workspace
+from stunet.cli import live
 from stunet.cli.common import new_parser, run
 from stunet.errors import UsageError
 
@@ -242,7 +243,7 @@ def _convert_msd(args: argparse.Namespace) -> None:
     from stunet.datasets.msd import convert_msd, msd_images
 
     raw = _raw(args)
-    with console.Progress("convert", len(msd_images(args.source))) as progress:
+    with live.Progress("convert", len(msd_images(args.source))) as progress:
         target = convert_msd(args.source, raw, args.dataset_id, args.name, progress.step)
     _next(target)
 
@@ -328,7 +329,7 @@ def _run(conversion: "Conversion", args: argparse.Namespace) -> None:
     finished = len(conversion.sources) - len(pending)
     if finished:
         console.note(f"{finished} of {len(conversion.sources)} cases are there already")
-    with console.Progress("convert", len(pending)) as progress:
+    with live.Progress("convert", len(pending)) as progress:
         warnings = conversion.run(pending, workers or min(8, os.cpu_count() or 1), progress.step)
     for warning in warnings:
         console.warn(warning)

@@ -1,4 +1,4 @@
-"""stunet_info: show what is installed, which variables are set, and which data exist. Imports nothing heavy."""
+"""stunet_info: show what is installed and set, which data exist, and how far trainings are. Imports nothing heavy."""
 
 import argparse
 import os
@@ -12,16 +12,16 @@ from typing import Any
 
 from stunet import __version__, console, nnunet, presets, workspace
 from stunet.cli import common
-from stunet.errors import DataError
+from stunet.errors import DataError, first_few
+from stunet.runs.overview import trained_folds
 
+RUNS, LISTED = 20, 12  # how many runs, and how many names, are shown
 PACKAGES = ("torch", "nnunetv2", "numpy", "scipy", "SimpleITK", "batchgeneratorsv2", "dynamic_network_architectures")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
-    parser = common.new_parser(
-        "stunet_info", "Shows versions, folders, GPUs, and the datasets and models that are there."
-    )
+    parser = common.new_parser("stunet_info", "Shows versions, folders, GPUs, datasets, and how far each training is.")
     parser.add_argument("--json", action="store_true", help="one JSON document")
     return common.run(parser, _command, argv)
 
@@ -33,6 +33,7 @@ def _command(args: argparse.Namespace) -> None:
     if args.json:
         console.result_json(document)
         return
+    runs = document.pop("runs")
     for section, content in document.items():
         if isinstance(content, dict):
             console.result(f"{section}:")
@@ -41,11 +42,26 @@ def _command(args: argparse.Namespace) -> None:
                     f"  {key}: {value if value is not None else 'not set' if section == 'folders' else 'not installed'}"
                 )
         else:
-            console.result(f"{section}: {', '.join(content) if isinstance(content, list) else content}")
+            console.result(f"{section}: {first_few(content, LISTED, ', ') if isinstance(content, list) else content}")
+    if runs:
+        console.table(("run, latest first", "epoch", "state", "changed", "reached"), map(_run_cells, runs[:RUNS]))
+    if len(runs) > RUNS:
+        console.note(f"{len(runs) - RUNS} older ones: stunet_info --json")
     missing = [name for name, path in document["folders"].items() if path is None]
     if missing:
         console.warn(f"not set: {', '.join(missing)}")
         console.note("  try: export " + " ".join(f"{name}=/path/to/{name}" for name in missing))
+
+
+def _run_cells(run: dict[str, Any]) -> list[str]:
+    reached = "-" if run["value"] is None else f"{run['measure']} {run['value']:.3f}"
+    return [
+        run["name"],
+        f"{run['epoch']}/{run['epochs']}",
+        run["state"],
+        run["changed"][:16].replace("T", " "),
+        reached,
+    ]
 
 
 def _warn_of_nnunet() -> None:
@@ -69,8 +85,8 @@ def collect() -> dict[str, Any]:
         "presets": presets.names(),
         "datasets": _names("nnUNet_raw", workspace.DATASETS),
         "planned": _names("nnUNet_preprocessed", f"{workspace.DATASETS}/STUNetPlans*.json"),
-        "trained": _names("nnUNet_results", f"{workspace.DATASETS}/*__STUNetPlans*__*"),
         "nnUNet_extTrainer for nnUNetv2_train": str(Path(__file__).parents[1] / "nnunet_ext"),
+        "runs": [fold.to_json() for fold in trained_folds()],
     }
 
 

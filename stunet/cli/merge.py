@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stunet import console, workspace
+from stunet.cli import live
 from stunet.cli.common import new_parser, run
 from stunet.errors import DataError
 from stunet.machine import GB
@@ -64,7 +65,7 @@ def _merge(args: argparse.Namespace) -> int:
             console.result(str(target))
             console.note("it is there already, built from the same recipe and the same files")
             return 0
-    with console.Progress("check", sum(len(member.cases) for member in members.values())) as progress:
+    with live.Progress("check", sum(len(member.cases) for member in members.values())) as progress:
         checked = check(recipe, members, args.np, progress.step)
     findings += checked.findings
     if checked.union and checked.estimate and args.action == "check":
@@ -77,7 +78,7 @@ def _merge(args: argparse.Namespace) -> int:
         leave_receipt(recipe, now)
         console.note(f"next: stunet_merge build {args.recipe}")
         return 0
-    with console.Progress("build", sum(len(member.cases) for member in members.values())) as progress:
+    with live.Progress("build", sum(len(member.cases) for member in members.values())) as progress:
         target = build(checked, args.np, progress.step)
     console.result(str(target))
     for command in _next(recipe):

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from stunet import console
+from stunet.cli import live
 from stunet.cli.common import add_licence_flag, new_parser, raise_last, run
 from stunet.cli.shown import Shown
 from stunet.errors import StunetError, UsageError, WeightsError
@@ -218,7 +219,7 @@ def _recollect(args: argparse.Namespace) -> None:
     if model is None:
         console.note(f"nothing to do: {args.name} has no BatchNorm, so no statistics of its training data in it")
         return
-    with console.Progress("statistics", args.batches * len(model.checkpoints)) as progress:
+    with live.Progress("statistics", args.batches * len(model.checkpoints)) as progress:
         folder = recollect(
             model, dataset, configuration=args.c, target=args.o, batches=args.batches, device=choose_device(None),
             on_batch=progress.step,

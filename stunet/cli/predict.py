@@ -2,9 +2,11 @@
 
 import argparse
 import re
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
+from stunet import console
 from stunet.cli import common
 from stunet.cli.shown import Shown
 from stunet.errors import DataError
@@ -66,7 +68,10 @@ def _command(args: argparse.Namespace) -> int:
         accept_licence=args.accept_licence,
         dry_run=args.dry_run,
     )
-    errors = predict(request, Shown(not args.disable_progress_bar)).errors
+    done = predict(request, Shown(not args.disable_progress_bar))
+    if any(case.file for case in done.cases):
+        console.note(f"next, where there are references: stunet_evaluate REFERENCES {shlex.quote(str(args.o))}")
+    errors = done.errors
     # Cases fail one by one; if all failed for the same reason, the exit code says so.
     codes = {error.exit_code for error in errors.values()}
     return 0 if not codes else codes.pop() if len(codes) == 1 else DataError.exit_code

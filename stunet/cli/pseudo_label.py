@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from stunet import console, workspace
-from stunet.cli import common
+from stunet.cli import common, live
 from stunet.errors import DataError, UsageError
 from stunet.models import store
 from stunet.runs.devices import choose_device
@@ -80,7 +80,7 @@ def _command(args: argparse.Namespace) -> None:
     if is_there(target, todo.state(record)):
         console.note("it is there already, made from the same dataset by the same teacher")
     elif not args.dry_run:
-        with console.Progress("complete", len(todo.cases)) as progress:
+        with live.Progress("complete", len(todo.cases)) as progress:
             complete(todo, target, teacher, record, progress.step)
     if not args.dry_run:
         console.result(str(target))

@@ -6,6 +6,7 @@ from math import isnan
 from typing import TYPE_CHECKING, Any
 
 from stunet import console, workspace
+from stunet.cli import live
 from stunet.errors import DataError
 from stunet.machine import GB
 from stunet.runs.listener import Listener, Progress
@@ -43,26 +44,33 @@ class Shown(Listener):
         console.warn(text)
 
     def progress(self, title: str, total: int) -> Progress:
-        return console.Progress(title, total, disable=not self._progress)
+        return live.Progress(title, total, disable=not self._progress)
 
-    def training(self) -> console.TrainingProgress:
-        return console.TrainingProgress()
+    def training(self) -> live.TrainingProgress:
+        return live.TrainingProgress()
 
     def planned(self, result: "PlanningResult") -> None:
         console.result(f"{result.dataset}: {result.plan.name}")
         console.table(*_planned_table(result.plan))
 
     def trained(self, result: "TrainingResult") -> None:
+        assert result.metrics is not None
+        console.table(*_dice_table(result))
         console.result(f"mean validation Dice {result.dice:.4f}  {result.folder}")
+        model, fold = shlex.quote(str(result.model)), result.fold
+        console.note(f"next: stunet_predict -i IMAGES -o OUT --model {model} -f {fold}")
 
     def pretrained(self, result: "PretrainingResult") -> None:
         assert result.metrics is not None
         name, chance, untrained = (result.metrics.get(key) for key in ("measure", "chance", "untrained"))
         before = "" if untrained is None else f", untrained {untrained:.4g}"
         console.result(f"held-out {name} {result.measure:.4f} (chance {chance:.4g}{before})  {result.folder}")
+        console.note(f"next: stunet_train DATASET 3d_fullres 0 --pretrained {shlex.quote(str(result.model))}")
 
     def evaluated(self, result: "EvaluationResult") -> None:
         console.table(*measured_table(result.metrics))
+        if (lowest := _lowest_dice(result.metrics)) is not None:
+            console.note(f"look at first: {lowest}")
 
     def would_predict(self, outline: "PredictionOutline") -> None:
         last = outline.stages[-1]
@@ -139,6 +147,21 @@ def _planned_table(plan: "Plan") -> tuple[list[str], list[list[str]]]:
     return columns, rows
 
 
+def _dice_table(result: "TrainingResult") -> tuple[list[str], list[list[str]]]:
+    """Return columns and rows of each class's Dice in the final validation, and of how many cases have the class."""
+    from stunet.datasets import read_dataset_json
+    from stunet.evaluation.folders import labels_of
+
+    metrics, path = result.metrics or {}, result.model / "dataset.json"
+    names = labels_of(read_dataset_json(path), path).names
+    rows = []
+    for key, mean in metrics["mean"].items():
+        cases = [case["metrics"][key]["Dice"] for case in metrics["metric_per_case"]]
+        dice = "-" if isnan(mean["Dice"]) else f"{mean['Dice']:.4f}"
+        rows.append([names.get(key, key), dice, str(sum(not isnan(each) for each in cases))])
+    return ["class", "Dice", "cases"], rows
+
+
 def measured_table(summary: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     """Return columns and rows of the table of stunet_evaluate."""
     from stunet.evaluation.metrics import METRICS
@@ -157,6 +180,20 @@ def measured_table(summary: Mapping[str, Any]) -> tuple[list[str], list[list[str
     )
     rows.append(["foreground mean", *cells(summary["foreground_mean"]), n_cases, n_infinite])
     return ["class", *headings.values(), "cases", "one empty"], rows
+
+
+def _lowest_dice(summary: Mapping[str, Any]) -> str | None:
+    """Return the case and class with the lowest Dice, in words; None if none has both segmentations."""
+    found = [
+        (values["Dice"], case["prediction_file"], summary["labels"][key])
+        for case in summary["metric_per_case"]
+        for key, values in case["metrics"].items()
+        if not isnan(values["Dice"])
+    ]
+    if not found:
+        return None
+    dice, file, name = min(found)
+    return f"{name} in {file}, Dice {dice:.4f}"
 
 
 def _memory(stage: "Predictor", case: "InputCase") -> str:

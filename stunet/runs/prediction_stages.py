@@ -172,7 +172,7 @@ def _follow(
 
 
 class _WindowProgress:
-    """Shows the windows of the current case as a fraction of the case's step of the progress."""
+    """Shows the windows of the current case, as a share of the case's step and with their numbers."""
 
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
@@ -183,7 +183,7 @@ class _WindowProgress:
 
     def window(self) -> None:
         self._done += 1
-        self._progress.part(self._done / self._total, self._name)
+        self._progress.part(self._done / self._total, f"{self._name}, window {self._done} of {self._total}")
 
 
 def _known_statistics(pipeline: "Pipeline") -> dict[str, Any]:

@@ -80,7 +80,8 @@ def test_one_file_becomes_one_file_and_the_variables_are_not_needed(
         monkeypatch.delenv(variable)
     assert predict("-i", "in/a_0000.nii.gz", "-o", "x/seg.nii.gz", "--model", model, "--disable_progress_bar") == 0
     captured = capsys.readouterr()
-    assert (captured.out, captured.err) == ("x/seg.nii.gz\n", "")
+    assert captured.out == "x/seg.nii.gz\n"
+    assert captured.err == "next, where there are references: stunet_evaluate REFERENCES x/seg.nii.gz\n"
     assert names("x") == ["seg.nii.gz"]
 
 

@@ -125,8 +125,8 @@ def test_a_measure_at_chance_is_warned_of_once(planned: str, tmp_path: Path, mon
         trainer.on_epoch_end()
     # After 10 % of 30 epochs.
     assert [text.split(" on ")[0] for text in warned.texts] == ["after 3 epochs the accuracy"]
-    assert "(chance 0.25)" in trainer.epoch_results()
-    assert "samples/s" in trainer.epoch_results()
+    assert trainer.epoch_results()[0]["chance"] == "0.25"
+    assert "samples/s" in trainer.epoch_results()[0]
     # The last epoch decides: the first ones may be far below.
     trainer.logger.local_logger.my_fantastic_logging["mean_fg_dice"] = [-9.0, 0.1, 0.1, 0.9]
     assert not trainer._is_at_chance()
@@ -169,9 +169,9 @@ def test_what_an_untrained_network_reaches_is_the_level_to_exceed_and_measuring_
     whole.on_train_start()
     assert trainer.untrained == pytest.approx(whole.untrained, abs=1e-5)
     trainer.num_val_iterations_per_epoch = 100  # so that 0.85 is told from 0.5
-    for untrained, name in ((0.9, "untrained 0.9"), (0.4, "chance 0.5"), (None, "chance 0.5")):
+    for untrained, name, level in ((0.9, "untrained", "0.9"), (0.4, "chance", "0.5"), (None, "chance", "0.5")):
         trainer.untrained = untrained
-        assert name in trainer.epoch_results()
+        assert trainer.epoch_results()[0][name] == level
         trainer.logger.local_logger.my_fantastic_logging["mean_fg_dice"] = [0.85]
         assert trainer._is_at_chance() == (untrained == 0.9)
 

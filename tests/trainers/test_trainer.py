@@ -4,6 +4,7 @@ import io
 import multiprocessing
 import os
 import re
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,13 @@ import pytest
 import torch
 
 from stunet import workspace
-from stunet.console import TrainingProgress
+from stunet.cli.live import TrainingProgress
 from stunet.errors import DataError, Interrupted, OutOfMemoryError, WeightsError
-from stunet.files import read_json
+from stunet.files import exclusive_lock, read_json, write_json
 from stunet.plans.derive import derive
 from stunet.plans.files import plan_path, read_plan
 from stunet.plans.settings import MIRROR
+from stunet.runs.overview import trained_folds
 from stunet.trainers.data.batches import SeededBatches
 from stunet.trainers.data.mirroring import MirrorSides
 from stunet.trainers.progress import NullListener
@@ -98,9 +100,38 @@ def whole(shown_run: tuple[STUNetTrainer, str]) -> STUNetTrainer:
 
 
 def test_a_terminal_shows_the_bars_and_a_line_for_each_epoch(shown_run: tuple[STUNetTrainer, str]) -> None:
-    lines = re.findall(r"epoch \d/2  loss \S+  validation \S+  Dice", shown_run[1])
-    assert [line[:9] for line in lines] == ["epoch 1/2", "epoch 2/2"]
+    assert re.search(r"epoch +loss +val +Dice +time +left +classes, worst first\n", shown_run[1])
+    lines = re.findall(r"([12]/2)( +-?\d+\.\d{3}){2}  0\.\d{3} .* s .* s  \w+ 0\.\d\d", shown_run[1])
+    assert [line[0] for line in lines] == ["1/2", "2/2"]
     assert "epoch 2/2 validation" in shown_run[1]
+
+
+def test_the_overview_says_how_far_a_training_is(
+    whole: STUNetTrainer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As of nnU-Net's log; the final validation, and a log that was cut off, are files as they would be."""
+    fold = tmp_path / "Dataset998_Phantom/STUNetTrainer__STUNetPlans_T__3d_fullres/fold_0"
+    shutil.copytree(whole.output_folder, fold)
+    monkeypatch.setenv("nnUNet_results", str(tmp_path))
+    (found,) = trained_folds()
+    assert found.name == "Dataset998_Phantom/STUNetTrainer__STUNetPlans_T__3d_fullres/fold_0"
+    assert (found.epoch, found.epochs, found.state, found.measure) == (2, 2, "stopped", "Dice of patches")
+    assert found.value == pytest.approx(whole.logger.get_value("mean_fg_dice", step=-1), abs=1e-4)
+    with exclusive_lock(fold / ".lock", "", ""):
+        assert trained_folds()[0].state == "running"
+    (fold / "validation").mkdir()
+    write_json(fold / "validation/summary.json", {"foreground_mean": {"Dice": 0.5}, "mean": {}})
+    (found,) = trained_folds()
+    assert (found.state, found.measure, found.value) == ("finished", "Dice", 0.5)
+    shutil.rmtree(fold / "validation")
+    (fold / workspace.FINAL).unlink()
+    (log,) = fold.glob("training_log*.txt")
+    text = log.read_text()
+    log.write_text(text[: text.index("Epoch 1") + 20])
+    (found,) = trained_folds()
+    assert (found.epoch, found.epochs, found.state) == (1, 2, "stopped")
+    log.write_text("")
+    assert trained_folds()[0].to_json()["value"] is None
 
 
 def test_a_stopped_run_continues_exactly(

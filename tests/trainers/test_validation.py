@@ -51,7 +51,7 @@ class Cases(NullListener):
     def __init__(self) -> None:
         self.names: list[str] = []
 
-    def case(self, name: str) -> None:
+    def case(self, name: str, number: int, count: int) -> None:
         self.names.append(name)
 
 

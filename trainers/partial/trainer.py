@@ -109,6 +109,12 @@ class STUNetPartialTrainer(STUNetTrainer):
             return count_annotated(logits, target, *here, ignore=ignore)
         return count_groups(logits, target, *here, values=self.value_count, ignore=ignore)
 
+    def class_names(self) -> list[str]:
+        if self.label_manager.has_regions:
+            return super().class_names()
+        names = {value: label for label, value in self.annotations.values.items()}
+        return [names.get(value, str(value)) for value in range(1, self.value_count)]
+
     def on_train_start(self) -> None:
         """Report how often each label will be seen; write labels.toml if the dataset's labels are not the network's."""
         super().on_train_start()

@@ -1,0 +1,129 @@
+"""Which trainings nnUNet_results holds, and how far they are: from logs and summaries, without loading torch."""
+
+import math
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from stunet import workspace
+from stunet.errors import DataError
+from stunet.files import is_held, read_json
+from stunet.kinds import PRETRAINING, SUMMARY, read
+from stunet.runs.training import mean_dice
+
+TAIL = 2**16  # bytes at the end of a log, in which the last epoch stands
+EPOCHS = 1000  # nnU-Net's number, where debug.json does not say it
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainedFold:
+    """A training, or a pre-training.
+
+    Attributes:
+        folder: The fold's folder.
+        changed: When anything in it was last written.
+        epoch, epochs: Epochs that are complete, and those that are planned.
+        state: "running", "finished", or "stopped"; a training is finished once it is validated.
+        measure: What `value` is: "Dice" (of the final validation), "Dice of patches" (of the last epoch), the measure
+            of a pre-training, or "".
+        value: NaN without a measure.
+    """
+
+    folder: Path
+    changed: datetime
+    epoch: int
+    epochs: int
+    state: str
+    measure: str
+    value: float
+
+    @property
+    def name(self) -> str:
+        """Dataset, model and fold, as a path in nnUNet_results."""
+        return str(Path(*self.folder.parts[-3:]))
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as a JSON object."""
+        return {
+            "name": self.name,
+            "changed": self.changed.isoformat(timespec="seconds"),
+            **{key: getattr(self, key) for key in ("epoch", "epochs", "state", "measure")},
+            "value": None if math.isnan(self.value) else self.value,
+        }
+
+
+def trained_folds() -> list[TrainedFold]:
+    """Return the trainings in nnUNet_results, of nnU-Net's commands too, the latest first; none if it is not set."""
+    results = os.environ.get("nnUNet_results")
+    if not results:
+        return []
+    folders = Path(results).glob(f"{workspace.DATASETS}/*__*__*/fold_*")
+    found = [fold for folder in folders if folder.is_dir() and (fold := _look_at(folder))]
+    return sorted(found, key=lambda fold: (fold.changed, fold.name), reverse=True)
+
+
+def _look_at(folder: Path) -> TrainedFold | None:
+    """Return what a fold's folder says; None if nothing has been trained in it."""
+    logs = sorted(folder.glob("training_log*.txt"))
+    files = [*logs, *folder.glob("checkpoint_*.pth"), *folder.glob("*.json")]
+    if not logs and not any(file.suffix == ".pth" for file in files):
+        return None
+    epoch, dice = _last_epoch(logs)
+    epochs = _planned(folder / "debug.json")
+    measure, value = ("Dice of patches", dice) if not math.isnan(dice) else ("", math.nan)
+    ended = _ending(folder)
+    if ended is not None:
+        measure, value = ended
+    final = (folder / workspace.FINAL).is_file()
+    running = is_held(folder / ".lock")
+    return TrainedFold(
+        folder=folder,
+        changed=datetime.fromtimestamp(max(file.stat().st_mtime for file in files)),
+        epoch=epochs if final else epoch,
+        epochs=epochs,
+        state="running" if running else "finished" if ended is not None and final else "stopped",
+        measure=measure,
+        value=value,
+    )
+
+
+def _ending(folder: Path) -> tuple[str, float] | None:
+    """Return the measure that a finished fold was left with, and its value."""
+    validation, pretraining = folder / "validation" / "summary.json", folder / workspace.PRETRAINING
+    try:
+        if validation.is_file():
+            return "Dice", mean_dice(read(validation, SUMMARY))
+        if pretraining.is_file():
+            log: Mapping[str, Any] = read(pretraining, PRETRAINING)
+            return log["measure"], float(log["val_measures"][-1])
+    except DataError:  # damaged; what the log says remains
+        return None
+    return None
+
+
+def _planned(debug: Path) -> int:
+    """Return the number of epochs that nnU-Net's debug.json has, as text."""
+    try:
+        return int(read_json(debug)["num_epochs"])
+    except (DataError, OSError, KeyError, TypeError, ValueError):
+        return EPOCHS
+
+
+def _last_epoch(logs: list[Path]) -> tuple[int, float]:
+    """Return how many epochs the latest log has completed, and the mean Dice of the last one; NaN if it has none."""
+    for log in reversed(logs):  # the latest may have been cut off before its first epoch
+        with log.open("rb") as file:
+            file.seek(max(0, log.stat().st_size - TAIL))
+            text = file.read().decode(errors="replace")
+        epochs = list(re.finditer(r"Epoch (\d+)\s*$", text, re.MULTILINE))
+        for number in reversed(epochs):
+            after = text[number.end() :]
+            if "Epoch time:" in after:
+                dice = re.search(r"Pseudo dice \[(.*?)\]", after, re.DOTALL)
+                values = [float(each) for each in re.findall(r"\d+\.\d+(?:e-\d+)?", dice[1])] if dice else []
+                return int(number[1]) + 1, sum(values) / len(values) if values else math.nan
+    return 0, math.nan
