@@ -55,7 +55,7 @@ def compare(name: str, args: argparse.Namespace) -> None:
     label([Slab(0, logits.permute(1, 2, 3, 0).float())], axes, None, write)
     report(f"{name} export", exported != stock)
     options = Options(precision="fp32", mirroring=False)
-    ours = np.asarray(Predictor.from_folder(model, options, [RECIPES[name].fold]).predict(image).labels_DHW)
+    ours = np.asarray(Predictor(model, options, [RECIPES[name].fold]).predict(image).labels_DHW)
     differ = np.nonzero(ours != stock)
     report(f"{name} all", ours != stock)
     voxels = [torch.from_numpy(index) for index in differ]

@@ -78,7 +78,7 @@ def write_image(plans: dict, length: int, edge: int, file: Path) -> None:
 
 def predict(model: Path, file: Path, out: Path) -> None:
     """Predicts a file with stunet's own pipeline, in which the stand-in takes the network's place."""
-    predictor = Predictor.from_folder(model, Options(mirroring=False))
+    predictor = Predictor(model, Options(mirroring=False))
     values = predictor.model.plan.intensities["0"]
     network = StandIn(*((units - values["mean"]) / values["std"] for units in brightness(predictor.model.plan.content)))
     predictor._windows.network = ReadyNetwork(network, [], torch.device("cpu"))

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from stunet.inference.features.model import Model
+    from stunet.inference.predictor import Predictor
     from stunet.runs.api import evaluate, features, plan, predict, pretrain, rank, train
     from stunet.runs.evaluation import EvaluationRequest, EvaluationResult
     from stunet.runs.features import FeaturesRequest, FeaturesResult
@@ -36,6 +37,7 @@ __all__ = [
     "PlanningResult",
     "PredictionRequest",
     "PredictionResult",
+    "Predictor",
     "PretrainingRequest",
     "PretrainingResult",
     "RankingRequest",
@@ -62,6 +64,7 @@ _MODULES = {
     "PlanningResult": "stunet.runs.planning",
     "PredictionRequest": "stunet.runs.prediction",
     "PredictionResult": "stunet.runs.prediction",
+    "Predictor": "stunet.inference.predictor",
     "PretrainingRequest": "stunet.runs.pretraining",
     "PretrainingResult": "stunet.runs.pretraining",
     "RankingRequest": "stunet.runs.ranking",

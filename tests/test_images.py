@@ -158,13 +158,13 @@ def test_axes_a_little_off_the_right_angle_are_read_and_results_keep_them(
 
 
 def test_a_patient_gets_the_same_labels_in_any_orientation(model: Path, tmp_path: Path) -> None:
-    predictor = Predictor.from_folder(model, FP32)
+    predictor = Predictor(model, FP32)
     assert predictor.orientation == "LPS"
     assert "orientation" not in predictor.made_by
     image = sitk.DICOMOrient(sitk.ReadImage(write_image(tmp_path / "x.nii.gz", shape=SMALL)), "LPS")
     expected = predictor.predict(image)
     assert len(np.unique(expected.labels_DHW)) == 3
-    unturned = Predictor.from_folder(recorded(make_model(tmp_path / "T__P__3d_fullres", mirror=None)), FP32)
+    unturned = Predictor(recorded(make_model(tmp_path / "T__P__3d_fullres", mirror=None)), FP32)
     assert np.array_equal(unturned.predict(image).labels_DHW, expected.labels_DHW)
     for code in ("RAS", "PIR"):
         turn_image = sitk.DICOMOrient(image, code)
@@ -203,7 +203,7 @@ def test_a_model_that_says_no_orientation_asks_once_and_takes_an_answer(
 ) -> None:
     monkeypatch.delenv("nnUNet_raw", raising=False)
     silent = recorded(make_model(tmp_path / "T__P__3d_fullres", mirror=None))
-    predictor = Predictor.from_folder(silent, FP32)
+    predictor = Predictor(silent, FP32)
     image = sitk.ReadImage(write_image(tmp_path / "x.nii.gz", shape=SMALL))
     array = sitk.GetArrayFromImage(image)
     with caplog.at_level(logging.WARNING):
@@ -218,22 +218,22 @@ def test_a_model_that_says_no_orientation_asks_once_and_takes_an_answer(
         (True, False),
         (False, True),
     ]
-    told = Predictor.from_folder(silent, Options(precision="fp32", orientation="las"))
+    told = Predictor(silent, Options(precision="fp32", orientation="las"))
     assert told.orientation == told.made_by["orientation"] == "LAS"
     with pytest.raises(UsageError, match="the plans say that the training images are LPS"):
-        Predictor.from_folder(model, Options(orientation="RAS"))
+        Predictor(model, Options(orientation="RAS"))
     # The training images, where they are on this machine.
     raw = tmp_path / "raw" / "Dataset001_Test"
     write_image(raw / "imagesTr" / "a_0000.nii.gz")
     write_json(raw / "dataset.json", read_json(silent / "dataset.json"))
     monkeypatch.setenv("nnUNet_raw", str(raw.parent))
-    assert Predictor.from_folder(silent, FP32).orientation == "PLI"
+    assert Predictor(silent, FP32).orientation == "PLI"
     reorients = recorded(make_model(tmp_path / "U__P__3d_fullres", reader="NibabelIOWithReorient"))
-    assert Predictor.from_folder(reorients, FP32).orientation == "RAS"
+    assert Predictor(reorients, FP32).orientation == "RAS"
 
 
 def test_predict_says_what_it_takes(model: Path, tmp_path: Path) -> None:
-    predictor = Predictor.from_folder(model, FP32)
+    predictor = Predictor(model, FP32)
     write_dicom(tmp_path / "dicom")
     assert predictor.predict(tmp_path / "dicom").labels_DHW.shape == (10, 20, 20)
     with pytest.raises(DataError, match=r"no such file: 'none.nii.gz'"):
@@ -251,7 +251,7 @@ def test_predict_says_what_it_takes(model: Path, tmp_path: Path) -> None:
 
 
 def test_images_of_one_channel_each_become_one_of_several(tmp_path: Path) -> None:
-    predictor = Predictor.from_folder(make_model(tmp_path / "T__P__3d_fullres", channels=2, mirror=None), FP32)
+    predictor = Predictor(make_model(tmp_path / "T__P__3d_fullres", channels=2, mirror=None), FP32)
     files = [write_image(tmp_path / f"c_000{n}.nii.gz", n, SMALL) for n in (0, 1)]
     expected = predictor.predict(files).labels_DHW
     assert np.array_equal(predictor.predict([sitk.ReadImage(file) for file in files]).labels_DHW, expected)
@@ -262,7 +262,7 @@ def test_images_of_one_channel_each_become_one_of_several(tmp_path: Path) -> Non
         predictor.predict([nibabel.load(files[0])] * 3)
     turn_image = sitk.DICOMOrient(sitk.ReadImage(files[1]), "LPS")
     there = recorded(make_model(tmp_path / "U__P__3d_fullres", channels=2), orientation="LPS")
-    for each in (predictor, Predictor.from_folder(there, FP32)):
+    for each in (predictor, Predictor(there, FP32)):
         with pytest.raises(DataError, match="does not lie on the grid of the first"):
             each.predict([sitk.ReadImage(files[0]), turn_image])
         with pytest.raises(DataError, match="does not lie on the grid of the first"):
@@ -297,7 +297,7 @@ def test_names_in_capitals_are_read_as_others(model: Path, tmp_path: Path) -> No
 def test_the_series_of_a_dicom_folder_is_chosen_by_the_models_channel_or_by_name(model: Path, tmp_path: Path) -> None:
     folder = make_model(tmp_path / "T__P__3d_fullres", mirror=None)
     write_json(folder / "dataset.json", {**read_json(folder / "dataset.json"), "channel_names": {"0": "CT"}})
-    predictor, study = Predictor.from_folder(folder, FP32), tmp_path / "study"
+    predictor, study = Predictor(folder, FP32), tmp_path / "study"
     write_series(study, VOLUME)
     tall = np.repeat(VOLUME, 4, 0)
     write_series(study, tall, [f"p{n:02}" for n in range(24)], Modality="PT", SeriesInstanceUID="1.2.9")

@@ -69,7 +69,7 @@ def _command(args: argparse.Namespace) -> None:
         mirroring=not args.disable_tta,
         orientation=args.orientation,
     )
-    teacher = Predictor.from_folder(model, options, args.f, args.chk)
+    teacher = Predictor(model, options, args.f, args.chk)
     if teacher.previous_stage:
         raise UsageError(f"{args.teacher!r} is a cascade", "a teacher of one stage, such as its 3d_fullres")
     todo = plan_completion(folder, teacher.model, args.classes, args.min_confidence, dict(args.confidence))

@@ -8,7 +8,7 @@ of a scan are never in memory as a whole (engine/segmenter.py). pipeline.py pred
 import logging
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,7 @@ from stunet.results.segmentation import Segmentation
 from stunet.results.subset import subset_dataset, subset_table
 from stunet.weights.checkpoints import check_weights, load_trained
 from stunet.weights.folders import model_folder
+from stunet.workspace import FINAL
 
 log = logging.getLogger("stunet")
 
@@ -72,8 +73,16 @@ class Options:
 class Predictor:
     """A loaded and checked model. It may be shared between threads: the network takes their images in turn.
 
+    Args:
+        model: A result folder TRAINER__PLANS__CONFIGURATION, or one listed by `stunet_models list`; the folder of a
+            dataset stands for the only model in it.
+        options: How to predict; None: the defaults.
+        folds: Of the model; None: those that were trained.
+        checkpoint: Name of the checkpoint in each fold.
+        more: Options by name, in place of those of `options`.
+
     Examples:
-        >>> predictor = Predictor.from_folder(folder)  # or a name of `stunet_models list`, such as "STU-Net-B"
+        >>> predictor = Predictor(folder, precision="fp32")  # or Predictor("STU-Net-B", device="cuda")
         >>> segmentation = predictor.predict(array, spacing=(1.8, 1.2, 1.5))  # or predict("ct.nii.gz")
         >>> segmentation.labels_DHW.shape == array.shape
         True
@@ -81,24 +90,33 @@ class Predictor:
         {'a': 1, 'b': 2}
 
     Raises:
-        DataError: The plans do not describe a network, or one of another package; a class of `labels` is missing.
+        DataError: The folder is not a model folder, or lacks a file; the plans do not describe a network, or one of
+            another package; a class of `labels` is missing.
         UsageError: v1_preprocessing with a cascade, an unknown class in roi_subset, a precision that the device lacks,
             an orientation that is invalid or contradicts the model.
-        WeightsError: A checkpoint cannot be read, or belongs to another network or other strides.
+        WeightsError: There is no such model; a checkpoint cannot be read, or belongs to another network or strides.
     """
 
-    def __init__(self, model: ModelFolder, options: Options | None = None) -> None:
-        self.model, self.options = model, options or Options()
+    def __init__(
+        self,
+        model: str | Path | ModelFolder,
+        options: Options | None = None,
+        folds: Sequence[int | str] | None = None,
+        checkpoint: str = FINAL,
+        **more: Any,
+    ) -> None:
+        self.model = model = model if isinstance(model, ModelFolder) else _open(model, folds, checkpoint)
+        self.options = replace(options or Options(), **more)
         checkpoints = [load_trained(path) for path in model.checkpoint_files]
         # From the checkpoint, as in nnU-Net: the folder may have any name.
         self.configuration_name: str = checkpoints[0]["init_args"]["configuration"]
         self._plans, self._configuration, network = build(model, self.configuration_name)
-        for path, checkpoint in zip(model.checkpoint_files, checkpoints, strict=True):
-            check_weights(path, network, checkpoint["network_weights"])
-            check_function(path, checkpoint, model.plan, self.configuration_name)
-        for fold, path, checkpoint in zip(model.folds, model.checkpoint_files, checkpoints, strict=True):
+        for path, found in zip(model.checkpoint_files, checkpoints, strict=True):
+            check_weights(path, network, found["network_weights"])
+            check_function(path, found, model.plan, self.configuration_name)
+        for fold, path, found in zip(model.folds, model.checkpoint_files, checkpoints, strict=True):
             for warning in check_model(
-                path, checkpoint["init_args"], model.plan, self.configuration_name, fold, model.dataset
+                path, found["init_args"], model.plan, self.configuration_name, fold, model.dataset
             ):
                 log.warning("warning: %s", warning)
         if self.options.v1_preprocessing and self.previous_stage:
@@ -115,7 +133,7 @@ class Predictor:
         )
         # Those of the first fold, and none if it does not name any: both as in nnU-Net.
         mirror_axes = checkpoints[0].get("inference_allowed_mirroring_axes") or ()
-        weights = [checkpoint["network_weights"] for checkpoint in checkpoints]
+        weights = [each["network_weights"] for each in checkpoints]
         self._windows = SlidingWindow(
             ReadyNetwork(
                 network,
@@ -137,28 +155,6 @@ class Predictor:
             self.options.everything_on_device,
         )
         self._lock = threading.Lock()  # the folds take turns in one network, whose times the segmenter keeps
-
-    @classmethod
-    def from_folder(
-        cls,
-        folder_or_name: str | Path,
-        options: Options | None = None,
-        folds: Sequence[int | str] | None = None,
-        checkpoint: str = "checkpoint_final.pth",
-    ) -> "Predictor":
-        """Open the model of a result folder TRAINER__PLANS__CONFIGURATION, or one listed by `stunet_models list`.
-
-        The folder of a dataset stands for the only model in it.
-
-        Raises:
-            DataError: The folder is not a model folder, or lacks a file.
-            WeightsError: There is no such model.
-        """
-        from stunet.models.store import find_model
-
-        given = Path(folder_or_name)
-        folder = model_folder(given) if given.is_dir() else find_model(str(folder_or_name))
-        return cls(open_model(folder, folds, checkpoint), options)
 
     def predict(
         self,
@@ -323,3 +319,10 @@ class Predictor:
             # The subset first: its names and values are those of the model.
             table = to_system if table is None else to_system[table]
         return table
+
+
+def _open(name: str | Path, folds: Sequence[int | str] | None, checkpoint: str) -> ModelFolder:
+    from stunet.models.store import find_model
+
+    given = Path(name)
+    return open_model(model_folder(given) if given.is_dir() else find_model(str(name)), folds, checkpoint)

@@ -55,6 +55,19 @@ def write_volume(
     Raises:
         OSError: The file cannot be written, or the disk is full.
     """
+    image = nibabel_image(segmentation, labels_DHW)
+    image.header.extensions.extend(extensions)
+    with atomic_write(path) as part, part.open("wb") as file:
+        if path.suffix.lower() == ".gz":
+            # Without a name and a time in it, so that the bytes depend only on the content.
+            with gzip.GzipFile("", "wb", level, file, mtime=0) as packed:
+                image.to_stream(packed)
+        else:
+            image.to_stream(file)
+
+
+def nibabel_image(segmentation: Segmentation, labels_DHW: np.ndarray) -> nibabel.Nifti1Image:
+    """Return an array (D, H, W) as nibabel's image, with the axes (x, y, z), on the grid of a segmentation."""
     array = (labels_DHW[0] if segmentation.is_2d else labels_DHW).T
     image = nibabel.Nifti1Image(array, None, dtype=labels_DHW.dtype)
     affine = segmentation.affine_ras
@@ -67,14 +80,7 @@ def write_volume(
         image.header.set_qform(affine, SCANNER if straight else 0)  # a quaternion cannot represent shear
         image.header.set_sform(affine, SCANNER)
         image.header.set_xyzt_units("mm")
-    image.header.extensions.extend(extensions)
-    with atomic_write(path) as part, part.open("wb") as file:
-        if path.suffix.lower() == ".gz":
-            # Without a name and a time in it, so that the bytes depend only on the content.
-            with gzip.GzipFile("", "wb", level, file, mtime=0) as packed:
-                image.to_stream(packed)
-        else:
-            image.to_stream(file)
+    return image
 
 
 def _caret_xml(segmentation: Segmentation) -> str:

@@ -6,6 +6,7 @@ Everything else in this folder takes a Segmentation; prediction makes one of wha
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from stunet.labels.names import head_classes
 from stunet.orientation import FLAT_THICKNESS, LPS_OF_RAS
 
 if TYPE_CHECKING:
+    import nibabel
     import SimpleITK
 
 
@@ -122,6 +124,29 @@ class Segmentation:
         image.SetOrigin(self.origin)
         image.SetDirection(self.direction)
         return image
+
+    def to_nibabel(self) -> "nibabel.Nifti1Image":
+        """Return the label map as nibabel's image, with the axes (x, y, z); 2D if the file is."""
+        import nibabel
+
+        from stunet.results.nifti_labels import nibabel_image
+
+        made = nibabel_image(self, self.labels_DHW)
+        # Once more, with the affine that the header states: nibabel leaves it out of the first one.
+        return nibabel.Nifti1Image(made.dataobj, made.header.get_best_affine(), made.header)
+
+    def save(self, path: str | Path) -> None:
+        """Write the label map to a file: .nii, .nii.gz, .seg.nrrd, or another image format of ITK, by its ending.
+
+        NIfTI and .seg.nrrd hold names and colours of the classes. The file is replaced once it is complete.
+
+        Raises:
+            OSError: The file cannot be written, or the disk is full.
+            UsageError: No image format has this ending, or one that refers to the slices of a DICOM series.
+        """
+        from stunet.results.saving import save
+
+        save(self, Path(path))
 
     def _remainder(self, name: str, value: int) -> str:
         inside = {

@@ -33,7 +33,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def predictor(model: Path) -> Predictor:
-    return Predictor.from_folder(model, FP32)
+    return Predictor(model, FP32)
 
 
 @pytest.fixture
@@ -55,7 +55,7 @@ def test_files_in_any_form_and_arrays_give_what_the_command_writes(
 ) -> None:
     [outcome] = run(model, files[0].parent, tmp_path / "out")
     written = sitk.ReadImage(str(outcome.file))
-    predictor = Predictor.from_folder(str(model), FP32)
+    predictor = Predictor(str(model), FP32)
     four = sitk.JoinSeries([sitk.ReadImage(str(file)) for file in files])
     sitk.WriteImage(four, str(tmp_path / "4d.nii.gz"))
     for given in (
@@ -82,7 +82,7 @@ def test_files_in_any_form_and_arrays_give_what_the_command_writes(
 
 
 def test_an_array_of_integers_and_a_read_only_one_are_images(model: Path) -> None:
-    predictor = Predictor.from_folder(model, FP32)
+    predictor = Predictor(model, FP32)
     array = np.random.default_rng(1).integers(-1000, 1000, (2, *SHAPE), np.int16)
     expected = predictor.predict(array.astype(np.float32), SPACING)
     array.flags.writeable = False
@@ -132,7 +132,7 @@ def test_a_path_that_is_no_image_is_named(predictor: Predictor, tmp_path: Path, 
 
 
 def test_threads_that_share_a_predictor_get_what_they_get_one_after_the_other(model: Path) -> None:
-    predictor = Predictor.from_folder(model, FP32)
+    predictor = Predictor(model, FP32)
     shapes = [SHAPE, (31, 14, 17), (12, 20, 40), (16, 16, 16)]
     arrays = [np.random.default_rng(n).normal(size=(2, *shape)).astype(np.float32) for n, shape in enumerate(shapes)]
     expected = [predictor.predict(array, SPACING) for array in arrays]
@@ -148,9 +148,9 @@ def test_threads_that_share_a_predictor_get_what_they_get_one_after_the_other(mo
 
 
 def test_models_can_be_loaded_and_used_in_several_threads_at_once(model: Path, files: list[Path]) -> None:
-    expected = Predictor.from_folder(model, FP32).predict(files)
+    expected = Predictor(model, FP32).predict(files)
     with ThreadPoolExecutor(3) as pool:
-        for one in pool.map(lambda _: Predictor.from_folder(model, FP32).predict(files), range(3)):
+        for one in pool.map(lambda _: Predictor(model, FP32).predict(files), range(3)):
             assert equal(one, expected)
 
 
@@ -171,9 +171,9 @@ def test_nothing_of_the_process_is_changed(tmp_path: Path, ours: bool) -> None:
     image = write_image(tmp_path / "c_0000.nii.gz")
     if not ours:
         use_unet(folder)
-    Predictor.from_folder(folder, FP32).predict(image)  # imports, which change what they like once
+    Predictor(folder, FP32).predict(image)  # imports, which change what they like once
     before = state()
-    Predictor.from_folder(folder, FP32).predict(image)
+    Predictor(folder, FP32).predict(image)
     assert state() == before
 
 
