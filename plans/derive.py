@@ -47,6 +47,7 @@ def derive(
     datasets: Sequence[str] | None = None,
     encoders: int | None = None,
     like: str | None = None,
+    name: str | None = None,
 ) -> Plan:
     """Return a plan for another size, memory target (GiB), number of stages (or 'auto'), set of values or start.
 
@@ -70,6 +71,7 @@ def derive(
         datasets: Full names of further datasets that a pre-training draws from.
         encoders: Number of encoders; without it, as many as there are `weights` if several, or as planned.
         like: The plan that this one has to be like, as `3:PLANS`; None: as planned.
+        name: What the new plan's name ends with, in place of what differs.
 
     Raises:
         UsageError: Unknown size or key, a value that is invalid or does not fit, or a network that has no such value.
@@ -137,9 +139,9 @@ def derive(
         new = with_batch_for(new, dataset_json)
     if demand and (other_network or new.pretext != plan.pretext or given.keys() & {"patch_size", "checkpointing"}):
         new = with_batch_for(new, dataset_json, demand)
-    name = check_name(_name(new, plan.root), "plans name")
-    new = new.with_name(name).with_ours(derived_from=None)
-    return new if name == plan.root else new.with_ours(derived_from=plan.root)  # the last entry of the block
+    called = check_name(f"{plan.root}-{name}" if name else _name(new, plan.root), "plans name")
+    new = new.with_name(called).with_ours(derived_from=None)
+    return new if called == plan.root else new.with_ours(derived_from=plan.root)  # the last entry of the block
 
 
 def _check(plan: Plan, dataset_json: Mapping[str, Any]) -> None:

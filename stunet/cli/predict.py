@@ -9,8 +9,9 @@ from pathlib import Path
 from stunet import console
 from stunet.cli import common
 from stunet.cli.shown import Shown
-from stunet.errors import DataError
+from stunet.errors import DataError, UsageError
 from stunet.results.formats import DEFAULT, FORMATS
+from stunet.runs.overview import last_trained
 from stunet.runs.prediction import PredictionRequest, formats_by_ending, predict
 
 DESCRIPTION = "Segment images with a trained model; options of nnUNetv2_predict keep their names and meaning."
@@ -30,6 +31,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _command(args: argparse.Namespace) -> int:
+    if args.last:
+        _name_last(args)
     request = PredictionRequest(
         input=args.i,
         output=args.o,
@@ -77,6 +80,15 @@ def _command(args: argparse.Namespace) -> int:
     return 0 if not codes else codes.pop() if len(codes) == 1 else DataError.exit_code
 
 
+def _name_last(args: argparse.Namespace) -> None:
+    """Put the model and fold that were trained last where the user's would be."""
+    if any((args.d, args.c, args.p, args.tr, args.model, args.f)):
+        raise UsageError("--last names the model: -d, -c, -p, -tr, -f and --model", "leave them out")
+    fold = last_trained()
+    console.note(f"the model that was trained last: {fold.name}")
+    args.model, args.f = str(fold.folder.parent), [common.fold(fold.folder.name.removeprefix("fold_"))]
+
+
 def _new_parser() -> argparse.ArgumentParser:
     """Return the command's parser, with nnUNetv2_predict's options and ours."""
     parser = common.new_parser("stunet_predict", DESCRIPTION, EXAMPLES)
@@ -89,6 +101,7 @@ def _new_parser() -> argparse.ArgumentParser:
     add("-p", metavar="PLANS", help="plans (default: the only ones trained)")
     add("-tr", metavar="TRAINER", help="trainer (default: that of the only model there is)")
     add("--model", metavar="NAME|DIR", help="a model by its name in stunet_models list, or its folder; no -d -c then")
+    add("--last", action="store_true", help="the model whose training was finished last; no -d -c then")
     add("--labels", metavar="NAME|FILE", help="label system of the results: amos, btcv ... or a .toml file")
     add("--v1_preprocessing", action="store_true", help="resample before normalising, as nnU-Net v1 did")
     add("--orientation", metavar="CODE", help=ORIENTATION)

@@ -31,6 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--list", action="store_true", help="list the methods and end")
     parser.add_argument("-c", default="3d_fullres", metavar="CONFIGURATION", help="default 3d_fullres")
     parser.add_argument("-p", metavar="PLANS", help="name of the plans (default: those of the dataset)")
+    parser.add_argument("--name", metavar="NAME", help="of the run, in place of what was set: plans PLANS-NAME")
     parser.add_argument(
         "--like",
         metavar="ID[:PLANS]",
@@ -104,6 +105,7 @@ def _request(args: argparse.Namespace) -> PretrainingRequest:
         configuration=args.c,
         plans=args.p,
         like=args.like,
+        name=args.name,
         size=args.size,
         network=args.network,
         stages=args.stages,

@@ -10,6 +10,7 @@ from stunet.errors import UsageError
 from stunet.plans import settings
 from stunet.plans.blueprints import blueprints
 from stunet.plans.plan import INFLATIONS, TRANSFERS
+from stunet.runs.overview import last_stopped
 from stunet.runs.training import HEAD_MODES, TrainingRequest, train
 from stunet.sizes import SIZES
 
@@ -96,6 +97,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("-device", choices=["cuda", "cpu", "mps"], help="default: cuda where there is one, else cpu")
     parser.add_argument("--npz", action="store_true", help="also save the validation's probabilities")
+    parser.add_argument("--name", metavar="NAME", help="of the run, in place of what was set: plans PLANS-NAME")
+    parser.add_argument("--last", action="store_true", help="continue the training that was stopped last")
     parser.add_argument("--c", dest="resume", action="store_true", help="continue from the latest checkpoint")
     parser.add_argument("--val", action="store_true", help="validate only")
     parser.add_argument(
@@ -108,7 +111,21 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _command(args: argparse.Namespace) -> None:
     if args.list:
         return _list()
+    if args.last:
+        _name_last(args)
     train(_request(args), Shown())
+
+
+def _name_last(args: argparse.Namespace) -> None:
+    """Put the names of the training that was stopped last where the user's would be."""
+    if any((args.dataset, args.d, args.c, args.f, args.p, args.tr, args.name, args.overwrite)):
+        what = "--last names the training, with its dataset, configuration, fold, -p and -tr"
+        raise UsageError(what, "leave these, --name and --overwrite out")
+    fold = last_stopped()
+    console.note(f"the training that was stopped last: {fold.name}")
+    dataset, model, number = fold.folder.parts[-3:]
+    args.tr, args.p, args.c = model.split("__")
+    args.d, args.f, args.resume = dataset, number.removeprefix("fold_"), True
 
 
 def _request(args: argparse.Namespace) -> TrainingRequest:
@@ -119,6 +136,7 @@ def _request(args: argparse.Namespace) -> TrainingRequest:
         fold=fold,
         trainer=args.tr,
         plans=args.p,
+        name=args.name,
         size=args.size,
         network=args.network,
         stages=args.stages,

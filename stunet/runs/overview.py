@@ -3,7 +3,7 @@
 import math
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -46,6 +46,11 @@ class TrainedFold:
         """Dataset, model and fold, as a path in nnUNet_results."""
         return str(Path(*self.folder.parts[-3:]))
 
+    @property
+    def trainer(self) -> str:
+        """The class that trained it."""
+        return self.folder.parent.name.split("__")[0]
+
     def to_json(self) -> dict[str, Any]:
         """Return it as a JSON object."""
         return {
@@ -64,6 +69,32 @@ def trained_folds() -> list[TrainedFold]:
     folders = Path(results).glob(f"{workspace.DATASETS}/*__*__*/fold_*")
     found = [fold for folder in folders if folder.is_dir() and (fold := _look_at(folder))]
     return sorted(found, key=lambda fold: (fold.changed, fold.name), reverse=True)
+
+
+def last_trained() -> TrainedFold:
+    """Return the fold whose training was finished last.
+
+    Raises:
+        DataError: There is none.
+    """
+    return _last(lambda fold: fold.state == "finished", "no training is finished", "stunet_info lists them")
+
+
+def last_stopped() -> TrainedFold:
+    """Return the fold whose training was stopped last.
+
+    Raises:
+        DataError: There is none.
+    """
+    return _last(lambda fold: fold.state == "stopped", "no training was stopped", "stunet_info lists them")
+
+
+def _last(wanted: Callable[[TrainedFold], bool], otherwise: str, hint: str) -> TrainedFold:
+    workspace.folder("nnUNet_results")
+    found = (fold for fold in trained_folds() if fold.trainer != workspace.PRETRAINER and wanted(fold))
+    if (last := next(found, None)) is None:
+        raise DataError(f"--last: {otherwise}", hint)
+    return last
 
 
 def _look_at(folder: Path) -> TrainedFold | None:

@@ -63,7 +63,7 @@ def choose_plans(dataset: str, request: "TrainingRequest", listener: Listener) -
         options["finetune"] = request.finetune
     if options.get("finetune") and not stages:
         options["stages"] = _kept_stages(options["finetune"], plan, request.configuration, options["network"])
-    if not (any(options.values()) or overrides):
+    if not (any(options.values()) or overrides or request.name):
         return Choice(plan, False, _start_of(plan, request, listener))
     plan.configuration(request.configuration)  # raises if there is none of this name
     from stunet.plans.derive import derive
@@ -71,7 +71,9 @@ def choose_plans(dataset: str, request: "TrainingRequest", listener: Listener) -
     weights = options.get("weights") or plan.weights
     classes = weights[0].classes if len(weights) == 1 else None
     trainer = request.trainer or needed_trainer(path.parent, classes)
-    derived = derive(plan, describe_trained_model(dataset, classes, trainer), overrides=overrides, **options)
+    derived = derive(
+        plan, describe_trained_model(dataset, classes, trainer), overrides=overrides, name=request.name, **options
+    )
     if (network := options.get("network")) and network.found:
         listener.note(f"{derived.name} is for a {network.architecture.title}, as the weights are: {network.found}")
     chosen, new = _as_on_disk(derived, path)
@@ -114,7 +116,16 @@ def choose_pretraining_plans(dataset: str, request: "PretrainingRequest", listen
         options |= _from_weights_of_one(cast("Start", start), request, plan, options["size"], listener)
     if model:
         options["like"] = f"{workspace.dataset_number(model.dataset_name)}:{model.name}"
-    derived = derive(plan, description, **options, overrides=overrides, pretext=name, demand=demand, datasets=more)
+    derived = derive(
+        plan,
+        description,
+        **options,
+        overrides=overrides,
+        pretext=name,
+        demand=demand,
+        datasets=more,
+        name=request.name,
+    )
     if model and _network_input(derived, request.configuration) != _network_input(model, request.configuration):
         what = f"--like {request.like} keeps the patch and strides of {model.name}, and other options change them"
         raise UsageError(what, "no --set patch_size or --stages, or no --like")

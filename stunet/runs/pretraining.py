@@ -55,6 +55,7 @@ class PretrainingRequest:
         method: Name of the method (trainers/pretexts/methods.py); None: that of the plans, or "mae".
         configuration: Key of the plans' configurations.
         plans: Name of the plans; None: those of the dataset.
+        name: Of the run: the plans are called PLANS-NAME; None: after what differs from the dataset's plans.
         like: The dataset, or `3:PLANS`, whose input and patch the plans must have; None: whatever they have.
         size: T, S, B, L or H; None: that of the plans. Other plans are derived as needed.
         network: "stunet-b", "plain", "resenc-l", ... (plans/blueprints.py); None: that of the plans, or of the weights.
@@ -82,6 +83,7 @@ class PretrainingRequest:
     method: str | None = None
     configuration: str = "3d_fullres"
     plans: str | None = None
+    name: str | None = None
     like: int | str | None = None
     size: str | None = None
     network: str | None = None

@@ -53,6 +53,7 @@ class TrainingRequest:
         fold: Number of the cross-validation fold, or "all".
         trainer: Name of the trainer class; None: the one that the data need.
         plans: Name of the plans; None: those of the dataset.
+        name: Of the run: the plans are called PLANS-NAME; None: after what differs from the dataset's plans.
         size: T, S, B, L or H; None: that of the plans, or of the weights. Other plans are derived as needed.
         network: "stunet-b", "plain", "resenc-l", ... (plans/blueprints.py); None: that of the plans, or of the weights.
             Other plans are derived as needed.
@@ -85,6 +86,7 @@ class TrainingRequest:
     fold: int | str = 0
     trainer: str | None = None
     plans: str | None = None
+    name: str | None = None
     size: str | None = None
     network: str | None = None
     stages: int | str | None = None

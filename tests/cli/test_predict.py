@@ -14,6 +14,7 @@ import SimpleITK as sitk
 import torch
 
 from stunet.cli.predict import main
+from stunet.files import write_json
 from stunet.inference.predictor import Predictor
 from tests.loops import for_each
 from tests.predictor_models import SMALL, make_model, write_image
@@ -83,6 +84,18 @@ def test_one_file_becomes_one_file_and_the_variables_are_not_needed(
     assert captured.out == "x/seg.nii.gz\n"
     assert captured.err == "next, where there are references: stunet_evaluate REFERENCES x/seg.nii.gz\n"
     assert names("x") == ["seg.nii.gz"]
+
+
+def test_the_last_model_is_the_one_whose_training_was_finished_last(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fold = place / "nnUNet_results" / DATASET / MODEL / "fold_0"
+    (fold / "validation").mkdir()
+    write_json(fold / "validation/summary.json", {"foreground_mean": {"Dice": 0.5}, "mean": {}})
+    assert predict("-i", "in", "-o", "out", "--last", "--dry_run") == 0
+    out, err = capsys.readouterr()
+    assert f"the model that was trained last: {DATASET}/{MODEL}/fold_0" in err
+    assert MODEL in out
 
 
 def test_a_dry_run_writes_nothing_and_tells_cases_and_memory(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -205,6 +218,8 @@ def test_a_signal_keeps_finished_cases_and_names_the_way_on(
     [
         ("-i in -o out", 2, "no model is named", "--model NAME"),
         ("-i in -o out -d 7 -c 3d_fullres --model x", 2, "--model names a model", "leave out one"),
+        ("-i in -o out --last -f 0", 2, "--last names the model", "leave them out"),
+        ("-i in -o out --last", 3, "--last: no training is finished", "stunet_info"),
         ("-i in -o out -d 8 -c 3d_fullres", 3, "no dataset '8'", ""),
         ("-i in -o out -d 7 -c 3d_low", 3, "no trained model STUNetTrainer__*__3d_low", "stunet_train 7 3d_low 0"),
         ("-i in -o out -d 7 -c 3d_fullres -p Other", 3, "no trained model STUNetTrainer__Other__3d_fullres", ""),

@@ -215,6 +215,32 @@ def test_a_dry_run_shows_the_run_and_writes_nothing(
 
 @pytest.mark.process
 @pytest.mark.slow
+def test_a_run_has_the_name_that_is_given(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    dry = ["998", "--dry_run", "-device", "cpu", "--name", "mine"]
+    for values in ([], ["--set", "num_epochs=7"]):
+        assert main([*dry, *values]) == 0
+        assert "STUNetPlans_T-mine" in capsys.readouterr().err
+    plan = derive(
+        read_plan(copied / "STUNetPlans_T.json"),
+        read_json(copied / "dataset.json"),
+        overrides={"num_epochs": 7},
+        name="mine",
+    )
+    write_json(copied / f"{plan.name}.json", plan.to_json())
+    assert main([*dry, *values]) == 0
+    capsys.readouterr()
+    assert "exist and differ" in fails(capsys, 3, *dry, "--set", "num_epochs=8")
+    assert "contains '/'" in fails(capsys, 3, "998", "--dry_run", "--name", "a/b")
+
+
+def test_the_last_training_is_the_one_that_was_stopped_last(
+    copied: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("nnUNet_results", str(tmp_path / "none"))
+    assert "--last: no training was stopped" in fails(capsys, 3, "--last")
+    assert "leave these" in fails(capsys, 2, "998", "--last")
+
+
 def test_sigterm_leaves_a_state_that_c_continues_to_the_end(
     planned: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
