@@ -230,7 +230,7 @@ def test_a_run_has_the_name_that_is_given(copied: Path, capsys: pytest.CaptureFi
     assert main([*dry, *values]) == 0
     capsys.readouterr()
     assert "exist and differ" in fails(capsys, 3, *dry, "--set", "num_epochs=8")
-    assert "contains '/'" in fails(capsys, 3, "998", "--dry_run", "--name", "a/b")
+    assert "is a path, not a name" in fails(capsys, 3, "998", "--dry_run", "--name", "a/b")
 
 
 def test_the_last_training_is_the_one_that_was_stopped_last(
