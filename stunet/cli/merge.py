@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from stunet.merging.union import Member, Union
 
 EXAMPLES = """examples:
+  stunet_merge init merge.yaml -d 3 7 218        write a draft of the file: datasets, classes, what each label is
   stunet_merge check merge.yaml       read all files once, report, name every problem; writes no dataset
   stunet_merge build merge.yaml       the same, then nnUNet_raw/DatasetXXX_Name; goes on where it was stopped
 docs/pretraining.md explains merge.yaml."""
@@ -25,9 +26,14 @@ NAMES_SHOWN = 6  # leaves of a label in the report
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Return the command's parser, with the actions check and build."""
+    """Return the command's parser, with the actions init, check and build."""
     parser = new_parser("stunet_merge", "Make one dataset of many that each annotate some classes.", EXAMPLES)
-    actions = parser.add_subparsers(dest="action", required=True, metavar="check|build")
+    actions = parser.add_subparsers(dest="action", required=True, metavar="init|check|build")
+    begin = actions.add_parser("init", help="write a merge.yaml to begin with", allow_abbrev=False)
+    begin.add_argument("recipe", type=Path, metavar="merge.yaml", help="the new file")
+    begin.add_argument("-d", nargs="+", required=True, metavar="ID", help="numbers or names of raw datasets")
+    begin.add_argument("--name", default="Dataset900_Union", help="of the union (default: %(default)s)")
+    begin.set_defaults(np=1)
     for name, text in (("check", "report and problems; writes no dataset"), ("build", "check, then write the dataset")):
         action = actions.add_parser(name, help=text, allow_abbrev=False)
         action.add_argument("recipe", type=Path, metavar="merge.yaml", help="which datasets, and what their labels are")
@@ -53,6 +59,13 @@ def _merge(args: argparse.Namespace) -> int:
     from stunet.merging.provenance import is_there
     from stunet.merging.recipe import load_recipe
 
+    if args.action == "init":
+        from stunet.merging.draft import write_draft
+
+        write_draft(args.recipe, args.d, args.name)
+        console.result(str(args.recipe))
+        console.note(f"next: look at it, then stunet_merge check {args.recipe}")
+        return 0
     if args.np < 1:
         raise UsageError(f"-np {args.np}: the number of processes must be at least 1", "-np 2")
     recipe = load_recipe(args.recipe)

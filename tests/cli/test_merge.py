@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from stunet.cli.merge import main
+from stunet.merging.recipe import load_recipe
 from stunet.workspace import VARIABLES
 from tests.merge_sources import describe, make_source, read, save, write_recipe
 
@@ -44,6 +45,28 @@ def test_a_check_reports_sources_labels_and_size_and_writes_no_dataset(
     assert "preprocessed at 3 x 2 x 2 mm: up to 0.0 MB" in out
     assert "warning: only source 'a' annotates 'liver'" in err
     assert not (raw / "Dataset900_Union").exists()
+
+
+def test_a_draft_has_the_classes_of_all_labels_once_and_can_be_checked(
+    raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_source(raw, "Dataset003_C", {"Liver": ["liver"], "kidney": ["kidney_left", "kidney_right"]}, seed=3)
+    path = tmp_path / "draft.yaml"
+    assert main(["init", str(path), "-d", "1", "Dataset002_B", "3", "--name", "Dataset901_Body"]) == 0
+    draft = load_recipe(path)
+    assert draft.classes == ("spleen", "kidney_left", "kidney_right", "Liver")
+    assert [(source.id, source.dataset, source.licence) for source in draft.sources] == [
+        ("a", "Dataset001_A", "CC-BY-4.0"),
+        ("b", "Dataset002_B", "CC-BY-4.0"),
+        ("c", "Dataset003_C", "CC-BY-4.0"),
+    ]
+    assert '# "kidney" is kidney_left, kidney_right' in path.read_text()
+    assert main(["check", str(path), "-np", "1"]) == 0
+    capsys.readouterr()
+    assert main(["init", str(path), "-d", "1"]) == 3
+    assert "exists" in capsys.readouterr().err
+    assert main(["init", str(tmp_path / "other.yaml"), "-d", "1", "1"]) == 2
+    assert not (tmp_path / "other.yaml").exists()
 
 
 def test_all_problems_are_listed_with_what_to_do_and_the_exit_code_is_3(
