@@ -25,8 +25,11 @@ HANDED_OVER = "predicted_next_stage"
 DATASETS = "Dataset[0-9][0-9][0-9]_*"  # the folders that nnU-Net recognizes as datasets
 
 
-def folder(variable: str) -> Path:
+def folder(variable: str, for_writing: bool = False) -> Path:
     """Return the folder that one of nnU-Net's three variables names, and create it if necessary.
+
+    The folder of raw data is only created for writing into it: with a typo in the variable, it would look like one
+    without datasets.
 
     Raises:
         DataError: A variable is not set, nnUNet_raw is not a folder, or the folder cannot be created.
@@ -36,8 +39,7 @@ def folder(variable: str) -> Path:
         lines = " ".join(f"{name}=/path/to/{name}" for name in missing)
         raise DataError(f"the variable {variable} is not set", f"export {lines}")
     path = Path(os.environ[variable])
-    # The folder of raw data is never created: with a typo in the variable, it would look like one without datasets.
-    if variable == "nnUNet_raw" and not path.is_dir():
+    if variable == "nnUNet_raw" and not for_writing and not path.is_dir():
         raise DataError(
             f"{variable} is not a folder: {str(path)!r}", f"mkdir -p {path}, and put DatasetXXX_Name folders there"
         )

@@ -344,7 +344,7 @@ def _run(conversion: "Conversion", args: argparse.Namespace) -> None:
 
 
 def _raw(args: argparse.Namespace) -> Path:
-    return args.raw or workspace.folder("nnUNet_raw")
+    return args.raw or workspace.folder("nnUNet_raw", for_writing=True)
 
 
 def _variable(args: argparse.Namespace) -> str | None:

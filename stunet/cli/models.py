@@ -118,6 +118,7 @@ def _list(args: argparse.Namespace) -> None:
             entry.name,
             entry.network,
             "-" if entry.pretext else _text(entry.num_classes),
+            "predict" if entry.num_classes and not entry.pretext else "fine-tune",
             _size(entry),
             _text(entry.licence),
             "yes" if entry.name in there else "no" if entry.sources else "no, by hand",
@@ -125,9 +126,9 @@ def _list(args: argparse.Namespace) -> None:
         )
         for entry in entries.values()
     ]
-    rows += [(name, *["-"] * 4, "yes", there[name].record.get("source", "")) for name in there if name not in entries]
+    rows += [(name, *["-"] * 5, "yes", there[name].record.get("source", "")) for name in there if name not in entries]
     width = max(len(row[-1]) for row in rows)
-    head = ("model", "network", "classes", "download", "licence", "installed", "trained on".ljust(width))
+    head = ("model", "network", "classes", "use", "download", "licence", "installed", "trained on".ljust(width))
     console.table(head, [(*row[:-1], row[-1].ljust(width)) for row in rows])
     console.note(f"installed models are in {str(registry.store())!r}")
 

@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _command(args: argparse.Namespace) -> None:
     _check(args)
     folder = workspace.raw_dataset(workspace.dataset_name(args.d))
-    target = workspace.folder("nnUNet_raw") / args.name
+    target = workspace.folder("nnUNet_raw", for_writing=True) / args.name
     model = Path(args.teacher)
     if not model.is_dir():
         model = store.find_model(args.teacher, accept_licence=args.accept_licence)

@@ -4,8 +4,11 @@ An image is named CASE + the suffix of its channel + ending, a label map CASE + 
 in another way and passes them to the same function, `prepare`.
 """
 
+import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +27,7 @@ from stunet.nifti import check_nifti
 ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha", ".gipl")  # of volumes that nnU-Net can read
 SLICER = ".nrrd"  # takes precedence over .seg.nrrd: .seg is then the suffix of label maps
 SHOWN = 5
+LABEL_WORDS = re.compile("seg|label|mask|gt|annot")
 
 
 @dataclass(frozen=True)
@@ -130,10 +134,53 @@ def find_pairs(images: Path, label_maps: Path, suffixes: Sequence[str], label_su
             what = f"case {name!r} has {there.name!r}, but no image that ends with {lacking[0]!r} and its ending"
             raise DataError(f"{what} in {str(images)!r}", "add the image, or take the others of this case away")
     both = sorted(found.keys() & masks.keys())
+    if not both and (proposed := propose_suffixes(_stems(images), _stems(label_maps), same)):
+        image_end, label_end = proposed
+        flags = [f"--label_suffix {label_end}"] * bool(label_end) + [f"--channels NAME={image_end}"] * bool(image_end)
+        what = f"no image has a label with the suffixes {', '.join(map(repr, suffixes))} and {label_suffix!r}"
+        raise DataError(what, f"by the names: {' '.join(flags) or 'no suffixes at all'}")
     unmatched += [path for name, files in found.items() if name not in masks for path in files.values()]
     unmatched += [path for name, path in masks.items() if name not in found]
     cases = {name: (tuple(found[name][end] for end in suffixes), masks[name]) for name in both}
     return Files(cases, tuple(sorted(unmatched)))
+
+
+def _stems(folder: Path) -> list[str]:
+    return [stem for _, stem in _volumes(folder, [])]
+
+
+def propose_suffixes(images: Sequence[str], labels: Sequence[str], same: bool = False) -> tuple[str, str] | None:
+    """Return the suffixes of images and label maps with which most label maps have an image, if there are such.
+
+    Of files in one folder, label maps are those whose suffix says so: seg, label, mask, gt, annotation.
+
+    Examples:
+        >>> propose_suffixes(["a1_ct", "a2_ct", "b1_ct"], ["a1_seg", "a2_seg"])
+        ('_ct', '_seg')
+
+    Args:
+        images: Names without endings.
+        labels: Names without endings.
+        same: Whether they are of one folder, so that both are all files.
+    """
+    found: Counter[tuple[str, str]] = Counter()
+    for label in labels:
+        if not same and label in images:
+            found["", ""] += 1
+            continue
+        nearest = max((name for name in images if name != label), key=lambda name: _shared(name, label), default="")
+        case = label[: _shared(nearest, label)].rstrip("_-. ")
+        if case and (not same or LABEL_WORDS.search(label.removeprefix(case).lower())):
+            found[nearest.removeprefix(case), label.removeprefix(case)] += 1
+    for ends, count in found.most_common(1):
+        if 2 * count > len(labels) / (1 + same):
+            return ends
+    return None
+
+
+def _shared(one: str, other: str) -> int:
+    """Return the number of characters that two names begin with in common."""
+    return sum(1 for _ in takewhile(lambda letters: letters[0] == letters[1], zip(one, other, strict=False)))
 
 
 def prepare(

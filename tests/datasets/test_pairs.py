@@ -181,6 +181,28 @@ def test_incomplete_folders_are_refused(folder: Path, damage: Callable[[Path], N
     assert caught.value.hint
 
 
+@for_each(
+    ("images", "labels", "hint"),
+    [
+        (("a_ct", "b_ct"), ("a_seg", "b_seg"), "--label_suffix _seg --channels NAME=_ct"),
+        (("a", "b"), ("a-label", "b-label"), "--label_suffix -label"),
+        (("a", "b"), ("a", "b"), "no suffixes at all"),
+        (("a_t1", "b_t1", "a_mask", "b_mask"), None, "--label_suffix _mask --channels NAME=_t1"),
+        (("image1", "image2"), ("mask1", "mask2"), "check the suffixes"),
+    ],
+)
+def test_suffixes_that_fit_nothing_are_answered_with_those_that_do(
+    images: tuple[str, ...], labels: tuple[str, ...] | None, hint: str, tmp_path: Path
+) -> None:
+    for name in images:
+        image(tmp_path / "i" / f"{name}.nii.gz")
+    for name in labels or ():
+        label(tmp_path / "l" / f"{name}.nii.gz")
+    with pytest.raises(DataError) as caught:
+        pairs(tmp_path / "i", tmp_path / ("l" if labels else "i"), channels={"CT": "_x"}, label_suffix="_y")
+    assert hint in caught.value.hint
+
+
 def test_a_missing_folder_and_suffixes_that_tell_nothing_apart_are_refused(folder: Path) -> None:
     with pytest.raises(DataError, match="no folder"):
         pairs(folder / "nothing")
