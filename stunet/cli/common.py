@@ -153,6 +153,12 @@ def add_licence_flag(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_log_flag(parser: argparse.ArgumentParser) -> None:
+    """Add --log, which names where a training is followed besides its folder."""
+    where = "tensorboard, mlflow or wandb (extras of the same names); csv is metrics.csv, which every run has"
+    parser.add_argument("--log", nargs="+", default=[], metavar="WHERE", help=f"follow the run there, too: {where}")
+
+
 def fold(text: str) -> int | str:
     """Return the fold that a flag names."""
     if text != "all" and not text.isdigit():

@@ -74,6 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="leave out scans that are broken, constant or smaller than the patch",
     )
     common.add_licence_flag(parser)
+    common.add_log_flag(parser)
     parser.add_argument("--dry_run", action="store_true", help="show what would be trained; write nothing")
     parser.add_argument("--overwrite", action="store_true", help="start from scratch although this was trained before")
     parser.add_argument(
@@ -124,6 +125,7 @@ def _request(args: argparse.Namespace) -> PretrainingRequest:
         disable_checkpointing=args.disable_checkpointing,
         overwrite=args.overwrite,
         accept_licence=args.accept_licence,
+        log=args.log,
         dry_run=args.dry_run,
     )
 

@@ -78,6 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--list", action="store_true", help="list the fine-tuning strategies and end")
     common.add_licence_flag(parser)
+    common.add_log_flag(parser)
     parser.add_argument("--dry_run", action="store_true", help="show what would be trained; write nothing")
     parser.add_argument(
         "--overwrite", action="store_true", help="start from scratch although this fold was trained before"
@@ -159,6 +160,7 @@ def _request(args: argparse.Namespace) -> TrainingRequest:
         disable_checkpointing=args.disable_checkpointing,
         overwrite=args.overwrite,
         accept_licence=args.accept_licence,
+        log=args.log,
         dry_run=args.dry_run,
     )
 

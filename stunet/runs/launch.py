@@ -24,6 +24,7 @@ from stunet.preprocessing.folds import find_fold
 from stunet.provenance import RECORD
 from stunet.runs.execution import FoldInUse
 from stunet.runs.isolation import is_quiet, quiet
+from stunet.runs.trackers import tracked
 from stunet.trainers.distributed.group import Member, handle_signals, spawn
 from stunet.trainers.finetune.joint import JointStart
 from stunet.trainers.finetune.start import REPORT, Start, start_from_weights
@@ -57,6 +58,7 @@ class Run:
         overwrite: Remove what an earlier training of the fold has left.
         fsdp: Shard the network over several processes instead of replicating it.
         left_out: Scans that a pre-training leaves out, with the reason.
+        log: Names of trackers (trackers.py) that hear of it.
     """
 
     dataset: str
@@ -75,6 +77,7 @@ class Run:
     overwrite: bool = False
     fsdp: bool = False
     left_out: Mapping[str, str] = field(default_factory=dict)
+    log: tuple[str, ...] = ()
 
     @property
     def folder(self) -> Path:
@@ -254,7 +257,7 @@ def _train(run: Run, checkpoint: Path | None, listener: TrainingListener) -> Non
         disable_checkpointing=run.disable_checkpointing,
         **({"left_out": run.left_out} if run.left_out else {}),  # STUNetPretrainer's
     )
-    with _stops(trainer), _memory_named(trainer):
+    with _stops(trainer), _memory_named(trainer), tracked(run, trainer):
         if checkpoint is not None:
             trainer.load_checkpoint(str(checkpoint))
         elif run.start is not None:

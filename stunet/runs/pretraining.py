@@ -34,6 +34,7 @@ from stunet.runs.execution import (
 )
 from stunet.runs.listener import Listener, Progress
 from stunet.runs.plan_choice import Choice, choose_pretraining_plans
+from stunet.runs.trackers import check_trackers
 from stunet.sizes import SIZES
 from stunet.trainers.pretexts import methods
 
@@ -76,6 +77,7 @@ class PretrainingRequest:
         disable_checkpointing: Write no checkpoints.
         overwrite: Start from the beginning although it was trained before.
         accept_licence: Accept the licence of weights that have to be downloaded and may not be used commercially.
+        log: Where it is followed besides the fold's folder: "tensorboard", "mlflow", "wandb".
         dry_run: Check everything, tell the listener what would be trained, and write nothing.
     """
 
@@ -103,6 +105,7 @@ class PretrainingRequest:
     disable_checkpointing: bool = False
     overwrite: bool = False
     accept_licence: bool = False
+    log: Sequence[str] = ()
     dry_run: bool = False
 
     @property
@@ -276,6 +279,7 @@ def _check(request: PretrainingRequest) -> None:
     check_network(request)
     check_ways(request)
     check_options(request)
+    check_trackers(request.log)
 
 
 def _run(dataset: str, choice: Choice, request: PretrainingRequest) -> "Run":
@@ -294,6 +298,7 @@ def _run(dataset: str, choice: Choice, request: PretrainingRequest) -> "Run":
         start=choice.start,
         overwrite=request.overwrite,
         fsdp=request.fsdp,
+        log=tuple(request.log),
     )
 
 

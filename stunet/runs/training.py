@@ -34,6 +34,7 @@ from stunet.runs.execution import (
 )
 from stunet.runs.listener import Listener
 from stunet.runs.plan_choice import Choice, choose_plans, choose_trainer
+from stunet.runs.trackers import check_trackers
 from stunet.sizes import SIZES
 from stunet.trainers.lookup import check_trainer
 
@@ -78,6 +79,7 @@ class TrainingRequest:
         disable_checkpointing: Write no checkpoints.
         overwrite: Start from the beginning although the fold was trained before.
         accept_licence: Accept the licence of weights that have to be downloaded and may not be used commercially.
+        log: Where it is followed besides the fold's folder: "tensorboard", "mlflow", "wandb".
         dry_run: Check everything, tell the listener what would be trained, and write nothing.
     """
 
@@ -109,6 +111,7 @@ class TrainingRequest:
     disable_checkpointing: bool = False
     overwrite: bool = False
     accept_licence: bool = False
+    log: Sequence[str] = ()
     dry_run: bool = False
 
     @property
@@ -269,6 +272,7 @@ def _check(request: TrainingRequest) -> None:
     if other := sorted(OF_PRETRAINING & request.set.keys()):
         raise UsageError(f"--set {other[0]} is a value of pre-training", "leave it out, or stunet_pretrain")
     check_options(request)
+    check_trackers(request.log)
 
 
 def _check_augmentation(plan: Plan) -> None:
@@ -321,6 +325,7 @@ def _run(dataset: str, choice: Choice, trainer: str, request: TrainingRequest) -
         start=choice.start,
         overwrite=request.overwrite,
         fsdp=request.fsdp,
+        log=tuple(request.log),
     )
 
 

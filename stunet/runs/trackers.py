@@ -1,0 +1,266 @@
+"""Follow trainings in TensorBoard, MLflow or Weights & Biases: `--log tensorboard`. The libraries are extras.
+
+A tracker is one of nnU-Net's loggers, with readable names, and gets the picture of the curves at the end. One that
+fails while a training runs is left out from then on. To add one, write a subclass of Tracker, named in TRACKERS.
+"""
+
+import importlib.util
+import logging
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from stunet.errors import DataError, UsageError, closest, last_line
+from stunet.files import atomic_write
+
+if TYPE_CHECKING:
+    from stunet.runs.launch import Run
+
+log = logging.getLogger("stunet")
+CSV = "csv"  # metrics.csv, which every run has
+NNUNETS_SWITCH = "nnUNet_wandb_enabled"
+NAMES = {
+    "train_losses": "loss/training",
+    "val_losses": "loss/validation",
+    "mean_fg_dice": "Dice on patches/mean",
+    "ema_fg_dice": "Dice on patches/moving mean",
+    "lrs": "learning rate",
+    "final_val/foreground_dice": "Dice of validation/mean",
+}
+OF_PRETRAINING = {"mean_fg_dice": "measure/held-out subjects", "ema_fg_dice": "measure/moving mean"}
+CLASSES = {"dice_per_class_or_region/class_": "Dice on patches/", "final_val/class_": "Dice of validation/"}
+TIMES = "epoch_start_timestamps", "epoch_end_timestamps"
+
+
+class Tracker:
+    """One of nnU-Net's loggers (nnunetv2.training.logging), which passes on what a subclass writes.
+
+    Args:
+        run: What is trained.
+        classes: Names of the classes, in the order of nnU-Net's numbers.
+    """
+
+    package = ""  # that has to be installed
+    extra = ""  # of stunet that installs it
+
+    def __init__(self, run: "Run", classes: Sequence[str]) -> None:
+        self.classes, self._names = list(classes), {**NAMES, **(OF_PRETRAINING if run.plan.pretext else {})}
+        self._begun, self._fails = 0.0, False
+        try:
+            self.open(run)
+            self.update_config(_configuration(run))
+        except Exception as error:
+            what = f"--log: {type(self).__name__} cannot be reached: {last_line(error)}"
+            raise DataError(what, "mend its settings, or leave --log out") from error
+
+    def open(self, run: "Run") -> None:
+        """Begin, or go on where an interrupted run was."""
+
+    def update_config(self, config: Mapping[str, Any]) -> None:
+        """Note how the run is set."""
+
+    def scalar(self, name: str, value: float, step: int) -> None:
+        """Write a value of an epoch."""
+
+    def picture(self, name: str, path: Path) -> None:
+        """Write a picture."""
+
+    def close(self) -> None:
+        """Write what is left, and end."""
+
+    @contextmanager
+    def guarded(self) -> Iterator[None]:
+        """Warn once of an error, which must not end a training."""
+        try:
+            yield
+        except Exception as error:  # noqa: BLE001 - whatever the library raises
+            if not self._fails:
+                log.warning("warning: %s is left out from now on: %s", type(self).__name__, last_line(error))
+            self._fails = True
+
+    def log(self, key: str, value: Any, step: int) -> None:
+        """Write a value of an epoch under a name that people know."""
+        if key == TIMES[0]:
+            self._begun = value
+        elif key == TIMES[1]:
+            self._write("seconds of an epoch", value - self._begun, step)
+        elif isinstance(value, int | float) or hasattr(value, "item"):
+            self._write(self._name(key), float(value), step)
+
+    def log_summary(self, key: str, value: Any) -> None:
+        """Write a value of the whole run."""
+        if isinstance(value, int | float):
+            self._write(self._name(key), float(value), 0)
+
+    def _write(self, name: str, value: float, step: int) -> None:
+        if not self._fails:
+            with self.guarded():
+                self.scalar(name, value, step)
+
+    def _name(self, key: str) -> str:
+        for prefix, title in CLASSES.items():
+            if key.startswith(prefix):
+                number = key.removeprefix(prefix).removesuffix("_dice")
+                known = number.isdecimal() and 0 < int(number) <= len(self.classes)
+                return title + (self.classes[int(number) - 1] if known else number)
+        return self._names.get(key, key)
+
+
+class TensorBoard(Tracker):
+    """Files for `tensorboard --logdir`, in the fold's folder."""
+
+    package, extra = "tensorboard", "tensorboard"
+
+    def open(self, run: "Run") -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._writer = SummaryWriter(str(run.folder / "tensorboard"))
+
+    def update_config(self, config: Mapping[str, Any]) -> None:
+        rows = [f"| {key} | {value} |" for key, value in config.items()]
+        self._writer.add_text("run", "\n".join(["| | |", "| --- | --- |", *rows]))
+
+    def scalar(self, name: str, value: float, step: int) -> None:
+        self._writer.add_scalar(name, value, step)
+
+    def picture(self, name: str, path: Path) -> None:
+        import matplotlib.image
+
+        self._writer.add_image(name, matplotlib.image.imread(path)[..., :3], dataformats="HWC")
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class MLflow(Tracker):
+    """A run of the tracking server that MLFLOW_TRACKING_URI names, or of files in ./mlruns."""
+
+    package, extra = "mlflow", "mlflow"
+
+    def open(self, run: "Run") -> None:
+        import mlflow
+
+        self._api = mlflow
+        known = run.folder / "mlflow_run.txt"
+        mlflow.set_experiment(os.environ.get("MLFLOW_EXPERIMENT_NAME", run.dataset))
+        goes_on = known.is_file() and run.resume
+        name = f"{run.plan.name} {run.configuration} fold {run.fold}"
+        active = mlflow.start_run(run_id=known.read_text() if goes_on else None, run_name=None if goes_on else name)
+        with atomic_write(known) as part:
+            part.write_text(active.info.run_id)
+
+    def update_config(self, config: Mapping[str, Any]) -> None:
+        self._api.set_tags({key: str(value) for key, value in config.items()})
+
+    def scalar(self, name: str, value: float, step: int) -> None:
+        # MLflow allows letters, digits and -_./ :
+        allowed = "".join(letter if letter.isalnum() or letter in "-_./ :" else "_" for letter in name)
+        self._api.log_metric(allowed, value, step=step)
+
+    def picture(self, name: str, path: Path) -> None:
+        self._api.log_artifact(str(path), "pictures")
+
+    def close(self) -> None:
+        self._api.end_run()
+
+
+class WeightsAndBiases(Tracker):
+    """A run of Weights & Biases; nnUNet_wandb_project and nnUNet_wandb_mode count as in nnU-Net."""
+
+    package, extra = "wandb", "wandb"
+
+    def open(self, run: "Run") -> None:
+        import wandb
+
+        self._api = wandb
+        known = run.folder / "wandb_run.txt"
+        identifier = known.read_text() if known.is_file() and run.resume else None
+        self._run = wandb.init(
+            project=os.environ.get("nnUNet_wandb_project", "nnunet"),
+            name=f"{run.dataset} {run.plan.name} {run.configuration} fold {run.fold}",
+            dir=str(run.folder),
+            mode=os.environ.get("nnUNet_wandb_mode", "online"),  # type: ignore[arg-type]
+            id=identifier,
+            resume="allow",
+        )
+        with atomic_write(known) as part:
+            part.write_text(self._run.id)
+
+    def update_config(self, config: Mapping[str, Any]) -> None:
+        self._run.config.update(dict(config), allow_val_change=True)
+
+    def scalar(self, name: str, value: float, step: int) -> None:
+        # The epoch as a value of its own: wandb's step only ever grows, and a resumed run repeats epochs.
+        self._run.log({name: value, "epoch": step})
+
+    def picture(self, name: str, path: Path) -> None:
+        self._run.log({name: self._api.Image(str(path))})
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+TRACKERS: dict[str, type[Tracker]] = {"tensorboard": TensorBoard, "mlflow": MLflow, "wandb": WeightsAndBiases}
+
+
+def check_trackers(names: Sequence[str]) -> None:
+    """Check that what a run logs to is there.
+
+    Raises:
+        UsageError: There is no such tracker, or nnU-Net's variable has another value than 0 and 1.
+        DataError: Its library is not installed.
+    """
+    for name in names:
+        if name not in TRACKERS and name != CSV:
+            raise UsageError(
+                f"--log {name!r}{closest(name, [*TRACKERS, CSV])}", f"one of {', '.join([*TRACKERS, CSV])}"
+            )
+    switch = os.environ.get(NNUNETS_SWITCH, "0")
+    if switch.lower() not in ("0", "1", "true", "false"):
+        raise UsageError(f"{NNUNETS_SWITCH} is {switch!r}, neither 0 nor 1", f"export {NNUNETS_SWITCH}=0")
+    asked = {f"--log {name}": TRACKERS[name] for name in names if name in TRACKERS}
+    if switch.lower() in ("1", "true"):
+        if "wandb" in names:
+            raise UsageError(f"--log wandb, and {NNUNETS_SWITCH} asks for it as well", "one of them")
+        asked[f"{NNUNETS_SWITCH}={switch}"] = WeightsAndBiases
+    for how, tracker in asked.items():
+        if importlib.util.find_spec(tracker.package) is None:
+            raise DataError(f"{how}: {tracker.package} is not installed", f"pip install 'stunet[{tracker.extra}]'")
+
+
+@contextmanager
+def tracked(run: "Run", trainer: Any) -> Iterator[None]:
+    """Let the trackers of a run hear what its trainer logs, in the process that leads it; then show them the curves."""
+    made: list[Tracker] = []
+    try:
+        for name in run.log if trainer.local_rank == 0 else ():
+            if name in TRACKERS:
+                made.append(TRACKERS[name](run, () if run.plan.pretext else trainer.class_names()))
+        trainer.logger.loggers.extend(made)
+        yield
+        if (progress := run.folder / "progress.png").is_file():
+            for tracker in made:
+                with tracker.guarded():
+                    tracker.picture("progress", progress)
+    finally:
+        for tracker in made:
+            with tracker.guarded():
+                tracker.close()
+
+
+def _configuration(run: "Run") -> dict[str, Any]:
+    """Return how a run is set, in few words."""
+    planned = run.plan.configuration(run.configuration)
+    return {
+        "dataset": run.dataset,
+        "plans": run.plan.name,
+        "configuration": run.configuration,
+        "fold": run.fold,
+        "trainer": run.trainer,
+        "device": run.device,
+        "patch": "x".join(map(str, planned.patch_size)),
+        "batch": planned.batch_size,
+        **{key: value for key, value in vars(run.plan.train).items() if value is not None},
+    }
