@@ -102,9 +102,9 @@ CLAIMS = [
     ),
     Claim("RKB: one hidden layer beats two", ZHANG, ("few_cases:rkb full", "few_cases:rkb-deep full"), ALL),
     Claim("BYOL: online beats teacher", ZHANG, ("few_cases:byol full", "teacher:byol-teacher full"), ALL),
-    Claim("MAE and SimCLR together beat MAE", KHAN, ("multi:both full", "few_cases:mae full"), ALL),
+    Claim("MAE and SimCLR together beat MAE", KHAN, ("multi:both full", "transfer:mae full encoder"), ALL),
     Claim("and SimCLR", KHAN, ("multi:both full", "few_cases:simclr full"), ALL),
-    Claim("and the ensemble of both", "-", ("multi:both full", "ensemble:mae + simclr full"), ALL),
+    Claim("and the ensemble of both", "-", ("multi:both full", "ensemble:mae + simclr full encoder"), ALL),
 ]
 
 
