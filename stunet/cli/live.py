@@ -149,7 +149,7 @@ class TrainingProgress:
             "val": f"{last('val_losses'):.3f}".rjust(6),
             **results,
             "time": span(seconds).rjust(6),
-            "left": span(left).rjust(6),
+            "left": (span(left) if left else "").rjust(6),
         }
         widths = [max(len(name), len(value)) for name, value in columns.items()]
         heading, line = ("  ".join(map(str.rjust, texts, widths)) for texts in (columns, columns.values()))

@@ -57,8 +57,10 @@ class Shown(Listener):
         assert result.metrics is not None
         console.table(*_dice_table(result))
         console.result(f"mean validation Dice {result.dice:.4f}  {result.folder}")
-        model, fold = shlex.quote(str(result.model)), result.fold
-        console.note(f"next: stunet_predict -i IMAGES -o OUT --model {model} -f {fold}")
+        trainer, plans, configuration = result.model.name.split("__")
+        which = f"-d {workspace.dataset_number(result.dataset)} -c {configuration} -p {plans} -f {result.fold}"
+        other = "" if trainer == workspace.TRAINER else f" -tr {trainer}"
+        console.note(f"next: stunet_predict -i IMAGES -o OUT {which}{other}")
 
     def pretrained(self, result: "PretrainingResult") -> None:
         assert result.metrics is not None
