@@ -139,6 +139,8 @@ def derive(
         new = with_batch_for(new, dataset_json)
     if demand and (other_network or new.pretext != plan.pretext or given.keys() & {"patch_size", "checkpointing"}):
         new = with_batch_for(new, dataset_json, demand)
+    if name and name != name.strip("_"):
+        raise UsageError(f"--name {name!r} begins or ends with '_', at which nnU-Net splits names", name.strip("_"))
     called = check_name(f"{plan.root}-{name}" if name else _name(new, plan.root), "plans name")
     new = new.with_name(called).with_ours(derived_from=None)
     return new if called == plan.root else new.with_ours(derived_from=plan.root)  # the last entry of the block

@@ -1,5 +1,6 @@
 """User output: results on stdout, messages and errors on stderr. Used by stunet.cli only; live.py shows progress."""
 
+import errno
 import json
 import os
 import sys
@@ -104,9 +105,18 @@ def _write(text: str, stream: TextIO) -> None:
         with _without_bars() if stream.isatty() else nullcontext():
             _print(text, stream)
     except BrokenPipeError:
-        with open(os.devnull, "w") as nowhere:  # for what the stream still buffers, which Python writes on exit
-            os.dup2(nowhere.fileno(), stream.fileno())
+        _discard(stream)
         raise OutputClosed from None
+    except OSError as error:
+        if error.errno != errno.EIO:
+            raise
+        _discard(stream)  # the terminal is gone, as after logging out: a training goes on
+
+
+def _discard(stream: TextIO) -> None:
+    """Let a stream write nowhere, also what it still buffers, which Python writes on exit."""
+    with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), stream.fileno())
 
 
 def _print(text: str, stream: TextIO) -> None:

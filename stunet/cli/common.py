@@ -156,7 +156,9 @@ def add_licence_flag(parser: argparse.ArgumentParser) -> None:
 def add_log_flag(parser: argparse.ArgumentParser) -> None:
     """Add --log, which names where a training is followed besides its folder."""
     where = "tensorboard, mlflow or wandb (extras of the same names); csv is metrics.csv, which every run has"
-    parser.add_argument("--log", nargs="+", default=[], metavar="WHERE", help=f"follow the run there, too: {where}")
+    parser.add_argument(
+        "--log", nargs="+", action="extend", default=[], metavar="WHERE", help=f"follow the run there, too: {where}"
+    )
 
 
 def fold(text: str) -> int | str:
@@ -173,12 +175,20 @@ def positive(text: str) -> int:
     return int(text)
 
 
+class _Notes(logging.Handler):
+    """Shows what the library logs as messages, which bars make way for."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        console.note(self.format(record))
+
+
 def run(
     parser: argparse.ArgumentParser, command: Callable[[argparse.Namespace], int | None], argv: Sequence[str] | None
 ) -> int:
     """Parse, run the command and return its exit code; a known error ends in one line and a hint."""
     args = parser.parse_args(_joined(sys.argv[1:] if argv is None else argv))
-    logging.basicConfig(level=logging.INFO if args.verbose else logging.WARNING, format="%(message)s")
+    level = logging.INFO if args.verbose else logging.WARNING
+    logging.basicConfig(level=level, format="%(message)s", handlers=[_Notes()])
     os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
     # Threads that spin while waiting slow each other down up to 20 times on a shared machine (benchmarks/startup.md).
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

@@ -3,10 +3,11 @@
 A training also has a line for each epoch, no longer than a terminal is wide.
 """
 
-import shutil
+import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from stunet import console
@@ -16,6 +17,7 @@ from stunet.machine import GB, GIB, peak_resident
 INTERVAL_S = 30.0  # between lines where there is no terminal
 COLUMNS = 80  # of a line where there is no terminal, or a narrow one
 ESTIMATED_AFTER = 10  # steps, after which the end of a training is estimated
+HEADING = 14  # characters of a column's name
 SHORTEST = 6  # characters that a class name is cut to, so that more classes fit
 
 
@@ -29,7 +31,7 @@ class Progress:
         self._bar: Any = None
 
     def __enter__(self) -> "Progress":
-        if not self.disable and sys.stderr.isatty():
+        if not self.disable and is_live():
             self._bar = new_bar("{task.fields[name]}")
             self._bar.start()
             self._task = self._bar.add_task(self.title, total=self.total or None, name="")
@@ -68,7 +70,7 @@ class TrainingProgress:
     """
 
     def __init__(self) -> None:
-        self._bar: Any = new_bar("{task.fields[text]}") if sys.stderr.isatty() else None
+        self._bar: Any = new_bar("{task.fields[text]}") if is_live() else None
         self._task: Any = None
         self._heading = ""
         self._epoch_times: list[float] = []
@@ -151,13 +153,14 @@ class TrainingProgress:
             "time": span(seconds).rjust(6),
             "left": (span(left) if left else "").rjust(6),
         }
-        widths = [max(len(name), len(value)) for name, value in columns.items()]
-        heading, line = ("  ".join(map(str.rjust, texts, widths)) for texts in (columns, columns.values()))
+        names = [shortened(name, HEADING) for name in columns]
+        widths = [max(map(len, texts)) for texts in zip(names, columns.values(), strict=True)]
+        heading, line = ("  ".join(map(str.rjust, texts, widths)) for texts in (names, columns.values()))
         if heading != self._heading:
             self._heading = heading
             note(f"{heading}  classes, worst first" if classes else heading)
         # One column of a terminal stays free: some break a line that fills it.
-        room = max(COLUMNS, shutil.get_terminal_size().columns if self._bar else 0) - 1 - len(line) - 2
+        room = max(COLUMNS, self._bar.console.width if self._bar else 0) - 1 - len(line) - 2
         note(f"{line}  {worst(classes, room)}".rstrip())
         self._last = time.monotonic()
 
@@ -226,15 +229,37 @@ def span(seconds: float) -> str:
     return f"{value:.1f} {unit}" if value < 10 else f"{value:.0f} {unit}"
 
 
+def is_live() -> bool:
+    """Return whether stderr is a terminal that can move its cursor."""
+    return sys.stderr.isatty() and os.environ.get("TERM") not in ("dumb", "unknown")
+
+
 def new_bar(last_column: str) -> Any:
-    """Return a live bar on stderr that vanishes when it stops; it leaves stdout, and nnU-Net's output there, alone."""
+    """Return a live bar on stderr that vanishes when it stops; it leaves stdout, and nnU-Net's output there, alone.
+
+    It shows nothing any more once the terminal is gone, as after logging out.
+    """
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
+
+    class Lasting(Bar):
+        def start(self) -> None:
+            with suppress(OSError, ValueError):
+                super().start()
+
+        def stop(self) -> None:
+            with suppress(OSError, ValueError):
+                super().stop()
+
+        def refresh(self) -> None:
+            with suppress(OSError, ValueError):
+                super().refresh()
 
     # No markup: names may have brackets.
     columns = TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     last, shown = TextColumn(last_column, markup=False), Console(stderr=True)
-    console.bars.append(Progress(*columns, last, console=shown, transient=True, redirect_stdout=False))
+    console.bars.append(Lasting(*columns, last, console=shown, transient=True, redirect_stdout=False))
     return console.bars[-1]
 
 

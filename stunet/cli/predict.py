@@ -72,7 +72,7 @@ def _command(args: argparse.Namespace) -> int:
         dry_run=args.dry_run,
     )
     done = predict(request, Shown(not args.disable_progress_bar))
-    if any(case.file for case in done.cases):
+    if any(case.file for case in done.cases) and request.format in (None, "image"):
         console.note(f"next, where there are references: stunet_evaluate REFERENCES {shlex.quote(str(args.o))}")
     errors = done.errors
     # Cases fail one by one; if all failed for the same reason, the exit code says so.

@@ -57,8 +57,8 @@ class Shown(Listener):
         assert result.metrics is not None
         console.table(*_dice_table(result))
         console.result(f"mean validation Dice {result.dice:.4f}  {result.folder}")
-        trainer, plans, configuration = result.model.name.split("__")
-        which = f"-d {workspace.dataset_number(result.dataset)} -c {configuration} -p {plans} -f {result.fold}"
+        trainer, plans = result.model.name.split("__")[0], shlex.quote(result.plan.name)
+        which = f"-d {workspace.dataset_number(result.dataset)} -c {result.configuration} -p {plans} -f {result.fold}"
         other = "" if trainer == workspace.TRAINER else f" -tr {trainer}"
         console.note(f"next: stunet_predict -i IMAGES -o OUT {which}{other}")
 
@@ -67,7 +67,9 @@ class Shown(Listener):
         name, chance, untrained = (result.metrics.get(key) for key in ("measure", "chance", "untrained"))
         before = "" if untrained is None else f", untrained {untrained:.4g}"
         console.result(f"held-out {name} {result.measure:.4f} (chance {chance:.4g}{before})  {result.folder}")
-        console.note(f"next: stunet_train DATASET 3d_fullres 0 --pretrained {shlex.quote(str(result.model))}")
+        console.note(
+            f"next: stunet_train DATASET {result.configuration} 0 --pretrained {shlex.quote(str(result.model))}"
+        )
 
     def evaluated(self, result: "EvaluationResult") -> None:
         console.table(*measured_table(result.metrics))
@@ -151,16 +153,16 @@ def _planned_table(plan: "Plan") -> tuple[list[str], list[list[str]]]:
 
 def _dice_table(result: "TrainingResult") -> tuple[list[str], list[list[str]]]:
     """Return columns and rows of each class's Dice in the final validation, and of how many cases have the class."""
-    from stunet.datasets import read_dataset_json
-    from stunet.evaluation.folders import labels_of
+    from stunet.kinds import read_dataset_json
+    from stunet.labels.names import name_of_key
 
-    metrics, path = result.metrics or {}, result.model / "dataset.json"
-    names = labels_of(read_dataset_json(path), path).names
+    metrics, labels = result.metrics or {}, read_dataset_json(result.model / "dataset.json")["labels"]
     rows = []
     for key, mean in metrics["mean"].items():
-        cases = [case["metrics"][key]["Dice"] for case in metrics["metric_per_case"]]
+        # With partial labels, a case only has the classes that it annotates.
+        cases = [case["metrics"][key]["Dice"] for case in metrics["metric_per_case"] if key in case["metrics"]]
         dice = "-" if isnan(mean["Dice"]) else f"{mean['Dice']:.4f}"
-        rows.append([names.get(key, key), dice, str(sum(not isnan(each) for each in cases))])
+        rows.append([name_of_key(key, labels), dice, str(sum(not isnan(each) for each in cases))])
     return ["class", "Dice", "cases"], rows
 
 

@@ -5,6 +5,8 @@ in another way and passes them to the same function, `prepare`.
 """
 
 import re
+import shlex
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -136,7 +138,8 @@ def find_pairs(images: Path, label_maps: Path, suffixes: Sequence[str], label_su
     both = sorted(found.keys() & masks.keys())
     if not both and (proposed := propose_suffixes(_stems(images), _stems(label_maps), same)):
         image_end, label_end = proposed
-        flags = [f"--label_suffix {label_end}"] * bool(label_end) + [f"--channels NAME={image_end}"] * bool(image_end)
+        flags = [f"--label_suffix={shlex.quote(label_end)}"] * bool(label_end)
+        flags += [f"--channels NAME={shlex.quote(image_end)}"] * bool(image_end)
         what = f"no image has a label with the suffixes {', '.join(map(repr, suffixes))} and {label_suffix!r}"
         raise DataError(what, f"by the names: {' '.join(flags) or 'no suffixes at all'}")
     unmatched += [path for name, files in found.items() if name not in masks for path in files.values()]
@@ -164,18 +167,30 @@ def propose_suffixes(images: Sequence[str], labels: Sequence[str], same: bool = 
         same: Whether they are of one folder, so that both are all files.
     """
     found: Counter[tuple[str, str]] = Counter()
+    names = sorted(images)
     for label in labels:
         if not same and label in images:
             found["", ""] += 1
             continue
-        nearest = max((name for name in images if name != label), key=lambda name: _shared(name, label), default="")
-        case = label[: _shared(nearest, label)].rstrip("_-. ")
+        # The names with most characters in common are next to it in order.
+        place = bisect_left(names, label)
+        near = [name for name in names[max(0, place - 1) : place + 2] if name != label]
+        nearest = max(near, key=lambda name: _shared(name, label), default="")
+        case = _whole_words(nearest, label)
         if case and (not same or LABEL_WORDS.search(label.removeprefix(case).lower())):
             found[nearest.removeprefix(case), label.removeprefix(case)] += 1
     for ends, count in found.most_common(1):
         if 2 * count > len(labels) / (1 + same):
             return ends
     return None
+
+
+def _whole_words(one: str, other: str) -> str:
+    """Return what two names begin with in common: whole words, without separators after them."""
+    shared = one[: _shared(one, other)]
+    if all(name[len(shared) :][:1].isalnum() for name in (one, other)):
+        shared = re.sub(r"[^_\-. ]*$", "", shared)
+    return shared.rstrip("_-. ")
 
 
 def _shared(one: str, other: str) -> int:

@@ -105,7 +105,11 @@ class Predictor:
         checkpoint: str = FINAL,
         **more: Any,
     ) -> None:
-        self.model = model = model if isinstance(model, ModelFolder) else _open(model, folds, checkpoint)
+        if not isinstance(model, ModelFolder):
+            model = _open(model, folds, checkpoint)
+        elif folds is not None or checkpoint != FINAL:
+            raise UsageError("an opened model has its folds and checkpoint", "give them to open_model()")
+        self.model = model
         self.options = replace(options or Options(), **more)
         checkpoints = [load_trained(path) for path in model.checkpoint_files]
         # From the checkpoint, as in nnU-Net: the folder may have any name.

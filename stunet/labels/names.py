@@ -78,6 +78,23 @@ def canonical(name: str) -> str:
     return _names().get(parts) or _spell(parts)
 
 
+def name_of_key(key: str, labels: Mapping[str, Any]) -> str:
+    """Return the name of a class in nnU-Net's summary.json, where it is the text of its value or values.
+
+    Examples:
+        >>> name_of_key("(1, 2)", {"background": 0, "whole": [1, 2], "core": 2})
+        'whole'
+        >>> name_of_key("(1, 2)", {"background": 0, "left": 1, "right": 2})
+        'left + right'
+
+    Args:
+        key: Such as `1` or `(1, 2)`.
+        labels: Those of the model's dataset.json.
+    """
+    names = {str(tuple(value) if isinstance(value, list | tuple) else value): name for name, value in labels.items()}
+    return names.get(key) or " + ".join(names.get(value, value) for value in re.findall(r"\d+", key)) or key
+
+
 def match_classes(targets: Sequence[str], sources: Sequence[str]) -> list[ClassMatch]:
     """Return one row per target, in their order: the source classes that it consists of, by name.
 

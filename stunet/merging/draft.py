@@ -1,6 +1,7 @@
 """Write a merge.yaml to begin with: the given datasets, and the classes that their labels name."""
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from stunet import workspace
 from stunet.errors import DataError, UsageError
 from stunet.files import atomic_write
 from stunet.kinds import read_dataset_json
-from stunet.labels.names import match_classes
+from stunet.labels.names import canonical, match_classes
 from stunet.merging.space import value_names
 
 HEADER = """# A draft of stunet_merge init. Correct what it could not know, then: stunet_merge check {path}
@@ -43,9 +44,14 @@ def write_draft(path: Path, datasets: Sequence[str], name: str) -> None:
     classes = leaves([label for known, _, regions in labels.values() if not regions for label in known.values()])
     if not classes:
         raise DataError(f"{', '.join(names)}: no labels to take classes from", "datasets with labels, without regions")
-    lines = [HEADER.format(path=path, name=name, classes="".join(f"\n  - {json.dumps(each)}" for each in classes))]
+    lines = [HEADER.format(path=path, name=name, classes="".join(f"\n  - {_text(each)}" for each in classes))]
+    for one, other in overlapping(classes):
+        what = f"is {_text(one)} also {_text(other)}? As written, a voxel is of one of them only"
+        lines.insert(0, f"# Look at the classes: {what}.\n")
+    ids: list[str] = []
     for each, (known, _, regions) in labels.items():
-        lines += _source(each, described[each], known, regions, classes)
+        ids.append(_identifier(each, ids))
+        lines += _source(ids[-1], each, described[each], known, regions, classes)
     with atomic_write(path) as part:
         part.write_text("".join(lines), encoding="utf-8")
 
@@ -60,20 +66,41 @@ def leaves(names: Sequence[str]) -> list[str]:
     return found
 
 
+def overlapping(classes: Sequence[str]) -> list[tuple[str, str]]:
+    """Return pairs of classes of which one has all words of the other: `kidney` and `kidney_left`."""
+    words = {name: set(canonical(name).split("_")) for name in classes}
+    return [(one, other) for one in classes for other in classes if words[one] < words[other]]
+
+
+def _text(value: str) -> str:
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _identifier(dataset: str, taken: Sequence[str]) -> str:
+    """Return an id for a source: the dataset's name, with its number if there is another of the name."""
+    number, _, name = dataset.removeprefix("Dataset").partition("_")
+    made = re.sub(r"[^a-z0-9-]+", "_", name.lower()).strip("_-") or f"d{number}"
+    return f"{made}_{number}" if made in taken else made
+
+
 def _source(
-    dataset: str, description: Mapping[str, Any], known: Mapping[int, str], regions: bool, classes: Sequence[str]
+    identifier: str,
+    dataset: str,
+    description: Mapping[str, Any],
+    known: Mapping[int, str],
+    regions: bool,
+    classes: Sequence[str],
 ) -> list[str]:
     """Return the lines of a source, with a comment on each label."""
-    identifier = dataset.partition("_")[2].lower()
-    lines = [f"  - id: {json.dumps(identifier)}\n", f"    dataset: {dataset}\n"]
+    lines = [f"  - id: {_text(identifier)}\n", f"    dataset: {_text(dataset)}\n"]
     if licence := description.get("licence") or description.get("license"):
-        lines.append(f"    license: {json.dumps(str(licence))}\n")
+        lines.append(f"    license: {_text(str(licence))}\n")
     else:
         lines.append("    # license: CC-BY-4.0\n")
     if regions:
         listed = ", ".join(f"{value}: CLASS" for value in known)
         return [*lines, f"    labels: {{{listed}}}  # of regions: the classes of each value\n"]
     for name, row in zip(known.values(), match_classes(list(known.values()), classes), strict=True):
-        meant = ", ".join(row.sources) or f"nothing; labels: {{{json.dumps(name)}: ...}}"
-        lines.append(f"    # {json.dumps(name)} is {meant}\n")
+        meant = ", ".join(row.sources) or f"nothing; labels: {{{_text(name)}: ...}}"
+        lines.append(f"    # {_text(name)} is {meant}\n")
     return lines

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import SimpleITK
 
-from stunet.errors import UsageError
+from stunet.errors import UsageError, last_line
 from stunet.files import atomic_write
 from stunet.nifti_header import is_nifti
 from stunet.results.formats.seg_nrrd import write_seg_nrrd
@@ -23,7 +23,11 @@ def save(segmentation: Segmentation, path: Path) -> None:
         write_seg_nrrd(segmentation, path)
     elif path.name.endswith(OF_ITK):
         with atomic_write(path) as part:
-            SimpleITK.WriteImage(segmentation.to_sitk(), str(part), useCompression=True)
+            part.touch()  # raises what is wrong with the place as an OSError, which ITK does not
+            try:
+                SimpleITK.WriteImage(segmentation.to_sitk(), str(part), useCompression=True)
+            except RuntimeError as error:
+                raise OSError(f"{str(path)!r} could not be written: {last_line(error)}") from error
     elif path.name.endswith(".dcm"):
         raise UsageError("a DICOM segmentation refers to the slices of a series", "stunet_predict -o seg.dcm")
     else:

@@ -17,11 +17,12 @@ import torch.distributed as dist
 
 from stunet import workspace
 from stunet.errors import DataError, Interrupted, OutOfMemoryError, StunetError, is_out_of_memory, last_line
-from stunet.files import exclusive_lock, remove_staging, write_json
+from stunet.files import exclusive_lock, remove, remove_staging, write_json
 from stunet.kinds import RUN_RECORD, read, read_dataset_json
 from stunet.plans.plan import Plan
 from stunet.preprocessing.folds import find_fold
 from stunet.provenance import RECORD
+from stunet.runs import trackers
 from stunet.runs.execution import FoldInUse
 from stunet.runs.isolation import is_quiet, quiet
 from stunet.runs.trackers import tracked
@@ -162,7 +163,8 @@ def reserved(run: Run) -> Iterator[Path | None]:
 def forget(run: Run) -> None:
     """Remove what an earlier training of the fold left, for one that starts from the beginning.
 
-    That is its checkpoints, its validation, its pictures, and its predictions for the next stages of a cascade.
+    That is its checkpoints, its validation, its pictures, what trackers go on with, and its predictions for the next
+    stages of a cascade.
     """
     validated = [path for path in (run.folder / "validation").glob("*") if path.is_file()]
     folder = run.folder.parent / HANDED_OVER
@@ -173,6 +175,8 @@ def forget(run: Run) -> None:
     records = [run.folder / name for name in (REPORT, RECORD, LEFT_OUT_FILE, *pretrained)]
     for path in (*checkpoints(run), *records, *validated, *_drawn(run), *handed_over):
         path.unlink(missing_ok=True)
+    for name in trackers.FILES:
+        remove(run.folder / name)
 
 
 def _drawn(run: Run) -> list[Path]:
@@ -257,17 +261,18 @@ def _train(run: Run, checkpoint: Path | None, listener: TrainingListener) -> Non
         disable_checkpointing=run.disable_checkpointing,
         **({"left_out": run.left_out} if run.left_out else {}),  # STUNetPretrainer's
     )
-    with _stops(trainer), _memory_named(trainer), tracked(run, trainer):
+    with _stops(trainer), _memory_named(trainer):
         if checkpoint is not None:
             trainer.load_checkpoint(str(checkpoint))
         elif run.start is not None:
             listener.loaded(start_from_weights(trainer, run.start))
-        if not run.only_validate:
-            trainer.run_training()
-        # Only validation uses it: checkpoint_final is written by then.
-        if run.validate_best:
-            trainer.load_checkpoint(str(run.folder / BEST))
-        trainer.perform_actual_validation(run.probabilities)
+        with tracked(run, trainer):
+            if not run.only_validate:
+                trainer.run_training()
+            # Only validation uses it: checkpoint_final is written by then.
+            if run.validate_best:
+                trainer.load_checkpoint(str(run.folder / BEST))
+            trainer.perform_actual_validation(run.probabilities)
 
 
 @contextmanager

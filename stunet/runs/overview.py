@@ -16,6 +16,8 @@ from stunet.kinds import PRETRAINING, SUMMARY, read
 from stunet.runs.training import mean_dice
 
 TAIL = 2**16  # bytes at the end of a log, in which the last epoch stands
+FOLD = re.compile(r"fold_(\d+|all)$")
+NUMBER = re.compile(r"(?<![\w.])\d+(?:\.\d+)?(?:e-\d+)?")  # not that of np.float32(...)
 EPOCHS = 1000  # nnU-Net's number, where debug.json does not say it
 
 
@@ -27,7 +29,7 @@ class TrainedFold:
         folder: The fold's folder.
         changed: When anything in it was last written.
         epoch, epochs: Epochs that are complete, and those that are planned.
-        state: "running", "finished", or "stopped"; a training is finished once it is validated.
+        state: "finished" once it is validated; "running"; "stopped", with a checkpoint; "without checkpoint".
         measure: What `value` is: "Dice" (of the final validation), "Dice of patches" (of the last epoch), the measure
             of a pre-training, or "".
         value: NaN without a measure.
@@ -66,7 +68,7 @@ def trained_folds() -> list[TrainedFold]:
     results = os.environ.get("nnUNet_results")
     if not results:
         return []
-    folders = Path(results).glob(f"{workspace.DATASETS}/*__*__*/fold_*")
+    folders = [path for path in Path(results).glob(f"{workspace.DATASETS}/*__*__*/fold_*") if FOLD.match(path.name)]
     found = [fold for folder in folders if folder.is_dir() and (fold := _look_at(folder))]
     return sorted(found, key=lambda fold: (fold.changed, fold.name), reverse=True)
 
@@ -77,7 +79,11 @@ def last_trained() -> TrainedFold:
     Raises:
         DataError: There is none.
     """
-    return _last(lambda fold: fold.state == "finished", "no training is finished", "stunet_info lists them")
+    return _last(
+        lambda fold: fold.state == "finished" and (fold.folder / workspace.FINAL).is_file(),
+        "no training is finished",
+        "stunet_info lists them",
+    )
 
 
 def last_stopped() -> TrainedFold:
@@ -86,7 +92,12 @@ def last_stopped() -> TrainedFold:
     Raises:
         DataError: There is none.
     """
-    return _last(lambda fold: fold.state == "stopped", "no training was stopped", "stunet_info lists them")
+    ours = workspace.TRAINER, workspace.PARTIAL_TRAINER
+    return _last(
+        lambda fold: fold.state == "stopped" and fold.trainer in ours,
+        "no training was stopped",
+        "stunet_info lists them",
+    )
 
 
 def _last(wanted: Callable[[TrainedFold], bool], otherwise: str, hint: str) -> TrainedFold:
@@ -99,9 +110,14 @@ def _last(wanted: Callable[[TrainedFold], bool], otherwise: str, hint: str) -> T
 
 def _look_at(folder: Path) -> TrainedFold | None:
     """Return what a fold's folder says; None if nothing has been trained in it."""
-    logs = sorted(folder.glob("training_log*.txt"))
-    files = [*logs, *folder.glob("checkpoint_*.pth"), *folder.glob("*.json")]
-    if not logs and not any(file.suffix == ".pth" for file in files):
+    # nnU-Net's names have the date without leading zeros.
+    logs = sorted(
+        folder.glob("training_log*.txt"), key=lambda log: [int(part) for part in re.findall(r"\d+", log.name)]
+    )
+    kinds = workspace.FINAL, workspace.LATEST, workspace.BEST
+    checkpoints = [path for name in kinds if (path := folder / name).is_file()]
+    files = [*logs, *checkpoints, *folder.glob("*.json")]
+    if not logs and not checkpoints:
         return None
     epoch, dice = _last_epoch(logs)
     epochs = _planned(folder / "debug.json")
@@ -110,13 +126,13 @@ def _look_at(folder: Path) -> TrainedFold | None:
     if ended is not None:
         measure, value = ended
     final = (folder / workspace.FINAL).is_file()
-    running = is_held(folder / ".lock")
+    state = "finished" if ended else "stopped" if checkpoints else "without checkpoint"
     return TrainedFold(
         folder=folder,
-        changed=datetime.fromtimestamp(max(file.stat().st_mtime for file in files)),
+        changed=datetime.fromtimestamp(max(map(_modified, files))),
         epoch=epochs if final else epoch,
         epochs=epochs,
-        state="running" if running else "finished" if ended is not None and final else "stopped",
+        state="running" if is_held(folder / ".lock") else state,
         measure=measure,
         value=value,
     )
@@ -130,7 +146,7 @@ def _ending(folder: Path) -> tuple[str, float] | None:
             return "Dice", mean_dice(read(validation, SUMMARY))
         if pretraining.is_file():
             log: Mapping[str, Any] = read(pretraining, PRETRAINING)
-            return log["measure"], float(log["val_measures"][-1])
+            return log["measure"], float(log["val_measures"][-1]) if log["val_measures"] else math.nan
     except DataError:  # damaged; what the log says remains
         return None
     return None
@@ -147,14 +163,25 @@ def _planned(debug: Path) -> int:
 def _last_epoch(logs: list[Path]) -> tuple[int, float]:
     """Return how many epochs the latest log has completed, and the mean Dice of the last one; NaN if it has none."""
     for log in reversed(logs):  # the latest may have been cut off before its first epoch
-        with log.open("rb") as file:
-            file.seek(max(0, log.stat().st_size - TAIL))
-            text = file.read().decode(errors="replace")
+        try:
+            with log.open("rb") as file:
+                file.seek(max(0, log.stat().st_size - TAIL))
+                text = file.read().decode(errors="replace")
+        except OSError:
+            continue
         epochs = list(re.finditer(r"Epoch (\d+)\s*$", text, re.MULTILINE))
         for number in reversed(epochs):
             after = text[number.end() :]
             if "Epoch time:" in after:
                 dice = re.search(r"Pseudo dice \[(.*?)\]", after, re.DOTALL)
-                values = [float(each) for each in re.findall(r"\d+\.\d+(?:e-\d+)?", dice[1])] if dice else []
+                values = [float(each) for each in NUMBER.findall(dice[1])] if dice else []
                 return int(number[1]) + 1, sum(values) / len(values) if values else math.nan
     return 0, math.nan
+
+
+def _modified(path: Path) -> float:
+    """Return when a file was written; 0 for one that has just been removed."""
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0

@@ -34,7 +34,7 @@ from stunet.runs.execution import (
 )
 from stunet.runs.listener import Listener, Progress
 from stunet.runs.plan_choice import Choice, choose_pretraining_plans
-from stunet.runs.trackers import check_trackers
+from stunet.runs.trackers import check_trackers, named
 from stunet.sizes import SIZES
 from stunet.trainers.pretexts import methods
 
@@ -105,7 +105,7 @@ class PretrainingRequest:
     disable_checkpointing: bool = False
     overwrite: bool = False
     accept_licence: bool = False
-    log: Sequence[str] = ()
+    log: str | Sequence[str] = ()
     dry_run: bool = False
 
     @property
@@ -298,7 +298,7 @@ def _run(dataset: str, choice: Choice, request: PretrainingRequest) -> "Run":
         start=choice.start,
         overwrite=request.overwrite,
         fsdp=request.fsdp,
-        log=tuple(request.log),
+        log=named(request.log),
     )
 
 

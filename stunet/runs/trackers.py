@@ -12,15 +12,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stunet.errors import DataError, UsageError, closest, last_line
+from stunet.errors import DataError, StunetError, UsageError, closest, last_line
 from stunet.files import atomic_write
+from stunet.labels.names import name_of_key
 
 if TYPE_CHECKING:
     from stunet.runs.launch import Run
 
 log = logging.getLogger("stunet")
 CSV = "csv"  # metrics.csv, which every run has
-NNUNETS_SWITCH = "nnUNet_wandb_enabled"
+NNUNETS_SWITCH, ON = "nnUNet_wandb_enabled", ("1", "True", "true")  # as nnU-Net reads it
+TENSORBOARD, MLFLOW, WANDB = FILES = "tensorboard", "mlflow_run.txt", "wandb_run.txt"  # in the fold's folder
 NAMES = {
     "train_losses": "loss/training",
     "val_losses": "loss/validation",
@@ -30,7 +32,7 @@ NAMES = {
     "final_val/foreground_dice": "Dice of validation/mean",
 }
 OF_PRETRAINING = {"mean_fg_dice": "measure/held-out subjects", "ema_fg_dice": "measure/moving mean"}
-CLASSES = {"dice_per_class_or_region/class_": "Dice on patches/", "final_val/class_": "Dice of validation/"}
+OF_EPOCHS, OF_VALIDATION = "dice_per_class_or_region/class_", "final_val/class_"
 TIMES = "epoch_start_timestamps", "epoch_end_timestamps"
 
 
@@ -39,19 +41,25 @@ class Tracker:
 
     Args:
         run: What is trained.
-        classes: Names of the classes, in the order of nnU-Net's numbers.
+        classes: Names of the classes that epochs count, in their order.
+        labels: Those of the model's dataset.json, of which the final validation has the values.
     """
 
     package = ""  # that has to be installed
     extra = ""  # of stunet that installs it
 
-    def __init__(self, run: "Run", classes: Sequence[str]) -> None:
-        self.classes, self._names = list(classes), {**NAMES, **(OF_PRETRAINING if run.plan.pretext else {})}
+    def __init__(self, run: "Run", classes: Sequence[str], labels: Mapping[str, Any], epoch: int = 0) -> None:
+        self.classes, self.labels, self.epoch = list(classes), labels, epoch
+        self._names = {**NAMES, **(OF_PRETRAINING if run.plan.pretext else {})}
         self._begun, self._fails = 0.0, False
         try:
             self.open(run)
             self.update_config(_configuration(run))
+        except StunetError:
+            raise
         except Exception as error:
+            with self.guarded():
+                self.close()
             what = f"--log: {type(self).__name__} cannot be reached: {last_line(error)}"
             raise DataError(what, "mend its settings, or leave --log out") from error
 
@@ -75,6 +83,8 @@ class Tracker:
         """Warn once of an error, which must not end a training."""
         try:
             yield
+        except StunetError:  # such as Interrupted
+            raise
         except Exception as error:  # noqa: BLE001 - whatever the library raises
             if not self._fails:
                 log.warning("warning: %s is left out from now on: %s", type(self).__name__, last_line(error))
@@ -100,11 +110,11 @@ class Tracker:
                 self.scalar(name, value, step)
 
     def _name(self, key: str) -> str:
-        for prefix, title in CLASSES.items():
-            if key.startswith(prefix):
-                number = key.removeprefix(prefix).removesuffix("_dice")
-                known = number.isdecimal() and 0 < int(number) <= len(self.classes)
-                return title + (self.classes[int(number) - 1] if known else number)
+        if key.startswith(OF_EPOCHS):
+            return f"Dice on patches/{self.classes[int(key.removeprefix(OF_EPOCHS)) - 1]}"
+        if key.startswith(OF_VALIDATION):  # by value, not by position
+            value = key.removeprefix(OF_VALIDATION).removesuffix("_dice")
+            return f"Dice of validation/{name_of_key(value, self.labels)}"
         return self._names.get(key, key)
 
 
@@ -116,7 +126,8 @@ class TensorBoard(Tracker):
     def open(self, run: "Run") -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self._writer = SummaryWriter(str(run.folder / "tensorboard"))
+        # Epochs after the checkpoint are trained again.
+        self._writer = SummaryWriter(str(run.folder / TENSORBOARD), purge_step=self.epoch)
 
     def update_config(self, config: Mapping[str, Any]) -> None:
         rows = [f"| {key} | {value} |" for key, value in config.items()]
@@ -143,9 +154,9 @@ class MLflow(Tracker):
         import mlflow
 
         self._api = mlflow
-        known = run.folder / "mlflow_run.txt"
+        known = run.folder / MLFLOW
         mlflow.set_experiment(os.environ.get("MLFLOW_EXPERIMENT_NAME", run.dataset))
-        goes_on = known.is_file() and run.resume
+        goes_on = known.is_file() and (run.resume or run.only_validate)
         name = f"{run.plan.name} {run.configuration} fold {run.fold}"
         active = mlflow.start_run(run_id=known.read_text() if goes_on else None, run_name=None if goes_on else name)
         with atomic_write(known) as part:
@@ -155,9 +166,10 @@ class MLflow(Tracker):
         self._api.set_tags({key: str(value) for key, value in config.items()})
 
     def scalar(self, name: str, value: float, step: int) -> None:
-        # MLflow allows letters, digits and -_./ :
-        allowed = "".join(letter if letter.isalnum() or letter in "-_./ :" else "_" for letter in name)
-        self._api.log_metric(allowed, value, step=step)
+        kind, slash, own = name.partition("/")
+        # MLflow allows letters, digits and -_./ : and takes slashes and dots for folders.
+        allowed = "".join(each if each.isalnum() or each in "-_ :" else f"_{ord(each):x}_" for each in own)
+        self._api.log_metric(kind + slash + allowed, value, step=step)
 
     def picture(self, name: str, path: Path) -> None:
         self._api.log_artifact(str(path), "pictures")
@@ -175,8 +187,8 @@ class WeightsAndBiases(Tracker):
         import wandb
 
         self._api = wandb
-        known = run.folder / "wandb_run.txt"
-        identifier = known.read_text() if known.is_file() and run.resume else None
+        known = run.folder / WANDB
+        identifier = known.read_text() if known.is_file() and (run.resume or run.only_validate) else None
         self._run = wandb.init(
             project=os.environ.get("nnUNet_wandb_project", "nnunet"),
             name=f"{run.dataset} {run.plan.name} {run.configuration} fold {run.fold}",
@@ -205,23 +217,29 @@ class WeightsAndBiases(Tracker):
 TRACKERS: dict[str, type[Tracker]] = {"tensorboard": TensorBoard, "mlflow": MLflow, "wandb": WeightsAndBiases}
 
 
-def check_trackers(names: Sequence[str]) -> None:
+def named(log: str | Sequence[str]) -> tuple[str, ...]:
+    """Return the names of trackers that are given as one or several."""
+    return (log,) if isinstance(log, str) else tuple(log)
+
+
+def check_trackers(names: str | Sequence[str]) -> None:
     """Check that what a run logs to is there.
 
     Raises:
         UsageError: There is no such tracker, or nnU-Net's variable has another value than 0 and 1.
         DataError: Its library is not installed.
     """
+    names = named(names)
     for name in names:
         if name not in TRACKERS and name != CSV:
             raise UsageError(
                 f"--log {name!r}{closest(name, [*TRACKERS, CSV])}", f"one of {', '.join([*TRACKERS, CSV])}"
             )
     switch = os.environ.get(NNUNETS_SWITCH, "0")
-    if switch.lower() not in ("0", "1", "true", "false"):
+    if switch not in ("0", "False", "false", *ON):
         raise UsageError(f"{NNUNETS_SWITCH} is {switch!r}, neither 0 nor 1", f"export {NNUNETS_SWITCH}=0")
     asked = {f"--log {name}": TRACKERS[name] for name in names if name in TRACKERS}
-    if switch.lower() in ("1", "true"):
+    if switch in ON:
         if "wandb" in names:
             raise UsageError(f"--log wandb, and {NNUNETS_SWITCH} asks for it as well", "one of them")
         asked[f"{NNUNETS_SWITCH}={switch}"] = WeightsAndBiases
@@ -237,7 +255,8 @@ def tracked(run: "Run", trainer: Any) -> Iterator[None]:
     try:
         for name in run.log if trainer.local_rank == 0 else ():
             if name in TRACKERS:
-                made.append(TRACKERS[name](run, () if run.plan.pretext else trainer.class_names()))
+                classes = () if run.plan.pretext else trainer.class_names()
+                made.append(TRACKERS[name](run, classes, trainer.dataset_json["labels"], trainer.current_epoch))
         trainer.logger.loggers.extend(made)
         yield
         if (progress := run.folder / "progress.png").is_file():

@@ -34,7 +34,7 @@ from stunet.runs.execution import (
 )
 from stunet.runs.listener import Listener
 from stunet.runs.plan_choice import Choice, choose_plans, choose_trainer
-from stunet.runs.trackers import check_trackers
+from stunet.runs.trackers import check_trackers, named
 from stunet.sizes import SIZES
 from stunet.trainers.lookup import check_trainer
 
@@ -111,7 +111,7 @@ class TrainingRequest:
     disable_checkpointing: bool = False
     overwrite: bool = False
     accept_licence: bool = False
-    log: Sequence[str] = ()
+    log: str | Sequence[str] = ()
     dry_run: bool = False
 
     @property
@@ -325,7 +325,7 @@ def _run(dataset: str, choice: Choice, trainer: str, request: TrainingRequest) -
         start=choice.start,
         overwrite=request.overwrite,
         fsdp=request.fsdp,
-        log=tuple(request.log),
+        log=named(request.log),
     )
 
 

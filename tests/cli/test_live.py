@@ -1,6 +1,7 @@
 """What a command shows while it runs: on a terminal, and where there is none."""
 
 import io
+import os
 import re
 import sys
 from types import SimpleNamespace
@@ -85,6 +86,22 @@ def test_lines_are_not_written_into_a_bar(monkeypatch: pytest.MonkeyPatch) -> No
     assert shown == [False]
 
 
+def test_a_training_goes_on_when_its_terminal_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    leader, follower = os.openpty()
+    stderr = os.fdopen(follower, "w")
+    monkeypatch.setattr(sys, "stderr", stderr)
+    monkeypatch.setenv("TERM", "xterm")
+    progress, running = live.TrainingProgress(), trainer(1, {})
+    progress.step(running, "train", 1, 0.5)
+    os.close(leader)  # writing to the other side is an error from now on
+    with pytest.raises(OSError, match="Input/output error"):
+        os.write(follower, b"x")
+    progress.step(running, "train", 2, 0.5)
+    progress.epoch(running)
+    console.note("a message")
+    stderr.close()
+
+
 class Log:
     """What a trainer has logged of its last epoch."""
 
@@ -119,6 +136,10 @@ def test_an_epoch_is_a_line_of_a_table_that_fits_80_columns(
     assert lines[0].split()[:8] == ["1/1000", "-0.500", "-0.250", "0.864", "90", "s", "25", "h"]
     assert lines[1].startswith("   2/1000")
     assert max(map(len, (heading, *lines))) < 80
+    wide = live.TrainingProgress()
+    wide._bar = SimpleNamespace(console=SimpleNamespace(width=160), live=SimpleNamespace(is_started=False))
+    wide.epoch(trainer(1, classes))
+    assert capsys.readouterr().err.splitlines()[1].count("0.") == (5 if len(classes) == 2 else 6)
     named = lines[0].partition(" h  ")[2]
     assert named == "posterior 0.80, anterior 0.85" if len(classes) == 2 else named == "glu..t 0 0.00, glut..t 1 0.01"
 

@@ -62,6 +62,13 @@ def test_a_draft_has_the_classes_of_all_labels_once_and_can_be_checked(
     ]
     assert '# "kidney" is kidney_left, kidney_right' in path.read_text()
     assert main(["check", str(path), "-np", "1"]) == 0
+    make_source(raw, "Dataset103_A", {"kidney": ["kidney_left"], "Niere \U0001f600": ["spleen"]}, seed=4)
+    make_source(raw, "Dataset104_My Kidney", {"kidney_left": ["kidney_left"]}, seed=5)
+    other = tmp_path / "twice.yaml"
+    assert main(["init", str(other), "-d", "1", "103", "104"]) == 0
+    assert [source.id for source in load_recipe(other).sources] == ["a", "a_103", "my_kidney"]
+    assert "Niere \U0001f600" in load_recipe(other).classes
+    assert 'is "kidney" also "kidney_left"?' in other.read_text()
     capsys.readouterr()
     assert main(["init", str(path), "-d", "1"]) == 3
     assert "exists" in capsys.readouterr().err

@@ -9,11 +9,13 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from stunet import workspace
+from stunet.cli.shown import _dice_table
 from stunet.cli.train import main
 from stunet.files import read_json, write_json
 from stunet.networks import build
@@ -230,6 +232,7 @@ def test_a_run_has_the_name_that_is_given(copied: Path, capsys: pytest.CaptureFi
     assert main([*dry, *values]) == 0
     capsys.readouterr()
     assert "exist and differ" in fails(capsys, 3, *dry, "--set", "num_epochs=8")
+    assert "begins or ends with '_'" in fails(capsys, 2, "998", "--dry_run", "--name", "a_")
     assert "is a path, not a name" in fails(capsys, 3, "998", "--dry_run", "--name", "a/b")
 
 
@@ -239,6 +242,19 @@ def test_the_last_training_is_the_one_that_was_stopped_last(
     monkeypatch.setenv("nnUNet_results", str(tmp_path / "none"))
     assert "--last: no training was stopped" in fails(capsys, 3, "--last")
     assert "leave these" in fails(capsys, 2, "998", "--last")
+
+
+def test_a_training_ends_with_the_dice_of_each_class_that_validation_has(tmp_path: Path) -> None:
+    """Of partial labels: a case has what it annotates, a union has no name of its own."""
+    labels = {"background": 0, "left": 1, "right": 2, "aorta": 3}
+    description = {"labels": labels, "channel_names": {"0": "CT"}, "numTraining": 3, "file_ending": ".nii.gz"}
+    write_json(tmp_path / "dataset.json", description)
+    cases = [{"1": {"Dice": 0.5}, "(1, 2)": {"Dice": 0.25}}, {"1": {"Dice": 0.75}}, {"3": {"Dice": math.nan}}]
+    means = {"1": {"Dice": 0.625}, "(1, 2)": {"Dice": 0.25}, "3": {"Dice": math.nan}}
+    metrics = {"mean": means, "metric_per_case": [{"metrics": case} for case in cases]}
+    columns, rows = _dice_table(SimpleNamespace(metrics=metrics, model=tmp_path))  # type: ignore[arg-type]
+    assert columns == ["class", "Dice", "cases"]
+    assert rows == [["left", "0.6250", "2"], ["left + right", "0.2500", "1"], ["aorta", "-", "0"]]
 
 
 def test_sigterm_leaves_a_state_that_c_continues_to_the_end(

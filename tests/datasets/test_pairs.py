@@ -184,10 +184,12 @@ def test_incomplete_folders_are_refused(folder: Path, damage: Callable[[Path], N
 @for_each(
     ("images", "labels", "hint"),
     [
-        (("a_ct", "b_ct"), ("a_seg", "b_seg"), "--label_suffix _seg --channels NAME=_ct"),
-        (("a", "b"), ("a-label", "b-label"), "--label_suffix -label"),
+        (("a_ct", "b_ct"), ("a_seg", "b_seg"), "--label_suffix=_seg --channels NAME=_ct"),
+        (("a", "b"), ("a-label", "b-label"), "--label_suffix=-label"),
         (("a", "b"), ("a", "b"), "no suffixes at all"),
-        (("a_t1", "b_t1", "a_mask", "b_mask"), None, "--label_suffix _mask --channels NAME=_t1"),
+        (("a_t1", "b_t1", "a_mask", "b_mask"), None, "--label_suffix=_mask --channels NAME=_t1"),
+        (("p1_mr", "p2_mr"), ("p1_mask", "p2_mask"), "--label_suffix=_mask --channels NAME=_mr"),
+        (("p1_scan", "p1_seg", "p2_scan", "p2_seg"), None, "--label_suffix=_seg --channels NAME=_scan"),
         (("image1", "image2"), ("mask1", "mask2"), "check the suffixes"),
     ],
 )

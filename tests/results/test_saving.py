@@ -41,6 +41,12 @@ def test_nibabels_image_is_that_of_the_file(made: Segmentation, tmp_path: Path) 
     assert one.get_data_dtype() == np.uint8
 
 
+def test_a_place_that_is_not_there_is_an_error_of_the_system(made: Segmentation, tmp_path: Path) -> None:
+    for name in ("s.nii", "s.mha"):
+        with pytest.raises(OSError, match="No such file or directory"):
+            made.save(tmp_path / "nowhere" / name)
+
+
 @for_each(("name", "hint"), [("s.dcm", "stunet_predict"), ("s.png", "one of .nii.gz"), ("s", "one of .nii.gz")])
 def test_other_endings_are_refused(name: str, hint: str, made: Segmentation, tmp_path: Path) -> None:
     with pytest.raises(UsageError) as caught:

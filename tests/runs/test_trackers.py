@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from stunet.errors import DataError, UsageError
+from stunet.errors import DataError, Interrupted, UsageError
 from stunet.plans.files import plan_path, read_plan
 from stunet.runs.launch import Run
 from stunet.runs.trackers import Tracker, check_trackers
@@ -81,16 +81,20 @@ class Heard(Tracker):
 
 
 def test_values_have_names_that_people_know(run: Run) -> None:
-    tracker = Heard(run, ["liver", "spleen"])
+    tracker = Heard(run, ["liver", "spleen"], {"background": 0, "spleen": 1, "liver": 3, "whole": [1, 3]})
     for key, value in (("epoch_start_timestamps", 10.0), ("epoch_end_timestamps", 12.5), ("other", 1.0)):
         tracker.log(key, value, 0)
     tracker.log("dice_per_class_or_region/class_2", 0.5, 0)
     tracker.log_summary("final_val/class_1_dice", 0.75)
+    tracker.log_summary("final_val/class_(1, 3)_dice", 0.25)
+    tracker.log_summary("final_val/class_(1, 4)_dice", 0.125)
     assert tracker.heard == {
         "seconds of an epoch": 2.5,
         "other": 1.0,
         "Dice on patches/spleen": 0.5,
-        "Dice of validation/liver": 0.75,
+        "Dice of validation/spleen": 0.75,
+        "Dice of validation/whole": 0.25,
+        "Dice of validation/spleen + 4": 0.125,
     }
 
 
@@ -100,7 +104,7 @@ def test_a_tracker_that_fails_is_left_out_and_the_training_goes_on(run: Run, cap
             super().scalar(name, value, step)
             raise ConnectionError("gone")
 
-    tracker = Failing(run, [])
+    tracker = Failing(run, [], {})
     tracker.log("lrs", 0.1, 0)
     tracker.log("other", 0.2, 1)
     assert tracker.heard == {"learning rate": 0.1}
@@ -111,7 +115,14 @@ def test_a_tracker_that_fails_is_left_out_and_the_training_goes_on(run: Run, cap
             raise ConnectionError("no server")
 
     with pytest.raises(DataError, match="--log: Absent cannot be reached: no server"):
-        Absent(run, [])
+        Absent(run, [], {})
+
+    class Stopped(Heard):
+        def scalar(self, name: str, value: float, step: int) -> None:
+            raise Interrupted("stopped", "--c")
+
+    with pytest.raises(Interrupted):
+        Stopped(run, [], {}).log("lrs", 0.1, 0)
 
 
 @for_each(

@@ -20,7 +20,7 @@ from stunet.files import exclusive_lock, read_json, write_json
 from stunet.plans.derive import derive
 from stunet.plans.files import plan_path, read_plan
 from stunet.plans.settings import MIRROR
-from stunet.runs.overview import trained_folds
+from stunet.runs.overview import last_stopped, trained_folds
 from stunet.trainers.data.batches import SeededBatches
 from stunet.trainers.data.mirroring import MirrorSides
 from stunet.trainers.progress import NullListener
@@ -119,6 +119,8 @@ def test_the_overview_says_how_far_a_training_is(
     assert found.value == pytest.approx(whole.logger.get_value("mean_fg_dice", step=-1), abs=1e-4)
     with exclusive_lock(fold / ".lock", "", ""):
         assert trained_folds()[0].state == "running"
+    assert last_stopped().folder == fold
+    shutil.copytree(fold, fold.with_name("fold_0_old"))
     (fold / "validation").mkdir()
     write_json(fold / "validation/summary.json", {"foreground_mean": {"Dice": 0.5}, "mean": {}})
     (found,) = trained_folds()
@@ -130,7 +132,22 @@ def test_the_overview_says_how_far_a_training_is(
     log.write_text(text[: text.index("Epoch 1") + 20])
     (found,) = trained_folds()
     assert (found.epoch, found.epochs, found.state) == (1, 2, "stopped")
+    later = "Epoch 1 \nPseudo dice [np.float32(0.5), np.float32(1e-04), nan] \nEpoch time: 1 s"
+    (fold / "training_log_2026_10_10_1_1_1.txt").write_text(later)
+    (fold / "training_log_2026_10_9_1_1_1.txt").write_text(later.replace("Epoch 1", "Epoch 0"))
+    log.unlink()
+    (found,) = trained_folds()
+    assert (found.epoch, found.value) == (2, pytest.approx(0.25005))
+    for name in (BEST, LATEST):
+        (fold / name).unlink(missing_ok=True)
+    (fold / LATEST).symlink_to("nowhere")
+    (found,) = trained_folds()
+    assert found.state == "without checkpoint"
+    with pytest.raises(DataError, match="no training was stopped"):
+        last_stopped()
     log.write_text("")
+    for each in fold.glob("training_log_2026_10*"):
+        each.unlink()
     assert trained_folds()[0].to_json()["value"] is None
 
 
