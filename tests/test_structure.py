@@ -34,6 +34,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "datasets": {"labels", "resampling", "workers"},
     "evaluation": {"datasets", "labels", "workers"},
     "results": {"datasets", "evaluation", "labels"},
+    "viewer": {"datasets", "results"},
     "plans": {"architectures", "datasets", "folds", "labels", "losses", "nnunet", "workers"},
     "weights": {"architectures", "labels", "plans"},
     "models": {"labels", "plans", "weights"},
@@ -47,7 +48,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "nnunet_ext": {"trainers"},
     "ranking": {"architectures", "datasets", "evaluation", "inference", "labels", "models", "plans", "weights"},
     "runs": {"datasets", "evaluation", "folds", "inference", "labels", "models", "nnunet", "plans", "preprocessing",
-             "probing", "provenance", "ranking", "results", "trainers"},
+             "probing", "provenance", "ranking", "results", "trainers", "viewer"},
     "experiment": {"evaluation", "folds", "models", "plans", "provenance", "ranking", "runs", "trainers"},
 }
 # fmt: on
