@@ -16,7 +16,7 @@ import nibabel
 import numpy as np
 
 from stunet.files import atomic_write
-from stunet.nifti_header import apply_forms
+from stunet.nifti_header import LABEL, apply_forms
 from stunet.results.colours import unit_colour
 from stunet.results.segmentation import Segmentation
 
@@ -67,6 +67,7 @@ def write_volume(
         image.header.set_qform(affine, SCANNER if straight else 0)  # a quaternion cannot represent shear
         image.header.set_sform(affine, SCANNER)
         image.header.set_xyzt_units("mm")
+    image.header["intent_code"] = LABEL
     image.header.extensions.extend(extensions)
     with atomic_write(path) as part, part.open("wb") as file:
         if path.suffix.lower() == ".gz":
