@@ -84,6 +84,13 @@ class Gallery:
             except StunetError as error:  # a damaged case does not end the others
                 log.debug("%s: %s", case.name, error.message)
 
+    def close(self) -> None:
+        """Load nothing from now on, and wait for what is being loaded.
+
+        A thread that is inside ITK when Python ends would abort the process.
+        """
+        self._lock.acquire()
+
     def _load(self, key: str, version: str, keep: bool = True) -> LoadedCase:
         with self._lock:
             if (key, version) in self._loaded:

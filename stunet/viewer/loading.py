@@ -18,8 +18,18 @@ from stunet.results.colours import colour
 from stunet.results.window import window
 from stunet.viewer.cases import ViewCase
 from stunet.viewer.classes import Names
-from stunet.viewer.volumes import Volume, on_grid, placed_like, read_image, read_labels, same_grid, smaller, to_nifti
-from stunet.viewer.volumes import compact as compact_image
+from stunet.viewer.volumes import (
+    Volume,
+    compact,
+    on_grid,
+    placed_like,
+    read_image,
+    read_labels,
+    same_grid,
+    smaller,
+    to_nifti,
+    upright,
+)  # fmt: skip
 
 MOST_CLASSES = 4096  # in one file; a colour table is a texture, and browsers have to take twice that many rows
 SAMPLE = 200_000  # voxels that determine how an image is shown
@@ -100,7 +110,7 @@ class LoadedCase:
             return to_nifti(self.reference.array, grid.affine, is_label=True)
         number = what.removeprefix("image")
         if what.startswith("image") and number.isdecimal() and int(number) < len(self.image.array):
-            return to_nifti(compact_image(self.image.array[int(number)]), grid.affine, is_label=False)
+            return to_nifti(compact(self.image.array[int(number)]), grid.affine, is_label=False)
         raise KeyError(what)
 
     def described(self) -> dict[str, Any]:
@@ -152,19 +162,14 @@ def load(case: ViewCase, names: Names, most_voxels: int | None = None) -> Loaded
         DataError: A file cannot be read, or is not what it is given as.
     """
     notes: list[str] = []
-    prediction, reference = read_labels(case.prediction), None
-    image = _read_channels(case, prediction, notes)
-    prediction = placed_like(prediction, image) if image else prediction
-    comparable = False
-    if case.reference:
-        reference = placed_like(read_labels(case.reference), prediction)
-        comparable = same_grid(reference, prediction)
-        if not comparable:
-            notes.append(
-                f"the reference lies on another grid ({_size(reference)} voxels, the segmentation {_size(prediction)}):"
-                " it is shown by nearest voxel, and there is no Dice"
-            )
-            reference = on_grid(reference, prediction, nearest=True)
+    prediction, image, reference = _read(case, notes)
+    comparable = reference is not None and same_grid(reference, prediction)
+    if reference and not comparable:
+        notes.append(
+            f"the reference lies on another grid ({_size(reference)} voxels, the segmentation {_size(prediction)}):"
+            " it is shown by nearest voxel, and there is no Dice"
+        )
+        reference = on_grid(reference, prediction, nearest=True)
     values = _values(prediction, reference, names, notes)
     prediction, reference = _indexed(prediction, values), reference and _indexed(reference, values)
     rows = tuple(_rows(prediction, reference if comparable else None, reference, values, names))
@@ -174,7 +179,7 @@ def load(case: ViewCase, names: Names, most_voxels: int | None = None) -> Loaded
             " it is shown on that of the segmentation"
         )
         image = on_grid(image, prediction, nearest=False)
-        if not image.array.any():
+        if image.array.min() == image.array.max():
             notes.append("the image does not reach where the segmentation lies: do they belong together?")
     if most_voxels and prediction.array.size > most_voxels:
         coarse = smaller(prediction, most_voxels)
@@ -196,24 +201,31 @@ def load(case: ViewCase, names: Names, most_voxels: int | None = None) -> Loaded
     )
 
 
-def _read_channels(case: ViewCase, like: Volume, notes: list[str]) -> Volume | None:
-    """Return all channels of a case on the grid of the first, (C, D, H, W)."""
-    if not case.images:
-        notes.append("there is no image of this case")
-        return None
-    missing = [path for path in case.images if not path.exists()]
+def _read(case: ViewCase, notes: list[str]) -> tuple[Volume, Volume | None, Volume | None]:
+    """Return prediction, image and reference of a case, upright, each on its own grid."""
+    prediction = read_labels(case.prediction)
+    channels = [read_image(path) for path in case.images if path.exists()]
+    missing = [path.name for path in case.images if not path.exists()]
     if missing:
-        notes.append(f"the image {missing[0].name!r} is missing")
-    read = [placed_like(read_image(path), like) for path in case.images if path not in missing]
-    if not read:
-        return None
-    first = read[0]
-    for volume in read[1:]:
-        if not same_grid(volume, first):
-            notes.append("the channels of the image lie on different grids: all are shown on that of the first")
-            break
-    arrays = [(v if same_grid(v, first) else on_grid(v, first, nearest=False)).array for v in read]
-    return Volume(arrays[0] if len(arrays) == 1 else np.concatenate(arrays), first.affine, first.placed)
+        notes.append(f"the image {missing[0]!r} is missing")
+    elif not channels:
+        notes.append("there is no image of this case")
+    # A file that does not say where it lies belongs where its partner is.
+    prediction = placed_like(prediction, channels[0]) if channels else prediction
+    channels = [upright(placed_like(channel, prediction)) for channel in channels]
+    reference = upright(placed_like(read_labels(case.reference), prediction)) if case.reference else None
+    return upright(prediction), _joined(channels, notes), reference
+
+
+def _joined(channels: list[Volume], notes: list[str]) -> Volume | None:
+    """Return all channels on the grid of the first, (C, D, H, W)."""
+    if len(channels) < 2:
+        return channels[0] if channels else None
+    first = channels[0]
+    if not all(same_grid(channel, first) for channel in channels):
+        notes.append("the channels of the image lie on different grids: all are shown on that of the first")
+    arrays = [(v if same_grid(v, first) else on_grid(v, first, nearest=False)).array for v in channels]
+    return Volume(np.concatenate(arrays), first.affine, first.placed)
 
 
 def _values(prediction: Volume, reference: Volume | None, names: Names, notes: list[str]) -> list[int]:

@@ -45,7 +45,7 @@ class ViewServer(ThreadingHTTPServer):
         DataError: The port is in use, or may not be used.
     """
 
-    daemon_threads = True
+    daemon_threads = True  # a browser keeps connections open, for which nobody should have to wait
     # On Linux, a port stays blocked for a minute after a server has ended, unless this is set.
     allow_reuse_address = True
 
@@ -75,6 +75,7 @@ class ViewServer(ThreadingHTTPServer):
             self.serve_forever()
         finally:
             self.server_close()
+            self.gallery.close()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Log what went wrong with a connection; a browser that goes away is no error."""

@@ -1,7 +1,7 @@
 """Read images and labels of any format for the viewer, bring them onto one grid, and write them as NIfTI.
 
-Arrays are turned to RAS without resampling, so that files whose axes run differently can be compared voxel by voxel;
-oblique axes stay. Only what lies on another grid than the segmentation is resampled.
+upright() turns arrays to RAS without resampling, so that files whose axes run differently can be compared voxel by
+voxel; oblique axes stay oblique. Only what lies on another grid than the segmentation is resampled.
 """
 
 import math
@@ -69,7 +69,7 @@ def read_image(path: Path) -> Volume:
         array = array[None]
     if array.dtype.kind == "f":  # check_nifti() has refused NaN in NIfTI files; other formats may hold it
         array = np.nan_to_num(array, copy=False, nan=0.0, posinf=0.0, neginf=0.0)
-    return _in_ras(array, image, path, is_image=True)
+    return _volume(array, image, path, is_image=True)
 
 
 def read_labels(path: Path) -> Volume:
@@ -95,7 +95,7 @@ def read_labels(path: Path) -> Volume:
             f"{'' if whole else ', not all of them integers'}",
             "name the image first and the segmentation last: stunet_view IMAGE SEGMENTATION",
         )
-    return _in_ras(rounded.astype(np.uint16)[None], image, path, is_image=False)
+    return _volume(rounded.astype(np.uint16)[None], image, path, is_image=False)
 
 
 def same_grid(one: Volume, other: Volume) -> bool:
@@ -166,9 +166,19 @@ def compact(array: np.ndarray) -> np.ndarray:
 
 
 def placed_like(volume: Volume, other: Volume) -> Volume:
-    """Return a volume where another one lies, if its own file does not say where and both have the same shape."""
-    fits = not (volume.placed and other.placed) and volume.shape == other.shape
-    return replace(volume, affine=other.affine) if fits else volume
+    """Return a volume where another one lies, if its own file does not say where and both arrays have the same shape.
+
+    Both are as in their files, not yet upright.
+    """
+    fits = not volume.placed and volume.shape == other.shape
+    return replace(volume, affine=other.affine, placed=other.placed) if fits else volume
+
+
+def upright(volume: Volume) -> Volume:
+    """Return the volume with axes that run to the right, to the front and upwards, as nearly as turning can do."""
+    way = turn(orientation_code(LPS_OF_RAS @ volume.affine[:3, :3]), REORIENTED)
+    affine = turned_affine(volume.affine, way, volume.shape)
+    return Volume(way.contiguous(volume.array), affine, volume.placed)
 
 
 def _size(size: np.ndarray, edges: np.ndarray, edge: float) -> np.ndarray:
@@ -191,8 +201,8 @@ def _read(path: Path) -> sitk.Image:
     return image
 
 
-def _in_ras(array_CDHW: np.ndarray, image: sitk.Image, path: Path, is_image: bool) -> Volume:
-    """Return the array turned to RAS; labels come as one channel, and go without."""
+def _volume(array_CDHW: np.ndarray, image: sitk.Image, path: Path, is_image: bool) -> Volume:
+    """Return the array and where it lies; labels come as one channel, and go without."""
     size = image.GetDimension()
     if size > 4:
         raise DataError(f"{str(path)!r} has {size} axes", "give images with three axes, and one of channels at most")
@@ -209,10 +219,7 @@ def _in_ras(array_CDHW: np.ndarray, image: sitk.Image, path: Path, is_image: boo
     place = {"spacing": spacing[:3], "origin": origin[:3], "direction": direction[:3, :3].ravel()}
     affine = affine_of({"sitk_stuff": place})
     assert affine is not None  # there are three axes
-    way = turn(orientation_code(direction[:3, :3]), REORIENTED)
-    turned = turned_affine(affine, way, array_CDHW.shape[-3:])
-    array = way.contiguous(array_CDHW)
-    return Volume(array if is_image else array[0], turned, placed)
+    return Volume(array_CDHW if is_image else array_CDHW[0], affine, placed)
 
 
 def _to_sitk(array_DHW: np.ndarray, affine: np.ndarray) -> sitk.Image:
