@@ -171,6 +171,10 @@ def run(
     parser: argparse.ArgumentParser, command: Callable[[argparse.Namespace], int | None], argv: Sequence[str] | None
 ) -> int:
     """Parse, run the command and return its exit code; a known error ends in one line and a hint."""
+    if "_ARGCOMPLETE" in os.environ:  # a shell asks what could come next: extra stunet[complete]
+        import argcomplete
+
+        argcomplete.autocomplete(parser)
     args = parser.parse_args(_joined(sys.argv[1:] if argv is None else argv))
     logging.basicConfig(level=logging.INFO if args.verbose else logging.WARNING, format="%(message)s")
     os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")

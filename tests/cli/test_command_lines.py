@@ -35,7 +35,7 @@ COMMANDS = (
 
 def test_every_command_is_installed() -> None:
     scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
-    assert set(scripts) == {f"stunet_{name}" for name in COMMANDS}
+    assert set(scripts) == {"stunet", *(f"stunet_{name}" for name in COMMANDS)}
     for target in scripts.values():
         module, function = target.split(":")
         assert callable(getattr(importlib.import_module(module), function))

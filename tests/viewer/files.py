@@ -8,7 +8,7 @@ import SimpleITK as sitk
 SHAPE = 12, 14, 16  # z, y, x
 SPACING = 1.5, 1.0, 2.5  # x, y, z
 ORIGIN = -20.0, 33.0, 5.0
-CLASSES = {"liver": 1, "spleen": 2, "tumour": 7}
+CLASSES = {"liver": 1, "spleen": 2, "tumour": 3}
 
 
 def rotation(degrees: float = 0.0) -> np.ndarray:
@@ -32,7 +32,7 @@ def labels(shift: int = 0) -> np.ndarray:
     array = np.zeros(SHAPE, np.uint8)
     array[1:5, 2:6, 1 + shift : 6 + shift] = 1
     array[6:11, 8:13, 9 + shift : 14 + shift] = 2
-    array[7:10, 1:4, 8 + shift : 11 + shift] = 7
+    array[7:10, 1:4, 8 + shift : 11 + shift] = 3
     return array
 
 

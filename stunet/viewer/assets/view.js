@@ -14,7 +14,7 @@
   const DELAY_MS = 150; // every update uploads all volumes again, so that several clicks make one
 
   const state = {
-    cases: [], id: null, detail: null, layer: "prediction", view: "all", channel: 0,
+    cases: [], wanted: null, id: null, detail: null, layer: "prediction", view: "all", channel: 0,
     maps: {}, image: null, kinds: [], hiddenKinds: new Set(), hidden: new Set(), loading: 0, timer: 0,
   };
 
@@ -70,6 +70,7 @@
   async function open(id, again = true) {
     const loading = (state.loading += 1);
     const old = state.detail;
+    state.wanted = id;
     element("case").value = id;
     say("loading …");
     try {
@@ -93,7 +94,7 @@
       const first = detail.classes.find((row) => row.at);
       draw();
       jump(first ? first.at : null);
-      document.title = `${detail.name} – stunet_view`;
+      document.title = `${detail.name} - stunet_view`;
       document.body.dataset.shown = id; // for tests: this case is drawn
     } catch (error) {
       if (loading !== state.loading) return;
@@ -110,7 +111,9 @@
   }
 
   async function toImage(buffer, what) {
-    return NVImage.new(buffer, `${what}${source.ending}`, "gray", 1.0);
+    const made = await NVImage.new(buffer, `${what}${source.ending}`, "gray", 1.0);
+    made.values = made.img; // those of the file, whatever is drawn
+    return made;
   }
 
   function fail(error) {
@@ -136,7 +139,11 @@
     clearTimeout(state.timer);
     if (!state.detail) return;
     const shown = layer();
-    nv.opts.atlasOutline = element("outline").checked ? 1 : 0;
+    const opacity = Number(element("opacity").value) / 100;
+    // NiiVue takes the mean opacity of a voxel and its six neighbours, so that a thin vessel nearly vanishes; where
+    // labels meet it takes this value instead.
+    nv.opts.atlasOutline = element("outline").checked ? 1 : Math.max(opacity, 0.001);
+    if (shown) shown.opacity = element("outline").checked ? opacity / 3 : opacity;
     nv.opts.multiplanarForceRender = true;
     nv.volumes = shown ? [state.image, shown] : [state.image];
     nv.back = state.image;
@@ -151,23 +158,24 @@
     if (state.layer === "none") return null;
     if (state.layer === "difference") return difference();
     const map = state.maps[state.layer];
-    colour(map, [...indices()].map(([index, row]) => [index, row.colour, !state.hidden.has(index)]));
+    // A colour without opacity would not do: outlines have one of their own.
+    map.img = state.hidden.size ? masked(map.values) : map.values;
+    colour(map, state.detail.classes.filter((row) => row.index));
     return map;
   }
 
-  function* indices() {
-    for (const row of state.detail.classes) if (row.index) yield [row.index, row];
+  function masked(values) {
+    const kept = new Uint16Array(state.detail.classes.length + 1).map((_, i) => (state.hidden.has(i) ? 0 : i));
+    return values.map((value) => kept[value]);
   }
 
-  function colour(map, entries) {
+  function colour(map, rows) {
     const table = { R: [0, 0], G: [0, 0], B: [0, 0], A: [0, 0], I: [0, 0] };
-    table.I[1] = Math.max(0, ...entries.map(([index]) => index)) + 1; // NiiVue wants a table of two entries at least
-    for (const [index, [r, g, b], visible] of entries) {
-      table.R.push(r); table.G.push(g); table.B.push(b); table.A.push(visible ? 255 : 0); table.I.push(index);
+    table.I[1] = Math.max(0, ...rows.map((row) => row.index)) + 1; // NiiVue wants a table of two entries at least
+    for (const { index, colour: [r, g, b] } of rows) {
+      table.R.push(r); table.G.push(g); table.B.push(b); table.A.push(255); table.I.push(index);
     }
-    map.hdr.intent_code = 1002;
     map.setColormapLabel(table);
-    map.opacity = Number(element("opacity").value) / 100;
   }
 
   // A voxel differs if its two classes do and one of them is shown.
@@ -177,7 +185,7 @@
     const visible = new Uint8Array(state.detail.classes.length + 2).fill(1);
     for (const index of state.hidden) visible[index] = 0;
     visible[0] = 0;
-    const [p, r, out] = [prediction.img, reference.img, map.img];
+    const [p, r, out] = [prediction.values, reference.values, map.img];
     const plane = prediction.hdr.dims[1] * prediction.hdr.dims[2];
     const ignored = state.detail.classes.find((row) => row.ignored)?.index ?? -1;
     const counts = [0, 0, 0];
@@ -208,7 +216,7 @@
     state.kinds = KINDS.map((kind, i) => ({
       ...kind, ml: counts[i] * state.detail.voxel_ml, at: places[i] === null ? null : toMm(prediction, places[i]),
     }));
-    colour(map, KINDS.map((kind, i) => [i + 1, kind.colour, true]));
+    colour(map, KINDS.map((kind, i) => ({ index: i + 1, colour: kind.colour })));
     showKinds();
     return map;
   }
@@ -216,7 +224,7 @@
   function emptyLike(map) {
     const made = map.clone();
     made.hdr = { ...map.hdr, datatypeCode: 2, numBitsPerVoxel: 8 };
-    made.img = new Uint8Array(map.img.length);
+    made.img = new Uint8Array(map.values.length);
     return made;
   }
 
@@ -249,7 +257,11 @@
     const mm = Array.from(nv.frac2mm(nv.scene.crosshairPos, 0, true)).slice(0, 3);
     const at = (map) => {
       const [x, y, z] = map.mm2vox(mm);
-      return map.getValue(x, y, z);
+      const drawn = map.img;
+      map.img = map.values;
+      const value = map.getValue(x, y, z);
+      map.img = drawn;
+      return value;
     };
     const { prediction, reference } = state.maps;
     const indexes = [prediction, reference].map((map) => (map ? Math.round(at(map)) : null));
@@ -290,7 +302,7 @@
   }
 
   function fillClasses() {
-    element("classes").replaceChildren(...state.detail.classes.map(line), ...KINDS.map((kind, i) => kindLine(kind, i)));
+    element("classes").replaceChildren(...KINDS.map(kindLine), ...state.detail.classes.map(line));
     filter();
   }
 
@@ -430,7 +442,7 @@
     state.cases = await source.cases();
     const text = (one) => `${one.name} — ${one.state === "measured" ? (one.dice === null ? "no Dice" : `Dice ${one.dice.toFixed(3)}`) : one.state}`;
     element("case").replaceChildren(...state.cases.map((one) => make("option", { value: one.id, textContent: text(one) })));
-    if (state.id) element("case").value = state.id;
+    if (state.wanted) element("case").value = state.wanted;
     for (const id of ["previous", "next"]) element(id).disabled = state.cases.length < 2;
   }
 
@@ -447,9 +459,9 @@
   }
 
   function step(by) {
-    const now = state.cases.findIndex((one) => one.id === state.id);
+    const now = state.cases.findIndex((one) => one.id === state.wanted);
     const there = state.cases[(now + by + state.cases.length) % state.cases.length];
-    if (there && there.id !== state.id) open(there.id);
+    if (there && there.id !== state.wanted) open(there.id);
   }
 
   // ---- events -------------------------------------------------------------------------------------------------
@@ -460,7 +472,7 @@
 
   const KEYS = {
     n: () => step(1), p: () => step(-1), o: () => element("outline").click(), a: () => setAll(true),
-    f: () => element("filter").focus(), " ": () => choose(state.layer === "prediction" ? "reference" : "prediction"),
+    f: () => element("filter").focus(), x: () => choose(state.layer === "prediction" ? "reference" : "prediction"),
     v: () => look(VIEWS[(VIEWS.indexOf(state.view) + 1) % VIEWS.length]),
     c: () => state.detail?.channels.length > 1 && chooseChannel((state.channel + 1) % state.detail.channels.length),
   };
@@ -468,14 +480,16 @@
 
   document.addEventListener("keydown", (event) => {
     if (event.ctrlKey || event.metaKey || event.altKey || !KEYS[event.key]) return;
-    if (event.target.closest("input, select, textarea") && event.target.type !== "checkbox") {
-      return;
-    }
-    if (event.key === " " && event.target.closest("button, input, summary")) return; // it presses what has the focus
+    if (event.target.matches("select, input[type=search], input[type=number]")) return;
     event.preventDefault();
     KEYS[event.key]();
   });
-  element("filter").addEventListener("keydown", (event) => { if (event.key === "Escape") element("canvas").focus(); });
+  element("filter").addEventListener("keydown", (event) => {
+    if (event.key !== "Escape") return;
+    element("filter").value = "";
+    filter();
+    element("canvas").focus();
+  });
   element("previous").addEventListener("click", () => step(-1));
   element("next").addEventListener("click", () => step(1));
   element("case").addEventListener("change", (event) => open(event.target.value));
